@@ -1,0 +1,484 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Config is what an [Agent] cannot do without.
+type Config struct {
+	Cluster   Cluster // defaults are filled in
+	Node      string  // which of the cluster's nodes this is
+	Dataplane Dataplane
+	Speaker   Speaker
+	Store     Store
+}
+
+// Option changes an [Agent] at its making.
+type Option func(*Agent)
+
+// WithSources lets the agent follow hypervisors.
+func WithSources(s ...Source) Option { return func(a *Agent) { a.sources = append(a.sources, s...) } }
+
+// WithLogger sets where the agent logs; it is silent without.
+func WithLogger(l *slog.Logger) Option { return func(a *Agent) { a.log = l } }
+
+// WithBoot tells the agent which boot of the machine this is (Linux:
+// /proc/sys/kernel/random/boot_id). Guests of a [Source] that were wanted in
+// another boot are forgotten when it starts: their hypervisor starts them again.
+func WithBoot(id string) Option { return func(a *Agent) { a.boot = id } }
+
+// Agent keeps the guests of one node as they are wanted. A program makes one
+// with [New], calls [Agent.Adopt] before it opens BGP sessions, and
+// [Agent.Run] until it ends; the other methods are safe for concurrent use
+// from Adopt's return on. Work on one guest is serial, work on different
+// guests is not.
+type Agent struct {
+	cluster   Cluster
+	node      string
+	dataplane Dataplane
+	speaker   Speaker
+	store     Store
+	sources   []Source
+	log       *slog.Logger
+	boot      string
+	began     time.Time
+
+	guestLocks keyedLocks
+	wake       chan struct{}
+
+	mu       sync.Mutex // guards what follows, for moments only
+	guests   map[string]*guest
+	claims   *claims
+	handled  map[string]time.Time // when the last request about a guest was taken up, also one that is gone
+	expected map[string]time.Time // incoming migrations, announced before anything else of them
+	ailments map[string]string    // problems of the node as a whole, by what they are about
+	unlisted map[string]bool      // sources that have not yet told their guests
+	noPrune  bool                 // the store did not tell everything
+	draining bool
+}
+
+// guest is what the agent knows of one. Agent.mu guards it.
+type guest struct {
+	want      Desired
+	announced bool         // the speaker has the prefixes of all NICs that are not down
+	down      map[int]bool // NICs whose other end nobody holds
+	trouble   error        // why it is not as it is wanted
+}
+
+// expectation is how long an announced migration may take to begin.
+const expectation = 5 * time.Minute
+
+// New makes an agent. It touches nothing yet.
+func New(cfg Config, opts ...Option) (*Agent, error) {
+	c := cfg.Cluster.WithDefaults()
+	if ps := c.Validate(); len(ps) > 0 {
+		errs := make([]error, len(ps))
+		for i, p := range ps {
+			errs[i] = p
+		}
+		return nil, fmt.Errorf("cluster %s: %w", c.Name, errors.Join(errs...))
+	}
+	if _, err := c.Node(cfg.Node); err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		cluster: c, node: cfg.Node,
+		dataplane: cfg.Dataplane, speaker: cfg.Speaker, store: cfg.Store,
+		log: slog.New(slog.DiscardHandler), began: time.Now(),
+		wake:   make(chan struct{}, 1),
+		guests: map[string]*guest{}, handled: map[string]time.Time{}, expected: map[string]time.Time{},
+		ailments: map[string]string{}, unlisted: map[string]bool{},
+	}
+	a.claims = newClaims(&a.cluster)
+	for _, o := range opts {
+		o(a)
+	}
+	for _, s := range a.sources {
+		a.unlisted[s.Name()] = true
+	}
+	return a, nil
+}
+
+// Apply brings a guest to a state on this node and returns when it is there.
+// It is idempotent. A guest that breaks a rule is refused ([ErrRefused]) and
+// nothing changes; after any other error the guest is as it was before, or
+// still absent.
+func (a *Agent) Apply(ctx context.Context, vm VM, s State) error {
+	switch s {
+	case Absent:
+		return a.remove(ctx, vm.Name)
+	case Wired, Live:
+		return a.bring(ctx, vm, request{undo: true, settle: func(prev Desired, known, incoming bool) (State, bool) {
+			// A new start of a guest (Wired) may be the arrival of a migration;
+			// that it is to be live ends it.
+			return s, s == Wired && (incoming || known && prev.Incoming)
+		}})
+	}
+	return fmt.Errorf("guest %s: %v is not a state", vm.Name, s)
+}
+
+// Started brings a guest live whose hypervisor says that it runs. A guest that
+// is arriving by migration is only wired: it does not run here before the
+// cutover, which its [Source] reports. On an error the guest stays wanted and
+// the agent keeps trying.
+func (a *Agent) Started(ctx context.Context, vm VM) error {
+	return a.bring(ctx, vm, request{settle: func(prev Desired, known, incoming bool) (State, bool) {
+		if incoming || known && prev.Incoming {
+			return Wired, true
+		}
+		return Live, false
+	}})
+}
+
+// Expect remembers that a guest is about to arrive by migration. It changes
+// nothing, least of all a guest of that name that is here already.
+func (a *Agent) Expect(_ context.Context, vm string) error {
+	if err := validateVMName(vm); err != nil {
+		return refusal{err}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if g, here := a.guests[vm]; here && g.want.State != Absent {
+		a.log.Info("migration to this node announced for a guest that is here; left alone", "vm", vm)
+		return nil
+	}
+	a.expected[vm] = time.Now()
+	return nil
+}
+
+// Withdraw takes the announcement of a guest back and leaves its port. A
+// guest that is not here is no error.
+func (a *Agent) Withdraw(ctx context.Context, vm string) error {
+	defer a.guestLocks.lock(vm)()
+	d, known := a.take(vm)
+	if !known || d.State == Absent {
+		return nil
+	}
+	if d.State != Wired {
+		d.State, d.Since = Wired, time.Now()
+	}
+	d.Incoming = false
+	err := errors.Join(a.withdraw(ctx, vm, d.VM.Prefixes()), a.store.Put(ctx, d))
+	a.settle(d, false, err)
+	if err != nil {
+		return fmt.Errorf("guest %s: withdraw: %w", vm, err)
+	}
+	return nil
+}
+
+// Drain withdraws everything that this node announces and refuses new guests
+// until the agent is started anew. Ports and guests stay as they are.
+func (a *Agent) Drain(ctx context.Context) error {
+	a.mu.Lock()
+	a.draining = true
+	names := sortedKeys(a.guests)
+	a.mu.Unlock()
+	var errs []error
+	for _, vm := range names {
+		errs = append(errs, a.redo(ctx, vm, nil))
+	}
+	return errors.Join(errs...)
+}
+
+// request is how a guest is to be brought up.
+type request struct {
+	settle func(prev Desired, known, incoming bool) (State, bool) // what is wanted, given what was
+	undo   bool                                                   // on an error, put things back as they were
+	asOf   time.Time                                              // when the wish was true; zero: now
+}
+
+// bring is the one way up, for hooks, the command line and the sources alike.
+func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
+	defer a.guestLocks.lock(vm.Name)()
+	began := time.Now()
+
+	a.mu.Lock()
+	if !r.asOf.IsZero() && a.handled[vm.Name].After(r.asOf) {
+		a.mu.Unlock()
+		return nil // something newer was asked of this guest since the source looked
+	}
+	prev, known := Desired{}, false
+	if g, ok := a.guests[vm.Name]; ok && g.want.State != Absent {
+		prev, known = g.want, true
+	}
+	expectedAt, incoming := a.expected[vm.Name]
+	incoming = incoming && time.Since(expectedAt) < expectation
+	d := Desired{VM: vm, Since: began, Boot: a.boot}
+	d.State, d.Incoming = r.settle(prev, known, incoming)
+	if known && prev.State == d.State {
+		d.Since = prev.Since
+	}
+	err := a.admit(d, known)
+	if err == nil {
+		delete(a.expected, vm.Name)
+		a.claims.drop(prev.VM)
+		a.claims.take(vm)
+		if a.guests[vm.Name] == nil {
+			a.guests[vm.Name] = &guest{want: d}
+		}
+	}
+	if r.asOf.IsZero() {
+		a.handled[vm.Name] = began
+	}
+	a.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("guest %s refused: %w", vm.Name, refusal{err})
+	}
+
+	if err = a.store.Put(ctx, d); err == nil {
+		err = a.raise(ctx, d, prev)
+	}
+	if err != nil && r.undo {
+		a.undo(ctx, d, prev, known)
+		return fmt.Errorf("guest %s: %w", vm.Name, err)
+	}
+	a.settle(d, d.State == Live && err == nil, err)
+	if err != nil {
+		a.poke()
+		return fmt.Errorf("guest %s: %w; the agent keeps trying", vm.Name, err)
+	}
+	a.log.Info(d.State.String(), "vm", vm.Name, "port", PortName(vm.Name, 0), "took", time.Since(began))
+	return nil
+}
+
+// admit checks a guest against the rules and the other guests. a.mu is held.
+func (a *Agent) admit(d Desired, known bool) error {
+	if a.draining && !known {
+		return fmt.Errorf("node %s is draining; start the guest on another node, or restart the agent to end the drain", a.node)
+	}
+	return a.claims.check(d.VM)
+}
+
+// raise makes the guest as d says, where it was as prev says (zero when it was
+// not). What is not to be announced is withdrawn before ports are touched, and
+// what is, is announced after.
+func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
+	vm := d.VM.Name
+	a.mu.Lock()
+	g := a.guests[vm]
+	down, draining := g.down, a.draining
+	a.mu.Unlock()
+
+	ports := d.VM.Ports(&a.cluster)
+	live := d.State == Live && !draining
+	var announce []Route
+	quiet := without(prev.VM.Prefixes(), d.VM.Prefixes())
+	for i, p := range ports {
+		for _, prefix := range p.NIC.Prefixes() {
+			if live && !down[i] {
+				announce = append(announce, Route{prefix})
+			} else if len(prev.VM.NICs) > 0 {
+				quiet = append(quiet, prefix)
+			}
+		}
+	}
+	if err := a.withdraw(ctx, vm, quiet); err != nil {
+		return err
+	}
+	if gone := without(portNames(prev.VM), portNames(d.VM)); len(gone) > 0 {
+		if err := a.dataplane.Remove(ctx, gone...); err != nil {
+			return fmt.Errorf("remove %s: %w", gone[0], err)
+		}
+	}
+	for _, p := range ports {
+		began := time.Now()
+		err := a.dataplane.Put(ctx, p)
+		if errors.Is(err, os.ErrNotExist) && p.NIC.Kind == Adopt {
+			// Its owner has not made it yet; the pass that the dataplane's change
+			// wakes comes back to it.
+			announce = slices.DeleteFunc(announce, func(r Route) bool { return slices.Contains(p.NIC.Prefixes(), r.Prefix) })
+			a.setDown(vm, p.Index)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("port %s: %w", p.Name, err)
+		}
+		a.log.Debug("wired", "vm", vm, "port", p.Name, "took", time.Since(began))
+	}
+	if len(announce) == 0 {
+		return nil
+	}
+	began := time.Now()
+	if err := a.speaker.Put(ctx, announce...); err != nil {
+		return fmt.Errorf("announce %s: %w", pretty(announce[0].Prefix), err)
+	}
+	a.log.Debug("announced", "vm", vm, "prefix", announce[0].Prefix, "prefixes", len(announce), "took", time.Since(began))
+	return nil
+}
+
+// undo puts a guest back as it was before a request that went wrong.
+func (a *Agent) undo(ctx context.Context, d, prev Desired, known bool) {
+	// The caller may be gone, and with it ctx; what was begun is undone all the same.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	if known {
+		a.mu.Lock()
+		a.claims.drop(d.VM)
+		a.claims.take(prev.VM)
+		a.mu.Unlock()
+		err := a.store.Put(ctx, prev)
+		if err == nil {
+			err = a.raise(ctx, prev, d)
+		}
+		a.settle(prev, prev.State == Live && err == nil, err)
+		a.poke()
+		return
+	}
+	d.State = Absent
+	a.settle(d, false, nil)
+	if err := a.lower(ctx, d); err != nil {
+		a.settle(d, false, err)
+		a.log.Warn("half-made guest not undone yet; trying again", "vm", d.VM.Name, "err", err)
+		a.poke()
+	}
+}
+
+// redo brings a guest to what is wanted of it again. A nil down leaves what is
+// known of its NICs.
+func (a *Agent) redo(ctx context.Context, vm string, down map[int]bool) error {
+	defer a.guestLocks.lock(vm)()
+	a.mu.Lock()
+	g := a.guests[vm]
+	if g == nil {
+		a.mu.Unlock()
+		return nil
+	}
+	if down != nil {
+		g.down = down
+	}
+	d := g.want
+	a.mu.Unlock()
+	if d.State == Absent {
+		err := a.lower(ctx, d)
+		if err != nil {
+			a.settle(d, false, err)
+		}
+		return err
+	}
+	err := a.raise(ctx, d, d)
+	a.settle(d, d.State == Live && err == nil, err)
+	return err
+}
+
+// remove is the one way down.
+func (a *Agent) remove(ctx context.Context, vm string) error {
+	defer a.guestLocks.lock(vm)()
+	d, known := a.take(vm)
+	if !known {
+		return nil
+	}
+	began := time.Now()
+	d.State = Absent
+	if err := a.lower(ctx, d); err != nil {
+		a.settle(d, false, err)
+		a.poke()
+		return fmt.Errorf("guest %s: %w; the agent keeps trying", vm, err)
+	}
+	a.log.Info("absent", "vm", vm, "port", PortName(vm, 0), "took", time.Since(began))
+	return nil
+}
+
+// lower withdraws a guest, then removes its ports, then forgets it.
+func (a *Agent) lower(ctx context.Context, d Desired) error {
+	vm := d.VM.Name
+	if err := a.withdraw(ctx, vm, d.VM.Prefixes()); err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := a.dataplane.Remove(ctx, portNames(d.VM)...); err != nil {
+		return fmt.Errorf("remove %s: %w", PortName(vm, 0), err)
+	}
+	a.log.Debug("unwired", "vm", vm, "port", PortName(vm, 0), "took", time.Since(began))
+	if err := a.store.Delete(ctx, vm); err != nil {
+		return fmt.Errorf("forget: %w", err)
+	}
+	a.mu.Lock()
+	a.claims.drop(d.VM)
+	delete(a.guests, vm)
+	delete(a.ailments, "orphan "+vm)
+	a.mu.Unlock()
+	return nil
+}
+
+func (a *Agent) withdraw(ctx context.Context, vm string, prefixes []netip.Prefix) error {
+	if len(prefixes) == 0 {
+		return nil
+	}
+	if err := a.speaker.Remove(ctx, prefixes...); err != nil {
+		return fmt.Errorf("withdraw %s: %w", pretty(prefixes[0]), err)
+	}
+	a.log.Debug("withdrawn", "vm", vm, "prefix", prefixes[0], "prefixes", len(prefixes))
+	return nil
+}
+
+// take gives what is wanted of a guest that a request is about, and notes the
+// time of the request, also for a guest that is not here.
+func (a *Agent) take(vm string) (Desired, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.handled[vm] = time.Now()
+	delete(a.expected, vm)
+	g, known := a.guests[vm]
+	if !known {
+		return Desired{}, false
+	}
+	return g.want, true
+}
+
+// settle records how an attempt ended.
+func (a *Agent) settle(d Desired, announced bool, trouble error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	g := a.guests[d.VM.Name]
+	if g == nil {
+		g = &guest{}
+		a.guests[d.VM.Name] = g
+	}
+	g.want, g.announced, g.trouble = d, announced && !a.draining, trouble
+	if d.VM.Origin != "" {
+		delete(a.ailments, "orphan "+d.VM.Name)
+	}
+}
+
+func (a *Agent) setDown(vm string, nic int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	down := map[int]bool{nic: true}
+	for n := range a.guests[vm].down {
+		down[n] = true
+	}
+	a.guests[vm].down = down
+}
+
+// poke wakes the pass.
+func (a *Agent) poke() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+func portNames(vm VM) []string {
+	names := make([]string, len(vm.NICs))
+	for n := range vm.NICs {
+		names[n] = PortName(vm.Name, n)
+	}
+	return names
+}
+
+// without gives the elements of all that are not in some.
+func without[T comparable](all, some []T) []T {
+	set := make(map[T]struct{}, len(some))
+	for _, v := range some {
+		set[v] = struct{}{}
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(v T) bool { _, in := set[v]; return in })
+}

@@ -1,0 +1,84 @@
+package fabric
+
+import (
+	"context"
+	"net/netip"
+	"time"
+)
+
+// Dataplane is the node's kernel, or whatever else carries packets.
+//
+// Put is idempotent, repairs what differs and serves single and full passes
+// alike; it refuses ([ErrForeign]) a link of the port's name that is not ours.
+// A port of kind [Adopt] whose link is not there yet gives an error that is
+// [os.ErrNotExist]; Changed fires when the link appears. Remove of what is
+// absent succeeds, and gives back, unmarked, a link that was adopted.
+// Actual lists only what is ours. All methods are safe for concurrent use, for
+// different ports at the same time.
+type Dataplane interface {
+	Actual(ctx context.Context) ([]PortState, error)
+	Put(ctx context.Context, p Port) error
+	Remove(ctx context.Context, names ...string) error
+	Changed() <-chan struct{} // something is not as it was put; coalesced, carries nothing
+}
+
+// Speaker announces routes. Put and Remove return when the speaker has taken
+// the change over; sessions may be down, it announces when they come up. The
+// laws of [Dataplane] hold here too.
+type Speaker interface {
+	Actual(ctx context.Context) ([]Route, error)
+	Put(ctx context.Context, routes ...Route) error
+	Remove(ctx context.Context, prefixes ...netip.Prefix) error
+	Changed() <-chan struct{} // a session or a route is not as it was; coalesced, carries nothing
+}
+
+// Store keeps the wanted state over restarts.
+//
+// All returns every guest that can be read; when something cannot be read the
+// error says what, and the guests that could be read come with it. After an
+// error nothing may be removed on the store's word.
+type Store interface {
+	All(ctx context.Context) ([]Desired, error)
+	Put(ctx context.Context, d Desired) error
+	Delete(ctx context.Context, vm string) error
+}
+
+// Source is a hypervisor that knows which guests run.
+type Source interface {
+	Name() string // what [VM.Origin] of its guests says
+	// Guests lists all guests of ours that run here now. Absent ones are not
+	// listed. It returns an error in bounded time when the hypervisor does not
+	// answer.
+	Guests(ctx context.Context) ([]Desired, error)
+	// Changes tells what happened since. A change with Lost set says that
+	// others may have been missed, and Guests must be asked again.
+	Changes() <-chan Change
+}
+
+// Change is something that happened to a guest.
+type Change struct {
+	// Guest as it is after the event. Its Since is the time just before its
+	// state was read, so that late news cannot undo newer.
+	Guest Desired
+	Lost  bool // changes may have been missed; Guest is empty
+}
+
+// Session is a BGP session as a speaker sees it.
+type Session struct {
+	Peer       string    `json:"peer"` // the reflector's name
+	Address    string    `json:"address"`
+	State      string    `json:"state"` // of RFC 4271, in lower case: idle, connect, active, opensent, openconfirm, established
+	Since      time.Time `json:"since"`
+	Advertised uint64    `json:"advertised"` // prefixes sent to the peer
+}
+
+// SessionLister is implemented by a [Speaker] that can tell its sessions.
+type SessionLister interface {
+	Sessions(ctx context.Context) ([]Session, error)
+}
+
+// Diagnoser is implemented by a backend that can say, in words for people,
+// what it cannot do on this machine or what ails it now.
+type Diagnoser interface {
+	Diagnose() []string
+}

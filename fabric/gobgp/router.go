@@ -1,0 +1,154 @@
+package gobgp
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
+	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
+	"github.com/osrg/gobgp/v4/pkg/server"
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// RouterConfig is what a [Router] needs. It reflects to Clients, learns from
+// Reflectors, or both.
+type RouterConfig struct {
+	ASN        uint32
+	Address    netip.Addr     // of the router; where it listens, and the source of its sessions
+	Port       uint16         // to listen on, 179 when zero; it listens when there are Clients
+	Clients    []netip.Prefix // who may connect and is reflected to (RFC 4456)
+	Password   string         // of the clients' sessions
+	Reflectors []fabric.RR    // whom it connects to
+	Timers     fabric.Timers  // zero: fabric.DefaultTimers
+	// Learned, when set, is told every change of a best route, in order.
+	Learned func(Learned)
+}
+
+// Learned is a best route that came, changed or went.
+type Learned struct {
+	Prefix  netip.Prefix
+	NextHop netip.Addr // invalid: the route is gone
+}
+
+// Router is a small BGP router for labs and demonstrations: a route reflector,
+// or a core gateway that tells what it learned. It has no policy.
+type Router struct {
+	bgp     *server.BgpServer
+	unwatch context.CancelFunc
+	serving sync.WaitGroup
+}
+
+// NewRouter starts a router. It runs until Close.
+func NewRouter(cfg RouterConfig, log *slog.Logger) (*Router, error) {
+	r := &Router{unwatch: func() {}}
+	t := cmp.Or(cfg.Timers, fabric.DefaultTimers)
+	id := routerID(netip.Addr{}, cfg.Address)
+	if cfg.Address.Is4() {
+		id = routerID(cfg.Address, netip.Addr{})
+	}
+	global := &api.Global{Asn: cfg.ASN, RouterId: id, ListenPort: -1}
+	if len(cfg.Clients) > 0 {
+		global.ListenPort, global.ListenAddresses = int32(cmp.Or(cfg.Port, 179)), []string{cfg.Address.String()}
+	}
+	var err error
+	if r.bgp, err = serve(log, &r.serving, global); err != nil {
+		return nil, fmt.Errorf("bgp: %w", err)
+	}
+	err = errors.Join(r.watch(cfg.Learned), r.reflect(cfg, id, t), r.connect(cfg, t))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("bgp: %w", err), r.Close())
+	}
+	return r, nil
+}
+
+func (r *Router) reflect(cfg RouterConfig, clusterID string, t fabric.Timers) error {
+	if len(cfg.Clients) == 0 {
+		return nil
+	}
+	ctx, group := context.Background(), "clients"
+	err := r.bgp.AddPeerGroup(ctx, &api.AddPeerGroupRequest{PeerGroup: &api.PeerGroup{
+		Conf:            &api.PeerGroupConf{PeerGroupName: group, PeerAsn: cfg.ASN, AuthPassword: cfg.Password},
+		Timers:          timers(t),
+		Transport:       &api.Transport{PassiveMode: true},
+		RouteReflector:  &api.RouteReflector{RouteReflectorClient: true, RouteReflectorClusterId: clusterID},
+		GracefulRestart: &api.GracefulRestart{Enabled: true, RestartTime: uint32(t.Restart.Seconds())},
+		AfiSafis:        bothFamilies(),
+	}})
+	for _, p := range cfg.Clients {
+		err = errors.Join(err, r.bgp.AddDynamicNeighbor(ctx, &api.AddDynamicNeighborRequest{
+			DynamicNeighbor: &api.DynamicNeighbor{Prefix: p.String(), PeerGroup: group},
+		}))
+	}
+	return err
+}
+
+func (r *Router) connect(cfg RouterConfig, t fabric.Timers) error {
+	var err error
+	for _, rr := range cfg.Reflectors {
+		err = errors.Join(err, r.bgp.AddPeer(context.Background(), &api.AddPeerRequest{Peer: &api.Peer{
+			Conf:            &api.PeerConf{NeighborAddress: rr.Address.String(), PeerAsn: cmp.Or(rr.ASN, cfg.ASN), AuthPassword: rr.Password},
+			Timers:          timers(t),
+			Transport:       &api.Transport{LocalAddress: cfg.Address.String(), RemotePort: uint32(cmp.Or(rr.Port, 179))},
+			GracefulRestart: &api.GracefulRestart{Enabled: true, RestartTime: uint32(t.Restart.Seconds())},
+			AfiSafis:        bothFamilies(),
+		}}))
+	}
+	return err
+}
+
+func timers(t fabric.Timers) *api.Timers {
+	hold := uint64(t.Hold / time.Second)
+	return &api.Timers{Config: &api.TimersConfig{
+		ConnectRetry: uint64(t.ConnectRetry / time.Second), IdleHoldTimeAfterReset: 1, HoldTime: hold, KeepaliveInterval: hold / 3,
+	}}
+}
+
+func (r *Router) watch(learned func(Learned)) error {
+	if learned == nil {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r.unwatch = cancel
+	return r.bgp.WatchEvent(ctx, server.WatchEventMessageCallbacks{
+		OnBestPath: func(paths []*apiutil.Path, _ time.Time) {
+			for _, p := range paths {
+				if l, ok := learnedFrom(p); ok {
+					learned(l)
+				}
+			}
+		},
+	}, server.WatchBestPath(true))
+}
+
+func learnedFrom(p *apiutil.Path) (Learned, bool) {
+	nlri, ok := p.Nlri.(*bgp.IPAddrPrefix)
+	if !ok {
+		return Learned{}, false
+	}
+	l := Learned{Prefix: nlri.Prefix}
+	if p.Withdrawal {
+		return l, true
+	}
+	for _, a := range p.Attrs {
+		switch a := a.(type) {
+		case *bgp.PathAttributeNextHop:
+			l.NextHop = a.Value
+		case *bgp.PathAttributeMpReachNLRI:
+			l.NextHop = a.Nexthop
+		}
+	}
+	return l, l.NextHop.IsValid()
+}
+
+// Close ends all sessions.
+func (r *Router) Close() error {
+	r.unwatch()
+	return r.bgp.StopBgp(context.Background(), &api.StopBgpRequest{})
+}

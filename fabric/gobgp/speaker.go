@@ -1,0 +1,354 @@
+package gobgp
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
+	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
+	"github.com/osrg/gobgp/v4/pkg/server"
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Config is what a [Speaker] cannot do without.
+type Config struct {
+	Cluster fabric.Cluster // with its defaults filled in, see [fabric.Cluster.WithDefaults]
+	Node    fabric.Node    // who speaks: source of the sessions, next hop of the routes
+}
+
+// Option changes a [Speaker] at its making.
+type Option func(*Speaker)
+
+// WithLogger sets where the speaker logs; it is silent without.
+func WithLogger(l *slog.Logger) Option { return func(s *Speaker) { s.log = l } }
+
+// Speaker announces a node's routes to all reflectors of its cluster.
+//
+// Routes that are put before [Speaker.Open] are the first that the reflectors
+// hear, and End-of-RIB (RFC 4724) follows them: reflectors that kept the
+// routes of a restarted node drop none of these.
+type Speaker struct {
+	cluster fabric.Cluster
+	node    fabric.Node
+	log     *slog.Logger
+	bgp     *server.BgpServer
+	changed chan struct{}
+	unwatch context.CancelFunc
+	serving sync.WaitGroup
+
+	mu     sync.Mutex
+	routes map[netip.Prefix]fabric.Route
+	since  map[string]time.Time // of the sessions' states, by peer address
+	closed bool
+}
+
+// New starts a speaker without sessions. It listens nowhere.
+func New(cfg Config, opts ...Option) (*Speaker, error) {
+	s := &Speaker{
+		cluster: cfg.Cluster, node: cfg.Node, log: slog.New(slog.DiscardHandler),
+		changed: make(chan struct{}, 1),
+		routes:  map[netip.Prefix]fabric.Route{}, since: map[string]time.Time{},
+	}
+	for _, o := range opts {
+		o(s)
+	}
+	var err error
+	if s.bgp, err = serve(s.log, &s.serving, &api.Global{
+		Asn: cfg.Cluster.ASN, RouterId: routerID(cfg.Node.Address, cfg.Node.Address6), ListenPort: -1,
+	}); err != nil {
+		return nil, fmt.Errorf("bgp: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.unwatch = cancel
+	err = s.bgp.WatchEvent(ctx, server.WatchEventMessageCallbacks{OnPeerUpdate: s.peerChanged}, server.WatchPeer())
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("bgp: %w", err), s.Close())
+	}
+	return s, nil
+}
+
+// serve starts a GoBGP server. It is running when it returns.
+func serve(log *slog.Logger, wg *sync.WaitGroup, global *api.Global) (*server.BgpServer, error) {
+	b := server.NewBgpServer(server.LoggerOption(log, &slog.LevelVar{}))
+	wg.Go(b.Serve)
+	if err := b.StartBgp(context.Background(), &api.StartBgpRequest{Global: global}); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// routerID gives the BGP identifier (RFC 6286): the IPv4 address, or where
+// there is none, four bytes that hardly another node has.
+func routerID(v4, v6 netip.Addr) string {
+	if v4.IsValid() {
+		return v4.String()
+	}
+	h := fnv.New32a()
+	h.Write(v6.AsSlice())
+	sum := [4]byte(h.Sum(nil))
+	sum[0] = sum[0]%223 + 1
+	return netip.AddrFrom4(sum).String()
+}
+
+// Open opens the sessions to all reflectors and returns at once; they come up
+// as the reflectors answer. Call it once, after the first routes were put.
+func (s *Speaker) Open(ctx context.Context) error {
+	s.mu.Lock()
+	resumed := len(s.routes) > 0
+	s.mu.Unlock()
+	for _, rr := range s.cluster.Reflectors {
+		source := s.node.Source(rr.Address)
+		if !source.IsValid() {
+			return fmt.Errorf("reflector %s: %s: node %s has no address of that family", rr.Name, rr.Address, s.node.Name)
+		}
+		s.setSince(rr.Address.String())
+		if err := s.bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: s.peer(rr, source, resumed)}); err != nil {
+			return fmt.Errorf("reflector %s: %w", rr.Name, err)
+		}
+	}
+	return nil
+}
+
+// resumeWait bounds, in seconds, how long a speaker that takes up earlier
+// routes waits for the End-of-RIB of all reflectors (the deferral of RFC 4724):
+// a node learns nothing from them that it would have to wait for.
+const resumeWait = 1
+
+func (s *Speaker) peer(rr fabric.RR, source netip.Addr, resumed bool) *api.Peer {
+	t := s.cluster.Timers
+	p := &api.Peer{
+		Conf:      &api.PeerConf{NeighborAddress: rr.Address.String(), PeerAsn: rr.ASN, AuthPassword: rr.Password, Description: rr.Name},
+		Timers:    timers(t),
+		Transport: &api.Transport{LocalAddress: source.String(), RemotePort: uint32(rr.Port)},
+		GracefulRestart: &api.GracefulRestart{
+			Enabled: true, RestartTime: uint32(t.Restart.Seconds()), DeferralTime: resumeWait,
+			// Says "I restarted, and went on forwarding", which is what keeps a
+			// reflector from dropping the routes that it still has.
+			LocalRestarting: resumed,
+		},
+		AfiSafis: bothFamilies(),
+	}
+	switch {
+	case rr.GTSM:
+		p.TtlSecurity = &api.TtlSecurity{Enabled: true, TtlMin: 255}
+	case rr.ASN != s.cluster.ASN:
+		p.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: 255}
+	}
+	if rr.BFD {
+		p.Bfd = &api.BfdPeerConfig{
+			Enabled: true, DesiredMinimumTxInterval: bfdInterval, RequiredMinimumReceive: bfdInterval, DetectionMultiplier: 3,
+		}
+	}
+	return p
+}
+
+const bfdInterval = 100_000 // µs (RFC 5880)
+
+func bothFamilies() []*api.AfiSafi {
+	var all []*api.AfiSafi
+	for _, afi := range []api.Family_Afi{api.Family_AFI_IP, api.Family_AFI_IP6} {
+		all = append(all, &api.AfiSafi{
+			Config:            &api.AfiSafiConfig{Family: &api.Family{Afi: afi, Safi: api.Family_SAFI_UNICAST}, Enabled: true},
+			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: true}},
+		})
+	}
+	return all
+}
+
+// Close ends the sessions without a Cease notification, which would make the
+// reflectors drop the routes at once: they keep them for the graceful restart
+// time, in which a successor takes over. To withdraw routes, remove them first.
+func (s *Speaker) Close() error {
+	s.mu.Lock()
+	closed := s.closed
+	s.closed = true
+	s.mu.Unlock()
+	if closed {
+		return nil
+	}
+	s.unwatch()
+	return s.bgp.StopBgp(context.Background(), &api.StopBgpRequest{AllowGracefulRestart: true})
+}
+
+// Changed implements [fabric.Speaker].
+func (s *Speaker) Changed() <-chan struct{} { return s.changed }
+
+func (s *Speaker) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
+	if e.Type != apiutil.PEER_EVENT_STATE {
+		return
+	}
+	s.setSince(e.Peer.State.NeighborAddress.String())
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (s *Speaker) setSince(peer string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.since[peer] = time.Now()
+}
+
+// Actual implements [fabric.Speaker], in the order of the prefixes.
+func (s *Speaker) Actual(context.Context) ([]fabric.Route, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	routes := make([]fabric.Route, 0, len(s.routes))
+	for _, r := range s.routes {
+		routes = append(routes, r)
+	}
+	slices.SortFunc(routes, func(a, b fabric.Route) int {
+		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
+	})
+	return routes, nil
+}
+
+// Put implements [fabric.Speaker].
+func (s *Speaker) Put(_ context.Context, routes ...fabric.Route) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var paths []*apiutil.Path
+	for _, r := range routes {
+		if have, there := s.routes[r.Prefix]; there && have == r {
+			continue
+		}
+		p, err := s.path(r)
+		if err != nil {
+			return fmt.Errorf("route %s: %w", r.Prefix, err)
+		}
+		paths = append(paths, p)
+	}
+	if len(paths) == 0 {
+		return nil
+	}
+	if _, err := s.bgp.AddPath(apiutil.AddPathRequest{Paths: paths}); err != nil {
+		return fmt.Errorf("bgp: %w", err)
+	}
+	for _, r := range routes {
+		s.routes[r.Prefix] = r
+	}
+	return nil
+}
+
+// Remove implements [fabric.Speaker].
+func (s *Speaker) Remove(_ context.Context, prefixes ...netip.Prefix) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var paths []*apiutil.Path
+	for _, prefix := range prefixes {
+		r, there := s.routes[prefix]
+		if !there {
+			continue
+		}
+		p, err := s.path(r)
+		if err != nil {
+			return fmt.Errorf("route %s: %w", prefix, err)
+		}
+		p.Withdrawal = true
+		paths = append(paths, p)
+	}
+	if len(paths) == 0 {
+		return nil
+	}
+	if err := s.bgp.DeletePath(apiutil.DeletePathRequest{Paths: paths}); err != nil {
+		return fmt.Errorf("bgp: %w", err)
+	}
+	for _, prefix := range prefixes {
+		delete(s.routes, prefix)
+	}
+	return nil
+}
+
+// path is a route in GoBGP's terms: origin IGP, the cluster's communities, the
+// node as next hop.
+func (s *Speaker) path(r fabric.Route) (*apiutil.Path, error) {
+	nlri, err := bgp.NewIPAddrPrefix(r.Prefix)
+	if err != nil {
+		return nil, err
+	}
+	attrs := []bgp.PathAttributeInterface{bgp.NewPathAttributeOrigin(bgp.BGP_ORIGIN_ATTR_TYPE_IGP)}
+	family, hop := bgp.RF_IPv4_UC, cmp.Or(s.node.Address, s.node.Address6)
+	if r.Prefix.Addr().Is6() {
+		family, hop = bgp.RF_IPv6_UC, s.node.Address6
+		if !hop.IsValid() {
+			hop = netip.AddrFrom16(s.node.Address.As16()) // IPv4-mapped (RFC 4291 2.5.5.2)
+		}
+	}
+	if family == bgp.RF_IPv4_UC && hop.Is4() {
+		a, err := bgp.NewPathAttributeNextHop(hop)
+		if err != nil {
+			return nil, err
+		}
+		attrs = append(attrs, a)
+	} else {
+		a, err := bgp.NewPathAttributeMpReachNLRI(family, []bgp.PathNLRI{{NLRI: nlri}}, hop)
+		if err != nil {
+			return nil, err
+		}
+		attrs = append(attrs, a)
+	}
+	var plain []uint32
+	var large []*bgp.LargeCommunity
+	for _, c := range s.cluster.Communities {
+		if c.Large {
+			large = append(large, bgp.NewLargeCommunity(c.A, c.B, c.C))
+		} else {
+			plain = append(plain, c.A<<16|c.B)
+		}
+	}
+	if len(plain) > 0 {
+		attrs = append(attrs, bgp.NewPathAttributeCommunities(plain))
+	}
+	if len(large) > 0 {
+		attrs = append(attrs, bgp.NewPathAttributeLargeCommunities(large))
+	}
+	return &apiutil.Path{Family: family, Nlri: nlri, Attrs: attrs, Age: time.Now().Unix()}, nil
+}
+
+var states = map[api.PeerState_SessionState]string{
+	api.PeerState_SESSION_STATE_IDLE: "idle", api.PeerState_SESSION_STATE_CONNECT: "connect",
+	api.PeerState_SESSION_STATE_ACTIVE: "active", api.PeerState_SESSION_STATE_OPENSENT: "opensent",
+	api.PeerState_SESSION_STATE_OPENCONFIRM: "openconfirm", api.PeerState_SESSION_STATE_ESTABLISHED: "established",
+}
+
+// Sessions implements [fabric.SessionLister], in the order of the cluster's
+// reflectors. Before Open there are none.
+func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
+	found := map[string]fabric.Session{}
+	err := s.bgp.ListPeer(ctx, &api.ListPeerRequest{EnableAdvertised: true}, func(p *api.Peer) {
+		address := p.GetConf().GetNeighborAddress()
+		session := fabric.Session{Address: address, State: cmp.Or(states[p.GetState().GetSessionState()], "idle")}
+		for _, f := range p.GetAfiSafis() {
+			session.Advertised += f.GetState().GetAdvertised()
+		}
+		found[address] = session
+	})
+	if err != nil {
+		return nil, fmt.Errorf("bgp: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var sessions []fabric.Session
+	for _, rr := range s.cluster.Reflectors {
+		if session, ok := found[rr.Address.String()]; ok {
+			session.Peer, session.Since = rr.Name, s.since[rr.Address.String()]
+			sessions = append(sessions, session)
+		}
+	}
+	return sessions, nil
+}
+
+var (
+	_ fabric.Speaker       = (*Speaker)(nil)
+	_ fabric.SessionLister = (*Speaker)(nil)
+)

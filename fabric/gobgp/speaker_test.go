@@ -1,0 +1,99 @@
+package gobgp_test
+
+import (
+	"log/slog"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/gobgp"
+)
+
+const port = 11790
+
+var (
+	v4 = netip.MustParsePrefix("203.0.113.10/32")
+	v6 = netip.MustParsePrefix("2001:db8:100::10/128")
+)
+
+func cluster() fabric.Cluster {
+	return fabric.Cluster{
+		Name: "lab", ASN: 4200000000,
+		Communities: []fabric.Community{{A: 64512, B: 100}, {Large: true, A: 64512, B: 1, C: 100}},
+		Reflectors:  []fabric.RR{{Name: "rr1", Address: netip.MustParseAddr("127.0.0.1"), Port: port}},
+	}.WithDefaults()
+}
+
+// table is what a client of the reflector learned.
+type table struct {
+	mu     sync.Mutex
+	routes map[netip.Prefix]netip.Addr
+}
+
+func (t *table) learn(l gobgp.Learned) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if l.NextHop.IsValid() {
+		t.routes[l.Prefix] = l.NextHop
+	} else {
+		delete(t.routes, l.Prefix)
+	}
+}
+
+func (t *table) get(p netip.Prefix) (netip.Addr, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a, ok := t.routes[p]
+	return a, ok
+}
+
+// TestRoutesReachCore sends a route of each family through a reflector to a
+// core gateway, all on loopback addresses, and takes them back.
+func TestRoutesReachCore(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	rr, err := gobgp.NewRouter(gobgp.RouterConfig{
+		ASN: 4200000000, Address: netip.MustParseAddr("127.0.0.1"), Port: port,
+		Clients: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+	}, log)
+	require.NoError(t, err)
+	defer rr.Close()
+	learned := &table{routes: map[netip.Prefix]netip.Addr{}}
+	core, err := gobgp.NewRouter(gobgp.RouterConfig{
+		ASN: 4200000000, Address: netip.MustParseAddr("127.0.0.3"),
+		Reflectors: cluster().Reflectors, Learned: learned.learn,
+	}, log)
+	require.NoError(t, err)
+	defer core.Close()
+
+	node := fabric.Node{Name: "node1", Address: netip.MustParseAddr("127.0.0.2"), Address6: netip.MustParseAddr("2001:db8::2")}
+	s, err := gobgp.New(gobgp.Config{Cluster: cluster(), Node: node})
+	require.NoError(t, err)
+	defer s.Close()
+	require.NoError(t, s.Put(t.Context(), fabric.Route{Prefix: v4}))
+	require.NoError(t, s.Open(t.Context()))
+	require.NoError(t, s.Put(t.Context(), fabric.Route{Prefix: v6}))
+
+	require.Eventually(t, func() bool {
+		a, ok4 := learned.get(v4)
+		b, ok6 := learned.get(v6)
+		return ok4 && ok6 && a == node.Address && b == node.Address6
+	}, 30*time.Second, 10*time.Millisecond)
+	sessions, err := s.Sessions(t.Context())
+	require.NoError(t, err)
+	require.Len(t, sessions, 1)
+	assert.Equal(t, "rr1", sessions[0].Peer)
+	assert.Equal(t, "established", sessions[0].State)
+	assert.EqualValues(t, 2, sessions[0].Advertised)
+
+	require.NoError(t, s.Remove(t.Context(), v4, v6))
+	require.NoError(t, s.Remove(t.Context(), v4), "absence is success")
+	require.Eventually(t, func() bool {
+		_, ok4 := learned.get(v4)
+		_, ok6 := learned.get(v6)
+		return !ok4 && !ok6
+	}, 10*time.Second, 10*time.Millisecond)
+}

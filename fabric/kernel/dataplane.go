@@ -1,0 +1,565 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/mdlayher/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
+	"golang.org/x/sys/unix"
+)
+
+// Config is what a [Dataplane] cannot do without.
+type Config struct {
+	Cluster string // the name in the mark of what is ours
+}
+
+// Option changes a [Dataplane] at its making.
+type Option func(*Dataplane)
+
+// WithLogger sets where the dataplane logs; it is silent without.
+func WithLogger(l *slog.Logger) Option { return func(d *Dataplane) { d.log = l } }
+
+// Dataplane is a [fabric.Dataplane] over the kernel of this network namespace.
+type Dataplane struct {
+	cluster string
+	log     *slog.Logger
+	ipv6    bool
+	rtnl    *rtnl
+	watch   *watcher
+	reaper  reaper
+
+	mu       sync.Mutex
+	want     map[string]fabric.Port // as put; guarded by mu
+	ailments map[string]string      // by what they are about; guarded by mu
+}
+
+// New takes stock of what is ours, lets the node forward, sets up the source
+// checks, and watches until Close. Without CAP_NET_ADMIN it is an error.
+func New(cfg Config, opts ...Option) (*Dataplane, error) {
+	d := &Dataplane{
+		cluster: cfg.Cluster, log: slog.New(slog.DiscardHandler), ipv6: hasIPv6(),
+		want: map[string]fabric.Port{}, ailments: map[string]string{},
+	}
+	for _, o := range opts {
+		o(d)
+	}
+	if !mayAdministrate() {
+		return nil, errors.New("kernel: no right to set up interfaces (CAP_NET_ADMIN); run as root, or give the service AmbientCapabilities=CAP_NET_ADMIN")
+	}
+	if err := enableForwarding(); err != nil {
+		return nil, fmt.Errorf("kernel: %w", err)
+	}
+	var err error
+	if d.rtnl, err = dialRTNL(); err != nil {
+		return nil, fmt.Errorf("kernel: %w", err)
+	}
+	d.reaper.rtnl = d.rtnl
+	if d.watch, err = startWatcher(d); err != nil {
+		d.rtnl.close()
+		return nil, fmt.Errorf("kernel: %w", err)
+	}
+	return d, nil
+}
+
+// Close ends the watching. Everything in the kernel stays.
+func (d *Dataplane) Close() error {
+	return errors.Join(d.watch.close(), d.rtnl.close())
+}
+
+// Changed implements [fabric.Dataplane].
+func (d *Dataplane) Changed() <-chan struct{} { return d.watch.changed }
+
+// Diagnose implements [fabric.Diagnoser].
+func (d *Dataplane) Diagnose() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var all []string
+	for _, text := range d.ailments {
+		all = append(all, text)
+	}
+	return all
+}
+
+func (d *Dataplane) ail(about, text string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if text == "" {
+		delete(d.ailments, about)
+	} else {
+		d.ailments[about] = text
+	}
+}
+
+// Actual implements [fabric.Dataplane]. It costs no system call.
+func (d *Dataplane) Actual(context.Context) ([]fabric.PortState, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m := d.watch.mirror
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	states := make([]fabric.PortState, 0, len(m.links))
+	for _, l := range m.links {
+		p, known := d.want[l.name]
+		cluster, vm, index, ours := fabric.ParseAlias(l.alias)
+		if known && (!ours || cluster != d.cluster) {
+			// We put this port, and somebody took its mark off.
+			cluster, vm, index, ours = p.Cluster, p.VM, p.Index, true
+		}
+		if !ours || cluster != d.cluster {
+			continue
+		}
+		s := fabric.PortState{
+			Name: l.name, Cluster: cluster, VM: vm, Index: index,
+			NIC: l.nic(), Carrier: l.carrier(), Lost: l.hadCarrier && !l.carrier(),
+		}
+		if known {
+			s.Faults = d.faults(p, l)
+		} else {
+			s.Faults = []string{"not verified yet"}
+		}
+		states = append(states, s)
+	}
+	return states, nil
+}
+
+// nic is what can be seen of a guest's NIC from its port.
+func (l *mirrored) nic() fabric.NIC {
+	n := fabric.NIC{Kind: fabric.Adopt}
+	switch l.kind {
+	case "tun":
+		n.Kind = fabric.Tap
+		if l.multiQueue {
+			n.Queues = 2
+		}
+	case "veth":
+		n.Kind = fabric.Veth
+	}
+	for _, r := range l.routes {
+		if r.prefix.IsSingleIP() && !r.via.IsValid() {
+			n.Addresses = append(n.Addresses, r.prefix.Addr())
+		} else {
+			n.Routes = append(n.Routes, r.prefix)
+		}
+	}
+	slices.SortFunc(n.Addresses, netip.Addr.Compare)
+	slices.SortFunc(n.Routes, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	return n
+}
+
+// faults lists how a link differs from the port that it is to be.
+func (d *Dataplane) faults(p fabric.Port, l *mirrored) []string {
+	faults := l.linkFaults(p)
+	for _, a := range d.gateways(p) {
+		if !l.addrs[a] {
+			faults = append(faults, "gateway "+a.String()+" missing")
+		}
+	}
+	wanted := portRoutes(p, l.index)
+	for _, r := range wanted {
+		if l.routes[r.prefix] != r {
+			faults = append(faults, "route "+r.prefix.String()+" missing")
+		}
+	}
+	for prefix := range l.routes {
+		if !slices.ContainsFunc(wanted, func(r route) bool { return r.prefix == prefix }) {
+			faults = append(faults, "route "+prefix.String()+" too many")
+		}
+	}
+	return append(faults, l.settings...)
+}
+
+// linkFaults is the part of faults that the link itself tells.
+func (l link) linkFaults(p fabric.Port) []string {
+	var faults []string
+	note := func(bad bool, text string) {
+		if bad {
+			faults = append(faults, text)
+		}
+	}
+	note(l.alias != p.Alias(), "mark missing")
+	note(!l.up(), "down")
+	note(l.mac != p.Gateway.MAC, "MAC is "+l.mac.String())
+	note(l.group != fabric.LinkGroup, "not in the ports' group")
+	note(l.master != 0, "enslaved to another link")
+	note(p.NIC.MTU != 0 && l.mtu != uint32(p.NIC.MTU), fmt.Sprintf("MTU is %d", l.mtu))
+	return faults
+}
+
+// gateways lists the gateway addresses that a port carries.
+func (d *Dataplane) gateways(p fabric.Port) []netip.Addr {
+	var as []netip.Addr
+	if p.Gateway.IPv4.IsValid() {
+		as = append(as, p.Gateway.IPv4)
+	}
+	if p.Gateway.IPv6.IsValid() && d.ipv6 {
+		as = append(as, p.Gateway.IPv6)
+	}
+	return as
+}
+
+// portRoutes lists the routes to what is behind a port.
+func portRoutes(p fabric.Port, index int32) []route {
+	routes := make([]route, 0, len(p.NIC.Addresses)+len(p.NIC.Routes))
+	for _, a := range p.NIC.Addresses {
+		routes = append(routes, route{prefix: fabric.HostPrefix(a), index: index, proto: routeProtocol})
+	}
+	for _, r := range p.NIC.Routes {
+		routes = append(routes, route{prefix: r, index: index, via: p.NIC.Via(r), proto: routeProtocol})
+	}
+	return routes
+}
+
+// Put implements [fabric.Dataplane].
+func (d *Dataplane) Put(_ context.Context, p fabric.Port) error {
+	d.mu.Lock()
+	before, wanted := d.want[p.Name]
+	d.want[p.Name] = p
+	d.mu.Unlock()
+	d.watch.hold(p.Name)
+	defer d.watch.release(p.Name)
+	if err := d.put(p); err != nil {
+		d.mu.Lock()
+		if wanted {
+			d.want[p.Name] = before
+		} else {
+			delete(d.want, p.Name)
+		}
+		d.mu.Unlock()
+		return err
+	}
+	return nil
+}
+
+func (d *Dataplane) put(p fabric.Port) error {
+	if !d.ipv6 && len(p.NIC.Addresses) > 0 {
+		for _, a := range p.NIC.Addresses {
+			if a.Is6() {
+				return fmt.Errorf("address %s: this kernel has no IPv6; boot without ipv6.disable=1, or leave the address out", a)
+			}
+		}
+	}
+	l, fresh, err := d.ensureLink(p)
+	if err != nil {
+		return err
+	}
+	if err := d.configure(p, l); err != nil {
+		if fresh && p.NIC.Kind != fabric.Adopt {
+			err = errors.Join(err, d.reaper.remove(l.index))
+		}
+		return err
+	}
+	return nil
+}
+
+// ensureLink finds the port's link, or makes it.
+func (d *Dataplane) ensureLink(p fabric.Port) (l link, fresh bool, err error) {
+	l, err = d.rtnl.linkByName(p.Name)
+	if errors.Is(err, os.ErrNotExist) {
+		if p.NIC.Kind == fabric.Adopt {
+			d.watch.await(p.Name)
+			return link{}, false, fmt.Errorf("link %s: %w; the hypervisor makes it", p.Name, os.ErrNotExist)
+		}
+		l, err = d.makeLink(p)
+		return l, true, err
+	}
+	if err != nil {
+		return link{}, false, fmt.Errorf("link: %w", err)
+	}
+	if err := d.claim(p, l); err != nil {
+		return link{}, false, err
+	}
+	if suits(p, l) {
+		return l, false, nil
+	}
+	if l.carrier() {
+		return link{}, false, fmt.Errorf("link %s is of another kind (%s, multi-queue %v) and in use; stop what holds it first", p.Name, l.kind, l.multiQueue)
+	}
+	if err := d.reaper.remove(l.index); err != nil {
+		return link{}, false, err
+	}
+	l, err = d.makeLink(p)
+	return l, true, err
+}
+
+// claim decides whether a link that is there may become the port.
+func (d *Dataplane) claim(p fabric.Port, l link) error {
+	cluster, vm, index, marked := fabric.ParseAlias(l.alias)
+	switch {
+	case marked && cluster == p.Cluster && vm == p.VM && index == p.Index:
+		return nil
+	case marked:
+		return fmt.Errorf("link %s is port %d of VM %q in cluster %s: %w; detach that VM first", l.name, index, vm, cluster, fabric.ErrForeign)
+	case p.NIC.Kind == fabric.Adopt:
+		return nil // the caller says that its owner means it for us
+	case l.alias == "" && l.group == fabric.LinkGroup && l.mac == p.Gateway.MAC:
+		return nil // made by us, whom something kept from marking it, or unmarked by somebody
+	}
+	return fmt.Errorf("link %s exists and has no mark of vmfabric: %w; rename or remove it (ip link del %s), or attach with --kind adopt to take it over",
+		l.name, fabric.ErrForeign, l.name)
+}
+
+// suits tells whether a link is of the type that the port needs.
+func suits(p fabric.Port, l link) bool {
+	switch p.NIC.Kind {
+	case fabric.Tap:
+		return l.kind == "tun" && l.multiQueue == (p.NIC.Queues > 1)
+	case fabric.Veth:
+		return l.kind == "veth"
+	}
+	return true
+}
+
+func (d *Dataplane) makeLink(p fabric.Port) (l link, err error) {
+	if p.NIC.Kind == fabric.Veth {
+		if err := d.rtnl.addVeth(p.Name, fabric.PeerName(p.VM, p.Index), p.Gateway.MAC, p.NIC.MTU); err != nil {
+			return link{}, err
+		}
+		return d.rtnl.linkByName(p.Name)
+	}
+	err = addTap(p.Name, p.NIC.Queues > 1, func() error {
+		if l, err = d.rtnl.linkByName(p.Name); err != nil {
+			return err
+		}
+		errs, err := d.rtnl.batch(d.linkMessage(p, l))
+		if err == nil && errs[0] == nil {
+			l.alias, l.group, l.mac = p.Alias(), fabric.LinkGroup, p.Gateway.MAC
+		}
+		return errors.Join(append(errs, err)...)
+	})
+	return l, err
+}
+
+// linkMessage gives a link the mark, the group, the MAC and the settings of a port.
+func (d *Dataplane) linkMessage(p fabric.Port, l link) netlink.Message {
+	return message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(l.index, 0, 0), func(ae *netlink.AttributeEncoder) {
+		ae.String(unix.IFLA_IFALIAS, p.Alias())
+		ae.Uint32(unix.IFLA_GROUP, fabric.LinkGroup)
+		if l.mac != p.Gateway.MAC {
+			ae.Bytes(unix.IFLA_ADDRESS, p.Gateway.MAC[:])
+		}
+		if l.master != 0 {
+			ae.Uint32(unix.IFLA_MASTER, 0)
+		}
+		if p.NIC.MTU != 0 && l.mtu != uint32(p.NIC.MTU) {
+			ae.Uint32(unix.IFLA_MTU, uint32(p.NIC.MTU))
+		}
+		encodeSpec(ae, len(l.conf6) > 0)
+	})
+}
+
+// configure makes a link the port, sending only what differs.
+func (d *Dataplane) configure(p fabric.Port, l link) error {
+	if err := l.writeSettings(); err != nil {
+		return err
+	}
+	msgs, what := d.differences(p, l)
+	if len(msgs) == 0 {
+		return nil
+	}
+	errs, err := d.rtnl.batch(msgs...)
+	if err != nil {
+		return err
+	}
+	for i, err := range errs {
+		if err == nil || errnoOf(err) == unix.ESRCH && what[i].stale {
+			continue
+		}
+		if errnoOf(err) == unix.EEXIST && what[i].route.prefix.IsValid() {
+			err = d.settleRoute(what[i].route)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", what[i].text, reason(err))
+		}
+	}
+	if full := p.FullPortName(); full != p.Name && len(full) < 128 {
+		_ = d.rtnl.addAltName(l.index, full) // there already, or a kernel before 5.5
+	}
+	return nil
+}
+
+// change says, for people, what a message of a batch does.
+type change struct {
+	text  string
+	route route
+	stale bool // the message removes something
+}
+
+func (d *Dataplane) differences(p fabric.Port, l link) (msgs []netlink.Message, what []change) {
+	add := func(m netlink.Message, c change) { msgs, what = append(msgs, m), append(what, c) }
+	addrs, have := d.watch.seen(l.index)
+	if faults := append(l.linkFaults(p), l.settingFaults()...); len(faults) > 0 || l.genMode != genModeNone && len(l.conf6) > 0 {
+		add(d.linkMessage(p, l), change{text: "set up the link"})
+		add(message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(l.index, unix.IFF_UP, unix.IFF_UP), nil), change{text: "bring the link up"})
+	}
+	for _, a := range d.gateways(p) {
+		if !addrs[a] {
+			add(addrMessage(unix.RTM_NEWADDR, netlink.Create|netlink.Replace, l.index, a), change{text: "gateway " + a.String()})
+		}
+	}
+	for _, r := range portRoutes(p, l.index) {
+		if have[r.prefix] != r {
+			add(routeMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, r), change{text: "route " + r.prefix.String(), route: r})
+		}
+		delete(have, r.prefix)
+	}
+	for _, r := range have {
+		add(routeMessage(unix.RTM_DELROUTE, 0, r), change{text: "remove route " + r.prefix.String(), stale: true})
+	}
+	return msgs, what
+}
+
+// settleRoute is for a route to a prefix that has one already: ours is
+// replaced, anybody else's is left alone.
+func (d *Dataplane) settleRoute(r route) error {
+	have, err := d.rtnl.lookup(r.prefix)
+	if err != nil {
+		return err
+	}
+	if have == r {
+		return nil
+	}
+	if have.proto != routeProtocol {
+		return fmt.Errorf("there is one already, of protocol %d, %w; remove it: ip route del %s", have.proto, fabric.ErrForeign, r.prefix)
+	}
+	errs, err := d.rtnl.batch(
+		routeMessage(unix.RTM_DELROUTE, 0, have),
+		routeMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, r))
+	if err != nil {
+		return err
+	}
+	return errs[1]
+}
+
+func addrMessage(typ netlink.HeaderType, flags netlink.HeaderFlags, index int32, a netip.Addr) netlink.Message {
+	family, bits := uint8(unix.AF_INET), uint8(32)
+	if a.Is6() {
+		family, bits = unix.AF_INET6, 128
+		if a.IsLinkLocalUnicast() {
+			bits = 64
+		}
+	}
+	return message(typ, flags|netlink.Acknowledge, ifaddrmsg(family, bits, index), func(ae *netlink.AttributeEncoder) {
+		ae.Bytes(unix.IFA_LOCAL, a.AsSlice())
+		ae.Bytes(unix.IFA_ADDRESS, a.AsSlice())
+		if a.Is6() {
+			// The same address stands on every port: detecting duplicates would
+			// only keep the guest from its gateway for a second.
+			ae.Uint32(unix.IFA_FLAGS, unix.IFA_F_NODAD|unix.IFA_F_PERMANENT)
+		}
+	})
+}
+
+func routeMessage(typ netlink.HeaderType, flags netlink.HeaderFlags, r route) netlink.Message {
+	family, scope, rflags := uint8(unix.AF_INET), uint8(unix.RT_SCOPE_LINK), uint32(0)
+	if r.prefix.Addr().Is6() {
+		family, scope = unix.AF_INET6, unix.RT_SCOPE_UNIVERSE
+	}
+	if r.via.IsValid() {
+		scope, rflags = unix.RT_SCOPE_UNIVERSE, unix.RTNH_F_ONLINK
+	}
+	if typ == unix.RTM_DELROUTE {
+		rflags = 0
+	}
+	return message(typ, flags|netlink.Acknowledge, rtmsg(family, uint8(r.prefix.Bits()), scope, rflags), func(ae *netlink.AttributeEncoder) {
+		ae.Bytes(unix.RTA_DST, r.prefix.Addr().AsSlice())
+		ae.Uint32(unix.RTA_OIF, uint32(r.index))
+		if r.via.IsValid() {
+			ae.Bytes(unix.RTA_GATEWAY, r.via.AsSlice())
+		}
+	})
+}
+
+// lookup asks for the entry of the main table that a prefix's first address
+// matches (RTM_F_FIB_MATCH).
+func (r *rtnl) lookup(p netip.Prefix) (route, error) {
+	family := uint8(unix.AF_INET)
+	if p.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	head := make([]byte, unix.SizeofRtMsg)
+	head[0], head[1] = family, uint8(p.Addr().BitLen())
+	const fibMatch = 0x2000
+	head[9] = fibMatch >> 8
+	replies, err := r.do(message(unix.RTM_GETROUTE, 0, head, func(ae *netlink.AttributeEncoder) {
+		ae.Bytes(unix.RTA_DST, p.Addr().AsSlice())
+	}))
+	if err != nil {
+		return route{}, reason(err)
+	}
+	for _, reply := range replies {
+		if have, err := parseRoute(reply.Data); err == nil && have.prefix == p {
+			return have, nil
+		}
+	}
+	return route{}, fmt.Errorf("the kernel says that there is a route to %s and does not show it", p)
+}
+
+// Remove implements [fabric.Dataplane]. Removals that are asked for at the
+// same time are made together.
+func (d *Dataplane) Remove(_ context.Context, names ...string) error {
+	var doomed []int32
+	var errs []error
+	for _, name := range names {
+		d.mu.Lock()
+		p, wanted := d.want[name]
+		delete(d.want, name)
+		d.mu.Unlock()
+		d.watch.forget(name)
+		l, err := d.rtnl.linkByName(name)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("link %s: %w", name, err))
+			continue
+		}
+		cluster, _, _, ours := fabric.ParseAlias(l.alias)
+		if !ours || cluster != d.cluster {
+			continue // somebody else's: ours is absent
+		}
+		if wanted && p.NIC.Kind == fabric.Adopt {
+			errs = append(errs, d.giveBack(p, l))
+			continue
+		}
+		doomed = append(doomed, l.index)
+	}
+	if len(doomed) > 0 {
+		errs = append(errs, d.reaper.remove(doomed...))
+	}
+	return errors.Join(errs...)
+}
+
+// giveBack takes our routes, addresses and mark off a link that is not ours to remove.
+func (d *Dataplane) giveBack(p fabric.Port, l link) error {
+	var msgs []netlink.Message
+	_, routes := d.watch.seen(l.index)
+	for _, r := range routes {
+		msgs = append(msgs, routeMessage(unix.RTM_DELROUTE, 0, r))
+	}
+	for _, a := range d.gateways(p) {
+		msgs = append(msgs, addrMessage(unix.RTM_DELADDR, 0, l.index, a))
+	}
+	msgs = append(msgs, message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(l.index, 0, 0), func(ae *netlink.AttributeEncoder) {
+		ae.String(unix.IFLA_IFALIAS, "")
+		ae.Uint32(unix.IFLA_GROUP, 0)
+	}))
+	errs, err := d.rtnl.batch(msgs...)
+	for _, e := range errs {
+		if n := errnoOf(e); e != nil && n != unix.ESRCH && n != unix.EADDRNOTAVAIL && n != unix.ENODEV {
+			err = errors.Join(err, reason(e))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("give back %s: %w", l.name, err)
+	}
+	return nil
+}
+
+var _ fabric.Dataplane = (*Dataplane)(nil)

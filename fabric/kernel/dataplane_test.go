@@ -1,0 +1,111 @@
+package kernel_test
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel"
+)
+
+var gateway = fabric.Gateway{
+	IPv4: netip.MustParseAddr("169.254.1.1"), IPv6: netip.MustParseAddr("fe80::1"), MAC: fabric.DefaultMAC,
+}
+
+func open(t *testing.T) *kernel.Dataplane {
+	t.Helper()
+	d, err := kernel.New(kernel.Config{Cluster: "lab"})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, d.Close()) })
+	return d
+}
+
+func port(vm string, nic fabric.NIC) fabric.Port {
+	c := fabric.Cluster{Name: "lab", Gateway: gateway}
+	return fabric.VM{Name: vm, NICs: []fabric.NIC{nic}}.Ports(&c)[0]
+}
+
+func addrs(ss ...string) []netip.Addr {
+	var as []netip.Addr
+	for _, s := range ss {
+		as = append(as, netip.MustParseAddr(s))
+	}
+	return as
+}
+
+func sysctl(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/sys/net/" + path)
+	require.NoError(t, err)
+	return string(b[:len(b)-1])
+}
+
+func TestPutMakesWholePort(t *testing.T) {
+	d := open(t)
+	p := port("sea_gold", fabric.NIC{
+		Addresses: addrs("203.0.113.10", "2001:db8:100::10"),
+		Routes:    []netip.Prefix{netip.MustParsePrefix("198.51.100.0/29"), netip.MustParsePrefix("2001:db8:200::/64")},
+	})
+	require.NoError(t, d.Put(t.Context(), p))
+
+	l, err := netlink.LinkByName("sea_gold_net0")
+	require.NoError(t, err)
+	at := l.Attrs()
+	assert.Equal(t, "tuntap", l.Type())
+	assert.Equal(t, "vmfabric:lab:sea_gold:0", at.Alias)
+	assert.EqualValues(t, fabric.LinkGroup, at.Group)
+	assert.Equal(t, fabric.DefaultMAC.String(), at.HardwareAddr.String())
+	assert.NotZero(t, at.RawFlags&1, "up")
+
+	as, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+	require.NoError(t, err)
+	var got []string
+	for _, a := range as {
+		got = append(got, a.IPNet.String())
+	}
+	assert.ElementsMatch(t, []string{"169.254.1.1/32", "fe80::1/64"}, got)
+
+	var routes []string
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		rs, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: fabric.Protocol}, netlink.RT_FILTER_PROTOCOL)
+		require.NoError(t, err)
+		for _, r := range rs {
+			s := r.Dst.String()
+			if r.Gw != nil {
+				s += " via " + r.Gw.String()
+			}
+			routes = append(routes, s)
+		}
+	}
+	assert.ElementsMatch(t, []string{
+		"203.0.113.10/32", "198.51.100.0/29 via 203.0.113.10",
+		"2001:db8:100::10/128", "2001:db8:200::/64 via 2001:db8:100::10",
+	}, routes)
+	for path, want := range map[string]string{
+		"ipv4/conf/sea_gold_net0/rp_filter": "1", "ipv4/conf/sea_gold_net0/forwarding": "1",
+		"ipv4/conf/sea_gold_net0/accept_redirects": "0", "ipv4/conf/sea_gold_net0/send_redirects": "0",
+		"ipv6/conf/sea_gold_net0/forwarding": "1", "ipv6/conf/sea_gold_net0/accept_ra": "0",
+		"ipv6/conf/sea_gold_net0/accept_redirects": "0",
+	} {
+		assert.Equal(t, want, sysctl(t, path), path)
+	}
+
+	actual, err := d.Actual(t.Context())
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		actual, _ = d.Actual(t.Context())
+		return len(actual) == 1 && len(actual[0].Faults) == 0
+	}, 5*time.Second, 5*time.Millisecond, "%+v", actual)
+	assert.ElementsMatch(t, p.NIC.Addresses, actual[0].NIC.Addresses)
+	assert.ElementsMatch(t, p.NIC.Routes, actual[0].NIC.Routes)
+
+	require.NoError(t, d.Remove(context.Background(), "sea_gold_net0"))
+	_, err = netlink.LinkByName("sea_gold_net0")
+	assert.ErrorAs(t, err, &netlink.LinkNotFoundError{})
+}

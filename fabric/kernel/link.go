@@ -1,0 +1,255 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/mdlayher/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
+	"golang.org/x/sys/unix"
+)
+
+// Constants of <linux/if_link.h>, <linux/ip.h> and <linux/ipv6.h> that x/sys
+// does not have.
+const (
+	extFilterSkipStats = 1 << 3 // RTEXT_FILTER_SKIP_STATS
+
+	inetConf        = 1 // IFLA_INET_CONF
+	inet6Conf       = 2 // IFLA_INET6_CONF
+	inet6GenMode    = 8 // IFLA_INET6_ADDR_GEN_MODE
+	genModeNone     = 1 // IN6_ADDR_GEN_MODE_NONE
+	tunMultiQueue   = 7 // IFLA_TUN_MULTI_QUEUE
+	vethPeer        = 1 // VETH_INFO_PEER
+	routeProtocol   = fabric.Protocol
+	lowerUp         = 1 << 16 // IFF_LOWER_UP
+	txQueueLength   = 1000    // packets; what a tap has by default, a veth has not
+	devconfForward4 = 1       // IPV4_DEVCONF_*
+	devconfProxyARP = 3
+	devconfAccRedir = 4
+	devconfSndRedir = 6
+	devconfRPFilter = 8
+	devconfAccSrcRt = 9
+	devconfForward6 = 0 // DEVCONF_*
+	devconfAcceptRA = 3
+	devconfAccRed6  = 4
+	devconfProxyNDP = 22
+	devconfDisable6 = 26
+)
+
+// link is a network interface as RTM_NEWLINK tells it.
+type link struct {
+	index      int32
+	name       string
+	alias      string
+	kind       string // IFLA_INFO_KIND: "tun", "veth", ...
+	multiQueue bool
+	flags      uint32
+	mac        fabric.MAC
+	mtu        uint32
+	group      uint32
+	master     uint32
+	conf4      []byte // int32s: IPV4_DEVCONF_* from 1 on
+	conf6      []byte // int32s: DEVCONF_* from 0 on; empty without IPv6
+	genMode    uint8
+}
+
+func (l link) up() bool      { return l.flags&unix.IFF_UP != 0 }
+func (l link) carrier() bool { return l.flags&lowerUp != 0 }
+
+// conf gives an IPv4 or IPv6 device setting, and whether the kernel told it.
+func (l link) conf(s setting) (int32, bool) {
+	b, i := l.conf6, s.id
+	if s.family == unix.AF_INET {
+		b, i = l.conf4, s.id-1
+	}
+	if len(b) < 4*(i+1) {
+		return 0, false
+	}
+	return int32(binary.NativeEndian.Uint32(b[4*i:])), true
+}
+
+func parseLink(data []byte) (link, error) {
+	if len(data) < unix.SizeofIfInfomsg {
+		return link{}, errors.New("rtnetlink: short link message")
+	}
+	l := link{
+		index: int32(binary.NativeEndian.Uint32(data[4:])),
+		flags: binary.NativeEndian.Uint32(data[8:]),
+	}
+	ad, err := netlink.NewAttributeDecoder(data[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return link{}, err
+	}
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.IFLA_IFNAME:
+			l.name = ad.String()
+		case unix.IFLA_IFALIAS:
+			l.alias = ad.String()
+		case unix.IFLA_ADDRESS:
+			if b := ad.Bytes(); len(b) == 6 {
+				l.mac = fabric.MAC(b)
+			}
+		case unix.IFLA_MTU:
+			l.mtu = ad.Uint32()
+		case unix.IFLA_GROUP:
+			l.group = ad.Uint32()
+		case unix.IFLA_MASTER:
+			l.master = ad.Uint32()
+		case unix.IFLA_LINKINFO:
+			ad.Nested(l.parseInfo)
+		case unix.IFLA_AF_SPEC:
+			ad.Nested(l.parseSpec)
+		}
+	}
+	return l, ad.Err()
+}
+
+func (l *link) parseInfo(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.IFLA_INFO_KIND:
+			l.kind = ad.String()
+		case unix.IFLA_INFO_DATA:
+			if l.kind != "tun" {
+				continue
+			}
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					if ad.Type() == tunMultiQueue {
+						l.multiQueue = ad.Uint8() != 0
+					}
+				}
+				return nil
+			})
+		}
+	}
+	return nil
+}
+
+func (l *link) parseSpec(ad *netlink.AttributeDecoder) error {
+	for ad.Next() {
+		switch family := ad.Type(); family {
+		case unix.AF_INET, unix.AF_INET6:
+			ad.Nested(func(ad *netlink.AttributeDecoder) error {
+				for ad.Next() {
+					switch {
+					case family == unix.AF_INET && ad.Type() == inetConf:
+						l.conf4 = ad.Bytes()
+					case family == unix.AF_INET6 && ad.Type() == inet6Conf:
+						l.conf6 = ad.Bytes()
+					case family == unix.AF_INET6 && ad.Type() == inet6GenMode:
+						l.genMode = ad.Uint8()
+					}
+				}
+				return nil
+			})
+		}
+	}
+	return nil
+}
+
+// linkByName asks for one link; the error is os.ErrNotExist when there is none.
+func (r *rtnl) linkByName(name string) (link, error) {
+	return r.link(ifinfomsg(0, 0, 0), func(ae *netlink.AttributeEncoder) { ae.String(unix.IFLA_IFNAME, name) })
+}
+
+func (r *rtnl) linkByIndex(index int32) (link, error) {
+	return r.link(ifinfomsg(index, 0, 0), nil)
+}
+
+func (r *rtnl) link(head []byte, attrs func(*netlink.AttributeEncoder)) (link, error) {
+	replies, err := r.do(message(unix.RTM_GETLINK, 0, head, func(ae *netlink.AttributeEncoder) {
+		if attrs != nil {
+			attrs(ae)
+		}
+		ae.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats)
+	}))
+	if errnoOf(err) == unix.ENODEV {
+		return link{}, os.ErrNotExist
+	}
+	if err != nil {
+		return link{}, reason(err)
+	}
+	if len(replies) == 0 {
+		return link{}, errors.New("rtnetlink: no reply about a link")
+	}
+	return parseLink(replies[0].Data)
+}
+
+// addVeth makes a veth pair whose host end carries the port group from the
+// first moment, so that a half-made one is recognised.
+func (r *rtnl) addVeth(name, peer string, mac fabric.MAC, mtu int) error {
+	_, err := r.do(message(unix.RTM_NEWLINK, netlink.Acknowledge|netlink.Create|netlink.Excl, ifinfomsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
+		ae.String(unix.IFLA_IFNAME, name)
+		ae.Bytes(unix.IFLA_ADDRESS, mac[:])
+		ae.Uint32(unix.IFLA_GROUP, fabric.LinkGroup)
+		ae.Uint32(unix.IFLA_TXQLEN, txQueueLength)
+		if mtu != 0 {
+			ae.Uint32(unix.IFLA_MTU, uint32(mtu))
+		}
+		ae.Nested(unix.IFLA_LINKINFO, func(ae *netlink.AttributeEncoder) error {
+			ae.String(unix.IFLA_INFO_KIND, "veth")
+			ae.Nested(unix.IFLA_INFO_DATA, func(ae *netlink.AttributeEncoder) error {
+				ae.Do(vethPeer, func() ([]byte, error) {
+					p := netlink.NewAttributeEncoder()
+					p.String(unix.IFLA_IFNAME, peer)
+					if mtu != 0 {
+						p.Uint32(unix.IFLA_MTU, uint32(mtu))
+					}
+					b, err := p.Encode()
+					return append(ifinfomsg(0, 0, 0), b...), err
+				})
+				return nil
+			})
+			return nil
+		})
+	}))
+	if errnoOf(err) == unix.EEXIST {
+		return fmt.Errorf("a link named %s or %s is there already; remove it: ip link del %s", name, peer, peer)
+	}
+	return reason(err)
+}
+
+// addAltName gives a link its full name; only kernels since 5.5 know how.
+func (r *rtnl) addAltName(index int32, name string) error {
+	_, err := r.do(message(unix.RTM_NEWLINKPROP, netlink.Acknowledge|netlink.Create|netlink.Append|netlink.Excl, ifinfomsg(index, 0, 0), func(ae *netlink.AttributeEncoder) {
+		ae.Nested(unix.IFLA_PROP_LIST, func(ae *netlink.AttributeEncoder) error {
+			ae.String(unix.IFLA_ALT_IFNAME, name)
+			return nil
+		})
+	}))
+	return err
+}
+
+// addTap makes a tap that stays when nobody holds it (Documentation/networking/tuntap).
+// Until mark has returned it is gone with this process: a tap that is not
+// marked is never left behind.
+func addTap(name string, multiQueue bool, mark func() error) error {
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("%w; load the tun module: modprobe tun", err)
+	}
+	defer f.Close()
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_TUN_EXCL)
+	if multiQueue {
+		flags |= unix.IFF_MULTI_QUEUE
+	}
+	ifr.SetUint16(flags)
+	if err := unix.IoctlIfreq(int(f.Fd()), unix.TUNSETIFF, ifr); err != nil {
+		return fmt.Errorf("make tap: %w", err)
+	}
+	if err := mark(); err != nil {
+		return err
+	}
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.TUNSETPERSIST, 1); err != nil {
+		return fmt.Errorf("make tap persistent: %w", err)
+	}
+	return nil
+}

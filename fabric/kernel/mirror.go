@@ -1,0 +1,245 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"sync"
+
+	"github.com/mdlayher/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
+	"golang.org/x/sys/unix"
+)
+
+// mirror is what the kernel has of ours, kept by its notifications, so that
+// neither an attach nor a look at all ports has to list the whole node.
+type mirror struct {
+	mu     sync.Mutex
+	links  map[int32]*mirrored
+	byName map[string]int32
+	owner  map[netip.Prefix]int32 // the link of a route of ours
+
+	flapped bool // a link's carrier changed since this was last reset
+}
+
+// mirrored is a link that is, or once was, marked as ours.
+type mirrored struct {
+	link
+	hadCarrier bool
+	addrs      map[netip.Addr]bool
+	routes     map[netip.Prefix]route // of our protocol, in the main table
+	settings   []string               // faults of sysctls, as last looked at
+}
+
+// route is a route to a port.
+type route struct {
+	prefix netip.Prefix
+	index  int32
+	via    netip.Addr
+	proto  uint8
+}
+
+func newMirror() *mirror {
+	m := &mirror{}
+	m.reset()
+	return m
+}
+
+func (m *mirror) reset() {
+	m.links, m.byName, m.owner = map[int32]*mirrored{}, map[string]int32{}, map[netip.Prefix]int32{}
+}
+
+// load fills the mirror from full listings.
+func (m *mirror) load(r *rtnl) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	had := map[int32]bool{}
+	for i, l := range m.links {
+		had[i] = l.hadCarrier
+	}
+	m.reset()
+	dump := func(typ netlink.HeaderType, head []byte, attrs func(*netlink.AttributeEncoder)) error {
+		replies, err := r.do(message(typ, netlink.Dump, head, attrs))
+		for _, reply := range replies {
+			m.apply(reply)
+		}
+		return reason(err)
+	}
+	err := errors.Join(
+		dump(unix.RTM_GETLINK, ifinfomsg(0, 0, 0), func(ae *netlink.AttributeEncoder) { ae.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats) }),
+		dump(unix.RTM_GETADDR, ifaddrmsg(unix.AF_UNSPEC, 0, 0), nil),
+		dump(unix.RTM_GETROUTE, dumpRoutes(unix.AF_INET), nil),
+		dump(unix.RTM_GETROUTE, dumpRoutes(unix.AF_INET6), nil),
+	)
+	for i, l := range m.links {
+		l.hadCarrier = l.hadCarrier || had[i]
+	}
+	return err
+}
+
+// dumpRoutes asks for the routes of our protocol; a kernel before 5.0 lists
+// all, and apply drops the others.
+func dumpRoutes(family uint8) []byte {
+	b := make([]byte, unix.SizeofRtMsg)
+	b[0], b[5] = family, routeProtocol
+	return b
+}
+
+// apply takes a notification, or a part of a listing, over. It returns the
+// names of the links that are concerned. m.mu is held.
+func (m *mirror) apply(msg netlink.Message) []string {
+	switch msg.Header.Type {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		l, err := parseLink(msg.Data)
+		if err != nil || msg.Data[0] != unix.AF_UNSPEC {
+			return nil // bridge ports are told again with their own family
+		}
+		return m.applyLink(l, msg.Header.Type == unix.RTM_DELLINK)
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		index, addr, err := parseAddr(msg.Data)
+		l := m.links[index]
+		if err != nil || l == nil {
+			return nil
+		}
+		if msg.Header.Type == unix.RTM_NEWADDR {
+			l.addrs[addr] = true
+		} else {
+			delete(l.addrs, addr)
+		}
+		return []string{l.name}
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		r, err := parseRoute(msg.Data)
+		if err != nil {
+			return nil
+		}
+		return m.applyRoute(r, msg)
+	}
+	return nil
+}
+
+func (m *mirror) applyLink(l link, gone bool) []string {
+	have := m.links[l.index]
+	_, _, _, ours := fabric.ParseAlias(l.alias)
+	switch {
+	case gone && have == nil:
+		return []string{l.name} // of an adopted port, perhaps
+	case gone:
+		delete(m.links, l.index)
+		if m.byName[have.name] == l.index {
+			delete(m.byName, have.name)
+		}
+		for p := range have.routes {
+			// The kernel flushes the IPv4 routes of a link without a word.
+			if m.owner[p] == l.index {
+				delete(m.owner, p)
+			}
+		}
+		return []string{have.name}
+	case have == nil && !ours:
+		return []string{l.name}
+	case have == nil:
+		have = &mirrored{addrs: map[netip.Addr]bool{}, routes: map[netip.Prefix]route{}}
+		m.links[l.index] = have
+	}
+	if have.name != l.name && m.byName[have.name] == l.index {
+		delete(m.byName, have.name)
+	}
+	if have.carrier() != l.carrier() {
+		m.flapped = true
+	}
+	have.link = l
+	have.hadCarrier = have.hadCarrier || l.carrier()
+	have.settings = l.settingFaults()
+	m.byName[l.name] = l.index
+	return []string{l.name}
+}
+
+func (m *mirror) applyRoute(r route, msg netlink.Message) []string {
+	index, ours := m.owner[r.prefix]
+	var names []string
+	drop := func() {
+		delete(m.owner, r.prefix)
+		if l := m.links[index]; l != nil {
+			delete(l.routes, r.prefix)
+			names = append(names, l.name)
+		}
+	}
+	switch {
+	case msg.Header.Type == unix.RTM_DELROUTE:
+		if ours && r.proto == routeProtocol && index == r.index {
+			drop()
+		}
+	case r.proto == routeProtocol:
+		if ours && index != r.index {
+			drop()
+		}
+		if l := m.links[r.index]; l != nil {
+			l.routes[r.prefix], m.owner[r.prefix] = r, r.index
+			names = append(names, l.name)
+		}
+	case ours && msg.Header.Flags&netlink.Replace != 0:
+		drop() // somebody put theirs in the place of ours
+	}
+	return names
+}
+
+func parseAddr(data []byte) (index int32, addr netip.Addr, err error) {
+	if len(data) < unix.SizeofIfAddrmsg {
+		return 0, netip.Addr{}, errors.New("rtnetlink: short address message")
+	}
+	index = int32(binary.NativeEndian.Uint32(data[4:]))
+	ad, err := netlink.NewAttributeDecoder(data[unix.SizeofIfAddrmsg:])
+	if err != nil {
+		return 0, netip.Addr{}, err
+	}
+	for ad.Next() {
+		// IFA_LOCAL is the address itself; IPv6 has only IFA_ADDRESS.
+		if t := ad.Type(); t == unix.IFA_LOCAL || t == unix.IFA_ADDRESS && !addr.IsValid() {
+			addr, _ = netip.AddrFromSlice(ad.Bytes())
+		}
+	}
+	return index, addr, ad.Err()
+}
+
+var errOtherTable = errors.New("not in the main table")
+
+func parseRoute(data []byte) (route, error) {
+	if len(data) < unix.SizeofRtMsg {
+		return route{}, errors.New("rtnetlink: short route message")
+	}
+	family, bits, table := data[0], int(data[1]), uint32(data[4])
+	r := route{proto: data[5]}
+	var dst netip.Addr
+	switch family {
+	case unix.AF_INET:
+		dst = netip.IPv4Unspecified()
+	case unix.AF_INET6:
+		dst = netip.IPv6Unspecified()
+	default:
+		return route{}, errors.New("not IP")
+	}
+	ad, err := netlink.NewAttributeDecoder(data[unix.SizeofRtMsg:])
+	if err != nil {
+		return route{}, err
+	}
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.RTA_DST:
+			dst, _ = netip.AddrFromSlice(ad.Bytes())
+		case unix.RTA_OIF:
+			r.index = int32(ad.Uint32())
+		case unix.RTA_GATEWAY:
+			r.via, _ = netip.AddrFromSlice(ad.Bytes())
+		case unix.RTA_TABLE:
+			table = ad.Uint32()
+		}
+	}
+	if err := ad.Err(); err != nil {
+		return route{}, err
+	}
+	if table != unix.RT_TABLE_MAIN {
+		return route{}, errOtherTable
+	}
+	r.prefix = netip.PrefixFrom(dst, bits)
+	return r, nil
+}

@@ -1,0 +1,105 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// doomedGroup is where links wait for their common end. It is far from any
+// group that a person would choose, and a link that is not being removed by
+// the reaper is never in it.
+const doomedGroup = 0x766d6661
+
+// reaper removes links. The kernel waits for grace periods when it removes
+// one, about 20 ms each, whether it is one link or a thousand: so removals
+// that are asked for while one is under way are made together, by group.
+type reaper struct {
+	rtnl *rtnl
+
+	mu      sync.Mutex
+	waiting []*removal
+	busy    bool
+}
+
+type removal struct {
+	links []int32
+	err   error
+	done  chan struct{}
+}
+
+// remove removes links and returns when they are gone.
+func (r *reaper) remove(links ...int32) error {
+	job := &removal{links: links, done: make(chan struct{})}
+	r.mu.Lock()
+	r.waiting = append(r.waiting, job)
+	if r.busy {
+		r.mu.Unlock()
+		<-job.done
+		return job.err
+	}
+	r.busy = true
+	for len(r.waiting) > 0 {
+		jobs := r.waiting
+		r.waiting = nil
+		r.mu.Unlock()
+		r.reap(jobs)
+		r.mu.Lock()
+	}
+	r.busy = false
+	r.mu.Unlock()
+	return job.err
+}
+
+func (r *reaper) reap(jobs []*removal) {
+	var links []int32
+	for _, j := range jobs {
+		links = append(links, j.links...)
+	}
+	var err error
+	if len(links) == 1 {
+		_, err = r.rtnl.do(message(unix.RTM_DELLINK, netlink.Acknowledge, ifinfomsg(links[0], 0, 0), nil))
+	} else {
+		err = r.reapGroup(links)
+	}
+	if e := errnoOf(err); e == unix.ENODEV {
+		err = nil // gone by itself
+	}
+	for _, j := range jobs {
+		j.err = reason(err)
+		close(j.done)
+	}
+}
+
+func (r *reaper) reapGroup(links []int32) error {
+	const atOnce = 256 // messages; well within a socket buffer
+	for len(links) > 0 {
+		n := min(len(links), atOnce)
+		msgs := make([]netlink.Message, n)
+		for i, index := range links[:n] {
+			msgs[i] = message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(index, 0, 0), func(ae *netlink.AttributeEncoder) {
+				ae.Uint32(unix.IFLA_GROUP, doomedGroup)
+			})
+		}
+		errs, err := r.rtnl.batch(msgs...)
+		if err != nil {
+			return err
+		}
+		for _, err := range errs {
+			if err != nil && errnoOf(err) != unix.ENODEV {
+				return fmt.Errorf("remove links: %w", reason(err))
+			}
+		}
+		links = links[n:]
+	}
+	_, err := r.rtnl.do(message(unix.RTM_DELLINK, netlink.Acknowledge, ifinfomsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
+		ae.Uint32(unix.IFLA_GROUP, doomedGroup)
+	}))
+	if errors.Is(err, unix.EINVAL) || errnoOf(err) == unix.ENODEV {
+		return nil // all of them went by themselves
+	}
+	return err
+}

@@ -1,0 +1,153 @@
+package kernel
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// setting is a per-interface sysctl (Documentation/networking/ip-sysctl) and
+// the value that a port has.
+type setting struct {
+	family int
+	id     int    // IPV4_DEVCONF_* or DEVCONF_*
+	name   string // under /proc/sys/net/ipv{4,6}/conf/<port>/
+	value  int32
+}
+
+// settings are what makes an interface a port: it forwards, believes nobody
+// about routes, and takes only sources that are routed to it.
+var settings = []setting{
+	{unix.AF_INET, devconfForward4, "forwarding", 1},
+	{unix.AF_INET, devconfRPFilter, "rp_filter", 1}, // strict reverse path (RFC 3704)
+	{unix.AF_INET, devconfAccRedir, "accept_redirects", 0},
+	{unix.AF_INET, devconfSndRedir, "send_redirects", 0},
+	{unix.AF_INET, devconfAccSrcRt, "accept_source_route", 0},
+	{unix.AF_INET6, devconfDisable6, "disable_ipv6", 0},
+	{unix.AF_INET6, devconfForward6, "forwarding", 1},
+	{unix.AF_INET6, devconfAcceptRA, "accept_ra", 0},
+	{unix.AF_INET6, devconfAccRed6, "accept_redirects", 0},
+}
+
+// settingFaults lists the settings of a link that are not a port's.
+func (l link) settingFaults() []string {
+	var faults []string
+	for _, s := range settings {
+		if have, told := l.conf(s); told && have != s.value {
+			faults = append(faults, fmt.Sprintf("%s is %d, not %d", s, have, s.value))
+		}
+	}
+	return faults
+}
+
+func (s setting) String() string {
+	return map[int]string{unix.AF_INET: "ipv4.", unix.AF_INET6: "ipv6."}[s.family] + s.name
+}
+
+// encodeSpec puts all IPv4 settings and the address generation mode into an
+// IFLA_AF_SPEC: one message instead of a sysctl write each.
+func encodeSpec(ae *netlink.AttributeEncoder, ipv6 bool) {
+	ae.Nested(unix.IFLA_AF_SPEC, func(ae *netlink.AttributeEncoder) error {
+		ae.Nested(unix.AF_INET, func(ae *netlink.AttributeEncoder) error {
+			ae.Nested(inetConf, func(ae *netlink.AttributeEncoder) error {
+				for _, s := range settings {
+					if s.family == unix.AF_INET {
+						ae.Int32(uint16(s.id), s.value)
+					}
+				}
+				return nil
+			})
+			return nil
+		})
+		if ipv6 {
+			// The gateway is the port's only link-local address; the kernel makes no other.
+			ae.Nested(unix.AF_INET6, func(ae *netlink.AttributeEncoder) error {
+				ae.Uint8(inet6GenMode, genModeNone)
+				return nil
+			})
+		}
+		return nil
+	})
+}
+
+// writeSettings writes the IPv6 settings that differ, which rtnetlink can only
+// read, and the proxy delays where the port proxies.
+func (l link) writeSettings() error {
+	for _, s := range settings {
+		have, told := l.conf(s)
+		if s.family != unix.AF_INET6 || !told || have == s.value {
+			continue
+		}
+		if err := writeSysctl("ipv6/conf/"+l.name+"/"+s.name, s.value); err != nil {
+			return err
+		}
+	}
+	for _, proxy := range []struct {
+		conf setting
+		path string
+	}{
+		{setting{family: unix.AF_INET, id: devconfProxyARP}, "ipv4/neigh/"},
+		{setting{family: unix.AF_INET6, id: devconfProxyNDP}, "ipv6/neigh/"},
+	} {
+		// A guest that asks for a neighbour waits up to 0.8 s for a proxy by default.
+		if on, told := l.conf(proxy.conf); told && on != 0 {
+			if err := writeSysctl(proxy.path+l.name+"/proxy_delay", 0); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+const sysctlRoot = "/proc/sys/net/"
+
+func writeSysctl(path string, value int32) error {
+	err := os.WriteFile(sysctlRoot+path, fmt.Appendf(nil, "%d", value), 0)
+	if err != nil {
+		return fmt.Errorf("sysctl net.%s = %d: %w", strings.ReplaceAll(path, "/", "."), value, err)
+	}
+	return nil
+}
+
+func readSysctl(path string) (string, error) {
+	b, err := os.ReadFile(sysctlRoot + path)
+	return strings.TrimSpace(string(b)), err
+}
+
+// enableForwarding makes the node a router for both families. IPv6 interfaces
+// that learn their default route from router advertisements would lose it when
+// forwarding goes on, so they are told to go on listening (accept_ra = 2).
+func enableForwarding() error {
+	if v, err := readSysctl("ipv4/ip_forward"); err != nil || v != "1" {
+		if err := writeSysctl("ipv4/ip_forward", 1); err != nil {
+			return fmt.Errorf("%w; a node must forward, allow it or set it at boot", err)
+		}
+	}
+	if v, err := readSysctl("ipv6/conf/all/forwarding"); err != nil || v == "1" {
+		return nil // already on, or a kernel without IPv6
+	}
+	entries, err := os.ReadDir(sysctlRoot + "ipv6/conf")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if v, err := readSysctl("ipv6/conf/" + e.Name() + "/accept_ra"); err == nil && v == "1" && e.Name() != "all" && e.Name() != "default" && e.Name() != "lo" {
+			if err := writeSysctl("ipv6/conf/"+e.Name()+"/accept_ra", 2); err != nil {
+				return err
+			}
+		}
+	}
+	if err := writeSysctl("ipv6/conf/all/forwarding", 1); err != nil {
+		return fmt.Errorf("%w; a node must forward, allow it or set it at boot", err)
+	}
+	return nil
+}
+
+// hasIPv6 tells whether this kernel has IPv6 at all.
+func hasIPv6() bool {
+	_, err := os.Stat(sysctlRoot + "ipv6/conf")
+	return err == nil
+}

@@ -1,0 +1,343 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// settleAfter is how long a port may look wrong before it counts: the
+	// notifications of one change come one by one.
+	settleAfter = 20 * time.Millisecond
+	// verifyEvery is how often what the kernel gives no notice of is looked
+	// at, for at most verifyAtMost ports at a time, which bounds the cost to
+	// about one hundredth of a processor.
+	verifyEvery  = 500 * time.Millisecond
+	verifyAtMost = 250
+	// receiveBuffer holds the notifications of some thousand changes.
+	receiveBuffer = 8 << 20
+)
+
+// watcher follows the kernel's notifications and says when a port is not as
+// it was put.
+type watcher struct {
+	d       *Dataplane
+	events  *netlink.Conn
+	mirror  *mirror
+	changed chan struct{}
+	wake    chan struct{}
+	stop    chan struct{}
+	wg      sync.WaitGroup
+
+	mu       sync.Mutex
+	held     map[string]int  // being put: how they look meanwhile does not count
+	awaited  map[string]bool // adopted ports whose link is to appear
+	suspects map[string]bool // to be looked at
+	next     string          // where the round of verifying goes on
+}
+
+func startWatcher(d *Dataplane) (*watcher, error) {
+	w := &watcher{
+		d: d, mirror: newMirror(),
+		changed: make(chan struct{}, 1), wake: make(chan struct{}, 1), stop: make(chan struct{}),
+		held: map[string]int{}, awaited: map[string]bool{}, suspects: map[string]bool{},
+	}
+	conn, err := dialRTNL(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF)
+	if err != nil {
+		return nil, err
+	}
+	w.events = conn.conn
+	if raw, err := w.events.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer)
+		})
+	}
+	// Listening comes before listing, so that nothing falls between the two.
+	if err := w.mirror.load(d.rtnl); err != nil {
+		w.events.Close()
+		return nil, fmt.Errorf("list ports: %w", err)
+	}
+	d.protect()
+	w.wg.Go(w.receive)
+	w.wg.Go(w.inspect)
+	return w, nil
+}
+
+func (w *watcher) close() error {
+	close(w.stop)
+	err := w.events.Close()
+	w.wg.Wait()
+	return err
+}
+
+// receive keeps the mirror until the socket is closed.
+func (w *watcher) receive() {
+	for {
+		msgs, err := w.events.Receive()
+		select {
+		case <-w.stop:
+			return
+		default:
+		}
+		if err != nil {
+			if !errors.Is(err, unix.ENOBUFS) {
+				w.d.log.Error("rtnetlink notifications", "err", err)
+				time.Sleep(settleAfter)
+			}
+			w.relist()
+			continue
+		}
+		w.mirror.mu.Lock()
+		var names []string
+		for _, m := range msgs {
+			if m.Header.Type == unix.RTM_NEWNETCONF {
+				names = append(names, w.reconfigured(m.Data)...)
+				continue
+			}
+			names = append(names, w.mirror.apply(m)...)
+		}
+		flapped := w.mirror.flapped
+		w.mirror.flapped = false
+		w.mirror.mu.Unlock()
+		w.suspect(names...)
+		if flapped {
+			w.signal()
+		}
+	}
+}
+
+// relist starts the mirror anew after notifications were lost.
+func (w *watcher) relist() {
+	if err := w.mirror.load(w.d.rtnl); err != nil {
+		w.d.log.Warn("list ports", "err", err)
+	}
+	w.signal()
+}
+
+// reconfigured gives the port whose setting a notification is about
+// (RTM_NEWNETCONF); its value is read by inspect. w.mirror.mu is held.
+func (w *watcher) reconfigured(data []byte) []string {
+	const sizeofNetconfmsg, attrIndex = 4, 1
+	if len(data) < sizeofNetconfmsg {
+		return nil
+	}
+	ad, err := netlink.NewAttributeDecoder(data[sizeofNetconfmsg:])
+	if err != nil {
+		return nil
+	}
+	for ad.Next() {
+		if ad.Type() != attrIndex || ad.Len() != 0 && len(ad.Bytes()) != 4 {
+			continue
+		}
+		index := int32(binary.NativeEndian.Uint32(ad.Bytes()))
+		if l := w.mirror.links[index]; l != nil {
+			l.settings = nil
+			w.mu.Lock()
+			w.suspects["/"+l.name] = true // no link is called so: to be read, not only compared
+			w.mu.Unlock()
+			return []string{l.name}
+		}
+	}
+	return nil
+}
+
+// suspect has ports looked at soon.
+func (w *watcher) suspect(names ...string) {
+	if len(names) == 0 {
+		return
+	}
+	appeared := false
+	w.mu.Lock()
+	for _, name := range names {
+		w.suspects[name] = true
+		if w.awaited[name] {
+			delete(w.awaited, name)
+			appeared = true
+		}
+	}
+	w.mu.Unlock()
+	if appeared {
+		w.signal()
+	}
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (w *watcher) signal() {
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (w *watcher) hold(name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.held[name]++
+}
+
+func (w *watcher) release(name string) {
+	w.mu.Lock()
+	if w.held[name]--; w.held[name] <= 0 {
+		delete(w.held, name)
+	}
+	w.mu.Unlock()
+	w.suspect(name)
+}
+
+func (w *watcher) await(name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.awaited[name] = true
+}
+
+func (w *watcher) forget(name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.awaited, name)
+}
+
+// seen gives copies of what the mirror has of a link.
+func (w *watcher) seen(index int32) (map[netip.Addr]bool, map[netip.Prefix]route) {
+	w.mirror.mu.Lock()
+	defer w.mirror.mu.Unlock()
+	if l := w.mirror.links[index]; l != nil {
+		return maps.Clone(l.addrs), maps.Clone(l.routes)
+	}
+	return nil, map[netip.Prefix]route{}
+}
+
+// inspect looks at suspects once they had time to settle, and at everything
+// that changes without notice in rounds.
+func (w *watcher) inspect() {
+	tick := time.NewTicker(verifyEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-w.stop:
+			return
+		case <-w.wake:
+			select {
+			case <-w.stop:
+				return
+			case <-time.After(settleAfter):
+			}
+			w.mu.Lock()
+			suspects := w.suspects
+			w.suspects = map[string]bool{}
+			w.mu.Unlock()
+			for name := range suspects {
+				if name[0] == '/' {
+					w.verify(name[1:])
+					delete(suspects, name)
+				}
+			}
+			if w.anyFaulty(suspects) {
+				w.signal()
+			}
+		case <-tick.C:
+			w.d.protect()
+			w.round()
+		}
+	}
+}
+
+// anyFaulty tells whether one of the ports is not as it was put.
+func (w *watcher) anyFaulty(names map[string]bool) bool {
+	w.d.mu.Lock()
+	defer w.d.mu.Unlock()
+	w.mirror.mu.Lock()
+	defer w.mirror.mu.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name := range names {
+		p, wanted := w.d.want[name]
+		if !wanted || w.held[name] > 0 {
+			continue // release comes back to it
+		}
+		l := w.mirror.links[w.mirror.byName[name]]
+		if l == nil || len(w.d.faults(p, l)) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// round verifies the next ports in line.
+func (w *watcher) round() {
+	w.d.mu.Lock()
+	names := slices.Sorted(maps.Keys(w.d.want))
+	w.d.mu.Unlock()
+	if len(names) == 0 {
+		return
+	}
+	at, _ := slices.BinarySearch(names, w.next)
+	faulty := false
+	for range min(len(names), verifyAtMost) {
+		if at >= len(names) {
+			at = 0
+		}
+		faulty = w.verify(names[at]) || faulty
+		at++
+	}
+	if at >= len(names) {
+		at = 0
+	}
+	w.next = names[at]
+	if faulty {
+		w.signal()
+	}
+}
+
+// verify reads the settings of a port and notes what is wrong with them.
+func (w *watcher) verify(name string) bool {
+	l, err := w.d.rtnl.linkByName(name)
+	if err != nil {
+		return false // a link that is gone has been notified
+	}
+	faults := l.settingFaults()
+	w.mirror.mu.Lock()
+	defer w.mirror.mu.Unlock()
+	if m := w.mirror.links[l.index]; m != nil {
+		m.settings = faults
+	}
+	return len(faults) > 0
+}
+
+// protect sees to what the node as a whole needs: that it forwards, and that
+// the source checks are in force.
+func (d *Dataplane) protect() {
+	if err := enableForwarding(); err != nil {
+		d.ail("forwarding", "forwarding: "+err.Error())
+	} else {
+		d.ail("forwarding", "")
+	}
+	if err := ensureSourceChecks(); err != nil {
+		d.ail("source checks", fmt.Sprintf("source checks by nftables are off, a guest can send with another's IPv6 source: %v; load nf_tables and nft_fib_inet", err))
+	} else {
+		d.ail("source checks", "")
+	}
+}
+
+// mayAdministrate tells whether this process has CAP_NET_ADMIN.
+func mayAdministrate() bool {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3, Pid: int32(os.Getpid())}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return false
+	}
+	return data[0].Effective&(1<<unix.CAP_NET_ADMIN) != 0
+}

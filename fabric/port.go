@@ -1,0 +1,92 @@
+package fabric
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// maxLinkName is the longest link name in bytes: IFNAMSIZ without its NUL.
+const maxLinkName = 15
+
+// Port is the host side of a guest's NIC.
+type Port struct {
+	Name    string // the link's name
+	Cluster string
+	VM      string
+	Index   int // 0 for _net0
+	NIC     NIC // Kind is never empty
+	Gateway Gateway
+}
+
+// PortState is a port of ours as a [Dataplane] finds it.
+type PortState struct {
+	Name    string
+	Cluster string
+	VM      string
+	Index   int
+	NIC     NIC  // what can be seen of it: kind, addresses and routes
+	Carrier bool // somebody holds the other end
+	Lost    bool // it had carrier since it was put, and has none now: the guest's process is gone
+	// Faults lists, in words, how the port differs from what Put made; empty
+	// for a port that is as it should be. A port that was not put since the
+	// dataplane started has the fault that it is unverified.
+	Faults []string
+}
+
+// Alias is the mark of ownership that the link carries in the kernel
+// (IFLA_IFALIAS): vmfabric:<cluster>:<vm>:<n>.
+func (p Port) Alias() string {
+	return fmt.Sprintf("vmfabric:%s:%s:%d", p.Cluster, p.VM, p.Index)
+}
+
+// ParseAlias reads a mark of ownership back; ok is false for a link that is
+// not ours. A VM name may have colons, a cluster name cannot.
+func ParseAlias(alias string) (cluster, vm string, index int, ok bool) {
+	rest, found := strings.CutPrefix(alias, "vmfabric:")
+	first, last := strings.IndexByte(rest, ':'), strings.LastIndexByte(rest, ':')
+	if !found || first < 1 || last <= first+1 {
+		return "", "", 0, false
+	}
+	digits := rest[last+1:]
+	n, err := strconv.Atoi(digits)
+	if err != nil || n < 0 || strconv.Itoa(n) != digits {
+		return "", "", 0, false
+	}
+	return rest[:first], rest[first+1 : last], n, true
+}
+
+// PortName gives the link name of the n-th port of a VM: <vm>_net<n> where
+// that is a legal link name of at most 15 bytes, otherwise a shortening that
+// depends on the VM's name alone: its first plain characters, seven of a hash,
+// and _net<n>.
+func PortName(vm string, n int) string { return linkName(vm, "_net"+strconv.Itoa(n)) }
+
+// PeerName gives the name of the guest's end of a veth port: <vm>_peer<n>,
+// shortened like [PortName].
+func PeerName(vm string, n int) string { return linkName(vm, "_peer"+strconv.Itoa(n)) }
+
+// FullPortName gives <vm>_net<n>, however long: the link's alternative name
+// (altname, Linux 5.5) where Name is a shortening.
+func (p Port) FullPortName() string { return p.VM + "_net" + strconv.Itoa(p.Index) }
+
+func linkName(vm, suffix string) string {
+	full := vm + suffix
+	if len(full) <= maxLinkName && !strings.ContainsFunc(full, func(r rune) bool { return !plainRune(r) }) {
+		return full
+	}
+	sum := sha256.Sum256([]byte(vm))
+	hash := strings.ToLower(base32.StdEncoding.EncodeToString(sum[:5]))[:7]
+	plain := strings.Map(func(r rune) rune {
+		if plainRune(r) {
+			return r
+		}
+		return -1
+	}, vm)
+	// The hash has 35 bits: 5,000 long names on one node collide with a chance
+	// of 1 in 2,700, and the agent refuses the second of a pair that does.
+	room := max(0, maxLinkName-len(suffix)-len(hash))
+	return plain[:min(room, len(plain))] + hash + suffix
+}

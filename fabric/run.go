@@ -1,0 +1,402 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	passEvery     = 30 * time.Second      // a full pass, in case a change went unseen
+	passRetry     = time.Second           // the next pass while a guest is in trouble
+	passRest      = 50 * time.Millisecond // between passes; changes come in bursts
+	listEvery     = time.Minute           // a full list from a source, likewise
+	listRetry     = time.Second           // after a source did not answer
+	listGrace     = 5 * time.Second       // a guest handled this short before a list began may be missing in it
+	handledMemory = 10 * time.Minute      // how long the last request about a guest is remembered
+)
+
+// Adopt loads the wanted state and makes it so: ports and routes that are
+// there are taken over as they are, what is missing is made. It removes
+// nothing. Call it once, before BGP sessions open, so that the first thing
+// that a reflector hears is the whole truth (and the End-of-RIB marker of RFC
+// 4724 comes after it).
+//
+// Wanted state that cannot be read is no error here: the agent takes what the
+// kernel holds for wanted, says so in [Agent.Status], and removes nothing.
+func (a *Agent) Adopt(ctx context.Context) error {
+	ports, err := a.dataplane.Actual(ctx)
+	if err != nil {
+		return fmt.Errorf("adopt: %w", err)
+	}
+	desired, storeErr := a.store.All(ctx)
+	if f, ok := a.store.(interface{ Fresh() bool }); ok && storeErr == nil && f.Fresh() && len(ports) > 0 {
+		storeErr = fmt.Errorf("the state is empty although %d ports are here; they are kept as they are. Detach those that are not wanted, then restart the agent", len(ports))
+	}
+	if storeErr != nil {
+		a.mu.Lock()
+		a.noPrune = true
+		a.ailments["store"] = "wanted state: " + oneLine(storeErr) + " (nothing is removed meanwhile)"
+		a.mu.Unlock()
+		a.log.Error("wanted state not fully readable; removing nothing", "err", storeErr)
+	}
+	for _, d := range desired {
+		if d.VM.Origin != "" && a.boot != "" && d.Boot != "" && d.Boot != a.boot {
+			// The machine was booted since: no guest survived it, and the
+			// hypervisor asks for those that start again.
+			if err := a.store.Delete(ctx, d.VM.Name); err != nil {
+				a.log.Warn("guest of an earlier boot not forgotten", "vm", d.VM.Name, "err", err)
+			}
+			continue
+		}
+		a.adopt(d)
+	}
+	a.adoptOrphans(ports)
+	for _, r := range decide(a.wanted(), ports, nil, false).repairs {
+		if err := a.redo(ctx, r.vm, r.down); err != nil {
+			a.log.Warn("guest not as wanted yet", "vm", r.vm, "err", err)
+		}
+	}
+	return nil
+}
+
+// adopt takes a guest over from the store. Rules that changed since do not
+// take the network away from a guest that has it.
+func (a *Agent) adopt(d Desired) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	name := d.VM.Name
+	if err := d.VM.Validate(); err != nil {
+		a.ailments["guest "+name] = fmt.Sprintf("guest %s: %v; attach it anew", name, err)
+		a.noPrune = true
+		return
+	}
+	if err := a.claims.free(d.VM); err != nil {
+		a.ailments["guest "+name] = fmt.Sprintf("guest %s: %v", name, err)
+		a.noPrune = true
+		return
+	}
+	if err := a.claims.permit(d.VM); err != nil {
+		a.ailments["guest "+name] = fmt.Sprintf("guest %s: %v (it keeps what it had until it is detached)", name, err)
+	}
+	a.claims.take(d.VM)
+	a.guests[name] = &guest{want: d}
+}
+
+// adoptOrphans takes ports over that are ours but that the store does not
+// know. Where somebody holds the other end a guest is using it, so its file
+// was lost: the kernel's word is taken for it.
+func (a *Agent) adoptOrphans(ports []PortState) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	orphans := map[string]*Desired{}
+	for _, p := range ports {
+		if _, known := a.guests[p.VM]; known || p.Cluster != a.cluster.Name || !p.Carrier && !a.noPrune {
+			continue
+		}
+		d := orphans[p.VM]
+		if d == nil {
+			d = &Desired{VM: VM{Name: p.VM}, State: Live, Since: a.began, Boot: a.boot}
+			orphans[p.VM] = d
+		}
+		for len(d.VM.NICs) <= p.Index && p.Index < MaxNICs {
+			d.VM.NICs = append(d.VM.NICs, NIC{})
+		}
+		if p.Index < MaxNICs {
+			d.VM.NICs[p.Index] = p.NIC
+		}
+		if !p.Carrier {
+			d.State = Wired
+		}
+	}
+	for _, vm := range sortedKeys(orphans) {
+		d := *orphans[vm]
+		if err := errors.Join(d.VM.Validate(), a.claims.free(d.VM)); err != nil {
+			a.ailments["orphan "+vm] = fmt.Sprintf("port %s is ours, but nothing says what guest %s is: %s; attach the guest, or remove the link", PortName(vm, 0), vm, oneLine(err))
+			a.noPrune = true
+			continue
+		}
+		a.ailments["orphan "+vm] = fmt.Sprintf("guest %s: no state is kept of it, its port is in use and was taken over as it is; attach it, or detach it", vm)
+		a.claims.take(d.VM)
+		a.guests[vm] = &guest{want: d}
+		a.log.Warn("port without state taken over", "vm", vm, "state", d.State)
+	}
+}
+
+// Run keeps the node as it is wanted until ctx ends, then returns nil. Ports,
+// routes and announcements stay as they are.
+func (a *Agent) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for _, s := range a.sources {
+		wg.Go(func() { a.follow(ctx, s) })
+	}
+	defer wg.Wait()
+
+	wait := time.Duration(0)
+	for {
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		case <-a.wake:
+		case <-a.dataplane.Changed():
+		case <-a.speaker.Changed():
+		}
+		timer.Stop()
+		began := time.Now()
+		wait = passEvery
+		if !a.pass(ctx) {
+			wait = passRetry
+		}
+		// A pass costs in proportion to the guests: leave the processor four
+		// times as long to those who are not being repaired.
+		rest := time.NewTimer(max(passRest, 4*time.Since(began)))
+		select {
+		case <-ctx.Done():
+		case <-rest.C:
+		}
+		rest.Stop()
+	}
+}
+
+// pass compares everything with what is wanted and repairs what differs. It
+// reports whether all is well.
+func (a *Agent) pass(ctx context.Context) bool {
+	ports, err := a.dataplane.Actual(ctx)
+	if err != nil {
+		a.ail("dataplane", err)
+		return false
+	}
+	a.ail("dataplane", nil)
+	routes, err := a.speaker.Actual(ctx)
+	if err != nil {
+		a.ail("speaker", err)
+		return false
+	}
+	a.ail("speaker", nil)
+
+	pl := decide(a.wanted(), ports, routes, a.mayPrune())
+	well := true
+	for _, r := range pl.repairs {
+		a.log.Info("repair", "vm", r.vm, "why", r.why)
+		if err := a.redo(ctx, r.vm, r.down); err != nil && ctx.Err() == nil {
+			a.log.Warn("repair", "vm", r.vm, "err", err)
+			well = false
+		}
+	}
+	return a.prune(ctx, pl) && well
+}
+
+// prune removes what nobody wants. It reports whether there was nothing to
+// remove: a guest may come while it works, so another pass looks again.
+func (a *Agent) prune(ctx context.Context, pl plan) bool {
+	if len(pl.routes) == 0 && len(pl.ports) == 0 {
+		a.ail("prune", nil)
+		return true
+	}
+	vms := map[string]bool{}
+	for _, p := range pl.ports {
+		vms[p.VM] = true
+	}
+	// In one order, so that two who lock several guests cannot wait for each other.
+	for _, vm := range sortedKeys(vms) {
+		defer a.guestLocks.lock(vm)()
+	}
+	var ports []string
+	var routes []netip.Prefix
+	a.mu.Lock()
+	for _, p := range pl.ports {
+		if _, claimed := a.claims.ports[p.Name]; !claimed {
+			ports = append(ports, p.Name)
+		}
+	}
+	for _, r := range pl.routes {
+		if _, claimed := a.claims.prefixes[r]; !claimed {
+			routes = append(routes, r)
+		}
+	}
+	a.mu.Unlock()
+	var err error
+	if len(routes) > 0 {
+		a.log.Info("withdraw what no guest has", "prefix", routes[0], "prefixes", len(routes))
+		err = a.speaker.Remove(ctx, routes...)
+	}
+	if len(ports) > 0 {
+		a.log.Info("remove ports that no guest has", "port", ports[0], "ports", len(ports))
+		err = errors.Join(err, a.dataplane.Remove(ctx, ports...))
+	}
+	a.ail("prune", err)
+	return false
+}
+
+func (a *Agent) mayPrune() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !a.noPrune && len(a.unlisted) == 0
+}
+
+// wanted is the planner's view of the guests.
+func (a *Agent) wanted() map[string]wanted {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(a.handled, func(_ string, at time.Time) bool { return now.Sub(at) > handledMemory })
+	maps.DeleteFunc(a.expected, func(_ string, at time.Time) bool { return now.Sub(at) > expectation })
+	view := make(map[string]wanted, len(a.guests))
+	for name, g := range a.guests {
+		w := wanted{managed: g.want.VM.Origin != "", retry: g.trouble != nil || g.want.State == Absent, down: g.down}
+		if g.want.State != Absent {
+			w.ports, w.live = g.want.VM.Ports(&a.cluster), g.want.State == Live && !a.draining
+		}
+		view[name] = w
+	}
+	return view
+}
+
+// follow keeps step with one source until ctx ends.
+func (a *Agent) follow(ctx context.Context, s Source) {
+	for ctx.Err() == nil {
+		began := time.Now()
+		guests, err := s.Guests(ctx)
+		if err != nil {
+			// Whether that is a problem, the source itself knows best: see Diagnoser.
+			a.log.Debug("source does not answer", "source", s.Name(), "err", err)
+			pause(ctx, listRetry)
+			continue
+		}
+		a.reconcile(ctx, s.Name(), guests, began)
+		a.followChanges(ctx, s)
+	}
+}
+
+// followChanges applies changes until some may have been missed, or it is time
+// for a full list again.
+func (a *Agent) followChanges(ctx context.Context, s Source) {
+	relist := time.NewTimer(listEvery)
+	defer relist.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-relist.C:
+			return
+		case c := <-s.Changes():
+			if c.Lost {
+				return
+			}
+			a.heed(ctx, c.Guest)
+		}
+	}
+}
+
+// reconcile applies a full list. Guests of the source that are not in it are
+// gone, but for those that were handled while it was made.
+func (a *Agent) reconcile(ctx context.Context, source string, guests []Desired, began time.Time) {
+	listed := map[string]bool{}
+	for _, d := range guests {
+		listed[d.VM.Name] = true
+		if d.Since.IsZero() {
+			d.Since = began
+		}
+		a.heed(ctx, d)
+	}
+	var gone []string
+	a.mu.Lock()
+	for name, g := range a.guests {
+		if g.want.VM.Origin == source && !listed[name] && a.handled[name].Before(began.Add(-listGrace)) {
+			gone = append(gone, name)
+		}
+	}
+	a.mu.Unlock()
+	for _, name := range gone {
+		a.log.Info("guest is gone", "vm", name, "source", source)
+		a.heed(ctx, Desired{VM: VM{Name: name, Origin: source}, State: Absent, Since: began})
+	}
+	a.mu.Lock()
+	delete(a.unlisted, source)
+	a.mu.Unlock()
+	a.poke()
+}
+
+// heed applies what a source says of one guest. A source raises a guest, or
+// says that it is gone; going down in steps is for the hooks.
+func (a *Agent) heed(ctx context.Context, d Desired) {
+	name := d.VM.Name
+	a.mu.Lock()
+	g, known := a.guests[name]
+	same := known && g.want.State >= d.State && g.trouble == nil && sameVM(g.want.VM, d.VM) && (d.State != Live || !g.want.Incoming)
+	ours := known && g.want.VM.Origin == d.VM.Origin
+	stale := a.handled[name].After(d.Since)
+	a.mu.Unlock()
+	var err error
+	switch {
+	case stale:
+		return
+	case d.State == Absent:
+		if ours {
+			err = a.remove(ctx, name)
+		}
+	case same:
+		a.ail("guest "+name, nil)
+		return
+	default:
+		err = a.bring(ctx, d.VM, request{asOf: d.Since, settle: func(prev Desired, known, incoming bool) (State, bool) {
+			if d.State == Live || known && prev.State == Live {
+				return Live, false
+			}
+			return Wired, incoming || known && prev.Incoming
+		}})
+	}
+	if errors.Is(err, ErrRefused) {
+		a.log.Warn("guest runs, but is refused", "vm", name, "err", err)
+		a.ail("guest "+name, err)
+		return
+	}
+	a.ail("guest "+name, nil)
+	if err != nil {
+		a.log.Warn("guest not as wanted yet", "vm", name, "err", err)
+	}
+}
+
+// ail notes, or with nil clears, a problem of the node.
+func (a *Agent) ail(about string, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err == nil {
+		delete(a.ailments, about)
+		return
+	}
+	a.ailments[about] = oneLine(err)
+}
+
+func sameVM(a, b VM) bool {
+	if a.Name != b.Name || a.UUID != b.UUID || a.Origin != b.Origin || len(a.NICs) != len(b.NICs) {
+		return false
+	}
+	for i := range a.NICs {
+		x, y := a.NICs[i], b.NICs[i]
+		if x.Kind != y.Kind || x.MAC != y.MAC || x.Queues != y.Queues || x.MTU != y.MTU ||
+			len(x.Addresses) != len(y.Addresses) || len(without(x.Prefixes(), y.Prefixes())) > 0 || len(x.Routes) != len(y.Routes) {
+			return false
+		}
+	}
+	return true
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -1,0 +1,151 @@
+package fabric
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// PortEntry is one port in the list that people and programs see.
+type PortEntry struct {
+	VM        string         `json:"vm"`
+	Port      string         `json:"port"`
+	Kind      Kind           `json:"kind"`
+	State     State          `json:"state"` // Wired or Live, as it is, not as it is wanted
+	Addresses []netip.Addr   `json:"addresses"`
+	Routes    []netip.Prefix `json:"routes"`
+	Since     time.Time      `json:"since"`
+	Origin    string         `json:"origin,omitempty"`
+	Trouble   string         `json:"trouble,omitempty"` // why the port is not as it is wanted
+}
+
+// SourceStatus is how a [Source] fares.
+type SourceStatus struct {
+	Name      string    `json:"name"`
+	Connected bool      `json:"connected"`
+	Since     time.Time `json:"since,omitzero"`      // of the connection, or of its absence
+	LastEvent time.Time `json:"last_event,omitzero"` // zero before the first
+	Guests    int       `json:"guests"`              // of ours, seen running
+}
+
+// SourceReporter is implemented by a [Source] that can tell how it fares.
+type SourceReporter interface {
+	Status() SourceStatus
+}
+
+// Status is the health of a node.
+type Status struct {
+	Cluster  string         `json:"cluster"`
+	Node     string         `json:"node"`
+	Healthy  bool           `json:"healthy"` // no problems
+	Draining bool           `json:"draining,omitempty"`
+	Since    time.Time      `json:"since"` // start of the agent
+	Sessions []Session      `json:"sessions"`
+	Sources  []SourceStatus `json:"sources"`
+	Ports    int            `json:"ports"`
+	Live     int            `json:"live"`     // ports whose guest is announced
+	Problems []string       `json:"problems"` // one line each: the thing, the reason, the way out
+}
+
+// List gives every port that is wanted on this node, by VM name and index.
+func (a *Agent) List(context.Context) ([]PortEntry, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	entries := make([]PortEntry, 0, len(a.guests))
+	for _, name := range sortedKeys(a.guests) {
+		g := a.guests[name]
+		if g.want.State == Absent {
+			continue
+		}
+		for _, p := range g.want.VM.Ports(&a.cluster) {
+			state := Wired
+			if g.announced && !g.down[p.Index] {
+				state = Live
+			}
+			e := PortEntry{
+				VM: name, Port: p.Name, Kind: p.NIC.Kind, State: state,
+				Addresses: slices.Clone(p.NIC.Addresses), Routes: slices.Clone(p.NIC.Routes),
+				Since: g.want.Since, Origin: g.want.VM.Origin, Trouble: g.troubleText(),
+			}
+			if e.Routes == nil {
+				e.Routes = []netip.Prefix{}
+			}
+			entries = append(entries, e)
+		}
+	}
+	return entries, nil
+}
+
+// Status gives the health of the node. An error means that a backend did not
+// answer; the status is filled in as far as it is known.
+func (a *Agent) Status(ctx context.Context) (Status, error) {
+	st := Status{
+		Cluster: a.cluster.Name, Node: a.node, Since: a.began,
+		Sessions: []Session{}, Sources: []SourceStatus{}, Problems: []string{},
+	}
+	a.mu.Lock()
+	st.Draining = a.draining
+	for _, name := range sortedKeys(a.guests) {
+		g := a.guests[name]
+		if g.want.State != Absent {
+			st.Ports += len(g.want.VM.NICs)
+		}
+		if g.announced {
+			st.Live += len(g.want.VM.NICs) - len(g.down)
+		}
+		if text := g.troubleText(); text != "" {
+			st.Problems = append(st.Problems, fmt.Sprintf("guest %s: %s", name, text))
+		}
+	}
+	for _, key := range sortedKeys(a.ailments) {
+		st.Problems = append(st.Problems, a.ailments[key])
+	}
+	a.mu.Unlock()
+	if st.Draining {
+		st.Problems = append(st.Problems, "draining: nothing is announced and new guests are refused; restart the agent to end it")
+	}
+
+	var err error
+	if l, ok := a.speaker.(SessionLister); ok {
+		var sessions []Session
+		if sessions, err = l.Sessions(ctx); err != nil {
+			st.Problems = append(st.Problems, fmt.Sprintf("speaker: %v", err))
+		}
+		st.Sessions = append(st.Sessions, sessions...)
+		for _, s := range sessions {
+			if s.State != "established" {
+				st.Problems = append(st.Problems, fmt.Sprintf(
+					"session with %s (%s) is %s since %s; check that the reflector runs, knows this node and has the same AS number and password",
+					s.Peer, s.Address, s.State, s.Since.Format(time.TimeOnly)))
+			}
+		}
+	}
+	for _, backend := range a.backends() {
+		if d, ok := backend.(Diagnoser); ok {
+			st.Problems = append(st.Problems, d.Diagnose()...)
+		}
+		if s, ok := backend.(SourceReporter); ok {
+			st.Sources = append(st.Sources, s.Status())
+		}
+	}
+	st.Healthy = len(st.Problems) == 0
+	return st, err
+}
+
+func (a *Agent) backends() []any {
+	all := []any{a.dataplane, a.speaker, a.store}
+	for _, s := range a.sources {
+		all = append(all, s)
+	}
+	return all
+}
+
+func (g *guest) troubleText() string {
+	if g.trouble == nil {
+		return ""
+	}
+	return strings.ReplaceAll(g.trouble.Error(), "\n", "; ")
+}

@@ -1,0 +1,225 @@
+package fabric
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Limits on what one guest may ask for. They are far beyond what a
+// hypervisor's machine types can plug, and bound the work of one request.
+const (
+	MaxNICs      = 64  // NICs of a guest
+	MaxAddresses = 256 // addresses, and likewise routed prefixes, of a NIC
+	MaxNameBytes = 180 // so that the mark of a port fits a link alias (IFALIASZ, 256)
+)
+
+// State is how far a guest is brought up on this node. States are ordered;
+// each includes the work of the one before. The zero value is invalid, so
+// that a forgotten field cannot remove a guest.
+type State uint8
+
+// The states of a guest on a node.
+const (
+	Absent State = iota + 1 // no port, no route, no announcement
+	Wired                   // port up, addressed and routed; not announced
+	Live                    // wired and announced
+)
+
+var stateNames = [...]string{Absent: "absent", Wired: "wired", Live: "live"}
+
+// String gives "absent", "wired" or "live".
+func (s State) String() string {
+	if s < Absent || s > Live {
+		return fmt.Sprintf("State(%d)", uint8(s))
+	}
+	return stateNames[s]
+}
+
+// MarshalText implements encoding.TextMarshaler; the zero State is an error.
+func (s State) MarshalText() ([]byte, error) {
+	if s < Absent || s > Live {
+		return nil, fmt.Errorf("state %d is not one of absent, wired, live", uint8(s))
+	}
+	return []byte(stateNames[s]), nil
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *State) UnmarshalText(b []byte) error {
+	for v := Absent; v <= Live; v++ {
+		if stateNames[v] == string(b) {
+			*s = v
+			return nil
+		}
+	}
+	return fmt.Errorf("state %q is not one of absent, wired, live", b)
+}
+
+// Kind says who makes a port's link, and of what type.
+type Kind string
+
+// The kinds of port.
+const (
+	Tap   Kind = "tap"   // the fabric makes a persistent tap; a hypervisor opens it
+	Veth  Kind = "veth"  // the fabric makes a veth pair; the peer end is for a container
+	Adopt Kind = "adopt" // somebody else makes and removes the link; the fabric takes it over when it is there
+)
+
+// ParseKind reads the name of a kind.
+func ParseKind(s string) (Kind, error) {
+	switch k := Kind(s); k {
+	case Tap, Veth, Adopt:
+		return k, nil
+	}
+	return "", fmt.Errorf("kind %q is not one of tap, veth, adopt", s)
+}
+
+// VM is a guest: a KVM domain, an LXD instance, or anything else behind a port.
+type VM struct {
+	Name   string `json:"name"`             // unique on the node
+	UUID   string `json:"uuid,omitempty"`   // the hypervisor's, for people
+	Origin string `json:"origin,omitempty"` // the [Source] that knows the guest, such as "libvirt"; empty when attached by hand
+	NICs   []NIC  `json:"nics"`             // the n-th is port <name>_net<n>
+}
+
+// NIC is one network interface of a guest, and what is routed to it.
+type NIC struct {
+	Addresses []netip.Addr   `json:"addresses"`
+	Routes    []netip.Prefix `json:"routes,omitempty"` // prefixes behind the guest, reached through its first address of that family
+	Kind      Kind           `json:"kind,omitempty"`   // empty: Tap
+	MAC       MAC            `json:"mac,omitzero"`     // the guest's own, where the hypervisor tells
+	Queues    int            `json:"queues,omitempty"` // of a multi-queue tap; 0 and 1: a single queue
+	MTU       int            `json:"mtu,omitempty"`    // bytes; 0: the kernel's default
+}
+
+// Desired is a guest as it is wanted on this node: what a [Store] keeps and a
+// [Source] reports.
+type Desired struct {
+	VM       VM        `json:"vm"`
+	State    State     `json:"state"`
+	Incoming bool      `json:"incoming,omitempty"` // a migration to this node is under way: not live before its cutover
+	Since    time.Time `json:"since"`              // when State last changed
+	Boot     string    `json:"boot,omitempty"`     // the boot of the machine in which it was wanted
+}
+
+// Route is a prefix that this node announces, with itself as next hop.
+type Route struct {
+	Prefix netip.Prefix
+}
+
+// Validate reports the first thing that is wrong with the guest on its own,
+// whatever the cluster: nil means that its name and NICs are well formed.
+func (v VM) Validate() error {
+	if err := validateVMName(v.Name); err != nil {
+		return err
+	}
+	if len(v.NICs) > MaxNICs {
+		return fmt.Errorf("%d NICs; a guest has at most %d", len(v.NICs), MaxNICs)
+	}
+	seen := map[netip.Prefix]int{}
+	for n, nic := range v.NICs {
+		if len(nic.Addresses) > MaxAddresses || len(nic.Routes) > MaxAddresses {
+			return fmt.Errorf("NIC %d: more than %d addresses or routes", n, MaxAddresses)
+		}
+		if len(nic.Addresses) == 0 {
+			return fmt.Errorf("NIC %d: no address; give it at least one from the pools", n)
+		}
+		switch nic.Kind {
+		case "", Tap, Veth, Adopt:
+		default:
+			return fmt.Errorf("NIC %d: kind %q is not one of tap, veth, adopt", n, nic.Kind)
+		}
+		if nic.MTU != 0 && (nic.MTU < 1280 || nic.MTU > 65521) {
+			return fmt.Errorf("NIC %d: MTU %d is out of range; IPv6 needs 1280, a tap takes at most 65521", n, nic.MTU)
+		}
+		for _, p := range nic.Prefixes() {
+			if first, dup := seen[p]; dup {
+				return fmt.Errorf("NIC %d: %s is given twice (also to NIC %d); remove one", n, pretty(p), first)
+			}
+			seen[p] = n
+		}
+		for _, r := range nic.Routes {
+			switch {
+			case r != r.Masked():
+				return fmt.Errorf("NIC %d: route %s has bits beyond its length; write %s", n, r, r.Masked())
+			case r.Bits() == 0:
+				return fmt.Errorf("NIC %d: route %s is the whole Internet; route a prefix that is yours", n, r)
+			case !nic.Via(r).IsValid():
+				return fmt.Errorf("NIC %d: route %s has no address of its family to be routed through; add one to the NIC", n, r)
+			}
+		}
+	}
+	return nil
+}
+
+func validateVMName(s string) error {
+	switch {
+	case s == "":
+		return fmt.Errorf("the VM has no name")
+	case len(s) > MaxNameBytes:
+		return fmt.Errorf("VM name of %d bytes; at most %d", len(s), MaxNameBytes)
+	case !utf8.ValidString(s):
+		return fmt.Errorf("VM name %q is not UTF-8", s)
+	case s == "." || s == ".." || strings.ContainsRune(s, '/'):
+		return fmt.Errorf("VM name %q: '/', '.' and '..' cannot be names; rename the VM", s)
+	case strings.ContainsFunc(s, unicode.IsControl):
+		return fmt.Errorf("VM name %q has control characters; rename the VM", s)
+	}
+	return nil
+}
+
+// Prefixes lists what the NIC receives: its addresses as host prefixes, then
+// its routed prefixes. These are announced while the guest is live.
+func (n NIC) Prefixes() []netip.Prefix {
+	ps := make([]netip.Prefix, 0, len(n.Addresses)+len(n.Routes))
+	for _, a := range n.Addresses {
+		ps = append(ps, HostPrefix(a))
+	}
+	return append(ps, n.Routes...)
+}
+
+// Via gives the NIC's first address of the family of p, through which p is
+// routed, or the zero Addr.
+func (n NIC) Via(p netip.Prefix) netip.Addr {
+	for _, a := range n.Addresses {
+		if a.Is4() == p.Addr().Is4() {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// Ports lists the guest's ports in a cluster.
+func (v VM) Ports(c *Cluster) []Port {
+	ports := make([]Port, len(v.NICs))
+	for n, nic := range v.NICs {
+		if nic.Kind == "" {
+			nic.Kind = Tap
+		}
+		ports[n] = Port{Name: PortName(v.Name, n), Cluster: c.Name, VM: v.Name, Index: n, NIC: nic, Gateway: c.Gateway}
+	}
+	return ports
+}
+
+// Prefixes lists what all NICs of the guest receive.
+func (v VM) Prefixes() []netip.Prefix {
+	var ps []netip.Prefix
+	for _, n := range v.NICs {
+		ps = append(ps, n.Prefixes()...)
+	}
+	return ps
+}
+
+// HostPrefix gives the /32 or /128 of an address.
+func HostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// pretty writes a host prefix as the address that people know.
+func pretty(p netip.Prefix) string {
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
+}
