@@ -141,7 +141,7 @@ func (a *Agent) Started(ctx context.Context, vm VM) error {
 // Expect remembers that a guest is about to arrive by migration. It changes
 // nothing, least of all a guest of that name that is here already.
 func (a *Agent) Expect(_ context.Context, vm string) error {
-	if err := validateVMName(vm); err != nil {
+	if err := ValidateName(vm); err != nil {
 		return refusal{err}
 	}
 	a.mu.Lock()

@@ -113,7 +113,7 @@ type Route struct {
 // Validate reports the first thing that is wrong with the guest on its own,
 // whatever the cluster: nil means that its name and NICs are well formed.
 func (v VM) Validate() error {
-	if err := validateVMName(v.Name); err != nil {
+	if err := ValidateName(v.Name); err != nil {
 		return err
 	}
 	if len(v.NICs) > MaxNICs {
@@ -155,7 +155,8 @@ func (v VM) Validate() error {
 	return nil
 }
 
-func validateVMName(s string) error {
+// ValidateName reports what keeps s from being the name of a VM.
+func ValidateName(s string) error {
 	switch {
 	case s == "":
 		return fmt.Errorf("the VM has no name")

@@ -47,7 +47,8 @@ type Speaker struct {
 
 	mu     sync.Mutex
 	routes map[netip.Prefix]fabric.Route
-	since  map[string]time.Time // of the sessions' states, by peer address
+	up     map[string]bool      // which sessions are established, by peer address
+	since  map[string]time.Time // when that last changed
 	closed bool
 }
 
@@ -56,7 +57,7 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 	s := &Speaker{
 		cluster: cfg.Cluster, node: cfg.Node, log: slog.New(slog.DiscardHandler),
 		changed: make(chan struct{}, 1),
-		routes:  map[netip.Prefix]fabric.Route{}, since: map[string]time.Time{},
+		routes:  map[netip.Prefix]fabric.Route{}, up: map[string]bool{}, since: map[string]time.Time{},
 	}
 	for _, o := range opts {
 		o(s)
@@ -110,7 +111,7 @@ func (s *Speaker) Open(ctx context.Context) error {
 		if !source.IsValid() {
 			return fmt.Errorf("reflector %s: %s: node %s has no address of that family", rr.Name, rr.Address, s.node.Name)
 		}
-		s.setSince(rr.Address.String())
+		s.note(rr.Address.String(), false)
 		if err := s.bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: s.peer(rr, source, resumed)}); err != nil {
 			return fmt.Errorf("reflector %s: %w", rr.Name, err)
 		}
@@ -186,17 +187,25 @@ func (s *Speaker) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, at time.Ti
 	if e.Type != apiutil.PEER_EVENT_STATE {
 		return
 	}
-	s.setSince(e.Peer.State.NeighborAddress.String())
+	if !s.note(e.Peer.State.NeighborAddress.String(), e.Peer.State.SessionState == bgp.BGP_FSM_ESTABLISHED) {
+		return
+	}
 	select {
 	case s.changed <- struct{}{}:
 	default:
 	}
 }
 
-func (s *Speaker) setSince(peer string) {
+// note takes the state of a session and reports whether it is news: a session
+// that is down goes through several states over and over.
+func (s *Speaker) note(peer string, up bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.since[peer] = time.Now()
+	if _, known := s.since[peer]; known && s.up[peer] == up {
+		return false
+	}
+	s.up[peer], s.since[peer] = up, time.Now()
+	return true
 }
 
 // Actual implements [fabric.Speaker], in the order of the prefixes.

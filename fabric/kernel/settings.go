@@ -151,3 +151,12 @@ func hasIPv6() bool {
 	_, err := os.Stat(sysctlRoot + "ipv6/conf")
 	return err == nil
 }
+
+// BootID names this boot of the machine (random(4)); empty where it cannot be read.
+func BootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}

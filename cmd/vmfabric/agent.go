@@ -1,0 +1,226 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/clusterfile"
+	"github.com/vmfabric/vmfabric/fabric/disk"
+	"github.com/vmfabric/vmfabric/fabric/gobgp"
+	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"github.com/vmfabric/vmfabric/fabric/libvirt"
+	"github.com/vmfabric/vmfabric/hooks"
+	"golang.org/x/sync/errgroup"
+)
+
+type agentFlags struct {
+	config, node, state, libvirt, logLevel, logFormat string
+	drain                                             bool
+}
+
+func agentCommand(t *tool) *cobra.Command {
+	var f agentFlags
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run the resident agent of this node",
+		Long: `The agent holds the BGP sessions, the ports and the wanted state of this node.
+When it stops, ports and routes stay, and the reflectors keep the node's
+announcements for the graceful restart time: an upgrade is a restart.
+
+To take a node out of service, withdraw on purpose: vmfabric agent --drain asks
+the agent that runs to withdraw everything and to refuse new guests.`,
+		Example: `  vmfabric agent
+  vmfabric agent --config ./cluster.yaml --node node1 --state ./state --socket ./agent.sock
+  vmfabric agent --drain`,
+		Args: arguments(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.drain {
+				if _, err := t.call(cmd.Context(), hooks.Request{Op: hooks.Drain}); err != nil {
+					return err
+				}
+				fmt.Fprintln(cmd.OutOrStdout(), "everything is withdrawn; new guests are refused until the agent is started anew")
+				return nil
+			}
+			log, err := newLogger(cmd.ErrOrStderr(), f.logLevel, f.logFormat)
+			if err != nil {
+				return usageError{err}
+			}
+			return runAgent(cmd.Context(), f, t.socket, log)
+		},
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&f.config, "config", defaultConfig, "the cluster file")
+	fl.StringVar(&f.node, "node", "", "which of the cluster's nodes this is (default: the host name)")
+	fl.StringVar(&f.state, "state", "/var/lib/vmfabric", "the directory of the wanted state")
+	fl.StringVar(&f.libvirt, "libvirt", "auto", "libvirt to follow: auto, off, or the path of its socket")
+	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	fl.StringVar(&f.logFormat, "log-format", "text", "text or json")
+	fl.BoolVar(&f.drain, "drain", false, "ask the agent that runs to withdraw everything on purpose")
+	return cmd
+}
+
+func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level: %q is not one of debug, info, warn, error", level)
+	}
+	opts := &slog.HandlerOptions{Level: l}
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, opts)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, opts)), nil
+	}
+	return nil, fmt.Errorf("--log-format: %q is not one of text, json", format)
+}
+
+func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger) (err error) {
+	cluster, err := clusterfile.Load(f.config)
+	if err != nil {
+		return err
+	}
+	for _, w := range clusterfile.Warnings(cluster) {
+		log.Warn(w, "config", f.config)
+	}
+	node, err := thisNode(&cluster, f.node)
+	if err != nil {
+		return err
+	}
+	if !node.Address6.IsValid() {
+		if node.Address6 = underlay6(node.Address); node.Address6.IsValid() {
+			log.Info("next hop for IPv6 is the underlay interface's address", "address", node.Address6)
+		}
+	}
+
+	// Whoever holds the socket is the agent: before anything is touched.
+	listener, err := hooks.Listen(socket)
+	if err != nil {
+		return err
+	}
+	closing := func(c io.Closer) { err = errors.Join(err, ignoreClosed(c.Close())) }
+	defer closing(listener)
+	store, err := disk.Open(f.state)
+	if err != nil {
+		return err
+	}
+	defer closing(store)
+	dataplane, err := kernel.New(kernel.Config{Cluster: cluster.Name}, kernel.WithLogger(log))
+	if err != nil {
+		return err
+	}
+	defer closing(dataplane)
+	speaker, err := gobgp.New(gobgp.Config{Cluster: cluster, Node: node}, gobgp.WithLogger(log))
+	if err != nil {
+		return err
+	}
+	defer closing(speaker)
+
+	ctx, cancel := context.WithCancel(ctx)
+	group, ctx := errgroup.WithContext(ctx)
+	defer func() {
+		cancel()
+		err = errors.Join(err, group.Wait())
+	}()
+	options := []fabric.Option{fabric.WithLogger(log), fabric.WithBoot(kernel.BootID())}
+	if f.libvirt != "off" {
+		cfg := libvirt.Config{Logger: log}
+		if f.libvirt != "auto" {
+			cfg.Socket = f.libvirt
+		}
+		source := libvirt.New(cfg)
+		group.Go(func() error { return source.Run(ctx) })
+		options = append(options, fabric.WithSources(source))
+	}
+	agent, err := fabric.New(fabric.Config{
+		Cluster: cluster, Node: node.Name, Dataplane: dataplane, Speaker: speaker, Store: store,
+	}, options...)
+	if err == nil {
+		err = agent.Adopt(ctx)
+	}
+	if err == nil {
+		err = speaker.Open(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	group.Go(func() error { return agent.Run(ctx) })
+	group.Go(func() error { return hooks.Serve(ctx, listener, agent, log) })
+	log.Info("ready", "cluster", cluster.Name, "node", node.Name, "socket", socket, "version", version)
+	notify(log, daemon.SdNotifyReady)
+	<-ctx.Done()
+	notify(log, daemon.SdNotifyStopping)
+	log.Info("stopping; ports and routes stay")
+	return nil
+}
+
+// thisNode finds the node by name, or by the host name, long or short.
+func thisNode(c *fabric.Cluster, name string) (fabric.Node, error) {
+	if name != "" {
+		return c.Node(name)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return fabric.Node{}, fmt.Errorf("host name: %w; name the node with --node", err)
+	}
+	if n, err := c.Node(host); err == nil {
+		return n, nil
+	}
+	short, _, _ := strings.Cut(host, ".")
+	return c.Node(short)
+}
+
+// underlay6 finds the IPv6 address of the interface that has the node's IPv4
+// address: the next hop of IPv6 routes where the cluster file names none.
+func underlay6(v4 netip.Addr) netip.Addr {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return netip.Addr{}
+	}
+	for _, i := range interfaces {
+		addrs, err := i.Addrs()
+		if err != nil {
+			continue
+		}
+		var has bool
+		var v6 netip.Addr
+		for _, a := range addrs {
+			p, err := netip.ParsePrefix(a.String())
+			if err != nil {
+				continue
+			}
+			has = has || p.Addr() == v4
+			if p.Addr().Is6() && p.Addr().IsGlobalUnicast() && !v6.IsValid() {
+				v6 = p.Addr()
+			}
+		}
+		if has {
+			return v6
+		}
+	}
+	return netip.Addr{}
+}
+
+// notify tells systemd, where it started us.
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("systemd not notified", "err", err)
+	}
+}
+
+// ignoreClosed drops the complaint about what the orderly way closed already.
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}

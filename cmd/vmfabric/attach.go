@@ -1,0 +1,123 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/hooks"
+)
+
+func attachCommand(t *tool) *cobra.Command {
+	var addresses, routes []string
+	var kind, mac string
+	var wired bool
+	cmd := &cobra.Command{
+		Use:   "attach VM --address A[,A]",
+		Short: "Give a guest its port and announce its addresses",
+		Long: `Attach does by hand what the hypervisor's hook does at a guest's start: it
+makes the port VM_net0, routes the addresses to it and announces them. It may be
+repeated, also to change a guest's addresses.
+
+  tap    a tap that a hypervisor such as QEMU opens (the default)
+  veth   a veth pair; its other end, VM_peer0, is for a container or a namespace
+  adopt  a link of that name that somebody else made and removes`,
+		Example: `  vmfabric attach web --address 203.0.113.10,2001:db8:100::10
+  vmfabric attach box --kind veth --address 203.0.113.11 --route 198.51.100.0/29`,
+		Args: arguments(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			nic, err := parseNIC(addresses, routes, kind, mac)
+			if err != nil {
+				return usageError{err}
+			}
+			vm := fabric.VM{Name: args[0], NICs: []fabric.NIC{nic}}
+			req := hooks.Request{Op: hooks.Live, VM: vm}
+			if wired {
+				req.Op = hooks.Wire
+			}
+			if _, err := t.call(cmd.Context(), req); err != nil {
+				return err
+			}
+			return t.printPorts(cmd, vm.Name)
+		},
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&addresses, "address", nil, "the guest's addresses, IPv4 and IPv6, from the pools")
+	f.StringSliceVar(&routes, "route", nil, "prefixes behind the guest, routed through its address")
+	f.StringVar(&kind, "kind", string(fabric.Tap), "tap, veth or adopt")
+	f.StringVar(&mac, "mac", "", "the guest's own MAC address, where it is known")
+	f.BoolVar(&wired, "wired", false, "make the port, announce nothing")
+	_ = cmd.MarkFlagRequired("address")
+	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions([]string{"tap", "veth", "adopt"}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+func parseNIC(addresses, routes []string, kind, mac string) (fabric.NIC, error) {
+	k, err := fabric.ParseKind(kind)
+	if err != nil {
+		return fabric.NIC{}, fmt.Errorf("--kind: %w", err)
+	}
+	nic := fabric.NIC{Kind: k}
+	if mac != "" {
+		if nic.MAC, err = fabric.ParseMAC(mac); err != nil {
+			return fabric.NIC{}, fmt.Errorf("--mac: %w", err)
+		}
+	}
+	for _, s := range addresses {
+		a, err := netip.ParseAddr(strings.TrimSpace(s))
+		if err != nil {
+			return fabric.NIC{}, fmt.Errorf("--address: %q is not an address; write 203.0.113.10 or 2001:db8:100::10, without a length", s)
+		}
+		nic.Addresses = append(nic.Addresses, a)
+	}
+	for _, s := range routes {
+		p, err := netip.ParsePrefix(strings.TrimSpace(s))
+		if err != nil {
+			return fabric.NIC{}, fmt.Errorf("--route: %q is not a prefix; write 198.51.100.0/29", s)
+		}
+		nic.Routes = append(nic.Routes, p)
+	}
+	return nic, nil
+}
+
+func detachCommand(t *tool) *cobra.Command {
+	return &cobra.Command{
+		Use:   "detach VM",
+		Short: "Withdraw a guest's addresses, then remove its port",
+		Long: `Detach withdraws the guest's addresses, then removes its ports. A guest that is
+not attached is no error. A guest that a hypervisor still runs comes back when
+the agent next looks at that hypervisor: stop it there instead.`,
+		Example:           "  vmfabric detach web",
+		Args:              arguments(cobra.ExactArgs(1)),
+		ValidArgsFunction: t.completeVM,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			_, err := t.call(cmd.Context(), hooks.Request{Op: hooks.Remove, VM: fabric.VM{Name: args[0]}})
+			if err != nil {
+				return err
+			}
+			if done, err := t.print(cmd, map[string]string{"vm": args[0], "state": fabric.Absent.String()}); done {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: absent\n", args[0])
+			return nil
+		},
+	}
+}
+
+// completeVM offers the guests of the agent for a shell's completion.
+func (t *tool) completeVM(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	reply, err := t.call(cmd.Context(), hooks.Request{Op: hooks.List})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, p := range reply.Ports {
+		names = append(names, p.VM)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

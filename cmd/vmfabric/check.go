@@ -1,0 +1,111 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/clusterfile"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+const defaultConfig = "/etc/vmfabric/cluster.yaml"
+
+func checkCommand(t *tool) *cobra.Command {
+	var config string
+	cmd := &cobra.Command{
+		Use:   "check [FILE]",
+		Short: "Check a cluster file; no side effects",
+		Example: `  vmfabric check
+  vmfabric check ./cluster.yaml --json`,
+		Args: arguments(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				config = args[0]
+			}
+			c, err := clusterfile.Load(config)
+			report := struct {
+				File     string   `json:"file"`
+				OK       bool     `json:"ok"`
+				Errors   []string `json:"errors"`
+				Warnings []string `json:"warnings"`
+			}{config, err == nil, []string{}, []string{}}
+			if err != nil {
+				report.Errors = strings.Split(err.Error(), "\n")
+			} else {
+				report.Warnings = append(report.Warnings, clusterfile.Warnings(c)...)
+			}
+			if done, perr := t.print(cmd, report); done {
+				if perr == nil && err != nil {
+					perr = errDegraded
+				}
+				return perr
+			}
+			if err != nil {
+				return err
+			}
+			for _, w := range report.Warnings {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: cluster %s is good: %d pools, %d reflectors, %d core gateways, %d nodes\n",
+				config, c.Name, len(c.Pools), len(c.Reflectors), len(c.Core), len(c.Nodes))
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", defaultConfig, "the cluster file")
+	return cmd
+}
+
+func portNameCommand(t *tool) *cobra.Command {
+	return &cobra.Command{
+		Use:   "port-name VM [N]",
+		Short: "Print the link name of a guest's n-th port; no side effects",
+		Example: `  vmfabric port-name sea_gold
+  vmfabric port-name a-rather-long-name 1`,
+		Args: arguments(cobra.RangeArgs(1, 2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			n := 0
+			if len(args) == 2 {
+				var err error
+				if n, err = strconv.Atoi(args[1]); err != nil || n < 0 || n >= fabric.MaxNICs {
+					return usageError{fmt.Errorf("%q is not a NIC number; give one from 0 to %d", args[1], fabric.MaxNICs-1)}
+				}
+			}
+			if err := fabric.ValidateName(args[0]); err != nil {
+				return err
+			}
+			p := fabric.Port{VM: args[0], Index: n}
+			name := fabric.PortName(args[0], n)
+			if done, err := t.print(cmd, map[string]any{
+				"vm": args[0], "nic": n, "port": name, "full": p.FullPortName(), "peer": fabric.PeerName(args[0], n),
+			}); done {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), name)
+			return nil
+		},
+	}
+}
+
+func versionCommand(t *tool) *cobra.Command {
+	return &cobra.Command{
+		Use:     "version",
+		Short:   "Print the version",
+		Example: "  vmfabric version --json",
+		Args:    arguments(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if done, err := t.print(cmd, map[string]string{
+				"version": version, "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH,
+			}); done {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "vmfabric %s (%s, %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return nil
+		},
+	}
+}

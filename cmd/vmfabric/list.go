@@ -1,0 +1,208 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/hooks"
+)
+
+func listCommand(t *tool) *cobra.Command {
+	return &cobra.Command{
+		Use:     "list",
+		Short:   "List the ports of this node",
+		Example: "  vmfabric list\n  vmfabric list --json | jq -r '.[] | select(.state != \"live\") | .vm'",
+		Args:    arguments(cobra.NoArgs),
+		RunE:    func(cmd *cobra.Command, _ []string) error { return t.printPorts(cmd, "") },
+	}
+}
+
+// printPorts prints all ports, or those of one guest.
+func (t *tool) printPorts(cmd *cobra.Command, vm string) error {
+	reply, err := t.call(cmd.Context(), hooks.Request{Op: hooks.List})
+	if err != nil {
+		return err
+	}
+	ports := reply.Ports
+	if vm != "" {
+		ports = slices.DeleteFunc(ports, func(p fabric.PortEntry) bool { return p.VM != vm })
+	}
+	if ports == nil {
+		ports = []fabric.PortEntry{}
+	}
+	if done, err := t.print(cmd, ports); done {
+		return err
+	}
+	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "VM\tPORT\tKIND\tSTATE\tADDRESSES\tROUTES\tSINCE")
+	for _, p := range ports {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.VM, p.Port, p.Kind, p.State,
+			join(p.Addresses), cmp.Or(join(p.Routes), "-"), ago(p.Since))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, p := range ports {
+		if p.Trouble != "" {
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", p.VM, p.Trouble)
+		}
+	}
+	return nil
+}
+
+func statusCommand(t *tool) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Tell the health of this node; exit 1 when it is degraded",
+		Example: `  vmfabric status
+  vmfabric status --json | jq -r '.problems[]'`,
+		Args: arguments(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			reply, err := t.call(cmd.Context(), hooks.Request{Op: hooks.Status})
+			if reply.Status == nil {
+				return err
+			}
+			st := *reply.Status
+			done, err := t.print(cmd, st)
+			if !done {
+				printStatus(cmd, st)
+			}
+			if err == nil && !st.Healthy {
+				err = errDegraded
+			}
+			return err
+		},
+	}
+}
+
+func printStatus(cmd *cobra.Command, st fabric.Status) {
+	out := cmd.OutOrStdout()
+	health := "healthy"
+	if !st.Healthy {
+		health = "degraded"
+	}
+	fmt.Fprintf(out, "%s of cluster %s is %s; agent up %s, %d ports, %d live\n", st.Node, st.Cluster, health, ago(st.Since), st.Ports, st.Live)
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	for _, s := range st.Sessions {
+		fmt.Fprintf(w, "  reflector %s\t%s\t%s\t%s\t%d advertised\n", s.Peer, s.Address, s.State, ago(s.Since), s.Advertised)
+	}
+	for _, s := range st.Sources {
+		state := "waiting for it"
+		if s.Connected {
+			state = "connected"
+		}
+		last := "no event yet"
+		if !s.LastEvent.IsZero() {
+			last = "last event " + ago(s.LastEvent) + " ago"
+		}
+		fmt.Fprintf(w, "  %s\t%s\t%d guests\t%s\n", s.Name, state, s.Guests, last)
+	}
+	w.Flush()
+	for _, p := range st.Problems {
+		fmt.Fprintf(out, "  ! %s\n", p)
+	}
+}
+
+// whyCommand follows one address from its pool to the reflectors.
+func whyCommand(t *tool) *cobra.Command {
+	return &cobra.Command{
+		Use:   "why ADDRESS",
+		Short: "Follow one address step by step and name the first that is missing",
+		Example: `  vmfabric why 203.0.113.10
+  vmfabric why 2001:db8:100::10 --json`,
+		Args: arguments(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a, err := netip.ParseAddr(args[0])
+			if err != nil {
+				return usageError{fmt.Errorf("%q is not an address; write 203.0.113.10 or 2001:db8:100::10", args[0])}
+			}
+			list, err := t.call(cmd.Context(), hooks.Request{Op: hooks.List})
+			if err != nil {
+				return err
+			}
+			status, err := t.call(cmd.Context(), hooks.Request{Op: hooks.Status})
+			if status.Status == nil {
+				return err
+			}
+			steps := explain(a, list.Ports, *status.Status)
+			bad := slices.ContainsFunc(steps, func(s step) bool { return !s.Good })
+			done, err := t.print(cmd, steps)
+			if !done {
+				for _, s := range steps {
+					fmt.Fprintf(cmd.OutOrStdout(), "%s %s: %s\n", map[bool]string{true: "ok     ", false: "MISSING"}[s.Good], s.Step, s.Text)
+				}
+			}
+			if err == nil && bad {
+				err = errDegraded
+			}
+			return err
+		},
+	}
+}
+
+// step is one on the way of an address from its guest to the reflectors.
+type step struct {
+	Step string `json:"step"`
+	Good bool   `json:"good"`
+	Text string `json:"text"`
+}
+
+// explain lists the steps up to the first that is missing, and with a live
+// guest every session.
+func explain(a netip.Addr, ports []fabric.PortEntry, st fabric.Status) []step {
+	i := slices.IndexFunc(ports, func(p fabric.PortEntry) bool {
+		return slices.Contains(p.Addresses, a) || slices.ContainsFunc(p.Routes, func(r netip.Prefix) bool { return r.Contains(a) })
+	})
+	if i < 0 {
+		return []step{{"guest", false, fmt.Sprintf("no guest on %s has %s; start it here, or ask the node where it runs", st.Node, a)}}
+	}
+	p := ports[i]
+	steps := []step{{"guest", true, fmt.Sprintf("%s on %s", p.VM, st.Node)}}
+	if p.Trouble != "" {
+		return append(steps, step{"port", false, p.Trouble})
+	}
+	steps = append(steps, step{"port", true, fmt.Sprintf("%s (%s), up and routed", p.Port, p.Kind)})
+	if p.State != fabric.Live {
+		text := "not announced: the guest does not run yet, or nobody holds the other end of its port"
+		if st.Draining {
+			text = "not announced: the node is draining"
+		}
+		return append(steps, step{"announcement", false, text})
+	}
+	steps = append(steps, step{"announcement", true, "live since " + p.Since.Format(time.DateTime)})
+	for _, s := range st.Sessions {
+		steps = append(steps, step{"reflector " + s.Peer, s.State == "established", fmt.Sprintf("%s, %s for %s, %d routes advertised", s.Address, s.State, ago(s.Since), s.Advertised)})
+	}
+	return steps
+}
+
+func join[T fmt.Stringer](vs []T) string {
+	ss := make([]string, len(vs))
+	for i, v := range vs {
+		ss[i] = v.String()
+	}
+	return strings.Join(ss, ",")
+}
+
+// ago says how long something has been so, as people would.
+func ago(t time.Time) string {
+	d := time.Since(t)
+	switch {
+	case t.IsZero():
+		return "-"
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}

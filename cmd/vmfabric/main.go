@@ -1,0 +1,120 @@
+// Command vmfabric gives every guest of a KVM or LXD cluster its own public
+// address over a plain private network. It is the node agent and the tools
+// around it.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/vmfabric/vmfabric/hooks"
+)
+
+// Exit codes of the contract.
+const (
+	exitGood  = 0
+	exitBad   = 1
+	exitUsage = 2
+)
+
+// usageError is a wrong use of the command line.
+type usageError struct{ error }
+
+// errDegraded is a bad answer that was printed already.
+var errDegraded = errors.New("degraded")
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	var usage usageError
+	switch {
+	case err == nil:
+		return exitGood
+	case errors.Is(err, errDegraded):
+		return exitBad
+	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"), strings.HasPrefix(err.Error(), "required flag"):
+		fmt.Fprintf(stderr, "vmfabric: %s; see vmfabric help\n", oneLine(err))
+		return exitUsage
+	}
+	for line := range strings.Lines(err.Error()) {
+		fmt.Fprintf(stderr, "vmfabric: %s\n", strings.TrimRight(line, "\n"))
+	}
+	return exitBad
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+// tool is what the subcommands that speak to an agent share.
+type tool struct {
+	socket string
+	json   bool
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "vmfabric",
+		Short: "Every guest its own public address, over a plain private network",
+		Long: `vmfabric gives every guest of a KVM (libvirt) or LXD cluster its own public
+/32 or /128 over a plain private network between the nodes: a port per guest, a
+host route, and an iBGP announcement to the route reflectors.`,
+		Example: `  vmfabric demo                                     the whole system in network namespaces
+  vmfabric check /etc/vmfabric/cluster.yaml         is the cluster file good?
+  vmfabric agent                                    the resident agent of a node
+  vmfabric attach web --address 203.0.113.10        a port for a guest, by hand
+  vmfabric status                                   is this node well?`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	t := &tool{}
+	root.PersistentFlags().StringVar(&t.socket, "socket", hooks.DefaultSocket, "the agent's socket")
+	root.PersistentFlags().BoolVar(&t.json, "json", false, "print JSON, for programs")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(
+		agentCommand(t), attachCommand(t), detachCommand(t), listCommand(t), statusCommand(t), whyCommand(t),
+		checkCommand(t), portNameCommand(t), versionCommand(t), demoCommand(t),
+	)
+	return root
+}
+
+// arguments turns cobra's complaint about the number of arguments into wrong usage.
+func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usageError{fmt.Errorf("%s: %w", cmd.CommandPath(), err)}
+		}
+		return nil
+	}
+}
+
+// call asks the agent.
+func (t *tool) call(ctx context.Context, req hooks.Request) (hooks.Reply, error) {
+	return hooks.Client{Socket: t.socket}.Call(ctx, req)
+}
+
+// print writes v as JSON when asked to, and says whether it did.
+func (t *tool) print(cmd *cobra.Command, v any) (bool, error) {
+	if !t.json {
+		return false, nil
+	}
+	e := json.NewEncoder(cmd.OutOrStdout())
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return true, e.Encode(v)
+}

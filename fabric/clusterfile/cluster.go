@@ -1,0 +1,101 @@
+package clusterfile
+
+import (
+	"net/netip"
+
+	"github.com/goccy/go-yaml/ast"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// The longest lists that are read. Overlaps are looked for between all pairs
+// of pools.
+const (
+	maxPools = 1024
+	maxItems = 4096
+)
+
+// The keys of the file, in the order in which errors list them.
+
+func (d *decoder) cluster(c *fabric.Cluster) field {
+	return mapping(
+		key{"name", scalar(&c.Name, name)},
+		key{"asn", scalar(&c.ASN, asn)},
+		key{"community", oneOrList(&c.Communities, maxItems, community)},
+		key{"gateway", gateway(&c.Gateway)},
+		key{"pools", list(&c.Pools, maxPools, pool)},
+		key{"routed", list(&c.Routed, maxItems, scalars(prefix))},
+		key{"reflectors", list(&c.Reflectors, maxItems, d.reflector)},
+		key{"core", list(&c.Core, maxItems, core)},
+		key{"nodes", list(&c.Nodes, maxItems, node)},
+		key{"timers", timers(&c.Timers)},
+	)
+}
+
+func gateway(g *fabric.Gateway) field {
+	return mapping(
+		key{"ipv4", scalar(&g.IPv4, addr)},
+		key{"ipv6", scalar(&g.IPv6, addr)},
+		key{"mac", scalar(&g.MAC, mac)},
+	)
+}
+
+func pool(p *fabric.Pool) field {
+	return mapping(
+		key{"name", scalar(&p.Name, name)},
+		key{"prefix", scalar(&p.Prefix, prefix)},
+		key{"exclude", list(&p.Exclude, maxItems, scalars(addrOrPrefix))},
+	)
+}
+
+func (d *decoder) reflector(r *fabric.RR) field {
+	return mapping(
+		key{"name", scalar(&r.Name, name)},
+		key{"address", scalar(&r.Address, addr)},
+		key{"asn", scalar(&r.ASN, peerASN)},
+		key{"port", scalar(&r.Port, port)},
+		key{"password_file", scalar(&r.Password, d.password)},
+		key{"gtsm", scalar(&r.GTSM, boolean)},
+		key{"bfd", scalar(&r.BFD, boolean)},
+	)
+}
+
+func core(g *fabric.Core) field {
+	return mapping(
+		key{"name", scalar(&g.Name, name)},
+		key{"address", scalar(&g.Address, addr)},
+		key{"asn", scalar(&g.ASN, peerASN)},
+	)
+}
+
+func timers(t *fabric.Timers) field {
+	return mapping(
+		key{"hold", scalar(&t.Hold, duration)},
+		key{"connect_retry", scalar(&t.ConnectRetry, duration)},
+		key{"restart", scalar(&t.Restart, duration)},
+	)
+}
+
+// node takes an IPv6 address under the key address too, for a node that has
+// no other.
+func node(n *fabric.Node) field {
+	fields := mapping(
+		key{"name", scalar(&n.Name, name)},
+		key{"address", scalar(&n.Address, addr)},
+		key{"address6", scalar(&n.Address6, addr6)},
+	)
+	return func(d *decoder, path string, v ast.Node) {
+		fields(d, path, v)
+		if !n.Address.Is6() {
+			return
+		}
+		a, at := n.Address, child(path, "address")
+		n.Address = netip.Addr{}
+		if _, both := d.places[child(path, "address6")]; both {
+			d.fail(at, "%s is IPv6, and the node has an address6; give its IPv4 address here, or remove one of the two", a)
+			return
+		}
+		n.Address6 = a
+		d.places[child(path, "address6")] = d.places[at]
+	}
+}

@@ -1,0 +1,84 @@
+// Package clusterfile reads the cluster file, /etc/vmfabric/cluster.yaml, into
+// a valid [fabric.Cluster]. A mistake is reported with its file, line and key,
+// and all mistakes of a file are reported together.
+//
+// The file is one YAML mapping of plain values, lists and mappings; anchors,
+// aliases, tags and directives are refused. A key without a value counts as
+// absent where a list or a mapping belongs, and is a mistake elsewhere.
+package clusterfile
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Load reads the cluster file at path and the password files that it names.
+// It has no side effects. The error is as [Parse] gives it; one that comes from
+// the operating system matches its cause, such as [fs.ErrNotExist].
+func Load(path string) (fabric.Cluster, error) {
+	data, err := read(path)
+	if err != nil {
+		return fabric.Cluster{}, join([]*Error{{File: path, Text: explain(err), cause: err}})
+	}
+	return Parse(path, data)
+}
+
+// Parse reads a cluster file from memory. The name stands for the file in
+// errors, and password files with a relative path are looked for in its
+// directory. The cluster comes with its defaults filled in and passes
+// [fabric.Cluster.Validate].
+//
+// The error joins one [*Error] for each mistake, in the order of the lines; of
+// more than 20 it holds the first 20 and one that counts the rest.
+func Parse(name string, data []byte) (fabric.Cluster, error) {
+	root, bad := document(data)
+	if bad != nil {
+		bad.File = name
+		return fabric.Cluster{}, join([]*Error{bad})
+	}
+	d := newDecoder(name, root)
+	var c fabric.Cluster
+	d.cluster(&c)(d, "", root)
+	c = c.WithDefaults()
+	for _, p := range c.Validate() {
+		if !d.follows(p.Path) {
+			d.report(p.Path, p.Text)
+		}
+	}
+	if len(d.errs) > 0 {
+		return fabric.Cluster{}, join(d.errs)
+	}
+	return c, nil
+}
+
+func read(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	// One byte over the limit tells Parse that there is more.
+	return io.ReadAll(io.LimitReader(f, maxBytes+1))
+}
+
+// explain gives the reason and the way out of an error of read.
+func explain(err error) string {
+	if errors.Is(err, fs.ErrNotExist) {
+		return "no such file; create it, the same on every node, with the keys name, asn, community, gateway, pools, reflectors and nodes, then verify it with 'vmfabric check'"
+	}
+	return fmt.Sprintf("%v; it must be a file that this user can read", reason(err))
+}
+
+// reason gives what the operating system said, without the path, which our
+// errors name themselves.
+func reason(err error) error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return pe.Err
+	}
+	return err
+}

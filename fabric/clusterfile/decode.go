@@ -1,0 +1,248 @@
+package clusterfile
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/token"
+)
+
+// decoder goes through one document and remembers where everything is.
+type decoder struct {
+	file   string
+	dir    string           // of relative password files
+	places map[string]place // by path, the words of fabric.Problem; "" is the document
+	bad    map[string]bool  // the paths that have no value because of a mistake that is told
+	errs   []*Error
+}
+
+// place is where a key or a list item stands.
+type place struct {
+	line, column int
+	key          string // its path as the file has it
+}
+
+func newDecoder(file string, root ast.Node) *decoder {
+	d := &decoder{file: file, dir: filepath.Dir(file), places: map[string]place{}, bad: map[string]bool{}}
+	d.mark("", start(root))
+	return d
+}
+
+func (d *decoder) mark(path string, t *token.Token) {
+	d.places[path] = place{t.Position.Line, t.Position.Column, path}
+}
+
+// report tells a mistake at path, or where path would be if it were there.
+func (d *decoder) report(path, text string) {
+	at, there := d.places[path]
+	key := at.key
+	for p := path; !there; {
+		key = path
+		p = parent(p)
+		at, there = d.places[p]
+	}
+	d.errs = append(d.errs, &Error{File: d.file, Line: at.line, Column: at.column, Key: key, Text: text})
+}
+
+// fail reports a mistake that leaves path without its value.
+func (d *decoder) fail(path, format string, args ...any) {
+	d.bad[path] = true
+	d.report(path, fmt.Sprintf(format, args...))
+}
+
+// follows reports whether a problem at path is, or may be, nothing but the
+// consequence of a mistake that is told already.
+func (d *decoder) follows(path string) bool {
+	for p := path; p != ""; p = parent(p) {
+		if d.bad[p] {
+			return true
+		}
+	}
+	// A node that lost its address to a mistake has no family in common with
+	// the reflectors.
+	if strings.HasPrefix(path, "reflectors[") && strings.HasSuffix(path, ".address") {
+		for p := range d.bad {
+			if strings.HasPrefix(p, "nodes[") && !strings.HasSuffix(p, ".name") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// parent cuts the last key or index off a path.
+func parent(path string) string { return path[:max(0, strings.LastIndexAny(path, ".["))] }
+
+func child(path, key string) string {
+	if path == "" {
+		return key
+	}
+	return path + "." + key
+}
+
+// field reads the node at path into the variable that it was made for.
+type field func(d *decoder, path string, n ast.Node)
+
+// key is a key that a mapping may have.
+type key struct {
+	name string
+	read field
+}
+
+// mapping reads a mapping with the keys given, each at most once.
+func mapping(keys ...key) field {
+	return func(d *decoder, path string, n ast.Node) {
+		if isNull(n) {
+			return
+		}
+		m, ok := n.(*ast.MappingNode)
+		if !ok {
+			d.fail(path, "a %s where a mapping belongs; give it the keys %s", kind(n), names(keys))
+			return
+		}
+		lines := map[string]int{}
+		var unknown []*token.Token
+		for _, v := range m.Values {
+			at := v.Key.GetToken()
+			name := at.Value
+			if first, twice := lines[name]; twice {
+				d.errs = append(d.errs, d.keyError(path, at, "given twice, first in line %d; remove one", first))
+				continue
+			}
+			lines[name] = at.Position.Line
+			k, known := find(keys, name)
+			if !known {
+				unknown = append(unknown, at)
+				continue
+			}
+			d.mark(child(path, name), at)
+			k.read(d, child(path, name), v.Value)
+		}
+		for _, at := range unknown {
+			d.unknown(path, at, keys, lines)
+		}
+	}
+}
+
+// unknown reports a key that is none of keys; given has those that are there.
+func (d *decoder) unknown(path string, at *token.Token, keys []key, given map[string]int) {
+	guess := nearest(at.Value, keys)
+	if guess == "" {
+		d.errs = append(d.errs, d.keyError(path, at, "unknown key; the keys here are %s", names(keys)))
+		return
+	}
+	d.errs = append(d.errs, d.keyError(path, at, "unknown key; did you mean %s?", guess))
+	if _, there := given[guess]; !there {
+		d.bad[child(path, guess)] = true
+	}
+}
+
+func (d *decoder) keyError(path string, at *token.Token, format string, args ...any) *Error {
+	e := tokenError(at, format, args...)
+	e.File, e.Key = d.file, child(path, bare(at.Value))
+	return e
+}
+
+// list reads a list of at most limit items into dst, each with what item makes
+// for it. An item with a mistake keeps its place, so that indexes stay true.
+func list[T any](dst *[]T, limit int, item func(*T) field) field {
+	return func(d *decoder, path string, n ast.Node) {
+		if isNull(n) {
+			return
+		}
+		seq, ok := n.(*ast.SequenceNode)
+		switch {
+		case !ok:
+			d.fail(path, "a %s where a list belongs; put each item on a line of its own that begins with '-', or all in [ ]", kind(n))
+			return
+		case len(seq.Values) > limit:
+			d.fail(path, "%d items; at most %d are allowed", len(seq.Values), limit)
+			return
+		case len(seq.Values) == 0:
+			return
+		}
+		*dst = make([]T, len(seq.Values))
+		for i, v := range seq.Values {
+			at := fmt.Sprintf("%s[%d]", path, i)
+			d.mark(at, start(v))
+			if isNull(v) {
+				d.fail(at, "empty; give it a value or remove it")
+				continue
+			}
+			item(&(*dst)[i])(d, at, v)
+		}
+	}
+}
+
+// scalar reads a plain or quoted value.
+func scalar[T any](dst *T, parse func(literal) (T, error)) field {
+	return func(d *decoder, path string, n ast.Node) {
+		if isNull(n) {
+			d.fail(path, "empty; give it a value or leave the key out")
+			return
+		}
+		l, ok := literalOf(n)
+		if !ok {
+			d.fail(path, "a %s where a single value belongs; give one value", kind(n))
+			return
+		}
+		v, err := parse(l)
+		if err != nil {
+			d.fail(path, "%v", err)
+			return
+		}
+		*dst = v
+	}
+}
+
+// scalars makes the items of a list of plain values.
+func scalars[T any](parse func(literal) (T, error)) func(*T) field {
+	return func(dst *T) field { return scalar(dst, parse) }
+}
+
+// oneOrList reads a single value, or a list of them.
+func oneOrList[T any](dst *[]T, limit int, parse func(literal) (T, error)) field {
+	return func(d *decoder, path string, n ast.Node) {
+		if _, single := literalOf(n); !single {
+			list(dst, limit, scalars(parse))(d, path, n)
+			return
+		}
+		*dst = make([]T, 1)
+		scalar(&(*dst)[0], parse)(d, path, n)
+	}
+}
+
+// literal is a single value as it is written.
+type literal struct {
+	text  string
+	plain bool // without quotes, so that YAML may take it for a number or a boolean
+}
+
+func literalOf(n ast.Node) (literal, bool) {
+	switch v := n.(type) {
+	case *ast.StringNode:
+		return literal{v.Value, v.Token.Type == token.StringType}, true
+	case *ast.LiteralNode:
+		return literal{v.Value.Value, false}, true
+	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
+		return literal{n.GetToken().Value, true}, true
+	}
+	return literal{}, false
+}
+
+func isNull(n ast.Node) bool {
+	_, null := n.(*ast.NullNode)
+	return null || n == nil
+}
+
+func kind(n ast.Node) string {
+	switch n.(type) {
+	case *ast.MappingNode:
+		return "mapping"
+	case *ast.SequenceNode:
+		return "list"
+	}
+	return "single value"
+}

@@ -1,0 +1,177 @@
+package clusterfile
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// name refuses what would make a mess of the errors in which it stands;
+// fabric.Cluster.Validate sees to the rest.
+func name(l literal) (string, error) {
+	if len(l.text) > 64 || strings.ContainsFunc(l.text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return "", fmt.Errorf("%s is not a name; use 1 to 32 letters, digits, '.', '_' and '-'", quote(l.text))
+	}
+	return l.text, nil
+}
+
+func boolean(l literal) (bool, error) {
+	switch {
+	case l.plain && l.text == "true":
+		return true, nil
+	case l.plain && l.text == "false":
+		return false, nil
+	}
+	return false, fmt.Errorf("%s is neither true nor false; write one of them, without quotes", quote(l.text))
+}
+
+// digits reports whether the value is a number as people write it: with no
+// base, sign, underscores or leading zeros, which not all YAML readers take for
+// the same number.
+func digits(l literal) bool {
+	return l.plain && l.text != "" && (l.text[0] != '0' || l.text == "0") &&
+		!strings.ContainsFunc(l.text, func(r rune) bool { return r < '0' || r > '9' })
+}
+
+func asn(l literal) (uint32, error) {
+	if !digits(l) {
+		return 0, asnForm(l)
+	}
+	v, err := strconv.ParseUint(l.text, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("%s is too large for an AS number; they end at 4294967294", quote(l.text))
+	}
+	return uint32(v), nil
+}
+
+// asnForm says how to write what was meant for an AS number, where that can be
+// told.
+func asnForm(l literal) error {
+	if high, low, dotted := strings.Cut(l.text, "."); dotted {
+		h, err := strconv.ParseUint(high, 10, 16)
+		lo, err2 := strconv.ParseUint(low, 10, 16)
+		if err == nil && err2 == nil {
+			return fmt.Errorf("%s is in the dotted form of RFC 5396; write the plain number %d", quote(l.text), h<<16|lo)
+		}
+	}
+	bare := strings.TrimLeft(strings.TrimPrefix(strings.ToUpper(l.text), "AS"), "0 ")
+	if v, err := strconv.ParseUint(bare, 10, 32); err == nil {
+		return fmt.Errorf("%s is not a plain number; write %d, without quotes", quote(l.text), v)
+	}
+	return fmt.Errorf("%s is not an AS number; write a plain number, for example 64512", quote(l.text))
+}
+
+// peerASN refuses the zero that stands for "not given" in [fabric.RR] and
+// [fabric.Core].
+func peerASN(l literal) (uint32, error) {
+	v, err := asn(l)
+	if err == nil && v == 0 {
+		err = errors.New("0 is a reserved AS number; leave the key out for the cluster's own")
+	}
+	return v, err
+}
+
+func port(l literal) (uint16, error) {
+	if digits(l) {
+		if v, err := strconv.ParseUint(l.text, 10, 16); err == nil && v != 0 {
+			return uint16(v), nil
+		}
+	}
+	return 0, fmt.Errorf("%s is not a TCP port; write a number from 1 to 65535, or leave the key out for 179", quote(l.text))
+}
+
+func duration(l literal) (time.Duration, error) {
+	var v time.Duration
+	var err error
+	if digits(l) {
+		// More seconds than fit are out of every range.
+		var n uint64
+		n, err = strconv.ParseUint(l.text, 10, 32)
+		v = time.Duration(n) * time.Second
+	} else {
+		v, err = time.ParseDuration(l.text)
+	}
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("%s is not a duration; write 9s, or 9 for seconds", quote(l.text))
+	case v == 0:
+		// Zero stands for "not given" in fabric.Timers.
+		return 0, errors.New("no time at all; give some, or leave the key out for the default")
+	}
+	return v, nil
+}
+
+func mac(l literal) (fabric.MAC, error) {
+	m, err := fabric.ParseMAC(l.text)
+	switch {
+	case err != nil:
+		return m, fmt.Errorf("%s is not a MAC address; write it as %s, or leave the key out for that", quote(l.text), fabric.DefaultMAC)
+	case m.IsZero():
+		return m, fmt.Errorf("all zeros is not a unicast MAC address; leave the key out for %s", fabric.DefaultMAC)
+	}
+	return m, nil
+}
+
+func community(l literal) (fabric.Community, error) {
+	c, err := fabric.ParseCommunity(l.text)
+	if err != nil {
+		return c, fmt.Errorf("%s is not a community; write \"64512:100\", or \"64512:1:100\" for a large one", quote(l.text))
+	}
+	return c, nil
+}
+
+func addr(l literal) (netip.Addr, error) {
+	a, err := netip.ParseAddr(l.text)
+	if err != nil {
+		if p, err := netip.ParsePrefix(l.text); err == nil {
+			return netip.Addr{}, fmt.Errorf("%s is a prefix; write the address alone, %s", p, p.Addr())
+		}
+		return netip.Addr{}, fmt.Errorf("%s is not an IP address; write one such as 10.10.0.21 or \"2001:db8::21\"", quote(l.text))
+	}
+	switch {
+	case a.Zone() != "":
+		return netip.Addr{}, fmt.Errorf("%s has a zone, which means nothing to other hosts; give an address without '%%'", quote(l.text))
+	case a.Is4In6():
+		return netip.Addr{}, fmt.Errorf("%s is an IPv4 address in IPv6 form; write %s", a, a.Unmap())
+	}
+	return a, nil
+}
+
+func addr6(l literal) (netip.Addr, error) {
+	a, err := addr(l)
+	if err == nil && a.Is4() {
+		return netip.Addr{}, fmt.Errorf("%s is an IPv4 address; write it as address, and the node's IPv6 address here", a)
+	}
+	return a, err
+}
+
+func prefix(l literal) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(l.text)
+	if err == nil && !p.Addr().Is4In6() {
+		return p, nil
+	}
+	if err == nil {
+		return netip.Prefix{}, fmt.Errorf("%s is an IPv4 prefix in IPv6 form; write it as IPv4, for example 203.0.113.0/24", p)
+	}
+	if a, err := netip.ParseAddr(l.text); err == nil && a.Zone() == "" {
+		return netip.Prefix{}, fmt.Errorf("%s has no length; write %s for this one address, or the length of the prefix", a, fabric.HostPrefix(a))
+	}
+	return netip.Prefix{}, fmt.Errorf("%s is not a prefix; write one such as 203.0.113.0/24 or \"2001:db8:100::/48\"", quote(l.text))
+}
+
+func addrOrPrefix(l literal) (netip.Prefix, error) {
+	if strings.Contains(l.text, "/") {
+		return prefix(l)
+	}
+	a, err := addr(l)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	return fabric.HostPrefix(a), nil
+}

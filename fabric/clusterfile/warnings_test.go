@@ -1,0 +1,65 @@
+package clusterfile_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/clusterfile"
+)
+
+func TestWarnings(t *testing.T) {
+	v4, v6 := fabric.Node{Address: ip("10.10.0.21")}, fabric.Node{Address6: ip("fd00::21")}
+	both := fabric.Node{Address: ip("10.10.0.21"), Address6: ip("fd00::21")}
+	four, six := fabric.Pool{Name: "public4", Prefix: prefix("203.0.113.0/24")}, fabric.Pool{Name: "public6", Prefix: prefix("2001:db8:100::/48")}
+	rrs, core := []fabric.RR{{Name: "rr1"}, {Name: "rr2"}}, []fabric.Core{{Name: "core1"}}
+	nodes := func(ns ...fabric.Node) []fabric.Node {
+		for i := range ns {
+			ns[i].Name = fmt.Sprintf("node%d", i+1)
+		}
+		return ns
+	}
+	for _, tt := range []struct {
+		name string
+		c    fabric.Cluster
+		want []string
+	}{
+		{"nothing to say", fabric.Cluster{Pools: []fabric.Pool{four, six}, Reflectors: rrs, Core: core, Nodes: nodes(both, both)}, nil},
+		{"IPv4 alone", fabric.Cluster{Pools: []fabric.Pool{four}, Reflectors: rrs, Core: core, Nodes: nodes(v4)}, nil},
+		{"IPv6 alone", fabric.Cluster{Pools: []fabric.Pool{six}, Reflectors: rrs, Core: core, Nodes: nodes(v6)}, nil},
+		{"IPv6 pool, one node without", fabric.Cluster{Pools: []fabric.Pool{four, six}, Reflectors: rrs, Core: core, Nodes: nodes(v4, both)}, []string{
+			"pool public6 is IPv6 but node1 has no address6: its IPv6 routes are announced with an IPv4-mapped next hop, which most routers cannot use; give node1 an address6",
+		}},
+		{"IPv4 pool, one node without", fabric.Cluster{Pools: []fabric.Pool{four, six}, Reflectors: rrs, Core: core, Nodes: nodes(both, v6)}, []string{
+			"pool public4 is IPv4 but node2 has only an IPv6 address: its IPv4 routes are announced with an IPv6 next hop (RFC 8950), which many routers do not take; give node2 an IPv4 address",
+		}},
+		{"two nodes", fabric.Cluster{Pools: []fabric.Pool{six}, Reflectors: rrs, Core: core, Nodes: nodes(v4, v4)}, []string{
+			"pool public6 is IPv6 but node1 and node2 have no address6: their IPv6 routes are announced with an IPv4-mapped next hop, which most routers cannot use; give each an address6",
+		}},
+		{"three nodes", fabric.Cluster{Pools: []fabric.Pool{four}, Reflectors: rrs, Core: core, Nodes: nodes(v6, v6, v6)}, []string{
+			"pool public4 is IPv4 but node1, node2 and node3 have only an IPv6 address: their IPv4 routes are announced with an IPv6 next hop (RFC 8950), which many routers do not take; give each an IPv4 address",
+		}},
+		{"many nodes", fabric.Cluster{Pools: []fabric.Pool{six}, Reflectors: rrs, Core: core, Nodes: nodes(v4, v4, v4, v4)}, []string{
+			"pool public6 is IPv6 but node1, node2 and 2 more have no address6: their IPv6 routes are announced with an IPv4-mapped next hop, which most routers cannot use; give each an address6",
+		}},
+		{"one reflector, no core", fabric.Cluster{Pools: []fabric.Pool{four}, Reflectors: rrs[:1], Nodes: nodes(v4)}, []string{
+			"rr1 is the only reflector: while it is down no guest that starts or moves is reached; add a second under reflectors",
+			"no core gateway is named: a reflector's configuration made from this file leads to none, and the guests' routes end there; name the routers under core",
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			assert.Equal(t, tt.want, clusterfile.Warnings(tt.c))
+		})
+	}
+}
+
+func TestReferenceFileWarnings(t *testing.T) {
+	c, err := clusterfile.Load("testdata/cluster.yaml")
+	require.NoError(t, err)
+	assert.Equal(t, []string{
+		"pool public6 is IPv6 but node1 and node2 have no address6: their IPv6 routes are announced with an IPv4-mapped next hop, which most routers cannot use; give each an address6",
+	}, clusterfile.Warnings(c))
+}

@@ -1,0 +1,130 @@
+package disk
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// format is the version of a guest's file and of the directory's layout. A
+// version that cannot be read by this code has a higher number.
+const format = 1
+
+const (
+	suffix    = ".json" // of a guest's file
+	newSuffix = ".new"  // after it: a change that is not yet safe on the disk
+	tempStart = ".tmp-" // of a file that a writer has not finished
+)
+
+// maxFileName leaves room for both suffixes in the 255 bytes of a file name.
+const maxFileName = 255 - len(suffix) - len(newSuffix)
+
+// envelope is the content of a guest's file. The checksum is of Guest without
+// insignificant white space, so that it survives being indented.
+type envelope struct {
+	Format int             `json:"format"`
+	Sum    string          `json:"sum"`
+	Guest  json.RawMessage `json:"guest"`
+}
+
+// fileName gives the name of a guest's file without suffix: the guest's own
+// name with % and two hex digits for each byte that is not a plain character.
+// A name too long for that ends in ~ and a hash, and different guests still
+// have different files.
+func fileName(vm string) string {
+	var b strings.Builder
+	for i := range len(vm) {
+		if c := vm[i]; plain(c) && (c != '.' || i > 0) {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	if b.Len() <= maxFileName {
+		return b.String()
+	}
+	sum := sha256.Sum256([]byte(vm))
+	hash := "~" + hex.EncodeToString(sum[:16])
+	return b.String()[:maxFileName-len(hash)] + hash
+}
+
+func plain(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.'
+}
+
+// encode gives the content of a guest's file.
+func encode(d fabric.Desired) ([]byte, error) {
+	var guest bytes.Buffer
+	e := json.NewEncoder(&guest)
+	e.SetEscapeHTML(false) // other tools do not, and would come to another checksum
+	if err := e.Encode(d); err != nil {
+		return nil, err
+	}
+	compact := bytes.TrimSuffix(guest.Bytes(), []byte("\n"))
+	var out bytes.Buffer
+	fmt.Fprintf(&out, "{\n  \"format\": %d,\n  \"sum\": %q,\n  \"guest\": ", format, checksum(compact))
+	if err := json.Indent(&out, compact, "  ", "  "); err != nil {
+		return nil, err
+	}
+	out.WriteString("\n}\n")
+	return out.Bytes(), nil
+}
+
+// parse reads the content of a guest's file whose name, without suffix, is
+// name. Its errors say the reason and the way out.
+func parse(name string, content []byte) (fabric.Desired, error) {
+	var d fabric.Desired
+	var e envelope
+	if err := json.Unmarshal(content, &e); err != nil {
+		return d, fmt.Errorf("damaged (%v); %s", err, wayOut)
+	}
+	switch {
+	case e.Format > format:
+		return d, fmt.Errorf("written in format %d, this version reads %d; run the newer version that wrote it", e.Format, format)
+	case e.Format != format:
+		return d, fmt.Errorf("damaged (no format); %s", wayOut)
+	}
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, e.Guest); err != nil {
+		return d, fmt.Errorf("damaged (no guest); %s", wayOut)
+	}
+	if sum := checksum(compact.Bytes()); sum != e.Sum {
+		return d, fmt.Errorf("damaged (its checksum is %s, not %q); if you edited it, write that sum into it, else %s", sum, e.Sum, wayOut)
+	}
+	if err := json.Unmarshal(e.Guest, &d); err != nil {
+		return fabric.Desired{}, fmt.Errorf("damaged (%v); %s", err, wayOut)
+	}
+	if err := check(d); err != nil {
+		return fabric.Desired{}, fmt.Errorf("damaged (%v); %s", err, wayOut)
+	}
+	if want := fileName(d.VM.Name); want != name {
+		return fabric.Desired{}, fmt.Errorf("it is of guest %q, whose file is %s; move it there, or remove it", d.VM.Name, want+suffix)
+	}
+	return d, nil
+}
+
+const wayOut = "remove it and attach the guest again, or restart the guest"
+
+// check refuses what could not be read back as a guest.
+func check(d fabric.Desired) error {
+	switch {
+	case d.VM.Name == "":
+		return fmt.Errorf("the guest has no name")
+	case !utf8.ValidString(d.VM.Name):
+		return fmt.Errorf("the guest's name %q is not UTF-8", d.VM.Name)
+	case d.State < fabric.Absent || d.State > fabric.Live:
+		return fmt.Errorf("the guest has no state")
+	}
+	return nil
+}
+
+func checksum(b []byte) string {
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}

@@ -1,0 +1,388 @@
+package disk
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// syncDelay is how long changes are collected before they are made safe on
+// the disk, which takes some milliseconds more.
+const (
+	syncDelay = 40 * time.Millisecond
+	syncRetry = time.Second // after a change could not be made safe
+)
+
+// Store keeps guests in a directory. It is safe for concurrent use, but only
+// one Store at a time may have the directory open. Close it.
+type Store struct {
+	dir    string // of the guests' files
+	fresh  bool
+	delay  time.Duration
+	retry  time.Duration
+	sync   func(path string) error
+	wake   chan struct{}
+	closed chan struct{}
+	done   chan struct{} // closed when the syncer has ended
+
+	mu      sync.Mutex // guards what follows and all changes in dir
+	unsafe  map[string]*change
+	unlinks bool            // a file was removed since dir was made safe
+	temp    int             // of the last temporary file
+	lost    map[string]bool // files whose last change a power cut took; until the next
+	syncErr error
+	told    bool // syncErr was returned to a caller
+	isShut  bool
+}
+
+var (
+	_ fabric.Store     = (*Store)(nil)
+	_ fabric.Diagnoser = (*Store)(nil)
+)
+
+// change is the content of a file that is not yet safe on the disk.
+type change struct {
+	content []byte
+	redo    bool // an attempt to make it safe did not succeed
+}
+
+// Option changes a [Store] at its opening.
+type Option func(*Store)
+
+// WithSyncDelay sets how long changes are collected before they are made safe
+// on the disk; 40 ms without.
+func WithSyncDelay(d time.Duration) Option { return func(s *Store) { s.delay = d } }
+
+// Open opens the directory and makes it, readable for its owner alone, when it
+// is not there. It removes what a killed writer left unfinished and completes
+// changes that were not yet safe on the disk. A directory of a newer format is
+// an error; guests' files are first read by All.
+func Open(dir string, opts ...Option) (*Store, error) {
+	s := &Store{
+		dir: filepath.Join(dir, "guests"), delay: syncDelay, retry: syncRetry, sync: syncPath,
+		wake: make(chan struct{}, 1), closed: make(chan struct{}), done: make(chan struct{}),
+		unsafe: map[string]*change{}, lost: map[string]bool{},
+	}
+	for _, o := range opts {
+		o(s)
+	}
+	if err := s.prepare(dir); err != nil {
+		return nil, fmt.Errorf("state directory: %w; %s", err, remedy(err))
+	}
+	if err := s.recover(); err != nil {
+		return nil, fmt.Errorf("state directory: %w; %s", err, remedy(err))
+	}
+	go s.syncer()
+	s.poke()
+	return s, nil
+}
+
+// Fresh reports that Open found no state: the directory, or what belongs into
+// it, was not there.
+func (s *Store) Fresh() bool { return s.fresh }
+
+// All returns every guest that can be read. Each file that cannot is in the
+// error, with the reason and the way out; the guests that could be read come
+// with it. Names that do not end in .json are none of its business.
+func (s *Store) All(ctx context.Context) ([]fabric.Desired, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s.mu.Lock() // so that no file changes its name meanwhile
+	defer s.mu.Unlock()
+	if s.isShut {
+		return nil, fmt.Errorf("state in %s: %w", s.dir, fs.ErrClosed)
+	}
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("state: %w; %s", err, remedy(err))
+	}
+	names := map[string]bool{}
+	for _, e := range entries {
+		base, isFile := strings.CutSuffix(strings.TrimSuffix(e.Name(), newSuffix), suffix)
+		if isFile {
+			names[base] = true
+		}
+	}
+	var guests []fabric.Desired
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		d, err := s.read(name)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		guests = append(guests, d)
+	}
+	return guests, errors.Join(errs...)
+}
+
+// Put keeps a guest. It writes nothing when the same is kept already. After an
+// error the guest is kept as it was before, with one exception: the error that
+// earlier changes are not safe on the disk, which comes once and says so, does
+// not undo this one.
+func (s *Store) Put(ctx context.Context, d fabric.Desired) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := check(d); err != nil {
+		return fmt.Errorf("state of %s: %w", cmp.Or(d.VM.Name, "a guest"), err)
+	}
+	content, err := encode(d)
+	if err != nil {
+		return fmt.Errorf("state of %s: %w", d.VM.Name, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.isShut {
+		return fmt.Errorf("state of %s: %w", d.VM.Name, fs.ErrClosed)
+	}
+	name := fileName(d.VM.Name)
+	delete(s.lost, name)
+	if !s.holds(name, content) {
+		if err := s.write(name, content); err != nil {
+			return fmt.Errorf("state of %s: %w; %s", d.VM.Name, err, remedy(err))
+		}
+		s.unsafe[name] = &change{content: content}
+		s.poke()
+	}
+	return s.tell()
+}
+
+// Delete forgets a guest; one that is not kept is no error. Its errors are
+// those of Put.
+func (s *Store) Delete(ctx context.Context, vm string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.isShut {
+		return fmt.Errorf("state of %s: %w", vm, fs.ErrClosed)
+	}
+	name := fileName(vm)
+	delete(s.lost, name)
+	delete(s.unsafe, name)
+	// The change goes last: whoever is killed in between leaves the newest
+	// state of the guest, not one from before.
+	for _, file := range []string{name + suffix, name + suffix + newSuffix} {
+		switch err := os.Remove(filepath.Join(s.dir, file)); {
+		case err == nil:
+			s.unlinks = true
+		case !errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("state of %s: %w; %s", vm, err, remedy(err))
+		}
+	}
+	if s.unlinks {
+		s.poke()
+	}
+	return s.tell()
+}
+
+// Diagnose tells what ails the disk now, and what a power cut took before
+// this Store was opened.
+func (s *Store) Diagnose() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var problems []string
+	for _, name := range slices.Sorted(maps.Keys(s.lost)) {
+		problems = append(problems, fmt.Sprintf("state of guest %s: a power cut took its last change; attach the guest again, or restart it", name))
+	}
+	if s.syncErr != nil {
+		problems = append(problems, s.syncErr.Error())
+	}
+	return problems
+}
+
+// Close makes all changes safe on the disk and ends the work of the Store; a
+// second Close does nothing. It returns why a change is not safe.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	first := !s.isShut
+	s.isShut = true
+	s.mu.Unlock()
+	if first {
+		close(s.closed)
+	}
+	<-s.done
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.syncErr
+}
+
+// prepare makes the directory and its marker.
+func (s *Store) prepare(dir string) error {
+	_, err := os.Stat(s.dir)
+	s.fresh = errors.Is(err, fs.ErrNotExist)
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	marker := filepath.Join(dir, "format")
+	content, err := os.ReadFile(marker)
+	switch {
+	case err == nil && len(content) > 0: // a power cut can leave it empty
+		return checkMarker(marker, content)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	s.fresh = len(entries) == 0
+	err = writeFile(filepath.Join(dir, tempStart+"format"), marker, fmt.Appendf(nil, "%s%d\n", markerStart, format), os.Rename)
+	if err != nil {
+		return err
+	}
+	return cmp.Or(s.sync(marker), s.sync(dir))
+}
+
+const markerStart = "vmfabric state "
+
+func checkMarker(path string, content []byte) error {
+	digits, ours := strings.CutPrefix(strings.TrimSpace(string(content)), markerStart)
+	n, err := strconv.Atoi(digits)
+	switch {
+	case !ours || err != nil || n < 1:
+		return fmt.Errorf("%s is not the marker of a state directory; name another directory", path)
+	case n > format:
+		return fmt.Errorf("%s: format %d, this version reads %d; run the newer version that wrote it", path, n, format)
+	}
+	return nil
+}
+
+// recover removes what a killed writer left and takes up the changes that were
+// not yet safe on the disk. Those that a power cut damaged are gone.
+func (s *Store) recover() error {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(s.dir, e.Name())
+		if strings.HasPrefix(e.Name(), tempStart) {
+			os.Remove(path) // where it cannot be removed it does no harm
+			continue
+		}
+		name, isNew := strings.CutSuffix(e.Name(), suffix+newSuffix)
+		if !isNew {
+			continue
+		}
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if _, err := parse(name, content); err != nil {
+			s.lost[name] = true
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+			continue
+		}
+		s.unsafe[name] = &change{content: content}
+	}
+	return nil
+}
+
+// read gives the guest whose file has that name.
+func (s *Store) read(name string) (fabric.Desired, error) {
+	for _, file := range []string{name + suffix + newSuffix, name + suffix} {
+		path := filepath.Join(s.dir, file)
+		content, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fabric.Desired{}, fmt.Errorf("state: %w; %s", err, remedy(err))
+		}
+		d, err := parse(name, content)
+		if err != nil {
+			return d, fmt.Errorf("state: %s: %w", path, err)
+		}
+		return d, nil
+	}
+	return fabric.Desired{}, fmt.Errorf("state: %s went away; only one agent may use the directory", filepath.Join(s.dir, name+suffix))
+}
+
+// holds reports whether the file of that name has that content.
+func (s *Store) holds(name string, content []byte) bool {
+	path := filepath.Join(s.dir, name+suffix)
+	if s.unsafe[name] != nil {
+		path += newSuffix
+	}
+	have, err := os.ReadFile(path)
+	return err == nil && bytes.Equal(have, content)
+}
+
+// write puts a change beside the file that it is to replace.
+func (s *Store) write(name string, content []byte) error {
+	s.temp++
+	temp := filepath.Join(s.dir, tempStart+strconv.Itoa(s.temp))
+	path := filepath.Join(s.dir, name+suffix+newSuffix)
+	if s.unsafe[name] == nil {
+		return writeFile(temp, path, content, os.Rename)
+	}
+	return writeFile(temp, path, content, exchange)
+}
+
+// exchange is a rename over a file that is there. A plain one makes ext4
+// (auto_da_alloc) write the data out at once, which takes ten times as long.
+func exchange(from, to string) error {
+	if unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_EXCHANGE) != nil {
+		return os.Rename(from, to) // not every file system can exchange
+	}
+	os.Remove(from) // what is left of it, the next Open removes
+	return nil
+}
+
+// tell returns once that earlier changes are not safe on the disk.
+func (s *Store) tell() error {
+	if s.syncErr == nil || s.told {
+		return nil
+	}
+	s.told = true
+	return s.syncErr
+}
+
+// writeFile writes a file that is there as a whole or not at all.
+func writeFile(temp, path string, content []byte, rename func(from, to string) error) error {
+	err := os.WriteFile(temp, content, 0o600)
+	if err == nil {
+		err = rename(temp, path)
+	}
+	if err != nil {
+		os.Remove(temp)
+	}
+	return err
+}
+
+// remedy names the way out of an error of the file system.
+func remedy(err error) string {
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return "free some space on that file system"
+	case errors.Is(err, syscall.EROFS):
+		return "mount that file system writable"
+	case errors.Is(err, fs.ErrPermission):
+		return "run as root, or name a directory of your own"
+	case errors.Is(err, fs.ErrNotExist):
+		return "somebody removed it; restart the agent"
+	}
+	return "check the disk"
+}

@@ -1,0 +1,144 @@
+package disk
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+)
+
+// syncAtATime is in files; a journalling file system commits them together.
+const syncAtATime = 8
+
+// syncer makes changes safe on the disk until Close.
+func (s *Store) syncer() {
+	defer close(s.done)
+	for {
+		select {
+		case <-s.closed:
+			s.settle()
+			return
+		case <-s.wake:
+		}
+		wait := s.delay
+		for again := true; again; wait = s.retry {
+			select {
+			case <-s.closed:
+				s.settle()
+				return
+			case <-time.After(wait):
+			}
+			again = s.settle() != nil
+		}
+	}
+}
+
+// poke wakes the syncer.
+func (s *Store) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// settle makes what has changed until now safe and moves it to its place.
+func (s *Store) settle() error {
+	s.mu.Lock()
+	batch := maps.Clone(s.unsafe)
+	unlinks := s.unlinks
+	s.unlinks = false
+	err := s.rewrite(batch)
+	s.mu.Unlock()
+	if len(batch) == 0 && !unlinks {
+		return nil
+	}
+	if err == nil {
+		err = s.syncFiles(slices.Sorted(maps.Keys(batch)))
+	}
+	if err == nil {
+		err = s.place(batch)
+	}
+	if err == nil {
+		err = s.sync(s.dir)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.syncErr, s.told = nil, s.told && err != nil
+	if err != nil {
+		s.unlinks = true
+		for _, c := range batch {
+			c.redo = true
+		}
+		s.syncErr = fmt.Errorf("state is not safe from a power cut: %w; check the disk", err)
+	}
+	return err
+}
+
+// rewrite writes anew what could not be made safe before: after an error the
+// kernel takes the pages of a file for clean, and a second fsync would call
+// them safe.
+func (s *Store) rewrite(batch map[string]*change) error {
+	for name, c := range batch {
+		if !c.redo {
+			continue
+		}
+		if err := s.write(name, c.content); err != nil {
+			return err
+		}
+		c.redo = false
+	}
+	return nil
+}
+
+func (s *Store) syncFiles(names []string) error {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, syncAtATime)
+	errs := make([]error, len(names))
+	for i, name := range names {
+		slots <- struct{}{}
+		wg.Go(func() {
+			errs[i] = s.sync(filepath.Join(s.dir, name+suffix+newSuffix))
+			<-slots
+		})
+	}
+	wg.Wait()
+	for i, err := range errs {
+		if errors.Is(err, os.ErrNotExist) {
+			errs[i] = nil // deleted meanwhile
+		}
+	}
+	// One is enough to know, and keeps the message short.
+	return cmp.Or(errs...)
+}
+
+// place moves the changes to where they belong, but for those that a newer
+// change or a Delete has overtaken.
+func (s *Store) place(batch map[string]*change) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, c := range batch {
+		if s.unsafe[name] != c {
+			continue
+		}
+		path := filepath.Join(s.dir, name+suffix)
+		if err := os.Rename(path+newSuffix, path); err != nil {
+			return err
+		}
+		delete(s.unsafe, name)
+	}
+	return nil
+}
+
+// syncPath waits until a file, or the names in a directory, are on the disk.
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

@@ -1,0 +1,207 @@
+package libvirt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+	"github.com/digitalocean/go-libvirt/socket/dialers"
+)
+
+// libvirtd serves five calls of one connection at a time (max_client_requests)
+// and then stops reading from it. A call about a domain blocks while a hook of
+// that domain runs, for as long as that takes; listing the domains blocks
+// while any hook runs. So some calls may block, and one is always left for the
+// ping that tells a busy libvirtd from a dead one.
+const (
+	domainSlots = 3
+	listSlots   = 1
+)
+
+var (
+	errTimeout = errors.New("no answer")
+	errHooks   = errors.New("hooks of several domains hold it up")
+)
+
+// conn is a connection to libvirtd. Calls on it have no timeout of their own:
+// closing it ends them. A call that is given up goes on at libvirtd, where it
+// holds one of the 20 workers that serve everybody, so giving up and asking
+// again would make a slow libvirtd a dead one; a conn waits instead, and asks
+// nothing twice.
+type conn struct {
+	lv    *golibvirt.Libvirt
+	raw   *watchedConn
+	path  string
+	gone  <-chan struct{} // closed when the connection is
+	slots chan struct{}
+	lists chan struct{}
+	wg    sync.WaitGroup // of every goroutine that uses the conn
+
+	mu     sync.Mutex
+	why    error // that it was dropped
+	closed bool
+	jobs   map[golibvirt.UUID]*job
+}
+
+// connect opens a connection, in less than timeout.
+func connect(ctx context.Context, path string, timeout time.Duration) (*conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	raw, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, reason(err)
+	}
+	watched := &watchedConn{Conn: raw, gone: make(chan struct{})}
+	c := &conn{
+		lv: golibvirt.NewWithDialer(dialers.NewAlreadyConnected(watched)), raw: watched, path: path, gone: watched.gone,
+		slots: make(chan struct{}, domainSlots), lists: make(chan struct{}, listSlots), jobs: map[golibvirt.UUID]*job{},
+	}
+	if err := c.call(ctx, c.lv.Connect); err != nil {
+		c.close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// call runs f until ctx ends or the connection goes. An f that was not waited
+// for goes on until the connection is closed.
+func (c *conn) call(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	if !c.start(func() { done <- f() }) {
+		return c.reason()
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-c.gone:
+		return c.reason()
+	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return errTimeout
+		}
+		return ctx.Err()
+	}
+}
+
+// start runs f in a goroutine that close waits for; not after close.
+func (c *conn) start(f func()) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	c.wg.Go(f)
+	return true
+}
+
+// drop cuts the connection. Whoever uses it gets why for an error.
+func (c *conn) drop(why error) {
+	c.mu.Lock()
+	if c.why == nil {
+		c.why = why
+	}
+	c.mu.Unlock()
+	c.raw.Close()
+}
+
+// close ends the connection and all that goes on over it.
+func (c *conn) close() {
+	c.drop(net.ErrClosed)
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.wg.Wait()
+}
+
+// reason tells why the connection is gone.
+func (c *conn) reason() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.why != nil {
+		return c.why
+	}
+	return errors.New("it closed the connection")
+}
+
+// acquire takes a slot within timeout and gives the function that frees it.
+func (c *conn) acquire(ctx context.Context, slots chan struct{}, timeout time.Duration) (release func(), err error) {
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case slots <- struct{}{}:
+		return func() { <-slots }, nil
+	case <-timer.C:
+		return nil, errTimeout
+	case <-c.gone:
+		return nil, c.reason()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// subscribe lets heard have the lifecycle events, one after the other, until
+// the connection goes.
+func (c *conn) subscribe(ctx context.Context, heard func(golibvirt.DomainEventLifecycleMsg)) error {
+	return c.call(ctx, func() error {
+		events, err := c.lv.LifecycleEvents(context.Background())
+		if err != nil {
+			return err
+		}
+		pump := func() {
+			for e := range events {
+				heard(e)
+			}
+		}
+		if !c.start(pump) {
+			pump() // nobody waits any more; the channel is closed soon
+		}
+		return nil
+	})
+}
+
+// watchedConn closes gone when the connection cannot be read any more. The
+// library's own signal of that is not reliable while it connects.
+type watchedConn struct {
+	net.Conn
+	gone chan struct{}
+	once sync.Once
+}
+
+func (w *watchedConn) Read(b []byte) (int, error) {
+	n, err := w.Conn.Read(b)
+	if err != nil {
+		w.once.Do(func() { close(w.gone) })
+	}
+	return n, err
+}
+
+func (w *watchedConn) Close() error {
+	w.once.Do(func() { close(w.gone) })
+	return w.Conn.Close()
+}
+
+// reason shortens an error of dial to what its reader does not know yet.
+func reason(err error) error {
+	var errno syscall.Errno
+	var op *net.OpError
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return errTimeout
+	case errors.As(err, &errno):
+		return fmt.Errorf("connect: %w", errno)
+	case errors.As(err, &op):
+		return fmt.Errorf("connect: %w", op.Err)
+	}
+	return err
+}
+
+// isNoDomain reports that libvirt does not know the domain (any more).
+func isNoDomain(err error) bool { return err != nil && golibvirt.IsNotFound(err) }
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

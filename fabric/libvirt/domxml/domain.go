@@ -1,0 +1,104 @@
+// Package domxml reads the few elements of a libvirt domain's XML that say
+// what the fabric gives the guest, and through which interfaces. It needs no
+// libvirt client, so that a hook which imports it stays small.
+package domxml
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Namespace is the XML namespace of <fabric:vm> in a domain's <metadata>.
+const Namespace = "urn:vmfabric:domain:1"
+
+// Origin is what [fabric.VM.Origin] says of libvirt's guests.
+const Origin = "libvirt"
+
+// family begins the namespaces of every version of <fabric:vm>.
+const family = "urn:vmfabric"
+
+// Domain is what a domain's XML says to the fabric.
+type Domain struct {
+	Name string
+	UUID string
+	ID   int  // 0 in the XML of a domain that does not run here
+	Ours bool // it has <fabric:vm>; NICs is empty otherwise
+	NICs []NIC
+	// Interfaces are all of the domain's, in its order. Those that libvirt
+	// made itself have lost their Dev in the XML of a stopped domain.
+	Interfaces []Interface
+}
+
+// NIC is a <fabric:nic>: what one interface of the guest receives.
+type NIC struct {
+	Addresses []netip.Addr // at least one; without zones and IPv4-mapped ones
+	Routes    []netip.Prefix
+}
+
+// Interface is an <interface> of the domain's devices.
+type Interface struct {
+	Type    string // "ethernet", "bridge", "network", ...
+	Dev     string // the host's link
+	Managed bool   // libvirt makes and removes the link (managed='yes', the default)
+	MAC     fabric.MAC
+	Queues  int // 0 when not given; libvirt drops it for models that are not virtio
+	MTU     int // bytes; 0 when not given
+}
+
+// MayBeOurs tells quickly whether [Parse] could find <fabric:vm> in the XML.
+func MayBeOurs(xml []byte) bool { return bytes.Contains(xml, []byte(family)) }
+
+// VM gives the guest. The n-th <fabric:nic> takes its kind, MAC address,
+// queues and MTU from the interface whose target is [fabric.PortName] n; one
+// without such an interface has only its addresses and routes, which is enough
+// to bring a guest down, see [Domain.Plugged].
+func (d Domain) VM() fabric.VM {
+	vm := fabric.VM{Name: d.Name, UUID: d.UUID, Origin: Origin, NICs: make([]fabric.NIC, len(d.NICs))}
+	for n, nic := range d.NICs {
+		vm.NICs[n] = fabric.NIC{Addresses: nic.Addresses, Routes: nic.Routes}
+		i, found := d.plug(n)
+		if !found {
+			continue
+		}
+		to := &vm.NICs[n]
+		to.MAC, to.Queues, to.MTU = i.MAC, i.Queues, i.MTU
+		to.Kind = fabric.Tap
+		if i.Managed {
+			to.Kind = fabric.Adopt
+		}
+	}
+	return vm
+}
+
+// Plugged reports the first <fabric:nic> that has no interface of type
+// ethernet, as each needs before the guest can be brought up.
+func (d Domain) Plugged() error {
+	for n := range d.NICs {
+		port := fabric.PortName(d.Name, n)
+		i, found := d.plug(n)
+		switch {
+		case !found:
+			return fmt.Errorf("domain %s: <fabric:nic> %d has no interface with <target dev='%s'>; "+
+				"add <interface type='ethernet'><target dev='%[3]s' managed='no'/><model type='virtio'/></interface>",
+				label(d.Name), n, port)
+		case i.Type != "ethernet":
+			return fmt.Errorf("domain %s: the interface of <fabric:nic> %d, %s, is of type %.40q, which libvirt connects itself; "+
+				"make it <interface type='ethernet'>", label(d.Name), n, port, i.Type)
+		}
+	}
+	return nil
+}
+
+// plug finds the interface of the n-th NIC.
+func (d Domain) plug(n int) (Interface, bool) {
+	port := fabric.PortName(d.Name, n)
+	for _, i := range d.Interfaces {
+		if i.Dev == port {
+			return i, true
+		}
+	}
+	return Interface{}, false
+}

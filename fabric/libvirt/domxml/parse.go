@@ -1,0 +1,325 @@
+package domxml
+
+import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// MaxBytes is the longest XML that is read. libvirt's own protocol carries
+// 4 MiB (REMOTE_STRING_MAX).
+const MaxBytes = 16 << 20
+
+const (
+	maxDepth = 256 // of elements, as in libxml2, so that no domain of libvirt's is deeper
+	maxText  = 4096
+)
+
+// Parse reads the XML of a domain, up to the end of its root element. A domain
+// without <fabric:vm> is no error. Whatever in <fabric:vm> is not understood
+// is one, so that a slip of the pen does not cost a guest an address.
+func Parse(r io.Reader) (Domain, error) { return parse(r, MaxBytes) }
+
+func parse(r io.Reader, most int64) (Domain, error) {
+	limited := &io.LimitedReader{R: r, N: most + 1}
+	p := parser{dec: xml.NewDecoder(limited)}
+	err := p.document()
+	var syntax *xml.SyntaxError
+	switch {
+	case err != nil && limited.N == 0:
+		err = fmt.Errorf("the XML is longer than %d bytes; give what virsh dumpxml prints", most)
+	case errors.As(err, &syntax):
+		err = fmt.Errorf("line %d of the XML: %s; check it with virt-xml-validate", syntax.Line, syntax.Msg)
+	case err == nil && p.dom.Ours && p.dom.Name == "":
+		err = errors.New("the XML has no <name>; give the domain one")
+	}
+	if err != nil {
+		if p.dom.Name == "" {
+			return Domain{}, fmt.Errorf("domain: %w", err)
+		}
+		return Domain{}, fmt.Errorf("domain %s: %w", label(p.dom.Name), err)
+	}
+	return p.dom, nil
+}
+
+type parser struct {
+	dec   *xml.Decoder
+	depth int
+	dom   Domain
+}
+
+func (p *parser) document() error {
+	for {
+		token, err := p.dec.Token()
+		if errors.Is(err, io.EOF) {
+			return errors.New("the XML has no <domain>; give what virsh dumpxml prints")
+		}
+		if err != nil {
+			return err
+		}
+		root, ok := token.(xml.StartElement)
+		if !ok {
+			continue
+		}
+		if root.Name != (xml.Name{Local: "domain"}) {
+			return fmt.Errorf("the XML is of a <%.40s>; give that of a <domain>", root.Name.Local)
+		}
+		// libvirt writes an id only where the domain runs.
+		p.dom.ID, _ = strconv.Atoi(attr(root, "id"))
+		return p.domain()
+	}
+}
+
+func (p *parser) domain() error {
+	return p.children(func(e xml.StartElement) (err error) {
+		switch e.Name {
+		case xml.Name{Local: "name"}:
+			p.dom.Name, err = p.text(e)
+		case xml.Name{Local: "uuid"}:
+			p.dom.UUID, err = p.text(e)
+		case xml.Name{Local: "metadata"}:
+			err = p.children(p.metadata, nil)
+		case xml.Name{Local: "devices"}:
+			err = p.children(p.device, nil)
+		default:
+			err = p.skip()
+		}
+		return err
+	}, nil)
+}
+
+func (p *parser) metadata(e xml.StartElement) error {
+	switch {
+	case e.Name == xml.Name{Space: Namespace, Local: "vm"}:
+		if p.dom.Ours {
+			return errors.New("<fabric:vm> is given twice; put all <fabric:nic> into one")
+		}
+		p.dom.Ours = true
+		if err := p.strict(e, p.nic, "nic"); err != nil {
+			return err
+		}
+		if len(p.dom.NICs) == 0 {
+			return errors.New("<fabric:vm> has no <fabric:nic>; add one")
+		}
+		return nil
+	case e.Name.Space == Namespace:
+		return fmt.Errorf("<metadata> has <fabric:%.40s>; it takes <fabric:vm>", e.Name.Local)
+	case e.Name.Local == "vm" && strings.HasPrefix(e.Name.Space, family):
+		return fmt.Errorf("<vm> is in the namespace %.60q; write xmlns:fabric=%q", e.Name.Space, Namespace)
+	}
+	return p.skip()
+}
+
+func (p *parser) nic(e xml.StartElement) error {
+	n := len(p.dom.NICs)
+	if n == fabric.MaxNICs {
+		return fmt.Errorf("<fabric:vm> has more than %d <fabric:nic>; a guest has at most that many", fabric.MaxNICs)
+	}
+	var nic NIC
+	err := p.strict(e, func(e xml.StartElement) (err error) {
+		switch e.Name.Local {
+		case "address":
+			nic.Addresses, err = value(p, e, nic.Addresses, parseAddress)
+		case "route":
+			nic.Routes, err = value(p, e, nic.Routes, parseRoute)
+		}
+		return err
+	}, "address", "route")
+	if err == nil && len(nic.Addresses) == 0 {
+		err = errors.New("no <fabric:address>; add one")
+	}
+	if err != nil {
+		return fmt.Errorf("<fabric:nic> %d: %w", n, err)
+	}
+	p.dom.NICs = append(p.dom.NICs, nic)
+	return nil
+}
+
+// value appends what the element says to those before it.
+func value[T any](p *parser, e xml.StartElement, values []T, parse func(string) (T, error)) ([]T, error) {
+	name := e.Name.Local
+	if len(values) == fabric.MaxAddresses {
+		return nil, fmt.Errorf("more than %d <fabric:%s>; a NIC takes at most that many", fabric.MaxAddresses, name)
+	}
+	if err := bare(e); err != nil {
+		return nil, err
+	}
+	s, err := p.text(e)
+	if err != nil {
+		return nil, err
+	}
+	v, err := parse(strings.TrimSpace(s))
+	if err != nil {
+		return nil, fmt.Errorf("<fabric:%s> %w", name, err)
+	}
+	return append(values, v), nil
+}
+
+func parseAddress(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	switch {
+	case err != nil && strings.Contains(s, "/"):
+		return a, fmt.Errorf("%.60q is a prefix; write the address alone, and a prefix behind the guest as <fabric:route>", s)
+	case err != nil:
+		return a, fmt.Errorf("%.60q is not an IP address; write one such as 203.0.113.10 or 2001:db8:100::10", s)
+	case a.Zone() != "":
+		return a, fmt.Errorf("%.60q has a zone, which means nothing outside one host; write an address of a pool", s)
+	case a.Is4In6():
+		return a, fmt.Errorf("%.60q is an IPv4 address written as IPv6; write %s", s, a.Unmap())
+	}
+	return a, nil
+}
+
+func parseRoute(s string) (netip.Prefix, error) {
+	r, err := netip.ParsePrefix(s)
+	if err != nil {
+		if a, aerr := netip.ParseAddr(s); aerr == nil && a.Zone() == "" && !a.Is4In6() {
+			return r, fmt.Errorf("%q has no length; write %s", s, fabric.HostPrefix(a))
+		}
+		return r, fmt.Errorf("%.60q is not a prefix; write one such as 198.51.100.0/29 or 2001:db8:200::/56", s)
+	}
+	if r.Addr().Is4In6() {
+		return r, fmt.Errorf("%.60q is an IPv4 prefix written as IPv6; write it as one such as 198.51.100.0/29", s)
+	}
+	return r, nil
+}
+
+// device reads an <interface>. What libvirt wrote there it has checked, so a
+// value that cannot be read is taken as not given.
+func (p *parser) device(e xml.StartElement) error {
+	if e.Name != (xml.Name{Local: "interface"}) {
+		return p.skip()
+	}
+	i := Interface{Type: attr(e, "type"), Managed: true}
+	err := p.children(func(e xml.StartElement) error {
+		switch e.Name {
+		case xml.Name{Local: "mac"}:
+			i.MAC, _ = fabric.ParseMAC(attr(e, "address"))
+		case xml.Name{Local: "target"}:
+			i.Dev, i.Managed = attr(e, "dev"), attr(e, "managed") != "no"
+		case xml.Name{Local: "driver"}:
+			i.Queues = positive(attr(e, "queues"))
+		case xml.Name{Local: "mtu"}:
+			i.MTU = positive(attr(e, "size"))
+		}
+		return p.skip()
+	}, nil)
+	p.dom.Interfaces = append(p.dom.Interfaces, i)
+	return err
+}
+
+func positive(s string) int {
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		return 0
+	}
+	return max(n, 0)
+}
+
+// children gives each child of the element that was just entered to element,
+// which reads it to its end, and its text, in pieces, to text.
+func (p *parser) children(element func(xml.StartElement) error, text func([]byte) error) error {
+	if p.depth++; p.depth > maxDepth {
+		return fmt.Errorf("elements are nested deeper than %d", maxDepth)
+	}
+	for {
+		token, err := p.dec.Token()
+		if err == nil {
+			switch t := token.(type) {
+			case xml.StartElement:
+				err = element(t)
+			case xml.CharData:
+				if text != nil {
+					err = text(t)
+				}
+			case xml.EndElement:
+				p.depth--
+				return nil
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// strict is children for an element of ours: it takes no attributes, no text
+// and no elements but those named.
+func (p *parser) strict(parent xml.StartElement, element func(xml.StartElement) error, names ...string) error {
+	if err := bare(parent); err != nil {
+		return err
+	}
+	takes := "<fabric:" + strings.Join(names, "> and <fabric:") + ">"
+	return p.children(func(e xml.StartElement) error {
+		switch {
+		case e.Name.Space != Namespace:
+			return fmt.Errorf("<%.40s> in <fabric:%s> is not of the namespace %s; it takes %s",
+				e.Name.Local, parent.Name.Local, Namespace, takes)
+		case !slices.Contains(names, e.Name.Local):
+			return fmt.Errorf("<fabric:%s> has <fabric:%.40s>; it takes %s", parent.Name.Local, e.Name.Local, takes)
+		}
+		return element(e)
+	}, func(text []byte) error {
+		if text = bytes.TrimSpace(text); len(text) > 0 {
+			return fmt.Errorf("<fabric:%s> has the text %.60q; it takes %s", parent.Name.Local, text, takes)
+		}
+		return nil
+	})
+}
+
+// bare refuses attributes on an element of ours.
+func bare(e xml.StartElement) error {
+	for _, a := range e.Attr {
+		if a.Name.Space != "xmlns" && a.Name.Local != "xmlns" {
+			return fmt.Errorf("<fabric:%s> has the attribute %.40q; it takes none, write values as elements", e.Name.Local, a.Name.Local)
+		}
+	}
+	return nil
+}
+
+// text reads an element that has text alone.
+func (p *parser) text(e xml.StartElement) (string, error) {
+	var all []byte
+	err := p.children(func(child xml.StartElement) error {
+		return fmt.Errorf("<%s> has <%.40s>; it takes text alone", e.Name.Local, child.Name.Local)
+	}, func(piece []byte) error {
+		if all = append(all, piece...); len(all) > maxText {
+			return fmt.Errorf("<%s> is longer than %d bytes; shorten it", e.Name.Local, maxText)
+		}
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	return string(all), nil
+}
+
+func (p *parser) skip() error {
+	return p.children(func(xml.StartElement) error { return p.skip() }, nil)
+}
+
+func attr(e xml.StartElement, name string) string {
+	for _, a := range e.Attr {
+		if a.Name == (xml.Name{Local: name}) {
+			return a.Value
+		}
+	}
+	return ""
+}
+
+// label writes a domain's name so that it stays on one line.
+func label(name string) string {
+	if strings.ContainsFunc(name, unicode.IsControl) || len(name) > 200 {
+		return fmt.Sprintf("%.200q", name)
+	}
+	return name
+}

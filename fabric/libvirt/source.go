@@ -1,0 +1,332 @@
+package libvirt
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/libvirt/domxml"
+)
+
+// defaultSockets are where libvirt listens: the QEMU driver's own daemon, or the
+// one daemon of older installations.
+var defaultSockets = []string{"/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock"}
+
+// Config is what a [Source] may be told; its zero value serves.
+type Config struct {
+	// Socket is where libvirtd or virtqemud listens; empty: the first of
+	// /run/libvirt/virtqemud-sock and /run/libvirt/libvirt-sock that answers.
+	Socket string
+	Logger *slog.Logger // nil: silent
+}
+
+// Source follows the domains of one libvirtd. [Source.Run] holds the
+// connection; all methods are safe for concurrent use.
+type Source struct {
+	sockets []string
+	log     *slog.Logger
+	box     *outbox
+	times   times
+
+	mu        sync.Mutex
+	conn      *conn // nil while there is none
+	since     time.Time
+	lastEvent time.Time
+	was       bool   // there was a connection once
+	outage    string // why there is none
+	known     map[golibvirt.UUID]*sighting
+	foreign   map[golibvirt.UUID]bool // active, and none of our business
+	bad       map[golibvirt.UUID]string
+}
+
+var (
+	_ fabric.Source         = (*Source)(nil)
+	_ fabric.SourceReporter = (*Source)(nil)
+	_ fabric.Diagnoser      = (*Source)(nil)
+)
+
+// sighting is a guest of ours as it was last seen running.
+type sighting struct {
+	vm    fabric.VM
+	state fabric.State
+	at    time.Time
+}
+
+// times are how long things may take.
+type times struct {
+	call     time.Duration // a call that cannot be held up by a hook, or a whole list
+	ping     time.Duration // between two proofs of life
+	retryMin time.Duration // between attempts to connect, at first
+	retryMax time.Duration
+}
+
+// New makes a source. It connects to nothing yet.
+func New(cfg Config) *Source {
+	sockets := defaultSockets
+	if cfg.Socket != "" {
+		sockets = []string{cfg.Socket}
+	}
+	return &Source{
+		sockets: sockets, log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), box: newOutbox(),
+		times: times{call: 10 * time.Second, ping: 5 * time.Second, retryMin: 500 * time.Millisecond, retryMax: 5 * time.Second},
+		since: time.Now(), known: map[golibvirt.UUID]*sighting{}, foreign: map[golibvirt.UUID]bool{}, bad: map[golibvirt.UUID]string{},
+	}
+}
+
+// Name implements [fabric.Source].
+func (s *Source) Name() string { return domxml.Origin }
+
+// Changes implements [fabric.Source]. Changes of one guest that nobody took
+// yet are one change, the newest. The first after each connect has Lost set.
+// The channel is never closed.
+func (s *Source) Changes() <-chan fabric.Change { return s.box.out }
+
+// Guests implements [fabric.Source]: the active domains of ours, each with the
+// time at which its state was read in Since. It works without Run too, over a
+// connection of its own. It waits no longer than 10 s: libvirt does not list
+// its domains while a hook runs. A domain whose <fabric:vm> cannot be read is
+// listed as it was when it could be; if it never could, it is not listed, and
+// Diagnose tells.
+func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.times.call)
+	defer cancel()
+	s.mu.Lock()
+	c := s.conn
+	s.mu.Unlock()
+	if c == nil {
+		var err error
+		if c, err = s.connect(ctx); err != nil {
+			return nil, err
+		}
+		defer c.close()
+	}
+	guests, err := s.list(ctx, c)
+	if errors.Is(err, errTimeout) {
+		return nil, fmt.Errorf("libvirt: list domains: no answer on %s in %v; look for a hook that hangs, or restart libvirtd", c.path, s.times.call)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("libvirt: list domains: %w; the agent asks again", err)
+	}
+	return guests, nil
+}
+
+// Status implements [fabric.SourceReporter].
+func (s *Source) Status() fabric.SourceStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return fabric.SourceStatus{
+		Name: s.Name(), Connected: s.conn != nil, Since: s.since, LastEvent: s.lastEvent, Guests: len(s.known),
+	}
+}
+
+// Diagnose implements [fabric.Diagnoser]. That there is no libvirt is no
+// problem on a node where there never was one.
+func (s *Source) Diagnose() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var problems []string
+	if s.conn == nil && s.outage != "" {
+		problems = append(problems, s.outage)
+	}
+	if s.conn != nil {
+		for _, j := range s.conn.stuck(s.times.call) {
+			problems = append(problems, fmt.Sprintf(
+				"libvirt: no answer about domain %s since %s; look for a hook of it that hangs", j.name, j.asked.Format(time.TimeOnly)))
+		}
+	}
+	for _, text := range slices.Sorted(maps.Values(s.bad)) {
+		problems = append(problems, "libvirt: "+text)
+	}
+	return problems
+}
+
+// connect opens a connection to the first socket that answers. Its error
+// names the socket, the reason and the way out.
+func (s *Source) connect(ctx context.Context) (*conn, error) {
+	var first error
+	for _, path := range s.sockets {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		c, err := connect(ctx, path, s.times.call)
+		if err == nil {
+			return c, nil
+		}
+		if first == nil {
+			first = &silence{path, err}
+		}
+	}
+	if first == nil {
+		first = &silence{s.sockets[len(s.sockets)-1], fs.ErrNotExist}
+	}
+	return nil, first
+}
+
+// silence is that nobody answers on a socket.
+type silence struct {
+	path string
+	err  error
+}
+
+func (e *silence) Unwrap() error { return e.err }
+func (e *silence) Error() string { return e.since("") }
+
+// since says for how long: " since 12:03:04".
+func (e *silence) since(when string) string {
+	daemon, _, _ := strings.Cut(filepath.Base(e.path), "-")
+	if daemon == "libvirt" {
+		daemon = "libvirtd"
+	}
+	way := "start " + daemon
+	switch {
+	case errors.Is(e.err, fs.ErrPermission):
+		way = "run as root"
+	case errors.Is(e.err, errTimeout):
+		way = "restart " + daemon
+	case errors.Is(e.err, errHooks):
+		way = "look for hooks that hang"
+	}
+	return fmt.Sprintf("libvirt: no answer on %s%s (%s); %s", e.path, when, oneLine(e.err), way)
+}
+
+// list asks for all guests, unless somebody still waits for that answer.
+func (s *Source) list(ctx context.Context, c *conn) ([]fabric.Desired, error) {
+	release, err := c.acquire(ctx, c.lists, s.times.call)
+	if err != nil {
+		return nil, err
+	}
+	var guests []fabric.Desired
+	ready := make(chan []fabric.Desired, 1)
+	err = c.call(ctx, func() error {
+		defer release()
+		guests, err := s.readAll(c)
+		ready <- guests
+		return err
+	})
+	if err == nil {
+		guests = <-ready
+	}
+	return guests, err
+}
+
+// readAll reads all active domains, and forgets those that are not any more.
+func (s *Source) readAll(c *conn) ([]fabric.Desired, error) {
+	began := time.Now()
+	domains, _, err := c.lv.ConnectListAllDomains(1, golibvirt.ConnectListDomainsActive)
+	if err != nil {
+		return nil, err
+	}
+	var guests []fabric.Desired
+	active := map[golibvirt.UUID]bool{}
+	for _, dom := range domains {
+		active[dom.UUID] = true
+		d, ours, err := s.look(c, dom, true)
+		switch {
+		case isNoDomain(err):
+		case err != nil:
+			return nil, err
+		case ours && d.State != fabric.Absent:
+			guests = append(guests, d)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.known, func(u golibvirt.UUID, k *sighting) bool { return !active[u] && k.at.Before(began) })
+	maps.DeleteFunc(s.foreign, func(u golibvirt.UUID, _ bool) bool { return !active[u] })
+	maps.DeleteFunc(s.bad, func(u golibvirt.UUID, _ string) bool { return !active[u] })
+	return guests, nil
+}
+
+// look reads a domain and remembers what it saw. Unless fresh, the XML of a
+// guest that is known is not read again: the state alone is quicker, and at
+// the cutover of a migration every packet waits for it.
+func (s *Source) look(c *conn, dom golibvirt.Domain, fresh bool) (d fabric.Desired, ours bool, err error) {
+	s.mu.Lock()
+	last := s.known[dom.UUID]
+	s.mu.Unlock()
+	if last == nil || fresh {
+		if d.VM, ours, err = s.readVM(c, dom, last); !ours || err != nil {
+			return d, false, err
+		}
+	} else {
+		d.VM = last.vm
+	}
+	d.Since = time.Now()
+	state, reason, err := c.lv.DomainGetState(dom, 0)
+	if err != nil {
+		return d, false, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var was fabric.State
+	if last != nil {
+		was = last.state
+	}
+	// A guest that was seen stopped stays known until that was told: a transient
+	// one cannot be read again.
+	if d.State = stateOf(state, reason, was); d.State != fabric.Absent {
+		s.known[dom.UUID] = &sighting{vm: d.VM, state: d.State, at: d.Since}
+	}
+	return d, true, nil
+}
+
+// readVM reads a domain's XML. A guest whose <fabric:vm> cannot be understood
+// is as it was last; one that never could be is not ours, but remembered.
+func (s *Source) readVM(c *conn, dom golibvirt.Domain, last *sighting) (vm fabric.VM, ours bool, err error) {
+	xml, err := c.lv.DomainGetXMLDesc(dom, 0)
+	if err != nil {
+		return vm, false, err
+	}
+	var domain domxml.Domain
+	var flaw error
+	if domxml.MayBeOurs([]byte(xml)) {
+		domain, flaw = domxml.Parse(bytes.NewReader([]byte(xml)))
+	}
+	if domain.Ours {
+		vm = domain.VM()
+		flaw = cmp.Or(vm.Validate(), domain.Plugged())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.judge(dom, flaw)
+	switch {
+	case domain.Ours:
+		return vm, true, nil
+	case flaw == nil:
+		s.foreign[dom.UUID] = true
+		delete(s.known, dom.UUID)
+	case last != nil:
+		return last.vm, true, nil
+	}
+	return vm, false, nil
+}
+
+// judge notes what is wrong with a domain of ours, once. s.mu is held.
+func (s *Source) judge(dom golibvirt.Domain, flaw error) {
+	if flaw == nil {
+		delete(s.bad, dom.UUID)
+		return
+	}
+	text := oneLine(flaw)
+	if !strings.HasPrefix(text, "domain ") {
+		text = fmt.Sprintf("domain %s: %s", dom.Name, text)
+	}
+	if s.bad[dom.UUID] != text {
+		s.log.Warn("domain not as the fabric needs it", "vm", dom.Name, "err", text)
+	}
+	s.bad[dom.UUID] = text
+}

@@ -1,0 +1,485 @@
+package libvirt
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+const (
+	running = int(golibvirt.DomainRunning)
+	paused  = int(golibvirt.DomainPaused)
+	shutoff = int(golibvirt.DomainShutoff)
+
+	byUser    = int(golibvirt.DomainPausedUser)
+	migrating = int(golibvirt.DomainPausedMigration)
+
+	patience = 20 * time.Second
+)
+
+// ours is the XML of a guest of ours with one NIC.
+func ours(name string, host int) string {
+	return fmt.Sprintf(`<domain type='kvm' id='3'><name>%[1]s</name><uuid>aaaaaaaa-0000-4000-8000-%012[2]d</uuid>
+<metadata><fabric:vm xmlns:fabric='urn:vmfabric:domain:1'><fabric:nic>
+<fabric:address>203.0.113.%[2]d</fabric:address><fabric:address>2001:db8:100::%[2]d</fabric:address>
+</fabric:nic></fabric:vm></metadata>
+<devices><interface type='ethernet'><mac address='52:54:00:00:00:0a'/><target dev='%[1]s_net0' managed='no'/></interface></devices>
+</domain>`, name, host)
+}
+
+func foreign(name string) string {
+	return fmt.Sprintf("<domain type='kvm' id='4'><name>%s</name><devices/></domain>", name)
+}
+
+func bad(name string) string {
+	return strings.Replace(ours(name, 66), "203.0.113.66", "203.0.113.666", 1)
+}
+
+// follow runs a source on the daemon, fast, and takes its first Lost.
+func follow(t *testing.T, d *daemon) *Source {
+	t.Helper()
+	s := run(t, d)
+	requireLost(t, s)
+	return s
+}
+
+func run(t *testing.T, d *daemon) *Source {
+	t.Helper()
+	s := New(Config{Socket: d.path})
+	s.times = times{call: 500 * time.Millisecond, ping: 50 * time.Millisecond, retryMin: 10 * time.Millisecond, retryMax: 50 * time.Millisecond}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		assert.NoError(t, <-ended)
+		assert.False(t, s.Status().Connected)
+	})
+	return s
+}
+
+func next(t *testing.T, s *Source) fabric.Change {
+	t.Helper()
+	select {
+	case c := <-s.Changes():
+		return c
+	case <-time.After(patience):
+		require.FailNow(t, "no change")
+		return fabric.Change{}
+	}
+}
+
+func requireLost(t *testing.T, s *Source) {
+	t.Helper()
+	require.True(t, next(t, s).Lost, "Lost")
+}
+
+// requireNext takes the next change and checks it, over a connection that may
+// have to be made again meanwhile.
+func requireNext(t *testing.T, s *Source, name string, state fabric.State) fabric.Desired {
+	t.Helper()
+	c := next(t, s)
+	require.False(t, c.Lost)
+	require.Equal(t, name, c.Guest.VM.Name)
+	require.Equal(t, state.String(), c.Guest.State.String())
+	require.WithinDuration(t, time.Now(), c.Guest.Since, patience)
+	return c.Guest
+}
+
+func requireQuiet(t *testing.T, s *Source) {
+	t.Helper()
+	select {
+	case c := <-s.Changes():
+		require.FailNow(t, fmt.Sprintf("%+v", c))
+	case <-time.After(100 * time.Millisecond):
+	}
+}
+
+func states(guests []fabric.Desired) map[string]fabric.State {
+	m := map[string]fabric.State{}
+	for _, d := range guests {
+		m[d.VM.Name] = d.State
+	}
+	return m
+}
+
+func TestStateOfADomain(t *testing.T) {
+	for name, c := range map[string]struct {
+		state, reason int
+		was           fabric.State
+		want          fabric.State
+	}{
+		"running":                       {running, int(golibvirt.DomainRunningBooted), 0, fabric.Live},
+		"arrived by post-copy":          {running, int(golibvirt.DomainRunningPostcopy), fabric.Wired, fabric.Live},
+		"migration cancelled":           {running, int(golibvirt.DomainRunningMigrationCanceled), fabric.Wired, fabric.Live},
+		"paused by the user":            {paused, byUser, fabric.Live, fabric.Live},
+		"paused, I/O error":             {paused, int(golibvirt.DomainPausedIoerror), fabric.Live, fabric.Live},
+		"paused for a snapshot":         {paused, int(golibvirt.DomainPausedSnapshot), fabric.Live, fabric.Live},
+		"paused, crashed":               {paused, int(golibvirt.DomainPausedCrashed), fabric.Live, fabric.Live},
+		"paused, shutting down":         {paused, int(golibvirt.DomainPausedShuttingDown), fabric.Live, fabric.Live},
+		"migrating, in or out":          {paused, migrating, fabric.Live, fabric.Wired},
+		"starting up":                   {paused, int(golibvirt.DomainPausedStartingUp), 0, fabric.Wired},
+		"left by post-copy":             {paused, int(golibvirt.DomainPausedPostcopy), fabric.Live, fabric.Wired},
+		"post-copy failed, left":        {paused, int(golibvirt.DomainPausedPostcopyFailed), fabric.Wired, fabric.Wired},
+		"post-copy failed, arrived":     {paused, int(golibvirt.DomainPausedPostcopyFailed), fabric.Live, fabric.Live},
+		"post-copy failed, nobody knew": {paused, int(golibvirt.DomainPausedPostcopyFailed), 0, fabric.Wired},
+		"shutting down":                 {int(golibvirt.DomainShutdown), 0, fabric.Live, fabric.Live},
+		"suspended by the guest":        {int(golibvirt.DomainPmsuspended), 0, fabric.Live, fabric.Live},
+		"crashed and kept":              {int(golibvirt.DomainCrashed), 0, fabric.Live, fabric.Live},
+		"shut off":                      {shutoff, int(golibvirt.DomainShutoffDestroyed), fabric.Live, fabric.Absent},
+	} {
+		assert.Equal(t, c.want.String(), stateOf(int32(c.state), int32(c.reason), c.was).String(), name)
+	}
+}
+
+func TestGuestsAreOursThatRun(t *testing.T) {
+	d := newDaemon(t).start()
+	d.set("web", running, 1, ours("web", 10))
+	d.set("off", shutoff, 1, ours("off", 11))
+	d.set("in", paused, migrating, ours("in", 12))
+	d.set("other", running, 1, foreign("other"))
+	d.set("odd", running, 1, bad("odd"))
+	s := New(Config{Socket: d.path})
+	before := time.Now()
+	got, err := s.Guests(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, map[string]fabric.State{"web": fabric.Live, "in": fabric.Wired}, states(got))
+	assert.Equal(t, fabric.VM{
+		Name: "web", UUID: "aaaaaaaa-0000-4000-8000-000000000010", Origin: "libvirt", NICs: []fabric.NIC{{
+			Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")},
+			Kind:      fabric.Tap, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 0x0a},
+		}},
+	}, got[0].VM)
+	assert.False(t, got[0].Since.Before(before))
+	assert.Equal(t, "libvirt", s.Name())
+	assert.Equal(t, 2, s.Status().Guests)
+	require.Len(t, s.Diagnose(), 1)
+	assert.Contains(t, s.Diagnose()[0], "libvirt: domain odd: ")
+	assert.Contains(t, s.Diagnose()[0], "203.0.113.666")
+	assert.Zero(t, d.listeners(), "without Run the connection is closed again")
+}
+
+func TestGuestThatCannotBeReadAnyMoreStays(t *testing.T) {
+	d := newDaemon(t).start()
+	d.set("web", running, 1, ours("web", 10))
+	s := follow(t, d)
+	_, err := s.Guests(t.Context())
+	require.NoError(t, err)
+	d.set("web", running, 1, bad("web"))
+	got, err := s.Guests(t.Context())
+	require.NoError(t, err)
+	require.Len(t, got, 1, "it runs, and nobody said that it is not ours")
+	assert.Equal(t, netip.MustParseAddr("203.0.113.10"), got[0].VM.NICs[0].Addresses[0])
+	assert.Len(t, s.Diagnose(), 1)
+	d.set("web", running, 1, foreign("web"))
+	got, err = s.Guests(t.Context())
+	require.NoError(t, err)
+	assert.Empty(t, got, "its metadata was taken away")
+	assert.Empty(t, s.Diagnose())
+}
+
+func TestLifeOfAGuest(t *testing.T) {
+	d := newDaemon(t).start()
+	s := follow(t, d)
+	started, suspended, resumed, stopped := golibvirt.DomainEventStarted, golibvirt.DomainEventSuspended, golibvirt.DomainEventResumed, golibvirt.DomainEventStopped
+
+	d.set("web", paused, migrating, ours("web", 10))
+	d.event("web", started, int(golibvirt.DomainEventStartedMigrated))
+	requireNext(t, s, "web", fabric.Wired)
+	d.set("web", running, int(golibvirt.DomainRunningMigrated), "")
+	d.event("web", resumed, int(golibvirt.DomainEventResumedMigrated))
+	guest := requireNext(t, s, "web", fabric.Live)
+	assert.Equal(t, "2001:db8:100::10", guest.VM.NICs[0].Addresses[1].String())
+
+	reads := d.asked(procXML)
+	d.set("web", paused, byUser, "")
+	d.event("web", suspended, 0)
+	requireNext(t, s, "web", fabric.Live)
+	d.set("web", paused, migrating, "")
+	d.event("web", suspended, int(golibvirt.DomainEventSuspendedMigrated))
+	requireNext(t, s, "web", fabric.Wired)
+	assert.Equal(t, reads, d.asked(procXML), "a cutover does not wait for XML that is known")
+
+	d.set("web", shutoff, int(golibvirt.DomainShutoffMigrated), "")
+	d.event("web", stopped, int(golibvirt.DomainEventStoppedMigrated))
+	gone := requireNext(t, s, "web", fabric.Absent)
+	assert.Equal(t, guest.VM, gone.VM)
+	assert.Zero(t, s.Status().Guests)
+	assert.False(t, s.Status().LastEvent.IsZero())
+
+	d.set("web", running, 1, ours("web", 20))
+	d.event("web", started, 0)
+	again := requireNext(t, s, "web", fabric.Live)
+	assert.Equal(t, "203.0.113.20", again.VM.NICs[0].Addresses[0].String(), "a start reads the XML anew")
+	requireQuiet(t, s)
+}
+
+func TestLateNewsDoesNotUndoNewer(t *testing.T) {
+	d := newDaemon(t).start()
+	s := follow(t, d)
+	d.set("web", running, 1, ours("web", 10))
+	d.event("web", golibvirt.DomainEventStopped, 0) // of its life before
+	requireNext(t, s, "web", fabric.Live)
+}
+
+func TestTransientDomainIsGoneByItsName(t *testing.T) {
+	d := newDaemon(t).start()
+	s := follow(t, d)
+	d.set("web", running, 1, ours("web", 10))
+	d.event("web", golibvirt.DomainEventStarted, 0)
+	requireNext(t, s, "web", fabric.Live)
+	d.eventOf(d.remove("web"), golibvirt.DomainEventStopped, 0)
+	gone := requireNext(t, s, "web", fabric.Absent)
+	assert.Len(t, gone.VM.NICs, 1)
+
+	t.Run("unless another has the name", func(t *testing.T) {
+		d.set("db", running, 1, ours("db", 11))
+		d.event("db", golibvirt.DomainEventStarted, 0)
+		requireNext(t, s, "db", fabric.Live)
+		old := d.remove("db")
+		d.set("db", running, 1, ours("db", 12))
+		d.eventOf(old, golibvirt.DomainEventStopped, 0)
+		heir := requireNext(t, s, "db", fabric.Live)
+		assert.Equal(t, "203.0.113.12", heir.VM.NICs[0].Addresses[0].String())
+	})
+	t.Run("also when it is a stranger's now", func(t *testing.T) {
+		d.set("mx", running, 1, ours("mx", 13))
+		d.event("mx", golibvirt.DomainEventStarted, 0)
+		requireNext(t, s, "mx", fabric.Live)
+		old := d.remove("mx")
+		d.set("mx", running, 1, foreign("mx"))
+		d.eventOf(old, golibvirt.DomainEventStopped, 0)
+		requireNext(t, s, "mx", fabric.Absent)
+	})
+	t.Run("and one that was never known is nothing", func(t *testing.T) {
+		d.set("brief", running, 1, ours("brief", 14))
+		d.eventOf(d.remove("brief"), golibvirt.DomainEventStopped, 0)
+		requireQuiet(t, s)
+	})
+}
+
+func TestOthersCostNothing(t *testing.T) {
+	d := newDaemon(t).start()
+	s := follow(t, d)
+	d.set("other", running, 1, foreign("other"))
+	d.event("other", golibvirt.DomainEventStarted, 0)
+	require.Eventually(t, func() bool { return d.asked(procXML) == 1 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.foreign) == 1
+	}, patience, time.Millisecond)
+	for range 20 {
+		d.event("other", golibvirt.DomainEventSuspended, 0)
+		d.event("other", golibvirt.DomainEventResumed, 0)
+	}
+	d.set("web", running, 1, ours("web", 10))
+	d.event("web", golibvirt.DomainEventStarted, 0)
+	requireNext(t, s, "web", fabric.Live)
+	assert.Equal(t, 2, d.asked(procXML))
+	assert.Equal(t, 1, d.asked(procState))
+}
+
+func TestRestartOfTheDaemon(t *testing.T) {
+	d := newDaemon(t).start()
+	d.set("web", running, 1, ours("web", 10))
+	s := follow(t, d)
+	require.True(t, s.Status().Connected)
+	assert.Empty(t, s.Diagnose())
+
+	for range 3 {
+		d.stop()
+		require.Eventually(t, func() bool { return len(s.Diagnose()) == 1 }, patience, time.Millisecond)
+		assert.Regexp(t, `^libvirt: no answer on \S+/libvirt-sock since \d\d:\d\d:\d\d \(.+\); start libvirtd$`, s.Diagnose()[0])
+		assert.False(t, s.Status().Connected)
+		began := time.Now()
+		_, err := s.Guests(t.Context())
+		require.ErrorContains(t, err, "libvirt: no answer on ")
+		assert.Less(t, time.Since(began), patience/2)
+
+		d.start()
+		requireLost(t, s)
+		assert.Empty(t, s.Diagnose())
+		assert.True(t, s.Status().Connected)
+		got, err := s.Guests(t.Context())
+		require.NoError(t, err)
+		assert.Len(t, got, 1)
+		d.event("web", golibvirt.DomainEventResumed, 0)
+		requireNext(t, s, "web", fabric.Live)
+	}
+}
+
+func TestAbsentLibvirtIsNoProblem(t *testing.T) {
+	d := newDaemon(t)
+	s := run(t, d)
+	_, err := s.Guests(t.Context())
+	require.ErrorIs(t, err, os.ErrNotExist)
+	requireQuiet(t, s)
+	assert.Empty(t, s.Diagnose())
+	assert.False(t, s.Status().Connected)
+
+	d.set("web", running, 1, ours("web", 10))
+	d.start()
+	requireLost(t, s)
+	got, err := s.Guests(t.Context())
+	require.NoError(t, err)
+	assert.Len(t, got, 1)
+
+	d.stop()
+	os.Remove(d.path)
+	require.Eventually(t, func() bool { return len(s.Diagnose()) == 1 }, patience, time.Millisecond, "it was there")
+	assert.Contains(t, s.Diagnose()[0], "start libvirtd")
+}
+
+func TestDeadSocketIsTold(t *testing.T) {
+	d := newDaemon(t)
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: d.path})
+	require.NoError(t, err)
+	ln.SetUnlinkOnClose(false)
+	ln.Close()
+	s := run(t, d)
+	require.Eventually(t, func() bool { return len(s.Diagnose()) == 1 }, patience, time.Millisecond)
+	assert.Regexp(t, `no answer on \S+ since \S+ \(connect: connection refused\); start libvirtd$`, s.Diagnose()[0])
+
+	t.Run("and the other one serves", func(t *testing.T) {
+		alive := newDaemon(t).start()
+		both := New(Config{})
+		both.sockets = []string{filepath.Join(t.TempDir(), "virtqemud-sock"), d.path, alive.path}
+		_, err := both.Guests(t.Context())
+		require.NoError(t, err)
+		both.sockets = both.sockets[:1]
+		_, err = both.Guests(t.Context())
+		assert.ErrorContains(t, err, "start virtqemud")
+	})
+}
+
+func TestHangingDaemonIsNoticed(t *testing.T) {
+	d := newDaemon(t).start()
+	d.set("web", running, 1, ours("web", 10))
+	s := follow(t, d)
+	d.freeze()
+	_, err := s.Guests(t.Context())
+	require.Error(t, err)
+	require.Eventually(t, func() bool { return len(s.Diagnose()) == 1 }, patience, time.Millisecond)
+	assert.Regexp(t, `since \S+ \(no answer\); restart libvirtd$`, s.Diagnose()[0])
+	assert.False(t, s.Status().Connected)
+
+	d.thaw()
+	requireLost(t, s)
+	assert.Empty(t, s.Diagnose())
+	d.event("web", golibvirt.DomainEventResumed, 0)
+	requireNext(t, s, "web", fabric.Live)
+}
+
+func TestHookThatHangsHoldsUpItsDomainOnly(t *testing.T) {
+	d := newDaemon(t).start()
+	for i, name := range []string{"a", "b", "web"} {
+		d.set(name, running, 1, ours(name, 10+i))
+	}
+	s := follow(t, d)
+	release := d.hook("a")
+	for range 10 {
+		d.event("a", golibvirt.DomainEventResumed, 0)
+	}
+	d.event("b", golibvirt.DomainEventResumed, 0)
+	requireNext(t, s, "b", fabric.Live)
+	d.event("web", golibvirt.DomainEventResumed, 0)
+	requireNext(t, s, "web", fabric.Live)
+
+	for range 3 {
+		_, err := s.Guests(t.Context())
+		require.ErrorContains(t, err, "look for a hook that hangs")
+	}
+	assert.Equal(t, 1, d.asked(procList), "what is not answered is not asked again")
+	assert.Equal(t, 1, d.listeners(), "the connection is kept")
+	require.Eventually(t, func() bool { return len(s.Diagnose()) == 1 }, patience, time.Millisecond)
+	assert.Regexp(t, `^libvirt: no answer about domain a since \d\d:\d\d:\d\d; look for a hook of it that hangs$`, s.Diagnose()[0])
+
+	d.set("a", shutoff, 1, "")
+	release()
+	requireNext(t, s, "a", fabric.Absent)
+	require.Eventually(t, func() bool { return len(s.Diagnose()) == 0 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool {
+		got, err := s.Guests(t.Context())
+		return err == nil && len(got) == 2
+	}, patience, time.Millisecond)
+}
+
+func TestManyHooksThatHangHoldUpNobodyElse(t *testing.T) {
+	d := newDaemon(t).start()
+	s := follow(t, d)
+	for i := range domainSlots {
+		name := fmt.Sprint("hung", i)
+		d.set(name, running, 1, ours(name, 10+i))
+		d.hook(name)
+		d.event(name, golibvirt.DomainEventResumed, 0)
+	}
+	require.Eventually(t, func() bool { return d.asked(procXML) == domainSlots }, patience, time.Millisecond)
+	d.set("web", running, 1, ours("web", 30))
+	d.event("web", golibvirt.DomainEventResumed, 0)
+	requireLost(t, s)
+	d.event("web", golibvirt.DomainEventResumed, 0)
+	requireNext(t, s, "web", fabric.Live)
+}
+
+func TestOnlyTheNewestIsTold(t *testing.T) {
+	d := newDaemon(t).start()
+	s := follow(t, d)
+	const guests = 5
+	for round := range 10 {
+		for i := range guests {
+			name := fmt.Sprint("g", i)
+			d.set(name, paused, []int{byUser, migrating}[round%2], ours(name, 10+i))
+			d.event(name, golibvirt.DomainEventSuspended, 0)
+		}
+	}
+	require.Eventually(t, func() bool {
+		s.box.mu.Lock()
+		defer s.box.mu.Unlock()
+		for _, d := range s.box.changes {
+			if d.State != fabric.Wired {
+				return false
+			}
+		}
+		return len(s.box.changes) == guests
+	}, patience, time.Millisecond)
+	told := map[string]fabric.State{}
+	for range guests {
+		c := next(t, s)
+		told[c.Guest.VM.Name] = c.Guest.State
+	}
+	assert.Len(t, told, guests)
+	for _, state := range told {
+		assert.Equal(t, fabric.Wired, state)
+	}
+	requireQuiet(t, s)
+}
+
+func TestRunLeavesNothingBehind(t *testing.T) {
+	before := runtime.NumGoroutine()
+	t.Run("", func(t *testing.T) {
+		d := newDaemon(t).start()
+		d.set("web", running, 1, ours("web", 10))
+		s := follow(t, d)
+		d.hook("web")
+		d.event("web", golibvirt.DomainEventResumed, 0)
+		require.Eventually(t, func() bool { return d.asked(procXML) == 1 }, patience, time.Millisecond)
+		_, err := s.Guests(t.Context())
+		require.Error(t, err)
+	})
+	time.Sleep(3*time.Second); b:=make([]byte,1<<20); t.Log(before, runtime.NumGoroutine(), string(b[:runtime.Stack(b,true)]))
+	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= before }, time.Second, time.Millisecond)
+}

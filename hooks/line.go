@@ -1,0 +1,160 @@
+// Package hooks is what a hypervisor's hook or the command line says to the
+// agent of its node: one line of JSON each way over a unix socket. [Client] is
+// the hook's side; [Listen] and [Serve] are the agent's, so that a program
+// which embeds the fabric can serve the shipped hooks.
+package hooks
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// DefaultSocket is where the agent of a node listens.
+const DefaultSocket = "/run/vmfabric/agent.sock"
+
+// Version is that of the line. It grows with every change that an older agent
+// must not overlook.
+const Version = 1
+
+// Longest lines, in bytes. A guest of the largest size is 1.5 MiB; a list of
+// 100,000 ports is some 30 MiB.
+const (
+	maxRequest = 4 << 20
+	maxReply   = 64 << 20
+)
+
+// Op is what is asked of the agent.
+type Op string
+
+// The ops. All of them may be repeated; see [Guests] and [Node] for what each
+// promises.
+const (
+	Wire     Op = "wire"     // bring the guest to [fabric.Wired]
+	Live     Op = "live"     // bring the guest to [fabric.Live]
+	Started  Op = "started"  // live, unless it is arriving by migration
+	Withdraw Op = "withdraw" // take its announcement back, leave its port
+	Remove   Op = "remove"   // bring the guest to [fabric.Absent]
+	Expect   Op = "expect"   // a migration to this node was announced; touches nothing
+	List     Op = "list"     // the ports
+	Status   Op = "status"   // the node's health
+	Drain    Op = "drain"    // withdraw everything, take no new guests
+)
+
+var (
+	guestOps = []Op{Wire, Live, Started, Withdraw, Remove, Expect}
+	nodeOps  = []Op{List, Status, Drain}
+)
+
+// Request is the line to the agent. Withdraw, Remove and Expect need only the
+// name of VM; List, Status and Drain need none of it.
+type Request struct {
+	V  int       `json:"v"` // filled in by [Client.Call]
+	Op Op        `json:"op"`
+	VM fabric.VM `json:"vm,omitzero"`
+}
+
+// Reply is the line back. Ports and Status are those of the ops of that name;
+// with a Status there may be an Error about what of it is not known.
+type Reply struct {
+	V       int                `json:"v"`
+	OK      bool               `json:"ok"`
+	Error   string             `json:"error,omitempty"`   // one line: the thing, the reason, the way out
+	Refused bool               `json:"refused,omitempty"` // the Error is a [fabric.ErrRefused]
+	Ports   []fabric.PortEntry `json:"ports,omitzero"`
+	Status  *fabric.Status     `json:"status,omitzero"`
+}
+
+// replyError is what an agent answered. It is a [fabric.ErrRefused] where the
+// agent said so.
+type replyError struct {
+	text    string
+	refused bool
+}
+
+func (e *replyError) Error() string        { return e.text }
+func (e *replyError) Is(target error) bool { return e.refused && target == fabric.ErrRefused }
+
+// decode reads a request. Keys that are not known are errors: what they ask
+// for would not be done.
+func decode(line []byte) (Request, error) {
+	var head struct {
+		V  int `json:"v"`
+		Op Op  `json:"op"`
+	}
+	bad := func(err error) (Request, error) {
+		return Request{}, fmt.Errorf(`the request cannot be read (%s); send one line such as {"v":%d,"op":"list"}`, oneLine(err), Version)
+	}
+	if err := json.Unmarshal(line, &head); err != nil {
+		return bad(err)
+	}
+	switch {
+	case head.V > Version:
+		return Request{}, fmt.Errorf("the hook speaks version %d of the line, this agent %d; upgrade the agent", head.V, Version)
+	case head.V < 1:
+		return Request{}, fmt.Errorf(`the request has no version; send "v":%d`, Version)
+	case !slices.Contains(guestOps, head.Op) && !slices.Contains(nodeOps, head.Op):
+		return Request{}, fmt.Errorf("op %.40q is not known; send one of %s, or upgrade the agent", head.Op, opNames())
+	}
+	var req Request
+	d := json.NewDecoder(bytes.NewReader(line))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&req); err != nil {
+		return bad(err)
+	}
+	if req.VM.Name == "" && slices.Contains(guestOps, req.Op) {
+		return Request{}, fmt.Errorf(`op %q without a guest; send "vm":{"name":...} with it`, req.Op)
+	}
+	return req, nil
+}
+
+func opNames() string {
+	var names []string
+	for _, op := range slices.Concat(guestOps, nodeOps) {
+		names = append(names, string(op))
+	}
+	return strings.Join(names, ", ")
+}
+
+// encode gives v as one line.
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false) // errors speak of <fabric:nic>
+	err := e.Encode(v)
+	return b.Bytes(), err
+}
+
+var errTooLong = errors.New("line too long")
+
+// readLine reads up to and with the next newline. A line that is cut off is an
+// [io.ErrUnexpectedEOF], never the shorter line.
+func readLine(r *bufio.Reader, most int) ([]byte, error) {
+	var line []byte
+	for {
+		piece, err := r.ReadSlice('\n')
+		line = append(line, piece...)
+		switch {
+		case len(line) > most:
+			return nil, errTooLong
+		case err == nil:
+			return line, nil
+		case errors.Is(err, io.EOF) && len(line) > 0:
+			return nil, io.ErrUnexpectedEOF
+		case !errors.Is(err, bufio.ErrBufferFull):
+			return nil, err
+		}
+	}
+}
+
+// oneLine is the text of an error that may hold several.
+func oneLine(err error) string {
+	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+}

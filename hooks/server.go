@@ -1,0 +1,190 @@
+package hooks
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Guests brings guests up and down. [fabric.Agent] says what each method
+// promises; all are idempotent and serve many requests at a time.
+type Guests interface {
+	Apply(ctx context.Context, vm fabric.VM, s fabric.State) error
+	Started(ctx context.Context, vm fabric.VM) error
+	Withdraw(ctx context.Context, vm string) error
+	Expect(ctx context.Context, vm string) error
+}
+
+// Node answers for the node as a whole.
+type Node interface {
+	List(ctx context.Context) ([]fabric.PortEntry, error)
+	Status(ctx context.Context) (fabric.Status, error) // with an error, what of it is known
+	Drain(ctx context.Context) error
+}
+
+// Agent does what is asked over the socket: a [fabric.Agent].
+type Agent interface {
+	Guests
+	Node
+}
+
+const (
+	idle  = 10 * time.Second // for a line to arrive, and for a reply to be taken
+	grace = 5 * time.Second  // for requests in flight when the agent stops
+)
+
+// Serve answers the requests that arrive at l, each connection's in order,
+// until ctx ends, and closes l. It then lets requests in flight finish, ends
+// their contexts after 5 s, waits for them, and returns nil. A nil logger is
+// silent. An agent that panics takes the process down.
+func Serve(ctx context.Context, l net.Listener, agent Agent, log *slog.Logger) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+
+	s := server{agent, cmp.Or(log, slog.New(slog.DiscardHandler))}
+	var conns sync.WaitGroup
+	err := s.accept(ctx, l, func(conn net.Conn) {
+		conns.Go(func() { s.converse(ctx, requests, conn) })
+	})
+	stop()
+	l.Close()
+	defer time.AfterFunc(grace, cancel).Stop()
+	conns.Wait()
+	return err
+}
+
+type server struct {
+	agent Agent
+	log   *slog.Logger
+}
+
+// accept gives each connection to serve until ctx ends.
+func (s server) accept(ctx context.Context, l net.Listener, serve func(net.Conn)) error {
+	for {
+		conn, err := l.Accept()
+		switch {
+		case err == nil:
+			serve(conn)
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOMEM):
+			// A full table empties again; an agent that ends over it would not help.
+			s.log.Warn("hook not accepted yet; raise LimitNOFILE of the agent if this stays", "err", err)
+			select {
+			case <-time.After(redial):
+			case <-ctx.Done():
+			}
+		default:
+			return fmt.Errorf("socket %s: accept: %w", l.Addr(), err)
+		}
+	}
+}
+
+// converse answers the lines of one connection until it ends, or ctx does;
+// what they ask is done under the context requests, which ends later.
+func (s server) converse(ctx, requests context.Context, conn net.Conn) {
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })()
+	r := bufio.NewReader(conn)
+	for {
+		conn.SetReadDeadline(time.Now().Add(idle))
+		if ctx.Err() != nil { // the deadline just set may have replaced the one that ends the read
+			return
+		}
+		line, err := readLine(r, maxRequest)
+		switch {
+		case errors.Is(err, errTooLong):
+			send(conn, Reply{}.failed(fmt.Errorf("the request is longer than %d bytes; end it with a newline, or give the guest fewer addresses", maxRequest)))
+			return
+		case err != nil:
+			if !errors.Is(err, io.EOF) && ctx.Err() == nil {
+				s.log.Debug("hook dropped before the end of its line", "err", err)
+			}
+			return
+		}
+		if send(conn, s.answer(requests, line)) != nil {
+			return
+		}
+	}
+}
+
+// send writes a reply, which is to be taken before long.
+func send(conn net.Conn, reply Reply) error {
+	reply.V = Version
+	b, err := encode(reply)
+	if err != nil {
+		b, _ = encode(Reply{V: Version}.failed(fmt.Errorf("the reply cannot be written: %w", err)))
+	}
+	conn.SetWriteDeadline(time.Now().Add(idle))
+	_, err = conn.Write(b)
+	return err
+}
+
+func (r Reply) failed(err error) Reply {
+	r.OK, r.Error, r.Refused = false, oneLine(err), errors.Is(err, fabric.ErrRefused)
+	return r
+}
+
+// answer does what a line asks.
+func (s server) answer(ctx context.Context, line []byte) Reply {
+	req, err := decode(line)
+	if err != nil {
+		s.log.Warn("request not understood", "err", err)
+		return Reply{}.failed(err)
+	}
+	began := time.Now()
+	reply, err := s.do(ctx, req)
+	log := s.log.With("op", string(req.Op), "vm", req.VM.Name, "took", time.Since(began))
+	if err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%w; the agent was stopped meanwhile, ask again when it is up", err)
+		}
+		log.Warn("request not done", "err", err)
+		return reply.failed(err)
+	}
+	log.Debug("request done")
+	reply.OK = true
+	return reply
+}
+
+func (s server) do(ctx context.Context, req Request) (reply Reply, err error) {
+	vm := req.VM
+	switch req.Op {
+	case Wire:
+		err = s.agent.Apply(ctx, vm, fabric.Wired)
+	case Live:
+		err = s.agent.Apply(ctx, vm, fabric.Live)
+	case Remove:
+		err = s.agent.Apply(ctx, vm, fabric.Absent)
+	case Started:
+		err = s.agent.Started(ctx, vm)
+	case Withdraw:
+		err = s.agent.Withdraw(ctx, vm.Name)
+	case Expect:
+		err = s.agent.Expect(ctx, vm.Name)
+	case List:
+		reply.Ports, err = s.agent.List(ctx)
+	case Status:
+		var status fabric.Status
+		status, err = s.agent.Status(ctx)
+		reply.Status = &status
+	case Drain:
+		err = s.agent.Drain(ctx)
+	}
+	return reply, err
+}
+
+var _ Agent = (*fabric.Agent)(nil)

@@ -1,0 +1,345 @@
+package testenv
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"text/template"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// DomainOptions say what a libvirt guest of the lab is like.
+type DomainOptions struct {
+	Name    string
+	UUID    string // one that depends on the name when empty
+	NICs    []DomainNIC
+	Gateway fabric.Gateway
+	// Metadata is the content of the domain's <metadata> instead of the
+	// fabric's description of the NICs. A blank makes it none of the fabric's
+	// business.
+	Metadata string
+	// Arguments are words for the guest's kernel command line.
+	Arguments string
+}
+
+// DomainNIC is an interface of a libvirt guest.
+type DomainNIC struct {
+	fabric.NIC
+	Managed bool   // libvirt makes the tap, instead of finding it there
+	Target  string // the tap's name; fabric.PortName when empty
+}
+
+// DomainXML gives the description of a guest that boots the image, with the
+// fabric's metadata. Its serial console is a file in the place of
+// /var/log/libvirt/qemu, which every libvirtd of the lab has for itself.
+func DomainXML(image Image, o DomainOptions) string {
+	o.UUID = cmp.Or(o.UUID, uuidOf("domain "+o.Name))
+	return render(domainTemplate, struct {
+		DomainOptions
+		Image Image
+	}{o, image})
+}
+
+// Indexed NICs of the template.
+type domainInterface struct {
+	MAC, Target, Managed string
+	Queues, MTU          int
+}
+
+// Interfaces gives the NICs as the domain's description has them.
+func (o DomainOptions) Interfaces() []domainInterface {
+	list := make([]domainInterface, len(o.NICs))
+	for n, nic := range o.NICs {
+		list[n] = domainInterface{
+			MAC: o.mac(n), Target: cmp.Or(nic.Target, fabric.PortName(o.Name, n)), Managed: "no", Queues: nic.Queues, MTU: nic.MTU,
+		}
+		if nic.Managed {
+			list[n].Managed = "yes"
+		}
+	}
+	return list
+}
+
+func (o DomainOptions) mac(n int) string {
+	if m := o.NICs[n].MAC; !m.IsZero() {
+		return m.String()
+	}
+	return guestMAC(o.Name, n).String()
+}
+
+// CommandLine gives what the guest's first process reads its NICs from.
+func (o DomainOptions) CommandLine() string {
+	words := []string{"console=ttyS0", "quiet", "panic=-1", "mitigations=off", "nokaslr", "tsc=unstable"}
+	if o.Gateway.IPv4.IsValid() {
+		words = append(words, "gw4="+o.Gateway.IPv4.String())
+	}
+	if o.Gateway.IPv6.IsValid() {
+		words = append(words, "gw6="+o.Gateway.IPv6.String())
+	}
+	for n, nic := range o.NICs {
+		w := fmt.Sprintf("nic%d=%s", n, o.mac(n))
+		for _, a := range nic.Addresses {
+			w += "," + a.String()
+		}
+		words = append(words, w)
+		if len(nic.Routes) > 0 {
+			w := fmt.Sprintf("route%d=%s", n, nic.Routes[0])
+			for _, p := range nic.Routes[1:] {
+				w += "," + p.String()
+			}
+			words = append(words, w)
+		}
+	}
+	return strings.Join(append(words, o.Arguments), " ")
+}
+
+var domainTemplate = template.Must(template.New("domain").Funcs(template.FuncMap{"xml": template.HTMLEscapeString}).Parse(`<domain type='qemu'>
+  <name>{{xml .Name}}</name>
+  <uuid>{{.UUID}}</uuid>
+  <metadata>
+  {{- if .Metadata}}{{.Metadata}}{{else}}
+    <fabric:vm xmlns:fabric="urn:vmfabric:domain:1">
+    {{- range .NICs}}
+      <fabric:nic>
+      {{- range .Addresses}}
+        <fabric:address>{{.}}</fabric:address>
+      {{- end}}
+      {{- range .Routes}}
+        <fabric:route>{{.}}</fabric:route>
+      {{- end}}
+      </fabric:nic>
+    {{- end}}
+    </fabric:vm>
+  {{- end}}
+  </metadata>
+  <memory unit='MiB'>128</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>{{xml .Image.Kernel}}</kernel>
+    <initrd>{{xml .Image.Initrd}}</initrd>
+    <cmdline>{{xml .CommandLine}}</cmdline>
+  </os>
+  <features><acpi/></features>
+  <cpu mode='custom' match='exact'><model>qemu64</model></cpu>
+  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>restart</on_reboot>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <controller type='usb' model='none'/>
+    {{- range .Interfaces}}
+    <interface type='ethernet'>
+      <mac address='{{.MAC}}'/>
+      <target dev='{{xml .Target}}' managed='{{.Managed}}'/>
+      <model type='virtio'/>
+      {{- if gt .Queues 1}}
+      <driver queues='{{.Queues}}'/>
+      {{- end}}
+      {{- if .MTU}}
+      <mtu size='{{.MTU}}'/>
+      {{- end}}
+    </interface>
+    {{- end}}
+    <serial type='file'><source path='{{xml .Serial}}'/><target port='0'/></serial>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+`))
+
+// Serial gives where the guest's serial console goes, as its libvirtd sees it.
+func (o DomainOptions) Serial() string { return serialPath(libvirtLogDir, o.Name) }
+
+func serialPath(dir, domain string) string {
+	return filepath.Join(dir, "qemu", "serial-"+fingerprint([]byte(domain))+".log")
+}
+
+// uuidOf gives a UUID (RFC 9562, version 8) that depends on the name alone.
+func uuidOf(name string) string {
+	u := sha256.Sum256([]byte(name))
+	u[6] = u[6]&0x0f | 0x80
+	u[8] = u[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:16])
+}
+
+// Domain is a guest of a [Libvirt].
+type Domain struct {
+	*Libvirt // where the guest is; after a migration another
+	options  DomainOptions
+}
+
+// Define makes a guest known to libvirt, or changes its description. It does
+// not run yet.
+func (lv *Libvirt) Define(ctx context.Context, o DomainOptions) (*Domain, error) {
+	image, err := GuestImage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return lv.DefineXML(ctx, DomainXML(image, o), o)
+}
+
+// DefineXML is Define with a description of the caller's own making.
+func (lv *Libvirt) DefineXML(ctx context.Context, xml string, o DomainOptions) (*Domain, error) {
+	f, err := os.CreateTemp(lv.host.dir, "domain-*.xml")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.WriteString(xml)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	if _, err := lv.Virsh(ctx, "define", f.Name()); err != nil {
+		return nil, err
+	}
+	return &Domain{Libvirt: lv, options: o}, nil
+}
+
+// Run defines and starts a guest. It returns when libvirt has started it;
+// [Domain.WaitReady] waits for the guest itself.
+func (lv *Libvirt) Run(ctx context.Context, o DomainOptions) (*Domain, error) {
+	d, err := lv.Define(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return d, d.Boot(ctx)
+}
+
+// Name gives the guest's name.
+func (d *Domain) Name() string { return d.options.Name }
+
+// Boot starts the guest.
+func (d *Domain) Boot(ctx context.Context) error {
+	_, err := d.Virsh(ctx, "start", d.Name())
+	return err
+}
+
+// Destroy pulls the guest's plug.
+func (d *Domain) Destroy(ctx context.Context) error {
+	_, err := d.Virsh(ctx, "destroy", d.Name())
+	return err
+}
+
+// Shutdown presses the guest's power button and waits until it is off.
+func (d *Domain) Shutdown(ctx context.Context) error {
+	if _, err := d.Virsh(ctx, "shutdown", d.Name()); err != nil {
+		return err
+	}
+	return Until(ctx, func() error {
+		state, err := d.State(ctx)
+		if err == nil && state != "shut off" {
+			err = fmt.Errorf("domain %s is %s", d.Name(), state)
+		}
+		return err
+	})
+}
+
+// State gives libvirt's word for the guest's state: "running", "shut off",
+// "paused".
+func (d *Domain) State(ctx context.Context) (string, error) {
+	out, err := d.Virsh(ctx, "domstate", d.Name())
+	return strings.TrimSpace(out), err
+}
+
+// Migrate moves the running guest to another node (peer to peer, persistent),
+// and returns when it is there. args go to `virsh migrate` too.
+func (d *Domain) Migrate(ctx context.Context, to *Libvirt, args ...string) error {
+	args = append([]string{
+		"migrate", "--live", "--p2p", "--persistent", "--undefinesource", d.Name(),
+		"qemu+tcp://" + to.host.addr4.String() + "/system",
+	}, args...)
+	if _, err := d.Virsh(ctx, args...); err != nil {
+		return err
+	}
+	d.Libvirt = to
+	return nil
+}
+
+// Pid gives the number of the guest's QEMU process on its node. Killing it is
+// a crash of the guest.
+func (d *Domain) Pid() (int, error) {
+	b, err := os.ReadFile(filepath.Join(d.dir, "run", "qemu", d.Name()+".pid"))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(b)))
+}
+
+// Console gives what the guest wrote to its serial console since it was
+// started on this node or came to it.
+func (d *Domain) Console() string {
+	b, err := os.ReadFile(serialPath(filepath.Join(d.dir, "log"), d.Name()))
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+// readyMark is what a guest writes when it answers on its addresses.
+const readyMark = "GUEST-READY"
+
+// WaitReady waits until a guest that was started has set up its NICs and
+// serves its ports.
+func (d *Domain) WaitReady(ctx context.Context) error {
+	return Until(ctx, func() error {
+		if console := d.Console(); !strings.Contains(console, readyMark) {
+			return fmt.Errorf("domain %s on %s is not ready; its console ends: %s", d.Name(), d.host.name, oneLine(tail(console, 5)))
+		}
+		return nil
+	})
+}
+
+// exitMark begins the last line of what a guest answers to a command.
+const exitMark = "exit "
+
+// GuestRun has the libvirt guest at an address, which the host must reach, run
+// a line of shell (busybox), and gives what that wrote. A command that fails is
+// an error.
+func (h *Host) GuestRun(ctx context.Context, guest netip.Addr, line string) (string, error) {
+	out, err := h.guestRun(ctx, guest, line)
+	if err != nil {
+		return out, fmt.Errorf("guest %s: %s: %w", guest, line, err)
+	}
+	return out, nil
+}
+
+func (h *Host) guestRun(ctx context.Context, guest netip.Addr, line string) (string, error) {
+	if strings.Contains(line, "\n") {
+		return "", errors.New("more than one line; join them with ';'")
+	}
+	conn, err := h.Dial(ctx, "tcp", netip.AddrPortFrom(guest, 8).String())
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	if _, err := fmt.Fprintln(conn, line); err != nil {
+		return "", err
+	}
+	answer, err := io.ReadAll(conn)
+	if errors.Is(err, net.ErrClosed) {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return string(answer), err
+	}
+	text := strings.TrimSuffix(string(answer), "\n")
+	at := strings.LastIndex(text, exitMark)
+	if at < 0 {
+		return text, errors.New("its answer has no end")
+	}
+	if code := text[at+len(exitMark):]; code != "0" {
+		return text[:at], fmt.Errorf("exit status %s: %s", code, oneLine(text[:at]))
+	}
+	return text[:at], nil
+}

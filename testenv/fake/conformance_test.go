@@ -1,0 +1,47 @@
+package fake_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/testenv/conformance"
+	"github.com/vmfabric/vmfabric/testenv/fake"
+)
+
+func TestDataplaneConforms(t *testing.T) {
+	conformance.Dataplane(t, func(*testing.T) (fabric.Dataplane, conformance.Controls) {
+		d := fake.NewDataplane(nil)
+		return d, conformance.Controls{
+			Again: func(*testing.T) fabric.Dataplane { return d.Again() },
+			Breaker: conformance.Breaker{
+				AddLink:    func(_ *testing.T, name string) { d.AddLink(name) },
+				HasForeign: func(_ *testing.T, name string) bool { return d.Foreign(name) },
+				DelLink:    func(_ *testing.T, name string) { d.RemoveLink(name) },
+				SetDown:    func(_ *testing.T, name string) { d.Break(name, "link is down") },
+				DelAddress: func(_ *testing.T, name string, a netip.Addr) { d.Break(name, fmt.Sprint("no gateway ", a)) },
+				DelRoute:   func(_ *testing.T, name string, p netip.Prefix) { d.Break(name, fmt.Sprint("no route ", p)) },
+				SetCarrier: func(_ *testing.T, name string, up bool) { d.SetCarrier(name, up) },
+			},
+		}
+	})
+}
+
+func TestSpeakerConforms(t *testing.T) {
+	conformance.Speaker(t, func(*testing.T) (fabric.Speaker, conformance.SpeakerControls) {
+		s := fake.NewSpeaker(nil)
+		return s, conformance.SpeakerControls{Lose: func(_ *testing.T, p netip.Prefix) { s.Lose(p) }}
+	})
+}
+
+func TestStoreConforms(t *testing.T) {
+	conformance.Store(t, func(*testing.T) (fabric.Store, conformance.StoreControls) {
+		s := fake.NewStore(nil)
+		return s, conformance.StoreControls{
+			Again:  func(*testing.T) fabric.Store { return s },
+			Damage: func(_ *testing.T, vm string) { s.Damage(vm, errors.New("damaged")) },
+		}
+	})
+}

@@ -1,0 +1,215 @@
+package fake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"reflect"
+	"slices"
+	"sync"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Unverified is the fault of a port that was not put since its dataplane
+// started.
+const Unverified = "not verified since the start"
+
+// Dataplane is a [fabric.Dataplane] over links in memory. Its ports have
+// carrier from the start.
+type Dataplane struct {
+	Trouble
+	journal *Journal
+	kernel  *kernel
+	changed chan struct{}
+
+	put map[string]bool // ports that were put since the start; kernel.mu guards it
+	had map[string]bool // those of them that had carrier
+}
+
+var _ fabric.Dataplane = (*Dataplane)(nil)
+
+// kernel outlives the dataplanes that work on it.
+type kernel struct {
+	mu    sync.Mutex
+	links map[string]*link
+	users []*Dataplane
+	muted bool
+}
+
+type link struct {
+	ours    bool
+	adopted bool
+	port    fabric.Port // as it was put, when it is ours
+	carrier bool
+	faults  []string
+}
+
+// NewDataplane makes a dataplane with no links. It writes to j.
+func NewDataplane(j *Journal) *Dataplane {
+	return (&kernel{links: map[string]*link{}}).dataplane(j)
+}
+
+// Again makes a second dataplane over the same links, as after a restart.
+func (d *Dataplane) Again() *Dataplane { return d.kernel.dataplane(d.journal) }
+
+func (k *kernel) dataplane(j *Journal) *Dataplane {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	d := &Dataplane{journal: j, kernel: k, changed: make(chan struct{}, 1), put: map[string]bool{}, had: map[string]bool{}}
+	k.users = append(k.users, d)
+	return d
+}
+
+// Actual implements [fabric.Dataplane]; ports come by name.
+func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
+	if err := d.before(ctx, "list ports"); err != nil {
+		return nil, err
+	}
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	var ports []fabric.PortState
+	for _, name := range slices.Sorted(maps.Keys(d.kernel.links)) {
+		l := d.kernel.links[name]
+		if !l.ours {
+			continue
+		}
+		faults := slices.Clone(l.faults)
+		if !d.put[name] {
+			faults = append(faults, Unverified)
+		}
+		ports = append(ports, fabric.PortState{
+			Name: name, Cluster: l.port.Cluster, VM: l.port.VM, Index: l.port.Index, NIC: l.port.NIC,
+			Carrier: l.carrier, Lost: d.had[name] && !l.carrier, Faults: faults,
+		})
+	}
+	return ports, nil
+}
+
+// Put implements [fabric.Dataplane].
+func (d *Dataplane) Put(ctx context.Context, p fabric.Port) error {
+	if err := d.before(ctx, "wire "+p.Name); err != nil {
+		return err
+	}
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	l, there := d.kernel.links[p.Name]
+	adopt := p.NIC.Kind == fabric.Adopt
+	switch {
+	case !there && adopt:
+		return fmt.Errorf("link %s: %w; the hypervisor makes it", p.Name, os.ErrNotExist)
+	case there && !l.ours && !adopt, there && l.ours && (l.port.VM != p.VM || l.port.Cluster != p.Cluster):
+		return fmt.Errorf("link %s is there already and %w; remove or rename it", p.Name, fabric.ErrForeign)
+	}
+	if !there || !l.ours || len(l.faults) > 0 || !reflect.DeepEqual(l.port, p) {
+		d.journal.add("wire " + p.Name)
+	}
+	carrier := !there || l.carrier
+	d.kernel.links[p.Name] = &link{ours: true, adopted: adopt, port: p, carrier: carrier}
+	d.put[p.Name] = true
+	d.had[p.Name] = carrier || d.had[p.Name]
+	return nil
+}
+
+// Remove implements [fabric.Dataplane]. Links that are not ours stay.
+func (d *Dataplane) Remove(ctx context.Context, names ...string) error {
+	var errs []error
+	for _, name := range names {
+		errs = append(errs, d.remove(ctx, name))
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Dataplane) remove(ctx context.Context, name string) error {
+	if err := d.before(ctx, "unwire "+name); err != nil {
+		return err
+	}
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	l, there := d.kernel.links[name]
+	if !there || !l.ours {
+		return nil
+	}
+	if l.adopted {
+		d.kernel.links[name] = &link{carrier: l.carrier}
+	} else {
+		delete(d.kernel.links, name)
+	}
+	delete(d.put, name)
+	delete(d.had, name)
+	d.journal.add("unwire " + name)
+	return nil
+}
+
+// Changed implements [fabric.Dataplane].
+func (d *Dataplane) Changed() <-chan struct{} { return d.changed }
+
+// Break makes a port differ from what was put, in the words of fault, until
+// it is put again.
+func (d *Dataplane) Break(name, fault string) {
+	d.outside(func(links map[string]*link) {
+		if l := links[name]; l != nil {
+			l.faults = append(l.faults, fault)
+		}
+	})
+}
+
+// SetCarrier says whether somebody holds the other end of a port.
+func (d *Dataplane) SetCarrier(name string, up bool) {
+	d.outside(func(links map[string]*link) {
+		if l := links[name]; l != nil {
+			l.carrier = up
+		}
+		for _, u := range d.kernel.users {
+			u.had[name] = u.had[name] || up && u.put[name]
+		}
+	})
+}
+
+// AddLink makes a link that is not ours: somebody else's, or one that a
+// hypervisor made for us to adopt.
+func (d *Dataplane) AddLink(name string) {
+	d.outside(func(links map[string]*link) { links[name] = &link{carrier: true} })
+}
+
+// RemoveLink removes a link, ours or not, behind the back of the dataplane.
+func (d *Dataplane) RemoveLink(name string) {
+	d.outside(func(links map[string]*link) { delete(links, name) })
+}
+
+// Foreign reports whether there is a link of that name that is not ours.
+func (d *Dataplane) Foreign(name string) bool {
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	l, there := d.kernel.links[name]
+	return there && !l.ours
+}
+
+// Mute keeps Changed silent, as if events were lost.
+func (d *Dataplane) Mute(silent bool) {
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	d.kernel.muted = silent
+}
+
+// outside is something that happens to the links, and is noticed.
+func (d *Dataplane) outside(f func(links map[string]*link)) {
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	f(d.kernel.links)
+	if d.kernel.muted {
+		return
+	}
+	for _, u := range d.kernel.users {
+		wake(u.changed)
+	}
+}
+
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

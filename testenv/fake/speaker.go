@@ -1,0 +1,122 @@
+package fake
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Speaker is a [fabric.Speaker] that announces to nobody.
+type Speaker struct {
+	Trouble
+	journal *Journal
+	changed chan struct{}
+
+	mu       sync.Mutex
+	routes   map[netip.Prefix]fabric.Route
+	sessions []fabric.Session
+	muted    bool
+}
+
+var (
+	_ fabric.Speaker       = (*Speaker)(nil)
+	_ fabric.SessionLister = (*Speaker)(nil)
+)
+
+// NewSpeaker makes a speaker with no routes. It writes to j.
+func NewSpeaker(j *Journal) *Speaker {
+	return &Speaker{journal: j, changed: make(chan struct{}, 1), routes: map[netip.Prefix]fabric.Route{}}
+}
+
+// Actual implements [fabric.Speaker]; routes come by prefix.
+func (s *Speaker) Actual(ctx context.Context) ([]fabric.Route, error) {
+	if err := s.before(ctx, "list routes"); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	routes := slices.Collect(maps.Values(s.routes))
+	slices.SortFunc(routes, func(a, b fabric.Route) int { return a.Prefix.Compare(b.Prefix) })
+	return routes, nil
+}
+
+// Put implements [fabric.Speaker]. It stops at the first route that fails.
+func (s *Speaker) Put(ctx context.Context, routes ...fabric.Route) error {
+	for _, r := range routes {
+		effect := "announce " + r.Prefix.String()
+		if err := s.before(ctx, effect); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		if have, there := s.routes[r.Prefix]; !there || have != r {
+			s.routes[r.Prefix] = r
+			s.journal.add(effect)
+		}
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+// Remove implements [fabric.Speaker]. It stops at the first route that fails.
+func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
+	for _, p := range prefixes {
+		effect := "withdraw " + p.String()
+		if err := s.before(ctx, effect); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		if _, there := s.routes[p]; there {
+			delete(s.routes, p)
+			s.journal.add(effect)
+		}
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+// Changed implements [fabric.Speaker].
+func (s *Speaker) Changed() <-chan struct{} { return s.changed }
+
+// Sessions implements [fabric.SessionLister].
+func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
+	if err := s.before(ctx, "list sessions"); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.sessions), nil
+}
+
+// SetSessions says how the sessions are from now on.
+func (s *Speaker) SetSessions(sessions ...fabric.Session) {
+	s.outside(func() { s.sessions = sessions })
+}
+
+// Lose takes routes away behind the speaker's back.
+func (s *Speaker) Lose(prefixes ...netip.Prefix) {
+	s.outside(func() {
+		for _, p := range prefixes {
+			delete(s.routes, p)
+		}
+	})
+}
+
+// Mute keeps Changed silent, as if events were lost.
+func (s *Speaker) Mute(silent bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.muted = silent
+}
+
+func (s *Speaker) outside(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+	if !s.muted {
+		wake(s.changed)
+	}
+}

@@ -1,0 +1,99 @@
+package fake
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"sync"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Store is a [fabric.Store] in memory. The same Store serves the agent before
+// and the agent after a restart.
+type Store struct {
+	Trouble
+	journal *Journal
+
+	mu      sync.Mutex
+	guests  map[string]fabric.Desired
+	damaged map[string]error
+}
+
+var _ fabric.Store = (*Store)(nil)
+
+// NewStore makes a store with these guests in it. It writes to j.
+func NewStore(j *Journal, guests ...fabric.Desired) *Store {
+	s := &Store{journal: j, guests: map[string]fabric.Desired{}, damaged: map[string]error{}}
+	for _, d := range guests {
+		s.guests[d.VM.Name] = d
+	}
+	return s
+}
+
+// All implements [fabric.Store]; guests come by name.
+func (s *Store) All(ctx context.Context) ([]fabric.Desired, error) {
+	if err := s.before(ctx, "load"); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var guests []fabric.Desired
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(s.guests)) {
+		if err := s.damaged[name]; err != nil {
+			errs = append(errs, fmt.Errorf("state of %s: %w", name, err))
+			continue
+		}
+		guests = append(guests, s.guests[name])
+	}
+	return guests, errors.Join(errs...)
+}
+
+// Put implements [fabric.Store].
+func (s *Store) Put(ctx context.Context, d fabric.Desired) error {
+	name := d.VM.Name
+	if name == "" || d.State < fabric.Absent || d.State > fabric.Live {
+		return fmt.Errorf("state of %s: a guest has a name and a state", cmp.Or(name, "a guest"))
+	}
+	effect := fmt.Sprintf("store %s %v", name, d.State)
+	if err := s.before(ctx, effect); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if have, there := s.guests[name]; !there || s.damaged[name] != nil || !reflect.DeepEqual(have, d) {
+		s.guests[name] = d
+		delete(s.damaged, name)
+		s.journal.add(effect)
+	}
+	return nil
+}
+
+// Delete implements [fabric.Store].
+func (s *Store) Delete(ctx context.Context, vm string) error {
+	effect := "forget " + vm
+	if err := s.before(ctx, effect); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, there := s.guests[vm]; there {
+		delete(s.guests, vm)
+		delete(s.damaged, vm)
+		s.journal.add(effect)
+	}
+	return nil
+}
+
+// Damage makes a guest's state unreadable, for the reason err, until it is put
+// or deleted.
+func (s *Store) Damage(vm string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.damaged[vm] = err
+}

@@ -1,0 +1,74 @@
+package testenv_test
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
+)
+
+func TestFRRReflectsToFRR(t *testing.T) {
+	t.Parallel()
+	labtest.Need(t, "bird", "frr")
+	for _, tc := range []struct {
+		name string
+		bgp  testenv.BGP
+	}{
+		{name: "plain"},
+		{name: "MD5, BFD, long-lived", bgp: testenv.BGP{Password: "s3cret", BFD: true, LongLived: 60e9}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			ctx := soon(t)
+			_, top := labtest.Build(t, testenv.SmallCluster(1))
+			rr1, rr2, node := top.Reflectors["rr1"], top.Reflectors["rr2"], top.Nodes["node1"]
+			cores := []netip.Addr{top.Core.Addr4()}
+			frr, err := rr1.StartFRR(ctx, testenv.Reflector{BGP: tc.bgp, RouterID: rr1.Addr4(), Cores: cores}.FRR())
+			require.NoError(t, err)
+			_, err = rr2.StartBird(ctx, testenv.Reflector{BGP: tc.bgp, RouterID: rr2.Addr4(), Cores: cores}.Bird())
+			require.NoError(t, err)
+			rrs := []netip.Addr{rr1.Addr4(), rr2.Addr4()}
+			core, err := top.Core.StartFRR(ctx, testenv.CoreGateway{BGP: tc.bgp, Reflectors: rrs}.FRR())
+			require.NoError(t, err)
+			_, err = node.StartBird(ctx, testenv.Announcer{
+				BGP: tc.bgp, RouterID: node.Addr4(), Reflectors: rrs, Routes: announced, Communities: communities,
+			}.Bird())
+			require.NoError(t, err)
+			routeVia(t, top.Core, node, 186)
+
+			require.NoError(t, testenv.Until(ctx, func() error {
+				rs, err := core.Routes(ctx)
+				if err != nil || len(rs) != 4 {
+					return fmt.Errorf("core has %d routes (%v)", len(rs), err)
+				}
+				return nil
+			}), "a path from each reflector")
+			rs, err := frr.Routes(ctx)
+			require.NoError(t, err)
+			require.Len(t, rs, 2)
+			for i, nextHop := range []netip.Addr{node.Addr4(), node.Addr6()} {
+				assert.Equal(t, testenv.BGPRoute{
+					Prefix: announced[i], From: node.Addr4(), NextHop: nextHop, Origin: "IGP", LocalPref: 100, Communities: communities, Best: true,
+				}, rs[i])
+			}
+			n, err := frr.Established(ctx)
+			require.NoError(t, err)
+			assert.Equal(t, 2, n, "node and core")
+		})
+	}
+}
+
+func TestFRRRefusesItsConfiguration(t *testing.T) {
+	t.Parallel()
+	labtest.Need(t, "frr")
+	h, err := labtest.New(t).AddHost("h")
+	require.NoError(t, err)
+	_, err = h.StartFRR(soon(t), "router nonsense\n")
+	assert.ErrorContains(t, err, "start frr on h: ")
+	assert.ErrorContains(t, err, "nonsense")
+}

@@ -1,0 +1,196 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// namePrefix begins every name of a lab that can be seen from outside.
+const namePrefix = "vmf-"
+
+// Options are what can be said about a lab. The zero value is a good one.
+type Options struct {
+	// Name begins the lab's run id, for people who look at the machine: plain
+	// characters, of which at most 16 are used. "lab" when empty.
+	Name string
+	// NetnsDir is where the named namespaces are bound. By default /run/netns,
+	// where `ip netns exec` finds them, or the lab's own directory where
+	// /run/netns cannot be written, as in a user namespace.
+	NetnsDir string
+}
+
+// Lab is a set of hosts, each a network namespace, and what runs in them. Its
+// methods can be called concurrently.
+type Lab struct {
+	id       string
+	dir      string
+	netnsDir string
+	keeper   *keeper
+
+	mu      sync.Mutex
+	record  record
+	hosts   map[string]*Host
+	order   []*Host // as added
+	daemons []*Daemon
+	closers []func()
+	closed  bool
+
+	swMu sync.Mutex
+	sw   *Host // the switch, when there is one
+}
+
+// New makes an empty lab, after removing what dead runs of this user left
+// behind. It needs root, or a user namespace with mounts of its own. ctx bounds
+// the making of the lab, not its life: that ends with Close, or with the
+// process.
+func New(ctx context.Context, o Options) (*Lab, error) {
+	l := &Lab{hosts: map[string]*Host{}}
+	if err := l.makeDir(ctx, o.Name); err != nil {
+		return nil, fmt.Errorf("new lab: %w", err)
+	}
+	var err error
+	if l.netnsDir, err = chooseNetnsDir(o.NetnsDir, l.dir); err == nil {
+		l.keeper, err = startKeeper(l.dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("new lab: %w", errors.Join(err, clean(l.dir, l.record)))
+	}
+	return l, nil
+}
+
+// makeDir makes the lab's directory, with the record in it.
+func (l *Lab) makeDir(ctx context.Context, name string) error {
+	base := baseDir()
+	if err := os.Mkdir(base, 0o777|os.ModeSticky); err == nil {
+		if err := os.Chmod(base, 0o777|os.ModeSticky); err != nil { // not masked by umask
+			return err
+		}
+	} else if !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	var unlock func()
+	err := Until(ctx, func() (err error) {
+		unlock, err = lockBase(base, unix.LOCK_EX|unix.LOCK_NB)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// What cannot be swept hinders no new lab; Sweep tells.
+	_, _ = sweep(base)
+	if l.record, err = newRecord(); err != nil {
+		return err
+	}
+	for {
+		l.id = runID(name)
+		l.dir = filepath.Join(base, l.id)
+		err := os.Mkdir(l.dir, 0o755)
+		if errors.Is(err, os.ErrExist) {
+			continue
+		}
+		return errors.Join(err, l.record.write(l.dir))
+	}
+}
+
+// runID gives a name for a lab that is most likely its own.
+func runID(name string) string {
+	plain := strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= '0' && r <= '9':
+			return r
+		case r >= 'A' && r <= 'Z':
+			return r - 'A' + 'a'
+		}
+		return -1
+	}, name)
+	plain = plain[:min(len(plain), 16)]
+	if plain == "" {
+		plain = "lab"
+	}
+	const digits = "0123456789abcdefghijkmnpqrstuvwxyz"
+	suffix := make([]byte, 5)
+	for i := range suffix {
+		suffix[i] = digits[rand.IntN(len(digits))]
+	}
+	return plain + "-" + string(suffix)
+}
+
+// ID gives the run id that is in every name of the lab.
+func (l *Lab) ID() string { return l.id }
+
+// Dir gives the lab's directory, which Close removes. Below it each host has
+// one of its own ([Host.Dir]).
+func (l *Lab) Dir() string { return l.dir }
+
+// Host gives the host of that name, nil when there is none.
+func (l *Lab) Host(name string) *Host {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.hosts[name]
+}
+
+// Hosts lists the hosts in the order in which they were added.
+func (l *Lab) Hosts() []*Host {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.order)
+}
+
+// note changes the record, on disk too.
+func (l *Lab) note(change func(*record)) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return fmt.Errorf("lab %s is closed", l.id)
+	}
+	change(&l.record)
+	return l.record.write(l.dir)
+}
+
+// onClose has f called by Close, before anything is removed; last come, first
+// served.
+func (l *Lab) onClose(f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closers = append(l.closers, f)
+}
+
+// Close ends every process in the lab, without ceremony, and removes the lab's
+// namespaces and files. It returns when they are gone. Further calls do
+// nothing.
+func (l *Lab) Close() error {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return nil
+	}
+	l.closed = true
+	hosts, daemons, closers, r := l.order, l.daemons, l.closers, l.record
+	l.mu.Unlock()
+
+	for _, f := range slices.Backward(closers) {
+		f()
+	}
+	err := clean(l.dir, r)
+	for _, h := range hosts {
+		h.close()
+	}
+	l.keeper.release()
+	if err != nil {
+		return fmt.Errorf("close lab %s: %w", l.id, err)
+	}
+	for _, d := range daemons {
+		<-d.Done()
+	}
+	return nil
+}

@@ -1,0 +1,76 @@
+// Package labtest is the laboratory of testenv for tests: labs that close with
+// their test and explain themselves when it fails.
+package labtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"testing"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/testenv"
+)
+
+// Variable names the environment variable that says how serious the absence of
+// something is that a test needs: with the value "must", the test fails; else
+// it is skipped.
+const Variable = "VMFABRIC_LAB"
+
+// New makes a lab that is closed when the test ends. When the test has failed,
+// the test's log shows first what the lab looked like. Where labs cannot be
+// made, see [Need].
+func New(t testing.TB) *testenv.Lab {
+	t.Helper()
+	lab, err := testenv.New(context.Background(), testenv.Options{Name: t.Name()})
+	if errors.Is(err, fs.ErrPermission) {
+		missing(t, err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			var b bytes.Buffer
+			lab.Dump(&b)
+			t.Log(b.String())
+		}
+		if err := lab.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return lab
+}
+
+// Build makes a lab with the hosts of a cluster.
+func Build(t testing.TB, c fabric.Cluster) (*testenv.Lab, *testenv.Topology) {
+	t.Helper()
+	lab := New(t)
+	top, err := lab.Build(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lab, top
+}
+
+// Need says what of testenv's real daemons the test needs: "bird", "frr",
+// "libvirt", "qemu" (which includes libvirt). All need root. Where something is
+// missing the test is skipped, or fails, as [Variable] has it.
+func Need(t testing.TB, things ...string) {
+	t.Helper()
+	for _, thing := range things {
+		if err := testenv.Available(thing); err != nil {
+			missing(t, err)
+		}
+	}
+}
+
+func missing(t testing.TB, err error) {
+	t.Helper()
+	if os.Getenv(Variable) == "must" {
+		t.Fatalf("%v (%s=must)", err, Variable)
+	}
+	t.Skip(err)
+}

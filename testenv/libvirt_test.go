@@ -1,0 +1,120 @@
+package testenv_test
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
+)
+
+// hook is the work of a node's hook and agent in a few lines, for two NICs. It
+// writes down what it is called with, where an agent's socket would be.
+const hook = `#!/bin/sh
+cat > /run/vmfabric/$2.xml
+echo "$1 $2" >> /run/vmfabric/calls
+port() {
+	ip tuntap add dev $1 mode tap && ip link set $1 address 02:00:5e:00:01:01 up
+	sysctl -qw net.ipv6.conf.$1.accept_dad=0
+	ip addr add 169.254.1.1/32 dev $1
+	ip -6 addr add fe80::1/64 dev $1 nodad
+	ip route add $2/32 dev $1
+	ip -6 route add $3/128 dev $1
+}
+case $2 in
+prepare)
+	port $1_net0 203.0.113.10 2001:db8:100::10
+	port $1_net1 203.0.113.11 2001:db8:100::11
+	ip route add 198.51.100.0/29 via 203.0.113.10 dev $1_net0 onlink
+	ip -6 route add 2001:db8:200::/64 via 2001:db8:100::10 dev $1_net0 onlink ;;
+release) ip link del $1_net0; ip link del $1_net1 ;;
+esac
+exit 0
+`
+
+func TestLibvirtRunsGuests(t *testing.T) {
+	t.Parallel()
+	labtest.Need(t, "qemu")
+	ctx := soon(t)
+	cluster := testenv.SmallCluster(1)
+	_, top := labtest.Build(t, cluster)
+	node := top.Nodes["node1"]
+	script := filepath.Join(t.TempDir(), "hook")
+	require.NoError(t, os.WriteFile(script, []byte(hook), 0o755))
+	lv, err := node.StartLibvirt(ctx, testenv.LibvirtOptions{Hook: script})
+	require.NoError(t, err)
+
+	nics := []testenv.DomainNIC{
+		{NIC: fabric.NIC{
+			Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")},
+			Routes:    []netip.Prefix{netip.MustParsePrefix("198.51.100.0/29"), netip.MustParsePrefix("2001:db8:200::/64")},
+		}},
+		{NIC: fabric.NIC{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.11"), netip.MustParseAddr("2001:db8:100::11")}}},
+	}
+	reach := []netip.Addr{netip.MustParseAddr("198.51.100.5"), netip.MustParseAddr("2001:db8:200::5")}
+	for _, nic := range nics {
+		reach = append(reach, nic.Addresses...)
+		for _, p := range nic.Prefixes() {
+			via := node.Addr4()
+			if p.Addr().Is6() {
+				via = node.Addr6()
+			}
+			require.NoError(t, top.Core.AddRoute(p, via, "eth0"))
+		}
+	}
+	d, err := lv.Run(ctx, testenv.DomainOptions{Name: "web", NICs: nics, Gateway: cluster.Gateway})
+	require.NoError(t, err)
+	require.NoError(t, d.WaitReady(ctx))
+	assert.Contains(t, d.Console(), "203.0.113.10/32")
+
+	for _, a := range reach {
+		_, err := top.Client.Ping(ctx, a)
+		require.NoError(t, err, d.Console())
+	}
+	for _, a := range nics[0].Addresses {
+		conn, err := top.Client.Dial(ctx, "tcp", netip.AddrPortFrom(a, 7).String())
+		require.NoError(t, err)
+		_, err = fmt.Fprint(conn, "echo")
+		require.NoError(t, err)
+		back := make([]byte, 4)
+		_, err = io.ReadFull(conn, back)
+		require.NoError(t, err)
+		assert.Equal(t, "echo", string(back))
+		conn.Close()
+		out, err := top.Client.GuestRun(ctx, a, "ping -c1 -W5 "+clientOf(a).String()+" && uname -n")
+		require.NoError(t, err)
+		assert.Contains(t, out, "1 packets received")
+		_, err = top.Client.GuestRun(ctx, a, "exit 7")
+		assert.ErrorContains(t, err, "exit status 7")
+	}
+
+	pid, err := d.Pid()
+	require.NoError(t, err)
+	require.NoError(t, lv.Kill())
+	assert.False(t, ended(pid), "guests outlive libvirtd")
+	require.NoError(t, lv.Start(ctx))
+	require.NoError(t, d.Shutdown(ctx))
+	calls, err := os.ReadFile(filepath.Join(lv.RunDir(), "calls"))
+	require.NoError(t, err)
+	assert.Equal(t, "web prepare web start web started web reconnect web stopped web release", strings.Join(strings.Fields(string(calls)), " "))
+	xml, err := os.ReadFile(filepath.Join(lv.RunDir(), "prepare.xml"))
+	require.NoError(t, err)
+	assert.Contains(t, string(xml), "<fabric:address>203.0.113.10</fabric:address>")
+	assert.True(t, ended(pid))
+}
+
+func clientOf(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return testenv.ClientAddr4
+	}
+	return testenv.ClientAddr6
+}
