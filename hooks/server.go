@@ -84,7 +84,7 @@ func (s server) accept(ctx context.Context, l net.Listener, serve func(net.Conn)
 			// A full table empties again; an agent that ends over it would not help.
 			s.log.Warn("hook not accepted yet; raise LimitNOFILE of the agent if this stays", "err", err)
 			select {
-			case <-time.After(redial):
+			case <-time.After(100 * time.Millisecond):
 			case <-ctx.Done():
 			}
 		default:

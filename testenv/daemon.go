@@ -143,11 +143,19 @@ func (d *Daemon) Log() string {
 	return string(b)
 }
 
+// state says whether the daemon runs, or how it ended.
+func (d *Daemon) state() string {
+	if d.Running() {
+		return "running"
+	}
+	return d.cmd.ProcessState.String()
+}
+
 // failure is the error for a daemon that is not what its user waits for, with
 // the end of its log.
 func (d *Daemon) failure(err error) error {
 	if !d.Running() {
-		err = fmt.Errorf("it ended (%v)", d.cmd.ProcessState)
+		err = fmt.Errorf("it ended (%s)", d.state())
 	}
 	return fmt.Errorf("%s on %s: %w; its log ends: %s", d.name, d.host.name, err, oneLine(tail(d.Log(), 5)))
 }

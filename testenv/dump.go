@@ -3,6 +3,9 @@ package testenv
 import (
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -13,8 +16,8 @@ import (
 const dumpLines = 30
 
 // Dump writes, for people, what each host of the lab looks like: links,
-// addresses, routes of both families, rules, neighbours, and how the logs of
-// its daemons end.
+// addresses, routes of both families, rules, neighbours, its daemons, and how
+// all logs below [Host.Dir] end, those of guests among them.
 func (l *Lab) Dump(w io.Writer) {
 	fmt.Fprintf(w, "lab %s\n", l.id)
 	l.mu.Lock()
@@ -23,19 +26,28 @@ func (l *Lab) Dump(w io.Writer) {
 	for _, h := range hosts {
 		fmt.Fprintf(w, "\n=== %s (%s)\n", h.name, h.Namespace())
 		h.dump(w)
-		seen := map[string]bool{}
 		for _, d := range daemons {
-			if d.host != h || seen[d.log] {
-				continue
+			if d.host == h {
+				fmt.Fprintf(w, "daemon %s, process %d, %s\n", d.name, d.Pid(), d.state())
 			}
-			seen[d.log] = true
-			state := "running"
-			if !d.Running() {
-				state = d.cmd.ProcessState.String()
-			}
-			fmt.Fprintf(w, "--- %s, process %d, %s\n%s\n", d.name, d.Pid(), state, tail(d.Log(), dumpLines))
 		}
+		h.dumpLogs(w)
 	}
+}
+
+func (h *Host) dumpLogs(w io.Writer) {
+	_ = filepath.WalkDir(h.dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() || filepath.Ext(path) != ".log" {
+			return nil // what can be read is shown
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			b = []byte(err.Error())
+		}
+		name, _ := filepath.Rel(h.dir, path)
+		fmt.Fprintf(w, "--- %s\n%s\n", name, tail(string(b), dumpLines))
+		return nil
+	})
 }
 
 func (h *Host) dump(w io.Writer) {

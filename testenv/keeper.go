@@ -56,9 +56,10 @@ func startKeeper(dir string) (*keeper, error) {
 	}
 	defer r.Close()
 	cmd := &exec.Cmd{
-		Path:  "/proc/self/exe",
-		Args:  []string{keeperName, dir},
-		Env:   []string{"TMPDIR=" + os.TempDir()},
+		Path: "/proc/self/exe",
+		Args: []string{keeperName, dir},
+		// A program built with -race would take a second to end.
+		Env:   []string{"TMPDIR=" + os.TempDir(), "GORACE=atexit_sleep_ms=0"},
 		Dir:   "/",
 		Stdin: r,
 		// Out of reach of what the terminal sends to the owner's group.

@@ -128,8 +128,16 @@ var errNoReturn = errors.New("the function ended its goroutine instead of return
 func onThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		// Never unlocked: Go ends a thread whose goroutine ends locked to it.
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// Go cannot end the main thread and would keep it, in whatever
+			// namespace f left it. While it is locked here, another thread
+			// does the work.
+			defer runtime.UnlockOSThread()
+			done <- onThread(f)
+			return
+		}
+		// Never unlocked: Go ends a thread whose goroutine ends locked to it.
 		err := errNoReturn
 		defer func() { done <- err }()
 		err = f()

@@ -35,7 +35,7 @@ func (h *Host) PingFrom(ctx context.Context, from, to netip.Addr) (time.Duration
 	case <-p.first:
 	case <-ctx.Done():
 	}
-	r := p.Stop()
+	r := p.end(0)
 	if r.Received == 0 {
 		return 0, fmt.Errorf("ping %s from %s: %d sent, none answered, %d refused (%w)", to, h.name, r.Sent, r.Refused, context.Cause(ctx))
 	}
@@ -232,10 +232,12 @@ func (p *Prober) Received() int {
 
 // Stop ends the sending, waits up to a second for the answers that are under
 // way, and gives the result. It is to be called once.
-func (p *Prober) Stop() ProbeResult {
+func (p *Prober) Stop() ProbeResult { return p.end(probeGrace) }
+
+func (p *Prober) end(grace time.Duration) ProbeResult {
 	close(p.stop)
 	p.sending.Wait() // or a last request goes out with nobody left to wait for its answer
-	ctx, cancel := context.WithTimeout(context.Background(), probeGrace)
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
 	_ = Until(ctx, func() error {
 		p.mu.Lock()

@@ -97,8 +97,12 @@ func (d *Dataplane) ail(about, text string) {
 	}
 }
 
-// Actual implements [fabric.Dataplane]. It costs no system call.
-func (d *Dataplane) Actual(context.Context) ([]fabric.PortState, error) {
+// Actual implements [fabric.Dataplane]. It asks the kernel for no listing, and
+// tells what was put before the call.
+func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
+	if err := d.watch.catchUp(ctx); err != nil {
+		return nil, fmt.Errorf("kernel: %w", err)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	m := d.watch.mirror
@@ -120,7 +124,7 @@ func (d *Dataplane) Actual(context.Context) ([]fabric.PortState, error) {
 			NIC: l.nic(), Carrier: l.carrier(), Lost: l.hadCarrier && !l.carrier(),
 		}
 		if known {
-			s.Faults = d.faults(p, l)
+			s.NIC.Kind, s.Faults = p.NIC.Kind, d.faults(p, l)
 		} else {
 			s.Faults = []string{"not verified yet"}
 		}
@@ -368,7 +372,7 @@ func (d *Dataplane) configure(p fabric.Port, l link) error {
 		return err
 	}
 	for i, err := range errs {
-		if err == nil || errnoOf(err) == unix.ESRCH && what[i].stale {
+		if errnoOf(err) == unix.ESRCH && what[i].stale {
 			continue
 		}
 		if errnoOf(err) == unix.EEXIST && what[i].route.prefix.IsValid() {
@@ -376,6 +380,9 @@ func (d *Dataplane) configure(p fabric.Port, l link) error {
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", what[i].text, reason(err))
+		}
+		if what[i].addr.IsValid() {
+			d.watch.mirror.added(l.index, what[i].addr)
 		}
 	}
 	if full := p.FullPortName(); full != p.Name && len(full) < 128 {
@@ -388,6 +395,7 @@ func (d *Dataplane) configure(p fabric.Port, l link) error {
 type change struct {
 	text  string
 	route route
+	addr  netip.Addr
 	stale bool // the message removes something
 }
 
@@ -400,7 +408,7 @@ func (d *Dataplane) differences(p fabric.Port, l link) (msgs []netlink.Message, 
 	}
 	for _, a := range d.gateways(p) {
 		if !addrs[a] {
-			add(addrMessage(unix.RTM_NEWADDR, netlink.Create|netlink.Replace, l.index, a), change{text: "gateway " + a.String()})
+			add(addrMessage(unix.RTM_NEWADDR, netlink.Create|netlink.Replace, l.index, a), change{text: "gateway " + a.String(), addr: a})
 		}
 	}
 	for _, r := range portRoutes(p, l.index) {

@@ -19,6 +19,9 @@ type mirror struct {
 	byName map[string]int32
 	owner  map[netip.Prefix]int32 // the link of a route of ours
 
+	// early are addresses of links whose own notification is still to come.
+	early map[int32][]netip.Addr
+
 	flapped bool // a link's carrier changed since this was last reset
 }
 
@@ -47,6 +50,7 @@ func newMirror() *mirror {
 
 func (m *mirror) reset() {
 	m.links, m.byName, m.owner = map[int32]*mirrored{}, map[string]int32{}, map[netip.Prefix]int32{}
+	m.early = map[int32][]netip.Addr{}
 }
 
 // load fills the mirror from full listings.
@@ -105,6 +109,9 @@ func (m *mirror) apply(msg netlink.Message) []string {
 			l.addrs[addr] = true
 		} else {
 			delete(l.addrs, addr)
+			if !l.hasIPv4() {
+				m.flush4(l)
+			}
 		}
 		return []string{l.name}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
@@ -122,6 +129,7 @@ func (m *mirror) applyLink(l link, gone bool) []string {
 	_, _, _, ours := fabric.ParseAlias(l.alias)
 	switch {
 	case gone && have == nil:
+		delete(m.early, l.index)
 		return []string{l.name} // of an adopted port, perhaps
 	case gone:
 		delete(m.links, l.index)
@@ -140,6 +148,10 @@ func (m *mirror) applyLink(l link, gone bool) []string {
 	case have == nil:
 		have = &mirrored{addrs: map[netip.Addr]bool{}, routes: map[netip.Prefix]route{}}
 		m.links[l.index] = have
+		for _, a := range m.early[l.index] {
+			have.addrs[a] = true
+		}
+		delete(m.early, l.index)
 	}
 	if have.name != l.name && m.byName[have.name] == l.index {
 		delete(m.byName, have.name)
@@ -147,11 +159,46 @@ func (m *mirror) applyLink(l link, gone bool) []string {
 	if have.carrier() != l.carrier() {
 		m.flapped = true
 	}
+	if have.up() && !l.up() {
+		m.flush4(have)
+	}
 	have.link = l
 	have.hadCarrier = have.hadCarrier || l.carrier()
 	have.settings = l.settingFaults()
 	m.byName[l.name] = l.index
 	return []string{l.name}
+}
+
+// added notes an address that the kernel has accepted. It tells of an IPv6 one
+// only later, out of a work queue.
+func (m *mirror) added(index int32, a netip.Addr) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if l := m.links[index]; l != nil {
+		l.addrs[a] = true
+	} else {
+		m.early[index] = append(m.early[index], a)
+	}
+}
+
+// flush4 forgets the IPv4 routes of a link that went down or lost its last IPv4
+// address: the kernel drops them without a notification.
+func (m *mirror) flush4(l *mirrored) {
+	for p := range l.routes {
+		if p.Addr().Is4() {
+			delete(l.routes, p)
+			delete(m.owner, p)
+		}
+	}
+}
+
+func (l *mirrored) hasIPv4() bool {
+	for a := range l.addrs {
+		if a.Is4() {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *mirror) applyRoute(r route, msg netlink.Message) []string {

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -40,17 +41,18 @@ type watcher struct {
 	wg      sync.WaitGroup
 
 	mu       sync.Mutex
-	held     map[string]int  // being put: how they look meanwhile does not count
-	awaited  map[string]bool // adopted ports whose link is to appear
-	suspects map[string]bool // to be looked at
-	next     string          // where the round of verifying goes on
+	barriers map[barrier]chan struct{} // who waits for the answer to what
+	held     map[string]int            // being put: how they look meanwhile does not count
+	awaited  map[string]bool           // adopted ports whose link is to appear
+	suspects map[string]bool           // to be looked at
+	next     string                    // where the round of verifying goes on
 }
 
 func startWatcher(d *Dataplane) (*watcher, error) {
 	w := &watcher{
 		d: d, mirror: newMirror(),
 		changed: make(chan struct{}, 1), wake: make(chan struct{}, 1), stop: make(chan struct{}),
-		held: map[string]int{}, awaited: map[string]bool{}, suspects: map[string]bool{},
+		barriers: map[barrier]chan struct{}{}, held: map[string]int{}, awaited: map[string]bool{}, suspects: map[string]bool{},
 	}
 	conn, err := dialRTNL(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF)
@@ -96,6 +98,7 @@ func (w *watcher) receive() {
 				time.Sleep(settleAfter)
 			}
 			w.relist()
+			w.pass(nil)
 			continue
 		}
 		w.mirror.mu.Lock()
@@ -110,12 +113,66 @@ func (w *watcher) receive() {
 		flapped := w.mirror.flapped
 		w.mirror.flapped = false
 		w.mirror.mu.Unlock()
+		w.welcome(names...)
 		w.suspect(names...)
 		if flapped {
 			w.signal()
 		}
+		w.pass(msgs)
 	}
 }
+
+// catchUp waits until every notification that the kernel has sent by now is in
+// the mirror. It asks something on the events' own socket, whose answer comes
+// behind them.
+func (w *watcher) catchUp(ctx context.Context) error {
+	w.mu.Lock()
+	sent, err := w.events.Send(message(unix.RTM_GETLINK, 0, ifinfomsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
+		ae.String(unix.IFLA_IFNAME, "lo")
+		ae.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats)
+	}))
+	done := make(chan struct{})
+	if err == nil {
+		w.barriers[barrierOf(sent)] = done
+	}
+	w.mu.Unlock()
+	if err != nil {
+		return reason(err)
+	}
+	select {
+	case <-done:
+		return nil
+	case <-w.stop:
+		return os.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// pass lets those through who wait for one of the messages; nil is for all.
+func (w *watcher) pass(msgs []netlink.Message) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if msgs == nil {
+		for _, done := range w.barriers {
+			close(done)
+		}
+		clear(w.barriers)
+		return
+	}
+	for _, m := range msgs {
+		if done := w.barriers[barrierOf(m)]; done != nil {
+			close(done)
+			delete(w.barriers, barrierOf(m))
+		}
+	}
+}
+
+// barrier tells the answer to a request of ours from the notifications of what
+// others did, which carry the numbers of their requests.
+type barrier struct{ port, sequence uint32 }
+
+func barrierOf(m netlink.Message) barrier { return barrier{m.Header.PID, m.Header.Sequence} }
 
 // relist starts the mirror anew after notifications were lost.
 func (w *watcher) relist() {
@@ -157,22 +214,26 @@ func (w *watcher) suspect(names ...string) {
 	if len(names) == 0 {
 		return
 	}
-	appeared := false
 	w.mu.Lock()
 	for _, name := range names {
 		w.suspects[name] = true
-		if w.awaited[name] {
-			delete(w.awaited, name)
-			appeared = true
-		}
 	}
 	w.mu.Unlock()
-	if appeared {
-		w.signal()
-	}
 	select {
 	case w.wake <- struct{}{}:
 	default:
+	}
+}
+
+// welcome says that links were told of: one may be what an adopted port waits for.
+func (w *watcher) welcome(names ...string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, name := range names {
+		if w.awaited[name] {
+			delete(w.awaited, name)
+			w.signal()
+		}
 	}
 }
 

@@ -123,6 +123,31 @@ func refusal(op string) int {
 	return 0
 }
 
+func TestNoAgent(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits 4 s for an agent")
+	}
+	t.Parallel()
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	xml := written(t, "started.xml")
+	var all sync.WaitGroup
+	for op, o := range operations {
+		all.Go(func() {
+			began := time.Now()
+			status, said := run(t, socket, op, xml)
+			waits := patience{time.Second, 5 * time.Second}
+			if refusal(op) == 1 {
+				waits = patience{4 * time.Second, 20 * time.Second}
+			}
+			assert.Equal(t, refusal(op), status, op)
+			assert.Equal(t, "vmfabric: no agent answers on "+socket+" (connect: no such file or directory); start it: systemctl start vmfabric", said)
+			assert.Equal(t, waits, o.patience, op)
+			assert.Greater(t, time.Since(began), waits.absent/2, op)
+		})
+	}
+	all.Wait()
+}
+
 func TestOperations(t *testing.T) {
 	t.Parallel()
 	for op, c := range map[string]struct{ file, asked string }{
@@ -172,31 +197,6 @@ func TestAgentSaysNo(t *testing.T) {
 			assert.Equal(t, "vmfabric: guest sea_gold refused:; its address is that of web", said)
 		})
 	}
-}
-
-func TestNoAgent(t *testing.T) {
-	if testing.Short() {
-		t.Skip("waits 4 s for an agent")
-	}
-	t.Parallel()
-	socket := filepath.Join(t.TempDir(), "agent.sock")
-	xml := written(t, "started.xml")
-	var all sync.WaitGroup
-	for op, o := range operations {
-		all.Go(func() {
-			began := time.Now()
-			status, said := run(t, socket, op, xml)
-			waits := patience{time.Second, 5 * time.Second}
-			if refusal(op) == 1 {
-				waits = patience{4 * time.Second, 20 * time.Second}
-			}
-			assert.Equal(t, refusal(op), status, op)
-			assert.Equal(t, "vmfabric: no agent answers on "+socket+" (connect: no such file or directory); start it: systemctl start vmfabric", said)
-			assert.Equal(t, waits, o.patience, op)
-			assert.Greater(t, time.Since(began), waits.absent/2, op)
-		})
-	}
-	all.Wait()
 }
 
 func TestAgentComesBack(t *testing.T) {

@@ -39,7 +39,8 @@ type Breaker struct {
 	SetCarrier func(t *testing.T, port string, up bool) // opens and closes the other end
 }
 
-const clusterName = "conf1"
+// ClusterName is the cluster of the ports that the suites put.
+const ClusterName = "conf1"
 
 var gateway = fabric.Gateway{
 	IPv4: netip.MustParseAddr("169.254.1.1"), IPv6: netip.MustParseAddr("fe80::1"), MAC: fabric.DefaultMAC,
@@ -56,7 +57,7 @@ func port(vm string, index int, kind fabric.Kind, receives ...string) fabric.Por
 		}
 	}
 	return fabric.Port{
-		Name: fabric.PortName(vm, index), Cluster: clusterName, VM: vm, Index: index, NIC: nic, Gateway: gateway,
+		Name: fabric.PortName(vm, index), Cluster: ClusterName, VM: vm, Index: index, NIC: nic, Gateway: gateway,
 	}
 }
 

@@ -1,0 +1,119 @@
+package kernel_test
+
+import (
+	"net/netip"
+	"os"
+	"os/exec"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/testenv/conformance"
+	"golang.org/x/sys/unix"
+)
+
+// TestConformance runs the dataplane's laws on the real kernel, in the network
+// namespace of this test.
+func TestConformance(t *testing.T) {
+	conformance.Dataplane(t, func(t *testing.T) (fabric.Dataplane, conformance.Controls) {
+		sweep(t)
+		d := openFor(t, conformance.ClusterName)
+		t.Cleanup(func() { sweep(t) })
+		holders := map[string]*os.File{}
+		t.Cleanup(func() {
+			for _, f := range holders {
+				f.Close()
+			}
+		})
+		return d, conformance.Controls{
+			Again: func(t *testing.T) fabric.Dataplane { return openFor(t, conformance.ClusterName) },
+			Breaker: conformance.Breaker{
+				AddLink: func(t *testing.T, name string) {
+					require.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, Flags: 1}, PeerName: "x" + name[1:]}))
+					require.NoError(t, netlink.LinkSetUp(link(t, name)))
+				},
+				HasForeign: func(_ *testing.T, name string) bool {
+					l, err := netlink.LinkByName(name)
+					return err == nil && l.Attrs().Alias == ""
+				},
+				DelLink: func(t *testing.T, name string) { require.NoError(t, netlink.LinkDel(link(t, name))) },
+				SetDown: func(t *testing.T, name string) { require.NoError(t, netlink.LinkSetDown(link(t, name))) },
+				DelAddress: func(t *testing.T, port string, gateway netip.Addr) {
+					all, err := netlink.AddrList(link(t, port), netlink.FAMILY_ALL)
+					require.NoError(t, err)
+					for _, a := range all {
+						if a.IP.Equal(gateway.AsSlice()) {
+							require.NoError(t, netlink.AddrDel(link(t, port), &a))
+							return
+						}
+					}
+					require.Fail(t, "no such address", "%s on %s", gateway, port)
+				},
+				DelRoute: func(t *testing.T, port string, p netip.Prefix) {
+					out, err := exec.Command("ip", map[bool]string{true: "-4", false: "-6"}[p.Addr().Is4()], "route", "del", p.String(), "dev", port).CombinedOutput()
+					require.NoError(t, err, string(out))
+				},
+				SetCarrier: func(t *testing.T, port string, up bool) { setCarrier(t, holders, port, up) },
+			},
+		}
+	})
+}
+
+func link(t *testing.T, name string) netlink.Link {
+	t.Helper()
+	l, err := netlink.LinkByName(name)
+	require.NoError(t, err, name)
+	return l
+}
+
+// setCarrier opens or closes the other end of a port: a tap's file, or a
+// veth's peer.
+func setCarrier(t *testing.T, holders map[string]*os.File, port string, up bool) {
+	t.Helper()
+	l := link(t, port)
+	if v, ok := l.(*netlink.Veth); ok {
+		i, err := netlink.VethPeerIndex(v)
+		require.NoError(t, err)
+		peer, err := netlink.LinkByIndex(i)
+		require.NoError(t, err)
+		if up {
+			require.NoError(t, netlink.LinkSetUp(peer))
+		} else {
+			require.NoError(t, netlink.LinkSetDown(peer))
+		}
+		return
+	}
+	if !up {
+		if f := holders[port]; f != nil {
+			require.NoError(t, f.Close())
+			delete(holders, port)
+		}
+		return
+	}
+	holders[port] = hold(t, port, 0)
+}
+
+// hold opens a tap as a hypervisor does.
+func hold(t *testing.T, name string, flags uint16) *os.File {
+	t.Helper()
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	require.NoError(t, err)
+	ifr, err := unix.NewIfreq(name)
+	require.NoError(t, err)
+	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | flags)
+	require.NoError(t, unix.IoctlIfreq(int(f.Fd()), unix.TUNSETIFF, ifr))
+	return f
+}
+
+// sweep removes every link but the loopback.
+func sweep(t *testing.T) {
+	t.Helper()
+	links, err := netlink.LinkList()
+	require.NoError(t, err)
+	for _, l := range links {
+		if l.Attrs().Name != "lo" && (l.Type() == "tuntap" || l.Type() == "veth") {
+			_ = netlink.LinkDel(l) // the other end of a pair has gone already
+		}
+	}
+}

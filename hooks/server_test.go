@@ -1,0 +1,342 @@
+package hooks
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// fake is an agent that writes down what it was asked. err, when set, answers
+// every op.
+type fake struct {
+	mu    sync.Mutex
+	asked []string
+	vms   []fabric.VM
+	err   func(ctx context.Context) error
+}
+
+func (f *fake) note(ctx context.Context, vm fabric.VM, format string, args ...any) error {
+	f.mu.Lock()
+	f.asked = append(f.asked, fmt.Sprintf(format, args...))
+	f.vms = append(f.vms, vm)
+	f.mu.Unlock()
+	if f.err != nil {
+		return f.err(ctx)
+	}
+	return nil
+}
+
+func (f *fake) all() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]string{}, f.asked...)
+}
+
+func (f *fake) Apply(ctx context.Context, vm fabric.VM, s fabric.State) error {
+	return f.note(ctx, vm, "%s %v", vm.Name, s)
+}
+
+func (f *fake) Started(ctx context.Context, vm fabric.VM) error {
+	return f.note(ctx, vm, "%s started", vm.Name)
+}
+
+func (f *fake) Withdraw(ctx context.Context, vm string) error {
+	return f.note(ctx, fabric.VM{}, "%s withdrawn", vm)
+}
+
+func (f *fake) Expect(ctx context.Context, vm string) error {
+	return f.note(ctx, fabric.VM{}, "%s expected", vm)
+}
+
+func (f *fake) List(ctx context.Context) ([]fabric.PortEntry, error) {
+	return []fabric.PortEntry{{
+		VM: "web", Port: "web_net0", Kind: fabric.Tap, State: fabric.Live,
+		Addresses: guest.NICs[0].Addresses, Routes: guest.NICs[0].Routes,
+	}}, f.note(ctx, fabric.VM{}, "list")
+}
+
+func (f *fake) Status(ctx context.Context) (fabric.Status, error) {
+	return fabric.Status{Cluster: "msk1", Node: "node1", Ports: 2}, f.note(ctx, fabric.VM{}, "status")
+}
+
+func (f *fake) Drain(ctx context.Context) error { return f.note(ctx, fabric.VM{}, "drain") }
+
+var guest = fabric.VM{Name: "web", UUID: "aaaaaaaa-0000-4000-8000-000000000001", Origin: "libvirt", NICs: []fabric.NIC{{
+	Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")},
+	Routes:    []netip.Prefix{netip.MustParsePrefix("198.51.100.0/29"), netip.MustParsePrefix("2001:db8:200::/56")},
+	Kind:      fabric.Adopt, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 0x0a}, Queues: 2, MTU: 9000,
+}}}
+
+// serve runs an agent on a socket of its own until the test ends.
+func serve(t *testing.T, agent Agent) (socket string) {
+	t.Helper()
+	socket = filepath.Join(t.TempDir(), "agent.sock")
+	serveOn(t, socket, agent)
+	return socket
+}
+
+func serveOn(t *testing.T, socket string, agent Agent) {
+	t.Helper()
+	l, err := Listen(socket)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, l, agent, nil) }()
+	t.Cleanup(func() { cancel(); assert.NoError(t, <-done) })
+}
+
+func within(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestOps(t *testing.T) {
+	named := fabric.VM{Name: "web"}
+	for op, want := range map[Op]struct {
+		vm    fabric.VM
+		asked string
+		got   fabric.VM
+	}{
+		Wire:     {guest, "web wired", guest},
+		Live:     {guest, "web live", guest},
+		Started:  {guest, "web started", guest},
+		Withdraw: {named, "web withdrawn", fabric.VM{}},
+		Remove:   {named, "web absent", named},
+		Expect:   {named, "web expected", fabric.VM{}},
+		List:     {fabric.VM{}, "list", fabric.VM{}},
+		Status:   {fabric.VM{}, "status", fabric.VM{}},
+		Drain:    {fabric.VM{}, "drain", fabric.VM{}},
+	} {
+		t.Run(string(op), func(t *testing.T) {
+			agent := &fake{}
+			reply, err := Call(within(t, time.Minute), serve(t, agent), Request{Op: op, VM: want.vm})
+			require.NoError(t, err)
+			assert.Equal(t, []string{want.asked}, agent.all())
+			assert.Equal(t, []fabric.VM{want.got}, agent.vms)
+			assert.Equal(t, Version, reply.V)
+			assert.True(t, reply.OK)
+			assert.Equal(t, op == List, len(reply.Ports) == 1)
+			assert.Equal(t, op == Status, reply.Status != nil)
+		})
+	}
+}
+
+func TestErrorsTravel(t *testing.T) {
+	for name, c := range map[string]struct {
+		err     error
+		text    string
+		refused bool
+	}{
+		"refused": {fmt.Errorf("guest web refused: %w", refusal{"<b> is in no pool"}), "guest web refused: <b> is in no pool", true},
+		"plain":   {errors.New("port web_net0: no such device"), "port web_net0: no such device", false},
+		"joined":  {errors.Join(errors.New("one"), errors.New("two")), "one; two", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			socket := serve(t, &fake{err: func(context.Context) error { return c.err }})
+			for _, op := range []Op{Wire, Started, Withdraw, List, Drain} {
+				reply, err := Call(within(t, time.Minute), socket, Request{Op: op, VM: guest})
+				assert.EqualError(t, err, c.text)
+				assert.Equal(t, c.refused, errors.Is(err, fabric.ErrRefused))
+				assert.False(t, reply.OK)
+			}
+			reply, err := Call(within(t, time.Minute), socket, Request{Op: Status})
+			assert.EqualError(t, err, c.text)
+			require.NotNil(t, reply.Status, "what is known comes with the error")
+			assert.Equal(t, "node1", reply.Status.Node)
+		})
+	}
+}
+
+type refusal struct{ text string }
+
+func (r refusal) Error() string { return r.text }
+
+func (r refusal) Is(target error) bool { return target == fabric.ErrRefused }
+
+func TestManyAtATime(t *testing.T) {
+	const many = 100
+	var arrived sync.WaitGroup
+	arrived.Add(many)
+	agent := &fake{err: func(context.Context) error {
+		arrived.Done()
+		arrived.Wait() // none is answered before all are there
+		return nil
+	}}
+	socket := serve(t, agent)
+	var calls sync.WaitGroup
+	for i := range many {
+		calls.Go(func() {
+			_, err := Call(within(t, time.Minute), socket, Request{Op: Remove, VM: fabric.VM{Name: fmt.Sprint("vm", i)}})
+			assert.NoError(t, err)
+		})
+	}
+	calls.Wait()
+	assert.Len(t, agent.all(), many)
+}
+
+// talk sends lines over a connection of its own and gives the replies.
+func talk(t *testing.T, socket, lines string) (replies []Reply) {
+	t.Helper()
+	conn, err := net.Dial("unix", socket)
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
+	go func() {
+		io.WriteString(conn, lines)
+		conn.(*net.UnixConn).CloseWrite()
+	}()
+	for d := json.NewDecoder(conn); ; {
+		var r Reply
+		if err := d.Decode(&r); err != nil {
+			return replies
+		}
+		replies = append(replies, r)
+	}
+}
+
+func TestLines(t *testing.T) {
+	const list = `{"v":1,"op":"list"}` + "\n"
+	for name, c := range map[string]struct {
+		lines string
+		want  []string // an error each, "" for ok
+		asked int
+	}{
+		"in order":      {`{"v":1,"op":"drain"}` + "\n" + `{"v":1,"op":"nonsense"}` + "\n" + list, []string{"", `op "nonsense" is not known; send one of wire, live, started, withdraw, remove, expect, list, status, drain, or upgrade the agent`, ""}, 2},
+		"newer":         {`{"v":2,"op":"summon","spell":true}` + "\n", []string{"the hook speaks version 2 of the line, this agent 1; upgrade the agent"}, 0},
+		"no version":    {`{"op":"list"}` + "\n", []string{`the request has no version; send "v":1`}, 0},
+		"not JSON":      {"list\n", []string{`the request cannot be read (invalid character 'l' looking for beginning of value); send one line such as {"v":1,"op":"list"}`}, 0},
+		"two in a line": {strings.TrimSpace(list) + list, []string{`the request cannot be read (invalid character '{' after top-level value); send one line such as {"v":1,"op":"list"}`}, 0},
+		"unknown key":   {`{"v":1,"op":"wire","vm":{"name":"web","nics":[{"adresses":["::2"]}]}}` + "\n", []string{`the request cannot be read (json: unknown field "adresses"); send one line such as {"v":1,"op":"list"}`}, 0},
+		"no guest":      {`{"v":1,"op":"remove"}` + "\n", []string{`op "remove" without a guest; send "vm":{"name":...} with it`}, 0},
+		"too long":      {list + strings.Repeat("x", maxRequest+1) + "\n" + list, []string{"", "the request is longer than 4194304 bytes; end it with a newline, or give the guest fewer addresses"}, 1},
+		"half a line":   {list + `{"v":1,"op":"drain"}`, []string{""}, 1},
+		"nothing":       {"", nil, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			agent := &fake{}
+			var got []string
+			for _, r := range talk(t, serve(t, agent), c.lines) {
+				assert.Equal(t, Version, r.V)
+				assert.Equal(t, r.Error == "", r.OK)
+				got = append(got, r.Error)
+			}
+			assert.Equal(t, c.want, got)
+			assert.Len(t, agent.all(), c.asked)
+		})
+	}
+}
+
+// pipes is a listener whose connections are in memory, so that time may be
+// that of a synctest bubble.
+type pipes struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newPipes() *pipes { return &pipes{conns: make(chan net.Conn), closed: make(chan struct{})} }
+
+func (p *pipes) dial() net.Conn {
+	ours, theirs := net.Pipe()
+	p.conns <- theirs
+	return ours
+}
+
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p *pipes) Close() error { p.once.Do(func() { close(p.closed) }); return nil }
+
+func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipes"} }
+
+func TestSilentClientIsDropped(t *testing.T) {
+	for name, half := range map[string]string{"silent": "", "slow": `{"v":1,`} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l, agent := newPipes(), &fake{}
+				ctx, cancel := context.WithCancel(t.Context())
+				go Serve(ctx, l, agent, nil)
+				defer cancel()
+				conn, began := l.dial(), time.Now()
+				_, err := io.WriteString(conn, half)
+				require.NoError(t, err)
+				_, err = conn.Read(make([]byte, 1))
+				assert.ErrorIs(t, err, io.EOF)
+				assert.Equal(t, idle, time.Since(began))
+				assert.Empty(t, agent.all())
+			})
+		})
+	}
+}
+
+func TestEndWhileInFlight(t *testing.T) {
+	for name, c := range map[string]struct {
+		takes, ends time.Duration
+		err         string
+	}{
+		"finishes":  {2 * time.Second, 2 * time.Second, ""},
+		"cancelled": {time.Minute, grace, "context canceled; the agent was stopped meanwhile, ask again when it is up"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newPipes()
+				agent := &fake{err: func(ctx context.Context) error {
+					select {
+					case <-time.After(c.takes):
+						return nil
+					case <-ctx.Done():
+						return ctx.Err()
+					}
+				}}
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error, 1)
+				go func() { done <- Serve(ctx, l, agent, nil) }()
+				silent, conn := l.dial(), l.dial()
+				_, err := io.WriteString(conn, `{"v":1,"op":"drain"}`+"\n")
+				require.NoError(t, err)
+				synctest.Wait()
+				began := time.Now()
+				cancel()
+
+				_, err = silent.Read(make([]byte, 1))
+				assert.ErrorIs(t, err, io.EOF)
+				assert.Zero(t, time.Since(began), "who asks nothing does not hold the agent up")
+				var reply Reply
+				require.NoError(t, json.NewDecoder(conn).Decode(&reply))
+				assert.Equal(t, c.err, reply.Error)
+				assert.NoError(t, <-done)
+				assert.Equal(t, c.ends, time.Since(began))
+			})
+		})
+	}
+}
+
+func TestServeTellsABrokenListener(t *testing.T) {
+	l, err := Listen(filepath.Join(t.TempDir(), "agent.sock"))
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
+	assert.ErrorIs(t, Serve(t.Context(), l, &fake{}, slog.New(slog.DiscardHandler)), net.ErrClosed)
+}
