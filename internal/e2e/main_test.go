@@ -1,0 +1,35 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// Programs under test, built by TestMain.
+var program, hookProgram string
+
+func TestMain(m *testing.M) { os.Exit(build(m)) }
+
+func build(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "vmfabric-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	program, hookProgram = filepath.Join(dir, "vmfabric"), filepath.Join(dir, "hook")
+	for path, pkg := range map[string]string{program: "../../cmd/vmfabric", hookProgram: "../../hooks/libvirt"} {
+		args := []string{"build", "-o", path}
+		if raceFlag != "" {
+			args = append(args, raceFlag)
+		}
+		if out, err := exec.Command("go", append(args, pkg)...).CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", pkg, err, out)
+			return 1
+		}
+	}
+	return m.Run()
+}
