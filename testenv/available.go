@@ -1,33 +1,33 @@
 package testenv
 
 import (
-	"errors"
 	"fmt"
 	"os"
 )
 
-// programs are what each of the daemons that a lab can run needs.
+// programs are what each of the things that a lab can run needs.
 var programs = map[string][]string{
-	"bird":    {"bird"},
+	"root":    nil,
 	"frr":     {"zebra", "bgpd", "staticd", "bfdd", "vtysh"},
 	"libvirt": {"libvirtd", "virsh"},
 	"qemu":    {"libvirtd", "virsh", "qemu-system-x86_64", "busybox", "apt-get", "apt-cache", "dpkg-deb"},
 }
 
-// Available reports what of "bird", "frr", "libvirt" or "qemu" is missing on
-// this machine: nil when a lab can have it.
-func Available(daemon string) error {
-	need, ok := programs[daemon]
+// Available reports whether a lab of this process can have something, nil when
+// it can: "frr", "libvirt", "qemu" (guests of libvirt), any program by its name
+// ("bird"), or nothing but "root", which all of them need.
+func Available(thing string) error {
+	need, ok := programs[thing]
 	if !ok {
-		return fmt.Errorf("%q is none of bird, frr, libvirt, qemu", daemon)
+		need = []string{thing}
 	}
 	for _, p := range need {
 		if _, err := findProgram(p); err != nil {
-			return fmt.Errorf("%s: %w", daemon, err)
+			return fmt.Errorf("no %s here: %w", thing, err)
 		}
 	}
 	if os.Geteuid() != 0 {
-		return fmt.Errorf("%s: %w", daemon, errors.New("not root; run as root"))
+		return fmt.Errorf("no %s here: not root; run as root", thing)
 	}
 	return nil
 }

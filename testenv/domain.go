@@ -44,20 +44,26 @@ type DomainNIC struct {
 // /var/log/libvirt/qemu, which every libvirtd of the lab has for itself.
 func DomainXML(image Image, o DomainOptions) string {
 	o.UUID = cmp.Or(o.UUID, uuidOf("domain "+o.Name))
-	return render(domainTemplate, struct {
-		DomainOptions
-		Image Image
-	}{o, image})
+	return render(domainTemplate, domainView{
+		DomainOptions: o, Image: image, Interfaces: o.interfaces(), CommandLine: o.commandLine(),
+		Serial: serialPath(libvirtLogDir, o.Name),
+	})
 }
 
-// Indexed NICs of the template.
+// domainView is what the template of a domain shows.
+type domainView struct {
+	DomainOptions
+	Image               Image
+	Interfaces          []domainInterface
+	CommandLine, Serial string
+}
+
 type domainInterface struct {
 	MAC, Target, Managed string
 	Queues, MTU          int
 }
 
-// Interfaces gives the NICs as the domain's description has them.
-func (o DomainOptions) Interfaces() []domainInterface {
+func (o DomainOptions) interfaces() []domainInterface {
 	list := make([]domainInterface, len(o.NICs))
 	for n, nic := range o.NICs {
 		list[n] = domainInterface{
@@ -77,8 +83,8 @@ func (o DomainOptions) mac(n int) string {
 	return guestMAC(o.Name, n).String()
 }
 
-// CommandLine gives what the guest's first process reads its NICs from.
-func (o DomainOptions) CommandLine() string {
+// commandLine gives what the guest's first process reads its NICs from.
+func (o DomainOptions) commandLine() string {
 	words := []string{"console=ttyS0", "quiet", "panic=-1", "mitigations=off", "nokaslr", "tsc=unstable"}
 	if o.Gateway.IPv4.IsValid() {
 		words = append(words, "gw4="+o.Gateway.IPv4.String())
@@ -87,20 +93,24 @@ func (o DomainOptions) CommandLine() string {
 		words = append(words, "gw6="+o.Gateway.IPv6.String())
 	}
 	for n, nic := range o.NICs {
-		w := fmt.Sprintf("nic%d=%s", n, o.mac(n))
-		for _, a := range nic.Addresses {
-			w += "," + a.String()
-		}
-		words = append(words, w)
+		words = append(words, fmt.Sprintf("nic%d=%s%s", n, o.mac(n), joined(nic.Addresses)))
 		if len(nic.Routes) > 0 {
-			w := fmt.Sprintf("route%d=%s", n, nic.Routes[0])
-			for _, p := range nic.Routes[1:] {
-				w += "," + p.String()
-			}
-			words = append(words, w)
+			words = append(words, fmt.Sprintf("route%d=%s", n, joined(nic.Routes)[1:]))
 		}
 	}
-	return strings.Join(append(words, o.Arguments), " ")
+	if o.Arguments != "" {
+		words = append(words, o.Arguments)
+	}
+	return strings.Join(words, " ")
+}
+
+// joined writes a list with a comma before each part.
+func joined[T fmt.Stringer](list []T) string {
+	var b strings.Builder
+	for _, v := range list {
+		b.WriteString("," + v.String())
+	}
+	return b.String()
 }
 
 var domainTemplate = template.Must(template.New("domain").Funcs(template.FuncMap{"xml": template.HTMLEscapeString}).Parse(`<domain type='qemu'>
@@ -156,9 +166,6 @@ var domainTemplate = template.Must(template.New("domain").Funcs(template.FuncMap
 </domain>
 `))
 
-// Serial gives where the guest's serial console goes, as its libvirtd sees it.
-func (o DomainOptions) Serial() string { return serialPath(libvirtLogDir, o.Name) }
-
 func serialPath(dir, domain string) string {
 	return filepath.Join(dir, "qemu", "serial-"+fingerprint([]byte(domain))+".log")
 }
@@ -171,10 +178,11 @@ func uuidOf(name string) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:16])
 }
 
-// Domain is a guest of a [Libvirt].
+// Domain is a guest of a [Libvirt]. Its methods are not to be called while it
+// migrates.
 type Domain struct {
-	*Libvirt // where the guest is; after a migration another
-	options  DomainOptions
+	lv      *Libvirt
+	options DomainOptions
 }
 
 // Define makes a guest known to libvirt, or changes its description. It does
@@ -184,24 +192,19 @@ func (lv *Libvirt) Define(ctx context.Context, o DomainOptions) (*Domain, error)
 	if err != nil {
 		return nil, err
 	}
-	return lv.DefineXML(ctx, DomainXML(image, o), o)
-}
-
-// DefineXML is Define with a description of the caller's own making.
-func (lv *Libvirt) DefineXML(ctx context.Context, xml string, o DomainOptions) (*Domain, error) {
 	f, err := os.CreateTemp(lv.host.dir, "domain-*.xml")
 	if err != nil {
 		return nil, err
 	}
 	defer os.Remove(f.Name())
-	_, err = f.WriteString(xml)
+	_, err = f.WriteString(DomainXML(image, o))
 	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, err
 	}
 	if _, err := lv.Virsh(ctx, "define", f.Name()); err != nil {
 		return nil, err
 	}
-	return &Domain{Libvirt: lv, options: o}, nil
+	return &Domain{lv: lv, options: o}, nil
 }
 
 // Run defines and starts a guest. It returns when libvirt has started it;
@@ -211,27 +214,31 @@ func (lv *Libvirt) Run(ctx context.Context, o DomainOptions) (*Domain, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d, d.Boot(ctx)
+	return d, d.Start(ctx)
 }
 
 // Name gives the guest's name.
 func (d *Domain) Name() string { return d.options.Name }
 
-// Boot starts the guest.
-func (d *Domain) Boot(ctx context.Context) error {
-	_, err := d.Virsh(ctx, "start", d.Name())
+// Libvirt gives the libvirtd that has the guest, which is another after a
+// migration.
+func (d *Domain) Libvirt() *Libvirt { return d.lv }
+
+// Start starts the guest.
+func (d *Domain) Start(ctx context.Context) error {
+	_, err := d.lv.Virsh(ctx, "start", d.Name())
 	return err
 }
 
 // Destroy pulls the guest's plug.
 func (d *Domain) Destroy(ctx context.Context) error {
-	_, err := d.Virsh(ctx, "destroy", d.Name())
+	_, err := d.lv.Virsh(ctx, "destroy", d.Name())
 	return err
 }
 
 // Shutdown presses the guest's power button and waits until it is off.
 func (d *Domain) Shutdown(ctx context.Context) error {
-	if _, err := d.Virsh(ctx, "shutdown", d.Name()); err != nil {
+	if _, err := d.lv.Virsh(ctx, "shutdown", d.Name()); err != nil {
 		return err
 	}
 	return Until(ctx, func() error {
@@ -246,7 +253,7 @@ func (d *Domain) Shutdown(ctx context.Context) error {
 // State gives libvirt's word for the guest's state: "running", "shut off",
 // "paused".
 func (d *Domain) State(ctx context.Context) (string, error) {
-	out, err := d.Virsh(ctx, "domstate", d.Name())
+	out, err := d.lv.Virsh(ctx, "domstate", d.Name())
 	return strings.TrimSpace(out), err
 }
 
@@ -257,17 +264,17 @@ func (d *Domain) Migrate(ctx context.Context, to *Libvirt, args ...string) error
 		"migrate", "--live", "--p2p", "--persistent", "--undefinesource", d.Name(),
 		"qemu+tcp://" + to.host.addr4.String() + "/system",
 	}, args...)
-	if _, err := d.Virsh(ctx, args...); err != nil {
+	if _, err := d.lv.Virsh(ctx, args...); err != nil {
 		return err
 	}
-	d.Libvirt = to
+	d.lv = to
 	return nil
 }
 
 // Pid gives the number of the guest's QEMU process on its node. Killing it is
 // a crash of the guest.
 func (d *Domain) Pid() (int, error) {
-	b, err := os.ReadFile(filepath.Join(d.dir, "run", "qemu", d.Name()+".pid"))
+	b, err := os.ReadFile(filepath.Join(d.lv.path("run/qemu"), d.Name()+".pid"))
 	if err != nil {
 		return 0, err
 	}
@@ -277,7 +284,7 @@ func (d *Domain) Pid() (int, error) {
 // Console gives what the guest wrote to its serial console since it was
 // started on this node or came to it.
 func (d *Domain) Console() string {
-	b, err := os.ReadFile(serialPath(filepath.Join(d.dir, "log"), d.Name()))
+	b, err := os.ReadFile(serialPath(d.lv.path("log"), d.Name()))
 	if err != nil {
 		return err.Error()
 	}
@@ -292,7 +299,7 @@ const readyMark = "GUEST-READY"
 func (d *Domain) WaitReady(ctx context.Context) error {
 	return Until(ctx, func() error {
 		if console := d.Console(); !strings.Contains(console, readyMark) {
-			return fmt.Errorf("domain %s on %s is not ready; its console ends: %s", d.Name(), d.host.name, oneLine(tail(console, 5)))
+			return fmt.Errorf("domain %s on %s is not ready; its console ends: %s", d.Name(), d.lv.host.name, oneLine(tail(console, 5)))
 		}
 		return nil
 	})

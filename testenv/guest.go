@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
 )
@@ -48,7 +49,7 @@ func (h *Host) answerOn(p netip.Prefix) error {
 		return err
 	}
 	r := &netlink.Route{
-		Dst: ipNet(p), LinkIndex: lo.Attrs().Index, Type: routeTypeLocal, Table: routeTableLocal, Scope: netlink.SCOPE_HOST,
+		Dst: ipNet(p), LinkIndex: lo.Attrs().Index, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST,
 	}
 	if err := h.nl.RouteReplace(r); err != nil {
 		return fmt.Errorf("answer on %s in %s: %w", p, h.name, err)

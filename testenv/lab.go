@@ -59,6 +59,9 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 	}
 	var err error
 	if l.netnsDir, err = chooseNetnsDir(o.NetnsDir, l.dir); err == nil {
+		err = l.note(func(r *record) { r.NetnsDir = l.netnsDir })
+	}
+	if err == nil {
 		l.keeper, err = startKeeper(l.dir)
 	}
 	if err != nil {

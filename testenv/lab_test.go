@@ -269,3 +269,22 @@ func childNamed(t *testing.T, parent int, name string) int {
 	t.Fatalf("process %d has no child %s", parent, name)
 	return 0
 }
+
+func TestNetnsDirOfChoice(t *testing.T) {
+	t.Parallel()
+	labtest.New(t) // skips or fails where labs cannot be made
+	dir := filepath.Join(t.TempDir(), "netns")
+	var labs []*testenv.Lab
+	for range 2 {
+		lab, err := testenv.New(t.Context(), testenv.Options{NetnsDir: dir})
+		require.NoError(t, err)
+		h, err := lab.AddHost("h")
+		require.NoError(t, err)
+		assert.Equal(t, filepath.Join(dir, h.Namespace()), h.NamespacePath())
+		labs = append(labs, lab)
+	}
+	require.NoError(t, labs[0].Close())
+	assert.NoError(t, labs[1].Host("h").Do(func() error { return nil }))
+	require.NoError(t, labs[1].Close())
+	assert.NoError(t, os.Remove(dir), "empty and no mount any more")
+}

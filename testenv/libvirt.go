@@ -192,6 +192,9 @@ func (l *Lab) hostsFile() (string, error) {
 		}
 	}
 	path := filepath.Join(l.dir, "hosts")
+	if now, err := os.ReadFile(path); err == nil && string(now) == text {
+		return path, nil
+	}
 	// In place: the file itself is mounted for those that run already.
 	return path, os.WriteFile(path, []byte(text), 0o644)
 }

@@ -147,7 +147,7 @@ func TestLibvirtMigratesGuests(t *testing.T) {
 		require.NoError(t, err)
 
 		require.NoError(t, d.Migrate(soon(t), lvs[1]))
-		assert.Equal(t, lvs[1], d.Libvirt)
+		assert.Equal(t, lvs[1], d.Libvirt())
 		routeTo(top.Nodes["node2"])
 		_, err = top.Client.Ping(soon(t), addrs[1])
 		if err == nil || attempt == 3 {

@@ -125,11 +125,6 @@ func addrOf(ip net.IP) netip.Addr {
 	return a.Unmap()
 }
 
-const (
-	routeTypeLocal  = unix.RTN_LOCAL
-	routeTableLocal = unix.RT_TABLE_LOCAL
-)
-
 func familyOf(a netip.Addr) int {
 	if a.Is4() {
 		return netlink.FAMILY_V4

@@ -16,8 +16,9 @@ import (
 // it when its owner is gone. Each thing is recorded before it is made.
 type record struct {
 	Owner      process   `json:"owner"`
-	Boot       string    `json:"boot"`       // boot id; process numbers mean something within one boot only
-	PIDs       string    `json:"pids"`       // the owner's pid namespace, likewise
+	Boot       string    `json:"boot"` // boot id; process numbers mean something within one boot only
+	PIDs       string    `json:"pids"` // the owner's pid namespace, likewise
+	NetnsDir   string    `json:"netns_dir"`
 	Namespaces []string  `json:"namespaces"` // where they are bound
 	Daemons    []process `json:"daemons"`
 	Trees      []string  `json:"trees"` // directories outside of the lab's own
@@ -109,8 +110,11 @@ func clean(dir string, r record) error {
 	for _, tree := range r.Trees {
 		errs = append(errs, os.RemoveAll(tree))
 	}
-	// The netns directory of a lab in a user namespace is a mount.
-	_ = unix.Unmount(filepath.Join(dir, "netns"), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	// While others use the directory this fails; that of the system stays a
+	// mount, as ip-netns(8) leaves it.
+	if r.NetnsDir != systemNetnsDir {
+		_ = unix.Unmount(r.NetnsDir, unix.UMOUNT_NOFOLLOW)
+	}
 	if err := errors.Join(errs...); err != nil {
 		return err // the record stays, for a later try
 	}

@@ -194,7 +194,7 @@ func (h *Host) DeleteRoute(p netip.Prefix) error {
 		if err != nil || !ok {
 			return err
 		}
-		if err := h.nl.RouteDel(&netlink.Route{Dst: ipNet(p)}); err != nil {
+		if err := h.nl.RouteDel(&netlink.Route{Dst: ipNet(p), Scope: netlink.SCOPE_NOWHERE}); err != nil {
 			return fmt.Errorf("route %s of %s: delete: %w", p, h.name, err)
 		}
 	}

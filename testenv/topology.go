@@ -9,19 +9,18 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// The lab's addresses. The underlay is the private network between the nodes;
-// behind the core gateway is a client, which stands for the Internet.
+// The lab's addresses.
 var (
-	UnderlayPrefix4 = netip.MustParsePrefix("10.10.0.0/24")
-	UnderlayPrefix6 = netip.MustParsePrefix("fd00:10:10::/64")
+	UnderlayPrefix4 = netip.MustParsePrefix("10.10.0.0/24")    // the private network between the nodes
+	UnderlayPrefix6 = netip.MustParsePrefix("fd00:10:10::/64") // likewise
 
-	CoreAddr4 = Underlay4(1)
-	CoreAddr6 = Underlay6(1)
+	CoreAddr4 = Underlay4(1) // the core gateway on the underlay: the nodes' way out
+	CoreAddr6 = Underlay6(1) // likewise
 
-	CoreClient4 = netip.MustParsePrefix("192.0.2.1/30") // the core gateway's leg to the client
-	CoreClient6 = netip.MustParsePrefix("2001:db8:ffff::1/64")
-	ClientAddr4 = netip.MustParseAddr("192.0.2.2")
-	ClientAddr6 = netip.MustParseAddr("2001:db8:ffff::2")
+	CoreClient4 = netip.MustParsePrefix("192.0.2.1/30")        // the core gateway's leg to the client
+	CoreClient6 = netip.MustParsePrefix("2001:db8:ffff::1/64") // likewise
+	ClientAddr4 = netip.MustParseAddr("192.0.2.2")             // the client, which stands for the Internet
+	ClientAddr6 = netip.MustParseAddr("2001:db8:ffff::2")      // likewise
 )
 
 // Underlay4 gives the n-th address of the IPv4 underlay: 10.10.0.n.
@@ -262,7 +261,7 @@ func (l *Lab) theSwitch() (*Host, error) {
 // Disconnect cuts a host off from the underlay as a fault further away does:
 // its link keeps carrier, and only silence tells.
 func (l *Lab) Disconnect(h *Host) error {
-	sw, err := l.theSwitch()
+	sw, err := l.switchOf(h)
 	if err != nil {
 		return err
 	}
@@ -271,7 +270,7 @@ func (l *Lab) Disconnect(h *Host) error {
 
 // Reconnect undoes [Lab.Disconnect].
 func (l *Lab) Reconnect(h *Host) error {
-	sw, err := l.theSwitch()
+	sw, err := l.switchOf(h)
 	if err != nil {
 		return err
 	}
@@ -280,4 +279,11 @@ func (l *Lab) Reconnect(h *Host) error {
 		return err
 	}
 	return sw.onLink(h.port, "connect", func(port netlink.Link) error { return sw.nl.LinkSetMaster(port, bridge) })
+}
+
+func (l *Lab) switchOf(h *Host) (*Host, error) {
+	if h.port == "" {
+		return nil, fmt.Errorf("host %s is not on the underlay; add it as a node, a reflector or a core gateway", h.name)
+	}
+	return l.theSwitch()
 }

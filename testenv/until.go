@@ -9,12 +9,18 @@ import (
 // Until calls f again and again until it returns nil, or ctx ends; then it
 // gives the last error of f, and that of ctx.
 func Until(ctx context.Context, f func() error) error {
+	var last error
 	wait := time.Millisecond
 	for {
 		err := f()
 		if err == nil {
 			return nil
 		}
+		// What f says when ctx ends in the midst of it says little.
+		if last != nil && ctx.Err() != nil {
+			err = last
+		}
+		last = err
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w (%w)", err, context.Cause(ctx))

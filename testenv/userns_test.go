@@ -1,15 +1,19 @@
 package testenv_test
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // usernsEnv says in which of the processes of TestUnprivileged the test runs:
@@ -28,7 +32,7 @@ func TestUnprivileged(t *testing.T) {
 	case "lab":
 		return
 	case "user":
-		cmd.Env = append(os.Environ(), usernsEnv+"=lab", "VMFABRIC_LAB=must")
+		cmd.Env = append(os.Environ(), usernsEnv+"=lab")
 		cmd.SysProcAttr = testenv.UserNamespace()
 	default:
 		t.Parallel()
@@ -37,7 +41,8 @@ func TestUnprivileged(t *testing.T) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	}
 	out, err := cmd.CombinedOutput()
+	if errors.Is(err, fs.ErrPermission) || strings.Contains(string(out), "--- SKIP") {
+		labtest.Missing(t, fmt.Errorf("user namespaces are not for everybody here: %v: %s", err, out))
+	}
 	require.NoError(t, err, "%s", out)
-	assert.NotContains(t, string(out), "--- SKIP")
-	t.Logf("%s", out)
 }

@@ -121,7 +121,7 @@ func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
 		}
 		s := fabric.PortState{
 			Name: l.name, Cluster: cluster, VM: vm, Index: index,
-			NIC: l.nic(), Carrier: l.carrier(), Lost: l.hadCarrier && !l.carrier(),
+			NIC: l.nic(), Carrier: l.carrier(), Lost: l.hadCarrier && l.up() && !l.carrier(),
 		}
 		if known {
 			s.NIC.Kind, s.Faults = p.NIC.Kind, d.faults(p, l)
@@ -360,6 +360,9 @@ func (d *Dataplane) linkMessage(p fabric.Port, l link) netlink.Message {
 
 // configure makes a link the port, sending only what differs.
 func (d *Dataplane) configure(p fabric.Port, l link) error {
+	if err := d.quieten(p, &l); err != nil {
+		return err
+	}
 	if err := l.writeSettings(); err != nil {
 		return err
 	}
@@ -389,6 +392,25 @@ func (d *Dataplane) configure(p fabric.Port, l link) error {
 		_ = d.rtnl.addAltName(l.index, full) // there already, or a kernel before 5.5
 	}
 	return nil
+}
+
+// quieten takes the link-local address off that the kernel gave a link which
+// somebody else brought up: the gateway is to be the port's only one.
+func (d *Dataplane) quieten(p fabric.Port, l *link) error {
+	if !l.up() || len(l.conf6) == 0 || l.genMode == genModeNone {
+		return nil
+	}
+	if _, err := d.rtnl.do(d.linkMessage(p, *l)); err != nil {
+		return fmt.Errorf("set up the link: %w", reason(err))
+	}
+	for _, off := range []int32{1, 0} {
+		if err := writeSysctl("ipv6/conf/"+l.name+"/disable_ipv6", off); err != nil {
+			return err
+		}
+	}
+	var err error
+	*l, err = d.rtnl.linkByIndex(l.index)
+	return err
 }
 
 // change says, for people, what a message of a batch does.

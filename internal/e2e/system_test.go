@@ -109,7 +109,7 @@ func (s *system) startReflectors(password string, gtsm bool) {
 	for name, h := range s.top.Reflectors {
 		conf := testenv.Reflector{BGP: bgp, RouterID: h.Addr4(), Cores: []netip.Addr{s.top.Core.Addr4()}}.Bird()
 		if gtsm {
-			conf = strings.ReplaceAll(conf, "rr client;", "rr client; ttl security on;")
+			conf = strings.Replace(conf, "\tdirect;", "\tdirect; ttl security on;", 1)
 		}
 		var err error
 		s.rr[name], err = h.StartBird(soon(s.t), conf)
@@ -131,7 +131,7 @@ func (s *system) startCore(o options) {
 	} else {
 		conf := core.Bird()
 		if o.gtsm {
-			conf = strings.ReplaceAll(conf, "direct;", "direct; ttl security on;")
+			conf = strings.Replace(conf, "\tdirect;", "\tdirect; ttl security on;", 1)
 		}
 		_, err = s.top.Core.StartBird(soon(s.t), conf)
 	}

@@ -21,12 +21,12 @@ const Variable = "VMFABRIC_LAB"
 
 // New makes a lab that is closed when the test ends. When the test has failed,
 // the test's log shows first what the lab looked like. Where labs cannot be
-// made, see [Need].
+// made, see [Missing].
 func New(t testing.TB) *testenv.Lab {
 	t.Helper()
 	lab, err := testenv.New(context.Background(), testenv.Options{Name: t.Name()})
 	if errors.Is(err, fs.ErrPermission) {
-		missing(t, err)
+		Missing(t, err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -55,19 +55,21 @@ func Build(t testing.TB, c fabric.Cluster) (*testenv.Lab, *testenv.Topology) {
 	return lab, top
 }
 
-// Need says what of testenv's real daemons the test needs: "bird", "frr",
-// "libvirt", "qemu" (which includes libvirt). All need root. Where something is
-// missing the test is skipped, or fails, as [Variable] has it.
+// Need says what the test needs besides a kernel, in the words of
+// testenv.Available: "bird", "frr", "libvirt", "qemu" (which includes libvirt),
+// the name of a program, "root". Where something is missing, see [Missing].
 func Need(t testing.TB, things ...string) {
 	t.Helper()
 	for _, thing := range things {
 		if err := testenv.Available(thing); err != nil {
-			missing(t, err)
+			Missing(t, err)
 		}
 	}
 }
 
-func missing(t testing.TB, err error) {
+// Missing skips the test for want of what err says, or fails it, as [Variable]
+// has it.
+func Missing(t testing.TB, err error) {
 	t.Helper()
 	if os.Getenv(Variable) == "must" {
 		t.Fatalf("%v (%s=must)", err, Variable)

@@ -1,0 +1,141 @@
+package testenv
+
+import (
+	"bufio"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// As BIRD 2.0.12 writes it.
+const birdRoutes = `Table master4:
+203.0.113.10/32      unicast [client0_1 21:29:05.576] * (100) [i]
+	via 10.10.0.21 on eth0
+	Type: BGP univ
+	BGP.origin: IGP
+	BGP.as_path: 
+	BGP.next_hop: 10.10.0.21
+	BGP.local_pref: 150
+	BGP.community: (64512,100) (64512,7)
+	BGP.large_community: (64512, 1, 100)
+                     unicast [rr1 21:28:19.754 from 10.10.0.12] (100) [i]
+	via 10.10.0.22 on eth0
+	Type: BGP univ
+	BGP.origin: Incomplete
+	BGP.next_hop: 10.10.0.22
+	BGP.local_pref: 100
+	BGP.originator_id: 10.10.0.21
+	BGP.cluster_list: 10.10.0.100
+Table master6:
+2001:db8:100::10/128 unicast [rr1 21:28:19.754 from 10.10.0.12] * (100/-) [i]
+	via fd00:10:10::21 on eth0
+	BGP.next_hop: fd00:10:10::21 fe80::1809:f4ff:fee4:add4
+`
+
+func TestParseBirdRoutes(t *testing.T) {
+	t.Parallel()
+	got, err := parseBirdRoutes(strings.Split(birdRoutes, "\n"))
+	require.NoError(t, err)
+	addr := netip.MustParseAddr
+	assert.Equal(t, []BGPRoute{
+		{
+			Prefix: netip.MustParsePrefix("203.0.113.10/32"), From: addr("10.10.0.21"), NextHop: addr("10.10.0.21"), Origin: "IGP", LocalPref: 150, Best: true,
+			Communities: []fabric.Community{{A: 64512, B: 100}, {A: 64512, B: 7}, {Large: true, A: 64512, B: 1, C: 100}},
+		},
+		{Prefix: netip.MustParsePrefix("203.0.113.10/32"), From: addr("10.10.0.12"), NextHop: addr("10.10.0.22"), Origin: "Incomplete", LocalPref: 100},
+		{Prefix: netip.MustParsePrefix("2001:db8:100::10/128"), From: addr("10.10.0.12"), NextHop: addr("fd00:10:10::21"), Best: true},
+	}, got)
+}
+
+func TestBirdReply(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name, in string
+		want     []string
+		err      string
+	}{
+		{"greeting", "0001 BIRD 2.0.12 ready.\n", []string{"BIRD 2.0.12 ready."}, ""},
+		{"several lines", "1007-Table master4:\n more\n1008-\tType: BGP\n0000 \n", []string{"Table master4:", "more", "\tType: BGP"}, ""},
+		{"asynchronous", "+core: up\n0013 Daemon is up\n", []string{"Daemon is up"}, ""},
+		{"refused", "9001 syntax error, unexpected CF_SYM_UNDEFINED\n", nil, "syntax error, unexpected CF_SYM_UNDEFINED"},
+		{"cut short", "1007-Table master4:\n", []string{"Table master4:"}, "EOF"},
+		{"not BIRD", "HTTP\n", nil, `answer "HTTP" is not of BIRD's control protocol`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := birdReply(bufio.NewReader(strings.NewReader(tc.in)))
+			assert.Equal(t, tc.want, got)
+			if tc.err == "" {
+				assert.NoError(t, err)
+			} else {
+				assert.EqualError(t, err, tc.err)
+			}
+		})
+	}
+}
+
+func FuzzBird(f *testing.F) {
+	f.Add("1007-" + strings.ReplaceAll(birdRoutes, "\n", "\n ") + "\n0000 \n")
+	f.Fuzz(func(t *testing.T, in string) {
+		lines, _ := birdReply(bufio.NewReader(strings.NewReader(in)))
+		routes, err := parseBirdRoutes(lines)
+		if err == nil {
+			for _, r := range routes {
+				assert.LessOrEqual(t, len(r.Communities), len(in))
+			}
+		}
+	})
+}
+
+func TestIdentifyReadsOddNames(t *testing.T) {
+	t.Parallel()
+	sleep, err := exec.LookPath("sleep")
+	require.NoError(t, err)
+	odd := filepath.Join(t.TempDir(), "a) Z 1 (b")
+	require.NoError(t, os.Symlink(sleep, odd))
+	cmd := exec.Command(odd, "1000")
+	require.NoError(t, cmd.Start())
+	p, err := identify(cmd.Process.Pid)
+	require.NoError(t, err)
+	assert.True(t, p.alive())
+	assert.False(t, process{PID: p.PID, Start: p.Start - 1}.alive(), "an earlier process of that number")
+	process{PID: p.PID, Start: p.Start - 1}.kill()
+	assert.True(t, p.alive())
+	p.kill()
+	_ = cmd.Wait()
+	_, err = identify(p.PID)
+	assert.ErrorIs(t, err, os.ErrNotExist)
+}
+
+func TestBothFamilies(t *testing.T) {
+	t.Parallel()
+	four, six := Underlay4(221), Underlay6(221)
+	foreign := netip.MustParseAddr("192.0.2.77")
+	for _, tc := range []struct{ in, want []netip.Addr }{
+		{[]netip.Addr{four}, []netip.Addr{four, six}},
+		{[]netip.Addr{six}, []netip.Addr{six, four}},
+		{[]netip.Addr{four, {}}, []netip.Addr{four, six}},
+		{[]netip.Addr{four, Underlay6(3)}, []netip.Addr{four, Underlay6(3)}},
+		{[]netip.Addr{foreign}, []netip.Addr{foreign}},
+		{nil, nil},
+	} {
+		assert.Equal(t, tc.want, both(tc.in...))
+	}
+}
+
+func TestRunID(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{
+		"": `^lab-[0-9a-z]{5}$`, "TestX/with a name": `^testxwithaname-`, "###": `^lab-`, strings.Repeat("x", 99): `^x{16}-`,
+	} {
+		assert.Regexp(t, want, runID(name))
+	}
+	assert.NotEqual(t, runID("a"), runID("a"))
+}
