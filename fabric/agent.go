@@ -1,6 +1,7 @@
 package fabric
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -110,11 +111,12 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 // Apply brings a guest to a state on this node and returns when it is there.
 // It is idempotent. A guest that breaks a rule is refused ([ErrRefused]) and
 // nothing changes; after any other error the guest is as it was before, or
-// still absent.
+// still absent. Absent is the exception: it stays wanted, and the agent keeps
+// trying.
 func (a *Agent) Apply(ctx context.Context, vm VM, s State) error {
 	switch s {
 	case Absent:
-		return a.remove(ctx, vm.Name)
+		return a.remove(ctx, vm.Name, time.Time{})
 	case Wired, Live:
 		return a.bring(ctx, vm, request{undo: true, settle: func(prev Desired, known, incoming bool) (State, bool) {
 			// A new start of a guest (Wired) may be the arrival of a migration;
@@ -158,7 +160,7 @@ func (a *Agent) Expect(_ context.Context, vm string) error {
 // guest that is not here is no error.
 func (a *Agent) Withdraw(ctx context.Context, vm string) error {
 	defer a.guestLocks.lock(vm)()
-	d, known := a.take(vm)
+	d, known := a.take(vm, time.Now())
 	if !known || d.State == Absent {
 		return nil
 	}
@@ -169,7 +171,8 @@ func (a *Agent) Withdraw(ctx context.Context, vm string) error {
 	err := errors.Join(a.withdraw(ctx, vm, d.VM.Prefixes()), a.store.Put(ctx, d))
 	a.settle(d, false, err)
 	if err != nil {
-		return fmt.Errorf("guest %s: withdraw: %w", vm, err)
+		a.poke()
+		return fmt.Errorf("guest %s: %w; the agent keeps trying", vm, err)
 	}
 	return nil
 }
@@ -183,7 +186,9 @@ func (a *Agent) Drain(ctx context.Context) error {
 	a.mu.Unlock()
 	var errs []error
 	for _, vm := range names {
+		unlock := a.guestLocks.lock(vm)
 		errs = append(errs, a.redo(ctx, vm, nil))
+		unlock()
 	}
 	return errors.Join(errs...)
 }
@@ -206,8 +211,9 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 		return nil // something newer was asked of this guest since the source looked
 	}
 	prev, known := Desired{}, false
-	if g, ok := a.guests[vm.Name]; ok && g.want.State != Absent {
-		prev, known = g.want, true
+	if g, ok := a.guests[vm.Name]; ok {
+		// One whose removal is unfinished is not here, but what is left of it is.
+		prev, known = g.want, g.want.State != Absent
 	}
 	expectedAt, incoming := a.expected[vm.Name]
 	incoming = incoming && time.Since(expectedAt) < expectation
@@ -221,13 +227,17 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 		delete(a.expected, vm.Name)
 		a.claims.drop(prev.VM)
 		a.claims.take(vm)
-		if a.guests[vm.Name] == nil {
-			a.guests[vm.Name] = &guest{want: d}
+		g := a.guests[vm.Name]
+		if g == nil {
+			g = &guest{want: d}
+			a.guests[vm.Name] = g
 		}
+		if prev.State != Live || !sameVM(prev.VM, vm) {
+			g.down = nil // it starts, so somebody holds its ports; if not, the next pass sees it
+		}
+		a.recovered(vm)
 	}
-	if r.asOf.IsZero() {
-		a.handled[vm.Name] = began
-	}
+	a.handled[vm.Name] = cmp.Or(r.asOf, began)
 	a.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("guest %s refused: %w", vm.Name, refusal{err})
@@ -342,9 +352,8 @@ func (a *Agent) undo(ctx context.Context, d, prev Desired, known bool) {
 }
 
 // redo brings a guest to what is wanted of it again. A nil down leaves what is
-// known of its NICs.
+// known of its NICs. The guest's lock is held.
 func (a *Agent) redo(ctx context.Context, vm string, down map[int]bool) error {
-	defer a.guestLocks.lock(vm)()
 	a.mu.Lock()
 	g := a.guests[vm]
 	if g == nil {
@@ -354,7 +363,7 @@ func (a *Agent) redo(ctx context.Context, vm string, down map[int]bool) error {
 	if down != nil {
 		g.down = down
 	}
-	d := g.want
+	d, unsaved := g.want, g.trouble != nil
 	a.mu.Unlock()
 	if d.State == Absent {
 		err := a.lower(ctx, d)
@@ -363,19 +372,33 @@ func (a *Agent) redo(ctx context.Context, vm string, down map[int]bool) error {
 		}
 		return err
 	}
-	err := a.raise(ctx, d, d)
-	a.settle(d, d.State == Live && err == nil, err)
+	raised := a.raise(ctx, d, d)
+	err := raised
+	if unsaved { // the trouble may have been the store's
+		err = errors.Join(err, a.store.Put(ctx, d))
+	}
+	a.settle(d, d.State == Live && raised == nil, err)
 	return err
 }
 
-// remove is the one way down.
-func (a *Agent) remove(ctx context.Context, vm string) error {
+// remove is the one way down. The wish was true at asOf, or is new when that
+// is zero. Of a guest that is not here, what the store may keep goes.
+func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 	defer a.guestLocks.lock(vm)()
-	d, known := a.take(vm)
-	if !known {
+	if a.outdated(vm, asOf) {
 		return nil
 	}
 	began := time.Now()
+	d, known := a.take(vm, cmp.Or(asOf, began))
+	if !known {
+		if err := a.store.Delete(ctx, vm); err != nil {
+			return fmt.Errorf("guest %s: forget: %w", vm, err)
+		}
+		a.mu.Lock()
+		a.recovered(VM{Name: vm})
+		a.mu.Unlock()
+		return nil
+	}
 	d.State = Absent
 	if err := a.lower(ctx, d); err != nil {
 		a.settle(d, false, err)
@@ -403,7 +426,7 @@ func (a *Agent) lower(ctx context.Context, d Desired) error {
 	a.mu.Lock()
 	a.claims.drop(d.VM)
 	delete(a.guests, vm)
-	delete(a.ailments, "orphan "+vm)
+	a.recovered(d.VM)
 	a.mu.Unlock()
 	return nil
 }
@@ -419,12 +442,12 @@ func (a *Agent) withdraw(ctx context.Context, vm string, prefixes []netip.Prefix
 	return nil
 }
 
-// take gives what is wanted of a guest that a request is about, and notes the
-// time of the request, also for a guest that is not here.
-func (a *Agent) take(vm string) (Desired, bool) {
+// take gives what is wanted of a guest that a request is about, and notes when
+// the wish was true, also for a guest that is not here.
+func (a *Agent) take(vm string, asOf time.Time) (Desired, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.handled[vm] = time.Now()
+	a.handled[vm] = asOf
 	delete(a.expected, vm)
 	g, known := a.guests[vm]
 	if !known {
@@ -432,6 +455,24 @@ func (a *Agent) take(vm string) (Desired, bool) {
 	}
 	return g.want, true
 }
+
+// outdated reports whether something was asked of a guest after asOf; nothing
+// is newer than the zero time, which stands for now.
+func (a *Agent) outdated(vm string, asOf time.Time) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !asOf.IsZero() && a.handled[vm].After(asOf)
+}
+
+// recovered drops what was the matter with a guest before it was asked for
+// anew, or went. a.mu is held.
+func (a *Agent) recovered(vm VM) {
+	delete(a.ailments, "guest "+vm.Name)
+	delete(a.ailments, refusedKey(vm.Origin, vm.Name))
+}
+
+// refusedKey is the ailment of a guest of a source that is refused.
+func refusedKey(source, vm string) string { return "refused " + source + " " + vm }
 
 // settle records how an attempt ended.
 func (a *Agent) settle(d Desired, announced bool, trouble error) {
@@ -443,9 +484,6 @@ func (a *Agent) settle(d Desired, announced bool, trouble error) {
 		a.guests[d.VM.Name] = g
 	}
 	g.want, g.announced, g.trouble = d, announced && !a.draining, trouble
-	if d.VM.Origin != "" {
-		delete(a.ailments, "orphan "+d.VM.Name)
-	}
 }
 
 func (a *Agent) setDown(vm string, nic int) {

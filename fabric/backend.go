@@ -47,10 +47,12 @@ type Store interface {
 type Source interface {
 	Name() string // what [VM.Origin] of its guests says
 	// Guests lists all guests of ours that run here now. Absent ones are not
-	// listed. It returns an error in bounded time when the hypervisor does not
-	// answer.
+	// listed; one that runs but cannot be described is listed with the zero
+	// State, so that nobody takes it for gone. It returns an error in bounded
+	// time when the hypervisor does not answer; one that is os.ErrNotExist says
+	// that this machine has no such hypervisor.
 	Guests(ctx context.Context) ([]Desired, error)
-	// Changes tells what happened since. A change with Lost set says that
+	// Changes tells what happened since, also while Guests is under way. A change with Lost set says that
 	// others may have been missed, and Guests must be asked again.
 	Changes() <-chan Change
 }

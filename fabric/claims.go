@@ -95,7 +95,7 @@ func (c *claims) permitRoute(r netip.Prefix) error {
 	if !r.IsValid() || r.Addr().Is4In6() {
 		return fmt.Errorf("not a prefix; write 198.51.100.0/29")
 	}
-	if a := r.Addr(); a.IsMulticast() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsUnspecified() {
+	if martian(r) != "" {
 		return fmt.Errorf("not a prefix of unicast addresses; route one that is yours")
 	}
 	var inside bool
@@ -107,19 +107,9 @@ func (c *claims) permitRoute(r netip.Prefix) error {
 			inside = true
 		}
 	}
-	hosts := map[netip.Addr]string{c.cluster.Gateway.IPv4: "the gateway", c.cluster.Gateway.IPv6: "the gateway"}
-	for _, n := range c.cluster.Nodes {
-		hosts[n.Address], hosts[n.Address6] = "node "+n.Name, "node "+n.Name
-	}
-	for _, n := range c.cluster.Reflectors {
-		hosts[n.Address] = "reflector " + n.Name
-	}
-	for _, n := range c.cluster.Core {
-		hosts[n.Address] = "core gateway " + n.Name
-	}
-	for a, who := range hosts {
-		if a.IsValid() && r.Contains(a) {
-			return fmt.Errorf("it holds the address of %s (%s); route a prefix that is yours", who, a)
+	for _, h := range c.cluster.hosts() {
+		if r.Contains(h.addr) {
+			return fmt.Errorf("it holds the address of %s (%s); route a prefix that is yours", h.what, h.addr)
 		}
 	}
 	for _, p := range c.cluster.Routed {

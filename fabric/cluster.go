@@ -230,200 +230,26 @@ func (c *Cluster) PoolOf(a netip.Addr) (Pool, bool) {
 	return Pool{}, false
 }
 
-// Problem is one thing that is wrong with a cluster. Path says where, in the
-// words of the cluster file: "pools[1].prefix".
-type Problem struct {
-	Path string
-	Text string // the reason and the way out
+// host is an address of the fabric itself, which no guest may have.
+type host struct {
+	addr netip.Addr
+	what string // such as "node node1"
 }
 
-func (p Problem) Error() string { return p.Path + ": " + p.Text }
-
-// Validate lists what is wrong with the cluster, in the order of the cluster
-// file; nil when nothing is. It has no side effects.
-func (c *Cluster) Validate() []Problem {
-	var ps []Problem
-	add := func(path, format string, args ...any) {
-		ps = append(ps, Problem{path, fmt.Sprintf(format, args...)})
+// hosts lists the addresses of the fabric itself that are given, in the order
+// of the cluster file.
+func (c *Cluster) hosts() []host {
+	all := []host{{c.Gateway.IPv4, "the gateway"}, {c.Gateway.IPv6, "the gateway"}}
+	for _, r := range c.Reflectors {
+		all = append(all, host{r.Address, "reflector " + r.Name})
 	}
-	names := func(kind string) func(path, name string) {
-		seen := map[string]string{}
-		return func(path, name string) {
-			switch first, dup := seen[name]; {
-			case !plainName(name):
-				add(path, "%q is not a %s name; use 1 to 32 letters, digits, '.', '_' and '-'", name, kind)
-			case dup:
-				add(path, "%s %q is already at %s; rename one", kind, name, first)
-			default:
-				seen[name] = path
-			}
-		}
+	for _, g := range c.Core {
+		all = append(all, host{g.Address, "core gateway " + g.Name})
 	}
-	if !plainName(c.Name) {
-		add("name", "%q is not a cluster name; use 1 to 32 letters, digits, '.', '_' and '-'", c.Name)
+	for _, n := range c.Nodes {
+		all = append(all, host{n.Address, "node " + n.Name}, host{n.Address6, "node " + n.Name})
 	}
-	if c.ASN == 0 || c.ASN == 23456 || c.ASN == 65535 || c.ASN == 1<<32-1 {
-		add("asn", "%d is a reserved AS number; use your own, or a private one (64512 to 65534)", c.ASN)
-	}
-	if len(c.Communities) == 0 {
-		add("community", "missing; the routers recognise the guests' routes by it, for example \"%d:100\"", min(c.ASN, 65534))
-	}
-	c.validateGateway(add)
-	c.validatePools(add, names("pool"))
-
-	taken := map[netip.Addr]string{}
-	take := func(path string, a netip.Addr) {
-		if first, dup := taken[a]; dup {
-			add(path, "%s is already at %s; each needs an address of its own", a, first)
-			return
-		}
-		taken[a] = path
-		if p, in := c.PoolOf(a); in {
-			add(path, "%s lies in pool %s, whose addresses are for guests; exclude it there or move it", a, p.Name)
-		}
-		if a == c.Gateway.IPv4 || a == c.Gateway.IPv6 {
-			add(path, "%s is the guests' gateway, which must be used nowhere else", a)
-		}
-		if a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
-			add(path, "%s cannot be the address of a host", a)
-		}
-	}
-	if len(c.Reflectors) == 0 {
-		add("reflectors", "missing; without a route reflector nothing can be announced, name at least one (two are better)")
-	}
-	name := names("reflector")
-	for i, r := range c.Reflectors {
-		at := fmt.Sprintf("reflectors[%d].", i)
-		name(at+"name", r.Name)
-		if !r.Address.IsValid() {
-			add(at+"address", "missing; give the reflector's IPv4 or IPv6 address")
-			continue
-		}
-		take(at+"address", r.Address)
-		for j, n := range c.Nodes {
-			if !n.Source(r.Address).IsValid() {
-				family, key := "IPv4", "address"
-				if r.Address.Is6() {
-					family, key = "IPv6", "address6"
-				}
-				add(at+"address", "%s is %s but node %s (nodes[%d]) has no %s address; give the node an %s, or the reflector an address of the other family",
-					r.Address, family, n.Name, j, family, key)
-				break
-			}
-		}
-	}
-	name = names("core gateway")
-	for i, g := range c.Core {
-		at := fmt.Sprintf("core[%d].", i)
-		name(at+"name", g.Name)
-		if !g.Address.IsValid() {
-			add(at+"address", "missing; give the core gateway's address")
-			continue
-		}
-		take(at+"address", g.Address)
-	}
-	if len(c.Nodes) == 0 {
-		add("nodes", "missing; name at least one node with its address")
-	}
-	name = names("node")
-	for i, n := range c.Nodes {
-		at := fmt.Sprintf("nodes[%d].", i)
-		name(at+"name", n.Name)
-		if !n.Address.IsValid() && !n.Address6.IsValid() {
-			add(at+"address", "missing; give the node's address on the private network")
-		}
-		if n.Address.IsValid() {
-			take(at+"address", n.Address)
-		}
-		if n.Address6.IsValid() {
-			take(at+"address6", n.Address6)
-		}
-	}
-	if h := c.Timers.Hold; h < 3*time.Second || h > 65535*time.Second {
-		add("timers.hold", "%v is out of range; RFC 4271 allows 3s to 65535s", h)
-	}
-	if r := c.Timers.Restart; r < time.Second || r > 4095*time.Second {
-		add("timers.restart", "%v is out of range; RFC 4724 allows 1s to 4095s", r)
-	}
-	if r := c.Timers.ConnectRetry; r < time.Second || r > time.Hour {
-		add("timers.connect_retry", "%v is out of range; give 1s to 1h", r)
-	}
-	return ps
-}
-
-func (c *Cluster) validateGateway(add func(path, format string, args ...any)) {
-	g := c.Gateway
-	for _, f := range []struct {
-		path string
-		addr netip.Addr
-		four bool
-	}{{"gateway.ipv4", g.IPv4, true}, {"gateway.ipv6", g.IPv6, false}} {
-		family := map[bool]string{true: "IPv4", false: "IPv6"}[f.four]
-		example := map[bool]string{true: "169.254.1.1", false: "fe80::1"}[f.four]
-		if !f.addr.IsValid() {
-			for _, p := range c.Pools {
-				if p.Prefix.Addr().Is4() == f.four {
-					add(f.path, "missing, and pool %s is %s; any address that is used nowhere else will do, for example %s", p.Name, family, example)
-					break
-				}
-			}
-			continue
-		}
-		switch {
-		case f.addr.Is4() != f.four:
-			add(f.path, "%s is not an %s address; for example %s", f.addr, family, example)
-		case f.addr.IsUnspecified() || f.addr.IsMulticast() || f.addr.IsLoopback():
-			add(f.path, "%s cannot be the address of a host; for example %s", f.addr, example)
-		}
-		if p, in := c.PoolOf(f.addr); in {
-			add(f.path, "%s lies in pool %s; the gateway must be an address that no guest can have, for example %s", f.addr, p.Name, example)
-		}
-	}
-	if g.MAC[0]&1 != 0 || g.MAC.IsZero() {
-		add("gateway.mac", "%q is not a unicast MAC address; leave it out for %s", g.MAC, DefaultMAC)
-	}
-}
-
-func (c *Cluster) validatePools(add func(path, format string, args ...any), name func(path, name string)) {
-	if len(c.Pools) == 0 {
-		add("pools", "missing; name at least one prefix whose addresses guests may have")
-	}
-	for i, p := range c.Pools {
-		at := fmt.Sprintf("pools[%d].", i)
-		name(at+"name", p.Name)
-		if !p.Prefix.IsValid() {
-			add(at+"prefix", "missing; for example 203.0.113.0/24")
-			continue
-		}
-		if p.Prefix != p.Prefix.Masked() {
-			add(at+"prefix", "%s has bits beyond its length; write %s", p.Prefix, p.Prefix.Masked())
-		}
-		if p.Prefix.Bits() == 0 {
-			add(at+"prefix", "%s is the whole Internet; name the prefixes that were given to you", p.Prefix)
-		}
-		if a := p.Prefix.Addr(); a.IsMulticast() || a.IsLoopback() || a.IsLinkLocalUnicast() {
-			add(at+"prefix", "%s holds no addresses that a guest can use on the Internet or a private network", p.Prefix)
-		}
-		for j, q := range c.Pools[:i] {
-			if q.Prefix.IsValid() && p.Prefix.Overlaps(q.Prefix) {
-				add(at+"prefix", "%s overlaps %s of pool %s (pools[%d]); make them disjoint", p.Prefix, q.Prefix, q.Name, j)
-			}
-		}
-		for j, x := range p.Exclude {
-			if !p.Prefix.Overlaps(x) || x.Bits() < p.Prefix.Bits() {
-				add(fmt.Sprintf("%sexclude[%d]", at, j), "%s lies outside %s; remove it or correct it", x, p.Prefix)
-			}
-		}
-	}
-	for i, r := range c.Routed {
-		at := fmt.Sprintf("routed[%d]", i)
-		if r != r.Masked() {
-			add(at, "%s has bits beyond its length; write %s", r, r.Masked())
-		}
-		if r.Bits() == 0 {
-			add(at, "%s is the whole Internet; name the prefixes that were given to you", r)
-		}
-	}
+	return slices.DeleteFunc(all, func(h host) bool { return !h.addr.IsValid() })
 }
 
 // plainName holds for names that mean nothing special in a file name, a link

@@ -2,6 +2,7 @@ package fabric_test
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,11 +62,11 @@ func TestClusterValidate(t *testing.T) {
 		path  string
 		text  string // a part of it
 	}{
-		{"no name", func(c *fabric.Cluster) { c.Name = "" }, "name", "is not a cluster name"},
+		{"no name", func(c *fabric.Cluster) { c.Name = "" }, "name", "missing; name the cluster with 1 to 32 letters"},
 		{"name with a colon", func(c *fabric.Cluster) { c.Name = "a:b" }, "name", `"a:b" is not a cluster name`},
 		{"name that is a path", func(c *fabric.Cluster) { c.Name = ".." }, "name", `".." is not a cluster name`},
 		{"name of 33 letters", func(c *fabric.Cluster) { c.Name = "abcdefghijklmnopqrstuvwxyz1234567" }, "name", "use 1 to 32"},
-		{"no AS number", func(c *fabric.Cluster) { c.ASN = 0 }, "asn", "reserved AS number"},
+		{"no AS number", func(c *fabric.Cluster) { c.ASN = 0 }, "asn", "missing; give your own AS number, or a private one (64512 to 65534)"},
 		{"AS_TRANS", func(c *fabric.Cluster) { c.ASN = 23456 }, "asn", "23456 is a reserved AS number"},
 		{"last AS number of two bytes", func(c *fabric.Cluster) { c.ASN = 65535 }, "asn", "65535 is a reserved AS number"},
 		{"last AS number of four bytes", func(c *fabric.Cluster) { c.ASN = 1<<32 - 1 }, "asn", "4294967295 is a reserved AS number"},
@@ -84,18 +85,18 @@ func TestClusterValidate(t *testing.T) {
 		{"no MAC address", func(c *fabric.Cluster) { c.Gateway.MAC = fabric.MAC{} }, "gateway.mac", "is not a unicast MAC address"},
 
 		{"no pools", func(c *fabric.Cluster) { c.Pools = nil }, "pools", "missing"},
-		{"pool without a name", func(c *fabric.Cluster) { c.Pools[1].Name = "" }, "pools[1].name", "is not a pool name"},
+		{"pool without a name", func(c *fabric.Cluster) { c.Pools[1].Name = "" }, "pools[1].name", "missing; name the pool with"},
 		{"two pools of one name", func(c *fabric.Cluster) { c.Pools[1].Name = "public4" }, "pools[1].name", `pool "public4" is already at pools[0].name`},
 		{"pool without a prefix", func(c *fabric.Cluster) { c.Pools[1].Prefix, c.Pools[1].Exclude = netip.Prefix{}, nil }, "pools[1].prefix", "missing"},
 		{"IPv4 pool with host bits", func(c *fabric.Cluster) { c.Pools[0].Prefix = prefix("203.0.113.7/24") }, "pools[0].prefix", "write 203.0.113.0/24"},
 		{"IPv6 pool with host bits", func(c *fabric.Cluster) { c.Pools[1].Prefix = prefix("2001:db8:100::7/48") }, "pools[1].prefix", "write 2001:db8:100::/48"},
-		{"multicast IPv4 pool", func(c *fabric.Cluster) { c.Pools[0] = fabric.Pool{Name: "m", Prefix: prefix("224.0.0.0/8")} }, "pools[0].prefix", "no addresses that a guest can use"},
-		{"multicast IPv6 pool", func(c *fabric.Cluster) { c.Pools[1] = fabric.Pool{Name: "m", Prefix: prefix("ff05::/64")} }, "pools[1].prefix", "no addresses that a guest can use"},
+		{"multicast IPv4 pool", func(c *fabric.Cluster) { c.Pools[0] = fabric.Pool{Name: "m", Prefix: prefix("224.0.0.0/8")} }, "pools[0].prefix", "224.0.0.0/8 holds multicast addresses, which no guest can have; "},
+		{"multicast IPv6 pool", func(c *fabric.Cluster) { c.Pools[1] = fabric.Pool{Name: "m", Prefix: prefix("ff05::/64")} }, "pools[1].prefix", "ff05::/64 holds multicast addresses, which no guest can have; "},
 		{"overlapping IPv4 pools", func(c *fabric.Cluster) {
 			c.Pools = append(c.Pools, fabric.Pool{Name: "more4", Prefix: prefix("203.0.113.128/25")})
 		}, "pools[2].prefix", "overlaps 203.0.113.0/24 of pool public4 (pools[0])"},
 		{"overlapping IPv6 pools", func(c *fabric.Cluster) {
-			c.Pools = append(c.Pools, fabric.Pool{Name: "more6", Prefix: prefix("2001:db8::/32")})
+			c.Pools = append(c.Pools, fabric.Pool{Name: "more6", Prefix: prefix("2001:db8:100::/47")})
 		}, "pools[2].prefix", "overlaps 2001:db8:100::/48 of pool public6 (pools[1])"},
 		{"IPv4 exclude outside its pool", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("203.0.114.0/32") }, "pools[0].exclude[0]", "lies outside 203.0.113.0/24"},
 		{"IPv6 exclude outside its pool", func(c *fabric.Cluster) { c.Pools[1].Exclude[0] = prefix("2001:db8:200::/64") }, "pools[1].exclude[0]", "lies outside 2001:db8:100::/48"},
@@ -113,20 +114,96 @@ func TestClusterValidate(t *testing.T) {
 
 		{"two core gateways of one name", func(c *fabric.Cluster) { c.Core[1].Name = "core1" }, "core[1].name", `core gateway "core1" is already at core[0].name`},
 		{"core gateway without an address", func(c *fabric.Cluster) { c.Core[0].Address = netip.Addr{} }, "core[0].address", "missing"},
-		{"core gateway at a reflector's address", func(c *fabric.Cluster) { c.Core[0].Address = ip("10.10.0.11") }, "core[0].address", "is already at reflectors[0].address"},
 
 		{"no nodes", func(c *fabric.Cluster) { c.Nodes = nil }, "nodes", "missing"},
 		{"two nodes of one name", func(c *fabric.Cluster) { c.Nodes[1].Name = "node1" }, "nodes[1].name", `node "node1" is already at nodes[0].name`},
 		{"two nodes at one IPv4 address", func(c *fabric.Cluster) { c.Nodes[1].Address = ip("10.10.0.21") }, "nodes[1].address", "10.10.0.21 is already at nodes[0].address"},
 		{"two nodes at one IPv6 address", func(c *fabric.Cluster) { c.Nodes[1].Address6 = ip("fd00::21") }, "nodes[1].address6", "fd00::21 is already at nodes[0].address6"},
-		{"node at a reflector's address", func(c *fabric.Cluster) { c.Nodes[0].Address6 = ip("fd00::12") }, "nodes[0].address6", "fd00::12 is already at reflectors[1].address"},
+		{"node at a core gateway's address", func(c *fabric.Cluster) { c.Nodes[0].Address6 = ip("fd00::1") }, "nodes[0].address6", "fd00::1 is already at core[1].address"},
+		{"two reflectors at one address", func(c *fabric.Cluster) { c.Reflectors[1].Address = ip("10.10.0.11") }, "reflectors[1].address", "10.10.0.11 is already at reflectors[0].address; each needs"},
+		{"two core gateways at one address", func(c *fabric.Cluster) { c.Core[1].Address = ip("10.10.0.1") }, "core[1].address", "10.10.0.1 is already at core[0].address; each needs"},
+		{"node without an address", func(c *fabric.Cluster) {
+			c.Nodes[1].Address, c.Nodes[1].Address6 = netip.Addr{}, netip.Addr{}
+		}, "nodes[1].address", "missing; give the node's address"},
+		{"IPv6 in a node's address", func(c *fabric.Cluster) { c.Nodes[1].Address = ip("fd00::23") }, "nodes[1].address", "fd00::23 is not an IPv4 address; write it as address6"},
+		{"IPv4 in a node's address6", func(c *fabric.Cluster) { c.Nodes[1].Address6 = ip("10.10.0.23") }, "nodes[1].address6", "10.10.0.23 is not an IPv6 address; write it as address"},
 		{"node at the IPv4 gateway", func(c *fabric.Cluster) { c.Nodes[0].Address = ip("169.254.1.1") }, "nodes[0].address", "is the guests' gateway"},
 		{"node at the IPv6 gateway", func(c *fabric.Cluster) { c.Nodes[0].Address6 = ip("fe80::1") }, "nodes[0].address6", "is the guests' gateway"},
 		{"node in an IPv4 pool", func(c *fabric.Cluster) { c.Nodes[0].Address = ip("203.0.113.21") }, "nodes[0].address", "lies in pool public4"},
-		{"node in an IPv6 pool", func(c *fabric.Cluster) { c.Nodes[0].Address6 = ip("2001:db8:100::21") }, "nodes[0].address6", "lies in pool public6"},
+		{"node in an IPv6 pool", func(c *fabric.Cluster) { c.Nodes[0].Address6 = ip("2001:db8:100:1::21") }, "nodes[0].address6", "lies in pool public6"},
 		{"node at a loopback address", func(c *fabric.Cluster) { c.Nodes[0].Address = ip("127.0.0.1") }, "nodes[0].address", "cannot be the address of a host"},
 		{"node at a multicast address", func(c *fabric.Cluster) { c.Nodes[0].Address6 = ip("ff02::1") }, "nodes[0].address6", "cannot be the address of a host"},
 
+		{"IPv4-mapped gateway", func(c *fabric.Cluster) { c.Gateway.IPv6 = ip("::ffff:169.254.1.2") }, "gateway.ipv6", "::ffff:169.254.1.2 is an IPv4 address in IPv6 form; write 169.254.1.2"},
+		{"gateway with a zone", func(c *fabric.Cluster) { c.Gateway.IPv6 = ip("fe80::1%eth0") }, "gateway.ipv6", "fe80::1%eth0 has a zone, which means nothing to other hosts; write the address without it"},
+		{"IPv4-mapped pool", func(c *fabric.Cluster) {
+			c.Pools[0] = fabric.Pool{Name: "m", Prefix: prefix("::ffff:203.0.113.0/120")}
+		}, "pools[0].prefix", "::ffff:203.0.113.0/120 is an IPv4 prefix in IPv6 form; write 203.0.113.0/24"},
+		{"IPv4-mapped pool and more", func(c *fabric.Cluster) { c.Pools[0] = fabric.Pool{Name: "m", Prefix: prefix("::ffff:0:0/90")} }, "pools[0].prefix", "::ffff:0.0.0.0/90 is an IPv4 prefix in IPv6 form; write it as IPv4"},
+		{"IPv4-mapped exclude", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("::ffff:203.0.113.0/128") }, "pools[0].exclude[0]", "is an IPv4 prefix in IPv6 form; write 203.0.113.0/32"},
+		{"IPv4-mapped routed prefix", func(c *fabric.Cluster) { c.Routed[0] = prefix("::ffff:198.51.100.0/120") }, "routed[0]", "is an IPv4 prefix in IPv6 form; write 198.51.100.0/24"},
+		{"IPv4-mapped reflector", func(c *fabric.Cluster) { c.Reflectors[0].Address = ip("::ffff:10.10.0.11") }, "reflectors[0].address", "::ffff:10.10.0.11 is an IPv4 address in IPv6 form; write 10.10.0.11"},
+		{"core gateway with a zone", func(c *fabric.Cluster) { c.Core[1].Address = ip("fe80::2%eth0") }, "core[1].address", "fe80::2%eth0 has a zone"},
+		{"IPv4-mapped node", func(c *fabric.Cluster) { c.Nodes[1].Address = ip("::ffff:10.10.0.22") }, "nodes[1].address", "::ffff:10.10.0.22 is an IPv4 address in IPv6 form; write 10.10.0.22"},
+		{"node with a zone", func(c *fabric.Cluster) { c.Nodes[1].Address6 = ip("fd00::22%eth0") }, "nodes[1].address6", "fd00::22%eth0 has a zone"},
+		{"link-local IPv4 reflector", func(c *fabric.Cluster) { c.Reflectors[0].Address = ip("169.254.7.7") }, "reflectors[0].address", "169.254.7.7 cannot be the address of a host (link-local); give the one that it has on the private network"},
+		{"link-local IPv6 reflector", func(c *fabric.Cluster) { c.Reflectors[1].Address = ip("fe80::12") }, "reflectors[1].address", "fe80::12 cannot be the address of a host (link-local)"},
+		{"link-local core gateway", func(c *fabric.Cluster) { c.Core[1].Address = ip("fe80::2") }, "core[1].address", "cannot be the address of a host (link-local)"},
+		{"link-local IPv4 node", func(c *fabric.Cluster) { c.Nodes[1].Address = ip("169.254.7.8") }, "nodes[1].address", "cannot be the address of a host (link-local)"},
+		{"link-local IPv6 node", func(c *fabric.Cluster) { c.Nodes[1].Address6 = ip("fe80::22") }, "nodes[1].address6", "cannot be the address of a host (link-local)"},
+		{"broadcast gateway", func(c *fabric.Cluster) { c.Gateway.IPv4 = ip("255.255.255.255") }, "gateway.ipv4", "255.255.255.255 cannot be the address of a host (broadcast); for example 169.254.1.1"},
+		{"broadcast reflector", func(c *fabric.Cluster) { c.Reflectors[0].Address = ip("255.255.255.255") }, "reflectors[0].address", "(broadcast)"},
+		{"broadcast core gateway", func(c *fabric.Cluster) { c.Core[0].Address = ip("255.255.255.255") }, "core[0].address", "(broadcast)"},
+		{"broadcast node", func(c *fabric.Cluster) { c.Nodes[0].Address = ip("255.255.255.255") }, "nodes[0].address", "(broadcast)"},
+
+		{"reserved AS number of a reflector", func(c *fabric.Cluster) { c.Reflectors[0].ASN = 23456 }, "reflectors[0].asn", "23456 is a reserved AS number; leave it out for the cluster's own"},
+		{"reflector with AS number zero", func(c *fabric.Cluster) { c.Reflectors[0].ASN = 0 }, "reflectors[0].asn", "0 is a reserved AS number"},
+		{"reserved AS number of a core gateway", func(c *fabric.Cluster) { c.Core[1].ASN = 65535 }, "core[1].asn", "65535 is a reserved AS number; leave it out for the cluster's own"},
+		{"last AS number of a core gateway", func(c *fabric.Cluster) { c.Core[1].ASN = 1<<32 - 1 }, "core[1].asn", "4294967295 is a reserved AS number"},
+		{"long password", func(c *fabric.Cluster) { c.Reflectors[1].Password = strings.Repeat("x", 81) }, "reflectors[1].password_file", "the password has 81 bytes; Linux takes TCP MD5 keys of at most 80, choose a shorter one"},
+
+		{"community twice", func(c *fabric.Cluster) { c.Communities = append(c.Communities, c.Communities[0]) }, "community[2]", "64512:100 is already at community[0]; remove one"},
+		{"large community twice", func(c *fabric.Cluster) { c.Communities = append(c.Communities, c.Communities[1]) }, "community[2]", "64512:1:100 is already at community[1]; remove one"},
+		{"well-known community", func(c *fabric.Cluster) { c.Communities[0] = fabric.Community{A: 65535, B: 65281} }, "community[0]", "65535:65281 is a well-known community, which means something to every router (RFC 1997); use one of your own, for example \"64512:100\""},
+		{"well-known community alone", func(c *fabric.Cluster) { c.Communities = []fabric.Community{{A: 65535, B: 666}} }, "community", "65535:666 is a well-known community"},
+		{"community with a large half", func(c *fabric.Cluster) { c.Communities[0].A = 4200000001 }, "community[0]", "4200000001:100 has a half above 65535; write a large community, for example \"4200000001:1:100\""},
+		{"community with a large second half", func(c *fabric.Cluster) { c.Communities[0].B = 65536 }, "community[0]", "64512:65536 has a half above 65535; write a large community, for example \"64512:1:65536\""},
+		{"no community, AS number of four bytes", func(c *fabric.Cluster) {
+			*c = withASN(*c, 4200000001)
+			c.Communities = nil
+		}, "community", `for example "4200000001:1:100"`},
+
+		{"IPv4 exclude with host bits", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("203.0.113.9/29") }, "pools[0].exclude[0]", "203.0.113.9/29 has bits beyond its length; write 203.0.113.8/29"},
+		{"IPv6 exclude with host bits", func(c *fabric.Cluster) { c.Pools[1].Exclude[0] = prefix("2001:db8:100::9/64") }, "pools[1].exclude[0]", "write 2001:db8:100::/64"},
+		{"exclude twice", func(c *fabric.Cluster) {
+			c.Pools[0].Exclude = append(c.Pools[0].Exclude, prefix("203.0.113.255/32"), prefix("203.0.113.0/32"))
+		}, "pools[0].exclude[2]", "203.0.113.0/32 is already at pools[0].exclude[0]; remove one"},
+		{"exclude that is no prefix", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = netip.Prefix{} }, "pools[0].exclude[0]", "not a prefix; name an address or a prefix inside 203.0.113.0/24, or remove it"},
+		{"whole IPv4 pool excluded", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("203.0.113.0/24") }, "pools[0].exclude", "leaves no address of 203.0.113.0/24; exclude less, or remove the pool"},
+		{"whole IPv6 pool excluded in parts", func(c *fabric.Cluster) {
+			c.Pools[1].Exclude = []netip.Prefix{prefix("2001:db8:100:8000::/49"), prefix("2001:db8:100::/64"), prefix("2001:db8:100::/49")}
+		}, "pools[1].exclude", "leaves no address of 2001:db8:100::/48"},
+		{"third pool overlaps two", func(c *fabric.Cluster) {
+			c.Pools = append(c.Pools, fabric.Pool{Name: "next4", Prefix: prefix("203.0.112.0/24")}, fabric.Pool{Name: "more4", Prefix: prefix("203.0.112.0/23")})
+		}, "pools[3].prefix", "203.0.112.0/23 overlaps 203.0.113.0/24 of pool public4 (pools[0]); make them disjoint"},
+
+		{"routed that is no prefix", func(c *fabric.Cluster) { c.Routed[0] = netip.Prefix{} }, "routed[0]", "not a prefix; for example 198.51.100.0/24"},
+		{"routed prefixes that overlap", func(c *fabric.Cluster) { c.Routed = append(c.Routed, prefix("198.51.100.8/29")) }, "routed[2]", "198.51.100.8/29 overlaps 198.51.100.0/24 (routed[0]); keep the larger one"},
+		{"IPv6 routed prefixes that overlap", func(c *fabric.Cluster) { c.Routed = append(c.Routed, prefix("2001:db8:200::/47")) }, "routed[2]", "2001:db8:200::/47 overlaps 2001:db8:200::/48 (routed[1]); keep the larger one"},
+		{"routed inside a pool", func(c *fabric.Cluster) { c.Routed[0] = prefix("203.0.113.8/29") }, "routed[0]", "203.0.113.8/29 is a part of pool public4, of which everything may be routed to guests; remove it, or name all of 203.0.113.0/24"},
+		{"routed with a node", func(c *fabric.Cluster) { c.Routed[0] = prefix("10.10.0.20/30") }, "routed[0]", "10.10.0.20/30 holds the address of node node1 (10.10.0.21); name prefixes that are for guests alone"},
+		{"routed with a node's address6", func(c *fabric.Cluster) { c.Routed[1] = prefix("fd00::20/124") }, "routed[1]", "holds the address of node node1 (fd00::21)"},
+		{"routed with a reflector", func(c *fabric.Cluster) { c.Routed[0] = prefix("10.10.0.8/29") }, "routed[0]", "holds the address of reflector rr1 (10.10.0.11)"},
+		{"routed with a core gateway", func(c *fabric.Cluster) { c.Routed[0] = prefix("10.10.0.0/29") }, "routed[0]", "holds the address of core gateway core1 (10.10.0.1)"},
+		{"routed with the gateway", func(c *fabric.Cluster) {
+			c.Gateway.IPv4 = ip("192.0.2.1")
+			c.Routed[0] = prefix("192.0.2.0/24")
+		}, "routed[0]", "holds the address of the gateway (192.0.2.1)"},
+		{"routed link-local", func(c *fabric.Cluster) { c.Routed[1] = prefix("fe80::/64") }, "routed[1]", "fe80::/64 holds link-local addresses"},
+
+		{"hold time with a fraction", func(c *fabric.Cluster) { c.Timers.Hold = 9500 * time.Millisecond }, "timers.hold", "9.5s is not in whole seconds, which is how routers count; write 9s"},
+		{"connect retry with a fraction", func(c *fabric.Cluster) { c.Timers.ConnectRetry = time.Second + time.Nanosecond }, "timers.connect_retry", "write 1s"},
+		{"restart time with a fraction", func(c *fabric.Cluster) { c.Timers.Restart += time.Microsecond }, "timers.restart", "write 2m0s"},
 		{"hold time too short", func(c *fabric.Cluster) { c.Timers.Hold = 2 * time.Second }, "timers.hold", "2s is out of range"},
 		{"hold time too long", func(c *fabric.Cluster) { c.Timers.Hold = 65536 * time.Second }, "timers.hold", "is out of range"},
 		{"restart time too long", func(c *fabric.Cluster) { c.Timers.Restart = 4096 * time.Second }, "timers.restart", "is out of range"},
@@ -141,6 +218,117 @@ func TestClusterValidate(t *testing.T) {
 			assert.Contains(t, problems[0].Text, tt.text)
 			assert.Equal(t, tt.path+": "+problems[0].Text, problems[0].Error())
 		})
+	}
+}
+
+// withASN gives c with another AS number, also where it is the default.
+func withASN(c fabric.Cluster, asn uint32) fabric.Cluster {
+	c.ASN = asn
+	for i := range c.Reflectors {
+		c.Reflectors[i].ASN = 0
+	}
+	for i := range c.Core {
+		c.Core[i].ASN = 0
+	}
+	return c.WithDefaults()
+}
+
+func TestClusterAllows(t *testing.T) {
+	ip, prefix := netip.MustParseAddr, netip.MustParsePrefix
+	for _, tt := range []struct {
+		name   string
+		change func(c *fabric.Cluster)
+	}{
+		{"a node in a pool where it is excluded", func(c *fabric.Cluster) { c.Nodes[0].Address = ip("203.0.113.0") }},
+		{"an IPv6 node in a pool where it is excluded", func(c *fabric.Cluster) { c.Nodes[0].Address6 = ip("2001:db8:100::21") }},
+		{"a reflector in a pool where it is excluded", func(c *fabric.Cluster) { c.Reflectors[1].Address = ip("2001:db8:100::12") }},
+		{"a core gateway in a pool where it is excluded", func(c *fabric.Cluster) { c.Core[0].Address = ip("203.0.113.0") }},
+		{"a reflector on a node", func(c *fabric.Cluster) { c.Reflectors[0].Address = c.Nodes[0].Address }},
+		{"a reflector on a node, IPv6", func(c *fabric.Cluster) { c.Reflectors[1].Address = c.Nodes[1].Address6 }},
+		{"a reflector on a core gateway", func(c *fabric.Cluster) { c.Reflectors[0].Address = c.Core[0].Address }},
+		{"a reflector on a core gateway, IPv6", func(c *fabric.Cluster) { c.Reflectors[1].Address = c.Core[1].Address }},
+		{"documentation prefixes", func(c *fabric.Cluster) {
+			c.Pools = []fabric.Pool{{Name: "a", Prefix: prefix("192.0.2.0/24")}, {Name: "b", Prefix: prefix("2001:db8:100::/56")}, {Name: "c", Prefix: prefix("3fff::/20")}}
+		}},
+		{"private and shared prefixes", func(c *fabric.Cluster) {
+			c.Pools = []fabric.Pool{{Name: "a", Prefix: prefix("172.16.0.0/12")}, {Name: "b", Prefix: prefix("100.64.0.0/10")}, {Name: "c", Prefix: prefix("fd01::/16")}}
+			c.Nodes[0].Address6, c.Nodes[1].Address6, c.Core[1].Address, c.Reflectors[1].Address = ip("2001:db8::1"), ip("2001:db8::2"), ip("2001:db8::3"), ip("2001:db8::4")
+		}},
+		{"a routed prefix that is all of a pool", func(c *fabric.Cluster) { c.Routed[0] = prefix("203.0.113.0/24") }},
+		{"a routed prefix around a pool", func(c *fabric.Cluster) { c.Routed[1] = prefix("2001:db8:100::/40") }},
+		{"all but one address excluded", func(c *fabric.Cluster) {
+			c.Pools[0].Prefix, c.Pools[0].Exclude = prefix("203.0.113.0/30"), []netip.Prefix{prefix("203.0.113.0/31"), prefix("203.0.113.3/32")}
+		}},
+		{"exclude in exclude", func(c *fabric.Cluster) { c.Pools[0].Exclude = append(c.Pools[0].Exclude, prefix("203.0.113.0/29")) }},
+		{"a pool of one address", func(c *fabric.Cluster) { c.Pools[0] = fabric.Pool{Name: "one", Prefix: prefix("203.0.113.7/32")} }},
+		{"a password of 80 bytes", func(c *fabric.Cluster) { c.Reflectors[0].Password = strings.Repeat("x", 80) }},
+		{"other AS numbers of routers", func(c *fabric.Cluster) { c.Reflectors[0].ASN, c.Core[0].ASN = 4200000000, 64496 }},
+		{"one community", func(c *fabric.Cluster) { c.Communities = c.Communities[:1] }},
+		{"a large community that starts with 65535", func(c *fabric.Cluster) { c.Communities[1].A = 65535 }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := cluster()
+			tt.change(&c)
+			assert.Nil(t, c.Validate())
+		})
+	}
+}
+
+// One mistake is told once, where it was made.
+func TestClusterValidateTellsNoConsequences(t *testing.T) {
+	bare := fabric.Cluster{}.WithDefaults()
+	assert.Equal(t, []fabric.Problem{
+		{Path: "name", Text: "missing; name the cluster with 1 to 32 letters, digits, '.', '_' and '-'"},
+		{Path: "asn", Text: "missing; give your own AS number, or a private one (64512 to 65534)"},
+		{Path: "community", Text: `missing; the routers recognise the guests' routes by it, for example "64512:100"`},
+		{Path: "pools", Text: "missing; name at least one prefix whose addresses guests may have"},
+		{Path: "reflectors", Text: "missing; without a route reflector nothing can be announced, name at least one (two are better)"},
+		{Path: "nodes", Text: "missing; name at least one node with its address"},
+	}, bare.Validate())
+
+	c := cluster()
+	c.Nodes[0] = fabric.Node{Name: "node1"}
+	c.Nodes[1].Address = netip.MustParseAddr("fd00::23")
+	c.Reflectors[0].Address = netip.MustParseAddr("::ffff:10.10.0.11")
+	c.Pools[1].Prefix = netip.Prefix{}
+	c.Gateway.IPv6 = netip.Addr{}
+	c = withASN(c, 65535)
+	assert.Equal(t, []fabric.Problem{
+		{Path: "asn", Text: "65535 is a reserved AS number; use your own, or a private one (64512 to 65534)"},
+		{Path: "pools[1].prefix", Text: "missing; for example 203.0.113.0/24"},
+		{Path: "reflectors[0].address", Text: "::ffff:10.10.0.11 is an IPv4 address in IPv6 form; write 10.10.0.11"},
+		{Path: "nodes[0].address", Text: "missing; give the node's address on the private network"},
+		{Path: "nodes[1].address", Text: "fd00::23 is not an IPv4 address; write it as address6"},
+	}, c.Validate())
+}
+
+func TestClusterValidateMartians(t *testing.T) {
+	for _, tt := range []struct{ pool, holds string }{
+		{"0.0.0.0/8", "unspecified"},
+		{"0.0.0.0/1", "unspecified"},
+		{"126.0.0.0/7", "loopback"},
+		{"127.8.0.0/16", "loopback"},
+		{"169.254.0.0/24", "link-local"},
+		{"168.0.0.0/6", "link-local"},
+		{"239.1.0.0/16", "multicast"},
+		{"192.0.0.0/2", "multicast"},
+		{"240.0.0.0/8", "reserved"},
+		{"255.255.255.255/32", "broadcast"},
+		{"::/64", "loopback"},
+		{"::/128", "unspecified"},
+		{"::c000:200/120", "unspecified"},
+		{"::fffe:0:0/95", "IPv4-mapped"},
+		{"fe80::/64", "link-local"},
+		{"fe00::/8", "link-local"},
+		{"ff0e::/16", "multicast"},
+		{"e000::/3", "link-local"},
+	} {
+		c := cluster()
+		p := netip.MustParsePrefix(tt.pool)
+		c.Pools, c.Routed = []fabric.Pool{{Name: "p", Prefix: p}}, nil
+		c.Gateway = fabric.Gateway{IPv4: netip.MustParseAddr("192.0.2.1"), IPv6: netip.MustParseAddr("fd01::1"), MAC: fabric.DefaultMAC}
+		want := fabric.Problem{Path: "pools[0].prefix", Text: tt.pool + " holds " + tt.holds + " addresses, which no guest can have; name the prefixes that were given to you"}
+		assert.Contains(t, c.Validate(), want)
 	}
 }
 

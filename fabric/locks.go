@@ -17,6 +17,26 @@ type keyedLock struct {
 // lock waits until name is free, takes it, and gives the function that frees it.
 func (k *keyedLocks) lock(name string) (unlock func()) {
 	k.mu.Lock()
+	l := k.enter(name)
+	k.mu.Unlock()
+	l.Lock()
+	return k.leaver(name, l)
+}
+
+// tryLock is lock where name is free at once; ok is false where it is not.
+func (k *keyedLocks) tryLock(name string) (unlock func(), ok bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.locks[name] != nil {
+		return nil, false
+	}
+	l := k.enter(name)
+	l.Lock()
+	return k.leaver(name, l), true
+}
+
+// enter counts a user of name. k.mu is held.
+func (k *keyedLocks) enter(name string) *keyedLock {
 	if k.locks == nil {
 		k.locks = map[string]*keyedLock{}
 	}
@@ -26,8 +46,10 @@ func (k *keyedLocks) lock(name string) (unlock func()) {
 		k.locks[name] = l
 	}
 	l.users++
-	k.mu.Unlock()
-	l.Lock()
+	return l
+}
+
+func (k *keyedLocks) leaver(name string, l *keyedLock) func() {
 	return func() {
 		l.Unlock()
 		k.mu.Lock()

@@ -60,7 +60,7 @@ func decide(guests map[string]wanted, ports []PortState, routes []Route, prune b
 			have, there := actual[p.Name]
 			switch {
 			case !there && p.NIC.Kind == Adopt:
-				down[p.Index] = g.live
+				note(p.Name + ": its owner has not made it yet") // or has by now, and it has no mark of ours
 			case !there:
 				note(p.Name + ": missing")
 			case len(have.Faults) > 0:
@@ -76,7 +76,6 @@ func decide(guests map[string]wanted, ports []PortState, routes []Route, prune b
 				}
 			}
 		}
-		maps.DeleteFunc(down, func(_ int, is bool) bool { return !is })
 		if g.live && !maps.Equal(down, g.down) {
 			note("carrier changed")
 		}

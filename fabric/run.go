@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -57,11 +58,7 @@ func (a *Agent) Adopt(ctx context.Context) error {
 		a.adopt(d)
 	}
 	a.adoptOrphans(ports)
-	for _, r := range decide(a.wanted(), ports, nil, false).repairs {
-		if err := a.redo(ctx, r.vm, r.down); err != nil {
-			a.log.Warn("guest not as wanted yet", "vm", r.vm, "err", err)
-		}
-	}
+	a.repair(ctx, decide(a.wanted(), ports, nil, false).repairs)
 	return nil
 }
 
@@ -117,11 +114,11 @@ func (a *Agent) adoptOrphans(ports []PortState) {
 	for _, vm := range sortedKeys(orphans) {
 		d := *orphans[vm]
 		if err := errors.Join(d.VM.Validate(), a.claims.free(d.VM)); err != nil {
-			a.ailments["orphan "+vm] = fmt.Sprintf("port %s is ours, but nothing says what guest %s is: %s; attach the guest, or remove the link", PortName(vm, 0), vm, oneLine(err))
+			a.ailments["guest "+vm] = fmt.Sprintf("port %s is ours, but nothing says what guest %s is: %s; attach the guest, or remove the link", PortName(vm, 0), vm, oneLine(err))
 			a.noPrune = true
 			continue
 		}
-		a.ailments["orphan "+vm] = fmt.Sprintf("guest %s: no state is kept of it, its port is in use and was taken over as it is; attach it, or detach it", vm)
+		a.ailments["guest "+vm] = fmt.Sprintf("guest %s: no state is kept of it, its port is in use and was taken over as it is; attach it, or detach it", vm)
 		a.claims.take(d.VM)
 		a.guests[vm] = &guest{want: d}
 		a.log.Warn("port without state taken over", "vm", vm, "state", d.State)
@@ -183,15 +180,29 @@ func (a *Agent) pass(ctx context.Context) bool {
 	a.ail("speaker", nil)
 
 	pl := decide(a.wanted(), ports, routes, a.mayPrune())
+	well := a.repair(ctx, pl.repairs)
+	return a.prune(ctx, pl) && well
+}
+
+// repair brings guests to what is wanted of them again, and reports whether
+// all are there. A guest that somebody is at work on is left for the next pass:
+// whatever that one waits for, the others do not.
+func (a *Agent) repair(ctx context.Context, repairs []repair) bool {
 	well := true
-	for _, r := range pl.repairs {
+	for _, r := range repairs {
+		unlock, free := a.guestLocks.tryLock(r.vm)
+		if !free {
+			well = false
+			continue
+		}
 		a.log.Info("repair", "vm", r.vm, "why", r.why)
 		if err := a.redo(ctx, r.vm, r.down); err != nil && ctx.Err() == nil {
 			a.log.Warn("repair", "vm", r.vm, "err", err)
 			well = false
 		}
+		unlock()
 	}
-	return a.prune(ctx, pl) && well
+	return well
 }
 
 // prune removes what nobody wants. It reports whether there was nothing to
@@ -201,19 +212,21 @@ func (a *Agent) prune(ctx context.Context, pl plan) bool {
 		a.ail("prune", nil)
 		return true
 	}
-	vms := map[string]bool{}
+	locked := map[string]bool{}
 	for _, p := range pl.ports {
-		vms[p.VM] = true
-	}
-	// In one order, so that two who lock several guests cannot wait for each other.
-	for _, vm := range sortedKeys(vms) {
-		defer a.guestLocks.lock(vm)()
+		if locked[p.VM] {
+			continue
+		}
+		if unlock, free := a.guestLocks.tryLock(p.VM); free {
+			locked[p.VM] = true
+			defer unlock()
+		}
 	}
 	var ports []string
 	var routes []netip.Prefix
 	a.mu.Lock()
 	for _, p := range pl.ports {
-		if _, claimed := a.claims.ports[p.Name]; !claimed {
+		if _, claimed := a.claims.ports[p.Name]; !claimed && locked[p.VM] {
 			ports = append(ports, p.Name)
 		}
 	}
@@ -260,39 +273,65 @@ func (a *Agent) wanted() map[string]wanted {
 	return view
 }
 
-// follow keeps step with one source until ctx ends.
+// follow keeps step with one source until ctx ends. Lists are made beside the
+// reading of changes: a list waits for the slowest guest, and the cutover of
+// another one cannot.
 func (a *Agent) follow(ctx context.Context, s Source) {
-	for ctx.Err() == nil {
-		began := time.Now()
-		guests, err := s.Guests(ctx)
-		if err != nil {
-			// Whether that is a problem, the source itself knows best: see Diagnoser.
-			a.log.Debug("source does not answer", "source", s.Name(), "err", err)
-			pause(ctx, listRetry)
-			continue
-		}
-		a.reconcile(ctx, s.Name(), guests, began)
-		a.followChanges(ctx, s)
-	}
-}
-
-// followChanges applies changes until some may have been missed, or it is time
-// for a full list again.
-func (a *Agent) followChanges(ctx context.Context, s Source) {
-	relist := time.NewTimer(listEvery)
-	defer relist.Stop()
+	var listing sync.WaitGroup
+	defer listing.Wait()
+	lost := make(chan struct{}, 1)
+	listing.Go(func() { a.list(ctx, s, lost) })
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-relist.C:
-			return
 		case c := <-s.Changes():
-			if c.Lost {
-				return
+			if !c.Lost {
+				a.heed(ctx, c.Guest)
+				continue
 			}
-			a.heed(ctx, c.Guest)
+			select {
+			case lost <- struct{}{}:
+			default:
+			}
 		}
+	}
+}
+
+// list asks a source for all of its guests at the start, when changes were
+// lost, and now and then.
+func (a *Agent) list(ctx context.Context, s Source, lost <-chan struct{}) {
+	for ctx.Err() == nil {
+		began, wait := time.Now(), listEvery
+		switch guests, err := s.Guests(ctx); {
+		case err == nil:
+			a.reconcile(ctx, s.Name(), guests, began)
+		case errors.Is(err, os.ErrNotExist):
+			a.listed(s.Name()) // it has no guests to be waited for
+			wait = listRetry
+		default:
+			// Whether that is a problem, the source itself knows best: see Diagnoser.
+			a.log.Debug("source does not answer", "source", s.Name(), "err", err)
+			wait = listRetry
+		}
+		again := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-lost:
+		case <-again.C:
+		}
+		again.Stop()
+	}
+}
+
+// listed notes that the guests of a source are known.
+func (a *Agent) listed(source string) {
+	a.mu.Lock()
+	_, first := a.unlisted[source]
+	delete(a.unlisted, source)
+	a.mu.Unlock()
+	if first {
+		a.poke()
 	}
 }
 
@@ -305,7 +344,9 @@ func (a *Agent) reconcile(ctx context.Context, source string, guests []Desired, 
 		if d.Since.IsZero() {
 			d.Since = began
 		}
-		a.heed(ctx, d)
+		if d.State != 0 {
+			a.heed(ctx, d)
+		}
 	}
 	var gone []string
 	a.mu.Lock()
@@ -320,9 +361,12 @@ func (a *Agent) reconcile(ctx context.Context, source string, guests []Desired, 
 		a.heed(ctx, Desired{VM: VM{Name: name, Origin: source}, State: Absent, Since: began})
 	}
 	a.mu.Lock()
-	delete(a.unlisted, source)
+	maps.DeleteFunc(a.ailments, func(about, _ string) bool {
+		name, refused := strings.CutPrefix(about, refusedKey(source, ""))
+		return refused && !listed[name]
+	})
 	a.mu.Unlock()
-	a.poke()
+	a.listed(source)
 }
 
 // heed applies what a source says of one guest. A source raises a guest, or
@@ -333,19 +377,16 @@ func (a *Agent) heed(ctx context.Context, d Desired) {
 	g, known := a.guests[name]
 	same := known && g.want.State >= d.State && g.trouble == nil && sameVM(g.want.VM, d.VM) && (d.State != Live || !g.want.Incoming)
 	ours := known && g.want.VM.Origin == d.VM.Origin
-	stale := a.handled[name].After(d.Since)
 	a.mu.Unlock()
 	var err error
 	switch {
-	case stale:
+	case a.outdated(name, d.Since):
 		return
 	case d.State == Absent:
 		if ours {
-			err = a.remove(ctx, name)
+			err = a.remove(ctx, name, d.Since)
 		}
 	case same:
-		a.ail("guest "+name, nil)
-		return
 	default:
 		err = a.bring(ctx, d.VM, request{asOf: d.Since, settle: func(prev Desired, known, incoming bool) (State, bool) {
 			if d.State == Live || known && prev.State == Live {
@@ -356,10 +397,10 @@ func (a *Agent) heed(ctx context.Context, d Desired) {
 	}
 	if errors.Is(err, ErrRefused) {
 		a.log.Warn("guest runs, but is refused", "vm", name, "err", err)
-		a.ail("guest "+name, err)
+		a.ail(refusedKey(d.VM.Origin, name), err)
 		return
 	}
-	a.ail("guest "+name, nil)
+	a.ail(refusedKey(d.VM.Origin, name), nil)
 	if err != nil {
 		a.log.Warn("guest not as wanted yet", "vm", name, "err", err)
 	}
@@ -388,15 +429,6 @@ func sameVM(a, b VM) bool {
 		}
 	}
 	return true
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

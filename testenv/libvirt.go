@@ -80,8 +80,12 @@ func (h *Host) startLibvirt(ctx context.Context, o LibvirtOptions) (*Libvirt, er
 // makeFiles makes the files of one libvirtd, and says what they stand in for.
 func (lv *Libvirt) makeFiles() ([]bind, error) {
 	binds := []bind{
-		{lv.path("etc"), "/etc/libvirt"}, {lv.path("run"), "/run/libvirt"}, {lv.path("lib"), "/var/lib/libvirt"},
-		{lv.path("log"), libvirtLogDir}, {lv.path("cache"), "/var/cache/libvirt"}, {lv.RunDir(), "/run/vmfabric"},
+		{lv.path("etc"), "/etc/libvirt"},
+		{lv.path("run"), "/run/libvirt"},
+		{lv.path("lib"), "/var/lib/libvirt"},
+		{lv.path("log"), libvirtLogDir},
+		{lv.path("cache"), "/var/cache/libvirt"},
+		{lv.RunDir(), "/run/vmfabric"},
 	}
 	for _, b := range binds {
 		if err := os.MkdirAll(b.source, 0o755); err != nil {

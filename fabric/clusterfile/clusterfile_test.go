@@ -174,8 +174,8 @@ func TestNodeWithIPv6Only(t *testing.T) {
 	}, c.Nodes)
 
 	// What is wrong with such an address is told under the key that was written.
-	err = parse(strings.Replace(text, "fd00::21", "fd00::11", 1))
-	assert.EqualError(t, err, "cluster.yaml:23: nodes[0].address: fd00::11 is already at reflectors[0].address; each needs an address of its own")
+	err = parse(strings.Replace(text, "fd00::21", "fe80::21", 1))
+	assert.EqualError(t, err, "cluster.yaml:23: nodes[0].address: fe80::21 cannot be the address of a host (link-local); give the one that it has on the private network")
 }
 
 func TestMany(t *testing.T) {
@@ -211,8 +211,8 @@ func TestMistakes(t *testing.T) {
 		{"key given twice at the top", "core:", "asn: 64513\ncore:", `18: asn: given twice, first in line 2; remove one`},
 
 		// Missing keys, told where they belong.
-		{"no name", "name: msk1\n", "", `1: name: "" is not a cluster name; use 1 to 32 letters, digits, '.', '_' and '-'`},
-		{"no AS number", "asn: 64512\n", "", `1: asn: 0 is a reserved AS number; use your own, or a private one (64512 to 65534)`},
+		{"no name", "name: msk1\n", "", `1: name: missing; name the cluster with 1 to 32 letters, digits, '.', '_' and '-'`},
+		{"no AS number", "asn: 64512\n", "", `1: asn: missing; give your own AS number, or a private one (64512 to 65534)`},
 		{"no gateway of a family", "  ipv6: fe80::1\n", "", `4: gateway.ipv6: missing, and pool public6 is IPv6; any address that is used nowhere else will do, for example fe80::1`},
 		{"no prefix", "\n    prefix: 2001:db8:100::/48", "", `11: pools[1].prefix: missing; for example 203.0.113.0/24`},
 		{"no core address", "    address: 10.10.0.1\n", "", `19: core[0].address: missing; give the core gateway's address`},
@@ -275,6 +275,11 @@ func TestMistakes(t *testing.T) {
 		{"negative time", "name: msk1", "name: msk1\ntimers: {restart: -1s}", `2: timers.restart: -1s is out of range; RFC 4724 allows 1s to 4095s`},
 
 		// The cluster as a whole.
+		{"well-known community", `"64512:100"`, `"65535:65281"`, `3: community: 65535:65281 is a well-known community, which means something to every router (RFC 1997); use one of your own, for example "64512:100"`},
+		{"community twice", `"64512:100"`, `["64512:100", "64512:100"]`, `3: community[1]: 64512:100 is already at community[0]; remove one`},
+		{"whole pool excluded", "[203.0.113.0]", "[203.0.113.0/25, 203.0.113.128/25]", `10: pools[0].exclude: leaves no address of 203.0.113.0/24; exclude less, or remove the pool`},
+		{"routed with a node in it", "core:", "routed: [10.0.0.0/8]\ncore:", `18: routed[0]: 10.0.0.0/8 holds the address of reflector rr1 (10.10.0.11); name prefixes that are for guests alone`},
+		{"a fraction of a second", "name: msk1", "name: msk1\ntimers: {connect_retry: 1500ms}", `2: timers.connect_retry: 1.5s is not in whole seconds, which is how routers count; write 1s`},
 		{"overlapping pools", "2001:db8:100::/48", "203.0.113.128/25", `12: pools[1].prefix: 203.0.113.128/25 overlaps 203.0.113.0/24 of pool public4 (pools[0]); make them disjoint`},
 		{"overlapping IPv6 pools", "203.0.113.0/24\n    exclude: [203.0.113.0]", "2001:db8::/32", `11: pools[1].prefix: 2001:db8:100::/48 overlaps 2001:db8::/32 of pool public4 (pools[0]); make them disjoint`},
 		{"gateway in a pool", "169.254.1.1", "203.0.113.1", `5: gateway.ipv4: 203.0.113.1 lies in pool public4; the gateway must be an address that no guest can have, for example 169.254.1.1`},
@@ -354,7 +359,7 @@ func TestManyMistakesAtOnce(t *testing.T) {
 		`cluster.yaml:11: pools[1].name: pool "public4" is already at pools[0].name; rename one`,
 		`cluster.yaml:16: reflectors[1].nmae: unknown key; did you mean name?`,
 		`cluster.yaml:23: nodes[0].address: "10.10.0.299" is not an IP address; write one such as 10.10.0.21 or "2001:db8::21"`,
-		`cluster.yaml:25: nodes[1].address: fe80::1 is the guests' gateway, which must be used nowhere else`,
+		`cluster.yaml:25: nodes[1].address: fe80::1 is the guests' gateway, which must be used nowhere else; change one of the two`,
 	}, strings.Split(err.Error(), "\n"))
 
 	var first *clusterfile.Error

@@ -4,6 +4,7 @@
 //	/var/lib/vmfabric/format              the version of the layout
 //	/var/lib/vmfabric/guests/web.json     guest web
 //	/var/lib/vmfabric/guests/web.json.new a change of it that is not yet safe on the disk
+//	/var/lib/vmfabric/guests/.tmp-1       the empty file that the next change fills
 //
 // A guest's file is JSON: the format, a checksum, and the guest. Whoever edits
 // one by hand gets the new checksum with

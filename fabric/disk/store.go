@@ -43,8 +43,9 @@ type Store struct {
 
 	mu      sync.Mutex // guards what follows and all changes in dir
 	unsafe  map[string]*change
+	spare   string          // an empty temporary file, or ""
+	temp    int             // number of the last temporary file
 	unlinks bool            // a file was removed since dir was made safe
-	temp    int             // of the last temporary file
 	lost    map[string]bool // files whose last change a power cut took; until the next
 	syncErr error
 	told    bool // syncErr was returned to a caller
@@ -88,6 +89,7 @@ func Open(dir string, opts ...Option) (*Store, error) {
 	if err := s.recover(); err != nil {
 		return nil, fmt.Errorf("state directory: %w; %s", err, remedy(err))
 	}
+	s.keepSpare()
 	go s.syncer()
 	s.poke()
 	return s, nil
@@ -246,7 +248,9 @@ func (s *Store) prepare(dir string) error {
 		return err
 	}
 	s.fresh = len(entries) == 0
-	err = writeFile(filepath.Join(dir, tempStart+"format"), marker, fmt.Appendf(nil, "%s%d\n", markerStart, format), os.Rename)
+	temp := filepath.Join(dir, tempStart+"format")
+	os.Remove(temp) // of one who was killed
+	err = writeFile(temp, marker, fmt.Appendf(nil, "%s%d\n", markerStart, format), os.Rename)
 	if err != nil {
 		return err
 	}
@@ -330,15 +334,35 @@ func (s *Store) holds(name string, content []byte) bool {
 	return err == nil && bytes.Equal(have, content)
 }
 
-// write puts a change beside the file that it is to replace.
+// write puts a change beside the file that it is to replace. s.mu is held.
 func (s *Store) write(name string, content []byte) error {
-	s.temp++
-	temp := filepath.Join(s.dir, tempStart+strconv.Itoa(s.temp))
-	path := filepath.Join(s.dir, name+suffix+newSuffix)
+	temp, path := s.spare, filepath.Join(s.dir, name+suffix+newSuffix)
+	if s.spare = ""; temp == "" {
+		temp = s.temporary()
+	}
 	if s.unsafe[name] == nil {
 		return writeFile(temp, path, content, os.Rename)
 	}
 	return writeFile(temp, path, content, exchange)
+}
+
+func (s *Store) temporary() string {
+	s.temp++
+	return filepath.Join(s.dir, tempStart+strconv.Itoa(s.temp))
+}
+
+// keepSpare makes the empty file that the next write fills: to make one takes
+// longer than all the rest of it. A file that had content is never used again:
+// after a power cut it could have that content back. s.mu is held.
+func (s *Store) keepSpare() {
+	if s.spare != "" {
+		return
+	}
+	path := s.temporary()
+	if f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err == nil {
+		f.Close()
+		s.spare = path
+	}
 }
 
 // exchange is a rename over a file that is there. A plain one makes ext4
@@ -360,9 +384,10 @@ func (s *Store) tell() error {
 	return s.syncErr
 }
 
-// writeFile writes a file that is there as a whole or not at all.
+// writeFile writes a file that is there as a whole or not at all. temp is
+// empty or not there.
 func writeFile(temp, path string, content []byte, rename func(from, to string) error) error {
-	err := os.WriteFile(temp, content, 0o600)
+	err := fill(temp, content)
 	if err == nil {
 		err = rename(temp, path)
 	}
@@ -370,6 +395,17 @@ func writeFile(temp, path string, content []byte, rename func(from, to string) e
 		os.Remove(temp)
 	}
 	return err
+}
+
+// fill writes an empty file. O_TRUNC, though there is nothing to cut, would
+// make ext4 write the data out on close.
+func fill(path string, content []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return cmp.Or(err, f.Close())
 }
 
 // remedy names the way out of an error of the file system.

@@ -21,7 +21,7 @@ func (s *Store) syncer() {
 	for {
 		select {
 		case <-s.closed:
-			s.settle()
+			s.finish()
 			return
 		case <-s.wake:
 		}
@@ -29,12 +29,22 @@ func (s *Store) syncer() {
 		for again := true; again; wait = s.retry {
 			select {
 			case <-s.closed:
-				s.settle()
+				s.finish()
 				return
 			case <-time.After(wait):
 			}
 			again = s.settle() != nil
 		}
+	}
+}
+
+// finish makes the last changes safe.
+func (s *Store) finish() {
+	s.settle()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.spare != "" {
+		os.Remove(s.spare)
 	}
 }
 
@@ -68,6 +78,7 @@ func (s *Store) settle() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.keepSpare()
 	s.syncErr, s.told = nil, s.told && err != nil
 	if err != nil {
 		s.unlinks = true

@@ -28,12 +28,13 @@ func WithLogger(l *slog.Logger) Option { return func(d *Dataplane) { d.log = l }
 
 // Dataplane is a [fabric.Dataplane] over the kernel of this network namespace.
 type Dataplane struct {
-	cluster string
-	log     *slog.Logger
-	ipv6    bool
-	rtnl    *rtnl
-	watch   *watcher
-	reaper  reaper
+	cluster  string
+	log      *slog.Logger
+	ipv6     bool
+	rtnl     *rtnl
+	watch    *watcher
+	reaper   reaper
+	proxying proxying
 
 	mu       sync.Mutex
 	want     map[string]fabric.Port // as put; guarded by mu
@@ -363,7 +364,7 @@ func (d *Dataplane) configure(p fabric.Port, l link) error {
 	if err := d.quieten(p, &l); err != nil {
 		return err
 	}
-	if err := l.writeSettings(); err != nil {
+	if err := l.writeSettings(&d.proxying); err != nil {
 		return err
 	}
 	msgs, what := d.differences(p, l)

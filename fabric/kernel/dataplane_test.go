@@ -108,3 +108,42 @@ func TestPutMakesWholePort(t *testing.T) {
 	_, err = netlink.LinkByName("sea_gold_net0")
 	assert.ErrorAs(t, err, &netlink.LinkNotFoundError{})
 }
+
+// TestProxyDelay: where the host proxies for neighbours, a guest does not wait.
+func TestProxyDelay(t *testing.T) {
+	for _, where := range []string{"all", "default"} {
+		for path, want := range map[string]string{"ipv4/conf/" + where + "/proxy_arp": "ipv4", "ipv6/conf/" + where + "/proxy_ndp": "ipv6"} {
+			require.NoError(t, os.WriteFile("/proc/sys/net/"+path, []byte("1"), 0))
+			d := open(t)
+			require.NoError(t, d.Put(t.Context(), port("web", fabric.NIC{Addresses: addrs("203.0.113.10", "2001:db8:100::10")})))
+			assert.Equal(t, "0", sysctl(t, want+"/neigh/web_net0/proxy_delay"), path)
+			require.NoError(t, d.Remove(t.Context(), "web_net0"))
+			require.NoError(t, os.WriteFile("/proc/sys/net/"+path, []byte("0"), 0))
+		}
+	}
+	d := open(t)
+	require.NoError(t, d.Put(t.Context(), port("web", fabric.NIC{Addresses: addrs("203.0.113.10")})))
+	assert.NotEqual(t, "0", sysctl(t, "ipv4/neigh/web_net0/proxy_delay"), "nothing is changed where nobody proxies")
+	require.NoError(t, d.Remove(t.Context(), "web_net0"))
+}
+
+// TestForeignRoute: a route of somebody else's is never touched.
+func TestForeignRoute(t *testing.T) {
+	d := open(t)
+	lo, err := netlink.LinkByName("lo")
+	require.NoError(t, err)
+	require.NoError(t, netlink.LinkSetUp(lo))
+	for _, s := range []string{"203.0.113.10", "2001:db8:100::10"} {
+		a := netip.MustParseAddr(s)
+		theirs := &netlink.Route{Dst: netlink.NewIPNet(a.AsSlice()), LinkIndex: lo.Attrs().Index, Protocol: 4, Scope: netlink.SCOPE_LINK, Priority: map[bool]int{true: 0, false: 1024}[a.Is4()]}
+		require.NoError(t, netlink.RouteAdd(theirs))
+		err := d.Put(t.Context(), port("web", fabric.NIC{Addresses: []netip.Addr{a}}))
+		require.ErrorIs(t, err, fabric.ErrForeign)
+		assert.Contains(t, err.Error(), "ip route del "+s)
+		_, err = netlink.LinkByName("web_net0")
+		require.ErrorAs(t, err, &netlink.LinkNotFoundError{}, "what was begun is undone")
+		require.NoError(t, netlink.RouteDel(theirs))
+		require.NoError(t, d.Put(t.Context(), port("web", fabric.NIC{Addresses: []netip.Addr{a}})))
+		require.NoError(t, d.Remove(t.Context(), "web_net0"))
+	}
+}

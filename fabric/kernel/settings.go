@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -74,8 +75,9 @@ func encodeSpec(ae *netlink.AttributeEncoder, ipv6 bool) {
 }
 
 // writeSettings writes the IPv6 settings that differ, which rtnetlink can only
-// read, and the proxy delays where the port proxies.
-func (l link) writeSettings() error {
+// read, and the proxy delays where the port proxies, by its own setting or by
+// that of all interfaces.
+func (l link) writeSettings(all *proxying) error {
 	for _, s := range settings {
 		have, told := l.conf(s)
 		if s.family != unix.AF_INET6 || !told || have == s.value {
@@ -87,19 +89,30 @@ func (l link) writeSettings() error {
 	}
 	for _, proxy := range []struct {
 		conf setting
+		all  bool
 		path string
 	}{
-		{setting{family: unix.AF_INET, id: devconfProxyARP}, "ipv4/neigh/"},
-		{setting{family: unix.AF_INET6, id: devconfProxyNDP}, "ipv6/neigh/"},
+		{setting{family: unix.AF_INET, id: devconfProxyARP}, all.ipv4.Load(), "ipv4/neigh/"},
+		{setting{family: unix.AF_INET6, id: devconfProxyNDP}, all.ipv6.Load(), "ipv6/neigh/"},
 	} {
 		// A guest that asks for a neighbour waits up to 0.8 s for a proxy by default.
-		if on, told := l.conf(proxy.conf); told && on != 0 {
+		if on, told := l.conf(proxy.conf); told && (on != 0 || proxy.all) {
 			if err := writeSysctl(proxy.path+l.name+"/proxy_delay", 0); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// proxying tells whether all interfaces of the host proxy for neighbours.
+type proxying struct{ ipv4, ipv6 atomic.Bool }
+
+func (p *proxying) look() {
+	v4, _ := readSysctl("ipv4/conf/all/proxy_arp")
+	v6, _ := readSysctl("ipv6/conf/all/proxy_ndp")
+	p.ipv4.Store(v4 == "1")
+	p.ipv6.Store(v6 == "1")
 }
 
 const sysctlRoot = "/proc/sys/net/"

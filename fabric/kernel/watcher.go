@@ -381,6 +381,7 @@ func (w *watcher) verify(name string) bool {
 // protect sees to what the node as a whole needs: that it forwards, and that
 // the source checks are in force.
 func (d *Dataplane) protect() {
+	d.proxying.look()
 	if err := enableForwarding(); err != nil {
 		d.ail("forwarding", "forwarding: "+err.Error())
 	} else {

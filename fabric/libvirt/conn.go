@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -25,7 +26,7 @@ const (
 )
 
 var (
-	errTimeout = errors.New("no answer")
+	errTimeout = errors.New("timed out")
 	errHooks   = errors.New("hooks of several domains hold it up")
 )
 
@@ -47,6 +48,7 @@ type conn struct {
 	why    error // that it was dropped
 	closed bool
 	jobs   map[golibvirt.UUID]*job
+	listed time.Time // when the list was asked for that is not there yet; or zero
 }
 
 // connect opens a connection, in less than timeout.
@@ -82,11 +84,16 @@ func (c *conn) call(ctx context.Context, f func() error) error {
 	case <-c.gone:
 		return c.reason()
 	case <-ctx.Done():
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return errTimeout
-		}
-		return ctx.Err()
+		return ended(ctx)
 	}
+}
+
+// ended is why ctx did.
+func ended(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return errTimeout
+	}
+	return ctx.Err()
 }
 
 // start runs f in a goroutine that close waits for; not after close.
@@ -129,20 +136,42 @@ func (c *conn) reason() error {
 	return errors.New("it closed the connection")
 }
 
-// acquire takes a slot within timeout and gives the function that frees it.
-func (c *conn) acquire(ctx context.Context, slots chan struct{}, timeout time.Duration) (release func(), err error) {
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
+// acquire takes a slot and gives the function that frees it.
+func (c *conn) acquire(ctx context.Context, slots chan struct{}) (release func(), err error) {
 	select {
 	case slots <- struct{}{}:
 		return func() { <-slots }, nil
-	case <-timer.C:
-		return nil, errTimeout
 	case <-c.gone:
 		return nil, c.reason()
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, ended(ctx)
 	}
+}
+
+// listing notes since when a list is waited for.
+func (c *conn) listing(since time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.listed = since
+}
+
+// diagnose tells what was asked longer ago than patience.
+func (c *conn) diagnose(patience time.Duration) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var problems []string
+	late := func(asked time.Time, what, whose string) {
+		if !asked.IsZero() && time.Since(asked) > patience {
+			problems = append(problems, fmt.Sprintf(
+				"libvirt: no answer about %s since %s; look for a hook %sthat hangs", what, asked.Format(time.TimeOnly), whose))
+		}
+	}
+	late(c.listed, "all domains", "")
+	for _, j := range c.jobs {
+		late(j.asked, "domain "+j.name, "of it ")
+	}
+	slices.Sort(problems)
+	return problems
 }
 
 // subscribe lets heard have the lifecycle events, one after the other, until

@@ -1,18 +1,14 @@
 package libvirt
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"io/fs"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
-
-	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // Run connects, and connects again whenever the connection is lost, until ctx
@@ -109,148 +105,4 @@ func (s *Source) silent(err error) {
 		s.log.Warn("libvirt does not answer", "err", err)
 	}
 	s.outage = why.since(" since " + s.since.Format(time.TimeOnly))
-}
-
-// hear takes up an event. It only sets things going: the next event waits.
-func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
-	event := golibvirt.DomainEventType(e.Event)
-	if event == golibvirt.DomainEventDefined && e.Dom.ID < 0 {
-		return // it does not run
-	}
-	// A domain begins to be ours, or ceases to be, when it is defined or starts.
-	fresh := event == golibvirt.DomainEventDefined || event == golibvirt.DomainEventStarted
-	s.mu.Lock()
-	s.lastEvent = time.Now()
-	foreign := s.foreign[e.Dom.UUID]
-	if event == golibvirt.DomainEventStopped || event == golibvirt.DomainEventUndefined || event == golibvirt.DomainEventStarted {
-		delete(s.foreign, e.Dom.UUID)
-	}
-	s.mu.Unlock()
-	s.log.Debug("libvirt event", "vm", e.Dom.Name, "event", e.Event, "detail", e.Detail)
-	if !foreign || event == golibvirt.DomainEventStarted {
-		s.touch(c, e.Dom, fresh)
-	}
-}
-
-// job is the work on the news of one domain.
-type job struct {
-	name  string
-	asked time.Time // when libvirt was asked; zero while that waits for its turn
-	again bool      // there was more news meanwhile
-	fresh bool      // the XML is to be read
-}
-
-// touch has a domain looked at. Each domain has one who looks, and never two:
-// whatever happens while he does is one more look. Domains do not wait for one
-// another.
-func (s *Source) touch(c *conn, dom golibvirt.Domain, fresh bool) {
-	c.mu.Lock()
-	j, busy := c.jobs[dom.UUID]
-	if busy {
-		j.again, j.fresh = true, j.fresh || fresh
-		c.mu.Unlock()
-		return
-	}
-	j = &job{name: dom.Name, fresh: fresh}
-	c.jobs[dom.UUID] = j
-	c.mu.Unlock()
-	c.start(func() { s.work(c, dom, j) })
-}
-
-func (s *Source) work(c *conn, dom golibvirt.Domain, j *job) {
-	for {
-		release, err := c.acquire(context.Background(), c.slots, s.times.call)
-		if errors.Is(err, errTimeout) {
-			// As many domains as there are slots hang in their hooks. Others
-			// must not wait for that.
-			c.drop(errHooks)
-		}
-		if err != nil {
-			return
-		}
-		c.mu.Lock()
-		fresh := j.fresh
-		j.asked, j.again, j.fresh = time.Now(), false, false
-		c.mu.Unlock()
-
-		s.follow(c, dom, fresh)
-		release()
-
-		c.mu.Lock()
-		if !j.again {
-			delete(c.jobs, dom.UUID)
-			c.mu.Unlock()
-			return
-		}
-		j.asked = time.Time{}
-		c.mu.Unlock()
-	}
-}
-
-// follow reads a domain and tells how it is.
-func (s *Source) follow(c *conn, dom golibvirt.Domain, fresh bool) {
-	d, ours, err := s.look(c, dom, fresh)
-	switch {
-	case isNoDomain(err):
-		s.vanished(c, dom)
-	case err != nil:
-		select {
-		case <-c.gone: // all that was missed is asked for again
-		default:
-			s.log.Warn("libvirt does not tell of a domain; the next list does", "vm", dom.Name, "err", err)
-		}
-	case ours:
-		if d.State == fabric.Absent {
-			s.forget(dom)
-		}
-		s.box.put(d)
-	}
-}
-
-// vanished tells that a domain is gone so thoroughly that libvirt cannot say
-// what it was: a transient one, or one that was undefined as it ran.
-func (s *Source) vanished(c *conn, dom golibvirt.Domain) {
-	gone := fabric.Desired{State: fabric.Absent, Since: time.Now()}
-	last := s.forget(dom)
-	if last == nil {
-		return
-	}
-	gone.VM = last.vm
-	// Another domain may have the name by now, and with it the port.
-	heir, err := c.lv.DomainLookupByName(last.vm.Name)
-	if err == nil {
-		var d fabric.Desired
-		var ours bool
-		if d, ours, err = s.look(c, heir, true); err == nil && ours {
-			gone = d
-		}
-	}
-	if err == nil || isNoDomain(err) {
-		s.box.put(gone)
-	}
-}
-
-// forget gives what was known of a domain that does not run any more.
-func (s *Source) forget(dom golibvirt.Domain) *sighting {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	last := s.known[dom.UUID]
-	delete(s.known, dom.UUID)
-	delete(s.foreign, dom.UUID)
-	delete(s.bad, dom.UUID)
-	return last
-}
-
-// stuck lists the domains that were asked about before that long ago.
-func (c *conn) stuck(longer time.Duration) []job {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var jobs []job
-	for _, j := range c.jobs {
-		if !j.asked.IsZero() && time.Since(j.asked) > longer {
-			jobs = append(jobs, *j)
-		}
-	}
-	slices.SortFunc(jobs, func(a, b job) int { return cmp.Compare(a.name, b.name) })
-	return jobs
 }

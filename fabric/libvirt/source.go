@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -102,6 +101,7 @@ func (s *Source) Changes() <-chan fabric.Change { return s.box.out }
 // listed as it was when it could be; if it never could, it is not listed, and
 // Diagnose tells.
 func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, s.times.call)
 	defer cancel()
 	s.mu.Lock()
@@ -116,7 +116,8 @@ func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	}
 	guests, err := s.list(ctx, c)
 	if errors.Is(err, errTimeout) {
-		return nil, fmt.Errorf("libvirt: list domains: no answer on %s in %v; look for a hook that hangs, or restart libvirtd", c.path, s.times.call)
+		return nil, fmt.Errorf("libvirt: list domains: no answer on %s in %v; look for a hook that hangs, or restart libvirtd",
+			c.path, time.Since(began).Round(time.Millisecond))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("libvirt: list domains: %w; the agent asks again", err)
@@ -143,10 +144,7 @@ func (s *Source) Diagnose() []string {
 		problems = append(problems, s.outage)
 	}
 	if s.conn != nil {
-		for _, j := range s.conn.stuck(s.times.call) {
-			problems = append(problems, fmt.Sprintf(
-				"libvirt: no answer about domain %s since %s; look for a hook of it that hangs", j.name, j.asked.Format(time.TimeOnly)))
-		}
+		problems = append(problems, s.conn.diagnose(s.times.call)...)
 	}
 	for _, text := range slices.Sorted(maps.Values(s.bad)) {
 		problems = append(problems, "libvirt: "+text)
@@ -176,51 +174,25 @@ func (s *Source) connect(ctx context.Context) (*conn, error) {
 	return nil, first
 }
 
-// silence is that nobody answers on a socket.
-type silence struct {
-	path string
-	err  error
-}
-
-func (e *silence) Unwrap() error { return e.err }
-func (e *silence) Error() string { return e.since("") }
-
-// since says for how long: " since 12:03:04".
-func (e *silence) since(when string) string {
-	daemon, _, _ := strings.Cut(filepath.Base(e.path), "-")
-	if daemon == "libvirt" {
-		daemon = "libvirtd"
-	}
-	way := "start " + daemon
-	switch {
-	case errors.Is(e.err, fs.ErrPermission):
-		way = "run as root"
-	case errors.Is(e.err, errTimeout):
-		way = "restart " + daemon
-	case errors.Is(e.err, errHooks):
-		way = "look for hooks that hang"
-	}
-	return fmt.Sprintf("libvirt: no answer on %s%s (%s); %s", e.path, when, oneLine(e.err), way)
-}
-
 // list asks for all guests, unless somebody still waits for that answer.
 func (s *Source) list(ctx context.Context, c *conn) ([]fabric.Desired, error) {
-	release, err := c.acquire(ctx, c.lists, s.times.call)
+	release, err := c.acquire(ctx, c.lists)
 	if err != nil {
 		return nil, err
 	}
-	var guests []fabric.Desired
-	ready := make(chan []fabric.Desired, 1)
+	answer := make(chan []fabric.Desired, 1)
+	c.listing(time.Now())
 	err = c.call(ctx, func() error {
 		defer release()
+		defer c.listing(time.Time{})
 		guests, err := s.readAll(c)
-		ready <- guests
+		answer <- guests
 		return err
 	})
-	if err == nil {
-		guests = <-ready
+	if err != nil {
+		return nil, err
 	}
-	return guests, err
+	return <-answer, nil
 }
 
 // readAll reads all active domains, and forgets those that are not any more.
@@ -241,6 +213,9 @@ func (s *Source) readAll(c *conn) ([]fabric.Desired, error) {
 			return nil, err
 		case ours && d.State != fabric.Absent:
 			guests = append(guests, d)
+		case !ours && s.isBad(dom):
+			// It runs, and nobody can say with what: it must not pass for gone.
+			guests = append(guests, fabric.Desired{VM: fabric.VM{Name: dom.Name, Origin: domxml.Origin}})
 		}
 	}
 	s.mu.Lock()
@@ -249,6 +224,14 @@ func (s *Source) readAll(c *conn) ([]fabric.Desired, error) {
 	maps.DeleteFunc(s.foreign, func(u golibvirt.UUID, _ bool) bool { return !active[u] })
 	maps.DeleteFunc(s.bad, func(u golibvirt.UUID, _ string) bool { return !active[u] })
 	return guests, nil
+}
+
+// isBad tells whether a domain of ours has metadata that cannot be read.
+func (s *Source) isBad(dom golibvirt.Domain) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, bad := s.bad[dom.UUID]
+	return bad
 }
 
 // look reads a domain and remembers what it saw. Unless fresh, the XML of a

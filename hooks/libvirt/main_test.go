@@ -62,6 +62,7 @@ func (f *fake) Started(_ context.Context, vm fabric.VM) error { return f.note(vm
 func (f *fake) Withdraw(_ context.Context, vm string) error {
 	return f.note(fabric.VM{Name: vm}, "withdrawn")
 }
+
 func (f *fake) Expect(_ context.Context, vm string) error {
 	return f.note(fabric.VM{Name: vm}, "expected")
 }

@@ -194,10 +194,14 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 		{name: "held", nics: []testenv.DomainNIC{tap("203.0.113.20")}, reason: `held by VM "web"`},
 		{name: "gateway", nics: []testenv.DomainNIC{tap("169.254.1.1")}, reason: "gateway"},
 		{name: "twice", nics: []testenv.DomainNIC{tap("203.0.113.10"), tap("203.0.113.10")}, reason: "given twice"},
-		{name: "typo", nics: []testenv.DomainNIC{tap("203.0.113.10")}, reason: "adress",
-			metadata: `<fabric:vm xmlns:fabric="urn:vmfabric:domain:1"><fabric:nic><fabric:adress>203.0.113.10</fabric:adress></fabric:nic></fabric:vm>`},
-		{name: "newer", nics: []testenv.DomainNIC{tap("203.0.113.10")}, reason: "urn:vmfabric:domain:1",
-			metadata: `<fabric:vm xmlns:fabric="urn:vmfabric:domain:9"><fabric:nic/></fabric:vm>`},
+		{
+			name: "typo", nics: []testenv.DomainNIC{tap("203.0.113.10")}, reason: "adress",
+			metadata: `<fabric:vm xmlns:fabric="urn:vmfabric:domain:1"><fabric:nic><fabric:adress>203.0.113.10</fabric:adress></fabric:nic></fabric:vm>`,
+		},
+		{
+			name: "newer", nics: []testenv.DomainNIC{tap("203.0.113.10")}, reason: "urn:vmfabric:domain:1",
+			metadata: `<fabric:vm xmlns:fabric="urn:vmfabric:domain:9"><fabric:nic/></fabric:vm>`,
+		},
 	} {
 		d, err := lv.Define(ctx, testenv.DomainOptions{Name: tc.name, NICs: tc.nics, Gateway: s.cluster.Gateway, Metadata: tc.metadata})
 		require.NoError(t, err, tc.name)

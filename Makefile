@@ -1,0 +1,68 @@
+# vmfabric: make demo shows it, make test tries it, make help lists the rest.
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+DESTDIR  ?=
+PREFIX   ?= /usr/local
+TOOLS    := $(CURDIR)/.cache/tools
+GOFUMPT     := $(TOOLS)/gofumpt-v0.12.0
+STATICCHECK := $(TOOLS)/staticcheck-v0.8.2
+
+# Static binaries: one build runs on every distribution of the architecture.
+BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+
+.PHONY: help build demo deps test unit race lint bench fuzz install clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+build: ## build bin/vmfabric and bin/vmfabric-hook-libvirt
+	$(BUILD) -o bin/vmfabric ./cmd/vmfabric
+	$(BUILD) -o bin/vmfabric-hook-libvirt ./hooks/libvirt
+
+demo: build ## show the whole system; nothing but Go, make and a kernel
+	bin/vmfabric demo
+
+deps: ## install what the tests need (Debian, Ubuntu)
+	@./.ci/deps
+
+# Programs of the race detector sleep for a second when they end.
+test: deps ## install what is needed, then run every test with the race detector
+	@test "$$(id -u)" = 0 || echo "make test: not root, tests that need real daemons are skipped" >&2
+	VMFABRIC_LAB=$${VMFABRIC_LAB:-$$(test "$$(id -u)" = 0 && echo must)} GORACE=atexit_sleep_ms=0 \
+		$(GO) test -race -timeout 20m ./...
+
+unit: ## run the tests that need no daemon and no root
+	$(GO) test -short ./fabric/ ./fabric/clusterfile ./fabric/disk ./fabric/gobgp ./fabric/libvirt/... ./hooks/... ./cmd/...
+
+lint: $(GOFUMPT) $(STATICCHECK) ## gofumpt, go vet, staticcheck
+	@out="$$($(GOFUMPT)/gofumpt -l .)"; test -z "$$out" || { echo "not gofumpt-ed:"; echo "$$out"; exit 1; }
+	$(GO) vet ./...
+	$(STATICCHECK)/staticcheck ./...
+	@! $(GO) list -f '{{if .CgoFiles}}{{.ImportPath}}{{end}}' ./... | grep . || { echo "cgo has no place here"; exit 1; }
+	$(GO) mod tidy -diff
+
+bench: ## measure, and write docs/performance.md (root)
+	$(GO) run ./internal/bench --out docs/performance.md
+
+FUZZTIME ?= 20s
+fuzz: ## run each fuzz target for FUZZTIME
+	@$(GO) list ./... | while read -r p; do \
+		for f in $$($(GO) test -list '^Fuzz' $$p 2>/dev/null | grep '^Fuzz'); do \
+			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$p || exit 1; \
+		done; done
+
+install: build ## install the program, the hook and the unit below DESTDIR
+	install -D -m 755 bin/vmfabric $(DESTDIR)$(PREFIX)/sbin/vmfabric
+	install -D -m 755 bin/vmfabric-hook-libvirt $(DESTDIR)/etc/libvirt/hooks/qemu.d/vmfabric
+	install -D -m 644 packaging/vmfabric.service $(DESTDIR)/etc/systemd/system/vmfabric.service
+	install -D -m 644 packaging/90-vmfabric.conf $(DESTDIR)/etc/sysctl.d/90-vmfabric.conf
+
+clean: ## remove what was built
+	rm -rf bin .cache
+
+$(GOFUMPT):
+	GOBIN=$@ CGO_ENABLED=0 $(GO) install mvdan.cc/gofumpt@v0.12.0
+
+$(STATICCHECK):
+	GOBIN=$@ CGO_ENABLED=0 $(GO) install honnef.co/go/tools/cmd/staticcheck@v0.8.2

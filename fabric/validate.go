@@ -1,0 +1,442 @@
+package fabric
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// maxPassword is the longest TCP MD5 key that Linux takes, in bytes
+// (TCP_MD5SIG_MAXKEYLEN, linux/tcp.h).
+const maxPassword = 80
+
+// martians are blocks where neither a guest nor a machine can be (RFC 6890).
+// Documentation, private and shared prefixes are not among them: laboratories
+// and private clouds give them to guests.
+var martians = []struct {
+	prefix netip.Prefix
+	what   string
+}{
+	{netip.MustParsePrefix("0.0.0.0/8"), "unspecified"},
+	{netip.MustParsePrefix("127.0.0.0/8"), "loopback"},
+	{netip.MustParsePrefix("169.254.0.0/16"), "link-local"},
+	{netip.MustParsePrefix("224.0.0.0/4"), "multicast"},
+	{netip.MustParsePrefix("255.255.255.255/32"), "broadcast"},
+	{netip.MustParsePrefix("240.0.0.0/4"), "reserved"},
+	{netip.MustParsePrefix("::1/128"), "loopback"},
+	{netip.MustParsePrefix("::/96"), "unspecified"},
+	{netip.MustParsePrefix("::ffff:0:0/96"), "IPv4-mapped"},
+	{netip.MustParsePrefix("fe80::/10"), "link-local"},
+	{netip.MustParsePrefix("ff00::/8"), "multicast"},
+}
+
+// martian names the special block that p overlaps, "" when it overlaps none.
+func martian(p netip.Prefix) string {
+	for _, m := range martians {
+		if p.Overlaps(m.prefix) {
+			return m.what
+		}
+	}
+	return ""
+}
+
+// Problem is one thing that is wrong with a cluster. Path says where, in the
+// words of the cluster file: "pools[1].prefix".
+type Problem struct {
+	Path string
+	Text string // the reason and the way out
+}
+
+func (p Problem) Error() string { return p.Path + ": " + p.Text }
+
+// Validate lists what is wrong with the cluster, its defaults filled in
+// ([Cluster.WithDefaults]), in the order of the cluster file; nil when nothing
+// is. It has no side effects.
+func (c *Cluster) Validate() []Problem {
+	v := validator{c: c, routers: map[netip.Addr]string{}}
+	v.identity()
+	v.communities()
+	v.gateway("gateway.ipv4", c.Gateway.IPv4, "IPv4", "169.254.1.1")
+	v.gateway("gateway.ipv6", c.Gateway.IPv6, "IPv6", "fe80::1")
+	v.mac()
+	v.pools()
+	v.routed()
+	v.reflectors()
+	v.core()
+	v.nodes()
+	v.timers()
+	return v.problems
+}
+
+// validator gathers the problems of a cluster.
+type validator struct {
+	c        *Cluster
+	problems []Problem
+	routers  map[netip.Addr]string // addresses of core gateways and nodes, to their paths
+}
+
+func (v *validator) add(path, format string, args ...any) {
+	v.problems = append(v.problems, Problem{path, fmt.Sprintf(format, args...)})
+}
+
+// names gives the check of one kind of name.
+func (v *validator) names(kind string) func(path, name string) {
+	seen := map[string]string{}
+	return func(path, name string) {
+		switch first, dup := seen[name]; {
+		case name == "":
+			v.add(path, "missing; name the %s with 1 to 32 letters, digits, '.', '_' and '-'", kind)
+		case !plainName(name):
+			v.add(path, "%q is not a %s name; use 1 to 32 letters, digits, '.', '_' and '-'", name, kind)
+		case dup:
+			v.add(path, "%s %q is already at %s; rename one", kind, name, first)
+		default:
+			seen[name] = path
+		}
+	}
+}
+
+func (v *validator) identity() {
+	v.names("cluster")("name", v.c.Name)
+	switch asn := v.c.ASN; {
+	case asn == 0:
+		v.add("asn", "missing; give your own AS number, or a private one (64512 to 65534)")
+	case reservedASN(asn):
+		v.add("asn", "%d is a reserved AS number; use your own, or a private one (64512 to 65534)", asn)
+	}
+}
+
+// reservedASN holds for the numbers of RFC 7607, RFC 6793 and RFC 7300.
+func reservedASN(n uint32) bool { return n == 0 || n == 23456 || n == 65535 || n == 1<<32-1 }
+
+// peerASN checks the AS number of a router that has one of its own.
+func (v *validator) peerASN(path string, asn uint32) {
+	if asn != v.c.ASN && reservedASN(asn) {
+		v.add(path, "%d is a reserved AS number; leave it out for the cluster's own", asn)
+	}
+}
+
+func (v *validator) communities() {
+	example := v.communityExample()
+	if len(v.c.Communities) == 0 {
+		v.add("community", "missing; the routers recognise the guests' routes by it, for example %q", example)
+	}
+	seen := map[Community]string{}
+	for i, m := range v.c.Communities {
+		path := "community"
+		if len(v.c.Communities) > 1 {
+			path = fmt.Sprintf("community[%d]", i)
+		}
+		first, dup := seen[m]
+		switch {
+		case !m.Large && (m.A > 65535 || m.B > 65535):
+			v.add(path, "%s has a half above 65535; write a large community, for example \"%d:1:%d\"", m, m.A, m.B)
+		case !m.Large && m.A == 65535:
+			v.add(path, "%s is a well-known community, which means something to every router (RFC 1997); use one of your own, for example %q", m, example)
+		case dup:
+			v.add(path, "%s is already at %s; remove one", m, first)
+		}
+		seen[m] = path
+	}
+}
+
+// communityExample gives a community that the cluster could use.
+func (v *validator) communityExample() string {
+	switch asn := v.c.ASN; {
+	case reservedASN(asn):
+		return "64512:100"
+	case asn > 65535:
+		return Community{Large: true, A: asn, B: 1, C: 100}.String()
+	default:
+		return Community{A: asn, B: 100}.String()
+	}
+}
+
+func (v *validator) gateway(path string, a netip.Addr, family, example string) {
+	four := family == "IPv4"
+	if !a.IsValid() {
+		for _, p := range v.c.Pools {
+			if p.Prefix.IsValid() && p.Prefix.Addr().Is4() == four {
+				v.add(path, "missing, and pool %s is %s; any address that is used nowhere else will do, for example %s", p.Name, family, example)
+				return
+			}
+		}
+		return
+	}
+	what := martian(HostPrefix(a))
+	p, in := v.c.PoolOf(a)
+	switch {
+	case misspelt(a) != "":
+		v.add(path, "%s", misspelt(a))
+	case a.Is4() != four:
+		v.add(path, "%s is not an %s address; for example %s", a, family, example)
+	case what != "" && what != "link-local":
+		v.add(path, "%s cannot be the address of a host (%s); for example %s", a, what, example)
+	case in:
+		v.add(path, "%s lies in pool %s; the gateway must be an address that no guest can have, for example %s", a, p.Name, example)
+	}
+}
+
+func (v *validator) mac() {
+	if m := v.c.Gateway.MAC; m[0]&1 != 0 || m.IsZero() {
+		v.add("gateway.mac", "%q is not a unicast MAC address; leave it out for %s", m, DefaultMAC)
+	}
+}
+
+func (v *validator) pools() {
+	if len(v.c.Pools) == 0 {
+		v.add("pools", "missing; name at least one prefix whose addresses guests may have")
+	}
+	name := v.names("pool")
+	for i, p := range v.c.Pools {
+		at := fmt.Sprintf("pools[%d].", i)
+		name(at+"name", p.Name)
+		if !p.Prefix.IsValid() {
+			v.add(at+"prefix", "missing; for example 203.0.113.0/24")
+			continue
+		}
+		if text := unfit(p.Prefix); text != "" {
+			v.add(at+"prefix", "%s", text)
+		} else if j := slices.IndexFunc(v.c.Pools[:i], func(q Pool) bool { return q.Prefix.Overlaps(p.Prefix) }); j >= 0 {
+			q := v.c.Pools[j]
+			v.add(at+"prefix", "%s overlaps %s of pool %s (pools[%d]); make them disjoint", p.Prefix, q.Prefix, q.Name, j)
+		}
+		v.exclude(at+"exclude", p)
+	}
+}
+
+func (v *validator) exclude(at string, p Pool) {
+	seen := map[netip.Prefix]int{}
+	for i, x := range p.Exclude {
+		path := fmt.Sprintf("%s[%d]", at, i)
+		first, dup := seen[x]
+		switch {
+		case !x.IsValid():
+			v.add(path, "not a prefix; name an address or a prefix inside %s, or remove it", p.Prefix)
+		case x.Addr().Is4In6():
+			v.add(path, "%s", mapped(x))
+		case !within(x, p.Prefix):
+			v.add(path, "%s lies outside %s; remove it or correct it", x, p.Prefix)
+		case x != x.Masked():
+			v.add(path, "%s has bits beyond its length; write %s", x, x.Masked())
+		case dup:
+			v.add(path, "%s is already at %s[%d]; remove one", x, at, first)
+		}
+		seen[x] = i
+	}
+	if p.exhausted() {
+		v.add(at, "leaves no address of %s; exclude less, or remove the pool", p.Prefix)
+	}
+}
+
+// exhausted reports whether everything of the pool is excluded.
+func (p Pool) exhausted() bool {
+	xs := slices.DeleteFunc(slices.Clone(p.Exclude), func(x netip.Prefix) bool { return !within(x, p.Prefix) })
+	slices.SortFunc(xs, func(a, b netip.Prefix) int { return a.Masked().Addr().Compare(b.Masked().Addr()) })
+	free := p.Prefix.Masked().Addr() // the first address that is not known to be excluded
+	for _, x := range xs {
+		if free.Less(x.Masked().Addr()) {
+			return false
+		}
+		if end := last(x); !end.Less(free) {
+			free = end.Next()
+		}
+	}
+	return !p.Prefix.Contains(free)
+}
+
+// within reports whether all of p lies in around.
+func within(p, around netip.Prefix) bool { return p.Overlaps(around) && p.Bits() >= around.Bits() }
+
+// last gives the last address of a prefix.
+func last(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for bit := p.Bits(); bit < len(b)*8; bit++ {
+		b[bit/8] |= 0x80 >> (bit % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+func (v *validator) routed() {
+	hosts := v.c.hosts()
+	for i, r := range v.c.Routed {
+		at := fmt.Sprintf("routed[%d]", i)
+		around := slices.IndexFunc(v.c.Routed[:i], func(q netip.Prefix) bool { return q.Overlaps(r) })
+		pool := slices.IndexFunc(v.c.Pools, func(p Pool) bool { return p.Prefix.Overlaps(r) && p.Prefix.Bits() < r.Bits() })
+		inside := slices.IndexFunc(hosts, func(h host) bool { return r.Contains(h.addr) })
+		switch {
+		case !r.IsValid():
+			v.add(at, "not a prefix; for example 198.51.100.0/24")
+		case unfit(r) != "":
+			v.add(at, "%s", unfit(r))
+		case around >= 0:
+			v.add(at, "%s overlaps %s (routed[%d]); keep the larger one", r, v.c.Routed[around], around)
+		case pool >= 0:
+			v.add(at, "%s is a part of pool %s, of which everything may be routed to guests; remove it, or name all of %s",
+				r, v.c.Pools[pool].Name, v.c.Pools[pool].Prefix)
+		case inside >= 0:
+			v.add(at, "%s holds the address of %s (%s); name prefixes that are for guests alone", r, hosts[inside].what, hosts[inside].addr)
+		}
+	}
+}
+
+func (v *validator) reflectors() {
+	if len(v.c.Reflectors) == 0 {
+		v.add("reflectors", "missing; without a route reflector nothing can be announced, name at least one (two are better)")
+	}
+	name, taken := v.names("reflector"), map[netip.Addr]string{}
+	for i, r := range v.c.Reflectors {
+		at := fmt.Sprintf("reflectors[%d].", i)
+		name(at+"name", r.Name)
+		if !r.Address.IsValid() {
+			v.add(at+"address", "missing; give the reflector's IPv4 or IPv6 address")
+		} else {
+			// A reflector may run on a node or a core gateway, as small clusters have it.
+			v.host(at+"address", r.Address, taken)
+			if misspelt(r.Address) == "" {
+				v.reachable(at+"address", r.Address)
+			}
+		}
+		v.peerASN(at+"asn", r.ASN)
+		if n := len(r.Password); n > maxPassword {
+			v.add(at+"password_file", "the password has %d bytes; Linux takes TCP MD5 keys of at most %d, choose a shorter one", n, maxPassword)
+		}
+	}
+}
+
+// reachable reports the first node that has no address of a reflector's
+// family. A node whose address is missing or wrong is told of where it stands.
+func (v *validator) reachable(path string, a netip.Addr) {
+	family, key := "IPv4", "address"
+	if a.Is6() {
+		family, key = "IPv6", "address6"
+	}
+	for i, n := range v.c.Nodes {
+		none := !n.Address.IsValid() && !n.Address6.IsValid()
+		wrong := n.Address.Is6() || n.Address6.Is4()
+		if none || wrong || n.Source(a).IsValid() {
+			continue
+		}
+		v.add(path, "%s is %s but node %s (nodes[%d]) has no %s address; give the node an %s, or the reflector an address of the other family",
+			a, family, n.Name, i, family, key)
+		return
+	}
+}
+
+func (v *validator) core() {
+	name := v.names("core gateway")
+	for i, g := range v.c.Core {
+		at := fmt.Sprintf("core[%d].", i)
+		name(at+"name", g.Name)
+		if !g.Address.IsValid() {
+			v.add(at+"address", "missing; give the core gateway's address")
+		} else {
+			v.host(at+"address", g.Address, v.routers)
+		}
+		v.peerASN(at+"asn", g.ASN)
+	}
+}
+
+func (v *validator) nodes() {
+	if len(v.c.Nodes) == 0 {
+		v.add("nodes", "missing; name at least one node with its address")
+	}
+	name := v.names("node")
+	for i, n := range v.c.Nodes {
+		at := fmt.Sprintf("nodes[%d].", i)
+		name(at+"name", n.Name)
+		if !n.Address.IsValid() && !n.Address6.IsValid() {
+			v.add(at+"address", "missing; give the node's address on the private network")
+		}
+		switch a := n.Address; {
+		case !a.IsValid():
+		case a.Is6() && misspelt(a) == "":
+			v.add(at+"address", "%s is not an IPv4 address; write it as address6", a)
+		default:
+			v.host(at+"address", a, v.routers)
+		}
+		switch a := n.Address6; {
+		case !a.IsValid():
+		case a.Is4():
+			v.add(at+"address6", "%s is not an IPv6 address; write it as address", a)
+		default:
+			v.host(at+"address6", a, v.routers)
+		}
+	}
+}
+
+// host checks the address of a machine; taken has those that it must differ
+// from, and gets it.
+func (v *validator) host(path string, a netip.Addr, taken map[netip.Addr]string) {
+	if text := misspelt(a); text != "" {
+		v.add(path, "%s", text)
+		return
+	}
+	first, dup := taken[a]
+	pool, _ := v.c.PoolOf(a)
+	what := martian(HostPrefix(a))
+	switch {
+	case dup:
+		v.add(path, "%s is already at %s; each needs an address of its own", a, first)
+		return
+	case a == v.c.Gateway.IPv4 || a == v.c.Gateway.IPv6:
+		v.add(path, "%s is the guests' gateway, which must be used nowhere else; change one of the two", a)
+	case what != "":
+		v.add(path, "%s cannot be the address of a host (%s); give the one that it has on the private network", a, what)
+	case pool.Contains(a):
+		v.add(path, "%s lies in pool %s, whose addresses are for guests; exclude it there or move it", a, pool.Name)
+	}
+	taken[a] = path
+}
+
+func (v *validator) timers() {
+	t := v.c.Timers
+	v.timer("timers.hold", t.Hold, 3*time.Second, 65535*time.Second, "RFC 4271 allows 3s to 65535s")
+	v.timer("timers.connect_retry", t.ConnectRetry, time.Second, time.Hour, "give 1s to 1h")
+	v.timer("timers.restart", t.Restart, time.Second, 4095*time.Second, "RFC 4724 allows 1s to 4095s")
+}
+
+func (v *validator) timer(path string, d, least, most time.Duration, wayOut string) {
+	switch {
+	case d < least || d > most:
+		v.add(path, "%v is out of range; %s", d, wayOut)
+	case d%time.Second != 0:
+		v.add(path, "%v is not in whole seconds, which is how routers count; write %v", d, d.Truncate(time.Second))
+	}
+}
+
+// misspelt tells why a is not the plain form of an address, "" when it is.
+func misspelt(a netip.Addr) string {
+	switch {
+	case a.Zone() != "":
+		return fmt.Sprintf("%s has a zone, which means nothing to other hosts; write the address without it", a)
+	case a.Is4In6():
+		return fmt.Sprintf("%s is an IPv4 address in IPv6 form; write %s", a, a.Unmap())
+	}
+	return ""
+}
+
+// mapped is what to say of a prefix in IPv4-mapped form.
+func mapped(p netip.Prefix) string {
+	if p.Bits() < 96 {
+		return fmt.Sprintf("%s is an IPv4 prefix in IPv6 form; write it as IPv4", p)
+	}
+	return fmt.Sprintf("%s is an IPv4 prefix in IPv6 form; write %s", p, netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96))
+}
+
+// unfit tells why guests cannot have addresses of p, or "".
+func unfit(p netip.Prefix) string {
+	switch what := martian(p); {
+	case p.Addr().Is4In6():
+		return mapped(p)
+	case p != p.Masked():
+		return fmt.Sprintf("%s has bits beyond its length; write %s", p, p.Masked())
+	case p.Bits() == 0:
+		return fmt.Sprintf("%s is the whole Internet; name the prefixes that were given to you", p)
+	case what != "":
+		return fmt.Sprintf("%s holds %s addresses, which no guest can have; name the prefixes that were given to you", p, what)
+	}
+	return ""
+}
