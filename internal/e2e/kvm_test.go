@@ -379,3 +379,33 @@ func TestMigrationIsNotAnnouncedEarly(t *testing.T) {
 	require.NoError(t, d.Destroy(soon(t)))
 	s.leavesNothing(s.top.Nodes["node2"], seaGold...)
 }
+
+// TestHangingLibvirt: a libvirtd that is there and says nothing is a problem
+// that status shows, and no reason to touch anything.
+func TestHangingLibvirt(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{noAgent: true})
+	lv := s.hypervisor("node1")
+	a, node := s.agents["node1"], s.top.Nodes["node1"]
+	d := s.domain(lv, "sea_gold", tap("203.0.113.10", "2001:db8:100::10"))
+	require.NoError(t, d.Start(soon(t)))
+	s.coreHas(node, seaGold...)
+	require.NoError(t, lv.Daemon().Signal(syscall.SIGSTOP))
+	s.eventually("the silence is told", func() error {
+		if all := strings.Join(a.status().Problems, "\n"); !strings.Contains(all, "libvirt") {
+			return fmt.Errorf("problems: %q", all)
+		}
+		return nil
+	})
+	a.ask(hooks.Live, veth("web", "203.0.113.20"))
+	s.coreHas(node, append(seaGold, netip.MustParsePrefix("203.0.113.20/32"))...)
+	require.NoError(t, lv.Daemon().Signal(syscall.SIGCONT))
+	s.eventually("all is well again", func() error {
+		if st := a.status(); !st.Healthy {
+			return fmt.Errorf("%v", st.Problems)
+		}
+		return nil
+	})
+	require.NoError(t, d.Destroy(soon(t)))
+	s.nobodyHas(seaGold...)
+}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -568,4 +569,32 @@ func TestDemo(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSystemdIsTold listens in the place of systemd (sd_notify(3)).
+func TestSystemdIsTold(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{noAgent: true})
+	a := s.agents["node1"]
+	path := filepath.Join(t.TempDir(), "notify")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	require.NoError(t, err)
+	defer l.Close()
+	cmd := exec.Command(program, a.args...)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+path)
+	d, err := a.node.StartDaemon("agent", cmd)
+	require.NoError(t, err)
+	hear := func() string {
+		require.NoError(t, l.SetReadDeadline(time.Now().Add(patience)))
+		b := make([]byte, 256)
+		n, err := l.Read(b)
+		require.NoError(t, err, d.Log())
+		return string(b[:n])
+	}
+	assert.Equal(t, "READY=1", hear())
+	_, err = a.try(hooks.Request{Op: hooks.List})
+	require.NoError(t, err, "who is ready answers")
+	require.NoError(t, d.Signal(syscall.SIGTERM))
+	assert.Equal(t, "STOPPING=1", hear())
+	require.NoError(t, d.Wait())
 }
