@@ -302,8 +302,11 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 		began := time.Now()
 		err := a.dataplane.Put(ctx, p)
 		if errors.Is(err, os.ErrNotExist) && p.NIC.Kind == Adopt {
-			// Its owner has not made it yet; the pass that the dataplane's change
-			// wakes comes back to it.
+			// Its owner has not made it yet, or took it away; the pass that the
+			// dataplane's change wakes comes back to it.
+			if err := a.withdraw(ctx, vm, p.NIC.Prefixes()); err != nil {
+				return err
+			}
 			announce = slices.DeleteFunc(announce, func(r Route) bool { return slices.Contains(p.NIC.Prefixes(), r.Prefix) })
 			a.setDown(vm, p.Index)
 			continue

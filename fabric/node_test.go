@@ -223,7 +223,7 @@ func (n *node) begin() (stop func()) {
 }
 
 // moment is time enough for everything that was woken, and too short for what
-// is done from time to time. The later half lets news be newer.
+// is done from time to time. Whatever comes after it is newer.
 func moment() {
 	time.Sleep(300 * time.Millisecond)
 	synctest.Wait()

@@ -136,6 +136,9 @@ func (v VM) Validate() error {
 			return fmt.Errorf("NIC %d: MTU %d is out of range; IPv6 needs 1280, a tap takes at most 65521", n, nic.MTU)
 		}
 		for _, p := range nic.Prefixes() {
+			if !p.IsValid() {
+				return fmt.Errorf("NIC %d: an address or a route is empty; write 203.0.113.10 or 198.51.100.0/29", n)
+			}
 			if first, dup := seen[p]; dup {
 				return fmt.Errorf("NIC %d: %s is given twice (also to NIC %d); remove one", n, pretty(p), first)
 			}

@@ -150,5 +150,7 @@ func learnedFrom(p *apiutil.Path) (Learned, bool) {
 // Close ends all sessions.
 func (r *Router) Close() error {
 	r.unwatch()
-	return r.bgp.StopBgp(context.Background(), &api.StopBgpRequest{})
+	err := r.bgp.StopBgp(context.Background(), &api.StopBgpRequest{})
+	r.serving.Wait()
+	return err
 }

@@ -177,7 +177,9 @@ func (s *Speaker) Close() error {
 		return nil
 	}
 	s.unwatch()
-	return s.bgp.StopBgp(context.Background(), &api.StopBgpRequest{AllowGracefulRestart: true})
+	err := s.bgp.StopBgp(context.Background(), &api.StopBgpRequest{AllowGracefulRestart: true})
+	s.serving.Wait()
+	return err
 }
 
 // Changed implements [fabric.Speaker].

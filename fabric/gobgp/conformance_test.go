@@ -1,0 +1,46 @@
+package gobgp_test
+
+import (
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/gobgp"
+	"github.com/vmfabric/vmfabric/testenv/conformance"
+)
+
+// TestConformance runs the speaker's laws on GoBGP, with a reflector and a
+// peer behind it that hears.
+func TestConformance(t *testing.T) {
+	conformance.Speaker(t, func(t *testing.T) (fabric.Speaker, conformance.SpeakerControls) {
+		c := cluster()
+		c.Reflectors = slices.Clone(c.Reflectors)
+		c.Reflectors[0].Port = port + 1
+		rr, err := gobgp.NewRouter(gobgp.RouterConfig{
+			ASN: c.ASN, Address: netip.MustParseAddr("127.0.0.1"), Port: port + 1,
+			Clients: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+		}, slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, rr.Close()) })
+		heard := &table{routes: map[netip.Prefix]netip.Addr{}}
+		peer, err := gobgp.NewRouter(gobgp.RouterConfig{
+			ASN: c.ASN, Address: netip.MustParseAddr("127.0.0.3"), Reflectors: c.Reflectors, Learned: heard.learn,
+		}, slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, peer.Close()) })
+		node := fabric.Node{Name: "node1", Address: netip.MustParseAddr("127.0.0.2"), Address6: netip.MustParseAddr("2001:db8::2")}
+		s, err := gobgp.New(gobgp.Config{Cluster: c, Node: node})
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, s.Close()) })
+		require.NoError(t, s.Open(t.Context()))
+		return s, conformance.SpeakerControls{Heard: func(*testing.T) []netip.Prefix {
+			heard.mu.Lock()
+			defer heard.mu.Unlock()
+			return slices.Collect(maps.Keys(heard.routes))
+		}}
+	})
+}

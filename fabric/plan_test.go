@@ -1,0 +1,100 @@
+package fabric
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+)
+
+func TestDecide(t *testing.T) {
+	a4, a6, b4 := netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("2001:db8:100::10/128"), netip.MustParsePrefix("203.0.113.11/32")
+	port := func(name string, index int, kind Kind, ps ...netip.Prefix) Port {
+		p := Port{Name: name, VM: "web", Index: index, NIC: NIC{Kind: kind}}
+		for _, x := range ps {
+			p.NIC.Addresses = append(p.NIC.Addresses, x.Addr())
+		}
+		return p
+	}
+	net0, net1 := port("web_net0", 0, Tap, a4, a6), port("web_net1", 1, Veth, b4)
+	adopted := port("web_net0", 0, Adopt, a4)
+	up := func(p Port) PortState {
+		return PortState{Name: p.Name, VM: p.VM, Index: p.Index, NIC: p.NIC, Carrier: true}
+	}
+	with := func(s PortState, change func(*PortState)) PortState { change(&s); return s }
+	noCarrier := func(s *PortState) { s.Carrier = false }
+	lostCarrier := func(s *PortState) { s.Carrier, s.Lost = false, true }
+	announced := func(ps ...netip.Prefix) (rs []Route) {
+		for _, p := range ps {
+			rs = append(rs, Route{p})
+		}
+		return rs
+	}
+	needs := func(why string, down map[int]bool) []repair { return []repair{{"web", down, why}} }
+	none := map[int]bool{}
+
+	for _, tt := range []struct {
+		name   string
+		web    wanted
+		ports  []PortState
+		routes []Route
+		want   []repair
+	}{
+		{"live and all there", wanted{ports: []Port{net0, net1}, live: true}, []PortState{up(net0), up(net1)}, announced(a4, a6, b4), nil},
+		{"wired and all there", wanted{ports: []Port{net0, net1}}, []PortState{up(net0), up(net1)}, nil, nil},
+		{"wired without carrier", wanted{ports: []Port{net0}, managed: true}, []PortState{with(up(net0), lostCarrier)}, nil, nil},
+		{"a port is missing", wanted{ports: []Port{net0, net1}}, []PortState{up(net0)}, nil, needs("web_net1: missing", none)},
+		{"a port is not as it was", wanted{ports: []Port{net0}}, []PortState{with(up(net0), func(s *PortState) { s.Faults = []string{"down", "no MAC"} })}, nil,
+			needs("web_net0: down, no MAC", none)},
+		{"an IPv6 announcement is missing", wanted{ports: []Port{net0}, live: true}, []PortState{up(net0)}, announced(a4), needs("2001:db8:100::10/128: not announced", none)},
+		{"announced, but wired", wanted{ports: []Port{net0}}, []PortState{up(net0)}, announced(a4), needs("203.0.113.10/32: announced", none)},
+		{"an attempt went wrong", wanted{ports: []Port{net0}, retry: true}, []PortState{up(net0)}, nil, needs("an earlier attempt did not succeed", none)},
+		{"a removal went wrong", wanted{retry: true}, nil, nil, needs("an earlier attempt did not succeed", none)},
+
+		{"carrier lost", wanted{ports: []Port{net0, net1}, live: true}, []PortState{up(net0), with(up(net1), lostCarrier)}, announced(a4, a6, b4),
+			needs("203.0.113.11/32: announced", map[int]bool{1: true})},
+		{"carrier lost, and that is known", wanted{ports: []Port{net0, net1}, live: true, down: map[int]bool{1: true}}, []PortState{up(net0), with(up(net1), lostCarrier)}, announced(a4, a6), nil},
+		{"carrier is back", wanted{ports: []Port{net0}, live: true, down: map[int]bool{0: true}}, []PortState{up(net0)}, nil, needs("203.0.113.10/32: not announced", none)},
+		{"no carrier ever, by hand", wanted{ports: []Port{net1}, live: true}, []PortState{with(up(net1), noCarrier)}, announced(b4), nil},
+		{"no carrier ever, of a hypervisor", wanted{ports: []Port{net1}, live: true, managed: true}, []PortState{with(up(net1), noCarrier)}, announced(b4),
+			needs("203.0.113.11/32: announced", map[int]bool{1: true})},
+
+		{"a link to be adopted is not there", wanted{ports: []Port{adopted}}, nil, nil, needs("web_net0: its owner has not made it yet", none)},
+		{"an adopted link is there", wanted{ports: []Port{adopted}, live: true}, []PortState{up(adopted)}, announced(a4), nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, prune := range []bool{false, true} {
+				got := decide(map[string]wanted{"web": tt.web}, tt.ports, tt.routes, prune)
+				assert.Equal(t, plan{repairs: tt.want}, got)
+			}
+		})
+	}
+}
+
+func TestDecidePrunesOnlyWhenItMay(t *testing.T) {
+	kept, gone := netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("2001:db8:100::99/128")
+	web := wanted{ports: []Port{{Name: "web_net0", VM: "web", NIC: NIC{Kind: Tap, Addresses: []netip.Addr{kept.Addr()}}}}, live: true}
+	ports := []PortState{
+		{Name: "web_net0", VM: "web", NIC: web.ports[0].NIC, Carrier: true},
+		{Name: "web_net1", VM: "web", Index: 1, Carrier: true},
+		{Name: "old_net0", VM: "old"},
+	}
+	routes := []Route{{kept}, {gone}}
+	guests := map[string]wanted{"web": web}
+	assert.Equal(t, plan{}, decide(guests, ports, routes, false))
+	assert.Equal(t, plan{ports: ports[1:], routes: []netip.Prefix{gone}}, decide(guests, ports, routes, true))
+	assert.Equal(t, plan{ports: ports, routes: []netip.Prefix{kept, gone}}, decide(nil, ports, routes, true))
+	assert.Equal(t, plan{}, decide(nil, nil, nil, true))
+}
+
+func TestDecideGoesByName(t *testing.T) {
+	guests := map[string]wanted{}
+	for _, vm := range []string{"c", "a", "b"} {
+		guests[vm] = wanted{retry: true}
+	}
+	var order []string
+	for _, r := range decide(guests, nil, nil, true).repairs {
+		order = append(order, r.vm)
+	}
+	assert.Equal(t, []string{"a", "b", "c"}, order)
+}

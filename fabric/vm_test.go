@@ -1,0 +1,124 @@
+package fabric_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"go/build"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Whoever brings a speaker and a dataplane of his own compiles nothing else.
+func TestPackageImportsTheStandardLibraryOnly(t *testing.T) {
+	pkg, err := build.ImportDir(".", 0)
+	require.NoError(t, err)
+	require.Contains(t, pkg.Imports, "net/netip")
+	for _, path := range pkg.Imports {
+		first, _, _ := strings.Cut(path, "/")
+		assert.NotContains(t, first, ".", "import %q", path)
+		assert.NotEqual(t, "C", path)
+	}
+}
+
+func TestStateAsText(t *testing.T) {
+	for state, text := range map[fabric.State]string{fabric.Absent: "absent", fabric.Wired: "wired", fabric.Live: "live"} {
+		assert.Equal(t, text, state.String())
+		b, err := state.MarshalText()
+		require.NoError(t, err)
+		assert.Equal(t, text, string(b))
+		var back fabric.State
+		require.NoError(t, back.UnmarshalText(b))
+		assert.Equal(t, state, back)
+	}
+	assert.Less(t, fabric.Absent, fabric.Wired)
+	assert.Less(t, fabric.Wired, fabric.Live)
+
+	for _, none := range []fabric.State{0, 4} {
+		assert.Equal(t, fmt.Sprintf("State(%d)", none), none.String())
+		_, err := none.MarshalText()
+		require.EqualError(t, err, fmt.Sprintf("state %d is not one of absent, wired, live", none))
+	}
+	s := fabric.Live
+	require.EqualError(t, s.UnmarshalText([]byte("Live")), `state "Live" is not one of absent, wired, live`)
+	require.Error(t, s.UnmarshalText(nil))
+	assert.Equal(t, fabric.Live, s, "an error changes nothing")
+}
+
+func TestParseKind(t *testing.T) {
+	for _, k := range []fabric.Kind{fabric.Tap, fabric.Veth, fabric.Adopt} {
+		got, err := fabric.ParseKind(string(k))
+		require.NoError(t, err)
+		assert.Equal(t, k, got)
+	}
+	for _, s := range []string{"", "TAP", "bridge"} {
+		_, err := fabric.ParseKind(s)
+		require.EqualError(t, err, fmt.Sprintf("kind %q is not one of tap, veth, adopt", s))
+	}
+}
+
+// The state on disk is in this form, and must be read by every version to come.
+func TestDesiredAsJSON(t *testing.T) {
+	since := time.Date(2026, 11, 22, 20, 0, 0, 0, time.UTC)
+	d := fabric.Desired{
+		VM: fabric.VM{Name: "web", UUID: "6d3c", Origin: "libvirt", NICs: []fabric.NIC{
+			{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")}, Routes: []netip.Prefix{prefix("198.51.100.0/29")},
+				Kind: fabric.Tap, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 1}, Queues: 4, MTU: 9000},
+			{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.11")}},
+		}},
+		State: fabric.Live, Incoming: true, Since: since, Boot: "b1",
+	}
+	b, err := json.Marshal(d)
+	require.NoError(t, err)
+	assert.JSONEq(t, `{
+		"vm": {"name": "web", "uuid": "6d3c", "origin": "libvirt", "nics": [
+			{"addresses": ["203.0.113.10", "2001:db8:100::10"], "routes": ["198.51.100.0/29"], "kind": "tap", "mac": "52:54:00:00:00:01", "queues": 4, "mtu": 9000},
+			{"addresses": ["203.0.113.11"]}
+		]},
+		"state": "live", "incoming": true, "since": "2026-11-22T20:00:00Z", "boot": "b1"
+	}`, string(b))
+	var back fabric.Desired
+	require.NoError(t, json.Unmarshal(b, &back))
+	assert.Equal(t, d, back)
+	require.Error(t, json.Unmarshal([]byte(`{"state": ""}`), &back), "a forgotten state removes nobody")
+}
+
+func TestPorts(t *testing.T) {
+	c := cluster()
+	vm := guest("web", "203.0.113.10 2001:db8:100:1::10", "203.0.113.11 198.51.100.0/29 veth")
+	ports := vm.Ports(&c)
+	require.Len(t, ports, 2)
+	assert.Equal(t, fabric.Port{Name: "web_net0", Cluster: "msk1", VM: "web", Index: 0, Gateway: c.Gateway,
+		NIC: fabric.NIC{Addresses: vm.NICs[0].Addresses, Kind: fabric.Tap}}, ports[0])
+	assert.Equal(t, fabric.Port{Name: "web_net1", Cluster: "msk1", VM: "web", Index: 1, Gateway: c.Gateway, NIC: vm.NICs[1]}, ports[1])
+	assert.Empty(t, vm.NICs[0].Kind, "the guest itself stays as it is")
+
+	assert.Equal(t, []string{"203.0.113.10/32", "2001:db8:100:1::10/128", "203.0.113.11/32", "198.51.100.0/29"}, texts(vm.Prefixes()))
+	assert.Empty(t, fabric.VM{Name: "web"}.Ports(&c))
+}
+
+func TestVia(t *testing.T) {
+	nic := guest("", "203.0.113.10 203.0.113.11 2001:db8:100:1::10 2001:db8:100:1::11").NICs[0]
+	assert.Equal(t, "203.0.113.10", nic.Via(prefix("198.51.100.0/29")).String())
+	assert.Equal(t, "2001:db8:100:1::10", nic.Via(prefix("2001:db8:200::/64")).String())
+	assert.False(t, guest("", "203.0.113.10").NICs[0].Via(prefix("2001:db8:200::/64")).IsValid())
+	assert.False(t, guest("", "2001:db8:100:1::10").NICs[0].Via(prefix("198.51.100.0/29")).IsValid())
+}
+
+func TestVMIsValid(t *testing.T) {
+	for _, vm := range []fabric.VM{
+		web(), db(),
+		guest("сервер 1", "203.0.113.10"),
+		guest("a:b", "2001:db8:100:1::10 adopt"),
+		guest(strings.Repeat("x", fabric.MaxNameBytes), "203.0.113.10"),
+		{Name: "web", NICs: []fabric.NIC{{Addresses: db().NICs[0].Addresses, MTU: 1280}, {Addresses: web().NICs[0].Addresses, MTU: 65521}}},
+	} {
+		assert.NoError(t, vm.Validate(), vm.Name)
+	}
+}
