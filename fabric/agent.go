@@ -243,14 +243,17 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 		return fmt.Errorf("guest %s refused: %w", vm.Name, refusal{err})
 	}
 
-	if err = a.store.Put(ctx, d); err == nil {
-		err = a.raise(ctx, d, prev)
+	stored := a.store.Put(ctx, d)
+	var raised error
+	if stored == nil || !r.undo { // a guest that runs gets its network whatever ails the disk
+		raised = a.raise(ctx, d, prev)
 	}
+	err = errors.Join(stored, raised)
 	if err != nil && r.undo {
 		a.undo(ctx, d, prev, known)
 		return fmt.Errorf("guest %s: %w", vm.Name, err)
 	}
-	a.settle(d, d.State == Live && err == nil, err)
+	a.settle(d, d.State == Live && raised == nil, err)
 	if err != nil {
 		a.poke()
 		return fmt.Errorf("guest %s: %w; the agent keeps trying", vm.Name, err)

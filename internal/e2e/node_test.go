@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -397,7 +398,13 @@ func TestDamagedState(t *testing.T) {
 	}
 	file := func(vm string) string { return filepath.Join(node.Dir(), "state", "guests", vm+".json") }
 	for _, vm := range vms {
-		s.eventually("the state is in its place", func() error { _, err := os.Stat(file(vm.Name)); return err })
+		s.eventually("the state is in its place", func() error {
+			if _, err := os.Stat(file(vm.Name) + ".new"); err == nil {
+				return errors.New("its last change is not")
+			}
+			_, err := os.Stat(file(vm.Name))
+			return err
+		})
 	}
 	withdrawn := s.watchWithdrawals()
 	require.NoError(t, a.Kill())
