@@ -1,0 +1,142 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+func try(args ...string) (stdout, stderr string, code int) {
+	var out, errs bytes.Buffer
+	code = run(args, &out, &errs)
+	return out.String(), errs.String(), code
+}
+
+func TestExitCodes(t *testing.T) {
+	nowhere := filepath.Join(t.TempDir(), "no.sock")
+	for _, tc := range []struct {
+		args string
+		code int
+		says string // on standard error, in its one line
+	}{
+		{"version", exitGood, ""},
+		{"port-name sea_gold", exitGood, ""},
+		{"help attach", exitGood, ""},
+		{"completion bash", exitGood, ""},
+		{"check ../../fabric/clusterfile/testdata/dualstack.yaml", exitGood, ""},
+		{"check nowhere.yaml", exitBad, "nowhere.yaml"},
+		{"port-name a/b", exitBad, "rename the VM"},
+		{"list --socket " + nowhere, exitBad, "start it: systemctl start vmfabric"},
+		{"status --socket " + nowhere, exitBad, "no agent answers on " + nowhere},
+		{"attach web --address 203.0.113.10 --socket " + nowhere, exitBad, "no agent"},
+		{"agent --config nowhere.yaml", exitBad, "nowhere.yaml"},
+		{"agent --log-level loud", exitUsage, "debug, info, warn, error"},
+		{"nonsense", exitUsage, "unknown command"},
+		{"list --nonsense", exitUsage, "unknown flag"},
+		{"list more", exitUsage, "unknown command"},
+		{"attach", exitUsage, "accepts 1 arg"},
+		{"attach web", exitUsage, "address"},
+		{"attach web --address x", exitUsage, "not an address"},
+		{"attach web --address 203.0.113.10 --route x", exitUsage, "not a prefix"},
+		{"attach web --address 203.0.113.10 --mac x", exitUsage, "not a MAC address"},
+		{"why here", exitUsage, "not an address"},
+		{"port-name web 64", exitUsage, "NIC number"},
+		{"demo --json", exitUsage, "for people"},
+	} {
+		t.Run(tc.args, func(t *testing.T) {
+			_, errs, code := try(strings.Fields(tc.args)...)
+			assert.Equal(t, tc.code, code, errs)
+			if tc.says == "" {
+				assert.Empty(t, errs)
+				return
+			}
+			assert.Contains(t, errs, tc.says)
+			assert.Equal(t, 1, strings.Count(errs, "\n"), errs)
+		})
+	}
+}
+
+func TestEveryCommandHasAnExample(t *testing.T) {
+	for _, c := range newRoot().Commands() {
+		assert.NotEmpty(t, c.Example, c.Name())
+		assert.NotEmpty(t, c.Short, c.Name())
+		var examples []string
+		for line := range strings.Lines(c.Example) {
+			examples = append(examples, strings.TrimSpace(line))
+		}
+		for _, e := range examples {
+			assert.True(t, strings.HasPrefix(e, "vmfabric "+c.Name()), e)
+		}
+	}
+}
+
+func TestJSON(t *testing.T) {
+	for args, keys := range map[string][]string{
+		"version --json":              {"version", "go", "platform"},
+		"port-name sea_gold 1 --json": {"vm", "nic", "port", "full", "peer"},
+		"check --json ../../fabric/clusterfile/testdata/dualstack.yaml": {"file", "ok", "errors", "warnings"},
+	} {
+		out, errs, code := try(strings.Fields(args)...)
+		require.Zero(t, code, errs)
+		var v map[string]any
+		require.NoError(t, json.Unmarshal([]byte(out), &v), out)
+		for _, k := range keys {
+			assert.Contains(t, v, k, args)
+		}
+	}
+	out, errs, code := try("check", "--json", "nowhere.yaml")
+	assert.Equal(t, exitBad, code)
+	assert.Empty(t, errs)
+	assert.Contains(t, out, `"ok": false`)
+}
+
+func TestWhyNamesTheFirstThatIsMissing(t *testing.T) {
+	a, prefix := netip.MustParseAddr("203.0.113.10"), netip.MustParsePrefix("198.51.100.0/29")
+	live := fabric.PortEntry{
+		VM: "web", Port: "web_net0", Kind: fabric.Tap, State: fabric.Live,
+		Addresses: []netip.Addr{a}, Routes: []netip.Prefix{prefix}, Since: time.Now(),
+	}
+	wired, broken := live, live
+	wired.State = fabric.Wired
+	broken.Trouble = "port web_net0: no such device"
+	up := fabric.Status{Node: "node1", Sessions: []fabric.Session{{Peer: "rr1", State: "established"}, {Peer: "rr2", State: "active"}}}
+	for _, tc := range []struct {
+		name    string
+		ask     netip.Addr
+		port    fabric.PortEntry
+		missing string
+		text    string
+	}{
+		{"nobody has it", netip.MustParseAddr("203.0.113.11"), live, "guest", "no guest on node1"},
+		{"trouble", a, broken, "port", "no such device"},
+		{"not announced", a, wired, "announcement", "does not run yet"},
+		{"session down", a, live, "reflector rr2", "active"},
+		{"routed prefix", prefix.Addr().Next(), live, "reflector rr2", "active"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			steps := explain(tc.ask, []fabric.PortEntry{tc.port}, up)
+			last := steps[len(steps)-1]
+			assert.False(t, last.Good)
+			assert.Equal(t, tc.missing, last.Step)
+			assert.Contains(t, last.Text, tc.text)
+			for _, s := range steps[:len(steps)-1] {
+				assert.True(t, s.Good, s)
+			}
+		})
+	}
+}
+
+func TestAgo(t *testing.T) {
+	for d, want := range map[time.Duration]string{5 * time.Second: "5s", 3 * time.Minute: "3m", 30 * time.Hour: "30h", 80 * time.Hour: "3d"} {
+		assert.Equal(t, want, ago(time.Now().Add(-d-time.Millisecond)))
+	}
+	assert.Equal(t, "-", ago(time.Time{}))
+}
