@@ -332,11 +332,11 @@ func (d *Dataplane) makeLink(p fabric.Port) (l link, err error) {
 		if l, err = d.rtnl.linkByName(p.Name); err != nil {
 			return err
 		}
-		errs, err := d.rtnl.batch(d.linkMessage(p, l))
-		if err == nil && errs[0] == nil {
-			l.alias, l.group, l.mac = p.Alias(), fabric.LinkGroup, p.Gateway.MAC
-		}
-		return errors.Join(append(errs, err)...)
+		// The mark comes first and alone; the rest goes out in one batch.
+		_, err := d.rtnl.do(message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(l.index, 0, 0), func(ae *netlink.AttributeEncoder) {
+			ae.String(unix.IFLA_IFALIAS, p.Alias())
+		}))
+		return reason(err)
 	})
 	return l, err
 }
