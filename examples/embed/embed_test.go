@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
+)
+
+// TestEmbed runs the program on a node of a lab, and looks for its routes in
+// the core gateway's kernel.
+func TestEmbed(t *testing.T) {
+	labtest.Need(t, "bird")
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	program := filepath.Join(t.TempDir(), "embed")
+	out, err := exec.CommandContext(ctx, "go", "build", "-o", program, ".").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+
+	cluster := testenv.SmallCluster(1)
+	lab, top := labtest.Build(t, cluster)
+	core := testenv.CoreGateway{BGP: testenv.BGPOf(cluster), RouterID: top.Core.Addr4()}
+	for _, h := range top.Reflectors {
+		_, err := h.StartBird(ctx, testenv.Reflector{BGP: testenv.BGPOf(cluster), RouterID: h.Addr4(), Cores: []netip.Addr{top.Core.Addr4()}}.Bird())
+		require.NoError(t, err)
+		core.Reflectors = append(core.Reflectors, h.Addr4())
+	}
+	_, err = top.Core.StartBird(ctx, core.Bird())
+	require.NoError(t, err)
+	file := filepath.Join(lab.Dir(), "cluster.yaml")
+	require.NoError(t, os.WriteFile(file, []byte(testenv.ClusterFile(cluster)), 0o600))
+	node := top.Nodes["node1"]
+	d, err := node.StartDaemon("embed", exec.Command(program, "--config", file, "--state", filepath.Join(node.Dir(), "state")))
+	require.NoError(t, err)
+
+	prefixes := []netip.Prefix{netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("2001:db8:100::10/128")}
+	await := func(there bool) {
+		for _, p := range prefixes {
+			require.NoError(t, testenv.Until(ctx, func() error {
+				if _, ok, err := top.Core.Route(p); err != nil || ok != there {
+					return fmt.Errorf("route to %s in the core gateway: %v %w; %s", p, ok, err, d.Log())
+				}
+				return nil
+			}))
+		}
+	}
+	await(true)
+	assert.True(t, node.HasLink("web_net0"))
+	require.NoError(t, d.Signal(syscall.SIGTERM))
+	await(false)
+	require.NoError(t, d.Wait(), d.Log())
+	assert.False(t, node.HasLink("web_net0"))
+	assert.Contains(t, d.Log(), "web is gone")
+}
