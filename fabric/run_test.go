@@ -202,10 +202,14 @@ func TestUnreadableStateRemovesNothing(t *testing.T) {
 		spoil   func(n *node)
 		problem string
 	}{
-		{"one guest's", func(n *node) { n.store.Damage("web", errBoom) },
-			"wanted state: state of web: boom (nothing is removed meanwhile)"},
-		{"all of it", func(n *node) { n.store.Fail("load", errBoom) },
-			"wanted state: boom (nothing is removed meanwhile)"},
+		{
+			"one guest's", func(n *node) { n.store.Damage("web", errBoom) },
+			"wanted state: state of web: boom (nothing is removed meanwhile)",
+		},
+		{
+			"all of it", func(n *node) { n.store.Fail("load", errBoom) },
+			"wanted state: boom (nothing is removed meanwhile)",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -301,10 +305,14 @@ func TestAdoptTellsWhatBreaksTheRules(t *testing.T) {
 		problem string
 		kept    bool
 	}{
-		{"outside the pools", guest("x", "192.0.2.1"),
-			"guest x: NIC 0: address 192.0.2.1: outside the pools of cluster msk1; choose one from public4 (203.0.113.0/24), or add a pool (it keeps what it had until it is detached)", true},
-		{"another's address", guest("x", "203.0.113.20"),
-			`guest x: NIC 0: 203.0.113.20: held by VM "db" on this node; detach that first, or choose another`, false},
+		{
+			"outside the pools", guest("x", "192.0.2.1"),
+			"guest x: NIC 0: address 192.0.2.1: outside the pools of cluster msk1; choose one from public4 (203.0.113.0/24), or add a pool (it keeps what it had until it is detached)", true,
+		},
+		{
+			"another's address", guest("x", "203.0.113.20"),
+			`guest x: NIC 0: 203.0.113.20: held by VM "db" on this node; detach that first, or choose another`, false,
+		},
 		{"no addresses", guest("x", ""), "guest x: NIC 0: no address; give it at least one from the pools; attach it anew", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -68,8 +68,10 @@ func TestDesiredAsJSON(t *testing.T) {
 	since := time.Date(2026, 11, 22, 20, 0, 0, 0, time.UTC)
 	d := fabric.Desired{
 		VM: fabric.VM{Name: "web", UUID: "6d3c", Origin: "libvirt", NICs: []fabric.NIC{
-			{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")}, Routes: []netip.Prefix{prefix("198.51.100.0/29")},
-				Kind: fabric.Tap, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 1}, Queues: 4, MTU: 9000},
+			{
+				Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")}, Routes: []netip.Prefix{prefix("198.51.100.0/29")},
+				Kind: fabric.Tap, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 1}, Queues: 4, MTU: 9000,
+			},
 			{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.11")}},
 		}},
 		State: fabric.Live, Incoming: true, Since: since, Boot: "b1",
@@ -94,8 +96,10 @@ func TestPorts(t *testing.T) {
 	vm := guest("web", "203.0.113.10 2001:db8:100:1::10", "203.0.113.11 198.51.100.0/29 veth")
 	ports := vm.Ports(&c)
 	require.Len(t, ports, 2)
-	assert.Equal(t, fabric.Port{Name: "web_net0", Cluster: "msk1", VM: "web", Index: 0, Gateway: c.Gateway,
-		NIC: fabric.NIC{Addresses: vm.NICs[0].Addresses, Kind: fabric.Tap}}, ports[0])
+	assert.Equal(t, fabric.Port{
+		Name: "web_net0", Cluster: "msk1", VM: "web", Index: 0, Gateway: c.Gateway,
+		NIC: fabric.NIC{Addresses: vm.NICs[0].Addresses, Kind: fabric.Tap},
+	}, ports[0])
 	assert.Equal(t, fabric.Port{Name: "web_net1", Cluster: "msk1", VM: "web", Index: 1, Gateway: c.Gateway, NIC: vm.NICs[1]}, ports[1])
 	assert.Empty(t, vm.NICs[0].Kind, "the guest itself stays as it is")
 

@@ -250,8 +250,6 @@ func (s *system) reaches(from *testenv.Host, to ...string) {
 	}
 }
 
-func prefixes(vm fabric.VM) []netip.Prefix { return vm.Prefixes() }
-
 // coreHas waits until the core gateway's kernel routes every prefix to a node.
 func (s *system) coreHas(node *testenv.Host, ps ...netip.Prefix) {
 	s.t.Helper()
