@@ -10,12 +10,14 @@ var programs = map[string][]string{
 	"root":    nil,
 	"frr":     {"zebra", "bgpd", "staticd", "bfdd", "vtysh"},
 	"libvirt": {"libvirtd", "virsh"},
+	"lxd":     {"lxd", "lxc", "busybox", "mount"},
 	"qemu":    {"libvirtd", "virsh", "qemu-system-x86_64", "busybox", "apt-get", "apt-cache", "dpkg-deb"},
 }
 
 // Available reports whether a lab of this process can have something, nil when
-// it can: "frr", "libvirt", "qemu" (guests of libvirt), any program by its name
-// ("bird"), or nothing but "root", which all of them need.
+// it can: "frr", "libvirt", "qemu" (guests of libvirt), "lxd" with its
+// containers, any program by its name ("bird"), or nothing but "root", which all
+// of them need.
 func Available(thing string) error {
 	need, ok := programs[thing]
 	if !ok {

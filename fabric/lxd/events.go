@@ -1,0 +1,192 @@
+package lxd
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// event is something that happened, as /1.0/events tells it.
+type event struct {
+	Type, Location, Project string
+	Metadata                struct {
+		Action, Source string
+		Context        struct {
+			OldName string `json:"old_name"`
+		}
+	}
+}
+
+// listen takes up events until the connection goes, and tells why it did.
+func (s *Source) listen(ctx context.Context, c *conn) error {
+	for {
+		_, message, err := c.ws.Read(ctx)
+		if err != nil {
+			return reason(err)
+		}
+		s.hear(ctx, c, message)
+	}
+}
+
+// hear takes up an event. It only sets things going: the next event waits.
+func (s *Source) hear(ctx context.Context, c *conn, message []byte) {
+	var e event
+	if err := json.Unmarshal(message, &e); err != nil {
+		s.log.Warn("event not understood; listing instances instead", "err", err)
+		s.box.putLost()
+		return
+	}
+	if e.Type != "lifecycle" {
+		return
+	}
+	s.mu.Lock()
+	s.lastEvent = time.Now()
+	s.mu.Unlock()
+	s.log.Debug(s.name+" event", "action", e.Metadata.Action, "source", e.Metadata.Source, "project", e.Project, "location", e.Location)
+	what, name, project := c.subject(e)
+	switch what {
+	case "instances", "containers", "virtual-machines":
+	case "profiles", "projects", "cluster":
+		s.box.putLost() // many instances may be other than they were
+		return
+	default:
+		return
+	}
+	for _, n := range []string{name, e.Metadata.Context.OldName} {
+		if n == "" || s.passing(n) {
+			continue
+		}
+		here := c.holds(e.Location)
+		keys := s.named(project, n)
+		room := len(keys) > 0 || !here
+		for _, k := range keys {
+			if here || s.minds(k) {
+				room = s.touch(ctx, c, k) && room
+			}
+		}
+		if !room {
+			s.box.putLost()
+		}
+	}
+}
+
+// subject reads what an event is about out of its source, such as
+// /1.0/instances/web/snapshots/a?project=shop. The project is empty when the
+// daemon does not tell it (before LXD 4.0.9).
+func (c *conn) subject(e event) (what, name, project string) {
+	u, err := url.Parse(e.Metadata.Source)
+	if err != nil {
+		return "", "", ""
+	}
+	rest, _ := strings.CutPrefix(u.Path, c.api+"/")
+	what, name, _ = strings.Cut(rest, "/")
+	name, _, _ = strings.Cut(name, "/")
+	return what, name, cmp.Or(e.Project, u.Query().Get("project"))
+}
+
+// named gives the instances that may be meant by a name: without a project, all
+// that were read.
+func (s *Source) named(project, name string) []key {
+	if project != "" {
+		return []key{{project, name}}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var keys []key
+	for k := range s.read {
+		if k.name == name {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
+// minds reports whether there is anything to be told of an instance that is
+// gone from here.
+func (s *Source) minds(k key) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, bad := s.bad[k]
+	_, left := s.left[k]
+	return bad || left || s.owns(k)
+}
+
+// follow reads an instance and tells how it is.
+func (s *Source) follow(ctx context.Context, c *conn, k key) {
+	began := time.Now()
+	reading, cancel := context.WithTimeout(ctx, s.times.call)
+	defer cancel()
+	i, err := c.instance(reading, k)
+	if err == nil && !c.holds(i.Location) {
+		_, err = c.ask(reading) // this member may have another name by now
+	}
+	switch {
+	case ctx.Err() != nil: // all that was missed is asked for again
+	case hasCode(err, http.StatusNotFound), err == nil && !c.holds(i.Location):
+		s.vanished(k, began)
+	case err != nil:
+		s.log.Warn(s.name+" does not tell of an instance; listing all instead", "vm", k.name, "err", err)
+		s.box.putLost()
+	default:
+		s.arrived(i, began)
+	}
+}
+
+// arrived tells of an instance that was read.
+func (s *Source) arrived(i instance, at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	mine := s.owns(i.key())
+	if d, ours := s.take(i, at); ours {
+		s.tell(i.key(), d, mine)
+	}
+}
+
+// vanished tells that an instance is not here any more.
+func (s *Source) vanished(k key, at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.read[k].After(at) {
+		return
+	}
+	s.read[k] = at // so that an older list does not bring it back
+	delete(s.bad, k)
+	delete(s.left, k)
+	gone, mine := absent(fabric.VM{Name: k.name, Origin: s.name}, at), s.owns(k)
+	if mine {
+		gone.VM = s.known[k.name].vm
+		delete(s.known, k.name)
+	}
+	if s.known[k.name] == nil {
+		s.tell(k, gone, mine)
+	}
+}
+
+// tell tells of a guest; was: it was known before. s.mu is held.
+func (s *Source) tell(k key, d fabric.Desired, was bool) {
+	// One that was never seen may have been brought up by a hook. But before
+	// the first list the guest of that name may as well be another instance.
+	if d.State != fabric.Absent || was || s.listed {
+		s.box.put(d)
+	}
+	if d.State == fabric.Absent && was && s.rivals(k.name) {
+		s.box.putLost()
+	}
+}
+
+// rivals reports whether instances of other projects wait for the name. s.mu
+// is held.
+func (s *Source) rivals(name string) bool {
+	for k, f := range s.bad {
+		if k.name == name && f.rival {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,189 @@
+package lxd
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+const defaultProject = "default"
+
+// key names an instance: names are unique within a project.
+type key struct{ project, name string }
+
+// instance is what the daemon tells of one. Config and Devices are its own;
+// those that are expanded have what its profiles add.
+type instance struct {
+	Name, Project, Location, Type string
+
+	Code            int `json:"status_code"`
+	Config          map[string]string
+	Devices         map[string]device
+	ExpandedConfig  map[string]string `json:"expanded_config"`
+	ExpandedDevices map[string]device `json:"expanded_devices"`
+	Profiles        []string
+}
+
+type device map[string]string
+
+func (i instance) key() key { return key{cmp.Or(i.Project, defaultProject), i.Name} }
+
+// unreadable reports that the daemon could tell nothing of the instance but its
+// name; any other has at least its UUID in its configuration.
+func (i instance) unreadable() bool { return i.Code == codeError && len(i.ExpandedConfig) == 0 }
+
+// guest gives the guest that an instance is. One that is not ours is no error;
+// the error of one of ours says what to do about it.
+func (d dialect) guest(i instance) (vm fabric.VM, ours bool, err error) {
+	nics, err := d.nics(i)
+	if err != nil || len(nics) == 0 {
+		return vm, false, err
+	}
+	vm = fabric.VM{Name: i.Name, UUID: i.ExpandedConfig["volatile.uuid"], Origin: d.name, NICs: nics}
+	if err := vm.Validate(); err != nil {
+		return vm, false, fmt.Errorf("%w; see %s", err, d.command(i, "config", "show", i.Name, "--expanded"))
+	}
+	taken := map[string]bool{}
+	for n := range nics {
+		if name, found := d.plug(i, n); found {
+			taken[name] = true
+		}
+	}
+	for n := range nics {
+		name, found := d.plug(i, n)
+		if !found {
+			return vm, false, d.unplugged(i, n, taken)
+		}
+		if err := d.plugged(i, n, name, &nics[n]); err != nil {
+			return vm, false, err
+		}
+	}
+	return vm, true, nil
+}
+
+// nics reads what the instance's NICs receive.
+func (d dialect) nics(i instance) ([]fabric.NIC, error) {
+	byNumber := map[int]*fabric.NIC{}
+	for _, k := range slices.Sorted(maps.Keys(i.ExpandedConfig)) {
+		rest, ours := strings.CutPrefix(k, d.keys)
+		if !ours {
+			continue
+		}
+		digits, what, _ := strings.Cut(rest, ".")
+		n, err := strconv.Atoi(digits)
+		if err != nil || n < 0 || n >= fabric.MaxNICs || strconv.Itoa(n) != digits || what != "addresses" && what != "routes" {
+			return nil, fmt.Errorf("%s is not a key of the fabric, which has %[2]s<N>.addresses and %[2]s<N>.routes; %s", k, d.keys, d.unset(i, k))
+		}
+		if byNumber[n] == nil {
+			byNumber[n] = new(fabric.NIC)
+		}
+		if err := read(byNumber[n], what, i.ExpandedConfig[k]); err != nil {
+			return nil, fmt.Errorf("%s: %w; %s", k, err, d.command(i, "config", "set", i.Name, k+"=..."))
+		}
+	}
+	nics := make([]fabric.NIC, len(byNumber))
+	for n := range nics {
+		nic := byNumber[n]
+		if nic == nil {
+			return nil, fmt.Errorf("NIC %d has no addresses, and one with a higher number has; %s",
+				n, d.command(i, "config", "set", i.Name, fmt.Sprintf("%s%d.addresses=...", d.keys, n)))
+		}
+		if len(nic.Addresses) == 0 {
+			return nil, fmt.Errorf("NIC %d has no address; %s", n, d.command(i, "config", "set", i.Name, fmt.Sprintf("%s%d.addresses=...", d.keys, n)))
+		}
+		nics[n] = *nic
+	}
+	return nics, nil
+}
+
+// read reads a key's value, a list with commas.
+func read(nic *fabric.NIC, what, value string) error {
+	for word := range strings.SplitSeq(value, ",") {
+		if word = strings.TrimSpace(word); word == "" {
+			continue
+		}
+		if what == "routes" {
+			p, err := parsePrefix(word)
+			if err != nil {
+				return err
+			}
+			nic.Routes = append(nic.Routes, p)
+			continue
+		}
+		a, err := parseAddr(word)
+		if err != nil {
+			return err
+		}
+		nic.Addresses = append(nic.Addresses, a)
+	}
+	return nil
+}
+
+func parseAddr(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	switch {
+	case err != nil && strings.Contains(s, "/"):
+		return a, fmt.Errorf("%.60q is a prefix, write the address alone", s)
+	case err != nil:
+		return a, fmt.Errorf("%.60q is not an IP address, write one such as 203.0.113.10 or 2001:db8:100::10", s)
+	case a.Zone() != "":
+		return a, fmt.Errorf("%.60q has a zone, which means nothing outside one host, write an address of a pool", s)
+	case a.Is4In6():
+		return a, fmt.Errorf("%q is an IPv4 address written as IPv6, write %s", s, a.Unmap())
+	}
+	return a, nil
+}
+
+func parsePrefix(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	switch a, none := netip.ParseAddr(s); {
+	case none == nil && a.Zone() == "":
+		return p, fmt.Errorf("%q has no length, write %s/%d", s, s, a.BitLen())
+	case err != nil:
+		return p, fmt.Errorf("%.60q is not a prefix, write one such as 198.51.100.0/29 or 2001:db8:200::/56", s)
+	case p.Addr().Is4In6():
+		return p, fmt.Errorf("%q is an IPv4 prefix written as IPv6, write it as one such as 198.51.100.0/29", s)
+	}
+	return p, nil
+}
+
+// plug finds the device of the n-th NIC: the one whose host side is its port.
+func (d dialect) plug(i instance, n int) (name string, found bool) {
+	port, peer := fabric.PortName(i.Name, n), fabric.PeerName(i.Name, n)
+	for _, name := range slices.Sorted(maps.Keys(i.ExpandedDevices)) {
+		switch dev := i.ExpandedDevices[name]; {
+		case dev["type"] != "nic":
+		case dev["nictype"] == "p2p" && dev["host_name"] == port, dev["nictype"] == "physical" && dev["parent"] == peer:
+			return name, true
+		}
+	}
+	return "", false
+}
+
+// plugged completes a NIC with what its device says.
+func (d dialect) plugged(i instance, n int, name string, nic *fabric.NIC) error {
+	dev := i.ExpandedDevices[name]
+	nic.Kind = fabric.Adopt
+	if dev["nictype"] == "physical" {
+		nic.Kind = fabric.Veth
+		if i.Type == "virtual-machine" {
+			return fmt.Errorf("NIC device %s is physical, which gives a virtual machine a device of the bus and not a link; %s", name, d.replace(i, n, name))
+		}
+	}
+	// Without hwaddr LXD chooses one for a p2p device, once, and keeps it there.
+	nic.MAC, _ = fabric.ParseMAC(cmp.Or(dev["hwaddr"], i.ExpandedConfig["volatile."+name+".hwaddr"]))
+	if mtu := dev["mtu"]; mtu != "" {
+		value, err := strconv.Atoi(mtu)
+		if err != nil || value < 1280 || value > 65521 {
+			return fmt.Errorf("NIC device %s has the MTU %.20q, and IPv6 needs 1280, a link takes at most 65521; %s", name, mtu, d.set(i, name, "mtu=1500"))
+		}
+		nic.MTU = value
+	}
+	return nil
+}

@@ -1,0 +1,392 @@
+package lxd
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
+)
+
+// real is a source that follows a real LXD, as an agent does.
+type real struct {
+	*Source
+	t    *testing.T
+	ctx  context.Context
+	host *testenv.Host
+	lx   *testenv.LXD
+	now  map[string]fabric.State // of the guests, as told; absent ones are not in it
+	log  []string                // states as they were told, of all guests
+}
+
+func followReal(t *testing.T, host *testenv.Host, lx *testenv.LXD) *real {
+	r := &real{t: t, host: host, lx: lx, now: map[string]fabric.State{}}
+	var cancel context.CancelFunc
+	r.ctx, cancel = context.WithTimeout(t.Context(), 3*time.Minute)
+	t.Cleanup(cancel)
+	r.Source = New(Config{Socket: lx.Socket(), HasPair: func(name string) bool { return hasPair(host, name) }})
+	r.times.leak = 0
+	running, stop := context.WithCancel(r.ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(running) }()
+	t.Cleanup(func() {
+		stop()
+		assert.NoError(t, <-ended)
+	})
+	r.lost()
+	return r
+}
+
+// hasPair reports whether both ends of a veth pair are on the host: the kernel
+// names the namespace of the other end when it is another (IFLA_LINK_NETNSID).
+func hasPair(host *testenv.Host, name string) bool {
+	l, err := host.Link(name)
+	return err == nil && l.Type() == "veth" && l.Attrs().ParentIndex != 0 && l.Attrs().NetNsID < 0
+}
+
+// lost takes changes until some were missed, and lists.
+func (r *real) lost() {
+	r.t.Helper()
+	for {
+		select {
+		case c := <-r.Changes():
+			if !c.Lost {
+				r.heed(c.Guest)
+				continue
+			}
+			r.list()
+			return
+		case <-r.ctx.Done():
+			require.FailNow(r.t, "nothing was lost", "%v", r.Diagnose())
+		}
+	}
+}
+
+func (r *real) list() {
+	r.t.Helper()
+	guests, err := r.Guests(r.ctx)
+	require.NoError(r.t, err)
+	clear(r.now)
+	for _, d := range guests {
+		r.now[d.VM.Name] = d.State
+	}
+}
+
+func (r *real) heed(d fabric.Desired) {
+	name := d.VM.Name
+	r.log = append(r.log, name+" "+d.State.String())
+	delete(r.now, name)
+	if d.State != fabric.Absent {
+		r.now[name] = d.State
+	}
+}
+
+// until takes changes until the guests are these.
+func (r *real) until(want map[string]fabric.State) {
+	r.t.Helper()
+	for !assert.ObjectsAreEqual(want, r.now) {
+		select {
+		case c := <-r.Changes():
+			if c.Lost {
+				r.list()
+			} else {
+				r.heed(c.Guest)
+			}
+		case <-time.After(patience):
+			require.FailNow(r.t, "guests are not as they should be", "want %v, have %v, was told %v; %v", want, r.now, r.log, r.Diagnose())
+		}
+	}
+}
+
+// quiet takes what is told yet, and gives it.
+func (r *real) quiet() []string {
+	before := len(r.log)
+	for {
+		select {
+		case c := <-r.Changes():
+			if !c.Lost {
+				r.heed(c.Guest)
+			}
+		case <-time.After(300 * time.Millisecond):
+			return r.log[before:]
+		}
+	}
+}
+
+func (r *real) lxc(args ...string) {
+	r.t.Helper()
+	_, err := r.lx.Lxc(r.ctx, args...)
+	require.NoError(r.t, err)
+}
+
+// mend does what the one problem that there is says.
+func (r *real) mend() {
+	r.t.Helper()
+	require.Eventually(r.t, func() bool { return len(r.Diagnose()) == 1 }, patience, time.Millisecond)
+	problems := r.Diagnose()
+	way := problems[0][strings.LastIndex(problems[0], "; ")+2:]
+	for line := range strings.SplitSeq(way, " && ") {
+		words := strings.Fields(line)
+		require.Equal(r.t, "lxc", words[0], problems[0])
+		r.lxc(words[1:]...)
+	}
+}
+
+func nicOf(kind fabric.Kind, addresses ...string) fabric.NIC {
+	n := fabric.NIC{Kind: kind}
+	for _, a := range addresses {
+		n.Addresses = append(n.Addresses, netip.MustParseAddr(a))
+	}
+	return n
+}
+
+type states = map[string]fabric.State
+
+func needLXD(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts a real LXD")
+	}
+	t.Parallel()
+	labtest.Need(t, "lxd")
+}
+
+func newReal(t *testing.T) *real {
+	needLXD(t)
+	host, err := labtest.New(t).AddHost("node1")
+	require.NoError(t, err)
+	lx, err := host.StartLXD(t.Context(), testenv.LXDOptions{})
+	require.NoError(t, err)
+	return followReal(t, host, lx)
+}
+
+func TestRealLifeOfAGuest(t *testing.T) {
+	r := newReal(t)
+	c, err := r.lx.Init(r.ctx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nicOf("", "203.0.113.10", "2001:db8:100::10")}})
+	require.NoError(t, err)
+	r.until(states{})
+	require.NoError(t, c.Start(r.ctx))
+	r.until(states{"web": fabric.Live})
+	assert.NotContains(t, r.log, "web wired")
+
+	guests, err := r.Guests(r.ctx)
+	require.NoError(t, err)
+	vm := guests[0].VM
+	assert.NotEmpty(t, vm.UUID)
+	assert.False(t, vm.NICs[0].MAC.IsZero(), "LXD chose one")
+	inside, err := c.Exec(r.ctx, "cat", "/sys/class/net/eth0/address")
+	require.NoError(t, err)
+	assert.Equal(t, strings.TrimSpace(inside), vm.NICs[0].MAC.String())
+	r.quiet()
+
+	r.lxc("pause", "web")
+	r.lxc("start", "web") // resumes
+	r.lxc("config", "set", "web", "user.vmfabric.net0.routes=198.51.100.0/29")
+	assert.NotContains(t, r.quiet(), "web absent")
+	guests, err = r.Guests(r.ctx)
+	require.NoError(t, err)
+	assert.Len(t, guests[0].VM.NICs[0].Routes, 1)
+
+	pid, err := c.Pid(r.ctx)
+	require.NoError(t, err)
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	r.until(states{})
+	require.NoError(t, c.Start(r.ctx))
+	r.until(states{"web": fabric.Live})
+	r.lxc("restart", "--force", "web")
+	r.quiet()
+	r.until(states{"web": fabric.Live})
+	require.NoError(t, c.Destroy(r.ctx))
+	r.until(states{})
+	require.NoError(t, c.Delete(r.ctx))
+	assert.Empty(t, r.Diagnose())
+}
+
+func TestRealPortsOfTheFabric(t *testing.T) {
+	r := newReal(t)
+	c, err := r.lx.Init(r.ctx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nicOf(fabric.Veth, "203.0.113.10", "2001:db8:100::10")}})
+	require.NoError(t, err)
+	r.until(states{"web": fabric.Wired})
+	require.Error(t, c.Start(r.ctx), "it does not start without its port")
+	require.NoError(t, r.host.Netlink().LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "web_net0"}, PeerName: "web_peer0"}))
+	require.NoError(t, c.Start(r.ctx))
+	r.until(states{"web": fabric.Live})
+	require.NoError(t, c.Destroy(r.ctx))
+	r.until(states{"web": fabric.Wired})
+	r.list()
+	r.list()
+	assert.Empty(t, r.Diagnose(), "its port is not left behind, it stays")
+	r.lxc("rename", "web", "www")
+	r.until(states{})
+	r.mend() // the port is another's now
+	r.until(states{"www": fabric.Wired})
+	r.lxc("delete", "www")
+	r.until(states{})
+}
+
+// Every line that says how to mend an instance is one that LXD takes.
+func TestRealMending(t *testing.T) {
+	r := newReal(t)
+	r.lxc("profile", "create", "fabric")
+	r.lxc("profile", "device", "add", "fabric", "eth0", "nic", "nictype=p2p", "name=eth0")
+	r.lxc("profile", "create", "bridge")
+	r.lxc("profile", "device", "add", "bridge", "eth0", "nic", "nictype=bridged", "parent=br0", "name=eth0")
+	r.lxc("project", "create", "shop", "-c", "features.images=false", "-c", "features.profiles=false")
+	const keys = "user.vmfabric.net0.addresses=203.0.113.10,2001:db8:100::10"
+	for name, steps := range map[string][][]string{
+		"no device":        {},
+		"no host_name":     {{"config", "device", "add", "web", "eth0", "nic", "nictype=p2p", "name=eth0"}},
+		"long host_name":   {{"config", "device", "add", "web", "eth0", "nic", "nictype=p2p", "name=eth0", "host_name=a-name-that-is-too-long"}},
+		"host_name of old": {{"config", "device", "add", "web", "lan", "nic", "nictype=p2p", "name=eth0", "host_name=c1_net0"}},
+		"bridged":          {{"config", "device", "add", "web", "eth0", "nic", "nictype=bridged", "parent=br0", "name=eth0", "host_name=web_net0"}},
+		"of a profile":     {{"profile", "add", "web", "fabric"}},
+		"bridged there":    {{"profile", "add", "web", "bridge"}},
+		"misspelt key":     {{"config", "device", "add", "web", "eth0", "nic", "nictype=p2p", "name=eth0", "host_name=web_net0"}, {"config", "set", "web", "user.vmfabric.net0.adresses=x"}},
+	} {
+		for _, project := range []string{"default", "shop"} {
+			t.Run(name+" in "+project, func(t *testing.T) {
+				r.t = t
+				_, err := r.lx.Init(r.ctx, testenv.ContainerOptions{Name: "web", Project: project})
+				require.NoError(t, err)
+				for _, words := range append(steps, []string{"config", "set", "web", keys}) {
+					r.lxc(append(words, "--project", project)...)
+				}
+				r.list()
+				r.mend()
+				r.list()
+				assert.Empty(t, r.Diagnose())
+				r.lxc("delete", "web", "--project", project)
+			})
+		}
+	}
+	r.t = t
+
+	t.Run("two of one name", func(t *testing.T) {
+		nic := []fabric.NIC{nicOf(fabric.Veth, "203.0.113.10")}
+		for _, project := range []string{"default", "shop"} {
+			_, err := r.lx.Init(r.ctx, testenv.ContainerOptions{Name: "web", Project: project, NICs: nic})
+			require.NoError(t, err)
+			r.until(states{"web": fabric.Wired})
+		}
+		require.Eventually(t, func() bool { return len(r.Diagnose()) == 1 }, patience, time.Millisecond)
+		assert.Contains(t, r.Diagnose()[0], "; rename one: lxc rename web NAME --project shop")
+		r.lxc("delete", "web")
+		r.quiet()
+		r.list()
+		assert.Equal(t, states{"web": fabric.Wired}, r.now)
+		assert.Empty(t, r.Diagnose())
+	})
+	t.Run("by its profile", func(t *testing.T) {
+		c, err := r.lx.Init(r.ctx, testenv.ContainerOptions{Name: "db"})
+		require.NoError(t, err)
+		r.lxc("config", "device", "add", "db", "eth0", "nic", "nictype=p2p", "name=eth0", "host_name=db_net0")
+		r.lxc("profile", "add", "db", "fabric")
+		require.NoError(t, c.Start(r.ctx))
+		r.until(states{"web": fabric.Wired})
+		r.lxc("profile", "set", "fabric", "user.vmfabric.net0.addresses=203.0.113.11,2001:db8:100::11")
+		r.until(states{"web": fabric.Wired, "db": fabric.Live})
+		r.lxc("profile", "unset", "fabric", "user.vmfabric.net0.addresses")
+		r.until(states{"web": fabric.Wired})
+	})
+}
+
+func TestRealDaemonComesAndGoes(t *testing.T) {
+	r := newReal(t)
+	c, err := r.lx.Launch(r.ctx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nicOf("", "203.0.113.10", "2001:db8:100::10")}})
+	require.NoError(t, err)
+	r.until(states{"web": fabric.Live})
+	for _, end := range []func() error{r.lx.Stop, r.lx.Kill} {
+		require.NoError(t, end())
+		require.Eventually(t, func() bool { return len(r.Diagnose()) == 1 }, patience, time.Millisecond)
+		assert.Regexp(t, `^lxd: no answer on \S+ since \S+ \([a-z :]+\); start lxd$`, r.Diagnose()[0])
+		_, err := r.Guests(r.ctx)
+		require.ErrorContains(t, err, "lxd: no answer on ")
+		require.NoError(t, r.lx.Start(r.ctx))
+		r.lost()
+		assert.Equal(t, states{"web": fabric.Live}, r.now)
+		assert.Empty(t, r.Diagnose())
+	}
+
+	t.Run("and leaves a port behind", func(t *testing.T) {
+		pid, err := c.Pid(r.ctx)
+		require.NoError(t, err)
+		require.NoError(t, r.lx.Kill())
+		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+		require.NoError(t, r.lx.Start(r.ctx))
+		r.lost()
+		r.until(states{})
+		r.list()
+		r.list()
+		require.Len(t, r.Diagnose(), 1)
+		require.Error(t, c.Start(r.ctx))
+		words := strings.Fields(r.Diagnose()[0][strings.LastIndex(r.Diagnose()[0], "; ")+2:])
+		require.Equal(t, []string{"ip", "link", "del", "web_net0"}, words)
+		_, err = r.host.Run(r.ctx, words[0], words[1:]...)
+		require.NoError(t, err)
+		assert.Empty(t, r.Diagnose())
+		require.NoError(t, c.Start(r.ctx))
+		r.until(states{"web": fabric.Live})
+	})
+}
+
+func TestRealCluster(t *testing.T) {
+	needLXD(t)
+	_, top := labtest.Build(t, testenv.SmallCluster(2))
+	one, two := top.Nodes["node1"], top.Nodes["node2"]
+	lx, err := one.StartLXD(t.Context(), testenv.LXDOptions{})
+	require.NoError(t, err)
+	a := followReal(t, one, lx)
+	_, err = lx.Launch(a.ctx, testenv.ContainerOptions{Name: "db", NICs: []fabric.NIC{nicOf("", "203.0.113.11")}})
+	require.NoError(t, err)
+	a.until(states{"db": fabric.Live})
+
+	// A daemon that becomes the member of a cluster keeps its guests.
+	a.quiet()
+	a.lxc("config", "set", "core.https_address", netip.AddrPortFrom(one.Addr4(), 8443).String())
+	a.lxc("cluster", "enable", "node1")
+	assert.NotContains(t, a.quiet(), "db absent")
+	a.list()
+	assert.Equal(t, states{"db": fabric.Live}, a.now)
+
+	out, err := lx.Lxc(a.ctx, "cluster", "add", "node2", "-q")
+	require.NoError(t, err)
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	lx2, err := two.StartLXD(a.ctx, testenv.LXDOptions{Preseed: fmt.Sprintf(`cluster:
+  enabled: true
+  server_address: %s
+  cluster_token: %s
+  member_config: [{entity: storage-pool, name: default, key: source, value: ""}]
+`, netip.AddrPortFrom(two.Addr4(), 8443), lines[len(lines)-1])})
+	require.NoError(t, err)
+	b := followReal(t, two, lx2)
+	assert.Empty(t, b.now, "what runs elsewhere")
+
+	_, err = lx.Init(a.ctx, testenv.ContainerOptions{
+		Name: "web", NICs: []fabric.NIC{nicOf(fabric.Veth, "203.0.113.10", "2001:db8:100::10")}, Target: "node1",
+	})
+	require.NoError(t, err)
+	a.until(states{"db": fabric.Live, "web": fabric.Wired})
+	for range 2 {
+		a.lxc("move", "web", "--target", "node2")
+		a.until(states{"db": fabric.Live})
+		b.until(states{"web": fabric.Wired})
+		a.lxc("move", "web", "--target", "node1")
+		a.until(states{"db": fabric.Live, "web": fabric.Wired})
+		b.until(states{})
+	}
+	for _, r := range []*real{a, b} {
+		r.quiet()
+		assert.NotContains(t, strings.Join(r.log, ", "), "lxd-move-of")
+		assert.Empty(t, r.Diagnose())
+	}
+}

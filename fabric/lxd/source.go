@@ -1,0 +1,377 @@
+package lxd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Config is what a [Source] may be told; its zero value serves.
+type Config struct {
+	// Socket is where LXD listens; empty: the first of
+	// /var/snap/lxd/common/lxd/unix.socket and /var/lib/lxd/unix.socket that
+	// answers, and whose LXD was used before: systemd listens there for one
+	// that was never, and to connect would start it.
+	Socket string
+	Logger *slog.Logger // nil: silent
+	// HasPair reports whether the node has both ends of a veth pair, one of
+	// them of this name: so LXD leaves the port of a guest that died while LXD
+	// did not run. (The other end of one that is in use is in the guest.) With
+	// it, Diagnose tells of them; it may be called at any time, by several at
+	// once. Nil: nobody looks.
+	HasPair func(name string) bool
+}
+
+// Source follows the instances of one LXD, in a cluster those on this member.
+// [Source.Run] holds the connection; all methods are safe for concurrent use.
+type Source struct {
+	dialect
+	log     *slog.Logger
+	hasPair func(name string) bool
+	box     *outbox
+	times   times
+	// given: the socket was named, so it is connected to whatever it is.
+	given bool
+
+	mu        sync.Mutex
+	conn      *conn // nil while there is none
+	since     time.Time
+	lastEvent time.Time
+	was       bool                 // there was a connection once
+	outage    string               // why there is none
+	unlisted  string               // why the last list is missing
+	listed    bool                 // known is complete: there was a list since connecting
+	known     map[string]*sighting // guests that are not absent, by name
+	read      map[key]time.Time    // when an instance was last read, ours or not
+	bad       map[key]flaw
+	left      map[key]*leftover
+}
+
+var (
+	_ fabric.Source         = (*Source)(nil)
+	_ fabric.SourceReporter = (*Source)(nil)
+	_ fabric.Diagnoser      = (*Source)(nil)
+)
+
+// sighting is a guest of ours as it was last seen.
+type sighting struct {
+	key   key // whose name the guest has
+	vm    fabric.VM
+	state fabric.State
+	at    time.Time
+}
+
+// flaw is why an instance of ours is no guest, or not as it is written.
+type flaw struct {
+	text  string
+	rival bool // only for another that has its name
+}
+
+// times are how long things may take.
+type times struct {
+	call     time.Duration // a request about one instance
+	list     time.Duration // one about all, for which a cluster's members ask one another
+	ping     time.Duration // between two proofs of life
+	retryMin time.Duration // between attempts to connect, at first
+	retryMax time.Duration
+	leak     time.Duration // how long a port of a stopped instance may stay
+}
+
+// New makes a source. It connects to nothing yet.
+func New(cfg Config) *Source {
+	s := &Source{
+		dialect: ofLXD, given: cfg.Socket != "",
+		log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), hasPair: cfg.HasPair, box: newOutbox(),
+		times: times{
+			call: 10 * time.Second, list: 20 * time.Second, ping: 5 * time.Second,
+			retryMin: 500 * time.Millisecond, retryMax: 5 * time.Second, leak: 15 * time.Second,
+		},
+		since: time.Now(), known: map[string]*sighting{}, read: map[key]time.Time{}, bad: map[key]flaw{}, left: map[key]*leftover{},
+	}
+	if s.given {
+		s.sockets = []string{cfg.Socket}
+	}
+	return s
+}
+
+// Name implements [fabric.Source].
+func (s *Source) Name() string { return s.name }
+
+// Changes implements [fabric.Source]. Changes of one guest that nobody took
+// yet are one change, the newest. The first after each connect has Lost set.
+// The channel is never closed.
+func (s *Source) Changes() <-chan fabric.Change { return s.box.out }
+
+// Guests implements [fabric.Source]: the instances of ours on this member that
+// are not absent, each with the time just before it was read in Since. It
+// works without Run too, and waits no longer than 20 s.
+//
+// A guest has the name of its instance, in whatever project that is. Of two
+// with one name, one is a guest: the one that was it before, or else the one
+// that runs, or is in the default project; Diagnose tells of the other. It
+// tells too of an instance whose keys or devices are wrong, which is listed as
+// it was when they were right, or not at all.
+func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.times.list)
+	defer cancel()
+	s.mu.Lock()
+	c := s.conn
+	s.mu.Unlock()
+	if c == nil {
+		cl, _, err := s.find(ctx)
+		if err != nil {
+			return nil, err
+		}
+		c = &conn{client: cl}
+	}
+	guests, err := s.list(ctx, c)
+	if err != nil {
+		err = fmt.Errorf("%s: list instances: %w; see the log of %[1]s, the agent asks again", s.name, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unlisted = ""
+	if err != nil {
+		s.unlisted = oneLine(err)
+	}
+	return guests, err
+}
+
+// Status implements [fabric.SourceReporter].
+func (s *Source) Status() fabric.SourceStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return fabric.SourceStatus{
+		Name: s.name, Connected: s.conn != nil, Since: s.since, LastEvent: s.lastEvent, Guests: len(s.known),
+	}
+}
+
+// Diagnose implements [fabric.Diagnoser]. That there is no LXD is no problem
+// on a node where there never was one.
+func (s *Source) Diagnose() []string {
+	leaks := s.leaks()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var problems []string
+	switch {
+	case s.conn == nil && s.outage != "":
+		problems = append(problems, s.outage)
+	case s.conn != nil && s.unlisted != "":
+		problems = append(problems, s.unlisted)
+	}
+	for _, f := range s.bad {
+		problems = append(problems, s.name+": "+f.text)
+	}
+	slices.Sort(problems)
+	return append(problems, leaks...)
+}
+
+// find gives the first socket where the daemon tells of itself. The error
+// names the socket, the reason and the way out.
+func (s *Source) find(ctx context.Context) (*client, server, error) {
+	var first error
+	for _, path := range s.sockets {
+		if !s.inUse(path) {
+			continue
+		}
+		c := newClient(s.dialect, path)
+		asking, cancel := context.WithTimeout(ctx, s.times.call)
+		about, err := c.server(asking)
+		cancel()
+		if err == nil {
+			return c, about, nil
+		}
+		if first == nil {
+			first = &silence{s.name, path, err}
+		}
+	}
+	if first == nil {
+		first = &silence{s.name, s.sockets[len(s.sockets)-1], fs.ErrNotExist}
+	}
+	return nil, server{}, first
+}
+
+// inUse reports whether there is a daemon to ask for on a socket.
+func (s *Source) inUse(path string) bool {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	_, err := os.Stat(filepath.Join(filepath.Dir(path), s.ran))
+	return s.given || !errors.Is(err, fs.ErrNotExist)
+}
+
+// list reads all instances that are here, and forgets those that are not.
+func (s *Source) list(ctx context.Context, c *conn) ([]fabric.Desired, error) {
+	// Anew each time: a daemon can form a cluster, and a member change its name.
+	about, err := c.ask(ctx)
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	all, err := c.instances(ctx, about)
+	if err != nil {
+		return nil, err
+	}
+	here := slices.DeleteFunc(all, func(i instance) bool { return !about.holds(i.Location) || s.passing(i.Name) })
+	for n, i := range here {
+		if !i.unreadable() || s.knows(i.key()) {
+			continue
+		}
+		// To leave it out would say that it is gone.
+		switch again, err := c.instance(ctx, i.key()); {
+		case hasCode(err, http.StatusNotFound):
+		case err != nil:
+			return nil, fmt.Errorf("instance %s: %w", i.Name, err)
+		default:
+			here[n] = again
+		}
+	}
+	guests := s.takeAll(here, began)
+	s.search()
+	return guests, nil
+}
+
+// passing reports whether an instance has its name only while it is copied.
+func (s *Source) passing(name string) bool { return strings.HasPrefix(name, s.moving) }
+
+// takeAll takes up a list of all instances that are here.
+func (s *Source) takeAll(here []instance, began time.Time) []fabric.Desired {
+	listed := map[key]bool{}
+	for _, i := range here {
+		listed[i.key()] = true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	gone := func(k key) bool { return !listed[k] && !s.read[k].After(began) }
+	maps.DeleteFunc(s.known, func(_ string, g *sighting) bool { return gone(g.key) })
+	maps.DeleteFunc(s.bad, func(k key, _ flaw) bool { return gone(k) })
+	maps.DeleteFunc(s.left, func(k key, _ *leftover) bool { return gone(k) })
+	maps.DeleteFunc(s.read, func(k key, _ time.Time) bool { return gone(k) })
+
+	slices.SortStableFunc(here, s.before)
+	var guests []fabric.Desired
+	for _, i := range here {
+		if d, ours := s.take(i, began); ours && d.State != fabric.Absent {
+			guests = append(guests, d)
+			s.box.renew(d)
+		}
+	}
+	s.listed = s.listed || began.After(s.since)
+	return guests
+}
+
+// before orders instances such that of several with one name, the one that
+// shall be the guest comes first. s.mu is held.
+func (s *Source) before(a, b instance) int {
+	rank := func(i instance) int {
+		rank := 0
+		if !s.owns(i.key()) {
+			rank += 4
+		}
+		if stateOf(i.Code, fabric.VM{}, 0) != fabric.Live {
+			rank += 2
+		}
+		if i.key().project != defaultProject {
+			rank++
+		}
+		return rank
+	}
+	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Project, b.Project))
+}
+
+// take takes up what was read of an instance at a time, and gives the guest
+// that it is. s.mu is held.
+func (s *Source) take(i instance, at time.Time) (d fabric.Desired, ours bool) {
+	k := i.key()
+	last := s.known[i.Name]
+	mine := last != nil && last.key == k
+	if mine && (s.read[k].After(at) || i.unreadable()) {
+		return fabric.Desired{VM: last.vm, State: last.state, Since: last.at}, true
+	}
+	if s.read[k].After(at) {
+		return d, false
+	}
+	s.read[k] = at
+	vm, ours, err := s.guest(i)
+	var was fabric.State
+	if mine {
+		was = last.state
+	}
+	switch {
+	case err != nil && mine:
+		vm = last.vm
+	case !ours && mine: // its keys were taken away
+		delete(s.known, i.Name)
+		delete(s.left, k)
+		s.judge(k, nil, false)
+		return absent(last.vm, at), true
+	case !ours:
+		delete(s.left, k)
+		s.judge(k, err, false)
+		return d, false
+	}
+	d = fabric.Desired{VM: vm, State: stateOf(i.Code, vm, was), Since: at}
+	s.halted(k, vm, i.Code == codeStopped)
+	if last != nil && !mine {
+		if d.State != fabric.Absent {
+			err = fmt.Errorf("its name is that of the instance in project %s, and a node has one guest of a name; rename one: %s",
+				last.key.project, s.command(i, "rename", i.Name, "NAME"))
+		}
+		s.judge(k, err, true)
+		return d, false
+	}
+	s.judge(k, err, false)
+	if d.State == fabric.Absent {
+		delete(s.known, i.Name)
+	} else {
+		s.known[i.Name] = &sighting{k, vm, d.State, at}
+	}
+	return d, true
+}
+
+// judge notes what is wrong with an instance of ours, once. s.mu is held.
+func (s *Source) judge(k key, err error, rival bool) {
+	if err == nil {
+		delete(s.bad, k)
+		return
+	}
+	text := "instance " + k.name
+	if k.project != defaultProject {
+		text += " in project " + k.project
+	}
+	text += ": " + oneLine(err)
+	if s.bad[k].text != text {
+		s.log.Warn("instance not as the fabric needs it", "vm", k.name, "err", text)
+	}
+	s.bad[k] = flaw{text, rival}
+}
+
+// owns reports whether the guest of its name is this instance. s.mu is held.
+func (s *Source) owns(k key) bool {
+	last := s.known[k.name]
+	return last != nil && last.key == k
+}
+
+// knows is owns for one who does not hold s.mu.
+func (s *Source) knows(k key) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.owns(k)
+}
+
+func absent(vm fabric.VM, at time.Time) fabric.Desired {
+	return fabric.Desired{VM: vm, State: fabric.Absent, Since: at}
+}

@@ -1,0 +1,50 @@
+package lxd
+
+import "github.com/vmfabric/vmfabric/fabric"
+
+// Status codes of the API (LXD, doc/rest-api.md).
+const (
+	codeStarted  = 101
+	codeStopped  = 102
+	codeRunning  = 103
+	codeFreezing = 109
+	codeFrozen   = 110
+	codeThawed   = 111
+	codeError    = 112
+	codeReady    = 113 // running, and the guest said that it is up
+)
+
+// stateOf gives the state of a guest from the code of its instance; was being
+// the guest's state before, or zero.
+//
+// A frozen instance keeps its address: the next thing to happen to it is that
+// it goes on, or is stopped. A stopped one keeps a port that the fabric makes:
+// LXD does not start it without.
+func stateOf(code int, vm fabric.VM, was fabric.State) fabric.State {
+	switch code {
+	case codeRunning, codeReady, codeStarted, codeFreezing, codeFrozen, codeThawed:
+		return fabric.Live
+	case codeStopped:
+		if made(vm) {
+			return fabric.Wired
+		}
+		return fabric.Absent
+	case codeError:
+		// LXD cannot tell (the instance's monitor does not answer): nothing is
+		// better than what was.
+		if was != 0 {
+			return was
+		}
+	}
+	return fabric.Wired // starting, stopping, or a word that is not known yet
+}
+
+// made reports whether the fabric makes a port of the guest.
+func made(vm fabric.VM) bool {
+	for _, nic := range vm.NICs {
+		if nic.Kind == fabric.Veth {
+			return true
+		}
+	}
+	return false
+}
