@@ -189,7 +189,7 @@ func TestChildOwnsALXD(t *testing.T) {
 	select {}
 }
 
-func TestKeeperCleansUpAfterLXD(t *testing.T) {
+func TestLXDIsCleanedUpAfterItsOwner(t *testing.T) {
 	t.Parallel()
 	labtest.Need(t, "lxd")
 	labtest.New(t) // skips or fails where labs cannot be made

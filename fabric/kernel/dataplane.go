@@ -395,10 +395,13 @@ func (d *Dataplane) configure(p fabric.Port, l link) error {
 	return nil
 }
 
-// quieten takes the link-local address off that the kernel gave a link which
-// somebody else brought up: the gateway is to be the port's only one.
+// quieten takes the link-local address off that the kernel gives a link which
+// somebody else brings up: the gateway is to be the port's only one. Its owner
+// may do so at this moment, so it does not count whether the link is up yet:
+// once the mode is set no other address comes, and what came before goes.
 func (d *Dataplane) quieten(p fabric.Port, l *link) error {
-	if !l.up() || len(l.conf6) == 0 || l.genMode == genModeNone {
+	theirs := p.NIC.Kind == fabric.Adopt && l.alias != p.Alias()
+	if len(l.conf6) == 0 || !theirs && (!l.up() || l.genMode == genModeNone) {
 		return nil
 	}
 	if _, err := d.rtnl.do(d.linkMessage(p, *l)); err != nil {
