@@ -1,66 +1,191 @@
-// Package packaging_test holds the files that people copy to what the programs
-// understand.
-package packaging_test
+// Package packaging has the files that a node gets besides the program. Its
+// tests hold them, and the examples in the documents, to the code.
+package packaging
 
 import (
+	"context"
+	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/fabric/libvirt/domxml"
+	"github.com/vmfabric/vmfabric/testenv"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
-func TestClusterFiles(t *testing.T) {
-	example, err := os.ReadFile("cluster.yaml.example")
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
 	require.NoError(t, err)
-	c, err := clusterfile.Parse("cluster.yaml.example", example)
+	return string(b)
+}
+
+func TestClusterExample(t *testing.T) {
+	c, err := clusterfile.Load("cluster.yaml.example")
 	require.NoError(t, err)
 	assert.Empty(t, clusterfile.Warnings(c))
-	// What is commented out is right too, but for the files that it names.
-	var all []string
-	for line := range strings.Lines(string(example)) {
-		if bare := strings.TrimLeft(line, " "); strings.HasPrefix(bare, "#") && !strings.HasPrefix(bare, "# ") && !strings.Contains(bare, "password_file") {
-			line = strings.Replace(line, "#", "", 1)
-		}
-		all = append(all, line)
-	}
-	_, err = clusterfile.Parse("cluster.yaml.example", []byte(strings.Join(all, "")))
+}
+
+// TestClusterExampleUncommented: what the example offers in comments is right too.
+func TestClusterExampleUncommented(t *testing.T) {
+	text := regexp.MustCompile(`(?m)^( *)#( *[a-z0-9_]+: )`).ReplaceAllString(read(t, "cluster.yaml.example"), "$1$2")
+	text = strings.Replace(text, "#timers:", "timers:", 1)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "cluster.yaml")
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "rr.password"), []byte("s3cret\n"), 0o600))
+	c, err := clusterfile.Load(file)
 	require.NoError(t, err)
 
-	readme, err := os.ReadFile("../README.md")
+	assert.Equal(t, fabric.DefaultMAC, c.Gateway.MAC)
+	assert.Len(t, c.Routed, 2)
+	assert.Equal(t, fabric.RR{
+		Name: "rr1", Address: netip.MustParseAddr("10.10.0.11"), ASN: 64512, Port: 179, Password: "s3cret", GTSM: true, BFD: true,
+	}, c.Reflectors[0])
+	assert.Equal(t, fabric.DefaultTimers, c.Timers)
+	assert.NotRegexp(t, `(?m)^ *#[a-z0-9_]+:`, text, "a key is still commented out")
+}
+
+// TestBird runs the examples for BIRD in a lab: host routes of the pools with
+// the cluster's community pass from a node to the core gateway's kernel, and
+// nothing else does.
+func TestBird(t *testing.T) {
+	labtest.Need(t, "bird")
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	_, top := labtest.Build(t, testenv.SmallCluster(1))
+	reflector := strings.Replace(read(t, "bird/reflector.conf"), "log syslog all", "log stderr all", 1)
+	var reflectors []*testenv.Bird
+	for _, h := range top.Reflectors {
+		b, err := h.StartBird(ctx, strings.ReplaceAll(reflector, "10.10.0.11", h.Addr4().String()))
+		require.NoError(t, err)
+		reflectors = append(reflectors, b)
+	}
+	_, err := top.Core.StartBird(ctx, strings.Replace(read(t, "bird/core.conf"), "log syslog all", "log stderr all", 1))
 	require.NoError(t, err)
-	c, err = clusterfile.Parse("README.md", []byte(block(t, string(readme), "```yaml\nname: msk1")))
+
+	good := prefixes("203.0.113.10/32", "2001:db8:100::10/128")
+	bad := prefixes("203.0.113.64/26", "2001:db8:100:1::/64", "198.51.100.7/32", "2001:db8:9::7/128", "0.0.0.0/0", "::/0")
+	node := top.Nodes["node1"]
+	speaker := testenv.Announcer{
+		RouterID: node.Addr4(), Communities: []fabric.Community{{A: 64512, B: 100}}, Routes: append(good, bad...),
+		Reflectors: []netip.Addr{testenv.Underlay4(11), testenv.Underlay4(12)},
+	}
+	b, err := node.StartBird(ctx, speaker.Bird())
+	require.NoError(t, err)
+	inCore := func(p netip.Prefix, want bool) {
+		t.Helper()
+		require.NoError(t, testenv.Until(ctx, func() error {
+			if r, there, err := top.Core.Route(p); err != nil || there != want {
+				return fmt.Errorf("core gateway: %s: %v %v %w", p, r, there, err)
+			}
+			return nil
+		}))
+	}
+	for _, p := range good {
+		inCore(p, true)
+	}
+	// Of everything that is announced, the reflectors keep this alone.
+	for _, rr := range reflectors {
+		require.NoError(t, testenv.Until(ctx, func() error {
+			routes, err := rr.Routes(ctx)
+			if err == nil && len(routes) != len(good) {
+				err = fmt.Errorf("reflector has %v", routes)
+			}
+			return err
+		}))
+	}
+	for _, p := range bad {
+		inCore(p, false)
+	}
+	for _, p := range prefixes("203.0.113.0/24", "2001:db8:100::/48") {
+		inCore(p, true) // addresses that no guest has end here
+	}
+
+	speaker.Communities = []fabric.Community{{A: 64512, B: 666}}
+	require.NoError(t, b.Configure(ctx, speaker.Bird()))
+	for _, p := range good {
+		inCore(p, false)
+	}
+}
+
+func prefixes(all ...string) []netip.Prefix {
+	var ps []netip.Prefix
+	for _, s := range all {
+		ps = append(ps, netip.MustParsePrefix(s))
+	}
+	return ps
+}
+
+// blocks gives the fenced blocks of a language in a document.
+func blocks(t *testing.T, path, language string) []string {
+	t.Helper()
+	var found []string
+	for _, m := range regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(read(t, path), -1) {
+		found = append(found, m[1])
+	}
+	require.NotEmpty(t, found, "%s has no %s", path, language)
+	return found
+}
+
+func TestReadmeClusterFile(t *testing.T) {
+	c, err := clusterfile.Parse("README.md", []byte(blocks(t, "../README.md", "yaml")[0]))
 	require.NoError(t, err)
 	assert.Empty(t, clusterfile.Warnings(c))
-	xml := "<domain><name>sea_gold</name>" + strings.ReplaceAll(block(t, string(readme), "```xml\n<metadata>"), "...", "<devices>") + "</devices></domain>"
-	d, err := domxml.Parse(strings.NewReader(xml))
+}
+
+func TestReadmeDomain(t *testing.T) {
+	metadata, devices, found := strings.Cut(blocks(t, "../README.md", "xml")[0], "...\n")
+	require.True(t, found)
+	d, err := domxml.Parse(strings.NewReader("<domain><name>sea_gold</name>" + metadata + "<devices>" + devices + "</devices></domain>"))
 	require.NoError(t, err)
 	require.NoError(t, d.Plugged())
-	assert.Len(t, d.VM().Prefixes(), 2)
+	assert.Equal(t, prefixes("203.0.113.10/32", "2001:db8:100::10/128"), d.VM().Prefixes())
+	assert.Equal(t, fabric.Tap, d.VM().NICs[0].Kind)
 }
 
-// block gives the fenced block that begins so.
-func block(t *testing.T, text, begin string) string {
-	t.Helper()
-	at := strings.Index(text, begin)
-	require.Positive(t, at, begin)
-	body := text[at+strings.Index(begin, "\n")+1:]
-	return body[:strings.Index(body, "```")]
-}
-
-func TestBirdTakesItsExamples(t *testing.T) {
-	labtest.Need(t, "bird")
-	bird, err := exec.LookPath("bird")
-	if err != nil {
-		bird = "/usr/sbin/bird"
+// TestReadmeProgram: what the README shows of the library compiles.
+func TestReadmeProgram(t *testing.T) {
+	const module = "github.com/vmfabric/vmfabric/"
+	var b strings.Builder
+	b.WriteString("package main\n\nimport (\n\t\"context\"\n\t\"net/netip\"\n\n")
+	for _, p := range []string{"fabric", "fabric/clusterfile", "fabric/disk", "fabric/gobgp", "fabric/kernel"} {
+		fmt.Fprintf(&b, "\t%q\n", module+p)
 	}
-	for _, file := range []string{"bird/reflector.conf", "bird/core.conf"} {
-		out, err := exec.Command(bird, "-p", "-c", file).CombinedOutput()
-		assert.NoError(t, err, "%s: %s", file, out)
+	b.WriteString(")\n\nfunc main() {\n\tctx := context.Background()\n")
+	b.WriteString(blocks(t, "../README.md", "go")[0])
+	b.WriteString("}\n\nfunc must[T any](v T, err error) T { return v }\n")
+	file := filepath.Join(t.TempDir(), "main.go")
+	require.NoError(t, os.WriteFile(file, []byte(b.String()), 0o600))
+	out, err := exec.CommandContext(t.Context(), "go", "vet", file).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+}
+
+// TestLinks: the documents lead to files that are there.
+func TestLinks(t *testing.T) {
+	documents, err := filepath.Glob("../*.md")
+	require.NoError(t, err)
+	more, err := filepath.Glob("../docs/*.md")
+	require.NoError(t, err)
+	documents = append(append(documents, more...), "README.md")
+	for _, doc := range documents {
+		for _, m := range regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`).FindAllStringSubmatch(read(t, doc), -1) {
+			// The benchmark writes its report; a checkout may be without.
+			if filepath.Base(m[1]) == "performance.md" {
+				continue
+			}
+			_, err := os.Stat(filepath.Join(filepath.Dir(doc), m[1]))
+			assert.NoError(t, err, "%s: link to %s", doc, m[1])
+		}
 	}
 }
