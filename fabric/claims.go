@@ -101,7 +101,7 @@ func (c *claims) permitRoute(r netip.Prefix) error {
 	var inside bool
 	for _, p := range c.cluster.Pools {
 		if r.Overlaps(p.Prefix) {
-			if r.Bits() < p.Prefix.Bits() {
+			if r.Bits() <= p.Prefix.Bits() {
 				return fmt.Errorf("it holds all of pool %s; route a prefix that is not other guests'", p.Name)
 			}
 			inside = true

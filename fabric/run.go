@@ -118,7 +118,7 @@ func (a *Agent) adoptOrphans(ports []PortState) {
 			a.noPrune = true
 			continue
 		}
-		a.ailments["guest "+vm] = fmt.Sprintf("guest %s: no state is kept of it, its port is in use and was taken over as it is; attach it, or detach it", vm)
+		a.ailments["guest "+vm] = fmt.Sprintf("guest %s: no state is kept of it, its port was taken over as it is; attach it, or detach it", vm)
 		a.claims.take(d.VM)
 		a.guests[vm] = &guest{want: d}
 		a.log.Warn("port without state taken over", "vm", vm, "state", d.State)

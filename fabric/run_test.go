@@ -73,7 +73,7 @@ func TestAdoptGoesOnWhenAGuestFails(t *testing.T) {
 
 // A guest runs on a port of ours, and its state was lost: it keeps its network.
 func TestAdoptKeepsRunningGuestsWithoutState(t *testing.T) {
-	const problem = "guest web: no state is kept of it, its port is in use and was taken over as it is; attach it, or detach it"
+	const problem = "guest web: no state is kept of it, its port was taken over as it is; attach it, or detach it"
 	lost := func(t *testing.T) *node {
 		n := fresh(t)
 		n.apply(web(), fabric.Live)

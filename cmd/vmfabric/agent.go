@@ -89,9 +89,6 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	if err != nil {
 		return err
 	}
-	for _, w := range clusterfile.Warnings(cluster) {
-		log.Warn(w, "config", f.config)
-	}
 	node, err := thisNode(&cluster, f.node)
 	if err != nil {
 		return err
@@ -100,6 +97,11 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		if node.Address6 = underlay6(node.Address); node.Address6.IsValid() {
 			log.Info("next hop for IPv6 is the underlay interface's address", "address", node.Address6)
 		}
+	}
+	alone := cluster
+	alone.Nodes = []fabric.Node{node} // what other nodes lack is for their agents to say
+	for _, w := range clusterfile.Warnings(alone) {
+		log.Warn(w, "config", f.config)
 	}
 
 	// Whoever holds the socket is the agent: before anything is touched.

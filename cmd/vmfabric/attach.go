@@ -87,8 +87,8 @@ func detachCommand(t *tool) *cobra.Command {
 		Use:   "detach VM",
 		Short: "Withdraw a guest's addresses, then remove its port",
 		Long: `Detach withdraws the guest's addresses, then removes its ports. A guest that is
-not attached is no error. A guest that a hypervisor still runs comes back when
-the agent next looks at that hypervisor: stop it there instead.`,
+not attached is no error. A guest that a hypervisor still runs is cut off, and
+wanted again when the agent next looks at that hypervisor: stop it there instead.`,
 		Example:           "  vmfabric detach web",
 		Args:              arguments(cobra.ExactArgs(1)),
 		ValidArgsFunction: t.completeVM,

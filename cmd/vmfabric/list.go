@@ -168,7 +168,11 @@ func explain(a netip.Addr, ports []fabric.PortEntry, st fabric.Status) []step {
 	if p.Trouble != "" {
 		return append(steps, step{"port", false, p.Trouble})
 	}
-	steps = append(steps, step{"port", true, fmt.Sprintf("%s (%s), up and routed", p.Port, p.Kind)})
+	text := fmt.Sprintf("%s (%s), up and routed", p.Port, p.Kind)
+	if p.Kind == fabric.Adopt && p.State != fabric.Live {
+		text = fmt.Sprintf("%s, taken over when its owner has made it", p.Port)
+	}
+	steps = append(steps, step{"port", true, text})
 	if p.State != fabric.Live {
 		text := "not announced: the guest does not run yet, or nobody holds the other end of its port"
 		if st.Draining {

@@ -287,7 +287,7 @@ func (s *Source) readVM(c *conn, dom golibvirt.Domain, last *sighting) (vm fabri
 	defer s.mu.Unlock()
 	s.judge(dom, flaw)
 	switch {
-	case domain.Ours:
+	case domain.Ours && flaw == nil:
 		return vm, true, nil
 	case flaw == nil:
 		s.foreign[dom.UUID] = true
