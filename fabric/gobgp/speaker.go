@@ -50,6 +50,10 @@ type Speaker struct {
 	up     map[string]bool      // which sessions are established, by peer address
 	since  map[string]time.Time // when that last changed
 	closed bool
+	// resuming holds the peers that were not up yet since routes were taken up
+	// again; until settled, GoBGP holds updates back, and forgets withdrawals.
+	resuming map[string]bool
+	settled  time.Time
 }
 
 // New starts a speaker without sessions. It listens nowhere.
@@ -57,7 +61,7 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 	s := &Speaker{
 		cluster: cfg.Cluster, node: cfg.Node, log: slog.New(slog.DiscardHandler),
 		changed: make(chan struct{}, 1),
-		routes:  map[netip.Prefix]fabric.Route{}, up: map[string]bool{}, since: map[string]time.Time{},
+		routes:  map[netip.Prefix]fabric.Route{}, up: map[string]bool{}, since: map[string]time.Time{}, resuming: map[string]bool{},
 	}
 	for _, o := range opts {
 		o(s)
@@ -112,6 +116,9 @@ func (s *Speaker) Open(ctx context.Context) error {
 			return fmt.Errorf("reflector %s: %s: node %s has no address of that family", rr.Name, rr.Address, s.node.Name)
 		}
 		s.note(rr.Address.String(), false)
+		s.mu.Lock()
+		s.resuming[rr.Address.String()] = resumed
+		s.mu.Unlock()
 		if err := s.bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: s.peer(rr, source, resumed)}); err != nil {
 			return fmt.Errorf("reflector %s: %w", rr.Name, err)
 		}
@@ -123,6 +130,9 @@ func (s *Speaker) Open(ctx context.Context) error {
 // routes waits for the End-of-RIB of all reflectors (the deferral of RFC 4724):
 // a node learns nothing from them that it would have to wait for.
 const resumeWait = 1
+
+// resumeSlack is for GoBGP's timer of resumeWait to have done its work.
+const resumeSlack = 100 * time.Millisecond
 
 func (s *Speaker) peer(rr fabric.RR, source netip.Addr, resumed bool) *api.Peer {
 	t := s.cluster.Timers
@@ -189,12 +199,40 @@ func (s *Speaker) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, at time.Ti
 	if e.Type != apiutil.PEER_EVENT_STATE {
 		return
 	}
-	if !s.note(e.Peer.State.NeighborAddress.String(), e.Peer.State.SessionState == bgp.BGP_FSM_ESTABLISHED) {
+	peer, up := e.Peer.State.NeighborAddress.String(), e.Peer.State.SessionState == bgp.BGP_FSM_ESTABLISHED
+	if !s.note(peer, up) {
 		return
+	}
+	if up {
+		s.mu.Lock()
+		if !s.closed { // Close waits for those that are begun
+			s.serving.Go(func() { s.resume(peer) })
+		}
+		s.mu.Unlock()
 	}
 	select {
 	case s.changed <- struct{}{}:
 	default:
+	}
+}
+
+// resume sends everything, and End-of-RIB, to a peer whose session is up again
+// for the first time. GoBGP would wait for the End-of-RIB of all peers, or for
+// resumeWait; until then the routes are stale at the reflector, which must drop
+// them at once if this session ends too (RFC 4724, 4.2, consecutive restarts).
+func (s *Speaker) resume(peer string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.resuming[peer] || s.closed {
+		return
+	}
+	delete(s.resuming, peer)
+	s.settled = time.Now().Add(resumeWait*time.Second + resumeSlack)
+	err := s.bgp.ResetPeer(context.Background(), &api.ResetPeerRequest{
+		Address: peer, Soft: true, Direction: api.ResetPeerRequest_DIRECTION_OUT,
+	})
+	if err != nil {
+		s.log.Warn("routes not sent at once", "peer", peer, "err", err)
 	}
 }
 
@@ -251,10 +289,22 @@ func (s *Speaker) Put(_ context.Context, routes ...fabric.Route) error {
 	return nil
 }
 
-// Remove implements [fabric.Speaker].
-func (s *Speaker) Remove(_ context.Context, prefixes ...netip.Prefix) error {
+// Remove implements [fabric.Speaker]. In the second after a restarted speaker's
+// session came up it waits: GoBGP would not pass the withdrawal on.
+func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for wait := time.Until(s.settled); wait > 0; wait = time.Until(s.settled) {
+		s.mu.Unlock()
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+		s.mu.Lock()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
 	var paths []*apiutil.Path
 	for _, prefix := range prefixes {
 		r, there := s.routes[prefix]

@@ -141,6 +141,13 @@ func TestRestartsLoseNothing(t *testing.T) {
 		a.established()
 		time.Sleep(300 * time.Millisecond)
 	}
+	// Once more, and again as soon as the sessions are up: reflectors that had
+	// not heard everything by then would drop it (RFC 4724, 4.2).
+	for range 2 {
+		a.restart(a.Kill)
+		a.established()
+	}
+	time.Sleep(300 * time.Millisecond)
 	for _, p := range probes {
 		r := p.Stop()
 		assert.Zero(t, r.Lost, "%+v", r)
@@ -151,6 +158,14 @@ func TestRestartsLoseNothing(t *testing.T) {
 	entries := a.ask(hooks.List, fabric.VM{}).Ports
 	require.Len(t, entries, 1)
 	assert.Equal(t, fabric.Live, entries[0].State)
+	// A guest that goes just after a restart is withdrawn, not forgotten.
+	brief := veth("brief", "203.0.113.12", "2001:db8:100::12")
+	s.run("node1", brief)
+	s.coreHas(s.top.Nodes["node1"], brief.Prefixes()...)
+	a.restart(a.Kill)
+	a.established()
+	a.ask(hooks.Remove, brief)
+	s.nobodyHas(brief.Prefixes()...)
 	// And an agent that is told to withdraws on purpose.
 	out, errs, code := a.cli("agent", "--drain")
 	require.Zero(t, code, errs)

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/testenv"
+)
+
+// agent is a vmfabric agent on a node of a lab.
+type agent struct {
+	*testenv.Daemon
+	lab     *lab
+	node    *testenv.Host
+	program string
+	socket  string
+}
+
+// startAgent starts an agent on a node and waits until it is ready.
+func (b *bench) startAgent(ctx context.Context, l *lab, node string) (*agent, error) {
+	host := l.top.Nodes[node]
+	a := &agent{lab: l, node: host, program: b.bin.vmfabric, socket: filepath.Join(host.Dir(), "agent.sock")}
+	if err := a.start(); err != nil {
+		return nil, err
+	}
+	return a, a.ready(ctx, 0)
+}
+
+// start starts the agent, also again after it was stopped or killed.
+func (a *agent) start() (err error) {
+	a.Daemon, err = a.node.StartDaemon("agent", exec.Command(a.program, "agent", "--config", a.lab.file, "--node", a.node.Name(),
+		"--state", filepath.Join(a.node.Dir(), "state"), "--socket", a.socket, "--libvirt", "off"))
+	return err
+}
+
+// ready waits until the agent is healthy, which includes that all its sessions
+// are up, and has that many live ports.
+func (a *agent) ready(ctx context.Context, live int) error {
+	return a.until(ctx, func(st fabric.Status) error {
+		if !st.Healthy || st.Live != live || len(st.Sessions) != 2 {
+			return fmt.Errorf("%d of %d live, %d of 2 sessions, problems %v", st.Live, live, len(st.Sessions), st.Problems)
+		}
+		return nil
+	})
+}
+
+// adopted waits until the agent answers and has that many live ports, whatever
+// its sessions do.
+func (a *agent) adopted(ctx context.Context, live int) error {
+	return a.until(ctx, func(st fabric.Status) error {
+		if st.Live != live {
+			return fmt.Errorf("%d of %d live", st.Live, live)
+		}
+		return nil
+	})
+}
+
+// until waits for an agent's status to pass.
+func (a *agent) until(ctx context.Context, pass func(fabric.Status) error) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		reply, err := hooks.Client{Socket: a.socket}.Call(ctx, hooks.Request{Op: hooks.Status})
+		if err == nil {
+			err = pass(*reply.Status)
+		}
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-a.Done():
+			return fmt.Errorf("the agent ended: %s", a.Log())
+		case <-ctx.Done():
+			return fmt.Errorf("the agent is not ready: %w", err)
+		}
+	}
+}
+
+// ask sends one request over a connection of its own, as a hook does, and
+// notes the time from just before the line is written.
+func (a *agent) ask(ctx context.Context, op hooks.Op, vm fabric.VM) (span, error) {
+	line, err := json.Marshal(hooks.Request{V: hooks.Version, Op: op, VM: vm})
+	if err != nil {
+		return span{}, err
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", a.socket)
+	if err != nil {
+		return span{}, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
+	line = append(line, '\n')
+	began := time.Now()
+	if _, err := conn.Write(line); err != nil {
+		return span{}, err
+	}
+	answer, err := bufio.NewReader(conn).ReadBytes('\n')
+	x := since(began)
+	if err != nil {
+		return x, err
+	}
+	var reply hooks.Reply
+	if err := json.Unmarshal(answer, &reply); err != nil {
+		return x, err
+	}
+	if !reply.OK {
+		return x, errors.New(reply.Error)
+	}
+	return x, nil
+}
+
+// askAll sends a request for each guest, so many at a time, and gives how long
+// each took.
+func (a *agent) askAll(ctx context.Context, op hooks.Op, gs []guest, atOnce int) (sample, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, atOnce)
+	took, errs := make(sample, len(gs)), make([]error, len(gs))
+	for i, g := range gs {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			began := time.Now()
+			// The shipped client, which tries again while the queue of connections is full.
+			_, errs[i] = hooks.Client{Socket: a.socket}.Call(ctx, hooks.Request{Op: op, VM: g.vm(fabric.Tap)})
+			took[i] = time.Since(began)
+		})
+	}
+	wg.Wait()
+	return took, errors.Join(errs...)
+}
+
+// method is the agent as a way to bring guests up and down.
+func (a *agent) method(name string) *method {
+	ask := func(op hooks.Op) func(context.Context, guest) (span, error) {
+		return func(ctx context.Context, g guest) (span, error) { return a.ask(ctx, op, g.vm(fabric.Tap)) }
+	}
+	return &method{name: name, up: ask(hooks.Live), down: ask(hooks.Remove)}
+}

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/vmfabric/vmfabric/testenv"
+)
+
+// bench is one run.
+type bench struct {
+	root  string // of the module
+	size  size
+	quick bool
+	bin   programs
+	log   io.Writer
+}
+
+// size says how much is measured.
+type size struct {
+	guests    int           // up and down, request to core gateway; hooks as often
+	ports     []int         // present on the node while others are attached
+	attaches  int           // at each of these
+	file      []int         // routes in the route file of a BIRD without an agent
+	peers     int           // hooks at each of these
+	frr       int           // hooks of an FRR
+	storm     int           // guests at once
+	storms    int           // how often
+	live      int           // guests over a restart
+	restarts  int           // of each kind
+	watch     time.Duration // after a restart
+	watchLast time.Duration // after the last
+	breathing time.Duration // before memory is looked at
+}
+
+var (
+	fullSize = size{
+		guests: 200, ports: []int{10, 1000, 5000}, attaches: 200,
+		file: []int{100, 1000, 10000}, peers: 60, frr: 40,
+		storm: 1000, storms: 3, live: 1000, restarts: 3, watch: 3 * time.Second, watchLast: graceful + 2*time.Second, breathing: 3 * time.Second,
+	}
+	quickSize = size{
+		guests: 10, ports: []int{10, 50}, attaches: 10,
+		file: []int{100}, peers: 3, frr: 2,
+		storm: 30, storms: 1, live: 20, restarts: 1, watch: 2 * time.Second, watchLast: 2 * time.Second, breathing: 100 * time.Millisecond,
+	}
+)
+
+// longest bounds a run; a full one takes about eight minutes.
+const longest = 15 * time.Minute
+
+var errTooLong = errors.New("it took longer than 15 minutes; run it on a quiet machine")
+
+// measurement is one that can be asked for by name.
+type measurement struct {
+	name string
+	run  func(ctx context.Context, b *bench) (section, error)
+}
+
+func all() []measurement {
+	return []measurement{
+		{"attach", measureAttach},
+		{"hook", measureHook},
+		{"scale", measureScale},
+		{"peers", measurePeers},
+		{"storm", measureStorm},
+		{"restart", measureRestart},
+	}
+}
+
+func names() []string {
+	var ns []string
+	for _, m := range all() {
+		ns = append(ns, m.name)
+	}
+	return ns
+}
+
+func find(name string) *measurement {
+	for _, m := range all() {
+		if m.name == name {
+			return &m
+		}
+	}
+	return nil
+}
+
+// measure makes one measurement, or all when only is empty.
+func (b *bench) measure(ctx context.Context, only string) (report, error) {
+	began := time.Now()
+	ctx, cancel := context.WithTimeoutCause(ctx, longest, errTooLong)
+	defer cancel()
+	if err := testenv.Available("bird"); err != nil {
+		return report{}, err
+	}
+	dir, err := os.MkdirTemp("", "vmfabric-bench-")
+	if err != nil {
+		return report{}, err
+	}
+	defer os.RemoveAll(dir)
+	b.say("building")
+	if b.bin, err = b.build(ctx, dir); err != nil {
+		return report{}, err
+	}
+	r := report{machine: machine(ctx, b.bin), quick: b.quick}
+	for _, m := range all() {
+		if only != "" && m.name != only {
+			continue
+		}
+		idle := quiet(ctx)
+		b.say("%s (machine %.0f %% idle)", m.name, 100*idle)
+		s, err := m.run(ctx, b)
+		if err != nil {
+			if ctx.Err() != nil {
+				err = fmt.Errorf("not finished: %w", context.Cause(ctx))
+			}
+			return r, fmt.Errorf("%s: %w", m.name, err)
+		}
+		if idle < quietEnough {
+			s.notes = append(s.notes, fmt.Sprintf("The machine was only %.0f %% idle before this: others were using it.", 100*idle))
+		}
+		r.sections = append(r.sections, s)
+	}
+	r.took = time.Since(began)
+	return r, nil
+}
+
+func (b *bench) say(format string, args ...any) {
+	fmt.Fprintf(b.log, "%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+}

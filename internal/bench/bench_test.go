@@ -1,0 +1,59 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
+)
+
+func TestFlags(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name, says string
+		args       []string
+	}{
+		{"no such measurement", "--only nonsense: no such measurement; give one of attach, hook, scale, peers, storm, restart", []string{"--only", "nonsense"}},
+		{"no flag", `"attach" is not a flag; see --help`, []string{"attach"}},
+		{"nobody", "--guests 0: nothing to measure", []string{"--guests", "0"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			var said bytes.Buffer
+			assert.Equal(t, 2, run(t.Context(), tc.args, io.Discard, &said))
+			assert.Contains(t, said.String(), tc.says)
+		})
+	}
+}
+
+// TestQuick runs everything in small numbers.
+func TestQuick(t *testing.T) {
+	if testing.Short() {
+		t.Skip("half a minute of laboratories")
+	}
+	labtest.Need(t, "bird")
+	out := filepath.Join(t.TempDir(), "performance.md")
+	var printed, said bytes.Buffer
+	require.Zero(t, run(t.Context(), []string{"--quick", "--out", out}, &printed, &said), "%s", &said)
+	written, err := os.ReadFile(out)
+	require.NoError(t, err)
+	assert.Equal(t, printed.String(), string(written))
+	for _, want := range []string{
+		"vmfabric: request to the agent", "floor: netlink calls, BIRD learns", "the hook, the agent makes the port", "KiB a guest",
+		"shell hook, BIRD with 100 routes in a file", "30 guests at once", "SIGKILL, started again",
+		"packets lost over all restarts: none", "routes to guests removed at the core gateway: none",
+	} {
+		assert.Contains(t, printed.String(), want)
+	}
+	if testenv.Available("frr") == nil {
+		assert.Contains(t, printed.String(), "shell hook, FRR by vtysh")
+	}
+	assert.NotContains(t, printed.String(), "NaN")
+}

@@ -1,0 +1,16 @@
+// Command hello is the least that a hook in Go can be: it reads its standard
+// input and says hello. The benchmark compares the shipped hook with it.
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+)
+
+func main() {
+	if _, err := io.ReadAll(os.Stdin); err != nil {
+		os.Exit(1)
+	}
+	fmt.Println("hello, world")
+}

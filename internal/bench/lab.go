@@ -1,0 +1,245 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/testenv"
+)
+
+// The guests' addresses: of guest n, the n-th of each.
+var (
+	pool4 = netip.MustParsePrefix("10.64.0.0/14")
+	pool6 = netip.MustParsePrefix("2001:db8:100::/48")
+)
+
+// graceful is the graceful restart time (RFC 4724) of the labs' agents.
+const graceful = 20 * time.Second
+
+// patience bounds what takes seconds at most when all is well.
+const patience = 2 * time.Minute
+
+// lab is a fabric: nodes, on which nothing runs yet, two reflectors and a core
+// gateway, whose routes are watched.
+type lab struct {
+	*testenv.Lab
+	top     *testenv.Topology
+	cluster fabric.Cluster
+	file    string // the cluster file
+	core    *routes
+}
+
+// newLab makes a lab. Its caller closes it.
+func (b *bench) newLab(ctx context.Context, name string, nodes int) (*lab, error) {
+	made, err := testenv.New(ctx, testenv.Options{Name: "bench" + name})
+	if err != nil {
+		return nil, err
+	}
+	l := &lab{Lab: made, cluster: testenv.SmallCluster(nodes)}
+	l.cluster.Timers.Restart = graceful
+	l.cluster.Pools = []fabric.Pool{{Name: "public4", Prefix: pool4}, {Name: "public6", Prefix: pool6}}
+	if err := l.start(ctx); err != nil {
+		return nil, errors.Join(err, l.close())
+	}
+	return l, nil
+}
+
+func (l *lab) start(ctx context.Context) (err error) {
+	if l.top, err = l.Build(l.cluster); err != nil {
+		return err
+	}
+	for _, h := range append(slices.Collect(maps.Values(l.top.Reflectors)), l.top.Core) {
+		if err := ackAtOnce(h); err != nil {
+			return err
+		}
+	}
+	l.file = filepath.Join(l.Dir(), "cluster.yaml")
+	if err := os.WriteFile(l.file, []byte(testenv.ClusterFile(l.cluster)), 0o600); err != nil {
+		return err
+	}
+	if l.core, err = watchRoutes(l.top.Core); err != nil {
+		return err
+	}
+	bgp := testenv.BGPOf(l.cluster)
+	for _, rr := range l.top.Reflectors {
+		conf := testenv.Reflector{BGP: bgp, RouterID: rr.Addr4(), Cores: []netip.Addr{l.top.Core.Addr4()}}
+		if _, err := rr.StartBird(ctx, conf.Bird()); err != nil {
+			return err
+		}
+	}
+	bird, err := l.top.Core.StartBird(ctx, testenv.CoreGateway{BGP: bgp, Reflectors: l.reflectors()}.Bird())
+	if err != nil {
+		return err
+	}
+	return established(ctx, bird)
+}
+
+// ackAtOnce has a host acknowledge what comes over the underlay without delay.
+// BIRD sends the update of each family on its own and leaves Nagle's algorithm
+// on: in a series of guests, the second would wait up to 40 ms for the delayed
+// acknowledgement of the first, which guests that come minutes apart never see.
+func ackAtOnce(h *testenv.Host) error {
+	eth0, err := h.Link("eth0")
+	if err != nil {
+		return err
+	}
+	rs, err := h.Netlink().RouteList(eth0, netlink.FAMILY_V4)
+	if err != nil {
+		return err
+	}
+	for _, r := range rs {
+		if r.Dst == nil || r.Dst.String() != testenv.UnderlayPrefix4.String() {
+			continue
+		}
+		r.QuickACK = 1
+		return h.Netlink().RouteReplace(&r)
+	}
+	return fmt.Errorf("%s has no route to %s", h.Name(), testenv.UnderlayPrefix4)
+}
+
+// close removes the lab and everything in it.
+func (l *lab) close() error {
+	if l.core != nil {
+		l.core.close()
+	}
+	return l.Close()
+}
+
+func (l *lab) reflectors() []netip.Addr {
+	var as []netip.Addr
+	for _, rr := range l.cluster.Reflectors {
+		as = append(as, rr.Address)
+	}
+	return as
+}
+
+// counter is a BGP daemon that counts its sessions.
+type counter interface {
+	Established(ctx context.Context) (int, error)
+}
+
+// established waits until a daemon has a session with both reflectors.
+func established(ctx context.Context, c counter) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return testenv.Until(ctx, func() error {
+		n, err := c.Established(ctx)
+		if err == nil && n < 2 {
+			err = fmt.Errorf("%d of 2 BGP sessions are up", n)
+		}
+		return err
+	})
+}
+
+// guest is one with an address of each family.
+type guest struct {
+	name   string
+	a4, a6 netip.Addr
+}
+
+// guestNumber gives guest n; no two of a lab have the same number.
+func guestNumber(n int) guest {
+	a4, a6 := pool4.Addr().As4(), pool6.Addr().As16()
+	for i := range 3 {
+		a4[3-i] += byte(n >> (8 * i))
+		a6[15-i] += byte(n >> (8 * i))
+	}
+	return guest{fmt.Sprintf("g%06d", n), netip.AddrFrom4(a4), netip.AddrFrom16(a6)}
+}
+
+// guests gives n guests from number first on.
+func guests(first, n int) []guest {
+	gs := make([]guest, n)
+	for i := range gs {
+		gs[i] = guestNumber(first + i)
+	}
+	return gs
+}
+
+func (g guest) port() string { return fabric.PortName(g.name, 0) }
+
+func (g guest) prefixes() []netip.Prefix {
+	return []netip.Prefix{fabric.HostPrefix(g.a4), fabric.HostPrefix(g.a6)}
+}
+
+func (g guest) vm(kind fabric.Kind) fabric.VM {
+	return fabric.VM{Name: g.name, NICs: []fabric.NIC{{Kind: kind, Addresses: []netip.Addr{g.a4, g.a6}}}}
+}
+
+func prefixesOf(gs []guest) []netip.Prefix {
+	var ps []netip.Prefix
+	for _, g := range gs {
+		ps = append(ps, g.prefixes()...)
+	}
+	return ps
+}
+
+// method is one way to bring a guest up and down.
+type method struct {
+	name     string
+	up, down func(ctx context.Context, g guest) (span, error)
+
+	ups, downs         sample // until the core gateway has both routes, or neither
+	upCalls, downCalls sample // until up and down were done
+}
+
+// span is when something began, and how long it took.
+type span struct {
+	began time.Time
+	took  time.Duration
+}
+
+func since(began time.Time) span { return span{began, time.Since(began)} }
+
+// race measures the methods n times each, by turns, with guests from number
+// first on. A round before that is not counted: daemons take longer over the
+// first route of a session.
+func (l *lab) race(ctx context.Context, methods []*method, first, n int) error {
+	for i := range n + 1 {
+		for k := range methods {
+			m := methods[(i+k)%len(methods)] // nobody always comes after the same
+			if err := l.upAndDown(ctx, m, guestNumber(first+i*len(methods)+k)); err != nil {
+				return fmt.Errorf("%s: %w", m.name, err)
+			}
+			if i == 0 {
+				m.ups, m.downs, m.upCalls, m.downCalls = nil, nil, nil, nil
+			}
+		}
+	}
+	return nil
+}
+
+func (l *lab) upAndDown(ctx context.Context, m *method, g guest) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	l.core.arm(g.prefixes()...)
+	call, err := m.up(ctx, g)
+	if err != nil {
+		return err
+	}
+	at, err := l.core.come(ctx, g.prefixes()...)
+	if err != nil {
+		return err
+	}
+	m.ups.add(at.Sub(call.began))
+	m.upCalls.add(call.took)
+	time.Sleep(quietAfter)
+	if call, err = m.down(ctx, g); err != nil {
+		return err
+	}
+	if at, err = l.core.gone(ctx, g.prefixes()...); err != nil {
+		return err
+	}
+	m.downs.add(at.Sub(call.began))
+	m.downCalls.add(call.took)
+	return nil
+}

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"debug/buildinfo"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// machine says what the figures were measured on.
+func machine(ctx context.Context, bin programs) []fact {
+	facts := []fact{
+		{"date", time.Now().Format(time.DateOnly)},
+		{"processor", fmt.Sprintf("%d × %s", runtime.NumCPU(), cmp.Or(fieldOf("/proc/cpuinfo", "model name"), runtime.GOARCH))},
+		{"memory", memory()},
+		{"kernel", kernel()},
+		{"distribution", cmp.Or(strings.Trim(valueOf("/etc/os-release", "PRETTY_NAME="), `"`), "unknown")},
+		{"Go", strings.TrimPrefix(runtime.Version(), "go")},
+		{"GoBGP", dependency(bin.vmfabric, "github.com/osrg/gobgp/v4")},
+		{"BIRD", version(ctx, "bird", "--version")},
+		{"FRR", version(ctx, "/usr/lib/frr/bgpd", "--version")},
+	}
+	for _, p := range []fact{{"vmfabric, the program", bin.vmfabric}, {"hooks/libvirt, the hook", bin.hook}} {
+		if st, err := os.Stat(p.value); err == nil {
+			facts = append(facts, fact{p.name, mib(st.Size()) + " MiB on disk"})
+		}
+	}
+	return facts
+}
+
+func kernel() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+func memory() string {
+	kib, err := strconv.ParseInt(strings.TrimSuffix(fieldOf("/proc/meminfo", "MemTotal"), " kB"), 10, 64)
+	if err != nil {
+		return "unknown"
+	}
+	return mib(kib<<10) + " MiB"
+}
+
+// fieldOf gives the value of the first "name : value" line of a file.
+func fieldOf(path, name string) string {
+	_, value, _ := strings.Cut(valueOf(path, name), ":")
+	return strings.TrimSpace(value)
+}
+
+// valueOf gives the rest of the first line that begins with start.
+func valueOf(path, start string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, start); ok {
+			return strings.TrimSpace(rest)
+		}
+	}
+	return ""
+}
+
+func dependency(program, module string) string {
+	info, err := buildinfo.ReadFile(program)
+	if err != nil {
+		return "unknown"
+	}
+	for _, d := range info.Deps {
+		if d.Path == module {
+			return strings.TrimPrefix(d.Version, "v")
+		}
+	}
+	return "unknown"
+}
+
+var versionNumber = regexp.MustCompile(`\d+\.\d+[.\d]*`)
+
+func version(ctx context.Context, program string, args ...string) string {
+	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
+	if err != nil {
+		return "not installed"
+	}
+	return cmp.Or(versionNumber.FindString(string(out)), "unknown")
+}
+
+const (
+	quietEnough = 0.9              // share of the processors that idles on a quiet machine
+	quietWithin = 10 * time.Second // what came before may still be tidied up by the kernel
+	quietLook   = 300 * time.Millisecond
+)
+
+// quiet waits, within bounds, until the machine is quiet, and gives the share
+// of the processors that idled at last.
+func quiet(ctx context.Context) float64 {
+	bound := time.Now().Add(quietWithin)
+	for {
+		idle0, all0 := ticks()
+		select {
+		case <-ctx.Done():
+			return 0
+		case <-time.After(quietLook):
+		}
+		idle1, all1 := ticks()
+		idle := float64(idle1-idle0) / max(1, float64(all1-all0))
+		if idle >= quietEnough || time.Now().After(bound) {
+			return idle
+		}
+	}
+}
+
+// ticks gives the processors' idle and whole time since boot (proc_stat(5)).
+func ticks() (idle, all uint64) {
+	fields := strings.Fields(valueOf("/proc/stat", "cpu "))
+	for i, f := range fields {
+		n, _ := strconv.ParseUint(f, 10, 64)
+		if i < 8 { // guest time is in user time already
+			all += n
+		}
+		if i == 3 || i == 4 {
+			idle += n
+		}
+	}
+	return idle, all
+}
+
+// usage is the memory of a process, in bytes.
+type usage struct{ rss, pss int64 }
+
+// usageOf reads the memory of a process (proc_pid_smaps(5), smaps_rollup).
+func usageOf(pid int) (usage, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return usage{}, err
+	}
+	var u usage
+	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
+		name, rest, _ := strings.Cut(s.Text(), ":")
+		kib, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+		switch name {
+		case "Rss":
+			u.rss = kib << 10
+		case "Pss":
+			u.pss = kib << 10
+		}
+	}
+	return u, nil
+}

@@ -1,0 +1,103 @@
+// Command bench measures vmfabric against what it competes with, all in one run
+// on one machine, and writes the figures down: docs/performance.md is a run of
+// it. It needs root, BIRD 2, and for one comparison FRR.
+//
+//	go run ./internal/bench                 everything, into docs/performance.md
+//	go run ./internal/bench --only attach   one measurement, printed only
+//	go run ./internal/bench --quick         a smoke run: the figures mean nothing
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+const document = "docs/performance.md"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is main but for what belongs to the process. It gives the exit status.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	f, err := parseFlags(args, stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "bench: %v\n", err)
+		return 2
+	}
+	if err := f.run(ctx, stdout, stderr); err != nil {
+		fmt.Fprintf(stderr, "bench: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+type flags struct {
+	only, out string
+	guests    int
+	quick     bool
+}
+
+func parseFlags(args []string, stderr io.Writer) (flags, error) {
+	var f flags
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	fs.StringVar(&f.only, "only", "", "the measurement to make: "+strings.Join(names(), ", "))
+	fs.StringVar(&f.out, "out", "", "the file to write; "+document+" for a full run, none for a partial one")
+	fs.IntVar(&f.guests, "guests", 200, "how often an attach and a hook are measured")
+	fs.BoolVar(&f.quick, "quick", false, "a smoke run with small numbers")
+	if err := fs.Parse(args); err != nil {
+		return f, err
+	}
+	switch {
+	case fs.NArg() > 0:
+		return f, fmt.Errorf("%q is not a flag; see --help", fs.Arg(0))
+	case f.only != "" && find(f.only) == nil:
+		return f, fmt.Errorf("--only %s: no such measurement; give one of %s", f.only, strings.Join(names(), ", "))
+	case f.guests < 1:
+		return f, fmt.Errorf("--guests %d: nothing to measure; give 200 for figures that mean something", f.guests)
+	}
+	return f, nil
+}
+
+func (f flags) run(ctx context.Context, stdout, stderr io.Writer) error {
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return err
+	}
+	if f.out == "" && f.only == "" && !f.quick {
+		f.out = filepath.Join(root, document)
+	}
+	b := &bench{root: root, size: fullSize, log: stderr}
+	if f.quick {
+		b.size, b.quick = quickSize, true
+	} else {
+		b.size.guests = f.guests
+	}
+	r, err := b.measure(ctx, f.only)
+	if err != nil {
+		return err
+	}
+	text := r.markdown()
+	fmt.Fprint(stdout, text)
+	if f.out == "" {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(f.out), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(f.out, []byte(text), 0o644)
+}
