@@ -219,7 +219,7 @@ func (s *Speaker) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, at time.Ti
 // resume sends everything, and End-of-RIB, to a peer whose session is up again
 // for the first time. GoBGP would wait for the End-of-RIB of all peers, or for
 // resumeWait; until then the routes are stale at the reflector, which must drop
-// them at once if this session ends too (RFC 4724, 4.2, consecutive restarts).
+// them at once if that one ends too (RFC 4724, 4.2, consecutive restarts).
 func (s *Speaker) resume(peer string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

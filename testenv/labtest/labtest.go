@@ -56,7 +56,7 @@ func Build(t testing.TB, c fabric.Cluster) (*testenv.Lab, *testenv.Topology) {
 }
 
 // Need says what the test needs besides a kernel, in the words of
-// testenv.Available: "bird", "frr", "libvirt", "qemu" (which includes libvirt),
+// testenv.Available: "bird", "frr", "libvirt", "qemu" (which includes libvirt), "lxd",
 // the name of a program, "root". Where something is missing, see [Missing].
 func Need(t testing.TB, things ...string) {
 	t.Helper()
