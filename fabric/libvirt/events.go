@@ -104,7 +104,7 @@ func (s *Source) follow(c *conn, dom golibvirt.Domain, fresh bool) {
 		if d.State == fabric.Absent {
 			s.forget(dom)
 		}
-		s.box.put(d)
+		s.box.Put(d)
 	}
 }
 
@@ -127,7 +127,7 @@ func (s *Source) vanished(c *conn, dom golibvirt.Domain) {
 		}
 	}
 	if err == nil || isNoDomain(err) {
-		s.box.put(gone)
+		s.box.Put(gone)
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 func (s *Source) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { s.box.deliver(ctx) })
+	wg.Go(func() { s.box.Deliver(ctx) })
 
 	wait := s.times.retryMin
 	for ctx.Err() == nil {
@@ -56,7 +56,7 @@ func (s *Source) once(ctx context.Context) (connected bool, err error) {
 	s.mu.Unlock()
 	s.log.Info("libvirt connected", "socket", c.path)
 	// Only now: what happens from here on is heard.
-	s.box.putLost()
+	s.box.PutLost()
 
 	err = s.watch(ctx, c)
 	s.mu.Lock()

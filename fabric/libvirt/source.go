@@ -18,6 +18,7 @@ import (
 	golibvirt "github.com/digitalocean/go-libvirt"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/outbox"
 	"github.com/vmfabric/vmfabric/fabric/libvirt/domxml"
 )
 
@@ -38,7 +39,7 @@ type Config struct {
 type Source struct {
 	sockets []string
 	log     *slog.Logger
-	box     *outbox
+	box     *outbox.Box
 	times   times
 
 	mu        sync.Mutex
@@ -80,7 +81,7 @@ func New(cfg Config) *Source {
 		sockets = []string{cfg.Socket}
 	}
 	return &Source{
-		sockets: sockets, log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), box: newOutbox(),
+		sockets: sockets, log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), box: outbox.New(),
 		times: times{call: 10 * time.Second, ping: 5 * time.Second, retryMin: 500 * time.Millisecond, retryMax: 5 * time.Second},
 		since: time.Now(), known: map[golibvirt.UUID]*sighting{}, foreign: map[golibvirt.UUID]bool{}, bad: map[golibvirt.UUID]string{},
 	}
@@ -92,7 +93,7 @@ func (s *Source) Name() string { return domxml.Origin }
 // Changes implements [fabric.Source]. Changes of one guest that nobody took
 // yet are one change, the newest. The first after each connect has Lost set.
 // The channel is never closed.
-func (s *Source) Changes() <-chan fabric.Change { return s.box.out }
+func (s *Source) Changes() <-chan fabric.Change { return s.box.Out() }
 
 // Guests implements [fabric.Source]: the active domains of ours, each with the
 // time at which its state was read in Since. It works without Run too, over a

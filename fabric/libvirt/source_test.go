@@ -447,14 +447,12 @@ func TestOnlyTheNewestIsTold(t *testing.T) {
 		}
 	}
 	require.Eventually(t, func() bool {
-		s.box.mu.Lock()
-		defer s.box.mu.Unlock()
-		for _, d := range s.box.changes {
+		for _, d := range s.box.Waiting() {
 			if d.State != fabric.Wired {
 				return false
 			}
 		}
-		return len(s.box.changes) == guests
+		return len(s.box.Waiting()) == guests
 	}, patience, time.Millisecond)
 	told := map[string]fabric.State{}
 	for len(told) < guests {

@@ -39,7 +39,7 @@ func (s *Source) hear(ctx context.Context, c *conn, message []byte) {
 	var e event
 	if err := json.Unmarshal(message, &e); err != nil {
 		s.log.Warn("event not understood; listing instances instead", "err", err)
-		s.box.putLost()
+		s.box.PutLost()
 		return
 	}
 	if e.Type != "lifecycle" {
@@ -53,7 +53,7 @@ func (s *Source) hear(ctx context.Context, c *conn, message []byte) {
 	switch what {
 	case "instances", "containers", "virtual-machines":
 	case "profiles", "projects", "cluster":
-		s.box.putLost() // many instances may be other than they were
+		s.box.PutLost() // many instances may be other than they were
 		return
 	default:
 		return
@@ -71,7 +71,7 @@ func (s *Source) hear(ctx context.Context, c *conn, message []byte) {
 			}
 		}
 		if !room {
-			s.box.putLost()
+			s.box.PutLost()
 		}
 	}
 }
@@ -132,7 +132,7 @@ func (s *Source) follow(ctx context.Context, c *conn, k key) {
 		s.vanished(k, began)
 	case err != nil:
 		s.log.Warn(s.name+" does not tell of an instance; listing all instead", "vm", k.name, "err", err)
-		s.box.putLost()
+		s.box.PutLost()
 	default:
 		s.arrived(i, began)
 	}
@@ -173,10 +173,10 @@ func (s *Source) tell(k key, d fabric.Desired, was bool) {
 	// One that was never seen may have been brought up by a hook. But before
 	// the first list the guest of that name may as well be another instance.
 	if d.State != fabric.Absent || was || s.listed {
-		s.box.put(d)
+		s.box.Put(d)
 	}
 	if d.State == fabric.Absent && was && s.rivals(k.name) {
-		s.box.putLost()
+		s.box.PutLost()
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 func (s *Source) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { s.box.deliver(ctx) })
+	wg.Go(func() { s.box.Deliver(ctx) })
 
 	wait := s.times.retryMin
 	for ctx.Err() == nil {
@@ -59,7 +59,7 @@ func (s *Source) once(ctx context.Context) (connected bool, err error) {
 	s.mu.Unlock()
 	s.log.Info(s.name+" connected", "socket", c.path)
 	// Only now: what happens from here on is heard.
-	s.box.putLost()
+	s.box.PutLost()
 
 	err = s.watch(ctx, c)
 	s.mu.Lock()

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/outbox"
 )
 
 // Config is what a [Source] may be told; its zero value serves.
@@ -41,7 +42,7 @@ type Source struct {
 	dialect
 	log     *slog.Logger
 	hasPair func(name string) bool
-	box     *outbox
+	box     *outbox.Box
 	times   times
 	// given: the socket was named, so it is connected to whatever it is.
 	given bool
@@ -94,7 +95,7 @@ type times struct {
 func New(cfg Config) *Source {
 	s := &Source{
 		dialect: ofLXD, given: cfg.Socket != "",
-		log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), hasPair: cfg.HasPair, box: newOutbox(),
+		log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), hasPair: cfg.HasPair, box: outbox.New(),
 		times: times{
 			call: 10 * time.Second, list: 20 * time.Second, ping: 5 * time.Second,
 			retryMin: 500 * time.Millisecond, retryMax: 5 * time.Second, leak: 15 * time.Second,
@@ -113,7 +114,7 @@ func (s *Source) Name() string { return s.name }
 // Changes implements [fabric.Source]. Changes of one guest that nobody took
 // yet are one change, the newest. The first after each connect has Lost set.
 // The channel is never closed.
-func (s *Source) Changes() <-chan fabric.Change { return s.box.out }
+func (s *Source) Changes() <-chan fabric.Change { return s.box.Out() }
 
 // Guests implements [fabric.Source]: the instances of ours on this member that
 // are not absent, each with the time just before it was read in Since. It
@@ -266,7 +267,7 @@ func (s *Source) takeAll(here []instance, began time.Time) []fabric.Desired {
 	for _, i := range here {
 		if d, ours := s.take(i, began); ours && d.State != fabric.Absent {
 			guests = append(guests, d)
-			s.box.renew(d)
+			s.box.Renew(d)
 		}
 	}
 	s.listed = s.listed || began.After(s.since)

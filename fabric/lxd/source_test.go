@@ -315,9 +315,7 @@ func TestNewsOlderThanAList(t *testing.T) {
 	d.code("web", codeStopped)
 	d.tell("instance-stopped", "web")
 	waiting := func() fabric.State {
-		s.box.mu.Lock()
-		defer s.box.mu.Unlock()
-		return s.box.changes["web"].State
+		return s.box.Waiting()["web"].State
 	}
 	require.Eventually(t, func() bool { return waiting() == fabric.Absent }, patience, time.Millisecond)
 	d.code("web", codeRunning)
@@ -602,9 +600,7 @@ func TestOnlyTheNewestIsTold(t *testing.T) {
 		d.tell("instance-updated", "web")
 	}
 	require.Eventually(t, func() bool {
-		s.box.mu.Lock()
-		defer s.box.mu.Unlock()
-		return s.box.changes["web"].State == fabric.Wired
+		return s.box.Waiting()["web"].State == fabric.Wired
 	}, patience, time.Millisecond)
 	requireNext(t, s, "web", fabric.Wired)
 }

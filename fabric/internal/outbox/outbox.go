@@ -1,16 +1,18 @@
-package libvirt
+// Package outbox keeps the news of a source until the agent listens.
+package outbox
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// outbox holds what is to be told until somebody listens. Of each guest it
+// Box holds what is to be told until somebody listens. Of each guest it
 // keeps the newest only, so it never holds more than there are guests.
-type outbox struct {
+type Box struct {
 	out  chan fabric.Change // unbuffered, so that what is told is the newest when it is told
 	wake chan struct{}
 
@@ -20,12 +22,23 @@ type outbox struct {
 	changes map[string]fabric.Desired
 }
 
-func newOutbox() *outbox {
-	return &outbox{out: make(chan fabric.Change), wake: make(chan struct{}, 1), changes: map[string]fabric.Desired{}}
+// New makes an empty box.
+func New() *Box {
+	return &Box{out: make(chan fabric.Change), wake: make(chan struct{}, 1), changes: map[string]fabric.Desired{}}
 }
 
-// put takes up a change of a guest.
-func (o *outbox) put(d fabric.Desired) {
+// Out is where the news comes out.
+func (o *Box) Out() <-chan fabric.Change { return o.out }
+
+// Waiting gives the guests whose news is still to be told, by name.
+func (o *Box) Waiting() map[string]fabric.Desired {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return maps.Clone(o.changes)
+}
+
+// Put takes up a change of a guest.
+func (o *Box) Put(d fabric.Desired) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	name := d.VM.Name
@@ -39,15 +52,26 @@ func (o *outbox) put(d fabric.Desired) {
 	o.poke()
 }
 
-// putLost takes up that changes may have been missed.
-func (o *outbox) putLost() {
+// Renew takes up a guest as a list told it, if there is older news of it to be
+// told: that would undo what the list said.
+func (o *Box) Renew(d fabric.Desired) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if had, there := o.changes[d.VM.Name]; there && had.Since.Before(d.Since) {
+		o.changes[d.VM.Name] = d
+		o.poke()
+	}
+}
+
+// PutLost takes up that changes may have been missed.
+func (o *Box) PutLost() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.lost = true
 	o.poke()
 }
 
-func (o *outbox) poke() {
+func (o *Box) poke() {
 	select {
 	case o.wake <- struct{}{}:
 	default:
@@ -55,7 +79,7 @@ func (o *outbox) poke() {
 }
 
 // next gives what is to be told first.
-func (o *outbox) next() (c fabric.Change, any bool) {
+func (o *Box) next() (c fabric.Change, any bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
@@ -68,7 +92,7 @@ func (o *outbox) next() (c fabric.Change, any bool) {
 }
 
 // told notes that a change has a listener.
-func (o *outbox) told(c fabric.Change) {
+func (o *Box) told(c fabric.Change) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if c.Lost {
@@ -82,8 +106,8 @@ func (o *outbox) told(c fabric.Change) {
 	}
 }
 
-// deliver tells what comes in until ctx ends.
-func (o *outbox) deliver(ctx context.Context) {
+// Deliver tells what comes in until ctx ends.
+func (o *Box) Deliver(ctx context.Context) {
 	for {
 		c, some := o.next()
 		out := o.out
