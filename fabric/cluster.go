@@ -104,9 +104,9 @@ func (c Community) String() string {
 
 // Gateway is what every port of every node carries: the guests' first hop.
 type Gateway struct {
-	IPv4 netip.Addr // a /32 on each port; invalid in a cluster without IPv4
-	IPv6 netip.Addr // usually link-local; invalid in a cluster without IPv6
-	MAC  MAC
+	IPv4 netip.Addr `json:"ipv4"` // a /32 on each port; invalid in a cluster without IPv4
+	IPv6 netip.Addr `json:"ipv6"` // usually link-local; invalid in a cluster without IPv6
+	MAC  MAC        `json:"mac"`
 }
 
 // Addr gives the gateway of the family of a, or the zero Addr.

@@ -43,18 +43,22 @@ const (
 	Withdraw Op = "withdraw" // take its announcement back, leave its port
 	Remove   Op = "remove"   // bring the guest to [fabric.Absent]
 	Expect   Op = "expect"   // a migration to this node was announced; touches nothing
+	Starting Op = "starting" // live, of a guest that the agent has to look up
+	Ended    Op = "ended"    // withdraw, likewise
+	Describe Op = "describe" // what the guest is, whether it runs or not
 	List     Op = "list"     // the ports
 	Status   Op = "status"   // the node's health
 	Drain    Op = "drain"    // withdraw everything, take no new guests
 )
 
 var (
-	guestOps = []Op{Wire, Live, Started, Withdraw, Remove, Expect}
+	guestOps = []Op{Wire, Live, Started, Withdraw, Remove, Expect, Starting, Ended, Describe}
 	nodeOps  = []Op{List, Status, Drain}
 )
 
-// Request is the line to the agent. Withdraw, Remove and Expect need only the
-// name of VM; List, Status and Drain need none of it.
+// Request is the line to the agent. Withdraw, Remove, Expect and Describe need
+// only the name of VM; Starting and Ended the name that its hypervisor has for
+// it, and which that is, in Origin; List, Status and Drain need none of it.
 type Request struct {
 	V  int       `json:"v"` // filled in by [Client.Call]
 	Op Op        `json:"op"`
@@ -62,7 +66,8 @@ type Request struct {
 }
 
 // Reply is the line back. Ports and Status are those of the ops of that name;
-// with a Status there may be an Error about what of it is not known.
+// with a Status there may be an Error about what of it is not known. Guest
+// answers Describe.
 type Reply struct {
 	V       int                `json:"v"`
 	OK      bool               `json:"ok"`
@@ -70,6 +75,13 @@ type Reply struct {
 	Refused bool               `json:"refused,omitempty"` // the Error is a [fabric.ErrRefused]
 	Ports   []fabric.PortEntry `json:"ports,omitzero"`
 	Status  *fabric.Status     `json:"status,omitzero"`
+	Guest   *Guest             `json:"guest,omitzero"`
+}
+
+// Guest is what a guest needs to know of its network.
+type Guest struct {
+	VM      fabric.VM      `json:"vm"`
+	Gateway fabric.Gateway `json:"gateway"`
 }
 
 // replyError is what an agent answered. It is a [fabric.ErrRefused] where the

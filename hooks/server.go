@@ -25,6 +25,14 @@ type Guests interface {
 	Expect(ctx context.Context, vm string) error
 }
 
+// Hypervisors brings guests up and down of which a hook knows only the name
+// that the hypervisor has for them. [fabric.Agent] says what each promises.
+type Hypervisors interface {
+	Starting(ctx context.Context, source, name string) error
+	Ended(ctx context.Context, source, name string) error
+	Describe(ctx context.Context, name string) (fabric.VM, fabric.Gateway, error)
+}
+
 // Node answers for the node as a whole.
 type Node interface {
 	List(ctx context.Context) ([]fabric.PortEntry, error)
@@ -35,6 +43,7 @@ type Node interface {
 // Agent does what is asked over the socket: a [fabric.Agent].
 type Agent interface {
 	Guests
+	Hypervisors
 	Node
 }
 
@@ -175,6 +184,13 @@ func (s server) do(ctx context.Context, req Request) (reply Reply, err error) {
 		err = s.agent.Withdraw(ctx, vm.Name)
 	case Expect:
 		err = s.agent.Expect(ctx, vm.Name)
+	case Starting:
+		err = s.agent.Starting(ctx, vm.Origin, vm.Name)
+	case Ended:
+		err = s.agent.Ended(ctx, vm.Origin, vm.Name)
+	case Describe:
+		reply.Guest = &Guest{}
+		reply.Guest.VM, reply.Guest.Gateway, err = s.agent.Describe(ctx, vm.Name)
 	case List:
 		reply.Ports, err = s.agent.List(ctx)
 	case Status:

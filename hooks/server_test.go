@@ -64,6 +64,18 @@ func (f *fake) Expect(ctx context.Context, vm string) error {
 	return f.note(ctx, fabric.VM{}, "%s expected", vm)
 }
 
+func (f *fake) Starting(ctx context.Context, source, name string) error {
+	return f.note(ctx, fabric.VM{}, "%s of %s starting", name, source)
+}
+
+func (f *fake) Ended(ctx context.Context, source, name string) error {
+	return f.note(ctx, fabric.VM{}, "%s of %s ended", name, source)
+}
+
+func (f *fake) Describe(ctx context.Context, name string) (fabric.VM, fabric.Gateway, error) {
+	return guest, gateway, f.note(ctx, fabric.VM{}, "%s described", name)
+}
+
 func (f *fake) List(ctx context.Context) ([]fabric.PortEntry, error) {
 	return []fabric.PortEntry{{
 		VM: "web", Port: "web_net0", Kind: fabric.Tap, State: fabric.Live,
@@ -82,6 +94,8 @@ var guest = fabric.VM{Name: "web", UUID: "aaaaaaaa-0000-4000-8000-000000000001",
 	Routes:    []netip.Prefix{netip.MustParsePrefix("198.51.100.0/29"), netip.MustParsePrefix("2001:db8:200::/56")},
 	Kind:      fabric.Adopt, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 0x0a}, Queues: 2, MTU: 9000,
 }}}
+
+var gateway = fabric.Gateway{IPv4: netip.MustParseAddr("169.254.1.1"), IPv6: netip.MustParseAddr("fe80::1"), MAC: fabric.DefaultMAC}
 
 // serve runs an agent on a socket of its own until the test ends.
 func serve(t *testing.T, agent Agent) (socket string) {
@@ -120,6 +134,9 @@ func TestOps(t *testing.T) {
 		Withdraw: {named, "web withdrawn", fabric.VM{}},
 		Remove:   {named, "web absent", named},
 		Expect:   {named, "web expected", fabric.VM{}},
+		Starting: {fabric.VM{Name: "shop_web", Origin: "lxd"}, "shop_web of lxd starting", fabric.VM{}},
+		Ended:    {fabric.VM{Name: "shop_web", Origin: "lxd"}, "shop_web of lxd ended", fabric.VM{}},
+		Describe: {named, "web described", fabric.VM{}},
 		List:     {fabric.VM{}, "list", fabric.VM{}},
 		Status:   {fabric.VM{}, "status", fabric.VM{}},
 		Drain:    {fabric.VM{}, "drain", fabric.VM{}},
@@ -133,6 +150,11 @@ func TestOps(t *testing.T) {
 			assert.Equal(t, Version, reply.V)
 			assert.True(t, reply.OK)
 			assert.Equal(t, op == List, len(reply.Ports) == 1)
+			if op == Describe {
+				assert.Equal(t, &Guest{guest, gateway}, reply.Guest)
+			} else {
+				assert.Nil(t, reply.Guest)
+			}
 			assert.Equal(t, op == Status, reply.Status != nil)
 		})
 	}
@@ -218,7 +240,7 @@ func TestLines(t *testing.T) {
 		want  []string // an error each, "" for ok
 		asked int
 	}{
-		"in order":      {`{"v":1,"op":"drain"}` + "\n" + `{"v":1,"op":"nonsense"}` + "\n" + list, []string{"", `op "nonsense" is not known; send one of wire, live, started, withdraw, remove, expect, list, status, drain, or upgrade the agent`, ""}, 2},
+		"in order":      {`{"v":1,"op":"drain"}` + "\n" + `{"v":1,"op":"nonsense"}` + "\n" + list, []string{"", `op "nonsense" is not known; send one of wire, live, started, withdraw, remove, expect, starting, ended, describe, list, status, drain, or upgrade the agent`, ""}, 2},
 		"newer":         {`{"v":2,"op":"summon","spell":true}` + "\n", []string{"the hook speaks version 2 of the line, this agent 1; upgrade the agent"}, 0},
 		"no version":    {`{"op":"list"}` + "\n", []string{`the request has no version; send "v":1`}, 0},
 		"not JSON":      {"list\n", []string{`the request cannot be read (invalid character 'l' looking for beginning of value); send one line such as {"v":1,"op":"list"}`}, 0},

@@ -10,7 +10,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Source is a [fabric.Source] whose guests do what a test says.
+// Source is a [fabric.Source] and a [fabric.Looker] whose guests do what a
+// test says.
 type Source struct {
 	Trouble
 	name    string
@@ -18,13 +19,17 @@ type Source struct {
 
 	mu     sync.Mutex
 	guests map[string]fabric.Desired
+	asleep map[string]fabric.VM // by the hypervisor's name for them
 }
 
-var _ fabric.Source = (*Source)(nil)
+var (
+	_ fabric.Source = (*Source)(nil)
+	_ fabric.Looker = (*Source)(nil)
+)
 
 // NewSource makes a source without guests.
 func NewSource(name string) *Source {
-	return &Source{name: name, changes: make(chan fabric.Change, 256), guests: map[string]fabric.Desired{}}
+	return &Source{name: name, changes: make(chan fabric.Change, 256), guests: map[string]fabric.Desired{}, asleep: map[string]fabric.VM{}}
 }
 
 // Name implements [fabric.Source].
@@ -57,6 +62,29 @@ func (s *Source) Set(vm fabric.VM, state fabric.State) {
 
 // SetQuietly is Set with the event lost.
 func (s *Source) SetQuietly(vm fabric.VM, state fabric.State) { s.set(vm, state) }
+
+// Look implements [fabric.Looker]: it knows the guests that run, and those of
+// Know.
+func (s *Source) Look(ctx context.Context, name string) (fabric.VM, bool, error) {
+	if err := s.before(ctx, "look "+name); err != nil {
+		return fabric.VM{}, false, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d, runs := s.guests[name]; runs {
+		return d.VM, true, nil
+	}
+	vm, known := s.asleep[name]
+	return vm, known, nil
+}
+
+// Know has a guest that does not run, and that the hypervisor knows by a name.
+func (s *Source) Know(name string, vm fabric.VM) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	vm.Origin = s.name
+	s.asleep[name] = vm
+}
 
 // Lose tells that changes may have been missed.
 func (s *Source) Lose() { s.tell(fabric.Change{Lost: true}) }

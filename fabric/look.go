@@ -1,0 +1,91 @@
+package fabric
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// Looker is implemented by a [Source] that can read one guest at a time, for
+// hooks and people who know no more of it than a name.
+type Looker interface {
+	// Look reads the guest that the hypervisor knows by a name, whether it runs
+	// or not; ours is false of one that it does not know, or that is none of
+	// ours. The error of one of ours that is not as the fabric needs it says
+	// what to do about it; one that is os.ErrNotExist says that this machine has
+	// no such hypervisor. It answers in bounded time.
+	Look(ctx context.Context, name string) (vm VM, ours bool, err error)
+}
+
+// Starting brings a guest live that a source's hypervisor is about to start,
+// and of which its hook knows only the hypervisor's name. A guest that is none
+// of ours is no error. After an error the guest is as it was before; one that
+// cannot be read, or breaks a rule, is refused ([ErrRefused]).
+func (a *Agent) Starting(ctx context.Context, source, name string) error {
+	vm, ours, err := a.look(ctx, source, name)
+	switch {
+	case err != nil:
+		return fmt.Errorf("guest %s refused: %w", name, refusal{err})
+	case !ours:
+		return nil
+	}
+	return a.Apply(ctx, vm, Live)
+}
+
+// Ended withdraws a guest that a source's hypervisor has stopped, and leaves
+// its port. A guest that is none of ours is no error.
+func (a *Agent) Ended(ctx context.Context, source, name string) error {
+	vm, ours, err := a.look(ctx, source, name)
+	switch {
+	case err != nil:
+		return fmt.Errorf("guest %s: %w", name, err)
+	case !ours:
+		return nil
+	}
+	return a.Withdraw(ctx, vm.Name)
+}
+
+// look asks one source for a guest.
+func (a *Agent) look(ctx context.Context, source, name string) (VM, bool, error) {
+	for _, s := range a.sources {
+		if l, ok := s.(Looker); ok && s.Name() == source {
+			return l.Look(ctx, name)
+		}
+	}
+	return VM{}, false, fmt.Errorf("this agent does not follow %s; start it with --%[1]s auto", source)
+}
+
+// Describe tells what a guest is, and its gateway: as its hypervisor has it,
+// running or not, or as it was attached. One that nobody knows is an
+// [os.ErrNotExist].
+func (a *Agent) Describe(ctx context.Context, name string) (VM, Gateway, error) {
+	a.mu.Lock()
+	g, attached := a.guests[name]
+	var have VM
+	if attached {
+		have = g.want.VM
+	}
+	a.mu.Unlock()
+	var flaws []error
+	for _, s := range a.sources {
+		l, ok := s.(Looker)
+		if !ok || attached && s.Name() != have.Origin {
+			continue
+		}
+		vm, ours, err := l.Look(ctx, name)
+		if ours && err == nil {
+			return vm, a.cluster.Gateway, nil
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			flaws = append(flaws, err)
+		}
+	}
+	switch {
+	case attached: // by hand, or its hypervisor does not tell now
+		return have, a.cluster.Gateway, nil
+	case len(flaws) > 0:
+		return VM{}, Gateway{}, fmt.Errorf("guest %s: %w", name, errors.Join(flaws...))
+	}
+	return VM{}, Gateway{}, fmt.Errorf("guest %s: no hypervisor of this node has one of the fabric (%w); see virsh list --all, lxc list", name, os.ErrNotExist)
+}
