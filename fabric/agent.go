@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -69,9 +70,9 @@ type Agent struct {
 // guest is what the agent knows of one. Agent.mu guards it.
 type guest struct {
 	want      Desired
-	announced bool         // the speaker has the prefixes of all NICs that are not down
-	down      map[int]bool // NICs whose other end nobody holds
-	trouble   error        // why it is not as it is wanted
+	announced bool   // the speaker has the prefixes of all NICs that are not down
+	stand     stands // as last looked at
+	trouble   error  // why it is not as it is wanted
 }
 
 // expectation is how long an announced migration may take to begin.
@@ -232,9 +233,7 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 			g = &guest{want: d}
 			a.guests[vm.Name] = g
 		}
-		if prev.State != Live || !sameVM(prev.VM, vm) {
-			g.down = nil // it starts, so somebody holds its ports; if not, the next pass sees it
-		}
+		g.stand = begins(vm, prev, g.stand) // how it stands in truth, the next pass sees
 		a.recovered(vm)
 	}
 	a.handled[vm.Name] = cmp.Or(r.asOf, began)
@@ -259,6 +258,9 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 		return fmt.Errorf("guest %s: %w; the agent keeps trying", vm.Name, err)
 	}
 	a.log.Info(d.State.String(), "vm", vm.Name, "port", PortName(vm.Name, 0), "took", time.Since(began))
+	if d.State == Live && slices.ContainsFunc(vm.NICs, func(n NIC) bool { return n.Kind == Adopt }) {
+		a.poke() // its owner may have had it running before it was ours to look at
+	}
 	return nil
 }
 
@@ -277,7 +279,7 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 	vm := d.VM.Name
 	a.mu.Lock()
 	g := a.guests[vm]
-	down, draining := g.down, a.draining
+	st, draining := g.stand, a.draining
 	a.mu.Unlock()
 
 	ports := d.VM.Ports(&a.cluster)
@@ -286,8 +288,8 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 	quiet := without(prev.VM.Prefixes(), d.VM.Prefixes())
 	for i, p := range ports {
 		for _, prefix := range p.NIC.Prefixes() {
-			if live && !down[i] {
-				announce = append(announce, Route{prefix})
+			if live && st[i] != down {
+				announce = append(announce, Route{prefix, st[i].preference()})
 			} else if len(prev.VM.NICs) > 0 {
 				quiet = append(quiet, prefix)
 			}
@@ -357,17 +359,17 @@ func (a *Agent) undo(ctx context.Context, d, prev Desired, known bool) {
 	}
 }
 
-// redo brings a guest to what is wanted of it again. A nil down leaves what is
+// redo brings a guest to what is wanted of it again. A nil st leaves what is
 // known of its NICs. The guest's lock is held.
-func (a *Agent) redo(ctx context.Context, vm string, down map[int]bool) error {
+func (a *Agent) redo(ctx context.Context, vm string, st stands) error {
 	a.mu.Lock()
 	g := a.guests[vm]
 	if g == nil {
 		a.mu.Unlock()
 		return nil
 	}
-	if down != nil {
-		g.down = down
+	if st != nil {
+		g.stand = st
 	}
 	d, unsaved := g.want, g.trouble != nil
 	a.mu.Unlock()
@@ -495,11 +497,10 @@ func (a *Agent) settle(d Desired, announced bool, trouble error) {
 func (a *Agent) setDown(vm string, nic int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	down := map[int]bool{nic: true}
-	for n := range a.guests[vm].down {
-		down[n] = true
-	}
-	a.guests[vm].down = down
+	st := stands{}
+	maps.Copy(st, a.guests[vm].stand)
+	st[nic] = down
+	a.guests[vm].stand = st
 }
 
 // poke wakes the pass.

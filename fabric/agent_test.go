@@ -400,7 +400,7 @@ func TestMigrationToThisNode(t *testing.T) {
 
 			src.Set(arriving, fabric.Live)
 			moment()
-			n.did(join("store web live", webAnnounced)...)
+			n.did(join("store web live", as("fresh", webAnnounced))...)
 			require.NoError(t, n.Started(ctx, arriving))
 			n.did()
 			n.holds(want{arriving, fabric.Live})

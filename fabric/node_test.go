@@ -153,6 +153,15 @@ func texts(ps []netip.Prefix) []string {
 	return all
 }
 
+// as gives the lines of announcements as those of a preference.
+func as(preference string, lines []string) []string {
+	all := make([]string, len(lines))
+	for i, l := range lines {
+		all[i] = l + " " + preference
+	}
+	return all
+}
+
 // guest builds a guest. Each NIC is its addresses, routed prefixes and kind in
 // any order, as in "203.0.113.10 198.51.100.0/29 veth".
 func guest(name string, nics ...string) fabric.VM {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // plan is what a pass has to do: a decision about plain values, made without
@@ -17,36 +18,115 @@ type plan struct {
 
 // repair is a guest that is not as it is wanted.
 type repair struct {
-	vm   string
-	down map[int]bool // its NICs that nobody holds the other end of: not to be announced
-	why  string
+	vm    string
+	stand stands
+	why   string
+}
+
+// stands is how the NICs of a guest stand, by their number: those that are not
+// in it are up. It matters while the guest is live.
+type stands map[int]standing
+
+// down counts the NICs that are down.
+func (s stands) down() (n int) {
+	for _, stand := range s {
+		if stand == down {
+			n++
+		}
+	}
+	return n
+}
+
+// standing is how a NIC is to be announced.
+type standing uint8
+
+const (
+	settled  standing = iota // as usual
+	arrived                  // its guest runs here only for a while
+	arriving                 // its guest is about to run: nobody holds the other end yet
+	down                     // not at all: nobody holds the other end any more
+)
+
+func (s standing) preference() Preference {
+	switch s {
+	case arrived:
+		return Fresh
+	case arriving:
+		return Standby
+	}
+	return Normal
+}
+
+// freshFor is how long after its start on a node a guest's announcement goes
+// before that of another node, which is the one that the guest has left: a
+// hypervisor tells of that within seconds. It ends with the next pass.
+const freshFor = 30 * time.Second
+
+// standingOf tells how a NIC stands at a time. Without a hypervisor nobody but
+// the user knows whether a guest runs; a link that its owner makes is there
+// some time before the guest is.
+func (g wanted) standingOf(nic NIC, have PortState, there bool, now time.Time) standing {
+	switch {
+	case there && !have.Carrier && (have.Lost || g.managed && nic.Kind != Adopt):
+		return down
+	case !g.managed:
+		return settled
+	case nic.Kind == Adopt && !have.Carrier: // or not ours yet, and about to be
+		return arriving
+	case now.Sub(g.since) < freshFor:
+		return arrived
+	}
+	return settled
+}
+
+// begins gives the standing of the NICs of a guest that was asked to be live,
+// before anybody has looked at its ports; had is that of the guest as it was.
+func begins(vm VM, was Desired, had stands) stands {
+	st := stands{}
+	for n, nic := range vm.NICs {
+		if was.State == Live && n < len(was.VM.NICs) && was.VM.NICs[n].Kind == nic.Kind {
+			if had[n] != settled {
+				st[n] = had[n]
+			}
+			continue
+		}
+		switch {
+		case vm.Origin == "":
+		case nic.Kind == Adopt:
+			st[n] = arriving
+		default:
+			st[n] = arrived
+		}
+	}
+	return st
 }
 
 // wanted is what the planner knows of a guest.
 type wanted struct {
 	ports   []Port
 	live    bool
-	managed bool         // a hypervisor runs it, and holds the other end of its ports while it does
-	retry   bool         // an earlier attempt failed, or a removal is to be finished
-	down    map[int]bool // as of the pass before
+	managed bool      // a hypervisor runs it, and holds the other end of its ports while it does
+	retry   bool      // an earlier attempt failed, or a removal is to be finished
+	since   time.Time // of its state
+	stand   stands    // as of the pass before
 }
 
-// decide compares what is wanted with what is there. Only when prune is set
+// decide compares what is wanted with what is there now. Only when prune is set
 // may it say that something is to be removed.
-func decide(guests map[string]wanted, ports []PortState, routes []Route, prune bool) plan {
+func decide(guests map[string]wanted, ports []PortState, routes []Route, prune bool, now time.Time) plan {
 	var pl plan
 	actual := make(map[string]PortState, len(ports))
 	for _, p := range ports {
 		actual[p.Name] = p
 	}
-	announced := make(map[netip.Prefix]bool, len(routes))
+	announced := make(map[netip.Prefix]Preference, len(routes))
 	for _, r := range routes {
-		announced[r.Prefix] = true
+		announced[r.Prefix] = r.Preference
 	}
 	claimedPort, claimedRoute := map[string]bool{}, map[netip.Prefix]bool{}
 	for _, vm := range sortedKeys(guests) {
 		g := guests[vm]
-		down, why := map[int]bool{}, ""
+		st, why := stands{}, ""
 		note := func(reason string) {
 			if why == "" {
 				why = reason
@@ -66,21 +146,28 @@ func decide(guests map[string]wanted, ports []PortState, routes []Route, prune b
 			case len(have.Faults) > 0:
 				note(p.Name + ": " + strings.Join(have.Faults, ", "))
 			}
-			if there && g.live && !have.Carrier && (have.Lost || g.managed) {
-				down[p.Index] = true
+			stand := settled
+			if g.live {
+				if stand = g.standingOf(p.NIC, have, there, now); stand != settled {
+					st[p.Index] = stand
+				}
 			}
+			should := g.live && stand != down
 			for _, prefix := range p.NIC.Prefixes() {
 				claimedRoute[prefix] = true
-				if should := g.live && !down[p.Index]; should != announced[prefix] {
+				switch as, is := announced[prefix]; {
+				case should != is:
 					note(prefix.String() + map[bool]string{true: ": not announced", false: ": announced"}[should])
+				case should && as != stand.preference():
+					note(prefix.String() + ": announced as " + as.String() + ", not as " + stand.preference().String())
 				}
 			}
 		}
-		if g.live && !maps.Equal(down, g.down) {
+		if g.live && !maps.Equal(st, g.stand) {
 			note("carrier changed")
 		}
 		if why != "" {
-			pl.repairs = append(pl.repairs, repair{vm, down, why})
+			pl.repairs = append(pl.repairs, repair{vm, st, why})
 		}
 	}
 	if !prune {

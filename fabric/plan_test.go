@@ -3,6 +3,7 @@ package fabric
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 )
@@ -26,12 +27,20 @@ func TestDecide(t *testing.T) {
 	lostCarrier := func(s *PortState) { s.Carrier, s.Lost = false, true }
 	announced := func(ps ...netip.Prefix) (rs []Route) {
 		for _, p := range ps {
-			rs = append(rs, Route{p})
+			rs = append(rs, Route{Prefix: p})
 		}
 		return rs
 	}
-	needs := func(why string, down map[int]bool) []repair { return []repair{{"web", down, why}} }
-	none := map[int]bool{}
+	as := func(rs []Route, pref Preference) []Route {
+		for i := range rs {
+			rs[i].Preference = pref
+		}
+		return rs
+	}
+	now := time.Now()
+	long := now.Add(-time.Hour)
+	needs := func(why string, st stands) []repair { return []repair{{"web", st, why}} }
+	none := stands{}
 
 	for _, tt := range []struct {
 		name   string
@@ -61,25 +70,60 @@ func TestDecide(t *testing.T) {
 			wanted{ports: []Port{net0, net1}, live: true},
 			[]PortState{up(net0), with(up(net1), lostCarrier)},
 			announced(a4, a6, b4),
-			needs("203.0.113.11/32: announced", map[int]bool{1: true}),
+			needs("203.0.113.11/32: announced", stands{1: down}),
 		},
-		{"carrier lost, and that is known", wanted{ports: []Port{net0, net1}, live: true, down: map[int]bool{1: true}}, []PortState{up(net0), with(up(net1), lostCarrier)}, announced(a4, a6), nil},
-		{"carrier is back", wanted{ports: []Port{net0}, live: true, down: map[int]bool{0: true}}, []PortState{up(net0)}, nil, needs("203.0.113.10/32: not announced", none)},
+		{"carrier lost, and that is known", wanted{ports: []Port{net0, net1}, live: true, stand: stands{1: down}}, []PortState{up(net0), with(up(net1), lostCarrier)}, announced(a4, a6), nil},
+		{"carrier is back", wanted{ports: []Port{net0}, live: true, stand: stands{0: down}}, []PortState{up(net0)}, nil, needs("203.0.113.10/32: not announced", none)},
 		{"no carrier ever, by hand", wanted{ports: []Port{net1}, live: true}, []PortState{with(up(net1), noCarrier)}, announced(b4), nil},
 		{
 			"no carrier ever, of a hypervisor",
 			wanted{ports: []Port{net1}, live: true, managed: true},
 			[]PortState{with(up(net1), noCarrier)},
 			announced(b4),
-			needs("203.0.113.11/32: announced", map[int]bool{1: true}),
+			needs("203.0.113.11/32: announced", stands{1: down}),
 		},
 
 		{"a link to be adopted is not there", wanted{ports: []Port{adopted}}, nil, nil, needs("web_net0: its owner has not made it yet", none)},
 		{"an adopted link is there", wanted{ports: []Port{adopted}, live: true}, []PortState{up(adopted)}, announced(a4), nil},
+		{
+			"one of a hypervisor, before its guest",
+			wanted{ports: []Port{adopted}, live: true, managed: true, since: now},
+			[]PortState{with(up(adopted), noCarrier)},
+			nil,
+			needs("203.0.113.10/32: not announced", stands{0: arriving}),
+		},
+		{
+			"its guest has come",
+			wanted{ports: []Port{adopted}, live: true, managed: true, since: now, stand: stands{0: arriving}},
+			[]PortState{up(adopted)},
+			as(announced(a4), Standby),
+			needs("203.0.113.10/32: announced as standby, not as fresh", stands{0: arrived}),
+		},
+		{
+			"its guest has been here for a while",
+			wanted{ports: []Port{adopted}, live: true, managed: true, since: long, stand: stands{0: arrived}},
+			[]PortState{up(adopted)},
+			as(announced(a4), Fresh),
+			needs("203.0.113.10/32: announced as fresh, not as normal", none),
+		},
+		{
+			"its guest has gone",
+			wanted{ports: []Port{adopted}, live: true, managed: true, since: long},
+			[]PortState{with(up(adopted), lostCarrier)},
+			announced(a4),
+			needs("203.0.113.10/32: announced", stands{0: down}),
+		},
+		{
+			"its link has gone",
+			wanted{ports: []Port{adopted}, live: true, managed: true, since: long},
+			nil,
+			announced(a4),
+			needs("web_net0: its owner has not made it yet", stands{0: arriving}),
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, prune := range []bool{false, true} {
-				got := decide(map[string]wanted{"web": tt.web}, tt.ports, tt.routes, prune)
+				got := decide(map[string]wanted{"web": tt.web}, tt.ports, tt.routes, prune, now)
 				assert.Equal(t, plan{repairs: tt.want}, got)
 			}
 		})
@@ -94,12 +138,12 @@ func TestDecidePrunesOnlyWhenItMay(t *testing.T) {
 		{Name: "web_net1", VM: "web", Index: 1, Carrier: true},
 		{Name: "old_net0", VM: "old"},
 	}
-	routes := []Route{{kept}, {gone}}
+	routes := []Route{{Prefix: kept}, {Prefix: gone}}
 	guests := map[string]wanted{"web": web}
-	assert.Equal(t, plan{}, decide(guests, ports, routes, false))
-	assert.Equal(t, plan{ports: ports[1:], routes: []netip.Prefix{gone}}, decide(guests, ports, routes, true))
-	assert.Equal(t, plan{ports: ports, routes: []netip.Prefix{kept, gone}}, decide(nil, ports, routes, true))
-	assert.Equal(t, plan{}, decide(nil, nil, nil, true))
+	assert.Equal(t, plan{}, decide(guests, ports, routes, false, time.Now()))
+	assert.Equal(t, plan{ports: ports[1:], routes: []netip.Prefix{gone}}, decide(guests, ports, routes, true, time.Now()))
+	assert.Equal(t, plan{ports: ports, routes: []netip.Prefix{kept, gone}}, decide(nil, ports, routes, true, time.Now()))
+	assert.Equal(t, plan{}, decide(nil, nil, nil, true, time.Now()))
 }
 
 func TestDecideGoesByName(t *testing.T) {
@@ -108,7 +152,7 @@ func TestDecideGoesByName(t *testing.T) {
 		guests[vm] = wanted{retry: true}
 	}
 	var order []string
-	for _, r := range decide(guests, nil, nil, true).repairs {
+	for _, r := range decide(guests, nil, nil, true, time.Now()).repairs {
 		order = append(order, r.vm)
 	}
 	assert.Equal(t, []string{"a", "b", "c"}, order)

@@ -29,7 +29,10 @@ type PortState struct {
 	Index   int
 	NIC     NIC  // what can be seen of it: kind, addresses and routes
 	Carrier bool // somebody holds the other end
-	Lost    bool // it had carrier since it was put, and has none now: the guest's process is gone
+	// Lost: it had carrier since it was put, and has none now, so the guest's
+	// process is gone. Or its kind is [Adopt], and it was without carrier when
+	// the dataplane started: its owner had brought it into use before.
+	Lost bool
 	// Faults lists, in words, how the port differs from what Put made; empty
 	// for a port that is as it should be. A port that was not put since the
 	// dataplane started has the fault that it is unverified.

@@ -58,7 +58,7 @@ func (a *Agent) Adopt(ctx context.Context) error {
 		a.adopt(d)
 	}
 	a.adoptOrphans(ports)
-	a.repair(ctx, decide(a.wanted(), ports, nil, false).repairs)
+	a.repair(ctx, decide(a.wanted(), ports, nil, false, time.Now()).repairs)
 	return nil
 }
 
@@ -179,7 +179,7 @@ func (a *Agent) pass(ctx context.Context) bool {
 	}
 	a.ail("speaker", nil)
 
-	pl := decide(a.wanted(), ports, routes, a.mayPrune())
+	pl := decide(a.wanted(), ports, routes, a.mayPrune(), time.Now())
 	well := a.repair(ctx, pl.repairs)
 	return a.prune(ctx, pl) && well
 }
@@ -196,7 +196,7 @@ func (a *Agent) repair(ctx context.Context, repairs []repair) bool {
 			continue
 		}
 		a.log.Info("repair", "vm", r.vm, "why", r.why)
-		if err := a.redo(ctx, r.vm, r.down); err != nil && ctx.Err() == nil {
+		if err := a.redo(ctx, r.vm, r.stand); err != nil && ctx.Err() == nil {
 			a.log.Warn("repair", "vm", r.vm, "err", err)
 			well = false
 		}
@@ -264,7 +264,7 @@ func (a *Agent) wanted() map[string]wanted {
 	maps.DeleteFunc(a.expected, func(_ string, at time.Time) bool { return now.Sub(at) > expectation })
 	view := make(map[string]wanted, len(a.guests))
 	for name, g := range a.guests {
-		w := wanted{managed: g.want.VM.Origin != "", retry: g.trouble != nil || g.want.State == Absent, down: g.down}
+		w := wanted{managed: g.want.VM.Origin != "", retry: g.trouble != nil || g.want.State == Absent, since: g.want.Since, stand: g.stand}
 		if g.want.State != Absent {
 			w.ports, w.live = g.want.VM.Ports(&a.cluster), g.want.State == Live && !a.draining
 		}

@@ -293,7 +293,7 @@ func TestAnotherBoot(t *testing.T) {
 	n.apply(from("libvirt", web()), fabric.Live)
 	n.journal.Take()
 	n = n.again(fabric.WithBoot("second"))
-	n.did(join("announce 203.0.113.20/32", webAnnounced)...)
+	n.did(join("announce 203.0.113.20/32", as("fresh", webAnnounced))...)
 }
 
 // Rules that changed since, and states that cannot be, are told and removed by
@@ -463,7 +463,7 @@ func TestCarrierAtTheStart(t *testing.T) {
 		first, then []string
 	}{
 		{"", []string{"announce 203.0.113.20/32"}, nil},
-		{"libvirt", nil, []string{"announce 203.0.113.20/32"}},
+		{"libvirt", nil, []string{"announce 203.0.113.20/32 fresh"}},
 	} {
 		t.Run("of "+tt.origin, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -516,8 +516,55 @@ func TestAdoptedLinks(t *testing.T) {
 			n.apply(vm, fabric.Wired) // start
 			n.did("wire web_net0")
 			require.NoError(t, n.Started(t.Context(), vm))
-			n.did(join("store web live", announced)...)
+			n.did(join("store web live", as("standby", announced[:2]), as("fresh", announced[2:]))...)
 			n.holds(want{vm, fabric.Live})
+		})
+	})
+	t.Run("of a guest that starts", func(t *testing.T) {
+		runs(t, nil, func(t *testing.T, n *node) {
+			vm := from("lxd", guest("web", "203.0.113.10 2001:db8:100:1::10 adopt"))
+			n.dataplane.AddLink("web_net0")
+			n.dataplane.SetCarrier("web_net0", false)
+			n.apply(vm, fabric.Live)
+			n.did(join("store web live", "wire web_net0", as("standby", announced[:2]))...)
+			time.Sleep(time.Second)
+			n.dataplane.SetCarrier("web_net0", true)
+			moment()
+			n.did(as("fresh", announced[:2])...)
+			time.Sleep(2 * time.Minute)
+			n.did(announced[:2]...)
+			n.dataplane.SetCarrier("web_net0", false)
+			moment()
+			n.did("withdraw 203.0.113.10/32", "withdraw 2001:db8:100:1::10/128")
+			n.dataplane.RemoveLink("web_net0")
+			moment()
+			n.did()
+			n.dataplane.AddLink("web_net0") // it boots
+			n.dataplane.SetCarrier("web_net0", false)
+			moment()
+			n.did(join("wire web_net0", as("standby", announced[:2]))...)
+			n.dataplane.SetCarrier("web_net0", true)
+			moment()
+			n.did(announced[:2]...)
+			n.holds(want{vm, fabric.Live})
+		})
+	})
+	t.Run("of a guest that died meanwhile", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			n := fresh(t)
+			vm := from("lxd", guest("web", "203.0.113.10 2001:db8:100:1::10 adopt"))
+			n.dataplane.AddLink("web_net0")
+			n.apply(vm, fabric.Live)
+			n.dataplane.SetCarrier("web_net0", false)
+			n.journal.Take()
+			n = n.again()
+			n.run(func() {
+				time.Sleep(time.Minute)
+				n.did()
+				n.dataplane.SetCarrier("web_net0", true)
+				moment()
+				n.did(announced[:2]...)
+			})
 		})
 	})
 	t.Run("gone and back", func(t *testing.T) {
@@ -614,7 +661,7 @@ func TestSourceTellsOfAChangedGuest(t *testing.T) {
 		plugged.NICs = append(plugged.NICs, guest("", "203.0.113.12").NICs...)
 		src.Set(plugged, fabric.Live)
 		moment()
-		n.did("store web live", "wire web_net2", "announce 203.0.113.12/32")
+		n.did("store web live", "wire web_net2", "announce 203.0.113.12/32 fresh")
 	})
 }
 

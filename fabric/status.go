@@ -62,7 +62,7 @@ func (a *Agent) List(context.Context) ([]PortEntry, error) {
 		}
 		for _, p := range g.want.VM.Ports(&a.cluster) {
 			state := Wired
-			if g.announced && !g.down[p.Index] {
+			if g.announced && g.stand[p.Index] != down {
 				state = Live
 			}
 			e := PortEntry{
@@ -94,7 +94,7 @@ func (a *Agent) Status(ctx context.Context) (Status, error) {
 			st.Ports += len(g.want.VM.NICs)
 		}
 		if g.announced {
-			st.Live += len(g.want.VM.NICs) - len(g.down)
+			st.Live += len(g.want.VM.NICs) - g.stand.down()
 		}
 		if text := g.troubleText(); text != "" {
 			st.Problems = append(st.Problems, fmt.Sprintf("guest %s: %s", name, text))

@@ -107,7 +107,41 @@ type Desired struct {
 
 // Route is a prefix that this node announces, with itself as next hop.
 type Route struct {
-	Prefix netip.Prefix
+	Prefix     netip.Prefix
+	Preference Preference
+}
+
+// Preference ranks the announcements of one prefix by several nodes, which
+// there are while a guest moves. Its value is that of LOCAL_PREF (RFC 4271,
+// 5.1.5), but for the zero value.
+type Preference uint32
+
+// The preferences.
+const (
+	Normal  Preference = 0   // LOCAL_PREF 100, its default
+	Standby Preference = 50  // for when nobody else has the prefix: the guest is about to run here
+	Fresh   Preference = 200 // the guest has just begun to run here: whoever announces it yet is late
+)
+
+// LocalPref gives the value of the attribute LOCAL_PREF.
+func (p Preference) LocalPref() uint32 {
+	if p == Normal {
+		return 100
+	}
+	return uint32(p)
+}
+
+// String gives "normal", "standby" or "fresh", or else the number.
+func (p Preference) String() string {
+	switch p {
+	case Normal:
+		return "normal"
+	case Standby:
+		return "standby"
+	case Fresh:
+		return "fresh"
+	}
+	return fmt.Sprintf("Preference(%d)", uint32(p))
 }
 
 // Validate reports the first thing that is wrong with the guest on its own,

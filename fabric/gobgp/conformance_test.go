@@ -26,7 +26,7 @@ func TestConformance(t *testing.T) {
 		}, slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, rr.Close()) })
-		heard := &table{routes: map[netip.Prefix]netip.Addr{}}
+		heard := &table{routes: map[netip.Prefix]gobgp.Learned{}}
 		peer, err := gobgp.NewRouter(gobgp.RouterConfig{
 			ASN: c.ASN, Address: netip.MustParseAddr("127.0.0.3"), Reflectors: c.Reflectors, Learned: heard.learn,
 		}, slog.New(slog.DiscardHandler))
@@ -37,10 +37,17 @@ func TestConformance(t *testing.T) {
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, s.Close()) })
 		require.NoError(t, s.Open(t.Context()))
-		return s, conformance.SpeakerControls{Heard: func(*testing.T) []netip.Prefix {
-			heard.mu.Lock()
-			defer heard.mu.Unlock()
-			return slices.Collect(maps.Keys(heard.routes))
-		}}
+		return s, conformance.SpeakerControls{
+			Heard: func(*testing.T) []netip.Prefix {
+				heard.mu.Lock()
+				defer heard.mu.Unlock()
+				return slices.Collect(maps.Keys(heard.routes))
+			},
+			Preferred: func(_ *testing.T, p netip.Prefix) uint32 {
+				heard.mu.Lock()
+				defer heard.mu.Unlock()
+				return heard.routes[p].LocalPref
+			},
+		}
 	})
 }

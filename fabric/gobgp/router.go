@@ -33,8 +33,9 @@ type RouterConfig struct {
 
 // Learned is a best route that came, changed or went.
 type Learned struct {
-	Prefix  netip.Prefix
-	NextHop netip.Addr // invalid: the route is gone
+	Prefix    netip.Prefix
+	NextHop   netip.Addr // invalid: the route is gone
+	LocalPref uint32
 }
 
 // Router is a small BGP router for labs and demonstrations: a route reflector,
@@ -142,6 +143,8 @@ func learnedFrom(p *apiutil.Path) (Learned, bool) {
 			l.NextHop = a.Value
 		case *bgp.PathAttributeMpReachNLRI:
 			l.NextHop = a.Nexthop
+		case *bgp.PathAttributeLocalPref:
+			l.LocalPref = a.Value
 		}
 	}
 	return l, l.NextHop.IsValid()

@@ -331,13 +331,15 @@ func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
 }
 
 // path is a route in GoBGP's terms: origin IGP, the cluster's communities, the
-// node as next hop.
+// node as next hop, and its preference, which an eBGP session leaves out.
 func (s *Speaker) path(r fabric.Route) (*apiutil.Path, error) {
 	nlri, err := bgp.NewIPAddrPrefix(r.Prefix)
 	if err != nil {
 		return nil, err
 	}
-	attrs := []bgp.PathAttributeInterface{bgp.NewPathAttributeOrigin(bgp.BGP_ORIGIN_ATTR_TYPE_IGP)}
+	attrs := []bgp.PathAttributeInterface{
+		bgp.NewPathAttributeOrigin(bgp.BGP_ORIGIN_ATTR_TYPE_IGP), bgp.NewPathAttributeLocalPref(r.Preference.LocalPref()),
+	}
 	family, hop := bgp.RF_IPv4_UC, cmp.Or(s.node.Address, s.node.Address6)
 	if r.Prefix.Addr().Is6() {
 		family, hop = bgp.RF_IPv6_UC, s.node.Address6

@@ -31,14 +31,14 @@ func cluster() fabric.Cluster {
 // table is what a client of the reflector learned.
 type table struct {
 	mu     sync.Mutex
-	routes map[netip.Prefix]netip.Addr
+	routes map[netip.Prefix]gobgp.Learned
 }
 
 func (t *table) learn(l gobgp.Learned) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if l.NextHop.IsValid() {
-		t.routes[l.Prefix] = l.NextHop
+		t.routes[l.Prefix] = l
 	} else {
 		delete(t.routes, l.Prefix)
 	}
@@ -47,8 +47,8 @@ func (t *table) learn(l gobgp.Learned) {
 func (t *table) get(p netip.Prefix) (netip.Addr, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	a, ok := t.routes[p]
-	return a, ok
+	l, ok := t.routes[p]
+	return l.NextHop, ok
 }
 
 // TestRoutesReachCore sends a route of each family through a reflector to a
@@ -61,7 +61,7 @@ func TestRoutesReachCore(t *testing.T) {
 	}, log)
 	require.NoError(t, err)
 	defer rr.Close()
-	learned := &table{routes: map[netip.Prefix]netip.Addr{}}
+	learned := &table{routes: map[netip.Prefix]gobgp.Learned{}}
 	core, err := gobgp.NewRouter(gobgp.RouterConfig{
 		ASN: 4200000000, Address: netip.MustParseAddr("127.0.0.3"),
 		Reflectors: cluster().Reflectors, Learned: learned.learn,

@@ -126,6 +126,7 @@ func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
 		}
 		if known {
 			s.NIC.Kind, s.Faults = p.NIC.Kind, d.faults(p, l)
+			s.Lost = s.Lost || l.found && p.NIC.Kind == fabric.Adopt && !l.carrier()
 		} else {
 			s.Faults = []string{"not verified yet"}
 		}

@@ -29,6 +29,7 @@ type mirror struct {
 type mirrored struct {
 	link
 	hadCarrier bool
+	found      bool // marked before this process began
 	addrs      map[netip.Addr]bool
 	routes     map[netip.Prefix]route // of our protocol, in the main table
 	settings   []string               // faults of sysctls, as last looked at
@@ -53,14 +54,22 @@ func (m *mirror) reset() {
 	m.early = map[int32][]netip.Addr{}
 }
 
+// take fills the mirror for the first time.
+func (m *mirror) take(r *rtnl) error {
+	err := m.load(r)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, l := range m.links {
+		l.found = true
+	}
+	return err
+}
+
 // load fills the mirror from full listings.
 func (m *mirror) load(r *rtnl) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	had := map[int32]bool{}
-	for i, l := range m.links {
-		had[i] = l.hadCarrier
-	}
+	before := m.links
 	m.reset()
 	dump := func(typ netlink.HeaderType, head []byte, attrs func(*netlink.AttributeEncoder)) error {
 		replies, err := r.do(message(typ, netlink.Dump, head, attrs))
@@ -76,7 +85,9 @@ func (m *mirror) load(r *rtnl) error {
 		dump(unix.RTM_GETROUTE, dumpRoutes(unix.AF_INET6), nil),
 	)
 	for i, l := range m.links {
-		l.hadCarrier = l.hadCarrier || had[i]
+		if had := before[i]; had != nil {
+			l.hadCarrier, l.found = l.hadCarrier || had.hadCarrier, had.found
+		}
 	}
 	return err
 }

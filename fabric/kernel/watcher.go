@@ -66,7 +66,7 @@ func startWatcher(d *Dataplane) (*watcher, error) {
 		})
 	}
 	// Listening comes before listing, so that nothing falls between the two.
-	if err := w.mirror.load(d.rtnl); err != nil {
+	if err := w.mirror.take(d.rtnl); err != nil {
 		w.events.Close()
 		return nil, fmt.Errorf("list ports: %w", err)
 	}

@@ -22,6 +22,9 @@ type SpeakerControls struct {
 	Lose func(t *testing.T, p netip.Prefix)
 	// Heard gives what a peer has of us; it may lag. Nil without a peer.
 	Heard func(t *testing.T) []netip.Prefix
+	// Preferred gives the LOCAL_PREF with which a peer has a prefix, or 0; it
+	// may lag. Nil without a peer.
+	Preferred func(t *testing.T, p netip.Prefix) uint32
 }
 
 // Speaker holds what start makes to the laws of [fabric.Speaker]. Each call of
@@ -35,6 +38,7 @@ func Speaker(t *testing.T, start func(t *testing.T) (fabric.Speaker, SpeakerCont
 		{"Remove of what is absent succeeds", speakerRemoveAbsent},
 		{"a second instance adopts", speakerAgain},
 		{"outside interference is seen and repaired", speakerRepair},
+		{"a route changes its preference", speakerPreference},
 		{"different routes at the same time", speakerConcurrent},
 		{"many at once", speakerBulk},
 		{"any state is reached from any other", speakerWalk},
@@ -130,6 +134,29 @@ func speakerRepair(t *testing.T, s fabric.Speaker, c SpeakerControls) {
 		require.NoError(t, s.Put(t.Context(), fabric.Route{Prefix: p}))
 		requireRoutes(t, s, c, both...)
 	}
+}
+
+func speakerPreference(t *testing.T, s fabric.Speaker, c SpeakerControls) {
+	for _, pref := range []fabric.Preference{fabric.Standby, fabric.Fresh, fabric.Normal, fabric.Standby} {
+		want := routes(both)
+		for i := range want {
+			want[i].Preference = pref
+		}
+		for range 2 {
+			require.NoError(t, s.Put(t.Context(), want...))
+			got, err := s.Actual(t.Context())
+			require.NoError(t, err)
+			require.ElementsMatch(t, want, got)
+		}
+		if c.Preferred == nil {
+			continue
+		}
+		for _, p := range both {
+			eventually(t, fmt.Sprintf("the peer hears %s as %v", p, pref), func() bool { return c.Preferred(t, p) == pref.LocalPref() })
+		}
+	}
+	require.NoError(t, s.Remove(t.Context(), both...))
+	requireRoutes(t, s, c)
 }
 
 func speakerConcurrent(t *testing.T, s fabric.Speaker, c SpeakerControls) {

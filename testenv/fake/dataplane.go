@@ -59,6 +59,9 @@ func (k *kernel) dataplane(j *Journal) *Dataplane {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	d := &Dataplane{journal: j, kernel: k, changed: make(chan struct{}, 1), put: map[string]bool{}, had: map[string]bool{}}
+	for name, l := range k.links {
+		d.had[name] = l.adopted // its owner brought it into use before
+	}
 	k.users = append(k.users, d)
 	return d
 }
@@ -176,7 +179,13 @@ func (d *Dataplane) AddLink(name string) {
 
 // RemoveLink removes a link, ours or not, behind the back of the dataplane.
 func (d *Dataplane) RemoveLink(name string) {
-	d.outside(func(links map[string]*link) { delete(links, name) })
+	d.outside(func(links map[string]*link) {
+		delete(links, name)
+		for _, u := range d.kernel.users {
+			delete(u.had, name)
+			delete(u.put, name)
+		}
+	})
 }
 
 // Foreign reports whether there is a link of that name that is not ours.

@@ -48,6 +48,9 @@ func (s *Speaker) Actual(ctx context.Context) ([]fabric.Route, error) {
 func (s *Speaker) Put(ctx context.Context, routes ...fabric.Route) error {
 	for _, r := range routes {
 		effect := "announce " + r.Prefix.String()
+		if r.Preference != fabric.Normal {
+			effect += " " + r.Preference.String()
+		}
 		if err := s.before(ctx, effect); err != nil {
 			return err
 		}
