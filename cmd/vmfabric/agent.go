@@ -19,13 +19,14 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/fabric/libvirt"
+	"github.com/vmfabric/vmfabric/fabric/lxd"
 	"github.com/vmfabric/vmfabric/hooks"
 	"golang.org/x/sync/errgroup"
 )
 
 type agentFlags struct {
-	config, node, state, libvirt, logLevel, logFormat string
-	drain                                             bool
+	config, node, state, libvirt, lxd, logLevel, logFormat string
+	drain                                                  bool
 }
 
 func agentCommand(t *tool) *cobra.Command {
@@ -63,6 +64,7 @@ the agent that runs to withdraw everything and to refuse new guests.`,
 	fl.StringVar(&f.node, "node", "", "which of the cluster's nodes this is (default: the host name)")
 	fl.StringVar(&f.state, "state", "/var/lib/vmfabric", "the directory of the wanted state")
 	fl.StringVar(&f.libvirt, "libvirt", "auto", "libvirt to follow: auto, off, or the path of its socket")
+	fl.StringVar(&f.lxd, "lxd", "auto", "LXD to follow: auto, off, or the path of its socket")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fl.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	fl.BoolVar(&f.drain, "drain", false, "ask the agent that runs to withdraw everything on purpose")
@@ -133,15 +135,11 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		cancel()
 		err = errors.Join(err, group.Wait())
 	}()
+	sources := f.sources(dataplane, log)
 	options := []fabric.Option{fabric.WithLogger(log), fabric.WithBoot(kernel.BootID())}
-	if f.libvirt != "off" {
-		cfg := libvirt.Config{Logger: log}
-		if f.libvirt != "auto" {
-			cfg.Socket = f.libvirt
-		}
-		source := libvirt.New(cfg)
-		group.Go(func() error { return source.Run(ctx) })
-		options = append(options, fabric.WithSources(source))
+	for _, s := range sources {
+		group.Go(func() error { return s.Run(ctx) })
+		options = append(options, fabric.WithSources(s))
 	}
 	agent, err := fabric.New(fabric.Config{
 		Cluster: cluster, Node: node.Name, Dataplane: dataplane, Speaker: speaker, Store: store,
@@ -163,6 +161,30 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	notify(log, daemon.SdNotifyStopping)
 	log.Info("stopping; ports and routes stay")
 	return nil
+}
+
+// source is a hypervisor that the agent follows.
+type source interface {
+	fabric.Source
+	Run(ctx context.Context) error
+}
+
+// sources makes those that are not off. Each waits quietly where there is no
+// such hypervisor.
+func (f agentFlags) sources(dataplane *kernel.Dataplane, log *slog.Logger) (all []source) {
+	path := func(flag string) string {
+		if flag == "auto" {
+			return ""
+		}
+		return flag
+	}
+	if f.libvirt != "off" {
+		all = append(all, libvirt.New(libvirt.Config{Socket: path(f.libvirt), Logger: log}))
+	}
+	if f.lxd != "off" {
+		all = append(all, lxd.New(lxd.Config{Socket: path(f.lxd), Logger: log, Links: dataplane.Links()}))
+	}
+	return all
 }
 
 // thisNode finds the node by name, or by the host name, long or short.

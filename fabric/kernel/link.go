@@ -50,6 +50,8 @@ type link struct {
 	mtu        uint32
 	group      uint32
 	master     uint32
+	peer       uint32 // IFLA_LINK: of a veth, the number of its other end
+	abroad     bool   // and that is in another network namespace
 	conf4      []byte // int32s: IPV4_DEVCONF_* from 1 on
 	conf6      []byte // int32s: DEVCONF_* from 0 on; empty without IPv6
 	genMode    uint8
@@ -98,6 +100,10 @@ func parseLink(data []byte) (link, error) {
 			l.group = ad.Uint32()
 		case unix.IFLA_MASTER:
 			l.master = ad.Uint32()
+		case unix.IFLA_LINK:
+			l.peer = ad.Uint32()
+		case unix.IFLA_LINK_NETNSID:
+			l.abroad = true
 		case unix.IFLA_LINKINFO:
 			ad.Nested(l.parseInfo)
 		case unix.IFLA_AF_SPEC:

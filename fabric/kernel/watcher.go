@@ -45,6 +45,7 @@ type watcher struct {
 	held     map[string]int            // being put: how they look meanwhile does not count
 	awaited  map[string]bool           // adopted ports whose link is to appear
 	suspects map[string]bool           // to be looked at
+	links    []*Links                  // who follows links that are not ours, too
 	next     string                    // where the round of verifying goes on
 }
 
@@ -98,21 +99,27 @@ func (w *watcher) receive() {
 				time.Sleep(settleAfter)
 			}
 			w.relist()
+			w.publish(nil, true)
 			w.pass(nil)
 			continue
 		}
 		w.mirror.mu.Lock()
-		var names []string
+		var names, links []string
 		for _, m := range msgs {
 			if m.Header.Type == unix.RTM_NEWNETCONF {
 				names = append(names, w.reconfigured(m.Data)...)
 				continue
 			}
-			names = append(names, w.mirror.apply(m)...)
+			concerned := w.mirror.apply(m)
+			names = append(names, concerned...)
+			if isLink(m) {
+				links = append(links, concerned...)
+			}
 		}
 		flapped := w.mirror.flapped
 		w.mirror.flapped = false
 		w.mirror.mu.Unlock()
+		w.publish(links, false)
 		w.welcome(names...)
 		w.suspect(names...)
 		if flapped {

@@ -113,8 +113,8 @@ func (s *Source) minds(k key) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_, bad := s.bad[k]
-	_, left := s.left[k]
-	return bad || left || s.owns(k)
+	_, waits := s.idle[k]
+	return bad || waits || s.owns(k)
 }
 
 // follow reads an instance and tells how it is.
@@ -157,7 +157,7 @@ func (s *Source) vanished(k key, at time.Time) {
 	}
 	s.read[k] = at // so that an older list does not bring it back
 	delete(s.bad, k)
-	delete(s.left, k)
+	delete(s.idle, k)
 	gone, mine := absent(fabric.VM{Name: k.name, Origin: s.name}, at), s.owns(k)
 	if mine {
 		gone.VM = s.known[k.name].vm

@@ -34,7 +34,7 @@ func followReal(t *testing.T, host *testenv.Host, lx *testenv.LXD) *real {
 	var cancel context.CancelFunc
 	r.ctx, cancel = context.WithTimeout(t.Context(), 3*time.Minute)
 	t.Cleanup(cancel)
-	r.Source = New(Config{Socket: lx.Socket(), HasPair: func(name string) bool { return hasPair(host, name) }})
+	r.Source = New(Config{Socket: lx.Socket(), Links: watchHost(t, host)})
 	r.times.leak = 0
 	running, stop := context.WithCancel(r.ctx)
 	ended := make(chan error, 1)
@@ -47,11 +47,39 @@ func followReal(t *testing.T, host *testenv.Host, lx *testenv.LXD) *real {
 	return r
 }
 
-// hasPair reports whether both ends of a veth pair are on the host: the kernel
-// names the namespace of the other end when it is another (IFLA_LINK_NETNSID).
-func hasPair(host *testenv.Host, name string) bool {
-	l, err := host.Link(name)
-	return err == nil && l.Type() == "veth" && l.Attrs().ParentIndex != 0 && l.Attrs().NetNsID < 0
+// hostLinks are the links of a host of the lab.
+type hostLinks struct {
+	nodeLinks
+	host *testenv.Host
+}
+
+func watchHost(t *testing.T, host *testenv.Host) *hostLinks {
+	l := &hostLinks{nodeLinks: nodeLinks{changed: make(chan struct{}, 1)}, host: host}
+	updates, done := make(chan netlink.LinkUpdate), make(chan struct{})
+	require.NoError(t, host.Do(func() error { return netlink.LinkSubscribe(updates, done) }))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for u := range updates {
+			l.touch(u.Attrs().Name)
+		}
+	}()
+	t.Cleanup(func() {
+		close(done)
+		<-ended
+	})
+	return l
+}
+
+// Link: the kernel names the namespace of the other end when it is another
+// (IFLA_LINK_NETNSID).
+func (l *hostLinks) Link(name string) (int, bool) {
+	link, err := l.host.Link(name)
+	if err != nil {
+		return 0, false
+	}
+	at := link.Attrs()
+	return at.Index, link.Type() == "veth" && at.ParentIndex != 0 && at.NetNsID < 0
 }
 
 // lost takes changes until some were missed, and lists.

@@ -16,6 +16,7 @@ func (s *Source) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { s.box.Deliver(ctx) })
+	wg.Go(func() { s.watchLinks(ctx) })
 
 	wait := s.times.retryMin
 	for ctx.Err() == nil {

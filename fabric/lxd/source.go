@@ -28,22 +28,20 @@ type Config struct {
 	// that was never, and to connect would start it.
 	Socket string
 	Logger *slog.Logger // nil: silent
-	// HasPair reports whether the node has both ends of a veth pair, one of
-	// them of this name: so LXD leaves the port of a guest that died while LXD
-	// did not run. (The other end of one that is in use is in the guest.) With
-	// it, Diagnose tells of them; it may be called at any time, by several at
-	// once. Nil: nobody looks.
-	HasPair func(name string) bool
+	// Links lets the source see that a guest starts before LXD tells, and lets
+	// Diagnose tell of ports that LXD has left behind. Nil: nobody looks. It is
+	// asked for single links at any time, also by several at once.
+	Links Links
 }
 
 // Source follows the instances of one LXD, in a cluster those on this member.
 // [Source.Run] holds the connection; all methods are safe for concurrent use.
 type Source struct {
 	dialect
-	log     *slog.Logger
-	hasPair func(name string) bool
-	box     *outbox.Box
-	times   times
+	log   *slog.Logger
+	links Links
+	box   *outbox.Box
+	times times
 	// given: the socket was named, so it is connected to whatever it is.
 	given bool
 
@@ -58,11 +56,12 @@ type Source struct {
 	known     map[string]*sighting // guests that are not absent, by name
 	read      map[key]time.Time    // when an instance was last read, ours or not
 	bad       map[key]flaw
-	left      map[key]*leftover
+	idle      map[key]*idle
 }
 
 var (
 	_ fabric.Source         = (*Source)(nil)
+	_ fabric.Looker         = (*Source)(nil)
 	_ fabric.SourceReporter = (*Source)(nil)
 	_ fabric.Diagnoser      = (*Source)(nil)
 )
@@ -73,6 +72,9 @@ type sighting struct {
 	vm    fabric.VM
 	state fabric.State
 	at    time.Time
+	// until is not zero of one that was seen to start by its link: before it,
+	// LXD may take it for stopped yet.
+	until time.Time
 }
 
 // flaw is why an instance of ours is no guest, or not as it is written.
@@ -95,12 +97,15 @@ type times struct {
 func New(cfg Config) *Source {
 	s := &Source{
 		dialect: ofLXD, given: cfg.Socket != "",
-		log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), hasPair: cfg.HasPair, box: outbox.New(),
+		log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), links: cfg.Links, box: outbox.New(),
 		times: times{
 			call: 10 * time.Second, list: 20 * time.Second, ping: 5 * time.Second,
 			retryMin: 500 * time.Millisecond, retryMax: 5 * time.Second, leak: 15 * time.Second,
 		},
-		since: time.Now(), known: map[string]*sighting{}, read: map[key]time.Time{}, bad: map[key]flaw{}, left: map[key]*leftover{},
+		since: time.Now(), known: map[string]*sighting{}, read: map[key]time.Time{}, bad: map[key]flaw{}, idle: map[key]*idle{},
+	}
+	if s.links == nil {
+		s.links = noLinks{}
 	}
 	if s.given {
 		s.sockets = []string{cfg.Socket}
@@ -163,7 +168,6 @@ func (s *Source) Status() fabric.SourceStatus {
 // Diagnose implements [fabric.Diagnoser]. That there is no LXD is no problem
 // on a node where there never was one.
 func (s *Source) Diagnose() []string {
-	leaks := s.leaks()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var problems []string
@@ -177,7 +181,7 @@ func (s *Source) Diagnose() []string {
 		problems = append(problems, s.name+": "+f.text)
 	}
 	slices.Sort(problems)
-	return append(problems, leaks...)
+	return append(problems, s.leaks()...)
 }
 
 // find gives the first socket where the daemon tells of itself. The error
@@ -259,7 +263,7 @@ func (s *Source) takeAll(here []instance, began time.Time) []fabric.Desired {
 	gone := func(k key) bool { return !listed[k] && !s.read[k].After(began) }
 	maps.DeleteFunc(s.known, func(_ string, g *sighting) bool { return gone(g.key) })
 	maps.DeleteFunc(s.bad, func(k key, _ flaw) bool { return gone(k) })
-	maps.DeleteFunc(s.left, func(k key, _ *leftover) bool { return gone(k) })
+	maps.DeleteFunc(s.idle, func(k key, _ *idle) bool { return gone(k) })
 	maps.DeleteFunc(s.read, func(k key, _ time.Time) bool { return gone(k) })
 
 	slices.SortStableFunc(here, s.before)
@@ -316,20 +320,23 @@ func (s *Source) take(i instance, at time.Time) (d fabric.Desired, ours bool) {
 		vm = last.vm
 	case !ours && mine: // its keys were taken away
 		delete(s.known, i.Name)
-		delete(s.left, k)
+		delete(s.idle, k)
 		s.judge(k, nil, false)
 		return absent(last.vm, at), true
 	case !ours:
-		delete(s.left, k)
+		delete(s.idle, k)
 		s.judge(k, err, false)
 		return d, false
 	}
 	d = fabric.Desired{VM: vm, State: stateOf(i.Code, vm, was), Since: at}
-	s.halted(k, vm, i.Code == codeStopped)
+	seen := &sighting{key: k, vm: vm, state: d.State, at: at}
+	if mine && d.State != fabric.Live && s.starts(last) {
+		d.State, seen.state, seen.until = fabric.Live, fabric.Live, last.until
+	}
+	s.halted(k, vm, i.Code == codeStopped && seen.until.IsZero())
 	if last != nil && !mine {
 		if d.State != fabric.Absent {
-			err = fmt.Errorf("its name is that of the instance in project %s, and a node has one guest of a name; rename one: %s",
-				last.key.project, s.command(i, "rename", i.Name, "NAME"))
+			err = s.rivalry(i, last)
 		}
 		s.judge(k, err, true)
 		return d, false
@@ -338,9 +345,15 @@ func (s *Source) take(i instance, at time.Time) (d fabric.Desired, ours bool) {
 	if d.State == fabric.Absent {
 		delete(s.known, i.Name)
 	} else {
-		s.known[i.Name] = &sighting{k, vm, d.State, at}
+		s.known[i.Name] = seen
 	}
 	return d, true
+}
+
+// rivalry says why an instance is no guest while another of its name is.
+func (s *Source) rivalry(i instance, other *sighting) error {
+	return fmt.Errorf("its name is that of the instance in project %s, and a node has one guest of a name; rename one: %s",
+		other.key.project, s.command(i, "rename", i.Name, "NAME"))
 }
 
 // judge notes what is wrong with an instance of ours, once. s.mu is held.

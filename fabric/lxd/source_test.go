@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -32,7 +31,13 @@ func follow(t *testing.T, d *daemon) *Source {
 
 func run(t *testing.T, d *daemon) *Source {
 	t.Helper()
-	s := New(Config{Socket: d.path})
+	return runWith(t, d, Config{})
+}
+
+func runWith(t *testing.T, d *daemon, cfg Config) *Source {
+	t.Helper()
+	cfg.Socket = d.path
+	s := New(cfg)
 	s.times = times{
 		call: time.Second, list: 10 * time.Second, ping: 50 * time.Millisecond,
 		retryMin: 10 * time.Millisecond, retryMax: 50 * time.Millisecond,
@@ -610,13 +615,8 @@ func TestPortLeftBehind(t *testing.T) {
 	d.set(stopped(p2p("web", 10)))
 	d.set(stopped(physical("db", 11)))
 	d.set(p2p("mx", 12))
-	var mu sync.Mutex
-	links := map[string]bool{"web_net0": true, "db_net0": true, "mx_net0": true}
-	s := New(Config{Socket: d.path, HasPair: func(name string) bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return links[name]
-	}})
+	links := newLinks("web_net0", "db_net0", "mx_net0")
+	s := New(Config{Socket: d.path, Links: links})
 	s.times.leak = 0
 	list(t, s)
 	assert.Empty(t, s.Diagnose(), "it may be about to start, or to go")
@@ -624,14 +624,10 @@ func TestPortLeftBehind(t *testing.T) {
 	assert.Equal(t, []string{
 		"lxd: instance web is stopped and cannot start, because its link web_net0 is still there (lxd did not run when the guest died); ip link del web_net0",
 	}, s.Diagnose())
-	mu.Lock()
-	delete(links, "web_net0")
-	mu.Unlock()
+	links.remove("web_net0")
 	assert.Empty(t, s.Diagnose())
 	list(t, s)
-	mu.Lock()
-	links["web_net0"] = true
-	mu.Unlock()
+	links.add("web_net0", true)
 	list(t, s)
 	assert.Empty(t, s.Diagnose())
 	d.set(p2p("web", 10))

@@ -39,7 +39,7 @@ func (b *bench) startAgent(ctx context.Context, l *lab, node string) (*agent, er
 // start starts the agent, also again after it was stopped or killed.
 func (a *agent) start() (err error) {
 	a.Daemon, err = a.node.StartDaemon("agent", exec.Command(a.program, "agent", "--config", a.lab.file, "--node", a.node.Name(),
-		"--state", filepath.Join(a.node.Dir(), "state"), "--socket", a.socket, "--libvirt", "off"))
+		"--state", filepath.Join(a.node.Dir(), "state"), "--socket", a.socket, "--libvirt", "off", "--lxd", "off"))
 	return err
 }
 

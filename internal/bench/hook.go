@@ -126,7 +126,7 @@ func serveIdle(ctx context.Context, socket string) (stop func() error, err error
 	return func() error { cancel(); return <-done }, nil
 }
 
-type idleAgent struct{}
+type idleAgent struct{ hooks.Hypervisors }
 
 func (idleAgent) Apply(context.Context, fabric.VM, fabric.State) error { return nil }
 func (idleAgent) Started(context.Context, fabric.VM) error             { return nil }

@@ -24,20 +24,9 @@ import (
 func (s *system) hypervisor(node string) *testenv.Libvirt {
 	s.t.Helper()
 	labtest.Need(s.t, "qemu")
-	a := s.agents[node]
-	lv, err := a.node.StartLibvirt(soon(s.t), testenv.LibvirtOptions{Hook: hookProgram})
+	lv, err := s.top.Nodes[node].StartLibvirt(soon(s.t), testenv.LibvirtOptions{Hook: hookProgram})
 	require.NoError(s.t, err)
-	a.socket = filepath.Join(lv.RunDir(), "agent.sock")
-	for i, arg := range a.args {
-		switch arg {
-		case "--socket":
-			a.args[i+1] = a.socket
-		case "--libvirt":
-			a.args[i+1] = lv.Socket()
-		}
-	}
-	a.start()
-	a.established()
+	s.agents[node].follow("--libvirt", lv.Socket(), lv.RunDir())
 	return lv
 }
 

@@ -88,7 +88,7 @@ func start(t testing.TB, o options) *system {
 		s.agents[name] = &agent{s: s, node: h, socket: filepath.Join(h.Dir(), "agent.sock")}
 		s.agents[name].args = []string{
 			"agent", "--config", s.file, "--node", name, "--state", filepath.Join(h.Dir(), "state"),
-			"--socket", s.agents[name].socket, "--libvirt", "off", "--log-level", "debug",
+			"--socket", s.agents[name].socket, "--libvirt", "off", "--lxd", "off", "--log-level", "debug",
 		}
 		if !o.noAgent {
 			s.agents[name].start()
@@ -150,6 +150,18 @@ func (a *agent) start() {
 		}
 		return err
 	}))
+}
+
+// follow has the agent follow a hypervisor, whose hooks find it in a directory.
+func (a *agent) follow(flag, socket, hooksDir string) {
+	a.s.t.Helper()
+	require.NoError(a.s.t, os.Symlink(a.socket, filepath.Join(hooksDir, "agent.sock")))
+	a.args[slices.Index(a.args, flag)+1] = socket
+	if a.Daemon != nil {
+		require.NoError(a.s.t, a.Stop())
+	}
+	a.start()
+	a.established()
 }
 
 // restart ends the agent by a signal's doing and starts it again.

@@ -1,0 +1,88 @@
+package kernel
+
+import (
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Links follows the links of the node, whoever made them, by their names. All
+// methods are safe for concurrent use.
+type Links struct {
+	d       *Dataplane
+	changed chan struct{}
+
+	mu     sync.Mutex
+	names  map[string]bool
+	missed bool
+}
+
+// Links begins to follow the links, until the dataplane is closed.
+func (d *Dataplane) Links() *Links {
+	l := &Links{d: d, changed: make(chan struct{}, 1), names: map[string]bool{}}
+	d.watch.mu.Lock()
+	defer d.watch.mu.Unlock()
+	d.watch.links = append(d.watch.links, l)
+	return l
+}
+
+// Changed says that links came, went or changed; coalesced, carries nothing.
+func (l *Links) Changed() <-chan struct{} { return l.changed }
+
+// Take gives the names of the links that came, went or changed since it was
+// last called. With missed, it may have been any.
+func (l *Links) Take() (names []string, missed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	names, missed = slices.Sorted(maps.Keys(l.names)), l.missed
+	clear(l.names)
+	l.missed = false
+	return names, missed
+}
+
+// Link gives the number of a link, or 0 when there is none of that name, and
+// whether it is an end of a veth pair whose other end is on the node too.
+func (l *Links) Link(name string) (index int, paired bool) {
+	at, err := l.d.rtnl.linkByName(name)
+	if err != nil {
+		return 0, false
+	}
+	return int(at.index), at.paired()
+}
+
+// paired: the kernel names the namespace of the other end when it is another
+// (IFLA_LINK_NETNSID).
+func (l link) paired() bool { return l.kind == "veth" && l.peer != 0 && !l.abroad }
+
+func (l *Links) note(names []string, missed bool) {
+	l.mu.Lock()
+	for _, name := range names {
+		l.names[name] = true
+	}
+	l.missed = l.missed || missed
+	l.mu.Unlock()
+	select {
+	case l.changed <- struct{}{}:
+	default:
+	}
+}
+
+// publish tells those who follow the links what notifications say.
+func (w *watcher) publish(names []string, missed bool) {
+	if len(names) == 0 && !missed {
+		return
+	}
+	w.mu.Lock()
+	links := w.links
+	w.mu.Unlock()
+	for _, l := range links {
+		l.note(names, missed)
+	}
+}
+
+func isLink(m netlink.Message) bool {
+	return m.Header.Type == unix.RTM_NEWLINK || m.Header.Type == unix.RTM_DELLINK
+}

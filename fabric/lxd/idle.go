@@ -1,0 +1,198 @@
+package lxd
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Links tells of the node's links. LXD makes a guest's port (nictype=p2p) half a
+// second and more before it says that the guest was started.
+type Links interface {
+	// Changed says that links came, went or changed; coalesced, carries nothing.
+	Changed() <-chan struct{}
+	// Take gives the names of those links since it was last called. With missed,
+	// it may have been any.
+	Take() (names []string, missed bool)
+	// Link gives the number of a link, or 0 when there is none of that name, and
+	// whether both ends of the veth pair that it is an end of are on the node.
+	Link(name string) (index int, paired bool)
+}
+
+// noLinks is for a source that is told of none.
+type noLinks struct{}
+
+func (noLinks) Changed() <-chan struct{} { return nil }
+func (noLinks) Take() ([]string, bool)   { return nil, false }
+func (noLinks) Link(string) (int, bool)  { return 0, false }
+
+// idle is an instance of ours that is stopped, and whose port LXD makes when it
+// starts. LXD removes it with the stop, unless the guest died while LXD did not
+// run; then it stays for good, and every start fails because a link of that name
+// exists.
+type idle struct {
+	vm    fabric.VM
+	ports map[string]int // the numbers of their links, as last seen: 0 is none
+	seen  time.Time      // when a list first found it stopped, with a pair; or zero
+	often bool           // and another list again
+}
+
+// startFor is how long LXD may take from a guest's port to the guest: meanwhile
+// it says that the instance is stopped.
+const startFor = 30 * time.Second
+
+// halted notes whether an instance is stopped. s.mu is held.
+func (s *Source) halted(k key, vm fabric.VM, stopped bool) {
+	if !stopped {
+		delete(s.idle, k)
+		return
+	}
+	now := &idle{vm: vm, ports: map[string]int{}}
+	for n, nic := range vm.NICs {
+		if nic.Kind != fabric.Adopt {
+			continue
+		}
+		port := fabric.PortName(vm.Name, n)
+		now.ports[port] = 0
+		if was := s.idle[k]; was != nil {
+			now.ports[port], now.seen, now.often = was.ports[port], was.seen, was.often
+		} else {
+			now.ports[port], _ = s.links.Link(port)
+		}
+	}
+	if len(now.ports) == 0 {
+		delete(s.idle, k)
+		return
+	}
+	s.idle[k] = now
+}
+
+// watchLinks tells of guests that start by their links, until ctx ends.
+func (s *Source) watchLinks(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.links.Changed():
+		}
+		names, missed := s.links.Take()
+		s.mu.Lock()
+		if missed {
+			for _, i := range s.idle {
+				names = slices.AppendSeq(names, maps.Keys(i.ports))
+			}
+			for _, g := range s.known {
+				names = append(names, g.ports()...)
+			}
+		}
+		for _, name := range names {
+			s.linkChanged(ctx, name)
+		}
+		s.mu.Unlock()
+	}
+}
+
+// linkChanged looks at a link that came, went or changed. s.mu is held.
+func (s *Source) linkChanged(ctx context.Context, name string) {
+	var starting []key
+	for k, i := range s.idle {
+		if was, mine := i.ports[name]; mine {
+			i.ports[name], _ = s.links.Link(name)
+			if i.ports[name] != 0 && i.ports[name] != was {
+				starting = append(starting, k)
+			}
+		}
+	}
+	// Of two in different projects, LXD tells which it was.
+	if len(starting) == 1 {
+		s.begin(starting[0])
+	}
+	for _, g := range s.known {
+		if g.until.IsZero() || s.conn == nil || !slices.Contains(g.ports(), name) {
+			continue
+		}
+		// A start that goes wrong is not told.
+		if index, _ := s.links.Link(name); index == 0 && !s.touch(ctx, s.conn, g.key) {
+			s.box.PutLost()
+		}
+	}
+}
+
+// begin tells of a guest that LXD is about to start. s.mu is held.
+func (s *Source) begin(k key) {
+	vm := s.idle[k].vm
+	if s.known[vm.Name] != nil {
+		return // another of its name is the guest
+	}
+	delete(s.idle, k)
+	now := time.Now()
+	s.log.Debug(s.name+" instance starts", "vm", vm.Name, "project", k.project)
+	s.read[k] = now // what was asked before does not know of it
+	s.known[vm.Name] = &sighting{key: k, vm: vm, state: fabric.Live, at: now, until: now.Add(startFor)}
+	s.tell(k, fabric.Desired{VM: vm, State: fabric.Live, Since: now}, false)
+}
+
+// ports lists the ports that LXD makes.
+func (g *sighting) ports() (names []string) {
+	for n, nic := range g.vm.NICs {
+		if nic.Kind == fabric.Adopt {
+			names = append(names, fabric.PortName(g.vm.Name, n))
+		}
+	}
+	return names
+}
+
+// starts reports whether LXD is about to start a guest that was seen by its
+// link, whatever it says.
+func (s *Source) starts(g *sighting) bool {
+	return time.Now().Before(g.until) && slices.ContainsFunc(g.ports(), func(port string) bool {
+		index, _ := s.links.Link(port)
+		return index != 0
+	})
+}
+
+// search looks for the ports of stopped instances. That a pair is there says
+// little once: for a moment it is in every start.
+func (s *Source) search() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, i := range s.idle {
+		there := false
+		for port := range i.ports {
+			_, paired := s.links.Link(port)
+			there = there || paired
+		}
+		switch {
+		case !there:
+			i.seen, i.often = time.Time{}, false
+		case i.seen.IsZero():
+			i.seen = time.Now()
+		case time.Since(i.seen) >= s.times.leak:
+			i.often = true
+		}
+	}
+}
+
+// leaks tells of the ports that LXD left behind and that are still there. s.mu
+// is held.
+func (s *Source) leaks() []string {
+	var problems []string
+	for k, i := range s.idle {
+		if !i.often || s.known[k.name] != nil {
+			continue
+		}
+		for port := range i.ports {
+			if _, paired := s.links.Link(port); paired {
+				problems = append(problems, fmt.Sprintf(
+					"%s: instance %s is stopped and cannot start, because its link %s is still there (%[1]s did not run when the guest died); ip link del %[3]s",
+					s.name, k.name, port))
+			}
+		}
+	}
+	slices.Sort(problems)
+	return problems
+}

@@ -1,0 +1,79 @@
+package lxd
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Look implements [fabric.Looker]. A name is LXC's: that of the instance, after
+// that of its project and an underscore where the project is not the default.
+// Where the default project has no such instance, one of another is meant.
+func (s *Source) Look(ctx context.Context, name string) (vm fabric.VM, ours bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.times.call)
+	defer cancel()
+	s.mu.Lock()
+	c := s.conn
+	s.mu.Unlock()
+	if c == nil {
+		cl, about, err := s.find(ctx)
+		if err != nil {
+			return vm, false, err
+		}
+		c = &conn{client: cl, about: about}
+	}
+	k := keyOf(name)
+	i, err := c.instance(ctx, k)
+	if hasCode(err, http.StatusNotFound) && k.name == name {
+		if k = s.elsewhere(name); k.project != defaultProject {
+			i, err = c.instance(ctx, k)
+		}
+	}
+	switch {
+	case hasCode(err, http.StatusNotFound):
+		return vm, false, nil
+	case err != nil:
+		return vm, false, fmt.Errorf("%s: instance %s: %w; see the log of %[1]s, and try again", s.name, name, err)
+	case !c.holds(i.Location):
+		return vm, false, nil
+	}
+	if vm, ours, err = s.guest(i); err != nil {
+		return vm, true, fmt.Errorf("instance %s: %w", name, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if other := s.known[vm.Name]; ours && other != nil && other.key != k {
+		return vm, true, fmt.Errorf("instance %s: %w", name, s.rivalry(i, other))
+	}
+	return vm, ours, nil
+}
+
+// keyOf reads a name: neither projects nor instances have underscores in theirs.
+func keyOf(name string) key {
+	if project, instance, found := strings.Cut(name, "_"); found {
+		return key{project, instance}
+	}
+	return key{defaultProject, name}
+}
+
+// elsewhere gives the instance of ours that has a name, or is the only one.
+func (s *Source) elsewhere(name string) key {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if g := s.known[name]; g != nil {
+		return g.key
+	}
+	found := key{defaultProject, name}
+	for k := range s.idle {
+		if k.name == name && found.project != defaultProject {
+			return key{defaultProject, name}
+		}
+		if k.name == name {
+			found = k
+		}
+	}
+	return found
+}

@@ -1,0 +1,515 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
+)
+
+// lxd starts an LXD on a node, and has its agent follow it.
+func (s *system) lxd(node string) *testenv.LXD {
+	s.t.Helper()
+	return s.lxdWith(node, testenv.LXDOptions{})
+}
+
+func (s *system) lxdWith(node string, o testenv.LXDOptions) *testenv.LXD {
+	s.t.Helper()
+	labtest.Need(s.t, "lxd")
+	lx, err := s.top.Nodes[node].StartLXD(soon(s.t), o)
+	require.NoError(s.t, err)
+	s.agents[node].follow("--lxd", lx.Socket(), lx.RunDir())
+	s.agents[node].connected("lxd")
+	return lx
+}
+
+// connected waits until an agent hears what a hypervisor does.
+func (a *agent) connected(source string) {
+	a.s.t.Helper()
+	a.eventually("the agent is connected to "+source, func() error {
+		for _, st := range a.status().Sources {
+			if st.Name == source && st.Connected {
+				return nil
+			}
+		}
+		return errors.New("it is not")
+	})
+}
+
+// healthy waits until an agent has nothing to complain of.
+func (a *agent) healthy() {
+	a.s.t.Helper()
+	a.eventually("all is well", func() error {
+		if st := a.status(); !st.Healthy {
+			return fmt.Errorf("%q", st.Problems)
+		}
+		return nil
+	})
+}
+
+// complains waits until one of an agent's problems has these words, and gives it.
+func (a *agent) complains(words string) (problem string) {
+	a.s.t.Helper()
+	a.eventually("it complains of "+words, func() error {
+		problems := a.status().Problems
+		i := slices.IndexFunc(problems, func(p string) bool { return strings.Contains(p, words) })
+		if i < 0 {
+			return fmt.Errorf("%q", problems)
+		}
+		problem = problems[i]
+		assert.NotContains(a.s.t, problem, "\n")
+		return nil
+	})
+	return problem
+}
+
+// mends does what a problem says, in the words behind its last semicolon.
+func (s *system) mends(lx *testenv.LXD, problem string) {
+	s.t.Helper()
+	way := problem[strings.LastIndex(problem, "; ")+2:]
+	for line := range strings.SplitSeq(way, " && ") {
+		words := strings.Fields(line)
+		if words[0] == "lxc" {
+			s.lxc(lx, words[1:]...)
+			continue
+		}
+		_, err := lx.Host().Run(soon(s.t), words[0], words[1:]...)
+		require.NoError(s.t, err)
+	}
+}
+
+// p2p is a NIC whose link LXD makes.
+func p2p(addresses ...string) fabric.NIC {
+	n := nic(addresses...)
+	n.Kind = ""
+	return n
+}
+
+func (s *system) container(lx *testenv.LXD, o testenv.ContainerOptions) *testenv.Container {
+	s.t.Helper()
+	o.Gateway = s.cluster.Gateway
+	c, err := lx.Init(soon(s.t), o)
+	require.NoError(s.t, err)
+	return c
+}
+
+func (s *system) lxc(lx *testenv.LXD, args ...string) {
+	s.t.Helper()
+	_, err := lx.Lxc(soon(s.t), args...)
+	require.NoError(s.t, err)
+}
+
+// serves waits until the client has an answer from a container that starts.
+func (s *system) serves(node *testenv.Host, ps ...netip.Prefix) {
+	s.t.Helper()
+	s.coreHas(node, ps...)
+	for _, p := range ps {
+		s.reaches(s.top.Client, p.Addr().String())
+	}
+}
+
+func prefixes(ps ...string) (all []netip.Prefix) {
+	for _, p := range ps {
+		all = append(all, netip.MustParsePrefix(p))
+	}
+	return all
+}
+
+// TestLifeOfAnInstance has LXD do with an instance what it can; no hook is
+// installed.
+func TestLifeOfAnInstance(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{noAgent: true})
+	lx := s.lxd("node1")
+	a, node := s.agents["node1"], s.top.Nodes["node1"]
+	c := s.container(lx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
+	require.NoError(t, c.Start(soon(t)))
+	s.checkPort(node, "web_net0")
+	s.serves(node, seaGold...)
+	for name := range s.rr {
+		for i, p := range seaGold {
+			r := s.reflected(name, p)
+			assert.Equal(t, []netip.Addr{node.Addr4(), node.Addr6()}[i], r.NextHop)
+			assert.Equal(t, s.cluster.Communities, r.Communities)
+			assert.Equal(t, fabric.Fresh.LocalPref(), r.LocalPref)
+		}
+	}
+	out, err := c.Exec(soon(t), "ping", "-c1", "-W10", testenv.ClientAddr4.String())
+	require.NoError(t, err)
+	assert.Contains(t, out, "1 packets received")
+	a.healthy()
+	entry := decode[[]fabric.PortEntry](t, first(a.cli("list", "--json")))[0]
+	assert.Equal(t, fabric.Live, entry.State)
+	assert.Equal(t, fabric.Adopt, entry.Kind)
+	assert.Equal(t, "lxd", entry.Origin)
+
+	// It stays as it is while it is frozen, and when its host forgets it for a
+	// moment that is put right.
+	withdrawn := s.watchWithdrawals()
+	s.lxc(lx, "pause", "web")
+	s.lxc(lx, "start", "web")
+	s.serves(node, seaGold...)
+	assert.Empty(t, withdrawn())
+
+	// An address and a prefix come and go while it runs.
+	more := prefixes("203.0.113.11/32", "2001:db8:100::11/128", "198.51.100.0/29")
+	s.lxc(lx, "config", "set", "web", "user.vmfabric.net0.addresses=203.0.113.10,203.0.113.11,2001:db8:100::10,2001:db8:100::11", "user.vmfabric.net0.routes=198.51.100.0/29")
+	s.coreHas(node, more...)
+	s.lxc(lx, "config", "set", "web", "user.vmfabric.net0.addresses=203.0.113.10,2001:db8:100::10", "user.vmfabric.net0.routes=")
+	s.nobodyHas(more...)
+	s.serves(node, seaGold...)
+	for _, p := range withdrawn() {
+		assert.NotContains(t, []string{"203.0.113.10/32", "2001:db8:100::10/128"}, p)
+	}
+
+	// A profile may say it as well.
+	s.lxc(lx, "profile", "create", "more")
+	s.lxc(lx, "profile", "set", "more", "user.vmfabric.net0.routes=198.51.100.8/29")
+	s.lxc(lx, "profile", "add", "web", "more")
+	s.coreHas(node, prefixes("198.51.100.8/29")...)
+	s.lxc(lx, "profile", "set", "more", "user.vmfabric.net0.routes=198.51.100.16/29")
+	s.coreHas(node, prefixes("198.51.100.16/29")...)
+	s.nobodyHas(prefixes("198.51.100.8/29")...)
+	s.lxc(lx, "profile", "remove", "web", "more")
+	s.nobodyHas(prefixes("198.51.100.16/29")...)
+
+	// A second NIC is plugged in and out.
+	second := prefixes("203.0.113.12/32", "2001:db8:100::12/128")
+	s.lxc(lx, "config", "device", "add", "web", "eth1", "nic", "nictype=p2p", "name=eth1", "host_name=web_net1")
+	s.lxc(lx, "config", "set", "web", "user.vmfabric.net1.addresses=203.0.113.12,2001:db8:100::12")
+	s.coreHas(node, second...)
+	s.checkPort(node, "web_net1")
+	s.lxc(lx, "config", "device", "remove", "web", "eth1")
+	s.nobodyHas(second...)
+	assert.Contains(t, a.complains("instance web"), "NIC 1 has no device")
+	s.lxc(lx, "config", "unset", "web", "user.vmfabric.net1.addresses")
+	a.healthy()
+	s.serves(node, seaGold...)
+
+	// What is stopped is withdrawn, and nothing is left of it, however it ended.
+	kill := func() error {
+		pid, err := c.Pid(soon(t))
+		if err != nil {
+			return err
+		}
+		return syscall.Kill(pid, syscall.SIGKILL)
+	}
+	for what, end := range map[string]func() error{
+		"stop":            func() error { return c.Shutdown(soon(t)) },
+		"stop --force":    func() error { return c.Destroy(soon(t)) },
+		"kill -9 of init": kill,
+		"poweroff inside": func() error { _, err := c.Exec(soon(t), "busybox", "kill", "-TERM", "1"); return err },
+	} {
+		require.NoError(t, end(), what)
+		s.leavesNothing(node, seaGold...)
+		s.withdrawnFirst(a.Log())
+		s.eventually("LXD has it stopped after "+what, func() error {
+			if state, err := c.State(soon(t)); err != nil || state != "Stopped" {
+				return fmt.Errorf("%s %w", state, err)
+			}
+			return nil
+		})
+		require.NoError(t, c.Start(soon(t)), what)
+		s.serves(node, seaGold...)
+	}
+	for what, again := range map[string]func() error{
+		"restart":         func() error { _, err := lx.Lxc(soon(t), "restart", "web", "--timeout", "10"); return err },
+		"restart --force": func() error { _, err := lx.Lxc(soon(t), "restart", "web", "--force"); return err },
+		"reboot inside": func() error {
+			before, err := c.Pid(soon(t))
+			_, _ = c.Exec(soon(t), "busybox", "reboot", "-f") // ends with the guest
+			s.eventually("it boots", func() error {
+				if pid, err := c.Pid(soon(t)); err != nil || pid == before {
+					return fmt.Errorf("pid %d %w", pid, err)
+				}
+				return nil
+			})
+			return err
+		},
+	} {
+		require.NoError(t, again(), what)
+		require.NoError(t, c.WaitReady(soon(t)), what)
+		s.serves(node, seaGold...)
+		s.checkPort(node, "web_net0")
+	}
+	a.healthy()
+
+	// A copy is not a second guest of the same port, nor of the same address.
+	s.lxc(lx, "copy", "web", "twin", "--instance-only")
+	s.mends(lx, a.complains("instance twin"))
+	s.lxc(lx, "start", "twin")
+	assert.Contains(t, a.complains("guest twin refused"), `held by VM "web"`)
+	s.serves(node, seaGold...)
+	s.lxc(lx, "delete", "twin", "--force")
+	a.healthy()
+
+	require.NoError(t, c.Shutdown(soon(t)))
+	s.lxc(lx, "rename", "web", "www")
+	s.mends(lx, a.complains("instance www"))
+	a.healthy()
+	s.lxc(lx, "start", "www")
+	s.serves(node, seaGold...)
+	s.checkPort(node, "www_net0")
+	s.lxc(lx, "delete", "www", "--force")
+	s.leavesNothing(node, seaGold...)
+	a.healthy()
+}
+
+// TestPhysicalNIC has the fabric make the port before the instance starts, and
+// keep it.
+func TestPhysicalNIC(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{noAgent: true})
+	lx := s.lxd("node1")
+	a, node := s.agents["node1"], s.top.Nodes["node1"]
+	require.NoError(t, a.Stop())
+	c := s.container(lx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nic("203.0.113.10", "2001:db8:100::10")}})
+	require.ErrorContains(t, c.Start(soon(t)), "web_peer0", "no agent made it")
+	a.start()
+	a.established()
+	s.eventually("the pair is there", func() error {
+		if !node.HasLink("web_peer0") {
+			return errors.New("no web_peer0")
+		}
+		return nil
+	})
+	s.nobodyHas(seaGold...)
+	require.NoError(t, c.Start(soon(t)))
+	s.serves(node, seaGold...)
+	before, err := node.Link("web_net0")
+	require.NoError(t, err)
+	s.lxc(lx, "restart", "web", "--force")
+	s.serves(node, seaGold...)
+	require.NoError(t, c.Destroy(soon(t)))
+	s.nobodyHas(seaGold...)
+	s.checkPort(node, "web_net0")
+	require.NoError(t, c.Start(soon(t)))
+	s.serves(node, seaGold...)
+	after, err := node.Link("web_net0")
+	require.NoError(t, err)
+	assert.Equal(t, before.Attrs().Index, after.Attrs().Index, "the port stays")
+	a.healthy()
+	require.NoError(t, c.Delete(soon(t)))
+	s.leavesNothing(node, seaGold...)
+}
+
+// TestLXDAndAgentComeAndGo ends and starts LXD and the agent around a guest that
+// runs, under a probe; then a guest dies when nobody looks.
+func TestLXDAndAgentComeAndGo(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{noAgent: true})
+	lx := s.lxd("node1")
+	a, node := s.agents["node1"], s.top.Nodes["node1"]
+	c := s.container(lx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
+	require.NoError(t, c.Start(soon(t)))
+	s.serves(node, seaGold...)
+	withdrawn := s.watchWithdrawals()
+	var probes []*testenv.Prober
+	for _, p := range seaGold {
+		probe, err := s.top.Client.Probe(p.Addr(), 2*time.Millisecond)
+		require.NoError(t, err)
+		probes = append(probes, probe)
+	}
+	for _, end := range []func() error{lx.Stop, lx.Kill} {
+		require.NoError(t, end())
+		assert.Contains(t, a.complains("lxd: no answer"), "start lxd")
+		require.NoError(t, lx.Start(soon(t)))
+		a.healthy()
+	}
+	a.restart(a.Stop)
+	a.established()
+	require.NoError(t, lx.Kill())
+	a.restart(a.Kill)
+	a.established()
+	require.NoError(t, lx.Start(soon(t)))
+	a.healthy()
+	for _, probe := range probes {
+		r := probe.Stop()
+		assert.Zero(t, r.Lost, "%+v", r)
+		assert.NotZero(t, r.Sent)
+	}
+	assert.Empty(t, withdrawn())
+
+	// It dies while LXD is down: LXD leaves its link, and could not start it.
+	pid, err := c.Pid(soon(t))
+	require.NoError(t, err)
+	require.NoError(t, lx.Kill())
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	s.nobodyHas(seaGold...)
+	a.restart(a.Kill)
+	a.established()
+	time.Sleep(200 * time.Millisecond)
+	s.nobodyHas(seaGold...) // a link without carrier is no guest
+	require.NoError(t, lx.Start(soon(t)))
+	s.eventually("nothing of the fabric is left", func() error {
+		if left := s.leftOn(node); len(left) > 0 {
+			return fmt.Errorf("%v", left)
+		}
+		return nil
+	})
+	require.Error(t, c.Start(soon(t)))
+	s.mends(lx, a.complains("cannot start, because its link web_net0 is still there"))
+	a.healthy()
+	require.NoError(t, c.Start(soon(t)))
+	s.serves(node, seaGold...)
+}
+
+// TestProjects: an instance of another project is a guest like any other, but
+// not beside one of the same name.
+func TestProjects(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{noAgent: true})
+	lx := s.lxd("node1")
+	a, node := s.agents["node1"], s.top.Nodes["node1"]
+	s.lxc(lx, "project", "create", "shop", "-c", "features.images=false", "-c", "features.profiles=false")
+	in := func(project, address4, address6 string) *testenv.Container {
+		return s.container(lx, testenv.ContainerOptions{Name: "web", Project: project, NICs: []fabric.NIC{p2p(address4, address6)}})
+	}
+	one := in("shop", "203.0.113.10", "2001:db8:100::10")
+	two := in("default", "203.0.113.11", "2001:db8:100::11")
+	require.NoError(t, one.Start(soon(t)))
+	s.serves(node, seaGold...)
+	require.Error(t, two.Start(soon(t)), "the link is there")
+	a.healthy()
+	require.NoError(t, one.Destroy(soon(t)))
+	s.leavesNothing(node, seaGold...)
+	require.NoError(t, two.Start(soon(t)))
+	s.serves(node, prefixes("203.0.113.11/32", "2001:db8:100::11/128")...)
+	require.NoError(t, two.Delete(soon(t)))
+	s.leavesNothing(node, prefixes("203.0.113.11/32", "2001:db8:100::11/128")...)
+}
+
+// TestManyInstances starts twenty at once, and has LXD tell of a thousand
+// changes meanwhile.
+func TestManyInstances(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{noAgent: true})
+	lx := s.lxd("node1")
+	a, node := s.agents["node1"], s.top.Nodes["node1"]
+	const count, changes = 20, 1000
+	var all []netip.Prefix
+	for i := range count {
+		n := p2p(fmt.Sprint("203.0.113.", 10+i), fmt.Sprintf("2001:db8:100::%x", 10+i))
+		all = append(all, n.Prefixes()...)
+		s.container(lx, testenv.ContainerOptions{Name: fmt.Sprint("g", i), NICs: []fabric.NIC{n}})
+	}
+	each := func(do func(ctx context.Context, name string) error) {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+		defer cancel()
+		var wg sync.WaitGroup
+		for i := range count {
+			wg.Go(func() { assert.NoError(t, do(ctx, fmt.Sprint("g", i))) })
+		}
+		wg.Wait()
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", lx.Socket())
+	}}}
+	defer client.CloseIdleConnections()
+	each(func(ctx context.Context, name string) error {
+		_, err := lx.Lxc(ctx, "start", name)
+		return err
+	})
+	for _, p := range all {
+		s.coreHas(node, p)
+	}
+	withdrawn := s.watchWithdrawals()
+	began := time.Now()
+	each(func(ctx context.Context, name string) error {
+		for i := range changes / count {
+			body := fmt.Sprintf(`{"config":{"user.note":"%d"}}`, i)
+			req, err := http.NewRequestWithContext(ctx, http.MethodPatch, "http://lxd/1.0/instances/"+name, bytes.NewBufferString(body))
+			if err != nil {
+				return err
+			}
+			resp, err := client.Do(req)
+			if err != nil {
+				return err
+			}
+			resp.Body.Close()
+			if resp.StatusCode >= 300 {
+				return errors.New(resp.Status)
+			}
+		}
+		return nil
+	})
+	t.Logf("%d changes in %v", changes, time.Since(began).Round(time.Millisecond))
+	a.healthy()
+	assert.Equal(t, count, a.status().Live)
+	assert.Empty(t, withdrawn())
+	each(func(ctx context.Context, name string) error {
+		_, err := lx.Lxc(ctx, "delete", name, "--force")
+		return err
+	})
+	s.leavesNothing(node, all...)
+}
+
+// TestKVMAndLXDOnTheSameFabric has guests of both kinds on both nodes, who reach
+// each other and the client.
+func TestKVMAndLXDOnTheSameFabric(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{nodes: 2, noAgent: true})
+	ctx := soon(t)
+	type guest struct {
+		name, v4, v6 string
+		say          func(command string) (string, error)
+	}
+	var guests []guest
+	for n, node := range []string{"node1", "node2"} {
+		lv, lx := s.hypervisor(node), s.lxd(node)
+		kvm := guest{name: fmt.Sprint("kvm", n), v4: fmt.Sprint("203.0.113.", 10+n), v6: fmt.Sprintf("2001:db8:100::%x", 10+n)}
+		d := s.domain(lv, kvm.name, tap(kvm.v4, kvm.v6))
+		require.NoError(t, d.Start(ctx))
+		kvm.say = func(command string) (string, error) {
+			return s.top.Client.GuestRun(soon(t), netip.MustParseAddr(kvm.v4), command)
+		}
+		box := guest{name: fmt.Sprint("lxd", n), v4: fmt.Sprint("203.0.113.", 20+n), v6: fmt.Sprintf("2001:db8:100::%x", 20+n)}
+		c := s.container(lx, testenv.ContainerOptions{Name: box.name, NICs: []fabric.NIC{p2p(box.v4, box.v6)}})
+		require.NoError(t, c.Start(ctx))
+		box.say = func(command string) (string, error) { return c.Exec(soon(t), "sh", "-c", command) }
+		guests = append(guests, kvm, box)
+		require.NoError(t, d.WaitReady(soon(t)))
+		require.NoError(t, c.WaitReady(soon(t)))
+	}
+	for _, from := range guests {
+		s.reaches(s.top.Client, from.v4, from.v6)
+		var to []string
+		for _, g := range guests {
+			to = append(to, g.v4, g.v6)
+		}
+		to = append(to, testenv.ClientAddr4.String(), testenv.ClientAddr6.String())
+		var commands []string
+		for _, a := range to {
+			commands = append(commands, "ping -c1 -W10 "+a+" >/dev/null")
+		}
+		out, err := from.say(strings.Join(commands, " && ") + " && echo all")
+		require.NoError(t, err, from.name)
+		assert.Contains(t, out, "all")
+	}
+	for _, node := range []string{"node1", "node2"} {
+		a := s.agents[node]
+		a.healthy()
+		assert.Equal(t, 2, a.status().Live)
+		names := map[string]int{}
+		for _, src := range a.status().Sources {
+			names[src.Name] = src.Guests
+		}
+		assert.Equal(t, map[string]int{"libvirt": 1, "lxd": 1}, names)
+	}
+}
+
