@@ -1,0 +1,156 @@
+package render
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Format names a way in which guests are configured.
+type Format string
+
+// The formats of [Guest].
+const (
+	Netplan   Format = "netplan"    // YAML of netplan(5): Ubuntu, and Debian's cloud images
+	Ifupdown  Format = "ifupdown"   // interfaces(5), for Debian's ifupdown and busybox's alike
+	Networkd  Format = "networkd"   // systemd.network(5), a file for each NIC
+	CloudInit Format = "cloud-init" // cloud-init's network configuration, version 2
+)
+
+var formats = []Format{Netplan, Ifupdown, Networkd, CloudInit}
+
+// ParseFormat reads the name of a format.
+func ParseFormat(s string) (Format, error) {
+	if f := Format(s); slices.Contains(formats, f) {
+		return f, nil
+	}
+	names := make([]string, len(formats))
+	for i, f := range formats {
+		names[i] = string(f)
+	}
+	return "", fmt.Errorf("format %q is not one of %s", s, strings.Join(names, ", "))
+}
+
+// Guest gives what a guest has to be told about its network, inside: each
+// address as /32 or /128, and the gateway as default route on the link. No
+// DHCP, no router advertisements. Comments say where the text goes.
+//
+// The n-th of interfaces is the name of the link of NIC n in the guest. Where
+// it is missing or empty the link is matched by the NIC's MAC address. Where
+// that cannot be, it is eth<n>: the MAC address is unknown, ifupdown knows
+// names only, and netplan (which serves cloud-init too) does not match the
+// links of containers, since a veth has no permanent MAC address. A guest of
+// LXD is taken for a container there; name the links of a virtual machine.
+//
+// The default route of a family goes through the first NIC with addresses of
+// it. Nodes drop what comes out of a NIC with a source that is not routed to
+// it, so what has the source of another NIC n is sent there by policy: its
+// addresses, and the prefixes routed to it, choose table 100+n. The kernel of
+// the guest needs policy routing then, as all distributions have it.
+//
+// The error tells what is wrong with the guest, the gateway or the names; a
+// guest without NICs is one.
+func Guest(vm fabric.VM, gw fabric.Gateway, f Format, interfaces []string) (string, error) {
+	if _, err := ParseFormat(string(f)); err != nil {
+		return "", err
+	}
+	if err := vm.Validate(); err != nil {
+		return "", fmt.Errorf("guest %q: %w", vm.Name, err)
+	}
+	g := guest{VM: vm.Name, Links: make([]guestLink, len(vm.NICs))}
+	for n, nic := range vm.NICs {
+		l, err := newGuestLink(n, nic, gw)
+		if err != nil {
+			return "", fmt.Errorf("guest %q: NIC %d: %w", vm.Name, n, err)
+		}
+		g.Links[n] = l
+	}
+	if err := g.name(vm, f, interfaces); err != nil {
+		return "", fmt.Errorf("guest %q: %w", vm.Name, err)
+	}
+	g.route()
+	return g.text(f), nil
+}
+
+// guest is what the templates see.
+type guest struct {
+	VM      string
+	Links   []guestLink
+	Assumed []string // names of links that nobody told
+}
+
+// name tells the links apart, by the names given or as the format can.
+func (g *guest) name(vm fabric.VM, f Format, given []string) error {
+	if len(vm.NICs) == 0 {
+		return fmt.Errorf("no NIC, so there is nothing to configure; give it an address")
+	}
+	if len(given) > len(vm.NICs) {
+		return fmt.Errorf("more link names (%d) than NICs (%d); give at most one for each", len(given), len(vm.NICs))
+	}
+	taken := map[string]int{}
+	for n, nic := range vm.NICs {
+		l := &g.Links[n]
+		switch {
+		case n < len(given) && given[n] != "":
+			l.Name = given[n]
+		case f == Ifupdown, nic.MAC.IsZero(), f != Networkd && inContainer(vm, nic):
+			l.Name = fmt.Sprintf("eth%d", n)
+			g.Assumed = append(g.Assumed, l.Name)
+		}
+		if err := validateLinkName(l.ID()); err != nil {
+			return fmt.Errorf("NIC %d: %w", n, err)
+		}
+		if first, dup := taken[l.ID()]; dup {
+			return fmt.Errorf("NIC %d: link %s is that of NIC %d already; name the links of both", n, l.ID(), first)
+		}
+		taken[l.ID()] = n
+	}
+	return nil
+}
+
+// inContainer reports whether the link of a NIC is most likely a veth.
+func inContainer(vm fabric.VM, nic fabric.NIC) bool {
+	// LXD's virtual machines come from the same source, but are few.
+	return nic.Kind == fabric.Veth || vm.Origin == "lxd"
+}
+
+// validateLinkName reports what keeps s from being a link's name in all
+// formats. The kernel is more lenient, but shells and globs read ifupdown's
+// and networkd's text.
+func validateLinkName(s string) error {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-", r)
+	}
+	if len(s) > 15 || strings.TrimFunc(s, plain) != "" || strings.Trim(s, ".") == "" || s[0] == '-' {
+		return fmt.Errorf("link name %q: not at most 15 letters, digits, '.', '_' and '-'; write it as the guest shows it, such as eth0", s)
+	}
+	return nil
+}
+
+// route spreads the families of the links over routing tables.
+func (g *guest) route() {
+	mainTaken := map[bool]bool{} // by IPv6 or not
+	for n := range g.Links {
+		for i := range g.Links[n].Families {
+			family := &g.Links[n].Families[i]
+			if mainTaken[family.IPv6] {
+				family.Table = firstTable + n
+			}
+			mainTaken[family.IPv6] = true
+		}
+	}
+}
+
+// ShellName gives the name of the guest for a command line, or a placeholder
+// where the name is not one that LXD allows.
+func (g guest) ShellName() string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-'
+	}
+	if strings.TrimFunc(g.VM, plain) != "" || g.VM[0] == '-' {
+		return "NAME"
+	}
+	return g.VM
+}

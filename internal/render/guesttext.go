@@ -1,0 +1,184 @@
+package render
+
+import (
+	"strings"
+	"text/template"
+)
+
+// text writes the guest in a format.
+func (g guest) text(f Format) string {
+	t := guestTemplates[f]
+	body := execute(t.body, g)
+	if f == Netplan {
+		body = "network:\n" + indent(body)
+	}
+	return execute(t.head, g) + body
+}
+
+// execute fills in a template of this package, which has no way to fail.
+func execute(t *template.Template, data any) string {
+	var b strings.Builder
+	if err := t.Execute(&b, data); err != nil {
+		panic(err)
+	}
+	return b.String()
+}
+
+// indent moves every line two columns to the right.
+func indent(s string) string {
+	return "  " + strings.ReplaceAll(strings.TrimSuffix(s, "\n"), "\n", "\n  ") + "\n"
+}
+
+var guestTemplates = map[Format]struct{ head, body *template.Template }{
+	Netplan:   {guestHead(netplanHead), guestTemplate(ethernets)},
+	Ifupdown:  {guestHead(ifupdownHead), guestTemplate(stanzas)},
+	Networkd:  {guestHead(networkdHead), guestTemplate(networkFiles)},
+	CloudInit: {guestHead(cloudInitHead), guestTemplate(ethernets)},
+}
+
+func guestTemplate(text string) *template.Template {
+	return template.Must(template.New("guest").Parse(text))
+}
+
+// guestHead makes the comment that a text begins with. %q keeps whatever is
+// in a VM's name inside its line, for YAML too, which knows more line breaks
+// than ASCII has.
+func guestHead(where string) *template.Template {
+	return guestTemplate(`# Network of guest {{printf "%q" .VM}} in the fabric.
+` + where + `
+{{- if .Assumed}}
+# {{range $n, $name := .Assumed}}{{if $n}}, {{end}}{{$name}}{{end}}: assumed; where the guest's links have other names, give those.
+{{- end}}
+# Nameservers: the fabric knows none. Add yours here, or in /etc/resolv.conf.
+`)
+}
+
+const netplanHead = `# File: /etc/netplan/50-vmfabric.yaml, owner root, mode 0600. Other files there
+# must not configure the same links. To apply it: netplan apply`
+
+const ifupdownHead = `# File: /etc/network/interfaces.d/vmfabric, or a part of /etc/network/interfaces
+# where nothing reads that folder. There must be no other stanzas for the same
+# links. To apply it: ifup -a (to replace it later, ifdown the links first)`
+
+const networkdHead = `# Files: the line above each names it. Other files in that folder must not match
+# the same links. To apply them: networkctl reload`
+
+const cloudInitHead = `# LXD: lxc config set {{.ShellName}} user.network-config - < FILE
+#      (on newer LXD also: cloud-init.network-config)
+# KVM: the file network-config of a NoCloud seed, beside user-data and meta-data.
+# It is applied at the instance's first boot. Where the distribution has no
+# netplan, cloud-init loses on-link and, mostly, routing-policy: give such a
+# guest its network in another format.`
+
+// ethernets is version 2 of the network configuration, which netplan and
+// cloud-init share.
+const ethernets = `version: 2
+ethernets:
+{{- range .Links}}
+  "{{.ID}}":
+    {{- range .Routed}}
+    ` + routedLine + `
+    {{- end}}
+    {{- if not .Name}}
+    match:
+      macaddress: "{{.MAC}}"
+    {{- end}}
+    dhcp4: false
+    dhcp6: false
+    accept-ra: false
+    link-local: [{{if .IPv6}}ipv6{{end}}]
+    {{- with .MTU}}
+    mtu: {{.}}
+    {{- end}}
+    addresses:
+    {{- range .Families}}{{range .Addresses}}
+      - "{{.}}"
+    {{- end}}{{end}}
+    routes:
+    {{- range .Families}}
+      - to: "{{.Default}}"
+        via: "{{.Gateway}}"
+        on-link: true
+        {{- with .Table}}
+        table: {{.}}
+        {{- end}}
+    {{- end}}
+    {{- with .Rules}}
+    routing-policy:
+    {{- range .}}
+      - {{.Side}}: "{{.Prefix}}"
+        table: {{.Table}}
+        priority: {{.Priority}}
+    {{- end}}{{end}}
+{{- end}}
+`
+
+const routedLine = `# {{.}} is routed to this guest: put addresses of it on a link of its own.`
+
+// stanzas is interfaces(5). The method static takes one address, and both
+// programs know one stanza for a link and family: the rest is done by command.
+const stanzas = `{{range .Links}}{{$link := .}}
+auto {{.Name}}
+{{- range .Routed}}
+` + routedLine + `
+{{- end}}
+{{- range $n, $family := .Families}}
+{{- if $n}}
+{{end}}
+iface {{$link.Name}} {{if .IPv6}}inet6{{else}}inet{{end}} static
+    address {{(index .Addresses 0).Addr}}
+    netmask {{if .IPv6}}128{{else}}255.255.255.255{{end}}
+{{- if not $n}}
+    {{- with $link.MTU}}
+    mtu {{.}}
+    {{- end}}
+    pre-up test ! -f {{$link.AcceptRA}} || echo 0 > {{$link.AcceptRA}}
+{{- end}}
+{{- range .Commands $link.Name}}
+    {{.}}
+{{- end}}
+{{- end}}
+{{end}}`
+
+const networkFiles = `{{range .Links}}
+# /etc/systemd/network/10-vmfabric-{{.ID}}.network
+{{- range .Routed}}
+` + routedLine + `
+{{- end}}
+[Match]
+{{- if .Name}}
+Name={{.Name}}
+{{- else}}
+MACAddress={{.MAC}}
+{{- end}}
+{{- with .MTU}}
+
+[Link]
+MTUBytes={{.}}
+{{- end}}
+
+[Network]
+DHCP=no
+IPv6AcceptRA=no
+LinkLocalAddressing={{if .IPv6}}ipv6{{else}}no{{end}}
+{{- range .Families}}{{range .Addresses}}
+Address={{.}}
+{{- end}}{{end}}
+{{- range .Families}}
+
+[Route]
+Destination={{.Default}}
+Gateway={{.Gateway}}
+GatewayOnLink=yes
+{{- with .Table}}
+Table={{.}}
+{{- end}}
+{{- end}}
+{{- range .Rules}}
+
+[RoutingPolicyRule]
+{{if eq .Side "from"}}From{{else}}To{{end}}={{.Prefix}}
+Table={{.Table}}
+Priority={{.Priority}}
+{{- end}}
+{{end}}`
