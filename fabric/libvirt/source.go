@@ -55,6 +55,7 @@ type Source struct {
 
 var (
 	_ fabric.Source         = (*Source)(nil)
+	_ fabric.Looker         = (*Source)(nil)
 	_ fabric.SourceReporter = (*Source)(nil)
 	_ fabric.Diagnoser      = (*Source)(nil)
 )

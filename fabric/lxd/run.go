@@ -82,6 +82,7 @@ func (s *Source) watch(ctx context.Context, c *conn) error {
 		if err := s.ping(ctx, c); err != nil {
 			return err
 		}
+		s.search()
 	}
 }
 

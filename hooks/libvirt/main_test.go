@@ -43,10 +43,10 @@ func TestMain(m *testing.M) {
 // fake is an agent that writes down what it was asked, and answers err.
 type fake struct {
 	hooks.Hypervisors // which libvirt's hook does not ask
-	mu    sync.Mutex
-	asked []string
-	vms   []fabric.VM
-	err   error
+	mu                sync.Mutex
+	asked             []string
+	vms               []fabric.VM
+	err               error
 }
 
 func (f *fake) note(vm fabric.VM, what string) error {

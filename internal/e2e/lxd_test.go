@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/testenv"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
@@ -369,6 +370,53 @@ func TestLXDAndAgentComeAndGo(t *testing.T) {
 	s.serves(node, seaGold...)
 }
 
+// TestHookOfLXD has an instance refused before it starts.
+func TestHookOfLXD(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{noAgent: true})
+	lx := s.lxd("node1")
+	a, node := s.agents["node1"], s.top.Nodes["node1"]
+	hooked := map[string]string{"raw.lxc": "lxc.hook.start-host=" + lxdHookProgram + "\nlxc.hook.post-stop=" + lxdHookProgram}
+	c := s.container(lx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}, Config: hooked})
+	plain := s.container(lx, testenv.ContainerOptions{Name: "plain", Config: hooked})
+
+	require.NoError(t, c.Start(soon(t)))
+	assert.Contains(t, a.Log(), "op=starting vm=web")
+	s.serves(node, seaGold...)
+	require.NoError(t, plain.Start(soon(t)), "none of ours")
+	require.NoError(t, c.Destroy(soon(t)))
+	s.eventually("the hook told of the end", func() error {
+		if !strings.Contains(a.Log(), "op=ended vm=web") {
+			return errors.New("it did not")
+		}
+		return nil
+	})
+	s.leavesNothing(node, seaGold...)
+
+	// Another has its address.
+	a.ask(hooks.Live, veth("other", "203.0.113.10"))
+	require.Error(t, c.Start(soon(t)))
+	out, err := lx.Lxc(soon(t), "info", "web", "--show-log")
+	require.NoError(t, err)
+	assert.Contains(t, out, `held by VM "other"`, "where lxc sends its user")
+	s.eventually("no link is left", func() error {
+		if node.HasLink("web_net0") {
+			return errors.New("web_net0 is there")
+		}
+		return nil
+	})
+	a.ask(hooks.Remove, fabric.VM{Name: "other"})
+	s.eventually("it starts, once LXD has tidied up", func() error { return c.Start(soon(t)) })
+	s.serves(node, seaGold...)
+	require.NoError(t, c.Destroy(soon(t)))
+
+	// Without an agent, what is ours does not start, and what is not does.
+	require.NoError(t, a.Stop())
+	require.Error(t, c.Start(soon(t)))
+	require.NoError(t, plain.Destroy(soon(t)))
+	require.NoError(t, plain.Start(soon(t)))
+}
+
 // TestProjects: an instance of another project is a guest like any other, but
 // not beside one of the same name.
 func TestProjects(t *testing.T) {
@@ -459,6 +507,45 @@ func TestManyInstances(t *testing.T) {
 	s.leavesNothing(node, all...)
 }
 
+// TestInstancesMove moves an instance between two LXDs: stopped, and running,
+// where the destination starts before the source stops.
+func TestInstancesMove(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{nodes: 2, noAgent: true})
+	lxs := map[string]*testenv.LXD{"node1": s.lxd("node1"), "node2": s.lxd("node2")}
+	for here, there := range map[string]string{"node1": "node2", "node2": "node1"} {
+		s.lxc(lxs[there], "config", "set", "core.https_address", netip.AddrPortFrom(s.top.Nodes[there].Addr4(), 8443).String())
+		out, err := lxs[there].Lxc(soon(t), "config", "trust", "add", "--name", here, "-q")
+		require.NoError(t, err)
+		words := strings.Fields(out)
+		s.lxc(lxs[here], "remote", "add", there, words[len(words)-1], "--accept-certificate")
+	}
+	c := s.container(lxs["node1"], testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
+	s.lxc(lxs["node1"], "move", "web", "node2:web")
+	s.lxc(lxs["node2"], "move", "web", "node1:web")
+	require.NoError(t, c.Start(soon(t)))
+	s.serves(s.top.Nodes["node1"], seaGold...)
+	withdrawn := s.watchWithdrawals()
+	for _, way := range [][2]string{{"node1", "node2"}, {"node2", "node1"}} {
+		from, to := way[0], way[1]
+		s.lxc(lxs[from], "move", "web", to+":web", "--stateless")
+		s.serves(s.top.Nodes[to], seaGold...)
+		s.eventually("the source keeps nothing", func() error {
+			if left := s.leftOn(s.top.Nodes[from]); len(left) > 0 {
+				return fmt.Errorf("%v", left)
+			}
+			return nil
+		})
+		s.serves(s.top.Nodes[to], seaGold...)
+	}
+	assert.Empty(t, withdrawn(), "the route is replaced, and never missing")
+	for _, a := range s.agents {
+		a.healthy()
+	}
+	s.lxc(lxs["node1"], "delete", "web", "--force")
+	s.leavesNothing(s.top.Nodes["node1"], seaGold...)
+}
+
 // TestKVMAndLXDOnTheSameFabric has guests of both kinds on both nodes, who reach
 // each other and the client.
 func TestKVMAndLXDOnTheSameFabric(t *testing.T) {
@@ -466,19 +553,19 @@ func TestKVMAndLXDOnTheSameFabric(t *testing.T) {
 	s := start(t, options{nodes: 2, noAgent: true})
 	ctx := soon(t)
 	type guest struct {
-		name, v4, v6 string
-		say          func(command string) (string, error)
+		node, name, v4, v6 string
+		say                func(command string) (string, error)
 	}
 	var guests []guest
 	for n, node := range []string{"node1", "node2"} {
 		lv, lx := s.hypervisor(node), s.lxd(node)
-		kvm := guest{name: fmt.Sprint("kvm", n), v4: fmt.Sprint("203.0.113.", 10+n), v6: fmt.Sprintf("2001:db8:100::%x", 10+n)}
+		kvm := guest{node: node, name: fmt.Sprint("kvm", n), v4: fmt.Sprint("203.0.113.", 10+n), v6: fmt.Sprintf("2001:db8:100::%x", 10+n)}
 		d := s.domain(lv, kvm.name, tap(kvm.v4, kvm.v6))
 		require.NoError(t, d.Start(ctx))
 		kvm.say = func(command string) (string, error) {
 			return s.top.Client.GuestRun(soon(t), netip.MustParseAddr(kvm.v4), command)
 		}
-		box := guest{name: fmt.Sprint("lxd", n), v4: fmt.Sprint("203.0.113.", 20+n), v6: fmt.Sprintf("2001:db8:100::%x", 20+n)}
+		box := guest{node: node, name: fmt.Sprint("lxd", n), v4: fmt.Sprint("203.0.113.", 20+n), v6: fmt.Sprintf("2001:db8:100::%x", 20+n)}
 		c := s.container(lx, testenv.ContainerOptions{Name: box.name, NICs: []fabric.NIC{p2p(box.v4, box.v6)}})
 		require.NoError(t, c.Start(ctx))
 		box.say = func(command string) (string, error) { return c.Exec(soon(t), "sh", "-c", command) }
@@ -492,6 +579,10 @@ func TestKVMAndLXDOnTheSameFabric(t *testing.T) {
 		for _, g := range guests {
 			to = append(to, g.v4, g.v6)
 		}
+		out, errs, code := s.agents[from.node].cli("guest-config", from.name)
+		require.Zero(t, code, errs)
+		assert.Contains(t, out, from.v4+"/32")
+		assert.Contains(t, out, from.v6+"/128")
 		to = append(to, testenv.ClientAddr4.String(), testenv.ClientAddr6.String())
 		var commands []string
 		for _, a := range to {
@@ -512,4 +603,3 @@ func TestKVMAndLXDOnTheSameFabric(t *testing.T) {
 		assert.Equal(t, map[string]int{"libvirt": 1, "lxd": 1}, names)
 	}
 }
-

@@ -9,7 +9,7 @@ import (
 )
 
 // Programs under test, built by TestMain.
-var program, hookProgram string
+var program, hookProgram, lxdHookProgram string
 
 func TestMain(m *testing.M) { os.Exit(build(m)) }
 
@@ -20,8 +20,8 @@ func build(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	program, hookProgram = filepath.Join(dir, "vmfabric"), filepath.Join(dir, "hook")
-	for path, pkg := range map[string]string{program: "../../cmd/vmfabric", hookProgram: "../../hooks/libvirt"} {
+	program, hookProgram, lxdHookProgram = filepath.Join(dir, "vmfabric"), filepath.Join(dir, "hook"), filepath.Join(dir, "hook-lxd")
+	for path, pkg := range map[string]string{program: "../../cmd/vmfabric", hookProgram: "../../hooks/libvirt", lxdHookProgram: "../../hooks/lxd"} {
 		args := []string{"build", "-o", path}
 		if raceFlag != "" {
 			args = append(args, raceFlag)

@@ -1,0 +1,57 @@
+package libvirt
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/libvirt/domxml"
+)
+
+// Look implements [fabric.Looker]: the domain of a name, as it is defined or
+// runs. It is for people, and not for hooks, which libvirt waits for.
+func (s *Source) Look(ctx context.Context, name string) (vm fabric.VM, ours bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.times.call)
+	defer cancel()
+	s.mu.Lock()
+	c := s.conn
+	s.mu.Unlock()
+	if c == nil {
+		if c, err = s.connect(ctx); err != nil {
+			return vm, false, err
+		}
+		defer c.close()
+	}
+	answer := make(chan string, 1)
+	err = c.call(ctx, func() error {
+		dom, err := c.lv.DomainLookupByName(name)
+		if err != nil {
+			return err
+		}
+		xml, err := c.lv.DomainGetXMLDesc(dom, 0)
+		answer <- xml
+		return err
+	})
+	switch {
+	case isNoDomain(err):
+		return vm, false, nil
+	case errors.Is(err, errTimeout):
+		return vm, false, fmt.Errorf("libvirt: domain %s: no answer on %s in %v; look for a hook that hangs, or restart libvirtd", name, c.path, s.times.call)
+	case err != nil:
+		return vm, false, fmt.Errorf("libvirt: domain %s: %w; try again", name, err)
+	}
+	xml := []byte(<-answer)
+	if !domxml.MayBeOurs(xml) {
+		return vm, false, nil
+	}
+	d, err := domxml.Parse(bytes.NewReader(xml))
+	if err != nil {
+		return vm, true, fmt.Errorf("domain %s: %w", name, err)
+	}
+	if !d.Ours {
+		return vm, false, nil
+	}
+	return d.VM(), true, nil
+}

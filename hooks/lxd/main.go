@@ -1,0 +1,146 @@
+// Command lxd is the hook that LXC runs for an instance of LXD, as
+// lxc.hook.start-host and lxc.hook.post-stop (lxc.container.conf(5)). It tells
+// the agent of this node, and its exit status tells LXC whether to go on. The
+// fabric serves instances without it, too: with it, one that the fabric refuses
+// does not start, and one that has started is announced.
+//
+// For one instance, or in a profile for many:
+//
+//	lxc config set web raw.lxc "lxc.hook.start-host = /usr/local/lib/vmfabric/hook-lxd
+//	lxc.hook.post-stop = /usr/local/lib/vmfabric/hook-lxd"
+//
+// For all instances of a Debian package, the two lines in a file below
+// /usr/share/lxc/config/common.conf.d: an instance that is none of the
+// fabric's starts whether there is an agent or not.
+//
+// LXC names the instance in LXC_NAME, after its project and an underscore where
+// that is not the default one, and the occasion in LXC_HOOK_TYPE.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/hooks"
+)
+
+var version = "devel" // set by the linker
+
+// origin is the name of the agent's source of these guests.
+const origin = "lxd"
+
+// hostfs is where LXD's snap sees the files of the host.
+const hostfs = "/var/lib/snapd/hostfs"
+
+// occasion is what the fabric does about one of LXC's hooks.
+type occasion struct {
+	op     hooks.Op
+	veto   bool          // when it cannot be done, the instance shall not start
+	absent time.Duration // how long an agent that is being restarted is waited for
+	silent time.Duration // how long its answer is
+}
+
+// occasions lists those that the fabric has a part in. When start-host runs, the
+// instance has its links, and its init does not run yet.
+var occasions = map[string]occasion{
+	"start-host": {op: hooks.Starting, veto: true, absent: 4 * time.Second, silent: 20 * time.Second},
+	"post-stop":  {op: hooks.Ended, absent: time.Second, silent: 5 * time.Second},
+}
+
+func main() {
+	// A write to a standard error that nobody reads would end the hook by
+	// SIGPIPE.
+	signal.Ignore(syscall.SIGPIPE)
+	name, kind := os.Getenv("LXC_NAME"), os.Getenv("LXC_HOOK_TYPE")
+	if name == "" || kind == "" {
+		fmt.Fprintf(os.Stderr, "vmfabric's hook for LXD, version %s\nset it as lxc.hook.start-host and lxc.hook.post-stop; LXC runs it with LXC_NAME and LXC_HOOK_TYPE set\n", version)
+		os.Exit(2)
+	}
+	o := occasions[kind]
+	if err := o.do(name, os.Getenv("VMFABRIC_SOCKET")); err != nil {
+		fmt.Fprintf(os.Stderr, "vmfabric: %v\n", err)
+		if o.veto {
+			record(name, os.Getenv("LXC_CONFIG_FILE"), err)
+			os.Exit(1)
+		}
+	}
+}
+
+// do tells the agent, which knows whether the instance is of the fabric. A
+// panic is an error like any other.
+func (o occasion) do(name, socket string) (err error) {
+	defer func() {
+		if fault := recover(); fault != nil {
+			err = fmt.Errorf("instance %s: fault in the hook: %q; please report it", name, fmt.Sprint(fault))
+		}
+	}()
+	if o.op == "" {
+		return nil
+	}
+	ours := hasPort(name)
+	client := hooks.Client{Socket: locate(socket)}
+	if ours {
+		client.Wait = o.absent
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), o.silent)
+	defer cancel()
+	_, err = client.Call(ctx, hooks.Request{Op: o.op, VM: fabric.VM{Name: name, Origin: origin}})
+	if errors.Is(err, hooks.ErrNoAgent) && !ours {
+		return nil
+	}
+	return err
+}
+
+// record writes why an instance does not start into its log, which lxc tells the
+// user to look at (lxc info NAME --show-log). LXC itself logs what a hook prints
+// for debugging only. The configuration that LXC runs the instance with names
+// the log.
+func record(name, config string, why error) {
+	text, err := os.ReadFile(config)
+	if err != nil {
+		return
+	}
+	for line := range strings.Lines(string(text)) {
+		key, path, _ := strings.Cut(line, "=")
+		if strings.TrimSpace(key) != "lxc.log.file" {
+			continue
+		}
+		f, err := os.OpenFile(strings.TrimSpace(path), os.O_APPEND|os.O_WRONLY, 0)
+		if err != nil {
+			return
+		}
+		defer f.Close()
+		fmt.Fprintf(f, "lxc %s %s ERROR    vmfabric - %v\n", name, time.Now().UTC().Format("20060102150405.000"), why)
+		return
+	}
+}
+
+// hasPort reports whether the node has a link that is the first port of an
+// instance: without an agent nothing else tells that it is of the fabric.
+// Neither projects nor instances have underscores in their names.
+func hasPort(name string) bool {
+	_, err := net.InterfaceByName(fabric.PortName(name[strings.LastIndexByte(name, '_')+1:], 0))
+	return err == nil
+}
+
+// locate gives the agent's socket, which in the snap's mount namespace is
+// elsewhere than on the host.
+func locate(socket string) string {
+	if socket != "" {
+		return socket
+	}
+	if _, err := os.Stat(hooks.DefaultSocket); err != nil {
+		if _, err := os.Stat(hostfs + hooks.DefaultSocket); err == nil {
+			return hostfs + hooks.DefaultSocket
+		}
+	}
+	return hooks.DefaultSocket
+}
