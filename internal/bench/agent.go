@@ -24,12 +24,18 @@ type agent struct {
 	node    *testenv.Host
 	program string
 	socket  string
+	lxd     string // the socket of the LXD that it follows, or "off"
 }
 
 // startAgent starts an agent on a node and waits until it is ready.
 func (b *bench) startAgent(ctx context.Context, l *lab, node string) (*agent, error) {
+	return b.startFollower(ctx, l, node, "off")
+}
+
+// startFollower starts an agent that follows an LXD.
+func (b *bench) startFollower(ctx context.Context, l *lab, node, lxd string) (*agent, error) {
 	host := l.top.Nodes[node]
-	a := &agent{lab: l, node: host, program: b.bin.vmfabric, socket: filepath.Join(host.Dir(), "agent.sock")}
+	a := &agent{lab: l, node: host, program: b.bin.vmfabric, socket: filepath.Join(host.Dir(), "agent.sock"), lxd: lxd}
 	if err := a.start(); err != nil {
 		return nil, err
 	}
@@ -39,7 +45,7 @@ func (b *bench) startAgent(ctx context.Context, l *lab, node string) (*agent, er
 // start starts the agent, also again after it was stopped or killed.
 func (a *agent) start() (err error) {
 	a.Daemon, err = a.node.StartDaemon("agent", exec.Command(a.program, "agent", "--config", a.lab.file, "--node", a.node.Name(),
-		"--state", filepath.Join(a.node.Dir(), "state"), "--socket", a.socket, "--libvirt", "off", "--lxd", "off"))
+		"--state", filepath.Join(a.node.Dir(), "state"), "--socket", a.socket, "--libvirt", "off", "--lxd", a.lxd))
 	return err
 }
 

@@ -28,6 +28,7 @@ type size struct {
 	file      []int         // routes in the route file of a BIRD without an agent
 	peers     int           // hooks at each of these
 	frr       int           // hooks of an FRR
+	instances int           // starts and ends of an LXD instance, with each
 	storm     int           // guests at once
 	storms    int           // how often
 	live      int           // guests over a restart
@@ -40,12 +41,12 @@ type size struct {
 var (
 	fullSize = size{
 		guests: 200, ports: []int{10, 1000, 5000}, attaches: 200,
-		file: []int{100, 1000, 10000}, peers: 60, frr: 40,
+		file: []int{100, 1000, 10000}, peers: 60, frr: 40, instances: 20,
 		storm: 1000, storms: 3, live: 1000, restarts: 3, watch: 3 * time.Second, watchLast: graceful + 2*time.Second, breathing: 3 * time.Second,
 	}
 	quickSize = size{
 		guests: 10, ports: []int{10, 50}, attaches: 10,
-		file: []int{100}, peers: 3, frr: 2,
+		file: []int{100}, peers: 3, frr: 2, instances: 1,
 		storm: 30, storms: 1, live: 20, restarts: 1, watch: 2 * time.Second, watchLast: 2 * time.Second, breathing: 100 * time.Millisecond,
 	}
 )
@@ -69,6 +70,7 @@ func all() []measurement {
 		{"peers", measurePeers},
 		{"storm", measureStorm},
 		{"restart", measureRestart},
+		{"lxd", measureLXD},
 	}
 }
 

@@ -98,10 +98,14 @@ table inet sources {
 	require.NoError(t, err)
 }
 
-// optional skips where a program is missing that tests do not bring.
-func optional(t *testing.T, program string) {
+// installed skips where a program is missing, or fails where nothing may be.
+func installed(t *testing.T, program string) {
 	t.Helper()
-	if _, err := exec.LookPath(program); err != nil {
+	_, err := exec.LookPath(program)
+	if err != nil && os.Getenv("VMFABRIC_LAB") == "must" {
+		require.NoError(t, err)
+	}
+	if err != nil {
 		t.Skip(err)
 	}
 }
@@ -281,7 +285,7 @@ func (p plugged) twice(t *testing.T, run func(verb string) error) {
 
 // debianIfup does as the networking service of Debian.
 func debianIfup(t *testing.T, p plugged) {
-	optional(t, "ifquery") // Debian's; busybox has no such applet
+	installed(t, "ifquery") // Debian's; busybox has no such applet
 	file, state := p.interfaces(t), t.TempDir()
 	p.twice(t, func(verb string) error {
 		_, err := p.guest.Run(t.Context(), verb, "-a", "-i", file, "--state-dir", state, "--no-scripts")
@@ -332,7 +336,7 @@ func filesOf(t *testing.T, vm fabric.VM) string {
 // container.
 func networkd(t *testing.T, p plugged, files string) {
 	const program = "/lib/systemd/systemd-networkd"
-	optional(t, program)
+	installed(t, program)
 	labtest.Need(t, "unshare")
 	_, err := p.guest.StartDaemon("networkd", exec.Command("unshare", "-m", "sh", "-ec", `
 		mount -t tmpfs tmpfs /run
@@ -350,7 +354,7 @@ func networkd(t *testing.T, p plugged, files string) {
 // netplanned gives the files that netplan makes for networkd of a guest's text.
 func netplanned(t *testing.T, vm fabric.VM, interfaces ...string) string {
 	t.Helper()
-	optional(t, "netplan")
+	installed(t, "netplan")
 	text, err := render.Guest(vm, gateway, render.Netplan, interfaces)
 	require.NoError(t, err)
 	root := t.TempDir()
