@@ -259,6 +259,12 @@ func TestDomainsOfEveryShape(t *testing.T) {
 		require.NoError(t, d.Destroy(ctx))
 	}
 	s.leavesNothing(node)
+	out, errs, code := s.agents["node1"].cli("guest-config", "several", "--format", "networkd")
+	require.Zero(t, code, "a guest that does not run: %s", errs)
+	assert.Contains(t, out, "2001:db8:100::34/128")
+	_, errs, code = s.agents["node1"].cli("guest-config", "not_ours")
+	assert.Equal(t, 1, code)
+	assert.Contains(t, errs, "guest not_ours: no hypervisor of this node has one of the fabric")
 }
 
 func managedTarget(dev string) testenv.DomainNIC {
