@@ -23,8 +23,8 @@ type repair struct {
 	why   string
 }
 
-// stands is how the NICs of a guest stand, by their number: those that are not
-// in it are up. It matters while the guest is live.
+// stands is how the NICs of a guest stand, by their number; those that are not
+// in it are settled. It matters while the guest is live.
 type stands map[int]standing
 
 // down counts the NICs that are down.
