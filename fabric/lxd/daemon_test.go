@@ -209,6 +209,18 @@ func (d *daemon) send(more map[string]any, action, source string, about map[stri
 	}
 }
 
+// cut ends all subscriptions in the middle of a message.
+func (d *daemon) cut() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for l := range d.listeners {
+		w, err := l.ws.Writer(context.Background(), websocket.MessageText)
+		require.NoError(d.t, err)
+		_, _ = w.Write([]byte(`{"type":"lifecycle","project":"` + strings.Repeat("a", 64<<10)))
+		l.ws.CloseNow()
+	}
+}
+
 // asked gives how often something was asked for, by its path with the query.
 func (d *daemon) asked(prefix string) (n int) {
 	d.mu.Lock()

@@ -464,6 +464,25 @@ func TestRestartOfTheDaemon(t *testing.T) {
 	}
 }
 
+func TestEventsCutInTheMiddleOfOne(t *testing.T) {
+	d := newDaemon(t).start()
+	d.set(p2p("web", 10))
+	s := follow(t, d)
+	for range 3 {
+		d.cut()
+		requireLost(t, s)
+		assert.Equal(t, states{"web": fabric.Live}, list(t, s))
+	}
+	d.code("web", codeStopped)
+	d.tell("instance-stopped", "web")
+	// Told, or listed where it was told to a connection that was about to end.
+	if c := next(t, s); c.Lost {
+		assert.Empty(t, list(t, s))
+	} else {
+		assert.Equal(t, fabric.Absent, c.Guest.State)
+	}
+}
+
 func TestAbsentLXDIsNoProblem(t *testing.T) {
 	d := newDaemon(t)
 	s := run(t, d)

@@ -548,6 +548,53 @@ func TestInstancesMove(t *testing.T) {
 	s.leavesNothing(s.top.Nodes["node1"], seaGold...)
 }
 
+// TestMembersOfACluster: each agent hears of all members, and minds its own.
+func TestMembersOfACluster(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{nodes: 2, noAgent: true})
+	one, two := s.top.Nodes["node1"], s.top.Nodes["node2"]
+	lx := s.lxd("node1")
+	s.lxc(lx, "config", "set", "core.https_address", netip.AddrPortFrom(one.Addr4(), 8443).String())
+	s.lxc(lx, "cluster", "enable", "node1")
+	out, err := lx.Lxc(soon(t), "cluster", "add", "node2", "-q")
+	require.NoError(t, err)
+	words := strings.Fields(out)
+	s.lxdWith("node2", testenv.LXDOptions{Preseed: fmt.Sprintf(`cluster:
+  enabled: true
+  server_address: %s
+  cluster_token: %s
+  member_config: [{entity: storage-pool, name: default, key: source, value: ""}]
+`, netip.AddrPortFrom(two.Addr4(), 8443), words[len(words)-1])})
+
+	c := s.container(lx, testenv.ContainerOptions{Name: "web", Target: "node1", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
+	for _, way := range []struct {
+		from, to *testenv.Host
+		target   string
+	}{{one, two, "node2"}, {two, one, "node1"}} {
+		s.lxc(lx, "start", "web")
+		s.serves(way.from, seaGold...)
+		assert.Empty(t, s.leftOn(way.to), "it does not run there")
+		require.NoError(t, c.Destroy(soon(t)))
+		s.nobodyHas(seaGold...)
+		s.lxc(lx, "move", "web", "--target", way.target)
+		s.lxc(lx, "start", "web")
+		s.serves(way.to, seaGold...)
+		s.eventually("nothing is left behind", func() error {
+			if left := s.leftOn(way.from); len(left) > 0 {
+				return fmt.Errorf("%v", left)
+			}
+			return nil
+		})
+		require.NoError(t, c.Destroy(soon(t)))
+	}
+	for _, a := range s.agents {
+		a.healthy()
+	}
+	s.lxc(lx, "delete", "web")
+	s.leavesNothing(one, seaGold...)
+	s.leavesNothing(two, seaGold...)
+}
+
 // TestKVMAndLXDOnTheSameFabric has guests of both kinds on both nodes, who reach
 // each other and the client.
 func TestKVMAndLXDOnTheSameFabric(t *testing.T) {
