@@ -20,13 +20,15 @@ type Looker interface {
 
 // Starting brings a guest live that a source's hypervisor is about to start,
 // and of which its hook knows only the hypervisor's name. A guest that is none
-// of ours is no error. After an error the guest is as it was before; one that
-// cannot be read, or breaks a rule, is refused ([ErrRefused]).
+// of ours is no error; one of ours that is not as it should be, or breaks a
+// rule, is refused ([ErrRefused]). After any error the guest is as it was before.
 func (a *Agent) Starting(ctx context.Context, source, name string) error {
 	vm, ours, err := a.look(ctx, source, name)
 	switch {
-	case err != nil:
+	case err != nil && ours:
 		return fmt.Errorf("guest %s refused: %w", name, refusal{err})
+	case err != nil:
+		return fmt.Errorf("guest %s: %w", name, err)
 	case !ours:
 		return nil
 	}

@@ -113,7 +113,7 @@ func (s *Source) minds(k key) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_, bad := s.bad[k]
-	_, waits := s.idle[k]
+	_, waits := s.idle.byKey[k]
 	return bad || waits || s.owns(k)
 }
 
@@ -157,7 +157,7 @@ func (s *Source) vanished(k key, at time.Time) {
 	}
 	s.read[k] = at // so that an older list does not bring it back
 	delete(s.bad, k)
-	delete(s.idle, k)
+	s.idle.remove(k)
 	gone, mine := absent(fabric.VM{Name: k.name, Origin: s.name}, at), s.owns(k)
 	if mine {
 		gone.VM = s.known[k.name].vm

@@ -41,6 +41,37 @@ type idle struct {
 	often bool           // and another list again
 }
 
+// idles are the idle instances, by their keys and by their ports: each change of
+// any link of the node is looked up.
+type idles struct {
+	byKey  map[key]*idle
+	byPort map[string][]key
+}
+
+func newIdles() idles { return idles{map[key]*idle{}, map[string][]key{}} }
+
+func (s *idles) put(k key, i *idle) {
+	s.remove(k)
+	s.byKey[k] = i
+	for port := range i.ports {
+		s.byPort[port] = append(s.byPort[port], k)
+	}
+}
+
+func (s *idles) remove(k key) {
+	i := s.byKey[k]
+	if i == nil {
+		return
+	}
+	delete(s.byKey, k)
+	for port := range i.ports {
+		s.byPort[port] = slices.DeleteFunc(s.byPort[port], func(other key) bool { return other == k })
+		if len(s.byPort[port]) == 0 {
+			delete(s.byPort, port)
+		}
+	}
+}
+
 // startFor is how long LXD may take from a guest's port to the guest: meanwhile
 // it says that the instance is stopped.
 const startFor = 30 * time.Second
@@ -48,7 +79,7 @@ const startFor = 30 * time.Second
 // halted notes whether an instance is stopped. s.mu is held.
 func (s *Source) halted(k key, vm fabric.VM, stopped bool) {
 	if !stopped {
-		delete(s.idle, k)
+		s.idle.remove(k)
 		return
 	}
 	now := &idle{vm: vm, ports: map[string]int{}}
@@ -58,17 +89,17 @@ func (s *Source) halted(k key, vm fabric.VM, stopped bool) {
 		}
 		port := fabric.PortName(vm.Name, n)
 		now.ports[port] = 0
-		if was := s.idle[k]; was != nil {
+		if was := s.idle.byKey[k]; was != nil {
 			now.ports[port], now.seen, now.often = was.ports[port], was.seen, was.often
 		} else {
 			now.ports[port], _ = s.links.Link(port)
 		}
 	}
 	if len(now.ports) == 0 {
-		delete(s.idle, k)
+		s.idle.remove(k)
 		return
 	}
-	s.idle[k] = now
+	s.idle.put(k, now)
 }
 
 // watchLinks tells of guests that start by their links, until ctx ends.
@@ -82,9 +113,7 @@ func (s *Source) watchLinks(ctx context.Context) {
 		names, missed := s.links.Take()
 		s.mu.Lock()
 		if missed {
-			for _, i := range s.idle {
-				names = slices.AppendSeq(names, maps.Keys(i.ports))
-			}
+			names = slices.AppendSeq(names, maps.Keys(s.idle.byPort))
 			for _, g := range s.known {
 				names = append(names, g.ports()...)
 			}
@@ -99,12 +128,11 @@ func (s *Source) watchLinks(ctx context.Context) {
 // linkChanged looks at a link that came, went or changed. s.mu is held.
 func (s *Source) linkChanged(ctx context.Context, name string) {
 	var starting []key
-	for k, i := range s.idle {
-		if was, mine := i.ports[name]; mine {
-			i.ports[name], _ = s.links.Link(name)
-			if i.ports[name] != 0 && i.ports[name] != was {
-				starting = append(starting, k)
-			}
+	for _, k := range s.idle.byPort[name] {
+		i := s.idle.byKey[k]
+		was := i.ports[name]
+		if i.ports[name], _ = s.links.Link(name); i.ports[name] != 0 && i.ports[name] != was {
+			starting = append(starting, k)
 		}
 	}
 	// Of two in different projects, LXD tells which it was.
@@ -124,11 +152,11 @@ func (s *Source) linkChanged(ctx context.Context, name string) {
 
 // begin tells of a guest that LXD is about to start. s.mu is held.
 func (s *Source) begin(k key) {
-	vm := s.idle[k].vm
+	vm := s.idle.byKey[k].vm
 	if s.known[vm.Name] != nil {
 		return // another of its name is the guest
 	}
-	delete(s.idle, k)
+	s.idle.remove(k)
 	now := time.Now()
 	s.log.Debug(s.name+" instance starts", "vm", vm.Name, "project", k.project)
 	s.read[k] = now // what was asked before does not know of it
@@ -160,11 +188,13 @@ func (s *Source) starts(g *sighting) bool {
 func (s *Source) search() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, i := range s.idle {
+	for _, i := range s.idle.byKey {
 		there := false
-		for port := range i.ports {
-			_, paired := s.links.Link(port)
-			there = there || paired
+		for port, index := range i.ports {
+			if index != 0 {
+				_, paired := s.links.Link(port)
+				there = there || paired
+			}
 		}
 		switch {
 		case !there:
@@ -181,7 +211,7 @@ func (s *Source) search() {
 // is held.
 func (s *Source) leaks() []string {
 	var problems []string
-	for k, i := range s.idle {
+	for k, i := range s.idle.byKey {
 		if !i.often || s.known[k.name] != nil {
 			continue
 		}

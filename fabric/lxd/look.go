@@ -67,7 +67,7 @@ func (s *Source) elsewhere(name string) key {
 		return g.key
 	}
 	found := key{defaultProject, name}
-	for k := range s.idle {
+	for k := range s.idle.byKey {
 		if k.name == name && found.project != defaultProject {
 			return key{defaultProject, name}
 		}

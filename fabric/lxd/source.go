@@ -56,7 +56,7 @@ type Source struct {
 	known     map[string]*sighting // guests that are not absent, by name
 	read      map[key]time.Time    // when an instance was last read, ours or not
 	bad       map[key]flaw
-	idle      map[key]*idle
+	idle      idles
 }
 
 var (
@@ -102,7 +102,7 @@ func New(cfg Config) *Source {
 			call: 10 * time.Second, list: 20 * time.Second, ping: 5 * time.Second,
 			retryMin: 500 * time.Millisecond, retryMax: 5 * time.Second, leak: 15 * time.Second,
 		},
-		since: time.Now(), known: map[string]*sighting{}, read: map[key]time.Time{}, bad: map[key]flaw{}, idle: map[key]*idle{},
+		since: time.Now(), known: map[string]*sighting{}, read: map[key]time.Time{}, bad: map[key]flaw{}, idle: newIdles(),
 	}
 	if s.links == nil {
 		s.links = noLinks{}
@@ -263,7 +263,11 @@ func (s *Source) takeAll(here []instance, began time.Time) []fabric.Desired {
 	gone := func(k key) bool { return !listed[k] && !s.read[k].After(began) }
 	maps.DeleteFunc(s.known, func(_ string, g *sighting) bool { return gone(g.key) })
 	maps.DeleteFunc(s.bad, func(k key, _ flaw) bool { return gone(k) })
-	maps.DeleteFunc(s.idle, func(k key, _ *idle) bool { return gone(k) })
+	for k := range s.idle.byKey {
+		if gone(k) {
+			s.idle.remove(k)
+		}
+	}
 	maps.DeleteFunc(s.read, func(k key, _ time.Time) bool { return gone(k) })
 
 	slices.SortStableFunc(here, s.before)
@@ -320,11 +324,11 @@ func (s *Source) take(i instance, at time.Time) (d fabric.Desired, ours bool) {
 		vm = last.vm
 	case !ours && mine: // its keys were taken away
 		delete(s.known, i.Name)
-		delete(s.idle, k)
+		s.idle.remove(k)
 		s.judge(k, nil, false)
 		return absent(last.vm, at), true
 	case !ours:
-		delete(s.idle, k)
+		s.idle.remove(k)
 		s.judge(k, err, false)
 		return d, false
 	}

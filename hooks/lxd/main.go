@@ -64,19 +64,20 @@ func main() {
 		fmt.Fprintf(os.Stderr, "vmfabric's hook for LXD, version %s\nset it as lxc.hook.start-host and lxc.hook.post-stop; LXC runs it with LXC_NAME and LXC_HOOK_TYPE set\n", version)
 		os.Exit(2)
 	}
-	o := occasions[kind]
-	if err := o.do(name, os.Getenv("VMFABRIC_SOCKET")); err != nil {
+	o, ours := occasions[kind], hasPort(name)
+	if err := o.do(name, ours, os.Getenv("VMFABRIC_SOCKET")); err != nil {
 		fmt.Fprintf(os.Stderr, "vmfabric: %v\n", err)
-		if o.veto {
+		// An agent that does not know does not keep others from starting.
+		if o.veto && (ours || errors.Is(err, fabric.ErrRefused)) {
 			record(name, os.Getenv("LXC_CONFIG_FILE"), err)
 			os.Exit(1)
 		}
 	}
 }
 
-// do tells the agent, which knows whether the instance is of the fabric. A
+// do tells the agent, which knows best whether the instance is of the fabric. A
 // panic is an error like any other.
-func (o occasion) do(name, socket string) (err error) {
+func (o occasion) do(name string, ours bool, socket string) (err error) {
 	defer func() {
 		if fault := recover(); fault != nil {
 			err = fmt.Errorf("instance %s: fault in the hook: %q; please report it", name, fmt.Sprint(fault))
@@ -85,7 +86,6 @@ func (o occasion) do(name, socket string) (err error) {
 	if o.op == "" {
 		return nil
 	}
-	ours := hasPort(name)
 	client := hooks.Client{Socket: locate(socket)}
 	if ours {
 		client.Wait = o.absent

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
 )
 
@@ -79,7 +80,8 @@ func hook(t *testing.T, env ...string) (output string, code int) {
 }
 
 func TestHook(t *testing.T) {
-	boom := errors.New("guest web refused: no; choose another address")
+	boom := fmt.Errorf("guest web refused: no (%w); choose another address", fabric.ErrRefused)
+	lost := errors.New("guest web: LXD does not answer; restart it")
 	for _, tt := range []struct {
 		name, kind string
 		err        error
@@ -90,6 +92,7 @@ func TestHook(t *testing.T) {
 		{"web", "start-host", nil, []string{"web of lxd starting"}, "", 0},
 		{"shop_web", "start-host", nil, []string{"shop_web of lxd starting"}, "", 0},
 		{"web", "start-host", boom, []string{"web of lxd starting"}, "vmfabric: " + boom.Error() + "\n", 1},
+		{"web", "start-host", lost, []string{"web of lxd starting"}, "vmfabric: " + lost.Error() + "\n", 0}, // it has no port
 		{"web", "post-stop", nil, []string{"web of lxd ended"}, "", 0},
 		{"web", "post-stop", boom, []string{"web of lxd ended"}, "vmfabric: " + boom.Error() + "\n", 0},
 		{"web", "mount", boom, nil, "", 0},
@@ -110,14 +113,14 @@ func TestReasonIsInTheLog(t *testing.T) {
 	log, config := filepath.Join(dir, "lxc.log"), filepath.Join(dir, "lxc.conf")
 	require.NoError(t, os.WriteFile(log, []byte("before\n"), 0o600))
 	require.NoError(t, os.WriteFile(config, []byte("lxc.log.level = warn\nlxc.log.file = "+log+"\n"), 0o600))
-	socket := serve(t, &fake{err: errors.New("no; choose another address")})
+	socket := serve(t, &fake{err: fmt.Errorf("%w; choose another address", fabric.ErrRefused)})
 	for kind, lines := range map[string]int{"post-stop": 1, "start-host": 2} {
 		require.NoError(t, os.WriteFile(log, []byte("before\n"), 0o600))
 		hook(t, "VMFABRIC_SOCKET="+socket, "LXC_NAME=web", "LXC_HOOK_TYPE="+kind, "LXC_CONFIG_FILE="+config)
 		text, err := os.ReadFile(log)
 		require.NoError(t, err)
 		assert.Equal(t, lines, strings.Count(string(text), "\n"), "%s", text)
-		assert.Equal(t, lines == 2, strings.Contains(string(text), "ERROR    vmfabric - no; choose another address"))
+		assert.Equal(t, lines == 2, strings.Contains(string(text), "ERROR    vmfabric - "+fabric.ErrRefused.Error()+"; choose another address"))
 	}
 	_, code := hook(t, "VMFABRIC_SOCKET="+socket, "LXC_NAME=web", "LXC_HOOK_TYPE=start-host", "LXC_CONFIG_FILE="+dir+"/none")
 	assert.Equal(t, 1, code)
