@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,8 +20,11 @@ import (
 // alone, with its storage in a directory and no network of its own.
 type LXDOptions struct {
 	// Preseed is the YAML for `lxd init --preseed` instead of that: for
-	// another member of a cluster, say.
+	// another member of a cluster, say, see [LXD.Invite].
 	Preseed string
+	// LXC has lines of LXC's configuration for all containers: a file below
+	// /usr/share/lxc/config/common.conf.d.
+	LXC string
 }
 
 // LXD is an LXD that runs in a host, with everything of its own that LXD keeps
@@ -67,7 +71,7 @@ func (h *Host) startLXD(ctx context.Context, o LXDOptions) (*LXD, error) {
 	if lx.client, err = findProgram("lxc"); err != nil {
 		return nil, err
 	}
-	binds, err := lx.makeFiles()
+	binds, err := lx.makeFiles(o.LXC)
 	if err != nil {
 		return nil, err
 	}
@@ -93,14 +97,17 @@ func (h *Host) startLXD(ctx context.Context, o LXDOptions) (*LXD, error) {
 }
 
 // makeFiles makes the files of one LXD, and says what they stand in for.
-func (lx *LXD) makeFiles() ([]bind, error) {
+func (lx *LXD) makeFiles(lxc string) ([]bind, error) {
 	binds := []bind{
 		{lx.path("lib"), "/var/lib/lxd"},
 		{lx.path("log"), "/var/log/lxd"},
 		{lx.path("cache"), "/var/cache/lxd"},
 		{lx.path("run"), "/run"},
 	}
-	for _, dir := range []string{"lib", "log", "cache", "run", "run/lock", "run/vmfabric", "client"} {
+	if lxc != "" {
+		binds = append(binds, bind{lx.path("common"), "/usr/share/lxc/config/common.conf.d"})
+	}
+	for _, dir := range []string{"lib", "log", "cache", "run", "run/lock", "run/vmfabric", "client", "common"} {
 		if err := os.MkdirAll(lx.path(dir), 0o755); err != nil {
 			return nil, err
 		}
@@ -108,7 +115,7 @@ func (lx *LXD) makeFiles() ([]bind, error) {
 	// Which users of the machine those of containers are. LXD refuses to run
 	// any without, and not every machine says it.
 	const ids = "root:1000000:65536\n"
-	for name, text := range map[string]string{"resolv.conf": "", "subuid": ids, "subgid": ids} {
+	for name, text := range map[string]string{"resolv.conf": "", "subuid": ids, "subgid": ids, "common/90-lab.conf": lxc} {
 		if err := os.WriteFile(lx.path(name), []byte(text), 0o644); err != nil {
 			return nil, err
 		}
@@ -218,6 +225,25 @@ func processesBelow(group string) []process {
 }
 
 func (lx *LXD) path(name string) string { return filepath.Join(lx.dir, name) }
+
+// Invite gives the options with which an LXD in another host joins the cluster
+// of this one.
+func (lx *LXD) Invite(ctx context.Context, member *Host) (LXDOptions, error) {
+	out, err := lx.Lxc(ctx, "cluster", "add", member.Name(), "-q")
+	if err != nil {
+		return LXDOptions{}, err
+	}
+	words := strings.Fields(out)
+	if len(words) == 0 {
+		return LXDOptions{}, errors.New("lxc cluster add: no token")
+	}
+	return LXDOptions{Preseed: fmt.Sprintf(`cluster:
+  enabled: true
+  server_address: %s
+  cluster_token: %s
+  member_config: [{entity: storage-pool, name: default, key: source, value: ""}]
+`, netip.AddrPortFrom(member.Addr4(), 8443), words[len(words)-1])}, nil
+}
 
 // RunDir gives the directory that LXD and its hooks see as /run/vmfabric: the
 // place for the socket of the node's agent.

@@ -2,7 +2,6 @@ package lxd
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -386,15 +385,9 @@ func TestRealCluster(t *testing.T) {
 	a.list()
 	assert.Equal(t, states{"db": fabric.Live}, a.now)
 
-	out, err := lx.Lxc(a.ctx, "cluster", "add", "node2", "-q")
+	join, err := lx.Invite(a.ctx, two)
 	require.NoError(t, err)
-	lines := strings.Split(strings.TrimSpace(out), "\n")
-	lx2, err := two.StartLXD(a.ctx, testenv.LXDOptions{Preseed: fmt.Sprintf(`cluster:
-  enabled: true
-  server_address: %s
-  cluster_token: %s
-  member_config: [{entity: storage-pool, name: default, key: source, value: ""}]
-`, netip.AddrPortFrom(two.Addr4(), 8443), lines[len(lines)-1])})
+	lx2, err := two.StartLXD(a.ctx, join)
 	require.NoError(t, err)
 	b := followReal(t, two, lx2)
 	assert.Empty(t, b.now, "what runs elsewhere")

@@ -426,6 +426,37 @@ func TestHookOfLXD(t *testing.T) {
 	require.NoError(t, plain.Start(soon(t)))
 }
 
+// TestHookForAll sets the hook for all instances, also for those that are none of
+// ours.
+func TestHookForAll(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{noAgent: true})
+	lx := s.lxdWith("node1", testenv.LXDOptions{LXC: "lxc.hook.start-host = " + lxdHookProgram + "\nlxc.hook.post-stop = " + lxdHookProgram + "\n"})
+	a, node := s.agents["node1"], s.top.Nodes["node1"]
+	c := s.container(lx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
+	plain := s.container(lx, testenv.ContainerOptions{Name: "plain"})
+	require.NoError(t, c.Start(soon(t)))
+	require.NoError(t, plain.Start(soon(t)))
+	for _, name := range []string{"web", "plain"} {
+		assert.Contains(t, a.Log(), "op=starting vm="+name)
+	}
+	s.serves(node, seaGold...)
+	require.NoError(t, plain.Destroy(soon(t)))
+	require.NoError(t, c.Destroy(soon(t)))
+	s.leavesNothing(node, seaGold...)
+
+	// One that has the keys and no port does not start either: it would have no
+	// network, and nobody would say why.
+	s.lxc(lx, "config", "device", "unset", "web", "eth0", "host_name")
+	require.Error(t, c.Start(soon(t)))
+	out, err := lx.Lxc(soon(t), "info", "web", "--show-log")
+	require.NoError(t, err)
+	assert.Contains(t, out, "lxc config device set web eth0 host_name=web_net0")
+	a.args[slices.Index(a.args, "--lxd")+1] = "off"
+	a.restart(a.Stop)
+	require.NoError(t, plain.Start(soon(t)), "the agent does not know it")
+}
+
 // TestProjects: an instance of another project is a guest like any other, but
 // not beside one of the same name.
 func TestProjects(t *testing.T) {
@@ -563,15 +594,9 @@ func TestMembersOfACluster(t *testing.T) {
 	lx := s.lxd("node1")
 	s.lxc(lx, "config", "set", "core.https_address", netip.AddrPortFrom(one.Addr4(), 8443).String())
 	s.lxc(lx, "cluster", "enable", "node1")
-	out, err := lx.Lxc(soon(t), "cluster", "add", "node2", "-q")
+	join, err := lx.Invite(soon(t), two)
 	require.NoError(t, err)
-	words := strings.Fields(out)
-	s.lxdWith("node2", testenv.LXDOptions{Preseed: fmt.Sprintf(`cluster:
-  enabled: true
-  server_address: %s
-  cluster_token: %s
-  member_config: [{entity: storage-pool, name: default, key: source, value: ""}]
-`, netip.AddrPortFrom(two.Addr4(), 8443), words[len(words)-1])})
+	s.lxdWith("node2", join)
 
 	c := s.container(lx, testenv.ContainerOptions{Name: "web", Target: "node1", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
 	for _, way := range []struct {
