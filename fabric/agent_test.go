@@ -649,5 +649,5 @@ func TestNewRefusesWhatCannotBe(t *testing.T) {
 	_, err := fabric.New(fabric.Config{Cluster: bad, Node: "node1"})
 	require.EqualError(t, err, "cluster msk1: nodes[1].address: 10.10.0.22 is already at nodes[0].address; each needs an address of its own")
 	_, err = fabric.New(fabric.Config{Cluster: cluster(), Node: "node9"})
-	require.EqualError(t, err, `node "node9" is not in cluster msk1 (it has node1, node2); add it under nodes, or name another with --node`)
+	require.EqualError(t, err, `node "node9" is not in cluster msk1 (it has node1, node2); add it under nodes, or name another`)
 }

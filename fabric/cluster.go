@@ -17,6 +17,19 @@ import (
 // are never touched.
 const Protocol = 147
 
+// PeerProtocol is the route protocol number of routes to guests on other nodes,
+// which a node learns where the cluster is [Cluster.EastWest].
+const PeerProtocol = 148
+
+// Metrics of the fabric's routes in the kernel's main table (RTA_PRIORITY); of
+// several routes to a prefix the lowest is used. Metrics below PortMetric are
+// for announcements that a routing daemon reads from the kernel: the value of
+// LOCAL_PREF stands for itself there, see [Preference.LocalPref].
+const (
+	PortMetric = 1024 // of the route to a port, announced or not; what the kernel gives IPv6 routes too
+	PeerMetric = 4096 // of a route to another node, so that a guest which is here wins
+)
+
 // LinkGroup is the interface group (IFLA_GROUP) of every port, one match for
 // packet filters and one key for removal.
 const LinkGroup = 147
@@ -146,6 +159,7 @@ type Core struct {
 	Name    string
 	Address netip.Addr
 	ASN     uint32
+	BFD     bool // between it and the reflectors; that notices a dead one sooner, and can cut graceful restart short
 }
 
 // Node is a hypervisor host. At least one of its addresses is valid. They are
@@ -164,11 +178,12 @@ func (n Node) Source(peer netip.Addr) netip.Addr {
 	return n.Address6
 }
 
-// Timers are the BGP timers towards the reflectors.
+// Timers are the BGP timers of all sessions of a cluster.
 type Timers struct {
 	Hold         time.Duration // hold time (RFC 4271), 9 s by default; keepalives every third of it
 	ConnectRetry time.Duration // 1 s by default
 	Restart      time.Duration // graceful restart time (RFC 4724), 120 s by default
+	LongLived    time.Duration // long-lived stale time after that (RFC 9494); off when zero
 }
 
 // DefaultTimers are used where the cluster names none.
@@ -187,6 +202,103 @@ type Cluster struct {
 	Core        []Core
 	Nodes       []Node
 	Timers      Timers
+	// Underlay is where a node may open a session to a reflector from, so that
+	// a new one needs no change there; empty: as [Cluster.NodeRanges] has it.
+	Underlay []netip.Prefix
+	// MaxPrefixes is how many prefixes of each family a reflector takes from
+	// one node, DefaultMaxPrefixes when zero; it warns at 80 % of them.
+	MaxPrefixes int
+	// EastWest has nodes take each other's routes from the reflectors, so that
+	// guests on two nodes reach each other without the core gateway.
+	EastWest bool
+	// Speaker says what talks BGP on the nodes: "gobgp" (the default), "bird",
+	// "frr", or the path of a plugin.
+	Speaker string
+	// Resolver is the path of a plugin that knows the addresses of guests whose
+	// hypervisor does not; empty for none. Observers are those of plugins that
+	// are told what happens.
+	Resolver  string
+	Observers []string
+}
+
+// DefaultMaxPrefixes is twice what a node was measured with.
+const DefaultMaxPrefixes = 10_000
+
+// The speakers that come with the fabric, in the words of [Cluster.Speaker].
+const (
+	SpeakerGoBGP = "gobgp" // embedded in the agent
+	SpeakerBIRD  = "bird"  // a BIRD on the node, which reads routes from the kernel
+	SpeakerFRR   = "frr"   // an FRR on the node, likewise
+)
+
+// PrefixRange is the set of prefixes inside Prefix whose length in bits is Min
+// to Max.
+type PrefixRange struct {
+	Prefix   netip.Prefix
+	Min, Max int
+}
+
+// Contains reports whether p is in the set.
+func (r PrefixRange) Contains(p netip.Prefix) bool {
+	return within(p, r.Prefix) && r.Min <= p.Bits() && p.Bits() <= r.Max
+}
+
+// Announceable lists what a node may announce of a family, pools first: the
+// host routes of the pools, and every prefix inside those routed to guests.
+// What is in [Cluster.Excluded] is not.
+func (c *Cluster) Announceable(v6 bool) []PrefixRange {
+	var rs []PrefixRange
+	for _, p := range c.Pools {
+		if a := p.Prefix.Addr(); a.Is6() == v6 {
+			rs = append(rs, PrefixRange{p.Prefix, a.BitLen(), a.BitLen()})
+		}
+	}
+	for _, r := range c.Routed {
+		if a := r.Addr(); a.Is6() == v6 {
+			rs = append(rs, PrefixRange{r, r.Bits(), a.BitLen()})
+		}
+	}
+	return rs
+}
+
+// Excluded lists the prefixes of a family that pools keep from guests, and with
+// them everything inside.
+func (c *Cluster) Excluded(v6 bool) []netip.Prefix {
+	var ps []netip.Prefix
+	for _, p := range c.Pools {
+		if p.Prefix.Addr().Is6() == v6 {
+			ps = append(ps, p.Exclude...)
+		}
+	}
+	return ps
+}
+
+// RR gives the reflector of that name.
+func (c *Cluster) RR(name string) (RR, error) {
+	return named(c, "reflector", "reflectors", name, c.Reflectors, func(r RR) string { return r.Name })
+}
+
+// CoreGateway gives the core gateway of that name.
+func (c *Cluster) CoreGateway(name string) (Core, error) {
+	return named(c, "core gateway", "core", name, c.Core, func(g Core) string { return g.Name })
+}
+
+// named finds one of the cluster's machines, or says which there are.
+func named[T any](c *Cluster, what, key, name string, all []T, nameOf func(T) string) (T, error) {
+	names := make([]string, 0, len(all))
+	for _, v := range all {
+		if nameOf(v) == name {
+			return v, nil
+		}
+		names = append(names, nameOf(v))
+	}
+	const most = 5
+	if more := len(names) - most; more > 1 {
+		names = append(names[:most], fmt.Sprintf("%d more", more))
+	}
+	var none T
+	return none, fmt.Errorf("%s %q is not in cluster %s (it has %s); add it under %s, or name another",
+		what, name, c.Name, cmp.Or(strings.Join(names, ", "), "none"), key)
 }
 
 // WithDefaults gives the cluster with [DefaultMAC] and [DefaultTimers] where it
@@ -204,20 +316,41 @@ func (c Cluster) WithDefaults() Cluster {
 	for i := range c.Core {
 		c.Core[i].ASN = cmp.Or(c.Core[i].ASN, c.ASN)
 	}
+	c.MaxPrefixes = cmp.Or(c.MaxPrefixes, DefaultMaxPrefixes)
+	c.Speaker = cmp.Or(c.Speaker, SpeakerGoBGP)
 	return c
+}
+
+// NodeRanges lists where nodes may open sessions to the reflectors from, in
+// order: the cluster's Underlay, or else the /24 and the /64 around each address
+// of a node; where a pool is in that, the address alone, lest guests pose as
+// nodes.
+func (c *Cluster) NodeRanges() []netip.Prefix {
+	if len(c.Underlay) > 0 {
+		return slices.SortedFunc(slices.Values(c.Underlay), netip.Prefix.Compare)
+	}
+	var ps []netip.Prefix
+	add := func(a netip.Addr, bits int) {
+		p := netip.PrefixFrom(a, bits).Masked()
+		switch {
+		case !a.IsValid():
+			return
+		case slices.ContainsFunc(c.Pools, func(pool Pool) bool { return pool.Prefix.Overlaps(p) }):
+			p = HostPrefix(a)
+		}
+		ps = append(ps, p)
+	}
+	for _, n := range c.Nodes {
+		add(n.Address, 24)
+		add(n.Address6, 64)
+	}
+	slices.SortFunc(ps, netip.Prefix.Compare)
+	return slices.Compact(ps)
 }
 
 // Node gives the node of that name.
 func (c *Cluster) Node(name string) (Node, error) {
-	names := make([]string, 0, len(c.Nodes))
-	for _, n := range c.Nodes {
-		if n.Name == name {
-			return n, nil
-		}
-		names = append(names, n.Name)
-	}
-	return Node{}, fmt.Errorf("node %q is not in cluster %s (it has %s); add it under nodes, or name another with --node",
-		name, c.Name, strings.Join(names, ", "))
+	return named(c, "node", "nodes", name, c.Nodes, func(n Node) string { return n.Name })
 }
 
 // PoolOf gives the pool whose prefix has a, excluded or not.

@@ -2,6 +2,7 @@ package fabric_test
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -190,7 +191,6 @@ func TestClusterValidate(t *testing.T) {
 		{"routed that is no prefix", func(c *fabric.Cluster) { c.Routed[0] = netip.Prefix{} }, "routed[0]", "not a prefix; for example 198.51.100.0/24"},
 		{"routed prefixes that overlap", func(c *fabric.Cluster) { c.Routed = append(c.Routed, prefix("198.51.100.8/29")) }, "routed[2]", "198.51.100.8/29 overlaps 198.51.100.0/24 (routed[0]); keep the larger one"},
 		{"IPv6 routed prefixes that overlap", func(c *fabric.Cluster) { c.Routed = append(c.Routed, prefix("2001:db8:200::/47")) }, "routed[2]", "2001:db8:200::/47 overlaps 2001:db8:200::/48 (routed[1]); keep the larger one"},
-		{"routed inside a pool", func(c *fabric.Cluster) { c.Routed[0] = prefix("203.0.113.8/29") }, "routed[0]", "203.0.113.8/29 is a part of pool public4, of which everything may be routed to guests; remove it, or name all of 203.0.113.0/24"},
 		{"routed with a node", func(c *fabric.Cluster) { c.Routed[0] = prefix("10.10.0.20/30") }, "routed[0]", "10.10.0.20/30 holds the address of node node1 (10.10.0.21); name prefixes that are for guests alone"},
 		{"routed with a node's address6", func(c *fabric.Cluster) { c.Routed[1] = prefix("fd00::20/124") }, "routed[1]", "holds the address of node node1 (fd00::21)"},
 		{"routed with a reflector", func(c *fabric.Cluster) { c.Routed[0] = prefix("10.10.0.8/29") }, "routed[0]", "holds the address of reflector rr1 (10.10.0.11)"},
@@ -207,6 +207,20 @@ func TestClusterValidate(t *testing.T) {
 		{"hold time too short", func(c *fabric.Cluster) { c.Timers.Hold = 2 * time.Second }, "timers.hold", "2s is out of range"},
 		{"hold time too long", func(c *fabric.Cluster) { c.Timers.Hold = 65536 * time.Second }, "timers.hold", "is out of range"},
 		{"restart time too long", func(c *fabric.Cluster) { c.Timers.Restart = 4096 * time.Second }, "timers.restart", "is out of range"},
+		{"long-lived time too long", func(c *fabric.Cluster) { c.Timers.LongLived = 1 << 24 * time.Second }, "timers.long_lived", "is out of range; RFC 9494"},
+
+		{"underlay without a node", func(c *fabric.Cluster) {
+			c.Underlay = []netip.Prefix{prefix("10.11.0.0/16"), prefix("fd00::/16")}
+			c.Nodes = c.Nodes[:1]
+		}, "underlay", "node node1 (nodes[0]) has 10.10.0.21, which is in none of them"},
+		{"underlay with guests", func(c *fabric.Cluster) {
+			c.Underlay = append(c.NodeRanges(), prefix("203.0.0.0/16"))
+		}, "underlay[2]", "203.0.0.0/16 overlaps 203.0.113.0/24 of pool public4, so that a guest could pose as a node"},
+		{"underlay of everybody", func(c *fabric.Cluster) { c.Underlay = append(c.NodeRanges(), prefix("0.0.0.0/0")) }, "underlay[2]", "0.0.0.0/0 is the whole Internet"},
+		{"no prefixes at all", func(c *fabric.Cluster) { c.MaxPrefixes = -1 }, "max_prefixes", "-1 is out of range; give 10 to 1000000"},
+		{"speaker of another name", func(c *fabric.Cluster) { c.Speaker = "birdd" }, "speaker", `"birdd" is not one of gobgp, bird, frr or the absolute path of a plugin`},
+		{"resolver without a path", func(c *fabric.Cluster) { c.Resolver = "inventory" }, "resolver", `"inventory" is not the absolute path of a plugin`},
+		{"observer twice", func(c *fabric.Cluster) { c.Observers = []string{"/a", "/b", "/a"} }, "observers[2]", "/a is already at observers[0]"},
 		{"connect retry too short", func(c *fabric.Cluster) { c.Timers.ConnectRetry = time.Millisecond }, "timers.connect_retry", "1ms is out of range"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -369,11 +383,13 @@ func TestClusterWithDefaults(t *testing.T) {
 	}
 	got := given.WithDefaults()
 	assert.Equal(t, fabric.Cluster{
-		ASN:        64512,
-		Gateway:    fabric.Gateway{MAC: fabric.DefaultMAC},
-		Reflectors: []fabric.RR{{Name: "rr1", ASN: 64512, Port: 179}, {Name: "rr2", ASN: 64513, Port: 1790}},
-		Core:       []fabric.Core{{Name: "core1", ASN: 64512}, {Name: "core2", ASN: 64496}},
-		Timers:     fabric.Timers{Hold: time.Minute, ConnectRetry: time.Second, Restart: 2 * time.Minute},
+		ASN:         64512,
+		Gateway:     fabric.Gateway{MAC: fabric.DefaultMAC},
+		Reflectors:  []fabric.RR{{Name: "rr1", ASN: 64512, Port: 179}, {Name: "rr2", ASN: 64513, Port: 1790}},
+		Core:        []fabric.Core{{Name: "core1", ASN: 64512}, {Name: "core2", ASN: 64496}},
+		Timers:      fabric.Timers{Hold: time.Minute, ConnectRetry: time.Second, Restart: 2 * time.Minute},
+		MaxPrefixes: fabric.DefaultMaxPrefixes,
+		Speaker:     fabric.SpeakerGoBGP,
 	}, got)
 	assert.Zero(t, given.Reflectors[0].ASN, "the original stays as it was")
 	assert.Equal(t, got, got.WithDefaults(), "idempotent")
@@ -404,7 +420,7 @@ func TestClusterFinds(t *testing.T) {
 	assert.Equal(t, netip.MustParseAddr("10.10.0.22"), n.Source(netip.MustParseAddr("10.10.0.11")))
 	assert.Equal(t, netip.MustParseAddr("fd00::22"), n.Source(netip.MustParseAddr("fd00::12")))
 	_, err = c.Node("node3")
-	assert.EqualError(t, err, `node "node3" is not in cluster msk1 (it has node1, node2); add it under nodes, or name another with --node`)
+	assert.EqualError(t, err, `node "node3" is not in cluster msk1 (it has node1, node2); add it under nodes, or name another`)
 }
 
 func TestCommunityAndMACReadBack(t *testing.T) {
@@ -436,4 +452,30 @@ func TestCommunityAndMACReadBack(t *testing.T) {
 	assert.Equal(t, fabric.DefaultMAC, m, "an error changes nothing")
 	require.NoError(t, m.UnmarshalText(nil))
 	assert.True(t, m.IsZero())
+}
+
+func TestNodeRanges(t *testing.T) {
+	c := cluster()
+	c.Nodes = []fabric.Node{
+		{Name: "a", Address: netip.MustParseAddr("10.10.0.21"), Address6: netip.MustParseAddr("fd00:10:10::21")},
+		{Name: "b", Address: netip.MustParseAddr("10.10.0.22"), Address6: netip.MustParseAddr("fd00:10:11::22")},
+		{Name: "c", Address: netip.MustParseAddr("203.0.113.0")}, // excluded from the pool around it
+	}
+	assert.Equal(t, []netip.Prefix{prefix("10.10.0.0/24"), prefix("203.0.113.0/32"), prefix("fd00:10:10::/64"), prefix("fd00:10:11::/64")}, c.NodeRanges())
+	c.Underlay = []netip.Prefix{prefix("fd00::/16"), prefix("10.0.0.0/8")}
+	assert.Equal(t, []netip.Prefix{prefix("10.0.0.0/8"), prefix("fd00::/16")}, c.NodeRanges())
+}
+
+func TestAnnounceable(t *testing.T) {
+	c := cluster()
+	c.Routed = []netip.Prefix{prefix("198.51.100.0/24"), prefix("2001:db8:200::/40")}
+	for text, want := range map[string]bool{
+		"203.0.113.10/32": true, "203.0.113.0/24": false, "203.0.113.128/25": false, "0.0.0.0/0": false, "203.0.114.1/32": false,
+		"198.51.100.0/24": true, "198.51.100.8/29": true, "198.51.100.8/32": true, "198.51.0.0/16": false,
+		"2001:db8:100::10/128": true, "2001:db8:100::/64": false, "2001:db8:200::/56": true, "2001:db8::/32": false, "::/0": false,
+	} {
+		p := prefix(text)
+		in := slices.ContainsFunc(c.Announceable(p.Addr().Is6()), func(r fabric.PrefixRange) bool { return r.Contains(p) })
+		assert.Equal(t, want, in, text)
+	}
 }

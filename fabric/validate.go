@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
 )
 
 // maxPassword is the longest TCP MD5 key that Linux takes, in bytes
@@ -66,6 +68,9 @@ func (c *Cluster) Validate() []Problem {
 	v.core()
 	v.nodes()
 	v.timers()
+	v.underlay()
+	v.limits()
+	v.plugins()
 	return v.problems
 }
 
@@ -264,7 +269,6 @@ func (v *validator) routed() {
 	for i, r := range v.c.Routed {
 		at := fmt.Sprintf("routed[%d]", i)
 		around := slices.IndexFunc(v.c.Routed[:i], func(q netip.Prefix) bool { return q.Overlaps(r) })
-		pool := slices.IndexFunc(v.c.Pools, func(p Pool) bool { return p.Prefix.Overlaps(r) && p.Prefix.Bits() < r.Bits() })
 		inside := slices.IndexFunc(hosts, func(h host) bool { return r.Contains(h.addr) })
 		switch {
 		case !r.IsValid():
@@ -273,9 +277,6 @@ func (v *validator) routed() {
 			v.add(at, "%s", unfit(r))
 		case around >= 0:
 			v.add(at, "%s overlaps %s (routed[%d]); keep the larger one", r, v.c.Routed[around], around)
-		case pool >= 0:
-			v.add(at, "%s is a part of pool %s, of which everything may be routed to guests; remove it, or name all of %s",
-				r, v.c.Pools[pool].Name, v.c.Pools[pool].Prefix)
 		case inside >= 0:
 			v.add(at, "%s holds the address of %s (%s); name prefixes that are for guests alone", r, hosts[inside].what, hosts[inside].addr)
 		}
@@ -396,6 +397,67 @@ func (v *validator) timers() {
 	v.timer("timers.hold", t.Hold, 3*time.Second, 65535*time.Second, "RFC 4271 allows 3s to 65535s")
 	v.timer("timers.connect_retry", t.ConnectRetry, time.Second, time.Hour, "give 1s to 1h")
 	v.timer("timers.restart", t.Restart, time.Second, 4095*time.Second, "RFC 4724 allows 1s to 4095s")
+	if t.LongLived != 0 {
+		v.timer("timers.long_lived", t.LongLived, time.Second, (1<<24-1)*time.Second, "RFC 9494 allows 1s to 16777215s; leave it out for none")
+	}
+}
+
+// underlay checks where nodes may call reflectors from: whoever can may
+// announce what the guests have.
+func (v *validator) underlay() {
+	for i, p := range v.c.Underlay {
+		at := fmt.Sprintf("underlay[%d]", i)
+		around := slices.IndexFunc(v.c.Underlay[:i], func(q netip.Prefix) bool { return q.Overlaps(p) })
+		pool := slices.IndexFunc(v.c.Pools, func(q Pool) bool { return q.Prefix.IsValid() && q.Prefix.Overlaps(p) })
+		switch {
+		case !p.IsValid():
+			v.add(at, "not a prefix; for example 10.10.0.0/24")
+		case unfit(p) != "":
+			v.add(at, "%s", unfit(p))
+		case around >= 0:
+			v.add(at, "%s overlaps %s (underlay[%d]); keep the larger one", p, v.c.Underlay[around], around)
+		case pool >= 0:
+			v.add(at, "%s overlaps %s of pool %s, so that a guest could pose as a node; name the private network's own prefixes", p, v.c.Pools[pool].Prefix, v.c.Pools[pool].Name)
+		}
+	}
+	for i, n := range v.c.Nodes {
+		for _, a := range []netip.Addr{n.Address, n.Address6} {
+			if a.IsValid() && len(v.c.Underlay) > 0 && misspelt(a) == "" && !slices.ContainsFunc(v.c.Underlay, func(p netip.Prefix) bool { return p.Contains(a) }) {
+				v.add("underlay", "node %s (nodes[%d]) has %s, which is in none of them; add the prefix that it is in", n.Name, i, a)
+			}
+		}
+	}
+}
+
+func (v *validator) limits() {
+	if n := v.c.MaxPrefixes; n < 10 || n > 1_000_000 {
+		v.add("max_prefixes", "%d is out of range; give 10 to 1000000, or leave it out for %d", n, DefaultMaxPrefixes)
+	}
+}
+
+func (v *validator) plugins() {
+	switch s := v.c.Speaker; s {
+	case SpeakerGoBGP, SpeakerBIRD, SpeakerFRR:
+	default:
+		v.program("speaker", s, "one of gobgp, bird, frr or ")
+	}
+	if v.c.Resolver != "" {
+		v.program("resolver", v.c.Resolver, "")
+	}
+	for i, o := range v.c.Observers {
+		v.program(fmt.Sprintf("observers[%d]", i), o, "")
+		if j := slices.Index(v.c.Observers[:i], o); j >= 0 {
+			v.add(fmt.Sprintf("observers[%d]", i), "%s is already at observers[%d]; remove one", o, j)
+		}
+	}
+}
+
+// program checks the path of a plugin. Whether it is there is for the node to
+// see that runs it.
+func (v *validator) program(at, path, or string) {
+	if !strings.HasPrefix(path, "/") || strings.ContainsFunc(path, unicode.IsControl) {
+		v.add(at, "%q is not %sthe absolute path of a plugin, such as /usr/local/lib/vmfabric/my-plugin", path, or)
+	}
 }
 
 func (v *validator) timer(path string, d, least, most time.Duration, wayOut string) {

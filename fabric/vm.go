@@ -83,6 +83,9 @@ type VM struct {
 	UUID   string `json:"uuid,omitempty"`   // the hypervisor's, for people
 	Origin string `json:"origin,omitempty"` // the [Source] that knows the guest, such as "libvirt"; empty when attached by hand
 	NICs   []NIC  `json:"nics"`             // the n-th is port <name>_net<n>
+	// Resolve: the hypervisor does not know what the NICs have; a [Resolver] is
+	// asked. It stays set when that has answered.
+	Resolve bool `json:"resolve,omitempty"`
 }
 
 // NIC is one network interface of a guest, and what is routed to it.

@@ -3,6 +3,7 @@ package testenv
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
 )
@@ -12,18 +13,25 @@ import (
 func ClusterFile(c fabric.Cluster) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	quoted := make([]string, len(c.Communities))
-	for i, community := range c.Communities {
-		quoted[i] = fmt.Sprintf("%q", community)
-	}
 	line("name: %s", c.Name)
 	line("asn: %d", c.ASN)
-	line("community: [%s]", strings.Join(quoted, ", "))
+	line("community: [%s]", quotedList(c.Communities))
 	line("gateway: {ipv4: %q, ipv6: %q, mac: %q}", c.Gateway.IPv4, c.Gateway.IPv6, c.Gateway.MAC)
-	line("timers: {hold: %s, connect_retry: %s, restart: %s}", c.Timers.Hold, c.Timers.ConnectRetry, c.Timers.Restart)
+	line("timers: {hold: %s, connect_retry: %s, restart: %s%s}", c.Timers.Hold, c.Timers.ConnectRetry, c.Timers.Restart, longLived(c.Timers.LongLived))
+	line("underlay: [%s]", quotedList(c.Underlay))
+	line("routed: [%s]", quotedList(c.Routed))
+	line("max_prefixes: %d", c.MaxPrefixes)
+	if c.EastWest {
+		line("east_west: direct")
+	}
+	line("speaker: %s", c.Speaker)
+	if c.Resolver != "" {
+		line("resolver: %q", c.Resolver)
+	}
+	line("observers: [%s]", quotedList(c.Observers))
 	line("pools:")
 	for _, p := range c.Pools {
-		line("  - {name: %s, prefix: %q}", p.Name, p.Prefix)
+		line("  - {name: %s, prefix: %q, exclude: [%s]}", p.Name, p.Prefix, quotedList(p.Exclude))
 	}
 	line("reflectors:")
 	for _, r := range c.Reflectors {
@@ -31,11 +39,26 @@ func ClusterFile(c fabric.Cluster) string {
 	}
 	line("core:")
 	for _, r := range c.Core {
-		line("  - {name: %s, address: %q}", r.Name, r.Address)
+		line("  - {name: %s, address: %q, bfd: %v}", r.Name, r.Address, r.BFD)
 	}
 	line("nodes:")
 	for _, n := range c.Nodes {
 		line("  - {name: %s, address: %q, address6: %q}", n.Name, n.Address, n.Address6)
 	}
 	return b.String()
+}
+
+func quotedList[T any](values []T) string {
+	quoted := make([]string, len(values))
+	for i, v := range values {
+		quoted[i] = fmt.Sprintf("%q", fmt.Sprint(v))
+	}
+	return strings.Join(quoted, ", ")
+}
+
+func longLived(d time.Duration) string {
+	if d == 0 {
+		return ""
+	}
+	return ", long_lived: " + d.String()
 }

@@ -29,6 +29,12 @@ func (d *decoder) cluster(c *fabric.Cluster) field {
 		key{"core", list(&c.Core, maxItems, core)},
 		key{"nodes", list(&c.Nodes, maxItems, node)},
 		key{"timers", timers(&c.Timers)},
+		key{"underlay", list(&c.Underlay, maxItems, scalars(prefix))},
+		key{"max_prefixes", scalar(&c.MaxPrefixes, count)},
+		key{"east_west", scalar(&c.EastWest, eastWest)},
+		key{"speaker", scalar(&c.Speaker, program)},
+		key{"resolver", scalar(&c.Resolver, program)},
+		key{"observers", list(&c.Observers, maxItems, scalars(program))},
 	)
 }
 
@@ -65,6 +71,7 @@ func core(g *fabric.Core) field {
 		key{"name", scalar(&g.Name, name)},
 		key{"address", scalar(&g.Address, addr)},
 		key{"asn", scalar(&g.ASN, peerASN)},
+		key{"bfd", scalar(&g.BFD, boolean)},
 	)
 }
 
@@ -73,6 +80,7 @@ func timers(t *fabric.Timers) field {
 		key{"hold", scalar(&t.Hold, duration)},
 		key{"connect_retry", scalar(&t.ConnectRetry, duration)},
 		key{"restart", scalar(&t.Restart, duration)},
+		key{"long_lived", scalar(&t.LongLived, duration)},
 	)
 }
 

@@ -86,6 +86,35 @@ func port(l literal) (uint16, error) {
 	return 0, fmt.Errorf("%s is not a TCP port; write a number from 1 to 65535, or leave the key out for 179", quote(l.text))
 }
 
+func count(l literal) (int, error) {
+	if digits(l) {
+		if v, err := strconv.ParseUint(l.text, 10, 31); err == nil && v != 0 {
+			return int(v), nil
+		}
+	}
+	return 0, fmt.Errorf("%s is not a number of prefixes; write one such as %d, or leave the key out for that", quote(l.text), fabric.DefaultMaxPrefixes)
+}
+
+// eastWest reads how guests on two nodes reach each other.
+func eastWest(l literal) (direct bool, err error) {
+	switch l.text {
+	case "direct":
+		return true, nil
+	case "core":
+		return false, nil
+	}
+	return false, fmt.Errorf("%s is neither core nor direct; write direct for routes between the nodes, or leave the key out for the way through the core gateway", quote(l.text))
+}
+
+// program reads the path of a plugin or the name of a speaker, and refuses
+// what would make a mess of the errors in which it stands.
+func program(l literal) (string, error) {
+	if l.text == "" || len(l.text) > 255 || strings.ContainsFunc(l.text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return "", fmt.Errorf("%s is not the path of a program; write one such as /usr/local/lib/vmfabric/my-plugin", quote(l.text))
+	}
+	return l.text, nil
+}
+
 func duration(l literal) (time.Duration, error) {
 	var v time.Duration
 	var err error

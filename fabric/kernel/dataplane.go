@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
@@ -178,6 +179,9 @@ func (d *Dataplane) faults(p fabric.Port, l *mirrored) []string {
 			faults = append(faults, "route "+prefix.String()+" too many")
 		}
 	}
+	for _, r := range l.rivals {
+		faults = append(faults, fmt.Sprintf("route %s: %v", r.prefix, foreign(r)))
+	}
 	return append(faults, l.settings...)
 }
 
@@ -214,10 +218,10 @@ func (d *Dataplane) gateways(p fabric.Port) []netip.Addr {
 func portRoutes(p fabric.Port, index int32) []route {
 	routes := make([]route, 0, len(p.NIC.Addresses)+len(p.NIC.Routes))
 	for _, a := range p.NIC.Addresses {
-		routes = append(routes, route{prefix: fabric.HostPrefix(a), index: index, proto: routeProtocol})
+		routes = append(routes, route{prefix: fabric.HostPrefix(a), index: index, proto: routeProtocol, metric: fabric.PortMetric})
 	}
 	for _, r := range p.NIC.Routes {
-		routes = append(routes, route{prefix: r, index: index, via: p.NIC.Via(r), proto: routeProtocol})
+		routes = append(routes, route{prefix: r, index: index, via: p.NIC.Via(r), proto: routeProtocol, metric: fabric.PortMetric})
 	}
 	return routes
 }
@@ -389,6 +393,11 @@ func (d *Dataplane) configure(p fabric.Port, l link) error {
 		if what[i].addr.IsValid() {
 			d.watch.mirror.added(l.index, what[i].addr)
 		}
+		if r := what[i].route; r.prefix.IsValid() {
+			if err := d.unrivalled(r); err != nil {
+				return fmt.Errorf("%s: %w", what[i].text, err)
+			}
+		}
 	}
 	if full := p.FullPortName(); full != p.Name && len(full) < 128 {
 		_ = d.rtnl.addAltName(l.index, full) // there already, or a kernel before 5.5
@@ -428,7 +437,7 @@ type change struct {
 
 func (d *Dataplane) differences(p fabric.Port, l link) (msgs []netlink.Message, what []change) {
 	add := func(m netlink.Message, c change) { msgs, what = append(msgs, m), append(what, c) }
-	addrs, have := d.watch.seen(l.index)
+	addrs, have, rivals := d.watch.seen(l.index)
 	if faults := append(l.linkFaults(p), l.settingFaults()...); len(faults) > 0 || l.genMode != genModeNone && len(l.conf6) > 0 {
 		add(d.linkMessage(p, l), change{text: "set up the link"})
 		add(message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(l.index, unix.IFF_UP, unix.IFF_UP), nil), change{text: "bring the link up"})
@@ -439,15 +448,44 @@ func (d *Dataplane) differences(p fabric.Port, l link) (msgs []netlink.Message, 
 		}
 	}
 	for _, r := range portRoutes(p, l.index) {
-		if have[r.prefix] != r {
+		had, there := have[r.prefix]
+		if _, rival := rivals[r.prefix]; had != r || rival {
 			add(routeMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, r), change{text: "route " + r.prefix.String(), route: r})
 		}
-		delete(have, r.prefix)
+		if !there || had.metric == r.metric {
+			delete(have, r.prefix)
+		} // else it stands beside the new one, and goes
 	}
 	for _, r := range have {
 		add(routeMessage(unix.RTM_DELROUTE, 0, r), change{text: "remove route " + r.prefix.String(), stale: true})
 	}
 	return msgs, what
+}
+
+func foreign(r route) error {
+	return fmt.Errorf("there is one already, of protocol %d, %w; remove it: ip route del %s metric %d", r.proto, fabric.ErrForeign, r.prefix, r.metric)
+}
+
+// Routing daemons that learned a prefix from elsewhere take their route to it
+// out once they see ours.
+const (
+	givesWay      = 30 * time.Millisecond
+	givesWayTries = 10
+)
+
+// unrivalled reports a route of somebody else's that the kernel uses in the
+// place of ours.
+func (d *Dataplane) unrivalled(r route) error {
+	for try := 1; ; try++ {
+		have, err := d.rtnl.lookup(r.prefix)
+		if err != nil || have.proto == routeProtocol {
+			return nil // where the kernel shows no entry for the prefix, it uses none
+		}
+		if have.proto <= unix.RTPROT_STATIC || try == givesWayTries {
+			return foreign(have)
+		}
+		time.Sleep(givesWay)
+	}
 }
 
 // settleRoute is for a route to a prefix that has one already: ours is
@@ -460,8 +498,13 @@ func (d *Dataplane) settleRoute(r route) error {
 	if have == r {
 		return nil
 	}
+	if have.announces() { // of the same prefix, before that which is in the way
+		if have, err = d.rtnl.routeOf(r.prefix); err != nil || have == r {
+			return err
+		}
+	}
 	if have.proto != routeProtocol {
-		return fmt.Errorf("there is one already, of protocol %d, %w; remove it: ip route del %s", have.proto, fabric.ErrForeign, r.prefix)
+		return foreign(have)
 	}
 	errs, err := d.rtnl.batch(
 		routeMessage(unix.RTM_DELROUTE, 0, have),
@@ -508,6 +551,9 @@ func routeMessage(typ netlink.HeaderType, flags netlink.HeaderFlags, r route) ne
 		if r.via.IsValid() {
 			ae.Bytes(unix.RTA_GATEWAY, r.via.AsSlice())
 		}
+		if r.metric != 0 {
+			ae.Uint32(unix.RTA_PRIORITY, r.metric)
+		}
 	})
 }
 
@@ -534,6 +580,24 @@ func (r *rtnl) lookup(p netip.Prefix) (route, error) {
 		}
 	}
 	return route{}, fmt.Errorf("the kernel says that there is a route to %s and does not show it", p)
+}
+
+// routeOf lists our routes for that to a prefix which is not an announcement.
+func (r *rtnl) routeOf(p netip.Prefix) (route, error) {
+	family := uint8(unix.AF_INET)
+	if p.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	replies, err := r.do(message(unix.RTM_GETROUTE, netlink.Dump, dumpRoutes(family), nil))
+	if err != nil {
+		return route{}, reason(err)
+	}
+	for _, reply := range replies {
+		if have, err := parseRoute(reply.Data); err == nil && have.prefix == p && have.proto == routeProtocol && !have.announces() {
+			return have, nil
+		}
+	}
+	return route{}, fmt.Errorf("there is one already, %w; see ip route show %s", fabric.ErrForeign, p)
 }
 
 // Remove implements [fabric.Dataplane]. Removals that are asked for at the
@@ -574,7 +638,7 @@ func (d *Dataplane) Remove(_ context.Context, names ...string) error {
 // giveBack takes our routes, addresses and mark off a link that is not ours to remove.
 func (d *Dataplane) giveBack(p fabric.Port, l link) error {
 	var msgs []netlink.Message
-	_, routes := d.watch.seen(l.index)
+	_, routes, _ := d.watch.seen(l.index)
 	for _, r := range routes {
 		msgs = append(msgs, routeMessage(unix.RTM_DELROUTE, 0, r))
 	}

@@ -127,6 +127,41 @@ func TestProxyDelay(t *testing.T) {
 	require.NoError(t, d.Remove(t.Context(), "web_net0"))
 }
 
+// TestRivalRoute: a route of somebody else's that comes before ours is told of
+// until it is gone; an announcement of ours beside it never.
+func TestRivalRoute(t *testing.T) {
+	d := open(t)
+	nic := fabric.NIC{Addresses: addrs("203.0.113.10", "2001:db8:100::10")}
+	require.NoError(t, d.Put(t.Context(), port("web", nic)))
+	link, err := netlink.LinkByName("web_net0")
+	require.NoError(t, err)
+	lo, err := netlink.LinkByName("lo")
+	require.NoError(t, err)
+	require.NoError(t, netlink.LinkSetUp(lo))
+	faults := func() []string {
+		all, err := d.Actual(t.Context())
+		require.NoError(t, err)
+		require.Len(t, all, 1)
+		return all[0].Faults
+	}
+	for _, a := range nic.Addresses {
+		announcement := &netlink.Route{Dst: netlink.NewIPNet(a.AsSlice()), LinkIndex: link.Attrs().Index, Protocol: fabric.Protocol, Scope: netlink.SCOPE_LINK, Priority: 100}
+		require.NoError(t, netlink.RouteAdd(announcement))
+		assert.Empty(t, faults())
+		theirs := &netlink.Route{Dst: netlink.NewIPNet(a.AsSlice()), LinkIndex: lo.Attrs().Index, Protocol: 4, Scope: netlink.SCOPE_LINK, Priority: 7}
+		require.NoError(t, netlink.RouteAdd(theirs))
+		require.Len(t, faults(), 1)
+		assert.Contains(t, faults()[0], "ip route del "+fabric.HostPrefix(a).String()+" metric 7")
+		require.ErrorIs(t, d.Put(t.Context(), port("web", nic)), fabric.ErrForeign)
+		require.NoError(t, netlink.RouteDel(theirs))
+		require.Empty(t, faults())
+		require.NoError(t, d.Put(t.Context(), port("web", nic)))
+		require.NoError(t, netlink.RouteDel(announcement))
+		assert.Empty(t, faults())
+	}
+	require.NoError(t, d.Remove(t.Context(), "web_net0"))
+}
+
 // TestForeignRoute: a route of somebody else's is never touched.
 func TestForeignRoute(t *testing.T) {
 	d := open(t)

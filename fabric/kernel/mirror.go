@@ -31,7 +31,8 @@ type mirrored struct {
 	hadCarrier bool
 	found      bool // marked before this process began
 	addrs      map[netip.Addr]bool
-	routes     map[netip.Prefix]route // of our protocol, in the main table
+	routes     map[netip.Prefix]route // of our protocol, in the main table, but for announcements
+	rivals     map[netip.Prefix]route // somebody else's, which the kernel uses in the place of ours
 	settings   []string               // faults of sysctls, as last looked at
 }
 
@@ -41,6 +42,13 @@ type route struct {
 	index  int32
 	via    netip.Addr
 	proto  uint8
+	metric uint32
+}
+
+// announces holds for a route of ours that stands beside that to the port for
+// a routing daemon to read.
+func (r route) announces() bool {
+	return r.proto == routeProtocol && r.metric > 0 && r.metric < fabric.PortMetric
 }
 
 func newMirror() *mirror {
@@ -157,7 +165,7 @@ func (m *mirror) applyLink(l link, gone bool) []string {
 	case have == nil && !ours:
 		return []string{l.name}
 	case have == nil:
-		have = &mirrored{addrs: map[netip.Addr]bool{}, routes: map[netip.Prefix]route{}}
+		have = &mirrored{addrs: map[netip.Addr]bool{}, routes: map[netip.Prefix]route{}, rivals: map[netip.Prefix]route{}}
 		m.links[l.index] = have
 		for _, a := range m.early[l.index] {
 			have.addrs[a] = true
@@ -223,9 +231,16 @@ func (m *mirror) applyRoute(r route, msg netlink.Message) []string {
 		}
 	}
 	switch {
+	case r.announces():
 	case msg.Header.Type == unix.RTM_DELROUTE:
-		if ours && r.proto == routeProtocol && index == r.index {
+		l := m.links[index]
+		switch {
+		case !ours || l == nil:
+		case r.proto == routeProtocol && index == r.index && l.routes[r.prefix].metric == r.metric:
 			drop()
+		case l.rivals[r.prefix] == r:
+			delete(l.rivals, r.prefix)
+			names = append(names, l.name)
 		}
 	case r.proto == routeProtocol:
 		if ours && index != r.index {
@@ -235,8 +250,13 @@ func (m *mirror) applyRoute(r route, msg netlink.Message) []string {
 			l.routes[r.prefix], m.owner[r.prefix] = r, r.index
 			names = append(names, l.name)
 		}
-	case ours && msg.Header.Flags&netlink.Replace != 0:
+	case ours && msg.Header.Flags&netlink.Replace != 0 && r.metric == fabric.PortMetric:
 		drop() // somebody put theirs in the place of ours
+	case ours && r.metric < fabric.PortMetric:
+		if l := m.links[index]; l != nil {
+			l.rivals[r.prefix] = r
+			names = append(names, l.name)
+		}
 	}
 	return names
 }
@@ -288,6 +308,8 @@ func parseRoute(data []byte) (route, error) {
 			r.index = int32(ad.Uint32())
 		case unix.RTA_GATEWAY:
 			r.via, _ = netip.AddrFromSlice(ad.Bytes())
+		case unix.RTA_PRIORITY:
+			r.metric = ad.Uint32()
 		case unix.RTA_TABLE:
 			table = ad.Uint32()
 		}

@@ -279,13 +279,13 @@ func (w *watcher) forget(name string) {
 }
 
 // seen gives copies of what the mirror has of a link.
-func (w *watcher) seen(index int32) (map[netip.Addr]bool, map[netip.Prefix]route) {
+func (w *watcher) seen(index int32) (addrs map[netip.Addr]bool, routes, rivals map[netip.Prefix]route) {
 	w.mirror.mu.Lock()
 	defer w.mirror.mu.Unlock()
 	if l := w.mirror.links[index]; l != nil {
-		return maps.Clone(l.addrs), maps.Clone(l.routes)
+		return maps.Clone(l.addrs), maps.Clone(l.routes), maps.Clone(l.rivals)
 	}
-	return nil, map[netip.Prefix]route{}
+	return nil, map[netip.Prefix]route{}, nil
 }
 
 // inspect looks at suspects once they had time to settle, and at everything
