@@ -1,0 +1,75 @@
+package probe_test
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/internal/probe"
+	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
+)
+
+// TestEveryRequestIsAccountedFor probes a host that answers, and then one that
+// is cut off in the middle.
+func TestEveryRequestIsAccountedFor(t *testing.T) {
+	t.Parallel()
+	lab := labtest.New(t)
+	one, err := lab.AddReflector("one", testenv.Underlay4(31), testenv.Underlay6(31))
+	require.NoError(t, err)
+	two, err := lab.AddReflector("two", testenv.Underlay4(32), testenv.Underlay6(32))
+	require.NoError(t, err)
+	for _, to := range []netip.Addr{two.Addr4(), two.Addr6()} {
+		_, err := one.Ping(t.Context(), to)
+		require.NoError(t, err)
+		var p *probe.Prober
+		begin := func(count int) {
+			require.NoError(t, one.Do(func() (err error) {
+				p, err = probe.Start(probe.Config{To: to, Interval: time.Millisecond, Count: count})
+				return err
+			}))
+		}
+		begin(300)
+		<-p.Sent()
+		r := p.Stop()
+		assert.Equal(t, 300, r.Sent)
+		assert.Equal(t, 300, r.Received)
+		assert.Zero(t, r.Lost+r.Duplicates+r.Reordered+r.Refused+r.LongestLoss)
+		assert.Greater(t, r.Took, 250*time.Millisecond)
+
+		begin(0)
+		require.Eventually(t, func() bool { return p.Received() > 100 }, 10*time.Second, time.Millisecond)
+		require.NoError(t, lab.Disconnect(two))
+		time.Sleep(200 * time.Millisecond)
+		require.NoError(t, lab.Reconnect(two))
+		had := p.Received()
+		require.Eventually(t, func() bool { return p.Received() > had+100 }, 10*time.Second, time.Millisecond)
+		r = p.Stop()
+		assert.Equal(t, r.Sent, r.Received+r.Lost)
+		assert.Equal(t, r.Lost, r.LongestLoss, "one cut, one run: %+v", r)
+		assert.Greater(t, r.LongestLoss, 50)
+		assert.Greater(t, r.LongestLossFrom, 99)
+		assert.Greater(t, r.LongestGap, 150*time.Millisecond)
+	}
+}
+
+// TestRefused: a router that has no route says so.
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	lab := labtest.New(t)
+	core, err := lab.AddCore("core", testenv.CoreAddr4, testenv.CoreAddr6)
+	require.NoError(t, err)
+	client, err := lab.AddClient("client", core)
+	require.NoError(t, err)
+	for _, to := range []string{"203.0.113.10", "2001:db8:100::10"} {
+		p, err := client.Probe(netip.MustParseAddr(to), 20*time.Millisecond)
+		require.NoError(t, err)
+		time.Sleep(500 * time.Millisecond)
+		r := p.Abandon()
+		assert.Zero(t, r.Received)
+		assert.Equal(t, r.Sent, r.Lost)
+		assert.Positive(t, r.Refused, to)
+	}
+}
