@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding"
 	"fmt"
+	"hash/fnv"
 	"net"
 	"net/netip"
 	"slices"
@@ -176,6 +177,21 @@ func (n Node) Source(peer netip.Addr) netip.Addr {
 		return n.Address
 	}
 	return n.Address6
+}
+
+// RouterID gives the BGP identifier (RFC 6286) of a speaker with these
+// addresses, either of which may be invalid: the IPv4 address, or where there is
+// none, four bytes that are always the same for v6 and that hardly another
+// speaker has.
+func RouterID(v4, v6 netip.Addr) netip.Addr {
+	if v4.Is4() {
+		return v4
+	}
+	h := fnv.New32a()
+	h.Write(v6.AsSlice())
+	sum := [4]byte(h.Sum(nil))
+	sum[0] = sum[0]%223 + 1
+	return netip.AddrFrom4(sum)
 }
 
 // Timers are the BGP timers of all sessions of a cluster.

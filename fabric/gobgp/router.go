@@ -50,10 +50,7 @@ type Router struct {
 func NewRouter(cfg RouterConfig, log *slog.Logger) (*Router, error) {
 	r := &Router{unwatch: func() {}}
 	t := cmp.Or(cfg.Timers, fabric.DefaultTimers)
-	id := routerID(netip.Addr{}, cfg.Address)
-	if cfg.Address.Is4() {
-		id = routerID(cfg.Address, netip.Addr{})
-	}
+	id := fabric.RouterID(cfg.Address, cfg.Address).String()
 	global := &api.Global{Asn: cfg.ASN, RouterId: id, ListenPort: -1}
 	if len(cfg.Clients) > 0 {
 		global.ListenPort, global.ListenAddresses = int32(cmp.Or(cfg.Port, 179)), []string{cfg.Address.String()}

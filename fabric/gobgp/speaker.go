@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -68,7 +67,7 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 	}
 	var err error
 	if s.bgp, err = serve(s.log, &s.serving, &api.Global{
-		Asn: cfg.Cluster.ASN, RouterId: routerID(cfg.Node.Address, cfg.Node.Address6), ListenPort: -1,
+		Asn: cfg.Cluster.ASN, RouterId: fabric.RouterID(cfg.Node.Address, cfg.Node.Address6).String(), ListenPort: -1,
 	}); err != nil {
 		return nil, fmt.Errorf("bgp: %w", err)
 	}
@@ -89,19 +88,6 @@ func serve(log *slog.Logger, wg *sync.WaitGroup, global *api.Global) (*server.Bg
 		return nil, err
 	}
 	return b, nil
-}
-
-// routerID gives the BGP identifier (RFC 6286): the IPv4 address, or where
-// there is none, four bytes that hardly another node has.
-func routerID(v4, v6 netip.Addr) string {
-	if v4.IsValid() {
-		return v4.String()
-	}
-	h := fnv.New32a()
-	h.Write(v6.AsSlice())
-	sum := [4]byte(h.Sum(nil))
-	sum[0] = sum[0]%223 + 1
-	return netip.AddrFrom4(sum).String()
 }
 
 // Open opens the sessions to all reflectors and returns at once; they come up

@@ -1,0 +1,140 @@
+package render
+
+import (
+	"embed"
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strings"
+	"text/template"
+	"time"
+	"unicode"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+//go:embed router/*.tmpl
+var routerFiles embed.FS
+
+var routerTemplates = template.Must(template.New("router").Funcs(template.FuncMap{
+	"seconds":       func(d time.Duration) int { return int(d / time.Second) },
+	"third":         func(d time.Duration) int { return int(d / time.Second / 3) },
+	"join":          join,
+	"seq":           func(n int) int { return 10 * (n + 1) },
+	"bfdInterval":   func() int { return bfdInterval },
+	"bfdMultiplier": func() int { return bfdMultiplier },
+	"medBase":       func() int { return medBase },
+	"med":           func(pref uint32) uint32 { return medBase - pref },
+	"preferences":   preferences,
+	"listenLimit":   func() int { return listenLimit },
+	"birdInside":    birdInside,
+	"birdRanges":    birdRanges,
+	"birdCommunity": birdCommunity,
+	"frrList":       frrList,
+	"junosQuote":    junosQuote,
+}).ParseFS(routerFiles, "router/*.tmpl"))
+
+const (
+	bfdInterval   = 100 // ms, as the agent has it
+	bfdMultiplier = 3
+	// medBase is the MED of LOCAL_PREF 0.
+	medBase = 1000
+	// listenLimit is how many nodes FRR lets call, which is 100 by itself.
+	listenLimit = 5000
+)
+
+// preferences lists the values of LOCAL_PREF that agents use.
+func preferences() []uint32 {
+	return []uint32{fabric.Standby.LocalPref(), fabric.Normal.LocalPref(), fabric.Fresh.LocalPref()}
+}
+
+// text writes the router in its format.
+func (r router) text() string {
+	t := routerTemplates.Lookup(fmt.Sprintf("%s_%s.tmpl", r.Format, r.Role))
+	return strings.TrimSpace(execute(t, r)) + "\n"
+}
+
+// join writes a slice of whatever prints itself.
+func join(sep string, all any) string {
+	v := reflect.ValueOf(all)
+	words := make([]string, v.Len())
+	for i := range words {
+		words[i] = fmt.Sprint(v.Index(i))
+	}
+	return strings.Join(words, sep)
+}
+
+// birdInside writes a set of prefixes and all that is inside of them.
+func birdInside(all []netip.Prefix) string {
+	words := make([]string, len(all))
+	for i, p := range all {
+		words[i] = p.String() + "+"
+	}
+	return strings.Join(words, birdComma)
+}
+
+func birdRanges(all []fabric.PrefixRange) string {
+	words := make([]string, len(all))
+	for i, r := range all {
+		words[i] = fmt.Sprintf("%s{%d,%d}", r.Prefix, r.Min, r.Max)
+	}
+	return strings.Join(words, birdComma)
+}
+
+const birdComma = ",\n\t"
+
+func birdCommunity(c fabric.Community) string {
+	if c.Large {
+		return fmt.Sprintf("(%d, %d, %d)", c.A, c.B, c.C)
+	}
+	return fmt.Sprintf("(%d, %d)", c.A, c.B)
+}
+
+// frrList writes the prefix list of a family. FRR wants the bounds of the
+// length beyond that of the prefix itself.
+func frrList(f family) []string {
+	var lines []string
+	add := func(action string, p netip.Prefix, least, most int) {
+		line := fmt.Sprintf("%s prefix-list GUESTS%s seq %d %s %s", f.IP(), f.N(), 5*(len(lines)+1), action, p)
+		if least > p.Bits() {
+			line += fmt.Sprintf(" ge %d", least)
+		}
+		if most > p.Bits() && least < most {
+			line += fmt.Sprintf(" le %d", most)
+		}
+		lines = append(lines, line)
+	}
+	add("deny", f.Default(), 0, 0)
+	for _, p := range f.Martians {
+		add("deny", p, p.Bits(), p.Addr().BitLen())
+	}
+	for _, p := range f.Excluded {
+		add("deny", p, p.Bits(), p.Addr().BitLen())
+	}
+	for _, g := range f.Guests {
+		add("permit", g.Prefix, g.Min, g.Max)
+	}
+	return lines
+}
+
+func junosQuote(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+}
+
+// quotable reports what keeps a password out of a format.
+func quotable(f Format, s string) error {
+	switch {
+	case strings.ContainsFunc(s, unicode.IsControl):
+		return errors.New("it has a control character, which no router's configuration can hold")
+	case f == BIRD && strings.Contains(s, `"`):
+		return errors.New(`it has a '"', which BIRD's strings cannot hold`)
+	case f == FRR && strings.ContainsFunc(s, unicode.IsSpace):
+		return errors.New("it has a space, where FRR separates words")
+	case f == FRR && strings.Contains(s, "|"):
+		return errors.New("it has a '|', where FRR ends a command")
+	case f != BIRD && strings.ContainsFunc(s, func(r rune) bool { return r > unicode.MaxASCII }):
+		return fmt.Errorf("it has other characters than those of ASCII, which %s does not take", f)
+	}
+	return nil
+}

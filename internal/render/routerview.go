@@ -1,0 +1,221 @@
+package render
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// family is what the templates see of IPv4 or IPv6.
+type family struct {
+	V6        bool
+	Excluded  []netip.Prefix
+	Guests    []fabric.PrefixRange // what may be announced
+	Pools     []netip.Prefix
+	Martians  []netip.Prefix
+	Announced []netip.Prefix // around all of Guests
+}
+
+// families gives both: a session carries both, and of one that guests do not
+// have nothing passes.
+func families(c fabric.Cluster) []family {
+	var all []family
+	for _, v6 := range []bool{false, true} {
+		f := family{V6: v6, Excluded: c.Excluded(v6), Guests: c.Announceable(v6), Martians: fabric.Martians(v6)}
+		for _, p := range c.Pools {
+			if p.Prefix.Addr().Is6() == v6 {
+				f.Pools = append(f.Pools, p.Prefix)
+			}
+		}
+		seen := map[netip.Prefix]bool{}
+		for _, g := range f.Guests {
+			if !seen[g.Prefix] {
+				f.Announced = append(f.Announced, g.Prefix)
+			}
+			seen[g.Prefix] = true
+		}
+		all = append(all, f)
+	}
+	return all
+}
+
+// Title is the family's name for people, Name that of BGP's tables, IP that of
+// FRR's commands, and N tells apart what there is one of for each family.
+func (f family) Title() string { return "IPv" + f.N() }
+
+func (f family) Name() string { return "ipv" + f.N() }
+
+func (f family) IP() string {
+	if f.V6 {
+		return "ipv6"
+	}
+	return "ip"
+}
+
+func (f family) N() string {
+	if f.V6 {
+		return "6"
+	}
+	return "4"
+}
+
+// Nowhere is an address of the family that leads nowhere (RFC 6666, RFC 7600).
+func (f family) Nowhere() string {
+	if f.V6 {
+		return "100::1"
+	}
+	return "192.0.0.8"
+}
+
+// Default is the default route.
+func (f family) Default() netip.Prefix {
+	if f.V6 {
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+}
+
+// Command is what renders the text.
+func (r router) Command() string {
+	command := fmt.Sprintf("vmfabric render %s --for %s", r.Format, r.Name)
+	if _, err := RoleOf(r.Cluster, r.Name); err != nil {
+		command += " --role " + string(r.Role)
+	}
+	return command
+}
+
+// Secret reports whether there is a password in the text.
+func (r router) Secret() bool {
+	for _, rr := range r.secrets() {
+		if rr.Password != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// BFD reports whether any session has it.
+func (r router) BFD() bool {
+	if r.RR.BFD {
+		return true
+	}
+	for _, s := range r.Sessions {
+		if s.BFD {
+			return true
+		}
+	}
+	return false
+}
+
+// External reports whether any session is eBGP.
+func (r router) External() bool {
+	for _, s := range r.Sessions {
+		if s.External {
+			return true
+		}
+	}
+	return false
+}
+
+// Warning is the number of prefixes of a node at which the log warns.
+func (r router) Warning() int { return r.MaxPrefixes * 8 / 10 }
+
+// Protocol and PortMetric are how the agent marks routes in the kernel, and
+// PeerMetric is for those of others.
+func (r router) Protocol() int { return fabric.Protocol }
+
+func (r router) PortMetric() int { return fabric.PortMetric }
+
+func (r router) PeerMetric() int { return fabric.PeerMetric }
+
+// Standard and Large list the cluster's communities by their kinds.
+func (r router) Standard() []fabric.Community { return r.communities(false) }
+
+func (r router) Large() []fabric.Community { return r.communities(true) }
+
+func (r router) communities(large bool) []fabric.Community {
+	var all []fabric.Community
+	for _, c := range r.Communities {
+		if c.Large == large {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// JunosLarge lists the large communities in the words of Junos.
+func (r router) JunosLarge() []string {
+	var all []string
+	for _, c := range r.Large() {
+		all = append(all, "large:"+c.String())
+	}
+	return all
+}
+
+// Hop gives the next hop of a family that a node has to be told, nil where it is
+// the session's own address or where the cluster file has none.
+func (r router) Hop(v6 bool, local netip.Addr) *netip.Addr {
+	hop := r.Node.Address
+	if v6 {
+		hop = r.Node.Address6
+	}
+	if !hop.IsValid() || hop == local {
+		return nil
+	}
+	return &hop
+}
+
+// group is a peer group of FRR: sessions that differ in their addresses alone.
+type group struct {
+	Group    string
+	Password string
+	GTSM     bool
+	External bool
+	Local    netip.Addr
+	Members  []session
+}
+
+// NodeGroup is that of a reflector's nodes.
+func (r router) NodeGroup() group {
+	return group{Group: "NODES", Password: r.RR.Password, GTSM: r.RR.GTSM}
+}
+
+// Groups gives those of the sessions, in their order.
+func (r router) Groups() []group {
+	var gs []group
+	for _, s := range r.Sessions {
+		i := 0
+		for i < len(gs) && !gs[i].takes(s) {
+			i++
+		}
+		if i == len(gs) {
+			gs = append(gs, group{Password: s.Password, GTSM: s.GTSM, External: s.External, Local: s.Local})
+		}
+		gs[i].Members = append(gs[i].Members, s)
+	}
+	base := "REFLECTORS"
+	if r.Role == Reflector {
+		base = "CORE"
+	}
+	for i := range gs {
+		gs[i].Group = base
+		if len(gs) > 1 {
+			gs[i].Group = fmt.Sprintf("%s%d", base, i+1)
+		}
+	}
+	return gs
+}
+
+func (g group) takes(s session) bool {
+	return g.Password == s.Password && g.GTSM == s.GTSM && g.External == s.External && g.Local == s.Local
+}
+
+// CustomPort gives the port that a reflector listens on where it is not BGP's.
+func (r router) CustomPort() uint16 {
+	if cmp.Or(r.RR.Port, 179) == 179 {
+		return 0
+	}
+	return r.RR.Port
+}
