@@ -1,11 +1,9 @@
 package testenv
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -13,9 +11,9 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/bird"
 )
 
 // Bird is a BIRD 2 that runs in a host.
@@ -83,66 +81,14 @@ func (b *Bird) Socket() string { return b.socket }
 // ConfPath gives the path of BIRD's configuration file.
 func (b *Bird) ConfPath() string { return b.conf }
 
-// birdReplyBound is how long BIRD may take for one command.
-const birdReplyBound = 10 * time.Second
-
 // Query sends one command to BIRD's control socket and gives the lines of the
 // answer, as birdc shows them. What BIRD refuses is an error.
 func (b *Bird) Query(ctx context.Context, command string) ([]string, error) {
-	lines, err := birdQuery(ctx, b.socket, command)
+	lines, err := bird.Client{Socket: b.socket}.Query(ctx, command)
 	if err != nil {
 		return lines, fmt.Errorf("bird on %s: %s: %w", b.host.name, command, err)
 	}
 	return lines, nil
-}
-
-func birdQuery(ctx context.Context, socket, command string) ([]string, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(birdReplyBound)); err != nil {
-		return nil, err
-	}
-	in := bufio.NewReader(conn)
-	if _, err := birdReply(in); err != nil { // the greeting
-		return nil, err
-	}
-	if _, err := fmt.Fprintln(conn, command); err != nil {
-		return nil, err
-	}
-	return birdReply(in)
-}
-
-// birdReply reads an answer: lines that begin with a code of four digits and
-// '-', or ' ' when it is the last line, or with ' ' alone when the code is that
-// of the line before. 8xxx and 9xxx are errors, '+' lines come unasked.
-func birdReply(in *bufio.Reader) ([]string, error) {
-	var lines []string
-	for {
-		line, err := in.ReadString('\n')
-		if err != nil {
-			return lines, err
-		}
-		line = strings.TrimRight(line, "\n")
-		switch {
-		case strings.HasPrefix(line, "+"):
-		case strings.HasPrefix(line, " "):
-			lines = append(lines, line[1:])
-		case len(line) < 5:
-			return lines, fmt.Errorf("answer %q is not of BIRD's control protocol", line)
-		case line[0] == '8' || line[0] == '9':
-			return lines, errors.New(line[5:])
-		default:
-			if text := line[5:]; text != "" {
-				lines = append(lines, text)
-			}
-			if line[4] == ' ' {
-				return lines, nil
-			}
-		}
-	}
 }
 
 // Routes lists BIRD's BGP routes of both families, also those that are not the

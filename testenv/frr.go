@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/frr"
 )
 
 // Where FRR keeps what it has, one directory per pathspace.
@@ -130,18 +131,16 @@ func (f *FRR) start(ctx context.Context, name string, args []string) (*Daemon, e
 	return d, d.until(ctx, func() error { _, err := os.Stat(vty); return err })
 }
 
-// vty runs vtysh in the set's pathspace.
-func (f *FRR) vty(ctx context.Context, args ...string) (string, error) {
-	return f.host.Run(ctx, f.vtysh, append([]string{"-N", f.space}, args...)...)
-}
+// Client gives what talks to this set of daemons.
+func (f *FRR) Client() frr.Client { return frr.Client{Vtysh: f.vtysh, Pathspace: f.space} }
 
 // Vtysh runs commands, one after the other, and gives what FRR answers.
 func (f *FRR) Vtysh(ctx context.Context, commands ...string) (string, error) {
-	var args []string
-	for _, c := range commands {
-		args = append(args, "-c", c)
+	out, err := f.Client().Run(ctx, commands...)
+	if err != nil {
+		return out, fmt.Errorf("frr on %s: %w", f.host.name, err)
 	}
-	return f.vty(ctx, args...)
+	return out, nil
 }
 
 // JSON runs a command that answers in JSON ("show bgp summary json") and reads

@@ -102,7 +102,7 @@ func (d *Dataplane) ail(about, text string) {
 // Actual implements [fabric.Dataplane]. It asks the kernel for no listing, and
 // tells what was put before the call.
 func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
-	if err := d.watch.catchUp(ctx); err != nil {
+	if err := d.watch.events.catchUp(ctx); err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
 	d.mu.Lock()

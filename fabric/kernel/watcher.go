@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -25,50 +24,41 @@ const (
 	// about one hundredth of a processor.
 	verifyEvery  = 500 * time.Millisecond
 	verifyAtMost = 250
-	// receiveBuffer holds the notifications of some thousand changes.
-	receiveBuffer = 8 << 20
 )
 
 // watcher follows the kernel's notifications and says when a port is not as
 // it was put.
 type watcher struct {
 	d       *Dataplane
-	events  *netlink.Conn
+	events  *notices
 	mirror  *mirror
 	changed chan struct{}
 	wake    chan struct{}
-	stop    chan struct{}
 	wg      sync.WaitGroup
 
 	mu       sync.Mutex
-	barriers map[barrier]chan struct{} // who waits for the answer to what
-	held     map[string]int            // being put: how they look meanwhile does not count
-	awaited  map[string]bool           // adopted ports whose link is to appear
-	suspects map[string]bool           // to be looked at
-	links    []*Links                  // who follows links that are not ours, too
-	next     string                    // where the round of verifying goes on
+	held     map[string]int  // being put: how they look meanwhile does not count
+	awaited  map[string]bool // adopted ports whose link is to appear
+	suspects map[string]bool // to be looked at
+	links    []*Links        // who follows links that are not ours, too
+	next     string          // where the round of verifying goes on
 }
 
 func startWatcher(d *Dataplane) (*watcher, error) {
 	w := &watcher{
 		d: d, mirror: newMirror(),
-		changed: make(chan struct{}, 1), wake: make(chan struct{}, 1), stop: make(chan struct{}),
-		barriers: map[barrier]chan struct{}{}, held: map[string]int{}, awaited: map[string]bool{}, suspects: map[string]bool{},
+		changed: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		held: map[string]int{}, awaited: map[string]bool{}, suspects: map[string]bool{},
 	}
-	conn, err := dialRTNL(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+	var err error
+	w.events, err = dialNotices(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF)
 	if err != nil {
 		return nil, err
 	}
-	w.events = conn.conn
-	if raw, err := w.events.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) {
-			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer)
-		})
-	}
 	// Listening comes before listing, so that nothing falls between the two.
 	if err := w.mirror.take(d.rtnl); err != nil {
-		w.events.Close()
+		w.events.close()
 		return nil, fmt.Errorf("list ports: %w", err)
 	}
 	d.protect()
@@ -78,8 +68,7 @@ func startWatcher(d *Dataplane) (*watcher, error) {
 }
 
 func (w *watcher) close() error {
-	close(w.stop)
-	err := w.events.Close()
+	err := w.events.close()
 	w.wg.Wait()
 	return err
 }
@@ -87,11 +76,9 @@ func (w *watcher) close() error {
 // receive keeps the mirror until the socket is closed.
 func (w *watcher) receive() {
 	for {
-		msgs, err := w.events.Receive()
-		select {
-		case <-w.stop:
+		msgs, err := w.events.conn.Receive()
+		if w.events.closed() {
 			return
-		default:
 		}
 		if err != nil {
 			if !errors.Is(err, unix.ENOBUFS) {
@@ -100,7 +87,7 @@ func (w *watcher) receive() {
 			}
 			w.relist()
 			w.publish(nil, true)
-			w.pass(nil)
+			w.events.pass(nil)
 			continue
 		}
 		w.mirror.mu.Lock()
@@ -125,61 +112,9 @@ func (w *watcher) receive() {
 		if flapped {
 			w.signal()
 		}
-		w.pass(msgs)
+		w.events.pass(msgs)
 	}
 }
-
-// catchUp waits until every notification that the kernel has sent by now is in
-// the mirror. It asks something on the events' own socket, whose answer comes
-// behind them.
-func (w *watcher) catchUp(ctx context.Context) error {
-	w.mu.Lock()
-	sent, err := w.events.Send(message(unix.RTM_GETLINK, 0, ifinfomsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
-		ae.String(unix.IFLA_IFNAME, "lo")
-		ae.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats)
-	}))
-	done := make(chan struct{})
-	if err == nil {
-		w.barriers[barrierOf(sent)] = done
-	}
-	w.mu.Unlock()
-	if err != nil {
-		return reason(err)
-	}
-	select {
-	case <-done:
-		return nil
-	case <-w.stop:
-		return os.ErrClosed
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// pass lets those through who wait for one of the messages; nil is for all.
-func (w *watcher) pass(msgs []netlink.Message) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if msgs == nil {
-		for _, done := range w.barriers {
-			close(done)
-		}
-		clear(w.barriers)
-		return
-	}
-	for _, m := range msgs {
-		if done := w.barriers[barrierOf(m)]; done != nil {
-			close(done)
-			delete(w.barriers, barrierOf(m))
-		}
-	}
-}
-
-// barrier tells the answer to a request of ours from the notifications of what
-// others did, which carry the numbers of their requests.
-type barrier struct{ port, sequence uint32 }
-
-func barrierOf(m netlink.Message) barrier { return barrier{m.Header.PID, m.Header.Sequence} }
 
 // relist starts the mirror anew after notifications were lost.
 func (w *watcher) relist() {
@@ -295,11 +230,11 @@ func (w *watcher) inspect() {
 	defer tick.Stop()
 	for {
 		select {
-		case <-w.stop:
+		case <-w.events.stop:
 			return
 		case <-w.wake:
 			select {
-			case <-w.stop:
+			case <-w.events.stop:
 				return
 			case <-time.After(settleAfter):
 			}

@@ -15,6 +15,9 @@ import (
 
 // SpeakerControls is what the speaker's suite needs beside the speaker.
 type SpeakerControls struct {
+	// Prepare makes what the speaker needs before it can announce prefixes,
+	// such as the routes to their ports; it stays. Nil where it needs nothing.
+	Prepare func(t *testing.T, ps []netip.Prefix)
 	// Again gives a second speaker over the same routes, as after a restart,
 	// where a speaker leaves its routes with somebody who outlives it.
 	Again func(t *testing.T) fabric.Speaker
@@ -48,6 +51,14 @@ func Speaker(t *testing.T, start func(t *testing.T) (fabric.Speaker, SpeakerCont
 			requireRoutes(t, s, c)
 			law.hold(t, s, c)
 		})
+	}
+}
+
+// prepare lets prefixes be announced from here on.
+func (c SpeakerControls) prepare(t *testing.T, ps []netip.Prefix) {
+	t.Helper()
+	if c.Prepare != nil {
+		c.Prepare(t, ps)
 	}
 }
 
@@ -87,6 +98,7 @@ func requireRoutes(t *testing.T, s fabric.Speaker, c SpeakerControls, want ...ne
 var both = prefixes("203.0.113.10/32", "2001:db8:100::10/128")
 
 func speakerIdempotent(t *testing.T, s fabric.Speaker, c SpeakerControls) {
+	c.prepare(t, both)
 	require.NoError(t, s.Put(t.Context()))
 	for range 3 {
 		require.NoError(t, s.Put(t.Context(), routes(both)...))
@@ -100,6 +112,7 @@ func speakerIdempotent(t *testing.T, s fabric.Speaker, c SpeakerControls) {
 }
 
 func speakerRemoveAbsent(t *testing.T, s fabric.Speaker, c SpeakerControls) {
+	c.prepare(t, both)
 	require.NoError(t, s.Remove(t.Context()))
 	require.NoError(t, s.Remove(t.Context(), both...))
 	require.NoError(t, s.Put(t.Context(), routes(both)...))
@@ -112,6 +125,7 @@ func speakerRemoveAbsent(t *testing.T, s fabric.Speaker, c SpeakerControls) {
 }
 
 func speakerAgain(t *testing.T, s fabric.Speaker, c SpeakerControls) {
+	c.prepare(t, both)
 	need(t, c.Again != nil, "Again")
 	require.NoError(t, s.Put(t.Context(), routes(both)...))
 	second := c.Again(t)
@@ -121,6 +135,7 @@ func speakerAgain(t *testing.T, s fabric.Speaker, c SpeakerControls) {
 }
 
 func speakerRepair(t *testing.T, s fabric.Speaker, c SpeakerControls) {
+	c.prepare(t, both)
 	need(t, c.Lose != nil, "Lose")
 	require.NoError(t, s.Put(t.Context(), routes(both)...))
 	for _, p := range both {
@@ -137,6 +152,7 @@ func speakerRepair(t *testing.T, s fabric.Speaker, c SpeakerControls) {
 }
 
 func speakerPreference(t *testing.T, s fabric.Speaker, c SpeakerControls) {
+	c.prepare(t, both)
 	for _, pref := range []fabric.Preference{fabric.Standby, fabric.Fresh, fabric.Normal, fabric.Standby} {
 		want := routes(both)
 		for i := range want {
@@ -163,8 +179,10 @@ func speakerConcurrent(t *testing.T, s fabric.Speaker, c SpeakerControls) {
 	var wg sync.WaitGroup
 	var want []netip.Prefix
 	for i := range 8 {
-		mine := prefixes(fmt.Sprintf("203.0.113.%d/32", i), fmt.Sprintf("2001:db8:100::%d/128", i))
-		want = append(want, mine...)
+		want = append(want, prefixes(fmt.Sprintf("203.0.113.%d/32", i), fmt.Sprintf("2001:db8:100::%d/128", i))...)
+	}
+	c.prepare(t, want)
+	for mine := range slices.Chunk(want, 2) {
 		wg.Go(func() {
 			for range 10 {
 				assert.NoError(t, s.Put(t.Context(), routes(mine)...))
@@ -186,6 +204,7 @@ func speakerBulk(t *testing.T, s fabric.Speaker, c SpeakerControls) {
 			netip.PrefixFrom(netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}), 32),
 			netip.MustParsePrefix(fmt.Sprintf("2001:db8:100::%x/128", i)))
 	}
+	c.prepare(t, many)
 	require.NoError(t, s.Put(t.Context(), routes(many)...))
 	requireRoutes(t, s, c, many...)
 	require.NoError(t, s.Remove(t.Context(), many[10:]...))
@@ -205,6 +224,7 @@ func speakerWalk(t *testing.T, s fabric.Speaker, c SpeakerControls) {
 	walk(t, states, func(t *testing.T, from, to []netip.Prefix) {
 		gone := slices.DeleteFunc(slices.Clone(from), func(p netip.Prefix) bool { return slices.Contains(to, p) })
 		require.NoError(t, s.Remove(t.Context(), gone...))
+		c.prepare(t, to)
 		require.NoError(t, s.Put(t.Context(), routes(to)...))
 		requireRoutes(t, s, c, to...)
 	})

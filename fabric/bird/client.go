@@ -1,0 +1,98 @@
+package bird
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultSocket is where BIRD listens for commands unless it is told otherwise.
+const DefaultSocket = "/run/bird/bird.ctl"
+
+// replyBound is how long BIRD may take for one command.
+const replyBound = 10 * time.Second
+
+// Client sends commands to a BIRD that runs on this machine.
+type Client struct {
+	Socket string // the path of its control socket; DefaultSocket when empty
+}
+
+// Query sends one command and gives the lines of the answer, as birdc shows
+// them. What BIRD refuses is an error. It returns when ctx ends, and after ten
+// seconds at the latest.
+func (c Client) Query(ctx context.Context, command string) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, replyBound)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", c.socket())
+	if err != nil {
+		return nil, c.reason(err)
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	in := bufio.NewReader(conn)
+	_, err = readReply(in) // the greeting
+	if err == nil {
+		_, err = fmt.Fprintln(conn, command)
+	}
+	var lines []string
+	if err == nil {
+		lines, err = readReply(in)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("BIRD at %s does not answer: %w", c.socket(), context.Cause(ctx))
+	}
+	return lines, err
+}
+
+func (c Client) socket() string { return cmp.Or(c.Socket, DefaultSocket) }
+
+// reason says what it means that the socket cannot be connected to.
+func (c Client) reason(err error) error {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("BIRD has no control socket at %s: %w; start bird, or name the socket that it has (bird -s)", c.socket(), os.ErrNotExist)
+	case errors.Is(err, unix.ECONNREFUSED):
+		return fmt.Errorf("BIRD does not run, its control socket %s is from an earlier one: %w; start bird", c.socket(), unix.ECONNREFUSED)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("control socket %s: %w; run as root, or in BIRD's group", c.socket(), os.ErrPermission)
+	}
+	return err
+}
+
+// readReply reads an answer: lines that begin with a code of four digits and
+// '-', or ' ' when it is the last line, or with ' ' alone when the code is that
+// of the line before. 8xxx and 9xxx are errors, '+' lines come unasked.
+func readReply(in *bufio.Reader) ([]string, error) {
+	var lines []string
+	for {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			return lines, err
+		}
+		line = strings.TrimRight(line, "\n")
+		switch {
+		case strings.HasPrefix(line, "+"):
+		case strings.HasPrefix(line, " "):
+			lines = append(lines, line[1:])
+		case len(line) < 5:
+			return lines, fmt.Errorf("answer %q is not of BIRD's control protocol", line)
+		case line[0] == '8' || line[0] == '9':
+			return lines, errors.New(line[5:])
+		default:
+			if text := line[5:]; text != "" {
+				lines = append(lines, text)
+			}
+			if line[4] == ' ' {
+				return lines, nil
+			}
+		}
+	}
+}

@@ -1,0 +1,104 @@
+package bird
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Sessions lists BIRD's BGP sessions, under the names of their protocols in its
+// configuration. Since is when the protocol came up or went down, to the day
+// where BIRD tells no more.
+func (c Client) Sessions(ctx context.Context) ([]fabric.Session, error) {
+	lines, err := c.Query(ctx, "show protocols all")
+	if err != nil {
+		return nil, err
+	}
+	return parseSessions(lines, time.Now()), nil
+}
+
+// parseSessions reads an answer to "show protocols all": a line for each
+// protocol, and what is below it further in.
+func parseSessions(lines []string, now time.Time) []fabric.Session {
+	var all []fabric.Session
+	var s *fabric.Session // that the lines are about; nil for a protocol of another kind
+	done := func() {
+		if s != nil && s.Address != "" {
+			all = append(all, *s)
+		}
+		s = nil
+	}
+	for _, line := range lines {
+		if line != "" && line[0] != ' ' && line[0] != '\t' {
+			done()
+			// Name, protocol, table, state, since when (one field or two), info.
+			if f := strings.Fields(line); len(f) >= 5 && f[1] == "BGP" {
+				s = &fabric.Session{Peer: f[0], State: "idle", Since: parseSince(f[4:], now)}
+			}
+			continue
+		}
+		key, value, ok := strings.Cut(strings.TrimSpace(line), ":")
+		if s == nil || !ok {
+			continue
+		}
+		switch value = strings.TrimSpace(value); key {
+		case "BGP state":
+			s.State = stateOf(value)
+		case "Neighbor address":
+			s.Address = value
+		case "Routes": // of one of the channels
+			s.Advertised += exported(value)
+		}
+	}
+	done()
+	return all
+}
+
+// stateOf gives a state of BIRD's in the words of RFC 4271. BIRD says Passive
+// for Active where it waits to be called, Down for a protocol that is off, and
+// Close for one that is going down.
+func stateOf(s string) string {
+	switch s = strings.ToLower(s); s {
+	case "connect", "active", "opensent", "openconfirm", "established":
+		return s
+	case "passive":
+		return "active"
+	}
+	return "idle"
+}
+
+// exported reads "0 imported, 1 exported, 0 preferred".
+func exported(routes string) uint64 {
+	for part := range strings.SplitSeq(routes, ",") {
+		if f := strings.Fields(part); len(f) == 2 && f[1] == "exported" {
+			n, _ := strconv.ParseUint(f[0], 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+// parseSince reads a time in one of BIRD's formats, in fields: the time of a
+// day within the last 24 hours, a date, or both, as `timeformat protocol` has it.
+func parseSince(f []string, now time.Time) time.Time {
+	if len(f) > 1 {
+		if t, err := time.ParseInLocation(time.DateTime, f[0]+" "+f[1], now.Location()); err == nil {
+			return t
+		}
+	}
+	if t, err := time.ParseInLocation(time.DateOnly, f[0], now.Location()); err == nil {
+		return t
+	}
+	t, err := time.Parse(time.TimeOnly, f[0]) // with a fraction of the second or without
+	if err != nil {
+		return time.Time{}
+	}
+	t = time.Date(now.Year(), now.Month(), now.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), now.Location())
+	if t.After(now.Add(time.Second)) {
+		t = t.AddDate(0, 0, -1)
+	}
+	return t
+}

@@ -1,0 +1,126 @@
+package frr
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Client gives commands to the FRR daemons of this machine, by vtysh.
+type Client struct {
+	Vtysh     string // the program; looked up in PATH when empty
+	Pathspace string // which of several sets of daemons (vtysh -N); none when empty
+}
+
+// Run runs commands, one after the other, and gives what FRR answers. What it
+// refuses is an error. It returns when ctx ends.
+func (c Client) Run(ctx context.Context, commands ...string) (string, error) {
+	var args []string
+	if c.Pathspace != "" {
+		args = append(args, "-N", c.Pathspace)
+	}
+	for _, command := range commands {
+		args = append(args, "-c", command)
+	}
+	cmd := exec.CommandContext(ctx, cmp.Or(c.Vtysh, "vtysh"), args...)
+	cmd.WaitDelay = time.Second
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := cmd.Run()
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("vtysh does not answer: %w", context.Cause(ctx))
+	} else if err != nil {
+		err = reason(err, errOut.String()+" "+out.String())
+	}
+	return out.String(), err
+}
+
+// reason says what it means that vtysh failed and wrote this.
+func reason(err error, wrote string) error {
+	switch {
+	case errors.Is(err, exec.ErrNotFound):
+		return fmt.Errorf("%w; install frr, or name the program", err)
+	case strings.Contains(wrote, "failed to connect to any daemons"):
+		return errors.New("vtysh reaches no daemon of FRR; start frr, and run as root or in the group frrvty")
+	case strings.Contains(wrote, "bgpd is not running"):
+		return errors.New("FRR's bgpd does not run; set bgpd=yes in /etc/frr/daemons and restart frr")
+	}
+	const most = 400 // bytes of what it wrote: the end says what it died of
+	text := strings.Join(strings.Fields(wrote), " ")
+	if len(text) > most {
+		text = "..." + text[len(text)-most:]
+	}
+	return fmt.Errorf("vtysh: %w: %s", err, text)
+}
+
+// JSON runs a command that answers in JSON ("show bgp summary json") and reads
+// the answer into v.
+func (c Client) JSON(ctx context.Context, command string, v any) error {
+	out, err := c.Run(ctx, command)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal([]byte(out), v); err != nil {
+		return fmt.Errorf("%s: %w", command, err)
+	}
+	return nil
+}
+
+// replyBound is how long FRR may take to tell its sessions.
+const replyBound = 10 * time.Second
+
+// Sessions lists FRR's BGP sessions of the default VRF, without names. It
+// returns after ten seconds at the latest.
+func (c Client) Sessions(ctx context.Context) ([]fabric.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, replyBound)
+	defer cancel()
+	var neighbors neighbors
+	if err := c.JSON(ctx, "show bgp neighbors json", &neighbors); err != nil {
+		return nil, err
+	}
+	return neighbors.sessions(time.Now()), nil
+}
+
+// neighbors is the answer to "show bgp neighbors json", by address.
+type neighbors map[string]neighbor
+
+type neighbor struct {
+	BGPState string `json:"bgpState"`
+	// How long the session has been up, in milliseconds, and for how long it
+	// has not where it is down.
+	UpMsec    int64 `json:"bgpTimerUpMsec"`
+	ResetMsec int64 `json:"lastResetTimerMsecs"`
+	Families  map[string]struct {
+		Sent uint64 `json:"sentPrefixCounter"`
+	} `json:"addressFamilyInfo"`
+}
+
+func (ns neighbors) sessions(now time.Time) []fabric.Session {
+	var all []fabric.Session
+	for address, n := range ns {
+		s := fabric.Session{Address: address, State: strings.ToLower(n.BGPState)}
+		ago := n.UpMsec
+		if s.State != "established" {
+			ago = n.ResetMsec
+		}
+		s.Since = now.Add(-time.Duration(ago) * time.Millisecond)
+		for _, f := range n.Families {
+			s.Advertised += f.Sent
+		}
+		switch s.State {
+		case "connect", "active", "opensent", "openconfirm", "established":
+		default: // Clearing, Deleted
+			s.State = "idle"
+		}
+		all = append(all, s)
+	}
+	return all
+}

@@ -1,0 +1,70 @@
+package peering
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+var (
+	now    = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	daemon = Daemon{Name: "bird", Node: "node1", Learns: "protocol kernel with learn", Cluster: fabric.Cluster{Reflectors: []fabric.RR{
+		{Name: "rr1", Address: netip.MustParseAddr("10.10.0.11")}, {Name: "rr2", Address: netip.MustParseAddr("fd00:10:10::12")},
+	}}}
+)
+
+func session(address, state string, advertised uint64, ago time.Duration) fabric.Session {
+	return fabric.Session{Peer: "to_somebody", Address: address, State: state, Since: now.Add(-ago), Advertised: advertised}
+}
+
+func TestSessionsOfReflectors(t *testing.T) {
+	t.Parallel()
+	six, other, four := session("fd00:10:10::12", "idle", 0, 0), session("192.0.2.1", "established", 9, 0), session("10.10.0.11", "established", 2, 0)
+	d := daemon
+	d.Ask = func(context.Context) ([]fabric.Session, error) { return []fabric.Session{six, other, four}, nil }
+	got, err := d.Sessions(t.Context())
+	require.NoError(t, err)
+	four.Peer, six.Peer = "rr1", "rr2"
+	assert.Equal(t, []fabric.Session{four, six}, got)
+}
+
+func TestDaemonThatDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	d := daemon
+	d.Ask = func(context.Context) ([]fabric.Session, error) { return nil, errors.New("it does not run; start bird") }
+	_, err := d.Sessions(t.Context())
+	require.EqualError(t, err, "bird: it does not run; start bird")
+	assert.Equal(t, []string{"bird: it does not run; start bird"}, d.Diagnose(nil))
+}
+
+func TestProblems(t *testing.T) {
+	t.Parallel()
+	const hour = time.Hour
+	short := "bird sends reflector rr1 (10.10.0.11) 1 of the 2 prefixes that this node announces; it must have protocol kernel with learn: vmfabric render bird --for node1"
+	for _, tc := range []struct {
+		name     string
+		sessions []fabric.Session
+		last     time.Duration
+		want     []string
+	}{
+		{"all is well", []fabric.Session{session("10.10.0.11", "established", 2, hour), session("fd00:10:10::12", "established", 3, hour)}, hour, nil},
+		{"a session is down", []fabric.Session{session("10.10.0.11", "established", 2, hour), session("fd00:10:10::12", "connect", 0, hour)}, hour, nil},
+		{"no session", []fabric.Session{session("10.10.0.11", "established", 2, hour)}, hour, []string{
+			"bird has no session with reflector rr2 (fd00:10:10::12); load what this prints: vmfabric render bird --for node1",
+		}},
+		{"one is not sent", []fabric.Session{session("10.10.0.11", "established", 1, hour), session("fd00:10:10::12", "established", 2, hour)}, hour, []string{short}},
+		{"not yet", []fabric.Session{session("10.10.0.11", "established", 1, hour), session("fd00:10:10::12", "established", 2, hour)}, time.Second, nil},
+		{"up for a moment", []fabric.Session{session("10.10.0.11", "established", 1, time.Second), session("fd00:10:10::12", "established", 2, hour)}, hour, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			assert.Equal(t, tc.want, daemon.problems(tc.sessions, 2, now.Add(-tc.last), now))
+		})
+	}
+}

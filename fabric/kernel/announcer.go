@@ -1,0 +1,454 @@
+package kernel
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// takeStockEvery is how often an announcer lists what there is, lest
+	// something that the kernel tells nobody of stays unnoticed.
+	takeStockEvery = time.Minute
+	// requestsAtOnce is how many requests go out together; their answers are
+	// well within a socket buffer.
+	requestsAtOnce = 128
+)
+
+// Announcer is a [fabric.Speaker] for a routing daemon on the node that takes
+// its routes from the kernel, such as BIRD (learn) and FRR (redistribute
+// kernel). Beside the route to a guest's port it puts a second one to the same
+// prefix by the same way, of protocol [fabric.Protocol], whose metric is the
+// LOCAL_PREF to announce it with; the daemon's filter turns that into the
+// attribute. Forwarding is as it was.
+//
+// So Put needs the port's route, which a [Dataplane] makes, and the kernel
+// removes the announcement with the port. An announcement that leads elsewhere
+// than its port's route goes at once. It has nothing to do with the daemon
+// itself: announcements wait in the kernel for one that starts.
+//
+// It acts in the network namespace of the thread that makes it, and needs
+// CAP_NET_ADMIN there. All methods are safe for concurrent use.
+type Announcer struct {
+	log     *slog.Logger
+	rtnl    *rtnl
+	events  *notices
+	changed chan struct{}
+	strayed chan struct{} // an announcement may lead elsewhere than to its port
+	wg      sync.WaitGroup
+
+	change sync.Mutex // held by whoever changes announcements
+
+	mu       sync.Mutex
+	slate    *slate
+	want     map[netip.Prefix]uint32 // metrics, as put or found
+	changing map[netip.Prefix]bool   // how these look meanwhile does not count
+	last     time.Time               // when a route of ours last came or went
+}
+
+// AnnouncerOption changes an [Announcer] at its making.
+type AnnouncerOption func(*Announcer)
+
+// WithAnnouncerLogger sets where the announcer logs; it is silent without.
+func WithAnnouncerLogger(l *slog.Logger) AnnouncerOption { return func(a *Announcer) { a.log = l } }
+
+// NewAnnouncer takes up the announcements that are there, and watches until Close.
+func NewAnnouncer(opts ...AnnouncerOption) (*Announcer, error) {
+	a := &Announcer{
+		log: slog.New(slog.DiscardHandler), changed: make(chan struct{}, 1), strayed: make(chan struct{}, 1),
+		want: map[netip.Prefix]uint32{}, changing: map[netip.Prefix]bool{}, last: time.Now(),
+	}
+	for _, o := range opts {
+		o(a)
+	}
+	if !mayAdministrate() {
+		return nil, errors.New("announcer: no right to make routes (CAP_NET_ADMIN); run as root, or give the service AmbientCapabilities=CAP_NET_ADMIN")
+	}
+	var err error
+	if a.rtnl, err = dialRTNL(); err != nil {
+		return nil, fmt.Errorf("announcer: %w", err)
+	}
+	// Listening comes before listing, so that nothing falls between the two.
+	a.events, err = dialNotices(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+	if err != nil {
+		a.rtnl.close()
+		return nil, fmt.Errorf("announcer: %w", err)
+	}
+	if a.slate, err = listSlate(a.rtnl); err != nil {
+		return nil, fmt.Errorf("announcer: list routes: %w", errors.Join(err, a.events.close(), a.rtnl.close()))
+	}
+	a.adopt(slices.Collect(maps.Keys(a.slate.routes)))
+	wake(a.strayed)
+	a.wg.Go(a.receive)
+	a.wg.Go(a.attend)
+	return a, nil
+}
+
+// Close ends the watching. The announcements stay.
+func (a *Announcer) Close() error {
+	err := a.events.close()
+	a.wg.Wait()
+	return errors.Join(err, a.rtnl.close())
+}
+
+// Changed implements [fabric.Speaker].
+func (a *Announcer) Changed() <-chan struct{} { return a.changed }
+
+// LastChange says when an announcement, or a route to a port, last came or went.
+func (a *Announcer) LastChange() time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.last
+}
+
+// Actual implements [fabric.Speaker], in the order of the prefixes. Of a prefix
+// that is announced twice, as for a moment while its preference changes, it
+// gives what daemons take.
+func (a *Announcer) Actual(ctx context.Context) ([]fabric.Route, error) {
+	if err := a.catchUp(ctx); err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	routes := []fabric.Route{}
+	for p := range a.slate.routes {
+		if rs := a.slate.announcements(p); len(rs) > 0 {
+			routes = append(routes, fabric.Route{Prefix: p, Preference: preferenceOf(rs[0].metric)})
+		}
+	}
+	slices.SortFunc(routes, func(a, b fabric.Route) int {
+		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
+	})
+	return routes, nil
+}
+
+func preferenceOf(metric uint32) fabric.Preference {
+	if metric == fabric.Normal.LocalPref() {
+		return fabric.Normal
+	}
+	return fabric.Preference(metric)
+}
+
+// Put implements [fabric.Speaker]. A prefix to which no port of this node has a
+// route is an error, which keeps the others from nothing.
+func (a *Announcer) Put(ctx context.Context, routes ...fabric.Route) error {
+	want := make(map[netip.Prefix]uint32, len(routes))
+	var prefixes []netip.Prefix
+	for _, r := range routes {
+		m := r.Preference.LocalPref()
+		if m >= fabric.PortMetric {
+			return fmt.Errorf("announce %s: preference %d is no metric that comes before the port's; take one below %d", r.Prefix, m, fabric.PortMetric)
+		}
+		if _, twice := want[r.Prefix]; !twice {
+			prefixes = append(prefixes, r.Prefix)
+		}
+		want[r.Prefix] = m
+	}
+	return a.whileChanging(ctx, prefixes, func() error { return a.put(prefixes, want) })
+}
+
+// Remove implements [fabric.Speaker].
+func (a *Announcer) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
+	return a.whileChanging(ctx, prefixes, func() error {
+		var doomed []route
+		a.mu.Lock()
+		for _, p := range prefixes {
+			doomed = append(doomed, a.slate.announcements(p)...)
+		}
+		a.mu.Unlock()
+		err := a.withdraw(doomed)
+		if err == nil {
+			a.mu.Lock()
+			for _, p := range prefixes {
+				delete(a.want, p)
+			}
+			a.mu.Unlock()
+		}
+		return err
+	})
+}
+
+// whileChanging lets f change the announcements of some prefixes: it knows what
+// is in the kernel before, and what it did is no news after. After an error
+// they are to be as they are: the caller knows.
+func (a *Announcer) whileChanging(ctx context.Context, prefixes []netip.Prefix, f func() error) error {
+	if len(prefixes) == 0 {
+		return nil
+	}
+	a.change.Lock()
+	defer a.change.Unlock()
+	a.mu.Lock()
+	for _, p := range prefixes {
+		a.changing[p] = true
+	}
+	a.mu.Unlock()
+	err := a.catchUp(ctx)
+	if err == nil {
+		err = errors.Join(f(), a.catchUp(context.WithoutCancel(ctx)))
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	clear(a.changing)
+	if err != nil {
+		a.adopt(prefixes)
+		return err
+	}
+	a.compare(prefixes)
+	return nil
+}
+
+// catchUp waits until all that happened in the kernel by now is known.
+func (a *Announcer) catchUp(ctx context.Context) error {
+	if err := a.events.catchUp(ctx); err != nil {
+		return fmt.Errorf("announcer: %w", err)
+	}
+	return nil
+}
+
+// adopt takes what is announced for what is to be. a.mu is held.
+func (a *Announcer) adopt(prefixes []netip.Prefix) {
+	for _, p := range prefixes {
+		if rs := a.slate.announcements(p); len(rs) > 0 {
+			a.want[p] = rs[0].metric
+		} else {
+			delete(a.want, p)
+		}
+	}
+}
+
+// compare says so when prefixes are not announced as they are to be. a.mu is held.
+func (a *Announcer) compare(prefixes []netip.Prefix) {
+	for _, p := range prefixes {
+		if a.changing[p] {
+			continue
+		}
+		rs := a.slate.announcements(p)
+		metric, wanted := a.want[p]
+		if wanted != (len(rs) > 0) || len(rs) > 1 || wanted && rs[0].metric != metric {
+			wake(a.changed)
+		}
+		if len(a.slate.astray(p)) > 0 {
+			wake(a.strayed)
+		}
+	}
+}
+
+// put adds what is missing first, and then takes away what is there in its
+// place, so that a daemon sees one change and no withdrawal.
+func (a *Announcer) put(prefixes []netip.Prefix, want map[netip.Prefix]uint32) error {
+	var troubles troubles
+	var astray, missing, stale []route
+	a.mu.Lock()
+	for _, p := range prefixes {
+		metric := want[p]
+		r, ok := a.slate.port(p)
+		if !ok {
+			troubles.add(p, errors.New("no port of this node has a route to it; attach the guest first"))
+			continue
+		}
+		r.metric = metric
+		astray = append(astray, a.slate.astray(p)...)
+		have := a.slate.announcements(p)
+		if !slices.Contains(have, r) {
+			missing = append(missing, r)
+		} else {
+			a.want[p] = metric
+		}
+		for _, h := range have {
+			if h.metric != metric {
+				stale = append(stale, h)
+			}
+		}
+	}
+	a.mu.Unlock()
+	if err := a.withdraw(astray); err != nil {
+		return err
+	}
+	errs, err := a.each(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, missing)
+	if err != nil {
+		return err
+	}
+	for i, r := range missing {
+		if errnoOf(errs[i]) == unix.EEXIST {
+			errs[i] = a.settle(r)
+		}
+		if errs[i] != nil {
+			troubles.add(r.prefix, reason(errs[i]))
+			stale = slices.DeleteFunc(stale, func(s route) bool { return s.prefix == r.prefix })
+			continue
+		}
+		a.mu.Lock()
+		a.want[r.prefix] = r.metric
+		a.mu.Unlock()
+	}
+	return errors.Join(troubles.err(), a.withdraw(stale))
+}
+
+// settle is for an announcement in whose place there is a route already, which
+// was not known of.
+func (a *Announcer) settle(r route) error {
+	a.takeStock()
+	a.mu.Lock()
+	there := slices.Contains(a.slate.routes[r.prefix], r)
+	a.mu.Unlock()
+	if there {
+		return nil
+	}
+	have, err := a.rtnl.lookup(r.prefix)
+	if err == nil && have.proto != routeProtocol {
+		return foreign(have)
+	}
+	return fmt.Errorf("there is one already with metric %d, %w; see ip route show %s", r.metric, fabric.ErrForeign, r.prefix)
+}
+
+// withdraw removes announcements; those that are gone are no error.
+func (a *Announcer) withdraw(rs []route) error {
+	errs, err := a.each(unix.RTM_DELROUTE, 0, rs)
+	if err != nil {
+		return err
+	}
+	var troubles troubles
+	for i, r := range rs {
+		if n := errnoOf(errs[i]); errs[i] != nil && n != unix.ESRCH && n != unix.ENODEV {
+			troubles.add(r.prefix, reason(errs[i]))
+		}
+	}
+	return troubles.err()
+}
+
+// each sends a request about each of the routes, and gives each its own error.
+func (a *Announcer) each(typ netlink.HeaderType, flags netlink.HeaderFlags, rs []route) ([]error, error) {
+	var all []error
+	for some := range slices.Chunk(rs, requestsAtOnce) {
+		msgs := make([]netlink.Message, len(some))
+		for i, r := range some {
+			msgs[i] = routeMessage(typ, flags, r)
+		}
+		errs, err := a.rtnl.batch(msgs...)
+		if err != nil {
+			return nil, fmt.Errorf("announcer: %w", reason(err))
+		}
+		all = append(all, errs...)
+	}
+	return all, nil
+}
+
+// receive keeps the slate until the socket is closed.
+func (a *Announcer) receive() {
+	for {
+		msgs, err := a.events.conn.Receive()
+		if a.events.closed() {
+			return
+		}
+		if err != nil {
+			if !errors.Is(err, unix.ENOBUFS) {
+				a.log.Error("rtnetlink notifications", "err", err)
+				time.Sleep(settleAfter)
+			}
+			a.takeStock()
+			a.events.pass(nil)
+			continue
+		}
+		a.mu.Lock()
+		for _, m := range msgs {
+			touched := a.slate.apply(m)
+			if len(touched) > 0 {
+				a.compare(touched)
+				a.last = time.Now()
+			}
+		}
+		a.mu.Unlock()
+		a.events.pass(msgs)
+	}
+}
+
+// attend removes what leads astray, and takes stock in rounds.
+func (a *Announcer) attend() {
+	tick := time.NewTicker(takeStockEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-a.events.stop:
+			return
+		case <-tick.C:
+			a.takeStock()
+		case <-a.strayed:
+			a.straighten()
+		}
+	}
+}
+
+// takeStock starts the slate anew, and says so when something is not as known.
+func (a *Announcer) takeStock() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s, err := listSlate(a.rtnl)
+	if err != nil {
+		a.log.Warn("list routes", "err", err)
+		return
+	}
+	a.slate = s
+	a.compare(slices.Collect(maps.Keys(a.want)))
+	a.compare(slices.Collect(maps.Keys(s.routes)))
+}
+
+// straighten removes the announcements that lead elsewhere than to their ports:
+// the kernel would send the guests' packets there.
+func (a *Announcer) straighten() {
+	a.change.Lock()
+	defer a.change.Unlock()
+	var astray []route
+	a.mu.Lock()
+	for p := range a.slate.routes {
+		astray = append(astray, a.slate.astray(p)...)
+	}
+	a.mu.Unlock()
+	for _, r := range astray {
+		a.log.Warn("announcement does not lead to its port, removed", "prefix", r.prefix)
+	}
+	if err := a.withdraw(astray); err != nil {
+		a.log.Warn("remove announcements", "err", err)
+	}
+}
+
+// wake makes a wake-up that is taken once, whenever.
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// troubles are errors of single prefixes of a call.
+type troubles struct {
+	first error
+	more  int
+}
+
+func (t *troubles) add(p netip.Prefix, err error) {
+	if t.first != nil {
+		t.more++
+		return
+	}
+	t.first = fmt.Errorf("announce %s: %w", p, err)
+}
+
+func (t *troubles) err() error {
+	if t.more > 0 {
+		return fmt.Errorf("%w (and %d more prefixes)", t.first, t.more)
+	}
+	return t.first
+}
+
+var _ fabric.Speaker = (*Announcer)(nil)

@@ -1,0 +1,199 @@
+package labtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/conformance"
+)
+
+// Announcing is a lab for speakers that announce through the kernel and a
+// daemon on the node: a node with a port, and a reflector that hears.
+type Announcing struct {
+	Cluster   fabric.Cluster // with one reflector and one node
+	Node      *testenv.Host
+	Reflector *testenv.Bird
+	RR        *testenv.Host // where the reflector runs
+	Port      string        // the name of the node's only port
+}
+
+// NewAnnouncing makes the lab, without a daemon on the node. It needs BIRD.
+func NewAnnouncing(t testing.TB) *Announcing {
+	t.Helper()
+	Need(t, "bird")
+	c := testenv.SmallCluster(1)
+	c.Reflectors = c.Reflectors[:1]
+	_, top := Build(t, c)
+	a := &Announcing{Cluster: c, Node: top.Nodes["node1"], RR: top.Reflectors["rr1"], Port: "guest_net0"}
+	a.StartReflector(t)
+	for _, args := range []string{
+		"link add " + a.Port + " up type veth peer name xguest_net0", "link set xguest_net0 up", "addr add 169.254.1.1/32 dev " + a.Port,
+	} {
+		_, err := a.Node.Run(t.Context(), "ip", strings.Fields(args)...)
+		require.NoError(t, err)
+	}
+	return a
+}
+
+// StartReflector starts the reflector, which has ended.
+func (a *Announcing) StartReflector(t testing.TB) {
+	t.Helper()
+	var err error
+	a.Reflector, err = a.RR.StartBird(t.Context(), testenv.Reflector{RouterID: a.RR.Addr4()}.Bird())
+	require.NoError(t, err)
+}
+
+// BirdConf is the configuration of a BIRD on the node.
+func (a *Announcing) BirdConf() string {
+	return fmt.Sprintf(`log stderr all;
+router id %[1]s;
+protocol device { scan time 10; }
+filter carriers {
+	if krt_source = %[2]d && krt_metric < %[3]d then {
+		preference = 200;
+		bgp_local_pref = krt_metric;
+		bgp_community.add((64512,100));
+		accept;
+	}
+	reject;
+}
+protocol kernel k4 { learn; scan time 60; ipv4 { import filter carriers; export none; }; }
+protocol kernel k6 { learn; scan time 60; ipv6 { import filter carriers; export none; }; }
+protocol bgp 'to_rr1' {
+	local %[1]s as %[4]d; direct; neighbor %[5]s as %[4]d;
+	connect delay time 1; connect retry time 1; error wait time 1, 5;
+	ipv4 { import none; export where source = RTS_INHERIT; next hop self; };
+	ipv6 { import none; export where source = RTS_INHERIT; next hop self; };
+}
+`, a.Node.Addr4(), fabric.Protocol, fabric.PortMetric, a.Cluster.ASN, a.Cluster.Reflectors[0].Address)
+}
+
+// FRRConf is the configuration of an FRR on the node.
+func (a *Announcing) FRRConf() string {
+	var b strings.Builder
+	for i, p := range []fabric.Preference{fabric.Standby, fabric.Normal, fabric.Fresh} {
+		fmt.Fprintf(&b, `route-map carriers permit %d
+ match metric %d
+ set local-preference %[2]d
+ set metric 0
+ set community 64512:100
+ set origin igp
+exit
+`, 10*i+10, p.LocalPref())
+	}
+	fmt.Fprintf(&b, `router bgp %d
+ bgp router-id %s
+ no bgp default ipv4-unicast
+ neighbor rr peer-group
+ neighbor rr remote-as %[1]d
+ neighbor rr timers connect 1
+ address-family ipv4 unicast
+  redistribute kernel route-map carriers
+  neighbor rr activate
+ exit-address-family
+ address-family ipv6 unicast
+  redistribute kernel route-map carriers
+  neighbor rr activate
+ exit-address-family
+ neighbor %s peer-group rr
+`, a.Cluster.ASN, a.Node.Addr4(), a.Cluster.Reflectors[0].Address)
+	return b.String()
+}
+
+// Prepare makes routes to the port, as the dataplane does.
+func (a *Announcing) Prepare(t testing.TB, ps []netip.Prefix) {
+	t.Helper()
+	l, err := a.Node.Netlink().LinkByName(a.Port)
+	require.NoError(t, err)
+	for _, p := range ps {
+		err := a.Node.Netlink().RouteAdd(&netlink.Route{
+			LinkIndex: l.Attrs().Index, Dst: ipNet(p), Protocol: fabric.Protocol, Priority: fabric.PortMetric, Scope: netlink.SCOPE_LINK,
+		})
+		if !errors.Is(err, os.ErrExist) {
+			require.NoError(t, err, p)
+		}
+	}
+}
+
+// Lose takes an announcement of normal preference away.
+func (a *Announcing) Lose(t testing.TB, p netip.Prefix) {
+	t.Helper()
+	require.NoError(t, a.Node.Netlink().RouteDel(&netlink.Route{
+		Dst: ipNet(p), Protocol: fabric.Protocol, Priority: int(fabric.Normal.LocalPref()), Scope: netlink.SCOPE_LINK,
+	}))
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// Routes lists what the reflector has of the node.
+func (a *Announcing) Routes(t testing.TB) []testenv.BGPRoute {
+	t.Helper()
+	rs, err := a.Reflector.Routes(t.Context())
+	require.NoError(t, err)
+	return rs
+}
+
+// Controls gives what the speaker's suite needs; again makes another speaker.
+func (a *Announcing) Controls(again func(*testing.T) fabric.Speaker) conformance.SpeakerControls {
+	return conformance.SpeakerControls{
+		Prepare: func(t *testing.T, ps []netip.Prefix) { a.Prepare(t, ps) },
+		Lose:    func(t *testing.T, p netip.Prefix) { a.Lose(t, p) },
+		Again:   again,
+		Heard: func(t *testing.T) []netip.Prefix {
+			var ps []netip.Prefix
+			for _, r := range a.Routes(t) {
+				ps = append(ps, r.Prefix)
+			}
+			return ps
+		},
+		Preferred: func(t *testing.T, p netip.Prefix) uint32 {
+			for _, r := range a.Routes(t) {
+				if r.Prefix == p {
+					return r.LocalPref
+				}
+			}
+			return 0
+		},
+	}
+}
+
+// Hears waits until the reflector has exactly these prefixes of the node, both
+// their next hops right.
+func (a *Announcing) Hears(t testing.TB, want ...netip.Prefix) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	require.NoError(t, testenv.Until(ctx, func() error {
+		got := map[netip.Prefix]testenv.BGPRoute{}
+		for _, r := range a.Routes(t) {
+			got[r.Prefix] = r
+		}
+		if len(got) != len(want) {
+			return fmt.Errorf("the reflector has %d prefixes, not %d: %v", len(got), len(want), got)
+		}
+		for _, p := range want {
+			hop := a.Node.Addr4()
+			if p.Addr().Is6() {
+				hop = a.Node.Addr6()
+			}
+			if got[p].NextHop != hop {
+				return fmt.Errorf("the reflector has %s as %+v", p, got[p])
+			}
+		}
+		return nil
+	}))
+}
