@@ -33,6 +33,19 @@ var martians = []struct {
 	{netip.MustParsePrefix("ff00::/8"), "multicast"},
 }
 
+// Martians lists the blocks of a family where neither a guest nor a machine can
+// be, which no reflector takes from a node (RFC 6890). Documentation, private and
+// shared prefixes are not among them.
+func Martians(v6 bool) []netip.Prefix {
+	var ps []netip.Prefix
+	for _, m := range martians {
+		if m.prefix.Addr().Is6() == v6 {
+			ps = append(ps, m.prefix)
+		}
+	}
+	return ps
+}
+
 // martian names the special block that p overlaps, "" when it overlaps none.
 func martian(p netip.Prefix) string {
 	for _, m := range martians {
