@@ -15,6 +15,8 @@ import (
 
 const port = 11790
 
+var discard = slog.New(slog.DiscardHandler)
+
 var (
 	v4 = netip.MustParsePrefix("203.0.113.10/32")
 	v6 = netip.MustParsePrefix("2001:db8:100::10/128")
