@@ -53,11 +53,12 @@ fuzz: ## run each fuzz target for FUZZTIME
 			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$p || exit 1; \
 		done; done
 
-install: build ## install the program, the hooks and the unit below DESTDIR
+install: build ## install the program, the hooks and the units below DESTDIR
 	install -D -m 755 bin/vmfabric $(DESTDIR)$(PREFIX)/sbin/vmfabric
 	install -D -m 755 bin/vmfabric-hook-libvirt $(DESTDIR)/etc/libvirt/hooks/qemu.d/vmfabric
 	install -D -m 755 bin/vmfabric-hook-lxd $(DESTDIR)$(PREFIX)/lib/vmfabric/hook-lxd
 	install -D -m 644 packaging/vmfabric.service $(DESTDIR)/etc/systemd/system/vmfabric.service
+	install -D -m 644 packaging/vmfabric-reflector@.service $(DESTDIR)/etc/systemd/system/vmfabric-reflector@.service
 	install -D -m 644 packaging/90-vmfabric.conf $(DESTDIR)/etc/sysctl.d/90-vmfabric.conf
 
 clean: ## remove what was built

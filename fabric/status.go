@@ -36,10 +36,12 @@ type SourceReporter interface {
 	Status() SourceStatus
 }
 
-// Status is the health of a node.
+// Status is the health of a node, or of an embedded reflector, which has no
+// guests.
 type Status struct {
 	Cluster  string         `json:"cluster"`
-	Node     string         `json:"node"`
+	Node     string         `json:"node"`           // its name, or the reflector's
+	Role     string         `json:"role,omitempty"` // "reflector"; empty: a node
 	Healthy  bool           `json:"healthy"` // no problems
 	Draining bool           `json:"draining,omitempty"`
 	Since    time.Time      `json:"since"` // start of the agent

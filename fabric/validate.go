@@ -34,7 +34,8 @@ var martians = []struct {
 }
 
 // Martians lists the blocks of a family where neither a guest nor a machine can
-// be (RFC 6890). Routes into them are nobody's to announce.
+// be, which no reflector takes from a node (RFC 6890). Documentation, private and
+// shared prefixes are not among them.
 func Martians(v6 bool) []netip.Prefix {
 	var ps []netip.Prefix
 	for _, m := range martians {

@@ -47,6 +47,11 @@ type Agent interface {
 	Node
 }
 
+// Reporter answers for something that has no guests, such as a reflector.
+type Reporter interface {
+	Status(ctx context.Context) (fabric.Status, error) // with an error, what of it is known
+}
+
 const (
 	idle  = 10 * time.Second // for a line to arrive, and for a reply to be taken
 	grace = 5 * time.Second  // for requests in flight when the agent stops
@@ -57,13 +62,29 @@ const (
 // their contexts after 5 s, waits for them, and returns nil. A nil logger is
 // silent. An agent that panics takes the process down.
 func Serve(ctx context.Context, l net.Listener, agent Agent, log *slog.Logger) error {
+	return answerAll(ctx, l, log, func(ctx context.Context, req Request) (Reply, error) { return do(ctx, agent, req) })
+}
+
+// ServeStatus is [Serve] for what has no guests: it answers Status, and refuses
+// everything else. what says what it is: "reflector rr1".
+func ServeStatus(ctx context.Context, l net.Listener, what string, r Reporter, log *slog.Logger) error {
+	return answerAll(ctx, l, log, func(ctx context.Context, req Request) (Reply, error) {
+		if req.Op != Status {
+			return Reply{}, fmt.Errorf("op %q %w: this is %s, not an agent, and has no guests; ask the agent of a node, on its own socket", req.Op, fabric.ErrRefused, what)
+		}
+		status, err := r.Status(ctx)
+		return Reply{Status: &status}, err
+	})
+}
+
+func answerAll(ctx context.Context, l net.Listener, log *slog.Logger, do func(context.Context, Request) (Reply, error)) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 
-	s := server{agent, cmp.Or(log, slog.New(slog.DiscardHandler))}
+	s := server{do, cmp.Or(log, slog.New(slog.DiscardHandler))}
 	var conns sync.WaitGroup
 	err := s.accept(ctx, l, func(conn net.Conn) {
 		conns.Go(func() { s.converse(ctx, requests, conn) })
@@ -76,8 +97,8 @@ func Serve(ctx context.Context, l net.Listener, agent Agent, log *slog.Logger) e
 }
 
 type server struct {
-	agent Agent
-	log   *slog.Logger
+	do  func(context.Context, Request) (Reply, error)
+	log *slog.Logger
 }
 
 // accept gives each connection to serve until ctx ends.
@@ -169,36 +190,37 @@ func (s server) answer(ctx context.Context, line []byte) Reply {
 	return reply
 }
 
-func (s server) do(ctx context.Context, req Request) (reply Reply, err error) {
+// do has an agent do what is asked.
+func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) {
 	vm := req.VM
 	switch req.Op {
 	case Wire:
-		err = s.agent.Apply(ctx, vm, fabric.Wired)
+		err = agent.Apply(ctx, vm, fabric.Wired)
 	case Live:
-		err = s.agent.Apply(ctx, vm, fabric.Live)
+		err = agent.Apply(ctx, vm, fabric.Live)
 	case Remove:
-		err = s.agent.Apply(ctx, vm, fabric.Absent)
+		err = agent.Apply(ctx, vm, fabric.Absent)
 	case Started:
-		err = s.agent.Started(ctx, vm)
+		err = agent.Started(ctx, vm)
 	case Withdraw:
-		err = s.agent.Withdraw(ctx, vm.Name)
+		err = agent.Withdraw(ctx, vm.Name)
 	case Expect:
-		err = s.agent.Expect(ctx, vm.Name)
+		err = agent.Expect(ctx, vm.Name)
 	case Starting:
-		err = s.agent.Starting(ctx, vm.Origin, vm.Name)
+		err = agent.Starting(ctx, vm.Origin, vm.Name)
 	case Ended:
-		err = s.agent.Ended(ctx, vm.Origin, vm.Name)
+		err = agent.Ended(ctx, vm.Origin, vm.Name)
 	case Describe:
 		reply.Guest = &Guest{}
-		reply.Guest.VM, reply.Guest.Gateway, err = s.agent.Describe(ctx, vm.Name)
+		reply.Guest.VM, reply.Guest.Gateway, err = agent.Describe(ctx, vm.Name)
 	case List:
-		reply.Ports, err = s.agent.List(ctx)
+		reply.Ports, err = agent.List(ctx)
 	case Status:
 		var status fabric.Status
-		status, err = s.agent.Status(ctx)
+		status, err = agent.Status(ctx)
 		reply.Status = &status
 	case Drain:
-		err = s.agent.Drain(ctx)
+		err = agent.Drain(ctx)
 	}
 	return reply, err
 }

@@ -160,6 +160,27 @@ func TestOps(t *testing.T) {
 	}
 }
 
+// TestServeStatus: what has no guests tells its status, and refuses the rest.
+func TestServeStatus(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "reflector.sock")
+	l, err := Listen(socket)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	agent := &fake{}
+	go func() { done <- ServeStatus(ctx, l, "reflector rr1", agent, nil) }()
+	t.Cleanup(func() { cancel(); assert.NoError(t, <-done) })
+	reply, err := Call(within(t, time.Minute), socket, Request{Op: Status})
+	require.NoError(t, err)
+	assert.Equal(t, "msk1", reply.Status.Cluster)
+	for _, op := range append(append([]Op{}, guestOps...), List, Drain) {
+		_, err := Call(within(t, time.Minute), socket, Request{Op: op, VM: guest})
+		require.ErrorIs(t, err, fabric.ErrRefused)
+		assert.EqualError(t, err, fmt.Sprintf("op %q refused: this is reflector rr1, not an agent, and has no guests; ask the agent of a node, on its own socket", op))
+	}
+	assert.Equal(t, []string{"status"}, agent.all())
+}
+
 func TestErrorsTravel(t *testing.T) {
 	for name, c := range map[string]struct {
 		err     error

@@ -117,7 +117,8 @@ func (d *demo) start(ctx context.Context) error {
 	}
 	d.agents, d.rr, d.guests = map[string]*testenv.Daemon{}, map[string]*testenv.Daemon{}, map[string]*testenv.Guest{}
 	for name, h := range d.top.Reflectors {
-		if d.rr[name], err = h.StartDaemon("reflector", exec.Command(d.self, "demo", "reflector", "--config", d.file, "--name", name)); err != nil {
+		if d.rr[name], err = h.StartDaemon("reflector", exec.Command(d.self, "reflector", "--config", d.file, "--name", name,
+			"--socket", filepath.Join(h.Dir(), "reflector.sock"))); err != nil {
 			return err
 		}
 	}

@@ -70,7 +70,7 @@ namespaces; it leaves nothing behind.`,
 	for _, hidden := range []string{"record", "standing"} {
 		_ = fl.MarkHidden(hidden)
 	}
-	cmd.AddCommand(demoReflectorCommand(), demoCoreCommand())
+	cmd.AddCommand(demoCoreCommand())
 	return cmd
 }
 

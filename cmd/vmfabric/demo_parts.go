@@ -18,32 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// demoReflectorCommand is what the demonstration runs as a reflector.
-func demoReflectorCommand() *cobra.Command {
-	var config, name string
-	cmd := &cobra.Command{
-		Use: "reflector", Hidden: true, Args: arguments(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := clusterfile.Load(config)
-			if err != nil {
-				return err
-			}
-			for _, rr := range c.Reflectors {
-				if rr.Name == name {
-					return route(cmd, gobgp.RouterConfig{
-						ASN: c.ASN, Address: rr.Address, Password: rr.Password, Timers: c.Timers,
-						Clients: []netip.Prefix{netip.PrefixFrom(rr.Address, 24).Masked()},
-					})
-				}
-			}
-			return fmt.Errorf("reflector %q is not in %s", name, config)
-		},
-	}
-	cmd.Flags().StringVar(&config, "config", defaultConfig, "the cluster file")
-	cmd.Flags().StringVar(&name, "name", "", "which reflector")
-	return cmd
-}
-
 // demoCoreCommand is what the demonstration runs as the core gateway: it puts
 // what it learns into the kernel.
 func demoCoreCommand() *cobra.Command {
@@ -56,27 +30,23 @@ func demoCoreCommand() *cobra.Command {
 				return err
 			}
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
-			return route(cmd, gobgp.RouterConfig{
+			r, err := gobgp.NewRouter(gobgp.RouterConfig{
 				ASN: c.ASN, Address: c.Core[0].Address, Reflectors: c.Reflectors, Timers: c.Timers,
 				Learned: func(l gobgp.Learned) {
 					if err := install(l); err != nil {
 						log.Error("kernel route", "prefix", l.Prefix, "err", err)
 					}
 				},
-			})
+			}, log)
+			if err != nil {
+				return err
+			}
+			<-cmd.Context().Done()
+			return r.Close()
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", defaultConfig, "the cluster file")
 	return cmd
-}
-
-func route(cmd *cobra.Command, cfg gobgp.RouterConfig) error {
-	r, err := gobgp.NewRouter(cfg, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil)))
-	if err != nil {
-		return err
-	}
-	<-cmd.Context().Done()
-	return r.Close()
 }
 
 // install keeps the kernel's main table in step with a learned route.

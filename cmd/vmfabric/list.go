@@ -88,10 +88,18 @@ func printStatus(cmd *cobra.Command, st fabric.Status) {
 	if !st.Healthy {
 		health = "degraded"
 	}
-	fmt.Fprintf(out, "%s of cluster %s is %s; agent up %s, %d ports, %d live\n", st.Node, st.Cluster, health, ago(st.Since), st.Ports, st.Live)
+	if st.Role == "" {
+		fmt.Fprintf(out, "%s of cluster %s is %s; agent up %s, %d ports, %d live\n", st.Node, st.Cluster, health, ago(st.Since), st.Ports, st.Live)
+	} else {
+		fmt.Fprintf(out, "%s %s of cluster %s is %s; up %s\n", st.Role, st.Node, st.Cluster, health, ago(st.Since))
+	}
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	for _, s := range st.Sessions {
-		fmt.Fprintf(w, "  reflector %s\t%s\t%s\t%s\t%d advertised\n", s.Peer, s.Address, s.State, ago(s.Since), s.Advertised)
+		fmt.Fprintf(w, "  %s %s\t%s\t%s\t%s\t%d advertised", cmp.Or(s.Role, "reflector"), s.Peer, s.Address, s.State, ago(s.Since), s.Advertised)
+		if s.Role != "" {
+			fmt.Fprintf(w, "\t%d received\t%d accepted", s.Received, s.Accepted)
+		}
+		fmt.Fprintln(w)
 	}
 	for _, s := range st.Sources {
 		state := "waiting for it"

@@ -76,7 +76,8 @@ host route, and an iBGP announcement to the route reflectors.`,
   vmfabric check /etc/vmfabric/cluster.yaml         is the cluster file good?
   vmfabric agent                                    the resident agent of a node
   vmfabric attach web --address 203.0.113.10        a port for a guest, by hand
-  vmfabric status                                   is this node well?`,
+  vmfabric status                                   is this node well?
+  vmfabric reflector --name rr1                     a route reflector, for small clusters`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
@@ -89,6 +90,7 @@ host route, and an iBGP announcement to the route reflectors.`,
 	root.AddCommand(
 		agentCommand(t), attachCommand(t), detachCommand(t), listCommand(t), statusCommand(t), whyCommand(t),
 		probeCommand(t), guestConfigCommand(t), checkCommand(t), portNameCommand(t), versionCommand(t), demoCommand(t),
+		reflectorCommand(),
 	)
 	return root
 }

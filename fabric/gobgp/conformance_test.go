@@ -20,19 +20,14 @@ func TestConformance(t *testing.T) {
 		c := cluster()
 		c.Reflectors = slices.Clone(c.Reflectors)
 		c.Reflectors[0].Port = port + 1
-		rr, err := gobgp.NewRouter(gobgp.RouterConfig{
-			ASN: c.ASN, Address: netip.MustParseAddr("127.0.0.1"), Port: port + 1,
-			Clients: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
-		}, slog.New(slog.DiscardHandler))
-		require.NoError(t, err)
-		t.Cleanup(func() { require.NoError(t, rr.Close()) })
+		startReflector(t, c)
 		heard := &table{routes: map[netip.Prefix]gobgp.Learned{}}
 		peer, err := gobgp.NewRouter(gobgp.RouterConfig{
 			ASN: c.ASN, Address: netip.MustParseAddr("127.0.0.3"), Reflectors: c.Reflectors, Learned: heard.learn,
 		}, slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, peer.Close()) })
-		node := fabric.Node{Name: "node1", Address: netip.MustParseAddr("127.0.0.2"), Address6: netip.MustParseAddr("2001:db8::2")}
+		node := c.Nodes[0]
 		s, err := gobgp.New(gobgp.Config{Cluster: c, Node: node})
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, s.Close()) })

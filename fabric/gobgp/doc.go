@@ -1,4 +1,4 @@
-// Package gobgp is the fabric's [fabric.Speaker] over an embedded GoBGP, and
-// the [Router] that labs and demonstrations use as route reflector and as core
-// gateway.
+// Package gobgp is the fabric's [fabric.Speaker] over an embedded GoBGP, the
+// [Reflector] of laboratories and small clusters, and the [Router] that
+// demonstrations use as core gateway.
 package gobgp

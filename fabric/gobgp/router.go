@@ -17,16 +17,12 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// RouterConfig is what a [Router] needs. It reflects to Clients, learns from
-// Reflectors, or both.
+// RouterConfig is what a [Router] needs.
 type RouterConfig struct {
 	ASN        uint32
-	Address    netip.Addr     // of the router; where it listens, and the source of its sessions
-	Port       uint16         // to listen on, 179 when zero; it listens when there are Clients
-	Clients    []netip.Prefix // who may connect and is reflected to (RFC 4456)
-	Password   string         // of the clients' sessions
-	Reflectors []fabric.RR    // whom it connects to
-	Timers     fabric.Timers  // zero: fabric.DefaultTimers
+	Address    netip.Addr    // of the router; the source of its sessions
+	Reflectors []fabric.RR   // whom it connects to
+	Timers     fabric.Timers // zero: fabric.DefaultTimers
 	// Learned, when set, is told every change of a best route, in order.
 	Learned func(Learned)
 }
@@ -38,8 +34,8 @@ type Learned struct {
 	LocalPref uint32
 }
 
-// Router is a small BGP router for labs and demonstrations: a route reflector,
-// or a core gateway that tells what it learned. It has no policy.
+// Router is a small BGP router for labs and demonstrations: a core gateway that
+// tells what it learned. It has no policy, and listens nowhere.
 type Router struct {
 	bgp     *server.BgpServer
 	unwatch context.CancelFunc
@@ -51,40 +47,15 @@ func NewRouter(cfg RouterConfig, log *slog.Logger) (*Router, error) {
 	r := &Router{unwatch: func() {}}
 	t := cmp.Or(cfg.Timers, fabric.DefaultTimers)
 	id := fabric.RouterID(cfg.Address, cfg.Address).String()
-	global := &api.Global{Asn: cfg.ASN, RouterId: id, ListenPort: -1}
-	if len(cfg.Clients) > 0 {
-		global.ListenPort, global.ListenAddresses = int32(cmp.Or(cfg.Port, 179)), []string{cfg.Address.String()}
-	}
 	var err error
-	if r.bgp, err = serve(log, &r.serving, global); err != nil {
+	if r.bgp, err = serve(log, &r.serving, &api.Global{Asn: cfg.ASN, RouterId: id, ListenPort: -1}); err != nil {
 		return nil, fmt.Errorf("bgp: %w", err)
 	}
-	err = errors.Join(r.watch(cfg.Learned), r.reflect(cfg, id, t), r.connect(cfg, t))
+	err = errors.Join(r.watch(cfg.Learned), r.connect(cfg, t))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("bgp: %w", err), r.Close())
 	}
 	return r, nil
-}
-
-func (r *Router) reflect(cfg RouterConfig, clusterID string, t fabric.Timers) error {
-	if len(cfg.Clients) == 0 {
-		return nil
-	}
-	ctx, group := context.Background(), "clients"
-	err := r.bgp.AddPeerGroup(ctx, &api.AddPeerGroupRequest{PeerGroup: &api.PeerGroup{
-		Conf:            &api.PeerGroupConf{PeerGroupName: group, PeerAsn: cfg.ASN, AuthPassword: cfg.Password},
-		Timers:          timers(t),
-		Transport:       &api.Transport{PassiveMode: true},
-		RouteReflector:  &api.RouteReflector{RouteReflectorClient: true, RouteReflectorClusterId: clusterID},
-		GracefulRestart: &api.GracefulRestart{Enabled: true, RestartTime: uint32(t.Restart.Seconds())},
-		AfiSafis:        bothFamilies(),
-	}})
-	for _, p := range cfg.Clients {
-		err = errors.Join(err, r.bgp.AddDynamicNeighbor(ctx, &api.AddDynamicNeighborRequest{
-			DynamicNeighbor: &api.DynamicNeighbor{Prefix: p.String(), PeerGroup: group},
-		}))
-	}
-	return err
 }
 
 func (r *Router) connect(cfg RouterConfig, t fabric.Timers) error {

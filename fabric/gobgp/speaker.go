@@ -85,6 +85,8 @@ func serve(log *slog.Logger, wg *sync.WaitGroup, global *api.Global) (*server.Bg
 	b := server.NewBgpServer(server.LoggerOption(log, &slog.LevelVar{}))
 	wg.Go(b.Serve)
 	if err := b.StartBgp(context.Background(), &api.StartBgpRequest{Global: global}); err != nil {
+		err = errors.Join(err, b.StopBgp(context.Background(), &api.StopBgpRequest{}))
+		wg.Wait()
 		return nil, err
 	}
 	return b, nil
@@ -141,11 +143,15 @@ func (s *Speaker) peer(rr fabric.RR, source netip.Addr, resumed bool) *api.Peer 
 		p.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: 255}
 	}
 	if rr.BFD {
-		p.Bfd = &api.BfdPeerConfig{
-			Enabled: true, DesiredMinimumTxInterval: bfdInterval, RequiredMinimumReceive: bfdInterval, DetectionMultiplier: 3,
-		}
+		p.Bfd = bfdConfig()
 	}
 	return p
+}
+
+func bfdConfig() *api.BfdPeerConfig {
+	return &api.BfdPeerConfig{
+		Enabled: true, DesiredMinimumTxInterval: bfdInterval, RequiredMinimumReceive: bfdInterval, DetectionMultiplier: 3,
+	}
 }
 
 const bfdInterval = 100_000 // µs (RFC 5880)

@@ -15,6 +15,8 @@ import (
 
 const port = 11790
 
+var discard = slog.New(slog.DiscardHandler)
+
 var (
 	v4 = netip.MustParsePrefix("203.0.113.10/32")
 	v6 = netip.MustParsePrefix("2001:db8:100::10/128")
@@ -24,8 +26,33 @@ func cluster() fabric.Cluster {
 	return fabric.Cluster{
 		Name: "lab", ASN: 4200000000,
 		Communities: []fabric.Community{{A: 64512, B: 100}, {Large: true, A: 64512, B: 1, C: 100}},
-		Reflectors:  []fabric.RR{{Name: "rr1", Address: netip.MustParseAddr("127.0.0.1"), Port: port}},
+		Pools: []fabric.Pool{
+			{Name: "public4", Prefix: netip.MustParsePrefix("203.0.0.0/16"), Exclude: prefixes("203.0.255.0/24")},
+			{Name: "public6", Prefix: netip.MustParsePrefix("2001:db8:100::/48"), Exclude: prefixes("2001:db8:100:ffff::/64")},
+		},
+		Routed:     prefixes("198.51.100.0/24", "2001:db8:200::/48"),
+		Reflectors: []fabric.RR{{Name: "rr1", Address: netip.MustParseAddr("127.0.0.1"), Port: port}},
+		Core:       []fabric.Core{{Name: "core1", Address: netip.MustParseAddr("127.0.0.3")}},
+		Nodes:      []fabric.Node{{Name: "node1", Address: netip.MustParseAddr("127.0.0.2"), Address6: netip.MustParseAddr("2001:db8::2")}},
 	}.WithDefaults()
+}
+
+func prefixes(all ...string) []netip.Prefix {
+	var ps []netip.Prefix
+	for _, s := range all {
+		ps = append(ps, netip.MustParsePrefix(s))
+	}
+	return ps
+}
+
+// startReflector starts the first reflector of a cluster, which ends with the
+// test.
+func startReflector(t *testing.T, c fabric.Cluster, opts ...gobgp.ReflectorOption) *gobgp.Reflector {
+	t.Helper()
+	r, err := gobgp.NewReflector(gobgp.ReflectorConfig{Cluster: c, RR: c.Reflectors[0]}, append([]gobgp.ReflectorOption{gobgp.ReflectorDeferral(0)}, opts...)...)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, r.Close()) })
+	return r
 }
 
 // table is what a client of the reflector learned.
@@ -55,12 +82,7 @@ func (t *table) get(p netip.Prefix) (netip.Addr, bool) {
 // core gateway, all on loopback addresses, and takes them back.
 func TestRoutesReachCore(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
-	rr, err := gobgp.NewRouter(gobgp.RouterConfig{
-		ASN: 4200000000, Address: netip.MustParseAddr("127.0.0.1"), Port: port,
-		Clients: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
-	}, log)
-	require.NoError(t, err)
-	defer rr.Close()
+	startReflector(t, cluster())
 	learned := &table{routes: map[netip.Prefix]gobgp.Learned{}}
 	core, err := gobgp.NewRouter(gobgp.RouterConfig{
 		ASN: 4200000000, Address: netip.MustParseAddr("127.0.0.3"),
@@ -69,7 +91,7 @@ func TestRoutesReachCore(t *testing.T) {
 	require.NoError(t, err)
 	defer core.Close()
 
-	node := fabric.Node{Name: "node1", Address: netip.MustParseAddr("127.0.0.2"), Address6: netip.MustParseAddr("2001:db8::2")}
+	node := cluster().Nodes[0]
 	s, err := gobgp.New(gobgp.Config{Cluster: cluster(), Node: node})
 	require.NoError(t, err)
 	defer s.Close()

@@ -1,0 +1,255 @@
+package gobgp
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
+	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Counts are numbers of prefixes of one family.
+type Counts struct {
+	Received   uint64 // that the peer sent, taken or not
+	Accepted   uint64 // of these, what the policy let pass
+	Advertised uint64 // sent to the peer
+}
+
+// ReflectorPeer is a node or a core gateway as a [Reflector] sees it.
+type ReflectorPeer struct {
+	fabric.Session
+	IPv4, IPv6 Counts
+	Named      bool           // the cluster names it
+	BFD        string         // state of RFC 5880, in lower case; empty without
+	Held       bool           // refused for too many prefixes
+	Refused    []netip.Prefix // a few of those that the policy refuses
+}
+
+// count is what the policy makes of a peer's routes, as of a number of its
+// updates.
+type count struct {
+	updates    uint64
+	received   [2]uint64
+	at         time.Time
+	accepted   [2]uint64
+	refused    []netip.Prefix
+	incomplete bool
+}
+
+// countAge is how long a count is believed at most: an update may be counted by
+// GoBGP just before its routes are there.
+const countAge = 30 * time.Second
+
+// examples is how many refused prefixes are told of a peer.
+const examples = 3
+
+// families in the order in which GoBGP is given them.
+var families = [2]bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}
+
+// Peers lists the core gateways and nodes of the cluster in its order, and then
+// the nodes that it does not name, which are only there while they have a
+// session, or while their routes are kept.
+//
+// It has a cost: with new routes since the last call, GoBGP runs the policy over
+// a peer's routes again, and nothing else meanwhile, some 3 µs each.
+func (r *Reflector) Peers(ctx context.Context) ([]ReflectorPeer, error) {
+	found := map[netip.Addr]*api.Peer{}
+	list := func(p *api.Peer) {
+		if a, err := netip.ParseAddr(p.GetState().GetNeighborAddress()); err == nil {
+			found[a] = p
+		}
+	}
+	if err := r.bgp.ListPeer(ctx, &api.ListPeerRequest{}, list); err != nil {
+		return nil, fmt.Errorf("bgp: %w", err)
+	}
+	for _, n := range r.named {
+		// GoBGP counts what it advertises by running the policy over everything.
+		if n.role == RoleCore || r.cluster.EastWest {
+			if err := r.bgp.ListPeer(ctx, &api.ListPeerRequest{Address: n.address.String(), EnableAdvertised: true}, list); err != nil {
+				return nil, fmt.Errorf("bgp: %w", err)
+			}
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	peers := make([]ReflectorPeer, 0, len(found))
+	for _, n := range r.named {
+		peers = append(peers, r.describe(n, found[n.address]))
+	}
+	for _, a := range slices.SortedFunc(maps.Keys(found), netip.Addr.Compare) {
+		if !r.isNamed(a) {
+			peers = append(peers, r.describe(r.neighbour(a), found[a]))
+		}
+	}
+	r.forget(found)
+	return peers, nil
+}
+
+// describe puts together what is known of a peer; p may be nil while it is
+// being replaced.
+func (r *Reflector) describe(n neighbour, p *api.Peer) ReflectorPeer {
+	out := ReflectorPeer{Named: r.isNamed(n.address), Held: r.held[n.address] != nil, Session: fabric.Session{
+		Peer: n.name, Address: n.address.String(), Role: n.role, Since: r.since[n.address],
+		State: cmp.Or(states[p.GetState().GetSessionState()], "idle"),
+	}}
+	if b := p.GetState().GetBfdState(); n.bfd && b != nil {
+		out.BFD = strings.ToLower(strings.TrimPrefix(b.GetSessionState().String(), "BFD_SESSION_STATE_"))
+	}
+	for _, f := range p.GetAfiSafis() {
+		c := &out.IPv4
+		if f.GetState().GetFamily().GetAfi() == api.Family_AFI_IP6 {
+			c = &out.IPv6
+		}
+		c.Received, c.Advertised = f.GetState().GetReceived(), f.GetState().GetAdvertised()
+	}
+	accepted := r.accepted(n, p, [2]uint64{out.IPv4.Received, out.IPv6.Received})
+	out.IPv4.Accepted, out.IPv6.Accepted, out.Refused = accepted.accepted[0], accepted.accepted[1], accepted.refused
+	out.Received = out.IPv4.Received + out.IPv6.Received
+	out.Accepted = out.IPv4.Accepted + out.IPv6.Accepted
+	out.Advertised = out.IPv4.Advertised + out.IPv6.Advertised
+	return out
+}
+
+// accepted counts what the policy takes of a peer's routes. GoBGP's own number
+// of accepted routes does not know of a policy of the whole table.
+func (r *Reflector) accepted(n neighbour, p *api.Peer, received [2]uint64) count {
+	updates := p.GetState().GetMessages().GetReceived().GetUpdate()
+	c, known := r.counted[n.address]
+	if known && c.updates == updates && c.received == received && time.Since(c.at) < countAge && !c.incomplete {
+		return c
+	}
+	c = count{updates: updates, received: received, at: time.Now()}
+	for i, f := range families {
+		if received[i] == 0 {
+			continue
+		}
+		req := apiutil.ListPathRequest{TableType: api.TableType_TABLE_TYPE_ADJ_IN, Name: n.address.String(), Family: f, EnableFiltered: true}
+		err := r.bgp.ListPath(req, func(prefix bgp.NLRI, paths []*apiutil.Path) {
+			if len(paths) > 0 && !paths[0].Filtered {
+				c.accepted[i]++
+			} else if ip, ok := prefix.(*bgp.IPAddrPrefix); ok && len(c.refused) < examples {
+				c.refused = append(c.refused, ip.Prefix)
+			}
+		})
+		if err != nil { // it has gone meanwhile
+			c.incomplete = true
+		}
+	}
+	r.counted[n.address] = c
+	return c
+}
+
+// forget drops what is known of nodes that are gone and that nobody names.
+func (r *Reflector) forget(found map[netip.Addr]*api.Peer) {
+	for a := range r.since {
+		if found[a] == nil && !r.isNamed(a) && !r.up[a] && r.held[a] == nil {
+			delete(r.since, a)
+			delete(r.up, a)
+			delete(r.been, a)
+			delete(r.sent, a)
+			delete(r.counted, a)
+		}
+	}
+}
+
+// Routes counts the prefixes that the reflector has taken of a family.
+func (r *Reflector) Routes(ctx context.Context, v6 bool) (uint64, error) {
+	family := &api.Family{Afi: api.Family_AFI_IP, Safi: api.Family_SAFI_UNICAST}
+	if v6 {
+		family.Afi = api.Family_AFI_IP6
+	}
+	t, err := r.bgp.GetTable(ctx, &api.GetTableRequest{TableType: api.TableType_TABLE_TYPE_GLOBAL, Family: family})
+	if err != nil {
+		return 0, fmt.Errorf("bgp: %w", err)
+	}
+	return t.GetNumDestination(), nil
+}
+
+// Sessions implements [fabric.SessionLister], in the order of [Reflector.Peers].
+func (r *Reflector) Sessions(ctx context.Context) ([]fabric.Session, error) {
+	peers, err := r.Peers(ctx)
+	sessions := make([]fabric.Session, 0, len(peers))
+	for _, p := range peers {
+		sessions = append(sessions, p.Session)
+	}
+	return sessions, err
+}
+
+// Status gives the health of the reflector. A core gateway without a session is
+// a problem, a node is not: nodes are switched off for good reasons, and what a
+// node lacks its own agent says. That all nodes are missing is one.
+func (r *Reflector) Status(ctx context.Context) (fabric.Status, error) {
+	st := fabric.Status{
+		Cluster: r.cluster.Name, Node: r.rr.Name, Role: "reflector", Since: r.began,
+		Sessions: []fabric.Session{}, Sources: []fabric.SourceStatus{}, Problems: []string{},
+	}
+	peers, err := r.Peers(ctx)
+	if err != nil {
+		st.Problems = append(st.Problems, err.Error())
+		return st, err
+	}
+	for _, p := range peers {
+		st.Sessions = append(st.Sessions, p.Session)
+	}
+	st.Problems = append(st.Problems, r.problems(peers)...)
+	st.Healthy = len(st.Problems) == 0
+	return st, nil
+}
+
+func (r *Reflector) problems(peers []ReflectorPeer) []string {
+	var all []string
+	say := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
+	var cores, nodes, up int
+	for _, p := range peers {
+		established := p.State == "established"
+		switch {
+		case p.Role == RoleCore:
+			cores++
+			if !established {
+				say("core gateway %s (%s) has no session since %s; check that it runs, knows this reflector and has the same AS number and password",
+					p.Peer, p.Address, p.Since.Format(time.TimeOnly))
+			}
+		case established:
+			up++
+		}
+		if p.Role == RoleNode {
+			nodes++
+		}
+		if p.Held {
+			say("node %s (%s) announced more than %d prefixes of a family and is refused for %s; see what it announces, or raise max_prefixes",
+				p.Peer, p.Address, r.cluster.MaxPrefixes, r.pause)
+		}
+		if n := max(p.IPv4.Received, p.IPv6.Received); n*100 > uint64(r.cluster.MaxPrefixes)*warnAt {
+			say("node %s (%s) announces %d prefixes of a family, and %d is the most; raise max_prefixes", p.Peer, p.Address, n, r.cluster.MaxPrefixes)
+		}
+		if n := p.Received - p.Accepted; n > 0 && p.Role == RoleNode {
+			say("node %s (%s) announces %d prefixes that are refused, such as %s; stop it, or name their pool and community in the cluster file and restart the reflector",
+				p.Peer, p.Address, n, joined(p.Refused))
+		}
+	}
+	if nodes > 0 && up == 0 {
+		say("no node has a session; check that the agents run, and that they reach %s", r.rr.Address)
+	}
+	if cores == 0 && len(r.cluster.Core) > 0 {
+		say("no core gateway of the cluster has an address of the family of %s; give one such an address", r.rr.Address)
+	}
+	return all
+}
+
+func joined(ps []netip.Prefix) string {
+	ss := make([]string, 0, len(ps))
+	for _, p := range ps {
+		ss = append(ss, p.String())
+	}
+	return strings.Join(ss, ", ")
+}
+
+var _ fabric.SessionLister = (*Reflector)(nil)

@@ -1,0 +1,189 @@
+package gobgp
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/server"
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Names of GoBGP's defined sets and policies.
+const (
+	coreSet      = "core"
+	foreignSet   = "core-ebgp" // those core gateways that have another AS number
+	communitySet = "cluster"
+	globalTable  = "global"
+)
+
+// policy is what a reflector takes and gives, in GoBGP's terms: defined sets,
+// and statements over them, of which the first that matches decides. What none
+// of them accepts is rejected.
+//
+// A set without members is never used: GoBGP takes it for "any".
+type policy struct {
+	sets         []*api.DefinedSet
+	in, out      []*api.Statement
+	communities  *api.Conditions // that everything must carry
+	core         bool            // there are core gateways
+	foreignCores bool            // there are such of another AS
+}
+
+// newPolicy makes the policy of a cluster's reflector, or says what the cluster
+// lacks that would make it an open one.
+func newPolicy(c *fabric.Cluster, cores []fabric.Core) (*policy, error) {
+	if len(c.Communities) == 0 {
+		return nil, fmt.Errorf("cluster %s has no community, and a reflector would take routes of anybody; name one under community", c.Name)
+	}
+	if len(c.Announceable(false))+len(c.Announceable(true)) == 0 {
+		return nil, fmt.Errorf("cluster %s has no pools, and a reflector would have nothing to tell guests' routes by; name one under pools", c.Name)
+	}
+	p := &policy{communities: &api.Conditions{}}
+	p.addCommunities(c.Communities)
+	p.addCores(c.ASN, cores)
+	// A core gateway tells nothing.
+	if p.core {
+		p.in = append(p.in, statement("in-core", &api.Conditions{NeighborSet: anyOf(coreSet)}, reject))
+	}
+	for _, v6 := range []bool{false, true} {
+		p.addFamily(c, v6)
+	}
+	p.addExport(c.EastWest)
+	return p, nil
+}
+
+func (p *policy) addCommunities(all []fabric.Community) {
+	var plain, large []string
+	for _, c := range all {
+		if c.Large {
+			large = append(large, c.String())
+		} else {
+			plain = append(plain, c.String())
+		}
+	}
+	every := &api.MatchSet{Type: api.MatchSet_TYPE_ALL, Name: communitySet}
+	if len(plain) > 0 {
+		p.sets = append(p.sets, &api.DefinedSet{DefinedType: api.DefinedType_DEFINED_TYPE_COMMUNITY, Name: communitySet, List: plain})
+		p.communities.CommunitySet = every
+	}
+	if len(large) > 0 {
+		p.sets = append(p.sets, &api.DefinedSet{DefinedType: api.DefinedType_DEFINED_TYPE_LARGE_COMMUNITY, Name: communitySet, List: large})
+		p.communities.LargeCommunitySet = every
+	}
+}
+
+func (p *policy) addCores(asn uint32, cores []fabric.Core) {
+	var all, foreign []string
+	for _, g := range cores {
+		at := fabric.HostPrefix(g.Address).String()
+		all = append(all, at)
+		if g.ASN != asn {
+			foreign = append(foreign, at)
+		}
+	}
+	for name, list := range map[string][]string{coreSet: all, foreignSet: foreign} {
+		if len(list) > 0 {
+			p.sets = append(p.sets, &api.DefinedSet{DefinedType: api.DefinedType_DEFINED_TYPE_NEIGHBOR, Name: name, List: list})
+		}
+	}
+	p.core, p.foreignCores = len(all) > 0, len(foreign) > 0
+}
+
+// addFamily adds what is taken of a family: first what is never, then what is.
+func (p *policy) addFamily(c *fabric.Cluster, v6 bool) {
+	bits, family := 32, "ipv4"
+	if v6 {
+		bits, family = 128, "ipv6"
+	}
+	inside := func(ps []netip.Prefix) []fabric.PrefixRange {
+		var rs []fabric.PrefixRange
+		for _, q := range ps {
+			rs = append(rs, fabric.PrefixRange{Prefix: q, Min: q.Bits(), Max: bits})
+		}
+		return rs
+	}
+	for _, s := range []struct {
+		name   string
+		ranges []fabric.PrefixRange
+		action api.RouteAction
+	}{
+		{"martians-" + family, inside(fabric.Martians(v6)), reject},
+		{"excluded-" + family, inside(c.Excluded(v6)), reject},
+		{"guests-" + family, c.Announceable(v6), accept},
+	} {
+		if len(s.ranges) == 0 {
+			continue
+		}
+		set := &api.DefinedSet{DefinedType: api.DefinedType_DEFINED_TYPE_PREFIX, Name: s.name}
+		for _, r := range s.ranges {
+			set.Prefixes = append(set.Prefixes, &api.Prefix{IpPrefix: r.Prefix.String(), MaskLengthMin: uint32(r.Min), MaskLengthMax: uint32(r.Max)})
+		}
+		p.sets = append(p.sets, set)
+		match := &api.Conditions{PrefixSet: anyOf(s.name)}
+		if s.action == accept {
+			match.CommunitySet, match.LargeCommunitySet = p.communities.CommunitySet, p.communities.LargeCommunitySet
+		}
+		p.in = append(p.in, statement("in-"+s.name, match, s.action))
+	}
+}
+
+// addExport adds what is given: everything that was taken, to core gateways,
+// and to nodes where they talk to each other directly.
+func (p *policy) addExport(eastWest bool) {
+	if p.foreignCores {
+		// Over eBGP GoBGP would put itself for the next hop, and it does not forward.
+		s := statement("out-core-ebgp", &api.Conditions{NeighborSet: anyOf(foreignSet)}, accept)
+		s.Actions.Nexthop = &api.NexthopAction{Unchanged: true}
+		p.out = append(p.out, s)
+	}
+	if p.core {
+		p.out = append(p.out, statement("out-core", &api.Conditions{NeighborSet: anyOf(coreSet)}, accept))
+	}
+	if eastWest {
+		p.out = append(p.out, statement("out-nodes", &api.Conditions{}, accept))
+	}
+}
+
+const (
+	accept = api.RouteAction_ROUTE_ACTION_ACCEPT
+	reject = api.RouteAction_ROUTE_ACTION_REJECT
+)
+
+func anyOf(set string) *api.MatchSet { return &api.MatchSet{Type: api.MatchSet_TYPE_ANY, Name: set} }
+
+func statement(name string, match *api.Conditions, do api.RouteAction) *api.Statement {
+	return &api.Statement{Name: name, Conditions: match, Actions: &api.Actions{RouteAction: do}}
+}
+
+// install puts the policy into force. Until then a fresh server accepts
+// everything, so it must have no neighbours yet.
+func (p *policy) install(ctx context.Context, b *server.BgpServer) error {
+	for _, s := range p.sets {
+		if err := b.AddDefinedSet(ctx, &api.AddDefinedSetRequest{DefinedSet: s}); err != nil {
+			return fmt.Errorf("policy: set %s: %w", s.Name, err)
+		}
+	}
+	for _, way := range []struct {
+		name       string
+		direction  api.PolicyDirection
+		statements []*api.Statement
+	}{
+		{"in", api.PolicyDirection_POLICY_DIRECTION_IMPORT, p.in},
+		{"out", api.PolicyDirection_POLICY_DIRECTION_EXPORT, p.out},
+	} {
+		assigned := &api.PolicyAssignment{Name: globalTable, Direction: way.direction, DefaultAction: reject}
+		if len(way.statements) > 0 {
+			pol := &api.Policy{Name: way.name, Statements: way.statements}
+			if err := b.AddPolicy(ctx, &api.AddPolicyRequest{Policy: pol}); err != nil {
+				return fmt.Errorf("policy %s: %w", way.name, err)
+			}
+			assigned.Policies = []*api.Policy{{Name: way.name}}
+		}
+		if err := b.SetPolicyAssignment(ctx, &api.SetPolicyAssignmentRequest{Assignment: assigned}); err != nil {
+			return fmt.Errorf("policy %s: %w", way.name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,430 @@
+package gobgp_test
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
+	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
+	"github.com/osrg/gobgp/v4/pkg/server"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/gobgp"
+)
+
+const bound = 60 * time.Second
+
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	require.Eventually(t, f, bound, 20*time.Millisecond, what)
+}
+
+// rogue is a speaker that announces whatever it is told to.
+type rogue struct {
+	t   *testing.T
+	bgp *server.BgpServer
+	hop netip.Addr
+}
+
+// startRogue starts one at an address, with sessions to the reflectors of a
+// cluster.
+func startRogue(t *testing.T, c fabric.Cluster, address string) *rogue {
+	t.Helper()
+	r := &rogue{t: t, bgp: server.NewBgpServer(), hop: netip.MustParseAddr(address)}
+	done := make(chan struct{})
+	go func() { defer close(done); r.bgp.Serve() }()
+	t.Cleanup(func() {
+		require.NoError(t, r.bgp.StopBgp(t.Context(), &api.StopBgpRequest{}))
+		<-done
+	})
+	require.NoError(t, r.bgp.StartBgp(t.Context(), &api.StartBgpRequest{Global: &api.Global{Asn: c.ASN, RouterId: address, ListenPort: -1}}))
+	for _, rr := range c.Reflectors {
+		p := &api.Peer{
+			Conf:            &api.PeerConf{NeighborAddress: rr.Address.String(), PeerAsn: c.ASN, AuthPassword: rr.Password},
+			Transport:       &api.Transport{LocalAddress: address, RemotePort: uint32(rr.Port)},
+			Timers:          &api.Timers{Config: &api.TimersConfig{ConnectRetry: 1, IdleHoldTimeAfterReset: 1}},
+			GracefulRestart: &api.GracefulRestart{Enabled: true, RestartTime: 120},
+		}
+		for _, afi := range []api.Family_Afi{api.Family_AFI_IP, api.Family_AFI_IP6} {
+			p.AfiSafis = append(p.AfiSafis, &api.AfiSafi{
+				Config:            &api.AfiSafiConfig{Family: &api.Family{Afi: afi, Safi: api.Family_SAFI_UNICAST}, Enabled: true},
+				MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: true}},
+			})
+		}
+		require.NoError(t, r.bgp.AddPeer(t.Context(), &api.AddPeerRequest{Peer: p}))
+	}
+	return r
+}
+
+func (r *rogue) path(p netip.Prefix, communities ...string) *apiutil.Path {
+	nlri, err := bgp.NewIPAddrPrefix(p)
+	require.NoError(r.t, err)
+	family, hop := bgp.RF_IPv4_UC, r.hop
+	if p.Addr().Is6() {
+		family, hop = bgp.RF_IPv6_UC, netip.MustParseAddr("2001:db8::9")
+	}
+	attrs := []bgp.PathAttributeInterface{bgp.NewPathAttributeOrigin(0), bgp.NewPathAttributeLocalPref(100)}
+	if family == bgp.RF_IPv4_UC {
+		a, err := bgp.NewPathAttributeNextHop(hop)
+		require.NoError(r.t, err)
+		attrs = append(attrs, a)
+	} else {
+		a, err := bgp.NewPathAttributeMpReachNLRI(family, []bgp.PathNLRI{{NLRI: nlri}}, hop)
+		require.NoError(r.t, err)
+		attrs = append(attrs, a)
+	}
+	var plain []uint32
+	var large []*bgp.LargeCommunity
+	for _, s := range communities {
+		c, err := fabric.ParseCommunity(s)
+		require.NoError(r.t, err)
+		if c.Large {
+			large = append(large, bgp.NewLargeCommunity(c.A, c.B, c.C))
+		} else {
+			plain = append(plain, c.A<<16|c.B)
+		}
+	}
+	if len(plain) > 0 {
+		attrs = append(attrs, bgp.NewPathAttributeCommunities(plain))
+	}
+	if len(large) > 0 {
+		attrs = append(attrs, bgp.NewPathAttributeLargeCommunities(large))
+	}
+	return &apiutil.Path{Family: family, Nlri: nlri, Attrs: attrs, Age: time.Now().Unix()}
+}
+
+func (r *rogue) announce(p netip.Prefix, communities ...string) {
+	r.t.Helper()
+	_, err := r.bgp.AddPath(apiutil.AddPathRequest{Paths: []*apiutil.Path{r.path(p, communities...)}})
+	require.NoError(r.t, err)
+}
+
+// listen starts a core gateway of the cluster.
+func listen(t *testing.T, c fabric.Cluster, address string) *table {
+	t.Helper()
+	heard := &table{routes: map[netip.Prefix]gobgp.Learned{}}
+	core, err := gobgp.NewRouter(gobgp.RouterConfig{
+		ASN: c.ASN, Address: netip.MustParseAddr(address), Reflectors: c.Reflectors, Learned: heard.learn,
+	}, discard)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, core.Close()) })
+	return heard
+}
+
+func (t *table) all() []netip.Prefix {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(t.routes), netip.Prefix.Compare)
+}
+
+func peerOf(t *testing.T, r *gobgp.Reflector, name string) gobgp.ReflectorPeer {
+	t.Helper()
+	peers, err := r.Peers(t.Context())
+	require.NoError(t, err)
+	i := slices.IndexFunc(peers, func(p gobgp.ReflectorPeer) bool { return p.Peer == name })
+	if i < 0 {
+		return gobgp.ReflectorPeer{}
+	}
+	return peers[i]
+}
+
+// at gives the test cluster with its reflector on a port of its own.
+func at(port uint16) fabric.Cluster {
+	c := cluster()
+	c.Reflectors[0].Port = port
+	return c
+}
+
+const both = "64512:100 64512:1:100" // the cluster's communities
+
+// announcements are what a node may and may not announce.
+var announcements = []struct {
+	prefix, communities string
+	passes              bool
+}{
+	{"203.0.113.10/32", both, true},
+	{"203.0.0.1/32", both, true},
+	{"203.0.113.11/32", both + " 64512:666 65535:65281", true},
+	{"198.51.100.0/29", both, true},
+	{"198.51.100.0/24", both, true},
+	{"198.51.100.77/32", both, true},
+	{"2001:db8:100::10/128", both, true},
+	{"2001:db8:100::11/128", both + " 64512:666", true},
+	{"2001:db8:200::/56", both, true},
+	{"2001:db8:200::/48", both, true},
+	{"2001:db8:200::77/128", both, true},
+
+	{"0.0.0.0/0", both, false},
+	{"203.0.113.0/24", both, false},
+	{"203.0.113.0/25", both, false},
+	{"203.0.113.12/31", both, false},
+	{"203.0.0.0/16", both, false},
+	{"203.0.0.0/15", both, false},
+	{"192.0.2.1/32", both, false},
+	{"198.51.0.0/16", both, false},
+	{"203.0.255.1/32", both, false}, // excluded
+	{"203.0.113.20/32", "", false},
+	{"203.0.113.21/32", "64512:100", false},
+	{"203.0.113.22/32", "64512:1:100", false},
+	{"203.0.113.23/32", "64512:101 64512:1:100", false},
+	{"203.0.113.24/32", "64512:100 64512:1:1000", false},
+	{"203.0.113.25/32", "64512:1002 64512:1:100", false},
+	{"127.0.0.9/32", both, false},
+	{"169.254.1.1/32", both, false},
+	{"224.0.0.1/32", both, false},
+	{"0.0.0.1/32", both, false},
+	{"240.0.0.1/32", both, false},
+
+	{"::/0", both, false},
+	{"2001:db8:100::/48", both, false},
+	{"2001:db8:100::/64", both, false},
+	{"2001:db8:100::12/127", both, false},
+	{"2001:db8::/32", both, false},
+	{"2001:db8:9::9/128", both, false},
+	{"2001:db8:100:ffff::1/128", both, false}, // excluded
+	{"2001:db8:100::20/128", "", false},
+	{"2001:db8:100::21/128", "64512:100", false},
+	{"2001:db8:100::22/128", "64512:1:100", false},
+	{"::1/128", both, false},
+	{"fe80::1/128", both, false},
+	{"ff02::1/128", both, false},
+	{"::ffff:203.0.113.10/128", both, false},
+}
+
+// TestPolicy announces everything that may pass and everything that may not,
+// from a node that the cluster names and from one that it does not, and has a
+// core gateway listen.
+func TestPolicy(t *testing.T) {
+	for n, from := range []struct{ name, address string }{{"node1", "127.0.0.2"}, {"127.0.0.9", "127.0.0.9"}} {
+		t.Run(from.name, func(t *testing.T) {
+			c := at(port + 10 + uint16(n))
+			// Pools that hold martians: no cluster file has them, and no reflector takes them.
+			c.Pools = append(c.Pools, fabric.Pool{Name: "odd4", Prefix: netip.MustParsePrefix("0.0.0.0/1")}, fabric.Pool{Name: "odd6", Prefix: netip.MustParsePrefix("::/64")},
+				fabric.Pool{Name: "all4", Prefix: netip.MustParsePrefix("224.0.0.0/3")}, fabric.Pool{Name: "all6", Prefix: netip.MustParsePrefix("f000::/4")})
+			c.Underlay = prefixes("127.0.0.0/24")
+			// It announces before there is a reflector: nothing passes while that starts.
+			node := startRogue(t, c, from.address)
+			var good []netip.Prefix
+			for _, a := range announcements {
+				p := prefixes(a.prefix)[0]
+				node.announce(p, strings.Fields(a.communities)...)
+				if a.passes {
+					good = append(good, p)
+				}
+			}
+			slices.SortFunc(good, netip.Prefix.Compare)
+			heard, other := listen(t, c, "127.0.0.3"), listen(t, c, "127.0.0.4")
+			r := startReflector(t, c)
+
+			eventually(t, "everything arrives", func() bool { return peerOf(t, r, from.name).Received == uint64(len(announcements)) })
+			eventually(t, "what may pass passes", func() bool { return len(heard.all()) >= len(good) })
+			assert.Equal(t, good, heard.all())
+			p := peerOf(t, r, from.name)
+			assert.EqualValues(t, len(good), p.Accepted)
+			assert.Equal(t, uint64(6), p.IPv4.Accepted)
+			assert.Equal(t, uint64(5), p.IPv6.Accepted)
+			assert.Len(t, p.Refused, 3)
+			routes4, err := r.Routes(t.Context(), false)
+			require.NoError(t, err)
+			routes6, err := r.Routes(t.Context(), true)
+			require.NoError(t, err)
+			assert.Equal(t, []uint64{6, 5}, []uint64{routes4, routes6})
+			assert.EqualValues(t, len(good), peerOf(t, r, "core1").Advertised)
+			eventually(t, "a node that only listens is there", func() bool { return peerOf(t, r, "127.0.0.4").State == "established" })
+			assert.Empty(t, other.all(), "nodes are told nothing")
+
+			// Later changes are judged anew.
+			node.announce(good[0], "64512:100")
+			eventually(t, "a route that loses a community leaves", func() bool { return len(heard.all()) == len(good)-1 })
+			node.announce(good[0], strings.Fields(both)...)
+			eventually(t, "and comes back with it", func() bool { return slices.Equal(heard.all(), good) })
+			assert.Empty(t, other.all())
+		})
+	}
+}
+
+// TestPolicyOfCoreGateways: they are told, and tell nothing, also where a range
+// of nodes has their address, or a node the same.
+func TestPolicyOfCoreGateways(t *testing.T) {
+	c := at(port + 12)
+	c.Nodes = append(c.Nodes, fabric.Node{Name: "onCore", Address: c.Core[0].Address})
+	c.Core = append(c.Core, fabric.Core{Name: "core2", Address: netip.MustParseAddr("127.0.0.4"), ASN: c.ASN})
+	core := startRogue(t, c, "127.0.0.3")
+	for _, p := range prefixes("203.0.113.10/32", "2001:db8:100::10/128", "0.0.0.0/0", "::/0") {
+		core.announce(p, strings.Fields(both)...)
+	}
+	heard := listen(t, c, "127.0.0.4")
+	r := startReflector(t, c)
+	eventually(t, "everything arrives", func() bool { return peerOf(t, r, "core1").Received == 4 })
+	eventually(t, "the other is there", func() bool { return peerOf(t, r, "core2").State == "established" })
+	node := startRogue(t, c, "127.0.0.2")
+	node.announce(netip.MustParsePrefix("203.0.113.11/32"), strings.Fields(both)...)
+	node.announce(netip.MustParsePrefix("2001:db8:100::11/128"), strings.Fields(both)...)
+	eventually(t, "a node's routes pass", func() bool { return len(heard.all()) == 2 })
+	assert.Equal(t, prefixes("203.0.113.11/32", "2001:db8:100::11/128"), heard.all())
+	assert.Zero(t, peerOf(t, r, "core1").Accepted)
+	assert.Equal(t, gobgp.RoleCore, peerOf(t, r, "core1").Role)
+	assert.Equal(t, gobgp.ReflectorPeer{}, peerOf(t, r, "onCore"))
+	status, err := r.Status(t.Context())
+	require.NoError(t, err)
+	assert.True(t, status.Healthy, status.Problems)
+}
+
+// TestEastWest: nodes are told each other's routes where the cluster says so.
+func TestEastWest(t *testing.T) {
+	c := at(port + 13)
+	c.EastWest = true
+	r := startReflector(t, c)
+	named, unnamed := listen(t, c, "127.0.0.2"), listen(t, c, "127.0.0.10")
+	node := startRogue(t, c, "127.0.0.9")
+	good := prefixes("203.0.113.10/32", "2001:db8:100::10/128")
+	for _, p := range append(prefixes("0.0.0.0/0", "203.0.113.0/24", "2001:db8:100::/64"), good...) {
+		node.announce(p, strings.Fields(both)...)
+	}
+	eventually(t, "nodes hear", func() bool { return len(named.all()) == 2 && len(unnamed.all()) == 2 })
+	eventually(t, "all arrived", func() bool { return peerOf(t, r, "127.0.0.9").Received == 5 })
+	assert.Equal(t, good, named.all())
+	assert.Equal(t, good, unnamed.all())
+	assert.EqualValues(t, 2, peerOf(t, r, "node1").Advertised)
+}
+
+// TestCoreOfAnotherAS has the core gateway outside: the next hop stays the node.
+func TestCoreOfAnotherAS(t *testing.T) {
+	c := at(port + 14)
+	c.Core[0].ASN = 64600
+	startReflector(t, c)
+	outside := c
+	outside.ASN = 64600
+	heard := listen(t, outside, "127.0.0.3")
+	node := startRogue(t, c, "127.0.0.2")
+	for _, p := range []netip.Prefix{v4, v6} {
+		node.announce(p, strings.Fields(both)...)
+	}
+	eventually(t, "they pass", func() bool { return len(heard.all()) == 2 })
+	hop4, _ := heard.get(v4)
+	hop6, _ := heard.get(v6)
+	assert.Equal(t, "127.0.0.2", hop4.String())
+	assert.Equal(t, "2001:db8::9", hop6.String())
+}
+
+// TestPrefixLimit has a node exceed the limit in each family: it loses all of
+// its routes, is refused for the pause, and others do not notice.
+func TestPrefixLimit(t *testing.T) {
+	for n, tc := range []struct{ name, address, prefix string }{
+		{"node1", "127.0.0.2", "203.0.113.%d/32"},
+		{"127.0.0.9", "127.0.0.9", "2001:db8:100::%d/128"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := at(port + 15 + uint16(n))
+			c.MaxPrefixes = 10
+			r := startReflector(t, c, gobgp.ReflectorPause(3*time.Second))
+			heard := listen(t, c, "127.0.0.3")
+			good := startRogue(t, c, "127.0.0.20")
+			good.announce(v4, strings.Fields(both)...)
+			node := startRogue(t, c, tc.address)
+			for i := range 10 {
+				node.announce(netip.MustParsePrefix(fmt.Sprintf(tc.prefix, 20+i)), strings.Fields(both)...)
+			}
+			eventually(t, "ten pass", func() bool { return len(heard.all()) == 11 })
+			status, err := r.Status(t.Context())
+			require.NoError(t, err)
+			assert.Contains(t, strings.Join(status.Problems, "\n"), "announces 10 prefixes of a family, and 10 is the most", "the warning")
+
+			node.announce(netip.MustParsePrefix(fmt.Sprintf(tc.prefix, 99)), strings.Fields(both)...)
+			eventually(t, "it is refused", func() bool { return peerOf(t, r, tc.name).Held })
+			eventually(t, "its routes leave", func() bool { return len(heard.all()) == 1 })
+			status, err = r.Status(t.Context())
+			require.NoError(t, err)
+			assert.Contains(t, strings.Join(status.Problems, "\n"), "is refused for 3s")
+			// Until it announces less, it comes and goes.
+			eventually(t, "it may connect again", func() bool { return !peerOf(t, r, tc.name).Held })
+			eventually(t, "and is refused again", func() bool { return peerOf(t, r, tc.name).Held })
+			over := node.path(netip.MustParsePrefix(fmt.Sprintf(tc.prefix, 99)), strings.Fields(both)...)
+			over.Withdrawal = true
+			require.NoError(t, node.bgp.DeletePath(apiutil.DeletePathRequest{Paths: []*apiutil.Path{over}}))
+			eventually(t, "then its routes are back", func() bool { return len(heard.all()) == 11 })
+			assert.Equal(t, "established", peerOf(t, r, "127.0.0.20").State)
+		})
+	}
+}
+
+func TestReflectorErrors(t *testing.T) {
+	c := at(port + 17)
+	r := startReflector(t, c)
+	for _, tc := range []struct {
+		name   string
+		change func(*fabric.Cluster, *fabric.RR)
+		says   string
+	}{
+		{"address in use", func(*fabric.Cluster, *fabric.RR) {}, "reflector rr1: listen on 127.0.0.1:11807: address already in use; another reflector"},
+		{"address of another machine", func(_ *fabric.Cluster, rr *fabric.RR) { rr.Address = netip.MustParseAddr("192.0.2.1") }, "run the reflector where it is"},
+		{"another AS", func(_ *fabric.Cluster, rr *fabric.RR) { rr.ASN = 64999 }, "a reflector reflects within one AS"},
+		{"no pools", func(c *fabric.Cluster, _ *fabric.RR) { c.Pools, c.Routed = nil, nil }, "no pools"},
+		{"no community", func(c *fabric.Cluster, _ *fabric.RR) { c.Communities = nil }, "no community"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			changed, rr := c, c.Reflectors[0]
+			tc.change(&changed, &rr)
+			_, err := gobgp.NewReflector(gobgp.ReflectorConfig{Cluster: changed, RR: rr})
+			require.ErrorContains(t, err, tc.says)
+			assert.NotContains(t, err.Error(), "\n")
+		})
+	}
+	require.NoError(t, r.Close())
+	require.NoError(t, r.Close(), "once more")
+	again := startReflector(t, c)
+	status, err := again.Status(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, []string{"core1", "node1"}, []string{status.Sessions[0].Peer, status.Sessions[1].Peer})
+	require.Len(t, status.Problems, 2)
+	assert.Contains(t, status.Problems[0], "core gateway core1 (127.0.0.3) has no session since")
+	assert.Contains(t, status.Problems[1], "no node has a session")
+	assert.Equal(t, "reflector", status.Role)
+	assert.Equal(t, "rr1", status.Node)
+}
+
+// TestNodeRestarts: a node that ends without a word keeps its routes, by name and
+// by address alike; one that is gone for the restart time loses them.
+func TestNodeRestarts(t *testing.T) {
+	for n, tc := range []struct{ name, address string }{{"node1", "127.0.0.2"}, {"127.0.0.9", "127.0.0.9"}} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := at(port + 18 + uint16(n))
+			r := startReflector(t, c)
+			heard := listen(t, c, "127.0.0.3")
+			node := fabric.Node{Name: "node", Address: netip.MustParseAddr(tc.address), Address6: netip.MustParseAddr("2001:db8::2")}
+			start := func() *gobgp.Speaker {
+				s, err := gobgp.New(gobgp.Config{Cluster: c, Node: node})
+				require.NoError(t, err)
+				require.NoError(t, s.Put(t.Context(), fabric.Route{Prefix: v4}, fabric.Route{Prefix: v6}))
+				require.NoError(t, s.Open(t.Context()))
+				return s
+			}
+			s := start()
+			eventually(t, "they pass", func() bool { return len(heard.all()) == 2 })
+			// Close ends without a Cease, as a killed process does.
+			require.NoError(t, s.Close())
+			eventually(t, "the session is down", func() bool { return peerOf(t, r, tc.name).State != "established" })
+			assert.Len(t, heard.all(), 2, "kept")
+			s = start()
+			eventually(t, "the session is back", func() bool { return peerOf(t, r, tc.name).State == "established" })
+			for range 50 {
+				require.Len(t, heard.all(), 2, "nothing flaps")
+				time.Sleep(20 * time.Millisecond)
+			}
+			require.NoError(t, s.Close())
+
+			c.Timers.Restart = 3 * time.Second
+			s = start()
+			eventually(t, "the session is back", func() bool { return peerOf(t, r, tc.name).State == "established" })
+			require.NoError(t, s.Close())
+			eventually(t, "gone for good", func() bool { return len(heard.all()) == 0 })
+		})
+	}
+}

@@ -1,0 +1,175 @@
+package gobgp
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
+	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
+)
+
+// peerChanged follows the sessions, one event after the other.
+func (r *Reflector) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, _ time.Time) {
+	if e.Type != apiutil.PEER_EVENT_STATE {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a, up := e.Peer.State.NeighborAddress, e.Peer.State.SessionState == bgp.BGP_FSM_ESTABLISHED
+	if r.closed || r.up[a] == up {
+		return
+	}
+	r.up[a], r.since[a] = up, time.Now()
+	n := r.neighbour(a)
+	log := r.log.With("peer", n.name, "address", a, "role", n.role)
+	if up {
+		r.been[a], r.sent[a] = true, r.notificationsTo(a)
+		log.Info("session up")
+		r.watchByBFD(n, true)
+		return
+	}
+	log.Warn("session down", "reason", e.Peer.State.DisconnectMessage)
+	r.watchByBFD(n, false)
+	switch {
+	case e.Peer.State.AdminState == api.PeerState_ADMIN_STATE_PFX_CT:
+		log.Warn("more prefixes than max_prefixes; the node is refused for a while", "max_prefixes", r.cluster.MaxPrefixes, "for", r.pause)
+		r.hold(n)
+	case n.role == RoleNode && r.notificationsTo(a) > r.sent[a]:
+		// A node that we gave up has not merely restarted: GoBGP would keep its
+		// routes for the restart time after the hold time as well.
+		r.replace(n, r.peer(n, false, false))
+	}
+}
+
+// neighbour gives the peer at an address: one that the cluster names, or a node
+// called after its address.
+func (r *Reflector) neighbour(a netip.Addr) neighbour {
+	if i := slices.IndexFunc(r.named, func(n neighbour) bool { return n.address == a }); i >= 0 {
+		return r.named[i]
+	}
+	return neighbour{name: a.String(), role: RoleNode, address: a, asn: r.cluster.ASN}
+}
+
+func (r *Reflector) isNamed(a netip.Addr) bool {
+	return slices.ContainsFunc(r.named, func(n neighbour) bool { return n.address == a })
+}
+
+// notificationsTo counts the notifications sent to a peer.
+func (r *Reflector) notificationsTo(a netip.Addr) (sent uint64) {
+	err := r.bgp.ListPeer(context.Background(), &api.ListPeerRequest{Address: a.String()}, func(p *api.Peer) {
+		sent = p.GetState().GetMessages().GetSent().GetNotification()
+	})
+	if err != nil {
+		r.log.Debug("peer not read", "peer", a, "err", err)
+	}
+	return sent
+}
+
+// bfdPace keeps changes to GoBGP's BFD peers apart: many at a time, while one
+// of them is asking for the end of its session, would wait for each other.
+const bfdPace = 5 * time.Millisecond
+
+// watchByBFD has BFD watch a peer while its session is up, and not after: a BFD
+// session that ends later than the BGP session leaves a reset behind in GoBGP,
+// which would end the next one, and graceful restart with it.
+func (r *Reflector) watchByBFD(n neighbour, on bool) {
+	if !n.bfd {
+		return
+	}
+	time.Sleep(bfdPace)
+	if _, err := r.bgp.UpdatePeer(context.Background(), &api.UpdatePeerRequest{Peer: r.peer(n, on, false)}); err != nil {
+		r.log.Warn("BFD not changed", "peer", n.name, "on", on, "err", err)
+	}
+}
+
+// hold drops what is left of a peer that exceeded the limit, which GoBGP would
+// take for a graceful restart, and refuses its connections for a time.
+func (r *Reflector) hold(n neighbour) {
+	shut := r.peer(n, false, false)
+	shut.Conf.AdminDown, shut.Transport.PassiveMode = true, true
+	r.replace(n, shut)
+	if !r.isNamed(n.address) {
+		r.add(n, shut)
+	}
+	r.held[n.address] = time.AfterFunc(r.pause, func() { r.release(n) })
+}
+
+func (r *Reflector) release(n neighbour) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return
+	}
+	delete(r.held, n.address)
+	r.replace(n, r.peer(n, false, false))
+	r.log.Info("the node may connect again", "peer", n.name, "address", n.address)
+}
+
+// replace removes a peer with all its routes, and adds it anew if the cluster
+// names it; any other comes back by itself.
+func (r *Reflector) replace(n neighbour, p *api.Peer) {
+	err := r.bgp.DeletePeer(context.Background(), &api.DeletePeerRequest{Address: n.address.String()})
+	if err != nil {
+		// One that is not named may be gone already.
+		r.log.Debug("peer not removed", "peer", n.name, "err", err)
+	}
+	delete(r.sent, n.address)
+	delete(r.counted, n.address)
+	if r.isNamed(n.address) {
+		r.add(n, p)
+	}
+}
+
+func (r *Reflector) add(n neighbour, p *api.Peer) {
+	if err := r.bgp.AddPeer(context.Background(), &api.AddPeerRequest{Peer: p}); err != nil {
+		r.log.Error("peer not added; restart the reflector", "peer", n.name, "address", n.address, "err", err)
+	}
+}
+
+// settle ends the time in which a reflector that was started resumes: who comes
+// later is not made to wait for those who do not come.
+func (r *Reflector) settle() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return
+	}
+	for _, n := range r.named {
+		if !r.been[n.address] && r.held[n.address] == nil {
+			r.replace(n, r.peer(n, false, false))
+		}
+	}
+}
+
+// lookInterval is how often prefixes that are refused are looked for.
+const lookInterval = 10 * time.Second
+
+// lookAfter logs, until Close, which peers announce what is refused: when that
+// begins and when its number changes, not route by route.
+func (r *Reflector) lookAfter() {
+	tick := time.NewTicker(lookInterval)
+	defer tick.Stop()
+	said := map[string]uint64{}
+	for {
+		select {
+		case <-r.ended:
+			return
+		case <-tick.C:
+		}
+		peers, err := r.Peers(context.Background())
+		if err != nil {
+			r.log.Debug("peers not read", "err", err)
+			continue
+		}
+		for _, p := range peers {
+			if n := p.Received - p.Accepted; n != said[p.Address] {
+				said[p.Address] = n
+				r.log.Warn("prefixes refused by the policy", "peer", p.Peer, "address", p.Address, "refused", n, "among them", fmt.Sprint(p.Refused))
+			}
+		}
+	}
+}
