@@ -49,6 +49,9 @@ type Agent struct {
 	speaker   Speaker
 	store     Store
 	sources   []Source
+	resolver  Resolver      // nil: none
+	questions chan struct{} // has one for each that the resolver has not answered
+	events    events
 	log       *slog.Logger
 	boot      string
 	began     time.Time
@@ -63,6 +66,7 @@ type Agent struct {
 	expected map[string]time.Time // incoming migrations, announced before anything else of them
 	ailments map[string]string    // problems of the node as a whole, by what they are about
 	unlisted map[string]bool      // sources that have not yet told their guests
+	unknown  map[string]string    // guests that run here and that nobody has resolved yet, with their source
 	noPrune  bool                 // the store did not tell everything
 	draining bool
 }
@@ -72,6 +76,7 @@ type guest struct {
 	want      Desired
 	announced bool   // the speaker has the prefixes of all NICs that are not down
 	stand     stands // as last looked at
+	told      told   // to the observers
 	trouble   error  // why it is not as it is wanted
 }
 
@@ -97,7 +102,8 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		log: slog.New(slog.DiscardHandler), began: time.Now(),
 		wake:   make(chan struct{}, 1),
 		guests: map[string]*guest{}, handled: map[string]time.Time{}, expected: map[string]time.Time{},
-		ailments: map[string]string{}, unlisted: map[string]bool{},
+		ailments: map[string]string{}, unlisted: map[string]bool{}, unknown: map[string]string{},
+		questions: make(chan struct{}, maxQuestions),
 	}
 	a.claims = newClaims(&a.cluster)
 	for _, o := range opts {
@@ -205,12 +211,12 @@ type request struct {
 func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	defer a.guestLocks.lock(vm.Name)()
 	began := time.Now()
-
-	a.mu.Lock()
-	if !r.asOf.IsZero() && a.handled[vm.Name].After(r.asOf) {
-		a.mu.Unlock()
+	if a.outdated(vm.Name, r.asOf) {
 		return nil // something newer was asked of this guest since the source looked
 	}
+	vm, err := a.resolve(ctx, vm)
+
+	a.mu.Lock()
 	prev, known := Desired{}, false
 	if g, ok := a.guests[vm.Name]; ok {
 		// One whose removal is unfinished is not here, but what is left of it is.
@@ -223,7 +229,9 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	if known && prev.State == d.State {
 		d.Since = prev.Since
 	}
-	err := a.admit(d, known)
+	if err == nil {
+		err = a.admit(d, known)
+	}
 	if err == nil {
 		delete(a.expected, vm.Name)
 		a.claims.drop(prev.VM)
@@ -280,6 +288,7 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 	a.mu.Lock()
 	g := a.guests[vm]
 	st, draining := g.stand, a.draining
+	g.told.incoming = d.Incoming || g.told.incoming && d.State == Live
 	a.mu.Unlock()
 
 	ports := d.VM.Ports(&a.cluster)
@@ -302,7 +311,9 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 		if err := a.dataplane.Remove(ctx, gone...); err != nil {
 			return fmt.Errorf("remove %s: %w", gone[0], err)
 		}
+		a.tellDetached(prev.VM, gone...)
 	}
+	var there []Port
 	for _, p := range ports {
 		began := time.Now()
 		err := a.dataplane.Put(ctx, p)
@@ -314,21 +325,24 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 			}
 			announce = slices.DeleteFunc(announce, func(r Route) bool { return slices.Contains(p.NIC.Prefixes(), r.Prefix) })
 			a.setDown(vm, p.Index)
+			a.tellDetached(d.VM, p.Name)
 			continue
 		}
 		if err != nil {
 			return fmt.Errorf("port %s: %w", p.Name, err)
 		}
 		a.log.Debug("wired", "vm", vm, "port", p.Name, "took", time.Since(began))
+		there = append(there, p)
 	}
-	if len(announce) == 0 {
-		return nil
+	a.tellAttached(d.VM, there)
+	if len(announce) > 0 {
+		began := time.Now()
+		if err := a.speaker.Put(ctx, announce...); err != nil {
+			return fmt.Errorf("announce %s: %w", pretty(announce[0].Prefix), err)
+		}
+		a.log.Debug("announced", "vm", vm, "prefix", announce[0].Prefix, "prefixes", len(announce), "took", time.Since(began))
 	}
-	began := time.Now()
-	if err := a.speaker.Put(ctx, announce...); err != nil {
-		return fmt.Errorf("announce %s: %w", pretty(announce[0].Prefix), err)
-	}
-	a.log.Debug("announced", "vm", vm, "prefix", announce[0].Prefix, "prefixes", len(announce), "took", time.Since(began))
+	a.tellRaised(d, announce)
 	return nil
 }
 
@@ -428,6 +442,7 @@ func (a *Agent) lower(ctx context.Context, d Desired) error {
 		return fmt.Errorf("remove %s: %w", PortName(vm, 0), err)
 	}
 	a.log.Debug("unwired", "vm", vm, "port", PortName(vm, 0), "took", time.Since(began))
+	a.tellDetached(d.VM, portNames(d.VM)...)
 	if err := a.store.Delete(ctx, vm); err != nil {
 		return fmt.Errorf("forget: %w", err)
 	}
@@ -447,6 +462,7 @@ func (a *Agent) withdraw(ctx context.Context, vm string, prefixes []netip.Prefix
 		return fmt.Errorf("withdraw %s: %w", pretty(prefixes[0]), err)
 	}
 	a.log.Debug("withdrawn", "vm", vm, "prefix", prefixes[0], "prefixes", len(prefixes))
+	a.tellWithdrawn(vm, prefixes)
 	return nil
 }
 
@@ -477,6 +493,7 @@ func (a *Agent) outdated(vm string, asOf time.Time) bool {
 func (a *Agent) recovered(vm VM) {
 	delete(a.ailments, "guest "+vm.Name)
 	delete(a.ailments, refusedKey(vm.Origin, vm.Name))
+	delete(a.unknown, vm.Name)
 }
 
 // refusedKey is the ailment of a guest of a source that is refused.

@@ -21,7 +21,7 @@ func newClaims(c *Cluster) *claims {
 
 // check tells why the guest cannot be on this node, or nil. It changes nothing.
 func (c *claims) check(vm VM) error {
-	if err := vm.Validate(); err != nil {
+	if err := vm.complete(); err != nil {
 		return err
 	}
 	if err := c.permit(vm); err != nil {

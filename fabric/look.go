@@ -59,8 +59,8 @@ func (a *Agent) look(ctx context.Context, source, name string) (VM, bool, error)
 }
 
 // Describe tells what a guest is, and its gateway: as its hypervisor has it,
-// running or not, or as it was attached. One that nobody knows is an
-// [os.ErrNotExist].
+// running or not, or as it was attached; what it does not say a [Resolver] may
+// be asked. One that nobody knows is an [os.ErrNotExist].
 func (a *Agent) Describe(ctx context.Context, name string) (VM, Gateway, error) {
 	a.mu.Lock()
 	g, attached := a.guests[name]
@@ -76,6 +76,9 @@ func (a *Agent) Describe(ctx context.Context, name string) (VM, Gateway, error) 
 			continue
 		}
 		vm, ours, err := l.Look(ctx, name)
+		if ours && err == nil {
+			vm, err = a.describe(ctx, vm)
+		}
 		if ours && err == nil {
 			return vm, a.cluster.Gateway, nil
 		}

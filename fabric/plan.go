@@ -109,6 +109,7 @@ type wanted struct {
 	retry   bool      // an earlier attempt failed, or a removal is to be finished
 	since   time.Time // of its state
 	stand   stands    // as of the pass before
+	unknown bool      // it runs, and nobody knows what it has: its ports stay as they are
 }
 
 // decide compares what is wanted with what is there now. Only when prune is set
@@ -174,6 +175,12 @@ func decide(guests map[string]wanted, ports []PortState, routes []Route, prune b
 		return pl
 	}
 	for _, p := range ports {
+		if guests[p.VM].unknown {
+			claimedPort[p.Name] = true
+			for _, prefix := range p.NIC.Prefixes() {
+				claimedRoute[prefix] = true
+			}
+		}
 		if !claimedPort[p.Name] {
 			pl.ports = append(pl.ports, p)
 		}

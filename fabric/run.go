@@ -35,6 +35,10 @@ func (a *Agent) Adopt(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("adopt: %w", err)
 	}
+	there := map[string]bool{}
+	for _, p := range ports {
+		there[p.Name] = true
+	}
 	desired, storeErr := a.store.All(ctx)
 	if f, ok := a.store.(interface{ Fresh() bool }); ok && storeErr == nil && f.Fresh() && len(ports) > 0 {
 		storeErr = fmt.Errorf("the state is empty although %d ports are here; they are kept as they are. Detach those that are not wanted, then restart the agent", len(ports))
@@ -55,20 +59,21 @@ func (a *Agent) Adopt(ctx context.Context) error {
 			}
 			continue
 		}
-		a.adopt(d)
+		a.adopt(d, there)
 	}
 	a.adoptOrphans(ports)
 	a.repair(ctx, decide(a.wanted(), ports, nil, false, time.Now()).repairs)
 	return nil
 }
 
-// adopt takes a guest over from the store. Rules that changed since do not
-// take the network away from a guest that has it.
-func (a *Agent) adopt(d Desired) {
+// adopt takes a guest over from the store, and those of its ports that are
+// there. Rules that changed since do not take the network away from a guest
+// that has it.
+func (a *Agent) adopt(d Desired, there map[string]bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	name := d.VM.Name
-	if err := d.VM.Validate(); err != nil {
+	if err := d.VM.complete(); err != nil {
 		a.ailments["guest "+name] = fmt.Sprintf("guest %s: %v; attach it anew", name, err)
 		a.noPrune = true
 		return
@@ -82,7 +87,7 @@ func (a *Agent) adopt(d Desired) {
 		a.ailments["guest "+name] = fmt.Sprintf("guest %s: %v (it keeps what it had until it is detached)", name, err)
 	}
 	a.claims.take(d.VM)
-	a.guests[name] = &guest{want: d}
+	a.guests[name] = &guest{want: d, told: a.toldBefore(d, there)}
 }
 
 // adoptOrphans takes ports over that are ours but that the store does not
@@ -91,8 +96,9 @@ func (a *Agent) adopt(d Desired) {
 func (a *Agent) adoptOrphans(ports []PortState) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	orphans := map[string]*Desired{}
+	orphans, there := map[string]*Desired{}, map[string]bool{}
 	for _, p := range ports {
+		there[p.Name] = true
 		if _, known := a.guests[p.VM]; known || p.Cluster != a.cluster.Name || !p.Carrier && !a.noPrune {
 			continue
 		}
@@ -120,7 +126,7 @@ func (a *Agent) adoptOrphans(ports []PortState) {
 		}
 		a.ailments["guest "+vm] = fmt.Sprintf("guest %s: no state is kept of it, its port was taken over as it is; attach it, or detach it", vm)
 		a.claims.take(d.VM)
-		a.guests[vm] = &guest{want: d}
+		a.guests[vm] = &guest{want: d, told: a.toldBefore(d, there)}
 		a.log.Warn("port without state taken over", "vm", vm, "state", d.State)
 	}
 }
@@ -132,6 +138,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	for _, s := range a.sources {
 		wg.Go(func() { a.follow(ctx, s) })
 	}
+	defer a.events.deliver(ctx, a.log)()
 	defer wg.Wait()
 
 	wait := time.Duration(0)
@@ -179,9 +186,12 @@ func (a *Agent) pass(ctx context.Context) bool {
 	}
 	a.ail("speaker", nil)
 
-	pl := decide(a.wanted(), ports, routes, a.mayPrune(), time.Now())
+	prune := a.mayPrune() // before the guests: all whom that speaks of are among them
+	pl := decide(a.wanted(), ports, routes, prune, time.Now())
 	well := a.repair(ctx, pl.repairs)
-	return a.prune(ctx, pl) && well
+	clean := a.prune(ctx, pl)
+	a.tellSessions(ctx)
+	return well && clean
 }
 
 // repair brings guests to what is wanted of them again, and reports whether
@@ -239,11 +249,16 @@ func (a *Agent) prune(ctx context.Context, pl plan) bool {
 	var err error
 	if len(routes) > 0 {
 		a.log.Info("withdraw what no guest has", "prefix", routes[0], "prefixes", len(routes))
-		err = a.speaker.Remove(ctx, routes...)
+		if err = a.speaker.Remove(ctx, routes...); err == nil {
+			a.tellPruned(pl.ports, routes, nil)
+		}
 	}
 	if len(ports) > 0 {
 		a.log.Info("remove ports that no guest has", "port", ports[0], "ports", len(ports))
-		err = errors.Join(err, a.dataplane.Remove(ctx, ports...))
+		removed := a.dataplane.Remove(ctx, ports...)
+		if err = errors.Join(err, removed); removed == nil {
+			a.tellPruned(pl.ports, nil, ports)
+		}
 	}
 	a.ail("prune", err)
 	return false
@@ -270,12 +285,17 @@ func (a *Agent) wanted() map[string]wanted {
 		}
 		view[name] = w
 	}
+	for name := range a.unknown {
+		if _, here := view[name]; !here {
+			view[name] = wanted{unknown: true}
+		}
+	}
 	return view
 }
 
 // follow keeps step with one source until ctx ends. Lists are made beside the
 // reading of changes: a list waits for the slowest guest, and the cutover of
-// another one cannot.
+// another one cannot. So it is there that a resolver is asked.
 func (a *Agent) follow(ctx context.Context, s Source) {
 	var listing sync.WaitGroup
 	defer listing.Wait()
@@ -286,7 +306,7 @@ func (a *Agent) follow(ctx context.Context, s Source) {
 		case <-ctx.Done():
 			return
 		case c := <-s.Changes():
-			if !c.Lost {
+			if !c.Lost && !a.asks(c.Guest) {
 				a.heed(ctx, c.Guest)
 				continue
 			}
@@ -339,15 +359,21 @@ func (a *Agent) listed(source string) {
 // gone, but for those that were handled while it was made.
 func (a *Agent) reconcile(ctx context.Context, source string, guests []Desired, began time.Time) {
 	listed := map[string]bool{}
+	var unresolved []Desired
 	for _, d := range guests {
 		listed[d.VM.Name] = true
 		if d.Since.IsZero() {
 			d.Since = began
 		}
-		if d.State != 0 {
+		switch {
+		case d.State == 0:
+		case a.asks(d):
+			unresolved = append(unresolved, d)
+		default:
 			a.heed(ctx, d)
 		}
 	}
+	a.unresolve(source, unresolved)
 	var gone []string
 	a.mu.Lock()
 	for name, g := range a.guests {
@@ -367,6 +393,7 @@ func (a *Agent) reconcile(ctx context.Context, source string, guests []Desired, 
 	})
 	a.mu.Unlock()
 	a.listed(source)
+	a.heedAll(ctx, unresolved)
 }
 
 // heed applies what a source says of one guest. A source raises a guest, or
@@ -375,6 +402,7 @@ func (a *Agent) heed(ctx context.Context, d Desired) {
 	name := d.VM.Name
 	a.mu.Lock()
 	g, known := a.guests[name]
+	d.VM, _ = a.answered(d.VM)
 	same := known && g.want.State >= d.State && g.trouble == nil && sameVM(g.want.VM, d.VM) && (d.State != Live || !g.want.Incoming)
 	ours := known && g.want.VM.Origin == d.VM.Origin
 	a.mu.Unlock()
@@ -396,6 +424,10 @@ func (a *Agent) heed(ctx context.Context, d Desired) {
 		}})
 	}
 	if errors.Is(err, ErrRefused) {
+		var u unanswered
+		if errors.As(err, &u) {
+			err = fmt.Errorf("guest %s runs, but %w", name, u)
+		}
 		a.log.Warn("guest runs, but is refused", "vm", name, "err", err)
 		a.ail(refusedKey(d.VM.Origin, name), err)
 		return
@@ -418,7 +450,7 @@ func (a *Agent) ail(about string, err error) {
 }
 
 func sameVM(a, b VM) bool {
-	if a.Name != b.Name || a.UUID != b.UUID || a.Origin != b.Origin || len(a.NICs) != len(b.NICs) {
+	if a.Name != b.Name || a.UUID != b.UUID || a.Origin != b.Origin || a.Resolve != b.Resolve || len(a.NICs) != len(b.NICs) {
 		return false
 	}
 	for i := range a.NICs {

@@ -133,6 +133,7 @@ func (a *Agent) Status(ctx context.Context) (Status, error) {
 			st.Sources = append(st.Sources, s.Status())
 		}
 	}
+	st.Problems = append(st.Problems, a.events.problems()...)
 	st.Healthy = len(st.Problems) == 0
 	return st, err
 }

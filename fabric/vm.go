@@ -3,6 +3,7 @@ package fabric
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -147,8 +148,14 @@ func (p Preference) String() string {
 	return fmt.Sprintf("Preference(%d)", uint32(p))
 }
 
+// Unresolved reports whether a [Resolver] is still to say what the guest has.
+func (v VM) Unresolved() bool {
+	return v.Resolve && !slices.ContainsFunc(v.NICs, func(n NIC) bool { return len(n.Addresses)+len(n.Routes) > 0 })
+}
+
 // Validate reports the first thing that is wrong with the guest on its own,
-// whatever the cluster: nil means that its name and NICs are well formed.
+// whatever the cluster: nil means that its name and NICs are well formed. NICs
+// without addresses are so while the guest is [VM.Unresolved].
 func (v VM) Validate() error {
 	if err := ValidateName(v.Name); err != nil {
 		return err
@@ -156,12 +163,16 @@ func (v VM) Validate() error {
 	if len(v.NICs) > MaxNICs {
 		return fmt.Errorf("%d NICs; a guest has at most %d", len(v.NICs), MaxNICs)
 	}
+	unresolved := v.Unresolved()
+	if unresolved && len(v.NICs) == 0 {
+		return fmt.Errorf("no NIC to resolve addresses for; name each that is the fabric's")
+	}
 	seen := map[netip.Prefix]int{}
 	for n, nic := range v.NICs {
 		if len(nic.Addresses) > MaxAddresses || len(nic.Routes) > MaxAddresses {
 			return fmt.Errorf("NIC %d: more than %d addresses or routes", n, MaxAddresses)
 		}
-		if len(nic.Addresses) == 0 {
+		if len(nic.Addresses) == 0 && !unresolved {
 			return fmt.Errorf("NIC %d: no address; give it at least one from the pools", n)
 		}
 		switch nic.Kind {
@@ -193,6 +204,15 @@ func (v VM) Validate() error {
 		}
 	}
 	return nil
+}
+
+// complete is Validate for a guest that is to have what its NICs say.
+func (v VM) complete() error {
+	if err := v.Validate(); err != nil || !v.Unresolved() {
+		return err
+	}
+	v.Resolve = false
+	return v.Validate()
 }
 
 // ValidateName reports what keeps s from being the name of a VM.

@@ -53,5 +53,8 @@ func (s *Source) Look(ctx context.Context, name string) (vm fabric.VM, ours bool
 	if !d.Ours {
 		return vm, false, nil
 	}
-	return d.VM(), true, nil
+	if d.Resolve {
+		err = d.Plugged() // its NICs are those interfaces
+	}
+	return d.VM(), true, err
 }

@@ -283,7 +283,7 @@ func (s *Source) readVM(c *conn, dom golibvirt.Domain, last *sighting) (vm fabri
 	}
 	if domain.Ours {
 		vm = domain.VM()
-		flaw = cmp.Or(vm.Validate(), domain.Plugged())
+		flaw = cmp.Or(domain.Plugged(), vm.Validate())
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

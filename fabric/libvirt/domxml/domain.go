@@ -27,6 +27,9 @@ type Domain struct {
 	ID   int  // 0 in the XML of a domain that does not run here
 	Ours bool // it has <fabric:vm>; NICs is empty otherwise
 	NICs []NIC
+	// Resolve: <fabric:vm> is empty, so NICs is too. The fabric's are the
+	// interfaces that are called so, and what they receive somebody else knows.
+	Resolve bool
 	// Interfaces are all of the domain's, in its order. Those that libvirt
 	// made itself have lost their Dev in the XML of a stopped domain.
 	Interfaces []Interface
@@ -54,10 +57,12 @@ func MayBeOurs(xml []byte) bool { return bytes.Contains(xml, []byte(family)) }
 // VM gives the guest. The n-th <fabric:nic> takes its kind, MAC address,
 // queues and MTU from the interface whose target is [fabric.PortName] n; one
 // without such an interface has only its addresses and routes, which is enough
-// to bring a guest down, see [Domain.Plugged].
+// to bring a guest down, see [Domain.Plugged]. Of one to be resolved the n-th
+// NIC is that interface, without addresses.
 func (d Domain) VM() fabric.VM {
-	vm := fabric.VM{Name: d.Name, UUID: d.UUID, Origin: Origin, NICs: make([]fabric.NIC, len(d.NICs))}
-	for n, nic := range d.NICs {
+	nics := d.nics()
+	vm := fabric.VM{Name: d.Name, UUID: d.UUID, Origin: Origin, Resolve: d.Resolve, NICs: make([]fabric.NIC, len(nics))}
+	for n, nic := range nics {
 		vm.NICs[n] = fabric.NIC{Addresses: nic.Addresses, Routes: nic.Routes}
 		i, found := d.plug(n)
 		if !found {
@@ -73,10 +78,33 @@ func (d Domain) VM() fabric.VM {
 	return vm
 }
 
+// nics gives those that the metadata names, or else one for each interface
+// that is called like a port, from the first on.
+func (d Domain) nics() []NIC {
+	if !d.Resolve {
+		return d.NICs
+	}
+	n := 0
+	for n <= fabric.MaxNICs {
+		if _, found := d.plug(n); !found {
+			break
+		}
+		n++
+	}
+	return make([]NIC, n)
+}
+
 // Plugged reports the first <fabric:nic> that has no interface of type
-// ethernet, as each needs before the guest can be brought up.
+// ethernet, as each needs before the guest can be brought up. An empty
+// <fabric:vm> needs at least one, and none called so after a gap.
 func (d Domain) Plugged() error {
-	for n := range d.NICs {
+	nics := d.nics()
+	if d.Resolve {
+		if err := d.gapless(len(nics)); err != nil {
+			return fmt.Errorf("domain %s: %w", label(d.Name), err)
+		}
+	}
+	for n := range nics {
 		port := fabric.PortName(d.Name, n)
 		i, found := d.plug(n)
 		switch {
@@ -88,6 +116,25 @@ func (d Domain) Plugged() error {
 			return fmt.Errorf("domain %s: the interface of <fabric:nic> %d, %s, is of type %.40q, which libvirt connects itself; "+
 				"make it <interface type='ethernet'>", label(d.Name), n, port, i.Type)
 		}
+	}
+	return nil
+}
+
+// gapless reports what keeps the first n interfaces that are called like ports
+// from being all of them.
+func (d Domain) gapless(n int) error {
+	port := fabric.PortName(d.Name, n)
+	if n > fabric.MaxNICs {
+		return fmt.Errorf("<fabric:vm> is empty, and more than %d interfaces are called like ports; a guest has at most that many", fabric.MaxNICs)
+	}
+	for later := n + 1; later < fabric.MaxNICs && n < len(d.Interfaces); later++ {
+		if i, found := d.plug(later); found {
+			return fmt.Errorf("<fabric:vm> is empty, and there is an interface with <target dev='%s'> but none with '%s'; number them without a gap", i.Dev, port)
+		}
+	}
+	if n == 0 {
+		return fmt.Errorf("<fabric:vm> is empty, and no interface has <target dev='%s'>; "+
+			"add <interface type='ethernet'><target dev='%[1]s' managed='no'/><model type='virtio'/></interface> for the resolver's addresses, or a <fabric:nic> with its own", port)
 	}
 	return nil
 }

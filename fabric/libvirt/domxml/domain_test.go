@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -111,6 +112,97 @@ func TestPluggedShortened(t *testing.T) {
 	assert.Equal(t, fabric.Tap, d.VM().NICs[0].Kind)
 }
 
+// empty is a domain sea_gold with an empty <fabric:vm/> and these devices.
+func empty(devices string) string {
+	return domain(`<fabric:vm xmlns:fabric="urn:vmfabric:domain:1"/>`, devices)
+}
+
+func TestResolve(t *testing.T) {
+	const (
+		plug1   = `<interface type='ethernet'><mac address='52:54:00:00:00:0b'/><target dev='sea_gold_net1'/><driver queues='4'/><mtu size='9000'/></interface>`
+		plug2   = `<interface type='ethernet'><target dev='sea_gold_net2' managed='no'/></interface>`
+		another = `<interface type='bridge'><source bridge='br0'/><target dev='vnet3'/></interface>`
+		noDev   = `<interface type='ethernet'><mac address='52:54:00:00:00:0a'/></interface>`
+		add     = "domain sea_gold: <fabric:vm> is empty, and no interface has <target dev='sea_gold_net0'>; add <interface type='ethernet'><target dev='sea_gold_net0' managed='no'/><model type='virtio'/></interface> for the resolver's addresses, or a <fabric:nic> with its own"
+	)
+	tap := fabric.NIC{Kind: fabric.Tap}
+	adopted := fabric.NIC{Kind: fabric.Adopt, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 0x0b}, Queues: 4, MTU: 9000}
+	many := ""
+	for n := range fabric.MaxNICs + 1 {
+		many += fmt.Sprintf(`<interface type='ethernet'><target dev='%s' managed='no'/></interface>`, fabric.PortName("sea_gold", n))
+	}
+	for name, c := range map[string]struct {
+		xml, err string
+		nics     []fabric.NIC
+	}{
+		"one":              {empty(plug0), "", []fabric.NIC{tap}},
+		"written long":     {ours("\n  <!-- ask -->\n"), "", []fabric.NIC{tap}},
+		"two":              {empty(plug0 + plug1), "", []fabric.NIC{tap, adopted}},
+		"in another order": {empty(plug1 + another + plug0), "", []fabric.NIC{tap, adopted}},
+		"none":             {empty(``), add, nil},
+		"another's":        {empty(another), add, nil},
+		"no target":        {empty(noDev), add, nil},
+		"the first is not": {
+			empty(plug1),
+			"domain sea_gold: <fabric:vm> is empty, and there is an interface with <target dev='sea_gold_net1'> but none with 'sea_gold_net0'; number them without a gap",
+			nil,
+		},
+		"a gap": {
+			empty(plug0 + plug2),
+			"domain sea_gold: <fabric:vm> is empty, and there is an interface with <target dev='sea_gold_net2'> but none with 'sea_gold_net1'; number them without a gap",
+			[]fabric.NIC{tap},
+		},
+		"bridged": {
+			empty(strings.ReplaceAll(another, "vnet3", "sea_gold_net0")),
+			`domain sea_gold: the interface of <fabric:nic> 0, sea_gold_net0, is of type "bridge", which libvirt connects itself; make it <interface type='ethernet'>`,
+			[]fabric.NIC{{Kind: fabric.Adopt}},
+		},
+		"too many": {
+			empty(many),
+			"domain sea_gold: <fabric:vm> is empty, and more than 64 interfaces are called like ports; a guest has at most that many",
+			slices.Repeat([]fabric.NIC{tap}, fabric.MaxNICs+1),
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, err := parseString(c.xml)
+			require.NoError(t, err)
+			assert.True(t, d.Ours)
+			assert.True(t, d.Resolve)
+			assert.Empty(t, d.NICs)
+			vm := d.VM()
+			assert.True(t, vm.Unresolved())
+			assert.Equal(t, append([]fabric.NIC{}, c.nics...), vm.NICs)
+			if err = d.Plugged(); c.err == "" {
+				require.NoError(t, err)
+				assert.NoError(t, vm.Validate())
+			} else {
+				assert.EqualError(t, err, c.err)
+			}
+		})
+	}
+}
+
+// What libvirt wrote, with the addresses taken out: at release an interface
+// that libvirt made has no name any more, and the guest is known by its own.
+func TestResolveWhatLibvirtWrites(t *testing.T) {
+	for file, nics := range map[string]int{"started.xml": 2, "stopped.xml": 2, "release.xml": 1} {
+		t.Run(file, func(t *testing.T) {
+			b, err := os.ReadFile("testdata/" + file)
+			require.NoError(t, err)
+			before, rest, _ := strings.Cut(string(b), "<fabric:nic>")
+			_, after, _ := strings.Cut(rest, "</fabric:vm>")
+			d, err := parseString(before + "</fabric:vm>" + after)
+			require.NoError(t, err)
+			vm := d.VM()
+			assert.True(t, vm.Unresolved())
+			assert.Len(t, vm.NICs, nics)
+			assert.Equal(t, "sea_gold", vm.Name)
+			assert.Equal(t, fabric.NIC{Kind: fabric.Tap, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 0x0a}, Queues: 2, MTU: 9000}, vm.NICs[0])
+			assert.NoError(t, d.Plugged())
+		})
+	}
+}
+
 func TestNotOurs(t *testing.T) {
 	for name, xml := range map[string]string{
 		"no metadata":       `<domain><name>x</name><devices/></domain>`,
@@ -125,6 +217,7 @@ func TestNotOurs(t *testing.T) {
 			d, err := parseString(xml)
 			require.NoError(t, err)
 			assert.False(t, d.Ours)
+			assert.False(t, d.Resolve)
 			assert.Empty(t, d.NICs)
 			assert.NoError(t, d.Plugged())
 		})
@@ -154,7 +247,9 @@ func TestParseErrors(t *testing.T) {
 		"other version":    {domain(`<vm xmlns="urn:vmfabric:domain:2"/>`, ``), in + `<vm> is in the namespace "urn:vmfabric:domain:2"; write xmlns:fabric="urn:vmfabric:domain:1"`},
 		"other element":    {domain(`<f:guest xmlns:f="urn:vmfabric:domain:1"/>`, ``), in + `<metadata> has <fabric:guest>; it takes <fabric:vm>`},
 		"twice":            {domain(strings.Repeat(`<vm xmlns="urn:vmfabric:domain:1"><nic><address>::2</address></nic></vm>`, 2), ``), in + "<fabric:vm> is given twice; put all <fabric:nic> into one"},
-		"no NIC":           {ours(``), in + "<fabric:vm> has no <fabric:nic>; add one"},
+		"text for a NIC":   {ours(`203.0.113.10`), in + `<fabric:vm> has the text "203.0.113.10"; it takes <fabric:nic>`},
+		"attribute on VM":  {domain(`<f:vm xmlns:f="urn:vmfabric:domain:1" resolve="yes"/>`, plug0), in + `<fabric:vm> has the attribute "resolve"; it takes none, write values as elements`},
+		"empty and full":   {domain(`<vm xmlns="urn:vmfabric:domain:1"/><vm xmlns="urn:vmfabric:domain:1"><nic><address>::2</address></nic></vm>`, ``), in + "<fabric:vm> is given twice; put all <fabric:nic> into one"},
 		"no address":       {ours(nic("::2") + `<fabric:nic/>`), in + "<fabric:nic> 1: no <fabric:address>; add one"},
 		"unknown element":  {ours(`<fabric:nik/>`), in + "<fabric:vm> has <fabric:nik>; it takes <fabric:nic>"},
 		"unknown in NIC":   {ours(`<fabric:nic><fabric:adress/></fabric:nic>`), in + "<fabric:nic> 0: <fabric:nic> has <fabric:adress>; it takes <fabric:address> and <fabric:route>"},
@@ -250,6 +345,10 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add(ours(nic("203.0.113.10") + nic("2001:db8:100::10")))
 	f.Add(domain(`<vm xmlns="urn:vmfabric:domain:2"/>`, ``))
+	f.Add(empty(plug0))
+	f.Add(empty(`<interface type="bridge"><target dev="sea_gold_net0"/></interface><interface><target dev="sea_gold_net2"/></interface>`))
+	f.Add(empty(``))
+	f.Add(strings.ReplaceAll(empty(plug0), "sea_gold", "a-machine-with-a-long-name"))
 	f.Add(`<domain><name>&#10;</name><metadata><vm xmlns="urn:vmfabric:domain:1"><nic><route>::/0</route></nic>`)
 	f.Fuzz(func(t *testing.T, s string) {
 		d, err := parseString(s)
@@ -264,6 +363,19 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		assert.NotEmpty(t, vm.Name)
+		assert.Equal(t, d.Resolve, vm.Unresolved())
+		plugged := d.Plugged()
+		if plugged != nil {
+			assert.NotContains(t, plugged.Error(), "\n")
+		}
+		if d.Resolve {
+			assert.LessOrEqual(t, len(vm.NICs), len(d.Interfaces))
+			if plugged == nil && fabric.ValidateName(vm.Name) == nil {
+				assert.NotEmpty(t, vm.NICs)
+				assert.LessOrEqual(t, len(vm.NICs), fabric.MaxNICs)
+			}
+			return
+		}
 		assert.NotEmpty(t, vm.NICs)
 		assert.LessOrEqual(t, len(vm.NICs), fabric.MaxNICs)
 		for _, n := range vm.NICs {
@@ -273,9 +385,6 @@ func FuzzParse(f *testing.F) {
 				assert.True(t, a.IsValid() && !a.Is4In6() && a.Zone() == "", a)
 			}
 			assert.GreaterOrEqual(t, n.Queues, 0)
-		}
-		if err := d.Plugged(); err != nil {
-			assert.NotContains(t, err.Error(), "\n")
 		}
 	})
 }

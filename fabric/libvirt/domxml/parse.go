@@ -107,9 +107,7 @@ func (p *parser) metadata(e xml.StartElement) error {
 		if err := p.strict(e, p.nic, "nic"); err != nil {
 			return err
 		}
-		if len(p.dom.NICs) == 0 {
-			return errors.New("<fabric:vm> has no <fabric:nic>; add one")
-		}
+		p.dom.Resolve = len(p.dom.NICs) == 0
 		return nil
 	case e.Name.Space == Namespace:
 		return fmt.Errorf("<metadata> has <fabric:%.40s>; it takes <fabric:vm>", e.Name.Local)
