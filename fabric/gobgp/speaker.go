@@ -43,6 +43,8 @@ type Speaker struct {
 	changed chan struct{}
 	unwatch context.CancelFunc
 	serving sync.WaitGroup
+	learner Learner // nil: nothing is learned
+	in      *ribIn  // with a learner
 
 	mu     sync.Mutex
 	routes map[netip.Prefix]fabric.Route
@@ -73,11 +75,39 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.unwatch = cancel
-	err = s.bgp.WatchEvent(ctx, server.WatchEventMessageCallbacks{OnPeerUpdate: s.peerChanged}, server.WatchPeer())
-	if err != nil {
+	if err = errors.Join(ownOnly(ctx, s.bgp), s.watch(ctx)); err != nil {
 		return nil, errors.Join(fmt.Errorf("bgp: %w", err), s.Close())
 	}
 	return s, nil
+}
+
+// watch follows the sessions and, for a learner, in one order with them, what
+// comes in.
+func (s *Speaker) watch(ctx context.Context) error {
+	callbacks, options := server.WatchEventMessageCallbacks{OnPeerUpdate: s.peerChanged}, []server.WatchOption{server.WatchPeer()}
+	if s.learner != nil {
+		s.in = newRIBIn(s.learner, s.cluster, s.node, s.log)
+		options = append(options, s.in.watch(&callbacks)...)
+	}
+	return s.bgp.WatchEvent(ctx, callbacks, options...)
+}
+
+// ownOnly keeps what reflectors send out of the table from which GoBGP
+// announces the best routes: a prefix that another node announces with a higher
+// LOCAL_PREF would else be withdrawn here, and be missing when the other goes.
+func ownOnly(ctx context.Context, b *server.BgpServer) error {
+	policy := &api.Policy{Name: "own routes", Statements: []*api.Statement{{
+		Name:       "own routes",
+		Conditions: &api.Conditions{RouteType: api.Conditions_ROUTE_TYPE_LOCAL},
+		Actions:    &api.Actions{RouteAction: api.RouteAction_ROUTE_ACTION_ACCEPT},
+	}}}
+	if err := b.AddPolicy(ctx, &api.AddPolicyRequest{Policy: policy}); err != nil {
+		return err
+	}
+	return b.SetPolicyAssignment(ctx, &api.SetPolicyAssignmentRequest{Assignment: &api.PolicyAssignment{
+		Direction: api.PolicyDirection_POLICY_DIRECTION_IMPORT, Policies: []*api.Policy{policy},
+		DefaultAction: api.RouteAction_ROUTE_ACTION_REJECT,
+	}})
 }
 
 // serve starts a GoBGP server. It is running when it returns.
@@ -110,6 +140,9 @@ func (s *Speaker) Open(ctx context.Context) error {
 		if err := s.bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: s.peer(rr, source, resumed)}); err != nil {
 			return fmt.Errorf("reflector %s: %w", rr.Name, err)
 		}
+	}
+	if s.in != nil {
+		s.in.begin(s.cluster.Timers.Restart)
 	}
 	return nil
 }
@@ -179,6 +212,9 @@ func (s *Speaker) Close() error {
 		return nil
 	}
 	s.unwatch()
+	if s.in != nil {
+		s.in.end()
+	}
 	err := s.bgp.StopBgp(context.Background(), &api.StopBgpRequest{AllowGracefulRestart: true})
 	s.serving.Wait()
 	return err
@@ -196,6 +232,9 @@ func (s *Speaker) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, at time.Ti
 		return
 	}
 	if up {
+		if s.in != nil {
+			s.in.opened(e.Peer.State.NeighborAddress)
+		}
 		s.mu.Lock()
 		if !s.closed { // Close waits for those that are begun
 			s.serving.Go(func() { s.resume(peer) })
@@ -406,4 +445,5 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 var (
 	_ fabric.Speaker       = (*Speaker)(nil)
 	_ fabric.SessionLister = (*Speaker)(nil)
+	_ fabric.Diagnoser     = (*Speaker)(nil)
 )

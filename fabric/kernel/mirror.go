@@ -308,6 +308,10 @@ func parseRoute(data []byte) (route, error) {
 			r.index = int32(ad.Uint32())
 		case unix.RTA_GATEWAY:
 			r.via, _ = netip.AddrFromSlice(ad.Bytes())
+		case unix.RTA_VIA: // of the other family, whose number comes first
+			if b := ad.Bytes(); len(b) > 2 {
+				r.via, _ = netip.AddrFromSlice(b[2:])
+			}
 		case unix.RTA_PRIORITY:
 			r.metric = ad.Uint32()
 		case unix.RTA_TABLE:

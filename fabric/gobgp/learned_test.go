@@ -1,0 +1,348 @@
+package gobgp_test
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/gobgp"
+)
+
+// listener writes down what it is told.
+type listener struct {
+	mu      sync.Mutex
+	routes  map[netip.Prefix]netip.Addr
+	news    []string
+	settled int
+}
+
+func newListener() *listener { return &listener{routes: map[netip.Prefix]netip.Addr{}} }
+
+func (l *listener) Put(p netip.Prefix, via netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.routes[p] = via
+	l.news = append(l.news, p.String()+" via "+via.String())
+}
+
+func (l *listener) Remove(p netip.Prefix) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.routes, p)
+	l.news = append(l.news, p.String()+" gone")
+}
+
+func (l *listener) Settle() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.settled++
+}
+
+// heard gives the news since it was last asked.
+func (l *listener) heard() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	news := l.news
+	l.news = nil
+	return news
+}
+
+func (l *listener) has(ps ...learnedRoute) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range ps {
+		if l.routes[p.prefix] != p.via {
+			return false
+		}
+	}
+	return true
+}
+
+type learnedRoute struct {
+	prefix netip.Prefix
+	via    netip.Addr // invalid: none
+}
+
+// learning is a cluster on loopback addresses: reflectors at 127.0.1.n, and
+// nodes at 127.0.0.n.
+func learning(firstPort uint16, reflectors int) fabric.Cluster {
+	c := fabric.Cluster{
+		Name: "lab", ASN: 64512,
+		Communities: []fabric.Community{{A: 64512, B: 100}, {Large: true, A: 64512, B: 1, C: 100}},
+		Pools: []fabric.Pool{
+			{Name: "public4", Prefix: netip.MustParsePrefix("203.0.113.0/24"), Exclude: []netip.Prefix{netip.MustParsePrefix("203.0.113.240/28")}},
+			{Name: "public6", Prefix: netip.MustParsePrefix("2001:db8:100::/48")},
+		},
+		Routed:   []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")},
+		EastWest: true,
+	}
+	for n := range reflectors {
+		c.Reflectors = append(c.Reflectors, fabric.RR{
+			Name: fmt.Sprintf("rr%d", n+1), Address: netip.AddrFrom4([4]byte{127, 0, 1, byte(n + 1)}), Port: firstPort + uint16(n),
+		})
+	}
+	return c.WithDefaults()
+}
+
+func reflect(t *testing.T, c fabric.Cluster, n int) *gobgp.Router {
+	t.Helper()
+	rr, err := gobgp.NewRouter(gobgp.RouterConfig{
+		ASN: c.ASN, Address: c.Reflectors[n].Address, Port: c.Reflectors[n].Port,
+		Clients: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+	}, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	return rr
+}
+
+type learningNode struct {
+	*listener
+	fabric.Node
+	speaker *gobgp.Speaker
+	t       *testing.T
+}
+
+// newNode makes the speaker of a node. All servers of a test begin before the
+// first session opens: GoBGP has settings that are common to all of a process.
+func newNode(t *testing.T, c fabric.Cluster, n byte) *learningNode {
+	t.Helper()
+	l := &learningNode{listener: newListener(), t: t, Node: fabric.Node{
+		Name: fmt.Sprintf("node%d", n), Address: netip.AddrFrom4([4]byte{127, 0, 0, n}),
+		Address6: netip.MustParseAddr(fmt.Sprintf("fd00:10:10::%d", n)),
+	}}
+	var err error
+	l.speaker, err = gobgp.New(gobgp.Config{Cluster: c, Node: l.Node}, gobgp.WithLearner(l.listener))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, l.speaker.Close()) })
+	return l
+}
+
+func open(t *testing.T, nodes ...*learningNode) {
+	t.Helper()
+	for _, n := range nodes {
+		require.NoError(t, n.speaker.Open(t.Context()))
+	}
+}
+
+// settles waits until the node has heard everything there is.
+func (n *learningNode) settles() {
+	n.t.Helper()
+	require.Eventually(n.t, func() bool { return n.isSettled() == 1 }, 60*time.Second, 5*time.Millisecond)
+}
+
+func (l *listener) isSettled() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.settled
+}
+
+func (n *learningNode) announces(rank fabric.Preference, ps ...netip.Prefix) {
+	n.t.Helper()
+	for _, p := range ps {
+		require.NoError(n.t, n.speaker.Put(n.t.Context(), fabric.Route{Prefix: p, Preference: rank}))
+	}
+}
+
+func (n *learningNode) withdraws(ps ...netip.Prefix) {
+	n.t.Helper()
+	require.NoError(n.t, n.speaker.Remove(n.t.Context(), ps...))
+}
+
+// learns waits until the node has the prefixes through another; nil: not at all.
+func (n *learningNode) learns(from *learningNode, ps ...netip.Prefix) {
+	n.t.Helper()
+	var want []learnedRoute
+	for _, p := range ps {
+		r := learnedRoute{prefix: p}
+		if from != nil {
+			r.via = from.Source(p.Addr())
+		}
+		want = append(want, r)
+	}
+	require.Eventually(n.t, func() bool { return n.has(want...) }, 60*time.Second, 5*time.Millisecond, "%s: %v", n.Name, n.routes)
+}
+
+// advertises waits until each session has that many routes of the node's own.
+func (n *learningNode) advertises(routes uint64) {
+	n.t.Helper()
+	require.Eventually(n.t, func() bool {
+		sessions, err := n.speaker.Sessions(n.t.Context())
+		require.NoError(n.t, err)
+		return !slices.ContainsFunc(sessions, func(s fabric.Session) bool { return s.Advertised != routes })
+	}, 60*time.Second, 5*time.Millisecond, n.Name)
+}
+
+// TestLearnedAndOwn has one prefix of each family on two nodes, in every order
+// and rank: what is one's own is announced whatever one hears, and what is told
+// of the other node does not depend on it.
+func TestLearnedAndOwn(t *testing.T) {
+	c := learning(11801, 2)
+	for n := range c.Reflectors {
+		rr := reflect(t, c, n)
+		t.Cleanup(func() { require.NoError(t, rr.Close()) })
+	}
+	one, two, three := newNode(t, c, 11), newNode(t, c, 12), newNode(t, c, 13)
+	open(t, one, two, three)
+	for _, n := range []*learningNode{one, two, three} {
+		n.settles()
+	}
+	for _, other := range []fabric.Preference{fabric.Standby, fabric.Normal, fabric.Fresh} {
+		two.announces(other, v4, v6)
+		one.learns(two, v4, v6)
+		three.learns(two, v4, v6)
+		one.heard()
+		for _, own := range []fabric.Preference{fabric.Standby, fabric.Normal, fabric.Fresh} {
+			if own == other {
+				continue
+			}
+			one.announces(own, v4, v6)
+			one.advertises(2)
+			winner := one
+			if other.LocalPref() > own.LocalPref() {
+				winner = two
+				assert.Empty(t, one.heard(), "the other is there as before")
+			}
+			three.learns(winner, v4, v6)
+			one.withdraws(v4, v6)
+			one.learns(two, v4, v6)
+			three.learns(two, v4, v6)
+			one.heard()
+		}
+		// The other comes while there is one's own.
+		two.withdraws(v4, v6)
+		one.learns(nil, v4, v6)
+		one.announces(fabric.Normal, v4, v6)
+		three.learns(one, v4, v6)
+		two.announces(other, v4, v6)
+		one.advertises(2)
+		one.withdraws(v4, v6)
+		one.learns(two, v4, v6)
+		two.withdraws(v4, v6)
+		one.learns(nil, v4, v6)
+		three.learns(nil, v4, v6)
+	}
+	assert.Empty(t, one.speaker.Diagnose())
+}
+
+// TestLearnedFromTwoReflectors: that both say the same is told once, and that
+// one goes is no news.
+func TestLearnedFromTwoReflectors(t *testing.T) {
+	c := learning(11811, 2)
+	first, second := reflect(t, c, 0), reflect(t, c, 1)
+	defer func() { require.NoError(t, second.Close()) }()
+	left, right := c, c
+	left.Reflectors, right.Reflectors = c.Reflectors[:1], c.Reflectors[1:]
+	one, two, three, four := newNode(t, c, 21), newNode(t, c, 22), newNode(t, left, 23), newNode(t, right, 24)
+	open(t, two, three, four)
+	two.announces(fabric.Normal, v4, v6)
+	three.learns(two, v4, v6)
+	four.learns(two, v4, v6)
+	open(t, one)
+	one.settles()
+	one.learns(two, v4, v6)
+	require.NoError(t, first.Close())
+	three.learns(nil, v4, v6)
+	mark := netip.MustParsePrefix("203.0.113.77/32")
+	two.announces(fabric.Normal, mark)
+	one.learns(two, mark)
+	require.Eventually(t, func() bool {
+		sessions, err := one.speaker.Sessions(t.Context())
+		require.NoError(t, err)
+		return sessions[0].State != "established"
+	}, 60*time.Second, 5*time.Millisecond)
+	two.withdraws(mark)
+	one.learns(nil, mark)
+	assert.ElementsMatch(t, []string{
+		v4.String() + " via 127.0.0.22", v6.String() + " via fd00:10:10::22",
+		mark.String() + " via 127.0.0.22", mark.String() + " gone",
+	}, one.heard())
+}
+
+// TestLearnedWhereReflectorsDiffer: each of two nodes is known to one reflector
+// only, and the better route counts, whoever says it.
+func TestLearnedWhereReflectorsDiffer(t *testing.T) {
+	c := learning(11815, 2)
+	first, second := reflect(t, c, 0), reflect(t, c, 1)
+	defer func() { require.NoError(t, second.Close()) }()
+	left, right := c, c
+	left.Reflectors, right.Reflectors = c.Reflectors[:1], c.Reflectors[1:]
+	one, two, three := newNode(t, c, 25), newNode(t, left, 26), newNode(t, right, 27)
+	open(t, one, two, three)
+	three.announces(fabric.Normal, v4, v6)
+	one.learns(three, v4, v6)
+	two.announces(fabric.Normal, v4, v6)
+	one.learns(two, v4, v6) // the lower originator
+	three.announces(fabric.Fresh, v4, v6)
+	one.learns(three, v4, v6)
+	three.announces(fabric.Standby, v4, v6)
+	one.learns(two, v4, v6)
+	require.NoError(t, first.Close())
+	one.learns(three, v4, v6)
+	three.withdraws(v4, v6)
+	one.learns(nil, v4, v6)
+}
+
+// TestLearnsOnlyWhatIsAnnounceable: a reflector without a filter passes
+// everything on, and the node takes what a node of the cluster may announce.
+func TestLearnsOnlyWhatIsAnnounceable(t *testing.T) {
+	c := learning(11821, 1)
+	rr := reflect(t, c, 0)
+	defer func() { require.NoError(t, rr.Close()) }()
+	stranger := c
+	stranger.Communities = c.Communities[:1]
+	one, two, three := newNode(t, c, 31), newNode(t, c, 32), newNode(t, stranger, 33)
+	open(t, one, two, three)
+	for _, p := range []string{"203.0.113.11/32", "2001:db8:100::11/128"} {
+		three.announces(fabric.Fresh, netip.MustParsePrefix(p))
+	}
+	for _, p := range []string{
+		"0.0.0.0/0", "::/0", "203.0.113.0/24", "203.0.113.8/31", "203.0.113.241/32", "192.0.2.1/32",
+		"2001:db8:100::/64", "2001:db8:200::1/128", "198.51.0.0/16",
+	} {
+		two.announces(fabric.Normal, netip.MustParsePrefix(p))
+	}
+	routed, inside := netip.MustParsePrefix("198.51.100.0/29"), netip.MustParsePrefix("198.51.100.9/32")
+	two.announces(fabric.Normal, routed, inside, v4, v6)
+	one.learns(two, v4, v6, routed, inside)
+	three.advertises(2)
+	three.announces(fabric.Normal, netip.MustParsePrefix("203.0.113.12/32"))
+	three.advertises(3)
+	two.announces(fabric.Normal, netip.MustParsePrefix("203.0.113.13/32"))
+	one.learns(two, netip.MustParsePrefix("203.0.113.13/32"))
+	one.mu.Lock()
+	assert.Len(t, one.routes, 5, "%v", one.routes)
+	one.mu.Unlock()
+	// One that was taken comes again without the communities: it is not any more.
+	sessions, err := three.speaker.Sessions(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "established", sessions[0].State)
+	three.announces(fabric.Fresh, v4)
+	one.learns(nil, v4)
+	three.withdraws(v4)
+	one.learns(two, v4)
+}
+
+// TestLearnedSettles: with a reflector that does not answer, after the restart
+// time.
+func TestLearnedSettles(t *testing.T) {
+	c := learning(11831, 2)
+	rr := reflect(t, c, 0)
+	defer func() { require.NoError(t, rr.Close()) }()
+	patient := newNode(t, c, 41)
+	c.Timers.Restart = 2 * time.Second
+	one, two := newNode(t, c, 42), newNode(t, c, 43)
+	open(t, patient, one, two)
+	two.announces(fabric.Normal, v4)
+	one.learns(two, v4)
+	patient.learns(two, v4)
+	one.settles()
+	assert.Zero(t, patient.isSettled())
+	two.announces(fabric.Normal, v6)
+	one.learns(two, v6)
+}
