@@ -2,7 +2,6 @@ package gobgp_test
 
 import (
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"sync"
@@ -82,6 +81,7 @@ func learning(firstPort uint16, reflectors int) fabric.Cluster {
 		},
 		Routed:   []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")},
 		EastWest: true,
+		Underlay: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
 	}
 	for n := range reflectors {
 		c.Reflectors = append(c.Reflectors, fabric.RR{
@@ -91,12 +91,9 @@ func learning(firstPort uint16, reflectors int) fabric.Cluster {
 	return c.WithDefaults()
 }
 
-func reflect(t *testing.T, c fabric.Cluster, n int) *gobgp.Router {
+func reflect(t *testing.T, c fabric.Cluster, n int) *gobgp.Reflector {
 	t.Helper()
-	rr, err := gobgp.NewRouter(gobgp.RouterConfig{
-		ASN: c.ASN, Address: c.Reflectors[n].Address, Port: c.Reflectors[n].Port,
-		Clients: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
-	}, slog.New(slog.DiscardHandler))
+	rr, err := gobgp.NewReflector(gobgp.ReflectorConfig{Cluster: c, RR: c.Reflectors[n]}, gobgp.ReflectorDeferral(0))
 	require.NoError(t, err)
 	return rr
 }

@@ -102,8 +102,8 @@ func well(t *testing.T, f *kernel.FIB) {
 	require.Eventually(t, func() bool { return len(f.Diagnose()) == 0 }, 30*time.Second, 5*time.Millisecond)
 }
 
-// ip runs ip(8), for what is done by somebody else.
-func ip(t *testing.T, command string) {
+// ipRun runs ip(8), for what is done by somebody else.
+func ipRun(t *testing.T, command string) {
 	t.Helper()
 	out, err := exec.Command("ip", strings.Fields(command)...).CombinedOutput()
 	require.NoError(t, err, "ip %s: %s", command, out)
@@ -152,15 +152,15 @@ func TestFIBRepairs(t *testing.T) {
 	want := through(node2, guests...)
 	eventuallyLearned(t, want)
 	for _, p := range guests {
-		ip(t, ipRoute(p)+"del "+p.String()+" proto 148")
+		ipRun(t, ipRoute(p)+"del "+p.String()+" proto 148")
 		eventuallyLearned(t, want)
-		ip(t, fmt.Sprintf("%sreplace %s via %s proto 148 metric 4096", ipRoute(p), p, node3[p.Addr().Is4()]))
+		ipRun(t, fmt.Sprintf("%sreplace %s via %s proto 148 metric 4096", ipRoute(p), p, node3[p.Addr().Is4()]))
 		eventuallyLearned(t, want)
-		ip(t, fmt.Sprintf("%sadd %s via %s proto 148 metric 77", ipRoute(p), p, node3[p.Addr().Is4()]))
+		ipRun(t, fmt.Sprintf("%sadd %s via %s proto 148 metric 77", ipRoute(p), p, node3[p.Addr().Is4()]))
 		eventuallyLearned(t, want)
-		ip(t, fmt.Sprintf("%sreplace %s via %s proto 99 metric 4096", ipRoute(p), p, node3[p.Addr().Is4()]))
+		ipRun(t, fmt.Sprintf("%sreplace %s via %s proto 99 metric 4096", ipRoute(p), p, node3[p.Addr().Is4()]))
 		require.Eventually(t, func() bool { return len(f.Diagnose()) == 1 }, 30*time.Second, 5*time.Millisecond)
-		ip(t, ipRoute(p)+"del "+p.String()+" proto 99")
+		ipRun(t, ipRoute(p)+"del "+p.String()+" proto 99")
 		eventuallyLearned(t, want)
 		well(t, f)
 	}
@@ -178,7 +178,7 @@ func TestFIBAdopts(t *testing.T) {
 	underlay(t)
 	more := []netip.Prefix{netip.MustParsePrefix("203.0.113.13/32"), netip.MustParsePrefix("2001:db8:100::13/128")}
 	for _, p := range slices.Concat(guests, more) {
-		ip(t, fmt.Sprintf("%sadd %s via %s proto 148 metric 4096", ipRoute(p), p, node2[p.Addr().Is4()]))
+		ipRun(t, fmt.Sprintf("%sadd %s via %s proto 148 metric 4096", ipRoute(p), p, node2[p.Addr().Is4()]))
 	}
 	all := through(node2, slices.Concat(guests, more)...)
 	f := openFIB(t)
@@ -214,8 +214,8 @@ func TestFIBForeign(t *testing.T) {
 		return fmt.Sprintf("%s via %s proto 99 metric %d", p, node3[p.Addr().Is4()], metric)
 	}
 	for _, p := range guests {
-		ip(t, ipRoute(p)+"add "+foreign(p, 4096))
-		ip(t, ipRoute(p)+"add "+foreign(p, 50))
+		ipRun(t, ipRoute(p)+"add "+foreign(p, 4096))
+		ipRun(t, ipRoute(p)+"add "+foreign(p, 50))
 	}
 	theirs := func() string {
 		out, err := exec.Command("sh", "-c", "ip -4 route show proto 99; ip -6 route show proto 99").Output()
@@ -233,7 +233,7 @@ func TestFIBForeign(t *testing.T) {
 	assert.Contains(t, f.Diagnose()[0], "not ours; see ip route show 203.0.113.12/32")
 	assert.Empty(t, learned(t))
 	for _, p := range guests {
-		ip(t, ipRoute(p)+"del "+foreign(p, 4096))
+		ipRun(t, ipRoute(p)+"del "+foreign(p, 4096))
 	}
 	eventuallyLearned(t, through(node2, guests...))
 	put(f, node3, guests...)
@@ -334,8 +334,8 @@ func TestFIBMany(t *testing.T) {
 	}
 	eventuallyLearned(t, through(node3, ps[500:]...))
 	// Somebody flushes them.
-	ip(t, "-4 route flush proto 148")
-	ip(t, "-6 route flush proto 148")
+	ipRun(t, "-4 route flush proto 148")
+	ipRun(t, "-6 route flush proto 148")
 	eventuallyLearned(t, through(node3, ps[500:]...))
 	well(t, f)
 	require.NoError(t, f.Close())
