@@ -326,9 +326,16 @@ func TestSpoofedSourcesAreDropped(t *testing.T) {
 	}
 }
 
+// secured puts a password and TTL security on all sessions.
+func secured(c *fabric.Cluster) {
+	for i := range c.Reflectors {
+		c.Reflectors[i].Password, c.Reflectors[i].GTSM = "s3cret", true
+	}
+}
+
 func TestSecuredSessions(t *testing.T) {
 	t.Parallel()
-	s := start(t, options{password: "s3cret", gtsm: true})
+	s := start(t, options{change: secured})
 	vm := veth("web", "203.0.113.10", "2001:db8:100::10")
 	s.run("node1", vm)
 	s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
@@ -349,7 +356,7 @@ func TestReflectorsComeLate(t *testing.T) {
 	out, _, code = a.cli("why", "203.0.113.10")
 	assert.Equal(t, 1, code)
 	assert.Contains(t, out, "MISSING reflector rr1")
-	s.startReflectors("", false)
+	s.startReflectors()
 	a.established()
 	s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
 	out, _, code = a.cli("status")

@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -30,14 +32,17 @@ func soon(t testing.TB) context.Context {
 	return ctx
 }
 
-// system is a cluster in a laboratory.
+// system is a cluster in a laboratory: everything around the agents runs from
+// what `vmfabric render` gives.
 type system struct {
 	t       testing.TB
+	o       options
 	lab     *testenv.Lab
 	top     *testenv.Topology
 	cluster fabric.Cluster
 	file    string
-	rr      map[string]*testenv.Bird
+	rr      map[string]router
+	core    router
 	agents  map[string]*agent
 }
 
@@ -50,46 +55,37 @@ type agent struct {
 	args   []string
 }
 
+// options say how a system differs from one node, BIRD everywhere else.
 type options struct {
 	nodes    int
-	core     string // "bird" or "frr"
-	password string
-	gtsm     bool
+	rr       string            // "bird", "frr" or "embedded"
+	core     string            // "bird" or "frr"
+	speakers map[string]string // of nodes whose agent does not speak itself: "bird" or "frr"
+	change   func(*fabric.Cluster)
 	noRR     bool // reflectors are started by the test
 	noAgent  bool
 }
 
-// start builds a cluster with two BIRD reflectors, a core gateway and an agent
-// on every node, and waits until all sessions are up.
+// start builds a cluster with two reflectors, a core gateway and an agent on
+// every node, and waits until all sessions are up.
 func start(t testing.TB, o options) *system {
 	t.Helper()
-	labtest.Need(t, "bird")
-	if o.core == "frr" {
-		labtest.Need(t, "frr")
-	}
-	s := &system{t: t, cluster: testenv.SmallCluster(max(o.nodes, 1)), rr: map[string]*testenv.Bird{}, agents: map[string]*agent{}}
-	for i := range s.cluster.Reflectors {
-		s.cluster.Reflectors[i].GTSM = o.gtsm
+	o.rr, o.core = cmp.Or(o.rr, "bird"), cmp.Or(o.core, "bird")
+	needed := append([]string{o.rr, o.core}, slices.Collect(maps.Values(o.speakers))...)
+	labtest.Need(t, slices.DeleteFunc(needed, func(s string) bool { return s == "embedded" })...)
+	s := &system{t: t, o: o, cluster: testenv.SmallCluster(max(o.nodes, 1)), rr: map[string]router{}, agents: map[string]*agent{}}
+	s.cluster.Routed = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8:200::/40")}
+	if o.change != nil {
+		o.change(&s.cluster)
 	}
 	s.lab, s.top = labtest.Build(t, s.cluster)
-	text := testenv.ClusterFile(s.cluster)
-	if o.password != "" {
-		secret := filepath.Join(s.lab.Dir(), "rr.secret")
-		require.NoError(t, os.WriteFile(secret, []byte(o.password+"\n"), 0o600))
-		text = strings.ReplaceAll(text, "gtsm:", "password_file: "+secret+", gtsm:")
-	}
-	s.file = filepath.Join(s.lab.Dir(), "cluster.yaml")
-	require.NoError(t, os.WriteFile(s.file, []byte(text), 0o600))
+	s.writeFile()
 	if !o.noRR {
-		s.startReflectors(o.password, o.gtsm)
+		s.startReflectors()
 	}
-	s.startCore(o)
+	s.core = s.startRouter(o.core, s.top.Core)
 	for name, h := range s.top.Nodes {
-		s.agents[name] = &agent{s: s, node: h, socket: filepath.Join(h.Dir(), "agent.sock")}
-		s.agents[name].args = []string{
-			"agent", "--config", s.file, "--node", name, "--state", filepath.Join(h.Dir(), "state"),
-			"--socket", s.agents[name].socket, "--libvirt", "off", "--lxd", "off", "--log-level", "debug",
-		}
+		s.agents[name] = s.newAgent(name, h)
 		if !o.noAgent {
 			s.agents[name].start()
 		}
@@ -102,45 +98,52 @@ func start(t testing.TB, o options) *system {
 	return s
 }
 
-func (s *system) startReflectors(password string, gtsm bool) {
+// writeFile writes the cluster file, and the reflectors' password beside it.
+func (s *system) writeFile() {
 	s.t.Helper()
-	bgp := testenv.BGPOf(s.cluster)
-	bgp.Password = password
-	for name, h := range s.top.Reflectors {
-		conf := testenv.Reflector{BGP: bgp, RouterID: h.Addr4(), Cores: []netip.Addr{s.top.Core.Addr4()}}.Bird()
-		if gtsm {
-			conf = strings.Replace(conf, "\tdirect;", "\tdirect; ttl security on;", 1)
-		}
-		var err error
-		s.rr[name], err = h.StartBird(soon(s.t), conf)
-		require.NoError(s.t, err)
+	text := testenv.ClusterFile(s.cluster)
+	if password := s.cluster.Reflectors[0].Password; password != "" {
+		secret := filepath.Join(s.lab.Dir(), "rr.secret")
+		require.NoError(s.t, os.WriteFile(secret, []byte(password+"\n"), 0o600))
+		text = strings.ReplaceAll(text, "gtsm:", "password_file: "+secret+", gtsm:")
+	}
+	s.file = filepath.Join(s.lab.Dir(), "cluster.yaml")
+	require.NoError(s.t, os.WriteFile(s.file, []byte(text), 0o600))
+}
+
+// newAgent says how the agent of a node is run, with the routing daemon that
+// speaks for it, which is started.
+func (s *system) newAgent(name string, h *testenv.Host) *agent {
+	s.t.Helper()
+	a := &agent{s: s, node: h, socket: filepath.Join(h.Dir(), "agent.sock")}
+	a.args = []string{
+		"agent", "--config", s.file, "--node", name, "--state", filepath.Join(h.Dir(), "state"),
+		"--socket", a.socket, "--libvirt", "off", "--lxd", "off", "--log-level", "debug",
+	}
+	if kind := s.o.speakers[name]; kind != "" {
+		a.args = append(a.args, "--speaker", kind)
+		s.startRouter(kind, h)
+	}
+	return a
+}
+
+func (s *system) startReflectors() {
+	s.t.Helper()
+	for name := range s.top.Reflectors {
+		s.startReflector(name)
 	}
 }
 
-func (s *system) startCore(o options) {
+func (s *system) startReflector(name string) {
 	s.t.Helper()
-	bgp := testenv.BGPOf(s.cluster)
-	bgp.Password = o.password
-	core := testenv.CoreGateway{BGP: bgp, RouterID: s.top.Core.Addr4()}
-	for _, rr := range s.cluster.Reflectors {
-		core.Reflectors = append(core.Reflectors, rr.Address)
-	}
-	var err error
-	if o.core == "frr" {
-		_, err = s.top.Core.StartFRR(soon(s.t), core.FRR())
-	} else {
-		conf := core.Bird()
-		if o.gtsm {
-			conf = strings.Replace(conf, "\tdirect;", "\tdirect; ttl security on;", 1)
-		}
-		_, err = s.top.Core.StartBird(soon(s.t), conf)
-	}
-	require.NoError(s.t, err)
+	s.rr[name] = s.startRouter(s.o.rr, s.top.Reflectors[name])
 }
 
 func (a *agent) start() {
 	a.s.t.Helper()
-	d, err := a.node.StartDaemon("agent", exec.Command(program, a.args...))
+	cmd := exec.Command(program, a.args...)
+	cmd.Env = append(os.Environ(), a.env()...)
+	d, err := a.node.StartDaemon("agent", cmd)
 	require.NoError(a.s.t, err)
 	a.Daemon = d
 	require.NoError(a.s.t, testenv.Until(soon(a.s.t), func() error {

@@ -1,0 +1,86 @@
+package e2e
+
+import (
+	"context"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/internal/render"
+	"github.com/vmfabric/vmfabric/testenv"
+)
+
+// router is a reflector, a core gateway or a node's routing daemon.
+type router interface {
+	Stop() error
+	Kill() error
+	Routes(ctx context.Context) ([]testenv.BGPRoute, error)
+	Established(ctx context.Context) (int, error)
+}
+
+// startRouter starts what a machine of the cluster runs: a routing daemon with
+// its rendered configuration, or the embedded reflector.
+func (s *system) startRouter(kind string, h *testenv.Host) router {
+	s.t.Helper()
+	if kind == "embedded" {
+		return s.startEmbedded(h)
+	}
+	conf, err := render.Router(s.cluster, render.Format(kind), h.Name())
+	require.NoError(s.t, err)
+	var r router
+	if kind == "frr" {
+		r, err = h.StartFRR(soon(s.t), conf)
+	} else {
+		r, err = h.StartBird(soon(s.t), conf)
+	}
+	require.NoError(s.t, err)
+	return r
+}
+
+// embedded is `vmfabric reflector`.
+type embedded struct {
+	*testenv.Daemon
+	s      *system
+	socket string
+}
+
+func (s *system) startEmbedded(h *testenv.Host) *embedded {
+	s.t.Helper()
+	e := &embedded{s: s, socket: filepath.Join(h.Dir(), "reflector.sock")}
+	var err error
+	e.Daemon, err = h.StartDaemon("reflector", exec.Command(program, "reflector", "--config", s.file, "--name", h.Name(), "--socket", e.socket, "--log-level", "debug"))
+	require.NoError(s.t, err)
+	s.eventually("the reflector answers", func() error {
+		_, err := e.Established(soon(s.t))
+		return err
+	})
+	return e
+}
+
+// Routes gives none: what the reflector has is seen at the core gateway.
+func (e *embedded) Routes(context.Context) ([]testenv.BGPRoute, error) { return nil, nil }
+
+// Established counts the sessions that are up.
+func (e *embedded) Established(ctx context.Context) (int, error) {
+	reply, err := hooks.Call(ctx, e.socket, hooks.Request{Op: hooks.Status})
+	if reply.Status == nil {
+		return 0, err
+	}
+	n := 0
+	for _, session := range reply.Status.Sessions {
+		if session.State == "established" {
+			n++
+		}
+	}
+	return n, nil
+}
+
+// env tells the plugins where the routing daemon of the node is.
+func (a *agent) env() []string {
+	return []string{
+		"VMFABRIC_BIRD_SOCKET=" + filepath.Join(a.node.Dir(), "bird.ctl"),
+		"VMFABRIC_FRR_PATHSPACE=" + strings.ReplaceAll(a.node.Namespace(), ".", "_"),
+	}
+}
