@@ -189,6 +189,13 @@ func (a *Agent) unresolve(source string, guests []Desired) {
 	}
 }
 
+// forgetUnknown notes that a guest which nobody had resolved does not run any more.
+func (a *Agent) forgetUnknown(vm string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.unknown, vm)
+}
+
 // heedAll applies what a source says of guests that are to be asked about, side
 // by side: one for which the resolver is slow holds up no other.
 func (a *Agent) heedAll(ctx context.Context, guests []Desired) {

@@ -321,9 +321,13 @@ func TestKnownGuestIsNotAskedAbout(t *testing.T) {
 					src.Set(unresolved(web()), fabric.Live)
 					moment()
 					n.journal.Take()
+					time.Sleep(time.Minute)
+					n.dataplane.Fail("wire", errBoom) // what is as it is wanted is not touched
 					src.Lose()
 					time.Sleep(5 * time.Minute) // lists
-					n.did(webAnnounced...)      // not fresh any more
+					assert.Empty(t, n.problems())
+					n.dataplane.Fail("wire", nil)
+					n.did(webAnnounced...) // not fresh any more
 					check(fabric.Live)
 
 					// The guest has other queues now, and still what it had.
@@ -363,6 +367,20 @@ func TestResolvedAnewAfterRelease(t *testing.T) {
 	inv.err = errBoom
 	require.ErrorIs(t, n.Apply(t.Context(), unresolved(web()), fabric.Wired), fabric.ErrRefused)
 	n.holds()
+}
+
+// One whose release is not finished is released.
+func TestResolvedAnewOverAnUnfinishedRelease(t *testing.T) {
+	inv := knowing(web())
+	n := fresh(t, fabric.WithResolver(inv))
+	n.apply(unresolved(web()), fabric.Wired)
+	n.dataplane.Fail("unwire", errBoom)
+	require.Error(t, n.Apply(t.Context(), fabric.VM{Name: "web"}, fabric.Absent))
+	n.dataplane.Fail("unwire", nil)
+	inv.knows["web"] = guest("", "203.0.113.40", "2001:db8:100:1::40").NICs
+	n.apply(unresolved(web()), fabric.Wired)
+	n.holds(want{guest("web", "203.0.113.40", "2001:db8:100:1::40"), fabric.Wired})
+	assert.Len(t, inv.questions(), 2)
 }
 
 // Another guest of the same name, or the same with other NICs, is another question.
@@ -494,25 +512,46 @@ func TestUnknownGuestThatRuns(t *testing.T) {
 
 // One that ends unresolved leaves no problem, and what is left of it goes.
 func TestUnknownGuestThatEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		inv, src := knowing(web()), fake.NewSource("libvirt")
-		opts := []fabric.Option{fabric.WithResolver(inv), fabric.WithSources(src)}
-		n := fresh(t, opts...)
-		n.apply(unresolved(web()), fabric.Live)
-		src.SetQuietly(unresolved(web()), fabric.Live)
-		n.dataplane.SetCarrier("web_net0", false)
-		n.dataplane.SetCarrier("web_net1", false)
-		n.store.Delete(t.Context(), "web")
-		inv.err = errBoom
-		n = n.again(opts...)
-		n.run(func() {
-			assert.Len(t, n.problems(), 1)
+	for name, end := range map[string]func(n *node, src *fake.Source){
+		"by its source": func(n *node, src *fake.Source) { src.Set(unresolved(web()), fabric.Absent) },
+		"by its hook": func(n *node, src *fake.Source) {
 			src.SetQuietly(unresolved(web()), fabric.Absent)
-			time.Sleep(2 * time.Minute)
-			assert.Empty(t, n.problems())
-			n.holds()
+			n.apply(from("libvirt", fabric.VM{Name: "web"}), fabric.Absent)
+		},
+		"unseen": func(n *node, src *fake.Source) {
+			src.SetQuietly(unresolved(web()), fabric.Absent)
+			time.Sleep(time.Minute)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				inv, src := knowing(web()), fake.NewSource("libvirt")
+				opts := []fabric.Option{fabric.WithResolver(inv), fabric.WithSources(src)}
+				n := fresh(t, opts...)
+				n.apply(unresolved(web()), fabric.Live)
+				src.SetQuietly(unresolved(web()), fabric.Live)
+				n.dataplane.SetCarrier("web_net0", false)
+				n.dataplane.SetCarrier("web_net1", false)
+				n.store.Delete(t.Context(), "web")
+				inv.err = errBoom
+				n = n.again(opts...)
+				n.run(func() {
+					assert.Len(t, n.problems(), 1)
+					ports, err := n.dataplane.Actual(t.Context())
+					require.NoError(t, err)
+					assert.Len(t, ports, 2)
+					end(n, src)
+					time.Sleep(35 * time.Second) // a pass
+					ports, err = n.dataplane.Actual(t.Context())
+					require.NoError(t, err)
+					assert.Empty(t, ports)
+					time.Sleep(30 * time.Second) // a list
+					assert.Empty(t, n.problems())
+					n.holds()
+				})
+			})
 		})
-	})
+	}
 }
 
 // Many are asked about side by side, and nobody waits for them.

@@ -413,6 +413,8 @@ func (a *Agent) heed(ctx context.Context, d Desired) {
 	case d.State == Absent:
 		if ours {
 			err = a.remove(ctx, name, d.Since)
+		} else {
+			a.forgetUnknown(name)
 		}
 	case same:
 	default:

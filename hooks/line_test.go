@@ -36,6 +36,20 @@ func TestLargestGuestFits(t *testing.T) {
 	assert.Equal(t, vm, req.VM)
 }
 
+// A guest that is to be resolved says so: an agent that does not know the key
+// refuses it, rather than wire a guest without addresses.
+func TestUnresolvedGuest(t *testing.T) {
+	vm := fabric.VM{Name: "web", Resolve: true, NICs: []fabric.NIC{{Kind: fabric.Tap}}}
+	b, err := encode(Request{V: Version, Op: Wire, VM: vm})
+	require.NoError(t, err)
+	assert.Equal(t, `{"v":1,"op":"wire","vm":{"name":"web","nics":[{"addresses":null,"kind":"tap"}],"resolve":true}}`+"\n", string(b))
+	req, err := decode(b)
+	require.NoError(t, err)
+	assert.Equal(t, vm, req.VM)
+	_, err = decode([]byte(`{"v":1,"op":"wire","vm":{"name":"web","nics":[{"addresses":null}],"resolves":true}}`))
+	require.ErrorContains(t, err, `unknown field "resolves"`)
+}
+
 func FuzzRequest(f *testing.F) {
 	for _, req := range []Request{{V: 1, Op: Wire, VM: guest}, {V: 1, Op: List}, {V: 1, Op: Remove, VM: fabric.VM{Name: "web"}}} {
 		b, err := encode(req)
@@ -43,6 +57,7 @@ func FuzzRequest(f *testing.F) {
 		f.Add(b)
 	}
 	f.Add([]byte(`{"v":2,"op":"wire","more":[]}`))
+	f.Add([]byte(`{"v":1,"op":"wire","vm":{"name":"web","resolve":true,"nics":[{"addresses":null,"kind":"tap"}]}}`))
 	f.Add([]byte(`{"v":1,"op":"wire","vm":{"name":"a","nics":[{"addresses":["fe80::1%eth0",""],"mac":""}]}}`))
 	f.Fuzz(func(t *testing.T, line []byte) {
 		req, err := decode(line)

@@ -172,6 +172,39 @@ func TestGuestsAreOursThatRun(t *testing.T) {
 	assert.Zero(t, d.listeners(), "without Run the connection is closed again")
 }
 
+// A guest whose <fabric:vm> is empty is listed and looked up without
+// addresses; one without an interface for it cannot be described.
+func TestGuestsToBeResolved(t *testing.T) {
+	empty := func(name string) string {
+		before, rest, _ := strings.Cut(ours(name, 10), "<fabric:nic>")
+		_, after, _ := strings.Cut(rest, "</fabric:nic>")
+		return before + after
+	}
+	d := newDaemon(t).start()
+	d.set("ask", running, 1, empty("ask"))
+	d.set("odd", running, 1, strings.Replace(empty("odd"), "odd_net0", "vnet0", 1))
+	s := New(Config{Socket: d.path})
+	got, err := s.Guests(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, map[string]fabric.State{"ask": fabric.Live, "odd": 0}, states(got))
+	want := fabric.VM{
+		Name: "ask", UUID: "aaaaaaaa-0000-4000-8000-000000000010", Origin: "libvirt", Resolve: true,
+		NICs: []fabric.NIC{{Kind: fabric.Tap, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 0x0a}}},
+	}
+	assert.Equal(t, want, got[0].VM)
+	const why = "domain odd: <fabric:vm> is empty, and no interface has <target dev='odd_net0'>"
+	require.Len(t, s.Diagnose(), 1)
+	assert.Contains(t, s.Diagnose()[0], why)
+
+	vm, ours, err := s.Look(t.Context(), "ask")
+	require.NoError(t, err)
+	assert.True(t, ours)
+	assert.Equal(t, want, vm)
+	_, ours, err = s.Look(t.Context(), "odd")
+	require.ErrorContains(t, err, why)
+	assert.True(t, ours)
+}
+
 func TestGuestThatCannotBeReadAnyMoreStays(t *testing.T) {
 	d := newDaemon(t).start()
 	d.set("web", running, 1, ours("web", 10))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
+	lab "github.com/vmfabric/vmfabric/testenv/fake"
 )
 
 var binary string
@@ -184,6 +186,94 @@ func TestOperations(t *testing.T) {
 				assert.Equal(t, fabric.Adopt, vm.NICs[1].Kind)
 				assert.Equal(t, "[203.0.113.10 2001:db8:100::10]", fmt.Sprint(vm.NICs[0].Addresses))
 			}
+		})
+	}
+}
+
+// emptied is what libvirt wrote, with an empty <fabric:vm/>.
+func emptied(t *testing.T, file string) string {
+	before, rest, _ := strings.Cut(written(t, file), "<fabric:nic>")
+	_, after, found := strings.Cut(rest, "</fabric:vm>")
+	require.True(t, found)
+	return before + "</fabric:vm>" + after
+}
+
+// A guest whose domain does not say what it has is the agent's to find out
+// about, and needs no more than its name on the way down.
+func TestResolve(t *testing.T) {
+	t.Parallel()
+	for op, c := range map[string]struct{ file, asked string }{
+		"prepare":   {"started.xml", "sea_gold wired"},
+		"start":     {"started.xml", "sea_gold wired"},
+		"started":   {"started.xml", "sea_gold started"},
+		"reconnect": {"started.xml", "sea_gold started"},
+		"stopped":   {"stopped.xml", "sea_gold withdrawn"},
+		"release":   {"release.xml", "sea_gold absent"},
+		"migrate":   {"stopped.xml", "sea_gold expected"},
+		"restore":   {"stopped.xml", ""},
+	} {
+		t.Run(op, func(t *testing.T) {
+			t.Parallel()
+			agent := &fake{}
+			xml := emptied(t, c.file)
+			status, said := run(t, serve(t, agent), op, xml)
+			assert.Zero(t, status)
+			assert.Empty(t, said)
+			if c.asked == "" {
+				assert.Empty(t, agent.asked)
+				return
+			}
+			require.Equal(t, []string{c.asked}, agent.asked)
+			if c.file == "started.xml" {
+				assert.Equal(t, fabric.VM{
+					Name: "sea_gold", UUID: "aaaaaaaa-0000-4000-8000-000000000001", Origin: "libvirt", Resolve: true,
+					NICs: []fabric.NIC{
+						{Kind: fabric.Tap, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 0x0a}, Queues: 2, MTU: 9000},
+						{Kind: fabric.Adopt, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 0x0b}},
+					},
+				}, agent.vms[0])
+				assert.True(t, agent.vms[0].Unresolved())
+			}
+
+			// Without an interface there is nothing to ask about.
+			agent = &fake{}
+			status, said = run(t, serve(t, agent), op, strings.ReplaceAll(xml, "sea_gold_net", "vnet"))
+			assert.Equal(t, refusal(op), status)
+			if c.file == "started.xml" {
+				assert.Equal(t, "vmfabric: domain sea_gold: <fabric:vm> is empty, and no interface has <target dev='sea_gold_net0'>; add <interface type='ethernet'><target dev='sea_gold_net0' managed='no'/><model type='virtio'/></interface> for the resolver's addresses, or a <fabric:nic> with its own", said)
+				assert.Empty(t, agent.asked)
+			} else {
+				assert.Empty(t, said)
+				assert.Equal(t, []string{c.asked}, agent.asked)
+			}
+		})
+	}
+}
+
+// The whole way to an agent, and its word back.
+func TestResolveRefused(t *testing.T) {
+	t.Parallel()
+	for op := range operations {
+		t.Run(op, func(t *testing.T) {
+			t.Parallel()
+			cluster := fabric.Cluster{
+				Name: "msk1", ASN: 64512, Communities: []fabric.Community{{A: 64512, B: 100}},
+				Gateway:    fabric.Gateway{IPv4: netip.MustParseAddr("169.254.1.1"), IPv6: netip.MustParseAddr("fe80::1")},
+				Pools:      []fabric.Pool{{Name: "public4", Prefix: netip.MustParsePrefix("203.0.113.0/24")}, {Name: "public6", Prefix: netip.MustParsePrefix("2001:db8:100::/48")}},
+				Reflectors: []fabric.RR{{Name: "rr1", Address: netip.MustParseAddr("10.10.0.11")}},
+				Nodes:      []fabric.Node{{Name: "node1", Address: netip.MustParseAddr("10.10.0.21")}},
+			}
+			var j lab.Journal
+			agent, err := fabric.New(fabric.Config{Cluster: cluster, Node: "node1", Dataplane: lab.NewDataplane(&j), Speaker: lab.NewSpeaker(&j), Store: lab.NewStore(&j)})
+			require.NoError(t, err)
+			status, said := run(t, serve(t, agent), op, emptied(t, "started.xml"))
+			assert.Equal(t, refusal(op), status)
+			if operations[op].up {
+				assert.Equal(t, "vmfabric: guest sea_gold refused: it has an empty <fabric:vm/> and this node has no resolver; name one in the cluster file (resolver:), or write its addresses into the XML", said)
+			} else {
+				assert.Empty(t, said)
+			}
+			assert.Empty(t, j.Take())
 		})
 	}
 }
