@@ -107,7 +107,7 @@ exit
   redistribute kernel route-map carriers
   neighbor rr activate
  exit-address-family
- neighbor %s peer-group rr
+ neighbor %[3]s peer-group rr
 `, a.Cluster.ASN, a.Node.Addr4(), a.Cluster.Reflectors[0].Address)
 	return b.String()
 }
