@@ -38,7 +38,10 @@ type system struct {
 	cluster fabric.Cluster
 	file    string
 	rr      map[string]*testenv.Bird
-	agents  map[string]*agent
+	core    interface { // BIRD or FRR
+		Routes(ctx context.Context) ([]testenv.BGPRoute, error)
+	}
+	agents map[string]*agent
 }
 
 // agent is the real program on a node.
@@ -57,6 +60,7 @@ type options struct {
 	gtsm     bool
 	noRR     bool // reflectors are started by the test
 	noAgent  bool
+	change   func(*fabric.Cluster) // before anything is built
 }
 
 // start builds a cluster with two BIRD reflectors, a core gateway and an agent
@@ -70,6 +74,9 @@ func start(t testing.TB, o options) *system {
 	s := &system{t: t, cluster: testenv.SmallCluster(max(o.nodes, 1)), rr: map[string]*testenv.Bird{}, agents: map[string]*agent{}}
 	for i := range s.cluster.Reflectors {
 		s.cluster.Reflectors[i].GTSM = o.gtsm
+	}
+	if o.change != nil {
+		o.change(&s.cluster)
 	}
 	s.lab, s.top = labtest.Build(t, s.cluster)
 	text := testenv.ClusterFile(s.cluster)
@@ -120,20 +127,20 @@ func (s *system) startReflectors(password string, gtsm bool) {
 func (s *system) startCore(o options) {
 	s.t.Helper()
 	bgp := testenv.BGPOf(s.cluster)
-	bgp.Password = o.password
+	bgp.Password, bgp.BFD = o.password, s.cluster.Core[0].BFD
 	core := testenv.CoreGateway{BGP: bgp, RouterID: s.top.Core.Addr4()}
 	for _, rr := range s.cluster.Reflectors {
 		core.Reflectors = append(core.Reflectors, rr.Address)
 	}
 	var err error
 	if o.core == "frr" {
-		_, err = s.top.Core.StartFRR(soon(s.t), core.FRR())
+		s.core, err = s.top.Core.StartFRR(soon(s.t), core.FRR())
 	} else {
 		conf := core.Bird()
 		if o.gtsm {
 			conf = strings.Replace(conf, "\tdirect;", "\tdirect; ttl security on;", 1)
 		}
-		_, err = s.top.Core.StartBird(soon(s.t), conf)
+		s.core, err = s.top.Core.StartBird(soon(s.t), conf)
 	}
 	require.NoError(s.t, err)
 }
