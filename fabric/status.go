@@ -42,7 +42,7 @@ type Status struct {
 	Cluster  string         `json:"cluster"`
 	Node     string         `json:"node"`           // its name, or the reflector's
 	Role     string         `json:"role,omitempty"` // "reflector"; empty: a node
-	Healthy  bool           `json:"healthy"` // no problems
+	Healthy  bool           `json:"healthy"`        // no problems
 	Draining bool           `json:"draining,omitempty"`
 	Since    time.Time      `json:"since"` // start of the agent
 	Sessions []Session      `json:"sessions"`

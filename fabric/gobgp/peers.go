@@ -20,7 +20,7 @@ import (
 type Counts struct {
 	Received   uint64 // that the peer sent, taken or not
 	Accepted   uint64 // of these, what the policy let pass
-	Advertised uint64 // sent to the peer
+	Advertised uint64 // sent to the peer, or about to be
 }
 
 // ReflectorPeer is a node or a core gateway as a [Reflector] sees it.

@@ -202,7 +202,7 @@ func (r *Reflector) addNeighbours(ctx context.Context) error {
 	defer r.mu.Unlock()
 	for _, n := range r.named {
 		r.since[n.address] = time.Now()
-		if err := r.bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: r.peer(n, false, r.deferral >= time.Second)}); err != nil {
+		if err := r.bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: r.peer(n, n.bfd, r.deferral >= time.Second)}); err != nil {
 			return fmt.Errorf("%s %s (%s): %w", n.role, n.name, n.address, err)
 		}
 	}

@@ -29,11 +29,9 @@ func (r *Reflector) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, _ time.T
 	if up {
 		r.been[a], r.sent[a] = true, r.notificationsTo(a)
 		log.Info("session up")
-		r.watchByBFD(n, true)
 		return
 	}
 	log.Warn("session down", "reason", e.Peer.State.DisconnectMessage)
-	r.watchByBFD(n, false)
 	switch {
 	case e.Peer.State.AdminState == api.PeerState_ADMIN_STATE_PFX_CT:
 		log.Warn("more prefixes than max_prefixes; the node is refused for a while", "max_prefixes", r.cluster.MaxPrefixes, "for", r.pause)
@@ -41,7 +39,9 @@ func (r *Reflector) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, _ time.T
 	case n.role == RoleNode && r.notificationsTo(a) > r.sent[a]:
 		// A node that we gave up has not merely restarted: GoBGP would keep its
 		// routes for the restart time after the hold time as well.
-		r.replace(n, r.peer(n, false, false))
+		r.replace(n, r.peer(n, n.bfd, false))
+	case n.bfd:
+		r.restBFD(n)
 	}
 }
 
@@ -69,17 +69,33 @@ func (r *Reflector) notificationsTo(a netip.Addr) (sent uint64) {
 	return sent
 }
 
-// bfdPace keeps changes to GoBGP's BFD peers apart: many at a time, while one
-// of them is asking for the end of its session, would wait for each other.
-const bfdPace = 5 * time.Millisecond
+const (
+	// bfdPace keeps changes to GoBGP's BFD peers apart: many at a time, while one
+	// of them asks for the end of its session, would wait for each other.
+	bfdPace = 5 * time.Millisecond
+	// bfdRest is longer than a BFD session takes to end, and shorter than GoBGP
+	// leaves a peer in peace whose session ended (5 s).
+	bfdRest = time.Second
+)
 
-// watchByBFD has BFD watch a peer while its session is up, and not after: a BFD
-// session that ends later than the BGP session leaves a reset behind in GoBGP,
-// which would end the next one, and graceful restart with it.
-func (r *Reflector) watchByBFD(n neighbour, on bool) {
-	if !n.bfd {
-		return
-	}
+// restBFD ends the BFD session of a peer whose BGP session ended, for a moment.
+// It would end by itself, a little later, and leave a reset behind in GoBGP that
+// ends the next BGP session, and graceful restart with it.
+//
+// GoBGP forgets of a session what it negotiated when its peer is changed, which
+// here does no harm: BFD must be back before the next one.
+func (r *Reflector) restBFD(n neighbour) {
+	r.setBFD(n, false)
+	time.AfterFunc(bfdRest, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if !r.closed && !r.up[n.address] && r.held[n.address] == nil {
+			r.setBFD(n, true)
+		}
+	})
+}
+
+func (r *Reflector) setBFD(n neighbour, on bool) {
 	time.Sleep(bfdPace)
 	if _, err := r.bgp.UpdatePeer(context.Background(), &api.UpdatePeerRequest{Peer: r.peer(n, on, false)}); err != nil {
 		r.log.Warn("BFD not changed", "peer", n.name, "on", on, "err", err)
@@ -105,7 +121,7 @@ func (r *Reflector) release(n neighbour) {
 		return
 	}
 	delete(r.held, n.address)
-	r.replace(n, r.peer(n, false, false))
+	r.replace(n, r.peer(n, n.bfd, false))
 	r.log.Info("the node may connect again", "peer", n.name, "address", n.address)
 }
 
@@ -140,7 +156,7 @@ func (r *Reflector) settle() {
 	}
 	for _, n := range r.named {
 		if !r.been[n.address] && r.held[n.address] == nil {
-			r.replace(n, r.peer(n, false, false))
+			r.replace(n, r.peer(n, n.bfd, false))
 		}
 	}
 }

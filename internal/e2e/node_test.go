@@ -326,10 +326,17 @@ func TestSpoofedSourcesAreDropped(t *testing.T) {
 	}
 }
 
-// secured puts a password and TTL security on all sessions.
-func secured(c *fabric.Cluster) {
+// withPassword puts a password on all sessions, and secured TTL security too.
+func withPassword(c *fabric.Cluster) {
 	for i := range c.Reflectors {
-		c.Reflectors[i].Password, c.Reflectors[i].GTSM = "s3cret", true
+		c.Reflectors[i].Password = "s3cret"
+	}
+}
+
+func secured(c *fabric.Cluster) {
+	withPassword(c)
+	for i := range c.Reflectors {
+		c.Reflectors[i].GTSM = true
 	}
 }
 

@@ -68,17 +68,17 @@ func (i *inventory) events() []string {
 	return append([]string{}, i.heard...)
 }
 
-// embedded is an agent in this process, for libvirt's hook and with libvirt's
+// library is an agent in this process, for libvirt's hook and with libvirt's
 // news. Its links and routes are not the node's: libvirt makes the taps.
-type embedded struct {
+type library struct {
 	*fabric.Agent
 	dataplane *fake.Dataplane
 	stop      func()
 }
 
-func embed(t *testing.T, s *system, lv *testenv.Libvirt, links *fake.Dataplane, inv *inventory) *embedded {
+func embed(t *testing.T, s *system, lv *testenv.Libvirt, links *fake.Dataplane, inv *inventory) *library {
 	t.Helper()
-	dir := filepath.Join(s.lab.Dir(), "embedded")
+	dir := filepath.Join(s.lab.Dir(), "library")
 	require.NoError(t, os.MkdirAll(dir, 0o700))
 	store, err := disk.Open(dir)
 	require.NoError(t, err)
@@ -100,7 +100,7 @@ func embed(t *testing.T, s *system, lv *testenv.Libvirt, links *fake.Dataplane, 
 	} {
 		all.Go(func() { assert.NoError(t, run()) })
 	}
-	e := &embedded{Agent: agent, dataplane: links, stop: sync.OnceFunc(func() {
+	e := &library{Agent: agent, dataplane: links, stop: sync.OnceFunc(func() {
 		cancel()
 		all.Wait()
 		assert.NoError(t, store.Close())
@@ -109,7 +109,7 @@ func embed(t *testing.T, s *system, lv *testenv.Libvirt, links *fake.Dataplane, 
 	return e
 }
 
-func (e *embedded) live(ctx context.Context) error {
+func (e *library) live(ctx context.Context) error {
 	entries, err := e.List(ctx)
 	if err != nil || len(entries) != 1 || entries[0].State != fabric.Live {
 		return fmt.Errorf("%v, %w", entries, err)

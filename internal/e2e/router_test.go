@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -25,7 +24,7 @@ type router interface {
 func (s *system) startRouter(kind string, h *testenv.Host) router {
 	s.t.Helper()
 	if kind == "embedded" {
-		return s.startEmbedded(h)
+		return s.embed(h.Name())
 	}
 	conf, err := render.Router(s.cluster, render.Format(kind), h.Name())
 	require.NoError(s.t, err)
@@ -37,26 +36,6 @@ func (s *system) startRouter(kind string, h *testenv.Host) router {
 	}
 	require.NoError(s.t, err)
 	return r
-}
-
-// embedded is `vmfabric reflector`.
-type embedded struct {
-	*testenv.Daemon
-	s      *system
-	socket string
-}
-
-func (s *system) startEmbedded(h *testenv.Host) *embedded {
-	s.t.Helper()
-	e := &embedded{s: s, socket: filepath.Join(h.Dir(), "reflector.sock")}
-	var err error
-	e.Daemon, err = h.StartDaemon("reflector", exec.Command(program, "reflector", "--config", s.file, "--name", h.Name(), "--socket", e.socket, "--log-level", "debug"))
-	require.NoError(s.t, err)
-	s.eventually("the reflector answers", func() error {
-		_, err := e.Established(soon(s.t))
-		return err
-	})
-	return e
 }
 
 // Routes gives none: what the reflector has is seen at the core gateway.

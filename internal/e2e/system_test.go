@@ -58,11 +58,11 @@ type agent struct {
 // options say how a system differs from one node, BIRD everywhere else.
 type options struct {
 	nodes    int
-	rr       string            // "bird", "frr" or "embedded"
-	core     string            // "bird" or "frr"
-	speakers map[string]string // of nodes whose agent does not speak itself: "bird" or "frr"
-	change   func(*fabric.Cluster)
-	noRR     bool // reflectors are started by the test
+	rr       string                // "bird", "frr" or "embedded"
+	core     string                // "bird" or "frr"
+	speakers map[string]string     // of nodes whose agent does not speak itself: "bird" or "frr"
+	change   func(*fabric.Cluster) // before anything is built
+	noRR     bool                  // reflectors are started by the test
 	noAgent  bool
 }
 
