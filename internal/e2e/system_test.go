@@ -64,6 +64,7 @@ type options struct {
 	change   func(*fabric.Cluster) // before anything is built
 	noRR     bool                  // reflectors are started by the test
 	noAgent  bool
+	unmanned []string // nodes on which nothing runs
 }
 
 // start builds a cluster with two reflectors, a core gateway and an agent on
@@ -85,6 +86,9 @@ func start(t testing.TB, o options) *system {
 	}
 	s.core = s.startRouter(o.core, s.top.Core)
 	for name, h := range s.top.Nodes {
+		if slices.Contains(o.unmanned, name) {
+			continue
+		}
 		s.agents[name] = s.newAgent(name, h)
 		if !o.noAgent {
 			s.agents[name].start()

@@ -1,0 +1,169 @@
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/testenv"
+)
+
+// TestEveryCombination has a node with each speaker behind each kind of
+// reflector and core gateway, all from rendered files. A guest of each node
+// reaches the core gateway's kernel and leaves it; what a rogue node says
+// beside what it may does not pass.
+func TestEveryCombination(t *testing.T) {
+	t.Parallel()
+	for _, rr := range []string{"bird", "frr", "embedded"} {
+		for _, core := range []string{"bird", "frr"} {
+			t.Run(rr+" reflectors, "+core+" core", func(t *testing.T) {
+				t.Parallel()
+				s := start(t, options{
+					nodes: 4, rr: rr, core: core,
+					speakers: map[string]string{"node2": "bird", "node3": "frr"},
+					change: func(c *fabric.Cluster) {
+						c.Pools[0].Exclude, c.Pools[1].Exclude = parsed("203.0.113.255/32"), parsed("2001:db8:100:ffff::/64")
+						c.Nodes[3].Name = "rogue"
+					},
+					unmanned: []string{"rogue"},
+				})
+				for n, node := range []string{"node1", "node2", "node3"} {
+					s.comesAndGoes(node, byte(10+n))
+				}
+				s.rogue()
+			})
+		}
+	}
+}
+
+// comesAndGoes runs a guest with routed prefixes on a node, follows its routes
+// to the core gateway, and ends it.
+func (s *system) comesAndGoes(node string, n byte) {
+	s.t.Helper()
+	h := s.top.Nodes[node]
+	vm := veth("on_"+node, fmt.Sprintf("203.0.113.%d", n), fmt.Sprintf("2001:db8:100::%d", n),
+		fmt.Sprintf("198.51.100.%d/29", 8*n), fmt.Sprintf("2001:db8:2%02d::/64", n))
+	s.agents[node].ask(hooks.Wire, vm)
+	g, err := s.lab.AddGuest(h, vm, s.cluster.Gateway)
+	require.NoError(s.t, err)
+	for _, p := range vm.Prefixes() {
+		r, there, err := s.top.Core.Route(p)
+		require.NoError(s.t, err)
+		require.False(s.t, there, "%s is wired, not live: %v", node, r)
+	}
+	s.agents[node].ask(hooks.Live, vm)
+	s.coreHas(h, vm.Prefixes()...)
+	s.checkCommunities(vm.Prefixes())
+	s.reaches(s.top.Client, vm.NICs[0].Addresses[0].String(), vm.NICs[0].Addresses[1].String())
+	for i, a := range vm.NICs[0].Addresses {
+		_, err := g.PingFrom(soon(s.t), a, []netip.Addr{testenv.ClientAddr4, testenv.ClientAddr6}[i])
+		require.NoError(s.t, err)
+	}
+	assert.Empty(s.t, s.agents[node].status().Problems, node)
+
+	s.agents[node].ask(hooks.Withdraw, vm)
+	s.nobodyHas(vm.Prefixes()...)
+	require.True(s.t, h.HasLink(fabric.PortName(vm.Name, 0)), "the port stays until it is removed")
+	s.agents[node].ask(hooks.Live, vm)
+	s.coreHas(h, vm.Prefixes()...)
+	s.agents[node].ask(hooks.Remove, vm)
+	s.leavesNothing(h, vm.Prefixes()...)
+}
+
+// rogue has a node of the cluster announce what it may, and a great deal more.
+func (s *system) rogue() {
+	s.t.Helper()
+	h := s.top.Nodes["rogue"]
+	rightful := parsed("203.0.113.30/32", "2001:db8:100::30/128", "198.51.100.0/29", "2001:db8:200::/64")
+	wrong := parsed(
+		"0.0.0.0/0", "192.0.2.77/32", "203.0.113.0/24", "203.0.113.128/25", "203.0.113.255/32", "203.0.112.0/20", "198.51.0.0/16", "10.10.0.99/32",
+		"::/0", "2001:db8:9::9/128", "2001:db8:100::/48", "2001:db8:100::/64", "2001:db8:100:ffff::1/128", "2001:db8::/32", "fd00:10:10::99/128")
+	bird := s.announcer(h, "", s.cluster.Communities, slices.Concat(rightful, wrong)...)
+	s.coreHas(h, rightful...) // what came with them had its time by now
+	s.coreLearned(rightful...)
+
+	// Each of the communities alone is not enough.
+	for _, c := range s.cluster.Communities {
+		require.NoError(s.t, bird.Configure(soon(s.t), s.announcement(h, "", []fabric.Community{c}, rightful...)))
+		s.nobodyHas(rightful...)
+	}
+	require.NoError(s.t, bird.Configure(soon(s.t), s.announcement(h, "", nil, rightful...)))
+	s.nobodyHas(rightful...)
+	require.NoError(s.t, bird.Configure(soon(s.t), s.announcement(h, "", s.cluster.Communities, rightful...)))
+	s.coreHas(h, rightful...)
+	s.coreLearned(rightful...)
+}
+
+// coreLearned checks that the core gateway has BGP routes to these prefixes and
+// no others.
+func (s *system) coreLearned(want ...netip.Prefix) {
+	s.t.Helper()
+	routes, err := s.core.Routes(soon(s.t))
+	require.NoError(s.t, err)
+	have := map[netip.Prefix]bool{}
+	for _, r := range routes {
+		have[r.Prefix] = true
+	}
+	for _, p := range want {
+		assert.True(s.t, have[p], "%s is missing", p)
+		delete(have, p)
+	}
+	assert.Empty(s.t, have, "passed the reflectors")
+}
+
+// TestPrefixLimit has a node announce more than it may. What it says beyond is
+// not taken, or its session ends; nobody else notices.
+func TestPrefixLimit(t *testing.T) {
+	t.Parallel()
+	for _, rr := range []string{"bird", "frr", "embedded"} {
+		t.Run(rr, func(t *testing.T) {
+			t.Parallel()
+			s := start(t, options{
+				nodes: 2, rr: rr, unmanned: []string{"node2"},
+				change: func(c *fabric.Cluster) { c.MaxPrefixes = 10 },
+			})
+			vm := veth("web", "203.0.113.10", "2001:db8:100::10")
+			s.run("node1", vm)
+			s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
+			withdrawn := s.watchWithdrawals()
+			var many []netip.Prefix
+			for n := range 40 {
+				many = append(many, netip.MustParsePrefix(fmt.Sprintf("203.0.113.%d/32", 100+n)), netip.MustParsePrefix(fmt.Sprintf("2001:db8:100::%x/128", 0x100+n)))
+			}
+			h := s.top.Nodes["node2"]
+			few := many[:16] // 8 of each family
+			bird := s.announcer(h, "", s.cluster.Communities, few...)
+			s.coreHas(h, few...)
+			require.NoError(t, bird.Configure(soon(t), s.announcement(h, "", s.cluster.Communities, many...)))
+			// It comes back within bounds, once it does what it may again.
+			s.eventually("the reflectors have noticed", func() error {
+				routes, err := bird.Query(soon(t), "show protocols all")
+				if rr == "bird" && err == nil {
+					_, err = s.logged(rr, "limit")
+				}
+				_ = routes
+				return err
+			})
+			s.never("more than the limit passes", func() bool {
+				routes, err := s.core.Routes(soon(t))
+				require.NoError(t, err)
+				count := map[bool]map[netip.Prefix]bool{true: {}, false: {}}
+				for _, r := range routes {
+					if slices.Contains(many, r.Prefix) {
+						count[r.Prefix.Addr().Is4()][r.Prefix] = true
+					}
+				}
+				return len(count[true]) > 10 || len(count[false]) > 10
+			})
+			s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
+			for _, p := range vm.Prefixes() {
+				assert.NotContains(t, withdrawn(), p.String(), "another node's guest")
+			}
+		})
+	}
+}
