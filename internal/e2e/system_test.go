@@ -57,6 +57,7 @@ type options struct {
 	gtsm     bool
 	noRR     bool // reflectors are started by the test
 	noAgent  bool
+	eastWest bool
 }
 
 // start builds a cluster with two BIRD reflectors, a core gateway and an agent
@@ -68,6 +69,7 @@ func start(t testing.TB, o options) *system {
 		labtest.Need(t, "frr")
 	}
 	s := &system{t: t, cluster: testenv.SmallCluster(max(o.nodes, 1)), rr: map[string]*testenv.Bird{}, agents: map[string]*agent{}}
+	s.cluster.EastWest = o.eastWest
 	for i := range s.cluster.Reflectors {
 		s.cluster.Reflectors[i].GTSM = o.gtsm
 	}
