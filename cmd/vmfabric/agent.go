@@ -123,7 +123,16 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		return err
 	}
 	defer closing(dataplane)
-	speaker, err := gobgp.New(gobgp.Config{Cluster: cluster, Node: node}, gobgp.WithLogger(log))
+	peers, err := kernel.NewFIB(kernel.FIBConfig{Protocol: fabric.PeerProtocol, Metric: fabric.PeerMetric, Logger: log})
+	if err != nil {
+		return err
+	}
+	defer closing(peers)
+	speakerOptions, err := eastWest(cluster, peers)
+	if err != nil {
+		return err
+	}
+	speaker, err := gobgp.New(gobgp.Config{Cluster: cluster, Node: node}, append(speakerOptions, gobgp.WithLogger(log))...)
 	if err != nil {
 		return err
 	}

@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -266,5 +264,3 @@ func letGo() error {
 	_, err = pipe.Write([]byte{1})
 	return errors.Join(err, pipe.Close())
 }
-
-func netmask(p netip.Prefix) net.IPMask { return net.CIDRMask(p.Bits(), p.Addr().BitLen()) }

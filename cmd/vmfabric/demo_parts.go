@@ -14,6 +14,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
+	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/testenv"
 	"golang.org/x/sys/unix"
 )
@@ -30,37 +31,29 @@ func demoCoreCommand() *cobra.Command {
 				return err
 			}
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+			fib, err := kernel.NewFIB(kernel.FIBConfig{Protocol: unix.RTPROT_BGP, Metric: fabric.PeerMetric, Logger: log})
+			if err != nil {
+				return err
+			}
 			r, err := gobgp.NewRouter(gobgp.RouterConfig{
 				ASN: c.ASN, Address: c.Core[0].Address, Reflectors: c.Reflectors, Timers: c.Timers,
 				Learned: func(l gobgp.Learned) {
-					if err := install(l); err != nil {
-						log.Error("kernel route", "prefix", l.Prefix, "err", err)
+					if l.NextHop.IsValid() {
+						fib.Put(l.Prefix, l.NextHop)
+					} else {
+						fib.Remove(l.Prefix)
 					}
 				},
 			}, log)
 			if err != nil {
-				return err
+				return errors.Join(err, fib.Close())
 			}
 			<-cmd.Context().Done()
-			return r.Close()
+			return errors.Join(r.Close(), fib.Close())
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", defaultConfig, "the cluster file")
 	return cmd
-}
-
-// install keeps the kernel's main table in step with a learned route.
-func install(l gobgp.Learned) error {
-	r := &netlink.Route{Dst: netlink.NewIPNet(l.Prefix.Addr().AsSlice()), Protocol: unix.RTPROT_BGP}
-	r.Dst.Mask = netmask(l.Prefix)
-	if !l.NextHop.IsValid() {
-		if err := netlink.RouteDel(r); !errors.Is(err, unix.ESRCH) {
-			return err
-		}
-		return nil
-	}
-	r.Gw = l.NextHop.AsSlice()
-	return netlink.RouteReplace(r)
 }
 
 // routeLog notes when routes to guests come into a host's kernel.

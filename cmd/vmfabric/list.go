@@ -139,7 +139,7 @@ func whyCommand(t *tool) *cobra.Command {
 			if status.Status == nil {
 				return err
 			}
-			steps := explain(a, list.Ports, *status.Status)
+			steps := elsewhere(a, explain(a, list.Ports, *status.Status))
 			bad := slices.ContainsFunc(steps, func(s step) bool { return !s.Good })
 			done, err := t.print(cmd, steps)
 			if !done {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/mdlayher/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
 )
 
@@ -531,3 +532,5 @@ func (f *FIB) pass() {
 		f.arrived = nil
 	}
 }
+
+var _ fabric.Diagnoser = (*FIB)(nil)

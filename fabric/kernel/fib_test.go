@@ -143,6 +143,27 @@ func TestFIBPutReplaceRemove(t *testing.T) {
 	assert.Empty(t, learned(t))
 }
 
+// TestFIBOtherFamily: a node with an IPv6 address alone is the next hop of
+// IPv4 routes too (RFC 8950).
+func TestFIBOtherFamily(t *testing.T) {
+	underlay(t)
+	f := openFIB(t)
+	for _, via := range []netip.Addr{node2[false], node3[false], node2[true]} {
+		f.Put(guests[0], via)
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			rs, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: fabric.PeerProtocol}, netlink.RT_FILTER_PROTOCOL)
+			require.NoError(c, err)
+			require.Len(c, rs, 1)
+			have := rs[0].Gw
+			if v, ok := rs[0].Via.(*netlink.Via); ok {
+				have = v.Addr
+			}
+			assert.Equal(c, via.String(), have.String())
+		}, 30*time.Second, 5*time.Millisecond)
+	}
+	well(t, f)
+}
+
 // TestFIBRepairs: what somebody takes out, changes or adds under our protocol
 // is put right.
 func TestFIBRepairs(t *testing.T) {
