@@ -45,3 +45,23 @@ func TestStoreConforms(t *testing.T) {
 		}
 	})
 }
+
+func TestResolverConforms(t *testing.T) {
+	conformance.Resolver(t, func(*testing.T) (fabric.Resolver, conformance.ResolverControls) {
+		r := fake.NewResolver()
+		return r, conformance.ResolverControls{
+			Know: func(_ *testing.T, q fabric.Query, nics ...fabric.NIC) { r.Know(q.VM, nics...) },
+			Hang: func(_ *testing.T, vm string) { r.Hang("resolve " + vm) },
+		}
+	})
+}
+
+func TestObserverConforms(t *testing.T) {
+	conformance.Observer(t, func(*testing.T) (fabric.Observer, conformance.ObserverControls) {
+		o := fake.NewObserver()
+		return o, conformance.ObserverControls{
+			Received: func(*testing.T) []fabric.Event { return o.Events() },
+			Hang:     func(*testing.T) func() { return o.Hang("observe") },
+		}
+	})
+}

@@ -1,0 +1,229 @@
+package plugins
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-plugin/runner"
+	"golang.org/x/sys/unix"
+)
+
+// child is the process of a plugin, as go-plugin wants to be given one: go-plugin's
+// own would survive an agent that is killed, get the signals of the agent's
+// terminal, and be taken to run as long as anybody holds its standard output.
+type child struct {
+	cmd    *exec.Cmd
+	log    *slog.Logger
+	hello  io.Reader
+	exited chan struct{} // closed when the process has ended
+	ended  error         // how; valid then
+	outs   sync.WaitGroup
+
+	mu     sync.Mutex
+	pid    int    // 0 before it is started
+	gone   bool   // its number may be given to another process
+	doomed bool   // to be killed once it is started
+	failed error  // why it was not started
+	first  string // line of standard output, the handshake
+	last   string // line of standard error, or that of a panic
+}
+
+var _ runner.Runner = (*child)(nil)
+
+// drain is how long children of a plugin that has ended can hold its output.
+const drain = 500 * time.Millisecond
+
+func newChild(cmd *exec.Cmd, log *slog.Logger) *child {
+	return &child{cmd: cmd, log: log, exited: make(chan struct{})}
+}
+
+// Start implements [runner.Runner].
+func (c *child) Start(context.Context) error {
+	var ours, its [3]*os.File
+	var err error
+	closeAll := func(files [3]*os.File) { // of standard input, the end that we hold closes when this process ends, however that happens
+		for _, f := range files {
+			f.Close() // a nil *os.File does no harm
+		}
+	}
+	its[0], ours[0], err = os.Pipe()
+	for i := 1; i <= 2 && err == nil; i++ {
+		ours[i], its[i], err = os.Pipe()
+	}
+	if err == nil {
+		c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = its[0], its[1], its[2]
+		// Its own group: Ctrl-C at the agent's terminal is for the agent alone.
+		c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+		started := make(chan error)
+		go c.live(started)
+		err = <-started
+	}
+	closeAll(its)
+	if err != nil {
+		closeAll(ours)
+		return err
+	}
+	hello, say := io.Pipe()
+	c.hello = hello
+	c.outs.Go(func() { c.readStdout(ours[1], say) })
+	c.outs.Go(func() { c.readStderr(ours[2]) })
+	go func() {
+		<-c.exited
+		_ = ours[1].SetReadDeadline(time.Now().Add(drain))
+		_ = ours[2].SetReadDeadline(time.Now().Add(drain))
+		c.outs.Wait()
+		closeAll(ours)
+	}()
+	return nil
+}
+
+// live starts the process and waits for its end. The kernel sends Pdeathsig when
+// the thread ends that started the process, not when its process does: this
+// goroutine keeps its thread for as long.
+func (c *child) live(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := c.cmd.Start()
+	c.mu.Lock()
+	if c.failed = err; err == nil {
+		c.pid = c.cmd.Process.Pid
+	}
+	doomed := c.doomed
+	c.mu.Unlock()
+	if doomed {
+		c.kill()
+	}
+	started <- err
+	if err != nil {
+		return
+	}
+	for { // as long as it is a zombie, its number is nobody else's
+		if err := unix.Waitid(unix.P_PID, c.pid, nil, unix.WEXITED|unix.WNOWAIT, nil); !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	c.mu.Lock()
+	c.gone = true
+	c.mu.Unlock()
+	c.ended = c.cmd.Wait()
+	close(c.exited)
+}
+
+// readStdout hands the first line on, which is the handshake, and logs the rest.
+func (c *child) readStdout(r io.Reader, hello *io.PipeWriter) {
+	defer hello.Close()
+	first := true
+	eachLine(r, func(line string) {
+		if !first {
+			c.log.Info(line)
+			return
+		}
+		first = false
+		c.mu.Lock()
+		c.first = line
+		c.mu.Unlock()
+		_, _ = io.WriteString(hello, line+"\n")
+		hello.Close()
+	})
+}
+
+func (c *child) readStderr(r io.Reader) {
+	eachLine(r, func(line string) {
+		c.mu.Lock()
+		if !strings.HasPrefix(c.last, "panic: ") && !strings.HasPrefix(c.last, "fatal error: ") {
+			c.last = line
+		}
+		c.mu.Unlock()
+		c.log.Info(line)
+	})
+}
+
+// said gives what is known of what the plugin said.
+func (c *child) said() (first, last string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.first, c.last
+}
+
+// obituary says how the process ended.
+func (c *child) obituary() string {
+	c.outs.Wait() // for its last words
+	how := "it ended"
+	if c.ended != nil {
+		how = "it died: " + c.ended.Error()
+	}
+	if _, last := c.said(); last != "" {
+		how += fmt.Sprintf(", saying %.200q", last)
+	}
+	return how
+}
+
+// hasExited reports whether the process has ended, or does within d.
+func (c *child) hasExited(d time.Duration) bool {
+	select {
+	case <-c.exited:
+		return true
+	case <-time.After(d):
+		return false
+	}
+}
+
+// kill ends the process, and what it has started and left in its group.
+func (c *child) kill() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.doomed = true; c.pid != 0 && !c.gone {
+		_ = unix.Kill(-c.pid, unix.SIGKILL)
+	}
+}
+
+// Wait implements [runner.AttachedRunner].
+func (c *child) Wait(context.Context) error { <-c.exited; return c.ended }
+
+// Kill implements [runner.AttachedRunner].
+func (c *child) Kill(context.Context) error { c.kill(); return nil }
+
+// Diagnose implements [runner.Runner].
+func (c *child) Diagnose(context.Context) string { return "" }
+
+// Stdout implements [runner.Runner]: the line of the handshake.
+func (c *child) Stdout() io.ReadCloser { return io.NopCloser(c.hello) }
+
+// Stderr implements [runner.Runner]: nothing, it is read already.
+func (c *child) Stderr() io.ReadCloser { return io.NopCloser(strings.NewReader("")) }
+
+// Name implements [runner.Runner].
+func (c *child) Name() string { return c.cmd.Path }
+
+// ID implements [runner.AttachedRunner]. It is never empty, else go-plugin leaves
+// the directory of the socket behind when the start goes wrong.
+func (c *child) ID() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return strconv.Itoa(c.pid)
+}
+
+// PluginToHost implements [runner.AddrTranslator]. Any user of the machine can
+// connect to a TCP port.
+func (c *child) PluginToHost(network, address string) (string, string, error) {
+	if network != "unix" {
+		return "", "", errNetwork
+	}
+	return network, address, nil
+}
+
+// HostToPlugin implements [runner.AddrTranslator].
+func (c *child) HostToPlugin(network, address string) (string, string, error) {
+	return network, address, nil
+}

@@ -1,0 +1,204 @@
+package plugins
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	goplugin "github.com/hashicorp/go-plugin"
+	"github.com/hashicorp/go-plugin/runner"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	pb "github.com/vmfabric/vmfabric/plugins/internal/pluginpb"
+)
+
+// process is one run of a plugin, from its handshake to its end.
+type process struct {
+	child  *child
+	client *goplugin.Client
+	conn   *grpc.ClientConn
+
+	hung    chan string   // why it is taken to hang
+	doubt   chan struct{} // a call could not reach it
+	strikes atomic.Int32  // calls in a row that their callers gave up
+
+	mu    sync.Mutex
+	conns []*grpc.ClientConn // all that go-plugin made: it forgets one over which it could not say everything
+}
+
+const (
+	enoughStrikes = 3                      // so many are no accident
+	dying         = 200 * time.Millisecond // from a broken connection to the end of a process that dies
+	farewell      = 4 * time.Second        // for an orderly end; go-plugin waits two seconds of it
+)
+
+// start runs the program and shakes hands. The error says what is wrong with the
+// plugin, for people.
+func start(ctx context.Context, program Program, k kind, o options) (*process, error) {
+	ctx, cancel := context.WithTimeout(ctx, o.times.Start)
+	defer cancel()
+	cmd := &exec.Cmd{Path: program.Path, Args: append([]string{program.Path}, program.Args...), Env: program.environ()}
+	p := &process{child: newChild(cmd, o.log), hung: make(chan string, 1), doubt: make(chan struct{}, 1)}
+	p.client = goplugin.NewClient(&goplugin.ClientConfig{
+		HandshakeConfig:  handshake,
+		Plugins:          goplugin.PluginSet{"vmfabric": services{}},
+		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
+		Logger:           quiet(o.log),
+		SyncStdout:       &lineWriter{log: o.log},
+		SyncStderr:       &lineWriter{log: o.log},
+		GRPCDialOptions:  []grpc.DialOption{grpc.WithChainStreamInterceptor(p.noteConn)},
+		StartTimeout:     o.times.Start + time.Second, // ctx ends first
+		SkipHostEnv:      true,                        // it is in cmd, where ours goes before it
+		RunnerFunc: func(_ hclog.Logger, spec *exec.Cmd, _ string) (runner.Runner, error) {
+			cmd.Env = append(cmd.Env, spec.Env...)
+			return p.child, nil
+		},
+	})
+	stop := context.AfterFunc(ctx, p.child.kill)
+	err := p.shakeHands(ctx, k)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err == nil {
+		return p, nil
+	}
+	timeout := errors.Is(ctx.Err(), context.DeadlineExceeded)
+	if !timeout && ctx.Err() != nil {
+		err = ctx.Err()
+	} else {
+		err = p.refusal(program, err, timeout, o.times.Start)
+	}
+	p.kill()
+	return nil, fmt.Errorf("%v: %w", program, err)
+}
+
+// shakeHands starts the process, connects to it, and asks it whether it is of
+// the kind.
+func (p *process) shakeHands(ctx context.Context, k kind) error {
+	client, err := p.client.Client()
+	if err != nil {
+		return err
+	}
+	p.conn = client.(*goplugin.GRPCClient).Conn
+	reply, err := pb.NewPluginClient(p.conn).Describe(ctx, &pb.DescribeRequest{})
+	if err != nil {
+		return fmt.Errorf("asked what it is: %s", oneLine(status.Convert(err).Message()))
+	}
+	if !slices.Contains(reply.GetKinds(), string(k)) {
+		return wrongKind{want: k, is: reply.GetKinds()}
+	}
+	if err := p.check(ctx); err != nil {
+		return fmt.Errorf("asked whether it is well: %s", oneLine(status.Convert(err).Message()))
+	}
+	return nil
+}
+
+// check asks the plugin whether it is well.
+func (p *process) check(ctx context.Context) error {
+	reply, err := grpc_health_v1.NewHealthClient(p.conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: goplugin.GRPCServiceName})
+	if err == nil && reply.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
+		err = status.Error(codes.Internal, "it says that it is "+reply.GetStatus().String())
+	}
+	return err
+}
+
+// watch returns when the plugin has died, hangs, or ctx ends, and says why.
+func (p *process) watch(ctx context.Context, t Times) string {
+	ticks := time.NewTicker(t.Check)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return "the agent ends"
+		case <-p.child.exited:
+			return p.child.obituary()
+		case why := <-p.hung:
+			return why
+		case <-ticks.C:
+		case <-p.doubt:
+		}
+		limited, cancel := context.WithTimeout(ctx, t.Call)
+		err := p.check(limited)
+		cancel()
+		switch {
+		case err == nil || ctx.Err() != nil || p.child.hasExited(dying):
+		case status.Code(err) == codes.DeadlineExceeded:
+			return fmt.Sprintf("it hangs: no sign of life within %v", t.Call)
+		default:
+			return "it does not answer: " + oneLine(status.Convert(err).Message())
+		}
+	}
+}
+
+// hangs has the plugin taken to hang, for a reason.
+func (p *process) hangs(why string) {
+	select {
+	case p.hung <- why:
+	default:
+	}
+}
+
+// noteConn is a [grpc.StreamClientInterceptor]. go-plugin opens a stream over
+// each connection that it makes.
+func (p *process) noteConn(
+	ctx context.Context, d *grpc.StreamDesc, c *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption,
+) (grpc.ClientStream, error) {
+	p.mu.Lock()
+	if !slices.Contains(p.conns, c) {
+		p.conns = append(p.conns, c)
+	}
+	p.mu.Unlock()
+	return open(ctx, d, c, method, opts...)
+}
+
+// bury leaves nothing of a process.
+func (p *process) bury() {
+	p.client.Kill()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.conns {
+		c.Close() // again does no harm
+	}
+}
+
+// end asks the plugin to end, and kills it when it does not.
+func (p *process) end() {
+	timer := time.AfterFunc(farewell, p.child.kill)
+	defer timer.Stop()
+	p.bury()
+}
+
+// kill ends the plugin at once.
+func (p *process) kill() {
+	p.child.kill()
+	p.bury()
+}
+
+// quiet has what go-plugin says of itself in the log at debug level.
+func quiet(log *slog.Logger) hclog.Logger {
+	return hclog.New(&hclog.LoggerOptions{
+		Level: hclog.Debug, DisableTime: true, Output: debugLogger{log},
+	})
+}
+
+type debugLogger struct{ log *slog.Logger }
+
+func (d debugLogger) Write(b []byte) (int, error) {
+	d.log.Debug("go-plugin: " + string(bytes.TrimSpace(b)))
+	return len(b), nil
+}
+
+// name is how log lines and short errors call the plugin.
+func (p Program) name() string { return "plugin " + filepath.Base(p.Path) }

@@ -1,0 +1,120 @@
+package plugins
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/hashicorp/go-hclog"
+	goplugin "github.com/hashicorp/go-plugin"
+	"google.golang.org/grpc"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Config says what a plugin is: at least one of these.
+type Config struct {
+	Speaker  fabric.Speaker // may be a [fabric.SessionLister] and a [fabric.Diagnoser] too
+	Resolver fabric.Resolver
+	Observer fabric.Observer
+}
+
+// kinds lists what the plugin is.
+func (c Config) kinds() (ks []kind) {
+	if c.Speaker != nil {
+		ks = append(ks, speaker)
+	}
+	if c.Resolver != nil {
+		ks = append(ks, resolver)
+	}
+	if c.Observer != nil {
+		ks = append(ks, observer)
+	}
+	return ks
+}
+
+// Place is where a plugin works.
+type Place struct {
+	Config string // the path of the cluster file, see package fabric/clusterfile
+	Node   string // which of its nodes this is
+}
+
+// The environment variables in which an agent tells its plugins their [Place].
+const (
+	VariableConfig = "VMFABRIC_CONFIG"
+	VariableNode   = "VMFABRIC_NODE"
+)
+
+// Environment gives the place of this plugin, as the agent that started it has
+// it; empty without an agent.
+func Environment() Place {
+	return Place{Config: os.Getenv(VariableConfig), Node: os.Getenv(VariableNode)}
+}
+
+// Serve makes the program a plugin. It is called by main, once, and returns when
+// the agent is done with the plugin or has gone, or when the plugin gets SIGTERM;
+// main then leaves things as they are to be and ends, in less than two seconds,
+// after which the agent kills it. An agent that is killed takes its plugins with
+// it at once.
+//
+// Started by somebody else than an agent, the program says in one line on
+// standard error what it is for, and exits with 1.
+//
+// While it runs, standard output and standard error go to the agent's log.
+func Serve(c Config) {
+	ks := c.kinds()
+	if len(ks) == 0 {
+		panic("plugins.Serve: a Config without Speaker, Resolver and Observer")
+	}
+	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
+		fmt.Fprintln(os.Stderr, purpose(os.Args[0], ks))
+		os.Exit(1)
+	}
+	stdout, stderr := os.Stdout, os.Stderr
+	defer func() { os.Stdout, os.Stderr = stdout, stderr }() // goplugin.Serve puts pipes there, which nobody reads any more
+	goplugin.Serve(&goplugin.ServeConfig{
+		HandshakeConfig: handshake,
+		Plugins:         goplugin.PluginSet{"vmfabric": services{config: c}},
+		GRPCServer: func(opts []grpc.ServerOption) *grpc.Server {
+			s := grpc.NewServer(opts...)
+			go stopWithAgent(s)
+			return s
+		},
+		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Error, Output: stderr, DisableTime: true}),
+	})
+}
+
+// stopWithAgent ends the server when nobody holds the other end of standard
+// input any more: it is a pipe from the agent. A signal kills the process that
+// the agent started, which may be a script that waits for this one.
+func stopWithAgent(s *grpc.Server) {
+	gone := make(chan os.Signal, 2)
+	signal.Notify(gone, syscall.SIGTERM)
+	if in, err := os.Stdin.Stat(); err == nil && in.Mode()&os.ModeNamedPipe != 0 { // a script's background job has another
+		go func() {
+			_, _ = io.Copy(io.Discard, os.Stdin)
+			gone <- syscall.SIGHUP
+		}()
+	}
+	<-gone
+	s.Stop()
+}
+
+// purpose says what a program is that somebody started by hand.
+func purpose(program string, ks []kind) string {
+	path, err := filepath.Abs(program)
+	if err != nil || !strings.ContainsRune(program, '/') {
+		path = program
+	}
+	var names, ways []string
+	for _, k := range ks {
+		names = append(names, string(k))
+		ways = append(ways, k.setting(path))
+	}
+	return fmt.Sprintf("%s is a plugin (%s) that the vmfabric agent starts, not a program to run by hand; write %s into the cluster file and restart the agent",
+		filepath.Base(program), strings.Join(names, ", "), strings.Join(ways, ", "))
+}

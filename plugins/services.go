@@ -1,0 +1,189 @@
+package plugins
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"sync"
+
+	goplugin "github.com/hashicorp/go-plugin"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	pb "github.com/vmfabric/vmfabric/plugins/internal/pluginpb"
+)
+
+// services registers what a plugin is with its server.
+type services struct {
+	goplugin.NetRPCUnsupportedPlugin
+	config Config
+}
+
+var _ goplugin.GRPCPlugin = services{}
+
+func (s services) GRPCServer(_ *goplugin.GRPCBroker, g *grpc.Server) error {
+	pb.RegisterPluginServer(g, pluginService{kinds: s.config.kinds()})
+	if s.config.Speaker != nil {
+		pb.RegisterSpeakerServer(g, &speakerService{speaker: s.config.Speaker, missed: make(chan struct{}, 1)})
+	}
+	if s.config.Resolver != nil {
+		pb.RegisterResolverServer(g, resolverService{resolver: s.config.Resolver})
+	}
+	if s.config.Observer != nil {
+		pb.RegisterObserverServer(g, observerService{observer: s.config.Observer})
+	}
+	return nil
+}
+
+func (services) GRPCClient(context.Context, *goplugin.GRPCBroker, *grpc.ClientConn) (any, error) {
+	return nil, errors.New("this is the plugin's side")
+}
+
+// failure is the error of a call as it goes to the agent: its text, in one line.
+func failure(err error) error {
+	if err == nil {
+		return nil
+	}
+	return status.Error(codes.Unknown, oneLine(err.Error()))
+}
+
+func oneLine(s string) string {
+	return strings.ToValidUTF8(strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; "), "?")
+}
+
+type pluginService struct {
+	pb.UnimplementedPluginServer
+	kinds []kind
+}
+
+func (p pluginService) Describe(context.Context, *pb.DescribeRequest) (*pb.DescribeReply, error) {
+	reply := &pb.DescribeReply{}
+	for _, k := range p.kinds {
+		reply.Kinds = append(reply.Kinds, string(k))
+	}
+	return reply, nil
+}
+
+type speakerService struct {
+	pb.UnimplementedSpeakerServer
+	speaker fabric.Speaker
+
+	listening sync.Mutex    // held by the one call of Changed that hears of changes
+	missed    chan struct{} // a change that could not be sent
+}
+
+func (s *speakerService) Actual(ctx context.Context, _ *pb.ActualRequest) (*pb.ActualReply, error) {
+	routes, err := s.speaker.Actual(ctx)
+	if err != nil {
+		return nil, failure(err)
+	}
+	return &pb.ActualReply{Routes: routesOut(routes)}, nil
+}
+
+func (s *speakerService) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutReply, error) {
+	routes, err := routesIn(r.GetRoutes())
+	if err == nil {
+		err = s.speaker.Put(ctx, routes...)
+	}
+	return &pb.PutReply{}, failure(err)
+}
+
+func (s *speakerService) Remove(ctx context.Context, r *pb.RemoveRequest) (*pb.RemoveReply, error) {
+	prefixes, err := textIn(r.GetPrefixes(), netip.ParsePrefix, "a prefix")
+	if err == nil {
+		err = s.speaker.Remove(ctx, prefixes...)
+	}
+	return &pb.RemoveReply{}, failure(err)
+}
+
+// Changed hands wake-ups on. Two calls would take them from each other: the one
+// that comes waits until the one before has ended, and then says, by its header,
+// that it listens.
+func (s *speakerService) Changed(_ *pb.ChangedRequest, stream grpc.ServerStreamingServer[pb.Change]) error {
+	s.listening.Lock()
+	defer s.listening.Unlock()
+	if err := stream.SendHeader(nil); err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-stream.Context().Done():
+			return nil
+		case <-s.missed:
+		case <-s.speaker.Changed():
+		}
+		if err := stream.Send(&pb.Change{}); err != nil {
+			wake(s.missed)
+			return err
+		}
+	}
+}
+
+func (s *speakerService) Sessions(ctx context.Context, r *pb.SessionsRequest) (*pb.SessionsReply, error) {
+	l, ok := s.speaker.(fabric.SessionLister)
+	if !ok {
+		return s.UnimplementedSpeakerServer.Sessions(ctx, r)
+	}
+	sessions, err := l.Sessions(ctx)
+	if err != nil {
+		return nil, failure(err)
+	}
+	reply := &pb.SessionsReply{}
+	for _, one := range sessions {
+		reply.Sessions = append(reply.Sessions, sessionOut(one))
+	}
+	return reply, nil
+}
+
+func (s *speakerService) Diagnose(ctx context.Context, r *pb.DiagnoseRequest) (*pb.DiagnoseReply, error) {
+	d, ok := s.speaker.(fabric.Diagnoser)
+	if !ok {
+		return s.UnimplementedSpeakerServer.Diagnose(ctx, r)
+	}
+	reply := &pb.DiagnoseReply{}
+	for _, problem := range d.Diagnose() {
+		reply.Problems = append(reply.Problems, oneLine(problem))
+	}
+	return reply, nil
+}
+
+type resolverService struct {
+	pb.UnimplementedResolverServer
+	resolver fabric.Resolver
+}
+
+func (s resolverService) Resolve(ctx context.Context, r *pb.ResolveRequest) (*pb.ResolveReply, error) {
+	q, err := queryIn(r)
+	if err != nil {
+		return nil, failure(err)
+	}
+	nics, err := s.resolver.Resolve(ctx, q)
+	if err != nil {
+		return nil, failure(err)
+	}
+	return &pb.ResolveReply{Nics: nicsOut(nics)}, nil
+}
+
+type observerService struct {
+	pb.UnimplementedObserverServer
+	observer fabric.Observer
+}
+
+func (s observerService) Observe(ctx context.Context, r *pb.ObserveRequest) (*pb.ObserveReply, error) {
+	e, err := eventIn(r.GetEvent())
+	if err == nil {
+		err = s.observer.Observe(ctx, e)
+	}
+	return &pb.ObserveReply{}, failure(err)
+}
+
+// wake leaves a wake-up, unless one lies there.
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

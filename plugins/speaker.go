@@ -1,0 +1,191 @@
+package plugins
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	pb "github.com/vmfabric/vmfabric/plugins/internal/pluginpb"
+)
+
+// batch is how many routes go in one message: gRPC servers take 4 MB.
+const batch = 5000
+
+// Speaker is a [fabric.Speaker] in a plugin. When the plugin was started anew,
+// or may have had changes that were not heard, Changed fires.
+type Speaker struct {
+	supervisor
+	changed chan struct{}
+}
+
+var (
+	_ fabric.Speaker       = (*Speaker)(nil)
+	_ fabric.SessionLister = (*Speaker)(nil)
+	_ fabric.Diagnoser     = (*Speaker)(nil)
+)
+
+// OpenSpeaker starts a plugin that is a speaker, and keeps it running until
+// Close. It returns when the plugin has answered the handshake, or with the
+// reason why it is none; ctx is for that alone.
+func OpenSpeaker(ctx context.Context, p Program, opts ...Option) (*Speaker, error) {
+	s := &Speaker{changed: make(chan struct{}, 1)}
+	s.attend = s.listen
+	if err := s.open(ctx, p, speaker, opts); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Actual implements [fabric.Speaker].
+func (s *Speaker) Actual(ctx context.Context) (routes []fabric.Route, err error) {
+	var reply *pb.ActualReply
+	err = s.call(ctx, "list routes", func(ctx context.Context, c grpc.ClientConnInterface) (err error) {
+		reply, err = pb.NewSpeakerClient(c).Actual(ctx, &pb.ActualRequest{})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if routes, err = routesIn(reply.GetRoutes()); err != nil {
+		return nil, fmt.Errorf("%s: list routes: %w", s.program.name(), err)
+	}
+	return routes, nil
+}
+
+// Put implements [fabric.Speaker].
+func (s *Speaker) Put(ctx context.Context, routes ...fabric.Route) error {
+	for part := range slices.Chunk(routes, batch) {
+		err := s.call(ctx, "announce "+part[0].Prefix.String(), func(ctx context.Context, c grpc.ClientConnInterface) error {
+			_, err := pb.NewSpeakerClient(c).Put(ctx, &pb.PutRequest{Routes: routesOut(part)})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Remove implements [fabric.Speaker].
+func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
+	for part := range slices.Chunk(prefixes, batch) {
+		err := s.call(ctx, "withdraw "+part[0].String(), func(ctx context.Context, c grpc.ClientConnInterface) error {
+			_, err := pb.NewSpeakerClient(c).Remove(ctx, &pb.RemoveRequest{Prefixes: textOut(part)})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Changed implements [fabric.Speaker].
+func (s *Speaker) Changed() <-chan struct{} { return s.changed }
+
+// Sessions implements [fabric.SessionLister]; none from a plugin that does not
+// tell them. It does not wait for a plugin that is down.
+func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
+	if _, _, err := s.now(); err != nil {
+		return nil, err
+	}
+	var reply *pb.SessionsReply
+	err := s.call(ctx, "list sessions", func(ctx context.Context, c grpc.ClientConnInterface) (err error) {
+		reply, err = pb.NewSpeakerClient(c).Sessions(ctx, &pb.SessionsRequest{})
+		return optional(err)
+	})
+	if err != nil {
+		return nil, err
+	}
+	var sessions []fabric.Session
+	for _, one := range reply.GetSessions() {
+		sessions = append(sessions, sessionIn(one))
+	}
+	return sessions, nil
+}
+
+// Diagnose implements [fabric.Diagnoser]: that the plugin is down, or what it
+// says of itself.
+func (s *Speaker) Diagnose() []string {
+	if _, _, err := s.now(); err != nil {
+		return s.supervisor.Diagnose()
+	}
+	// Whoever asks for the health of a node does not wait long for one part of it.
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	var reply *pb.DiagnoseReply
+	err := s.call(ctx, "diagnose itself", func(ctx context.Context, c grpc.ClientConnInterface) (err error) {
+		reply, err = pb.NewSpeakerClient(c).Diagnose(ctx, &pb.DiagnoseRequest{})
+		return optional(err)
+	})
+	if err != nil {
+		return []string{err.Error()}
+	}
+	var problems []string
+	for _, problem := range reply.GetProblems() {
+		problems = append(problems, oneLine(problem))
+	}
+	return problems
+}
+
+// optional makes nothing of the absence of a method that a plugin need not have.
+func optional(err error) error {
+	if status.Code(err) == codes.Unimplemented {
+		return nil
+	}
+	return err
+}
+
+// listen hands on what the plugin says of changes, until ctx ends.
+func (s *Speaker) listen(ctx context.Context, p *process, again bool) {
+	if again {
+		wake(s.changed) // what it has now is to be looked at
+	}
+	for rest := firstRest; ; rest = min(2*rest, mostRest) {
+		began := time.Now()
+		err := s.hear(ctx, p, again)
+		if ctx.Err() != nil || status.Code(err) == codes.Unimplemented {
+			return
+		}
+		s.options.log.Debug("the stream of changes broke", "err", err)
+		if time.Since(began) > steady {
+			rest = firstRest
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(rest):
+		}
+		again = true
+	}
+}
+
+// hear hands on the changes of one stream. When it is one after another, there
+// may have been changes between.
+func (s *Speaker) hear(ctx context.Context, p *process, again bool) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := pb.NewSpeakerClient(p.conn).Changed(ctx, &pb.ChangedRequest{})
+	if err != nil {
+		return err
+	}
+	if _, err := stream.Header(); err != nil {
+		return err
+	}
+	if again {
+		wake(s.changed)
+	}
+	for {
+		if _, err := stream.Recv(); err != nil {
+			return err
+		}
+		wake(s.changed)
+	}
+}

@@ -1,0 +1,241 @@
+package plugins
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	firstRest = 100 * time.Millisecond // before a plugin that has ended is started anew
+	mostRest  = 10 * time.Second       // it doubles up to this
+	steady    = 30 * time.Second       // after so long, an end is a first one again
+)
+
+// supervisor keeps a plugin running.
+type supervisor struct {
+	program Program
+	kind    kind
+	options options
+	// attend serves the plugin beside the calls while it runs, until ctx ends.
+	// It is told whether the plugin is a new one after another.
+	attend func(ctx context.Context, p *process, again bool)
+
+	stop context.CancelFunc
+	done chan struct{}
+
+	mu     sync.Mutex
+	up     *process      // nil while it is down
+	turn   chan struct{} // closed when that changes
+	outage outage        // while it is down
+	closed bool
+}
+
+// outage is why and since when a plugin is down.
+type outage struct {
+	since, next time.Time
+	reason      string
+}
+
+// open starts the plugin, and keeps it running until close.
+func (s *supervisor) open(ctx context.Context, program Program, k kind, opts []Option) error {
+	s.program, s.kind, s.options = program, k, newOptions(program, opts)
+	s.turn, s.done = make(chan struct{}), make(chan struct{})
+	p, err := start(ctx, program, k, s.options)
+	if err != nil {
+		return err
+	}
+	s.up = p
+	s.options.log.Info("plugin started", "path", program.Path, "pid", p.child.ID())
+	life, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	go s.run(life, p)
+	return nil
+}
+
+// Close asks the plugin to end, and returns when it has; one that does not is
+// killed. Calls fail from then on.
+func (s *supervisor) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	close(s.turn) // for those who wait
+	s.turn = make(chan struct{})
+	s.mu.Unlock()
+	s.stop()
+	<-s.done
+	return nil
+}
+
+// run has the plugin restarted until ctx ends.
+func (s *supervisor) run(ctx context.Context, p *process) {
+	defer close(s.done)
+	rest := firstRest
+	for again := false; p != nil; again = true {
+		began := time.Now()
+		reason := s.serve(ctx, p, again)
+		if ctx.Err() != nil {
+			s.turnTo(nil, outage{})
+			p.end()
+			return
+		}
+		s.options.log.Warn("plugin is down and will be started anew", "why", reason)
+		s.turnTo(nil, outage{since: time.Now(), next: time.Now().Add(rest), reason: reason})
+		p.kill()
+		if time.Since(began) > steady {
+			rest = firstRest
+		}
+		p, rest = s.restart(ctx, rest)
+	}
+}
+
+// serve returns when the plugin is not to be had any more, and says why.
+func (s *supervisor) serve(ctx context.Context, p *process, again bool) string {
+	if s.attend != nil {
+		var attending sync.WaitGroup
+		life, end := context.WithCancel(ctx)
+		attending.Go(func() { s.attend(life, p, again) })
+		defer attending.Wait()
+		defer end()
+	}
+	return p.watch(ctx, s.options.times)
+}
+
+// restart tries again and again, after a rest each. It gives nil when ctx ends.
+func (s *supervisor) restart(ctx context.Context, rest time.Duration) (*process, time.Duration) {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, 0
+		case <-time.After(rest):
+		}
+		rest = min(2*rest, mostRest)
+		p, err := start(ctx, s.program, s.kind, s.options)
+		if err == nil {
+			s.turnTo(p, outage{})
+			s.options.log.Info("plugin started anew", "path", s.program.Path, "pid", p.child.ID())
+			return p, rest
+		}
+		s.mu.Lock()
+		s.outage.reason, s.outage.next = unwrapped(err), time.Now().Add(rest)
+		s.mu.Unlock()
+		if ctx.Err() == nil {
+			s.options.log.Warn("plugin not started", "err", err)
+		}
+	}
+}
+
+// unwrapped is the text of an error of start without the plugin's name.
+func unwrapped(err error) string {
+	if inner := errors.Unwrap(err); inner != nil {
+		err = inner
+	}
+	return err.Error()
+}
+
+// turnTo says that p is up now, or with nil why none is.
+func (s *supervisor) turnTo(p *process, o outage) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.up, s.outage = p, o
+	close(s.turn)
+	s.turn = make(chan struct{})
+}
+
+// now gives the plugin that is up, or why there is none; turn is closed when
+// that changes.
+func (s *supervisor) now() (p *process, turn <-chan struct{}, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return nil, s.turn, fmt.Errorf("%v: %w", s.program, os.ErrClosed)
+	case s.up == nil:
+		return nil, s.turn, errors.New(s.outage.text(s.program))
+	}
+	return s.up, s.turn, nil
+}
+
+func (o outage) text(p Program) string {
+	next := "being restarted now"
+	if in := time.Until(o.next); in > 0 {
+		next = fmt.Sprintf("restarting it, next try in %v", in.Round(100*time.Millisecond))
+	}
+	return fmt.Sprintf("%v is down since %s (%s); %s", p, o.since.Format(time.TimeOnly), o.reason, next)
+}
+
+// await gives the plugin, for which it waits a little when it is down.
+func (s *supervisor) await(ctx context.Context) (*process, error) {
+	timer := time.NewTimer(s.options.times.Wait)
+	defer timer.Stop()
+	for {
+		p, turn, err := s.now()
+		if err == nil || errors.Is(err, os.ErrClosed) {
+			return p, err
+		}
+		select {
+		case <-turn:
+		case <-timer.C:
+			return nil, err
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w (%w)", err, ctx.Err())
+		}
+	}
+}
+
+// call calls the plugin; what says for what, such as "list routes".
+func (s *supervisor) call(ctx context.Context, what string, f func(context.Context, grpc.ClientConnInterface) error) error {
+	p, err := s.await(ctx)
+	if err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, s.options.times.Call)
+	defer cancel()
+	return s.judge(ctx, p, what, f(limited, p.conn))
+}
+
+// judge says what the end of a call means for the plugin, and for the caller.
+func (s *supervisor) judge(ctx context.Context, p *process, what string, err error) error {
+	name, limit := s.program.name(), s.options.times.Call
+	code, said := status.Code(err), oneLine(status.Convert(err).Message())
+	silent := code == codes.DeadlineExceeded
+	gaveUp := ctx.Err()
+	if deadline, ok := ctx.Deadline(); err != nil && gaveUp == nil && ok && !time.Now().Before(deadline) {
+		gaveUp = context.DeadlineExceeded // the plugin has the same deadline, and may be faster than our timer
+	}
+	switch {
+	case !silent && code != codes.Unavailable && code != codes.Canceled:
+		p.strikes.Store(0)
+	case silent && gaveUp == nil:
+		p.hangs(fmt.Sprintf("it hangs: no answer within %v when asked to %s", limit, what))
+	case silent && p.strikes.Add(1) >= enoughStrikes:
+		p.hangs(fmt.Sprintf("it hangs: %d calls in a row without an answer", enoughStrikes))
+	case code == codes.Unavailable:
+		wake(p.doubt)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case gaveUp != nil:
+		return fmt.Errorf("%s: %s: %w", name, what, gaveUp)
+	case silent:
+		return fmt.Errorf("%s: %s: no answer within %v; it is being killed and started anew", name, what, limit)
+	case code == codes.Unavailable:
+		return fmt.Errorf("%s: %s: %s; it is looked after", name, what, said)
+	}
+	return fmt.Errorf("%s: %s", name, said)
+}
+
+// Diagnose implements [fabric.Diagnoser]: a plugin that is down is trouble.
+func (s *supervisor) Diagnose() []string {
+	if _, _, err := s.now(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return []string{err.Error()}
+	}
+	return nil
+}
