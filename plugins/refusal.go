@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -21,16 +22,13 @@ type wrongKind struct {
 }
 
 func (w wrongKind) Error() string {
-	is, a := strings.Join(w.is, " and "), "a "
-	if is == "" {
-		is, a = "nothing that this agent knows", ""
-	} else if w.is[0] == string(observer) {
-		a = "an "
+	is := "nothing"
+	if len(w.is) > 0 {
+		is = article(strings.Join(w.is, " and "))
 	}
 	var ways []string
-	for _, k := range w.is {
-		switch k := kind(k); k {
-		case speaker, resolver, observer:
+	for _, k := range []kind{speaker, resolver, observer} {
+		if slices.Contains(w.is, string(k)) {
 			ways = append(ways, k.setting("..."))
 		}
 	}
@@ -38,7 +36,14 @@ func (w wrongKind) Error() string {
 	if len(ways) > 0 {
 		way = fmt.Sprintf("write %s into the cluster file, or name another program", strings.Join(ways, ", "))
 	}
-	return fmt.Sprintf("it is %s%s, not a %s; %s", a, is, w.want, way)
+	return fmt.Sprintf("it is %s, not %s; %s", is, article(string(w.want)), way)
+}
+
+func article(s string) string {
+	if strings.HasPrefix(s, string(observer)) {
+		return "an " + s
+	}
+	return "a " + s
 }
 
 // refusal says, for people, why a plugin could not be started. What go-plugin

@@ -114,8 +114,8 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 // Diagnose implements [fabric.Diagnoser]: that the plugin is down, or what it
 // says of itself.
 func (s *Speaker) Diagnose() []string {
-	if down := s.supervisor.Diagnose(); down != nil {
-		return down
+	if _, _, err := s.now(); err != nil {
+		return s.supervisor.Diagnose()
 	}
 	// Whoever asks for the health of a node does not wait long for one part of it.
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)

@@ -195,34 +195,41 @@ func (s *supervisor) call(ctx context.Context, what string, f func(context.Conte
 	if err != nil {
 		return err
 	}
-	limit := s.options.times.Call
-	limited, cancel := context.WithTimeout(ctx, limit)
+	limited, cancel := context.WithTimeout(ctx, s.options.times.Call)
 	defer cancel()
-	err = f(limited, p.conn)
-	if err == nil {
-		p.strikes.Store(0)
-		return nil
-	}
-	if ctx.Err() == nil && status.Code(err) == codes.DeadlineExceeded {
-		if callers, ok := ctx.Deadline(); ok && time.Until(callers) <= 0 {
-			<-ctx.Done() // its timer is late
-		}
+	return s.judge(ctx, p, what, f(limited, p.conn))
+}
+
+// judge says what the end of a call means for the plugin, and for the caller.
+func (s *supervisor) judge(ctx context.Context, p *process, what string, err error) error {
+	name, limit := s.program.name(), s.options.times.Call
+	code, said := status.Code(err), oneLine(status.Convert(err).Message())
+	silent := code == codes.DeadlineExceeded
+	gaveUp := ctx.Err()
+	if deadline, ok := ctx.Deadline(); err != nil && gaveUp == nil && ok && !time.Now().Before(deadline) {
+		gaveUp = context.DeadlineExceeded // the plugin has the same deadline, and may be faster than our timer
 	}
 	switch {
-	case ctx.Err() != nil:
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) && p.strikes.Add(1) >= enoughStrikes {
-			p.hangs(fmt.Sprintf("it hangs: %d calls in a row without an answer", enoughStrikes))
-		}
-		return fmt.Errorf("%s: %s: %w", s.program.name(), what, ctx.Err())
-	case limited.Err() != nil || status.Code(err) == codes.DeadlineExceeded:
+	case !silent && code != codes.Unavailable && code != codes.Canceled:
+		p.strikes.Store(0)
+	case silent && gaveUp == nil:
 		p.hangs(fmt.Sprintf("it hangs: no answer within %v when asked to %s", limit, what))
-		return fmt.Errorf("%s: %s: no answer within %v; it is being killed and started anew", s.program.name(), what, limit)
-	case status.Code(err) == codes.Unavailable:
+	case silent && p.strikes.Add(1) >= enoughStrikes:
+		p.hangs(fmt.Sprintf("it hangs: %d calls in a row without an answer", enoughStrikes))
+	case code == codes.Unavailable:
 		wake(p.doubt)
-		return fmt.Errorf("%s: %s: %s; the agent looks after it", s.program.name(), what, oneLine(status.Convert(err).Message()))
 	}
-	p.strikes.Store(0)
-	return fmt.Errorf("%s: %s", s.program.name(), oneLine(status.Convert(err).Message()))
+	switch {
+	case err == nil:
+		return nil
+	case gaveUp != nil:
+		return fmt.Errorf("%s: %s: %w", name, what, gaveUp)
+	case silent:
+		return fmt.Errorf("%s: %s: no answer within %v; it is being killed and started anew", name, what, limit)
+	case code == codes.Unavailable:
+		return fmt.Errorf("%s: %s: %s; it is looked after", name, what, said)
+	}
+	return fmt.Errorf("%s: %s", name, said)
 }
 
 // Diagnose implements [fabric.Diagnoser]: a plugin that is down is trouble.

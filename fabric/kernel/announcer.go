@@ -45,7 +45,7 @@ type Announcer struct {
 	rtnl    *rtnl
 	events  *notices
 	changed chan struct{}
-	strayed chan struct{} // an announcement may lead elsewhere than to its port
+	strayed chan struct{} // an announcement may lead elsewhere than to its port, or have gone untold
 	wg      sync.WaitGroup
 
 	change sync.Mutex // held by whoever changes announcements
@@ -368,12 +368,16 @@ func (a *Announcer) receive() {
 				a.last = time.Now()
 			}
 		}
+		if len(a.slate.untold) > 0 {
+			wake(a.strayed)
+		}
 		a.mu.Unlock()
 		a.events.pass(msgs)
 	}
 }
 
-// attend removes what leads astray, and takes stock in rounds.
+// attend removes what leads astray, tells of what has gone, and takes stock in
+// rounds.
 func (a *Announcer) attend() {
 	tick := time.NewTicker(takeStockEvery)
 	defer tick.Stop()
@@ -385,6 +389,7 @@ func (a *Announcer) attend() {
 			a.takeStock()
 		case <-a.strayed:
 			a.straighten()
+			a.tell()
 		}
 	}
 }
@@ -398,6 +403,7 @@ func (a *Announcer) takeStock() {
 		a.log.Warn("list routes", "err", err)
 		return
 	}
+	s.untold = a.slate.untold
 	a.slate = s
 	a.compare(slices.Collect(maps.Keys(a.want)))
 	a.compare(slices.Collect(maps.Keys(s.routes)))
@@ -419,6 +425,28 @@ func (a *Announcer) straighten() {
 	}
 	if err := a.withdraw(astray); err != nil {
 		a.log.Warn("remove announcements", "err", err)
+	}
+}
+
+// tell has the kernel tell of announcements that it dropped without a word, by
+// adding and removing each: a daemon that was not told would announce it for
+// long (BIRD until its next scan), or for ever (FRR).
+func (a *Announcer) tell() {
+	a.change.Lock()
+	defer a.change.Unlock()
+	a.mu.Lock()
+	untold := slices.DeleteFunc(a.slate.untold, func(r route) bool { return slices.Contains(a.slate.routes[r.prefix], r) })
+	a.slate.untold = nil
+	a.mu.Unlock()
+	errs, err := a.each(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, untold)
+	var added []route
+	for i, r := range untold {
+		if err == nil && errs[i] == nil {
+			added = append(added, r)
+		}
+	}
+	if err = errors.Join(err, a.withdraw(added)); err != nil {
+		a.log.Warn("tell of announcements that are gone", "err", err)
 	}
 }
 

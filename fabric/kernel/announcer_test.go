@@ -175,16 +175,18 @@ func TestKernelDropsAnnouncements(t *testing.T) {
 			routeTo(t, "guest_net0", guest...)
 			require.NoError(t, a.Put(t.Context(), announced(fabric.Normal, guest...)...))
 			ip(t, tc.do...)
-			got, err := a.Actual(t.Context())
-			require.NoError(t, err)
-			assert.Equal(t, announced(fabric.Normal, tc.left...), got)
-			var kernels []netip.Prefix
-			for _, p := range guest {
-				if len(shown(t, p)) > 0 {
-					kernels = append(kernels, p)
+			require.EventuallyWithT(t, func(c *assert.CollectT) {
+				got, err := a.Actual(t.Context())
+				assert.NoError(c, err)
+				assert.Equal(c, announced(fabric.Normal, tc.left...), got)
+				var kernels []netip.Prefix
+				for _, p := range guest {
+					if len(shown(t, p)) > 0 {
+						kernels = append(kernels, p)
+					}
 				}
-			}
-			assert.Equal(t, tc.left, kernels, "what the kernel has")
+				assert.Equal(c, tc.left, kernels, "what the kernel has")
+			}, 10*time.Second, time.Millisecond)
 			if len(tc.left) < 2 {
 				woken(t, a, tc.name)
 			}

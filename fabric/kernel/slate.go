@@ -18,6 +18,10 @@ type slate struct {
 	routes map[netip.Prefix][]route
 	via    map[int32]map[netip.Prefix]bool // the prefixes of a link's routes
 	addrs  map[int32]map[netip.Addr]bool   // the IPv4 addresses of each link
+
+	// untold are announcements that the kernel dropped with a link's last IPv4
+	// address, while the link is up: nobody was told, and so no daemon.
+	untold []route
 }
 
 func newSlate() *slate {
@@ -72,7 +76,13 @@ func (s *slate) apply(m netlink.Message) []netip.Prefix {
 		delete(s.addrs[index], addr)
 		if len(s.addrs[index]) == 0 {
 			delete(s.addrs, index)
-			return s.flush(index, func(p netip.Prefix) bool { return p.Addr().Is4() })
+			is4 := func(p netip.Prefix) bool { return p.Addr().Is4() }
+			for p := range s.via[index] {
+				if is4(p) {
+					s.untold = append(s.untold, s.announcements(p)...)
+				}
+			}
+			return s.flush(index, is4)
 		}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		if r, err := parseRoute(m.Data); err == nil {

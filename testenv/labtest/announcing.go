@@ -139,6 +139,37 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
+// PortEnds takes the port away in several ways, each after announce has
+// announced the prefixes, the first of them IPv4, and checks that the reflector
+// comes to hear of it.
+func (a *Announcing) PortEnds(t testing.TB, announce func(), ps []netip.Prefix) {
+	t.Helper()
+	ip := func(args string) {
+		_, err := a.Node.Run(t.Context(), "ip", strings.Fields(args)...)
+		require.NoError(t, err)
+	}
+	for _, way := range []struct {
+		end, undo string
+		left      []netip.Prefix
+	}{
+		{"link set " + a.Port + " down", "link set " + a.Port + " up", nil},
+		{"addr del 169.254.1.1/32 dev " + a.Port, "addr add 169.254.1.1/32 dev " + a.Port, ps[1:]},
+		{"link del " + a.Port, "", nil},
+	} {
+		a.Prepare(t, ps)
+		announce()
+		a.Hears(t, ps...)
+		began := time.Now()
+		ip(way.end)
+		a.Hears(t, way.left...)
+		// BIRD looks at the whole kernel table once a minute.
+		require.Less(t, time.Since(began), 30*time.Second, "withdrawn by a notification, not by a scan: %s", way.end)
+		if way.undo != "" {
+			ip(way.undo)
+		}
+	}
+}
+
 // Routes lists what the reflector has of the node.
 func (a *Announcing) Routes(t testing.TB) []testenv.BGPRoute {
 	t.Helper()

@@ -53,11 +53,14 @@ func main() {
 	case "foreign": // made by somebody else from plugin.proto
 		foreign(arg)
 		return
+	case "", "stopped", "scripted": // it behaves
 	case "mark": // what main does after Serve
 		defer func() { must(os.WriteFile(filepath.Join(dir, "ended"), nil, 0o600)) }()
 		defer fmt.Fprintln(os.Stderr, "last words")
 	case "stay": // it does not end when it is asked to
 		defer time.Sleep(time.Hour)
+	default:
+		must(fmt.Errorf("unknown mode %q", mode))
 	}
 
 	p := newParts()
