@@ -328,7 +328,7 @@ func TestEastWestReflectorsGo(t *testing.T) {
 	assert.Empty(t, lost())
 	assert.Empty(t, changes())
 	s.learns("node1", both)
-	s.startReflectors("", false)
+	s.startReflectors()
 	for _, a := range s.agents {
 		a.established()
 	}
