@@ -172,6 +172,7 @@ type group struct {
 	Group    string
 	Password string
 	GTSM     bool
+	ASN      uint32
 	External bool
 	Local    netip.Addr
 	Members  []session
@@ -179,7 +180,7 @@ type group struct {
 
 // NodeGroup is that of a reflector's nodes.
 func (r router) NodeGroup() group {
-	return group{Group: "NODES", Password: r.RR.Password, GTSM: r.RR.GTSM}
+	return group{Group: "NODES", ASN: r.ASN, Password: r.RR.Password, GTSM: r.RR.GTSM}
 }
 
 // Groups gives those of the sessions, in their order.
@@ -191,7 +192,7 @@ func (r router) Groups() []group {
 			i++
 		}
 		if i == len(gs) {
-			gs = append(gs, group{Password: s.Password, GTSM: s.GTSM, External: s.External, Local: s.Local})
+			gs = append(gs, group{Password: s.Password, GTSM: s.GTSM, ASN: s.ASN, External: s.External, Local: s.Local})
 		}
 		gs[i].Members = append(gs[i].Members, s)
 	}
@@ -209,7 +210,7 @@ func (r router) Groups() []group {
 }
 
 func (g group) takes(s session) bool {
-	return g.Password == s.Password && g.GTSM == s.GTSM && g.External == s.External && g.Local == s.Local
+	return g.Password == s.Password && g.GTSM == s.GTSM && g.ASN == s.ASN && g.External == s.External && g.Local == s.Local
 }
 
 // CustomPort gives the port that a reflector listens on where it is not BGP's.

@@ -1,0 +1,259 @@
+package render_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/render"
+	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
+)
+
+// speaker is a BIRD or an FRR of a lab.
+type speaker interface {
+	Routes(ctx context.Context) ([]testenv.BGPRoute, error)
+	Established(ctx context.Context) (int, error)
+}
+
+// start runs what is rendered for a host of a lab, whose name it has.
+func start(t *testing.T, ctx context.Context, c fabric.Cluster, f render.Format, h *testenv.Host) speaker {
+	t.Helper()
+	text, err := render.Router(c, f, h.Name())
+	require.NoError(t, err)
+	if f == render.BIRD {
+		b, err := h.StartBird(ctx, strings.Replace(text, "log syslog all;", "log stderr all; debug protocols { states };", 1))
+		require.NoError(t, err)
+		return b
+	}
+	b, err := h.StartFRR(ctx, strings.Replace(text, "log syslog informational", "log stdout informational", 1))
+	require.NoError(t, err)
+	return b
+}
+
+// announce does what an agent does for a speaker that reads from the kernel.
+func announce(t *testing.T, node *testenv.Host, pref fabric.Preference, prefixes ...netip.Prefix) {
+	t.Helper()
+	link, err := node.Link("web_net0")
+	require.NoError(t, err)
+	for _, p := range prefixes {
+		require.NoError(t, node.Netlink().RouteReplace(carrier(link, p, int(pref.LocalPref()))))
+	}
+}
+
+func withdraw(t *testing.T, node *testenv.Host, pref fabric.Preference, prefixes ...netip.Prefix) {
+	t.Helper()
+	link, err := node.Link("web_net0")
+	require.NoError(t, err)
+	for _, p := range prefixes {
+		require.NoError(t, node.Netlink().RouteDel(carrier(link, p, int(pref.LocalPref()))))
+	}
+}
+
+func carrier(link netlink.Link, p netip.Prefix, metric int) *netlink.Route {
+	dst, err := netlink.ParseIPNet(p.String())
+	if err != nil {
+		panic(err)
+	}
+	return &netlink.Route{LinkIndex: link.Attrs().Index, Dst: dst, Protocol: fabric.Protocol, Priority: metric, Scope: netlink.SCOPE_LINK}
+}
+
+// port gives a node the port of a guest, with the route that it always has.
+func port(t *testing.T, lab *testenv.Lab, node *testenv.Host, prefixes ...netip.Prefix) {
+	t.Helper()
+	guest := host(t, lab, node.Name()+"-web")
+	require.NoError(t, lab.Cable(node, "web_net0", guest, "eth0"))
+	link, err := node.Link("web_net0")
+	require.NoError(t, err)
+	for _, p := range prefixes {
+		require.NoError(t, node.Netlink().RouteAdd(carrier(link, p, fabric.PortMetric)))
+	}
+}
+
+// labCluster has everything that daemons of both kinds have.
+func labCluster() fabric.Cluster {
+	c := testenv.SmallCluster(2)
+	c.Pools[0].Exclude = []netip.Prefix{prefix("203.0.113.255/32")}
+	c.Pools[1].Exclude = []netip.Prefix{prefix("2001:db8:100:ffff::/64")}
+	c.Routed = []netip.Prefix{prefix("198.51.100.0/24"), prefix("2001:db8:200::/40")}
+	c.MaxPrefixes = 20
+	c.Timers.LongLived = time.Minute
+	for i := range c.Reflectors {
+		c.Reflectors[i].Password, c.Reflectors[i].GTSM, c.Reflectors[i].BFD = "s3cret!#'", true, true
+	}
+	return c
+}
+
+var (
+	good = []netip.Prefix{
+		prefix("203.0.113.10/32"), prefix("2001:db8:100::10/128"), prefix("198.51.100.8/29"), prefix("2001:db8:200:8::/64"),
+	}
+	bad = []netip.Prefix{
+		prefix("203.0.113.0/24"), prefix("203.0.113.128/25"), prefix("0.0.0.0/0"), prefix("192.0.2.77/32"), prefix("203.0.113.255/32"), prefix("198.51.0.0/16"),
+		prefix("2001:db8:100::/48"), prefix("2001:db8:100:1::/64"), prefix("::/0"), prefix("2001:db8:9::7/128"), prefix("2001:db8:100:ffff::7/128"), prefix("2001:db8::/32"),
+	}
+	untagged = []netip.Prefix{prefix("203.0.113.66/32"), prefix("2001:db8:100::66/128")}
+	last     = []netip.Prefix{prefix("203.0.113.99/32"), prefix("2001:db8:100::99/128")}
+)
+
+func soon(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// inKernel waits for the routes in the core gateway's kernel, or for their end.
+func inKernel(t *testing.T, ctx context.Context, core, node *testenv.Host, want bool, prefixes ...netip.Prefix) {
+	t.Helper()
+	for _, p := range prefixes {
+		via := node.Addr4()
+		if p.Addr().Is6() {
+			via = node.Addr6()
+		}
+		require.NoError(t, testenv.Until(ctx, func() error {
+			r, there, err := core.Route(p)
+			if err == nil && (there != want || there && (len(r.Vias()) != 1 || r.Vias()[0] != via)) {
+				err = fmt.Errorf("kernel of %s: %s: %v %v", core.Name(), p, there, r)
+			}
+			return err
+		}))
+	}
+}
+
+// TestRouterLab runs reflectors, a core gateway and a node as they are rendered,
+// and a rogue node beside.
+func TestRouterLab(t *testing.T) {
+	if testing.Short() {
+		t.Skip("makes laboratories")
+	}
+	labtest.Need(t, "bird", "frr")
+	for _, tc := range []struct{ rr, core, node render.Format }{
+		{render.BIRD, render.BIRD, render.BIRD},
+		{render.BIRD, render.FRR, render.FRR},
+		{render.FRR, render.BIRD, render.FRR},
+		{render.FRR, render.FRR, render.BIRD},
+	} {
+		t.Run(fmt.Sprintf("reflectors %s, core %s, node %s", tc.rr, tc.core, tc.node), func(t *testing.T) {
+			ctx := soon(t)
+			c := labCluster()
+			lab, top := labtest.Build(t, c)
+			node, rogue := top.Nodes["node1"], top.Nodes["node2"]
+			port(t, lab, node, slices.Concat(good, last)...)
+			announce(t, node, fabric.Fresh, good...)
+
+			rrs := []speaker{start(t, ctx, c, tc.rr, top.Reflectors["rr1"]), start(t, ctx, c, tc.rr, top.Reflectors["rr2"])}
+			core := start(t, ctx, c, tc.core, top.Core)
+			start(t, ctx, c, tc.node, node)
+			inKernel(t, ctx, top.Core, node, true, good...)
+
+			// Preference falls without the route ever being away.
+			announce(t, node, fabric.Normal, good...)
+			withdraw(t, node, fabric.Fresh, good...)
+			for _, s := range append(rrs, core) {
+				tables(t, ctx, s, func(rs []testenv.BGPRoute) error { return asAnnounced(rs, node, good, c.Communities, 100) })
+			}
+
+			// The rogue says many things, and one that is right at the end.
+			say := testenv.Announcer{
+				BGP:      testenv.BGP{Password: c.Reflectors[0].Password, BFD: true, LongLived: time.Minute},
+				RouterID: rogue.Addr4(), Reflectors: []netip.Addr{c.Reflectors[0].Address, c.Reflectors[1].Address},
+				Communities: c.Communities, Routes: bad,
+			}
+			b, err := rogue.StartBird(ctx, rogueConf(say))
+			require.NoError(t, err)
+			say.Routes, say.Communities = slices.Concat(bad, untagged), c.Communities[:1]
+			require.NoError(t, testenv.Until(ctx, func() error { return established(ctx, b, 2) }))
+			require.NoError(t, b.Configure(ctx, rogueConf(say)))
+			say.Routes, say.Communities = slices.Concat(bad, last), c.Communities
+			require.NoError(t, b.Configure(ctx, rogueConf(say)))
+			inKernel(t, ctx, top.Core, rogue, true, last...)
+			for _, s := range rrs {
+				tables(t, ctx, s, func(rs []testenv.BGPRoute) error {
+					if got := prefixesOf(rs); !slices.Equal(got, sorted(good, last)) {
+						return fmt.Errorf("it has %v", got)
+					}
+					return nil
+				})
+			}
+			for _, p := range slices.Concat(bad, untagged) {
+				r, there, err := top.Core.Route(p)
+				require.NoError(t, err)
+				if pool := p == c.Pools[0].Prefix || p == c.Pools[1].Prefix; pool {
+					assert.True(t, there, p)
+					assert.Contains(t, []string{"unreachable", "blackhole"}, r.Type, p)
+				} else {
+					assert.False(t, there, "%s", r)
+				}
+			}
+
+			withdraw(t, node, fabric.Normal, good...)
+			inKernel(t, ctx, top.Core, node, false, good...)
+		})
+	}
+}
+
+// rogueConf speaks as the sessions are secured here.
+func rogueConf(a testenv.Announcer) string {
+	return strings.Replace(a.Bird(), "direct;", "direct; ttl security on;", 1)
+}
+
+func established(ctx context.Context, s speaker, want int) error {
+	n, err := s.Established(ctx)
+	if err == nil && n != want {
+		err = fmt.Errorf("%d sessions", n)
+	}
+	return err
+}
+
+// tables waits until the BGP table of s is as f has it.
+func tables(t *testing.T, ctx context.Context, s speaker, f func([]testenv.BGPRoute) error) {
+	t.Helper()
+	require.NoError(t, testenv.Until(ctx, func() error {
+		rs, err := s.Routes(ctx)
+		if err != nil {
+			return err
+		}
+		return f(rs)
+	}))
+}
+
+// asAnnounced reports where the best routes are not what the node announces.
+func asAnnounced(rs []testenv.BGPRoute, node *testenv.Host, want []netip.Prefix, communities []fabric.Community, pref uint32) error {
+	if got := prefixesOf(rs); !slices.Equal(got, sorted(want)) {
+		return fmt.Errorf("it has %v", got)
+	}
+	for _, r := range rs {
+		hop := node.Addr4()
+		if r.Prefix.Addr().Is6() {
+			hop = node.Addr6()
+		}
+		if r.NextHop != hop || r.Origin != "IGP" || r.LocalPref != pref || !slices.Equal(r.Communities, communities) {
+			return errors.New(fmt.Sprint(r))
+		}
+	}
+	return nil
+}
+
+func prefixesOf(rs []testenv.BGPRoute) []netip.Prefix {
+	var ps []netip.Prefix
+	for _, r := range rs {
+		if r.Best {
+			ps = append(ps, r.Prefix)
+		}
+	}
+	return sorted(ps)
+}
+
+func sorted(lists ...[]netip.Prefix) []netip.Prefix {
+	return slices.SortedFunc(slices.Values(slices.Concat(lists...)), netip.Prefix.Compare)
+}
