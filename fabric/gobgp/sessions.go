@@ -40,7 +40,7 @@ func (r *Reflector) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, _ time.T
 		// A node that we gave up has not merely restarted: GoBGP would keep its
 		// routes for the restart time after the hold time as well.
 		r.replace(n, r.peer(n, n.bfd, false))
-	case n.bfd:
+	case n.bfd && broke(e):
 		r.restBFD(n)
 	}
 }
@@ -69,21 +69,7 @@ func (r *Reflector) notificationsTo(a netip.Addr) (sent uint64) {
 	return sent
 }
 
-const (
-	// bfdPace keeps changes to GoBGP's BFD peers apart: many at a time, while one
-	// of them asks for the end of its session, would wait for each other.
-	bfdPace = 5 * time.Millisecond
-	// bfdRest is longer than a BFD session takes to end, and shorter than GoBGP
-	// leaves a peer in peace whose session ended (5 s).
-	bfdRest = time.Second
-)
-
-// restBFD ends the BFD session of a peer whose BGP session ended, for a moment.
-// It would end by itself, a little later, and leave a reset behind in GoBGP that
-// ends the next BGP session, and graceful restart with it.
-//
-// GoBGP forgets of a session what it negotiated when its peer is changed, which
-// here does no harm: BFD must be back before the next one.
+// restBFD ends the BFD session of a peer for a moment, see [broke].
 func (r *Reflector) restBFD(n neighbour) {
 	r.setBFD(n, false)
 	time.AfterFunc(bfdRest, func() {
@@ -96,8 +82,7 @@ func (r *Reflector) restBFD(n neighbour) {
 }
 
 func (r *Reflector) setBFD(n neighbour, on bool) {
-	time.Sleep(bfdPace)
-	if _, err := r.bgp.UpdatePeer(context.Background(), &api.UpdatePeerRequest{Peer: r.peer(n, on, false)}); err != nil {
+	if err := setBFD(r.bgp, r.peer(n, on, false), on); err != nil {
 		r.log.Warn("BFD not changed", "peer", n.name, "on", on, "err", err)
 	}
 }

@@ -181,14 +181,6 @@ func (s *Speaker) peer(rr fabric.RR, source netip.Addr, resumed bool) *api.Peer 
 	return p
 }
 
-func bfdConfig() *api.BfdPeerConfig {
-	return &api.BfdPeerConfig{
-		Enabled: true, DesiredMinimumTxInterval: bfdInterval, RequiredMinimumReceive: bfdInterval, DetectionMultiplier: 3,
-	}
-}
-
-const bfdInterval = 100_000 // µs (RFC 5880)
-
 func bothFamilies() []*api.AfiSafi {
 	var all []*api.AfiSafi
 	for _, afi := range []api.Family_Afi{api.Family_AFI_IP, api.Family_AFI_IP6} {
@@ -240,11 +232,34 @@ func (s *Speaker) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, at time.Ti
 			s.serving.Go(func() { s.resume(peer) })
 		}
 		s.mu.Unlock()
+	} else if broke(e) {
+		s.restBFD(e.Peer.State.NeighborAddress)
 	}
 	select {
 	case s.changed <- struct{}{}:
 	default:
 	}
+}
+
+// restBFD ends the BFD session with a reflector for a moment, see [broke].
+func (s *Speaker) restBFD(peer netip.Addr) {
+	i := slices.IndexFunc(s.cluster.Reflectors, func(rr fabric.RR) bool { return rr.Address == peer && rr.BFD })
+	if i < 0 {
+		return
+	}
+	rr := s.cluster.Reflectors[i]
+	set := func(on bool) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.closed || s.up[peer.String()] {
+			return
+		}
+		if err := setBFD(s.bgp, s.peer(rr, s.node.Source(peer), false), on); err != nil {
+			s.log.Warn("BFD not changed", "peer", rr.Name, "on", on, "err", err)
+		}
+	}
+	set(false)
+	time.AfterFunc(bfdRest, func() { set(true) })
 }
 
 // resume sends everything, and End-of-RIB, to a peer whose session is up again

@@ -336,14 +336,20 @@ func TestEmbeddedReflectorsRestart(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
 		name, core string
-		nodes      int // one has an agent; the reflector waits for the others, but not for ever
+		bfd        bool // between nodes and reflectors
+		nodes      int  // one has an agent; the reflector waits for the others, but not for ever
 	}{
-		{"BIRD", "bird", 1},
-		{"FRR", "frr", 2},
+		{"BIRD", "bird", false, 1},
+		{"BIRD, BFD", "bird", true, 1},
+		{"FRR", "frr", false, 2},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			s := start(t, options{nodes: tc.nodes, noRR: true, noAgent: true, core: tc.core})
+			s := start(t, options{nodes: tc.nodes, noRR: true, noAgent: true, core: tc.core, change: func(c *fabric.Cluster) {
+				for i := range c.Reflectors {
+					c.Reflectors[i].BFD = tc.bfd
+				}
+			}})
 			rr1, rr2 := s.embed("rr1"), s.embed("rr2")
 			s.agents["node1"].start()
 			for _, r := range []*embedded{rr1, rr2} {

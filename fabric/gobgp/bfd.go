@@ -1,0 +1,54 @@
+package gobgp
+
+import (
+	"context"
+	"time"
+
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
+	"github.com/osrg/gobgp/v4/pkg/server"
+)
+
+const bfdInterval = 100_000 // µs (RFC 5880)
+
+func bfdConfig() *api.BfdPeerConfig {
+	return &api.BfdPeerConfig{
+		Enabled: true, DesiredMinimumTxInterval: bfdInterval, RequiredMinimumReceive: bfdInterval, DetectionMultiplier: 3,
+	}
+}
+
+const (
+	// bfdPace keeps changes to GoBGP's BFD peers apart: many at a time, while one
+	// of them asks for the end of its session, would wait for each other.
+	bfdPace = 5 * time.Millisecond
+	// bfdRest is longer than a BFD session takes to end, and shorter than GoBGP
+	// leaves a peer in peace whose session ended (5 s).
+	bfdRest = time.Second
+)
+
+// broke reports whether a session ended with its connection, as when the
+// peer's process was killed, and not by a word of either side.
+//
+// BFD then has to rest, for bfdRest. Its session would end by itself, a little
+// later, and leave a reset behind in GoBGP that ends the next BGP session, and
+// graceful restart with it. After a word of the peer it must not: the peer's own
+// BFD would miss it, and end the next session in its turn.
+func broke(e *apiutil.WatchEventMessage_PeerEvent) bool {
+	switch e.Peer.State.DisconnectReason {
+	case api.PeerState_DISCONNECT_REASON_GRACEFUL_RESTART, api.PeerState_DISCONNECT_REASON_READ_FAILED, api.PeerState_DISCONNECT_REASON_WRITE_FAILED:
+		return true
+	}
+	return false
+}
+
+// setBFD changes a peer, which must have no session: GoBGP forgets what that
+// negotiated.
+func setBFD(b *server.BgpServer, p *api.Peer, on bool) error {
+	time.Sleep(bfdPace)
+	p.Bfd = nil
+	if on {
+		p.Bfd = bfdConfig()
+	}
+	_, err := b.UpdatePeer(context.Background(), &api.UpdatePeerRequest{Peer: p})
+	return err
+}
