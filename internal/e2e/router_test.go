@@ -28,6 +28,8 @@ func (s *system) startRouter(kind string, h *testenv.Host) router {
 	}
 	conf, err := render.Router(s.cluster, render.Format(kind), h.Name())
 	require.NoError(s.t, err)
+	// The lab has no syslog; a test that fails shows what went to stderr.
+	conf = strings.Replace(conf, "log syslog all;", "log stderr all; debug protocols { states, events };", 1)
 	var r router
 	if kind == "frr" {
 		r, err = h.StartFRR(soon(s.t), conf)
