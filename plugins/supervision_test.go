@@ -128,6 +128,16 @@ func TestHangs(t *testing.T) {
 	}
 }
 
+// TestIll has a plugin say itself that it is to be started anew.
+func TestIll(t *testing.T) {
+	s := newSpecimen(t)
+	s.openSpeaker(t, "foreign=ill", plugins.Times{Check: 50 * time.Millisecond})
+	pid := s.pid(t)
+	awaitEnd(t, pid)
+	s.awaitAnother(t, pid)
+	assert.Contains(t, s.logged(), "it says that it is NOT_SERVING")
+}
+
 // TestSlowIsNotDead has callers give up now and then, and one answer between.
 func TestSlowIsNotDead(t *testing.T) {
 	s := newSpecimen(t)

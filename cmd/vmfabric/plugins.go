@@ -30,11 +30,11 @@ func (pluginSpeaker) Open(context.Context) error { return nil }
 
 // extensions are the plugins of an agent.
 type extensions struct {
-	place    plugins.Place
-	log      *slog.Logger
-	resolver fabric.Resolver // nil for none
-	observer []fabric.Observer
-	closers  []func() error
+	place     plugins.Place
+	log       *slog.Logger
+	resolver  fabric.Resolver // nil for none
+	observers []fabric.Observer
+	closers   []func() error
 }
 
 // openExtensions starts the resolver and the observers that the flags name, or
@@ -62,7 +62,7 @@ func (f agentFlags) openExtensions(ctx context.Context, c *fabric.Cluster, node 
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("observer: %w", err), x.Close())
 		}
-		x.observer, x.closers = append(x.observer, o), append(x.closers, o.Close)
+		x.observers, x.closers = append(x.observers, o), append(x.closers, o.Close)
 	}
 	return x, nil
 }
