@@ -25,6 +25,7 @@ import (
 type child struct {
 	cmd    *exec.Cmd
 	log    *slog.Logger
+	stdin  *os.File // the end that we hold
 	hello  io.Reader
 	exited chan struct{} // closed when the process has ended
 	ended  error         // how; valid then
@@ -52,7 +53,7 @@ func newChild(cmd *exec.Cmd, log *slog.Logger) *child {
 func (c *child) Start(context.Context) error {
 	var ours, its [3]*os.File
 	var err error
-	closeAll := func(files [3]*os.File) { // of standard input, the end that we hold closes when this process ends, however that happens
+	closeAll := func(files [3]*os.File) {
 		for _, f := range files {
 			f.Close() // a nil *os.File does no harm
 		}
@@ -75,7 +76,7 @@ func (c *child) Start(context.Context) error {
 		return err
 	}
 	hello, say := io.Pipe()
-	c.hello = hello
+	c.stdin, c.hello = ours[0], hello
 	c.outs.Go(func() { c.readStdout(ours[1], say) })
 	c.outs.Go(func() { c.readStderr(ours[2]) })
 	go func() {
@@ -187,6 +188,10 @@ func (c *child) kill() {
 		_ = unix.Kill(-c.pid, unix.SIGKILL)
 	}
 }
+
+// hangUp ends the plugin's standard input, by which it is to end. The kernel does
+// the same when this process ends, however that happens.
+func (c *child) hangUp() { c.stdin.Close() }
 
 // Wait implements [runner.AttachedRunner].
 func (c *child) Wait(context.Context) error { <-c.exited; return c.ended }

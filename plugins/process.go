@@ -177,6 +177,7 @@ func (p *process) bury() {
 func (p *process) end() {
 	timer := time.AfterFunc(farewell, p.child.kill)
 	defer timer.Stop()
+	p.child.hangUp()
 	p.bury()
 }
 

@@ -53,6 +53,7 @@ type Option func(*options)
 type options struct {
 	log   *slog.Logger
 	times Times
+	retry bool
 }
 
 // WithLogger says where to log what the plugin prints, and what becomes of it.
@@ -61,6 +62,11 @@ func WithLogger(l *slog.Logger) Option { return func(o *options) { o.log = l } }
 
 // WithTimes bounds what the plugin may take.
 func WithTimes(t Times) Option { return func(o *options) { o.times = t } }
+
+// WithRetry has Open succeed although the plugin cannot be started: it is down
+// then, [fabric.Diagnoser] says why, and it is tried again like one that has died.
+// It is for plugins without which an agent does most of its work.
+func WithRetry() Option { return func(o *options) { o.retry = true } }
 
 func newOptions(p Program, opts []Option) options {
 	o := options{log: slog.New(slog.DiscardHandler)}

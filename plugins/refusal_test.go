@@ -157,6 +157,10 @@ func TestForeign(t *testing.T) {
 	assert.Empty(t, sessions)
 	assert.Empty(t, sp.Diagnose())
 	require.ErrorContains(t, sp.Put(t.Context(), fabric.Route{Prefix: both[0]}), "not implemented")
+	pid := s.pid(t)
+	require.NoError(t, sp.Close())
+	assert.False(t, alive(pid))
+	assert.FileExists(t, filepath.Join(s.dir, "ended"), "it had the time to end by itself")
 
 	r, err := plugins.OpenResolver(t.Context(), s.program("foreign"), s.options(plugins.Times{})...)
 	require.NoError(t, err)

@@ -128,6 +128,16 @@ func TestHangs(t *testing.T) {
 	}
 }
 
+// TestIll has a plugin say itself that it is to be started anew.
+func TestIll(t *testing.T) {
+	s := newSpecimen(t)
+	s.openSpeaker(t, "foreign=ill", plugins.Times{Check: 50 * time.Millisecond})
+	pid := s.pid(t)
+	awaitEnd(t, pid)
+	s.awaitAnother(t, pid)
+	assert.Contains(t, s.logged(), "it says that it is NOT_SERVING")
+}
+
 // TestSlowIsNotDead has callers give up now and then, and one answer between.
 func TestSlowIsNotDead(t *testing.T) {
 	s := newSpecimen(t)
@@ -243,6 +253,30 @@ func TestDown(t *testing.T) {
 	signalled(t, sp.Changed(), "the plugin is back")
 	eventually(t, "it works", func() error { return sp.Put(t.Context(), bothRoutes()...) })
 	assert.Empty(t, sp.Diagnose())
+}
+
+// TestRetry has a plugin that could not be started first.
+func TestRetry(t *testing.T) {
+	s := newSpecimen(t)
+	program := filepath.Join(s.dir, "mine")
+	p := s.program("")
+	p.Path = program
+	before := runtime.NumGoroutine()
+	sp, err := plugins.OpenSpeaker(t.Context(), p, append(s.options(plugins.Times{Wait: 100 * time.Millisecond}), plugins.WithRetry())...)
+	require.NoError(t, err)
+	require.ErrorContains(t, sp.Put(t.Context(), bothRoutes()...), "there is no such file; install it")
+	require.Len(t, sp.Diagnose(), 1)
+	require.NoError(t, os.Link(binary, program))
+	signalled(t, sp.Changed(), "the plugin has come")
+	eventually(t, "it works", func() error { return sp.Put(t.Context(), bothRoutes()...) })
+	assert.Empty(t, sp.Diagnose())
+	require.NoError(t, sp.Close())
+	requireNoMore(t, before)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = plugins.OpenSpeaker(ctx, p, plugins.WithRetry())
+	require.ErrorIs(t, err, context.Canceled)
 }
 
 func TestCloseWhileItIsDown(t *testing.T) {

@@ -49,11 +49,16 @@ func (s *supervisor) open(ctx context.Context, program Program, k kind, opts []O
 	s.program, s.kind, s.options = program, k, newOptions(program, opts)
 	s.turn, s.done = make(chan struct{}), make(chan struct{})
 	p, err := start(ctx, program, k, s.options)
-	if err != nil {
+	switch {
+	case err == nil:
+		s.up = p
+		s.options.log.Info("plugin started", "path", program.Path, "pid", p.child.ID())
+	case s.options.retry && ctx.Err() == nil:
+		s.outage = outage{since: time.Now(), next: time.Now().Add(firstRest), reason: unwrapped(err)}
+		s.options.log.Error("plugin not started; trying again", "err", err)
+	default:
 		return err
 	}
-	s.up = p
-	s.options.log.Info("plugin started", "path", program.Path, "pid", p.child.ID())
 	life, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	go s.run(life, p)
@@ -73,11 +78,17 @@ func (s *supervisor) Close() error {
 	return nil
 }
 
-// run has the plugin restarted until ctx ends.
+// run has the plugin restarted until ctx ends; p is nil where it is down.
 func (s *supervisor) run(ctx context.Context, p *process) {
 	defer close(s.done)
-	rest := firstRest
-	for again := false; p != nil; again = true {
+	rest, again := firstRest, false
+	for {
+		if p == nil {
+			if p, rest = s.restart(ctx, rest); p == nil {
+				return
+			}
+			again = true
+		}
 		began := time.Now()
 		reason := s.serve(ctx, p, again)
 		if ctx.Err() != nil {
@@ -85,13 +96,13 @@ func (s *supervisor) run(ctx context.Context, p *process) {
 			p.end()
 			return
 		}
-		s.options.log.Warn("plugin is down and will be started anew", "why", reason)
-		s.turnTo(nil, outage{since: time.Now(), next: time.Now().Add(rest), reason: reason})
-		p.kill()
 		if time.Since(began) > steady {
 			rest = firstRest
 		}
-		p, rest = s.restart(ctx, rest)
+		s.options.log.Warn("plugin is down and will be started anew", "why", reason)
+		s.turnTo(nil, outage{since: time.Now(), next: time.Now().Add(rest), reason: reason})
+		p.kill()
+		p = nil
 	}
 }
 

@@ -16,7 +16,6 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/fabric/disk"
-	"github.com/vmfabric/vmfabric/fabric/gobgp"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/fabric/libvirt"
 	"github.com/vmfabric/vmfabric/fabric/lxd"
@@ -26,6 +25,8 @@ import (
 
 type agentFlags struct {
 	config, node, state, libvirt, lxd, logLevel, logFormat string
+	speaker, resolver                                      string
+	observers                                              []string
 	drain                                                  bool
 }
 
@@ -65,6 +66,9 @@ the agent that runs to withdraw everything and to refuse new guests.`,
 	fl.StringVar(&f.state, "state", "/var/lib/vmfabric", "the directory of the wanted state")
 	fl.StringVar(&f.libvirt, "libvirt", "auto", "libvirt to follow: auto, off, or the path of its socket")
 	fl.StringVar(&f.lxd, "lxd", "auto", "LXD to follow: auto, off, or the path of its socket")
+	fl.StringVar(&f.speaker, "speaker", "", "what talks BGP: gobgp, bird, frr, or the path of a plugin (default: as the cluster file has it)")
+	fl.StringVar(&f.resolver, "resolver", "", "the path of a plugin that knows guests' addresses (default: likewise)")
+	fl.StringArrayVar(&f.observers, "observer", nil, "the path of a plugin that is told what happens; may be repeated (default: likewise)")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fl.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	fl.BoolVar(&f.drain, "drain", false, "ask the agent that runs to withdraw everything on purpose")
@@ -128,11 +132,12 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		return err
 	}
 	defer closing(peers)
-	speakerOptions, err := eastWest(cluster, peers)
+	extensions, err := f.openExtensions(ctx, &cluster, node, log)
 	if err != nil {
 		return err
 	}
-	speaker, err := gobgp.New(gobgp.Config{Cluster: cluster, Node: node}, append(speakerOptions, gobgp.WithLogger(log))...)
+	defer closing(extensions)
+	speaker, err := f.openSpeaker(ctx, cluster, node, extensions, peers)
 	if err != nil {
 		return err
 	}
@@ -145,7 +150,10 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		err = errors.Join(err, group.Wait())
 	}()
 	sources := f.sources(dataplane, log)
-	options := []fabric.Option{fabric.WithLogger(log), fabric.WithBoot(kernel.BootID())}
+	options := []fabric.Option{fabric.WithLogger(log), fabric.WithBoot(kernel.BootID()), fabric.WithObservers(extensions.observers...)}
+	if extensions.resolver != nil {
+		options = append(options, fabric.WithResolver(extensions.resolver))
+	}
 	for _, s := range sources {
 		group.Go(func() error { return s.Run(ctx) })
 		options = append(options, fabric.WithSources(s))

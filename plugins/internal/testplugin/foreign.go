@@ -3,9 +3,17 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
 
 	goplugin "github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
 
 	pb "github.com/vmfabric/vmfabric/plugins/internal/pluginpb"
 )
@@ -14,17 +22,34 @@ import (
 // it has only what it must have, and its answers make no sense. With the
 // argument newer it is of the next version of the protocol.
 func foreign(arg string) {
-	version := uint(1)
 	if arg == "newer" {
-		version = 2
+		goplugin.Serve(&goplugin.ServeConfig{
+			HandshakeConfig: goplugin.HandshakeConfig{
+				ProtocolVersion: 2, MagicCookieKey: "VMFABRIC_PLUGIN", MagicCookieValue: "5d0f7f3a-1c55-4b6e-9a53-2f8d2a4f6b10",
+			},
+			Plugins:    goplugin.PluginSet{"any": nonsense{}},
+			GRPCServer: goplugin.DefaultGRPCServer,
+		})
+		return
 	}
-	goplugin.Serve(&goplugin.ServeConfig{
-		HandshakeConfig: goplugin.HandshakeConfig{
-			ProtocolVersion: version, MagicCookieKey: "VMFABRIC_PLUGIN", MagicCookieValue: "5d0f7f3a-1c55-4b6e-9a53-2f8d2a4f6b10",
-		},
-		Plugins:    goplugin.PluginSet{"any": nonsense{}},
-		GRPCServer: goplugin.DefaultGRPCServer,
-	})
+	l, err := net.Listen("unix", filepath.Join(os.Getenv("PLUGIN_UNIX_SOCKET_DIR"), "foreign"))
+	must(err)
+	s := grpc.NewServer()
+	must(nonsense{}.GRPCServer(nil, s))
+	h := health.NewServer()
+	h.SetServingStatus("plugin", grpc_health_v1.HealthCheckResponse_SERVING)
+	grpc_health_v1.RegisterHealthServer(s, h)
+	if arg == "ill" {
+		go func() {
+			time.Sleep(300 * time.Millisecond)
+			h.SetServingStatus("plugin", grpc_health_v1.HealthCheckResponse_NOT_SERVING)
+		}()
+	}
+	fmt.Printf("1|1|unix|%s|grpc|\n", l.Addr())
+	go func() { must(s.Serve(l)) }()
+	_, err = io.Copy(io.Discard, os.Stdin) // which the agent closes
+	must(err)
+	must(os.WriteFile(filepath.Join(os.Getenv("TESTPLUGIN_DIR"), "ended"), nil, 0o600))
 }
 
 type nonsense struct {

@@ -1,0 +1,114 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/testenv"
+)
+
+var startedPlugin = regexp.MustCompile(`msg="plugin started[^\n]* plugin=mine [^\n]*pid=(\d+)`)
+
+// pluginPID is the process number of the plugin that the agent has started last.
+func (a *agent) pluginPID() int {
+	all := startedPlugin.FindAllStringSubmatch(a.Log(), -1)
+	if len(all) == 0 {
+		return 0
+	}
+	pid, err := strconv.Atoi(all[len(all)-1][1])
+	require.NoError(a.s.t, err)
+	return pid
+}
+
+// ended waits until a process has ended.
+func (s *system) ended(pid int) {
+	s.t.Helper()
+	require.NotZero(s.t, pid)
+	s.eventually("the plugin ends", func() error {
+		if err := syscall.Kill(pid, 0); err == nil {
+			if b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); len(b) > 0 { // else a zombie
+				return fmt.Errorf("process %d runs: %q", pid, b)
+			}
+		}
+		return nil
+	})
+}
+
+// TestPluginSpeaker has the example's plugin announce, die, and be told all of
+// it again; and go with its agent.
+func TestPluginSpeaker(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{noAgent: true, noRR: true})
+	a, dir := s.agents["node1"], t.TempDir()
+	files := filepath.Join(dir, "files")
+	out, err := exec.CommandContext(soon(t), "go", "build", "-o", files, "../../examples/plugin").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	routes := filepath.Join(dir, "routes")
+	script := filepath.Join(dir, "mine")
+	require.NoError(t, os.WriteFile(script, []byte("#!/bin/sh\nROUTES_DIR="+routes+" ROUTES_RELOAD=true exec "+files+"\n"), 0o700))
+	a.args = append(a.args, "--speaker", script, "--observer", filepath.Join(dir, "not-there"))
+	v4, v6 := filepath.Join(routes, "203.0.113.10_32.v4"), filepath.Join(routes, "2001:db8:100::10_128.v6")
+	announced := func() {
+		t.Helper()
+		s.eventually("the routes are in files", func() error {
+			for _, f := range []string{v4, v6} {
+				if _, err := os.Stat(f); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+
+	a.start()
+	assert.Contains(t, a.Log(), "plugin not-there", "an observer that is missing keeps no agent from its work")
+	web := veth("web", "203.0.113.10", "2001:db8:100::10")
+	s.run("node1", web)
+	announced()
+
+	pid := a.pluginPID()
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	require.NoError(t, os.Remove(v4))
+	require.NoError(t, os.Remove(v6))
+	announced()
+	second := a.pluginPID()
+	assert.NotEqual(t, pid, second)
+	s.ended(pid)
+	s.eventually("the agent is well again", func() error {
+		if st := a.status(); !st.Healthy {
+			return fmt.Errorf("%q", st.Problems)
+		}
+		return nil
+	})
+
+	a.restart(a.Kill)
+	s.ended(second)
+	third := a.pluginPID()
+	assert.NotEqual(t, second, third)
+	announced()
+	a.ask(hooks.Remove, web)
+	assert.NoFileExists(t, v4)
+	assert.NoFileExists(t, v6)
+	require.NoError(t, a.Stop())
+	s.ended(third)
+
+	require.NoError(t, os.Remove(script))
+	d, err := a.node.StartDaemon("agent", exec.Command(program, a.args...))
+	require.NoError(t, err)
+	require.NoError(t, testenv.Until(soon(t), func() error {
+		if d.Running() {
+			return fmt.Errorf("the agent runs")
+		}
+		return nil
+	}))
+	assert.Contains(t, d.Log(), "vmfabric: speaker: plugin mine ("+script+"): there is no such file; install it, or correct the path\n")
+}
