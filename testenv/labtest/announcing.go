@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -168,6 +170,43 @@ func (a *Announcing) PortEnds(t testing.TB, announce func(), ps []netip.Prefix) 
 			ip(way.undo)
 		}
 	}
+}
+
+// Withdrawals counts those that the reflector has received.
+func (a *Announcing) Withdrawals(t testing.TB) int {
+	t.Helper()
+	lines, err := a.Reflector.Query(t.Context(), "show protocols all")
+	require.NoError(t, err)
+	all, seen := 0, false
+	for _, line := range lines {
+		if f := strings.Fields(line); len(f) > 2 && f[0] == "Import" && f[1] == "withdraws:" {
+			n, err := strconv.Atoi(f[2])
+			require.NoError(t, err, line)
+			all, seen = all+n, true
+		}
+	}
+	require.True(t, seen, "the reflector has a session")
+	return all
+}
+
+// ChangesPreference has announce announce the prefixes with one preference
+// after another, and checks that the reflector hears of each without a
+// withdrawal.
+func (a *Announcing) ChangesPreference(t testing.TB, announce func(fabric.Preference), ps []netip.Prefix) {
+	t.Helper()
+	a.Prepare(t, ps)
+	var before int
+	for i, pref := range []fabric.Preference{fabric.Standby, fabric.Fresh, fabric.Normal, fabric.Fresh, fabric.Standby} {
+		announce(pref)
+		a.Hears(t, ps...)
+		require.Eventually(t, func() bool {
+			return !slices.ContainsFunc(a.Routes(t), func(r testenv.BGPRoute) bool { return r.LocalPref != pref.LocalPref() })
+		}, time.Minute, 10*time.Millisecond, "the reflector hears %s", pref)
+		if i == 0 {
+			before = a.Withdrawals(t)
+		}
+	}
+	require.Equal(t, before, a.Withdrawals(t), "withdrawals by changes of preference")
 }
 
 // Routes lists what the reflector has of the node.
