@@ -137,7 +137,7 @@ func TestDiagnose(t *testing.T) {
 	labtest.Need(t, "bird")
 	lab := labtest.NewAnnouncing(t)
 	lab.Cluster.Reflectors = append(lab.Cluster.Reflectors, fabric.RR{Name: "rr2", Address: testenv.Underlay4(12), ASN: lab.Cluster.ASN})
-	b, err := lab.Node.StartBird(t.Context(), strings.ReplaceAll(lab.BirdConf(), "{ learn; scan time 60; ipv6", "{ scan time 60; ipv6"))
+	b, err := lab.Node.StartBird(t.Context(), strings.ReplaceAll(lab.BirdConf(), "protocol kernel k6 { learn;", "protocol kernel k6 {"))
 	require.NoError(t, err)
 	s := speaker(t, lab, b.Socket())
 	lab.Prepare(t, guest)
