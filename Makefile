@@ -16,10 +16,12 @@ BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VE
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
-build: ## build bin/vmfabric and the hooks beside it
+build: ## build bin/vmfabric, and the hooks and plugins beside it
 	$(BUILD) -o bin/vmfabric ./cmd/vmfabric
 	$(BUILD) -o bin/vmfabric-hook-libvirt ./hooks/libvirt
 	$(BUILD) -o bin/vmfabric-hook-lxd ./hooks/lxd
+	$(BUILD) -o bin/vmfabric-plugin-bird ./plugins/bird
+	$(BUILD) -o bin/vmfabric-plugin-frr ./plugins/frr
 
 demo: build ## show the whole system; nothing but Go, make and a kernel
 	bin/vmfabric demo
@@ -53,10 +55,12 @@ fuzz: ## run each fuzz target for FUZZTIME
 			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$p || exit 1; \
 		done; done
 
-install: build ## install the program, the hooks and the units below DESTDIR
+install: build ## install the program, the hooks, the plugins and the units below DESTDIR
 	install -D -m 755 bin/vmfabric $(DESTDIR)$(PREFIX)/sbin/vmfabric
 	install -D -m 755 bin/vmfabric-hook-libvirt $(DESTDIR)/etc/libvirt/hooks/qemu.d/vmfabric
 	install -D -m 755 bin/vmfabric-hook-lxd $(DESTDIR)$(PREFIX)/lib/vmfabric/hook-lxd
+	install -D -m 755 bin/vmfabric-plugin-bird $(DESTDIR)$(PREFIX)/lib/vmfabric/plugin-bird
+	install -D -m 755 bin/vmfabric-plugin-frr $(DESTDIR)$(PREFIX)/lib/vmfabric/plugin-frr
 	install -D -m 644 packaging/vmfabric.service $(DESTDIR)/etc/systemd/system/vmfabric.service
 	install -D -m 644 packaging/vmfabric-reflector@.service $(DESTDIR)/etc/systemd/system/vmfabric-reflector@.service
 	install -D -m 644 packaging/90-vmfabric.conf $(DESTDIR)/etc/sysctl.d/90-vmfabric.conf

@@ -109,6 +109,18 @@ func TestLife(t *testing.T) {
 	lab.Hears(t, guest...)
 }
 
+// TestPreferenceWithoutGap: a guest that moves is never withdrawn.
+func TestPreferenceWithoutGap(t *testing.T) {
+	labtest.Need(t, "bird")
+	lab := labtest.NewAnnouncing(t)
+	b := startBird(t, lab)
+	s := speaker(t, lab, b.Socket())
+	lab.ChangesPreference(t, func(p fabric.Preference) { require.NoError(t, s.Put(t.Context(), routes(p)...)) }, guest)
+	require.NoError(t, s.Remove(t.Context(), guest...))
+	lab.Hears(t)
+	assert.Positive(t, lab.Withdrawals(t), "the reflector counts them")
+}
+
 // TestPortEndsUnannounced: what the kernel drops with a port, or without a word
 // to anybody, is withdrawn.
 func TestPortEndsUnannounced(t *testing.T) {
@@ -125,7 +137,7 @@ func TestDiagnose(t *testing.T) {
 	labtest.Need(t, "bird")
 	lab := labtest.NewAnnouncing(t)
 	lab.Cluster.Reflectors = append(lab.Cluster.Reflectors, fabric.RR{Name: "rr2", Address: testenv.Underlay4(12), ASN: lab.Cluster.ASN})
-	b, err := lab.Node.StartBird(t.Context(), strings.ReplaceAll(lab.BirdConf(), "{ learn; scan time 60; ipv6", "{ scan time 60; ipv6"))
+	b, err := lab.Node.StartBird(t.Context(), strings.ReplaceAll(lab.BirdConf(), "protocol kernel k6 { learn;", "protocol kernel k6 {"))
 	require.NoError(t, err)
 	s := speaker(t, lab, b.Socket())
 	lab.Prepare(t, guest)

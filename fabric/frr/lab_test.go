@@ -112,6 +112,18 @@ func TestLife(t *testing.T) {
 	lab.Hears(t, guest...)
 }
 
+// TestPreferenceWithoutGap: a guest that moves is never withdrawn.
+func TestPreferenceWithoutGap(t *testing.T) {
+	labtest.Need(t, "bird", "frr")
+	lab := labtest.NewAnnouncing(t)
+	f := startFRR(t, lab)
+	s := speaker(t, lab, f.Client())
+	lab.ChangesPreference(t, func(p fabric.Preference) { require.NoError(t, s.Put(t.Context(), routes(p)...)) }, guest)
+	require.NoError(t, s.Remove(t.Context(), guest...))
+	lab.Hears(t)
+	assert.Positive(t, lab.Withdrawals(t), "the reflector counts them")
+}
+
 // TestPortEndsUnannounced: what the kernel drops with a port, or without a word
 // to anybody, is withdrawn.
 func TestPortEndsUnannounced(t *testing.T) {

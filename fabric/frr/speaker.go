@@ -57,14 +57,15 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 
 // Sessions implements [fabric.SessionLister], in the order of the cluster's
 // reflectors. One with which FRR has no session is not among them; Diagnose
-// names it. An error says that FRR does not answer.
+// names it. An error, after five seconds at the latest, says that FRR does not
+// answer.
 func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	return s.daemon.Sessions(ctx)
 }
 
 // Diagnose implements [fabric.Diagnoser]: that FRR does not answer, has no
 // session with a reflector, or does not send what has been announced for some
-// seconds. It returns after three seconds at the latest.
+// seconds. It returns after two seconds at the latest.
 func (s *Speaker) Diagnose() []string { return s.daemon.Diagnose(s.Announcer) }
 
 var (

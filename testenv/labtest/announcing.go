@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -55,7 +57,9 @@ func (a *Announcing) StartReflector(t testing.TB) {
 	require.NoError(t, err)
 }
 
-// BirdConf is the configuration of a BIRD on the node.
+// BirdConf is the configuration of a BIRD on the node. With its default buffer
+// BIRD misses notifications when a thousand routes come at once, until its next
+// scan.
 func (a *Announcing) BirdConf() string {
 	return fmt.Sprintf(`log stderr all;
 router id %[1]s;
@@ -69,8 +73,8 @@ filter carriers {
 	}
 	reject;
 }
-protocol kernel k4 { learn; scan time 60; ipv4 { import filter carriers; export none; }; }
-protocol kernel k6 { learn; scan time 60; ipv6 { import filter carriers; export none; }; }
+protocol kernel k4 { learn; scan time 60; netlink rx buffer 8388608; ipv4 { import filter carriers; export none; }; }
+protocol kernel k6 { learn; scan time 60; netlink rx buffer 8388608; ipv6 { import filter carriers; export none; }; }
 protocol bgp 'to_rr1' {
 	local %[1]s as %[4]d; direct; neighbor %[5]s as %[4]d;
 	connect delay time 1; connect retry time 1; error wait time 1, 5;
@@ -168,6 +172,43 @@ func (a *Announcing) PortEnds(t testing.TB, announce func(), ps []netip.Prefix) 
 			ip(way.undo)
 		}
 	}
+}
+
+// Withdrawals counts those that the reflector has received.
+func (a *Announcing) Withdrawals(t testing.TB) int {
+	t.Helper()
+	lines, err := a.Reflector.Query(t.Context(), "show protocols all")
+	require.NoError(t, err)
+	all, seen := 0, false
+	for _, line := range lines {
+		if f := strings.Fields(line); len(f) > 2 && f[0] == "Import" && f[1] == "withdraws:" {
+			n, err := strconv.Atoi(f[2])
+			require.NoError(t, err, line)
+			all, seen = all+n, true
+		}
+	}
+	require.True(t, seen, "the reflector has a session")
+	return all
+}
+
+// ChangesPreference has announce announce the prefixes with one preference
+// after another, and checks that the reflector hears of each without a
+// withdrawal.
+func (a *Announcing) ChangesPreference(t testing.TB, announce func(fabric.Preference), ps []netip.Prefix) {
+	t.Helper()
+	a.Prepare(t, ps)
+	var before int
+	for i, pref := range []fabric.Preference{fabric.Standby, fabric.Fresh, fabric.Normal, fabric.Fresh, fabric.Standby} {
+		announce(pref)
+		a.Hears(t, ps...)
+		require.Eventually(t, func() bool {
+			return !slices.ContainsFunc(a.Routes(t), func(r testenv.BGPRoute) bool { return r.LocalPref != pref.LocalPref() })
+		}, time.Minute, 10*time.Millisecond, "the reflector hears %s", pref)
+		if i == 0 {
+			before = a.Withdrawals(t)
+		}
+	}
+	require.Equal(t, before, a.Withdrawals(t), "withdrawals by changes of preference")
 }
 
 // Routes lists what the reflector has of the node.

@@ -16,8 +16,13 @@ import (
 // it carries counts.
 const settling = 5 * time.Second
 
-// diagnoseBound is how long Diagnose waits for a daemon.
-const diagnoseBound = 3 * time.Second
+// How long a daemon may take to answer: whoever asks for a node's health waits
+// for several such parts of it, and takes a plugin that is silent for long to
+// hang.
+const (
+	sessionsBound = 5 * time.Second
+	diagnoseBound = 1500 * time.Millisecond
+)
 
 // Daemon is a routing daemon on a node.
 type Daemon struct {
@@ -31,6 +36,8 @@ type Daemon struct {
 // Sessions gives those of the daemon's sessions that are with reflectors of the
 // cluster, under the reflectors' names and in their order.
 func (d Daemon) Sessions(ctx context.Context) ([]fabric.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, sessionsBound)
+	defer cancel()
 	all, err := d.Ask(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", d.Name, err)
