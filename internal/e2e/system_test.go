@@ -128,6 +128,7 @@ func (s *system) startCore(o options) {
 	s.t.Helper()
 	bgp := testenv.BGPOf(s.cluster)
 	bgp.Password, bgp.BFD = o.password, s.cluster.Core[0].BFD
+	bgp.LongLived = s.cluster.Timers.LongLived
 	core := testenv.CoreGateway{BGP: bgp, RouterID: s.top.Core.Addr4()}
 	for _, rr := range s.cluster.Reflectors {
 		core.Reflectors = append(core.Reflectors, rr.Address)
