@@ -58,9 +58,13 @@ var families = [2]bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}
 // the nodes that it does not name, which are only there while they have a
 // session, or while their routes are kept.
 //
-// It has a cost: with new routes since the last call, GoBGP runs the policy over
-// a peer's routes again, and nothing else meanwhile, some 3 µs each.
-func (r *Reflector) Peers(ctx context.Context) ([]ReflectorPeer, error) {
+// It has a cost: GoBGP counts what it advertises, and what of a peer's routes it
+// has taken if there are new ones, by running the policy over all of them, some
+// 3 µs a route each time, and does nothing else meanwhile.
+func (r *Reflector) Peers(ctx context.Context) ([]ReflectorPeer, error) { return r.peers(ctx, true) }
+
+// peers is Peers, and leaves out on request what is advertised.
+func (r *Reflector) peers(ctx context.Context, advertised bool) ([]ReflectorPeer, error) {
 	found := map[netip.Addr]*api.Peer{}
 	list := func(p *api.Peer) {
 		if a, err := netip.ParseAddr(p.GetState().GetNeighborAddress()); err == nil {
@@ -71,8 +75,7 @@ func (r *Reflector) Peers(ctx context.Context) ([]ReflectorPeer, error) {
 		return nil, fmt.Errorf("bgp: %w", err)
 	}
 	for _, n := range r.named {
-		// GoBGP counts what it advertises by running the policy over everything.
-		if n.role == RoleCore || r.cluster.EastWest {
+		if advertised && (n.role == RoleCore || r.cluster.EastWest) {
 			if err := r.bgp.ListPeer(ctx, &api.ListPeerRequest{Address: n.address.String(), EnableAdvertised: true}, list); err != nil {
 				return nil, fmt.Errorf("bgp: %w", err)
 			}

@@ -161,7 +161,7 @@ func (r *Reflector) lookAfter() {
 			return
 		case <-tick.C:
 		}
-		peers, err := r.Peers(context.Background())
+		peers, err := r.peers(context.Background(), false)
 		if err != nil {
 			r.log.Debug("peers not read", "err", err)
 			continue

@@ -475,3 +475,49 @@ func TestEmbeddedReflectorsNoticeDeadNodes(t *testing.T) {
 		})
 	}
 }
+
+// TestEmbeddedReflectorsGoneForLong: with long-lived graceful restart a core
+// gateway keeps the routes when both reflectors are gone, past the restart time.
+func TestEmbeddedReflectorsGoneForLong(t *testing.T) {
+	t.Parallel()
+	for _, longLived := range []time.Duration{0, 10 * time.Minute} {
+		t.Run(longLived.String(), func(t *testing.T) {
+			t.Parallel()
+			s := start(t, options{noRR: true, noAgent: true, change: func(c *fabric.Cluster) {
+				c.Timers.Restart, c.Timers.LongLived = 10*time.Second, longLived
+			}})
+			reflectors := []*embedded{s.embed("rr1"), s.embed("rr2")}
+			s.agents["node1"].start()
+			for _, r := range reflectors {
+				r.established("core1", "node1")
+			}
+			vm := veth("web", "203.0.113.10", "2001:db8:100::10")
+			s.run("node1", vm)
+			s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
+			s.eventually("from both", func() error {
+				routes, err := s.core.Routes(soon(t))
+				if len(routes) != 4 {
+					return fmt.Errorf("%v %w", routes, err)
+				}
+				return nil
+			})
+			for _, r := range reflectors {
+				require.NoError(t, r.Kill())
+			}
+			if longLived == 0 {
+				s.nobodyHas(vm.Prefixes()...)
+				return
+			}
+			time.Sleep(15 * time.Second)
+			s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
+			// The routes of one that stays away would stay as well.
+			for _, r := range reflectors {
+				r.start()
+				r.established("core1", "node1")
+			}
+			s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
+			s.agents["node1"].ask(hooks.Remove, vm)
+			s.nobodyHas(vm.Prefixes()...)
+		})
+	}
+}
