@@ -88,7 +88,7 @@ host route, and an iBGP announcement to the route reflectors.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		agentCommand(t), attachCommand(t), detachCommand(t), listCommand(t), statusCommand(t), whyCommand(t),
-		guestConfigCommand(t), checkCommand(t), portNameCommand(t), versionCommand(t), demoCommand(t),
+		guestConfigCommand(t), renderCommand(t), checkCommand(t), portNameCommand(t), versionCommand(t), demoCommand(t),
 	)
 	return root
 }

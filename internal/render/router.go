@@ -125,8 +125,11 @@ func RouterAs(c fabric.Cluster, f Format, name string, role Role) (string, error
 		return "", err
 	}
 	r, err := newRouter(c, f, name, role)
+	if err != nil && slices.Contains(names(c, role), name) {
+		err = fmt.Errorf("%s %s: %w", role, name, err)
+	}
 	if err != nil {
-		return "", fmt.Errorf("%s %s: %w", role, name, err)
+		return "", err
 	}
 	return r.text(), nil
 }
