@@ -39,6 +39,14 @@ const (
 	Node      Role = "node"
 )
 
+// words is the role for people.
+func (r Role) words() string {
+	if r == Core {
+		return "core gateway"
+	}
+	return string(r)
+}
+
 var roles = []Role{Reflector, Core, Node}
 
 // ParseRole reads the name of a role.
@@ -126,7 +134,7 @@ func RouterAs(c fabric.Cluster, f Format, name string, role Role) (string, error
 	}
 	r, err := newRouter(c, f, name, role)
 	if err != nil && slices.Contains(names(c, role), name) {
-		err = fmt.Errorf("%s %s: %w", role, name, err)
+		err = fmt.Errorf("%s %s: %w", role.words(), name, err)
 	}
 	if err != nil {
 		return "", err
