@@ -19,6 +19,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/fabric/libvirt/domxml"
+	"github.com/vmfabric/vmfabric/internal/render"
 	"github.com/vmfabric/vmfabric/testenv"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
@@ -33,7 +34,16 @@ func read(t *testing.T, path string) string {
 func TestClusterExample(t *testing.T) {
 	c, err := clusterfile.Load("cluster.yaml.example")
 	require.NoError(t, err)
-	assert.Empty(t, clusterfile.Warnings(c))
+	onlyReflectorsIPv6(t, c)
+}
+
+// onlyReflectorsIPv6 holds for a cluster in which everything is named but the
+// reflectors' IPv6 addresses, which their machines have and the file cannot say.
+func onlyReflectorsIPv6(t *testing.T, c fabric.Cluster) {
+	t.Helper()
+	warnings := clusterfile.Warnings(c)
+	require.Len(t, warnings, 1)
+	assert.Contains(t, warnings[0], "reflectors rr1 and rr2 are not: their IPv6 routes ride on IPv4 sessions")
 }
 
 // TestClusterExampleUncommented: what the example offers in comments is right too.
@@ -52,34 +62,41 @@ func TestClusterExampleUncommented(t *testing.T) {
 	assert.Equal(t, fabric.RR{
 		Name: "rr1", Address: netip.MustParseAddr("10.10.0.11"), ASN: 64512, Port: 179, Password: "s3cret", GTSM: true, BFD: true,
 	}, c.Reflectors[0])
-	assert.Equal(t, fabric.DefaultTimers, c.Timers)
+	timers := fabric.DefaultTimers
+	timers.LongLived = time.Hour
+	assert.Equal(t, timers, c.Timers)
 	assert.NotRegexp(t, `(?m)^ *#[a-z0-9_]+:`, text, "a key is still commented out")
 }
 
-// TestBird runs the examples for BIRD in a lab: host routes of the pools with
-// the cluster's community pass from a node to the core gateway's kernel, and
-// nothing else does.
-func TestBird(t *testing.T) {
+// TestRendered runs what the example cluster's reflectors and core gateway are
+// rendered to, on BIRD: host routes of the pools with the cluster's community
+// pass from a node to the core gateway's kernel, and nothing else does.
+func TestRendered(t *testing.T) {
 	labtest.Need(t, "bird")
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
-	_, top := labtest.Build(t, testenv.SmallCluster(1))
-	reflector := strings.Replace(read(t, "bird/reflector.conf"), "log syslog all", "log stderr all", 1)
+	c, err := clusterfile.Load("cluster.yaml.example")
+	require.NoError(t, err)
+	_, top := labtest.Build(t, c)
+	start := func(h *testenv.Host) *testenv.Bird {
+		conf, err := render.Router(c, render.BIRD, h.Name())
+		require.NoError(t, err)
+		b, err := h.StartBird(ctx, strings.Replace(conf, "log syslog all", "log stderr all", 1))
+		require.NoError(t, err)
+		return b
+	}
 	var reflectors []*testenv.Bird
 	for _, h := range top.Reflectors {
-		b, err := h.StartBird(ctx, strings.ReplaceAll(reflector, "10.10.0.11", h.Addr4().String()))
-		require.NoError(t, err)
-		reflectors = append(reflectors, b)
+		reflectors = append(reflectors, start(h))
 	}
-	_, err := top.Core.StartBird(ctx, strings.Replace(read(t, "bird/core.conf"), "log syslog all", "log stderr all", 1))
-	require.NoError(t, err)
+	start(top.Core)
 
 	good := prefixes("203.0.113.10/32", "2001:db8:100::10/128")
-	bad := prefixes("203.0.113.64/26", "2001:db8:100:1::/64", "198.51.100.7/32", "2001:db8:9::7/128", "0.0.0.0/0", "::/0")
+	bad := prefixes("203.0.113.64/26", "2001:db8:100:1::/64", "198.51.100.7/32", "2001:db8:9::7/128", "203.0.113.255/32", "0.0.0.0/0", "::/0")
 	node := top.Nodes["node1"]
 	speaker := testenv.Announcer{
-		RouterID: node.Addr4(), Communities: []fabric.Community{{A: 64512, B: 100}}, Routes: append(good, bad...),
-		Reflectors: []netip.Addr{testenv.Underlay4(11), testenv.Underlay4(12)},
+		RouterID: node.Addr4(), Communities: c.Communities, Routes: append(good, bad...),
+		Reflectors: []netip.Addr{c.Reflectors[0].Address, c.Reflectors[1].Address},
 	}
 	b, err := node.StartBird(ctx, speaker.Bird())
 	require.NoError(t, err)
@@ -141,7 +158,7 @@ func blocks(t *testing.T, path, language string) []string {
 func TestReadmeClusterFile(t *testing.T) {
 	c, err := clusterfile.Parse("README.md", []byte(blocks(t, "../README.md", "yaml")[0]))
 	require.NoError(t, err)
-	assert.Empty(t, clusterfile.Warnings(c))
+	onlyReflectorsIPv6(t, c)
 }
 
 func TestReadmeDomain(t *testing.T) {

@@ -31,7 +31,7 @@ func TestExitCodes(t *testing.T) {
 		{"port-name sea_gold", exitGood, ""},
 		{"help attach", exitGood, ""},
 		{"completion bash", exitGood, ""},
-		{"check ../../fabric/clusterfile/testdata/dualstack.yaml", exitGood, ""},
+		{"check ../../packaging/cluster.yaml.example", exitGood, "reflectors rr1 and rr2 are not: their IPv6 routes ride on IPv4 sessions"},
 		{"check nowhere.yaml", exitBad, "nowhere.yaml"},
 		{"port-name a/b", exitBad, "rename the VM"},
 		{"list --socket " + nowhere, exitBad, "start it: systemctl start vmfabric"},
@@ -56,6 +56,17 @@ func TestExitCodes(t *testing.T) {
 		{"why here", exitUsage, "not an address"},
 		{"port-name web 64", exitUsage, "NIC number"},
 		{"demo --json", exitUsage, "for people"},
+		{"render bird --for rr1 --config ../../fabric/clusterfile/testdata/cluster.yaml", exitGood, ""},
+		{"render junos --for core1 --config ../../fabric/clusterfile/testdata/cluster.yaml", exitGood, ""},
+		{"render bird --for rr1 --config nowhere.yaml", exitBad, "nowhere.yaml"},
+		{"render bird --for nobody --config ../../fabric/clusterfile/testdata/cluster.yaml", exitBad, "no reflector, core gateway or node"},
+		{"render junos --for rr1 --config ../../fabric/clusterfile/testdata/cluster.yaml", exitBad, "render bird or frr for a reflector"},
+		{"render junos --for core1 --check --config ../../fabric/clusterfile/testdata/cluster.yaml", exitBad, "commit check"},
+		{"render bird --for rr1 --role core --config ../../fabric/clusterfile/testdata/cluster.yaml", exitBad, "not in cluster msk1"},
+		{"render ios --for rr1", exitUsage, "not one of bird, frr, junos"},
+		{"render bird --for rr1 --role router", exitUsage, "not one of reflector, core, node"},
+		{"render bird", exitUsage, "for"},
+		{"render --for rr1", exitUsage, "accepts 1 arg"},
 	} {
 		t.Run(tc.args, func(t *testing.T) {
 			_, errs, code := try(strings.Fields(tc.args)...)
@@ -89,6 +100,7 @@ func TestJSON(t *testing.T) {
 		"version --json":              {"version", "go", "platform"},
 		"port-name sea_gold 1 --json": {"vm", "nic", "port", "full", "peer"},
 		"check --json ../../fabric/clusterfile/testdata/dualstack.yaml": {"file", "ok", "errors", "warnings"},
+		"render bird --for rr1 --json --config ../../fabric/clusterfile/testdata/cluster.yaml": {"for", "role", "format", "text"},
 	} {
 		out, errs, code := try(strings.Fields(args)...)
 		require.Zero(t, code, errs)

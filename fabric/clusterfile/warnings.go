@@ -2,6 +2,7 @@ package clusterfile
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -26,6 +27,26 @@ func Warnings(c fabric.Cluster) []string {
 			warn("pool %s is IPv6 but %s %s no address6: %s IPv6 routes are announced with an IPv4-mapped next hop, which most routers cannot use; give %s an address6", p.Name, who, has, its, whom)
 		}
 	}
+	for _, family := range families {
+		p, ok := poolOf(c, family.four)
+		if !ok || len(lacking(c, func(n fabric.Node) bool { return !family.of(n).IsValid() })) > 0 {
+			continue // nothing to carry, or named above
+		}
+		if lack := without(c, family.four); len(lack) > 0 {
+			who, _, _, _ := several(lack)
+			is, routes, there := "reflector "+who+" is", "its", "that machine"
+			if len(lack) > 1 {
+				is, routes, there = "reflectors "+who+" are", "their", "those machines"
+			}
+			warn("pool %s is %s but %s not: %s %s routes ride on %s sessions, and are dropped where the machine has no %s address in the nodes' network; give %s one, or the cluster a reflector with an %s address",
+				p.Name, family.name, is, routes, family.name, family.other, family.name, there, family.name)
+		}
+	}
+	for _, g := range c.Core {
+		if len(c.Reflectors) > 0 && len(without(c, g.Address.Is4())) == len(c.Reflectors) && g.Address.IsValid() {
+			warn("core gateway %s (%s) has no address family in common with any reflector, so that no session leads there; give both ends an address of one family", g.Name, g.Address)
+		}
+	}
 	if len(c.Reflectors) == 1 {
 		warn("%s is the only reflector: while it is down no guest that starts or moves is reached; add a second under reflectors", c.Reflectors[0].Name)
 	}
@@ -43,6 +64,26 @@ func poolOf(c fabric.Cluster, four bool) (fabric.Pool, bool) {
 		}
 	}
 	return fabric.Pool{}, false
+}
+
+var families = []struct {
+	four        bool
+	name, other string
+	of          func(fabric.Node) netip.Addr
+}{
+	{true, "IPv4", "IPv6", func(n fabric.Node) netip.Addr { return n.Address }},
+	{false, "IPv6", "IPv4", func(n fabric.Node) netip.Addr { return n.Address6 }},
+}
+
+// without names the reflectors that have no address of a family.
+func without(c fabric.Cluster, four bool) []string {
+	var names []string
+	for _, r := range c.Reflectors {
+		if r.Address.IsValid() && r.Address.Is4() != four {
+			names = append(names, r.Name)
+		}
+	}
+	return names
 }
 
 func lacking(c fabric.Cluster, lacks func(fabric.Node) bool) []string {

@@ -16,6 +16,7 @@ func TestWarnings(t *testing.T) {
 	both := fabric.Node{Address: ip("10.10.0.21"), Address6: ip("fd00::21")}
 	four, six := fabric.Pool{Name: "public4", Prefix: prefix("203.0.113.0/24")}, fabric.Pool{Name: "public6", Prefix: prefix("2001:db8:100::/48")}
 	rrs, core := []fabric.RR{{Name: "rr1"}, {Name: "rr2"}}, []fabric.Core{{Name: "core1"}}
+	rrs4 := []fabric.RR{{Name: "rr1", Address: ip("10.10.0.11")}, {Name: "rr2", Address: ip("10.10.0.12")}}
 	nodes := func(ns ...fabric.Node) []fabric.Node {
 		for i := range ns {
 			ns[i].Name = fmt.Sprintf("node%d", i+1)
@@ -44,6 +45,15 @@ func TestWarnings(t *testing.T) {
 		}},
 		{"many nodes", fabric.Cluster{Pools: []fabric.Pool{six}, Reflectors: rrs, Core: core, Nodes: nodes(v4, v4, v4, v4)}, []string{
 			"pool public6 is IPv6 but node1, node2 and 2 more have no address6: their IPv6 routes are announced with an IPv4-mapped next hop, which most routers cannot use; give each an address6",
+		}},
+		{"IPv4 reflectors in both families", fabric.Cluster{Pools: []fabric.Pool{four, six}, Reflectors: rrs4, Core: core, Nodes: nodes(both, both)}, []string{
+			"pool public6 is IPv6 but reflectors rr1 and rr2 are not: their IPv6 routes ride on IPv4 sessions, and are dropped where the machine has no IPv6 address in the nodes' network; give those machines one, or the cluster a reflector with an IPv6 address",
+		}},
+		{"an IPv6 reflector in both families", fabric.Cluster{Pools: []fabric.Pool{four}, Reflectors: []fabric.RR{rrs4[0], {Name: "rr6", Address: ip("fd00::11")}}, Core: core, Nodes: nodes(both, both)}, []string{
+			"pool public4 is IPv4 but reflector rr6 is not: its IPv4 routes ride on IPv6 sessions, and are dropped where the machine has no IPv4 address in the nodes' network; give that machine one, or the cluster a reflector with an IPv4 address",
+		}},
+		{"a core gateway apart", fabric.Cluster{Pools: []fabric.Pool{four}, Reflectors: rrs4, Core: []fabric.Core{{Name: "core6", Address: ip("fd00::1")}}, Nodes: nodes(both)}, []string{
+			"core gateway core6 (fd00::1) has no address family in common with any reflector, so that no session leads there; give both ends an address of one family",
 		}},
 		{"one reflector, no core", fabric.Cluster{Pools: []fabric.Pool{four}, Reflectors: rrs[:1], Nodes: nodes(v4)}, []string{
 			"rr1 is the only reflector: while it is down no guest that starts or moves is reached; add a second under reflectors",

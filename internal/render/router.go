@@ -39,6 +39,14 @@ const (
 	Node      Role = "node"
 )
 
+// words is the role for people.
+func (r Role) words() string {
+	if r == Core {
+		return "core gateway"
+	}
+	return string(r)
+}
+
 var roles = []Role{Reflector, Core, Node}
 
 // ParseRole reads the name of a role.
@@ -125,8 +133,11 @@ func RouterAs(c fabric.Cluster, f Format, name string, role Role) (string, error
 		return "", err
 	}
 	r, err := newRouter(c, f, name, role)
+	if err != nil && slices.Contains(names(c, role), name) {
+		err = fmt.Errorf("%s %s: %w", role.words(), name, err)
+	}
 	if err != nil {
-		return "", fmt.Errorf("%s %s: %w", role, name, err)
+		return "", err
 	}
 	return r.text(), nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -107,7 +108,7 @@ var (
 )
 
 func soon(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -147,6 +148,7 @@ func TestRouterLab(t *testing.T) {
 			ctx := soon(t)
 			c := labCluster()
 			lab, top := labtest.Build(t, c)
+			c.Nodes = c.Nodes[:1] // the rogue has no name, and is a node by its address
 			node, rogue := top.Nodes["node1"], top.Nodes["node2"]
 			port(t, lab, node, slices.Concat(good, last)...)
 			announce(t, node, fabric.Fresh, good...)
@@ -198,8 +200,146 @@ func TestRouterLab(t *testing.T) {
 
 			withdraw(t, node, fabric.Normal, good...)
 			inKernel(t, ctx, top.Core, node, false, good...)
+			nothingLearned(t, top.Reflectors["rr1"])
 		})
 	}
+}
+
+// nothingLearned holds for a machine that routes its own traffic alone.
+func nothingLearned(t *testing.T, h *testenv.Host) {
+	t.Helper()
+	r4, err := h.Routes4()
+	require.NoError(t, err)
+	r6, err := h.Routes6()
+	require.NoError(t, err)
+	for _, r := range append(r4, r6...) {
+		assert.NotContains(t, []int{12, 186}, r.Protocol, r.String())
+	}
+}
+
+// TestRouterLimit: a node that announces more than it may is held at the limit,
+// after a warning, as each daemon does it.
+func TestRouterLimit(t *testing.T) {
+	if testing.Short() {
+		t.Skip("makes laboratories")
+	}
+	labtest.Need(t, "bird", "frr")
+	for _, f := range []render.Format{render.BIRD, render.FRR} {
+		t.Run(string(f), func(t *testing.T) {
+			ctx := soon(t)
+			c := labCluster()
+			_, top := labtest.Build(t, c)
+			rr := start(t, ctx, c, f, top.Reflectors["rr1"])
+			say := testenv.Announcer{
+				BGP: testenv.BGP{Password: c.Reflectors[0].Password}, RouterID: top.Nodes["node1"].Addr4(),
+				Reflectors: []netip.Addr{c.Reflectors[0].Address}, Communities: c.Communities,
+			}
+			for n := range c.MaxPrefixes - 2 {
+				say.Routes = append(say.Routes, prefix(fmt.Sprintf("203.0.113.%d/32", n+1)), prefix(fmt.Sprintf("2001:db8:100::%d/128", n+1)))
+			}
+			b, err := top.Nodes["node1"].StartBird(ctx, rogueConf(say))
+			require.NoError(t, err)
+			tables(t, ctx, rr, func(rs []testenv.BGPRoute) error {
+				if len(rs) != len(say.Routes) {
+					return fmt.Errorf("%d of %d routes", len(rs), len(say.Routes))
+				}
+				return nil
+			})
+			says(t, ctx, rr, `route (receive )?limit \(16\)|reaches 17, max 20`)
+			for n := range 20 {
+				say.Routes = append(say.Routes, prefix(fmt.Sprintf("203.0.113.%d/32", n+101)), prefix(fmt.Sprintf("2001:db8:100::%d/128", n+101)))
+			}
+			require.NoError(t, b.Configure(ctx, rogueConf(say)))
+			tables(t, ctx, rr, func(rs []testenv.BGPRoute) error {
+				want := 2 * c.MaxPrefixes
+				if f == render.FRR {
+					want = 0
+				}
+				if len(rs) != want {
+					return fmt.Errorf("%d routes instead of %d", len(rs), want)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// says waits for a line in the log of a speaker.
+func says(t *testing.T, ctx context.Context, s speaker, pattern string) {
+	t.Helper()
+	var d *testenv.Daemon
+	switch s := s.(type) {
+	case *testenv.Bird:
+		d = s.Daemon
+	case *testenv.FRR:
+		d = s.BGP
+	}
+	line := regexp.MustCompile(pattern)
+	require.NoError(t, testenv.Until(ctx, func() error {
+		if !line.MatchString(d.Log()) {
+			return fmt.Errorf("no %q in its log", pattern)
+		}
+		return nil
+	}))
+}
+
+// TestRouterExternalCore: a core gateway in another AS has the node as next hop,
+// and LOCAL_PREF as MED. Another
+// reflector that calls from among the nodes is none.
+func TestRouterExternalCore(t *testing.T) {
+	if testing.Short() {
+		t.Skip("makes laboratories")
+	}
+	labtest.Need(t, "bird", "frr")
+	for _, tc := range []struct{ rr, core render.Format }{{render.BIRD, render.FRR}, {render.FRR, render.BIRD}} {
+		t.Run(fmt.Sprintf("reflector %s, core %s", tc.rr, tc.core), func(t *testing.T) {
+			ctx := soon(t)
+			c := labCluster()
+			c.Core[0].ASN, c.Core[0].BFD = 64999, true
+			lab, top := labtest.Build(t, c)
+			node, rr1, rr2 := top.Nodes["node1"], top.Reflectors["rr1"], top.Reflectors["rr2"]
+			port(t, lab, node, good...)
+			announce(t, node, fabric.Fresh, good...)
+			rr := start(t, ctx, c, tc.rr, rr1)
+			core := start(t, ctx, c, tc.core, top.Core)
+			start(t, ctx, c, tc.rr, node)
+			inKernel(t, ctx, top.Core, node, true, good...)
+			require.NoError(t, testenv.Until(ctx, func() error { return med(ctx, core, good[:2], 800) }))
+
+			rogue := testenv.Announcer{
+				BGP: testenv.BGP{Password: c.Reflectors[0].Password}, RouterID: rr2.Addr4(),
+				Reflectors: []netip.Addr{rr1.Addr4()}, Communities: c.Communities, Routes: last,
+			}
+			b, err := rr2.StartBird(ctx, strings.Replace(rogueConf(rogue), "debug protocols { states };", "debug protocols { states, events };", 1))
+			require.NoError(t, err)
+			says(t, ctx, b, `(?s)(Connection closed|Socket error|Received: Administrative|refused|Cease).*(Connection closed|Socket error|Received: |refused|Cease)`)
+			require.NoError(t, established(ctx, rr, 2))
+		})
+	}
+}
+
+// med reports where routes have another MED.
+func med(ctx context.Context, s speaker, prefixes []netip.Prefix, want int) error {
+	for _, p := range prefixes {
+		var text string
+		var err error
+		switch s := s.(type) {
+		case *testenv.Bird:
+			var lines []string
+			lines, err = s.Query(ctx, fmt.Sprintf("show route all for %s", p))
+			text = strings.Join(lines, "\n")
+		case *testenv.FRR:
+			family := map[bool]string{false: "ipv4", true: "ipv6"}[p.Addr().Is6()]
+			text, err = s.Vtysh(ctx, fmt.Sprintf("show bgp %s unicast %s", family, p))
+		}
+		if err != nil {
+			return err
+		}
+		if !regexp.MustCompile(fmt.Sprintf(`BGP.med: %d\b|metric %d\b`, want, want)).MatchString(text) {
+			return fmt.Errorf("%s: no MED %d in %s", p, want, text)
+		}
+	}
+	return nil
 }
 
 // rogueConf speaks as the sessions are secured here.

@@ -131,10 +131,8 @@ func quotable(f Format, s string) error {
 		return errors.New(`it has a '"', which BIRD's strings cannot hold`)
 	case f == FRR && strings.ContainsFunc(s, unicode.IsSpace):
 		return errors.New("it has a space, where FRR separates words")
-	case f == FRR && strings.Contains(s, "|"):
-		return errors.New("it has a '|', where FRR ends a command")
-	case f != BIRD && strings.ContainsFunc(s, func(r rune) bool { return r > unicode.MaxASCII }):
-		return fmt.Errorf("it has other characters than those of ASCII, which %s does not take", f)
+	case f == Junos && strings.ContainsFunc(s, func(r rune) bool { return r > unicode.MaxASCII }):
+		return errors.New("it has other characters than those of ASCII, which Junos does not take")
 	}
 	return nil
 }

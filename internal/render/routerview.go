@@ -61,14 +61,6 @@ func (f family) N() string {
 	return "4"
 }
 
-// Nowhere is an address of the family that leads nowhere (RFC 6666, RFC 7600).
-func (f family) Nowhere() string {
-	if f.V6 {
-		return "100::1"
-	}
-	return "192.0.0.8"
-}
-
 // Default is the default route.
 func (f family) Default() netip.Prefix {
 	if f.V6 {

@@ -1,0 +1,82 @@
+package render
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// CheckRouter has the daemon of a format parse a text of [Router] on this
+// machine, without running it: BIRD by "bird -p", FRR by "vtysh -C". The error
+// is what the daemon says, or that it is not here. Junos checks on the router
+// itself. For the time of the check the text is in a file that its user alone
+// can read.
+func CheckRouter(ctx context.Context, f Format, text string) error {
+	var program string
+	var args []string
+	switch f {
+	case BIRD:
+		program, args = "bird", []string{"-p", "-c"}
+	case FRR:
+		program, args = "vtysh", []string{"-C", "-f"}
+	default:
+		return fmt.Errorf("%s is checked on the router; load it there and say: commit check", f)
+	}
+	path, err := daemon(program)
+	if err != nil {
+		return fmt.Errorf("%s is not on this machine, so nothing was checked; install %s, or check on the machine that this is for", program, f)
+	}
+	dir, err := os.MkdirTemp("", "vmfabric-render-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, string(f)+".conf")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, path, append(args, file)...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		said := daemonWords(out.String(), file)
+		if said == "" {
+			return fmt.Errorf("%s: %w", program, err)
+		}
+		return errors.New(said)
+	}
+	return nil
+}
+
+// daemon looks a program up where daemons are, which is not always in the PATH
+// of a user.
+func daemon(name string) (string, error) {
+	if path, err := exec.LookPath(name); err == nil {
+		return filepath.Abs(path)
+	}
+	for _, dir := range []string{"/usr/sbin", "/usr/local/sbin", "/sbin"} {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	return "", exec.ErrNotFound
+}
+
+// daemonWords leaves out of a daemon's output what is not about the text: our
+// file's name, and vtysh's complaint about its own configuration, which only
+// root can read.
+func daemonWords(out, file string) string {
+	var lines []string
+	for line := range strings.Lines(out) {
+		line = strings.TrimSpace(strings.ReplaceAll(line, file+":", "line "))
+		if line != "" && !strings.Contains(line, "vtysh.conf") {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "\n")
+}
