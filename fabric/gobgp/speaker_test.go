@@ -49,9 +49,15 @@ func prefixes(all ...string) []netip.Prefix {
 // test.
 func startReflector(t *testing.T, c fabric.Cluster, opts ...gobgp.ReflectorOption) *gobgp.Reflector {
 	t.Helper()
+	r := newReflector(t, c, opts...)
+	t.Cleanup(func() { require.NoError(t, r.Close()) })
+	return r
+}
+
+func newReflector(t *testing.T, c fabric.Cluster, opts ...gobgp.ReflectorOption) *gobgp.Reflector {
+	t.Helper()
 	r, err := gobgp.NewReflector(gobgp.ReflectorConfig{Cluster: c, RR: c.Reflectors[0]}, append([]gobgp.ReflectorOption{gobgp.ReflectorDeferral(0)}, opts...)...)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, r.Close()) })
 	return r
 }
 
