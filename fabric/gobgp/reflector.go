@@ -200,9 +200,14 @@ func listenProblem(err error) error {
 func (r *Reflector) addNeighbours(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	resumes := r.deferral >= time.Second
 	for _, n := range r.named {
 		r.since[n.address] = time.Now()
-		if err := r.bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: r.peer(n, n.bfd, r.deferral >= time.Second)}); err != nil {
+		p := r.peer(n, n.bfd, resumes)
+		if resumes && n.role == RoleCore {
+			p = r.shut(n)
+		}
+		if err := r.bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: p}); err != nil {
 			return fmt.Errorf("%s %s (%s): %w", n.role, n.name, n.address, err)
 		}
 	}
@@ -226,22 +231,33 @@ func (r *Reflector) addNeighbours(ctx context.Context) error {
 			return fmt.Errorf("nodes by address: %s: %w", p, err)
 		}
 	}
-	if r.deferral >= time.Second {
-		time.AfterFunc(r.deferral+resumeSlack, r.settle)
+	if resumes {
+		r.serving.Go(r.resume)
 	}
 	return nil
+}
+
+// shut is a neighbour whose connections are refused.
+func (r *Reflector) shut(n neighbour) *api.Peer {
+	p := r.peer(n, false, false)
+	p.Conf.AdminDown, p.Transport.PassiveMode = true, true
+	return p
 }
 
 // peer is a neighbour in GoBGP's terms. One that resumes says so in its OPEN.
 func (r *Reflector) peer(n neighbour, bfd, resumes bool) *api.Peer {
 	t := r.cluster.Timers
+	deferral := max(r.deferral, time.Second)
+	if n.role == RoleCore {
+		deferral = resumeWait * time.Second // it is admitted when the nodes are there
+	}
 	p := &api.Peer{
 		Conf:      &api.PeerConf{PeerAsn: n.asn, AuthPassword: r.rr.Password, Description: n.name},
 		Timers:    timers(t),
 		Transport: &api.Transport{LocalAddress: r.rr.Address.String(), PassiveMode: n.role == RoleNode},
 		GracefulRestart: &api.GracefulRestart{
 			Enabled: true, RestartTime: uint32(t.Restart.Seconds()), LonglivedEnabled: t.LongLived > 0,
-			LocalRestarting: resumes, DeferralTime: uint32(max(r.deferral, time.Second) / time.Second),
+			LocalRestarting: resumes, DeferralTime: uint32(deferral / time.Second),
 		},
 		AfiSafis: bothFamilies(),
 	}

@@ -90,8 +90,7 @@ func (r *Reflector) setBFD(n neighbour, on bool) {
 // hold drops what is left of a peer that exceeded the limit, which GoBGP would
 // take for a graceful restart, and refuses its connections for a time.
 func (r *Reflector) hold(n neighbour) {
-	shut := r.peer(n, false, false)
-	shut.Conf.AdminDown, shut.Transport.PassiveMode = true, true
+	shut := r.shut(n)
 	r.replace(n, shut)
 	if !r.isNamed(n.address) {
 		r.add(n, shut)
@@ -131,19 +130,58 @@ func (r *Reflector) add(n neighbour, p *api.Peer) {
 	}
 }
 
-// settle ends the time in which a reflector that was started resumes: who comes
-// later is not made to wait for those who do not come.
-func (r *Reflector) settle() {
+// resume sees a reflector that was started through the time in which it knows
+// less than before: it admits the core gateways when all named nodes have told
+// their routes, or when the deferral ends. A core gateway keeps what it had
+// until then.
+//
+// GoBGP can hold updates to a peer back itself. But it answers a route refresh
+// (RFC 2918) meanwhile, and forgets a withdrawal of what it so told.
+func (r *Reflector) resume() {
+	bound := time.After(r.deferral)
+	tick := time.NewTicker(resumeLook)
+	defer tick.Stop()
+	for late := false; !late && !r.nodesAreIn(); {
+		select {
+		case <-r.ended:
+			return
+		case <-bound:
+			late = true
+		case <-tick.C:
+		}
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
 		return
 	}
 	for _, n := range r.named {
-		if !r.been[n.address] && r.held[n.address] == nil {
+		switch {
+		case n.role == RoleCore:
+			r.replace(n, r.peer(n, n.bfd, true))
+		case !r.been[n.address] && r.held[n.address] == nil:
+			// Who comes later is not made to wait for those who do not come.
 			r.replace(n, r.peer(n, n.bfd, false))
 		}
 	}
+}
+
+// resumeLook is how often it is looked whether the nodes are there.
+const resumeLook = 50 * time.Millisecond
+
+// nodesAreIn reports whether all named nodes have told all of their routes:
+// End-of-RIB has come from each that sends it (RFC 4724).
+func (r *Reflector) nodesAreIn() bool {
+	in := map[string]bool{}
+	err := r.bgp.ListPeer(context.Background(), &api.ListPeerRequest{}, func(p *api.Peer) {
+		waits := slices.ContainsFunc(p.GetAfiSafis(), func(f *api.AfiSafi) bool {
+			st := f.GetMpGracefulRestart().GetState()
+			return st.GetEnabled() && st.GetReceived() && !st.GetEndOfRibReceived()
+		})
+		established := p.GetState().GetSessionState() == api.PeerState_SESSION_STATE_ESTABLISHED
+		in[p.GetState().GetNeighborAddress()] = established && !waits
+	})
+	return err == nil && !slices.ContainsFunc(r.named, func(n neighbour) bool { return n.role == RoleNode && !in[n.address.String()] })
 }
 
 // lookInterval is how often prefixes that are refused are looked for.

@@ -21,7 +21,10 @@ func build(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	program, hookProgram, lxdHookProgram = filepath.Join(dir, "vmfabric"), filepath.Join(dir, "hook"), filepath.Join(dir, "hook-lxd")
-	for path, pkg := range map[string]string{program: "../../cmd/vmfabric", hookProgram: "../../hooks/libvirt", lxdHookProgram: "../../hooks/lxd"} {
+	for path, pkg := range map[string]string{
+		program: "../../cmd/vmfabric", hookProgram: "../../hooks/libvirt", lxdHookProgram: "../../hooks/lxd",
+		program + "-plugin-bird": "../../plugins/bird", program + "-plugin-frr": "../../plugins/frr", // where the agent looks for them
+	} {
 		args := []string{"build", "-o", path}
 		if raceFlag != "" {
 			args = append(args, raceFlag)

@@ -44,7 +44,7 @@ func (r *embedded) start() {
 	r.s.t.Helper()
 	var err error
 	r.Daemon, err = r.host.StartDaemon("reflector", exec.Command(program, "reflector", "--config", r.s.file, "--name", r.name,
-		"--socket", r.socket, "--metrics", "127.0.0.1:"+metricsPort))
+		"--socket", r.socket, "--metrics", "127.0.0.1:"+metricsPort, "--log-level", "debug"))
 	require.NoError(r.s.t, err)
 	r.s.eventually("reflector "+r.name+" is up", func() error {
 		if !r.Running() {
