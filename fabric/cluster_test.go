@@ -479,3 +479,23 @@ func TestAnnounceable(t *testing.T) {
 		assert.Equal(t, want, in, text)
 	}
 }
+
+func TestRouterID(t *testing.T) {
+	four, six, other := netip.MustParseAddr("10.10.0.21"), netip.MustParseAddr("fd00::21"), netip.MustParseAddr("fd00::22")
+	assert.Equal(t, four, fabric.RouterID(four, six))
+	assert.Equal(t, four, fabric.RouterID(four, netip.Addr{}))
+	id := fabric.RouterID(netip.Addr{}, six)
+	assert.Equal(t, id, fabric.RouterID(six, six))
+	assert.True(t, id.Is4() && id.IsGlobalUnicast(), id)
+	assert.NotEqual(t, id, fabric.RouterID(netip.Addr{}, other))
+}
+
+func TestMartians(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		ps := fabric.Martians(v6)
+		assert.NotEmpty(t, ps)
+		for _, p := range ps {
+			assert.Equal(t, v6, p.Addr().Is6(), p)
+		}
+	}
+}

@@ -99,7 +99,7 @@ func TestJSON(t *testing.T) {
 	for args, keys := range map[string][]string{
 		"version --json":              {"version", "go", "platform"},
 		"port-name sea_gold 1 --json": {"vm", "nic", "port", "full", "peer"},
-		"check --json ../../fabric/clusterfile/testdata/dualstack.yaml": {"file", "ok", "errors", "warnings"},
+		"check --json ../../fabric/clusterfile/testdata/dualstack.yaml":                        {"file", "ok", "errors", "warnings"},
 		"render bird --for rr1 --json --config ../../fabric/clusterfile/testdata/cluster.yaml": {"for", "role", "format", "text"},
 	} {
 		out, errs, code := try(strings.Fields(args)...)

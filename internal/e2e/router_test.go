@@ -41,11 +41,11 @@ func (s *system) startRouter(kind string, h *testenv.Host) router {
 }
 
 // Routes gives none: what the reflector has is seen at the core gateway.
-func (e *embedded) Routes(context.Context) ([]testenv.BGPRoute, error) { return nil, nil }
+func (r *embedded) Routes(context.Context) ([]testenv.BGPRoute, error) { return nil, nil }
 
 // Established counts the sessions that are up.
-func (e *embedded) Established(ctx context.Context) (int, error) {
-	reply, err := hooks.Call(ctx, e.socket, hooks.Request{Op: hooks.Status})
+func (r *embedded) Established(ctx context.Context) (int, error) {
+	reply, err := hooks.Call(ctx, r.socket, hooks.Request{Op: hooks.Status})
 	if reply.Status == nil {
 		return 0, err
 	}

@@ -93,28 +93,48 @@ func TestRouterRefuses(t *testing.T) {
 		{"no pools", change(func(c *fabric.Cluster) { c.Pools = nil }), render.BIRD, "rr1", "pools: missing; name at least one prefix whose addresses guests may have"},
 		{"a name that breaks out", change(func(c *fabric.Cluster) { c.Nodes[0].Name = "a'; }" }), render.BIRD, "rr1", `nodes[0].name: "a'; }" is not a node name; use 1 to 32 letters, digits, '.', '_' and '-'`},
 		{"no community", change(func(c *fabric.Cluster) { c.Communities = nil }), render.FRR, "rr1", `community: missing; the routers recognise the guests' routes by it, for example "64512:100"`},
-		{"reflector in another AS", change(func(c *fabric.Cluster) { c.Reflectors[1].ASN = 64513 }), render.BIRD, "rr1",
-			"reflector rr2 has AS number 64513 and the cluster 64512: routes are reflected inside of one AS (RFC 4456); leave its asn out"},
+		{
+			"reflector in another AS", change(func(c *fabric.Cluster) { c.Reflectors[1].ASN = 64513 }), render.BIRD, "rr1",
+			"reflector rr2 has AS number 64513 and the cluster 64512: routes are reflected inside of one AS (RFC 4456); leave its asn out",
+		},
 		{"junos reflector", everything(), render.Junos, "rr1", "reflector rr1: junos is for core gateways; render bird or frr for a reflector"},
 		{"junos node", everything(), render.Junos, "node1", "node node1: junos is for core gateways; render bird or frr for a node"},
-		{"no family in common, core", change(func(c *fabric.Cluster) { c.Reflectors = c.Reflectors[:1] }), render.FRR, "core6",
-			"core gateway core6: its address fd00:10:10::1 has its family in common with no reflector (reflector rr1 (10.10.0.11)); give both ends an address of one family"},
-		{"no family in common, reflector", change(func(c *fabric.Cluster) { c.Core = c.Core[2:] }), render.BIRD, "rr1",
-			"reflector rr1: its address 10.10.0.11 has its family in common with no core gateway (core gateway core6 (fd00:10:10::1)); give both ends an address of one family"},
-		{"reflector on a node", change(func(c *fabric.Cluster) { c.Reflectors[0].Address = addr("10.10.0.21") }), render.BIRD, "rr1",
-			"reflector rr1: 10.10.0.21 is the address of node node1 too, and BGP knows speakers by their address; give the reflector another one, on the same machine or not"},
-		{"a node with a reflector", change(func(c *fabric.Cluster) { c.Reflectors[0].Address = addr("10.10.0.21") }), render.BIRD, "node1",
-			"node node1: 10.10.0.21 is the address of reflector rr1 too, and BGP knows speakers by their address; give the reflector another one, on the same machine or not"},
-		{"reflector on a core gateway", change(func(c *fabric.Cluster) { c.Reflectors[0].Address = addr("10.10.0.1") }), render.FRR, "rr1",
-			"reflector rr1: 10.10.0.1 is the address of core gateway core1 too, and BGP knows speakers by their address; give the reflector another one, on the same machine or not"},
-		{"quote in BIRD", change(func(c *fabric.Cluster) { c.Reflectors[0].Password = `a"b` }), render.BIRD, "rr1",
-			`reflector rr1: the password of reflector rr1: it has a '"', which BIRD's strings cannot hold; choose another`},
-		{"space in FRR", change(func(c *fabric.Cluster) { c.Reflectors[1].Password = "a b" }), render.FRR, "core1",
-			"core gateway core1: the password of reflector rr2: it has a space, where FRR separates words; choose another"},
-		{"Cyrillic in Junos", change(func(c *fabric.Cluster) { c.Reflectors[1].Password = "пароль" }), render.Junos, "core1",
-			"core gateway core1: the password of reflector rr2: it has other characters than those of ASCII, which Junos does not take; choose another"},
-		{"a line end", change(func(c *fabric.Cluster) { c.Reflectors[0].Password = "a\nb" }), render.BIRD, "node1",
-			"node node1: the password of reflector rr1: it has a control character, which no router's configuration can hold; choose another"},
+		{
+			"no family in common, core", change(func(c *fabric.Cluster) { c.Reflectors = c.Reflectors[:1] }), render.FRR, "core6",
+			"core gateway core6: its address fd00:10:10::1 has its family in common with no reflector (reflector rr1 (10.10.0.11)); give both ends an address of one family",
+		},
+		{
+			"no family in common, reflector", change(func(c *fabric.Cluster) { c.Core = c.Core[2:] }), render.BIRD, "rr1",
+			"reflector rr1: its address 10.10.0.11 has its family in common with no core gateway (core gateway core6 (fd00:10:10::1)); give both ends an address of one family",
+		},
+		{
+			"reflector on a node", change(func(c *fabric.Cluster) { c.Reflectors[0].Address = addr("10.10.0.21") }), render.BIRD, "rr1",
+			"reflector rr1: 10.10.0.21 is the address of node node1 too, and BGP knows speakers by their address; give the reflector another one, on the same machine or not",
+		},
+		{
+			"a node with a reflector", change(func(c *fabric.Cluster) { c.Reflectors[0].Address = addr("10.10.0.21") }), render.BIRD, "node1",
+			"node node1: 10.10.0.21 is the address of reflector rr1 too, and BGP knows speakers by their address; give the reflector another one, on the same machine or not",
+		},
+		{
+			"reflector on a core gateway", change(func(c *fabric.Cluster) { c.Reflectors[0].Address = addr("10.10.0.1") }), render.FRR, "rr1",
+			"reflector rr1: 10.10.0.1 is the address of core gateway core1 too, and BGP knows speakers by their address; give the reflector another one, on the same machine or not",
+		},
+		{
+			"quote in BIRD", change(func(c *fabric.Cluster) { c.Reflectors[0].Password = `a"b` }), render.BIRD, "rr1",
+			`reflector rr1: the password of reflector rr1: it has a '"', which BIRD's strings cannot hold; choose another`,
+		},
+		{
+			"space in FRR", change(func(c *fabric.Cluster) { c.Reflectors[1].Password = "a b" }), render.FRR, "core1",
+			"core gateway core1: the password of reflector rr2: it has a space, where FRR separates words; choose another",
+		},
+		{
+			"Cyrillic in Junos", change(func(c *fabric.Cluster) { c.Reflectors[1].Password = "пароль" }), render.Junos, "core1",
+			"core gateway core1: the password of reflector rr2: it has other characters than those of ASCII, which Junos does not take; choose another",
+		},
+		{
+			"a line end", change(func(c *fabric.Cluster) { c.Reflectors[0].Password = "a\nb" }), render.BIRD, "node1",
+			"node node1: the password of reflector rr1: it has a control character, which no router's configuration can hold; choose another",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			text, err := render.Router(tt.c, tt.format, tt.who)
@@ -272,4 +292,3 @@ func FuzzRouter(f *testing.F) {
 		}
 	})
 }
-

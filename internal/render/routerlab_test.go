@@ -397,3 +397,99 @@ func prefixesOf(rs []testenv.BGPRoute) []netip.Prefix {
 func sorted(lists ...[]netip.Prefix) []netip.Prefix {
 	return slices.SortedFunc(slices.Values(slices.Concat(lists...)), netip.Prefix.Compare)
 }
+
+// TestRouterEastWest: nodes learn of each other's guests into their kernels, and
+// a guest that is here wins, announced or not.
+func TestRouterEastWest(t *testing.T) {
+	if testing.Short() {
+		t.Skip("makes laboratories")
+	}
+	labtest.Need(t, "bird", "frr")
+	for _, tc := range []struct{ rr, node render.Format }{{render.FRR, render.BIRD}, {render.BIRD, render.FRR}} {
+		t.Run(fmt.Sprintf("reflector %s, nodes %s", tc.rr, tc.node), func(t *testing.T) {
+			ctx := soon(t)
+			c := eastWest(labCluster())
+			c.Reflectors = c.Reflectors[:1]
+			lab, top := labtest.Build(t, c)
+			node1, node2 := top.Nodes["node1"], top.Nodes["node2"]
+			port(t, lab, node1, good...)
+			announce(t, node1, fabric.Normal, good...)
+			port(t, lab, node2)
+			start(t, ctx, c, tc.rr, top.Reflectors["rr1"])
+			start(t, ctx, c, tc.node, node1)
+			start(t, ctx, c, tc.node, node2)
+			inKernel(t, ctx, node2, node1, true, good...)
+
+			here := good[:2]
+			link, err := node2.Link("web_net0")
+			require.NoError(t, err)
+			for _, p := range here {
+				require.NoError(t, node2.Netlink().RouteAdd(carrier(link, p, fabric.PortMetric)))
+			}
+			for _, p := range here {
+				require.NoError(t, testenv.Until(ctx, func() error { return leadsTo(ctx, node2, p, "web_net0") }))
+			}
+			announce(t, node2, fabric.Fresh, here...)
+			for _, p := range here {
+				// node1 hears of it, and keeps its own.
+				require.NoError(t, leadsTo(ctx, node1, p, "web_net0"))
+			}
+			inKernel(t, ctx, node2, node1, true, good[2:]...)
+		})
+	}
+}
+
+// leadsTo reports whether the host's kernel sends what is for p elsewhere.
+func leadsTo(ctx context.Context, h *testenv.Host, p netip.Prefix, link string) error {
+	out, err := h.Run(ctx, "ip", "route", "get", p.Addr().String())
+	if err == nil && !strings.Contains(out, "dev "+link+" ") {
+		err = fmt.Errorf("%s: %s: %s", h.Name(), p, out)
+	}
+	return err
+}
+
+// TestRouterNamed: a node whose session is there by its range gets a name. In
+// BIRD the session goes on until it is ended; FRR refuses the name, and the
+// session goes on too.
+func TestRouterNamed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("makes laboratories")
+	}
+	labtest.Need(t, "bird", "frr")
+	for _, f := range []render.Format{render.BIRD, render.FRR} {
+		t.Run(string(f), func(t *testing.T) {
+			ctx := soon(t)
+			c := labCluster()
+			_, top := labtest.Build(t, c)
+			before := c
+			before.Nodes = c.Nodes[:1]
+			rr := start(t, ctx, before, f, top.Reflectors["rr1"])
+			say := testenv.Announcer{
+				BGP: testenv.BGP{Password: c.Reflectors[0].Password}, RouterID: top.Nodes["node2"].Addr4(),
+				Reflectors: []netip.Addr{c.Reflectors[0].Address}, Communities: c.Communities, Routes: last,
+			}
+			_, err := top.Nodes["node2"].StartBird(ctx, rogueConf(say))
+			require.NoError(t, err)
+			require.NoError(t, testenv.Until(ctx, func() error { return established(ctx, rr, 1) }))
+			text, err := render.Router(c, f, "rr1")
+			require.NoError(t, err)
+			switch rr := rr.(type) {
+			case *testenv.Bird:
+				require.NoError(t, rr.Configure(ctx, text))
+				require.NoError(t, established(ctx, rr, 1))
+				_, err := rr.Query(ctx, "disable dynamic0_1")
+				require.NoError(t, err)
+				require.NoError(t, testenv.Until(ctx, func() error {
+					lines, err := rr.Query(ctx, "show protocols node_node2")
+					if text := strings.Join(lines, " "); err == nil && !strings.Contains(text, "Established") {
+						err = errors.New(text)
+					}
+					return err
+				}))
+			case *testenv.FRR:
+				assert.ErrorContains(t, rr.Configure(ctx, text), "Operation not allowed on a dynamic neighbor")
+			}
+			require.NoError(t, established(ctx, rr, 1))
+		})
+	}
+}

@@ -96,7 +96,9 @@ func birdCommunity(c fabric.Community) string {
 func frrList(f family) []string {
 	var lines []string
 	add := func(action string, p netip.Prefix, least, most int) {
-		line := fmt.Sprintf("%s prefix-list GUESTS%s seq %d %s %s", f.IP(), f.N(), 5*(len(lines)+1), action, p)
+		// As FRR writes it: a reload compares words.
+		shown := strings.Replace(p.String(), "::ffff:0.0.0.0/", "::ffff:0:0/", 1)
+		line := fmt.Sprintf("%s prefix-list GUESTS%s seq %d %s %s", f.IP(), f.N(), 5*(len(lines)+1), action, shown)
 		if least > p.Bits() {
 			line += fmt.Sprintf(" ge %d", least)
 		}
