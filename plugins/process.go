@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -29,6 +30,8 @@ type process struct {
 	child  *child
 	client *goplugin.Client
 	conn   *grpc.ClientConn
+
+	socketDir string
 
 	hung    chan string   // why it is taken to hang
 	doubt   chan struct{} // a call could not reach it
@@ -61,7 +64,8 @@ func start(ctx context.Context, program Program, k kind, o options) (*process, e
 		GRPCDialOptions:  []grpc.DialOption{grpc.WithChainStreamInterceptor(p.noteConn)},
 		StartTimeout:     o.times.Start + time.Second, // ctx ends first
 		SkipHostEnv:      true,                        // it is in cmd, where ours goes before it
-		RunnerFunc: func(_ hclog.Logger, spec *exec.Cmd, _ string) (runner.Runner, error) {
+		RunnerFunc: func(_ hclog.Logger, spec *exec.Cmd, socketDir string) (runner.Runner, error) {
+			p.socketDir = socketDir
 			cmd.Env = append(cmd.Env, spec.Env...)
 			return p.child, nil
 		},
@@ -72,6 +76,9 @@ func start(ctx context.Context, program Program, k kind, o options) (*process, e
 		err = ctx.Err()
 	}
 	if err == nil {
+		// The connection is there to stay: nobody else is to make one, and when
+		// this process is killed, nobody else is to clean up.
+		_ = os.RemoveAll(p.socketDir)
 		return p, nil
 	}
 	timeout := errors.Is(ctx.Err(), context.DeadlineExceeded)

@@ -133,9 +133,10 @@ func resolverContext(t *testing.T, r fabric.Resolver, c ResolverControls) {
 	c.Hang(t, guests[0].Query.VM)
 	short, cancel := context.WithTimeout(t.Context(), quiet)
 	defer cancel()
+	asked := time.Now()
 	_, err := r.Resolve(short, guests[0].Query)
 	requireReason(t, err)
-	require.Error(t, short.Err(), "it answered although its inventory does not: %v", err)
+	require.Greater(t, time.Since(asked), quiet/2, "it answered although its inventory does not: %v", err)
 	require.Less(t, time.Since(began), patience)
 	for _, g := range guests[1:] {
 		requireResolved(t, r, g)
