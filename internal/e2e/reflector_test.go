@@ -392,9 +392,15 @@ func TestEmbeddedReflectorsRestart(t *testing.T) {
 			s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
 			for _, p := range probes {
 				r := p.Stop()
-				assert.Zero(t, r.Lost, "%d sent, longest gap %v", r.Sent, r.LongestGap)
+				most := 0
+				if tc.core == "frr" {
+					// FRR replaces an IPv6 route by removing it first; an outage would
+					// be thousands.
+					most = 50
+				}
+				assert.LessOrEqual(t, r.Lost, most, "%d sent, longest gap %v", r.Sent, r.LongestGap)
 			}
-			if tc.core == "bird" { // FRR replaces an IPv6 route by removing it first
+			if tc.core == "bird" {
 				assert.Empty(t, withdrawn())
 			}
 		})
