@@ -139,9 +139,12 @@ func (a *Agent) Status(ctx context.Context) (Status, error) {
 }
 
 func (a *Agent) backends() []any {
-	all := []any{a.dataplane, a.speaker, a.store}
+	all := []any{a.dataplane, a.speaker, a.store, a.resolver}
 	for _, s := range a.sources {
 		all = append(all, s)
+	}
+	for _, l := range a.events.listeners {
+		all = append(all, l.observer)
 	}
 	return all
 }
