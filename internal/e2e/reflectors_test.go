@@ -1,0 +1,147 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/testenv"
+)
+
+// TestMainAndBackup kills reflectors under a probe of 1,000 packets a second:
+// first one of the two, which nobody notices; then the other, whose routes stay
+// at the core gateway for the graceful restart time and then go; and starts both
+// again, of which the routes that are there notice nothing either.
+func TestMainAndBackup(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		rr, core string
+		speakers map[string]string
+	}{
+		{"bird", "bird", nil},
+		{"frr", "frr", nil},
+		{"embedded", "bird", map[string]string{"node1": "bird"}},
+		{"bird", "frr", map[string]string{"node1": "frr"}},
+	} {
+		name := fmt.Sprintf("%s reflectors, %s core", tc.rr, tc.core)
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			const restart = 12 * time.Second
+			s := start(t, options{rr: tc.rr, core: tc.core, speakers: tc.speakers, change: func(c *fabric.Cluster) {
+				c.Timers.Hold, c.Timers.Restart = 6*time.Second, restart
+			}})
+			vm := veth("web", "203.0.113.10", "2001:db8:100::10")
+			s.run("node1", vm)
+			s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
+			s.checkCommunities(vm.Prefixes()) // from both
+			s.reaches(s.top.Client, "203.0.113.10", "2001:db8:100::10")
+
+			withdrawn := s.watchWithdrawals()
+			probed := s.underProbe(vm, func() {
+				require.NoError(t, s.rr["rr1"].Kill())
+				time.Sleep(2 * time.Second)
+				require.NoError(t, s.rr["rr2"].Kill())
+				time.Sleep(2 * time.Second)
+				// Both come back within the time.
+				s.startReflectors()
+				s.eventually("both sessions of the core gateway are back", func() error {
+					n, err := s.core.Established(soon(t))
+					if err == nil && n < 2 {
+						err = fmt.Errorf("%d are", n)
+					}
+					return err
+				})
+				s.checkCommunities(vm.Prefixes())
+				time.Sleep(time.Second) // for what comes late
+			})
+			for _, r := range probed {
+				assert.Zero(t, r.Lost, "%+v", r)
+			}
+			if tc.core == "bird" { // FRR takes an IPv6 route away to replace it
+				assert.Empty(t, withdrawn(), "no flap")
+			}
+
+			// Gone for good: the routes outlive the reflectors, and not for ever.
+			gone := time.Now()
+			require.NoError(t, s.rr["rr1"].Kill())
+			require.NoError(t, s.rr["rr2"].Kill())
+			for time.Since(gone) < restart/2 {
+				s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
+				time.Sleep(200 * time.Millisecond)
+			}
+			for _, p := range vm.Prefixes() {
+				s.eventually(p.String()+" goes after the restart time", func() error {
+					if r, there, err := s.top.Core.Route(p); err != nil || there {
+						return fmt.Errorf("core has %v %w", r, err)
+					}
+					return nil
+				})
+			}
+			t.Logf("both gone: the routes stayed for %v", time.Since(gone).Round(100*time.Millisecond))
+		})
+	}
+}
+
+// underProbe does something while the client probes a guest's addresses.
+func (s *system) underProbe(vm fabric.VM, do func()) []testenv.ProbeResult {
+	s.t.Helper()
+	var probes []*testenv.Prober
+	for _, a := range vm.NICs[0].Addresses {
+		p, err := s.top.Client.Probe(a, time.Millisecond)
+		require.NoError(s.t, err)
+		probes = append(probes, p)
+	}
+	do()
+	var results []testenv.ProbeResult
+	for _, p := range probes {
+		results = append(results, p.Stop())
+	}
+	return results
+}
+
+// TestDeadNode cuts a node off in silence. With BFD the reflectors notice in a
+// part of a second, without it after the hold time.
+func TestDeadNode(t *testing.T) {
+	t.Parallel()
+	for _, rr := range []string{"bird", "frr", "embedded"} {
+		for _, bfd := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, BFD %v", rr, bfd), func(t *testing.T) {
+				t.Parallel()
+				s := start(t, options{rr: rr, change: func(c *fabric.Cluster) {
+					for i := range c.Reflectors {
+						c.Reflectors[i].BFD = bfd
+					}
+				}})
+				vm := veth("web", "203.0.113.10", "2001:db8:100::10")
+				s.run("node1", vm)
+				s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
+				time.Sleep(2 * time.Second) // BFD comes up after BGP does
+				withdrawn := s.watchWithdrawals()
+				began := time.Now()
+				require.NoError(t, s.lab.Disconnect(s.top.Nodes["node1"]))
+				s.eventually("its routes are gone", func() error {
+					for _, p := range vm.Prefixes() {
+						if r, there, err := s.top.Core.Route(p); err != nil || there {
+							return fmt.Errorf("core has %v %w", r, err)
+						}
+					}
+					return nil
+				})
+				took := time.Since(began)
+				t.Logf("noticed after %v", took.Round(10*time.Millisecond))
+				hold := s.cluster.Timers.Hold
+				if bfd {
+					assert.Less(t, took, hold/2, "BFD is not what noticed it")
+				} else {
+					assert.Greater(t, took, hold/2, "what noticed it?")
+				}
+				assert.NotEmpty(t, withdrawn())
+				require.NoError(t, s.lab.Reconnect(s.top.Nodes["node1"]))
+				s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
+			})
+		}
+	}
+}
