@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,6 +27,7 @@ type agent struct {
 	program string
 	socket  string
 	lxd     string // the socket of the LXD that it follows, or "off"
+	speaker string // "" for that of the cluster
 }
 
 // startAgent starts an agent on a node and waits until it is ready.
@@ -42,10 +45,26 @@ func (b *bench) startFollower(ctx context.Context, l *lab, node, lxd string) (*a
 	return a, a.ready(ctx, 0)
 }
 
+// startSpeaker starts an agent that has a daemon of the node speak for it.
+func (b *bench) startSpeaker(ctx context.Context, l *lab, node, speaker string) (*agent, error) {
+	host := l.top.Nodes[node]
+	a := &agent{lab: l, node: host, program: b.bin.vmfabric, socket: filepath.Join(host.Dir(), "agent.sock"), lxd: "off", speaker: speaker}
+	if err := a.start(); err != nil {
+		return nil, err
+	}
+	return a, a.ready(ctx, 0)
+}
+
 // start starts the agent, also again after it was stopped or killed.
 func (a *agent) start() (err error) {
-	a.Daemon, err = a.node.StartDaemon("agent", exec.Command(a.program, "agent", "--config", a.lab.file, "--node", a.node.Name(),
-		"--state", filepath.Join(a.node.Dir(), "state"), "--socket", a.socket, "--libvirt", "off", "--lxd", a.lxd))
+	cmd := exec.Command(a.program, "agent", "--config", a.lab.file, "--node", a.node.Name(),
+		"--state", filepath.Join(a.node.Dir(), "state"), "--socket", a.socket, "--libvirt", "off", "--lxd", a.lxd)
+	if a.speaker != "" {
+		cmd.Args = append(cmd.Args, "--speaker", a.speaker)
+		cmd.Env = append(os.Environ(), "VMFABRIC_BIRD_SOCKET="+filepath.Join(a.node.Dir(), "bird.ctl"),
+			"VMFABRIC_FRR_PATHSPACE="+strings.ReplaceAll(a.node.Namespace(), ".", "_"))
+	}
+	a.Daemon, err = a.node.StartDaemon("agent", cmd)
 	return err
 }
 

@@ -13,17 +13,19 @@ import (
 type programs struct {
 	vmfabric, hook   string
 	hello, roundtrip string // what a hook is compared with
+	bulk             string // announces routes without ports
 }
 
 // build compiles everything as it is released.
 func (b *bench) build(ctx context.Context, dir string) (programs, error) {
 	p := programs{
 		vmfabric: filepath.Join(dir, "vmfabric"), hook: filepath.Join(dir, "hook"),
-		hello: filepath.Join(dir, "hello"), roundtrip: filepath.Join(dir, "roundtrip"),
+		hello: filepath.Join(dir, "hello"), roundtrip: filepath.Join(dir, "roundtrip"), bulk: filepath.Join(dir, "bulk"),
 	}
 	for out, pkg := range map[string]string{
 		p.vmfabric: "./cmd/vmfabric", p.hook: "./hooks/libvirt",
-		p.hello: "./internal/bench/hello", p.roundtrip: "./internal/bench/roundtrip",
+		p.hello: "./internal/bench/hello", p.roundtrip: "./internal/bench/roundtrip", p.bulk: "./internal/bench/bulk",
+		p.vmfabric + "-plugin-bird": "./plugins/bird", p.vmfabric + "-plugin-frr": "./plugins/frr", // where the agent looks for them
 	} {
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, pkg)
 		cmd.Dir = b.root

@@ -7,12 +7,14 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/render"
 	"github.com/vmfabric/vmfabric/testenv"
 )
 
@@ -36,24 +38,37 @@ type lab struct {
 	cluster fabric.Cluster
 	file    string // the cluster file
 	core    *routes
+	rr      []reflector
 }
 
-// newLab makes a lab. Its caller closes it.
+// reflector is a daemon, or several, that reflects.
+type reflector struct {
+	pids []int
+}
+
+// newLab makes a lab with BIRD as reflectors. Its caller closes it.
 func (b *bench) newLab(ctx context.Context, name string, nodes int) (*lab, error) {
+	return b.newLabOf(ctx, name, nodes, "bird")
+}
+
+// newLabOf makes a lab with reflectors of a kind: bird, frr or embedded. What
+// surrounds the nodes has the configuration that vmfabric renders.
+func (b *bench) newLabOf(ctx context.Context, name string, nodes int, kind string) (*lab, error) {
 	made, err := testenv.New(ctx, testenv.Options{Name: "bench" + name})
 	if err != nil {
 		return nil, err
 	}
 	l := &lab{Lab: made, cluster: testenv.SmallCluster(nodes)}
 	l.cluster.Timers.Restart = graceful
+	l.cluster.MaxPrefixes = 1_000_000
 	l.cluster.Pools = []fabric.Pool{{Name: "public4", Prefix: pool4}, {Name: "public6", Prefix: pool6}}
-	if err := l.start(ctx); err != nil {
+	if err := l.start(ctx, kind, b.bin.vmfabric); err != nil {
 		return nil, errors.Join(err, l.close())
 	}
 	return l, nil
 }
 
-func (l *lab) start(ctx context.Context) (err error) {
+func (l *lab) start(ctx context.Context, kind, program string) (err error) {
 	if l.top, err = l.Build(l.cluster); err != nil {
 		return err
 	}
@@ -69,18 +84,60 @@ func (l *lab) start(ctx context.Context) (err error) {
 	if l.core, err = watchRoutes(l.top.Core); err != nil {
 		return err
 	}
-	bgp := testenv.BGPOf(l.cluster)
-	for _, rr := range l.top.Reflectors {
-		conf := testenv.Reflector{BGP: bgp, RouterID: rr.Addr4(), Cores: []netip.Addr{l.top.Core.Addr4()}}
-		if _, err := rr.StartBird(ctx, conf.Bird()); err != nil {
+	for _, rr := range l.cluster.Reflectors {
+		pids, err := l.startReflector(ctx, l.top.Reflectors[rr.Name], kind, program)
+		if err != nil {
 			return err
 		}
+		l.rr = append(l.rr, reflector{pids})
 	}
-	bird, err := l.top.Core.StartBird(ctx, testenv.CoreGateway{BGP: bgp, Reflectors: l.reflectors()}.Bird())
+	bird, err := l.startBird(ctx, l.top.Core)
 	if err != nil {
 		return err
 	}
 	return established(ctx, bird)
+}
+
+// startReflector gives the processes that it started.
+func (l *lab) startReflector(ctx context.Context, h *testenv.Host, kind, program string) ([]int, error) {
+	switch kind {
+	case "bird":
+		bird, err := l.startBird(ctx, h)
+		if err != nil {
+			return nil, err
+		}
+		return []int{bird.Pid()}, nil
+	case "frr":
+		f, err := l.startFRR(ctx, h)
+		if err != nil {
+			return nil, err
+		}
+		return []int{f.BGP.Pid(), f.Zebra.Pid()}, nil
+	}
+	d, err := h.StartDaemon("reflector", exec.Command(program, "reflector", "--config", l.file, "--name", h.Name(),
+		"--socket", filepath.Join(h.Dir(), "reflector.sock"), "--log-level", "warn"))
+	if err != nil {
+		return nil, err
+	}
+	return []int{d.Pid()}, nil
+}
+
+// startBird and startFRR start a machine of the cluster as it is rendered.
+
+func (l *lab) startBird(ctx context.Context, h *testenv.Host) (*testenv.Bird, error) {
+	conf, err := render.Router(l.cluster, render.BIRD, h.Name())
+	if err != nil {
+		return nil, err
+	}
+	return h.StartBird(ctx, conf)
+}
+
+func (l *lab) startFRR(ctx context.Context, h *testenv.Host) (*testenv.FRR, error) {
+	conf, err := render.Router(l.cluster, render.FRR, h.Name())
+	if err != nil {
+		return nil, err
+	}
+	return h.StartFRR(ctx, conf)
 }
 
 // ackAtOnce has a host acknowledge what comes over the underlay without delay.
