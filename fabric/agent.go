@@ -215,6 +215,9 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 		return nil // something newer was asked of this guest since the source looked
 	}
 	vm, err := a.resolve(ctx, vm)
+	if a.outdated(vm.Name, r.asOf) {
+		return nil // it ended while the resolver was asked
+	}
 
 	a.mu.Lock()
 	prev, known := Desired{}, false

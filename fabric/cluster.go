@@ -339,7 +339,7 @@ func (c Cluster) WithDefaults() Cluster {
 
 // NodeRanges lists where nodes may open sessions to the reflectors from, in
 // order: the cluster's Underlay, or else the /24 and the /64 around each address
-// of a node; where a pool is in that, the address alone, lest guests pose as
+// of a node; where guests' prefixes are in that, the address alone, lest guests pose as
 // nodes.
 func (c *Cluster) NodeRanges() []netip.Prefix {
 	if len(c.Underlay) > 0 {
@@ -351,7 +351,7 @@ func (c *Cluster) NodeRanges() []netip.Prefix {
 		switch {
 		case !a.IsValid():
 			return
-		case slices.ContainsFunc(c.Pools, func(pool Pool) bool { return pool.Prefix.Overlaps(p) }):
+		case slices.ContainsFunc(c.Pools, func(pool Pool) bool { return pool.Prefix.Overlaps(p) }), slices.ContainsFunc(c.Routed, p.Overlaps):
 			p = HostPrefix(a)
 		}
 		ps = append(ps, p)

@@ -190,10 +190,13 @@ func (a *Agent) unresolve(source string, guests []Desired) {
 }
 
 // forgetUnknown notes that a guest which nobody had resolved does not run any more.
-func (a *Agent) forgetUnknown(vm string) {
+func (a *Agent) forgetUnknown(vm string, asOf time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.unknown, vm)
+	if _, known := a.guests[vm]; !known && a.handled[vm].Before(asOf) {
+		a.handled[vm] = asOf // for one about which the resolver is being asked
+	}
 }
 
 // heedAll applies what a source says of guests that are to be asked about, side

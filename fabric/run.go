@@ -414,7 +414,7 @@ func (a *Agent) heed(ctx context.Context, d Desired) {
 		if ours {
 			err = a.remove(ctx, name, d.Since)
 		} else {
-			a.forgetUnknown(name)
+			a.forgetUnknown(name, d.Since)
 		}
 	case same:
 	default:

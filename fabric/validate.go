@@ -429,6 +429,8 @@ func (v *validator) underlay() {
 			v.add(at, "%s", unfit(p))
 		case around >= 0:
 			v.add(at, "%s overlaps %s (underlay[%d]); keep the larger one", p, v.c.Underlay[around], around)
+		case slices.ContainsFunc(v.c.Routed, p.Overlaps):
+			v.add(at, "%s overlaps what is routed to guests, so that a guest could pose as a node; name the private network's own prefixes", p)
 		case pool >= 0:
 			v.add(at, "%s overlaps %s of pool %s, so that a guest could pose as a node; name the private network's own prefixes", p, v.c.Pools[pool].Prefix, v.c.Pools[pool].Name)
 		}

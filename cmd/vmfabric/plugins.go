@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -90,6 +91,9 @@ func (f agentFlags) openSpeaker(ctx context.Context, c fabric.Cluster, node fabr
 	switch {
 	case name == fabric.SpeakerGoBGP:
 		options, err := eastWest(c, peers)
+		if err == nil {
+			err = forgetAnnouncements(ctx)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -109,10 +113,29 @@ func (f agentFlags) openSpeaker(ctx context.Context, c fabric.Cluster, node fabr
 	if err != nil {
 		return nil, fmt.Errorf("speaker: %w", err)
 	}
-	if err := peers.Close(); err != nil { // of routes that an embedded speaker learned
+	err = peers.Close() // with the routes that an embedded speaker learned
+	if path == name {
+		err = errors.Join(err, forgetAnnouncements(ctx))
+	}
+	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return pluginSpeaker{s}, nil
+}
+
+// forgetAnnouncements takes out of the kernel what an agent with another speaker
+// left there for BIRD or FRR: nobody would ever withdraw it.
+func forgetAnnouncements(ctx context.Context) error {
+	a, err := kernel.NewAnnouncer()
+	if err != nil {
+		return err
+	}
+	routes, err := a.Actual(ctx)
+	prefixes := make([]netip.Prefix, len(routes))
+	for i, r := range routes {
+		prefixes[i] = r.Prefix
+	}
+	return errors.Join(err, a.Remove(ctx, prefixes...), a.Close())
 }
 
 // shippedPlugin finds the plugin of a speaker that comes with the agent: beside

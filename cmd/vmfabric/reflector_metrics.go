@@ -53,9 +53,9 @@ func metric(name, help string, labels ...string) *prometheus.Desc {
 
 var (
 	sessionUp  = metric("session_up", "Whether the session with the peer is established.", "peer", "address", "role")
-	received   = metric("received_prefixes", "Prefixes that the peer sent, taken or not.", "peer", "family")
-	accepted   = metric("accepted_prefixes", "Prefixes of the peer that the policy let pass.", "peer", "family")
-	advertised = metric("advertised_prefixes", "Prefixes sent to the peer.", "peer", "family")
+	received   = metric("received_prefixes", "Prefixes that the peer sent, taken or not.", "peer", "address", "family")
+	accepted   = metric("accepted_prefixes", "Prefixes of the peer that the policy let pass.", "peer", "address", "family")
+	advertised = metric("advertised_prefixes", "Prefixes sent to the peer.", "peer", "address", "family")
 	routes     = metric("routes", "Prefixes that the reflector has taken.", "family")
 )
 
@@ -90,9 +90,9 @@ func (c reflectorCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(sessionUp, up, p.Peer, p.Address, p.Role)
 		for family, n := range map[string]gobgp.Counts{"ipv4": p.IPv4, "ipv6": p.IPv6} {
-			gauge(received, n.Received, p.Peer, family)
-			gauge(accepted, n.Accepted, p.Peer, family)
-			gauge(advertised, n.Advertised, p.Peer, family)
+			gauge(received, n.Received, p.Peer, p.Address, family)
+			gauge(accepted, n.Accepted, p.Peer, p.Address, family)
+			gauge(advertised, n.Advertised, p.Peer, p.Address, family)
 		}
 	}
 	for family, v6 := range map[string]bool{"ipv4": false, "ipv6": true} {

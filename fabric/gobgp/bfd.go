@@ -2,6 +2,7 @@ package gobgp
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/osrg/gobgp/v4/api"
@@ -26,19 +27,23 @@ const (
 	bfdRest = time.Second
 )
 
+// ownReset is how GoBGP words that it ended a session itself, as BFD has it do.
+const ownReset = "notification-sent code 6(cease) subcode 4"
+
 // broke reports whether a session ended with its connection, as when the
-// peer's process was killed, and not by a word of either side.
+// peer's process was killed, or by our own BFD, and not by a word of the peer.
 //
 // BFD then has to rest, for bfdRest. Its session would end by itself, a little
 // later, and leave a reset behind in GoBGP that ends the next BGP session, and
-// graceful restart with it. After a word of the peer it must not: the peer's own
+// graceful restart with it; and BIRD begins BFD anew with each session, which
+// ends ours once more. After a word of the peer it must not: the peer's own
 // BFD would miss it, and end the next session in its turn.
 func broke(e *apiutil.WatchEventMessage_PeerEvent) bool {
 	switch e.Peer.State.DisconnectReason {
 	case api.PeerState_DISCONNECT_REASON_GRACEFUL_RESTART, api.PeerState_DISCONNECT_REASON_READ_FAILED, api.PeerState_DISCONNECT_REASON_WRITE_FAILED:
 		return true
 	}
-	return false
+	return strings.Contains(e.Peer.State.DisconnectMessage, ownReset)
 }
 
 // setBFD changes a peer, which must have no session: GoBGP forgets what that

@@ -252,6 +252,8 @@ func (r *ribIn) hear(prefix netip.Prefix, p *apiutil.Path) (h heard, ok bool) {
 		why = "not of the cluster"
 	case !h.via.IsValid() || h.via.IsUnspecified() || h.via == r.node.Address || h.via == r.node.Address6:
 		why = "next hop"
+	case h.via.Is4In6(): // of a node without an IPv6 address, which no kernel can use
+		why = "IPv4-mapped next hop"
 	case !r.marked(plain, large):
 		why = "a community is missing"
 	default:

@@ -1,6 +1,7 @@
 package gobgp_test
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -8,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/server"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
@@ -81,7 +84,6 @@ func learning(firstPort uint16, reflectors int) fabric.Cluster {
 		},
 		Routed:   []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")},
 		EastWest: true,
-		Underlay: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
 	}
 	for n := range reflectors {
 		c.Reflectors = append(c.Reflectors, fabric.RR{
@@ -91,11 +93,39 @@ func learning(firstPort uint16, reflectors int) fabric.Cluster {
 	return c.WithDefaults()
 }
 
-func reflect(t *testing.T, c fabric.Cluster, n int) *gobgp.Reflector {
+// plain is a reflector that filters nothing, and whose end is no restart.
+type plain struct{ *server.BgpServer }
+
+func reflect(t *testing.T, c fabric.Cluster, n int) plain {
 	t.Helper()
-	rr, err := gobgp.NewReflector(gobgp.ReflectorConfig{Cluster: c, RR: c.Reflectors[n]}, gobgp.ReflectorDeferral(0))
-	require.NoError(t, err)
-	return rr
+	rr, ctx := c.Reflectors[n], t.Context()
+	b := server.NewBgpServer()
+	go b.Serve()
+	require.NoError(t, b.StartBgp(ctx, &api.StartBgpRequest{Global: &api.Global{
+		Asn: c.ASN, RouterId: rr.Address.String(), ListenPort: int32(rr.Port), ListenAddresses: []string{rr.Address.String()},
+	}}))
+	var families []*api.AfiSafi
+	for _, afi := range []api.Family_Afi{api.Family_AFI_IP, api.Family_AFI_IP6} {
+		families = append(families, &api.AfiSafi{
+			Config:            &api.AfiSafiConfig{Family: &api.Family{Afi: afi, Safi: api.Family_SAFI_UNICAST}, Enabled: true},
+			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: true}},
+		})
+	}
+	require.NoError(t, b.AddPeerGroup(ctx, &api.AddPeerGroupRequest{PeerGroup: &api.PeerGroup{
+		Conf:            &api.PeerGroupConf{PeerGroupName: "all", PeerAsn: c.ASN},
+		Transport:       &api.Transport{PassiveMode: true},
+		RouteReflector:  &api.RouteReflector{RouteReflectorClient: true, RouteReflectorClusterId: rr.Address.String()},
+		GracefulRestart: &api.GracefulRestart{Enabled: true, RestartTime: 120},
+		AfiSafis:        families,
+	}}))
+	require.NoError(t, b.AddDynamicNeighbor(ctx, &api.AddDynamicNeighborRequest{
+		DynamicNeighbor: &api.DynamicNeighbor{Prefix: "127.0.0.0/8", PeerGroup: "all"},
+	}))
+	return plain{b}
+}
+
+func (p plain) Close() error {
+	return p.StopBgp(context.Background(), &api.StopBgpRequest{})
 }
 
 type learningNode struct {
@@ -179,7 +209,7 @@ func (n *learningNode) advertises(routes uint64) {
 // and rank: what is one's own is announced whatever one hears, and what is told
 // of the other node does not depend on it.
 func TestLearnedAndOwn(t *testing.T) {
-	c := learning(11801, 2)
+	c := learning(11901, 2)
 	for n := range c.Reflectors {
 		rr := reflect(t, c, n)
 		t.Cleanup(func() { require.NoError(t, rr.Close()) })
@@ -230,7 +260,7 @@ func TestLearnedAndOwn(t *testing.T) {
 // TestLearnedFromTwoReflectors: that both say the same is told once, and that
 // one goes is no news.
 func TestLearnedFromTwoReflectors(t *testing.T) {
-	c := learning(11811, 2)
+	c := learning(11911, 2)
 	first, second := reflect(t, c, 0), reflect(t, c, 1)
 	defer func() { require.NoError(t, second.Close()) }()
 	left, right := c, c
@@ -264,7 +294,7 @@ func TestLearnedFromTwoReflectors(t *testing.T) {
 // TestLearnedWhereReflectorsDiffer: each of two nodes is known to one reflector
 // only, and the better route counts, whoever says it.
 func TestLearnedWhereReflectorsDiffer(t *testing.T) {
-	c := learning(11815, 2)
+	c := learning(11915, 2)
 	first, second := reflect(t, c, 0), reflect(t, c, 1)
 	defer func() { require.NoError(t, second.Close()) }()
 	left, right := c, c
@@ -288,7 +318,7 @@ func TestLearnedWhereReflectorsDiffer(t *testing.T) {
 // TestLearnsOnlyWhatIsAnnounceable: a reflector without a filter passes
 // everything on, and the node takes what a node of the cluster may announce.
 func TestLearnsOnlyWhatIsAnnounceable(t *testing.T) {
-	c := learning(11821, 1)
+	c := learning(11921, 1)
 	rr := reflect(t, c, 0)
 	defer func() { require.NoError(t, rr.Close()) }()
 	stranger := c
@@ -328,7 +358,7 @@ func TestLearnsOnlyWhatIsAnnounceable(t *testing.T) {
 // TestLearnedSettles: with a reflector that does not answer, after the restart
 // time.
 func TestLearnedSettles(t *testing.T) {
-	c := learning(11831, 2)
+	c := learning(11931, 2)
 	rr := reflect(t, c, 0)
 	defer func() { require.NoError(t, rr.Close()) }()
 	patient := newNode(t, c, 41)

@@ -134,9 +134,16 @@ func (p *policy) addFamily(c *fabric.Cluster, v6 bool) {
 func (p *policy) addExport(eastWest bool) {
 	if p.foreignCores {
 		// Over eBGP GoBGP would put itself for the next hop, and it does not forward.
-		s := statement("out-core-ebgp", &api.Conditions{NeighborSet: anyOf(foreignSet)}, accept)
-		s.Actions.Nexthop = &api.NexthopAction{Unchanged: true}
-		p.out = append(p.out, s)
+		// LOCAL_PREF ends at the AS; of two MEDs the lower is better.
+		for _, pref := range []fabric.Preference{fabric.Standby, fabric.Normal, fabric.Fresh} {
+			value := pref.LocalPref()
+			s := statement(fmt.Sprintf("out-core-ebgp-%d", value), &api.Conditions{
+				NeighborSet: anyOf(foreignSet), LocalPrefEq: &api.LocalPrefEq{Value: value},
+			}, accept)
+			s.Actions.Nexthop = &api.NexthopAction{Unchanged: true}
+			s.Actions.Med = &api.MedAction{Type: api.MedAction_TYPE_REPLACE, Value: foreignMED - int64(value)}
+			p.out = append(p.out, s)
+		}
 	}
 	if p.core {
 		p.out = append(p.out, statement("out-core", &api.Conditions{NeighborSet: anyOf(coreSet)}, accept))
@@ -145,6 +152,9 @@ func (p *policy) addExport(eastWest bool) {
 		p.out = append(p.out, statement("out-nodes", &api.Conditions{}, accept))
 	}
 }
+
+// foreignMED less the LOCAL_PREF is the MED for a core gateway in another AS.
+const foreignMED = 1000
 
 const (
 	accept = api.RouteAction_ROUTE_ACTION_ACCEPT

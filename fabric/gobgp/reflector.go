@@ -256,7 +256,7 @@ func (r *Reflector) peer(n neighbour, bfd, resumes bool) *api.Peer {
 		Timers:    timers(t),
 		Transport: &api.Transport{LocalAddress: r.rr.Address.String(), PassiveMode: n.role == RoleNode},
 		GracefulRestart: &api.GracefulRestart{
-			Enabled: true, RestartTime: uint32(t.Restart.Seconds()), LonglivedEnabled: t.LongLived > 0,
+			Enabled: true, RestartTime: uint32(t.Restart.Seconds()),
 			LocalRestarting: resumes, DeferralTime: uint32(deferral / time.Second),
 		},
 		AfiSafis: bothFamilies(),
@@ -264,12 +264,8 @@ func (r *Reflector) peer(n neighbour, bfd, resumes bool) *api.Peer {
 	if n.address.IsValid() {
 		p.Conf.NeighborAddress = n.address.String()
 	}
+	longLived(p, t)
 	for _, f := range p.AfiSafis {
-		if t.LongLived > 0 {
-			f.LongLivedGracefulRestart = &api.LongLivedGracefulRestart{
-				Config: &api.LongLivedGracefulRestartConfig{Enabled: true, RestartTime: uint32(t.LongLived.Seconds())},
-			}
-		}
 		if n.role == RoleNode {
 			f.PrefixLimits = &api.PrefixLimit{Family: f.Config.Family, MaxPrefixes: uint32(r.cluster.MaxPrefixes), ShutdownThresholdPct: warnAt}
 		}

@@ -169,6 +169,7 @@ func (s *Speaker) peer(rr fabric.RR, source netip.Addr, resumed bool) *api.Peer 
 		},
 		AfiSafis: bothFamilies(),
 	}
+	longLived(p, t)
 	switch {
 	case rr.GTSM:
 		p.TtlSecurity = &api.TtlSecurity{Enabled: true, TtlMin: 255}
@@ -179,6 +180,19 @@ func (s *Speaker) peer(rr fabric.RR, source netip.Addr, resumed bool) *api.Peer 
 		p.Bfd = bfdConfig()
 	}
 	return p
+}
+
+// longLived has a peer keep routes longer (RFC 9494), where the cluster does.
+func longLived(p *api.Peer, t fabric.Timers) {
+	if t.LongLived == 0 {
+		return
+	}
+	p.GracefulRestart.LonglivedEnabled = true
+	for _, f := range p.AfiSafis {
+		f.LongLivedGracefulRestart = &api.LongLivedGracefulRestart{
+			Config: &api.LongLivedGracefulRestartConfig{Enabled: true, RestartTime: uint32(t.LongLived.Seconds())},
+		}
+	}
 }
 
 func bothFamilies() []*api.AfiSafi {

@@ -374,7 +374,7 @@ func (d *Dataplane) configure(p fabric.Port, l link) error {
 	}
 	msgs, what := d.differences(p, l)
 	if len(msgs) == 0 {
-		return nil
+		return d.unrivalled(p, l)
 	}
 	errs, err := d.rtnl.batch(msgs...)
 	if err != nil {
@@ -393,16 +393,11 @@ func (d *Dataplane) configure(p fabric.Port, l link) error {
 		if what[i].addr.IsValid() {
 			d.watch.mirror.added(l.index, what[i].addr)
 		}
-		if r := what[i].route; r.prefix.IsValid() {
-			if err := d.unrivalled(r); err != nil {
-				return fmt.Errorf("%s: %w", what[i].text, err)
-			}
-		}
 	}
 	if full := p.FullPortName(); full != p.Name && len(full) < 128 {
 		_ = d.rtnl.addAltName(l.index, full) // there already, or a kernel before 5.5
 	}
-	return nil
+	return d.unrivalled(p, l)
 }
 
 // quieten takes the link-local address off that the kernel gives a link which
@@ -466,26 +461,31 @@ func foreign(r route) error {
 	return fmt.Errorf("there is one already, of protocol %d, %w; remove it: ip route del %s metric %d", r.proto, fabric.ErrForeign, r.prefix, r.metric)
 }
 
-// Routing daemons that learned a prefix from elsewhere take their route to it
-// out once they see ours.
+// A routing daemon that learned a prefix from elsewhere takes its route to it
+// out once it sees ours. That is waited for, for all routes of a port together.
 const (
-	givesWay      = 30 * time.Millisecond
-	givesWayTries = 10
+	givesWayLook = 20 * time.Millisecond
+	givesWayIn   = 3 * time.Second
 )
 
 // unrivalled reports a route of somebody else's that the kernel uses in the
-// place of ours.
-func (d *Dataplane) unrivalled(r route) error {
-	for try := 1; ; try++ {
-		have, err := d.rtnl.lookup(r.prefix)
-		if err != nil || have.proto == routeProtocol {
-			return nil // where the kernel shows no entry for the prefix, it uses none
+// place of one to the port.
+func (d *Dataplane) unrivalled(p fabric.Port, l link) error {
+	bound := time.Now().Add(givesWayIn)
+	for _, r := range portRoutes(p, l.index) {
+		for {
+			have, err := d.rtnl.lookup(r.prefix)
+			if err != nil || have.proto == routeProtocol {
+				break // where the kernel shows no entry for the prefix, it uses none
+			}
+			if have.proto <= unix.RTPROT_STATIC || time.Now().After(bound) {
+				return fmt.Errorf("route %s: %w", r.prefix, foreign(have))
+			}
+			time.Sleep(givesWayLook)
 		}
-		if have.proto <= unix.RTPROT_STATIC || try == givesWayTries {
-			return foreign(have)
-		}
-		time.Sleep(givesWay)
+		d.watch.unrivalled(l.index, r.prefix)
 	}
+	return nil
 }
 
 // settleRoute is for a route to a prefix that has one already: ours is

@@ -95,6 +95,8 @@ func (m *mirror) load(r *rtnl) error {
 	for i, l := range m.links {
 		if had := before[i]; had != nil {
 			l.hadCarrier, l.found = l.hadCarrier || had.hadCarrier, had.found
+			// The listing has ours alone; the next Put sees whether they are still there.
+			l.rivals = had.rivals
 		}
 	}
 	return err

@@ -223,6 +223,15 @@ func (w *watcher) seen(index int32) (addrs map[netip.Addr]bool, routes, rivals m
 	return nil, map[netip.Prefix]route{}, nil
 }
 
+// unrivalled notes that the kernel uses our route to a prefix.
+func (w *watcher) unrivalled(index int32, p netip.Prefix) {
+	w.mirror.mu.Lock()
+	defer w.mirror.mu.Unlock()
+	if l := w.mirror.links[index]; l != nil {
+		delete(l.rivals, p)
+	}
+}
+
 // inspect looks at suspects once they had time to settle, and at everything
 // that changes without notice in rounds.
 func (w *watcher) inspect() {

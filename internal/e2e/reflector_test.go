@@ -202,11 +202,11 @@ func TestEmbeddedReflectors(t *testing.T) {
 			for _, line := range []string{
 				`vmfabric_reflector_session_up{address="10.10.0.1",peer="core1",role="core"} 1`,
 				`vmfabric_reflector_session_up{address="10.10.0.23",peer="10.10.0.23",role="node"} 1`,
-				`vmfabric_reflector_received_prefixes{family="ipv4",peer="node2"} 7`,
-				`vmfabric_reflector_received_prefixes{family="ipv6",peer="node2"} 6`,
-				`vmfabric_reflector_accepted_prefixes{family="ipv4",peer="node2"} 2`,
-				`vmfabric_reflector_advertised_prefixes{family="ipv6",peer="core1"} 4`,
-				`vmfabric_reflector_advertised_prefixes{family="ipv4",peer="node1"} 0`,
+				`vmfabric_reflector_received_prefixes{address="10.10.0.22",family="ipv4",peer="node2"} 7`,
+				`vmfabric_reflector_received_prefixes{address="10.10.0.22",family="ipv6",peer="node2"} 6`,
+				`vmfabric_reflector_accepted_prefixes{address="10.10.0.22",family="ipv4",peer="node2"} 2`,
+				`vmfabric_reflector_advertised_prefixes{address="10.10.0.1",family="ipv6",peer="core1"} 4`,
+				`vmfabric_reflector_advertised_prefixes{address="10.10.0.21",family="ipv4",peer="node1"} 0`,
 				`vmfabric_reflector_routes{family="ipv6"} 4`,
 			} {
 				assert.Contains(t, metrics, line+"\n")

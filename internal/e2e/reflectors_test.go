@@ -40,9 +40,13 @@ func TestMainAndBackup(t *testing.T) {
 			s.reaches(s.top.Client, "203.0.113.10", "2001:db8:100::10")
 
 			withdrawn := s.watchWithdrawals()
-			probed := s.underProbe(vm, func() {
+			for _, r := range s.underProbe(vm, func() {
 				require.NoError(t, s.rr["rr1"].Kill())
 				time.Sleep(2 * time.Second)
+			}) {
+				assert.Zero(t, r.Lost, "one of two is killed: %+v", r)
+			}
+			probed := s.underProbe(vm, func() {
 				require.NoError(t, s.rr["rr2"].Kill())
 				time.Sleep(2 * time.Second)
 				// Both come back within the time.
@@ -57,11 +61,15 @@ func TestMainAndBackup(t *testing.T) {
 				s.checkCommunities(vm.Prefixes())
 				time.Sleep(time.Second) // for what comes late
 			})
-			for _, r := range probed {
-				assert.Zero(t, r.Lost, "%+v", r)
-			}
-			if tc.core == "bird" { // FRR takes an IPv6 route away to replace it
+			most := 0
+			if tc.core == "frr" {
+				// FRR takes an IPv6 route away to replace it; an outage would be thousands.
+				most = 50
+			} else {
 				assert.Empty(t, withdrawn(), "no flap")
+			}
+			for _, r := range probed {
+				assert.LessOrEqual(t, r.Lost, most, "both are killed and come back: %+v", r)
 			}
 
 			// Gone for good: the routes outlive the reflectors, and not for ever.
