@@ -95,6 +95,7 @@ func TestHangs(t *testing.T) {
 		}, "it hangs: no sign of life within 1s"},
 		"stopped, seen by a call": {second, func(t *testing.T, _ *specimen, sp *plugins.Speaker, pid int) {
 			kill(t, pid, syscall.SIGSTOP)
+			stopped(t, pid)
 			err := put(t.Context(), sp)
 			require.EqualError(t, err, "plugin testplugin: announce 203.0.113.10/32: no answer within 1s; it is being killed and started anew")
 		}, "it hangs: no answer within 1s when asked to announce 203.0.113.10/32"},
@@ -449,4 +450,14 @@ func TestMany(t *testing.T) {
 	got, err = sp.Actual(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, routes[:1], got)
+}
+
+// stopped waits until a process that was sent SIGSTOP has stopped.
+func stopped(t *testing.T, pid int) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		_, after, _ := strings.Cut(string(b), ") ")
+		return err == nil && strings.HasPrefix(after, "T")
+	}, patience, time.Millisecond)
 }

@@ -106,7 +106,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	}
 	alone := cluster
 	alone.Nodes = []fabric.Node{node} // what other nodes lack is for their agents to say
-	for _, w := range clusterfile.Warnings(alone) {
+	for _, w := range clusterfile.NodeWarnings(alone) {
 		log.Warn(w, "config", f.config)
 	}
 

@@ -12,6 +12,11 @@ import (
 // line each with the reason and the way out; nil when there is nothing. It has
 // no side effects.
 func Warnings(c fabric.Cluster) []string {
+	return append(NodeWarnings(c), routerWarnings(c)...)
+}
+
+// NodeWarnings is the part of [Warnings] that is about nodes.
+func NodeWarnings(c fabric.Cluster) []string {
 	var ws []string
 	warn := func(format string, args ...any) { ws = append(ws, fmt.Sprintf(format, args...)) }
 
@@ -27,6 +32,14 @@ func Warnings(c fabric.Cluster) []string {
 			warn("pool %s is IPv6 but %s %s no address6: %s IPv6 routes are announced with an IPv4-mapped next hop, which most routers cannot use; give %s an address6", p.Name, who, has, its, whom)
 		}
 	}
+	return ws
+}
+
+// routerWarnings is the part about reflectors and core gateways.
+func routerWarnings(c fabric.Cluster) []string {
+	var ws []string
+	warn := func(format string, args ...any) { ws = append(ws, fmt.Sprintf(format, args...)) }
+
 	for _, family := range families {
 		p, ok := poolOf(c, family.four)
 		if !ok || len(lacking(c, func(n fabric.Node) bool { return !family.of(n).IsValid() })) > 0 {

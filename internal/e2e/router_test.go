@@ -34,7 +34,11 @@ func (s *system) startRouter(kind string, h *testenv.Host) router {
 	if kind == "frr" {
 		r, err = h.StartFRR(soon(s.t), conf)
 	} else {
-		r, err = h.StartBird(soon(s.t), conf)
+		var args []string
+		if s.o.resumes && s.top.Reflectors[h.Name()] == h {
+			args = append(args, "-R")
+		}
+		r, err = h.StartBird(soon(s.t), conf, args...)
 	}
 	require.NoError(s.t, err)
 	return r

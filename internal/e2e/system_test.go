@@ -64,6 +64,7 @@ type options struct {
 	change   func(*fabric.Cluster) // before anything is built
 	noRR     bool                  // reflectors are started by the test
 	noAgent  bool
+	resumes  bool     // BIRD reflectors say that they resume, as docs/reflector.md has it
 	unmanned []string // nodes on which nothing runs
 }
 

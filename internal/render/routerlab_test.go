@@ -312,7 +312,7 @@ func TestRouterExternalCore(t *testing.T) {
 			}
 			b, err := rr2.StartBird(ctx, strings.Replace(rogueConf(rogue), "debug protocols { states };", "debug protocols { states, events };", 1))
 			require.NoError(t, err)
-			says(t, ctx, b, `(?s)(Connection closed|Socket error|Received: Administrative|refused|Cease).*(Connection closed|Socket error|Received: |refused|Cease)`)
+			says(t, ctx, b, `(?s)(Connection (closed|lost)|Socket error|Received: |refused|Cease).*(Connection (closed|lost)|Socket error|Received: |refused|Cease)`)
 			require.NoError(t, established(ctx, rr, 2))
 		})
 	}
