@@ -98,6 +98,9 @@ type plain struct{ *server.BgpServer }
 
 func reflect(t *testing.T, c fabric.Cluster, n int) plain {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("waits for BGP's timers")
+	}
 	rr, ctx := c.Reflectors[n], t.Context()
 	b := server.NewBgpServer()
 	go b.Serve()
