@@ -33,6 +33,15 @@ type ReflectorPeer struct {
 	Refused    []netip.Prefix // a few of those that the policy refuses
 }
 
+// refused counts the prefixes that the policy does not take. While many arrive,
+// more may have been counted as taken than as received a moment before.
+func (p ReflectorPeer) refused() uint64 {
+	if p.Accepted > p.Received {
+		return 0
+	}
+	return p.Received - p.Accepted
+}
+
 // count is what the policy makes of a peer's routes, as of a number of its
 // updates.
 type count struct {
@@ -233,7 +242,7 @@ func (r *Reflector) problems(peers []ReflectorPeer) []string {
 		if n := max(p.IPv4.Received, p.IPv6.Received); n*100 > uint64(r.cluster.MaxPrefixes)*warnAt {
 			say("node %s (%s) announces %d prefixes of a family, and %d is the most; raise max_prefixes", p.Peer, p.Address, n, r.cluster.MaxPrefixes)
 		}
-		if n := p.Received - p.Accepted; n > 0 && p.Role == RoleNode {
+		if n := p.refused(); n > 0 && p.Role == RoleNode {
 			say("node %s (%s) announces %d prefixes that are refused, such as %s; stop it, or name their pool and community in the cluster file and restart the reflector",
 				p.Peer, p.Address, n, joined(p.Refused))
 		}

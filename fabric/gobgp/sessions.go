@@ -205,7 +205,7 @@ func (r *Reflector) lookAfter() {
 			continue
 		}
 		for _, p := range peers {
-			if n := p.Received - p.Accepted; n != said[p.Address] {
+			if n := p.refused(); n != said[p.Address] {
 				said[p.Address] = n
 				r.log.Warn("prefixes refused by the policy", "peer", p.Peer, "address", p.Address, "refused", n, "among them", fmt.Sprint(p.Refused))
 			}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/vmfabric/vmfabric/testenv"
@@ -45,8 +46,8 @@ speaks itself, one with BIRD and one with FRR, which read the kernel. Two reflec
 what `+"`vmfabric render`"+` gives. From just before the line is written to the agent's socket until the core gateway's kernel
 has both routes, or neither.
 
-Below, one node announces routes without ports, half of each family, a thousand in each call of the agent's speaker, until the
-core gateway's kernel has all of them, and takes them back until it has none. Memory is what one reflector has then
+Below, ten nodes announce routes without ports, half of each family, up to a thousand in each call of the agent's speaker,
+until the core gateway's kernel has all of them, and take them back until it has none. Memory is what one reflector has then
 (FRR: bgpd and zebra), and by how much it grew for a route.`, count(b.size.combined))
 	s.tables = []table{up, bulk}
 	return s, nil
@@ -87,17 +88,22 @@ func (b *bench) combine(ctx context.Context, kind, name string, t *table) (err e
 
 // flood announces and withdraws very many routes through reflectors of one kind.
 func (b *bench) flood(ctx context.Context, kind, name string, t *table) (err error) {
-	l, err := b.newLabOf(ctx, "flood", 1, kind)
+	l, err := b.newLabOf(ctx, "flood", floodNodes, kind)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
-	n, err := b.startBulk(l, l.top.Nodes["node1"])
-	if err != nil {
-		return err
-	}
-	if err := n.say("ready"); err != nil {
-		return err
+	var nodes []*bulkNode
+	for _, node := range l.top.Nodes {
+		n, err := b.startBulk(l, node)
+		if err != nil {
+			return err
+		}
+		defer n.close()
+		if err := n.say("ready"); err != nil {
+			return err
+		}
+		nodes = append(nodes, n)
 	}
 	// The core gateway has a session with each before it counts.
 	time.Sleep(time.Second)
@@ -107,12 +113,13 @@ func (b *bench) flood(ctx context.Context, kind, name string, t *table) (err err
 	}
 	for _, routes := range b.size.bulk {
 		b.say("    %s routes", count(routes))
-		gs := guests(0, routes/2)
-		file := filepath.Join(l.Dir(), fmt.Sprintf("routes%d", routes))
-		if err := writePrefixes(file, prefixesOf(gs)); err != nil {
-			return err
+		all := prefixesOf(guests(0, routes/2))
+		for i, n := range nodes {
+			if err := n.take(all[i*routes/floodNodes : (i+1)*routes/floodNodes]); err != nil {
+				return err
+			}
 		}
-		add, err := l.timed(ctx, n, "put "+file, prefixesOf(gs), l.core.come)
+		add, err := l.timed(ctx, nodes, "put", all, l.core.come)
 		if err != nil {
 			return err
 		}
@@ -121,7 +128,7 @@ func (b *bench) flood(ctx context.Context, kind, name string, t *table) (err err
 			return err
 		}
 		quiet(ctx)
-		remove, err := l.timed(ctx, n, "remove "+file, prefixesOf(gs), l.core.gone)
+		remove, err := l.timed(ctx, nodes, "remove", all, l.core.gone)
 		if err != nil {
 			return err
 		}
@@ -129,16 +136,26 @@ func (b *bench) flood(ctx context.Context, kind, name string, t *table) (err err
 		rate := func(d time.Duration) string { return count(int(float64(routes) / d.Seconds())) }
 		t.row(name, count(routes), rate(add), rate(remove), mib(full), fmt.Sprint(max(0, full-idle)/int64(routes)))
 	}
-	return n.close()
+	return nil
 }
 
-// timed gives a command and waits until the core gateway has followed it.
-func (l *lab) timed(ctx context.Context, n *bulkNode, command string, prefixes []netip.Prefix, until func(context.Context, ...netip.Prefix) (time.Time, error)) (time.Duration, error) {
+// floodNodes is how many nodes share the routes of a flood: as many as one is
+// allowed by default are then the most that one has.
+const floodNodes = 10
+
+// timed gives all nodes a command and waits until the core gateway has followed.
+func (l *lab) timed(ctx context.Context, nodes []*bulkNode, command string, prefixes []netip.Prefix, until func(context.Context, ...netip.Prefix) (time.Time, error)) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	l.core.arm(prefixes...)
 	began := time.Now()
-	if err := n.say(command); err != nil {
+	errs := make([]error, len(nodes))
+	var saying sync.WaitGroup
+	for i, n := range nodes {
+		saying.Go(func() { errs[i] = n.say(command + " " + n.file) })
+	}
+	saying.Wait()
+	if err := errors.Join(errs...); err != nil {
 		return 0, err
 	}
 	at, err := until(ctx, prefixes...)
@@ -163,10 +180,15 @@ type bulkNode struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser
 	out *bufio.Scanner
+
+	file string // of the prefixes that it takes
 }
 
+// take notes what the node is to announce.
+func (n *bulkNode) take(ps []netip.Prefix) error { return writePrefixes(n.file, ps) }
+
 func (b *bench) startBulk(l *lab, node *testenv.Host) (*bulkNode, error) {
-	n := &bulkNode{cmd: exec.Command(b.bin.bulk, l.file, node.Name())}
+	n := &bulkNode{cmd: exec.Command(b.bin.bulk, l.file, node.Name()), file: filepath.Join(node.Dir(), "routes")}
 	n.cmd.Stderr = os.Stderr
 	var err error
 	if n.in, err = n.cmd.StdinPipe(); err != nil {
