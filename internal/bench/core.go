@@ -260,8 +260,8 @@ func guestPrefix(m syscall.NetlinkMessage) (p netip.Prefix, ok bool) {
 	if t := m.Header.Type; t != unix.RTM_NEWROUTE && t != unix.RTM_DELROUTE || len(m.Data) < unix.SizeofRtMsg {
 		return p, false
 	}
-	bits, table := int(m.Data[1]), m.Data[4]
-	if table != unix.RT_TABLE_MAIN {
+	bits, table, kind := int(m.Data[1]), m.Data[4], m.Data[7]
+	if table != unix.RT_TABLE_MAIN || kind != unix.RTN_UNICAST { // a pool as a whole is unreachable
 		return p, false
 	}
 	for b := m.Data[unix.SizeofRtMsg:]; len(b) >= unix.SizeofRtAttr; {

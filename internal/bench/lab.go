@@ -52,7 +52,8 @@ func (b *bench) newLab(ctx context.Context, name string, nodes int) (*lab, error
 }
 
 // newLabOf makes a lab with reflectors of a kind: bird, frr or embedded. What
-// surrounds the nodes has the configuration that vmfabric renders.
+// surrounds the nodes has the configuration that vmfabric renders. The kind open
+// is BIRD without a filter, for rivals that send no community.
 func (b *bench) newLabOf(ctx context.Context, name string, nodes int, kind string) (*lab, error) {
 	made, err := testenv.New(ctx, testenv.Options{Name: "bench" + name})
 	if err != nil {
@@ -91,7 +92,11 @@ func (l *lab) start(ctx context.Context, kind, program string) (err error) {
 		}
 		l.rr = append(l.rr, reflector{pids})
 	}
-	bird, err := l.startBird(ctx, l.top.Core)
+	core := l.startBird
+	if kind == "open" {
+		core = l.startOpen
+	}
+	bird, err := core(ctx, l.top.Core)
 	if err != nil {
 		return err
 	}
@@ -101,8 +106,12 @@ func (l *lab) start(ctx context.Context, kind, program string) (err error) {
 // startReflector gives the processes that it started.
 func (l *lab) startReflector(ctx context.Context, h *testenv.Host, kind, program string) ([]int, error) {
 	switch kind {
-	case "bird":
-		bird, err := l.startBird(ctx, h)
+	case "bird", "open":
+		start := l.startBird
+		if kind == "open" {
+			start = l.startOpen
+		}
+		bird, err := start(ctx, h)
 		if err != nil {
 			return nil, err
 		}
@@ -130,6 +139,15 @@ func (l *lab) startBird(ctx context.Context, h *testenv.Host) (*testenv.Bird, er
 		return nil, err
 	}
 	return h.StartBird(ctx, conf)
+}
+
+// startOpen starts a reflector or the core gateway without a filter.
+func (l *lab) startOpen(ctx context.Context, h *testenv.Host) (*testenv.Bird, error) {
+	bgp := testenv.BGPOf(l.cluster)
+	if h == l.top.Core {
+		return h.StartBird(ctx, testenv.CoreGateway{BGP: bgp, Reflectors: l.reflectors()}.Bird())
+	}
+	return h.StartBird(ctx, testenv.Reflector{BGP: bgp, RouterID: h.Addr4(), Cores: []netip.Addr{l.top.Core.Addr4()}}.Bird())
 }
 
 func (l *lab) startFRR(ctx context.Context, h *testenv.Host) (*testenv.FRR, error) {

@@ -34,7 +34,7 @@ func measureLXD(ctx context.Context, b *bench) (s section, err error) {
 	if _, err := exec.LookPath("dnsmasq"); err != nil {
 		return section{title: lxdTitle, method: fmt.Sprintf("Not measured: %v, which LXD's managed networks need.", err)}, nil
 	}
-	l, err := b.newLab(ctx, "lxd", 2)
+	l, err := b.newLabOf(ctx, "lxd", 2, "open")
 	if err != nil {
 		return s, err
 	}
