@@ -117,10 +117,15 @@ func (r *rival) live(ctx context.Context, l *lab) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	prefix := fabric.HostPrefix(r.guest.a4)
-	l.core.arm(prefix)
-	r.port.arm()
-	began := time.Now()
-	if err := r.container.Start(ctx); err != nil {
+	var began time.Time
+	// LXD is busy with an instance's end for a moment after it is stopped.
+	err := testenv.Until(ctx, func() error {
+		l.core.arm(prefix)
+		r.port.arm()
+		began = time.Now()
+		return r.container.Start(ctx)
+	})
+	if err != nil {
 		return err
 	}
 	at, err := l.core.come(ctx, prefix)
