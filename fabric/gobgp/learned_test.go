@@ -98,9 +98,7 @@ type plain struct{ *server.BgpServer }
 
 func reflect(t *testing.T, c fabric.Cluster, n int) plain {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("waits for BGP's timers")
-	}
+	patient(t)
 	rr, ctx := c.Reflectors[n], t.Context()
 	b := server.NewBgpServer()
 	go b.Serve()

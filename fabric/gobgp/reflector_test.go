@@ -273,6 +273,7 @@ func TestPolicy(t *testing.T) {
 // TestPolicyOfCoreGateways: they are told, and tell nothing, also where a range
 // of nodes has their address, or a node the same.
 func TestPolicyOfCoreGateways(t *testing.T) {
+	patient(t)
 	c := at(port + 12)
 	c.Nodes = append(c.Nodes, fabric.Node{Name: "onCore", Address: c.Core[0].Address})
 	c.Core = append(c.Core, fabric.Core{Name: "core2", Address: netip.MustParseAddr("127.0.0.4"), ASN: c.ASN})
@@ -300,6 +301,7 @@ func TestPolicyOfCoreGateways(t *testing.T) {
 
 // TestEastWest: nodes are told each other's routes where the cluster says so.
 func TestEastWest(t *testing.T) {
+	patient(t)
 	c := at(port + 13)
 	c.EastWest = true
 	r := startReflector(t, c)
@@ -318,6 +320,7 @@ func TestEastWest(t *testing.T) {
 
 // TestCoreOfAnotherAS has the core gateway outside: the next hop stays the node.
 func TestCoreOfAnotherAS(t *testing.T) {
+	patient(t)
 	c := at(port + 14)
 	c.Core[0].ASN = 64600
 	startReflector(t, c)
@@ -338,6 +341,7 @@ func TestCoreOfAnotherAS(t *testing.T) {
 // TestPrefixLimit has a node exceed the limit in each family: it loses all of
 // its routes, is refused for the pause, and others do not notice.
 func TestPrefixLimit(t *testing.T) {
+	patient(t)
 	for n, tc := range []struct{ name, address, prefix string }{
 		{"node1", "127.0.0.2", "203.0.113.%d/32"},
 		{"127.0.0.9", "127.0.0.9", "2001:db8:100::%d/128"},
@@ -414,6 +418,7 @@ func TestReflectorErrors(t *testing.T) {
 // TestNodeRestarts: a node that ends without a word keeps its routes, by name and
 // by address alike; one that is gone for the restart time loses them.
 func TestNodeRestarts(t *testing.T) {
+	patient(t)
 	if raceOn {
 		t.Skip("GoBGP races with itself as a helper in graceful restart")
 	}
@@ -450,5 +455,13 @@ func TestNodeRestarts(t *testing.T) {
 			require.NoError(t, s.Close())
 			eventually(t, "gone for good", func() bool { return len(heard.all()) == 0 })
 		})
+	}
+}
+
+// patient skips what waits for BGP's timers where only quick tests are wanted.
+func patient(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("waits for BGP's timers")
 	}
 }

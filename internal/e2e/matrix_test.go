@@ -203,3 +203,37 @@ func (s *system) coreCounts(ps []netip.Prefix) map[bool]int {
 	}
 	return counts
 }
+
+// TestSpeakerChanges has a node's agent speak itself where BIRD did before: what
+// BIRD was told by the kernel is told to nobody any more.
+func TestSpeakerChanges(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{speakers: map[string]string{"node1": "bird"}})
+	a, node := s.agents["node1"], s.top.Nodes["node1"]
+	vm := veth("web", "203.0.113.10", "2001:db8:100::10")
+	s.run("node1", vm)
+	s.coreHas(node, vm.Prefixes()...)
+	announcements := func() (n int) {
+		for _, list := range []func() ([]testenv.Route, error){node.Routes4, node.Routes6} {
+			routes, err := list()
+			require.NoError(t, err)
+			for _, r := range routes {
+				if r.Protocol == fabric.Protocol && r.Metric < fabric.PortMetric {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	require.Equal(t, 2, announcements())
+	require.NoError(t, a.Stop())
+	require.NoError(t, s.daemons["node1"].Stop())
+	a.args = slices.DeleteFunc(a.args, func(arg string) bool { return arg == "--speaker" || arg == "bird" })
+	a.start()
+	a.established()
+	assert.Zero(t, announcements())
+	s.coreHas(node, vm.Prefixes()...)
+	s.reaches(s.top.Client, "203.0.113.10", "2001:db8:100::10")
+	a.ask(hooks.Remove, vm)
+	s.leavesNothing(node, vm.Prefixes()...)
+}

@@ -43,6 +43,7 @@ type system struct {
 	file    string
 	rr      map[string]router
 	core    router
+	daemons map[string]router // that speak for nodes
 	agents  map[string]*agent
 }
 
@@ -75,7 +76,7 @@ func start(t testing.TB, o options) *system {
 	o.rr, o.core = cmp.Or(o.rr, "bird"), cmp.Or(o.core, "bird")
 	needed := append([]string{o.rr, o.core}, slices.Collect(maps.Values(o.speakers))...)
 	labtest.Need(t, slices.DeleteFunc(needed, func(s string) bool { return s == "embedded" })...)
-	s := &system{t: t, o: o, cluster: testenv.SmallCluster(max(o.nodes, 1)), rr: map[string]router{}, agents: map[string]*agent{}}
+	s := &system{t: t, o: o, cluster: testenv.SmallCluster(max(o.nodes, 1)), rr: map[string]router{}, daemons: map[string]router{}, agents: map[string]*agent{}}
 	s.cluster.Routed = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8:200::/40")}
 	if o.change != nil {
 		o.change(&s.cluster)
@@ -127,7 +128,7 @@ func (s *system) newAgent(name string, h *testenv.Host) *agent {
 	}
 	if kind := s.o.speakers[name]; kind != "" {
 		a.args = append(a.args, "--speaker", kind)
-		s.startRouter(kind, h)
+		s.daemons[name] = s.startRouter(kind, h)
 	}
 	return a
 }
