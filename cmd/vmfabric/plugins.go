@@ -113,18 +113,15 @@ func (f agentFlags) openSpeaker(ctx context.Context, c fabric.Cluster, node fabr
 	if err != nil {
 		return nil, fmt.Errorf("speaker: %w", err)
 	}
-	err = peers.Close() // with the routes that an embedded speaker learned
-	if path == name {
-		err = errors.Join(err, forgetAnnouncements(ctx))
-	}
-	if err != nil {
+	if err := peers.Close(); err != nil { // with the routes that an embedded speaker learned
 		return nil, errors.Join(err, s.Close())
 	}
 	return pluginSpeaker{s}, nil
 }
 
 // forgetAnnouncements takes out of the kernel what an agent with another speaker
-// left there for BIRD or FRR: nobody would ever withdraw it.
+// left there for BIRD or FRR: nobody would ever withdraw it. A plugin may have put
+// it there itself before a restart, so with one it stays.
 func forgetAnnouncements(ctx context.Context) error {
 	a, err := kernel.NewAnnouncer()
 	if err != nil {
