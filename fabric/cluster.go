@@ -5,6 +5,7 @@ import (
 	"encoding"
 	"fmt"
 	"hash/fnv"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -235,7 +236,30 @@ type Cluster struct {
 	// are told what happens.
 	Resolver  string
 	Observers []string
+	// AgentPort is the TCP port on which the agents of the nodes hear each
+	// other, on the nodes' addresses; DefaultAgentPort when zero.
+	AgentPort uint16
+	Moves     Moves
 }
+
+// DefaultAgentPort is used where the cluster names none.
+const DefaultAgentPort = 7147
+
+// Moves says what a live migration has to hold out: packets that come for a
+// guest while it runs on neither node wait for it.
+type Moves struct {
+	Rate  int           // packets a second for one guest; 10,000 when zero
+	Pause time.Duration // how long the guest may stand still; 900 ms when zero
+}
+
+// Queue gives the packets that a port has to hold for a guest on its way.
+func (m Moves) Queue() int {
+	const slack = 100 * time.Millisecond
+	return int(math.Ceil(float64(m.Rate) * (m.Pause + slack).Seconds()))
+}
+
+// DefaultMoves are used where the cluster names none.
+var DefaultMoves = Moves{Rate: 10_000, Pause: 900 * time.Millisecond}
 
 // DefaultMaxPrefixes is twice what a node was measured with.
 const DefaultMaxPrefixes = 10_000
@@ -334,6 +358,9 @@ func (c Cluster) WithDefaults() Cluster {
 	}
 	c.MaxPrefixes = cmp.Or(c.MaxPrefixes, DefaultMaxPrefixes)
 	c.Speaker = cmp.Or(c.Speaker, SpeakerGoBGP)
+	c.AgentPort = cmp.Or(c.AgentPort, DefaultAgentPort)
+	c.Moves.Rate = cmp.Or(c.Moves.Rate, DefaultMoves.Rate)
+	c.Moves.Pause = cmp.Or(c.Moves.Pause, DefaultMoves.Pause)
 	return c
 }
 

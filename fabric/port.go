@@ -19,6 +19,16 @@ type Port struct {
 	Index   int // 0 for _net0
 	NIC     NIC // Kind is never empty
 	Gateway Gateway
+	// Incoming: the guest arrives by live migration and does not run here yet.
+	// What is behind the port is then reached through it by packets that come
+	// in from the underlay alone; the node's own, and those of its other
+	// guests, go where they would go without the port. The guest's addresses
+	// are neighbours at NIC.MAC, if that is known, so that nobody has to ask a
+	// guest that does not run.
+	Incoming bool
+	// Queue is how many packets wait in the port for a guest that takes none
+	// (txqueuelen of a tap); 0: 1,000, what the kernel gives.
+	Queue int
 }
 
 // PortState is a port of ours as a [Dataplane] finds it.

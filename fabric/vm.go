@@ -102,11 +102,22 @@ type NIC struct {
 // Desired is a guest as it is wanted on this node: what a [Store] keeps and a
 // [Source] reports.
 type Desired struct {
-	VM       VM        `json:"vm"`
-	State    State     `json:"state"`
-	Incoming bool      `json:"incoming,omitempty"` // a migration to this node is under way: not live before its cutover
-	Since    time.Time `json:"since"`              // when State last changed
-	Boot     string    `json:"boot,omitempty"`     // the boot of the machine in which it was wanted
+	VM       VM    `json:"vm"`
+	State    State `json:"state"`
+	Incoming bool  `json:"incoming,omitempty"` // a migration to this node is under way: not live before its cutover
+	// Leaving: it was stopped for a migration to another node, where it is about
+	// to run. Its State is what it was.
+	Leaving bool `json:"leaving,omitempty"`
+	// Generation orders what several nodes say of the guest: see [Notice].
+	Generation uint64 `json:"generation,omitempty"`
+	// Unreleased are the nodes that have not yet said that they do not announce
+	// the guest.
+	Unreleased []string `json:"unreleased,omitempty"`
+	// Lost says which node has the guest, where it was found out that one has it
+	// later than this node, which announces it no more.
+	Lost  string    `json:"lost,omitempty"`
+	Since time.Time `json:"since"`          // when State last changed
+	Boot  string    `json:"boot,omitempty"` // the boot of the machine in which it was wanted
 }
 
 // Route is a prefix that this node announces, with itself as next hop.
@@ -122,9 +133,10 @@ type Preference uint32
 
 // The preferences.
 const (
-	Normal  Preference = 0   // LOCAL_PREF 100, its default
-	Standby Preference = 50  // for when nobody else has the prefix: the guest is about to run here
-	Fresh   Preference = 200 // the guest has just begun to run here: whoever announces it yet is late
+	Normal   Preference = 0   // LOCAL_PREF 100, its default
+	Draining Preference = 10  // the node is being drained (RFC 8326): whoever else has the prefix comes first
+	Standby  Preference = 50  // for when nobody else has the prefix: the guest is about to run here
+	Fresh    Preference = 200 // the guest has just begun to run here: whoever announces it yet is late
 )
 
 // LocalPref gives the value of the attribute LOCAL_PREF.
@@ -140,6 +152,8 @@ func (p Preference) String() string {
 	switch p {
 	case Normal:
 		return "normal"
+	case Draining:
+		return "draining"
 	case Standby:
 		return "standby"
 	case Fresh:
