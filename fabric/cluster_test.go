@@ -390,6 +390,8 @@ func TestClusterWithDefaults(t *testing.T) {
 		Timers:      fabric.Timers{Hold: time.Minute, ConnectRetry: time.Second, Restart: 2 * time.Minute},
 		MaxPrefixes: fabric.DefaultMaxPrefixes,
 		Speaker:     fabric.SpeakerGoBGP,
+		AgentPort:   fabric.DefaultAgentPort,
+		Moves:       fabric.DefaultMoves,
 	}, got)
 	assert.Zero(t, given.Reflectors[0].ASN, "the original stays as it was")
 	assert.Equal(t, got, got.WithDefaults(), "idempotent")

@@ -150,7 +150,11 @@ func (a *Agent) backends() []any {
 }
 
 func (g *guest) troubleText() string {
-	if g.trouble == nil {
+	switch {
+	case g.trouble != nil:
+	case g.want.Lost != "" && g.want.State == Live:
+		return lostText(g.want)
+	default:
 		return ""
 	}
 	return strings.ReplaceAll(g.trouble.Error(), "\n", "; ")
