@@ -93,8 +93,8 @@ func (a *Agent) stays(ctx context.Context, at Node, n Notice) {
 }
 
 // stopped takes up that the hypervisor stopped a guest that is about to run
-// elsewhere. Nothing comes before sending its packets on.
-func (a *Agent) stopped(ctx context.Context, vm string) {
+// elsewhere, as of a time. Nothing comes before sending its packets on.
+func (a *Agent) stopped(ctx context.Context, vm string, asOf time.Time) {
 	defer a.guestLocks.lock(vm)()
 	a.mu.Lock()
 	g := a.guests[vm]
@@ -103,7 +103,7 @@ func (a *Agent) stopped(ctx context.Context, vm string) {
 		return
 	}
 	g.want.Leaving = true
-	a.handled[vm] = time.Now()
+	a.handled[vm] = asOf
 	to := g.departure.to
 	a.mu.Unlock()
 	a.moves.at(vm, func(m *Move, now time.Time) { m.Stopped = now })
@@ -163,10 +163,11 @@ func (a *Agent) remain(ctx context.Context, vm, outcome string) {
 }
 
 // resumed takes up that a guest which was stopped to run elsewhere goes on here.
-// Its route is first. Then, whoever began to announce it is to stop. The guest's
-// lock is held.
-func (a *Agent) resumed(ctx context.Context, vm string) {
+// Its route is first. Then, whoever began to announce it is to stop.
+func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
+	defer a.guestLocks.lock(vm)()
 	a.mu.Lock()
+	a.handled[vm] = asOf
 	g := a.guests[vm]
 	var rivalled bool
 	if g != nil {

@@ -446,13 +446,11 @@ func (a *Agent) heed(ctx context.Context, d Desired) {
 		}
 	case d.Leaving && live:
 		if !leaving {
-			a.stopped(ctx, name)
+			a.stopped(ctx, name, d.Since)
 		}
 	case d.Leaving && known: // it is not announced, nor to be
 	case leaving && d.State == Live:
-		unlock := a.guestLocks.lock(name)
-		a.resumed(ctx, name)
-		unlock()
+		a.resumed(ctx, name, d.Since)
 	case same:
 	case arriving && d.State == Live:
 		a.run(ctx, d.VM, d.Since, d.VM.Origin)
