@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/testenv"
 	"github.com/vmfabric/vmfabric/testenv/conformance"
 	"github.com/vmfabric/vmfabric/testenv/fake"
 )
@@ -62,6 +63,30 @@ func TestObserverConforms(t *testing.T) {
 		return o, conformance.ObserverControls{
 			Received: func(*testing.T) []fabric.Event { return o.Events() },
 			Hang:     func(*testing.T) func() { return o.Hang("observe") },
+		}
+	})
+}
+
+func TestNodesConform(t *testing.T) {
+	conformance.Nodes(t, func(*testing.T) ([]fabric.Node, map[string]fabric.Nodes, conformance.NodesControls) {
+		var nodes []fabric.Node
+		for i, name := range conformance.NodeNames {
+			nodes = append(nodes, fabric.Node{Name: name, Address: testenv.Underlay4(byte(21 + i)), Address6: testenv.Underlay6(byte(21 + i))})
+		}
+		fakes := fake.NewNodes(nil, nodes...)
+		ends := map[string]fabric.Nodes{}
+		for name, end := range fakes {
+			ends[name] = end
+		}
+		return nodes, ends, conformance.NodesControls{
+			Join: func(_ *testing.T, name string) (fabric.Node, fabric.Nodes) {
+				n := fabric.Node{Name: name, Address: testenv.Underlay4(30)}
+				return n, fakes["node1"].Join(n)
+			},
+			Cut: func(_ *testing.T, a, b string) func() {
+				fakes[a].Cut(b, true)
+				return func() { fakes[a].Cut(b, false) }
+			},
 		}
 	})
 }

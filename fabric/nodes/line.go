@@ -1,0 +1,164 @@
+package nodes
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"unicode"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Version is that of the lines. It grows with every change that an older agent
+// must not overlook.
+const Version = 1
+
+// maxLine is the longest line, in bytes. The notice about a guest of the largest
+// size, with the report of its move, has 3 MiB.
+const maxLine = 4 << 20
+
+// hello is the first line of a connection, from who listens. Keys that are not
+// known are skipped: a newer agent may say more, and knows this version.
+type hello struct {
+	V       int    `json:"v"`
+	Cluster string `json:"cluster"`
+	Node    string `json:"node"`
+	Nonce   string `json:"nonce"`
+	Keyed   bool   `json:"keyed"` // lines carry MACs from here on
+}
+
+// sealed is every other line.
+type sealed struct {
+	MAC  []byte          `json:"mac,omitempty"`
+	Body json.RawMessage `json:"body"`
+}
+
+// request is the body of a line that asks.
+type request struct {
+	V      int           `json:"v"`
+	To     string        `json:"to"`    // the node's name, so that no other answers in its place
+	Nonce  string        `json:"nonce"` // so that no answer of an earlier time fits
+	From   sender        `json:"from"`
+	Notice fabric.Notice `json:"notice"`
+}
+
+// sender is who asks, in its own words.
+type sender struct {
+	Name     string     `json:"name"`
+	Address  netip.Addr `json:"address,omitzero"`
+	Address6 netip.Addr `json:"address6,omitzero"`
+}
+
+// reply is the body of a line that answers: with one of Answer and Error.
+type reply struct {
+	V      int            `json:"v"`
+	Answer *fabric.Answer `json:"answer,omitempty"`
+	Error  string         `json:"error,omitempty"` // one line: the thing, the reason, the way out
+}
+
+// decode reads a body into v, request or reply. Keys that are not known are
+// errors: what they ask for would not be done. by and to are the nodes that
+// wrote and read it.
+func decode(body []byte, v any, by, to string) error {
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.DisallowUnknownFields()
+	err := d.Decode(v)
+	var head struct {
+		V int `json:"v"`
+	}
+	if bad := json.Unmarshal(body, &head); bad != nil {
+		return disagree("a line of %s that %s cannot read (%v); see what program runs there", by, to, bad)
+	}
+	switch {
+	case head.V > Version:
+		return disagree("the agent of %s speaks version %d of the agents' line, that of %s %d; upgrade %s", by, head.V, to, Version, to)
+	case head.V < 1:
+		return disagree(`a line of %s without a version; it begins with "v":%d, see what program runs there`, by, Version)
+	case err != nil:
+		return disagree("a line of %s that %s cannot read (%v); upgrade the older of the two agents", by, to, err)
+	}
+	return nil
+}
+
+// open reads a line that came; its MAC is not checked yet.
+func open(line []byte) (sealed, error) {
+	var s sealed
+	if err := json.Unmarshal(line, &s); err != nil {
+		return s, disagree("a line that cannot be read (%v); see what program speaks there", err)
+	}
+	return s, nil
+}
+
+// encode gives v without a line end, as it stays inside of another v.
+func encode(v any) ([]byte, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	if len(b) >= maxLine {
+		return nil, fmt.Errorf("a line of %d bytes; %d are the most", len(b), maxLine)
+	}
+	return b, nil
+}
+
+// lines reads lines of at most maxLine bytes. One that is cut off is an
+// [io.ErrUnexpectedEOF], never the shorter line.
+func lines(r io.Reader) *bufio.Scanner {
+	s := bufio.NewScanner(r)
+	s.Buffer(nil, maxLine)
+	s.Split(func(data []byte, atEOF bool) (int, []byte, error) {
+		if i := bytes.IndexByte(data, '\n'); i >= 0 {
+			return i + 1, data[:i], nil
+		}
+		if atEOF && len(data) > 0 {
+			return 0, nil, io.ErrUnexpectedEOF
+		}
+		return 0, nil, nil
+	})
+	return s
+}
+
+// next gives the next line, or io.EOF.
+func next(s *bufio.Scanner) ([]byte, error) {
+	if s.Scan() {
+		return s.Bytes(), nil
+	}
+	if s.Err() == nil {
+		return nil, io.EOF
+	}
+	return nil, s.Err()
+}
+
+// disagreement is an error between two agents that do answer each other, which
+// stays until somebody does something about it.
+type disagreement struct{ text string }
+
+func (d *disagreement) Error() string { return d.text }
+
+func disagree(format string, args ...any) error {
+	return &disagreement{oneLine(fmt.Sprintf(format, args...))}
+}
+
+// oneLine makes what others said fit for an error.
+func oneLine(s string) string {
+	const most = 600
+	if len(s) > most {
+		s = s[:most] + "..."
+	}
+	return strings.ToValidUTF8(strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s), "?")
+}
+
+func disagrees(err error) bool {
+	_, ok := errors.AsType[*disagreement](err)
+	return ok
+}

@@ -1,0 +1,68 @@
+package nodes
+
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+const (
+	memory      = 5 * time.Minute // how long a disagreement is told after it was last seen
+	maxTroubles = 64
+)
+
+// trouble is what Diagnose tells until it is settled, or too old.
+type trouble struct {
+	text  string
+	until time.Time // zero: until it is settled
+}
+
+func (t trouble) over(now time.Time) bool { return !t.until.IsZero() && now.After(t.until) }
+
+// Diagnose implements [fabric.Diagnoser]: where this agent cannot listen, and
+// which nodes answer but cannot be talked to, as with another password. A node
+// that does not answer is not among them: it may be down.
+func (n *Nodes) Diagnose() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.forget()
+	var lines []string
+	for _, t := range n.troubles {
+		lines = append(lines, t.text)
+	}
+	slices.Sort(lines)
+	return slices.Compact(lines) // what ails questions of both sides
+}
+
+// note remembers trouble about key for a while, or until it is settled where
+// that is zero, and logs it where it is new.
+func (n *Nodes) note(key, text string, while time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.forget()
+	before, again := n.troubles[key]
+	if !again && len(n.troubles) >= maxTroubles {
+		return
+	}
+	t := trouble{text: text}
+	if while > 0 {
+		t.until = time.Now().Add(while)
+	}
+	n.troubles[key] = t
+	if before.text != text {
+		n.log.Warn(text)
+	}
+}
+
+// settle forgets the trouble about key.
+func (n *Nodes) settle(key string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.troubles, key)
+}
+
+// forget drops what is over. The caller holds the lock.
+func (n *Nodes) forget() {
+	now := time.Now()
+	maps.DeleteFunc(n.troubles, func(_ string, t trouble) bool { return t.over(now) })
+}
