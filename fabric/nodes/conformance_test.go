@@ -91,7 +91,7 @@ func cut(t *testing.T, c fabric.Cluster, a, b string) (heal func()) {
 	} {
 		if pair[0].IsValid() && pair[1].IsValid() {
 			family := map[bool]string{true: "ip", false: "ip6"}[pair[0].Is4()]
-			rules += fmt.Sprintf("%[1]s saddr %s %[1]s daddr %s drop\n", family, pair[0], pair[1])
+			rules += fmt.Sprintf("%[1]s saddr %[2]s %[1]s daddr %[3]s drop\n", family, pair[0], pair[1])
 		}
 	}
 	nft(t, rules+"}\n}\n")
