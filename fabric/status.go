@@ -139,7 +139,7 @@ func (a *Agent) Status(ctx context.Context) (Status, error) {
 }
 
 func (a *Agent) backends() []any {
-	all := []any{a.dataplane, a.speaker, a.store, a.resolver}
+	all := []any{a.dataplane, a.speaker, a.store, a.resolver, a.nodes}
 	for _, s := range a.sources {
 		all = append(all, s)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/fabric/libvirt"
 	"github.com/vmfabric/vmfabric/fabric/lxd"
+	"github.com/vmfabric/vmfabric/fabric/nodes"
 	"github.com/vmfabric/vmfabric/hooks"
 	"golang.org/x/sync/errgroup"
 )
@@ -150,7 +151,10 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		err = errors.Join(err, group.Wait())
 	}()
 	sources := f.sources(dataplane, log)
-	options := []fabric.Option{fabric.WithLogger(log), fabric.WithBoot(kernel.BootID()), fabric.WithObservers(extensions.observers...)}
+	options := []fabric.Option{
+		fabric.WithLogger(log), fabric.WithBoot(kernel.BootID()), fabric.WithObservers(extensions.observers...),
+		fabric.WithNodes(nodes.New(nodes.Config{Cluster: cluster, Node: node, Logger: log})),
+	}
 	if extensions.resolver != nil {
 		options = append(options, fabric.WithResolver(extensions.resolver))
 	}
