@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -123,7 +124,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		return err
 	}
 	defer closing(store)
-	dataplane, err := kernel.New(kernel.Config{Cluster: cluster.Name}, kernel.WithLogger(log))
+	dataplane, err := kernel.New(kernel.Config{Cluster: cluster.Name, Underlay: others(&cluster, node)}, kernel.WithLogger(log))
 	if err != nil {
 		return err
 	}
@@ -222,6 +223,21 @@ func thisNode(c *fabric.Cluster, name string) (fabric.Node, error) {
 	}
 	short, _, _ := strings.Cut(host, ".")
 	return c.Node(short)
+}
+
+// others lists the addresses of the cluster's machines but this one.
+func others(c *fabric.Cluster, node fabric.Node) []netip.Addr {
+	var as []netip.Addr
+	for _, r := range c.Reflectors {
+		as = append(as, r.Address)
+	}
+	for _, g := range c.Core {
+		as = append(as, g.Address)
+	}
+	for _, n := range c.Nodes {
+		as = append(as, n.Address, n.Address6)
+	}
+	return slices.DeleteFunc(as, func(a netip.Addr) bool { return !a.IsValid() || a == node.Address || a == node.Address6 })
 }
 
 // underlay6 finds the IPv6 address of the interface that has the node's IPv4
