@@ -87,6 +87,7 @@ type guest struct {
 	trouble   error  // why it is not as it is wanted
 
 	has       bool      // it is announced, and claimed of the other nodes
+	claimed   time.Time // when that was
 	heard     uint64    // the highest generation that another node has, or had, it with
 	claimants []string  // nodes that wait for this one to let go, or take it back when it does
 	departure departure // its move to another node

@@ -387,7 +387,7 @@ func TestMigrationToThisNode(t *testing.T) {
 			require.NoError(t, n.Expect(ctx, "web"))
 			n.did()
 			n.apply(arriving, fabric.Wired) // prepare
-			n.did(join("store web wired", webWired)...)
+			n.did(join("store web wired", as("incoming", webWired))...)
 			n.apply(arriving, fabric.Wired) // start
 			src.Set(arriving, fabric.Wired)
 			moment()

@@ -266,7 +266,7 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 		case !known: // of an agent before this one
 			a.lingering[p] = now.Add(lingers)
 			time.AfterFunc(lingers, a.poke)
-		case now.After(until):
+		case !now.Before(until):
 			over = append(over, p)
 		}
 	}

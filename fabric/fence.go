@@ -30,6 +30,7 @@ func (a *Agent) claim(g *guest, d *Desired, st stands) bool {
 	if !has || had || a.nodes == nil || d.VM.Origin == "" {
 		return false
 	}
+	g.claimed = time.Now()
 	d.Generation = max(uint64(time.Now().UnixMilli()), g.heard+1, d.Generation+1)
 	if d.Unreleased = slices.Clone(a.nodes.Names()); len(d.Unreleased) == 0 {
 		time.AfterFunc(freshAtLeast, a.poke)
@@ -55,13 +56,13 @@ func (v VM) numbers() []int {
 // fresh tells whether a guest is announced before others: it began to run here,
 // and not everybody else has let go.
 func (a *Agent) fresh(g *guest, now time.Time) bool {
-	switch age := now.Sub(g.want.Since); {
+	switch {
 	case a.nodes == nil:
-		return age < freshFor
+		return now.Sub(g.want.Since) < freshFor
 	case g.departure.to.Name != "": // it is about to go on to another node, which then comes first
 		return false
 	default:
-		return len(g.want.Unreleased) > 0 || age < freshAtLeast
+		return len(g.want.Unreleased) > 0 || now.Sub(g.claimed) < freshAtLeast
 	}
 }
 
@@ -183,18 +184,19 @@ func (a *Agent) released(vm, node string, seen *Move) {
 	g := a.guests[vm]
 	var d Desired
 	var last bool
+	var wait time.Duration
 	if g != nil {
 		left := without(g.want.Unreleased, []string{node})
 		last = len(left) == 0 && len(g.want.Unreleased) > 0
 		g.want.Unreleased = left
-		d = g.want
+		d, wait = g.want, time.Until(g.claimed.Add(freshAtLeast))
 	}
 	a.mu.Unlock()
 	a.moves.merge(vm, seen)
 	if !last {
 		return
 	}
-	time.AfterFunc(max(0, time.Until(d.Since.Add(freshAtLeast))), a.poke)
+	time.AfterFunc(max(0, wait), a.poke)
 	if unlock, free := a.guestLocks.tryLock(vm); free { // or whoever is at work on it stores what there is
 		defer unlock()
 		a.mu.Lock()
