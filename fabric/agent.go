@@ -49,6 +49,10 @@ type Agent struct {
 	speaker   Speaker
 	store     Store
 	sources   []Source
+	nodes     Nodes         // nil: this one is alone
+	mover     Mover         // the dataplane, where it is one
+	couriers  couriers      // to the other nodes
+	moves     moveLog       // what was seen of guests' moves
 	resolver  Resolver      // nil: none
 	questions chan struct{} // has one for each that the resolver has not answered
 	events    events
@@ -64,11 +68,14 @@ type Agent struct {
 	claims   *claims
 	handled  map[string]time.Time // when the last request about a guest was taken up, also one that is gone
 	expected map[string]time.Time // incoming migrations, announced before anything else of them
-	ailments map[string]string    // problems of the node as a whole, by what they are about
-	unlisted map[string]bool      // sources that have not yet told their guests
-	unknown  map[string]string    // guests that run here and that nobody has resolved yet, with their source
-	noPrune  bool                 // the store did not tell everything
-	draining bool
+	// lingering are the prefixes of guests that have left, and until when packets
+	// for them are sent on.
+	lingering map[netip.Prefix]time.Time
+	ailments  map[string]string // problems of the node as a whole, by what they are about
+	unlisted  map[string]bool   // sources that have not yet told their guests
+	unknown   map[string]string // guests that run here and that nobody has resolved yet, with their source
+	noPrune   bool              // the store did not tell everything
+	draining  bool
 }
 
 // guest is what the agent knows of one. Agent.mu guards it.
@@ -78,6 +85,15 @@ type guest struct {
 	stand     stands // as last looked at
 	told      told   // to the observers
 	trouble   error  // why it is not as it is wanted
+
+	has       bool      // it is announced, and claimed of the other nodes
+	claimed   time.Time // when that was
+	heard     uint64    // the highest generation that another node has, or had, it with
+	claimants []string  // nodes that wait for this one to let go, or take it back when it does
+	departure departure // its move to another node
+	came      bool      // it arrived by migration, and is not settled yet
+	ready     bool      // arriving: packets for it are taken
+	from      string    // arriving: the node that has it
 }
 
 // expectation is how long an announced migration may take to begin.
@@ -103,9 +119,11 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		wake:   make(chan struct{}, 1),
 		guests: map[string]*guest{}, handled: map[string]time.Time{}, expected: map[string]time.Time{},
 		ailments: map[string]string{}, unlisted: map[string]bool{}, unknown: map[string]string{},
+		lingering: map[netip.Prefix]time.Time{},
 		questions: make(chan struct{}, maxQuestions),
 	}
 	a.claims = newClaims(&a.cluster)
+	a.mover, _ = cfg.Dataplane.(Mover)
 	for _, o := range opts {
 		o(a)
 	}
@@ -125,7 +143,7 @@ func (a *Agent) Apply(ctx context.Context, vm VM, s State) error {
 	case Absent:
 		return a.remove(ctx, vm.Name, time.Time{})
 	case Wired, Live:
-		return a.bring(ctx, vm, request{undo: true, settle: func(prev Desired, known, incoming bool) (State, bool) {
+		return a.bring(ctx, vm, request{undo: true, anew: true, settle: func(prev Desired, known, incoming bool) (State, bool) {
 			// A new start of a guest (Wired) may be the arrival of a migration;
 			// that it is to be live ends it.
 			return s, s == Wired && (incoming || known && prev.Incoming)
@@ -160,6 +178,7 @@ func (a *Agent) Expect(_ context.Context, vm string) error {
 		return nil
 	}
 	a.expected[vm] = time.Now()
+	a.moves.expect(vm, a.node)
 	return nil
 }
 
@@ -174,8 +193,13 @@ func (a *Agent) Withdraw(ctx context.Context, vm string) error {
 	if d.State != Wired {
 		d.State, d.Since = Wired, time.Now()
 	}
+	a.cancel(d)
 	d.Incoming = false
-	err := errors.Join(a.withdraw(ctx, vm, d.VM.Prefixes()), a.store.Put(ctx, d))
+	err := a.withdraw(ctx, vm, d.VM.Prefixes())
+	if err == nil {
+		a.release(d)
+	}
+	err = errors.Join(err, a.store.Put(ctx, d))
 	a.settle(d, false, err)
 	if err != nil {
 		a.poke()
@@ -204,6 +228,7 @@ func (a *Agent) Drain(ctx context.Context) error {
 type request struct {
 	settle func(prev Desired, known, incoming bool) (State, bool) // what is wanted, given what was
 	undo   bool                                                   // on an error, put things back as they were
+	anew   bool                                                   // a start, or the user's word: that it was lost to another node is past
 	asOf   time.Time                                              // when the wish was true; zero: now
 }
 
@@ -229,8 +254,14 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	incoming = incoming && time.Since(expectedAt) < expectation
 	d := Desired{VM: vm, Since: began, Boot: a.boot}
 	d.State, d.Incoming = r.settle(prev, known, incoming)
-	if known && prev.State == d.State {
-		d.Since = prev.Since
+	if known {
+		d.Generation, d.Unreleased, d.Lost = prev.Generation, prev.Unreleased, prev.Lost
+		if prev.State == d.State {
+			d.Since, d.Leaving = prev.Since, prev.Leaving
+		}
+	}
+	if r.anew {
+		d.Lost = ""
 	}
 	if err == nil {
 		err = a.admit(d, known)
@@ -245,6 +276,9 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 			a.guests[vm.Name] = g
 		}
 		g.stand = begins(vm, prev, g.stand) // how it stands in truth, the next pass sees
+		g.came = d.Incoming || g.came && d.State == Live
+		g.ready = g.ready && d.Incoming
+		a.claim(g, &d, g.stand)
 		a.recovered(vm)
 	}
 	a.handled[vm.Name] = cmp.Or(r.asOf, began)
@@ -253,17 +287,24 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 		return fmt.Errorf("guest %s refused: %w", vm.Name, refusal{err})
 	}
 
-	stored := a.store.Put(ctx, d)
-	var raised error
+	var stored, raised error
+	cutover := known && prev.Incoming && d.State == Live // every packet waits for it
+	if !cutover {
+		stored = a.store.Put(ctx, d)
+	}
 	if stored == nil || !r.undo { // a guest that runs gets its network whatever ails the disk
 		raised = a.raise(ctx, d, prev)
+	}
+	if cutover {
+		stored = a.store.Put(ctx, d)
 	}
 	err = errors.Join(stored, raised)
 	if err != nil && r.undo {
 		a.undo(ctx, d, prev, known)
 		return fmt.Errorf("guest %s: %w", vm.Name, err)
 	}
-	a.settle(d, d.State == Live && raised == nil, err)
+	a.settle(d, d.announced() && raised == nil, err)
+	a.couriers.hurry()
 	if err != nil {
 		a.poke()
 		return fmt.Errorf("guest %s: %w; the agent keeps trying", vm.Name, err)
@@ -294,8 +335,11 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 	g.told.incoming = d.Incoming || g.told.incoming && d.State == Live
 	a.mu.Unlock()
 
-	ports := d.VM.Ports(&a.cluster)
-	live := d.State == Live && !draining
+	ports := a.portsOf(d)
+	live := d.announced() && !draining
+	if !d.Leaving {
+		a.ashore(ctx, d.VM)
+	}
 	var announce []Route
 	quiet := without(prev.VM.Prefixes(), d.VM.Prefixes())
 	for i, p := range ports {
@@ -338,12 +382,16 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 		there = append(there, p)
 	}
 	a.tellAttached(d.VM, there)
+	if d.Incoming && d.State == Wired {
+		a.ready(d)
+	}
 	if len(announce) > 0 {
 		began := time.Now()
 		if err := a.speaker.Put(ctx, announce...); err != nil {
 			return fmt.Errorf("announce %s: %w", pretty(announce[0].Prefix), err)
 		}
 		a.log.Debug("announced", "vm", vm, "prefix", announce[0].Prefix, "prefixes", len(announce), "took", time.Since(began))
+		a.tellMoved(d)
 	}
 	a.tellRaised(d, announce)
 	return nil
@@ -363,7 +411,7 @@ func (a *Agent) undo(ctx context.Context, d, prev Desired, known bool) {
 		if err == nil {
 			err = a.raise(ctx, prev, d)
 		}
-		a.settle(prev, prev.State == Live && err == nil, err)
+		a.settle(prev, prev.announced() && err == nil, err)
 		a.poke()
 		return
 	}
@@ -388,7 +436,14 @@ func (a *Agent) redo(ctx context.Context, vm string, st stands) error {
 	if st != nil {
 		g.stand = st
 	}
-	d, unsaved := g.want, g.trouble != nil
+	d := g.want
+	unsaved := g.trouble != nil
+	if g.has && g.stand.down() == len(d.VM.NICs) {
+		d.Lost = "" // nobody holds it any more; who takes it up again has it later
+	}
+	settled := g.came && d.State == Live && !a.fresh(g, time.Now())
+	g.came = g.came && !settled
+	unsaved = a.claim(g, &d, g.stand) || unsaved || d.Lost != g.want.Lost
 	a.mu.Unlock()
 	if d.State == Absent {
 		err := a.lower(ctx, d)
@@ -402,7 +457,11 @@ func (a *Agent) redo(ctx context.Context, vm string, st stands) error {
 	if unsaved { // the trouble may have been the store's
 		err = errors.Join(err, a.store.Put(ctx, d))
 	}
-	a.settle(d, d.State == Live && raised == nil, err)
+	a.settle(d, d.announced() && raised == nil, err)
+	a.couriers.hurry()
+	if settled {
+		a.moves.settled(vm)
+	}
 	return err
 }
 
@@ -440,6 +499,8 @@ func (a *Agent) lower(ctx context.Context, d Desired) error {
 	if err := a.withdraw(ctx, vm, d.VM.Prefixes()); err != nil {
 		return err
 	}
+	a.cancel(d)
+	a.release(d)
 	began := time.Now()
 	if err := a.dataplane.Remove(ctx, portNames(d.VM)...); err != nil {
 		return fmt.Errorf("remove %s: %w", PortName(vm, 0), err)
@@ -451,6 +512,9 @@ func (a *Agent) lower(ctx context.Context, d Desired) error {
 	}
 	a.mu.Lock()
 	a.claims.drop(d.VM)
+	if g := a.guests[vm]; g != nil {
+		a.gone(g)
+	}
 	delete(a.guests, vm)
 	a.recovered(d.VM)
 	a.mu.Unlock()
@@ -510,6 +574,9 @@ func (a *Agent) settle(d Desired, announced bool, trouble error) {
 	if g == nil {
 		g = &guest{}
 		a.guests[d.VM.Name] = g
+	}
+	if g.want.Generation == d.Generation {
+		d.Unreleased = g.want.Unreleased // some may have let go meanwhile
 	}
 	g.want, g.announced, g.trouble = d, announced && !a.draining, trouble
 }

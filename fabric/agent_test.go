@@ -387,7 +387,7 @@ func TestMigrationToThisNode(t *testing.T) {
 			require.NoError(t, n.Expect(ctx, "web"))
 			n.did()
 			n.apply(arriving, fabric.Wired) // prepare
-			n.did(join("store web wired", webWired)...)
+			n.did(join("store web wired", as("incoming", webWired))...)
 			n.apply(arriving, fabric.Wired) // start
 			src.Set(arriving, fabric.Wired)
 			moment()
@@ -400,7 +400,8 @@ func TestMigrationToThisNode(t *testing.T) {
 
 			src.Set(arriving, fabric.Live)
 			moment()
-			n.did(join("store web live", as("fresh", webAnnounced))...)
+			// Its packets come before the state on disk.
+			n.did(join(webWired, as("fresh", webAnnounced), "store web live")...)
 			require.NoError(t, n.Started(ctx, arriving))
 			n.did()
 			n.holds(want{arriving, fabric.Live})
@@ -418,7 +419,7 @@ func TestMigrationSurvivesARestart(t *testing.T) {
 	n.did()
 	n.holds(want{web(), fabric.Wired})
 	n.apply(web(), fabric.Live) // that it is to be live ends it
-	n.did(join("store web live", webAnnounced)...)
+	n.did(join(webWired, webAnnounced, "store web live")...)
 }
 
 func TestStarted(t *testing.T) {

@@ -32,6 +32,18 @@ const (
 	PeerMetric = 4096 // of a route to another node, so that a guest which is here wins
 )
 
+// Routing tables of the fabric beside the main one, which routing daemons read
+// and which a move of a guest leaves as it is, and the priorities of the rules
+// (ip-rule(8)) by which packets get there before the main table's, 32766. Who is
+// about to arrive comes first: what the other node diverts to this one must not
+// meet a diversion that an earlier move left.
+const (
+	ArrivingTable = 147   // routes to ports that are [Port.Incoming], for what comes in from the underlay
+	DivertedTable = 148   // routes to the nodes that guests went to, for all packets; see [Mover]
+	ArrivingRule  = 14700 // one for each link of the underlay
+	DivertedRule  = 14800
+)
+
 // LinkGroup is the interface group (IFLA_GROUP) of every port, one match for
 // packet filters and one key for removal.
 const LinkGroup = 147

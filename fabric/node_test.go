@@ -1,6 +1,7 @@
 package fabric_test
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 	"slices"
@@ -20,6 +21,7 @@ import (
 type node struct {
 	*fabric.Agent
 	t         *testing.T
+	name      string // node1 when empty
 	journal   *fake.Journal
 	dataplane *fake.Dataplane
 	speaker   *fake.Speaker
@@ -50,7 +52,7 @@ func (n *node) make(store fabric.Store, opts ...fabric.Option) {
 	n.t.Helper()
 	var err error
 	n.Agent, err = fabric.New(fabric.Config{
-		Cluster: cluster(), Node: "node1", Dataplane: n.dataplane, Speaker: n.speaker, Store: store,
+		Cluster: cluster(), Node: cmp.Or(n.name, "node1"), Dataplane: n.dataplane, Speaker: n.speaker, Store: store,
 	}, opts...)
 	require.NoError(n.t, err)
 }

@@ -58,14 +58,14 @@ func (s standing) preference() Preference {
 }
 
 // freshFor is how long after its start on a node a guest's announcement goes
-// before that of another node, which is the one that the guest has left: a
-// hypervisor tells of that within seconds. It ends with the next pass.
+// before that of another node, which is the one that the guest has left, where
+// nobody can say when that has let go. It ends with the next pass.
 const freshFor = 30 * time.Second
 
 // standingOf tells how a NIC stands at a time. Without a hypervisor nobody but
 // the user knows whether a guest runs; a link that its owner makes is there
 // some time before the guest is.
-func (g wanted) standingOf(nic NIC, have PortState, there bool, now time.Time) standing {
+func (g wanted) standingOf(nic NIC, have PortState, there bool) standing {
 	switch {
 	case there && !have.Carrier && (have.Lost || g.managed && nic.Kind != Adopt):
 		return down
@@ -73,7 +73,7 @@ func (g wanted) standingOf(nic NIC, have PortState, there bool, now time.Time) s
 		return settled
 	case nic.Kind == Adopt && !have.Carrier: // or not ours yet, and about to be
 		return arriving
-	case now.Sub(g.since) < freshFor:
+	case g.fresh:
 		return arrived
 	}
 	return settled
@@ -105,16 +105,16 @@ func begins(vm VM, was Desired, had stands) stands {
 type wanted struct {
 	ports   []Port
 	live    bool
-	managed bool      // a hypervisor runs it, and holds the other end of its ports while it does
-	retry   bool      // an earlier attempt failed, or a removal is to be finished
-	since   time.Time // of its state
-	stand   stands    // as of the pass before
-	unknown bool      // it runs, and nobody knows what it has: its ports stay as they are
+	managed bool   // a hypervisor runs it, and holds the other end of its ports while it does
+	retry   bool   // an earlier attempt failed, or a removal is to be finished
+	fresh   bool   // it began to run here, and others may not have let go of it yet
+	stand   stands // as of the pass before
+	unknown bool   // it runs, and nobody knows what it has: its ports stay as they are
 }
 
 // decide compares what is wanted with what is there now. Only when prune is set
 // may it say that something is to be removed.
-func decide(guests map[string]wanted, ports []PortState, routes []Route, prune bool, now time.Time) plan {
+func decide(guests map[string]wanted, ports []PortState, routes []Route, prune bool) plan {
 	var pl plan
 	actual := make(map[string]PortState, len(ports))
 	for _, p := range ports {
@@ -149,7 +149,7 @@ func decide(guests map[string]wanted, ports []PortState, routes []Route, prune b
 			}
 			stand := settled
 			if g.live {
-				if stand = g.standingOf(p.NIC, have, there, now); stand != settled {
+				if stand = g.standingOf(p.NIC, have, there); stand != settled {
 					st[p.Index] = stand
 				}
 			}

@@ -3,7 +3,6 @@ package fabric
 import (
 	"net/netip"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 )
@@ -37,8 +36,6 @@ func TestDecide(t *testing.T) {
 		}
 		return rs
 	}
-	now := time.Now()
-	long := now.Add(-time.Hour)
 	needs := func(why string, st stands) []repair { return []repair{{"web", st, why}} }
 	none := stands{}
 
@@ -87,35 +84,35 @@ func TestDecide(t *testing.T) {
 		{"an adopted link is there", wanted{ports: []Port{adopted}, live: true}, []PortState{up(adopted)}, announced(a4), nil},
 		{
 			"one of a hypervisor, before its guest",
-			wanted{ports: []Port{adopted}, live: true, managed: true, since: now},
+			wanted{ports: []Port{adopted}, live: true, managed: true, fresh: true},
 			[]PortState{with(up(adopted), noCarrier)},
 			nil,
 			needs("203.0.113.10/32: not announced", stands{0: arriving}),
 		},
 		{
 			"its guest has come",
-			wanted{ports: []Port{adopted}, live: true, managed: true, since: now, stand: stands{0: arriving}},
+			wanted{ports: []Port{adopted}, live: true, managed: true, fresh: true, stand: stands{0: arriving}},
 			[]PortState{up(adopted)},
 			as(announced(a4), Standby),
 			needs("203.0.113.10/32: announced as standby, not as fresh", stands{0: arrived}),
 		},
 		{
 			"its guest has been here for a while",
-			wanted{ports: []Port{adopted}, live: true, managed: true, since: long, stand: stands{0: arrived}},
+			wanted{ports: []Port{adopted}, live: true, managed: true, stand: stands{0: arrived}},
 			[]PortState{up(adopted)},
 			as(announced(a4), Fresh),
 			needs("203.0.113.10/32: announced as fresh, not as normal", none),
 		},
 		{
 			"its guest has gone",
-			wanted{ports: []Port{adopted}, live: true, managed: true, since: long},
+			wanted{ports: []Port{adopted}, live: true, managed: true},
 			[]PortState{with(up(adopted), lostCarrier)},
 			announced(a4),
 			needs("203.0.113.10/32: announced", stands{0: down}),
 		},
 		{
 			"its link has gone",
-			wanted{ports: []Port{adopted}, live: true, managed: true, since: long},
+			wanted{ports: []Port{adopted}, live: true, managed: true},
 			nil,
 			announced(a4),
 			needs("web_net0: its owner has not made it yet", stands{0: arriving}),
@@ -123,7 +120,7 @@ func TestDecide(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, prune := range []bool{false, true} {
-				got := decide(map[string]wanted{"web": tt.web}, tt.ports, tt.routes, prune, now)
+				got := decide(map[string]wanted{"web": tt.web}, tt.ports, tt.routes, prune)
 				assert.Equal(t, plan{repairs: tt.want}, got)
 			}
 		})
@@ -140,10 +137,10 @@ func TestDecidePrunesOnlyWhenItMay(t *testing.T) {
 	}
 	routes := []Route{{Prefix: kept}, {Prefix: gone}}
 	guests := map[string]wanted{"web": web}
-	assert.Equal(t, plan{}, decide(guests, ports, routes, false, time.Now()))
-	assert.Equal(t, plan{ports: ports[1:], routes: []netip.Prefix{gone}}, decide(guests, ports, routes, true, time.Now()))
-	assert.Equal(t, plan{ports: ports, routes: []netip.Prefix{kept, gone}}, decide(nil, ports, routes, true, time.Now()))
-	assert.Equal(t, plan{}, decide(nil, nil, nil, true, time.Now()))
+	assert.Equal(t, plan{}, decide(guests, ports, routes, false))
+	assert.Equal(t, plan{ports: ports[1:], routes: []netip.Prefix{gone}}, decide(guests, ports, routes, true))
+	assert.Equal(t, plan{ports: ports, routes: []netip.Prefix{kept, gone}}, decide(nil, ports, routes, true))
+	assert.Equal(t, plan{}, decide(nil, nil, nil, true))
 }
 
 func TestDecideGoesByName(t *testing.T) {
@@ -152,7 +149,7 @@ func TestDecideGoesByName(t *testing.T) {
 		guests[vm] = wanted{retry: true}
 	}
 	var order []string
-	for _, r := range decide(guests, nil, nil, true, time.Now()).repairs {
+	for _, r := range decide(guests, nil, nil, true).repairs {
 		order = append(order, r.vm)
 	}
 	assert.Equal(t, []string{"a", "b", "c"}, order)

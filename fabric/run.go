@@ -62,7 +62,7 @@ func (a *Agent) Adopt(ctx context.Context) error {
 		a.adopt(d, there)
 	}
 	a.adoptOrphans(ports)
-	a.repair(ctx, decide(a.wanted(), ports, nil, false, time.Now()).repairs)
+	a.repair(ctx, decide(a.wanted(), ports, nil, false).repairs)
 	return nil
 }
 
@@ -87,7 +87,8 @@ func (a *Agent) adopt(d Desired, there map[string]bool) {
 		a.ailments["guest "+name] = fmt.Sprintf("guest %s: %v (it keeps what it had until it is detached)", name, err)
 	}
 	a.claims.take(d.VM)
-	a.guests[name] = &guest{want: d, told: a.toldBefore(d, there)}
+	d.Leaving = false // the source says if it is so still
+	a.guests[name] = &guest{want: d, told: a.toldBefore(d, there), has: d.announced() && d.Generation > 0, came: d.Incoming || len(d.Unreleased) > 0}
 }
 
 // adoptOrphans takes ports over that are ours but that the store does not
@@ -138,6 +139,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	for _, s := range a.sources {
 		wg.Go(func() { a.follow(ctx, s) })
 	}
+	wg.Go(func() { a.serve(ctx) })
+	wg.Go(func() { a.listen(ctx) })
 	defer a.events.deliver(ctx, a.log)()
 	defer wg.Wait()
 
@@ -170,6 +173,28 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 }
 
+// listen follows what the dataplane and the speaker tell of moves.
+func (a *Agent) listen(ctx context.Context) {
+	var heard <-chan string
+	var rivals <-chan Rival
+	if a.mover != nil {
+		heard = a.mover.Heard()
+	}
+	if t, ok := a.speaker.(RivalTeller); ok {
+		rivals = t.Rivals()
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case port := <-heard:
+			a.heardAt(ctx, port)
+		case r := <-rivals:
+			a.rival(ctx, r)
+		}
+	}
+}
+
 // pass compares everything with what is wanted and repairs what differs. It
 // reports whether all is well.
 func (a *Agent) pass(ctx context.Context) bool {
@@ -187,9 +212,10 @@ func (a *Agent) pass(ctx context.Context) bool {
 	a.ail("speaker", nil)
 
 	prune := a.mayPrune() // before the guests: all whom that speaks of are among them
-	pl := decide(a.wanted(), ports, routes, prune, time.Now())
+	pl := decide(a.wanted(), ports, routes, prune)
 	well := a.repair(ctx, pl.repairs)
 	clean := a.prune(ctx, pl)
+	a.settleDiversions(ctx)
 	a.tellSessions(ctx)
 	return well && clean
 }
@@ -279,9 +305,9 @@ func (a *Agent) wanted() map[string]wanted {
 	maps.DeleteFunc(a.expected, func(_ string, at time.Time) bool { return now.Sub(at) > expectation })
 	view := make(map[string]wanted, len(a.guests))
 	for name, g := range a.guests {
-		w := wanted{managed: g.want.VM.Origin != "", retry: g.trouble != nil || g.want.State == Absent, since: g.want.Since, stand: g.stand}
+		w := wanted{managed: g.want.VM.Origin != "", retry: g.trouble != nil || g.want.State == Absent, fresh: a.fresh(g, now), stand: g.stand}
 		if g.want.State != Absent {
-			w.ports, w.live = g.want.VM.Ports(&a.cluster), g.want.State == Live && !a.draining
+			w.ports, w.live = g.want.VM.Ports(&a.cluster), g.want.announced() && !a.draining
 		}
 		view[name] = w
 	}
@@ -405,6 +431,8 @@ func (a *Agent) heed(ctx context.Context, d Desired) {
 	d.VM, _ = a.answered(d.VM)
 	same := known && g.want.State >= d.State && g.trouble == nil && sameVM(g.want.VM, d.VM) && (d.State != Live || !g.want.Incoming)
 	ours := known && g.want.VM.Origin == d.VM.Origin
+	live := ours && g.want.State == Live
+	leaving, arriving := live && g.want.Leaving, ours && g.want.State == Wired && g.want.Incoming
 	a.mu.Unlock()
 	var err error
 	switch {
@@ -416,7 +444,16 @@ func (a *Agent) heed(ctx context.Context, d Desired) {
 		} else {
 			a.forgetUnknown(name, d.Since)
 		}
+	case d.Leaving && live:
+		if !leaving {
+			a.stopped(ctx, name, d.Since)
+		}
+	case d.Leaving && known: // it is not announced, nor to be
+	case leaving && d.State == Live:
+		a.resumed(ctx, name, d.Since)
 	case same:
+	case arriving && d.State == Live:
+		a.run(ctx, d.VM, d.Since, d.VM.Origin)
 	default:
 		err = a.bring(ctx, d.VM, request{asOf: d.Since, settle: func(prev Desired, known, incoming bool) (State, bool) {
 			if d.State == Live || known && prev.State == Live {

@@ -139,7 +139,7 @@ func (a *Agent) Status(ctx context.Context) (Status, error) {
 }
 
 func (a *Agent) backends() []any {
-	all := []any{a.dataplane, a.speaker, a.store, a.resolver}
+	all := []any{a.dataplane, a.speaker, a.store, a.resolver, a.nodes}
 	for _, s := range a.sources {
 		all = append(all, s)
 	}
@@ -150,7 +150,11 @@ func (a *Agent) backends() []any {
 }
 
 func (g *guest) troubleText() string {
-	if g.trouble == nil {
+	switch {
+	case g.trouble != nil:
+	case g.want.Lost != "" && g.want.State == Live:
+		return lostText(g.want)
+	default:
 		return ""
 	}
 	return strings.ReplaceAll(g.trouble.Error(), "\n", "; ")

@@ -120,6 +120,9 @@ type Desired struct {
 	Boot  string    `json:"boot,omitempty"` // the boot of the machine in which it was wanted
 }
 
+// announced reports whether the guest is to be announced.
+func (d Desired) announced() bool { return d.State == Live && d.Lost == "" }
+
 // Route is a prefix that this node announces, with itself as next hop.
 type Route struct {
 	Prefix     netip.Prefix

@@ -48,24 +48,25 @@ const (
 	Describe Op = "describe" // what the guest is, whether it runs or not
 	List     Op = "list"     // the ports
 	Status   Op = "status"   // the node's health
+	Moves    Op = "moves"    // the reports of guests' moves, of all or of the one that is named
 	Drain    Op = "drain"    // withdraw everything, take no new guests
 )
 
 var (
 	guestOps = []Op{Wire, Live, Started, Withdraw, Remove, Expect, Starting, Ended, Describe}
-	nodeOps  = []Op{List, Status, Drain}
+	nodeOps  = []Op{List, Status, Moves, Drain}
 )
 
 // Request is the line to the agent. Withdraw, Remove, Expect and Describe need
 // only the name of VM; Starting and Ended the name that its hypervisor has for
-// it, and which that is, in Origin; List, Status and Drain need none of it.
+// it, and which that is, in Origin; the others need none of it.
 type Request struct {
 	V  int       `json:"v"` // filled in by [Client.Call]
 	Op Op        `json:"op"`
 	VM fabric.VM `json:"vm,omitzero"`
 }
 
-// Reply is the line back. Ports and Status are those of the ops of that name;
+// Reply is the line back. Ports, Status and Moves are those of the ops of that name;
 // with a Status there may be an Error about what of it is not known. Guest
 // answers Describe.
 type Reply struct {
@@ -76,6 +77,7 @@ type Reply struct {
 	Ports   []fabric.PortEntry `json:"ports,omitzero"`
 	Status  *fabric.Status     `json:"status,omitzero"`
 	Guest   *Guest             `json:"guest,omitzero"`
+	Moves   []fabric.Move      `json:"moves,omitzero"`
 }
 
 // Guest is what a guest needs to know of its network.

@@ -36,7 +36,8 @@ type Hypervisors interface {
 // Node answers for the node as a whole.
 type Node interface {
 	List(ctx context.Context) ([]fabric.PortEntry, error)
-	Status(ctx context.Context) (fabric.Status, error) // with an error, what of it is known
+	Status(ctx context.Context) (fabric.Status, error)           // with an error, what of it is known
+	Moves(ctx context.Context, vm string) ([]fabric.Move, error) // the newest first; of all guests without a name
 	Drain(ctx context.Context) error
 }
 
@@ -219,6 +220,8 @@ func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) 
 		var status fabric.Status
 		status, err = agent.Status(ctx)
 		reply.Status = &status
+	case Moves:
+		reply.Moves, err = agent.Moves(ctx, vm.Name)
 	case Drain:
 		err = agent.Drain(ctx)
 	}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -19,6 +20,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/fabric/libvirt"
 	"github.com/vmfabric/vmfabric/fabric/lxd"
+	"github.com/vmfabric/vmfabric/fabric/nodes"
 	"github.com/vmfabric/vmfabric/hooks"
 	"golang.org/x/sync/errgroup"
 )
@@ -122,7 +124,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		return err
 	}
 	defer closing(store)
-	dataplane, err := kernel.New(kernel.Config{Cluster: cluster.Name}, kernel.WithLogger(log))
+	dataplane, err := kernel.New(kernel.Config{Cluster: cluster.Name, Underlay: others(&cluster, node)}, kernel.WithLogger(log))
 	if err != nil {
 		return err
 	}
@@ -150,7 +152,10 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		err = errors.Join(err, group.Wait())
 	}()
 	sources := f.sources(dataplane, log)
-	options := []fabric.Option{fabric.WithLogger(log), fabric.WithBoot(kernel.BootID()), fabric.WithObservers(extensions.observers...)}
+	options := []fabric.Option{
+		fabric.WithLogger(log), fabric.WithBoot(kernel.BootID()), fabric.WithObservers(extensions.observers...),
+		fabric.WithNodes(nodes.New(nodes.Config{Cluster: cluster, Node: node, Logger: log})),
+	}
 	if extensions.resolver != nil {
 		options = append(options, fabric.WithResolver(extensions.resolver))
 	}
@@ -218,6 +223,21 @@ func thisNode(c *fabric.Cluster, name string) (fabric.Node, error) {
 	}
 	short, _, _ := strings.Cut(host, ".")
 	return c.Node(short)
+}
+
+// others lists the addresses of the cluster's machines but this one.
+func others(c *fabric.Cluster, node fabric.Node) []netip.Addr {
+	var as []netip.Addr
+	for _, r := range c.Reflectors {
+		as = append(as, r.Address)
+	}
+	for _, g := range c.Core {
+		as = append(as, g.Address)
+	}
+	for _, n := range c.Nodes {
+		as = append(as, n.Address, n.Address6)
+	}
+	return slices.DeleteFunc(as, func(a netip.Addr) bool { return !a.IsValid() || a == node.Address || a == node.Address6 })
 }
 
 // underlay6 finds the IPv6 address of the interface that has the node's IPv4

@@ -247,7 +247,7 @@ func (a *Announcer) compare(prefixes []netip.Prefix) {
 // put adds what is missing first, and then takes away what is there in its
 // place, so that a daemon sees one change and no withdrawal.
 func (a *Announcer) put(prefixes []netip.Prefix, want map[netip.Prefix]uint32) error {
-	var troubles troubles
+	troubles := troubles{verb: "announce"}
 	var astray, missing, stale []route
 	a.mu.Lock()
 	for _, p := range prefixes {
@@ -318,7 +318,7 @@ func (a *Announcer) withdraw(rs []route) error {
 	if err != nil {
 		return err
 	}
-	var troubles troubles
+	troubles := troubles{verb: "announce"}
 	for i, r := range rs {
 		if n := errnoOf(errs[i]); errs[i] != nil && n != unix.ESRCH && n != unix.ENODEV {
 			troubles.add(r.prefix, reason(errs[i]))
@@ -460,6 +460,7 @@ func wake(c chan struct{}) {
 
 // troubles are errors of single prefixes of a call.
 type troubles struct {
+	verb  string
 	first error
 	more  int
 }
@@ -469,7 +470,7 @@ func (t *troubles) add(p netip.Prefix, err error) {
 		t.more++
 		return
 	}
-	t.first = fmt.Errorf("announce %s: %w", p, err)
+	t.first = fmt.Errorf("%s %s: %w", t.verb, p, err)
 }
 
 func (t *troubles) err() error {

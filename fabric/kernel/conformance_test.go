@@ -1,6 +1,7 @@
 package kernel_test
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -17,7 +18,7 @@ import (
 // namespace of this test.
 func TestConformance(t *testing.T) {
 	conformance.Dataplane(t, func(t *testing.T) (fabric.Dataplane, conformance.Controls) {
-		sweep(t)
+		underlay(t)
 		d := openFor(t, conformance.ClusterName)
 		t.Cleanup(func() { sweep(t) })
 		holders := map[string]*os.File{}
@@ -28,6 +29,10 @@ func TestConformance(t *testing.T) {
 		})
 		return d, conformance.Controls{
 			Again: func(t *testing.T) fabric.Dataplane { return openFor(t, conformance.ClusterName) },
+			Mover: &conformance.Mover{
+				Other: fabric.Node{Name: "node2", Address: node2[true], Address6: node2[false]},
+				Hear:  func(t *testing.T, p fabric.Port) { speak(t, p.Name, p.NIC.MAC) },
+			},
 			Breaker: conformance.Breaker{
 				AddLink: func(t *testing.T, name string) {
 					require.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, Flags: 1}, PeerName: "x" + name[1:]}))
@@ -51,13 +56,30 @@ func TestConformance(t *testing.T) {
 					require.Fail(t, "no such address", "%s on %s", gateway, port)
 				},
 				DelRoute: func(t *testing.T, port string, p netip.Prefix) {
-					out, err := exec.Command("ip", map[bool]string{true: "-4", false: "-6"}[p.Addr().Is4()], "route", "del", p.String(), "dev", port).CombinedOutput()
+					delRoute := func(more ...string) ([]byte, error) {
+						return exec.Command("ip", append([]string{map[bool]string{true: "-4", false: "-6"}[p.Addr().Is4()], "route", "del", p.String(), "dev", port}, more...)...).CombinedOutput()
+					}
+					out, err := delRoute()
+					if err != nil {
+						out, err = delRoute("table", fmt.Sprint(fabric.ArrivingTable))
+					}
 					require.NoError(t, err, string(out))
 				},
 				SetCarrier: func(t *testing.T, port string, up bool) { setCarrier(t, holders, port, up) },
 			},
 		}
 	})
+}
+
+// speak sends a reverse ARP request (RFC 903) into a tap, as QEMU does for its guest.
+func speak(t *testing.T, name string, mac fabric.MAC) {
+	t.Helper()
+	tap := hold(t, name, 0)
+	defer tap.Close()
+	frame := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, mac[:]...)
+	frame = append(frame, 0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3)
+	_, err := tap.Write(append(frame, make([]byte, 32)...))
+	require.NoError(t, err)
 }
 
 func link(t *testing.T, name string) netlink.Link {

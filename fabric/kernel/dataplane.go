@@ -19,6 +19,9 @@ import (
 // Config is what a [Dataplane] cannot do without.
 type Config struct {
 	Cluster string // the name in the mark of what is ours
+	// Underlay lists addresses of the cluster's other machines: what comes in
+	// from a link by which the kernel reaches one of them comes from the underlay.
+	Underlay []netip.Addr
 }
 
 // Option changes a [Dataplane] at its making.
@@ -36,6 +39,8 @@ type Dataplane struct {
 	watch    *watcher
 	reaper   reaper
 	proxying proxying
+	underlay []netip.Addr
+	moves    *moves
 
 	mu       sync.Mutex
 	want     map[string]fabric.Port // as put; guarded by mu
@@ -46,7 +51,7 @@ type Dataplane struct {
 // checks, and watches until Close. Without CAP_NET_ADMIN it is an error.
 func New(cfg Config, opts ...Option) (*Dataplane, error) {
 	d := &Dataplane{
-		cluster: cfg.Cluster, log: slog.New(slog.DiscardHandler), ipv6: hasIPv6(),
+		cluster: cfg.Cluster, underlay: cfg.Underlay, log: slog.New(slog.DiscardHandler), ipv6: hasIPv6(),
 		want: map[string]fabric.Port{}, ailments: map[string]string{},
 	}
 	for _, o := range opts {
@@ -63,7 +68,16 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
 	d.reaper.rtnl = d.rtnl
-	if d.watch, err = startWatcher(d); err != nil {
+	if d.moves, err = newMoves(); err != nil {
+		d.rtnl.close()
+		return nil, fmt.Errorf("kernel: %w", err)
+	}
+	err = d.findDiversions()
+	if err == nil {
+		d.watch, err = startWatcher(d)
+	}
+	if err != nil {
+		d.moves.close()
 		d.rtnl.close()
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
@@ -72,7 +86,7 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 
 // Close ends the watching. Everything in the kernel stays.
 func (d *Dataplane) Close() error {
-	return errors.Join(d.watch.close(), d.rtnl.close())
+	return errors.Join(d.watch.close(), d.moves.close(), d.rtnl.close())
 }
 
 // Changed implements [fabric.Dataplane].
@@ -148,7 +162,10 @@ func (l *mirrored) nic() fabric.NIC {
 	case "veth":
 		n.Kind = fabric.Veth
 	}
-	for _, r := range l.routes {
+	for at, r := range l.routes {
+		if _, also := l.routes[place{prefix: at.prefix}]; also && at.table != 0 {
+			continue // a port of which somebody is about to arrive, half way to one in use
+		}
 		if r.prefix.IsSingleIP() && !r.via.IsValid() {
 			n.Addresses = append(n.Addresses, r.prefix.Addr())
 		} else {
@@ -170,17 +187,20 @@ func (d *Dataplane) faults(p fabric.Port, l *mirrored) []string {
 	}
 	wanted := portRoutes(p, l.index)
 	for _, r := range wanted {
-		if l.routes[r.prefix] != r {
+		if l.routes[r.place()] != r {
 			faults = append(faults, "route "+r.prefix.String()+" missing")
 		}
 	}
-	for prefix := range l.routes {
-		if !slices.ContainsFunc(wanted, func(r route) bool { return r.prefix == prefix }) {
-			faults = append(faults, "route "+prefix.String()+" too many")
+	for at := range l.routes {
+		if !slices.ContainsFunc(wanted, func(r route) bool { return r.place() == at }) {
+			faults = append(faults, "route "+at.prefix.String()+" too many")
 		}
 	}
 	for _, r := range l.rivals {
 		faults = append(faults, fmt.Sprintf("route %s: %v", r.prefix, foreign(r)))
+	}
+	if p.Incoming {
+		faults = append(faults, l.neighbours...)
 	}
 	return append(faults, l.settings...)
 }
@@ -198,6 +218,7 @@ func (l link) linkFaults(p fabric.Port) []string {
 	note(l.mac != p.Gateway.MAC, "MAC is "+l.mac.String())
 	note(l.group != fabric.LinkGroup, "not in the ports' group")
 	note(l.master != 0, "enslaved to another link")
+	note(l.queue != queueOf(p), fmt.Sprintf("queue of %d packets", l.queue))
 	note(p.NIC.MTU != 0 && l.mtu != uint32(p.NIC.MTU), fmt.Sprintf("MTU is %d", l.mtu))
 	return faults
 }
@@ -214,14 +235,26 @@ func (d *Dataplane) gateways(p fabric.Port) []netip.Addr {
 	return as
 }
 
+// queueOf gives the packets that a port's queue holds.
+func queueOf(p fabric.Port) uint32 {
+	if p.Queue > 0 {
+		return uint32(p.Queue)
+	}
+	return txQueueLength
+}
+
 // portRoutes lists the routes to what is behind a port.
 func portRoutes(p fabric.Port, index int32) []route {
+	table := uint32(0)
+	if p.Incoming {
+		table = fabric.ArrivingTable
+	}
 	routes := make([]route, 0, len(p.NIC.Addresses)+len(p.NIC.Routes))
 	for _, a := range p.NIC.Addresses {
-		routes = append(routes, route{prefix: fabric.HostPrefix(a), index: index, proto: routeProtocol, metric: fabric.PortMetric})
+		routes = append(routes, route{table: table, prefix: fabric.HostPrefix(a), index: index, proto: routeProtocol, metric: fabric.PortMetric})
 	}
 	for _, r := range p.NIC.Routes {
-		routes = append(routes, route{prefix: r, index: index, via: p.NIC.Via(r), proto: routeProtocol, metric: fabric.PortMetric})
+		routes = append(routes, route{table: table, prefix: r, index: index, via: p.NIC.Via(r), proto: routeProtocol, metric: fabric.PortMetric})
 	}
 	return routes
 }
@@ -234,7 +267,7 @@ func (d *Dataplane) Put(_ context.Context, p fabric.Port) error {
 	d.mu.Unlock()
 	d.watch.hold(p.Name)
 	defer d.watch.release(p.Name)
-	if err := d.put(p); err != nil {
+	if err := d.put(p, before); err != nil {
 		d.mu.Lock()
 		if wanted {
 			d.want[p.Name] = before
@@ -247,7 +280,8 @@ func (d *Dataplane) Put(_ context.Context, p fabric.Port) error {
 	return nil
 }
 
-func (d *Dataplane) put(p fabric.Port) error {
+// put makes a port; was is how it was put before, if it was.
+func (d *Dataplane) put(p, was fabric.Port) error {
 	if !d.ipv6 && len(p.NIC.Addresses) > 0 {
 		for _, a := range p.NIC.Addresses {
 			if a.Is6() {
@@ -259,12 +293,16 @@ func (d *Dataplane) put(p fabric.Port) error {
 	if err != nil {
 		return err
 	}
-	if err := d.configure(p, l); err != nil {
+	if fresh {
+		was = fabric.Port{}
+	}
+	if err := d.configure(p, was, l); err != nil {
 		if fresh && p.NIC.Kind != fabric.Adopt {
 			err = errors.Join(err, d.reaper.remove(l.index))
 		}
 		return err
 	}
+	d.attend(p, l.index)
 	return nil
 }
 
@@ -328,7 +366,7 @@ func suits(p fabric.Port, l link) bool {
 
 func (d *Dataplane) makeLink(p fabric.Port) (l link, err error) {
 	if p.NIC.Kind == fabric.Veth {
-		if err := d.rtnl.addVeth(p.Name, fabric.PeerName(p.VM, p.Index), p.Gateway.MAC, p.NIC.MTU); err != nil {
+		if err := d.rtnl.addVeth(p.Name, fabric.PeerName(p.VM, p.Index), p.Gateway.MAC, p.NIC.MTU, queueOf(p)); err != nil {
 			return link{}, err
 		}
 		return d.rtnl.linkByName(p.Name)
@@ -357,6 +395,9 @@ func (d *Dataplane) linkMessage(p fabric.Port, l link) netlink.Message {
 		if l.master != 0 {
 			ae.Uint32(unix.IFLA_MASTER, 0)
 		}
+		if l.queue != queueOf(p) {
+			ae.Uint32(unix.IFLA_TXQLEN, queueOf(p))
+		}
 		if p.NIC.MTU != 0 && l.mtu != uint32(p.NIC.MTU) {
 			ae.Uint32(unix.IFLA_MTU, uint32(p.NIC.MTU))
 		}
@@ -365,39 +406,61 @@ func (d *Dataplane) linkMessage(p fabric.Port, l link) netlink.Message {
 }
 
 // configure makes a link the port, sending only what differs.
-func (d *Dataplane) configure(p fabric.Port, l link) error {
+func (d *Dataplane) configure(p, was fabric.Port, l link) error {
 	if err := d.quieten(p, &l); err != nil {
 		return err
 	}
 	if err := l.writeSettings(&d.proxying); err != nil {
 		return err
 	}
-	msgs, what := d.differences(p, l)
-	if len(msgs) == 0 {
-		return d.unrivalled(p, l)
+	if p.Incoming {
+		if err := d.expectArrivals(); err != nil {
+			return err
+		}
+	}
+	first, last := d.differences(p, was, l)
+	if err := d.carryOut(l, first); err != nil {
+		return err
+	}
+	// Only when everything else is there: no packet may find no route.
+	if err := d.carryOut(l, last); err != nil {
+		return err
+	}
+	if full := p.FullPortName(); len(first) > 0 && full != p.Name && len(full) < 128 {
+		_ = d.rtnl.addAltName(l.index, full) // there already, or a kernel before 5.5
+	}
+	return d.unrivalled(p, l)
+}
+
+// carryOut sends changes to the kernel in one batch.
+func (d *Dataplane) carryOut(l link, changes []change) error {
+	if len(changes) == 0 {
+		return nil
+	}
+	msgs := make([]netlink.Message, len(changes))
+	for i, c := range changes {
+		msgs[i] = c.message
 	}
 	errs, err := d.rtnl.batch(msgs...)
 	if err != nil {
 		return err
 	}
 	for i, err := range errs {
-		if errnoOf(err) == unix.ESRCH && what[i].stale {
+		c := changes[i]
+		if errnoOf(err) == unix.ESRCH && c.stale {
 			continue
 		}
-		if errnoOf(err) == unix.EEXIST && what[i].route.prefix.IsValid() {
-			err = d.settleRoute(what[i].route)
+		if errnoOf(err) == unix.EEXIST && c.route.prefix.IsValid() {
+			err = d.settleRoute(c.route)
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", what[i].text, reason(err))
+			return fmt.Errorf("%s: %w", c.text, reason(err))
 		}
-		if what[i].addr.IsValid() {
-			d.watch.mirror.added(l.index, what[i].addr)
+		if c.addr.IsValid() {
+			d.watch.mirror.added(l.index, c.addr)
 		}
 	}
-	if full := p.FullPortName(); full != p.Name && len(full) < 128 {
-		_ = d.rtnl.addAltName(l.index, full) // there already, or a kernel before 5.5
-	}
-	return d.unrivalled(p, l)
+	return nil
 }
 
 // quieten takes the link-local address off that the kernel gives a link which
@@ -422,16 +485,21 @@ func (d *Dataplane) quieten(p fabric.Port, l *link) error {
 	return err
 }
 
-// change says, for people, what a message of a batch does.
+// change is a message of a batch, and what it does in words for people.
 type change struct {
-	text  string
-	route route
-	addr  netip.Addr
-	stale bool // the message removes something
+	message netlink.Message
+	text    string
+	route   route
+	addr    netip.Addr
+	stale   bool // the message removes something
 }
 
-func (d *Dataplane) differences(p fabric.Port, l link) (msgs []netlink.Message, what []change) {
-	add := func(m netlink.Message, c change) { msgs, what = append(msgs, m), append(what, c) }
+// differences lists what makes a link the port, and what is to go after that.
+func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []change) {
+	add := func(m netlink.Message, c change) {
+		c.message = m
+		first = append(first, c)
+	}
 	addrs, have, rivals := d.watch.seen(l.index)
 	if faults := append(l.linkFaults(p), l.settingFaults()...); len(faults) > 0 || l.genMode != genModeNone && len(l.conf6) > 0 {
 		add(d.linkMessage(p, l), change{text: "set up the link"})
@@ -442,19 +510,34 @@ func (d *Dataplane) differences(p fabric.Port, l link) (msgs []netlink.Message, 
 			add(addrMessage(unix.RTM_NEWADDR, netlink.Create|netlink.Replace, l.index, a), change{text: "gateway " + a.String(), addr: a})
 		}
 	}
+	if p.Incoming {
+		first = append(first, neighbours(p, l.index, unix.NUD_PERMANENT)...)
+	}
+	turned := was.Name != "" && was.Incoming != p.Incoming
+	if turned {
+		// The notifications of what was done a moment ago may be still to come.
+		for _, r := range portRoutes(was, l.index) {
+			have[r.place()] = r
+		}
+	}
 	for _, r := range portRoutes(p, l.index) {
-		had, there := have[r.prefix]
-		if _, rival := rivals[r.prefix]; had != r || rival {
+		had, there := have[r.place()]
+		if _, rival := rivals[r.prefix]; had != r || turned || rival && r.table == 0 {
 			add(routeMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, r), change{text: "route " + r.prefix.String(), route: r})
 		}
 		if !there || had.metric == r.metric {
-			delete(have, r.prefix)
+			delete(have, r.place())
 		} // else it stands beside the new one, and goes
 	}
+	arrived := false
 	for _, r := range have {
-		add(routeMessage(unix.RTM_DELROUTE, 0, r), change{text: "remove route " + r.prefix.String(), stale: true})
+		arrived = arrived || r.table != 0
+		last = append(last, change{message: routeMessage(unix.RTM_DELROUTE, 0, r), text: "remove route " + r.prefix.String(), stale: true})
 	}
-	return msgs, what
+	if arrived && !p.Incoming {
+		last = append(last, neighbours(p, l.index, unix.NUD_STALE)...)
+	}
+	return first, last
 }
 
 func foreign(r route) error {
@@ -471,6 +554,9 @@ const (
 // unrivalled reports a route of somebody else's that the kernel uses in the
 // place of one to the port.
 func (d *Dataplane) unrivalled(p fabric.Port, l link) error {
+	if p.Incoming {
+		return nil // whoever else has a route may keep it until the guest runs here
+	}
 	bound := time.Now().Add(givesWayIn)
 	for _, r := range portRoutes(p, l.index) {
 		for {
@@ -491,15 +577,15 @@ func (d *Dataplane) unrivalled(p fabric.Port, l link) error {
 // settleRoute is for a route to a prefix that has one already: ours is
 // replaced, anybody else's is left alone.
 func (d *Dataplane) settleRoute(r route) error {
-	have, err := d.rtnl.lookup(r.prefix)
-	if err != nil {
-		return err
+	have, err := route{}, errOtherTable
+	if r.table == 0 {
+		have, err = d.rtnl.lookup(r.prefix)
 	}
-	if have == r {
+	if err == nil && have == r {
 		return nil
 	}
-	if have.announces() { // of the same prefix, before that which is in the way
-		if have, err = d.rtnl.routeOf(r.prefix); err != nil || have == r {
+	if err != nil || have.announces() { // of the same prefix, before that which is in the way
+		if have, err = d.rtnl.routeOf(r.place()); err != nil || have == r {
 			return err
 		}
 	}
@@ -545,7 +631,11 @@ func routeMessage(typ netlink.HeaderType, flags netlink.HeaderFlags, r route) ne
 	if typ == unix.RTM_DELROUTE {
 		rflags = 0
 	}
-	return message(typ, flags|netlink.Acknowledge, rtmsg(family, uint8(r.prefix.Bits()), scope, rflags), func(ae *netlink.AttributeEncoder) {
+	head := rtmsg(family, uint8(r.prefix.Bits()), scope, rflags)
+	if r.table != 0 {
+		head[4] = uint8(r.table)
+	}
+	return message(typ, flags|netlink.Acknowledge, head, func(ae *netlink.AttributeEncoder) {
 		ae.Bytes(unix.RTA_DST, r.prefix.Addr().AsSlice())
 		ae.Uint32(unix.RTA_OIF, uint32(r.index))
 		if r.via.IsValid() {
@@ -557,20 +647,28 @@ func routeMessage(typ netlink.HeaderType, flags netlink.HeaderFlags, r route) ne
 	})
 }
 
+// routeMatch is RTM_F_FIB_MATCH: the answer is the entry of the table, not the
+// way that a packet would take.
+const routeMatch = 0x2000
+
+// routeRequest asks for the route to an address.
+func routeRequest(a netip.Addr, flags uint32) netlink.Message {
+	return message(unix.RTM_GETROUTE, 0, routeQuery(a, flags), func(ae *netlink.AttributeEncoder) {
+		ae.Bytes(unix.RTA_DST, a.AsSlice())
+	})
+}
+
+func routeQuery(a netip.Addr, flags uint32) []byte {
+	head := make([]byte, unix.SizeofRtMsg)
+	head[0], head[1] = familyOf(a), uint8(a.BitLen())
+	putUint32(head[8:], flags)
+	return head
+}
+
 // lookup asks for the entry of the main table that a prefix's first address
 // matches (RTM_F_FIB_MATCH).
 func (r *rtnl) lookup(p netip.Prefix) (route, error) {
-	family := uint8(unix.AF_INET)
-	if p.Addr().Is6() {
-		family = unix.AF_INET6
-	}
-	head := make([]byte, unix.SizeofRtMsg)
-	head[0], head[1] = family, uint8(p.Addr().BitLen())
-	const fibMatch = 0x2000
-	head[9] = fibMatch >> 8
-	replies, err := r.do(message(unix.RTM_GETROUTE, 0, head, func(ae *netlink.AttributeEncoder) {
-		ae.Bytes(unix.RTA_DST, p.Addr().AsSlice())
-	}))
+	replies, err := r.do(routeRequest(p.Addr(), routeMatch))
 	if err != nil {
 		return route{}, reason(err)
 	}
@@ -582,10 +680,10 @@ func (r *rtnl) lookup(p netip.Prefix) (route, error) {
 	return route{}, fmt.Errorf("the kernel says that there is a route to %s and does not show it", p)
 }
 
-// routeOf lists our routes for that to a prefix which is not an announcement.
-func (r *rtnl) routeOf(p netip.Prefix) (route, error) {
+// routeOf lists our routes for that at a place which is not an announcement.
+func (r *rtnl) routeOf(p place) (route, error) {
 	family := uint8(unix.AF_INET)
-	if p.Addr().Is6() {
+	if p.prefix.Addr().Is6() {
 		family = unix.AF_INET6
 	}
 	replies, err := r.do(message(unix.RTM_GETROUTE, netlink.Dump, dumpRoutes(family), nil))
@@ -593,11 +691,11 @@ func (r *rtnl) routeOf(p netip.Prefix) (route, error) {
 		return route{}, reason(err)
 	}
 	for _, reply := range replies {
-		if have, err := parseRoute(reply.Data); err == nil && have.prefix == p && have.proto == routeProtocol && !have.announces() {
+		if have, err := parseTableRoute(reply.Data); err == nil && have.place() == p && have.proto == routeProtocol && !have.announces() {
 			return have, nil
 		}
 	}
-	return route{}, fmt.Errorf("there is one already, %w; see ip route show %s", fabric.ErrForeign, p)
+	return route{}, fmt.Errorf("there is one already, %w; see ip route show table all %s", fabric.ErrForeign, p.prefix)
 }
 
 // Remove implements [fabric.Dataplane]. Removals that are asked for at the
@@ -611,6 +709,8 @@ func (d *Dataplane) Remove(_ context.Context, names ...string) error {
 		delete(d.want, name)
 		d.mu.Unlock()
 		d.watch.forget(name)
+		d.moves.leave(name)
+		d.ail("hear "+name, "")
 		l, err := d.rtnl.linkByName(name)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
@@ -641,6 +741,11 @@ func (d *Dataplane) giveBack(p fabric.Port, l link) error {
 	_, routes, _ := d.watch.seen(l.index)
 	for _, r := range routes {
 		msgs = append(msgs, routeMessage(unix.RTM_DELROUTE, 0, r))
+	}
+	if p.Incoming {
+		for _, c := range neighbours(p, l.index, unix.NUD_STALE) {
+			msgs = append(msgs, c.message)
+		}
 	}
 	for _, a := range d.gateways(p) {
 		msgs = append(msgs, addrMessage(unix.RTM_DELADDR, 0, l.index, a))

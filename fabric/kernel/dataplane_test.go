@@ -21,7 +21,7 @@ func open(t *testing.T) *kernel.Dataplane { return openFor(t, "lab") }
 
 func openFor(t *testing.T, cluster string) *kernel.Dataplane {
 	t.Helper()
-	d, err := kernel.New(kernel.Config{Cluster: cluster})
+	d, err := kernel.New(kernel.Config{Cluster: cluster, Underlay: []netip.Addr{node2[true], node3[false], afar[true]}})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, d.Close()) })
 	return d

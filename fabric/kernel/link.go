@@ -24,7 +24,7 @@ const (
 	vethPeer        = 1 // VETH_INFO_PEER
 	routeProtocol   = fabric.Protocol
 	lowerUp         = 1 << 16 // IFF_LOWER_UP
-	txQueueLength   = 1000    // packets; what a tap has by default, a veth has not
+	txQueueLength   = 1000    // packets; what the kernel gives
 	devconfForward4 = 1       // IPV4_DEVCONF_*
 	devconfProxyARP = 3
 	devconfAccRedir = 4
@@ -46,6 +46,8 @@ type link struct {
 	kind       string // IFLA_INFO_KIND: "tun", "veth", ...
 	multiQueue bool
 	flags      uint32
+	hardware   uint16 // ARPHRD_*
+	queue      uint32 // packets (IFLA_TXQLEN)
 	mac        fabric.MAC
 	mtu        uint32
 	group      uint32
@@ -78,7 +80,7 @@ func parseLink(data []byte) (link, error) {
 	}
 	l := link{
 		index: int32(binary.NativeEndian.Uint32(data[4:])),
-		flags: binary.NativeEndian.Uint32(data[8:]),
+		flags: binary.NativeEndian.Uint32(data[8:]), hardware: binary.NativeEndian.Uint16(data[2:]),
 	}
 	ad, err := netlink.NewAttributeDecoder(data[unix.SizeofIfInfomsg:])
 	if err != nil {
@@ -94,6 +96,8 @@ func parseLink(data []byte) (link, error) {
 			if b := ad.Bytes(); len(b) == 6 {
 				l.mac = fabric.MAC(b)
 			}
+		case unix.IFLA_TXQLEN:
+			l.queue = ad.Uint32()
 		case unix.IFLA_MTU:
 			l.mtu = ad.Uint32()
 		case unix.IFLA_GROUP:
@@ -187,12 +191,12 @@ func (r *rtnl) link(head []byte, attrs func(*netlink.AttributeEncoder)) (link, e
 
 // addVeth makes a veth pair whose host end carries the port group from the
 // first moment, so that a half-made one is recognised.
-func (r *rtnl) addVeth(name, peer string, mac fabric.MAC, mtu int) error {
+func (r *rtnl) addVeth(name, peer string, mac fabric.MAC, mtu int, queue uint32) error {
 	_, err := r.do(message(unix.RTM_NEWLINK, netlink.Acknowledge|netlink.Create|netlink.Excl, ifinfomsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.IFLA_IFNAME, name)
 		ae.Bytes(unix.IFLA_ADDRESS, mac[:])
 		ae.Uint32(unix.IFLA_GROUP, fabric.LinkGroup)
-		ae.Uint32(unix.IFLA_TXQLEN, txQueueLength)
+		ae.Uint32(unix.IFLA_TXQLEN, queue)
 		if mtu != 0 {
 			ae.Uint32(unix.IFLA_MTU, uint32(mtu))
 		}

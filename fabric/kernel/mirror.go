@@ -17,7 +17,7 @@ type mirror struct {
 	mu     sync.Mutex
 	links  map[int32]*mirrored
 	byName map[string]int32
-	owner  map[netip.Prefix]int32 // the link of a route of ours
+	owner  map[place]int32 // the link of a route of ours
 
 	// early are addresses of links whose own notification is still to come.
 	early map[int32][]netip.Addr
@@ -31,13 +31,23 @@ type mirrored struct {
 	hadCarrier bool
 	found      bool // marked before this process began
 	addrs      map[netip.Addr]bool
-	routes     map[netip.Prefix]route // of our protocol, in the main table, but for announcements
+	routes     map[place]route        // of our protocol, but for announcements
 	rivals     map[netip.Prefix]route // somebody else's, which the kernel uses in the place of ours
 	settings   []string               // faults of sysctls, as last looked at
+	neighbours []string               // likewise of the neighbours of a guest that is about to arrive
 }
+
+// place is where a route stands: each table has its own to a prefix.
+type place struct {
+	table  uint32
+	prefix netip.Prefix
+}
+
+func (r route) place() place { return place{r.table, r.prefix} }
 
 // route is a route to a port.
 type route struct {
+	table  uint32 // 0: the main one
 	prefix netip.Prefix
 	index  int32
 	via    netip.Addr
@@ -58,7 +68,7 @@ func newMirror() *mirror {
 }
 
 func (m *mirror) reset() {
-	m.links, m.byName, m.owner = map[int32]*mirrored{}, map[string]int32{}, map[netip.Prefix]int32{}
+	m.links, m.byName, m.owner = map[int32]*mirrored{}, map[string]int32{}, map[place]int32{}
 	m.early = map[int32][]netip.Addr{}
 }
 
@@ -136,8 +146,8 @@ func (m *mirror) apply(msg netlink.Message) []string {
 		}
 		return []string{l.name}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		r, err := parseRoute(msg.Data)
-		if err != nil {
+		r, err := parseTableRoute(msg.Data)
+		if err != nil || r.table != 0 && r.table != fabric.ArrivingTable {
 			return nil
 		}
 		return m.applyRoute(r, msg)
@@ -157,17 +167,17 @@ func (m *mirror) applyLink(l link, gone bool) []string {
 		if m.byName[have.name] == l.index {
 			delete(m.byName, have.name)
 		}
-		for p := range have.routes {
+		for at := range have.routes {
 			// The kernel flushes the IPv4 routes of a link without a word.
-			if m.owner[p] == l.index {
-				delete(m.owner, p)
+			if m.owner[at] == l.index {
+				delete(m.owner, at)
 			}
 		}
 		return []string{have.name}
 	case have == nil && !ours:
 		return []string{l.name}
 	case have == nil:
-		have = &mirrored{addrs: map[netip.Addr]bool{}, routes: map[netip.Prefix]route{}, rivals: map[netip.Prefix]route{}}
+		have = &mirrored{addrs: map[netip.Addr]bool{}, routes: map[place]route{}, rivals: map[netip.Prefix]route{}}
 		m.links[l.index] = have
 		for _, a := range m.early[l.index] {
 			have.addrs[a] = true
@@ -205,10 +215,10 @@ func (m *mirror) added(index int32, a netip.Addr) {
 // flush4 forgets the IPv4 routes of a link that went down or lost its last IPv4
 // address: the kernel drops them without a notification.
 func (m *mirror) flush4(l *mirrored) {
-	for p := range l.routes {
-		if p.Addr().Is4() {
-			delete(l.routes, p)
-			delete(m.owner, p)
+	for at := range l.routes {
+		if at.prefix.Addr().Is4() {
+			delete(l.routes, at)
+			delete(m.owner, at)
 		}
 	}
 }
@@ -223,12 +233,12 @@ func (l *mirrored) hasIPv4() bool {
 }
 
 func (m *mirror) applyRoute(r route, msg netlink.Message) []string {
-	index, ours := m.owner[r.prefix]
+	index, ours := m.owner[r.place()]
 	var names []string
 	drop := func() {
-		delete(m.owner, r.prefix)
+		delete(m.owner, r.place())
 		if l := m.links[index]; l != nil {
-			delete(l.routes, r.prefix)
+			delete(l.routes, r.place())
 			names = append(names, l.name)
 		}
 	}
@@ -238,7 +248,7 @@ func (m *mirror) applyRoute(r route, msg netlink.Message) []string {
 		l := m.links[index]
 		switch {
 		case !ours || l == nil:
-		case r.proto == routeProtocol && index == r.index && l.routes[r.prefix].metric == r.metric:
+		case r.proto == routeProtocol && index == r.index && l.routes[r.place()].metric == r.metric:
 			drop()
 		case l.rivals[r.prefix] == r:
 			delete(l.rivals, r.prefix)
@@ -249,12 +259,12 @@ func (m *mirror) applyRoute(r route, msg netlink.Message) []string {
 			drop()
 		}
 		if l := m.links[r.index]; l != nil {
-			l.routes[r.prefix], m.owner[r.prefix] = r, r.index
+			l.routes[r.place()], m.owner[r.place()] = r, r.index
 			names = append(names, l.name)
 		}
 	case ours && msg.Header.Flags&netlink.Replace != 0 && r.metric == fabric.PortMetric:
 		drop() // somebody put theirs in the place of ours
-	case ours && r.metric < fabric.PortMetric:
+	case ours && r.table == 0 && r.metric < fabric.PortMetric:
 		if l := m.links[index]; l != nil {
 			l.rivals[r.prefix] = r
 			names = append(names, l.name)
@@ -283,7 +293,17 @@ func parseAddr(data []byte) (index int32, addr netip.Addr, err error) {
 
 var errOtherTable = errors.New("not in the main table")
 
+// parseRoute reads a route of the main table; another is an error.
 func parseRoute(data []byte) (route, error) {
+	r, err := parseTableRoute(data)
+	if err == nil && r.table != 0 {
+		return route{}, errOtherTable
+	}
+	return r, err
+}
+
+// parseTableRoute reads a route of any table.
+func parseTableRoute(data []byte) (route, error) {
 	if len(data) < unix.SizeofRtMsg {
 		return route{}, errors.New("rtnetlink: short route message")
 	}
@@ -324,7 +344,7 @@ func parseRoute(data []byte) (route, error) {
 		return route{}, err
 	}
 	if table != unix.RT_TABLE_MAIN {
-		return route{}, errOtherTable
+		r.table = table
 	}
 	r.prefix = netip.PrefixFrom(dst, bits)
 	return r, nil

@@ -97,6 +97,11 @@ func message(typ netlink.HeaderType, flags netlink.HeaderFlags, head []byte, att
 	}
 }
 
+func nativeUint16(b []byte) uint16 { return binary.NativeEndian.Uint16(b) }
+func nativeUint32(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }
+func putUint16(b []byte, v uint16) { binary.NativeEndian.PutUint16(b, v) }
+func putUint32(b []byte, v uint32) { binary.NativeEndian.PutUint32(b, v) }
+
 // ifinfomsg, ifaddrmsg and rtmsg are the fixed headers of rtnetlink(7).
 
 func ifinfomsg(index int32, flags, change uint32) []byte {

@@ -38,6 +38,7 @@ type watcher struct {
 
 	mu       sync.Mutex
 	held     map[string]int  // being put: how they look meanwhile does not count
+	unruled  bool            // somebody removed a rule, ours perhaps
 	awaited  map[string]bool // adopted ports whose link is to appear
 	suspects map[string]bool // to be looked at
 	links    []*Links        // who follows links that are not ours, too
@@ -52,7 +53,8 @@ func startWatcher(d *Dataplane) (*watcher, error) {
 	}
 	var err error
 	w.events, err = dialNotices(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF)
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
+		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
 	if err != nil {
 		return nil, err
 	}
@@ -95,6 +97,10 @@ func (w *watcher) receive() {
 		for _, m := range msgs {
 			if m.Header.Type == unix.RTM_NEWNETCONF {
 				names = append(names, w.reconfigured(m.Data)...)
+				continue
+			}
+			if m.Header.Type == unix.RTM_DELRULE {
+				w.ruleGone()
 				continue
 			}
 			concerned := w.mirror.apply(m)
@@ -167,6 +173,17 @@ func (w *watcher) suspect(names ...string) {
 	}
 }
 
+// ruleGone has the rules looked at soon.
+func (w *watcher) ruleGone() {
+	w.mu.Lock()
+	w.unruled = true
+	w.mu.Unlock()
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
 // welcome says that links were told of: one may be what an adopted port waits for.
 func (w *watcher) welcome(names ...string) {
 	w.mu.Lock()
@@ -214,13 +231,13 @@ func (w *watcher) forget(name string) {
 }
 
 // seen gives copies of what the mirror has of a link.
-func (w *watcher) seen(index int32) (addrs map[netip.Addr]bool, routes, rivals map[netip.Prefix]route) {
+func (w *watcher) seen(index int32) (addrs map[netip.Addr]bool, routes map[place]route, rivals map[netip.Prefix]route) {
 	w.mirror.mu.Lock()
 	defer w.mirror.mu.Unlock()
 	if l := w.mirror.links[index]; l != nil {
 		return maps.Clone(l.addrs), maps.Clone(l.routes), maps.Clone(l.rivals)
 	}
-	return nil, map[netip.Prefix]route{}, nil
+	return nil, map[place]route{}, nil
 }
 
 // unrivalled notes that the kernel uses our route to a prefix.
@@ -250,7 +267,12 @@ func (w *watcher) inspect() {
 			w.mu.Lock()
 			suspects := w.suspects
 			w.suspects = map[string]bool{}
+			unruled := w.unruled
+			w.unruled = false
 			w.mu.Unlock()
+			if unruled {
+				w.d.keepRules()
+			}
 			for name := range suspects {
 				if name[0] == '/' {
 					w.verify(name[1:])
@@ -262,6 +284,7 @@ func (w *watcher) inspect() {
 			}
 		case <-tick.C:
 			w.d.protect()
+			w.d.keepRules()
 			w.round()
 		}
 	}
@@ -320,13 +343,17 @@ func (w *watcher) verify(name string) bool {
 	if err != nil {
 		return false // a link that is gone has been notified
 	}
+	w.d.mu.Lock()
+	p := w.d.want[name]
+	w.d.mu.Unlock()
+	neighbours := w.d.neighbourFaults(p, l.index)
 	faults := l.settingFaults()
 	w.mirror.mu.Lock()
 	defer w.mirror.mu.Unlock()
 	if m := w.mirror.links[l.index]; m != nil {
-		m.settings = faults
+		m.settings, m.neighbours = faults, neighbours
 	}
-	return len(faults) > 0
+	return len(faults)+len(neighbours) > 0
 }
 
 // protect sees to what the node as a whole needs: that it forwards, and that

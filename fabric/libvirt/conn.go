@@ -168,7 +168,7 @@ func (c *conn) diagnose(patience time.Duration) []string {
 	}
 	late(c.listed, "all domains", "")
 	for _, j := range c.jobs {
-		late(j.asked, "domain "+j.name, "of it ")
+		late(j.asked, "domain "+j.dom.Name, "of it ")
 	}
 	slices.Sort(problems)
 	return problems

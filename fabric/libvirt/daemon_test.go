@@ -25,12 +25,14 @@ const (
 	procVersion   = 157
 	procState     = 212
 	procList      = 273
+	procJobStats  = 298
 	procRegister  = 316
 	procLifecycle = 318
 
 	typeReply, typeEvent = 1, 2
 	statusOK, statusErr  = 0, 1
 	errNoDomain          = 42
+	errUnsupported       = 84
 	maxRequests          = 5 // of one client at a time; then libvirtd stops reading
 )
 
@@ -59,6 +61,7 @@ type domain struct {
 	xml           string
 	state, reason int32
 	hook          chan struct{} // closed when no hook of it runs
+	incoming      bool          // a migration arrives, or did not end yet
 }
 
 func newDaemon(t *testing.T) *daemon {
@@ -154,6 +157,16 @@ func (d *daemon) set(name string, state, reason int, xml string) {
 	if xml != "" {
 		dom.xml = xml
 	}
+}
+
+// arrive begins the migration of a domain to here, in a new life of it.
+func (d *daemon) arrive(name string, xml string) {
+	d.set(name, paused, migrating, xml)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	dom := d.find(name)
+	dom.incoming = true
+	dom.ID += 100
 }
 
 // remove takes a domain away, as a transient one when it stops. Events about
@@ -270,7 +283,7 @@ func (d *daemon) answer(c *client, proc uint32, body []byte) (status uint32, rep
 	var out xdr
 	var dom *domain
 	switch proc {
-	case procXML, procState:
+	case procXML, procState, procJobStats:
 		length := binary.BigEndian.Uint32(body)
 		name := string(body[4 : 4+length])
 		uuid := body[4+(length+3)/4*4:][:16]
@@ -278,7 +291,7 @@ func (d *daemon) answer(c *client, proc uint32, body []byte) (status uint32, rep
 		dom = d.find(name)
 		d.mu.Unlock()
 		if dom == nil || !bytes.Equal(dom.UUID[:], uuid) {
-			return noDomain()
+			return failure(errNoDomain, "Domain not found")
 		}
 		d.mu.Lock()
 		hook := dom.hook
@@ -306,9 +319,16 @@ func (d *daemon) answer(c *client, proc uint32, body []byte) (status uint32, rep
 		out.text(dom.xml)
 	case procState:
 		out.ints(dom.state, dom.reason)
+	case procJobStats:
+		if dom.incoming {
+			return failure(errUnsupported, "Operation not supported: migration statistics are available only on the source host")
+		}
+		out.ints(2, 1)
+		out.text("operation")
+		out.ints(1, 5)
 	case procLookup:
 		if dom = d.find(string(body[4 : 4+binary.BigEndian.Uint32(body)])); dom == nil {
-			return noDomain()
+			return failure(errNoDomain, "Domain not found")
 		}
 		out.domain(dom.Domain)
 	case procList:
@@ -327,10 +347,10 @@ func (d *daemon) answer(c *client, proc uint32, body []byte) (status uint32, rep
 	return statusOK, out.Bytes()
 }
 
-func noDomain() (status uint32, reply []byte) {
+func failure(code int32, text string) (status uint32, reply []byte) {
 	var out xdr
-	out.ints(errNoDomain, 10, 1)
-	out.text("Domain not found")
+	out.ints(code, 10, 1)
+	out.text(text)
 	out.ints(2, 0, 0, 0, 0, 0, 0, 0)
 	return statusErr, out.Bytes()
 }

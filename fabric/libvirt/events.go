@@ -21,22 +21,59 @@ func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
 	s.mu.Lock()
 	s.lastEvent = time.Now()
 	foreign := s.foreign[e.Dom.UUID]
+	if last := s.known[e.Dom.UUID]; last != nil && event == golibvirt.DomainEventStopped {
+		past := *last // what it was says nothing of its next life
+		past.id = noLife
+		s.known[e.Dom.UUID] = &past
+	}
 	if event == golibvirt.DomainEventStopped || event == golibvirt.DomainEventUndefined || event == golibvirt.DomainEventStarted {
 		delete(s.foreign, e.Dom.UUID)
 	}
 	s.mu.Unlock()
 	s.log.Debug("libvirt event", "vm", e.Dom.Name, "event", e.Event, "detail", e.Detail)
+	s.cutover(e)
 	if !foreign || fresh {
 		s.touch(c, e.Dom, fresh)
 	}
 }
 
+// noLife is no number of libvirt's, which are positive, or -1 for what does not run.
+const noLife = -2
+
+// cutover tells at once that a guest stopped for its migration, or that it runs:
+// every packet to it waits for that. What libvirt answers to a question, a
+// millisecond later or a hundred, is told besides.
+func (s *Source) cutover(e golibvirt.DomainEventLifecycleMsg) {
+	leaves := leaving(e)
+	if !leaves && golibvirt.DomainEventType(e.Event) != golibvirt.DomainEventResumed {
+		return
+	}
+	s.mu.Lock()
+	last := s.known[e.Dom.UUID]
+	s.mu.Unlock()
+	if last == nil || last.id != e.Dom.ID || leaves && last.as.state != fabric.Live {
+		return // of another life of the domain, or of its arrival
+	}
+	d := fabric.Desired{VM: last.vm, State: fabric.Live, Leaving: leaves, Since: time.Now()}
+	s.remember(e.Dom, d)
+	s.box.Put(d)
+}
+
+// leaving tells whether a domain was stopped so that it goes on elsewhere.
+func leaving(e golibvirt.DomainEventLifecycleMsg) bool {
+	if golibvirt.DomainEventType(e.Event) != golibvirt.DomainEventSuspended {
+		return false
+	}
+	detail := golibvirt.DomainEventSuspendedDetailType(e.Detail)
+	return detail == golibvirt.DomainEventSuspendedMigrated || detail == golibvirt.DomainEventSuspendedPostcopy
+}
+
 // job is the work on the news of one domain.
 type job struct {
-	name  string
-	asked time.Time // when libvirt was asked; zero while that waits for its turn
-	again bool      // there was more news meanwhile
-	fresh bool      // the XML is to be read
+	dom   golibvirt.Domain // as in the newest event
+	asked time.Time        // when libvirt was asked; zero while that waits for its turn
+	again bool             // there was more news meanwhile
+	fresh bool             // the XML is to be read
 }
 
 // touch has a domain looked at. Each domain has one who looks, and never two:
@@ -46,17 +83,17 @@ func (s *Source) touch(c *conn, dom golibvirt.Domain, fresh bool) {
 	c.mu.Lock()
 	j, busy := c.jobs[dom.UUID]
 	if busy {
-		j.again, j.fresh = true, j.fresh || fresh
+		j.dom, j.again, j.fresh = dom, true, j.fresh || fresh
 		c.mu.Unlock()
 		return
 	}
-	j = &job{name: dom.Name, fresh: fresh}
+	j = &job{dom: dom, fresh: fresh}
 	c.jobs[dom.UUID] = j
 	c.mu.Unlock()
-	c.start(func() { s.work(c, dom, j) })
+	c.start(func() { s.work(c, j) })
 }
 
-func (s *Source) work(c *conn, dom golibvirt.Domain, j *job) {
+func (s *Source) work(c *conn, j *job) {
 	for {
 		waiting, cancel := context.WithTimeout(context.Background(), s.times.call)
 		release, err := c.acquire(waiting, c.slots)
@@ -70,7 +107,7 @@ func (s *Source) work(c *conn, dom golibvirt.Domain, j *job) {
 			return
 		}
 		c.mu.Lock()
-		fresh := j.fresh
+		dom, fresh := j.dom, j.fresh
 		j.asked, j.again, j.fresh = time.Now(), false, false
 		c.mu.Unlock()
 

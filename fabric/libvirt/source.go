@@ -62,9 +62,10 @@ var (
 
 // sighting is a guest of ours as it was last seen running.
 type sighting struct {
-	vm    fabric.VM
-	state fabric.State
-	at    time.Time
+	vm fabric.VM
+	as standing
+	id int32 // libvirt's, another with each start
+	at time.Time
 }
 
 // times are how long things may take.
@@ -237,8 +238,7 @@ func (s *Source) isBad(dom golibvirt.Domain) bool {
 }
 
 // look reads a domain and remembers what it saw. Unless fresh, the XML of a
-// guest that is known is not read again: the state alone is quicker, and at
-// the cutover of a migration every packet waits for it.
+// guest that is known is not read again: the state alone is quicker.
 func (s *Source) look(c *conn, dom golibvirt.Domain, fresh bool) (d fabric.Desired, ours bool, err error) {
 	s.mu.Lock()
 	last := s.known[dom.UUID]
@@ -255,18 +255,30 @@ func (s *Source) look(c *conn, dom golibvirt.Domain, fresh bool) (d fabric.Desir
 	if err != nil {
 		return d, false, err
 	}
+	var was standing
+	switch {
+	case last != nil && last.id == dom.ID:
+		was = last.as
+	case needsSide(state, reason):
+		if was, err = askSide(c, dom, reason); err != nil {
+			return d, false, err
+		}
+	}
+	as := stateOf(state, reason, was)
+	d.State, d.Leaving = as.state, as.leaving
+	s.remember(dom, d)
+	return d, true, nil
+}
+
+// remember notes a guest as it was seen, unless something newer is known by
+// now. One that was seen stopped stays known until that was told: a transient
+// one cannot be read again.
+func (s *Source) remember(dom golibvirt.Domain, d fabric.Desired) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var was fabric.State
-	if last != nil {
-		was = last.state
+	if last := s.known[dom.UUID]; d.State != fabric.Absent && (last == nil || !last.at.After(d.Since)) {
+		s.known[dom.UUID] = &sighting{vm: d.VM, as: standing{d.State, d.Leaving}, id: dom.ID, at: d.Since}
 	}
-	// A guest that was seen stopped stays known until that was told: a transient
-	// one cannot be read again.
-	if d.State = stateOf(state, reason, was); d.State != fabric.Absent {
-		s.known[dom.UUID] = &sighting{vm: d.VM, state: d.State, at: d.Since}
-	}
-	return d, true, nil
 }
 
 // readVM reads a domain's XML. A guest whose <fabric:vm> cannot be understood

@@ -27,6 +27,8 @@ const (
 	byUser    = int(golibvirt.DomainPausedUser)
 	migrating = int(golibvirt.DomainPausedMigration)
 
+	postcopyFailed = int(golibvirt.DomainPausedPostcopyFailed)
+
 	patience = 20 * time.Second
 )
 
@@ -99,6 +101,22 @@ func requireNext(t *testing.T, s *Source, name string, state fabric.State) fabri
 	return c.Guest
 }
 
+// requireSettled takes changes until no more come; all say the same of a guest.
+func requireSettled(t *testing.T, s *Source, name string, state fabric.State, leaving bool) {
+	t.Helper()
+	for told := 0; ; told++ {
+		select {
+		case c := <-s.Changes():
+			require.False(t, c.Lost)
+			require.Equal(t, name, c.Guest.VM.Name)
+			require.Equal(t, standing{state, leaving}, standing{c.Guest.State, c.Guest.Leaving})
+		case <-time.After(100 * time.Millisecond):
+			require.NotZero(t, told)
+			return
+		}
+	}
+}
+
 func requireQuiet(t *testing.T, s *Source) {
 	t.Helper()
 	select {
@@ -117,31 +135,41 @@ func states(guests []fabric.Desired) map[string]fabric.State {
 }
 
 func TestStateOfADomain(t *testing.T) {
+	unseen, absent := standing{}, standing{state: fabric.Absent}
+	wired, live, left := standing{state: fabric.Wired}, standing{state: fabric.Live}, standing{fabric.Live, true}
 	for name, c := range map[string]struct {
 		state, reason int
-		was           fabric.State
-		want          fabric.State
+		was           standing
+		want          standing
 	}{
-		"running":                       {running, int(golibvirt.DomainRunningBooted), 0, fabric.Live},
-		"arrived by post-copy":          {running, int(golibvirt.DomainRunningPostcopy), fabric.Wired, fabric.Live},
-		"migration cancelled":           {running, int(golibvirt.DomainRunningMigrationCanceled), fabric.Wired, fabric.Live},
-		"paused by the user":            {paused, byUser, fabric.Live, fabric.Live},
-		"paused, I/O error":             {paused, int(golibvirt.DomainPausedIoerror), fabric.Live, fabric.Live},
-		"paused for a snapshot":         {paused, int(golibvirt.DomainPausedSnapshot), fabric.Live, fabric.Live},
-		"paused, crashed":               {paused, int(golibvirt.DomainPausedCrashed), fabric.Live, fabric.Live},
-		"paused, shutting down":         {paused, int(golibvirt.DomainPausedShuttingDown), fabric.Live, fabric.Live},
-		"migrating, in or out":          {paused, migrating, fabric.Live, fabric.Wired},
-		"starting up":                   {paused, int(golibvirt.DomainPausedStartingUp), 0, fabric.Wired},
-		"left by post-copy":             {paused, int(golibvirt.DomainPausedPostcopy), fabric.Live, fabric.Wired},
-		"post-copy failed, left":        {paused, int(golibvirt.DomainPausedPostcopyFailed), fabric.Wired, fabric.Wired},
-		"post-copy failed, arrived":     {paused, int(golibvirt.DomainPausedPostcopyFailed), fabric.Live, fabric.Live},
-		"post-copy failed, nobody knew": {paused, int(golibvirt.DomainPausedPostcopyFailed), 0, fabric.Wired},
-		"shutting down":                 {int(golibvirt.DomainShutdown), 0, fabric.Live, fabric.Live},
-		"suspended by the guest":        {int(golibvirt.DomainPmsuspended), 0, fabric.Live, fabric.Live},
-		"crashed and kept":              {int(golibvirt.DomainCrashed), 0, fabric.Live, fabric.Live},
-		"shut off":                      {shutoff, int(golibvirt.DomainShutoffDestroyed), fabric.Live, fabric.Absent},
+		"running":                       {running, int(golibvirt.DomainRunningBooted), unseen, live},
+		"arrived":                       {running, int(golibvirt.DomainRunningMigrated), wired, live},
+		"arrived by post-copy":          {running, int(golibvirt.DomainRunningPostcopy), wired, live},
+		"migration cancelled":           {running, int(golibvirt.DomainRunningMigrationCanceled), left, live},
+		"goes on here":                  {running, int(golibvirt.DomainRunningUnpaused), left, live},
+		"paused by the user":            {paused, byUser, live, live},
+		"arrived paused":                {paused, byUser, wired, live},
+		"paused, I/O error":             {paused, int(golibvirt.DomainPausedIoerror), live, live},
+		"paused for a snapshot":         {paused, int(golibvirt.DomainPausedSnapshot), live, live},
+		"paused, crashed":               {paused, int(golibvirt.DomainPausedCrashed), live, live},
+		"paused, shutting down":         {paused, int(golibvirt.DomainPausedShuttingDown), live, live},
+		"migrating out":                 {paused, migrating, live, left},
+		"still migrating out":           {paused, migrating, left, left},
+		"migrating in":                  {paused, migrating, wired, wired},
+		"migrating, nobody knew":        {paused, migrating, unseen, wired},
+		"starting up":                   {paused, int(golibvirt.DomainPausedStartingUp), unseen, wired},
+		"leaves by post-copy":           {paused, int(golibvirt.DomainPausedPostcopy), live, left},
+		"left by post-copy":             {paused, int(golibvirt.DomainPausedPostcopy), unseen, left},
+		"post-copy failed, left":        {paused, postcopyFailed, left, left},
+		"post-copy failed, arrived":     {paused, postcopyFailed, live, live},
+		"post-copy failed, arriving":    {paused, postcopyFailed, wired, wired},
+		"post-copy failed, nobody knew": {paused, postcopyFailed, unseen, wired},
+		"shutting down":                 {int(golibvirt.DomainShutdown), 0, live, live},
+		"suspended by the guest":        {int(golibvirt.DomainPmsuspended), 0, live, live},
+		"crashed and kept":              {int(golibvirt.DomainCrashed), 0, live, live},
+		"shut off":                      {shutoff, int(golibvirt.DomainShutoffDestroyed), live, absent},
 	} {
-		assert.Equal(t, c.want.String(), stateOf(int32(c.state), int32(c.reason), c.was).String(), name)
+		assert.Equal(t, c.want, stateOf(int32(c.state), int32(c.reason), c.was), name)
 	}
 }
 
@@ -149,7 +177,7 @@ func TestGuestsAreOursThatRun(t *testing.T) {
 	d := newDaemon(t).start()
 	d.set("web", running, 1, ours("web", 10))
 	d.set("off", shutoff, 1, ours("off", 11))
-	d.set("in", paused, migrating, ours("in", 12))
+	d.arrive("in", ours("in", 12))
 	d.set("other", running, 1, foreign("other"))
 	d.set("odd", running, 1, bad("odd"))
 	s := New(Config{Socket: d.path})
@@ -229,13 +257,14 @@ func TestLifeOfAGuest(t *testing.T) {
 	s := follow(t, d)
 	started, suspended, resumed, stopped := golibvirt.DomainEventStarted, golibvirt.DomainEventSuspended, golibvirt.DomainEventResumed, golibvirt.DomainEventStopped
 
-	d.set("web", paused, migrating, ours("web", 10))
+	d.arrive("web", ours("web", 10))
 	d.event("web", started, int(golibvirt.DomainEventStartedMigrated))
 	requireNext(t, s, "web", fabric.Wired)
 	d.set("web", running, int(golibvirt.DomainRunningMigrated), "")
 	d.event("web", resumed, int(golibvirt.DomainEventResumedMigrated))
 	guest := requireNext(t, s, "web", fabric.Live)
 	assert.Equal(t, "2001:db8:100::10", guest.VM.NICs[0].Addresses[1].String())
+	requireSettled(t, s, "web", fabric.Live, false)
 
 	reads := d.asked(procXML)
 	d.set("web", paused, byUser, "")
@@ -243,7 +272,7 @@ func TestLifeOfAGuest(t *testing.T) {
 	requireNext(t, s, "web", fabric.Live)
 	d.set("web", paused, migrating, "")
 	d.event("web", suspended, int(golibvirt.DomainEventSuspendedMigrated))
-	requireNext(t, s, "web", fabric.Wired)
+	requireSettled(t, s, "web", fabric.Live, true)
 	assert.Equal(t, reads, d.asked(procXML), "a cutover does not wait for XML that is known")
 
 	d.set("web", shutoff, int(golibvirt.DomainShutoffMigrated), "")
@@ -351,7 +380,7 @@ func TestRestartOfTheDaemon(t *testing.T) {
 		require.NoError(t, err)
 		assert.Len(t, got, 1)
 		d.event("web", golibvirt.DomainEventResumed, 0)
-		requireNext(t, s, "web", fabric.Live)
+		requireSettled(t, s, "web", fabric.Live, false)
 	}
 }
 
@@ -481,17 +510,17 @@ func TestOnlyTheNewestIsTold(t *testing.T) {
 	}
 	require.Eventually(t, func() bool {
 		for _, d := range s.box.Waiting() {
-			if d.State != fabric.Wired {
+			if !d.Leaving {
 				return false
 			}
 		}
 		return len(s.box.Waiting()) == guests
 	}, patience, time.Millisecond)
-	told := map[string]fabric.State{}
+	told := map[string]bool{}
 	for len(told) < guests {
 		c := next(t, s)
-		told[c.Guest.VM.Name] = c.Guest.State
-		assert.Equal(t, fabric.Wired, c.Guest.State)
+		told[c.Guest.VM.Name] = true
+		assert.Equal(t, standing{fabric.Live, true}, standing{c.Guest.State, c.Guest.Leaving})
 	}
 }
 

@@ -24,6 +24,7 @@ type Controls struct {
 	// Kinds are the kinds of port that can be made here; nil means all. Adopt
 	// needs Breaker.AddLink.
 	Kinds []fabric.Kind
+	Mover *Mover // nil: the laws of fabric.Mover are left out
 	Breaker
 }
 
@@ -61,13 +62,16 @@ func port(vm string, index int, kind fabric.Kind, receives ...string) fabric.Por
 	}
 }
 
+// law is something that holds for each dataplane.
+type law struct {
+	name string
+	hold func(*testing.T, fabric.Dataplane, Controls)
+}
+
 // Dataplane holds what start makes to the laws of [fabric.Dataplane]. Each
 // call of start gives a dataplane without ports, which lives until its t ends.
 func Dataplane(t *testing.T, start func(t *testing.T) (fabric.Dataplane, Controls)) {
-	for _, law := range []struct {
-		name string
-		hold func(*testing.T, fabric.Dataplane, Controls)
-	}{
+	for _, law := range append([]law{
 		{"starts without ports", dataplaneEmpty},
 		{"every kind and family", dataplaneKinds},
 		{"Put is idempotent", dataplaneIdempotent},
@@ -81,7 +85,7 @@ func Dataplane(t *testing.T, start func(t *testing.T) (fabric.Dataplane, Control
 		{"carrier is told", dataplaneCarrier},
 		{"different ports at the same time", dataplaneConcurrent},
 		{"any state is reached from any other", dataplaneWalk},
-	} {
+	}, moverLaws...) {
 		t.Run(law.name, func(t *testing.T) {
 			d, c := start(t)
 			if c.Kinds == nil {
@@ -465,6 +469,8 @@ func dataplaneWalk(t *testing.T, d fabric.Dataplane, c Controls) {
 		"second NIC only": {web1},
 		"two guests":      {web("203.0.113.10", "2001:db8:100::10"), db},
 		"handed over":     {port("db", 0, kind, "203.0.113.10", "2001:db8:100::10")},
+		"arriving":        {incoming(web("203.0.113.10", "2001:db8:100::10"))},
+		"arriving, more":  {incoming(web("203.0.113.12", "2001:db8:100::12", "198.51.100.0/29", "2001:db8:200::/64")), incoming(web1), db},
 		"everything":      {web("203.0.113.10", "2001:db8:100::10", "198.51.100.0/29"), web1, db, box},
 	}
 	walk(t, states, func(t *testing.T, from, to []fabric.Port) {

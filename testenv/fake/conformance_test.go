@@ -17,6 +17,10 @@ func TestDataplaneConforms(t *testing.T) {
 		d := fake.NewDataplane(nil)
 		return d, conformance.Controls{
 			Again: func(*testing.T) fabric.Dataplane { return d.Again() },
+			Mover: &conformance.Mover{
+				Other: fabric.Node{Name: "node2", Address: netip.MustParseAddr("10.10.0.22"), Address6: netip.MustParseAddr("fd00:10:10::22")},
+				Hear:  func(_ *testing.T, p fabric.Port) { d.Hear(p.Name) },
+			},
 			Breaker: conformance.Breaker{
 				AddLink:    func(_ *testing.T, name string) { d.AddLink(name) },
 				HasForeign: func(_ *testing.T, name string) bool { return d.Foreign(name) },

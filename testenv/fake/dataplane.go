@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"reflect"
 	"slices"
@@ -25,11 +26,19 @@ type Dataplane struct {
 	kernel  *kernel
 	changed chan struct{}
 
+	heard chan string
+
 	put map[string]bool // ports that were put since the start; kernel.mu guards it
 	had map[string]bool // those of them that had carrier
+
+	recorded map[string]int  // frames to send again, by the port that is recorded
+	told     map[string]bool // incoming ports that were heard
 }
 
-var _ fabric.Dataplane = (*Dataplane)(nil)
+var (
+	_ fabric.Dataplane = (*Dataplane)(nil)
+	_ fabric.Mover     = (*Dataplane)(nil)
+)
 
 // kernel outlives the dataplanes that work on it.
 type kernel struct {
@@ -37,6 +46,8 @@ type kernel struct {
 	links map[string]*link
 	users []*Dataplane
 	muted bool
+
+	diverted map[netip.Prefix]fabric.Node
 }
 
 type link struct {
@@ -49,7 +60,7 @@ type link struct {
 
 // NewDataplane makes a dataplane with no links. It writes to j.
 func NewDataplane(j *Journal) *Dataplane {
-	return (&kernel{links: map[string]*link{}}).dataplane(j)
+	return (&kernel{links: map[string]*link{}, diverted: map[netip.Prefix]fabric.Node{}}).dataplane(j)
 }
 
 // Again makes a second dataplane over the same links, as after a restart.
@@ -58,7 +69,7 @@ func (d *Dataplane) Again() *Dataplane { return d.kernel.dataplane(d.journal) }
 func (k *kernel) dataplane(j *Journal) *Dataplane {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	d := &Dataplane{journal: j, kernel: k, changed: make(chan struct{}, 1), put: map[string]bool{}, had: map[string]bool{}}
+	d := &Dataplane{journal: j, kernel: k, changed: make(chan struct{}, 1), put: map[string]bool{}, had: map[string]bool{}, heard: make(chan string, 64), recorded: map[string]int{}, told: map[string]bool{}}
 	for name, l := range k.links {
 		d.had[name] = l.adopted // its owner brought it into use before
 	}
@@ -107,10 +118,17 @@ func (d *Dataplane) Put(ctx context.Context, p fabric.Port) error {
 		return fmt.Errorf("link %s is there already and %w; remove or rename it", p.Name, fabric.ErrForeign)
 	}
 	if !there || !l.ours || len(l.faults) > 0 || !reflect.DeepEqual(l.port, p) {
-		d.journal.add("wire " + p.Name)
+		line := "wire " + p.Name
+		if p.Incoming {
+			line += " incoming"
+		}
+		d.journal.add(line)
 	}
 	carrier := !there || l.carrier
 	d.kernel.links[p.Name] = &link{ours: true, adopted: adopt, port: p, carrier: carrier}
+	if !p.Incoming {
+		delete(d.told, p.Name)
+	}
 	d.put[p.Name] = true
 	d.had[p.Name] = carrier || d.had[p.Name]
 	return nil
@@ -142,6 +160,8 @@ func (d *Dataplane) remove(ctx context.Context, name string) error {
 	}
 	delete(d.put, name)
 	delete(d.had, name)
+	delete(d.recorded, name)
+	delete(d.told, name)
 	d.journal.add("unwire " + name)
 	return nil
 }

@@ -60,6 +60,16 @@ func (s *Source) Set(vm fabric.VM, state fabric.State) {
 	s.tell(fabric.Change{Guest: s.set(vm, state)})
 }
 
+// Leave has a live guest stop because it goes on on another node, and tells it.
+func (s *Source) Leave(vm fabric.VM) {
+	d := s.set(vm, fabric.Live)
+	d.Leaving = true
+	s.mu.Lock()
+	s.guests[vm.Name] = d
+	s.mu.Unlock()
+	s.tell(fabric.Change{Guest: d})
+}
+
 // SetQuietly is Set with the event lost.
 func (s *Source) SetQuietly(vm fabric.VM, state fabric.State) { s.set(vm, state) }
 

@@ -15,6 +15,7 @@ type Speaker struct {
 	Trouble
 	journal *Journal
 	changed chan struct{}
+	rivals  chan fabric.Rival
 
 	mu       sync.Mutex
 	routes   map[netip.Prefix]fabric.Route
@@ -25,11 +26,12 @@ type Speaker struct {
 var (
 	_ fabric.Speaker       = (*Speaker)(nil)
 	_ fabric.SessionLister = (*Speaker)(nil)
+	_ fabric.RivalTeller   = (*Speaker)(nil)
 )
 
 // NewSpeaker makes a speaker with no routes. It writes to j.
 func NewSpeaker(j *Journal) *Speaker {
-	return &Speaker{journal: j, changed: make(chan struct{}, 1), routes: map[netip.Prefix]fabric.Route{}}
+	return &Speaker{journal: j, changed: make(chan struct{}, 1), rivals: make(chan fabric.Rival, 16), routes: map[netip.Prefix]fabric.Route{}}
 }
 
 // Actual implements [fabric.Speaker]; routes come by prefix.
@@ -93,6 +95,12 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	defer s.mu.Unlock()
 	return slices.Clone(s.sessions), nil
 }
+
+// Rivals implements [fabric.RivalTeller].
+func (s *Speaker) Rivals() <-chan fabric.Rival { return s.rivals }
+
+// Rival has a reflector tell of another node's better route.
+func (s *Speaker) Rival(r fabric.Rival) { s.rivals <- r }
 
 // SetSessions says how the sessions are from now on.
 func (s *Speaker) SetSessions(sessions ...fabric.Session) {

@@ -1,0 +1,123 @@
+package fabric
+
+import (
+	"context"
+	"time"
+)
+
+// met takes up what a node answered that was told of an arrival.
+func (a *Agent) met(vm, node string, answer Answer) {
+	if !answer.Held {
+		return
+	}
+	a.mu.Lock()
+	if g := a.guests[vm]; g != nil {
+		g.heard = max(g.heard, answer.Generation)
+		g.from = node
+	}
+	a.mu.Unlock()
+	a.moves.at(vm, func(m *Move, _ time.Time) { m.From = node })
+}
+
+// ready notes that the ports of an arriving guest take packets for it, and has
+// the other nodes told.
+func (a *Agent) ready(d Desired) {
+	a.mu.Lock()
+	g := a.guests[d.VM.Name]
+	news := !g.ready
+	g.ready = true
+	a.mu.Unlock()
+	if news {
+		a.moves.arrive(d.VM, a.node, func(m *Move, now time.Time) { m.PortReady = now })
+	}
+	a.couriers.hurry()
+}
+
+// heardAt takes up that a frame came out of a port whose guest was to arrive: it
+// runs here, whatever its hypervisor has said.
+func (a *Agent) heardAt(ctx context.Context, port string) {
+	a.mu.Lock()
+	g := a.guests[a.claims.ports[port]]
+	arriving := g != nil && g.want.State == Wired && g.want.Incoming
+	var vm VM
+	if arriving {
+		vm = g.want.VM
+	}
+	a.mu.Unlock()
+	if arriving {
+		a.run(ctx, vm, time.Now(), "frame")
+	}
+}
+
+// run brings an arriving guest live; by is who says that it runs.
+func (a *Agent) run(ctx context.Context, vm VM, asOf time.Time, by string) {
+	a.moves.at(vm.Name, func(m *Move, now time.Time) {
+		if m.Running.IsZero() {
+			m.Running, m.RunningBy = now, by
+		}
+	})
+	if err := a.bring(ctx, vm, request{asOf: asOf, settle: func(Desired, bool, bool) (State, bool) { return Live, false }}); err != nil {
+		a.log.Warn("guest not as wanted yet", "vm", vm.Name, "err", err)
+	}
+}
+
+// arrived has the node that a guest came from told that it runs here.
+func (a *Agent) hasArrived(d Desired) {
+	if a.nodes == nil {
+		return
+	}
+	a.mu.Lock()
+	g := a.guests[d.VM.Name]
+	to := a.nodes.Names()
+	if g != nil && g.from != "" {
+		to = []string{g.from}
+	}
+	a.mu.Unlock()
+	a.couriers.send(a.notice(Arrived, d), to...)
+}
+
+// cancel has the others told that a guest does not arrive.
+func (a *Agent) cancel(d Desired) {
+	if a.nodes == nil || !d.Incoming {
+		return
+	}
+	a.moves.end(d.VM.Name, "it did not arrive here")
+	a.couriers.send(a.notice(Cancelled, d), a.nodes.Names()...)
+}
+
+// portsOf lists the ports of a guest as they are to be.
+func (a *Agent) portsOf(d Desired) []Port {
+	ports := d.VM.Ports(&a.cluster)
+	a.mu.Lock()
+	came := d.Incoming
+	if g := a.guests[d.VM.Name]; g != nil {
+		came = came || g.came
+	}
+	a.mu.Unlock()
+	for i := range ports {
+		ports[i].Incoming = d.Incoming && d.State == Wired
+		if came {
+			ports[i].Queue = a.cluster.Moves.Queue()
+		}
+	}
+	return ports
+}
+
+// tellMoved notes that a guest which arrived is announced, and has the others told.
+func (a *Agent) tellMoved(d Desired) {
+	a.mu.Lock()
+	came := a.guests[d.VM.Name].came && d.State == Live
+	a.mu.Unlock()
+	if !came {
+		return
+	}
+	first := false
+	a.moves.at(d.VM.Name, func(m *Move, now time.Time) {
+		if m.Announced.IsZero() {
+			m.Announced, first = now, true
+		}
+	})
+	if first {
+		a.hasArrived(d)
+	}
+}

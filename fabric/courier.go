@@ -1,0 +1,228 @@
+package fabric
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	tellEvery  = time.Second      // what is not settled yet is told again
+	tellRetry  = 3 * time.Second  // after a node did not answer
+	errandTime = 30 * time.Second // for a notice that is told once; claims are told for ever
+)
+
+// WithNodes lets the agent talk to those of the cluster's other nodes. Without,
+// it moves no traffic to where a guest goes, and does not know who else has one.
+func WithNodes(n Nodes) Option { return func(a *Agent) { a.nodes = n } }
+
+// couriers carry notices to the other nodes, one for each: a node that does not
+// answer holds up what is for it alone.
+type couriers struct {
+	mu    sync.Mutex
+	wakes map[string]chan struct{}
+	bags  map[string][]errand
+}
+
+// errand is a notice that is told to one node, once.
+type errand struct {
+	Notice
+	until time.Time
+}
+
+// due is what is to be told again and again, and what is done with the answer.
+type due struct {
+	notice Notice
+	heard  func(Answer)
+}
+
+// serve answers the other nodes, and carries what they are to be told, until ctx ends.
+func (a *Agent) serve(ctx context.Context) {
+	if a.nodes == nil {
+		return
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		if err := a.nodes.Serve(ctx, a.noticed); err != nil {
+			a.ail("nodes", err)
+		}
+	})
+	look := time.NewTicker(tellEvery)
+	defer look.Stop()
+	for {
+		for _, node := range a.nodes.Names() {
+			if wake, fresh := a.couriers.hire(node); fresh {
+				wg.Go(func() { a.carry(ctx, node, wake) })
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
+	}
+}
+
+// hire gives what wakes a node's courier; fresh is true of one that is new.
+func (c *couriers) hire(node string) (wake chan struct{}, fresh bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if wake = c.wakes[node]; wake != nil {
+		return wake, false
+	}
+	if c.wakes == nil {
+		c.wakes, c.bags = map[string]chan struct{}{}, map[string][]errand{}
+	}
+	wake = make(chan struct{}, 1)
+	wake <- struct{}{}
+	c.wakes[node] = wake
+	return wake, true
+}
+
+// hurry has everybody look for what is to be told.
+func (c *couriers) hurry() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, wake := range c.wakes {
+		rouse(wake)
+	}
+}
+
+// send has a notice told to nodes.
+func (c *couriers) send(n Notice, nodes ...string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, node := range nodes {
+		if wake := c.wakes[node]; wake != nil {
+			c.bags[node] = append(c.bags[node], errand{n, time.Now().Add(errandTime)})
+			rouse(wake)
+		}
+	}
+}
+
+// next gives the errand that is to be run first.
+func (c *couriers) next(node string) (Notice, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bags[node] = slices.DeleteFunc(c.bags[node], func(e errand) bool { return time.Now().After(e.until) })
+	if len(c.bags[node]) == 0 {
+		return Notice{}, false
+	}
+	return c.bags[node][0].Notice, true
+}
+
+// ran takes the first errand away.
+func (c *couriers) ran(node string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.bags[node]) > 0 {
+		c.bags[node] = c.bags[node][1:]
+	}
+}
+
+// carry tells a node what it is to be told.
+func (a *Agent) carry(ctx context.Context, node string, wake <-chan struct{}) {
+	for ctx.Err() == nil {
+		again := time.NewTimer(a.round(ctx, node))
+		select {
+		case <-ctx.Done():
+		case <-wake:
+		case <-again.C:
+		}
+		again.Stop()
+	}
+}
+
+// round tells a node everything that is due, and gives how long to wait before
+// the next round if there is no news.
+func (a *Agent) round(ctx context.Context, node string) time.Duration {
+	for {
+		n, some := a.couriers.next(node)
+		if !some {
+			break
+		}
+		if _, err := a.nodes.Ask(ctx, node, n); err != nil {
+			a.log.Debug("not told", "node", node, "notice", string(n.Kind), "vm", n.VM, "err", err)
+			return tellRetry
+		}
+		a.couriers.ran(node)
+	}
+	lasting := a.lasting(node)
+	for _, d := range lasting {
+		answer, err := a.nodes.Ask(ctx, node, d.notice)
+		if err != nil {
+			a.log.Debug("not told", "node", node, "notice", string(d.notice.Kind), "vm", d.notice.VM, "err", err)
+			return tellRetry
+		}
+		d.heard(answer)
+	}
+	if len(a.lasting(node)) > 0 {
+		return tellEvery
+	}
+	return passEvery
+}
+
+// lasting lists what a node is told until it is not so any more: that guests
+// arrive, and who has them.
+func (a *Agent) lasting(node string) (all []due) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, name := range sortedKeys(a.guests) {
+		g := a.guests[name]
+		switch d := g.want; {
+		case d.State == Wired && d.Incoming && g.ready:
+			all = append(all, due{a.notice(Arriving, d), func(answer Answer) { a.met(name, node, answer) }})
+		case d.announced() && slices.Contains(d.Unreleased, node):
+			all = append(all, due{a.notice(Claimed, d), func(answer Answer) { a.claimAnswered(name, node, d.Generation, answer) }})
+		case d.State == Live && d.Lost == node: // perhaps it has let go
+			all = append(all, due{a.notice(Claimed, d), func(answer Answer) { a.regain(name, node, answer) }})
+		}
+	}
+	return all
+}
+
+func (a *Agent) notice(kind NoticeKind, d Desired) Notice {
+	return Notice{Kind: kind, VM: d.VM.Name, UUID: d.VM.UUID, Prefixes: d.VM.Prefixes(), Generation: d.Generation}
+}
+
+// noticed answers another node.
+func (a *Agent) noticed(ctx context.Context, from Node, n Notice) Answer {
+	a.log.Debug("told", "node", from.Name, "notice", string(n.Kind), "vm", n.VM, "generation", n.Generation)
+	switch n.Kind {
+	case Arriving:
+		return a.leaves(ctx, from, n)
+	case Arrived:
+		return a.left(ctx, from, n)
+	case Cancelled:
+		a.stays(ctx, from, n)
+	case Claimed:
+		return a.claimed(ctx, from, n)
+	case Released:
+		a.released(n.VM, from.Name, n.Move)
+	}
+	return Answer{}
+}
+
+// concerned lists the guests here that have any of the prefixes.
+func (a *Agent) concerned(ps []netip.Prefix) []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var vms []string
+	for _, p := range ps {
+		if vm, taken := a.claims.prefixes[p]; taken && !slices.Contains(vms, vm) {
+			vms = append(vms, vm)
+		}
+	}
+	return vms
+}
+
+// rouse makes a wake-up that is taken once, whenever.
+func rouse(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,170 @@
+package kernel
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/mdlayher/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
+	"golang.org/x/sys/unix"
+)
+
+// A port whose guest is about to arrive ([fabric.Port.Incoming]) has its routes
+// in a table of their own, in which only packets from the underlay are looked
+// up. They wait in the port's queue, not for an answer to who has the address:
+// a guest that does not run answers nothing, and that queue is a short one. So
+// its addresses are permanent neighbours until it runs, and stale ones with the
+// same MAC from then on, which costs nobody a question.
+
+// neighbours lists what makes the addresses behind a port neighbours at the
+// guest's MAC, where that is known.
+func neighbours(p fabric.Port, index int32, state uint16) []change {
+	if p.NIC.MAC.IsZero() {
+		return nil
+	}
+	var changes []change
+	for _, a := range p.NIC.Addresses {
+		changes = append(changes, change{
+			text: "neighbour " + a.String(),
+			message: message(unix.RTM_NEWNEIGH, netlink.Acknowledge|netlink.Create|netlink.Replace, ndmsg(a, index, state, 0), func(ae *netlink.AttributeEncoder) {
+				ae.Bytes(unix.NDA_DST, a.AsSlice())
+				ae.Bytes(unix.NDA_LLADDR, p.NIC.MAC[:])
+			}),
+		})
+	}
+	return changes
+}
+
+// ndmsg is the fixed header of neighbour messages (rtnetlink(7)).
+func ndmsg(a netip.Addr, index int32, state uint16, flags uint8) []byte {
+	b := make([]byte, unix.SizeofNdMsg)
+	b[0] = familyOf(a)
+	putUint32(b[4:], uint32(index))
+	putUint16(b[8:], state)
+	b[10] = flags
+	return b
+}
+
+func familyOf(a netip.Addr) uint8 {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+// neighbour is what the kernel knows of a neighbour.
+type neighbour struct {
+	index int32
+	state uint16 // NUD_*
+	addr  netip.Addr
+	mac   fabric.MAC
+}
+
+func parseNeighbour(data []byte) (n neighbour, ok bool) {
+	if len(data) < unix.SizeofNdMsg {
+		return n, false
+	}
+	n.index, n.state = int32(nativeUint32(data[4:])), nativeUint16(data[8:])
+	ad, err := netlink.NewAttributeDecoder(data[unix.SizeofNdMsg:])
+	if err != nil {
+		return n, false
+	}
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NDA_DST:
+			n.addr, _ = netip.AddrFromSlice(ad.Bytes())
+		case unix.NDA_LLADDR:
+			if b := ad.Bytes(); len(b) == 6 {
+				n.mac = fabric.MAC(b)
+			}
+		}
+	}
+	return n, ad.Err() == nil && n.addr.IsValid()
+}
+
+// neighbours lists a link's, or all where index is 0.
+func (r *rtnl) neighbours(family uint8, index int32) ([]neighbour, error) {
+	head := make([]byte, unix.SizeofNdMsg)
+	head[0] = family
+	replies, err := r.do(message(unix.RTM_GETNEIGH, netlink.Dump, head, func(ae *netlink.AttributeEncoder) {
+		if index != 0 {
+			ae.Uint32(unix.NDA_IFINDEX, uint32(index)) // a kernel that does not know it lists all
+		}
+	}))
+	if err != nil {
+		return nil, reason(err)
+	}
+	var all []neighbour
+	for _, reply := range replies {
+		if n, ok := parseNeighbour(reply.Data); ok && (index == 0 || n.index == index) {
+			all = append(all, n)
+		}
+	}
+	return all, nil
+}
+
+// neighbourFaults lists the addresses of a guest that is about to arrive which
+// are not permanent neighbours. The kernel gives notice of all neighbours or
+// none, so this is looked at in rounds.
+func (d *Dataplane) neighbourFaults(p fabric.Port, index int32) []string {
+	if !p.Incoming || p.NIC.MAC.IsZero() {
+		return nil
+	}
+	have, err := d.rtnl.neighbours(unix.AF_UNSPEC, index)
+	if err != nil {
+		return nil
+	}
+	var faults []string
+	for _, a := range p.NIC.Addresses {
+		if !slices.ContainsFunc(have, func(n neighbour) bool {
+			return n.addr == a && n.mac == p.NIC.MAC && n.state&unix.NUD_PERMANENT != 0
+		}) {
+			faults = append(faults, fmt.Sprintf("neighbour %s missing", a))
+		}
+	}
+	return faults
+}
+
+// attend has the listeners of a port that was put follow it to its link.
+func (d *Dataplane) attend(p fabric.Port, index int32) {
+	d.watch.mirror.mu.Lock()
+	if l := d.watch.mirror.links[index]; l != nil {
+		l.neighbours = nil
+	}
+	d.watch.mirror.mu.Unlock()
+	err := d.moves.attend(p, index)
+	text := ""
+	if err != nil {
+		text = fmt.Sprintf("what passes port %s is not heard: %v", p.Name, err)
+	}
+	d.ail("hear "+p.Name, text)
+}
+
+// Heard implements [fabric.Mover].
+func (d *Dataplane) Heard() <-chan string { return d.moves.heard }
+
+// Record implements [fabric.Mover].
+func (d *Dataplane) Record(_ context.Context, port string, record bool) error {
+	if !record {
+		d.moves.stopRecording(port)
+		return nil
+	}
+	l, err := d.rtnl.linkByName(port)
+	if err != nil {
+		return fmt.Errorf("record port %s: %w", port, err)
+	}
+	if cluster, _, _, ours := fabric.ParseAlias(l.alias); !ours || cluster != d.cluster {
+		return fmt.Errorf("record port %s: the link of that name is no port of this cluster: %w", port, os.ErrNotExist)
+	}
+	// What a diversion needs is made now, when there is time for it.
+	if err := d.prepareDiversions(); err != nil {
+		return fmt.Errorf("record port %s: %w", port, err)
+	}
+	if err := d.moves.record(port, l.index); err != nil {
+		return fmt.Errorf("record port %s: %w", port, err)
+	}
+	return nil
+}

@@ -1,0 +1,332 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// resolveIn bounds the wait for the other node's MAC address.
+	resolveIn   = time.Second
+	resolveLook = time.Millisecond
+)
+
+// stragglers are the waits after which a recorder is looked at again, for
+// packets whose route was chosen before the diversion.
+var stragglers = []time.Duration{2 * time.Millisecond, 8 * time.Millisecond}
+
+// prepareDiversions makes everything that a diversion needs but its routes.
+func (d *Dataplane) prepareDiversions() error {
+	if d.moves.diverting.Load() {
+		return nil
+	}
+	if err := d.moves.rtnl.ensureRules(d.divertedRules()); err != nil {
+		return err
+	}
+	if _, err := d.moves.openSender(); err != nil {
+		return err
+	}
+	d.moves.diverting.Store(true)
+	return nil
+}
+
+// findDiversions takes over what an earlier process diverts.
+func (d *Dataplane) findDiversions() error {
+	found, err := d.Diverted(context.Background())
+	if err != nil || len(found) == 0 {
+		return err
+	}
+	d.moves.diverting.Store(true)
+	return d.moves.rtnl.ensureRules(d.divertedRules())
+}
+
+// Divert implements [fabric.Mover]. The routes are in a table of their own that
+// is looked up before the main one, where routing daemons see nothing of it.
+// They go with the link to the other node.
+func (d *Dataplane) Divert(ctx context.Context, ports []fabric.Port, to fabric.Node) (fabric.Diversion, error) {
+	called := time.Now()
+	troubles := troubles{verb: "divert"}
+	var prefixes []netip.Prefix
+	for _, p := range ports {
+		for _, prefix := range p.NIC.Prefixes() {
+			if to.Source(prefix.Addr()).IsValid() {
+				prefixes = append(prefixes, prefix)
+				continue
+			}
+			troubles.add(prefix, fmt.Errorf("node %s has no %s address to send it to; give it one in the cluster file", to.Name, familyName(prefix.Addr())))
+		}
+	}
+	diverted, err := d.divert(prefixes, to, &troubles)
+	done := fabric.Diversion{At: time.Now()}
+	if err != nil {
+		return done, errors.Join(err, troubles.err())
+	}
+	done.Resent, err = d.resend(ctx, ports, diverted, to, called)
+	done.Done = time.Now()
+	if err != nil {
+		err = fmt.Errorf("send again to node %s: %w", to.Name, err)
+	}
+	return done, errors.Join(err, troubles.err())
+}
+
+// divert makes the routes and gives the prefixes that have theirs.
+func (d *Dataplane) divert(prefixes []netip.Prefix, to fabric.Node, troubles *troubles) (diverted []netip.Prefix, err error) {
+	for some := range slices.Chunk(prefixes, requestsAtOnce) {
+		var msgs []netlink.Message
+		for _, p := range some {
+			msgs = append(msgs, diversionMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Replace, p, to.Source(p.Addr())))
+		}
+		errs, err := d.moves.rtnl.batch(msgs...)
+		if err != nil {
+			return diverted, fmt.Errorf("divert: %w", reason(err))
+		}
+		for i, err := range errs {
+			switch errnoOf(err) {
+			case 0:
+				diverted = append(diverted, some[i])
+			case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EINVAL:
+				troubles.add(some[i], fmt.Errorf("node %s (%s) is no neighbour on one of the links: %w; packets cannot be diverted to it", to.Name, to.Source(some[i].Addr()), reason(err)))
+			default:
+				troubles.add(some[i], reason(err))
+			}
+		}
+	}
+	// They count for nothing without the rules, which are there since Record.
+	if !d.moves.diverting.Load() {
+		if err := d.moves.rtnl.ensureRules(d.divertedRules()); err != nil {
+			return nil, err
+		}
+		d.moves.diverting.Store(true)
+	}
+	return diverted, nil
+}
+
+func familyName(a netip.Addr) string {
+	if a.Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// diversionMessage makes a request about a diversion. The kernel finds the link
+// by itself, and refuses a next hop that is no neighbour: the router before it
+// might send the packet back.
+func diversionMessage(typ netlink.HeaderType, flags netlink.HeaderFlags, p netip.Prefix, via netip.Addr) netlink.Message {
+	head := rtmsg(familyOf(p.Addr()), uint8(p.Bits()), unix.RT_SCOPE_UNIVERSE, 0)
+	head[4] = fabric.DivertedTable
+	if typ == unix.RTM_DELROUTE {
+		head[6], head[7] = unix.RT_SCOPE_NOWHERE, unix.RTN_UNSPEC // whatever it is
+	}
+	return message(typ, flags|netlink.Acknowledge, head, func(ae *netlink.AttributeEncoder) {
+		ae.Bytes(unix.RTA_DST, p.Addr().AsSlice())
+		ae.Uint32(unix.RTA_PRIORITY, fabric.PortMetric)
+		if via.IsValid() {
+			ae.Bytes(unix.RTA_GATEWAY, via.AsSlice())
+		}
+	})
+}
+
+// Return implements [fabric.Mover].
+func (d *Dataplane) Return(_ context.Context, prefixes ...netip.Prefix) error {
+	troubles := troubles{verb: "end the diversion of"}
+	for some := range slices.Chunk(prefixes, requestsAtOnce) {
+		var msgs []netlink.Message
+		for _, p := range some {
+			msgs = append(msgs, diversionMessage(unix.RTM_DELROUTE, 0, p, netip.Addr{}))
+		}
+		errs, err := d.moves.rtnl.batch(msgs...)
+		if err != nil {
+			return fmt.Errorf("end diversion: %w", reason(err))
+		}
+		for i, err := range errs {
+			if n := errnoOf(err); err != nil && n != unix.ESRCH && n != unix.ENOENT {
+				troubles.add(some[i], reason(err))
+			}
+		}
+	}
+	return troubles.err()
+}
+
+// Diverted implements [fabric.Mover].
+func (d *Dataplane) Diverted(context.Context) ([]netip.Prefix, error) {
+	prefixes := []netip.Prefix{}
+	for _, family := range d.families() {
+		head := dumpRoutes(family)
+		head[4] = fabric.DivertedTable
+		replies, err := d.moves.rtnl.do(message(unix.RTM_GETROUTE, netlink.Dump, head, nil))
+		if err != nil && errnoOf(err) != unix.ENOENT { // no such table yet
+			return nil, fmt.Errorf("list diversions: %w", reason(err))
+		}
+		for _, reply := range replies {
+			if r, err := parseTableRoute(reply.Data); err == nil && r.table == fabric.DivertedTable && r.proto == routeProtocol {
+				prefixes = append(prefixes, r.prefix)
+			}
+		}
+	}
+	slices.SortFunc(prefixes, netip.Prefix.Compare)
+	return prefixes, nil
+}
+
+// resend sends what guests did not take any more to the node where they run.
+func (d *Dataplane) resend(ctx context.Context, ports []fabric.Port, diverted []netip.Prefix, to fabric.Node, called time.Time) (sent int, err error) {
+	recorders := d.moves.recording(ports)
+	if len(recorders) == 0 || len(diverted) == 0 {
+		return 0, nil
+	}
+	out, err := d.moves.openSender()
+	if err != nil || out == nil {
+		return 0, err
+	}
+	fits := func(data []byte) bool {
+		a := destination(data)
+		return slices.ContainsFunc(diverted, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	since := make([]time.Time, len(recorders))
+	for i, r := range recorders {
+		since[i] = r.missed(called)
+	}
+	hops := map[uint16]hop{}
+	var failed error
+	once := func() {
+		for i, r := range recorders {
+			for _, f := range r.take(since[i], fits) {
+				err := d.resendFrame(ctx, out, hops, f, to)
+				if err == nil {
+					sent++
+				} else if failed == nil {
+					failed = err
+				}
+			}
+		}
+	}
+	once()
+	for _, wait := range stragglers {
+		select {
+		case <-ctx.Done():
+			return sent, errors.Join(failed, ctx.Err())
+		case <-time.After(wait):
+		}
+		once()
+	}
+	return sent, failed
+}
+
+// resendFrame sends a frame; hops are those that were looked for, by the type of
+// frame, and have no link where there is no way.
+func (d *Dataplane) resendFrame(ctx context.Context, out *sender, hops map[uint16]hop, f frame, to fabric.Node) error {
+	typ := etherType(f.data[vnetHeader:])
+	h, known := hops[typ]
+	if !known {
+		var err error
+		h, err = d.hop(ctx, to.Source(destination(f.data[vnetHeader:])))
+		hops[typ] = h
+		if err != nil {
+			return err
+		}
+	}
+	if h.index == 0 {
+		return errNoHop
+	}
+	return out.send(h, f.data)
+}
+
+var errNoHop = errors.New("no way to the node")
+
+// hop finds the way to a neighbour, asking for its MAC address where the kernel
+// does not know it yet.
+func (d *Dataplane) hop(ctx context.Context, a netip.Addr) (hop, error) {
+	r := d.moves.rtnl
+	replies, err := r.do(routeRequest(a, 0))
+	if err != nil {
+		return hop{}, fmt.Errorf("route to %s: %w", a, reason(err))
+	}
+	var index int32
+	for _, reply := range replies {
+		for _, i := range routeLinks(reply.Data) {
+			index = i
+		}
+	}
+	l, err := r.linkByIndex(index)
+	if err != nil {
+		return hop{}, fmt.Errorf("link to %s: %w", a, err)
+	}
+	switch {
+	case l.hardware == unix.ARPHRD_NONE:
+		return hop{index: index, bare: true}, nil
+	case l.hardware != unix.ARPHRD_ETHER:
+		return hop{}, fmt.Errorf("link %s to %s is neither Ethernet nor without a header", l.name, a)
+	}
+	mac, err := r.resolve(ctx, a, index)
+	if err != nil {
+		return hop{}, err
+	}
+	return hop{index: index, from: l.mac, to: mac}, nil
+}
+
+// resolve gives the MAC address of a neighbour.
+func (r *rtnl) resolve(ctx context.Context, a netip.Addr, index int32) (fabric.MAC, error) {
+	const valid = unix.NUD_PERMANENT | unix.NUD_NOARP | unix.NUD_REACHABLE | unix.NUD_PROBE | unix.NUD_STALE | unix.NUD_DELAY
+	ctx, cancel := context.WithTimeout(ctx, resolveIn)
+	defer cancel()
+	for asked := false; ; asked = true {
+		n, err := r.neighbour(a, index)
+		if err != nil {
+			return fabric.MAC{}, fmt.Errorf("neighbour %s: %w", a, err)
+		}
+		if n.state&valid != 0 && !n.mac.IsZero() {
+			return n.mac, nil
+		}
+		if !asked {
+			if _, err := r.do(message(unix.RTM_NEWNEIGH, netlink.Acknowledge|netlink.Create, ndmsg(a, index, unix.NUD_NONE, unix.NTF_USE), func(ae *netlink.AttributeEncoder) {
+				ae.Bytes(unix.NDA_DST, a.AsSlice())
+			})); err != nil {
+				return fabric.MAC{}, fmt.Errorf("neighbour %s: %w", a, reason(err))
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fabric.MAC{}, fmt.Errorf("neighbour %s does not answer", a)
+		case <-time.After(resolveLook):
+		}
+	}
+}
+
+// neighbour gives what the kernel knows of a neighbour, or the zero neighbour.
+func (r *rtnl) neighbour(a netip.Addr, index int32) (neighbour, error) {
+	replies, err := r.do(message(unix.RTM_GETNEIGH, 0, ndmsg(a, index, 0, 0), func(ae *netlink.AttributeEncoder) {
+		ae.Bytes(unix.NDA_DST, a.AsSlice())
+	}))
+	switch errnoOf(err) {
+	case 0:
+		if err != nil {
+			return neighbour{}, err
+		}
+		for _, reply := range replies {
+			if n, ok := parseNeighbour(reply.Data); ok {
+				return n, nil
+			}
+		}
+		return neighbour{}, nil
+	case unix.ENOENT:
+		return neighbour{}, nil
+	case unix.EOPNOTSUPP: // before Linux 5.0
+		all, err := r.neighbours(familyOf(a), index)
+		for _, n := range all {
+			if n.addr == a {
+				return n, nil
+			}
+		}
+		return neighbour{}, err
+	}
+	return neighbour{}, reason(err)
+}
+
+var _ fabric.Mover = (*Dataplane)(nil)

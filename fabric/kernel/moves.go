@@ -1,0 +1,152 @@
+package kernel
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// moves is what a dataplane has open for guests that move: who listens to which
+// port, and sockets of its own, so that a diversion waits for no other request.
+type moves struct {
+	rtnl      *rtnl
+	heard     chan string
+	diverting atomic.Bool // the rules of diversions are needed
+
+	mu        sync.Mutex
+	closed    bool
+	ears      map[string]*ear
+	recorders map[string]*recorder
+	sender    *sender
+}
+
+// heardAtOnce is how many ports wait in [fabric.Mover.Heard] for somebody to
+// take their names; the others' listeners keep theirs until there is room.
+const heardAtOnce = 64
+
+func newMoves() (*moves, error) {
+	r, err := dialRTNL()
+	if err != nil {
+		return nil, err
+	}
+	return &moves{rtnl: r, heard: make(chan string, heardAtOnce), ears: map[string]*ear{}, recorders: map[string]*recorder{}}, nil
+}
+
+func (m *moves) close() error {
+	m.mu.Lock()
+	m.closed = true
+	ears, recorders, sender := m.ears, m.recorders, m.sender
+	m.ears, m.recorders, m.sender = map[string]*ear{}, map[string]*recorder{}, nil
+	m.mu.Unlock()
+	for _, e := range ears {
+		e.close()
+	}
+	for _, r := range recorders {
+		r.close()
+	}
+	var err error
+	if sender != nil {
+		err = sender.close()
+	}
+	return errors.Join(err, m.rtnl.close())
+}
+
+// attend listens for the guest of a port that is incoming, on the link that the
+// port is now, and no more once it is not. A recorder of the port follows it to
+// a new link.
+func (m *moves) attend(p fabric.Port, index int32) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil
+	}
+	var errs []error
+	if r := m.recorders[p.Name]; r != nil && r.index != index {
+		r.close()
+		delete(m.recorders, p.Name)
+		errs = append(errs, m.startRecording(p.Name, index))
+	}
+	have := m.ears[p.Name]
+	if have != nil && (!p.Incoming || have.index != index || have.mac != p.NIC.MAC) {
+		have.close()
+		delete(m.ears, p.Name)
+		have = nil
+	}
+	if have == nil && p.Incoming {
+		e, err := listen(p.Name, index, p.NIC.MAC, m.heard)
+		if err == nil {
+			m.ears[p.Name] = e
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// leave ends all that is about a port which is removed.
+func (m *moves) leave(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e := m.ears[name]; e != nil {
+		e.close()
+		delete(m.ears, name)
+	}
+	m.forgetRecorder(name)
+}
+
+func (m *moves) record(name string, index int32) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r := m.recorders[name]; m.closed || r != nil && r.index == index {
+		return nil
+	}
+	m.forgetRecorder(name)
+	return m.startRecording(name, index)
+}
+
+// startRecording begins anew. m.mu is held.
+func (m *moves) startRecording(name string, index int32) error {
+	r, err := startRecorder(index)
+	if err == nil {
+		m.recorders[name] = r
+	}
+	return err
+}
+
+func (m *moves) stopRecording(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.forgetRecorder(name)
+}
+
+func (m *moves) forgetRecorder(name string) {
+	if r := m.recorders[name]; r != nil {
+		r.close()
+		delete(m.recorders, name)
+	}
+}
+
+// recording gives the recorders of those of the ports that are recorded.
+func (m *moves) recording(ports []fabric.Port) []*recorder {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var all []*recorder
+	for _, p := range ports {
+		if r := m.recorders[p.Name]; r != nil {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// openSender opens the socket for sending, if it is not open.
+func (m *moves) openSender() (*sender, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var err error
+	if m.sender == nil && !m.closed {
+		m.sender, err = newSender()
+	}
+	return m.sender, err
+}

@@ -1,0 +1,169 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"errors"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// recordAtMost and recordBytes bound what a recorder keeps.
+	recordAtMost = 16384 // frames
+	recordBytes  = 32 << 20
+	// recordFor is how far back a guest may have stopped before its diversion:
+	// older frames are not sent again.
+	recordFor = 150 * time.Millisecond
+	// reaction is how long a guest may take from a frame in its queue to the one
+	// with which it answers. What came in the meantime it may not have taken.
+	reaction = 5 * time.Millisecond
+)
+
+// recorder keeps the last IP packets that went into a port, and knows when the
+// guest was last heard.
+type recorder struct {
+	index int32
+	file  *os.File
+	done  chan struct{}
+
+	mu      sync.Mutex
+	buffer  []byte
+	control []byte
+	frames  []frame // in their order
+	bytes   int
+	heard   time.Time // when the last frame came from the guest
+}
+
+type frame struct {
+	at   time.Time
+	data []byte // behind a virtio_net_hdr
+}
+
+func startRecorder(index int32) (*recorder, error) {
+	f, err := packetSocket(index, unix.PACKET_VNET_HDR)
+	if err != nil {
+		return nil, err
+	}
+	r := &recorder{index: index, file: f, done: make(chan struct{}), buffer: make([]byte, maxFrame), control: make([]byte, 256)}
+	go r.run()
+	return r, nil
+}
+
+func (r *recorder) close() {
+	r.file.Close()
+	<-r.done
+}
+
+// readAtOnce is how many frames are read before somebody else has a turn.
+const readAtOnce = 64
+
+func (r *recorder) run() {
+	defer close(r.done)
+	raw, err := r.file.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Read(func(fd uintptr) bool {
+		for {
+			r.mu.Lock()
+			more, err := r.read(int(fd), readAtOnce)
+			r.mu.Unlock()
+			if err != nil || !more {
+				return err != nil
+			}
+		}
+	}) // until the file is closed
+}
+
+// read takes up to n frames from the socket and reports whether there may be
+// more. r.mu is held.
+func (r *recorder) read(fd, n int) (more bool, err error) {
+	for range n {
+		size, nc, _, from, err := unix.Recvmsg(fd, r.buffer, r.control, 0)
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			return false, nil
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENETDOWN), errors.Is(err, unix.EINVAL):
+			// The link went down, or a frame is of a kind that the header has no word for.
+			continue
+		case err != nil:
+			return false, err
+		}
+		at := timestamp(r.control[:nc])
+		ll, ok := from.(*unix.SockaddrLinklayer)
+		switch {
+		case !ok:
+		case ll.Pkttype != unix.PACKET_OUTGOING:
+			if at.After(r.heard) {
+				r.heard = at
+			}
+		case size > vnetHeader && destination(r.buffer[vnetHeader:size]).IsValid():
+			r.keep(frame{at, slices.Clone(r.buffer[:size])})
+		}
+	}
+	return true, nil
+}
+
+// keep appends a frame, in the place of those that are too many or too old.
+func (r *recorder) keep(f frame) {
+	r.frames = append(r.frames, f)
+	r.bytes += len(f.data)
+	gone := 0
+	for ; len(r.frames)-gone > recordAtMost || r.bytes > recordBytes || r.frames[gone].at.Before(f.at.Add(-recordFor)); gone++ {
+		r.bytes -= len(r.frames[gone].data)
+		r.frames[gone] = frame{}
+	}
+	r.frames = r.frames[gone:]
+}
+
+func timestamp(control []byte) time.Time {
+	messages, _ := unix.ParseSocketControlMessage(control)
+	for _, m := range messages {
+		if m.Header.Level == unix.SOL_SOCKET && m.Header.Type == unix.SO_TIMESTAMPNS && len(m.Data) >= 16 {
+			return time.Unix(int64(binary.NativeEndian.Uint64(m.Data)), int64(binary.NativeEndian.Uint64(m.Data[8:])))
+		}
+	}
+	return time.Now()
+}
+
+// catchUp takes what the kernel has for the recorder. r.mu is held.
+func (r *recorder) catchUp() {
+	// An error is that of a socket that is closed: then what there is, is all.
+	_ = control(r.file, func(fd int) error {
+		_, err := r.read(fd, recordAtMost)
+		return err
+	})
+}
+
+// missed tells from when on the guest may not have taken what was sent to it,
+// when it is known to have stopped by now.
+func (r *recorder) missed(now time.Time) time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.catchUp()
+	earliest := now.Add(-recordFor)
+	if since := r.heard.Add(-reaction); since.After(earliest) {
+		return since
+	}
+	return earliest
+}
+
+// take gives the frames since a time for which fits holds, once.
+func (r *recorder) take(since time.Time, fits func(data []byte) bool) (taken []frame) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.catchUp()
+	r.frames = slices.DeleteFunc(r.frames, func(f frame) bool {
+		chosen := !f.at.Before(since) && fits(f.data[vnetHeader:])
+		if chosen {
+			taken = append(taken, f)
+			r.bytes -= len(f.data)
+		}
+		return chosen
+	})
+	return taken
+}

@@ -1,0 +1,186 @@
+package kernel
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/mdlayher/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
+	"golang.org/x/sys/unix"
+)
+
+// toTable is FR_ACT_TO_TBL of <linux/fib_rules.h>, which x/sys does not have.
+const toTable = 1
+
+// rule says which packets are looked up in a table of ours (ip-rule(8)).
+//
+// Rules are made when they are first needed, and stay: an empty table costs a
+// packet nothing that can be measured, whereas a rule that came and went with
+// each move would have every cached route of the node looked up anew, at the
+// moment when that matters most.
+type rule struct {
+	family   uint8
+	priority uint32
+	iif      string // packets that come in from this link; empty: all
+	table    uint32
+}
+
+// message asks for the rule; where it is there already the answer is EEXIST.
+func (r rule) message() netlink.Message {
+	head := make([]byte, 12) // struct fib_rule_hdr
+	head[0], head[4], head[7] = r.family, uint8(r.table), toTable
+	return message(unix.RTM_NEWRULE, netlink.Acknowledge|netlink.Create|netlink.Excl, head, func(ae *netlink.AttributeEncoder) {
+		ae.Uint32(unix.FRA_PRIORITY, r.priority)
+		ae.Uint32(unix.FRA_TABLE, r.table)
+		ae.Uint8(unix.FRA_PROTOCOL, routeProtocol) // Linux 4.17
+		if r.iif != "" {
+			ae.String(unix.FRA_IIFNAME, r.iif)
+		}
+	})
+}
+
+// families lists the address families that rules are made for.
+func (d *Dataplane) families() []uint8 {
+	if !d.ipv6 {
+		return []uint8{unix.AF_INET}
+	}
+	return []uint8{unix.AF_INET, unix.AF_INET6}
+}
+
+// ensureRules makes rules that are not there.
+func (r *rtnl) ensureRules(rules []rule) error {
+	if len(rules) == 0 {
+		return nil
+	}
+	msgs := make([]netlink.Message, len(rules))
+	for i := range rules {
+		msgs[i] = rules[i].message()
+	}
+	errs, err := r.batch(msgs...)
+	if err != nil {
+		return err
+	}
+	for i, err := range errs {
+		if err != nil && errnoOf(err) != unix.EEXIST {
+			return fmt.Errorf("rule of priority %d: %w", rules[i].priority, reason(err))
+		}
+	}
+	return nil
+}
+
+// divertedRules have all packets looked up among the diversions.
+func (d *Dataplane) divertedRules() []rule {
+	var rules []rule
+	for _, f := range d.families() {
+		rules = append(rules, rule{family: f, priority: fabric.DivertedRule, table: fabric.DivertedTable})
+	}
+	return rules
+}
+
+// expectArrivals has packets from the underlay looked up among the ports whose
+// guests are about to arrive. Without a link of the underlay it is none.
+func (d *Dataplane) expectArrivals() error {
+	links, err := d.underlayLinks()
+	if err != nil {
+		return fmt.Errorf("underlay: %w", err)
+	}
+	if len(links) == 0 {
+		d.ail("underlay", "no link leads to another machine of the cluster: packets for guests that are about to arrive are not taken; see ip route")
+	} else {
+		d.ail("underlay", "")
+	}
+	var rules []rule
+	for _, name := range links {
+		for _, f := range d.families() {
+			rules = append(rules, rule{family: f, priority: fabric.ArrivingRule, iif: name, table: fabric.ArrivingTable})
+		}
+	}
+	return d.rtnl.ensureRules(rules)
+}
+
+// keepRules makes the rules anew that somebody removed, as a network manager
+// does when it starts, where something needs them.
+func (d *Dataplane) keepRules() {
+	arriving := false
+	d.mu.Lock()
+	for _, p := range d.want {
+		arriving = arriving || p.Incoming
+	}
+	d.mu.Unlock()
+	var err error
+	if arriving {
+		err = d.expectArrivals()
+	} else {
+		d.ail("underlay", "")
+	}
+	if d.moves.diverting.Load() {
+		err = errors.Join(err, d.moves.rtnl.ensureRules(d.divertedRules()))
+	}
+	if err != nil {
+		d.ail("rules", fmt.Sprintf("rules of guests that move: %v; see ip rule", err))
+	} else {
+		d.ail("rules", "")
+	}
+}
+
+// underlayLinks names the links by which the kernel reaches the cluster's other
+// machines now.
+func (d *Dataplane) underlayLinks() ([]string, error) {
+	indexes := map[int32]bool{}
+	for _, a := range d.underlay {
+		replies, err := d.rtnl.do(routeRequest(a, routeMatch))
+		if err != nil {
+			if errnoOf(err) == 0 {
+				return nil, err
+			}
+			continue // no route to that one
+		}
+		for _, reply := range replies {
+			for _, index := range routeLinks(reply.Data) {
+				indexes[index] = true
+			}
+		}
+	}
+	var names []string
+	for index := range indexes {
+		l, err := d.rtnl.linkByIndex(index)
+		if err != nil {
+			continue // gone meanwhile
+		}
+		if _, _, _, ours := fabric.ParseAlias(l.alias); !ours && l.flags&unix.IFF_LOOPBACK == 0 {
+			names = append(names, l.name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// routeLinks lists the links that a route leads to, several where it has
+// several paths.
+func routeLinks(data []byte) []int32 {
+	if len(data) < unix.SizeofRtMsg {
+		return nil
+	}
+	ad, err := netlink.NewAttributeDecoder(data[unix.SizeofRtMsg:])
+	if err != nil {
+		return nil
+	}
+	links := map[int32]bool{}
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.RTA_OIF:
+			links[int32(ad.Uint32())] = true
+		case unix.RTA_MULTIPATH:
+			// A list of struct rtnexthop: length, flags, hops, number of the link.
+			for b := ad.Bytes(); len(b) >= unix.SizeofRtNexthop; {
+				links[int32(nativeUint32(b[4:]))] = true
+				n := (int(nativeUint16(b)) + 3) &^ 3
+				b = b[min(len(b), max(n, unix.SizeofRtNexthop)):]
+			}
+		}
+	}
+	return slices.SortedFunc(maps.Keys(links), cmp.Compare)
+}

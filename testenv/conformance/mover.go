@@ -1,0 +1,236 @@
+package conformance
+
+import (
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Mover is what the suite needs to hold a dataplane to the laws of
+// [fabric.Mover] too.
+type Mover struct {
+	Other fabric.Node                          // another node, a neighbour in both families
+	Hear  func(t *testing.T, port fabric.Port) // has the guest of a port send a frame
+	Quiet time.Duration                        // how long nothing may be heard; 0: 100 ms
+}
+
+// moverLaws are those of incoming ports and of diversions.
+var moverLaws = []law{
+	{"an incoming port becomes an ordinary one", dataplaneIncoming},
+	{"an incoming port is adopted and repaired", dataplaneIncomingRepair},
+	{"diversions are listed until they are returned", moverDiverts},
+	{"a family without a next hop keeps the others from nothing", moverFamilies},
+	{"a guest that arrives is heard once", moverHears},
+	{"what is recorded is a port", moverRecords},
+}
+
+func mover(t *testing.T, d fabric.Dataplane, c Controls) fabric.Mover {
+	t.Helper()
+	m, ok := d.(fabric.Mover)
+	need(t, ok && c.Mover != nil, "Mover")
+	return m
+}
+
+func incoming(p fabric.Port) fabric.Port {
+	p.Incoming, p.Queue = true, 5000
+	return p
+}
+
+func dataplaneIncoming(t *testing.T, d fabric.Dataplane, c Controls) {
+	mover(t, d, c)
+	for name, receives := range map[string][]string{
+		"v4":     {"203.0.113.10"},
+		"v6":     {"2001:db8:100::10"},
+		"routed": {"203.0.113.10", "203.0.113.11", "2001:db8:100::10", "198.51.100.0/29", "2001:db8:200::/64"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := port("web", 0, c.made(), receives...)
+			unknown := incoming(p)
+			unknown.NIC.MAC = fabric.MAC{}
+			for _, state := range []fabric.Port{incoming(p), incoming(p), p, p, incoming(p), unknown, p} {
+				require.NoError(t, d.Put(t.Context(), state))
+				requirePorts(t, d, state)
+			}
+			// As an event and the guest's first frame may have it, without a look between.
+			for range 10 {
+				require.NoError(t, d.Put(t.Context(), incoming(p)))
+				require.NoError(t, d.Put(t.Context(), p))
+			}
+			requirePorts(t, d, p)
+			require.NoError(t, d.Put(t.Context(), incoming(p)))
+			require.NoError(t, d.Remove(t.Context(), p.Name))
+			requirePorts(t, d)
+		})
+	}
+}
+
+func dataplaneIncomingRepair(t *testing.T, d fabric.Dataplane, c Controls) {
+	mover(t, d, c)
+	need(t, c.Again != nil && c.DelRoute != nil, "Again, DelRoute")
+	p := incoming(port("web", 0, c.made(), "203.0.113.10", "2001:db8:100::10", "198.51.100.0/29", "2001:db8:200::/64"))
+	require.NoError(t, d.Put(t.Context(), p))
+	for _, r := range p.NIC.Prefixes() {
+		rest(t, d.Changed(), func() {})
+		c.DelRoute(t, p.Name, r)
+		signalled(t, d.Changed(), "route "+r.String()+" deleted")
+		eventually(t, "Actual shows it", func() bool {
+			is, there := faults(t, d, p.Name)
+			return there && len(is) > 0
+		})
+		require.NoError(t, d.Put(t.Context(), p))
+		requirePorts(t, d, p)
+	}
+	second := c.Again(t)
+	got, err := second.Actual(t.Context())
+	require.NoError(t, err)
+	require.Len(t, got, 1)
+	assert.NotEmpty(t, got[0].Faults, "not put since the start")
+	assert.ElementsMatch(t, p.NIC.Prefixes(), got[0].NIC.Prefixes())
+	require.NoError(t, second.Put(t.Context(), p))
+	requirePorts(t, second, p)
+	p.Incoming = false
+	third := c.Again(t)
+	require.NoError(t, third.Put(t.Context(), p), "it arrived while nobody looked")
+	requirePorts(t, third, p)
+}
+
+func moverDiverts(t *testing.T, d fabric.Dataplane, c Controls) {
+	m := mover(t, d, c)
+	requireDiverted(t, m)
+	require.NoError(t, m.Return(t.Context()))
+	require.NoError(t, m.Return(t.Context(), netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("2001:db8:100::10/128")), "absence is success")
+	a := port("web", 0, c.made(), "203.0.113.10", "2001:db8:100::10", "198.51.100.0/29", "2001:db8:200::/64")
+	b := port("web", 1, c.made(), "203.0.113.11", "2001:db8:100::11")
+	all := append(a.NIC.Prefixes(), b.NIC.Prefixes()...)
+	require.NoError(t, d.Put(t.Context(), a))
+	require.NoError(t, d.Put(t.Context(), b))
+	for range 2 {
+		before := time.Now()
+		done, err := m.Divert(t.Context(), []fabric.Port{a, b}, c.Mover.Other)
+		require.NoError(t, err)
+		assert.Zero(t, done.Resent, "nothing is recorded")
+		assert.False(t, done.At.Before(before) || done.Done.Before(done.At))
+		requireDiverted(t, m, all...)
+		requirePorts(t, d, a, b)
+	}
+	require.NoError(t, m.Return(t.Context(), b.NIC.Prefixes()...))
+	requireDiverted(t, m, a.NIC.Prefixes()...)
+	_, err := m.Divert(t.Context(), []fabric.Port{b}, c.Mover.Other)
+	require.NoError(t, err)
+	require.NoError(t, d.Remove(t.Context(), a.Name, b.Name))
+	requireDiverted(t, m, all...)
+	if c.Again != nil {
+		m = mover(t, c.Again(t), c)
+		requireDiverted(t, m, all...)
+	}
+	require.NoError(t, m.Return(t.Context(), all...))
+	requireDiverted(t, m)
+}
+
+func requireDiverted(t *testing.T, m fabric.Mover, want ...netip.Prefix) {
+	t.Helper()
+	got, err := m.Diverted(t.Context())
+	require.NoError(t, err)
+	require.ElementsMatch(t, want, got)
+}
+
+func moverFamilies(t *testing.T, d fabric.Dataplane, c Controls) {
+	m := mover(t, d, c)
+	p := port("web", 0, c.made(), "203.0.113.10", "2001:db8:100::10", "198.51.100.0/29", "2001:db8:200::/64")
+	require.NoError(t, d.Put(t.Context(), p))
+	for _, v4 := range []bool{true, false} {
+		other := c.Mover.Other
+		if v4 {
+			other.Address6 = netip.Addr{}
+		} else {
+			other.Address = netip.Addr{}
+		}
+		_, err := m.Divert(t.Context(), []fabric.Port{p}, other)
+		require.Error(t, err)
+		assert.Contains(t, err.Error(), other.Name)
+		have := slices.DeleteFunc(p.NIC.Prefixes(), func(r netip.Prefix) bool { return r.Addr().Is4() != v4 })
+		requireDiverted(t, m, have...)
+		require.NoError(t, m.Return(t.Context(), have...))
+	}
+}
+
+func moverHears(t *testing.T, d fabric.Dataplane, c Controls) {
+	m := mover(t, d, c)
+	need(t, c.Mover.Hear != nil, "Hear")
+	quiet := c.Mover.Quiet
+	if quiet == 0 {
+		quiet = 100 * time.Millisecond
+	}
+	silent := func(why string) {
+		t.Helper()
+		select {
+		case name := <-m.Heard():
+			require.Fail(t, name+" was heard", why)
+		case <-time.After(quiet):
+		}
+	}
+	heard := func(names ...string) {
+		t.Helper()
+		var got []string
+		for range names {
+			select {
+			case name := <-m.Heard():
+				got = append(got, name)
+			case <-time.After(patience):
+				require.FailNow(t, "nothing was heard")
+			}
+		}
+		require.ElementsMatch(t, names, got)
+	}
+	a := port("web", 0, c.made(), "203.0.113.10", "2001:db8:100::10")
+	b := port("db", 0, c.made(), "203.0.113.11", "2001:db8:100::11")
+	require.NoError(t, d.Put(t.Context(), a))
+	c.Mover.Hear(t, a)
+	silent("the port is not incoming")
+	require.NoError(t, d.Put(t.Context(), incoming(a)))
+	require.NoError(t, d.Put(t.Context(), incoming(b)))
+	silent("no guest runs")
+	c.Mover.Hear(t, a)
+	c.Mover.Hear(t, a)
+	c.Mover.Hear(t, b)
+	heard(a.Name, b.Name)
+	require.NoError(t, d.Put(t.Context(), incoming(a)))
+	c.Mover.Hear(t, a)
+	silent("it was heard")
+	require.NoError(t, d.Put(t.Context(), a))
+	c.Mover.Hear(t, a)
+	silent("it has arrived")
+	require.NoError(t, d.Put(t.Context(), incoming(a)))
+	c.Mover.Hear(t, a)
+	heard(a.Name)
+	require.NoError(t, d.Remove(t.Context(), a.Name))
+	require.NoError(t, d.Put(t.Context(), incoming(a)))
+	silent("no guest runs")
+	c.Mover.Hear(t, a)
+	heard(a.Name)
+}
+
+func moverRecords(t *testing.T, d fabric.Dataplane, c Controls) {
+	m := mover(t, d, c)
+	p := port("web", 0, c.made(), "203.0.113.10", "2001:db8:100::10")
+	require.ErrorIs(t, m.Record(t.Context(), p.Name, true), os.ErrNotExist)
+	require.NoError(t, m.Record(t.Context(), p.Name, false))
+	require.NoError(t, d.Put(t.Context(), p))
+	for _, record := range []bool{true, true, false, false, true} {
+		require.NoError(t, m.Record(t.Context(), p.Name, record))
+		requirePorts(t, d, p)
+	}
+	done, err := m.Divert(t.Context(), []fabric.Port{p}, c.Mover.Other)
+	require.NoError(t, err)
+	assert.Zero(t, done.Resent, "nothing went into the port")
+	require.NoError(t, m.Return(t.Context(), p.NIC.Prefixes()...))
+	require.NoError(t, d.Remove(t.Context(), p.Name))
+	require.ErrorIs(t, m.Record(t.Context(), p.Name, true), os.ErrNotExist)
+}

@@ -1,0 +1,136 @@
+package fake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Record implements [fabric.Mover]; the journal has "record web_net0" and
+// "record web_net0 no more".
+func (d *Dataplane) Record(ctx context.Context, port string, record bool) error {
+	if err := d.before(ctx, "record "+port); err != nil {
+		return err
+	}
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	l := d.kernel.links[port]
+	_, recorded := d.recorded[port]
+	switch {
+	case record && (l == nil || !l.ours):
+		return fmt.Errorf("record %s: %w", port, os.ErrNotExist)
+	case record && !recorded:
+		d.recorded[port] = 0
+		d.journal.add("record " + port)
+	case !record && recorded:
+		delete(d.recorded, port)
+		d.journal.add("record " + port + " no more")
+	}
+	return nil
+}
+
+// Miss has frames go into a port that its guest does not take: what Divert
+// sends again, where the port is recorded.
+func (d *Dataplane) Miss(port string, frames int) {
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	if _, recorded := d.recorded[port]; recorded {
+		d.recorded[port] += frames
+	}
+}
+
+// Divert implements [fabric.Mover]; the journal has "divert 203.0.113.10/32 to
+// node2" for each prefix that was not so before.
+func (d *Dataplane) Divert(ctx context.Context, ports []fabric.Port, to fabric.Node) (fabric.Diversion, error) {
+	var errs []error
+	var done fabric.Diversion
+	for _, p := range ports {
+		for _, prefix := range p.NIC.Prefixes() {
+			if !to.Source(prefix.Addr()).IsValid() {
+				errs = append(errs, fmt.Errorf("divert %s: node %s has no address of its family", prefix, to.Name))
+				continue
+			}
+			if err := d.before(ctx, "divert "+prefix.String()); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			d.kernel.mu.Lock()
+			if d.kernel.diverted[prefix] != to {
+				d.kernel.diverted[prefix] = to
+				d.journal.add("divert " + prefix.String() + " to " + to.Name)
+			}
+			d.kernel.mu.Unlock()
+		}
+	}
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	done.At = time.Now()
+	for _, p := range ports {
+		if n := d.recorded[p.Name]; n > 0 {
+			d.recorded[p.Name] = 0
+			done.Resent += n
+		}
+	}
+	done.Done = time.Now()
+	return done, errors.Join(errs...)
+}
+
+// Return implements [fabric.Mover]; the journal has "return 203.0.113.10/32"
+// for each prefix that was diverted.
+func (d *Dataplane) Return(ctx context.Context, prefixes ...netip.Prefix) error {
+	var errs []error
+	for _, p := range prefixes {
+		if err := d.before(ctx, "return "+p.String()); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		d.kernel.mu.Lock()
+		if _, diverted := d.kernel.diverted[p]; diverted {
+			delete(d.kernel.diverted, p)
+			d.journal.add("return " + p.String())
+		}
+		d.kernel.mu.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// Diverted implements [fabric.Mover].
+func (d *Dataplane) Diverted(ctx context.Context) ([]netip.Prefix, error) {
+	if err := d.before(ctx, "list diversions"); err != nil {
+		return nil, err
+	}
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(d.kernel.diverted), netip.Prefix.Compare), nil
+}
+
+// Heard implements [fabric.Mover].
+func (d *Dataplane) Heard() <-chan string { return d.heard }
+
+// Hear has the guest of a port send a frame: what Heard tells where the port is
+// incoming and was not heard yet.
+func (d *Dataplane) Hear(port string) {
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	l := d.kernel.links[port]
+	if l == nil || !l.ours {
+		return
+	}
+	for _, u := range d.kernel.users {
+		if !u.put[port] || !l.port.Incoming || u.told[port] {
+			continue
+		}
+		select {
+		case u.heard <- port:
+			u.told[port] = true
+		default: // nobody listens, to 64 of them
+		}
+	}
+}
