@@ -221,6 +221,10 @@ func TestClusterValidate(t *testing.T) {
 		{"speaker of another name", func(c *fabric.Cluster) { c.Speaker = "birdd" }, "speaker", `"birdd" is not one of gobgp, bird, frr or the absolute path of a plugin`},
 		{"resolver without a path", func(c *fabric.Cluster) { c.Resolver = "inventory" }, "resolver", `"inventory" is not the absolute path of a plugin`},
 		{"observer twice", func(c *fabric.Cluster) { c.Observers = []string{"/a", "/b", "/a"} }, "observers[2]", "/a is already at observers[0]"},
+		{"a rate of moves", func(c *fabric.Cluster) { c.Moves.Rate = -1 }, "moves.packets_per_second", "-1 is out of range; give 1 to 1000000"},
+		{"a pause of moves", func(c *fabric.Cluster) { c.Moves.Pause = time.Microsecond }, "moves.pause", "1µs is out of range; give 1ms to 1m0s"},
+		{"a long pause of moves", func(c *fabric.Cluster) { c.Moves = fabric.Moves{Rate: 1, Pause: time.Minute + 1} }, "moves.pause", "is out of range"},
+		{"a queue of moves", func(c *fabric.Cluster) { c.Moves = fabric.Moves{Rate: 1_000_000, Pause: 901 * time.Millisecond} }, "moves", "are 1001000 packets to hold for one guest; 1000000 are the most"},
 		{"connect retry too short", func(c *fabric.Cluster) { c.Timers.ConnectRetry = time.Millisecond }, "timers.connect_retry", "1ms is out of range"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -84,6 +84,7 @@ func (c *Cluster) Validate() []Problem {
 	v.underlay()
 	v.limits()
 	v.plugins()
+	v.moves()
 	return v.problems
 }
 
@@ -447,6 +448,25 @@ func (v *validator) underlay() {
 func (v *validator) limits() {
 	if n := v.c.MaxPrefixes; n < 10 || n > 1_000_000 {
 		v.add("max_prefixes", "%d is out of range; give 10 to 1000000, or leave it out for %d", n, DefaultMaxPrefixes)
+	}
+}
+
+// moves checks what ports hold for guests on their way: memory of the kernel.
+func (v *validator) moves() {
+	const (
+		maxRate, maxQueue  = 1_000_000, 1_000_000
+		minPause, maxPause = time.Millisecond, time.Minute
+	)
+	m := v.c.Moves
+	rate, pause := m.Rate >= 1 && m.Rate <= maxRate, m.Pause >= minPause && m.Pause <= maxPause
+	if !rate {
+		v.add("moves.packets_per_second", "%d is out of range; give 1 to %d, or leave it out for %d", m.Rate, maxRate, DefaultMoves.Rate)
+	}
+	if !pause {
+		v.add("moves.pause", "%v is out of range; give %v to %v, or leave it out for %v", m.Pause, minPause, maxPause, DefaultMoves.Pause)
+	}
+	if rate && pause && m.Queue() > maxQueue {
+		v.add("moves", "%d packets a second for %v and a little more are %d packets to hold for one guest; %d are the most, give less of one of the two", m.Rate, m.Pause, m.Queue(), maxQueue)
 	}
 }
 

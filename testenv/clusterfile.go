@@ -29,6 +29,12 @@ func ClusterFile(c fabric.Cluster) string {
 		line("resolver: %q", c.Resolver)
 	}
 	line("observers: [%s]", quotedList(c.Observers))
+	if c.AgentPort != 0 && c.AgentPort != fabric.DefaultAgentPort {
+		line("agent_port: %d", c.AgentPort)
+	}
+	if m := c.WithDefaults().Moves; m != fabric.DefaultMoves {
+		line("moves: {packets_per_second: %d, pause: %s}", m.Rate, m.Pause)
+	}
 	line("pools:")
 	for _, p := range c.Pools {
 		line("  - {name: %s, prefix: %q, exclude: [%s]}", p.Name, p.Prefix, quotedList(p.Exclude))

@@ -35,6 +35,15 @@ func (d *decoder) cluster(c *fabric.Cluster) field {
 		key{"speaker", scalar(&c.Speaker, program)},
 		key{"resolver", scalar(&c.Resolver, program)},
 		key{"observers", list(&c.Observers, maxItems, scalars(program))},
+		key{"agent_port", scalar(&c.AgentPort, agentPort)},
+		key{"moves", moves(&c.Moves)},
+	)
+}
+
+func moves(m *fabric.Moves) field {
+	return mapping(
+		key{"packets_per_second", scalar(&m.Rate, rate)},
+		key{"pause", scalar(&m.Pause, duration)},
 	)
 }
 

@@ -47,6 +47,8 @@ func TestReferenceFile(t *testing.T) {
 		Timers:      fabric.Timers{Hold: 9 * time.Second, ConnectRetry: time.Second, Restart: 2 * time.Minute},
 		MaxPrefixes: fabric.DefaultMaxPrefixes,
 		Speaker:     fabric.SpeakerGoBGP,
+		AgentPort:   7147,
+		Moves:       fabric.Moves{Rate: 10_000, Pause: 900 * time.Millisecond},
 	}, got)
 }
 
@@ -82,6 +84,8 @@ func TestEveryKey(t *testing.T) {
 		Speaker:     fabric.SpeakerBIRD,
 		Resolver:    "/usr/local/lib/vmfabric/inventory",
 		Observers:   []string{"/usr/local/lib/vmfabric/billing", "/usr/local/lib/vmfabric/dns"},
+		AgentPort:   7148,
+		Moves:       fabric.Moves{Rate: 20_000, Pause: 1500 * time.Millisecond},
 	}, got)
 }
 
@@ -146,6 +150,13 @@ func TestVariants(t *testing.T) {
 		{"an IPv4-only cluster", "  - name: public6\n    prefix: 2001:db8:100::/48\n", "", func(t *testing.T, c fabric.Cluster) {
 			assert.Len(t, c.Pools, 1)
 		}},
+		{"half of what moves have", "name: msk1", "name: msk1\nmoves: {pause: 2s}\nagent_port: 1", func(t *testing.T, c fabric.Cluster) {
+			assert.Equal(t, fabric.Moves{Rate: 10_000, Pause: 2 * time.Second}, c.Moves)
+			assert.EqualValues(t, 1, c.AgentPort)
+		}},
+		{"moves without a value", "name: msk1", "name: msk1\nmoves:", func(t *testing.T, c fabric.Cluster) {
+			assert.Equal(t, fabric.DefaultMoves, c.Moves)
+		}},
 		{"timers in seconds", "name: msk1", "name: msk1\ntimers: {hold: 30, connect_retry: 1m, restart: 4095}", func(t *testing.T, c fabric.Cluster) {
 			assert.Equal(t, fabric.Timers{Hold: 30 * time.Second, ConnectRetry: time.Minute, Restart: 4095 * time.Second}, c.Timers)
 		}},
@@ -205,7 +216,7 @@ func TestMany(t *testing.T) {
 func TestMistakes(t *testing.T) {
 	for _, tt := range []struct{ name, old, new, want string }{
 		// Keys.
-		{"unknown key", "name: msk1", "name: msk1\nvlan: 7", `2: vlan: unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers`},
+		{"unknown key", "name: msk1", "name: msk1\nvlan: 7", `2: vlan: unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, agent_port, moves`},
 		{"misspelt key", "prefix: 203", "prefx: 203", `9: pools[0].prefx: unknown key; did you mean prefix?`},
 		{"misspelt key of a node", "address: 10.10.0.21", "adress: 10.10.0.21", `23: nodes[0].adress: unknown key; did you mean address?`},
 		{"shortened key", "address: 10.10.0.1\n", "addr: 10.10.0.1\n", `20: core[0].addr: unknown key; did you mean address?`},
@@ -213,8 +224,8 @@ func TestMistakes(t *testing.T) {
 		{"key with a hyphen", "name: msk1", "name: msk1\ntimers: {connect-retry: 5s}", `2: timers.connect-retry: unknown key; did you mean connect_retry?`},
 		{"password in the file", "10.10.0.11", "10.10.0.11\n    password: x", `16: reflectors[0].password: unknown key; did you mean password_file?`},
 		{"singular", "pools:", "pool:", `7: pool: unknown key; did you mean pools?`},
-		{"key with line breaks", "name: msk1", "name: msk1\n\"a\\nb\": 1", `2: "a\nb": unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers`},
-		{"merge key", "name: msk1", "name: msk1\n<<: {asn: 1}", `2: "<<": unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers`},
+		{"key with line breaks", "name: msk1", "name: msk1\n\"a\\nb\": 1", `2: "a\nb": unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, agent_port, moves`},
+		{"merge key", "name: msk1", "name: msk1\n<<: {asn: 1}", `2: "<<": unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, agent_port, moves`},
 		{"key given twice", "address: 10.10.0.21", "address: 10.10.0.21\n    address: 10.10.0.23", `24: nodes[0].address: given twice, first in line 23; remove one`},
 		{"key given twice at the top", "core:", "asn: 64513\ncore:", `18: asn: given twice, first in line 2; remove one`},
 
@@ -280,6 +291,15 @@ func TestMistakes(t *testing.T) {
 		{"not a duration", "name: msk1", "name: msk1\ntimers: {hold: 9 seconds}", `2: timers.hold: "9 seconds" is not a duration; write 9s, or 9 for seconds`},
 		{"no time", "name: msk1", "name: msk1\ntimers:\n  hold: 0", `3: timers.hold: no time at all; give some, or leave the key out for the default`},
 		{"hold time out of range", "name: msk1", "name: msk1\ntimers:\n  hold: 2s", `3: timers.hold: 2s is out of range; RFC 4271 allows 3s to 65535s`},
+		{"agents' port zero", "name: msk1", "name: msk1\nagent_port: 0", `2: agent_port: "0" is not a TCP port; write a number from 1 to 65535, or leave the key out for 7147`},
+		{"agents' port in words", "name: msk1", "name: msk1\nagent_port: ssh", `2: agent_port: "ssh" is not a TCP port; write a number from 1 to 65535, or leave the key out for 7147`},
+		{"misspelt key of moves", "name: msk1", "name: msk1\nmoves: {pauses: 1s}", `2: moves.pauses: unknown key; did you mean pause?`},
+		{"no packets", "name: msk1", "name: msk1\nmoves:\n  packets_per_second: 0", `3: moves.packets_per_second: "0" is not a number of packets a second; write one such as 10000, or leave the key out for that`},
+		{"packets in words", "name: msk1", "name: msk1\nmoves:\n  packets_per_second: 10k", `3: moves.packets_per_second: "10k" is not a number of packets a second; write one such as 10000, or leave the key out for that`},
+		{"too many packets", "name: msk1", "name: msk1\nmoves:\n  packets_per_second: 1000001\n  pause: 1ms", `3: moves.packets_per_second: 1000001 is out of range; give 1 to 1000000, or leave it out for 10000`},
+		{"a pause too long", "name: msk1", "name: msk1\nmoves:\n  packets_per_second: 1000\n  pause: 61s", `4: moves.pause: 1m1s is out of range; give 1ms to 1m0s, or leave it out for 900ms`},
+		{"more packets than can wait", "name: msk1", "name: msk1\nmoves:\n  pause: 10s\n  packets_per_second: 100000", `2: moves: 100000 packets a second for 10s and a little more are 1010000 packets to hold for one guest; 1000000 are the most, give less of one of the two`},
+		{"no pause", "name: msk1", "name: msk1\nmoves: {pause: 0}", `2: moves.pause: no time at all; give some, or leave the key out for the default`},
 		{"negative time", "name: msk1", "name: msk1\ntimers: {restart: -1s}", `2: timers.restart: -1s is out of range; RFC 4724 allows 1s to 4095s`},
 
 		// The cluster as a whole.

@@ -77,22 +77,34 @@ func peerASN(l literal) (uint32, error) {
 	return v, err
 }
 
-func port(l literal) (uint16, error) {
+func port(l literal) (uint16, error) { return portOr(l, 179) }
+
+func agentPort(l literal) (uint16, error) { return portOr(l, fabric.DefaultAgentPort) }
+
+// portOr reads a port that the file may leave out.
+func portOr(l literal, otherwise int) (uint16, error) {
 	if digits(l) {
 		if v, err := strconv.ParseUint(l.text, 10, 16); err == nil && v != 0 {
 			return uint16(v), nil
 		}
 	}
-	return 0, fmt.Errorf("%s is not a TCP port; write a number from 1 to 65535, or leave the key out for 179", quote(l.text))
+	return 0, fmt.Errorf("%s is not a TCP port; write a number from 1 to 65535, or leave the key out for %d", quote(l.text), otherwise)
 }
 
-func count(l literal) (int, error) {
+func count(l literal) (int, error) { return numberOf(l, "prefixes", fabric.DefaultMaxPrefixes) }
+
+func rate(l literal) (int, error) {
+	return numberOf(l, "packets a second", fabric.DefaultMoves.Rate)
+}
+
+// numberOf reads a number that the file may leave out. Zero stands for that.
+func numberOf(l literal, things string, otherwise int) (int, error) {
 	if digits(l) {
 		if v, err := strconv.ParseUint(l.text, 10, 31); err == nil && v != 0 {
 			return int(v), nil
 		}
 	}
-	return 0, fmt.Errorf("%s is not a number of prefixes; write one such as %d, or leave the key out for that", quote(l.text), fabric.DefaultMaxPrefixes)
+	return 0, fmt.Errorf("%s is not a number of %s; write one such as %d, or leave the key out for that", quote(l.text), things, otherwise)
 }
 
 // eastWest reads how guests on two nodes reach each other.

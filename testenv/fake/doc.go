@@ -1,7 +1,8 @@
-// Package fake has the four things that an agent stands on, in memory: a
-// [Dataplane], a [Speaker], a [Store] and a [Source]. They obey the same laws
-// as the real ones (testenv/conformance holds them to it) and write what they
-// do into a [Journal], in order and in the reader's words:
+// Package fake has the things that an agent stands on, in memory: a
+// [Dataplane], a [Speaker], a [Store], a [Source] and, for the agents of other
+// nodes, [Nodes]. They obey the same laws as the real ones (testenv/conformance
+// holds them to it) and write what they do into a [Journal], in order and in the
+// reader's words:
 //
 //	store web live
 //	wire web_net0
