@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"text/template"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -30,6 +31,9 @@ type DomainOptions struct {
 	Metadata string
 	// Arguments are words for the guest's kernel command line.
 	Arguments string
+	// Transient makes it one that libvirt forgets when it ends: it is created
+	// by its start instead of defined before.
+	Transient bool
 }
 
 // DomainNIC is an interface of a libvirt guest.
@@ -178,11 +182,14 @@ func uuidOf(name string) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:16])
 }
 
-// Domain is a guest of a [Libvirt]. Its methods are not to be called while it
-// migrates.
+// Domain is a guest of a [Libvirt]. Its methods can be called while it
+// migrates; they are about the node that it comes from until it has moved.
 type Domain struct {
-	lv      *Libvirt
 	options DomainOptions
+	file    string // its XML
+
+	mu sync.Mutex
+	lv *Libvirt
 }
 
 // Define makes a guest known to libvirt, or changes its description. It does
@@ -192,19 +199,15 @@ func (lv *Libvirt) Define(ctx context.Context, o DomainOptions) (*Domain, error)
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.CreateTemp(lv.host.dir, "domain-*.xml")
-	if err != nil {
+	d := &Domain{lv: lv, options: o, file: filepath.Join(lv.host.dir, "domain-"+fingerprint([]byte(o.Name))+".xml")}
+	if err := os.WriteFile(d.file, []byte(DomainXML(image, o)), 0o600); err != nil {
 		return nil, err
 	}
-	defer os.Remove(f.Name())
-	_, err = f.WriteString(DomainXML(image, o))
-	if err = errors.Join(err, f.Close()); err != nil {
-		return nil, err
+	if o.Transient {
+		return d, nil
 	}
-	if _, err := lv.Virsh(ctx, "define", f.Name()); err != nil {
-		return nil, err
-	}
-	return &Domain{lv: lv, options: o}, nil
+	_, err = lv.Virsh(ctx, "define", d.file)
+	return d, err
 }
 
 // Run defines and starts a guest. It returns when libvirt has started it;
@@ -222,27 +225,65 @@ func (d *Domain) Name() string { return d.options.Name }
 
 // Libvirt gives the libvirtd that has the guest, which is another after a
 // migration.
-func (d *Domain) Libvirt() *Libvirt { return d.lv }
+func (d *Domain) Libvirt() *Libvirt {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.lv
+}
+
+func (d *Domain) setLibvirt(lv *Libvirt) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lv = lv
+}
 
 // Start starts the guest.
 func (d *Domain) Start(ctx context.Context) error {
-	_, err := d.lv.Virsh(ctx, "start", d.Name())
-	return err
+	if d.options.Transient {
+		_, err := d.Libvirt().Virsh(ctx, "create", d.file)
+		return err
+	}
+	return d.virsh(ctx, "start")
 }
 
 // Destroy pulls the guest's plug.
-func (d *Domain) Destroy(ctx context.Context) error {
-	_, err := d.lv.Virsh(ctx, "destroy", d.Name())
+func (d *Domain) Destroy(ctx context.Context) error { return d.virsh(ctx, "destroy") }
+
+// Pause stops the guest's processor.
+func (d *Domain) Pause(ctx context.Context) error { return d.virsh(ctx, "suspend") }
+
+// Resume has a guest that was paused go on.
+func (d *Domain) Resume(ctx context.Context) error { return d.virsh(ctx, "resume") }
+
+// Save writes the guest's state into a file, which ends it here.
+func (d *Domain) Save(ctx context.Context, file string) error { return d.virsh(ctx, "save", file) }
+
+// Restore has a guest that was saved go on from the file, on any node; where it
+// is not defined, it is transient from then on.
+func (d *Domain) Restore(ctx context.Context, on *Libvirt, file string) error {
+	if _, err := on.Virsh(ctx, "restore", file); err != nil {
+		return err
+	}
+	d.setLibvirt(on)
+	return nil
+}
+
+// virsh runs a command about the guest: the word, its name, and more.
+func (d *Domain) virsh(ctx context.Context, command string, more ...string) error {
+	_, err := d.Libvirt().Virsh(ctx, append([]string{command, d.Name()}, more...)...)
 	return err
 }
 
 // Shutdown presses the guest's power button and waits until it is off.
 func (d *Domain) Shutdown(ctx context.Context) error {
-	if _, err := d.lv.Virsh(ctx, "shutdown", d.Name()); err != nil {
+	if err := d.virsh(ctx, "shutdown"); err != nil {
 		return err
 	}
 	return Until(ctx, func() error {
 		state, err := d.State(ctx)
+		if err != nil && strings.Contains(err.Error(), "failed to get domain") {
+			return nil // a transient one is forgotten
+		}
 		if err == nil && state != "shut off" {
 			err = fmt.Errorf("domain %s is %s", d.Name(), state)
 		}
@@ -253,28 +294,18 @@ func (d *Domain) Shutdown(ctx context.Context) error {
 // State gives libvirt's word for the guest's state: "running", "shut off",
 // "paused".
 func (d *Domain) State(ctx context.Context) (string, error) {
-	out, err := d.lv.Virsh(ctx, "domstate", d.Name())
+	out, err := d.Libvirt().Virsh(ctx, "domstate", d.Name())
 	return strings.TrimSpace(out), err
-}
-
-// Migrate moves the running guest to another node (peer to peer, persistent),
-// and returns when it is there. args go to `virsh migrate` too.
-func (d *Domain) Migrate(ctx context.Context, to *Libvirt, args ...string) error {
-	args = append([]string{
-		"migrate", "--live", "--p2p", "--persistent", "--undefinesource", d.Name(),
-		"qemu+tcp://" + to.host.addr4.String() + "/system",
-	}, args...)
-	if _, err := d.lv.Virsh(ctx, args...); err != nil {
-		return err
-	}
-	d.lv = to
-	return nil
 }
 
 // Pid gives the number of the guest's QEMU process on its node. Killing it is
 // a crash of the guest.
-func (d *Domain) Pid() (int, error) {
-	b, err := os.ReadFile(filepath.Join(d.lv.path("run/qemu"), d.Name()+".pid"))
+func (d *Domain) Pid() (int, error) { return d.Libvirt().GuestPid(d.Name()) }
+
+// GuestPid gives the number of the QEMU process that this node has for a
+// guest, one that is still arriving included.
+func (lv *Libvirt) GuestPid(name string) (int, error) {
+	b, err := os.ReadFile(filepath.Join(lv.path("run/qemu"), name+".pid"))
 	if err != nil {
 		return 0, err
 	}
@@ -282,14 +313,17 @@ func (d *Domain) Pid() (int, error) {
 }
 
 // Console gives what the guest wrote to its serial console since it was
-// started on this node or came to it.
+// started on this node or came to it. That ends with a dot for each second for
+// which it ran.
 func (d *Domain) Console() string {
-	b, err := os.ReadFile(serialPath(d.lv.path("log"), d.Name()))
+	b, err := os.ReadFile(d.Libvirt().console(d.Name()))
 	if err != nil {
 		return err.Error()
 	}
 	return string(b)
 }
+
+func (lv *Libvirt) console(name string) string { return serialPath(lv.path("log"), name) }
 
 // readyMark is what a guest writes when it answers on its addresses.
 const readyMark = "GUEST-READY"
@@ -299,7 +333,7 @@ const readyMark = "GUEST-READY"
 func (d *Domain) WaitReady(ctx context.Context) error {
 	return Until(ctx, func() error {
 		if console := d.Console(); !strings.Contains(console, readyMark) {
-			return fmt.Errorf("domain %s on %s is not ready; its console ends: %s", d.Name(), d.lv.host.name, oneLine(tail(console, 5)))
+			return fmt.Errorf("domain %s on %s is not ready; its console ends: %s", d.Name(), d.Libvirt().host.name, oneLine(tail(console, 5)))
 		}
 		return nil
 	})

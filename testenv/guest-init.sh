@@ -2,6 +2,7 @@
 # First process of a lab guest. The kernel command line says what its NICs are:
 #   nic0=MAC,ADDRESS,... route0=PREFIX,... gw4=ADDRESS gw6=ADDRESS
 # It answers to ping, echoes on TCP port 7 and runs lines of shell on TCP port 8.
+# Once a second it writes a dot to its console, to show that it runs.
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
@@ -75,4 +76,10 @@ ip addr
 ip route
 ip -6 route
 echo "GUEST-READY $(cut -d' ' -f1 /proc/uptime)"
-while :; do sleep 3600; done
+# A read that times out, and no sleep: that would be a process each time.
+mkfifo /run/never
+exec 3<>/run/never
+while :; do
+	read -r -t 1 _ <&3
+	printf .
+done

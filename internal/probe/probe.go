@@ -5,19 +5,11 @@ package probe
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/netip"
-	"os"
-	"strconv"
 	"sync"
 	"time"
-
-	"golang.org/x/net/icmp"
-	"golang.org/x/net/ipv4"
-	"golang.org/x/net/ipv6"
 )
 
 // Config says what is probed, and how often.
@@ -32,9 +24,8 @@ type Config struct {
 // Prober sends echo requests and notes the answers.
 type Prober struct {
 	cfg     Config
-	conn    *icmp.PacketConn
-	to      net.Addr
-	id      int
+	sock    *socket
+	id      uint16
 	stop    chan struct{}
 	first   chan struct{} // closed by the first answer
 	sent    chan struct{} // closed when the last request is sent
@@ -52,42 +43,51 @@ type Prober struct {
 type Result struct {
 	Sent, Received  int
 	Lost            int           // sent and never answered
+	Unsent          int           // of the lost: those that the host itself could not send
 	Duplicates      int           // answers to what had been answered
 	Reordered       int           // answers that came after that to a later request
 	Refused         int           // ICMP errors about a request: unreachable, time exceeded
 	FirstRTT        time.Duration // of the first answer
 	MaxRTT          time.Duration
 	LongestGap      time.Duration // between two answers, one after the other
+	GapFrom         time.Time     // when the first of these two came
 	LongestLossFrom int           // sequence number at which the longest run of lost requests begins
 	LongestLoss     int           // its length
+	Losses          []Loss        // every lost request, in order
+	Began           time.Time     // when the first request was sent
 	Took            time.Duration // from the first request to the last
+	Late            time.Duration // the most by which the host was behind the schedule
+}
+
+// Loss is a request that was never answered.
+type Loss struct {
+	Seq int
+	At  time.Time // when it was sent
+}
+
+// LostSince tells when each lost request was sent, relative to an instant;
+// before it is negative.
+func (r Result) LostSince(instant time.Time) []time.Duration {
+	var since []time.Duration
+	for _, l := range r.Losses {
+		since = append(since, l.At.Sub(instant))
+	}
+	return since
 }
 
 // grace is how long Stop waits for answers under way.
 const grace = time.Second
 
 // Start begins to send, from the network namespace of the calling thread.
+// Without the right to open raw sockets it is an error that is
+// [os.ErrPermission].
 func Start(cfg Config) (*Prober, error) {
 	p := &Prober{
-		cfg: cfg, id: 1 + rand.IntN(1<<16-1), highest: -1,
+		cfg: cfg, id: uint16(1 + rand.IntN(1<<16-1)), highest: -1,
 		stop: make(chan struct{}), first: make(chan struct{}), sent: make(chan struct{}),
 	}
-	network, local := "ip4:icmp", "0.0.0.0"
-	if cfg.To.Is6() {
-		network, local = "ip6:ipv6-icmp", "::"
-	}
-	if cfg.From.IsValid() {
-		local = cfg.From.String()
-	}
-	to := &net.IPAddr{IP: cfg.To.AsSlice()}
-	if cfg.Link != 0 {
-		// By number: package net looks names up in whatever namespace its
-		// thread is in, and remembers them for all.
-		to.Zone = strconv.Itoa(cfg.Link)
-	}
-	p.to = to
 	var err error
-	if p.conn, err = icmp.ListenPacket(network, local); err != nil {
+	if p.sock, err = open(cfg); err != nil {
 		return nil, fmt.Errorf("probe %s: %w", cfg.To, err)
 	}
 	p.running.Go(p.send)
@@ -99,78 +99,51 @@ func Start(cfg Config) (*Prober, error) {
 // late for is sent at once.
 func (p *Prober) send() {
 	defer close(p.sent)
+	c := newClock()
+	defer c.close()
+	m := newRequest(p.cfg.To, p.id)
 	began := time.Now()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
 	for seq := 0; p.cfg.Count == 0 || seq < p.cfg.Count; seq++ {
-		select {
-		case <-timer.C:
-		case <-p.stop:
+		due := began.Add(time.Duration(seq) * p.cfg.Interval)
+		if !c.sleep(due, p.stop) {
 			return
 		}
+		m.number(seq)
+		now := time.Now()
 		p.mu.Lock()
-		p.at = append(p.at, time.Now())
+		p.at = append(p.at, now)
 		p.answered = append(p.answered, false)
+		p.result.Late = max(p.result.Late, now.Sub(due))
 		p.mu.Unlock()
-		// A request that the host itself cannot send counts as lost.
-		_, _ = p.conn.WriteTo(p.request(seq), p.to)
-		timer.Reset(time.Until(began.Add(time.Duration(seq+1) * p.cfg.Interval)))
+		if err := p.sock.send(m); err != nil {
+			p.mu.Lock()
+			p.result.Unsent++
+			p.mu.Unlock()
+		}
 	}
-}
-
-func (p *Prober) request(seq int) []byte {
-	m := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{
-		ID: p.id, Seq: seq & 0xffff, Data: binary.BigEndian.AppendUint64(nil, uint64(seq)),
-	}}
-	if p.cfg.To.Is6() {
-		m.Type = ipv6.ICMPTypeEchoRequest // the kernel fills in the checksum
-	}
-	b, err := m.Marshal(nil)
-	if err != nil {
-		panic(err) // of an echo request that is made above
-	}
-	return b
 }
 
 func (p *Prober) receive() {
-	buf := make([]byte, 1500)
-	proto := 1
-	if p.cfg.To.Is6() {
-		proto = 58
-	}
 	for {
-		n, _, err := p.conn.ReadFrom(buf)
-		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
-			return
-		}
+		m, at, err := p.sock.receive()
 		if err != nil {
-			continue
+			return // closed
 		}
-		m, err := icmp.ParseMessage(proto, buf[:n])
-		if err != nil {
-			continue
-		}
-		p.note(m, time.Now())
+		p.note(m, at)
 	}
 }
 
 // note takes one ICMP message of the host, which may be anybody's.
-func (p *Prober) note(m *icmp.Message, now time.Time) {
+func (p *Prober) note(m message, at time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch body := m.Body.(type) {
-	case *icmp.Echo:
-		reply := m.Type == ipv4.ICMPTypeEchoReply || m.Type == ipv6.ICMPTypeEchoReply
-		if !reply || body.ID != p.id || len(body.Data) != 8 {
-			return
+	switch {
+	case m.isReply() && m.id() == p.id && len(m.data()) == payload:
+		if seq := binary.BigEndian.Uint64(m.data()); seq < uint64(len(p.at)) {
+			p.noteAnswer(int(seq), at)
 		}
-		if seq := binary.BigEndian.Uint64(body.Data); seq < uint64(len(p.at)) {
-			p.noteAnswer(int(seq), now)
-		}
-	case *icmp.DstUnreach:
-		p.noteRefusal(body.Data)
-	case *icmp.TimeExceeded:
-		p.noteRefusal(body.Data)
+	case m.isRefusal() && m.about() == p.id:
+		p.result.Refused++
 	}
 }
 
@@ -189,23 +162,11 @@ func (p *Prober) noteAnswer(seq int, now time.Time) {
 	if r.Received++; r.Received == 1 {
 		r.FirstRTT = rtt
 		close(p.first)
-	} else {
-		r.LongestGap = max(r.LongestGap, now.Sub(p.last))
+	} else if gap := now.Sub(p.last); gap > r.LongestGap {
+		r.LongestGap, r.GapFrom = gap, p.last
 	}
 	r.MaxRTT = max(r.MaxRTT, rtt)
 	p.last = now
-}
-
-// noteRefusal takes what an ICMP error quotes: the header and the beginning of
-// the packet that it is about.
-func (p *Prober) noteRefusal(quoted []byte) {
-	header := 40
-	if p.cfg.To.Is4() && len(quoted) > 0 {
-		header = int(quoted[0]&0xf) * 4
-	}
-	if len(quoted) >= header+8 && int(binary.BigEndian.Uint16(quoted[header+4:])) == p.id {
-		p.result.Refused++
-	}
 }
 
 // Received gives the number of requests answered so far.
@@ -239,20 +200,23 @@ func (p *Prober) end(grace time.Duration) Result {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
-	p.conn.Close()
+	p.sock.close()
 	p.running.Wait()
 
 	r := p.result
 	r.Sent = len(p.at)
 	r.Lost = r.Sent - r.Received
 	if r.Sent > 0 {
+		r.Began = p.at[0]
 		r.Took = p.at[r.Sent-1].Sub(p.at[0])
 	}
 	run := 0
 	for seq, ok := range p.answered {
 		if run++; ok {
 			run = 0
+			continue
 		}
+		r.Losses = append(r.Losses, Loss{seq, p.at[seq]})
 		if run > r.LongestLoss {
 			r.LongestLoss, r.LongestLossFrom = run, seq-run+1
 		}

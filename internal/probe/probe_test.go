@@ -52,6 +52,41 @@ func TestEveryRequestIsAccountedFor(t *testing.T) {
 		assert.Greater(t, r.LongestLoss, 50)
 		assert.Greater(t, r.LongestLossFrom, 99)
 		assert.Greater(t, r.LongestGap, 150*time.Millisecond)
+		require.Len(t, r.Losses, r.Lost)
+		assert.Equal(t, r.LongestLossFrom, r.Losses[0].Seq)
+		assert.WithinRange(t, r.GapFrom, r.Began, r.Losses[0].At.Add(time.Millisecond))
+		since := r.LostSince(r.Losses[0].At)
+		assert.Zero(t, since[0])
+		assert.InDelta(t, time.Duration(r.Lost-1)*time.Millisecond, since[len(since)-1], float64(100*time.Millisecond))
+	}
+}
+
+// TestFastRate: four thousand a second of each family at once are sent when they
+// are due, and their answers are all heard.
+func TestFastRate(t *testing.T) {
+	lab := labtest.New(t)
+	one, err := lab.AddReflector("one", testenv.Underlay4(31), testenv.Underlay6(31))
+	require.NoError(t, err)
+	two, err := lab.AddReflector("two", testenv.Underlay4(32), testenv.Underlay6(32))
+	require.NoError(t, err)
+	const rate, count = 4000, 8000
+	var ps []*probe.Prober
+	for _, to := range []netip.Addr{two.Addr4(), two.Addr6()} {
+		_, err := one.Ping(t.Context(), to)
+		require.NoError(t, err)
+		require.NoError(t, one.Do(func() error {
+			p, err := probe.Start(probe.Config{To: to, Interval: time.Second / rate, Count: count})
+			ps = append(ps, p)
+			return err
+		}))
+	}
+	for _, p := range ps {
+		<-p.Sent()
+		r := p.Stop()
+		assert.Equal(t, count, r.Received, "%+v", r)
+		assert.Zero(t, r.Lost+r.Unsent+r.Duplicates+r.Reordered)
+		assert.InDelta(t, (count-1)*time.Second/rate, r.Took, float64(500*time.Millisecond))
+		t.Logf("at most %v late, %v to an answer, %v between answers", r.Late, r.MaxRTT, r.LongestGap)
 	}
 }
 
