@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/vmfabric/vmfabric/fabric"
 )
@@ -94,8 +95,10 @@ type ContainerOptions struct {
 
 // Container is a guest of an [LXD].
 type Container struct {
-	lx      *LXD
 	options ContainerOptions
+
+	mu sync.Mutex
+	lx *LXD
 }
 
 // Init makes a container. It does not run yet.
@@ -113,7 +116,7 @@ func (lx *LXD) Init(ctx context.Context, o ContainerOptions) (*Container, error)
 	if o.Target != "" {
 		args = append(args, "--target", o.Target)
 	}
-	c := &Container{lx, o}
+	c := &Container{lx: lx, options: o}
 	_, err = lx.run(ctx, string(about), lx.client, args...)
 	return c, err
 }
@@ -199,10 +202,32 @@ func (o ContainerOptions) devices() map[string]map[string]string {
 // Name gives the container's name.
 func (c *Container) Name() string { return c.options.Name }
 
+// LXD gives the LXD that has the container, which is another after a move.
+func (c *Container) LXD() *LXD {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lx
+}
+
+// Move moves the container to an LXD that the one that has it trusts
+// ([LXD.Trust]), and returns when it is there. One that runs needs the argument
+// --stateless, which starts it anew there; args go to `lxc move`. Methods of the
+// container are about the LXD that it comes from until then.
+func (c *Container) Move(ctx context.Context, to *LXD, args ...string) error {
+	remote := to.host.name + ":" + c.Name()
+	if _, err := c.lxc(ctx, []string{"move", "-q"}, append([]string{remote}, args...)...); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.lx = to
+	c.mu.Unlock()
+	return c.noteProcess(ctx)
+}
+
 // lxc runs a command about the container: the words, its name, and more.
 func (c *Container) lxc(ctx context.Context, words []string, more ...string) (string, error) {
 	args := append(words, c.options.Name, "--project", c.options.Project)
-	return c.lx.Lxc(ctx, append(args, more...)...)
+	return c.LXD().Lxc(ctx, append(args, more...)...)
 }
 
 // Start starts the container.
@@ -210,7 +235,12 @@ func (c *Container) Start(ctx context.Context) error {
 	if _, err := c.lxc(ctx, []string{"start"}); err != nil {
 		return err
 	}
-	// For the lab's keeper, which does not find it by its network namespace.
+	return c.noteProcess(ctx)
+}
+
+// noteProcess records the container for the lab's keeper, which does not find
+// it by its network namespace.
+func (c *Container) noteProcess(ctx context.Context) error {
 	pid, err := c.Pid(ctx)
 	if errors.Is(err, os.ErrProcessDone) {
 		return nil
@@ -225,7 +255,7 @@ func (c *Container) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.lx.host.lab.note(func(r *record) { r.Daemons = append(r.Daemons, p) })
+	return c.LXD().host.lab.note(func(r *record) { r.Daemons = append(r.Daemons, p) })
 }
 
 // Shutdown asks the container's first process to end, and waits until it is
@@ -275,7 +305,7 @@ func (c *Container) Pid(ctx context.Context) (int, error) {
 }
 
 func (c *Container) state(ctx context.Context, v any) error {
-	out, err := c.lx.Lxc(ctx, "query", fmt.Sprintf("/1.0/instances/%s/state?project=%s", c.Name(), c.options.Project))
+	out, err := c.LXD().Lxc(ctx, "query", fmt.Sprintf("/1.0/instances/%s/state?project=%s", c.Name(), c.options.Project))
 	if err != nil {
 		return err
 	}

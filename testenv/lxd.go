@@ -245,6 +245,28 @@ func (lx *LXD) Invite(ctx context.Context, member *Host) (LXDOptions, error) {
 `, netip.AddrPortFrom(member.Addr4(), 8443), words[len(words)-1])}, nil
 }
 
+// Trust makes another LXD, which is not of one cluster with this one, a remote
+// of this one's client, called like its host: containers can move to it. For
+// the way back, the other has to trust this one as well.
+func (lx *LXD) Trust(ctx context.Context, other *LXD) error {
+	for _, one := range []*LXD{lx, other} {
+		// The other one fetches the instance from here.
+		if _, err := one.Lxc(ctx, "config", "set", "core.https_address", netip.AddrPortFrom(one.host.Addr4(), 8443).String()); err != nil {
+			return err
+		}
+	}
+	out, err := other.Lxc(ctx, "config", "trust", "add", "--name", lx.host.name, "-q")
+	if err != nil {
+		return err
+	}
+	words := strings.Fields(out)
+	if len(words) == 0 {
+		return errors.New("lxc config trust add: no token")
+	}
+	_, err = lx.Lxc(ctx, "remote", "add", other.host.name, words[len(words)-1], "--accept-certificate", "-q")
+	return err
+}
+
 // RunDir gives the directory that LXD and its hooks see as /run/vmfabric: the
 // place for the socket of the node's agent.
 func (lx *LXD) RunDir() string { return lx.path("run/vmfabric") }

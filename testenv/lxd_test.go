@@ -114,6 +114,45 @@ func TestLXDRunsContainers(t *testing.T) {
 	require.NoError(t, c.Delete(ctx))
 }
 
+// TestContainersMove moves one between servers that are no cluster, running and
+// stopped.
+func TestContainersMove(t *testing.T) {
+	t.Parallel()
+	labtest.Need(t, "lxd")
+	cluster := testenv.SmallCluster(2)
+	_, top := labtest.Build(t, cluster)
+	var lxs []*testenv.LXD
+	for _, name := range []string{"node1", "node2"} {
+		lx, err := top.Nodes[name].StartLXD(soon(t), testenv.LXDOptions{})
+		require.NoError(t, err)
+		lxs = append(lxs, lx)
+	}
+	require.NoError(t, lxs[0].Trust(soon(t), lxs[1]))
+	require.NoError(t, lxs[1].Trust(soon(t), lxs[0]))
+	nic := fabric.NIC{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")}}
+	c, err := lxs[0].Launch(soon(t), testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nic}, Gateway: cluster.Gateway})
+	require.NoError(t, err)
+	for i, args := range [][]string{{"--stateless"}, {"--stateless"}, {}} {
+		from, to := lxs[i%2], lxs[1-i%2]
+		if len(args) == 0 {
+			require.NoError(t, c.Destroy(soon(t)))
+		}
+		require.NoError(t, c.Move(soon(t), to, args...))
+		assert.Equal(t, to, c.LXD())
+		_, err := from.Lxc(soon(t), "query", "/1.0/instances/web")
+		require.ErrorContains(t, err, "not found")
+		if len(args) == 0 {
+			require.NoError(t, c.Start(soon(t)))
+		}
+		require.NoError(t, c.WaitReady(soon(t)))
+		wire(t, to.Host(), "web_net0", nic)
+		for _, a := range nic.Addresses {
+			_, err := to.Host().Ping(soon(t), a)
+			require.NoError(t, err)
+		}
+	}
+}
+
 func TestLXDsKeepToTheirHosts(t *testing.T) {
 	t.Parallel()
 	labtest.Need(t, "lxd")

@@ -7,5 +7,6 @@
 // happened while nobody listened.
 //
 // An event only says that there is news. The source then reads the domain's
-// state, and what it reads is what it tells.
+// state, and what it reads is what it tells. The cutover alone is told first
+// and read afterwards.
 package libvirt

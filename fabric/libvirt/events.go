@@ -21,10 +21,11 @@ func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
 	s.mu.Lock()
 	s.lastEvent = time.Now()
 	foreign := s.foreign[e.Dom.UUID]
-	if last := s.known[e.Dom.UUID]; last != nil && event == golibvirt.DomainEventStopped {
-		past := *last // what it was says nothing of its next life
-		past.id = noLife
-		s.known[e.Dom.UUID] = &past
+	switch {
+	case event == golibvirt.DomainEventStopped:
+		s.past(e.Dom)
+	case fresh && golibvirt.DomainEventStartedDetailType(e.Detail) == golibvirt.DomainEventStartedMigrated:
+		s.arriving[e.Dom.UUID] = e.Dom.ID
 	}
 	if event == golibvirt.DomainEventStopped || event == golibvirt.DomainEventUndefined || event == golibvirt.DomainEventStarted {
 		delete(s.foreign, e.Dom.UUID)
@@ -34,6 +35,17 @@ func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
 	s.cutover(e)
 	if !foreign || fresh {
 		s.touch(c, e.Dom, fresh)
+	}
+}
+
+// past notes that a life of a domain is over: what the guest was in it says
+// nothing of its next. s.mu is held.
+func (s *Source) past(dom golibvirt.Domain) {
+	delete(s.arriving, dom.UUID)
+	if last := s.known[dom.UUID]; last != nil {
+		over := *last
+		over.id = noLife
+		s.known[dom.UUID] = &over
 	}
 }
 

@@ -32,6 +32,7 @@ func arrivesHere(t *testing.T, d *daemon, s *Source, name string) {
 	d.arrive(name, ours(name, 10))
 	d.event(name, golibvirt.DomainEventStarted, int(golibvirt.DomainEventStartedMigrated))
 	requireNext(t, s, name, fabric.Wired)
+	require.Zero(t, d.asked(procJobStats), "libvirtd logs such a question as an error")
 }
 
 // A daemon that does not answer for a while must hold up no cutover.
