@@ -25,6 +25,8 @@ import (
 // lost in truth is measured: see docs/performance.md.
 const fewLost = 60
 
+const clock = "15:04:05.000000"
+
 // shuttle is a guest of libvirt, and two nodes between which it moves.
 type shuttle struct {
 	*system
@@ -192,6 +194,18 @@ func (m *shuttle) moves(o testenv.MigrateOptions, during ...func(*testenv.Migrat
 		}
 	}
 	m.rests(to)
+	if slices.ContainsFunc(results, func(r testenv.ProbeResult) bool { return r.Lost > 0 }) {
+		for _, node := range []string{from, to} {
+			r := m.reported(node)
+			m.t.Logf("%s: stopped %s, diverted %s, %d sent again by %s, running %s, announced %s", node, r.Stopped.Format(clock),
+				r.Diverted.Format(clock), r.Resent, r.ResentAt.Format(clock), r.Running.Format(clock), r.Announced.Format(clock))
+		}
+		for _, r := range results {
+			if len(r.Losses) > 0 {
+				m.t.Logf("lost from %s to %s", r.Losses[0].At.Format(clock), r.Losses[len(r.Losses)-1].At.Format(clock))
+			}
+		}
+	}
 }
 
 // reported gives the newest report of a node once the move is over.
