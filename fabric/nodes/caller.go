@@ -1,6 +1,7 @@
 package nodes
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"regexp"
@@ -66,7 +67,7 @@ func (n *Nodes) identify(source netip.Addr, s sender) (fabric.Node, error) {
 			return node, disagree("%s says that it is node %s, which has %s in the cluster file of %s; correct that, or give it a name of its own with --node", source, s.Name, addresses(file), n.self.Name)
 		}
 		// It may have found an address that the file leaves out.
-		node.Address, node.Address6 = either(file.Address, node.Address), either(file.Address6, node.Address6)
+		node.Address, node.Address6 = cmp.Or(file.Address, node.Address), cmp.Or(file.Address6, node.Address6)
 	} else if owner, taken := n.named(source); taken {
 		return node, disagree("%s says that it is node %s, and has the address of node %s in the cluster file of %s; correct that, or its --node", source, s.Name, owner.Name, n.self.Name)
 	}
@@ -78,7 +79,11 @@ func (n *Nodes) identify(source netip.Addr, s sender) (fabric.Node, error) {
 			return node, err
 		}
 	}
-	return node, n.remember(source, node)
+	fresh, err := n.remember(source, node)
+	if fresh {
+		n.log.Info("a node called that is not in the cluster file", "node", node.Name, "address", source)
+	}
+	return node, err
 }
 
 // plausible checks an address that a node says it has, to which packets for
@@ -98,32 +103,23 @@ func (n *Nodes) plausible(name string, a netip.Addr) error {
 	return nil
 }
 
-// remember has a node be reached at the addresses that it said.
-func (n *Nodes) remember(source netip.Addr, node fabric.Node) error {
+// remember has a node be reached at the addresses that it said; fresh is true of
+// one that neither the file has nor has called before.
+func (n *Nodes) remember(source netip.Addr, node fabric.Node) (fresh bool, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	_, err := n.cluster.Node(node.Name)
 	before, known := n.callers[node.Name]
-	if newcomer := err != nil; newcomer {
+	if _, err := n.cluster.Node(node.Name); err != nil {
 		switch {
 		case known && source != before.node.Source(source) && time.Since(before.at) < renewed:
-			return disagree("%s says that it is node %s, which called from %s a moment ago; give one of the two another name with --node", source, node.Name, addresses(before.node))
+			return false, disagree("%s says that it is node %s, which called from %s a moment ago; give one of the two another name with --node", source, node.Name, addresses(before.node))
 		case !known && len(n.callers) >= maxNewcomers+len(n.cluster.Nodes):
-			return disagree("node %s is not in the cluster file of %s, nor are %d others that called; add them under nodes", node.Name, n.self.Name, maxNewcomers)
+			return false, disagree("node %s is not in the cluster file of %s, nor are %d others that called; add them under nodes", node.Name, n.self.Name, maxNewcomers)
 		}
 		// A node has one name: it may have got another.
 		maps.DeleteFunc(n.callers, func(name string, c caller) bool { return name != node.Name && source == c.node.Source(source) })
-		if !known {
-			n.log.Info("a node called that is not in the cluster file", "node", node.Name, "address", source)
-		}
+		fresh = !known
 	}
 	n.callers[node.Name] = caller{node, time.Now()}
-	return nil
-}
-
-func either(a, b netip.Addr) netip.Addr {
-	if a.IsValid() {
-		return a
-	}
-	return b
+	return fresh, nil
 }

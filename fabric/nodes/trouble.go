@@ -37,21 +37,27 @@ func (n *Nodes) Diagnose() []string {
 // note remembers trouble about key for a while, or until it is settled where
 // that is zero, and logs it where it is new.
 func (n *Nodes) note(key, text string, while time.Duration) {
+	t := trouble{text: text}
+	if while > 0 {
+		t.until = time.Now().Add(while)
+	}
+	if n.swap(key, t).text != text {
+		n.log.Warn(text)
+	}
+}
+
+// swap remembers trouble, and gives what it takes the place of. Where there is
+// too much already, that is the trouble itself.
+func (n *Nodes) swap(key string, t trouble) (before trouble) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.forget()
 	before, again := n.troubles[key]
 	if !again && len(n.troubles) >= maxTroubles {
-		return
-	}
-	t := trouble{text: text}
-	if while > 0 {
-		t.until = time.Now().Add(while)
+		return t
 	}
 	n.troubles[key] = t
-	if before.text != text {
-		n.log.Warn(text)
-	}
+	return before
 }
 
 // settle forgets the trouble about key.

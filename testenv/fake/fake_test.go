@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -111,4 +112,32 @@ func TestSourceTellsWhatHappensToGuests(t *testing.T) {
 	got, err = s.Guests(t.Context())
 	require.NoError(t, err)
 	assert.Len(t, got, 1)
+}
+
+func TestNodesWriteWhatTheyTell(t *testing.T) {
+	journal := &fake.Journal{}
+	ends := fake.NewNodes(journal, fabric.Node{Name: "node1"}, fabric.Node{Name: "node2"})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- ends["node2"].Serve(ctx, func(context.Context, fabric.Node, fabric.Notice) fabric.Answer { return fabric.Answer{} })
+	}()
+	ask := func(vm string) error {
+		_, err := ends["node1"].Ask(t.Context(), "node2", fabric.Notice{Kind: fabric.Claimed, VM: vm})
+		return err
+	}
+	require.Eventually(t, func() bool { return ask("web") == nil }, 20*time.Second, time.Millisecond)
+	require.Equal(t, []string{"node1 tells node2 claimed web"}, journal.Take())
+
+	ends["node2"].Fail("node1 tells node2 claimed web", errors.New("lost"))
+	require.EqualError(t, ask("web"), "lost")
+	ends["node1"].Cut("node2", true)
+	require.ErrorContains(t, ask("db"), "node2: cut off")
+	ends["node2"].Cut("node1", false)
+	require.NoError(t, ask("db"))
+	require.Equal(t, []string{"node1 tells node2 claimed db"}, journal.Take())
+	cancel()
+	require.NoError(t, <-done)
+	require.ErrorContains(t, ask("db"), "no agent listens there")
+	require.Empty(t, journal.Take())
 }

@@ -1,0 +1,29 @@
+package testenv_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/clusterfile"
+	"github.com/vmfabric/vmfabric/testenv"
+)
+
+func TestClusterFileIsRead(t *testing.T) {
+	changed := testenv.SmallCluster(2)
+	changed.AgentPort = 7148
+	changed.Moves = fabric.Moves{Rate: 4000, Pause: 1500 * time.Millisecond}
+	half := testenv.SmallCluster(1)
+	half.Moves.Pause = 2 * time.Second
+	for name, c := range map[string]fabric.Cluster{"plain": testenv.SmallCluster(3), "changed": changed, "half": half} {
+		got, err := clusterfile.Parse(name, []byte(testenv.ClusterFile(c)))
+		require.NoError(t, err, name)
+		want := c.WithDefaults()
+		assert.Equal(t, want.AgentPort, got.AgentPort, name)
+		assert.Equal(t, want.Moves, got.Moves, name)
+		assert.Equal(t, want.Nodes, got.Nodes, name)
+	}
+}
