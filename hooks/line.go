@@ -48,17 +48,19 @@ const (
 	Describe Op = "describe" // what the guest is, whether it runs or not
 	List     Op = "list"     // the ports
 	Status   Op = "status"   // the node's health
-	Drain    Op = "drain"    // withdraw everything, take no new guests
+	Drain    Op = "drain"    // announce everything as [fabric.Draining], take no new guests
+	Undrain  Op = "undrain"  // end that
 )
 
 var (
 	guestOps = []Op{Wire, Live, Started, Withdraw, Remove, Expect, Starting, Ended, Describe}
-	nodeOps  = []Op{List, Status, Drain}
+	nodeOps  = []Op{List, Status, Drain, Undrain}
 )
 
 // Request is the line to the agent. Withdraw, Remove, Expect and Describe need
 // only the name of VM; Starting and Ended the name that its hypervisor has for
-// it, and which that is, in Origin; List, Status and Drain need none of it.
+// it, and which that is, in Origin; List, Status, Drain and Undrain need none
+// of it.
 type Request struct {
 	V  int       `json:"v"` // filled in by [Client.Call]
 	Op Op        `json:"op"`

@@ -38,6 +38,7 @@ type Node interface {
 	List(ctx context.Context) ([]fabric.PortEntry, error)
 	Status(ctx context.Context) (fabric.Status, error) // with an error, what of it is known
 	Drain(ctx context.Context) error
+	Undrain(ctx context.Context) error
 }
 
 // Agent does what is asked over the socket: a [fabric.Agent].
@@ -221,6 +222,8 @@ func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) 
 		reply.Status = &status
 	case Drain:
 		err = agent.Drain(ctx)
+	case Undrain:
+		err = agent.Undrain(ctx)
 	}
 	return reply, err
 }

@@ -135,3 +135,4 @@ func (idleAgent) Expect(context.Context, string) error                 { return 
 func (idleAgent) List(context.Context) ([]fabric.PortEntry, error)     { return nil, nil }
 func (idleAgent) Status(context.Context) (s fabric.Status, err error)  { return s, nil }
 func (idleAgent) Drain(context.Context) error                          { return nil }
+func (idleAgent) Undrain(context.Context) error                        { return nil }
