@@ -61,6 +61,7 @@ type Agent struct {
 	began     time.Time
 
 	guestLocks keyedLocks
+	drain      sync.Mutex // held by whoever begins or ends a drain
 	wake       chan struct{}
 
 	mu       sync.Mutex // guards what follows, for moments only
@@ -75,7 +76,7 @@ type Agent struct {
 	unlisted  map[string]bool   // sources that have not yet told their guests
 	unknown   map[string]string // guests that run here and that nobody has resolved yet, with their source
 	noPrune   bool              // the store did not tell everything
-	draining  bool
+	drained   time.Time         // since when the node is being drained; zero: it is not
 }
 
 // guest is what the agent knows of one. Agent.mu guards it.
@@ -208,22 +209,6 @@ func (a *Agent) Withdraw(ctx context.Context, vm string) error {
 	return nil
 }
 
-// Drain withdraws everything that this node announces and refuses new guests
-// until the agent is started anew. Ports and guests stay as they are.
-func (a *Agent) Drain(ctx context.Context) error {
-	a.mu.Lock()
-	a.draining = true
-	names := sortedKeys(a.guests)
-	a.mu.Unlock()
-	var errs []error
-	for _, vm := range names {
-		unlock := a.guestLocks.lock(vm)
-		errs = append(errs, a.redo(ctx, vm, nil))
-		unlock()
-	}
-	return errors.Join(errs...)
-}
-
 // request is how a guest is to be brought up.
 type request struct {
 	settle func(prev Desired, known, incoming bool) (State, bool) // what is wanted, given what was
@@ -318,8 +303,8 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 
 // admit checks a guest against the rules and the other guests. a.mu is held.
 func (a *Agent) admit(d Desired, known bool) error {
-	if a.draining && !known {
-		return fmt.Errorf("node %s is draining; start the guest on another node, or restart the agent to end the drain", a.node)
+	if a.draining() && !known {
+		return a.drainRefusal()
 	}
 	return a.claims.check(d.VM)
 }
@@ -331,12 +316,12 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 	vm := d.VM.Name
 	a.mu.Lock()
 	g := a.guests[vm]
-	st, draining := g.stand, a.draining
+	st, draining := g.stand, a.draining()
 	g.told.incoming = d.Incoming || g.told.incoming && d.State == Live
 	a.mu.Unlock()
 
 	ports := a.portsOf(d)
-	live := d.announced() && !draining
+	live := d.announced()
 	if !d.Leaving {
 		a.ashore(ctx, d.VM)
 	}
@@ -345,7 +330,7 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 	for i, p := range ports {
 		for _, prefix := range p.NIC.Prefixes() {
 			if live && st[i] != down {
-				announce = append(announce, Route{prefix, st[i].preference()})
+				announce = append(announce, Route{prefix, st[i].on(draining)})
 			} else if len(prev.VM.NICs) > 0 {
 				quiet = append(quiet, prefix)
 			}
@@ -578,7 +563,7 @@ func (a *Agent) settle(d Desired, announced bool, trouble error) {
 	if g.want.Generation == d.Generation {
 		d.Unreleased = g.want.Unreleased // some may have let go meanwhile
 	}
-	g.want, g.announced, g.trouble = d, announced && !a.draining, trouble
+	g.want, g.announced, g.trouble = d, announced, trouble
 }
 
 func (a *Agent) setDown(vm string, nic int) {

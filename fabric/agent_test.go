@@ -551,29 +551,6 @@ func TestWithdrawIsFinishedLater(t *testing.T) {
 	}
 }
 
-func TestDrain(t *testing.T) {
-	n := fresh(t)
-	n.apply(web(), fabric.Live)
-	n.apply(db(), fabric.Wired)
-	n.journal.Take()
-	require.NoError(t, n.Drain(t.Context()))
-	n.did(webWithdrawn...)
-	assert.Equal(t, map[string]fabric.State{"web_net0": fabric.Wired, "web_net1": fabric.Wired, "db_net0": fabric.Wired}, n.states())
-	assert.Equal(t, []string{"draining: nothing is announced and new guests are refused; restart the agent to end it"}, n.problems())
-
-	err := n.Apply(t.Context(), guest("new", "203.0.113.30"), fabric.Wired)
-	require.EqualError(t, err, "guest new refused: node node1 is draining; start the guest on another node, or restart the agent to end the drain")
-	require.ErrorIs(t, err, fabric.ErrRefused)
-	n.did()
-	require.NoError(t, n.Started(t.Context(), db()), "a guest that is here goes on")
-	n.did("store db live")
-
-	n.journal.Take()
-	n = n.again()
-	n.did(join("announce 203.0.113.20/32", webAnnounced)...)
-	n.holds(want{web(), fabric.Live}, want{db(), fabric.Live})
-}
-
 // Many guests at once, each asked for different things at the same time; in
 // the end each is as it was asked last.
 func TestManyGuestsAtOnce(t *testing.T) {

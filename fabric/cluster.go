@@ -99,6 +99,10 @@ type Community struct {
 	A, B, C uint32
 }
 
+// GracefulShutdown is the well-known community GRACEFUL_SHUTDOWN (RFC 8326):
+// whoever takes the route is about to lose it, and takes another where there is one.
+var GracefulShutdown = Community{A: 65535, B: 0}
+
 // ParseCommunity reads "64512:100" or, for a large community, "64512:1:100".
 func ParseCommunity(s string) (Community, error) {
 	parts := strings.Split(s, ":")

@@ -335,9 +335,11 @@ func TestObserveDrain(t *testing.T) {
 		moment()
 		d.take()
 		require.NoError(t, n.Drain(t.Context()))
-		n.heard(d, "withdraw db 203.0.113.20/32", "withdraw web "+web0+" "+web1)
+		n.heard(d, "announce db 203.0.113.20/32 draining", "announce web "+web0+" "+web1+" draining")
 		time.Sleep(2 * time.Minute)
 		n.heard(d)
+		require.NoError(t, n.Undrain(t.Context()))
+		n.heard(d, "announce db 203.0.113.20/32", "announce web "+web0+" "+web1)
 	})
 }
 

@@ -105,6 +105,7 @@ func begins(vm VM, was Desired, had stands) stands {
 type wanted struct {
 	ports   []Port
 	live    bool
+	drained bool   // its node is being drained
 	managed bool   // a hypervisor runs it, and holds the other end of its ports while it does
 	retry   bool   // an earlier attempt failed, or a removal is to be finished
 	fresh   bool   // it began to run here, and others may not have let go of it yet
@@ -159,8 +160,8 @@ func decide(guests map[string]wanted, ports []PortState, routes []Route, prune b
 				switch as, is := announced[prefix]; {
 				case should != is:
 					note(prefix.String() + map[bool]string{true: ": not announced", false: ": announced"}[should])
-				case should && as != stand.preference():
-					note(prefix.String() + ": announced as " + as.String() + ", not as " + stand.preference().String())
+				case should && as != stand.on(g.drained):
+					note(prefix.String() + ": announced as " + as.String() + ", not as " + stand.on(g.drained).String())
 				}
 			}
 		}

@@ -33,7 +33,7 @@ func (a *Agent) resolve(ctx context.Context, vm VM) (VM, error) {
 	}
 	a.mu.Lock()
 	have, known := a.answered(vm)
-	refused := a.draining || vm.Validate() != nil // whatever the answer would be
+	refused := a.draining() || vm.Validate() != nil // whatever the answer would be
 	a.mu.Unlock()
 	if known || refused {
 		return have, nil

@@ -39,6 +39,7 @@ func (a *Agent) Adopt(ctx context.Context) error {
 	for _, p := range ports {
 		there[p.Name] = true
 	}
+	a.recallDrain(ctx)
 	desired, storeErr := a.store.All(ctx)
 	if f, ok := a.store.(interface{ Fresh() bool }); ok && storeErr == nil && f.Fresh() && len(ports) > 0 {
 		storeErr = fmt.Errorf("the state is empty although %d ports are here; they are kept as they are. Detach those that are not wanted, then restart the agent", len(ports))
@@ -307,7 +308,8 @@ func (a *Agent) wanted() map[string]wanted {
 	for name, g := range a.guests {
 		w := wanted{managed: g.want.VM.Origin != "", retry: g.trouble != nil || g.want.State == Absent, fresh: a.fresh(g, now), stand: g.stand}
 		if g.want.State != Absent {
-			w.ports, w.live = g.want.VM.Ports(&a.cluster), g.want.announced() && !a.draining
+			w.ports, w.live = g.want.VM.Ports(&a.cluster), g.want.announced()
+			w.drained = a.draining()
 		}
 		view[name] = w
 	}

@@ -39,17 +39,19 @@ type SourceReporter interface {
 // Status is the health of a node, or of an embedded reflector, which has no
 // guests.
 type Status struct {
-	Cluster  string         `json:"cluster"`
-	Node     string         `json:"node"`           // its name, or the reflector's
-	Role     string         `json:"role,omitempty"` // "reflector"; empty: a node
-	Healthy  bool           `json:"healthy"`        // no problems
-	Draining bool           `json:"draining,omitempty"`
-	Since    time.Time      `json:"since"` // start of the agent
-	Sessions []Session      `json:"sessions"`
-	Sources  []SourceStatus `json:"sources"`
-	Ports    int            `json:"ports"`
-	Live     int            `json:"live"`     // ports whose guest is announced
-	Problems []string       `json:"problems"` // one line each: the thing, the reason, the way out
+	Cluster  string `json:"cluster"`
+	Node     string `json:"node"`           // its name, or the reflector's
+	Role     string `json:"role,omitempty"` // "reflector"; empty: a node
+	Healthy  bool   `json:"healthy"`        // no problems
+	Draining bool   `json:"draining,omitempty"`
+	// DrainingSince is when [Agent.Drain] was asked for; zero: the node is not being drained.
+	DrainingSince time.Time      `json:"draining_since,omitzero"`
+	Since         time.Time      `json:"since"` // start of the agent
+	Sessions      []Session      `json:"sessions"`
+	Sources       []SourceStatus `json:"sources"`
+	Ports         int            `json:"ports"`
+	Live          int            `json:"live"`     // ports whose guest is announced
+	Problems      []string       `json:"problems"` // one line each: the thing, the reason, the way out
 }
 
 // List gives every port that is wanted on this node, by VM name and index.
@@ -89,7 +91,10 @@ func (a *Agent) Status(ctx context.Context) (Status, error) {
 		Sessions: []Session{}, Sources: []SourceStatus{}, Problems: []string{},
 	}
 	a.mu.Lock()
-	st.Draining = a.draining
+	st.Draining, st.DrainingSince = a.draining(), a.drained
+	if st.Draining {
+		st.Problems = append(st.Problems, a.drainProblem())
+	}
 	for _, name := range sortedKeys(a.guests) {
 		g := a.guests[name]
 		if g.want.State != Absent {
@@ -106,9 +111,6 @@ func (a *Agent) Status(ctx context.Context) (Status, error) {
 		st.Problems = append(st.Problems, a.ailments[key])
 	}
 	a.mu.Unlock()
-	if st.Draining {
-		st.Problems = append(st.Problems, "draining: nothing is announced and new guests are refused; restart the agent to end it")
-	}
 
 	var err error
 	if l, ok := a.speaker.(SessionLister); ok {

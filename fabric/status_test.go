@@ -114,9 +114,10 @@ func TestStatusCountsWhatIsAnnounced(t *testing.T) {
 		st, err = n.Status(t.Context())
 		require.NoError(t, err)
 		assert.Equal(t, 3, st.Ports)
-		assert.Zero(t, st.Live)
+		assert.Equal(t, 2, st.Live, "what is announced last of all is announced")
 		assert.True(t, st.Draining)
 		assert.Contains(t, asJSON(t, st), `"draining":true`)
+		assert.Contains(t, asJSON(t, st), `"draining_since":"`)
 	})
 }
 

@@ -142,6 +142,9 @@ const (
 	Fresh    Preference = 200 // the guest has just begun to run here: whoever announces it yet is late
 )
 
+// Preferences lists all of them, the least preferred first.
+func Preferences() []Preference { return []Preference{Draining, Standby, Normal, Fresh} }
+
 // LocalPref gives the value of the attribute LOCAL_PREF.
 func (p Preference) LocalPref() uint32 {
 	if p == Normal {
@@ -150,7 +153,16 @@ func (p Preference) LocalPref() uint32 {
 	return uint32(p)
 }
 
-// String gives "normal", "standby" or "fresh", or else the number.
+// Communities lists what an announcement carries beside the communities of the
+// cluster: [GracefulShutdown] while its node is being drained.
+func (p Preference) Communities() []Community {
+	if p == Draining {
+		return []Community{GracefulShutdown}
+	}
+	return nil
+}
+
+// String gives "normal", "draining", "standby" or "fresh", or else the number.
 func (p Preference) String() string {
 	switch p {
 	case Normal:

@@ -49,12 +49,13 @@ const (
 	List     Op = "list"     // the ports
 	Status   Op = "status"   // the node's health
 	Moves    Op = "moves"    // the reports of guests' moves, of all or of the one that is named
-	Drain    Op = "drain"    // withdraw everything, take no new guests
+	Drain    Op = "drain"    // announce everything as [fabric.Draining], take no new guests
+	Undrain  Op = "undrain"  // end that
 )
 
 var (
 	guestOps = []Op{Wire, Live, Started, Withdraw, Remove, Expect, Starting, Ended, Describe}
-	nodeOps  = []Op{List, Status, Moves, Drain}
+	nodeOps  = []Op{List, Status, Moves, Drain, Undrain}
 )
 
 // Request is the line to the agent. Withdraw, Remove, Expect and Describe need

@@ -39,6 +39,7 @@ type Node interface {
 	Status(ctx context.Context) (fabric.Status, error)           // with an error, what of it is known
 	Moves(ctx context.Context, vm string) ([]fabric.Move, error) // the newest first; of all guests without a name
 	Drain(ctx context.Context) error
+	Undrain(ctx context.Context) error
 }
 
 // Agent does what is asked over the socket: a [fabric.Agent].
@@ -224,6 +225,8 @@ func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) 
 		reply.Moves, err = agent.Moves(ctx, vm.Name)
 	case Drain:
 		err = agent.Drain(ctx)
+	case Undrain:
+		err = agent.Undrain(ctx)
 	}
 	return reply, err
 }

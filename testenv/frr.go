@@ -273,9 +273,13 @@ func (p frrPath) route(prefix netip.Prefix) (BGPRoute, error) {
 		}
 	}
 	for _, s := range strings.Fields(p.Community.String + " " + p.LargeCommunity.String) {
+		if s == "graceful-shutdown" { // the only well-known one that nodes send
+			r.Communities = append(r.Communities, fabric.GracefulShutdown)
+			continue
+		}
 		c, err := fabric.ParseCommunity(s)
 		if err != nil {
-			return r, err // a well-known one, by name: no node sends them
+			return r, err
 		}
 		r.Communities = append(r.Communities, c)
 	}

@@ -29,7 +29,6 @@ type agentFlags struct {
 	config, node, state, libvirt, lxd, logLevel, logFormat string
 	speaker, resolver                                      string
 	observers                                              []string
-	drain                                                  bool
 }
 
 func agentCommand(t *tool) *cobra.Command {
@@ -39,22 +38,12 @@ func agentCommand(t *tool) *cobra.Command {
 		Short: "Run the resident agent of this node",
 		Long: `The agent holds the BGP sessions, the ports and the wanted state of this node.
 When it stops, ports and routes stay, and the reflectors keep the node's
-announcements for the graceful restart time: an upgrade is a restart.
-
-To take a node out of service, withdraw on purpose: vmfabric agent --drain asks
-the agent that runs to withdraw everything and to refuse new guests.`,
+announcements for the graceful restart time: an upgrade is a restart. To take a
+node out of service, see vmfabric drain.`,
 		Example: `  vmfabric agent
-  vmfabric agent --config ./cluster.yaml --node node1 --state ./state --socket ./agent.sock
-  vmfabric agent --drain`,
+  vmfabric agent --config ./cluster.yaml --node node1 --state ./state --socket ./agent.sock`,
 		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if f.drain {
-				if _, err := t.call(cmd.Context(), hooks.Request{Op: hooks.Drain}); err != nil {
-					return err
-				}
-				fmt.Fprintln(cmd.OutOrStdout(), "everything is withdrawn; new guests are refused until the agent is started anew")
-				return nil
-			}
 			log, err := newLogger(cmd.ErrOrStderr(), f.logLevel, f.logFormat)
 			if err != nil {
 				return usageError{err}
@@ -73,7 +62,6 @@ the agent that runs to withdraw everything and to refuse new guests.`,
 	fl.StringArrayVar(&f.observers, "observer", nil, "the path of a plugin that is told what happens; may be repeated (default: likewise)")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fl.StringVar(&f.logFormat, "log-format", "text", "text or json")
-	fl.BoolVar(&f.drain, "drain", false, "ask the agent that runs to withdraw everything on purpose")
 	return cmd
 }
 

@@ -182,13 +182,13 @@ func explain(a netip.Addr, ports []fabric.PortEntry, st fabric.Status) []step {
 	}
 	steps = append(steps, step{"port", true, text})
 	if p.State != fabric.Live {
-		text := "not announced: the guest does not run yet, or nobody holds the other end of its port"
-		if st.Draining {
-			text = "not announced: the node is draining"
-		}
-		return append(steps, step{"announcement", false, text})
+		return append(steps, step{"announcement", false, "not announced: the guest does not run yet, or nobody holds the other end of its port"})
 	}
-	steps = append(steps, step{"announcement", true, "live since " + p.Since.Format(time.DateTime)})
+	text = "live since " + p.Since.Format(time.DateTime)
+	if st.Draining {
+		text += fmt.Sprintf("; this node is draining since %s, and another one that announces it too comes first", st.DrainingSince.Format(time.DateTime))
+	}
+	steps = append(steps, step{"announcement", true, text})
 	for _, s := range st.Sessions {
 		steps = append(steps, step{"reflector " + s.Peer, s.State == "established", fmt.Sprintf("%s, %s for %s, %d routes advertised", s.Address, s.State, ago(s.Since), s.Advertised)})
 	}

@@ -29,7 +29,8 @@ func reflectorCommand() *cobra.Command {
 		Long: `The reflector takes guests' routes from the nodes and hands them to the core
 gateways: from nodes the pools' host routes and what is inside routed prefixes,
 with all of the cluster's communities, and nothing else; from core gateways
-nothing. Nodes are told nothing, unless the cluster has east_west.
+nothing. Nodes are told of guests that have just begun to run elsewhere, or of
+all with east_west.
 
 It reads the cluster file when it starts: after a change to pools, communities,
 core gateways or passwords restart it, one reflector after the other. A new node

@@ -47,7 +47,11 @@ func (s *files) Put(ctx context.Context, routes ...fabric.Route) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range routes { // one that is there already gets its new preference
-		line := fmt.Sprintf("route %s blackhole { bgp_local_pref = %d; };\n", r.Prefix, r.Preference.LocalPref())
+		attrs := fmt.Sprintf("bgp_local_pref = %d;", r.Preference.LocalPref())
+		for _, c := range r.Preference.Communities() {
+			attrs += fmt.Sprintf(" bgp_community.add((%d, %d));", c.A, c.B)
+		}
+		line := fmt.Sprintf("route %s blackhole { %s };\n", r.Prefix, attrs)
 		if err := os.WriteFile(s.path(r.Prefix), []byte(line), 0o644); err != nil {
 			return err
 		}
@@ -75,7 +79,7 @@ func (s *files) Actual(context.Context) (routes []fabric.Route, _ error) {
 		var prefix string
 		var pref fabric.Preference
 		line, _ := os.ReadFile(name)
-		n, _ := fmt.Sscanf(string(line), "route %s blackhole { bgp_local_pref = %d; };", &prefix, &pref)
+		n, _ := fmt.Sscanf(string(line), "route %s blackhole { bgp_local_pref = %d;", &prefix, &pref)
 		if pref == 100 {
 			pref = fabric.Normal
 		}

@@ -45,9 +45,11 @@ func (s *Speaker) Diagnose() []string {
 
 // ribIn is what each reflector has said of other nodes' routes. GoBGP's own
 // table of the best has none of them (see ownOnly): the choice is made here,
-// among the learned alone.
+// among the learned alone. Without a learner it has only the routes that come
+// before what this node announces, whether it announces them or not.
 type ribIn struct {
-	learner Learner
+	learner Learner // nil: none
+	rivals  *rivals
 	log     *slog.Logger
 	node    fabric.Node
 	allowed []fabric.PrefixRange
@@ -80,7 +82,7 @@ type awaited struct {
 
 func newRIBIn(l Learner, c fabric.Cluster, n fabric.Node, log *slog.Logger) *ribIn {
 	r := &ribIn{
-		learner: l, log: log, node: n,
+		learner: l, rivals: newRivals(c), log: log, node: n,
 		allowed: slices.Concat(c.Announceable(false), c.Announceable(true)),
 		barred:  slices.Concat(c.Excluded(false), c.Excluded(true)),
 		routes:  map[netip.Prefix]map[netip.Addr]heard{}, told: map[netip.Prefix]netip.Addr{},
@@ -109,10 +111,13 @@ func (r *ribIn) watch(c *server.WatchEventMessageCallbacks) []server.WatchOption
 	return []server.WatchOption{server.WatchUpdate(false, "", ""), server.WatchAdjInWithdraw(), server.WatchEor(false)}
 }
 
-// begin bounds the wait for the reflectors.
+// begin bounds the wait for the reflectors, where somebody is to be told.
 func (r *ribIn) begin(most time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.learner == nil {
+		return
+	}
 	r.deadline = time.AfterFunc(most, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -147,11 +152,16 @@ func (r *ribIn) update(paths []*apiutil.Path) {
 		if !ok {
 			continue
 		}
-		if h, ok := r.hear(nlri.Prefix, p); ok {
+		was := r.routes[nlri.Prefix][p.PeerAddress]
+		if h, ok := r.hear(nlri.Prefix, p); ok && (r.learner != nil || h.better()) {
 			if r.routes[nlri.Prefix] == nil {
 				r.routes[nlri.Prefix] = map[netip.Addr]heard{}
 			}
 			r.routes[nlri.Prefix][p.PeerAddress] = h
+			r.compete(nlri.Prefix, p.PeerAddress, was, h)
+			if !h.better() {
+				r.rivals.untell(nlri.Prefix, p.PeerAddress)
+			}
 		} else {
 			r.drop(nlri.Prefix, p.PeerAddress)
 		}
@@ -179,7 +189,7 @@ func (r *ribIn) endOfRIB(peer netip.Addr, family bgp.Family) {
 
 // settle is said once. r.mu is held.
 func (r *ribIn) settle() {
-	if !r.settled {
+	if !r.settled && r.learner != nil {
 		r.settled = true
 		r.learner.Settle()
 	}
@@ -190,10 +200,14 @@ func (r *ribIn) drop(p netip.Prefix, peer netip.Addr) {
 	if delete(r.routes[p], peer); len(r.routes[p]) == 0 {
 		delete(r.routes, p)
 	}
+	r.rivals.untell(p, peer)
 }
 
 // tell tells the learner where a prefix is now, if that is news. r.mu is held.
 func (r *ribIn) tell(p netip.Prefix) {
+	if r.learner == nil {
+		return
+	}
 	via := best(r.routes[p])
 	switch {
 	case via == r.told[p]:

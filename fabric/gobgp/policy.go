@@ -129,13 +129,14 @@ func (p *policy) addFamily(c *fabric.Cluster, v6 bool) {
 	}
 }
 
-// addExport adds what is given: everything that was taken, to core gateways,
-// and to nodes where they talk to each other directly.
+// addExport adds what is given: to core gateways everything that was taken, to
+// nodes that too where they talk to each other directly, and else what is
+// [fabric.Fresh], so that one which has it from before lets go.
 func (p *policy) addExport(eastWest bool) {
 	if p.foreignCores {
 		// Over eBGP GoBGP would put itself for the next hop, and it does not forward.
 		// LOCAL_PREF ends at the AS; of two MEDs the lower is better.
-		for _, pref := range []fabric.Preference{fabric.Standby, fabric.Normal, fabric.Fresh} {
+		for _, pref := range fabric.Preferences() {
 			value := pref.LocalPref()
 			s := statement(fmt.Sprintf("out-core-ebgp-%d", value), &api.Conditions{
 				NeighborSet: anyOf(foreignSet), LocalPrefEq: &api.LocalPrefEq{Value: value},
@@ -148,9 +149,11 @@ func (p *policy) addExport(eastWest bool) {
 	if p.core {
 		p.out = append(p.out, statement("out-core", &api.Conditions{NeighborSet: anyOf(coreSet)}, accept))
 	}
+	nodes := &api.Conditions{LocalPrefEq: &api.LocalPrefEq{Value: fabric.Fresh.LocalPref()}}
 	if eastWest {
-		p.out = append(p.out, statement("out-nodes", &api.Conditions{}, accept))
+		nodes = &api.Conditions{}
 	}
+	p.out = append(p.out, statement("out-nodes", nodes, accept))
 }
 
 // foreignMED less the LOCAL_PREF is the MED for a core gateway in another AS.

@@ -78,8 +78,8 @@ type neighbour struct {
 //
 // From nodes it takes what [fabric.Cluster.Announceable] has, less what is
 // excluded, and only with all communities of the cluster; from core gateways
-// nothing. It tells core gateways what it took, and nodes nothing, unless the
-// cluster is [fabric.Cluster.EastWest]. Nodes are known by name, or by their
+// nothing. It tells core gateways what it took, and nodes what of it is
+// [fabric.Fresh], or all where the cluster is [fabric.Cluster.EastWest]. Nodes are known by name, or by their
 // address ([fabric.Cluster.NodeRanges]); those have no BFD.
 //
 // A node that ends without a word keeps its routes for the graceful restart

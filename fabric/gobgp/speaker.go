@@ -44,7 +44,7 @@ type Speaker struct {
 	unwatch context.CancelFunc
 	serving sync.WaitGroup
 	learner Learner // nil: nothing is learned
-	in      *ribIn  // with a learner
+	in      *ribIn
 
 	mu     sync.Mutex
 	routes map[netip.Prefix]fabric.Route
@@ -67,6 +67,7 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 	for _, o := range opts {
 		o(s)
 	}
+	s.in = newRIBIn(s.learner, s.cluster, s.node, s.log)
 	var err error
 	if s.bgp, err = serve(s.log, &s.serving, &api.Global{
 		Asn: cfg.Cluster.ASN, RouterId: fabric.RouterID(cfg.Node.Address, cfg.Node.Address6).String(), ListenPort: -1,
@@ -81,14 +82,11 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 	return s, nil
 }
 
-// watch follows the sessions and, for a learner, in one order with them, what
-// comes in.
+// watch follows the sessions and, in one order with them, what comes in.
 func (s *Speaker) watch(ctx context.Context) error {
-	callbacks, options := server.WatchEventMessageCallbacks{OnPeerUpdate: s.peerChanged}, []server.WatchOption{server.WatchPeer()}
-	if s.learner != nil {
-		s.in = newRIBIn(s.learner, s.cluster, s.node, s.log)
-		options = append(options, s.in.watch(&callbacks)...)
-	}
+	s.serving.Go(func() { s.in.tellRivals(ctx) })
+	callbacks := server.WatchEventMessageCallbacks{OnPeerUpdate: s.peerChanged}
+	options := append([]server.WatchOption{server.WatchPeer()}, s.in.watch(&callbacks)...)
 	return s.bgp.WatchEvent(ctx, callbacks, options...)
 }
 
@@ -141,9 +139,7 @@ func (s *Speaker) Open(ctx context.Context) error {
 			return fmt.Errorf("reflector %s: %w", rr.Name, err)
 		}
 	}
-	if s.in != nil {
-		s.in.begin(s.cluster.Timers.Restart)
-	}
+	s.in.begin(s.cluster.Timers.Restart)
 	return nil
 }
 
@@ -218,9 +214,7 @@ func (s *Speaker) Close() error {
 		return nil
 	}
 	s.unwatch()
-	if s.in != nil {
-		s.in.end()
-	}
+	s.in.end()
 	err := s.bgp.StopBgp(context.Background(), &api.StopBgpRequest{AllowGracefulRestart: true})
 	s.serving.Wait()
 	return err
@@ -238,9 +232,7 @@ func (s *Speaker) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, at time.Ti
 		return
 	}
 	if up {
-		if s.in != nil {
-			s.in.opened(e.Peer.State.NeighborAddress)
-		}
+		s.in.opened(e.Peer.State.NeighborAddress)
 		s.mu.Lock()
 		if !s.closed { // Close waits for those that are begun
 			s.serving.Go(func() { s.resume(peer) })
@@ -345,6 +337,7 @@ func (s *Speaker) Put(_ context.Context, routes ...fabric.Route) error {
 	}
 	for _, r := range routes {
 		s.routes[r.Prefix] = r
+		s.in.announcing(r.Prefix)
 	}
 	return nil
 }
@@ -384,14 +377,15 @@ func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
 	if err := s.bgp.DeletePath(apiutil.DeletePathRequest{Paths: paths}); err != nil {
 		return fmt.Errorf("bgp: %w", err)
 	}
+	s.in.withdrawn(prefixes...)
 	for _, prefix := range prefixes {
 		delete(s.routes, prefix)
 	}
 	return nil
 }
 
-// path is a route in GoBGP's terms: origin IGP, the cluster's communities, the
-// node as next hop, and its preference, which an eBGP session leaves out.
+// path is a route in GoBGP's terms: origin IGP, the cluster's communities and
+// those of its preference, the node as next hop, and LOCAL_PREF, which an eBGP session leaves out.
 func (s *Speaker) path(r fabric.Route) (*apiutil.Path, error) {
 	nlri, err := bgp.NewIPAddrPrefix(r.Prefix)
 	if err != nil {
@@ -422,7 +416,7 @@ func (s *Speaker) path(r fabric.Route) (*apiutil.Path, error) {
 	}
 	var plain []uint32
 	var large []*bgp.LargeCommunity
-	for _, c := range s.cluster.Communities {
+	for _, c := range slices.Concat(s.cluster.Communities, r.Preference.Communities()) {
 		if c.Large {
 			large = append(large, bgp.NewLargeCommunity(c.A, c.B, c.C))
 		} else {

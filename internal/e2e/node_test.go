@@ -166,15 +166,6 @@ func TestRestartsLoseNothing(t *testing.T) {
 	a.established()
 	a.ask(hooks.Remove, brief)
 	s.nobodyHas(brief.Prefixes()...)
-	// And an agent that is told to withdraws on purpose.
-	out, errs, code := a.cli("agent", "--drain")
-	require.Zero(t, code, errs)
-	assert.Contains(t, out, "withdrawn")
-	s.nobodyHas(vm.Prefixes()...)
-	_, errs, code = a.cli("attach", "late", "--address", "203.0.113.99")
-	assert.Equal(t, 1, code)
-	assert.Contains(t, errs, "draining")
-	require.True(t, s.top.Nodes["node1"].HasLink("web_net0"), "ports stay")
 }
 
 // watchWithdrawals follows the core gateway's routes and gives those to guests

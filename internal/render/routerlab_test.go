@@ -165,6 +165,19 @@ func TestRouterLab(t *testing.T) {
 				tables(t, ctx, s, func(rs []testenv.BGPRoute) error { return asAnnounced(rs, node, good, c.Communities, 100) })
 			}
 
+			// The node is drained, and is not any more.
+			announce(t, node, fabric.Draining, good...)
+			withdraw(t, node, fabric.Normal, good...)
+			for _, s := range append(rrs, core) {
+				drained := append(slices.Clone(c.Communities), fabric.GracefulShutdown)
+				tables(t, ctx, s, func(rs []testenv.BGPRoute) error { return asAnnounced(rs, node, good, drained, 10) })
+			}
+			announce(t, node, fabric.Normal, good...)
+			withdraw(t, node, fabric.Draining, good...)
+			for _, s := range append(rrs, core) {
+				tables(t, ctx, s, func(rs []testenv.BGPRoute) error { return asAnnounced(rs, node, good, c.Communities, 100) })
+			}
+
 			// The rogue says many things, and one that is right at the end.
 			say := testenv.Announcer{
 				BGP:      testenv.BGP{Password: c.Reflectors[0].Password, BFD: true, LongLived: time.Minute},
@@ -305,6 +318,10 @@ func TestRouterExternalCore(t *testing.T) {
 			start(t, ctx, c, tc.rr, node)
 			inKernel(t, ctx, top.Core, node, true, good...)
 			require.NoError(t, testenv.Until(ctx, func() error { return med(ctx, core, good[:2], 800) }))
+			announce(t, node, fabric.Draining, good...)
+			withdraw(t, node, fabric.Fresh, good...)
+			require.NoError(t, testenv.Until(ctx, func() error { return med(ctx, core, good[:2], 990) }))
+			inKernel(t, ctx, top.Core, node, true, good...)
 
 			rogue := testenv.Announcer{
 				BGP: testenv.BGP{Password: c.Reflectors[0].Password}, RouterID: rr2.Addr4(),
@@ -377,11 +394,15 @@ func asAnnounced(rs []testenv.BGPRoute, node *testenv.Host, want []netip.Prefix,
 		if r.Prefix.Addr().Is6() {
 			hop = node.Addr6()
 		}
-		if r.NextHop != hop || r.Origin != "IGP" || r.LocalPref != pref || !slices.Equal(r.Communities, communities) {
+		if r.NextHop != hop || r.Origin != "IGP" || r.LocalPref != pref || !sameCommunities(r.Communities, communities) {
 			return errors.New(fmt.Sprint(r))
 		}
 	}
 	return nil
+}
+
+func sameCommunities(have, want []fabric.Community) bool {
+	return len(have) == len(want) && !slices.ContainsFunc(want, func(c fabric.Community) bool { return !slices.Contains(have, c) })
 }
 
 func prefixesOf(rs []testenv.BGPRoute) []netip.Prefix {

@@ -27,6 +27,10 @@ var routerTemplates = template.Must(template.New("router").Funcs(template.FuncMa
 	"medBase":       func() int { return medBase },
 	"med":           func(pref uint32) uint32 { return medBase - pref },
 	"preferences":   preferences,
+	"draining":      fabric.Draining.LocalPref,
+	"normal":        fabric.Normal.LocalPref,
+	"fresh":         fabric.Fresh.LocalPref,
+	"shutdown":      func() fabric.Community { return fabric.GracefulShutdown },
 	"listenLimit":   func() int { return listenLimit },
 	"birdInside":    birdInside,
 	"birdRanges":    birdRanges,
@@ -45,8 +49,11 @@ const (
 )
 
 // preferences lists the values of LOCAL_PREF that agents use.
-func preferences() []uint32 {
-	return []uint32{fabric.Standby.LocalPref(), fabric.Normal.LocalPref(), fabric.Fresh.LocalPref()}
+func preferences() (all []uint32) {
+	for _, p := range fabric.Preferences() {
+		all = append(all, p.LocalPref())
+	}
+	return all
 }
 
 // text writes the router in its format.

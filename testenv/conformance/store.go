@@ -39,6 +39,7 @@ func Store(t *testing.T, start func(t *testing.T) (fabric.Store, StoreControls))
 		{"a second instance has it all", storeAgain},
 		{"what cannot be read is an error beside the rest", storeDamage},
 		{"different guests at the same time", storeConcurrent},
+		{"a drain comes back as it was", storeDrain},
 		{"any state is reached from any other", storeWalk},
 	} {
 		t.Run(law.name, func(t *testing.T) {
@@ -177,4 +178,42 @@ func storeWalk(t *testing.T, s fabric.Store, _ StoreControls) {
 		}
 		requireGuests(t, s, want...)
 	})
+}
+
+// storeDrain is for stores that are [fabric.DrainKeeper] too.
+func storeDrain(t *testing.T, s fabric.Store, c StoreControls) {
+	k, ok := s.(fabric.DrainKeeper)
+	if !ok {
+		t.Skip("this store keeps no drain")
+	}
+	requireDrained := func(want time.Time) {
+		t.Helper()
+		got, err := k.Drained(t.Context())
+		require.NoError(t, err)
+		require.True(t, want.Equal(got), "%v, not %v", got, want)
+	}
+	requireDrained(time.Time{})
+	require.NoError(t, k.SetDrained(t.Context(), time.Time{}))
+	require.NoError(t, s.Put(t.Context(), desired("web", fabric.Live)))
+	for _, since := range []time.Time{
+		time.Date(2026, 11, 22, 12, 3, 4, 5678, time.UTC), time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC),
+	} {
+		for range 2 {
+			require.NoError(t, k.SetDrained(t.Context(), since))
+			requireDrained(since)
+		}
+	}
+	requireGuests(t, s, desired("web", fabric.Live))
+	if c.Again != nil {
+		k = c.Again(t).(fabric.DrainKeeper)
+		requireDrained(time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC))
+	}
+	for range 2 {
+		require.NoError(t, k.SetDrained(t.Context(), time.Time{}))
+		requireDrained(time.Time{})
+	}
+	if c.Again != nil {
+		k = c.Again(t).(fabric.DrainKeeper)
+		requireDrained(time.Time{})
+	}
 }

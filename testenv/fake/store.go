@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
 )
@@ -22,9 +23,13 @@ type Store struct {
 	mu      sync.Mutex
 	guests  map[string]fabric.Desired
 	damaged map[string]error
+	drained time.Time
 }
 
-var _ fabric.Store = (*Store)(nil)
+var (
+	_ fabric.Store       = (*Store)(nil)
+	_ fabric.DrainKeeper = (*Store)(nil)
+)
 
 // NewStore makes a store with these guests in it. It writes to j.
 func NewStore(j *Journal, guests ...fabric.Desired) *Store {
@@ -85,6 +90,34 @@ func (s *Store) Delete(ctx context.Context, vm string) error {
 	if _, there := s.guests[vm]; there {
 		delete(s.guests, vm)
 		delete(s.damaged, vm)
+		s.journal.add(effect)
+	}
+	return nil
+}
+
+// Drained implements [fabric.DrainKeeper].
+func (s *Store) Drained(ctx context.Context) (time.Time, error) {
+	if err := s.before(ctx, "load drained"); err != nil {
+		return time.Time{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.drained, nil
+}
+
+// SetDrained implements [fabric.DrainKeeper].
+func (s *Store) SetDrained(ctx context.Context, since time.Time) error {
+	effect := "store drained"
+	if since.IsZero() {
+		effect = "forget drained"
+	}
+	if err := s.before(ctx, effect); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.drained.Equal(since) {
+		s.drained = since
 		s.journal.add(effect)
 	}
 	return nil

@@ -69,6 +69,7 @@ filter carriers {
 		preference = 200;
 		bgp_local_pref = krt_metric;
 		bgp_community.add((64512,100));
+		if krt_metric = 10 then bgp_community.add((65535,0));
 		accept;
 	}
 	reject;
@@ -87,15 +88,16 @@ protocol bgp 'to_rr1' {
 // FRRConf is the configuration of an FRR on the node.
 func (a *Announcing) FRRConf() string {
 	var b strings.Builder
-	for i, p := range []fabric.Preference{fabric.Standby, fabric.Normal, fabric.Fresh} {
+	for i, p := range fabric.Preferences() {
+		communities := append([]fabric.Community{{A: 64512, B: 100}}, p.Communities()...)
 		fmt.Fprintf(&b, `route-map carriers permit %d
  match metric %d
  set local-preference %[2]d
  set metric 0
- set community 64512:100
+ set community %[3]s
  set origin igp
 exit
-`, 10*i+10, p.LocalPref())
+`, 10*i+10, p.LocalPref(), strings.Trim(fmt.Sprint(communities), "[]"))
 	}
 	fmt.Fprintf(&b, `router bgp %d
  bgp router-id %s
@@ -198,11 +200,14 @@ func (a *Announcing) ChangesPreference(t testing.TB, announce func(fabric.Prefer
 	t.Helper()
 	a.Prepare(t, ps)
 	var before int
-	for i, pref := range []fabric.Preference{fabric.Standby, fabric.Fresh, fabric.Normal, fabric.Fresh, fabric.Standby} {
+	for i, pref := range []fabric.Preference{fabric.Standby, fabric.Fresh, fabric.Normal, fabric.Draining, fabric.Fresh, fabric.Normal, fabric.Standby} {
 		announce(pref)
 		a.Hears(t, ps...)
 		require.Eventually(t, func() bool {
-			return !slices.ContainsFunc(a.Routes(t), func(r testenv.BGPRoute) bool { return r.LocalPref != pref.LocalPref() })
+			return !slices.ContainsFunc(a.Routes(t), func(r testenv.BGPRoute) bool {
+				return r.LocalPref != pref.LocalPref() ||
+					slices.Contains(r.Communities, fabric.GracefulShutdown) != (pref == fabric.Draining)
+			})
 		}, time.Minute, 10*time.Millisecond, "the reflector hears %s", pref)
 		if i == 0 {
 			before = a.Withdrawals(t)

@@ -1,0 +1,276 @@
+package gobgp_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/gobgp"
+	"github.com/vmfabric/vmfabric/internal/render"
+	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
+)
+
+const (
+	asEnv      = "GOBGP_TEST_AS"
+	clusterEnv = "GOBGP_TEST_CLUSTER"
+)
+
+// TestMain has the test program be a speaker or a reflector where a test wants
+// one in a network namespace of its own.
+func TestMain(m *testing.M) {
+	kind, name, _ := strings.Cut(os.Getenv(asEnv), " ")
+	if kind == "" {
+		os.Exit(m.Run())
+	}
+	var c fabric.Cluster
+	err := json.Unmarshal([]byte(os.Getenv(clusterEnv)), &c)
+	if err == nil {
+		err = map[string]func(fabric.Cluster, string) error{"speaker": beSpeaker, "reflector": beReflector}[kind](c, name)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// beSpeaker obeys lines of a preference and prefixes, "fresh 203.0.113.10/32",
+// or "remove" and prefixes, and writes down who has better routes.
+func beSpeaker(c fabric.Cluster, name string) error {
+	node, err := c.Node(name)
+	if err != nil {
+		return err
+	}
+	s, err := gobgp.New(gobgp.Config{Cluster: c, Node: node})
+	if err != nil {
+		return err
+	}
+	go func() {
+		for r := range s.Rivals() {
+			_ = json.NewEncoder(os.Stdout).Encode(r)
+		}
+	}()
+	if err := s.Open(context.Background()); err != nil {
+		return err
+	}
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		words := strings.Fields(in.Text())
+		ps := prefixes(words[1:]...)
+		if words[0] == "remove" {
+			err = s.Remove(context.Background(), ps...)
+		}
+		for _, pref := range fabric.Preferences() {
+			for _, p := range ps {
+				if pref.String() == words[0] {
+					err = s.Put(context.Background(), fabric.Route{Prefix: p, Preference: pref})
+				}
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func beReflector(c fabric.Cluster, name string) error {
+	rr, err := c.RR(name)
+	if err != nil {
+		return err
+	}
+	_, err = gobgp.NewReflector(gobgp.ReflectorConfig{Cluster: c, RR: rr}, gobgp.ReflectorDeferral(0))
+	if err == nil {
+		_, err = io.Copy(io.Discard, os.Stdin)
+	}
+	return err
+}
+
+// other is a speaker, or a reflector, in a process of its own.
+type other struct {
+	*testenv.Daemon
+	t    *testing.T
+	in   io.Writer
+	seen int // lines of rivals
+}
+
+func startOther(t *testing.T, c fabric.Cluster, h *testenv.Host, kind string) *other {
+	t.Helper()
+	text, err := json.Marshal(c)
+	require.NoError(t, err)
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), asEnv+"="+kind+" "+h.Name(), clusterEnv+"="+string(text), "GORACE=atexit_sleep_ms=0")
+	in, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	d, err := h.StartDaemon(kind, cmd)
+	require.NoError(t, err)
+	return &other{Daemon: d, t: t, in: in}
+}
+
+func (o *other) does(what string, ps ...netip.Prefix) {
+	o.t.Helper()
+	for _, p := range ps {
+		what += " " + p.String()
+	}
+	_, err := fmt.Fprintln(o.in, what)
+	require.NoError(o.t, err)
+}
+
+func (o *other) rivals() (rs []fabric.Rival) {
+	o.t.Helper()
+	for line := range strings.Lines(o.Log()) {
+		if strings.HasPrefix(line, "{") && strings.HasSuffix(line, "\n") {
+			var r fabric.Rival
+			require.NoError(o.t, json.Unmarshal([]byte(line), &r), line)
+			rs = append(rs, r)
+		}
+	}
+	return rs
+}
+
+// hears waits for as many rivals as there are prefixes and reflectors, and
+// checks that they are these, and all that there have been since.
+func (o *other) hears(from *testenv.Host, reflectors int, ps ...netip.Prefix) {
+	o.t.Helper()
+	want := reflectors * len(ps)
+	if !assert.Eventually(o.t, func() bool { return len(o.rivals()) >= o.seen+want }, bound, 20*time.Millisecond) {
+		require.Fail(o.t, "not told", "%v of %v\n%s", o.rivals()[o.seen:], ps, o.Log())
+	}
+	var heard, expected []string
+	for _, r := range o.rivals()[o.seen:] {
+		assert.False(o.t, r.At.IsZero())
+		heard = append(heard, fmt.Sprint(r.Reflector, " ", r.Prefix, " ", r.Via, " ", r.Preference))
+	}
+	for n := range reflectors {
+		for _, p := range ps {
+			via := from.Addr4()
+			if p.Addr().Is6() {
+				via = from.Addr6()
+			}
+			expected = append(expected, fmt.Sprint("rr", n+1, " ", p, " ", via, " fresh"))
+		}
+	}
+	require.ElementsMatch(o.t, expected, heard)
+	o.seen += want
+}
+
+// TestRivals has two nodes announce the same, behind each kind of reflector. A
+// mark that is announced after something shows that all reflectors had time to
+// pass that on too.
+func TestRivals(t *testing.T) {
+	if testing.Short() {
+		t.Skip("makes laboratories")
+	}
+	guest := prefixes("203.0.113.10/32", "2001:db8:100::10/128")
+	for _, kind := range []string{"bird", "frr", "embedded"} {
+		t.Run(kind, func(t *testing.T) {
+			if kind != "embedded" {
+				labtest.Need(t, kind)
+			}
+			c := testenv.SmallCluster(2)
+			_, top := labtest.Build(t, c)
+			for _, rr := range top.Reflectors {
+				startReflecting(t, c, kind, rr)
+			}
+			node1, node2 := top.Nodes["node1"], top.Nodes["node2"]
+			one, two := startOther(t, c, node1, "speaker"), startOther(t, c, node2, "speaker")
+			one.does("normal", guest...)
+			marks := 0
+			// mark waits until one has heard all that two has said so far, which was
+			// nothing that it should be told of.
+			mark := func() {
+				t.Helper()
+				marks++
+				ps := prefixes(fmt.Sprintf("203.0.113.%d/32", 100+marks), fmt.Sprintf("2001:db8:100::%x/128", 0x100+marks))
+				one.does("normal", ps...)
+				two.does("fresh", ps...)
+				one.hears(node2, 2, ps...)
+			}
+			two.does("fresh", guest...)
+			one.hears(node2, 2, guest...)
+			two.does("normal", guest...)
+			mark()
+			two.does("fresh", guest...)
+			one.hears(node2, 2, guest...)
+
+			// What stands is told to one that announces anew, and not with another preference.
+			one.does("draining", guest...)
+			one.does("normal", guest...)
+			mark()
+			one.does("remove", guest...)
+			one.does("standby", guest...)
+			one.hears(node2, 2, guest...)
+			two.does("remove", guest...)
+			mark()
+
+			// Both begin: only the one hears that is not chosen.
+			two.does("standby", guest...)
+			one.does("fresh", guest...)
+			two.hears(node1, 2, guest...)
+			two.does("fresh", guest...)
+			mark()
+			assert.Len(t, two.rivals(), two.seen)
+			assert.Len(t, one.rivals(), one.seen)
+		})
+	}
+}
+
+func startReflecting(t *testing.T, c fabric.Cluster, kind string, h *testenv.Host) {
+	t.Helper()
+	if kind == "embedded" {
+		startOther(t, c, h, "reflector")
+		return
+	}
+	conf, err := render.Router(c, render.Format(kind), h.Name())
+	require.NoError(t, err)
+	if kind == "bird" {
+		_, err = h.StartBird(t.Context(), strings.Replace(conf, "log syslog all;", "log stderr all;", 1))
+	} else {
+		_, err = h.StartFRR(t.Context(), conf)
+	}
+	require.NoError(t, err)
+}
+
+// TestRivalsWait has nobody listen while another node comes and goes: it is
+// told once of each prefix, and not of what has gone.
+func TestRivalsWait(t *testing.T) {
+	c := learning(11941, 1)
+	rr := reflect(t, c, 0)
+	defer func() { require.NoError(t, rr.Close()) }()
+	one, two := newNode(t, c, 51), newNode(t, c, 52)
+	open(t, one, two)
+	gone, mark := netip.MustParsePrefix("203.0.113.77/32"), netip.MustParsePrefix("203.0.113.78/32")
+	one.announces(fabric.Normal, v4, v6, gone, mark)
+	for range 5 {
+		two.announces(fabric.Fresh, v4, v6, gone)
+		one.learns(two, v4, v6, gone)
+		two.withdraws(v4, v6, gone)
+		one.learns(nil, v4, v6, gone)
+	}
+	two.announces(fabric.Fresh, v4, v6)
+	one.learns(two, v4, v6)
+	two.announces(fabric.Fresh, mark)
+	one.learns(two, mark)
+	told := map[netip.Prefix]int{}
+	for told[mark] == 0 {
+		select {
+		case r := <-one.speaker.Rivals():
+			told[r.Prefix]++
+			assert.Equal(t, two.Source(r.Prefix.Addr()), r.Via)
+			assert.Equal(t, "rr1", r.Reflector)
+		case <-time.After(bound):
+			require.Fail(t, "not told", "%v", told)
+		}
+	}
+	assert.Equal(t, map[netip.Prefix]int{v4: 1, v6: 1, mark: 1}, told)
+}
