@@ -64,9 +64,12 @@ const freshFor = 30 * time.Second
 
 // standingOf tells how a NIC stands at a time. Without a hypervisor nobody but
 // the user knows whether a guest runs; a link that its owner makes is there
-// some time before the guest is.
+// some time before the guest is. One that leaves is announced until it is gone
+// from here: its process ends before everybody has heard of the other node.
 func (g wanted) standingOf(nic NIC, have PortState, there bool) standing {
 	switch {
+	case g.leaving:
+		return settled
 	case there && !have.Carrier && (have.Lost || g.managed && nic.Kind != Adopt):
 		return down
 	case !g.managed:
@@ -108,6 +111,7 @@ type wanted struct {
 	drained bool   // its node is being drained
 	managed bool   // a hypervisor runs it, and holds the other end of its ports while it does
 	retry   bool   // an earlier attempt failed, or a removal is to be finished
+	leaving bool   // it was stopped, to run on another node
 	fresh   bool   // it began to run here, and others may not have let go of it yet
 	stand   stands // as of the pass before
 	unknown bool   // it runs, and nobody knows what it has: its ports stay as they are
