@@ -225,6 +225,15 @@ func TestRealMovesBetweenServers(t *testing.T) {
 		to.settles(t, states{"db": fabric.Live, "web": fabric.Live})
 		from.moved(t, to, began, "db", "wired, absent", "wired, live")
 	}
+
+	// One that cannot start there stays.
+	_, err = a.host.Run(a.ctx, "ip", "link", "add", "web_net0", "type", "bridge")
+	require.NoError(t, err)
+	began := time.Now()
+	require.Error(t, web.Move(a.ctx, a.lx, "--stateless"))
+	b.settles(t, states{"db": fabric.Live, "web": fabric.Live})
+	a.settles(t, states{})
+	b.moved(t, a, began, "web", "", "")
 }
 
 // The members of a cluster hear of each other's guests.
