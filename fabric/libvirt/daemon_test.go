@@ -61,7 +61,8 @@ type domain struct {
 	xml           string
 	state, reason int32
 	hook          chan struct{} // closed when no hook of it runs
-	incoming      bool          // a migration arrives, or did not end yet
+	incoming      bool          // a migration arrives
+	restored      bool          // from a file
 }
 
 func newDaemon(t *testing.T) *daemon {
@@ -167,6 +168,14 @@ func (d *daemon) arrive(name string, xml string) {
 	dom := d.find(name)
 	dom.incoming = true
 	dom.ID += 100
+}
+
+// restore begins to start a domain from a file.
+func (d *daemon) restore(name string, xml string) {
+	d.set(name, paused, migrating, xml)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.find(name).restored = true
 }
 
 // remove takes a domain away, as a transient one when it stops. Events about
@@ -322,6 +331,10 @@ func (d *daemon) answer(c *client, proc uint32, body []byte) (status uint32, rep
 	case procJobStats:
 		if dom.incoming {
 			return failure(errUnsupported, "Operation not supported: migration statistics are available only on the source host")
+		}
+		if dom.restored {
+			out.ints(0, 0) // no job that has statistics
+			break
 		}
 		out.ints(2, 1)
 		out.text("operation")

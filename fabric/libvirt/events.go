@@ -24,8 +24,8 @@ func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
 	switch {
 	case event == golibvirt.DomainEventStopped:
 		s.past(e.Dom)
-	case fresh && golibvirt.DomainEventStartedDetailType(e.Detail) == golibvirt.DomainEventStartedMigrated:
-		s.arriving[e.Dom.UUID] = e.Dom.ID
+	case event == golibvirt.DomainEventStarted:
+		s.begun[e.Dom.UUID] = e.Dom.ID
 	}
 	if event == golibvirt.DomainEventStopped || event == golibvirt.DomainEventUndefined || event == golibvirt.DomainEventStarted {
 		delete(s.foreign, e.Dom.UUID)
@@ -41,7 +41,7 @@ func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
 // past notes that a life of a domain is over: what the guest was in it says
 // nothing of its next. s.mu is held.
 func (s *Source) past(dom golibvirt.Domain) {
-	delete(s.arriving, dom.UUID)
+	delete(s.begun, dom.UUID)
 	if last := s.known[dom.UUID]; last != nil {
 		over := *last
 		over.id = noLife

@@ -40,8 +40,16 @@ type note struct {
 	text string
 }
 
+// hook refuses an operation for which there is a file.
+const hook = `#!/bin/sh
+cat > /dev/null
+test ! -e /run/vmfabric/$2
+`
+
 func newEnd(t *testing.T, host *testenv.Host) *end {
-	lv, err := host.StartLibvirt(lately(t), testenv.LibvirtOptions{})
+	script := filepath.Join(t.TempDir(), "hook")
+	require.NoError(t, os.WriteFile(script, []byte(hook), 0o755))
+	lv, err := host.StartLibvirt(lately(t), testenv.LibvirtOptions{Hook: script})
 	require.NoError(t, err)
 	e := &end{lv: lv, s: New(Config{Socket: lv.Socket()})}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -299,6 +307,28 @@ func TestMigrations(t *testing.T) {
 		j.arrived(leaves, arrives)
 		j.move(append(persistent, "--p2p")...)
 		j.arrived(leaves, arrives)
+	})
+	run("refused by a hook of the destination", func(j *journey) {
+		for _, op := range []string{"migrate", "prepare", "start", "started"} {
+			refusal := filepath.Join(j.to.lv.RunDir(), op)
+			require.NoError(j, os.WriteFile(refusal, nil, 0o644))
+			j.move(append(persistent, "--p2p")...)
+			require.Error(j, <-j.job, op)
+			require.Empty(j, j.from.notes(&j.from.told, j.began), op)
+			require.NotContains(j, texts(j.to.notes(&j.to.told, j.began)), "live", op)
+			require.NoError(j, os.Remove(refusal))
+		}
+	})
+	run("saved and restored", func(j *journey) {
+		j.began = time.Now()
+		image := filepath.Join(j.TempDir(), "image")
+		require.NoError(j, j.from.virsh(j.T, "save", "web", image))
+		j.from.await(j.T, "absent")
+		require.NoError(j, j.from.virsh(j.T, "restore", image))
+		j.from.await(j.T, "live")
+		told := texts(j.from.notes(&j.from.told, j.began))
+		assert.NotContains(j, told, "live, leaving")
+		assert.Equal(j, "absent", told[0])
 	})
 	run("aborted", func(j *journey) {
 		j.move(slow...)

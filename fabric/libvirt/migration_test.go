@@ -120,6 +120,12 @@ func TestArrivalIsNoDeparture(t *testing.T) {
 	requireNext(t, s, "web", fabric.Wired)
 	requireQuiet(t, s)
 
+	t.Run("nor is a start from a file", func(t *testing.T) {
+		d.restore("file", ours("file", 12))
+		d.event("file", golibvirt.DomainEventStarted, int(golibvirt.DomainEventStartedRestored))
+		requireNext(t, s, "file", fabric.Wired)
+		requireQuiet(t, s)
+	})
 	t.Run("of a guest that nobody knows", func(t *testing.T) {
 		d.arrive("new", ours("new", 11))
 		release := d.hook("new")
@@ -157,10 +163,11 @@ func TestFirstSightInTheMiddleOfAMigration(t *testing.T) {
 	d.arrive("came", ours("came", 13))
 	d.set("came", paused, postcopyFailed, "")
 	d.set("gone", paused, int(golibvirt.DomainPausedPostcopy), ours("gone", 14))
+	d.restore("file", ours("file", 15))
 	s := follow(t, d)
 	want := map[string]standing{
 		"out": {fabric.Live, true}, "in": {state: fabric.Wired}, "left": {fabric.Live, true},
-		"came": {state: fabric.Live}, "gone": {fabric.Live, true},
+		"came": {state: fabric.Live}, "gone": {fabric.Live, true}, "file": {state: fabric.Wired},
 	}
 	for range 2 {
 		guests, err := s.Guests(t.Context())
@@ -170,7 +177,7 @@ func TestFirstSightInTheMiddleOfAMigration(t *testing.T) {
 			got[g.VM.Name] = standing{g.State, g.Leaving}
 		}
 		assert.Equal(t, want, got)
-		assert.Equal(t, 4, d.asked(procJobStats), "asked once of each")
+		assert.Equal(t, 5, d.asked(procJobStats), "asked once of each")
 	}
 	d.set("in", running, int(golibvirt.DomainRunningMigrated), "")
 	d.event("in", golibvirt.DomainEventResumed, resumedMigrated)

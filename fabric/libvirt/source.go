@@ -49,7 +49,7 @@ type Source struct {
 	was       bool   // there was a connection once
 	outage    string // why there is none
 	known     map[golibvirt.UUID]*sighting
-	arriving  map[golibvirt.UUID]int32 // libvirt's number of a life that began with a migration to here
+	begun     map[golibvirt.UUID]int32 // libvirt's number of a life whose beginning was heard
 	foreign   map[golibvirt.UUID]bool  // active, and none of our business
 	bad       map[golibvirt.UUID]string
 }
@@ -86,7 +86,7 @@ func New(cfg Config) *Source {
 	return &Source{
 		sockets: sockets, log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), box: outbox.New(),
 		times: times{call: 10 * time.Second, ping: 5 * time.Second, retryMin: 500 * time.Millisecond, retryMax: 5 * time.Second},
-		since: time.Now(), known: map[golibvirt.UUID]*sighting{}, arriving: map[golibvirt.UUID]int32{},
+		since: time.Now(), known: map[golibvirt.UUID]*sighting{}, begun: map[golibvirt.UUID]int32{},
 		foreign: map[golibvirt.UUID]bool{}, bad: map[golibvirt.UUID]string{},
 	}
 }
@@ -226,7 +226,7 @@ func (s *Source) readAll(c *conn) ([]fabric.Desired, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	maps.DeleteFunc(s.known, func(u golibvirt.UUID, k *sighting) bool { return !active[u] && k.at.Before(began) })
-	maps.DeleteFunc(s.arriving, func(u golibvirt.UUID, _ int32) bool { return !active[u] })
+	maps.DeleteFunc(s.begun, func(u golibvirt.UUID, _ int32) bool { return !active[u] })
 	maps.DeleteFunc(s.foreign, func(u golibvirt.UUID, _ bool) bool { return !active[u] })
 	maps.DeleteFunc(s.bad, func(u golibvirt.UUID, _ string) bool { return !active[u] })
 	return guests, nil
@@ -244,7 +244,7 @@ func (s *Source) isBad(dom golibvirt.Domain) bool {
 // guest that is known is not read again: the state alone is quicker.
 func (s *Source) look(c *conn, dom golibvirt.Domain, fresh bool) (d fabric.Desired, ours bool, err error) {
 	s.mu.Lock()
-	last, life := s.known[dom.UUID], s.arriving[dom.UUID]
+	last, life := s.known[dom.UUID], s.begun[dom.UUID]
 	s.mu.Unlock()
 	if last == nil || fresh {
 		if d.VM, ours, err = s.readVM(c, dom, last); !ours || err != nil {
@@ -262,7 +262,7 @@ func (s *Source) look(c *conn, dom golibvirt.Domain, fresh bool) (d fabric.Desir
 	switch {
 	case last != nil && last.id == dom.ID:
 		was = last.as
-	case life == dom.ID: // never 0
+	case life == dom.ID: // never 0; so far it did not run here
 		was = standing{state: fabric.Wired}
 	case needsSide(state, reason):
 		if was, err = askSide(c, dom, reason); err != nil {

@@ -59,22 +59,33 @@ func needsSide(state, reason int32) bool {
 	return r == golibvirt.DomainPausedMigration || r == golibvirt.DomainPausedPostcopyFailed
 }
 
-// askSide gives what a domain was before it was paused for a migration. The
-// statistics of the job tell the ends apart: libvirt refuses them at the
-// destination. A source may have no job any more, when whoever asked for the
-// migration went away before he knew how it ended.
+// askSide gives what a domain was before it was paused for a migration, or
+// while it is restored from a file, which is the same state. The statistics of
+// the job tell these apart: they are of a migration at its source, and refused
+// at the destination.
 func askSide(c *conn, dom golibvirt.Domain, reason int32) (was standing, err error) {
-	failed := golibvirt.DomainPausedReason(reason) == golibvirt.DomainPausedPostcopyFailed
-	_, _, err = c.lv.DomainGetJobStats(dom, 0)
+	_, job, err := c.lv.DomainGetJobStats(dom, 0)
 	var refused golibvirt.Error
-	switch {
-	case isNoDomain(err):
-	case err == nil:
-		return standing{state: fabric.Live, leaving: failed}, nil
-	case errors.As(err, &refused) && failed:
-		return standing{state: fabric.Live}, nil // it ran here
-	case errors.As(err, &refused):
-		return standing{state: fabric.Wired}, nil
+	if isNoDomain(err) || err != nil && !errors.As(err, &refused) {
+		return standing{}, err
 	}
-	return standing{}, err
+	failed := golibvirt.DomainPausedReason(reason) == golibvirt.DomainPausedPostcopyFailed
+	switch {
+	case goesOut(job):
+		return standing{state: fabric.Live, leaving: failed}, nil
+	case failed && err != nil:
+		return standing{state: fabric.Live}, nil // it ran here
+	}
+	return standing{state: fabric.Wired}, nil
+}
+
+// goesOut reports whether a job is a migration to elsewhere.
+func goesOut(job []golibvirt.TypedParam) bool {
+	for _, p := range job {
+		if p.Field == golibvirt.DomainJobOperationStr {
+			operation, _ := p.Value.I.(int32)
+			return golibvirt.DomainJobOperation(operation) == golibvirt.DomainJobOperationStrMigrationOut
+		}
+	}
+	return false
 }

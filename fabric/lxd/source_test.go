@@ -419,6 +419,34 @@ func TestMemberOfACluster(t *testing.T) {
 	})
 }
 
+func TestMemberThatAGuestMovesTo(t *testing.T) {
+	d, l := newDaemon(t), newLinks()
+	d.cluster("node1")
+	d.start()
+	d.set(p2p("here", 10))
+	d.set(with(p2p("there", 11), func(i *instance) { i.Location = "node2" }))
+	elsewhere := map[string]any{"project": "default", "location": "node2"}
+	s := followLinks(t, d, l)
+	d.set(with(stopped(p2p("lxd-move-of-2", 11)), func(i *instance) { i.Location = "node1" }))
+	d.tell("instance-created", "lxd-move-of-2")
+	assert.Equal(t, states{"here": fabric.Live}, list(t, s))
+	d.send(elsewhere, "instance-deleted", "/1.0/instances/there", nil)
+	d.set(stopped(p2p("there", 11)))
+	d.send(map[string]any{"project": "default", "location": "node1"}, "instance-renamed", "/1.0/instances/there", map[string]any{"old_name": "lxd-move-of-2"})
+	requireNext(t, s, "there", fabric.Absent)
+	l.add("there_net0", true)
+	requireNext(t, s, "there", fabric.Live)
+	// What the source says late of its own does not stop the one that starts here.
+	for _, action := range []string{"instance-shutdown", "instance-stopped", "instance-deleted"} {
+		d.send(elsewhere, action, "/1.0/instances/there", nil)
+		requireNext(t, s, "there", fabric.Live)
+	}
+	d.set(p2p("there", 11))
+	d.tell("instance-started", "there")
+	requireNext(t, s, "there", fabric.Live)
+	assert.Equal(t, states{"here": fabric.Live, "there": fabric.Live}, list(t, s))
+}
+
 func TestDaemonThatFormsAClusterKeepsItsGuests(t *testing.T) {
 	d := newDaemon(t).start()
 	d.set(p2p("web", 10))
