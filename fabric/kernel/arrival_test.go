@@ -59,7 +59,10 @@ func TestIncomingLocal(t *testing.T) {
 		p.Incoming = true
 		require.NoError(t, d.Put(t.Context(), p))
 		// The core has the address itself, as a router with another way to it would.
-		ipIn(t, lab.core, "addr add "+fabric.HostPrefix(guestAddr[v4]).String()+" dev lo")
+		ipIn(t, lab.core, "addr add "+fabric.HostPrefix(guestAddr[v4]).String()+" dev lo"+map[bool]string{true: "", false: " nodad"}[v4])
+		ready := lab.probe(t, guestAddr[v4], 0)
+		begun(t, ready)
+		ready.Abandon()
 		probes := startProbe(t, guestAddr[v4], 50)
 		<-probes.Sent()
 		r := probes.Stop()
