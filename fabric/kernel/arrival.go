@@ -128,6 +128,19 @@ func (d *Dataplane) neighbourFaults(p fabric.Port, index int32) []string {
 	return faults
 }
 
+// arriving lists what may be behind the ports whose guests are about to arrive.
+func (d *Dataplane) arriving() map[string][]netip.Prefix {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := map[string][]netip.Prefix{}
+	for name, p := range d.want {
+		if p.Incoming {
+			all[name] = p.NIC.Prefixes()
+		}
+	}
+	return all
+}
+
 // attend has the listeners of a port that was put follow it to its link.
 func (d *Dataplane) attend(p fabric.Port, index int32) {
 	d.watch.mirror.mu.Lock()

@@ -39,6 +39,7 @@ type Dataplane struct {
 	watch    *watcher
 	reaper   reaper
 	proxying proxying
+	checks   sourceChecks
 	underlay []netip.Addr
 	moves    *moves
 
@@ -218,6 +219,8 @@ func (l link) linkFaults(p fabric.Port) []string {
 	note(l.mac != p.Gateway.MAC, "MAC is "+l.mac.String())
 	note(l.group != fabric.LinkGroup, "not in the ports' group")
 	note(l.master != 0, "enslaved to another link")
+	fault := l.reversePathFault(p)
+	note(fault != "", fault)
 	note(l.queue != queueOf(p), fmt.Sprintf("queue of %d packets", l.queue))
 	note(p.NIC.MTU != 0 && l.mtu != uint32(p.NIC.MTU), fmt.Sprintf("MTU is %d", l.mtu))
 	return faults
@@ -401,7 +404,7 @@ func (d *Dataplane) linkMessage(p fabric.Port, l link) netlink.Message {
 		if p.NIC.MTU != 0 && l.mtu != uint32(p.NIC.MTU) {
 			ae.Uint32(unix.IFLA_MTU, uint32(p.NIC.MTU))
 		}
-		encodeSpec(ae, len(l.conf6) > 0)
+		encodeSpec(ae, len(l.conf6) > 0, reversePathOf(p))
 	})
 }
 
@@ -417,6 +420,7 @@ func (d *Dataplane) configure(p, was fabric.Port, l link) error {
 		if err := d.expectArrivals(); err != nil {
 			return err
 		}
+		d.checkSources(d.arriving())
 	}
 	first, last := d.differences(p, was, l)
 	if err := d.carryOut(l, first); err != nil {
@@ -502,8 +506,13 @@ func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []chang
 	}
 	addrs, have, rivals := d.watch.seen(l.index)
 	if faults := append(l.linkFaults(p), l.settingFaults()...); len(faults) > 0 || l.genMode != genModeNone && len(l.conf6) > 0 {
-		add(d.linkMessage(p, l), change{text: "set up the link"})
-		add(message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(l.index, unix.IFF_UP, unix.IFF_UP), nil), change{text: "bring the link up"})
+		set := change{text: "set up the link", message: d.linkMessage(p, l)}
+		if have, _ := l.reversePath(); l.up() && !p.Incoming && have == loosePath {
+			last = append(last, set) // a source has its route to the port before it must have it
+		} else {
+			first = append(first, set)
+			add(message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(l.index, unix.IFF_UP, unix.IFF_UP), nil), change{text: "bring the link up"})
+		}
 	}
 	for _, a := range d.gateways(p) {
 		if !addrs[a] {

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/mdlayher/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,7 +24,6 @@ type setting struct {
 // about routes, and takes only sources that are routed to it.
 var settings = []setting{
 	{unix.AF_INET, devconfForward4, "forwarding", 1},
-	{unix.AF_INET, devconfRPFilter, "rp_filter", 1}, // strict reverse path (RFC 3704)
 	{unix.AF_INET, devconfAccRedir, "accept_redirects", 0},
 	{unix.AF_INET, devconfSndRedir, "send_redirects", 0},
 	{unix.AF_INET, devconfAccSrcRt, "accept_source_route", 0},
@@ -31,6 +31,36 @@ var settings = []setting{
 	{unix.AF_INET6, devconfForward6, "forwarding", 1},
 	{unix.AF_INET6, devconfAcceptRA, "accept_ra", 0},
 	{unix.AF_INET6, devconfAccRed6, "accept_redirects", 0},
+}
+
+// Values of rp_filter (RFC 3704).
+const (
+	strictPath = 1 // a source must be routed to the port
+	loosePath  = 2 // it must be routed at all
+)
+
+// reversePathOf gives a port's rp_filter. The sources of a guest that is about to
+// arrive are not routed to its port yet; the source checks let through those
+// that are its own.
+func reversePathOf(p fabric.Port) int32 {
+	if p.Incoming {
+		return loosePath
+	}
+	return strictPath
+}
+
+// reversePath gives a link's, and whether the kernel told it.
+func (l link) reversePath() (int32, bool) {
+	return l.conf(setting{family: unix.AF_INET, id: devconfRPFilter})
+}
+
+// reversePathFault says what is wrong with a port's rp_filter.
+func (l link) reversePathFault(p fabric.Port) string {
+	have, told := l.reversePath()
+	if want := reversePathOf(p); told && have != want {
+		return fmt.Sprintf("ipv4.rp_filter is %d, not %d", have, want)
+	}
+	return ""
 }
 
 // settingFaults lists the settings of a link that are not a port's.
@@ -50,7 +80,7 @@ func (s setting) String() string {
 
 // encodeSpec puts all IPv4 settings and the address generation mode into an
 // IFLA_AF_SPEC: one message instead of a sysctl write each.
-func encodeSpec(ae *netlink.AttributeEncoder, ipv6 bool) {
+func encodeSpec(ae *netlink.AttributeEncoder, ipv6 bool, reversePath int32) {
 	ae.Nested(unix.IFLA_AF_SPEC, func(ae *netlink.AttributeEncoder) error {
 		ae.Nested(unix.AF_INET, func(ae *netlink.AttributeEncoder) error {
 			ae.Nested(inetConf, func(ae *netlink.AttributeEncoder) error {
@@ -59,6 +89,7 @@ func encodeSpec(ae *netlink.AttributeEncoder, ipv6 bool) {
 						ae.Int32(uint16(s.id), s.value)
 					}
 				}
+				ae.Int32(devconfRPFilter, reversePath)
 				return nil
 			})
 			return nil

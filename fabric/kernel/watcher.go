@@ -63,7 +63,7 @@ func startWatcher(d *Dataplane) (*watcher, error) {
 		w.events.close()
 		return nil, fmt.Errorf("list ports: %w", err)
 	}
-	d.protect()
+	d.protect(nil) // what an earlier process let through stays until ports were put
 	w.wg.Go(w.receive)
 	w.wg.Go(w.inspect)
 	return w, nil
@@ -283,7 +283,7 @@ func (w *watcher) inspect() {
 				w.signal()
 			}
 		case <-tick.C:
-			w.d.protect()
+			w.d.protect(w.d.arriving())
 			w.d.keepRules()
 			w.round()
 		}
@@ -344,28 +344,33 @@ func (w *watcher) verify(name string) bool {
 		return false // a link that is gone has been notified
 	}
 	w.d.mu.Lock()
-	p := w.d.want[name]
+	p, wanted := w.d.want[name]
 	w.d.mu.Unlock()
 	neighbours := w.d.neighbourFaults(p, l.index)
 	faults := l.settingFaults()
 	w.mirror.mu.Lock()
 	defer w.mirror.mu.Unlock()
 	if m := w.mirror.links[l.index]; m != nil {
-		m.settings, m.neighbours = faults, neighbours
+		m.settings, m.neighbours, m.conf4 = faults, neighbours, l.conf4
 	}
-	return len(faults)+len(neighbours) > 0
+	return len(faults)+len(neighbours) > 0 || wanted && l.reversePathFault(p) != ""
 }
 
 // protect sees to what the node as a whole needs: that it forwards, and that
-// the source checks are in force.
-func (d *Dataplane) protect() {
+// the source checks are in force. With arriving nil, those that are let through
+// stay as they are.
+func (d *Dataplane) protect(arriving map[string][]netip.Prefix) {
 	d.proxying.look()
 	if err := enableForwarding(); err != nil {
 		d.ail("forwarding", "forwarding: "+err.Error())
 	} else {
 		d.ail("forwarding", "")
 	}
-	if err := ensureSourceChecks(); err != nil {
+	d.checkSources(arriving)
+}
+
+func (d *Dataplane) checkSources(arriving map[string][]netip.Prefix) {
+	if err := d.checks.ensure(arriving); err != nil {
 		d.ail("source checks", fmt.Sprintf("source checks by nftables are off, a guest can send with another's IPv6 source: %v; load nf_tables and nft_fib_inet", err))
 	} else {
 		d.ail("source checks", "")

@@ -1,0 +1,215 @@
+package kernel_test
+
+import (
+	"net/netip"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel"
+)
+
+// known has the guest's addresses as neighbours on its port, as they are while
+// it runs.
+func known(t *testing.T, p fabric.Port) {
+	t.Helper()
+	for _, a := range p.NIC.Addresses {
+		require.NoError(t, netlink.NeighSet(&netlink.Neigh{
+			LinkIndex: link(t, p.Name).Attrs().Index, IP: a.AsSlice(), HardwareAddr: p.NIC.MAC[:], State: netlink.NUD_PERMANENT,
+		}))
+	}
+}
+
+// TestDivertLosesNothing: a guest stops, and goes on at the other node a while
+// later; the diversion comes late, too. Every request is answered, by one or
+// the other.
+func TestDivertLosesNothing(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, v4 bool) {
+		lab := newMoveLab(t)
+		d := open(t)
+		nic := fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}, Routes: routed}
+		p := movePort("web", nic)
+		require.NoError(t, d.Put(t.Context(), p))
+		known(t, p)
+		lab.otherPort(t, p)
+		here, there := plug(t, nil, p.Name), plug(t, lab.other, p.Name)
+		here.run()
+		for _, to := range []netip.Addr{guestAddr[v4], routed[map[bool]int{true: 0, false: 1}[v4]].Addr().Next()} {
+			require.NoError(t, d.Record(t.Context(), p.Name, true))
+			probes := lab.probe(t, to, 0)
+			begun(t, probes)
+			resent := 0
+			for range 5 {
+				time.Sleep(50 * time.Millisecond)
+				here.stop()
+				time.Sleep(20 * time.Millisecond)
+				done, err := d.Divert(t.Context(), []fabric.Port{p}, otherNode)
+				require.NoError(t, err)
+				resent += done.Resent
+				again, err := d.Divert(t.Context(), []fabric.Port{p}, otherNode)
+				require.NoError(t, err)
+				assert.Zero(t, again.Resent)
+				time.Sleep(50 * time.Millisecond)
+				there.run()
+				time.Sleep(50 * time.Millisecond)
+				// And back, to a guest that takes all that it was sent meanwhile.
+				here.drop(t)
+				here.run()
+				require.NoError(t, d.Return(t.Context(), p.NIC.Prefixes()...))
+				time.Sleep(20 * time.Millisecond)
+				there.stop()
+			}
+			r := probes.Stop()
+			t.Logf("%d sent again, %+v", resent, r)
+			assert.Zero(t, r.Lost, "%+v", r)
+			assert.Greater(t, resent, 50, "about 20 each time")
+			assert.LessOrEqual(t, r.Duplicates, resent)
+			require.NoError(t, d.Record(t.Context(), p.Name, false))
+		}
+	})
+}
+
+// TestDivertPorts: several ports go together, whose guests have taken nothing.
+func TestDivertPorts(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, v4 bool) {
+		lab := newMoveLab(t)
+		d := open(t)
+		second := map[bool]netip.Addr{true: netip.MustParseAddr("203.0.113.11"), false: netip.MustParseAddr("2001:db8:100::11")}
+		ports := []fabric.Port{
+			movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}}),
+			movePort("db", fabric.NIC{Addresses: []netip.Addr{second[true], second[false]}}),
+		}
+		var guests []*fakeGuest
+		for _, p := range ports {
+			require.NoError(t, d.Put(t.Context(), p))
+			known(t, p)
+			plug(t, nil, p.Name)
+			lab.otherPort(t, p)
+			guests = append(guests, plug(t, lab.other, p.Name))
+			require.NoError(t, d.Record(t.Context(), p.Name, true))
+		}
+		one, two := lab.probe(t, guestAddr[v4], 40), lab.probe(t, second[v4], 40)
+		<-one.Sent()
+		<-two.Sent()
+		done, err := d.Divert(t.Context(), ports, otherNode)
+		require.NoError(t, err)
+		assert.Equal(t, 80, done.Resent)
+		require.NoError(t, d.Remove(t.Context(), ports[0].Name, ports[1].Name))
+		for _, g := range guests {
+			g.run()
+		}
+		for _, r := range []int{one.Stop().Lost, two.Stop().Lost} {
+			assert.Zero(t, r)
+		}
+		after := lab.probe(t, guestAddr[v4], 40)
+		<-after.Sent()
+		assert.Zero(t, after.Stop().Lost, "diverted without the port, too")
+	})
+}
+
+// TestDivertRestart: another process finds the diversions and ends them.
+func TestDivertRestart(t *testing.T) {
+	lab := newMoveLab(t)
+	first, err := kernel.New(kernel.Config{Cluster: "lab", Underlay: []netip.Addr{node2[true]}})
+	require.NoError(t, err)
+	p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
+	require.NoError(t, first.Put(t.Context(), p))
+	known(t, p)
+	lab.otherPort(t, p)
+	here, there := plug(t, nil, p.Name), plug(t, lab.other, p.Name)
+	there.run()
+	_, err = first.Divert(t.Context(), []fabric.Port{p}, otherNode)
+	require.NoError(t, err)
+	require.NoError(t, first.Close())
+	answers := func(g *fakeGuest) {
+		t.Helper()
+		for _, v4 := range []bool{true, false} {
+			before := g.taken.Load()
+			probes := lab.probe(t, guestAddr[v4], 20)
+			<-probes.Sent()
+			r := probes.Stop()
+			assert.Zero(t, r.Lost, "%v %+v", v4, r)
+			assert.EqualValues(t, before+20, g.taken.Load())
+		}
+	}
+	answers(there)
+	d := open(t)
+	diverted, err := d.Diverted(t.Context())
+	require.NoError(t, err)
+	assert.ElementsMatch(t, p.NIC.Prefixes(), diverted)
+	require.NoError(t, d.Put(t.Context(), p))
+	answers(there)
+	// A network manager that starts may take rules for remnants.
+	ipIn(t, nil, "rule del priority 14800")
+	require.Eventually(t, func() bool { return hasRule(t, netlink.FAMILY_V4, fabric.DivertedRule) }, 20*time.Second, 5*time.Millisecond)
+	answers(there)
+	here.run()
+	require.NoError(t, d.Return(t.Context(), diverted...))
+	answers(here)
+}
+
+func hasRule(t *testing.T, family, priority int) bool {
+	t.Helper()
+	rules, err := netlink.RuleList(family)
+	require.NoError(t, err)
+	for _, r := range rules {
+		if r.Priority == priority {
+			return true
+		}
+	}
+	return false
+}
+
+// TestDivertNoNeighbour: a node behind a router is refused, the router might
+// send the packets back.
+func TestDivertNoNeighbour(t *testing.T) {
+	newMoveLab(t)
+	d := open(t)
+	p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
+	require.NoError(t, d.Put(t.Context(), p))
+	_, err := d.Divert(t.Context(), []fabric.Port{p}, fabric.Node{Name: "far", Address: afar[true], Address6: node2[false]})
+	require.ErrorContains(t, err, "node far (10.20.0.1) is no neighbour")
+	diverted, err := d.Diverted(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, []netip.Prefix{fabric.HostPrefix(guestAddr[false])}, diverted)
+	require.NoError(t, d.Return(t.Context(), diverted...))
+}
+
+// TestMovesLeaveNothingOpen: no goroutine and no descriptor is left.
+func TestMovesLeaveNothingOpen(t *testing.T) {
+	newMoveLab(t)
+	p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
+	open := func() (n int) {
+		fds, err := os.ReadDir("/proc/self/fd")
+		require.NoError(t, err)
+		return len(fds)
+	}
+	round := func(remove bool) {
+		d, err := kernel.New(kernel.Config{Cluster: "lab", Underlay: []netip.Addr{node2[true]}})
+		require.NoError(t, err)
+		p.Incoming = true
+		require.NoError(t, d.Put(t.Context(), p))
+		require.NoError(t, d.Record(t.Context(), p.Name, true))
+		if remove {
+			fds := open()
+			require.NoError(t, d.Remove(t.Context(), p.Name))
+			assert.Equal(t, fds-2, open(), "the recorder's and the ear's are closed")
+		}
+		require.NoError(t, d.Close())
+	}
+	round(true)
+	fds, routines := open(), runtime.NumGoroutine()
+	for i := range 10 {
+		round(i%2 == 0)
+	}
+	assert.LessOrEqual(t, open(), fds)
+	for end := time.Now().Add(20 * time.Second); runtime.NumGoroutine() > routines && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	assert.LessOrEqual(t, runtime.NumGoroutine(), routines)
+}
