@@ -66,11 +66,12 @@ func (h *Host) startFRR(ctx context.Context, conf string, args []string) (*FRR, 
 	if err := os.WriteFile(filepath.Join(confDir, "vtysh.conf"), nil, 0o644); err != nil {
 		return nil, err
 	}
+	// Without its option zebra takes an IPv6 route away to change it (docs/core.md).
 	for _, d := range []struct {
 		daemon **Daemon
 		name   string
 		args   []string
-	}{{&f.Zebra, "zebra", nil}, {&f.Static, "staticd", nil}, {&f.BFD, "bfdd", nil}, {&f.BGP, "bgpd", args}} {
+	}{{&f.Zebra, "zebra", []string{"--v6-rr-semantics"}}, {&f.Static, "staticd", nil}, {&f.BFD, "bfdd", nil}, {&f.BGP, "bgpd", args}} {
 		if *d.daemon, err = f.start(ctx, d.name, d.args); err != nil {
 			return nil, err
 		}

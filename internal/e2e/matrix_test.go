@@ -5,19 +5,23 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/testenv"
+	"golang.org/x/sys/unix"
 )
 
 // TestEveryCombination has a node with each speaker behind each kind of
 // reflector and core gateway, all from rendered files. A guest of each node
-// reaches the core gateway's kernel and leaves it; what a rogue node says
+// reaches the core gateway's kernel and leaves it; of two nodes that announce
+// the same the preferred one is there, changed in place; what a rogue node says
 // beside what it may does not pass.
 func TestEveryCombination(t *testing.T) {
 	t.Parallel()
@@ -36,6 +40,9 @@ func TestEveryCombination(t *testing.T) {
 				})
 				for n, node := range []string{"node1", "node2", "node3"} {
 					s.comesAndGoes(node, byte(10+n))
+				}
+				for n, way := range [][2]string{{"node1", "node2"}, {"node2", "node3"}, {"node3", "node1"}} {
+					s.preferred(way[0], way[1], byte(50+n))
 				}
 				s.rogue()
 			})
@@ -75,6 +82,119 @@ func (s *system) comesAndGoes(node string, n byte) {
 	s.coreHas(h, vm.Prefixes()...)
 	s.agents[node].ask(hooks.Remove, vm)
 	s.leavesNothing(h, vm.Prefixes()...)
+}
+
+// preferred has a guest on a node and on another one: there while the first is
+// being drained, and then back on the first, where it has just begun to run. The
+// core gateway's kernel changes its routes in place, and has them all the time.
+func (s *system) preferred(first, second string, n byte) {
+	s.t.Helper()
+	vm := veth("a"+first, fmt.Sprintf("203.0.113.%d", n), fmt.Sprintf("2001:db8:100::%d", n))
+	twin := vm
+	twin.Name = "b" + second
+	one, two := s.top.Nodes[first], s.top.Nodes[second]
+	ps := vm.Prefixes()
+	g := s.run(first, vm)
+	s.coreHas(one, ps...)
+	changes := s.watchChanges(ps)
+
+	_, errs, code := s.agents[first].cli("drain")
+	require.Zero(s.t, code, errs)
+	s.coreHears(one, fabric.Draining, ps)
+	s.coreHas(one, ps...)
+	before := len(changes())
+	s.run(second, twin)
+	s.replaced(changes, before, two, ps)
+	s.agents[first].ask(hooks.Remove, vm)
+	_, errs, code = s.agents[first].cli("undrain")
+	require.Zero(s.t, code, errs)
+
+	vm.Origin = "libvirt" // only of such a guest it is known when it began to run
+	s.agents[first].ask(hooks.Wire, vm)
+	require.NoError(s.t, g.Plug(one))
+	before = len(changes())
+	s.agents[first].ask(hooks.Live, vm)
+	s.coreHears(one, fabric.Fresh, ps)
+	s.replaced(changes, before, one, ps)
+	s.agents[second].ask(hooks.Remove, twin)
+	s.coreHas(one, ps...)
+	for _, c := range changes() {
+		assert.NotEqual(s.t, uint16(unix.RTM_DELROUTE), c.Type, "%v", c)
+	}
+	s.agents[first].ask(hooks.Remove, vm)
+	s.nobodyHas(ps...)
+}
+
+// watchChanges follows what the core gateway's kernel does to the routes of
+// some prefixes.
+func (s *system) watchChanges(ps []netip.Prefix) func() []netlink.RouteUpdate {
+	s.t.Helper()
+	updates, done := make(chan netlink.RouteUpdate, 1024), make(chan struct{})
+	require.NoError(s.t, netlink.RouteSubscribeAt(s.top.Core.NsHandle(), updates, done))
+	s.t.Cleanup(func() { close(done) })
+	var mu sync.Mutex
+	var all []netlink.RouteUpdate
+	go func() {
+		for u := range updates {
+			if u.Table == unix.RT_TABLE_MAIN && u.Dst != nil && slices.ContainsFunc(ps, func(p netip.Prefix) bool { return p.String() == u.Dst.String() }) {
+				mu.Lock()
+				all = append(all, u)
+				mu.Unlock()
+			}
+		}
+	}()
+	return func() []netlink.RouteUpdate {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(all)
+	}
+}
+
+// coreHears waits until the core gateway has routes from a node with a
+// preference, and what that has with it.
+func (s *system) coreHears(from *testenv.Host, pref fabric.Preference, ps []netip.Prefix) {
+	s.t.Helper()
+	for _, p := range ps {
+		via := from.Addr4()
+		if p.Addr().Is6() {
+			via = from.Addr6()
+		}
+		want := append(slices.Clone(s.cluster.Communities), pref.Communities()...)
+		s.eventually(fmt.Sprint(p, " is ", pref, " at the core gateway"), func() error {
+			routes, err := s.core.Routes(soon(s.t))
+			if err == nil && !slices.ContainsFunc(routes, func(r testenv.BGPRoute) bool {
+				return r.Prefix == p && r.NextHop == via && r.LocalPref == pref.LocalPref() && len(r.Communities) == len(want) &&
+					!slices.ContainsFunc(want, func(c fabric.Community) bool { return !slices.Contains(r.Communities, c) })
+			}) {
+				err = fmt.Errorf("it has %+v", routes)
+			}
+			return err
+		})
+	}
+}
+
+// replaced waits until the core gateway's routes go to a node, and checks that
+// each was changed in place. The first changes were before that.
+func (s *system) replaced(changes func() []netlink.RouteUpdate, before int, to *testenv.Host, ps []netip.Prefix) {
+	s.t.Helper()
+	s.coreHas(to, ps...)
+	for _, p := range ps {
+		via := to.Addr4()
+		if p.Addr().Is6() {
+			via = to.Addr6()
+		}
+		s.eventually(p.String()+" is told of", func() error {
+			all := changes()[before:]
+			i := slices.IndexFunc(all, func(u netlink.RouteUpdate) bool {
+				return u.Type == unix.RTM_NEWROUTE && u.Dst.String() == p.String() && u.Gw.Equal(via.AsSlice())
+			})
+			if i < 0 {
+				return fmt.Errorf("not among %v", all)
+			}
+			assert.NotZero(s.t, all[i].NlFlags&unix.NLM_F_REPLACE, "%s: %v", to.Name(), all[i])
+			return nil
+		})
+	}
 }
 
 // rogue has a node of the cluster announce what it may, and a great deal more.

@@ -126,7 +126,9 @@ type Route struct {
 	Prefix string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	// Which of several nodes that announce the prefix is to be used. 0: the usual
 	// LOCAL_PREF, 100. Else the value of LOCAL_PREF (RFC 4271, 5.1.5): 50 for a
-	// guest that is about to run here, 200 for one that has just begun to.
+	// guest that is about to run here, 200 for one that has just begun to. With
+	// 10, the node is being drained, and the route carries the community
+	// GRACEFUL_SHUTDOWN, 65535:0 (RFC 8326), too.
 	Preference    uint32 `protobuf:"varint,2,opt,name=preference,proto3" json:"preference,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
