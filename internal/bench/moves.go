@@ -127,7 +127,11 @@ func (b *bench) moveAll(ctx context.Context, core string) (m *moving, err error)
 func (m move) String() string {
 	text := fmt.Sprintf("pause %s ms", ms(m.pause))
 	for _, p := range m.probed {
-		text += fmt.Sprintf(", %s lost %d twice %d late %d gap %s", familyName(p.to), p.Lost, p.Duplicates, p.Reordered, ms(p.LongestGap))
+		text += fmt.Sprintf(", %s gap %s lost %d", familyName(p.to), ms(p.LongestGap), p.Lost)
+		if when := p.LostSince(p.GapFrom); len(when) > 0 {
+			text += fmt.Sprintf(" (%s..%s ms after its beginning)", ms(when[0]), ms(when[len(when)-1]))
+		}
+		text += fmt.Sprintf(" twice %d reordered %d", p.Duplicates, p.Reordered)
 	}
 	for _, t := range m.tcp {
 		text += ", TCP " + ms(t.LongestStall)

@@ -137,10 +137,11 @@ func sessionRow(t *table, g *mover, core string) {
 	if len(pauses) == 0 {
 		return
 	}
-	seconds := func(d time.Duration) string { return fmt.Sprintf("%.1f", d.Seconds()) }
 	t.row(g.name, core, count(len(pauses)), spread(pauses, ms), spread(stalls, ms), spread(over, ms), spread(again, count),
 		count(resets), count(ended), spread(took, seconds), count(g.hung))
 }
+
+func seconds(d time.Duration) string { return fmt.Sprintf("%.1f", d.Seconds()) }
 
 // moveTargets holds vmfabric's moves to the goals.
 func moveTargets(m *moving) []target {
