@@ -20,6 +20,7 @@ const (
 	lineEvery  = 10 * time.Millisecond  // of the TCP sessions
 	moveLead   = 300 * time.Millisecond // probing before a migration
 	moveTail   = 700 * time.Millisecond // and after everything is as it was
+	stillTime  = 4 * time.Second        // for a guest that does not move
 	silentFor  = 8 * time.Second        // after which it is asked whether the guest hangs
 	mostHung   = 5                      // in one lab, before something else must be wrong
 	moverNodes = 4
@@ -34,6 +35,7 @@ type moving struct {
 	agents map[string]*agent
 	ours   *mover
 	rivals []*mover
+	still  []move // what is seen of a guest that does not move
 }
 
 // mover is a guest that is migrated to and fro between two nodes.
@@ -111,6 +113,14 @@ func (b *bench) moveAll(ctx context.Context, core string) (m *moving, err error)
 		}
 	}
 	g := m.ours
+	for range b.size.stills {
+		got, err := m.stay(ctx, g)
+		if err != nil {
+			return m, err
+		}
+		m.still = append(m.still, got)
+		b.say("    %-20s %s", "nobody moves", got)
+	}
 	for i := range b.size.fastMoves {
 		for _, to := range []netip.Addr{g.guest.a4, g.guest.a6} {
 			got, err := m.move(ctx, b, g, fastRate, to)
@@ -328,6 +338,22 @@ func (m *moving) tryMove(ctx context.Context, g *mover, rate int, to []netip.Add
 		}
 		return nil
 	})
+}
+
+// stay watches a guest that does not move, for as long as one that does: what is
+// lost then is lost by the machine.
+func (m *moving) stay(ctx context.Context, g *mover) (got move, err error) {
+	w, err := m.watch(ctx, moveRate, []netip.Addr{g.guest.a4, g.guest.a6})
+	if err != nil {
+		return got, err
+	}
+	select {
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-time.After(stillTime):
+	}
+	got.probed, got.tcp = w.stop()
+	return got, err
 }
 
 // answers waits until everything that watches a guest which has moved gets

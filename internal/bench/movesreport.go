@@ -110,6 +110,7 @@ func movesSection(labs []*moving, size size) section {
 			sessionRow(&sessions, g, m.core)
 		}
 		for _, four := range []bool{true, false} {
+			familyOf(m.still, four).row(&probes, "nobody moves", m.core, four)
 			familyOf(m.ours.fast, four).row(&fast, m.ours.name, m.core, four)
 		}
 		s.targets = append(s.targets, moveTargets(m)...)
@@ -193,11 +194,12 @@ Two rivals on two more nodes take turns with vmfabric, half as often each, so th
 agent and speaker, which does not follow libvirt there nor talk to the other node, and a hook of the benchmark. *Hook only*: the port is
 made at the operation `+"`prepare`"+`, the guest announced at `+"`started`"+`, withdrawn at `+"`stopped`"+`, with equal LOCAL_PREF; its directions are told apart,
 because of two equal routes that of the lower router ID is used as long as it is there. *When virsh returns*: the port is made at
-`+"`prepare`"+`; when the migration is over, the guest is announced on the one node and then withdrawn and removed on the other.
+`+"`prepare`"+`; when the migration is over, the guest is announced on the one node and then withdrawn and removed on the other. *Nobody moves* is vmfabric's guest watched for %s without a
+migration: what the machine loses by itself.
 
 Goals: nothing lost in at least %d of %d moves, never more than %d; the gap at most the pause and %s ms (the guest's own waking takes
 about 30); no session reset. Figures are the median [least..most]. An emulated guest hangs after about one migration in fifty, whoever
 announces it: it then neither writes to its console nor answers its own node over its port. Such a move is counted in the last column of
 the second table, nowhere else, and repeated with the guest started anew. The third table is a series of its own at %s requests a
-second to one address, each family in its turn.`, size.moves, count(moveRate), goalLossless, goalMoves, goalLost, ms(goalGap), count(fastRate))
+second to one address, each family in its turn.`, size.moves, count(moveRate), stillTime, goalLossless, goalMoves, goalLost, ms(goalGap), count(fastRate))
 }
