@@ -126,6 +126,13 @@ func (s *Session) Echoed() int {
 	return s.result.Echoed
 }
 
+// Ended reports whether the session ended early.
+func (s *Session) Ended() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.result.Err != nil
+}
+
 // settled reports whether nothing is under way any more.
 func (s *Session) settled() bool {
 	select {

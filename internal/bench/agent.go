@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,39 +27,50 @@ type agent struct {
 	node    *testenv.Host
 	program string
 	socket  string
-	lxd     string // the socket of the LXD that it follows, or "off"
+	lxd     string // the socket of the LXD that it follows; "" for none
+	libvirt string // that of the libvirtd, likewise
 	speaker string // "" for that of the cluster
+	file    string // its cluster file; "" for the lab's
+	rival   bool   // the program is a rival's
 }
 
 // startAgent starts an agent on a node and waits until it is ready.
 func (b *bench) startAgent(ctx context.Context, l *lab, node string) (*agent, error) {
-	return b.startFollower(ctx, l, node, "off")
+	return b.begin(ctx, l, agent{node: l.top.Nodes[node]})
 }
 
 // startFollower starts an agent that follows an LXD.
 func (b *bench) startFollower(ctx context.Context, l *lab, node, lxd string) (*agent, error) {
-	host := l.top.Nodes[node]
-	a := &agent{lab: l, node: host, program: b.bin.vmfabric, socket: filepath.Join(host.Dir(), "agent.sock"), lxd: lxd}
-	if err := a.start(); err != nil {
-		return nil, err
-	}
-	return a, a.ready(ctx, 0)
+	return b.begin(ctx, l, agent{node: l.top.Nodes[node], lxd: lxd})
 }
 
 // startSpeaker starts an agent that has a daemon of the node speak for it.
 func (b *bench) startSpeaker(ctx context.Context, l *lab, node, speaker string) (*agent, error) {
-	host := l.top.Nodes[node]
-	a := &agent{lab: l, node: host, program: b.bin.vmfabric, socket: filepath.Join(host.Dir(), "agent.sock"), lxd: "off", speaker: speaker}
+	return b.begin(ctx, l, agent{node: l.top.Nodes[node], speaker: speaker})
+}
+
+// begin starts an agent and waits until it is ready.
+func (b *bench) begin(ctx context.Context, l *lab, a agent) (*agent, error) {
+	a.lab, a.program = l, b.bin.vmfabric
+	if a.rival {
+		a.program = b.bin.rival
+	}
+	a.socket = cmp.Or(a.socket, filepath.Join(a.node.Dir(), "agent.sock"))
 	if err := a.start(); err != nil {
 		return nil, err
 	}
-	return a, a.ready(ctx, 0)
+	return &a, a.ready(ctx, 0)
 }
 
 // start starts the agent, also again after it was stopped or killed.
 func (a *agent) start() (err error) {
-	cmd := exec.Command(a.program, "agent", "--config", a.lab.file, "--node", a.node.Name(),
-		"--state", filepath.Join(a.node.Dir(), "state"), "--socket", a.socket, "--libvirt", "off", "--lxd", a.lxd)
+	file, state := cmp.Or(a.file, a.lab.file), filepath.Join(a.node.Dir(), "state")
+	if a.rival {
+		a.Daemon, err = a.node.StartDaemon("rival", exec.Command(a.program, "--serve", file, a.node.Name(), state, a.socket))
+		return err
+	}
+	cmd := exec.Command(a.program, "agent", "--config", file, "--node", a.node.Name(), "--state", state, "--socket", a.socket,
+		"--libvirt", cmp.Or(a.libvirt, "off"), "--lxd", cmp.Or(a.lxd, "off"))
 	if a.speaker != "" {
 		cmd.Args = append(cmd.Args, "--speaker", a.speaker)
 		cmd.Env = append(os.Environ(), "VMFABRIC_BIRD_SOCKET="+filepath.Join(a.node.Dir(), "bird.ctl"),

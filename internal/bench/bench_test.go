@@ -55,5 +55,13 @@ func TestQuick(t *testing.T) {
 	if testenv.Available("frr") == nil {
 		assert.Contains(t, printed.String(), "shell hook, FRR by vtysh")
 	}
+	if testenv.Available("qemu") == nil {
+		for _, want := range []string{"hook only, to the higher router ID", "when virsh returns", "4,000 a second", "live migrations, core BIRD, IPv6: never more than 10 lost"} {
+			assert.Contains(t, printed.String(), want)
+		}
+	}
+	if testenv.Available("lxd") == nil {
+		assert.Contains(t, printed.String(), "`lxc move --stateless`")
+	}
 	assert.NotContains(t, printed.String(), "NaN")
 }

@@ -39,6 +39,7 @@ type lab struct {
 	file    string // the cluster file
 	core    *routes
 	rr      []reflector
+	frrCore bool // the core gateway is an FRR
 }
 
 // reflector is a daemon, or several, that reflects.
@@ -55,11 +56,15 @@ func (b *bench) newLab(ctx context.Context, name string, nodes int) (*lab, error
 // surrounds the nodes has the configuration that vmfabric renders. The kind open
 // is BIRD without a filter, for rivals that send no community.
 func (b *bench) newLabOf(ctx context.Context, name string, nodes int, kind string) (*lab, error) {
+	return b.makeLab(ctx, name, nodes, kind, false)
+}
+
+func (b *bench) makeLab(ctx context.Context, name string, nodes int, kind string, frrCore bool) (*lab, error) {
 	made, err := testenv.New(ctx, testenv.Options{Name: "bench" + name})
 	if err != nil {
 		return nil, err
 	}
-	l := &lab{Lab: made, cluster: testenv.SmallCluster(nodes)}
+	l := &lab{Lab: made, cluster: testenv.SmallCluster(nodes), frrCore: frrCore}
 	l.cluster.Timers.Restart = graceful
 	l.cluster.MaxPrefixes = 1_000_000
 	l.cluster.Pools = []fabric.Pool{{Name: "public4", Prefix: pool4}, {Name: "public6", Prefix: pool6}}
@@ -92,15 +97,21 @@ func (l *lab) start(ctx context.Context, kind, program string) (err error) {
 		}
 		l.rr = append(l.rr, reflector{pids})
 	}
-	core := l.startBird
-	if kind == "open" {
-		core = l.startOpen
-	}
-	bird, err := core(ctx, l.top.Core)
+	core, err := l.startCore(ctx, kind)
 	if err != nil {
 		return err
 	}
-	return established(ctx, bird)
+	return established(ctx, core)
+}
+
+func (l *lab) startCore(ctx context.Context, kind string) (counter, error) {
+	switch {
+	case l.frrCore:
+		return l.startFRR(ctx, l.top.Core)
+	case kind == "open":
+		return l.startOpen(ctx, l.top.Core)
+	}
+	return l.startBird(ctx, l.top.Core)
 }
 
 // startReflector gives the processes that it started.

@@ -162,13 +162,14 @@ func (r *rival) live(ctx context.Context, l *lab) error {
 	})
 }
 
-// portWatch notes when a link is made, and when it loses its carrier.
+// portWatch notes when a link is made, when it gets its carrier, and when it
+// loses it.
 type portWatch struct {
 	done  chan struct{}
 	ended chan struct{}
 
-	mu         sync.Mutex
-	made, lost time.Time
+	mu             sync.Mutex
+	made, up, lost time.Time
 }
 
 func watchPort(node *testenv.Host, name string) (*portWatch, error) {
@@ -197,6 +198,9 @@ func (w *portWatch) note(u netlink.LinkUpdate, had bool) (carrier bool) {
 	if w.made.IsZero() {
 		w.made = now
 	}
+	if carrier && w.up.IsZero() {
+		w.up = now
+	}
 	if had && !carrier && w.lost.IsZero() {
 		w.lost = now
 	}
@@ -206,13 +210,20 @@ func (w *portWatch) note(u netlink.LinkUpdate, had bool) (carrier bool) {
 func (w *portWatch) arm() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.made, w.lost = time.Time{}, time.Time{}
+	w.made, w.up, w.lost = time.Time{}, time.Time{}, time.Time{}
 }
 
 func (w *portWatch) times() (made, lost time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.made, w.lost
+}
+
+// cameUp tells when the link had a carrier for the first time since it was armed.
+func (w *portWatch) cameUp() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.up
 }
 
 func (w *portWatch) close() {

@@ -153,9 +153,13 @@ type probed struct {
 
 // probe sends a request to each address every millisecond.
 func probe(from *testenv.Host, to ...netip.Addr) (*probers, error) {
+	return probeEvery(from, time.Millisecond, to...)
+}
+
+func probeEvery(from *testenv.Host, interval time.Duration, to ...netip.Addr) (*probers, error) {
 	ps := &probers{to: to}
 	for _, a := range to {
-		p, err := from.Probe(a, time.Millisecond)
+		p, err := from.Probe(a, interval)
 		if err != nil {
 			ps.stop()
 			return nil, err

@@ -1,0 +1,441 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/testenv"
+)
+
+const (
+	moveRate   = 1000                   // requests a second to each address
+	fastRate   = 4000                   // in the series of its own
+	lineEvery  = 10 * time.Millisecond  // of the TCP sessions
+	moveLead   = 300 * time.Millisecond // probing before a migration
+	moveTail   = 700 * time.Millisecond // and after everything is as it was
+	stillTime  = 4 * time.Second        // for a guest that does not move
+	silentFor  = 8 * time.Second        // after which it is asked whether the guest hangs
+	mostHung   = 5                      // in one lab, before something else must be wrong
+	moverNodes = 4
+)
+
+// moving is a lab for live migrations: two nodes whose agents follow libvirt,
+// and two whose agents do what a hook says.
+type moving struct {
+	*lab
+	core   string
+	lvs    map[string]*testenv.Libvirt
+	agents map[string]*agent
+	ours   *mover
+	rivals []*mover
+	still  []move // what is seen of a guest that does not move
+}
+
+// mover is a guest that is migrated to and fro between two nodes.
+type mover struct {
+	name   string
+	nodes  [2]string
+	at     int // index of its node
+	guest  guest
+	mac    fabric.MAC
+	domain *testenv.Domain
+	late   bool // announced only when virsh has returned
+
+	moves []move
+	fast  []move // at the higher rate
+	hung  int
+}
+
+// move is what was seen of one migration.
+type move struct {
+	back   bool // to the first node
+	probed []probed
+	tcp    []testenv.SessionResult
+	pause  time.Duration // libvirt's "Total downtime"
+	took   time.Duration // virsh
+}
+
+// measureMoves migrates guests under probes, by turns with vmfabric and with
+// what hooks alone can do.
+func measureMoves(ctx context.Context, b *bench) (s section, err error) {
+	if err := testenv.Available("qemu"); err != nil {
+		return section{title: movesTitle, method: fmt.Sprintf("Not measured: %v.", err)}, nil
+	}
+	cores := []string{"BIRD", "FRR"}
+	if b.quick || testenv.Available("frr") != nil {
+		cores = cores[:1]
+	}
+	idle0, all0 := ticks()
+	var labs []*moving
+	for _, core := range cores {
+		b.say("  core %s", core)
+		m, err := b.moveAll(ctx, core)
+		if err != nil {
+			return s, fmt.Errorf("core %s: %w", core, err)
+		}
+		labs = append(labs, m)
+	}
+	idle1, all1 := ticks()
+	s = movesSection(labs, b.size)
+	s.notes = append(s.notes, fmt.Sprintf("The processors were idle for %.0f %% of the time, the emulation of the guests included.",
+		100*float64(idle1-idle0)/max(1, float64(all1-all0))))
+	return s, b.instanceMoves(ctx, &s)
+}
+
+// moveAll makes all migrations with one kind of core gateway.
+func (b *bench) moveAll(ctx context.Context, core string) (m *moving, err error) {
+	m, err = b.newMoving(ctx, core)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, m.close()) }()
+	for i := range b.size.moves {
+		turn := []*mover{m.ours}
+		for k, r := range m.rivals { // half as often
+			if i%len(m.rivals) == k || b.size.moves == 1 {
+				turn = append(turn, r)
+			}
+		}
+		for _, g := range turn {
+			got, err := m.move(ctx, b, g, moveRate, g.guest.a4, g.guest.a6)
+			if err != nil {
+				return m, fmt.Errorf("%s: %w", g.name, err)
+			}
+			g.moves = append(g.moves, got)
+			b.say("    %-20s %s", g.name, got)
+		}
+	}
+	g := m.ours
+	for range b.size.stills {
+		got, err := m.stay(ctx, g)
+		if err != nil {
+			return m, err
+		}
+		m.still = append(m.still, got)
+		b.say("    %-20s %s", "nobody moves", got)
+	}
+	for i := range b.size.fastMoves {
+		for _, to := range []netip.Addr{g.guest.a4, g.guest.a6} {
+			got, err := m.move(ctx, b, g, fastRate, to)
+			if err != nil {
+				return m, fmt.Errorf("%s, %d a second: %w", g.name, fastRate, err)
+			}
+			g.fast = append(g.fast, got)
+			b.say("    %d a second, %d: %s", fastRate, i+1, got)
+		}
+	}
+	return m, nil
+}
+
+func (m move) String() string {
+	text := fmt.Sprintf("pause %s ms", ms(m.pause))
+	for _, p := range m.probed {
+		text += fmt.Sprintf(", %s gap %s lost %d", familyName(p.to), ms(p.LongestGap), p.Lost)
+		if when := p.LostSince(p.GapFrom); len(when) > 0 {
+			text += fmt.Sprintf(" (%s..%s ms after its beginning)", ms(when[0]), ms(when[len(when)-1]))
+		}
+		text += fmt.Sprintf(" twice %d reordered %d", p.Duplicates, p.Reordered)
+	}
+	for _, t := range m.tcp {
+		text += ", TCP " + ms(t.LongestStall)
+	}
+	return text
+}
+
+func familyName(a netip.Addr) string { return map[bool]string{true: "IPv4", false: "IPv6"}[a.Is4()] }
+
+// newMoving makes the lab, with its guests up.
+func (b *bench) newMoving(ctx context.Context, core string) (*moving, error) {
+	l, err := b.makeLab(ctx, "moves", moverNodes, "bird", core == "FRR")
+	if err != nil {
+		return nil, err
+	}
+	m := &moving{lab: l, core: core, lvs: map[string]*testenv.Libvirt{}, agents: map[string]*agent{}}
+	ours, theirs := [2]string{"node1", "node2"}, [2]string{"node3", "node4"}
+	m.ours = newMover(0, "ours", "vmfabric", ours)
+	m.rivals = []*mover{newMover(1, "early", "hook only", theirs), newMover(2, "late", "when virsh returns", theirs)}
+	m.rivals[1].late = true
+	for _, name := range append(ours[:], theirs[:]...) {
+		if err := m.startNode(ctx, b, name, name == theirs[0] || name == theirs[1]); err != nil {
+			return nil, errors.Join(err, m.close())
+		}
+	}
+	for _, g := range append([]*mover{m.ours}, m.rivals...) {
+		if err := m.start(ctx, g); err != nil {
+			return nil, errors.Join(fmt.Errorf("%s: %w", g.name, err), m.close())
+		}
+	}
+	return m, nil
+}
+
+func newMover(n int, vm, name string, nodes [2]string) *mover {
+	g := guestNumber(n)
+	g.name = vm
+	return &mover{name: name, nodes: nodes, guest: g, mac: fabric.MAC{0x52, 0x54, 0, 0, 0, byte(n)}}
+}
+
+// startNode starts a libvirtd and an agent. That of a rival knows of no other
+// node, so that they have nothing to tell each other.
+func (m *moving) startNode(ctx context.Context, b *bench, name string, rival bool) error {
+	hook := b.bin.hook
+	if rival {
+		hook = b.bin.rival
+	}
+	node := m.top.Nodes[name]
+	lv, err := node.StartLibvirt(ctx, testenv.LibvirtOptions{Hook: hook})
+	if err != nil {
+		return err
+	}
+	m.lvs[name] = lv
+	a := agent{node: node, socket: filepath.Join(lv.RunDir(), filepath.Base(hooks.DefaultSocket)), libvirt: lv.Socket()}
+	if rival {
+		a.rival, a.file = true, filepath.Join(node.Dir(), "cluster.yaml")
+		alone := m.cluster
+		itself, err := alone.Node(name)
+		if err != nil {
+			return err
+		}
+		alone.Nodes = []fabric.Node{itself}
+		if err := os.WriteFile(a.file, []byte(testenv.ClusterFile(alone)), 0o600); err != nil {
+			return err
+		}
+	}
+	m.agents[name], err = b.begin(ctx, m.lab, a)
+	return err
+}
+
+func (g *mover) nic() fabric.NIC {
+	return fabric.NIC{Addresses: []netip.Addr{g.guest.a4, g.guest.a6}, MAC: g.mac}
+}
+
+// vm is the guest as a hook describes it.
+func (g *mover) vm() fabric.VM {
+	nic := g.nic()
+	nic.Kind = fabric.Tap
+	return fabric.VM{Name: g.guest.name, NICs: []fabric.NIC{nic}}
+}
+
+// start starts a guest where it is, and waits until it is reached.
+func (m *moving) start(ctx context.Context, g *mover) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	node := g.nodes[g.at]
+	if g.domain == nil {
+		g.domain, err = m.lvs[node].Define(ctx, testenv.DomainOptions{
+			Name: g.guest.name, NICs: []testenv.DomainNIC{{NIC: g.nic()}}, Gateway: m.cluster.Gateway,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := g.domain.Start(ctx); err != nil {
+		return err
+	}
+	if g.late {
+		if _, err := m.agents[node].ask(ctx, hooks.Live, g.vm()); err != nil {
+			return err
+		}
+	}
+	if err := g.domain.WaitReady(ctx); err != nil {
+		return err
+	}
+	return m.reached(ctx, g)
+}
+
+func (m *moving) reached(ctx context.Context, g *mover) error {
+	for _, a := range []netip.Addr{g.guest.a4, g.guest.a6} {
+		if _, err := m.top.Client.Ping(ctx, a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// again starts a guest that hangs anew.
+func (m *moving) again(ctx context.Context, g *mover) error {
+	if g.hung++; g.hung > mostHung {
+		return fmt.Errorf("the guest hung %d times after a migration", g.hung)
+	}
+	if err := g.domain.Destroy(ctx); err != nil {
+		return err
+	}
+	if g.late {
+		if _, err := m.agents[g.nodes[g.at]].ask(ctx, hooks.Remove, g.vm()); err != nil {
+			return err
+		}
+	}
+	return m.start(ctx, g)
+}
+
+// move migrates a guest to its other node, until it is a move that counts.
+func (m *moving) move(ctx context.Context, b *bench, g *mover, rate int, to ...netip.Addr) (move, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		got, err := m.tryMove(ctx, g, rate, to)
+		if !errors.Is(err, errHung) {
+			return got, err
+		}
+		b.say("    %s: the guest hangs; it is started anew, and the move does not count", g.name)
+		if err := m.again(ctx, g); err != nil {
+			return got, err
+		}
+	}
+}
+
+var errHung = errors.New("the guest hangs")
+
+func (m *moving) tryMove(ctx context.Context, g *mover, rate int, to []netip.Addr) (got move, err error) {
+	if err := m.reached(ctx, g); err != nil {
+		return got, err
+	}
+	w, err := m.watch(ctx, rate, to)
+	if err != nil {
+		return got, err
+	}
+	stopped := false
+	defer func() {
+		if !stopped {
+			w.stop()
+		}
+	}()
+	time.Sleep(moveLead)
+	from, dest := g.nodes[g.at], g.nodes[1-g.at]
+	began := time.Now()
+	if err := g.domain.Migrate(ctx, m.lvs[dest]); err != nil {
+		return got, err
+	}
+	got.took, got.back = time.Since(began), g.at == 1
+	g.at = 1 - g.at
+	if g.late {
+		if _, err := m.agents[dest].ask(ctx, hooks.Live, g.vm()); err != nil {
+			return got, err
+		}
+		if _, err := m.agents[from].ask(ctx, hooks.Remove, g.vm()); err != nil {
+			return got, err
+		}
+	}
+	if err := m.answers(ctx, g, w); err != nil {
+		return got, err
+	}
+	time.Sleep(moveTail)
+	got.probed, got.tcp = w.stop()
+	stopped = true
+	if got.pause, err = g.domain.Downtime(ctx); err != nil {
+		return got, err
+	}
+	// Nothing of it is left where it was, or the next one would not be alike.
+	return got, testenv.Until(ctx, func() error {
+		if port := g.guest.port(); m.top.Nodes[from].HasLink(port) {
+			return fmt.Errorf("%s is still on %s", port, from)
+		}
+		return nil
+	})
+}
+
+// stay watches a guest that does not move, for as long as one that does: what is
+// lost then is lost by the machine.
+func (m *moving) stay(ctx context.Context, g *mover) (got move, err error) {
+	w, err := m.watch(ctx, moveRate, []netip.Addr{g.guest.a4, g.guest.a6})
+	if err != nil {
+		return got, err
+	}
+	select {
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-time.After(stillTime):
+	}
+	got.probed, got.tcp = w.stop()
+	return got, err
+}
+
+// answers waits until everything that watches a guest which has moved gets
+// answers again. It is errHung when the guest itself gives none.
+func (m *moving) answers(ctx context.Context, g *mover, w *watchers) error {
+	silent, cancel := context.WithTimeout(ctx, silentFor)
+	defer cancel()
+	err := testenv.Until(silent, w.next())
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	hung, err := g.domain.Hung(ctx)
+	if err != nil {
+		return err
+	}
+	if hung {
+		return errHung
+	}
+	return testenv.Until(ctx, w.next())
+}
+
+// watchers are what sees a guest from the client: probes and TCP sessions.
+type watchers struct {
+	probers  *probers
+	sessions []*testenv.Session
+}
+
+// watch begins to probe addresses of a guest, and opens a session to each.
+func (m *moving) watch(ctx context.Context, rate int, to []netip.Addr) (*watchers, error) {
+	w := &watchers{}
+	for _, a := range to {
+		s, err := m.top.Client.OpenSession(ctx, netip.AddrPortFrom(a, 7), lineEvery)
+		if err != nil {
+			w.abandon()
+			return nil, err
+		}
+		w.sessions = append(w.sessions, s)
+	}
+	var err error
+	if w.probers, err = probeEvery(m.top.Client, time.Second/time.Duration(rate), to...); err != nil {
+		w.abandon()
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *watchers) abandon() {
+	for _, s := range w.sessions {
+		s.Abandon()
+	}
+}
+
+func (w *watchers) stop() ([]probed, []testenv.SessionResult) {
+	results := w.probers.stop()
+	var sessions []testenv.SessionResult
+	for _, s := range w.sessions {
+		sessions = append(sessions, s.Stop())
+	}
+	return results, sessions
+}
+
+// next gives a function that is an error until every prober has a further
+// answer, and every session that is not over a further line.
+func (w *watchers) next() func() error {
+	var probes, lines []int
+	for _, p := range w.probers.all {
+		probes = append(probes, p.Received())
+	}
+	for _, s := range w.sessions {
+		lines = append(lines, s.Echoed())
+	}
+	return func() error {
+		for i, p := range w.probers.all {
+			if p.Received() == probes[i] {
+				return fmt.Errorf("%s does not answer", w.probers.to[i])
+			}
+		}
+		for i, s := range w.sessions {
+			if s.Echoed() == lines[i] && !s.Ended() {
+				return fmt.Errorf("the TCP session to %s stands still", w.probers.to[i])
+			}
+		}
+		return nil
+	}
+}

@@ -1,0 +1,92 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+
+	"github.com/vmfabric/vmfabric/testenv"
+)
+
+func TestSpread(t *testing.T) {
+	t.Parallel()
+	assert.Equal(t, "–", spread(nil, count))
+	assert.Equal(t, "7", spread([]int{7}, count))
+	assert.Equal(t, "2 [1..1,000]", spread([]int{1000, 1, 2}, count))
+	assert.Equal(t, "2 [1..4]", spread([]int{4, 1, 3, 2}, count), "the lower of two in the middle")
+}
+
+// moveOf is a move in which so many packets of each family were lost.
+func moveOf(lost4, lost6 int, gap time.Duration, reset bool) move {
+	g := guestNumber(0)
+	return move{
+		pause: 200 * time.Millisecond,
+		probed: []probed{
+			{g.a4, testenv.ProbeResult{Sent: 1000, Lost: lost4, LongestGap: gap}},
+			{g.a6, testenv.ProbeResult{Sent: 1000, Lost: lost6, LongestGap: gap}},
+		},
+		tcp: []testenv.SessionResult{{Sent: 9, Echoed: 9, Reset: reset}},
+	}
+}
+
+// TestMoveTargets: a goal is missed by the move that misses it.
+func TestMoveTargets(t *testing.T) {
+	t.Parallel()
+	const gap = 240 * time.Millisecond
+	many := func(n int, m move) (ms []move) {
+		for range n {
+			ms = append(ms, m)
+		}
+		return ms
+	}
+	missed := func(moves []move) (what []string) {
+		m := &moving{core: "BIRD", ours: &mover{moves: moves}}
+		for _, g := range moveTargets(m) {
+			if !g.kept {
+				what = append(what, g.promise+": "+g.result)
+			}
+		}
+		return what
+	}
+	good := moveOf(0, 0, gap, false)
+	assert.Empty(t, missed(many(40, good)))
+	assert.Empty(t, missed(append(many(38, good), moveOf(10, 0, gap, false), moveOf(1, 0, gap, false))))
+	assert.Equal(t, []string{"live migrations, core BIRD, IPv6: nothing lost in at least 38 of 40: 37"},
+		missed(append(many(37, good), many(3, moveOf(0, 1, gap, false))...)))
+	assert.Equal(t, []string{"live migrations, core BIRD, IPv4: never more than 10 lost: 11"},
+		missed(append(many(39, good), moveOf(11, 0, gap, false))))
+	assert.Equal(t, []string{"live migrations, core BIRD: TCP sessions reset: none: 1"},
+		missed(append(many(39, good), moveOf(0, 0, gap, true))))
+	assert.Equal(t, []string{
+		"live migrations, core BIRD, IPv4: longest gap at most the guest's pause + 40.0 ms: 1 of 2; 40.0 [40.0..41.0] ms",
+		"live migrations, core BIRD, IPv6: longest gap at most the guest's pause + 40.0 ms: 1 of 2; 40.0 [40.0..41.0] ms",
+	}, missed([]move{good, moveOf(0, 0, gap+time.Millisecond, false)}))
+}
+
+// TestMovesTable: the directions of hooks alone are told apart, and hung guests
+// are counted.
+func TestMovesTable(t *testing.T) {
+	t.Parallel()
+	back := moveOf(0, 0, time.Second, false)
+	back.back = true
+	m := &moving{
+		core: "FRR", ours: newMover(0, "ours", "vmfabric", [2]string{"node1", "node2"}),
+		rivals: []*mover{newMover(1, "early", "hook only", [2]string{"node3", "node4"})},
+	}
+	m.ours.moves, m.ours.hung = []move{moveOf(0, 1, time.Second, false), back}, 3
+	m.rivals[0].moves = []move{moveOf(1500, 1600, time.Second, false), back}
+	s := movesSection([]*moving{m}, fullSize)
+	first, second, fast := s.tables[0], s.tables[1], s.tables[2]
+	var lost []string
+	for _, row := range first.rows {
+		lost = append(lost, row[0]+" "+row[2]+" "+row[4]+" of "+row[3]+" lost "+row[5])
+	}
+	assert.Equal(t, []string{
+		"vmfabric IPv4 2 of 2 lost 0 [0..0]", "vmfabric IPv6 1 of 2 lost 0 [0..1]",
+		"hook only, to the higher router ID IPv4 0 of 1 lost 1,500", "hook only, to the higher router ID IPv6 0 of 1 lost 1,600",
+		"hook only, to the lower router ID IPv4 1 of 1 lost 0", "hook only, to the lower router ID IPv6 1 of 1 lost 0",
+	}, lost)
+	assert.Equal(t, "3", second.rows[0][len(second.rows[0])-1])
+	assert.Empty(t, fast.rows)
+}
