@@ -473,6 +473,13 @@ func (t *troubles) add(p netip.Prefix, err error) {
 	t.first = fmt.Errorf("%s %s: %w", t.verb, p, err)
 }
 
+// note takes an error that is about no prefix.
+func (t *troubles) note(err error) {
+	if t.first == nil {
+		t.first = err
+	}
+}
+
 func (t *troubles) err() error {
 	if t.more > 0 {
 		return fmt.Errorf("%w (and %d more prefixes)", t.first, t.more)

@@ -69,6 +69,9 @@ func (d *Dataplane) Divert(ctx context.Context, ports []fabric.Port, to fabric.N
 	if err != nil {
 		return done, errors.Join(err, troubles.err())
 	}
+	if slices.ContainsFunc(diverted, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		troubles.note(d.forgetRoutes6())
+	}
 	done.Resent, err = d.resend(ctx, ports, diverted, to, called)
 	done.Done = time.Now()
 	if err != nil {

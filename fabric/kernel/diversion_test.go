@@ -1,6 +1,7 @@
 package kernel_test
 
 import (
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -12,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"golang.org/x/sys/unix"
 )
 
 // known has the guest's addresses as neighbours on its port, as they are while
@@ -212,4 +214,46 @@ func TestMovesLeaveNothingOpen(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	assert.LessOrEqual(t, runtime.NumGoroutine(), routines)
+}
+
+// TestDivertLocal: a socket of the node's own, which has its route already, is
+// diverted too.
+func TestDivertLocal(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, v4 bool) {
+		lab := newMoveLab(t)
+		d := open(t)
+		p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
+		require.NoError(t, d.Put(t.Context(), p))
+		known(t, p)
+		lab.otherPort(t, p)
+		plug(t, nil, p.Name)
+		there := plug(t, lab.other, p.Name)
+		require.NoError(t, d.Record(t.Context(), p.Name, true))
+		dialer := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(via(guestAddr[v4])), 0))}
+		conn, err := dialer.Dial("udp", netip.AddrPortFrom(guestAddr[v4], 9).String())
+		require.NoError(t, err)
+		defer conn.Close()
+		const each = 20
+		send := func() {
+			for range each {
+				_, err := conn.Write([]byte("x"))
+				require.NoError(t, err)
+			}
+		}
+		send()
+		done, err := d.Divert(t.Context(), []fabric.Port{p}, otherNode)
+		require.NoError(t, err)
+		assert.Equal(t, each, done.Resent)
+		send()
+		require.NoError(t, there.tap.SetReadDeadline(time.Now().Add(20*time.Second)))
+		buf := make([]byte, 1<<16)
+		for i := 0; i < 2*each; {
+			n, err := there.tap.Read(buf)
+			require.NoError(t, err, "%d came", i)
+			if a := buf[14:n]; a[0]>>4 == 4 && a[9] == unix.IPPROTO_UDP || a[0]>>4 == 6 && a[6] == unix.IPPROTO_UDP {
+				i++
+			}
+		}
+		require.NoError(t, d.Return(t.Context(), p.NIC.Prefixes()...))
+	})
 }

@@ -355,3 +355,5 @@ func (g *fakeGuest) drop(t *testing.T) {
 		}
 	}
 }
+
+func execIP(args ...string) ([]byte, error) { return exec.Command("ip", args...).CombinedOutput() }

@@ -30,9 +30,13 @@ type rule struct {
 
 // message asks for the rule; where it is there already the answer is EEXIST.
 func (r rule) message() netlink.Message {
+	return r.request(unix.RTM_NEWRULE, netlink.Create|netlink.Excl)
+}
+
+func (r rule) request(typ netlink.HeaderType, flags netlink.HeaderFlags) netlink.Message {
 	head := make([]byte, 12) // struct fib_rule_hdr
 	head[0], head[4], head[7] = r.family, uint8(r.table), toTable
-	return message(unix.RTM_NEWRULE, netlink.Acknowledge|netlink.Create|netlink.Excl, head, func(ae *netlink.AttributeEncoder) {
+	return message(typ, netlink.Acknowledge|flags, head, func(ae *netlink.AttributeEncoder) {
 		ae.Uint32(unix.FRA_PRIORITY, r.priority)
 		ae.Uint32(unix.FRA_TABLE, r.table)
 		ae.Uint8(unix.FRA_PROTOCOL, routeProtocol) // Linux 4.17
@@ -78,6 +82,22 @@ func (d *Dataplane) divertedRules() []rule {
 		rules = append(rules, rule{family: f, priority: fabric.DivertedRule, table: fabric.DivertedTable})
 	}
 	return rules
+}
+
+// forgetRoutes6 has sockets of this machine look up their IPv6 routes anew. For
+// IPv4 the kernel sees to that with each new route, for IPv6 only with one in the
+// table that a socket's route is from, or with a change of rules: this is a
+// second copy of one that is there, for a moment.
+func (d *Dataplane) forgetRoutes6() error {
+	if !d.ipv6 {
+		return nil
+	}
+	r := rule{family: unix.AF_INET6, priority: fabric.DivertedRule, table: fabric.DivertedTable}
+	errs, err := d.moves.rtnl.batch(r.request(unix.RTM_NEWRULE, netlink.Create), r.request(unix.RTM_DELRULE, 0))
+	if err = errors.Join(append(errs, err)...); err != nil {
+		return fmt.Errorf("rule of priority %d: %w", r.priority, reason(err))
+	}
+	return nil
 }
 
 // expectArrivals has packets from the underlay looked up among the ports whose
