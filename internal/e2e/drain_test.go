@@ -55,7 +55,7 @@ func TestDrain(t *testing.T) {
 			s.reflectedAs(fabric.Normal, vm.Prefixes()...)
 			s.reaches(s.top.Client, "203.0.113.10", "2001:db8:100::10")
 			withdrawn := s.watchWithdrawals()
-			for _, r := range s.underProbe(vm, func() {
+			for _, r := range s.underProbe(vm, time.Millisecond, func() {
 				out, errs, code := a.cli("drain")
 				require.Zero(t, code, errs)
 				assert.Contains(t, out, "node1 is draining now: new guests are refused, and 1 guest is left on it\n")

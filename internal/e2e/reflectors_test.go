@@ -41,13 +41,13 @@ func TestMainAndBackup(t *testing.T) {
 			s.reaches(s.top.Client, "203.0.113.10", "2001:db8:100::10")
 
 			withdrawn := s.watchWithdrawals()
-			for _, r := range s.underProbe(vm, func() {
+			for _, r := range s.underProbe(vm, time.Millisecond, func() {
 				require.NoError(t, s.rr["rr1"].Kill())
 				time.Sleep(2 * time.Second)
 			}) {
 				assert.Zero(t, r.Lost, "one of two is killed: %+v", r)
 			}
-			probed := s.underProbe(vm, func() {
+			probed := s.underProbe(vm, time.Millisecond, func() {
 				require.NoError(t, s.rr["rr2"].Kill())
 				time.Sleep(2 * time.Second)
 				// Both come back within the time.
@@ -104,11 +104,11 @@ func TestMainAndBackup(t *testing.T) {
 }
 
 // underProbe does something while the client probes a guest's addresses.
-func (s *system) underProbe(vm fabric.VM, do func()) []testenv.ProbeResult {
+func (s *system) underProbe(vm fabric.VM, every time.Duration, do func()) []testenv.ProbeResult {
 	s.t.Helper()
 	var probes []*testenv.Prober
 	for _, a := range vm.NICs[0].Addresses {
-		p, err := s.top.Client.Probe(a, time.Millisecond)
+		p, err := s.top.Client.Probe(a, every)
 		require.NoError(s.t, err)
 		probes = append(probes, p)
 	}
