@@ -124,6 +124,7 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		questions: make(chan struct{}, maxQuestions),
 	}
 	a.claims = newClaims(&a.cluster)
+	a.moves.ended = make(chan struct{}, 1)
 	a.mover, _ = cfg.Dataplane.(Mover)
 	for _, o := range opts {
 		o(a)

@@ -173,6 +173,48 @@ func TestMove(t *testing.T) {
 	})
 }
 
+// TestReportsOutlastARestart: also that of a move whose end nobody saw.
+func TestReportsOutlastARestart(t *testing.T) {
+	pairs(t, func(t *testing.T, p *pair) {
+		p.arrives(p.two)
+		p.src[p.one].Leave(p.vm)
+		moment()
+		p.src[p.two].Set(p.vm, fabric.Live)
+		p.leaves(p.one)
+		p.lets(p.two)
+		again := p.two.again(fabric.WithSources(p.src[p.two]))
+		moves, err := again.Moves(t.Context(), "web")
+		require.NoError(t, err)
+		require.Len(t, moves, 1)
+		assert.Equal(t, "moved", moves[0].Outcome)
+
+		p.arrives(p.one)
+		p.leaves(p.one)
+		moment()
+		moves, err = p.two.again(fabric.WithSources(p.src[p.two])).Moves(t.Context(), "web")
+		require.NoError(t, err)
+		require.Len(t, moves, 2)
+		assert.Equal(t, "cancelled: it did not arrive at node1", moves[0].Outcome)
+	})
+}
+
+// TestSourceOfAMoveLosesItsProcess: what leaves is announced until it is gone.
+func TestSourceOfAMoveLosesItsProcess(t *testing.T) {
+	pairs(t, func(t *testing.T, p *pair) {
+		p.arrives(p.two)
+		p.src[p.one].Leave(p.vm)
+		moment()
+		p.one.dataplane.SetCarrier("web_net0", false)
+		p.one.dataplane.SetCarrier("web_net1", false)
+		time.Sleep(time.Minute)
+		assert.Equal(t, map[string]string{"203.0.113.10/32": "normal"}, p.first(p.one))
+		p.src[p.two].Set(p.vm, fabric.Live)
+		p.leaves(p.one)
+		assert.Empty(t, p.first(p.one))
+		p.lets(p.two)
+	})
+}
+
 // TestMoveThereAndBack: a guest that comes back while packets for it are still
 // sent after it.
 func TestMoveThereAndBack(t *testing.T) {

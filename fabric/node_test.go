@@ -38,7 +38,7 @@ func fresh(t *testing.T, opts ...fabric.Option) *node {
 // speaker begins anew.
 func (n *node) again(opts ...fabric.Option) *node {
 	n.t.Helper()
-	return (&node{t: n.t, journal: n.journal, dataplane: n.dataplane.Again(), speaker: fake.NewSpeaker(n.journal), store: n.store}).start(opts...)
+	return (&node{t: n.t, name: n.name, journal: n.journal, dataplane: n.dataplane.Again(), speaker: fake.NewSpeaker(n.journal), store: n.store}).start(opts...)
 }
 
 func (n *node) start(opts ...fabric.Option) *node {

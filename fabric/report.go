@@ -14,10 +14,62 @@ const (
 	maxReports = 200
 )
 
+// MoveKeeper is implemented by a [Store] that keeps the reports of moves over
+// restarts. With another one they end with the agent.
+type MoveKeeper interface {
+	// KeptMoves gives what KeepMoves was last given; nothing at first.
+	KeptMoves(ctx context.Context) ([]Move, error)
+	KeepMoves(ctx context.Context, moves []Move) error
+}
+
 // moveLog keeps the reports of the last moves from and to this node.
 type moveLog struct {
-	mu  sync.Mutex
-	all []*report // the oldest first
+	mu    sync.Mutex
+	all   []*report     // the oldest first
+	ended chan struct{} // has one when reports are to be kept
+}
+
+// recall takes up the reports that the store has kept.
+func (a *Agent) recallMoves(ctx context.Context) {
+	k, ok := a.store.(MoveKeeper)
+	if !ok {
+		return
+	}
+	kept, err := k.KeptMoves(ctx)
+	if err != nil {
+		a.log.Warn("reports of earlier moves", "err", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.moves.mu.Lock()
+	defer a.moves.mu.Unlock()
+	for _, m := range kept {
+		arrival, g := m.To == a.node, a.guests[m.VM]
+		if m.Outcome == underWay && (g == nil || arrival && !g.came) {
+			m.Outcome = "not followed to its end, as the agent was restarted"
+		}
+		a.moves.all = append(a.moves.all, &report{m, arrival})
+	}
+}
+
+// keepMoves keeps the reports as moves end, until ctx ends.
+func (a *Agent) keepMoves(ctx context.Context) {
+	k, ok := a.store.(MoveKeeper)
+	if !ok {
+		return
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.moves.ended:
+		}
+		list, _ := a.Moves(ctx, "")
+		slices.Reverse(list)
+		if err := k.KeepMoves(ctx, list); err != nil {
+			a.log.Warn("reports of moves not kept", "err", err)
+		}
+	}
 }
 
 // report is that of one move.
@@ -58,6 +110,7 @@ func (l *moveLog) begin(vm VM, arrival bool) *report {
 		if l.all = append(l.all, m); len(l.all) > maxReports {
 			l.all = slices.Delete(l.all, 0, len(l.all)-maxReports)
 		}
+		l.keep()
 	}
 	m.UUID = cmp.Or(vm.UUID, m.UUID)
 	if ps := vm.Prefixes(); len(ps) > 0 {
@@ -127,8 +180,17 @@ func (l *moveLog) end(vm, outcome string) *Move {
 		return nil
 	}
 	m.Outcome = outcome
+	l.keep()
 	c := m.copy()
 	return &c
+}
+
+// keep has the reports kept soon.
+func (l *moveLog) keep() {
+	select {
+	case l.ended <- struct{}{}:
+	default:
+	}
 }
 
 // copy gives the report as it is now.
@@ -158,4 +220,5 @@ func (l *moveLog) merge(vm string, seen *Move) {
 	m.From = cmp.Or(seen.From, m.From)
 	m.Learned, m.Stopped, m.Diverted = seen.Learned, seen.Stopped, seen.Diverted
 	m.Resent, m.ResentAt, m.Seen, m.Withdrawn = seen.Resent, seen.ResentAt, seen.Seen, seen.Withdrawn
+	l.keep()
 }

@@ -63,6 +63,7 @@ func (a *Agent) Adopt(ctx context.Context) error {
 		a.adopt(d, there)
 	}
 	a.adoptOrphans(ports)
+	a.recallMoves(ctx)
 	a.repair(ctx, decide(a.wanted(), ports, nil, false).repairs)
 	return nil
 }
@@ -142,6 +143,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	wg.Go(func() { a.serve(ctx) })
 	wg.Go(func() { a.listen(ctx) })
+	wg.Go(func() { a.keepMoves(ctx) })
 	defer a.events.deliver(ctx, a.log)()
 	defer wg.Wait()
 

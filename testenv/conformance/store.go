@@ -40,6 +40,7 @@ func Store(t *testing.T, start func(t *testing.T) (fabric.Store, StoreControls))
 		{"what cannot be read is an error beside the rest", storeDamage},
 		{"different guests at the same time", storeConcurrent},
 		{"a drain comes back as it was", storeDrain},
+		{"reports of moves come back as they were", storeMoves},
 		{"any state is reached from any other", storeWalk},
 	} {
 		t.Run(law.name, func(t *testing.T) {
@@ -216,4 +217,33 @@ func storeDrain(t *testing.T, s fabric.Store, c StoreControls) {
 		k = c.Again(t).(fabric.DrainKeeper)
 		requireDrained(time.Time{})
 	}
+}
+
+// storeMoves is for stores that are [fabric.MoveKeeper] too.
+func storeMoves(t *testing.T, s fabric.Store, c StoreControls) {
+	k, ok := s.(fabric.MoveKeeper)
+	if !ok {
+		t.Skip("this store keeps no reports of moves")
+	}
+	kept, err := k.KeptMoves(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, kept)
+	at := time.Date(2026, 11, 22, 12, 3, 4, 5678, time.UTC)
+	for n := range 3 {
+		moves := []fabric.Move{{
+			VM: "web", UUID: "aaaaaaaa-0000-4000-8000-000000000001", Prefixes: desired("web", fabric.Live).VM.Prefixes(),
+			From: "node1", To: "node2", Outcome: "moved", Expected: at, Resent: n, Seen: map[string]time.Time{"rr1": at},
+		}, {VM: "db", Outcome: "under way"}}
+		require.NoError(t, k.KeepMoves(t.Context(), moves))
+		if c.Again != nil {
+			k = c.Again(t).(fabric.MoveKeeper)
+		}
+		kept, err := k.KeptMoves(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, moves, kept)
+	}
+	require.NoError(t, k.KeepMoves(t.Context(), nil))
+	kept, err = k.KeptMoves(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, kept)
 }

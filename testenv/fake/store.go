@@ -24,6 +24,7 @@ type Store struct {
 	guests  map[string]fabric.Desired
 	damaged map[string]error
 	drained time.Time
+	moves   []fabric.Move
 }
 
 var (
@@ -120,6 +121,27 @@ func (s *Store) SetDrained(ctx context.Context, since time.Time) error {
 		s.drained = since
 		s.journal.add(effect)
 	}
+	return nil
+}
+
+// KeptMoves implements [fabric.MoveKeeper].
+func (s *Store) KeptMoves(ctx context.Context) ([]fabric.Move, error) {
+	if err := s.before(ctx, "load moves"); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.moves), nil
+}
+
+// KeepMoves implements [fabric.MoveKeeper]. The journal has nothing of it.
+func (s *Store) KeepMoves(ctx context.Context, moves []fabric.Move) error {
+	if err := s.before(ctx, "store moves"); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.moves = slices.Clone(moves)
 	return nil
 }
 

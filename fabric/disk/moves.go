@@ -1,0 +1,64 @@
+package disk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+const movesName = "moves.json" // of the file, in the state directory itself
+
+var _ fabric.MoveKeeper = (*Store)(nil)
+
+func (s *Store) movesFile() string { return filepath.Join(filepath.Dir(s.dir), movesName) }
+
+// KeptMoves implements [fabric.MoveKeeper].
+func (s *Store) KeptMoves(ctx context.Context) ([]fabric.Move, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	content, err := os.ReadFile(s.movesFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reports of moves: %w; %s", err, remedy(err))
+	}
+	var moves []fabric.Move
+	if err := json.Unmarshal(content, &moves); err != nil {
+		return nil, fmt.Errorf("reports of moves in %s: damaged (%v); remove the file", s.movesFile(), err)
+	}
+	return moves, nil
+}
+
+// KeepMoves implements [fabric.MoveKeeper]. Reports are for people: a power cut
+// may take the last ones.
+func (s *Store) KeepMoves(ctx context.Context, moves []fabric.Move) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	content, err := json.MarshalIndent(moves, "", "  ")
+	if err != nil {
+		return fmt.Errorf("reports of moves: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.isShut {
+		return fmt.Errorf("reports of moves: %w", fs.ErrClosed)
+	}
+	path := s.movesFile()
+	temp := filepath.Join(filepath.Dir(path), tempStart+movesName)
+	os.Remove(temp) // of one who was killed
+	if err := writeFile(temp, path, append(content, '\n'), os.Rename); err != nil {
+		return fmt.Errorf("reports of moves: %w; %s", err, remedy(err))
+	}
+	return nil
+}
