@@ -181,33 +181,40 @@ func (a *Agent) regain(vm, node string, answer Answer) {
 // released notes that a node does not announce a guest, and what it saw of its move.
 func (a *Agent) released(vm, node string, seen *Move) {
 	a.mu.Lock()
-	g := a.guests[vm]
-	var d Desired
-	var last bool
-	var wait time.Duration
-	if g != nil {
+	last := false
+	if g := a.guests[vm]; g != nil {
 		left := without(g.want.Unreleased, []string{node})
 		last = len(left) == 0 && len(g.want.Unreleased) > 0
 		g.want.Unreleased = left
-		d, wait = g.want, time.Until(g.claimed.Add(freshAtLeast))
+		if last {
+			time.AfterFunc(max(0, time.Until(g.claimed.Add(freshAtLeast))), a.poke)
+		}
 	}
 	a.mu.Unlock()
 	a.moves.merge(vm, seen)
-	if !last {
+	if last {
+		a.keep(vm)
+	}
+}
+
+// keep stores a guest as it is wanted. Somebody who is at work on it does so
+// himself; what he misses is found out anew after a restart.
+func (a *Agent) keep(vm string) {
+	unlock, free := a.guestLocks.tryLock(vm)
+	if !free {
 		return
 	}
-	time.AfterFunc(max(0, wait), a.poke)
-	if unlock, free := a.guestLocks.tryLock(vm); free { // or whoever is at work on it stores what there is
-		defer unlock()
-		a.mu.Lock()
-		still := a.guests[vm] == g && g.want.State != Absent
-		d = g.want
+	defer unlock()
+	a.mu.Lock()
+	g := a.guests[vm]
+	if g == nil || g.want.State == Absent {
 		a.mu.Unlock()
-		if still {
-			if err := a.store.Put(context.Background(), d); err != nil {
-				a.log.Warn("state not kept", "vm", vm, "err", err)
-			}
-		}
+		return
+	}
+	d := g.want
+	a.mu.Unlock()
+	if err := a.store.Put(context.Background(), d); err != nil {
+		a.log.Warn("state not kept", "vm", vm, "err", err)
 	}
 }
 

@@ -22,7 +22,6 @@ type pair struct {
 	ends     map[*node]*fake.Nodes
 	talk     *fake.Journal // of what the agents tell each other
 	vm       fabric.VM
-	began    map[*node]bool
 }
 
 // pairs runs two agents while f works with them. The guest runs on the first.

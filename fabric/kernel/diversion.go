@@ -65,15 +65,15 @@ func (d *Dataplane) Divert(ctx context.Context, ports []fabric.Port, to fabric.N
 		}
 	}
 	diverted, err := d.divert(prefixes, to, &troubles)
-	done := fabric.Diversion{At: time.Now()}
+	now := time.Now()
+	done := fabric.Diversion{At: now, Done: now}
 	if err != nil {
 		return done, errors.Join(err, troubles.err())
 	}
 	if slices.ContainsFunc(diverted, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
 		troubles.note(d.forgetRoutes6())
 	}
-	done.Resent, err = d.resend(ctx, ports, diverted, to, called)
-	done.Done = time.Now()
+	err = d.resend(ctx, ports, diverted, to, called, &done)
 	if err != nil {
 		err = fmt.Errorf("send again to node %s: %w", to.Name, err)
 	}
@@ -178,15 +178,16 @@ func (d *Dataplane) Diverted(context.Context) ([]netip.Prefix, error) {
 	return prefixes, nil
 }
 
-// resend sends what guests did not take any more to the node where they run.
-func (d *Dataplane) resend(ctx context.Context, ports []fabric.Port, diverted []netip.Prefix, to fabric.Node, called time.Time) (sent int, err error) {
+// resend sends what guests did not take any more to the node where they run, and
+// notes in done what it sent.
+func (d *Dataplane) resend(ctx context.Context, ports []fabric.Port, diverted []netip.Prefix, to fabric.Node, called time.Time, done *fabric.Diversion) error {
 	recorders := d.moves.recording(ports)
 	if len(recorders) == 0 || len(diverted) == 0 {
-		return 0, nil
+		return nil
 	}
 	out, err := d.moves.openSender()
 	if err != nil || out == nil {
-		return 0, err
+		return err
 	}
 	fits := func(data []byte) bool {
 		a := destination(data)
@@ -203,7 +204,8 @@ func (d *Dataplane) resend(ctx context.Context, ports []fabric.Port, diverted []
 			for _, f := range r.take(since[i], fits) {
 				err := d.resendFrame(ctx, out, hops, f, to)
 				if err == nil {
-					sent++
+					done.Resent++
+					done.Done = time.Now()
 				} else if failed == nil {
 					failed = err
 				}
@@ -214,12 +216,12 @@ func (d *Dataplane) resend(ctx context.Context, ports []fabric.Port, diverted []
 	for _, wait := range stragglers {
 		select {
 		case <-ctx.Done():
-			return sent, errors.Join(failed, ctx.Err())
+			return errors.Join(failed, ctx.Err())
 		case <-time.After(wait):
 		}
 		once()
 	}
-	return sent, failed
+	return failed
 }
 
 // resendFrame sends a frame; hops are those that were looked for, by the type of

@@ -50,8 +50,10 @@ func TestDivertLosesNothing(t *testing.T) {
 				time.Sleep(50 * time.Millisecond)
 				here.stop()
 				time.Sleep(20 * time.Millisecond)
+				called := time.Now()
 				done, err := d.Divert(t.Context(), []fabric.Port{p}, otherNode)
 				require.NoError(t, err)
+				t.Logf("diverted after %v, sent again after %v", done.At.Sub(called), done.Done.Sub(called))
 				resent += done.Resent
 				again, err := d.Divert(t.Context(), []fabric.Port{p}, otherNode)
 				require.NoError(t, err)
