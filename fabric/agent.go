@@ -72,6 +72,8 @@ type Agent struct {
 	// lingering are the prefixes of guests that have left, and until when packets
 	// for them are sent on.
 	lingering map[netip.Prefix]time.Time
+	// unsettled are the guests of which other nodes may still have to be told.
+	unsettled map[string]bool
 	ailments  map[string]string // problems of the node as a whole, by what they are about
 	unlisted  map[string]bool   // sources that have not yet told their guests
 	unknown   map[string]string // guests that run here and that nobody has resolved yet, with their source
@@ -120,7 +122,7 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		wake:   make(chan struct{}, 1),
 		guests: map[string]*guest{}, handled: map[string]time.Time{}, expected: map[string]time.Time{},
 		ailments: map[string]string{}, unlisted: map[string]bool{}, unknown: map[string]string{},
-		lingering: map[netip.Prefix]time.Time{},
+		lingering: map[netip.Prefix]time.Time{}, unsettled: map[string]bool{},
 		questions: make(chan struct{}, maxQuestions),
 	}
 	a.claims = newClaims(&a.cluster)
@@ -565,6 +567,9 @@ func (a *Agent) settle(d Desired, announced bool, trouble error) {
 		d.Unreleased = g.want.Unreleased // some may have let go meanwhile
 	}
 	g.want, g.announced, g.trouble = d, announced, trouble
+	if g.unsettled() {
+		a.unsettled[d.VM.Name] = true
+	}
 }
 
 func (a *Agent) setDown(vm string, nic int) {

@@ -10,7 +10,7 @@ import (
 
 const (
 	tellEvery  = time.Second      // what is not settled yet is told again
-	tellRetry  = 3 * time.Second  // after a node did not answer
+	tellRetry  = 2 * time.Second  // after a node did not answer
 	errandTime = 30 * time.Second // for a notice that is told once; claims are told for ever
 )
 
@@ -126,10 +126,15 @@ func (c *couriers) ran(node string) {
 // carry tells a node what it is to be told.
 func (a *Agent) carry(ctx context.Context, node string, wake <-chan struct{}) {
 	for ctx.Err() == nil {
-		again := time.NewTimer(a.round(ctx, node))
+		wait, answers := a.round(ctx, node)
+		news := wake
+		if !answers {
+			news = nil // there is always some, and it would be called for each
+		}
+		again := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
-		case <-wake:
+		case <-news:
 		case <-again.C:
 		}
 		again.Stop()
@@ -137,8 +142,8 @@ func (a *Agent) carry(ctx context.Context, node string, wake <-chan struct{}) {
 }
 
 // round tells a node everything that is due, and gives how long to wait before
-// the next round if there is no news.
-func (a *Agent) round(ctx context.Context, node string) time.Duration {
+// the next round if there is no news; and whether the node answers.
+func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, answers bool) {
 	for {
 		n, some := a.couriers.next(node)
 		if !some {
@@ -146,7 +151,7 @@ func (a *Agent) round(ctx context.Context, node string) time.Duration {
 		}
 		if _, err := a.nodes.Ask(ctx, node, n); err != nil {
 			a.log.Debug("not told", "node", node, "notice", string(n.Kind), "vm", n.VM, "err", err)
-			return tellRetry
+			return tellRetry, false
 		}
 		a.couriers.ran(node)
 	}
@@ -155,14 +160,14 @@ func (a *Agent) round(ctx context.Context, node string) time.Duration {
 		answer, err := a.nodes.Ask(ctx, node, d.notice)
 		if err != nil {
 			a.log.Debug("not told", "node", node, "notice", string(d.notice.Kind), "vm", d.notice.VM, "err", err)
-			return tellRetry
+			return tellRetry, false
 		}
 		d.heard(answer)
 	}
 	if len(a.lasting(node)) > 0 {
-		return tellEvery
+		return tellEvery, true
 	}
-	return passEvery
+	return passEvery, true
 }
 
 // lasting lists what a node is told until it is not so any more: that guests
@@ -170,8 +175,12 @@ func (a *Agent) round(ctx context.Context, node string) time.Duration {
 func (a *Agent) lasting(node string) (all []due) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, name := range sortedKeys(a.guests) {
+	for _, name := range sortedKeys(a.unsettled) {
 		g := a.guests[name]
+		if g == nil || !g.unsettled() {
+			delete(a.unsettled, name)
+			continue
+		}
 		switch d := g.want; {
 		case d.State == Wired && d.Incoming && g.ready:
 			all = append(all, due{a.notice(Arriving, d), func(answer Answer) { a.met(name, node, answer) }})
@@ -182,6 +191,12 @@ func (a *Agent) lasting(node string) (all []due) {
 		}
 	}
 	return all
+}
+
+// unsettled reports whether other nodes are still to be told something of the guest.
+func (g *guest) unsettled() bool {
+	d := g.want
+	return d.State == Wired && d.Incoming || d.State == Live && (d.Lost != "" || len(d.Unreleased) > 0)
 }
 
 func (a *Agent) notice(kind NoticeKind, d Desired) Notice {
