@@ -33,7 +33,7 @@ type Mover interface {
 	Record(ctx context.Context, port string, record bool) error
 	// Divert sends what comes for what is behind ports to another node, in
 	// place of the ports, which may be removed meanwhile. Then it sends there
-	// again what was recorded since the guest was last heard. Prefixes of a
+	// again what was recorded since just before the guest was last heard. Prefixes of a
 	// family that the other node has no address of are an error, which keeps
 	// the others from nothing. It is idempotent; what was sent again is not
 	// sent once more.

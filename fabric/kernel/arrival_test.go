@@ -101,6 +101,34 @@ func TestIncomingOverflow(t *testing.T) {
 	assert.Equal(t, 1000, link(t, p.Name).Attrs().TxQLen)
 }
 
+// TestIncomingRival: as long as a route of a daemon's comes before that to the
+// port, packets from the underlay stay in the port.
+func TestIncomingRival(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, v4 bool) {
+		lab := newMoveLab(t)
+		d := open(t)
+		p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[v4]}})
+		p.Incoming, p.Queue = true, 5000
+		require.NoError(t, d.Put(t.Context(), p))
+		g := plug(t, nil, p.Name)
+		g.run()
+		rival := fabric.HostPrefix(guestAddr[v4]).String() + " via " + node3[v4].String() + " metric 32 proto bird"
+		ipIn(t, nil, "route add "+rival)
+		probes := lab.probe(t, guestAddr[v4], 0)
+		begun(t, probes)
+		p.Incoming = false
+		done := make(chan error, 1)
+		go func() { done <- d.Put(t.Context(), p) }()
+		time.Sleep(100 * time.Millisecond)
+		ipIn(t, nil, "route del "+rival)
+		require.NoError(t, <-done)
+		time.Sleep(50 * time.Millisecond)
+		r := probes.Stop()
+		// The answers go by the main table, the requests come by the other.
+		assert.Zero(t, r.Lost, "%+v", r)
+	})
+}
+
 // TestIncomingSwitch: an incoming port whose guest runs becomes an ordinary one
 // under load, and back, without losing a packet either way.
 func TestIncomingSwitch(t *testing.T) {

@@ -426,14 +426,15 @@ func (d *Dataplane) configure(p, was fabric.Port, l link) error {
 	if err := d.carryOut(l, first); err != nil {
 		return err
 	}
-	// Only when everything else is there: no packet may find no route.
-	if err := d.carryOut(l, last); err != nil {
-		return err
-	}
 	if full := p.FullPortName(); len(first) > 0 && full != p.Name && len(full) < 128 {
 		_ = d.rtnl.addAltName(l.index, full) // there already, or a kernel before 5.5
 	}
-	return d.unrivalled(p, l)
+	if err := d.unrivalled(p, l); err != nil {
+		return err
+	}
+	// Only when everything else is there, and used: no packet may find no route, or
+	// that which a routing daemon has yet to where the guest was.
+	return d.carryOut(l, last)
 }
 
 // carryOut sends changes to the kernel in one batch.

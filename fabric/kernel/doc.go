@@ -13,6 +13,6 @@
 //
 // It acts in the network namespace in which [New] is called; the whole
 // process must be in it, since sysctls and taps follow the thread. It needs
-// CAP_NET_ADMIN there, and CAP_NET_RAW for guests that move. Linux 4.18 suffices; what newer kernels add is used
-// where it works.
+// CAP_NET_ADMIN there, and CAP_NET_RAW for guests that move. Linux 4.18
+// suffices; what newer kernels add is used where it works.
 package kernel
