@@ -275,6 +275,9 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 		return fmt.Errorf("guest %s refused: %w", vm.Name, refusal{err})
 	}
 
+	if !known || d.Incoming {
+		a.ashore(ctx, vm)
+	}
 	var stored, raised error
 	cutover := known && prev.Incoming && d.State == Live // every packet waits for it
 	if !cutover {
@@ -325,9 +328,6 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 
 	ports := a.portsOf(d)
 	live := d.announced()
-	if !d.Leaving {
-		a.ashore(ctx, d.VM)
-	}
 	var announce []Route
 	quiet := without(prev.VM.Prefixes(), d.VM.Prefixes())
 	for i, p := range ports {

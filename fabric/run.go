@@ -64,6 +64,7 @@ func (a *Agent) Adopt(ctx context.Context) error {
 	}
 	a.adoptOrphans(ports)
 	a.recallMoves(ctx)
+	a.settleDiversions(ctx) // so that it is known which there are
 	a.repair(ctx, decide(a.wanted(), ports, nil, false).repairs)
 	return nil
 }
