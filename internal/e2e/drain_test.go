@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net/netip"
@@ -175,4 +176,46 @@ func (s *system) waitsForGuests(a *agent, first, last fabric.VM) {
 	assert.Contains(s.t, st, ": 0 guests are left")
 	_, errs, code = a.cli("drain", "--wait", "1m")
 	assert.Zero(s.t, code, errs)
+}
+
+// TestDrainByMigration: a drained node refuses a guest that is to migrate to it,
+// with the reason, and the guest runs on where it was; then its own node is
+// drained, and it leaves that.
+func TestDrainByMigration(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{nodes: 2, noAgent: true})
+	one, two := s.hypervisor("node1"), s.hypervisor("node2")
+	node1, node2 := s.agents["node1"], s.agents["node2"]
+	d := s.domain(one, "sea_gold", tap("203.0.113.10", "2001:db8:100::10"))
+	require.NoError(t, d.Start(soon(t)))
+	require.NoError(t, d.WaitReady(soon(t)))
+	s.coreHas(s.top.Nodes["node1"], seaGold...)
+
+	_, errs, code := node2.cli("drain")
+	require.Zero(t, code, errs)
+	err := d.Migrate(context.WithoutCancel(soon(t)), two)
+	require.ErrorContains(t, err, "guest sea_gold refused: node node2 is draining; start the guest on another node")
+	s.coreHas(s.top.Nodes["node1"], seaGold...)
+	s.reaches(s.top.Client, "203.0.113.10", "2001:db8:100::10")
+	assert.Empty(t, s.leftOn(s.top.Nodes["node2"]))
+
+	_, errs, code = node2.cli("undrain")
+	require.Zero(t, code, errs)
+	out, errs, code := node1.cli("drain", "--json")
+	require.Zero(t, code, errs)
+	guests := decode[struct{ Guests []map[string]any }](t, out).Guests
+	require.Len(t, guests, 1)
+	assert.Equal(t, "libvirt", guests[0]["origin"])
+	s.reflectedAs(fabric.Draining, seaGold...)
+	withdrawn := s.watchWithdrawals()
+	require.NoError(t, d.Migrate(context.WithoutCancel(soon(t)), two))
+	s.coreHas(s.top.Nodes["node2"], seaGold...)
+	s.reaches(s.top.Client, "203.0.113.10", "2001:db8:100::10")
+	_, errs, code = node1.cli("drain", "--wait", patience.String())
+	assert.Zero(t, code, errs)
+	assert.Empty(t, withdrawn(), "the core gateway lost a route")
+	_, errs, code = node1.cli("undrain")
+	assert.Zero(t, code, errs)
+	require.NoError(t, d.Destroy(soon(t)))
+	s.leavesNothing(s.top.Nodes["node2"], seaGold...)
 }
