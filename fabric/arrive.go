@@ -81,6 +81,11 @@ func (a *Agent) cancel(d Desired) {
 	if a.nodes == nil || !d.Incoming {
 		return
 	}
+	a.mu.Lock()
+	if g := a.guests[d.VM.Name]; g != nil {
+		g.ready = false // nothing is told of its arrival after this
+	}
+	a.mu.Unlock()
 	a.moves.end(d.VM.Name, "it did not arrive here")
 	a.couriers.send(a.notice(Cancelled, d), a.nodes.Names()...)
 }

@@ -32,6 +32,14 @@ type errand struct {
 	until time.Time
 }
 
+// stands reports whether what was due still is.
+func (a *Agent) stands(d due) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	g := a.guests[d.notice.VM]
+	return g != nil && g.unsettled() && (d.notice.Kind != Arriving || g.ready)
+}
+
 // due is what is to be told again and again, and what is done with the answer.
 type due struct {
 	notice Notice
@@ -157,6 +165,9 @@ func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, ans
 	}
 	lasting := a.lasting(node)
 	for _, d := range lasting {
+		if !a.stands(d) {
+			continue
+		}
 		answer, err := a.nodes.Ask(ctx, node, d.notice)
 		if err != nil {
 			a.log.Debug("not told", "node", node, "notice", string(d.notice.Kind), "vm", d.notice.VM, "err", err)

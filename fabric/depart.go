@@ -23,6 +23,10 @@ type departure struct {
 	heard    time.Time // when it last said so
 	recorded bool      // what goes into the ports is kept
 	diverted bool
+	// failed is the node where it did not arrive, and since when that is known
+	// here: the node itself says for a moment that it does.
+	failed   string
+	failedAt time.Time
 }
 
 // leaves takes up that a guest is about to arrive at another node.
@@ -37,7 +41,8 @@ func (a *Agent) leaves(ctx context.Context, to Node, n Notice) (answer Answer) {
 			continue
 		}
 		d := g.want
-		news := g.departure.to.Name != to.Name
+		late := g.departure.failed == to.Name && time.Since(g.departure.failedAt) < errandTime
+		news := g.departure.to.Name != to.Name && !late
 		g.departure.to, g.departure.heard = to, time.Now()
 		record := !g.departure.recorded
 		a.mu.Unlock()
@@ -170,7 +175,9 @@ func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 	a.handled[vm] = asOf
 	g := a.guests[vm]
 	var rivalled bool
+	var to string
 	if g != nil {
+		to = g.departure.to.Name
 		rivalled = g.heard > g.want.Generation
 		if rivalled {
 			g.has = false // it is claimed anew
@@ -178,6 +185,11 @@ func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 	}
 	a.mu.Unlock()
 	a.remain(ctx, vm, "it went on here")
+	a.mu.Lock()
+	if g = a.guests[vm]; g != nil {
+		g.departure.failed, g.departure.failedAt = to, time.Now()
+	}
+	a.mu.Unlock()
 	if rivalled {
 		if err := a.redo(ctx, vm, nil); err != nil {
 			a.poke()
