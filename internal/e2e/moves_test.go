@@ -37,6 +37,8 @@ type shuttle struct {
 	lv map[string]*testenv.Libvirt
 	d  *testenv.Domain
 	vm fabric.VM
+	// gone are the routes to guests that the core gateway's kernel removed.
+	gone func() []string
 }
 
 func startShuttle(t *testing.T, o options) *shuttle {
@@ -50,6 +52,7 @@ func startShuttle(t *testing.T, o options) *shuttle {
 	m.vm = fabric.VM{Name: "sea_gold", NICs: []fabric.NIC{n.NIC}}
 	m.d = m.domain(m.lv["node1"], "sea_gold", n)
 	m.begin("node1")
+	m.gone = m.watchWithdrawals()
 	return m
 }
 
@@ -181,6 +184,7 @@ func (m *shuttle) moves(o testenv.MigrateOptions, during ...func(*testenv.Migrat
 	m.t.Helper()
 	from := m.where()
 	to := other(from)
+	gone := len(m.gone())
 	results := m.probed(func() {
 		g := m.d.StartMigration(context.WithoutCancel(soon(m.t)), m.lv[to], o)
 		for _, do := range during {
@@ -197,6 +201,7 @@ func (m *shuttle) moves(o testenv.MigrateOptions, during ...func(*testenv.Migrat
 			assert.LessOrEqual(m.t, r.Lost, fewLost, "%s -> %s: %+v", from, to, r)
 		}
 	}
+	assert.Empty(m.t, m.gone()[gone:], "the core gateway was without a route")
 	m.rests(to)
 	if slices.ContainsFunc(results, func(r testenv.ProbeResult) bool { return r.Lost > 0 }) {
 		for _, node := range []string{from, to} {
