@@ -43,6 +43,9 @@ To see what a move does to the guest's users, run vmfabric probe beside it.`,
 			if done, err := t.print(cmd, moves); done {
 				return err
 			}
+			if len(moves) == 0 {
+				fmt.Fprintln(cmd.OutOrStdout(), "no move from or to this node is known")
+			}
 			for _, m := range moves {
 				if err := printMove(cmd.OutOrStdout(), m); err != nil {
 					return err
