@@ -72,6 +72,7 @@ type Agent struct {
 	// lingering are the prefixes of guests that have left, and until when packets
 	// for them are sent on.
 	lingering map[netip.Prefix]time.Time
+	met       map[string]bool // nodes whose agents have answered this one
 	// unsettled are the guests of which other nodes may still have to be told.
 	unsettled map[string]bool
 	ailments  map[string]string // problems of the node as a whole, by what they are about
@@ -91,6 +92,7 @@ type guest struct {
 
 	has       bool      // it is announced, and claimed of the other nodes
 	claimed   time.Time // when that was
+	kept      bool      // of an agent before this one: whom it waited for is waited for
 	heard     uint64    // the highest generation that another node has, or had, it with
 	claimants []string  // nodes that wait for this one to let go, or take it back when it does
 	departure departure // its move to another node
@@ -122,7 +124,7 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		wake:   make(chan struct{}, 1),
 		guests: map[string]*guest{}, handled: map[string]time.Time{}, expected: map[string]time.Time{},
 		ailments: map[string]string{}, unlisted: map[string]bool{}, unknown: map[string]string{},
-		lingering: map[netip.Prefix]time.Time{}, unsettled: map[string]bool{},
+		lingering: map[netip.Prefix]time.Time{}, unsettled: map[string]bool{}, met: map[string]bool{},
 		questions: make(chan struct{}, maxQuestions),
 	}
 	a.claims = newClaims(&a.cluster)

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// met takes up what a node answered that was told of an arrival.
-func (a *Agent) met(vm, node string, answer Answer) {
+// awaitedBy takes up what a node answered that was told of an arrival.
+func (a *Agent) awaitedBy(vm, node string, answer Answer) {
 	if !answer.Held {
 		return
 	}

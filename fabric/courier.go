@@ -157,8 +157,7 @@ func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, ans
 		if !some {
 			break
 		}
-		if _, err := a.nodes.Ask(ctx, node, n); err != nil {
-			a.log.Debug("not told", "node", node, "notice", string(n.Kind), "vm", n.VM, "err", err)
+		if _, err := a.tellNode(ctx, node, n); err != nil {
 			return tellRetry, false
 		}
 		a.couriers.ran(node)
@@ -168,9 +167,8 @@ func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, ans
 		if !a.stands(d) {
 			continue
 		}
-		answer, err := a.nodes.Ask(ctx, node, d.notice)
+		answer, err := a.tellNode(ctx, node, d.notice)
 		if err != nil {
-			a.log.Debug("not told", "node", node, "notice", string(d.notice.Kind), "vm", d.notice.VM, "err", err)
 			return tellRetry, false
 		}
 		d.heard(answer)
@@ -179,6 +177,24 @@ func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, ans
 		return tellEvery, true
 	}
 	return passEvery, true
+}
+
+// tellNode tells a node something.
+func (a *Agent) tellNode(ctx context.Context, node string, n Notice) (Answer, error) {
+	answer, err := a.nodes.Ask(ctx, node, n)
+	if err != nil {
+		a.log.Debug("not told", "node", node, "notice", string(n.Kind), "vm", n.VM, "err", err)
+		return answer, err
+	}
+	a.meet(node)
+	return answer, nil
+}
+
+// meet notes that a node has an agent, which can be reached, or reaches this one.
+func (a *Agent) meet(node string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.met[node] = true
 }
 
 // lasting lists what a node is told until it is not so any more: that guests
@@ -194,7 +210,7 @@ func (a *Agent) lasting(node string) (all []due) {
 		}
 		switch d := g.want; {
 		case d.State == Wired && d.Incoming && g.ready:
-			all = append(all, due{a.notice(Arriving, d), func(answer Answer) { a.met(name, node, answer) }})
+			all = append(all, due{a.notice(Arriving, d), func(answer Answer) { a.awaitedBy(name, node, answer) }})
 		case d.announced() && slices.Contains(d.Unreleased, node):
 			all = append(all, due{a.notice(Claimed, d), func(answer Answer) { a.claimAnswered(name, node, d.Generation, answer) }})
 		case d.State == Live && d.Lost == node: // perhaps it has let go
@@ -216,6 +232,7 @@ func (a *Agent) notice(kind NoticeKind, d Desired) Notice {
 
 // noticed answers another node.
 func (a *Agent) noticed(ctx context.Context, from Node, n Notice) Answer {
+	a.meet(from.Name)
 	a.log.Debug("told", "node", from.Name, "notice", string(n.Kind), "vm", n.VM, "generation", n.Generation)
 	switch n.Kind {
 	case Arriving:

@@ -20,6 +20,11 @@ import (
 // once: the reflectors hear of that from the other node, and on their own time.
 const freshAtLeast = time.Second
 
+// unmetFor is how long a node is waited for that this agent has not met: it may
+// be one that no agent can be reached on, and no announcement is to stay Fresh
+// for ever over that. It is told all the same.
+const unmetFor = time.Minute
+
 // claim notes that a guest is about to be announced by this node, if it was not:
 // it is this node's from now on. stand is how its NICs stand. It reports whether
 // d is new. a.mu is held.
@@ -30,10 +35,12 @@ func (a *Agent) claim(g *guest, d *Desired, st stands) bool {
 	if !has || had || a.nodes == nil || d.VM.Origin == "" {
 		return false
 	}
-	g.claimed = time.Now()
+	g.claimed, g.kept = time.Now(), false
 	d.Generation = max(uint64(time.Now().UnixMilli()), g.heard+1, d.Generation+1)
 	if d.Unreleased = slices.Clone(a.nodes.Names()); len(d.Unreleased) == 0 {
 		time.AfterFunc(freshAtLeast, a.poke)
+	} else {
+		time.AfterFunc(unmetFor, a.poke)
 	}
 	g.stand = maps.Clone(st)
 	for _, n := range d.VM.numbers() {
@@ -62,7 +69,9 @@ func (a *Agent) fresh(g *guest, now time.Time) bool {
 	case g.departure.to.Name != "": // it is about to go on to another node, which then comes first
 		return false
 	default:
-		return len(g.want.Unreleased) > 0 || now.Sub(g.claimed) < freshAtLeast
+		since := now.Sub(g.claimed)
+		awaited := slices.ContainsFunc(g.want.Unreleased, func(n string) bool { return a.met[n] || g.kept || since < unmetFor })
+		return awaited || since < freshAtLeast
 	}
 }
 

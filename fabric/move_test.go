@@ -351,7 +351,7 @@ func TestMoveWithoutTheOthersAgent(t *testing.T) {
 		p.src[p.two].Set(p.vm, fabric.Live)
 		moment()
 		p.leaves(p.one)
-		time.Sleep(time.Minute)
+		time.Sleep(time.Hour)
 		assert.Equal(t, map[string]string{"203.0.113.10/32": "fresh"}, p.first(p.two), "nobody said that it let go")
 		p.ends[p.one].Cut("node2", false)
 		time.Sleep(5 * time.Second)
@@ -406,6 +406,41 @@ func TestRivalOfAReflector(t *testing.T) {
 	})
 }
 
+// TestNodeThatNobodyHasMet: no announcement waits for ever for an agent that may
+// not be there, and claims go on.
+func TestNodeThatNobodyHasMet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, talk := cluster(), new(fake.Journal)
+		ends := fake.NewNodes(talk, c.Nodes[:2]...)
+		vm := from("libvirt", web())
+		src := fake.NewSource("libvirt")
+		n := fresh(t, fabric.WithNodes(ends["node1"]), fabric.WithSources(src))
+		as := func() fabric.Preference {
+			routes, err := n.speaker.Actual(t.Context())
+			require.NoError(t, err)
+			return routes[0].Preference
+		}
+		n.run(func() {
+			n.apply(vm, fabric.Wired)
+			require.NoError(t, n.Started(t.Context(), vm))
+			src.Set(vm, fabric.Live)
+			time.Sleep(50 * time.Second)
+			assert.Equal(t, fabric.Fresh, as())
+			time.Sleep(15 * time.Second)
+			assert.Equal(t, fabric.Normal, as())
+			ctx, cancel := context.WithCancel(t.Context())
+			served := make(chan error)
+			go func() {
+				served <- ends["node2"].Serve(ctx, func(context.Context, fabric.Node, fabric.Notice) fabric.Answer { return fabric.Answer{} })
+			}()
+			time.Sleep(5 * time.Second)
+			assert.Contains(t, talk.Take(), "node1 tells node2 claimed web")
+			cancel()
+			require.NoError(t, <-served)
+		})
+	})
+}
+
 // TestFreshOutlastsARestart: an agent that was restarted still knows who has not
 // let go.
 func TestFreshOutlastsARestart(t *testing.T) {
@@ -419,7 +454,7 @@ func TestFreshOutlastsARestart(t *testing.T) {
 			n.apply(vm, fabric.Wired)
 			require.NoError(t, n.Started(t.Context(), vm))
 			src.Set(vm, fabric.Live)
-			time.Sleep(time.Minute)
+			moment()
 		})
 		n = n.again(fabric.WithNodes(ends["node1"]), fabric.WithSources(src))
 		n.run(func() {

@@ -91,7 +91,7 @@ func (a *Agent) adopt(d Desired, there map[string]bool) {
 	}
 	a.claims.take(d.VM)
 	d.Leaving = false // the source says if it is so still
-	a.guests[name] = &guest{want: d, told: a.toldBefore(d, there), has: d.announced() && d.Generation > 0, came: d.Incoming || len(d.Unreleased) > 0}
+	a.guests[name] = &guest{want: d, told: a.toldBefore(d, there), has: d.announced() && d.Generation > 0, came: d.Incoming || len(d.Unreleased) > 0, kept: true}
 	a.unsettled[name] = true
 }
 

@@ -519,7 +519,16 @@ func TestOddMoves(t *testing.T) {
 // started elsewhere meanwhile. It gives way, and says so.
 func TestNodeReturns(t *testing.T) {
 	t.Parallel()
-	m := startShuttle(t, options{change: func(c *fabric.Cluster) { c.Timers.Restart = 5 * time.Second }})
+	for _, apart := range []bool{false, true} {
+		t.Run(map[bool]string{false: "told by the other agent", true: "told by the reflectors"}[apart], func(t *testing.T) {
+			t.Parallel()
+			nodeReturns(t, apart)
+		})
+	}
+}
+
+func nodeReturns(t *testing.T, apart bool) {
+	m := startShuttle(t, options{apart: apart, change: func(c *fabric.Cluster) { c.Timers.Restart = 5 * time.Second }})
 	cut := m.top.Nodes["node1"]
 	require.NoError(t, m.lab.Disconnect(cut))
 	stray := m.d
@@ -538,7 +547,9 @@ func TestNodeReturns(t *testing.T) {
 			}
 			return nil
 		})
-		m.eventually("all have let go", func() error { return m.announcedBy(m.top.Nodes["node2"]) })
+		if !apart {
+			m.eventually("all have let go", func() error { return m.announcedBy(m.top.Nodes["node2"]) })
+		}
 	})
 	for _, r := range results {
 		assert.Zero(t, r.Lost, "%+v", r)

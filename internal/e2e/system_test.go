@@ -67,6 +67,7 @@ type options struct {
 	noAgent  bool
 	resumes  bool     // BIRD reflectors say that they resume, as docs/reflector.md has it
 	unmanned []string // nodes on which nothing runs
+	apart    bool     // the agent of node1 and the others cannot talk
 }
 
 // start builds a cluster with two reflectors, a core gateway and an agent on
@@ -82,7 +83,7 @@ func start(t testing.TB, o options) *system {
 		o.change(&s.cluster)
 	}
 	s.lab, s.top = labtest.Build(t, s.cluster)
-	s.writeFile()
+	s.file = s.writeFile("cluster.yaml", s.cluster)
 	if !o.noRR {
 		s.startReflectors()
 	}
@@ -104,17 +105,18 @@ func start(t testing.TB, o options) *system {
 	return s
 }
 
-// writeFile writes the cluster file, and the reflectors' password beside it.
-func (s *system) writeFile() {
+// writeFile writes a cluster file, and the reflectors' password beside it.
+func (s *system) writeFile(name string, c fabric.Cluster) (path string) {
 	s.t.Helper()
-	text := testenv.ClusterFile(s.cluster)
-	if password := s.cluster.Reflectors[0].Password; password != "" {
+	text := testenv.ClusterFile(c)
+	if password := c.Reflectors[0].Password; password != "" {
 		secret := filepath.Join(s.lab.Dir(), "rr.secret")
 		require.NoError(s.t, os.WriteFile(secret, []byte(password+"\n"), 0o600))
 		text = strings.ReplaceAll(text, "gtsm:", "password_file: "+secret+", gtsm:")
 	}
-	s.file = filepath.Join(s.lab.Dir(), "cluster.yaml")
-	require.NoError(s.t, os.WriteFile(s.file, []byte(text), 0o600))
+	path = filepath.Join(s.lab.Dir(), name)
+	require.NoError(s.t, os.WriteFile(path, []byte(text), 0o600))
+	return path
 }
 
 // newAgent says how the agent of a node is run, with the routing daemon that
@@ -122,8 +124,14 @@ func (s *system) writeFile() {
 func (s *system) newAgent(name string, h *testenv.Host) *agent {
 	s.t.Helper()
 	a := &agent{s: s, node: h, socket: filepath.Join(h.Dir(), "agent.sock")}
+	file := s.file
+	if s.o.apart && name == "node1" {
+		elsewhere := s.cluster
+		elsewhere.AgentPort = fabric.DefaultAgentPort + 1
+		file = s.writeFile("apart.yaml", elsewhere)
+	}
 	a.args = []string{
-		"agent", "--config", s.file, "--node", name, "--state", filepath.Join(h.Dir(), "state"),
+		"agent", "--config", file, "--node", name, "--state", filepath.Join(h.Dir(), "state"),
 		"--socket", a.socket, "--libvirt", "off", "--lxd", "off", "--log-level", "debug",
 	}
 	if kind := s.o.speakers[name]; kind != "" {
