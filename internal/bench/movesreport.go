@@ -33,7 +33,7 @@ func spread[T cmp.Ordered](of []T, write func(T) string) string {
 
 // perFamily is what probes of one family saw of some moves.
 type perFamily struct {
-	lost, twice, reordered []int
+	lost, twice, reordered, refused []int
 	gaps, over             []time.Duration // over the guest's pause
 	lossless               int
 }
@@ -45,6 +45,7 @@ func familyOf(moves []move, four bool) (f perFamily) {
 				continue
 			}
 			f.lost, f.twice, f.reordered = append(f.lost, p.Lost), append(f.twice, p.Duplicates), append(f.reordered, p.Reordered)
+			f.refused = append(f.refused, p.Refused)
 			f.gaps, f.over = append(f.gaps, p.LongestGap), append(f.over, p.LongestGap-m.pause)
 			if p.Lost == 0 {
 				f.lossless++
@@ -55,7 +56,7 @@ func familyOf(moves []move, four bool) (f perFamily) {
 }
 
 var probeHead = []string{
-	"", "core", "family", "moves", "lost nothing", "lost", "duplicates", "reordered", "longest gap ms", "gap less pause ms",
+	"", "core", "family", "moves", "lost nothing", "lost", "duplicates", "reordered", "refused", "longest gap ms", "gap less pause ms",
 }
 
 func (f perFamily) row(t *table, name, core string, four bool) {
@@ -67,7 +68,7 @@ func (f perFamily) row(t *table, name, core string, four bool) {
 		a = netip.IPv4Unspecified()
 	}
 	t.row(name, core, familyName(a), count(len(f.lost)), count(f.lossless), spread(f.lost, count), spread(f.twice, count),
-		spread(f.reordered, count), spread(f.gaps, ms), spread(f.over, ms))
+		spread(f.reordered, count), spread(f.refused, count), spread(f.gaps, ms), spread(f.over, ms))
 }
 
 // group is some moves of one mover.
@@ -185,7 +186,7 @@ Two nodes with a libvirtd (`+"`qemu:///system`"+`), vmfabric's hook and agent ea
 half and FRR in the other, a client behind it. An emulated guest (QEMU without KVM, 128 MiB) with an IPv4 and an IPv6 address is
 migrated to and fro, live and peer to peer, %d times with each. From 0.3 s before `+"`virsh migrate`"+` until 0.7 s after everything answers again, the
 client sends %s echo requests a second to each address at the same time, on a schedule that is fixed at the start, and accounts for every
-one by its number: lost (no answer within a second of the end), answered twice, answered after a later one. The gap is the longest time
+one by its number: lost (no answer within a second of the end), answered twice, answered after a later one, refused by a router (ICMP errors). The gap is the longest time
 between two answers, by the kernel's time stamps. A TCP session to each address sends a line every 10 ms, which the guest echoes; its
 stall is the longest time without a line. The pause is libvirt's "Total downtime": nobody can answer meanwhile, and the goal for the
 gap is relative to it. Sent again are TCP segments of the client.
