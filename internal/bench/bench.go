@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/vmfabric/vmfabric/testenv"
 )
@@ -18,6 +21,8 @@ type bench struct {
 	quick bool
 	bin   programs
 	log   io.Writer
+
+	mu sync.Mutex // of log
 }
 
 // size says how much is measured.
@@ -38,6 +43,7 @@ type size struct {
 	moves     int           // live migrations with each kind of core gateway; rivals half as many
 	fastMoves int           // of each family at the higher rate
 	stills    int           // how often the same is measured without a move
+	still     time.Duration // and for how long
 	instMoves int           // of an LXD instance
 	watch     time.Duration // after a restart
 	watchLast time.Duration // after the last
@@ -48,12 +54,12 @@ var (
 	fullSize = size{
 		guests: 200, ports: []int{10, 1000, 5000}, attaches: 200,
 		file: []int{100, 1000, 10000}, peers: 60, frr: 40, instances: 20, combined: 100, bulk: []int{1000, 10_000, 100_000},
-		storm: 1000, storms: 3, live: 1000, restarts: 3, moves: 40, fastMoves: 6, stills: 5, instMoves: 20, watch: 3 * time.Second, watchLast: graceful + 2*time.Second, breathing: 3 * time.Second,
+		storm: 1000, storms: 3, live: 1000, restarts: 3, moves: 40, fastMoves: 6, stills: 5, still: 4 * time.Second, instMoves: 20, watch: 3 * time.Second, watchLast: graceful + 2*time.Second, breathing: 3 * time.Second,
 	}
 	quickSize = size{
 		guests: 10, ports: []int{10, 50}, attaches: 10,
 		file: []int{100}, peers: 3, frr: 2, instances: 1, combined: 2, bulk: []int{100},
-		storm: 30, storms: 1, live: 20, restarts: 1, moves: 1, fastMoves: 1, stills: 1, instMoves: 1, watch: 2 * time.Second, watchLast: 2 * time.Second, breathing: 100 * time.Millisecond,
+		storm: 30, storms: 1, live: 20, restarts: 1, moves: 1, fastMoves: 1, stills: 1, still: time.Second, instMoves: 1, watch: 2 * time.Second, watchLast: 2 * time.Second, breathing: 100 * time.Millisecond,
 	}
 )
 
@@ -117,28 +123,56 @@ func (b *bench) measure(ctx context.Context, only string) (report, error) {
 		return report{}, err
 	}
 	r := report{machine: machine(ctx, b.bin), quick: b.quick}
+	var wanted []measurement
 	for _, m := range all() {
-		if only != "" && m.name != only {
-			continue
+		if only == "" || m.name == only {
+			wanted = append(wanted, m)
 		}
-		idle := quiet(ctx)
-		b.say("%s (machine %.0f %% idle)", m.name, 100*idle)
-		s, err := m.run(ctx, b)
-		if err != nil {
-			if ctx.Err() != nil {
-				err = fmt.Errorf("not finished: %w", context.Cause(ctx))
+	}
+	r.sections = make([]section, len(wanted))
+	group, inGroup := errgroup.WithContext(ctx)
+	group.SetLimit(1)
+	if b.quick {
+		group.SetLimit(quickAtOnce)
+	}
+	for i, m := range wanted {
+		group.Go(func() (err error) {
+			if inGroup.Err() == nil { // no other has failed
+				r.sections[i], err = b.section(inGroup, m)
 			}
-			return r, fmt.Errorf("%s: %w", m.name, err)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("not finished: %w", context.Cause(ctx))
 		}
-		if idle < quietEnough {
-			s.notes = append(s.notes, fmt.Sprintf("The machine was only %.0f %% idle before this: others were using it.", 100*idle))
-		}
-		r.sections = append(r.sections, s)
+		return r, err
 	}
 	r.took = time.Since(began)
 	return r, nil
 }
 
+// quickAtOnce is how many measurements of a smoke run go on at the same time:
+// they wait more than they work.
+const quickAtOnce = 3
+
+// section makes one measurement.
+func (b *bench) section(ctx context.Context, m measurement) (section, error) {
+	idle := b.quiet(ctx)
+	b.say("%s (machine %.0f %% idle)", m.name, 100*idle)
+	s, err := m.run(ctx, b)
+	if err != nil {
+		return s, fmt.Errorf("%s: %w", m.name, err)
+	}
+	if idle < quietEnough {
+		s.notes = append(s.notes, fmt.Sprintf("The machine was only %.0f %% idle before this: others were using it.", 100*idle))
+	}
+	return s, nil
+}
+
 func (b *bench) say(format string, args ...any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	fmt.Fprintf(b.log, "%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
 }

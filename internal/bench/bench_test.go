@@ -36,7 +36,7 @@ func TestFlags(t *testing.T) {
 // TestQuick runs everything in small numbers.
 func TestQuick(t *testing.T) {
 	if testing.Short() {
-		t.Skip("half a minute of laboratories")
+		t.Skip("two minutes of laboratories")
 	}
 	labtest.Need(t, "bird")
 	out := filepath.Join(t.TempDir(), "performance.md")

@@ -7,7 +7,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
@@ -20,7 +23,6 @@ const (
 	lineEvery  = 10 * time.Millisecond  // of the TCP sessions
 	moveLead   = 300 * time.Millisecond // probing before a migration
 	moveTail   = 700 * time.Millisecond // and after everything is as it was
-	stillTime  = 4 * time.Second        // for a guest that does not move
 	silentFor  = 8 * time.Second        // after which it is asked whether the guest hangs
 	mostHung   = 5                      // in one lab, before something else must be wrong
 	moverNodes = 4
@@ -114,7 +116,7 @@ func (b *bench) moveAll(ctx context.Context, core string) (m *moving, err error)
 	}
 	g := m.ours
 	for range b.size.stills {
-		got, err := m.stay(ctx, g)
+		got, err := m.stay(ctx, b, g)
 		if err != nil {
 			return m, err
 		}
@@ -162,17 +164,40 @@ func (b *bench) newMoving(ctx context.Context, core string) (*moving, error) {
 	m.ours = newMover(0, "ours", "vmfabric", ours)
 	m.rivals = []*mover{newMover(1, "early", "hook only", theirs), newMover(2, "late", "when virsh returns", theirs)}
 	m.rivals[1].late = true
-	for _, name := range append(ours[:], theirs[:]...) {
-		if err := m.startNode(ctx, b, name, name == theirs[0] || name == theirs[1]); err != nil {
-			return nil, errors.Join(err, m.close())
-		}
-	}
-	for _, g := range append([]*mover{m.ours}, m.rivals...) {
-		if err := m.start(ctx, g); err != nil {
-			return nil, errors.Join(fmt.Errorf("%s: %w", g.name, err), m.close())
-		}
+	if err := m.startAll(ctx, b); err != nil {
+		return nil, errors.Join(err, m.close())
 	}
 	return m, nil
+}
+
+// startAll starts the nodes at the same time, and then the guests.
+func (m *moving) startAll(ctx context.Context, b *bench) error {
+	var mu sync.Mutex
+	begin, begun := errgroup.WithContext(ctx)
+	for i, g := range []*mover{m.ours, m.rivals[0]} {
+		for _, name := range g.nodes {
+			begin.Go(func() error {
+				lv, a, err := m.startNode(begun, b, name, i > 0)
+				mu.Lock()
+				defer mu.Unlock()
+				m.lvs[name], m.agents[name] = lv, a
+				return err
+			})
+		}
+	}
+	if err := begin.Wait(); err != nil {
+		return err
+	}
+	begin, begun = errgroup.WithContext(ctx)
+	for _, g := range append([]*mover{m.ours}, m.rivals...) {
+		begin.Go(func() error {
+			if err := m.start(begun, g); err != nil {
+				return fmt.Errorf("%s: %w", g.name, err)
+			}
+			return nil
+		})
+	}
+	return begin.Wait()
 }
 
 func newMover(n int, vm, name string, nodes [2]string) *mover {
@@ -183,7 +208,7 @@ func newMover(n int, vm, name string, nodes [2]string) *mover {
 
 // startNode starts a libvirtd and an agent. That of a rival knows of no other
 // node, so that they have nothing to tell each other.
-func (m *moving) startNode(ctx context.Context, b *bench, name string, rival bool) error {
+func (m *moving) startNode(ctx context.Context, b *bench, name string, rival bool) (*testenv.Libvirt, *agent, error) {
 	hook := b.bin.hook
 	if rival {
 		hook = b.bin.rival
@@ -191,24 +216,23 @@ func (m *moving) startNode(ctx context.Context, b *bench, name string, rival boo
 	node := m.top.Nodes[name]
 	lv, err := node.StartLibvirt(ctx, testenv.LibvirtOptions{Hook: hook})
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	m.lvs[name] = lv
 	a := agent{node: node, socket: filepath.Join(lv.RunDir(), filepath.Base(hooks.DefaultSocket)), libvirt: lv.Socket()}
 	if rival {
 		a.rival, a.file = true, filepath.Join(node.Dir(), "cluster.yaml")
 		alone := m.cluster
 		itself, err := alone.Node(name)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		alone.Nodes = []fabric.Node{itself}
 		if err := os.WriteFile(a.file, []byte(testenv.ClusterFile(alone)), 0o600); err != nil {
-			return err
+			return nil, nil, err
 		}
 	}
-	m.agents[name], err = b.begin(ctx, m.lab, a)
-	return err
+	started, err := b.begin(ctx, m.lab, a)
+	return lv, started, err
 }
 
 func (g *mover) nic() fabric.NIC {
@@ -342,7 +366,7 @@ func (m *moving) tryMove(ctx context.Context, g *mover, rate int, to []netip.Add
 
 // stay watches a guest that does not move, for as long as one that does: what is
 // lost then is lost by the machine.
-func (m *moving) stay(ctx context.Context, g *mover) (got move, err error) {
+func (m *moving) stay(ctx context.Context, b *bench, g *mover) (got move, err error) {
 	w, err := m.watch(ctx, moveRate, []netip.Addr{g.guest.a4, g.guest.a6})
 	if err != nil {
 		return got, err
@@ -350,7 +374,7 @@ func (m *moving) stay(ctx context.Context, g *mover) (got move, err error) {
 	select {
 	case <-ctx.Done():
 		err = ctx.Err()
-	case <-time.After(stillTime):
+	case <-time.After(b.size.still):
 	}
 	got.probed, got.tcp = w.stop()
 	return got, err

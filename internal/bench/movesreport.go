@@ -33,7 +33,7 @@ func spread[T cmp.Ordered](of []T, write func(T) string) string {
 
 // perFamily is what probes of one family saw of some moves.
 type perFamily struct {
-	lost, twice, reordered []int
+	lost, twice, reordered, refused []int
 	gaps, over             []time.Duration // over the guest's pause
 	lossless               int
 }
@@ -45,6 +45,7 @@ func familyOf(moves []move, four bool) (f perFamily) {
 				continue
 			}
 			f.lost, f.twice, f.reordered = append(f.lost, p.Lost), append(f.twice, p.Duplicates), append(f.reordered, p.Reordered)
+			f.refused = append(f.refused, p.Refused)
 			f.gaps, f.over = append(f.gaps, p.LongestGap), append(f.over, p.LongestGap-m.pause)
 			if p.Lost == 0 {
 				f.lossless++
@@ -55,7 +56,7 @@ func familyOf(moves []move, four bool) (f perFamily) {
 }
 
 var probeHead = []string{
-	"", "core", "family", "moves", "lost nothing", "lost", "duplicates", "reordered", "longest gap ms", "gap less pause ms",
+	"", "core", "family", "moves", "lost nothing", "lost", "duplicates", "reordered", "refused", "longest gap ms", "gap less pause ms",
 }
 
 func (f perFamily) row(t *table, name, core string, four bool) {
@@ -67,7 +68,7 @@ func (f perFamily) row(t *table, name, core string, four bool) {
 		a = netip.IPv4Unspecified()
 	}
 	t.row(name, core, familyName(a), count(len(f.lost)), count(f.lossless), spread(f.lost, count), spread(f.twice, count),
-		spread(f.reordered, count), spread(f.gaps, ms), spread(f.over, ms))
+		spread(f.reordered, count), spread(f.refused, count), spread(f.gaps, ms), spread(f.over, ms))
 }
 
 // group is some moves of one mover.
@@ -183,9 +184,9 @@ func movesMethod(size size) string {
 	return fmt.Sprintf(`
 Two nodes with a libvirtd (`+"`qemu:///system`"+`), vmfabric's hook and agent each, two BIRD reflectors, a core gateway that is BIRD in one
 half and FRR in the other, a client behind it. An emulated guest (QEMU without KVM, 128 MiB) with an IPv4 and an IPv6 address is
-migrated to and fro, live and peer to peer, %d times. From 0.3 s before `+"`virsh migrate`"+` until 0.7 s after everything answers again, the
+migrated to and fro, live and peer to peer, %d times with each. From 0.3 s before `+"`virsh migrate`"+` until 0.7 s after everything answers again, the
 client sends %s echo requests a second to each address at the same time, on a schedule that is fixed at the start, and accounts for every
-one by its number: lost (no answer within a second of the end), answered twice, answered after a later one. The gap is the longest time
+one by its number: lost (no answer within a second of the end), answered twice, answered after a later one, refused by a router (ICMP errors). The gap is the longest time
 between two answers, by the kernel's time stamps. A TCP session to each address sends a line every 10 ms, which the guest echoes; its
 stall is the longest time without a line. The pause is libvirt's "Total downtime": nobody can answer meanwhile, and the goal for the
 gap is relative to it. Sent again are TCP segments of the client.
@@ -194,12 +195,12 @@ Two rivals on two more nodes take turns with vmfabric, half as often each, so th
 agent and speaker, which does not follow libvirt there nor talk to the other node, and a hook of the benchmark. *Hook only*: the port is
 made at the operation `+"`prepare`"+`, the guest announced at `+"`started`"+`, withdrawn at `+"`stopped`"+`, with equal LOCAL_PREF; its directions are told apart,
 because of two equal routes that of the lower router ID is used as long as it is there. *When virsh returns*: the port is made at
-`+"`prepare`"+`; when the migration is over, the guest is announced on the one node and then withdrawn and removed on the other. *Nobody moves* is vmfabric's guest watched for %s without a
-migration: what the machine loses by itself.
+`+"`prepare`"+`; when the migration is over, the guest is announced on the one node and then withdrawn and removed on the other. *Nobody moves* is vmfabric's guest watched
+for %s s without a migration: what the machine loses by itself.
 
 Goals: nothing lost in at least %d of %d moves, never more than %d; the gap at most the pause and %s ms (the guest's own waking takes
 about 30); no session reset. Figures are the median [least..most]. An emulated guest hangs after about one migration in fifty, whoever
 announces it: it then neither writes to its console nor answers its own node over its port. Such a move is counted in the last column of
 the second table, nowhere else, and repeated with the guest started anew. The third table is a series of its own at %s requests a
-second to one address, each family in its turn.`, size.moves, count(moveRate), stillTime, goalLossless, goalMoves, goalLost, ms(goalGap), count(fastRate))
+second to one address, each family in its turn.`, size.moves, count(moveRate), seconds(size.still), goalLossless, goalMoves, goalLost, ms(goalGap), count(fastRate))
 }

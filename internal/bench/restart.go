@@ -48,7 +48,7 @@ func measureRestart(ctx context.Context, b *bench) (s section, err error) {
 	if err := errors.Join(l.core.has(ctx, all...), a.ready(ctx, live)); err != nil {
 		return s, err
 	}
-	quiet(ctx)
+	b.quiet(ctx)
 
 	restarts := []*restart{
 		{name: "SIGTERM, started again", end: func(a *agent) error { return a.Stop() }},

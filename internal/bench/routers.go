@@ -76,7 +76,7 @@ func (b *bench) combine(ctx context.Context, kind, name string, t *table) (err e
 		}
 		methods = append(methods, a.method(n.name))
 	}
-	quiet(ctx)
+	b.quiet(ctx)
 	if err := l.race(ctx, methods, 0, b.size.combined); err != nil {
 		return err
 	}
@@ -127,12 +127,12 @@ func (b *bench) flood(ctx context.Context, kind, name string, t *table) (err err
 		if err != nil {
 			return err
 		}
-		quiet(ctx)
+		b.quiet(ctx)
 		remove, err := l.timed(ctx, nodes, "remove", all, l.core.gone)
 		if err != nil {
 			return err
 		}
-		quiet(ctx)
+		b.quiet(ctx)
 		rate := func(d time.Duration) string { return count(int(float64(routes) / d.Seconds())) }
 		t.row(name, count(routes), rate(add), rate(remove), mib(full), fmt.Sprint(max(0, full-idle)/int64(routes)))
 	}

@@ -33,7 +33,7 @@ func measureStorm(ctx context.Context, b *bench) (s section, err error) {
 	for range b.size.storms {
 		for _, st := range storms {
 			b.say("  %s", st.name)
-			if err := st.blow(ctx, l, a, guests(0, b.size.storm)); err != nil {
+			if err := st.blow(ctx, b, l, a, guests(0, b.size.storm)); err != nil {
 				return s, fmt.Errorf("%s: %w", st.name, err)
 			}
 		}
@@ -52,7 +52,7 @@ func measureStorm(ctx context.Context, b *bench) (s section, err error) {
 }
 
 // blow attaches the guests and detaches them again.
-func (st *storm) blow(ctx context.Context, l *lab, a *agent, gs []guest) error {
+func (st *storm) blow(ctx context.Context, b *bench, l *lab, a *agent, gs []guest) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	all := prefixesOf(gs)
@@ -72,7 +72,7 @@ func (st *storm) blow(ctx context.Context, l *lab, a *agent, gs []guest) error {
 	if err := a.ready(ctx, len(gs)); err != nil {
 		return err
 	}
-	quiet(ctx)
+	b.quiet(ctx)
 
 	began = time.Now()
 	if _, err = a.askAll(ctx, hooks.Remove, gs, st.atOnce); err != nil {
@@ -83,7 +83,7 @@ func (st *storm) blow(ctx context.Context, l *lab, a *agent, gs []guest) error {
 		return err
 	}
 	st.gone.add(at.Sub(began))
-	quiet(ctx)
+	b.quiet(ctx)
 	return nil
 }
 
