@@ -34,8 +34,8 @@ func spread[T cmp.Ordered](of []T, write func(T) string) string {
 // perFamily is what probes of one family saw of some moves.
 type perFamily struct {
 	lost, twice, reordered, refused []int
-	gaps, over             []time.Duration // over the guest's pause
-	lossless               int
+	gaps, over                      []time.Duration // over the guest's pause
+	lossless                        int
 }
 
 func familyOf(moves []move, four bool) (f perFamily) {
