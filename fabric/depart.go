@@ -101,6 +101,9 @@ func (a *Agent) stays(ctx context.Context, at Node, n Notice) {
 // elsewhere, as of a time. Nothing comes before sending its packets on.
 func (a *Agent) stopped(ctx context.Context, vm string, asOf time.Time) {
 	defer a.guestLocks.lock(vm)()
+	if a.outdated(vm, asOf) {
+		return
+	}
 	a.mu.Lock()
 	g := a.guests[vm]
 	if g == nil || g.want.State != Live {
@@ -171,6 +174,9 @@ func (a *Agent) remain(ctx context.Context, vm, outcome string) {
 // Its route is first. Then, whoever began to announce it is to stop.
 func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 	defer a.guestLocks.lock(vm)()
+	if a.outdated(vm, asOf) {
+		return
+	}
 	a.mu.Lock()
 	a.handled[vm] = asOf
 	g := a.guests[vm]

@@ -13,13 +13,14 @@ import (
 )
 
 const (
-	passEvery     = 30 * time.Second      // a full pass, in case a change went unseen
-	passRetry     = time.Second           // the next pass while a guest is in trouble
-	passRest      = 50 * time.Millisecond // between passes; changes come in bursts
-	listEvery     = time.Minute           // a full list from a source, likewise
-	listRetry     = time.Second           // after a source did not answer
-	listGrace     = 5 * time.Second       // a guest handled this short before a list began may be missing in it
-	handledMemory = 10 * time.Minute      // how long the last request about a guest is remembered
+	passEvery     = 30 * time.Second       // a full pass, in case a change went unseen
+	passRetry     = time.Second            // the next pass while a guest is in trouble
+	passBusy      = 100 * time.Millisecond // the next pass while somebody is at work on a guest that is to be repaired
+	passRest      = 50 * time.Millisecond  // between passes; changes come in bursts
+	listEvery     = time.Minute            // a full list from a source, likewise
+	listRetry     = time.Second            // after a source did not answer
+	listGrace     = 5 * time.Second        // a guest handled this short before a list began may be missing in it
+	handledMemory = 10 * time.Minute       // how long the last request about a guest is remembered
 )
 
 // Adopt loads the wanted state and makes it so: ports and routes that are
@@ -233,7 +234,7 @@ func (a *Agent) repair(ctx context.Context, repairs []repair) bool {
 	for _, r := range repairs {
 		unlock, free := a.guestLocks.tryLock(r.vm)
 		if !free {
-			well = false
+			time.AfterFunc(passBusy, a.poke)
 			continue
 		}
 		a.log.Info("repair", "vm", r.vm, "why", r.why)
@@ -327,19 +328,21 @@ func (a *Agent) wanted() map[string]wanted {
 
 // follow keeps step with one source until ctx ends. Lists are made beside the
 // reading of changes: a list waits for the slowest guest, and the cutover of
-// another one cannot. So it is there that a resolver is asked.
+// another one cannot. So it is there that a resolver is asked. Nor does a change
+// wait for that of another guest; of one guest the newest counts, whichever is
+// taken up first.
 func (a *Agent) follow(ctx context.Context, s Source) {
-	var listing sync.WaitGroup
-	defer listing.Wait()
+	var work sync.WaitGroup
+	defer work.Wait()
 	lost := make(chan struct{}, 1)
-	listing.Go(func() { a.list(ctx, s, lost) })
+	work.Go(func() { a.list(ctx, s, lost) })
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case c := <-s.Changes():
 			if !c.Lost && !a.asks(c.Guest) {
-				a.heed(ctx, c.Guest)
+				work.Go(func() { a.heed(ctx, c.Guest) })
 				continue
 			}
 			select {
