@@ -44,7 +44,8 @@ type Mover interface {
 	// earlier one.
 	Diverted(ctx context.Context) ([]netip.Prefix, error)
 	// Heard tells the name of an [Port.Incoming] port, once, when the first
-	// frame comes from its guest: it runs here.
+	// frame comes from its guest: it runs here. Of a port that is
+	// [PortState.Silent] it tells when that ends because the guest was heard.
 	Heard() <-chan string
 }
 

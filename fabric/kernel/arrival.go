@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -144,11 +145,16 @@ func (d *Dataplane) arriving() map[string][]netip.Prefix {
 // attend has the listeners of a port that was put follow it to its link.
 func (d *Dataplane) attend(p fabric.Port, index int32) {
 	d.watch.mirror.mu.Lock()
+	here := false
 	if l := d.watch.mirror.links[index]; l != nil {
 		l.neighbours = nil
+		here = l.found && l.carrier()
 	}
 	d.watch.mirror.mu.Unlock()
 	err := d.moves.attend(p, index)
+	if p.Listen {
+		err = errors.Join(err, d.moves.heed(p, index, here))
+	}
 	text := ""
 	if err != nil {
 		text = fmt.Sprintf("what passes port %s is not heard: %v", p.Name, err)
