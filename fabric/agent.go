@@ -96,6 +96,7 @@ type guest struct {
 	came      bool      // it arrived by migration, and is not settled yet
 	ready     bool      // arriving: packets for it are taken
 	from      string    // arriving: the node that has it
+	restart   restart   // its move by a start
 }
 
 // expectation is how long an announced migration may take to begin.
@@ -430,8 +431,8 @@ func (a *Agent) redo(ctx context.Context, vm string, st stands) error {
 	if g.has && g.stand.down() == len(d.VM.NICs) {
 		d.Lost = "" // nobody holds it any more; who takes it up again has it later
 	}
-	settled := g.came && d.State == Live && !a.fresh(g, time.Now())
-	g.came = g.came && !settled
+	settled := (g.came || g.restart.moving) && d.State == Live && !a.fresh(g, time.Now())
+	g.came, g.restart.moving = g.came && !settled, g.restart.moving && !settled
 	unsaved = a.claim(g, &d, g.stand) || unsaved || d.Lost != g.want.Lost
 	a.mu.Unlock()
 	if d.State == Absent {

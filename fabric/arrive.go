@@ -65,6 +65,7 @@ func (a *Agent) answers(ctx context.Context, vm, port string) {
 		return
 	}
 	st, news := maps.Clone(g.stand), false
+	g.restart.heard = true
 	for n := range g.want.VM.NICs {
 		if PortName(vm, n) != port || st[n] != arriving {
 			continue
@@ -145,6 +146,7 @@ func (a *Agent) tellMoved(d Desired) {
 	came := a.guests[d.VM.Name].came && d.State == Live
 	a.mu.Unlock()
 	if !came {
+		a.restarted(d.VM.Name)
 		return
 	}
 	first := false
