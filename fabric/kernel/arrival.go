@@ -39,6 +39,18 @@ func neighbours(p fabric.Port, index int32, state uint16) []change {
 	return changes
 }
 
+// introduce makes the addresses of a guest that was heard neighbours, which sends
+// it what waits for them.
+func (d *Dataplane) introduce(nic fabric.NIC, index int32) {
+	var msgs []netlink.Message
+	for _, c := range neighbours(fabric.Port{NIC: nic}, index, unix.NUD_STALE) {
+		msgs = append(msgs, c.message)
+	}
+	if _, err := d.rtnl.batch(msgs...); err != nil {
+		d.log.Debug("neighbours not made known", "err", err) // then it is asked for them
+	}
+}
+
 // ndmsg is the fixed header of neighbour messages (rtnetlink(7)).
 func ndmsg(a netip.Addr, index int32, state uint16, flags uint8) []byte {
 	b := make([]byte, unix.SizeofNdMsg)

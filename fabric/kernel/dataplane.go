@@ -69,7 +69,7 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
 	d.reaper.rtnl = d.rtnl
-	if d.moves, err = newMoves(func() { d.watch.signal() }); err != nil {
+	if d.moves, err = newMoves(func() { d.watch.signal() }, d.introduce); err != nil {
 		d.rtnl.close()
 		return nil, fmt.Errorf("kernel: %w", err)
 	}

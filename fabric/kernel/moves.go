@@ -15,8 +15,9 @@ import (
 type moves struct {
 	rtnl      *rtnl
 	heard     chan string
-	changed   func()      // a guest that was to be heard is not waited for any more
-	diverting atomic.Bool // the rules of diversions are needed
+	changed   func()                         // a guest that was to be heard is not waited for any more
+	introduce func(nic fabric.NIC, at int32) // a guest was heard, with this MAC address
+	diverting atomic.Bool                    // the rules of diversions are needed
 
 	mu        sync.Mutex
 	closed    bool
@@ -30,13 +31,13 @@ type moves struct {
 // take their names; the others' listeners keep theirs until there is room.
 const heardAtOnce = 64
 
-func newMoves(changed func()) (*moves, error) {
+func newMoves(changed func(), introduce func(fabric.NIC, int32)) (*moves, error) {
 	r, err := dialRTNL()
 	if err != nil {
 		return nil, err
 	}
 	return &moves{
-		rtnl: r, heard: make(chan string, heardAtOnce), changed: changed,
+		rtnl: r, heard: make(chan string, heardAtOnce), changed: changed, introduce: introduce,
 		ears: map[string]*ear{}, silences: map[string]*silence{}, recorders: map[string]*recorder{},
 	}, nil
 }

@@ -13,6 +13,8 @@ import (
 // A guest that was started sends frames before it has its addresses (IPv6's own
 // of its link, to begin with), and its port has carrier before that. So what
 // shows that it answers is the first frame that comes from one of its addresses.
+// Then its addresses are made neighbours: a packet that came before was asked for
+// in vain, and the kernel asks again only after a second.
 
 // silence is that of a port whose guest is listened for ([fabric.Port.Listen]).
 type silence struct {
@@ -48,7 +50,16 @@ func (m *moves) heed(p fabric.Port, index int32, here bool) error {
 
 // openFor listens anew. m.mu is held.
 func (m *moves) openFor(name string, s *silence) (err error) {
-	s.ear, err = openEar(s.index, mostOfHeaders, func(frame []byte) bool { return speaksFrom(frame, s.nic) }, func(e *ear) {
+	guest := s.nic
+	theirs := func(frame []byte) bool {
+		is := speaksFrom(frame, guest)
+		if is {
+			guest.MAC = fabric.MAC(frame[6:12])
+		}
+		return is
+	}
+	s.ear, err = openEar(s.index, mostOfHeaders, theirs, func(e *ear) {
+		m.introduce(guest, e.index)
 		m.mu.Lock()
 		mine := s.ear == e
 		if mine {

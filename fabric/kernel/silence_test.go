@@ -88,3 +88,27 @@ func TestSilence(t *testing.T) {
 		})
 	}
 }
+
+// TestHeardIsIntroduced: what came for a guest before it had its addresses reaches
+// it when it is heard, and not when the kernel asks for them again.
+func TestHeardIsIntroduced(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, v4 bool) {
+		lab := newMoveLab(t)
+		d := open(t)
+		p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}, Routes: routed})
+		p.NIC.MAC = fabric.MAC{} // it is known by what it says
+		p.Listen = true
+		require.NoError(t, d.Put(t.Context(), p))
+		g := plug(t, nil, p.Name)
+		probes := lab.probe(t, guestAddr[v4], 50)
+		<-probes.Sent()
+		g.drop(t) // the kernel's question, which nobody answers
+		assert.Zero(t, probes.Received())
+		_, err := g.tap.Write(packetFrom(guestMAC, guestAddr[!v4]))
+		require.NoError(t, err)
+		awaitHeard(t, d, p.Name)
+		g.run()
+		assert.Zero(t, probes.Stop().Lost)
+		require.NoError(t, d.Remove(t.Context(), p.Name))
+	})
+}

@@ -141,12 +141,12 @@ func (f *ferry) moves(from string) {
 	left, withdrew := f.logged(from, "withdrawn", began)
 	require.True(f.t, stoodBy && withdrew)
 	f.t.Logf("announced on %s %v before it was withdrawn on %s", to, left.Sub(ready), from)
-	if left.Sub(ready) > 20*time.Millisecond { // routers know by then
+	f.rests(to)
+	if left.Sub(ready) > 20*time.Millisecond { // routers know by then; and LXD has told the source that it stopped
 		for _, c := range changes() {
 			assert.NotEqual(f.t, uint16(unix.RTM_DELROUTE), c.Type, "%v", c)
 		}
 	}
-	f.rests(to)
 }
 
 // TestMovesOfInstances moves an instance between two servers, stopped and running.
@@ -235,6 +235,7 @@ func TestMovesOfMembers(t *testing.T) {
 	}
 	for range 2 {
 		for _, way := range []struct{ verb, to string }{{"evacuate", "node2"}, {"restore", "node1"}} {
+			began := time.Now()
 			results := f.probed(func() {
 				f.lxc(f.lx["node1"], "cluster", way.verb, "node1", "--force")
 				f.rests(way.to)
@@ -242,6 +243,10 @@ func TestMovesOfMembers(t *testing.T) {
 			for i, r := range results {
 				f.t.Logf("%s, IPv%d: %d sent, %d lost, longest gap %v", way.verb, 4+2*i, r.Sent, r.Lost, r.LongestGap)
 			}
+			left, withdrew := f.logged(other(way.to), "withdrawn", began)
+			ready, announced := f.logged(way.to, "announced", began)
+			require.True(t, withdrew && announced)
+			t.Logf("withdrawn on %s %v before it was announced on %s", other(way.to), ready.Sub(left), way.to)
 		}
 	}
 	for name, a := range f.agents {
