@@ -19,6 +19,8 @@ type moves struct {
 	introduce func(nic fabric.NIC, at int32) // a guest was heard, with this MAC address
 	diverting atomic.Bool                    // the rules of diversions are needed
 
+	asking sync.WaitGroup
+
 	mu        sync.Mutex
 	closed    bool
 	ears      map[string]*ear
@@ -55,6 +57,7 @@ func (m *moves) close() error {
 	for _, e := range ears {
 		hush(e)
 	}
+	m.asking.Wait()
 	for _, r := range recorders {
 		r.close()
 	}

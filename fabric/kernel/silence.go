@@ -19,9 +19,9 @@ import (
 // silence is that of a port whose guest is listened for ([fabric.Port.Listen]).
 type silence struct {
 	index int32
-	nic   fabric.NIC
-	ear   *ear        // nil: it was heard, or waited for long enough
-	bound *time.Timer // for how long it is waited; nil without carrier
+	port  fabric.Port
+	ear   *ear          // nil: it was heard, or waited for long enough
+	over  chan struct{} // closed when nobody asks any more; nil without carrier
 }
 
 // heed begins to listen for the guest of a port on the link that the port is
@@ -34,13 +34,13 @@ func (m *moves) heed(p fabric.Port, index int32, here bool) error {
 		hush(was)
 	}()
 	s := m.silences[p.Name]
-	if m.closed || s != nil && s.index == index && (s.ear == nil || slices.Equal(s.nic.Prefixes(), p.NIC.Prefixes())) {
+	if m.closed || s != nil && s.index == index && (s.ear == nil || slices.Equal(s.port.NIC.Prefixes(), p.NIC.Prefixes())) {
 		return nil
 	}
 	if s != nil {
 		was = s.end()
 	}
-	s = &silence{index: index, nic: p.NIC}
+	s = &silence{index: index, port: p}
 	m.silences[p.Name] = s
 	if here {
 		return nil
@@ -50,7 +50,7 @@ func (m *moves) heed(p fabric.Port, index int32, here bool) error {
 
 // openFor listens anew. m.mu is held.
 func (m *moves) openFor(name string, s *silence) (err error) {
-	guest := s.nic
+	guest := s.port.NIC
 	theirs := func(frame []byte) bool {
 		is := speaksFrom(frame, guest)
 		if is {
@@ -83,11 +83,16 @@ func (m *moves) openFor(name string, s *silence) (err error) {
 func (s *silence) end() *ear {
 	e := s.ear
 	s.ear = nil
-	if s.bound != nil {
-		s.bound.Stop()
-		s.bound = nil
-	}
+	s.hold()
 	return e
+}
+
+// hold has nobody ask any more. moves.mu is held.
+func (s *silence) hold() {
+	if s.over != nil {
+		close(s.over)
+		s.over = nil
+	}
 }
 
 // hush closes an ear, if there is one. moves.mu is not held: what the ear has
@@ -107,36 +112,58 @@ func (m *moves) carrier(name string, index int32, up bool) {
 	switch {
 	case m.closed || s == nil || s.index != index:
 	case up:
-		m.limit(s)
+		m.ask(s)
 	default:
-		if s.bound != nil {
-			s.bound.Stop()
-			s.bound = nil
-		}
+		s.hold()
 		if s.ear == nil {
 			_ = m.openFor(name, s) // the link has gone meanwhile; without an ear nobody waits
 		}
 	}
 }
 
-// limit has nobody wait for ever for a guest that has carrier. m.mu is held.
-func (m *moves) limit(s *silence) {
-	if s.ear == nil || s.bound != nil {
+// ask asks a guest that has carrier for its addresses, until it is heard or for
+// long enough. m.mu is held.
+func (m *moves) ask(s *silence) {
+	if s.ear == nil || s.over != nil {
 		return
 	}
-	e := s.ear
-	s.bound = time.AfterFunc(fabric.ListenFor, func() {
+	e, over := s.ear, make(chan struct{})
+	s.over = over
+	m.asking.Go(func() {
+		if !e.ask(questions(s.port), over) {
+			return
+		}
 		m.mu.Lock()
-		over := s.ear == e
-		if over {
+		last := s.ear == e && s.over == over
+		if last {
 			s.end()
 		}
 		m.mu.Unlock()
-		if over {
+		if last {
 			e.close()
 			m.changed()
 		}
 	})
+}
+
+// ask sends frames again and again. It reports whether that was for long enough,
+// and it is not over for another reason.
+func (e *ear) ask(frames [][]byte, over <-chan struct{}) bool {
+	again, enough := time.NewTicker(askEvery), time.NewTimer(fabric.ListenFor)
+	defer again.Stop()
+	defer enough.Stop()
+	for {
+		for _, f := range frames {
+			_, _ = e.file.Write(f) // the link may have gone
+		}
+		select {
+		case <-over:
+			return false
+		case <-enough.C:
+			return true
+		case <-again.C:
+		}
+	}
 }
 
 // silent reports whether the guest of a port that has carrier is still to be heard.
@@ -147,7 +174,7 @@ func (m *moves) silent(name string, index int32) bool {
 	if s == nil || s.index != index || s.ear == nil {
 		return false
 	}
-	m.limit(s)
+	m.ask(s)
 	return true
 }
 

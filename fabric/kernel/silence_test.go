@@ -1,7 +1,9 @@
 package kernel_test
 
 import (
+	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -112,3 +114,37 @@ func TestHeardIsIntroduced(t *testing.T) {
 		require.NoError(t, d.Remove(t.Context(), p.Name))
 	})
 }
+
+// TestSilentGuestsAreAsked: one that has its addresses and says nothing of its own
+// accord is heard all the same.
+func TestSilentGuestsAreAsked(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, v4 bool) {
+		sweep(t)
+		t.Cleanup(func() { sweep(t) })
+		d := open(t)
+		p := port("web", fabric.NIC{Kind: fabric.Veth, Addresses: []netip.Addr{guestAddr[v4]}})
+		p.Listen = true
+		require.NoError(t, d.Put(t.Context(), p))
+		guest := newSpace(t)
+		ipIn(t, nil, "link set web_peer0 netns "+fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(guest.handle)))
+		sysctls(t, guest, map[string]string{"ipv6/conf/web_peer0/accept_dad": "0"})
+		began := time.Now()
+		ipIn(t, guest, "link set web_peer0 up")
+		time.Sleep(2 * askEvery)
+		add := "addr add " + fabric.HostPrefix(guestAddr[v4]).String() + " dev web_peer0"
+		if v4 {
+			ipIn(t, guest, add, "route add 169.254.1.1 dev web_peer0")
+		} else {
+			ipIn(t, guest, add+" nodad")
+		}
+		awaitHeard(t, d, p.Name)
+		assert.Less(t, time.Since(began), fabric.ListenFor)
+		ports, err := d.Actual(t.Context())
+		require.NoError(t, err)
+		assert.False(t, ports[0].Silent)
+		require.NoError(t, d.Remove(t.Context(), p.Name))
+	})
+}
+
+// askEvery is how often the dataplane asks.
+const askEvery = 50 * time.Millisecond
