@@ -49,12 +49,13 @@ type Agent struct {
 	speaker   Speaker
 	store     Store
 	sources   []Source
-	nodes     Nodes         // nil: this one is alone
-	mover     Mover         // the dataplane, where it is one
-	couriers  couriers      // to the other nodes
-	moves     moveLog       // what was seen of guests' moves
-	resolver  Resolver      // nil: none
-	questions chan struct{} // has one for each that the resolver has not answered
+	nodes     Nodes           // nil: this one is alone
+	mover     Mover           // the dataplane, where it is one
+	restarts  map[string]bool // the sources whose guests are to be heard: see [Restarter]
+	couriers  couriers        // to the other nodes
+	moves     moveLog         // what was seen of guests' moves
+	resolver  Resolver        // nil: none
+	questions chan struct{}   // has one for each that the resolver has not answered
 	events    events
 	log       *slog.Logger
 	boot      string
@@ -99,6 +100,7 @@ type guest struct {
 	came      bool      // it arrived by migration, and is not settled yet
 	ready     bool      // arriving: packets for it are taken
 	from      string    // arriving: the node that has it
+	restart   restart   // its move by a start
 }
 
 // expectation is how long an announced migration may take to begin.
@@ -124,7 +126,7 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		wake:   make(chan struct{}, 1),
 		guests: map[string]*guest{}, handled: map[string]time.Time{}, expected: map[string]time.Time{},
 		ailments: map[string]string{}, unlisted: map[string]bool{}, unknown: map[string]string{},
-		lingering: map[netip.Prefix]time.Time{}, unsettled: map[string]bool{}, met: map[string]bool{},
+		lingering: map[netip.Prefix]time.Time{}, unsettled: map[string]bool{}, met: map[string]bool{}, restarts: map[string]bool{},
 		questions: make(chan struct{}, maxQuestions),
 	}
 	a.claims = newClaims(&a.cluster)
@@ -135,6 +137,9 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 	}
 	for _, s := range a.sources {
 		a.unlisted[s.Name()] = true
+		if r, ok := s.(Restarter); ok {
+			a.restarts[s.Name()] = r.Restarts()
+		}
 	}
 	return a, nil
 }
@@ -265,7 +270,7 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 			g = &guest{want: d}
 			a.guests[vm.Name] = g
 		}
-		g.stand = begins(vm, prev, g.stand) // how it stands in truth, the next pass sees
+		g.stand = begins(vm, prev, g.stand, a.restarts[vm.Origin]) // how it stands in truth, the next pass sees
 		g.came = d.Incoming || g.came && d.State == Live
 		g.ready = g.ready && d.Incoming
 		a.claim(g, &d, g.stand)
@@ -303,7 +308,7 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 		return fmt.Errorf("guest %s: %w; the agent keeps trying", vm.Name, err)
 	}
 	a.log.Info(d.State.String(), "vm", vm.Name, "port", PortName(vm.Name, 0), "took", time.Since(began))
-	if d.State == Live && slices.ContainsFunc(vm.NICs, func(n NIC) bool { return n.Kind == Adopt }) {
+	if d.State == Live && (a.restarts[vm.Origin] || slices.ContainsFunc(vm.NICs, func(n NIC) bool { return n.Kind == Adopt })) {
 		a.poke() // its owner may have had it running before it was ours to look at
 	}
 	return nil
@@ -431,8 +436,8 @@ func (a *Agent) redo(ctx context.Context, vm string, st stands) error {
 	if g.has && g.stand.down() == len(d.VM.NICs) {
 		d.Lost = "" // nobody holds it any more; who takes it up again has it later
 	}
-	settled := g.came && d.State == Live && !a.fresh(g, time.Now())
-	g.came = g.came && !settled
+	settled := (g.came || g.restart.moving) && d.State == Live && !a.fresh(g, time.Now())
+	g.came, g.restart.moving = g.came && !settled, g.restart.moving && !settled
 	unsaved = a.claim(g, &d, g.stand) || unsaved || d.Lost != g.want.Lost
 	a.mu.Unlock()
 	if d.State == Absent {

@@ -2,6 +2,7 @@ package fabric
 
 import (
 	"context"
+	"maps"
 	"time"
 )
 
@@ -33,19 +34,54 @@ func (a *Agent) ready(d Desired) {
 	a.couriers.hurry()
 }
 
-// heardAt takes up that a frame came out of a port whose guest was to arrive: it
-// runs here, whatever its hypervisor has said.
+// heardAt takes up that a frame came out of a port whose guest was to arrive, or
+// was started: it runs here, whatever its hypervisor has said.
 func (a *Agent) heardAt(ctx context.Context, port string) {
 	a.mu.Lock()
-	g := a.guests[a.claims.ports[port]]
+	name := a.claims.ports[port]
+	g := a.guests[name]
 	arriving := g != nil && g.want.State == Wired && g.want.Incoming
 	var vm VM
 	if arriving {
 		vm = g.want.VM
 	}
 	a.mu.Unlock()
-	if arriving {
+	switch {
+	case arriving:
 		a.run(ctx, vm, time.Now(), "frame")
+	case g != nil:
+		a.answers(ctx, name, port)
+	}
+}
+
+// answers takes up that a guest which was started was heard: traffic comes here
+// from now on.
+func (a *Agent) answers(ctx context.Context, vm, port string) {
+	defer a.guestLocks.lock(vm)()
+	a.mu.Lock()
+	g := a.guests[vm]
+	if g == nil || g.want.State != Live {
+		a.mu.Unlock()
+		return
+	}
+	st, news := maps.Clone(g.stand), false
+	g.restart.heard = true
+	for n := range g.want.VM.NICs {
+		if PortName(vm, n) != port || st[n] != arriving {
+			continue
+		}
+		news = true
+		if delete(st, n); a.fresh(g, time.Now()) {
+			st[n] = arrived
+		}
+	}
+	a.mu.Unlock()
+	if !news {
+		return
+	}
+	if err := a.redo(ctx, vm, st); err != nil {
+		a.log.Warn("guest not as wanted yet", "vm", vm, "err", err)
+		a.poke()
 	}
 }
 
@@ -100,6 +136,7 @@ func (a *Agent) portsOf(d Desired) []Port {
 	}
 	a.mu.Unlock()
 	for i := range ports {
+		ports[i].Listen = a.restarts[d.VM.Origin]
 		ports[i].Incoming = d.Incoming && d.State == Wired
 		if came {
 			ports[i].Queue = a.cluster.Moves.Queue()
@@ -114,6 +151,7 @@ func (a *Agent) tellMoved(d Desired) {
 	came := a.guests[d.VM.Name].came && d.State == Live
 	a.mu.Unlock()
 	if !came {
+		a.restarted(d.VM.Name)
 		return
 	}
 	first := false

@@ -57,6 +57,16 @@ type Source interface {
 	Changes() <-chan Change
 }
 
+// Restarter is implemented by a [Source] whose hypervisor moves guests by
+// starting them anew: on the other node before it ends them on this one, which
+// goes on answering for them until then. So that such a guest is started, and
+// that its port has carrier, does not say that traffic is to come here: it is
+// announced as [Standby] until it was heard ([PortState.Silent]). Where a
+// hypervisor says at which moment a guest begins to run, to wait would lose time.
+type Restarter interface {
+	Restarts() bool
+}
+
 // Change is something that happened to a guest.
 type Change struct {
 	// Guest as it is after the event. Its Since is the time just before its

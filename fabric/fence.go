@@ -32,6 +32,12 @@ func (a *Agent) claim(g *guest, d *Desired, st stands) bool {
 	has := d.State == Live && d.Lost == "" && slices.ContainsFunc(d.VM.numbers(), func(n int) bool { return st[n] != down && st[n] != arriving })
 	had := g.has
 	g.has = has
+	switch {
+	case had && !has:
+		g.restart = restart{left: time.Now()}
+	case has && !had:
+		g.restart = restart{heard: g.restart.heard}
+	}
 	if !has || had || a.nodes == nil || d.VM.Origin == "" {
 		return false
 	}
@@ -91,11 +97,20 @@ func (a *Agent) claimed(ctx context.Context, from Node, n Notice) (answer Answer
 func (a *Agent) yield(ctx context.Context, vm string, from Node, n Notice) Answer {
 	a.mu.Lock()
 	g := a.guests[vm]
-	if g == nil || g.want.State != Live || g.want.Lost == "" && !g.has {
+	if g == nil || g.want.State != Live {
 		a.mu.Unlock()
 		return Answer{}
 	}
 	d := g.want
+	if d.Lost == "" && !g.has {
+		left := g.restart.left
+		g.restart.left = time.Time{}
+		a.mu.Unlock()
+		if !left.IsZero() && n.Generation > d.Generation {
+			a.wentTo(d, from.Name, time.Now(), left)
+		}
+		return Answer{}
+	}
 	if d.Lost != "" {
 		if n.Generation > g.heard { // it went from there to a third
 			g.heard, g.want.Lost = n.Generation, from.Name
@@ -123,6 +138,7 @@ func (a *Agent) yield(ctx context.Context, vm string, from Node, n Notice) Answe
 
 // lose withdraws a guest that another node has later. The guest's lock is held.
 func (a *Agent) lose(ctx context.Context, vm, to string) {
+	began := time.Now()
 	a.mu.Lock()
 	d := a.guests[vm].want
 	d.Lost, d.Unreleased = to, nil
@@ -130,6 +146,9 @@ func (a *Agent) lose(ctx context.Context, vm, to string) {
 	a.mu.Unlock()
 	a.log.Warn("another node has the guest later; withdrawn here", "vm", vm, "node", to)
 	err := a.withdraw(ctx, vm, d.VM.Prefixes())
+	if err == nil {
+		a.wentTo(d, to, began, time.Now())
+	}
 	if stored := a.store.Put(ctx, d); err == nil {
 		err = stored
 	}
@@ -201,6 +220,7 @@ func (a *Agent) released(vm, node string, seen *Move) {
 	}
 	a.mu.Unlock()
 	a.moves.merge(vm, seen)
+	a.cameFrom(vm, seen)
 	if last {
 		a.keep(vm)
 	}

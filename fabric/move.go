@@ -44,7 +44,8 @@ type Mover interface {
 	// earlier one.
 	Diverted(ctx context.Context) ([]netip.Prefix, error)
 	// Heard tells the name of an [Port.Incoming] port, once, when the first
-	// frame comes from its guest: it runs here.
+	// frame comes from its guest: it runs here. Of a port that is
+	// [PortState.Silent] it tells when that ends because the guest was heard.
 	Heard() <-chan string
 }
 
@@ -112,7 +113,7 @@ type Move struct {
 	Expected  time.Time `json:"expected,omitzero"`    // its hook announced it
 	PortReady time.Time `json:"port_ready,omitzero"`  // packets for it are taken, and wait
 	Running   time.Time `json:"running,omitzero"`     // the guest runs here
-	RunningBy string    `json:"running_by,omitempty"` // who said so: event, frame, list, source
+	RunningBy string    `json:"running_by,omitempty"` // what told it: a source, by name, a frame of the guest's, or its carrier
 	Announced time.Time `json:"announced,omitzero"`
 	Normal    time.Time `json:"normal,omitzero"` // everybody let go, and the preference is the usual one
 

@@ -27,20 +27,28 @@ type pair struct {
 // pairs runs two agents while f works with them. The guest runs on the first.
 func pairs(t *testing.T, f func(*testing.T, *pair)) {
 	t.Helper()
+	pairsOf(t, fake.NewSource, from("libvirt", web()), func(t *testing.T, p *pair) {
+		p.boots(p.one)
+		f(t, p)
+	})
+}
+
+// pairsOf runs two agents of which each follows a hypervisor while f works with them.
+func pairsOf(t *testing.T, source func(string) *fake.Source, vm fabric.VM, f func(*testing.T, *pair)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		p := &pair{t: t, src: map[*node]*fake.Source{}, ends: map[*node]*fake.Nodes{}, talk: new(fake.Journal), vm: from("libvirt", web())}
+		p := &pair{t: t, src: map[*node]*fake.Source{}, ends: map[*node]*fake.Nodes{}, talk: new(fake.Journal), vm: vm}
 		c := cluster()
 		ends := fake.NewNodes(p.talk, c.Nodes[:2]...)
 		for i, at := range []**node{&p.one, &p.two} {
 			j := new(fake.Journal)
 			n := &node{t: t, name: c.Nodes[i].Name, journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j)}
-			p.src[n], p.ends[n] = fake.NewSource("libvirt"), ends[n.name]
+			p.src[n], p.ends[n] = source(vm.Origin), ends[n.name]
 			*at = n.start(p.options(n)...)
 		}
 		defer p.one.begin()()
 		defer p.two.begin()()
 		moment()
-		p.boots(p.one)
 		f(t, p)
 	})
 }

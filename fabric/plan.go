@@ -43,7 +43,7 @@ type standing uint8
 const (
 	settled  standing = iota // as usual
 	arrived                  // its guest runs here only for a while
-	arriving                 // its guest is about to run: nobody holds the other end yet
+	arriving                 // its guest is about to run: nobody holds the other end yet, or nobody was heard there
 	down                     // not at all: nobody holds the other end any more
 )
 
@@ -74,7 +74,7 @@ func (g wanted) standingOf(nic NIC, have PortState, there bool) standing {
 		return down
 	case !g.managed:
 		return settled
-	case nic.Kind == Adopt && !have.Carrier: // or not ours yet, and about to be
+	case nic.Kind == Adopt && !have.Carrier, have.Silent: // or not ours yet, and about to be
 		return arriving
 	case g.fresh:
 		return arrived
@@ -84,7 +84,8 @@ func (g wanted) standingOf(nic NIC, have PortState, there bool) standing {
 
 // begins gives the standing of the NICs of a guest that was asked to be live,
 // before anybody has looked at its ports; had is that of the guest as it was.
-func begins(vm VM, was Desired, had stands) stands {
+// With listen, it is to be heard first.
+func begins(vm VM, was Desired, had stands, listen bool) stands {
 	st := stands{}
 	for n, nic := range vm.NICs {
 		if was.State == Live && n < len(was.VM.NICs) && was.VM.NICs[n].Kind == nic.Kind {
@@ -95,7 +96,7 @@ func begins(vm VM, was Desired, had stands) stands {
 		}
 		switch {
 		case vm.Origin == "":
-		case nic.Kind == Adopt:
+		case nic.Kind == Adopt, listen:
 			st[n] = arriving
 		default:
 			st[n] = arrived

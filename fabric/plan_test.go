@@ -23,6 +23,7 @@ func TestDecide(t *testing.T) {
 	}
 	with := func(s PortState, change func(*PortState)) PortState { change(&s); return s }
 	noCarrier := func(s *PortState) { s.Carrier = false }
+	silent := func(s *PortState) { s.Silent = true }
 	lostCarrier := func(s *PortState) { s.Carrier, s.Lost = false, true }
 	announced := func(ps ...netip.Prefix) (rs []Route) {
 		for _, p := range ps {
@@ -95,6 +96,34 @@ func TestDecide(t *testing.T) {
 			[]PortState{up(adopted)},
 			as(announced(a4), Standby),
 			needs("203.0.113.10/32: announced as standby, not as fresh", stands{0: arrived}),
+		},
+		{
+			"its guest has come, and was not heard",
+			wanted{ports: []Port{adopted}, live: true, managed: true, stand: stands{0: arriving}},
+			[]PortState{with(up(adopted), silent)},
+			as(announced(a4), Standby),
+			nil,
+		},
+		{
+			"its guest got carrier again, and was not heard since",
+			wanted{ports: []Port{net0, net1}, live: true, managed: true, fresh: true, stand: stands{0: arrived, 1: down}},
+			[]PortState{up(net0), with(up(net1), silent)},
+			as(announced(a4, a6), Fresh),
+			needs("203.0.113.11/32: not announced", stands{0: arrived, 1: arriving}),
+		},
+		{
+			"its guest was heard",
+			wanted{ports: []Port{net0, net1}, live: true, managed: true, fresh: true, stand: stands{0: arriving, 1: arriving}},
+			[]PortState{up(net0), with(up(net1), silent)},
+			as(announced(a4, a6, b4), Standby),
+			needs("203.0.113.10/32: announced as standby, not as fresh", stands{0: arrived, 1: arriving}),
+		},
+		{
+			"its guest leaves before it was heard",
+			wanted{ports: []Port{net0}, live: true, managed: true, leaving: true},
+			[]PortState{with(up(net0), silent)},
+			announced(a4, a6),
+			nil,
 		},
 		{
 			"its guest has been here for a while",

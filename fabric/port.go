@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // maxLinkName is the longest link name in bytes: IFNAMSIZ without its NUL.
@@ -29,7 +30,13 @@ type Port struct {
 	// Queue is how many packets wait in the port for a guest that takes none
 	// (txqueuelen of a tap); 0: 1,000, what the kernel gives.
 	Queue int
+	// Listen: the guest has carrier before it answers, and may run elsewhere
+	// until it does, so it is listened for: see [PortState.Silent].
+	Listen bool
 }
+
+// ListenFor is how long a guest that has carrier may be [PortState.Silent].
+const ListenFor = 5 * time.Second
 
 // PortState is a port of ours as a [Dataplane] finds it.
 type PortState struct {
@@ -43,6 +50,10 @@ type PortState struct {
 	// process is gone. Or its kind is [Adopt], and it was without carrier when
 	// the dataplane started: its owner had brought it into use before.
 	Lost bool
+	// Silent: its guest is listened for ([Port.Listen]), has carrier, and since it
+	// got that, for at most [ListenFor], no frame has come from any of its
+	// addresses. False for a guest that had carrier when the dataplane started.
+	Silent bool
 	// Faults lists, in words, how the port differs from what Put made; empty
 	// for a port that is as it should be. A port that was not put since the
 	// dataplane started has the fault that it is unverified.

@@ -591,6 +591,107 @@ func TestAdoptedLinks(t *testing.T) {
 	})
 }
 
+// A guest that its hypervisor moves by starting it anew takes traffic when it was
+// heard, whoever makes its port.
+func TestGuestsThatAreToBeHeard(t *testing.T) {
+	var src *fake.Source
+	starts := func(*node) []fabric.Option {
+		src = fake.NewRestarter("lxd")
+		return []fabric.Option{fabric.WithSources(src)}
+	}
+	announced := lines("announce", "203.0.113.10/32", "2001:db8:100:1::10/128", "198.51.100.0/29", "2001:db8:200:8::/64")
+	for _, kind := range []string{"adopt", "veth"} {
+		vm := from("lxd", guest("web", "203.0.113.10 2001:db8:100:1::10 198.51.100.0/29 2001:db8:200:8::/64 "+kind))
+		begin := func(t *testing.T, n *node) {
+			t.Helper()
+			if kind == "adopt" {
+				n.dataplane.AddLink("web_net0")
+			} else {
+				n.apply(vm, fabric.Wired)
+			}
+			n.dataplane.SetCarrier("web_net0", false)
+			if kind == "veth" {
+				n.dataplane.SetCarrier("web_net0", true)
+			}
+			n.journal.Take()
+			n.apply(vm, fabric.Live)
+			src.Set(vm, fabric.Live)
+			assert.Subset(t, n.journal.Take(), as("standby", announced))
+			moment()
+			n.dataplane.SetCarrier("web_net0", true)
+			moment()
+			n.did()
+			n.holds(want{vm, fabric.Live})
+		}
+		t.Run(kind+" heard", func(t *testing.T) {
+			runs(t, starts, func(t *testing.T, n *node) {
+				begin(t, n)
+				n.dataplane.Hear("web_net0")
+				synctest.Wait()
+				n.did(as("fresh", announced)...)
+				n.dataplane.Hear("web_net0")
+				time.Sleep(time.Minute)
+				n.did(announced...)
+
+				// Its carrier goes for a moment.
+				n.dataplane.SetCarrier("web_net0", false)
+				moment()
+				assert.Len(t, n.journal.Take(), len(announced))
+				n.dataplane.SetCarrier("web_net0", true)
+				moment()
+				n.did(as("standby", announced)...)
+				n.dataplane.Hear("web_net0")
+				synctest.Wait()
+				n.did(announced...)
+			})
+		})
+		t.Run(kind+" silent", func(t *testing.T) {
+			runs(t, starts, func(t *testing.T, n *node) {
+				begin(t, n)
+				time.Sleep(fabric.ListenFor - time.Second)
+				n.did()
+				time.Sleep(time.Second)
+				moment()
+				n.did(as("fresh", announced)...)
+			})
+		})
+		t.Run(kind+" before the agent", func(t *testing.T) {
+			runs(t, starts, func(t *testing.T, n *node) {
+				begin(t, n)
+				n.dataplane.Hear("web_net0")
+				time.Sleep(time.Minute)
+				n.journal.Take()
+				n = n.again(fabric.WithSources(src))
+				n.run(func() {
+					assert.Equal(t, announced, n.journal.Take())
+				})
+			})
+		})
+	}
+	t.Run("one NIC of two", func(t *testing.T) {
+		runs(t, starts, func(t *testing.T, n *node) {
+			vm := from("lxd", guest("web", "203.0.113.10 adopt", "2001:db8:100:1::10 adopt"))
+			for _, p := range []string{"web_net0", "web_net1"} {
+				n.dataplane.AddLink(p)
+				n.dataplane.SetCarrier(p, false)
+			}
+			n.apply(vm, fabric.Live)
+			src.Set(vm, fabric.Live)
+			for _, p := range []string{"web_net0", "web_net1"} {
+				n.dataplane.SetCarrier(p, true)
+			}
+			moment()
+			n.journal.Take()
+			n.dataplane.Hear("web_net1")
+			synctest.Wait()
+			n.did("announce 2001:db8:100:1::10/128 fresh")
+			n.dataplane.Hear("web_net0")
+			synctest.Wait()
+			n.did("announce 203.0.113.10/32 fresh")
+		})
+	})
+}
+
 // following runs an agent that follows a source.
 func following(t *testing.T, f func(t *testing.T, n *node, src *fake.Source)) {
 	t.Helper()

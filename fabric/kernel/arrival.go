@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -36,6 +37,18 @@ func neighbours(p fabric.Port, index int32, state uint16) []change {
 		})
 	}
 	return changes
+}
+
+// introduce makes the addresses of a guest that was heard neighbours, which sends
+// it what waits for them.
+func (d *Dataplane) introduce(nic fabric.NIC, index int32) {
+	var msgs []netlink.Message
+	for _, c := range neighbours(fabric.Port{NIC: nic}, index, unix.NUD_STALE) {
+		msgs = append(msgs, c.message)
+	}
+	if _, err := d.rtnl.batch(msgs...); err != nil {
+		d.log.Debug("neighbours not made known", "err", err) // then it is asked for them
+	}
 }
 
 // ndmsg is the fixed header of neighbour messages (rtnetlink(7)).
@@ -144,11 +157,16 @@ func (d *Dataplane) arriving() map[string][]netip.Prefix {
 // attend has the listeners of a port that was put follow it to its link.
 func (d *Dataplane) attend(p fabric.Port, index int32) {
 	d.watch.mirror.mu.Lock()
+	here := false
 	if l := d.watch.mirror.links[index]; l != nil {
 		l.neighbours = nil
+		here = l.found && l.carrier()
 	}
 	d.watch.mirror.mu.Unlock()
 	err := d.moves.attend(p, index)
+	if p.Listen {
+		err = errors.Join(err, d.moves.heed(p, index, here))
+	}
 	text := ""
 	if err != nil {
 		text = fmt.Sprintf("what passes port %s is not heard: %v", p.Name, err)

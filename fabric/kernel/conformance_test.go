@@ -32,6 +32,10 @@ func TestConformance(t *testing.T) {
 			Mover: &conformance.Mover{
 				Other: fabric.Node{Name: "node2", Address: node2[true], Address6: node2[false]},
 				Hear:  func(t *testing.T, p fabric.Port) { speak(t, p.Name, p.NIC.MAC) },
+				Say: func(t *testing.T, p fabric.Port, from netip.Addr) {
+					_, err := holders[p.Name].Write(packetFrom(p.NIC.MAC, from))
+					require.NoError(t, err)
+				},
 			},
 			Breaker: conformance.Breaker{
 				AddLink: func(t *testing.T, name string) {

@@ -69,7 +69,7 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
 	d.reaper.rtnl = d.rtnl
-	if d.moves, err = newMoves(); err != nil {
+	if d.moves, err = newMoves(func() { d.watch.signal() }, d.introduce); err != nil {
 		d.rtnl.close()
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
@@ -143,6 +143,7 @@ func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
 		if known {
 			s.NIC.Kind, s.Faults = p.NIC.Kind, d.faults(p, l)
 			s.Lost = s.Lost || l.found && p.NIC.Kind == fabric.Adopt && !l.carrier()
+			s.Silent = p.Listen && l.carrier() && d.moves.silent(l.name, l.index)
 		} else {
 			s.Faults = []string{"not verified yet"}
 		}

@@ -8,33 +8,45 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ear listens for the first frame from a guest that is about to arrive: QEMU
-// sends some for the guest when it begins to run (RARP, RFC 903).
+// ear listens at a link for the first frame of a guest.
 type ear struct {
 	index int32
-	mac   fabric.MAC // of the guest; zero: any
+	mac   fabric.MAC // of the guest, where that is what it is known by; zero: any
 	file  *os.File
 	stop  chan struct{}
 	done  chan struct{}
 }
 
-// listen tells name on heard, once.
+// listen tells on heard, once, the name of a port whose guest is about to
+// arrive, when it has begun to run: QEMU sends a frame for it then (RARP, RFC 903).
 func listen(name string, index int32, mac fabric.MAC, heard chan<- string) (*ear, error) {
+	e, err := openEar(index, ethernetHeader, func(frame []byte) bool {
+		return len(frame) == ethernetHeader && (mac.IsZero() || mac == fabric.MAC(frame[6:12]))
+	}, func(e *ear) {
+		select {
+		case heard <- name:
+		case <-e.stop:
+		}
+	})
+	if err == nil {
+		e.mac = mac
+	}
+	return e, err
+}
+
+// openEar calls tell, once, when a frame has come of which the first bytes are
+// those of the guest.
+func openEar(index int32, bytes int, theirs func(frame []byte) bool, tell func(*ear)) (*ear, error) {
 	f, err := packetSocket(index, unix.PACKET_IGNORE_OUTGOING)
 	if err != nil {
 		return nil, err
 	}
-	e := &ear{index: index, mac: mac, file: f, stop: make(chan struct{}), done: make(chan struct{})}
+	e := &ear{index: index, file: f, stop: make(chan struct{}), done: make(chan struct{})}
 	go func() {
 		defer close(e.done)
-		came := e.wait()
-		f.Close()
-		if !came {
-			return
-		}
-		select {
-		case heard <- name:
-		case <-e.stop:
+		defer f.Close() // last: the kernel takes its time for it
+		if e.wait(make([]byte, bytes), theirs) {
+			tell(e)
 		}
 	}()
 	return e, nil
@@ -42,12 +54,11 @@ func listen(name string, index int32, mac fabric.MAC, heard chan<- string) (*ear
 
 // wait returns when a frame of the guest's has come, or with false when the ear
 // is closed.
-func (e *ear) wait() (came bool) {
+func (e *ear) wait(frame []byte, theirs func([]byte) bool) (came bool) {
 	raw, err := e.file.SyscallConn()
 	if err != nil {
 		return false
 	}
-	frame := make([]byte, ethernetHeader)
 	err = raw.Read(func(fd uintptr) bool {
 		for {
 			n, from, err := unix.Recvfrom(int(fd), frame, 0)
@@ -59,7 +70,7 @@ func (e *ear) wait() (came bool) {
 				return true
 			default:
 				ll, ok := from.(*unix.SockaddrLinklayer)
-				came = ok && ll.Pkttype != unix.PACKET_OUTGOING && n == len(frame) && (e.mac.IsZero() || e.mac == fabric.MAC(frame[6:12]))
+				came = ok && ll.Pkttype != unix.PACKET_OUTGOING && theirs(frame[:n])
 				if came {
 					return true
 				}

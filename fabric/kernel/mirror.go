@@ -22,7 +22,14 @@ type mirror struct {
 	// early are addresses of links whose own notification is still to come.
 	early map[int32][]netip.Addr
 
-	flapped bool // a link's carrier changed since this was last reset
+	flaps []flap // since this was last reset
+}
+
+// flap is that a link got carrier or lost it.
+type flap struct {
+	name  string
+	index int32
+	up    bool
 }
 
 // mirrored is a link that is, or once was, marked as ours.
@@ -188,7 +195,7 @@ func (m *mirror) applyLink(l link, gone bool) []string {
 		delete(m.byName, have.name)
 	}
 	if have.carrier() != l.carrier() {
-		m.flapped = true
+		m.flaps = append(m.flaps, flap{l.name, l.index, l.carrier()})
 	}
 	if have.up() && !l.up() {
 		m.flush4(have)

@@ -2,6 +2,8 @@ package kernel
 
 import (
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -13,11 +15,16 @@ import (
 type moves struct {
 	rtnl      *rtnl
 	heard     chan string
-	diverting atomic.Bool // the rules of diversions are needed
+	changed   func()                         // a guest that was to be heard is not waited for any more
+	introduce func(nic fabric.NIC, at int32) // a guest was heard, with this MAC address
+	diverting atomic.Bool                    // the rules of diversions are needed
+
+	asking sync.WaitGroup
 
 	mu        sync.Mutex
 	closed    bool
 	ears      map[string]*ear
+	silences  map[string]*silence
 	recorders map[string]*recorder
 	sender    *sender
 }
@@ -26,23 +33,31 @@ type moves struct {
 // take their names; the others' listeners keep theirs until there is room.
 const heardAtOnce = 64
 
-func newMoves() (*moves, error) {
+func newMoves(changed func(), introduce func(fabric.NIC, int32)) (*moves, error) {
 	r, err := dialRTNL()
 	if err != nil {
 		return nil, err
 	}
-	return &moves{rtnl: r, heard: make(chan string, heardAtOnce), ears: map[string]*ear{}, recorders: map[string]*recorder{}}, nil
+	return &moves{
+		rtnl: r, heard: make(chan string, heardAtOnce), changed: changed, introduce: introduce,
+		ears: map[string]*ear{}, silences: map[string]*silence{}, recorders: map[string]*recorder{},
+	}, nil
 }
 
 func (m *moves) close() error {
 	m.mu.Lock()
 	m.closed = true
-	ears, recorders, sender := m.ears, m.recorders, m.sender
+	ears, recorders, sender := slices.Collect(maps.Values(m.ears)), m.recorders, m.sender
+	for _, s := range m.silences {
+		ears = append(ears, s.end())
+	}
 	m.ears, m.recorders, m.sender = map[string]*ear{}, map[string]*recorder{}, nil
+	clear(m.silences)
 	m.mu.Unlock()
 	for _, e := range ears {
-		e.close()
+		hush(e)
 	}
+	m.asking.Wait()
 	for _, r := range recorders {
 		r.close()
 	}
@@ -87,12 +102,18 @@ func (m *moves) attend(p fabric.Port, index int32) error {
 // leave ends all that is about a port which is removed.
 func (m *moves) leave(name string) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	if e := m.ears[name]; e != nil {
 		e.close()
 		delete(m.ears, name)
 	}
+	var listening *ear
+	if s := m.silences[name]; s != nil {
+		listening = s.end()
+		delete(m.silences, name)
+	}
 	m.forgetRecorder(name)
+	m.mu.Unlock()
+	hush(listening)
 }
 
 func (m *moves) record(name string, index int32) error {

@@ -109,13 +109,16 @@ func (w *watcher) receive() {
 				links = append(links, concerned...)
 			}
 		}
-		flapped := w.mirror.flapped
-		w.mirror.flapped = false
+		flaps := w.mirror.flaps
+		w.mirror.flaps = nil
 		w.mirror.mu.Unlock()
+		for _, f := range flaps {
+			w.d.moves.carrier(f.name, f.index, f.up)
+		}
 		w.publish(links, false)
 		w.welcome(names...)
 		w.suspect(names...)
-		if flapped {
+		if len(flaps) > 0 {
 			w.signal()
 		}
 		w.events.pass(msgs)

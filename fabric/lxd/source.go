@@ -62,6 +62,7 @@ type Source struct {
 var (
 	_ fabric.Source         = (*Source)(nil)
 	_ fabric.Looker         = (*Source)(nil)
+	_ fabric.Restarter      = (*Source)(nil)
 	_ fabric.SourceReporter = (*Source)(nil)
 	_ fabric.Diagnoser      = (*Source)(nil)
 )
@@ -115,6 +116,10 @@ func New(cfg Config) *Source {
 
 // Name implements [fabric.Source].
 func (s *Source) Name() string { return s.name }
+
+// Restarts implements [fabric.Restarter]: LXD starts an instance on the other
+// server before it stops it here, and does not say when that one takes over.
+func (s *Source) Restarts() bool { return true }
 
 // Changes implements [fabric.Source]. Changes of one guest that nobody took
 // yet are one change, the newest. The first after each connect has Lost set.

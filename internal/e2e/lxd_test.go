@@ -154,9 +154,9 @@ func TestLifeOfAnInstance(t *testing.T) {
 			r := s.reflected(name, p)
 			assert.Equal(t, []netip.Addr{node.Addr4(), node.Addr6()}[i], r.NextHop)
 			assert.Equal(t, s.cluster.Communities, r.Communities)
-			assert.Equal(t, fabric.Fresh.LocalPref(), r.LocalPref)
 		}
 	}
+	s.coreHears(node, fabric.Normal, seaGold)
 	out, err := c.Exec(soon(t), "ping", "-c1", "-W10", testenv.ClientAddr4.String())
 	require.NoError(t, err)
 	assert.Contains(t, out, "1 packets received")

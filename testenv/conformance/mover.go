@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"cmp"
 	"net/netip"
 	"os"
 	"slices"
@@ -18,7 +19,9 @@ import (
 type Mover struct {
 	Other fabric.Node                          // another node, a neighbour in both families
 	Hear  func(t *testing.T, port fabric.Port) // has the guest of a port send a frame
-	Quiet time.Duration                        // how long nothing may be heard; 0: 100 ms
+	// Say has the guest of a port, which has carrier, send a packet from an address.
+	Say   func(t *testing.T, port fabric.Port, from netip.Addr)
+	Quiet time.Duration // how long nothing may be heard; 0: 100 ms
 }
 
 // moverLaws are those of incoming ports and of diversions.
@@ -28,6 +31,7 @@ var moverLaws = []law{
 	{"diversions are listed until they are returned", moverDiverts},
 	{"a family without a next hop keeps the others from nothing", moverFamilies},
 	{"a guest that arrives is heard once", moverHears},
+	{"a guest that is listened for is silent until it is heard", moverListens},
 	{"what is recorded is a port", moverRecords},
 }
 
@@ -164,17 +168,9 @@ func moverFamilies(t *testing.T, d fabric.Dataplane, c Controls) {
 func moverHears(t *testing.T, d fabric.Dataplane, c Controls) {
 	m := mover(t, d, c)
 	need(t, c.Mover.Hear != nil, "Hear")
-	quiet := c.Mover.Quiet
-	if quiet == 0 {
-		quiet = 100 * time.Millisecond
-	}
 	silent := func(why string) {
 		t.Helper()
-		select {
-		case name := <-m.Heard():
-			require.Fail(t, name+" was heard", why)
-		case <-time.After(quiet):
-		}
+		nothingHeard(t, m, c, why)
 	}
 	heard := func(names ...string) {
 		t.Helper()
@@ -215,6 +211,86 @@ func moverHears(t *testing.T, d fabric.Dataplane, c Controls) {
 	silent("no guest runs")
 	c.Mover.Hear(t, a)
 	heard(a.Name)
+}
+
+func nothingHeard(t *testing.T, m fabric.Mover, c Controls, why string) {
+	t.Helper()
+	select {
+	case name := <-m.Heard():
+		require.Fail(t, name+" was heard", why)
+	case <-time.After(cmp.Or(c.Mover.Quiet, 100*time.Millisecond)):
+	}
+}
+
+func moverListens(t *testing.T, d fabric.Dataplane, c Controls) {
+	m := mover(t, d, c)
+	need(t, c.Mover.Say != nil && c.SetCarrier != nil && c.Again != nil, "Say, SetCarrier, Again")
+	look := func(d fabric.Dataplane) (silent, carrier bool) {
+		t.Helper()
+		ports, err := d.Actual(t.Context())
+		require.NoError(t, err)
+		require.Len(t, ports, 1)
+		return ports[0].Silent, ports[0].Carrier
+	}
+	p := port("web", 0, c.made(), "203.0.113.10", "2001:db8:100::10", "198.51.100.0/29", "2001:db8:200::/64")
+	p.Listen = true
+	require.NoError(t, d.Put(t.Context(), p))
+	begins := func() {
+		t.Helper()
+		c.SetCarrier(t, p.Name, false)
+		eventually(t, "it has no carrier", func() bool {
+			silent, carrier := look(d)
+			return !carrier && !silent
+		})
+		c.SetCarrier(t, p.Name, true)
+		eventually(t, "it is silent", func() bool {
+			silent, _ := look(d)
+			return silent
+		})
+	}
+	for _, from := range []string{"203.0.113.10", "2001:db8:100::10", "198.51.100.3", "2001:db8:200::3"} {
+		begins()
+		for _, other := range []string{"fe80::5054:ff:fe00:1", "169.254.7.7", "203.0.113.11", "2001:db8:100::11"} {
+			c.Mover.Say(t, p, netip.MustParseAddr(other))
+		}
+		nothingHeard(t, m, c, "the address is not the guest's")
+		require.NoError(t, d.Put(t.Context(), p))
+		silent, _ := look(d)
+		assert.True(t, silent, "none of its addresses was heard yet")
+		for range 2 {
+			c.Mover.Say(t, p, netip.MustParseAddr(from))
+		}
+		select {
+		case name := <-m.Heard():
+			require.Equal(t, p.Name, name)
+		case <-time.After(patience):
+			require.FailNow(t, from+" was not heard")
+		}
+		silent, _ = look(d)
+		assert.False(t, silent)
+		nothingHeard(t, m, c, "it was heard")
+		require.NoError(t, d.Put(t.Context(), p))
+		silent, _ = look(d)
+		assert.False(t, silent, "it was heard")
+	}
+
+	begins()
+	rest(t, d.Changed(), func() {})
+	eventually(t, "one that says nothing is not waited for for ever", func() bool {
+		silent, _ := look(d)
+		return !silent
+	})
+	signalled(t, d.Changed(), "it is not waited for any more")
+	c.Mover.Say(t, p, p.NIC.Addresses[0])
+	nothingHeard(t, m, c, "nobody waits for it any more")
+
+	begins()
+	second := c.Again(t)
+	require.NoError(t, second.Put(t.Context(), p))
+	silent, carrier := look(second)
+	assert.True(t, carrier)
+	assert.False(t, silent, "it was there before")
+	require.NoError(t, second.Remove(t.Context(), p.Name))
 }
 
 func moverRecords(t *testing.T, d fabric.Dataplane, c Controls) {

@@ -20,6 +20,13 @@ func TestDataplaneConforms(t *testing.T) {
 			Mover: &conformance.Mover{
 				Other: fabric.Node{Name: "node2", Address: netip.MustParseAddr("10.10.0.22"), Address6: netip.MustParseAddr("fd00:10:10::22")},
 				Hear:  func(_ *testing.T, p fabric.Port) { d.Hear(p.Name) },
+				Say: func(_ *testing.T, p fabric.Port, from netip.Addr) {
+					for _, own := range p.NIC.Prefixes() {
+						if own.Contains(from) {
+							d.Hear(p.Name)
+						}
+					}
+				},
 			},
 			Breaker: conformance.Breaker{
 				AddLink:    func(_ *testing.T, name string) { d.AddLink(name) },

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
 )
@@ -33,6 +34,16 @@ type Dataplane struct {
 
 	recorded map[string]int  // frames to send again, by the port that is recorded
 	told     map[string]bool // incoming ports that were heard
+
+	found    map[string]bool     // ports that had carrier at the start
+	silences map[string]*silence // of ports whose guests are listened for
+}
+
+// silence is that of a guest which was not heard since it got carrier; since is
+// zero as long as it has none.
+type silence struct {
+	over  bool
+	since time.Time
 }
 
 var (
@@ -69,9 +80,10 @@ func (d *Dataplane) Again() *Dataplane { return d.kernel.dataplane(d.journal) }
 func (k *kernel) dataplane(j *Journal) *Dataplane {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	d := &Dataplane{journal: j, kernel: k, changed: make(chan struct{}, 1), put: map[string]bool{}, had: map[string]bool{}, heard: make(chan string, 64), recorded: map[string]int{}, told: map[string]bool{}}
+	d := &Dataplane{journal: j, kernel: k, changed: make(chan struct{}, 1), put: map[string]bool{}, had: map[string]bool{}, heard: make(chan string, 64), recorded: map[string]int{}, told: map[string]bool{}, found: map[string]bool{}, silences: map[string]*silence{}}
 	for name, l := range k.links {
 		d.had[name] = l.adopted // its owner brought it into use before
+		d.found[name] = l.carrier
 	}
 	k.users = append(k.users, d)
 	return d
@@ -96,7 +108,7 @@ func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
 		}
 		ports = append(ports, fabric.PortState{
 			Name: name, Cluster: l.port.Cluster, VM: l.port.VM, Index: l.port.Index, NIC: l.port.NIC,
-			Carrier: l.carrier, Lost: d.had[name] && !l.carrier, Faults: faults,
+			Carrier: l.carrier, Lost: d.had[name] && !l.carrier, Faults: faults, Silent: l.carrier && l.port.Listen && d.silent(name),
 		})
 	}
 	return ports, nil
@@ -131,6 +143,10 @@ func (d *Dataplane) Put(ctx context.Context, p fabric.Port) error {
 	}
 	d.put[p.Name] = true
 	d.had[p.Name] = carrier || d.had[p.Name]
+	if p.Listen && d.silences[p.Name] == nil {
+		d.silences[p.Name] = &silence{over: d.found[p.Name]}
+		d.lookSilence(p.Name, carrier)
+	}
 	return nil
 }
 
@@ -162,6 +178,8 @@ func (d *Dataplane) remove(ctx context.Context, name string) error {
 	delete(d.had, name)
 	delete(d.recorded, name)
 	delete(d.told, name)
+	delete(d.silences, name)
+	delete(d.found, name)
 	d.journal.add("unwire " + name)
 	return nil
 }
@@ -187,6 +205,7 @@ func (d *Dataplane) SetCarrier(name string, up bool) {
 		}
 		for _, u := range d.kernel.users {
 			u.had[name] = u.had[name] || up && u.put[name]
+			u.lookSilence(name, up)
 		}
 	})
 }
@@ -204,6 +223,8 @@ func (d *Dataplane) RemoveLink(name string) {
 		for _, u := range d.kernel.users {
 			delete(u.had, name)
 			delete(u.put, name)
+			delete(u.silences, name)
+			delete(u.found, name)
 		}
 	})
 }

@@ -114,8 +114,36 @@ func (d *Dataplane) Diverted(ctx context.Context) ([]netip.Prefix, error) {
 // Heard implements [fabric.Mover].
 func (d *Dataplane) Heard() <-chan string { return d.heard }
 
+// lookSilence has a port that got carrier, or has none, be silent until it is
+// heard, or for long enough. kernel.mu is held.
+func (d *Dataplane) lookSilence(name string, carrier bool) {
+	s := d.silences[name]
+	switch {
+	case s == nil:
+	case !carrier:
+		*s = silence{}
+	case s.since.IsZero() && !s.over:
+		now := time.Now()
+		s.since = now
+		time.AfterFunc(fabric.ListenFor, func() {
+			d.kernel.mu.Lock()
+			defer d.kernel.mu.Unlock()
+			if !s.over && s.since.Equal(now) {
+				s.over = true
+				wake(d.changed)
+			}
+		})
+	}
+}
+
+// silent reports whether a port with carrier is so. kernel.mu is held.
+func (d *Dataplane) silent(name string) bool {
+	s := d.silences[name]
+	return s != nil && !s.over
+}
+
 // Hear has the guest of a port send a frame: what Heard tells where the port is
-// incoming and was not heard yet.
+// incoming, or silent, and was not heard yet.
 func (d *Dataplane) Hear(port string) {
 	d.kernel.mu.Lock()
 	defer d.kernel.mu.Unlock()
@@ -124,6 +152,13 @@ func (d *Dataplane) Hear(port string) {
 		return
 	}
 	for _, u := range d.kernel.users {
+		if u.put[port] && l.carrier && l.port.Listen && u.silent(port) {
+			select {
+			case u.heard <- port:
+			default: // nobody listens, to 64 of them
+			}
+			u.silences[port].over = true
+		}
 		if !u.put[port] || !l.port.Incoming || u.told[port] {
 			continue
 		}

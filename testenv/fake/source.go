@@ -17,6 +17,8 @@ type Source struct {
 	name    string
 	changes chan fabric.Change
 
+	restarts bool
+
 	mu     sync.Mutex
 	guests map[string]fabric.Desired
 	asleep map[string]fabric.VM // by the hypervisor's name for them
@@ -25,12 +27,24 @@ type Source struct {
 var (
 	_ fabric.Source = (*Source)(nil)
 	_ fabric.Looker = (*Source)(nil)
+
+	_ fabric.Restarter = (*Source)(nil)
 )
 
 // NewSource makes a source without guests.
 func NewSource(name string) *Source {
 	return &Source{name: name, changes: make(chan fabric.Change, 256), guests: map[string]fabric.Desired{}, asleep: map[string]fabric.VM{}}
 }
+
+// NewRestarter makes a source whose guests move by being started anew.
+func NewRestarter(name string) *Source {
+	s := NewSource(name)
+	s.restarts = true
+	return s
+}
+
+// Restarts implements [fabric.Restarter].
+func (s *Source) Restarts() bool { return s.restarts }
 
 // Name implements [fabric.Source].
 func (s *Source) Name() string { return s.name }

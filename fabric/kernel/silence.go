@@ -1,0 +1,227 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"golang.org/x/sys/unix"
+)
+
+// A guest that was started sends frames before it has its addresses (IPv6's own
+// of its link, to begin with), and its port has carrier before that. So what
+// shows that it answers is the first frame that comes from one of its addresses.
+// Then its addresses are made neighbours: a packet that came before was asked for
+// in vain, and the kernel asks again only after a second.
+
+// silence is that of a port whose guest is listened for ([fabric.Port.Listen]).
+type silence struct {
+	index int32
+	port  fabric.Port
+	ear   *ear          // nil: it was heard, or waited for long enough
+	over  chan struct{} // closed when nobody asks any more; nil without carrier
+}
+
+// heed begins to listen for the guest of a port on the link that the port is
+// now. here: it was there before this process, and nobody is to wait for it.
+func (m *moves) heed(p fabric.Port, index int32, here bool) error {
+	m.mu.Lock()
+	var was *ear
+	defer func() {
+		m.mu.Unlock()
+		hush(was)
+	}()
+	s := m.silences[p.Name]
+	if m.closed || s != nil && s.index == index && (s.ear == nil || slices.Equal(s.port.NIC.Prefixes(), p.NIC.Prefixes())) {
+		return nil
+	}
+	if s != nil {
+		was = s.end()
+	}
+	s = &silence{index: index, port: p}
+	m.silences[p.Name] = s
+	if here {
+		return nil
+	}
+	return m.openFor(p.Name, s)
+}
+
+// openFor listens anew. m.mu is held.
+func (m *moves) openFor(name string, s *silence) (err error) {
+	guest := s.port.NIC
+	theirs := func(frame []byte) bool {
+		is := speaksFrom(frame, guest)
+		if is {
+			guest.MAC = fabric.MAC(frame[6:12])
+		}
+		return is
+	}
+	s.ear, err = openEar(s.index, mostOfHeaders, theirs, func(e *ear) {
+		m.introduce(guest, e.index)
+		m.mu.Lock()
+		mine := s.ear == e
+		if mine {
+			s.end()
+		}
+		m.mu.Unlock()
+		if !mine {
+			return
+		}
+		select {
+		case m.heard <- name:
+		case <-e.stop:
+		default:
+			m.changed()
+		}
+	})
+	return err
+}
+
+// end gives the ear that is to be closed. moves.mu is held.
+func (s *silence) end() *ear {
+	e := s.ear
+	s.ear = nil
+	s.hold()
+	return e
+}
+
+// hold has nobody ask any more. moves.mu is held.
+func (s *silence) hold() {
+	if s.over != nil {
+		close(s.over)
+		s.over = nil
+	}
+}
+
+// hush closes an ear, if there is one. moves.mu is not held: what the ear has
+// heard may wait for it.
+func hush(e *ear) {
+	if e != nil {
+		e.close()
+	}
+}
+
+// carrier takes up that a link got carrier or lost it: then the guest is to be
+// heard again.
+func (m *moves) carrier(name string, index int32, up bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.silences[name]
+	switch {
+	case m.closed || s == nil || s.index != index:
+	case up:
+		m.ask(s)
+	default:
+		s.hold()
+		if s.ear == nil {
+			_ = m.openFor(name, s) // the link has gone meanwhile; without an ear nobody waits
+		}
+	}
+}
+
+// ask asks a guest that has carrier for its addresses, until it is heard or for
+// long enough. m.mu is held.
+func (m *moves) ask(s *silence) {
+	if s.ear == nil || s.over != nil {
+		return
+	}
+	e, over := s.ear, make(chan struct{})
+	s.over = over
+	m.asking.Go(func() {
+		if !e.ask(questions(s.port), over) {
+			return
+		}
+		m.mu.Lock()
+		last := s.ear == e && s.over == over
+		if last {
+			s.end()
+		}
+		m.mu.Unlock()
+		if last {
+			e.close()
+			m.changed()
+		}
+	})
+}
+
+// ask sends frames again and again. It reports whether that was for long enough,
+// and it is not over for another reason.
+func (e *ear) ask(frames [][]byte, over <-chan struct{}) bool {
+	again, enough := time.NewTicker(askEvery), time.NewTimer(fabric.ListenFor)
+	defer again.Stop()
+	defer enough.Stop()
+	for {
+		for _, f := range frames {
+			_, _ = e.file.Write(f) // the link may have gone
+		}
+		select {
+		case <-over:
+			return false
+		case <-enough.C:
+			return true
+		case <-again.C:
+		}
+	}
+}
+
+// silent reports whether the guest of a port that has carrier is still to be heard.
+func (m *moves) silent(name string, index int32) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.silences[name]
+	if s == nil || s.index != index || s.ear == nil {
+		return false
+	}
+	m.ask(s)
+	return true
+}
+
+// mostOfHeaders is where the target of a neighbour advertisement ends (RFC 4861, 4.4).
+const mostOfHeaders = ethernetHeader + 40 + 24
+
+// speaksFrom reports whether a frame is from one of the addresses of a NIC, or
+// asks whether anybody else has it (RFC 5227, RFC 4862).
+func speaksFrom(frame []byte, nic fabric.NIC) bool {
+	if len(frame) < ethernetHeader {
+		return false
+	}
+	body := frame[ethernetHeader:]
+	var claims []netip.Addr
+	add := func(at, size int) {
+		if a, ok := netip.AddrFromSlice(body[at:min(at+size, len(body))]); ok {
+			claims = append(claims, a)
+		}
+	}
+	switch binary.BigEndian.Uint16(frame[12:]) {
+	case unix.ETH_P_ARP:
+		if len(body) < 28 {
+			return false
+		}
+		add(14, 4)
+		if claims[0].IsUnspecified() {
+			add(24, 4)
+		}
+	case unix.ETH_P_IP:
+		if len(body) < 20 {
+			return false
+		}
+		add(12, 4)
+	case unix.ETH_P_IPV6:
+		if len(body) < 40 {
+			return false
+		}
+		add(8, 16)
+		const solicitation, advertisement = 135, 136
+		if len(body) < 64 || body[6] != unix.IPPROTO_ICMPV6 {
+			break
+		}
+		if t := body[40]; t == advertisement || t == solicitation && claims[0].IsUnspecified() {
+			add(48, 16)
+		}
+	}
+	return slices.ContainsFunc(claims, func(a netip.Addr) bool {
+		return slices.ContainsFunc(nic.Prefixes(), func(p netip.Prefix) bool { return p.Contains(a) })
+	})
+}
