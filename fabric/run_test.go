@@ -512,7 +512,7 @@ func TestAdoptedLinks(t *testing.T) {
 			vm := from("libvirt", vm)
 			n.apply(vm, fabric.Wired) // prepare
 			n.did("store web wired", "wire web_net1")
-			n.dataplane.AddLink("web_net0")
+			n.dataplane.AddLinkDown("web_net0")
 			n.apply(vm, fabric.Wired) // start
 			n.did("wire web_net0")
 			require.NoError(t, n.Started(t.Context(), vm))
@@ -523,8 +523,7 @@ func TestAdoptedLinks(t *testing.T) {
 	t.Run("of a guest that starts", func(t *testing.T) {
 		runs(t, nil, func(t *testing.T, n *node) {
 			vm := from("lxd", guest("web", "203.0.113.10 2001:db8:100:1::10 adopt"))
-			n.dataplane.AddLink("web_net0")
-			n.dataplane.SetCarrier("web_net0", false)
+			n.dataplane.AddLinkDown("web_net0")
 			n.apply(vm, fabric.Live)
 			n.did(join("store web live", "wire web_net0", as("standby", announced[:2]))...)
 			time.Sleep(time.Second)
@@ -539,8 +538,7 @@ func TestAdoptedLinks(t *testing.T) {
 			n.dataplane.RemoveLink("web_net0")
 			moment()
 			n.did()
-			n.dataplane.AddLink("web_net0") // it boots
-			n.dataplane.SetCarrier("web_net0", false)
+			n.dataplane.AddLinkDown("web_net0") // it boots
 			moment()
 			n.did(join("wire web_net0", as("standby", announced[:2]))...)
 			n.dataplane.SetCarrier("web_net0", true)

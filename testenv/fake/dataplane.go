@@ -216,6 +216,11 @@ func (d *Dataplane) AddLink(name string) {
 	d.outside(func(links map[string]*link) { links[name] = &link{carrier: true} })
 }
 
+// AddLinkDown is AddLink of a link that has no carrier yet.
+func (d *Dataplane) AddLinkDown(name string) {
+	d.outside(func(links map[string]*link) { links[name] = &link{} })
+}
+
 // RemoveLink removes a link, ours or not, behind the back of the dataplane.
 func (d *Dataplane) RemoveLink(name string) {
 	d.outside(func(links map[string]*link) {
