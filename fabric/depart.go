@@ -23,6 +23,7 @@ type departure struct {
 	heard    time.Time // when it last said so
 	recorded bool      // what goes into the ports is kept
 	diverted bool
+	since    time.Time // when it was
 	// failed is the node where it did not arrive, and since when that is known
 	// here: the node itself says for a moment that it does.
 	failed   string
@@ -130,7 +131,7 @@ func (a *Agent) depart(ctx context.Context, vm string, to Node) {
 		a.mu.Unlock()
 		return
 	}
-	g.departure.to, g.departure.diverted = to, true
+	g.departure.to, g.departure.diverted, g.departure.since = to, true, time.Now()
 	d := g.want
 	a.mu.Unlock()
 	done, err := a.mover.Divert(ctx, d.VM.Ports(&a.cluster), to)

@@ -122,8 +122,11 @@ func (a *Agent) yield(ctx context.Context, vm string, from Node, n Notice) Answe
 	g.heard = max(g.heard, n.Generation)
 	g.claimants = add(g.claimants, from.Name)
 	leaving, unknown := d.Leaving, g.departure.to.Name != from.Name
+	soon := g.departure.diverted && time.Since(g.departure.since) < freshAtLeast
 	a.mu.Unlock()
 	switch {
+	case soon: // the routers have to hear of the other node first, which asks again
+		return answer
 	case leaving: // it is withdrawn when the hypervisor drops it
 		if unknown {
 			a.depart(ctx, vm, from)
