@@ -6,7 +6,8 @@
 // [RR], [Node], [VM], [NIC], [Port], [Route]), the [Agent] that keeps one
 // node as it should be, and the four interfaces that the agent consumes:
 // [Dataplane] (ports and host routes of the kernel), [Speaker] (BGP), [Store]
-// (the wanted state, over restarts) and [Source] (a hypervisor). Packages
+// (the wanted state, over restarts) and [Source] (a hypervisor). For guests that
+// move there are two more, [Mover] and [Nodes]. Packages
 // below this one fit those interfaces to real things: fabric/kernel,
 // fabric/gobgp, fabric/disk, fabric/libvirt.
 //
