@@ -29,11 +29,12 @@ demo: build ## show the whole system; nothing but Go, make and a kernel
 deps: ## install what the tests need (Debian, Ubuntu)
 	@./.ci/deps
 
-# Programs of the race detector sleep for a second when they end.
+# Programs of the race detector sleep for a second when they end. The labs wait
+# more than they work, so a few run at a time.
 test: deps ## install what is needed, then run every test with the race detector
 	@test "$$(id -u)" = 0 || echo "make test: not root, tests that need real daemons are skipped" >&2
 	VMFABRIC_LAB=$${VMFABRIC_LAB:-$$(test "$$(id -u)" = 0 && echo must)} GORACE=atexit_sleep_ms=0 \
-		$(GO) test -race -count=1 -timeout 20m ./...
+		$(GO) test -race -count=1 -parallel 3 -timeout 24m ./...
 
 unit: ## run the tests that need no daemon and no root
 	$(GO) test -short ./fabric/ ./fabric/clusterfile ./fabric/disk ./fabric/gobgp ./fabric/nodes ./fabric/libvirt/... ./fabric/lxd ./hooks/... ./internal/render ./cmd/...

@@ -528,8 +528,13 @@ func TestNodeReturns(t *testing.T) {
 }
 
 func nodeReturns(t *testing.T, apart bool) {
-	m := startShuttle(t, options{apart: apart, change: func(c *fabric.Cluster) { c.Timers.Restart = 5 * time.Second }})
+	m := startShuttle(t, options{change: func(c *fabric.Cluster) { c.Timers.Restart = 5 * time.Second }})
 	cut := m.top.Nodes["node1"]
+	if apart {
+		elsewhere := m.cluster
+		elsewhere.AgentPort = fabric.DefaultAgentPort + 1
+		m.configure("node1", m.writeFile("apart.yaml", elsewhere))
+	}
 	require.NoError(t, m.lab.Disconnect(cut))
 	stray := m.d
 	m.d = m.domain(m.lv["node2"], "sea_gold", testenv.DomainNIC{NIC: m.vm.NICs[0]})
@@ -564,5 +569,17 @@ func nodeReturns(t *testing.T, apart bool) {
 		assert.Zero(t, r.Lost, "%+v", r)
 	}
 	require.NoError(t, stray.Destroy(soon(t)))
+	if apart {
+		m.configure("node1", m.file)
+	}
 	m.rests("node2")
+}
+
+// configure restarts an agent with another cluster file.
+func (m *shuttle) configure(node, file string) {
+	m.t.Helper()
+	a := m.agents[node]
+	a.args[slices.Index(a.args, "--config")+1] = file
+	a.restart(a.Stop)
+	a.established()
 }

@@ -67,7 +67,6 @@ type options struct {
 	noAgent  bool
 	resumes  bool     // BIRD reflectors say that they resume, as docs/reflector.md has it
 	unmanned []string // nodes on which nothing runs
-	apart    bool     // the agent of node1 and the others cannot talk
 }
 
 // start builds a cluster with two reflectors, a core gateway and an agent on
@@ -124,14 +123,8 @@ func (s *system) writeFile(name string, c fabric.Cluster) (path string) {
 func (s *system) newAgent(name string, h *testenv.Host) *agent {
 	s.t.Helper()
 	a := &agent{s: s, node: h, socket: filepath.Join(h.Dir(), "agent.sock")}
-	file := s.file
-	if s.o.apart && name == "node1" {
-		elsewhere := s.cluster
-		elsewhere.AgentPort = fabric.DefaultAgentPort + 1
-		file = s.writeFile("apart.yaml", elsewhere)
-	}
 	a.args = []string{
-		"agent", "--config", file, "--node", name, "--state", filepath.Join(h.Dir(), "state"),
+		"agent", "--config", s.file, "--node", name, "--state", filepath.Join(h.Dir(), "state"),
 		"--socket", a.socket, "--libvirt", "off", "--lxd", "off", "--log-level", "debug",
 	}
 	if kind := s.o.speakers[name]; kind != "" {
