@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -345,34 +344,6 @@ func TestAgentAndLibvirtComeAndGo(t *testing.T) {
 	state, err := stays.State(ctx)
 	require.NoError(t, err)
 	assert.Equal(t, "running", state)
-}
-
-// TestMigrationIsNotAnnouncedEarly: the destination announces at the cutover,
-// which no hook tells.
-func TestMigrationIsNotAnnouncedEarly(t *testing.T) {
-	t.Parallel()
-	s := start(t, options{nodes: 2, noAgent: true})
-	one, two := s.hypervisor("node1"), s.hypervisor("node2")
-	d := s.domain(one, "sea_gold", tap("203.0.113.10", "2001:db8:100::10"))
-	require.NoError(t, d.Start(soon(t)))
-	require.NoError(t, d.WaitReady(soon(t)))
-	s.coreHas(s.top.Nodes["node1"], seaGold...)
-
-	require.NoError(t, d.Migrate(context.WithoutCancel(soon(t)), two))
-	s.coreHas(s.top.Nodes["node2"], seaGold...)
-	s.reaches(s.top.Client, "203.0.113.10", "2001:db8:100::10")
-	s.eventually("the source keeps nothing", func() error {
-		if left := s.leftOn(s.top.Nodes["node1"]); len(left) > 0 {
-			return fmt.Errorf("left: %v", left)
-		}
-		return nil
-	})
-	log := s.agents["node2"].Log()
-	wired, live := strings.Index(log, "msg=wired vm=sea_gold"), strings.Index(log, "msg=live vm=sea_gold")
-	assert.Positive(t, wired)
-	assert.Greater(t, live, wired)
-	require.NoError(t, d.Destroy(soon(t)))
-	s.leavesNothing(s.top.Nodes["node2"], seaGold...)
 }
 
 // TestHangingLibvirt: a libvirtd that is there and says nothing is a problem
