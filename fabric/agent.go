@@ -589,12 +589,7 @@ func (a *Agent) setDown(vm string, nic int) {
 }
 
 // poke wakes the pass.
-func (a *Agent) poke() {
-	select {
-	case a.wake <- struct{}{}:
-	default:
-	}
-}
+func (a *Agent) poke() { rouse(a.wake) }
 
 func portNames(vm VM) []string {
 	names := make([]string, len(vm.NICs))

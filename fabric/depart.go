@@ -36,7 +36,7 @@ func (a *Agent) leaves(ctx context.Context, to Node, n Notice) (answer Answer) {
 		unlock := a.guestLocks.lock(vm)
 		a.mu.Lock()
 		g := a.guests[vm]
-		if g == nil || g.want.State != Live || g.want.Lost != "" || vm != n.VM {
+		if g == nil || !g.want.announced() || vm != n.VM {
 			a.mu.Unlock()
 			unlock()
 			continue
@@ -70,7 +70,7 @@ func (a *Agent) left(ctx context.Context, to Node, n Notice) (answer Answer) {
 		unlock := a.guestLocks.lock(vm)
 		a.mu.Lock()
 		g := a.guests[vm]
-		here := g != nil && g.want.State == Live && g.want.Lost == "" && g.has && g.want.VM.Origin != "" && vm == n.VM && n.Generation > g.want.Generation
+		here := g != nil && g.want.announced() && g.has && g.want.VM.Origin != "" && vm == n.VM && n.Generation > g.want.Generation
 		if here {
 			answer.Held, answer.Generation = true, max(answer.Generation, g.want.Generation)
 		}

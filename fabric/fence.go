@@ -29,7 +29,10 @@ const unmetFor = time.Minute
 // it is this node's from now on. stand is how its NICs stand. It reports whether
 // d is new. a.mu is held.
 func (a *Agent) claim(g *guest, d *Desired, st stands) bool {
-	has := d.State == Live && d.Lost == "" && slices.ContainsFunc(d.VM.numbers(), func(n int) bool { return st[n] != down && st[n] != arriving })
+	has := false
+	for n := range d.VM.NICs {
+		has = has || d.announced() && st[n] != down && st[n] != arriving
+	}
 	had := g.has
 	g.has = has
 	switch {
@@ -45,25 +48,14 @@ func (a *Agent) claim(g *guest, d *Desired, st stands) bool {
 	d.Generation = max(uint64(time.Now().UnixMilli()), g.heard+1, d.Generation+1)
 	if d.Unreleased = slices.Clone(a.nodes.Names()); len(d.Unreleased) == 0 {
 		time.AfterFunc(freshAtLeast, a.poke)
-	} else {
-		time.AfterFunc(unmetFor, a.poke)
 	}
 	g.stand = maps.Clone(st)
-	for _, n := range d.VM.numbers() {
+	for n := range d.VM.NICs {
 		if g.stand[n] == settled {
 			g.stand[n] = arrived
 		}
 	}
 	return true
-}
-
-// numbers lists those of the NICs.
-func (v VM) numbers() []int {
-	ns := make([]int, len(v.NICs))
-	for n := range ns {
-		ns[n] = n
-	}
-	return ns
 }
 
 // fresh tells whether a guest is announced before others: it began to run here,
@@ -169,7 +161,7 @@ func (a *Agent) claimAnswered(vm, node string, generation uint64, answer Answer)
 	}
 	a.mu.Lock()
 	g := a.guests[vm]
-	late := g != nil && g.want.State == Live && g.want.Lost == "" && g.want.Generation == generation && answer.Generation > generation
+	late := g != nil && g.want.announced() && g.want.Generation == generation && answer.Generation > generation
 	if late {
 		g.heard = max(g.heard, answer.Generation)
 	}
@@ -180,7 +172,7 @@ func (a *Agent) claimAnswered(vm, node string, generation uint64, answer Answer)
 	defer a.guestLocks.lock(vm)()
 	a.mu.Lock()
 	g = a.guests[vm]
-	late = g != nil && g.want.State == Live && g.want.Lost == "" && g.want.Generation == generation
+	late = g != nil && g.want.announced() && g.want.Generation == generation
 	a.mu.Unlock()
 	if late {
 		a.lose(context.Background(), vm, node)
@@ -257,7 +249,7 @@ func (a *Agent) rival(ctx context.Context, r Rival) {
 		unlock := a.guestLocks.lock(vm)
 		a.mu.Lock()
 		g := a.guests[vm]
-		yields := g != nil && g.want.State == Live && g.want.Lost == "" && g.has && !g.want.Leaving && g.want.VM.Origin != "" && !a.fresh(g, time.Now())
+		yields := g != nil && g.want.announced() && g.has && !g.want.Leaving && g.want.VM.Origin != "" && !a.fresh(g, time.Now())
 		a.mu.Unlock()
 		if yields {
 			a.lose(ctx, vm, a.nodeAt(r.Via))
@@ -278,7 +270,7 @@ func (a *Agent) nodeAt(addr netip.Addr) string {
 
 // lostText says, for people, that another node has a guest.
 func lostText(d Desired) string {
-	return fmt.Sprintf("%s has it since later, so it is not announced here; stop the guest here, or start it anew to take it back", d.Lost)
+	return fmt.Sprintf("%s has it, and began to run it later, so it is not announced here; stop the guest here, or start it anew to take it back", d.Lost)
 }
 
 // add gives the list with a name in it.

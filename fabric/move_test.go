@@ -437,7 +437,7 @@ func TestNodeThatNobodyHasMet(t *testing.T) {
 			src.Set(vm, fabric.Live)
 			time.Sleep(50 * time.Second)
 			assert.Equal(t, fabric.Fresh, as())
-			time.Sleep(15 * time.Second)
+			time.Sleep(45 * time.Second)
 			assert.Equal(t, fabric.Normal, as())
 			ctx, cancel := context.WithCancel(t.Context())
 			served := make(chan error)

@@ -186,12 +186,7 @@ func (l *moveLog) end(vm, outcome string) *Move {
 }
 
 // keep has the reports kept soon.
-func (l *moveLog) keep() {
-	select {
-	case l.ended <- struct{}{}:
-	default:
-	}
-}
+func (l *moveLog) keep() { rouse(l.ended) }
 
 // copy gives the report as it is now.
 func (r *report) copy() Move {

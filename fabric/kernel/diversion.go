@@ -96,7 +96,7 @@ func (d *Dataplane) divert(prefixes []netip.Prefix, to fabric.Node, troubles *tr
 			case 0:
 				diverted = append(diverted, some[i])
 			case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EINVAL:
-				troubles.add(some[i], fmt.Errorf("node %s (%s) is no neighbour on one of the links: %w; packets cannot be diverted to it", to.Name, to.Source(some[i].Addr()), reason(err)))
+				troubles.add(some[i], fmt.Errorf("node %s (%s) is no neighbour on one of the links: %w; put both nodes on one link", to.Name, to.Source(some[i].Addr()), reason(err)))
 			default:
 				troubles.add(some[i], reason(err))
 			}
@@ -298,7 +298,7 @@ func (r *rtnl) resolve(ctx context.Context, a netip.Addr, index int32) (fabric.M
 		}
 		select {
 		case <-ctx.Done():
-			return fabric.MAC{}, fmt.Errorf("neighbour %s does not answer", a)
+			return fabric.MAC{}, fmt.Errorf("neighbour %s does not answer; see whether it is up: ip neigh show %[1]s", a)
 		case <-time.After(resolveLook):
 		}
 	}

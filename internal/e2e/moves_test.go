@@ -217,6 +217,18 @@ func (m *shuttle) moves(o testenv.MigrateOptions, during ...func(*testenv.Migrat
 	}
 }
 
+// awaits waits until a node's report of the move under way has a moment.
+func (m *shuttle) awaits(node, what string, at func(fabric.Move) time.Time) {
+	m.t.Helper()
+	m.eventually(what, func() error {
+		moves := m.agents[node].ask(hooks.Moves, fabric.VM{Name: m.d.Name()}).Moves
+		if len(moves) == 0 || moves[0].Outcome != "under way" || at(moves[0]).IsZero() {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+}
+
 // reported gives the newest report of a node once the move is over.
 func (m *shuttle) reported(node string) (move fabric.Move) {
 	m.t.Helper()
@@ -338,13 +350,7 @@ func TestFailedMoves(t *testing.T) {
 	}
 	// suspended waits until the source has sent the guest's packets on.
 	suspended := func(m *shuttle, from string) {
-		m.eventually("the guest has stopped at the source", func() error {
-			moves := m.agents[from].ask(hooks.Moves, fabric.VM{Name: m.d.Name()}).Moves
-			if len(moves) == 0 || moves[0].Outcome != "under way" || moves[0].Stopped.IsZero() {
-				return errors.New("not yet")
-			}
-			return nil
-		})
+		m.awaits(from, "the guest has stopped", func(r fabric.Move) time.Time { return r.Stopped })
 	}
 	for group, cases := range map[string][]struct {
 		name string
@@ -396,13 +402,7 @@ func TestFailedMoves(t *testing.T) {
 				m.agents[from].restart(m.agents[from].Kill)
 			}, "to"},
 			{"the source's agent is killed once the guest runs elsewhere", testenv.MigrateOptions{}, func(m *shuttle, from, to string, _ *testenv.Migration) {
-				m.eventually("the guest runs at the destination", func() error {
-					moves := m.agents[to].ask(hooks.Moves, fabric.VM{Name: m.d.Name()}).Moves
-					if len(moves) == 0 || moves[0].Outcome != "under way" || moves[0].Announced.IsZero() {
-						return errors.New("not yet")
-					}
-					return nil
-				})
+				m.awaits(to, "the guest runs", func(r fabric.Move) time.Time { return r.Announced })
 				m.agents[from].restart(m.agents[from].Kill)
 			}, "to"},
 			{"the destination's agent is gone from the copy on", slow, func(m *shuttle, _, to string, g *testenv.Migration) {
