@@ -90,6 +90,9 @@ func (a *Agent) stays(ctx context.Context, at Node, n Notice) {
 		a.mu.Lock()
 		g := a.guests[vm]
 		concerned := g != nil && g.departure.to.Name == at.Name
+		if g != nil && g.departure.failed == at.Name {
+			g.departure.failed = "" // what it says from now on is of another attempt
+		}
 		a.mu.Unlock()
 		if concerned {
 			a.remain(ctx, vm, "cancelled: it did not arrive at "+at.Name)
@@ -212,6 +215,10 @@ func (a *Agent) record(ctx context.Context, vm string, on bool) {
 	}
 	a.mu.Lock()
 	g := a.guests[vm]
+	if g == nil {
+		a.mu.Unlock()
+		return
+	}
 	names := portNames(g.want.VM)
 	g.departure.recorded = on
 	a.mu.Unlock()

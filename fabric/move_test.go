@@ -317,6 +317,18 @@ func TestMoveThatFails(t *testing.T) {
 			}
 			ends(t, p, p.two)
 			back(t, p)
+
+			// The next attempt, soon after, is a move like any other.
+			p.arrives(p.two)
+			p.src[p.one].Leave(p.vm)
+			moment()
+			moves, err := p.one.Moves(t.Context(), "web")
+			require.NoError(t, err)
+			assert.Equal(t, "under way", moves[0].Outcome)
+			assert.False(t, moves[0].Learned.IsZero() || moves[0].Stopped.IsZero(), "%+v", moves[0])
+			p.src[p.two].Set(p.vm, fabric.Live)
+			p.leaves(p.one)
+			p.lets(p.two)
 		})
 	})
 	t.Run("the destination ends first", func(t *testing.T) {
