@@ -1,0 +1,22 @@
+// Prepare fills the lab's cache with what comes from a package mirror: the
+// kernel and the initial file system of the guests. No test then downloads
+// anything in its own time.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"github.com/vmfabric/vmfabric/testenv"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if _, err := testenv.GuestImage(ctx); err != nil {
+		fmt.Fprintf(os.Stderr, "prepare: %v\n", err)
+		os.Exit(1)
+	}
+}
