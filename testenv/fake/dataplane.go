@@ -242,6 +242,18 @@ func (d *Dataplane) Foreign(name string) bool {
 	return there && !l.ours
 }
 
+// Routed reports whether a port of ours routes packets for a prefix.
+func (d *Dataplane) Routed(p netip.Prefix) bool {
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	for _, l := range d.kernel.links {
+		if l.ours && len(l.faults) == 0 && slices.Contains(l.port.NIC.Prefixes(), p) {
+			return true
+		}
+	}
+	return false
+}
+
 // Mute keeps Changed silent, as if events were lost.
 func (d *Dataplane) Mute(silent bool) {
 	d.kernel.mu.Lock()

@@ -111,6 +111,14 @@ func (d *Dataplane) Diverted(ctx context.Context) ([]netip.Prefix, error) {
 	return slices.SortedFunc(maps.Keys(d.kernel.diverted), netip.Prefix.Compare), nil
 }
 
+// DivertedTo gives the node that packets for a prefix go to in place of a port.
+func (d *Dataplane) DivertedTo(p netip.Prefix) (to fabric.Node, diverted bool) {
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	to, diverted = d.kernel.diverted[p]
+	return to, diverted
+}
+
 // Heard implements [fabric.Mover].
 func (d *Dataplane) Heard() <-chan string { return d.heard }
 

@@ -1,0 +1,182 @@
+package simulate
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// The bounds that the checker holds the agents to.
+const (
+	sampleEvery = 10 * time.Millisecond
+	holeBound   = time.Second     // without a way for packets, while the guest's agent is there
+	adopted     = 3 * time.Second // from an agent's start to when it is held to that
+	rest        = 3 * time.Minute // from the last fault to when everything is right
+)
+
+// watch looks all the time whether packets find each guest that runs, until
+// stop is closed.
+func (w *world) watch(stop <-chan struct{}) {
+	type hole struct {
+		for_ time.Duration
+		told bool
+	}
+	holes := map[*guest]*hole{}
+	tick := time.NewTicker(sampleEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+		}
+		for _, g := range w.guests[:guests] {
+			p := g.place()
+			if p.at == nil || p.paused || w.disputed(g) {
+				delete(holes, g)
+				continue
+			}
+			l := p.at.alive()
+			if l == nil || time.Since(l.since) < adopted {
+				continue // nothing gets worse, but what was wrong is not mended
+			}
+			why := w.astray(g, p.at)
+			if why == "" {
+				delete(holes, g)
+				continue
+			}
+			if holes[g] == nil {
+				holes[g] = &hole{}
+			}
+			h := holes[g]
+			if h.for_ += sampleEvery; h.for_ > holeBound && !h.told && time.Since(p.since) > holeBound {
+				h.told = true
+				w.fail("%s runs on %s, and packets for it are lost for more than %v: %s", g.vm.Name, p.at.self.Name, holeBound, why)
+			}
+		}
+	}
+}
+
+// astray tells why packets do not find a guest on a node, or "".
+func (w *world) astray(g *guest, at *node) string {
+	for _, prefix := range g.vm.Prefixes() {
+		switch end, way := w.way(prefix); {
+		case end == nil:
+			return fmt.Sprintf("%s: %s", prefix, way)
+		case end != at:
+			return fmt.Sprintf("%s: it is brought to %s (%s)", prefix, end.self.Name, way)
+		}
+	}
+	return ""
+}
+
+// disputed reports whether another guest with the addresses of g runs, or did a
+// moment ago: who has them then is for the agents to find out.
+func (w *world) disputed(g *guest) bool {
+	for _, other := range w.all()[guests:] {
+		if other.vm.NICs[0].Addresses[0] == g.vm.NICs[0].Addresses[0] {
+			if p := other.place(); p.at != nil || time.Since(p.since) < adopted {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// settled checks everything, long after the last fault.
+func (w *world) settled() {
+	for _, g := range w.all() {
+		p := g.place()
+		for _, prefix := range g.vm.Prefixes() {
+			who := w.routers.announcers(prefix)
+			var should []string
+			if p.at != nil {
+				should = []string{p.at.self.Name}
+			} else if w.heldByAnother(prefix, g) {
+				continue
+			}
+			if !slices.Equal(who, should) {
+				w.fail("at rest: %s of %s is announced by [%s], not by [%s]", prefix, g.vm.Name, strings.Join(who, " "), strings.Join(should, " "))
+			}
+		}
+		if p.at == nil {
+			continue
+		}
+		if why := w.astray(g, p.at); why != "" {
+			w.fail("at rest: %s runs on %s, and packets for it are lost: %s", g.vm.Name, p.at.self.Name, why)
+		}
+	}
+	for _, n := range w.nodes {
+		w.settledNode(n)
+	}
+}
+
+func (w *world) heldByAnother(prefix netip.Prefix, g *guest) bool {
+	for _, other := range w.all() {
+		if other != g && other.place().at != nil && slices.Contains(other.vm.Prefixes(), prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// settledNode checks that a node has what its guests need, and nothing else.
+func (w *world) settledNode(n *node) {
+	ctx := context.Background()
+	var should, have, kept []string
+	for _, g := range w.all() {
+		if g.place().at == n {
+			should = append(should, g.vm.Name)
+		}
+	}
+	ports, err := n.links().Actual(ctx)
+	if err != nil {
+		w.fail("at rest: %s: %v", n.self.Name, err)
+	}
+	for _, p := range ports {
+		have = append(have, p.VM)
+		if len(p.Faults) > 0 {
+			w.fail("at rest: %s: port %s: %s", n.self.Name, p.Name, strings.Join(p.Faults, ", "))
+		}
+	}
+	stored, err := n.store.All(ctx)
+	if err != nil {
+		w.fail("at rest: %s: %v", n.self.Name, err)
+	}
+	for _, d := range stored {
+		kept = append(kept, d.VM.Name)
+		if d.State != fabric.Live {
+			w.fail("at rest: %s keeps %s as %v", n.self.Name, d.VM.Name, d.State)
+		}
+	}
+	for what, names := range map[string][]string{"has ports of": have, "keeps the state of": kept} {
+		slices.Sort(names)
+		slices.Sort(should)
+		if !slices.Equal(names, should) {
+			w.fail("at rest: %s %s %v, and %v run there", n.self.Name, what, names, should)
+		}
+	}
+	if diverted, err := n.links().Diverted(ctx); err != nil || len(diverted) > 0 {
+		w.fail("at rest: %s diverts %v (%v)", n.self.Name, diverted, err)
+	}
+	l := n.alive()
+	if l == nil {
+		w.fail("at rest: %s has no agent", n.self.Name)
+		return
+	}
+	st, err := l.agent.Status(ctx)
+	if err != nil || !st.Healthy {
+		w.fail("at rest: %s is not well: %s (%v)", n.self.Name, strings.Join(st.Problems, "; "), err)
+	}
+	routes, _ := l.speaker.Actual(ctx)
+	for _, r := range routes {
+		if r.Preference != fabric.Normal {
+			w.fail("at rest: %s announces %s as %v", n.self.Name, r.Prefix, r.Preference)
+		}
+	}
+}

@@ -1,0 +1,146 @@
+package simulate
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/testenv/fake"
+)
+
+// How long a hook waits for an agent before a guest runs, and after.
+const (
+	waitBefore = 4 * time.Second
+	waitAfter  = time.Second
+)
+
+// delays draws how long steps within an operation take.
+type delays struct{ rnd *rand.Rand }
+
+func (d delays) sleep(least, most time.Duration) { time.Sleep(between(d.rnd, least, most)) }
+
+func (g *guest) port() string { return fabric.PortName(g.vm.Name, 0) }
+
+func (g *guest) carrier(n *node, up bool) {
+	if k := n.links(); k != nil {
+		k.SetCarrier(g.port(), up)
+	}
+}
+
+func (n *node) apply(g *guest, s fabric.State, wait time.Duration) error {
+	return n.hook(wait, func(ctx context.Context, a *fabric.Agent) error { return a.Apply(ctx, g.vm, s) })
+}
+
+// start runs the hooks and the events of virsh start. It reports whether the
+// guest runs.
+func (g *guest) start(n *node, d delays) bool {
+	if !n.on() {
+		return false
+	}
+	if err := n.apply(g, fabric.Wired, waitBefore); err != nil { // prepare
+		g.set(func(g *guest) { g.refused = err.Error() })
+		g.release(n, d)
+		return false
+	}
+	d.sleep(time.Millisecond, 100*time.Millisecond) // QEMU starts
+	if !n.on() {
+		return false
+	}
+	g.carrier(n, true)
+	if err := n.apply(g, fabric.Wired, waitBefore); err != nil { // start
+		g.carrier(n, false)
+		g.release(n, d)
+		return false
+	}
+	if !n.on() {
+		return false
+	}
+	g.set(func(g *guest) { g.at, g.paused, g.settled, g.refused = n, false, false, "" })
+	d.sleep(0, 5*time.Millisecond)
+	err := n.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Started(ctx, g.vm) })
+	n.tell(func(s *fake.Source) { s.Set(g.vm, fabric.Live) })
+	if n.on() {
+		g.set(func(g *guest) { g.settled = err == nil })
+	}
+	return n.on()
+}
+
+// on reports whether the node has power.
+func (n *node) on() bool { return n.links() != nil }
+
+// end runs what libvirt does when a guest ended; crashed: without its wish.
+func (g *guest) end(n *node, d delays) {
+	g.set(func(g *guest) { g.at, g.paused, g.settled = nil, false, false })
+	g.carrier(n, false)
+	g.release(n, d)
+}
+
+// release runs the hooks stopped and release, and tells the event.
+func (g *guest) release(n *node, d delays) {
+	if !n.on() {
+		return
+	}
+	d.sleep(0, 20*time.Millisecond)
+	_ = n.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Withdraw(ctx, g.vm.Name) })
+	d.sleep(0, 20*time.Millisecond)
+	_ = n.apply(g, fabric.Absent, waitAfter)
+	n.tell(func(s *fake.Source) { s.Set(g.vm, fabric.Absent) })
+}
+
+// migrate runs the hooks and the events of virsh migrate --live, up to where it
+// fails, if it is to.
+func (g *guest) migrate(to *node, kind Kind, d delays) {
+	from := g.place().at
+	if from == nil || from == to || !to.on() {
+		return
+	}
+	_ = to.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Expect(ctx, g.vm.Name) })
+	if err := to.apply(g, fabric.Wired, waitBefore); err != nil {
+		g.release(to, d)
+		return
+	}
+	d.sleep(time.Millisecond, 100*time.Millisecond)
+	g.carrier(to, true)
+	g.mu.Lock()
+	g.to = to
+	g.mu.Unlock()
+	defer func() {
+		g.mu.Lock()
+		g.to = nil
+		g.mu.Unlock()
+	}()
+	to.tell(func(s *fake.Source) { s.Set(g.vm, fabric.Wired) })
+	_ = to.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Started(ctx, g.vm) })
+	undo := func() {
+		g.carrier(to, false)
+		g.release(to, d)
+	}
+	d.sleep(10*time.Millisecond, 3*time.Second) // the copy
+	if kind == Abort || g.place().at != from || !to.on() {
+		undo()
+		return
+	}
+	g.set(func(g *guest) { g.paused = true })
+	d.sleep(0, 5*time.Millisecond)
+	from.tell(func(s *fake.Source) { s.Leave(g.vm) })
+	d.sleep(5*time.Millisecond, 80*time.Millisecond) // the last of the copy
+	if kind == Return || !to.on() || g.place().at != from {
+		if g.place().at == from {
+			g.set(func(g *guest) { g.paused = false })
+			from.tell(func(s *fake.Source) { s.Set(g.vm, fabric.Live) })
+		}
+		undo()
+		return
+	}
+	g.set(func(g *guest) { g.at, g.to, g.paused, g.settled = to, nil, false, true })
+	d.sleep(0, 3*time.Millisecond)
+	if k := to.links(); k != nil {
+		k.Hear(g.port())
+	}
+	d.sleep(0, 20*time.Millisecond)
+	to.tell(func(s *fake.Source) { s.Set(g.vm, fabric.Live) })
+	d.sleep(0, 50*time.Millisecond)
+	g.carrier(from, false)
+	g.release(from, d)
+}

@@ -1,0 +1,299 @@
+package simulate
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/testenv/fake"
+)
+
+// node is one of the cluster: what stays when its agent ends, and the agent.
+type node struct {
+	world *world
+	self  fabric.Node
+	end   *fake.Nodes
+	store *fake.Store
+
+	mu     sync.Mutex
+	kernel *fake.Dataplane // as the newest agent sees it
+	life   *life           // nil: no agent runs
+	boot   int
+	power  bool
+	deaf   bool // the hypervisor tells no event
+	downs  int  // reasons why there is no agent
+	cuts   map[string]int
+}
+
+// life is an agent from its start to its end.
+type life struct {
+	agent   *fabric.Agent
+	source  *fake.Source
+	speaker *speaker
+	since   time.Time
+	mortal  *mortal
+	cancel  context.CancelFunc
+	ended   chan struct{}
+}
+
+// mortal ends what an agent does to the world: one that was killed does no more.
+type mortal struct {
+	mu   sync.Mutex
+	dead bool
+}
+
+func (m *mortal) die() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.dead = true
+}
+
+func (m *mortal) err() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.dead {
+		return errDead
+	}
+	return nil
+}
+
+// ports are the ports of an agent as long as it lives.
+type ports struct {
+	*fake.Dataplane
+	*mortal
+}
+
+func (p ports) Put(ctx context.Context, port fabric.Port) error {
+	if err := p.err(); err != nil {
+		return err
+	}
+	return p.Dataplane.Put(ctx, port)
+}
+
+func (p ports) Remove(ctx context.Context, names ...string) error {
+	if err := p.err(); err != nil {
+		return err
+	}
+	return p.Dataplane.Remove(ctx, names...)
+}
+
+func (p ports) Divert(ctx context.Context, all []fabric.Port, to fabric.Node) (fabric.Diversion, error) {
+	if err := p.err(); err != nil {
+		return fabric.Diversion{}, err
+	}
+	return p.Dataplane.Divert(ctx, all, to)
+}
+
+func (p ports) Return(ctx context.Context, prefixes ...netip.Prefix) error {
+	if err := p.err(); err != nil {
+		return err
+	}
+	return p.Dataplane.Return(ctx, prefixes...)
+}
+
+// disk is the store of an agent as long as it lives.
+type disk struct {
+	*fake.Store
+	*mortal
+}
+
+func (d disk) Put(ctx context.Context, g fabric.Desired) error {
+	if err := d.err(); err != nil {
+		return err
+	}
+	return d.Store.Put(ctx, g)
+}
+
+func (d disk) Delete(ctx context.Context, vm string) error {
+	if err := d.err(); err != nil {
+		return err
+	}
+	return d.Store.Delete(ctx, vm)
+}
+
+// wire is an agent's way to the others, with delays, as long as it lives.
+type wire struct {
+	*fake.Nodes
+	*mortal
+	delay time.Duration
+}
+
+func (w wire) Ask(ctx context.Context, to string, n fabric.Notice) (fabric.Answer, error) {
+	if err := w.err(); err != nil {
+		return fabric.Answer{}, err
+	}
+	time.Sleep(w.delay)
+	answer, err := w.Nodes.Ask(ctx, to, n)
+	time.Sleep(w.delay)
+	return answer, err
+}
+
+// begin starts the node's agent, if nothing keeps it from running.
+func (n *node) begin() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.life != nil || n.downs > 0 || !n.power {
+		return
+	}
+	if n.kernel == nil {
+		n.kernel = fake.NewDataplane(nil)
+	} else {
+		n.kernel = n.kernel.Again()
+	}
+	l := &life{mortal: &mortal{}, since: time.Now(), source: fake.NewSource("libvirt"), speaker: newSpeaker(n.self.Name, n.world.routers), ended: make(chan struct{})}
+	n.world.runningOn(n, l.source)
+	agent, err := fabric.New(fabric.Config{
+		Cluster: n.world.cluster, Node: n.self.Name,
+		Dataplane: ports{n.kernel, l.mortal}, Speaker: l.speaker, Store: disk{n.store, l.mortal},
+	}, fabric.WithSources(l.source), fabric.WithNodes(wire{n.end, l.mortal, n.world.delay}), fabric.WithBoot(fmt.Sprint("boot ", n.boot)))
+	if err != nil {
+		n.world.fail("node %s: %v", n.self.Name, err)
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	l.agent, l.cancel = agent, cancel
+	n.life = l
+	go func() {
+		defer close(l.ended)
+		if err := agent.Adopt(ctx); err != nil && l.mortal.err() == nil {
+			n.world.fail("node %s: %v", n.self.Name, err)
+		}
+		if l.mortal.err() != nil {
+			return
+		}
+		n.world.routers.open(l.speaker)
+		if err := agent.Run(ctx); err != nil {
+			n.world.fail("node %s: %v", n.self.Name, err)
+		}
+	}()
+}
+
+// kill ends the node's agent where it is.
+func (n *node) kill() {
+	n.mu.Lock()
+	l := n.life
+	n.life = nil
+	power := !n.power
+	n.mu.Unlock()
+	if l == nil {
+		return
+	}
+	l.mortal.die()
+	l.speaker.die()
+	n.world.routers.lost(n.self.Name, power)
+	l.cancel()
+	<-l.ended
+}
+
+// down keeps the node without an agent for a time.
+func (n *node) down(d time.Duration) {
+	n.mu.Lock()
+	n.downs++
+	n.mu.Unlock()
+	n.kill()
+	time.Sleep(d)
+	n.mu.Lock()
+	n.downs--
+	n.mu.Unlock()
+	n.begin()
+}
+
+// powerOff takes everything from the node that is not on its disk, for a time.
+func (n *node) powerOff(d time.Duration) {
+	n.mu.Lock()
+	if !n.power {
+		n.mu.Unlock()
+		return
+	}
+	n.power = false
+	n.boot++
+	n.mu.Unlock()
+	n.world.died(n)
+	n.kill()
+	n.mu.Lock()
+	n.kernel = nil
+	n.mu.Unlock()
+	time.Sleep(d)
+	n.mu.Lock()
+	n.power = true
+	n.mu.Unlock()
+	n.begin()
+}
+
+// cut cuts the agents of two nodes off from each other, or ends one such cut.
+func (n *node) cut(other string, by int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.cuts[other] += by
+	n.end.Cut(other, n.cuts[other] > 0)
+}
+
+// alive gives the node's agent, or nil.
+func (n *node) alive() *life {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.life
+}
+
+// links gives the node's kernel, or nil without power.
+func (n *node) links() *fake.Dataplane {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.power {
+		return nil
+	}
+	return n.kernel
+}
+
+// tell has the hypervisor tell an event, to whoever listens.
+func (n *node) tell(f func(s *fake.Source)) {
+	n.mu.Lock()
+	l, deaf := n.life, n.deaf
+	n.mu.Unlock()
+	if l != nil && !deaf {
+		f(l.source)
+	}
+}
+
+// deafen has the hypervisor tell no event for a time, then that some were lost.
+func (n *node) deafen(d time.Duration) {
+	n.mu.Lock()
+	if n.deaf {
+		n.mu.Unlock()
+		return
+	}
+	n.deaf = true
+	n.mu.Unlock()
+	time.Sleep(d)
+	n.mu.Lock()
+	n.deaf = false
+	l := n.life
+	n.mu.Unlock()
+	if l != nil {
+		n.world.runningOn(n, l.source)
+		l.source.Lose()
+	}
+}
+
+// hook asks the node's agent as a hook does: it waits for one that is being
+// restarted, and for its answer, in bounds.
+func (n *node) hook(wait time.Duration, ask func(ctx context.Context, a *fabric.Agent) error) error {
+	end := time.Now().Add(wait)
+	for {
+		if l := n.alive(); l != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			err := ask(ctx, l.agent)
+			cancel()
+			if l.mortal.err() == nil {
+				return err
+			}
+		}
+		if !time.Now().Before(end) {
+			return errDead
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}

@@ -1,0 +1,241 @@
+package simulate
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// The routers' times.
+const (
+	spread  = 5 * time.Millisecond  // from a node to the core gateway
+	restart = 120 * time.Second     // how long routes of a node are kept whose sessions broke without a word
+	hold    = 9 * time.Second       // until a node without power is missed
+)
+
+// routers are the reflectors and the core gateway: what each node announces, as
+// they have it.
+type routers struct {
+	mu    sync.Mutex
+	nodes []fabric.Node
+	ribs  map[string]map[netip.Prefix]fabric.Preference // by node
+	on    map[string]*speaker                           // who speaks for a node
+	seq   map[string]uint64                             // of the newest session, by node
+}
+
+func newRouters(all []fabric.Node) *routers {
+	r := &routers{nodes: all, ribs: map[string]map[netip.Prefix]fabric.Preference{}, on: map[string]*speaker{}, seq: map[string]uint64{}}
+	for _, n := range all {
+		r.ribs[n.Name] = map[netip.Prefix]fabric.Preference{}
+	}
+	return r
+}
+
+// best is the node that the core gateway sends packets for a prefix to, or "".
+func (r *routers) best(p netip.Prefix) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var first string
+	var as uint32
+	for _, n := range r.nodes { // of two alike, the lower router id
+		if pref, has := r.ribs[n.Name][p]; has && pref.LocalPref() > as {
+			first, as = n.Name, pref.LocalPref()
+		}
+	}
+	return first
+}
+
+// announcers lists the nodes that announce a prefix.
+func (r *routers) announcers(p netip.Prefix) (names []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range r.nodes {
+		if _, has := r.ribs[n.Name][p]; has {
+			names = append(names, n.Name)
+		}
+	}
+	return names
+}
+
+// open begins the sessions of a speaker: what it has is all that there is.
+func (r *routers) open(s *speaker) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.seq[s.node]++
+	r.on[s.node] = s
+	s.mu.Lock()
+	s.opened = true
+	r.ribs[s.node] = maps.Clone(s.routes)
+	s.mu.Unlock()
+	for p := range r.ribs[s.node] {
+		r.tell(p)
+	}
+}
+
+// lost ends the sessions of a node without a word.
+func (r *routers) lost(node string, power bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.seq[node]++
+	seq, after := r.seq[node], restart
+	if power {
+		after = hold
+	}
+	delete(r.on, node)
+	time.AfterFunc(after, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.seq[node] == seq {
+			clear(r.ribs[node])
+		}
+	})
+}
+
+// take takes over what a speaker has of a prefix by now.
+func (r *routers) take(s *speaker, p netip.Prefix) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.on[s.node] != s {
+		return
+	}
+	s.mu.Lock()
+	pref, has := s.routes[p]
+	s.mu.Unlock()
+	if has {
+		r.ribs[s.node][p] = pref
+	} else {
+		delete(r.ribs[s.node], p)
+	}
+	r.tell(p)
+}
+
+// tell has nodes hear of others' routes that come before the usual ones, as
+// reflectors do, once each time that such a route comes.
+func (r *routers) tell(p netip.Prefix) {
+	for _, n := range r.nodes {
+		s := r.on[n.Name]
+		if s == nil {
+			continue
+		}
+		for _, other := range r.nodes {
+			if other.Name == n.Name {
+				continue
+			}
+			pref, has := r.ribs[other.Name][p]
+			s.compete(p, other, pref, has && pref.LocalPref() > fabric.Normal.LocalPref())
+		}
+	}
+}
+
+// speaker announces what an agent says to the routers, as long as it lives.
+type speaker struct {
+	node    string
+	routers *routers
+	changed chan struct{}
+	rivals  chan fabric.Rival
+
+	mu     sync.Mutex
+	routes map[netip.Prefix]fabric.Preference
+	told   map[competitor]bool
+	opened bool
+	dead   bool
+}
+
+type competitor struct {
+	prefix netip.Prefix
+	node   string
+}
+
+var errDead = errors.New("the process is gone")
+
+func newSpeaker(node string, r *routers) *speaker {
+	return &speaker{node: node, routers: r, changed: make(chan struct{}, 1), rivals: make(chan fabric.Rival, 256), routes: map[netip.Prefix]fabric.Preference{}, told: map[competitor]bool{}}
+}
+
+// Actual implements [fabric.Speaker].
+func (s *speaker) Actual(context.Context) ([]fabric.Route, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var routes []fabric.Route
+	for _, p := range slices.SortedFunc(maps.Keys(s.routes), netip.Prefix.Compare) {
+		routes = append(routes, fabric.Route{Prefix: p, Preference: s.routes[p]})
+	}
+	return routes, nil
+}
+
+// Put implements [fabric.Speaker].
+func (s *speaker) Put(_ context.Context, routes ...fabric.Route) error {
+	return s.change(func() (all []netip.Prefix) {
+		for _, r := range routes {
+			if have, there := s.routes[r.Prefix]; !there || have != r.Preference {
+				s.routes[r.Prefix] = r.Preference
+				all = append(all, r.Prefix)
+			}
+		}
+		return all
+	})
+}
+
+// Remove implements [fabric.Speaker].
+func (s *speaker) Remove(_ context.Context, prefixes ...netip.Prefix) error {
+	return s.change(func() (all []netip.Prefix) {
+		for _, p := range prefixes {
+			if _, there := s.routes[p]; there {
+				delete(s.routes, p)
+				all = append(all, p)
+			}
+		}
+		return all
+	})
+}
+
+func (s *speaker) change(f func() []netip.Prefix) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dead {
+		return errDead
+	}
+	for _, p := range f() {
+		if s.opened {
+			time.AfterFunc(spread, func() { s.routers.take(s, p) })
+		}
+	}
+	return nil
+}
+
+// Changed implements [fabric.Speaker].
+func (s *speaker) Changed() <-chan struct{} { return s.changed }
+
+// Rivals implements [fabric.RivalTeller].
+func (s *speaker) Rivals() <-chan fabric.Rival { return s.rivals }
+
+// compete notes whether another node has a better route to a prefix of ours.
+func (s *speaker) compete(p netip.Prefix, other fabric.Node, pref fabric.Preference, has bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := competitor{p, other.Name}
+	_, own := s.routes[p]
+	switch {
+	case !has:
+		delete(s.told, k)
+	case own && !s.told[k]:
+		s.told[k] = true
+		select {
+		case s.rivals <- fabric.Rival{Prefix: p, Via: other.Address, Preference: pref, Reflector: "rr1", At: time.Now()}:
+		default:
+		}
+	}
+}
+
+// die ends the speaker: what its agent still says goes nowhere.
+func (s *speaker) die() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dead = true
+}

@@ -1,0 +1,105 @@
+package simulate
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Run runs a history, and tells what was not right: a line each, with the time.
+// Call it in a bubble of package testing/synctest, which it leaves with nothing
+// running.
+func Run(seed uint64, h History) []string {
+	rnd := rand.New(rand.NewPCG(seed, 0x64656c6179000000))
+	w := newWorld(between(rnd, 0, 20*time.Millisecond))
+	for _, n := range w.nodes {
+		n.begin()
+	}
+	time.Sleep(time.Second)
+	stop := make(chan struct{})
+	var watching, steps sync.WaitGroup
+	watching.Go(func() { w.watch(stop) })
+	began := time.Now()
+	for _, s := range h {
+		time.Sleep(time.Until(began.Add(s.At)))
+		steps.Go(func() { w.do(s) })
+	}
+	steps.Wait()
+	for _, n := range w.nodes {
+		if err := n.hook(time.Minute, func(ctx context.Context, a *fabric.Agent) error { return a.Undrain(ctx) }); err != nil {
+			w.fail("%s: undrain: %v", n.self.Name, err)
+		}
+	}
+	time.Sleep(rest)
+	w.settled()
+	close(stop)
+	watching.Wait()
+	for _, n := range w.nodes {
+		n.kill()
+	}
+	time.Sleep(restart + time.Minute) // whatever is under way ends
+	return w.failed()
+}
+
+// do does a step, from its beginning to its end.
+func (w *world) do(s Step) {
+	d := delays{rand.New(rand.NewPCG(s.Seed, 0x7374657000000000))}
+	g, n := w.guests[s.Guest], w.nodes[s.Node]
+	switch s.Kind {
+	case Start, Stop, Crash, Migrate, Abort, Return:
+		if !g.busy.TryLock() {
+			return
+		}
+		defer g.busy.Unlock()
+		at := g.place().at
+		switch {
+		case s.Kind == Start && at == nil:
+			g.start(n, d)
+		case at == nil || s.Kind == Start:
+		case s.Kind == Stop || s.Kind == Crash:
+			g.end(at, d)
+		default:
+			g.migrate(n, s.Kind, d)
+		}
+	case Kill:
+		n.down(s.For)
+	case Cut:
+		n.cut(w.nodes[s.Other].self.Name, 1)
+		time.Sleep(s.For)
+		n.cut(w.nodes[s.Other].self.Name, -1)
+	case Deafen:
+		n.deafen(s.For)
+	case Copy:
+		w.copy(s, d)
+	case Damage:
+		if at := g.place().at; at != nil && at.links() != nil {
+			at.links().Break(g.port(), fmt.Sprint("no route ", g.vm.Prefixes()[0]))
+		}
+	case PowerOff:
+		n.powerOff(s.For)
+	case DrainNode:
+		_ = n.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Drain(ctx) })
+		time.Sleep(s.For)
+		_ = n.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Undrain(ctx) })
+	}
+}
+
+// copy starts another guest with the addresses of one, and ends it after a time.
+func (w *world) copy(s Step, d delays) {
+	w.mu.Lock()
+	id := len(w.guests)
+	c := &guest{vm: domain(fmt.Sprintf("copy%d", id), id, s.Guest)}
+	w.guests = append(w.guests, c)
+	w.mu.Unlock()
+	if !c.start(w.nodes[s.Node], d) {
+		return
+	}
+	time.Sleep(s.For)
+	if at := c.place().at; at != nil {
+		c.end(at, d)
+	}
+}

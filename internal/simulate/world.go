@@ -1,0 +1,182 @@
+package simulate
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/testenv/fake"
+)
+
+// world is a cluster and its guests, and what is true of them, whatever the
+// agents know.
+type world struct {
+	cluster fabric.Cluster
+	routers *routers
+	nodes   []*node
+	guests  []*guest
+	delay   time.Duration // between two agents, one way
+	began   time.Time
+
+	mu       sync.Mutex
+	failures []string
+}
+
+// guest is a domain and where it truly runs.
+type guest struct {
+	vm   fabric.VM
+	busy sync.Mutex // held by whoever starts, stops or moves it, as libvirt's job
+
+	mu      sync.Mutex
+	at      *node // nil: it does not run
+	since   time.Time
+	paused  bool // its processor stands still, for a move
+	to      *node
+	settled bool // its hooks are through
+	refused string
+}
+
+// place is what is true of a guest at one moment.
+type place struct {
+	at, to  *node
+	since   time.Time
+	paused  bool
+	settled bool
+}
+
+func (g *guest) place() place {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return place{g.at, g.to, g.since, g.paused, g.settled}
+}
+
+func (g *guest) set(f func(*guest)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	f(g)
+	g.since = time.Now()
+}
+
+func newWorld(delay time.Duration) *world {
+	ip, prefix := netip.MustParseAddr, netip.MustParsePrefix
+	w := &world{delay: delay, began: time.Now(), cluster: fabric.Cluster{
+		Name: "sim", ASN: 64512, Communities: []fabric.Community{{A: 64512, B: 100}},
+		Gateway:    fabric.Gateway{IPv4: ip("169.254.1.1"), IPv6: ip("fe80::1")},
+		Pools:      []fabric.Pool{{Name: "public4", Prefix: prefix("203.0.113.0/24")}, {Name: "public6", Prefix: prefix("2001:db8:100::/48")}},
+		Reflectors: []fabric.RR{{Name: "rr1", Address: ip("10.10.0.11")}},
+		Core:       []fabric.Core{{Name: "core1", Address: ip("10.10.0.1")}},
+	}}
+	for i := range nodes {
+		w.cluster.Nodes = append(w.cluster.Nodes, fabric.Node{
+			Name: nodeName(i), Address: ip(fmt.Sprintf("10.10.0.%d", 21+i)), Address6: ip(fmt.Sprintf("fd00:10:10::%d", 21+i)),
+		})
+	}
+	w.cluster = w.cluster.WithDefaults()
+	w.routers = newRouters(w.cluster.Nodes)
+	ends := fake.NewNodes(nil, w.cluster.Nodes...)
+	for _, self := range w.cluster.Nodes {
+		w.nodes = append(w.nodes, &node{world: w, self: self, end: ends[self.Name], store: fake.NewStore(nil), power: true, boot: 1, cuts: map[string]int{}})
+	}
+	for i := range guests {
+		w.guests = append(w.guests, &guest{vm: domain(guestName(i), i, i)})
+	}
+	return w
+}
+
+// domain is a guest of libvirt with an address of each family.
+func domain(name string, id, address int) fabric.VM {
+	return fabric.VM{
+		Name: name, UUID: fmt.Sprintf("6b9c1c3e-7b0a-4b61-9c59-0000000000%02d", id), Origin: "libvirt",
+		NICs: []fabric.NIC{{
+			Addresses: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("203.0.113.%d", 10+address)), netip.MustParseAddr(fmt.Sprintf("2001:db8:100::%d", 10+address))},
+			Kind:      fabric.Tap, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, byte(id)},
+		}},
+	}
+}
+
+func (w *world) fail(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	line := fmt.Sprintf("%8.3fs  ", time.Since(w.began).Seconds()) + fmt.Sprintf(format, args...)
+	if len(w.failures) < 20 {
+		w.failures = append(w.failures, line)
+	}
+}
+
+func (w *world) failed() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.failures)
+}
+
+// all lists the guests, copies too.
+func (w *world) all() []*guest {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.guests)
+}
+
+// runningOn has a source know the guests that run on a node now, and no others.
+func (w *world) runningOn(n *node, s *fake.Source) {
+	for _, g := range w.all() {
+		switch p := g.place(); {
+		case p.at == n && p.paused:
+			d := g.vm
+			s.SetQuietly(d, fabric.Live)
+		case p.at == n:
+			s.SetQuietly(g.vm, fabric.Live)
+		case p.to == n:
+			s.SetQuietly(g.vm, fabric.Wired)
+		default:
+			s.SetQuietly(g.vm, fabric.Absent)
+		}
+	}
+}
+
+// died ends the guests of a node that has no power.
+func (w *world) died(n *node) {
+	for _, g := range w.all() {
+		if p := g.place(); p.at == n {
+			g.set(func(g *guest) { g.at, g.paused, g.settled = nil, false, false })
+		}
+	}
+}
+
+// way follows a packet for a prefix from the core gateway, and tells where it
+// ends: at a node's port, or nowhere, and why.
+func (w *world) way(p netip.Prefix) (at *node, why string) {
+	name := w.routers.best(p)
+	if name == "" {
+		return nil, "no node announces it"
+	}
+	path := name
+	for range nodes + 1 {
+		n := w.node(name)
+		links := n.links()
+		if links == nil {
+			return nil, path + ": without power"
+		}
+		if to, diverted := links.DivertedTo(p); diverted {
+			name = to.Name
+			path += " -> " + name
+			continue
+		}
+		if !links.Routed(p) {
+			return nil, path + ": no port there has a route to it"
+		}
+		return n, path
+	}
+	return nil, path + ": a loop"
+}
+
+func (w *world) node(name string) *node {
+	for _, n := range w.nodes {
+		if n.self.Name == name {
+			return n
+		}
+	}
+	return nil
+}
