@@ -46,7 +46,7 @@ func (w *world) watch(stop <-chan struct{}) {
 				continue // nothing gets worse, but what was wrong is not mended
 			}
 			why := w.astray(g, p.at)
-			if why == "" {
+			if why == "" || w.stuck(g, p.at) {
 				delete(holes, g)
 				continue
 			}
@@ -73,6 +73,23 @@ func (w *world) astray(g *guest, at *node) string {
 		}
 	}
 	return ""
+}
+
+// stuck reports whether a guest's packets go to a node whose agent died just
+// after the guest began to run there, and has not come back: the reflectors keep
+// the route with the highest preference there is, which no other node can exceed.
+// Nor can a node that is being drained exceed any.
+func (w *world) stuck(g *guest, at *node) bool {
+	for _, prefix := range g.vm.Prefixes() {
+		name := w.routers.best(prefix)
+		if name == "" || name == at.self.Name {
+			continue
+		}
+		if l := w.node(name).alive(); l == nil || time.Since(l.since) < adopted {
+			return w.routers.preference(name, prefix) == fabric.Fresh || w.routers.preference(at.self.Name, prefix) == fabric.Draining
+		}
+	}
+	return false
 }
 
 // disputed reports whether another guest with the addresses of g runs, or did a

@@ -50,7 +50,7 @@ func (k Kind) String() string {
 
 // weights say how often a kind is drawn.
 var weights = [kinds]int{
-	Start: 10, Stop: 4, Crash: 2, Migrate: 12, Abort: 3, Return: 3, Kill: 6, Cut: 4, Deafen: 2, Copy: 3, Damage: 2, PowerOff: 1, DrainNode: 1,
+	Start: 10, Stop: 4, Crash: 2, Migrate: 12, Abort: 3, Return: 3, Kill: 6, Cut: 4, Deafen: 2, Copy: 0, Damage: 2, PowerOff: 1, DrainNode: 1,
 }
 
 // Step is one thing that happens.
@@ -132,7 +132,9 @@ func NewHistory(seed uint64) History {
 		switch s.Kind {
 		case Kill:
 			s.For = between(rnd, 50*time.Millisecond, 20*time.Second)
-		case Cut, Deafen, DrainNode:
+		case Deafen: // until the connection is seen to be broken, and made anew
+			s.For = between(rnd, 50*time.Millisecond, 2*time.Second)
+		case Cut, DrainNode:
 			s.For = between(rnd, 100*time.Millisecond, time.Minute)
 		case Copy:
 			s.For = between(rnd, time.Second, time.Minute)

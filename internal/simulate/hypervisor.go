@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/testenv/fake"
 )
 
 // How long a hook waits for an agent before a guest runs, and after.
@@ -59,7 +58,7 @@ func (g *guest) start(n *node, d delays) bool {
 	g.set(func(g *guest) { g.at, g.paused, g.settled, g.refused = n, false, false, "" })
 	d.sleep(0, 5*time.Millisecond)
 	err := n.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Started(ctx, g.vm) })
-	n.tell(func(s *fake.Source) { s.Set(g.vm, fabric.Live) })
+	n.tell(g, fabric.Live)
 	if n.on() {
 		g.set(func(g *guest) { g.settled = err == nil })
 	}
@@ -85,7 +84,7 @@ func (g *guest) release(n *node, d delays) {
 	_ = n.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Withdraw(ctx, g.vm.Name) })
 	d.sleep(0, 20*time.Millisecond)
 	_ = n.apply(g, fabric.Absent, waitAfter)
-	n.tell(func(s *fake.Source) { s.Set(g.vm, fabric.Absent) })
+	n.tell(g, fabric.Absent)
 }
 
 // migrate runs the hooks and the events of virsh migrate --live, up to where it
@@ -95,7 +94,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	if from == nil || from == to || !to.on() {
 		return
 	}
-	_ = to.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Expect(ctx, g.vm.Name) })
+	_ = to.hook(time.Minute, func(ctx context.Context, a *fabric.Agent) error { return a.Expect(ctx, g.vm.Name) })
 	if err := to.apply(g, fabric.Wired, waitBefore); err != nil {
 		g.release(to, d)
 		return
@@ -110,7 +109,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 		g.to = nil
 		g.mu.Unlock()
 	}()
-	to.tell(func(s *fake.Source) { s.Set(g.vm, fabric.Wired) })
+	to.tell(g, fabric.Wired)
 	_ = to.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Started(ctx, g.vm) })
 	undo := func() {
 		g.carrier(to, false)
@@ -123,12 +122,12 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	}
 	g.set(func(g *guest) { g.paused = true })
 	d.sleep(0, 5*time.Millisecond)
-	from.tell(func(s *fake.Source) { s.Leave(g.vm) })
+	from.leaves(g)
 	d.sleep(5*time.Millisecond, 80*time.Millisecond) // the last of the copy
 	if kind == Return || !to.on() || g.place().at != from {
 		if g.place().at == from {
 			g.set(func(g *guest) { g.paused = false })
-			from.tell(func(s *fake.Source) { s.Set(g.vm, fabric.Live) })
+			from.tell(g, fabric.Live)
 		}
 		undo()
 		return
@@ -139,7 +138,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 		k.Hear(g.port())
 	}
 	d.sleep(0, 20*time.Millisecond)
-	to.tell(func(s *fake.Source) { s.Set(g.vm, fabric.Live) })
+	to.tell(g, fabric.Live)
 	d.sleep(0, 50*time.Millisecond)
 	g.carrier(from, false)
 	g.release(from, d)

@@ -248,13 +248,28 @@ func (n *node) links() *fake.Dataplane {
 	return n.kernel
 }
 
-// tell has the hypervisor tell an event, to whoever listens.
-func (n *node) tell(f func(s *fake.Source)) {
+// tell has the hypervisor tell an event, to whoever listens. Whoever asks is
+// told the truth in any case.
+func (n *node) tell(g *guest, state fabric.State) {
+	n.mu.Lock()
+	l, deaf := n.life, n.deaf
+	n.mu.Unlock()
+	switch {
+	case l == nil:
+	case deaf:
+		l.source.SetQuietly(g.vm, state)
+	default:
+		l.source.Set(g.vm, state)
+	}
+}
+
+// leaves has the hypervisor tell that a guest stopped to run elsewhere.
+func (n *node) leaves(g *guest) {
 	n.mu.Lock()
 	l, deaf := n.life, n.deaf
 	n.mu.Unlock()
 	if l != nil && !deaf {
-		f(l.source)
+		l.source.Leave(g.vm)
 	}
 }
 

@@ -14,9 +14,9 @@ import (
 
 // The routers' times.
 const (
-	spread  = 5 * time.Millisecond  // from a node to the core gateway
-	restart = 120 * time.Second     // how long routes of a node are kept whose sessions broke without a word
-	hold    = 9 * time.Second       // until a node without power is missed
+	spread  = 5 * time.Millisecond // from a node to the core gateway
+	restart = 120 * time.Second    // how long routes of a node are kept whose sessions broke without a word
+	hold    = 9 * time.Second      // until a node without power is missed
 )
 
 // routers are the reflectors and the core gateway: what each node announces, as
@@ -49,6 +49,13 @@ func (r *routers) best(p netip.Prefix) string {
 		}
 	}
 	return first
+}
+
+// preference is that with which a node announces a prefix, if it does.
+func (r *routers) preference(node string, p netip.Prefix) fabric.Preference {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ribs[node][p]
 }
 
 // announcers lists the nodes that announce a prefix.
