@@ -10,7 +10,7 @@ type keyedLocks struct {
 }
 
 type keyedLock struct {
-	sync.Mutex
+	held  chan struct{} // has one while it is held
 	users int
 }
 
@@ -19,7 +19,7 @@ func (k *keyedLocks) lock(name string) (unlock func()) {
 	k.mu.Lock()
 	l := k.enter(name)
 	k.mu.Unlock()
-	l.Lock()
+	l.held <- struct{}{}
 	return k.leaver(name, l)
 }
 
@@ -31,7 +31,7 @@ func (k *keyedLocks) tryLock(name string) (unlock func(), ok bool) {
 		return nil, false
 	}
 	l := k.enter(name)
-	l.Lock()
+	l.held <- struct{}{}
 	return k.leaver(name, l), true
 }
 
@@ -42,7 +42,7 @@ func (k *keyedLocks) enter(name string) *keyedLock {
 	}
 	l := k.locks[name]
 	if l == nil {
-		l = &keyedLock{}
+		l = &keyedLock{held: make(chan struct{}, 1)}
 		k.locks[name] = l
 	}
 	l.users++
@@ -51,7 +51,7 @@ func (k *keyedLocks) enter(name string) *keyedLock {
 
 func (k *keyedLocks) leaver(name string, l *keyedLock) func() {
 	return func() {
-		l.Unlock()
+		<-l.held
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		if l.users--; l.users == 0 {

@@ -57,7 +57,8 @@ func (a *Agent) Adopt(ctx context.Context) error {
 			// The machine was booted since: no guest survived it, and the
 			// hypervisor asks for those that start again.
 			if err := a.store.Delete(ctx, d.VM.Name); err != nil {
-				a.log.Warn("guest of an earlier boot not forgotten", "vm", d.VM.Name, "err", err)
+				a.log.Warn("guest of an earlier boot not forgotten yet; trying again", "vm", d.VM.Name, "err", err)
+				a.unfinished(d, err)
 			}
 			continue
 		}
@@ -68,6 +69,14 @@ func (a *Agent) Adopt(ctx context.Context) error {
 	a.settleDiversions(ctx) // so that it is known which there are
 	a.repair(ctx, decide(a.wanted(), ports, nil, false).repairs)
 	return nil
+}
+
+// unfinished has the pass finish the removal of a guest.
+func (a *Agent) unfinished(d Desired, trouble error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	d.State = Absent
+	a.guests[d.VM.Name] = &guest{want: d, trouble: trouble}
 }
 
 // adopt takes a guest over from the store, and those of its ports that are

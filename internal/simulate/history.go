@@ -31,13 +31,15 @@ const (
 	Copy                  // a copy of the guest, another one with its addresses, runs on the node for a time
 	Damage                // somebody takes a route out of the guest's port
 	PowerOff              // the node loses power for a time, and its guests with it
+	Slow                  // the node's kernel and disk take 300 times as long, for a time
+	Full                  // nothing can be written to the node's disk for a time
 	DrainNode             // the node is drained for a time
 	kinds
 )
 
 var kindNames = [...]string{
 	Start: "start", Stop: "stop", Crash: "crash", Migrate: "migrate", Abort: "abort", Return: "return", Kill: "kill",
-	Cut: "cut", Deafen: "deafen", Copy: "copy", Damage: "damage", PowerOff: "power off", DrainNode: "drain",
+	Cut: "cut", Deafen: "deafen", Copy: "copy", Damage: "damage", PowerOff: "power off", Slow: "slow down", Full: "fill the disk of", DrainNode: "drain",
 }
 
 // String gives the step's word.
@@ -50,7 +52,7 @@ func (k Kind) String() string {
 
 // weights say how often a kind is drawn.
 var weights = [kinds]int{
-	Start: 10, Stop: 4, Crash: 2, Migrate: 12, Abort: 3, Return: 3, Kill: 6, Cut: 4, Deafen: 2, Copy: 0, Damage: 2, PowerOff: 1, DrainNode: 1,
+	Start: 10, Stop: 4, Crash: 2, Migrate: 12, Abort: 3, Return: 3, Kill: 6, Cut: 4, Deafen: 2, Copy: 0, Damage: 2, PowerOff: 1, DrainNode: 1, Slow: 3, Full: 2,
 }
 
 // Step is one thing that happens.
@@ -134,7 +136,7 @@ func NewHistory(seed uint64) History {
 			s.For = between(rnd, 50*time.Millisecond, 20*time.Second)
 		case Deafen: // until the connection is seen to be broken, and made anew
 			s.For = between(rnd, 50*time.Millisecond, 2*time.Second)
-		case Cut, DrainNode:
+		case Cut, DrainNode, Slow, Full:
 			s.For = between(rnd, 100*time.Millisecond, time.Minute)
 		case Copy:
 			s.For = between(rnd, time.Second, time.Minute)

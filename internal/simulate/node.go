@@ -2,7 +2,9 @@ package simulate
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"time"
@@ -18,6 +20,8 @@ type node struct {
 	end   *fake.Nodes
 	store *fake.Store
 
+	drain sync.Mutex // held while somebody drains the node
+
 	mu     sync.Mutex
 	kernel *fake.Dataplane // as the newest agent sees it
 	life   *life           // nil: no agent runs
@@ -25,6 +29,8 @@ type node struct {
 	power  bool
 	deaf   bool // the hypervisor tells no event
 	downs  int  // reasons why there is no agent
+	slow   int  // reasons why everything takes longer
+	full   int  // reasons why nothing can be written to the disk
 	cuts   map[string]int
 }
 
@@ -39,9 +45,12 @@ type life struct {
 	ended   chan struct{}
 }
 
-// mortal ends what an agent does to the world: one that was killed does no more.
+// mortal is what an agent does to the world: it takes a while, and ends where
+// the agent is killed.
 type mortal struct {
+	node *node
 	mu   sync.Mutex
+	rnd  *rand.Rand
 	dead bool
 }
 
@@ -60,6 +69,15 @@ func (m *mortal) err() error {
 	return nil
 }
 
+// take spends the time that an effect takes. On an error it does not happen.
+func (m *mortal) take() error {
+	m.mu.Lock()
+	span := between(m.rnd, 0, time.Millisecond)
+	m.mu.Unlock()
+	time.Sleep(span * m.node.slowness())
+	return m.err()
+}
+
 // ports are the ports of an agent as long as it lives.
 type ports struct {
 	*fake.Dataplane
@@ -67,28 +85,28 @@ type ports struct {
 }
 
 func (p ports) Put(ctx context.Context, port fabric.Port) error {
-	if err := p.err(); err != nil {
+	if err := p.take(); err != nil {
 		return err
 	}
 	return p.Dataplane.Put(ctx, port)
 }
 
 func (p ports) Remove(ctx context.Context, names ...string) error {
-	if err := p.err(); err != nil {
+	if err := p.take(); err != nil {
 		return err
 	}
 	return p.Dataplane.Remove(ctx, names...)
 }
 
 func (p ports) Divert(ctx context.Context, all []fabric.Port, to fabric.Node) (fabric.Diversion, error) {
-	if err := p.err(); err != nil {
+	if err := p.take(); err != nil {
 		return fabric.Diversion{}, err
 	}
 	return p.Dataplane.Divert(ctx, all, to)
 }
 
 func (p ports) Return(ctx context.Context, prefixes ...netip.Prefix) error {
-	if err := p.err(); err != nil {
+	if err := p.take(); err != nil {
 		return err
 	}
 	return p.Dataplane.Return(ctx, prefixes...)
@@ -101,18 +119,26 @@ type disk struct {
 }
 
 func (d disk) Put(ctx context.Context, g fabric.Desired) error {
-	if err := d.err(); err != nil {
+	if err := d.take(); err != nil {
 		return err
+	}
+	if d.node.broken() {
+		return errDisk
 	}
 	return d.Store.Put(ctx, g)
 }
 
 func (d disk) Delete(ctx context.Context, vm string) error {
-	if err := d.err(); err != nil {
+	if err := d.take(); err != nil {
 		return err
+	}
+	if d.node.broken() {
+		return errDisk
 	}
 	return d.Store.Delete(ctx, vm)
 }
+
+var errDisk = errors.New("no space left on device")
 
 // wire is an agent's way to the others, with delays, as long as it lives.
 type wire struct {
@@ -143,7 +169,7 @@ func (n *node) begin() {
 	} else {
 		n.kernel = n.kernel.Again()
 	}
-	l := &life{mortal: &mortal{}, since: time.Now(), source: fake.NewSource("libvirt"), speaker: newSpeaker(n.self.Name, n.world.routers), ended: make(chan struct{})}
+	l := &life{mortal: &mortal{node: n, rnd: rand.New(rand.NewPCG(uint64(time.Since(n.world.began)), n.world.seed))}, since: time.Now(), source: fake.NewSource("libvirt"), speaker: newSpeaker(n.self.Name, n.world.routers), ended: make(chan struct{})}
 	n.world.runningOn(n, l.source)
 	agent, err := fabric.New(fabric.Config{
 		Cluster: n.world.cluster, Node: n.self.Name,
@@ -229,6 +255,35 @@ func (n *node) cut(other string, by int) {
 	defer n.mu.Unlock()
 	n.cuts[other] += by
 	n.end.Cut(other, n.cuts[other] > 0)
+}
+
+// slowness is by how much everything takes longer.
+func (n *node) slowness() time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.slow > 0 {
+		return 300
+	}
+	return 1
+}
+
+// broken reports whether nothing can be written to the disk.
+func (n *node) broken() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.full > 0
+}
+
+// during has a reason for something for a time.
+func (n *node) during(reasons *int, d time.Duration) {
+	for _, by := range []int{1, -1} {
+		n.mu.Lock()
+		*reasons += by
+		n.mu.Unlock()
+		if by > 0 {
+			time.Sleep(d)
+		}
+	}
 }
 
 // alive gives the node's agent, or nil.

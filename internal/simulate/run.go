@@ -15,7 +15,7 @@ import (
 // running.
 func Run(seed uint64, h History) []string {
 	rnd := rand.New(rand.NewPCG(seed, 0x64656c6179000000))
-	w := newWorld(between(rnd, 0, 20*time.Millisecond))
+	w := newWorld(seed, between(rnd, 0, 20*time.Millisecond))
 	for _, n := range w.nodes {
 		n.begin()
 	}
@@ -79,9 +79,18 @@ func (w *world) do(s Step) {
 		if at := g.place().at; at != nil && at.links() != nil {
 			at.links().Break(g.port(), fmt.Sprint("no route ", g.vm.Prefixes()[0]))
 		}
+	case Slow:
+		n.during(&n.slow, s.For)
+	case Full:
+		n.during(&n.full, s.For)
 	case PowerOff:
 		n.powerOff(s.For)
 	case DrainNode:
+		// A second one would wait on a mutex, in which the bubble's time stands still.
+		if !n.drain.TryLock() {
+			return
+		}
+		defer n.drain.Unlock()
 		_ = n.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Drain(ctx) })
 		time.Sleep(s.For)
 		_ = n.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Undrain(ctx) })

@@ -18,6 +18,7 @@ type world struct {
 	routers *routers
 	nodes   []*node
 	guests  []*guest
+	seed    uint64
 	delay   time.Duration // between two agents, one way
 	began   time.Time
 
@@ -60,9 +61,9 @@ func (g *guest) set(f func(*guest)) {
 	g.since = time.Now()
 }
 
-func newWorld(delay time.Duration) *world {
+func newWorld(seed uint64, delay time.Duration) *world {
 	ip, prefix := netip.MustParseAddr, netip.MustParsePrefix
-	w := &world{delay: delay, began: time.Now(), cluster: fabric.Cluster{
+	w := &world{seed: seed, delay: delay, began: time.Now(), cluster: fabric.Cluster{
 		Name: "sim", ASN: 64512, Communities: []fabric.Community{{A: 64512, B: 100}},
 		Gateway:    fabric.Gateway{IPv4: ip("169.254.1.1"), IPv6: ip("fe80::1")},
 		Pools:      []fabric.Pool{{Name: "public4", Prefix: prefix("203.0.113.0/24")}, {Name: "public6", Prefix: prefix("2001:db8:100::/48")}},
