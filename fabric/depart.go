@@ -36,7 +36,7 @@ func (a *Agent) leaves(ctx context.Context, to Node, n Notice) (answer Answer) {
 		unlock := a.guestLocks.lock(vm)
 		a.mu.Lock()
 		g := a.guests[vm]
-		if g == nil || !g.want.announced() || vm != n.VM {
+		if g == nil || !g.want.owned() || vm != n.VM {
 			a.mu.Unlock()
 			unlock()
 			continue

@@ -57,6 +57,15 @@ func (s standing) preference() Preference {
 	return Normal
 }
 
+// behind gives the standing of a NIC whose guest is not to come before that of
+// another node.
+func (s standing) behind(standby bool) standing {
+	if standby && s != down {
+		return arriving
+	}
+	return s
+}
+
 // freshFor is how long after its start on a node a guest's announcement goes
 // before that of another node, which is the one that the guest has left, where
 // nobody can say when that has let go. It ends with the next pass.
@@ -69,9 +78,11 @@ const freshFor = 30 * time.Second
 func (g wanted) standingOf(nic NIC, have PortState, there bool) standing {
 	switch {
 	case g.leaving:
-		return settled
+		return settled.behind(g.standby)
 	case there && !have.Carrier && (have.Lost || g.managed && nic.Kind != Adopt):
 		return down
+	case g.standby:
+		return arriving
 	case !g.managed:
 		return settled
 	case nic.Kind == Adopt && !have.Carrier, have.Silent: // or not ours yet, and about to be
@@ -114,6 +125,7 @@ type wanted struct {
 	retry   bool   // an earlier attempt failed, or a removal is to be finished
 	leaving bool   // it was stopped, to run on another node
 	fresh   bool   // it began to run here, and others may not have let go of it yet
+	standby bool   // another node had it, and does not answer
 	stand   stands // as of the pass before
 	unknown bool   // it runs, and nobody knows what it has: its ports stay as they are
 }
