@@ -334,6 +334,9 @@ func (a *Agent) release(d Desired) {
 	if g.departure.to.Name != "" {
 		to = add(to, g.departure.to.Name)
 	}
+	if d.Lost != "" { // which tells of this one meanwhile
+		to = add(to, d.Lost)
+	}
 	left := g.departs()
 	g.claimants, g.has = nil, false
 	a.mu.Unlock()

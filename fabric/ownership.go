@@ -379,8 +379,10 @@ func (g *guest) acquires(d *Desired, prev Desired) {
 // adoptOwnership takes up what an agent before this one found out, or could not
 // know yet.
 func (a *Agent) adoptOwnership(d *Desired) {
-	if _, err := netip.ParseAddr(d.Lost); err == nil || a.nodes == nil {
-		d.Lost, d.LostGuest, d.Standby = "", "", false // not to a node that can be asked
+	if _, err := netip.ParseAddr(d.Lost); err == nil || d.Lost != "" && a.nodes == nil {
+		// Not to a node that can be asked: it is claimed anew.
+		d.Generation = 0
+		d.Lost, d.LostGuest, d.Standby = "", "", false
 	}
 	if !ownership.Plausible(d.Generation, time.Now()) {
 		d.Generation = 0

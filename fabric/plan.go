@@ -78,11 +78,9 @@ const freshFor = 30 * time.Second
 func (g wanted) standingOf(nic NIC, have PortState, there bool) standing {
 	switch {
 	case g.leaving:
-		return settled.behind(g.standby)
+		return settled
 	case there && !have.Carrier && (have.Lost || g.managed && nic.Kind != Adopt):
 		return down
-	case g.standby:
-		return arriving
 	case !g.managed:
 		return settled
 	case nic.Kind == Adopt && !have.Carrier, have.Silent: // or not ours yet, and about to be
@@ -177,8 +175,8 @@ func decide(guests map[string]wanted, ports []PortState, routes []Route, prune b
 				switch as, is := announced[prefix]; {
 				case should != is:
 					note(prefix.String() + map[bool]string{true: ": not announced", false: ": announced"}[should])
-				case should && as != stand.on(g.drained):
-					note(prefix.String() + ": announced as " + as.String() + ", not as " + stand.on(g.drained).String())
+				case should && as != stand.behind(g.standby).on(g.drained):
+					note(prefix.String() + ": announced as " + as.String() + ", not as " + stand.behind(g.standby).on(g.drained).String())
 				}
 			}
 		}
