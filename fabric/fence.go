@@ -98,7 +98,7 @@ func (a *Agent) claimed(ctx context.Context, from Node, n Notice) (answer Answer
 }
 
 // yield gives a guest up if the other node has it later, or another guest had
-// its address before. The guest's lock is held.
+// its address before.
 func (a *Agent) yield(ctx context.Context, vm string, from Node, n Notice) Answer {
 	a.mu.Lock()
 	g := a.guests[vm]
@@ -163,7 +163,7 @@ func (a *Agent) yield(ctx context.Context, vm string, from Node, n Notice) Answe
 }
 
 // lose withdraws a guest that another node has later, or whose address another
-// guest has had longer. The guest's lock is held.
+// guest has had longer.
 func (a *Agent) lose(ctx context.Context, vm, to, guest string) {
 	began := time.Now()
 	a.mu.Lock()
@@ -264,7 +264,7 @@ func (a *Agent) regain(vm, node string, answer Answer) {
 	}
 }
 
-// reclaim has a guest announced again that another node had. The guest's lock is held.
+// reclaim has a guest announced again that another node had.
 func (a *Agent) reclaim(ctx context.Context, vm string) {
 	a.mu.Lock()
 	g := a.guests[vm]

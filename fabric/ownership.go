@@ -2,6 +2,7 @@ package fabric
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -16,6 +17,7 @@ const (
 	askFor        = 300 * time.Millisecond // what a start waits for the other nodes, all of them together
 	contestMemory = 30 * time.Second       // how long another claimant is told of after it was last heard
 	oddMemory     = 5 * time.Minute        // and a node that says what cannot be
+	slowMemory    = 10 * time.Second       // how long one that did not answer in time is not asked for each of many
 )
 
 // peers is what an agent knows of the other nodes beside what they are told.
@@ -23,6 +25,7 @@ const (
 type peers struct {
 	silent map[string]silence    // those that did not answer the last question
 	at     map[netip.Addr]string // those that called, by their addresses
+	slow   map[string]time.Time  // those that did not answer in time about a start
 	strays map[competitor]Rival  // better routes that lead to no node
 	odd    map[string]remark     // nodes that said what cannot be
 	wake   chan struct{}         // has one when something is to be reconsidered
@@ -46,18 +49,17 @@ type competitor struct {
 // contention is what is known of others that have, or want, a guest's addresses.
 // Agent.mu guards it.
 type contention struct {
-	contested   string              // the node whose route competes, which is asked
-	contestedAt time.Time           // since when
-	competing   map[competitor]bool // better routes of other nodes
-	routeGone   bool                // there were some, and nobody has said anything since
-	contests    map[string]remark   // guests that want the address, by their node
-	inherited   time.Time           // since when the guest had its addresses where it came from
-	ended       bool                // it was withdrawn for good: a new start is asked about anew
+	contested   string                // the node whose route competes, which is asked
+	contestedAt time.Time             // since when
+	competing   map[competitor]string // better routes, and whose
+	routeGone   bool                  // there were some, and nobody has said anything since
+	contests    map[string]remark     // guests that want the address, by their node
+	inherited   time.Time             // since when the guest had its addresses where it came from
 }
 
 func newPeers() peers {
 	return peers{
-		silent: map[string]silence{}, at: map[netip.Addr]string{}, strays: map[competitor]Rival{}, odd: map[string]remark{},
+		silent: map[string]silence{}, slow: map[string]time.Time{}, at: map[netip.Addr]string{}, strays: map[competitor]Rival{}, odd: map[string]remark{},
 		wake: make(chan struct{}, 1),
 	}
 }
@@ -106,7 +108,7 @@ type holder struct{ node, vm string }
 // acquire asks the other nodes who has what a guest is about to be given here.
 // A start that can be refused is, where another guest has it; of a guest that
 // runs already, who has it is given. A move to here, and what the guest has
-// already, are not asked about. The guest's lock is held.
+// already, are not asked about.
 func (a *Agent) acquire(ctx context.Context, vm VM, r request) (holder, error) {
 	if a.nodes == nil {
 		return holder{}, nil
@@ -119,7 +121,7 @@ func (a *Agent) acquire(ctx context.Context, vm VM, r request) (holder, error) {
 	wanted := vm.Prefixes()
 	if known {
 		prev = g.want
-		if !g.ended && prev.VM.Identity() == vm.Identity() && (prev.Lost == "" || !r.anew) {
+		if !prev.ended() && prev.VM.Identity() == vm.Identity() && (prev.Lost == "" || !r.anew) {
 			wanted = without(wanted, prev.VM.Prefixes())
 		}
 	}
@@ -128,7 +130,7 @@ func (a *Agent) acquire(ctx context.Context, vm VM, r request) (holder, error) {
 	refused := a.admit(Desired{VM: vm}, known) != nil // whoever has it
 	if !r.undo {
 		// A list of guests that run does not wait for the same node for each.
-		asked = slices.DeleteFunc(asked, func(n string) bool { _, silent := a.peers.silent[n]; return silent })
+		asked = slices.DeleteFunc(asked, func(n string) bool { return time.Since(a.peers.slow[n]) < slowMemory })
 	}
 	a.mu.Unlock()
 	if incoming || refused || len(wanted) == 0 {
@@ -158,9 +160,15 @@ func (a *Agent) whoHas(ctx context.Context, n Notice, nodes []string) (other hol
 	answers := make(chan said, len(nodes))
 	for _, node := range nodes {
 		wg.Go(func() {
-			answer, err := a.tellNode(ctx, node, n)
-			if err != nil {
-				answer = Answer{} // it cannot be asked
+			answer, err := a.nodes.Ask(ctx, node, n)
+			switch {
+			case err == nil:
+				answer = a.believable(node, n.VM, answer)
+			case errors.Is(ctx.Err(), context.DeadlineExceeded):
+				a.mu.Lock()
+				a.peers.slow[node] = time.Now()
+				a.mu.Unlock()
+				a.log.Debug("not asked who has an address", "node", node, "vm", n.VM, "err", err)
 			}
 			answers <- said{node, answer}
 		})
@@ -293,7 +301,7 @@ func (a *Agent) inherit(vm string, answer Answer) {
 }
 
 // contest notes that a guest of another node wants an address of this one, which
-// has had it longer. Agent.mu is locked by the caller.
+// has had it longer.
 func (g *guest) contest(self, node, vm string) {
 	if g.contests == nil {
 		g.contests = map[string]remark{}
@@ -316,8 +324,18 @@ func (a *Agent) contests() (lines []string) {
 			}
 			lines = append(lines, g.contests[node].text)
 		}
+		if g.yieldsToRoute(a.fresh(g, now)) && !g.departs() && g.contested == "" {
+			for at, node := range g.competing {
+				lines = append(lines, fmt.Sprintf(
+					"guest %s: a route for %s via %s comes before this node's at %s, and the agent there says that the guest does not run there; see what announces it on %[3]s",
+					name, pretty(at.prefix), node, at.reflector))
+			}
+		}
 	}
-	for _, r := range a.peers.strays {
+	for at, r := range a.peers.strays {
+		if a.claims.prefixes[at.prefix] == "" {
+			continue
+		}
 		lines = append(lines, fmt.Sprintf(
 			"a route for %s via %s, which is no node, comes before this node's at %s; it is not heeded, but takes the packets: see there who announces it, or add the node to the cluster file",
 			pretty(r.Prefix), r.Via, r.Reflector))
@@ -361,14 +379,19 @@ func (a *Agent) ends(d Desired) {
 	defer a.mu.Unlock()
 	if g := a.guests[d.VM.Name]; g != nil {
 		g.want.State, g.want.Acquired = d.State, d.Acquired
-		g.contested, g.contests, g.inherited, g.ended = "", nil, time.Time{}, true
+		g.contested, g.contests, g.inherited = "", nil, time.Time{}
 	}
 }
 
-// begins anew what is known of a guest that was asked for, and to which
-// addresses may have been added. Agent.mu is locked by the caller.
+// ended reports whether the guest was live here, and is not any more: somebody
+// else may have its addresses since.
+func (d Desired) ended() bool {
+	return d.State == Wired && !d.Incoming && d.Generation > 0 && d.Acquired.IsZero()
+}
+
+// acquires begins anew to count since when a guest has its addresses, where it
+// gets more of them.
 func (g *guest) acquires(d *Desired, prev Desired) {
-	g.ended = false
 	if prev.State != 0 && len(without(d.VM.Prefixes(), prev.VM.Prefixes())) > 0 {
 		// The others are asked about what it has had as about what is new: nobody
 		// is to lose an address to a guest that had another one before.
@@ -481,7 +504,7 @@ func (a *Agent) setStandby(ctx context.Context, vm string, on bool) {
 	a.redoStandby(ctx, vm, on)
 }
 
-// redoStandby is setStandby for one who holds the guest's lock.
+// redoStandby is setStandby inside of what is done to the guest already.
 func (a *Agent) redoStandby(ctx context.Context, vm string, on bool) {
 	a.mu.Lock()
 	g := a.guests[vm]
@@ -521,7 +544,7 @@ func (a *Agent) loseToRoute(ctx context.Context, vm, node string) {
 }
 
 // yieldsToRoute reports whether a guest may have to be withdrawn for another
-// node's better route. Agent.mu is locked by the caller.
+// node's better route.
 func (g *guest) yieldsToRoute(fresh bool) bool {
 	return g.want.owned() && g.has && !g.want.Leaving && g.want.VM.Origin != "" && !fresh
 }
@@ -556,8 +579,7 @@ func (a *Agent) rival(ctx context.Context, r Rival) {
 	a.couriers.hurry()
 }
 
-// compete notes that a better route of a node is there, or not any more. The
-// guest's lock is held.
+// compete notes that a better route of a node is there, or not any more.
 func (a *Agent) compete(ctx context.Context, vm, node string, at competitor, competes bool) {
 	a.mu.Lock()
 	g := a.guests[vm]
@@ -567,9 +589,9 @@ func (a *Agent) compete(ctx context.Context, vm, node string, at competitor, com
 	}
 	if competes {
 		if g.competing == nil {
-			g.competing = map[competitor]bool{}
+			g.competing = map[competitor]string{}
 		}
-		g.competing[at] = true
+		g.competing[at] = node
 	} else if delete(g.competing, at); len(g.competing) == 0 {
 		g.contested, g.routeGone = "", g.want.Lost != ""
 	}

@@ -248,6 +248,12 @@ func TestTwoGuestsMeet(t *testing.T) {
 				time.Sleep(5 * time.Second)
 				assert.Empty(t, p.first(p.two))
 				assert.NotEmpty(t, p.first(p.one))
+				for n, via := range map[*node]string{p.one: "10.10.0.22", p.two: "10.10.0.21"} {
+					r := route(p.vm, via)
+					r.Gone = true
+					n.speaker.Rival(r) // as one is withdrawn, and the other is as usual
+				}
+				moment()
 				p.names(p.one)
 				p.names(p.two)
 				time.Sleep(time.Hour)
@@ -337,8 +343,14 @@ func TestRouteOfANodeThatCanBeAsked(t *testing.T) {
 		assert.Equal(t, []string{"node1 tells node2 claimed sea_gold"}, p.talk.Take())
 		time.Sleep(time.Hour)
 		assert.Equal(t, map[string]string{"203.0.113.10/32": "normal"}, p.first(p.one))
-		assert.Empty(t, p.one.problems())
+		require.Len(t, p.one.problems(), 1, "it takes the packets")
+		assert.Contains(t, p.one.problems()[0], "a route for 203.0.113.10 via node2 comes before this node's at rr1, and the agent there says that the guest does not run there")
 		assert.Empty(t, p.one.journal.Take())
+		r := route(p.vm, "10.10.0.22")
+		r.Gone = true
+		p.one.speaker.Rival(r)
+		moment()
+		assert.Empty(t, p.one.problems())
 	})
 }
 
@@ -457,7 +469,11 @@ func TestEveryWayBack(t *testing.T) {
 		out  func(*scene)
 		want string
 	}{
-		"the node says that it has not": {func(s *scene) { s.says(nothing); time.Sleep(2 * time.Second) }, "normal"},
+		"the node says that it has not": {func(s *scene) {
+			s.says(nothing)
+			time.Sleep(2 * time.Second)
+			s.speaker.Rival(gone)
+		}, "normal"},
 		"the node lets go": {func(s *scene) {
 			s.says(nothing)
 			claims(s, fabric.Released, vm, false)
