@@ -74,6 +74,7 @@ type Agent struct {
 	// for them are sent on.
 	lingering map[netip.Prefix]time.Time
 	met       map[string]bool // nodes whose agents have answered this one
+	peers     peers           // what else is known of them
 	// unsettled are the guests of which other nodes may still have to be told.
 	unsettled map[string]bool
 	ailments  map[string]string // problems of the node as a whole, by what they are about
@@ -101,6 +102,7 @@ type guest struct {
 	ready     bool      // arriving: packets for it are taken
 	from      string    // arriving: the node that has it
 	restart   restart   // its move by a start
+	contention
 }
 
 // expectation is how long an announced migration may take to begin.
@@ -127,7 +129,7 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		guests: map[string]*guest{}, handled: map[string]time.Time{}, expected: map[string]time.Time{},
 		ailments: map[string]string{}, unlisted: map[string]bool{}, unknown: map[string]string{},
 		lingering: map[netip.Prefix]time.Time{}, unsettled: map[string]bool{}, met: map[string]bool{}, restarts: map[string]bool{},
-		questions: make(chan struct{}, maxQuestions),
+		questions: make(chan struct{}, maxQuestions), peers: newPeers(),
 	}
 	a.claims = newClaims(&a.cluster)
 	a.moves.ended = make(chan struct{}, 1)
@@ -204,6 +206,8 @@ func (a *Agent) Withdraw(ctx context.Context, vm string) error {
 	if d.State != Wired {
 		d.State, d.Since = Wired, time.Now()
 	}
+	d.Acquired = time.Time{} // it is over, whoever has the address next
+	a.ends(d)
 	a.cancel(d)
 	d.Incoming = false
 	err := a.withdraw(ctx, vm, d.VM.Prefixes())
@@ -238,6 +242,10 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	if a.outdated(vm.Name, r.asOf) {
 		return nil // it ended while the resolver was asked
 	}
+	var other holder
+	if err == nil {
+		other, err = a.acquire(ctx, vm, r)
+	}
 
 	a.mu.Lock()
 	prev, known := Desired{}, false
@@ -250,13 +258,17 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	d := Desired{VM: vm, Since: began, Boot: a.boot}
 	d.State, d.Incoming = r.settle(prev, known, incoming)
 	if known {
-		d.Generation, d.Unreleased, d.Lost = prev.Generation, prev.Unreleased, prev.Lost
+		d.Generation, d.Unreleased, d.Acquired = prev.Generation, prev.Unreleased, prev.Acquired
+		d.Lost, d.LostGuest, d.Standby = prev.Lost, prev.LostGuest, prev.Standby
 		if prev.State == d.State {
 			d.Since, d.Leaving = prev.Since, prev.Leaving
 		}
 	}
 	if r.anew {
-		d.Lost = ""
+		d.Lost, d.LostGuest, d.Standby = "", "", false
+	}
+	if other.node != "" {
+		d.Lost, d.LostGuest, d.Standby = other.node, other.vm, false
 	}
 	if err == nil {
 		err = a.admit(d, known)
@@ -273,6 +285,7 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 		g.stand = begins(vm, prev, g.stand, a.restarts[vm.Origin]) // how it stands in truth, the next pass sees
 		g.came = d.Incoming || g.came && d.State == Live
 		g.ready = g.ready && d.Incoming
+		g.acquires(&d, prev)
 		a.claim(g, &d, g.stand)
 		a.recovered(vm)
 	}
@@ -340,7 +353,7 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 	for i, p := range ports {
 		for _, prefix := range p.NIC.Prefixes() {
 			if live && st[i] != down {
-				announce = append(announce, Route{prefix, st[i].on(draining)})
+				announce = append(announce, Route{prefix, st[i].behind(d.Standby).on(draining)})
 			} else if len(prev.VM.NICs) > 0 {
 				quiet = append(quiet, prefix)
 			}
@@ -491,6 +504,7 @@ func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 // lower withdraws a guest, then removes its ports, then forgets it.
 func (a *Agent) lower(ctx context.Context, d Desired) error {
 	vm := d.VM.Name
+	a.ends(d)
 	if err := a.withdraw(ctx, vm, d.VM.Prefixes()); err != nil {
 		return err
 	}
@@ -571,7 +585,7 @@ func (a *Agent) settle(d Desired, announced bool, trouble error) {
 		a.guests[d.VM.Name] = g
 	}
 	if g.want.Generation == d.Generation {
-		d.Unreleased = g.want.Unreleased // some may have let go meanwhile
+		d.Unreleased, d.Acquired = g.want.Unreleased, g.want.Acquired // some may have let go, or told more, meanwhile
 	}
 	g.want, g.announced, g.trouble = d, announced, trouble
 	if g.unsettled() {

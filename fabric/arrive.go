@@ -11,6 +11,7 @@ func (a *Agent) awaitedBy(vm, node string, answer Answer) {
 	if !answer.Held {
 		return
 	}
+	a.inherit(vm, answer)
 	a.mu.Lock()
 	if g := a.guests[vm]; g != nil {
 		g.heard = max(g.heard, answer.Generation)

@@ -53,6 +53,7 @@ func (a *Agent) serve(ctx context.Context) {
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	wg.Go(func() { a.reconsider(ctx) })
 	wg.Go(func() {
 		if err := a.nodes.Serve(ctx, a.noticed); err != nil {
 			a.ail("nodes", err)
@@ -184,17 +185,19 @@ func (a *Agent) tellNode(ctx context.Context, node string, n Notice) (Answer, er
 	answer, err := a.nodes.Ask(ctx, node, n)
 	if err != nil {
 		a.log.Debug("not told", "node", node, "notice", string(n.Kind), "vm", n.VM, "err", err)
+		a.unanswered(node)
 		return answer, err
 	}
-	a.meet(node)
-	return answer, nil
+	a.meet(Node{Name: node})
+	return a.believable(node, n.VM, answer), nil
 }
 
 // meet notes that a node has an agent, which can be reached, or reaches this one.
-func (a *Agent) meet(node string) {
+func (a *Agent) meet(node Node) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.met[node] = true
+	a.met[node.Name] = true
+	a.peers.heard(node)
 }
 
 // lasting lists what a node is told until it is not so any more: that guests
@@ -211,7 +214,7 @@ func (a *Agent) lasting(node string) (all []due) {
 		switch d := g.want; {
 		case d.State == Wired && d.Incoming && g.ready:
 			all = append(all, due{a.notice(Arriving, d), func(answer Answer) { a.awaitedBy(name, node, answer) }})
-		case d.announced() && slices.Contains(d.Unreleased, node):
+		case d.owned() && (slices.Contains(d.Unreleased, node) || g.contested == node):
 			all = append(all, due{a.notice(Claimed, d), func(answer Answer) { a.claimAnswered(name, node, d.Generation, answer) }})
 		case d.State == Live && d.Lost == node: // perhaps it has let go
 			all = append(all, due{a.notice(Claimed, d), func(answer Answer) { a.regain(name, node, answer) }})
@@ -223,28 +226,39 @@ func (a *Agent) lasting(node string) (all []due) {
 // unsettled reports whether other nodes are still to be told something of the guest.
 func (g *guest) unsettled() bool {
 	d := g.want
-	return d.State == Wired && d.Incoming || d.State == Live && (d.Lost != "" || len(d.Unreleased) > 0)
+	return d.State == Wired && d.Incoming || d.State == Live && (d.Lost != "" || len(d.Unreleased) > 0 || g.contested != "")
 }
 
 func (a *Agent) notice(kind NoticeKind, d Desired) Notice {
-	return Notice{Kind: kind, VM: d.VM.Name, UUID: d.VM.UUID, Prefixes: d.VM.Prefixes(), Generation: d.Generation}
+	return Notice{
+		Kind: kind, VM: d.VM.Name, UUID: d.VM.UUID, Prefixes: d.VM.Prefixes(), Generation: d.Generation,
+		Identity: d.VM.Identity(), Acquired: d.Acquired,
+	}
 }
 
 // noticed answers another node.
 func (a *Agent) noticed(ctx context.Context, from Node, n Notice) Answer {
-	a.meet(from.Name)
+	a.meet(from)
 	a.log.Debug("told", "node", from.Name, "notice", string(n.Kind), "vm", n.VM, "generation", n.Generation)
-	switch n.Kind {
-	case Arriving:
-		return a.leaves(ctx, from, n)
-	case Arrived:
-		return a.left(ctx, from, n)
-	case Cancelled:
-		a.stays(ctx, from, n)
-	case Claimed:
+	n.Generation = a.plausible(from.Name, n.VM, n.Generation)
+	another := a.isAnother(n)
+	switch {
+	case n.Kind == Acquiring:
+		return a.holder(n)
+	case n.Kind == Claimed:
 		return a.claimed(ctx, from, n)
-	case Released:
-		a.released(n.VM, from.Name, n.Move)
+	case n.Kind == Released:
+		if !another {
+			a.released(n.VM, from.Name, n.Move)
+		}
+		a.letGo(from.Name, n)
+	case another: // a guest of the same name that is not this one is on its way
+	case n.Kind == Arriving:
+		return a.identified(n, a.leaves(ctx, from, n))
+	case n.Kind == Arrived:
+		return a.identified(n, a.left(ctx, from, n))
+	case n.Kind == Cancelled:
+		a.stays(ctx, from, n)
 	}
 	return Answer{}
 }

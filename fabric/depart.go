@@ -36,7 +36,7 @@ func (a *Agent) leaves(ctx context.Context, to Node, n Notice) (answer Answer) {
 		unlock := a.guestLocks.lock(vm)
 		a.mu.Lock()
 		g := a.guests[vm]
-		if g == nil || !g.want.announced() || vm != n.VM {
+		if g == nil || !g.want.owned() || vm != n.VM {
 			a.mu.Unlock()
 			unlock()
 			continue
@@ -333,6 +333,9 @@ func (a *Agent) release(d Desired) {
 	to := g.claimants
 	if g.departure.to.Name != "" {
 		to = add(to, g.departure.to.Name)
+	}
+	if d.Lost != "" { // which tells of this one meanwhile
+		to = add(to, d.Lost)
 	}
 	left := g.departs()
 	g.claimants, g.has = nil, false

@@ -1,12 +1,14 @@
 package fabric
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/vmfabric/vmfabric/fabric/internal/ownership"
 )
 
 // Which node has a guest is settled in two ways that hold for each other. In
@@ -31,7 +33,7 @@ const unmetFor = time.Minute
 func (a *Agent) claim(g *guest, d *Desired, st stands) bool {
 	has := false
 	for n := range d.VM.NICs {
-		has = has || d.announced() && st[n] != down && st[n] != arriving
+		has = has || d.owned() && st[n] != down && st[n] != arriving
 	}
 	had := g.has
 	g.has = has
@@ -41,17 +43,23 @@ func (a *Agent) claim(g *guest, d *Desired, st stands) bool {
 	case has && !had:
 		g.restart = restart{heard: g.restart.heard}
 	}
-	if !has || had || a.nodes == nil || d.VM.Origin == "" {
+	if !has || had || a.nodes == nil {
 		return false
 	}
 	g.claimed, g.kept = time.Now(), false
-	d.Generation = max(uint64(time.Now().UnixMilli()), g.heard+1, d.Generation+1)
+	d.Generation = ownership.Next(g.claimed, g.heard, d.Generation)
+	if d.Acquired.IsZero() {
+		d.Acquired = g.claimed
+	}
+	if !g.inherited.IsZero() && g.inherited.Before(d.Acquired) {
+		d.Acquired = g.inherited
+	}
 	if d.Unreleased = slices.Clone(a.nodes.Names()); len(d.Unreleased) == 0 {
 		time.AfterFunc(freshAtLeast, a.poke)
 	}
 	g.stand = maps.Clone(st)
 	for n := range d.VM.NICs {
-		if g.stand[n] == settled {
+		if g.stand[n] == settled && d.VM.Origin != "" {
 			g.stand[n] = arrived
 		}
 	}
@@ -75,17 +83,22 @@ func (a *Agent) fresh(g *guest, now time.Time) bool {
 
 // claimed answers the node that says that it has a guest.
 func (a *Agent) claimed(ctx context.Context, from Node, n Notice) (answer Answer) {
-	for _, vm := range a.concerned(n.Prefixes) {
+	for _, vm := range a.overlapping(n.Prefixes) {
 		unlock := a.guestLocks.lock(vm)
 		one := a.yield(ctx, vm, from, n)
 		unlock()
-		answer.Held = answer.Held || one.Held
-		answer.Generation = max(answer.Generation, one.Generation)
+		one.Generation = max(answer.Generation, one.Generation)
+		if answer.Held {
+			answer.Generation = one.Generation
+			continue
+		}
+		answer = one
 	}
 	return answer
 }
 
-// yield gives a guest up if the other node has it later. The guest's lock is held.
+// yield gives a guest up if the other node has it later, or another guest had
+// its address before.
 func (a *Agent) yield(ctx context.Context, vm string, from Node, n Notice) Answer {
 	a.mu.Lock()
 	g := a.guests[vm]
@@ -94,25 +107,43 @@ func (a *Agent) yield(ctx context.Context, vm string, from Node, n Notice) Answe
 		return Answer{}
 	}
 	d := g.want
-	if d.Lost == "" && !g.has {
+	another := !ownership.Same(string(d.VM.Identity()), string(n.Identity))
+	verdict, why := ownership.Decide(d.claim(a.node), n.claim(from.Name))
+	switch {
+	case d.Lost != "" && another && d.Lost == from.Name && verdict == ownership.Keep:
+		a.mu.Unlock()
+		a.reclaim(ctx, vm) // it was withdrawn while nobody could say for what
+		return Answer{Held: true, Generation: d.Generation}.of(n, d)
+	case d.Lost != "":
+		if !another && n.Generation > g.heard { // it went from there to a third
+			g.heard, g.want.Lost, g.want.LostGuest = n.Generation, from.Name, ""
+		}
+		a.mu.Unlock()
+		return Answer{}
+	case !g.has:
 		left := g.restart.left
 		g.restart.left = time.Time{}
 		a.mu.Unlock()
-		if !left.IsZero() && n.Generation > d.Generation {
+		if !left.IsZero() && !another && n.Generation > d.Generation {
 			a.wentTo(d, from.Name, time.Now(), left)
 		}
 		return Answer{}
 	}
-	if d.Lost != "" {
-		if n.Generation > g.heard { // it went from there to a third
-			g.heard, g.want.Lost = n.Generation, from.Name
+	answer := Answer{Held: true, Generation: d.Generation}.of(n, d)
+	g.claimants = add(g.claimants, from.Name)
+	if another {
+		if verdict == ownership.Keep {
+			g.contest(a.node, from.Name, n.VM)
 		}
 		a.mu.Unlock()
-		return Answer{}
+		if verdict == ownership.Relinquish {
+			a.log.Warn("an address is another guest's", "vm", vm, "node", from.Name, "guest", n.VM, "why", string(why))
+			a.lose(ctx, vm, from.Name, n.VM)
+			return Answer{}
+		}
+		return answer
 	}
-	answer := Answer{Held: true, Generation: d.Generation}
 	g.heard = max(g.heard, n.Generation)
-	g.claimants = add(g.claimants, from.Name)
 	leaving, unknown := d.Leaving, g.departure.to.Name != from.Name
 	soon := g.departure.diverted && time.Since(g.departure.since) < freshAtLeast
 	a.mu.Unlock()
@@ -124,30 +155,33 @@ func (a *Agent) yield(ctx context.Context, vm string, from Node, n Notice) Answe
 			a.depart(ctx, vm, from)
 		}
 		return answer
-	case d.VM.Origin == "" || n.Generation <= d.Generation:
+	case verdict == ownership.Keep:
 		return answer // by hand it came, and by hand it goes; or it is the other node that is late
 	}
-	a.lose(ctx, vm, from.Name)
-	return Answer{}
+	a.lose(ctx, vm, from.Name, "")
+	return Answer{}.of(n, d)
 }
 
-// lose withdraws a guest that another node has later. The guest's lock is held.
-func (a *Agent) lose(ctx context.Context, vm, to string) {
+// lose withdraws a guest that another node has later, or whose address another
+// guest has had longer.
+func (a *Agent) lose(ctx context.Context, vm, to, guest string) {
 	began := time.Now()
 	a.mu.Lock()
-	d := a.guests[vm].want
-	d.Lost, d.Unreleased = to, nil
-	a.guests[vm].has = false
+	g := a.guests[vm]
+	g.want.Lost, g.want.LostGuest, g.want.Standby, g.want.Unreleased = to, guest, false, nil
+	g.has, g.contested, g.routeGone = false, "", false
+	d := g.want
 	a.mu.Unlock()
-	a.log.Warn("another node has the guest later; withdrawn here", "vm", vm, "node", to)
+	a.log.Warn("another node has it; withdrawn here", "vm", vm, "node", to, "guest", cmp.Or(guest, vm))
 	err := a.withdraw(ctx, vm, d.VM.Prefixes())
-	if err == nil {
+	if err == nil && guest == "" {
 		a.wentTo(d, to, began, time.Now())
 	}
 	if stored := a.store.Put(ctx, d); err == nil {
 		err = stored
 	}
 	a.settle(d, false, err)
+	a.couriers.hurry() // the other node is to know who waits for it
 	if err != nil {
 		a.poke()
 	}
@@ -155,48 +189,88 @@ func (a *Agent) lose(ctx context.Context, vm, to string) {
 
 // claimAnswered takes up what a node said to the claim of a generation.
 func (a *Agent) claimAnswered(vm, node string, generation uint64, answer Answer) {
+	a.inherit(vm, answer)
 	if !answer.Held {
+		a.mu.Lock()
+		if g := a.guests[vm]; g != nil && g.contested == node {
+			g.contested = ""
+		}
+		a.mu.Unlock()
 		a.released(vm, node, nil)
 		return
 	}
-	a.mu.Lock()
-	g := a.guests[vm]
-	late := g != nil && g.want.announced() && g.want.Generation == generation && answer.Generation > generation
-	if late {
-		g.heard = max(g.heard, answer.Generation)
-	}
-	a.mu.Unlock()
-	if !late {
+	if a.keeps(vm, node, generation, answer) {
 		return
 	}
 	defer a.guestLocks.lock(vm)()
-	a.mu.Lock()
-	g = a.guests[vm]
-	late = g != nil && g.want.announced() && g.want.Generation == generation
-	a.mu.Unlock()
-	if late {
-		a.lose(context.Background(), vm, node)
+	if a.keeps(vm, node, generation, answer) {
+		return
 	}
+	guest := ""
+	a.mu.Lock()
+	if d := a.guests[vm].want; !ownership.Same(string(d.VM.Identity()), string(answer.Identity)) {
+		guest = answer.VM
+	}
+	a.mu.Unlock()
+	a.lose(context.Background(), vm, node, guest)
+}
+
+// keeps reports whether a guest stays announced although a node has answered the
+// claim of a generation that it has it, or another guest with its address.
+func (a *Agent) keeps(vm, node string, generation uint64, answer Answer) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	g := a.guests[vm]
+	if g == nil || !g.want.owned() || g.want.Generation != generation {
+		return true
+	}
+	verdict, why := ownership.Decide(g.want.claim(a.node), answer.claim(node))
+	switch {
+	case !ownership.Same(string(g.want.VM.Identity()), string(answer.Identity)):
+		if verdict == ownership.Keep {
+			g.contest(a.node, node, answer.VM)
+		}
+	case why == ownership.ByHand: // its user has it on both
+		g.want.Unreleased = without(g.want.Unreleased, []string{node})
+	default:
+		g.heard = max(g.heard, answer.Generation)
+	}
+	return verdict == ownership.Keep
 }
 
 // regain takes a guest back that another node had later, and has no more.
 func (a *Agent) regain(vm, node string, answer Answer) {
-	if answer.Held {
-		return
-	}
 	defer a.guestLocks.lock(vm)()
 	a.mu.Lock()
 	g := a.guests[vm]
 	lost := g != nil && g.want.State == Live && g.want.Lost == node
-	if lost {
-		g.want.Lost = ""
+	if lost && answer.Held {
+		g.routeGone = false
+		if answer.Identity != "" {
+			g.want.LostGuest = ""
+			if answer.Identity != g.want.VM.Identity() {
+				g.want.LostGuest = answer.VM
+			}
+		}
 	}
 	a.mu.Unlock()
-	if !lost {
-		return
+	switch {
+	case !lost:
+	case answer.Held:
+		a.redoStandby(context.Background(), vm, false)
+	default:
+		a.log.Info("the other node has let go; announced here again", "vm", vm, "node", node)
+		a.reclaim(context.Background(), vm)
 	}
-	a.log.Info("the other node has let go; announced here again", "vm", vm, "node", node)
-	if err := a.redo(context.Background(), vm, nil); err != nil {
+}
+
+// reclaim has a guest announced again that another node had.
+func (a *Agent) reclaim(ctx context.Context, vm string) {
+	a.mu.Lock()
+	g := a.guests[vm]
+	g.want.Lost, g.want.LostGuest, g.want.Standby, g.routeGone = "", "", false, false
+	a.mu.Unlock()
+	if err := a.redo(ctx, vm, nil); err != nil {
 		a.poke()
 	}
 }
@@ -242,35 +316,19 @@ func (a *Agent) keep(vm string) {
 	}
 }
 
-// rival takes up that a reflector has another node's better route to a prefix of ours.
-func (a *Agent) rival(ctx context.Context, r Rival) {
-	for _, vm := range a.concerned([]netip.Prefix{r.Prefix}) {
-		a.moves.saw(vm, r.Reflector, r.At)
-		unlock := a.guestLocks.lock(vm)
-		a.mu.Lock()
-		g := a.guests[vm]
-		yields := g != nil && g.want.announced() && g.has && !g.want.Leaving && g.want.VM.Origin != "" && !a.fresh(g, time.Now())
-		a.mu.Unlock()
-		if yields {
-			a.lose(ctx, vm, a.nodeAt(r.Via))
-		}
-		unlock()
-	}
-}
-
-// nodeAt names the node that has an address.
-func (a *Agent) nodeAt(addr netip.Addr) string {
-	for _, n := range a.cluster.Nodes {
-		if addr == n.Address || addr == n.Address6 {
-			return n.Name
-		}
-	}
-	return addr.String()
-}
-
 // lostText says, for people, that another node has a guest.
-func lostText(d Desired) string {
-	return fmt.Sprintf("%s has it, and began to run it later, so it is not announced here; stop the guest here, or start it anew to take it back", d.Lost)
+func lostText(d Desired, self string) string {
+	text := fmt.Sprintf("%s has it, and began to run it later, so it is not announced here", d.Lost)
+	if d.LostGuest != "" {
+		text = fmt.Sprintf("guest %s on %s has an address of it, and has had it longer, so %s is not announced on %s", d.LostGuest, d.Lost, d.VM.Name, self)
+	}
+	if d.Standby {
+		text += fmt.Sprintf("; %s does not answer now, so it is announced with LOCAL_PREF %d, in case nobody else has it", d.Lost, Standby)
+	}
+	if d.LostGuest != "" {
+		return text + "; stop one of the two, or give it another address"
+	}
+	return text + "; stop the guest here, or start it anew to take it back"
 }
 
 // add gives the list with a name in it.

@@ -79,6 +79,7 @@ const (
 	Cancelled NoticeKind = "cancelled" // it does not arrive after all
 	Claimed   NoticeKind = "claimed"   // the sender has it: whoever has it from before lets go
 	Released  NoticeKind = "released"  // the sender announces it no more
+	Acquiring NoticeKind = "acquiring" // the sender is about to start it: who has an address of it, for another guest, says so
 )
 
 // Notice is what the agent of one node tells that of another about a guest.
@@ -91,12 +92,24 @@ type Notice struct {
 	// higher is the later.
 	Generation uint64 `json:"generation,omitempty"`
 	Move       *Move  `json:"move,omitempty"` // with Released: what the source saw
+	// Identity is the guest's; empty where the sender's agent is an older one.
+	// Two guests with one address are not ordered by generations.
+	Identity Identity `json:"identity,omitempty"`
+	// Acquired is since when the guest has its addresses. Of two guests with one
+	// address, the first keeps it.
+	Acquired time.Time `json:"acquired,omitzero"`
 }
 
 // Answer is what is said to a [Notice].
 type Answer struct {
 	Held       bool   `json:"held"`                 // one of the prefixes is announced there, or about to be
 	Generation uint64 `json:"generation,omitempty"` // with which, or with which it last was
+
+	// Which guest has it, and since when: told to those whose notice has an identity.
+	VM       string       `json:"vm,omitempty"`
+	Identity Identity     `json:"identity,omitempty"`
+	Acquired time.Time    `json:"acquired,omitzero"`
+	Prefix   netip.Prefix `json:"prefix,omitzero"` // to [Acquiring]: the first of the prefixes that is not free
 }
 
 // Move is the report of a guest's move, as one node saw it, or both. Times are
@@ -135,11 +148,13 @@ type Rival struct {
 	Preference Preference
 	Reflector  string // by name
 	At         time.Time
+	Gone       bool // it is not there any more, or not better than others
 }
 
 // RivalTeller is implemented by a [Speaker] that hears from the reflectors which
 // of its prefixes other nodes announce as [Fresh]. Each is told once from each
-// reflector, and again when it comes back.
+// reflector, and again when it comes back. That one which was told is gone is
+// told too, although the prefix may not be announced here any more.
 type RivalTeller interface {
 	Rivals() <-chan Rival
 }

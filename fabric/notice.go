@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-var noticeKinds = []NoticeKind{Arriving, Arrived, Cancelled, Claimed, Released}
+var noticeKinds = []NoticeKind{Arriving, Arrived, Cancelled, Claimed, Released, Acquiring}
 
 // maxPrefixes is how many prefixes a guest may have: MaxAddresses addresses and
 // as many routes on each of MaxNICs NICs.
@@ -26,6 +26,9 @@ func (n Notice) Validate() error {
 	}
 	if err := ValidateName(n.VM); err != nil {
 		return fmt.Errorf("notice %q: %w", n.Kind, err)
+	}
+	if err := n.Identity.validate(); err != nil {
+		return fmt.Errorf("notice %q of VM %q: %w", n.Kind, n.VM, err)
 	}
 	all := [][]netip.Prefix{n.Prefixes}
 	if n.Move != nil {

@@ -57,6 +57,15 @@ func (s standing) preference() Preference {
 	return Normal
 }
 
+// behind gives the standing of a NIC whose guest is not to come before that of
+// another node.
+func (s standing) behind(standby bool) standing {
+	if standby && s != down {
+		return arriving
+	}
+	return s
+}
+
 // freshFor is how long after its start on a node a guest's announcement goes
 // before that of another node, which is the one that the guest has left, where
 // nobody can say when that has let go. It ends with the next pass.
@@ -114,6 +123,7 @@ type wanted struct {
 	retry   bool   // an earlier attempt failed, or a removal is to be finished
 	leaving bool   // it was stopped, to run on another node
 	fresh   bool   // it began to run here, and others may not have let go of it yet
+	standby bool   // another node had it, and does not answer
 	stand   stands // as of the pass before
 	unknown bool   // it runs, and nobody knows what it has: its ports stay as they are
 }
@@ -165,8 +175,8 @@ func decide(guests map[string]wanted, ports []PortState, routes []Route, prune b
 				switch as, is := announced[prefix]; {
 				case should != is:
 					note(prefix.String() + map[bool]string{true: ": not announced", false: ": announced"}[should])
-				case should && as != stand.on(g.drained):
-					note(prefix.String() + ": announced as " + as.String() + ", not as " + stand.on(g.drained).String())
+				case should && as != stand.behind(g.standby).on(g.drained):
+					note(prefix.String() + ": announced as " + as.String() + ", not as " + stand.behind(g.standby).on(g.drained).String())
 				}
 			}
 		}

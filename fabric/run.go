@@ -101,7 +101,8 @@ func (a *Agent) adopt(d Desired, there map[string]bool) {
 	}
 	a.claims.take(d.VM)
 	d.Leaving = false // the source says if it is so still
-	a.guests[name] = &guest{want: d, told: a.toldBefore(d, there), has: d.announced() && d.Generation > 0, came: d.Incoming || len(d.Unreleased) > 0, kept: true}
+	a.adoptOwnership(&d)
+	a.guests[name] = &guest{want: d, told: a.toldBefore(d, there), has: d.owned() && d.Generation > 0, came: d.Incoming || d.VM.Origin != "" && len(d.Unreleased) > 0, kept: true}
 	a.unsettled[name] = true
 }
 
@@ -320,7 +321,7 @@ func (a *Agent) wanted() map[string]wanted {
 	maps.DeleteFunc(a.expected, func(_ string, at time.Time) bool { return now.Sub(at) > expectation })
 	view := make(map[string]wanted, len(a.guests))
 	for name, g := range a.guests {
-		w := wanted{managed: g.want.VM.Origin != "", retry: g.trouble != nil || g.want.State == Absent, leaving: g.want.Leaving || g.departure.diverted, fresh: a.fresh(g, now), stand: g.stand}
+		w := wanted{managed: g.want.VM.Origin != "", retry: g.trouble != nil || g.want.State == Absent, leaving: g.want.Leaving || g.departure.diverted, fresh: a.fresh(g, now), standby: g.want.Standby, stand: g.stand}
 		if g.want.State != Absent {
 			w.ports, w.live = g.want.VM.Ports(&a.cluster), g.want.announced()
 			w.drained = a.draining()

@@ -72,7 +72,7 @@ func (a *Agent) List(context.Context) ([]PortEntry, error) {
 			e := PortEntry{
 				VM: name, Port: p.Name, Kind: p.NIC.Kind, State: state,
 				Addresses: slices.Clone(p.NIC.Addresses), Routes: slices.Clone(p.NIC.Routes),
-				Since: g.want.Since, Origin: g.want.VM.Origin, Trouble: g.troubleText(),
+				Since: g.want.Since, Origin: g.want.VM.Origin, Trouble: g.troubleText(a.node),
 			}
 			if e.Routes == nil {
 				e.Routes = []netip.Prefix{}
@@ -103,13 +103,14 @@ func (a *Agent) Status(ctx context.Context) (Status, error) {
 		if g.announced {
 			st.Live += len(g.want.VM.NICs) - g.stand.down()
 		}
-		if text := g.troubleText(); text != "" {
+		if text := g.troubleText(a.node); text != "" {
 			st.Problems = append(st.Problems, fmt.Sprintf("guest %s: %s", name, text))
 		}
 	}
 	for _, key := range sortedKeys(a.ailments) {
 		st.Problems = append(st.Problems, a.ailments[key])
 	}
+	st.Problems = append(st.Problems, a.contests()...)
 	a.mu.Unlock()
 
 	var err error
@@ -151,11 +152,11 @@ func (a *Agent) backends() []any {
 	return all
 }
 
-func (g *guest) troubleText() string {
+func (g *guest) troubleText(node string) string {
 	switch {
 	case g.trouble != nil:
 	case g.want.Lost != "" && g.want.State == Live:
-		return lostText(g.want)
+		return lostText(g.want, node)
 	default:
 		return ""
 	}

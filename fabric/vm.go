@@ -81,7 +81,7 @@ func ParseKind(s string) (Kind, error) {
 // VM is a guest: a KVM domain, an LXD instance, or anything else behind a port.
 type VM struct {
 	Name   string `json:"name"`             // unique on the node
-	UUID   string `json:"uuid,omitempty"`   // the hypervisor's, for people
+	UUID   string `json:"uuid,omitempty"`   // the hypervisor's: see [VM.Identity]
 	Origin string `json:"origin,omitempty"` // the [Source] that knows the guest, such as "libvirt"; empty when attached by hand
 	NICs   []NIC  `json:"nics"`             // the n-th is port <name>_net<n>
 	// Resolve: the hypervisor does not know what the NICs have; a [Resolver] is
@@ -115,13 +115,24 @@ type Desired struct {
 	Unreleased []string `json:"unreleased,omitempty"`
 	// Lost says which node has the guest, where it was found out that one has it
 	// later than this node, which announces it no more.
-	Lost  string    `json:"lost,omitempty"`
-	Since time.Time `json:"since"`          // when State last changed
-	Boot  string    `json:"boot,omitempty"` // the boot of the machine in which it was wanted
+	Lost string `json:"lost,omitempty"`
+	// LostGuest is the guest that has the address there, where it is another one.
+	LostGuest string `json:"lost_guest,omitempty"`
+	// Standby: the agent of that node does not answer. The guest is announced
+	// again, behind whoever else has it.
+	Standby bool `json:"standby,omitempty"`
+	// Acquired is since when the guest has its addresses without a break, on
+	// whichever node it ran: see [Notice].
+	Acquired time.Time `json:"acquired,omitzero"`
+	Since    time.Time `json:"since"`          // when State last changed
+	Boot     string    `json:"boot,omitempty"` // the boot of the machine in which it was wanted
 }
 
 // announced reports whether the guest is to be announced.
-func (d Desired) announced() bool { return d.State == Live && d.Lost == "" }
+func (d Desired) announced() bool { return d.State == Live && (d.Lost == "" || d.Standby) }
+
+// owned reports whether the guest is to be announced as one that is here.
+func (d Desired) owned() bool { return d.State == Live && d.Lost == "" }
 
 // Route is a prefix that this node announces, with itself as next hop.
 type Route struct {

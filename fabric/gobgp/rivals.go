@@ -10,7 +10,8 @@ import (
 
 // Rivals implements [fabric.RivalTeller]. The channel is never closed. One who
 // does not read holds up nobody: of each prefix and reflector the newest waits,
-// and none that has gone or that concerns a prefix withdrawn here meanwhile.
+// and none that has gone or that concerns a prefix withdrawn here meanwhile. Of
+// one that was handed out it is told that it has gone, whatever is announced here.
 func (s *Speaker) Rivals() <-chan fabric.Rival { return s.in.rivals.out }
 
 // rivals are the better routes of other nodes to prefixes that this one
@@ -22,6 +23,7 @@ type rivals struct {
 	own     map[netip.Prefix]bool // announced here
 	waiting []rivalry             // in their order
 	news    map[rivalry]fabric.Rival
+	given   map[rivalry]fabric.Rival // handed out last, and not gone since
 }
 
 // rivalry is who says that somebody has a better route, and to what.
@@ -33,7 +35,7 @@ type rivalry struct {
 func newRivals(c fabric.Cluster) *rivals {
 	v := &rivals{
 		names: map[netip.Addr]string{}, out: make(chan fabric.Rival), wake: make(chan struct{}, 1),
-		own: map[netip.Prefix]bool{}, news: map[rivalry]fabric.Rival{},
+		own: map[netip.Prefix]bool{}, news: map[rivalry]fabric.Rival{}, given: map[rivalry]fabric.Rival{},
 	}
 	for _, rr := range c.Reflectors {
 		v.names[rr.Address] = rr.Name
@@ -46,22 +48,52 @@ func (h heard) better() bool { return h.localPref > fabric.Normal.LocalPref() }
 
 // tell has a route told, in the place of an earlier one of the same reflector.
 func (v *rivals) tell(p netip.Prefix, peer netip.Addr, h heard) {
-	k := rivalry{p, peer}
+	v.put(rivalry{p, peer}, fabric.Rival{
+		Prefix: p, Via: h.via, Preference: fabric.Preference(h.localPref), Reflector: v.names[peer], At: time.Now(),
+	})
+}
+
+// put has something told.
+func (v *rivals) put(k rivalry, r fabric.Rival) {
 	if _, waits := v.news[k]; !waits {
 		v.waiting = append(v.waiting, k)
 	}
-	v.news[k] = fabric.Rival{
-		Prefix: p, Via: h.via, Preference: fabric.Preference(h.localPref), Reflector: v.names[peer], At: time.Now(),
-	}
+	v.news[k] = r
 	v.poke()
 }
 
-// untell takes back what has not been told yet.
+// untell takes back what has not been told yet, and has it told that what was
+// told has gone.
 func (v *rivals) untell(p netip.Prefix, peer netip.Addr) {
 	k := rivalry{p, peer}
-	if _, waits := v.news[k]; waits {
+	if r, told := v.given[k]; told {
+		r.Gone, r.At = true, time.Now()
+		v.put(k, r)
+		return
+	}
+	v.drop(k)
+}
+
+// drop takes back what has not been told yet, unless that is that something has gone.
+func (v *rivals) drop(k rivalry) {
+	if r, waits := v.news[k]; waits && !r.Gone {
 		delete(v.news, k)
 		v.poke()
+	}
+}
+
+// told notes that a rival was handed out.
+func (v *rivals) told(k rivalry, r fabric.Rival) {
+	newer, waits := v.news[k]
+	if waits && newer == r {
+		delete(v.news, k)
+	}
+	if r.Gone {
+		delete(v.given, k)
+		return
+	}
+	if v.given[k] = r; !waits { // it was taken back at this very moment
+		v.untell(k.prefix, k.peer)
 	}
 }
 
@@ -101,10 +133,7 @@ func (r *ribIn) tellRivals(ctx context.Context) {
 		case <-v.wake:
 		case out <- next:
 			r.mu.Lock()
-			// A newer one that came at this very moment stays.
-			if k := v.waiting[0]; v.news[k] == next {
-				delete(v.news, k)
-			}
+			v.told(v.waiting[0], next)
 			r.mu.Unlock()
 		}
 	}
@@ -135,15 +164,16 @@ func (r *ribIn) withdrawn(prefixes ...netip.Prefix) {
 	for _, p := range prefixes {
 		delete(r.rivals.own, p)
 		for peer := range r.routes[p] {
-			r.rivals.untell(p, peer)
+			r.rivals.drop(rivalry{p, peer})
 		}
 	}
 }
 
 // compete tells a route that has come, or is not as it was, where it is better
-// than what this node announces. r.mu is held.
+// than what this node announces, or takes the place of one that was told. r.mu is held.
 func (r *ribIn) compete(p netip.Prefix, peer netip.Addr, was, is heard) {
-	if is.better() && r.rivals.own[p] && (was.via != is.via || was.localPref != is.localPref) {
+	_, told := r.rivals.given[rivalry{p, peer}]
+	if is.better() && (r.rivals.own[p] || told) && (was.via != is.via || was.localPref != is.localPref) {
 		r.rivals.tell(p, peer, is)
 	}
 }

@@ -101,7 +101,8 @@ type other struct {
 	*testenv.Daemon
 	t    *testing.T
 	in   io.Writer
-	seen int // lines of rivals
+	seen int // rivals
+	gone int // those that have gone
 }
 
 func startOther(t *testing.T, c fabric.Cluster, h *testenv.Host, kind string) *other {
@@ -126,13 +127,18 @@ func (o *other) does(what string, ps ...netip.Prefix) {
 	require.NoError(o.t, err)
 }
 
-func (o *other) rivals() (rs []fabric.Rival) {
+// rivals lists what it was told of better routes, and, apart, of their end.
+func (o *other) rivals() []fabric.Rival { return o.told(false) }
+
+func (o *other) told(gone bool) (rs []fabric.Rival) {
 	o.t.Helper()
 	for line := range strings.Lines(o.Log()) {
 		if strings.HasPrefix(line, "{") && strings.HasSuffix(line, "\n") {
 			var r fabric.Rival
 			require.NoError(o.t, json.Unmarshal([]byte(line), &r), line)
-			rs = append(rs, r)
+			if r.Gone == gone {
+				rs = append(rs, r)
+			}
 		}
 	}
 	return rs
@@ -162,6 +168,26 @@ func (o *other) hears(from *testenv.Host, reflectors int, ps ...netip.Prefix) {
 	}
 	require.ElementsMatch(o.t, expected, heard)
 	o.seen += want
+}
+
+// loses waits until it was told that as many have gone, of these prefixes.
+func (o *other) loses(reflectors int, ps ...netip.Prefix) {
+	o.t.Helper()
+	want := reflectors * len(ps)
+	if !assert.Eventually(o.t, func() bool { return len(o.told(true)) >= o.gone+want }, bound, 20*time.Millisecond) {
+		require.Fail(o.t, "not told", "%v of %v\n%s", o.told(true)[o.gone:], ps, o.Log())
+	}
+	var heard, expected []string
+	for _, r := range o.told(true)[o.gone:] {
+		heard = append(heard, fmt.Sprint(r.Reflector, " ", r.Prefix))
+	}
+	for n := range reflectors {
+		for _, p := range ps {
+			expected = append(expected, fmt.Sprint("rr", n+1, " ", p))
+		}
+	}
+	require.ElementsMatch(o.t, expected, heard)
+	o.gone += want
 }
 
 // TestRivals has two nodes announce the same, behind each kind of reflector. A
@@ -199,7 +225,16 @@ func TestRivals(t *testing.T) {
 			two.does("fresh", guest...)
 			one.hears(node2, 2, guest...)
 			two.does("normal", guest...)
+			one.loses(2, guest...)
 			mark()
+			two.does("fresh", guest...)
+			one.hears(node2, 2, guest...)
+
+			// The end is told also to one that gave way.
+			one.does("remove", guest...)
+			two.does("remove", guest...)
+			one.loses(2, guest...)
+			one.does("normal", guest...)
 			two.does("fresh", guest...)
 			one.hears(node2, 2, guest...)
 
@@ -211,6 +246,7 @@ func TestRivals(t *testing.T) {
 			one.does("standby", guest...)
 			one.hears(node2, 2, guest...)
 			two.does("remove", guest...)
+			one.loses(2, guest...)
 			mark()
 
 			// Both begin: only the one hears that is not chosen.

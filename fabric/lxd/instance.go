@@ -34,8 +34,15 @@ type device map[string]string
 
 func (i instance) key() key { return key{cmp.Or(i.Project, defaultProject), i.Name} }
 
+// uuid gives what tells the instance from all others, wherever it is moved to:
+// LXD 4.0 has no UUIDs, and one name in each project.
+func (i instance) uuid() string {
+	k := i.key()
+	return cmp.Or(i.ExpandedConfig["volatile.uuid"], k.project+"/"+k.name)
+}
+
 // unreadable reports that the daemon could tell nothing of the instance but its
-// name; any other has at least its UUID in its configuration.
+// name; any other has at least something volatile in its configuration.
 func (i instance) unreadable() bool { return i.Code == codeError && len(i.ExpandedConfig) == 0 }
 
 // guest gives the guest that an instance is. One that is not ours is no error;
@@ -45,7 +52,7 @@ func (d dialect) guest(i instance) (vm fabric.VM, ours bool, err error) {
 	if err != nil || len(nics) == 0 {
 		return vm, false, err
 	}
-	vm = fabric.VM{Name: i.Name, UUID: i.ExpandedConfig["volatile.uuid"], Origin: d.name, NICs: nics}
+	vm = fabric.VM{Name: i.Name, UUID: i.uuid(), Origin: d.name, NICs: nics}
 	if err := vm.Validate(); err != nil {
 		return vm, false, fmt.Errorf("%w; see %s", err, d.command(i, "config", "show", i.Name, "--expanded"))
 	}

@@ -53,6 +53,16 @@ func TestGuestOfAnInstance(t *testing.T) {
 			{Addresses: []netip.Addr{netip.MustParseAddr("2001:db8:100::11")}, Kind: fabric.Veth, MAC: fabric.MAC{0, 0x16, 0x3e, 0, 0, 2}},
 		},
 	}, vm)
+	assert.Equal(t, fabric.Identity("lxd 56f8c56b-25ba-40be-a02a-8e320377e4f1"), vm.Identity())
+
+	// LXD 4.0 has no UUIDs.
+	delete(i.ExpandedConfig, "volatile.uuid")
+	for project, identity := range map[string]fabric.Identity{"": "lxd default/web", "default": "lxd default/web", "shop": "lxd shop/web"} {
+		i.Project = project
+		vm, _, err = ofLXD.guest(i)
+		require.NoError(t, err)
+		assert.Equal(t, identity, vm.Identity())
+	}
 
 	for name, c := range map[string]map[string]string{
 		"no keys": nil, "others' keys": config("user.vmfabric.note=x", "user.vmfabrics.net0.addresses=x", "volatile.uuid=x"),

@@ -43,8 +43,9 @@ type Nodes struct {
 	callers  map[string]caller // who called, by name
 	peers    map[string]*peer  // whom we called, by name
 	troubles map[string]trouble
-	conns    map[netip.Addr]int // that are open, by who called
-	closed   bool               // no connection is to be kept
+	conns    map[netip.Addr]int   // that are open, by who called
+	closed   bool                 // no connection is to be kept
+	older    map[string]time.Time // nodes whose agents know no identities, and when that was found out
 }
 
 var (
@@ -58,7 +59,7 @@ func New(c Config) *Nodes {
 	return &Nodes{
 		cluster: c.Cluster, self: c.Node, port: cmp.Or(c.Cluster.AgentPort, fabric.DefaultAgentPort),
 		key: keyOf(&c.Cluster), ranges: c.Cluster.NodeRanges(), log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
-		callers: map[string]caller{}, peers: map[string]*peer{}, troubles: map[string]trouble{}, conns: map[netip.Addr]int{},
+		callers: map[string]caller{}, peers: map[string]*peer{}, troubles: map[string]trouble{}, conns: map[netip.Addr]int{}, older: map[string]time.Time{},
 	}
 }
 
@@ -97,8 +98,20 @@ func (n *Nodes) node(name string) (fabric.Node, error) {
 
 // Ask implements [fabric.Nodes]. Where the connection of earlier questions is
 // broken, as after a restart of the other agent, it asks once more on a new one;
-// so one question may be answered twice.
+// so one question may be answered twice. An agent of before is told what it
+// understands, and cannot be asked about [fabric.Acquiring].
 func (n *Nodes) Ask(ctx context.Context, node string, notice fabric.Notice) (fabric.Answer, error) {
+	if !n.isOlder(node) {
+		answer, err := n.question(ctx, node, notice)
+		if !n.olderRefuses(node, err) {
+			return answer, err
+		}
+	}
+	return n.askOlder(ctx, node, notice)
+}
+
+// question is Ask of an agent that may refuse what it does not know.
+func (n *Nodes) question(ctx context.Context, node string, notice fabric.Notice) (fabric.Answer, error) {
 	if err := notice.Validate(); err != nil {
 		return fabric.Answer{}, err
 	}
@@ -126,7 +139,7 @@ func (n *Nodes) Ask(ctx context.Context, node string, notice fabric.Notice) (fab
 	}
 	end, _ := bounded.Deadline()
 	err = fmt.Errorf("node %s%w", node, n.explain(err, to, end.Sub(began)))
-	if disagrees(err) {
+	if disagrees(err) && !n.olderRefuses(node, err) {
 		n.note("to "+node, err.Error(), memory)
 	}
 	return fabric.Answer{}, err

@@ -118,8 +118,9 @@ func notices() []fabric.Notice {
 		{Kind: fabric.Arriving, VM: "web", UUID: move.UUID, Prefixes: routed},
 		{Kind: fabric.Arrived, VM: "мой <сервер> & \"quoted\"", Prefixes: both[:1]},
 		{Kind: fabric.Cancelled, VM: "web", Prefixes: both[1:]},
-		{Kind: fabric.Claimed, VM: "web", Prefixes: both, Generation: 1<<64 - 1},
+		{Kind: fabric.Claimed, VM: "web", Prefixes: both, Generation: 1<<64 - 1, Identity: "libvirt " + fabric.Identity(move.UUID), Acquired: at},
 		{Kind: fabric.Released, VM: "web", Prefixes: both, Generation: 3, Move: move},
+		{Kind: fabric.Acquiring, VM: "мой <сервер>", Prefixes: routed, Identity: "attached мой <сервер>"},
 	}
 }
 
@@ -129,7 +130,10 @@ func nodesUnchanged(t *testing.T, a agents) {
 		notice fabric.Notice
 	}
 	got := make(chan told, 100)
-	answer := fabric.Answer{Held: true, Generation: 1<<64 - 1}
+	answer := fabric.Answer{
+		Held: true, Generation: 1<<64 - 1, VM: "мой <сервер>", Identity: "lxd default/web",
+		Acquired: time.Date(2026, 11, 22, 12, 3, 4, 567890123, time.UTC), Prefix: both[1],
+	}
 	for _, name := range []string{"node2", "node3"} {
 		serve(t, a.ends[name], func(_ context.Context, from fabric.Node, n fabric.Notice) fabric.Answer {
 			if n.VM != "reached" {
@@ -191,6 +195,7 @@ func nodesRefuse(t *testing.T, a agents) {
 		"an unknown kind":     func(n *fabric.Notice) { n.Kind = "evacuated" },
 		"no guest":            func(n *fabric.Notice) { n.VM = "" },
 		"no prefix":           func(n *fabric.Notice) { n.Prefixes = make([]netip.Prefix, 1) },
+		"a broken identity":   func(n *fabric.Notice) { n.Identity = "libvirt\n1" },
 		"a guest too large":   func(n *fabric.Notice) { n.Prefixes = make([]netip.Prefix, fabric.MaxNICs*2*fabric.MaxAddresses+1) },
 		"a prefix with bits":  func(n *fabric.Notice) { n.Prefixes = prefixes("203.0.113.10/24") },
 		"an IPv6 one of IPv4": func(n *fabric.Notice) { n.Prefixes = prefixes("::ffff:203.0.113.10/128") },
