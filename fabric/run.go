@@ -471,6 +471,9 @@ func (a *Agent) heed(ctx context.Context, d Desired) {
 	case leaving && d.State == Live:
 		a.resumed(ctx, name, d.Since)
 	case same:
+		if d.State == Live { // a diversion of an agent before this one is over: the guest runs here
+			a.ashore(ctx, d.VM)
+		}
 	case arriving && d.State == Live:
 		a.run(ctx, d.VM, d.Since, d.VM.Origin)
 	default:

@@ -52,7 +52,7 @@ func (k Kind) String() string {
 
 // weights say how often a kind is drawn.
 var weights = [kinds]int{
-	Start: 10, Stop: 4, Crash: 2, Migrate: 12, Abort: 3, Return: 3, Kill: 6, Cut: 4, Deafen: 2, Copy: 0, Damage: 2, PowerOff: 1, DrainNode: 1, Slow: 3, Full: 2,
+	Start: 10, Stop: 4, Crash: 2, Migrate: 12, Abort: 3, Return: 3, Kill: 6, Cut: 4, Deafen: 2, Copy: 4, Damage: 2, PowerOff: 1, DrainNode: 1, Slow: 3, Full: 2,
 }
 
 // Step is one thing that happens.

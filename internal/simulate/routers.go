@@ -78,8 +78,12 @@ func (r *routers) open(s *speaker) {
 	r.on[s.node] = s
 	s.mu.Lock()
 	s.opened = true
+	before := r.ribs[s.node]
 	r.ribs[s.node] = maps.Clone(s.routes)
 	s.mu.Unlock()
+	for p := range before {
+		r.tell(p)
+	}
 	for p := range r.ribs[s.node] {
 		r.tell(p)
 	}
@@ -98,8 +102,13 @@ func (r *routers) lost(node string, power bool) {
 	time.AfterFunc(after, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if r.seq[node] == seq {
-			clear(r.ribs[node])
+		if r.seq[node] != seq {
+			return
+		}
+		gone := r.ribs[node]
+		r.ribs[node] = map[netip.Prefix]fabric.Preference{}
+		for p := range gone {
+			r.tell(p)
 		}
 	})
 }
@@ -162,7 +171,7 @@ type competitor struct {
 var errDead = errors.New("the process is gone")
 
 func newSpeaker(node string, r *routers) *speaker {
-	return &speaker{node: node, routers: r, changed: make(chan struct{}, 1), rivals: make(chan fabric.Rival, 256), routes: map[netip.Prefix]fabric.Preference{}, told: map[competitor]bool{}}
+	return &speaker{node: node, routers: r, changed: make(chan struct{}, 1), rivals: make(chan fabric.Rival, 4096), routes: map[netip.Prefix]fabric.Preference{}, told: map[competitor]bool{}}
 }
 
 // Actual implements [fabric.Speaker].
@@ -229,14 +238,13 @@ func (s *speaker) compete(p netip.Prefix, other fabric.Node, pref fabric.Prefere
 	k := competitor{p, other.Name}
 	_, own := s.routes[p]
 	switch {
-	case !has:
+	case !has && s.told[k]:
 		delete(s.told, k)
+		s.rivals <- fabric.Rival{Prefix: p, Via: other.Address, Reflector: "rr1", Gone: true, At: time.Now()}
+	case !has:
 	case own && !s.told[k]:
 		s.told[k] = true
-		select {
-		case s.rivals <- fabric.Rival{Prefix: p, Via: other.Address, Preference: pref, Reflector: "rr1", At: time.Now()}:
-		default:
-		}
+		s.rivals <- fabric.Rival{Prefix: p, Via: other.Address, Preference: pref, Reflector: "rr1", At: time.Now()}
 	}
 }
 
