@@ -223,6 +223,11 @@ func (a *Agent) Withdraw(ctx context.Context, vm string) error {
 	return nil
 }
 
+// tells reports whether a source of that name says when its guests begin to run.
+func (a *Agent) tells(origin string) bool {
+	return slices.ContainsFunc(a.sources, func(s Source) bool { return s.Name() == origin }) && !a.restarts[origin]
+}
+
 // request is how a guest is to be brought up.
 type request struct {
 	settle func(prev Desired, known, incoming bool) (State, bool) // what is wanted, given what was
@@ -254,7 +259,9 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 		prev, known = g.want, g.want.State != Absent
 	}
 	expectedAt, incoming := a.expected[vm.Name]
-	incoming = incoming && time.Since(expectedAt) < expectation
+	// One that runs on another node moves, although nobody announced it: the hook
+	// did, to an agent that was being restarted. Its source says when it runs here.
+	incoming = incoming && time.Since(expectedAt) < expectation || other.same && !known && a.tells(vm.Origin)
 	d := Desired{VM: vm, Since: began, Boot: a.boot}
 	d.State, d.Incoming = r.settle(prev, known, incoming)
 	if known {
@@ -267,7 +274,7 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	if r.anew {
 		d.Lost, d.LostGuest, d.Standby = "", "", false
 	}
-	if other.node != "" {
+	if other.node != "" && !other.same {
 		d.Lost, d.LostGuest, d.Standby = other.node, other.vm, false
 	}
 	if err == nil {

@@ -103,7 +103,10 @@ func (a *Agent) nodeAt(addr netip.Addr) (string, bool) {
 }
 
 // holder is another guest that has an address on another node; zero: none has.
-type holder struct{ node, vm string }
+type holder struct {
+	node, vm string
+	same     bool // it is the guest itself, which runs there
+}
 
 // acquire asks the other nodes who has what a guest is about to be given here.
 // A start that can be refused is, where another guest has it; of a guest that
@@ -139,7 +142,7 @@ func (a *Agent) acquire(ctx context.Context, vm VM, r request) (holder, error) {
 	n := a.notice(Acquiring, Desired{VM: vm})
 	n.Prefixes = wanted
 	other, answer := a.whoHas(ctx, n, asked)
-	if other.node == "" || !r.undo {
+	if other.node == "" || other.same || !r.undo {
 		return other, nil
 	}
 	return other, fmt.Errorf("%s is held by guest %s (%s) on %s; stop that one, or give %s another address",
@@ -174,6 +177,7 @@ func (a *Agent) whoHas(ctx context.Context, n Notice, nodes []string) (other hol
 		})
 	}
 	mine := ownership.Claim{Identity: string(n.Identity), Node: a.node, Starting: true}
+	var itself holder
 	for range nodes {
 		s := <-answers
 		if !s.Held {
@@ -181,28 +185,33 @@ func (a *Agent) whoHas(ctx context.Context, n Notice, nodes []string) (other hol
 		}
 		if verdict, _ := ownership.Decide(mine, s.claim(s.node)); verdict == ownership.Refuse {
 			cancel()
-			return holder{s.node, s.VM}, s.Answer
+			return holder{node: s.node, vm: s.VM}, s.Answer
 		}
+		itself = holder{node: s.node, vm: s.VM, same: true}
 	}
-	return holder{}, Answer{}
+	return itself, Answer{}
 }
 
-// holder answers a node that is about to start a guest: which other guest is
-// announced here with one of its prefixes.
+// holder answers a node that is about to start a guest: which guest is announced
+// here with one of its prefixes, another one first of all.
 func (a *Agent) holder(n Notice) Answer {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	var itself Answer
 	for _, p := range n.Prefixes {
 		for _, vm := range a.claims.holders(p) {
 			g := a.guests[vm]
-			if g == nil || !g.want.owned() || !g.has || ownership.Same(string(g.want.VM.Identity()), string(n.Identity)) {
+			if g == nil || !g.want.owned() || !g.has {
 				continue
 			}
-			answer := Answer{Held: true, Generation: g.want.Generation, Prefix: p}
-			return answer.of(n, g.want)
+			answer := Answer{Held: true, Generation: g.want.Generation, Prefix: p}.of(n, g.want)
+			if !ownership.Same(string(g.want.VM.Identity()), string(n.Identity)) {
+				return answer
+			}
+			itself = answer
 		}
 	}
-	return Answer{}
+	return itself
 }
 
 // holders lists who has a prefix, one around it or one inside it.

@@ -146,12 +146,35 @@ func TestWhoIsAskedAboutAStart(t *testing.T) {
 		assert.Equal(t, asked, p.asked())
 		moment()
 		assert.Equal(t, map[string]string{"203.0.113.10/32": "fresh"}, p.first(p.one))
+		p.lets(p.one)
 		assert.Empty(t, p.first(p.two))
 
 		require.NoError(t, p.one.Withdraw(t.Context(), p.vm.Name))
 		p.asked()
 		p.one.apply(p.vm, fabric.Live)
 		assert.Equal(t, asked, p.asked(), "it was over here, and somebody else may have it")
+	})
+}
+
+// TestMoveThatWasNotAnnounced: the agent was being restarted when the hook said
+// that a guest comes by migration. It does not announce it before it runs here.
+func TestMoveThatWasNotAnnounced(t *testing.T) {
+	pairsOf(t, fake.NewSource, known("sea_gold", "uuid-of-gold", "203.0.113.10 2001:db8:100:1::10"), func(t *testing.T, p *pair) {
+		p.boots(p.one)
+		p.two.apply(p.vm, fabric.Wired)
+		p.src[p.two].Set(p.vm, fabric.Wired)
+		require.NoError(t, p.two.Started(t.Context(), p.vm))
+		moment()
+		assert.Empty(t, p.first(p.two), "it runs on node1")
+		assert.Equal(t, map[string]string{"203.0.113.10/32": "normal"}, p.first(p.one))
+
+		p.src[p.one].Leave(p.vm)
+		moment()
+		p.src[p.two].Set(p.vm, fabric.Live)
+		moment()
+		assert.Equal(t, map[string]string{"203.0.113.10/32": "fresh"}, p.first(p.two))
+		p.leaves(p.one)
+		p.lets(p.two)
 	})
 }
 

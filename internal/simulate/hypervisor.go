@@ -94,7 +94,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	if from == nil || from == to || !to.on() {
 		return
 	}
-	_ = to.hook(time.Minute, func(ctx context.Context, a *fabric.Agent) error { return a.Expect(ctx, g.vm.Name) })
+	_ = to.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Expect(ctx, g.vm.Name) })
 	if err := to.apply(g, fabric.Wired, waitBefore); err != nil {
 		g.release(to, d)
 		return
