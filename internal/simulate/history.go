@@ -10,8 +10,9 @@ import (
 
 // The size of a simulated cluster.
 const (
-	nodes  = 3
-	guests = 4
+	nodes   = 3
+	guests  = 5
+	domains = 3 // of the guests, those of libvirt; the others are LXD's
 )
 
 // Kind is what happens in a step of a [History].

@@ -37,7 +37,7 @@ type node struct {
 // life is an agent from its start to its end.
 type life struct {
 	agent   *fabric.Agent
-	source  *fake.Source
+	sources map[string]*fake.Source // by the origin of their guests
 	speaker *speaker
 	since   time.Time
 	mortal  *mortal
@@ -169,12 +169,12 @@ func (n *node) begin() {
 	} else {
 		n.kernel = n.kernel.Again()
 	}
-	l := &life{mortal: &mortal{node: n, rnd: rand.New(rand.NewPCG(uint64(time.Since(n.world.began)), n.world.seed))}, since: time.Now(), source: fake.NewSource("libvirt"), speaker: newSpeaker(n.self.Name, n.world.routers), ended: make(chan struct{})}
-	n.world.runningOn(n, l.source)
+	l := &life{mortal: &mortal{node: n, rnd: rand.New(rand.NewPCG(uint64(time.Since(n.world.began)), n.world.seed))}, since: time.Now(), sources: map[string]*fake.Source{"libvirt": fake.NewSource("libvirt"), "lxd": fake.NewRestarter("lxd")}, speaker: newSpeaker(n.self.Name, n.world.routers), ended: make(chan struct{})}
+	n.world.runningOn(n, l)
 	agent, err := fabric.New(fabric.Config{
 		Cluster: n.world.cluster, Node: n.self.Name,
 		Dataplane: ports{n.kernel, l.mortal}, Speaker: l.speaker, Store: disk{n.store, l.mortal},
-	}, fabric.WithSources(l.source), fabric.WithNodes(wire{n.end, l.mortal, n.world.delay}), fabric.WithBoot(fmt.Sprint("boot ", n.boot)))
+	}, fabric.WithSources(l.sources["libvirt"], l.sources["lxd"]), fabric.WithNodes(wire{n.end, l.mortal, n.world.delay}), fabric.WithBoot(fmt.Sprint("boot ", n.boot)))
 	if err != nil {
 		n.world.fail("node %s: %v", n.self.Name, err)
 		return
@@ -312,9 +312,9 @@ func (n *node) tell(g *guest, state fabric.State) {
 	switch {
 	case l == nil:
 	case deaf:
-		l.source.SetQuietly(g.vm, state)
+		l.sources[g.vm.Origin].SetQuietly(g.vm, state)
 	default:
-		l.source.Set(g.vm, state)
+		l.sources[g.vm.Origin].Set(g.vm, state)
 	}
 }
 
@@ -324,7 +324,7 @@ func (n *node) leaves(g *guest) {
 	l, deaf := n.life, n.deaf
 	n.mu.Unlock()
 	if l != nil && !deaf {
-		l.source.Leave(g.vm)
+		l.sources[g.vm.Origin].Leave(g.vm)
 	}
 }
 
@@ -343,8 +343,10 @@ func (n *node) deafen(d time.Duration) {
 	l := n.life
 	n.mu.Unlock()
 	if l != nil {
-		n.world.runningOn(n, l.source)
-		l.source.Lose()
+		n.world.runningOn(n, l)
+		for _, s := range l.sources {
+			s.Lose()
+		}
 	}
 }
 

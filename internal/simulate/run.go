@@ -58,10 +58,12 @@ func (w *world) do(s Step) {
 		at := g.place().at
 		switch {
 		case s.Kind == Start && at == nil:
-			g.start(n, d)
+			g.starts(n, d)
 		case at == nil || s.Kind == Start:
 		case s.Kind == Stop || s.Kind == Crash:
-			g.end(at, d)
+			g.ends(at, d)
+		case g.instance():
+			g.move(n, s.Kind, d)
 		default:
 			g.migrate(n, s.Kind, d)
 		}
@@ -101,14 +103,18 @@ func (w *world) do(s Step) {
 func (w *world) copy(s Step, d delays) {
 	w.mu.Lock()
 	id := len(w.guests)
-	c := &guest{vm: domain(fmt.Sprintf("copy%d", id), id, s.Guest)}
+	vm := domain(fmt.Sprintf("copy%d", id), id, s.Guest)
+	if s.Guest >= domains {
+		vm = instance(vm)
+	}
+	c := &guest{vm: vm}
 	w.guests = append(w.guests, c)
 	w.mu.Unlock()
-	if !c.start(w.nodes[s.Node], d) {
+	if !c.starts(w.nodes[s.Node], d) {
 		return
 	}
 	time.Sleep(s.For)
 	if at := c.place().at; at != nil {
-		c.end(at, d)
+		c.ends(at, d)
 	}
 }

@@ -82,7 +82,11 @@ func newWorld(seed uint64, delay time.Duration) *world {
 		w.nodes = append(w.nodes, &node{world: w, self: self, end: ends[self.Name], store: fake.NewStore(nil), power: true, boot: 1, cuts: map[string]int{}})
 	}
 	for i := range guests {
-		w.guests = append(w.guests, &guest{vm: domain(guestName(i), i, i)})
+		vm := domain(guestName(i), i, i)
+		if i >= domains {
+			vm = instance(vm)
+		}
+		w.guests = append(w.guests, &guest{vm: vm})
 	}
 	return w
 }
@@ -96,6 +100,13 @@ func domain(name string, id, address int) fabric.VM {
 			Kind:      fabric.Tap, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, byte(id)},
 		}},
 	}
+}
+
+// instance makes a guest one of LXD.
+func instance(vm fabric.VM) fabric.VM {
+	vm.Origin = "lxd"
+	vm.NICs[0].Kind = fabric.Adopt
+	return vm
 }
 
 func (w *world) fail(format string, args ...any) {
@@ -120,14 +131,14 @@ func (w *world) all() []*guest {
 	return slices.Clone(w.guests)
 }
 
-// runningOn has a source know the guests that run on a node now, and no others.
-func (w *world) runningOn(n *node, s *fake.Source) {
+// runningOn has the sources of an agent know the guests that run on a node now,
+// and no others.
+func (w *world) runningOn(n *node, l *life) {
 	for _, g := range w.all() {
+		s := l.sources[g.vm.Origin]
+		s.Know(g.vm.Name, g.vm)
 		switch p := g.place(); {
-		case p.at == n && p.paused:
-			d := g.vm
-			s.SetQuietly(d, fabric.Live)
-		case p.at == n:
+		case p.at == n || g.instance() && p.to == n:
 			s.SetQuietly(g.vm, fabric.Live)
 		case p.to == n:
 			s.SetQuietly(g.vm, fabric.Wired)
@@ -140,7 +151,10 @@ func (w *world) runningOn(n *node, s *fake.Source) {
 // died ends the guests of a node that has no power.
 func (w *world) died(n *node) {
 	for _, g := range w.all() {
-		if p := g.place(); p.at == n {
+		switch p := g.place(); {
+		case p.at == n && g.instance() && p.to != nil && p.to != n: // it goes on where it is moved to
+			g.set(func(g *guest) { g.at, g.to = p.to, nil })
+		case p.at == n:
 			g.set(func(g *guest) { g.at, g.paused, g.settled = nil, false, false })
 		}
 	}
