@@ -229,7 +229,7 @@ func demoKeep(cmd *cobra.Command, f demoFlags) error {
 	}
 	defer done.Close()
 	child := exec.Command("/proc/self/exe", "demo", "--keep", "--standing", "--record", f.record)
-	child.Stdout, child.Stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
+	child.Stdout, child.Stderr = os.Stdout, os.Stderr // themselves: it stays when this process has ended
 	child.ExtraFiles = []*os.File{theirs}
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := child.Start(); err != nil {
