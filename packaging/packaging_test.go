@@ -32,7 +32,7 @@ func read(t *testing.T, path string) string {
 }
 
 func TestClusterExample(t *testing.T) {
-	c, err := clusterfile.Load("cluster.yaml.example")
+	c, err := clusterfile.Load(labtest.Own(t, "cluster.yaml.example"))
 	require.NoError(t, err)
 	onlyReflectorsIPv6(t, c)
 }
@@ -75,7 +75,7 @@ func TestRendered(t *testing.T) {
 	labtest.Need(t, "bird")
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
-	c, err := clusterfile.Load("cluster.yaml.example")
+	c, err := clusterfile.Load(labtest.Own(t, "cluster.yaml.example"))
 	require.NoError(t, err)
 	_, top := labtest.Build(t, c)
 	start := func(h *testenv.Host) *testenv.Bird {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -12,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+
+	"github.com/vmfabric/vmfabric/internal/executable"
 )
 
 const libvirtLogDir = "/var/log/libvirt"
@@ -261,30 +262,26 @@ func (lv *Libvirt) Virsh(ctx context.Context, args ...string) (string, error) {
 // InstallHook installs a program as a hook, under a name such as "qemu" or
 // "qemu.d/vmfabric", and has libvirtd look: one that was started without any
 // hook calls none until it is told to reload.
-func (lv *Libvirt) InstallHook(name, program string) error {
-	if err := lv.copyHook(name, program); err != nil {
+func (lv *Libvirt) InstallHook(name, path string) error {
+	if err := lv.copyHook(name, path); err != nil {
 		return err
 	}
 	return lv.Daemon().Signal(syscall.SIGHUP)
 }
 
-func (lv *Libvirt) copyHook(name, program string) error {
-	from, err := os.Open(program)
+func (lv *Libvirt) copyHook(name, source string) error {
+	from, err := os.Open(source)
 	if err != nil {
 		return fmt.Errorf("hook %s: %w", name, err)
 	}
 	defer from.Close()
 	path := filepath.Join(lv.HooksDir(), name)
 	// Beside qemu.d, not in it, where libvirtd would call it half written.
-	to, err := os.OpenFile(filepath.Join(lv.dir, "hook.new"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o755)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(to, from)
-	if err = errors.Join(err, to.Close()); err != nil {
+	whole := filepath.Join(lv.dir, "hook.new")
+	if err := executable.Copy(whole, from); err != nil {
 		return fmt.Errorf("hook %s: %w", name, err)
 	}
-	return os.Rename(to.Name(), path)
+	return os.Rename(whole, path)
 }
 
 // qemuKnowledge is where libvirt keeps what it found out about QEMU, below its

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/executable"
 	"github.com/vmfabric/vmfabric/testenv"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
@@ -48,7 +49,7 @@ func TestLibvirtRunsGuests(t *testing.T) {
 	_, top := labtest.Build(t, cluster)
 	node := top.Nodes["node1"]
 	script := filepath.Join(t.TempDir(), "hook")
-	require.NoError(t, os.WriteFile(script, []byte(hook), 0o755))
+	require.NoError(t, executable.Write(script, []byte(hook)))
 	lv, err := node.StartLibvirt(ctx, testenv.LibvirtOptions{Hook: script})
 	require.NoError(t, err)
 
@@ -124,7 +125,7 @@ func TestLibvirtMigratesGuests(t *testing.T) {
 	cluster := testenv.SmallCluster(2)
 	_, top := labtest.Build(t, cluster)
 	script := filepath.Join(t.TempDir(), "hook")
-	require.NoError(t, os.WriteFile(script, []byte(hook), 0o755))
+	require.NoError(t, executable.Write(script, []byte(hook)))
 	addrs := []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")}
 	routeTo := func(node *testenv.Host) {
 		require.NoError(t, top.Core.AddRoute(fabric.HostPrefix(addrs[0]), node.Addr4(), "eth0"))

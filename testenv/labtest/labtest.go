@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -75,4 +76,19 @@ func Missing(t testing.TB, err error) {
 		t.Fatalf("%v (%s=must)", err, Variable)
 	}
 	t.Skip(err)
+}
+
+// Own gives a copy of a file that nobody else can write, whoever made the
+// checkout that it is in.
+func Own(t testing.TB, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := filepath.Join(t.TempDir(), filepath.Base(path))
+	if err := os.WriteFile(own, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return own
 }
