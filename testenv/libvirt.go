@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/vmfabric/vmfabric/internal/executable"
+
+	"github.com/vmfabric/vmfabric/internal/daemons"
 )
 
 const libvirtLogDir = "/var/log/libvirt"
@@ -53,7 +55,7 @@ func (h *Host) StartLibvirt(ctx context.Context, o LibvirtOptions) (*Libvirt, er
 func (h *Host) startLibvirt(ctx context.Context, o LibvirtOptions) (*Libvirt, error) {
 	lv := &Libvirt{host: h, dir: filepath.Join(h.dir, "libvirt")}
 	var err error
-	if lv.program, err = findProgram("libvirtd"); err != nil {
+	if lv.program, err = daemons.Find("libvirtd"); err != nil {
 		return nil, err
 	}
 	binds, err := lv.makeFiles()
@@ -250,7 +252,7 @@ func (lv *Libvirt) Restart(ctx context.Context) error {
 // Virsh runs virsh against this libvirtd, on its node, and gives what it wrote
 // to standard output.
 func (lv *Libvirt) Virsh(ctx context.Context, args ...string) (string, error) {
-	virsh, err := findProgram("virsh")
+	virsh, err := daemons.Find("virsh")
 	if err != nil {
 		return "", err
 	}
@@ -310,7 +312,7 @@ func (lv *Libvirt) rememberQEMU(ctx context.Context) error {
 
 // knowledge names what is known of QEMU in the cache, by its programs.
 func (lv *Libvirt) knowledge() string {
-	qemu, _ := findProgram("qemu-system-x86_64")
+	qemu, _ := daemons.Find("qemu-system-x86_64")
 	about := ""
 	for _, program := range []string{lv.program, qemu} {
 		if info, err := os.Stat(program); err == nil {
