@@ -56,7 +56,7 @@ func TestPluginSpeaker(t *testing.T) {
 	s := start(t, options{noAgent: true, noRR: true})
 	a, dir := s.agents["node1"], t.TempDir()
 	files := filepath.Join(dir, "files")
-	out, err := exec.CommandContext(soon(t), "go", "build", "-o", files, "../../examples/plugin").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", files, "../../examples/plugin").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	routes := filepath.Join(dir, "routes")
 	script := filepath.Join(dir, "mine")
@@ -128,7 +128,7 @@ func TestPluginInventory(t *testing.T) {
 	s := start(t, options{noAgent: true})
 	a, dir := s.agents["node1"], t.TempDir()
 	program := filepath.Join(dir, "testplugin")
-	out, err := exec.CommandContext(soon(t), "go", "build", "-o", program, "../../plugins/internal/testplugin").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../../plugins/internal/testplugin").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	plugin := func(kind string) (script, control string) {
 		of := filepath.Join(dir, kind+".d")

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/testenv"
@@ -91,4 +92,13 @@ func Own(t testing.TB, path string) string {
 		t.Fatal(err)
 	}
 	return own
+}
+
+// Soon gives a context for one call, or one wait, that is to succeed: it ends a
+// minute later, which is long enough on a machine that does much else. Each call
+// has one of its own, so that none pays for the time that another took.
+func Soon(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
 }
