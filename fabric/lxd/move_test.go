@@ -40,7 +40,7 @@ type note struct {
 
 func newSide(r *real) *side {
 	s := &side{real: r, now: maps.Clone(r.now)}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(r.t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
