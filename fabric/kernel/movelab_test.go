@@ -61,6 +61,7 @@ func newSpace(t *testing.T) *space {
 	t.Helper()
 	s := &space{}
 	require.NoError(t, within(s, func() error { return nil }))
+	sysctls(t, s, map[string]string{"ipv6/conf/all/accept_dad": "0", "ipv6/conf/default/accept_dad": "0"})
 	t.Cleanup(func() { s.handle.Close() })
 	return s
 }
