@@ -24,7 +24,7 @@ func (n Notice) Validate() error {
 		}
 		return fmt.Errorf("notice %.40q is not known; there are %s, upgrade the agent if it is newer", string(n.Kind), strings.Join(names, ", "))
 	}
-	if err := ValidateName(n.VM); err != nil {
+	if err := validateKnownName(n.VM); err != nil {
 		return fmt.Errorf("notice %q: %w", n.Kind, err)
 	}
 	if err := n.Identity.validate(); err != nil {

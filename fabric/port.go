@@ -83,10 +83,18 @@ func ParseAlias(alias string) (cluster, vm string, index int, ok bool) {
 }
 
 // PortName gives the link name of the n-th port of a VM: <vm>_net<n> where
-// that is a legal link name of at most 15 bytes, otherwise a shortening that
-// depends on the VM's name alone: its first plain characters, seven of a hash,
-// and _net<n>.
+// that is a legal link name of at most 15 bytes that begins with a letter or a
+// digit, otherwise a shortening that depends on the VM's name alone: its first
+// plain characters from the first letter or digit on, seven of a hash, and
+// _net<n>. A name that begins with '-' is an option to every program that is
+// given it.
 func PortName(vm string, n int) string { return linkName(vm, "_net"+strconv.Itoa(n)) }
+
+// FormerPortName gives the name that the n-th port of a VM had before names of
+// ports were to begin with a letter or a digit. It is that of [PortName], but for
+// VMs whose first plain character is neither; guests of theirs that have run since
+// then have it, in the kernel and in their definitions.
+func FormerPortName(vm string, n int) string { return formerLinkName(vm, "_net"+strconv.Itoa(n)) }
 
 // PeerName gives the name of the guest's end of a veth port: <vm>_peer<n>,
 // shortened like [PortName].
@@ -97,18 +105,37 @@ func PeerName(vm string, n int) string { return linkName(vm, "_peer"+strconv.Ito
 func (p Port) FullPortName() string { return p.VM + "_net" + strconv.Itoa(p.Index) }
 
 func linkName(vm, suffix string) string {
-	full := vm + suffix
-	if len(full) <= maxLinkName && !strings.ContainsFunc(full, func(r rune) bool { return !plainRune(r) }) {
+	former := formerLinkName(vm, suffix)
+	if !leadingSign(rune(former[0])) {
+		return former
+	}
+	return shorten(vm, strings.TrimLeftFunc(plainPart(vm), leadingSign), suffix)
+}
+
+func formerLinkName(vm, suffix string) string {
+	plain := plainPart(vm)
+	if full := vm + suffix; plain == vm && len(full) <= maxLinkName {
 		return full
 	}
-	sum := sha256.Sum256([]byte(vm))
-	hash := strings.ToLower(base32.StdEncoding.EncodeToString(sum[:5]))[:7]
-	plain := strings.Map(func(r rune) rune {
+	return shorten(vm, plain, suffix)
+}
+
+// leadingSign holds for the plain characters with which no port's name begins.
+func leadingSign(r rune) bool { return r == '-' || r == '.' || r == '_' }
+
+// plainPart drops what is not plain from a name.
+func plainPart(vm string) string {
+	return strings.Map(func(r rune) rune {
 		if plainRune(r) {
 			return r
 		}
 		return -1
 	}, vm)
+}
+
+func shorten(vm, plain, suffix string) string {
+	sum := sha256.Sum256([]byte(vm))
+	hash := strings.ToLower(base32.StdEncoding.EncodeToString(sum[:5]))[:7]
 	// The hash has 35 bits: 5,000 long names on one node collide with a chance
 	// of 1 in 2,700, and the agent refuses the second of a pair that does.
 	room := max(0, maxLinkName-len(suffix)-len(hash))

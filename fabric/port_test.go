@@ -43,10 +43,27 @@ func TestPortNamesAreStable(t *testing.T) {
 	}
 }
 
-var legalLink = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,15}$`)
+// A name that begins with '-' is an option to every program that is given it.
+func TestPortNamesBeginWithALetterOrADigit(t *testing.T) {
+	for vm, port := range map[string][2]string{ // how they were called before, and are now
+		"база-1":  {"-1c5gcdxv_net0", "1c5gcdxv_net0"},
+		"-web":    {"-web_net0", "webttbriwy_net0"},
+		"--":      {"--_net0", "3akwxlq_net0"},
+		".web":    {".web_net0", "web36sqbvr_net0"},
+		"_web":    {"_web_net0", "webmtozeao_net0"},
+		"сервер_": {"_uxmltyu_net0", "uxmltyu_net0"},
+	} {
+		assert.Equal(t, port, [2]string{fabric.FormerPortName(vm, 0), fabric.PortName(vm, 0)}, vm)
+	}
+}
+
+var (
+	legalLink  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$`)
+	formerLink = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,15}$`)
+)
 
 func FuzzPortName(f *testing.F) {
-	for _, vm := range []string{"sea_gold", "", "..", "a b", "база", "tenletters", strings.Repeat("x", 180), "\xff", "a/b"} {
+	for _, vm := range []string{"sea_gold", "", "..", "a b", "база", "база-1", "-", "_x", "tenletters", strings.Repeat("x", 180), "\xff", "a/b"} {
 		f.Add(vm, uint8(0))
 		f.Add(vm, uint8(63))
 	}
@@ -61,6 +78,12 @@ func FuzzPortName(f *testing.F) {
 			assert.Equal(t, full, port)
 		}
 		assert.Equal(t, port, fabric.PortName(vm, index))
+		// What is legal now was called so before.
+		former := fabric.FormerPortName(vm, index)
+		assert.Regexp(t, formerLink, former)
+		if legalLink.MatchString(former) {
+			assert.Equal(t, former, port)
+		}
 	})
 }
 

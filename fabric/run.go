@@ -86,7 +86,7 @@ func (a *Agent) adopt(d Desired, there map[string]bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	name := d.VM.Name
-	if err := d.VM.complete(); err != nil {
+	if err := d.VM.completeAsKnown(); err != nil {
 		a.ailments["guest "+name] = fmt.Sprintf("guest %s: %v; attach it anew", name, err)
 		a.noPrune = true
 		return
@@ -135,7 +135,7 @@ func (a *Agent) adoptOrphans(ports []PortState) {
 	}
 	for _, vm := range sortedKeys(orphans) {
 		d := *orphans[vm]
-		if err := errors.Join(d.VM.Validate(), a.claims.free(d.VM)); err != nil {
+		if err := errors.Join(validateKnownName(vm), d.VM.validateNICs(), a.claims.free(d.VM)); err != nil {
 			a.ailments["guest "+vm] = fmt.Sprintf("port %s is ours, but nothing says what guest %s is: %s; attach the guest, or remove the link", PortName(vm, 0), vm, oneLine(err))
 			a.noPrune = true
 			continue

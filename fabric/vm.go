@@ -200,6 +200,11 @@ func (v VM) Validate() error {
 	if err := ValidateName(v.Name); err != nil {
 		return err
 	}
+	return v.validateNICs()
+}
+
+// validateNICs is Validate but for the name.
+func (v VM) validateNICs() error {
 	if len(v.NICs) > MaxNICs {
 		return fmt.Errorf("%d NICs; a guest has at most %d", len(v.NICs), MaxNICs)
 	}
@@ -248,15 +253,52 @@ func (v VM) Validate() error {
 
 // complete is Validate for a guest that is to have what its NICs say.
 func (v VM) complete() error {
-	if err := v.Validate(); err != nil || !v.Unresolved() {
+	if err := ValidateName(v.Name); err != nil {
+		return err
+	}
+	return v.completeNICs()
+}
+
+// completeAsKnown is complete for a guest that this node has already, maybe under
+// a name that no new guest may have.
+func (v VM) completeAsKnown() error {
+	if err := validateKnownName(v.Name); err != nil {
+		return err
+	}
+	return v.completeNICs()
+}
+
+func (v VM) completeNICs() error {
+	if err := v.validateNICs(); err != nil || !v.Unresolved() {
 		return err
 	}
 	v.Resolve = false
-	return v.Validate()
+	return v.validateNICs()
 }
 
 // ValidateName reports what keeps s from being the name of a VM.
 func ValidateName(s string) error {
+	if err := validateKnownName(s); err != nil {
+		return err
+	}
+	if i := strings.IndexFunc(s, invisible); i >= 0 {
+		r, _ := utf8.DecodeRuneInString(s[i:])
+		return fmt.Errorf("VM name %+q has %U, which cannot be seen or turns text around; rename the VM", s, r)
+	}
+	return nil
+}
+
+// invisible holds for characters that show nothing of themselves, so that two
+// names look alike, and for those that change the order of what is shown around
+// them (UAX #9): Unicode's format characters, line and paragraph separators,
+// fillers and variation selectors.
+func invisible(r rune) bool {
+	return unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
+}
+
+// validateKnownName is ValidateName for a guest that there is already: it is
+// adopted, and can be removed, also under a name that no new guest may have.
+func validateKnownName(s string) error {
 	switch {
 	case s == "":
 		return fmt.Errorf("the VM has no name")

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -135,5 +136,49 @@ func TestVMIsValid(t *testing.T) {
 		{Name: "web", NICs: []fabric.NIC{{Addresses: db().NICs[0].Addresses, MTU: 1280}, {Addresses: web().NICs[0].Addresses, MTU: 65521}}},
 	} {
 		assert.NoError(t, vm.Validate(), vm.Name)
+	}
+}
+
+// A name that looks like another, or turns around what is shown beside it, is
+// refused; letters of every script are not.
+func TestNamesCanBeSeen(t *testing.T) {
+	for _, r := range []rune{
+		0x00ad, 0x034f, 0x061c, 0x115f, 0x180e, 0x200b, 0x200c, 0x200d, 0x200e, 0x200f, 0x2028, 0x2029,
+		0x202a, 0x202b, 0x202c, 0x202d, 0x202e, 0x2060, 0x2064, 0x2066, 0x2067, 0x2068, 0x2069, 0x3164, 0xfe0f, 0xfeff, 0xfff9, 0x1d173, 0xe0001, 0xe0041, 0xe0100,
+	} {
+		for _, name := range []string{"web" + string(r), string(r) + "web", "we" + string(r) + "b", string(r)} {
+			err := fabric.ValidateName(name)
+			require.ErrorContains(t, err, fmt.Sprintf("has %U, which cannot be seen or turns text around; rename the VM", r))
+			assert.True(t, utf8.ValidString(err.Error()) && !strings.ContainsRune(err.Error(), r), "%q", err)
+			assert.Error(t, guest(name, "203.0.113.10").Validate())
+		}
+	}
+	for _, name := range []string{"сервер", "日本語", "שרת", "خادم", "वेब", "web 1", "café"} {
+		assert.NoError(t, fabric.ValidateName(name), name)
+	}
+}
+
+// A guest that has run since such names were allowed keeps its network, also
+// where its state was lost, and can be detached.
+func TestUnseenNamesOfBefore(t *testing.T) {
+	const name = "web\u202e"
+	vm := guest(name, "203.0.113.10 2001:db8:100:1::10")
+	for _, kept := range []bool{true, false} {
+		t.Run(map[bool]string{true: "kept", false: "lost"}[kept], func(t *testing.T) {
+			n := fresh(t)
+			c := cluster()
+			require.NoError(t, n.dataplane.Put(t.Context(), vm.Ports(&c)[0]))
+			n.dataplane.SetCarrier(fabric.PortName(name, 0), true)
+			if kept {
+				require.NoError(t, n.store.Put(t.Context(), fabric.Desired{VM: vm, State: fabric.Live}))
+			}
+			n = n.again()
+			assert.Equal(t, map[string]fabric.State{fabric.PortName(name, 0): fabric.Live}, n.states())
+			_, announced := n.actual()
+			assert.Len(t, announced, 2)
+			require.ErrorIs(t, n.Apply(t.Context(), guest("other\u202e", "203.0.113.11"), fabric.Live), fabric.ErrRefused)
+			n.apply(fabric.VM{Name: name}, fabric.Absent)
+			n.holds()
+		})
 	}
 }

@@ -3,7 +3,6 @@
 package packaging
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -32,7 +31,7 @@ func read(t *testing.T, path string) string {
 }
 
 func TestClusterExample(t *testing.T) {
-	c, err := clusterfile.Load("cluster.yaml.example")
+	c, err := clusterfile.Load(labtest.Own(t, "cluster.yaml.example"))
 	require.NoError(t, err)
 	onlyReflectorsIPv6(t, c)
 }
@@ -73,15 +72,13 @@ func TestClusterExampleUncommented(t *testing.T) {
 // pass from a node to the core gateway's kernel, and nothing else does.
 func TestRendered(t *testing.T) {
 	labtest.Need(t, "bird")
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
-	defer cancel()
-	c, err := clusterfile.Load("cluster.yaml.example")
+	c, err := clusterfile.Load(labtest.Own(t, "cluster.yaml.example"))
 	require.NoError(t, err)
 	_, top := labtest.Build(t, c)
 	start := func(h *testenv.Host) *testenv.Bird {
 		conf, err := render.Router(c, render.BIRD, h.Name())
 		require.NoError(t, err)
-		b, err := h.StartBird(ctx, strings.Replace(conf, "log syslog all", "log stderr all", 1))
+		b, err := h.StartBird(labtest.Soon(t), strings.Replace(conf, "log syslog all", "log stderr all", 1))
 		require.NoError(t, err)
 		return b
 	}
@@ -98,11 +95,11 @@ func TestRendered(t *testing.T) {
 		RouterID: node.Addr4(), Communities: c.Communities, Routes: append(good, bad...),
 		Reflectors: []netip.Addr{c.Reflectors[0].Address, c.Reflectors[1].Address},
 	}
-	b, err := node.StartBird(ctx, speaker.Bird())
+	b, err := node.StartBird(labtest.Soon(t), speaker.Bird())
 	require.NoError(t, err)
 	inCore := func(p netip.Prefix, want bool) {
 		t.Helper()
-		require.NoError(t, testenv.Until(ctx, func() error {
+		require.NoError(t, testenv.Until(labtest.Soon(t), func() error {
 			if r, there, err := top.Core.Route(p); err != nil || there != want {
 				return fmt.Errorf("core gateway: %s: %v %v %w", p, r, there, err)
 			}
@@ -114,8 +111,8 @@ func TestRendered(t *testing.T) {
 	}
 	// Of everything that is announced, the reflectors keep this alone.
 	for _, rr := range reflectors {
-		require.NoError(t, testenv.Until(ctx, func() error {
-			routes, err := rr.Routes(ctx)
+		require.NoError(t, testenv.Until(labtest.Soon(t), func() error {
+			routes, err := rr.Routes(labtest.Soon(t))
 			if err == nil && len(routes) != len(good) {
 				err = fmt.Errorf("reflector has %v", routes)
 			}
@@ -130,7 +127,7 @@ func TestRendered(t *testing.T) {
 	}
 
 	speaker.Communities = []fabric.Community{{A: 64512, B: 666}}
-	require.NoError(t, b.Configure(ctx, speaker.Bird()))
+	require.NoError(t, b.Configure(labtest.Soon(t), speaker.Bird()))
 	for _, p := range good {
 		inCore(p, false)
 	}

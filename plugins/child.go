@@ -43,7 +43,11 @@ type child struct {
 var _ runner.Runner = (*child)(nil)
 
 // drain is how long children of a plugin that has ended can hold its output.
-const drain = 500 * time.Millisecond
+// What is in a pipe by then is read: up to mostLeft, which no pipe holds by default.
+const (
+	drain    = 500 * time.Millisecond
+	mostLeft = 1 << 20
+)
 
 func newChild(cmd *exec.Cmd, log *slog.Logger) *child {
 	return &child{cmd: cmd, log: log, exited: make(chan struct{})}
@@ -77,8 +81,8 @@ func (c *child) Start(context.Context) error {
 	}
 	hello, say := io.Pipe()
 	c.stdin, c.hello = ours[0], hello
-	c.outs.Go(func() { c.readStdout(ours[1], say) })
-	c.outs.Go(func() { c.readStderr(ours[2]) })
+	c.outs.Go(func() { c.readStdout(&output{f: ours[1]}, say) })
+	c.outs.Go(func() { c.readStderr(&output{f: ours[2]}) })
 	go func() {
 		<-c.exited
 		_ = ours[1].SetReadDeadline(time.Now().Add(drain))
@@ -155,6 +159,18 @@ func (c *child) said() (first, last string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.first, c.last
+}
+
+// settled returns when the process has ended and all that it said was read; at
+// once where it was not started.
+func (c *child) settled() {
+	c.mu.Lock()
+	started := c.pid != 0
+	c.mu.Unlock()
+	if started {
+		<-c.exited
+		c.outs.Wait()
+	}
 }
 
 // obituary says how the process ended.

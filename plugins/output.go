@@ -6,7 +6,10 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"os"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // longestLine of what a plugin prints, in bytes; the rest makes another line.
@@ -24,6 +27,33 @@ func eachLine(r io.Reader, f func(line string)) {
 			return
 		}
 	}
+}
+
+// output is what comes out of a pipe until everybody who holds its other end has
+// let go, or until its deadline, and then what is in it at that moment: the reader
+// may not have had a turn before.
+type output struct {
+	f    *os.File
+	late int // bytes that were read after the deadline
+}
+
+func (o *output) Read(b []byte) (int, error) {
+	n, err := o.f.Read(b)
+	if !errors.Is(err, os.ErrDeadlineExceeded) || o.late >= mostLeft {
+		return n, err
+	}
+	raw, err := o.f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	if cerr := raw.Control(func(fd uintptr) { n, err = unix.Read(int(fd), b) }); cerr != nil {
+		return 0, cerr
+	}
+	if n <= 0 || err != nil { // EAGAIN: it is empty
+		return 0, io.EOF
+	}
+	o.late += n
+	return n, nil
 }
 
 // lineWriter logs what a plugin prints through go-plugin, which comes in pieces.

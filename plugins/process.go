@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/vmfabric/vmfabric/internal/trusted"
 	pb "github.com/vmfabric/vmfabric/plugins/internal/pluginpb"
 )
 
@@ -44,12 +45,15 @@ type process struct {
 const (
 	enoughStrikes = 3                      // so many are no accident
 	dying         = 200 * time.Millisecond // from a broken connection to the end of a process that dies
-	farewell      = 4 * time.Second        // for an orderly end; go-plugin waits two seconds of it
+	farewell      = 4 * time.Second        // for an orderly end: plugins are promised two, of a machine that has time for them
 )
 
-// start runs the program and shakes hands. The error says what is wrong with the
-// plugin, for people.
+// start runs the program and shakes hands. One that somebody else could change is
+// not run. The error says what is wrong with the plugin, for people.
 func start(ctx context.Context, program Program, k kind, o options) (*process, error) {
+	if bad, ok := errors.AsType[*trusted.Error](trusted.Check(program.Path)); ok {
+		return nil, fmt.Errorf("%v: %s", program, bad.Text())
+	}
 	ctx, cancel := context.WithTimeout(ctx, o.times.Start)
 	defer cancel()
 	cmd := &exec.Cmd{Path: program.Path, Args: append([]string{program.Path}, program.Args...), Env: program.environ()}
@@ -170,9 +174,10 @@ func (p *process) noteConn(
 	return open(ctx, d, c, method, opts...)
 }
 
-// bury leaves nothing of a process.
+// bury leaves nothing of a process, and returns when all that it said is in the log.
 func (p *process) bury() {
 	p.client.Kill()
+	p.child.settled()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, c := range p.conns {
@@ -185,6 +190,10 @@ func (p *process) end() {
 	timer := time.AfterFunc(farewell, p.child.kill)
 	defer timer.Stop()
 	p.child.hangUp()
+	if client, err := p.client.Client(); err == nil {
+		_ = client.Close() // which asks for it over gRPC, too
+	}
+	<-p.child.exited
 	p.bury()
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/executable"
 	"github.com/vmfabric/vmfabric/plugins"
 )
 
@@ -24,7 +25,8 @@ func TestRefused(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, content string, mode os.FileMode) string {
 		path := filepath.Join(dir, name)
-		require.NoError(t, os.WriteFile(path, []byte(content), mode))
+		require.NoError(t, executable.Write(path, []byte(content)))
+		require.NoError(t, os.Chmod(path, mode))
 		return path
 	}
 	for _, tc := range []struct {
@@ -175,4 +177,33 @@ func TestForeign(t *testing.T) {
 
 	_, err = plugins.OpenObserver(t.Context(), s.program("foreign"), s.options(plugins.Times{})...)
 	require.ErrorContains(t, err, "it is a speaker and resolver and of-a-later-release, not an observer")
+}
+
+// TestWhatOthersCouldWrite: a plugin that somebody else could change is not run.
+func TestWhatOthersCouldWrite(t *testing.T) {
+	s := newSpecimen(t)
+	mine := filepath.Join(s.dir, "mine")
+	b, err := os.ReadFile(binary)
+	require.NoError(t, err)
+	require.NoError(t, executable.Write(mine, b))
+	p := s.program("")
+	p.Path = mine
+	open := func() error {
+		sp, err := plugins.OpenSpeaker(t.Context(), p, s.options(plugins.Times{})...)
+		if err == nil {
+			require.NoError(t, sp.Close())
+		}
+		return err
+	}
+	require.NoError(t, open())
+	require.NoError(t, os.Chmod(mine, 0o777))
+	require.EqualError(t, open(), "plugin mine ("+mine+"): it can be written by others (mode 0777); run 'chmod go-w "+mine+"'")
+	require.NoError(t, os.Chmod(mine, 0o755))
+	if os.Geteuid() == 0 {
+		require.NoError(t, os.Chown(mine, 65534, 65534))
+		require.ErrorContains(t, open(), "it belongs to user nobody, who could change it; run 'chown 0 "+mine+"', or name another")
+		require.NoError(t, os.Chown(mine, 0, 0))
+	}
+	require.NoError(t, os.Chmod(s.dir, 0o777))
+	require.ErrorContains(t, open(), s.dir+" on its way can be written by others")
 }

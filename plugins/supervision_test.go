@@ -2,9 +2,11 @@ package plugins_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -20,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/executable"
 	"github.com/vmfabric/vmfabric/plugins"
 )
 
@@ -335,6 +338,32 @@ func TestClose(t *testing.T) {
 	}
 }
 
+// TestLastWords: what a plugin said is in the log when Close returns, however late
+// its reader gets a turn.
+func TestLastWords(t *testing.T) {
+	s := newSpecimen(t)
+	closed := make(chan struct{})
+	late := writerFunc(func(b []byte) (int, error) {
+		if bytes.Contains(b, []byte("last words")) {
+			select {
+			case <-closed: // too late
+			case <-time.After(time.Second):
+				return s.Write(b)
+			}
+		}
+		return len(b), nil
+	})
+	sp, err := plugins.OpenSpeaker(t.Context(), s.program("mark"), plugins.WithLogger(slog.New(slog.NewTextHandler(late, nil))))
+	require.NoError(t, err)
+	require.NoError(t, sp.Close())
+	close(closed)
+	assert.Contains(t, s.logged(), "last words")
+}
+
+type writerFunc func(b []byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
 // TestOutput has what a plugin prints in the log, and much of it harm nobody.
 func TestOutput(t *testing.T) {
 	s := newSpecimen(t)
@@ -384,12 +413,12 @@ func TestHostIsKilled(t *testing.T) {
 	for _, mode := range []string{"", "stay", "stopped", "scripted"} {
 		t.Run("mode "+mode, func(t *testing.T) {
 			s := newSpecimen(t)
-			program := binary
+			path := binary
 			if mode == "scripted" {
-				program = filepath.Join(s.dir, "script")
-				require.NoError(t, os.WriteFile(program, []byte("#!/bin/sh\n"+binary+"\nexit 0\n"), 0o755))
+				path = filepath.Join(s.dir, "script")
+				require.NoError(t, executable.Write(path, []byte("#!/bin/sh\n"+binary+"\nexit 0\n")))
 			}
-			host := exec.Command(binary, "host", program)
+			host := exec.Command(binary, "host", path)
 			host.Env = append(os.Environ(), "TESTPLUGIN_DIR="+s.dir, "TMPDIR="+s.dir, "TESTPLUGIN_MODE="+mode)
 			host.Stderr = s
 			out, err := host.StdoutPipe()

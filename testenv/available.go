@@ -3,6 +3,8 @@ package testenv
 import (
 	"fmt"
 	"os"
+
+	"github.com/vmfabric/vmfabric/internal/daemons"
 )
 
 // programs are what each of the things that a lab can run needs.
@@ -24,7 +26,7 @@ func Available(thing string) error {
 		need = []string{thing}
 	}
 	for _, p := range need {
-		if _, err := findProgram(p); err != nil {
+		if _, err := daemons.Find(p); err != nil {
 			return fmt.Errorf("no %s here: %w", thing, err)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/bird"
+	"github.com/vmfabric/vmfabric/internal/daemons"
 )
 
 // Bird is a BIRD 2 that runs in a host.
@@ -30,7 +31,7 @@ func (h *Host) StartBird(ctx context.Context, conf string, args ...string) (*Bir
 	if err := os.WriteFile(b.conf, []byte(conf), 0o644); err != nil {
 		return nil, fmt.Errorf("start bird on %s: %w", h.name, err)
 	}
-	program, err := findProgram("bird")
+	program, err := daemons.Find("bird")
 	if err != nil {
 		return nil, fmt.Errorf("start bird on %s: %w", h.name, err)
 	}
@@ -183,17 +184,3 @@ func (r *BGPRoute) setBird(key, value string) error {
 }
 
 var birdTuple = regexp.MustCompile(`\(([\d, ]+)\)`)
-
-// findProgram looks a program up where daemons are, which is not always in the
-// PATH of a user.
-func findProgram(name string) (string, error) {
-	if path, err := exec.LookPath(name); err == nil {
-		return filepath.Abs(path)
-	}
-	for _, dir := range []string{"/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/lib/frr", "/usr/libexec/frr"} {
-		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
-			return path, nil
-		}
-	}
-	return "", fmt.Errorf("program %s: %w; install it", name, exec.ErrNotFound)
-}

@@ -57,32 +57,31 @@ func TestBirdReflectsToBird(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			ctx := soon(t)
 			_, top := labtest.Build(t, testenv.SmallCluster(1))
 			rr1, rr2, node := top.Reflectors["rr1"], top.Reflectors["rr2"], top.Nodes["node1"]
 			var birds []*testenv.Bird
 			for _, rr := range []*testenv.Host{rr1, rr2} {
 				conf := testenv.Reflector{BGP: tc.bgp, RouterID: rr.Addr4(), Cores: []netip.Addr{top.Core.Addr4()}}
-				b, err := rr.StartBird(ctx, conf.Bird())
+				b, err := rr.StartBird(soon(t), conf.Bird())
 				require.NoError(t, err)
 				birds = append(birds, b)
 			}
 			rrs := []netip.Addr{rr1.Addr4(), rr2.Addr4()}
-			core, err := top.Core.StartBird(ctx, testenv.CoreGateway{BGP: tc.bgp, Reflectors: rrs}.Bird())
+			core, err := top.Core.StartBird(soon(t), testenv.CoreGateway{BGP: tc.bgp, Reflectors: rrs}.Bird())
 			require.NoError(t, err)
 			from := node.Addr4()
 			if tc.six {
 				rrs, from = []netip.Addr{rr1.Addr6(), rr2.Addr6()}, node.Addr6()
 			}
-			_, err = node.StartBird(ctx, testenv.Announcer{
+			_, err = node.StartBird(soon(t), testenv.Announcer{
 				BGP: tc.bgp, RouterID: node.Addr4(), Reflectors: rrs, Routes: announced, Communities: communities, LocalPref: 150,
 			}.Bird())
 			require.NoError(t, err)
 			routeVia(t, top.Core, node, 12)
 
 			var at []testenv.BGPRoute
-			require.NoError(t, testenv.Until(ctx, func() error {
-				if at, err = birds[0].Routes(ctx); err == nil && len(at) != 2 {
+			require.NoError(t, testenv.Until(soon(t), func() error {
+				if at, err = birds[0].Routes(soon(t)); err == nil && len(at) != 2 {
 					err = errors.New("not both routes yet")
 				}
 				return err
@@ -96,11 +95,11 @@ func TestBirdReflectsToBird(t *testing.T) {
 					Prefix: announced[i], From: from, NextHop: nextHop, Origin: "IGP", LocalPref: 150, Communities: communities, Best: true,
 				}, r)
 			}
-			require.NoError(t, testenv.Until(ctx, func() error {
-				if n, err := core.Established(ctx); err != nil || n != 2 {
+			require.NoError(t, testenv.Until(soon(t), func() error {
+				if n, err := core.Established(soon(t)); err != nil || n != 2 {
 					return fmt.Errorf("core has %d sessions (%v)", n, err)
 				}
-				rs, err := core.Routes(ctx)
+				rs, err := core.Routes(soon(t))
 				if len(rs) != 4 {
 					return fmt.Errorf("core has %d routes (%v)", len(rs), err)
 				}
@@ -123,18 +122,17 @@ func TestBirdRefusesToStart(t *testing.T) {
 func TestBirdTakesAnotherConfiguration(t *testing.T) {
 	t.Parallel()
 	labtest.Need(t, "bird")
-	ctx := soon(t)
 	h, err := labtest.New(t).AddHost("h")
 	require.NoError(t, err)
 	conf := testenv.CoreGateway{Reflectors: []netip.Addr{testenv.Underlay4(11)}}
-	b, err := h.StartBird(ctx, conf.Bird())
+	b, err := h.StartBird(soon(t), conf.Bird())
 	require.NoError(t, err)
 	conf.Reflectors = append(conf.Reflectors, testenv.Underlay6(12))
-	require.NoError(t, b.Configure(ctx, conf.Bird()))
-	lines, err := b.Query(ctx, "show protocols rr1")
+	require.NoError(t, b.Configure(soon(t), conf.Bird()))
+	lines, err := b.Query(soon(t), "show protocols rr1")
 	require.NoError(t, err)
 	assert.Contains(t, lines[len(lines)-1], "rr1")
-	_, err = b.Query(ctx, "show nonsense")
+	_, err = b.Query(soon(t), "show nonsense")
 	assert.ErrorContains(t, err, "bird on h: show nonsense: syntax error")
 	require.NoError(t, b.Stop())
 }

@@ -19,6 +19,8 @@ import (
 	"sync"
 
 	"github.com/vmfabric/vmfabric/fabric"
+
+	"github.com/vmfabric/vmfabric/internal/daemons"
 )
 
 //go:embed container-init.sh
@@ -28,7 +30,7 @@ var containerInit []byte
 // import`, out of the cache ([CacheVariable]) or made anew: the machine's
 // busybox and a script.
 func ContainerImage() (path string, err error) {
-	busybox, err := findProgram("busybox")
+	busybox, err := daemons.Find("busybox")
 	if err != nil {
 		return "", fmt.Errorf("container image: %w (busybox-static)", err)
 	}

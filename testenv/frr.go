@@ -16,6 +16,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/frr"
+	"github.com/vmfabric/vmfabric/internal/daemons"
 )
 
 // Where FRR keeps what it has, one directory per pathspace.
@@ -52,7 +53,7 @@ func (h *Host) startFRR(ctx context.Context, conf string, args []string) (*FRR, 
 	// A pathspace has no dots.
 	f := &FRR{host: h, space: strings.ReplaceAll(h.Namespace(), ".", "_")}
 	var err error
-	if f.vtysh, err = findProgram("vtysh"); err != nil {
+	if f.vtysh, err = daemons.Find("vtysh"); err != nil {
 		return nil, err
 	}
 	confDir, runDir := filepath.Join(frrConfDir, f.space), filepath.Join(frrRunDir, f.space)
@@ -113,7 +114,7 @@ func frrDirs(dirs ...string) error {
 }
 
 func (f *FRR) start(ctx context.Context, name string, args []string) (*Daemon, error) {
-	program, err := findProgram(name)
+	program, err := daemons.Find(name)
 	if err != nil {
 		return nil, err
 	}

@@ -24,31 +24,30 @@ func TestFRRReflectsToFRR(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			ctx := soon(t)
 			_, top := labtest.Build(t, testenv.SmallCluster(1))
 			rr1, rr2, node := top.Reflectors["rr1"], top.Reflectors["rr2"], top.Nodes["node1"]
 			cores := []netip.Addr{top.Core.Addr4()}
-			frr, err := rr1.StartFRR(ctx, testenv.Reflector{BGP: tc.bgp, RouterID: rr1.Addr4(), Cores: cores}.FRR())
+			frr, err := rr1.StartFRR(soon(t), testenv.Reflector{BGP: tc.bgp, RouterID: rr1.Addr4(), Cores: cores}.FRR())
 			require.NoError(t, err)
-			_, err = rr2.StartBird(ctx, testenv.Reflector{BGP: tc.bgp, RouterID: rr2.Addr4(), Cores: cores}.Bird())
+			_, err = rr2.StartBird(soon(t), testenv.Reflector{BGP: tc.bgp, RouterID: rr2.Addr4(), Cores: cores}.Bird())
 			require.NoError(t, err)
 			rrs := []netip.Addr{rr1.Addr4(), rr2.Addr4()}
-			core, err := top.Core.StartFRR(ctx, testenv.CoreGateway{BGP: tc.bgp, Reflectors: rrs}.FRR())
+			core, err := top.Core.StartFRR(soon(t), testenv.CoreGateway{BGP: tc.bgp, Reflectors: rrs}.FRR())
 			require.NoError(t, err)
-			_, err = node.StartBird(ctx, testenv.Announcer{
+			_, err = node.StartBird(soon(t), testenv.Announcer{
 				BGP: tc.bgp, RouterID: node.Addr4(), Reflectors: rrs, Routes: announced, Communities: communities,
 			}.Bird())
 			require.NoError(t, err)
 			routeVia(t, top.Core, node, 186)
 
-			require.NoError(t, testenv.Until(ctx, func() error {
-				rs, err := core.Routes(ctx)
+			require.NoError(t, testenv.Until(soon(t), func() error {
+				rs, err := core.Routes(soon(t))
 				if err != nil || len(rs) != 4 {
 					return fmt.Errorf("core has %d routes (%v)", len(rs), err)
 				}
 				return nil
 			}), "a path from each reflector")
-			rs, err := frr.Routes(ctx)
+			rs, err := frr.Routes(soon(t))
 			require.NoError(t, err)
 			require.Len(t, rs, 2)
 			for i, nextHop := range []netip.Addr{node.Addr4(), node.Addr6()} {
@@ -56,7 +55,7 @@ func TestFRRReflectsToFRR(t *testing.T) {
 					Prefix: announced[i], From: node.Addr4(), NextHop: nextHop, Origin: "IGP", LocalPref: 100, Communities: communities, Best: true,
 				}, rs[i])
 			}
-			n, err := frr.Established(ctx)
+			n, err := frr.Established(soon(t))
 			require.NoError(t, err)
 			assert.Equal(t, 2, n, "node and core")
 		})

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+
+	"github.com/vmfabric/vmfabric/internal/daemons"
 )
 
 // Image is what a guest of [Libvirt] boots: a kernel of the distribution, and
@@ -35,7 +37,7 @@ var guestInit []byte
 // ([CacheVariable]) or made anew: the kernel comes from the machine's package
 // mirror by apt, 27 MB once, busybox from the machine.
 func GuestImage(ctx context.Context) (Image, error) {
-	busybox, err := findProgram("busybox")
+	busybox, err := daemons.Find("busybox")
 	if err != nil {
 		return Image{}, fmt.Errorf("guest image: %w (busybox-static)", err)
 	}

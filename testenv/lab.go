@@ -73,11 +73,15 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 // makeDir makes the lab's directory, with the record in it.
 func (l *Lab) makeDir(ctx context.Context, name string) error {
 	base := baseDir()
-	if err := os.Mkdir(base, 0o777|os.ModeSticky); err == nil {
-		if err := os.Chmod(base, 0o777|os.ModeSticky); err != nil { // not masked by umask
+	// Daemons that do not stay root look for their files in it.
+	if err := os.Mkdir(base, 0o755); err == nil {
+		if err := os.Chmod(base, 0o755); err != nil { // not masked by umask
 			return err
 		}
 	} else if !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if err := trustBase(base); err != nil {
 		return err
 	}
 	var unlock func()

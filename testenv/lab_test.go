@@ -64,7 +64,6 @@ func TestDoReturnsWhateverHappens(t *testing.T) {
 
 func TestDialAndListenInHosts(t *testing.T) {
 	t.Parallel()
-	ctx := soon(t)
 	_, top := labtest.Build(t, testenv.SmallCluster(1))
 	node := top.Nodes["node1"]
 	for _, a := range []netip.Addr{node.Addr4(), node.Addr6()} {
@@ -77,7 +76,7 @@ func TestDialAndListenInHosts(t *testing.T) {
 				c.Close()
 			}
 		}()
-		c, err := top.Client.Dial(ctx, "tcp", l.Addr().String())
+		c, err := top.Client.Dial(soon(t), "tcp", l.Addr().String())
 		require.NoError(t, err)
 		_, err = c.Write([]byte("hello"))
 		require.NoError(t, err)

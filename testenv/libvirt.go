@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -12,6 +11,10 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+
+	"github.com/vmfabric/vmfabric/internal/executable"
+
+	"github.com/vmfabric/vmfabric/internal/daemons"
 )
 
 const libvirtLogDir = "/var/log/libvirt"
@@ -52,7 +55,7 @@ func (h *Host) StartLibvirt(ctx context.Context, o LibvirtOptions) (*Libvirt, er
 func (h *Host) startLibvirt(ctx context.Context, o LibvirtOptions) (*Libvirt, error) {
 	lv := &Libvirt{host: h, dir: filepath.Join(h.dir, "libvirt")}
 	var err error
-	if lv.program, err = findProgram("libvirtd"); err != nil {
+	if lv.program, err = daemons.Find("libvirtd"); err != nil {
 		return nil, err
 	}
 	binds, err := lv.makeFiles()
@@ -249,7 +252,7 @@ func (lv *Libvirt) Restart(ctx context.Context) error {
 // Virsh runs virsh against this libvirtd, on its node, and gives what it wrote
 // to standard output.
 func (lv *Libvirt) Virsh(ctx context.Context, args ...string) (string, error) {
-	virsh, err := findProgram("virsh")
+	virsh, err := daemons.Find("virsh")
 	if err != nil {
 		return "", err
 	}
@@ -261,30 +264,26 @@ func (lv *Libvirt) Virsh(ctx context.Context, args ...string) (string, error) {
 // InstallHook installs a program as a hook, under a name such as "qemu" or
 // "qemu.d/vmfabric", and has libvirtd look: one that was started without any
 // hook calls none until it is told to reload.
-func (lv *Libvirt) InstallHook(name, program string) error {
-	if err := lv.copyHook(name, program); err != nil {
+func (lv *Libvirt) InstallHook(name, path string) error {
+	if err := lv.copyHook(name, path); err != nil {
 		return err
 	}
 	return lv.Daemon().Signal(syscall.SIGHUP)
 }
 
-func (lv *Libvirt) copyHook(name, program string) error {
-	from, err := os.Open(program)
+func (lv *Libvirt) copyHook(name, source string) error {
+	from, err := os.Open(source)
 	if err != nil {
 		return fmt.Errorf("hook %s: %w", name, err)
 	}
 	defer from.Close()
 	path := filepath.Join(lv.HooksDir(), name)
 	// Beside qemu.d, not in it, where libvirtd would call it half written.
-	to, err := os.OpenFile(filepath.Join(lv.dir, "hook.new"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o755)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(to, from)
-	if err = errors.Join(err, to.Close()); err != nil {
+	whole := filepath.Join(lv.dir, "hook.new")
+	if err := executable.Copy(whole, from); err != nil {
 		return fmt.Errorf("hook %s: %w", name, err)
 	}
-	return os.Rename(to.Name(), path)
+	return os.Rename(whole, path)
 }
 
 // qemuKnowledge is where libvirt keeps what it found out about QEMU, below its
@@ -313,7 +312,7 @@ func (lv *Libvirt) rememberQEMU(ctx context.Context) error {
 
 // knowledge names what is known of QEMU in the cache, by its programs.
 func (lv *Libvirt) knowledge() string {
-	qemu, _ := findProgram("qemu-system-x86_64")
+	qemu, _ := daemons.Find("qemu-system-x86_64")
 	about := ""
 	for _, program := range []string{lv.program, qemu} {
 		if info, err := os.Stat(program); err == nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/executable"
 	"github.com/vmfabric/vmfabric/testenv"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
@@ -43,13 +44,12 @@ exit 0
 func TestLibvirtRunsGuests(t *testing.T) {
 	t.Parallel()
 	labtest.Need(t, "qemu")
-	ctx := soon(t)
 	cluster := testenv.SmallCluster(1)
 	_, top := labtest.Build(t, cluster)
 	node := top.Nodes["node1"]
 	script := filepath.Join(t.TempDir(), "hook")
-	require.NoError(t, os.WriteFile(script, []byte(hook), 0o755))
-	lv, err := node.StartLibvirt(ctx, testenv.LibvirtOptions{Hook: script})
+	require.NoError(t, executable.Write(script, []byte(hook)))
+	lv, err := node.StartLibvirt(soon(t), testenv.LibvirtOptions{Hook: script})
 	require.NoError(t, err)
 
 	nics := []testenv.DomainNIC{
@@ -70,17 +70,17 @@ func TestLibvirtRunsGuests(t *testing.T) {
 			require.NoError(t, top.Core.AddRoute(p, via, "eth0"))
 		}
 	}
-	d, err := lv.Run(ctx, testenv.DomainOptions{Name: "web", NICs: nics, Gateway: cluster.Gateway})
+	d, err := lv.Run(soon(t), testenv.DomainOptions{Name: "web", NICs: nics, Gateway: cluster.Gateway})
 	require.NoError(t, err)
-	require.NoError(t, d.WaitReady(ctx))
+	require.NoError(t, d.WaitReady(soon(t)))
 	assert.Contains(t, d.Console(), "203.0.113.10/32")
 
 	for _, a := range reach {
-		_, err := top.Client.Ping(ctx, a)
+		_, err := top.Client.Ping(soon(t), a)
 		require.NoError(t, err, d.Console())
 	}
 	for _, a := range nics[0].Addresses {
-		conn, err := top.Client.Dial(ctx, "tcp", netip.AddrPortFrom(a, 7).String())
+		conn, err := top.Client.Dial(soon(t), "tcp", netip.AddrPortFrom(a, 7).String())
 		require.NoError(t, err)
 		_, err = fmt.Fprint(conn, "echo")
 		require.NoError(t, err)
@@ -89,10 +89,10 @@ func TestLibvirtRunsGuests(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, "echo", string(back))
 		conn.Close()
-		out, err := top.Client.GuestRun(ctx, a, "ping -c1 -W5 "+clientOf(a).String()+" && uname -n")
+		out, err := top.Client.GuestRun(soon(t), a, "ping -c1 -W5 "+clientOf(a).String()+" && uname -n")
 		require.NoError(t, err)
 		assert.Contains(t, out, "1 packets received")
-		_, err = top.Client.GuestRun(ctx, a, "exit 7")
+		_, err = top.Client.GuestRun(soon(t), a, "exit 7")
 		assert.ErrorContains(t, err, "exit status 7")
 	}
 
@@ -100,8 +100,8 @@ func TestLibvirtRunsGuests(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, lv.Kill())
 	assert.False(t, ended(pid), "guests outlive libvirtd")
-	require.NoError(t, lv.Start(ctx))
-	require.NoError(t, d.Shutdown(ctx))
+	require.NoError(t, lv.Start(soon(t)))
+	require.NoError(t, d.Shutdown(soon(t)))
 	calls, err := os.ReadFile(filepath.Join(lv.RunDir(), "calls"))
 	require.NoError(t, err)
 	assert.Equal(t, "web prepare web start web started web reconnect web stopped web release", strings.Join(strings.Fields(string(calls)), " "))
@@ -124,7 +124,7 @@ func TestLibvirtMigratesGuests(t *testing.T) {
 	cluster := testenv.SmallCluster(2)
 	_, top := labtest.Build(t, cluster)
 	script := filepath.Join(t.TempDir(), "hook")
-	require.NoError(t, os.WriteFile(script, []byte(hook), 0o755))
+	require.NoError(t, executable.Write(script, []byte(hook)))
 	addrs := []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")}
 	routeTo := func(node *testenv.Host) {
 		require.NoError(t, top.Core.AddRoute(fabric.HostPrefix(addrs[0]), node.Addr4(), "eth0"))

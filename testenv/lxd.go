@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/vmfabric/vmfabric/internal/daemons"
 )
 
 // LXDOptions say what an LXD of the lab is like. The zero value is one that is
@@ -65,10 +67,10 @@ profiles:
 func (h *Host) startLXD(ctx context.Context, o LXDOptions) (*LXD, error) {
 	lx := &LXD{host: h, dir: filepath.Join(h.dir, "lxd"), imported: map[string]bool{}}
 	var err error
-	if lx.program, err = findProgram("lxd"); err != nil {
+	if lx.program, err = daemons.Find("lxd"); err != nil {
 		return nil, err
 	}
-	if lx.client, err = findProgram("lxc"); err != nil {
+	if lx.client, err = daemons.Find("lxc"); err != nil {
 		return nil, err
 	}
 	binds, err := lx.makeFiles(o.LXC)

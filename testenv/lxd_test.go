@@ -39,11 +39,10 @@ func wire(t *testing.T, node *testenv.Host, port string, nic fabric.NIC) {
 func TestLXDRunsContainers(t *testing.T) {
 	t.Parallel()
 	labtest.Need(t, "lxd")
-	ctx := soon(t)
 	cluster := testenv.SmallCluster(1)
 	_, top := labtest.Build(t, cluster)
 	node := top.Nodes["node1"]
-	lx, err := node.StartLXD(ctx, testenv.LXDOptions{})
+	lx, err := node.StartLXD(soon(t), testenv.LXDOptions{})
 	require.NoError(t, err)
 
 	// One NIC of each kind.
@@ -56,7 +55,7 @@ func TestLXDRunsContainers(t *testing.T) {
 		},
 		{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.11"), netip.MustParseAddr("2001:db8:100::11")}, Kind: fabric.Veth},
 	}
-	c, err := lx.Launch(ctx, testenv.ContainerOptions{Name: "web", NICs: nics, Gateway: cluster.Gateway})
+	c, err := lx.Launch(soon(t), testenv.ContainerOptions{Name: "web", NICs: nics, Gateway: cluster.Gateway})
 	require.NoError(t, err)
 	reach := []netip.Addr{netip.MustParseAddr("198.51.100.5"), netip.MustParseAddr("2001:db8:200::5")}
 	for n, nic := range nics {
@@ -70,13 +69,13 @@ func TestLXDRunsContainers(t *testing.T) {
 			require.NoError(t, top.Core.AddRoute(p, via, "eth0"))
 		}
 	}
-	require.NoError(t, c.WaitReady(ctx))
+	require.NoError(t, c.WaitReady(soon(t)))
 	for _, a := range reach {
-		_, err := top.Client.Ping(ctx, a)
+		_, err := top.Client.Ping(soon(t), a)
 		require.NoError(t, err)
 	}
 	for _, a := range nics[0].Addresses {
-		conn, err := top.Client.Dial(ctx, "tcp", netip.AddrPortFrom(a, 7).String())
+		conn, err := top.Client.Dial(soon(t), "tcp", netip.AddrPortFrom(a, 7).String())
 		require.NoError(t, err)
 		_, err = fmt.Fprint(conn, "echo")
 		require.NoError(t, err)
@@ -85,33 +84,33 @@ func TestLXDRunsContainers(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, "echo", string(back))
 		conn.Close()
-		out, err := top.Client.GuestRun(ctx, a, "ping -c1 -W5 "+clientOf(a).String()+" && uname -n")
+		out, err := top.Client.GuestRun(soon(t), a, "ping -c1 -W5 "+clientOf(a).String()+" && uname -n")
 		require.NoError(t, err)
 		assert.Contains(t, out, "1 packets received")
 	}
-	out, err := c.Exec(ctx, "ip", "link", "show", "eth0")
+	out, err := c.Exec(soon(t), "ip", "link", "show", "eth0")
 	require.NoError(t, err)
 	assert.Contains(t, out, "00:16:3e:00:00:0a")
 	assert.Contains(t, out, "mtu 1400")
 
-	pid, err := c.Pid(ctx)
+	pid, err := c.Pid(soon(t))
 	require.NoError(t, err)
 	require.NoError(t, lx.Kill())
 	assert.False(t, ended(pid), "containers outlive LXD")
-	require.NoError(t, lx.Start(ctx))
-	state, err := c.State(ctx)
+	require.NoError(t, lx.Start(soon(t)))
+	state, err := c.State(soon(t))
 	require.NoError(t, err)
 	assert.Equal(t, "Running", state)
-	require.NoError(t, c.Shutdown(ctx))
+	require.NoError(t, c.Shutdown(soon(t)))
 	assert.True(t, ended(pid))
-	_, err = c.Pid(ctx)
+	_, err = c.Pid(soon(t))
 	require.ErrorIs(t, err, os.ErrProcessDone)
 	assert.False(t, node.HasLink("web_net0"))
 	assert.True(t, node.HasLink("web_peer1"), "it came back")
 
-	require.NoError(t, c.Start(ctx))
-	require.NoError(t, c.Destroy(ctx))
-	require.NoError(t, c.Delete(ctx))
+	require.NoError(t, c.Start(soon(t)))
+	require.NoError(t, c.Destroy(soon(t)))
+	require.NoError(t, c.Delete(soon(t)))
 }
 
 // TestContainersMove moves one between servers that are no cluster, running and
@@ -156,23 +155,22 @@ func TestContainersMove(t *testing.T) {
 func TestLXDsKeepToTheirHosts(t *testing.T) {
 	t.Parallel()
 	labtest.Need(t, "lxd")
-	ctx := soon(t)
 	lab := labtest.New(t)
 	var pids []int
 	for _, name := range []string{"a", "b"} {
 		h, err := lab.AddHost(name)
 		require.NoError(t, err)
-		lx, err := h.StartLXD(ctx, testenv.LXDOptions{})
+		lx, err := h.StartLXD(soon(t), testenv.LXDOptions{})
 		require.NoError(t, err)
-		name, err := lx.Lxc(ctx, "query", "/1.0")
+		name, err := lx.Lxc(soon(t), "query", "/1.0")
 		require.NoError(t, err)
 		assert.Contains(t, name, fmt.Sprintf(`"server_name": %q`, h.Name()))
-		_, err = lx.Lxc(ctx, "project", "create", "shop", "-c", "features.images=true", "-c", "features.profiles=false")
+		_, err = lx.Lxc(soon(t), "project", "create", "shop", "-c", "features.images=true", "-c", "features.profiles=false")
 		require.NoError(t, err)
 		for _, project := range []string{"", "shop"} {
-			c, err := lx.Launch(ctx, testenv.ContainerOptions{Name: "web", Project: project, Config: map[string]string{"user.note": name[:2]}})
+			c, err := lx.Launch(soon(t), testenv.ContainerOptions{Name: "web", Project: project, Config: map[string]string{"user.note": name[:2]}})
 			require.NoError(t, err)
-			pid, err := c.Pid(ctx)
+			pid, err := c.Pid(soon(t))
 			require.NoError(t, err)
 			pids = append(pids, pid)
 		}

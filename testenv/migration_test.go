@@ -3,7 +3,6 @@ package testenv_test
 import (
 	"context"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -13,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/executable"
 	"github.com/vmfabric/vmfabric/testenv"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
@@ -30,7 +30,7 @@ func newMoving(t *testing.T) *moving {
 	m := &moving{t: t, cluster: testenv.SmallCluster(2)}
 	_, m.top = labtest.Build(t, m.cluster)
 	script := filepath.Join(t.TempDir(), "hook")
-	require.NoError(t, os.WriteFile(script, []byte(hook), 0o755))
+	require.NoError(t, executable.Write(script, []byte(hook)))
 	for _, name := range []string{"node1", "node2"} {
 		lv, err := m.top.Nodes[name].StartLibvirt(soon(t), testenv.LibvirtOptions{Hook: script})
 		require.NoError(t, err)

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/internal/trusted"
 )
 
 // record is what a lab leaves on disk about itself, so that others can remove
@@ -26,8 +28,42 @@ type record struct {
 
 const recordFile = "lab.json"
 
-// baseDir holds one directory per lab. Everybody may make labs.
-func baseDir() string { return filepath.Join(os.TempDir(), "vmfabric-lab") }
+// baseDir holds one directory per lab of this user, whose number outside of user
+// namespaces is in its name: everybody may make labs. Records of labs are trusted
+// with what to kill and remove, so it is nobody else's to write.
+func baseDir() string {
+	base := filepath.Join(os.TempDir(), "vmfabric-lab")
+	if uid := outsideUID(); uid != 0 {
+		return fmt.Sprintf("%s-%d", base, uid)
+	}
+	return base
+}
+
+// outsideUID gives the number that this user has in the parent of its user
+// namespace (user_namespaces(7), uid_map).
+func outsideUID() int {
+	uid := os.Geteuid()
+	b, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return uid
+	}
+	for line := range strings.Lines(string(b)) {
+		var first, outside, count int
+		if n, err := fmt.Sscan(line, &first, &outside, &count); n == 3 && err == nil && uid >= first && uid-first < count {
+			return outside + uid - first
+		}
+	}
+	return uid
+}
+
+// trustBase refuses a base directory that somebody else could change.
+func trustBase(base string) error {
+	err := trusted.Check(base)
+	if bad, ok := errors.AsType[*trusted.Error](err); ok {
+		return fmt.Errorf("%s: %s; remove it, or set TMPDIR to a folder of your own", base, bad.Fault())
+	}
+	return err
+}
 
 func newRecord() (record, error) {
 	self, err := identify(os.Getpid())
@@ -151,7 +187,11 @@ func killAll(daemons []process, inodes map[uint64]bool) error {
 // nobody removed, and names them. [New] does so too.
 func Sweep() ([]string, error) {
 	base := baseDir()
-	unlock, err := lockBase(base, unix.LOCK_EX)
+	err := trustBase(base)
+	var unlock func()
+	if err == nil {
+		unlock, err = lockBase(base, unix.LOCK_EX)
+	}
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}

@@ -17,9 +17,7 @@ import (
 
 // soon is a bound for what takes a moment on a quiet machine.
 func soon(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	t.Cleanup(cancel)
-	return ctx
+	return labtest.Soon(t)
 }
 
 func TestSmallClusterIsValid(t *testing.T) {
@@ -37,7 +35,6 @@ func TestUnderlay6ReadsLikeUnderlay4(t *testing.T) {
 
 func TestEveryHostReachesEveryOther(t *testing.T) {
 	t.Parallel()
-	ctx := soon(t)
 	_, top := labtest.Build(t, testenv.SmallCluster(2))
 	node1, node2 := top.Nodes["node1"], top.Nodes["node2"]
 	for _, tc := range []struct {
@@ -51,7 +48,7 @@ func TestEveryHostReachesEveryOther(t *testing.T) {
 		{"client to reflector", top.Client, []netip.Addr{top.Reflectors["rr1"].Addr4(), top.Reflectors["rr2"].Addr6()}},
 	} {
 		for _, to := range tc.to {
-			_, err := tc.from.Ping(ctx, to)
+			_, err := tc.from.Ping(soon(t), to)
 			assert.NoError(t, err, tc.name)
 		}
 	}
@@ -100,7 +97,6 @@ func port(t testing.TB, node *testenv.Host, p fabric.Port) {
 
 func TestGuestMoves(t *testing.T) {
 	t.Parallel()
-	ctx := soon(t)
 	cluster := testenv.SmallCluster(2)
 	lab, top := labtest.Build(t, cluster)
 	vm := fabric.VM{Name: "web", NICs: []fabric.NIC{
@@ -133,19 +129,19 @@ func TestGuestMoves(t *testing.T) {
 	require.NoError(t, err)
 	mac := guest.MAC(0)
 	for _, a := range reach {
-		_, err := top.Client.Ping(ctx, a)
+		_, err := top.Client.Ping(soon(t), a)
 		require.NoError(t, err, "on node1")
 	}
-	_, err = guest.Ping(ctx, testenv.ClientAddr6)
+	_, err = guest.Ping(soon(t), testenv.ClientAddr6)
 	require.NoError(t, err)
-	_, err = guest.Ping(ctx, netip.MustParseAddr("fe80::1%eth0"))
+	_, err = guest.Ping(soon(t), netip.MustParseAddr("fe80::1%eth0"))
 	require.NoError(t, err)
 
 	attach(node2)
 	require.NoError(t, guest.Plug(node2))
 	assert.True(t, node1.HasLink("web_peer0"), "the end at node1 is put back")
 	for _, a := range reach {
-		_, err := top.Client.Ping(ctx, a)
+		_, err := top.Client.Ping(soon(t), a)
 		require.NoError(t, err, "on node2")
 	}
 	assert.Equal(t, mac, guest.MAC(0))
@@ -156,7 +152,6 @@ func TestGuestMoves(t *testing.T) {
 
 func TestTrafficOfTwoGuestsStaysApart(t *testing.T) {
 	t.Parallel()
-	ctx := soon(t)
 	cluster := testenv.SmallCluster(1)
 	lab, top := labtest.Build(t, cluster)
 	node := top.Nodes["node1"]
@@ -175,9 +170,9 @@ func TestTrafficOfTwoGuestsStaysApart(t *testing.T) {
 	require.NoError(t, err)
 	other, err := node.Sniff("b_net0", concerns(addrs["a"]))
 	require.NoError(t, err)
-	_, err = top.Client.Ping(ctx, addrs["a"])
+	_, err = top.Client.Ping(soon(t), addrs["a"])
 	require.NoError(t, err)
-	frames, err := own.Wait(ctx, 2)
+	frames, err := own.Wait(soon(t), 2)
 	require.NoError(t, err)
 	assert.Equal(t, uint16(0x0800), frames[len(frames)-1].EtherType())
 	assert.WithinDuration(t, time.Now(), frames[0].At, time.Minute)

@@ -22,6 +22,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/lxd"
 	"github.com/vmfabric/vmfabric/fabric/nodes"
 	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/internal/trusted"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -110,6 +111,9 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	store, err := disk.Open(f.state)
 	if err != nil {
 		return err
+	}
+	if err := trusted.Check(f.state); err != nil {
+		return errors.Join(fmt.Errorf("state: %w", err), store.Close())
 	}
 	defer closing(store)
 	dataplane, err := kernel.New(kernel.Config{Cluster: cluster.Name, Underlay: others(&cluster, node)}, kernel.WithLogger(log))

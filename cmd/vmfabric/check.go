@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"strconv"
@@ -9,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
+	"github.com/vmfabric/vmfabric/internal/trusted"
 )
 
 // version is set by the linker.
@@ -20,7 +22,7 @@ func checkCommand(t *tool) *cobra.Command {
 	var config string
 	cmd := &cobra.Command{
 		Use:   "check [FILE]",
-		Short: "Check a cluster file; no side effects",
+		Short: "Check a cluster file, and what it names; no side effects",
 		Example: `  vmfabric check
   vmfabric check ./cluster.yaml --json`,
 		Args: arguments(cobra.MaximumNArgs(1)),
@@ -29,6 +31,9 @@ func checkCommand(t *tool) *cobra.Command {
 				config = args[0]
 			}
 			c, err := clusterfile.Load(config)
+			if err == nil {
+				err = checkPlugins(config, c)
+			}
 			report := struct {
 				File     string   `json:"file"`
 				OK       bool     `json:"ok"`
@@ -59,6 +64,27 @@ func checkCommand(t *tool) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&config, "config", defaultConfig, "the cluster file")
 	return cmd
+}
+
+// checkPlugins reports plugins of the cluster that somebody else than root and this
+// user could change, as far as they are on this machine.
+func checkPlugins(config string, c fabric.Cluster) error {
+	var errs []error
+	check := func(key, path string) {
+		if bad, ok := errors.AsType[*trusted.Error](trusted.Check(path)); ok {
+			errs = append(errs, fmt.Errorf("%s: %s: plugin %w", config, key, bad))
+		}
+	}
+	if strings.HasPrefix(c.Speaker, "/") {
+		check("speaker", c.Speaker)
+	}
+	if c.Resolver != "" {
+		check("resolver", c.Resolver)
+	}
+	for i, path := range c.Observers {
+		check(fmt.Sprintf("observers[%d]", i), path)
+	}
+	return errors.Join(errs...)
 }
 
 func portNameCommand(t *tool) *cobra.Command {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/vmfabric/vmfabric/internal/trusted"
 	"github.com/vmfabric/vmfabric/testenv"
 	"golang.org/x/sys/unix"
 )
@@ -157,15 +158,38 @@ func recordStanding(path string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, b, 0o600)
+	// Its folder is everybody's: whatever is there by that name, a link perhaps, is
+	// somebody else's.
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Close())
 }
 
-// readStanding finds the process of a standing demonstration, 0 for none.
+// readStanding finds the process of a standing demonstration, 0 for none. The
+// process is going to be ended: a note that somebody else could have written is
+// refused.
 func readStanding(path string) (int, error) {
-	b, err := os.ReadFile(path)
+	err := trusted.Check(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
+	if bad, ok := errors.AsType[*trusted.Error](err); ok {
+		return 0, fmt.Errorf("%s: %s; remove it, or set TMPDIR to a folder of your own", path, bad.Fault())
+	}
+	if err != nil {
+		return 0, err
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		return 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return 0, fmt.Errorf("%s is no file of a demonstration; remove it, or set TMPDIR to a folder of your own", path)
+	}
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return 0, err
 	}
@@ -229,7 +253,7 @@ func demoKeep(cmd *cobra.Command, f demoFlags) error {
 	}
 	defer done.Close()
 	child := exec.Command("/proc/self/exe", "demo", "--keep", "--standing", "--record", f.record)
-	child.Stdout, child.Stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
+	child.Stdout, child.Stderr = os.Stdout, os.Stderr // themselves: it stays when this process has ended
 	child.ExtraFiles = []*os.File{theirs}
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := child.Start(); err != nil {

@@ -12,12 +12,25 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 func try(args ...string) (stdout, stderr string, code int) {
 	var out, errs bytes.Buffer
 	code = run(args, &out, &errs)
 	return out.String(), errs.String(), code
+}
+
+// owned puts copies that nobody else can write in the place of the checkout's
+// cluster files.
+func owned(t *testing.T, args string) []string {
+	words := strings.Fields(args)
+	for i, word := range words {
+		if strings.HasPrefix(word, "../../") {
+			words[i] = labtest.Own(t, word)
+		}
+	}
+	return words
 }
 
 func TestExitCodes(t *testing.T) {
@@ -69,7 +82,7 @@ func TestExitCodes(t *testing.T) {
 		{"render --for rr1", exitUsage, "accepts 1 arg"},
 	} {
 		t.Run(tc.args, func(t *testing.T) {
-			_, errs, code := try(strings.Fields(tc.args)...)
+			_, errs, code := try(owned(t, tc.args)...)
 			assert.Equal(t, tc.code, code, errs)
 			if tc.says == "" {
 				assert.Empty(t, errs)
@@ -102,7 +115,7 @@ func TestJSON(t *testing.T) {
 		"check --json ../../fabric/clusterfile/testdata/dualstack.yaml":                        {"file", "ok", "errors", "warnings"},
 		"render bird --for rr1 --json --config ../../fabric/clusterfile/testdata/cluster.yaml": {"for", "role", "format", "text"},
 	} {
-		out, errs, code := try(strings.Fields(args)...)
+		out, errs, code := try(owned(t, args)...)
 		require.Zero(t, code, errs)
 		var v map[string]any
 		require.NoError(t, json.Unmarshal([]byte(out), &v), out)

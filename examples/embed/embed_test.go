@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -9,7 +8,6 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -21,21 +19,19 @@ import (
 // the core gateway's kernel.
 func TestEmbed(t *testing.T) {
 	labtest.Need(t, "bird")
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
-	defer cancel()
 	program := filepath.Join(t.TempDir(), "embed")
-	out, err := exec.CommandContext(ctx, "go", "build", "-o", program, ".").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 
 	cluster := testenv.SmallCluster(1)
 	lab, top := labtest.Build(t, cluster)
 	core := testenv.CoreGateway{BGP: testenv.BGPOf(cluster), RouterID: top.Core.Addr4()}
 	for _, h := range top.Reflectors {
-		_, err := h.StartBird(ctx, testenv.Reflector{BGP: testenv.BGPOf(cluster), RouterID: h.Addr4(), Cores: []netip.Addr{top.Core.Addr4()}}.Bird())
+		_, err := h.StartBird(labtest.Soon(t), testenv.Reflector{BGP: testenv.BGPOf(cluster), RouterID: h.Addr4(), Cores: []netip.Addr{top.Core.Addr4()}}.Bird())
 		require.NoError(t, err)
 		core.Reflectors = append(core.Reflectors, h.Addr4())
 	}
-	_, err = top.Core.StartBird(ctx, core.Bird())
+	_, err = top.Core.StartBird(labtest.Soon(t), core.Bird())
 	require.NoError(t, err)
 	file := filepath.Join(lab.Dir(), "cluster.yaml")
 	require.NoError(t, os.WriteFile(file, []byte(testenv.ClusterFile(cluster)), 0o600))
@@ -46,7 +42,7 @@ func TestEmbed(t *testing.T) {
 	prefixes := []netip.Prefix{netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("2001:db8:100::10/128")}
 	await := func(there bool) {
 		for _, p := range prefixes {
-			require.NoError(t, testenv.Until(ctx, func() error {
+			require.NoError(t, testenv.Until(labtest.Soon(t), func() error {
 				if _, ok, err := top.Core.Route(p); err != nil || ok != there {
 					return fmt.Errorf("route to %s in the core gateway: %v %w; %s", p, ok, err, d.Log())
 				}

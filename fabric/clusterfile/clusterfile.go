@@ -15,10 +15,12 @@ import (
 	"os"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/trusted"
 )
 
 // Load reads the cluster file at path and the password files that it names.
-// It has no side effects. The error is as [Parse] gives it; one that comes from
+// It refuses those that somebody else than root and this user could change. It
+// has no side effects. The error is as [Parse] gives it; one that comes from
 // the operating system matches its cause, such as [fs.ErrNotExist].
 func Load(path string) (fabric.Cluster, error) {
 	data, err := read(path)
@@ -57,6 +59,9 @@ func Parse(name string, data []byte) (fabric.Cluster, error) {
 }
 
 func read(path string) ([]byte, error) {
+	if err := trusted.Check(path); err != nil {
+		return nil, err
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -68,6 +73,9 @@ func read(path string) ([]byte, error) {
 
 // explain gives the reason and the way out of an error of read.
 func explain(err error) string {
+	if bad, ok := errors.AsType[*trusted.Error](err); ok {
+		return bad.Text()
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return "no such file; create it, the same on every node, with the keys name, asn, community, gateway, pools, reflectors and nodes, then verify it with 'vmfabric check'"
 	}

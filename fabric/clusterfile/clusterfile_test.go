@@ -16,6 +16,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 var (
@@ -24,7 +25,7 @@ var (
 )
 
 func TestReferenceFile(t *testing.T) {
-	got, err := clusterfile.Load(filepath.Join("testdata", "cluster.yaml"))
+	got, err := clusterfile.Load(labtest.Own(t, "testdata/cluster.yaml"))
 	require.NoError(t, err)
 	assert.Equal(t, fabric.Cluster{
 		Name:        "msk1",
@@ -53,7 +54,7 @@ func TestReferenceFile(t *testing.T) {
 }
 
 func TestEveryKey(t *testing.T) {
-	got, err := clusterfile.Load(filepath.Join("testdata", "dualstack.yaml"))
+	got, err := clusterfile.Load(labtest.Own(t, "testdata/dualstack.yaml"))
 	require.NoError(t, err)
 	assert.Equal(t, fabric.Cluster{
 		Name:        "spb-2",
@@ -426,6 +427,39 @@ func TestLoadTellsWhatIsWrongWithTheFile(t *testing.T) {
 	require.NoError(t, os.Truncate(large, 1<<40))
 	_, err = clusterfile.Load(large)
 	require.EqualError(t, err, large+": larger than 1 MiB, which no cluster file is; give the right file")
+}
+
+// TestWhatOthersCouldWrite: orders of somebody else's are not taken.
+func TestWhatOthersCouldWrite(t *testing.T) {
+	dir := t.TempDir()
+	file, key := filepath.Join(dir, "cluster.yaml"), filepath.Join(dir, "rr1.key")
+	require.NoError(t, os.WriteFile(file, []byte(edit(t, base, "10.10.0.11", "10.10.0.11\n    password_file: rr1.key")), 0o644))
+	require.NoError(t, os.WriteFile(key, []byte("s3cret\n"), 0o600))
+	_, err := clusterfile.Load(file)
+	require.NoError(t, err)
+
+	require.NoError(t, os.Chmod(file, 0o666))
+	_, err = clusterfile.Load(file)
+	require.EqualError(t, err, file+": it can be written by others (mode 0666); run 'chmod go-w "+file+"'")
+	require.NoError(t, os.Chmod(file, 0o644))
+
+	if os.Geteuid() == 0 {
+		require.NoError(t, os.Chown(key, 4242, 4242))
+		_, err = clusterfile.Load(file)
+		require.EqualError(t, err, file+":16: reflectors[0].password_file: "+key+": it belongs to user 4242, who could change it; run 'chown 0 "+key+"', or name another")
+		require.NoError(t, os.Chown(key, 0, 0))
+		require.NoError(t, os.Chown(file, 4242, 4242))
+		_, err = clusterfile.Load(file)
+		require.ErrorContains(t, err, file+": it belongs to user 4242")
+		require.NoError(t, os.Chown(file, 0, 0))
+	}
+
+	require.NoError(t, os.Chmod(dir, 0o777))
+	_, err = clusterfile.Load(file)
+	require.EqualError(t, err, file+": "+dir+" on its way can be written by others (mode 0777); run 'chmod go-w "+dir+"'")
+	require.NoError(t, os.Chmod(dir, 0o777|os.ModeSticky))
+	_, err = clusterfile.Load(file)
+	require.NoError(t, err)
 }
 
 func TestPasswordFile(t *testing.T) {

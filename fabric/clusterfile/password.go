@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"unicode"
+
+	"github.com/vmfabric/vmfabric/internal/trusted"
 )
 
 // maxPassword is the longest TCP MD5 key that Linux takes, in bytes
@@ -35,6 +37,12 @@ func (d *decoder) password(l literal) (string, error) {
 			return "", fmt.Errorf("%s is open to others (mode %04o); run 'chmod 600 %s'", shown, info.Mode().Perm(), shown)
 		case info.Size() > maxPassword+2: // two for the line end
 			return "", tooLong(shown, info.Size())
+		}
+		if err := trusted.Check(path); err != nil {
+			if bad, ok := errors.AsType[*trusted.Error](err); ok {
+				return "", fmt.Errorf("%s: %s", shown, bad.Text())
+			}
+			return "", fmt.Errorf("%s: %w", shown, reason(err))
 		}
 		var data []byte
 		if data, err = os.ReadFile(path); err == nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 func TestWarnings(t *testing.T) {
@@ -67,7 +68,7 @@ func TestWarnings(t *testing.T) {
 }
 
 func TestReferenceFileWarnings(t *testing.T) {
-	c, err := clusterfile.Load("testdata/cluster.yaml")
+	c, err := clusterfile.Load(labtest.Own(t, "testdata/cluster.yaml"))
 	require.NoError(t, err)
 	assert.Equal(t, []string{
 		"pool public6 is IPv6 but node1 and node2 have no address6: their IPv6 routes are announced with an IPv4-mapped next hop, which most routers cannot use; give each an address6",

@@ -3,7 +3,6 @@ package frr
 import (
 	"context"
 	"encoding/json"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/executable"
 )
 
 // As FRR 8.4.4 writes it, shortened.
@@ -39,11 +39,11 @@ func TestReadNeighbors(t *testing.T) {
 	}, got)
 }
 
-// program writes a script that stands for vtysh.
-func program(t *testing.T, script string) string {
+// fakeVtysh writes a script that stands for vtysh.
+func fakeVtysh(t *testing.T, script string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "vtysh")
-	require.NoError(t, os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o755))
+	require.NoError(t, executable.Write(path, []byte("#!/bin/sh\n"+script+"\n")))
 	return path
 }
 
@@ -51,11 +51,11 @@ func TestClientSaysWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct{ name, vtysh, want string }{
 		{"no program", "no-such-vtysh", "executable file not found in $PATH; install frr, or name the program"},
-		{"not running", program(t, "echo 'Exiting: failed to connect to any daemons.' >&2; exit 1"), "vtysh reaches no daemon of FRR; start frr, and run as root or in the group frrvty"},
-		{"no bgpd", program(t, "echo 'bgpd is not running'; exit 1"), "FRR's bgpd does not run; set bgpd=yes in /etc/frr/daemons and restart frr"},
-		{"refused", program(t, "echo '% Unknown command'; exit 1"), "vtysh: exit status 1: % Unknown command"},
-		{"not JSON", program(t, "echo hello"), "show bgp neighbors json: invalid character"},
-		{"silent", program(t, "exec sleep 60"), "vtysh does not answer: context deadline exceeded"},
+		{"not running", fakeVtysh(t, "echo 'Exiting: failed to connect to any daemons.' >&2; exit 1"), "vtysh reaches no daemon of FRR; start frr, and run as root or in the group frrvty"},
+		{"no bgpd", fakeVtysh(t, "echo 'bgpd is not running'; exit 1"), "FRR's bgpd does not run; set bgpd=yes in /etc/frr/daemons and restart frr"},
+		{"refused", fakeVtysh(t, "echo '% Unknown command'; exit 1"), "vtysh: exit status 1: % Unknown command"},
+		{"not JSON", fakeVtysh(t, "echo hello"), "show bgp neighbors json: invalid character"},
+		{"silent", fakeVtysh(t, "exec sleep 60"), "vtysh does not answer: context deadline exceeded"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -68,7 +68,7 @@ func TestClientSaysWhatIsWrong(t *testing.T) {
 			require.ErrorContains(t, err, tc.want)
 		})
 	}
-	got, err := Client{Vtysh: program(t, `printf '%s|' "$@"`), Pathspace: "lab"}.Run(t.Context(), "show version", "show bgp summary json")
+	got, err := Client{Vtysh: fakeVtysh(t, `printf '%s|' "$@"`), Pathspace: "lab"}.Run(t.Context(), "show version", "show bgp summary json")
 	require.NoError(t, err)
 	assert.Equal(t, "-N|lab|-c|show version|-c|show bgp summary json|", got)
 }

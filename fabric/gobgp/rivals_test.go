@@ -27,12 +27,13 @@ const (
 	clusterEnv = "GOBGP_TEST_CLUSTER"
 )
 
-// TestMain has the test program be a speaker or a reflector where a test wants
-// one in a network namespace of its own.
+// TestMain runs the tests in a network namespace of their own: the ports of their
+// sessions are theirs alone. It has the test program be a speaker or a reflector
+// where a test wants one in a process of its own.
 func TestMain(m *testing.M) {
 	kind, name, _ := strings.Cut(os.Getenv(asEnv), " ")
 	if kind == "" {
-		os.Exit(m.Run())
+		os.Exit(labtest.Inside(m, nil))
 	}
 	var c fabric.Cluster
 	err := json.Unmarshal([]byte(os.Getenv(clusterEnv)), &c)

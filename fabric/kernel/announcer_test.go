@@ -17,6 +17,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/testenv/conformance"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // TestAnnouncerConformance runs the speaker's laws on the kernel alone; what a
@@ -39,6 +40,7 @@ func TestAnnouncerConformance(t *testing.T) {
 
 func announcer(t *testing.T) *kernel.Announcer {
 	t.Helper()
+	labtest.Long(t)
 	a, err := kernel.NewAnnouncer()
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, a.Close()) })

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/testenv/conformance"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 	"golang.org/x/sys/unix"
 )
 
@@ -135,6 +136,7 @@ func hold(t *testing.T, name string, flags uint16) *os.File {
 // sweep removes every link but the loopback.
 func sweep(t *testing.T) {
 	t.Helper()
+	labtest.Long(t)
 	links, err := netlink.LinkList()
 	require.NoError(t, err)
 	for _, l := range links {

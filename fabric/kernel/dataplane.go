@@ -73,7 +73,7 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 		d.rtnl.close()
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
-	err = d.findDiversions()
+	err = errors.Join(d.findDiversions(), d.renameFormer())
 	if err == nil {
 		d.watch, err = startWatcher(d)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 var gateway = fabric.Gateway{
@@ -21,6 +22,7 @@ func open(t *testing.T) *kernel.Dataplane { return openFor(t, "lab") }
 
 func openFor(t *testing.T, cluster string) *kernel.Dataplane {
 	t.Helper()
+	labtest.Long(t)
 	d, err := kernel.New(kernel.Config{Cluster: cluster, Underlay: []netip.Addr{node2[true], node3[false], afar[true]}})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, d.Close()) })

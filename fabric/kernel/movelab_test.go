@@ -61,6 +61,7 @@ func newSpace(t *testing.T) *space {
 	t.Helper()
 	s := &space{}
 	require.NoError(t, within(s, func() error { return nil }))
+	sysctls(t, s, map[string]string{"ipv6/conf/all/accept_dad": "0", "ipv6/conf/default/accept_dad": "0"})
 	t.Cleanup(func() { s.handle.Close() })
 	return s
 }
@@ -271,6 +272,30 @@ func (g *fakeGuest) run() {
 			}
 		}
 	})
+}
+
+// takeNowAndThen has a guest that does not run take up to so many frames, and
+// answer the requests among them, after each of several pauses, in each of which
+// more than that come. It tells how many wait at the end, at least.
+func (g *fakeGuest) takeNowAndThen(t *testing.T, times int, pause time.Duration, atOnce int) (waiting int) {
+	t.Helper()
+	buf := make([]byte, 1<<16)
+	ticks := time.NewTicker(pause)
+	defer ticks.Stop()
+	for range times {
+		<-ticks.C
+		waiting += int(pause/time.Millisecond) - atOnce
+		for range atOnce {
+			require.NoError(t, g.tap.SetReadDeadline(time.Now().Add(20*time.Second)))
+			n, err := g.tap.Read(buf)
+			require.NoError(t, err)
+			if reply(buf[:n]) {
+				_, err := g.tap.Write(buf[:n])
+				require.NoError(t, err)
+			}
+		}
+	}
+	return waiting
 }
 
 // stop returns when the guest takes nothing any more.

@@ -13,14 +13,15 @@ import (
 
 const (
 	// recordAtMost and recordBytes bound what a recorder keeps.
-	recordAtMost = 16384 // frames
+	recordAtMost = 32768 // frames
 	recordBytes  = 32 << 20
-	// recordFor is how far back a guest may have stopped before its diversion:
-	// older frames are not sent again.
-	recordFor = 150 * time.Millisecond
-	// reaction is how long a guest may take from a frame in its queue to the one
-	// with which it answers. What came in the meantime it may not have taken.
-	reaction = 5 * time.Millisecond
+	// recordFor is how far back the oldest frame that a guest did not take may be
+	// at its diversion: older ones are not sent again. It is what it was behind when
+	// it stopped, and the time from there.
+	recordFor = 500 * time.Millisecond
+	// recordBuffer holds what comes while this process has no processor: 10,000 full
+	// frames a second for as long as they matter, with what the kernel counts besides.
+	recordBuffer = 32 << 20
 )
 
 // recorder keeps the last IP packets that went into a port, and knows when the
@@ -35,7 +36,7 @@ type recorder struct {
 	control []byte
 	frames  []frame // in their order
 	bytes   int
-	heard   time.Time // when the last frame came from the guest
+	pace    pace
 }
 
 type frame struct {
@@ -48,6 +49,7 @@ func startRecorder(index int32) (*recorder, error) {
 	if err != nil {
 		return nil, err
 	}
+	_ = control(f, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, recordBuffer) })
 	r := &recorder{index: index, file: f, done: make(chan struct{}), buffer: make([]byte, maxFrame), control: make([]byte, 256)}
 	go r.run()
 	return r, nil
@@ -98,10 +100,9 @@ func (r *recorder) read(fd, n int) (more bool, err error) {
 		switch {
 		case !ok:
 		case ll.Pkttype != unix.PACKET_OUTGOING:
-			if at.After(r.heard) {
-				r.heard = at
-			}
+			r.pace.heard(at)
 		case size > vnetHeader && destination(r.buffer[vnetHeader:size]).IsValid():
+			r.pace.sent(at)
 			r.keep(frame{at, slices.Clone(r.buffer[:size])})
 		}
 	}
@@ -146,7 +147,7 @@ func (r *recorder) missed(now time.Time) time.Time {
 	defer r.mu.Unlock()
 	r.catchUp()
 	earliest := now.Add(-recordFor)
-	if since := r.heard.Add(-reaction); since.After(earliest) {
+	if since := r.pace.taken(); since.After(earliest) {
 		return since
 	}
 	return earliest

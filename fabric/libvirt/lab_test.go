@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/executable"
 	"github.com/vmfabric/vmfabric/testenv"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
@@ -48,7 +49,7 @@ test ! -e /run/vmfabric/$2
 
 func newEnd(t *testing.T, host *testenv.Host) *end {
 	script := filepath.Join(t.TempDir(), "hook")
-	require.NoError(t, os.WriteFile(script, []byte(hook), 0o755))
+	require.NoError(t, executable.Write(script, []byte(hook)))
 	lv, err := host.StartLibvirt(lately(t), testenv.LibvirtOptions{Hook: script})
 	require.NoError(t, err)
 	e := &end{lv: lv, s: New(Config{Socket: lv.Socket()})}

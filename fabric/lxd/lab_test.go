@@ -21,7 +21,6 @@ import (
 type real struct {
 	*Source
 	t    *testing.T
-	ctx  context.Context
 	host *testenv.Host
 	lx   *testenv.LXD
 	now  map[string]fabric.State // of the guests, as told; absent ones are not in it
@@ -30,12 +29,9 @@ type real struct {
 
 func followReal(t *testing.T, host *testenv.Host, lx *testenv.LXD) *real {
 	r := &real{t: t, host: host, lx: lx, now: map[string]fabric.State{}}
-	var cancel context.CancelFunc
-	r.ctx, cancel = context.WithTimeout(t.Context(), 3*time.Minute)
-	t.Cleanup(cancel)
 	r.Source = New(Config{Socket: lx.Socket(), Links: watchHost(t, host)})
 	r.times.leak = 0
-	running, stop := context.WithCancel(r.ctx)
+	running, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(running) }()
 	t.Cleanup(func() {
@@ -44,6 +40,13 @@ func followReal(t *testing.T, host *testenv.Host, lx *testenv.LXD) *real {
 	})
 	r.lost()
 	return r
+}
+
+// soon bounds one call.
+func (r *real) soon() context.Context {
+	ctx, cancel := context.WithTimeout(r.t.Context(), 2*time.Minute)
+	r.t.Cleanup(cancel)
+	return ctx
 }
 
 // hostLinks are the links of a host of the lab.
@@ -84,6 +87,7 @@ func (l *hostLinks) Link(name string) (int, bool) {
 // lost takes changes until some were missed, and lists.
 func (r *real) lost() {
 	r.t.Helper()
+	bound := r.soon().Done()
 	for {
 		select {
 		case c := <-r.Changes():
@@ -93,7 +97,7 @@ func (r *real) lost() {
 			}
 			r.list()
 			return
-		case <-r.ctx.Done():
+		case <-bound:
 			require.FailNow(r.t, "nothing was lost", "%v", r.Diagnose())
 		}
 	}
@@ -101,7 +105,7 @@ func (r *real) lost() {
 
 func (r *real) list() {
 	r.t.Helper()
-	guests, err := r.Guests(r.ctx)
+	guests, err := r.Guests(r.soon())
 	require.NoError(r.t, err)
 	clear(r.now)
 	for _, d := range guests {
@@ -152,7 +156,7 @@ func (r *real) quiet() []string {
 
 func (r *real) lxc(args ...string) {
 	r.t.Helper()
-	_, err := r.lx.Lxc(r.ctx, args...)
+	_, err := r.lx.Lxc(r.soon(), args...)
 	require.NoError(r.t, err)
 }
 
@@ -199,19 +203,19 @@ func newReal(t *testing.T) *real {
 
 func TestRealLifeOfAGuest(t *testing.T) {
 	r := newReal(t)
-	c, err := r.lx.Init(r.ctx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nicOf("", "203.0.113.10", "2001:db8:100::10")}})
+	c, err := r.lx.Init(r.soon(), testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nicOf("", "203.0.113.10", "2001:db8:100::10")}})
 	require.NoError(t, err)
 	r.until(states{})
-	require.NoError(t, c.Start(r.ctx))
+	require.NoError(t, c.Start(r.soon()))
 	r.until(states{"web": fabric.Live})
 	assert.NotContains(t, r.log, "web wired")
 
-	guests, err := r.Guests(r.ctx)
+	guests, err := r.Guests(r.soon())
 	require.NoError(t, err)
 	vm := guests[0].VM
 	assert.NotEmpty(t, vm.UUID)
 	assert.False(t, vm.NICs[0].MAC.IsZero(), "LXD chose one")
-	inside, err := c.Exec(r.ctx, "cat", "/sys/class/net/eth0/address")
+	inside, err := c.Exec(r.soon(), "cat", "/sys/class/net/eth0/address")
 	require.NoError(t, err)
 	assert.Equal(t, strings.TrimSpace(inside), vm.NICs[0].MAC.String())
 	r.quiet()
@@ -220,35 +224,35 @@ func TestRealLifeOfAGuest(t *testing.T) {
 	r.lxc("start", "web") // resumes
 	r.lxc("config", "set", "web", "user.vmfabric.net0.routes=198.51.100.0/29")
 	assert.NotContains(t, r.quiet(), "web absent")
-	guests, err = r.Guests(r.ctx)
+	guests, err = r.Guests(r.soon())
 	require.NoError(t, err)
 	assert.Len(t, guests[0].VM.NICs[0].Routes, 1)
 
-	pid, err := c.Pid(r.ctx)
+	pid, err := c.Pid(r.soon())
 	require.NoError(t, err)
 	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 	r.until(states{})
-	require.NoError(t, c.Start(r.ctx))
+	require.NoError(t, c.Start(r.soon()))
 	r.until(states{"web": fabric.Live})
 	r.lxc("restart", "--force", "web")
 	r.quiet()
 	r.until(states{"web": fabric.Live})
-	require.NoError(t, c.Destroy(r.ctx))
+	require.NoError(t, c.Destroy(r.soon()))
 	r.until(states{})
-	require.NoError(t, c.Delete(r.ctx))
+	require.NoError(t, c.Delete(r.soon()))
 	assert.Empty(t, r.Diagnose())
 }
 
 func TestRealPortsOfTheFabric(t *testing.T) {
 	r := newReal(t)
-	c, err := r.lx.Init(r.ctx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nicOf(fabric.Veth, "203.0.113.10", "2001:db8:100::10")}})
+	c, err := r.lx.Init(r.soon(), testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nicOf(fabric.Veth, "203.0.113.10", "2001:db8:100::10")}})
 	require.NoError(t, err)
 	r.until(states{"web": fabric.Wired})
-	require.Error(t, c.Start(r.ctx), "it does not start without its port")
+	require.Error(t, c.Start(r.soon()), "it does not start without its port")
 	require.NoError(t, r.host.Netlink().LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "web_net0"}, PeerName: "web_peer0"}))
-	require.NoError(t, c.Start(r.ctx))
+	require.NoError(t, c.Start(r.soon()))
 	r.until(states{"web": fabric.Live})
-	require.NoError(t, c.Destroy(r.ctx))
+	require.NoError(t, c.Destroy(r.soon()))
 	r.until(states{"web": fabric.Wired})
 	r.list()
 	r.list()
@@ -283,7 +287,7 @@ func TestRealMending(t *testing.T) {
 		for _, project := range []string{"default", "shop"} {
 			t.Run(name+" in "+project, func(t *testing.T) {
 				r.t = t
-				_, err := r.lx.Init(r.ctx, testenv.ContainerOptions{Name: "web", Project: project})
+				_, err := r.lx.Init(r.soon(), testenv.ContainerOptions{Name: "web", Project: project})
 				require.NoError(t, err)
 				for _, words := range append(steps, []string{"config", "set", "web", keys}) {
 					r.lxc(append(words, "--project", project)...)
@@ -301,7 +305,7 @@ func TestRealMending(t *testing.T) {
 	t.Run("two of one name", func(t *testing.T) {
 		nic := []fabric.NIC{nicOf(fabric.Veth, "203.0.113.10")}
 		for _, project := range []string{"default", "shop"} {
-			_, err := r.lx.Init(r.ctx, testenv.ContainerOptions{Name: "web", Project: project, NICs: nic})
+			_, err := r.lx.Init(r.soon(), testenv.ContainerOptions{Name: "web", Project: project, NICs: nic})
 			require.NoError(t, err)
 			r.until(states{"web": fabric.Wired})
 		}
@@ -314,11 +318,11 @@ func TestRealMending(t *testing.T) {
 		assert.Empty(t, r.Diagnose())
 	})
 	t.Run("by its profile", func(t *testing.T) {
-		c, err := r.lx.Init(r.ctx, testenv.ContainerOptions{Name: "db"})
+		c, err := r.lx.Init(r.soon(), testenv.ContainerOptions{Name: "db"})
 		require.NoError(t, err)
 		r.lxc("config", "device", "add", "db", "eth0", "nic", "nictype=p2p", "name=eth0", "host_name=db_net0")
 		r.lxc("profile", "add", "db", "fabric")
-		require.NoError(t, c.Start(r.ctx))
+		require.NoError(t, c.Start(r.soon()))
 		r.until(states{"web": fabric.Wired})
 		r.lxc("profile", "set", "fabric", "user.vmfabric.net0.addresses=203.0.113.11,2001:db8:100::11")
 		r.until(states{"web": fabric.Wired, "db": fabric.Live})
@@ -329,39 +333,39 @@ func TestRealMending(t *testing.T) {
 
 func TestRealDaemonComesAndGoes(t *testing.T) {
 	r := newReal(t)
-	c, err := r.lx.Launch(r.ctx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nicOf("", "203.0.113.10", "2001:db8:100::10")}})
+	c, err := r.lx.Launch(r.soon(), testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nicOf("", "203.0.113.10", "2001:db8:100::10")}})
 	require.NoError(t, err)
 	r.until(states{"web": fabric.Live})
 	for _, end := range []func() error{r.lx.Stop, r.lx.Kill} {
 		require.NoError(t, end())
 		require.Eventually(t, func() bool { return len(r.Diagnose()) == 1 }, patience, time.Millisecond)
 		assert.Regexp(t, `^lxd: no answer on \S+ since \S+ \([a-z :]+\); start lxd$`, r.Diagnose()[0])
-		_, err := r.Guests(r.ctx)
+		_, err := r.Guests(r.soon())
 		require.ErrorContains(t, err, "lxd: no answer on ")
-		require.NoError(t, r.lx.Start(r.ctx))
+		require.NoError(t, r.lx.Start(r.soon()))
 		r.lost()
 		assert.Equal(t, states{"web": fabric.Live}, r.now)
 		assert.Empty(t, r.Diagnose())
 	}
 
 	t.Run("and leaves a port behind", func(t *testing.T) {
-		pid, err := c.Pid(r.ctx)
+		pid, err := c.Pid(r.soon())
 		require.NoError(t, err)
 		require.NoError(t, r.lx.Kill())
 		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-		require.NoError(t, r.lx.Start(r.ctx))
+		require.NoError(t, r.lx.Start(r.soon()))
 		r.lost()
 		r.until(states{})
 		r.list()
 		r.list()
 		require.Len(t, r.Diagnose(), 1)
-		require.Error(t, c.Start(r.ctx))
+		require.Error(t, c.Start(r.soon()))
 		words := strings.Fields(r.Diagnose()[0][strings.LastIndex(r.Diagnose()[0], "; ")+2:])
 		require.Equal(t, []string{"ip", "link", "del", "web_net0"}, words)
-		_, err = r.host.Run(r.ctx, words[0], words[1:]...)
+		_, err = r.host.Run(r.soon(), words[0], words[1:]...)
 		require.NoError(t, err)
 		assert.Empty(t, r.Diagnose())
-		require.NoError(t, c.Start(r.ctx))
+		require.NoError(t, c.Start(r.soon()))
 		r.until(states{"web": fabric.Live})
 	})
 }
@@ -373,7 +377,7 @@ func TestRealCluster(t *testing.T) {
 	lx, err := one.StartLXD(t.Context(), testenv.LXDOptions{})
 	require.NoError(t, err)
 	a := followReal(t, one, lx)
-	_, err = lx.Launch(a.ctx, testenv.ContainerOptions{Name: "db", NICs: []fabric.NIC{nicOf("", "203.0.113.11")}})
+	_, err = lx.Launch(a.soon(), testenv.ContainerOptions{Name: "db", NICs: []fabric.NIC{nicOf("", "203.0.113.11")}})
 	require.NoError(t, err)
 	a.until(states{"db": fabric.Live})
 
@@ -385,14 +389,14 @@ func TestRealCluster(t *testing.T) {
 	a.list()
 	assert.Equal(t, states{"db": fabric.Live}, a.now)
 
-	join, err := lx.Invite(a.ctx, two)
+	join, err := lx.Invite(a.soon(), two)
 	require.NoError(t, err)
-	lx2, err := two.StartLXD(a.ctx, join)
+	lx2, err := two.StartLXD(a.soon(), join)
 	require.NoError(t, err)
 	b := followReal(t, two, lx2)
 	assert.Empty(t, b.now, "what runs elsewhere")
 
-	_, err = lx.Init(a.ctx, testenv.ContainerOptions{
+	_, err = lx.Init(a.soon(), testenv.ContainerOptions{
 		Name: "web", NICs: []fabric.NIC{nicOf(fabric.Veth, "203.0.113.10", "2001:db8:100::10")}, Target: "node1",
 	})
 	require.NoError(t, err)

@@ -40,7 +40,7 @@ type note struct {
 
 func newSide(r *real) *side {
 	s := &side{real: r, now: maps.Clone(r.now)}
-	ctx, cancel := context.WithCancel(r.ctx)
+	ctx, cancel := context.WithCancel(r.t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -146,10 +146,10 @@ func (s *side) settles(t *testing.T, want states) {
 		}
 		return nil
 	}
-	require.NoError(t, testenv.Until(s.ctx, is))
+	require.NoError(t, testenv.Until(s.soon(), is))
 	time.Sleep(300 * time.Millisecond) // for what should not come
 	require.NoError(t, is())
-	guests, err := s.Guests(s.ctx)
+	guests, err := s.Guests(s.soon())
 	require.NoError(t, err)
 	listed := states{}
 	for _, d := range guests {
@@ -198,39 +198,39 @@ var (
 // destination before it is stopped at the source.
 func TestRealMovesBetweenServers(t *testing.T) {
 	a, b := sides(t, false)
-	db, err := a.lx.Init(a.ctx, testenv.ContainerOptions{Name: "db", NICs: []fabric.NIC{dbNIC}})
+	db, err := a.lx.Init(a.soon(), testenv.ContainerOptions{Name: "db", NICs: []fabric.NIC{dbNIC}})
 	require.NoError(t, err)
 	a.settles(t, states{"db": fabric.Wired})
 	for range 2 {
-		require.NoError(t, db.Move(a.ctx, b.lx))
+		require.NoError(t, db.Move(a.soon(), b.lx))
 		a.settles(t, states{})
 		b.settles(t, states{"db": fabric.Wired})
-		require.NoError(t, db.Move(a.ctx, a.lx))
+		require.NoError(t, db.Move(a.soon(), a.lx))
 		b.settles(t, states{})
 		a.settles(t, states{"db": fabric.Wired})
 	}
-	require.NoError(t, db.Start(a.ctx))
-	web, err := a.lx.Launch(a.ctx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{webNIC}})
+	require.NoError(t, db.Start(a.soon()))
+	web, err := a.lx.Launch(a.soon(), testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{webNIC}})
 	require.NoError(t, err)
 	a.settles(t, states{"db": fabric.Live, "web": fabric.Live})
 	for i, to := range []*side{b, a, b} {
 		from, began := []*side{a, b}[i%2], time.Now()
-		require.NoError(t, web.Move(a.ctx, to.lx, "--stateless"))
+		require.NoError(t, web.Move(a.soon(), to.lx, "--stateless"))
 		from.settles(t, states{"db": fabric.Live})
 		to.settles(t, states{"web": fabric.Live})
 		from.moved(t, to, began, "web", "absent", "live")
 
-		require.NoError(t, db.Move(a.ctx, to.lx, "--stateless"))
+		require.NoError(t, db.Move(a.soon(), to.lx, "--stateless"))
 		from.settles(t, states{})
 		to.settles(t, states{"db": fabric.Live, "web": fabric.Live})
 		from.moved(t, to, began, "db", "wired, absent", "wired, live")
 	}
 
 	// One that cannot start there stays.
-	_, err = a.host.Run(a.ctx, "ip", "link", "add", "web_net0", "type", "bridge")
+	_, err = a.host.Run(a.soon(), "ip", "link", "add", "web_net0", "type", "bridge")
 	require.NoError(t, err)
 	began := time.Now()
-	require.Error(t, web.Move(a.ctx, a.lx, "--stateless"))
+	require.Error(t, web.Move(a.soon(), a.lx, "--stateless"))
 	b.settles(t, states{"db": fabric.Live, "web": fabric.Live})
 	a.settles(t, states{})
 	b.moved(t, a, began, "web", "", "")
@@ -241,7 +241,7 @@ func TestRealMovesInACluster(t *testing.T) {
 	a, b := sides(t, true)
 	var cs []*testenv.Container
 	for name, nic := range map[string]fabric.NIC{"web": webNIC, "db": dbNIC} {
-		c, err := a.lx.Init(a.ctx, testenv.ContainerOptions{Name: name, NICs: []fabric.NIC{nic}, Target: "node1", Config: map[string]string{"cluster.evacuate": "migrate"}})
+		c, err := a.lx.Init(a.soon(), testenv.ContainerOptions{Name: name, NICs: []fabric.NIC{nic}, Target: "node1", Config: map[string]string{"cluster.evacuate": "migrate"}})
 		require.NoError(t, err)
 		cs = append(cs, c)
 	}
@@ -259,7 +259,7 @@ func TestRealMovesInACluster(t *testing.T) {
 		a.settles(t, states{"db": fabric.Wired})
 	}
 	for _, c := range cs {
-		require.NoError(t, c.Start(a.ctx))
+		require.NoError(t, c.Start(a.soon()))
 	}
 	a.settles(t, states{"db": fabric.Live, "web": fabric.Live})
 	for range 2 {

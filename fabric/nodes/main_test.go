@@ -2,11 +2,8 @@ package nodes_test
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
-	"runtime"
 	"syscall"
 	"testing"
 
@@ -14,40 +11,12 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
-const insideEnv = "VMFABRIC_NODES_TEST_INSIDE"
-
-// TestMain runs the tests once more in a network namespace of their own, whose
-// loopback has the addresses of the cluster's nodes.
-func TestMain(m *testing.M) {
-	if os.Getenv(insideEnv) != "" {
-		if err := settle(); err != nil {
-			fmt.Fprintln(os.Stderr, "addresses of nodes:", err)
-			os.Exit(1)
-		}
-		os.Exit(m.Run())
-	}
-	runtime.LockOSThread() // Pdeathsig is about the thread that starts the child
-	cmd := exec.Command(os.Args[0], os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{}
-	if os.Getuid() != 0 {
-		cmd.SysProcAttr = testenv.UserNamespace()
-	}
-	cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWNET
-	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "the tests need a network namespace:", err)
-		os.Exit(1)
-	}
-}
+// TestMain gives the loopback of the tests' namespace the addresses of the
+// cluster's nodes.
+func TestMain(m *testing.M) { os.Exit(labtest.Inside(m, settle)) }
 
 // absentHost is a number of the underlay whose addresses this machine lacks.
 const absentHost = 29
@@ -60,8 +29,8 @@ var strangers = []netip.Addr{
 
 func settle() error {
 	lo, err := netlink.LinkByName("lo")
-	if err == nil {
-		err = netlink.LinkSetUp(lo)
+	if err != nil {
+		return err
 	}
 	for i := byte(20); i < 40; i++ {
 		if i != absentHost {

@@ -106,6 +106,9 @@ func (o operation) do(domain, socket string, stdin io.Reader) (err error) {
 		if err == nil {
 			err = d.Plugged()
 		}
+		if err == nil && o.veto {
+			err = d.Renamed()
+		}
 		if err != nil {
 			return err
 		}

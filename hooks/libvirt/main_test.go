@@ -106,8 +106,13 @@ func command(socket string, args ...string) *exec.Cmd {
 // standard output, nor more than a line on standard error.
 func run(t *testing.T, socket, op, xml string) (status int, said string) {
 	t.Helper()
+	return runAs(t, "sea_gold", socket, op, xml)
+}
+
+func runAs(t *testing.T, domain, socket, op, xml string) (status int, said string) {
+	t.Helper()
 	var stdout, stderr bytes.Buffer
-	cmd := command(socket, "sea_gold", op, "begin", "-")
+	cmd := command(socket, domain, op, "begin", "-")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(xml), &stdout, &stderr
 	var exit *exec.ExitError
 	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
@@ -199,6 +204,34 @@ func emptied(t *testing.T, file string) string {
 	_, after, found := strings.Cut(rest, "</fabric:vm>")
 	require.True(t, found)
 	return before + "</fabric:vm>" + after
+}
+
+// A guest that has run since its port had a name that begins with '-' goes on, and
+// is told how to write it when it is to start again.
+func TestFormerPortName(t *testing.T) {
+	t.Parallel()
+	for op, asked := range map[string]string{
+		"prepare": "", "start": "", "started": "-web started", "reconnect": "-web started", "stopped": "-web withdrawn", "release": "-web absent",
+	} {
+		t.Run(op, func(t *testing.T) {
+			t.Parallel()
+			agent := &fake{}
+			status, said := runAs(t, "-web", serve(t, agent), op, strings.ReplaceAll(written(t, "started.xml"), "sea_gold", "-web"))
+			if asked == "" {
+				assert.Equal(t, 1, status)
+				assert.Equal(t, "vmfabric: domain -web: <target dev='-web_net0'>: names of ports begin with a letter or a digit now; write <target dev='webttbriwy_net0'> (virsh edit)", said)
+				assert.Empty(t, agent.asked)
+				return
+			}
+			assert.Zero(t, status)
+			assert.Empty(t, said)
+			require.Equal(t, []string{asked}, agent.asked)
+			if strings.HasSuffix(asked, "started") {
+				assert.Equal(t, fabric.Tap, agent.vms[0].NICs[0].Kind)
+				assert.Equal(t, fabric.MAC{0x52, 0x54, 0, 0, 0, 0x0a}, agent.vms[0].NICs[0].MAC)
+			}
+		})
+	}
 }
 
 // A guest whose domain does not say what it has is the agent's to find out

@@ -155,8 +155,7 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	s := start(t, options{noAgent: true})
 	lv := s.hypervisor("node1")
 	node := s.top.Nodes["node1"]
-	ctx := soon(t)
-	image, err := testenv.GuestImage(ctx)
+	image, err := testenv.GuestImage(soon(t))
 	require.NoError(t, err)
 	o := testenv.DomainOptions{Name: "sea_gold", NICs: []testenv.DomainNIC{tap("203.0.113.10", "2001:db8:100::10")}, Gateway: s.cluster.Gateway}
 
@@ -164,9 +163,9 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	bad := strings.Replace(testenv.DomainXML(image, o), image.Kernel, "/nonexistent/vmlinuz", 1)
 	file := filepath.Join(s.lab.Dir(), "bad.xml")
 	require.NoError(t, os.WriteFile(file, []byte(bad), 0o600))
-	_, err = lv.Virsh(ctx, "define", file)
+	_, err = lv.Virsh(soon(t), "define", file)
 	require.NoError(t, err)
-	_, err = lv.Virsh(ctx, "start", o.Name)
+	_, err = lv.Virsh(soon(t), "start", o.Name)
 	require.ErrorContains(t, err, "/nonexistent/vmlinuz")
 	s.leavesNothing(node, seaGold...)
 
@@ -191,21 +190,21 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 			metadata: `<fabric:vm xmlns:fabric="urn:vmfabric:domain:9"><fabric:nic/></fabric:vm>`,
 		},
 	} {
-		d, err := lv.Define(ctx, testenv.DomainOptions{Name: tc.name, NICs: tc.nics, Gateway: s.cluster.Gateway, Metadata: tc.metadata})
+		d, err := lv.Define(soon(t), testenv.DomainOptions{Name: tc.name, NICs: tc.nics, Gateway: s.cluster.Gateway, Metadata: tc.metadata})
 		require.NoError(t, err, tc.name)
-		err = d.Start(ctx)
+		err = d.Start(soon(t))
 		require.ErrorContains(t, err, tc.reason, tc.name)
 	}
 	assert.ElementsMatch(t, []string{"web"}, s.guestsOf("node1"), "the other guest is not disturbed")
 
 	// A foreign link stands where the port is to be.
 	require.NoError(t, s.lab.Cable(node, "sea_gold_net0", s.top.Client, "foreign0"))
-	d, err := lv.Define(ctx, o)
+	d, err := lv.Define(soon(t), o)
 	require.NoError(t, err)
-	require.ErrorContains(t, d.Start(ctx), "no mark of vmfabric")
+	require.ErrorContains(t, d.Start(soon(t)), "no mark of vmfabric")
 	require.True(t, node.HasLink("sea_gold_net0"))
 	require.NoError(t, node.DeleteLink("sea_gold_net0"))
-	require.NoError(t, d.Start(ctx))
+	require.NoError(t, d.Start(soon(t)))
 	s.coreHas(node, seaGold...)
 }
 
@@ -222,7 +221,6 @@ func TestDomainsOfEveryShape(t *testing.T) {
 	s := start(t, options{noAgent: true})
 	lv := s.hypervisor("node1")
 	node := s.top.Nodes["node1"]
-	ctx := soon(t)
 
 	managed := tap("203.0.113.30", "2001:db8:100::30")
 	managed.Managed = true
@@ -233,13 +231,13 @@ func TestDomainsOfEveryShape(t *testing.T) {
 		s.domain(lv, "managed", managed),
 		s.domain(lv, "several", queues, tap("203.0.113.33"), tap("2001:db8:100::34")),
 	)
-	plain, err := lv.Define(ctx, testenv.DomainOptions{Name: "not_ours", Metadata: " ", NICs: []testenv.DomainNIC{managedTarget("plain0")}})
+	plain, err := lv.Define(soon(t), testenv.DomainOptions{Name: "not_ours", Metadata: " ", NICs: []testenv.DomainNIC{managedTarget("plain0")}})
 	require.NoError(t, err)
 	for _, d := range append(domains, plain) {
-		require.NoError(t, d.Start(ctx))
+		require.NoError(t, d.Start(soon(t)))
 	}
 	for _, d := range append(domains, plain) {
-		require.NoError(t, d.WaitReady(ctx))
+		require.NoError(t, d.WaitReady(soon(t)))
 	}
 	for _, p := range []string{"managed_net0", "several_net0", "several_net1", "several_net2"} {
 		s.checkPort(node, p)
@@ -255,7 +253,7 @@ func TestDomainsOfEveryShape(t *testing.T) {
 	require.Len(t, st.Sources, 1)
 	assert.True(t, st.Sources[0].Connected)
 	for _, d := range append(domains, plain) {
-		require.NoError(t, d.Destroy(ctx))
+		require.NoError(t, d.Destroy(soon(t)))
 	}
 	s.leavesNothing(node)
 	out, errs, code := s.agents["node1"].cli("guest-config", "several", "--format", "networkd")
@@ -278,13 +276,12 @@ func TestAgentAndLibvirtComeAndGo(t *testing.T) {
 	s := start(t, options{noAgent: true})
 	lv := s.hypervisor("node1")
 	a, node := s.agents["node1"], s.top.Nodes["node1"]
-	ctx := soon(t)
 	stays := s.domain(lv, "stays", tap("203.0.113.10", "2001:db8:100::10"))
 	goes := s.domain(lv, "goes", tap("203.0.113.11", "2001:db8:100::11"))
 	comes := s.domain(lv, "comes", tap("203.0.113.12", "2001:db8:100::12"))
-	require.NoError(t, stays.Start(ctx))
-	require.NoError(t, goes.Start(ctx))
-	require.NoError(t, stays.WaitReady(ctx))
+	require.NoError(t, stays.Start(soon(t)))
+	require.NoError(t, goes.Start(soon(t)))
+	require.NoError(t, stays.WaitReady(soon(t)))
 	s.reaches(s.top.Client, "203.0.113.10", "2001:db8:100::10")
 	probe, err := s.top.Client.Probe(netip.MustParseAddr("203.0.113.10"), 10*time.Millisecond)
 	require.NoError(t, err)
@@ -292,11 +289,11 @@ func TestAgentAndLibvirtComeAndGo(t *testing.T) {
 	// Without an agent, a start is refused soon, and says what to do.
 	require.NoError(t, a.Kill())
 	began := time.Now()
-	err = comes.Start(ctx)
+	err = comes.Start(soon(t))
 	require.ErrorContains(t, err, "start it: systemctl start vmfabric")
 	assert.Less(t, time.Since(began), patience/3)
 	// What ends meanwhile is put right by the agent's return.
-	require.NoError(t, goes.Destroy(ctx))
+	require.NoError(t, goes.Destroy(soon(t)))
 	a.start()
 	s.coreHas(node, seaGold...)
 	s.nobodyHas(netip.MustParsePrefix("203.0.113.11/32"), netip.MustParsePrefix("2001:db8:100::11/128"))
@@ -308,14 +305,14 @@ func TestAgentAndLibvirtComeAndGo(t *testing.T) {
 	})
 
 	// libvirtd restarts: reconnect must not harm, and the agent follows anew.
-	require.NoError(t, lv.Restart(ctx))
+	require.NoError(t, lv.Restart(soon(t)))
 	s.eventually("the agent is connected to libvirt", func() error {
 		if st := a.status(); !st.Healthy || !st.Sources[0].Connected || st.Sources[0].Guests != 1 {
 			return fmt.Errorf("%+v", st)
 		}
 		return nil
 	})
-	require.NoError(t, comes.Start(ctx))
+	require.NoError(t, comes.Start(soon(t)))
 	s.coreHas(node, netip.MustParsePrefix("203.0.113.12/32"))
 
 	// The agent is away while libvirtd is, and a guest dies.
@@ -325,7 +322,7 @@ func TestAgentAndLibvirtComeAndGo(t *testing.T) {
 	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 	s.nobodyHas(netip.MustParsePrefix("203.0.113.12/32"))
 	require.NoError(t, a.Stop())
-	require.NoError(t, lv.Start(ctx))
+	require.NoError(t, lv.Start(soon(t)))
 	a.start()
 	s.eventually("the port of the guest that died is removed", func() error {
 		if node.HasLink("comes_net0") {
@@ -341,7 +338,7 @@ func TestAgentAndLibvirtComeAndGo(t *testing.T) {
 
 	r := probe.Stop()
 	assert.Zero(t, r.Lost, "%+v", r)
-	state, err := stays.State(ctx)
+	state, err := stays.State(soon(t))
 	require.NoError(t, err)
 	assert.Equal(t, "running", state)
 }

@@ -632,7 +632,6 @@ func TestMembersOfACluster(t *testing.T) {
 func TestKVMAndLXDOnTheSameFabric(t *testing.T) {
 	t.Parallel()
 	s := start(t, options{nodes: 2, noAgent: true})
-	ctx := soon(t)
 	type guest struct {
 		node, name, v4, v6 string
 		say                func(command string) (string, error)
@@ -642,13 +641,13 @@ func TestKVMAndLXDOnTheSameFabric(t *testing.T) {
 		lv, lx := s.hypervisor(node), s.lxd(node)
 		kvm := guest{node: node, name: fmt.Sprint("kvm", n), v4: fmt.Sprint("203.0.113.", 10+n), v6: fmt.Sprintf("2001:db8:100::%x", 10+n)}
 		d := s.domain(lv, kvm.name, tap(kvm.v4, kvm.v6))
-		require.NoError(t, d.Start(ctx))
+		require.NoError(t, d.Start(soon(t)))
 		kvm.say = func(command string) (string, error) {
 			return s.top.Client.GuestRun(soon(t), netip.MustParseAddr(kvm.v4), command)
 		}
 		box := guest{node: node, name: fmt.Sprint("lxd", n), v4: fmt.Sprint("203.0.113.", 20+n), v6: fmt.Sprintf("2001:db8:100::%x", 20+n)}
 		c := s.container(lx, testenv.ContainerOptions{Name: box.name, NICs: []fabric.NIC{p2p(box.v4, box.v6)}})
-		require.NoError(t, c.Start(ctx))
+		require.NoError(t, c.Start(soon(t)))
 		box.say = func(command string) (string, error) { return c.Exec(soon(t), "sh", "-c", command) }
 		guests = append(guests, kvm, box)
 		require.NoError(t, d.WaitReady(soon(t)))

@@ -21,6 +21,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 	"golang.org/x/sys/unix"
 )
 
@@ -576,6 +577,7 @@ func TestBootStorm(t *testing.T) {
 }
 
 func TestDemo(t *testing.T) {
+	labtest.Long(t)
 	t.Parallel()
 	for _, who := range []struct {
 		name string

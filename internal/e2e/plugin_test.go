@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/internal/executable"
 	"github.com/vmfabric/vmfabric/testenv"
 )
 
@@ -55,11 +56,11 @@ func TestPluginSpeaker(t *testing.T) {
 	s := start(t, options{noAgent: true, noRR: true})
 	a, dir := s.agents["node1"], t.TempDir()
 	files := filepath.Join(dir, "files")
-	out, err := exec.CommandContext(soon(t), "go", "build", "-o", files, "../../examples/plugin").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", files, "../../examples/plugin").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	routes := filepath.Join(dir, "routes")
 	script := filepath.Join(dir, "mine")
-	require.NoError(t, os.WriteFile(script, []byte("#!/bin/sh\nROUTES_DIR="+routes+" ROUTES_RELOAD=true exec "+files+"\n"), 0o700))
+	require.NoError(t, executable.Write(script, []byte("#!/bin/sh\nROUTES_DIR="+routes+" ROUTES_RELOAD=true exec "+files+"\n")))
 	a.args = append(a.args, "--speaker", script, "--observer", filepath.Join(dir, "not-there"))
 	v4, v6 := filepath.Join(routes, "203.0.113.10_32.v4"), filepath.Join(routes, "2001:db8:100::10_128.v6")
 	announced := func() {
@@ -127,13 +128,13 @@ func TestPluginInventory(t *testing.T) {
 	s := start(t, options{noAgent: true})
 	a, dir := s.agents["node1"], t.TempDir()
 	program := filepath.Join(dir, "testplugin")
-	out, err := exec.CommandContext(soon(t), "go", "build", "-o", program, "../../plugins/internal/testplugin").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../../plugins/internal/testplugin").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	plugin := func(kind string) (script, control string) {
 		of := filepath.Join(dir, kind+".d")
 		require.NoError(t, os.Mkdir(of, 0o700))
 		script = filepath.Join(dir, kind)
-		require.NoError(t, os.WriteFile(script, []byte("#!/bin/sh\nTESTPLUGIN_DIR="+of+" TESTPLUGIN_IS="+kind+" exec "+program+"\n"), 0o700))
+		require.NoError(t, executable.Write(script, []byte("#!/bin/sh\nTESTPLUGIN_DIR="+of+" TESTPLUGIN_IS="+kind+" exec "+program+"\n")))
 		return script, filepath.Join(of, "control")
 	}
 	resolver, inventory := plugin("resolver")
@@ -155,7 +156,7 @@ func TestPluginInventory(t *testing.T) {
 	// It goes, and nobody who runs depends on it.
 	pid, err := os.ReadFile(filepath.Join(filepath.Dir(inventory), "pid"))
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(resolver, []byte("#!/bin/sh\nexit 1\n"), 0o700))
+	require.NoError(t, executable.Write(resolver, []byte("#!/bin/sh\nexit 1\n")))
 	n, err := strconv.Atoi(string(pid))
 	require.NoError(t, err)
 	require.NoError(t, syscall.Kill(n, syscall.SIGKILL))

@@ -123,13 +123,12 @@ func TestAddressesFromAnInventory(t *testing.T) {
 	t.Parallel()
 	labtest.Need(t, "qemu")
 	s := start(t, options{noAgent: true, noRR: true})
-	ctx := soon(t)
-	lv, err := s.top.Nodes["node1"].StartLibvirt(ctx, testenv.LibvirtOptions{Hook: hookProgram})
+	lv, err := s.top.Nodes["node1"].StartLibvirt(soon(t), testenv.LibvirtOptions{Hook: hookProgram})
 	require.NoError(t, err)
 	require.NoError(t, os.Symlink(s.agents["node1"].socket, filepath.Join(lv.RunDir(), "agent.sock")))
 	plug := tap()
 	plug.Managed, plug.MAC = true, fabric.MAC{0x52, 0x54, 0, 0, 0, 0x0a}
-	d, err := lv.Define(ctx, testenv.DomainOptions{
+	d, err := lv.Define(soon(t), testenv.DomainOptions{
 		Name: "sea_gold", UUID: "aaaaaaaa-0000-4000-8000-00000000000a", NICs: []testenv.DomainNIC{plug}, Gateway: s.cluster.Gateway,
 		Metadata: `<fabric:vm xmlns:fabric="urn:vmfabric:domain:1"/>`,
 	})
@@ -142,32 +141,32 @@ func TestAddressesFromAnInventory(t *testing.T) {
 
 	// Slow, absent and wrong answers: each with its reason in virsh's own error.
 	began := time.Now()
-	require.ErrorContains(t, d.Start(ctx), "vmfabric: guest sea_gold refused: the resolver did not answer within 10s; see whether")
+	require.ErrorContains(t, d.Start(soon(t)), "vmfabric: guest sea_gold refused: the resolver did not answer within 10s; see whether")
 	assert.GreaterOrEqual(t, time.Since(began), 10*time.Second)
 	inv.says(nil, errors.New("no guest of that name"))
-	require.ErrorContains(t, d.Start(ctx), "vmfabric: guest sea_gold refused: no addresses from the resolver: no guest of that name; ")
+	require.ErrorContains(t, d.Start(soon(t)), "vmfabric: guest sea_gold refused: no addresses from the resolver: no guest of that name; ")
 	inv.says([]fabric.NIC{}, nil)
-	require.ErrorContains(t, d.Start(ctx), "vmfabric: guest sea_gold refused: the resolver answered wrong: 0 NICs, but the guest has 1 NIC of the fabric; ")
+	require.ErrorContains(t, d.Start(soon(t)), "vmfabric: guest sea_gold refused: the resolver answered wrong: 0 NICs, but the guest has 1 NIC of the fabric; ")
 	inv.says([]fabric.NIC{{Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}}, nil)
-	require.ErrorContains(t, d.Start(ctx), "vmfabric: guest sea_gold refused: the resolver answered wrong: NIC 0: address 192.0.2.1: outside the pools")
-	entries, err := agent.List(ctx)
+	require.ErrorContains(t, d.Start(soon(t)), "vmfabric: guest sea_gold refused: the resolver answered wrong: NIC 0: address 192.0.2.1: outside the pools")
+	entries, err := agent.List(soon(t))
 	require.NoError(t, err)
 	assert.Empty(t, entries)
 
 	// The right one, and from then on nobody asks.
 	inv.says(right, nil)
 	links.AddLink("sea_gold_net0")
-	require.NoError(t, d.Start(ctx))
-	require.NoError(t, testenv.Until(ctx, func() error { return agent.live(ctx) }))
+	require.NoError(t, d.Start(soon(t)))
+	require.NoError(t, testenv.Until(soon(t), func() error { return agent.live(soon(t)) }))
 	assert.Equal(t, []fabric.Query{{VM: "sea_gold", UUID: "aaaaaaaa-0000-4000-8000-00000000000a", MACs: []fabric.MAC{plug.MAC}}}, inv.questions())
 	inv.says(nil, errors.New("the inventory burnt down"))
-	vm, _, err := agent.Describe(ctx, "sea_gold")
+	vm, _, err := agent.Describe(soon(t), "sea_gold")
 	require.NoError(t, err)
 	assert.Equal(t, seaGold, vm.Prefixes())
 	agent.stop()
 	agent = embed(t, s, lv, links.Again(), inv)
-	require.NoError(t, testenv.Until(ctx, func() error {
-		st, err := agent.Status(ctx)
+	require.NoError(t, testenv.Until(soon(t), func() error {
+		st, err := agent.Status(soon(t))
 		if err != nil || !st.Healthy || st.Live != 1 || len(st.Sources) != 1 || !st.Sources[0].Connected || st.Sources[0].Guests != 1 {
 			return fmt.Errorf("%+v, %w", st, err)
 		}
@@ -176,14 +175,14 @@ func TestAddressesFromAnInventory(t *testing.T) {
 	assert.Empty(t, inv.questions())
 
 	// Gone, it is forgotten: the next start asks.
-	require.NoError(t, d.Destroy(ctx))
-	require.NoError(t, testenv.Until(ctx, func() error {
-		if entries, err := agent.List(ctx); err != nil || len(entries) > 0 {
+	require.NoError(t, d.Destroy(soon(t)))
+	require.NoError(t, testenv.Until(soon(t), func() error {
+		if entries, err := agent.List(soon(t)); err != nil || len(entries) > 0 {
 			return fmt.Errorf("%v, %w", entries, err)
 		}
 		return nil
 	}))
-	require.ErrorContains(t, d.Start(ctx), "the inventory burnt down")
+	require.ErrorContains(t, d.Start(soon(t)), "the inventory burnt down")
 	assert.Len(t, inv.questions(), 1)
 	prefixes := fmt.Sprint(seaGold)
 	heard := inv.events()

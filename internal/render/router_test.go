@@ -14,6 +14,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/internal/render"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 var (
@@ -59,7 +60,7 @@ func eastWest(c fabric.Cluster) fabric.Cluster {
 
 // sample is the cluster file that everybody knows.
 func sample(t testing.TB) fabric.Cluster {
-	c, err := clusterfile.Load("../../fabric/clusterfile/testdata/cluster.yaml")
+	c, err := clusterfile.Load(labtest.Own(t, "../../fabric/clusterfile/testdata/cluster.yaml"))
 	require.NoError(t, err)
 	return c
 }

@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/vmfabric/vmfabric/internal/daemons"
 )
 
 // CheckRouter has the daemon of a format parse a text of [Router] on this
@@ -27,7 +29,7 @@ func CheckRouter(ctx context.Context, f Format, text string) error {
 	default:
 		return fmt.Errorf("%s is checked on the router; load it there and say: commit check", f)
 	}
-	path, err := daemon(program)
+	path, err := daemons.Find(program)
 	if err != nil {
 		return fmt.Errorf("%s is not on this machine, so nothing was checked; install %s, or check on the machine that this is for", program, f)
 	}
@@ -51,20 +53,6 @@ func CheckRouter(ctx context.Context, f Format, text string) error {
 		return errors.New(said)
 	}
 	return nil
-}
-
-// daemon looks a program up where daemons are, which is not always in the PATH
-// of a user.
-func daemon(name string) (string, error) {
-	if path, err := exec.LookPath(name); err == nil {
-		return filepath.Abs(path)
-	}
-	for _, dir := range []string{"/usr/sbin", "/usr/local/sbin", "/sbin"} {
-		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
-			return path, nil
-		}
-	}
-	return "", exec.ErrNotFound
 }
 
 // daemonWords leaves out of a daemon's output what is not about the text: our

@@ -108,9 +108,7 @@ var (
 )
 
 func soon(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
-	t.Cleanup(cancel)
-	return ctx
+	return labtest.Soon(t)
 }
 
 // inKernel waits for the routes in the core gateway's kernel, or for their end.
@@ -145,7 +143,6 @@ func TestRouterLab(t *testing.T) {
 		{render.FRR, render.FRR, render.BIRD},
 	} {
 		t.Run(fmt.Sprintf("reflectors %s, core %s, node %s", tc.rr, tc.core, tc.node), func(t *testing.T) {
-			ctx := soon(t)
 			c := labCluster()
 			lab, top := labtest.Build(t, c)
 			c.Nodes = c.Nodes[:1] // the rogue has no name, and is a node by its address
@@ -153,16 +150,16 @@ func TestRouterLab(t *testing.T) {
 			port(t, lab, node, slices.Concat(good, last)...)
 			announce(t, node, fabric.Fresh, good...)
 
-			rrs := []speaker{start(t, ctx, c, tc.rr, top.Reflectors["rr1"]), start(t, ctx, c, tc.rr, top.Reflectors["rr2"])}
-			core := start(t, ctx, c, tc.core, top.Core)
-			start(t, ctx, c, tc.node, node)
-			inKernel(t, ctx, top.Core, node, true, good...)
+			rrs := []speaker{start(t, soon(t), c, tc.rr, top.Reflectors["rr1"]), start(t, soon(t), c, tc.rr, top.Reflectors["rr2"])}
+			core := start(t, soon(t), c, tc.core, top.Core)
+			start(t, soon(t), c, tc.node, node)
+			inKernel(t, soon(t), top.Core, node, true, good...)
 
 			// Preference falls without the route ever being away.
 			announce(t, node, fabric.Normal, good...)
 			withdraw(t, node, fabric.Fresh, good...)
 			for _, s := range append(rrs, core) {
-				tables(t, ctx, s, func(rs []testenv.BGPRoute) error { return asAnnounced(rs, node, good, c.Communities, 100) })
+				tables(t, soon(t), s, func(rs []testenv.BGPRoute) error { return asAnnounced(rs, node, good, c.Communities, 100) })
 			}
 
 			// The node is drained, and is not any more.
@@ -170,12 +167,12 @@ func TestRouterLab(t *testing.T) {
 			withdraw(t, node, fabric.Normal, good...)
 			for _, s := range append(rrs, core) {
 				drained := append(slices.Clone(c.Communities), fabric.GracefulShutdown)
-				tables(t, ctx, s, func(rs []testenv.BGPRoute) error { return asAnnounced(rs, node, good, drained, 10) })
+				tables(t, soon(t), s, func(rs []testenv.BGPRoute) error { return asAnnounced(rs, node, good, drained, 10) })
 			}
 			announce(t, node, fabric.Normal, good...)
 			withdraw(t, node, fabric.Draining, good...)
 			for _, s := range append(rrs, core) {
-				tables(t, ctx, s, func(rs []testenv.BGPRoute) error { return asAnnounced(rs, node, good, c.Communities, 100) })
+				tables(t, soon(t), s, func(rs []testenv.BGPRoute) error { return asAnnounced(rs, node, good, c.Communities, 100) })
 			}
 
 			// The rogue says many things, and one that is right at the end.
@@ -184,16 +181,16 @@ func TestRouterLab(t *testing.T) {
 				RouterID: rogue.Addr4(), Reflectors: []netip.Addr{c.Reflectors[0].Address, c.Reflectors[1].Address},
 				Communities: c.Communities, Routes: bad,
 			}
-			b, err := rogue.StartBird(ctx, rogueConf(say))
+			b, err := rogue.StartBird(soon(t), rogueConf(say))
 			require.NoError(t, err)
 			say.Routes, say.Communities = slices.Concat(bad, untagged), c.Communities[:1]
-			require.NoError(t, testenv.Until(ctx, func() error { return established(ctx, b, 2) }))
-			require.NoError(t, b.Configure(ctx, rogueConf(say)))
+			require.NoError(t, testenv.Until(soon(t), func() error { return established(soon(t), b, 2) }))
+			require.NoError(t, b.Configure(soon(t), rogueConf(say)))
 			say.Routes, say.Communities = slices.Concat(bad, last), c.Communities
-			require.NoError(t, b.Configure(ctx, rogueConf(say)))
-			inKernel(t, ctx, top.Core, rogue, true, last...)
+			require.NoError(t, b.Configure(soon(t), rogueConf(say)))
+			inKernel(t, soon(t), top.Core, rogue, true, last...)
 			for _, s := range rrs {
-				tables(t, ctx, s, func(rs []testenv.BGPRoute) error {
+				tables(t, soon(t), s, func(rs []testenv.BGPRoute) error {
 					if got := prefixesOf(rs); !slices.Equal(got, sorted(good, last)) {
 						return fmt.Errorf("it has %v", got)
 					}
@@ -212,7 +209,7 @@ func TestRouterLab(t *testing.T) {
 			}
 
 			withdraw(t, node, fabric.Normal, good...)
-			inKernel(t, ctx, top.Core, node, false, good...)
+			inKernel(t, soon(t), top.Core, node, false, good...)
 			nothingLearned(t, top.Reflectors["rr1"])
 		})
 	}
@@ -239,10 +236,9 @@ func TestRouterLimit(t *testing.T) {
 	labtest.Need(t, "bird", "frr")
 	for _, f := range []render.Format{render.BIRD, render.FRR} {
 		t.Run(string(f), func(t *testing.T) {
-			ctx := soon(t)
 			c := labCluster()
 			_, top := labtest.Build(t, c)
-			rr := start(t, ctx, c, f, top.Reflectors["rr1"])
+			rr := start(t, soon(t), c, f, top.Reflectors["rr1"])
 			say := testenv.Announcer{
 				BGP: testenv.BGP{Password: c.Reflectors[0].Password}, RouterID: top.Nodes["node1"].Addr4(),
 				Reflectors: []netip.Addr{c.Reflectors[0].Address}, Communities: c.Communities,
@@ -250,20 +246,20 @@ func TestRouterLimit(t *testing.T) {
 			for n := range c.MaxPrefixes - 2 {
 				say.Routes = append(say.Routes, prefix(fmt.Sprintf("203.0.113.%d/32", n+1)), prefix(fmt.Sprintf("2001:db8:100::%d/128", n+1)))
 			}
-			b, err := top.Nodes["node1"].StartBird(ctx, rogueConf(say))
+			b, err := top.Nodes["node1"].StartBird(soon(t), rogueConf(say))
 			require.NoError(t, err)
-			tables(t, ctx, rr, func(rs []testenv.BGPRoute) error {
+			tables(t, soon(t), rr, func(rs []testenv.BGPRoute) error {
 				if len(rs) != len(say.Routes) {
 					return fmt.Errorf("%d of %d routes", len(rs), len(say.Routes))
 				}
 				return nil
 			})
-			says(t, ctx, rr, `route (receive )?limit \(16\)|reaches 17, max 20`)
+			says(t, soon(t), rr, `route (receive )?limit \(16\)|reaches 17, max 20`)
 			for n := range 20 {
 				say.Routes = append(say.Routes, prefix(fmt.Sprintf("203.0.113.%d/32", n+101)), prefix(fmt.Sprintf("2001:db8:100::%d/128", n+101)))
 			}
-			require.NoError(t, b.Configure(ctx, rogueConf(say)))
-			tables(t, ctx, rr, func(rs []testenv.BGPRoute) error {
+			require.NoError(t, b.Configure(soon(t), rogueConf(say)))
+			tables(t, soon(t), rr, func(rs []testenv.BGPRoute) error {
 				want := 2 * c.MaxPrefixes
 				if f == render.FRR {
 					want = 0
@@ -306,31 +302,30 @@ func TestRouterExternalCore(t *testing.T) {
 	labtest.Need(t, "bird", "frr")
 	for _, tc := range []struct{ rr, core render.Format }{{render.BIRD, render.FRR}, {render.FRR, render.BIRD}} {
 		t.Run(fmt.Sprintf("reflector %s, core %s", tc.rr, tc.core), func(t *testing.T) {
-			ctx := soon(t)
 			c := labCluster()
 			c.Core[0].ASN, c.Core[0].BFD = 64999, true
 			lab, top := labtest.Build(t, c)
 			node, rr1, rr2 := top.Nodes["node1"], top.Reflectors["rr1"], top.Reflectors["rr2"]
 			port(t, lab, node, good...)
 			announce(t, node, fabric.Fresh, good...)
-			rr := start(t, ctx, c, tc.rr, rr1)
-			core := start(t, ctx, c, tc.core, top.Core)
-			start(t, ctx, c, tc.rr, node)
-			inKernel(t, ctx, top.Core, node, true, good...)
-			require.NoError(t, testenv.Until(ctx, func() error { return med(ctx, core, good[:2], 800) }))
+			rr := start(t, soon(t), c, tc.rr, rr1)
+			core := start(t, soon(t), c, tc.core, top.Core)
+			start(t, soon(t), c, tc.rr, node)
+			inKernel(t, soon(t), top.Core, node, true, good...)
+			require.NoError(t, testenv.Until(soon(t), func() error { return med(soon(t), core, good[:2], 800) }))
 			announce(t, node, fabric.Draining, good...)
 			withdraw(t, node, fabric.Fresh, good...)
-			require.NoError(t, testenv.Until(ctx, func() error { return med(ctx, core, good[:2], 990) }))
-			inKernel(t, ctx, top.Core, node, true, good...)
+			require.NoError(t, testenv.Until(soon(t), func() error { return med(soon(t), core, good[:2], 990) }))
+			inKernel(t, soon(t), top.Core, node, true, good...)
 
 			rogue := testenv.Announcer{
 				BGP: testenv.BGP{Password: c.Reflectors[0].Password}, RouterID: rr2.Addr4(),
 				Reflectors: []netip.Addr{rr1.Addr4()}, Communities: c.Communities, Routes: last,
 			}
-			b, err := rr2.StartBird(ctx, strings.Replace(rogueConf(rogue), "debug protocols { states };", "debug protocols { states, events };", 1))
+			b, err := rr2.StartBird(soon(t), strings.Replace(rogueConf(rogue), "debug protocols { states };", "debug protocols { states, events };", 1))
 			require.NoError(t, err)
-			says(t, ctx, b, `(?s)(Connection (closed|lost)|Socket error|Received: |refused|Cease).*(Connection (closed|lost)|Socket error|Received: |refused|Cease)`)
-			require.NoError(t, established(ctx, rr, 2))
+			says(t, soon(t), b, `(?s)(Connection (closed|lost)|Socket error|Received: |refused|Cease).*(Connection (closed|lost)|Socket error|Received: |refused|Cease)`)
+			require.NoError(t, established(soon(t), rr, 2))
 		})
 	}
 }
@@ -428,7 +423,6 @@ func TestRouterEastWest(t *testing.T) {
 	labtest.Need(t, "bird", "frr")
 	for _, tc := range []struct{ rr, node render.Format }{{render.FRR, render.BIRD}, {render.BIRD, render.FRR}} {
 		t.Run(fmt.Sprintf("reflector %s, nodes %s", tc.rr, tc.node), func(t *testing.T) {
-			ctx := soon(t)
 			c := eastWest(labCluster())
 			c.Reflectors = c.Reflectors[:1]
 			lab, top := labtest.Build(t, c)
@@ -436,10 +430,10 @@ func TestRouterEastWest(t *testing.T) {
 			port(t, lab, node1, good...)
 			announce(t, node1, fabric.Normal, good...)
 			port(t, lab, node2)
-			start(t, ctx, c, tc.rr, top.Reflectors["rr1"])
-			start(t, ctx, c, tc.node, node1)
-			start(t, ctx, c, tc.node, node2)
-			inKernel(t, ctx, node2, node1, true, good...)
+			start(t, soon(t), c, tc.rr, top.Reflectors["rr1"])
+			start(t, soon(t), c, tc.node, node1)
+			start(t, soon(t), c, tc.node, node2)
+			inKernel(t, soon(t), node2, node1, true, good...)
 
 			here := good[:2]
 			link, err := node2.Link("web_net0")
@@ -448,14 +442,14 @@ func TestRouterEastWest(t *testing.T) {
 				require.NoError(t, node2.Netlink().RouteAdd(carrier(link, p, fabric.PortMetric)))
 			}
 			for _, p := range here {
-				require.NoError(t, testenv.Until(ctx, func() error { return leadsTo(ctx, node2, p, "web_net0") }))
+				require.NoError(t, testenv.Until(soon(t), func() error { return leadsTo(soon(t), node2, p, "web_net0") }))
 			}
 			announce(t, node2, fabric.Fresh, here...)
 			for _, p := range here {
 				// node1 hears of it, and keeps its own.
-				require.NoError(t, leadsTo(ctx, node1, p, "web_net0"))
+				require.NoError(t, leadsTo(soon(t), node1, p, "web_net0"))
 			}
-			inKernel(t, ctx, node2, node1, true, good[2:]...)
+			inKernel(t, soon(t), node2, node1, true, good[2:]...)
 		})
 	}
 }
@@ -479,38 +473,37 @@ func TestRouterNamed(t *testing.T) {
 	labtest.Need(t, "bird", "frr")
 	for _, f := range []render.Format{render.BIRD, render.FRR} {
 		t.Run(string(f), func(t *testing.T) {
-			ctx := soon(t)
 			c := labCluster()
 			_, top := labtest.Build(t, c)
 			before := c
 			before.Nodes = c.Nodes[:1]
-			rr := start(t, ctx, before, f, top.Reflectors["rr1"])
+			rr := start(t, soon(t), before, f, top.Reflectors["rr1"])
 			say := testenv.Announcer{
 				BGP: testenv.BGP{Password: c.Reflectors[0].Password}, RouterID: top.Nodes["node2"].Addr4(),
 				Reflectors: []netip.Addr{c.Reflectors[0].Address}, Communities: c.Communities, Routes: last,
 			}
-			_, err := top.Nodes["node2"].StartBird(ctx, rogueConf(say))
+			_, err := top.Nodes["node2"].StartBird(soon(t), rogueConf(say))
 			require.NoError(t, err)
-			require.NoError(t, testenv.Until(ctx, func() error { return established(ctx, rr, 1) }))
+			require.NoError(t, testenv.Until(soon(t), func() error { return established(soon(t), rr, 1) }))
 			text, err := render.Router(c, f, "rr1")
 			require.NoError(t, err)
 			switch rr := rr.(type) {
 			case *testenv.Bird:
-				require.NoError(t, rr.Configure(ctx, text))
-				require.NoError(t, established(ctx, rr, 1))
-				_, err := rr.Query(ctx, "disable dynamic0_1")
+				require.NoError(t, rr.Configure(soon(t), text))
+				require.NoError(t, established(soon(t), rr, 1))
+				_, err := rr.Query(soon(t), "disable dynamic0_1")
 				require.NoError(t, err)
-				require.NoError(t, testenv.Until(ctx, func() error {
-					lines, err := rr.Query(ctx, "show protocols node_node2")
+				require.NoError(t, testenv.Until(soon(t), func() error {
+					lines, err := rr.Query(soon(t), "show protocols node_node2")
 					if text := strings.Join(lines, " "); err == nil && !strings.Contains(text, "Established") {
 						err = errors.New(text)
 					}
 					return err
 				}))
 			case *testenv.FRR:
-				assert.ErrorContains(t, rr.Configure(ctx, text), "Operation not allowed on a dynamic neighbor")
+				assert.ErrorContains(t, rr.Configure(soon(t), text), "Operation not allowed on a dynamic neighbor")
 			}
-			require.NoError(t, established(ctx, rr, 1))
+			require.NoError(t, established(soon(t), rr, 1))
 		})
 	}
 }

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/testenv"
@@ -21,9 +23,10 @@ const Variable = "VMFABRIC_LAB"
 
 // New makes a lab that is closed when the test ends. When the test has failed,
 // the test's log shows first what the lab looked like. Where labs cannot be
-// made, see [Missing].
+// made, see [Missing]. Under -short the test is skipped, see [Long].
 func New(t testing.TB) *testenv.Lab {
 	t.Helper()
+	Long(t)
 	lab, err := testenv.New(context.Background(), testenv.Options{Name: t.Name()})
 	if errors.Is(err, fs.ErrPermission) {
 		Missing(t, err)
@@ -57,13 +60,24 @@ func Build(t testing.TB, c fabric.Cluster) (*testenv.Lab, *testenv.Topology) {
 
 // Need says what the test needs besides a kernel, in the words of
 // testenv.Available: "bird", "frr", "libvirt", "qemu" (which includes libvirt), "lxd",
-// the name of a program, "root". Where something is missing, see [Missing].
+// the name of a program, "root". Where something is missing, see [Missing]. Under
+// -short the test is skipped, see [Long].
 func Need(t testing.TB, things ...string) {
 	t.Helper()
+	Long(t)
 	for _, thing := range things {
 		if err := testenv.Available(thing); err != nil {
 			Missing(t, err)
 		}
+	}
+}
+
+// Long skips the test under -short: one that needs root, a daemon or a network
+// namespace, or takes long.
+func Long(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("not under -short")
 	}
 }
 
@@ -75,4 +89,28 @@ func Missing(t testing.TB, err error) {
 		t.Fatalf("%v (%s=must)", err, Variable)
 	}
 	t.Skip(err)
+}
+
+// Own gives a copy of a file that nobody else can write, whoever made the
+// checkout that it is in.
+func Own(t testing.TB, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := filepath.Join(t.TempDir(), filepath.Base(path))
+	if err := os.WriteFile(own, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return own
+}
+
+// Soon gives a context for one call, or one wait, that is to succeed: it ends a
+// minute later, which is long enough on a machine that does much else. Each call
+// has one of its own, so that none pays for the time that another took.
+func Soon(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
 }

@@ -41,5 +41,9 @@ func TestNeed(t *testing.T) {
 	t.Setenv(labtest.Variable, "")
 	var r recorder
 	labtest.Need(&r, "no-such-program")
+	if testing.Short() {
+		assert.Equal(t, "skipped: not under -short", r.end)
+		return
+	}
 	assert.Contains(t, r.end, "skipped: no no-such-program here: program no-such-program: executable file not found")
 }

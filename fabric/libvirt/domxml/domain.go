@@ -120,6 +120,21 @@ func (d Domain) Plugged() error {
 	return nil
 }
 
+// Renamed reports the first interface whose target is what its port was called
+// before names of ports were to begin with a letter or a digit
+// ([fabric.FormerPortName]): nil when all have the names of now. A guest that
+// runs has its port all the same; one that is to start would find no such link.
+func (d Domain) Renamed() error {
+	for n := range d.nics() {
+		port := fabric.PortName(d.Name, n)
+		if i, found := d.plug(n); found && i.Dev != port {
+			return fmt.Errorf("domain %s: <target dev='%s'>: names of ports begin with a letter or a digit now; write <target dev='%s'> (virsh edit)",
+				label(d.Name), i.Dev, port)
+		}
+	}
+	return nil
+}
+
 // gapless reports what keeps the first n interfaces that are called like ports
 // from being all of them.
 func (d Domain) gapless(n int) error {
@@ -141,9 +156,14 @@ func (d Domain) gapless(n int) error {
 
 // plug finds the interface of the n-th NIC.
 func (d Domain) plug(n int) (Interface, bool) {
-	port := fabric.PortName(d.Name, n)
+	port, former := fabric.PortName(d.Name, n), fabric.FormerPortName(d.Name, n)
 	for _, i := range d.Interfaces {
 		if i.Dev == port {
+			return i, true
+		}
+	}
+	for _, i := range d.Interfaces {
+		if i.Dev == former {
 			return i, true
 		}
 	}

@@ -32,7 +32,11 @@ func main() {
 	}
 	dir := os.Getenv("TESTPLUGIN_DIR")
 	if dir != "" {
-		must(os.WriteFile(filepath.Join(dir, "pid"), []byte(strconv.Itoa(os.Getpid())), 0o600))
+		// Whoever reads it while it is written finds the one of before.
+		pid := filepath.Join(dir, "pid")
+		whole := fmt.Sprintf("%s.%d", pid, os.Getpid())
+		must(os.WriteFile(whole, []byte(strconv.Itoa(os.Getpid())), 0o600))
+		must(os.Rename(whole, pid))
 	}
 	switch mode, arg, _ := strings.Cut(os.Getenv("TESTPLUGIN_MODE"), "="); mode {
 	case "mute": // a program that is no plugin and does not end

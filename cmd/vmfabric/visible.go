@@ -1,0 +1,59 @@
+package main
+
+import (
+	"io"
+	"strings"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// visibleWriter writes text for people and for programs with everything in it
+// visible: what a guest is called may come from anybody who may define one, and
+// turns a terminal's line around, or hides what comes after it. Characters that
+// show nothing of themselves become \uXXXX, which is what they are in JSON too.
+// Each write has whole characters.
+type visibleWriter struct{ w io.Writer }
+
+func (v visibleWriter) Write(p []byte) (int, error) {
+	if text := string(p); strings.ContainsFunc(text, unseen) {
+		_, err := io.WriteString(v.w, visible(text))
+		return len(p), err
+	}
+	return v.w.Write(p)
+}
+
+// unseen holds for control characters that are no white space of a text, for
+// format characters such as U+200B and U+202E, and for the separators of lines
+// and paragraphs that terminals do not have.
+func unseen(r rune) bool {
+	switch r {
+	case '\n', '\t', utf8.RuneError:
+		return false
+	}
+	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Other_Default_Ignorable_Code_Point)
+}
+
+func visible(text string) string {
+	const digits = "0123456789abcdef"
+	var b strings.Builder
+	escape := func(u uint16) {
+		b.WriteString(`\u`)
+		for shift := 12; shift >= 0; shift -= 4 {
+			b.WriteByte(digits[u>>shift&0xf])
+		}
+	}
+	for _, r := range text {
+		switch {
+		case !unseen(r):
+			b.WriteRune(r)
+		case r > 0xffff:
+			high, low := utf16.EncodeRune(r)
+			escape(uint16(high))
+			escape(uint16(low))
+		default:
+			escape(uint16(r))
+		}
+	}
+	return b.String()
+}

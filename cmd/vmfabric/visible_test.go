@@ -1,0 +1,67 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/hooks"
+)
+
+// hidden is a name as a node can have had it from before such were refused.
+const hidden = "web\u202egpj\u200b\u2028\U000e0001\x1b[2J"
+
+type oddAgent struct{ hooks.Agent }
+
+func (oddAgent) List(context.Context) ([]fabric.PortEntry, error) {
+	return []fabric.PortEntry{{VM: hidden, Port: "web_net0", Kind: fabric.Tap, State: fabric.Live, Trouble: "guest " + hidden + ": boom", Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10")}}}, nil
+}
+
+func (oddAgent) Apply(_ context.Context, vm fabric.VM, _ fabric.State) error {
+	return fmt.Errorf("guest %s: boom", vm.Name)
+}
+
+func (oddAgent) Status(context.Context) (fabric.Status, error) {
+	return fabric.Status{Node: "node1", Healthy: true, Problems: []string{"guest " + hidden + ": boom"}}, nil
+}
+
+// TestNamesAreVisible: nothing that a guest is called changes how a line looks
+// on a terminal, and programs get the name as it is.
+func TestNamesAreVisible(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	l, err := hooks.Listen(socket)
+	require.NoError(t, err)
+	log, err := newLogger(t.Output(), "error", "text")
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- hooks.Serve(ctx, l, oddAgent{}, log) }()
+	defer func() { cancel(); <-done }()
+
+	const shown = `web\u202egpj\u200b\u2028\udb40\udc01\u001b[2J`
+	for _, command := range []string{"list", "status", "attach"} {
+		args := []string{command, "--socket", socket}
+		if command == "attach" {
+			args = append(args, hidden, "--address", "203.0.113.10")
+		}
+		out, errs, _ := try(args...)
+		assert.False(t, containsUnseen(out+errs), "%s: %q %q", command, out, errs)
+		if command != "attach" {
+			assert.Contains(t, out, shown, command)
+		}
+	}
+	out, _, code := try("list", "--json", "--socket", socket)
+	assert.Zero(t, code)
+	assert.False(t, containsUnseen(out), "%q", out)
+	var ports []fabric.PortEntry
+	require.NoError(t, json.Unmarshal([]byte(out), &ports))
+	assert.Equal(t, hidden, ports[0].VM)
+}
+
+func containsUnseen(s string) bool { return visible(s) != s }

@@ -1,0 +1,59 @@
+package kernel
+
+import (
+	"slices"
+	"time"
+)
+
+// reaction is how long a guest that has a processor may take from a frame in its
+// queue to the one with which it answers.
+const reaction = 5 * time.Millisecond
+
+// pace tells how far behind a guest may be with what is sent to it. A guest whose
+// node has no processor for it for a while is silent, and what is sent to it
+// meanwhile waits in its queue; then it begins with the oldest, and may be silent
+// again before it has caught up. So it is behind by no more than all its silences
+// together, as far back as matters.
+type pace struct {
+	last     time.Time // when the last frame came from the guest
+	waiting  time.Time // when the first was sent to it since; zero for none
+	silences []silent  // in their order
+}
+
+// silent is a time in which a guest that had something to take said nothing.
+type silent struct {
+	until time.Time
+	took  time.Duration
+}
+
+// sent notes a frame to the guest.
+func (p *pace) sent(at time.Time) {
+	if p.waiting.IsZero() {
+		p.waiting = at
+	}
+}
+
+// heard notes a frame from the guest.
+func (p *pace) heard(at time.Time) {
+	if at.Before(p.last) {
+		return
+	}
+	if took := at.Sub(p.waiting); !p.waiting.IsZero() && took > reaction {
+		p.silences = append(p.silences, silent{at, min(took, recordFor)})
+	}
+	p.last, p.waiting = at, time.Time{}
+	old := slices.IndexFunc(p.silences, func(s silent) bool { return !s.until.Before(at.Add(-recordFor)) })
+	if old < 0 {
+		old = len(p.silences)
+	}
+	p.silences = p.silences[old:]
+}
+
+// taken tells what the guest has taken for certain: all that was sent to it before.
+func (p *pace) taken() time.Time {
+	behind := reaction
+	for _, s := range p.silences {
+		behind += s.took
+	}
+	return p.last.Add(-min(behind, recordFor))
+}

@@ -1,0 +1,61 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/mdlayher/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
+	"golang.org/x/sys/unix"
+)
+
+// renameFormer gives ports of the cluster that are called [fabric.FormerPortName]
+// their name of now. Their guests keep them: whoever holds a tap holds it under
+// any name. The former name stays as an alternative one where the kernel has
+// such, for programs that know the port by it.
+func (d *Dataplane) renameFormer() error {
+	replies, err := d.rtnl.do(message(unix.RTM_GETLINK, netlink.Dump, ifinfomsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
+		ae.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats)
+	}))
+	if err != nil {
+		return fmt.Errorf("list ports: %w", reason(err))
+	}
+	var errs []error
+	for _, reply := range replies {
+		l, err := parseLink(reply.Data)
+		if err != nil {
+			continue
+		}
+		cluster, vm, n, ours := fabric.ParseAlias(l.alias)
+		if !ours || cluster != d.cluster || l.name != fabric.FormerPortName(vm, n) {
+			continue
+		}
+		if name := fabric.PortName(vm, n); name != l.name {
+			if err := d.rtnl.rename(l, name); err != nil {
+				errs = append(errs, fmt.Errorf("rename port %s to %s: %w; stop the guest, or remove the link that has the name", l.name, name, reason(err)))
+				continue
+			}
+			_ = d.rtnl.addAltName(l.index, l.name)
+			d.log.Info("port renamed", "vm", vm, "from", l.name, "port", name)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// rename gives a link another name. Before Linux 6.2 only one that is down takes
+// it; the port's routes go with that, and come again when it is put.
+func (r *rtnl) rename(l link, name string) error {
+	set := func(flags, mask uint32, attrs func(*netlink.AttributeEncoder)) error {
+		_, err := r.do(message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(l.index, flags, mask), attrs))
+		return err
+	}
+	called := func(ae *netlink.AttributeEncoder) { ae.String(unix.IFLA_IFNAME, name) }
+	err := set(0, 0, called)
+	if errnoOf(err) != unix.EBUSY {
+		return err
+	}
+	if err := set(0, unix.IFF_UP, nil); err != nil {
+		return err
+	}
+	return errors.Join(set(0, 0, called), set(unix.IFF_UP, unix.IFF_UP, nil))
+}

@@ -1,0 +1,106 @@
+// Package daemons finds the programs of routing daemons and hypervisors by what
+// they are: several projects have a bgpd, and it is a matter of the installation
+// which of them is the first in PATH.
+package daemons
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// identity is how a program is known: by what it says when it is asked.
+type identity struct {
+	of  string // whose program it is, as people call it
+	ask string
+	is  func(said string) bool
+}
+
+// identityOf tells how a program is known; the name of any other is enough.
+func identityOf(name string) (who identity, asked bool) {
+	switch name {
+	case "bird":
+		return identity{"BIRD", "--version", func(said string) bool { return strings.HasPrefix(said, "BIRD version ") }}, true
+	case "vtysh":
+		return identity{"FRR", "--help", func(said string) bool { return strings.Contains(said, "FRR") }}, true
+	case "zebra", "bgpd", "staticd", "bfdd":
+		return identity{"FRR", "--version", func(said string) bool {
+			// Its version alone would be Quagga's, too; how it was built names its user,
+			// its folders, or both.
+			return strings.HasPrefix(said, name+" version ") && strings.Contains(strings.ToLower(said), "frr")
+		}}, true
+	}
+	return identity{}, false
+}
+
+// folders are where daemons are that are not in the PATH of a user.
+var folders = []string{"/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/lib/frr", "/usr/libexec/frr", "/usr/lib64/frr"}
+
+// Find gives the path of a program that is what its name stands for here: "bgpd"
+// is FRR's. One that is not there, or is somebody else's, is [exec.ErrNotFound].
+func Find(name string) (string, error) {
+	return find(name, append(filepath.SplitList(os.Getenv("PATH")), folders...))
+}
+
+func find(name string, folders []string) (string, error) {
+	who, asked := identityOf(name)
+	var foreign string
+	var tried []string
+	for _, dir := range folders {
+		path, err := exec.LookPath(filepath.Join(dir, name))
+		if err != nil || !filepath.IsAbs(path) || slices.Contains(tried, path) {
+			continue
+		}
+		tried = append(tried, path)
+		if !asked || who.is(says(path, who.ask)) {
+			return path, nil
+		}
+		if foreign == "" {
+			foreign = path
+		}
+	}
+	if foreign != "" {
+		return "", fmt.Errorf("program %s: %s is not %s's: %w; install %s beside it", name, foreign, who.of, exec.ErrNotFound, strings.ToLower(who.of))
+	}
+	return "", fmt.Errorf("program %s: %w; install it", name, exec.ErrNotFound)
+}
+
+// said has what programs said, by path and question, until they change.
+var said sync.Map
+
+type question struct {
+	path, ask string
+	size      int64
+	changed   time.Time
+}
+
+// answerIn bounds how long a program may take to say what it is.
+const answerIn = 20 * time.Second
+
+func says(path, ask string) string {
+	info, err := os.Stat(path)
+	if err != nil {
+		return ""
+	}
+	q := question{path, ask, info.Size(), info.ModTime()}
+	if before, ok := said.Load(q); ok {
+		return before.(string)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), answerIn)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, ask)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) || ctx.Err() != nil {
+		return "" // asked again the next time
+	}
+	said.Store(q, string(out))
+	return string(out)
+}

@@ -1,0 +1,77 @@
+package labtest
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/vmfabric/vmfabric/testenv"
+)
+
+// insideVariable is set in the process whose tests are to be run.
+const insideVariable = "VMFABRIC_TEST_INSIDE"
+
+// Inside is for TestMain of a package whose subject acts on the network namespace
+// of its process. It runs the package's tests once more in one of their own, as
+// root in a user namespace where need be, and gives their exit code. There the
+// loopback is up, addresses can be used at once, and settle, if any, has been
+// called. Where there can be no namespace the tests fail; under -short, they are
+// passed over.
+func Inside(m *testing.M, settle func() error) (code int) {
+	if os.Getenv(insideVariable) != "" {
+		if err := begin(settle); err != nil {
+			fmt.Fprintln(os.Stderr, "set up the namespace of the tests:", err)
+			return 1
+		}
+		return m.Run()
+	}
+	flag.Parse()
+	runtime.LockOSThread() // Pdeathsig is about the thread that starts the child
+	cmd := exec.Command(os.Args[0], os.Args[1:]...)
+	cmd.Env = append(os.Environ(), insideVariable+"=1")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	if os.Geteuid() != 0 {
+		cmd.SysProcAttr = testenv.UserNamespace()
+	}
+	cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWNET | syscall.CLONE_NEWNS
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	err := cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		return exit.ExitCode()
+	case err != nil && testing.Short() && os.Getenv(Variable) != "must":
+		fmt.Fprintln(os.Stderr, "passed over, for want of a network namespace:", err)
+		return 0
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "the tests need a network namespace:", err)
+		return 1
+	}
+	return 0
+}
+
+func begin(settle func() error) error {
+	for _, links := range []string{"all", "default"} {
+		// There is none where the kernel has no IPv6.
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+links+"/accept_dad", []byte("0"), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err == nil && settle != nil {
+		err = settle()
+	}
+	return err
+}
