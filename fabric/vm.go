@@ -87,6 +87,9 @@ type VM struct {
 	// Resolve: the hypervisor does not know what the NICs have; a [Resolver] is
 	// asked. It stays set when that has answered.
 	Resolve bool `json:"resolve,omitempty"`
+	// Container: it has the node's kernel, and its links have no permanent MAC
+	// address, which some programs find links by.
+	Container bool `json:"container,omitempty"`
 }
 
 // NIC is one network interface of a guest, and what is routed to it.
@@ -97,6 +100,7 @@ type NIC struct {
 	MAC       MAC            `json:"mac,omitzero"`     // the guest's own, where the hypervisor tells
 	Queues    int            `json:"queues,omitempty"` // of a multi-queue tap; 0 and 1: a single queue
 	MTU       int            `json:"mtu,omitempty"`    // bytes; 0: the kernel's default
+	Link      string         `json:"link,omitempty"`   // its name in the guest, where the hypervisor tells
 }
 
 // Desired is a guest as it is wanted on this node: what a [Store] keeps and a

@@ -83,7 +83,19 @@ type Announcer struct {
 	Reflectors  []netip.Addr
 	Routes      []netip.Prefix
 	Communities []fabric.Community
-	LocalPref   uint32 // 100 when zero
+	LocalPref   uint32       // 100 when zero
+	NextHops    []netip.Addr // other ones than itself, at most one of each family
+}
+
+// Hop gives the next hop of a family that the announcer puts in its own place,
+// if any.
+func (a Announcer) Hop(family string) *netip.Addr {
+	for _, h := range a.NextHops {
+		if h.Is4() == (family == "ipv4") {
+			return &h
+		}
+	}
+	return nil
 }
 
 func (a Announcer) withDefaults() Announcer {

@@ -72,18 +72,24 @@ protocol bgp rr{{$n}} from session { neighbor {{$addr}} as {{$.ASN}}; }
 
 var birdAnnouncer = confTemplate("bird announcer", `protocol static announced4 { ipv4; {{range .Routes}}{{if is4 .}}route {{.}} blackhole; {{end}}{{end}}}
 protocol static announced6 { ipv6; {{range .Routes}}{{if not (is4 .)}}route {{.}} blackhole; {{end}}{{end}}}
-filter announce {
+{{- range $family := families}}
+filter announce_{{.}} {
 	if source != RTS_STATIC then reject;
-	{{range .Communities}}{{addCommunity .}} {{end}}
-	bgp_local_pref = {{.LocalPref}};
+	{{range $.Communities}}{{addCommunity .}} {{end}}
+	bgp_local_pref = {{$.LocalPref}};
+	{{- with $.Hop .}}
+	bgp_next_hop = {{.}};
+	{{- end}}
 	accept;
 }
+{{- end}}
 `+birdCommon+`
 	{{- if .BFD}}
 	bfd on;
 	{{- end}}
-	ipv4 { import none; export filter announce; next hop self; };
-	ipv6 { import none; export filter announce; next hop self; };
+	{{- range $family := families}}
+	{{.}} { import none; export filter announce_{{.}};{{if not ($.Hop .)}} next hop self;{{end}} };
+	{{- end}}
 }
 {{range $n, $addr := .Reflectors -}}
 protocol bgp rr{{$n}} from session { neighbor {{$addr}} as {{$.ASN}}; }

@@ -29,7 +29,7 @@ func NodeWarnings(c fabric.Cluster) []string {
 	if p, ok := poolOf(c, false); ok {
 		if lack := lacking(c, func(n fabric.Node) bool { return !n.Address6.IsValid() }); len(lack) > 0 {
 			who, has, its, whom := several(lack)
-			warn("pool %s is IPv6 but %s %s no address6: %s IPv6 routes are announced with an IPv4-mapped next hop, which most routers cannot use; give %s an address6", p.Name, who, has, its, whom)
+			warn("pool %s is IPv6 but %s %s no address6: %s IPv6 routes need the node's own IPv6 address as next hop, and reflectors refuse them without; give %s an address6", p.Name, who, has, its, whom)
 		}
 	}
 	return ws

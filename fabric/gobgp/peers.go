@@ -168,6 +168,7 @@ func (r *Reflector) forget(found map[netip.Addr]*api.Peer) {
 			delete(r.been, a)
 			delete(r.sent, a)
 			delete(r.counted, a)
+			r.dismiss(a)
 		}
 	}
 }

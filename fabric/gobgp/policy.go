@@ -12,10 +12,11 @@ import (
 
 // Names of GoBGP's defined sets and policies.
 const (
-	coreSet      = "core"
-	foreignSet   = "core-ebgp" // those core gateways that have another AS number
-	communitySet = "cluster"
-	globalTable  = "global"
+	coreSet     = "core"
+	foreignSet  = "core-ebgp" // those core gateways that have another AS number
+	globalTable = "global"
+	importName  = "in"
+	exportName  = "out"
 )
 
 // policy is what a reflector takes and gives, in GoBGP's terms: defined sets,
@@ -26,51 +27,58 @@ const (
 type policy struct {
 	sets         []*api.DefinedSet
 	in, out      []*api.Statement
-	communities  *api.Conditions // that everything must carry
-	core         bool            // there are core gateways
-	foreignCores bool            // there are such of another AS
+	core         bool // there are core gateways
+	foreignCores bool // there are such of another AS
 }
 
 // newPolicy makes the policy of a cluster's reflector, or says what the cluster
 // lacks that would make it an open one.
-func newPolicy(c *fabric.Cluster, cores []fabric.Core) (*policy, error) {
+func newPolicy(c *fabric.Cluster, rr fabric.RR) (*policy, error) {
 	if len(c.Communities) == 0 {
 		return nil, fmt.Errorf("cluster %s has no community, and a reflector would take routes of anybody; name one under community", c.Name)
 	}
 	if len(c.Announceable(false))+len(c.Announceable(true)) == 0 {
 		return nil, fmt.Errorf("cluster %s has no pools, and a reflector would have nothing to tell guests' routes by; name one under pools", c.Name)
 	}
-	p := &policy{communities: &api.Conditions{}}
-	p.addCommunities(c.Communities)
-	p.addCores(c.ASN, cores)
+	p := &policy{}
+	p.addCores(c.ASN, c.Core)
 	// A core gateway tells nothing.
 	if p.core {
 		p.in = append(p.in, statement("in-core", &api.Conditions{NeighborSet: anyOf(coreSet)}, reject))
 	}
+	p.addCommunities(c.Communities)
 	for _, v6 := range []bool{false, true} {
 		p.addFamily(c, v6)
+	}
+	// What was not rejected until here passes from the right node.
+	for _, n := range c.Nodes {
+		if from := n.Source(rr.Address); from.IsValid() {
+			p.add(newSender(n, from))
+		}
 	}
 	p.addExport(c.EastWest)
 	return p, nil
 }
 
+func (p *policy) add(s sender) {
+	p.sets = append(p.sets, s.set)
+	p.in = append(p.in, s.in...)
+}
+
+// addCommunities rejects what lacks one of the cluster's communities. A set has
+// one of them: "invert" is true of what has none of its set.
 func (p *policy) addCommunities(all []fabric.Community) {
-	var plain, large []string
-	for _, c := range all {
+	for n, c := range all {
+		set := &api.DefinedSet{DefinedType: api.DefinedType_DEFINED_TYPE_COMMUNITY, Name: fmt.Sprintf("cluster-%d", n), List: []string{c.String()}}
+		lacks := &api.Conditions{}
 		if c.Large {
-			large = append(large, c.String())
+			set.DefinedType = api.DefinedType_DEFINED_TYPE_LARGE_COMMUNITY
+			lacks.LargeCommunitySet = noneOf(set.Name)
 		} else {
-			plain = append(plain, c.String())
+			lacks.CommunitySet = noneOf(set.Name)
 		}
-	}
-	every := &api.MatchSet{Type: api.MatchSet_TYPE_ALL, Name: communitySet}
-	if len(plain) > 0 {
-		p.sets = append(p.sets, &api.DefinedSet{DefinedType: api.DefinedType_DEFINED_TYPE_COMMUNITY, Name: communitySet, List: plain})
-		p.communities.CommunitySet = every
-	}
-	if len(large) > 0 {
-		p.sets = append(p.sets, &api.DefinedSet{DefinedType: api.DefinedType_DEFINED_TYPE_LARGE_COMMUNITY, Name: communitySet, List: large})
-		p.communities.LargeCommunitySet = every
+		p.sets = append(p.sets, set)
+		p.in = append(p.in, statement("in-lacks-"+set.Name, lacks, reject))
 	}
 }
 
@@ -91,11 +99,12 @@ func (p *policy) addCores(asn uint32, cores []fabric.Core) {
 	p.core, p.foreignCores = len(all) > 0, len(foreign) > 0
 }
 
-// addFamily adds what is taken of a family: first what is never, then what is.
+// addFamily rejects what is never taken of a family: first what no cluster
+// takes, then all that guests cannot have.
 func (p *policy) addFamily(c *fabric.Cluster, v6 bool) {
-	bits, family := 32, "ipv4"
+	bits, family, afi := 32, "ipv4", api.Family_AFI_IP
 	if v6 {
-		bits, family = 128, "ipv6"
+		bits, family, afi = 128, "ipv6", api.Family_AFI_IP6
 	}
 	inside := func(ps []netip.Prefix) []fabric.PrefixRange {
 		var rs []fabric.PrefixRange
@@ -104,14 +113,21 @@ func (p *policy) addFamily(c *fabric.Cluster, v6 bool) {
 		}
 		return rs
 	}
+	guests := c.Announceable(v6)
+	if len(guests) == 0 {
+		p.in = append(p.in, statement("in-no-"+family, &api.Conditions{
+			AfiSafiIn: []*api.Family{{Afi: afi, Safi: api.Family_SAFI_UNICAST}},
+		}, reject))
+		return
+	}
 	for _, s := range []struct {
 		name   string
 		ranges []fabric.PrefixRange
-		action api.RouteAction
+		match  func(string) *api.MatchSet
 	}{
-		{"martians-" + family, inside(fabric.Martians(v6)), reject},
-		{"excluded-" + family, inside(c.Excluded(v6)), reject},
-		{"guests-" + family, c.Announceable(v6), accept},
+		{"martians-" + family, inside(fabric.Martians(v6)), anyOf},
+		{"excluded-" + family, inside(c.Excluded(v6)), anyOf},
+		{"guests-" + family, guests, noneOf},
 	} {
 		if len(s.ranges) == 0 {
 			continue
@@ -121,11 +137,7 @@ func (p *policy) addFamily(c *fabric.Cluster, v6 bool) {
 			set.Prefixes = append(set.Prefixes, &api.Prefix{IpPrefix: r.Prefix.String(), MaskLengthMin: uint32(r.Min), MaskLengthMax: uint32(r.Max)})
 		}
 		p.sets = append(p.sets, set)
-		match := &api.Conditions{PrefixSet: anyOf(s.name)}
-		if s.action == accept {
-			match.CommunitySet, match.LargeCommunitySet = p.communities.CommunitySet, p.communities.LargeCommunitySet
-		}
-		p.in = append(p.in, statement("in-"+s.name, match, s.action))
+		p.in = append(p.in, statement("in-"+s.name, &api.Conditions{PrefixSet: s.match(s.name)}, reject))
 	}
 }
 
@@ -166,6 +178,10 @@ const (
 
 func anyOf(set string) *api.MatchSet { return &api.MatchSet{Type: api.MatchSet_TYPE_ANY, Name: set} }
 
+func noneOf(set string) *api.MatchSet {
+	return &api.MatchSet{Type: api.MatchSet_TYPE_INVERT, Name: set}
+}
+
 func statement(name string, match *api.Conditions, do api.RouteAction) *api.Statement {
 	return &api.Statement{Name: name, Conditions: match, Actions: &api.Actions{RouteAction: do}}
 }
@@ -183,8 +199,8 @@ func (p *policy) install(ctx context.Context, b *server.BgpServer) error {
 		direction  api.PolicyDirection
 		statements []*api.Statement
 	}{
-		{"in", api.PolicyDirection_POLICY_DIRECTION_IMPORT, p.in},
-		{"out", api.PolicyDirection_POLICY_DIRECTION_EXPORT, p.out},
+		{importName, api.PolicyDirection_POLICY_DIRECTION_IMPORT, p.in},
+		{exportName, api.PolicyDirection_POLICY_DIRECTION_EXPORT, p.out},
 	} {
 		assigned := &api.PolicyAssignment{Name: globalTable, Direction: way.direction, DefaultAction: reject}
 		if len(way.statements) > 0 {

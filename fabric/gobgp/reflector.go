@@ -77,8 +77,9 @@ type neighbour struct {
 // Reflector is a route reflector (RFC 4456) for laboratories and small clusters.
 //
 // From nodes it takes what [fabric.Cluster.Announceable] has, less what is
-// excluded, and only with all communities of the cluster; from core gateways
-// nothing. It tells core gateways what it took, and nodes what of it is
+// excluded, and only with all communities of the cluster, the node as next hop
+// ([fabric.Node.NextHop]) and a LOCAL_PREF of [fabric.Preferences]; from core
+// gateways nothing. It tells core gateways what it took, and nodes what of it is
 // [fabric.Fresh], or all where the cluster is [fabric.Cluster.EastWest]. Nodes are known by name, or by their
 // address ([fabric.Cluster.NodeRanges]); those have no BFD.
 //
@@ -99,14 +100,15 @@ type Reflector struct {
 	unwatch context.CancelFunc
 	ended   chan struct{}
 
-	mu      sync.Mutex // held over what changes neighbours
-	closed  bool
-	up      map[netip.Addr]bool
-	since   map[netip.Addr]time.Time
-	sent    map[netip.Addr]uint64      // notifications sent by the end of the last session
-	been    map[netip.Addr]bool        // had a session since the start
-	held    map[netip.Addr]*time.Timer // refused for too many prefixes
-	counted map[netip.Addr]count
+	mu       sync.Mutex // held over what changes neighbours
+	closed   bool
+	up       map[netip.Addr]bool
+	since    map[netip.Addr]time.Time
+	sent     map[netip.Addr]uint64      // notifications sent by the end of the last session
+	been     map[netip.Addr]bool        // had a session since the start
+	held     map[netip.Addr]*time.Timer // refused for too many prefixes
+	counted  map[netip.Addr]count
+	admitted map[netip.Addr]bool // has statements in the policy, which names no node that the cluster does not
 }
 
 // NewReflector starts a reflector, which listens at the address and port of
@@ -117,6 +119,7 @@ func NewReflector(cfg ReflectorConfig, opts ...ReflectorOption) (*Reflector, err
 		began: time.Now(), deferral: DefaultDeferral, pause: DefaultPause, unwatch: func() {}, ended: make(chan struct{}),
 		up: map[netip.Addr]bool{}, since: map[netip.Addr]time.Time{}, sent: map[netip.Addr]uint64{}, been: map[netip.Addr]bool{},
 		held: map[netip.Addr]*time.Timer{}, counted: map[netip.Addr]count{},
+		admitted: map[netip.Addr]bool{},
 	}
 	for _, o := range opts {
 		o(r)
@@ -152,7 +155,7 @@ func (r *Reflector) start() error {
 	if r.rr.ASN != r.cluster.ASN {
 		return fmt.Errorf("it has AS number %d and cluster %s has %d; a reflector reflects within one AS, leave its asn out", r.rr.ASN, r.cluster.Name, r.cluster.ASN)
 	}
-	pol, err := newPolicy(&r.cluster, r.cluster.Core)
+	pol, err := newPolicy(&r.cluster, r.rr)
 	if err != nil {
 		return err
 	}

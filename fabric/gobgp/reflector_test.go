@@ -31,14 +31,20 @@ func eventually(t *testing.T, what string, f func() bool) {
 type rogue struct {
 	t   *testing.T
 	bgp *server.BgpServer
-	hop netip.Addr
+	// hops are its own next hops of IPv4 and IPv6: what the cluster has of the
+	// node, or what comes of its session's address.
+	hops [2]netip.Addr
 }
 
 // startRogue starts one at an address, with sessions to the reflectors of a
 // cluster.
 func startRogue(t *testing.T, c fabric.Cluster, address string) *rogue {
 	t.Helper()
-	r := &rogue{t: t, bgp: server.NewBgpServer(), hop: netip.MustParseAddr(address)}
+	at, node := netip.MustParseAddr(address), fabric.Node{}
+	if i := slices.IndexFunc(c.Nodes, func(n fabric.Node) bool { return n.Address == at }); i >= 0 {
+		node = c.Nodes[i]
+	}
+	r := &rogue{t: t, bgp: server.NewBgpServer(), hops: [2]netip.Addr{node.NextHop(at, false), node.NextHop(at, true)}}
 	done := make(chan struct{})
 	go func() { defer close(done); r.bgp.Serve() }()
 	t.Cleanup(func() {
@@ -65,13 +71,21 @@ func startRogue(t *testing.T, c fabric.Cluster, address string) *rogue {
 }
 
 func (r *rogue) path(p netip.Prefix, communities ...string) *apiutil.Path {
+	return r.pathBy(p, netip.Addr{}, 100, communities...)
+}
+
+// pathBy is path with another next hop, if that is valid, and a LOCAL_PREF.
+func (r *rogue) pathBy(p netip.Prefix, hop netip.Addr, pref uint32, communities ...string) *apiutil.Path {
 	nlri, err := bgp.NewIPAddrPrefix(p)
 	require.NoError(r.t, err)
-	family, hop := bgp.RF_IPv4_UC, r.hop
+	family, own := bgp.RF_IPv4_UC, r.hops[0]
 	if p.Addr().Is6() {
-		family, hop = bgp.RF_IPv6_UC, netip.MustParseAddr("2001:db8::9")
+		family, own = bgp.RF_IPv6_UC, r.hops[1]
 	}
-	attrs := []bgp.PathAttributeInterface{bgp.NewPathAttributeOrigin(0), bgp.NewPathAttributeLocalPref(100)}
+	if !hop.IsValid() {
+		hop = own
+	}
+	attrs := []bgp.PathAttributeInterface{bgp.NewPathAttributeOrigin(0), bgp.NewPathAttributeLocalPref(pref)}
 	if family == bgp.RF_IPv4_UC {
 		a, err := bgp.NewPathAttributeNextHop(hop)
 		require.NoError(r.t, err)
@@ -103,7 +117,12 @@ func (r *rogue) path(p netip.Prefix, communities ...string) *apiutil.Path {
 
 func (r *rogue) announce(p netip.Prefix, communities ...string) {
 	r.t.Helper()
-	_, err := r.bgp.AddPath(apiutil.AddPathRequest{Paths: []*apiutil.Path{r.path(p, communities...)}})
+	r.say(r.path(p, communities...))
+}
+
+func (r *rogue) say(p *apiutil.Path) {
+	r.t.Helper()
+	_, err := r.bgp.AddPath(apiutil.AddPathRequest{Paths: []*apiutil.Path{p}})
 	require.NoError(r.t, err)
 }
 
@@ -335,7 +354,7 @@ func TestCoreOfAnotherAS(t *testing.T) {
 	hop4, _ := heard.get(v4)
 	hop6, _ := heard.get(v6)
 	assert.Equal(t, "127.0.0.2", hop4.String())
-	assert.Equal(t, "2001:db8::9", hop6.String())
+	assert.Equal(t, "2001:db8::2", hop6.String())
 }
 
 // TestPrefixLimit has a node exceed the limit in each family: it loses all of
@@ -427,7 +446,10 @@ func TestNodeRestarts(t *testing.T) {
 			c := at(port + 18 + uint16(n))
 			r := startReflector(t, c)
 			heard := listen(t, c, "127.0.0.3")
-			node := fabric.Node{Name: "node", Address: netip.MustParseAddr(tc.address), Address6: netip.MustParseAddr("2001:db8::2")}
+			node := fabric.Node{Name: "node", Address: netip.MustParseAddr(tc.address)}
+			if tc.name == c.Nodes[0].Name {
+				node = c.Nodes[0]
+			}
 			start := func() *gobgp.Speaker {
 				s, err := gobgp.New(gobgp.Config{Cluster: c, Node: node})
 				require.NoError(t, err)

@@ -29,6 +29,7 @@ func (r *Reflector) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, _ time.T
 	if up {
 		r.been[a], r.sent[a] = true, r.notificationsTo(a)
 		log.Info("session up")
+		r.admit(n)
 		return
 	}
 	log.Warn("session down", "reason", e.Peer.State.DisconnectMessage)

@@ -41,6 +41,9 @@ func (i instance) uuid() string {
 	return cmp.Or(i.ExpandedConfig["volatile.uuid"], k.project+"/"+k.name)
 }
 
+// virtual reports that it is a virtual machine, with a kernel of its own.
+func (i instance) virtual() bool { return i.Type == "virtual-machine" }
+
 // unreadable reports that the daemon could tell nothing of the instance but its
 // name; any other has at least something volatile in its configuration.
 func (i instance) unreadable() bool { return i.Code == codeError && len(i.ExpandedConfig) == 0 }
@@ -52,7 +55,7 @@ func (d dialect) guest(i instance) (vm fabric.VM, ours bool, err error) {
 	if err != nil || len(nics) == 0 {
 		return vm, false, err
 	}
-	vm = fabric.VM{Name: i.Name, UUID: i.uuid(), Origin: d.name, NICs: nics}
+	vm = fabric.VM{Name: i.Name, UUID: i.uuid(), Origin: d.name, NICs: nics, Container: !i.virtual()}
 	if err := vm.Validate(); err != nil {
 		return vm, false, fmt.Errorf("%w; see %s", err, d.command(i, "config", "show", i.Name, "--expanded"))
 	}
@@ -179,12 +182,13 @@ func (d dialect) plugged(i instance, n int, name string, nic *fabric.NIC) error 
 	nic.Kind = fabric.Adopt
 	if dev["nictype"] == "physical" {
 		nic.Kind = fabric.Veth
-		if i.Type == "virtual-machine" {
+		if i.virtual() {
 			return fmt.Errorf("NIC device %s is physical, which gives a virtual machine a device of the bus and not a link; %s", name, d.replace(i, n, name))
 		}
 	}
 	// Without hwaddr LXD chooses one for a p2p device, once, and keeps it there.
 	nic.MAC, _ = fabric.ParseMAC(cmp.Or(dev["hwaddr"], i.ExpandedConfig["volatile."+name+".hwaddr"]))
+	nic.Link = cmp.Or(dev["name"], i.ExpandedConfig["volatile."+name+".name"])
 	if mtu := dev["mtu"]; mtu != "" {
 		value, err := strconv.Atoi(mtu)
 		if err != nil || value < 1280 || value > 65521 {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -216,9 +217,29 @@ func (s *system) rogue() {
 	}
 	require.NoError(s.t, bird.Configure(soon(s.t), s.announcement(h, "", nil, rightful...)))
 	s.nobodyHas(rightful...)
-	require.NoError(s.t, bird.Configure(soon(s.t), s.announcement(h, "", s.cluster.Communities, rightful...)))
-	s.coreHas(h, rightful...)
-	s.coreLearned(rightful...)
+	honest := func() {
+		s.t.Helper()
+		require.NoError(s.t, bird.Configure(soon(s.t), s.announcement(h, "", s.cluster.Communities, rightful...)))
+		s.coreHas(h, rightful...)
+		s.coreLearned(rightful...)
+	}
+
+	// Nor are others' next hops and preferences.
+	var lies []testenv.Announcer
+	for _, pref := range []uint32{1, 99, 201, math.MaxUint32} {
+		lies = append(lies, testenv.Announcer{LocalPref: pref})
+	}
+	for _, other := range []*testenv.Host{s.top.Nodes["node1"], s.top.Reflectors["rr1"], s.top.Core} {
+		lies = append(lies, testenv.Announcer{NextHops: []netip.Addr{other.Addr4(), other.Addr6()}})
+	}
+	lies = append(lies, testenv.Announcer{NextHops: []netip.Addr{testenv.Underlay4(99), testenv.Underlay6(99)}})
+	for _, lie := range lies {
+		honest()
+		lie.Communities, lie.Routes = s.cluster.Communities, rightful
+		require.NoError(s.t, bird.Configure(soon(s.t), s.announcementBy(h, "", lie)))
+		s.nobodyHas(rightful...)
+	}
+	honest()
 }
 
 // coreLearned checks that the core gateway has BGP routes to these prefixes and

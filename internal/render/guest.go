@@ -38,11 +38,12 @@ func ParseFormat(s string) (Format, error) {
 // DHCP, no router advertisements. Comments say where the text goes.
 //
 // The n-th of interfaces is the name of the link of NIC n in the guest. Where
-// it is missing or empty the link is matched by the NIC's MAC address. Where
-// that cannot be, it is eth<n>: the MAC address is unknown, ifupdown knows
-// names only, and netplan (which serves cloud-init too) does not match the
-// links of containers, since a veth has no permanent MAC address. A guest of
-// LXD is taken for a container there; name the links of a virtual machine.
+// it is missing or empty the link is matched by the NIC's MAC address, and
+// netplan and cloud-init give it the name that the hypervisor knows ([fabric.NIC]
+// Link), if any. Where that cannot be, it is found by that name, or by eth<n>:
+// the MAC address is unknown, ifupdown knows names only, and netplan (which
+// serves cloud-init too) does not match the links of containers, since a veth
+// has no permanent MAC address.
 //
 // The default route of a family goes through the first NIC with addresses of
 // it. Nodes drop what comes out of a NIC with a source that is not routed to
@@ -92,12 +93,17 @@ func (g *guest) name(vm fabric.VM, f Format, given []string) error {
 	taken := map[string]int{}
 	for n, nic := range vm.NICs {
 		l := &g.Links[n]
+		l.Name = nic.Link
 		switch {
 		case n < len(given) && given[n] != "":
 			l.Name = given[n]
 		case f == Ifupdown, nic.MAC.IsZero(), f != Networkd && inContainer(vm, nic):
-			l.Name = fmt.Sprintf("eth%d", n)
-			g.Assumed = append(g.Assumed, l.Name)
+			if l.Name == "" {
+				l.Name = fmt.Sprintf("eth%d", n)
+				g.Assumed = append(g.Assumed, l.Name)
+			}
+		default:
+			l.ByMAC = true
 		}
 		if err := validateLinkName(l.ID()); err != nil {
 			return fmt.Errorf("NIC %d: %w", n, err)
@@ -110,11 +116,8 @@ func (g *guest) name(vm fabric.VM, f Format, given []string) error {
 	return nil
 }
 
-// inContainer reports whether the link of a NIC is most likely a veth.
-func inContainer(vm fabric.VM, nic fabric.NIC) bool {
-	// LXD's virtual machines come from the same source, but are few.
-	return nic.Kind == fabric.Veth || vm.Origin == "lxd"
-}
+// inContainer reports whether the link of a NIC is a veth.
+func inContainer(vm fabric.VM, nic fabric.NIC) bool { return vm.Container || nic.Kind == fabric.Veth }
 
 // validateLinkName reports what keeps s from being a link's name in all
 // formats. The kernel is more lenient, but shells and globs read ifupdown's
@@ -141,6 +144,15 @@ func (g *guest) route() {
 			mainTaken[family.IPv6] = true
 		}
 	}
+}
+
+// Rules lists the policy of all links.
+func (g guest) Rules() []guestRule {
+	var rs []guestRule
+	for _, l := range g.Links {
+		rs = append(rs, l.Rules()...)
+	}
+	return rs
 }
 
 // ShellName gives the name of the guest for a command line, or a placeholder

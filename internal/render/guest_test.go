@@ -1,6 +1,7 @@
 package render_test
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"net/netip"
@@ -69,7 +70,13 @@ var guests = []struct {
 		func(vm *fabric.VM) { vm.Name = "почта №1: network: {} # \"\\" }), []string{"enp1s0", ""}},
 	{"container", with(guest(nic(0x10, "203.0.113.10 2001:db8:100::10")), func(vm *fabric.VM) { vm.NICs[0].Kind = fabric.Veth }), nil},
 	{"lxd", with(guest(nic(0x10, "203.0.113.10 2001:db8:100::10")),
-		func(vm *fabric.VM) { vm.Origin, vm.NICs[0].Kind = "lxd", fabric.Adopt }), nil},
+		func(vm *fabric.VM) { vm.Origin, vm.Container, vm.NICs[0].Kind = "lxd", true, fabric.Adopt }), nil},
+	{"lxd-named", with(guest(nic(0x10, "203.0.113.10 2001:db8:100::10")),
+		func(vm *fabric.VM) { vm.Container, vm.NICs[0].Kind, vm.NICs[0].Link = true, fabric.Adopt, "ens3" }), nil},
+	{"lxd-vm", with(guest(nic(0x10, "203.0.113.10 2001:db8:100::10"), nic(0x11, "203.0.113.20")),
+		func(vm *fabric.VM) {
+			vm.NICs[0].Kind, vm.NICs[0].Link, vm.NICs[1].Kind = fabric.Adopt, "ens3", fabric.Adopt
+		}), nil},
 }
 
 func TestGuestGolden(t *testing.T) {
@@ -107,7 +114,7 @@ func TestGuestMeaning(t *testing.T) {
 				got := readGuest(t, f, text)
 				require.Len(t, got, len(want))
 				for n := range want {
-					want[n].match = matchOf(tt.vm, n, f, tt.interfaces)
+					want[n].match, want[n].setName = matchOf(tt.vm, n, f, tt.interfaces)
 					assert.Equal(t, want[n], got[n])
 				}
 			})
@@ -115,30 +122,19 @@ func TestGuestMeaning(t *testing.T) {
 	}
 }
 
-// TestGuestCloudInit: cloud-init hands to netplan what netplan's own text says.
-func TestGuestCloudInit(t *testing.T) {
-	for _, tt := range guests {
-		outer, err := render.Guest(tt.vm, gateway, render.Netplan, tt.interfaces)
-		require.NoError(t, err)
-		inner, err := render.Guest(tt.vm, gateway, render.CloudInit, tt.interfaces)
-		require.NoError(t, err)
-		want, found := strings.CutPrefix(effective(outer), "network:\n")
-		require.True(t, found)
-		assert.Equal(t, want, "  "+strings.ReplaceAll(strings.TrimSpace(effective(inner)), "\n", "\n  ")+"\n\n", tt.name)
-	}
-}
-
-// matchOf says by what a link is to be found.
-func matchOf(vm fabric.VM, n int, f render.Format, interfaces []string) string {
+// matchOf says by what a link is to be found, and how it is to be called then.
+func matchOf(vm fabric.VM, n int, f render.Format, interfaces []string) (match, setName string) {
 	nic := vm.NICs[n]
-	veth := nic.Kind == fabric.Veth || vm.Origin == "lxd"
+	veth := nic.Kind == fabric.Veth || vm.Container
 	switch {
 	case n < len(interfaces) && interfaces[n] != "":
-		return interfaces[n]
+		return interfaces[n], ""
 	case nic.MAC.IsZero(), veth && f != render.Networkd:
-		return fmt.Sprintf("eth%d", n)
+		return cmp.Or(nic.Link, fmt.Sprintf("eth%d", n)), ""
+	case f == render.Networkd:
+		return nic.MAC.String(), ""
 	}
-	return nic.MAC.String()
+	return nic.MAC.String(), nic.Link
 }
 
 func TestGuestNames(t *testing.T) {

@@ -11,9 +11,10 @@ import (
 // guestLink is a NIC as the guest sees it.
 type guestLink struct {
 	Index    int
-	Name     string // empty: matched by MAC
+	Name     string // empty: matched by MAC, and called as it is
 	MAC      fabric.MAC
-	MTU      int // 0: as it is
+	ByMAC    bool // found by it, and called Name if that is known
+	MTU      int  // 0: as it is
 	Families []guestFamily
 	Routed   []netip.Prefix
 }
@@ -86,6 +87,14 @@ type guestFamily struct {
 	Table     int // where its default route is; 0: main
 }
 
+// N tells apart what there is one of for each family.
+func (f guestFamily) N() string {
+	if f.IPv6 {
+		return "6"
+	}
+	return "4"
+}
+
 // Default gives the destination of the default route. The word "default" is
 // younger than the netplan of Ubuntu 20.04.
 func (f guestFamily) Default() netip.Prefix {
@@ -94,6 +103,33 @@ func (f guestFamily) Default() netip.Prefix {
 	}
 	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 }
+
+// guestRoute is a route in cloud-init's words: by the unspecified address where
+// there is no router on the way.
+type guestRoute struct {
+	To    netip.Prefix
+	Via   netip.Addr
+	Table int
+}
+
+// CloudRoutes lists what cloud-init has to be told beside gateway4 and gateway6:
+// how gateways are reached, and the default routes of other tables.
+func (l guestLink) CloudRoutes() []guestRoute {
+	var rs []guestRoute
+	for _, f := range l.Families {
+		switch {
+		case f.Table != 0:
+			rs = append(rs, guestRoute{f.Default(), f.Gateway, f.Table})
+		case !f.onEveryLink():
+			rs = append(rs, guestRoute{To: fabric.HostPrefix(f.Gateway), Via: f.Default().Addr()})
+		}
+	}
+	return rs
+}
+
+// onEveryLink reports whether the gateway needs no route to be reached, as
+// link-local addresses of IPv6 do not.
+func (f guestFamily) onEveryLink() bool { return f.IPv6 && f.Gateway.IsLinkLocalUnicast() }
 
 // Routing tables and priorities of rules, ip-rule(8). Lower priorities come
 // first; the kernel's own main table has 32766.
@@ -144,7 +180,7 @@ func (f guestFamily) Commands(link string) []string {
 	for _, p := range f.Addresses[1:] {
 		add("up %s addr replace %s dev %s", ip, p, link)
 	}
-	if !f.IPv6 || !f.Gateway.IsLinkLocalUnicast() { // IPv6 link-local ones are on every link
+	if !f.onEveryLink() {
 		add("up %s route replace %s dev %s%s", ip, fabric.HostPrefix(f.Gateway), link, table)
 	}
 	add("up %s route replace default via %s dev %s%s", ip, f.Gateway, link, table)

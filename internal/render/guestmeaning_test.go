@@ -19,6 +19,7 @@ import (
 // meaning is what a configuration says of a link, in whichever format.
 type meaning struct {
 	match     string // a name or a MAC address
+	setName   string // what the link is called then
 	mtu       int
 	linkLocal bool // IPv6 link-local address wanted
 	addresses []netip.Prefix
@@ -105,14 +106,18 @@ type ethernets struct {
 
 type ethernet struct {
 	Match     struct{ Macaddress string }
+	SetName   string   `yaml:"set-name"`
 	DHCP4     *bool    `yaml:"dhcp4"`
 	DHCP6     *bool    `yaml:"dhcp6"`
 	AcceptRA  *bool    `yaml:"accept-ra"`
 	LinkLocal []string `yaml:"link-local"`
 	MTU       int      `yaml:"mtu"`
+	Gateway4  string   `yaml:"gateway4"`
+	Gateway6  string   `yaml:"gateway6"`
 	Addresses []string
 	Routes    []struct {
 		To, Via string
+		Scope   string
 		OnLink  bool `yaml:"on-link"`
 		Table   int
 	}
@@ -134,11 +139,21 @@ func (e ethernets) meaning(t *testing.T) []meaning {
 		require.NoError(t, yaml.UnmarshalWithOptions(raw, &link, yaml.Strict()))
 		require.Equal(t, []*bool{&no, &no, &no}, []*bool{link.DHCP4, link.DHCP6, link.AcceptRA})
 		require.NotNil(t, link.LinkLocal)
-		m := meaning{match: cmp.Or(link.Match.Macaddress, item.Key.(string)), mtu: link.MTU, linkLocal: slices.Contains(link.LinkLocal, "ipv6")}
+		m := meaning{match: cmp.Or(link.Match.Macaddress, item.Key.(string)), setName: link.SetName, mtu: link.MTU, linkLocal: slices.Contains(link.LinkLocal, "ipv6")}
 		for _, a := range link.Addresses {
 			m.addresses = append(m.addresses, netip.MustParsePrefix(a))
 		}
+		for to, via := range map[string]string{"0.0.0.0/0": link.Gateway4, "::/0": link.Gateway6} {
+			if via != "" {
+				m.routes = append(m.routes, defaultRoute{to, via, 0})
+			}
+		}
+		slices.SortFunc(m.routes, func(a, b defaultRoute) int { return cmp.Compare(a.via, b.via) })
 		for _, r := range link.Routes {
+			if r.Via == "0.0.0.0" { // how the gateway is reached
+				require.Equal(t, []string{link.Gateway4 + "/32", "link"}, []string{r.To, r.Scope})
+				continue
+			}
 			require.True(t, r.OnLink, "%+v", r)
 			m.routes = append(m.routes, defaultRoute{r.To, r.Via, r.Table})
 		}

@@ -33,7 +33,7 @@ var guestTemplates = map[Format]struct{ head, body *template.Template }{
 	Netplan:   {guestHead(netplanHead), guestTemplate(ethernets)},
 	Ifupdown:  {guestHead(ifupdownHead), guestTemplate(stanzas)},
 	Networkd:  {guestHead(networkdHead), guestTemplate(networkFiles)},
-	CloudInit: {guestHead(cloudInitHead), guestTemplate(ethernets)},
+	CloudInit: {guestHead(cloudInitHead), guestTemplate(cloudEthernets)},
 }
 
 func guestTemplate(text string) *template.Template {
@@ -66,12 +66,14 @@ const networkdHead = `# Files: the line above each names it. Other files in that
 const cloudInitHead = `# LXD: lxc config set {{.ShellName}} user.network-config - < FILE
 #      (on newer LXD also: cloud-init.network-config)
 # KVM: the file network-config of a NoCloud seed, beside user-data and meta-data.
-# It is applied at the instance's first boot. Where the distribution has no
-# netplan, cloud-init loses on-link and, mostly, routing-policy: give such a
-# guest its network in another format.`
+# It is applied at the instance's first boot.
+{{- if .Rules}}
+# What comes from an address of a NIC has to leave through that NIC, for which
+# netplan alone has the words (table, routing-policy). Where the distribution has
+# no netplan, give this guest its network in another format.
+{{- end}}`
 
-// ethernets is version 2 of the network configuration, which netplan and
-// cloud-init share.
+// ethernets is version 2 of the network configuration in the words of netplan.
 const ethernets = `version: 2
 ethernets:
 {{- range .Links}}
@@ -79,9 +81,12 @@ ethernets:
     {{- range .Routed}}
     ` + routedLine + `
     {{- end}}
-    {{- if not .Name}}
+    {{- if .ByMAC}}
     match:
       macaddress: "{{.MAC}}"
+    {{- with .Name}}
+    set-name: "{{.}}"
+    {{- end}}
     {{- end}}
     dhcp4: false
     dhcp6: false
@@ -103,6 +108,60 @@ ethernets:
         table: {{.}}
         {{- end}}
     {{- end}}
+    {{- with .Rules}}
+    routing-policy:
+    {{- range .}}
+      - {{.Side}}: "{{.Prefix}}"
+        table: {{.Table}}
+        priority: {{.Priority}}
+    {{- end}}{{end}}
+{{- end}}
+`
+
+// cloudEthernets is version 2 in the words that every renderer of cloud-init
+// turns into what is meant. Most of them have none for on-link, so that the
+// gateway has a route of its own, and take a default route of IPv6 among the
+// routes for a /64.
+const cloudEthernets = `version: 2
+ethernets:
+{{- range .Links}}
+  "{{.ID}}":
+    {{- range .Routed}}
+    ` + routedLine + `
+    {{- end}}
+    {{- if .ByMAC}}
+    match:
+      macaddress: "{{.MAC}}"
+    {{- with .Name}}
+    set-name: "{{.}}"
+    {{- end}}
+    {{- end}}
+    dhcp4: false
+    dhcp6: false
+    accept-ra: false
+    link-local: [{{if .IPv6}}ipv6{{end}}]
+    {{- with .MTU}}
+    mtu: {{.}}
+    {{- end}}
+    addresses:
+    {{- range .Families}}{{range .Addresses}}
+      - "{{.}}"
+    {{- end}}{{end}}
+    {{- range .Families}}{{if not .Table}}
+    gateway{{.N}}: "{{.Gateway}}"
+    {{- end}}{{end}}
+    {{- with .CloudRoutes}}
+    routes:
+    {{- range .}}
+      - to: "{{.To}}"
+        via: "{{.Via}}"
+        {{- if .Table}}
+        on-link: true
+        table: {{.Table}}
+        {{- else if .To.Addr.Is4}}
+        scope: link
+        {{- end}}
+    {{- end}}{{end}}
     {{- with .Rules}}
     routing-policy:
     {{- range .}}
@@ -146,10 +205,10 @@ const networkFiles = `{{range .Links}}
 ` + routedLine + `
 {{- end}}
 [Match]
-{{- if .Name}}
-Name={{.Name}}
-{{- else}}
+{{- if .ByMAC}}
 MACAddress={{.MAC}}
+{{- else}}
+Name={{.Name}}
 {{- end}}
 {{- with .MTU}}
 

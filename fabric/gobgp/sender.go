@@ -1,0 +1,82 @@
+package gobgp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// sender is what passes from one node, of what the rest of the policy leaves:
+// routes that have the node itself as next hop, and a LOCAL_PREF that agents
+// use. GoBGP cannot compare a next hop with who sent it, so each node has
+// statements of its own.
+type sender struct {
+	set *api.DefinedSet
+	in  []*api.Statement
+}
+
+// newSender is the sender that calls from an address. One that no cluster names
+// is the zero Node.
+func newSender(n fabric.Node, from netip.Addr) sender {
+	name := "node-" + from.String()
+	s := sender{set: &api.DefinedSet{
+		DefinedType: api.DefinedType_DEFINED_TYPE_NEIGHBOR, Name: name, List: []string{fabric.HostPrefix(from).String()},
+	}}
+	var hops []string
+	for _, v6 := range []bool{false, true} {
+		hops = append(hops, n.NextHop(from, v6).String())
+	}
+	// A link-local next hop beside the right one (RFC 2545) would lead the core
+	// gateways to whomever it names.
+	hop6 := hops[1]
+	plain := statement("in-"+name+"-plain", &api.Conditions{NeighborSet: anyOf(name), NextHopInList: hops[1:]}, 0)
+	plain.Actions.Nexthop = &api.NexthopAction{Address: hop6}
+	s.in = append(s.in, plain)
+	for _, pref := range fabric.Preferences() {
+		s.in = append(s.in, statement(fmt.Sprintf("in-%s-%d", name, pref.LocalPref()), &api.Conditions{
+			NeighborSet: anyOf(name), NextHopInList: hops, LocalPrefEq: &api.LocalPrefEq{Value: pref.LocalPref()},
+		}, accept))
+	}
+	return s
+}
+
+// admit lets the routes of a node pass that the cluster does not name. Until
+// then the policy rejected what it sent; that is judged anew.
+func (r *Reflector) admit(n neighbour) {
+	if r.isNamed(n.address) || r.admitted[n.address] {
+		return
+	}
+	ctx, s := context.Background(), newSender(fabric.Node{}, n.address)
+	err := r.bgp.AddDefinedSet(ctx, &api.AddDefinedSetRequest{DefinedSet: s.set})
+	if err == nil {
+		err = r.bgp.AddPolicy(ctx, &api.AddPolicyRequest{Policy: &api.Policy{Name: importName, Statements: s.in}})
+	}
+	if err == nil {
+		err = r.bgp.ResetPeer(ctx, &api.ResetPeerRequest{Address: n.address.String(), Soft: true, Direction: api.ResetPeerRequest_DIRECTION_IN})
+	}
+	if err != nil {
+		r.log.Error("the node's routes are refused; restart the reflector", "peer", n.name, "address", n.address, "err", err)
+	}
+	r.admitted[n.address] = true
+}
+
+// dismiss is the reverse of admit, for a node that has no routes any more.
+func (r *Reflector) dismiss(a netip.Addr) {
+	if !r.admitted[a] {
+		return
+	}
+	ctx, s := context.Background(), newSender(fabric.Node{}, a)
+	err := r.bgp.DeletePolicy(ctx, &api.DeletePolicyRequest{Policy: &api.Policy{Name: importName, Statements: s.in}, PreserveStatements: true})
+	for _, st := range s.in {
+		err = errors.Join(err, r.bgp.DeleteStatement(ctx, &api.DeleteStatementRequest{Statement: &api.Statement{Name: st.Name}, All: true}))
+	}
+	err = errors.Join(err, r.bgp.DeleteDefinedSet(ctx, &api.DeleteDefinedSetRequest{DefinedSet: s.set, All: true}))
+	if err != nil {
+		r.log.Warn("policy of a node that is gone not removed", "address", a, "err", err)
+	}
+	delete(r.admitted, a)
+}

@@ -1,0 +1,155 @@
+package gobgp_test
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
+	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// TestSender: a node's routes pass with the node itself as next hop and a
+// LOCAL_PREF that agents use, whether the cluster names it or not.
+func TestSender(t *testing.T) {
+	patient(t)
+	hop := netip.MustParseAddr
+	for n, from := range []struct{ name, address, hop6 string }{
+		{"node1", "127.0.0.2", "2001:db8::2"}, {"127.0.0.9", "127.0.0.9", "::ffff:127.0.0.9"},
+	} {
+		t.Run(from.name, func(t *testing.T) {
+			c := at(port + 30 + uint16(n))
+			c.Nodes = append(c.Nodes, fabric.Node{Name: "node2", Address: hop("127.0.0.4"), Address6: hop("2001:db8::4")},
+				fabric.Node{Name: "node3", Address: hop("127.0.0.5")})
+			r := startReflector(t, c)
+			heard := listen(t, c, "127.0.0.3")
+			node := startRogue(t, c, from.address)
+			tags := strings.Fields(both)
+			var sent, good []netip.Prefix
+			say := func(passes bool, hop netip.Addr, pref uint32) {
+				for _, v6 := range []bool{false, true} {
+					if hop.IsValid() && hop.Is6() != v6 {
+						continue
+					}
+					p := netip.PrefixFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(len(sent) + 1)}), 32)
+					if v6 {
+						a := netip.MustParseAddr("2001:db8:100::").As16()
+						a[15] = byte(len(sent) + 1)
+						p = netip.PrefixFrom(netip.AddrFrom16(a), 128)
+					}
+					node.say(node.pathBy(p, hop, pref, tags...))
+					if sent = append(sent, p); passes {
+						good = append(good, p)
+					}
+				}
+			}
+			for _, pref := range fabric.Preferences() {
+				say(true, netip.Addr{}, pref.LocalPref())
+			}
+			for _, pref := range []uint32{0, 1, 9, 11, 99, 101, 199, 201, 1000, math.MaxInt32, math.MaxUint32} {
+				say(false, netip.Addr{}, pref)
+			}
+			for _, other := range []string{
+				"127.0.0.1", "127.0.0.3", "127.0.0.4", "127.0.0.5", "127.0.0.99", "169.254.1.1", "203.0.113.1", "192.0.2.1",
+				"2001:db8::1", "2001:db8::3", "2001:db8::4", "2001:db8::99", "::ffff:127.0.0.4", "fe80::1", "::1", "2001:db8:100::1",
+			} {
+				say(false, hop(other), 100)
+			}
+
+			// The session is up, and what it sent is judged.
+			eventually(t, "everything arrives", func() bool { return peerOf(t, r, from.name).Received == uint64(len(sent)) })
+			slices.SortFunc(good, netip.Prefix.Compare)
+			eventually(t, "what may pass passes", func() bool { return len(heard.all()) >= len(good) })
+			assert.Equal(t, good, heard.all())
+			for _, p := range good {
+				got, _ := heard.get(p)
+				want := from.address
+				if p.Addr().Is6() {
+					want = from.hop6
+				}
+				assert.Equal(t, want, got.String())
+			}
+			assert.EqualValues(t, len(good), peerOf(t, r, from.name).Accepted)
+
+			// A route that was good and is not any more leaves, and comes back.
+			for _, p := range []netip.Prefix{good[0], good[len(good)-1]} {
+				for _, bad := range []*apiutil.Path{node.pathBy(p, netip.Addr{}, 201, tags...), node.pathBy(p, hop(map[bool]string{false: "127.0.0.4", true: "2001:db8::4"}[p.Addr().Is6()]), 200, tags...)} {
+					node.say(bad)
+					eventually(t, "it leaves", func() bool { return len(heard.all()) == len(good)-1 })
+					node.say(node.pathBy(p, netip.Addr{}, 200, tags...))
+					eventually(t, "it is back", func() bool { return slices.Equal(heard.all(), good) })
+				}
+			}
+
+			// A move: fresh, then standby, then drained, and always told on.
+			for _, pref := range []fabric.Preference{fabric.Fresh, fabric.Standby, fabric.Draining, fabric.Normal} {
+				for _, p := range []netip.Prefix{good[0], good[len(good)-1]} {
+					path := node.pathBy(p, netip.Addr{}, pref.LocalPref(), tags...)
+					if pref == fabric.Draining {
+						path = node.pathBy(p, netip.Addr{}, pref.LocalPref(), append(tags, fabric.GracefulShutdown.String())...)
+					}
+					node.say(path)
+					eventually(t, "it is told on", func() bool {
+						heard.mu.Lock()
+						defer heard.mu.Unlock()
+						return heard.routes[p].LocalPref == pref.LocalPref()
+					})
+				}
+			}
+		})
+	}
+}
+
+// TestSenderLinkLocal: a link-local next hop beside the right one is left out,
+// and alone it is refused.
+func TestSenderLinkLocal(t *testing.T) {
+	patient(t)
+	c := at(port + 32)
+	r := startReflector(t, c)
+	core, node := startRogue(t, c, "127.0.0.3"), startRogue(t, c, "127.0.0.2")
+	for p, hops := range map[string][]string{
+		"2001:db8:100::1/128": {"2001:db8::2", "fe80::2"},
+		"2001:db8:100::2/128": {"2001:db8::9", "fe80::2"},
+		"2001:db8:100::3/128": {"fe80::2"},
+	} {
+		path := node.path(netip.MustParsePrefix(p), strings.Fields(both)...)
+		var all []netip.Addr
+		for _, h := range hops {
+			all = append(all, netip.MustParseAddr(h))
+		}
+		for i, a := range path.Attrs {
+			if _, ok := a.(*bgp.PathAttributeMpReachNLRI); ok {
+				reach, err := bgp.NewPathAttributeMpReachNLRI(bgp.RF_IPv6_UC, []bgp.PathNLRI{{NLRI: path.Nlri}}, all...)
+				require.NoError(t, err)
+				path.Attrs[i] = reach
+			}
+		}
+		node.say(path)
+	}
+	eventually(t, "everything arrives", func() bool { return peerOf(t, r, "node1").Received == 3 })
+	eventually(t, "the first passes", func() bool { return len(core.heard()) > 0 })
+	assert.Equal(t, []string{"2001:db8:100::1/128 via 2001:db8::2 invalid IP"}, core.heard())
+}
+
+// heard lists the IPv6 routes that a speaker has been told, with their next hops.
+func (r *rogue) heard() []string {
+	var all []string
+	req := apiutil.ListPathRequest{TableType: api.TableType_TABLE_TYPE_GLOBAL, Family: bgp.RF_IPv6_UC}
+	require.NoError(r.t, r.bgp.ListPath(req, func(prefix bgp.NLRI, paths []*apiutil.Path) {
+		for _, p := range paths {
+			for _, a := range p.Attrs {
+				if reach, ok := a.(*bgp.PathAttributeMpReachNLRI); ok {
+					all = append(all, fmt.Sprintf("%s via %s %s", prefix, reach.Nexthop, reach.LinkLocalNexthop))
+				}
+			}
+		}
+	}))
+	return all
+}

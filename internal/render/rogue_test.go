@@ -1,0 +1,286 @@
+package render_test
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/render"
+	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
+)
+
+// rogue speaks BGP byte by byte, and so says what no daemon would.
+type rogue struct {
+	t    *testing.T
+	conn net.Conn
+	c    fabric.Cluster
+}
+
+// Types of BGP's messages (RFC 4271).
+const (
+	bgpOpen         = 1
+	bgpUpdate       = 2
+	bgpNotification = 3
+	bgpKeepalive    = 4
+)
+
+// startRogue has a host call a reflector, and returns when the session is up.
+func startRogue(t *testing.T, ctx context.Context, c fabric.Cluster, h *testenv.Host, rr netip.Addr) rogue {
+	t.Helper()
+	r := rogue{t: t, c: c}
+	require.NoError(t, testenv.Until(ctx, func() (err error) {
+		r.conn, err = h.Dial(ctx, "tcp", netip.AddrPortFrom(rr, 179).String())
+		if err == nil {
+			if err = r.open(h); err != nil {
+				r.conn.Close()
+			}
+		}
+		return err
+	}))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			kind, body, err := r.read()
+			if err != nil {
+				return
+			}
+			switch kind {
+			case bgpNotification:
+				t.Errorf("the session of the rogue ended: notification %v", body)
+			case bgpKeepalive: // as often as the reflector needs them
+				_ = r.write(bgpKeepalive, nil)
+			}
+		}
+	}()
+	t.Cleanup(func() { r.conn.Close(); <-done })
+	return r
+}
+
+func (r rogue) open(h *testenv.Host) error {
+	capability := func(code byte, value ...byte) []byte { return append([]byte{code, byte(len(value))}, value...) }
+	caps := slices.Concat(capability(1, 0, 1, 0, 1), capability(1, 0, 2, 0, 1), capability(65, binary.BigEndian.AppendUint32(nil, r.c.ASN)...))
+	body := binary.BigEndian.AppendUint16([]byte{4}, uint16(r.c.ASN))
+	body = binary.BigEndian.AppendUint16(body, 240) // the reflector's hold time is shorter
+	body = append(body, h.Addr4().AsSlice()...)
+	body = append(body, byte(len(caps)+2), 2, byte(len(caps)))
+	if err := r.write(bgpOpen, append(body, caps...)); err != nil {
+		return err
+	}
+	for _, want := range []byte{bgpOpen, bgpKeepalive} {
+		_ = r.conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if kind, body, err := r.read(); err != nil || kind != want {
+			return fmt.Errorf("message %d %v instead of %d: %w", kind, body, want, err)
+		}
+		if err := r.write(bgpKeepalive, nil); err != nil {
+			return err
+		}
+	}
+	return r.conn.SetReadDeadline(time.Time{})
+}
+
+func (r rogue) write(kind byte, body []byte) error {
+	m := slices.Repeat([]byte{0xff}, 16)
+	m = binary.BigEndian.AppendUint16(m, uint16(19+len(body)))
+	_, err := r.conn.Write(append(append(m, kind), body...))
+	return err
+}
+
+func (r rogue) read() (kind byte, body []byte, err error) {
+	var head [19]byte
+	if _, err := io.ReadFull(r.conn, head[:]); err != nil {
+		return 0, nil, err
+	}
+	body = make([]byte, binary.BigEndian.Uint16(head[16:])-19)
+	_, err = io.ReadFull(r.conn, body)
+	return head[18], body, err
+}
+
+// said is a route as a rogue tells it.
+type said struct {
+	prefix netip.Prefix
+	hops   []netip.Addr // more than one, or none, is for IPv6 alone
+	pref   *uint32      // nil: without LOCAL_PREF
+	drains bool
+}
+
+func (r rogue) say(s said) {
+	r.t.Helper()
+	nlri := append([]byte{byte(s.prefix.Bits())}, s.prefix.Addr().AsSlice()[:(s.prefix.Bits()+7)/8]...)
+	attr := func(flags, kind byte, value []byte) []byte {
+		return append([]byte{flags, kind, byte(len(value))}, value...)
+	}
+	attrs := slices.Concat(attr(0x40, 1, []byte{0}), attr(0x40, 2, nil))
+	var hops []byte
+	for _, h := range s.hops {
+		hops = append(hops, h.AsSlice()...)
+	}
+	if s.prefix.Addr().Is4() {
+		attrs = append(attrs, attr(0x40, 3, hops)...)
+	}
+	if s.pref != nil {
+		attrs = append(attrs, attr(0x40, 5, binary.BigEndian.AppendUint32(nil, *s.pref))...)
+	}
+	var plain, large []byte
+	for _, c := range r.c.Communities {
+		if c.Large {
+			for _, v := range []uint32{c.A, c.B, c.C} {
+				large = binary.BigEndian.AppendUint32(large, v)
+			}
+		} else {
+			plain = binary.BigEndian.AppendUint32(plain, c.A<<16|c.B)
+		}
+	}
+	if s.drains {
+		plain = append(plain, 0xff, 0xff, 0, 0)
+	}
+	attrs = append(attrs, attr(0xc0, 8, plain)...)
+	if s.prefix.Addr().Is6() {
+		reach := append([]byte{0, 2, 1, byte(len(hops))}, hops...)
+		attrs = append(attrs, attr(0x80, 14, append(append(reach, 0), nlri...))...)
+		nlri = nil
+	}
+	attrs = append(attrs, attr(0xc0, 32, large)...)
+	body := binary.BigEndian.AppendUint16([]byte{0, 0}, uint16(len(attrs)))
+	require.NoError(r.t, r.write(bgpUpdate, slices.Concat(body, attrs, nlri)))
+}
+
+// TestRouterSender: from a node passes what has the node itself as next hop and
+// a LOCAL_PREF that agents use, and nothing else does, whoever calls by
+// whichever family.
+func TestRouterSender(t *testing.T) {
+	if testing.Short() {
+		t.Skip("makes laboratories")
+	}
+	labtest.Need(t, "bird", "frr")
+	for _, f := range []render.Format{render.BIRD, render.FRR} {
+		for _, over6 := range []bool{false, true} {
+			for _, named := range []bool{true, false} {
+				t.Run(fmt.Sprintf("%s, IPv6 session %v, named %v", f, over6, named), func(t *testing.T) {
+					testSender(t, f, over6, named)
+				})
+			}
+		}
+	}
+}
+
+func testSender(t *testing.T, f render.Format, over6, named bool) {
+	ctx := soon(t)
+	c := testenv.SmallCluster(3)
+	c.Reflectors = c.Reflectors[:1]
+	if over6 {
+		c.Reflectors[0].Address, c.Core[0].Address = testenv.Underlay6(11), testenv.Underlay6(1)
+	}
+	_, top := labtest.Build(t, c)
+	h := top.Nodes["node2"]
+	if !named {
+		c.Nodes = slices.Delete(slices.Clone(c.Nodes), 1, 2)
+	}
+	rr := start(t, ctx, c, f, top.Reflectors["rr1"])
+	r := startRogue(t, ctx, c, h, c.Reflectors[0].Address)
+
+	own := map[bool]netip.Addr{false: h.Addr4(), true: h.Addr6()}
+	// Of the family that its session does not have, a node without a name has no
+	// address that the reflector knows.
+	knows := map[bool]bool{over6: true, !over6: named}
+	// FRR puts the address of such a node for any next hop in its place.
+	corrects := f == render.FRR && !named
+	var good []testenv.BGPRoute
+	n := byte(0)
+	say := func(passes, v6 bool, pref *uint32, hops ...netip.Addr) {
+		n++
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{203, 0, 113, n}), 32)
+		if v6 {
+			a := addr("2001:db8:100::").As16()
+			a[15] = n
+			p = netip.PrefixFrom(netip.AddrFrom16(a), 128)
+		}
+		s := said{p, hops, pref, pref != nil && *pref == fabric.Draining.LocalPref()}
+		r.say(s)
+		if passes {
+			want := testenv.BGPRoute{Prefix: p, NextHop: own[v6], LocalPref: 100}
+			if pref != nil {
+				want.LocalPref = *pref
+			}
+			good = append(good, want)
+		}
+	}
+	normal := fabric.Normal.LocalPref()
+	for _, v6 := range []bool{false, true} {
+		for _, pref := range fabric.Preferences() {
+			value := pref.LocalPref()
+			say(knows[v6], v6, &value, own[v6])
+		}
+		for _, pref := range []uint32{0, 1, 9, 11, 99, 101, 199, 201, 1000, math.MaxInt32, math.MaxUint32} {
+			say(false, v6, &pref, own[v6])
+		}
+		for _, other := range []*testenv.Host{top.Nodes["node1"], top.Nodes["node3"], top.Reflectors["rr1"], top.Core} {
+			hop := map[bool]netip.Addr{false: other.Addr4(), true: other.Addr6()}[v6]
+			say(corrects && knows[v6], v6, &normal, hop)
+		}
+	}
+	for _, nobody := range []string{"10.10.0.99", "192.0.2.1", "203.0.113.1"} {
+		say(corrects && knows[false], false, &normal, addr(nobody))
+	}
+	for _, nobody := range []string{"fd00:10:10::99", "2001:db8:9::1", "2001:db8:100::1", "::ffff:10.10.0.21"} {
+		say(corrects && knows[true], true, &normal, addr(nobody))
+	}
+	// A link-local next hop beside one of its own (RFC 2545).
+	say(knows[true], true, &normal, own[true], addr("fe80::99"))
+	say(corrects && knows[true], true, &normal, addr("fd00:10:10::21"), addr("fe80::22"))
+	// Alone.
+	say(corrects && knows[true], true, &normal, addr("fe80::22"))
+
+	sentinel := map[bool]testenv.BGPRoute{}
+	for _, v6 := range []bool{false, true} {
+		say(knows[v6], v6, &normal, own[v6])
+		if knows[v6] {
+			sentinel[v6] = good[len(good)-1]
+		}
+	}
+	tables(t, ctx, rr, func(rs []testenv.BGPRoute) error {
+		for _, s := range sentinel {
+			if !slices.ContainsFunc(rs, func(r testenv.BGPRoute) bool { return r.Prefix == s.Prefix }) {
+				return fmt.Errorf("%s is not there", s.Prefix)
+			}
+		}
+		return nil
+	})
+	rs, err := rr.Routes(ctx)
+	require.NoError(t, err)
+	assert.Equal(t, lines(good), lines(rs))
+
+	core := start(t, ctx, c, f, top.Core)
+	tables(t, ctx, core, func(rs []testenv.BGPRoute) error {
+		if len(rs) != len(good) {
+			return fmt.Errorf("%d of %d: %v", len(rs), len(good), rs)
+		}
+		return nil
+	})
+	rs, err = core.Routes(ctx)
+	require.NoError(t, err)
+	assert.Equal(t, lines(good), lines(rs))
+}
+
+// lines gives what of routes is to be compared, in order.
+func lines(rs []testenv.BGPRoute) string {
+	var all []string
+	for _, r := range rs {
+		all = append(all, fmt.Sprintf("%s via %s preference %d", r.Prefix, r.NextHop, r.LocalPref))
+	}
+	slices.Sort(all)
+	return strings.Join(all, "\n")
+}
