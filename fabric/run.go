@@ -82,15 +82,14 @@ func (a *Agent) adopt(d Desired, there map[string]bool) {
 		a.noPrune = true
 		return
 	}
-	if err := a.claims.free(d.VM); err != nil {
+	if err := a.reserve(d.VM); err != nil {
 		a.ailments["guest "+name] = fmt.Sprintf("guest %s: %v", name, err)
 		a.noPrune = true
 		return
 	}
-	if err := a.claims.permit(d.VM); err != nil {
+	if err := a.cluster.Permits(d.VM); err != nil {
 		a.ailments["guest "+name] = fmt.Sprintf("guest %s: %v (it keeps what it had until it is detached)", name, err)
 	}
-	a.claims.take(d.VM)
 	d.Leaving = false // the source says if it is so still
 	a.guests[name] = &guest{want: d, told: a.toldBefore(d, there), has: d.announced() && d.Generation > 0, came: d.Incoming || len(d.Unreleased) > 0, kept: true}
 	a.unsettled[name] = true
@@ -125,13 +124,16 @@ func (a *Agent) adoptOrphans(ports []PortState) {
 	}
 	for _, vm := range sortedKeys(orphans) {
 		d := *orphans[vm]
-		if err := errors.Join(d.VM.Validate(), a.claims.free(d.VM)); err != nil {
+		err := d.VM.Validate()
+		if err == nil {
+			err = a.reserve(d.VM)
+		}
+		if err != nil {
 			a.ailments["guest "+vm] = fmt.Sprintf("port %s is ours, but nothing says what guest %s is: %s; attach the guest, or remove the link", PortName(vm, 0), vm, oneLine(err))
 			a.noPrune = true
 			continue
 		}
 		a.ailments["guest "+vm] = fmt.Sprintf("guest %s: no state is kept of it, its port was taken over as it is; attach it, or detach it", vm)
-		a.claims.take(d.VM)
 		a.guests[vm] = &guest{want: d, told: a.toldBefore(d, there)}
 		a.log.Warn("port without state taken over", "vm", vm, "state", d.State)
 	}
@@ -268,12 +270,12 @@ func (a *Agent) prune(ctx context.Context, pl plan) bool {
 	var routes []netip.Prefix
 	a.mu.Lock()
 	for _, p := range pl.ports {
-		if _, claimed := a.claims.ports[p.Name]; !claimed && locked[p.VM] {
+		if _, held := a.reserved.PortHolder(p.Name); !held && locked[p.VM] {
 			ports = append(ports, p.Name)
 		}
 	}
 	for _, r := range pl.routes {
-		if _, claimed := a.claims.prefixes[r]; !claimed {
+		if _, held := a.reserved.Holder(r); !held {
 			routes = append(routes, r)
 		}
 	}
