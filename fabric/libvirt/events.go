@@ -12,30 +12,27 @@ import (
 
 // hear takes up an event. It only sets things going: the next event waits.
 func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
-	event := golibvirt.DomainEventType(e.Event)
-	if event == golibvirt.DomainEventDefined && e.Dom.ID < 0 {
-		return // it does not run
-	}
-	// What runs is as it was started; a new definition waits for the next start.
-	fresh := event == golibvirt.DomainEventStarted
+	what := stepOf(e.Event, e.Detail)
 	s.mu.Lock()
 	s.lastEvent = time.Now()
 	foreign := s.foreign[e.Dom.UUID]
-	switch {
-	case event == golibvirt.DomainEventStopped:
+	switch what {
+	case over:
 		s.past(e.Dom)
-	case event == golibvirt.DomainEventStarted:
+	case begin:
 		s.begun[e.Dom.UUID] = e.Dom.ID
 	}
-	if event == golibvirt.DomainEventStopped || event == golibvirt.DomainEventUndefined || event == golibvirt.DomainEventStarted {
+	if what == begin || what == over {
 		delete(s.foreign, e.Dom.UUID)
 	}
 	s.mu.Unlock()
 	s.log.Debug("libvirt event", "vm", e.Dom.Name, "event", e.Event, "detail", e.Detail)
-	s.cutover(e)
-	if !foreign || fresh {
-		s.touch(c, e.Dom, fresh)
+	switch {
+	case what == nothing, foreign && what != begin:
+		return
 	}
+	s.cutover(e.Dom, what)
+	s.touch(c, e.Dom, what == begin)
 }
 
 // past notes that a life of a domain is over: what the guest was in it says
@@ -55,29 +52,19 @@ const noLife = -2
 // cutover tells at once that a guest stopped for its migration, or that it runs:
 // every packet to it waits for that. What libvirt answers to a question, a
 // millisecond later or a hundred, is told besides.
-func (s *Source) cutover(e golibvirt.DomainEventLifecycleMsg) {
-	leaves := leaving(e)
-	if !leaves && golibvirt.DomainEventType(e.Event) != golibvirt.DomainEventResumed {
+func (s *Source) cutover(dom golibvirt.Domain, what step) {
+	if what != arrive && what != goOn && what != leave {
 		return
 	}
 	s.mu.Lock()
-	last := s.known[e.Dom.UUID]
+	last := s.known[dom.UUID]
 	s.mu.Unlock()
-	if last == nil || last.id != e.Dom.ID || leaves && last.as.state != fabric.Live {
+	if last == nil || last.id != dom.ID || what != arrive && last.as.state != fabric.Live {
 		return // of another life of the domain, or of its arrival
 	}
-	d := fabric.Desired{VM: last.vm, State: fabric.Live, Leaving: leaves, Since: time.Now()}
-	s.remember(e.Dom, d)
+	d := fabric.Desired{VM: last.vm, State: fabric.Live, Leaving: what == leave, Since: time.Now()}
+	s.remember(dom, d)
 	s.box.Put(d)
-}
-
-// leaving tells whether a domain was stopped so that it goes on elsewhere.
-func leaving(e golibvirt.DomainEventLifecycleMsg) bool {
-	if golibvirt.DomainEventType(e.Event) != golibvirt.DomainEventSuspended {
-		return false
-	}
-	detail := golibvirt.DomainEventSuspendedDetailType(e.Detail)
-	return detail == golibvirt.DomainEventSuspendedMigrated || detail == golibvirt.DomainEventSuspendedPostcopy
 }
 
 // job is the work on the news of one domain.
