@@ -91,6 +91,7 @@ type guest struct {
 	announced bool   // the speaker has the prefixes of all NICs that are not down
 	stand     stands // as last looked at
 	told      told   // to the observers
+	differs   string // what its hypervisor says of it now, where that is not what it started with
 	trouble   error  // why it is not as it is wanted
 
 	has       bool      // it is announced, and claimed of the other nodes
@@ -169,7 +170,7 @@ func (a *Agent) Apply(ctx context.Context, vm VM, s State) error {
 // cutover, which its [Source] reports. On an error the guest stays wanted and
 // the agent keeps trying.
 func (a *Agent) Started(ctx context.Context, vm VM) error {
-	return a.bring(ctx, vm, request{settle: func(prev Desired, known, incoming bool) (State, bool) {
+	return a.bring(ctx, vm, request{runs: true, settle: func(prev Desired, known, incoming bool) (State, bool) {
 		if incoming || known && prev.Incoming {
 			return Wired, true
 		}
@@ -225,6 +226,8 @@ type request struct {
 	settle func(prev Desired, known, incoming bool) (State, bool) // what is wanted, given what was
 	undo   bool                                                   // on an error, put things back as they were
 	anew   bool                                                   // a start, or the user's word: that it was lost to another node is past
+	runs   bool                                                   // it runs already, so it keeps what it started with
+	run    string                                                 // see [Desired.Run]; empty: as before, unless anew
 	asOf   time.Time                                              // when the wish was true; zero: now
 }
 
@@ -234,6 +237,9 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	began := time.Now()
 	if a.outdated(vm.Name, r.asOf) {
 		return nil // something newer was asked of this guest since the source looked
+	}
+	if r.runs {
+		vm = a.asStarted(vm)
 	}
 	vm, err := a.resolve(ctx, vm)
 	if a.outdated(vm.Name, r.asOf) {
@@ -248,7 +254,7 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	}
 	expectedAt, incoming := a.expected[vm.Name]
 	incoming = incoming && time.Since(expectedAt) < expectation
-	d := Desired{VM: vm, Since: began, Boot: a.boot}
+	d := Desired{VM: vm, Run: r.run, Since: began, Boot: a.boot}
 	d.State, d.Incoming = r.settle(prev, known, incoming)
 	if known {
 		d.Generation, d.Unreleased, d.Lost = prev.Generation, prev.Unreleased, prev.Lost
@@ -258,6 +264,8 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	}
 	if r.anew {
 		d.Lost = ""
+	} else {
+		d.Run = cmp.Or(r.run, prev.Run)
 	}
 	if err == nil {
 		err = a.admit(d, known)
@@ -272,6 +280,9 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 		g.stand = begins(vm, prev, g.stand, a.restarts[vm.Origin]) // how it stands in truth, the next pass sees
 		g.came = d.Incoming || g.came && d.State == Live
 		g.ready = g.ready && d.Incoming
+		if r.anew {
+			g.differs = ""
+		}
 		a.claim(g, &d, g.stand)
 		a.recovered(vm)
 	}

@@ -171,7 +171,8 @@ func (a *Agent) asks(d Desired) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	_, have := a.answered(d.VM)
-	return !have
+	as, _, _ := a.described(d)
+	return !have && as.VM.Unresolved()
 }
 
 // unresolve notes guests that a source says run here and that nobody has

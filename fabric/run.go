@@ -398,6 +398,9 @@ func (a *Agent) reconcile(ctx context.Context, source string, guests []Desired, 
 	listed := map[string]bool{}
 	var unresolved []Desired
 	for _, d := range guests {
+		if d.State == 0 && !a.undescribed(d) {
+			continue
+		}
 		listed[d.VM.Name] = true
 		if d.Since.IsZero() {
 			d.Since = began
@@ -437,17 +440,24 @@ func (a *Agent) reconcile(ctx context.Context, source string, guests []Desired, 
 // says that it is gone; going down in steps is for the hooks.
 func (a *Agent) heed(ctx context.Context, d Desired) {
 	name := d.VM.Name
+	if a.outdated(name, d.Since) {
+		return
+	}
 	a.mu.Lock()
 	g, known := a.guests[name]
 	d.VM, _ = a.answered(d.VM)
+	d, about := a.describedAs(d)
 	same := known && g.want.State >= d.State && g.trouble == nil && sameVM(g.want.VM, d.VM) && (d.State != Live || !g.want.Incoming)
-	ours := known && g.want.VM.Origin == d.VM.Origin
+	ours := known && g.want.VM.Origin == d.VM.Origin && (d.State != Absent || g.want.VM.isOf(d.VM))
+	if same && d.Run != "" {
+		g.want.Run = d.Run
+	}
 	live := ours && g.want.State == Live
 	leaving, arriving := live && g.want.Leaving, ours && g.want.State == Wired && g.want.Incoming
 	a.mu.Unlock()
 	var err error
 	switch {
-	case a.outdated(name, d.Since):
+	case !about:
 		return
 	case d.State == Absent:
 		if ours {
@@ -466,7 +476,7 @@ func (a *Agent) heed(ctx context.Context, d Desired) {
 	case arriving && d.State == Live:
 		a.run(ctx, d.VM, d.Since, d.VM.Origin)
 	default:
-		err = a.bring(ctx, d.VM, request{asOf: d.Since, settle: func(prev Desired, known, incoming bool) (State, bool) {
+		err = a.bring(ctx, d.VM, request{asOf: d.Since, run: d.Run, settle: func(prev Desired, known, incoming bool) (State, bool) {
 			if d.State == Live || known && prev.State == Live {
 				return Live, false
 			}

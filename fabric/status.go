@@ -157,7 +157,7 @@ func (g *guest) troubleText() string {
 	case g.want.Lost != "" && g.want.State == Live:
 		return lostText(g.want)
 	default:
-		return ""
+		return g.differs
 	}
 	return strings.ReplaceAll(g.trouble.Error(), "\n", "; ")
 }

@@ -115,7 +115,12 @@ type Desired struct {
 	Unreleased []string `json:"unreleased,omitempty"`
 	// Lost says which node has the guest, where it was found out that one has it
 	// later than this node, which announces it no more.
-	Lost  string    `json:"lost,omitempty"`
+	Lost string `json:"lost,omitempty"`
+	// Run names this run of the guest, where its hypervisor tells one from another
+	// and does not change what a guest has in the middle of one: until the next,
+	// the guest keeps what it started with, whatever its description says. Empty:
+	// it is not known, or, from a [Source], a description counts at once.
+	Run   string    `json:"run,omitempty"`
 	Since time.Time `json:"since"`          // when State last changed
 	Boot  string    `json:"boot,omitempty"` // the boot of the machine in which it was wanted
 }

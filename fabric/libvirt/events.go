@@ -16,6 +16,8 @@ func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
 	s.mu.Lock()
 	s.lastEvent = time.Now()
 	foreign := s.foreign[e.Dom.UUID]
+	_, bad := s.bad[e.Dom.UUID]
+	described := s.known[e.Dom.UUID] != nil || !foreign && !bad
 	switch what {
 	case over:
 		s.past(e.Dom)
@@ -28,6 +30,9 @@ func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
 	s.mu.Unlock()
 	s.log.Debug("libvirt event", "vm", e.Dom.Name, "event", e.Event, "detail", e.Detail)
 	switch {
+	case what == over && !described:
+		// The agent may know it, from before its description was taken away.
+		s.box.Put(fabric.Desired{VM: bare(e.Dom), State: fabric.Absent, Since: time.Now()})
 	case what == nothing, foreign && what != begin:
 		return
 	}
@@ -62,7 +67,7 @@ func (s *Source) cutover(dom golibvirt.Domain, what step) {
 	if last == nil || last.id != dom.ID || what != arrive && last.as.state != fabric.Live {
 		return // of another life of the domain, or of its arrival
 	}
-	d := fabric.Desired{VM: last.vm, State: fabric.Live, Leaving: what == leave, Since: time.Now()}
+	d := fabric.Desired{VM: last.vm, State: fabric.Live, Leaving: what == leave, Run: runOf(dom), Since: time.Now()}
 	s.remember(dom, d)
 	s.box.Put(d)
 }
