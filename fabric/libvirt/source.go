@@ -33,6 +33,12 @@ type Config struct {
 	// /run/libvirt/virtqemud-sock and /run/libvirt/libvirt-sock that answers.
 	Socket string
 	Logger *slog.Logger // nil: silent
+	// Hooks is where libvirtd has its hooks, see [DefaultHooks]. Diagnose tells
+	// then when it does not know the fabric's. Empty: nobody looks.
+	Hooks string
+	// Proof is a file in which it is noted that a libvirtd knows the hook: when
+	// the hook is replaced, that is all that tells. Empty: it is not kept.
+	Proof string
 }
 
 // Source follows the domains of one libvirtd. [Source.Run] holds the
@@ -53,6 +59,10 @@ type Source struct {
 	begun     map[golibvirt.UUID]int32 // libvirt's number of a life whose beginning was heard
 	foreign   map[golibvirt.UUID]bool  // active, and none of our business
 	bad       map[golibvirt.UUID]string
+
+	hooks, proof string
+	hookCalled   time.Time
+	proven       string // the libvirtd that knows the hook
 }
 
 var (
@@ -90,6 +100,7 @@ func New(cfg Config) *Source {
 		times: times{call: 10 * time.Second, ping: 5 * time.Second, retryMin: 500 * time.Millisecond, retryMax: 5 * time.Second},
 		since: time.Now(), known: map[golibvirt.UUID]*sighting{}, begun: map[golibvirt.UUID]int32{},
 		foreign: map[golibvirt.UUID]bool{}, bad: map[golibvirt.UUID]string{},
+		hooks: cfg.Hooks, proof: cfg.Proof, proven: recallProof(cfg.Proof),
 	}
 }
 
@@ -145,8 +156,16 @@ func (s *Source) Status() fabric.SourceStatus {
 // problem on a node where there never was one.
 func (s *Source) Diagnose() []string {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	c := s.conn
+	s.mu.Unlock()
 	var problems []string
+	if c != nil {
+		if text := s.hookProblem(c); text != "" {
+			problems = append(problems, text)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.conn == nil && s.outage != "" {
 		problems = append(problems, s.outage)
 	}
