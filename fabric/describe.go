@@ -77,7 +77,7 @@ func (v VM) kept(said VM) (_ VM, difference string) {
 	same := len(v.NICs) == len(said.NICs)
 	for n := 0; same && n < len(v.NICs); n++ {
 		was, is := v.NICs[n].Prefixes(), said.NICs[n].Prefixes()
-		same = len(was) == len(is) && len(without(was, is)) == 0
+		same = len(was) == len(is) && len(v.NICs[n].Addresses) == len(said.NICs[n].Addresses) && len(without(was, is)) == 0
 	}
 	switch {
 	case same:

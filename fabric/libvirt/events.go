@@ -32,12 +32,12 @@ func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
 	switch {
 	case what == over && !described:
 		// The agent may know it, from before its description was taken away.
-		s.box.Put(fabric.Desired{VM: bare(e.Dom), State: fabric.Absent, Since: time.Now()})
+		s.touch(c, e.Dom, job{ended: true})
 	case what == nothing, foreign && what != begin:
-		return
+	default:
+		s.cutover(e.Dom, what)
+		s.touch(c, e.Dom, job{fresh: what == begin})
 	}
-	s.cutover(e.Dom, what)
-	s.touch(c, e.Dom, what == begin)
 }
 
 // past notes that a life of a domain is over: what the guest was in it says
@@ -78,20 +78,21 @@ type job struct {
 	asked time.Time        // when libvirt was asked; zero while that waits for its turn
 	again bool             // there was more news meanwhile
 	fresh bool             // the XML is to be read
+	ended bool             // one that nothing describes: only whether it is off is of interest
 }
 
 // touch has a domain looked at. Each domain has one who looks, and never two:
 // whatever happens while he does is one more look. Domains do not wait for one
 // another.
-func (s *Source) touch(c *conn, dom golibvirt.Domain, fresh bool) {
+func (s *Source) touch(c *conn, dom golibvirt.Domain, news job) {
 	c.mu.Lock()
 	j, busy := c.jobs[dom.UUID]
 	if busy {
-		j.dom, j.again, j.fresh = dom, true, j.fresh || fresh
+		j.dom, j.again, j.fresh, j.ended = dom, true, j.fresh || news.fresh, j.ended || news.ended
 		c.mu.Unlock()
 		return
 	}
-	j = &job{dom: dom, fresh: fresh}
+	j = &job{dom: dom, fresh: news.fresh, ended: news.ended}
 	c.jobs[dom.UUID] = j
 	c.mu.Unlock()
 	c.start(func() { s.work(c, j) })
@@ -111,11 +112,13 @@ func (s *Source) work(c *conn, j *job) {
 			return
 		}
 		c.mu.Lock()
-		dom, fresh := j.dom, j.fresh
-		j.asked, j.again, j.fresh = time.Now(), false, false
+		dom, fresh, ended := j.dom, j.fresh, j.ended
+		j.asked, j.again, j.fresh, j.ended = time.Now(), false, false, false
 		c.mu.Unlock()
 
-		s.follow(c, dom, fresh)
+		if !ended || !s.ended(c, dom) {
+			s.follow(c, dom, fresh)
+		}
 		release()
 
 		c.mu.Lock()
@@ -147,6 +150,17 @@ func (s *Source) follow(c *conn, dom golibvirt.Domain, fresh bool) {
 		}
 		s.box.Put(d)
 	}
+}
+
+// ended tells that a domain which nothing describes is off, if it is.
+func (s *Source) ended(c *conn, dom golibvirt.Domain) bool {
+	gone := fabric.Desired{VM: bare(dom), State: fabric.Absent, Since: time.Now()}
+	state, reason, err := c.lv.DomainGetState(dom, 0)
+	if !isNoDomain(err) && (err != nil || phaseOf(state, reason) != off) {
+		return false
+	}
+	s.box.Put(gone)
+	return true
 }
 
 // vanished tells that a domain is gone so thoroughly that libvirt cannot say

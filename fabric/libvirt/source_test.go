@@ -296,6 +296,8 @@ func TestGuestWithoutMetadataIsNotGone(t *testing.T) {
 	assert.Empty(t, got[0].VM.NICs)
 	assert.Zero(t, got[0].State, "nothing is known of it")
 	assert.Zero(t, again.Status().Guests)
+	d.event("web", golibvirt.DomainEventStopped, 0) // of its life before
+	requireQuiet(t, again)
 	d.set("web", shutoff, 1, "")
 	d.event("web", golibvirt.DomainEventStopped, 0)
 	gone := requireNext(t, again, "web", fabric.Absent)
