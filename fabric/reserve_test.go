@@ -113,7 +113,7 @@ func TestAddressesOfAChangeThatCannotBeUndone(t *testing.T) {
 		c.refuses(c.old)
 		c.refuses(c.new) // nobody knows whether its port has it
 		c.dataplane.Fail("wire web_net0", nil)
-		moment()
+		time.Sleep(5 * time.Second) // until it is tried again
 		c.refuses(c.old)
 		c.admits(c.new)
 		c.holds(want{guest("web", c.old), fabric.Live})
@@ -194,7 +194,7 @@ func TestPortsOfAChange(t *testing.T) {
 				n.speaker.Fail("withdraw", errors.New("the speaker is gone"))
 				require.Error(t, n.Apply(t.Context(), one, fabric.Live))
 				n.speaker.Fail("withdraw", nil)
-				moment()
+				time.Sleep(5 * time.Second)
 				n.holds(want{two, fabric.Live})
 				n.apply(one, fabric.Live)
 				n.holds(want{one, fabric.Live})
