@@ -12,6 +12,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/vmfabric/vmfabric/fabric/internal/reservation"
 )
 
 // Config is what an [Agent] cannot do without.
@@ -67,7 +69,7 @@ type Agent struct {
 
 	mu       sync.Mutex // guards what follows, for moments only
 	guests   map[string]*guest
-	claims   *claims
+	reserved *reservation.Table   // prefixes and port names, by guest
 	handled  map[string]time.Time // when the last request about a guest was taken up, also one that is gone
 	expected map[string]time.Time // incoming migrations, announced before anything else of them
 	// lingering are the prefixes of guests that have left, and until when packets
@@ -90,6 +92,7 @@ type guest struct {
 	announced bool   // the speaker has the prefixes of all NICs that are not down
 	stand     stands // as last looked at
 	told      told   // to the observers
+	differs   string // what its hypervisor says of it now, where that is not what it started with
 	trouble   error  // why it is not as it is wanted
 
 	has       bool      // it is announced, and claimed of the other nodes
@@ -127,11 +130,10 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		log: slog.New(slog.DiscardHandler), began: time.Now(),
 		wake:   make(chan struct{}, 1),
 		guests: map[string]*guest{}, handled: map[string]time.Time{}, expected: map[string]time.Time{},
-		ailments: map[string]string{}, unlisted: map[string]bool{}, unknown: map[string]string{},
+		reserved: reservation.New(), ailments: map[string]string{}, unlisted: map[string]bool{}, unknown: map[string]string{},
 		lingering: map[netip.Prefix]time.Time{}, unsettled: map[string]bool{}, met: map[string]bool{}, restarts: map[string]bool{},
 		questions: make(chan struct{}, maxQuestions), peers: newPeers(),
 	}
-	a.claims = newClaims(&a.cluster)
 	a.moves.ended = make(chan struct{}, 1)
 	a.mover, _ = cfg.Dataplane.(Mover)
 	for _, o := range opts {
@@ -170,7 +172,7 @@ func (a *Agent) Apply(ctx context.Context, vm VM, s State) error {
 // cutover, which its [Source] reports. On an error the guest stays wanted and
 // the agent keeps trying.
 func (a *Agent) Started(ctx context.Context, vm VM) error {
-	return a.bring(ctx, vm, request{settle: func(prev Desired, known, incoming bool) (State, bool) {
+	return a.bring(ctx, vm, request{runs: true, settle: func(prev Desired, known, incoming bool) (State, bool) {
 		if incoming || known && prev.Incoming {
 			return Wired, true
 		}
@@ -233,6 +235,8 @@ type request struct {
 	settle func(prev Desired, known, incoming bool) (State, bool) // what is wanted, given what was
 	undo   bool                                                   // on an error, put things back as they were
 	anew   bool                                                   // a start, or the user's word: that it was lost to another node is past
+	runs   bool                                                   // it runs already, so it keeps what it started with
+	run    string                                                 // see [Desired.Run]; empty: as before, unless anew
 	asOf   time.Time                                              // when the wish was true; zero: now
 }
 
@@ -242,6 +246,9 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	began := time.Now()
 	if a.outdated(vm.Name, r.asOf) {
 		return nil // something newer was asked of this guest since the source looked
+	}
+	if r.runs {
+		vm = a.asStarted(vm)
 	}
 	vm, err := a.resolve(ctx, vm)
 	if a.outdated(vm.Name, r.asOf) {
@@ -262,7 +269,7 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	// One that runs on another node moves, although nobody announced it: the hook
 	// did, to an agent that was being restarted. Its source says when it runs here.
 	incoming = incoming && time.Since(expectedAt) < expectation || other.same && !known && a.tells(vm.Origin)
-	d := Desired{VM: vm, Since: began, Boot: a.boot}
+	d := Desired{VM: vm, Run: r.run, Since: began, Boot: a.boot}
 	d.State, d.Incoming = r.settle(prev, known, incoming)
 	if known {
 		d.Generation, d.Unreleased, d.Acquired = prev.Generation, prev.Unreleased, prev.Acquired
@@ -273,6 +280,8 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	}
 	if r.anew {
 		d.Lost, d.LostGuest, d.Standby = "", "", false
+	} else {
+		d.Run = cmp.Or(r.run, prev.Run)
 	}
 	if other.node != "" && !other.same {
 		d.Lost, d.LostGuest, d.Standby = other.node, other.vm, false
@@ -282,8 +291,6 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	}
 	if err == nil {
 		delete(a.expected, vm.Name)
-		a.claims.drop(prev.VM)
-		a.claims.take(vm)
 		g := a.guests[vm.Name]
 		if g == nil {
 			g = &guest{want: d}
@@ -293,6 +300,9 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 		g.came = d.Incoming || g.came && d.State == Live
 		g.ready = g.ready && d.Incoming
 		g.acquires(&d, prev)
+		if r.anew {
+			g.differs = ""
+		}
 		a.claim(g, &d, g.stand)
 		a.recovered(vm)
 	}
@@ -334,12 +344,19 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	return nil
 }
 
-// admit checks a guest against the rules and the other guests. a.mu is held.
+// admit checks a guest against the rules and the other guests, and reserves
+// what it asks for. a.mu is held.
 func (a *Agent) admit(d Desired, known bool) error {
 	if a.draining() && !known {
 		return a.drainRefusal()
 	}
-	return a.claims.check(d.VM)
+	if err := d.VM.complete(); err != nil {
+		return err
+	}
+	if err := a.cluster.Permits(d.VM); err != nil {
+		return err
+	}
+	return a.reserve(d.VM)
 }
 
 // raise makes the guest as d says, where it was as prev says (zero when it was
@@ -356,7 +373,8 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 	ports := a.portsOf(d)
 	live := d.announced()
 	var announce []Route
-	quiet := without(prev.VM.Prefixes(), d.VM.Prefixes())
+	holds := a.holds(d.VM)
+	quiet := without(holds.Prefixes, d.VM.Prefixes())
 	for i, p := range ports {
 		for _, prefix := range p.NIC.Prefixes() {
 			if live && st[i] != down {
@@ -369,7 +387,7 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 	if err := a.withdraw(ctx, vm, quiet); err != nil {
 		return err
 	}
-	if gone := without(portNames(prev.VM), portNames(d.VM)); len(gone) > 0 {
+	if gone := without(holds.Ports, portNames(d.VM)); len(gone) > 0 {
 		if err := a.dataplane.Remove(ctx, gone...); err != nil {
 			return fmt.Errorf("remove %s: %w", gone[0], err)
 		}
@@ -408,6 +426,7 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 		a.log.Debug("announced", "vm", vm, "prefix", announce[0].Prefix, "prefixes", len(announce), "took", time.Since(began))
 		a.tellMoved(d)
 	}
+	a.keepOnly(d.VM)
 	a.tellRaised(d, announce)
 	return nil
 }
@@ -418,10 +437,6 @@ func (a *Agent) undo(ctx context.Context, d, prev Desired, known bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	if known {
-		a.mu.Lock()
-		a.claims.drop(d.VM)
-		a.claims.take(prev.VM)
-		a.mu.Unlock()
 		err := a.store.Put(ctx, prev)
 		if err == nil {
 			err = a.raise(ctx, prev, d)
@@ -512,22 +527,23 @@ func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 func (a *Agent) lower(ctx context.Context, d Desired) error {
 	vm := d.VM.Name
 	a.ends(d)
-	if err := a.withdraw(ctx, vm, d.VM.Prefixes()); err != nil {
+	holds := a.holds(d.VM)
+	if err := a.withdraw(ctx, vm, holds.Prefixes); err != nil {
 		return err
 	}
 	a.cancel(d)
 	a.release(d)
 	began := time.Now()
-	if err := a.dataplane.Remove(ctx, portNames(d.VM)...); err != nil {
+	if err := a.dataplane.Remove(ctx, holds.Ports...); err != nil {
 		return fmt.Errorf("remove %s: %w", PortName(vm, 0), err)
 	}
 	a.log.Debug("unwired", "vm", vm, "port", PortName(vm, 0), "took", time.Since(began))
-	a.tellDetached(d.VM, portNames(d.VM)...)
+	a.tellDetached(d.VM, holds.Ports...)
 	if err := a.store.Delete(ctx, vm); err != nil {
 		return fmt.Errorf("forget: %w", err)
 	}
 	a.mu.Lock()
-	a.claims.drop(d.VM)
+	a.reserved.Keep(vm, reservation.Set{})
 	if g := a.guests[vm]; g != nil {
 		a.gone(g)
 	}

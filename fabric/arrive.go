@@ -39,7 +39,7 @@ func (a *Agent) ready(d Desired) {
 // was started: it runs here, whatever its hypervisor has said.
 func (a *Agent) heardAt(ctx context.Context, port string) {
 	a.mu.Lock()
-	name := a.claims.ports[port]
+	name, _ := a.reserved.PortHolder(port)
 	g := a.guests[name]
 	arriving := g != nil && g.want.State == Wired && g.want.Incoming
 	var vm VM

@@ -48,7 +48,9 @@ type Source interface {
 	Name() string // what [VM.Origin] of its guests says
 	// Guests lists all guests of ours that run here now. Absent ones are not
 	// listed; one that runs but cannot be described is listed with the zero
-	// State, so that nobody takes it for gone. It returns an error in bounded
+	// State, so that nobody takes it for gone, and so is every other that runs
+	// here and that nothing says to be ours: it may be one whose description was
+	// taken away. It returns an error in bounded
 	// time when the hypervisor does not answer; one that is os.ErrNotExist says
 	// that this machine has no such hypervisor.
 	Guests(ctx context.Context) ([]Desired, error)
@@ -70,7 +72,8 @@ type Restarter interface {
 // Change is something that happened to a guest.
 type Change struct {
 	// Guest as it is after the event. Its Since is the time just before its
-	// state was read, so that late news cannot undo newer.
+	// state was read, so that late news cannot undo newer. Without NICs it is one
+	// that is not described any more.
 	Guest Desired
 	Lost  bool // changes may have been missed; Guest is empty
 }

@@ -269,7 +269,7 @@ func (a *Agent) concerned(ps []netip.Prefix) []string {
 	defer a.mu.Unlock()
 	var vms []string
 	for _, p := range ps {
-		if vm, taken := a.claims.prefixes[p]; taken && !slices.Contains(vms, vm) {
+		if vm, taken := a.reserved.Holder(p); taken && !slices.Contains(vms, vm) {
 			vms = append(vms, vm)
 		}
 	}

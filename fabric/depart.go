@@ -284,7 +284,8 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 	var idle []string
 	a.mu.Lock()
 	for _, p := range diverted {
-		if g := a.guests[a.claims.prefixes[p]]; g != nil && (g.want.Leaving || g.departure.diverted) {
+		holder, _ := a.reserved.Holder(p)
+		if g := a.guests[holder]; g != nil && (g.want.Leaving || g.departure.diverted) {
 			continue
 		}
 		until, known := a.lingering[p]

@@ -104,10 +104,14 @@ func (a *Agent) tellDetached(vm VM, names ...string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	g, e := a.guests[vm.Name], Event{Kind: Detached}
+	behind := map[string][]netip.Prefix{}
 	for _, p := range vm.Ports(&a.cluster) {
-		if slices.Contains(names, p.Name) && g.told.ports[p.Name] {
-			delete(g.told.ports, p.Name)
-			e.Ports, e.Prefixes = append(e.Ports, p.Name), append(e.Prefixes, p.NIC.Prefixes()...)
+		behind[p.Name] = p.NIC.Prefixes()
+	}
+	for _, name := range names {
+		if g.told.ports[name] {
+			delete(g.told.ports, name)
+			e.Ports, e.Prefixes = append(e.Ports, name), append(e.Prefixes, behind[name]...)
 		}
 	}
 	if len(e.Ports) > 0 {

@@ -199,7 +199,7 @@ func (a *Agent) holder(n Notice) Answer {
 	defer a.mu.Unlock()
 	var itself Answer
 	for _, p := range n.Prefixes {
-		for _, vm := range a.claims.holders(p) {
+		for _, vm := range a.reserved.Holders(p) {
 			g := a.guests[vm]
 			if g == nil || !g.want.owned() || !g.has {
 				continue
@@ -214,35 +214,12 @@ func (a *Agent) holder(n Notice) Answer {
 	return itself
 }
 
-// holders lists who has a prefix, one around it or one inside it.
-func (c *claims) holders(p netip.Prefix) (vms []string) {
-	if vm, held := c.prefixes[p]; held {
-		vms = append(vms, vm)
-	}
-	for bits := range c.lengths {
-		if bits < p.Bits() && bits <= p.Addr().BitLen() {
-			around, _ := p.Addr().Prefix(bits)
-			if vm, held := c.prefixes[around]; held {
-				vms = add(vms, vm)
-			}
-		}
-	}
-	if !p.IsSingleIP() {
-		for _, q := range slices.SortedFunc(maps.Keys(c.prefixes), netip.Prefix.Compare) {
-			if p.Overlaps(q) {
-				vms = add(vms, c.prefixes[q])
-			}
-		}
-	}
-	return vms
-}
-
 // overlapping lists the guests here that have any of the prefixes, or part of one.
 func (a *Agent) overlapping(ps []netip.Prefix) (vms []string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, p := range ps {
-		for _, vm := range a.claims.holders(p) {
+		for _, vm := range a.reserved.Holders(p) {
 			vms = add(vms, vm)
 		}
 	}
@@ -342,7 +319,7 @@ func (a *Agent) contests() (lines []string) {
 		}
 	}
 	for at, r := range a.peers.strays {
-		if a.claims.prefixes[at.prefix] == "" {
+		if _, held := a.reserved.Holder(at.prefix); !held {
 			continue
 		}
 		lines = append(lines, fmt.Sprintf(

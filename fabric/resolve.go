@@ -44,7 +44,7 @@ func (a *Agent) resolve(ctx context.Context, vm VM) (VM, error) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if err := a.claims.check(asked); err != nil {
+	if err := a.acceptable(asked); err != nil {
 		return vm, unanswered{fmt.Errorf("the resolver answered wrong: %w", err)}
 	}
 	return asked, nil
@@ -171,7 +171,8 @@ func (a *Agent) asks(d Desired) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	_, have := a.answered(d.VM)
-	return !have
+	as, _, _ := a.described(d)
+	return !have && as.VM.Unresolved()
 }
 
 // unresolve notes guests that a source says run here and that nobody has

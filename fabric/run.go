@@ -91,15 +91,14 @@ func (a *Agent) adopt(d Desired, there map[string]bool) {
 		a.noPrune = true
 		return
 	}
-	if err := a.claims.free(d.VM); err != nil {
+	if err := a.reserve(d.VM); err != nil {
 		a.ailments["guest "+name] = fmt.Sprintf("guest %s: %v", name, err)
 		a.noPrune = true
 		return
 	}
-	if err := a.claims.permit(d.VM); err != nil {
+	if err := a.cluster.Permits(d.VM); err != nil {
 		a.ailments["guest "+name] = fmt.Sprintf("guest %s: %v (it keeps what it had until it is detached)", name, err)
 	}
-	a.claims.take(d.VM)
 	d.Leaving = false // the source says if it is so still
 	a.adoptOwnership(&d)
 	a.guests[name] = &guest{want: d, told: a.toldBefore(d, there), has: d.owned() && d.Generation > 0, came: d.Incoming || d.VM.Origin != "" && len(d.Unreleased) > 0, kept: true}
@@ -135,13 +134,16 @@ func (a *Agent) adoptOrphans(ports []PortState) {
 	}
 	for _, vm := range sortedKeys(orphans) {
 		d := *orphans[vm]
-		if err := errors.Join(validateKnownName(vm), d.VM.validateNICs(), a.claims.free(d.VM)); err != nil {
+		err := errors.Join(validateKnownName(vm), d.VM.validateNICs())
+		if err == nil {
+			err = a.reserve(d.VM)
+		}
+		if err != nil {
 			a.ailments["guest "+vm] = fmt.Sprintf("port %s is ours, but nothing says what guest %s is: %s; attach the guest, or remove the link", PortName(vm, 0), vm, oneLine(err))
 			a.noPrune = true
 			continue
 		}
 		a.ailments["guest "+vm] = fmt.Sprintf("guest %s: no state is kept of it, its port was taken over as it is; attach it, or detach it", vm)
-		a.claims.take(d.VM)
 		a.guests[vm] = &guest{want: d, told: a.toldBefore(d, there)}
 		a.log.Warn("port without state taken over", "vm", vm, "state", d.State)
 	}
@@ -278,12 +280,12 @@ func (a *Agent) prune(ctx context.Context, pl plan) bool {
 	var routes []netip.Prefix
 	a.mu.Lock()
 	for _, p := range pl.ports {
-		if _, claimed := a.claims.ports[p.Name]; !claimed && locked[p.VM] {
+		if _, held := a.reserved.PortHolder(p.Name); !held && locked[p.VM] {
 			ports = append(ports, p.Name)
 		}
 	}
 	for _, r := range pl.routes {
-		if _, claimed := a.claims.prefixes[r]; !claimed {
+		if _, held := a.reserved.Holder(r); !held {
 			routes = append(routes, r)
 		}
 	}
@@ -406,6 +408,9 @@ func (a *Agent) reconcile(ctx context.Context, source string, guests []Desired, 
 	listed := map[string]bool{}
 	var unresolved []Desired
 	for _, d := range guests {
+		if d.State == 0 && !a.undescribed(d) {
+			continue
+		}
 		listed[d.VM.Name] = true
 		if d.Since.IsZero() {
 			d.Since = began
@@ -445,17 +450,24 @@ func (a *Agent) reconcile(ctx context.Context, source string, guests []Desired, 
 // says that it is gone; going down in steps is for the hooks.
 func (a *Agent) heed(ctx context.Context, d Desired) {
 	name := d.VM.Name
+	if a.outdated(name, d.Since) {
+		return
+	}
 	a.mu.Lock()
 	g, known := a.guests[name]
 	d.VM, _ = a.answered(d.VM)
+	d, about := a.describedAs(d)
 	same := known && g.want.State >= d.State && g.trouble == nil && sameVM(g.want.VM, d.VM) && (d.State != Live || !g.want.Incoming)
-	ours := known && g.want.VM.Origin == d.VM.Origin
+	ours := known && g.want.VM.Origin == d.VM.Origin && (d.State != Absent || g.want.VM.isOf(d.VM))
+	if same && d.Run != "" {
+		g.want.Run = d.Run
+	}
 	live := ours && g.want.State == Live
 	leaving, arriving := live && g.want.Leaving, ours && g.want.State == Wired && g.want.Incoming
 	a.mu.Unlock()
 	var err error
 	switch {
-	case a.outdated(name, d.Since):
+	case !about:
 		return
 	case d.State == Absent:
 		if ours {
@@ -477,7 +489,7 @@ func (a *Agent) heed(ctx context.Context, d Desired) {
 	case arriving && d.State == Live:
 		a.run(ctx, d.VM, d.Since, d.VM.Origin)
 	default:
-		err = a.bring(ctx, d.VM, request{asOf: d.Since, settle: func(prev Desired, known, incoming bool) (State, bool) {
+		err = a.bring(ctx, d.VM, request{asOf: d.Since, run: d.Run, settle: func(prev Desired, known, incoming bool) (State, bool) {
 			if d.State == Live || known && prev.State == Live {
 				return Live, false
 			}

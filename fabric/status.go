@@ -158,7 +158,7 @@ func (g *guest) troubleText(node string) string {
 	case g.want.Lost != "" && g.want.State == Live:
 		return lostText(g.want, node)
 	default:
-		return ""
+		return g.differs
 	}
 	return strings.ReplaceAll(g.trouble.Error(), "\n", "; ")
 }

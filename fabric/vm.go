@@ -128,8 +128,13 @@ type Desired struct {
 	// Acquired is since when the guest has its addresses without a break, on
 	// whichever node it ran: see [Notice].
 	Acquired time.Time `json:"acquired,omitzero"`
-	Since    time.Time `json:"since"`          // when State last changed
-	Boot     string    `json:"boot,omitempty"` // the boot of the machine in which it was wanted
+	// Run names this run of the guest, where its hypervisor tells one from another
+	// and does not change what a guest has in the middle of one: until the next,
+	// the guest keeps what it started with, whatever its description says. Empty:
+	// it is not known, or, from a [Source], a description counts at once.
+	Run   string    `json:"run,omitempty"`
+	Since time.Time `json:"since"`          // when State last changed
+	Boot  string    `json:"boot,omitempty"` // the boot of the machine in which it was wanted
 }
 
 // announced reports whether the guest is to be announced.

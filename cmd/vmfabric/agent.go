@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -168,7 +169,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		return err
 	}
 	group.Go(func() error { return agent.Run(ctx) })
-	group.Go(func() error { return hooks.Serve(ctx, listener, agent, log) })
+	group.Go(func() error { return hooks.Serve(ctx, listener, heard(agent, sources), log) })
 	log.Info("ready", "cluster", cluster.Name, "node", node.Name, "socket", socket, "version", version)
 	notify(log, daemon.SdNotifyReady)
 	<-ctx.Done()
@@ -193,7 +194,9 @@ func (f agentFlags) sources(dataplane *kernel.Dataplane, log *slog.Logger) (all 
 		return flag
 	}
 	if f.libvirt != "off" {
-		all = append(all, libvirt.New(libvirt.Config{Socket: path(f.libvirt), Logger: log}))
+		all = append(all, libvirt.New(libvirt.Config{
+			Socket: path(f.libvirt), Logger: log, Hooks: libvirt.DefaultHooks, Proof: filepath.Join(f.state, "libvirt-hook"),
+		}))
 	}
 	if f.lxd != "off" {
 		all = append(all, lxd.New(lxd.Config{Socket: path(f.lxd), Logger: log, Links: dataplane.Links()}))

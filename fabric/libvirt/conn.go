@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -43,6 +44,8 @@ type conn struct {
 	slots chan struct{}
 	lists chan struct{}
 	wg    sync.WaitGroup // of every goroutine that uses the conn
+
+	version atomic.Uint64 // of libvirt: 9,000,000 is 9.0.0; zero: not known yet
 
 	mu     sync.Mutex
 	why    error // that it was dropped

@@ -12,29 +12,31 @@ import (
 
 // hear takes up an event. It only sets things going: the next event waits.
 func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
-	event := golibvirt.DomainEventType(e.Event)
-	if event == golibvirt.DomainEventDefined && e.Dom.ID < 0 {
-		return // it does not run
-	}
-	// What runs is as it was started; a new definition waits for the next start.
-	fresh := event == golibvirt.DomainEventStarted
+	what := stepOf(e.Event, e.Detail)
 	s.mu.Lock()
 	s.lastEvent = time.Now()
 	foreign := s.foreign[e.Dom.UUID]
-	switch {
-	case event == golibvirt.DomainEventStopped:
+	_, bad := s.bad[e.Dom.UUID]
+	described := s.known[e.Dom.UUID] != nil || !foreign && !bad
+	switch what {
+	case over:
 		s.past(e.Dom)
-	case event == golibvirt.DomainEventStarted:
+	case begin:
 		s.begun[e.Dom.UUID] = e.Dom.ID
 	}
-	if event == golibvirt.DomainEventStopped || event == golibvirt.DomainEventUndefined || event == golibvirt.DomainEventStarted {
+	if what == begin || what == over {
 		delete(s.foreign, e.Dom.UUID)
 	}
 	s.mu.Unlock()
 	s.log.Debug("libvirt event", "vm", e.Dom.Name, "event", e.Event, "detail", e.Detail)
-	s.cutover(e)
-	if !foreign || fresh {
-		s.touch(c, e.Dom, fresh)
+	switch {
+	case what == over && !described:
+		// The agent may know it, from before its description was taken away.
+		s.touch(c, e.Dom, job{ended: true})
+	case what == nothing, foreign && what != begin:
+	default:
+		s.cutover(e.Dom, what)
+		s.touch(c, e.Dom, job{fresh: what == begin})
 	}
 }
 
@@ -55,29 +57,19 @@ const noLife = -2
 // cutover tells at once that a guest stopped for its migration, or that it runs:
 // every packet to it waits for that. What libvirt answers to a question, a
 // millisecond later or a hundred, is told besides.
-func (s *Source) cutover(e golibvirt.DomainEventLifecycleMsg) {
-	leaves := leaving(e)
-	if !leaves && golibvirt.DomainEventType(e.Event) != golibvirt.DomainEventResumed {
+func (s *Source) cutover(dom golibvirt.Domain, what step) {
+	if what != arrive && what != goOn && what != leave {
 		return
 	}
 	s.mu.Lock()
-	last := s.known[e.Dom.UUID]
+	last := s.known[dom.UUID]
 	s.mu.Unlock()
-	if last == nil || last.id != e.Dom.ID || leaves && last.as.state != fabric.Live {
+	if last == nil || last.id != dom.ID || what != arrive && last.as.state != fabric.Live {
 		return // of another life of the domain, or of its arrival
 	}
-	d := fabric.Desired{VM: last.vm, State: fabric.Live, Leaving: leaves, Since: time.Now()}
-	s.remember(e.Dom, d)
+	d := fabric.Desired{VM: last.vm, State: fabric.Live, Leaving: what == leave, Run: runOf(dom), Since: time.Now()}
+	s.remember(dom, d)
 	s.box.Put(d)
-}
-
-// leaving tells whether a domain was stopped so that it goes on elsewhere.
-func leaving(e golibvirt.DomainEventLifecycleMsg) bool {
-	if golibvirt.DomainEventType(e.Event) != golibvirt.DomainEventSuspended {
-		return false
-	}
-	detail := golibvirt.DomainEventSuspendedDetailType(e.Detail)
-	return detail == golibvirt.DomainEventSuspendedMigrated || detail == golibvirt.DomainEventSuspendedPostcopy
 }
 
 // job is the work on the news of one domain.
@@ -86,20 +78,21 @@ type job struct {
 	asked time.Time        // when libvirt was asked; zero while that waits for its turn
 	again bool             // there was more news meanwhile
 	fresh bool             // the XML is to be read
+	ended bool             // one that nothing describes: only whether it is off is of interest
 }
 
 // touch has a domain looked at. Each domain has one who looks, and never two:
 // whatever happens while he does is one more look. Domains do not wait for one
 // another.
-func (s *Source) touch(c *conn, dom golibvirt.Domain, fresh bool) {
+func (s *Source) touch(c *conn, dom golibvirt.Domain, news job) {
 	c.mu.Lock()
 	j, busy := c.jobs[dom.UUID]
 	if busy {
-		j.dom, j.again, j.fresh = dom, true, j.fresh || fresh
+		j.dom, j.again, j.fresh, j.ended = dom, true, j.fresh || news.fresh, j.ended || news.ended
 		c.mu.Unlock()
 		return
 	}
-	j = &job{dom: dom, fresh: fresh}
+	j = &job{dom: dom, fresh: news.fresh, ended: news.ended}
 	c.jobs[dom.UUID] = j
 	c.mu.Unlock()
 	c.start(func() { s.work(c, j) })
@@ -119,11 +112,13 @@ func (s *Source) work(c *conn, j *job) {
 			return
 		}
 		c.mu.Lock()
-		dom, fresh := j.dom, j.fresh
-		j.asked, j.again, j.fresh = time.Now(), false, false
+		dom, fresh, ended := j.dom, j.fresh, j.ended
+		j.asked, j.again, j.fresh, j.ended = time.Now(), false, false, false
 		c.mu.Unlock()
 
-		s.follow(c, dom, fresh)
+		if !ended || !s.ended(c, dom) {
+			s.follow(c, dom, fresh)
+		}
 		release()
 
 		c.mu.Lock()
@@ -155,6 +150,17 @@ func (s *Source) follow(c *conn, dom golibvirt.Domain, fresh bool) {
 		}
 		s.box.Put(d)
 	}
+}
+
+// ended tells that a domain which nothing describes is off, if it is.
+func (s *Source) ended(c *conn, dom golibvirt.Domain) bool {
+	gone := fabric.Desired{VM: bare(dom), State: fabric.Absent, Since: time.Now()}
+	state, reason, err := c.lv.DomainGetState(dom, 0)
+	if !isNoDomain(err) && (err != nil || phaseOf(state, reason) != off) {
+		return false
+	}
+	s.box.Put(gone)
+	return true
 }
 
 // vanished tells that a domain is gone so thoroughly that libvirt cannot say

@@ -51,6 +51,10 @@ func (s *Source) once(ctx context.Context) (connected bool, err error) {
 	if err := c.subscribe(subscribing, func(e golibvirt.DomainEventLifecycleMsg) { s.hear(c, e) }); err != nil {
 		return false, &silence{c.path, err}
 	}
+	if err := c.call(subscribing, c.askVersion); err != nil {
+		return false, &silence{c.path, err}
+	}
+	s.hookProblem(c) // that it knows the hook is noted before the hook is replaced
 	s.mu.Lock()
 	s.conn, s.since, s.was, s.outage = c, time.Now(), true, ""
 	s.mu.Unlock()
@@ -78,15 +82,19 @@ func (s *Source) watch(ctx context.Context, c *conn) error {
 		case <-ticker.C:
 		}
 		pinging, cancel := context.WithTimeout(ctx, s.times.call)
-		err := c.call(pinging, func() error {
-			_, err := c.lv.ConnectGetLibVersion()
-			return err
-		})
+		err := c.call(pinging, c.askVersion)
 		cancel()
 		if err != nil {
 			return err
 		}
 	}
+}
+
+// askVersion asks for what any libvirtd that is alive answers.
+func (c *conn) askVersion() error {
+	version, err := c.lv.ConnectGetLibVersion()
+	c.version.Store(version)
+	return err
 }
 
 // silent notes why there is no connection.

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
-	"strings"
 )
 
 // silence is that nobody answers on a socket.
@@ -19,10 +17,7 @@ func (e *silence) Error() string { return e.since("") }
 
 // since says for how long: " since 12:03:04".
 func (e *silence) since(when string) string {
-	daemon, _, _ := strings.Cut(filepath.Base(e.path), "-")
-	if daemon == "libvirt" {
-		daemon = "libvirtd"
-	}
+	daemon := daemonOf(e.path)
 	way := "start " + daemon
 	switch {
 	case errors.Is(e.err, fs.ErrPermission):

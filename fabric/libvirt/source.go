@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -32,6 +33,12 @@ type Config struct {
 	// /run/libvirt/virtqemud-sock and /run/libvirt/libvirt-sock that answers.
 	Socket string
 	Logger *slog.Logger // nil: silent
+	// Hooks is where libvirtd has its hooks, see [DefaultHooks]. Diagnose tells
+	// then when it does not know the fabric's. Empty: nobody looks.
+	Hooks string
+	// Proof is a file in which it is noted that a libvirtd knows the hook: when
+	// the hook is replaced, that is all that tells. Empty: it is not kept.
+	Proof string
 }
 
 // Source follows the domains of one libvirtd. [Source.Run] holds the
@@ -52,6 +59,10 @@ type Source struct {
 	begun     map[golibvirt.UUID]int32 // libvirt's number of a life whose beginning was heard
 	foreign   map[golibvirt.UUID]bool  // active, and none of our business
 	bad       map[golibvirt.UUID]string
+
+	hooks, proof string
+	hookCalled   time.Time
+	proven       string // the libvirtd that knows the hook
 }
 
 var (
@@ -61,7 +72,8 @@ var (
 	_ fabric.Diagnoser      = (*Source)(nil)
 )
 
-// sighting is a guest of ours as it was last seen running.
+// sighting is a guest of ours as it was last seen running. One whose
+// <fabric:vm> was taken away meanwhile has no NICs.
 type sighting struct {
 	vm fabric.VM
 	as standing
@@ -88,6 +100,7 @@ func New(cfg Config) *Source {
 		times: times{call: 10 * time.Second, ping: 5 * time.Second, retryMin: 500 * time.Millisecond, retryMax: 5 * time.Second},
 		since: time.Now(), known: map[golibvirt.UUID]*sighting{}, begun: map[golibvirt.UUID]int32{},
 		foreign: map[golibvirt.UUID]bool{}, bad: map[golibvirt.UUID]string{},
+		hooks: cfg.Hooks, proof: cfg.Proof, proven: recallProof(cfg.Proof),
 	}
 }
 
@@ -100,7 +113,7 @@ func (s *Source) Name() string { return domxml.Origin }
 func (s *Source) Changes() <-chan fabric.Change { return s.box.Out() }
 
 // Guests implements [fabric.Source]: the active domains of ours, each with the
-// time at which its state was read in Since. It works without Run too, over a
+// time at which its state was read in Since, and the names of all others. It works without Run too, over a
 // connection of its own. It waits no longer than 10 s: libvirt does not list
 // its domains while a hook runs. A domain whose <fabric:vm> cannot be read is
 // listed as it was when it could be; if it never could, it is not listed, and
@@ -143,8 +156,16 @@ func (s *Source) Status() fabric.SourceStatus {
 // problem on a node where there never was one.
 func (s *Source) Diagnose() []string {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	c := s.conn
+	s.mu.Unlock()
 	var problems []string
+	if c != nil {
+		if text := s.hookProblem(c); text != "" {
+			problems = append(problems, text)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.conn == nil && s.outage != "" {
 		problems = append(problems, s.outage)
 	}
@@ -218,9 +239,10 @@ func (s *Source) readAll(c *conn) ([]fabric.Desired, error) {
 			return nil, err
 		case ours && d.State != fabric.Absent:
 			guests = append(guests, d)
-		case !ours && s.isBad(dom):
-			// It runs, and nobody can say with what: it must not pass for gone.
-			guests = append(guests, fabric.Desired{VM: fabric.VM{Name: dom.Name, Origin: domxml.Origin}})
+		case !ours:
+			// It runs, and nobody can say with what: should it be a guest that the
+			// agent knows, it must not pass for gone.
+			guests = append(guests, fabric.Desired{VM: bare(dom), Run: runOf(dom)})
 		}
 	}
 	s.mu.Lock()
@@ -232,12 +254,18 @@ func (s *Source) readAll(c *conn) ([]fabric.Desired, error) {
 	return guests, nil
 }
 
-// isBad tells whether a domain of ours has metadata that cannot be read.
-func (s *Source) isBad(dom golibvirt.Domain) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	_, bad := s.bad[dom.UUID]
-	return bad
+// bare is a domain of which nothing says what it has.
+func bare(dom golibvirt.Domain) fabric.VM {
+	u := dom.UUID
+	return fabric.VM{Name: dom.Name, UUID: fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:]), Origin: domxml.Origin}
+}
+
+// runOf names a run of a domain: libvirt numbers them.
+func runOf(dom golibvirt.Domain) string {
+	if dom.ID <= 0 {
+		return ""
+	}
+	return strconv.Itoa(int(dom.ID))
 }
 
 // look reads a domain and remembers what it saw. Unless fresh, the XML of a
@@ -270,7 +298,7 @@ func (s *Source) look(c *conn, dom golibvirt.Domain, fresh bool) (d fabric.Desir
 		}
 	}
 	as := stateOf(state, reason, was)
-	d.State, d.Leaving = as.state, as.leaving
+	d.State, d.Leaving, d.Run = as.state, as.leaving, runOf(dom)
 	s.remember(dom, d)
 	return d, true, nil
 }
@@ -287,7 +315,8 @@ func (s *Source) remember(dom golibvirt.Domain, d fabric.Desired) {
 }
 
 // readVM reads a domain's XML. A guest whose <fabric:vm> cannot be understood
-// is as it was last; one that never could be is not ours, but remembered.
+// is as it was last; one that never could be is not ours, but remembered. One
+// that runs as it did and has none any more is still ours, without NICs.
 func (s *Source) readVM(c *conn, dom golibvirt.Domain, last *sighting) (vm fabric.VM, ours bool, err error) {
 	xml, err := c.lv.DomainGetXMLDesc(dom, 0)
 	if err != nil {
@@ -307,6 +336,10 @@ func (s *Source) readVM(c *conn, dom golibvirt.Domain, last *sighting) (vm fabri
 	s.judge(dom, flaw)
 	switch {
 	case domain.Ours && flaw == nil:
+		return vm, true, nil
+	case flaw == nil && last != nil && last.id == dom.ID:
+		vm = last.vm
+		vm.NICs = nil
 		return vm, true, nil
 	case flaw == nil:
 		s.foreign[dom.UUID] = true

@@ -165,8 +165,19 @@ func TestStateOfADomain(t *testing.T) {
 		"post-copy failed, arriving":    {paused, postcopyFailed, wired, wired},
 		"post-copy failed, nobody knew": {paused, postcopyFailed, unseen, wired},
 		"shutting down":                 {int(golibvirt.DomainShutdown), 0, live, live},
+		"shutting down, arriving":       {int(golibvirt.DomainShutdown), 0, wired, wired},
+		"shutting down, nobody knew":    {int(golibvirt.DomainShutdown), 0, unseen, wired},
+		"shutting down, leaving":        {int(golibvirt.DomainShutdown), 0, left, left},
 		"suspended by the guest":        {int(golibvirt.DomainPmsuspended), 0, live, live},
 		"crashed and kept":              {int(golibvirt.DomainCrashed), 0, live, live},
+		"crashed, arriving":             {int(golibvirt.DomainCrashed), 0, wired, wired},
+		"crashes, arriving":             {paused, int(golibvirt.DomainPausedCrashed), wired, wired},
+		"ends, arriving":                {paused, int(golibvirt.DomainPausedShuttingDown), wired, wired},
+		"cannot be made to run":         {paused, int(golibvirt.DomainPausedAPIError), wired, wired},
+		"a word of a newer libvirt":     {99, 0, wired, wired},
+		"another reason to be paused":   {paused, 99, wired, wired},
+		"another reason to run":         {running, 99, wired, live},
+		"no state":                      {int(golibvirt.DomainNostate), 0, wired, wired},
 		"shut off":                      {shutoff, int(golibvirt.DomainShutoffDestroyed), live, absent},
 	} {
 		assert.Equal(t, c.want, stateOf(int32(c.state), int32(c.reason), c.was), name)
@@ -184,7 +195,7 @@ func TestGuestsAreOursThatRun(t *testing.T) {
 	before := time.Now()
 	got, err := s.Guests(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, map[string]fabric.State{"web": fabric.Live, "in": fabric.Wired, "odd": 0}, states(got), "who runs and cannot be described does not pass for gone")
+	require.Equal(t, map[string]fabric.State{"web": fabric.Live, "in": fabric.Wired, "odd": 0, "other": 0}, states(got), "who runs and cannot be described does not pass for gone")
 	assert.Equal(t, fabric.VM{
 		Name: "web", UUID: "aaaaaaaa-0000-4000-8000-000000000010", Origin: "libvirt", NICs: []fabric.NIC{{
 			Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")},
@@ -245,11 +256,63 @@ func TestGuestThatCannotBeReadAnyMoreStays(t *testing.T) {
 	require.Len(t, got, 1, "it runs, and nobody said that it is not ours")
 	assert.Equal(t, netip.MustParseAddr("203.0.113.10"), got[0].VM.NICs[0].Addresses[0])
 	assert.Len(t, s.Diagnose(), 1)
-	d.set("web", running, 1, foreign("web"))
+	d.set("web", running, 1, ours("web", 10))
 	got, err = s.Guests(t.Context())
 	require.NoError(t, err)
-	assert.Empty(t, got, "its metadata was taken away")
+	assert.Len(t, got[0].VM.NICs, 1)
 	assert.Empty(t, s.Diagnose())
+}
+
+// Its metadata was taken away as it ran: it is still that guest, and what
+// happens to it is told. A source that is new to it knows no more than its name.
+func TestGuestWithoutMetadataIsNotGone(t *testing.T) {
+	d := newDaemon(t).start()
+	d.set("web", running, 1, ours("web", 10))
+	s := follow(t, d)
+	_, err := s.Guests(t.Context())
+	require.NoError(t, err)
+	d.set("web", running, 1, foreign("web"))
+	for range 2 {
+		got, err := s.Guests(t.Context())
+		require.NoError(t, err)
+		require.Len(t, got, 1)
+		assert.Equal(t, fabric.VM{Name: "web", UUID: "aaaaaaaa-0000-4000-8000-000000000010", Origin: "libvirt"}, got[0].VM)
+		assert.Equal(t, fabric.Live, got[0].State)
+		assert.Equal(t, "1", got[0].Run)
+	}
+	d.event("web", golibvirt.DomainEventSuspended, suspendedMigrated)
+	left := requireNext(t, s, "web", fabric.Live)
+	assert.True(t, left.Leaving)
+	assert.Empty(t, left.VM.NICs)
+	d.event("web", golibvirt.DomainEventResumed, resumedUnpaused)
+	requireEventually(t, s, fabric.Live, false)
+
+	again := follow(t, d)
+	got, err := again.Guests(t.Context())
+	require.NoError(t, err)
+	require.Len(t, got, 1)
+	assert.Equal(t, "web", got[0].VM.Name)
+	assert.Len(t, got[0].VM.UUID, 36)
+	assert.Empty(t, got[0].VM.NICs)
+	assert.Zero(t, got[0].State, "nothing is known of it")
+	assert.Zero(t, again.Status().Guests)
+	d.event("web", golibvirt.DomainEventStopped, 0) // of its life before
+	requireQuiet(t, again)
+	d.set("web", shutoff, 1, "")
+	d.event("web", golibvirt.DomainEventStopped, 0)
+	gone := requireNext(t, again, "web", fabric.Absent)
+	assert.Equal(t, got[0].VM, gone.VM)
+	requireEventually(t, s, fabric.Absent, false)
+
+	t.Run("and its next life is a stranger's", func(t *testing.T) {
+		d.set("web", running, 1, "")
+		d.event("web", golibvirt.DomainEventStarted, 0)
+		require.Eventually(t, func() bool { return s.Status().Guests == 0 }, patience, time.Millisecond)
+		got, err := s.Guests(t.Context())
+		require.NoError(t, err)
+		require.Len(t, got, 1)
+		assert.Zero(t, got[0].State)
+	})
 }
 
 func TestLifeOfAGuest(t *testing.T) {

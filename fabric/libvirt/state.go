@@ -22,31 +22,23 @@ type standing struct {
 // to happen to it is that it goes on, here. That is not so while it migrates:
 // libvirt says the same at both ends, so that what was says which end this is.
 func stateOf(state, reason int32, was standing) standing {
-	wired, live, leaving := standing{state: fabric.Wired}, standing{state: fabric.Live}, standing{fabric.Live, true}
-	switch golibvirt.DomainState(state) {
-	case golibvirt.DomainShutoff:
-		return standing{state: fabric.Absent}
-	case golibvirt.DomainPaused:
-		switch golibvirt.DomainPausedReason(reason) {
-		case golibvirt.DomainPausedStartingUp:
-			return wired
-		case golibvirt.DomainPausedMigration:
-			if was.state == fabric.Live {
-				return leaving
-			}
-			return wired
-		case golibvirt.DomainPausedPostcopy: // of the source alone
-			return leaving
-		case golibvirt.DomainPausedPostcopyFailed:
-			// The guest stands still between the nodes: nothing is better than
-			// what was.
-			if was.state == fabric.Live {
-				return was
-			}
-			return wired
+	switch phaseOf(state, reason) {
+	case runs, halted:
+		return standing{state: fabric.Live}
+	case leaving:
+		return standing{fabric.Live, true}
+	case moving:
+		if was.state == fabric.Live {
+			return standing{fabric.Live, true}
 		}
+	case unsaid:
+		if was.state == fabric.Live {
+			return was
+		}
+	case off:
+		return standing{state: fabric.Absent}
 	}
-	return live
+	return standing{state: fabric.Wired}
 }
 
 // needsSide reports whether the state of a domain that was not seen before

@@ -143,7 +143,12 @@ func (s *Source) arrived(i instance, at time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	mine := s.owns(i.key())
-	if d, ours := s.take(i, at); ours {
+	d, ours := s.take(i, at)
+	if !ours && i.Code == codeStopped && s.known[i.Name] == nil {
+		// The agent may know it, from before its keys were taken away.
+		d, ours = absent(s.bare(i), at), true
+	}
+	if ours {
 		s.tell(i.key(), d, mine)
 	}
 }

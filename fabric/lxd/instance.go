@@ -32,6 +32,11 @@ type instance struct {
 
 type device map[string]string
 
+// bare is an instance of which nothing says what it has.
+func (d dialect) bare(i instance) fabric.VM {
+	return fabric.VM{Name: i.Name, UUID: i.ExpandedConfig["volatile.uuid"], Origin: d.name}
+}
+
 func (i instance) key() key { return key{cmp.Or(i.Project, defaultProject), i.Name} }
 
 // uuid gives what tells the instance from all others, wherever it is moved to:

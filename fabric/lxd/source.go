@@ -133,8 +133,9 @@ func (s *Source) Changes() <-chan fabric.Change { return s.box.Out() }
 // A guest has the name of its instance, in whatever project that is. Of two
 // with one name, one is a guest: the one that was it before, or else the one
 // that runs, or is in the default project; Diagnose tells of the other. It
-// tells too of an instance whose keys or devices are wrong, which is listed as
-// it was when they were right, or not at all.
+// tells too of an instance that runs and whose keys or devices are wrong, which
+// is listed as it was when they were right, or as one that nothing is known of;
+// so is any other that runs.
 func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.times.list)
 	defer cancel()
@@ -243,6 +244,7 @@ func (s *Source) list(ctx context.Context, c *conn) ([]fabric.Desired, error) {
 		// To leave it out would say that it is gone.
 		switch again, err := c.instance(ctx, i.key()); {
 		case hasCode(err, http.StatusNotFound):
+			here[n].Code = codeStopped // for good
 		case err != nil:
 			return nil, fmt.Errorf("instance %s: %w", i.Name, err)
 		default:
@@ -276,11 +278,20 @@ func (s *Source) takeAll(here []instance, began time.Time) []fabric.Desired {
 	maps.DeleteFunc(s.read, func(k key, _ time.Time) bool { return gone(k) })
 
 	slices.SortStableFunc(here, s.before)
-	var guests []fabric.Desired
+	var guests, others []fabric.Desired
 	for _, i := range here {
-		if d, ours := s.take(i, began); ours && d.State != fabric.Absent {
+		switch d, ours := s.take(i, began); {
+		case ours && d.State != fabric.Absent:
 			guests = append(guests, d)
 			s.box.Renew(d)
+		case !ours && i.Code != codeStopped && !s.read[i.key()].After(began):
+			// Should it be a guest that the agent knows, it must not pass for gone.
+			others = append(others, fabric.Desired{VM: s.bare(i), Since: began})
+		}
+	}
+	for _, d := range others {
+		if s.known[d.VM.Name] == nil {
+			guests = append(guests, d)
 		}
 	}
 	s.listed = s.listed || began.After(s.since)
@@ -324,10 +335,20 @@ func (s *Source) take(i instance, at time.Time) (d fabric.Desired, ours bool) {
 	if mine {
 		was = last.state
 	}
+	if i.Code == codeStopped && !mine {
+		err = nil // nothing is amiss as long as nobody starts it; who does is told
+	}
 	switch {
 	case err != nil && mine:
 		vm = last.vm
-	case !ours && mine: // its keys were taken away
+	case !ours && mine && i.Code != codeStopped:
+		// Its keys were taken away: it has what it had, until it ends.
+		seen := *last
+		seen.state, seen.at = stateOf(i.Code, fabric.VM{}, last.state), at
+		s.known[i.Name] = &seen
+		s.judge(k, nil, false)
+		return fabric.Desired{VM: s.bare(i), State: seen.state, Since: at}, true
+	case !ours && mine: // likewise, and it has ended
 		delete(s.known, i.Name)
 		s.idle.remove(k)
 		s.judge(k, nil, false)

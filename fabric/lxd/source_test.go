@@ -125,7 +125,7 @@ func TestGuestsAreOursThatAreNotAbsent(t *testing.T) {
 	before := time.Now()
 	got, err := s.Guests(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, map[string]fabric.State{"web": fabric.Live, "ready": fabric.Wired, "frozen": fabric.Live, "db": fabric.Live}, list(t, s))
+	require.Equal(t, map[string]fabric.State{"web": fabric.Live, "ready": fabric.Wired, "frozen": fabric.Live, "db": fabric.Live, "odd": 0, "other": 0}, list(t, s))
 	for _, g := range got {
 		assert.False(t, g.Since.Before(before))
 		if g.VM.Name == "web" {
@@ -224,16 +224,83 @@ func TestGuestWithAFlawStaysAsItWas(t *testing.T) {
 	d.set(broken)
 	d.tell("instance-started", "web")
 	requireQuiet(t, s)
-	assert.Empty(t, list(t, s), "it was never seen right since")
+	assert.Equal(t, map[string]fabric.State{"web": 0}, list(t, s), "it was never seen right since")
+	assert.Len(t, s.Diagnose(), 1)
 
 	d.set(p2p("web", 12))
 	d.tell("instance-updated", "web")
 	requireNext(t, s, "web", fabric.Live)
 	assert.Empty(t, s.Diagnose())
-	d.set(foreign("web"))
-	d.tell("instance-updated", "web")
-	requireNext(t, s, "web", fabric.Absent)
-	assert.Empty(t, list(t, s))
+}
+
+// Its keys were taken away as it ran: it is still that guest, and what happens
+// to it is told. A source that is new to it knows no more than its name.
+func TestGuestWithoutKeysIsNotGone(t *testing.T) {
+	bare := fabric.VM{Name: "web", UUID: "uuid of web", Origin: "lxd"}
+	keyless := func(i instance) instance {
+		return with(i, func(i *instance) { i.ExpandedConfig = config("volatile.uuid=uuid of web") })
+	}
+	for name, made := range map[string]func(string, int) instance{"p2p": p2p, "physical": physical} {
+		t.Run(name, func(t *testing.T) {
+			d := newDaemon(t).start()
+			d.set(made("web", 10))
+			s := follow(t, d)
+			list(t, s)
+			d.set(keyless(made("web", 10)))
+			d.tell("instance-updated", "web")
+			assert.Equal(t, bare, requireNext(t, s, "web", fabric.Live).VM)
+			for range 2 {
+				assert.Equal(t, map[string]fabric.State{"web": fabric.Live}, list(t, s))
+			}
+			d.set(made("web", 11)) // others, which count at once
+			d.tell("instance-updated", "web")
+			assert.Equal(t, "203.0.113.11", requireNext(t, s, "web", fabric.Live).VM.NICs[0].Addresses[0].String())
+			d.set(keyless(made("web", 11)))
+			d.tell("instance-updated", "web")
+			requireNext(t, s, "web", fabric.Live)
+
+			again := follow(t, d)
+			assert.Equal(t, map[string]fabric.State{"web": 0}, list(t, again), "nothing is known of it")
+			d.set(stopped(keyless(made("web", 11))))
+			d.tell("instance-shutdown", "web")
+			requireNext(t, s, "web", fabric.Absent)
+			assert.Equal(t, bare, requireNext(t, again, "web", fabric.Absent).VM)
+			for _, s := range []*Source{s, again} {
+				assert.Empty(t, list(t, s))
+				assert.Empty(t, s.Diagnose())
+			}
+		})
+	}
+}
+
+// A copy of a guest has the original's host_name, which is not its own. That is
+// told when it is started, and when it runs: until then it does no harm.
+func TestStoppedInstanceWithAFlawIsNoProblem(t *testing.T) {
+	d := newDaemon(t).start()
+	d.set(p2p("web", 10))
+	flaws := map[string]instance{
+		"copy":  with(p2p("copy", 11), func(i *instance) { i.ExpandedDevices = p2p("web", 10).ExpandedDevices }),
+		"typo":  with(p2p("typo", 12), func(i *instance) { i.ExpandedConfig = config("user.vmfabric.net0.addresses=203.0.113.666") }),
+		"wrong": with(p2p("wrong", 13), func(i *instance) { i.ExpandedConfig = config("user.vmfabric.net0.adresses=203.0.113.13") }),
+	}
+	for _, i := range flaws {
+		d.set(stopped(i))
+	}
+	s := follow(t, d)
+	assert.Equal(t, map[string]fabric.State{"web": fabric.Live}, list(t, s))
+	assert.Empty(t, s.Diagnose())
+	for name, i := range flaws {
+		_, ours, err := s.Look(t.Context(), name)
+		require.Error(t, err, "its start is refused")
+		assert.True(t, ours)
+		d.set(i)
+		d.tell("instance-started", name)
+		require.Eventually(t, func() bool { return len(s.Diagnose()) == 1 }, patience, time.Millisecond)
+		assert.Contains(t, s.Diagnose()[0], "lxd: instance "+name+": ")
+		d.set(stopped(i))
+		d.tell("instance-stopped", name)
+		require.Eventually(t, func() bool { return len(s.Diagnose()) == 0 }, patience, time.Millisecond)
+	}
 }
 
 // LXD lists an instance that it cannot read without all that matters.

@@ -94,7 +94,14 @@ func (o operation) do(domain, socket string, stdin io.Reader) (err error) {
 	if err != nil {
 		return fmt.Errorf("domain %s: read its XML: %w", domain, err)
 	}
-	if !domxml.MayBeOurs(xml) {
+	ours := domxml.MayBeOurs(xml)
+	if !ours && len(xml) > domxml.MaxBytes {
+		// What it is may be written after all that is read of it.
+		if ours, err = domxml.Mentioned(xml, stdin); err != nil {
+			return fmt.Errorf("domain %s: read its XML: %w", domain, err)
+		}
+	}
+	if !ours {
 		return nil
 	}
 	d, err := domxml.Parse(bytes.NewReader(xml))

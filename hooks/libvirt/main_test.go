@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/libvirt/domxml"
 	"github.com/vmfabric/vmfabric/hooks"
 	lab "github.com/vmfabric/vmfabric/testenv/fake"
 )
@@ -435,6 +436,40 @@ func TestInputIsDrained(t *testing.T) {
 }
 
 // A guest that runs must not pay for a libvirtd that does not listen.
+// However much stands before <fabric:vm>, the guest is not started without the
+// fabric; and one that has none is not the fabric's however long its XML is.
+func TestLongXML(t *testing.T) {
+	t.Parallel()
+	agent := &fake{}
+	socket := serve(t, agent)
+	xml := written(t, "started.xml")
+	comment := func(length int) string { return "<!--" + strings.Repeat("x", length-len("<!---->")) + "-->" }
+	at := strings.Index(xml, "urn:vmfabric")
+	for name, long := range map[string]string{
+		"before": strings.Replace(xml, "<metadata>", "<metadata>"+comment(domxml.MaxBytes+1), 1),
+		"across": strings.Replace(xml, "<metadata>", "<metadata>"+comment(domxml.MaxBytes+1-at-5), 1),
+		"after":  strings.Replace(xml, "</metadata>", "</metadata>"+comment(domxml.MaxBytes+1), 1),
+	} {
+		require.Greater(t, len(long), domxml.MaxBytes+1, name)
+		for _, op := range []string{"prepare", "started", "release"} {
+			status, said := run(t, socket, op, long)
+			assert.Equal(t, refusal(op), status, "%s %s", name, op)
+			if operations[op].up {
+				assert.Contains(t, said, "domain sea_gold: the XML is longer than 16777216 bytes; give what virsh dumpxml prints", "%s %s", name, op)
+			}
+		}
+		status, said := run(t, socket, "prepare", strings.ReplaceAll(long, "urn:vmfabric", "urn:other"))
+		assert.Zero(t, status, said)
+		assert.Empty(t, said)
+	}
+	agent.mu.Lock()
+	defer agent.mu.Unlock()
+	for _, asked := range agent.asked {
+		assert.NotContains(t, []string{"sea_gold wired", "sea_gold live", "sea_gold started"}, asked)
+	}
+	assert.Contains(t, agent.asked, "sea_gold absent", "the way down needs the name alone")
+}
+
 func TestNobodyReadsStandardError(t *testing.T) {
 	t.Parallel()
 	r, w, err := os.Pipe()

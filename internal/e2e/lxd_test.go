@@ -208,6 +208,22 @@ func TestLifeOfAnInstance(t *testing.T) {
 	a.healthy()
 	s.serves(node, seaGold...)
 
+	// All of its keys are taken away as it runs: that is no wish, and is said.
+	withdrawn = s.watchWithdrawals()
+	s.lxc(lx, "config", "unset", "web", "user.vmfabric.net0.routes")
+	s.lxc(lx, "config", "unset", "web", "user.vmfabric.net0.addresses")
+	const keyless = "guest web: lxd does not say any more what it has; it keeps 203.0.113.10, 2001:db8:100::10 while it runs"
+	a.complains(keyless)
+	require.NoError(t, a.Kill())
+	a.start()
+	a.established()
+	a.complains(keyless)
+	s.serves(node, seaGold...)
+	assert.Empty(t, withdrawn())
+	s.lxc(lx, "config", "set", "web", "user.vmfabric.net0.addresses=203.0.113.10,2001:db8:100::10")
+	a.healthy()
+	s.serves(node, seaGold...)
+
 	// What is stopped is withdrawn, and nothing is left of it, however it ended.
 	kill := func() error {
 		pid, err := c.Pid(soon(t))
@@ -261,7 +277,12 @@ func TestLifeOfAnInstance(t *testing.T) {
 
 	// A copy is not a second guest of the same port, nor of the same address.
 	s.lxc(lx, "copy", "web", "twin", "--instance-only")
-	s.mends(lx, a.complains("instance twin"))
+	// As long as it does not run, it is nobody's problem.
+	_, why, code := a.cli("guest-config", "twin")
+	assert.Equal(t, 1, code)
+	assert.Contains(t, why, "instance twin: NIC device eth0 has the host_name web_net0")
+	a.healthy()
+	s.mends(lx, why)
 	s.lxc(lx, "start", "twin")
 	assert.Contains(t, a.complains("guest twin refused"), `held by VM "web"`)
 	s.serves(node, seaGold...)
@@ -270,9 +291,10 @@ func TestLifeOfAnInstance(t *testing.T) {
 
 	require.NoError(t, c.Shutdown(soon(t)))
 	s.lxc(lx, "rename", "web", "www")
-	s.mends(lx, a.complains("instance www"))
 	a.healthy()
 	s.lxc(lx, "start", "www")
+	s.mends(lx, a.complains("instance www"))
+	a.healthy()
 	s.serves(node, seaGold...)
 	s.checkPort(node, "www_net0")
 	s.lxc(lx, "delete", "www", "--force")

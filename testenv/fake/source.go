@@ -87,6 +87,19 @@ func (s *Source) Leave(vm fabric.VM) {
 // SetQuietly is Set with the event lost.
 func (s *Source) SetQuietly(vm fabric.VM, state fabric.State) { s.set(vm, state) }
 
+// Say lists a guest as it is given, with its [fabric.Desired.Run] and with or
+// without NICs, and tells it where its state says that something is known of it.
+// Its origin is the source.
+func (s *Source) Say(d fabric.Desired) {
+	s.mu.Lock()
+	d.VM.Origin, d.Since = s.name, time.Now()
+	s.guests[d.VM.Name] = d
+	s.mu.Unlock()
+	if d.State != 0 {
+		s.tell(fabric.Change{Guest: d})
+	}
+}
+
 // Look implements [fabric.Looker]: it knows the guests that run, and those of
 // Know.
 func (s *Source) Look(ctx context.Context, name string) (fabric.VM, bool, error) {

@@ -5,7 +5,9 @@ package domxml
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -53,6 +55,28 @@ type Interface struct {
 
 // MayBeOurs tells quickly whether [Parse] could find <fabric:vm> in the XML.
 func MayBeOurs(xml []byte) bool { return bytes.Contains(xml, []byte(family)) }
+
+// Mentioned is [MayBeOurs] for XML that goes on after what was read of it. It
+// reads the rest to where it finds something, and keeps none of it.
+func Mentioned(read []byte, rest io.Reader) (bool, error) {
+	const overlap = len(family) - 1 // it may lie across two pieces
+	window := append([]byte(nil), read[max(0, len(read)-overlap):]...)
+	piece := make([]byte, 64<<10)
+	for {
+		n, err := rest.Read(piece)
+		window = append(window, piece[:n]...)
+		if MayBeOurs(window) {
+			return true, nil
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return false, nil
+		case err != nil:
+			return false, err
+		}
+		window = append(window[:0], window[max(0, len(window)-overlap):]...)
+	}
+}
 
 // VM gives the guest. The n-th <fabric:nic> takes its kind, MAC address,
 // queues and MTU from the interface whose target is [fabric.PortName] n; one

@@ -1,0 +1,174 @@
+package libvirt
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// DefaultHooks is where libvirt has its hooks.
+const DefaultHooks = "/etc/libvirt/hooks"
+
+// dropIns is the first libvirt that calls the hooks in a directory, qemu.d, too.
+const dropIns = 6_005_000
+
+// hookFile is a file that libvirt may take for a hook.
+type hookFile struct {
+	path       string // as libvirtd sees it
+	executable bool
+	changed    time.Time // also by being put there
+}
+
+// hookState is what tells whether a libvirtd calls the fabric's hook. It looks
+// for hooks when it starts, or reloads, and calls none where there was none;
+// where there was one, it calls those that come later, too.
+type hookState struct {
+	dir     string
+	daemon  string // its name
+	dropIns bool   // it calls what is in qemu.d
+	started time.Time
+	known   bool // the hook was called by this libvirtd
+	files   []hookFile
+}
+
+// problem says why libvirtd does not call the hook, and the way out; empty: it does.
+func (h hookState) problem() string {
+	single, own := filepath.Join(h.dir, "qemu"), filepath.Join(h.dir, "qemu.d", "vmfabric")
+	want := own
+	if !h.dropIns {
+		want = single
+	}
+	var ours *hookFile
+	found := false // by libvirtd, when it started
+	for i, f := range h.files {
+		// The one that all share calls the fabric's, as far as anybody knows.
+		if f.path == own && h.dropIns || f.path == single && ours == nil {
+			ours = &h.files[i]
+		}
+		found = found || f.executable && f.changed.Before(h.started) && (h.dropIns || f.path == single)
+	}
+	restart := "systemctl restart " + h.daemon + " (guests go on running)"
+	switch {
+	case ours == nil:
+		return fmt.Sprintf("libvirt: there is no hook %s, so guests of the fabric do not start, or without it; install it there, then %s; or follow no libvirt (--libvirt off)", want, restart)
+	case !ours.executable:
+		return fmt.Sprintf("libvirt: the hook %s is not executable, so guests of the fabric do not start, or without it; chmod 755 %[1]s, then %s", ours.path, restart)
+	case !found && !h.known:
+		return fmt.Sprintf("libvirt: %s, which has run since %s, may not know the hook %s, which came later: guests of the fabric do not start then, or without it; %s",
+			h.daemon, h.started.Format(time.DateTime), ours.path, restart)
+	}
+	return ""
+}
+
+// HookCalled tells the source that libvirt has called the fabric's hook about a
+// guest, which proves that it knows it.
+func (s *Source) HookCalled() {
+	s.mu.Lock()
+	s.hookCalled = time.Now()
+	s.mu.Unlock()
+}
+
+// hookProblem looks whether the libvirtd at the other end of a connection calls
+// the hook; empty: it does, or that cannot be told.
+func (s *Source) hookProblem(c *conn) string {
+	if s.hooks == "" {
+		return ""
+	}
+	p, err := findDaemon(c.raw.Conn, c.path)
+	if err != nil {
+		return ""
+	}
+	version := c.version.Load()
+	h := hookState{dir: s.hooks, daemon: p.name, dropIns: version == 0 || version >= dropIns, started: p.started}
+	if h.files, err = hookFiles(p.pid, s.hooks); err != nil {
+		return ""
+	}
+	s.mu.Lock()
+	h.known = s.hookCalled.After(p.started) || s.proven == p.life
+	s.mu.Unlock()
+	text := h.problem()
+	if text == "" {
+		s.prove(p.life)
+	}
+	return text
+}
+
+// prove notes that a libvirtd knows the hook, whatever file is put in its place
+// from now on: also for the agent that comes with an upgrade.
+func (s *Source) prove(life string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.proven == life {
+		return
+	}
+	s.proven = life
+	if s.proof == "" {
+		return
+	}
+	if err := os.WriteFile(s.proof, []byte(life+"\n"), 0o600); err != nil {
+		s.log.Warn("that libvirt knows the hook is not noted", "err", err)
+	}
+}
+
+// recallProof gives the libvirtd that was last noted to know the hook.
+func recallProof(path string) string {
+	if path == "" {
+		return ""
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// hookFiles lists what a libvirtd may take for hooks of its QEMU driver. It may
+// see other files than this process does; where those cannot be seen from here,
+// they are taken to be the same.
+func hookFiles(pid int, dir string) ([]hookFile, error) {
+	root := fmt.Sprintf("/proc/%d/root", pid)
+	if _, err := os.Stat(filepath.Join(root, "etc")); err != nil {
+		root = "/"
+	}
+	var files []hookFile
+	add := func(path string) error {
+		info, err := os.Stat(filepath.Join(root, path))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case info.Mode().IsRegular():
+			files = append(files, hookFile{path, info.Mode()&0o111 != 0, changed(info)})
+		}
+		return nil
+	}
+	if err := add(filepath.Join(dir, "qemu")); err != nil {
+		return nil, err
+	}
+	more := filepath.Join(dir, "qemu.d")
+	entries, err := os.ReadDir(filepath.Join(root, more))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, e := range entries {
+		if err := add(filepath.Join(more, e.Name())); err != nil {
+			return nil, err
+		}
+	}
+	return files, nil
+}
+
+// changed gives when a file was put where it is, or last made executable: its
+// contents may be older.
+func changed(info fs.FileInfo) time.Time {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return time.Unix(st.Ctim.Unix())
+	}
+	return info.ModTime()
+}

@@ -1,0 +1,83 @@
+package fabric
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// Permits applies the cluster's rules to what a guest's NICs ask for, whoever
+// else is in the cluster. Its error names the NIC, the address or route, and
+// the way out.
+func (c *Cluster) Permits(vm VM) error {
+	for n, nic := range vm.NICs {
+		for _, a := range nic.Addresses {
+			if err := c.permitAddress(a); err != nil {
+				return fmt.Errorf("NIC %d: address %s: %w", n, a, err)
+			}
+		}
+		for _, r := range nic.Routes {
+			if err := c.permitRoute(r); err != nil {
+				return fmt.Errorf("NIC %d: route %s: %w", n, r, err)
+			}
+		}
+	}
+	return nil
+}
+
+// permitAddress applies the cluster's rules to an address.
+func (c *Cluster) permitAddress(a netip.Addr) error {
+	family := "IPv4"
+	if a.Is6() {
+		family = "IPv6"
+	}
+	pool, in := c.PoolOf(a)
+	switch {
+	case a == c.Gateway.IPv4 || a == c.Gateway.IPv6:
+		return fmt.Errorf("it is the cluster's gateway; choose one from the pools")
+	case a.Zone() != "" || a.Is4In6():
+		return fmt.Errorf("zones and IPv4-mapped addresses are not for guests; write the plain address")
+	case !in:
+		for _, p := range c.Pools {
+			if p.Prefix.Addr().Is4() == a.Is4() {
+				return fmt.Errorf("outside the pools of cluster %s; choose one from %s (%s), or add a pool", c.Name, p.Name, p.Prefix)
+			}
+		}
+		return fmt.Errorf("cluster %s has no %s pool; add one, or leave the address out", c.Name, family)
+	case !pool.Contains(a):
+		return fmt.Errorf("excluded from pool %s; choose another from %s", pool.Name, pool.Prefix)
+	case !c.Gateway.Addr(a).IsValid():
+		return fmt.Errorf("cluster %s has no %s gateway; add it to the cluster file", c.Name, family)
+	}
+	return nil
+}
+
+// permitRoute applies the cluster's rules to a routed prefix.
+func (c *Cluster) permitRoute(r netip.Prefix) error {
+	if !r.IsValid() || r.Addr().Is4In6() {
+		return fmt.Errorf("not a prefix; write 198.51.100.0/29")
+	}
+	if martian(r) != "" {
+		return fmt.Errorf("not a prefix of unicast addresses; route one that is yours")
+	}
+	var inside bool
+	for _, p := range c.Pools {
+		if r.Overlaps(p.Prefix) {
+			if r.Bits() <= p.Prefix.Bits() {
+				return fmt.Errorf("it holds all of pool %s; route a prefix that is not other guests'", p.Name)
+			}
+			inside = true
+		}
+	}
+	for _, h := range c.hosts() {
+		if r.Contains(h.addr) {
+			return fmt.Errorf("it holds the address of %s (%s); route a prefix that is yours", h.what, h.addr)
+		}
+	}
+	for _, p := range c.Routed {
+		inside = inside || p.Overlaps(r) && p.Bits() <= r.Bits()
+	}
+	if !inside && len(c.Routed) > 0 {
+		return fmt.Errorf("outside the prefixes that cluster %s routes to guests (%s); choose one there, or add it under routed", c.Name, c.Routed[0])
+	}
+	return nil
+}
