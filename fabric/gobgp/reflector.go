@@ -98,6 +98,7 @@ type Reflector struct {
 	serving sync.WaitGroup
 	unwatch context.CancelFunc
 	ended   chan struct{}
+	notes   *notifications
 
 	mu      sync.Mutex // held over what changes neighbours
 	closed  bool
@@ -114,7 +115,7 @@ type Reflector struct {
 func NewReflector(cfg ReflectorConfig, opts ...ReflectorOption) (*Reflector, error) {
 	r := &Reflector{
 		cluster: cfg.Cluster, rr: cfg.RR, id: fabric.RouterID(cfg.RR.Address, cfg.RR.Address).String(), log: slog.New(slog.DiscardHandler),
-		began: time.Now(), deferral: DefaultDeferral, pause: DefaultPause, unwatch: func() {}, ended: make(chan struct{}),
+		began: time.Now(), deferral: DefaultDeferral, pause: DefaultPause, unwatch: func() {}, ended: make(chan struct{}), notes: newNotifications(),
 		up: map[netip.Addr]bool{}, since: map[netip.Addr]time.Time{}, sent: map[netip.Addr]uint64{}, been: map[netip.Addr]bool{},
 		held: map[netip.Addr]*time.Timer{}, counted: map[netip.Addr]count{},
 	}
@@ -157,7 +158,7 @@ func (r *Reflector) start() error {
 		return err
 	}
 	port := cmp.Or(r.rr.Port, 179)
-	r.bgp, err = serve(slog.New(quiet{r.log.Handler()}), &r.serving, &api.Global{
+	r.bgp, err = serve(r.notes.through(slog.New(quiet{r.log.Handler()})), &r.serving, &api.Global{
 		Asn: r.cluster.ASN, RouterId: r.id, ListenPort: int32(port), ListenAddresses: []string{r.rr.Address.String()},
 	})
 	if err != nil {

@@ -45,6 +45,7 @@ type Speaker struct {
 	serving sync.WaitGroup
 	learner Learner // nil: nothing is learned
 	in      *ribIn
+	notes   *notifications
 
 	mu     sync.Mutex
 	routes map[netip.Prefix]fabric.Route
@@ -61,15 +62,15 @@ type Speaker struct {
 func New(cfg Config, opts ...Option) (*Speaker, error) {
 	s := &Speaker{
 		cluster: cfg.Cluster, node: cfg.Node, log: slog.New(slog.DiscardHandler),
-		changed: make(chan struct{}, 1),
-		routes:  map[netip.Prefix]fabric.Route{}, up: map[string]bool{}, since: map[string]time.Time{}, resuming: map[string]bool{},
+		changed: make(chan struct{}, 1), notes: newNotifications(),
+		routes: map[netip.Prefix]fabric.Route{}, up: map[string]bool{}, since: map[string]time.Time{}, resuming: map[string]bool{},
 	}
 	for _, o := range opts {
 		o(s)
 	}
 	s.in = newRIBIn(s.learner, s.cluster, s.node, s.log)
 	var err error
-	if s.bgp, err = serve(s.log, &s.serving, &api.Global{
+	if s.bgp, err = serve(s.notes.through(s.log), &s.serving, &api.Global{
 		Asn: cfg.Cluster.ASN, RouterId: fabric.RouterID(cfg.Node.Address, cfg.Node.Address6).String(), ListenPort: -1,
 	}); err != nil {
 		return nil, fmt.Errorf("bgp: %w", err)
@@ -444,9 +445,13 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	found := map[string]fabric.Session{}
 	err := s.bgp.ListPeer(ctx, &api.ListPeerRequest{EnableAdvertised: true}, func(p *api.Peer) {
 		address := p.GetConf().GetNeighborAddress()
-		session := fabric.Session{Address: address, State: cmp.Or(states[p.GetState().GetSessionState()], "idle")}
+		session := fabric.Session{
+			Address: address, State: cmp.Or(states[p.GetState().GetSessionState()], "idle"), Families: negotiated(p),
+		}
 		for _, f := range p.GetAfiSafis() {
-			session.Advertised += f.GetState().GetAdvertised()
+			if !session.Lacks(familyOf(f)) { // GoBGP counts what it would send, too
+				session.Advertised += f.GetState().GetAdvertised()
+			}
 		}
 		found[address] = session
 	})
@@ -458,7 +463,7 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	var sessions []fabric.Session
 	for _, rr := range s.cluster.Reflectors {
 		if session, ok := found[rr.Address.String()]; ok {
-			session.Peer, session.Since = rr.Name, s.since[rr.Address.String()]
+			session.Peer, session.Since, session.Notification = rr.Name, s.since[rr.Address.String()], s.notes.of(rr.Address)
 			sessions = append(sessions, session)
 		}
 	}
