@@ -49,6 +49,16 @@ func TestReadNeighbors(t *testing.T) {
 	}, got)
 }
 
+func TestUnescape(t *testing.T) {
+	t.Parallel()
+	for given, want := range map[string]string{
+		`planned work`: "planned work", `\xd1\x80\xd0\xb0\xd0\xb1\xd0\xbe\xd1\x82\xd1\x8b at 5`: "работы at 5", `\xe2\x80\xae`: "\u202e",
+		`\xff`: `\xff`, `\xd0`: `\xd0`, `\x`: `\x`,
+	} {
+		assert.Equal(t, want, unescape(given))
+	}
+}
+
 // program writes a script that stands for vtysh.
 func program(t *testing.T, script string) string {
 	t.Helper()

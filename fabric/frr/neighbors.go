@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/vmfabric/vmfabric/fabric"
 )
@@ -114,8 +116,23 @@ func (n neighbor) notification(now time.Time) *fabric.Notification {
 	if err != nil {
 		return nil
 	}
-	return fabric.NewNotification(!strings.Contains(n.DueTo, "received"), uint8(code>>8), uint8(code), n.Communication,
+	return fabric.NewNotification(!strings.Contains(n.DueTo, "received"), uint8(code>>8), uint8(code), unescape(n.Communication),
 		now.Add(-time.Duration(n.ResetMsec)*time.Millisecond))
+}
+
+// hexByte is how FRR writes a byte of text that is not ASCII.
+var hexByte = regexp.MustCompile(`\\x[0-9a-f]{2}`)
+
+// unescape makes text of what FRR wrote byte by byte.
+func unescape(s string) string {
+	plain := hexByte.ReplaceAllStringFunc(s, func(x string) string {
+		b, _ := strconv.ParseUint(x[2:], 16, 8)
+		return string([]byte{byte(b)})
+	})
+	if !utf8.ValidString(plain) {
+		return s
+	}
+	return plain
 }
 
 // AdvertisedTo gives the addresses of the peers to which FRR has sent a prefix,

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
@@ -21,32 +22,85 @@ const (
 
 // notifications keeps the last NOTIFICATION of each peer.
 type notifications struct {
-	mu   sync.Mutex
-	last map[netip.Addr]*fabric.Notification
+	mu    sync.Mutex
+	peers map[netip.Addr]noticed
+}
+
+// noticed is what is known of the NOTIFICATIONs of one peer.
+type noticed struct {
+	last   *fabric.Notification // that GoBGP logged, or that it counted
+	heard  *fabric.Notification // from the wire; hearsay until GoBGP counts it
+	logged uint64               // received ones that GoBGP logged
+	others uint64               // and those that it counted beside them
 }
 
 func newNotifications() *notifications {
-	return &notifications{last: map[netip.Addr]*fabric.Notification{}}
+	return &notifications{peers: map[netip.Addr]noticed{}}
 }
 
 // of gives the last of a peer; nil where there was none.
 func (n *notifications) of(peer netip.Addr) *fabric.Notification {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.last[peer]
+	return n.peers[peer].last
+}
+
+// counted takes how many GoBGP has received from a peer. One more than it has
+// logged came while the session opened.
+func (n *notifications) counted(peer netip.Addr, received uint64, at time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.peers[peer] = n.peers[peer].count(received, at)
+}
+
+func (p noticed) count(received uint64, at time.Time) noticed {
+	if received < p.logged+p.others { // GoBGP has begun anew
+		p.logged, p.others = received, 0
+	}
+	if received == p.logged+p.others {
+		return p
+	}
+	p.others = received - p.logged
+	one := p.heard
+	if p.heard = nil; one == nil {
+		one = fabric.NewNotification(false, 0, 0, "", at)
+	}
+	// GoBGP answers one that it did not expect with one of its own, that it was
+	// not expected.
+	answer := p.last != nil && p.last.Sent && p.last.Code == bgp.BGP_ERROR_FSM_ERROR
+	if p.last == nil || answer || !one.At.Before(p.last.At) {
+		p.last = one
+	}
+	return p
+}
+
+// hear takes one that came from a peer's machine.
+func (n *notifications) hear(peer netip.Addr, one *fabric.Notification) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p := n.peers[peer]
+	p.heard = one
+	n.peers[peer] = p
 }
 
 // keep forgets the peers that are not kept.
 func (n *notifications) keep(kept func(netip.Addr) bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	maps.DeleteFunc(n.last, func(a netip.Addr, _ *fabric.Notification) bool { return !kept(a) })
+	maps.DeleteFunc(n.peers, func(a netip.Addr, _ noticed) bool { return !kept(a) })
 }
 
+// note takes one that GoBGP logged.
 func (n *notifications) note(peer netip.Addr, one *fabric.Notification) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.last[peer] = one
+	p := n.peers[peer]
+	p.last = one
+	if !one.Sent {
+		p.logged++
+		p.heard = nil
+	}
+	n.peers[peer] = p
 }
 
 // through gives a logger that passes what GoBGP logs on to another, whatever

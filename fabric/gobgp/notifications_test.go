@@ -168,6 +168,8 @@ func TestNotifications(t *testing.T) {
 		{"shut down", script{families: families, after: shutdown, end: ended}, `Cease, Administrative Shutdown (6/2), "planned \u202ework\u001b[2J"`, false},
 		{"too many prefixes", script{families: families, after: &bgp.BGPNotification{ErrorCode: 6, ErrorSubcode: 1}, end: ended}, "Cease, Maximum Number of Prefixes Reached (6/1)", false},
 		{"of another AS", script{asn: 64999, families: families}, "OPEN Message Error, Bad Peer AS (2/2)", true},
+		{"expects another AS", script{families: families, opening: &bgp.BGPNotification{ErrorCode: 2, ErrorSubcode: 2}}, "OPEN Message Error, Bad Peer AS (2/2)", false},
+		{"rejects", script{before: &bgp.BGPNotification{ErrorCode: 6, ErrorSubcode: 5}}, "Cease, Connection Rejected (6/5)", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := at(port + 50 + uint16(n))

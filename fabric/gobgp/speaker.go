@@ -46,6 +46,7 @@ type Speaker struct {
 	learner Learner // nil: nothing is learned
 	in      *ribIn
 	notes   *notifications
+	untap   context.CancelFunc
 
 	mu     sync.Mutex
 	routes map[netip.Prefix]fabric.Route
@@ -62,7 +63,7 @@ type Speaker struct {
 func New(cfg Config, opts ...Option) (*Speaker, error) {
 	s := &Speaker{
 		cluster: cfg.Cluster, node: cfg.Node, log: slog.New(slog.DiscardHandler),
-		changed: make(chan struct{}, 1), notes: newNotifications(),
+		changed: make(chan struct{}, 1), notes: newNotifications(), untap: func() {},
 		routes: map[netip.Prefix]fabric.Route{}, up: map[string]bool{}, since: map[string]time.Time{}, resuming: map[string]bool{},
 	}
 	for _, o := range opts {
@@ -124,8 +125,10 @@ func serve(log *slog.Logger, wg *sync.WaitGroup, global *api.Global) (*server.Bg
 // Open opens the sessions to all reflectors and returns at once; they come up
 // as the reflectors answer. Call it once, after the first routes were put.
 func (s *Speaker) Open(ctx context.Context) error {
+	taps, untap := context.WithCancel(context.WithoutCancel(ctx)) // until Close
 	s.mu.Lock()
 	resumed := len(s.routes) > 0
+	s.untap = untap
 	s.mu.Unlock()
 	for _, rr := range s.cluster.Reflectors {
 		source := s.node.Source(rr.Address)
@@ -133,6 +136,9 @@ func (s *Speaker) Open(ctx context.Context) error {
 			return fmt.Errorf("reflector %s: %s: node %s has no address of that family", rr.Name, rr.Address, s.node.Name)
 		}
 		s.note(rr.Address.String(), false)
+		s.serving.Go(func() {
+			tap(taps, s.log, source, rr.Address, cmp.Or(rr.Port, bgpPort), func(n *fabric.Notification) { s.notes.hear(rr.Address, n) })
+		})
 		s.mu.Lock()
 		s.resuming[rr.Address.String()] = resumed
 		s.mu.Unlock()
@@ -210,11 +216,13 @@ func (s *Speaker) Close() error {
 	s.mu.Lock()
 	closed := s.closed
 	s.closed = true
+	untap := s.untap
 	s.mu.Unlock()
 	if closed {
 		return nil
 	}
 	s.unwatch()
+	untap()
 	s.in.end()
 	err := s.bgp.StopBgp(context.Background(), &api.StopBgpRequest{AllowGracefulRestart: true})
 	s.serving.Wait()
@@ -445,6 +453,9 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	found := map[string]fabric.Session{}
 	err := s.bgp.ListPeer(ctx, &api.ListPeerRequest{EnableAdvertised: true}, func(p *api.Peer) {
 		address := p.GetConf().GetNeighborAddress()
+		if a, err := netip.ParseAddr(address); err == nil {
+			s.notes.counted(a, p.GetState().GetMessages().GetReceived().GetNotification(), time.Now())
+		}
 		session := fabric.Session{
 			Address: address, State: cmp.Or(states[p.GetState().GetSessionState()], "idle"), Families: negotiated(p),
 		}
