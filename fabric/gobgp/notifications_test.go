@@ -24,6 +24,8 @@ type script struct {
 	opening  *bgp.BGPNotification // in place of its KEEPALIVE
 	after    *bgp.BGPNotification // once the session is up and end is closed
 	end      chan struct{}
+	hold     chan struct{}        // it waits for its end before its KEEPALIVE; nil: it does not
+	hear     func(*bgp.BGPUpdate) // each UPDATE
 }
 
 // play stands for the first reflector of a cluster.
@@ -77,8 +79,24 @@ func (s script) serve(conn net.Conn, ended chan struct{}) {
 		end(s.opening)
 		return
 	}
+	if s.hold != nil {
+		select {
+		case <-s.hold:
+		case <-ended:
+			return
+		}
+	}
 	if !send(bgp.NewBGPKeepAliveMessage()) {
 		return
+	}
+	for s.hear != nil {
+		m, err := readMessage(conn)
+		if err != nil {
+			return
+		}
+		if u, ok := m.Body.(*bgp.BGPUpdate); ok {
+			s.hear(u)
+		}
 	}
 	if s.after == nil {
 		_, _ = io.Copy(io.Discard, conn)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
 	"github.com/osrg/gobgp/v4/pkg/server"
 	"github.com/vmfabric/vmfabric/fabric"
 )
@@ -171,7 +172,9 @@ func (r *Reflector) start() error {
 	// nobody's, and is hung up on.
 	err = pol.install(ctx, r.bgp)
 	if err == nil {
-		err = r.bgp.WatchEvent(ctx, server.WatchEventMessageCallbacks{OnPeerUpdate: r.peerChanged}, server.WatchPeer())
+		err = r.bgp.WatchEvent(ctx, server.WatchEventMessageCallbacks{
+			OnPeerUpdate: func(e *apiutil.WatchEventMessage_PeerEvent, _ time.Time) { r.peerChanged(ctx, e) },
+		}, server.WatchPeer())
 	}
 	if err == nil {
 		err = r.addNeighbours(ctx)

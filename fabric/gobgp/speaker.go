@@ -57,6 +57,8 @@ type Speaker struct {
 	// again; until settled, GoBGP holds updates back, and forgets withdrawals.
 	resuming map[string]bool
 	settled  time.Time
+	opening  map[string]time.Time // when the last session with a peer was about to be established
+	removals removals
 }
 
 // New starts a speaker without sessions. It listens nowhere.
@@ -64,7 +66,7 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 	s := &Speaker{
 		cluster: cfg.Cluster, node: cfg.Node, log: slog.New(slog.DiscardHandler),
 		changed: make(chan struct{}, 1), notes: newNotifications(), untap: func() {},
-		routes: map[netip.Prefix]fabric.Route{}, up: map[string]bool{}, since: map[string]time.Time{}, resuming: map[string]bool{},
+		routes: map[netip.Prefix]fabric.Route{}, up: map[string]bool{}, since: map[string]time.Time{}, resuming: map[string]bool{}, opening: map[string]time.Time{},
 	}
 	for _, o := range opts {
 		o(s)
@@ -87,7 +89,9 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 // watch follows the sessions and, in one order with them, what comes in.
 func (s *Speaker) watch(ctx context.Context) error {
 	s.serving.Go(func() { s.in.tellRivals(ctx) })
-	callbacks := server.WatchEventMessageCallbacks{OnPeerUpdate: s.peerChanged}
+	callbacks := server.WatchEventMessageCallbacks{OnPeerUpdate: func(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
+		s.peerChanged(ctx, e, at)
+	}}
 	options := append([]server.WatchOption{server.WatchPeer()}, s.in.watch(&callbacks)...)
 	return s.bgp.WatchEvent(ctx, callbacks, options...)
 }
@@ -232,9 +236,14 @@ func (s *Speaker) Close() error {
 // Changed implements [fabric.Speaker].
 func (s *Speaker) Changed() <-chan struct{} { return s.changed }
 
-func (s *Speaker) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
+func (s *Speaker) peerChanged(ctx context.Context, e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
 	if e.Type != apiutil.PEER_EVENT_STATE {
 		return
+	}
+	if e.Peer.State.SessionState == bgp.BGP_FSM_OPENCONFIRM {
+		s.mu.Lock()
+		s.opening[e.Peer.State.NeighborAddress.String()] = at
+		s.mu.Unlock()
 	}
 	peer, up := e.Peer.State.NeighborAddress.String(), e.Peer.State.SessionState == bgp.BGP_FSM_ESTABLISHED
 	if !s.note(peer, up) {
@@ -244,7 +253,7 @@ func (s *Speaker) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, at time.Ti
 		s.in.opened(e.Peer.State.NeighborAddress)
 		s.mu.Lock()
 		if !s.closed { // Close waits for those that are begun
-			s.serving.Go(func() { s.resume(peer) })
+			s.serving.Go(func() { s.resend(ctx, peer) })
 		}
 		s.mu.Unlock()
 	} else if broke(e) {
@@ -277,24 +286,53 @@ func (s *Speaker) restBFD(peer netip.Addr) {
 	time.AfterFunc(bfdRest, func() { set(true) })
 }
 
-// resume sends everything, and End-of-RIB, to a peer whose session is up again
-// for the first time. GoBGP would wait for the End-of-RIB of all peers, or for
-// resumeWait; until then the routes are stale at the reflector, which must drop
-// them at once if that one ends too (RFC 4724, 4.2, consecutive restarts).
-func (s *Speaker) resume(peer string) {
+// resend sends everything, and End-of-RIB, to a peer whose session is up, and
+// withdraws once more what was withdrawn meanwhile (see resend.go). That this is
+// announced first, as the last choice, is how GoBGP is brought to withdraw it.
+//
+// After routes were taken up again, GoBGP would hold all back until the
+// End-of-RIB of all peers, or for resumeWait; until then the routes are stale at
+// the reflector, which must drop them at once if that session ends too (RFC
+// 4724, 4.2, consecutive restarts).
+func (s *Speaker) resend(ctx context.Context, peer string) {
+	p := established(ctx, s.bgp, peer)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.resuming[peer] || s.closed {
+	if p == nil || s.closed || !s.up[peer] {
 		return
 	}
-	delete(s.resuming, peer)
-	s.settled = time.Now().Add(resumeWait*time.Second + resumeSlack)
-	err := s.bgp.ResetPeer(context.Background(), &api.ResetPeerRequest{
-		Address: peer, Soft: true, Direction: api.ResetPeerRequest_DIRECTION_OUT,
-	})
-	if err != nil {
+	switch held := p.GetGracefulRestart().GetLocalRestarting(); {
+	case s.resuming[peer]:
+		delete(s.resuming, peer)
+		s.settled = time.Now().Add(resumeWait*time.Second + resumeSlack)
+	case held: // it is sent everything when GoBGP lets go
+		return
+	}
+	if err := resend(s.bgp, peer); err != nil {
 		s.log.Warn("routes not sent at once", "peer", peer, "err", err)
 	}
+	if again := s.removals.since(s.opening[peer], s.routes); len(again) > 0 {
+		if err := s.withdrawAgain(again); err != nil {
+			s.log.Warn("routes not withdrawn once more", "peer", peer, "err", err)
+		}
+	}
+}
+
+// withdrawAgain withdraws prefixes that are not announced.
+func (s *Speaker) withdrawAgain(prefixes []netip.Prefix) error {
+	var add, remove []*apiutil.Path
+	for _, prefix := range prefixes {
+		for _, paths := range []*[]*apiutil.Path{&add, &remove} {
+			p, err := s.path(fabric.Route{Prefix: prefix, Preference: fabric.Draining})
+			if err != nil {
+				return fmt.Errorf("route %s: %w", prefix, err)
+			}
+			*paths = append(*paths, p)
+		}
+		remove[len(remove)-1].Withdrawal = true
+	}
+	_, err := s.bgp.AddPath(apiutil.AddPathRequest{Paths: add})
+	return errors.Join(err, s.bgp.DeletePath(apiutil.DeletePathRequest{Paths: remove}))
 }
 
 // note takes the state of a session and reports whether it is news: a session
@@ -390,6 +428,7 @@ func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
 	for _, prefix := range prefixes {
 		delete(s.routes, prefix)
 	}
+	s.removals.add(time.Now(), prefixes...)
 	return nil
 }
 
