@@ -3,7 +3,6 @@ package fabric
 import (
 	"context"
 	"net/netip"
-	"time"
 )
 
 // Dataplane is the node's kernel, or whatever else carries packets.
@@ -76,18 +75,6 @@ type Change struct {
 	// that is not described any more.
 	Guest Desired
 	Lost  bool // changes may have been missed; Guest is empty
-}
-
-// Session is a BGP session as a speaker, or a reflector, sees it.
-type Session struct {
-	Peer       string    `json:"peer"` // its name in the cluster, or its address where it has none
-	Address    string    `json:"address"`
-	Role       string    `json:"role,omitempty"` // what the peer of a reflector is: node, core; empty: a reflector
-	State      string    `json:"state"`          // of RFC 4271, in lower case: idle, connect, active, opensent, openconfirm, established
-	Since      time.Time `json:"since"`
-	Received   uint64    `json:"received,omitempty"` // prefixes that the peer sent, taken or not
-	Accepted   uint64    `json:"accepted,omitempty"` // of these, what the policy let pass
-	Advertised uint64    `json:"advertised"`         // prefixes sent to the peer
 }
 
 // SessionLister is implemented by a [Speaker] that can tell its sessions.

@@ -120,13 +120,7 @@ func (a *Agent) Status(ctx context.Context) (Status, error) {
 			st.Problems = append(st.Problems, fmt.Sprintf("speaker: %v", err))
 		}
 		st.Sessions = append(st.Sessions, sessions...)
-		for _, s := range sessions {
-			if s.State != "established" {
-				st.Problems = append(st.Problems, fmt.Sprintf(
-					"session with %s (%s) is %s since %s; check that the reflector runs, knows this node and has the same AS number and password",
-					s.Peer, s.Address, s.State, s.Since.Format(time.TimeOnly)))
-			}
-		}
+		st.Problems = append(st.Problems, sessionProblems(&a.cluster, a.node, sessions)...)
 	}
 	for _, backend := range a.backends() {
 		if d, ok := backend.(Diagnoser); ok {

@@ -88,7 +88,7 @@ func exchange(ctx context.Context, socket string, line []byte) (Reply, error) {
 	case reply.V > Version:
 		return reply, fmt.Errorf("the agent speaks version %d of the line, this program %d; upgrade the program", reply.V, Version)
 	case !reply.OK:
-		return reply, &replyError{reply.Error, reply.Refused}
+		return reply, &replyError{reply.Error, reply.Refused, reply.Unsupported}
 	}
 	return reply, nil
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -49,27 +50,31 @@ const (
 	List     Op = "list"     // the ports
 	Status   Op = "status"   // the node's health
 	Moves    Op = "moves"    // the reports of guests' moves, of all or of the one that is named
+	Sent     Op = "sent"     // what was sent of the prefix to each BGP peer
 	Drain    Op = "drain"    // announce everything as [fabric.Draining], take no new guests
 	Undrain  Op = "undrain"  // end that
 )
 
 var (
 	guestOps = []Op{Wire, Live, Started, Withdraw, Remove, Expect, Starting, Ended, Describe}
-	nodeOps  = []Op{List, Status, Moves, Drain, Undrain}
+	nodeOps  = []Op{List, Status, Moves, Sent, Drain, Undrain}
 )
 
 // Request is the line to the agent. Withdraw, Remove, Expect and Describe need
 // only the name of VM; Starting and Ended the name that its hypervisor has for
-// it, and which that is, in Origin; the others need none of it.
+// it, and which that is, in Origin; the others need none of it. Sent needs the
+// prefix.
 type Request struct {
 	V  int       `json:"v"` // filled in by [Client.Call]
 	Op Op        `json:"op"`
 	VM fabric.VM `json:"vm,omitzero"`
+
+	Prefix netip.Prefix `json:"prefix,omitzero"`
 }
 
 // Reply is the line back. Ports, Status and Moves are those of the ops of that name;
 // with a Status there may be an Error about what of it is not known. Guest
-// answers Describe.
+// answers Describe, Advertisements Sent.
 type Reply struct {
 	V       int                `json:"v"`
 	OK      bool               `json:"ok"`
@@ -79,6 +84,9 @@ type Reply struct {
 	Status  *fabric.Status     `json:"status,omitzero"`
 	Guest   *Guest             `json:"guest,omitzero"`
 	Moves   []fabric.Move      `json:"moves,omitzero"`
+
+	Advertisements []fabric.Advertisement `json:"advertisements,omitzero"`
+	Unsupported    bool                   `json:"unsupported,omitempty"` // the Error is an [errors.ErrUnsupported]
 }
 
 // Guest is what a guest needs to know of its network.
@@ -87,15 +95,17 @@ type Guest struct {
 	Gateway fabric.Gateway `json:"gateway"`
 }
 
-// replyError is what an agent answered. It is a [fabric.ErrRefused] where the
-// agent said so.
+// replyError is what an agent answered. It is a [fabric.ErrRefused], or an
+// [errors.ErrUnsupported], where the agent said so.
 type replyError struct {
-	text    string
-	refused bool
+	text                 string
+	refused, unsupported bool
 }
 
-func (e *replyError) Error() string        { return e.text }
-func (e *replyError) Is(target error) bool { return e.refused && target == fabric.ErrRefused }
+func (e *replyError) Error() string { return e.text }
+func (e *replyError) Is(target error) bool {
+	return e.refused && target == fabric.ErrRefused || e.unsupported && target == errors.ErrUnsupported
+}
 
 // decode reads a request. Keys that are not known are errors: what they ask
 // for would not be done.
@@ -123,6 +133,9 @@ func decode(line []byte) (Request, error) {
 	d.DisallowUnknownFields()
 	if err := d.Decode(&req); err != nil {
 		return bad(err)
+	}
+	if req.Op == Sent && !req.Prefix.IsValid() {
+		return Request{}, fmt.Errorf(`op %q without a prefix; send "prefix":"203.0.113.10/32" with it`, req.Op)
 	}
 	if req.VM.Name == "" && slices.Contains(guestOps, req.Op) {
 		return Request{}, fmt.Errorf(`op %q without a guest; send "vm":{"name":...} with it`, req.Op)

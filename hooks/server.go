@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"syscall"
 	"time"
@@ -38,6 +39,9 @@ type Node interface {
 	List(ctx context.Context) ([]fabric.PortEntry, error)
 	Status(ctx context.Context) (fabric.Status, error)           // with an error, what of it is known
 	Moves(ctx context.Context, vm string) ([]fabric.Move, error) // the newest first; of all guests without a name
+	// Advertisements tells what was sent of a prefix to each BGP peer; an error
+	// that is [errors.ErrUnsupported] says that it is not known.
+	Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error)
 	Drain(ctx context.Context) error
 	Undrain(ctx context.Context) error
 }
@@ -167,6 +171,7 @@ func send(conn net.Conn, reply Reply) error {
 
 func (r Reply) failed(err error) Reply {
 	r.OK, r.Error, r.Refused = false, oneLine(err), errors.Is(err, fabric.ErrRefused)
+	r.Unsupported = errors.Is(err, errors.ErrUnsupported)
 	return r
 }
 
@@ -223,6 +228,8 @@ func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) 
 		reply.Status = &status
 	case Moves:
 		reply.Moves, err = agent.Moves(ctx, vm.Name)
+	case Sent:
+		reply.Advertisements, err = agent.Advertisements(ctx, req.Prefix)
 	case Drain:
 		err = agent.Drain(ctx)
 	case Undrain:

@@ -91,7 +91,10 @@ func (f *fake) Moves(ctx context.Context, vm string) ([]fabric.Move, error) {
 	return []fabric.Move{{VM: vm, Outcome: "moved"}}, f.note(ctx, fabric.VM{}, "moves of %q", vm)
 }
 
-func (f *fake) Drain(ctx context.Context) error   { return f.note(ctx, fabric.VM{}, "drain") }
+func (f *fake) Drain(ctx context.Context) error { return f.note(ctx, fabric.VM{}, "drain") }
+func (f *fake) Advertisements(ctx context.Context, p netip.Prefix) ([]fabric.Advertisement, error) {
+	return []fabric.Advertisement{{Peer: "rr1", Address: "10.10.0.11", Sent: true}}, f.note(ctx, fabric.VM{}, "sent %s", p)
+}
 func (f *fake) Undrain(ctx context.Context) error { return f.note(ctx, fabric.VM{}, "undrain") }
 
 var guest = fabric.VM{Name: "web", UUID: "aaaaaaaa-0000-4000-8000-000000000001", Origin: "libvirt", NICs: []fabric.NIC{{
@@ -145,12 +148,17 @@ func TestOps(t *testing.T) {
 		List:     {fabric.VM{}, "list", fabric.VM{}},
 		Status:   {fabric.VM{}, "status", fabric.VM{}},
 		Moves:    {named, `moves of "web"`, fabric.VM{}},
+		Sent:     {fabric.VM{}, "sent 203.0.113.10/32", fabric.VM{}},
 		Drain:    {fabric.VM{}, "drain", fabric.VM{}},
 		Undrain:  {fabric.VM{}, "undrain", fabric.VM{}},
 	} {
 		t.Run(string(op), func(t *testing.T) {
 			agent := &fake{}
-			reply, err := Call(within(t, time.Minute), serve(t, agent), Request{Op: op, VM: want.vm})
+			req := Request{Op: op, VM: want.vm}
+			if op == Sent {
+				req.Prefix = netip.MustParsePrefix("203.0.113.10/32")
+			}
+			reply, err := Call(within(t, time.Minute), serve(t, agent), req)
 			require.NoError(t, err)
 			assert.Equal(t, []string{want.asked}, agent.all())
 			assert.Equal(t, []fabric.VM{want.got}, agent.vms)
@@ -164,6 +172,7 @@ func TestOps(t *testing.T) {
 			}
 			assert.Equal(t, op == Status, reply.Status != nil)
 			assert.Equal(t, op == Moves, len(reply.Moves) == 1)
+			assert.Equal(t, op == Sent, len(reply.Advertisements) == 1)
 		})
 	}
 }
@@ -197,6 +206,7 @@ func TestErrorsTravel(t *testing.T) {
 	}{
 		"refused": {fmt.Errorf("guest web refused: %w", refusal{"<b> is in no pool"}), "guest web refused: <b> is in no pool", true},
 		"plain":   {errors.New("port web_net0: no such device"), "port web_net0: no such device", false},
+		"cannot":  {fmt.Errorf("speaker: %w", errors.ErrUnsupported), "speaker: unsupported operation", false},
 		"joined":  {errors.Join(errors.New("one"), errors.New("two")), "one; two", false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -205,6 +215,7 @@ func TestErrorsTravel(t *testing.T) {
 				reply, err := Call(within(t, time.Minute), socket, Request{Op: op, VM: guest})
 				assert.EqualError(t, err, c.text)
 				assert.Equal(t, c.refused, errors.Is(err, fabric.ErrRefused))
+				assert.Equal(t, errors.Is(c.err, errors.ErrUnsupported), errors.Is(err, errors.ErrUnsupported))
 				assert.False(t, reply.OK)
 			}
 			reply, err := Call(within(t, time.Minute), socket, Request{Op: Status})
@@ -269,7 +280,7 @@ func TestLines(t *testing.T) {
 		want  []string // an error each, "" for ok
 		asked int
 	}{
-		"in order":      {`{"v":1,"op":"drain"}` + "\n" + `{"v":1,"op":"nonsense"}` + "\n" + list, []string{"", `op "nonsense" is not known; send one of wire, live, started, withdraw, remove, expect, starting, ended, describe, list, status, moves, drain, undrain, or upgrade the agent`, ""}, 2},
+		"in order":      {`{"v":1,"op":"drain"}` + "\n" + `{"v":1,"op":"nonsense"}` + "\n" + list, []string{"", `op "nonsense" is not known; send one of wire, live, started, withdraw, remove, expect, starting, ended, describe, list, status, moves, sent, drain, undrain, or upgrade the agent`, ""}, 2},
 		"newer":         {`{"v":2,"op":"summon","spell":true}` + "\n", []string{"the hook speaks version 2 of the line, this agent 1; upgrade the agent"}, 0},
 		"no version":    {`{"op":"list"}` + "\n", []string{`the request has no version; send "v":1`}, 0},
 		"not JSON":      {"list\n", []string{`the request cannot be read (invalid character 'l' looking for beginning of value); send one line such as {"v":1,"op":"list"}`}, 0},

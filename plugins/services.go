@@ -3,6 +3,7 @@ package plugins
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"sync"
@@ -136,6 +137,25 @@ func (s *speakerService) Sessions(ctx context.Context, r *pb.SessionsRequest) (*
 		reply.Sessions = append(reply.Sessions, sessionOut(one))
 	}
 	return reply, nil
+}
+
+func (s *speakerService) Advertisements(ctx context.Context, r *pb.AdvertisementsRequest) (*pb.AdvertisementsReply, error) {
+	l, ok := s.speaker.(fabric.AdvertisementLister)
+	if !ok {
+		return s.UnimplementedSpeakerServer.Advertisements(ctx, r)
+	}
+	prefix, err := netip.ParsePrefix(r.GetPrefix())
+	if err != nil {
+		return nil, failure(fmt.Errorf("%.60q is not a prefix", r.GetPrefix()))
+	}
+	all, err := l.Advertisements(ctx, prefix)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return s.UnimplementedSpeakerServer.Advertisements(ctx, r)
+	}
+	if err != nil {
+		return nil, failure(err)
+	}
+	return &pb.AdvertisementsReply{Advertisements: advertisementsOut(all)}, nil
 }
 
 func (s *speakerService) Diagnose(ctx context.Context, r *pb.DiagnoseRequest) (*pb.DiagnoseReply, error) {

@@ -2,6 +2,7 @@ package plugins
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -26,9 +27,10 @@ type Speaker struct {
 }
 
 var (
-	_ fabric.Speaker       = (*Speaker)(nil)
-	_ fabric.SessionLister = (*Speaker)(nil)
-	_ fabric.Diagnoser     = (*Speaker)(nil)
+	_ fabric.Speaker             = (*Speaker)(nil)
+	_ fabric.SessionLister       = (*Speaker)(nil)
+	_ fabric.AdvertisementLister = (*Speaker)(nil)
+	_ fabric.Diagnoser           = (*Speaker)(nil)
 )
 
 // OpenSpeaker starts a plugin that is a speaker, and keeps it running until
@@ -109,6 +111,28 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 		sessions = append(sessions, sessionIn(one))
 	}
 	return sessions, nil
+}
+
+// Advertisements implements [fabric.AdvertisementLister]; a plugin that does not
+// tell them is [errors.ErrUnsupported]. It does not wait for a plugin that is down.
+func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error) {
+	if _, _, err := s.now(); err != nil {
+		return nil, err
+	}
+	var reply *pb.AdvertisementsReply
+	supported := true
+	err := s.call(ctx, "tell what is sent of "+prefix.String(), func(ctx context.Context, c grpc.ClientConnInterface) (err error) {
+		reply, err = pb.NewSpeakerClient(c).Advertisements(ctx, &pb.AdvertisementsRequest{Prefix: prefix.String()})
+		supported = status.Code(err) != codes.Unimplemented
+		return optional(err)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !supported {
+		return nil, fmt.Errorf("%s: what it sends of a prefix is not known: %w", s.program.name(), errors.ErrUnsupported)
+	}
+	return advertisementsIn(reply.GetAdvertisements()), nil
 }
 
 // Diagnose implements [fabric.Diagnoser]: that the plugin is down, or what it

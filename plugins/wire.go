@@ -2,7 +2,9 @@ package plugins
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -71,13 +73,54 @@ func timeIn(ns int64) time.Time {
 }
 
 func sessionOut(s fabric.Session) *pb.Session {
-	return &pb.Session{Peer: s.Peer, Address: s.Address, State: s.State, Since: timeOut(s.Since), Advertised: s.Advertised}
+	out := &pb.Session{
+		Peer: s.Peer, Address: s.Address, State: s.State, Since: timeOut(s.Since), Advertised: s.Advertised,
+		FamiliesKnown: s.Families != nil,
+	}
+	for _, f := range s.Families {
+		out.Families = append(out.Families, string(f))
+	}
+	if n := s.Notification; n != nil {
+		out.Notification = &pb.Notification{
+			Sent: n.Sent, Code: uint32(n.Code), Subcode: uint32(n.Subcode), Communication: strings.ToValidUTF8(n.Communication, "?"), At: timeOut(n.At),
+		}
+	}
+	return out
 }
 
 func sessionIn(s *pb.Session) fabric.Session {
-	return fabric.Session{
+	in := fabric.Session{
 		Peer: s.GetPeer(), Address: s.GetAddress(), State: s.GetState(), Since: timeIn(s.GetSince()), Advertised: s.GetAdvertised(),
 	}
+	if s.GetFamiliesKnown() {
+		in.Families = []fabric.Family{}
+	}
+	for _, f := range s.GetFamilies() {
+		// A family that is not known here is none that a guest could need.
+		if f := fabric.Family(f); in.Families != nil && (f == fabric.IPv4 || f == fabric.IPv6) {
+			in.Families = append(in.Families, f)
+		}
+	}
+	if n := s.GetNotification(); n != nil && n.GetCode() <= math.MaxUint8 && n.GetSubcode() <= math.MaxUint8 {
+		in.Notification = fabric.NewNotification(n.GetSent(), uint8(n.GetCode()), uint8(n.GetSubcode()), n.GetCommunication(), timeIn(n.GetAt()))
+	}
+	return in
+}
+
+func advertisementsOut(ads []fabric.Advertisement) []*pb.Advertisement {
+	all := make([]*pb.Advertisement, 0, len(ads))
+	for _, a := range ads {
+		all = append(all, &pb.Advertisement{Peer: a.Peer, Address: a.Address, Sent: a.Sent, Reason: oneLine(a.Reason)})
+	}
+	return all
+}
+
+func advertisementsIn(ads []*pb.Advertisement) []fabric.Advertisement {
+	all := make([]fabric.Advertisement, 0, len(ads))
+	for _, a := range ads {
+		all = append(all, fabric.Advertisement{Peer: a.GetPeer(), Address: a.GetAddress(), Sent: a.GetSent(), Reason: oneLine(a.GetReason())})
+	}
+	return all
 }
 
 func queryOut(q fabric.Query) *pb.ResolveRequest {

@@ -99,6 +99,9 @@ func printStatus(cmd *cobra.Command, st fabric.Status) {
 		if s.Role != "" {
 			fmt.Fprintf(w, "\t%d received\t%d accepted", s.Received, s.Accepted)
 		}
+		if s.Notification != nil {
+			fmt.Fprintf(w, "\t%s", lastNotification(*s.Notification))
+		}
 		fmt.Fprintln(w)
 	}
 	for _, s := range st.Sources {
@@ -140,6 +143,13 @@ func whyCommand(t *tool) *cobra.Command {
 				return err
 			}
 			steps := elsewhere(a, explain(a, list.Ports, *status.Status))
+			if p, ok := prefixOf(a, list.Ports); ok && steps[len(steps)-1].Good {
+				sent, err := t.sent(cmd.Context(), p)
+				if err != nil {
+					return err
+				}
+				steps = append(steps, announcedTo(p, status.Status.Sessions, sent)...)
+			}
 			bad := slices.ContainsFunc(steps, func(s step) bool { return !s.Good })
 			done, err := t.print(cmd, steps)
 			if !done {
@@ -162,8 +172,8 @@ type step struct {
 	Text string `json:"text"`
 }
 
-// explain lists the steps up to the first that is missing, and with a live
-// guest every session.
+// explain lists the steps up to the first that is missing, or to the
+// announcement of a live guest.
 func explain(a netip.Addr, ports []fabric.PortEntry, st fabric.Status) []step {
 	i := slices.IndexFunc(ports, func(p fabric.PortEntry) bool {
 		return slices.Contains(p.Addresses, a) || slices.ContainsFunc(p.Routes, func(r netip.Prefix) bool { return r.Contains(a) })
@@ -188,11 +198,7 @@ func explain(a netip.Addr, ports []fabric.PortEntry, st fabric.Status) []step {
 	if st.Draining {
 		text += fmt.Sprintf("; this node is draining since %s, and another one that announces it too comes first", st.DrainingSince.Format(time.DateTime))
 	}
-	steps = append(steps, step{"announcement", true, text})
-	for _, s := range st.Sessions {
-		steps = append(steps, step{"reflector " + s.Peer, s.State == "established", fmt.Sprintf("%s, %s for %s, %d routes advertised", s.Address, s.State, ago(s.Since), s.Advertised)})
-	}
-	return steps
+	return append(steps, step{"announcement", true, text})
 }
 
 func join[T fmt.Stringer](vs []T) string {

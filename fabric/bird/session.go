@@ -2,6 +2,9 @@ package bird
 
 import (
 	"context"
+	"fmt"
+	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,19 +28,28 @@ func (c Client) Sessions(ctx context.Context) ([]fabric.Session, error) {
 func parseSessions(lines []string, now time.Time) []fabric.Session {
 	var all []fabric.Session
 	var s *fabric.Session // that the lines are about; nil for a protocol of another kind
+	var state, lastError, message, channel string
 	done := func() {
 		if s != nil && s.Address != "" {
+			if s.State == "established" && s.Families == nil {
+				s.Families = []fabric.Family{}
+			}
+			s.Notification = notification(lastError, message, state)
 			all = append(all, *s)
 		}
-		s = nil
+		s, state, lastError, message, channel = nil, "", "", "", ""
 	}
 	for _, line := range lines {
 		if line != "" && line[0] != ' ' && line[0] != '\t' {
 			done()
 			// Name, protocol, table, state, since when (one field or two), info.
 			if f := strings.Fields(line); len(f) >= 5 && f[1] == "BGP" {
-				s = &fabric.Session{Peer: f[0], State: "idle", Since: parseSince(f[4:], now)}
+				s, state = &fabric.Session{Peer: f[0], State: "idle", Since: parseSince(f[4:], now)}, f[3]
 			}
+			continue
+		}
+		if f := strings.Fields(line); len(f) == 2 && f[0] == "Channel" {
+			channel = f[1]
 			continue
 		}
 		key, value, ok := strings.Cut(strings.TrimSpace(line), ":")
@@ -49,6 +61,14 @@ func parseSessions(lines []string, now time.Time) []fabric.Session {
 			s.State = stateOf(value)
 		case "Neighbor address":
 			s.Address = value
+		case "Message": // with which the session was shut down last, by either side
+			message = value
+		case "Last error":
+			lastError = value
+		case "State": // of a channel, which is UP with the session where the peer has its family
+			if f := fabric.Family(channel); value == "UP" && s.State == "established" && (f == fabric.IPv4 || f == fabric.IPv6) {
+				s.Families = append(s.Families, f)
+			}
 		case "Routes": // of one of the channels
 			s.Advertised += exported(value)
 		}
@@ -101,4 +121,19 @@ func parseSince(f []string, now time.Time) time.Time {
 		t = t.AddDate(0, 0, -1)
 	}
 	return t
+}
+
+// sent reports whether a prefix was sent on one of the sessions.
+func (c Client) sent(ctx context.Context, s fabric.Session, prefix netip.Prefix) (bool, error) {
+	lines, err := c.Query(ctx, fmt.Sprintf("show route %s exported '%s'", prefix, s.Peer))
+	if err != nil && strings.Contains(err.Error(), "syntax error") { // before 2.0.8
+		lines, err = c.Query(ctx, fmt.Sprintf("show route %s export '%s'", prefix, s.Peer))
+	}
+	if err != nil {
+		if text := err.Error(); strings.Contains(text, "Network not found") || strings.Contains(text, "No valid tables") {
+			err = nil
+		}
+		return false, err
+	}
+	return slices.ContainsFunc(lines, func(line string) bool { return strings.HasPrefix(line, prefix.String()+" ") }), nil
 }

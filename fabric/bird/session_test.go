@@ -47,6 +47,33 @@ to_rr2     BGP        ---        down   2026-11-20
 to_rr3     BGP        ---        start  2026-11-21 23:59:58 Passive
   BGP state:          Passive
     Neighbor address: 10.10.0.13
+    Last error:       Socket: Connection refused
+
+to_rr4     BGP        ---        start  11:41:57.000  Active        Received: Administrative shutdown
+  Message:        planned work
+  BGP state:          Active
+    Neighbor address: 10.10.0.14
+    Last error:       Received: Administrative shutdown
+
+to_rr5     BGP        ---        start  11:41:57.000  Active        BGP Error: Bad peer AS
+  Message:        planned work
+  BGP state:          Active
+    Neighbor address: 10.10.0.15
+    Last error:       BGP Error: Bad peer AS
+
+to_rr6     BGP        ---        up     11:41:57.000  Established
+  BGP state:          Established
+    Neighbor address: 10.10.0.16
+  Channel ipv4
+    State:          DOWN
+  Channel ipv6
+    State:          UP
+    Routes:         0 imported, 1 exported, 0 preferred
+
+to_rr7     BGP        ---        down   11:41:57.000  Automatic shutdown: Route limit exceeded
+  BGP state:          Down
+    Neighbor address: 10.10.0.17
+    Last error:       Automatic shutdown: Route limit exceeded
 
 nodes      BGP        ---        start  23:59:59.5    Passive
   BGP state:          Passive
@@ -59,10 +86,17 @@ func TestParseSessions(t *testing.T) {
 	at := func(month time.Month, day, hour, minute, sec, milli int) time.Time {
 		return time.Date(2026, month, day, hour, minute, sec, milli*int(time.Millisecond), now.Location())
 	}
+	note := func(sent bool, code, subcode uint8, text string) *fabric.Notification {
+		return fabric.NewNotification(sent, code, subcode, text, time.Time{})
+	}
 	assert.Equal(t, []fabric.Session{
-		{Peer: "to_rr1", Address: "10.10.0.11", State: "established", Since: at(11, 22, 11, 41, 57, 466), Advertised: 5},
-		{Peer: "to_rr2", Address: "fd00:10:10::12", State: "idle", Since: at(11, 20, 0, 0, 0, 0)},
+		{Peer: "to_rr1", Address: "10.10.0.11", State: "established", Since: at(11, 22, 11, 41, 57, 466), Advertised: 5, Families: []fabric.Family{fabric.IPv4, fabric.IPv6}},
+		{Peer: "to_rr2", Address: "fd00:10:10::12", State: "idle", Since: at(11, 20, 0, 0, 0, 0), Notification: note(true, 6, 2, "")},
 		{Peer: "to_rr3", Address: "10.10.0.13", State: "active", Since: at(11, 21, 23, 59, 58, 0)},
+		{Peer: "to_rr4", Address: "10.10.0.14", State: "active", Since: at(11, 22, 11, 41, 57, 0), Notification: note(false, 6, 2, "planned work")},
+		{Peer: "to_rr5", Address: "10.10.0.15", State: "active", Since: at(11, 22, 11, 41, 57, 0), Notification: note(true, 2, 2, "")},
+		{Peer: "to_rr6", Address: "10.10.0.16", State: "established", Since: at(11, 22, 11, 41, 57, 0), Advertised: 1, Families: []fabric.Family{fabric.IPv6}},
+		{Peer: "to_rr7", Address: "10.10.0.17", State: "idle", Since: at(11, 22, 11, 41, 57, 0), Notification: note(true, 6, 1, "")},
 	}, parseSessions(strings.Split(protocols, "\n"), now))
 	assert.Equal(t, at(11, 21, 23, 59, 59, 500), parseSince([]string{"23:59:59.5", "Passive"}, now), "a time still to come is yesterday's")
 	assert.Zero(t, parseSince([]string{"sometime"}, now))

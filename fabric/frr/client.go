@@ -10,8 +10,6 @@ import (
 	"os/exec"
 	"strings"
 	"time"
-
-	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // Client gives commands to the FRR daemons of this machine, by vtysh.
@@ -72,55 +70,4 @@ func (c Client) JSON(ctx context.Context, command string, v any) error {
 		return fmt.Errorf("%s: %w", command, err)
 	}
 	return nil
-}
-
-// replyBound is how long FRR may take to tell its sessions.
-const replyBound = 10 * time.Second
-
-// Sessions lists FRR's BGP sessions of the default VRF, without names. It
-// returns after ten seconds at the latest.
-func (c Client) Sessions(ctx context.Context) ([]fabric.Session, error) {
-	ctx, cancel := context.WithTimeout(ctx, replyBound)
-	defer cancel()
-	var neighbors neighbors
-	if err := c.JSON(ctx, "show bgp neighbors json", &neighbors); err != nil {
-		return nil, err
-	}
-	return neighbors.sessions(time.Now()), nil
-}
-
-// neighbors is the answer to "show bgp neighbors json", by address.
-type neighbors map[string]neighbor
-
-type neighbor struct {
-	BGPState string `json:"bgpState"`
-	// How long the session has been up, in milliseconds, and for how long it
-	// has not where it is down.
-	UpMsec    int64 `json:"bgpTimerUpMsec"`
-	ResetMsec int64 `json:"lastResetTimerMsecs"`
-	Families  map[string]struct {
-		Sent uint64 `json:"sentPrefixCounter"`
-	} `json:"addressFamilyInfo"`
-}
-
-func (ns neighbors) sessions(now time.Time) []fabric.Session {
-	var all []fabric.Session
-	for address, n := range ns {
-		s := fabric.Session{Address: address, State: strings.ToLower(n.BGPState)}
-		ago := n.UpMsec
-		if s.State != "established" {
-			ago = n.ResetMsec
-		}
-		s.Since = now.Add(-time.Duration(ago) * time.Millisecond)
-		for _, f := range n.Families {
-			s.Advertised += f.Sent
-		}
-		switch s.State {
-		case "connect", "active", "opensent", "openconfirm", "established":
-		default: // Clearing, Deleted
-			s.State = "idle"
-		}
-		all = append(all, s)
-	}
-	return all
 }

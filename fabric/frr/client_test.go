@@ -18,11 +18,18 @@ import (
 // As FRR 8.4.4 writes it, shortened.
 const answer = `{
   "10.10.0.11":{"remoteAs":64512,"bgpState":"Established","bgpTimerUpMsec":3000,"lastResetTimerMsecs":7000,
+    "lastErrorCodeSubcode":"0602","lastNotificationReason":"Cease\/Administrative Shutdown","lastShutdownDescription":"planned work","lastResetDueTo":"BGP Notification received",
+    "neighborCapabilities":{"multiprotocolExtensions":{"ipv4Unicast":{"advertisedAndReceived":true},"ipv6Unicast":{"advertisedAndReceived":true}}},
     "addressFamilyInfo":{
       "ipv4Unicast":{"packetQueueLength":0,"acceptedPrefixCounter":0,"sentPrefixCounter":3},
       "ipv6Unicast":{"acceptedPrefixCounter":0,"sentPrefixCounter":2}}},
   "fd00:10:10::12":{"bgpState":"Connect","lastResetTimerMsecs":7000,"addressFamilyInfo":{"ipv4Unicast":{"acceptedPrefixCounter":0}}},
-  "10.10.0.13":{"bgpState":"Clearing"}
+  "10.10.0.13":{"bgpState":"Clearing","lastErrorCodeSubcode":"0602","lastResetDueTo":"Waiting for peer OPEN"},
+  "10.10.0.14":{"bgpState":"Established","lastErrorCodeSubcode":"0202","lastResetDueTo":"BGP Notification send",
+    "neighborCapabilities":{"multiprotocolExtensions":{"ipv4Unicast":{"advertised":true},"ipv6Unicast":{"advertisedAndReceived":true}}},
+    "addressFamilyInfo":{"ipv4Unicast":{},"ipv6Unicast":{}}},
+  "10.10.0.15":{"bgpState":"Established","neighborCapabilities":{"multiprotocolExtensions":{"ipv4Unicast":{"advertised":true},"ipv6Unicast":{"advertised":true}}},
+    "addressFamilyInfo":{"ipv4Unicast":{},"ipv6Unicast":{}}}
 }`
 
 func TestReadNeighbors(t *testing.T) {
@@ -32,11 +39,24 @@ func TestReadNeighbors(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(answer), &ns))
 	got := ns.sessions(now)
 	slices.SortFunc(got, func(a, b fabric.Session) int { return strings.Compare(a.Address, b.Address) })
+	note := fabric.NewNotification
 	assert.Equal(t, []fabric.Session{
-		{Address: "10.10.0.11", State: "established", Since: now.Add(-3 * time.Second), Advertised: 5},
+		{Address: "10.10.0.11", State: "established", Since: now.Add(-3 * time.Second), Advertised: 5, Families: []fabric.Family{fabric.IPv4, fabric.IPv6}, Notification: note(false, 6, 2, "planned work", now.Add(-7*time.Second))},
 		{Address: "10.10.0.13", State: "idle", Since: now},
+		{Address: "10.10.0.14", State: "established", Since: now, Families: []fabric.Family{fabric.IPv6}, Notification: note(true, 2, 2, "", now)},
+		{Address: "10.10.0.15", State: "established", Since: now, Families: []fabric.Family{fabric.IPv4}},
 		{Address: "fd00:10:10::12", State: "connect", Since: now.Add(-7 * time.Second)},
 	}, got)
+}
+
+func TestUnescape(t *testing.T) {
+	t.Parallel()
+	for given, want := range map[string]string{
+		`planned work`: "planned work", `\xd1\x80\xd0\xb0\xd0\xb1\xd0\xbe\xd1\x82\xd1\x8b at 5`: "работы at 5", `\xe2\x80\xae`: "\u202e",
+		`\xff`: `\xff`, `\xd0`: `\xd0`, `\x`: `\x`,
+	} {
+		assert.Equal(t, want, unescape(given))
+	}
 }
 
 // fakeVtysh writes a script that stands for vtysh.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/internal/peering"
@@ -49,7 +50,7 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 	return &Speaker{
 		Announcer: a,
 		daemon: peering.Daemon{
-			Name: fabric.SpeakerFRR, Node: cfg.Node.Name, Cluster: cfg.Cluster, Ask: cfg.Client.Sessions,
+			Name: fabric.SpeakerFRR, Node: cfg.Node.Name, Cluster: cfg.Cluster, Ask: cfg.Client.Sessions, Sent: cfg.Client.sent,
 			Learns: fmt.Sprintf("redistribute kernel in each family, with a route map that takes metrics below %d", fabric.PortMetric),
 		},
 	}, nil
@@ -63,13 +64,20 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	return s.daemon.Sessions(ctx)
 }
 
+// Advertisements implements [fabric.AdvertisementLister] with FRR's own word. An
+// error, after five seconds at the latest, says that FRR does not answer.
+func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error) {
+	return s.daemon.Advertisements(ctx, prefix)
+}
+
 // Diagnose implements [fabric.Diagnoser]: that FRR does not answer, has no
 // session with a reflector, or does not send what has been announced for some
 // seconds. It returns after two seconds at the latest.
 func (s *Speaker) Diagnose() []string { return s.daemon.Diagnose(s.Announcer) }
 
 var (
-	_ fabric.Speaker       = (*Speaker)(nil)
-	_ fabric.SessionLister = (*Speaker)(nil)
-	_ fabric.Diagnoser     = (*Speaker)(nil)
+	_ fabric.Speaker             = (*Speaker)(nil)
+	_ fabric.SessionLister       = (*Speaker)(nil)
+	_ fabric.AdvertisementLister = (*Speaker)(nil)
+	_ fabric.Diagnoser           = (*Speaker)(nil)
 )

@@ -110,7 +110,7 @@ func (r *Reflector) peers(ctx context.Context, advertised bool) ([]ReflectorPeer
 func (r *Reflector) describe(n neighbour, p *api.Peer) ReflectorPeer {
 	out := ReflectorPeer{Named: r.isNamed(n.address), Held: r.held[n.address] != nil, Session: fabric.Session{
 		Peer: n.name, Address: n.address.String(), Role: n.role, Since: r.since[n.address],
-		State: cmp.Or(states[p.GetState().GetSessionState()], "idle"),
+		State: cmp.Or(states[p.GetState().GetSessionState()], "idle"), Families: negotiated(p), Notification: r.notes.of(n.address),
 	}}
 	if b := p.GetState().GetBfdState(); n.bfd && b != nil {
 		out.BFD = strings.ToLower(strings.TrimPrefix(b.GetSessionState().String(), "BFD_SESSION_STATE_"))
@@ -161,6 +161,7 @@ func (r *Reflector) accepted(n neighbour, p *api.Peer, received [2]uint64) count
 
 // forget drops what is known of nodes that are gone and that nobody names.
 func (r *Reflector) forget(found map[netip.Addr]*api.Peer) {
+	r.notes.keep(func(a netip.Addr) bool { return found[a] != nil || r.isNamed(a) || r.held[a] != nil })
 	for a := range r.since {
 		if found[a] == nil && !r.isNamed(a) && !r.up[a] && r.held[a] == nil {
 			delete(r.since, a)
@@ -227,8 +228,13 @@ func (r *Reflector) problems(peers []ReflectorPeer) []string {
 		case p.Role == RoleCore:
 			cores++
 			if !established {
-				say("core gateway %s (%s) has no session since %s; check that it runs, knows this reflector and has the same AS number and password",
-					p.Peer, p.Address, p.Since.Format(time.TimeOnly))
+				say("core gateway %s (%s) has no session since %s; %s", p.Peer, p.Address, p.Since.Format(time.TimeOnly), p.DownReason())
+			}
+			for _, f := range r.cluster.Families() {
+				if p.Lacks(f) {
+					say("core gateway %s (%s) takes no %s: its session was negotiated without that family; add an %s channel or address family to it there, as vmfabric render writes it",
+						p.Peer, p.Address, f, f)
+				}
 			}
 		case established:
 			up++

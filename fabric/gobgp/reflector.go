@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
 	"github.com/osrg/gobgp/v4/pkg/server"
 	"github.com/vmfabric/vmfabric/fabric"
 )
@@ -99,6 +100,7 @@ type Reflector struct {
 	serving sync.WaitGroup
 	unwatch context.CancelFunc
 	ended   chan struct{}
+	notes   *notifications
 
 	mu       sync.Mutex // held over what changes neighbours
 	closed   bool
@@ -116,7 +118,7 @@ type Reflector struct {
 func NewReflector(cfg ReflectorConfig, opts ...ReflectorOption) (*Reflector, error) {
 	r := &Reflector{
 		cluster: cfg.Cluster, rr: cfg.RR, id: fabric.RouterID(cfg.RR.Address, cfg.RR.Address).String(), log: slog.New(slog.DiscardHandler),
-		began: time.Now(), deferral: DefaultDeferral, pause: DefaultPause, unwatch: func() {}, ended: make(chan struct{}),
+		began: time.Now(), deferral: DefaultDeferral, pause: DefaultPause, unwatch: func() {}, ended: make(chan struct{}), notes: newNotifications(),
 		up: map[netip.Addr]bool{}, since: map[netip.Addr]time.Time{}, sent: map[netip.Addr]uint64{}, been: map[netip.Addr]bool{},
 		held: map[netip.Addr]*time.Timer{}, counted: map[netip.Addr]count{},
 		admitted: map[netip.Addr]bool{},
@@ -160,7 +162,7 @@ func (r *Reflector) start() error {
 		return err
 	}
 	port := cmp.Or(r.rr.Port, 179)
-	r.bgp, err = serve(slog.New(quiet{r.log.Handler()}), &r.serving, &api.Global{
+	r.bgp, err = serve(r.notes.through(slog.New(quiet{r.log.Handler()})), &r.serving, &api.Global{
 		Asn: r.cluster.ASN, RouterId: r.id, ListenPort: int32(port), ListenAddresses: []string{r.rr.Address.String()},
 	})
 	if err != nil {
@@ -173,7 +175,9 @@ func (r *Reflector) start() error {
 	// nobody's, and is hung up on.
 	err = pol.install(ctx, r.bgp)
 	if err == nil {
-		err = r.bgp.WatchEvent(ctx, server.WatchEventMessageCallbacks{OnPeerUpdate: r.peerChanged}, server.WatchPeer())
+		err = r.bgp.WatchEvent(ctx, server.WatchEventMessageCallbacks{
+			OnPeerUpdate: func(e *apiutil.WatchEventMessage_PeerEvent, _ time.Time) { r.peerChanged(ctx, e) },
+		}, server.WatchPeer())
 	}
 	if err == nil {
 		err = r.addNeighbours(ctx)

@@ -13,7 +13,7 @@ import (
 )
 
 // peerChanged follows the sessions, one event after the other.
-func (r *Reflector) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, _ time.Time) {
+func (r *Reflector) peerChanged(ctx context.Context, e *apiutil.WatchEventMessage_PeerEvent) {
 	if e.Type != apiutil.PEER_EVENT_STATE {
 		return
 	}
@@ -30,6 +30,11 @@ func (r *Reflector) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, _ time.T
 		r.been[a], r.sent[a] = true, r.notificationsTo(a)
 		log.Info("session up")
 		r.admit(n)
+		// A node hears of a guest that has just begun to run elsewhere, which its
+		// agent says too; to send each of them all would hold up the others.
+		if n.role == RoleCore || r.cluster.EastWest {
+			r.serving.Go(func() { r.resend(ctx, n) })
+		}
 		return
 	}
 	log.Warn("session down", "reason", e.Peer.State.DisconnectMessage)
@@ -43,6 +48,18 @@ func (r *Reflector) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, _ time.T
 		r.replace(n, r.peer(n, n.bfd, false))
 	case n.bfd && broke(e):
 		r.restBFD(n)
+	}
+}
+
+// resend sends a peer whose session is up what it may have missed (resend.go). A
+// route that nobody announces any more it may still have: until somebody does.
+func (r *Reflector) resend(ctx context.Context, n neighbour) {
+	p := established(ctx, r.bgp, n.address.String())
+	if p == nil || p.GetGracefulRestart().GetLocalRestarting() { // then it is sent everything later
+		return
+	}
+	if err := resend(r.bgp, n.address.String()); err != nil {
+		r.log.Warn("routes not sent again", "peer", n.name, "address", n.address, "err", err)
 	}
 }
 

@@ -45,6 +45,8 @@ type Speaker struct {
 	serving sync.WaitGroup
 	learner Learner // nil: nothing is learned
 	in      *ribIn
+	notes   *notifications
+	untap   context.CancelFunc
 
 	mu     sync.Mutex
 	routes map[netip.Prefix]fabric.Route
@@ -55,21 +57,23 @@ type Speaker struct {
 	// again; until settled, GoBGP holds updates back, and forgets withdrawals.
 	resuming map[string]bool
 	settled  time.Time
+	opening  map[string]time.Time // when the last session with a peer was about to be established
+	removals removals
 }
 
 // New starts a speaker without sessions. It listens nowhere.
 func New(cfg Config, opts ...Option) (*Speaker, error) {
 	s := &Speaker{
 		cluster: cfg.Cluster, node: cfg.Node, log: slog.New(slog.DiscardHandler),
-		changed: make(chan struct{}, 1),
-		routes:  map[netip.Prefix]fabric.Route{}, up: map[string]bool{}, since: map[string]time.Time{}, resuming: map[string]bool{},
+		changed: make(chan struct{}, 1), notes: newNotifications(), untap: func() {},
+		routes: map[netip.Prefix]fabric.Route{}, up: map[string]bool{}, since: map[string]time.Time{}, resuming: map[string]bool{}, opening: map[string]time.Time{},
 	}
 	for _, o := range opts {
 		o(s)
 	}
 	s.in = newRIBIn(s.learner, s.cluster, s.node, s.log)
 	var err error
-	if s.bgp, err = serve(s.log, &s.serving, &api.Global{
+	if s.bgp, err = serve(s.notes.through(s.log), &s.serving, &api.Global{
 		Asn: cfg.Cluster.ASN, RouterId: fabric.RouterID(cfg.Node.Address, cfg.Node.Address6).String(), ListenPort: -1,
 	}); err != nil {
 		return nil, fmt.Errorf("bgp: %w", err)
@@ -85,7 +89,9 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 // watch follows the sessions and, in one order with them, what comes in.
 func (s *Speaker) watch(ctx context.Context) error {
 	s.serving.Go(func() { s.in.tellRivals(ctx) })
-	callbacks := server.WatchEventMessageCallbacks{OnPeerUpdate: s.peerChanged}
+	callbacks := server.WatchEventMessageCallbacks{OnPeerUpdate: func(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
+		s.peerChanged(ctx, e, at)
+	}}
 	options := append([]server.WatchOption{server.WatchPeer()}, s.in.watch(&callbacks)...)
 	return s.bgp.WatchEvent(ctx, callbacks, options...)
 }
@@ -123,8 +129,10 @@ func serve(log *slog.Logger, wg *sync.WaitGroup, global *api.Global) (*server.Bg
 // Open opens the sessions to all reflectors and returns at once; they come up
 // as the reflectors answer. Call it once, after the first routes were put.
 func (s *Speaker) Open(ctx context.Context) error {
+	taps, untap := context.WithCancel(context.WithoutCancel(ctx)) // until Close
 	s.mu.Lock()
 	resumed := len(s.routes) > 0
+	s.untap = untap
 	s.mu.Unlock()
 	for _, rr := range s.cluster.Reflectors {
 		source := s.node.Source(rr.Address)
@@ -132,6 +140,9 @@ func (s *Speaker) Open(ctx context.Context) error {
 			return fmt.Errorf("reflector %s: %s: node %s has no address of that family", rr.Name, rr.Address, s.node.Name)
 		}
 		s.note(rr.Address.String(), false)
+		s.serving.Go(func() {
+			tap(taps, s.log, source, rr.Address, cmp.Or(rr.Port, bgpPort), func(n *fabric.Notification) { s.notes.hear(rr.Address, n) })
+		})
 		s.mu.Lock()
 		s.resuming[rr.Address.String()] = resumed
 		s.mu.Unlock()
@@ -209,11 +220,13 @@ func (s *Speaker) Close() error {
 	s.mu.Lock()
 	closed := s.closed
 	s.closed = true
+	untap := s.untap
 	s.mu.Unlock()
 	if closed {
 		return nil
 	}
 	s.unwatch()
+	untap()
 	s.in.end()
 	err := s.bgp.StopBgp(context.Background(), &api.StopBgpRequest{AllowGracefulRestart: true})
 	s.serving.Wait()
@@ -223,9 +236,14 @@ func (s *Speaker) Close() error {
 // Changed implements [fabric.Speaker].
 func (s *Speaker) Changed() <-chan struct{} { return s.changed }
 
-func (s *Speaker) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
+func (s *Speaker) peerChanged(ctx context.Context, e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
 	if e.Type != apiutil.PEER_EVENT_STATE {
 		return
+	}
+	if e.Peer.State.SessionState == bgp.BGP_FSM_OPENCONFIRM {
+		s.mu.Lock()
+		s.opening[e.Peer.State.NeighborAddress.String()] = at
+		s.mu.Unlock()
 	}
 	peer, up := e.Peer.State.NeighborAddress.String(), e.Peer.State.SessionState == bgp.BGP_FSM_ESTABLISHED
 	if !s.note(peer, up) {
@@ -235,7 +253,7 @@ func (s *Speaker) peerChanged(e *apiutil.WatchEventMessage_PeerEvent, at time.Ti
 		s.in.opened(e.Peer.State.NeighborAddress)
 		s.mu.Lock()
 		if !s.closed { // Close waits for those that are begun
-			s.serving.Go(func() { s.resume(peer) })
+			s.serving.Go(func() { s.resend(ctx, peer) })
 		}
 		s.mu.Unlock()
 	} else if broke(e) {
@@ -268,24 +286,53 @@ func (s *Speaker) restBFD(peer netip.Addr) {
 	time.AfterFunc(bfdRest, func() { set(true) })
 }
 
-// resume sends everything, and End-of-RIB, to a peer whose session is up again
-// for the first time. GoBGP would wait for the End-of-RIB of all peers, or for
-// resumeWait; until then the routes are stale at the reflector, which must drop
-// them at once if that one ends too (RFC 4724, 4.2, consecutive restarts).
-func (s *Speaker) resume(peer string) {
+// resend sends everything, and End-of-RIB, to a peer whose session is up, and
+// withdraws once more what was withdrawn meanwhile (see resend.go). That this is
+// announced first, as the last choice, is how GoBGP is brought to withdraw it.
+//
+// After routes were taken up again, GoBGP would hold all back until the
+// End-of-RIB of all peers, or for resumeWait; until then the routes are stale at
+// the reflector, which must drop them at once if that session ends too (RFC
+// 4724, 4.2, consecutive restarts).
+func (s *Speaker) resend(ctx context.Context, peer string) {
+	p := established(ctx, s.bgp, peer)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.resuming[peer] || s.closed {
+	if p == nil || s.closed || !s.up[peer] {
 		return
 	}
-	delete(s.resuming, peer)
-	s.settled = time.Now().Add(resumeWait*time.Second + resumeSlack)
-	err := s.bgp.ResetPeer(context.Background(), &api.ResetPeerRequest{
-		Address: peer, Soft: true, Direction: api.ResetPeerRequest_DIRECTION_OUT,
-	})
-	if err != nil {
+	switch held := p.GetGracefulRestart().GetLocalRestarting(); {
+	case s.resuming[peer]:
+		delete(s.resuming, peer)
+		s.settled = time.Now().Add(resumeWait*time.Second + resumeSlack)
+	case held: // it is sent everything when GoBGP lets go
+		return
+	}
+	if err := resend(s.bgp, peer); err != nil {
 		s.log.Warn("routes not sent at once", "peer", peer, "err", err)
 	}
+	if again := s.removals.since(s.opening[peer], s.routes); len(again) > 0 {
+		if err := s.withdrawAgain(again); err != nil {
+			s.log.Warn("routes not withdrawn once more", "peer", peer, "err", err)
+		}
+	}
+}
+
+// withdrawAgain withdraws prefixes that are not announced.
+func (s *Speaker) withdrawAgain(prefixes []netip.Prefix) error {
+	var add, remove []*apiutil.Path
+	for _, prefix := range prefixes {
+		for _, paths := range []*[]*apiutil.Path{&add, &remove} {
+			p, err := s.path(fabric.Route{Prefix: prefix, Preference: fabric.Draining})
+			if err != nil {
+				return fmt.Errorf("route %s: %w", prefix, err)
+			}
+			*paths = append(*paths, p)
+		}
+		remove[len(remove)-1].Withdrawal = true
+	}
+	_, err := s.bgp.AddPath(apiutil.AddPathRequest{Paths: add})
+	return errors.Join(err, s.bgp.DeletePath(apiutil.DeletePathRequest{Paths: remove}))
 }
 
 // note takes the state of a session and reports whether it is news: a session
@@ -381,6 +428,7 @@ func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
 	for _, prefix := range prefixes {
 		delete(s.routes, prefix)
 	}
+	s.removals.add(time.Now(), prefixes...)
 	return nil
 }
 
@@ -444,9 +492,16 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	found := map[string]fabric.Session{}
 	err := s.bgp.ListPeer(ctx, &api.ListPeerRequest{EnableAdvertised: true}, func(p *api.Peer) {
 		address := p.GetConf().GetNeighborAddress()
-		session := fabric.Session{Address: address, State: cmp.Or(states[p.GetState().GetSessionState()], "idle")}
+		if a, err := netip.ParseAddr(address); err == nil {
+			s.notes.counted(a, p.GetState().GetMessages().GetReceived().GetNotification(), time.Now())
+		}
+		session := fabric.Session{
+			Address: address, State: cmp.Or(states[p.GetState().GetSessionState()], "idle"), Families: negotiated(p),
+		}
 		for _, f := range p.GetAfiSafis() {
-			session.Advertised += f.GetState().GetAdvertised()
+			if !session.Lacks(familyOf(f)) { // GoBGP counts what it would send, too
+				session.Advertised += f.GetState().GetAdvertised()
+			}
 		}
 		found[address] = session
 	})
@@ -458,7 +513,7 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	var sessions []fabric.Session
 	for _, rr := range s.cluster.Reflectors {
 		if session, ok := found[rr.Address.String()]; ok {
-			session.Peer, session.Since = rr.Name, s.since[rr.Address.String()]
+			session.Peer, session.Since, session.Notification = rr.Name, s.since[rr.Address.String()], s.notes.of(rr.Address)
 			sessions = append(sessions, session)
 		}
 	}

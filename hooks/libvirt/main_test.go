@@ -75,7 +75,10 @@ func (f *fake) List(context.Context) ([]fabric.PortEntry, error)     { return ni
 func (f *fake) Status(context.Context) (fabric.Status, error)        { return fabric.Status{}, f.err }
 func (f *fake) Moves(context.Context, string) ([]fabric.Move, error) { return nil, f.err }
 func (f *fake) Drain(context.Context) error                          { return f.err }
-func (f *fake) Undrain(context.Context) error                        { return f.err }
+func (f *fake) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertisement, error) {
+	return nil, f.err
+}
+func (f *fake) Undrain(context.Context) error { return f.err }
 
 func serve(t *testing.T, agent hooks.Agent) (socket string) {
 	socket = filepath.Join(t.TempDir(), "agent.sock")

@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -135,5 +136,8 @@ func (idleAgent) Expect(context.Context, string) error                 { return 
 func (idleAgent) List(context.Context) ([]fabric.PortEntry, error)     { return nil, nil }
 func (idleAgent) Status(context.Context) (s fabric.Status, err error)  { return s, nil }
 func (idleAgent) Drain(context.Context) error                          { return nil }
+func (idleAgent) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertisement, error) {
+	return nil, nil
+}
 func (idleAgent) Undrain(context.Context) error                        { return nil }
 func (idleAgent) Moves(context.Context, string) ([]fabric.Move, error) { return nil, nil }

@@ -30,6 +30,9 @@ func (s *system) startRouter(kind string, h *testenv.Host) router {
 	require.NoError(s.t, err)
 	// The lab has no syslog; a test that fails shows what went to stderr.
 	conf = strings.Replace(conf, "log syslog all;", "log stderr all; debug protocols { states, events };", 1)
+	if s.o.edit != nil {
+		conf = s.o.edit(h.Name(), conf)
+	}
 	var r router
 	if kind == "frr" {
 		r, err = h.StartFRR(soon(s.t), conf)

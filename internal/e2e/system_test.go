@@ -65,8 +65,9 @@ type options struct {
 	change   func(*fabric.Cluster) // before anything is built
 	noRR     bool                  // reflectors are started by the test
 	noAgent  bool
-	resumes  bool     // BIRD reflectors say that they resume, as docs/reflector.md has it
-	unmanned []string // nodes on which nothing runs
+	resumes  bool                           // BIRD reflectors say that they resume, as docs/reflector.md has it
+	unmanned []string                       // nodes on which nothing runs
+	edit     func(name, conf string) string // changes what was rendered for a router
 }
 
 // start builds a cluster with two reflectors, a core gateway and an agent on

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -31,6 +32,8 @@ type Daemon struct {
 	Learns  string // what must be in its configuration for it to take routes up
 	Cluster fabric.Cluster
 	Ask     func(context.Context) ([]fabric.Session, error) // for all its sessions
+	// Sent reports whether a prefix was sent on one of these.
+	Sent func(context.Context, fabric.Session, netip.Prefix) (bool, error)
 }
 
 // Sessions gives those of the daemon's sessions that are with reflectors of the
@@ -50,6 +53,47 @@ func (d Daemon) Sessions(ctx context.Context) ([]fabric.Session, error) {
 		}
 	}
 	return found, nil
+}
+
+// Advertisements says to which of the reflectors the daemon has sent a prefix.
+func (d Daemon) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error) {
+	ctx, cancel := context.WithTimeout(ctx, sessionsBound)
+	defer cancel()
+	all, err := d.Ask(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d.Name, err)
+	}
+	var found []fabric.Session
+	of := map[string]fabric.Session{} // as the daemon has them, by address
+	for _, rr := range d.Cluster.Reflectors {
+		s, ok := with(rr, all)
+		of[rr.Address.String()] = s
+		if !ok {
+			s = fabric.Session{Address: rr.Address.String(), State: "idle"}
+		}
+		s.Peer = rr.Name
+		found = append(found, s)
+	}
+	ads, err := fabric.AdvertisementsOn(prefix, d.Node, found, func(s fabric.Session) (bool, error) {
+		return d.Sent(ctx, of[s.Address], prefix)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d.Name, err)
+	}
+	for i, rr := range d.Cluster.Reflectors {
+		switch _, ok := with(rr, all); {
+		case !ok:
+			ads[i].Reason = fmt.Sprintf("%s has no session with it; load what this prints: %s", d.Name, d.render())
+		case !ads[i].Sent && ads[i].Reason == "":
+			ads[i].Reason = fmt.Sprintf("%s does not send it; it must have %s: %s", d.Name, d.Learns, d.render())
+		}
+	}
+	return ads, nil
+}
+
+// render is the command that prints what the daemon is to be configured with.
+func (d Daemon) render() string {
+	return fmt.Sprintf("vmfabric render %s --for %s", d.Name, cmp.Or(d.Node, "NODE"))
 }
 
 func with(rr fabric.RR, all []fabric.Session) (fabric.Session, bool) {
@@ -78,16 +122,23 @@ func (d Daemon) Diagnose(a Announcer) []string {
 	if err != nil {
 		return []string{err.Error()}
 	}
-	return d.problems(all, len(routes), a.LastChange(), time.Now())
+	return d.problems(all, routes, a.LastChange(), time.Now())
 }
 
 // problems says what is wrong with a daemon that has these sessions, on a node
-// that announces so many prefixes since last.
-func (d Daemon) problems(all []fabric.Session, announced int, last, now time.Time) []string {
+// that announces these routes since last. Those of a family that a session does
+// not carry are left out: that is a problem of its own.
+func (d Daemon) problems(all []fabric.Session, routes []fabric.Route, last, now time.Time) []string {
 	var problems []string
-	render := fmt.Sprintf("vmfabric render %s --for %s", d.Name, cmp.Or(d.Node, "NODE"))
+	render := d.render()
 	for _, rr := range d.Cluster.Reflectors {
 		s, ok := with(rr, all)
+		announced := 0
+		for _, r := range routes {
+			if !s.Lacks(fabric.FamilyOf(r.Prefix)) {
+				announced++
+			}
+		}
 		settled := last
 		if s.Since.After(last) {
 			settled = s.Since

@@ -46,6 +46,9 @@ func TestDaemonThatDoesNotAnswer(t *testing.T) {
 func TestProblems(t *testing.T) {
 	t.Parallel()
 	const hour = time.Hour
+	announced := []fabric.Route{{Prefix: netip.MustParsePrefix("203.0.113.10/32")}, {Prefix: netip.MustParsePrefix("2001:db8:100::10/128")}}
+	four, six := session("10.10.0.11", "established", 1, hour), session("fd00:10:10::12", "established", 1, hour)
+	four.Families, six.Families = []fabric.Family{fabric.IPv4}, []fabric.Family{fabric.IPv6}
 	short := "bird sends reflector rr1 (10.10.0.11) 1 of the 2 prefixes that this node announces; it must have protocol kernel with learn: vmfabric render bird --for node1"
 	for _, tc := range []struct {
 		name     string
@@ -60,11 +63,42 @@ func TestProblems(t *testing.T) {
 		}},
 		{"one is not sent", []fabric.Session{session("10.10.0.11", "established", 1, hour), session("fd00:10:10::12", "established", 2, hour)}, hour, []string{short}},
 		{"not yet", []fabric.Session{session("10.10.0.11", "established", 1, hour), session("fd00:10:10::12", "established", 2, hour)}, time.Second, nil},
+		{"a family each", []fabric.Session{four, six}, hour, nil},
 		{"up for a moment", []fabric.Session{session("10.10.0.11", "established", 1, time.Second), session("fd00:10:10::12", "established", 2, hour)}, hour, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			assert.Equal(t, tc.want, daemon.problems(tc.sessions, 2, now.Add(-tc.last), now))
+			assert.Equal(t, tc.want, daemon.problems(tc.sessions, announced, now.Add(-tc.last), now))
 		})
 	}
+}
+
+func TestAdvertisements(t *testing.T) {
+	t.Parallel()
+	d := daemon
+	sent := map[string]bool{"10.10.0.11": true}
+	sessions := []fabric.Session{session("10.10.0.11", "established", 1, 0)}
+	d.Ask = func(context.Context) ([]fabric.Session, error) { return sessions, nil }
+	d.Sent = func(_ context.Context, s fabric.Session, _ netip.Prefix) (bool, error) {
+		assert.Equal(t, "to_somebody", s.Peer, "as the daemon has it")
+		return sent[s.Address], nil
+	}
+	for _, prefix := range []string{"203.0.113.10/32", "2001:db8:100::10/128"} {
+		got, err := d.Advertisements(t.Context(), netip.MustParsePrefix(prefix))
+		require.NoError(t, err)
+		assert.Equal(t, []fabric.Advertisement{
+			{Peer: "rr1", Address: "10.10.0.11", Sent: true},
+			{Peer: "rr2", Address: "fd00:10:10::12", Reason: "bird has no session with it; load what this prints: vmfabric render bird --for node1"},
+		}, got)
+	}
+	sessions = append(sessions, session("fd00:10:10::12", "established", 0, 0))
+	got, err := d.Advertisements(t.Context(), netip.MustParsePrefix("2001:db8:100::10/128"))
+	require.NoError(t, err)
+	assert.False(t, got[1].Sent)
+	assert.Equal(t, "bird does not send it; it must have protocol kernel with learn: vmfabric render bird --for node1", got[1].Reason)
+	d.Sent = func(context.Context, fabric.Session, netip.Prefix) (bool, error) {
+		return false, errors.New("no answer")
+	}
+	_, err = d.Advertisements(t.Context(), netip.MustParsePrefix("203.0.113.10/32"))
+	require.EqualError(t, err, "bird: no answer")
 }

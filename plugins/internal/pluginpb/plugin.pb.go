@@ -572,12 +572,18 @@ func (x *SessionsReply) GetSessions() []*Session {
 
 // Session is a BGP session with a route reflector.
 type Session struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"` // the reflector's name in the cluster file
-	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // of RFC 4271: idle, connect, active, opensent, openconfirm, established
-	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`
-	Advertised    uint64                 `protobuf:"varint,5,opt,name=advertised,proto3" json:"advertised,omitempty"` // prefixes sent to the peer
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Peer       string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"` // the reflector's name in the cluster file
+	Address    string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	State      string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // of RFC 4271: idle, connect, active, opensent, openconfirm, established
+	Since      int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`
+	Advertised uint64                 `protobuf:"varint,5,opt,name=advertised,proto3" json:"advertised,omitempty"` // prefixes sent to the peer
+	// Of "ipv4" and "ipv6", those that both sides of an established session have
+	// negotiated, where families_known is set. One that is lacking is a problem.
+	Families      []string `protobuf:"bytes,6,rep,name=families,proto3" json:"families,omitempty"`
+	FamiliesKnown bool     `protobuf:"varint,7,opt,name=families_known,json=familiesKnown,proto3" json:"families_known,omitempty"`
+	// The last that was sent or received on sessions with this peer.
+	Notification  *Notification `protobuf:"bytes,8,opt,name=notification,proto3" json:"notification,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -647,6 +653,260 @@ func (x *Session) GetAdvertised() uint64 {
 	return 0
 }
 
+func (x *Session) GetFamilies() []string {
+	if x != nil {
+		return x.Families
+	}
+	return nil
+}
+
+func (x *Session) GetFamiliesKnown() bool {
+	if x != nil {
+		return x.FamiliesKnown
+	}
+	return false
+}
+
+func (x *Session) GetNotification() *Notification {
+	if x != nil {
+		return x.Notification
+	}
+	return nil
+}
+
+// Notification is a NOTIFICATION message of BGP (RFC 4271, 4.5).
+type Notification struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sent          bool                   `protobuf:"varint,1,opt,name=sent,proto3" json:"sent,omitempty"` // by this node; else the peer did
+	Code          uint32                 `protobuf:"varint,2,opt,name=code,proto3" json:"code,omitempty"` // 0: not known
+	Subcode       uint32                 `protobuf:"varint,3,opt,name=subcode,proto3" json:"subcode,omitempty"`
+	Communication string                 `protobuf:"bytes,4,opt,name=communication,proto3" json:"communication,omitempty"` // what whoever ended the session wrote about it (RFC 9003)
+	At            int64                  `protobuf:"varint,5,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notification) Reset() {
+	*x = Notification{}
+	mi := &file_plugin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notification) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notification) ProtoMessage() {}
+
+func (x *Notification) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notification.ProtoReflect.Descriptor instead.
+func (*Notification) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Notification) GetSent() bool {
+	if x != nil {
+		return x.Sent
+	}
+	return false
+}
+
+func (x *Notification) GetCode() uint32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *Notification) GetSubcode() uint32 {
+	if x != nil {
+		return x.Subcode
+	}
+	return 0
+}
+
+func (x *Notification) GetCommunication() string {
+	if x != nil {
+		return x.Communication
+	}
+	return ""
+}
+
+func (x *Notification) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+type AdvertisementsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdvertisementsRequest) Reset() {
+	*x = AdvertisementsRequest{}
+	mi := &file_plugin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdvertisementsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdvertisementsRequest) ProtoMessage() {}
+
+func (x *AdvertisementsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdvertisementsRequest.ProtoReflect.Descriptor instead.
+func (*AdvertisementsRequest) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *AdvertisementsRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+type AdvertisementsReply struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Advertisements []*Advertisement       `protobuf:"bytes,1,rep,name=advertisements,proto3" json:"advertisements,omitempty"` // one for each reflector
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *AdvertisementsReply) Reset() {
+	*x = AdvertisementsReply{}
+	mi := &file_plugin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdvertisementsReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdvertisementsReply) ProtoMessage() {}
+
+func (x *AdvertisementsReply) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdvertisementsReply.ProtoReflect.Descriptor instead.
+func (*AdvertisementsReply) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *AdvertisementsReply) GetAdvertisements() []*Advertisement {
+	if x != nil {
+		return x.Advertisements
+	}
+	return nil
+}
+
+type Advertisement struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peer          string                 `protobuf:"bytes,1,opt,name=peer,proto3" json:"peer,omitempty"` // the reflector's name in the cluster file
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Sent          bool                   `protobuf:"varint,3,opt,name=sent,proto3" json:"sent,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // why not, and the way out, in one line for people; empty: not known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Advertisement) Reset() {
+	*x = Advertisement{}
+	mi := &file_plugin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Advertisement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Advertisement) ProtoMessage() {}
+
+func (x *Advertisement) ProtoReflect() protoreflect.Message {
+	mi := &file_plugin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Advertisement.ProtoReflect.Descriptor instead.
+func (*Advertisement) Descriptor() ([]byte, []int) {
+	return file_plugin_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Advertisement) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *Advertisement) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Advertisement) GetSent() bool {
+	if x != nil {
+		return x.Sent
+	}
+	return false
+}
+
+func (x *Advertisement) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type DiagnoseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -655,7 +915,7 @@ type DiagnoseRequest struct {
 
 func (x *DiagnoseRequest) Reset() {
 	*x = DiagnoseRequest{}
-	mi := &file_plugin_proto_msgTypes[14]
+	mi := &file_plugin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -667,7 +927,7 @@ func (x *DiagnoseRequest) String() string {
 func (*DiagnoseRequest) ProtoMessage() {}
 
 func (x *DiagnoseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[14]
+	mi := &file_plugin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -680,7 +940,7 @@ func (x *DiagnoseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiagnoseRequest.ProtoReflect.Descriptor instead.
 func (*DiagnoseRequest) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{14}
+	return file_plugin_proto_rawDescGZIP(), []int{18}
 }
 
 type DiagnoseReply struct {
@@ -692,7 +952,7 @@ type DiagnoseReply struct {
 
 func (x *DiagnoseReply) Reset() {
 	*x = DiagnoseReply{}
-	mi := &file_plugin_proto_msgTypes[15]
+	mi := &file_plugin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +964,7 @@ func (x *DiagnoseReply) String() string {
 func (*DiagnoseReply) ProtoMessage() {}
 
 func (x *DiagnoseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[15]
+	mi := &file_plugin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +977,7 @@ func (x *DiagnoseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiagnoseReply.ProtoReflect.Descriptor instead.
 func (*DiagnoseReply) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{15}
+	return file_plugin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DiagnoseReply) GetProblems() []string {
@@ -738,7 +998,7 @@ type ResolveRequest struct {
 
 func (x *ResolveRequest) Reset() {
 	*x = ResolveRequest{}
-	mi := &file_plugin_proto_msgTypes[16]
+	mi := &file_plugin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +1010,7 @@ func (x *ResolveRequest) String() string {
 func (*ResolveRequest) ProtoMessage() {}
 
 func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[16]
+	mi := &file_plugin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +1023,7 @@ func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
 func (*ResolveRequest) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{16}
+	return file_plugin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResolveRequest) GetVm() string {
@@ -796,7 +1056,7 @@ type ResolveReply struct {
 
 func (x *ResolveReply) Reset() {
 	*x = ResolveReply{}
-	mi := &file_plugin_proto_msgTypes[17]
+	mi := &file_plugin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +1068,7 @@ func (x *ResolveReply) String() string {
 func (*ResolveReply) ProtoMessage() {}
 
 func (x *ResolveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[17]
+	mi := &file_plugin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +1081,7 @@ func (x *ResolveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveReply.ProtoReflect.Descriptor instead.
 func (*ResolveReply) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{17}
+	return file_plugin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResolveReply) GetNics() []*Nic {
@@ -841,7 +1101,7 @@ type Nic struct {
 
 func (x *Nic) Reset() {
 	*x = Nic{}
-	mi := &file_plugin_proto_msgTypes[18]
+	mi := &file_plugin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +1113,7 @@ func (x *Nic) String() string {
 func (*Nic) ProtoMessage() {}
 
 func (x *Nic) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[18]
+	mi := &file_plugin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +1126,7 @@ func (x *Nic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nic.ProtoReflect.Descriptor instead.
 func (*Nic) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{18}
+	return file_plugin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Nic) GetAddresses() []string {
@@ -892,7 +1152,7 @@ type ObserveRequest struct {
 
 func (x *ObserveRequest) Reset() {
 	*x = ObserveRequest{}
-	mi := &file_plugin_proto_msgTypes[19]
+	mi := &file_plugin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -904,7 +1164,7 @@ func (x *ObserveRequest) String() string {
 func (*ObserveRequest) ProtoMessage() {}
 
 func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[19]
+	mi := &file_plugin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -917,7 +1177,7 @@ func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObserveRequest.ProtoReflect.Descriptor instead.
 func (*ObserveRequest) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{19}
+	return file_plugin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ObserveRequest) GetEvent() *Event {
@@ -935,7 +1195,7 @@ type ObserveReply struct {
 
 func (x *ObserveReply) Reset() {
 	*x = ObserveReply{}
-	mi := &file_plugin_proto_msgTypes[20]
+	mi := &file_plugin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -947,7 +1207,7 @@ func (x *ObserveReply) String() string {
 func (*ObserveReply) ProtoMessage() {}
 
 func (x *ObserveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[20]
+	mi := &file_plugin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -960,7 +1220,7 @@ func (x *ObserveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObserveReply.ProtoReflect.Descriptor instead.
 func (*ObserveReply) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{20}
+	return file_plugin_proto_rawDescGZIP(), []int{24}
 }
 
 type Event struct {
@@ -982,7 +1242,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_plugin_proto_msgTypes[21]
+	mi := &file_plugin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1254,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_plugin_proto_msgTypes[21]
+	mi := &file_plugin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1267,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_plugin_proto_rawDescGZIP(), []int{21}
+	return file_plugin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Event) GetAt() int64 {
@@ -1115,7 +1375,7 @@ const file_plugin_proto_rawDesc = "" +
 	"\x06Change\"\x11\n" +
 	"\x0fSessionsRequest\"H\n" +
 	"\rSessionsReply\x127\n" +
-	"\bsessions\x18\x01 \x03(\v2\x1b.vmfabric.plugin.v1.SessionR\bsessions\"\x83\x01\n" +
+	"\bsessions\x18\x01 \x03(\v2\x1b.vmfabric.plugin.v1.SessionR\bsessions\"\x8c\x02\n" +
 	"\aSession\x12\x12\n" +
 	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -1123,7 +1383,25 @@ const file_plugin_proto_rawDesc = "" +
 	"\x05since\x18\x04 \x01(\x03R\x05since\x12\x1e\n" +
 	"\n" +
 	"advertised\x18\x05 \x01(\x04R\n" +
-	"advertised\"\x11\n" +
+	"advertised\x12\x1a\n" +
+	"\bfamilies\x18\x06 \x03(\tR\bfamilies\x12%\n" +
+	"\x0efamilies_known\x18\a \x01(\bR\rfamiliesKnown\x12D\n" +
+	"\fnotification\x18\b \x01(\v2 .vmfabric.plugin.v1.NotificationR\fnotification\"\x86\x01\n" +
+	"\fNotification\x12\x12\n" +
+	"\x04sent\x18\x01 \x01(\bR\x04sent\x12\x12\n" +
+	"\x04code\x18\x02 \x01(\rR\x04code\x12\x18\n" +
+	"\asubcode\x18\x03 \x01(\rR\asubcode\x12$\n" +
+	"\rcommunication\x18\x04 \x01(\tR\rcommunication\x12\x0e\n" +
+	"\x02at\x18\x05 \x01(\x03R\x02at\"/\n" +
+	"\x15AdvertisementsRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\"`\n" +
+	"\x13AdvertisementsReply\x12I\n" +
+	"\x0eadvertisements\x18\x01 \x03(\v2!.vmfabric.plugin.v1.AdvertisementR\x0eadvertisements\"i\n" +
+	"\rAdvertisement\x12\x12\n" +
+	"\x04peer\x18\x01 \x01(\tR\x04peer\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04sent\x18\x03 \x01(\bR\x04sent\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x11\n" +
 	"\x0fDiagnoseRequest\"+\n" +
 	"\rDiagnoseReply\x12\x1a\n" +
 	"\bproblems\x18\x01 \x03(\tR\bproblems\"H\n" +
@@ -1155,13 +1433,14 @@ const file_plugin_proto_rawDesc = "" +
 	" \x01(\v2\x1b.vmfabric.plugin.v1.SessionR\asession\x12\x18\n" +
 	"\adropped\x18\v \x01(\x04R\adropped2\\\n" +
 	"\x06Plugin\x12R\n" +
-	"\bDescribe\x12#.vmfabric.plugin.v1.DescribeRequest\x1a!.vmfabric.plugin.v1.DescribeReply2\xdf\x03\n" +
+	"\bDescribe\x12#.vmfabric.plugin.v1.DescribeRequest\x1a!.vmfabric.plugin.v1.DescribeReply2\xc5\x04\n" +
 	"\aSpeaker\x12L\n" +
 	"\x06Actual\x12!.vmfabric.plugin.v1.ActualRequest\x1a\x1f.vmfabric.plugin.v1.ActualReply\x12C\n" +
 	"\x03Put\x12\x1e.vmfabric.plugin.v1.PutRequest\x1a\x1c.vmfabric.plugin.v1.PutReply\x12L\n" +
 	"\x06Remove\x12!.vmfabric.plugin.v1.RemoveRequest\x1a\x1f.vmfabric.plugin.v1.RemoveReply\x12K\n" +
 	"\aChanged\x12\".vmfabric.plugin.v1.ChangedRequest\x1a\x1a.vmfabric.plugin.v1.Change0\x01\x12R\n" +
-	"\bSessions\x12#.vmfabric.plugin.v1.SessionsRequest\x1a!.vmfabric.plugin.v1.SessionsReply\x12R\n" +
+	"\bSessions\x12#.vmfabric.plugin.v1.SessionsRequest\x1a!.vmfabric.plugin.v1.SessionsReply\x12d\n" +
+	"\x0eAdvertisements\x12).vmfabric.plugin.v1.AdvertisementsRequest\x1a'.vmfabric.plugin.v1.AdvertisementsReply\x12R\n" +
 	"\bDiagnose\x12#.vmfabric.plugin.v1.DiagnoseRequest\x1a!.vmfabric.plugin.v1.DiagnoseReply2[\n" +
 	"\bResolver\x12O\n" +
 	"\aResolve\x12\".vmfabric.plugin.v1.ResolveRequest\x1a .vmfabric.plugin.v1.ResolveReply2[\n" +
@@ -1180,61 +1459,69 @@ func file_plugin_proto_rawDescGZIP() []byte {
 	return file_plugin_proto_rawDescData
 }
 
-var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_plugin_proto_goTypes = []any{
-	(*DescribeRequest)(nil), // 0: vmfabric.plugin.v1.DescribeRequest
-	(*DescribeReply)(nil),   // 1: vmfabric.plugin.v1.DescribeReply
-	(*Route)(nil),           // 2: vmfabric.plugin.v1.Route
-	(*ActualRequest)(nil),   // 3: vmfabric.plugin.v1.ActualRequest
-	(*ActualReply)(nil),     // 4: vmfabric.plugin.v1.ActualReply
-	(*PutRequest)(nil),      // 5: vmfabric.plugin.v1.PutRequest
-	(*PutReply)(nil),        // 6: vmfabric.plugin.v1.PutReply
-	(*RemoveRequest)(nil),   // 7: vmfabric.plugin.v1.RemoveRequest
-	(*RemoveReply)(nil),     // 8: vmfabric.plugin.v1.RemoveReply
-	(*ChangedRequest)(nil),  // 9: vmfabric.plugin.v1.ChangedRequest
-	(*Change)(nil),          // 10: vmfabric.plugin.v1.Change
-	(*SessionsRequest)(nil), // 11: vmfabric.plugin.v1.SessionsRequest
-	(*SessionsReply)(nil),   // 12: vmfabric.plugin.v1.SessionsReply
-	(*Session)(nil),         // 13: vmfabric.plugin.v1.Session
-	(*DiagnoseRequest)(nil), // 14: vmfabric.plugin.v1.DiagnoseRequest
-	(*DiagnoseReply)(nil),   // 15: vmfabric.plugin.v1.DiagnoseReply
-	(*ResolveRequest)(nil),  // 16: vmfabric.plugin.v1.ResolveRequest
-	(*ResolveReply)(nil),    // 17: vmfabric.plugin.v1.ResolveReply
-	(*Nic)(nil),             // 18: vmfabric.plugin.v1.Nic
-	(*ObserveRequest)(nil),  // 19: vmfabric.plugin.v1.ObserveRequest
-	(*ObserveReply)(nil),    // 20: vmfabric.plugin.v1.ObserveReply
-	(*Event)(nil),           // 21: vmfabric.plugin.v1.Event
+	(*DescribeRequest)(nil),       // 0: vmfabric.plugin.v1.DescribeRequest
+	(*DescribeReply)(nil),         // 1: vmfabric.plugin.v1.DescribeReply
+	(*Route)(nil),                 // 2: vmfabric.plugin.v1.Route
+	(*ActualRequest)(nil),         // 3: vmfabric.plugin.v1.ActualRequest
+	(*ActualReply)(nil),           // 4: vmfabric.plugin.v1.ActualReply
+	(*PutRequest)(nil),            // 5: vmfabric.plugin.v1.PutRequest
+	(*PutReply)(nil),              // 6: vmfabric.plugin.v1.PutReply
+	(*RemoveRequest)(nil),         // 7: vmfabric.plugin.v1.RemoveRequest
+	(*RemoveReply)(nil),           // 8: vmfabric.plugin.v1.RemoveReply
+	(*ChangedRequest)(nil),        // 9: vmfabric.plugin.v1.ChangedRequest
+	(*Change)(nil),                // 10: vmfabric.plugin.v1.Change
+	(*SessionsRequest)(nil),       // 11: vmfabric.plugin.v1.SessionsRequest
+	(*SessionsReply)(nil),         // 12: vmfabric.plugin.v1.SessionsReply
+	(*Session)(nil),               // 13: vmfabric.plugin.v1.Session
+	(*Notification)(nil),          // 14: vmfabric.plugin.v1.Notification
+	(*AdvertisementsRequest)(nil), // 15: vmfabric.plugin.v1.AdvertisementsRequest
+	(*AdvertisementsReply)(nil),   // 16: vmfabric.plugin.v1.AdvertisementsReply
+	(*Advertisement)(nil),         // 17: vmfabric.plugin.v1.Advertisement
+	(*DiagnoseRequest)(nil),       // 18: vmfabric.plugin.v1.DiagnoseRequest
+	(*DiagnoseReply)(nil),         // 19: vmfabric.plugin.v1.DiagnoseReply
+	(*ResolveRequest)(nil),        // 20: vmfabric.plugin.v1.ResolveRequest
+	(*ResolveReply)(nil),          // 21: vmfabric.plugin.v1.ResolveReply
+	(*Nic)(nil),                   // 22: vmfabric.plugin.v1.Nic
+	(*ObserveRequest)(nil),        // 23: vmfabric.plugin.v1.ObserveRequest
+	(*ObserveReply)(nil),          // 24: vmfabric.plugin.v1.ObserveReply
+	(*Event)(nil),                 // 25: vmfabric.plugin.v1.Event
 }
 var file_plugin_proto_depIdxs = []int32{
 	2,  // 0: vmfabric.plugin.v1.ActualReply.routes:type_name -> vmfabric.plugin.v1.Route
 	2,  // 1: vmfabric.plugin.v1.PutRequest.routes:type_name -> vmfabric.plugin.v1.Route
 	13, // 2: vmfabric.plugin.v1.SessionsReply.sessions:type_name -> vmfabric.plugin.v1.Session
-	18, // 3: vmfabric.plugin.v1.ResolveReply.nics:type_name -> vmfabric.plugin.v1.Nic
-	21, // 4: vmfabric.plugin.v1.ObserveRequest.event:type_name -> vmfabric.plugin.v1.Event
-	13, // 5: vmfabric.plugin.v1.Event.session:type_name -> vmfabric.plugin.v1.Session
-	0,  // 6: vmfabric.plugin.v1.Plugin.Describe:input_type -> vmfabric.plugin.v1.DescribeRequest
-	3,  // 7: vmfabric.plugin.v1.Speaker.Actual:input_type -> vmfabric.plugin.v1.ActualRequest
-	5,  // 8: vmfabric.plugin.v1.Speaker.Put:input_type -> vmfabric.plugin.v1.PutRequest
-	7,  // 9: vmfabric.plugin.v1.Speaker.Remove:input_type -> vmfabric.plugin.v1.RemoveRequest
-	9,  // 10: vmfabric.plugin.v1.Speaker.Changed:input_type -> vmfabric.plugin.v1.ChangedRequest
-	11, // 11: vmfabric.plugin.v1.Speaker.Sessions:input_type -> vmfabric.plugin.v1.SessionsRequest
-	14, // 12: vmfabric.plugin.v1.Speaker.Diagnose:input_type -> vmfabric.plugin.v1.DiagnoseRequest
-	16, // 13: vmfabric.plugin.v1.Resolver.Resolve:input_type -> vmfabric.plugin.v1.ResolveRequest
-	19, // 14: vmfabric.plugin.v1.Observer.Observe:input_type -> vmfabric.plugin.v1.ObserveRequest
-	1,  // 15: vmfabric.plugin.v1.Plugin.Describe:output_type -> vmfabric.plugin.v1.DescribeReply
-	4,  // 16: vmfabric.plugin.v1.Speaker.Actual:output_type -> vmfabric.plugin.v1.ActualReply
-	6,  // 17: vmfabric.plugin.v1.Speaker.Put:output_type -> vmfabric.plugin.v1.PutReply
-	8,  // 18: vmfabric.plugin.v1.Speaker.Remove:output_type -> vmfabric.plugin.v1.RemoveReply
-	10, // 19: vmfabric.plugin.v1.Speaker.Changed:output_type -> vmfabric.plugin.v1.Change
-	12, // 20: vmfabric.plugin.v1.Speaker.Sessions:output_type -> vmfabric.plugin.v1.SessionsReply
-	15, // 21: vmfabric.plugin.v1.Speaker.Diagnose:output_type -> vmfabric.plugin.v1.DiagnoseReply
-	17, // 22: vmfabric.plugin.v1.Resolver.Resolve:output_type -> vmfabric.plugin.v1.ResolveReply
-	20, // 23: vmfabric.plugin.v1.Observer.Observe:output_type -> vmfabric.plugin.v1.ObserveReply
-	15, // [15:24] is the sub-list for method output_type
-	6,  // [6:15] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	14, // 3: vmfabric.plugin.v1.Session.notification:type_name -> vmfabric.plugin.v1.Notification
+	17, // 4: vmfabric.plugin.v1.AdvertisementsReply.advertisements:type_name -> vmfabric.plugin.v1.Advertisement
+	22, // 5: vmfabric.plugin.v1.ResolveReply.nics:type_name -> vmfabric.plugin.v1.Nic
+	25, // 6: vmfabric.plugin.v1.ObserveRequest.event:type_name -> vmfabric.plugin.v1.Event
+	13, // 7: vmfabric.plugin.v1.Event.session:type_name -> vmfabric.plugin.v1.Session
+	0,  // 8: vmfabric.plugin.v1.Plugin.Describe:input_type -> vmfabric.plugin.v1.DescribeRequest
+	3,  // 9: vmfabric.plugin.v1.Speaker.Actual:input_type -> vmfabric.plugin.v1.ActualRequest
+	5,  // 10: vmfabric.plugin.v1.Speaker.Put:input_type -> vmfabric.plugin.v1.PutRequest
+	7,  // 11: vmfabric.plugin.v1.Speaker.Remove:input_type -> vmfabric.plugin.v1.RemoveRequest
+	9,  // 12: vmfabric.plugin.v1.Speaker.Changed:input_type -> vmfabric.plugin.v1.ChangedRequest
+	11, // 13: vmfabric.plugin.v1.Speaker.Sessions:input_type -> vmfabric.plugin.v1.SessionsRequest
+	15, // 14: vmfabric.plugin.v1.Speaker.Advertisements:input_type -> vmfabric.plugin.v1.AdvertisementsRequest
+	18, // 15: vmfabric.plugin.v1.Speaker.Diagnose:input_type -> vmfabric.plugin.v1.DiagnoseRequest
+	20, // 16: vmfabric.plugin.v1.Resolver.Resolve:input_type -> vmfabric.plugin.v1.ResolveRequest
+	23, // 17: vmfabric.plugin.v1.Observer.Observe:input_type -> vmfabric.plugin.v1.ObserveRequest
+	1,  // 18: vmfabric.plugin.v1.Plugin.Describe:output_type -> vmfabric.plugin.v1.DescribeReply
+	4,  // 19: vmfabric.plugin.v1.Speaker.Actual:output_type -> vmfabric.plugin.v1.ActualReply
+	6,  // 20: vmfabric.plugin.v1.Speaker.Put:output_type -> vmfabric.plugin.v1.PutReply
+	8,  // 21: vmfabric.plugin.v1.Speaker.Remove:output_type -> vmfabric.plugin.v1.RemoveReply
+	10, // 22: vmfabric.plugin.v1.Speaker.Changed:output_type -> vmfabric.plugin.v1.Change
+	12, // 23: vmfabric.plugin.v1.Speaker.Sessions:output_type -> vmfabric.plugin.v1.SessionsReply
+	16, // 24: vmfabric.plugin.v1.Speaker.Advertisements:output_type -> vmfabric.plugin.v1.AdvertisementsReply
+	19, // 25: vmfabric.plugin.v1.Speaker.Diagnose:output_type -> vmfabric.plugin.v1.DiagnoseReply
+	21, // 26: vmfabric.plugin.v1.Resolver.Resolve:output_type -> vmfabric.plugin.v1.ResolveReply
+	24, // 27: vmfabric.plugin.v1.Observer.Observe:output_type -> vmfabric.plugin.v1.ObserveReply
+	18, // [18:28] is the sub-list for method output_type
+	8,  // [8:18] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_plugin_proto_init() }
@@ -1248,7 +1535,7 @@ func file_plugin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plugin_proto_rawDesc), len(file_plugin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

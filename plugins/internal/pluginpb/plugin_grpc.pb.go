@@ -149,12 +149,13 @@ var Plugin_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Speaker_Actual_FullMethodName   = "/vmfabric.plugin.v1.Speaker/Actual"
-	Speaker_Put_FullMethodName      = "/vmfabric.plugin.v1.Speaker/Put"
-	Speaker_Remove_FullMethodName   = "/vmfabric.plugin.v1.Speaker/Remove"
-	Speaker_Changed_FullMethodName  = "/vmfabric.plugin.v1.Speaker/Changed"
-	Speaker_Sessions_FullMethodName = "/vmfabric.plugin.v1.Speaker/Sessions"
-	Speaker_Diagnose_FullMethodName = "/vmfabric.plugin.v1.Speaker/Diagnose"
+	Speaker_Actual_FullMethodName         = "/vmfabric.plugin.v1.Speaker/Actual"
+	Speaker_Put_FullMethodName            = "/vmfabric.plugin.v1.Speaker/Put"
+	Speaker_Remove_FullMethodName         = "/vmfabric.plugin.v1.Speaker/Remove"
+	Speaker_Changed_FullMethodName        = "/vmfabric.plugin.v1.Speaker/Changed"
+	Speaker_Sessions_FullMethodName       = "/vmfabric.plugin.v1.Speaker/Sessions"
+	Speaker_Advertisements_FullMethodName = "/vmfabric.plugin.v1.Speaker/Advertisements"
+	Speaker_Diagnose_FullMethodName       = "/vmfabric.plugin.v1.Speaker/Diagnose"
 )
 
 // SpeakerClient is the client API for Speaker service.
@@ -181,6 +182,9 @@ type SpeakerClient interface {
 	Changed(ctx context.Context, in *ChangedRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Change], error)
 	// Sessions lists the BGP sessions. A plugin need not have it.
 	Sessions(ctx context.Context, in *SessionsRequest, opts ...grpc.CallOption) (*SessionsReply, error)
+	// Advertisements says to which of its peers a prefix was sent, as "vmfabric why"
+	// shows. A plugin need not have it.
+	Advertisements(ctx context.Context, in *AdvertisementsRequest, opts ...grpc.CallOption) (*AdvertisementsReply, error)
 	// Diagnose says what ails the speaker now, each in one line for people; an
 	// operator sees it in "vmfabric status". A plugin need not have it.
 	Diagnose(ctx context.Context, in *DiagnoseRequest, opts ...grpc.CallOption) (*DiagnoseReply, error)
@@ -253,6 +257,16 @@ func (c *speakerClient) Sessions(ctx context.Context, in *SessionsRequest, opts 
 	return out, nil
 }
 
+func (c *speakerClient) Advertisements(ctx context.Context, in *AdvertisementsRequest, opts ...grpc.CallOption) (*AdvertisementsReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AdvertisementsReply)
+	err := c.cc.Invoke(ctx, Speaker_Advertisements_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *speakerClient) Diagnose(ctx context.Context, in *DiagnoseRequest, opts ...grpc.CallOption) (*DiagnoseReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DiagnoseReply)
@@ -287,6 +301,9 @@ type SpeakerServer interface {
 	Changed(*ChangedRequest, grpc.ServerStreamingServer[Change]) error
 	// Sessions lists the BGP sessions. A plugin need not have it.
 	Sessions(context.Context, *SessionsRequest) (*SessionsReply, error)
+	// Advertisements says to which of its peers a prefix was sent, as "vmfabric why"
+	// shows. A plugin need not have it.
+	Advertisements(context.Context, *AdvertisementsRequest) (*AdvertisementsReply, error)
 	// Diagnose says what ails the speaker now, each in one line for people; an
 	// operator sees it in "vmfabric status". A plugin need not have it.
 	Diagnose(context.Context, *DiagnoseRequest) (*DiagnoseReply, error)
@@ -314,6 +331,9 @@ func (UnimplementedSpeakerServer) Changed(*ChangedRequest, grpc.ServerStreamingS
 }
 func (UnimplementedSpeakerServer) Sessions(context.Context, *SessionsRequest) (*SessionsReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Sessions not implemented")
+}
+func (UnimplementedSpeakerServer) Advertisements(context.Context, *AdvertisementsRequest) (*AdvertisementsReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Advertisements not implemented")
 }
 func (UnimplementedSpeakerServer) Diagnose(context.Context, *DiagnoseRequest) (*DiagnoseReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Diagnose not implemented")
@@ -422,6 +442,24 @@ func _Speaker_Sessions_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Speaker_Advertisements_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AdvertisementsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SpeakerServer).Advertisements(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Speaker_Advertisements_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SpeakerServer).Advertisements(ctx, req.(*AdvertisementsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Speaker_Diagnose_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DiagnoseRequest)
 	if err := dec(in); err != nil {
@@ -462,6 +500,10 @@ var Speaker_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Sessions",
 			Handler:    _Speaker_Sessions_Handler,
+		},
+		{
+			MethodName: "Advertisements",
+			Handler:    _Speaker_Advertisements_Handler,
 		},
 		{
 			MethodName: "Diagnose",

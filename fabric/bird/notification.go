@@ -1,0 +1,70 @@
+package bird
+
+import (
+	"strings"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// How BIRD words who sent a NOTIFICATION, in its log and beside a session's
+// last error. Other ends of a session have other words there.
+const (
+	wasReceived = "Received"
+	wasSent     = "BGP Error" // "Error" in the log
+	wasSentLog  = "Error"
+)
+
+// notification reads the last error of a session, "Received: Bad peer AS", and
+// the message with which a session was shut down; nil where it did not end with
+// a NOTIFICATION. A protocol that is down without an error was disabled here.
+func notification(lastError, message, state string) *fabric.Notification {
+	who, reason, _ := strings.Cut(lastError, ": ")
+	switch {
+	case who == wasReceived || who == wasSent:
+		return worded(who == wasSent, reason, message, time.Time{})
+	case lastError == routeLimit:
+		return fabric.NewNotification(true, cease, tooManyPrefixes, "", time.Time{})
+	case lastError == "" && state == "down":
+		return fabric.NewNotification(true, cease, adminShutdown, message, time.Time{})
+	}
+	return nil
+}
+
+// routeLimit is the last error of a session that BIRD ended itself as it was
+// configured to (import limit ... action disable).
+const routeLimit = "Automatic shutdown: Route limit exceeded"
+
+// worded makes a notification of BIRD's words for it.
+func worded(sent bool, reason, communication string, at time.Time) *fabric.Notification {
+	code, subcode, _ := fabric.NotificationCode(reason)
+	if code != cease || subcode != adminShutdown && subcode != adminReset {
+		communication = ""
+	}
+	return fabric.NewNotification(sent, code, subcode, communication, at)
+}
+
+const (
+	cease           = 6
+	tooManyPrefixes = 1
+	// Those that carry a communication (RFC 9003).
+	adminShutdown = 2
+	adminReset    = 4
+)
+
+// logged reads a line of BIRD's log about a notification, such as
+//
+//	to_rr1: Received: Administrative shutdown: "planned work"
+//	to_rr1: Error: Bad peer AS: 65000
+//
+// and gives the protocol that it is about.
+func logged(line string, at time.Time) (protocol string, n *fabric.Notification) {
+	protocol, rest, ok := strings.Cut(line, ": ")
+	who, what, ok2 := strings.Cut(rest, ": ")
+	if !ok || !ok2 || who != wasReceived && who != wasSentLog {
+		return "", nil
+	}
+	reason, data, _ := strings.Cut(what, ": ")
+	communication := strings.TrimSuffix(strings.TrimPrefix(data, `"`), `"`)
+	return protocol, worded(who != wasReceived, reason, communication, at)
+}

@@ -1,0 +1,156 @@
+package frr
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// replyBound is how long FRR may take to tell its sessions.
+const replyBound = 10 * time.Second
+
+// Sessions lists FRR's BGP sessions of the default VRF, without names. It
+// returns after ten seconds at the latest.
+func (c Client) Sessions(ctx context.Context) ([]fabric.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, replyBound)
+	defer cancel()
+	var neighbors neighbors
+	if err := c.JSON(ctx, "show bgp neighbors json", &neighbors); err != nil {
+		return nil, err
+	}
+	return neighbors.sessions(time.Now()), nil
+}
+
+// neighbors is the answer to "show bgp neighbors json", by address.
+type neighbors map[string]neighbor
+
+type neighbor struct {
+	BGPState string `json:"bgpState"`
+	// How long the session has been up, in milliseconds, and for how long it
+	// has not where it is down.
+	UpMsec       int64 `json:"bgpTimerUpMsec"`
+	ResetMsec    int64 `json:"lastResetTimerMsecs"`
+	Capabilities *struct {
+		Multiprotocol map[string]capability `json:"multiprotocolExtensions"` // by family, as in Families
+	} `json:"neighborCapabilities"` // of an established session
+	Families map[string]struct {
+		Sent uint64 `json:"sentPrefixCounter"`
+	} `json:"addressFamilyInfo"`
+	// Of the last NOTIFICATION: code and subcode, two digits (hexadecimal) each,
+	// and who sent it. Another end of a session puts other words here.
+	Code          string `json:"lastErrorCodeSubcode"`
+	DueTo         string `json:"lastResetDueTo"`
+	Communication string `json:"lastShutdownDescription"`
+}
+
+// capability says which side has announced one.
+type capability struct {
+	Both     bool `json:"advertisedAndReceived"`
+	Received bool `json:"received"`
+}
+
+// FRR's names of the families.
+var families = map[fabric.Family]string{fabric.IPv4: "ipv4Unicast", fabric.IPv6: "ipv6Unicast"}
+
+func (ns neighbors) sessions(now time.Time) []fabric.Session {
+	var all []fabric.Session
+	for address, n := range ns {
+		s := fabric.Session{Address: address, State: strings.ToLower(n.BGPState), Notification: n.notification(now)}
+		ago := n.UpMsec
+		if s.State != "established" {
+			ago = n.ResetMsec
+		}
+		s.Since = now.Add(-time.Duration(ago) * time.Millisecond)
+		for _, f := range n.Families {
+			s.Advertised += f.Sent
+		}
+		switch s.State {
+		case "established":
+			s.Families = n.negotiated()
+		case "connect", "active", "opensent", "openconfirm":
+		default: // Clearing, Deleted
+			s.State = "idle"
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// negotiated gives the families of an established session; nil where FRR does
+// not tell.
+func (n neighbor) negotiated() []fabric.Family {
+	if n.Capabilities == nil {
+		return nil
+	}
+	all := []fabric.Family{}
+	offered := false // the peer has the capability
+	for _, c := range n.Capabilities.Multiprotocol {
+		offered = offered || c.Both || c.Received
+	}
+	for f, name := range families {
+		_, configured := n.Families[name]
+		// Who has no multiprotocol capability speaks IPv4 (RFC 4760, 8).
+		if n.Capabilities.Multiprotocol[name].Both || !offered && configured && f == fabric.IPv4 {
+			all = append(all, f)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+func (n neighbor) notification(now time.Time) *fabric.Notification {
+	// "BGP Notification received", "BGP Notification send"
+	if len(n.Code) != 4 || !strings.Contains(n.DueTo, "Notification") {
+		return nil
+	}
+	code, err := strconv.ParseUint(n.Code, 16, 16)
+	if err != nil {
+		return nil
+	}
+	return fabric.NewNotification(!strings.Contains(n.DueTo, "received"), uint8(code>>8), uint8(code), unescape(n.Communication),
+		now.Add(-time.Duration(n.ResetMsec)*time.Millisecond))
+}
+
+// hexByte is how FRR writes a byte of text that is not ASCII.
+var hexByte = regexp.MustCompile(`\\x[0-9a-f]{2}`)
+
+// unescape makes text of what FRR wrote byte by byte.
+func unescape(s string) string {
+	plain := hexByte.ReplaceAllStringFunc(s, func(x string) string {
+		b, _ := strconv.ParseUint(x[2:], 16, 8)
+		return string([]byte{byte(b)})
+	})
+	if !utf8.ValidString(plain) {
+		return s
+	}
+	return plain
+}
+
+// AdvertisedTo gives the addresses of the peers to which FRR has sent a prefix,
+// of the default VRF. It returns after ten seconds at the latest.
+func (c Client) AdvertisedTo(ctx context.Context, prefix netip.Prefix) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, replyBound)
+	defer cancel()
+	var route struct {
+		Peers map[string]struct{} `json:"advertisedTo"`
+	}
+	if err := c.JSON(ctx, fmt.Sprintf("show bgp %s unicast %s json", string(fabric.FamilyOf(prefix)), prefix), &route); err != nil {
+		return nil, err
+	}
+	return slices.Collect(maps.Keys(route.Peers)), nil
+}
+
+// sent reports whether a prefix was sent on one of the sessions.
+func (c Client) sent(ctx context.Context, s fabric.Session, prefix netip.Prefix) (bool, error) {
+	to, err := c.AdvertisedTo(ctx, prefix)
+	return slices.Contains(to, s.Address), err
+}

@@ -1,0 +1,106 @@
+package gobgp
+
+import (
+	"context"
+	"encoding/binary"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// A NOTIFICATION that a peer sends in place of its OPEN, or of the KEEPALIVE
+// that answers ours, is counted by GoBGP and told to nobody: that the peer
+// expects another AS, or rejects us, comes so. A tap reads it from a copy of
+// what the peer's machine sends us. It needs CAP_NET_RAW; without, such a
+// NOTIFICATION is told of without what is in it.
+const (
+	firstRetry = time.Second
+	mostRetry  = 30 * time.Second
+	bgpPort    = 179
+)
+
+// tap hands on the NOTIFICATIONs that come from a peer, until ctx ends. They are
+// hearsay: anybody can send a packet in the peer's name, and TCP drops it.
+func tap(ctx context.Context, log *slog.Logger, source, peer netip.Addr, port uint16, heard func(*fabric.Notification)) {
+	for rest := firstRetry; ; rest = min(2*rest, mostRetry) {
+		err := tapOnce(ctx, source, peer, port, heard)
+		if ctx.Err() != nil {
+			return
+		}
+		log.Debug("NOTIFICATIONs are not read from the wire", "peer", peer, "err", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(rest):
+		}
+	}
+}
+
+func tapOnce(ctx context.Context, source, peer netip.Addr, port uint16, heard func(*fabric.Notification)) error {
+	network := "ip4:tcp"
+	if peer.Is6() {
+		network = "ip6:tcp"
+	}
+	// Connected, the socket gets what comes from the peer's machine, and no more.
+	conn, err := net.DialIP(network, ipAddr(source), ipAddr(peer))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	segment := make([]byte, 1<<16)
+	for {
+		n, _, err := conn.ReadFromIP(segment)
+		if err != nil {
+			return err
+		}
+		if one := notificationIn(segment[:n], port, time.Now()); one != nil {
+			heard(one)
+		}
+	}
+}
+
+func ipAddr(a netip.Addr) *net.IPAddr { return &net.IPAddr{IP: a.AsSlice(), Zone: a.Zone()} }
+
+// notificationIn gives the NOTIFICATION in a segment from a port, which begins
+// with a message; nil where there is none. Nothing follows one.
+func notificationIn(segment []byte, port uint16, at time.Time) *fabric.Notification {
+	const tcpHeader = 20
+	if len(segment) < tcpHeader || binary.BigEndian.Uint16(segment) != port {
+		return nil
+	}
+	offset := 4 * int(segment[12]>>4)
+	if offset < tcpHeader || offset > len(segment) {
+		return nil
+	}
+	for message := segment[offset:]; len(message) >= bgp.BGP_HEADER_LENGTH; {
+		for _, b := range message[:16] {
+			if b != 0xff {
+				return nil
+			}
+		}
+		length, kind := int(binary.BigEndian.Uint16(message[16:])), message[18]
+		if length < bgp.BGP_HEADER_LENGTH || length > len(message) {
+			return nil
+		}
+		if body := message[bgp.BGP_HEADER_LENGTH:length]; kind == bgp.BGP_MSG_NOTIFICATION && len(body) >= 2 {
+			return fabric.NewNotification(false, body[0], body[1], communication(body[0], body[1], body[2:]), at)
+		}
+		message = message[length:]
+	}
+	return nil
+}
+
+// communication gives the text of a shutdown or reset (RFC 9003, 2).
+func communication(code, subcode uint8, data []byte) string {
+	shutdown := code == bgp.BGP_ERROR_CEASE &&
+		(subcode == bgp.BGP_ERROR_SUB_ADMINISTRATIVE_SHUTDOWN || subcode == bgp.BGP_ERROR_SUB_ADMINISTRATIVE_RESET)
+	if !shutdown || len(data) == 0 {
+		return ""
+	}
+	return string(data[1:min(1+int(data[0]), len(data))])
+}

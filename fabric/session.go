@@ -1,0 +1,180 @@
+package fabric
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Family is an address family of BGP, of which only unicast is used here.
+type Family string
+
+// The families that a [Session] may carry.
+const (
+	IPv4 Family = "ipv4"
+	IPv6 Family = "ipv6"
+)
+
+// FamilyOf gives the family of a prefix.
+func FamilyOf(p netip.Prefix) Family {
+	if p.Addr().Is6() {
+		return IPv6
+	}
+	return IPv4
+}
+
+// String gives the family's name as people write it.
+func (f Family) String() string {
+	switch f {
+	case IPv4:
+		return "IPv4"
+	case IPv6:
+		return "IPv6"
+	}
+	return escape(string(f), maxWord)
+}
+
+// Families lists the families that guests of the cluster can have.
+func (c *Cluster) Families() []Family {
+	var all []Family
+	for _, f := range []Family{IPv4, IPv6} {
+		if len(c.Announceable(f == IPv6)) > 0 {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// Session is a BGP session as a speaker, or a reflector, sees it.
+type Session struct {
+	Peer       string    `json:"peer"` // its name in the cluster, or its address where it has none
+	Address    string    `json:"address"`
+	Role       string    `json:"role,omitempty"` // what the peer of a reflector is: node, core; empty: a reflector
+	State      string    `json:"state"`          // of RFC 4271, in lower case: idle, connect, active, opensent, openconfirm, established
+	Since      time.Time `json:"since"`
+	Received   uint64    `json:"received,omitempty"` // prefixes that the peer sent, taken or not
+	Accepted   uint64    `json:"accepted,omitempty"` // of these, what the policy let pass
+	Advertised uint64    `json:"advertised"`         // prefixes sent to the peer
+	// Families are those that both sides negotiated, of a session that is
+	// established; nil where that is not known.
+	Families []Family `json:"families,omitzero"`
+	// Notification is the last that was sent or received on sessions with this
+	// peer; nil where none is known.
+	Notification *Notification `json:"notification,omitempty"`
+}
+
+// established is the state of a session that carries routes.
+const established = "established"
+
+// Lacks reports whether the session is established without a family.
+func (s Session) Lacks(f Family) bool {
+	return s.State == established && s.Families != nil && !slices.Contains(s.Families, f)
+}
+
+// downSlack is how long before the end of a session its NOTIFICATION may be
+// dated: daemons round, and tell both at different moments.
+const downSlack = 5 * time.Second
+
+// DownReason says why the session is not established and what to do about it,
+// as far as that is known.
+func (s Session) DownReason() string {
+	n := s.Notification
+	// A session that came up after a NOTIFICATION ended of something else.
+	if n == nil || !n.At.IsZero() && n.At.Before(s.Since.Add(-downSlack)) {
+		return fmt.Sprintf("check that the %s runs, knows this %s and has the same AS number and password", s.roles()[0], s.roles()[1])
+	}
+	return fmt.Sprintf("%s; %s", n.from(s.Peer), n.remedy())
+}
+
+// roles names the peer and the side that is asked.
+func (s Session) roles() [2]string {
+	switch s.Role {
+	case "":
+		return [2]string{"reflector", "node"}
+	case "core":
+		return [2]string{"core gateway", "reflector"}
+	}
+	return [2]string{s.Role, "reflector"}
+}
+
+// sessionProblems says which of a node's sessions are down, and which do not
+// carry a family that guests of the cluster can have.
+func sessionProblems(c *Cluster, node string, sessions []Session) []string {
+	var problems []string
+	for _, s := range sessions {
+		if s.State != established {
+			problems = append(problems, fmt.Sprintf("session with %s (%s) is %s since %s; %s",
+				s.Peer, s.Address, s.State, s.Since.Format(time.TimeOnly), s.DownReason()))
+		}
+		for _, f := range c.Families() {
+			if s.Lacks(f) {
+				problems = append(problems, fmt.Sprintf("%s takes no %s: its session (%s) was negotiated without that family; %s",
+					s.Peer, f, s.Address, familyRemedy(f, cmp.Or(node, "this node"), s.Peer)))
+			}
+		}
+	}
+	return problems
+}
+
+func familyRemedy(f Family, node, peer string) string {
+	return fmt.Sprintf("add an %s channel (BIRD) or address family (FRR) to the session of %s and %s, on the side that has none, as vmfabric render writes it", f, node, peer)
+}
+
+// Advertisement is what a speaker has sent to one peer of one prefix: an entry
+// of its Adj-RIB-Out (RFC 4271, 3.2), or the lack of it.
+type Advertisement struct {
+	Peer    string `json:"peer"`
+	Address string `json:"address"`
+	Sent    bool   `json:"sent"` // the session is established and the peer has been sent the prefix
+	// Reason is why it was not sent, and the way out, where that is known.
+	Reason string `json:"reason,omitempty"`
+}
+
+// AdvertisementLister is implemented by a [Speaker] that can tell what it has
+// sent to each of its peers.
+type AdvertisementLister interface {
+	// Advertisements answers for one prefix, peer by peer. An error that is
+	// [errors.ErrUnsupported] says that the speaker cannot tell.
+	Advertisements(ctx context.Context, prefix netip.Prefix) ([]Advertisement, error)
+}
+
+// Advertisements tells what was sent of a prefix to each peer of the node. The
+// error is [errors.ErrUnsupported] where the speaker does not tell.
+func (a *Agent) Advertisements(ctx context.Context, prefix netip.Prefix) ([]Advertisement, error) {
+	l, ok := a.speaker.(AdvertisementLister)
+	if !ok {
+		return nil, fmt.Errorf("speaker: what it sends of a prefix is not known: %w", errors.ErrUnsupported)
+	}
+	all, err := l.Advertisements(ctx, prefix)
+	if err != nil {
+		return nil, fmt.Errorf("speaker: %w", err)
+	}
+	return all, nil
+}
+
+// AdvertisementsOn puts together what was sent of a prefix on these sessions;
+// sent says it of one that is established and carries the prefix's family.
+func AdvertisementsOn(prefix netip.Prefix, node string, sessions []Session, sent func(Session) (bool, error)) ([]Advertisement, error) {
+	all := make([]Advertisement, 0, len(sessions))
+	for _, s := range sessions {
+		a := Advertisement{Peer: s.Peer, Address: s.Address}
+		f := FamilyOf(prefix)
+		switch {
+		case s.State != established:
+			a.Reason = fmt.Sprintf("%s since %s: %s", s.State, s.Since.Format(time.TimeOnly), s.DownReason())
+		case s.Lacks(f):
+			a.Reason = fmt.Sprintf("it takes no %s: the session was negotiated without that family; %s", f, familyRemedy(f, cmp.Or(node, "this node"), s.Peer))
+		default:
+			var err error
+			if a.Sent, err = sent(s); err != nil {
+				return nil, err
+			}
+		}
+		all = append(all, a)
+	}
+	return all, nil
+}
