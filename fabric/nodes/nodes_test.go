@@ -366,6 +366,7 @@ func TestPasswords(t *testing.T) {
 type post struct {
 	lines  chan string // that passed, both ways
 	change atomic.Pointer[func(string) string]
+	stop   func()
 }
 
 // between forwards what comes for an address at one port to another, as if it
@@ -404,7 +405,8 @@ func between(t *testing.T, at netip.Addr, port uint16, from netip.Addr) *post {
 			all.Go(func() { pass(b, a) })
 		}
 	})
-	t.Cleanup(func() { l.Close(); all.Wait() })
+	p.stop = func() { l.Close(); all.Wait() }
+	t.Cleanup(p.stop)
 	return p
 }
 
