@@ -3,6 +3,7 @@ package nodes_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -37,6 +39,13 @@ func crowd(t testing.TB, count int) (all []netip.Addr) {
 			})
 			all = append(all, a)
 		}
+	}
+	// The kernel makes the routes to new IPv6 addresses in its own time.
+	for _, a := range all {
+		require.Eventually(t, func() bool {
+			_, err := dial(a, a, 255)
+			return errors.Is(err, syscall.ECONNREFUSED)
+		}, bound, 10*time.Millisecond)
 	}
 	return all
 }
@@ -76,6 +85,8 @@ func TestCrowd(t *testing.T) {
 			h := &held{}
 			serve(t, one, h.answer)
 			serve(t, two, h.answer)
+			heard(t, c.Nodes[0])
+			heard(t, c.Nodes[1])
 			require.Eventually(t, func() bool {
 				_, err := two.Ask(t.Context(), "node1", notice())
 				return err == nil
@@ -123,6 +134,8 @@ func TestNonsense(t *testing.T) {
 			h := &held{}
 			serve(t, one, h.answer)
 			serve(t, two, h.answer)
+			heard(t, c.Nodes[0])
+			heard(t, c.Nodes[1])
 			require.Eventually(t, func() bool {
 				_, err := two.Ask(t.Context(), "node1", notice())
 				return err == nil

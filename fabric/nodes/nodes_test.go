@@ -82,13 +82,32 @@ func serve(t testing.TB, n *nodes.Nodes, answer func(context.Context, fabric.Nod
 func listening(t testing.TB, c fabric.Cluster) (*nodes.Nodes, *held, func()) {
 	one, h := end(c, c.Nodes[0]), &held{}
 	stop := serve(t, one, h.answer)
+	heard(t, c.Nodes[0])
 	two := end(c, c.Nodes[1])
 	require.Eventually(t, func() bool {
 		_, err := two.Ask(context.Background(), "node1", notice())
 		return err == nil
 	}, bound, 10*time.Millisecond)
+	h.mu.Lock()
 	h.from = nil
+	h.mu.Unlock()
 	return one, h, stop
+}
+
+// heard waits until a node listens on all of its addresses.
+func heard(t testing.TB, n fabric.Node) {
+	for _, a := range []netip.Addr{n.Address, n.Address6} {
+		require.Eventually(t, func() bool {
+			if !a.IsValid() {
+				return true
+			}
+			conn, err := dial(a, a, 255)
+			if err == nil {
+				conn.Close()
+			}
+			return err == nil
+		}, bound, 10*time.Millisecond)
+	}
 }
 
 // dial calls from one address to the agents' port of another, with a TTL.
