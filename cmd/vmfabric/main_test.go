@@ -166,3 +166,14 @@ func TestAgo(t *testing.T) {
 	}
 	assert.Equal(t, "-", ago(time.Time{}))
 }
+
+func TestDiversionText(t *testing.T) {
+	now := time.Now()
+	d := fabric.DiversionStatus{VM: "web", Node: "node2", Prefixes: []netip.Prefix{netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("2001:db8:100::10/128")}, Since: now.Add(-5 * time.Second)}
+	assert.Equal(t, "packets for web (203.0.113.10/32,2001:db8:100::10/128) go to node2 since 5s, on its word alone, which ends by itself", diversionText(d))
+	d.Confirmed = true
+	assert.Equal(t, "packets for web (203.0.113.10/32,2001:db8:100::10/128) go to node2 since 5s", diversionText(d))
+	d.Ended, d.Outcome = now.Add(-time.Second), "the routers know where it is"
+	assert.Equal(t, "packets for web (203.0.113.10/32,2001:db8:100::10/128) went to node2 for 4s, until 1s ago: the routers know where it is", diversionText(d))
+	assert.Equal(t, "packets for a guest that left (203.0.113.10/32) go to another node since 5s", diversionText(fabric.DiversionStatus{Prefixes: d.Prefixes[:1], Since: d.Since}))
+}

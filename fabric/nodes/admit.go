@@ -65,14 +65,11 @@ func (v *visitors) admit(source netip.Addr, s standing, conn io.Closer) bool {
 	return false
 }
 
-// prove counts a connection among those of nodes that are known. It reports
-// whether there is room for it there.
+// prove counts the connection of a stranger among those of nodes that are known.
+// It reports whether there is room for it there, and it did not give way already.
 func (v *visitors) prove(source netip.Addr, conn io.Closer) bool {
 	i := v.stranger(conn)
-	if i < 0 {
-		return true
-	}
-	if v.known[source] >= maxEach {
+	if i < 0 || v.known[source] >= maxEach {
 		return false
 	}
 	v.strangers = slices.Delete(v.strangers, i, i+1)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"runtime/pprof"
 	"slices"
@@ -27,6 +28,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/nodes"
 	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 const bound = 20 * time.Second // for what must happen
@@ -702,5 +704,30 @@ func BenchmarkAsk(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// TestPacketFilter: a filter between two nodes is told by both, before a guest is
+// on its way, until it is gone.
+func TestPacketFilter(t *testing.T) {
+	if _, err := exec.LookPath("nft"); err != nil && os.Getenv(labtest.Variable) != "must" {
+		t.Skip("no nft")
+	}
+	c := cluster(true, true, "")
+	c.Key = "the key of the cluster"
+	c.Nodes = c.Nodes[:2]
+	one, two := end(c, c.Nodes[0]), end(c, c.Nodes[1])
+	heal := sync.OnceFunc(cut(t, c, "node1", "node2"))
+	defer heal()
+	serve(t, one, new(held).answer)
+	serve(t, two, new(held).answer)
+	for n, other := range map[*nodes.Nodes]string{one: "node node2 (10.10.0.22 and fd00:10:10::22, port 7147): no answer within ", two: "node node1 (10.10.0.21 and fd00:10:10::21, port 7147): no answer within "} {
+		require.Eventually(t, func() bool { return len(n.Diagnose()) == 1 }, 3*bound, 10*time.Millisecond)
+		assert.Contains(t, n.Diagnose()[0], other)
+		assert.Contains(t, n.Diagnose()[0], "no packet filter on either node drops TCP port 7147")
+	}
+	heal()
+	for _, n := range []*nodes.Nodes{one, two} {
+		require.Eventually(t, func() bool { return len(n.Diagnose()) == 0 }, 3*bound, 10*time.Millisecond)
 	}
 }

@@ -201,7 +201,7 @@ func TestVisitors(t *testing.T) {
 	fresh, at := &nothing{}, testenv.Underlay4(222)
 	require.True(t, v.admit(at, stranger, fresh))
 	require.True(t, v.prove(at, fresh))
-	require.True(t, v.prove(at, fresh), "again")
+	require.False(t, v.prove(testenv.Underlay4(0), strangers[0]), "it has given way")
 	require.Len(t, v.strangers, maxStrangers-1)
 	require.Equal(t, map[netip.Addr]int{at: 1}, v.known)
 	v.leave(at, fresh, known)
