@@ -56,6 +56,7 @@ type Agent struct {
 	restarts  map[string]bool // the sources whose guests are to be heard: see [Restarter]
 	couriers  couriers        // to the other nodes
 	moves     moveLog         // what was seen of guests' moves
+	diverted  diversionLog    // what the status tells of guests' packets that went elsewhere
 	resolver  Resolver        // nil: none
 	questions chan struct{}   // has one for each that the resolver has not answered
 	events    events
@@ -101,6 +102,7 @@ type guest struct {
 	heard     uint64    // the highest generation that another node has, or had, it with
 	claimants []string  // nodes that wait for this one to let go, or take it back when it does
 	departure departure // its move to another node
+	doubted   time.Time // when a diversion on the word of another node alone was ended
 	came      bool      // it arrived by migration, and is not settled yet
 	ready     bool      // arriving: packets for it are taken
 	from      string    // arriving: the node that has it

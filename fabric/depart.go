@@ -30,6 +30,10 @@ type departure struct {
 	failedAt time.Time
 }
 
+// elsewhere reports whether the guest's packets go to another node than that: no
+// word of a third one changes where.
+func (d departure) elsewhere(to Node) bool { return d.diverted && d.to.Name != to.Name }
+
 // leaves takes up that a guest is about to arrive at another node.
 func (a *Agent) leaves(ctx context.Context, to Node, n Notice) (answer Answer) {
 	for _, vm := range a.concerned(n.Prefixes) {
@@ -42,6 +46,12 @@ func (a *Agent) leaves(ctx context.Context, to Node, n Notice) (answer Answer) {
 			continue
 		}
 		d := g.want
+		if g.departure.elsewhere(to) {
+			a.mu.Unlock()
+			unlock()
+			answer.Held, answer.Generation = true, max(answer.Generation, d.Generation)
+			continue
+		}
 		late := g.departure.failed == to.Name && time.Since(g.departure.failedAt) < errandTime
 		news := g.departure.to.Name != to.Name && !late
 		g.departure.to, g.departure.heard = to, time.Now()
@@ -70,13 +80,13 @@ func (a *Agent) left(ctx context.Context, to Node, n Notice) (answer Answer) {
 		unlock := a.guestLocks.lock(vm)
 		a.mu.Lock()
 		g := a.guests[vm]
-		here := g != nil && g.want.announced() && g.has && g.want.VM.Origin != "" && vm == n.VM && n.Generation > g.want.Generation
+		here := g != nil && g.want.announced() && g.has && g.want.VM.Origin != "" && vm == n.VM && n.Generation > g.want.Generation && !g.departure.elsewhere(to) && g.believes(time.Now())
 		if here {
 			answer.Held, answer.Generation = true, max(answer.Generation, g.want.Generation)
 		}
 		a.mu.Unlock()
 		if here {
-			a.depart(ctx, vm, to) // whether or not its hypervisor says that it stopped
+			a.depart(ctx, vm, to) // for a moment, if its hypervisor does not say that it stopped
 		}
 		unlock()
 	}
@@ -118,6 +128,7 @@ func (a *Agent) stopped(ctx context.Context, vm string, asOf time.Time) {
 	a.handled[vm] = asOf
 	to := g.departure.to
 	a.mu.Unlock()
+	a.diverted.confirm(vm)
 	a.moves.at(vm, func(m *Move, now time.Time) { m.Stopped = now })
 	if to.Name == "" {
 		a.log.Warn("guest stopped to run elsewhere, and no agent says where; its packets wait here", "vm", vm)
@@ -135,8 +146,12 @@ func (a *Agent) depart(ctx context.Context, vm string, to Node) {
 		return
 	}
 	g.departure.to, g.departure.diverted, g.departure.since = to, true, time.Now()
-	d := g.want
+	d, since := g.want, g.departure.since
 	a.mu.Unlock()
+	a.diverted.begin(DiversionStatus{VM: vm, Node: to.Name, Prefixes: d.VM.Prefixes(), Since: since, Confirmed: d.Leaving})
+	if !d.Leaving {
+		time.AfterFunc(unconfirmedFor, a.poke)
+	}
 	done, err := a.mover.Divert(ctx, d.VM.Ports(&a.cluster), to)
 	if err != nil {
 		a.log.Warn("packets not all sent on", "vm", vm, "node", to.Name, "err", err)
@@ -162,7 +177,7 @@ func (a *Agent) remain(ctx context.Context, vm, outcome string) {
 	g.want.Leaving = false
 	a.mu.Unlock()
 	if was.diverted {
-		a.back(ctx, d.VM.Prefixes())
+		a.back(ctx, d.VM.Prefixes(), outcome)
 	}
 	if was.recorded {
 		a.record(ctx, vm, false)
@@ -229,8 +244,8 @@ func (a *Agent) record(ctx context.Context, vm string, on bool) {
 	}
 }
 
-// back ends the sending on of packets.
-func (a *Agent) back(ctx context.Context, ps []netip.Prefix) {
+// back ends the sending on of packets; outcome is why.
+func (a *Agent) back(ctx context.Context, ps []netip.Prefix, outcome string) {
 	a.mu.Lock()
 	for _, p := range ps {
 		delete(a.lingering, p)
@@ -239,7 +254,9 @@ func (a *Agent) back(ctx context.Context, ps []netip.Prefix) {
 	if err := a.mover.Return(ctx, ps...); err != nil {
 		a.log.Warn("packets still go to another node", "prefix", ps[0], "err", err)
 		a.poke()
+		return
 	}
+	a.diverted.end(ps, outcome, time.Now())
 }
 
 // ashore ends the sending on of packets for a guest that is to be here, because
@@ -257,7 +274,7 @@ func (a *Agent) ashore(ctx context.Context, vm VM) {
 	}
 	a.mu.Unlock()
 	if len(ps) > 0 {
-		a.back(ctx, ps)
+		a.back(ctx, ps, "it comes here again")
 	}
 }
 
@@ -266,6 +283,7 @@ func (a *Agent) gone(g *guest) {
 	if !g.departure.diverted {
 		return
 	}
+	a.diverted.confirm(g.want.VM.Name)
 	for _, p := range g.want.VM.Prefixes() {
 		a.lingering[p] = time.Now().Add(lingers)
 	}
@@ -289,6 +307,9 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 			continue
 		}
 		until, known := a.lingering[p]
+		if !a.diverted.known(p) {
+			a.diverted.begin(DiversionStatus{Prefixes: []netip.Prefix{p}, Since: now})
+		}
 		switch {
 		case !known: // of an agent before this one
 			a.lingering[p] = now.Add(lingers)
@@ -307,9 +328,18 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 			idle = append(idle, vm)
 		}
 	}
+	untrue := a.unconfirmed(now)
 	a.mu.Unlock()
 	if len(over) > 0 {
-		a.back(ctx, over)
+		a.back(ctx, over, "the routers know where it is")
+	}
+	for _, vm := range untrue {
+		if unlock, free := a.guestLocks.tryLock(vm); free {
+			a.disbelieve(ctx, vm)
+			unlock()
+		} else {
+			time.AfterFunc(passBusy, a.poke)
+		}
 	}
 	for _, vm := range idle {
 		if unlock, free := a.guestLocks.tryLock(vm); free {

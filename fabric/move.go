@@ -61,7 +61,8 @@ type Nodes interface {
 	// Names lists them: those that the cluster names, and those that called.
 	Names() []string
 	// Ask tells the agent of a node something and gives its answer. It is an
-	// error when that one does not answer in about a second, or before ctx ends.
+	// error when that one does not answer in some seconds, as much as an agent
+	// may need whose processors are taken, or before ctx ends.
 	Ask(ctx context.Context, node string, n Notice) (Answer, error)
 	// Serve answers what the others tell until ctx ends, then returns nil. It
 	// calls answer for several nodes at the same time, and never with one that

@@ -52,6 +52,8 @@ type Status struct {
 	Ports         int            `json:"ports"`
 	Live          int            `json:"live"`     // ports whose guest is announced
 	Problems      []string       `json:"problems"` // one line each: the thing, the reason, the way out
+
+	Diversions []DiversionStatus `json:"diversions,omitempty"` // under way, or ended in the last minutes
 }
 
 // List gives every port that is wanted on this node, by VM name and index.
@@ -131,6 +133,8 @@ func (a *Agent) Status(ctx context.Context) (Status, error) {
 		}
 	}
 	st.Problems = append(st.Problems, a.events.problems()...)
+	diversions, doubts := a.diverted.list(time.Now())
+	st.Diversions, st.Problems = diversions, append(st.Problems, doubts...)
 	st.Healthy = len(st.Problems) == 0
 	return st, err
 }

@@ -85,6 +85,7 @@ func (c *Cluster) Validate() []Problem {
 	v.limits()
 	v.plugins()
 	v.moves()
+	v.key()
 	return v.problems
 }
 
@@ -318,6 +319,13 @@ func (v *validator) reflectors() {
 		if n := len(r.Password); n > maxPassword {
 			v.add(at+"password_file", "the password has %d bytes; Linux takes TCP MD5 keys of at most %d, choose a shorter one", n, maxPassword)
 		}
+	}
+}
+
+// key checks the secret of the agents' messages.
+func (v *validator) key() {
+	if n := len(v.c.Key); n > 0 && n < MinKey {
+		v.add("key_file", "the key has %d bytes and can be guessed; give it at least %d", n, MinKey)
 	}
 }
 

@@ -33,6 +33,8 @@ func read(t *testing.T, path string) string {
 func TestClusterExample(t *testing.T) {
 	c, err := clusterfile.Load(labtest.Own(t, "cluster.yaml.example"))
 	require.NoError(t, err)
+	assert.Contains(t, strings.Join(clusterfile.Warnings(c), "\n"), "no key_file")
+	c.Key = "the key of the cluster"
 	onlyReflectorsIPv6(t, c)
 }
 
@@ -53,9 +55,11 @@ func TestClusterExampleUncommented(t *testing.T) {
 	file := filepath.Join(dir, "cluster.yaml")
 	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "rr.password"), []byte("s3cret\n"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "cluster.key"), []byte("the key of the cluster\n"), 0o600))
 	c, err := clusterfile.Load(file)
 	require.NoError(t, err)
 
+	assert.Equal(t, "the key of the cluster", c.Key)
 	assert.Equal(t, fabric.DefaultMAC, c.Gateway.MAC)
 	assert.Len(t, c.Routed, 2)
 	assert.Equal(t, fabric.RR{
@@ -153,8 +157,17 @@ func blocks(t *testing.T, path, language string) []string {
 }
 
 func TestReadmeClusterFile(t *testing.T) {
-	c, err := clusterfile.Parse("README.md", []byte(blocks(t, "../README.md", "yaml")[0]))
+	key := filepath.Join(t.TempDir(), "cluster.key")
+	text := blocks(t, "../README.md", "yaml")[0]
+	require.Contains(t, text, "key_file: /etc/vmfabric/cluster.key")
+	// The command that it gives makes one that is taken.
+	command, _, found := strings.Cut(regexp.MustCompile(`(?m)^\(umask .*$`).FindString(read(t, "../README.md")), "   #")
+	require.True(t, found)
+	out, err := exec.Command("sh", "-c", strings.ReplaceAll(command, "/etc/vmfabric/cluster.key", key)).CombinedOutput()
+	require.NoError(t, err, string(out))
+	c, err := clusterfile.Parse("README.md", []byte(strings.ReplaceAll(text, "/etc/vmfabric/cluster.key", key)))
 	require.NoError(t, err)
+	assert.Len(t, c.Key, 44)
 	onlyReflectorsIPv6(t, c)
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -109,7 +110,11 @@ func (d *demo) start(ctx context.Context) error {
 		return err
 	}
 	d.file = filepath.Join(d.lab.Dir(), "cluster.yaml")
-	if err := os.WriteFile(d.file, []byte(testenv.ClusterFile(d.cluster)), 0o600); err != nil {
+	key := filepath.Join(d.lab.Dir(), "cluster.key")
+	if err := os.WriteFile(key, []byte(rand.Text()+"\n"), 0o600); err != nil {
+		return err
+	}
+	if err := os.WriteFile(d.file, []byte(testenv.ClusterFile(d.cluster)+"key_file: "+key+"\n"), 0o600); err != nil {
 		return err
 	}
 	if d.core, err = watchRoutes(d.top.Core); err != nil {

@@ -116,9 +116,25 @@ func printStatus(cmd *cobra.Command, st fabric.Status) {
 		fmt.Fprintf(w, "  %s\t%s\t%d guests\t%s\n", s.Name, state, s.Guests, last)
 	}
 	w.Flush()
+	for _, d := range st.Diversions {
+		fmt.Fprintf(out, "  %s\n", diversionText(d))
+	}
 	for _, p := range st.Problems {
 		fmt.Fprintf(out, "  ! %s\n", p)
 	}
+}
+
+// diversionText says where a guest's packets go, or went.
+func diversionText(d fabric.DiversionStatus) string {
+	text := fmt.Sprintf("packets for %s (%s)", cmp.Or(d.VM, "a guest that left"), join(d.Prefixes))
+	to := cmp.Or(d.Node, "another node")
+	switch {
+	case !d.Ended.IsZero():
+		return fmt.Sprintf("%s went to %s for %v, until %s ago: %s", text, to, d.Ended.Sub(d.Since).Round(time.Millisecond), ago(d.Ended), d.Outcome)
+	case !d.Confirmed && d.Node != "":
+		return fmt.Sprintf("%s go to %s since %s, on its word alone, which ends by itself", text, to, ago(d.Since))
+	}
+	return fmt.Sprintf("%s go to %s since %s", text, to, ago(d.Since))
 }
 
 // whyCommand follows one address from its pool to the reflectors.

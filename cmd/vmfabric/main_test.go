@@ -44,7 +44,6 @@ func TestExitCodes(t *testing.T) {
 		{"port-name sea_gold", exitGood, ""},
 		{"help attach", exitGood, ""},
 		{"completion bash", exitGood, ""},
-		{"check ../../packaging/cluster.yaml.example", exitGood, "reflectors rr1 and rr2 are not: their IPv6 routes ride on IPv4 sessions"},
 		{"check nowhere.yaml", exitBad, "nowhere.yaml"},
 		{"port-name a/b", exitBad, "rename the VM"},
 		{"list --socket " + nowhere, exitBad, "start it: systemctl start vmfabric"},
@@ -92,6 +91,15 @@ func TestExitCodes(t *testing.T) {
 			assert.Equal(t, 1, strings.Count(errs, "\n"), errs)
 		})
 	}
+}
+
+// TestCheckWarns: a good file may have what is seldom meant, a line for each.
+func TestCheckWarns(t *testing.T) {
+	_, errs, code := try("check", "../../packaging/cluster.yaml.example")
+	assert.Equal(t, exitGood, code, errs)
+	assert.Contains(t, errs, "reflectors rr1 and rr2 are not: their IPv6 routes ride on IPv4 sessions")
+	assert.Contains(t, errs, "no key_file: ")
+	assert.Equal(t, 2, strings.Count(errs, "\n"), errs)
 }
 
 func TestEveryCommandHasAnExample(t *testing.T) {
@@ -173,4 +181,15 @@ func TestAgo(t *testing.T) {
 		assert.Equal(t, want, ago(time.Now().Add(-d-time.Millisecond)))
 	}
 	assert.Equal(t, "-", ago(time.Time{}))
+}
+
+func TestDiversionText(t *testing.T) {
+	now := time.Now()
+	d := fabric.DiversionStatus{VM: "web", Node: "node2", Prefixes: []netip.Prefix{netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("2001:db8:100::10/128")}, Since: now.Add(-5 * time.Second)}
+	assert.Equal(t, "packets for web (203.0.113.10/32,2001:db8:100::10/128) go to node2 since 5s, on its word alone, which ends by itself", diversionText(d))
+	d.Confirmed = true
+	assert.Equal(t, "packets for web (203.0.113.10/32,2001:db8:100::10/128) go to node2 since 5s", diversionText(d))
+	d.Ended, d.Outcome = now.Add(-time.Second), "the routers know where it is"
+	assert.Equal(t, "packets for web (203.0.113.10/32,2001:db8:100::10/128) went to node2 for 4s, until 1s ago: the routers know where it is", diversionText(d))
+	assert.Equal(t, "packets for a guest that left (203.0.113.10/32) go to another node since 5s", diversionText(fabric.DiversionStatus{Prefixes: d.Prefixes[:1], Since: d.Since}))
 }

@@ -60,7 +60,7 @@ How it fares: vmfabric status --socket /run/vmfabric/reflector.sock`,
 }
 
 func runReflector(ctx context.Context, f reflectorFlags, log *slog.Logger) (err error) {
-	cluster, err := clusterfile.Load(f.config)
+	cluster, err := clusterfile.Load(f.config, clusterfile.WithoutKey())
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ The text has the passwords of the sessions in it.`,
 					return usageError{fmt.Errorf("--role: %w", err)}
 				}
 			}
-			c, err := clusterfile.Load(config)
+			c, err := clusterfile.Load(config, clusterfile.WithoutKey())
 			if err != nil {
 				return err
 			}

@@ -37,6 +37,7 @@ func (d *decoder) cluster(c *fabric.Cluster) field {
 		key{"observers", list(&c.Observers, maxItems, scalars(program))},
 		key{"agent_port", scalar(&c.AgentPort, agentPort)},
 		key{"moves", moves(&c.Moves)},
+		key{"key_file", scalar(&c.Key, d.keyFile)},
 	)
 }
 

@@ -18,32 +18,42 @@ import (
 	"github.com/vmfabric/vmfabric/internal/trusted"
 )
 
-// Load reads the cluster file at path and the password files that it names.
+// Option changes what [Load] and [Parse] do.
+type Option func(*decoder)
+
+// WithoutKey leaves the file with the cluster's key alone, for who is no agent
+// and may not have it, such as a reflector. [fabric.Cluster].Key is empty then.
+func WithoutKey() Option { return func(d *decoder) { d.withoutKey = true } }
+
+// Load reads the cluster file at path, and the key and password files that it names.
 // It refuses those that somebody else than root and this user could change. It
 // has no side effects. The error is as [Parse] gives it; one that comes from
 // the operating system matches its cause, such as [fs.ErrNotExist].
-func Load(path string) (fabric.Cluster, error) {
+func Load(path string, opts ...Option) (fabric.Cluster, error) {
 	data, err := read(path)
 	if err != nil {
 		return fabric.Cluster{}, join([]*Error{{File: path, Text: explain(err), cause: err}})
 	}
-	return Parse(path, data)
+	return Parse(path, data, opts...)
 }
 
 // Parse reads a cluster file from memory. The name stands for the file in
-// errors, and password files with a relative path are looked for in its
+// errors, and key and password files with a relative path are looked for in its
 // directory. The cluster comes with its defaults filled in and passes
 // [fabric.Cluster.Validate].
 //
 // The error joins one [*Error] for each mistake, in the order of the lines; of
 // more than 20 it holds the first 20 and one that counts the rest.
-func Parse(name string, data []byte) (fabric.Cluster, error) {
+func Parse(name string, data []byte, opts ...Option) (fabric.Cluster, error) {
 	root, bad := document(data)
 	if bad != nil {
 		bad.File = name
 		return fabric.Cluster{}, join([]*Error{bad})
 	}
 	d := newDecoder(name, root)
+	for _, o := range opts {
+		o(d)
+	}
 	var c fabric.Cluster
 	d.cluster(&c)(d, "", root)
 	c = c.WithDefaults()

@@ -16,6 +16,8 @@ type decoder struct {
 	places map[string]place // by path, the words of fabric.Problem; "" is the document
 	bad    map[string]bool  // the paths that have no value because of a mistake that is told
 	errs   []*Error
+
+	withoutKey bool
 }
 
 // place is where a key or a list item stands.

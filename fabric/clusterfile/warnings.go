@@ -3,6 +3,7 @@ package clusterfile
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -12,7 +13,19 @@ import (
 // line each with the reason and the way out; nil when there is nothing. It has
 // no side effects.
 func Warnings(c fabric.Cluster) []string {
-	return append(NodeWarnings(c), routerWarnings(c)...)
+	return slices.Concat(NodeWarnings(c), routerWarnings(c), keyWarnings(c))
+}
+
+// keyWarnings is the part about the agents' messages to each other.
+func keyWarnings(c fabric.Cluster) []string {
+	const wayOut = "make a key once, (umask 077; head -c 32 /dev/urandom | base64 > /etc/vmfabric/cluster.key), copy it to all nodes, and name it under key_file"
+	switch {
+	case c.Key != "":
+		return nil
+	case slices.ContainsFunc(c.Reflectors, func(r fabric.RR) bool { return r.Password != "" }):
+		return []string{"no key_file: the messages of the nodes' agents are proven with the reflectors' passwords, so that whoever knows these can take guests off the air; " + wayOut}
+	}
+	return []string{"no key_file: nothing proves the messages of the nodes' agents, and whoever can use the address of a node can have guests withdrawn or their packets sent elsewhere; " + wayOut}
 }
 
 // NodeWarnings is the part of [Warnings] that is about nodes.

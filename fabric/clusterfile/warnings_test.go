@@ -62,14 +62,32 @@ func TestWarnings(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			tt.c.Key = "the key of the cluster"
 			assert.Equal(t, tt.want, clusterfile.Warnings(tt.c))
 		})
 	}
 }
 
+func TestKeyWarnings(t *testing.T) {
+	c, err := clusterfile.Load("testdata/cluster.yaml")
+	require.NoError(t, err)
+	last := func(c fabric.Cluster) string {
+		ws := clusterfile.Warnings(c)
+		require.NotEmpty(t, ws)
+		return ws[len(ws)-1]
+	}
+	c.Reflectors[0].Password = ""
+	assert.Contains(t, last(c), "no key_file: nothing proves the messages of the nodes' agents")
+	c.Reflectors[0].Password = "s3cret"
+	assert.Contains(t, last(c), "no key_file: the messages of the nodes' agents are proven with the reflectors' passwords")
+	c.Key = "the key of the cluster"
+	assert.NotContains(t, last(c), "key_file")
+}
+
 func TestReferenceFileWarnings(t *testing.T) {
 	c, err := clusterfile.Load(labtest.Own(t, "testdata/cluster.yaml"))
 	require.NoError(t, err)
+	c.Key = "the key of the cluster"
 	assert.Equal(t, []string{
 		"pool public6 is IPv6 but node1 and node2 have no address6: their IPv6 routes need the node's own IPv6 address as next hop, and reflectors refuse them without; give each an address6",
 	}, clusterfile.Warnings(c))

@@ -21,17 +21,15 @@ const (
 
 // caller is a node that called.
 type caller struct {
+	// node has the addresses that are known to be its own: those of the cluster
+	// file, those that it called from, and those where it answered.
 	node fabric.Node
+	// says is an address that it says it has, and that nothing else shows yet.
+	says netip.Addr
 	at   time.Time // the last time
 }
 
 var nodeName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}$`)
-
-// mayCall reports whether a node can be at an address.
-func (n *Nodes) mayCall(a netip.Addr) bool {
-	_, named := n.named(a)
-	return named || slices.ContainsFunc(n.ranges, func(p netip.Prefix) bool { return p.Contains(a) })
-}
 
 // named gives the node that the cluster file has at an address.
 func (n *Nodes) named(a netip.Addr) (fabric.Node, bool) {
@@ -42,6 +40,54 @@ func (n *Nodes) named(a netip.Addr) (fabric.Node, bool) {
 	return n.cluster.Nodes[i], true
 }
 
+// calledFrom finds the node that is known to have an address that the cluster
+// file does not give. The caller holds the lock.
+func (n *Nodes) calledFrom(a netip.Addr) (fabric.Node, bool) {
+	for _, c := range n.callers {
+		if a == c.node.Source(a) {
+			return c.node, true
+		}
+	}
+	return fabric.Node{}, false
+}
+
+// saidToBe reports whether a node of the cluster says that it has an address, which
+// nothing shows yet. The caller holds the lock.
+func (n *Nodes) saidToBe(a netip.Addr) bool {
+	for _, c := range n.callers {
+		if a == c.says {
+			return true
+		}
+	}
+	return false
+}
+
+// saidBy reports whether a node has, or says that it has, an address that the
+// cluster file does not give it.
+func (n *Nodes) saidBy(name string, a netip.Addr) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c := n.callers[name]
+	return a == c.says || a == c.node.Source(a)
+}
+
+// reserve lists the addresses of the cluster's machines that are no nodes, and
+// whose they are: no node can have one, unless the cluster file gives it that.
+func reserve(c *fabric.Cluster) map[netip.Addr]string {
+	all := map[netip.Addr]string{}
+	for _, a := range []netip.Addr{c.Gateway.IPv4, c.Gateway.IPv6} {
+		all[a] = "the gateway of all ports"
+	}
+	for _, r := range c.Reflectors {
+		all[r.Address] = "reflector " + r.Name
+	}
+	for _, g := range c.Core {
+		all[g.Address] = "core gateway " + g.Name
+	}
+	delete(all, netip.Addr{})
+	return all
+}
+
 // topic gives the key of troubles with who calls from an address.
 func (n *Nodes) topic(a netip.Addr) string {
 	if node, ok := n.named(a); ok {
@@ -50,76 +96,120 @@ func (n *Nodes) topic(a netip.Addr) string {
 	return a.String()
 }
 
-// identify finds who calls from an address that [Nodes.mayCall], saying that it
-// is s, and remembers it.
+// identify finds who calls from an address, saying that it is s, and remembers
+// it. The node that it gives has no address on that word alone.
 func (n *Nodes) identify(source netip.Addr, s sender) (fabric.Node, error) {
-	node := fabric.Node{Name: s.Name, Address: s.Address, Address6: s.Address6}
+	says := fabric.Node{Name: s.Name, Address: s.Address, Address6: s.Address6}
 	switch {
 	case !nodeName.MatchString(s.Name):
-		return node, disagree("%.40q is not a node name; use 1 to 32 letters, digits, '.', '_' and '-'", s.Name)
+		return says, disagree("%.40q is not a node name; use 1 to 32 letters, digits, '.', '_' and '-'", s.Name)
 	case s.Name == n.self.Name:
-		return node, disagree("%s says that it is node %s, which is at %s; give one of the two another name with --node", source, s.Name, addresses(n.self))
+		return says, disagree("%s says that it is node %s, which is at %s; give one of the two another name with --node", source, s.Name, addresses(n.self))
 	case s.Address.IsValid() && !s.Address.Is4(), s.Address6.IsValid() && (!s.Address6.Is6() || s.Address6.Is4In6()), s.Address6.Zone() != "":
-		return node, disagree("node %s says that it is at %q and %q, which are not an IPv4 and an IPv6 address; upgrade the older of the two agents", s.Name, s.Address, s.Address6)
+		return says, disagree("node %s says that it is at %q and %q, which are not an IPv4 and an IPv6 address; upgrade the older of the two agents", s.Name, s.Address, s.Address6)
 	}
-	if file, err := n.cluster.Node(s.Name); err == nil {
-		if source != file.Source(source) {
-			return node, disagree("%s says that it is node %s, which has %s in the cluster file of %s; correct that, or give it a name of its own with --node", source, s.Name, addresses(file), n.self.Name)
+	file, err := n.cluster.Node(s.Name)
+	switch owner, taken := n.named(source); {
+	case err == nil && file.Source(source).IsValid() && source != file.Source(source):
+		return says, disagree("%s says that it is node %s, which has %s in the cluster file of %s; correct that, or give it a name of its own with --node", source, s.Name, addresses(file), n.self.Name)
+	case n.key == nil && !taken && !n.saidBy(s.Name, source):
+		return says, disagree("%s says that it is node %s, and nothing shows it; name it in the cluster file of %s, or give the cluster a key_file", source, s.Name, n.self.Name)
+	case err != nil && taken:
+		return says, disagree("%s says that it is node %s, and has the address of node %s in the cluster file of %s; correct that, or its --node", source, s.Name, owner.Name, n.self.Name)
+	}
+	// Of a family that the file gives, its word is what counts.
+	says.Address, says.Address6 = cmp.Or(file.Address, says.Address), cmp.Or(file.Address6, says.Address6)
+	if source != says.Source(source) {
+		return says, disagree("node %s says that it is at %s, and calls from %s; correct its addresses in its cluster file", s.Name, addresses(says), source)
+	}
+	for _, a := range []netip.Addr{says.Address, says.Address6} {
+		if a.IsValid() && a != file.Source(a) {
+			if err := n.plausible(source, s.Name, a); err != nil {
+				return says, err
+			}
 		}
-		// It may have found an address that the file leaves out.
-		node.Address, node.Address6 = cmp.Or(file.Address, node.Address), cmp.Or(file.Address6, node.Address6)
-	} else if owner, taken := n.named(source); taken {
-		return node, disagree("%s says that it is node %s, and has the address of node %s in the cluster file of %s; correct that, or its --node", source, s.Name, owner.Name, n.self.Name)
 	}
-	if source != node.Source(source) {
-		return node, disagree("node %s says that it is at %s, and calls from %s; correct its addresses in its cluster file", s.Name, addresses(node), source)
-	}
-	for _, a := range []netip.Addr{node.Address, node.Address6} {
-		if err := n.plausible(s.Name, a); err != nil {
-			return node, err
-		}
-	}
-	fresh, err := n.remember(source, node)
-	if fresh {
-		n.log.Info("a node called that is not in the cluster file", "node", node.Name, "address", source)
-	}
-	return node, err
+	return n.remember(source, says, file)
 }
 
-// plausible checks an address that a node says it has, to which packets for
-// guests may be sent.
-func (n *Nodes) plausible(name string, a netip.Addr) error {
+// plausible checks an address that a node which calls from source says it has, to
+// which packets for guests may be sent, and which the cluster file does not give it.
+func (n *Nodes) plausible(source netip.Addr, name string, a netip.Addr) error {
 	owner, taken := n.named(a)
 	pool, _ := n.cluster.PoolOf(a)
+	if !taken {
+		n.mu.Lock()
+		owner, taken = n.calledFrom(a)
+		n.mu.Unlock()
+		// It may be this one, by the name that it had before.
+		taken = taken && source != owner.Source(source)
+	}
 	switch {
-	case !a.IsValid():
 	case taken && owner.Name != name:
-		return disagree("node %s says that it has %s, which is node %s's in the cluster file of %s; correct one of the two", name, a, owner.Name, n.self.Name)
+		return disagree("node %s says that it has %s, which is node %s's; correct one of the two", name, a, owner.Name)
+	case a == n.self.Source(a):
+		return disagree("node %s says that it has %s, which is node %s's; correct one of the two", name, a, n.self.Name)
+	case n.reserved[a] != "":
+		return disagree("node %s says that it has %s, which is that of %s; correct its addresses in its cluster file", name, a, n.reserved[a])
 	case pool.Contains(a), slices.ContainsFunc(n.cluster.Routed, func(p netip.Prefix) bool { return p.Contains(a) }):
 		return disagree("node %s says that it has %s, which is for guests; give it an address of the private network", name, a)
-	case a.IsUnspecified(), a.IsMulticast(), a.IsLinkLocalUnicast(), a == n.self.Source(a):
+	case !a.IsGlobalUnicast(), a.Is4() && (a.As4()[0] == 0 || a.As4()[0] >= 240):
 		return disagree("node %s says that it has %s, which cannot be; correct its addresses in its cluster file", name, a)
 	}
 	return nil
 }
 
-// remember has a node be reached at the addresses that it said; fresh is true of
-// one that neither the file has nor has called before.
-func (n *Nodes) remember(source netip.Addr, node fabric.Node) (fresh bool, err error) {
+// remember has a node be reached at the addresses that are its own.
+func (n *Nodes) remember(source netip.Addr, says, file fabric.Node) (fabric.Node, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	before, known := n.callers[node.Name]
-	if _, err := n.cluster.Node(node.Name); err != nil {
+	before, called := n.callers[says.Name]
+	if file.Name == "" {
 		switch {
-		case known && source != before.node.Source(source) && time.Since(before.at) < renewed:
-			return false, disagree("%s says that it is node %s, which called from %s a moment ago; give one of the two another name with --node", source, node.Name, addresses(before.node))
-		case !known && len(n.callers) >= maxNewcomers+len(n.cluster.Nodes):
-			return false, disagree("node %s is not in the cluster file of %s, nor are %d others that called; add them under nodes", node.Name, n.self.Name, maxNewcomers)
+		case called && !same(before.node, source, says) && time.Since(before.at) < renewed:
+			return says, disagree("%s says that it is node %s, which called from %s a moment ago; give one of the two another name with --node", source, says.Name, addresses(before.node))
+		case !called && len(n.callers) >= maxNewcomers+len(n.cluster.Nodes):
+			return says, disagree("node %s is not in the cluster file of %s, nor are %d others that called; add them under nodes", says.Name, n.self.Name, maxNewcomers)
+		case !called:
+			n.log.Info("a node called that is not in the cluster file", "node", says.Name, "address", source)
 		}
 		// A node has one name: it may have got another.
-		maps.DeleteFunc(n.callers, func(name string, c caller) bool { return name != node.Name && source == c.node.Source(source) })
-		fresh = !known
+		maps.DeleteFunc(n.callers, func(name string, c caller) bool { return name != says.Name && source == c.node.Source(source) })
 	}
-	n.callers[node.Name] = caller{node, time.Now()}
-	return fresh, nil
+	now := caller{node: fabric.Node{Name: says.Name, Address: file.Address, Address6: file.Address6}, at: time.Now()}
+	for _, a := range []netip.Addr{says.Address, says.Address6} {
+		switch {
+		case !a.IsValid() || a == file.Source(a):
+		case a == source || a == before.node.Source(a):
+			now.node = with(now.node, a)
+		default:
+			now.says = a
+		}
+	}
+	n.callers[says.Name] = now
+	if now.says.IsValid() && now.says != before.says {
+		n.peerOf(says.Name).due = time.Time{}
+		rouse(n.look)
+	}
+	return now.node, nil
+}
+
+// same tells whether who calls from source, saying what it says, is a node that
+// called before.
+func same(before fabric.Node, source netip.Addr, says fabric.Node) bool {
+	if was := before.Source(source); was.IsValid() {
+		return was == source
+	}
+	// Of this family nothing was known.
+	return before.Address.IsValid() && before.Address == says.Address || before.Address6.IsValid() && before.Address6 == says.Address6
+}
+
+// with gives a node with one more address.
+func with(node fabric.Node, a netip.Addr) fabric.Node {
+	if a.Is4() {
+		node.Address = a
+	} else {
+		node.Address6 = a
+	}
+	return node
 }

@@ -22,11 +22,12 @@ var families = []struct {
 	name   string
 	four   bool
 	six    bool
-	secret string
+	secret string // the reflectors' password
+	key    string
 }{
-	{"IPv4", true, false, ""},
-	{"IPv6", false, true, "a secret"},
-	{"both", true, true, "a secret"},
+	{"IPv4", true, false, "", ""},
+	{"IPv6", false, true, "a secret", ""},
+	{"both", true, true, "", "a key of the cluster"},
 }
 
 // node gives the node that is host i of the underlay.
@@ -48,6 +49,7 @@ func cluster(four, six bool, secret string) fabric.Cluster {
 	for i := range c.Reflectors {
 		c.Reflectors[i].Password = secret
 	}
+	c.Reflectors[1].Address = testenv.Underlay4(reflectorHost)
 	for i, name := range conformance.NodeNames {
 		c.Nodes = append(c.Nodes, node(name, byte(21+i), four, six))
 	}
@@ -59,15 +61,17 @@ func TestConformance(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			conformance.Nodes(t, func(*testing.T) ([]fabric.Node, map[string]fabric.Nodes, conformance.NodesControls) {
 				c := cluster(f.four, f.six, f.secret)
+				c.Key = f.key
 				ends := map[string]fabric.Nodes{}
 				for _, n := range c.Nodes {
 					ends[n.Name] = nodes.New(nodes.Config{Cluster: c, Node: n})
 				}
-				controls := conformance.NodesControls{
-					Join: func(_ *testing.T, name string) (fabric.Node, fabric.Nodes) {
+				var controls conformance.NodesControls
+				if f.secret+f.key != "" {
+					controls.Join = func(_ *testing.T, name string) (fabric.Node, fabric.Nodes) {
 						n := node(name, 30, f.four, f.six)
 						return n, nodes.New(nodes.Config{Cluster: c, Node: n})
-					},
+					}
 				}
 				if _, err := exec.LookPath("nft"); err == nil || os.Getenv(labtest.Variable) == "must" {
 					controls.Cut = func(t *testing.T, a, b string) func() { return cut(t, c, a, b) }

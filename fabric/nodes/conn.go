@@ -1,7 +1,6 @@
 package nodes
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"crypto/hmac"
@@ -22,21 +21,44 @@ const (
 	keepFor   = 45 * time.Second // without a question; the other side keeps them longer
 )
 
+// How long a node is waited for, unless the context of the question ends before.
+// A kernel answers a call at once, also where the processors are taken; an agent
+// may have to wait for one. The notice about a guest with thousands of prefixes
+// has more time, by its bytes.
+const (
+	reach    = 2 * time.Second // for a call to be taken; in this time it is sent twice
+	patience = 5 * time.Second // for an answer, from the time when the question was sent
+	slowest  = 1 << 18         // bytes a second
+	part     = 64 << 10        // bytes that are sent at once, and have patience each
+)
+
 var (
 	errNoFamily = errors.New("it has no address of a family that this node has")
 	errNoWord   = errors.New("closed the connection without a word")
 	past        = time.Unix(1, 0) // a deadline that ends what is under way
 )
 
-// peer is a node that was called.
+// peer is a node that is called. The lock of [Nodes] guards all but slots.
 type peer struct {
 	slots chan struct{}
 	idle  []*conn // the last one used is the last
+
+	met    bool      // it has answered
+	silent time.Time // since when it does not; zero: it does, or was not asked
+	why    string    // what to say of that; empty: nothing
+	pause  time.Duration
+	due    time.Time // when it is to be greeted
 }
 
+// peer finds a node that is called.
 func (n *Nodes) peer(name string) *peer {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	return n.peerOf(name)
+}
+
+// peerOf is [Nodes.peer] for who holds the lock.
+func (n *Nodes) peerOf(name string) *peer {
 	p := n.peers[name]
 	if p == nil {
 		p = &peer{slots: make(chan struct{}, maxAtOnce)}
@@ -105,9 +127,10 @@ func (n *Nodes) prune(all bool) {
 type conn struct {
 	net.Conn
 	remote netip.Addr
-	lines  *bufio.Scanner
+	lines  *reader
 	hello  hello // the other side's
 	asked  uint64
+	proven bool // the other side has had a line with the right MAC
 	used   time.Time
 }
 
@@ -124,8 +147,8 @@ func (n *Nodes) dial(ctx context.Context, to fabric.Node) (*conn, error) {
 		return nil, errNoFamily
 	}
 	var worst error // the first, or better one that waiting does not settle
-	for i, way := range ways {
-		c, err := n.call(ctx, way[0], way[1], len(ways)-i)
+	for _, way := range ways {
+		c, err := n.call(ctx, way[0], way[1])
 		if err == nil {
 			if err = n.agrees(c.hello, to); err == nil {
 				return c, nil
@@ -139,31 +162,34 @@ func (n *Nodes) dial(ctx context.Context, to fabric.Node) (*conn, error) {
 	return nil, worst
 }
 
-// call opens a connection and reads its first line, within its share of the
-// time: that of one in so many ways.
-func (n *Nodes) call(ctx context.Context, from, to netip.Addr, ways int) (*conn, error) {
-	end, _ := ctx.Deadline()
-	end = time.Now().Add(time.Until(end) / time.Duration(ways))
-	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Control: sendsNear, Deadline: end}
+// call opens a connection and reads its first line.
+func (n *Nodes) call(ctx context.Context, from, to netip.Addr) (*conn, error) {
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Control: sendsNear, Timeout: reach}
 	nc, err := d.DialContext(ctx, network(to), netip.AddrPortFrom(to, n.port).String())
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{Conn: nc, remote: to, lines: lines(nc)}
-	c.SetDeadline(end)
-	defer context.AfterFunc(ctx, func() { c.SetDeadline(past) })()
-	line, err := next(c.lines)
-	if err == nil {
+	c := &conn{Conn: nc, remote: to, lines: newReader(nc)}
+	stop := context.AfterFunc(ctx, func() { c.SetDeadline(past) })
+	line, err := c.lines.next(ctx, patience)
+	if !stop() {
+		err = cmp.Or(err, ctx.Err())
+	}
+	switch {
+	case err == nil:
 		if err = json.Unmarshal(line, &c.hello); err != nil {
 			err = disagree("what listens there is no agent (%v); see what it is, or change agent_port in the cluster file of all nodes", err)
 		}
-	} else if lost(err) {
+	case errors.Is(err, errTooLong):
+		err = disagree("what listens there is no agent (%v); see what it is, or change agent_port in the cluster file of all nodes", err)
+	case lost(err):
 		err = errNoWord
 	}
 	if err != nil {
 		c.Close()
 		return nil, err
 	}
+	c.lines.trusted = true
 	return c, nil
 }
 
@@ -184,47 +210,82 @@ func (n *Nodes) agrees(h hello, to fabric.Node) error {
 		return disagree("what answers there is of cluster %.40q, this node of %s; correct the address, or the name", h.Cluster, n.cluster.Name)
 	case h.Node != to.Name:
 		return disagree("what answers there is node %.40q; correct the addresses in the cluster file, or --node there", h.Node)
-	case h.Keyed && n.key == nil:
-		return disagree("it has passwords for the reflectors, this node none; " + samePasswords)
-	case !h.Keyed && n.key != nil:
-		return disagree("it has no passwords for the reflectors, this node has; " + samePasswords)
 	}
-	return nil
+	return n.sameKind(h)
 }
 
-// ask asks and waits for the answer until ctx ends. After an error the
+// ask asks and waits for the answer, or until ctx ends. After an error the
 // connection is of no more use.
-func (c *conn) ask(ctx context.Context, k key, body []byte) (fabric.Answer, error) {
-	end, _ := ctx.Deadline()
-	c.SetDeadline(end)
+func (c *conn) ask(ctx context.Context, n *Nodes, body []byte) (fabric.Answer, error) {
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(past) })
+	answer, err := c.prove(ctx, n, len(body))
+	if err == nil {
+		answer, err = c.put(ctx, n, body)
+	}
+	if !stop() {
+		err = cmp.Or(err, ctx.Err())
+	}
+	return answer, err
+}
+
+// prove greets before a line with a body of a size that is taken only from who
+// has shown that it has the key.
+func (c *conn) prove(ctx context.Context, n *Nodes, size int) (fabric.Answer, error) {
+	first := c.hello.First
+	if first == 0 || c.proven || size+overhead <= first {
+		return fabric.Answer{}, nil
+	}
+	greeting, err := n.request(c.hello.Node, nil)
+	if err != nil {
+		return fabric.Answer{}, err
+	}
+	return c.put(ctx, n, greeting)
+}
+
+// overhead is how much longer than its body a line can be.
+const overhead = 128
+
+// put sends one question and reads its answer.
+func (c *conn) put(ctx context.Context, n *Nodes, body []byte) (fabric.Answer, error) {
 	c.asked++
-	mac := k.mac(c.hello.Nonce, question, c.asked, nil, body)
+	mac := n.key.mac(c.hello.Nonce, question, c.asked, nil, body)
 	line, err := encode(sealed{mac, body})
 	if err != nil {
 		return fabric.Answer{}, err
 	}
 	// Who refuses a line before its end may have said why.
-	_, werr := c.Write(append(line, '\n'))
-	line, err = next(c.lines)
-	if !stop() {
-		err = cmp.Or(err, ctx.Err())
-	}
+	werr := c.send(ctx, append(line, '\n'))
+	line, err = c.lines.next(ctx, patience+time.Duration(len(body))*time.Second/slowest)
 	if err != nil {
-		return fabric.Answer{}, cmp.Or(werr, err)
+		return fabric.Answer{}, cmp.Or(ctx.Err(), werr, err)
 	}
-	return c.read(k, mac, line)
+	answer, err := c.read(n, mac, line)
+	c.proven = err == nil
+	return answer, err
+}
+
+// send writes a line. It is given up when no part of it is taken for a while.
+func (c *conn) send(ctx context.Context, line []byte) error {
+	for len(line) > 0 {
+		until(ctx, c.SetWriteDeadline, patience)
+		wrote, err := c.Write(line[:min(part, len(line))])
+		if err != nil {
+			return err
+		}
+		line = line[wrote:]
+	}
+	return nil
 }
 
 // read reads the answer to the question with a MAC.
-func (c *conn) read(k key, mac, line []byte) (fabric.Answer, error) {
+func (c *conn) read(n *Nodes, mac, line []byte) (fabric.Answer, error) {
 	s, err := open(line)
 	if err != nil {
 		return fabric.Answer{}, err
 	}
-	sealed := hmac.Equal(s.MAC, k.mac(c.hello.Nonce, response, c.asked, mac, s.Body))
+	sealed := hmac.Equal(s.MAC, n.key.mac(c.hello.Nonce, response, c.asked, mac, s.Body))
 	if !sealed && len(s.MAC) > 0 {
-		return fabric.Answer{}, disagree(otherPasswords)
+		return fabric.Answer{}, n.otherKey()
 	}
 	var r reply
 	switch err := decode(s.Body, &r, c.hello.Node, "this node"); {
@@ -233,7 +294,7 @@ func (c *conn) read(k key, mac, line []byte) (fabric.Answer, error) {
 	case r.Error != "": // may come without a MAC, from who has another key
 		return fabric.Answer{}, disagree("%s", r.Error)
 	case !sealed:
-		return fabric.Answer{}, disagree(otherPasswords)
+		return fabric.Answer{}, n.otherKey()
 	case r.Answer == nil:
 		return fabric.Answer{}, disagree("an answer that says nothing; upgrade the older of the two agents")
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// key is the cluster's secret, nil where it has none.
+// key is what the MACs are made with, nil where the cluster has none.
 type key []byte
 
 // The directions of a line, as its MAC has them.
@@ -19,8 +19,20 @@ const (
 	response = "response"
 )
 
-// keyOf derives the key from the reflectors' passwords, which every node has.
-func keyOf(c *fabric.Cluster) key {
+// What a cluster's key is made from, in the words of a [hello].
+const (
+	fromFile      = "key_file"
+	fromPasswords = "passwords"
+)
+
+// keyOf makes the key of a cluster: from its key file, or where it has none from
+// the reflectors' passwords, which every node has; and says from which.
+func keyOf(c *fabric.Cluster) (key, string) {
+	if c.Key != "" {
+		h := hmac.New(sha256.New, []byte(c.Key))
+		fmt.Fprintf(h, "vmfabric agents, key file, %q", c.Name)
+		return h.Sum(nil), fromFile
+	}
 	h := hmac.New(sha256.New, []byte("vmfabric agents"))
 	fmt.Fprintf(h, "%q", c.Name)
 	has := false
@@ -31,9 +43,9 @@ func keyOf(c *fabric.Cluster) key {
 		}
 	}
 	if !has {
-		return nil
+		return nil, ""
 	}
-	return h.Sum(nil)
+	return h.Sum(nil), fromPasswords
 }
 
 // mac gives the MAC of the n-th line in a direction of the connection that
@@ -48,7 +60,34 @@ func (k key) mac(nonce, direction string, n uint64, to, body []byte) []byte {
 	return h.Sum(nil)
 }
 
-// otherPasswords is what to say of a line with another MAC.
-const otherPasswords = "the passwords for the reflectors are not the same on both nodes; " + samePasswords
+const (
+	samePasswords = "give all nodes the same cluster file and password files, and restart their agents"
+	sameKey       = "give all nodes the same cluster file and key file, and restart their agents"
+)
 
-const samePasswords = "give all nodes the same cluster file and password files, and restart their agents"
+// otherKey is what to say of a line with another MAC.
+func (n *Nodes) otherKey() error {
+	if n.keyFrom == fromPasswords {
+		return disagree("the passwords for the reflectors are not the same on both nodes; %s", samePasswords)
+	}
+	return disagree("the cluster's keys are not the same on both nodes; %s", sameKey)
+}
+
+// sameKind compares what the other node's key is made from with this one's.
+func (n *Nodes) sameKind(h hello) error {
+	theirs := h.KeyFrom
+	if h.Keyed && theirs == "" { // an agent that knows of no key file
+		theirs = fromPasswords
+	}
+	switch {
+	case theirs == n.keyFrom:
+		return nil
+	case n.keyFrom == "" && theirs == fromPasswords:
+		return disagree("it has passwords for the reflectors, this node none; %s", samePasswords)
+	case n.keyFrom == fromPasswords && theirs == "":
+		return disagree("it has no passwords for the reflectors, this node has; %s", samePasswords)
+	case n.keyFrom == fromFile:
+		return disagree("this node has a key_file in its cluster file, and it has none, or an agent that is too old for one; %s", sameKey)
+	}
+	return disagree("it has a key_file in its cluster file, this node none; %s", sameKey)
+}

@@ -3,12 +3,15 @@ package nodes
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -18,9 +21,14 @@ import (
 // must not overlook.
 const Version = 1
 
-// maxLine is the longest line, in bytes. The notice about a guest of the largest
-// size, with the report of its move, has 3 MiB.
-const maxLine = 4 << 20
+const (
+	// maxLine is the longest line, in bytes. The notice about a guest of the
+	// largest size, with the report of its move, has 3 MiB.
+	maxLine = 4 << 20
+	// maxFirst is the longest line of who has not shown yet that it has the key.
+	// It is the buffer of a connection, too: nothing is made larger for him.
+	maxFirst = 4 << 10
+)
 
 // hello is the first line of a connection, from who listens. Keys that are not
 // known are skipped: a newer agent may say more, and knows this version.
@@ -30,6 +38,11 @@ type hello struct {
 	Node    string `json:"node"`
 	Nonce   string `json:"nonce"`
 	Keyed   bool   `json:"keyed"` // lines carry MACs from here on
+	// KeyFrom says what the key is made from; empty with Keyed: an older agent,
+	// which knows passwords only.
+	KeyFrom string `json:"key_from,omitempty"`
+	// First is how long the first line may be, in bytes; zero: as long as any.
+	First int `json:"first,omitempty"`
 }
 
 // sealed is every other line.
@@ -38,13 +51,15 @@ type sealed struct {
 	Body json.RawMessage `json:"body"`
 }
 
-// request is the body of a line that asks.
+// request is the body of a line that asks. Without a notice it is a greeting: it
+// shows that the sender has the key, and asks for nothing. Only who says First
+// in his [hello] knows it.
 type request struct {
-	V      int           `json:"v"`
-	To     string        `json:"to"`    // the node's name, so that no other answers in its place
-	Nonce  string        `json:"nonce"` // so that no answer of an earlier time fits
-	From   sender        `json:"from"`
-	Notice fabric.Notice `json:"notice"`
+	V      int            `json:"v"`
+	To     string         `json:"to"`    // the node's name, so that no other answers in its place
+	Nonce  string         `json:"nonce"` // so that no answer of an earlier time fits
+	From   sender         `json:"from"`
+	Notice *fabric.Notice `json:"notice,omitempty"`
 }
 
 // sender is who asks, in its own words.
@@ -106,32 +121,54 @@ func encode(v any) ([]byte, error) {
 	return b, nil
 }
 
-// lines reads lines of at most maxLine bytes. One that is cut off is an
-// [io.ErrUnexpectedEOF], never the shorter line.
-func lines(r io.Reader) *bufio.Scanner {
-	s := bufio.NewScanner(r)
-	s.Buffer(nil, maxLine)
-	s.Split(func(data []byte, atEOF bool) (int, []byte, error) {
-		if i := bytes.IndexByte(data, '\n'); i >= 0 {
-			return i + 1, data[:i], nil
-		}
-		if atEOF && len(data) > 0 {
-			return 0, nil, io.ErrUnexpectedEOF
-		}
-		return 0, nil, nil
-	})
-	return s
+var errTooLong = errors.New("a line that is too long")
+
+// reader reads lines. Until its connection is trusted it keeps no more than
+// maxFirst bytes of one.
+type reader struct {
+	conn    net.Conn
+	buf     *bufio.Reader
+	trusted bool
 }
 
-// next gives the next line, or io.EOF.
-func next(s *bufio.Scanner) ([]byte, error) {
-	if s.Scan() {
-		return s.Bytes(), nil
+func newReader(c net.Conn) *reader {
+	return &reader{conn: c, buf: bufio.NewReaderSize(c, maxFirst)}
+}
+
+// next gives the next line, or io.EOF. It is valid until the next call. A line
+// that is cut off is an [io.ErrUnexpectedEOF], never the shorter line. It waits
+// so long, and until ctx ends; more of a long line has patience each time.
+func (r *reader) next(ctx context.Context, wait time.Duration) ([]byte, error) {
+	var long []byte
+	until(ctx, r.conn.SetReadDeadline, wait)
+	for {
+		part, err := r.buf.ReadSlice('\n')
+		switch {
+		case err == nil && long == nil:
+			return part[:len(part)-1], nil
+		case err == nil && len(long)+len(part) <= maxLine:
+			return append(long, part[:len(part)-1]...), nil
+		case err == nil:
+			return nil, errTooLong
+		case errors.Is(err, io.EOF) && len(long)+len(part) > 0:
+			return nil, io.ErrUnexpectedEOF
+		case !errors.Is(err, bufio.ErrBufferFull):
+			return nil, err
+		case !r.trusted, len(long)+len(part) > maxLine:
+			return nil, errTooLong
+		}
+		long = append(long, part...)
+		until(ctx, r.conn.SetReadDeadline, patience)
 	}
-	if s.Err() == nil {
-		return nil, io.EOF
+}
+
+// until sets a deadline that is so far away, or one that is past when ctx has
+// ended: whoever waits for that end may have set it before.
+func until(ctx context.Context, set func(time.Time) error, wait time.Duration) {
+	set(time.Now().Add(wait))
+	if ctx.Err() != nil {
+		set(past)
 	}
-	return nil, s.Err()
 }
 
 // disagreement is an error between two agents that do answer each other, which

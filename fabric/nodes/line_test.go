@@ -26,15 +26,17 @@ func FuzzQuestion(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		n := New(Config{Cluster: c, Node: c.Nodes[0]})
 		asked := false
-		r := n.answer(t.Context(), c.Nodes[1].Address, body, func(_ context.Context, from fabric.Node, notice fabric.Notice) fabric.Answer {
+		d := &dialogue{source: c.Nodes[1].Address, is: known, lines: &reader{}}
+		r := n.answer(t.Context(), d, body, func(_ context.Context, from fabric.Node, notice fabric.Notice) fabric.Answer {
 			asked = true
 			require.Equal(t, c.Nodes[1].Name, from.Name)
 			require.Equal(t, c.Nodes[1].Address, from.Address)
 			require.NoError(t, notice.Validate())
 			return fabric.Answer{}
 		})
-		require.Equal(t, asked, r.Answer != nil)
-		require.Equal(t, asked, r.Error == "")
+		require.Equal(t, r.Error == "", r.Answer != nil)
+		require.False(t, asked && r.Error != "")
+		require.Equal(t, r.Error == "", d.lines.trusted)
 		require.NotContains(t, r.Error, "\n")
 	})
 }

@@ -21,6 +21,9 @@ func TestMain(m *testing.M) { os.Exit(labtest.Inside(m, settle)) }
 // absentHost is a number of the underlay whose addresses this machine lacks.
 const absentHost = 29
 
+// reflectorHost is that of a reflector, see [cluster].
+const reflectorHost = 39
+
 // strangers are guests' addresses, and those of another network.
 var strangers = []netip.Addr{
 	netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10"),

@@ -9,18 +9,13 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
-)
-
-// An answer is waited for so long, from the call on. The notice about a guest
-// with thousands of prefixes has more time, by its bytes.
-const (
-	patience = time.Second
-	slowest  = 1 << 20 // bytes a second
 )
 
 // Config is what [New] needs.
@@ -32,20 +27,24 @@ type Config struct {
 
 // Nodes talks to the agents of the other nodes. It is safe for concurrent use.
 type Nodes struct {
-	cluster fabric.Cluster
-	self    fabric.Node
-	port    uint16
-	key     key
-	ranges  []netip.Prefix // where nodes call from
-	log     *slog.Logger
+	cluster  fabric.Cluster
+	self     fabric.Node
+	port     uint16
+	key      key
+	keyFrom  string
+	ranges   []netip.Prefix        // where nodes call from
+	reserved map[netip.Addr]string // whose addresses no node can have
+	log      *slog.Logger
+	tally    *tally
+	refused  atomic.Uint64
+	look     chan struct{} // a node is to be greeted at once
 
 	mu       sync.Mutex
 	callers  map[string]caller // who called, by name
-	peers    map[string]*peer  // whom we called, by name
+	peers    map[string]*peer  // whom we call, by name
 	troubles map[string]trouble
-	conns    map[netip.Addr]int   // that are open, by who called
-	closed   bool                 // no connection is to be kept
-	older    map[string]time.Time // nodes whose agents know no identities, and when that was found out
+	visitors visitors // whose connections are open
+	closed   bool     // no connection is to be kept
 }
 
 var (
@@ -56,11 +55,16 @@ var (
 // New makes the node's end. It opens nothing: [Nodes.Serve] listens, and
 // [Nodes.Ask] calls, which works without Serve too.
 func New(c Config) *Nodes {
-	return &Nodes{
+	log := cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
+	n := &Nodes{
 		cluster: c.Cluster, self: c.Node, port: cmp.Or(c.Cluster.AgentPort, fabric.DefaultAgentPort),
-		key: keyOf(&c.Cluster), ranges: c.Cluster.NodeRanges(), log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
-		callers: map[string]caller{}, peers: map[string]*peer{}, troubles: map[string]trouble{}, conns: map[netip.Addr]int{}, older: map[string]time.Time{},
+		ranges: c.Cluster.NodeRanges(), reserved: reserve(&c.Cluster), log: log,
+		tally: &tally{log: log, kinds: map[string]*tallied{}}, look: make(chan struct{}, 1),
+		callers: map[string]caller{}, peers: map[string]*peer{}, troubles: map[string]trouble{},
+		visitors: visitors{known: map[netip.Addr]int{}},
 	}
+	n.key, n.keyFrom = keyOf(&c.Cluster)
+	return n
 }
 
 // Names implements [fabric.Nodes]: the cluster's other nodes in the order of
@@ -101,17 +105,6 @@ func (n *Nodes) node(name string) (fabric.Node, error) {
 // so one question may be answered twice. An agent of before is told what it
 // understands, and cannot be asked about [fabric.Acquiring].
 func (n *Nodes) Ask(ctx context.Context, node string, notice fabric.Notice) (fabric.Answer, error) {
-	if !n.isOlder(node) {
-		answer, err := n.question(ctx, node, notice)
-		if !n.olderRefuses(node, err) {
-			return answer, err
-		}
-	}
-	return n.askOlder(ctx, node, notice)
-}
-
-// question is Ask of an agent that may refuse what it does not know.
-func (n *Nodes) question(ctx context.Context, node string, notice fabric.Notice) (fabric.Answer, error) {
 	if err := notice.Validate(); err != nil {
 		return fabric.Answer{}, err
 	}
@@ -119,60 +112,97 @@ func (n *Nodes) question(ctx context.Context, node string, notice fabric.Notice)
 	if err != nil {
 		return fabric.Answer{}, err
 	}
-	body, err := encode(request{
-		V: Version, To: to.Name, Nonce: rand.Text(),
-		From: sender{n.self.Name, n.self.Address, n.self.Address6}, Notice: notice,
-	})
-	if err != nil {
-		return fabric.Answer{}, fmt.Errorf("node %s: %w", node, err)
-	}
-	began := time.Now()
-	bounded, cancel := context.WithTimeout(ctx, patience+time.Duration(len(body))*time.Second/slowest)
-	defer cancel()
-	answer, err := n.exchange(bounded, to, body)
-	switch {
-	case err == nil:
-		n.settle("to " + node)
-		return answer, nil
-	case ctx.Err() != nil:
-		return fabric.Answer{}, fmt.Errorf("node %s: no answer before the question was given up (%w)", node, context.Cause(ctx))
-	}
-	end, _ := bounded.Deadline()
-	err = fmt.Errorf("node %s%w", node, n.explain(err, to, end.Sub(began)))
-	if disagrees(err) && !n.olderRefuses(node, err) {
-		n.note("to "+node, err.Error(), memory)
-	}
-	return fabric.Answer{}, err
+	return n.say(ctx, to, &notice)
 }
 
-// exchange asks on a connection that is there, or else on a new one. Its errors
-// are raw.
-func (n *Nodes) exchange(ctx context.Context, to fabric.Node, body []byte) (fabric.Answer, error) {
+// request is what a node is asked; without a notice it is greeted.
+func (n *Nodes) request(to string, notice *fabric.Notice) ([]byte, error) {
+	return encode(request{
+		V: Version, To: to, Nonce: rand.Text(),
+		From: sender{n.self.Name, n.self.Address, n.self.Address6}, Notice: notice,
+	})
+}
+
+// say asks or greets a node, and notes whether it answers.
+func (n *Nodes) say(ctx context.Context, to fabric.Node, notice *fabric.Notice) (fabric.Answer, error) {
+	body, err := n.request(to.Name, notice)
+	if err != nil {
+		return fabric.Answer{}, fmt.Errorf("node %s: %w", to.Name, err)
+	}
+	began := time.Now()
+	answer, err := n.exchange(ctx, to, body, notice)
+	switch {
+	case err == nil:
+		n.settle("to " + to.Name)
+		n.answered(to.Name)
+		return answer, nil
+	case errors.Is(err, errOlder):
+		n.answered(to.Name)
+		return fabric.Answer{}, fmt.Errorf("node %s: %w", to.Name, err)
+	case ctx.Err() != nil:
+		n.doubt(to.Name)
+		return fabric.Answer{}, fmt.Errorf("node %s: no answer before the question was given up (%w)", to.Name, context.Cause(ctx))
+	}
+	explained := fmt.Errorf("node %s%w", to.Name, n.explain(err, to, time.Since(began)))
+	switch {
+	case disagrees(err):
+		n.note("to "+to.Name, explained.Error(), memory)
+		n.answered(to.Name)
+	case !absent(err) && !errors.Is(err, errNoFamily):
+		n.unanswered(to.Name, explained)
+	}
+	return fabric.Answer{}, explained
+}
+
+// exchange asks on a connection that is there, or else on a new one. An older
+// agent is only called where it is to be greeted. Its errors are raw.
+func (n *Nodes) exchange(ctx context.Context, to fabric.Node, body []byte, notice *fabric.Notice) (fabric.Answer, error) {
+	greeting := notice == nil
 	p := n.peer(to.Name)
+	wait := time.NewTimer(patience)
+	defer wait.Stop()
 	select {
 	case p.slots <- struct{}{}:
 		defer func() { <-p.slots }()
+	case <-wait.C:
+		return fabric.Answer{}, os.ErrDeadlineExceeded
 	case <-ctx.Done():
 		return fabric.Answer{}, ctx.Err()
 	}
-	if c := n.take(p, to); c != nil {
-		answer, err := n.ask(ctx, p, c, body)
+	if c := n.take(p, to); c != nil && (!greeting || !c.hello.older()) {
+		answer, err := n.ask(ctx, p, c, body, notice)
 		if !lost(err) {
 			return answer, err
 		}
 		n.drop(p) // the others broke for the same reason
+	} else if c != nil {
+		c.Close()
 	}
 	c, err := n.dial(ctx, to)
 	if err != nil {
 		return fabric.Answer{}, err
 	}
-	return n.ask(ctx, p, c, body)
+	if greeting && c.hello.older() {
+		n.keep(p, c)
+		return fabric.Answer{}, nil
+	}
+	return n.ask(ctx, p, c, body, notice)
 }
 
 // ask asks on a connection, and keeps it for the next question where that went
 // well.
-func (n *Nodes) ask(ctx context.Context, p *peer, c *conn, body []byte) (fabric.Answer, error) {
-	answer, err := c.ask(ctx, n.key, body)
+func (n *Nodes) ask(ctx context.Context, p *peer, c *conn, body []byte, notice *fabric.Notice) (fabric.Answer, error) {
+	if notice != nil && c.hello.older() {
+		told, err := understood(*notice)
+		if err == nil {
+			body, err = n.request(c.hello.Node, &told)
+		}
+		if err != nil {
+			n.keep(p, c)
+			return fabric.Answer{}, err
+		}
+	}
+	answer, err := c.ask(ctx, n, body)
 	if err != nil {
 		c.Close()
 		return answer, err
@@ -191,13 +221,13 @@ func (n *Nodes) explain(err error, to fabric.Node, most time.Duration) error {
 	case errors.Is(err, errNoFamily):
 		return fmt.Errorf(": %w; give both an address of one family", err)
 	case errors.Is(err, errNoWord):
-		return fmt.Errorf(" (%s): it %w: it takes none of this node's addresses (%s) for a node's, has too many connections, or stops; add the network of these addresses to underlay in its cluster file", at, err, addresses(n.self))
+		return fmt.Errorf(" (%s): it %w: it takes none of this node's addresses (%s) for a node's, has too many connections, or stops; name this node in its cluster file, or give the cluster a key_file and have the network of these addresses under underlay", at, err, addresses(n.self))
 	case refused(err):
 		return fmt.Errorf(" (%s): no agent listens there (%w); start it: systemctl start vmfabric", at, err)
 	case absent(err):
 		return fmt.Errorf(": cannot be called from %s (%w); give this machine the address, or correct it in the cluster file", addresses(n.self), err)
 	case timeout(err):
-		return fmt.Errorf(" (%s): no answer within %v; see whether it and its agent are up, and that neither a router nor a firewall is between", at, max(most, 0).Round(10*time.Millisecond))
+		return fmt.Errorf(" (%s): no answer within %v; see whether it and its agent are up, that no packet filter on either node drops TCP port %d (ufw status, firewall-cmd --list-all, nft list ruleset), and that no router is between", at, max(most, 0).Round(10*time.Millisecond), n.port)
 	case lost(err):
 		return fmt.Errorf(" (%s): its agent went away before it answered (%w); see its log: journalctl -u vmfabric", at, err)
 	}

@@ -9,8 +9,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"runtime/pprof"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,6 +28,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/nodes"
 	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 const bound = 20 * time.Second // for what must happen
@@ -81,13 +84,32 @@ func serve(t testing.TB, n *nodes.Nodes, answer func(context.Context, fabric.Nod
 func listening(t testing.TB, c fabric.Cluster) (*nodes.Nodes, *held, func()) {
 	one, h := end(c, c.Nodes[0]), &held{}
 	stop := serve(t, one, h.answer)
+	heard(t, c.Nodes[0])
 	two := end(c, c.Nodes[1])
 	require.Eventually(t, func() bool {
 		_, err := two.Ask(context.Background(), "node1", notice())
 		return err == nil
 	}, bound, 10*time.Millisecond)
+	h.mu.Lock()
 	h.from = nil
+	h.mu.Unlock()
 	return one, h, stop
+}
+
+// heard waits until a node listens on all of its addresses.
+func heard(t testing.TB, n fabric.Node) {
+	for _, a := range []netip.Addr{n.Address, n.Address6} {
+		require.Eventually(t, func() bool {
+			if !a.IsValid() {
+				return true
+			}
+			conn, err := dial(a, a, 255)
+			if err == nil {
+				conn.Close()
+			}
+			return err == nil
+		}, bound, 10*time.Millisecond)
+	}
 }
 
 // dial calls from one address to the agents' port of another, with a TTL.
@@ -120,20 +142,32 @@ func line(t *testing.T, c net.Conn) string {
 	return text
 }
 
+// Without a key, whoever is not named is a stranger.
 func TestStrangersAreHungUpOn(t *testing.T) {
-	c := cluster(true, true, "")
+	for _, secret := range []string{"", "a secret"} {
+		t.Run(fmt.Sprintf("keyed=%v", secret != ""), func(t *testing.T) { strangersAreHungUpOn(t, secret) })
+	}
+}
+
+func strangersAreHungUpOn(t *testing.T, secret string) {
+	c := cluster(true, true, secret)
 	one, h, _ := listening(t, c)
-	for _, from := range append(strangers, testenv.Underlay4(30), testenv.Underlay6(30)) {
+	before := one.Refused()
+	own := []netip.Addr{c.Nodes[0].Address, c.Nodes[0].Address6}
+	others := slices.Concat(strangers, own, []netip.Addr{testenv.Underlay4(30), testenv.Underlay6(30), testenv.Underlay4(reflectorHost)})
+	for _, from := range others {
 		conn, err := dial(from, c.Nodes[0].Source(from), 255)
 		require.NoError(t, err)
 		text := line(t, conn)
 		conn.Close()
-		if testenv.UnderlayPrefix4.Contains(from) || testenv.UnderlayPrefix6.Contains(from) {
+		if secret != "" && (from == testenv.Underlay4(30) || from == testenv.Underlay6(30)) {
 			assert.Contains(t, text, `"node":"node1"`, from)
+			before--
 		} else {
 			assert.Empty(t, text, from)
 		}
 	}
+	assert.Equal(t, before+uint64(len(others)), one.Refused())
 	for _, from := range strangers[2:] {
 		stray := fabric.Node{Name: "stray", Address: from}
 		if from.Is6() {
@@ -148,7 +182,7 @@ func TestStrangersAreHungUpOn(t *testing.T) {
 
 // Without an underlay in the file, nodes call from around the nodes' addresses.
 func TestRangesByDefault(t *testing.T) {
-	c := cluster(true, true, "")
+	c := cluster(true, true, "a secret")
 	c.Underlay = nil
 	_, h, _ := listening(t, c)
 	for _, n := range []fabric.Node{node("node30", 30, true, false), node("node31", 31, false, true)} {
@@ -189,7 +223,7 @@ func TestHopLimit(t *testing.T) {
 
 // Who says that it is somebody must be there.
 func TestPosing(t *testing.T) {
-	c := cluster(true, true, "")
+	c := cluster(true, true, "a secret")
 	c.Routed = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8:200::/40")}
 	one, h, _ := listening(t, c)
 	for _, tt := range []struct {
@@ -202,11 +236,6 @@ func TestPosing(t *testing.T) {
 		{"a node's address", node("node30", 22, true, false), "10.10.0.22 says that it is node node30, and has the address of node node2"},
 		{"a node's IPv6 address", node("node30", 22, false, true), "fd00:10:10::22 says that it is node node30, and has the address of node node2"},
 		{"no name", node("a b", 30, true, false), `"a b" is not a node name`},
-		{"the other address is another node's", fabric.Node{Name: "node30", Address: testenv.Underlay4(30), Address6: testenv.Underlay6(23)}, "node node30 says that it has fd00:10:10::23, which is node node3's"},
-		{"the other address is a guest's", fabric.Node{Name: "node30", Address: testenv.Underlay4(30), Address6: netip.MustParseAddr("2001:db8:100::10")}, "which is for guests"},
-		{"the other address is routed to guests", fabric.Node{Name: "node30", Address: testenv.Underlay4(30), Address6: netip.MustParseAddr("2001:db8:200::1")}, "which is for guests"},
-		{"the other address is this node's", fabric.Node{Name: "node30", Address: testenv.Underlay4(30), Address6: testenv.Underlay6(21)}, "which is node node1's"},
-		{"the other address is link-local", fabric.Node{Name: "node30", Address: testenv.Underlay4(30), Address6: netip.MustParseAddr("fe80::1")}, "which cannot be"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := end(c, tt.node).Ask(t.Context(), "node1", notice())
@@ -226,19 +255,37 @@ func TestPosing(t *testing.T) {
 	assert.NotContains(t, strings.Join(one.Diagnose(), "\n"), "node node2: ")
 }
 
-// An address that a node found itself is known once it has called.
+// An address that a node found itself is known once it answers there.
 func TestAddressThatTheFileLacks(t *testing.T) {
-	c := cluster(true, false, "a secret")
-	one, h, _ := listening(t, c)
-	full := node("node2", 22, true, true)
-	_, err := end(c, full).Ask(t.Context(), "node1", notice())
-	require.NoError(t, err)
-	assert.Equal(t, []fabric.Node{full}, h.callers())
-	assert.Equal(t, []string{"node2", "node3"}, one.Names())
+	for _, secret := range []string{"", "a secret"} {
+		for _, tt := range []struct {
+			name      string
+			four, six bool // what the file has
+		}{{"IPv6", true, false}, {"IPv4", false, true}} {
+			t.Run(fmt.Sprintf("%s/keyed=%v", tt.name, secret != ""), func(t *testing.T) {
+				c := cluster(tt.four, tt.six, secret)
+				one, two := end(c, node("node1", 21, true, true)), end(c, node("node2", 22, true, true))
+				h := &held{}
+				serve(t, one, h.answer)
+				serve(t, two, h.answer)
+				last := func() fabric.Node {
+					if _, err := two.Ask(t.Context(), "node1", notice()); err != nil {
+						return fabric.Node{}
+					}
+					all := h.callers()
+					return all[len(all)-1]
+				}
+				require.Eventually(t, func() bool { return last() != fabric.Node{} }, bound, 10*time.Millisecond)
+				assert.Contains(t, []fabric.Node{c.Nodes[1], node("node2", 22, true, true)}, h.callers()[0])
+				require.Eventually(t, func() bool { return last() == node("node2", 22, true, true) }, bound, 10*time.Millisecond)
+				assert.Equal(t, []string{"node2", "node3"}, one.Names())
+			})
+		}
+	}
 }
 
 func TestNewcomers(t *testing.T) {
-	c := cluster(true, true, "")
+	c := cluster(true, true, "a secret")
 	one, h, _ := listening(t, c)
 	first, renamed := node("node30", 30, true, true), node("node31", 30, true, true)
 	for _, n := range []fabric.Node{first, renamed} {
@@ -247,8 +294,30 @@ func TestNewcomers(t *testing.T) {
 		assert.Equal(t, []string{"node2", "node3", n.Name}, one.Names(), "a node has one name")
 	}
 	_, err := end(c, node("node31", 32, true, true)).Ask(t.Context(), "node1", notice())
-	require.ErrorContains(t, err, "10.10.0.32 says that it is node node31, which called from 10.10.0.30 and fd00:10:10::30 a moment ago")
-	assert.Len(t, h.callers(), 2)
+	require.ErrorContains(t, err, "10.10.0.32 says that it is node node31, which called from 10.10.0.30 a moment ago")
+	_, err = end(c, node("node32", 33, true, false)).Ask(t.Context(), "node1", notice())
+	require.NoError(t, err)
+	_, err = end(c, fabric.Node{Name: "node31", Address: testenv.Underlay4(30), Address6: testenv.Underlay6(33)}).Ask(t.Context(), "node1", notice())
+	require.NoError(t, err)
+	for _, from := range h.callers() {
+		assert.False(t, from.Address6.IsValid(), "%v: nothing answers there", from)
+	}
+	_, err = end(c, fabric.Node{Name: "node33", Address: testenv.Underlay4(33), Address6: testenv.Underlay6(30)}).Ask(t.Context(), "node1", notice())
+	require.NoError(t, err)
+	// It has called from there.
+	six := fabric.Node{Name: "node31", Address6: testenv.Underlay6(30)}
+	_, err = end(c, six).Ask(t.Context(), "node1", notice())
+	require.ErrorContains(t, err, "which called from 10.10.0.30 a moment ago", "it does not say that it is there")
+	six.Address = testenv.Underlay4(30)
+	onlySix := c
+	onlySix.Nodes = slices.Clone(c.Nodes)
+	onlySix.Nodes[0].Address = netip.Addr{}
+	_, err = end(onlySix, six).Ask(t.Context(), "node1", notice())
+	require.NoError(t, err)
+	all := h.callers()
+	assert.Equal(t, six, all[len(all)-1])
+	_, err = end(c, fabric.Node{Name: "node34", Address: testenv.Underlay4(34), Address6: testenv.Underlay6(30)}).Ask(t.Context(), "node1", notice())
+	require.ErrorContains(t, err, "node node34 says that it has fd00:10:10::30, which is node node31's")
 }
 
 func TestPasswords(t *testing.T) {
@@ -259,17 +328,27 @@ func TestPasswords(t *testing.T) {
 	shuffled := cluster(true, true, "a secret")
 	shuffled.Reflectors[0], shuffled.Reflectors[1] = shuffled.Reflectors[1], shuffled.Reflectors[0]
 	const differ = "node node1: the passwords for the reflectors are not the same on both nodes; give all nodes the same cluster file and password files, and restart their agents"
+	keyed, otherKey := cluster(true, true, "a secret"), cluster(true, true, "a secret")
+	keyed.Key, otherKey.Key = "the key of the cluster", "the key of another"
+	other := cluster(true, true, "another")
+	other.Key = keyed.Key
+	const differKey = "node node1: the cluster's keys are not the same on both nodes; give all nodes the same cluster file and key file, and restart their agents"
 	for _, tt := range []struct {
-		name          string
-		there, here   fabric.Cluster
-		want, noticed string
+		name        string
+		there, here fabric.Cluster
+		want, back  string // what each says of the other
 	}{
-		{"another", right, wrong, differ, "node node2: the passwords for the reflectors are not the same on both nodes"},
-		{"one is missing", right, half, differ, "node node2: the passwords for the reflectors are not the same on both nodes"},
-		{"none here", right, none, "node node1: it has passwords for the reflectors, this node none; give all nodes the same", ""},
-		{"none there", none, right, "node node1: it has no passwords for the reflectors, this node has; give all nodes the same", ""},
-		{"another cluster", right, name, `node node1: what answers there is of cluster "lab", this node of spb2`, ""},
+		{"another", right, wrong, differ, "the passwords for the reflectors are not the same on both nodes"},
+		{"one is missing", right, half, differ, "the passwords for the reflectors are not the same on both nodes"},
+		{"none here", right, none, "node node1: it has passwords for the reflectors, this node none; give all nodes the same", "it has no passwords for the reflectors, this node has"},
+		{"none there", none, right, "node node1: it has no passwords for the reflectors, this node has; give all nodes the same", "it has passwords for the reflectors, this node none"},
+		{"another cluster", right, name, `node node1: what answers there is of cluster "lab", this node of spb2`, `what answers there is of cluster "spb2"`},
 		{"the same in another order", right, shuffled, "", ""},
+		{"another key file", keyed, otherKey, differKey, "the cluster's keys are not the same on both nodes"},
+		{"no key file here", keyed, right, "node node1: it has a key_file in its cluster file, this node none; give all nodes the same cluster file and key file", "this node has a key_file in its cluster file, and it has none"},
+		{"no key file there", right, keyed, "node node1: this node has a key_file in its cluster file, and it has none, or an agent that is too old for one; give all nodes the same", "it has a key_file in its cluster file, this node none"},
+		{"nothing here", keyed, none, "node node1: it has a key_file in its cluster file, this node none", "this node has a key_file in its cluster file, and it has none"},
+		{"a key file and other passwords", keyed, other, "", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			one, h, _ := listening(t, tt.there)
@@ -283,12 +362,21 @@ func TestPasswords(t *testing.T) {
 			require.ErrorContains(t, err, tt.want)
 			assert.Equal(t, []string{err.Error()}, two.Diagnose())
 			assert.Empty(t, h.callers())
-			if tt.noticed != "" {
-				require.Len(t, one.Diagnose(), 1)
-				assert.Contains(t, one.Diagnose()[0], tt.noticed)
-			}
 
-			_, err = end(tt.there, tt.there.Nodes[1]).Ask(t.Context(), "node1", notice())
+			// Nothing that the other side says shows who it is: this one asks itself.
+			stop := serve(t, two, h.answer)
+			require.Eventually(t, func() bool {
+				one.Ask(t.Context(), "node2", notice())
+				return len(one.Diagnose()) == 1
+			}, bound, 10*time.Millisecond)
+			assert.Contains(t, one.Diagnose()[0], "node node2: "+tt.back)
+			assert.Empty(t, h.callers())
+			stop()
+
+			mended := end(tt.there, tt.there.Nodes[1])
+			serve(t, mended, h.answer)
+			require.Eventually(t, func() bool { _, err := one.Ask(t.Context(), "node2", notice()); return err == nil }, bound, 10*time.Millisecond)
+			_, err = mended.Ask(t.Context(), "node1", notice())
 			require.NoError(t, err, "once it is mended")
 			assert.Empty(t, one.Diagnose())
 		})
@@ -299,6 +387,7 @@ func TestPasswords(t *testing.T) {
 type post struct {
 	lines  chan string // that passed, both ways
 	change atomic.Pointer[func(string) string]
+	stop   func()
 }
 
 // between forwards what comes for an address at one port to another, as if it
@@ -337,7 +426,8 @@ func between(t *testing.T, at netip.Addr, port uint16, from netip.Addr) *post {
 			all.Go(func() { pass(b, a) })
 		}
 	})
-	t.Cleanup(func() { l.Close(); all.Wait() })
+	p.stop = func() { l.Close(); all.Wait() }
+	t.Cleanup(p.stop)
 	return p
 }
 
@@ -425,7 +515,8 @@ func TestLines(t *testing.T) {
 		{"no guest", `"vm":"web"`, `"vm":""`, "the VM has no name"},
 		{"of this node itself", `"name":"node2"`, `"name":"node1"`, "10.10.0.22 says that it is node node1, which is at 10.10.0.21 and fd00:10:10::21; give one of the two another name with --node"},
 		{"not JSON", good, "GET / HTTP/1.1", "cannot be read"},
-		{"a MAC where there is none", `{"body"`, `{"mac":"AAAA","body"`, "the passwords for the reflectors are not the same"},
+		{"a MAC where there is none", `{"body"`, `{"mac":"AAAA","body"`, "the cluster's keys are not the same"},
+		{"a greeting", `,"notice":{"kind":"claimed","vm":"web","prefixes":["203.0.113.10/32","2001:db8:100::10/128"]}`, "", `{"body":{"v":1,"answer":{"held":false}}}`},
 		{"an address of the wrong family", `"address6":"fd00:10:10::22"`, `"address6":"10.10.0.22"`, "which are not an IPv4 and an IPv6 address"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -439,12 +530,22 @@ func TestLines(t *testing.T) {
 		})
 	}
 	assert.Len(t, h.callers(), 1)
-	require.NotEmpty(t, one.Diagnose())
+	assert.Empty(t, one.Diagnose(), "any program there can say that")
 
 	conn, err := dial(c.Nodes[1].Address, c.Nodes[0].Address, 255)
 	require.NoError(t, err)
 	defer conn.Close()
 	require.NotEmpty(t, line(t, conn))
+	go io.WriteString(conn, `{"body":"`+strings.Repeat("x", 5<<20))
+	assert.Contains(t, line(t, conn), "a first line of more than 4096 bytes")
+
+	conn, err = dial(c.Nodes[1].Address6, c.Nodes[0].Address6, 255)
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NotEmpty(t, line(t, conn))
+	_, err = io.WriteString(conn, good+"\n")
+	require.NoError(t, err)
+	require.Contains(t, line(t, conn), "answer")
 	go io.WriteString(conn, `{"body":"`+strings.Repeat("x", 5<<20))
 	assert.Contains(t, line(t, conn), "a line of more than 4194304 bytes")
 }
@@ -603,5 +704,30 @@ func BenchmarkAsk(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// TestPacketFilter: a filter between two nodes is told by both, before a guest is
+// on its way, until it is gone.
+func TestPacketFilter(t *testing.T) {
+	if _, err := exec.LookPath("nft"); err != nil && os.Getenv(labtest.Variable) != "must" {
+		t.Skip("no nft")
+	}
+	c := cluster(true, true, "")
+	c.Key = "the key of the cluster"
+	c.Nodes = c.Nodes[:2]
+	one, two := end(c, c.Nodes[0]), end(c, c.Nodes[1])
+	heal := sync.OnceFunc(cut(t, c, "node1", "node2"))
+	defer heal()
+	serve(t, one, new(held).answer)
+	serve(t, two, new(held).answer)
+	for n, other := range map[*nodes.Nodes]string{one: "node node2 (10.10.0.22 and fd00:10:10::22, port 7147): no answer within ", two: "node node1 (10.10.0.21 and fd00:10:10::21, port 7147): no answer within "} {
+		require.Eventually(t, func() bool { return len(n.Diagnose()) == 1 }, 3*bound, 10*time.Millisecond)
+		assert.Contains(t, n.Diagnose()[0], other)
+		assert.Contains(t, n.Diagnose()[0], "no packet filter on either node drops TCP port 7147")
+	}
+	heal()
+	for _, n := range []*nodes.Nodes{one, two} {
+		require.Eventually(t, func() bool { return len(n.Diagnose()) == 0 }, 3*bound, 10*time.Millisecond)
 	}
 }

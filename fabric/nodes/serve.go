@@ -1,7 +1,6 @@
 package nodes
 
 import (
-	"bufio"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -17,11 +16,9 @@ import (
 )
 
 const (
-	retry    = time.Second      // between two attempts to listen
-	first    = 5 * time.Second  // for the first question to arrive, and for an answer to be taken
-	idle     = 60 * time.Second // for the next question
-	maxConns = 1024
-	maxEach  = 32 // connections from one address: those of a node and of its agent before the restart
+	retry = time.Second      // between two attempts to listen
+	first = 5 * time.Second  // for the first question to arrive, and for an answer to be taken
+	idle  = 60 * time.Second // for the next question
 )
 
 // answerer is the function that Serve gets.
@@ -35,7 +32,11 @@ func (n *Nodes) Serve(ctx context.Context, answer func(ctx context.Context, from
 	n.mu.Lock()
 	n.closed = false
 	n.mu.Unlock()
+	if n.key == nil {
+		n.log.Warn("no key_file in the cluster file, and no passwords: only the nodes that are named there are heard, and whoever has the address of one is believed; see vmfabric check")
+	}
 	var all sync.WaitGroup
+	all.Go(func() { n.watch(ctx) })
 	for _, a := range []netip.Addr{n.self.Address, n.self.Address6} {
 		if a.IsValid() {
 			all.Go(func() { n.hear(ctx, a, answer) })
@@ -113,7 +114,7 @@ func (n *Nodes) accept(ctx context.Context, l *net.TCPListener, answer answerer)
 			return nil
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOMEM):
 			// A full table empties again.
-			n.log.Warn("agent of another node not accepted yet; raise LimitNOFILE of the agent if this stays", "err", err)
+			n.tally.warn(time.Now(), "agent of another node not accepted yet; raise LimitNOFILE of the agent if this stays", "err", err)
 			select {
 			case <-time.After(retry / 10):
 			case <-ctx.Done():
@@ -123,115 +124,125 @@ func (n *Nodes) accept(ctx context.Context, l *net.TCPListener, answer answerer)
 			return err
 		}
 		source := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
-		if !n.admit(source) {
+		is, admitted := n.admit(source, c)
+		if !admitted {
 			c.Close()
 			continue
 		}
 		conns.Go(func() {
-			defer n.leave(source)
+			d := &dialogue{Conn: c, lines: newReader(c), nonce: rand.Text(), source: source, is: is}
+			defer n.leave(d)
 			defer c.Close()
-			n.converse(ctx, c, source, answer)
+			n.converse(ctx, d, answer)
 		})
 	}
 }
 
-// admit counts a connection, or says that it is not to be.
-func (n *Nodes) admit(source netip.Addr) bool {
-	if !n.mayCall(source) {
-		n.log.Debug("call of a stranger refused", "address", source)
-		return false
-	}
+func (n *Nodes) leave(d *dialogue) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	total := 0
-	for _, count := range n.conns {
-		total += count
-	}
-	if total >= maxConns || n.conns[source] >= maxEach {
-		n.log.Warn("call refused: too many connections", "address", source)
-		return false
-	}
-	n.conns[source]++
-	return true
-}
-
-func (n *Nodes) leave(source netip.Addr) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.conns[source]--; n.conns[source] == 0 {
-		delete(n.conns, source)
-	}
+	n.visitors.leave(d.source, d.Conn, d.is)
 }
 
 // dialogue is a connection on which this node answers.
 type dialogue struct {
 	net.Conn
-	lines *bufio.Scanner
-	nonce string
-	count uint64
+	lines  *reader
+	nonce  string
+	count  uint64
+	source netip.Addr
+	is     standing
 }
 
 // converse answers the questions of one connection until it ends, or ctx does.
-func (n *Nodes) converse(ctx context.Context, c net.Conn, source netip.Addr, answer answerer) {
-	defer context.AfterFunc(ctx, func() { c.SetReadDeadline(past) })()
-	d := &dialogue{Conn: c, lines: lines(c), nonce: rand.Text()}
-	if d.write(hello{Version, n.cluster.Name, n.self.Name, d.nonce, n.key != nil}) != nil {
+func (n *Nodes) converse(ctx context.Context, d *dialogue, answer answerer) {
+	defer context.AfterFunc(ctx, func() { d.SetReadDeadline(past) })()
+	if d.write(hello{Version, n.cluster.Name, n.self.Name, d.nonce, n.key != nil, n.keyFrom, maxFirst}) != nil {
 		return
 	}
 	for wait := first; ; wait = idle {
-		c.SetReadDeadline(time.Now().Add(wait))
-		if ctx.Err() != nil { // the deadline just set may have replaced the one that ends the read
+		line, err := d.lines.next(ctx, wait)
+		if err != nil && !errors.Is(err, errTooLong) {
 			return
 		}
-		line, err := next(d.lines)
-		switch {
-		case errors.Is(err, bufio.ErrTooLong):
-			err = disagree("a line of more than %d bytes; give the guest fewer addresses", maxLine)
-		case err != nil:
-			return
-		}
-		var s sealed
-		if err == nil {
-			s, err = open(line)
-		}
-		d.count++
-		if err == nil && !hmac.Equal(s.MAC, n.key.mac(d.nonce, question, d.count, nil, s.Body)) {
-			err = disagree(otherPasswords)
-		}
+		s, err := n.unseal(d, line, err)
 		if err != nil {
-			// Who cannot be known to be one of us gets no MAC.
-			n.note("from "+n.topic(source), fmt.Sprintf("node %s: %v", n.topic(source), err), memory)
+			// Who cannot be known to be one of us gets no MAC, and is no reason
+			// to believe that a node is ill: that is for a question of our own.
+			n.refused.Add(1)
+			n.doubt(n.topic(d.source))
 			d.answer(nil, nil, reply{Error: err.Error()})
 			return
 		}
-		if d.answer(n.key, s.MAC, n.answer(ctx, source, s.Body, answer)) != nil {
+		r := n.answer(ctx, d, s.Body, answer)
+		if d.answer(n.key, s.MAC, r) != nil {
 			return
 		}
 	}
 }
 
-// answer answers one question.
-func (n *Nodes) answer(ctx context.Context, source netip.Addr, body []byte, answer answerer) reply {
+// unseal checks that a line, or what there is of it, comes from who has the key.
+func (n *Nodes) unseal(d *dialogue, line []byte, err error) (sealed, error) {
+	switch {
+	case err != nil && d.lines.trusted:
+		return sealed{}, disagree("a line of more than %d bytes; give the guest fewer addresses", maxLine)
+	case err != nil:
+		return sealed{}, disagree("a first line of more than %d bytes; upgrade the agent that sent it, which is to greet first", maxFirst)
+	}
+	s, err := open(line)
+	d.count++
+	if err == nil && !hmac.Equal(s.MAC, n.key.mac(d.nonce, question, d.count, nil, s.Body)) {
+		err = n.otherKey()
+	}
+	return s, err
+}
+
+// answer answers one question, or greeting.
+func (n *Nodes) answer(ctx context.Context, d *dialogue, body []byte, answer answerer) reply {
 	var req request
-	caller := n.topic(source)
+	caller := n.topic(d.source)
 	err := decode(body, &req, caller, n.self.Name)
 	if err == nil && req.To != n.self.Name {
 		err = disagree("%s asked for %.40q and reached %s; correct the addresses in the cluster file, or --node of an agent", caller, req.To, n.self.Name)
 	}
-	if err == nil {
+	if err == nil && req.Notice != nil {
 		err = req.Notice.Validate()
 	}
 	var from fabric.Node
 	if err == nil {
-		from, err = n.identify(source, req.From)
+		from, err = n.identify(d.source, req.From)
+	}
+	if err == nil {
+		err = n.prove(d)
 	}
 	if err != nil {
-		n.note("from "+caller, fmt.Sprintf("node %s: %v", caller, err), memory)
+		if n.key == nil {
+			// The address alone says that it is a node: any program there has it.
+			n.refused.Add(1)
+			n.doubt(caller)
+		} else {
+			n.note("from "+caller, fmt.Sprintf("node %s: %v", caller, err), memory)
+		}
 		return reply{Error: err.Error()}
 	}
 	n.settle("from " + caller)
-	a := answer(ctx, from, req.Notice)
+	n.heard(from.Name)
+	if req.Notice == nil {
+		return reply{Answer: &fabric.Answer{}}
+	}
+	a := answer(ctx, from, *req.Notice)
 	return reply{Answer: &a}
+}
+
+// prove has a connection count as that of a node, on which longer lines may come.
+func (n *Nodes) prove(d *dialogue) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if d.is == stranger && !n.visitors.prove(d.source, d.Conn) {
+		return disagree("%s has %d connections open; close some, or see what runs there", d.source, maxEach)
+	}
+	d.is, d.lines.trusted = known, true
+	return nil
 }
 
 // answer writes the answer to the question with a MAC.

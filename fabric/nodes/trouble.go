@@ -19,14 +19,14 @@ type trouble struct {
 
 func (t trouble) over(now time.Time) bool { return !t.until.IsZero() && now.After(t.until) }
 
-// Diagnose implements [fabric.Diagnoser]: where this agent cannot listen, and
-// which nodes answer but cannot be talked to, as with another password. A node
-// that does not answer is not among them: it may be down.
+// Diagnose implements [fabric.Diagnoser]: where this agent cannot listen, which
+// nodes do not answer, and which answer but cannot be talked to, as with another
+// key. What was said by who is not known to be a node is not among them.
 func (n *Nodes) Diagnose() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.forget()
-	var lines []string
+	lines := n.silences(time.Now())
 	for _, t := range n.troubles {
 		lines = append(lines, t.text)
 	}

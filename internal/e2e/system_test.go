@@ -105,10 +105,12 @@ func start(t testing.TB, o options) *system {
 	return s
 }
 
-// writeFile writes a cluster file, and the reflectors' password beside it.
+// writeFile writes a cluster file, and its key and the reflectors' password beside it.
 func (s *system) writeFile(name string, c fabric.Cluster) (path string) {
 	s.t.Helper()
-	text := testenv.ClusterFile(c)
+	key := filepath.Join(s.lab.Dir(), "cluster.key")
+	require.NoError(s.t, os.WriteFile(key, []byte("the key of "+c.Name+" and its nodes\n"), 0o600))
+	text := testenv.ClusterFile(c) + "key_file: " + key + "\n"
 	if password := c.Reflectors[0].Password; password != "" {
 		secret := filepath.Join(s.lab.Dir(), "rr.secret")
 		require.NoError(s.t, os.WriteFile(secret, []byte(password+"\n"), 0o600))

@@ -33,7 +33,7 @@ func speaker(place plugins.Place) (*frr.Speaker, error) {
 		return nil, errors.New("the vmfabric agent starts this program, and tells it where it is (" +
 			plugins.VariableConfig + ", " + plugins.VariableNode + "); write speaker: frr into the cluster file and restart the agent")
 	}
-	cluster, err := clusterfile.Load(place.Config)
+	cluster, err := clusterfile.Load(place.Config, clusterfile.WithoutKey())
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,101 @@
+package clusterfile
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"unicode"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// maxKey is the longest key that is read, in bytes.
+const maxKey = 4096
+
+// keyFile reads the file with the cluster's key that the value names.
+func (d *decoder) keyFile(l literal) (string, error) {
+	if l.text == "" {
+		return "", errors.New("empty; name the file with the cluster's key, or leave the key out")
+	}
+	if d.withoutKey {
+		return "", nil
+	}
+	path := l.text
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(d.dir, path)
+	}
+	shown := bare(path)
+	data, err := readSecret(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", fmt.Errorf("%s does not exist; make it once, and copy it to all nodes: (umask 077; head -c 32 /dev/urandom | base64 > %s)", shown, shown)
+	case err != nil:
+		return "", fmt.Errorf("%s: %w", shown, err)
+	}
+	s := strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r")
+	switch {
+	case len(s) < fabric.MinKey:
+		return "", fmt.Errorf("%s holds %d bytes, which can be guessed; make one of at least %d: (umask 077; head -c 32 /dev/urandom | base64 > %s)", shown, len(s), fabric.MinKey, shown)
+	case strings.ContainsFunc(s, unicode.IsControl):
+		return "", fmt.Errorf("%s has a control character or a second line; make it with (umask 077; head -c 32 /dev/urandom | base64 > %s)", shown, shown)
+	}
+	return s, nil
+}
+
+// readSecret reads a file that nobody else can have read or written.
+func readSecret(path string) ([]byte, error) {
+	// Looked at before it is opened: opening a device can set it off.
+	info, err := os.Stat(path)
+	if err == nil {
+		err = secret(info)
+	}
+	if err != nil {
+		return nil, plain(err)
+	}
+	// It may be another by now: a pipe must not keep us waiting.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, plain(err)
+	}
+	defer f.Close()
+	if info, err = f.Stat(); err == nil {
+		err = secret(info)
+	}
+	if err != nil {
+		return nil, plain(err)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxKey))
+	return data, plain(err)
+}
+
+// plain gives an error of the operating system without the path, and the way out.
+func plain(err error) error {
+	if _, ok := errors.AsType[*fs.PathError](err); !ok {
+		return err
+	}
+	return fmt.Errorf("%w; run this as the file's owner, or correct the path", reason(err))
+}
+
+// secret checks what a file says of who can read and write it.
+func secret(info fs.FileInfo) error {
+	owner := uint32(0)
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		owner = st.Uid
+	}
+	switch {
+	case !info.Mode().IsRegular():
+		return errors.New("not a regular file; name the file with the cluster's key")
+	case info.Mode().Perm()&0o077 != 0:
+		return fmt.Errorf("open to others (mode %04o); run 'chmod 600' on it, and make a new key if they may have read it", info.Mode().Perm())
+	case owner != 0 && owner != uint32(os.Geteuid()):
+		return fmt.Errorf("belongs to user %d, who can read and change it; run 'chown root' on it, and make a new key if that user may have read it", owner)
+	case info.Size() > maxKey:
+		return fmt.Errorf("%d bytes; a key has at most %d", info.Size(), maxKey)
+	}
+	return nil
+}

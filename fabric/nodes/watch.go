@@ -1,0 +1,223 @@
+package nodes
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Nodes are asked rarely, and each question is one about a guest on its way: who
+// does not answer, or has another key, is to be known before. So each node is
+// greeted when the agent starts and now and then.
+const (
+	greetEvery  = time.Minute
+	greetAgain  = 2 * time.Second // after it did not answer; twice as long each time
+	greetMost   = 15 * time.Second
+	greetAtOnce = 8
+	// silentFor is how long a node may not answer before that is told: an agent
+	// that is restarted is away for a moment.
+	silentFor = 10 * time.Second
+	// forgetAfter is when a node that the cluster file lacks, and that does not
+	// answer, is one no more.
+	forgetAfter = time.Hour
+)
+
+// rouse makes a wake-up that is taken once, whenever.
+func rouse(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// watch greets the nodes that are due until ctx ends.
+func (n *Nodes) watch(ctx context.Context) {
+	var under sync.WaitGroup
+	defer under.Wait()
+	slots := make(chan struct{}, greetAtOnce)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		now := time.Now()
+		n.tally.flush(now)
+		n.forgetCallers(now)
+		for _, name := range n.Names() {
+			if !n.takeUp(name, now) {
+				continue
+			}
+			select {
+			case slots <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			under.Go(func() {
+				defer func() { <-slots }()
+				n.greet(ctx, name)
+				n.verify(ctx, name)
+			})
+		}
+		select {
+		case <-tick.C:
+		case <-n.look:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// takeUp reports whether a node is to be greeted now, and notes that it is.
+func (n *Nodes) takeUp(name string, now time.Time) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p := n.peerOf(name)
+	if now.Before(p.due) {
+		return false
+	}
+	p.due = now.Add(greetEvery)
+	return true
+}
+
+// greet asks a node for nothing, to see whether it answers.
+func (n *Nodes) greet(ctx context.Context, name string) {
+	to, err := n.node(name)
+	if err == nil {
+		_, err = n.say(ctx, to, nil)
+	}
+	if err != nil && ctx.Err() == nil {
+		n.log.Debug("greeted in vain", "node", name, "err", err)
+	}
+}
+
+// verify calls a node at the address that it says it has, and that nothing else
+// shows to be its own.
+func (n *Nodes) verify(ctx context.Context, name string) {
+	n.mu.Lock()
+	c := n.callers[name]
+	n.mu.Unlock()
+	if !c.says.IsValid() || !n.self.Source(c.says).IsValid() {
+		return
+	}
+	err := n.greetAt(ctx, c.node, c.says)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now, there := n.callers[name]
+	switch {
+	case !there || now.says != c.says:
+	case err == nil:
+		now.node, now.says = with(now.node, c.says), netip.Addr{}
+		n.callers[name] = now
+		n.log.Info("node answers at an address that the cluster file does not give it", "node", name, "address", c.says)
+	default:
+		n.log.Debug("node does not answer at an address that it says it has", "node", name, "address", c.says, "err", err)
+	}
+}
+
+// greetAt greets a node at one address, on a connection for this alone.
+func (n *Nodes) greetAt(ctx context.Context, to fabric.Node, at netip.Addr) error {
+	body, err := n.request(to.Name, nil)
+	if err != nil {
+		return err
+	}
+	c, err := n.call(ctx, n.self.Source(at), at)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := n.agrees(c.hello, to); err != nil {
+		return err
+	}
+	if c.hello.First == 0 { // an older agent, which knows no greeting
+		return nil
+	}
+	_, err = c.ask(ctx, n, body)
+	return err
+}
+
+// doubt has a node greeted soon: something is odd about it.
+func (n *Nodes) doubt(name string) {
+	if _, err := n.node(name); err != nil {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p := n.peerOf(name)
+	if soon := time.Now().Add(greetAgain); p.due.After(soon) {
+		p.due = soon
+	}
+}
+
+// heard notes that a node called: if it did not answer, it may now.
+func (n *Nodes) heard(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if p := n.peerOf(name); !p.silent.IsZero() {
+		p.due = time.Time{}
+		rouse(n.look)
+	}
+}
+
+// answered notes that a node answers.
+func (n *Nodes) answered(name string) {
+	n.mu.Lock()
+	p := n.peerOf(name)
+	since := p.silent
+	p.met, p.silent, p.why, p.pause, p.due = true, time.Time{}, "", 0, time.Now().Add(greetEvery)
+	n.mu.Unlock()
+	if !since.IsZero() && time.Since(since) >= silentFor {
+		n.log.Info("node answers again", "node", name)
+	}
+}
+
+// unanswered notes that a node does not answer, and why. One on which no agent
+// ever answered, and none listens, is taken for one that is still to be set up.
+func (n *Nodes) unanswered(name string, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p, now := n.peerOf(name), time.Now()
+	if p.silent.IsZero() {
+		p.silent, p.pause = now, greetAgain/2
+	}
+	if p.pause = min(2*p.pause, greetMost); p.due.After(now.Add(p.pause)) || p.due.Before(now) {
+		p.due = now.Add(p.pause)
+	}
+	p.why = ""
+	if p.met || !refused(err) {
+		p.why = fmt.Sprintf("%v (no answer since %s)", err, p.silent.Format(time.TimeOnly))
+	}
+}
+
+// silences lists the nodes that do not answer. The caller holds the lock.
+func (n *Nodes) silences(now time.Time) (lines []string) {
+	for name, p := range n.peers {
+		_, called := n.callers[name]
+		if _, err := n.cluster.Node(name); err != nil && !called {
+			continue // it has another name
+		}
+		if p.why != "" && now.Sub(p.silent) >= silentFor {
+			lines = append(lines, p.why)
+		}
+	}
+	return lines
+}
+
+// forgetCallers drops the nodes that the cluster file lacks and that have been
+// silent for long.
+func (n *Nodes) forgetCallers(now time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for name, c := range n.callers {
+		p := n.peers[name]
+		if _, err := n.cluster.Node(name); err == nil || p == nil || p.silent.IsZero() {
+			continue
+		}
+		if now.Sub(p.silent) > forgetAfter && now.Sub(c.at) > forgetAfter {
+			delete(n.callers, name)
+			delete(n.peers, name)
+			n.log.Info("node that is not in the cluster file forgotten: it is silent for long", "node", name)
+		}
+	}
+}
