@@ -107,10 +107,8 @@ func (c *claims) permitRoute(r netip.Prefix) error {
 			inside = true
 		}
 	}
-	for _, h := range c.cluster.hosts() {
-		if r.Contains(h.addr) {
-			return fmt.Errorf("it holds the address of %s (%s); route a prefix that is yours", h.what, h.addr)
-		}
+	if err := c.cluster.permitUnderlay(r); err != nil {
+		return err
 	}
 	for _, p := range c.cluster.Routed {
 		inside = inside || p.Overlaps(r) && p.Bits() <= r.Bits()

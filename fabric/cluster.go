@@ -256,6 +256,7 @@ type Cluster struct {
 	// other, on the nodes' addresses; DefaultAgentPort when zero.
 	AgentPort uint16
 	Moves     Moves
+	Guests    Guests
 }
 
 // DefaultAgentPort is used where the cluster names none.

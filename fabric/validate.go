@@ -85,6 +85,7 @@ func (c *Cluster) Validate() []Problem {
 	v.limits()
 	v.plugins()
 	v.moves()
+	v.guests()
 	return v.problems
 }
 

@@ -37,6 +37,14 @@ func (d *decoder) cluster(c *fabric.Cluster) field {
 		key{"observers", list(&c.Observers, maxItems, scalars(program))},
 		key{"agent_port", scalar(&c.AgentPort, agentPort)},
 		key{"moves", moves(&c.Moves)},
+		key{"guests", guests(&c.Guests)},
+	)
+}
+
+func guests(g *fabric.Guests) field {
+	return mapping(
+		key{"reach", list(&g.Reach, maxItems, scalars(prefix))},
+		key{"node_ports", list(&g.NodePorts, maxItems, scalars(service))},
 	)
 }
 
