@@ -46,9 +46,9 @@ func sameNeighbours(p, was fabric.Port) bool {
 	return p.NIC.MAC == was.NIC.MAC && slices.Equal(p.NIC.Addresses, was.NIC.Addresses)
 }
 
-// strangers lists what ends the permanence of neighbours that a port had and
+// staleNeighbours lists what ends the permanence of neighbours that a port had and
 // has no more.
-func strangers(p, was fabric.Port, index int32) []change {
+func staleNeighbours(p, was fabric.Port, index int32) []change {
 	if was.NIC.MAC.IsZero() {
 		return nil
 	}

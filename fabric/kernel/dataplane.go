@@ -567,7 +567,7 @@ func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []chang
 	for _, r := range have {
 		last = append(last, change{message: routeMessage(unix.RTM_DELROUTE, 0, r), text: "remove route " + r.prefix.String(), stale: true})
 	}
-	return first, append(last, strangers(p, was, l.index)...)
+	return first, append(last, staleNeighbours(p, was, l.index)...)
 }
 
 func foreign(r route) error {
@@ -772,7 +772,7 @@ func (d *Dataplane) giveBack(p fabric.Port, l link) error {
 	for _, r := range routes {
 		msgs = append(msgs, routeMessage(unix.RTM_DELROUTE, 0, r))
 	}
-	for _, c := range strangers(fabric.Port{}, p, l.index) {
+	for _, c := range staleNeighbours(fabric.Port{}, p, l.index) {
 		msgs = append(msgs, c.message)
 	}
 	for _, a := range d.gateways(p) {

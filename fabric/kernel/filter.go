@@ -69,8 +69,8 @@ func newFilter(cfg Config) *filter {
 func portRules(cfg Config) *ruleset {
 	r := newRuleset(nftables.TableFamilyINet)
 	r.base("sources", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
-	r.base("node", nftables.ChainHookInput, nftables.ChainPriorityFilter)
-	r.base("own", nftables.ChainHookOutput, nftables.ChainPriorityFilter)
+	r.base("input", nftables.ChainHookInput, nftables.ChainPriorityFilter)
+	r.base("output", nftables.ChainHookOutput, nftables.ChainPriorityFilter)
 	agents := toService(unix.IPPROTO_TCP, cfg.agentPort())
 
 	for _, f := range []family{ipv4, ipv6} {
@@ -80,11 +80,11 @@ func portRules(cfg Config) *ruleset {
 			f.destinations(cfg.Private)...)
 		r.dynamic("checked"+f.digit, nftables.TypeIFIndex, f.address)
 		r.dynamic("learning"+f.digit, nftables.TypeIFIndex)
-		r.dynamic("asked"+f.digit, f.address, f.address)
-		r.dynamic("datagrams"+f.digit, f.address, nftables.TypeInetService, f.address, nftables.TypeInetService)
+		r.dynamic("pairs"+f.digit, f.address, f.address)
+		r.dynamic("udp_flows"+f.digit, f.address, nftables.TypeInetService, f.address, nftables.TypeInetService)
 	}
 	r.dynamic("solicitations", nftables.TypeIFIndex)
-	r.dynamic("newcomers", nftables.TypeIFIndex)
+	r.dynamic("new_sources", nftables.TypeIFIndex)
 	r.dynamic("neighbours", nftables.TypeIFIndex, nftables.TypeIP6Addr)
 	r.set(nftables.Set{Name: arrivingMap, KeyType: nftables.TypeIFName, IsMap: true, DataType: nftables.TypeVerdict})
 	r.set(nftables.Set{Name: "tcp_ports", KeyType: nftables.TypeInetService}, services(cfg, "tcp")...)
@@ -93,82 +93,82 @@ func portRules(cfg Config) *ruleset {
 	r.add("sources", fromPort(), ipv4.is(), goTo("from4"))
 	r.add("sources", fromPort(), goTo("from6"))
 	for _, f := range []family{ipv4, ipv6} {
-		r.add("sources", f.is(), f.in(f.src, "private"+f.digit, false), jump("asks"+f.digit))
+		r.add("sources", f.is(), f.in(f.src, "private"+f.digit, false), jump("to_guests"+f.digit))
 	}
 
 	unspecified := netip.PrefixFrom(netip.IPv4Unspecified(), 32)
-	r.add("from4", key(incoming, ipv4.saddr), found("checked4"), goTo("onward4"))
+	r.add("from4", key(incoming, ipv4.saddr), found("checked4"), goTo("destination4"))
 	r.add("from4", portName(), byMap(1, arrivingMap))
 	r.add("from4", ipv4.source(expr.CmpOpEq, unspecified), ipv4.destination(expr.CmpOpEq, netip.MustParsePrefix("255.255.255.255/32")), accept())
 	r.add("from4", notRouted(), drop())
-	r.add("from6", key(incoming, ipv6.saddr), found("checked6"), goTo("onward6"))
-	r.add("from6", ipv6.source(expr.CmpOpEq, linkLocal6), goTo("linklocal"))
+	r.add("from6", key(incoming, ipv6.saddr), found("checked6"), goTo("destination6"))
+	r.add("from6", ipv6.source(expr.CmpOpEq, linkLocal6), goTo("from_link_local"))
 	r.add("from6", portName(), byMap(1, arrivingMap))
 	r.add("from6", ipv6.source(expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 128)), ipv6.destination(expr.CmpOpEq, onLink6), accept())
 	r.add("from6", notRouted(), drop())
 	for _, f := range []family{ipv4, ipv6} {
 		r.add("from"+f.digit, meter("learning"+f.digit, learnRate, expr.LimitTimeSecond, learnBurst, false),
 			key(incoming, f.saddr), remember("checked"+f.digit, learnedFor, false))
-		r.add("from"+f.digit, goTo("onward"+f.digit))
+		r.add("from"+f.digit, goTo("destination"+f.digit))
 
-		r.add("onward"+f.digit, key(f.daddr), byMap(firstWord, "destinations"+f.digit))
-		r.add("onward"+f.digit, accept())
+		r.add("destination"+f.digit, key(f.daddr), byMap(firstWord, "destinations"+f.digit))
+		r.add("destination"+f.digit, accept())
 
 		closed := "closed" + f.digit
-		r.add(closed, destinationIs(unix.RTN_LOCAL, false), accept()) // as the chain node has it
+		r.add(closed, destinationIs(unix.RTN_LOCAL, false), accept()) // the chain to_node decides
 		r.add(closed, agents, drop())
 		r.add(closed, f.in(f.dst, "reach"+f.digit, false), accept())
-		r.add(closed, key(f.saddr, f.daddr), found("asked"+f.digit), goTo("answers"+f.digit))
+		r.add(closed, key(f.saddr, f.daddr), found("pairs"+f.digit), goTo("answers"+f.digit))
 		r.add(closed, drop())
 
 		// Answers to a host of the underlay that sends to this guest.
 		answers := "answers" + f.digit
 		r.add(answers, connected(), accept())
-		r.add(answers, protocol(unix.IPPROTO_UDP), key(f.saddr, sport, f.daddr, dport), found("datagrams"+f.digit), accept())
+		r.add(answers, protocol(unix.IPPROTO_UDP), key(f.saddr, sport, f.daddr, dport), found("udp_flows"+f.digit), accept())
 		r.add(answers, f.icmpType(f.reply), accept())
 		r.addErrors(answers, f)
 		r.add(answers, f.lateFragment(), accept())
 		r.add(answers, drop())
 
 		// What a host of the underlay sends to a guest, or one that it routes for.
-		asks := "asks" + f.digit
-		r.add(asks, f.in(f.dst, "private"+f.digit, true), destinationIs(unix.RTN_UNICAST, false), key(f.daddr, f.saddr), remember("asked"+f.digit, answersFor, true))
-		r.add(asks, protocol(unix.IPPROTO_UDP), f.in(f.dst, "private"+f.digit, true), destinationIs(unix.RTN_UNICAST, false),
-			key(f.daddr, dport, f.saddr, sport), remember("datagrams"+f.digit, datagramsFor, true))
+		toGuests := "to_guests" + f.digit
+		r.add(toGuests, f.in(f.dst, "private"+f.digit, true), destinationIs(unix.RTN_UNICAST, false), key(f.daddr, f.saddr), remember("pairs"+f.digit, pairFor, true))
+		r.add(toGuests, protocol(unix.IPPROTO_UDP), f.in(f.dst, "private"+f.digit, true), destinationIs(unix.RTN_UNICAST, false),
+			key(f.daddr, dport, f.saddr, sport), remember("udp_flows"+f.digit, flowFor, true))
 
-		r.add("own", groupIs(expr.MetaKeyOIFGROUP), f.is(), protocol(unix.IPPROTO_UDP),
-			key(f.daddr, dport, f.saddr, sport), remember("datagrams"+f.digit, datagramsFor, true))
+		r.add("output", groupIs(expr.MetaKeyOIFGROUP), f.is(), protocol(unix.IPPROTO_UDP),
+			key(f.daddr, dport, f.saddr, sport), remember("udp_flows"+f.digit, flowFor, true))
 	}
 	// Link-local sources and destinations are the port's own.
-	r.add("linklocal", jump("newcomer"))
-	r.add("linklocal", ipv6.destination(expr.CmpOpEq, onLink6), accept())
-	r.add("linklocal", destinationIs(unix.RTN_LOCAL, true), accept())
-	r.add("linklocal", drop())
-	r.add("own6", destinationIs(unix.RTN_LOCAL, true), accept())
-	r.add("own6", drop())
-	r.add("newcomer", key(incoming, ipv6.saddr), found("neighbours"), leave())
-	r.add("newcomer", meter("newcomers", neighbourRate, expr.LimitTimeMinute, neighbourMax, true), drop())
-	r.add("newcomer", key(incoming, ipv6.saddr), remember("neighbours", neighbourFor, false), leave())
-	r.add("newcomer", drop())
+	r.add("from_link_local", jump("new_source"))
+	r.add("from_link_local", ipv6.destination(expr.CmpOpEq, onLink6), accept())
+	r.add("from_link_local", destinationIs(unix.RTN_LOCAL, true), accept())
+	r.add("from_link_local", drop())
+	r.add("link_local", destinationIs(unix.RTN_LOCAL, true), accept())
+	r.add("link_local", drop())
+	r.add("new_source", key(incoming, ipv6.saddr), found("neighbours"), leave())
+	r.add("new_source", meter("new_sources", neighbourRate, expr.LimitTimeMinute, neighbourMax, true), drop())
+	r.add("new_source", key(incoming, ipv6.saddr), remember("neighbours", neighbourFor, false), leave())
+	r.add("new_source", drop())
 
-	r.add("node", fromPort(), goTo("guests"))
-	r.add("guests", agents, drop())
-	r.add("guests", connected(), accept())
-	r.add("guests", toServices(unix.IPPROTO_TCP, "tcp_ports"), accept())
-	r.add("guests", toServices(unix.IPPROTO_UDP, "udp_ports"), accept())
+	r.add("input", fromPort(), goTo("to_node"))
+	r.add("to_node", agents, drop())
+	r.add("to_node", connected(), accept())
+	r.add("to_node", toServices(unix.IPPROTO_TCP, "tcp_ports"), accept())
+	r.add("to_node", toServices(unix.IPPROTO_UDP, "udp_ports"), accept())
 	for _, f := range []family{ipv4, ipv6} {
-		r.add("guests", f.is(), protocol(unix.IPPROTO_UDP), key(f.saddr, sport, f.daddr, dport), found("datagrams"+f.digit), accept())
+		r.add("to_node", f.is(), protocol(unix.IPPROTO_UDP), key(f.saddr, sport, f.daddr, dport), found("udp_flows"+f.digit), accept())
 		for _, n := range f.echo {
-			r.add("guests", f.is(), f.icmpType(n), accept())
+			r.add("to_node", f.is(), f.icmpType(n), accept())
 		}
 	}
-	r.add("guests", ipv4.is(), protocol(ipv4.icmp), goTo("errors4"))
+	r.add("to_node", ipv4.is(), protocol(ipv4.icmp), goTo("errors4"))
 	for _, n := range resolution6 {
-		r.add("guests", ipv6.is(), ipv6.icmpType(n), goTo("resolution"))
+		r.add("to_node", ipv6.is(), ipv6.icmpType(n), goTo("resolution"))
 	}
-	r.add("guests", ipv6.is(), ipv6.lateFragment(), accept())
-	r.add("guests", ipv6.is(), protocol(ipv6.icmp), goTo("errors6"))
-	r.add("guests", drop())
+	r.add("to_node", ipv6.is(), ipv6.lateFragment(), accept())
+	r.add("to_node", ipv6.is(), protocol(ipv6.icmp), goTo("errors6"))
+	r.add("to_node", drop())
 	for _, f := range []family{ipv4, ipv6} {
 		r.addErrors("errors"+f.digit, f)
 		r.add("errors"+f.digit, drop())
@@ -176,7 +176,7 @@ func portRules(cfg Config) *ruleset {
 	r.add("resolution", meter("solicitations", solicitRate, expr.LimitTimeSecond, solicitBurst, true), drop())
 	r.add("resolution", ipv6.source(expr.CmpOpEq, linkLocal6), accept()) // counted before
 	r.add("resolution", ipv6.source(expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 128)), accept())
-	r.add("resolution", jump("newcomer"))
+	r.add("resolution", jump("new_source"))
 	r.add("resolution", accept())
 	return r.finish()
 }
@@ -201,12 +201,12 @@ func arpRules() *ruleset {
 	r := newRuleset(nftables.TableFamilyARP)
 	r.base("input", nftables.ChainHookRef(arpIn), nftables.ChainPriorityFilter)
 	r.dynamic("solicitations", nftables.TypeIFIndex)
-	r.dynamic("newcomers", nftables.TypeIFIndex)
+	r.dynamic("new_sources", nftables.TypeIFIndex)
 	r.dynamic("neighbours", nftables.TypeIFIndex, nftables.TypeIPAddr)
 	r.add("input", fromPort(), goTo("resolution"))
 	r.add("resolution", meter("solicitations", solicitRate, expr.LimitTimeSecond, solicitBurst, true), drop())
 	r.add("resolution", key(incoming, sender), found("neighbours"), accept())
-	r.add("resolution", meter("newcomers", neighbourRate, expr.LimitTimeMinute, neighbourMax, true), drop())
+	r.add("resolution", meter("new_sources", neighbourRate, expr.LimitTimeMinute, neighbourMax, true), drop())
 	r.add("resolution", key(incoming, sender), remember("neighbours", neighbourFor, false), accept())
 	r.add("resolution", drop())
 	return r.finish()
@@ -343,7 +343,7 @@ func (f *filter) setArriving(c *nftables.Conn, list map[string][]netip.Prefix, s
 				family = ipv6
 			}
 			c.AddRule(&nftables.Rule{Table: f.ports.table, Chain: chain, Exprs: slices.Concat(
-				family.is(), family.source(expr.CmpOpEq, p), goTo("onward"+family.digit))})
+				family.is(), family.source(expr.CmpOpEq, p), goTo("destination"+family.digit))})
 		}
 		if err := c.SetAddElements(ways, []nftables.SetElement{wayOf(port)}); err != nil {
 			return changed, err

@@ -28,8 +28,8 @@ const (
 	learnedFor   = 30 * time.Second // a source is checked anew after that
 	neighbourFor = 10 * time.Minute
 	meterFor     = 10 * time.Minute // longer than a meter takes to be as if it were new
-	answersFor   = 24 * time.Hour   // after the last packet from the underlay to the guest
-	datagramsFor = 3 * time.Minute  // the same for UDP, of one pair of ports
+	pairFor      = 24 * time.Hour   // after the last packet from the underlay to the guest
+	flowFor      = 3 * time.Minute  // the same for UDP, of one pair of ports
 )
 
 // Numbers of ICMP (RFC 792) and ICMPv6 (RFC 4443, RFC 4861).
@@ -441,7 +441,7 @@ func (f family) destinations(private []netip.Prefix) []nftables.SetElement {
 		spans = []span{
 			between("::", "::ffff:ffff", never), // the unspecified and the loopback address, and IPv4-compatible ones
 			between("::ffff:0:0", "::ffff:ffff:ffff", never),
-			between("fe80::", "febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff", &expr.Verdict{Kind: expr.VerdictGoto, Chain: "own6"}),
+			between("fe80::", "febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff", &expr.Verdict{Kind: expr.VerdictGoto, Chain: "link_local"}),
 			// Between the two is what a link alone has: neighbor discovery.
 			between("ff00::", "ff01:ffff:ffff:ffff:ffff:ffff:ffff:ffff", never),
 			between("ff03::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", never),
