@@ -43,6 +43,10 @@ type watcher struct {
 	suspects map[string]bool // to be looked at
 	links    []*Links        // who follows links that are not ours, too
 	next     string          // where the round of verifying goes on
+
+	// Of inspect alone.
+	verified   int // ports since neighbours were listed
+	neighbours map[int32][]neighbour
 }
 
 func startWatcher(d *Dataplane) (*watcher, error) {
@@ -341,22 +345,16 @@ func (w *watcher) round() {
 		return
 	}
 	at, _ := slices.BinarySearch(names, w.next)
-	// All at once: the kernel goes through all of them for those of one link, too.
-	all, err := w.d.rtnl.neighbours(unix.AF_UNSPEC, 0)
-	var neighbours map[int32][]neighbour
-	if err == nil {
-		neighbours = map[int32][]neighbour{}
-		for _, n := range all {
-			neighbours[n.index] = append(neighbours[n.index], n)
-		}
-		w.d.weighNeighbours(all, len(names))
+	if w.verified += verifyAtMost; w.verified >= len(names) {
+		w.verified = 0
+		w.listNeighbours(len(names))
 	}
 	faulty := false
 	for range min(len(names), verifyAtMost) {
 		if at >= len(names) {
 			at = 0
 		}
-		faulty = w.verify(names[at], neighbours) || faulty
+		faulty = w.verify(names[at], w.neighbours) || faulty
 		at++
 	}
 	if at >= len(names) {
@@ -366,6 +364,20 @@ func (w *watcher) round() {
 	if faulty {
 		w.signal()
 	}
+}
+
+// listNeighbours lists all at once, once in all rounds that go through the ports:
+// the kernel goes through all of them for those of one link, too.
+func (w *watcher) listNeighbours(ports int) {
+	all, err := w.d.rtnl.neighbours(unix.AF_UNSPEC, 0)
+	if err != nil {
+		return // as last listed
+	}
+	w.neighbours = map[int32][]neighbour{}
+	for _, n := range all {
+		w.neighbours[n.index] = append(w.neighbours[n.index], n)
+	}
+	w.d.weighNeighbours(all, ports)
 }
 
 // verify reads the settings of a port and notes what is wrong with them, and
