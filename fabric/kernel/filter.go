@@ -77,7 +77,8 @@ func portRules(cfg Config) *ruleset {
 		r.set(nftables.Set{Name: "private" + f.digit, KeyType: f.address, Interval: true}, intervals(f.of(cfg.Private))...)
 		r.set(nftables.Set{Name: "reach" + f.digit, KeyType: f.address, Interval: true}, intervals(f.of(cfg.Guests.Reach))...)
 		r.set(nftables.Set{Name: "destinations" + f.digit, KeyType: f.address, Interval: true, IsMap: true, DataType: nftables.TypeVerdict},
-			f.destinations(cfg.Private)...)
+			intervals(f.destinations(cfg.Private))...)
+		r.set(nftables.Set{Name: "near" + f.digit, KeyType: octets[f.first]}, f.starts(f.destinations(cfg.Private))...)
 		r.dynamic("checked"+f.digit, nftables.TypeIFIndex, f.address)
 		r.dynamic("learning"+f.digit, nftables.TypeIFIndex)
 		r.dynamic("pairs"+f.digit, f.address, f.address)
@@ -93,14 +94,16 @@ func portRules(cfg Config) *ruleset {
 	r.add("sources", fromPort(), ipv4.is(), goTo("from4"))
 	r.add("sources", fromPort(), goTo("from6"))
 	for _, f := range []family{ipv4, ipv6} {
-		r.add("sources", f.is(), f.in(f.src, "private"+f.digit, false), jump("to_guests"+f.digit))
+		r.add("sources", f.is(), f.near(f.src, false), f.in(f.src, "private"+f.digit, false), jump("to_guests"+f.digit))
 	}
 
 	unspecified := netip.PrefixFrom(netip.IPv4Unspecified(), 32)
+	r.add("from4", key(incoming, ipv4.saddr), found("checked4"), ipv4.near(ipv4.dst, true), accept()) // most packets
 	r.add("from4", key(incoming, ipv4.saddr), found("checked4"), goTo("destination4"))
 	r.add("from4", portName(), byMap(1, arrivingMap))
 	r.add("from4", ipv4.source(expr.CmpOpEq, unspecified), ipv4.destination(expr.CmpOpEq, netip.MustParsePrefix("255.255.255.255/32")), accept())
 	r.add("from4", notRouted(), drop())
+	r.add("from6", key(incoming, ipv6.saddr), found("checked6"), ipv6.near(ipv6.dst, true), accept()) // most packets
 	r.add("from6", key(incoming, ipv6.saddr), found("checked6"), goTo("destination6"))
 	r.add("from6", ipv6.source(expr.CmpOpEq, linkLocal6), goTo("from_link_local"))
 	r.add("from6", portName(), byMap(1, arrivingMap))
@@ -111,6 +114,7 @@ func portRules(cfg Config) *ruleset {
 			key(incoming, f.saddr), remember("checked"+f.digit, learnedFor, false))
 		r.add("from"+f.digit, goTo("destination"+f.digit))
 
+		r.add("destination"+f.digit, f.near(f.dst, true), accept())
 		r.add("destination"+f.digit, key(f.daddr), byMap(firstWord, "destinations"+f.digit))
 		r.add("destination"+f.digit, accept())
 
@@ -216,6 +220,9 @@ var (
 	linkLocal6 = netip.MustParsePrefix("fe80::/10")
 	onLink6    = netip.MustParsePrefix("ff02::/16") // multicast that no router passes on
 )
+
+// octets are the types of one and of two.
+var octets = map[uint32]nftables.SetDatatype{1: nftables.TypeInetProto, 2: nftables.TypeInetService}
 
 func services(cfg Config, protocol string) (elements []nftables.SetElement) {
 	for _, s := range cfg.Guests.NodePorts {

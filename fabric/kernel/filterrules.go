@@ -2,8 +2,10 @@ package kernel
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -48,13 +50,14 @@ type family struct {
 	icmp         byte
 	quoted       uint32 // where the destination of the packet stands that an ICMP error quotes
 	echo, errors []byte
-	reply        byte // of echo
+	first        uint32 // octets of an address that the sets near4 and near6 have
+	reply        byte   // of echo
 	address      nftables.SetDatatype
 }
 
 var (
-	ipv4 = family{"4", unix.NFPROTO_IPV4, 12, 16, 4, unix.IPPROTO_ICMP, 8 + 16, echo4, errors4, 0, nftables.TypeIPAddr}
-	ipv6 = family{"6", unix.NFPROTO_IPV6, 8, 24, 16, unix.IPPROTO_ICMPV6, 8 + 24, echo6, errors6, 129, nftables.TypeIP6Addr}
+	ipv4 = family{"4", unix.NFPROTO_IPV4, 12, 16, 4, unix.IPPROTO_ICMP, 8 + 16, echo4, errors4, 1, 0, nftables.TypeIPAddr}
+	ipv6 = family{"6", unix.NFPROTO_IPV6, 8, 24, 16, unix.IPPROTO_ICMPV6, 8 + 24, echo6, errors6, 2, 129, nftables.TypeIP6Addr}
 )
 
 // ruleset is a table in the making, or as it is to be found.
@@ -147,8 +150,13 @@ func (r *ruleset) rebuild(c *nftables.Conn) error {
 		c.AddChain(chain)
 	}
 	for _, s := range r.sets {
-		if err := c.AddSet(s, r.elements[s.Name]); err != nil {
+		if err := c.AddSet(s, nil); err != nil {
 			return fmt.Errorf("set %s: %w", s.Name, err)
+		}
+		for some := range slices.Chunk(r.elements[s.Name], elementsAtOnce) {
+			if err := c.SetAddElements(s, some); err != nil {
+				return fmt.Errorf("set %s: %w", s.Name, err)
+			}
 		}
 	}
 	for _, chain := range r.chains {
@@ -158,6 +166,9 @@ func (r *ruleset) rebuild(c *nftables.Conn) error {
 	}
 	return nil
 }
+
+// elementsAtOnce fit into one message of netlink.
+const elementsAtOnce = 1000
 
 // standing tells whether the table is there as it was made.
 func (r *ruleset) standing(c *nftables.Conn) bool {
@@ -236,6 +247,16 @@ func (f family) in(offset uint32, set string, not bool) []expr.Any {
 	return []expr.Any{
 		load(expr.PayloadBaseNetworkHeader, offset, f.size, 1),
 		&expr.Lookup{SourceRegister: 1, SetName: set, Invert: not},
+	}
+}
+
+// near holds for an address whose first octets are in the set of those which
+// private and special ones begin with: one bit to look at, which spares
+// the others a search in ranges.
+func (f family) near(offset uint32, not bool) []expr.Any {
+	return []expr.Any{
+		load(expr.PayloadBaseNetworkHeader, offset, f.first, 1),
+		&expr.Lookup{SourceRegister: 1, SetName: "near" + f.digit, Invert: not},
 	}
 }
 
@@ -420,9 +441,29 @@ func (f family) of(ps []netip.Prefix) []span {
 	return spans
 }
 
+// starts lists the first octets of all addresses in spans.
+func (f family) starts(spans []span) (elements []nftables.SetElement) {
+	seen := map[int]bool{}
+	for _, s := range spans {
+		number := func(a netip.Addr) (n int) {
+			for _, b := range a.AsSlice()[:f.first] {
+				n = n<<8 | int(b)
+			}
+			return n
+		}
+		for n := number(s.first); n <= number(s.last); n++ {
+			seen[n] = true
+		}
+	}
+	for _, n := range slices.Sorted(maps.Keys(seen)) {
+		elements = append(elements, nftables.SetElement{Key: binary.BigEndian.AppendUint16(nil, uint16(n))[2-f.first:]})
+	}
+	return elements
+}
+
 // destinations says what becomes of packets from ports by where they go;
 // what is not in it goes on.
-func (f family) destinations(private []netip.Prefix) []nftables.SetElement {
+func (f family) destinations(private []netip.Prefix) []span {
 	never := &expr.Verdict{Kind: expr.VerdictDrop}
 	closed := &expr.Verdict{Kind: expr.VerdictGoto, Chain: "closed" + f.digit}
 	between := func(first, last string, v *expr.Verdict) span {
@@ -451,5 +492,5 @@ func (f family) destinations(private []netip.Prefix) []nftables.SetElement {
 		s.verdict = closed
 		spans = append(spans, s)
 	}
-	return intervals(spans)
+	return spans
 }
