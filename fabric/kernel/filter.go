@@ -31,9 +31,10 @@ const arrivingMap = "arriving"
 //
 //   - A source must be routed to the port (BCP 38), by a lookup in the routing
 //     table. IPv4 has that also as rp_filter, which the host's own setting of
-//     conf.all can loosen; IPv6 has no such sysctl. The lookup is the dear part,
-//     so that a port and a source that passed it are remembered for half a minute,
-//     and forgotten when we take an address from a port.
+//     conf.all can loosen; IPv6 has no such sysctl. The lookup of an IPv6 route
+//     costs a quarter of a small packet's way, so that a port and a source that
+//     passed it are remembered for half a minute, and forgotten when we take an
+//     address from a port; that of IPv4 costs no more than a hash set.
 //   - What a destination is decides what becomes of the packet: one map of
 //     ranges, in which guests and the Internet are not. Loopback, multicast and
 //     reserved addresses are dropped whatever route_localnet says. To the underlay
@@ -79,11 +80,11 @@ func portRules(cfg Config) *ruleset {
 		r.set(nftables.Set{Name: "destinations" + f.digit, KeyType: f.address, Interval: true, IsMap: true, DataType: nftables.TypeVerdict},
 			intervals(f.destinations(cfg.Private))...)
 		r.set(nftables.Set{Name: "near" + f.digit, KeyType: octets[f.first]}, f.starts(f.destinations(cfg.Private))...)
-		r.dynamic("checked"+f.digit, nftables.TypeIFIndex, f.address)
-		r.dynamic("learning"+f.digit, nftables.TypeIFIndex)
 		r.dynamic("pairs"+f.digit, f.address, f.address)
 		r.dynamic("udp_flows"+f.digit, f.address, nftables.TypeInetService, f.address, nftables.TypeInetService)
 	}
+	r.dynamic("checked", nftables.TypeIFIndex, nftables.TypeIP6Addr)
+	r.dynamic("learning", nftables.TypeIFIndex)
 	r.dynamic("solicitations", nftables.TypeIFIndex)
 	r.dynamic("new_sources", nftables.TypeIFIndex)
 	r.dynamic("neighbours", nftables.TypeIFIndex, nftables.TypeIP6Addr)
@@ -98,22 +99,21 @@ func portRules(cfg Config) *ruleset {
 	}
 
 	unspecified := netip.PrefixFrom(netip.IPv4Unspecified(), 32)
-	r.add("from4", key(incoming, ipv4.saddr), found("checked4"), ipv4.near(ipv4.dst, true), accept()) // most packets
-	r.add("from4", key(incoming, ipv4.saddr), found("checked4"), goTo("destination4"))
+	r.add("from4", routed(true), ipv4.near(ipv4.dst, true), accept()) // most packets
+	r.add("from4", routed(true), goTo("destination4"))
 	r.add("from4", portName(), byMap(1, arrivingMap))
 	r.add("from4", ipv4.source(expr.CmpOpEq, unspecified), ipv4.destination(expr.CmpOpEq, netip.MustParsePrefix("255.255.255.255/32")), accept())
-	r.add("from4", notRouted(), drop())
-	r.add("from6", key(incoming, ipv6.saddr), found("checked6"), ipv6.near(ipv6.dst, true), accept()) // most packets
-	r.add("from6", key(incoming, ipv6.saddr), found("checked6"), goTo("destination6"))
+	r.add("from4", drop())
+	r.add("from6", key(incoming, ipv6.saddr), found("checked"), ipv6.near(ipv6.dst, true), accept()) // most packets
+	r.add("from6", key(incoming, ipv6.saddr), found("checked"), goTo("destination6"))
 	r.add("from6", ipv6.source(expr.CmpOpEq, linkLocal6), goTo("from_link_local"))
 	r.add("from6", portName(), byMap(1, arrivingMap))
 	r.add("from6", ipv6.source(expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 128)), ipv6.destination(expr.CmpOpEq, onLink6), accept())
-	r.add("from6", notRouted(), drop())
+	r.add("from6", routed(false), drop())
+	r.add("from6", meter("learning", learnRate, expr.LimitTimeSecond, learnBurst, false),
+		key(incoming, ipv6.saddr), remember("checked", learnedFor, false))
+	r.add("from6", goTo("destination6"))
 	for _, f := range []family{ipv4, ipv6} {
-		r.add("from"+f.digit, meter("learning"+f.digit, learnRate, expr.LimitTimeSecond, learnBurst, false),
-			key(incoming, f.saddr), remember("checked"+f.digit, learnedFor, false))
-		r.add("from"+f.digit, goTo("destination"+f.digit))
-
 		r.add("destination"+f.digit, f.near(f.dst, true), accept())
 		r.add("destination"+f.digit, key(f.daddr), byMap(firstWord, "destinations"+f.digit))
 		r.add("destination"+f.digit, accept())
@@ -235,12 +235,16 @@ func services(cfg Config, protocol string) (elements []nftables.SetElement) {
 
 func portName() []expr.Any { return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}} }
 
-// notRouted holds for a source to which the way is not through the port that it
-// came in from.
-func notRouted() []expr.Any {
+// routed holds for a source to which the way is through the port that it came
+// in from, or with false, for one to which it is not.
+func routed(is bool) []expr.Any {
+	op := expr.CmpOpEq
+	if is {
+		op = expr.CmpOpNeq
+	}
 	return []expr.Any{
 		&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.NativeEndian.AppendUint32(nil, 0)},
+		&expr.Cmp{Op: op, Register: 1, Data: binaryutil.NativeEndian.PutUint32(0)},
 	}
 }
 
@@ -382,7 +386,7 @@ func (f *filter) listArriving(c *nftables.Conn) (map[string][]netip.Prefix, erro
 	return ports, nil
 }
 
-// forget has every source checked anew: one was taken from a port.
+// forget has every IPv6 source checked anew: one was taken from a port.
 func (f *filter) forget() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -390,9 +394,7 @@ func (f *filter) forget() error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"checked4", "checked6"} {
-		c.FlushSet(&nftables.Set{Table: f.ports.table, Name: name})
-	}
+	c.FlushSet(&nftables.Set{Table: f.ports.table, Name: "checked"})
 	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
 	}

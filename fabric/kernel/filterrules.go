@@ -27,7 +27,7 @@ const (
 	learnRate, learnBurst       = 20, 64  // new sources a second that are remembered as checked
 	dynamicSize                 = 65536   // elements of a set that packets fill
 
-	learnedFor   = 30 * time.Second // a source is checked anew after that
+	learnedFor   = 30 * time.Second // an IPv6 source is checked anew after that
 	neighbourFor = 10 * time.Minute
 	meterFor     = 10 * time.Minute // longer than a meter takes to be as if it were new
 	pairFor      = 24 * time.Hour   // after the last packet from the underlay to the guest
