@@ -260,6 +260,7 @@ type Cluster struct {
 	// are; without these, only the cluster's Nodes are heard, by their address.
 	Key   string
 	Moves Moves
+	Guests Guests
 }
 
 // MinKey is how many bytes a [Cluster.Key] has at least.

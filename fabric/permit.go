@@ -68,10 +68,8 @@ func (c *Cluster) permitRoute(r netip.Prefix) error {
 			inside = true
 		}
 	}
-	for _, h := range c.hosts() {
-		if r.Contains(h.addr) {
-			return fmt.Errorf("it holds the address of %s (%s); route a prefix that is yours", h.what, h.addr)
-		}
+	if err := c.permitUnderlay(r); err != nil {
+		return err
 	}
 	for _, p := range c.Routed {
 		inside = inside || p.Overlaps(r) && p.Bits() <= r.Bits()

@@ -200,6 +200,14 @@ func TestRefusals(t *testing.T) {
 			"NIC 0: route fd00::/126: it holds the address of core gateway core2 (fd00::1); route a prefix that is yours",
 		},
 		{
+			"route in the underlay", guest("web", "203.0.113.10 10.10.0.64/28"),
+			"NIC 0: route 10.10.0.64/28: it overlaps 10.10.0.0/24, where the cluster's own machines are, so that the guest could pose as one; route a prefix that is not the underlay's",
+		},
+		{
+			"IPv6 route in the underlay", guest("web", "2001:db8:100:1::10 fd00::1:0/112"),
+			"NIC 0: route fd00::1:0/112: it overlaps fd00::/64, where the cluster's own machines are, so that the guest could pose as one; route a prefix that is not the underlay's",
+		},
+		{
 			"route outside what the cluster routes", guest("web", "203.0.113.10 192.0.2.0/24"),
 			"NIC 0: route 192.0.2.0/24: outside the prefixes that cluster msk1 routes to guests (198.51.100.0/24); choose one there, or add it under routed",
 		},

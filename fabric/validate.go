@@ -86,6 +86,7 @@ func (c *Cluster) Validate() []Problem {
 	v.plugins()
 	v.moves()
 	v.key()
+	v.guests()
 	return v.problems
 }
 

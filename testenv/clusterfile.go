@@ -35,6 +35,9 @@ func ClusterFile(c fabric.Cluster) string {
 	if m := c.WithDefaults().Moves; m != fabric.DefaultMoves {
 		line("moves: {packets_per_second: %d, pause: %s}", m.Rate, m.Pause)
 	}
+	if g := c.Guests; len(g.Reach)+len(g.NodePorts) > 0 {
+		line("guests: {reach: [%s], node_ports: [%s]}", quotedList(g.Reach), quotedList(g.NodePorts))
+	}
 	line("pools:")
 	for _, p := range c.Pools {
 		line("  - {name: %s, prefix: %q, exclude: [%s]}", p.Name, p.Prefix, quotedList(p.Exclude))

@@ -1,6 +1,7 @@
 package testenv_test
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -16,6 +17,9 @@ func TestClusterFileIsRead(t *testing.T) {
 	changed := testenv.SmallCluster(2)
 	changed.AgentPort = 7148
 	changed.Moves = fabric.Moves{Rate: 4000, Pause: 1500 * time.Millisecond}
+	changed.Guests = fabric.Guests{
+		Reach: []netip.Prefix{netip.MustParsePrefix("169.254.169.254/32"), netip.MustParsePrefix("fd00:10:10::35/128")}, NodePorts: []fabric.Service{{Protocol: "udp", Port: 53}},
+	}
 	half := testenv.SmallCluster(1)
 	half.Moves.Pause = 2 * time.Second
 	for name, c := range map[string]fabric.Cluster{"plain": testenv.SmallCluster(3), "changed": changed, "half": half} {
@@ -24,6 +28,7 @@ func TestClusterFileIsRead(t *testing.T) {
 		want := c.WithDefaults()
 		assert.Equal(t, want.AgentPort, got.AgentPort, name)
 		assert.Equal(t, want.Moves, got.Moves, name)
+		assert.Equal(t, want.Guests, got.Guests, name)
 		assert.Equal(t, want.Nodes, got.Nodes, name)
 	}
 }

@@ -117,7 +117,10 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		return errors.Join(fmt.Errorf("state: %w", err), store.Close())
 	}
 	defer closing(store)
-	dataplane, err := kernel.New(kernel.Config{Cluster: cluster.Name, Underlay: others(&cluster, node)}, kernel.WithLogger(log))
+	dataplane, err := kernel.New(kernel.Config{
+		Cluster: cluster.Name, Underlay: others(&cluster, node),
+		Private: cluster.Private(), Guests: cluster.Guests, AgentPort: cluster.AgentPort,
+	}, kernel.WithLogger(log))
 	if err != nil {
 		return err
 	}

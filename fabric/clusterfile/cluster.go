@@ -38,6 +38,14 @@ func (d *decoder) cluster(c *fabric.Cluster) field {
 		key{"agent_port", scalar(&c.AgentPort, agentPort)},
 		key{"moves", moves(&c.Moves)},
 		key{"key_file", scalar(&c.Key, d.keyFile)},
+		key{"guests", guests(&c.Guests)},
+	)
+}
+
+func guests(g *fabric.Guests) field {
+	return mapping(
+		key{"reach", list(&g.Reach, maxItems, scalars(prefix))},
+		key{"node_ports", list(&g.NodePorts, maxItems, scalars(service))},
 	)
 }
 

@@ -87,6 +87,10 @@ func TestEveryKey(t *testing.T) {
 		Observers:   []string{"/usr/local/lib/vmfabric/billing", "/usr/local/lib/vmfabric/dns"},
 		AgentPort:   7148,
 		Moves:       fabric.Moves{Rate: 20_000, Pause: 1500 * time.Millisecond},
+		Guests: fabric.Guests{
+			Reach:     []netip.Prefix{prefix("10.10.0.53/32"), prefix("fd00::35/128"), prefix("169.254.169.254/32")},
+			NodePorts: []fabric.Service{{Protocol: "tcp", Port: 53}, {Protocol: "udp", Port: 53}},
+		},
 	}, got)
 }
 
@@ -217,7 +221,7 @@ func TestMany(t *testing.T) {
 func TestMistakes(t *testing.T) {
 	for _, tt := range []struct{ name, old, new, want string }{
 		// Keys.
-		{"unknown key", "name: msk1", "name: msk1\nvlan: 7", `2: vlan: unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, agent_port, moves, key_file`},
+		{"unknown key", "name: msk1", "name: msk1\nvlan: 7", `2: vlan: unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, agent_port, moves, key_file, guests`},
 		{"misspelt key", "prefix: 203", "prefx: 203", `9: pools[0].prefx: unknown key; did you mean prefix?`},
 		{"misspelt key of a node", "address: 10.10.0.21", "adress: 10.10.0.21", `23: nodes[0].adress: unknown key; did you mean address?`},
 		{"shortened key", "address: 10.10.0.1\n", "addr: 10.10.0.1\n", `20: core[0].addr: unknown key; did you mean address?`},
@@ -225,8 +229,8 @@ func TestMistakes(t *testing.T) {
 		{"key with a hyphen", "name: msk1", "name: msk1\ntimers: {connect-retry: 5s}", `2: timers.connect-retry: unknown key; did you mean connect_retry?`},
 		{"password in the file", "10.10.0.11", "10.10.0.11\n    password: x", `16: reflectors[0].password: unknown key; did you mean password_file?`},
 		{"singular", "pools:", "pool:", `7: pool: unknown key; did you mean pools?`},
-		{"key with line breaks", "name: msk1", "name: msk1\n\"a\\nb\": 1", `2: "a\nb": unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, agent_port, moves, key_file`},
-		{"merge key", "name: msk1", "name: msk1\n<<: {asn: 1}", `2: "<<": unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, agent_port, moves, key_file`},
+		{"key with line breaks", "name: msk1", "name: msk1\n\"a\\nb\": 1", `2: "a\nb": unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, agent_port, moves, key_file, guests`},
+		{"merge key", "name: msk1", "name: msk1\n<<: {asn: 1}", `2: "<<": unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, agent_port, moves, key_file, guests`},
 		{"key given twice", "address: 10.10.0.21", "address: 10.10.0.21\n    address: 10.10.0.23", `24: nodes[0].address: given twice, first in line 23; remove one`},
 		{"key given twice at the top", "core:", "asn: 64513\ncore:", `18: asn: given twice, first in line 2; remove one`},
 
@@ -309,6 +313,19 @@ func TestMistakes(t *testing.T) {
 		{"whole pool excluded", "[203.0.113.0]", "[203.0.113.0/25, 203.0.113.128/25]", `10: pools[0].exclude: leaves no address of 203.0.113.0/24; exclude less, or remove the pool`},
 		{"routed with a node in it", "core:", "routed: [10.0.0.0/8]\ncore:", `18: routed[0]: 10.0.0.0/8 holds the address of reflector rr1 (10.10.0.11); name prefixes that are for guests alone`},
 		{"a fraction of a second", "name: msk1", "name: msk1\ntimers: {connect_retry: 1500ms}", `2: timers.connect_retry: 1.5s is not in whole seconds, which is how routers count; write 1s`},
+		{"reach that is no prefix", "name: msk1", "name: msk1\nguests: {reach: [10.10.0.53]}", `2: guests.reach[0]: 10.10.0.53 has no length; write 10.10.0.53/32 for this one address, or the length of the prefix`},
+		{"reach of the Internet", "name: msk1", "name: msk1\nguests: {reach: [10.10.0.53/32, 198.51.100.0/24]}", `2: guests.reach[1]: 198.51.100.0/24 lies neither in the underlay nor in 169.254.0.0/16, so that guests reach it anyway; remove it`},
+		{"reach of IPv6 elsewhere", "name: msk1", "name: msk1\nguests: {reach: [\"2001:db8:9::/48\"]}", `2: guests.reach[0]: 2001:db8:9::/48 lies neither in the underlay nor in 169.254.0.0/16, so that guests reach it anyway; remove it`},
+		{"reach of everything", "name: msk1", "name: msk1\nguests: {reach: [0.0.0.0/0]}", `2: guests.reach[0]: 0.0.0.0/0 is the whole Internet; name the prefixes that were given to you`},
+		{"reach of the loopback", "name: msk1", "name: msk1\nguests: {reach: [127.0.0.1/32]}", `2: guests.reach[0]: 127.0.0.1/32 holds loopback addresses, which no guest can have; name the prefixes that were given to you`},
+		{"reach of IPv6 neighbours", "name: msk1", "name: msk1\nguests: {reach: [\"fe80::/64\"]}", `2: guests.reach[0]: fe80::/64 holds link-local addresses, which no guest can have; name the prefixes that were given to you`},
+		{"reach with bits beyond", "name: msk1", "name: msk1\nguests: {reach: [169.254.169.254/24]}", `2: guests.reach[0]: 169.254.169.254/24 has bits beyond its length; write 169.254.169.0/24`},
+		{"reach twice", "name: msk1", "name: msk1\nguests: {reach: [10.10.0.0/24, 10.10.0.53/32]}", `2: guests.reach[1]: 10.10.0.53/32 overlaps 10.10.0.0/24 (guests.reach[0]); keep the larger one`},
+		{"service without a protocol", "name: msk1", "name: msk1\nguests: {node_ports: [53]}", `2: guests.node_ports[0]: "53" is not a service; write tcp/53 or udp/53`},
+		{"service of another protocol", "name: msk1", "name: msk1\nguests: {node_ports: [sctp/53]}", `2: guests.node_ports[0]: "sctp/53" is not a service; write tcp/53 or udp/53`},
+		{"service beyond all", "name: msk1", "name: msk1\nguests: {node_ports: [tcp/65536]}", `2: guests.node_ports[0]: "tcp/65536" is not a service; write tcp/53 or udp/53`},
+		{"service twice", "name: msk1", "name: msk1\nguests: {node_ports: [tcp/53, udp/53, tcp/53]}", `2: guests.node_ports[2]: tcp/53 is already at guests.node_ports[0]; remove one`},
+		{"service of the agents", "name: msk1", "name: msk1\nguests: {node_ports: [tcp/53, tcp/7147]}", `2: guests.node_ports[1]: tcp/7147 is the port on which the agents hear each other (agent_port), which no guest may reach; remove it`},
 		{"overlapping pools", "2001:db8:100::/48", "203.0.113.128/25", `12: pools[1].prefix: 203.0.113.128/25 overlaps 203.0.113.0/24 of pool public4 (pools[0]); make them disjoint`},
 		{"overlapping IPv6 pools", "203.0.113.0/24\n    exclude: [203.0.113.0]", "2001:db8::/32", `11: pools[1].prefix: 2001:db8:100::/48 overlaps 2001:db8::/32 of pool public4 (pools[0]); make them disjoint`},
 		{"gateway in a pool", "169.254.1.1", "203.0.113.1", `5: gateway.ipv4: 203.0.113.1 lies in pool public4; the gateway must be an address that no guest can have, for example 169.254.1.1`},

@@ -91,6 +91,14 @@ func portOr(l literal, otherwise int) (uint16, error) {
 	return 0, fmt.Errorf("%s is not a TCP port; write a number from 1 to 65535, or leave the key out for %d", quote(l.text), otherwise)
 }
 
+func service(l literal) (fabric.Service, error) {
+	s, err := fabric.ParseService(l.text)
+	if err != nil {
+		return s, fmt.Errorf("%s is not a service; write tcp/53 or udp/53", quote(l.text))
+	}
+	return s, nil
+}
+
 func count(l literal) (int, error) { return numberOf(l, "prefixes", fabric.DefaultMaxPrefixes) }
 
 func rate(l literal) (int, error) {

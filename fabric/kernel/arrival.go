@@ -16,9 +16,11 @@ import (
 // A port whose guest is about to arrive ([fabric.Port.Incoming]) has its routes
 // in a table of their own, in which only packets from the underlay are looked
 // up. They wait in the port's queue, not for an answer to who has the address:
-// a guest that does not run answers nothing, and that queue is a short one. So
-// its addresses are permanent neighbours until it runs, and stale ones with the
-// same MAC from then on, which costs nobody a question.
+// a guest that does not run answers nothing, and that queue is a short one.
+//
+// The addresses of any guest whose MAC is known are permanent neighbours:
+// nobody has to be asked for them, no neighbour that others make takes their
+// place in the kernel's table, and the guest cannot give them another MAC.
 
 // neighbours lists what makes the addresses behind a port neighbours at the
 // guest's MAC, where that is known.
@@ -39,8 +41,34 @@ func neighbours(p fabric.Port, index int32, state uint16) []change {
 	return changes
 }
 
-// introduce makes the addresses of a guest that was heard neighbours, which sends
-// it what waits for them.
+// sameNeighbours tells whether two ports have the same ones.
+func sameNeighbours(p, was fabric.Port) bool {
+	return p.NIC.MAC == was.NIC.MAC && slices.Equal(p.NIC.Addresses, was.NIC.Addresses)
+}
+
+// staleNeighbours lists what ends the permanence of neighbours that a port had and
+// has no more.
+func staleNeighbours(p, was fabric.Port, index int32) []change {
+	if was.NIC.MAC.IsZero() {
+		return nil
+	}
+	var changes []change
+	for _, a := range was.NIC.Addresses {
+		if !p.NIC.MAC.IsZero() && slices.Contains(p.NIC.Addresses, a) {
+			continue
+		}
+		changes = append(changes, change{
+			text: "remove neighbour " + a.String(), stale: true,
+			message: message(unix.RTM_DELNEIGH, netlink.Acknowledge, ndmsg(a, index, 0, 0), func(ae *netlink.AttributeEncoder) {
+				ae.Bytes(unix.NDA_DST, a.AsSlice())
+			}),
+		})
+	}
+	return changes
+}
+
+// introduce makes the addresses of a guest that was heard, and whose MAC nobody
+// had told, neighbours, which sends it what waits for them.
 func (d *Dataplane) introduce(nic fabric.NIC, index int32) {
 	var msgs []netlink.Message
 	for _, c := range neighbours(fabric.Port{NIC: nic}, index, unix.NUD_STALE) {
@@ -119,15 +147,11 @@ func (r *rtnl) neighbours(family uint8, index int32) ([]neighbour, error) {
 	return all, nil
 }
 
-// neighbourFaults lists the addresses of a guest that is about to arrive which
-// are not permanent neighbours. The kernel gives notice of all neighbours or
-// none, so this is looked at in rounds.
-func (d *Dataplane) neighbourFaults(p fabric.Port, index int32) []string {
-	if !p.Incoming || p.NIC.MAC.IsZero() {
-		return nil
-	}
-	have, err := d.rtnl.neighbours(unix.AF_UNSPEC, index)
-	if err != nil {
+// neighbourFaults lists the addresses of a guest that are not permanent
+// neighbours among those of its port. The kernel gives notice of all neighbours
+// or none, so this is looked at in rounds.
+func neighbourFaults(p fabric.Port, have []neighbour) []string {
+	if p.NIC.MAC.IsZero() {
 		return nil
 	}
 	var faults []string
@@ -159,7 +183,7 @@ func (d *Dataplane) attend(p fabric.Port, index int32) {
 	d.watch.mirror.mu.Lock()
 	here := false
 	if l := d.watch.mirror.links[index]; l != nil {
-		l.neighbours = nil
+		l.neighbours, l.attended = nil, l.attended+1
 		here = l.found && l.carrier()
 	}
 	d.watch.mirror.mu.Unlock()

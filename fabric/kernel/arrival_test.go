@@ -197,7 +197,11 @@ func TestIncomingNeighbours(t *testing.T) {
 	}
 	p.Incoming = false
 	require.NoError(t, d.Put(t.Context(), p))
-	states(netlink.NUD_STALE)
+	states(netlink.NUD_PERMANENT)
+	p.NIC.Addresses = p.NIC.Addresses[:1]
+	require.NoError(t, d.Put(t.Context(), p))
+	states(netlink.NUD_PERMANENT)
+	assert.Len(t, neigh(t, p.Name), 1, "what the guest has no more")
 }
 
 // arrivingRules lists the links from which packets go to ports that are incoming.
@@ -286,7 +290,7 @@ func TestIncomingSources(t *testing.T) {
 		}
 		require.NoError(t, d.Remove(t.Context(), p.Name))
 		require.Eventually(t, func() bool {
-			out, err := exec.Command("nft", "list", "chain", "inet", "vmfabric", "arriving").CombinedOutput()
+			out, err := exec.Command("nft", "list", "table", "inet", "vmfabric").CombinedOutput()
 			return err == nil && !strings.Contains(string(out), p.Name)
 		}, 20*time.Second, 50*time.Millisecond, "nothing is let through any more")
 	})

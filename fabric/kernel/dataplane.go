@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,7 +23,16 @@ type Config struct {
 	// Underlay lists addresses of the cluster's other machines: what comes in
 	// from a link by which the kernel reaches one of them comes from the underlay.
 	Underlay []netip.Addr
+	// Private lists the prefixes of the cluster's own machines, which guests do
+	// not reach but for what Guests has ([fabric.Cluster.Private]).
+	Private []netip.Prefix
+	Guests  fabric.Guests
+	// AgentPort is the TCP port of the agents, which no guest reaches on any
+	// node; [fabric.DefaultAgentPort] when zero.
+	AgentPort uint16
 }
+
+func (c Config) agentPort() uint16 { return cmp.Or(c.AgentPort, fabric.DefaultAgentPort) }
 
 // Option changes a [Dataplane] at its making.
 type Option func(*Dataplane)
@@ -39,7 +49,7 @@ type Dataplane struct {
 	watch    *watcher
 	reaper   reaper
 	proxying proxying
-	checks   sourceChecks
+	filter   *filter
 	underlay []netip.Addr
 	moves    *moves
 
@@ -53,7 +63,7 @@ type Dataplane struct {
 func New(cfg Config, opts ...Option) (*Dataplane, error) {
 	d := &Dataplane{
 		cluster: cfg.Cluster, underlay: cfg.Underlay, log: slog.New(slog.DiscardHandler), ipv6: hasIPv6(),
-		want: map[string]fabric.Port{}, ailments: map[string]string{},
+		want: map[string]fabric.Port{}, ailments: map[string]string{}, filter: newFilter(cfg),
 	}
 	for _, o := range opts {
 		o(d)
@@ -201,10 +211,7 @@ func (d *Dataplane) faults(p fabric.Port, l *mirrored) []string {
 	for _, r := range l.rivals {
 		faults = append(faults, fmt.Sprintf("route %s: %v", r.prefix, foreign(r)))
 	}
-	if p.Incoming {
-		faults = append(faults, l.neighbours...)
-	}
-	return append(faults, l.settings...)
+	return slices.Concat(faults, l.neighbours, l.settings)
 }
 
 // linkFaults is the part of faults that the link itself tells.
@@ -421,7 +428,7 @@ func (d *Dataplane) configure(p, was fabric.Port, l link) error {
 		if err := d.expectArrivals(); err != nil {
 			return err
 		}
-		d.checkSources(d.arriving())
+		d.keepFilter(d.arriving)
 	}
 	first, last := d.differences(p, was, l)
 	if err := d.carryOut(l, first); err != nil {
@@ -435,7 +442,21 @@ func (d *Dataplane) configure(p, was fabric.Port, l link) error {
 	}
 	// Only when everything else is there, and used: no packet may find no route, or
 	// that which a routing daemon has yet to where the guest was.
-	return d.carryOut(l, last)
+	if err := d.carryOut(l, last); err != nil {
+		return err
+	}
+	if takesAway(p, was) {
+		// A restarted agent need not: what was checked is checked again before it runs.
+		if err := d.filter.forget(); err != nil {
+			d.log.Debug("sources not checked anew", "err", err) // then half a minute later
+		}
+	}
+	return nil
+}
+
+// takesAway tells whether a port that was put before had what it has no more.
+func takesAway(p, was fabric.Port) bool {
+	return slices.ContainsFunc(was.NIC.Prefixes(), func(q netip.Prefix) bool { return !slices.Contains(p.NIC.Prefixes(), q) })
 }
 
 // carryOut sends changes to the kernel in one batch.
@@ -453,7 +474,7 @@ func (d *Dataplane) carryOut(l link, changes []change) error {
 	}
 	for i, err := range errs {
 		c := changes[i]
-		if errnoOf(err) == unix.ESRCH && c.stale {
+		if n := errnoOf(err); (n == unix.ESRCH || n == unix.ENOENT) && c.stale {
 			continue
 		}
 		if errnoOf(err) == unix.EEXIST && c.route.prefix.IsValid() {
@@ -521,9 +542,6 @@ func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []chang
 			add(addrMessage(unix.RTM_NEWADDR, netlink.Create|netlink.Replace, l.index, a), change{text: "gateway " + a.String(), addr: a})
 		}
 	}
-	if p.Incoming {
-		first = append(first, neighbours(p, l.index, unix.NUD_PERMANENT)...)
-	}
 	turned := was.Name != "" && was.Incoming != p.Incoming
 	if turned {
 		// The notifications of what was done a moment ago may be still to come.
@@ -531,24 +549,25 @@ func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []chang
 			have[r.place()] = r
 		}
 	}
+	var routes []change
 	for _, r := range portRoutes(p, l.index) {
 		had, there := have[r.place()]
 		if _, rival := rivals[r.prefix]; had != r || turned || rival && r.table == 0 {
-			add(routeMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, r), change{text: "route " + r.prefix.String(), route: r})
+			routes = append(routes, change{message: routeMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, r), text: "route " + r.prefix.String(), route: r})
 		}
 		if !there || had.metric == r.metric {
 			delete(have, r.place())
 		} // else it stands beside the new one, and goes
 	}
-	arrived := false
+	// Neighbours come before the routes, so that nobody has to be asked for them.
+	if len(first)+len(routes) > 0 || !sameNeighbours(p, was) || d.watch.lacksNeighbours(l.index) {
+		first = append(first, neighbours(p, l.index, unix.NUD_PERMANENT)...)
+	}
+	first = append(first, routes...)
 	for _, r := range have {
-		arrived = arrived || r.table != 0
 		last = append(last, change{message: routeMessage(unix.RTM_DELROUTE, 0, r), text: "remove route " + r.prefix.String(), stale: true})
 	}
-	if arrived && !p.Incoming {
-		last = append(last, neighbours(p, l.index, unix.NUD_STALE)...)
-	}
-	return first, last
+	return first, append(last, staleNeighbours(p, was, l.index)...)
 }
 
 func foreign(r route) error {
@@ -753,10 +772,8 @@ func (d *Dataplane) giveBack(p fabric.Port, l link) error {
 	for _, r := range routes {
 		msgs = append(msgs, routeMessage(unix.RTM_DELROUTE, 0, r))
 	}
-	if p.Incoming {
-		for _, c := range neighbours(p, l.index, unix.NUD_STALE) {
-			msgs = append(msgs, c.message)
-		}
+	for _, c := range staleNeighbours(fabric.Port{}, p, l.index) {
+		msgs = append(msgs, c.message)
 	}
 	for _, a := range d.gateways(p) {
 		msgs = append(msgs, addrMessage(unix.RTM_DELADDR, 0, l.index, a))
@@ -767,7 +784,7 @@ func (d *Dataplane) giveBack(p fabric.Port, l link) error {
 	}))
 	errs, err := d.rtnl.batch(msgs...)
 	for _, e := range errs {
-		if n := errnoOf(e); e != nil && n != unix.ESRCH && n != unix.EADDRNOTAVAIL && n != unix.ENODEV {
+		if n := errnoOf(e); e != nil && n != unix.ESRCH && n != unix.ENOENT && n != unix.EADDRNOTAVAIL && n != unix.ENODEV {
 			err = errors.Join(err, reason(e))
 		}
 	}

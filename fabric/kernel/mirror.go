@@ -41,7 +41,8 @@ type mirrored struct {
 	routes     map[place]route        // of our protocol, but for announcements
 	rivals     map[netip.Prefix]route // somebody else's, which the kernel uses in the place of ours
 	settings   []string               // faults of sysctls, as last looked at
-	neighbours []string               // likewise of the neighbours of a guest that is about to arrive
+	neighbours []string               // likewise of the neighbours
+	attended   int                    // how often it was put
 }
 
 // place is where a route stands: each table has its own to a prefix.

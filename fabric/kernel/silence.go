@@ -59,7 +59,9 @@ func (m *moves) openFor(name string, s *silence) (err error) {
 		return is
 	}
 	s.ear, err = openEar(s.index, mostOfHeaders, theirs, func(e *ear) {
-		m.introduce(guest, e.index)
+		if s.port.NIC.MAC.IsZero() {
+			m.introduce(guest, e.index)
+		}
 		m.mu.Lock()
 		mine := s.ear == e
 		if mine {

@@ -43,6 +43,10 @@ type watcher struct {
 	suspects map[string]bool // to be looked at
 	links    []*Links        // who follows links that are not ours, too
 	next     string          // where the round of verifying goes on
+
+	// Of inspect alone.
+	verified   int // ports since neighbours were listed
+	neighbours map[int32][]neighbour
 }
 
 func startWatcher(d *Dataplane) (*watcher, error) {
@@ -243,6 +247,24 @@ func (w *watcher) seen(index int32) (addrs map[netip.Addr]bool, routes map[place
 	return nil, map[place]route{}, nil
 }
 
+// attended tells how often the port of a link was put.
+func (w *watcher) attended(index int32) int {
+	w.mirror.mu.Lock()
+	defer w.mirror.mu.Unlock()
+	if l := w.mirror.links[index]; l != nil {
+		return l.attended
+	}
+	return 0
+}
+
+// lacksNeighbours tells whether a link was seen without some of its guest's.
+func (w *watcher) lacksNeighbours(index int32) bool {
+	w.mirror.mu.Lock()
+	defer w.mirror.mu.Unlock()
+	l := w.mirror.links[index]
+	return l != nil && len(l.neighbours) > 0
+}
+
 // unrivalled notes that the kernel uses our route to a prefix.
 func (w *watcher) unrivalled(index int32, p netip.Prefix) {
 	w.mirror.mu.Lock()
@@ -278,7 +300,7 @@ func (w *watcher) inspect() {
 			}
 			for name := range suspects {
 				if name[0] == '/' {
-					w.verify(name[1:])
+					w.verify(name[1:], nil)
 					delete(suspects, name)
 				}
 			}
@@ -286,7 +308,7 @@ func (w *watcher) inspect() {
 				w.signal()
 			}
 		case <-tick.C:
-			w.d.protect(w.d.arriving())
+			w.d.protect(w.d.arriving)
 			w.d.keepRules()
 			w.round()
 		}
@@ -323,12 +345,16 @@ func (w *watcher) round() {
 		return
 	}
 	at, _ := slices.BinarySearch(names, w.next)
+	if w.verified += verifyAtMost; w.verified >= len(names) {
+		w.verified = 0
+		w.listNeighbours(len(names))
+	}
 	faulty := false
 	for range min(len(names), verifyAtMost) {
 		if at >= len(names) {
 			at = 0
 		}
-		faulty = w.verify(names[at]) || faulty
+		faulty = w.verify(names[at], w.neighbours) || faulty
 		at++
 	}
 	if at >= len(names) {
@@ -340,43 +366,72 @@ func (w *watcher) round() {
 	}
 }
 
-// verify reads the settings of a port and notes what is wrong with them.
-func (w *watcher) verify(name string) bool {
+// listNeighbours lists all at once, once in all rounds that go through the ports:
+// the kernel goes through all of them for those of one link, too.
+func (w *watcher) listNeighbours(ports int) {
+	all, err := w.d.rtnl.neighbours(unix.AF_UNSPEC, 0)
+	if err != nil {
+		return // as last listed
+	}
+	w.neighbours = map[int32][]neighbour{}
+	for _, n := range all {
+		w.neighbours[n.index] = append(w.neighbours[n.index], n)
+	}
+	w.d.weighNeighbours(all, ports)
+}
+
+// verify reads the settings of a port and notes what is wrong with them, and
+// with its neighbours where all are given.
+func (w *watcher) verify(name string, all map[int32][]neighbour) bool {
 	l, err := w.d.rtnl.linkByName(name)
 	if err != nil {
 		return false // a link that is gone has been notified
 	}
+	attended := w.attended(l.index)
 	w.d.mu.Lock()
 	p, wanted := w.d.want[name]
 	w.d.mu.Unlock()
-	neighbours := w.d.neighbourFaults(p, l.index)
+	var neighbours []string
+	if wanted && all != nil {
+		neighbours = neighbourFaults(p, all[l.index])
+	}
+	if len(neighbours) > 0 {
+		// It may have been put since all were listed.
+		if have, err := w.d.rtnl.neighbours(unix.AF_UNSPEC, l.index); err == nil {
+			neighbours = neighbourFaults(p, have)
+		}
+	}
 	faults := l.settingFaults()
 	w.mirror.mu.Lock()
 	defer w.mirror.mu.Unlock()
 	if m := w.mirror.links[l.index]; m != nil {
-		m.settings, m.neighbours, m.conf4 = faults, neighbours, l.conf4
+		m.settings, m.conf4 = faults, l.conf4
+		if all != nil && m.attended == attended {
+			m.neighbours = neighbours
+		}
 	}
 	return len(faults)+len(neighbours) > 0 || wanted && l.reversePathFault(p) != ""
 }
 
 // protect sees to what the node as a whole needs: that it forwards, and that
-// the source checks are in force. With arriving nil, those that are let through
-// stay as they are.
-func (d *Dataplane) protect(arriving map[string][]netip.Prefix) {
+// the filter is in force. With arriving nil, those that are let through stay as
+// they are.
+func (d *Dataplane) protect(arriving func() map[string][]netip.Prefix) {
 	d.proxying.look()
 	if err := enableForwarding(); err != nil {
 		d.ail("forwarding", "forwarding: "+err.Error())
 	} else {
 		d.ail("forwarding", "")
 	}
-	d.checkSources(arriving)
+	d.keepFilter(arriving)
 }
 
-func (d *Dataplane) checkSources(arriving map[string][]netip.Prefix) {
-	if err := d.checks.ensure(arriving); err != nil {
-		d.ail("source checks", fmt.Sprintf("source checks by nftables are off, a guest can send with another's IPv6 source: %v; load nf_tables and nft_fib_inet", err))
+// keepFilter sees to the filter of what comes in from ports.
+func (d *Dataplane) keepFilter(arriving func() map[string][]netip.Prefix) {
+	if err := d.filter.ensure(arriving); err != nil {
+		d.ail("filter", fmt.Sprintf("the filter of the ports by nftables is off, a guest can send with another's IPv6 source, and reach the node and the underlay: %v; load nf_tables and nft_fib_inet", err))
 	} else {
-		d.ail("source checks", "")
+		d.ail("filter", "")
 	}
 }
 

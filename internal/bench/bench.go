@@ -45,6 +45,8 @@ type size struct {
 	stills    int           // how often the same is measured without a move
 	still     time.Duration // and for how long
 	instMoves int           // of an LXD instance
+	bursts    int           // of packets through a port, with each filter
+	burst     time.Duration // how long each is
 	watch     time.Duration // after a restart
 	watchLast time.Duration // after the last
 	breathing time.Duration // before memory is looked at
@@ -54,12 +56,12 @@ var (
 	fullSize = size{
 		guests: 200, ports: []int{10, 1000, 5000}, attaches: 200,
 		file: []int{100, 1000, 10000}, peers: 60, frr: 40, instances: 20, combined: 100, bulk: []int{1000, 10_000, 100_000},
-		storm: 1000, storms: 3, live: 1000, restarts: 3, moves: 40, fastMoves: 6, stills: 5, still: 4 * time.Second, instMoves: 20, watch: 3 * time.Second, watchLast: graceful + 2*time.Second, breathing: 3 * time.Second,
+		storm: 1000, storms: 3, live: 1000, restarts: 3, moves: 40, fastMoves: 6, stills: 5, still: 4 * time.Second, instMoves: 20, bursts: 15, burst: 300 * time.Millisecond, watch: 3 * time.Second, watchLast: graceful + 2*time.Second, breathing: 3 * time.Second,
 	}
 	quickSize = size{
 		guests: 10, ports: []int{10, 50}, attaches: 10,
 		file: []int{100}, peers: 3, frr: 2, instances: 1, combined: 2, bulk: []int{100},
-		storm: 30, storms: 1, live: 20, restarts: 1, moves: 1, fastMoves: 1, stills: 1, still: time.Second, instMoves: 1, watch: 2 * time.Second, watchLast: 2 * time.Second, breathing: 100 * time.Millisecond,
+		storm: 30, storms: 1, live: 20, restarts: 1, moves: 1, fastMoves: 1, stills: 1, still: time.Second, instMoves: 1, bursts: 1, burst: 100 * time.Millisecond, watch: 2 * time.Second, watchLast: 2 * time.Second, breathing: 100 * time.Millisecond,
 	}
 )
 
@@ -79,6 +81,7 @@ func all() []measurement {
 		{"attach", measureAttach},
 		{"hook", measureHook},
 		{"scale", measureScale},
+		{"packets", measurePackets},
 		{"peers", measurePeers},
 		{"storm", measureStorm},
 		{"restart", measureRestart},

@@ -20,7 +20,7 @@ func TestFlags(t *testing.T) {
 		name, says string
 		args       []string
 	}{
-		{"no such measurement", "--only nonsense: no such measurement; give one of attach, hook, scale, peers, storm, restart", []string{"--only", "nonsense"}},
+		{"no such measurement", "--only nonsense: no such measurement; give one of attach, hook, scale, packets, peers, storm, restart", []string{"--only", "nonsense"}},
 		{"no flag", `"attach" is not a flag; see --help`, []string{"attach"}},
 		{"nobody", "--guests 0: nothing to measure", []string{"--guests", "0"}},
 	} {
@@ -46,7 +46,7 @@ func TestQuick(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, printed.String(), string(written))
 	for _, want := range []string{
-		"vmfabric: request to the agent", "floor: netlink calls, BIRD learns", "the hook, the agent makes the port", "KiB a guest",
+		"vmfabric: request to the agent", "floor: netlink calls, BIRD learns", "the hook, the agent makes the port", "KiB a guest", "from the guest, IPv6",
 		"shell hook, BIRD with 100 routes in a file", "30 guests at once", "SIGKILL, started again",
 		"packets lost over all restarts: none", "routes to guests removed at the core gateway: none",
 	} {

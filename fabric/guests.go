@@ -1,0 +1,119 @@
+package fabric
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Guests is what guests may reach beside each other and the Internet. From a
+// port, the node itself gives address resolution, echo replies and ICMP errors
+// and no more; packets to the underlay and to 169.254.0.0/16 are not forwarded,
+// but for answers to what came from there.
+type Guests struct {
+	// Reach are prefixes of the underlay and of 169.254.0.0/16 that guests may
+	// reach all the same.
+	Reach []netip.Prefix
+	// NodePorts are services of the node that its guests may reach, on any of
+	// its addresses.
+	NodePorts []Service
+}
+
+// Service is a port of TCP or UDP.
+type Service struct {
+	Protocol string // "tcp" or "udp"
+	Port     uint16
+}
+
+// ParseService reads "tcp/53".
+func ParseService(s string) (Service, error) {
+	protocol, digits, _ := strings.Cut(s, "/")
+	port, err := strconv.ParseUint(digits, 10, 16)
+	if protocol != "tcp" && protocol != "udp" || err != nil || port == 0 || strconv.FormatUint(port, 10) != digits {
+		return Service{}, fmt.Errorf("%q is not a service; write tcp/53 or udp/53", s)
+	}
+	return Service{protocol, uint16(port)}, nil
+}
+
+// String gives the form that [ParseService] reads.
+func (s Service) String() string { return fmt.Sprintf("%s/%d", s.Protocol, s.Port) }
+
+// Private lists the prefixes of the cluster's own machines, which guests do not
+// reach unless [Guests.Reach] has them: those of [Cluster.NodeRanges], and the
+// addresses of all machines that lie outside of them. They do not overlap.
+func (c *Cluster) Private() []netip.Prefix {
+	ps := c.NodeRanges()
+	for _, h := range c.hosts() {
+		if h.addr == c.Gateway.IPv4 || h.addr == c.Gateway.IPv6 {
+			continue // it is on the node
+		}
+		ps = append(ps, HostPrefix(h.addr))
+	}
+	return disjoint(ps)
+}
+
+// disjoint leaves out what lies in another prefix, and sorts.
+func disjoint(ps []netip.Prefix) []netip.Prefix {
+	ps = slices.Clone(ps)
+	slices.SortFunc(ps, netip.Prefix.Compare) // a prefix comes before those in it
+	var kept []netip.Prefix
+	for _, p := range ps {
+		if n := len(kept); n == 0 || !kept[n-1].Overlaps(p) {
+			kept = append(kept, p)
+		}
+	}
+	return kept
+}
+
+// guests checks what guests may reach.
+func (v *validator) guests() {
+	private := append(v.c.Private(), linkLocal4)
+	for i, p := range v.c.Guests.Reach {
+		at := fmt.Sprintf("guests.reach[%d]", i)
+		around := slices.IndexFunc(v.c.Guests.Reach[:i], func(q netip.Prefix) bool { return q.Overlaps(p) })
+		switch {
+		case !p.IsValid():
+			v.add(at, "not a prefix; for example 10.10.0.53/32")
+		case unfit(p) != "" && !within(p, linkLocal4) || p != p.Masked():
+			v.add(at, "%s", unfit(p))
+		case around >= 0:
+			v.add(at, "%s overlaps %s (guests.reach[%d]); keep the larger one", p, v.c.Guests.Reach[around], around)
+		case !slices.ContainsFunc(private, p.Overlaps):
+			v.add(at, "%s lies neither in the underlay nor in 169.254.0.0/16, so that guests reach it anyway; remove it", p)
+		}
+	}
+	for i, s := range v.c.Guests.NodePorts {
+		at := fmt.Sprintf("guests.node_ports[%d]", i)
+		_, err := ParseService(s.String())
+		first := slices.Index(v.c.Guests.NodePorts[:i], s)
+		switch {
+		case err != nil:
+			v.add(at, "%v", err)
+		case first >= 0:
+			v.add(at, "%s is already at guests.node_ports[%d]; remove one", s, first)
+		case s == Service{"tcp", v.c.AgentPort}:
+			v.add(at, "%s is the port on which the agents hear each other (agent_port), which no guest may reach; remove it", s)
+		}
+	}
+}
+
+// linkLocal4 is of RFC 3927; clouds serve their metadata there.
+var linkLocal4 = netip.MustParsePrefix("169.254.0.0/16")
+
+// permitUnderlay tells why what is routed to a guest cannot be r, or nil: from
+// an address of the underlay, a guest would speak as one of the cluster's machines.
+func (c *Cluster) permitUnderlay(r netip.Prefix) error {
+	for _, h := range c.hosts() {
+		if r.Contains(h.addr) {
+			return fmt.Errorf("it holds the address of %s (%s); route a prefix that is yours", h.what, h.addr)
+		}
+	}
+	for _, p := range c.Private() {
+		if r.Overlaps(p) {
+			return fmt.Errorf("it overlaps %s, where the cluster's own machines are, so that the guest could pose as one; route a prefix that is not the underlay's", p)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,437 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// tableName is our nftables tables, of the families inet and arp. No other
+// table is touched.
+const tableName = "vmfabric"
+
+// arrivingMap leads from the name of a port whose guest is about to arrive to
+// the chain of what that may send.
+const arrivingMap = "arriving"
+
+// filter is what the node lets in from its ports, by nftables. Its work for a
+// packet does not grow with the number of guests, and a guest that starts or
+// stops changes nothing in it.
+//
+//   - A source must be routed to the port (BCP 38), by a lookup in the routing
+//     table. IPv4 has that also as rp_filter, which the host's own setting of
+//     conf.all can loosen; IPv6 has no such sysctl. The lookup of an IPv6 route
+//     costs a quarter of a small packet's way, so that a port and a source that
+//     passed it are remembered for half a minute, and forgotten when we take an
+//     address from a port; that of IPv4 costs no more than a hash set.
+//   - What a destination is decides what becomes of the packet: one map of
+//     ranges, in which guests and the Internet are not. Loopback, multicast and
+//     reserved addresses are dropped whatever route_localnet says. To the underlay
+//     and 169.254.0.0/16 only answers pass: the host must have sent to that guest
+//     within the last day; TCP must not be a SYN, a UDP port must be one that was
+//     written from minutes ago, an ICMP error must not quote what other hosts of
+//     the underlay send each other. No connection tracking: it would count for
+//     every packet of the node.
+//   - To the node itself: echo, errors, neighbor discovery, answers, and what the
+//     cluster file opens.
+//   - ARP and neighbor discovery have a rate for each port, and so have sources
+//     that the node has not seen in them, and link-local sources altogether: the
+//     neighbour tables are the whole host's.
+//
+// A guest that is about to arrive is not routed to its port by the main table,
+// and may begin to run before anybody here knows: what it sends from its own
+// addresses passes by a chain of its port.
+type filter struct {
+	ports     *ruleset // of the family inet
+	neighbour *ruleset // of the family arp
+
+	mu       sync.Mutex
+	seen     uint32 // generation of all tables in which ours were found as they should be; 0: none
+	known    bool
+	arriving map[string][]netip.Prefix // by port
+}
+
+func newFilter(cfg Config) *filter {
+	return &filter{ports: portRules(cfg), neighbour: arpRules()}
+}
+
+// portRules is the table for IP.
+func portRules(cfg Config) *ruleset {
+	r := newRuleset(nftables.TableFamilyINet)
+	r.base("sources", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
+	r.base("input", nftables.ChainHookInput, nftables.ChainPriorityFilter)
+	r.base("output", nftables.ChainHookOutput, nftables.ChainPriorityFilter)
+	agents := toService(unix.IPPROTO_TCP, cfg.agentPort())
+
+	for _, f := range []family{ipv4, ipv6} {
+		r.set(nftables.Set{Name: "private" + f.digit, KeyType: f.address, Interval: true}, intervals(f.of(cfg.Private))...)
+		r.set(nftables.Set{Name: "reach" + f.digit, KeyType: f.address, Interval: true}, intervals(f.of(cfg.Guests.Reach))...)
+		r.set(nftables.Set{Name: "destinations" + f.digit, KeyType: f.address, Interval: true, IsMap: true, DataType: nftables.TypeVerdict},
+			intervals(f.destinations(cfg.Private))...)
+		r.set(nftables.Set{Name: "near" + f.digit, KeyType: octets[f.first]}, f.starts(f.destinations(cfg.Private))...)
+		r.dynamic("pairs"+f.digit, f.address, f.address)
+		r.dynamic("udp_flows"+f.digit, f.address, nftables.TypeInetService, f.address, nftables.TypeInetService)
+	}
+	r.dynamic("checked", nftables.TypeIFIndex, nftables.TypeIP6Addr)
+	r.dynamic("learning", nftables.TypeIFIndex)
+	r.dynamic("solicitations", nftables.TypeIFIndex)
+	r.dynamic("new_sources", nftables.TypeIFIndex)
+	r.dynamic("neighbours", nftables.TypeIFIndex, nftables.TypeIP6Addr)
+	r.set(nftables.Set{Name: arrivingMap, KeyType: nftables.TypeIFName, IsMap: true, DataType: nftables.TypeVerdict})
+	r.set(nftables.Set{Name: "tcp_ports", KeyType: nftables.TypeInetService}, services(cfg, "tcp")...)
+	r.set(nftables.Set{Name: "udp_ports", KeyType: nftables.TypeInetService}, services(cfg, "udp")...)
+
+	r.add("sources", fromPort(), ipv4.is(), goTo("from4"))
+	r.add("sources", fromPort(), goTo("from6"))
+	for _, f := range []family{ipv4, ipv6} {
+		r.add("sources", f.is(), f.near(f.src, false), f.in(f.src, "private"+f.digit, false), jump("to_guests"+f.digit))
+	}
+
+	unspecified := netip.PrefixFrom(netip.IPv4Unspecified(), 32)
+	r.add("from4", routed(true), ipv4.near(ipv4.dst, true), accept()) // most packets
+	r.add("from4", routed(true), goTo("destination4"))
+	r.add("from4", portName(), byMap(1, arrivingMap))
+	r.add("from4", ipv4.source(expr.CmpOpEq, unspecified), ipv4.destination(expr.CmpOpEq, netip.MustParsePrefix("255.255.255.255/32")), accept())
+	r.add("from4", drop())
+	r.add("from6", key(incoming, ipv6.saddr), found("checked"), ipv6.near(ipv6.dst, true), accept()) // most packets
+	r.add("from6", key(incoming, ipv6.saddr), found("checked"), goTo("destination6"))
+	r.add("from6", ipv6.source(expr.CmpOpEq, linkLocal6), goTo("from_link_local"))
+	r.add("from6", portName(), byMap(1, arrivingMap))
+	r.add("from6", ipv6.source(expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 128)), ipv6.destination(expr.CmpOpEq, onLink6), accept())
+	r.add("from6", routed(false), drop())
+	r.add("from6", meter("learning", learnRate, expr.LimitTimeSecond, learnBurst, false),
+		key(incoming, ipv6.saddr), remember("checked", learnedFor, false))
+	r.add("from6", goTo("destination6"))
+	for _, f := range []family{ipv4, ipv6} {
+		r.add("destination"+f.digit, f.near(f.dst, true), accept())
+		r.add("destination"+f.digit, key(f.daddr), byMap(firstWord, "destinations"+f.digit))
+		r.add("destination"+f.digit, accept())
+
+		closed := "closed" + f.digit
+		r.add(closed, destinationIs(unix.RTN_LOCAL, false), accept()) // the chain to_node decides
+		r.add(closed, agents, drop())
+		r.add(closed, f.in(f.dst, "reach"+f.digit, false), accept())
+		r.add(closed, key(f.saddr, f.daddr), found("pairs"+f.digit), goTo("answers"+f.digit))
+		r.add(closed, drop())
+
+		// Answers to a host of the underlay that sends to this guest.
+		answers := "answers" + f.digit
+		r.add(answers, connected(), accept())
+		r.add(answers, protocol(unix.IPPROTO_UDP), key(f.saddr, sport, f.daddr, dport), found("udp_flows"+f.digit), accept())
+		r.add(answers, f.icmpType(f.reply), accept())
+		r.addErrors(answers, f)
+		r.add(answers, f.lateFragment(), accept())
+		r.add(answers, drop())
+
+		// What a host of the underlay sends to a guest, or one that it routes for.
+		toGuests := "to_guests" + f.digit
+		r.add(toGuests, f.in(f.dst, "private"+f.digit, true), destinationIs(unix.RTN_UNICAST, false), key(f.daddr, f.saddr), remember("pairs"+f.digit, pairFor, true))
+		r.add(toGuests, protocol(unix.IPPROTO_UDP), f.in(f.dst, "private"+f.digit, true), destinationIs(unix.RTN_UNICAST, false),
+			key(f.daddr, dport, f.saddr, sport), remember("udp_flows"+f.digit, flowFor, true))
+
+		r.add("output", groupIs(expr.MetaKeyOIFGROUP), f.is(), protocol(unix.IPPROTO_UDP),
+			key(f.daddr, dport, f.saddr, sport), remember("udp_flows"+f.digit, flowFor, true))
+	}
+	// Link-local sources and destinations are the port's own.
+	r.add("from_link_local", jump("new_source"))
+	r.add("from_link_local", ipv6.destination(expr.CmpOpEq, onLink6), accept())
+	r.add("from_link_local", destinationIs(unix.RTN_LOCAL, true), accept())
+	r.add("from_link_local", drop())
+	r.add("link_local", destinationIs(unix.RTN_LOCAL, true), accept())
+	r.add("link_local", drop())
+	r.add("new_source", key(incoming, ipv6.saddr), found("neighbours"), leave())
+	r.add("new_source", meter("new_sources", neighbourRate, expr.LimitTimeMinute, neighbourMax, true), drop())
+	r.add("new_source", key(incoming, ipv6.saddr), remember("neighbours", neighbourFor, false), leave())
+	r.add("new_source", drop())
+
+	r.add("input", fromPort(), goTo("to_node"))
+	r.add("to_node", agents, drop())
+	r.add("to_node", connected(), accept())
+	r.add("to_node", toServices(unix.IPPROTO_TCP, "tcp_ports"), accept())
+	r.add("to_node", toServices(unix.IPPROTO_UDP, "udp_ports"), accept())
+	for _, f := range []family{ipv4, ipv6} {
+		r.add("to_node", f.is(), protocol(unix.IPPROTO_UDP), key(f.saddr, sport, f.daddr, dport), found("udp_flows"+f.digit), accept())
+		for _, n := range f.echo {
+			r.add("to_node", f.is(), f.icmpType(n), accept())
+		}
+	}
+	r.add("to_node", ipv4.is(), protocol(ipv4.icmp), goTo("errors4"))
+	for _, n := range resolution6 {
+		r.add("to_node", ipv6.is(), ipv6.icmpType(n), goTo("resolution"))
+	}
+	r.add("to_node", ipv6.is(), ipv6.lateFragment(), accept())
+	r.add("to_node", ipv6.is(), protocol(ipv6.icmp), goTo("errors6"))
+	r.add("to_node", drop())
+	for _, f := range []family{ipv4, ipv6} {
+		r.addErrors("errors"+f.digit, f)
+		r.add("errors"+f.digit, drop())
+	}
+	r.add("resolution", meter("solicitations", solicitRate, expr.LimitTimeSecond, solicitBurst, true), drop())
+	r.add("resolution", ipv6.source(expr.CmpOpEq, linkLocal6), accept()) // counted before
+	r.add("resolution", ipv6.source(expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 128)), accept())
+	r.add("resolution", jump("new_source"))
+	r.add("resolution", accept())
+	return r.finish()
+}
+
+// addErrors lets ICMP errors through that do not quote what one machine of the
+// underlay sent to another: a guest could slow those down.
+func (r *ruleset) addErrors(chain string, f family) {
+	for _, n := range f.errors {
+		r.add(chain, f.icmpType(n), []expr.Any{
+			load(expr.PayloadBaseTransportHeader, f.quoted, f.size, 1),
+			&expr.Lookup{SourceRegister: 1, SetName: "private" + f.digit, Invert: true},
+		}, accept())
+	}
+}
+
+// arpIn is NF_ARP_IN of <linux/netfilter_arp.h>, which x/sys does not have.
+const arpIn = 0
+
+// arpRules is the table for ARP. The kernel makes a neighbour of who asks.
+func arpRules() *ruleset {
+	sender := header(expr.PayloadBaseNetworkHeader, 14, 4)
+	r := newRuleset(nftables.TableFamilyARP)
+	r.base("input", nftables.ChainHookRef(arpIn), nftables.ChainPriorityFilter)
+	r.dynamic("solicitations", nftables.TypeIFIndex)
+	r.dynamic("new_sources", nftables.TypeIFIndex)
+	r.dynamic("neighbours", nftables.TypeIFIndex, nftables.TypeIPAddr)
+	r.add("input", fromPort(), goTo("resolution"))
+	r.add("resolution", meter("solicitations", solicitRate, expr.LimitTimeSecond, solicitBurst, true), drop())
+	r.add("resolution", key(incoming, sender), found("neighbours"), accept())
+	r.add("resolution", meter("new_sources", neighbourRate, expr.LimitTimeMinute, neighbourMax, true), drop())
+	r.add("resolution", key(incoming, sender), remember("neighbours", neighbourFor, false), accept())
+	r.add("resolution", drop())
+	return r.finish()
+}
+
+var (
+	linkLocal6 = netip.MustParsePrefix("fe80::/10")
+	onLink6    = netip.MustParsePrefix("ff02::/16") // multicast that no router passes on
+)
+
+// octets are the types of one and of two.
+var octets = map[uint32]nftables.SetDatatype{1: nftables.TypeInetProto, 2: nftables.TypeInetService}
+
+func services(cfg Config, protocol string) (elements []nftables.SetElement) {
+	for _, s := range cfg.Guests.NodePorts {
+		if s.Protocol == protocol {
+			elements = append(elements, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(s.Port)})
+		}
+	}
+	return elements
+}
+
+func portName() []expr.Any { return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}} }
+
+// routed holds for a source to which the way is through the port that it came
+// in from, or with false, for one to which it is not.
+func routed(is bool) []expr.Any {
+	op := expr.CmpOpEq
+	if is {
+		op = expr.CmpOpNeq
+	}
+	return []expr.Any{
+		&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
+		&expr.Cmp{Op: op, Register: 1, Data: binaryutil.NativeEndian.PutUint32(0)},
+	}
+}
+
+// ensure makes what is not there. Which guests are about to arrive is asked for
+// when nobody else can change it any more: an older list would take away what a
+// port that is made meanwhile was given. With nil they stay as they are.
+func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var list map[string][]netip.Prefix
+	if arriving != nil {
+		list = arriving()
+	}
+	c, err := nftables.New(nftables.AsLasting())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.CloseLasting() }()
+	// What others do after this is looked at the next time.
+	generation, err := rulesGeneration()
+	if err != nil {
+		return err
+	}
+	standing := generation == f.seen && generation != 0
+	if !standing {
+		standing = f.ports.standing(c)
+		if !standing {
+			if err := f.ports.rebuild(c); err != nil {
+				return err
+			}
+		}
+		if !f.neighbour.standing(c) {
+			if err := f.neighbour.rebuild(c); err != nil {
+				return err
+			}
+			generation = 0
+		}
+	}
+	if !standing {
+		generation = 0
+	}
+	changed, err := f.setArriving(c, list, standing)
+	if err != nil {
+		return err
+	}
+	if err := c.Flush(); err != nil {
+		f.seen, f.known = 0, false
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("this kernel lacks a part of nftables (%w)", err)
+		}
+		return err
+	}
+	if changed {
+		generation = 0
+	}
+	f.seen = generation
+	if list != nil {
+		f.arriving, f.known = list, true
+	}
+	return nil
+}
+
+// setArriving has the chains of ports whose guests are about to arrive made or
+// removed when c is flushed, in a table that stands or is made anew.
+func (f *filter) setArriving(c *nftables.Conn, list map[string][]netip.Prefix, standing bool) (changed bool, err error) {
+	have, want := f.arriving, list
+	if want == nil {
+		want = f.arriving
+	}
+	switch {
+	case !standing:
+		have = nil
+	case list == nil:
+		return false, nil
+	case !f.known:
+		// An earlier process left them.
+		if have, err = f.listArriving(c); err != nil {
+			return false, err
+		}
+	}
+	ways := &nftables.Set{Table: f.ports.table, Name: arrivingMap, KeyType: nftables.TypeIFName, IsMap: true, DataType: nftables.TypeVerdict}
+	for _, port := range slices.Sorted(maps.Keys(have)) {
+		if _, still := want[port]; still {
+			continue
+		}
+		changed = true
+		chain := &nftables.Chain{Name: chainOf(port), Table: f.ports.table}
+		if err := c.SetDeleteElements(ways, []nftables.SetElement{wayOf(port)}); err != nil {
+			return changed, err
+		}
+		c.FlushChain(chain)
+		c.DelChain(chain)
+	}
+	for _, port := range slices.Sorted(maps.Keys(want)) {
+		was, there := have[port]
+		if there && slices.Equal(was, want[port]) {
+			continue
+		}
+		changed = true
+		chain := c.AddChain(&nftables.Chain{Name: chainOf(port), Table: f.ports.table})
+		if there {
+			c.FlushChain(chain)
+		}
+		for _, p := range want[port] {
+			family := ipv4
+			if p.Addr().Is6() {
+				family = ipv6
+			}
+			c.AddRule(&nftables.Rule{Table: f.ports.table, Chain: chain, Exprs: slices.Concat(
+				family.is(), family.source(expr.CmpOpEq, p), goTo("destination"+family.digit))})
+		}
+		if err := c.SetAddElements(ways, []nftables.SetElement{wayOf(port)}); err != nil {
+			return changed, err
+		}
+	}
+	return changed, nil
+}
+
+func chainOf(port string) string { return arrivingMap + "_" + port }
+
+func wayOf(port string) nftables.SetElement {
+	name := make([]byte, unix.IFNAMSIZ)
+	copy(name, port)
+	return nftables.SetElement{Key: name, VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: chainOf(port)}}
+}
+
+// listArriving names the ports that have a chain, with no prefixes.
+func (f *filter) listArriving(c *nftables.Conn) (map[string][]netip.Prefix, error) {
+	chains, err := c.ListChainsOfTableFamily(f.ports.table.Family)
+	if err != nil {
+		return nil, err
+	}
+	ports := map[string][]netip.Prefix{}
+	for _, chain := range chains {
+		if port, is := strings.CutPrefix(chain.Name, arrivingMap+"_"); is && chain.Table.Name == tableName {
+			ports[port] = nil
+		}
+	}
+	return ports, nil
+}
+
+// forget has every IPv6 source checked anew: one was taken from a port.
+func (f *filter) forget() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	c.FlushSet(&nftables.Set{Table: f.ports.table, Name: "checked"})
+	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
+}
+
+// rulesGeneration gives the number that the kernel counts up with each change
+// of any table (NFT_MSG_GETGEN).
+func rulesGeneration() (uint32, error) {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = c.Close() }()
+	replies, err := c.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
+		Data:   make([]byte, sizeofNfgenmsg),
+	})
+	if err != nil {
+		return 0, reason(err)
+	}
+	for _, reply := range replies {
+		if len(reply.Data) < sizeofNfgenmsg {
+			continue
+		}
+		ad, err := netlink.NewAttributeDecoder(reply.Data[sizeofNfgenmsg:])
+		if err != nil {
+			continue
+		}
+		ad.ByteOrder = binary.BigEndian
+		for ad.Next() {
+			if ad.Type() == unix.NFTA_GEN_ID {
+				return ad.Uint32(), nil
+			}
+		}
+	}
+	return 0, nil
+}
+
+const sizeofNfgenmsg = 4 // struct nfgenmsg of <linux/netfilter/nfnetlink.h>

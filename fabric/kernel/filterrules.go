@@ -1,0 +1,496 @@
+package kernel
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"github.com/vmfabric/vmfabric/fabric"
+	"golang.org/x/sys/unix"
+)
+
+// Limits of one port. What a guest needs is far below them; what it can have
+// the node remember is bounded by them.
+const (
+	solicitRate, solicitBurst   = 50, 100 // address resolution packets a second
+	neighbourRate, neighbourMax = 20, 32  // new sources of address resolution a minute, and at once
+	learnRate, learnBurst       = 20, 64  // new sources a second that are remembered as checked
+	dynamicSize                 = 65536   // elements of a set that packets fill
+
+	learnedFor   = 30 * time.Second // an IPv6 source is checked anew after that
+	neighbourFor = 10 * time.Minute
+	meterFor     = 10 * time.Minute // longer than a meter takes to be as if it were new
+	pairFor      = 24 * time.Hour   // after the last packet from the underlay to the guest
+	flowFor      = 3 * time.Minute  // the same for UDP, of one pair of ports
+)
+
+// Numbers of ICMP (RFC 792) and ICMPv6 (RFC 4443, RFC 4861).
+var (
+	echo4, errors4 = []byte{0, 8}, []byte{3, 11, 12}
+	echo6, errors6 = []byte{128, 129}, []byte{1, 2, 3, 4}
+	resolution6    = []byte{133, 135, 136} // router and neighbor solicitation, neighbor advertisement
+)
+
+// family is what differs between the two.
+type family struct {
+	digit        string
+	proto        byte // NFPROTO_*
+	src, dst     uint32
+	size         uint32
+	icmp         byte
+	quoted       uint32 // where the destination of the packet stands that an ICMP error quotes
+	echo, errors []byte
+	first        uint32 // octets of an address that the sets near4 and near6 have
+	reply        byte   // of echo
+	address      nftables.SetDatatype
+}
+
+var (
+	ipv4 = family{"4", unix.NFPROTO_IPV4, 12, 16, 4, unix.IPPROTO_ICMP, 8 + 16, echo4, errors4, 1, 0, nftables.TypeIPAddr}
+	ipv6 = family{"6", unix.NFPROTO_IPV6, 8, 24, 16, unix.IPPROTO_ICMPV6, 8 + 24, echo6, errors6, 2, 129, nftables.TypeIP6Addr}
+)
+
+// ruleset is a table in the making, or as it is to be found.
+type ruleset struct {
+	table    *nftables.Table
+	chains   []*nftables.Chain
+	rules    map[string][]*nftables.Rule // by chain
+	sets     []*nftables.Set
+	elements map[string][]nftables.SetElement // of sets that packets do not fill
+	mark     []byte                           // comment of every rule, of one text of all of them
+}
+
+func newRuleset(family nftables.TableFamily) *ruleset {
+	return &ruleset{
+		table: &nftables.Table{Family: family, Name: tableName},
+		rules: map[string][]*nftables.Rule{}, elements: map[string][]nftables.SetElement{},
+	}
+}
+
+// base adds a chain that the kernel calls.
+func (r *ruleset) base(name string, hook *nftables.ChainHook, priority *nftables.ChainPriority) {
+	r.chains = append(r.chains, &nftables.Chain{Name: name, Table: r.table, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: priority})
+}
+
+// add adds a rule to a chain, and the chain where it is not there.
+func (r *ruleset) add(chain string, parts ...[]expr.Any) {
+	i := slices.IndexFunc(r.chains, func(c *nftables.Chain) bool { return c.Name == chain })
+	if i < 0 {
+		i = len(r.chains)
+		r.chains = append(r.chains, &nftables.Chain{Name: chain, Table: r.table})
+	}
+	r.rules[chain] = append(r.rules[chain], &nftables.Rule{Table: r.table, Chain: r.chains[i], Exprs: slices.Concat(parts...)})
+}
+
+// set adds a set, with a number of its own in the transaction.
+func (r *ruleset) set(s nftables.Set, elements ...nftables.SetElement) {
+	s.Table, s.ID = r.table, uint32(len(r.sets)+1)
+	r.sets = append(r.sets, &s)
+	if !s.Dynamic {
+		r.elements[s.Name] = elements
+	}
+}
+
+// dynamic adds a set that packets fill.
+func (r *ruleset) dynamic(name string, parts ...nftables.SetDatatype) {
+	t, err := nftables.ConcatSetType(parts...)
+	if err != nil {
+		panic(err) // there are at most five parts
+	}
+	r.set(nftables.Set{Name: name, KeyType: t, Dynamic: true, HasTimeout: true, Timeout: learnedFor, Size: dynamicSize})
+}
+
+// finish marks the rules, so that a table of another version, of another
+// configuration or with somebody's changes is told from this one.
+func (r *ruleset) finish() *ruleset {
+	h := fnv.New64a()
+	for _, c := range r.chains {
+		fmt.Fprintln(h, c.Name)
+		for _, rule := range r.rules[c.Name] {
+			for _, e := range rule.Exprs {
+				fmt.Fprintf(h, "%T%+v\n", e, e)
+				if d, ok := e.(*expr.Dynset); ok {
+					for _, e := range d.Exprs {
+						fmt.Fprintf(h, "%T%+v\n", e, e)
+					}
+				}
+			}
+		}
+	}
+	for _, s := range r.sets {
+		fmt.Fprintln(h, s.Name, s.KeyType, r.elements[s.Name])
+	}
+	r.mark = userdata.AppendString(nil, userdata.TypeComment, fmt.Sprintf("vmfabric %x", h.Sum64()))
+	for _, rules := range r.rules {
+		for _, rule := range rules {
+			rule.UserData = r.mark
+		}
+	}
+	return r
+}
+
+// rebuild has the table made anew, whatever is there, when c is flushed.
+func (r *ruleset) rebuild(c *nftables.Conn) error {
+	// Adding before deleting makes the deletion valid whether or not the table
+	// is there; all of it is one transaction.
+	c.AddTable(r.table)
+	c.DelTable(r.table)
+	c.AddTable(r.table)
+	for _, chain := range r.chains {
+		c.AddChain(chain)
+	}
+	for _, s := range r.sets {
+		if err := c.AddSet(s, nil); err != nil {
+			return fmt.Errorf("set %s: %w", s.Name, err)
+		}
+		for some := range slices.Chunk(r.elements[s.Name], elementsAtOnce) {
+			if err := c.SetAddElements(s, some); err != nil {
+				return fmt.Errorf("set %s: %w", s.Name, err)
+			}
+		}
+	}
+	for _, chain := range r.chains {
+		for _, rule := range r.rules[chain.Name] {
+			c.AddRule(rule)
+		}
+	}
+	return nil
+}
+
+// elementsAtOnce fit into one message of netlink.
+const elementsAtOnce = 1000
+
+// standing tells whether the table is there as it was made.
+func (r *ruleset) standing(c *nftables.Conn) bool {
+	if t, err := c.ListTableOfFamily(tableName, r.table.Family); err != nil || t == nil {
+		return false
+	}
+	for _, chain := range r.chains {
+		rules, err := c.GetRules(r.table, chain)
+		if err != nil || len(rules) != len(r.rules[chain.Name]) {
+			return false
+		}
+		for _, rule := range rules {
+			if !bytes.Equal(rule.UserData, r.mark) {
+				return false
+			}
+		}
+	}
+	for _, s := range r.sets {
+		if s.Dynamic || s.Name == arrivingMap {
+			continue
+		}
+		elements, err := c.GetSetElements(s)
+		if err != nil || len(elements) != len(r.elements[s.Name]) {
+			return false
+		}
+	}
+	return true
+}
+
+// Parts of rules.
+
+func load(base expr.PayloadBase, offset, size, register uint32) *expr.Payload {
+	return &expr.Payload{DestRegister: register, Base: base, Offset: offset, Len: size}
+}
+
+// The first register of four bytes each (NFT_REG32_00); a number of 1 names the first four.
+const firstWord = 8
+
+// fromPort holds for what comes in from a port.
+func fromPort() []expr.Any { return groupIs(expr.MetaKeyIIFGROUP) }
+
+func groupIs(key expr.MetaKey) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: key, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(fabric.LinkGroup)},
+	}
+}
+
+func (f family) is() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f.proto}},
+	}
+}
+
+// source and destination compare with a prefix.
+func (f family) source(op expr.CmpOp, p netip.Prefix) []expr.Any { return f.compare(f.src, op, p) }
+
+func (f family) destination(op expr.CmpOp, p netip.Prefix) []expr.Any {
+	return f.compare(f.dst, op, p)
+}
+
+func (f family) compare(offset uint32, op expr.CmpOp, p netip.Prefix) []expr.Any {
+	exprs := []expr.Any{load(expr.PayloadBaseNetworkHeader, offset, f.size, 1)}
+	if !p.IsSingleIP() {
+		exprs = append(exprs, &expr.Bitwise{
+			SourceRegister: 1, DestRegister: 1, Len: f.size,
+			Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen()), Xor: make([]byte, f.size),
+		})
+	}
+	return append(exprs, &expr.Cmp{Op: op, Register: 1, Data: p.Masked().Addr().AsSlice()})
+}
+
+// in holds for an address that is in a set.
+func (f family) in(offset uint32, set string, not bool) []expr.Any {
+	return []expr.Any{
+		load(expr.PayloadBaseNetworkHeader, offset, f.size, 1),
+		&expr.Lookup{SourceRegister: 1, SetName: set, Invert: not},
+	}
+}
+
+// near holds for an address whose first octets are in the set of those which
+// private and special ones begin with: one bit to look at, which spares
+// the others a search in ranges.
+func (f family) near(offset uint32, not bool) []expr.Any {
+	return []expr.Any{
+		load(expr.PayloadBaseNetworkHeader, offset, f.first, 1),
+		&expr.Lookup{SourceRegister: 1, SetName: "near" + f.digit, Invert: not},
+	}
+}
+
+// key loads the parts of a set's key one after the other.
+func key(parts ...func(register uint32) (expr.Any, uint32)) []expr.Any {
+	var exprs []expr.Any
+	word := uint32(firstWord)
+	for _, part := range parts {
+		e, size := part(word)
+		exprs = append(exprs, e)
+		word += (size + 3) / 4
+	}
+	return exprs
+}
+
+func incoming(register uint32) (expr.Any, uint32) {
+	return &expr.Meta{Key: expr.MetaKeyIIF, Register: register}, 4
+}
+
+func header(base expr.PayloadBase, offset, size uint32) func(uint32) (expr.Any, uint32) {
+	return func(register uint32) (expr.Any, uint32) { return load(base, offset, size, register), size }
+}
+
+func (f family) saddr(r uint32) (expr.Any, uint32) {
+	return header(expr.PayloadBaseNetworkHeader, f.src, f.size)(r)
+}
+
+func (f family) daddr(r uint32) (expr.Any, uint32) {
+	return header(expr.PayloadBaseNetworkHeader, f.dst, f.size)(r)
+}
+
+func sport(r uint32) (expr.Any, uint32) { return header(expr.PayloadBaseTransportHeader, 0, 2)(r) }
+func dport(r uint32) (expr.Any, uint32) { return header(expr.PayloadBaseTransportHeader, 2, 2)(r) }
+
+func found(set string) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: firstWord, SetName: set}}
+}
+
+// remember puts the key into a set for a time; renew gives it the whole time again.
+func remember(set string, timeout time.Duration, renew bool) []expr.Any {
+	op := uint32(unix.NFT_DYNSET_OP_ADD)
+	if renew {
+		op = unix.NFT_DYNSET_OP_UPDATE
+	}
+	return []expr.Any{&expr.Dynset{SrcRegKey: firstWord, SetName: set, Operation: op, Timeout: timeout}}
+}
+
+// meter holds while a port's packets are within a rate, or with over, above it.
+func meter(set string, rate uint64, unit expr.LimitTime, burst uint32, over bool) []expr.Any {
+	return slices.Concat(key(incoming), []expr.Any{&expr.Dynset{
+		SrcRegKey: firstWord, SetName: set, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: meterFor,
+		Exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: rate, Over: over, Unit: unit, Burst: burst}},
+	}})
+}
+
+func protocol(n byte) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{n}},
+	}
+}
+
+func toService(n byte, port uint16) []expr.Any {
+	return slices.Concat(protocol(n), []expr.Any{
+		load(expr.PayloadBaseTransportHeader, 2, 2, 1),
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
+	})
+}
+
+func toServices(n byte, set string) []expr.Any {
+	return slices.Concat(protocol(n), []expr.Any{
+		load(expr.PayloadBaseTransportHeader, 2, 2, 1),
+		&expr.Lookup{SourceRegister: 1, SetName: set},
+	})
+}
+
+// connected holds for a TCP segment that opens nothing: not SYN alone.
+func connected() []expr.Any {
+	const syn, ack = 2, 16
+	return slices.Concat(protocol(unix.IPPROTO_TCP), []expr.Any{
+		load(expr.PayloadBaseTransportHeader, 13, 1, 1),
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{syn | ack}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{syn}},
+	})
+}
+
+func (f family) icmpType(n byte) []expr.Any {
+	return slices.Concat(protocol(f.icmp), []expr.Any{
+		load(expr.PayloadBaseTransportHeader, 0, 1, 1),
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{n}},
+	})
+}
+
+// lateFragment holds for fragments but for the first; if that is dropped, they
+// are no packet.
+func (f family) lateFragment() []expr.Any {
+	mask, first := []byte{0x1f, 0xff}, []expr.Any{load(expr.PayloadBaseNetworkHeader, 6, 2, 1)}
+	if f.proto == unix.NFPROTO_IPV6 {
+		mask, first = []byte{0xff, 0xf8}, []expr.Any{&expr.Exthdr{DestRegister: 1, Type: unix.IPPROTO_FRAGMENT, Offset: 2, Len: 2, Op: expr.ExthdrOpIpv6}}
+	}
+	return append(first,
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 2, Mask: mask, Xor: []byte{0, 0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}})
+}
+
+// destinationIs asks the routing table what kind of address the destination is
+// (RTN_*); of a link-local one, on the port itself.
+func destinationIs(kind uint32, onPort bool) []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: 1, FlagDADDR: true, FlagIIF: onPort, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(kind)},
+	}
+}
+
+func verdict(kind expr.VerdictKind, chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}
+}
+
+func accept() []expr.Any           { return verdict(expr.VerdictAccept, "") }
+func leave() []expr.Any            { return verdict(expr.VerdictReturn, "") }
+func jump(chain string) []expr.Any { return verdict(expr.VerdictJump, chain) }
+func goTo(chain string) []expr.Any { return verdict(expr.VerdictGoto, chain) }
+func drop() []expr.Any             { return append([]expr.Any{&expr.Counter{}}, verdict(expr.VerdictDrop, "")...) }
+
+func byMap(register uint32, name string) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: register, SetName: name, IsDestRegSet: true}}
+}
+
+// span is a range of addresses and what becomes of packets to it.
+type span struct {
+	first, last netip.Addr
+	verdict     *expr.Verdict
+}
+
+func spanOf(p netip.Prefix, v *expr.Verdict) span {
+	b := p.Masked().Addr().AsSlice()
+	for bit := p.Bits(); bit < len(b)*8; bit++ {
+		b[bit/8] |= 0x80 >> (bit % 8)
+	}
+	last, _ := netip.AddrFromSlice(b)
+	return span{p.Masked().Addr(), last, v}
+}
+
+func (s span) overlaps(o span) bool {
+	return s.first.Compare(o.last) <= 0 && o.first.Compare(s.last) <= 0
+}
+
+// intervals gives the elements of a set or map of addresses. Of spans that
+// overlap the first is kept.
+func intervals(spans []span) []nftables.SetElement {
+	var kept []span
+	for _, s := range spans {
+		if !slices.ContainsFunc(kept, s.overlaps) {
+			kept = append(kept, s)
+		}
+	}
+	slices.SortFunc(kept, func(a, b span) int { return a.first.Compare(b.first) })
+	var all []nftables.SetElement
+	for _, s := range kept {
+		all = append(all, nftables.SetElement{Key: s.first.AsSlice(), VerdictData: s.verdict})
+		if end := s.last.Next(); end.IsValid() {
+			all = append(all, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+		}
+	}
+	return all
+}
+
+// of picks the prefixes of a family, the larger ones first.
+func (f family) of(ps []netip.Prefix) []span {
+	var spans []span
+	for _, p := range ps {
+		if p.IsValid() && p.Addr().Is4() == (f.size == 4) {
+			spans = append(spans, spanOf(p, nil))
+		}
+	}
+	slices.SortFunc(spans, func(a, b span) int {
+		if c := a.first.Compare(b.first); c != 0 {
+			return c
+		}
+		return b.last.Compare(a.last)
+	})
+	return spans
+}
+
+// starts lists the first octets of all addresses in spans.
+func (f family) starts(spans []span) (elements []nftables.SetElement) {
+	seen := map[int]bool{}
+	for _, s := range spans {
+		number := func(a netip.Addr) (n int) {
+			for _, b := range a.AsSlice()[:f.first] {
+				n = n<<8 | int(b)
+			}
+			return n
+		}
+		for n := number(s.first); n <= number(s.last); n++ {
+			seen[n] = true
+		}
+	}
+	for _, n := range slices.Sorted(maps.Keys(seen)) {
+		elements = append(elements, nftables.SetElement{Key: binary.BigEndian.AppendUint16(nil, uint16(n))[2-f.first:]})
+	}
+	return elements
+}
+
+// destinations says what becomes of packets from ports by where they go;
+// what is not in it goes on.
+func (f family) destinations(private []netip.Prefix) []span {
+	never := &expr.Verdict{Kind: expr.VerdictDrop}
+	closed := &expr.Verdict{Kind: expr.VerdictGoto, Chain: "closed" + f.digit}
+	between := func(first, last string, v *expr.Verdict) span {
+		return span{netip.MustParseAddr(first), netip.MustParseAddr(last), v}
+	}
+	var spans []span
+	if f.size == 4 {
+		spans = []span{
+			between("0.0.0.0", "0.255.255.255", never),
+			between("127.0.0.0", "127.255.255.255", never), // also where route_localnet is on
+			between("169.254.0.0", "169.254.255.255", closed),
+			// Of multicast and reserved addresses, the broadcast of a guest that looks for its address.
+			between("224.0.0.0", "255.255.255.254", never),
+		}
+	} else {
+		spans = []span{
+			between("::", "::ffff:ffff", never), // the unspecified and the loopback address, and IPv4-compatible ones
+			between("::ffff:0:0", "::ffff:ffff:ffff", never),
+			between("fe80::", "febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff", &expr.Verdict{Kind: expr.VerdictGoto, Chain: "link_local"}),
+			// Between the two is what a link alone has: neighbor discovery.
+			between("ff00::", "ff01:ffff:ffff:ffff:ffff:ffff:ffff:ffff", never),
+			between("ff03::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", never),
+		}
+	}
+	for _, s := range f.of(private) {
+		s.verdict = closed
+		spans = append(spans, s)
+	}
+	return spans
+}

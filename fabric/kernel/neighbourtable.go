@@ -1,0 +1,82 @@
+package kernel
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// neighbourTable is the kernel's table of the neighbours of one family. It is
+// the whole host's: where it is full, nobody finds a new neighbour.
+type neighbourTable struct {
+	family  string
+	name    string // of its sysctls and counters
+	counter string
+	limit   int // gc_thresh3
+	entries int // that the limit counts
+}
+
+// Each guest needs some entries, and more for a time while it uses many sources.
+const (
+	neighboursOfNode, neighboursOfPort = 512, 16
+	nearlyFull                         = 80 // percent
+)
+
+// trouble says what is wrong with the table of a node with so many ports, or "".
+func (t neighbourTable) trouble(ports int) string {
+	need := neighboursOfNode + neighboursOfPort*ports
+	wayOut := fmt.Sprintf("raise net.%s.neigh.default.gc_thresh1, 2 and 3 as packaging's 90-vmfabric.conf has them (sysctl -p /etc/sysctl.d/90-vmfabric.conf)", t.name)
+	switch {
+	case t.entries*100 >= t.limit*nearlyFull:
+		return fmt.Sprintf("the %s neighbour table has %d of at most %d entries, guests and the node lose their neighbours when it is full: %s, and see who fills it (ip -s neigh)", t.family, t.entries, t.limit, wayOut)
+	case t.limit < need:
+		return fmt.Sprintf("the %s neighbour table holds %d entries, %d ports may need %d: %s", t.family, t.limit, ports, need, wayOut)
+	}
+	return ""
+}
+
+// weighNeighbours tells of neighbour tables that are small or nearly full. Only
+// the first network namespace shows their limits.
+func (d *Dataplane) weighNeighbours(all []neighbour, ports int) {
+	for _, t := range []neighbourTable{
+		{family: "IPv4", name: "ipv4", counter: "arp_cache"},
+		{family: "IPv6", name: "ipv6", counter: "ndisc_cache"},
+	} {
+		text, err := readSysctl(t.name + "/neigh/default/gc_thresh3")
+		if err != nil {
+			continue
+		}
+		if t.limit, err = strconv.Atoi(text); err != nil {
+			continue
+		}
+		counted, err := os.ReadFile("/proc/net/stat/" + t.counter)
+		if err != nil {
+			continue
+		}
+		if t.entries, err = parseEntries(string(counted)); err != nil {
+			continue
+		}
+		// Permanent ones are beyond the limit (since Linux 5.0).
+		for _, n := range all {
+			if n.addr.Is4() == (t.name == "ipv4") && n.state&unix.NUD_PERMANENT != 0 {
+				t.entries--
+			}
+		}
+		d.ail("neighbours "+t.name, t.trouble(ports))
+	}
+}
+
+// parseEntries reads how many entries a table has from its counters
+// (/proc/net/stat): a line of names and one for each processor, in hexadecimal.
+func parseEntries(text string) (int, error) {
+	lines := strings.Split(text, "\n")
+	if len(lines) < 2 || !strings.HasPrefix(lines[0], "entries ") {
+		return 0, fmt.Errorf("no counters of a neighbour table")
+	}
+	first, _, _ := strings.Cut(lines[1], " ")
+	n, err := strconv.ParseUint(first, 16, 31)
+	return int(n), err
+}
