@@ -42,6 +42,8 @@ const (
 	DivertedTable = 148   // routes to the nodes that guests went to, for all packets; see [Mover]
 	ArrivingRule  = 14700 // one for each link of the underlay
 	DivertedRule  = 14800
+	TrialTable    = 149 // where the dataplane's own packets go with which it tries whether the node forwards
+	TrialRule     = 14600
 )
 
 // LinkGroup is the interface group (IFLA_GROUP) of every port, one match for

@@ -51,11 +51,13 @@ const (
 	Moves    Op = "moves"    // the reports of guests' moves, of all or of the one that is named
 	Drain    Op = "drain"    // announce everything as [fabric.Draining], take no new guests
 	Undrain  Op = "undrain"  // end that
+	// Forwarding tries whether packets of guests pass the node now.
+	Forwarding Op = "forwarding"
 )
 
 var (
 	guestOps = []Op{Wire, Live, Started, Withdraw, Remove, Expect, Starting, Ended, Describe}
-	nodeOps  = []Op{List, Status, Moves, Drain, Undrain}
+	nodeOps  = []Op{List, Status, Moves, Drain, Undrain, Forwarding}
 )
 
 // Request is the line to the agent. Withdraw, Remove, Expect and Describe need
@@ -67,7 +69,7 @@ type Request struct {
 	VM fabric.VM `json:"vm,omitzero"`
 }
 
-// Reply is the line back. Ports, Status and Moves are those of the ops of that name;
+// Reply is the line back. Ports, Status, Moves and Forwarding are those of the ops of that name;
 // with a Status there may be an Error about what of it is not known. Guest
 // answers Describe.
 type Reply struct {
@@ -79,6 +81,8 @@ type Reply struct {
 	Status  *fabric.Status     `json:"status,omitzero"`
 	Guest   *Guest             `json:"guest,omitzero"`
 	Moves   []fabric.Move      `json:"moves,omitzero"`
+	// Forwarding says what is in the way of guests' packets.
+	Forwarding []fabric.ForwardingFault `json:"forwarding,omitzero"`
 }
 
 // Guest is what a guest needs to know of its network.

@@ -40,6 +40,7 @@ type Node interface {
 	Moves(ctx context.Context, vm string) ([]fabric.Move, error) // the newest first; of all guests without a name
 	Drain(ctx context.Context) error
 	Undrain(ctx context.Context) error
+	CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, error)
 }
 
 // Agent does what is asked over the socket: a [fabric.Agent].
@@ -227,6 +228,8 @@ func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) 
 		err = agent.Drain(ctx)
 	case Undrain:
 		err = agent.Undrain(ctx)
+	case Forwarding:
+		reply.Forwarding, err = agent.CheckForwarding(ctx)
 	}
 	return reply, err
 }

@@ -112,7 +112,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		return err
 	}
 	defer closing(store)
-	dataplane, err := kernel.New(kernel.Config{Cluster: cluster.Name, Underlay: others(&cluster, node)}, kernel.WithLogger(log))
+	dataplane, err := kernel.New(kernel.Config{Cluster: cluster.Name, Underlay: others(&cluster, node), Guests: guestsOf(&cluster)}, kernel.WithLogger(log))
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,9 @@ type Config struct {
 	// Underlay lists addresses of the cluster's other machines: what comes in
 	// from a link by which the kernel reaches one of them comes from the underlay.
 	Underlay []netip.Addr
+	// Guests has one address that a guest may have for each family whose packets
+	// are to pass the node: whether they do is tried with it, see [Dataplane.CheckForwarding].
+	Guests []netip.Addr
 }
 
 // Option changes a [Dataplane] at its making.
@@ -32,20 +35,22 @@ func WithLogger(l *slog.Logger) Option { return func(d *Dataplane) { d.log = l }
 
 // Dataplane is a [fabric.Dataplane] over the kernel of this network namespace.
 type Dataplane struct {
-	cluster  string
-	log      *slog.Logger
-	ipv6     bool
-	rtnl     *rtnl
-	watch    *watcher
-	reaper   reaper
-	proxying proxying
-	checks   sourceChecks
-	underlay []netip.Addr
-	moves    *moves
+	cluster    string
+	log        *slog.Logger
+	ipv6       bool
+	rtnl       *rtnl
+	watch      *watcher
+	reaper     reaper
+	proxying   proxying
+	checks     sourceChecks
+	underlay   []netip.Addr
+	moves      *moves
+	forwarding forwarding
 
 	mu       sync.Mutex
 	want     map[string]fabric.Port // as put; guarded by mu
 	ailments map[string]string      // by what they are about; guarded by mu
+	trying   bool                   // a trial sends from the throw-away port; guarded by mu
 }
 
 // New takes stock of what is ours, lets the node forward, sets up the source
@@ -82,12 +87,15 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 		d.rtnl.close()
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
+	if err := d.startForwarding(cfg.Guests); err != nil {
+		return nil, fmt.Errorf("kernel: %w", errors.Join(err, d.Close()))
+	}
 	return d, nil
 }
 
 // Close ends the watching. Everything in the kernel stays.
 func (d *Dataplane) Close() error {
-	return errors.Join(d.watch.close(), d.moves.close(), d.rtnl.close())
+	return errors.Join(d.forwarding.close(), d.watch.close(), d.moves.close(), d.rtnl.close())
 }
 
 // Changed implements [fabric.Dataplane].
@@ -101,7 +109,7 @@ func (d *Dataplane) Diagnose() []string {
 	for _, text := range d.ailments {
 		all = append(all, text)
 	}
-	return all
+	return append(all, d.forwarding.lines()...)
 }
 
 func (d *Dataplane) ail(about, text string) {

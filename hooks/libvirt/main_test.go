@@ -74,6 +74,9 @@ func (f *fake) Status(context.Context) (fabric.Status, error)        { return fa
 func (f *fake) Moves(context.Context, string) ([]fabric.Move, error) { return nil, f.err }
 func (f *fake) Drain(context.Context) error                          { return f.err }
 func (f *fake) Undrain(context.Context) error                        { return f.err }
+func (f *fake) CheckForwarding(context.Context) ([]fabric.ForwardingFault, error) {
+	return nil, f.err
+}
 
 func serve(t *testing.T, agent hooks.Agent) (socket string) {
 	socket = filepath.Join(t.TempDir(), "agent.sock")

@@ -136,4 +136,7 @@ func (idleAgent) List(context.Context) ([]fabric.PortEntry, error)     { return 
 func (idleAgent) Status(context.Context) (s fabric.Status, err error)  { return s, nil }
 func (idleAgent) Drain(context.Context) error                          { return nil }
 func (idleAgent) Undrain(context.Context) error                        { return nil }
+func (idleAgent) CheckForwarding(context.Context) ([]fabric.ForwardingFault, error) {
+	return nil, nil
+}
 func (idleAgent) Moves(context.Context, string) ([]fabric.Move, error) { return nil, nil }
