@@ -333,13 +333,14 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 	g.told.incoming = d.Incoming || g.told.incoming && d.State == Live
 	a.mu.Unlock()
 
+	hops := a.missingHops()
 	ports := a.portsOf(d)
 	live := d.announced()
 	var announce []Route
 	quiet := without(prev.VM.Prefixes(), d.VM.Prefixes())
 	for i, p := range ports {
 		for _, prefix := range p.NIC.Prefixes() {
-			if live && st[i] != down {
+			if live && st[i] != down && hops.of(prefix) == nil {
 				announce = append(announce, Route{prefix, st[i].on(draining)})
 			} else if len(prev.VM.NICs) > 0 {
 				quiet = append(quiet, prefix)

@@ -112,7 +112,10 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		return err
 	}
 	defer closing(store)
-	dataplane, err := kernel.New(kernel.Config{Cluster: cluster.Name, Underlay: others(&cluster, node), Guests: guestsOf(&cluster)}, kernel.WithLogger(log))
+	dataplane, err := kernel.New(kernel.Config{
+		Cluster: cluster.Name, Underlay: others(&cluster, node),
+		Samples: samplesOf(&cluster), NextHop: node.Address, NextHop6: node.Address6,
+	}, kernel.WithLogger(log))
 	if err != nil {
 		return err
 	}

@@ -28,9 +28,9 @@ func forwardingStep(a netip.Addr, faults []fabric.ForwardingFault, err error) st
 	return step{"forwarding", true, fmt.Sprintf("%s packets pass between the underlay and a port, tried now", family)}
 }
 
-// guestsOf gives, for each family that the cluster has a pool of, an address
+// samplesOf gives, for each family that the cluster has a pool of, an address
 // that a guest may have: the last of the first pool, where guests are rare.
-func guestsOf(c *fabric.Cluster) []netip.Addr {
+func samplesOf(c *fabric.Cluster) []netip.Addr {
 	var all []netip.Addr
 	for _, p := range c.Pools {
 		if slices.ContainsFunc(all, func(a netip.Addr) bool { return a.Is4() == p.Prefix.Addr().Is4() }) {

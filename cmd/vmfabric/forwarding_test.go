@@ -10,7 +10,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-func TestGuestsOf(t *testing.T) {
+func TestSamplesOf(t *testing.T) {
 	pool := func(prefix string, exclude ...string) fabric.Pool {
 		p := fabric.Pool{Prefix: netip.MustParsePrefix(prefix)}
 		for _, x := range exclude {
@@ -28,7 +28,7 @@ func TestGuestsOf(t *testing.T) {
 		{[]fabric.Pool{pool("2001:db8:100::/48"), pool("203.0.113.7/32")}, "[2001:db8:100:ffff:ffff:ffff:ffff:ffff 203.0.113.7]"},
 		{[]fabric.Pool{pool("203.0.113.0/24", "203.0.113.0/25", "203.0.113.128/25"), pool("198.51.100.0/30")}, "[198.51.100.3]"},
 	} {
-		got := guestsOf(&fabric.Cluster{Pools: c.pools})
+		got := samplesOf(&fabric.Cluster{Pools: c.pools})
 		assert.Equal(t, c.want, fmt.Sprint(got))
 	}
 }

@@ -22,9 +22,12 @@ type Config struct {
 	// Underlay lists addresses of the cluster's other machines: what comes in
 	// from a link by which the kernel reaches one of them comes from the underlay.
 	Underlay []netip.Addr
-	// Guests has one address that a guest may have for each family whose packets
+	// Samples has one address that a guest may have for each family whose packets
 	// are to pass the node: whether they do is tried with it, see [Dataplane.CheckForwarding].
-	Guests []netip.Addr
+	Samples []netip.Addr
+	// NextHop and NextHop6 are what announcements name; the second may be missing.
+	// Dataplane.NextHop tells whether they are addresses of this node.
+	NextHop, NextHop6 netip.Addr
 }
 
 // Option changes a [Dataplane] at its making.
@@ -46,6 +49,7 @@ type Dataplane struct {
 	underlay   []netip.Addr
 	moves      *moves
 	forwarding forwarding
+	hops       *nextHops
 
 	mu       sync.Mutex
 	want     map[string]fabric.Port // as put; guarded by mu
@@ -60,6 +64,7 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 		cluster: cfg.Cluster, underlay: cfg.Underlay, log: slog.New(slog.DiscardHandler), ipv6: hasIPv6(),
 		want: map[string]fabric.Port{}, ailments: map[string]string{},
 	}
+	d.hops = newNextHops(cfg.NextHop, cfg.NextHop6)
 	for _, o := range opts {
 		o(d)
 	}
@@ -87,7 +92,7 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 		d.rtnl.close()
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
-	if err := d.startForwarding(cfg.Guests); err != nil {
+	if err := d.startForwarding(cfg.Samples); err != nil {
 		return nil, fmt.Errorf("kernel: %w", errors.Join(err, d.Close()))
 	}
 	return d, nil

@@ -18,7 +18,7 @@ var trialGuests = addrs("203.0.113.250", "2001:db8:100::fa")
 // openForwarding opens a dataplane that tries whether the node forwards.
 func openForwarding(t *testing.T) *kernel.Dataplane {
 	t.Helper()
-	d, err := kernel.New(kernel.Config{Cluster: "lab", Underlay: []netip.Addr{node2[true], node2[false]}, Guests: trialGuests})
+	d, err := kernel.New(kernel.Config{Cluster: "lab", Underlay: []netip.Addr{node2[true], node2[false]}, Samples: trialGuests})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, d.Close()) })
 	return d

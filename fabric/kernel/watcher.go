@@ -63,6 +63,10 @@ func startWatcher(d *Dataplane) (*watcher, error) {
 		w.events.close()
 		return nil, fmt.Errorf("list ports: %w", err)
 	}
+	if err := d.hops.load(d.rtnl); err != nil {
+		w.events.close()
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
 	d.protect(nil) // what an earlier process let through stays until ports were put
 	w.wg.Go(w.receive)
 	w.wg.Go(w.inspect)
@@ -94,6 +98,7 @@ func (w *watcher) receive() {
 		}
 		w.mirror.mu.Lock()
 		var names, links []string
+		hops := false
 		for _, m := range msgs {
 			if m.Header.Type == unix.RTM_NEWNETCONF {
 				names = append(names, w.reconfigured(m.Data)...)
@@ -103,6 +108,7 @@ func (w *watcher) receive() {
 				w.ruleGone()
 				continue
 			}
+			hops = w.d.hops.apply(m) || hops
 			concerned := w.mirror.apply(m)
 			names = append(names, concerned...)
 			if isLink(m) {
@@ -118,7 +124,7 @@ func (w *watcher) receive() {
 		w.publish(links, false)
 		w.welcome(names...)
 		w.suspect(names...)
-		if len(flaps) > 0 {
+		if len(flaps) > 0 || hops {
 			w.signal()
 		}
 		w.events.pass(msgs)
@@ -129,6 +135,9 @@ func (w *watcher) receive() {
 func (w *watcher) relist() {
 	if err := w.mirror.load(w.d.rtnl); err != nil {
 		w.d.log.Warn("list ports", "err", err)
+	}
+	if err := w.d.hops.load(w.d.rtnl); err != nil {
+		w.d.log.Warn("list addresses", "err", err)
 	}
 	w.signal()
 }

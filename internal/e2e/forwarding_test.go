@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
@@ -72,4 +73,48 @@ func TestForwardingRules(t *testing.T) {
 	_, errs, code = a.cli("detach", "web")
 	require.Zero(t, code, errs)
 	s.leavesNothing(a.node, seaGold...)
+}
+
+// TestNextHopGone: a node that loses the address which it announces as next hop
+// withdraws the family, says so, and announces it again with the address.
+func TestNextHopGone(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{})
+	a := s.agents["node1"]
+	_, errs, code := a.cli("attach", "web", "--address", "203.0.113.10,2001:db8:100::10", "--kind", "veth")
+	require.Zero(t, code, errs)
+	v4, v6 := netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("2001:db8:100::10/128")
+	s.coreHas(a.node, v4, v6)
+	run := func(script string) {
+		_, errs, code := runIn(t, a.node, "/bin/sh", "-c", script)
+		require.Zero(t, code, errs)
+	}
+	run("echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6")
+	s.eventually("the core gateway has only "+v4.String(), func() error {
+		routes, err := s.core.Routes(soon(t))
+		if err != nil {
+			return err
+		}
+		have := map[netip.Prefix]bool{}
+		for _, r := range routes {
+			have[r.Prefix] = true
+		}
+		if have[v6] || !have[v4] {
+			return errors.New("it has others")
+		}
+		return nil
+	})
+	out, _, code := a.cli("status")
+	assert.Equal(t, 1, code)
+	assert.Contains(t, out, "IPv6 is announced for no guest: next hop "+a.node.Addr6().String())
+	out, _, code = a.cli("why", v6.Addr().String())
+	assert.Equal(t, 1, code, out)
+	assert.Contains(t, out, "MISSING forwarding: IPv6 is announced for no guest")
+	out, _, code = a.cli("why", v4.Addr().String())
+	assert.Zero(t, code, out)
+	run("echo 0 >/proc/sys/net/ipv6/conf/all/disable_ipv6; ip -6 addr add " + a.node.Addr6().String() + "/64 dev eth0 nodad")
+	s.coreHas(a.node, v4, v6)
+	out, _, code = a.cli("why", v6.Addr().String())
+	assert.Zero(t, code, out)
+	require.Eventually(t, func() bool { _, _, code := a.cli("status"); return code == 0 }, time.Minute, 50*time.Millisecond)
 }
