@@ -48,7 +48,7 @@ type Dataplane struct {
 	checks     sourceChecks
 	underlay   []netip.Addr
 	moves      *moves
-	forwarding forwarding
+	forwarding *forwarding
 	hops       *nextHops
 
 	mu       sync.Mutex
@@ -64,7 +64,7 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 		cluster: cfg.Cluster, underlay: cfg.Underlay, log: slog.New(slog.DiscardHandler), ipv6: hasIPv6(),
 		want: map[string]fabric.Port{}, ailments: map[string]string{},
 	}
-	d.hops = newNextHops(cfg.NextHop, cfg.NextHop6)
+	d.hops, d.forwarding = newNextHops(cfg.NextHop, cfg.NextHop6), newForwarding(cfg.Samples, d.ipv6)
 	for _, o := range opts {
 		o(d)
 	}
@@ -92,7 +92,7 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 		d.rtnl.close()
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
-	if err := d.startForwarding(cfg.Samples); err != nil {
+	if err := d.startForwarding(); err != nil {
 		return nil, fmt.Errorf("kernel: %w", errors.Join(err, d.Close()))
 	}
 	return d, nil

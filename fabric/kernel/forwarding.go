@@ -60,12 +60,24 @@ type forwarding struct {
 	last    time.Time      // of a trial
 }
 
+// newForwarding is to try with addresses that guests may have; none: nothing is tried.
+func newForwarding(samples []netip.Addr, ipv6 bool) *forwarding {
+	f := &forwarding{}
+	for _, a := range samples {
+		if a.Is4() || ipv6 {
+			f.guests = append(f.guests, a)
+		}
+	}
+	if len(f.guests) > 0 {
+		f.kick = make(chan bool, 1)
+	}
+	return f
+}
+
 // startForwarding removes what a trial of an earlier process left, makes the
 // first, and goes on watching.
-func (d *Dataplane) startForwarding(guests []netip.Addr) error {
-	f := &d.forwarding
-	guests = slices.Clone(guests)
-	f.guests = slices.DeleteFunc(guests, func(a netip.Addr) bool { return a.Is6() && !d.ipv6 })
+func (d *Dataplane) startForwarding() error {
+	f := d.forwarding
 	if len(f.guests) == 0 {
 		return nil
 	}
@@ -77,7 +89,6 @@ func (d *Dataplane) startForwarding(guests []netip.Addr) error {
 	if f.rtnl, err = dialRTNL(); err != nil { // a trial waits for the kernel; nobody else is to wait with it
 		return err
 	}
-	f.kick = make(chan bool, 1)
 	f.rules, err = dialRules()
 	if err != nil {
 		d.log.Warn("changes of nftables rules are not heard of", "err", err)
@@ -105,6 +116,14 @@ func (f *forwarding) close() error {
 
 // run makes trials when something changed, and in rounds.
 func (f *forwarding) run(ctx context.Context) {
+	// Guests that were about to arrive when an earlier process ended are put again
+	// first: until then our own table has what that one let through.
+	start := time.NewTimer(verifyEvery)
+	defer start.Stop()
+	select {
+	case <-ctx.Done():
+	case <-start.C:
+	}
 	for ctx.Err() == nil {
 		_, _ = f.check(ctx) // kept for Diagnose
 		round := time.NewTimer(f.next())
@@ -153,7 +172,7 @@ func (f *forwarding) next() time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
-	case len(f.faults) > 0 || f.failure != "":
+	case len(f.faults) > 0, f.failure != "", len(f.indexes) == 0:
 		return faultyEvery
 	case len(legacyTables(unix.AF_INET))+len(legacyTables(unix.AF_INET6)) > 0:
 		return legacyEvery
@@ -161,8 +180,21 @@ func (f *forwarding) next() time.Duration {
 	return otherwise
 }
 
-// changed has a trial made soon.
+// reconfigured has a trial made soon when the link is one of the underlay.
+func (f *forwarding) reconfigured(index int32) {
+	f.mu.Lock()
+	concerns := f.indexes[index]
+	f.mu.Unlock()
+	if concerns {
+		f.changed(true)
+	}
+}
+
+// changed has a trial made soon: with rules, for more than elements of sets.
 func (f *forwarding) changed(rules bool) {
+	if f.kick == nil {
+		return // nothing is tried
+	}
 	for {
 		select {
 		case f.kick <- rules:
@@ -350,9 +382,9 @@ func (f *forwarding) sender(c course) netip.Addr {
 
 // legacyTables lists the tables of a family that iptables-legacy has made.
 func legacyTables(family uint8) []string {
-	path := "/proc/self/net/ip_tables_names"
+	path := "/proc/thread-self/net/ip_tables_names"
 	if family == unix.AF_INET6 {
-		path = "/proc/self/net/ip6_tables_names"
+		path = "/proc/thread-self/net/ip6_tables_names"
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {

@@ -32,7 +32,7 @@ type evidence struct {
 func explain(w way, o outcome, e evidence) obstacle {
 	if len(o.steps) > 0 {
 		if last := o.steps[len(o.steps)-1]; last.drops() {
-			return chainObstacle(last, base(o.steps), e.chains)
+			return chainObstacle(w, last, base(o.steps), e.chains, o.forwarded())
 		}
 	}
 	if s, ok := settingObstacle(w, e); ok {
@@ -43,8 +43,7 @@ func explain(w way, o outcome, e evidence) obstacle {
 		in = w.link
 	}
 	hook, tables := "PREROUTING", []string{"raw", "mangle", "nat"}
-	forwarded := slices.ContainsFunc(o.steps, func(s traceStep) bool { return s.ours() && s.chain == "forward" })
-	if forwarded {
+	if o.forwarded() {
 		hook, tables = "FORWARD", []string{"filter", "mangle", "security"}
 	}
 	tables = slices.DeleteFunc(tables, func(t string) bool { return !slices.Contains(e.legacy, t) })
@@ -57,15 +56,20 @@ func explain(w way, o outcome, e evidence) obstacle {
 	case len(tables) > 0:
 		return obstacle{
 			fmt.Sprintf("chain %s of iptables-legacy (table %s)", hook, strings.Join(tables, " or ")),
-			byGroup(legacyCommand(w.family), hook),
+			iptables(legacyCommand(w.family)+tableOption(tables[0]), hook, o.forwarded()) + "; what outlives a reload of ufw or firewalld is in packaging/README.md",
 		}
 	case o.steps[len(o.steps)-1].verdict == verdictQueue:
 		s := o.steps[len(o.steps)-1]
 		return obstacle{fmt.Sprintf("the program that %s queues packets for", s.place()), "see cat /proc/net/netfilter/nfnetlink_queue"}
-	case !forwarded:
+	case !o.forwarded():
 		return obstacle{"the routing of what comes in from " + in, fmt.Sprintf("see ip -%d rule; ip route get %s from %s iif %s", version(w.family), "GUEST", remotes[w.family], in)}
 	}
 	return obstacle{"something between nftables' hooks forward and postrouting, and neither nftables nor iptables,", "see bpftool net list; ipvsadm -Ln"}
+}
+
+// forwarded tells whether the packet got as far as the hook forward.
+func (o outcome) forwarded() bool {
+	return slices.ContainsFunc(o.steps, func(s traceStep) bool { return s.ours() && s.chain == "forward" })
 }
 
 // settingObstacle finds a setting of the kernel that keeps a packet from being forwarded.
@@ -107,7 +111,7 @@ func base(steps []traceStep) traceStep {
 
 // chainObstacle names a chain of nf_tables that drops, and what its owner has to
 // let packets pass.
-func chainObstacle(s, base traceStep, chains []chain) obstacle {
+func chainObstacle(w way, s, base traceStep, chains []chain, forwarded bool) obstacle {
 	o := obstacle{where: s.place()}
 	switch {
 	case s.policy:
@@ -116,42 +120,51 @@ func chainObstacle(s, base traceStep, chains []chain) obstacle {
 		o.where += fmt.Sprintf(" (rule with handle %d, see nft -a list chain %s %s %s)", s.rule, familyWord(s.family), s.table, s.chain)
 	}
 	has := func(name string) bool { return slices.Contains(chains, chain{s.family, s.table, name}) }
-	iptables := "iptables"
+	command := "iptables"
 	if s.family == unix.NFPROTO_IPV6 {
-		iptables = "ip6tables"
+		command = "ip6tables"
 	}
 	six := map[bool]string{true: "6"}[s.family == unix.NFPROTO_IPV6]
 	switch xtables := s.family != unix.NFPROTO_INET && base.chain == strings.ToUpper(base.chain); {
 	case s.table == tableName:
 		o.wayOut = "it is the fabric's own; see the agent's log: journalctl -u vmfabric"
 	case s.table == "firewalld":
-		o.wayOut = "let the guests' addresses pass in firewalld, see the section on it in packaging/README.md"
+		o.wayOut = "make a zone of the pools and a policy for each way, as the section on firewalld in packaging/README.md has them"
 	case xtables && has("DOCKER-USER") && !strings.HasPrefix(s.chain, "ufw"):
-		o.wayOut = byGroup(iptables, "DOCKER-USER")
+		o.wayOut = iptables(command, "DOCKER-USER", true)
 	case xtables && has("ufw"+six+"-before-forward"):
 		o.wayOut = fmt.Sprintf("put '-A ufw%s-before-forward -m devgroup --src-group %d -j ACCEPT' and '-A ufw%[1]s-before-forward -m devgroup --dst-group %[2]d -j ACCEPT' before COMMIT of /etc/ufw/before%[1]s.rules, then ufw reload", six, fabric.LinkGroup)
 	case xtables && has("FORWARD_direct"):
 		o.wayOut = fmt.Sprintf("firewall-cmd --permanent --direct --add-rule ipv%d filter FORWARD 0 -m devgroup --src-group %d -j ACCEPT; the same with --dst-group; firewall-cmd --reload", map[string]int{"": 4, "6": 6}[six], fabric.LinkGroup)
 	case xtables:
-		o.wayOut = byGroup(iptables, base.chain)
-		if s.table != "filter" {
-			o.wayOut = byGroup(iptables+" -t "+s.table, base.chain)
-		}
-	default:
+		o.wayOut = iptables(command+tableOption(s.table), base.chain, forwarded)
+	case forwarded:
 		into := fmt.Sprintf("%s %s %s", familyWord(s.family), s.table, base.chain)
 		o.wayOut = fmt.Sprintf("nft insert rule %s iifgroup %d accept; nft insert rule %[1]s oifgroup %[2]d accept", into, fabric.LinkGroup)
+	default:
+		into := fmt.Sprintf("%s %s %s", familyWord(s.family), s.table, base.chain)
+		o.wayOut = fmt.Sprintf("nft insert rule %s iifgroup %d accept; and with each pool for POOL, nft insert rule %[1]s ip%[3]s daddr POOL accept",
+			into, fabric.LinkGroup, map[uint8]string{unix.AF_INET6: "6"}[w.family])
 	}
 	return o
 }
 
-// byGroup gives commands that have iptables let pass what comes from ports and
-// goes to them.
-func byGroup(command, chain string) string {
-	table, in := command, ""
-	if name, rest, found := strings.Cut(command, " "); found {
-		table, in = name, " "+rest
+// iptables gives commands that have a chain let pass what comes from ports and
+// goes to them. Before a packet is routed nobody knows to which it goes.
+func iptables(command, chain string, forwarded bool) string {
+	from := fmt.Sprintf("%s -I %s -m devgroup --src-group %d -j ACCEPT", command, chain, fabric.LinkGroup)
+	if !forwarded {
+		return fmt.Sprintf("%s; and with each pool for POOL, %s -I %s -d POOL -j ACCEPT", from, command, chain)
 	}
-	return fmt.Sprintf("%s%s -I %s -m devgroup --src-group %d -j ACCEPT; %[1]s%[2]s -I %[3]s -m devgroup --dst-group %[4]d -j ACCEPT", table, in, chain, fabric.LinkGroup)
+	return fmt.Sprintf("%s; %s -I %s -m devgroup --dst-group %d -j ACCEPT", from, command, chain, fabric.LinkGroup)
+}
+
+// tableOption names a table to iptables where that must be named.
+func tableOption(table string) string {
+	if table == "filter" {
+		return ""
+	}
+	return " -t " + table
 }
 
 func legacyCommand(family uint8) string {

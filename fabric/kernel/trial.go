@@ -93,7 +93,7 @@ func openTrial(r *rtnl, ipv6 bool) (t *trial, err error) {
 		return t, err
 	}
 	if err = r.addVeth(trialPort, trialPeer, trialMAC, 0, txQueueLength); err != nil {
-		return t, err
+		return t, fmt.Errorf("make a veth pair: %w; load veth", err)
 	}
 	if t.port, err = r.linkByName(trialPort); err == nil {
 		t.peer, err = r.linkByName(trialPeer)

@@ -124,6 +124,9 @@ func (w *watcher) receive() {
 		w.publish(links, false)
 		w.welcome(names...)
 		w.suspect(names...)
+		if hops {
+			w.d.forwarding.changed(true)
+		}
 		if len(flaps) > 0 || hops {
 			w.signal()
 		}
@@ -158,6 +161,7 @@ func (w *watcher) reconfigured(data []byte) []string {
 			continue
 		}
 		index := int32(binary.NativeEndian.Uint32(ad.Bytes()))
+		w.d.forwarding.reconfigured(index)
 		if l := w.mirror.links[index]; l != nil {
 			l.settings = nil
 			w.mu.Lock()
