@@ -38,16 +38,17 @@ func WithLogger(l *slog.Logger) Option { return func(d *Dataplane) { d.log = l }
 
 // Dataplane is a [fabric.Dataplane] over the kernel of this network namespace.
 type Dataplane struct {
-	cluster    string
-	log        *slog.Logger
-	ipv6       bool
-	rtnl       *rtnl
-	watch      *watcher
-	reaper     reaper
-	proxying   proxying
-	checks     sourceChecks
-	underlay   []netip.Addr
-	moves      *moves
+	cluster  string
+	log      *slog.Logger
+	ipv6     bool
+	rtnl     *rtnl
+	watch    *watcher
+	reaper   reaper
+	proxying proxying
+	checks   sourceChecks
+	underlay []netip.Addr
+	moves    *moves
+
 	forwarding *forwarding
 	hops       *nextHops
 

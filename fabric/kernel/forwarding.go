@@ -344,6 +344,10 @@ func (f *forwarding) course(ctx context.Context, t *trial, l link, guest netip.A
 	err := ways(func(w way) error {
 		o, err := t.send(ctx, c, w)
 		if err == nil && !o.passed {
+			if o.dropper().table == tableName {
+				// Somebody made our own table anew meanwhile, us or who flushes all rules.
+				f.exempt(true)
+			}
 			o, err = t.send(ctx, c, w)
 		}
 		if err != nil || o.passed {

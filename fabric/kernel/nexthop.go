@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
@@ -17,7 +18,12 @@ type nextHops struct {
 
 	mu    sync.Mutex
 	links map[netip.Addr]map[int32]bool
+	read  time.Time // when off was read
+	off   error     // IPv6 is disabled where v4 is
 }
+
+// readEvery is how long what the kernel tells nobody of is taken for true.
+const readEvery = time.Second
 
 func newNextHops(v4, v6 netip.Addr) *nextHops { return &nextHops{v4: v4, v6: v6} }
 
@@ -49,7 +55,11 @@ func (h *nextHops) apply(m netlink.Message) bool {
 	defer h.mu.Unlock()
 	if a != h.v4 && a != h.v6 {
 		// Without an address of its own, IPv6 goes with the link's.
-		return !h.v6.IsValid() && a.Is6() && h.links[h.v4][index]
+		if h.v6.IsValid() || !a.Is6() || !h.links[h.v4][index] {
+			return false
+		}
+		h.read = time.Time{}
+		return true
 	}
 	// One that another machine has too is not used (RFC 4862, 5.4.5).
 	there := m.Header.Type == unix.RTM_NEWADDR && m.Data[2]&unix.IFA_F_DADFAILED == 0
@@ -97,6 +107,16 @@ func (d *Dataplane) NextHop(v6 bool) error {
 	if !v6 || a.Is6() {
 		return nil
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if time.Since(h.read) > readEvery {
+		h.off, h.read = d.disabled6(links), time.Now()
+	}
+	return h.off
+}
+
+// disabled6 says why IPv6 is disabled on all of the links; nil: it is not.
+func (d *Dataplane) disabled6(links []int32) error {
 	var off error
 	for _, index := range links {
 		l, err := d.rtnl.linkByIndex(index)

@@ -30,10 +30,8 @@ type evidence struct {
 
 // explain tells where a packet of a trial was lost.
 func explain(w way, o outcome, e evidence) obstacle {
-	if len(o.steps) > 0 {
-		if last := o.steps[len(o.steps)-1]; last.drops() {
-			return chainObstacle(w, last, base(o.steps), e.chains, o.forwarded())
-		}
+	if last := o.dropper(); last.table != "" {
+		return chainObstacle(w, last, base(o.steps), e.chains, o.forwarded())
 	}
 	if s, ok := settingObstacle(w, e); ok {
 		return s

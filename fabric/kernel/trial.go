@@ -73,6 +73,14 @@ type outcome struct {
 	steps  []traceStep // what the packet filters did, in order
 }
 
+// dropper gives the step that ended a packet; the zero step where none did.
+func (o outcome) dropper() traceStep {
+	if n := len(o.steps); n > 0 && o.steps[n-1].drops() {
+		return o.steps[n-1]
+	}
+	return traceStep{}
+}
+
 // trial is one that is being made.
 type trial struct {
 	rtnl       *rtnl
