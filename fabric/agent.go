@@ -372,6 +372,7 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 	g.told.incoming = d.Incoming || g.told.incoming && d.State == Live
 	a.mu.Unlock()
 
+	hops := a.missingHops()
 	ports := a.portsOf(d)
 	live := d.announced()
 	var announce []Route
@@ -379,7 +380,7 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 	quiet := without(holds.Prefixes, d.VM.Prefixes())
 	for i, p := range ports {
 		for _, prefix := range p.NIC.Prefixes() {
-			if live && st[i] != down {
+			if live && st[i] != down && hops.of(prefix) == nil {
 				announce = append(announce, Route{prefix, st[i].behind(d.Standby).on(draining)})
 			} else if len(prev.VM.NICs) > 0 {
 				quiet = append(quiet, prefix)

@@ -42,6 +42,8 @@ const (
 	DivertedTable = 148   // routes to the nodes that guests went to, for all packets; see [Mover]
 	ArrivingRule  = 14700 // one for each link of the underlay
 	DivertedRule  = 14800
+	TrialTable    = 149 // where the dataplane's own packets go with which it tries whether the node forwards
+	TrialRule     = 14600
 )
 
 // LinkGroup is the interface group (IFLA_GROUP) of every port, one match for
@@ -258,8 +260,8 @@ type Cluster struct {
 	// Key is the secret that the agents' messages to each other are proven with,
 	// what is in the file that key_file names. Empty: the reflectors' passwords
 	// are; without these, only the cluster's Nodes are heard, by their address.
-	Key   string
-	Moves Moves
+	Key    string
+	Moves  Moves
 	Guests Guests
 }
 

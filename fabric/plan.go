@@ -125,7 +125,8 @@ type wanted struct {
 	fresh   bool   // it began to run here, and others may not have let go of it yet
 	standby bool   // another node had it, and does not answer
 	stand   stands // as of the pass before
-	unknown bool   // it runs, and nobody knows what it has: its ports stay as they are
+	hops    missingHops
+	unknown bool // it runs, and nobody knows what it has: its ports stay as they are
 }
 
 // decide compares what is wanted with what is there now. Only when prune is set
@@ -172,6 +173,7 @@ func decide(guests map[string]wanted, ports []PortState, routes []Route, prune b
 			should := g.live && stand != down
 			for _, prefix := range p.NIC.Prefixes() {
 				claimedRoute[prefix] = true
+				should := should && g.hops.of(prefix) == nil
 				switch as, is := announced[prefix]; {
 				case should != is:
 					note(prefix.String() + map[bool]string{true: ": not announced", false: ": announced"}[should])

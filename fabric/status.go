@@ -114,6 +114,9 @@ func (a *Agent) Status(ctx context.Context) (Status, error) {
 	}
 	st.Problems = append(st.Problems, a.contests()...)
 	a.mu.Unlock()
+	for _, err := range a.missingHops().errors() {
+		st.Problems = append(st.Problems, oneLine(err))
+	}
 
 	var err error
 	if l, ok := a.speaker.(SessionLister); ok {

@@ -53,11 +53,13 @@ const (
 	Sent     Op = "sent"     // what was sent of the prefix to each BGP peer
 	Drain    Op = "drain"    // announce everything as [fabric.Draining], take no new guests
 	Undrain  Op = "undrain"  // end that
+	// Forwarding tries whether packets of guests pass the node now.
+	Forwarding Op = "forwarding"
 )
 
 var (
 	guestOps = []Op{Wire, Live, Started, Withdraw, Remove, Expect, Starting, Ended, Describe}
-	nodeOps  = []Op{List, Status, Moves, Sent, Drain, Undrain}
+	nodeOps  = []Op{List, Status, Moves, Sent, Drain, Undrain, Forwarding}
 )
 
 // Request is the line to the agent. Withdraw, Remove, Expect and Describe need
@@ -72,7 +74,7 @@ type Request struct {
 	Prefix netip.Prefix `json:"prefix,omitzero"`
 }
 
-// Reply is the line back. Ports, Status and Moves are those of the ops of that name;
+// Reply is the line back. Ports, Status, Moves and Forwarding are those of the ops of that name;
 // with a Status there may be an Error about what of it is not known. Guest
 // answers Describe, Advertisements Sent.
 type Reply struct {
@@ -87,6 +89,8 @@ type Reply struct {
 
 	Advertisements []fabric.Advertisement `json:"advertisements,omitzero"`
 	Unsupported    bool                   `json:"unsupported,omitempty"` // the Error is an [errors.ErrUnsupported]
+	// Forwarding says what is in the way of guests' packets.
+	Forwarding []fabric.ForwardingFault `json:"forwarding,omitzero"`
 }
 
 // Guest is what a guest needs to know of its network.

@@ -44,6 +44,7 @@ type Node interface {
 	Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error)
 	Drain(ctx context.Context) error
 	Undrain(ctx context.Context) error
+	CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, error)
 }
 
 // Agent does what is asked over the socket: a [fabric.Agent].
@@ -234,6 +235,8 @@ func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) 
 		err = agent.Drain(ctx)
 	case Undrain:
 		err = agent.Undrain(ctx)
+	case Forwarding:
+		reply.Forwarding, err = agent.CheckForwarding(ctx)
 	}
 	return reply, err
 }

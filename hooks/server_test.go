@@ -96,6 +96,9 @@ func (f *fake) Advertisements(ctx context.Context, p netip.Prefix) ([]fabric.Adv
 	return []fabric.Advertisement{{Peer: "rr1", Address: "10.10.0.11", Sent: true}}, f.note(ctx, fabric.VM{}, "sent %s", p)
 }
 func (f *fake) Undrain(ctx context.Context) error { return f.note(ctx, fabric.VM{}, "undrain") }
+func (f *fake) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, error) {
+	return []fabric.ForwardingFault{{Family: "IPv4", Text: "in the way"}}, f.note(ctx, fabric.VM{}, "forwarding")
+}
 
 var guest = fabric.VM{Name: "web", UUID: "aaaaaaaa-0000-4000-8000-000000000001", Origin: "libvirt", NICs: []fabric.NIC{{
 	Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")},
@@ -151,6 +154,8 @@ func TestOps(t *testing.T) {
 		Sent:     {fabric.VM{}, "sent 203.0.113.10/32", fabric.VM{}},
 		Drain:    {fabric.VM{}, "drain", fabric.VM{}},
 		Undrain:  {fabric.VM{}, "undrain", fabric.VM{}},
+
+		Forwarding: {fabric.VM{}, "forwarding", fabric.VM{}},
 	} {
 		t.Run(string(op), func(t *testing.T) {
 			agent := &fake{}
@@ -173,6 +178,7 @@ func TestOps(t *testing.T) {
 			assert.Equal(t, op == Status, reply.Status != nil)
 			assert.Equal(t, op == Moves, len(reply.Moves) == 1)
 			assert.Equal(t, op == Sent, len(reply.Advertisements) == 1)
+			assert.Equal(t, op == Forwarding, len(reply.Forwarding) == 1)
 		})
 	}
 }
@@ -190,7 +196,7 @@ func TestServeStatus(t *testing.T) {
 	reply, err := Call(within(t, time.Minute), socket, Request{Op: Status})
 	require.NoError(t, err)
 	assert.Equal(t, "msk1", reply.Status.Cluster)
-	for _, op := range append(append([]Op{}, guestOps...), List, Moves, Drain, Undrain) {
+	for _, op := range append(append([]Op{}, guestOps...), List, Moves, Drain, Undrain, Forwarding) {
 		_, err := Call(within(t, time.Minute), socket, Request{Op: op, VM: guest})
 		require.ErrorIs(t, err, fabric.ErrRefused)
 		assert.EqualError(t, err, fmt.Sprintf("op %q refused: this is reflector rr1, not an agent, and has no guests; ask the agent of a node, on its own socket", op))
@@ -280,7 +286,7 @@ func TestLines(t *testing.T) {
 		want  []string // an error each, "" for ok
 		asked int
 	}{
-		"in order":      {`{"v":1,"op":"drain"}` + "\n" + `{"v":1,"op":"nonsense"}` + "\n" + list, []string{"", `op "nonsense" is not known; send one of wire, live, started, withdraw, remove, expect, starting, ended, describe, list, status, moves, sent, drain, undrain, or upgrade the agent`, ""}, 2},
+		"in order":      {`{"v":1,"op":"drain"}` + "\n" + `{"v":1,"op":"nonsense"}` + "\n" + list, []string{"", `op "nonsense" is not known; send one of wire, live, started, withdraw, remove, expect, starting, ended, describe, list, status, moves, sent, drain, undrain, forwarding, or upgrade the agent`, ""}, 2},
 		"newer":         {`{"v":2,"op":"summon","spell":true}` + "\n", []string{"the hook speaks version 2 of the line, this agent 1; upgrade the agent"}, 0},
 		"no version":    {`{"op":"list"}` + "\n", []string{`the request has no version; send "v":1`}, 0},
 		"not JSON":      {"list\n", []string{`the request cannot be read (invalid character 'l' looking for beginning of value); send one line such as {"v":1,"op":"list"}`}, 0},

@@ -120,6 +120,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	dataplane, err := kernel.New(kernel.Config{
 		Cluster: cluster.Name, Underlay: others(&cluster, node),
 		Private: cluster.Private(), Guests: cluster.Guests, AgentPort: cluster.AgentPort,
+		Samples: samplesOf(&cluster), NextHop: node.Address, NextHop6: node.Address6,
 	}, kernel.WithLogger(log))
 	if err != nil {
 		return err

@@ -159,6 +159,10 @@ func whyCommand(t *tool) *cobra.Command {
 				return err
 			}
 			steps := elsewhere(a, explain(a, list.Ports, *status.Status))
+			if steps[0].Step == "guest" && steps[0].Good {
+				reply, err := t.call(cmd.Context(), hooks.Request{Op: hooks.Forwarding})
+				steps = append(steps, forwardingStep(a, reply.Forwarding, err))
+			}
 			if p, ok := prefixOf(a, list.Ports); ok && steps[len(steps)-1].Good {
 				sent, err := t.sent(cmd.Context(), p)
 				if err != nil {

@@ -87,7 +87,7 @@ func speak(t *testing.T, name string, mac fabric.MAC) {
 	require.NoError(t, err)
 }
 
-func link(t *testing.T, name string) netlink.Link {
+func link(t testing.TB, name string) netlink.Link {
 	t.Helper()
 	l, err := netlink.LinkByName(name)
 	require.NoError(t, err, name)
@@ -134,7 +134,7 @@ func hold(t *testing.T, name string, flags uint16) *os.File {
 }
 
 // sweep removes every link but the loopback.
-func sweep(t *testing.T) {
+func sweep(t testing.TB) {
 	t.Helper()
 	labtest.Long(t)
 	links, err := netlink.LinkList()

@@ -30,6 +30,12 @@ type Config struct {
 	// AgentPort is the TCP port of the agents, which no guest reaches on any
 	// node; [fabric.DefaultAgentPort] when zero.
 	AgentPort uint16
+	// Samples has one address that a guest may have for each family whose packets
+	// are to pass the node: whether they do is tried with it, see [Dataplane.CheckForwarding].
+	Samples []netip.Addr
+	// NextHop and NextHop6 are what announcements name; the second may be missing.
+	// Dataplane.NextHop tells whether they are addresses of this node.
+	NextHop, NextHop6 netip.Addr
 }
 
 func (c Config) agentPort() uint16 { return cmp.Or(c.AgentPort, fabric.DefaultAgentPort) }
@@ -53,9 +59,13 @@ type Dataplane struct {
 	underlay []netip.Addr
 	moves    *moves
 
+	forwarding *forwarding
+	hops       *nextHops
+
 	mu       sync.Mutex
 	want     map[string]fabric.Port // as put; guarded by mu
 	ailments map[string]string      // by what they are about; guarded by mu
+	trying   bool                   // a trial sends from the throw-away port; guarded by mu
 }
 
 // New takes stock of what is ours, lets the node forward, sets up the source
@@ -65,6 +75,7 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 		cluster: cfg.Cluster, underlay: cfg.Underlay, log: slog.New(slog.DiscardHandler), ipv6: hasIPv6(),
 		want: map[string]fabric.Port{}, ailments: map[string]string{}, filter: newFilter(cfg),
 	}
+	d.hops, d.forwarding = newNextHops(cfg.NextHop, cfg.NextHop6), newForwarding(cfg.Samples, d.ipv6)
 	for _, o := range opts {
 		o(d)
 	}
@@ -92,12 +103,15 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 		d.rtnl.close()
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
+	if err := d.startForwarding(); err != nil {
+		return nil, fmt.Errorf("kernel: %w", errors.Join(err, d.Close()))
+	}
 	return d, nil
 }
 
 // Close ends the watching. Everything in the kernel stays.
 func (d *Dataplane) Close() error {
-	return errors.Join(d.watch.close(), d.moves.close(), d.rtnl.close())
+	return errors.Join(d.forwarding.close(), d.watch.close(), d.moves.close(), d.rtnl.close())
 }
 
 // Changed implements [fabric.Dataplane].
@@ -111,7 +125,7 @@ func (d *Dataplane) Diagnose() []string {
 	for _, text := range d.ailments {
 		all = append(all, text)
 	}
-	return all
+	return append(all, d.forwarding.lines()...)
 }
 
 func (d *Dataplane) ail(about, text string) {

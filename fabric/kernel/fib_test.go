@@ -29,7 +29,7 @@ var guests = []netip.Prefix{netip.MustParsePrefix("203.0.113.12/32"), netip.Must
 
 // underlay gives the namespace a link with addresses of both families, and a
 // default route through 10.10.0.1 and fd00:10:10::1.
-func underlay(t *testing.T) netlink.Link {
+func underlay(t testing.TB) netlink.Link {
 	t.Helper()
 	sweep(t)
 	require.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "up0"}, PeerName: "up1"}))
@@ -39,7 +39,7 @@ func underlay(t *testing.T) netlink.Link {
 	return link(t, "up0")
 }
 
-func raise(t *testing.T) {
+func raise(t testing.TB) {
 	t.Helper()
 	up := link(t, "up0")
 	require.NoError(t, netlink.LinkSetUp(up))

@@ -25,6 +25,7 @@ type rule struct {
 	family   uint8
 	priority uint32
 	iif      string // packets that come in from this link; empty: all
+	mark     uint32 // packets of this mark; 0: all
 	table    uint32
 }
 
@@ -42,6 +43,9 @@ func (r rule) request(typ netlink.HeaderType, flags netlink.HeaderFlags) netlink
 		ae.Uint8(unix.FRA_PROTOCOL, routeProtocol) // Linux 4.17
 		if r.iif != "" {
 			ae.String(unix.FRA_IIFNAME, r.iif)
+		}
+		if r.mark != 0 {
+			ae.Uint32(unix.FRA_FWMARK, r.mark)
 		}
 	})
 }

@@ -67,6 +67,10 @@ func startWatcher(d *Dataplane) (*watcher, error) {
 		w.events.close()
 		return nil, fmt.Errorf("list ports: %w", err)
 	}
+	if err := d.hops.load(d.rtnl); err != nil {
+		w.events.close()
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
 	d.protect(nil) // what an earlier process let through stays until ports were put
 	w.wg.Go(w.receive)
 	w.wg.Go(w.inspect)
@@ -98,6 +102,7 @@ func (w *watcher) receive() {
 		}
 		w.mirror.mu.Lock()
 		var names, links []string
+		hops := false
 		for _, m := range msgs {
 			if m.Header.Type == unix.RTM_NEWNETCONF {
 				names = append(names, w.reconfigured(m.Data)...)
@@ -107,6 +112,7 @@ func (w *watcher) receive() {
 				w.ruleGone()
 				continue
 			}
+			hops = w.d.hops.apply(m) || hops
 			concerned := w.mirror.apply(m)
 			names = append(names, concerned...)
 			if isLink(m) {
@@ -122,7 +128,10 @@ func (w *watcher) receive() {
 		w.publish(links, false)
 		w.welcome(names...)
 		w.suspect(names...)
-		if len(flaps) > 0 {
+		if hops {
+			w.d.forwarding.changed(true)
+		}
+		if len(flaps) > 0 || hops {
 			w.signal()
 		}
 		w.events.pass(msgs)
@@ -133,6 +142,9 @@ func (w *watcher) receive() {
 func (w *watcher) relist() {
 	if err := w.mirror.load(w.d.rtnl); err != nil {
 		w.d.log.Warn("list ports", "err", err)
+	}
+	if err := w.d.hops.load(w.d.rtnl); err != nil {
+		w.d.log.Warn("list addresses", "err", err)
 	}
 	w.signal()
 }
@@ -153,6 +165,7 @@ func (w *watcher) reconfigured(data []byte) []string {
 			continue
 		}
 		index := int32(binary.NativeEndian.Uint32(ad.Bytes()))
+		w.d.forwarding.reconfigured(index)
 		if l := w.mirror.links[index]; l != nil {
 			l.settings = nil
 			w.mu.Lock()

@@ -79,6 +79,9 @@ func (f *fake) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertise
 	return nil, f.err
 }
 func (f *fake) Undrain(context.Context) error { return f.err }
+func (f *fake) CheckForwarding(context.Context) ([]fabric.ForwardingFault, error) {
+	return nil, f.err
+}
 
 func serve(t *testing.T, agent hooks.Agent) (socket string) {
 	socket = filepath.Join(t.TempDir(), "agent.sock")

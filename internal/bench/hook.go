@@ -139,5 +139,8 @@ func (idleAgent) Drain(context.Context) error                          { return 
 func (idleAgent) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertisement, error) {
 	return nil, nil
 }
-func (idleAgent) Undrain(context.Context) error                        { return nil }
+func (idleAgent) Undrain(context.Context) error { return nil }
+func (idleAgent) CheckForwarding(context.Context) ([]fabric.ForwardingFault, error) {
+	return nil, nil
+}
 func (idleAgent) Moves(context.Context, string) ([]fabric.Move, error) { return nil, nil }

@@ -57,6 +57,7 @@ type kernel struct {
 	links map[string]*link
 	users []*Dataplane
 	muted bool
+	hops  map[bool]error // why IPv6, or IPv4, has no next hop
 
 	diverted map[netip.Prefix]fabric.Node
 }
@@ -252,6 +253,23 @@ func (d *Dataplane) Routed(p netip.Prefix) bool {
 		}
 	}
 	return false
+}
+
+// SetNextHop says why a family has no next hop; nil: it has one.
+func (d *Dataplane) SetNextHop(v6 bool, err error) {
+	d.outside(func(map[string]*link) {
+		if d.kernel.hops == nil {
+			d.kernel.hops = map[bool]error{}
+		}
+		d.kernel.hops[v6] = err
+	})
+}
+
+// NextHop implements [fabric.NextHopWatcher].
+func (d *Dataplane) NextHop(v6 bool) error {
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	return d.kernel.hops[v6]
 }
 
 // Mute keeps Changed silent, as if events were lost.

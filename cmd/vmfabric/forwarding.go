@@ -1,0 +1,59 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// forwardingStep says whether packets of an address's family pass the node, which
+// was tried just now.
+func forwardingStep(a netip.Addr, faults []fabric.ForwardingFault, err error) step {
+	if err != nil {
+		return step{"forwarding", false, err.Error()}
+	}
+	family := map[bool]string{true: "IPv4", false: "IPv6"}[a.Unmap().Is4()]
+	var texts []string
+	for _, f := range faults {
+		if f.Family == family || f.Family == "" {
+			texts = append(texts, f.Text)
+		}
+	}
+	if len(texts) > 0 {
+		return step{"forwarding", false, strings.Join(texts, "; ")}
+	}
+	return step{"forwarding", true, fmt.Sprintf("%s packets pass between the underlay and a port, tried now", family)}
+}
+
+// samplesOf gives, for each family that the cluster has a pool of, an address
+// that a guest may have: the last of the first pool, where guests are rare.
+func samplesOf(c *fabric.Cluster) []netip.Addr {
+	var all []netip.Addr
+	for _, p := range c.Pools {
+		if slices.ContainsFunc(all, func(a netip.Addr) bool { return a.Is4() == p.Prefix.Addr().Is4() }) {
+			continue
+		}
+		for a := last(p.Prefix); p.Prefix.Contains(a); a = a.Prev() {
+			x := slices.IndexFunc(p.Exclude, func(x netip.Prefix) bool { return x.Contains(a) })
+			if x < 0 {
+				all = append(all, a)
+				break
+			}
+			a = p.Exclude[x].Masked().Addr()
+		}
+	}
+	return all
+}
+
+// last gives the last address of a prefix.
+func last(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(b); i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+func TestSamplesOf(t *testing.T) {
+	pool := func(prefix string, exclude ...string) fabric.Pool {
+		p := fabric.Pool{Prefix: netip.MustParsePrefix(prefix)}
+		for _, x := range exclude {
+			p.Exclude = append(p.Exclude, netip.MustParsePrefix(x))
+		}
+		return p
+	}
+	for _, c := range []struct {
+		pools []fabric.Pool
+		want  string
+	}{
+		{nil, "[]"},
+		{[]fabric.Pool{pool("203.0.113.0/24")}, "[203.0.113.255]"},
+		{[]fabric.Pool{pool("203.0.113.0/24", "203.0.113.255/32", "203.0.113.248/29"), pool("198.51.100.0/24")}, "[203.0.113.247]"},
+		{[]fabric.Pool{pool("2001:db8:100::/48"), pool("203.0.113.7/32")}, "[2001:db8:100:ffff:ffff:ffff:ffff:ffff 203.0.113.7]"},
+		{[]fabric.Pool{pool("203.0.113.0/24", "203.0.113.0/25", "203.0.113.128/25"), pool("198.51.100.0/30")}, "[198.51.100.3]"},
+	} {
+		got := samplesOf(&fabric.Cluster{Pools: c.pools})
+		assert.Equal(t, c.want, fmt.Sprint(got))
+	}
+}
+
+func TestForwardingStep(t *testing.T) {
+	faults := []fabric.ForwardingFault{{Family: "IPv4", Text: "a"}, {Family: "IPv6", Text: "b"}, {Text: "c"}}
+	v4, v6 := netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")
+	assert.Equal(t, step{"forwarding", false, "a; c"}, forwardingStep(v4, faults, nil))
+	assert.Equal(t, step{"forwarding", false, "b; c"}, forwardingStep(v6, faults, nil))
+	assert.True(t, forwardingStep(v6, faults[:1], nil).Good)
+	assert.Equal(t, step{"forwarding", false, "no tc"}, forwardingStep(v6, nil, errors.New("no tc")))
+}

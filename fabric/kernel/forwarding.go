@@ -1,0 +1,474 @@
+package kernel
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// Rule sets are loaded in pieces: the first change is waited out.
+	ruleSettle = 200 * time.Millisecond
+	// A program that changes rules, or elements of sets, all the time costs the
+	// node no more than one trial in this time.
+	rulesEvery    = 3 * time.Second
+	elementsEvery = time.Minute
+	// What nobody tells of is tried now and then: the rules of iptables-legacy,
+	// and whether what was in the way is gone.
+	legacyEvery = time.Minute
+	faultyEvery = 10 * time.Second
+	otherwise   = 10 * time.Minute
+
+	trialBound = 10 * time.Second // for a whole trial
+)
+
+// trialMAC is that of the throw-away port, by which a half-made one is known.
+var trialMAC = fabric.MAC{0x02, 0x00, 0x5e, 0x00, 0x01, 0x93}
+
+// forwarding knows whether packets of guests pass the node.
+type forwarding struct {
+	guests []netip.Addr // of each family that is to pass, one address that a guest may have
+	links  func() ([]string, error)
+	hosts  []netip.Addr // the cluster's other machines
+	rtnl   *rtnl
+	ipv6   bool
+	log    *slog.Logger
+	rules  *netlink.Conn // says when nftables rules change; nil where there is no nf_tables
+	kick   chan bool     // has one when something changed: true, more than elements of sets
+	stop   context.CancelFunc
+	wg     sync.WaitGroup
+	exempt func(on bool) // lets the throw-away port's source pass our own source checks
+
+	try sync.Mutex // held by whoever makes a trial
+
+	mu      sync.Mutex
+	faults  []fabric.ForwardingFault
+	failure string         // why it could not be tried
+	indexes map[int32]bool // of the underlay's links, as of the last trial
+	last    time.Time      // of a trial
+}
+
+// newForwarding is to try with addresses that guests may have; none: nothing is tried.
+func newForwarding(samples []netip.Addr, ipv6 bool) *forwarding {
+	f := &forwarding{}
+	for _, a := range samples {
+		if a.Is4() || ipv6 {
+			f.guests = append(f.guests, a)
+		}
+	}
+	if len(f.guests) > 0 {
+		f.kick = make(chan bool, 1)
+	}
+	return f
+}
+
+// startForwarding removes what a trial of an earlier process left, makes the
+// first, and goes on watching.
+func (d *Dataplane) startForwarding() error {
+	f := d.forwarding
+	if len(f.guests) == 0 {
+		return nil
+	}
+	f.links, f.hosts, f.ipv6, f.log, f.exempt = d.underlayLinks, d.underlay, d.ipv6, d.log, d.exemptTrial
+	if err := d.rtnl.removeTrial(); err != nil {
+		return err
+	}
+	var err error
+	if f.rtnl, err = dialRTNL(); err != nil { // a trial waits for the kernel; nobody else is to wait with it
+		return err
+	}
+	f.rules, err = dialRules()
+	if err != nil {
+		d.log.Warn("changes of nftables rules are not heard of", "err", err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	f.stop = stop
+	if f.rules != nil {
+		f.wg.Go(f.listen)
+	}
+	f.wg.Go(func() { f.run(ctx) })
+	return nil
+}
+
+func (f *forwarding) close() error {
+	if f.stop == nil {
+		return nil
+	}
+	f.stop()
+	if f.rules != nil {
+		f.rules.Close()
+	}
+	f.wg.Wait()
+	return f.rtnl.close()
+}
+
+// run makes trials when something changed, and in rounds.
+func (f *forwarding) run(ctx context.Context) {
+	// Guests that were about to arrive when an earlier process ended are put again
+	// first: until then our own table has what that one let through.
+	start := time.NewTimer(verifyEvery)
+	defer start.Stop()
+	select {
+	case <-ctx.Done():
+	case <-start.C:
+	}
+	for ctx.Err() == nil {
+		_, _ = f.check(ctx) // kept for Diagnose
+		round := time.NewTimer(f.next())
+		rest := rulesEvery
+		select {
+		case <-ctx.Done():
+		case <-round.C:
+		case rules := <-f.kick:
+			if !rules {
+				rest = elementsEvery
+			}
+			f.settle(ctx, rest)
+		}
+		round.Stop()
+	}
+}
+
+// settle waits until rules that are being loaded are there, and until the last
+// trial is long enough ago; a change of rules is not kept waiting by one of elements.
+func (f *forwarding) settle(ctx context.Context, rest time.Duration) {
+	f.mu.Lock()
+	at := f.last.Add(rest)
+	f.mu.Unlock()
+	timer := time.NewTimer(max(ruleSettle, time.Until(at)))
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+			return
+		case rules := <-f.kick:
+			if rules && rest == elementsEvery {
+				rest = rulesEvery
+				f.mu.Lock()
+				at = f.last.Add(rest)
+				f.mu.Unlock()
+				timer.Reset(max(ruleSettle, time.Until(at)))
+			}
+		}
+	}
+}
+
+// next tells when to try again what nobody tells of.
+func (f *forwarding) next() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case len(f.faults) > 0, f.failure != "", len(f.indexes) == 0:
+		return faultyEvery
+	case len(legacyTables(unix.AF_INET))+len(legacyTables(unix.AF_INET6)) > 0:
+		return legacyEvery
+	}
+	return otherwise
+}
+
+// reconfigured has a trial made soon when the link is one of the underlay.
+func (f *forwarding) reconfigured(index int32) {
+	f.mu.Lock()
+	concerns := f.indexes[index]
+	f.mu.Unlock()
+	if concerns {
+		f.changed(true)
+	}
+}
+
+// changed has a trial made soon: with rules, for more than elements of sets.
+func (f *forwarding) changed(rules bool) {
+	if f.kick == nil {
+		return // nothing is tried
+	}
+	for {
+		select {
+		case f.kick <- rules:
+			return
+		default:
+		}
+		if !rules {
+			return
+		}
+		select { // in the place of one about elements
+		case <-f.kick:
+		default:
+		}
+	}
+}
+
+// exemptTrial lets the throw-away port send from guests' addresses, which are
+// routed elsewhere, or nowhere.
+func (d *Dataplane) exemptTrial(on bool) {
+	d.mu.Lock()
+	d.trying = on
+	d.mu.Unlock()
+	d.keepFilter(d.arriving)
+}
+
+// lines are what [Dataplane.Diagnose] says.
+func (f *forwarding) lines() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var all []string
+	for _, fault := range f.faults {
+		all = append(all, fault.Text)
+	}
+	if f.failure != "" {
+		all = append(all, f.failure)
+	}
+	return all
+}
+
+// CheckForwarding implements [fabric.ForwardingChecker].
+func (d *Dataplane) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, error) {
+	if len(d.forwarding.guests) == 0 {
+		return nil, nil
+	}
+	return d.forwarding.check(ctx)
+}
+
+// check makes a trial and keeps what comes of it. What seems lost is tried twice.
+func (f *forwarding) check(ctx context.Context) ([]fabric.ForwardingFault, error) {
+	f.try.Lock()
+	defer f.try.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, trialBound)
+	defer cancel()
+	began := time.Now()
+	found, err := f.trial(ctx)
+	if ctx.Err() != nil && err != nil {
+		return nil, fmt.Errorf("forwarding not tried: %w", err) // whoever asked went away
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last = time.Now()
+	if err != nil {
+		f.failure = fmt.Sprintf("whether guests' packets pass this node could not be tried: %v", err)
+		return nil, fmt.Errorf("%s", f.failure)
+	}
+	if !slices.Equal(found, f.faults) || f.failure != "" {
+		for _, fault := range found {
+			f.log.Warn("forwarding", "fault", fault.Text)
+		}
+		if len(found) == 0 {
+			f.log.Info("guests' packets pass this node", "took", time.Since(began))
+		}
+	}
+	f.faults, f.failure = found, ""
+	return slices.Clone(found), nil
+}
+
+// trial tries every way.
+func (f *forwarding) trial(ctx context.Context) (found []fabric.ForwardingFault, err error) {
+	names, err := f.links()
+	if err != nil {
+		return nil, fmt.Errorf("underlay: %w", err)
+	}
+	var links []link
+	indexes := map[int32]bool{}
+	for _, name := range names {
+		if l, err := f.rtnl.linkByName(name); err == nil && l.up() {
+			links = append(links, l)
+			indexes[l.index] = true
+		}
+	}
+	f.mu.Lock()
+	f.indexes = indexes
+	f.mu.Unlock()
+	if len(links) == 0 {
+		return nil, nil // nothing leads anywhere; the sessions say so
+	}
+	f.exempt(true)
+	defer f.exempt(false)
+	t, err := openTrial(f.rtnl, f.ipv6)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if cerr := t.close(); err == nil {
+			err = cerr
+		}
+	}()
+	var all []lost
+	for _, l := range links {
+		for _, guest := range f.guests {
+			some, err := f.course(ctx, t, l, guest)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, some...)
+		}
+	}
+	return faults(all, len(links)), nil
+}
+
+// course tries the ways of one family over one link.
+func (f *forwarding) course(ctx context.Context, t *trial, l link, guest netip.Addr) ([]lost, error) {
+	c := course{family: familyOf(guest), link: l, guest: guest}
+	c.remote = remotes[c.family]
+	c.sender = f.sender(c)
+	evidence := evidence{legacy: legacyTables(c.family), setting: func(path string) string { v, _ := readSysctl(path); return v }}
+	ways := func(do func(w way) error) error {
+		for _, inbound := range []bool{true, false} {
+			for _, proto := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+				if err := do(way{c.family, inbound, proto, l.name}); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	var all []lost
+	if o, off := settingObstacle(way{family: c.family, link: l.name}, evidence); off {
+		// There is no way to try.
+		err := ways(func(w way) error { all = append(all, lost{w, o}); return nil })
+		return all, err
+	}
+	if err := t.prepare(c); err != nil {
+		return nil, err
+	}
+	err := ways(func(w way) error {
+		o, err := t.send(ctx, c, w)
+		if err == nil && !o.passed {
+			if o.dropper().table == tableName {
+				// Somebody made our own table anew meanwhile, us or who flushes all rules.
+				f.exempt(true)
+			}
+			o, err = t.send(ctx, c, w)
+		}
+		if err != nil || o.passed {
+			return err
+		}
+		if evidence.chains == nil {
+			if evidence.chains, err = listChains(); err != nil {
+				return err
+			}
+		}
+		all = append(all, lost{w, explain(w, o, evidence)})
+		return nil
+	})
+	return all, err
+}
+
+// sender gives a source that the link's own reverse path filter takes: a host of
+// the Internet where the way there is by this link, else a machine of the underlay.
+func (f *forwarding) sender(c course) netip.Addr {
+	for _, a := range append([]netip.Addr{c.remote}, f.hosts...) {
+		if familyOf(a) != c.family {
+			continue
+		}
+		replies, err := f.rtnl.do(routeRequest(a, 0))
+		if err != nil {
+			continue
+		}
+		for _, reply := range replies {
+			if slices.Contains(routeLinks(reply.Data), c.link.index) {
+				return a
+			}
+		}
+	}
+	return c.remote
+}
+
+// legacyTables lists the tables of a family that iptables-legacy has made.
+func legacyTables(family uint8) []string {
+	path := "/proc/thread-self/net/ip_tables_names"
+	if family == unix.AF_INET6 {
+		path = "/proc/thread-self/net/ip6_tables_names"
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	return strings.Fields(string(b))
+}
+
+func listChains() ([]chain, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return nil, err
+	}
+	all, err := c.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("nftables chains: %w", err)
+	}
+	chains := make([]chain, 0, len(all))
+	for _, c := range all {
+		chains = append(chains, chain{uint8(c.Table.Family), c.Table.Name, c.Name})
+	}
+	return chains, nil
+}
+
+// dialRules listens to changes of nftables rules.
+func dialRules() (*netlink.Conn, error) {
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, fmt.Errorf("nfnetlink: %w", err)
+	}
+	if err := conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("nfnetlink: %w; load nf_tables", err)
+	}
+	return conn, nil
+}
+
+// listen has a trial made after changes of rules that are not ours.
+func (f *forwarding) listen() {
+	for {
+		msgs, err := f.rules.Receive()
+		switch {
+		case err == nil:
+		case errnoOf(err) == unix.ENOBUFS:
+			f.changed(true)
+			continue
+		default:
+			return // closed
+		}
+		for _, m := range msgs {
+			if concerns, rules := ruleChange(m); concerns {
+				f.changed(rules)
+			}
+		}
+	}
+}
+
+// ruleChange tells whether a notification is about a table that is not ours, and
+// about more than elements of a set.
+func ruleChange(m netlink.Message) (concerns, rules bool) {
+	const sizeofNfgenmsg, attrTable = 4, 1 // NFTA_*_TABLE of every kind of object
+	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < sizeofNfgenmsg {
+		return false, false
+	}
+	kind := uint16(m.Header.Type) & 0xff
+	if kind == unix.NFT_MSG_NEWGEN || kind == unix.NFT_MSG_TRACE {
+		return false, false
+	}
+	ad, err := netlink.NewAttributeDecoder(m.Data[sizeofNfgenmsg:])
+	if err != nil {
+		return false, false
+	}
+	ad.ByteOrder = binary.BigEndian
+	for ad.Next() {
+		if ad.Type() == attrTable {
+			name := ad.String()
+			return name != tableName && name != trialName, kind != unix.NFT_MSG_NEWSETELEM && kind != unix.NFT_MSG_DELSETELEM
+		}
+	}
+	return false, false
+}
+
+var _ fabric.ForwardingChecker = (*Dataplane)(nil)

@@ -1,0 +1,135 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
+	"golang.org/x/sys/unix"
+)
+
+// nextHops knows on which links the addresses are that announcements name.
+type nextHops struct {
+	v4, v6 netip.Addr // without an IPv6 one it is the IPv4 one (RFC 4291, 2.5.5.2)
+
+	mu    sync.Mutex
+	links map[netip.Addr]map[int32]bool
+	read  time.Time // when off was read
+	off   error     // IPv6 is disabled where v4 is
+}
+
+// readEvery is how long what the kernel tells nobody of is taken for true.
+const readEvery = time.Second
+
+func newNextHops(v4, v6 netip.Addr) *nextHops { return &nextHops{v4: v4, v6: v6} }
+
+// load lists what there is; with what comes after it, apply keeps it up.
+func (h *nextHops) load(r *rtnl) error {
+	replies, err := r.do(message(unix.RTM_GETADDR, netlink.Dump, ifaddrmsg(unix.AF_UNSPEC, 0, 0), nil))
+	if err != nil {
+		return reason(err)
+	}
+	h.mu.Lock()
+	h.links = map[netip.Addr]map[int32]bool{}
+	h.mu.Unlock()
+	for _, reply := range replies {
+		h.apply(reply)
+	}
+	return nil
+}
+
+// apply takes a notification over, and tells whether a next hop may be another.
+func (h *nextHops) apply(m netlink.Message) bool {
+	if m.Header.Type != unix.RTM_NEWADDR && m.Header.Type != unix.RTM_DELADDR {
+		return false
+	}
+	index, a, err := parseAddr(m.Data)
+	if err != nil {
+		return false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if a != h.v4 && a != h.v6 {
+		// Without an address of its own, IPv6 goes with the link's.
+		if h.v6.IsValid() || !a.Is6() || !h.links[h.v4][index] {
+			return false
+		}
+		h.read = time.Time{}
+		return true
+	}
+	// One that another machine has too is not used (RFC 4862, 5.4.5).
+	there := m.Header.Type == unix.RTM_NEWADDR && m.Data[2]&unix.IFA_F_DADFAILED == 0
+	if there == h.links[a][index] {
+		return false
+	}
+	if h.links[a] == nil {
+		h.links[a] = map[int32]bool{}
+	}
+	if there {
+		h.links[a][index] = true
+	} else {
+		delete(h.links[a], index)
+	}
+	return true
+}
+
+// on lists the links that have an address.
+func (h *nextHops) on(a netip.Addr) (indexes []int32) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for index := range h.links[a] {
+		indexes = append(indexes, index)
+	}
+	return indexes
+}
+
+// NextHop implements [fabric.NextHopWatcher].
+func (d *Dataplane) NextHop(v6 bool) error {
+	h := d.hops
+	family, a := "IPv4", h.v4
+	if v6 {
+		family = "IPv6"
+		if h.v6.IsValid() {
+			a = h.v6
+		}
+	}
+	if !a.IsValid() {
+		return nil // nobody has said which it is
+	}
+	links := h.on(a)
+	if len(links) == 0 {
+		return fmt.Errorf("%s is announced for no guest: next hop %s is no address of this node any more; give it back (ip addr add; for IPv6, sysctl net.ipv6.conf.all.disable_ipv6 must be 0), or write the node's address in the cluster file and restart the agent", family, a)
+	}
+	if !v6 || a.Is6() {
+		return nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if time.Since(h.read) > readEvery {
+		h.off, h.read = d.disabled6(links), time.Now()
+	}
+	return h.off
+}
+
+// disabled6 says why IPv6 is disabled on all of the links; nil: it is not.
+func (d *Dataplane) disabled6(links []int32) error {
+	var off error
+	for _, index := range links {
+		l, err := d.rtnl.linkByIndex(index)
+		if err != nil {
+			continue
+		}
+		path := "ipv6/conf/" + l.name + "/disable_ipv6"
+		if value, err := readSysctl(path); err == nil && value == "0" {
+			return nil
+		}
+		off = errors.Join(off, fmt.Errorf("IPv6 is announced for no guest: it is disabled on %s; sysctl -w net.ipv6.conf.%[1]s.disable_ipv6=0", l.name))
+	}
+	return off
+}
+
+var _ fabric.NextHopWatcher = (*Dataplane)(nil)

@@ -1,0 +1,382 @@
+package kernel
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"github.com/vmfabric/vmfabric/fabric"
+	"golang.org/x/sys/unix"
+)
+
+// A trial sends packets of its own through the node's forwarding path, between
+// a link of the underlay and a throw-away port, and has nf_tables trace them.
+//
+//	fabric_net147 === fabric_peer147     a veth pair; the first is a port to every filter (group 147)
+//
+// A packet from a guest is sent into the peer, and comes in from the port. One
+// to a guest is sent out of the port, and redirected (tc-mirred(8)) from the peer
+// to the ingress of the underlay's link, as if it had come from the wire. A table
+// of its own marks both when they come in, before all other chains, so that they
+// are routed by a table of their own whatever address they have, and drops them
+// after all other chains: none leaves the node, and conntrack keeps none.
+//
+//	table inet vmfabric-trial {
+//	  chain arrive  { type filter hook prerouting  priority -2147483648; <packet> meta mark set 147 meta nftrace set 1 }
+//	  chain forward { type filter hook forward     priority -2147483648; }
+//	  chain leave   { type filter hook postrouting priority  2147483646; <packet> drop }
+//	  chain answers { type filter hook output      priority -2147483648; <reset or ICMP error about packet> drop }
+//	}
+const (
+	// No VM has as many ports, and NetworkManager and systemd-networkd are told
+	// to leave links of such names alone.
+	trialPort  = "fabric_net147"
+	trialPeer  = "fabric_peer147"
+	trialAlias = "vmfabric-trial"
+	trialName  = "vmfabric-trial" // of the nftables table
+	trialMark  = 147
+
+	trialWait = 100 * time.Millisecond // for a packet to be seen where it ends
+)
+
+// Ports of the packets, TCP and UDP. Nobody on the node has the source port; the
+// destination port is one that filters which let anything pass let pass.
+const trialFrom, trialTo = 61147, 443
+
+// remotes are hosts of the Internet for whom nobody has a special rule (root
+// name servers). No packet gets to them.
+var remotes = map[uint8]netip.Addr{
+	unix.AF_INET: netip.MustParseAddr("198.41.0.4"), unix.AF_INET6: netip.MustParseAddr("2001:503:ba3e::2:30"),
+}
+
+// way is one way of a guest's packets through the node.
+type way struct {
+	family  uint8
+	inbound bool // to the guest
+	proto   uint8
+	link    string // of the underlay
+}
+
+// outcome is where a packet of a trial ended.
+type outcome struct {
+	passed bool
+	steps  []traceStep // what the packet filters did, in order
+}
+
+// dropper gives the step that ended a packet; the zero step where none did.
+func (o outcome) dropper() traceStep {
+	if n := len(o.steps); n > 0 && o.steps[n-1].drops() {
+		return o.steps[n-1]
+	}
+	return traceStep{}
+}
+
+// trial is one that is being made.
+type trial struct {
+	rtnl       *rtnl
+	port, peer link
+	out        *os.File // a packet socket that sends
+	trace      *netlink.Conn
+}
+
+// openTrial makes the throw-away port and begins to listen.
+func openTrial(r *rtnl, ipv6 bool) (t *trial, err error) {
+	t = &trial{rtnl: r}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, t.close())
+		}
+	}()
+	if err = r.removeTrialLink(); err != nil {
+		return t, err
+	}
+	if err = r.addVeth(trialPort, trialPeer, trialMAC, 0, txQueueLength); err != nil {
+		return t, fmt.Errorf("make a veth pair: %w; load veth", err)
+	}
+	if t.port, err = r.linkByName(trialPort); err == nil {
+		t.peer, err = r.linkByName(trialPeer)
+	}
+	if err != nil {
+		return t, err
+	}
+	up := func(l link) netlink.Message {
+		return message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(l.index, unix.IFF_UP|unix.IFF_NOARP, unix.IFF_UP|unix.IFF_NOARP), nil)
+	}
+	errs, err := r.batch(
+		message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(t.port.index, 0, 0), func(ae *netlink.AttributeEncoder) {
+			ae.String(unix.IFLA_IFALIAS, trialAlias)
+			encodeSpec(ae, len(t.port.conf6) > 0, strictPath)
+		}),
+		up(t.port), up(t.peer))
+	if err = errors.Join(append(errs, err)...); err != nil {
+		return t, fmt.Errorf("set up %s: %w", trialPort, reason(err))
+	}
+	if err = t.settings(ipv6); err != nil {
+		return t, err
+	}
+	if t.out, err = packetSocket(0); err != nil {
+		return t, err
+	}
+	if t.trace, err = dialTrace(); err != nil {
+		return t, err
+	}
+	return t, t.clsact()
+}
+
+// settings makes the port forward, and has the reverse path of a packet looked
+// up by its mark; the peer is to say nothing by itself.
+func (t *trial) settings(ipv6 bool) error {
+	all := []struct {
+		path  string
+		value int32
+	}{{"ipv4/conf/" + trialPort + "/src_valid_mark", 1}}
+	if ipv6 {
+		all = append(all, []struct {
+			path  string
+			value int32
+		}{
+			{"ipv6/conf/" + trialPeer + "/disable_ipv6", 1},
+			{"ipv6/conf/" + trialPort + "/disable_ipv6", 0},
+			{"ipv6/conf/" + trialPort + "/forwarding", 1},
+		}...)
+	}
+	for _, s := range all {
+		if err := writeSysctl(s.path, s.value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// close removes everything but the rule.
+func (t *trial) close() error {
+	var errs []error
+	if t.trace != nil {
+		errs = append(errs, t.trace.Close())
+	}
+	if t.out != nil {
+		errs = append(errs, t.out.Close())
+	}
+	return errors.Join(append(errs, t.rtnl.removeTrial())...)
+}
+
+// removeTrial removes what a trial makes, of this process or of one before it
+// that was killed. The rule stays, as those of moves do.
+func (r *rtnl) removeTrial() error {
+	c, err := nftables.New()
+	if err == nil {
+		table := &nftables.Table{Family: nftables.TableFamilyINet, Name: trialName}
+		c.AddTable(table) // so that there is one to delete
+		c.DelTable(table)
+		err = c.Flush()
+	}
+	if errnoOf(err) == unix.EOPNOTSUPP || errnoOf(err) == unix.ENOENT || errnoOf(err) == unix.EINVAL {
+		err = nil // a kernel without nf_tables has no table
+	}
+	return errors.Join(err, r.removeTrialLink(), r.removeTrialRoutes())
+}
+
+// removeTrialLink removes the throw-away port. One of that name that is not ours is an error.
+func (r *rtnl) removeTrialLink() error {
+	l, err := r.linkByName(trialPort)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("link %s: %w", trialPort, err)
+	}
+	if unmarked := l.alias == "" && l.group == fabric.LinkGroup && l.mac == trialMAC; l.alias != trialAlias && !unmarked {
+		return fmt.Errorf("link %s is there and %w; rename it, the agent needs the name", trialPort, fabric.ErrForeign)
+	}
+	_, err = r.do(message(unix.RTM_DELLINK, netlink.Acknowledge, ifinfomsg(l.index, 0, 0), nil))
+	if errnoOf(err) == unix.ENODEV {
+		return nil
+	}
+	return reason(err)
+}
+
+func (r *rtnl) removeTrialRoutes() error {
+	var errs []error
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		head := dumpRoutes(family)
+		head[4] = fabric.TrialTable
+		replies, err := r.do(message(unix.RTM_GETROUTE, netlink.Dump, head, nil))
+		if err != nil {
+			continue // no such table, or no such family
+		}
+		var msgs []netlink.Message
+		for _, reply := range replies {
+			if have, err := parseTableRoute(reply.Data); err == nil && have.table == fabric.TrialTable && have.proto == routeProtocol {
+				msgs = append(msgs, routeMessage(unix.RTM_DELROUTE, 0, have))
+			}
+		}
+		if len(msgs) == 0 {
+			continue
+		}
+		gone, err := r.batch(msgs...)
+		for _, e := range gone {
+			if e != nil && errnoOf(e) != unix.ESRCH {
+				err = errors.Join(err, reason(e))
+			}
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// course is what a trial does with one link of the underlay and one family.
+type course struct {
+	family uint8
+	link   link
+	guest  netip.Addr
+	remote netip.Addr // to whom the guest's packets are
+	sender netip.Addr // from whom those to the guest are
+}
+
+// prepare has packets of a course routed, marked, traced and dropped at the end.
+func (t *trial) prepare(c course) error {
+	if err := t.rtnl.ensureRules([]rule{{family: c.family, priority: fabric.TrialRule, mark: trialMark, table: fabric.TrialTable}}); err != nil {
+		return err
+	}
+	errs, err := t.rtnl.batch(
+		routeMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Replace, route{table: fabric.TrialTable, prefix: fabric.HostPrefix(c.guest), index: t.port.index}),
+		routeMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Replace, route{table: fabric.TrialTable, prefix: fabric.HostPrefix(c.remote), index: c.link.index}),
+	)
+	if err = errors.Join(append(errs, err)...); err != nil {
+		return fmt.Errorf("route by %s: %w", c.link.name, reason(err))
+	}
+	if err := t.table(c); err != nil {
+		return fmt.Errorf("nftables table %s: %w", trialName, err)
+	}
+	return t.redirect(c)
+}
+
+// table makes the trial's table for a course.
+func (t *trial) table(c course) error {
+	n, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: trialName}
+	n.AddTable(table)
+	n.DelTable(table)
+	n.AddTable(table)
+	first, last := nftables.ChainPriority(math.MinInt32), nftables.ChainPriority(math.MaxInt32-1)
+	chain := func(name string, hook *nftables.ChainHook, at nftables.ChainPriority) *nftables.Chain {
+		return n.AddChain(&nftables.Chain{Name: name, Table: table, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: &at})
+	}
+	arrive := chain("arrive", nftables.ChainHookPrerouting, first)
+	chain("forward", nftables.ChainHookForward, first)
+	leave := chain("leave", nftables.ChainHookPostrouting, last)
+	answers := chain("answers", nftables.ChainHookOutput, first)
+	add := func(chain *nftables.Chain, parts ...[]expr.Any) {
+		n.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: slices.Concat(parts...)})
+	}
+	drop := []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
+	ports := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, trialFrom), trialTo)
+	back := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, trialTo), trialFrom)
+	for _, pair := range [][2]netip.Addr{{c.guest, c.remote}, {c.sender, c.guest}} {
+		packet := slices.Concat(addresses(c.family, pair[0], pair[1], expr.PayloadBaseNetworkHeader, 0), payload(expr.PayloadBaseTransportHeader, 0, ports))
+		add(arrive, packet, []expr.Any{
+			&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(trialMark)},
+			&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
+			&expr.Immediate{Register: 1, Data: []byte{1}},
+			&expr.Meta{Key: expr.MetaKeyNFTRACE, SourceRegister: true, Register: 1},
+		})
+		add(leave, packet, drop)
+		answer := addresses(c.family, netip.Addr{}, pair[0], expr.PayloadBaseNetworkHeader, 0)
+		add(answers, answer, payload(expr.PayloadBaseTransportHeader, 0, back), drop)
+		// An ICMP error has the packet that it is about behind its eight bytes.
+		add(answers, answer, addresses(c.family, pair[0], pair[1], expr.PayloadBaseTransportHeader, 8), drop)
+	}
+	return n.Flush()
+}
+
+// addresses matches source and destination of an IP header at an offset from a base.
+func addresses(family uint8, from, to netip.Addr, base expr.PayloadBase, offset uint32) []expr.Any {
+	proto, src, dst := byte(unix.NFPROTO_IPV4), uint32(12), uint32(16)
+	if family == unix.AF_INET6 {
+		proto, src, dst = unix.NFPROTO_IPV6, 8, 24
+	}
+	match := []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}},
+	}
+	if from.IsValid() {
+		match = append(match, payload(base, offset+src, from.AsSlice())...)
+	}
+	return append(match, payload(base, offset+dst, to.AsSlice())...)
+}
+
+func payload(base expr.PayloadBase, offset uint32, data []byte) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(len(data))},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data},
+	}
+}
+
+// send has a packet go its way, and tells what became of it.
+func (t *trial) send(ctx context.Context, c course, w way) (outcome, error) {
+	into, mac := t.peer, t.port.mac // what is sent out of one end comes in at the other
+	from, to := c.guest, c.remote
+	if w.inbound {
+		into, mac, from, to = t.port, t.peer.mac, c.sender, c.guest
+	}
+	frame := slices.Concat(mac[:], into.mac[:], binary.BigEndian.AppendUint16(nil, protocolOf(c.family)), packet(w.proto, from, to))
+	addr := &unix.SockaddrLinklayer{Protocol: networkUint16(protocolOf(c.family)), Ifindex: int(into.index), Halen: 6}
+	copy(addr.Addr[:], mac[:])
+	if err := drain(t.trace); err != nil {
+		return outcome{}, err
+	}
+	if err := control(t.out, func(fd int) error { return unix.Sendto(fd, frame, 0, addr) }); err != nil {
+		return outcome{}, fmt.Errorf("send: %w", err)
+	}
+	return follow(ctx, t.trace, trialWait)
+}
+
+func protocolOf(family uint8) uint16 {
+	if family == unix.AF_INET {
+		return unix.ETH_P_IP
+	}
+	return unix.ETH_P_IPV6
+}
+
+// packet makes a TCP SYN (RFC 9293) or a UDP datagram that dies at the next router.
+func packet(proto uint8, from, to netip.Addr) []byte {
+	const hops = 2
+	ports := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, trialFrom), trialTo)
+	body, at := slices.Concat(ports, []byte{0, 0, 0, 1, 0, 0, 0, 0, 5 << 4, 2, 0xff, 0xff, 0, 0, 0, 0}), 16
+	if proto == unix.IPPROTO_UDP {
+		body, at = slices.Concat(ports, []byte{0, 16, 0, 0}, []byte("vmfabric")), 6
+	}
+	sum := checksum(slices.Concat(from.AsSlice(), to.AsSlice(), []byte{0, proto, 0, byte(len(body))}, body))
+	binary.BigEndian.PutUint16(body[at:], sum)
+	if from.Is6() {
+		return slices.Concat([]byte{0x60, 0, 0, 0, 0, byte(len(body)), proto, hops}, from.AsSlice(), to.AsSlice(), body)
+	}
+	head := slices.Concat([]byte{0x45, 0, 0, byte(20 + len(body)), 0, 147, 0x40, 0, hops, proto, 0, 0}, from.AsSlice(), to.AsSlice())
+	binary.BigEndian.PutUint16(head[10:], checksum(head))
+	return append(head, body...)
+}
+
+// checksum is that of RFC 1071, of an even number of bytes.
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for i := 0; i+1 < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum&0xffff + sum>>16
+	}
+	return ^uint16(sum)
+}

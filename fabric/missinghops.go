@@ -1,0 +1,40 @@
+package fabric
+
+import "net/netip"
+
+// NextHopWatcher is implemented by a [Dataplane] that knows whether the node has
+// the addresses which its announcements name as next hops. Changed fires when one
+// of them goes or comes.
+type NextHopWatcher interface {
+	// NextHop says why a family has no next hop on this node, and the way out; nil
+	// where it has one.
+	NextHop(v6 bool) error
+}
+
+// missingHops says why families have no next hop; nil: they have one.
+type missingHops struct{ v4, v6 error }
+
+// of gives the error of a prefix's family.
+func (m missingHops) of(p netip.Prefix) error {
+	if p.Addr().Is4() {
+		return m.v4
+	}
+	return m.v6
+}
+
+// errors lists those that there are.
+func (m missingHops) errors() (all []error) {
+	for _, err := range []error{m.v4, m.v6} {
+		if err != nil {
+			all = append(all, err)
+		}
+	}
+	return all
+}
+
+func (a *Agent) missingHops() missingHops {
+	if w, ok := a.dataplane.(NextHopWatcher); ok {
+		return missingHops{w.NextHop(false), w.NextHop(true)}
+	}
+	return missingHops{}
+}
