@@ -175,6 +175,9 @@ func (d *Dataplane) arriving() map[string][]netip.Prefix {
 			all[name] = p.NIC.Prefixes()
 		}
 	}
+	for name, p := range d.arrived {
+		all[name] = p.NIC.Prefixes()
+	}
 	if d.trying {
 		for _, a := range d.forwarding.guests {
 			all[trialPort] = append(all[trialPort], fabric.HostPrefix(a))

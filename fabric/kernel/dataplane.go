@@ -64,6 +64,7 @@ type Dataplane struct {
 
 	mu       sync.Mutex
 	want     map[string]fabric.Port // as put; guarded by mu
+	arrived  map[string]fabric.Port // those of them whose guests have just arrived, until they are ordinary ports; guarded by mu
 	ailments map[string]string      // by what they are about; guarded by mu
 	trying   bool                   // a trial sends from the throw-away port; guarded by mu
 }
@@ -73,7 +74,7 @@ type Dataplane struct {
 func New(cfg Config, opts ...Option) (*Dataplane, error) {
 	d := &Dataplane{
 		cluster: cfg.Cluster, underlay: cfg.Underlay, log: slog.New(slog.DiscardHandler), ipv6: hasIPv6(),
-		want: map[string]fabric.Port{}, ailments: map[string]string{}, filter: newFilter(cfg),
+		want: map[string]fabric.Port{}, arrived: map[string]fabric.Port{}, ailments: map[string]string{}, filter: newFilter(cfg),
 	}
 	d.hops, d.forwarding = newNextHops(cfg.NextHop, cfg.NextHop6), newForwarding(cfg.Samples, d.ipv6)
 	for _, o := range opts {
@@ -289,6 +290,15 @@ func (d *Dataplane) Put(_ context.Context, p fabric.Port) error {
 	d.mu.Lock()
 	before, wanted := d.want[p.Name]
 	d.want[p.Name] = p
+	if before.Incoming && !p.Incoming {
+		// Its guest runs: what that sends passes until it is routed to the port.
+		d.arrived[p.Name] = before
+		defer func() {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			delete(d.arrived, p.Name)
+		}()
+	}
 	d.mu.Unlock()
 	d.watch.hold(p.Name)
 	defer d.watch.release(p.Name)
