@@ -69,9 +69,12 @@ func newPeers() peers {
 func (p *peers) heard(n Node) {
 	delete(p.silent, n.Name)
 	for _, a := range []netip.Addr{n.Address, n.Address6} {
-		if a.IsValid() {
-			p.at[a] = n.Name
+		if !a.IsValid() || p.at[a] == n.Name {
+			continue
 		}
+		// It has one address of each family, and may have got another.
+		maps.DeleteFunc(p.at, func(had netip.Addr, name string) bool { return name == n.Name && had.Is4() == a.Is4() })
+		p.at[a] = n.Name
 	}
 }
 
@@ -220,12 +223,13 @@ func (c *claims) holders(p netip.Prefix) (vms []string) {
 		}
 	}
 	if !p.IsSingleIP() {
-		for _, q := range slices.SortedFunc(maps.Keys(c.prefixes), netip.Prefix.Compare) {
+		for q, vm := range c.prefixes {
 			if p.Overlaps(q) {
-				vms = add(vms, c.prefixes[q])
+				vms = add(vms, vm)
 			}
 		}
 	}
+	slices.Sort(vms)
 	return vms
 }
 
