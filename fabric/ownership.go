@@ -111,8 +111,8 @@ type holder struct{ node, vm string }
 
 // acquire asks the other nodes who has what a guest is about to be given here.
 // A start that can be refused is, where another guest has it; of a guest that
-// runs already, who has it is given. A move to here, and what the guest has
-// already, are not asked about.
+// runs already, here or where it comes from, who has it is given. What the guest
+// has here already is not asked about.
 func (a *Agent) acquire(ctx context.Context, vm VM, r request) (holder, error) {
 	if a.nodes == nil {
 		return holder{}, nil
@@ -137,13 +137,13 @@ func (a *Agent) acquire(ctx context.Context, vm VM, r request) (holder, error) {
 		asked = slices.DeleteFunc(asked, func(n string) bool { return time.Since(a.peers.slow[n]) < slowMemory })
 	}
 	a.mu.Unlock()
-	if incoming || refused || len(wanted) == 0 {
+	if refused || len(wanted) == 0 {
 		return holder{}, nil
 	}
 	n := a.notice(Acquiring, Desired{VM: vm})
 	n.Prefixes = wanted
 	other, answer := a.whoHas(ctx, n, asked)
-	if other.node == "" || !r.undo {
+	if other.node == "" || !r.undo || incoming {
 		return other, nil
 	}
 	return other, fmt.Errorf("%s is held by guest %s (%s) on %s; stop that one, or give %s another address",

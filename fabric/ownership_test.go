@@ -133,11 +133,12 @@ func TestWhoIsAskedAboutAStart(t *testing.T) {
 		p.lets(p.one)
 
 		p.arrives(p.two)
+		assert.Equal(t, []string{"node2 tells node1 acquiring sea_gold"}, p.asked(), "a migration, while nobody waits for it")
 		p.src[p.one].Leave(p.vm)
 		moment()
 		p.src[p.two].Set(p.vm, fabric.Live)
 		p.leaves(p.one)
-		assert.Empty(t, p.asked(), "a migration")
+		assert.Empty(t, p.asked(), "its cutover")
 		p.lets(p.two)
 
 		// Started here while it is there: the same guest, which goes to where it
@@ -451,6 +452,17 @@ func TestEveryWayBack(t *testing.T) {
 		"seen running, with another guest's address": {func(s *scene) {
 			s.says(older)
 			s.src.Set(vm, fabric.Absent)
+			moment()
+			s.src.Set(vm, fabric.Live)
+		}, "guest clone on node2"},
+		"arrived, with another guest's address": {func(s *scene) {
+			s.says(older)
+			s.src.Set(vm, fabric.Absent)
+			moment()
+			require.NoError(s.scripted.t, s.Expect(s.scripted.t.Context(), vm.Name))
+			s.apply(vm, fabric.Wired)
+			s.src.Set(vm, fabric.Wired)
+			require.NoError(s.scripted.t, s.Started(s.scripted.t.Context(), vm))
 			moment()
 			s.src.Set(vm, fabric.Live)
 		}, "guest clone on node2"},
