@@ -823,3 +823,35 @@ func TestBackendThatFailsWhileAGuestGivesWay(t *testing.T) {
 		assert.Empty(t, p.first(p.two))
 	})
 }
+
+// TestGuestThatGetsAnAddressLater has had another one for longer than the guest
+// that has this one: it is the newcomer all the same.
+func TestGuestThatGetsAnAddressLater(t *testing.T) {
+	pairsOf(t, fake.NewSource, gold(), func(t *testing.T, p *pair) {
+		p.runs(p.two, known("clone", "uuid-of-clone", "203.0.113.12 2001:db8:100:1::12"))
+		time.Sleep(time.Hour)
+		p.boots(p.one)
+		time.Sleep(time.Hour)
+		more := known("clone", "uuid-of-clone", "203.0.113.12 2001:db8:100:1::12 2001:db8:100:1::10")
+		require.ErrorContains(t, p.two.Apply(t.Context(), more, fabric.Live), "2001:db8:100:1::10 is held by guest sea_gold")
+		assert.Empty(t, p.two.problems())
+
+		p.ends[p.one].Cut("node2", true)
+		p.two.apply(more, fabric.Live)
+		p.ends[p.one].Cut("node2", false)
+		time.Sleep(5 * time.Second)
+		assert.NotEmpty(t, p.first(p.one))
+		_, announced := p.two.actual()
+		assert.Empty(t, announced)
+		p.names(p.one)
+		p.names(p.two)
+
+		p.two.apply(known("clone", "uuid-of-clone", "203.0.113.12 2001:db8:100:1::12"), fabric.Live)
+		time.Sleep(5 * time.Second)
+		_, announced = p.two.actual()
+		assert.ElementsMatch(t, []string{"203.0.113.12/32", "2001:db8:100:1::12/128"}, announced)
+		assert.Empty(t, p.two.problems())
+		time.Sleep(time.Minute)
+		assert.Empty(t, p.one.problems())
+	})
+}
