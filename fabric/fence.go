@@ -133,7 +133,7 @@ func (a *Agent) yield(ctx context.Context, vm string, from Node, n Notice) Answe
 	g.claimants = add(g.claimants, from.Name)
 	if another {
 		if verdict == ownership.Keep {
-			g.contest(a.node, from.Name, n.VM)
+			g.wantedBy(a.node, from.Name, n.VM)
 		}
 		a.mu.Unlock()
 		if verdict == ownership.Relinquish {
@@ -193,7 +193,7 @@ func (a *Agent) claimAnswered(vm, node string, generation uint64, answer Answer)
 	if !answer.Held {
 		a.mu.Lock()
 		if g := a.guests[vm]; g != nil && g.contested == node {
-			g.contested = ""
+			g.contested, g.denied = "", node
 		}
 		a.mu.Unlock()
 		a.released(vm, node, nil)
@@ -228,7 +228,7 @@ func (a *Agent) keeps(vm, node string, generation uint64, answer Answer) bool {
 	switch {
 	case !ownership.Same(string(g.want.VM.Identity()), string(answer.Identity)):
 		if verdict == ownership.Keep {
-			g.contest(a.node, node, answer.VM)
+			g.wantedBy(a.node, node, answer.VM)
 		}
 	case why == ownership.ByHand: // its user has it on both
 		g.want.Unreleased = without(g.want.Unreleased, []string{node})
@@ -240,19 +240,13 @@ func (a *Agent) keeps(vm, node string, generation uint64, answer Answer) bool {
 
 // regain takes a guest back that another node had later, and has no more.
 func (a *Agent) regain(vm, node string, answer Answer) {
+	if answer.Held && !a.stillLost(vm, node, answer) {
+		return
+	}
 	defer a.guestLocks.lock(vm)()
 	a.mu.Lock()
 	g := a.guests[vm]
 	lost := g != nil && g.want.State == Live && g.want.Lost == node
-	if lost && answer.Held {
-		g.routeGone = false
-		if answer.Identity != "" {
-			g.want.LostGuest = ""
-			if answer.Identity != g.want.VM.Identity() {
-				g.want.LostGuest = answer.VM
-			}
-		}
-	}
 	a.mu.Unlock()
 	switch {
 	case !lost:
@@ -262,6 +256,25 @@ func (a *Agent) regain(vm, node string, answer Answer) {
 		a.log.Info("the other node has let go; announced here again", "vm", vm, "node", node)
 		a.reclaim(context.Background(), vm)
 	}
+}
+
+// stillLost takes up that a node has a guest yet, and reports whether it is
+// announced here, in case the node has it no more.
+func (a *Agent) stillLost(vm, node string, answer Answer) (announced bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	g := a.guests[vm]
+	if g == nil || g.want.Lost != node {
+		return false
+	}
+	g.routeGone = false
+	if answer.Identity != "" {
+		g.want.LostGuest = ""
+		if answer.Identity != g.want.VM.Identity() {
+			g.want.LostGuest = answer.VM
+		}
+	}
+	return g.want.Standby
 }
 
 // reclaim has a guest announced again that another node had.

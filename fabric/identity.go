@@ -3,9 +3,6 @@ package fabric
 import (
 	"cmp"
 	"fmt"
-	"strings"
-	"unicode"
-	"unicode/utf8"
 )
 
 // Identity says which guest it is that has an address, whatever its name: a copy
@@ -28,11 +25,8 @@ func (v VM) Identity() Identity {
 
 // validate reports what keeps an identity from being told.
 func (i Identity) validate() error {
-	switch {
-	case len(i) > maxIdentity:
-		return fmt.Errorf("identity of %d bytes; at most %d", len(i), maxIdentity)
-	case !utf8.ValidString(string(i)) || strings.ContainsFunc(string(i), unicode.IsControl):
-		return fmt.Errorf("identity %.40q is not plain text", string(i))
+	if err := plain(string(i), maxIdentity); err != nil {
+		return fmt.Errorf("identity: %w", err)
 	}
 	return nil
 }

@@ -1,10 +1,13 @@
 package fabric
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 var noticeKinds = []NoticeKind{Arriving, Arrived, Cancelled, Claimed, Released, Acquiring}
@@ -12,6 +15,12 @@ var noticeKinds = []NoticeKind{Arriving, Arrived, Cancelled, Claimed, Released, 
 // maxPrefixes is how many prefixes a guest may have: MaxAddresses addresses and
 // as many routes on each of MaxNICs NICs.
 const maxPrefixes = MaxNICs * 2 * MaxAddresses
+
+// Bounds on what another node says, which is kept, and shown to people.
+const (
+	maxWord = 256 // bytes of a name or an outcome
+	maxSeen = 64  // reflectors of a move's report
+)
 
 // Validate reports what keeps n from being told: a kind that is not known, a
 // guest without a name, prefixes that are none. [Nodes] tell and take no other
@@ -27,7 +36,7 @@ func (n Notice) Validate() error {
 	if err := validateKnownName(n.VM); err != nil {
 		return fmt.Errorf("notice %q: %w", n.Kind, err)
 	}
-	if err := n.Identity.validate(); err != nil {
+	if err := errors.Join(n.Identity.validate(), n.Move.validate()); err != nil {
 		return fmt.Errorf("notice %q of VM %q: %w", n.Kind, n.VM, err)
 	}
 	all := [][]netip.Prefix{n.Prefixes}
@@ -43,6 +52,40 @@ func (n Notice) Validate() error {
 				return fmt.Errorf("notice %q of VM %q: %q (number %d) is not a guest's prefix; write one such as 203.0.113.10/32", n.Kind, n.VM, p, i)
 			}
 		}
+	}
+	return nil
+}
+
+// validate reports what keeps the report of a move from being told.
+func (m *Move) validate() error {
+	if m == nil {
+		return nil
+	}
+	words := []string{m.VM, m.UUID, m.From, m.To, m.Outcome, m.RunningBy}
+	for name := range m.Seen {
+		words = append(words, name)
+	}
+	switch {
+	case len(m.Seen) > maxSeen:
+		return fmt.Errorf("the report of its move has %d reflectors; at most %d", len(m.Seen), maxSeen)
+	case m.Resent < 0:
+		return fmt.Errorf("the report of its move has %d frames sent again", m.Resent)
+	}
+	for _, w := range words {
+		if err := plain(w, maxWord); err != nil {
+			return fmt.Errorf("the report of its move: %w", err)
+		}
+	}
+	return nil
+}
+
+// plain reports what keeps a word of another node from being shown.
+func plain(s string, most int) error {
+	switch {
+	case len(s) > most:
+		return fmt.Errorf("a word of %d bytes; at most %d", len(s), most)
+	case !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl):
+		return fmt.Errorf("%.40q is not plain text", s)
 	}
 	return nil
 }

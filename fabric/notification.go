@@ -24,7 +24,7 @@ type Notification struct {
 
 const (
 	maxCommunication = 255 // bytes (RFC 9003)
-	maxWord          = 64
+	maxFamily        = 64  // bytes of the name of one that is not known
 )
 
 // NewNotification makes a notification. The communication comes from another

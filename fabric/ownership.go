@@ -51,6 +51,7 @@ type competitor struct {
 type contention struct {
 	contested   string                // the node whose route competes, which is asked
 	contestedAt time.Time             // since when
+	denied      string                // the node that was asked, and has not got the guest
 	competing   map[competitor]string // better routes, and whose
 	routeGone   bool                  // there were some, and nobody has said anything since
 	contests    map[string]remark     // guests that want the address, by their node
@@ -68,9 +69,12 @@ func newPeers() peers {
 func (p *peers) heard(n Node) {
 	delete(p.silent, n.Name)
 	for _, a := range []netip.Addr{n.Address, n.Address6} {
-		if a.IsValid() {
-			p.at[a] = n.Name
+		if !a.IsValid() || p.at[a] == n.Name {
+			continue
 		}
+		// It has one address of each family, and may have got another.
+		maps.DeleteFunc(p.at, func(had netip.Addr, name string) bool { return name == n.Name && had.Is4() == a.Is4() })
+		p.at[a] = n.Name
 	}
 }
 
@@ -110,8 +114,8 @@ type holder struct {
 
 // acquire asks the other nodes who has what a guest is about to be given here.
 // A start that can be refused is, where another guest has it; of a guest that
-// runs already, who has it is given. A move to here, and what the guest has
-// already, are not asked about.
+// runs already, here or where it comes from, who has it is given. What the guest
+// has here already is not asked about.
 func (a *Agent) acquire(ctx context.Context, vm VM, r request) (holder, error) {
 	if a.nodes == nil {
 		return holder{}, nil
@@ -136,13 +140,13 @@ func (a *Agent) acquire(ctx context.Context, vm VM, r request) (holder, error) {
 		asked = slices.DeleteFunc(asked, func(n string) bool { return time.Since(a.peers.slow[n]) < slowMemory })
 	}
 	a.mu.Unlock()
-	if incoming || refused || len(wanted) == 0 {
+	if refused || len(wanted) == 0 {
 		return holder{}, nil
 	}
 	n := a.notice(Acquiring, Desired{VM: vm})
 	n.Prefixes = wanted
 	other, answer := a.whoHas(ctx, n, asked)
-	if other.node == "" || other.same || !r.undo {
+	if other.node == "" || other.same || !r.undo || incoming {
 		return other, nil
 	}
 	return other, fmt.Errorf("%s is held by guest %s (%s) on %s; stop that one, or give %s another address",
@@ -286,9 +290,9 @@ func (a *Agent) inherit(vm string, answer Answer) {
 	}
 }
 
-// contest notes that a guest of another node wants an address of this one, which
+// wantedBy notes that a guest of another node wants an address of this one, which
 // has had it longer.
-func (g *guest) contest(self, node, vm string) {
+func (g *guest) wantedBy(self, node, vm string) {
 	if g.contests == nil {
 		g.contests = map[string]remark{}
 	}
@@ -310,8 +314,11 @@ func (a *Agent) contests() (lines []string) {
 			}
 			lines = append(lines, g.contests[node].text)
 		}
-		if g.yieldsToRoute(a.fresh(g, now)) && !g.departs() && g.contested == "" {
+		if g.denied != "" && g.yieldsToRoute(a.fresh(g, now)) && !g.departs() {
 			for at, node := range g.competing {
+				if node != g.denied {
+					continue
+				}
 				lines = append(lines, fmt.Sprintf(
 					"guest %s: a route for %s via %s comes before this node's at %s, and the agent there says that the guest does not run there; see what announces it on %[3]s",
 					name, pretty(at.prefix), node, at.reflector))
@@ -429,12 +436,15 @@ func (a *Agent) reconsider(ctx context.Context) {
 		for _, r := range a.recognised() {
 			a.rival(ctx, r)
 		}
-		lost, standby := a.preempted()
+		lost, standby, asks := a.preempted()
 		for vm, node := range lost {
 			a.loseToRoute(ctx, vm, node)
 		}
 		for vm, on := range standby {
 			a.setStandby(ctx, vm, on)
+		}
+		if asks {
+			a.couriers.hurry()
 		}
 	}
 }
@@ -451,10 +461,22 @@ func (a *Agent) recognised() (all []Rival) {
 	return all
 }
 
+// contest chooses the node that is asked about its better route; one that has
+// said that it has not got the guest, now and then.
+func (g *guest) contest(now time.Time) (news bool) {
+	nodes := slices.Sorted(maps.Values(g.competing))
+	i := slices.IndexFunc(nodes, func(n string) bool { return n != g.denied })
+	if i < 0 && now.Sub(g.contestedAt) < passEvery {
+		return false
+	}
+	g.contested, g.contestedAt = nodes[max(i, 0)], now
+	return true
+}
+
 // preempted lists the guests that are to be withdrawn as the node whose route
 // comes before theirs does not answer, and those that are to be announced behind
 // the node that has them, or not any more.
-func (a *Agent) preempted() (lost map[string]string, standby map[string]bool) {
+func (a *Agent) preempted() (lost map[string]string, standby map[string]bool, asks bool) {
 	names := a.nodes.Names()
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -477,16 +499,25 @@ func (a *Agent) preempted() (lost map[string]string, standby map[string]bool) {
 			if on := p.Stance() == ownership.Standby; on != g.want.Standby {
 				standby[vm] = on
 			}
-		case g.contested != "" && !a.peers.silent[g.contested].last.Before(g.contestedAt):
-			lost[vm] = g.contested
+		case len(g.competing) > 0 && g.yieldsToRoute(a.fresh(g, now)):
+			if g.contested == "" {
+				asks = g.contest(now) || asks
+			} else if !a.peers.silent[g.contested].last.Before(g.contestedAt) {
+				lost[vm] = g.contested
+			}
 		}
 	}
-	return lost, standby
+	return lost, standby, asks
 }
 
-// setStandby has a guest that another node has announced behind it, or not at all.
+// setStandby has a guest that another node has announced behind it, or not at
+// all. One that somebody is at work on is looked at again soon.
 func (a *Agent) setStandby(ctx context.Context, vm string, on bool) {
-	defer a.guestLocks.lock(vm)()
+	unlock, free := a.guestLocks.tryLock(vm)
+	if !free {
+		return
+	}
+	defer unlock()
 	a.redoStandby(ctx, vm, on)
 }
 
@@ -516,7 +547,11 @@ func (a *Agent) redoStandby(ctx context.Context, vm string, on bool) {
 // loseToRoute withdraws a guest to which a reflector has another node's better
 // route, and whose node cannot be asked.
 func (a *Agent) loseToRoute(ctx context.Context, vm, node string) {
-	defer a.guestLocks.lock(vm)()
+	unlock, free := a.guestLocks.tryLock(vm)
+	if !free {
+		return
+	}
+	defer unlock()
 	a.mu.Lock()
 	g := a.guests[vm]
 	still := g != nil && g.contested == node && g.yieldsToRoute(a.fresh(g, time.Now())) && len(g.competing) > 0
@@ -550,48 +585,49 @@ func (a *Agent) rival(ctx context.Context, r Rival) {
 	if !known && !r.Gone && !strayed {
 		a.log.Warn("a route that leads to no node comes before this node's; not heeded", "prefix", r.Prefix, "via", r.Via, "reflector", r.Reflector)
 	}
+	competes := known && !r.Gone
 	for _, vm := range a.concerned([]netip.Prefix{r.Prefix}) {
-		competes := known && !r.Gone
 		if competes {
 			a.moves.saw(vm, r.Reflector, r.At)
 		}
-		// In their order with what is done to the guest: it may be about to be
-		// announced otherwise.
-		unlock := a.guestLocks.lock(vm)
-		a.compete(ctx, vm, node, at, competes)
-		unlock()
+		a.mu.Lock()
+		if g := a.guests[vm]; g != nil {
+			g.compete(node, at, competes)
+			a.unsettled[vm] = true
+		}
+		a.mu.Unlock()
+		if a.nodes == nil {
+			a.rivalAlone(ctx, vm, node, competes)
+		}
 	}
 	rouse(a.peers.wake)
-	a.couriers.hurry()
 }
 
 // compete notes that a better route of a node is there, or not any more.
-func (a *Agent) compete(ctx context.Context, vm, node string, at competitor, competes bool) {
-	a.mu.Lock()
-	g := a.guests[vm]
-	if g == nil {
-		a.mu.Unlock()
-		return
-	}
+func (g *guest) compete(node string, at competitor, competes bool) {
 	if competes {
 		if g.competing == nil {
 			g.competing = map[competitor]string{}
 		}
 		g.competing[at] = node
-	} else if delete(g.competing, at); len(g.competing) == 0 {
-		g.contested, g.routeGone = "", g.want.Lost != ""
+		return
 	}
-	yields := competes && g.yieldsToRoute(a.fresh(g, time.Now()))
-	if yields && a.nodes != nil {
-		g.contested, g.contestedAt = node, time.Now()
-		a.unsettled[vm] = true
+	if delete(g.competing, at); len(g.competing) == 0 {
+		g.contested, g.contestedAt, g.denied = "", time.Time{}, ""
+		g.routeGone = g.want.Lost != ""
 	}
-	alone := a.nodes == nil && g.want.Lost != "" // there is nobody to be asked
+}
+
+// rivalAlone is what follows of a better route where there is nobody to ask.
+func (a *Agent) rivalAlone(ctx context.Context, vm, node string, competes bool) {
+	defer a.guestLocks.lock(vm)()
+	a.mu.Lock()
+	g := a.guests[vm]
+	yields := g != nil && competes && g.yieldsToRoute(a.fresh(g, time.Now()))
 	a.mu.Unlock()
-	switch {
-	case yields && a.nodes == nil:
+	if yields {
 		a.lose(ctx, vm, node, "")
-	case alone:
-		a.redoStandby(ctx, vm, !competes)
+		return
 	}
+	a.redoStandby(ctx, vm, !competes)
 }

@@ -133,11 +133,12 @@ func TestWhoIsAskedAboutAStart(t *testing.T) {
 		p.lets(p.one)
 
 		p.arrives(p.two)
+		assert.Equal(t, []string{"node2 tells node1 acquiring sea_gold"}, p.asked(), "a migration, while nobody waits for it")
 		p.src[p.one].Leave(p.vm)
 		moment()
 		p.src[p.two].Set(p.vm, fabric.Live)
 		p.leaves(p.one)
-		assert.Empty(t, p.asked(), "a migration")
+		assert.Empty(t, p.asked(), "its cutover")
 		p.lets(p.two)
 
 		// Started here while it is there: the same guest, which goes to where it
@@ -474,6 +475,17 @@ func TestEveryWayBack(t *testing.T) {
 		"seen running, with another guest's address": {func(s *scene) {
 			s.says(older)
 			s.src.Set(vm, fabric.Absent)
+			moment()
+			s.src.Set(vm, fabric.Live)
+		}, "guest clone on node2"},
+		"arrived, with another guest's address": {func(s *scene) {
+			s.says(older)
+			s.src.Set(vm, fabric.Absent)
+			moment()
+			require.NoError(s.scripted.t, s.Expect(s.scripted.t.Context(), vm.Name))
+			s.apply(vm, fabric.Wired)
+			s.src.Set(vm, fabric.Wired)
+			require.NoError(s.scripted.t, s.Started(s.scripted.t.Context(), vm))
 			moment()
 			s.src.Set(vm, fabric.Live)
 		}, "guest clone on node2"},
@@ -832,5 +844,37 @@ func TestBackendThatFailsWhileAGuestGivesWay(t *testing.T) {
 		p.two.speaker.Fail("withdraw 203.0.113.10/32", nil)
 		time.Sleep(5 * time.Second)
 		assert.Empty(t, p.first(p.two))
+	})
+}
+
+// TestGuestThatGetsAnAddressLater has had another one for longer than the guest
+// that has this one: it is the newcomer all the same.
+func TestGuestThatGetsAnAddressLater(t *testing.T) {
+	pairsOf(t, fake.NewSource, gold(), func(t *testing.T, p *pair) {
+		p.runs(p.two, known("clone", "uuid-of-clone", "203.0.113.12 2001:db8:100:1::12"))
+		time.Sleep(time.Hour)
+		p.boots(p.one)
+		time.Sleep(time.Hour)
+		more := known("clone", "uuid-of-clone", "203.0.113.12 2001:db8:100:1::12 2001:db8:100:1::10")
+		require.ErrorContains(t, p.two.Apply(t.Context(), more, fabric.Live), "2001:db8:100:1::10 is held by guest sea_gold")
+		assert.Empty(t, p.two.problems())
+
+		p.ends[p.one].Cut("node2", true)
+		p.two.apply(more, fabric.Live)
+		p.ends[p.one].Cut("node2", false)
+		time.Sleep(5 * time.Second)
+		assert.NotEmpty(t, p.first(p.one))
+		_, announced := p.two.actual()
+		assert.Empty(t, announced)
+		p.names(p.one)
+		p.names(p.two)
+
+		p.two.apply(known("clone", "uuid-of-clone", "203.0.113.12 2001:db8:100:1::12"), fabric.Live)
+		time.Sleep(5 * time.Second)
+		_, announced = p.two.actual()
+		assert.ElementsMatch(t, []string{"203.0.113.12/32", "2001:db8:100:1::12/128"}, announced)
+		assert.Empty(t, p.two.problems())
+		time.Sleep(time.Minute)
+		assert.Empty(t, p.one.problems())
 	})
 }

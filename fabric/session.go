@@ -35,7 +35,7 @@ func (f Family) String() string {
 	case IPv6:
 		return "IPv6"
 	}
-	return escape(string(f), maxWord)
+	return escape(string(f), maxFamily)
 }
 
 // Families lists the families that guests of the cluster can have.

@@ -184,6 +184,15 @@ func nodesUnknown(t *testing.T, a agents) {
 	require.ErrorContains(t, err, "node1", "itself")
 }
 
+// seenByMany is more than a cluster has reflectors.
+var seenByMany = func() map[string]time.Time {
+	seen := map[string]time.Time{}
+	for n := range 100 {
+		seen[fmt.Sprint("rr", n)] = time.Time{}
+	}
+	return seen
+}()
+
 func nodesRefuse(t *testing.T, a agents) {
 	serve(t, a.ends["node2"], func(_ context.Context, _ fabric.Node, n fabric.Notice) fabric.Answer {
 		assert.Equal(t, "reached", n.VM)
@@ -191,14 +200,17 @@ func nodesRefuse(t *testing.T, a agents) {
 	})
 	reached(t, a.ends["node1"], "node2")
 	for what, spoil := range map[string]func(*fabric.Notice){
-		"no kind":             func(n *fabric.Notice) { n.Kind = "" },
-		"an unknown kind":     func(n *fabric.Notice) { n.Kind = "evacuated" },
-		"no guest":            func(n *fabric.Notice) { n.VM = "" },
-		"no prefix":           func(n *fabric.Notice) { n.Prefixes = make([]netip.Prefix, 1) },
-		"a broken identity":   func(n *fabric.Notice) { n.Identity = "libvirt\n1" },
-		"a guest too large":   func(n *fabric.Notice) { n.Prefixes = make([]netip.Prefix, fabric.MaxNICs*2*fabric.MaxAddresses+1) },
-		"a prefix with bits":  func(n *fabric.Notice) { n.Prefixes = prefixes("203.0.113.10/24") },
-		"an IPv6 one of IPv4": func(n *fabric.Notice) { n.Prefixes = prefixes("::ffff:203.0.113.10/128") },
+		"no kind":              func(n *fabric.Notice) { n.Kind = "" },
+		"an unknown kind":      func(n *fabric.Notice) { n.Kind = "evacuated" },
+		"no guest":             func(n *fabric.Notice) { n.VM = "" },
+		"no prefix":            func(n *fabric.Notice) { n.Prefixes = make([]netip.Prefix, 1) },
+		"a broken identity":    func(n *fabric.Notice) { n.Identity = "libvirt\n1" },
+		"a broken outcome":     func(n *fabric.Notice) { n.Move = &fabric.Move{Outcome: "moved\x1b[2J"} },
+		"a report of too many": func(n *fabric.Notice) { n.Move = &fabric.Move{Seen: seenByMany} },
+		"a negative report":    func(n *fabric.Notice) { n.Move = &fabric.Move{Resent: -1} },
+		"a guest too large":    func(n *fabric.Notice) { n.Prefixes = make([]netip.Prefix, fabric.MaxNICs*2*fabric.MaxAddresses+1) },
+		"a prefix with bits":   func(n *fabric.Notice) { n.Prefixes = prefixes("203.0.113.10/24") },
+		"an IPv6 one of IPv4":  func(n *fabric.Notice) { n.Prefixes = prefixes("::ffff:203.0.113.10/128") },
 	} {
 		n := claim("web")
 		spoil(&n)
