@@ -210,7 +210,6 @@ func TestLifeOfAnInstance(t *testing.T) {
 
 	// All of its keys are taken away as it runs: that is no wish, and is said.
 	withdrawn = s.watchWithdrawals()
-	s.lxc(lx, "config", "unset", "web", "user.vmfabric.net0.routes")
 	s.lxc(lx, "config", "unset", "web", "user.vmfabric.net0.addresses")
 	const keyless = "guest web: lxd does not say any more what it has; it keeps 203.0.113.10, 2001:db8:100::10 while it runs"
 	a.complains(keyless)
