@@ -264,7 +264,7 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	}
 	if r.anew {
 		d.Lost = ""
-	} else {
+	} else if known {
 		d.Run = cmp.Or(r.run, prev.Run)
 	}
 	if err == nil {
