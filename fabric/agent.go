@@ -282,7 +282,7 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	}
 	if r.anew {
 		d.Lost, d.LostGuest, d.Standby = "", "", false
-	} else {
+	} else if known {
 		d.Run = cmp.Or(r.run, prev.Run)
 	}
 	if other.node != "" && !other.same {

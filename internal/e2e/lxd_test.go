@@ -210,7 +210,6 @@ func TestLifeOfAnInstance(t *testing.T) {
 
 	// All of its keys are taken away as it runs: that is no wish, and is said.
 	withdrawn = s.watchWithdrawals()
-	s.lxc(lx, "config", "unset", "web", "user.vmfabric.net0.routes")
 	s.lxc(lx, "config", "unset", "web", "user.vmfabric.net0.addresses")
 	const keyless = "guest web: lxd does not say any more what it has; it keeps 203.0.113.10, 2001:db8:100::10 while it runs"
 	a.complains(keyless)
@@ -291,10 +290,12 @@ func TestLifeOfAnInstance(t *testing.T) {
 
 	require.NoError(t, c.Shutdown(soon(t)))
 	s.lxc(lx, "rename", "web", "www")
+	_, why, code = a.cli("guest-config", "www")
+	assert.Equal(t, 1, code)
+	assert.Contains(t, why, "instance www: NIC device eth0 has the host_name web_net0")
 	a.healthy()
+	s.mends(lx, why)
 	s.lxc(lx, "start", "www")
-	s.mends(lx, a.complains("instance www"))
-	a.healthy()
 	s.serves(node, seaGold...)
 	s.checkPort(node, "www_net0")
 	s.lxc(lx, "delete", "www", "--force")

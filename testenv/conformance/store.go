@@ -60,7 +60,7 @@ func desired(vm string, state fabric.State) fabric.Desired {
 		}, {
 			Addresses: []netip.Addr{netip.MustParseAddr("2001:db8:100::11")}, Kind: fabric.Adopt,
 		}}},
-		State: state, Incoming: state == fabric.Wired, Since: time.Date(2026, 11, 22, 12, 3, 4, 5678, time.UTC), Boot: "boot",
+		State: state, Incoming: state == fabric.Wired, Since: time.Date(2026, 11, 22, 12, 3, 4, 5678, time.UTC), Boot: "boot", Run: "7",
 	}
 }
 
