@@ -135,8 +135,7 @@ func TestRestartsLoseNothing(t *testing.T) {
 		require.NoError(t, err)
 		probes = append(probes, p)
 	}
-	// Of the agent that runs then: a method value would be that of the first.
-	for _, stop := range []func() error{func() error { return a.Stop() }, func() error { return a.Kill() }} {
+	for _, stop := range []func() error{a.Stop, a.Kill} {
 		time.Sleep(300 * time.Millisecond)
 		a.restart(stop)
 		a.established()
