@@ -24,7 +24,7 @@ type Option func(*decoder)
 // and may not have it, such as a reflector. [fabric.Cluster].Key is empty then.
 func WithoutKey() Option { return func(d *decoder) { d.withoutKey = true } }
 
-// Load reads the cluster file at path, and the key and password files that it names.
+// Load reads the cluster file at path and the password files that it names.
 // It has no side effects. The error is as [Parse] gives it; one that comes from
 // the operating system matches its cause, such as [fs.ErrNotExist].
 func Load(path string, opts ...Option) (fabric.Cluster, error) {
