@@ -254,15 +254,15 @@ type Cluster struct {
 	// are told what happens.
 	Resolver  string
 	Observers []string
-	// AgentPort is the TCP port on which the agents of the nodes hear each
-	// other, on the nodes' addresses; DefaultAgentPort when zero.
-	AgentPort uint16
 	// Key is the secret that the agents' messages to each other are proven with,
 	// what is in the file that key_file names. Empty: the reflectors' passwords
 	// are; without these, only the cluster's Nodes are heard, by their address.
-	Key    string
-	Moves  Moves
-	Guests Guests
+	Key string
+	// AgentPort is the TCP port on which the agents of the nodes hear each
+	// other, on the nodes' addresses; DefaultAgentPort when zero.
+	AgentPort uint16
+	Moves     Moves
+	Guests    Guests
 }
 
 // MinKey is how many bytes a [Cluster.Key] has at least.

@@ -83,9 +83,9 @@ func (c *Cluster) Validate() []Problem {
 	v.timers()
 	v.underlay()
 	v.limits()
+	v.key()
 	v.plugins()
 	v.moves()
-	v.key()
 	v.guests()
 	return v.problems
 }

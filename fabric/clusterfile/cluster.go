@@ -35,9 +35,9 @@ func (d *decoder) cluster(c *fabric.Cluster) field {
 		key{"speaker", scalar(&c.Speaker, program)},
 		key{"resolver", scalar(&c.Resolver, program)},
 		key{"observers", list(&c.Observers, maxItems, scalars(program))},
+		key{"key_file", scalar(&c.Key, d.keyFile)},
 		key{"agent_port", scalar(&c.AgentPort, agentPort)},
 		key{"moves", moves(&c.Moves)},
-		key{"key_file", scalar(&c.Key, d.keyFile)},
 		key{"guests", guests(&c.Guests)},
 	)
 }

@@ -24,27 +24,31 @@ const (
 	known             // a node of the cluster file, or one that called with the key
 )
 
-// visitors counts who has connections open. The lock of [Nodes] guards it.
+// visitors are the connections that are open. The lock of [Nodes] guards them.
 type visitors struct {
-	known     map[netip.Addr]int
-	strangers []visitor // the oldest first
+	known     map[netip.Addr][]visitor // the oldest first
+	strangers []visitor                // likewise
 }
 
 type visitor struct {
 	source netip.Addr
 	conn   io.Closer
+	proven bool // it comes from a node: a line with the right MAC has come
 }
 
-// admit reports whether a connection may stay. Where strangers have too many
-// open, the oldest of them gives way: a node proves at once that it is one.
+// admit reports whether a connection may stay. Where there are too many, the
+// oldest that has proven nothing gives way: an agent proves at once what it is,
+// and on its node there are other programs.
 func (v *visitors) admit(source netip.Addr, s standing, conn io.Closer) bool {
+	came := visitor{source: source, conn: conn}
 	switch s {
 	case known:
-		if v.known[source] >= maxEach {
-			return false
+		list, room := makeRoom(v.known[source], maxEach)
+		if room {
+			list = append(list, came)
 		}
-		v.known[source]++
-		return true
+		v.known[source] = list
+		return room
 	case stranger:
 		has := 0
 		for _, other := range v.strangers {
@@ -55,45 +59,56 @@ func (v *visitors) admit(source netip.Addr, s standing, conn io.Closer) bool {
 		if has >= maxStranger {
 			return false
 		}
-		if len(v.strangers) >= maxStrangers {
-			v.strangers[0].conn.Close()
-			v.strangers = slices.Delete(v.strangers, 0, 1)
-		}
-		v.strangers = append(v.strangers, visitor{source, conn})
+		list, _ := makeRoom(v.strangers, maxStrangers)
+		v.strangers = append(list, came)
 		return true
 	}
 	return false
 }
 
-// prove counts the connection of a stranger among those of nodes that are known.
-// It reports whether there is room for it there, and it did not give way already.
+// makeRoom has the oldest of too many give way that has proven nothing.
+func makeRoom(list []visitor, most int) ([]visitor, bool) {
+	if len(list) < most {
+		return list, true
+	}
+	i := slices.IndexFunc(list, func(v visitor) bool { return !v.proven })
+	if i < 0 {
+		return list, false
+	}
+	list[i].conn.Close()
+	return slices.Delete(list, i, i+1), true
+}
+
+// prove has a connection count as that of a node. It reports whether there is
+// room for it, and it did not give way already.
 func (v *visitors) prove(source netip.Addr, conn io.Closer) bool {
-	i := v.stranger(conn)
-	if i < 0 || v.known[source] >= maxEach {
+	if i := at(v.known[source], conn); i >= 0 {
+		v.known[source][i].proven = true
+		return true
+	}
+	i := at(v.strangers, conn)
+	if i < 0 || !v.admit(source, known, conn) {
 		return false
 	}
 	v.strangers = slices.Delete(v.strangers, i, i+1)
-	v.known[source]++
-	return true
+	return v.prove(source, conn)
 }
 
-// leave takes a connection that ended out of the count. One that gave way is in
-// neither.
-func (v *visitors) leave(source netip.Addr, conn io.Closer, was standing) {
-	if i := v.stranger(conn); i >= 0 {
+// leave takes a connection that ended out. One that gave way is gone already.
+func (v *visitors) leave(source netip.Addr, conn io.Closer) {
+	if i := at(v.strangers, conn); i >= 0 {
 		v.strangers = slices.Delete(v.strangers, i, i+1)
-		return
 	}
-	if was != known {
-		return
+	if i := at(v.known[source], conn); i >= 0 {
+		v.known[source] = slices.Delete(v.known[source], i, i+1)
 	}
-	if v.known[source]--; v.known[source] <= 0 {
+	if len(v.known[source]) == 0 {
 		delete(v.known, source)
 	}
 }
 
-func (v *visitors) stranger(conn io.Closer) int {
-	return slices.IndexFunc(v.strangers, func(other visitor) bool { return other.conn == conn })
+func at(list []visitor, conn io.Closer) int {
+	return slices.IndexFunc(list, func(v visitor) bool { return v.conn == conn })
 }
 
 // standing tells what an address is. Without a key only the addresses of nodes
@@ -123,12 +138,12 @@ func (n *Nodes) standing(a netip.Addr) standing {
 }
 
 // admit counts a connection, or says that it is not to be.
-func (n *Nodes) admit(source netip.Addr, conn io.Closer) (standing, bool) {
+func (n *Nodes) admit(source netip.Addr, conn io.Closer) bool {
 	s := n.standing(source)
 	if s == nobody {
 		n.refused.Add(1)
 		n.log.Debug("call of a stranger refused", "address", source)
-		return s, false
+		return false
 	}
 	n.mu.Lock()
 	admitted := n.visitors.admit(source, s, conn)
@@ -141,7 +156,7 @@ func (n *Nodes) admit(source netip.Addr, conn io.Closer) (standing, bool) {
 		}
 		n.tally.warn(time.Now(), text, "address", source)
 	}
-	return s, admitted
+	return admitted
 }
 
 // Refused counts, since the start, the connections and questions that were

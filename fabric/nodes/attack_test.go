@@ -112,6 +112,15 @@ func TestCrowd(t *testing.T) {
 			}
 			assert.Greater(t, one.Refused(), uint64(each*28-64))
 			assert.Equal(t, 128, asked)
+			// Nor do other programs of a node keep its agent out.
+			for range 3 * each {
+				for _, from := range []netip.Addr{c.Nodes[1].Address, c.Nodes[1].Address6} {
+					conn, err := dial(from, c.Nodes[0].Source(from), 255)
+					require.NoError(t, err)
+					open = append(open, conn)
+				}
+				require.NoError(t, call(t, c, c.Nodes[1]))
+			}
 			assert.Empty(t, one.Diagnose())
 			assert.LessOrEqual(t, len(log.all()), 10, "%q", log.all())
 			err := call(t, c, node("node30", 30, true, true))

@@ -26,7 +26,8 @@ func FuzzQuestion(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		n := New(Config{Cluster: c, Node: c.Nodes[0]})
 		asked := false
-		d := &dialogue{source: c.Nodes[1].Address, is: known, lines: &reader{}}
+		d := &dialogue{Conn: &flood{}, source: c.Nodes[1].Address, lines: &reader{}}
+		require.True(t, n.admit(d.source, d.Conn))
 		r := n.answer(t.Context(), d, body, func(_ context.Context, from fabric.Node, notice fabric.Notice) fabric.Answer {
 			asked = true
 			require.Equal(t, c.Nodes[1].Name, from.Name)

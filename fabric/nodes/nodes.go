@@ -61,7 +61,7 @@ func New(c Config) *Nodes {
 		ranges: c.Cluster.NodeRanges(), reserved: reserve(&c.Cluster), log: log,
 		tally: &tally{log: log, kinds: map[string]*tallied{}}, look: make(chan struct{}, 1),
 		callers: map[string]caller{}, peers: map[string]*peer{}, troubles: map[string]trouble{},
-		visitors: visitors{known: map[netip.Addr]int{}},
+		visitors: visitors{known: map[netip.Addr][]visitor{}},
 	}
 	n.key, n.keyFrom = keyOf(&c.Cluster)
 	return n

@@ -124,13 +124,12 @@ func (n *Nodes) accept(ctx context.Context, l *net.TCPListener, answer answerer)
 			return err
 		}
 		source := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
-		is, admitted := n.admit(source, c)
-		if !admitted {
+		if !n.admit(source, c) {
 			c.Close()
 			continue
 		}
 		conns.Go(func() {
-			d := &dialogue{Conn: c, lines: newReader(c), nonce: rand.Text(), source: source, is: is}
+			d := &dialogue{Conn: c, lines: newReader(c), nonce: rand.Text(), source: source}
 			defer n.leave(d)
 			defer c.Close()
 			n.converse(ctx, d, answer)
@@ -141,7 +140,7 @@ func (n *Nodes) accept(ctx context.Context, l *net.TCPListener, answer answerer)
 func (n *Nodes) leave(d *dialogue) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.visitors.leave(d.source, d.Conn, d.is)
+	n.visitors.leave(d.source, d.Conn)
 }
 
 // dialogue is a connection on which this node answers.
@@ -151,7 +150,6 @@ type dialogue struct {
 	nonce  string
 	count  uint64
 	source netip.Addr
-	is     standing
 }
 
 // converse answers the questions of one connection until it ends, or ctx does.
@@ -238,10 +236,10 @@ func (n *Nodes) answer(ctx context.Context, d *dialogue, body []byte, answer ans
 func (n *Nodes) prove(d *dialogue) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if d.is == stranger && !n.visitors.prove(d.source, d.Conn) {
-		return disagree("%s has %d connections open; close some, or see what runs there", d.source, maxEach)
+	if !d.lines.trusted && !n.visitors.prove(d.source, d.Conn) {
+		return disagree("%s has %d connections open, or more; close some, or see what runs there", d.source, maxEach)
 	}
-	d.is, d.lines.trusted = known, true
+	d.lines.trusted = true
 	return nil
 }
 

@@ -165,7 +165,7 @@ func (n *nothing) Close() error {
 // and takes nothing from who is known.
 func TestVisitors(t *testing.T) {
 	node, other := testenv.Underlay4(22), testenv.Underlay6(23)
-	v := visitors{known: map[netip.Addr]int{}}
+	v := visitors{known: map[netip.Addr][]visitor{}}
 	var strangers []*nothing
 	for i := range byte(200) {
 		a := testenv.Underlay4(i)
@@ -185,28 +185,33 @@ func TestVisitors(t *testing.T) {
 	}
 	for _, a := range []netip.Addr{node, other} {
 		var conns []*nothing
-		for range maxEach {
+		for i := range maxEach + 10 {
 			conn := &nothing{}
 			require.True(t, v.admit(a, known, conn))
+			require.Equal(t, i >= maxEach, i >= maxEach && conns[i-maxEach].closed, "other programs of the node give way")
 			conns = append(conns, conn)
 		}
-		require.False(t, v.admit(a, known, &nothing{}))
+		require.False(t, v.prove(a, conns[0]), "it has given way")
+		for _, conn := range conns[10:] {
+			require.True(t, v.prove(a, conn))
+		}
+		require.False(t, v.admit(a, known, &nothing{}), "all are the agent's")
 		for _, conn := range conns {
-			v.leave(a, conn, known)
+			v.leave(a, conn)
 		}
 	}
 	assert.False(t, v.admit(node, nobody, &nothing{}))
 
 	// Who shows the key makes room for others.
-	fresh, at := &nothing{}, testenv.Underlay4(222)
-	require.True(t, v.admit(at, stranger, fresh))
-	require.True(t, v.prove(at, fresh))
+	fresh, from := &nothing{}, testenv.Underlay4(222)
+	require.True(t, v.admit(from, stranger, fresh))
+	require.True(t, v.prove(from, fresh))
 	require.False(t, v.prove(testenv.Underlay4(0), strangers[0]), "it has given way")
 	require.Len(t, v.strangers, maxStrangers-1)
-	require.Equal(t, map[netip.Addr]int{at: 1}, v.known)
-	v.leave(at, fresh, known)
+	require.Equal(t, map[netip.Addr][]visitor{from: {{from, fresh, true}}}, v.known)
+	v.leave(from, fresh)
 	for i, conn := range strangers {
-		v.leave(testenv.Underlay4(byte(i)), conn, stranger)
+		v.leave(testenv.Underlay4(byte(i)), conn)
 	}
 	assert.Empty(t, v.strangers)
 	assert.Empty(t, v.known)
