@@ -3,6 +3,7 @@ package plugins_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -158,6 +159,8 @@ func TestForeign(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, sessions)
 	assert.Empty(t, sp.Diagnose())
+	_, err = sp.Advertisements(t.Context(), both[0])
+	require.ErrorIs(t, err, errors.ErrUnsupported)
 	require.ErrorContains(t, sp.Put(t.Context(), fabric.Route{Prefix: both[0]}), "not implemented")
 	pid := s.pid(t)
 	require.NoError(t, sp.Close())

@@ -176,6 +176,49 @@ func TestWhyNamesTheFirstThatIsMissing(t *testing.T) {
 	}
 }
 
+// TestWhyTellsWhatWasSent: sessions that are up say nothing of a prefix.
+func TestWhyTellsWhatWasSent(t *testing.T) {
+	p := netip.MustParsePrefix("2001:db8:100::10/128")
+	up := fabric.Session{Peer: "rr1", Address: "10.10.0.11", State: "established", Advertised: 2}
+	deaf := fabric.Session{Peer: "rr2", Address: "10.10.0.12", State: "established", Families: []fabric.Family{fabric.IPv4}}
+	shut := fabric.Session{Peer: "rr3", State: "active", Notification: fabric.NewNotification(false, 6, 2, "planned work", time.Time{})}
+	sessions := []fabric.Session{up, deaf, shut}
+	good := func(steps []step) (all []bool) {
+		for _, s := range steps {
+			all = append(all, s.Good)
+		}
+		return all
+	}
+	guessed := announcedTo(p, sessions, nil)
+	assert.Equal(t, []bool{true, false, false}, good(guessed))
+	assert.Contains(t, guessed[1].Text, "it takes no IPv6")
+	assert.Contains(t, guessed[2].Text, `Cease, Administrative Shutdown (6/2), "planned work"`)
+	told := announcedTo(p, sessions, []fabric.Advertisement{
+		{Peer: "rr1", Address: "10.10.0.11"}, {Peer: "rr2", Address: "10.10.0.12", Reason: "it takes no IPv6"}, {Peer: "rr3", Sent: true},
+	})
+	assert.Equal(t, []bool{false, false, true}, good(told), "what the speaker says counts")
+	assert.Equal(t, "10.10.0.11, 2001:db8:100::10/128 was not sent: the speaker does not say why; see vmfabric status", told[0].Text)
+	assert.Equal(t, step{"reflector rr2", false, "10.10.0.12, 2001:db8:100::10/128 was not sent: it takes no IPv6"}, told[1])
+	assert.Empty(t, announcedTo(p, sessions, []fabric.Advertisement{}))
+}
+
+func TestPrefixOf(t *testing.T) {
+	a6 := netip.MustParseAddr("2001:db8:100::10")
+	ports := []fabric.PortEntry{{
+		Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), a6},
+		Routes:    []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("198.51.100.0/29")},
+	}}
+	for ask, want := range map[string]string{
+		"203.0.113.10": "203.0.113.10/32", a6.String(): a6.String() + "/128", "198.51.100.3": "198.51.100.0/29", "198.51.100.9": "198.51.100.0/24",
+	} {
+		p, ok := prefixOf(netip.MustParseAddr(ask), ports)
+		assert.True(t, ok)
+		assert.Equal(t, want, p.String())
+	}
+	_, ok := prefixOf(netip.MustParseAddr("203.0.113.11"), ports)
+	assert.False(t, ok)
+}
+
 func TestAgo(t *testing.T) {
 	for d, want := range map[time.Duration]string{5 * time.Second: "5s", 3 * time.Minute: "3m", 30 * time.Hour: "30h", 80 * time.Hour: "3d"} {
 		assert.Equal(t, want, ago(time.Now().Add(-d-time.Millisecond)))

@@ -302,10 +302,10 @@ func TestPolicyOfCoreGateways(t *testing.T) {
 		core.announce(p, strings.Fields(both)...)
 	}
 	heard := listen(t, c, "127.0.0.4")
+	node := startRogue(t, c, "127.0.0.2")
 	r.Reflector = newReflector(t, c)
 	eventually(t, "everything arrives", func() bool { return peerOf(t, r, "core1").Received == 4 })
 	eventually(t, "the other is there", func() bool { return peerOf(t, r, "core2").State == "established" })
-	node := startRogue(t, c, "127.0.0.2")
 	node.announce(netip.MustParsePrefix("203.0.113.11/32"), strings.Fields(both)...)
 	node.announce(netip.MustParsePrefix("2001:db8:100::11/128"), strings.Fields(both)...)
 	eventually(t, "a node's routes pass", func() bool { return len(heard.all()) == 2 })

@@ -42,6 +42,7 @@ func Speaker(t *testing.T, start func(t *testing.T) (fabric.Speaker, SpeakerCont
 		{"a second instance adopts", speakerAgain},
 		{"outside interference is seen and repaired", speakerRepair},
 		{"a route changes its preference", speakerPreference},
+		{"what was sent is told", speakerAdvertisements},
 		{"different routes at the same time", speakerConcurrent},
 		{"many at once", speakerBulk},
 		{"any state is reached from any other", speakerWalk},

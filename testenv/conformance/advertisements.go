@@ -1,0 +1,49 @@
+package conformance
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// speakerAdvertisements holds a speaker to [fabric.AdvertisementLister], where
+// it is one: prefix by prefix, as its peers come to have it.
+func speakerAdvertisements(t *testing.T, s fabric.Speaker, c SpeakerControls) {
+	l, ok := s.(fabric.AdvertisementLister)
+	if !ok {
+		return
+	}
+	if _, err := l.Advertisements(t.Context(), both[0]); errors.Is(err, errors.ErrUnsupported) {
+		return
+	}
+	sent := func(p netip.Prefix, want bool) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%s was sent: %v", p, want), func() bool {
+			all, err := l.Advertisements(t.Context(), p)
+			require.NoError(t, err)
+			require.NotEmpty(t, all)
+			return !slices.ContainsFunc(all, func(a fabric.Advertisement) bool {
+				assert.NotEmpty(t, a.Peer)
+				return a.Sent != want
+			})
+		})
+	}
+	c.prepare(t, both)
+	require.NoError(t, s.Put(t.Context(), routes(both[:1])...))
+	sent(both[0], true)
+	sent(both[1], false)
+	require.NoError(t, s.Put(t.Context(), routes(both[1:])...))
+	sent(both[1], true)
+	require.NoError(t, s.Remove(t.Context(), both[0]))
+	sent(both[0], false)
+	sent(both[1], true)
+	require.NoError(t, s.Remove(t.Context(), both...))
+	sent(both[1], false)
+}
