@@ -342,13 +342,15 @@ func (f *forwarding) course(ctx context.Context, t *trial, l link, guest netip.A
 		return nil, err
 	}
 	err := ways(func(w way) error {
-		o, err := t.send(ctx, c, w)
+		o, err := t.send(ctx, c, w, trialWait)
 		if err == nil && !o.passed {
 			if o.dropper().table == tableName {
 				// Somebody made our own table anew meanwhile, us or who flushes all rules.
 				f.exempt(true)
 			}
-			o, err = t.send(ctx, c, w)
+			if o, err = t.send(ctx, c, w, t.patience); err == nil && !o.passed && o.dropper().table == "" {
+				t.patience = trialWait
+			}
 		}
 		if err != nil || o.passed {
 			return err
