@@ -380,7 +380,8 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 	quiet := without(holds.Prefixes, d.VM.Prefixes())
 	for i, p := range ports {
 		for _, prefix := range p.NIC.Prefixes() {
-			if live && st[i] != down && hops.of(prefix) == nil {
+			live := live && hops.of(prefix) == nil
+			if live && st[i] != down {
 				announce = append(announce, Route{prefix, st[i].behind(d.Standby).on(draining)})
 			} else if len(prev.VM.NICs) > 0 {
 				quiet = append(quiet, prefix)

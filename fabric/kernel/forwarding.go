@@ -26,7 +26,7 @@ const (
 	rulesEvery    = 3 * time.Second
 	elementsEvery = time.Minute
 	// What nobody tells of is tried now and then: the rules of iptables-legacy,
-	// and whether what was in the way is gone.
+	// and whether something else that was in the way is gone.
 	legacyEvery = time.Minute
 	faultyEvery = 10 * time.Second
 	otherwise   = 10 * time.Minute
@@ -56,6 +56,7 @@ type forwarding struct {
 	mu      sync.Mutex
 	faults  []fabric.ForwardingFault
 	failure string         // why it could not be tried
+	unheard bool           // nobody tells when something that is in the way goes
 	indexes map[int32]bool // of the underlay's links, as of the last trial
 	last    time.Time      // of a trial
 }
@@ -172,9 +173,9 @@ func (f *forwarding) next() time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
-	case len(f.faults) > 0, f.failure != "", len(f.indexes) == 0:
+	case f.unheard, f.failure != "", len(f.indexes) == 0:
 		return faultyEvery
-	case len(legacyTables(unix.AF_INET))+len(legacyTables(unix.AF_INET6)) > 0:
+	case len(f.faults) > 0, len(legacyTables(unix.AF_INET))+len(legacyTables(unix.AF_INET6)) > 0:
 		return legacyEvery
 	}
 	return otherwise
@@ -313,6 +314,9 @@ func (f *forwarding) trial(ctx context.Context) (found []fabric.ForwardingFault,
 			all = append(all, some...)
 		}
 	}
+	f.mu.Lock()
+	f.unheard = slices.ContainsFunc(all, func(l lost) bool { return l.unheard })
+	f.mu.Unlock()
 	return faults(all, len(links)), nil
 }
 
@@ -335,20 +339,22 @@ func (f *forwarding) course(ctx context.Context, t *trial, l link, guest netip.A
 	var all []lost
 	if o, off := settingObstacle(way{family: c.family, link: l.name}, evidence); off {
 		// There is no way to try.
-		err := ways(func(w way) error { all = append(all, lost{w, o}); return nil })
+		err := ways(func(w way) error { all = append(all, lost{w, o, true}); return nil })
 		return all, err
 	}
 	if err := t.prepare(c); err != nil {
 		return nil, err
 	}
 	err := ways(func(w way) error {
-		o, err := t.send(ctx, c, w)
+		o, err := t.send(ctx, c, w, trialWait)
 		if err == nil && !o.passed {
 			if o.dropper().table == tableName {
 				// Somebody made our own table anew meanwhile, us or who flushes all rules.
 				f.exempt(true)
 			}
-			o, err = t.send(ctx, c, w)
+			if o, err = t.send(ctx, c, w, t.patience); err == nil && !o.passed && o.dropper().table == "" {
+				t.patience = trialWait
+			}
 		}
 		if err != nil || o.passed {
 			return err
@@ -358,7 +364,7 @@ func (f *forwarding) course(ctx context.Context, t *trial, l link, guest netip.A
 				return err
 			}
 		}
-		all = append(all, lost{w, explain(w, o, evidence)})
+		all = append(all, lost{w, explain(w, o, evidence), o.dropper().table == ""})
 		return nil
 	})
 	return all, err

@@ -3,6 +3,7 @@ package kernel
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -35,6 +36,14 @@ func explain(w way, o outcome, e evidence) obstacle {
 	}
 	if s, ok := settingObstacle(w, e); ok {
 		return s
+	}
+	count, _ := strconv.Atoi(e.setting("netfilter/nf_conntrack_count"))
+	limit, _ := strconv.Atoi(e.setting("netfilter/nf_conntrack_max"))
+	if len(o.steps) > 0 && !o.forwarded() && limit > 0 && count >= limit {
+		return obstacle{
+			fmt.Sprintf("connection tracking, whose table is full (%d of %d),", count, limit),
+			fmt.Sprintf("sysctl -w net.netfilter.nf_conntrack_max=%d", 2*limit),
+		}
 	}
 	in := trialPort
 	if w.inbound {
@@ -200,6 +209,7 @@ func version(family uint8) int {
 type lost struct {
 	way
 	obstacle
+	unheard bool // nobody tells when the obstacle goes
 }
 
 // faults makes lines of the ways that were lost, one for each obstacle and family.

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/mdlayher/netlink"
@@ -19,6 +20,9 @@ func TestExplain(t *testing.T) {
 				if kv[i] == path {
 					return kv[i+1]
 				}
+			}
+			if strings.HasPrefix(path, "netfilter/") {
+				return "" // no connection tracking
 			}
 			return "1"
 		}
@@ -53,6 +57,12 @@ func TestExplain(t *testing.T) {
 			[]traceStep{arrived, forwarded},
 			evidence{setting: normal, legacy: []string{"filter", "mangle", "nat"}},
 			"chain FORWARD of iptables-legacy (table filter or mangle)", "ip6tables-legacy -I FORWARD -m devgroup --src-group 147 -j ACCEPT; ip6tables-legacy -I FORWARD -m devgroup --dst-group 147 -j ACCEPT; what outlives a reload of ufw or firewalld is in packaging/README.md",
+		},
+		"connection tracking is full": {
+			in,
+			[]traceStep{arrived},
+			evidence{setting: settings("ipv6/conf/eth0/disable_ipv6", "0", "netfilter/nf_conntrack_count", "4096", "netfilter/nf_conntrack_max", "4096")},
+			"connection tracking, whose table is full (4096 of 4096),", "sysctl -w net.netfilter.nf_conntrack_max=8192",
 		},
 		"no route": {in, []traceStep{arrived}, evidence{setting: normal}, "the routing of what comes in from eth0", "see ip -4 rule; ip route get GUEST from 198.41.0.4 iif eth0"},
 		"queued for a program": {
@@ -120,7 +130,7 @@ func TestExplain(t *testing.T) {
 func TestFaults(t *testing.T) {
 	one, other := obstacle{"a", "b"}, obstacle{"c", "d"}
 	at := func(family uint8, inbound bool, proto uint8, link string, o obstacle) lost {
-		return lost{way{family, inbound, proto, link}, o}
+		return lost{way: way{family, inbound, proto, link}, obstacle: o}
 	}
 	const tcp, udp = unix.IPPROTO_TCP, unix.IPPROTO_UDP
 	var texts []string

@@ -46,7 +46,11 @@ const (
 	trialName  = "vmfabric-trial" // of the nftables table
 	trialMark  = 147
 
-	trialWait = 100 * time.Millisecond // for a packet to be seen where it ends
+	// A packet is seen where it ends before the call that sends it returns, unless
+	// the node is too busy. One that nothing is heard of is waited for longer the
+	// second time; once that was in vain, what else gets lost is not.
+	trialWait     = 100 * time.Millisecond
+	trialPatience = time.Second
 )
 
 // Ports of the packets, TCP and UDP. Nobody on the node has the source port; the
@@ -87,11 +91,12 @@ type trial struct {
 	port, peer link
 	out        *os.File // a packet socket that sends
 	trace      *netlink.Conn
+	patience   time.Duration
 }
 
 // openTrial makes the throw-away port and begins to listen.
 func openTrial(r *rtnl, ipv6 bool) (t *trial, err error) {
-	t = &trial{rtnl: r}
+	t = &trial{rtnl: r, patience: trialPatience}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.close())
@@ -326,7 +331,7 @@ func payload(base expr.PayloadBase, offset uint32, data []byte) []expr.Any {
 }
 
 // send has a packet go its way, and tells what became of it.
-func (t *trial) send(ctx context.Context, c course, w way) (outcome, error) {
+func (t *trial) send(ctx context.Context, c course, w way, wait time.Duration) (outcome, error) {
 	into, mac := t.peer, t.port.mac // what is sent out of one end comes in at the other
 	from, to := c.guest, c.remote
 	if w.inbound {
@@ -341,7 +346,7 @@ func (t *trial) send(ctx context.Context, c course, w way) (outcome, error) {
 	if err := control(t.out, func(fd int) error { return unix.Sendto(fd, frame, 0, addr) }); err != nil {
 		return outcome{}, fmt.Errorf("send: %w", err)
 	}
-	return follow(ctx, t.trace, trialWait)
+	return follow(ctx, t.trace, wait)
 }
 
 func protocolOf(family uint8) uint16 {
