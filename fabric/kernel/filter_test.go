@@ -493,6 +493,8 @@ func TestFilterRepair(t *testing.T) {
 		"flush map inet vmfabric destinations4",
 		"delete element inet vmfabric tcp_ports { 53 }",
 		"add element inet vmfabric private6 { 2001:db8::/32 }",
+		"flush map inet vmfabric arriving",
+		"flush chain inet vmfabric arriving_web_net0",
 	} {
 		out, err := exec.Command("nft", harm).CombinedOutput()
 		require.NoError(t, err, "%s: %s", harm, out)
