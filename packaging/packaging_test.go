@@ -62,6 +62,8 @@ func TestClusterExampleUncommented(t *testing.T) {
 	assert.Equal(t, "the key of the cluster", c.Key)
 	assert.Equal(t, fabric.DefaultMAC, c.Gateway.MAC)
 	assert.Len(t, c.Routed, 2)
+	assert.Len(t, c.Guests.Reach, 2)
+	assert.Len(t, c.Guests.NodePorts, 2)
 	assert.Equal(t, fabric.RR{
 		Name: "rr1", Address: netip.MustParseAddr("10.10.0.11"), ASN: 64512, Port: 179, Password: "s3cret", GTSM: true, BFD: true,
 	}, c.Reflectors[0])

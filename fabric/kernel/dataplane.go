@@ -567,14 +567,17 @@ func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []chang
 		}
 	}
 	turned := was.Name != "" && was.Incoming != p.Incoming
-	if turned {
+	wanted := portRoutes(p, l.index)
+	if was.Name != "" {
 		// The notifications of what was done a moment ago may be still to come.
 		for _, r := range portRoutes(was, l.index) {
-			have[r.place()] = r
+			if turned || !slices.ContainsFunc(wanted, func(w route) bool { return w.place() == r.place() }) {
+				have[r.place()] = r
+			}
 		}
 	}
 	var routes []change
-	for _, r := range portRoutes(p, l.index) {
+	for _, r := range wanted {
 		had, there := have[r.place()]
 		if _, rival := rivals[r.prefix]; had != r || turned || rival && r.table == 0 {
 			routes = append(routes, change{message: routeMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, r), text: "route " + r.prefix.String(), route: r})

@@ -58,6 +58,7 @@ type filter struct {
 
 	mu       sync.Mutex
 	seen     uint32 // generation of all tables in which ours were found as they should be; 0: none
+	broken   bool   // the last change failed
 	known    bool
 	arriving map[string][]netip.Prefix // by port
 }
@@ -86,6 +87,7 @@ func portRules(cfg Config) *ruleset {
 	r.dynamic("checked", nftables.TypeIFIndex, nftables.TypeIP6Addr)
 	r.dynamic("learning", nftables.TypeIFIndex)
 	r.dynamic("solicitations", nftables.TypeIFIndex)
+	r.dynamic("advertisements", nftables.TypeIFIndex)
 	r.dynamic("new_sources", nftables.TypeIFIndex)
 	r.dynamic("neighbours", nftables.TypeIFIndex, nftables.TypeIP6Addr)
 	r.set(nftables.Set{Name: arrivingMap, KeyType: nftables.TypeIFName, IsMap: true, DataType: nftables.TypeVerdict})
@@ -167,9 +169,12 @@ func portRules(cfg Config) *ruleset {
 		}
 	}
 	r.add("to_node", ipv4.is(), protocol(ipv4.icmp), goTo("errors4"))
-	for _, n := range resolution6 {
+	for _, n := range solicitations6 {
 		r.add("to_node", ipv6.is(), ipv6.icmpType(n), goTo("resolution"))
 	}
+	// The kernel makes no neighbour of who answers: a guest has as many addresses as it has.
+	r.add("to_node", ipv6.is(), ipv6.icmpType(advertisement6), meter("advertisements", solicitRate, expr.LimitTimeSecond, solicitBurst, true), drop())
+	r.add("to_node", ipv6.is(), ipv6.icmpType(advertisement6), accept())
 	r.add("to_node", ipv6.is(), ipv6.lateFragment(), accept())
 	r.add("to_node", ipv6.is(), protocol(ipv6.icmp), goTo("errors6"))
 	r.add("to_node", drop())
@@ -202,17 +207,27 @@ const arpIn = 0
 // arpRules is the table for ARP. The kernel makes a neighbour of who asks.
 func arpRules() *ruleset {
 	sender := header(expr.PayloadBaseNetworkHeader, 14, 4)
+	reply := []expr.Any{
+		load(expr.PayloadBaseNetworkHeader, 6, 2, 1),
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0, 2}},
+	}
 	r := newRuleset(nftables.TableFamilyARP)
 	r.base("input", nftables.ChainHookRef(arpIn), nftables.ChainPriorityFilter)
 	r.dynamic("solicitations", nftables.TypeIFIndex)
 	r.dynamic("new_sources", nftables.TypeIFIndex)
+	r.dynamic("replies", nftables.TypeIFIndex)
 	r.dynamic("neighbours", nftables.TypeIFIndex, nftables.TypeIPAddr)
 	r.add("input", fromPort(), goTo("resolution"))
 	r.add("resolution", meter("solicitations", solicitRate, expr.LimitTimeSecond, solicitBurst, true), drop())
 	r.add("resolution", key(incoming, sender), found("neighbours"), accept())
+	r.add("resolution", reply, goTo("replies"))
 	r.add("resolution", meter("new_sources", neighbourRate, expr.LimitTimeMinute, neighbourMax, true), drop())
 	r.add("resolution", key(incoming, sender), remember("neighbours", neighbourFor, false), accept())
 	r.add("resolution", drop())
+	// Of who answers it makes one only with arp_accept on; all addresses of a guest may answer.
+	r.add("replies", meter("replies", neighbourRate, expr.LimitTimeMinute, replyMax, true), drop())
+	r.add("replies", key(incoming, sender), remember("neighbours", neighbourFor, false), accept())
+	r.add("replies", drop())
 	return r.finish()
 }
 
@@ -270,7 +285,7 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 	}
 	standing := generation == f.seen && generation != 0
 	if !standing {
-		standing = f.ports.standing(c)
+		standing = !f.broken && f.ports.standing(c) && f.arrivingStand(c)
 		if !standing {
 			if err := f.ports.rebuild(c); err != nil {
 				return err
@@ -291,7 +306,7 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 		return err
 	}
 	if err := c.Flush(); err != nil {
-		f.seen, f.known = 0, false
+		f.seen, f.broken = 0, true // all is made anew the next time
 		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("this kernel lacks a part of nftables (%w)", err)
 		}
@@ -300,7 +315,7 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 	if changed {
 		generation = 0
 	}
-	f.seen = generation
+	f.seen, f.broken = generation, false
 	if list != nil {
 		f.arriving, f.known = list, true
 	}
@@ -325,7 +340,7 @@ func (f *filter) setArriving(c *nftables.Conn, list map[string][]netip.Prefix, s
 			return false, err
 		}
 	}
-	ways := &nftables.Set{Table: f.ports.table, Name: arrivingMap, KeyType: nftables.TypeIFName, IsMap: true, DataType: nftables.TypeVerdict}
+	ways := f.arrivingSet()
 	for _, port := range slices.Sorted(maps.Keys(have)) {
 		if _, still := want[port]; still {
 			continue
@@ -361,6 +376,28 @@ func (f *filter) setArriving(c *nftables.Conn, list map[string][]netip.Prefix, s
 		}
 	}
 	return changed, nil
+}
+
+// arrivingStand tells whether the chains of arriving guests are as they were made.
+func (f *filter) arrivingStand(c *nftables.Conn) bool {
+	if !f.known {
+		return true // an earlier process made them
+	}
+	elements, err := c.GetSetElements(f.arrivingSet())
+	if err != nil || len(elements) != len(f.arriving) {
+		return false
+	}
+	for port, prefixes := range f.arriving {
+		rules, err := c.GetRules(f.ports.table, &nftables.Chain{Name: chainOf(port), Table: f.ports.table})
+		if err != nil || len(rules) != len(prefixes) {
+			return false
+		}
+	}
+	return true
+}
+
+func (f *filter) arrivingSet() *nftables.Set {
+	return &nftables.Set{Table: f.ports.table, Name: arrivingMap, KeyType: nftables.TypeIFName, IsMap: true, DataType: nftables.TypeVerdict}
 }
 
 func chainOf(port string) string { return arrivingMap + "_" + port }

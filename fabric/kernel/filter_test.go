@@ -392,7 +392,13 @@ func TestNeighbourFlood(t *testing.T) {
 		{"echo requests from link-local addresses", func() []byte { return echo(guestMAC, in6("fe80::"), gateway.IPv6) }},
 		{"echo requests beyond the link", func() []byte { return echo(guestMAC, in6("fe80::"), client[false]) }},
 		{"packets to link-local addresses", func() []byte { return echo(guestMAC, guestAddr[false], in6("fe80::")) }},
-		{"packets to the underlay", func() []byte { return echo(guestMAC, guestAddr[false], in6("fd00:10:10::")) }},
+		{"answers to the underlay that nobody asked for", func() []byte {
+			to := in6("fd00:10:10::")
+			f := echo(guestMAC, guestAddr[false], to)
+			f[14+40] = 129
+			sealed(guestAddr[false], to, unix.IPPROTO_ICMPV6, 2, f[14+40:])
+			return f
+		}},
 		{"ARP", func() []byte {
 			b := netip.MustParseAddr("198.51.100.0").As4()
 			binary.BigEndian.PutUint16(b[2:], uint16(random.Uint32()))
@@ -493,6 +499,8 @@ func TestFilterRepair(t *testing.T) {
 		"flush map inet vmfabric destinations4",
 		"delete element inet vmfabric tcp_ports { 53 }",
 		"add element inet vmfabric private6 { 2001:db8::/32 }",
+		"flush map inet vmfabric arriving",
+		"flush chain inet vmfabric arriving_web_net0",
 	} {
 		out, err := exec.Command("nft", harm).CombinedOutput()
 		require.NoError(t, err, "%s: %s", harm, out)

@@ -25,7 +25,8 @@ const (
 	solicitRate, solicitBurst   = 50, 100 // address resolution packets a second
 	neighbourRate, neighbourMax = 20, 32  // new sources of address resolution a minute, and at once
 	learnRate, learnBurst       = 20, 64  // new sources a second that are remembered as checked
-	dynamicSize                 = 65536   // elements of a set that packets fill
+	replyMax                    = fabric.MaxAddresses
+	dynamicSize                 = 65536 // elements of a set that packets fill
 
 	learnedFor   = 30 * time.Second // an IPv6 source is checked anew after that
 	neighbourFor = 10 * time.Minute
@@ -38,8 +39,10 @@ const (
 var (
 	echo4, errors4 = []byte{0, 8}, []byte{3, 11, 12}
 	echo6, errors6 = []byte{128, 129}, []byte{1, 2, 3, 4}
-	resolution6    = []byte{133, 135, 136} // router and neighbor solicitation, neighbor advertisement
+	solicitations6 = []byte{133, 135} // for routers and neighbors
 )
+
+const advertisement6 = 136 // of a neighbor
 
 // family is what differs between the two.
 type family struct {
