@@ -257,12 +257,6 @@ func (r *Reflector) problems(peers []ReflectorPeer) []string {
 	return all
 }
 
-func joined(ps []netip.Prefix) string {
-	ss := make([]string, 0, len(ps))
-	for _, p := range ps {
-		ss = append(ss, p.String())
-	}
-	return strings.Join(ss, ", ")
-}
+func joined(ps []netip.Prefix) string { return strings.Join(texts(ps), ", ") }
 
 var _ fabric.SessionLister = (*Reflector)(nil)

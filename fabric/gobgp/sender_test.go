@@ -153,3 +153,31 @@ func (r *rogue) heard() []string {
 	}))
 	return all
 }
+
+// TestSenderUndeclared: of a node that the cluster gives no IPv6 address passes
+// what may be its own, and is nobody else's.
+func TestSenderUndeclared(t *testing.T) {
+	patient(t)
+	c := at(port + 33)
+	c.Nodes[0].Address6 = netip.Addr{}
+	c.Nodes = append(c.Nodes, fabric.Node{Name: "node2", Address: netip.MustParseAddr("127.0.0.4"), Address6: netip.MustParseAddr("2001:db8::4")})
+	r := startReflector(t, c)
+	heard := listen(t, c, "127.0.0.3")
+	node := startRogue(t, c, "127.0.0.2")
+	var good []netip.Prefix
+	for n, hop := range []string{
+		"2001:db8::2", "2001:db8::77", "::ffff:127.0.0.2", // its own, for all that the reflector knows
+		"2001:db8::4", "2001:db8:1::2", "2001:db8:100::7", "fe80::1", "::1", "::ffff:127.0.0.4",
+	} {
+		p := netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("2001:db8:100::%d", n+1)), 128)
+		node.say(node.pathBy(p, netip.MustParseAddr(hop), 100, strings.Fields(both)...))
+		if n < 3 {
+			good = append(good, p)
+		}
+		high := netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("2001:db8:100::1:%d", n+1)), 128)
+		node.say(node.pathBy(high, netip.MustParseAddr(hop), 201, strings.Fields(both)...))
+	}
+	eventually(t, "everything arrives", func() bool { return peerOf(t, r, "node1").Received == 18 })
+	eventually(t, "what may pass passes", func() bool { return len(heard.all()) >= len(good) })
+	assert.Equal(t, good, heard.all())
+}

@@ -109,15 +109,15 @@ func (r rogue) read() (kind byte, body []byte, err error) {
 	return head[18], body, err
 }
 
-// said is a route as a rogue tells it.
-type said struct {
+// announcement is a route as a rogue tells it.
+type announcement struct {
 	prefix netip.Prefix
 	hops   []netip.Addr // more than one, or none, is for IPv6 alone
 	pref   *uint32      // nil: without LOCAL_PREF
 	drains bool
 }
 
-func (r rogue) say(s said) {
+func (r rogue) say(s announcement) {
 	r.t.Helper()
 	nlri := append([]byte{byte(s.prefix.Bits())}, s.prefix.Addr().AsSlice()[:(s.prefix.Bits()+7)/8]...)
 	attr := func(flags, kind byte, value []byte) []byte {
@@ -168,17 +168,19 @@ func TestRouterSender(t *testing.T) {
 	labtest.Need(t, "bird", "frr")
 	for _, f := range []render.Format{render.BIRD, render.FRR} {
 		for _, over6 := range []bool{false, true} {
-			for _, named := range []bool{true, false} {
-				t.Run(fmt.Sprintf("%s, IPv6 session %v, named %v", f, over6, named), func(t *testing.T) {
-					testSender(t, f, over6, named)
+			for _, known := range []string{"declared", "named", "by range"} {
+				t.Run(fmt.Sprintf("%s, IPv6 session %v, %s", f, over6, known), func(t *testing.T) {
+					testSender(t, f, over6, known)
 				})
 			}
 		}
 	}
 }
 
-func testSender(t *testing.T, f render.Format, over6, named bool) {
-	ctx := soon(t)
+// testSender has a node send what it may and what not. It is known to the
+// reflector by both of its addresses, by that of its session, or by none.
+func testSender(t *testing.T, f render.Format, over6 bool, known string) {
+	ctx, named := soon(t), known != "by range"
 	c := testenv.SmallCluster(3)
 	c.Reflectors = c.Reflectors[:1]
 	if over6 {
@@ -186,8 +188,13 @@ func testSender(t *testing.T, f render.Format, over6, named bool) {
 	}
 	_, top := labtest.Build(t, c)
 	h := top.Nodes["node2"]
-	if !named {
+	switch {
+	case !named:
 		c.Nodes = slices.Delete(slices.Clone(c.Nodes), 1, 2)
+	case known == "named" && over6:
+		c.Nodes[1].Address = netip.Addr{}
+	case known == "named":
+		c.Nodes[1].Address6 = netip.Addr{}
 	}
 	rr := start(t, ctx, c, f, top.Reflectors["rr1"])
 	r := startRogue(t, ctx, c, h, c.Reflectors[0].Address)
@@ -198,17 +205,15 @@ func testSender(t *testing.T, f render.Format, over6, named bool) {
 	knows := map[bool]bool{over6: true, !over6: named}
 	// FRR puts the address of such a node for any next hop in its place.
 	corrects := f == render.FRR && !named
+	// What a node without an address of that family may say, is of the nodes'
+	// network, and is nobody else's, may be its own.
+	undeclared := map[bool]bool{!over6: known == "named"}
 	var good []testenv.BGPRoute
 	n := byte(0)
 	say := func(passes, v6 bool, pref *uint32, hops ...netip.Addr) {
 		n++
-		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{203, 0, 113, n}), 32)
-		if v6 {
-			a := addr("2001:db8:100::").As16()
-			a[15] = n
-			p = netip.PrefixFrom(netip.AddrFrom16(a), 128)
-		}
-		s := said{p, hops, pref, pref != nil && *pref == fabric.Draining.LocalPref()}
+		p := said(n, v6)
+		s := announcement{p, hops, pref, pref != nil && *pref == fabric.Draining.LocalPref()}
 		r.say(s)
 		if passes {
 			want := testenv.BGPRoute{Prefix: p, NextHop: own[v6], LocalPref: 100}
@@ -232,10 +237,17 @@ func testSender(t *testing.T, f render.Format, over6, named bool) {
 			say(corrects && knows[v6], v6, &normal, hop)
 		}
 	}
-	for _, nobody := range []string{"10.10.0.99", "192.0.2.1", "203.0.113.1"} {
+	for _, hop := range []string{"10.10.0.99", "fd00:10:10::99"} {
+		a := addr(hop)
+		say(corrects && knows[a.Is6()], a.Is6(), &normal, a)
+		if undeclared[a.Is6()] {
+			good = append(good, testenv.BGPRoute{Prefix: said(n, a.Is6()), NextHop: a, LocalPref: normal})
+		}
+	}
+	for _, nobody := range []string{"192.0.2.1", "203.0.113.1"} {
 		say(corrects && knows[false], false, &normal, addr(nobody))
 	}
-	for _, nobody := range []string{"fd00:10:10::99", "2001:db8:9::1", "2001:db8:100::1", "::ffff:10.10.0.21"} {
+	for _, nobody := range []string{"2001:db8:9::1", "2001:db8:100::1", "::ffff:10.10.0.21"} {
 		say(corrects && knows[true], true, &normal, addr(nobody))
 	}
 	// A link-local next hop beside one of its own (RFC 2545).
@@ -273,6 +285,17 @@ func testSender(t *testing.T, f render.Format, over6, named bool) {
 	rs, err = core.Routes(ctx)
 	require.NoError(t, err)
 	assert.Equal(t, lines(good), lines(rs))
+}
+
+// said is the prefix of the n-th announcement.
+func said(n byte, v6 bool) netip.Prefix {
+	a := addr("203.0.113.0").AsSlice()
+	if v6 {
+		a = addr("2001:db8:100::").AsSlice()
+	}
+	a[len(a)-1] = n
+	ip, _ := netip.AddrFromSlice(a)
+	return netip.PrefixFrom(ip, ip.BitLen())
 }
 
 // lines gives what of routes is to be compared, in order.
