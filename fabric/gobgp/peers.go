@@ -244,7 +244,7 @@ func (r *Reflector) problems(peers []ReflectorPeer) []string {
 			say("node %s (%s) announces %d prefixes of a family, and %d is the most; raise max_prefixes", p.Peer, p.Address, n, r.cluster.MaxPrefixes)
 		}
 		if n := p.refused(); n > 0 && p.Role == RoleNode {
-			say("node %s (%s) announces %d prefixes that are refused, such as %s; stop it, or name their pool and community in the cluster file and restart the reflector",
+			say("node %s (%s) announces %d prefixes that are refused, such as %s; stop it, or name their pool, their community and the node with its address6 in the cluster file, and restart the reflector",
 				p.Peer, p.Address, n, joined(p.Refused))
 		}
 	}

@@ -27,13 +27,7 @@ func newSender(n fabric.Node, from netip.Addr, in, not []netip.Prefix) sender {
 	s := sender{set: &api.DefinedSet{
 		DefinedType: api.DefinedType_DEFINED_TYPE_NEIGHBOR, Name: name, List: []string{fabric.HostPrefix(from).String()},
 	}}
-	hop4, hop6 := n.NextHop(from, false), n.NextHop(from, true)
-	// A link-local next hop beside the right one (RFC 2545) would lead the core
-	// gateways to whomever it names.
-	plain := statement("in-"+name+"-plain", &api.Conditions{NeighborSet: anyOf(name), NextHopInList: []string{hop6.String()}}, 0)
-	plain.Actions.Nexthop = &api.NexthopAction{Address: hop6.String()}
-	s.in = append(s.in, plain)
-	s.take("own", []string{hop4.String(), hop6.String()})
+	s.take("own", []string{n.NextHop(from, false).String(), n.NextHop(from, true).String()})
 	if len(in) > 0 {
 		s.in = append(s.in, statement("in-"+name+"-not", &api.Conditions{NeighborSet: anyOf(name), NextHopInList: texts(not)}, reject))
 		s.take("in", texts(in))
