@@ -1,6 +1,9 @@
 package fabric
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // NextHop gives the one next hop with which a reflector takes routes of a
 // family from a node that calls from session: its address of that family, by
@@ -22,4 +25,35 @@ func (n Node) NextHop(session netip.Addr, v6 bool) netip.Addr {
 		return netip.AddrFrom16(session.As16())
 	}
 	return session
+}
+
+// NextHopRanges says where the next hop of a family may be of a node that the
+// cluster names and gives no address of that family: inside of the prefixes in,
+// and in none of not. The node's agent found the address on the node itself, so
+// that others can only tell that it is nobody else's: no other machine's, no
+// guest's, and where nodes are.
+func (c *Cluster) NextHopRanges(v6 bool) (in, not []netip.Prefix) {
+	family := func(p netip.Prefix) bool { return p.Addr().Is6() == v6 }
+	for _, p := range c.NodeRanges() {
+		if family(p) {
+			in = append(in, p)
+		}
+	}
+	if len(in) == 0 {
+		anywhere := netip.IPv4Unspecified()
+		if v6 {
+			anywhere = netip.IPv6Unspecified()
+		}
+		in = append(in, netip.PrefixFrom(anywhere, 0))
+	}
+	for _, h := range c.hosts() {
+		not = append(not, HostPrefix(h.addr.WithZone("")))
+	}
+	for _, p := range c.Pools {
+		not = append(not, p.Prefix)
+	}
+	not = slices.DeleteFunc(append(not, c.Routed...), func(p netip.Prefix) bool { return !family(p) })
+	not = append(not, Martians(v6)...)
+	slices.SortFunc(not, netip.Prefix.Compare)
+	return in, slices.Compact(not)
 }

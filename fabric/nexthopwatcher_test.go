@@ -2,6 +2,7 @@ package fabric_test
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -34,4 +35,23 @@ func TestNodeNextHop(t *testing.T) {
 			assert.Equal(t, tt.want, tt.node.NextHop(tt.session, tt.v6).String())
 		})
 	}
+}
+
+func TestNextHopRanges(t *testing.T) {
+	ip, prefix := netip.MustParseAddr, netip.MustParsePrefix
+	c := cluster()
+	in, not := c.NextHopRanges(true)
+	assert.Equal(t, []netip.Prefix{prefix("fd00::/64")}, in)
+	for _, other := range []string{"fd00::21", "fd00::22", "fd00::12", "fe80::1", "fe80::77", "2001:db8:100::5", "::1", "::ffff:10.10.0.21", "ff02::1"} {
+		assert.True(t, slices.ContainsFunc(not, func(p netip.Prefix) bool { return p.Contains(ip(other)) }), other)
+	}
+	for _, free := range []string{"fd00::23", "2001:db8:1::5"} {
+		assert.False(t, slices.ContainsFunc(not, func(p netip.Prefix) bool { return p.Contains(ip(free)) }), free)
+	}
+	assert.False(t, slices.ContainsFunc(not, func(p netip.Prefix) bool { return p.Addr().Is4() }))
+	c.Nodes[0].Address6, c.Nodes[1].Address6 = netip.Addr{}, netip.Addr{}
+	in, _ = c.NextHopRanges(true)
+	assert.Equal(t, []netip.Prefix{prefix("::/0")}, in, "no range of this family is known")
+	in, _ = c.NextHopRanges(false)
+	assert.Equal(t, []netip.Prefix{prefix("10.10.0.0/24")}, in)
 }

@@ -42,7 +42,7 @@ func NodeWarnings(c fabric.Cluster) []string {
 	if p, ok := poolOf(c, false); ok {
 		if lack := lacking(c, func(n fabric.Node) bool { return !n.Address6.IsValid() }); len(lack) > 0 {
 			who, has, its, whom := several(lack)
-			warn("pool %s is IPv6 but %s %s no address6: %s IPv6 routes need the node's own IPv6 address as next hop, and reflectors refuse them without; give %s an address6", p.Name, who, has, its, whom)
+			warn("pool %s is IPv6 but %s %s no address6: reflectors cannot tell %s next hop of IPv6 routes from that of a machine that the file does not name, and without an IPv6 address in the nodes' network most routers cannot use it; give %s an address6", p.Name, who, has, its, whom)
 		}
 	}
 	return ws

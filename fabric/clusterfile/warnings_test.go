@@ -33,19 +33,19 @@ func TestWarnings(t *testing.T) {
 		{"IPv4 alone", fabric.Cluster{Pools: []fabric.Pool{four}, Reflectors: rrs, Core: core, Nodes: nodes(v4)}, nil},
 		{"IPv6 alone", fabric.Cluster{Pools: []fabric.Pool{six}, Reflectors: rrs, Core: core, Nodes: nodes(v6)}, nil},
 		{"IPv6 pool, one node without", fabric.Cluster{Pools: []fabric.Pool{four, six}, Reflectors: rrs, Core: core, Nodes: nodes(v4, both)}, []string{
-			"pool public6 is IPv6 but node1 has no address6: its IPv6 routes need the node's own IPv6 address as next hop, and reflectors refuse them without; give node1 an address6",
+			"pool public6 is IPv6 but node1 has no address6: reflectors cannot tell its next hop of IPv6 routes from that of a machine that the file does not name, and without an IPv6 address in the nodes' network most routers cannot use it; give node1 an address6",
 		}},
 		{"IPv4 pool, one node without", fabric.Cluster{Pools: []fabric.Pool{four, six}, Reflectors: rrs, Core: core, Nodes: nodes(both, v6)}, []string{
 			"pool public4 is IPv4 but node2 has only an IPv6 address: its IPv4 routes are announced with an IPv6 next hop (RFC 8950), which many routers do not take; give node2 an IPv4 address",
 		}},
 		{"two nodes", fabric.Cluster{Pools: []fabric.Pool{six}, Reflectors: rrs, Core: core, Nodes: nodes(v4, v4)}, []string{
-			"pool public6 is IPv6 but node1 and node2 have no address6: their IPv6 routes need the node's own IPv6 address as next hop, and reflectors refuse them without; give each an address6",
+			"pool public6 is IPv6 but node1 and node2 have no address6: reflectors cannot tell their next hop of IPv6 routes from that of a machine that the file does not name, and without an IPv6 address in the nodes' network most routers cannot use it; give each an address6",
 		}},
 		{"three nodes", fabric.Cluster{Pools: []fabric.Pool{four}, Reflectors: rrs, Core: core, Nodes: nodes(v6, v6, v6)}, []string{
 			"pool public4 is IPv4 but node1, node2 and node3 have only an IPv6 address: their IPv4 routes are announced with an IPv6 next hop (RFC 8950), which many routers do not take; give each an IPv4 address",
 		}},
 		{"many nodes", fabric.Cluster{Pools: []fabric.Pool{six}, Reflectors: rrs, Core: core, Nodes: nodes(v4, v4, v4, v4)}, []string{
-			"pool public6 is IPv6 but node1, node2 and 2 more have no address6: their IPv6 routes need the node's own IPv6 address as next hop, and reflectors refuse them without; give each an address6",
+			"pool public6 is IPv6 but node1, node2 and 2 more have no address6: reflectors cannot tell their next hop of IPv6 routes from that of a machine that the file does not name, and without an IPv6 address in the nodes' network most routers cannot use it; give each an address6",
 		}},
 		{"IPv4 reflectors in both families", fabric.Cluster{Pools: []fabric.Pool{four, six}, Reflectors: rrs4, Core: core, Nodes: nodes(both, both)}, []string{
 			"pool public6 is IPv6 but reflectors rr1 and rr2 are not: their IPv6 routes ride on IPv4 sessions, and are dropped where the machine has no IPv6 address in the nodes' network; give those machines one, or the cluster a reflector with an IPv6 address",
@@ -89,6 +89,6 @@ func TestReferenceFileWarnings(t *testing.T) {
 	require.NoError(t, err)
 	c.Key = "the key of the cluster"
 	assert.Equal(t, []string{
-		"pool public6 is IPv6 but node1 and node2 have no address6: their IPv6 routes need the node's own IPv6 address as next hop, and reflectors refuse them without; give each an address6",
+		"pool public6 is IPv6 but node1 and node2 have no address6: reflectors cannot tell their next hop of IPv6 routes from that of a machine that the file does not name, and without an IPv6 address in the nodes' network most routers cannot use it; give each an address6",
 	}, clusterfile.Warnings(c))
 }

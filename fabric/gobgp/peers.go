@@ -250,7 +250,7 @@ func (r *Reflector) problems(peers []ReflectorPeer) []string {
 			say("node %s (%s) announces %d prefixes of a family, and %d is the most; raise max_prefixes", p.Peer, p.Address, n, r.cluster.MaxPrefixes)
 		}
 		if n := p.refused(); n > 0 && p.Role == RoleNode {
-			say("node %s (%s) announces %d prefixes that are refused, such as %s; stop it, or name their pool and community in the cluster file and restart the reflector",
+			say("node %s (%s) announces %d prefixes that are refused, such as %s; stop it, or name their pool, their community and the node with its address6 in the cluster file, and restart the reflector",
 				p.Peer, p.Address, n, joined(p.Refused))
 		}
 	}
@@ -263,12 +263,6 @@ func (r *Reflector) problems(peers []ReflectorPeer) []string {
 	return all
 }
 
-func joined(ps []netip.Prefix) string {
-	ss := make([]string, 0, len(ps))
-	for _, p := range ps {
-		ss = append(ss, p.String())
-	}
-	return strings.Join(ss, ", ")
-}
+func joined(ps []netip.Prefix) string { return strings.Join(texts(ps), ", ") }
 
 var _ fabric.SessionLister = (*Reflector)(nil)

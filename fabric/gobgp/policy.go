@@ -51,10 +51,20 @@ func newPolicy(c *fabric.Cluster, rr fabric.RR) (*policy, error) {
 		p.addFamily(c, v6)
 	}
 	// What was not rejected until here passes from the right node.
+	other := netip.IPv6Unspecified() // of the family that the sessions do not have
+	if rr.Address.Is6() {
+		other = netip.IPv4Unspecified()
+	}
 	for _, n := range c.Nodes {
-		if from := n.Source(rr.Address); from.IsValid() {
-			p.add(newSender(n, from))
+		from := n.Source(rr.Address)
+		if !from.IsValid() {
+			continue
 		}
+		var in, not []netip.Prefix
+		if !n.Source(other).IsValid() {
+			in, not = c.NextHopRanges(other.Is6())
+		}
+		p.add(newSender(n, from, in, not))
 	}
 	p.addExport(c.EastWest)
 	return p, nil

@@ -20,28 +20,36 @@ type sender struct {
 }
 
 // newSender is the sender that calls from an address. One that no cluster names
-// is the zero Node.
-func newSender(n fabric.Node, from netip.Addr) sender {
+// is the zero Node. In and not are for a node that the cluster names, see
+// [fabric.Cluster.NextHopRanges].
+func newSender(n fabric.Node, from netip.Addr, in, not []netip.Prefix) sender {
 	name := "node-" + from.String()
 	s := sender{set: &api.DefinedSet{
 		DefinedType: api.DefinedType_DEFINED_TYPE_NEIGHBOR, Name: name, List: []string{fabric.HostPrefix(from).String()},
 	}}
-	var hops []string
-	for _, v6 := range []bool{false, true} {
-		hops = append(hops, n.NextHop(from, v6).String())
-	}
-	// A link-local next hop beside the right one (RFC 2545) would lead the core
-	// gateways to whomever it names.
-	hop6 := hops[1]
-	plain := statement("in-"+name+"-plain", &api.Conditions{NeighborSet: anyOf(name), NextHopInList: hops[1:]}, 0)
-	plain.Actions.Nexthop = &api.NexthopAction{Address: hop6}
-	s.in = append(s.in, plain)
-	for _, pref := range fabric.Preferences() {
-		s.in = append(s.in, statement(fmt.Sprintf("in-%s-%d", name, pref.LocalPref()), &api.Conditions{
-			NeighborSet: anyOf(name), NextHopInList: hops, LocalPrefEq: &api.LocalPrefEq{Value: pref.LocalPref()},
-		}, accept))
+	s.take("own", []string{n.NextHop(from, false).String(), n.NextHop(from, true).String()})
+	if len(in) > 0 {
+		s.in = append(s.in, statement("in-"+name+"-not", &api.Conditions{NeighborSet: anyOf(name), NextHopInList: texts(not)}, reject))
+		s.take("in", texts(in))
 	}
 	return s
+}
+
+// take lets pass what has one of these next hops.
+func (s *sender) take(what string, hops []string) {
+	for _, pref := range fabric.Preferences() {
+		s.in = append(s.in, statement(fmt.Sprintf("in-%s-%s-%d", s.set.Name, what, pref.LocalPref()), &api.Conditions{
+			NeighborSet: anyOf(s.set.Name), NextHopInList: hops, LocalPrefEq: &api.LocalPrefEq{Value: pref.LocalPref()},
+		}, accept))
+	}
+}
+
+func texts(ps []netip.Prefix) []string {
+	var ss []string
+	for _, p := range ps {
+		ss = append(ss, p.String())
+	}
+	return ss
 }
 
 // admit lets the routes of a node pass that the cluster does not name. Until
@@ -50,7 +58,7 @@ func (r *Reflector) admit(n neighbour) {
 	if r.isNamed(n.address) || r.admitted[n.address] {
 		return
 	}
-	ctx, s := context.Background(), newSender(fabric.Node{}, n.address)
+	ctx, s := context.Background(), newSender(fabric.Node{}, n.address, nil, nil)
 	err := r.bgp.AddDefinedSet(ctx, &api.AddDefinedSetRequest{DefinedSet: s.set})
 	if err == nil {
 		err = r.bgp.AddPolicy(ctx, &api.AddPolicyRequest{Policy: &api.Policy{Name: importName, Statements: s.in}})
@@ -69,7 +77,7 @@ func (r *Reflector) dismiss(a netip.Addr) {
 	if !r.admitted[a] {
 		return
 	}
-	ctx, s := context.Background(), newSender(fabric.Node{}, a)
+	ctx, s := context.Background(), newSender(fabric.Node{}, a, nil, nil)
 	err := r.bgp.DeletePolicy(ctx, &api.DeletePolicyRequest{Policy: &api.Policy{Name: importName, Statements: s.in}, PreserveStatements: true})
 	for _, st := range s.in {
 		err = errors.Join(err, r.bgp.DeleteStatement(ctx, &api.DeleteStatementRequest{Statement: &api.Statement{Name: st.Name}, All: true}))

@@ -1,19 +1,20 @@
 package gobgp_test
 
 import (
+	"bytes"
 	"fmt"
 	"math"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/osrg/gobgp/v4/api"
 	"github.com/osrg/gobgp/v4/pkg/apiutil"
-	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/testenv"
 )
 
 // TestSender: a node's routes pass with the node itself as next hop and a
@@ -113,43 +114,73 @@ func TestSenderLinkLocal(t *testing.T) {
 	patient(t)
 	c := at(port + 32)
 	r := startReflector(t, c)
-	core, node := startRogue(t, c, "127.0.0.3"), startRogue(t, c, "127.0.0.2")
+	// GoBGP shows no link-local next hops, and sends none of its own.
+	core, node := raw(t, c, "127.0.0.3"), raw(t, c, "127.0.0.2")
+	normal := fabric.Normal.LocalPref()
 	for p, hops := range map[string][]string{
 		"2001:db8:100::1/128": {"2001:db8::2", "fe80::2"},
 		"2001:db8:100::2/128": {"2001:db8::9", "fe80::2"},
 		"2001:db8:100::3/128": {"fe80::2"},
 	} {
-		path := node.path(netip.MustParsePrefix(p), strings.Fields(both)...)
-		var all []netip.Addr
+		route := testenv.RogueRoute{Prefix: netip.MustParsePrefix(p), LocalPref: &normal, Communities: c.Communities}
 		for _, h := range hops {
-			all = append(all, netip.MustParseAddr(h))
+			route.NextHops = append(route.NextHops, netip.MustParseAddr(h))
 		}
-		for i, a := range path.Attrs {
-			if _, ok := a.(*bgp.PathAttributeMpReachNLRI); ok {
-				reach, err := bgp.NewPathAttributeMpReachNLRI(bgp.RF_IPv6_UC, []bgp.PathNLRI{{NLRI: path.Nlri}}, all...)
-				require.NoError(t, err)
-				path.Attrs[i] = reach
-			}
-		}
-		node.say(path)
+		require.NoError(t, node.Announce(route))
 	}
 	eventually(t, "everything arrives", func() bool { return peerOf(t, r, "node1").Received == 3 })
-	eventually(t, "the first passes", func() bool { return len(core.heard()) > 0 })
-	assert.Equal(t, []string{"2001:db8:100::1/128 via 2001:db8::2 invalid IP"}, core.heard())
+	plain := slices.Concat([]byte{0, 2, 1, 16}, netip.MustParseAddr("2001:db8::2").AsSlice())
+	eventually(t, "the first passes", func() bool {
+		return slices.ContainsFunc(core.Heard(), func(update []byte) bool { return bytes.Contains(update, plain) })
+	})
+	for _, update := range core.Heard() {
+		for _, hop := range []string{"fe80::2", "2001:db8::9"} {
+			assert.NotContains(t, string(update), string(netip.MustParseAddr(hop).AsSlice()))
+		}
+	}
 }
 
-// heard lists the IPv6 routes that a speaker has been told, with their next hops.
-func (r *rogue) heard() []string {
-	var all []string
-	req := apiutil.ListPathRequest{TableType: api.TableType_TABLE_TYPE_GLOBAL, Family: bgp.RF_IPv6_UC}
-	require.NoError(r.t, r.bgp.ListPath(req, func(prefix bgp.NLRI, paths []*apiutil.Path) {
-		for _, p := range paths {
-			for _, a := range p.Attrs {
-				if reach, ok := a.(*bgp.PathAttributeMpReachNLRI); ok {
-					all = append(all, fmt.Sprintf("%s via %s %s", prefix, reach.Nexthop, reach.LinkLocalNexthop))
-				}
-			}
+// raw brings a session up with the first reflector of a cluster.
+func raw(t *testing.T, c fabric.Cluster, address string) *testenv.Rogue {
+	t.Helper()
+	at := netip.MustParseAddr(address)
+	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(at, 0))}
+	var r *testenv.Rogue
+	eventually(t, "there is a session", func() bool {
+		conn, err := dialer.DialContext(t.Context(), "tcp", netip.AddrPortFrom(c.Reflectors[0].Address, c.Reflectors[0].Port).String())
+		if err == nil {
+			r, err = testenv.NewRogue(conn, c.ASN, at)
 		}
-	}))
-	return all
+		return err == nil
+	})
+	t.Cleanup(func() { assert.NoError(t, r.Close()) })
+	return r
+}
+
+// TestSenderUndeclared: of a node that the cluster gives no IPv6 address passes
+// what may be its own, and is nobody else's.
+func TestSenderUndeclared(t *testing.T) {
+	patient(t)
+	c := at(port + 33)
+	c.Nodes[0].Address6 = netip.Addr{}
+	c.Nodes = append(c.Nodes, fabric.Node{Name: "node2", Address: netip.MustParseAddr("127.0.0.4"), Address6: netip.MustParseAddr("2001:db8::4")})
+	r := startReflector(t, c)
+	heard := listen(t, c, "127.0.0.3")
+	node := startRogue(t, c, "127.0.0.2")
+	var good []netip.Prefix
+	for n, hop := range []string{
+		"2001:db8::2", "2001:db8::77", "::ffff:127.0.0.2", // its own, for all that the reflector knows
+		"2001:db8::4", "2001:db8:1::2", "2001:db8:100::7", "fe80::1", "::1", "::ffff:127.0.0.4",
+	} {
+		p := netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("2001:db8:100::%d", n+1)), 128)
+		node.say(node.pathBy(p, netip.MustParseAddr(hop), 100, strings.Fields(both)...))
+		if n < 3 {
+			good = append(good, p)
+		}
+		high := netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("2001:db8:100::1:%d", n+1)), 128)
+		node.say(node.pathBy(high, netip.MustParseAddr(hop), 201, strings.Fields(both)...))
+	}
+	eventually(t, "everything arrives", func() bool { return peerOf(t, r, "node1").Received == 18 })
+	eventually(t, "what may pass passes", func() bool { return len(heard.all()) >= len(good) })
+	assert.Equal(t, good, heard.all())
 }

@@ -32,10 +32,11 @@ func TestGuestOfAnInstance(t *testing.T) {
 			"user.vmfabric.net0.addresses=203.0.113.10,2001:db8:100::10", "user.vmfabric.net0.routes=198.51.100.0/29, 2001:db8:200::/56",
 			"user.vmfabric.net1.addresses=2001:db8:100::11", "user.vmfabric.note=for people",
 			"volatile.uuid=56f8c56b-25ba-40be-a02a-8e320377e4f1", "volatile.lan.hwaddr=00:16:3e:00:00:01",
+			"volatile.wan.name=eth1",
 		),
 		ExpandedDevices: map[string]device{
 			"root": {"type": "disk"},
-			"lan":  nic("nictype=p2p", "host_name=web_net0", "mtu=9000"),
+			"lan":  nic("nictype=p2p", "host_name=web_net0", "mtu=9000", "name=ens3"),
 			"wan":  nic("nictype=physical", "parent=web_peer1", "hwaddr=00:16:3e:00:00:02"),
 			"mgmt": nic("network=lxdbr0"),
 		},
@@ -44,13 +45,14 @@ func TestGuestOfAnInstance(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, ours)
 	assert.Equal(t, fabric.VM{
-		Name: "web", UUID: "56f8c56b-25ba-40be-a02a-8e320377e4f1", Origin: "lxd", NICs: []fabric.NIC{
+		Name: "web", UUID: "56f8c56b-25ba-40be-a02a-8e320377e4f1", Origin: "lxd", Container: true, NICs: []fabric.NIC{
 			{
+				Link:      "ens3",
 				Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")},
 				Routes:    []netip.Prefix{netip.MustParsePrefix("198.51.100.0/29"), netip.MustParsePrefix("2001:db8:200::/56")},
 				Kind:      fabric.Adopt, MAC: fabric.MAC{0, 0x16, 0x3e, 0, 0, 1}, MTU: 9000,
 			},
-			{Addresses: []netip.Addr{netip.MustParseAddr("2001:db8:100::11")}, Kind: fabric.Veth, MAC: fabric.MAC{0, 0x16, 0x3e, 0, 0, 2}},
+			{Link: "eth1", Addresses: []netip.Addr{netip.MustParseAddr("2001:db8:100::11")}, Kind: fabric.Veth, MAC: fabric.MAC{0, 0x16, 0x3e, 0, 0, 2}},
 		},
 	}, vm)
 	assert.Equal(t, fabric.Identity("lxd 56f8c56b-25ba-40be-a02a-8e320377e4f1"), vm.Identity())
@@ -63,6 +65,13 @@ func TestGuestOfAnInstance(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, identity, vm.Identity())
 	}
+
+	i.Type = "virtual-machine"
+	i.ExpandedDevices["wan"] = nic("nictype=p2p", "host_name=web_net1", "hwaddr=00:16:3e:00:00:02")
+	vm, _, err = ofLXD.guest(i)
+	require.NoError(t, err)
+	assert.False(t, vm.Container)
+	assert.Equal(t, fabric.MAC{0, 0x16, 0x3e, 0, 0, 2}, vm.NICs[1].MAC)
 
 	for name, c := range map[string]map[string]string{
 		"no keys": nil, "others' keys": config("user.vmfabric.note=x", "user.vmfabrics.net0.addresses=x", "volatile.uuid=x"),

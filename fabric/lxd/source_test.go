@@ -129,8 +129,8 @@ func TestGuestsAreOursThatAreNotAbsent(t *testing.T) {
 	for _, g := range got {
 		assert.False(t, g.Since.Before(before))
 		if g.VM.Name == "web" {
-			assert.Equal(t, fabric.VM{Name: "web", UUID: "uuid of web", Origin: "lxd", NICs: []fabric.NIC{{
-				Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")}, Kind: fabric.Adopt,
+			assert.Equal(t, fabric.VM{Name: "web", UUID: "uuid of web", Origin: "lxd", Container: true, NICs: []fabric.NIC{{
+				Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")}, Kind: fabric.Adopt, Link: "eth0",
 			}}}, g.VM)
 		}
 	}

@@ -155,6 +155,11 @@ func (g guest) Rules() []guestRule {
 	return rs
 }
 
+// IPv6MTU reports whether a link with an MTU has IPv6 alone.
+func (g guest) IPv6MTU() bool {
+	return slices.ContainsFunc(g.Links, func(l guestLink) bool { return l.MTU != 0 && len(l.Families) == 1 && l.IPv6() })
+}
+
 // ShellName gives the name of the guest for a command line, or a placeholder
 // where the name is not one that LXD allows.
 func (g guest) ShellName() string {

@@ -148,6 +148,30 @@ func TestGuestApplied(t *testing.T) {
 	}
 }
 
+// TestGuestAppliedIPv6: a guest without IPv4 has its MTU too.
+func TestGuestAppliedIPv6(t *testing.T) {
+	if testing.Short() {
+		t.Skip("makes laboratories")
+	}
+	labtest.Need(t, "root")
+	for name, apply := range map[string]func(t *testing.T, p plugged){
+		"ifupdown":                debianIfup,
+		"busybox":                 func(t *testing.T, p plugged) { busyboxIfup(t, p, os.Getenv("PATH")) },
+		"busybox with its own ip": func(t *testing.T, p plugged) { busyboxIfup(t, p, busyboxes(t)) },
+		"networkd":                func(t *testing.T, p plugged) { networkd(t, p, filesOf(t, p.vm)) },
+		"netplan and networkd":    func(t *testing.T, p plugged) { networkd(t, p, netplanned(t, p.vm, "eth0")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			vm := guest(nic(0x10, "2001:db8:100::10"))
+			vm.NICs[0].MTU = 1400
+			p := plugIn(t, vm, gateway)
+			apply(t, p)
+			p.holds(t)
+		})
+	}
+}
+
 // holds checks what the kernel of the guest has, and that it works.
 func (p plugged) holds(t *testing.T) {
 	t.Helper()
@@ -157,10 +181,18 @@ func (p plugged) holds(t *testing.T) {
 
 	for n, nic := range p.vm.NICs {
 		eth := fmt.Sprintf("eth%d", n)
-		link, err := p.guest.Link(eth)
-		require.NoError(t, err)
-		assert.Equal(t, cmp.Or(nic.MTU, 1500), link.Attrs().MTU)
-		if !p.hearsRA {
+		v4, v6 := slices.ContainsFunc(nic.Addresses, netip.Addr.Is4), slices.ContainsFunc(nic.Addresses, netip.Addr.Is6)
+		if v4 {
+			link, err := p.guest.Link(eth)
+			require.NoError(t, err)
+			assert.Equal(t, cmp.Or(nic.MTU, 1500), link.Attrs().MTU)
+		}
+		if v6 { // ifupdown changes that of IPv6 alone
+			mtu, err := p.guest.Sysctl("net.ipv6.conf." + eth + ".mtu")
+			require.NoError(t, err)
+			assert.Equal(t, fmt.Sprint(cmp.Or(nic.MTU, 1500)), mtu)
+		}
+		if v6 && !p.hearsRA {
 			accept, err := p.guest.Sysctl("net.ipv6.conf." + eth + ".accept_ra")
 			require.NoError(t, err)
 			assert.Equal(t, "0", accept)
@@ -170,8 +202,10 @@ func (p plugged) holds(t *testing.T) {
 			gw6 = gw6.WithZone(eth)
 		}
 		for _, gw := range []netip.Addr{p.gw.IPv4, gw6} {
-			_, err = p.guest.Ping(ctx, gw)
-			assert.NoError(t, err)
+			if slices.ContainsFunc(nic.Addresses, func(a netip.Addr) bool { return a.Is6() == gw.Is6() }) {
+				_, err := p.guest.Ping(ctx, gw)
+				assert.NoError(t, err)
+			}
 		}
 		for _, a := range nic.Addresses {
 			p.speaks(t, ctx, a)
@@ -207,21 +241,27 @@ func (p plugged) missing() error {
 }
 
 func (p plugged) missingRoutes() error {
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+	for _, v6 := range []bool{false, true} {
+		family, to, via := netlink.FAMILY_V4, "0.0.0.0/0", p.gw.IPv4
+		if v6 {
+			family, to, via = netlink.FAMILY_V6, "::/0", p.gw.IPv6
+		}
 		routes, err := p.guest.Routes(family, 0)
 		if err != nil {
 			return err
 		}
-		var got []string
+		var got, want []string
 		for _, r := range routes {
 			if r.Prefix.Bits() == 0 && r.Type == "unicast" {
 				got = append(got, fmt.Sprintf("%v table %d", r.Hops, r.Table))
 			}
 		}
-		via := map[int]netip.Addr{netlink.FAMILY_V4: p.gw.IPv4, netlink.FAMILY_V6: p.gw.IPv6}[family]
-		want := []string{fmt.Sprintf("[via %s dev eth0] table 254", via)}
-		for n := 1; n < len(p.vm.NICs); n++ {
-			want = append(want, fmt.Sprintf("[via %s dev eth%d] table %d", via, n, 100+n))
+		for n, l := range wanted(p.vm) {
+			for _, r := range l.routes {
+				if r.to == to {
+					want = append(want, fmt.Sprintf("[via %s dev eth%d] table %d", via, n, cmp.Or(r.table, 254)))
+				}
+			}
 		}
 		if err := same("default routes", want, got); err != nil {
 			return err

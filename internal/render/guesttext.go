@@ -67,6 +67,9 @@ const cloudInitHead = `# LXD: lxc config set {{.ShellName}} user.network-config 
 #      (on newer LXD also: cloud-init.network-config)
 # KVM: the file network-config of a NoCloud seed, beside user-data and meta-data.
 # It is applied at the instance's first boot.
+{{- if .IPv6MTU}}
+# Debian's ifupdown ignores the MTU of a link that has IPv6 alone.
+{{- end}}
 {{- if .Rules}}
 # What comes from an address of a NIC has to leave through that NIC, for which
 # netplan alone has the words (table, routing-policy). Where the distribution has
@@ -176,6 +179,8 @@ const routedLine = `# {{.}} is routed to this guest: put addresses of it on a li
 
 // stanzas is interfaces(5). The method static takes one address, and both
 // programs know one stanza for a link and family: the rest is done by command.
+// So is the MTU where there is IPv6 alone: Debian's sets it before the link is
+// up, and the kernel forgets it then.
 const stanzas = `{{range .Links}}{{$link := .}}
 auto {{.Name}}
 {{- range .Routed}}
@@ -189,7 +194,7 @@ iface {{$link.Name}} {{if .IPv6}}inet6{{else}}inet{{end}} static
     netmask {{if .IPv6}}128{{else}}255.255.255.255{{end}}
 {{- if not $n}}
     {{- with $link.MTU}}
-    mtu {{.}}
+    {{if $family.IPv6}}pre-up ip link set {{$link.Name}} mtu {{.}}{{else}}mtu {{.}}{{end}}
     {{- end}}
     pre-up test ! -f {{$link.AcceptRA}} || echo 0 > {{$link.AcceptRA}}
 {{- end}}

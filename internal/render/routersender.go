@@ -1,25 +1,61 @@
 package render
 
-import "net/netip"
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+)
 
 // sender is a node that the cluster file names, as a reflector sees it.
 type sender struct {
-	Name             string
-	Address, NextHop netip.Addr // where it calls from, and its own address of a family
+	Name    string
+	Address netip.Addr  // where it calls from
+	NextHop *netip.Addr // its own address of a family, nil: the file has none
 }
 
-// Senders lists the nodes whose address of a family a reflector knows. The
-// others have none there that routers could use as next hop.
+// Senders lists the nodes with their addresses of a family.
 func (r router) Senders(v6 bool) []sender {
-	var all []sender
-	for _, n := range r.Nodes {
-		s := sender{Name: n.Name, Address: n.Source(r.Address)}
-		s.NextHop = n.NextHop(s.Address, v6)
-		if s.NextHop.Is6() == v6 && !s.NextHop.Is4In6() {
-			all = append(all, s)
+	all := make([]sender, len(r.Nodes))
+	for i, n := range r.Nodes {
+		all[i] = sender{Name: n.Name, Address: n.Source(r.Address)}
+		if hop := n.NextHop(all[i].Address, v6); hop.Is6() == v6 && !hop.Is4In6() {
+			all[i].NextHop = &hop
 		}
 	}
 	return all
+}
+
+// Undeclared reports whether the file names nodes without an address of a family
+// that their sessions do not have.
+func (r router) Undeclared(v6 bool) bool {
+	return slices.ContainsFunc(r.Senders(v6), func(s sender) bool { return s.NextHop == nil })
+}
+
+// HopRanges and HopOthers say where the next hops of those nodes may be, and
+// where not.
+func (r router) HopRanges(v6 bool) []netip.Prefix { in, _ := r.NextHopRanges(v6); return in }
+
+func (r router) HopOthers(v6 bool) []netip.Prefix { _, not := r.NextHopRanges(v6); return not }
+
+// UndeclaredList writes both as FRR's prefix list.
+func (r router) UndeclaredList(v6 bool) []string {
+	var lines []string
+	f := family{V6: v6}
+	add := func(action string, ps []netip.Prefix) {
+		for _, p := range ps {
+			what := "any"
+			if p.Bits() > 0 {
+				what = frrPrefix(p)
+				if most := p.Addr().BitLen(); p.Bits() < most {
+					what += fmt.Sprintf(" le %d", most)
+				}
+			}
+			lines = append(lines, fmt.Sprintf("%s prefix-list UNDECLARED%s seq %d %s %s", f.IP(), f.N(), 5*(len(lines)+1), action, what))
+		}
+	}
+	add("deny", r.HopOthers(v6))
+	add("permit", r.HopRanges(v6))
+	return lines
 }
 
 // Other is the family that the sessions of a reflector do not have.

@@ -103,9 +103,7 @@ func birdCommunity(c fabric.Community) string {
 func frrList(f family) []string {
 	var lines []string
 	add := func(action string, p netip.Prefix, least, most int) {
-		// As FRR writes it: a reload compares words.
-		shown := strings.Replace(p.String(), "::ffff:0.0.0.0/", "::ffff:0:0/", 1)
-		line := fmt.Sprintf("%s prefix-list GUESTS%s seq %d %s %s", f.IP(), f.N(), 5*(len(lines)+1), action, shown)
+		line := fmt.Sprintf("%s prefix-list GUESTS%s seq %d %s %s", f.IP(), f.N(), 5*(len(lines)+1), action, frrPrefix(p))
 		if least > p.Bits() {
 			line += fmt.Sprintf(" ge %d", least)
 		}
@@ -125,6 +123,11 @@ func frrList(f family) []string {
 		add("permit", g.Prefix, g.Min, g.Max)
 	}
 	return lines
+}
+
+// frrPrefix writes a prefix as FRR does: a reload compares words.
+func frrPrefix(p netip.Prefix) string {
+	return strings.Replace(p.String(), "::ffff:0.0.0.0/", "::ffff:0:0/", 1)
 }
 
 func junosQuote(s string) string {
