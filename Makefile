@@ -4,25 +4,27 @@ GO       ?= go
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 DESTDIR  ?=
 PREFIX   ?= /usr/local
+BIN      ?= bin
+SYSCTL   ?= sysctl
 TOOLS    := $(CURDIR)/.cache/tools
 
 # Static binaries: one build runs on every distribution of the architecture.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help build demo deps test unit race lint bench fuzz install clean
+.PHONY: help build demo deps test e2e lab race unit lint bench fuzz install clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
 build: ## build bin/vmfabric, and the hooks and plugins beside it
-	$(BUILD) -o bin/vmfabric ./cmd/vmfabric
-	$(BUILD) -o bin/vmfabric-hook-libvirt ./hooks/libvirt
-	$(BUILD) -o bin/vmfabric-hook-lxd ./hooks/lxd
-	$(BUILD) -o bin/vmfabric-plugin-bird ./plugins/bird
-	$(BUILD) -o bin/vmfabric-plugin-frr ./plugins/frr
+	$(BUILD) -o $(BIN)/vmfabric ./cmd/vmfabric
+	$(BUILD) -o $(BIN)/vmfabric-hook-libvirt ./hooks/libvirt
+	$(BUILD) -o $(BIN)/vmfabric-hook-lxd ./hooks/lxd
+	$(BUILD) -o $(BIN)/vmfabric-plugin-bird ./plugins/bird
+	$(BUILD) -o $(BIN)/vmfabric-plugin-frr ./plugins/frr
 
 demo: build ## show the whole system; nothing but Go, make and a kernel
-	bin/vmfabric demo
+	$(BIN)/vmfabric demo
 
 deps: ## install what the tests need (Debian, Ubuntu), and fetch their guests' kernel
 	@./.ci/deps
@@ -30,13 +32,29 @@ deps: ## install what the tests need (Debian, Ubuntu), and fetch their guests' k
 
 # Programs of the race detector sleep for a second when they end. The labs wait
 # more than they work, so a few run at a time.
-test: deps ## install what is needed, then run every test with the race detector
-	@test "$$(id -u)" = 0 || echo "make test: not root, tests that need real daemons are skipped" >&2
-	VMFABRIC_LAB=$${VMFABRIC_LAB:-$$(test "$$(id -u)" = 0 && echo must)} GORACE=atexit_sleep_ms=0 \
-		$(GO) test -race -count=1 -parallel 3 -timeout 24m ./...
+GOTEST = VMFABRIC_LAB=$${VMFABRIC_LAB:-$$(test "$$(id -u)" = 0 && echo must)} GORACE=atexit_sleep_ms=0 \
+	$(GO) test -count=1 -parallel 3 -p 1 -timeout 24m
 
-unit: ## run the tests that need no daemon and no root
-	$(GO) test -short ./fabric/ ./fabric/clusterfile ./fabric/disk ./fabric/gobgp ./fabric/nodes ./fabric/libvirt/... ./fabric/lxd ./hooks/... ./internal/render ./cmd/...
+# Those that start whole clusters of processes, which the race detector sees
+# nothing of.
+WHOLE  = ./internal/e2e ./internal/bench ./testenv
+OTHERS = $$($(GO) list ./... | grep -vE '/(internal/(e2e|bench)|testenv)$$')
+
+test: deps ## install what is needed, then run every test; the race detector looks at all but e2e
+	@test "$$(id -u)" = 0 || echo "make test: not root, tests that need real daemons are skipped" >&2
+	@$(MAKE) --no-print-directory -k -j2 e2e lab
+
+e2e: ## run the tests that start whole clusters
+	$(GOTEST) $(WHOLE)
+
+lab: ## run all others, with the race detector
+	$(GOTEST) -race $(OTHERS)
+
+race: deps ## run every test with the race detector
+	$(GOTEST) -race ./...
+
+unit: ## run the tests that need no daemon, no root and no namespace
+	$(GO) test -short ./...
 
 # Modules that only tidying reads may be out of reach: that is said, not taken for
 # an untidy go.mod.
@@ -60,15 +78,24 @@ fuzz: ## run each fuzz target for FUZZTIME
 			echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$p || exit 1; \
 		done; done
 
-install: build ## install the program, the hooks, the plugins and the units below DESTDIR
-	install -D -m 755 bin/vmfabric $(DESTDIR)$(PREFIX)/sbin/vmfabric
-	install -D -m 755 bin/vmfabric-hook-libvirt $(DESTDIR)/etc/libvirt/hooks/qemu.d/vmfabric
-	install -D -m 755 bin/vmfabric-hook-lxd $(DESTDIR)$(PREFIX)/lib/vmfabric/hook-lxd
-	install -D -m 755 bin/vmfabric-plugin-bird $(DESTDIR)$(PREFIX)/lib/vmfabric/plugin-bird
-	install -D -m 755 bin/vmfabric-plugin-frr $(DESTDIR)$(PREFIX)/lib/vmfabric/plugin-frr
+INSTALLED = $(addprefix $(BIN)/,vmfabric vmfabric-hook-libvirt vmfabric-hook-lxd vmfabric-plugin-bird vmfabric-plugin-frr)
+
+# What is built is installed as it is: a node needs no Go, and root has none.
+$(INSTALLED):
+	@command -v $(GO) >/dev/null || { echo "make install: $@ is not built, and there is no Go here; run make build where there is, and copy $(BIN)/" >&2; exit 1; }
+	@$(MAKE) --no-print-directory build
+
+install: $(INSTALLED) ## install the program, the hooks, the plugins and the units below DESTDIR
+	install -D -m 755 $(BIN)/vmfabric $(DESTDIR)$(PREFIX)/sbin/vmfabric
+	install -D -m 755 $(BIN)/vmfabric-hook-libvirt $(DESTDIR)/etc/libvirt/hooks/qemu.d/vmfabric
+	install -D -m 755 $(BIN)/vmfabric-hook-lxd $(DESTDIR)$(PREFIX)/lib/vmfabric/hook-lxd
+	install -D -m 755 $(BIN)/vmfabric-plugin-bird $(DESTDIR)$(PREFIX)/lib/vmfabric/plugin-bird
+	install -D -m 755 $(BIN)/vmfabric-plugin-frr $(DESTDIR)$(PREFIX)/lib/vmfabric/plugin-frr
 	install -D -m 644 packaging/vmfabric.service $(DESTDIR)/etc/systemd/system/vmfabric.service
 	install -D -m 644 packaging/vmfabric-reflector@.service $(DESTDIR)/etc/systemd/system/vmfabric-reflector@.service
 	install -D -m 644 packaging/90-vmfabric.conf $(DESTDIR)/etc/sysctl.d/90-vmfabric.conf
+	@test -n "$(DESTDIR)" || $(SYSCTL) -q -p /etc/sysctl.d/90-vmfabric.conf || \
+		echo "make install: the settings of /etc/sysctl.d/90-vmfabric.conf count from the next boot on, or after sysctl -p of it" >&2
 
 clean: ## remove what was built
 	rm -rf bin .cache

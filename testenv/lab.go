@@ -153,6 +153,13 @@ func (l *Lab) Hosts() []*Host {
 	return slices.Clone(l.order)
 }
 
+// Daemons lists what was started in the lab, also what has ended, in that order.
+func (l *Lab) Daemons() []*Daemon {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.daemons)
+}
+
 // note changes the record, on disk too.
 func (l *Lab) note(change func(*record)) error {
 	l.mu.Lock()

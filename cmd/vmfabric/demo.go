@@ -136,14 +136,17 @@ func (d *demo) start(ctx context.Context) error {
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
 	for name := range d.top.Nodes {
-		if err := testenv.Until(ctx, func() error { return d.established(ctx, name) }); err != nil {
+		if err := d.until(ctx, func(ctx context.Context) error { return d.established(ctx, name) }); err != nil {
 			return fmt.Errorf("%s: %w\n%s", name, err, d.agents[name].Log())
 		}
 	}
 	return nil
+}
+
+// until waits for something as long as the processes of the demonstration get on.
+func (d *demo) until(ctx context.Context, f func(ctx context.Context) error) error {
+	return whileWorking(ctx, func() effort { return effortOf(d.lab) }, f)
 }
 
 func (d *demo) socket(node string) string {
@@ -185,17 +188,25 @@ func (d *demo) bring(ctx context.Context, node string, vm fabric.VM) error {
 }
 
 func (d *demo) reachable(ctx context.Context, vm fabric.VM) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
 	for _, a := range vm.NICs[0].Addresses {
-		if err := d.core.wait(ctx, fabric.HostPrefix(a)); err != nil {
-			return err
+		err := d.until(ctx, func(ctx context.Context) error { return d.core.wait(ctx, fabric.HostPrefix(a)) })
+		if err == nil {
+			_, err = d.ping(ctx, d.top.Client, a)
 		}
-		if _, err := d.top.Client.Ping(ctx, a); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// ping waits for an answer, and gives how long it took.
+func (d *demo) ping(ctx context.Context, from *testenv.Host, to netip.Addr) (rtt time.Duration, err error) {
+	err = d.until(ctx, func(ctx context.Context) (err error) {
+		rtt, err = from.Ping(ctx, to)
+		return err
+	})
+	return rtt, err
 }
 
 // trace brings the first guest and tells when what happened.
@@ -273,9 +284,7 @@ func (d *demo) pings(ctx context.Context) error {
 			if from.name != to.name {
 				var rtts []string
 				for _, a := range to.to {
-					ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-					rtt, err := from.h.Ping(ctx, a)
-					cancel()
+					rtt, err := d.ping(ctx, from.h, a)
 					if err != nil {
 						return err
 					}
@@ -306,11 +315,9 @@ func (d *demo) move(ctx context.Context, vm fabric.VM) error {
 		if _, err := d.ask(ctx, "node1", hooks.Request{Op: hooks.Remove, VM: vm}); err != nil {
 			return err
 		}
-		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-		defer cancel()
 		for _, a := range vm.NICs[0].Addresses {
 			p := fabric.HostPrefix(a)
-			if err := testenv.Until(ctx, func() error { return d.core.leadsTo(p, d.cluster.Nodes[1]) }); err != nil {
+			if err := d.until(ctx, func(context.Context) error { return d.core.leadsTo(p, d.cluster.Nodes[1]) }); err != nil {
 				return err
 			}
 		}

@@ -90,17 +90,16 @@ func TestRoutesReachCore(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	startReflector(t, cluster())
 	learned := &table{routes: map[netip.Prefix]gobgp.Learned{}}
+	node := cluster().Nodes[0]
+	s, err := gobgp.New(gobgp.Config{Cluster: cluster(), Node: node})
+	require.NoError(t, err)
+	defer s.Close()
 	core, err := gobgp.NewRouter(gobgp.RouterConfig{
 		ASN: 4200000000, Address: netip.MustParseAddr("127.0.0.3"),
 		Reflectors: cluster().Reflectors, Learned: learned.learn,
 	}, log)
 	require.NoError(t, err)
 	defer core.Close()
-
-	node := cluster().Nodes[0]
-	s, err := gobgp.New(gobgp.Config{Cluster: cluster(), Node: node})
-	require.NoError(t, err)
-	defer s.Close()
 	require.NoError(t, s.Put(t.Context(), fabric.Route{Prefix: v4}))
 	require.NoError(t, s.Open(t.Context()))
 	require.NoError(t, s.Put(t.Context(), fabric.Route{Prefix: v6}))

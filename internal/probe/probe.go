@@ -65,6 +65,17 @@ type Loss struct {
 	At  time.Time // when it was sent
 }
 
+// Stall gives the longest time for which one of these paths, of which nothing is
+// to be lost, was without an answer, or a request was late: what the machine alone
+// does to processes on it, against which the loss of another path in the same
+// time is to be judged.
+func Stall(results ...Result) (longest time.Duration) {
+	for _, r := range results {
+		longest = max(longest, r.LongestGap, r.MaxRTT, r.Late)
+	}
+	return longest
+}
+
 // LostSince tells when each lost request was sent, relative to an instant;
 // before it is negative.
 func (r Result) LostSince(instant time.Time) []time.Duration {

@@ -21,12 +21,14 @@ import (
 // it is skipped.
 const Variable = "VMFABRIC_LAB"
 
-// New makes a lab that is closed when the test ends. When the test has failed,
+// New makes a lab that is closed when the test ends. On a busy machine it waits a
+// little for other tests' labs to end. When the test has failed,
 // the test's log shows first what the lab looked like. Where labs cannot be
 // made, see [Missing]. Under -short the test is skipped, see [Long].
 func New(t testing.TB) *testenv.Lab {
 	t.Helper()
 	Long(t)
+	makeRoom(t)
 	lab, err := testenv.New(context.Background(), testenv.Options{Name: t.Name()})
 	if errors.Is(err, fs.ErrPermission) {
 		Missing(t, err)
