@@ -95,7 +95,9 @@ func shown(t *testing.T, p netip.Prefix) []netlink.Route {
 	if p.Addr().Is4() {
 		family = netlink.FAMILY_V4
 	}
-	all, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: fabric.Protocol, Dst: ipNet(p)}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_DST)
+	all, err := dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, &netlink.Route{Protocol: fabric.Protocol, Dst: ipNet(p)}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_DST)
+	})
 	require.NoError(t, err)
 	var rs []netlink.Route
 	for _, r := range all {

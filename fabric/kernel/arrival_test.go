@@ -158,7 +158,7 @@ func neigh(t *testing.T, name string) map[netip.Addr]netlink.Neigh {
 	t.Helper()
 	all := map[netip.Addr]netlink.Neigh{}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		list, err := netlink.NeighList(link(t, name).Attrs().Index, family)
+		list, err := dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(link(t, name).Attrs().Index, family) })
 		require.NoError(t, err)
 		for _, n := range list {
 			a, _ := netip.AddrFromSlice(n.IP)
@@ -207,7 +207,7 @@ func TestIncomingNeighbours(t *testing.T) {
 // arrivingRules lists the links from which packets go to ports that are incoming.
 func arrivingRules(t *testing.T, family int) (links []string) {
 	t.Helper()
-	rules, err := netlink.RuleList(family)
+	rules, err := dump(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 	require.NoError(t, err)
 	for _, r := range rules {
 		if r.Priority == fabric.ArrivingRule {
@@ -225,7 +225,7 @@ func arrivingRules(t *testing.T, family int) (links []string) {
 func TestIncomingUnderlay(t *testing.T) {
 	underlay(t)
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} { // of earlier tests
-		rules, err := netlink.RuleList(family)
+		rules, err := dump(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 		require.NoError(t, err)
 		for _, r := range rules {
 			if r.Priority == fabric.ArrivingRule {

@@ -1,6 +1,7 @@
 package kernel_test
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -50,7 +51,7 @@ func TestConformance(t *testing.T) {
 				DelLink: func(t *testing.T, name string) { require.NoError(t, netlink.LinkDel(link(t, name))) },
 				SetDown: func(t *testing.T, name string) { require.NoError(t, netlink.LinkSetDown(link(t, name))) },
 				DelAddress: func(t *testing.T, port string, gateway netip.Addr) {
-					all, err := netlink.AddrList(link(t, port), netlink.FAMILY_ALL)
+					all, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link(t, port), netlink.FAMILY_ALL) })
 					require.NoError(t, err)
 					for _, a := range all {
 						if a.IP.Equal(gateway.AsSlice()) {
@@ -133,11 +134,22 @@ func hold(t *testing.T, name string, flags uint16) *os.File {
 	return f
 }
 
+// dump repeats a listing that the kernel interrupted because what it lists
+// changed meanwhile.
+func dump[T any](list func() ([]T, error)) ([]T, error) {
+	for {
+		found, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return found, err
+		}
+	}
+}
+
 // sweep removes every link but the loopback.
 func sweep(t testing.TB) {
 	t.Helper()
 	labtest.Long(t)
-	links, err := netlink.LinkList()
+	links, err := dump(func() ([]netlink.Link, error) { return netlink.LinkList() })
 	require.NoError(t, err)
 	for _, l := range links {
 		if l.Attrs().Name != "lo" && (l.Type() == "tuntap" || l.Type() == "veth") {

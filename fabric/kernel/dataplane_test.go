@@ -66,7 +66,7 @@ func TestPutMakesWholePort(t *testing.T) {
 	assert.Equal(t, fabric.DefaultMAC.String(), at.HardwareAddr.String())
 	assert.NotZero(t, at.RawFlags&1, "up")
 
-	as, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+	as, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
 	require.NoError(t, err)
 	var got []string
 	for _, a := range as {
@@ -76,7 +76,9 @@ func TestPutMakesWholePort(t *testing.T) {
 
 	var routes []string
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		rs, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: fabric.Protocol}, netlink.RT_FILTER_PROTOCOL)
+		rs, err := dump(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Protocol: fabric.Protocol}, netlink.RT_FILTER_PROTOCOL)
+		})
 		require.NoError(t, err)
 		for _, r := range rs {
 			s := r.Dst.String()

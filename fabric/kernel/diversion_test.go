@@ -189,7 +189,7 @@ func TestDivertRestart(t *testing.T) {
 
 func hasRule(t *testing.T, family, priority int) bool {
 	t.Helper()
-	rules, err := netlink.RuleList(family)
+	rules, err := dump(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 	require.NoError(t, err)
 	for _, r := range rules {
 		if r.Priority == priority {

@@ -67,7 +67,9 @@ func learned(t *testing.T) []string {
 	t.Helper()
 	rs := []string{}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: fabric.PeerProtocol}, netlink.RT_FILTER_PROTOCOL)
+		routes, err := dump(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Protocol: fabric.PeerProtocol}, netlink.RT_FILTER_PROTOCOL)
+		})
 		require.NoError(t, err)
 		for _, r := range routes {
 			rs = append(rs, fmt.Sprintf("%s via %s metric %d", r.Dst, r.Gw, r.Priority))
@@ -151,7 +153,9 @@ func TestFIBOtherFamily(t *testing.T) {
 	for _, via := range []netip.Addr{node2[false], node3[false], node2[true]} {
 		f.Put(guests[0], via)
 		require.EventuallyWithT(t, func(c *assert.CollectT) {
-			rs, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: fabric.PeerProtocol}, netlink.RT_FILTER_PROTOCOL)
+			rs, err := dump(func() ([]netlink.Route, error) {
+				return netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: fabric.PeerProtocol}, netlink.RT_FILTER_PROTOCOL)
+			})
 			require.NoError(c, err)
 			require.Len(c, rs, 1)
 			have := rs[0].Gw

@@ -152,7 +152,9 @@ func assertNoTrial(t *testing.T) {
 	require.NoError(t, err)
 	assert.NotContains(t, string(out), "vmfabric-trial")
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		rs, err := netlink.RouteListFiltered(family, &netlink.Route{Table: fabric.TrialTable}, netlink.RT_FILTER_TABLE)
+		rs, err := dump(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Table: fabric.TrialTable}, netlink.RT_FILTER_TABLE)
+		})
 		require.NoError(t, err)
 		assert.Empty(t, rs)
 	}
