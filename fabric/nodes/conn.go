@@ -28,7 +28,7 @@ const (
 const (
 	reach    = 2 * time.Second // for a call to be taken; in this time it is sent twice
 	patience = 5 * time.Second // for an answer, from the time when the question was sent
-	slowest  = 1 << 18         // bytes a second
+	slowest  = 1 << 17         // bytes a second
 	part     = 64 << 10        // bytes that are sent at once, and have patience each
 )
 

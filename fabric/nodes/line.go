@@ -76,23 +76,31 @@ type reply struct {
 	Error  string         `json:"error,omitempty"` // one line: the thing, the reason, the way out
 }
 
+// version is that of a body.
+func (r *request) version() int { return r.V }
+func (r *reply) version() int   { return r.V }
+
 // decode reads a body into v, request or reply. Keys that are not known are
 // errors: what they ask for would not be done. by and to are the nodes that
 // wrote and read it.
-func decode(body []byte, v any, by, to string) error {
+func decode(body []byte, v interface{ version() int }, by, to string) error {
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
 	err := d.Decode(v)
-	var head struct {
-		V int `json:"v"`
-	}
-	if bad := json.Unmarshal(body, &head); bad != nil {
-		return disagree("a line of %s that %s cannot read (%v); see what program runs there", by, to, bad)
+	version := v.version()
+	if err != nil { // it may be of another version
+		var head struct {
+			V int `json:"v"`
+		}
+		if bad := json.Unmarshal(body, &head); bad != nil {
+			return disagree("a line of %s that %s cannot read (%v); see what program runs there", by, to, bad)
+		}
+		version = head.V
 	}
 	switch {
-	case head.V > Version:
-		return disagree("the agent of %s speaks version %d of the agents' line, that of %s %d; upgrade %s", by, head.V, to, Version, to)
-	case head.V < 1:
+	case version > Version:
+		return disagree("the agent of %s speaks version %d of the agents' line, that of %s %d; upgrade %s", by, version, to, Version, to)
+	case version < 1:
 		return disagree(`a line of %s without a version; it begins with "v":%d, see what program runs there`, by, Version)
 	case err != nil:
 		return disagree("a line of %s that %s cannot read (%v); upgrade the older of the two agents", by, to, err)
