@@ -386,11 +386,11 @@ func (w *watcher) listNeighbours(ports int) {
 // verify reads the settings of a port and notes what is wrong with them, and
 // with its neighbours where all are given.
 func (w *watcher) verify(name string, all map[int32][]neighbour) bool {
+	put, idle := w.lastPut(name)
 	l, err := w.d.rtnl.linkByName(name)
 	if err != nil {
 		return false // a link that is gone has been notified
 	}
-	put, idle := w.lastPut(name)
 	w.d.mu.Lock()
 	p, wanted := w.d.want[name]
 	w.d.mu.Unlock()
@@ -405,12 +405,14 @@ func (w *watcher) verify(name string, all map[int32][]neighbour) bool {
 		}
 	}
 	faults := l.settingFaults()
-	last, still := w.lastPut(name)
+	if last, still := w.lastPut(name); wanted && !(idle && still && put == last) {
+		return false // what was read is of before; the next round looks again
+	}
 	w.mirror.mu.Lock()
 	defer w.mirror.mu.Unlock()
 	if m := w.mirror.links[l.index]; m != nil {
 		m.settings, m.conf4 = faults, l.conf4
-		if all != nil && idle && still && put == last {
+		if all != nil {
 			m.neighbours = neighbours
 		}
 	}
