@@ -191,7 +191,7 @@ func (d *Dataplane) attend(p fabric.Port, index int32) {
 	d.watch.mirror.mu.Lock()
 	here := false
 	if l := d.watch.mirror.links[index]; l != nil {
-		l.neighbours, l.attended = nil, l.attended+1
+		l.neighbours = nil
 		here = l.found && l.carrier()
 	}
 	d.watch.mirror.mu.Unlock()

@@ -42,7 +42,6 @@ type mirrored struct {
 	rivals     map[netip.Prefix]route // somebody else's, which the kernel uses in the place of ours
 	settings   []string               // faults of sysctls, as last looked at
 	neighbours []string               // likewise of the neighbours
-	attended   int                    // how often it was put
 }
 
 // place is where a route stands: each table has its own to a prefix.

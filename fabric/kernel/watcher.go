@@ -38,6 +38,8 @@ type watcher struct {
 
 	mu       sync.Mutex
 	held     map[string]int  // being put: how they look meanwhile does not count
+	puts     int             // how many have ended
+	lastPuts map[string]int  // the last of each port
 	unruled  bool            // somebody removed a rule, ours perhaps
 	awaited  map[string]bool // adopted ports whose link is to appear
 	suspects map[string]bool // to be looked at
@@ -53,7 +55,7 @@ func startWatcher(d *Dataplane) (*watcher, error) {
 	w := &watcher{
 		d: d, mirror: newMirror(),
 		changed: make(chan struct{}, 1), wake: make(chan struct{}, 1),
-		held: map[string]int{}, awaited: map[string]bool{}, suspects: map[string]bool{},
+		held: map[string]int{}, lastPuts: map[string]int{}, awaited: map[string]bool{}, suspects: map[string]bool{},
 	}
 	var err error
 	w.events, err = dialNotices(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
@@ -234,6 +236,8 @@ func (w *watcher) release(name string) {
 	if w.held[name]--; w.held[name] <= 0 {
 		delete(w.held, name)
 	}
+	w.puts++
+	w.lastPuts[name] = w.puts
 	w.mu.Unlock()
 	w.suspect(name)
 }
@@ -248,6 +252,7 @@ func (w *watcher) forget(name string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.awaited, name)
+	delete(w.lastPuts, name)
 }
 
 // seen gives copies of what the mirror has of a link.
@@ -260,14 +265,12 @@ func (w *watcher) seen(index int32) (addrs map[netip.Addr]bool, routes map[place
 	return nil, map[place]route{}, nil
 }
 
-// attended tells how often the port of a link was put.
-func (w *watcher) attended(index int32) int {
-	w.mirror.mu.Lock()
-	defer w.mirror.mu.Unlock()
-	if l := w.mirror.links[index]; l != nil {
-		return l.attended
-	}
-	return 0
+// lastPut gives a number that is another after each Put of a port; idle is false
+// while one is under way.
+func (w *watcher) lastPut(name string) (n int, idle bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lastPuts[name], w.held[name] == 0
 }
 
 // lacksNeighbours tells whether a link was seen without some of its guest's.
@@ -396,11 +399,11 @@ func (w *watcher) listNeighbours(ports int) {
 // verify reads the settings of a port and notes what is wrong with them, and
 // with its neighbours where all are given.
 func (w *watcher) verify(name string, all map[int32][]neighbour) bool {
+	put, idle := w.lastPut(name)
 	l, err := w.d.rtnl.linkByName(name)
 	if err != nil {
 		return false // a link that is gone has been notified
 	}
-	attended := w.attended(l.index)
 	w.d.mu.Lock()
 	p, wanted := w.d.want[name]
 	w.d.mu.Unlock()
@@ -415,11 +418,14 @@ func (w *watcher) verify(name string, all map[int32][]neighbour) bool {
 		}
 	}
 	faults := l.settingFaults()
+	if last, still := w.lastPut(name); wanted && !(idle && still && put == last) {
+		return false // what was read is of before; the next round looks again
+	}
 	w.mirror.mu.Lock()
 	defer w.mirror.mu.Unlock()
 	if m := w.mirror.links[l.index]; m != nil {
 		m.settings, m.conf4 = faults, l.conf4
-		if all != nil && m.attended == attended {
+		if all != nil {
 			m.neighbours = neighbours
 		}
 	}
