@@ -12,6 +12,7 @@ import (
 	"unicode"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/trusted"
 )
 
 // maxKey is the longest key that is read, in bytes.
@@ -53,6 +54,9 @@ func readSecret(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	if err == nil {
 		err = secret(info)
+	}
+	if bad, ok := errors.AsType[*trusted.Error](trusted.Check(path)); ok && err == nil { // the folders above it
+		err = errors.New(bad.Text())
 	}
 	if err != nil {
 		return nil, plain(err)

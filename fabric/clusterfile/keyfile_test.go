@@ -62,6 +62,16 @@ func TestKeyFile(t *testing.T) {
 			}
 		})
 	}
+	t.Run("in a folder that others can write", func(t *testing.T) {
+		open := filepath.Join(dir, "open")
+		require.NoError(t, os.Mkdir(open, 0o700))
+		require.NoError(t, os.WriteFile(filepath.Join(open, "cluster.key"), []byte(good), 0o600))
+		require.NoError(t, os.Chmod(open, 0o777))
+		_, err := clusterfile.Parse(file, []byte(edit(t, base, "name: msk1", "name: msk1\nkey_file: open/cluster.key")))
+		require.ErrorContains(t, err, file+":2: key_file: "+filepath.Join(open, "cluster.key")+": ")
+		assert.ErrorContains(t, err, open)
+		t.Log(err)
+	})
 	pipe := filepath.Join(dir, "pipe")
 	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
 	for _, tt := range []struct{ name, written, want string }{
