@@ -35,7 +35,7 @@ func (w *world) watch(stop <-chan struct{}) {
 			return
 		case <-tick.C:
 		}
-		for _, g := range w.guests[:guests] {
+		for _, g := range w.guests {
 			p := g.place()
 			if p.at == nil || p.paused || w.disputed(g) {
 				delete(holes, g)
@@ -95,7 +95,7 @@ func (w *world) stuck(g *guest, at *node) bool {
 // disputed reports whether another guest with the addresses of g runs, or did a
 // moment ago: who has them then is for the agents to find out.
 func (w *world) disputed(g *guest) bool {
-	for _, other := range w.all()[guests:] {
+	for _, other := range w.all()[len(w.guests):] {
 		if other.vm.NICs[0].Addresses[0] == g.vm.NICs[0].Addresses[0] {
 			if p := other.place(); p.at != nil || time.Since(p.since) < adopted {
 				return true

@@ -102,13 +102,13 @@ func (w *world) do(s Step) {
 // copy starts another guest with the addresses of one, and ends it after a time.
 func (w *world) copy(s Step, d delays) {
 	w.mu.Lock()
-	id := len(w.guests)
+	id := len(w.guests) + len(w.copies)
 	vm := domain(fmt.Sprintf("copy%d", id), id, s.Guest)
 	if s.Guest >= domains {
 		vm = instance(vm)
 	}
 	c := &guest{vm: vm}
-	w.guests = append(w.guests, c)
+	w.copies = append(w.copies, c)
 	w.mu.Unlock()
 	if !c.starts(w.nodes[s.Node], d) {
 		return

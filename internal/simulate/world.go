@@ -17,12 +17,13 @@ type world struct {
 	cluster fabric.Cluster
 	routers *routers
 	nodes   []*node
-	guests  []*guest
+	guests  []*guest // those that a history names
 	seed    uint64
 	delay   time.Duration // between two agents, one way
 	began   time.Time
 
 	mu       sync.Mutex
+	copies   []*guest // others with their addresses
 	failures []string
 }
 
@@ -128,7 +129,7 @@ func (w *world) failed() []string {
 func (w *world) all() []*guest {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return slices.Clone(w.guests)
+	return slices.Concat(w.guests, w.copies)
 }
 
 // runningOn has the sources of an agent know the guests that run on a node now,
