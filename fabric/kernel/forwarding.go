@@ -293,6 +293,9 @@ func (f *forwarding) trial(ctx context.Context) (found []fabric.ForwardingFault,
 	if len(links) == 0 {
 		return nil, nil // nothing leads anywhere; the sessions say so
 	}
+	// What the agent itself puts right is no obstacle: it is put right first. Where
+	// that fails, the watcher says so.
+	_ = enableForwarding()
 	f.exempt(true)
 	defer f.exempt(false)
 	t, err := openTrial(f.rtnl, f.ipv6)
