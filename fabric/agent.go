@@ -346,16 +346,10 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	return nil
 }
 
-// admit checks a guest against the rules and the other guests, and reserves
-// what it asks for. a.mu is held.
+// admit takes a guest in, which holds from then on what it asks for, or tells why
+// not. a.mu is held.
 func (a *Agent) admit(d Desired, known bool) error {
-	if a.draining() && !known {
-		return a.drainRefusal()
-	}
-	if err := d.VM.complete(); err != nil {
-		return err
-	}
-	if err := a.cluster.Permits(d.VM); err != nil {
+	if err := a.acceptable(d.VM, known); err != nil {
 		return err
 	}
 	return a.reserve(d.VM)

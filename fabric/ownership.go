@@ -134,7 +134,7 @@ func (a *Agent) acquire(ctx context.Context, vm VM, r request) (holder, error) {
 	}
 	expectedAt, incoming := a.expected[vm.Name]
 	_, incoming = r.settle(prev, known, incoming && time.Since(expectedAt) < expectation)
-	refused := a.admit(Desired{VM: vm}, known) != nil // whoever has it
+	refused := a.acceptable(vm, known) != nil // whoever has it
 	if !r.undo {
 		// A list of guests that run does not wait for the same node for each.
 		asked = slices.DeleteFunc(asked, func(n string) bool { return time.Since(a.peers.slow[n]) < slowMemory })

@@ -105,6 +105,9 @@ func TestStartOfAnothersAddressIsRefused(t *testing.T) {
 					assert.Empty(t, p.two.problems())
 
 					p.over(p.one, has)
+					other := guest("other", tc.nic)
+					p.two.apply(other, fabric.Live) // what was refused holds nothing
+					p.two.apply(other, fabric.Absent)
 					_, err = start(p)
 					require.NoError(t, err, "the holder has ended")
 				})

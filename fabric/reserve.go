@@ -13,9 +13,12 @@ func reservationOf(vm VM) reservation.Set {
 	return reservation.Set{Prefixes: vm.Prefixes(), Ports: portNames(vm)}
 }
 
-// acceptable tells why the guest cannot be on this node as it is, or nil. It
-// changes nothing. a.mu is held.
-func (a *Agent) acceptable(vm VM) error {
+// acceptable tells why the guest cannot be on this node as it is, or nil; known
+// is true of one that is here. It changes nothing. a.mu is held.
+func (a *Agent) acceptable(vm VM, known bool) error {
+	if a.draining() && !known {
+		return a.drainRefusal()
+	}
 	if err := vm.complete(); err != nil {
 		return err
 	}

@@ -44,7 +44,7 @@ func (a *Agent) resolve(ctx context.Context, vm VM) (VM, error) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if err := a.acceptable(asked); err != nil {
+	if err := a.acceptable(asked, true); err != nil {
 		return vm, unanswered{fmt.Errorf("the resolver answered wrong: %w", err)}
 	}
 	return asked, nil

@@ -159,16 +159,16 @@ func whyCommand(t *tool) *cobra.Command {
 				return err
 			}
 			steps := elsewhere(a, explain(a, list.Ports, *status.Status))
-			if steps[0].Step == "guest" && steps[0].Good {
-				reply, err := t.call(cmd.Context(), hooks.Request{Op: hooks.Forwarding})
-				steps = append(steps, forwardingStep(a, reply.Forwarding, err))
-			}
 			if p, ok := prefixOf(a, list.Ports); ok && steps[len(steps)-1].Good {
 				sent, err := t.sent(cmd.Context(), p)
 				if err != nil {
 					return err
 				}
 				steps = append(steps, announcedTo(p, status.Status.Sessions, sent)...)
+			}
+			if steps[0].Step == "guest" && steps[0].Good {
+				reply, err := t.call(cmd.Context(), hooks.Request{Op: hooks.Forwarding})
+				steps = append(steps, forwardingStep(a, reply.Forwarding, err))
 			}
 			bad := slices.ContainsFunc(steps, func(s step) bool { return !s.Good })
 			done, err := t.print(cmd, steps)
