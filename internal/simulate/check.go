@@ -3,6 +3,7 @@ package simulate
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -140,6 +141,31 @@ func (w *world) heldByAnother(prefix netip.Prefix, g *guest) bool {
 		}
 	}
 	return false
+}
+
+// works checks that nothing is in the way of anybody: each guest starts where it
+// does not run yet, and goes to every node.
+func (w *world) works(rnd *rand.Rand) {
+	d := delays{rnd}
+	for _, g := range w.guests {
+		if g.place().at == nil && !g.starts(w.nodes[rnd.IntN(nodes)], d) {
+			w.fail("at rest: %s cannot be started: %s", g.vm.Name, g.refused)
+			continue
+		}
+		for _, n := range w.nodes {
+			switch {
+			case g.place().at == n:
+				continue
+			case g.instance():
+				g.move(n, Migrate, d)
+			default:
+				g.migrate(n, Migrate, d)
+			}
+			if at := g.place().at; at != n {
+				w.fail("at rest: %s cannot be moved to %s: %s", g.vm.Name, n.self.Name, g.refused)
+			}
+		}
+	}
 }
 
 // settledNode checks that a node has what its guests need, and nothing else.

@@ -38,7 +38,7 @@ func (g *guest) start(n *node, d delays) bool {
 		return false
 	}
 	if err := n.apply(g, fabric.Wired, waitBefore); err != nil { // prepare
-		g.set(func(g *guest) { g.refused = err.Error() })
+		g.refuse(err)
 		g.release(n, d)
 		return false
 	}
@@ -96,6 +96,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	}
 	_ = to.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Expect(ctx, g.vm.Name) })
 	if err := to.apply(g, fabric.Wired, waitBefore); err != nil {
+		g.refuse(err)
 		g.release(to, d)
 		return
 	}

@@ -43,6 +43,7 @@ func (g *guest) boot(n *node, d delays) bool {
 		l.sources["lxd"].Know(g.vm.Name, g.vm)
 	}
 	if err := n.hook(waitBefore, func(ctx context.Context, a *fabric.Agent) error { return a.Starting(ctx, "lxd", g.vm.Name) }); err != nil {
+		g.refuse(err)
 		g.unplug(n, d)
 		return false
 	}

@@ -36,6 +36,9 @@ func Run(seed uint64, h History) []string {
 	}
 	time.Sleep(rest)
 	w.settled()
+	w.works(rnd)
+	time.Sleep(rest)
+	w.settled()
 	close(stop)
 	watching.Wait()
 	for _, n := range w.nodes {

@@ -62,6 +62,13 @@ func (g *guest) set(f func(*guest)) {
 	g.since = time.Now()
 }
 
+// refuse notes why the guest was not started.
+func (g *guest) refuse(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.refused = err.Error()
+}
+
 func newWorld(seed uint64, delay time.Duration) *world {
 	ip, prefix := netip.MustParseAddr, netip.MustParsePrefix
 	w := &world{seed: seed, delay: delay, began: time.Now(), cluster: fabric.Cluster{
