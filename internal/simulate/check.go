@@ -15,17 +15,19 @@ import (
 // The bounds that the checker holds the agents to.
 const (
 	sampleEvery = 10 * time.Millisecond
-	holeBound   = time.Second     // without a way for packets, while the guest's agent is there
-	adopted     = 3 * time.Second // from an agent's start to when it is held to that
-	rest        = 3 * time.Minute // from the last fault to when everything is right
+	holeBound   = time.Second            // without a way for packets, while the guest's agent is there
+	calmBound   = 150 * time.Millisecond // likewise, where nothing is out of the ordinary
+	aftermath   = 10 * time.Second       // from something out of the ordinary to when that holds
+	adopted     = 3 * time.Second        // from an agent's start to when it is held to that
+	rest        = 3 * time.Minute        // from the last fault to when everything is right
 )
 
 // watch looks all the time whether packets find each guest that runs, until
 // stop is closed.
 func (w *world) watch(stop <-chan struct{}) {
 	type hole struct {
-		for_ time.Duration
-		told bool
+		lasts time.Duration
+		told  bool
 	}
 	holes := map[*guest]*hole{}
 	tick := time.NewTicker(sampleEvery)
@@ -47,7 +49,7 @@ func (w *world) watch(stop <-chan struct{}) {
 				continue // nothing gets worse, but what was wrong is not mended
 			}
 			why := w.astray(g, p.at)
-			if why == "" || w.stuck(g, p.at) {
+			if why == "" || w.stuck(g, p.at) || w.waiting(g, p) {
 				delete(holes, g)
 				continue
 			}
@@ -55,12 +57,25 @@ func (w *world) watch(stop <-chan struct{}) {
 				holes[g] = &hole{}
 			}
 			h := holes[g]
-			if h.for_ += sampleEvery; h.for_ > holeBound && !h.told && time.Since(p.since) > holeBound {
+			bound := w.bound(p)
+			if h.lasts += sampleEvery; h.lasts > bound && !h.told && time.Since(p.since) > bound {
 				h.told = true
-				w.fail("%s runs on %s, and packets for it are lost for more than %v: %s", g.vm.Name, p.at.self.Name, holeBound, why)
+				w.fail("%s runs on %s, and packets for it are lost for more than %v: %s", g.vm.Name, p.at.self.Name, bound, why)
 			}
 		}
 	}
+}
+
+// bound is how long packets for a guest may be lost. A live migration waits for
+// no router: the source sends packets on.
+func (w *world) bound(p place) time.Duration {
+	switch {
+	case !w.isCalm():
+		return holeBound + w.spread
+	case p.moved:
+		return calmBound
+	}
+	return calmBound + w.spread
 }
 
 // astray tells why packets do not find a guest on a node, or "".
@@ -91,6 +106,20 @@ func (w *world) stuck(g *guest, at *node) bool {
 		}
 	}
 	return false
+}
+
+// waiting reports whether packets wait for a guest that goes on as soon as it
+// came: the routers have not heard yet that it left where it is to go again.
+func (w *world) waiting(g *guest, p place) bool {
+	if p.to == nil || time.Since(p.since) > w.spread+calmBound {
+		return false
+	}
+	for _, prefix := range g.vm.Prefixes() {
+		if end, _ := w.way(prefix); end != p.at && end != p.to {
+			return false
+		}
+	}
+	return true
 }
 
 // disputed reports whether another guest with the addresses of g runs, or did a

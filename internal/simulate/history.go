@@ -51,6 +51,11 @@ func (k Kind) String() string {
 	return kindNames[k]
 }
 
+// ordinary reports whether the step is nothing that breaks, or disturbs the agents.
+func (k Kind) ordinary() bool {
+	return slices.Contains([]Kind{Start, Stop, Crash, Migrate, Abort, Return}, k)
+}
+
 // weights say how often a kind is drawn.
 var weights = [kinds]int{
 	Start: 10, Stop: 4, Crash: 2, Migrate: 12, Abort: 3, Return: 3, Kill: 6, Cut: 4, Deafen: 2, Copy: 4, Damage: 2, PowerOff: 1, DrainNode: 1, Slow: 3, Full: 2,

@@ -55,7 +55,9 @@ func (g *guest) start(n *node, d delays) bool {
 	if !n.on() {
 		return false
 	}
-	g.set(func(g *guest) { g.at, g.paused, g.settled, g.refused = n, false, false, "" })
+	g.set(func(g *guest) {
+		g.at, g.paused, g.settled, g.moved, g.refused, g.started = n, false, false, false, "", time.Now()
+	})
 	d.sleep(0, 5*time.Millisecond)
 	err := n.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Started(ctx, g.vm) })
 	n.tell(g, fabric.Live)
@@ -133,7 +135,9 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 		undo()
 		return
 	}
-	g.set(func(g *guest) { g.at, g.to, g.paused, g.settled = to, nil, false, true })
+	g.set(func(g *guest) {
+		g.at, g.to, g.paused, g.settled, g.moved = to, nil, false, true, time.Since(g.started) > time.Second
+	})
 	d.sleep(0, 3*time.Millisecond)
 	if k := to.links(); k != nil {
 		k.Hear(g.port())

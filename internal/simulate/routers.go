@@ -22,6 +22,8 @@ const (
 // routers are the reflectors and the core gateway: what each node announces, as
 // they have it.
 type routers struct {
+	spread time.Duration // from a node to the core gateway
+
 	mu    sync.Mutex
 	nodes []fabric.Node
 	ribs  map[string]map[netip.Prefix]fabric.Preference // by node
@@ -29,8 +31,8 @@ type routers struct {
 	seq   map[string]uint64                             // of the newest session, by node
 }
 
-func newRouters(all []fabric.Node) *routers {
-	r := &routers{nodes: all, ribs: map[string]map[netip.Prefix]fabric.Preference{}, on: map[string]*speaker{}, seq: map[string]uint64{}}
+func newRouters(all []fabric.Node, spread time.Duration) *routers {
+	r := &routers{spread: spread, nodes: all, ribs: map[string]map[netip.Prefix]fabric.Preference{}, on: map[string]*speaker{}, seq: map[string]uint64{}}
 	for _, n := range all {
 		r.ribs[n.Name] = map[netip.Prefix]fabric.Preference{}
 	}
@@ -113,16 +115,15 @@ func (r *routers) lost(node string, power bool) {
 	})
 }
 
-// take takes over what a speaker has of a prefix by now.
-func (r *routers) take(s *speaker, p netip.Prefix) {
+// take takes over what a speaker said of a prefix. What it said of it before came
+// before.
+func (r *routers) take(s *speaker, p netip.Prefix, pref fabric.Preference, has bool, seq uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.on[s.node] != s {
+	if r.on[s.node] != s || seq < s.taken[p] {
 		return
 	}
-	s.mu.Lock()
-	pref, has := s.routes[p]
-	s.mu.Unlock()
+	s.taken[p] = seq
 	if has {
 		r.ribs[s.node][p] = pref
 	} else {
@@ -161,6 +162,9 @@ type speaker struct {
 	told   map[competitor]bool
 	opened bool
 	dead   bool
+	said   uint64 // how many changes
+
+	taken map[netip.Prefix]uint64 // the last change that the routers heard of; their lock guards it
 }
 
 type competitor struct {
@@ -171,7 +175,7 @@ type competitor struct {
 var errDead = errors.New("the process is gone")
 
 func newSpeaker(node string, r *routers) *speaker {
-	return &speaker{node: node, routers: r, changed: make(chan struct{}, 1), rivals: make(chan fabric.Rival, 4096), routes: map[netip.Prefix]fabric.Preference{}, told: map[competitor]bool{}}
+	return &speaker{node: node, routers: r, changed: make(chan struct{}, 1), rivals: make(chan fabric.Rival, 4096), routes: map[netip.Prefix]fabric.Preference{}, told: map[competitor]bool{}, taken: map[netip.Prefix]uint64{}}
 }
 
 // Actual implements [fabric.Speaker].
@@ -219,7 +223,10 @@ func (s *speaker) change(f func() []netip.Prefix) error {
 	}
 	for _, p := range f() {
 		if s.opened {
-			time.AfterFunc(spread, func() { s.routers.take(s, p) })
+			s.said++
+			pref, has := s.routes[p]
+			seq := s.said
+			time.AfterFunc(s.routers.spread, func() { s.routers.take(s, p, pref, has, seq) })
 		}
 	}
 	return nil

@@ -15,7 +15,7 @@ import (
 // running.
 func Run(seed uint64, h History) []string {
 	rnd := rand.New(rand.NewPCG(seed, 0x64656c6179000000))
-	w := newWorld(seed, between(rnd, 0, 20*time.Millisecond))
+	w := newWorld(seed, between(rnd, 0, 20*time.Millisecond), between(rnd, time.Millisecond, 400*time.Millisecond))
 	for _, n := range w.nodes {
 		n.begin()
 	}
@@ -50,6 +50,10 @@ func Run(seed uint64, h History) []string {
 
 // do does a step, from its beginning to its end.
 func (w *world) do(s Step) {
+	if !s.Kind.ordinary() {
+		w.disturb(1)
+		defer w.disturb(-1)
+	}
 	d := delays{rand.New(rand.NewPCG(s.Seed, 0x7374657000000000))}
 	g, n := w.guests[s.Guest], w.nodes[s.Node]
 	switch s.Kind {

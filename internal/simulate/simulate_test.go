@@ -11,8 +11,9 @@ import (
 )
 
 var (
-	seeds = flag.Uint64("seeds", 20, "how many histories are run")
-	from  = flag.Uint64("from", 1, "the first seed; 0: the clock's")
+	seeds  = flag.Uint64("seeds", 20, "how many histories are run")
+	shrink = flag.Bool("shrink", true, "make a history that fails as short as it still does")
+	from   = flag.Uint64("from", 1, "the first seed; 0: the clock's")
 )
 
 // run runs a history in a bubble of its own.
@@ -37,7 +38,10 @@ func TestSimulate(t *testing.T) {
 		if len(failures) == 0 {
 			continue
 		}
-		short := Shrink(h, func(less History) bool { return len(run(t, seed, less)) > 0 })
+		short := h
+		if *shrink {
+			short = Shrink(h, func(less History) bool { return len(run(t, seed, less)) > 0 })
+		}
 		t.Fatalf("seed %d, %d steps of %d:\n%s%s", seed, len(short), len(h), short, strings.Join(run(t, seed, short), "\n"))
 	}
 	t.Logf("%v simulated", simulated.Round(time.Minute))

@@ -20,10 +20,13 @@ type world struct {
 	guests  []*guest // those that a history names
 	seed    uint64
 	delay   time.Duration // between two agents, one way
+	spread  time.Duration // from a node to the core gateway
 	began   time.Time
 
 	mu       sync.Mutex
-	copies   []*guest // others with their addresses
+	copies   []*guest  // others with their addresses
+	faults   int       // steps under way that are out of the ordinary
+	calm     time.Time // since when there are none
 	failures []string
 }
 
@@ -38,6 +41,8 @@ type guest struct {
 	paused  bool // its processor stands still, for a move
 	to      *node
 	settled bool // its hooks are through
+	moved   bool // it came here by a live migration, when the routers knew where it was
+	started time.Time
 	refused string
 }
 
@@ -47,12 +52,13 @@ type place struct {
 	since   time.Time
 	paused  bool
 	settled bool
+	moved   bool
 }
 
 func (g *guest) place() place {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return place{g.at, g.to, g.since, g.paused, g.settled}
+	return place{g.at, g.to, g.since, g.paused, g.settled, g.moved}
 }
 
 func (g *guest) set(f func(*guest)) {
@@ -62,6 +68,22 @@ func (g *guest) set(f func(*guest)) {
 	g.since = time.Now()
 }
 
+// disturb notes that something out of the ordinary begins, or ends.
+func (w *world) disturb(by int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.faults += by; w.faults == 0 {
+		w.calm = time.Now()
+	}
+}
+
+// isCalm reports whether nothing out of the ordinary happens, or did lately.
+func (w *world) isCalm() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.faults == 0 && time.Since(w.calm) > aftermath
+}
+
 // refuse notes why the guest was not started.
 func (g *guest) refuse(err error) {
 	g.mu.Lock()
@@ -69,9 +91,9 @@ func (g *guest) refuse(err error) {
 	g.refused = err.Error()
 }
 
-func newWorld(seed uint64, delay time.Duration) *world {
+func newWorld(seed uint64, delay, spread time.Duration) *world {
 	ip, prefix := netip.MustParseAddr, netip.MustParsePrefix
-	w := &world{seed: seed, delay: delay, began: time.Now(), cluster: fabric.Cluster{
+	w := &world{seed: seed, delay: delay, spread: spread, began: time.Now(), cluster: fabric.Cluster{
 		Name: "sim", ASN: 64512, Communities: []fabric.Community{{A: 64512, B: 100}},
 		Gateway:    fabric.Gateway{IPv4: ip("169.254.1.1"), IPv6: ip("fe80::1")},
 		Pools:      []fabric.Pool{{Name: "public4", Prefix: prefix("203.0.113.0/24")}, {Name: "public6", Prefix: prefix("2001:db8:100::/48")}},
@@ -84,7 +106,7 @@ func newWorld(seed uint64, delay time.Duration) *world {
 		})
 	}
 	w.cluster = w.cluster.WithDefaults()
-	w.routers = newRouters(w.cluster.Nodes)
+	w.routers = newRouters(w.cluster.Nodes, spread)
 	ends := fake.NewNodes(nil, w.cluster.Nodes...)
 	for _, self := range w.cluster.Nodes {
 		w.nodes = append(w.nodes, &node{world: w, self: self, end: ends[self.Name], store: fake.NewStore(nil), power: true, boot: 1, cuts: map[string]int{}})
