@@ -19,7 +19,7 @@ type plan struct {
 // repair is a guest that is not as it is wanted.
 type repair struct {
 	vm    string
-	stand stands
+	stand stands // nil of one that is not live: as it was
 	why   string
 }
 
@@ -166,7 +166,12 @@ func decide(guests map[string]wanted, ports []PortState, routes []Route, prune b
 			}
 			stand := settled
 			if g.live {
-				if stand = g.standingOf(p.NIC, have, there); stand != settled {
+				if there || p.NIC.Kind == Adopt {
+					stand = g.standingOf(p.NIC, have, there)
+				} else {
+					stand = g.stand[p.Index] // it may have been made since the ports were listed
+				}
+				if stand != settled {
 					st[p.Index] = stand
 				}
 			}
@@ -184,6 +189,9 @@ func decide(guests map[string]wanted, ports []PortState, routes []Route, prune b
 		}
 		if g.live && !maps.Equal(st, g.stand) {
 			note("carrier changed")
+		}
+		if !g.live {
+			st = nil // it may be live by the time of the repair
 		}
 		if why != "" {
 			pl.repairs = append(pl.repairs, repair{vm, st, why})

@@ -146,8 +146,20 @@ func TestDecide(t *testing.T) {
 			announced(a4),
 			needs("web_net0: its owner has not made it yet", stands{0: arriving}),
 		},
+		{
+			"its port was made since the ports were listed",
+			wanted{ports: []Port{net0}, live: true, managed: true, stand: stands{0: arriving}},
+			nil,
+			as(announced(a4, a6), Standby),
+			needs("web_net0: missing", stands{0: arriving}),
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			for i := range tt.want {
+				if !tt.web.live {
+					tt.want[i].stand = nil
+				}
+			}
 			for _, prune := range []bool{false, true} {
 				got := decide(map[string]wanted{"web": tt.web}, tt.ports, tt.routes, prune)
 				assert.Equal(t, plan{repairs: tt.want}, got)
