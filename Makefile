@@ -11,7 +11,7 @@ TOOLS    := $(CURDIR)/.cache/tools
 # Static binaries: one build runs on every distribution of the architecture.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help build demo deps test e2e lab race unit lint bench fuzz install clean
+.PHONY: help simulate build demo deps test e2e lab race unit lint bench fuzz install clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -67,6 +67,11 @@ lint: $(TOOLS) ## gofumpt, go vet, staticcheck
 		test -z "$$diff" || { echo "$$diff"; echo "go.mod is not tidy: go mod tidy"; exit 1; }; \
 		grep -q 'dial tcp' .cache/tidy.err || { cat .cache/tidy.err; exit 1; }; \
 		echo "go.mod not checked for tidiness: the module proxy is out of reach" >&2
+
+SEEDS ?= 200
+FROM  ?= 0
+simulate: ## run SEEDS histories of a simulated cluster from seed FROM (0: fresh ones)
+	$(GO) test ./internal/simulate -count=1 -run '^TestSimulate$$' -timeout 0 -v -seeds $(SEEDS) -from $(FROM)
 
 bench: ## measure, and write docs/performance.md (root)
 	$(GO) run ./internal/bench --out docs/performance.md

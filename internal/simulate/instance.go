@@ -95,6 +95,11 @@ func (g *guest) move(to *node, kind Kind, d delays) {
 	if !g.boot(to, d) {
 		return
 	}
+	if kind != Migrate { // it fails before it says a word
+		d.sleep(0, time.Second)
+		g.unplug(to, d)
+		return
+	}
 	g.mu.Lock()
 	g.to = to
 	g.mu.Unlock()
@@ -103,7 +108,7 @@ func (g *guest) move(to *node, kind Kind, d delays) {
 	switch p := g.place(); {
 	case p.at == to: // the other one lost its power
 		return
-	case kind != Migrate || !to.on() || p.at != from:
+	case !to.on() || p.at != from:
 		g.mu.Lock()
 		g.to = nil
 		g.since = time.Now()

@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	seeds  = flag.Uint64("seeds", 20, "how many histories are run")
+	seeds  = flag.Uint64("seeds", 30, "how many histories are run")
 	shrink = flag.Bool("shrink", true, "make a history that fails as short as it still does")
 	from   = flag.Uint64("from", 1, "the first seed; 0: the clock's")
 )
