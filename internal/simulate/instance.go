@@ -60,13 +60,15 @@ func (g *guest) boot(n *node, d delays) bool {
 	return true
 }
 
-// speak has the instance send its first frame, and LXD tell that it runs.
+// speak has the instance answer for its addresses, and LXD tell that it runs.
 func (g *guest) speak(n *node, d delays) {
 	d.sleep(time.Millisecond, 50*time.Millisecond)
-	if k := n.links(); k != nil {
-		k.Hear(g.port())
+	for range 10 { // the node asks again and again
+		if k := n.links(); k != nil {
+			k.Hear(g.port())
+		}
+		d.sleep(10*time.Millisecond, 60*time.Millisecond) // LXD says so late
 	}
-	d.sleep(0, 500*time.Millisecond) // LXD says so late
 	n.tell(g, fabric.Live)
 }
 
