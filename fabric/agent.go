@@ -103,6 +103,7 @@ type guest struct {
 	claimants []string  // nodes that wait for this one to let go, or take it back when it does
 	departure departure // its move to another node
 	doubted   time.Time // when a diversion on the word of another node alone was ended
+	orphan    bool      // nothing that could be read says what it is: its state on the disk is left alone
 	came      bool      // it arrived by migration, and is not settled yet
 	ready     bool      // arriving: packets for it are taken
 	from      string    // arriving: the node that has it
@@ -298,6 +299,7 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 			g = &guest{want: d}
 			a.guests[vm.Name] = g
 		}
+		g.orphan = false
 		g.stand = begins(vm, prev, g.stand, a.restarts[vm.Origin]) // how it stands in truth, the next pass sees
 		g.came = d.Incoming || g.came && d.State == Live
 		g.ready = g.ready && d.Incoming
@@ -483,7 +485,7 @@ func (a *Agent) redo(ctx context.Context, vm string, st stands) error {
 	raised := a.raise(ctx, d, d)
 	err := raised
 	if unsaved { // the trouble may have been the store's
-		err = errors.Join(err, a.store.Put(ctx, d))
+		err = errors.Join(err, a.keepState(ctx, d))
 	}
 	a.settle(d, d.announced() && raised == nil, err)
 	a.couriers.hurry()

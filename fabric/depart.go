@@ -278,6 +278,29 @@ func (a *Agent) ashore(ctx context.Context, vm VM) {
 	}
 }
 
+// runsHere takes up that the hypervisor says of a guest that it runs here: what
+// an agent before this one sends on for it comes back.
+func (a *Agent) runsHere(ctx context.Context, vm string) {
+	a.mu.Lock()
+	diverted := len(a.lingering) > 0
+	a.mu.Unlock()
+	if !diverted {
+		return
+	}
+	defer a.guestLocks.lock(vm)()
+	a.mu.Lock()
+	g := a.guests[vm]
+	here := g != nil && !g.want.Leaving && !g.departure.diverted
+	var is VM
+	if here {
+		is = g.want.VM
+	}
+	a.mu.Unlock()
+	if here {
+		a.ashore(ctx, is)
+	}
+}
+
 // gone has packets for a guest that has left sent on for a while. a.mu is held.
 func (a *Agent) gone(g *guest) {
 	if !g.departure.diverted {

@@ -177,7 +177,7 @@ func (a *Agent) lose(ctx context.Context, vm, to, guest string) {
 	if err == nil && guest == "" {
 		a.wentTo(d, to, began, time.Now())
 	}
-	if stored := a.store.Put(ctx, d); err == nil {
+	if stored := a.keepState(ctx, d); err == nil {
 		err = stored
 	}
 	a.settle(d, false, err)
@@ -308,6 +308,20 @@ func (a *Agent) released(vm, node string, seen *Move) {
 	}
 }
 
+// keepState stores what was found out of a guest. That of one which is here, and
+// of which no state can be read, stays as it is on the disk until somebody says
+// what the guest is.
+func (a *Agent) keepState(ctx context.Context, d Desired) error {
+	a.mu.Lock()
+	g := a.guests[d.VM.Name]
+	orphan := g != nil && g.orphan
+	a.mu.Unlock()
+	if orphan {
+		return nil
+	}
+	return a.store.Put(ctx, d)
+}
+
 // keep stores a guest as it is wanted. Somebody who is at work on it does so
 // himself; what he misses is found out anew after a restart.
 func (a *Agent) keep(vm string) {
@@ -324,7 +338,7 @@ func (a *Agent) keep(vm string) {
 	}
 	d := g.want
 	a.mu.Unlock()
-	if err := a.store.Put(context.Background(), d); err != nil {
+	if err := a.keepState(context.Background(), d); err != nil {
 		a.log.Warn("state not kept", "vm", vm, "err", err)
 	}
 }

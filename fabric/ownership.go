@@ -539,7 +539,7 @@ func (a *Agent) redoStandby(ctx context.Context, vm string, on bool) {
 	a.mu.Lock()
 	d := g.want
 	a.mu.Unlock()
-	if stored := a.store.Put(ctx, d); err != nil || stored != nil {
+	if stored := a.keepState(ctx, d); err != nil || stored != nil {
 		a.poke()
 	}
 }

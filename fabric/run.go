@@ -144,7 +144,7 @@ func (a *Agent) adoptOrphans(ports []PortState) {
 			continue
 		}
 		a.ailments["guest "+vm] = fmt.Sprintf("guest %s: no state is kept of it, its port was taken over as it is; attach it, or detach it", vm)
-		a.guests[vm] = &guest{want: d, told: a.toldBefore(d, there)}
+		a.guests[vm] = &guest{want: d, told: a.toldBefore(d, there), orphan: true}
 		a.log.Warn("port without state taken over", "vm", vm, "state", d.State)
 	}
 }
@@ -485,8 +485,8 @@ func (a *Agent) heed(ctx context.Context, d Desired) {
 	case leaving && d.State == Live:
 		a.resumed(ctx, name, d.Since)
 	case same:
-		if d.State == Live { // a diversion of an agent before this one is over: the guest runs here
-			a.ashore(ctx, d.VM)
+		if d.State == Live {
+			a.runsHere(ctx, name)
 		}
 	case arriving && d.State == Live:
 		a.run(ctx, d.VM, d.Since, d.VM.Origin)

@@ -88,6 +88,20 @@ func TestAdoptKeepsRunningGuestsWithoutState(t *testing.T) {
 		assert.Equal(t, []string{problem}, n.problems())
 		assert.Len(t, n.states(), 3)
 	})
+	t.Run("told to other nodes", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			n := fresh(t)
+			n.apply(web(), fabric.Live)
+			n.store.Delete(t.Context(), "web")
+			n = n.again(fabric.WithNodes(fake.NewNodes(nil, cluster().Nodes...)["node1"]))
+			n.run(func() {
+				time.Sleep(time.Minute)
+				kept, err := n.store.All(t.Context())
+				require.NoError(t, err)
+				assert.Empty(t, kept, "what there may be of it on the disk is left alone")
+			})
+		})
+	})
 	t.Run("attached", func(t *testing.T) {
 		n := lost(t)
 		n.apply(web(), fabric.Live)

@@ -132,7 +132,7 @@ func TestChangeWhileSessionOpens(t *testing.T) {
 	// of it once more.
 	for i := range clients {
 		changed := make(chan error, 1)
-		pref := uint32(1000 + i)
+		pref := []uint32{fabric.Fresh.LocalPref(), fabric.Standby.LocalPref()}[i%2]
 		h := hear(t, c, netip.AddrFrom4([4]byte{127, 0, byte(1 + i/200), byte(1 + i%200)}), func() {
 			time.AfterFunc(time.Duration(i%40)*10*time.Microsecond, func() { changed <- announce(pref) })
 		})

@@ -51,6 +51,7 @@ func TestDrain(t *testing.T) {
 			s := start(t, o)
 			node1, node2, a := s.top.Nodes["node1"], s.top.Nodes["node2"], s.agents["node1"]
 			vm := veth("web", "203.0.113.10", "2001:db8:100::10", "198.51.100.8/29", "2001:db8:208::/64")
+			vm.UUID = "6b9c1c3e-7b0a-4b61-9c59-0d6f8a3f2d11"
 			s.run("node1", vm)
 			s.coreHas(node1, vm.Prefixes()...)
 			s.reflectedAs(fabric.Normal, vm.Prefixes()...)
@@ -71,7 +72,7 @@ func TestDrain(t *testing.T) {
 				s.reflectedAs(fabric.Draining, vm.Prefixes()...)
 				s.refusesGuests(a)
 
-				twin := vm
+				twin := vm // the same guest, by another name
 				twin.Name = "twin"
 				s.agents["node2"].ask(hooks.Wire, twin)
 				_, err := s.lab.AddGuest(node2, twin, s.cluster.Gateway)

@@ -91,7 +91,8 @@ func (s *system) comesAndGoes(node string, n byte) {
 func (s *system) preferred(first, second string, n byte) {
 	s.t.Helper()
 	vm := veth("a"+first, fmt.Sprintf("203.0.113.%d", n), fmt.Sprintf("2001:db8:100::%d", n))
-	twin := vm
+	vm.UUID = fmt.Sprintf("6b9c1c3e-7b0a-4b61-9c59-0000000000%02d", n)
+	twin := vm // the same guest, by another name
 	twin.Name = "b" + second
 	one, two := s.top.Nodes[first], s.top.Nodes[second]
 	ps := vm.Prefixes()
@@ -110,7 +111,8 @@ func (s *system) preferred(first, second string, n byte) {
 	_, errs, code = s.agents[first].cli("undrain")
 	require.Zero(s.t, code, errs)
 
-	vm.Origin = "libvirt" // only of such a guest it is known when it began to run
+	vm.Origin, twin.Origin = "libvirt", "libvirt" // only of such a guest it is known when it began to run
+	s.agents[second].ask(hooks.Live, twin)
 	s.agents[first].ask(hooks.Wire, vm)
 	require.NoError(s.t, g.Plug(one))
 	before = len(changes())

@@ -575,11 +575,11 @@ func TestOddMoves(t *testing.T) {
 	require.NoError(t, m.d.Restore(soon(t), one, file))
 	m.rests("node1")
 
-	// Refused by the destination: its address is somebody's there.
-	m.agents["node2"].ask(hooks.Wire, veth("web", "203.0.113.11"))
+	// Refused by the destination, which takes no guests.
+	m.agents["node2"].ask(hooks.Drain, fabric.VM{})
 	err := m.d.Migrate(context.WithoutCancel(soon(t)), two)
-	require.ErrorContains(t, err, `held by VM "web"`)
-	m.agents["node2"].ask(hooks.Remove, fabric.VM{Name: "web"})
+	require.ErrorContains(t, err, "node node2 is draining")
+	m.agents["node2"].ask(hooks.Undrain, fabric.VM{})
 	m.rests("node1")
 
 	// Not running at all.

@@ -1,0 +1,104 @@
+package simulate
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+var hunt = flag.Uint64("mutants", 0, "look for each mutant in at most so many histories")
+
+// mutant is a fault that the simulated cluster is to find.
+type mutant struct{ name, file, old, new string }
+
+var mutants = []mutant{
+	// Whose an address is.
+	{"epochs are not compared", "internal/ownership/ownership.go", "case same && theirs.Epoch > mine.Epoch:", "case same && theirs.Epoch > 0:"},
+	{"the later start gives way to none", "internal/ownership/ownership.go", "case same && theirs.Epoch > mine.Epoch:", "case same && theirs.Epoch > mine.Epoch+1<<62:"},
+	{"of two guests the newer keeps the address", "internal/ownership/ownership.go", "case before(mine, theirs):", "case !before(mine, theirs):"},
+	{"a start beside another guest is not refused", "internal/ownership/ownership.go", "		return Refuse, HeldByOther", "		return Keep, HeldByOther"},
+	{"a silent node keeps what it had", "internal/ownership/ownership.go", "case p.RouteGone || p.Silent >= SilentFor:", "case p.Silent < 0:"},
+	{"what another node has let go stays withdrawn", "fence.go", "		a.reclaim(context.Background(), vm)", "		_ = a.reclaim"},
+	{"nobody is waited for", "fence.go", "d.Unreleased = slices.Clone(a.nodes.Names()); len(d.Unreleased) == 0 {", "d.Unreleased = nil; true {"},
+	{"a preference stays raised", "fence.go", "return awaited || since < freshAtLeast", "return awaited || since >= 0"},
+	{"an answered claim is not settled", "fence.go", "		a.released(vm, node, nil)\n		return", "		return"},
+	{"a restart forgets who has a guest", "run.go", "has: d.owned() && d.Generation > 0, came", "has: false, came"},
+	{"a migration that was not announced is a start", "agent.go", "|| other.same && !known && a.tells(vm.Origin)", "|| other.same && !known && false && a.tells(vm.Origin)"},
+
+	// Reservations.
+	{"a refused start holds what it asked for", "ownership.go", "refused := a.acceptable(vm, known) != nil", "refused := a.admit(Desired{VM: vm}, known) != nil"},
+	{"a guest that is gone holds what it had", "agent.go", "	a.reserved.Keep(vm, reservation.Set{})\n", ""},
+
+	// Up and down.
+	{"a guest is not withdrawn on its way down", "agent.go", "if err := a.withdraw(ctx, vm, holds.Prefixes); err != nil {", "if err := a.withdraw(ctx, vm, nil); err != nil {"},
+	{"ports stay", "agent.go", "if err := a.dataplane.Remove(ctx, holds.Ports...); err != nil {", "if err := a.dataplane.Remove(ctx); err != nil {"},
+	{"state stays on the disk", "agent.go", "	if err := a.store.Delete(ctx, vm); err != nil {\n		return fmt.Errorf(\"forget: %w\", err)\n	}\n	a.mu.Lock()", "	a.mu.Lock()"},
+	{"a failed request is not undone", "agent.go", "		a.undo(ctx, d, prev, known)", "		_ = a.undo"},
+	{"a guest of an earlier boot is adopted", "run.go", `d.Boot != "" && d.Boot != a.boot {`, `d.Boot != "" && d.Boot == "never" {`},
+	{"a guest of an earlier boot leaks", "run.go", "				a.unfinished(d, err)", "				_ = a.unfinished"},
+	{"a guest that is not listed any more stays", "run.go", "a.handled[name].Before(began.Add(-listGrace))", "a.handled[name].Before(began.Add(-listGrace)) && false"},
+	{"old news counts", "agent.go", "return !asOf.IsZero() && a.handled[vm].After(asOf)", "return false && a.handled[vm].After(asOf)"},
+	{"carrier does not matter", "plan.go", "case there && !have.Carrier &&", "case false && there && !have.Carrier &&"},
+	{"a wrong preference is not repaired", "plan.go", "case should && as != stand.behind(g.standby).on(g.drained):", "case false && should && as != stand.behind(g.standby).on(g.drained):"},
+	{"faults of ports are not repaired", "plan.go", "case len(have.Faults) > 0:", "case false && len(have.Faults) > 0:"},
+
+	// Moves.
+	{"packets are not sent on", "depart.go", "done, err := a.mover.Divert(ctx, d.VM.Ports(&a.cluster), to)", "done, err := a.mover.Divert(ctx, nil, to)"},
+	{"packets are sent on for a moment only", "depart.go", "		a.lingering[p] = time.Now().Add(lingers)\n	}\n	time.AfterFunc(lingers, a.poke)", "		a.lingering[p] = time.Now()\n	}\n	time.AfterFunc(0, a.poke)"},
+	{"packets are sent on for ever", "depart.go", "case !now.Before(until):", "case !now.Before(until) && false:"},
+	{"a move that fails leaves the packets where they went", "depart.go", "	if was.diverted {", "	if was.diverted && false {"},
+	{"a diversion of before stays where the guest runs", "run.go", "			a.runsHere(ctx, name)", "			_ = a.runsHere"},
+	{"a move is never announced", "agent.go", "	incoming = incoming && time.Since(expectedAt) < expectation || other.same && !known", "	incoming = incoming && false || other.same && !known && false"},
+}
+
+// TestMutantsStand: each mutant changes one place of the code as it is.
+func TestMutantsStand(t *testing.T) {
+	for _, m := range mutants {
+		code, err := os.ReadFile(m.path())
+		require.NoError(t, err)
+		assert.Equal(t, 1, strings.Count(string(code), m.old), "%s: %q in %s", m.name, m.old, m.file)
+	}
+}
+
+func (m mutant) path() string { return filepath.Join("../../fabric", m.file) }
+
+// TestMutants: each mutant is found, and in how many histories.
+func TestMutants(t *testing.T) {
+	if *hunt == 0 {
+		t.Skip("by hand: make mutants")
+	}
+	seed := regexp.MustCompile(`seed (\d+), `)
+	for _, m := range mutants {
+		t.Run(m.name, func(t *testing.T) {
+			code, err := os.ReadFile(m.path())
+			require.NoError(t, err)
+			at, err := filepath.Abs(m.path())
+			require.NoError(t, err)
+			dir := t.TempDir()
+			mutated, overlay := filepath.Join(dir, "mutated.go"), filepath.Join(dir, "overlay.json")
+			require.NoError(t, os.WriteFile(mutated, []byte(strings.Replace(string(code), m.old, m.new, 1)), 0o644))
+			replace, err := json.Marshal(map[string]map[string]string{"Replace": {at: mutated}})
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(overlay, replace, 0o644))
+			out, err := exec.CommandContext(t.Context(), "go", "test", "-overlay", overlay, "-run", "^TestSimulate$", ".",
+				"-seeds", fmt.Sprint(*hunt), "-from", "1", "-shrink=false").CombinedOutput()
+			require.Error(t, err, "not found in %d histories", *hunt)
+			found := seed.FindSubmatch(out)
+			require.NotNil(t, found, "%s", out)
+			n, err := strconv.Atoi(string(found[1]))
+			require.NoError(t, err)
+			last := strings.Split(strings.TrimSpace(string(out)), "\n")
+			t.Logf("found by history %d: %s", n, last[len(last)-min(len(last), 4)])
+		})
+	}
+}
