@@ -86,8 +86,8 @@ func (s *system) comesAndGoes(node string, n byte) {
 }
 
 // preferred has a guest on a node and on another one: there while the first is
-// being drained, and then back on the first, where it has just begun to run. The
-// core gateway's kernel changes its routes in place, and has them all the time.
+// being drained. The core gateway's kernel changes its routes in place, and has
+// them all the time. Then it is on the first alone, where it has just begun to run.
 func (s *system) preferred(first, second string, n byte) {
 	s.t.Helper()
 	vm := veth("a"+first, fmt.Sprintf("203.0.113.%d", n), fmt.Sprintf("2001:db8:100::%d", n))
@@ -107,23 +107,22 @@ func (s *system) preferred(first, second string, n byte) {
 	before := len(changes())
 	s.run(second, twin)
 	s.replaced(changes, before, two, ps)
+	for _, c := range changes() {
+		assert.NotEqual(s.t, uint16(unix.RTM_DELROUTE), c.Type, "%v", c)
+	}
 	s.agents[first].ask(hooks.Remove, vm)
 	_, errs, code = s.agents[first].cli("undrain")
 	require.Zero(s.t, code, errs)
 
-	vm.Origin, twin.Origin = "libvirt", "libvirt" // only of such a guest it is known when it began to run
-	s.agents[second].ask(hooks.Live, twin)
+	s.agents[second].ask(hooks.Remove, twin)
+	s.nobodyHas(ps...)
+
+	vm.Origin = "libvirt" // only of such a guest it is known when it began to run
 	s.agents[first].ask(hooks.Wire, vm)
 	require.NoError(s.t, g.Plug(one))
-	before = len(changes())
 	s.agents[first].ask(hooks.Live, vm)
 	s.coreHears(one, fabric.Fresh, ps)
-	s.replaced(changes, before, one, ps)
-	s.agents[second].ask(hooks.Remove, twin)
 	s.coreHas(one, ps...)
-	for _, c := range changes() {
-		assert.NotEqual(s.t, uint16(unix.RTM_DELROUTE), c.Type, "%v", c)
-	}
 	s.agents[first].ask(hooks.Remove, vm)
 	s.nobodyHas(ps...)
 }

@@ -133,7 +133,7 @@ func TestRouteOfNobody(t *testing.T) {
 	s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
 	a.healthy()
 	first := func(ps ...netip.Prefix) string {
-		return strings.Replace(s.announcement(stranger, "", s.cluster.Communities, ps...), "bgp_local_pref = 100;", "bgp_local_pref = 200;", 1)
+		return strings.ReplaceAll(s.announcement(stranger, "", s.cluster.Communities, ps...), "bgp_local_pref = 100;", "bgp_local_pref = 200;")
 	}
 	require.Contains(t, first(), "bgp_local_pref = 200;")
 	bird, err := stranger.StartBird(soon(t), first(vm.Prefixes()...))
