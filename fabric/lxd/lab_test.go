@@ -160,17 +160,21 @@ func (r *real) lxc(args ...string) {
 	require.NoError(r.t, err)
 }
 
-// mend does what the one problem that there is says.
-func (r *real) mend() {
+// mend does what LXD's user is told of an instance that would not start.
+func (r *real) mend(name string) {
 	r.t.Helper()
-	require.Eventually(r.t, func() bool { return len(r.Diagnose()) == 1 }, patience, time.Millisecond)
-	problems := r.Diagnose()
-	way := problems[0][strings.LastIndex(problems[0], "; ")+2:]
+	_, ours, err := r.Look(r.soon(), name)
+	require.Error(r.t, err, name)
+	require.True(r.t, ours, "%v", err)
+	problem := err.Error()
+	way := problem[strings.LastIndex(problem, "; ")+2:]
 	for line := range strings.SplitSeq(way, " && ") {
 		words := strings.Fields(line)
-		require.Equal(r.t, "lxc", words[0], problems[0])
+		require.Equal(r.t, "lxc", words[0], problem)
 		r.lxc(words[1:]...)
 	}
+	_, _, err = r.Look(r.soon(), name)
+	require.NoError(r.t, err, "%s was told: %s", name, problem)
 }
 
 func nicOf(kind fabric.Kind, addresses ...string) fabric.NIC {
@@ -259,7 +263,7 @@ func TestRealPortsOfTheFabric(t *testing.T) {
 	assert.Empty(t, r.Diagnose(), "its port is not left behind, it stays")
 	r.lxc("rename", "web", "www")
 	r.until(states{})
-	r.mend() // the port is another's now
+	r.mend("www") // the port is another's now
 	r.until(states{"www": fabric.Wired})
 	r.lxc("delete", "www")
 	r.until(states{})
@@ -292,8 +296,7 @@ func TestRealMending(t *testing.T) {
 				for _, words := range append(steps, []string{"config", "set", "web", keys}) {
 					r.lxc(append(words, "--project", project)...)
 				}
-				r.list()
-				r.mend()
+				r.mend(map[string]string{"default": "web", "shop": "shop_web"}[project])
 				r.list()
 				assert.Empty(t, r.Diagnose())
 				r.lxc("delete", "web", "--project", project)
