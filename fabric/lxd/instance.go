@@ -34,7 +34,7 @@ type device map[string]string
 
 // bare is an instance of which nothing says what it has.
 func (d dialect) bare(i instance) fabric.VM {
-	return fabric.VM{Name: i.Name, UUID: i.ExpandedConfig["volatile.uuid"], Origin: d.name}
+	return fabric.VM{Name: i.Name, UUID: i.uuid(), Origin: d.name}
 }
 
 func (i instance) key() key { return key{cmp.Or(i.Project, defaultProject), i.Name} }

@@ -330,6 +330,10 @@ func TestRealMending(t *testing.T) {
 		r.lxc("profile", "set", "fabric", "user.vmfabric.net0.addresses=203.0.113.11,2001:db8:100::11")
 		r.until(states{"web": fabric.Wired, "db": fabric.Live})
 		r.lxc("profile", "unset", "fabric", "user.vmfabric.net0.addresses")
+		r.quiet()
+		r.list()
+		assert.Equal(t, states{"web": fabric.Wired, "db": fabric.Live}, r.now, "it has what it had, until it ends")
+		require.NoError(t, c.Destroy(r.soon()))
 		r.until(states{"web": fabric.Wired})
 	})
 }
