@@ -28,11 +28,12 @@ type routers struct {
 	nodes []fabric.Node
 	ribs  map[string]map[netip.Prefix]fabric.Preference // by node
 	on    map[string]*speaker                           // who speaks for a node
+	last  map[string]*speaker                           // who did last: what it sent arrives, also when it has ended
 	seq   map[string]uint64                             // of the newest session, by node
 }
 
 func newRouters(all []fabric.Node, spread time.Duration) *routers {
-	r := &routers{spread: spread, nodes: all, ribs: map[string]map[netip.Prefix]fabric.Preference{}, on: map[string]*speaker{}, seq: map[string]uint64{}}
+	r := &routers{spread: spread, nodes: all, ribs: map[string]map[netip.Prefix]fabric.Preference{}, on: map[string]*speaker{}, last: map[string]*speaker{}, seq: map[string]uint64{}}
 	for _, n := range all {
 		r.ribs[n.Name] = map[netip.Prefix]fabric.Preference{}
 	}
@@ -77,7 +78,7 @@ func (r *routers) open(s *speaker) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.seq[s.node]++
-	r.on[s.node] = s
+	r.on[s.node], r.last[s.node] = s, s
 	s.mu.Lock()
 	s.opened = true
 	before := r.ribs[s.node]
@@ -120,7 +121,7 @@ func (r *routers) lost(node string, power bool) {
 func (r *routers) take(s *speaker, p netip.Prefix, pref fabric.Preference, has bool, seq uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.on[s.node] != s || seq < s.taken[p] {
+	if r.last[s.node] != s || seq < s.taken[p] {
 		return
 	}
 	s.taken[p] = seq
