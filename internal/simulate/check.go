@@ -94,12 +94,15 @@ func (w *world) astray(g *guest, at *node) string {
 // stuck reports whether a guest's packets go to a node whose agent died just
 // after the guest began to run there, and has not come back: the reflectors keep
 // the route with the highest preference there is, which no other node can exceed.
-// Nor can a node that is being drained exceed any.
+// Nor can a node that is being drained exceed any, a stand-by's included.
 func (w *world) stuck(g *guest, at *node) bool {
 	for _, prefix := range g.vm.Prefixes() {
 		name := w.routers.best(prefix)
 		if name == "" || name == at.self.Name {
 			continue
+		}
+		if w.routers.preference(at.self.Name, prefix) == fabric.Draining && w.routers.preference(name, prefix) == fabric.Standby {
+			return true
 		}
 		if l := w.node(name).alive(); l == nil || time.Since(l.since) < adopted {
 			return w.routers.preference(name, prefix) == fabric.Fresh || w.routers.preference(at.self.Name, prefix) == fabric.Draining
