@@ -112,7 +112,7 @@ func (g *guest) believes(now time.Time) bool {
 // alone, for long enough. a.mu is held.
 func (a *Agent) unconfirmed(now time.Time) (vms []string) {
 	for vm, g := range a.guests {
-		if g.departure.diverted && !g.want.Leaving && now.Sub(g.departure.since) >= unconfirmedFor {
+		if g.departure.diverted && g.want.State == Live && !g.want.Leaving && now.Sub(g.departure.since) >= unconfirmedFor {
 			vms = append(vms, vm)
 		}
 	}

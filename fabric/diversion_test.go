@@ -1,6 +1,7 @@
 package fabric_test
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
@@ -118,6 +119,29 @@ func TestWordConfirmed(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestWordConfirmedByTheHooks: the hypervisor's event is lost, and the guest's
+// removal takes its time.
+func TestWordConfirmedByTheHooks(t *testing.T) {
+	pairs(t, func(t *testing.T, p *pair) {
+		p.arrives(p.two)
+		p.src[p.two].Set(p.vm, fabric.Live)
+		moment()
+		full := errors.New("no space left on device")
+		p.one.store.Fail("store", full)
+		p.one.store.Fail("forget", full)
+		require.Error(t, p.one.Withdraw(t.Context(), p.vm.Name))
+		require.Error(t, p.one.Apply(t.Context(), p.vm, fabric.Absent))
+		p.src[p.one].SetQuietly(p.vm, fabric.Absent)
+		time.Sleep(30 * time.Second)
+		p.one.store.Fail("store", nil)
+		p.one.store.Fail("forget", nil)
+		time.Sleep(30 * time.Second)
+		assert.Empty(t, p.one.problems())
+		p.one.holds()
+		p.lets(p.two)
+	})
 }
 
 // TestWordOfAThird: a guest on its way to one node goes to no other.

@@ -373,6 +373,9 @@ func (a *Agent) ends(d Desired) {
 	if g := a.guests[d.VM.Name]; g != nil {
 		g.want.State, g.want.Acquired = d.State, d.Acquired
 		g.contested, g.contests, g.inherited = "", nil, time.Time{}
+		if g.departure.diverted {
+			a.diverted.confirm(d.VM.Name)
+		}
 	}
 }
 
