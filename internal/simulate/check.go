@@ -19,6 +19,7 @@ const (
 	calmBound   = 150 * time.Millisecond // likewise, where nothing is out of the ordinary
 	aftermath   = 10 * time.Second       // from something out of the ordinary to when that holds
 	adopted     = 3 * time.Second        // from an agent's start to when it is held to that
+	silent      = 20 * time.Second       // until a node that took a guest over, and died, is given up
 	rest        = 3 * time.Minute        // from the last fault to when everything is right
 )
 
@@ -40,7 +41,7 @@ func (w *world) watch(stop <-chan struct{}) {
 		}
 		for _, g := range w.guests {
 			p := g.place()
-			if p.at == nil || p.paused || w.disputed(g) {
+			if p.at == nil || p.paused || w.disputed(g) || !p.orphan.IsZero() && time.Since(p.orphan) < silent+w.spread {
 				delete(holes, g)
 				continue
 			}

@@ -43,6 +43,7 @@ type guest struct {
 	settled bool // its hooks are through
 	moved   bool // it came here by a live migration, when the routers knew where it was
 	started time.Time
+	orphan  time.Time // when the node that was taking it over lost its power
 	refused string
 }
 
@@ -53,12 +54,13 @@ type place struct {
 	paused  bool
 	settled bool
 	moved   bool
+	orphan  time.Time
 }
 
 func (g *guest) place() place {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return place{g.at, g.to, g.since, g.paused, g.settled, g.moved}
+	return place{g.at, g.to, g.since, g.paused, g.settled, g.moved, g.orphan}
 }
 
 func (g *guest) set(f func(*guest)) {
@@ -184,6 +186,8 @@ func (w *world) died(n *node) {
 		switch p := g.place(); {
 		case p.at == n && g.instance() && p.to != nil && p.to != n: // it goes on where it is moved to
 			g.set(func(g *guest) { g.at, g.to = p.to, nil })
+		case p.at != nil && p.to == n:
+			g.set(func(g *guest) { g.orphan = time.Now() })
 		case p.at == n:
 			g.set(func(g *guest) { g.at, g.paused, g.settled = nil, false, false })
 		}
