@@ -32,6 +32,10 @@ repeated, also to change a guest's addresses.
 			if err != nil {
 				return usageError{err}
 			}
+			// A line of JSON cannot carry every name that a shell can.
+			if err := fabric.ValidateName(args[0]); err != nil {
+				return fmt.Errorf("guest %s refused: %w", strings.ToValidUTF8(args[0], "\ufffd"), err)
+			}
 			vm := fabric.VM{Name: args[0], NICs: []fabric.NIC{nic}}
 			req := hooks.Request{Op: hooks.Live, VM: vm}
 			if wired {

@@ -65,3 +65,11 @@ func TestNamesAreVisible(t *testing.T) {
 }
 
 func containsUnseen(s string) bool { return visible(s) != s }
+
+// TestNameThatNoLineCarries: JSON would make another name of it.
+func TestNameThatNoLineCarries(t *testing.T) {
+	out, errs, code := try("attach", "x\xffy", "--address", "203.0.113.10", "--socket", filepath.Join(t.TempDir(), "none.sock"))
+	assert.Equal(t, 1, code)
+	assert.Empty(t, out)
+	assert.Equal(t, "vmfabric: guest x\ufffdy refused: VM name \"x\\xffy\" is not UTF-8\n", errs)
+}

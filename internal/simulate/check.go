@@ -71,6 +71,8 @@ func (w *world) watch(stop <-chan struct{}) {
 // no router: the source sends packets on.
 func (w *world) bound(p place) time.Duration {
 	switch {
+	case p.at.slowness() > 1: // some effects one after the other
+		return 5*holeBound + w.spread
 	case !w.isCalm():
 		return holeBound + w.spread
 	case p.moved:
