@@ -324,10 +324,10 @@ func nodesNewcomer(t *testing.T, a agents) {
 		from <- node
 		return fabric.Answer{}
 	})
-	serve(t, end, holds)
 	require.Equal(t, NodeNames, end.Names(), "it knows the others")
 	_, err := a.ends["node1"].Ask(t.Context(), node.Name, claim("web"))
 	require.ErrorContains(t, err, node.Name, "nobody said yet where it is")
+	serve(t, end, holds) // which may call the others at once
 	reached(t, end, "node1")
 	// An address that it only says it has counts once it is seen to be its own.
 	eventually(t, "all of its addresses are known", func() bool {
