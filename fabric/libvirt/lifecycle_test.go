@@ -161,7 +161,7 @@ func TestAbortedArrivalIsNotBegun(t *testing.T) {
 	assert.Equal(t, map[string]fabric.State{"web": fabric.Wired}, states(guests))
 	// Whatever else is asked about it meanwhile.
 	d.event("web", golibvirt.DomainEventSuspended, int(golibvirt.DomainEventSuspendedPaused))
-	requireSettled(t, s, "web", fabric.Wired, false)
+	requireSettled(t, s, "web", fabric.Wired, false, false)
 	d.set("web", shutoff, int(golibvirt.DomainShutoffFailed), "")
 	d.event("web", golibvirt.DomainEventStopped, int(golibvirt.DomainEventStoppedFailed))
 	requireNext(t, s, "web", fabric.Absent)

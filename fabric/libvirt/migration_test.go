@@ -55,7 +55,7 @@ func TestCutoverIsToldBeforeAnythingIsAsked(t *testing.T) {
 		assert.True(t, back.Since.After(left.Since))
 	}
 	release()
-	requireSettled(t, s, "web", fabric.Live, false)
+	requireSettled(t, s, "web", fabric.Live, false, false)
 
 	arrivesHere(t, d, s, "db")
 	defer d.hook("db")()
@@ -69,13 +69,13 @@ func TestCutoverIsConfirmed(t *testing.T) {
 	runsHere(t, d, s, "web")
 	d.set("web", paused, migrating, "")
 	d.event("web", golibvirt.DomainEventSuspended, suspendedMigrated)
-	requireSettled(t, s, "web", fabric.Live, true)
+	requireSettled(t, s, "web", fabric.Live, true, false)
 	d.set("web", paused, int(golibvirt.DomainPausedPostcopy), "")
 	d.event("web", golibvirt.DomainEventSuspended, suspendedPostcopy)
-	requireSettled(t, s, "web", fabric.Live, true)
+	requireSettled(t, s, "web", fabric.Live, true, false)
 	d.set("web", paused, postcopyFailed, "")
 	d.event("web", golibvirt.DomainEventSuspended, int(golibvirt.DomainEventSuspendedPostcopyFailed))
-	requireSettled(t, s, "web", fabric.Live, true)
+	requireSettled(t, s, "web", fabric.Live, true, false)
 	assert.Zero(t, d.asked(procJobStats), "who was here knows")
 
 	t.Run("or corrected", func(t *testing.T) {
@@ -107,7 +107,7 @@ func TestCutoverThatIsOverIsNotTold(t *testing.T) {
 	d.event("web", golibvirt.DomainEventResumed, resumedUnpaused)
 	require.Eventually(t, func() bool { return !s.box.Waiting()["web"].Leaving }, patience, time.Millisecond)
 	release()
-	requireSettled(t, s, "web", fabric.Live, false)
+	requireSettled(t, s, "web", fabric.Live, false, false)
 }
 
 func TestArrivalIsNoDeparture(t *testing.T) {
@@ -181,5 +181,5 @@ func TestFirstSightInTheMiddleOfAMigration(t *testing.T) {
 	}
 	d.set("in", running, int(golibvirt.DomainRunningMigrated), "")
 	d.event("in", golibvirt.DomainEventResumed, resumedMigrated)
-	requireSettled(t, s, "in", fabric.Live, false)
+	requireSettled(t, s, "in", fabric.Live, false, false)
 }
