@@ -166,3 +166,23 @@ func TestWordOfAThird(t *testing.T) {
 		p.lets(p.two)
 	})
 }
+
+// TestDiversionOfAnAgentThatWasKilled: the move failed meanwhile, and the guest
+// runs where it was.
+func TestDiversionOfAnAgentThatWasKilled(t *testing.T) {
+	pairs(t, func(t *testing.T, p *pair) {
+		p.arrives(p.two)
+		p.src[p.one].Leave(p.vm)
+		moment()
+		ps, err := p.one.dataplane.Diverted(t.Context())
+		require.NoError(t, err)
+		require.NotEmpty(t, ps)
+		p.src[p.one].SetQuietly(p.vm, fabric.Live) // nobody heard of it
+		again := p.one.again(fabric.WithSources(p.src[p.one]))
+		again.run(func() {
+			ps, err := again.dataplane.Diverted(t.Context())
+			require.NoError(t, err)
+			assert.Empty(t, ps)
+		})
+	})
+}

@@ -980,3 +980,22 @@ func TestSourceNewsThatGrewOldWhileItWaited(t *testing.T) {
 	eventually(t, func() bool { return n.states()["db_net0"] == fabric.Live }) // so the news before was heeded
 	n.holds(want{vm, fabric.Live}, want{db(), fabric.Live})
 }
+
+// TestAnotherBootThatIsForgottenLater: the disk is full at the start.
+func TestAnotherBootThatIsForgottenLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := fresh(t, fabric.WithBoot("first"))
+		n.apply(from("libvirt", web()), fabric.Live)
+		full := errBoom
+		n.dataplane.RemoveLink("web_net0")
+		n.dataplane.RemoveLink("web_net1")
+		n.store.Fail("forget", full)
+		n = n.again(fabric.WithBoot("second"))
+		n.run(func() {
+			time.Sleep(time.Minute)
+			n.store.Fail("forget", nil)
+			time.Sleep(time.Minute)
+			n.holds()
+		})
+	})
+}
