@@ -31,27 +31,32 @@ deps: ## install what the tests need (Debian, Ubuntu), and fetch their guests' k
 	@test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || $(GO) run ./testenv/prepare
 
 # Programs of the race detector sleep for a second when they end. The labs wait
-# more than they work, so a few run at a time.
+# more than they work, so a few run at a time. They have real daemons in them, on
+# machines that are busy: a test that failed is run once more by itself, and the
+# summary names it. A data race fails at once.
 GOTEST = VMFABRIC_LAB=$${VMFABRIC_LAB:-$$(test "$$(id -u)" = 0 && echo must)} GORACE=atexit_sleep_ms=0 \
-	$(GO) test -count=1 -parallel 3 -p 1 -timeout 24m
+	$(TOOLS)/gotestsum --format pkgname --hide-summary skipped --rerun-fails=$(RERUNS) --rerun-fails-max-failures 5 \
+		--rerun-fails-run-root-test --rerun-fails-abort-on-data-race --packages "$(1)" -- \
+		-count=1 -parallel 3 -p 1 -timeout 24m
+RERUNS ?= 1
 
 # Those that start whole clusters of processes, which the race detector sees
 # nothing of.
 WHOLE  = ./internal/e2e ./internal/bench ./testenv
 OTHERS = $$($(GO) list ./... | grep -vE '/(internal/(e2e|bench)|testenv)$$')
 
-test: deps ## install what is needed, then run every test; the race detector looks at all but e2e
+test: deps $(TOOLS) ## install what is needed, then run every test; the race detector looks at all but e2e
 	@test "$$(id -u)" = 0 || echo "make test: not root, tests that need real daemons are skipped" >&2
 	@$(MAKE) --no-print-directory -k -j2 e2e lab
 
-e2e: ## run the tests that start whole clusters
-	$(GOTEST) $(WHOLE)
+e2e: $(TOOLS) ## run the tests that start whole clusters
+	$(call GOTEST,$(WHOLE))
 
-lab: ## run all others, with the race detector
-	$(GOTEST) -race $(OTHERS)
+lab: $(TOOLS) ## run all others, with the race detector
+	$(call GOTEST,$(OTHERS)) -race
 
-race: deps ## run every test with the race detector
-	$(GOTEST) -race ./...
+race: deps $(TOOLS) ## run every test with the race detector
+	$(call GOTEST,./...) -race
 
 unit: ## run the tests that need no daemon, no root and no namespace
 	$(GO) test -short ./...
