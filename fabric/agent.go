@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric/internal/reservation"
+	"github.com/vmfabric/vmfabric/fabric/internal/text"
 )
 
 // Config is what an [Agent] cannot do without.
@@ -335,7 +336,7 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 		a.undo(ctx, d, prev, known)
 		return fmt.Errorf("guest %s: %w", vm.Name, err)
 	}
-	a.settle(d, d.announced() && raised == nil, err)
+	a.settle(d, announced(d) && raised == nil, err)
 	a.couriers.hurry()
 	if err != nil {
 		a.poke()
@@ -370,7 +371,7 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 
 	hops := a.missingHops()
 	ports := a.portsOf(d)
-	live := d.announced()
+	live := announced(d)
 	var announce []Route
 	holds := a.holds(d.VM)
 	quiet := without(holds.Prefixes, d.VM.Prefixes())
@@ -421,7 +422,7 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 	if len(announce) > 0 {
 		began := time.Now()
 		if err := a.speaker.Put(ctx, announce...); err != nil {
-			return fmt.Errorf("announce %s: %w", pretty(announce[0].Prefix), err)
+			return fmt.Errorf("announce %s: %w", text.Prefix(announce[0].Prefix), err)
 		}
 		a.log.Debug("announced", "vm", vm, "prefix", announce[0].Prefix, "prefixes", len(announce), "took", time.Since(began))
 		a.tellMoved(d)
@@ -441,7 +442,7 @@ func (a *Agent) undo(ctx context.Context, d, prev Desired, known bool) {
 		if err == nil {
 			err = a.raise(ctx, prev, d)
 		}
-		a.settle(prev, prev.announced() && err == nil, err)
+		a.settle(prev, announced(prev) && err == nil, err)
 		a.poke()
 		return
 	}
@@ -487,7 +488,7 @@ func (a *Agent) redo(ctx context.Context, vm string, st stands) error {
 	if unsaved { // the trouble may have been the store's
 		err = errors.Join(err, a.keepState(ctx, d))
 	}
-	a.settle(d, d.announced() && raised == nil, err)
+	a.settle(d, announced(d) && raised == nil, err)
 	a.couriers.hurry()
 	if settled {
 		a.moves.settled(vm)
@@ -558,7 +559,7 @@ func (a *Agent) withdraw(ctx context.Context, vm string, prefixes []netip.Prefix
 		return nil
 	}
 	if err := a.speaker.Remove(ctx, prefixes...); err != nil {
-		return fmt.Errorf("withdraw %s: %w", pretty(prefixes[0]), err)
+		return fmt.Errorf("withdraw %s: %w", text.Prefix(prefixes[0]), err)
 	}
 	a.log.Debug("withdrawn", "vm", vm, "prefix", prefixes[0], "prefixes", len(prefixes))
 	a.tellWithdrawn(vm, prefixes)

@@ -3,6 +3,7 @@ package fabric
 import (
 	"context"
 	"net/netip"
+	"time"
 )
 
 // Dataplane is the node's kernel, or whatever else carries packets.
@@ -86,4 +87,41 @@ type SessionLister interface {
 // what it cannot do on this machine or what ails it now.
 type Diagnoser interface {
 	Diagnose() []string
+}
+
+// Looker is implemented by a [Source] that can read one guest at a time, for
+// hooks and people who know no more of it than a name.
+type Looker interface {
+	// Look reads the guest that the hypervisor knows by a name, whether it runs
+	// or not; ours is false of one that it does not know, or that is none of
+	// ours. The error of one of ours that is not as the fabric needs it says
+	// what to do about it; one that is os.ErrNotExist says that this machine has
+	// no such hypervisor. It answers in bounded time.
+	Look(ctx context.Context, name string) (vm VM, ours bool, err error)
+}
+
+// MoveKeeper is implemented by a [Store] that keeps the reports of moves over
+// restarts. With another one they end with the agent.
+type MoveKeeper interface {
+	// KeptMoves gives what KeepMoves was last given; nothing at first.
+	KeptMoves(ctx context.Context) ([]Move, error)
+	KeepMoves(ctx context.Context, moves []Move) error
+}
+
+// DrainKeeper is implemented by a [Store] that keeps over restarts that the
+// node is being drained. With another one a drain ends with the agent.
+type DrainKeeper interface {
+	// Drained tells since when the node is being drained; zero: it is not.
+	Drained(ctx context.Context) (since time.Time, err error)
+	// SetDrained keeps since when; zero: that it is not any more.
+	SetDrained(ctx context.Context, since time.Time) error
+}
+
+// NextHopWatcher is implemented by a [Dataplane] that knows whether the node has
+// the addresses which its announcements name as next hops. Changed fires when one
+// of them goes or comes.
+type NextHopWatcher interface {
+	// NextHop says why a family has no next hop on this node, and the way out; nil
+	// where it has one.
+	NextHop(v6 bool) error
 }

@@ -214,7 +214,7 @@ func (a *Agent) lasting(node string) (all []due) {
 		switch d := g.want; {
 		case d.State == Wired && d.Incoming && g.ready:
 			all = append(all, due{a.notice(Arriving, d), func(answer Answer) { a.awaitedBy(name, node, answer) }})
-		case d.owned() && (slices.Contains(d.Unreleased, node) || g.contested == node):
+		case owned(d) && (slices.Contains(d.Unreleased, node) || g.contested == node):
 			all = append(all, due{a.notice(Claimed, d), func(answer Answer) { a.claimAnswered(name, node, d.Generation, answer) }})
 		case d.State == Live && d.Lost == node: // perhaps it has let go
 			all = append(all, due{a.notice(Claimed, d), func(answer Answer) { a.regain(name, node, answer) }})

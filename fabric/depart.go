@@ -40,7 +40,7 @@ func (a *Agent) leaves(ctx context.Context, to Node, n Notice) (answer Answer) {
 		unlock := a.guestLocks.lock(vm)
 		a.mu.Lock()
 		g := a.guests[vm]
-		if g == nil || !g.want.owned() || vm != n.VM {
+		if g == nil || !owned(g.want) || vm != n.VM {
 			a.mu.Unlock()
 			unlock()
 			continue
@@ -80,7 +80,7 @@ func (a *Agent) left(ctx context.Context, to Node, n Notice) (answer Answer) {
 		unlock := a.guestLocks.lock(vm)
 		a.mu.Lock()
 		g := a.guests[vm]
-		here := g != nil && g.want.announced() && g.has && g.want.VM.Origin != "" && vm == n.VM && n.Generation > g.want.Generation && !g.departure.elsewhere(to) && g.believes(time.Now())
+		here := g != nil && announced(g.want) && g.has && g.want.VM.Origin != "" && vm == n.VM && n.Generation > g.want.Generation && !g.departure.elsewhere(to) && g.believes(time.Now())
 		if here {
 			answer.Held, answer.Generation = true, max(answer.Generation, g.want.Generation)
 		}

@@ -22,20 +22,6 @@ const (
 	maxDiversions   = 256
 )
 
-// DiversionStatus is the sending of a guest's packets on to another node, under
-// way or ended a short while ago.
-type DiversionStatus struct {
-	VM       string         `json:"vm,omitempty"`   // empty: of an agent before this one
-	Node     string         `json:"node,omitempty"` // where they go; likewise
-	Prefixes []netip.Prefix `json:"prefixes"`
-	Since    time.Time      `json:"since"`
-	// Confirmed says that the hypervisor of this node stopped the guest, or ended
-	// it. Without, it is the other node's word alone, and the diversion ends by itself.
-	Confirmed bool      `json:"confirmed"`
-	Ended     time.Time `json:"ended,omitzero"`    // zero: under way
-	Outcome   string    `json:"outcome,omitempty"` // why it ended
-}
-
 // diversionLog keeps the diversions that are told. It is safe for concurrent use.
 type diversionLog struct {
 	mu  sync.Mutex

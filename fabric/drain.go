@@ -7,15 +7,6 @@ import (
 	"time"
 )
 
-// DrainKeeper is implemented by a [Store] that keeps over restarts that the
-// node is being drained. With another one a drain ends with the agent.
-type DrainKeeper interface {
-	// Drained tells since when the node is being drained; zero: it is not.
-	Drained(ctx context.Context) (since time.Time, err error)
-	// SetDrained keeps since when; zero: that it is not any more.
-	SetDrained(ctx context.Context, since time.Time) error
-}
-
 // Drain takes the node out of service: all that it announces is announced as
 // [Draining] (RFC 8326), so that whoever else has a prefix comes first, and
 // guests that are not here yet are refused. Guests that are here go on, and

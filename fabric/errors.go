@@ -12,9 +12,3 @@ var (
 	// ErrForeign: a link of the port's name exists and does not carry our mark.
 	ErrForeign = errors.New("not ours")
 )
-
-// refusal is an error that reads as its text alone and is an ErrRefused.
-type refusal struct{ error }
-
-func (refusal) Is(target error) bool { return target == ErrRefused }
-func (r refusal) Unwrap() error      { return r.error }

@@ -33,7 +33,7 @@ const unmetFor = time.Minute
 func (a *Agent) claim(g *guest, d *Desired, st stands) bool {
 	has := false
 	for n := range d.VM.NICs {
-		has = has || d.owned() && st[n] != down && st[n] != arriving
+		has = has || owned(*d) && st[n] != down && st[n] != arriving
 	}
 	had := g.has
 	g.has = has
@@ -108,12 +108,12 @@ func (a *Agent) yield(ctx context.Context, vm string, from Node, n Notice) Answe
 	}
 	d := g.want
 	another := !ownership.Same(string(d.VM.Identity()), string(n.Identity))
-	verdict, why := ownership.Decide(d.claim(a.node), n.claim(from.Name))
+	verdict, why := ownership.Decide(claimOf(d, a.node), claimOfNotice(n, from.Name))
 	switch {
 	case d.Lost != "" && another && d.Lost == from.Name && verdict == ownership.Keep:
 		a.mu.Unlock()
 		a.reclaim(ctx, vm) // it was withdrawn while nobody could say for what
-		return Answer{Held: true, Generation: d.Generation}.of(n, d)
+		return naming(Answer{Held: true, Generation: d.Generation}, n, d)
 	case d.Lost != "":
 		if !another && n.Generation > g.heard { // it went from there to a third
 			g.heard, g.want.Lost, g.want.LostGuest = n.Generation, from.Name, ""
@@ -129,7 +129,7 @@ func (a *Agent) yield(ctx context.Context, vm string, from Node, n Notice) Answe
 		}
 		return Answer{}
 	}
-	answer := Answer{Held: true, Generation: d.Generation}.of(n, d)
+	answer := naming(Answer{Held: true, Generation: d.Generation}, n, d)
 	g.claimants = add(g.claimants, from.Name)
 	if another {
 		if verdict == ownership.Keep {
@@ -159,7 +159,7 @@ func (a *Agent) yield(ctx context.Context, vm string, from Node, n Notice) Answe
 		return answer // by hand it came, and by hand it goes; or it is the other node that is late
 	}
 	a.lose(ctx, vm, from.Name, "")
-	return Answer{}.of(n, d)
+	return naming(Answer{}, n, d)
 }
 
 // lose withdraws a guest that another node has later, or whose address another
@@ -221,10 +221,10 @@ func (a *Agent) keeps(vm, node string, generation uint64, answer Answer) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	g := a.guests[vm]
-	if g == nil || !g.want.owned() || g.want.Generation != generation {
+	if g == nil || !owned(g.want) || g.want.Generation != generation {
 		return true
 	}
-	verdict, why := ownership.Decide(g.want.claim(a.node), answer.claim(node))
+	verdict, why := ownership.Decide(claimOf(g.want, a.node), claimOfAnswer(answer, node))
 	switch {
 	case !ownership.Same(string(g.want.VM.Identity()), string(answer.Identity)):
 		if verdict == ownership.Keep {

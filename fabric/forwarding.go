@@ -15,25 +15,3 @@ type ForwardingChecker interface {
 	// way; nothing when all pass. An error says that it could not be tried.
 	CheckForwarding(ctx context.Context) ([]ForwardingFault, error)
 }
-
-// CheckForwarding tries whether packets of guests pass this node now, in each
-// family that the cluster has pools of, and whether it has the next hops that
-// it announces. Of a dataplane that cannot tell there are no faults.
-func (a *Agent) CheckForwarding(ctx context.Context) ([]ForwardingFault, error) {
-	var faults []ForwardingFault
-	hops := a.missingHops()
-	for _, hop := range []struct {
-		family string
-		err    error
-	}{{"IPv4", hops.v4}, {"IPv6", hops.v6}} {
-		if hop.err != nil {
-			faults = append(faults, ForwardingFault{hop.family, oneLine(hop.err)})
-		}
-	}
-	c, ok := a.dataplane.(ForwardingChecker)
-	if !ok {
-		return faults, nil
-	}
-	tried, err := c.CheckForwarding(ctx)
-	return append(faults, tried...), err
-}

@@ -23,8 +23,8 @@ func (v VM) Identity() Identity {
 	return Identity(cmp.Or(v.Origin, byHand) + " " + cmp.Or(v.UUID, v.Name))
 }
 
-// validate reports what keeps an identity from being told.
-func (i Identity) validate() error {
+// Validate reports what keeps an identity from being told.
+func (i Identity) Validate() error {
 	if err := plain(string(i), maxIdentity); err != nil {
 		return fmt.Errorf("identity: %w", err)
 	}

@@ -7,17 +7,6 @@ import (
 	"os"
 )
 
-// Looker is implemented by a [Source] that can read one guest at a time, for
-// hooks and people who know no more of it than a name.
-type Looker interface {
-	// Look reads the guest that the hypervisor knows by a name, whether it runs
-	// or not; ours is false of one that it does not know, or that is none of
-	// ours. The error of one of ours that is not as the fabric needs it says
-	// what to do about it; one that is os.ErrNotExist says that this machine has
-	// no such hypervisor. It answers in bounded time.
-	Look(ctx context.Context, name string) (vm VM, ours bool, err error)
-}
-
 // Starting brings a guest live that a source's hypervisor is about to start,
 // and of which its hook knows only the hypervisor's name. A guest that is none
 // of ours is no error; one of ours that is not as it should be, or breaks a

@@ -2,15 +2,6 @@ package fabric
 
 import "net/netip"
 
-// NextHopWatcher is implemented by a [Dataplane] that knows whether the node has
-// the addresses which its announcements name as next hops. Changed fires when one
-// of them goes or comes.
-type NextHopWatcher interface {
-	// NextHop says why a family has no next hop on this node, and the way out; nil
-	// where it has one.
-	NextHop(v6 bool) error
-}
-
 // missingHops says why families have no next hop; nil: they have one.
 type missingHops struct{ v4, v6 error }
 

@@ -33,10 +33,10 @@ func (n Notice) Validate() error {
 		}
 		return fmt.Errorf("notice %.40q is not known; there are %s, upgrade the agent if it is newer", string(n.Kind), strings.Join(names, ", "))
 	}
-	if err := validateKnownName(n.VM); err != nil {
+	if err := ValidateKnownName(n.VM); err != nil {
 		return fmt.Errorf("notice %q: %w", n.Kind, err)
 	}
-	if err := errors.Join(n.Identity.validate(), n.Move.validate()); err != nil {
+	if err := errors.Join(n.Identity.Validate(), n.Move.validate()); err != nil {
 		return fmt.Errorf("notice %q of VM %q: %w", n.Kind, n.VM, err)
 	}
 	all := [][]netip.Prefix{n.Prefixes}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric/internal/ownership"
+	"github.com/vmfabric/vmfabric/fabric/internal/text"
 )
 
 const (
@@ -128,7 +129,7 @@ func (a *Agent) acquire(ctx context.Context, vm VM, r request) (holder, error) {
 	wanted := vm.Prefixes()
 	if known {
 		prev = g.want
-		if !prev.ended() && prev.VM.Identity() == vm.Identity() && (prev.Lost == "" || !r.anew) {
+		if !ended(prev) && prev.VM.Identity() == vm.Identity() && (prev.Lost == "" || !r.anew) {
 			wanted = without(wanted, prev.VM.Prefixes())
 		}
 	}
@@ -150,7 +151,7 @@ func (a *Agent) acquire(ctx context.Context, vm VM, r request) (holder, error) {
 		return other, nil
 	}
 	return other, fmt.Errorf("%s is held by guest %s (%s) on %s; stop that one, or give %s another address",
-		pretty(answer.Prefix), other.vm, answer.Identity, other.node, vm.Name)
+		text.Prefix(answer.Prefix), other.vm, answer.Identity, other.node, vm.Name)
 }
 
 // whoHas asks nodes, all at the same time, for another guest with one of the
@@ -187,7 +188,7 @@ func (a *Agent) whoHas(ctx context.Context, n Notice, nodes []string) (other hol
 		if !s.Held {
 			continue
 		}
-		if verdict, _ := ownership.Decide(mine, s.claim(s.node)); verdict == ownership.Refuse {
+		if verdict, _ := ownership.Decide(mine, claimOfAnswer(s.Answer, s.node)); verdict == ownership.Refuse {
 			cancel()
 			return holder{node: s.node, vm: s.VM}, s.Answer
 		}
@@ -205,10 +206,10 @@ func (a *Agent) holder(n Notice) Answer {
 	for _, p := range n.Prefixes {
 		for _, vm := range a.reserved.Holders(p) {
 			g := a.guests[vm]
-			if g == nil || !g.want.owned() || !g.has {
+			if g == nil || !owned(g.want) || !g.has {
 				continue
 			}
-			answer := Answer{Held: true, Generation: g.want.Generation, Prefix: p}.of(n, g.want)
+			answer := naming(Answer{Held: true, Generation: g.want.Generation, Prefix: p}, n, g.want)
 			if !ownership.Same(string(g.want.VM.Identity()), string(n.Identity)) {
 				return answer
 			}
@@ -230,37 +231,12 @@ func (a *Agent) overlapping(ps []netip.Prefix) (vms []string) {
 	return vms
 }
 
-// claim gives what a node says of a guest that it has.
-func (n Notice) claim(node string) ownership.Claim {
-	return ownership.Claim{Identity: string(n.Identity), Acquired: n.Acquired, Epoch: n.Generation, Node: node}
-}
-
-// claim gives what a node answered of a guest that it has.
-func (answer Answer) claim(node string) ownership.Claim {
-	return ownership.Claim{Identity: string(answer.Identity), Acquired: answer.Acquired, Epoch: answer.Generation, Node: node}
-}
-
-// claim gives what this node says of a guest.
-func (d Desired) claim(node string) ownership.Claim {
-	return ownership.Claim{
-		Identity: string(d.VM.Identity()), Acquired: d.Acquired, Epoch: d.Generation, Node: node, Manual: d.VM.Origin == "",
-	}
-}
-
-// of says which guest an answer is about, to those who understand it.
-func (answer Answer) of(n Notice, d Desired) Answer {
-	if n.Identity != "" {
-		answer.VM, answer.Identity, answer.Acquired = d.VM.Name, d.VM.Identity(), d.Acquired
-	}
-	return answer
-}
-
 // identified is of for the guest that a notice names.
 func (a *Agent) identified(n Notice, answer Answer) Answer {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if g := a.guests[n.VM]; g != nil && answer.Held {
-		return answer.of(n, g.want)
+		return naming(answer, n, g.want)
 	}
 	return answer
 }
@@ -321,7 +297,7 @@ func (a *Agent) contests() (lines []string) {
 				}
 				lines = append(lines, fmt.Sprintf(
 					"guest %s: a route for %s via %s comes before this node's at %s, and the agent there says that the guest does not run there; see what announces it on %[3]s",
-					name, pretty(at.prefix), node, at.reflector))
+					name, text.Prefix(at.prefix), node, at.reflector))
 			}
 		}
 	}
@@ -331,7 +307,7 @@ func (a *Agent) contests() (lines []string) {
 		}
 		lines = append(lines, fmt.Sprintf(
 			"a route for %s via %s, which is no node, comes before this node's at %s; it is not heeded, but takes the packets: see there who announces it, or add the node to the cluster file",
-			pretty(r.Prefix), r.Via, r.Reflector))
+			text.Prefix(r.Prefix), r.Via, r.Reflector))
 	}
 	maps.DeleteFunc(a.peers.odd, func(_ string, r remark) bool { return now.Sub(r.at) > oddMemory })
 	for _, r := range a.peers.odd {
@@ -359,7 +335,7 @@ func (a *Agent) plausible(node, vm string, generation uint64) uint64 {
 // believable leaves out of an answer what cannot be.
 func (a *Agent) believable(node, vm string, answer Answer) Answer {
 	answer.Generation = a.plausible(node, vm, answer.Generation)
-	if answer.Identity.validate() != nil || answer.VM != "" && ValidateName(answer.VM) != nil || answer.Identity != "" && answer.VM == "" {
+	if answer.Identity.Validate() != nil || answer.VM != "" && ValidateName(answer.VM) != nil || answer.Identity != "" && answer.VM == "" {
 		answer.VM, answer.Identity, answer.Acquired = "", "", time.Time{}
 	}
 	return answer
@@ -377,12 +353,6 @@ func (a *Agent) ends(d Desired) {
 			a.diverted.confirm(d.VM.Name)
 		}
 	}
-}
-
-// ended reports whether the guest was live here, and is not any more: somebody
-// else may have its addresses since.
-func (d Desired) ended() bool {
-	return d.State == Wired && !d.Incoming && d.Generation > 0 && d.Acquired.IsZero()
 }
 
 // acquires begins anew to count since when a guest has its addresses, where it
@@ -406,7 +376,7 @@ func (a *Agent) adoptOwnership(d *Desired) {
 	if !ownership.Plausible(d.Generation, time.Now()) {
 		d.Generation = 0
 	}
-	if d.owned() && d.Acquired.IsZero() && a.nodes != nil {
+	if owned(*d) && d.Acquired.IsZero() && a.nodes != nil {
 		d.Acquired = d.Since
 	}
 }
@@ -570,7 +540,7 @@ func (a *Agent) loseToRoute(ctx context.Context, vm, node string) {
 // yieldsToRoute reports whether a guest may have to be withdrawn for another
 // node's better route.
 func (g *guest) yieldsToRoute(fresh bool) bool {
-	return g.want.owned() && g.has && !g.want.Leaving && g.want.VM.Origin != "" && !fresh
+	return owned(g.want) && g.has && !g.want.Leaving && g.want.VM.Origin != "" && !fresh
 }
 
 // rival takes up that a reflector has another node's better route to a prefix of

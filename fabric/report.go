@@ -14,14 +14,6 @@ const (
 	maxReports = 200
 )
 
-// MoveKeeper is implemented by a [Store] that keeps the reports of moves over
-// restarts. With another one they end with the agent.
-type MoveKeeper interface {
-	// KeptMoves gives what KeepMoves was last given; nothing at first.
-	KeptMoves(ctx context.Context) ([]Move, error)
-	KeepMoves(ctx context.Context, moves []Move) error
-}
-
 // moveLog keeps the reports of the last moves from and to this node.
 type moveLog struct {
 	mu    sync.Mutex

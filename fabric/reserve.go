@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/vmfabric/vmfabric/fabric/internal/reservation"
+	"github.com/vmfabric/vmfabric/fabric/internal/text"
 )
 
 // reservationOf is what a guest has of its node alone.
@@ -19,7 +20,7 @@ func (a *Agent) acceptable(vm VM, known bool) error {
 	if a.draining() && !known {
 		return a.drainRefusal()
 	}
-	if err := vm.complete(); err != nil {
+	if err := complete(vm); err != nil {
 		return err
 	}
 	if err := a.cluster.Permits(vm); err != nil {
@@ -67,10 +68,10 @@ func held(vm VM, err error) error {
 		nic = slices.Index(portNames(vm), c.Port)
 		return fmt.Errorf("NIC %d: port %s is that of VM %q, whose name shortens to the same; rename one of the two", nic, c.Port, c.Holder)
 	case c.Held == p:
-		return fmt.Errorf("NIC %d: %s: held by VM %q on this node; detach that first, or choose another", nic, pretty(p), c.Holder)
+		return fmt.Errorf("NIC %d: %s: held by VM %q on this node; detach that first, or choose another", nic, text.Prefix(p), c.Holder)
 	case c.Held.Bits() < p.Bits():
-		return fmt.Errorf("NIC %d: %s: inside %s, which is routed to VM %q on this node; choose another", nic, pretty(p), c.Held, c.Holder)
+		return fmt.Errorf("NIC %d: %s: inside %s, which is routed to VM %q on this node; choose another", nic, text.Prefix(p), c.Held, c.Holder)
 	default:
-		return fmt.Errorf("NIC %d: %s: %s in it is held by VM %q on this node; choose another", nic, pretty(p), pretty(c.Held), c.Holder)
+		return fmt.Errorf("NIC %d: %s: %s in it is held by VM %q on this node; choose another", nic, text.Prefix(p), text.Prefix(c.Held), c.Holder)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -71,21 +70,12 @@ func (a *Agent) answered(vm VM) (VM, bool) {
 	if !here || g.want.State == Absent || !resolvesTo(vm, g.want.VM) {
 		return vm, false
 	}
-	return vm.with(g.want.VM.NICs), true
+	return withNICs(vm, g.want.VM.NICs), true
 }
 
 // resolvesTo reports whether b is what a resolver once made of a.
 func resolvesTo(a, b VM) bool {
 	return a.Unresolved() && b.Resolve && !b.Unresolved() && a.UUID == b.UUID && len(a.NICs) == len(b.NICs)
-}
-
-// with gives the guest with the addresses and routes of these NICs.
-func (v VM) with(answer []NIC) VM {
-	v.NICs = slices.Clone(v.NICs)
-	for n := range v.NICs {
-		v.NICs[n].Addresses, v.NICs[n].Routes = slices.Clone(answer[n].Addresses), slices.Clone(answer[n].Routes)
-	}
-	return v
 }
 
 // ask has the resolver say what a guest has. The cluster's rules are not
@@ -106,8 +96,8 @@ func (a *Agent) ask(ctx context.Context, vm VM) (VM, error) {
 	case len(nics) != len(vm.NICs):
 		return vm, unanswered{fmt.Errorf("the resolver answered wrong: %s, but the guest has %s of the fabric; correct its inventory, or the domain's interfaces", count(nics), count(vm.NICs))}
 	}
-	resolved := vm.with(nics)
-	if err := resolved.complete(); err != nil {
+	resolved := withNICs(vm, nics)
+	if err := complete(resolved); err != nil {
 		return vm, unanswered{fmt.Errorf("the resolver answered wrong: %w", err)}
 	}
 	a.log.Info("resolved", "vm", vm.Name, "prefixes", len(resolved.Prefixes()), "took", time.Since(began))

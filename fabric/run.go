@@ -86,7 +86,7 @@ func (a *Agent) adopt(d Desired, there map[string]bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	name := d.VM.Name
-	if err := d.VM.completeAsKnown(); err != nil {
+	if err := completeAsKnown(d.VM); err != nil {
 		a.ailments["guest "+name] = fmt.Sprintf("guest %s: %v; attach it anew", name, err)
 		a.noPrune = true
 		return
@@ -101,7 +101,7 @@ func (a *Agent) adopt(d Desired, there map[string]bool) {
 	}
 	d.Leaving = false // the source says if it is so still
 	a.adoptOwnership(&d)
-	a.guests[name] = &guest{want: d, told: a.toldBefore(d, there), has: d.owned() && d.Generation > 0, came: d.Incoming || d.VM.Origin != "" && len(d.Unreleased) > 0, kept: true}
+	a.guests[name] = &guest{want: d, told: a.toldBefore(d, there), has: owned(d) && d.Generation > 0, came: d.Incoming || d.VM.Origin != "" && len(d.Unreleased) > 0, kept: true}
 	a.unsettled[name] = true
 }
 
@@ -134,7 +134,7 @@ func (a *Agent) adoptOrphans(ports []PortState) {
 	}
 	for _, vm := range sortedKeys(orphans) {
 		d := *orphans[vm]
-		err := errors.Join(validateKnownName(vm), d.VM.validateNICs())
+		err := errors.Join(ValidateKnownName(vm), d.VM.ValidateNICs())
 		if err == nil {
 			err = a.reserve(d.VM)
 		}
@@ -326,7 +326,7 @@ func (a *Agent) wanted() map[string]wanted {
 	for name, g := range a.guests {
 		w := wanted{managed: g.want.VM.Origin != "", retry: g.trouble != nil || g.want.State == Absent, leaving: g.want.Leaving || g.departure.diverted, fresh: a.fresh(g, now), standby: g.want.Standby, stand: g.stand}
 		if g.want.State != Absent {
-			w.ports, w.live = g.want.VM.Ports(&a.cluster), g.want.announced()
+			w.ports, w.live = g.want.VM.Ports(&a.cluster), announced(g.want)
 			w.drained = a.draining()
 		}
 		w.hops = hops
@@ -460,7 +460,7 @@ func (a *Agent) heed(ctx context.Context, d Desired) {
 	d.VM, _ = a.answered(d.VM)
 	d, about := a.describedAs(d)
 	same := known && g.want.State >= d.State && g.trouble == nil && sameVM(g.want.VM, d.VM) && (d.State != Live || !g.want.Incoming)
-	ours := known && g.want.VM.Origin == d.VM.Origin && (d.State != Absent || g.want.VM.isOf(d.VM))
+	ours := known && g.want.VM.Origin == d.VM.Origin && (d.State != Absent || isOf(g.want.VM, d.VM))
 	if same && d.Run != "" {
 		g.want.Run = d.Run
 	}

@@ -3,7 +3,6 @@ package fabric
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -101,9 +100,9 @@ func (s Session) roles() [2]string {
 	return [2]string{s.Role, "reflector"}
 }
 
-// sessionProblems says which of a node's sessions are down, and which do not
+// SessionProblems says which of a node's sessions are down, and which do not
 // carry a family that guests of the cluster can have.
-func sessionProblems(c *Cluster, node string, sessions []Session) []string {
+func (c *Cluster) SessionProblems(node string, sessions []Session) []string {
 	var problems []string
 	for _, s := range sessions {
 		if s.State != established {
@@ -140,20 +139,6 @@ type AdvertisementLister interface {
 	// Advertisements answers for one prefix, peer by peer. An error that is
 	// [errors.ErrUnsupported] says that the speaker cannot tell.
 	Advertisements(ctx context.Context, prefix netip.Prefix) ([]Advertisement, error)
-}
-
-// Advertisements tells what was sent of a prefix to each peer of the node. The
-// error is [errors.ErrUnsupported] where the speaker does not tell.
-func (a *Agent) Advertisements(ctx context.Context, prefix netip.Prefix) ([]Advertisement, error) {
-	l, ok := a.speaker.(AdvertisementLister)
-	if !ok {
-		return nil, fmt.Errorf("speaker: what it sends of a prefix is not known: %w", errors.ErrUnsupported)
-	}
-	all, err := l.Advertisements(ctx, prefix)
-	if err != nil {
-		return nil, fmt.Errorf("speaker: %w", err)
-	}
-	return all, nil
 }
 
 // AdvertisementsOn puts together what was sent of a prefix on these sessions;

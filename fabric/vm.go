@@ -8,6 +8,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/vmfabric/vmfabric/fabric/internal/text"
 )
 
 // Limits on what one guest may ask for. They are far beyond what a
@@ -137,12 +139,6 @@ type Desired struct {
 	Boot  string    `json:"boot,omitempty"` // the boot of the machine in which it was wanted
 }
 
-// announced reports whether the guest is to be announced.
-func (d Desired) announced() bool { return d.State == Live && (d.Lost == "" || d.Standby) }
-
-// owned reports whether the guest is to be announced as one that is here.
-func (d Desired) owned() bool { return d.State == Live && d.Lost == "" }
-
 // Route is a prefix that this node announces, with itself as next hop.
 type Route struct {
 	Prefix     netip.Prefix
@@ -209,11 +205,11 @@ func (v VM) Validate() error {
 	if err := ValidateName(v.Name); err != nil {
 		return err
 	}
-	return v.validateNICs()
+	return v.ValidateNICs()
 }
 
-// validateNICs is Validate but for the name.
-func (v VM) validateNICs() error {
+// ValidateNICs is [VM.Validate] without the name.
+func (v VM) ValidateNICs() error {
 	if len(v.NICs) > MaxNICs {
 		return fmt.Errorf("%d NICs; a guest has at most %d", len(v.NICs), MaxNICs)
 	}
@@ -242,7 +238,7 @@ func (v VM) validateNICs() error {
 				return fmt.Errorf("NIC %d: an address or a route is empty; write 203.0.113.10 or 198.51.100.0/29", n)
 			}
 			if first, dup := seen[p]; dup {
-				return fmt.Errorf("NIC %d: %s is given twice (also to NIC %d); remove one", n, pretty(p), first)
+				return fmt.Errorf("NIC %d: %s is given twice (also to NIC %d); remove one", n, text.Prefix(p), first)
 			}
 			seen[p] = n
 		}
@@ -260,34 +256,9 @@ func (v VM) validateNICs() error {
 	return nil
 }
 
-// complete is Validate for a guest that is to have what its NICs say.
-func (v VM) complete() error {
-	if err := ValidateName(v.Name); err != nil {
-		return err
-	}
-	return v.completeNICs()
-}
-
-// completeAsKnown is complete for a guest that this node has already, maybe under
-// a name that no new guest may have.
-func (v VM) completeAsKnown() error {
-	if err := validateKnownName(v.Name); err != nil {
-		return err
-	}
-	return v.completeNICs()
-}
-
-func (v VM) completeNICs() error {
-	if err := v.validateNICs(); err != nil || !v.Unresolved() {
-		return err
-	}
-	v.Resolve = false
-	return v.validateNICs()
-}
-
 // ValidateName reports what keeps s from being the name of a VM.
 func ValidateName(s string) error {
-	if err := validateKnownName(s); err != nil {
+	if err := ValidateKnownName(s); err != nil {
 		return err
 	}
 	if i := strings.IndexFunc(s, invisible); i >= 0 {
@@ -305,9 +276,9 @@ func invisible(r rune) bool {
 	return unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }
 
-// validateKnownName is ValidateName for a guest that there is already: it is
+// ValidateKnownName is [ValidateName] for a guest that there is already: it is
 // adopted, and can be removed, also under a name that no new guest may have.
-func validateKnownName(s string) error {
+func ValidateKnownName(s string) error {
 	switch {
 	case s == "":
 		return fmt.Errorf("the VM has no name")
@@ -367,11 +338,3 @@ func (v VM) Prefixes() []netip.Prefix {
 
 // HostPrefix gives the /32 or /128 of an address.
 func HostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
-
-// pretty writes a host prefix as the address that people know.
-func pretty(p netip.Prefix) string {
-	if p.IsSingleIP() {
-		return p.Addr().String()
-	}
-	return p.String()
-}
