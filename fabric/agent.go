@@ -379,7 +379,7 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 		for _, prefix := range p.NIC.Prefixes() {
 			live := live && hops.of(prefix) == nil
 			if live && st[i] != down {
-				announce = append(announce, Route{prefix, st[i].behind(d.Standby).on(draining)})
+				announce = append(announce, Route{Prefix: prefix, Preference: st[i].behind(d.Standby).on(draining)})
 			} else if len(prev.VM.NICs) > 0 {
 				quiet = append(quiet, prefix)
 			}

@@ -13,31 +13,6 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// cluster gives a valid cluster of both families, for a test to spoil.
-func cluster() fabric.Cluster {
-	ip, prefix := netip.MustParseAddr, netip.MustParsePrefix
-	return fabric.Cluster{
-		Name:        "msk1",
-		ASN:         64512,
-		Communities: []fabric.Community{{A: 64512, B: 100}, {Large: true, A: 64512, B: 1, C: 100}},
-		Gateway:     fabric.Gateway{IPv4: ip("169.254.1.1"), IPv6: ip("fe80::1")},
-		Pools: []fabric.Pool{
-			{Name: "public4", Prefix: prefix("203.0.113.0/24"), Exclude: []netip.Prefix{prefix("203.0.113.0/32")}},
-			{Name: "public6", Prefix: prefix("2001:db8:100::/48"), Exclude: []netip.Prefix{prefix("2001:db8:100::/64")}},
-		},
-		Routed: []netip.Prefix{prefix("198.51.100.0/24"), prefix("2001:db8:200::/48")},
-		Reflectors: []fabric.RR{
-			{Name: "rr1", Address: ip("10.10.0.11")},
-			{Name: "rr2", Address: ip("fd00::12")},
-		},
-		Core: []fabric.Core{{Name: "core1", Address: ip("10.10.0.1")}, {Name: "core2", Address: ip("fd00::1")}},
-		Nodes: []fabric.Node{
-			{Name: "node1", Address: ip("10.10.0.21"), Address6: ip("fd00::21")},
-			{Name: "node2", Address: ip("10.10.0.22"), Address6: ip("fd00::22")},
-		},
-	}.WithDefaults()
-}
-
 func TestClusterIsValid(t *testing.T) {
 	both := cluster()
 	assert.Nil(t, both.Validate())

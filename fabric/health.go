@@ -143,7 +143,7 @@ func (a *Agent) CheckForwarding(ctx context.Context) ([]ForwardingFault, error) 
 		err    error
 	}{{"IPv4", hops.v4}, {"IPv6", hops.v6}} {
 		if hop.err != nil {
-			faults = append(faults, ForwardingFault{hop.family, oneLine(hop.err)})
+			faults = append(faults, ForwardingFault{Family: hop.family, Text: oneLine(hop.err)})
 		}
 	}
 	c, ok := a.dataplane.(ForwardingChecker)

@@ -3,9 +3,7 @@ package fabric_test
 import (
 	"cmp"
 	"context"
-	"net/netip"
 	"slices"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -147,14 +145,6 @@ func (n *node) actual() (ports map[string][]string, announced []string) {
 	return ports, announced
 }
 
-func texts(ps []netip.Prefix) []string {
-	all := []string{}
-	for _, p := range ps {
-		all = append(all, p.String())
-	}
-	return all
-}
-
 // as gives the lines of announcements as those of a preference.
 func as(preference string, lines []string) []string {
 	all := make([]string, len(lines))
@@ -162,26 +152,6 @@ func as(preference string, lines []string) []string {
 		all[i] = l + " " + preference
 	}
 	return all
-}
-
-// guest builds a guest. Each NIC is its addresses, routed prefixes and kind in
-// any order, as in "203.0.113.10 198.51.100.0/29 veth".
-func guest(name string, nics ...string) fabric.VM {
-	vm := fabric.VM{Name: name}
-	for _, words := range nics {
-		var nic fabric.NIC
-		for word := range strings.FieldsSeq(words) {
-			if kind, err := fabric.ParseKind(word); err == nil {
-				nic.Kind = kind
-			} else if strings.Contains(word, "/") {
-				nic.Routes = append(nic.Routes, netip.MustParsePrefix(word))
-			} else {
-				nic.Addresses = append(nic.Addresses, netip.MustParseAddr(word))
-			}
-		}
-		vm.NICs = append(vm.NICs, nic)
-	}
-	return vm
 }
 
 // from gives the guest as a source of that name knows it.

@@ -1,7 +1,6 @@
 package fabric_test
 
 import (
-	"net/netip"
 	"os"
 	"testing"
 	"testing/synctest"
@@ -13,8 +12,6 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/testenv/fake"
 )
-
-var prefix = netip.MustParsePrefix
 
 func TestAdoptTakesOverWhatIsThere(t *testing.T) {
 	n := fresh(t)

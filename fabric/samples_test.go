@@ -1,0 +1,14 @@
+package fabric_test
+
+import (
+	"net/netip"
+
+	"github.com/vmfabric/vmfabric/fabric/internal/samples"
+)
+
+var (
+	cluster = samples.Cluster
+	guest   = samples.Guest
+	texts   = samples.Texts
+	prefix  = netip.MustParsePrefix
+)
