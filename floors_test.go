@@ -38,6 +38,11 @@ func floor(path string, tools map[string]bool) int {
 	return 2
 }
 
+// core reports whether a package has the words of the fabric, or is the agent.
+func core(path string) bool {
+	return path == module+"/fabric" || path == module+"/fabric/agent" || strings.HasPrefix(path, module+"/fabric/agent/")
+}
+
 // TestNoImportRunsUpward holds the three floors, and that nothing needs cgo.
 func TestNoImportRunsUpward(t *testing.T) {
 	out, err := exec.Command("go", "list", "-json=ImportPath,Imports,CgoFiles", "./...").Output()
@@ -64,8 +69,14 @@ func TestNoImportRunsUpward(t *testing.T) {
 			if strings.HasPrefix(p.ImportPath, module+"/fabric/") || p.ImportPath == module+"/fabric" {
 				assert.False(t, strings.HasPrefix(i, module+"/testenv"), "%s imports %s", p.ImportPath, i)
 			}
-			if p.ImportPath == module+"/fabric" && !strings.HasPrefix(i, module+"/fabric/internal/") {
-				assert.NotContains(t, i, ".", "package fabric imports the standard library only, and parts of its own")
+			if core(p.ImportPath) && !core(i) && !strings.HasPrefix(i, module+"/fabric/internal/") {
+				assert.NotContains(t, i, ".", "%s imports the standard library only, and parts of its own", p.ImportPath)
+			}
+			if p.ImportPath == module+"/fabric" {
+				assert.NotEqual(t, module+"/fabric/agent", i)
+			}
+			if strings.HasPrefix(p.ImportPath, module+"/fabric/agent/internal/") {
+				assert.NotContains(t, []string{"context", "log", "log/slog", "net", "os", "sync"}, i, "%s decides by plain values", p.ImportPath)
 			}
 		}
 	}

@@ -9,6 +9,8 @@ import (
 var (
 	cluster = samples.Cluster
 	guest   = samples.Guest
+	web     = samples.Web
+	db      = samples.DB
 	texts   = samples.Texts
 	prefix  = netip.MustParsePrefix
 )

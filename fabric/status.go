@@ -40,7 +40,7 @@ type Status struct {
 	Role     string `json:"role,omitempty"` // "reflector"; empty: a node
 	Healthy  bool   `json:"healthy"`        // no problems
 	Draining bool   `json:"draining,omitempty"`
-	// DrainingSince is when [Agent.Drain] was asked for; zero: the node is not being drained.
+	// DrainingSince is when the drain was asked for; zero: the node is not being drained.
 	DrainingSince time.Time      `json:"draining_since,omitzero"`
 	Since         time.Time      `json:"since"` // start of the agent
 	Sessions      []Session      `json:"sessions"`

@@ -154,28 +154,3 @@ func TestNamesCanBeSeen(t *testing.T) {
 		assert.NoError(t, fabric.ValidateName(name), name)
 	}
 }
-
-// A guest that has run since such names were allowed keeps its network, also
-// where its state was lost, and can be detached.
-func TestUnseenNamesOfBefore(t *testing.T) {
-	const name = "web\u202e"
-	vm := guest(name, "203.0.113.10 2001:db8:100:1::10")
-	for _, kept := range []bool{true, false} {
-		t.Run(map[bool]string{true: "kept", false: "lost"}[kept], func(t *testing.T) {
-			n := fresh(t)
-			c := cluster()
-			require.NoError(t, n.dataplane.Put(t.Context(), vm.Ports(&c)[0]))
-			n.dataplane.SetCarrier(fabric.PortName(name, 0), true)
-			if kept {
-				require.NoError(t, n.store.Put(t.Context(), fabric.Desired{VM: vm, State: fabric.Live}))
-			}
-			n = n.again()
-			assert.Equal(t, map[string]fabric.State{fabric.PortName(name, 0): fabric.Live}, n.states())
-			_, announced := n.actual()
-			assert.Len(t, announced, 2)
-			require.ErrorIs(t, n.Apply(t.Context(), guest("other\u202e", "203.0.113.11"), fabric.Live), fabric.ErrRefused)
-			n.apply(fabric.VM{Name: name}, fabric.Absent)
-			n.holds()
-		})
-	}
-}

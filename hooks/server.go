@@ -15,9 +15,10 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent"
 )
 
-// Guests brings guests up and down. [fabric.Agent] says what each method
+// Guests brings guests up and down. [agent.Agent] says what each method
 // promises; all are idempotent and serve many requests at a time.
 type Guests interface {
 	Apply(ctx context.Context, vm fabric.VM, s fabric.State) error
@@ -27,7 +28,7 @@ type Guests interface {
 }
 
 // Hypervisors brings guests up and down of which a hook knows only the name
-// that the hypervisor has for them. [fabric.Agent] says what each promises.
+// that the hypervisor has for them. [agent.Agent] says what each promises.
 type Hypervisors interface {
 	Starting(ctx context.Context, source, name string) error
 	Ended(ctx context.Context, source, name string) error
@@ -47,7 +48,7 @@ type Node interface {
 	CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, error)
 }
 
-// Agent does what is asked over the socket: a [fabric.Agent].
+// Agent does what is asked over the socket: an [agent.Agent].
 type Agent interface {
 	Guests
 	Hypervisors
@@ -241,4 +242,4 @@ func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) 
 	return reply, err
 }
 
-var _ Agent = (*fabric.Agent)(nil)
+var _ Agent = (*agent.Agent)(nil)

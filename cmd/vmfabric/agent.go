@@ -15,6 +15,8 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/fabric/disk"
@@ -24,7 +26,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/nodes"
 	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/internal/trusted"
-	"golang.org/x/sync/errgroup"
+
+	"github.com/vmfabric/vmfabric/fabric/agent"
 )
 
 type agentFlags struct {
@@ -149,18 +152,18 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		err = errors.Join(err, group.Wait())
 	}()
 	sources := f.sources(dataplane, log)
-	options := []fabric.Option{
-		fabric.WithLogger(log), fabric.WithBoot(kernel.BootID()), fabric.WithObservers(extensions.observers...),
-		fabric.WithNodes(nodes.New(nodes.Config{Cluster: cluster, Node: node, Logger: log})),
+	options := []agent.Option{
+		agent.WithLogger(log), agent.WithBoot(kernel.BootID()), agent.WithObservers(extensions.observers...),
+		agent.WithNodes(nodes.New(nodes.Config{Cluster: cluster, Node: node, Logger: log})),
 	}
 	if extensions.resolver != nil {
-		options = append(options, fabric.WithResolver(extensions.resolver))
+		options = append(options, agent.WithResolver(extensions.resolver))
 	}
 	for _, s := range sources {
 		group.Go(func() error { return s.Run(ctx) })
-		options = append(options, fabric.WithSources(s))
+		options = append(options, agent.WithSources(s))
 	}
-	agent, err := fabric.New(fabric.Config{
+	agent, err := agent.New(agent.Config{
 		Cluster: cluster, Node: node.Name, Dataplane: dataplane, Speaker: speaker, Store: store,
 	}, options...)
 	if err == nil {

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/fabric/disk"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
@@ -34,19 +35,19 @@ func main() {
 	defer speaker.Close()
 	store := must(disk.Open(*state))
 	defer store.Close()
-	agent := must(fabric.New(fabric.Config{Cluster: cluster, Node: *name, Dataplane: ports, Speaker: speaker, Store: store}))
+	a := must(agent.New(agent.Config{Cluster: cluster, Node: *name, Dataplane: ports, Speaker: speaker, Store: store}))
 
-	must(0, agent.Adopt(ctx))  // what an earlier run left is taken over
+	must(0, a.Adopt(ctx))      // what an earlier run left is taken over
 	must(0, speaker.Open(ctx)) // only now: the reflectors hear the whole truth at once
 
 	web := fabric.VM{Name: "web", NICs: []fabric.NIC{{Addresses: []netip.Addr{
 		netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10"),
 	}}}}
-	must(0, agent.Apply(ctx, web, fabric.Live))
+	must(0, a.Apply(ctx, web, fabric.Live))
 	log.Println("web is live on web_net0")
-	must(0, agent.Run(ctx)) // repairs what breaks, until a signal comes
+	must(0, a.Run(ctx)) // repairs what breaks, until a signal comes
 
-	must(0, agent.Apply(context.Background(), web, fabric.Absent))
+	must(0, a.Apply(context.Background(), web, fabric.Absent))
 	log.Println("web is gone")
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent"
 	"github.com/vmfabric/vmfabric/fabric/libvirt/domxml"
 	"github.com/vmfabric/vmfabric/hooks"
 	lab "github.com/vmfabric/vmfabric/testenv/fake"
@@ -307,7 +308,7 @@ func TestResolveRefused(t *testing.T) {
 				Nodes:      []fabric.Node{{Name: "node1", Address: netip.MustParseAddr("10.10.0.21")}},
 			}
 			var j lab.Journal
-			agent, err := fabric.New(fabric.Config{Cluster: cluster, Node: "node1", Dataplane: lab.NewDataplane(&j), Speaker: lab.NewSpeaker(&j), Store: lab.NewStore(&j)})
+			agent, err := agent.New(agent.Config{Cluster: cluster, Node: "node1", Dataplane: lab.NewDataplane(&j), Speaker: lab.NewSpeaker(&j), Store: lab.NewStore(&j)})
 			require.NoError(t, err)
 			status, said := run(t, serve(t, agent), op, emptied(t, "started.xml"))
 			assert.Equal(t, refusal(op), status)

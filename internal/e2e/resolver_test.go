@@ -13,7 +13,9 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
 	"github.com/vmfabric/vmfabric/fabric"
+	fabricagent "github.com/vmfabric/vmfabric/fabric/agent"
 	"github.com/vmfabric/vmfabric/fabric/disk"
 	"github.com/vmfabric/vmfabric/fabric/libvirt"
 	"github.com/vmfabric/vmfabric/hooks"
@@ -71,7 +73,7 @@ func (i *inventory) events() []string {
 // library is an agent in this process, for libvirt's hook and with libvirt's
 // news. Its links and routes are not the node's: libvirt makes the taps.
 type library struct {
-	*fabric.Agent
+	*fabricagent.Agent
 	dataplane *fake.Dataplane
 	stop      func()
 }
@@ -83,9 +85,9 @@ func embed(t *testing.T, s *system, lv *testenv.Libvirt, links *fake.Dataplane, 
 	store, err := disk.Open(dir)
 	require.NoError(t, err)
 	source := libvirt.New(libvirt.Config{Socket: lv.Socket()})
-	agent, err := fabric.New(
-		fabric.Config{Cluster: s.cluster, Node: "node1", Dataplane: links, Speaker: fake.NewSpeaker(nil), Store: store},
-		fabric.WithSources(source), fabric.WithResolver(inv), fabric.WithObservers(inv),
+	agent, err := fabricagent.New(
+		fabricagent.Config{Cluster: s.cluster, Node: "node1", Dataplane: links, Speaker: fake.NewSpeaker(nil), Store: store},
+		fabricagent.WithSources(source), fabricagent.WithResolver(inv), fabricagent.WithObservers(inv),
 	)
 	require.NoError(t, err)
 	require.NoError(t, agent.Adopt(t.Context()))

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent"
 )
 
 // How long a hook waits for an agent before a guest runs, and after.
@@ -28,7 +29,7 @@ func (g *guest) carrier(n *node, up bool) {
 }
 
 func (n *node) apply(g *guest, s fabric.State, wait time.Duration) error {
-	return n.hook(wait, func(ctx context.Context, a *fabric.Agent) error { return a.Apply(ctx, g.vm, s) })
+	return n.hook(wait, func(ctx context.Context, a *agent.Agent) error { return a.Apply(ctx, g.vm, s) })
 }
 
 // start runs the hooks and the events of virsh start. It reports whether the
@@ -59,7 +60,7 @@ func (g *guest) start(n *node, d delays) bool {
 		g.at, g.paused, g.settled, g.moved, g.refused, g.started = n, false, false, false, "", time.Now()
 	})
 	d.sleep(0, 5*time.Millisecond)
-	err := n.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Started(ctx, g.vm) })
+	err := n.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Started(ctx, g.vm) })
 	n.tell(g, fabric.Live)
 	if n.on() {
 		g.set(func(g *guest) { g.settled = err == nil })
@@ -83,7 +84,7 @@ func (g *guest) release(n *node, d delays) {
 		return
 	}
 	d.sleep(0, 20*time.Millisecond)
-	_ = n.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Withdraw(ctx, g.vm.Name) })
+	_ = n.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Withdraw(ctx, g.vm.Name) })
 	d.sleep(0, 20*time.Millisecond)
 	_ = n.apply(g, fabric.Absent, waitAfter)
 	n.tell(g, fabric.Absent)
@@ -96,7 +97,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	if from == nil || from == to || !to.on() {
 		return
 	}
-	_ = to.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Expect(ctx, g.vm.Name) })
+	_ = to.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Expect(ctx, g.vm.Name) })
 	if err := to.apply(g, fabric.Wired, waitBefore); err != nil {
 		g.refuse(err)
 		g.release(to, d)
@@ -113,7 +114,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 		g.mu.Unlock()
 	}()
 	to.tell(g, fabric.Wired)
-	_ = to.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Started(ctx, g.vm) })
+	_ = to.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Started(ctx, g.vm) })
 	undo := func() {
 		g.carrier(to, false)
 		g.release(to, d)

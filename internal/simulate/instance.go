@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent"
 )
 
 // instance reports whether the guest is one of LXD.
@@ -42,7 +43,7 @@ func (g *guest) boot(n *node, d delays) bool {
 	if l := n.alive(); l != nil {
 		l.sources["lxd"].Know(g.vm.Name, g.vm)
 	}
-	if err := n.hook(waitBefore, func(ctx context.Context, a *fabric.Agent) error { return a.Starting(ctx, "lxd", g.vm.Name) }); err != nil {
+	if err := n.hook(waitBefore, func(ctx context.Context, a *agent.Agent) error { return a.Starting(ctx, "lxd", g.vm.Name) }); err != nil {
 		g.refuse(err)
 		g.unplug(n, d)
 		return false
@@ -83,7 +84,7 @@ func (g *guest) unplug(n *node, d delays) {
 	}
 	k.RemoveLink(g.port())
 	d.sleep(0, 50*time.Millisecond)
-	_ = n.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Ended(ctx, "lxd", g.vm.Name) })
+	_ = n.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Ended(ctx, "lxd", g.vm.Name) })
 	n.tell(g, fabric.Absent)
 }
 

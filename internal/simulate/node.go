@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent"
 	"github.com/vmfabric/vmfabric/testenv/fake"
 )
 
@@ -36,7 +37,7 @@ type node struct {
 
 // life is an agent from its start to its end.
 type life struct {
-	agent   *fabric.Agent
+	agent   *agent.Agent
 	sources map[string]*fake.Source // by the origin of their guests
 	speaker *speaker
 	since   time.Time
@@ -171,10 +172,10 @@ func (n *node) begin() {
 	}
 	l := &life{mortal: &mortal{node: n, rnd: rand.New(rand.NewPCG(uint64(time.Since(n.world.began)), n.world.seed))}, since: time.Now(), sources: map[string]*fake.Source{"libvirt": fake.NewSource("libvirt"), "lxd": fake.NewRestarter("lxd")}, speaker: newSpeaker(n.self.Name, n.world.routers), ended: make(chan struct{})}
 	n.world.runningOn(n, l)
-	agent, err := fabric.New(fabric.Config{
+	agent, err := agent.New(agent.Config{
 		Cluster: n.world.cluster, Node: n.self.Name,
 		Dataplane: ports{n.kernel, l.mortal}, Speaker: l.speaker, Store: disk{n.store, l.mortal},
-	}, fabric.WithSources(l.sources["libvirt"], l.sources["lxd"]), fabric.WithNodes(wire{n.end, l.mortal, n.world.delay}), fabric.WithBoot(fmt.Sprint("boot ", n.boot)))
+	}, agent.WithSources(l.sources["libvirt"], l.sources["lxd"]), agent.WithNodes(wire{n.end, l.mortal, n.world.delay}), agent.WithBoot(fmt.Sprint("boot ", n.boot)))
 	if err != nil {
 		n.world.fail("node %s: %v", n.self.Name, err)
 		return
@@ -352,7 +353,7 @@ func (n *node) deafen(d time.Duration) {
 
 // hook asks the node's agent as a hook does: it waits for one that is being
 // restarted, and for its answer, in bounds.
-func (n *node) hook(wait time.Duration, ask func(ctx context.Context, a *fabric.Agent) error) error {
+func (n *node) hook(wait time.Duration, ask func(ctx context.Context, a *agent.Agent) error) error {
 	end := time.Now().Add(wait)
 	for {
 		if l := n.alive(); l != nil {

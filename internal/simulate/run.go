@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent"
 )
 
 // Run runs a history, and tells what was not right: a line each, with the time.
@@ -30,7 +30,7 @@ func Run(seed uint64, h History) []string {
 	}
 	steps.Wait()
 	for _, n := range w.nodes {
-		if err := n.hook(time.Minute, func(ctx context.Context, a *fabric.Agent) error { return a.Undrain(ctx) }); err != nil {
+		if err := n.hook(time.Minute, func(ctx context.Context, a *agent.Agent) error { return a.Undrain(ctx) }); err != nil {
 			w.fail("%s: undrain: %v", n.self.Name, err)
 		}
 	}
@@ -100,9 +100,9 @@ func (w *world) do(s Step) {
 			return
 		}
 		defer n.drain.Unlock()
-		_ = n.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Drain(ctx) })
+		_ = n.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Drain(ctx) })
 		time.Sleep(s.For)
-		_ = n.hook(waitAfter, func(ctx context.Context, a *fabric.Agent) error { return a.Undrain(ctx) })
+		_ = n.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Undrain(ctx) })
 	}
 }
 

@@ -61,3 +61,11 @@ func Texts(ps []netip.Prefix) []string {
 	}
 	return all
 }
+
+// Web has two NICs, both families and a routed prefix.
+func Web() fabric.VM {
+	return Guest("web", "203.0.113.10 2001:db8:100:1::10 198.51.100.0/29", "203.0.113.11 2001:db8:200:8::/64 2001:db8:100:1::11 veth")
+}
+
+// DB has one address.
+func DB() fabric.VM { return Guest("db", "203.0.113.20") }

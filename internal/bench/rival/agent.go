@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/fabric/disk"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
@@ -63,9 +64,9 @@ func serve(config, nodeName, state, socket string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, speaker.Close()) }()
-	agent, err := fabric.New(fabric.Config{
+	agent, err := agent.New(agent.Config{
 		Cluster: cluster, Node: node.Name, Dataplane: deaf{dataplane}, Speaker: speaker, Store: store,
-	}, fabric.WithLogger(log), fabric.WithBoot(kernel.BootID()))
+	}, agent.WithLogger(log), agent.WithBoot(kernel.BootID()))
 	if err != nil {
 		return err
 	}

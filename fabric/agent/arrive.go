@@ -1,0 +1,169 @@
+package agent
+
+import (
+	"context"
+	"maps"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// awaitedBy takes up what a node answered that was told of an arrival.
+func (a *Agent) awaitedBy(vm, node string, answer fabric.Answer) {
+	if !answer.Held {
+		return
+	}
+	a.inherit(vm, answer)
+	a.mu.Lock()
+	if g := a.guests[vm]; g != nil {
+		g.heard = max(g.heard, answer.Generation)
+		g.from = node
+	}
+	a.mu.Unlock()
+	a.moves.at(vm, func(m *fabric.Move, _ time.Time) { m.From = node })
+}
+
+// ready notes that the ports of an arriving guest take packets for it, and has
+// the other nodes told.
+func (a *Agent) ready(d fabric.Desired) {
+	a.mu.Lock()
+	g := a.guests[d.VM.Name]
+	news := !g.ready
+	g.ready = true
+	a.mu.Unlock()
+	if news {
+		a.moves.arrive(d.VM, a.node, func(m *fabric.Move, now time.Time) { m.PortReady = now })
+	}
+	a.couriers.hurry()
+}
+
+// heardAt takes up that a frame came out of a port whose guest was to arrive, or
+// was started: it runs here, whatever its hypervisor has said.
+func (a *Agent) heardAt(ctx context.Context, port string) {
+	a.mu.Lock()
+	name, _ := a.reserved.PortHolder(port)
+	g := a.guests[name]
+	arriving := g != nil && g.want.State == fabric.Wired && g.want.Incoming
+	var vm fabric.VM
+	if arriving {
+		vm = g.want.VM
+	}
+	a.mu.Unlock()
+	switch {
+	case arriving:
+		a.run(ctx, vm, time.Now(), "frame")
+	case g != nil:
+		a.answers(ctx, name, port)
+	}
+}
+
+// answers takes up that a guest which was started was heard: traffic comes here
+// from now on.
+func (a *Agent) answers(ctx context.Context, vm, port string) {
+	defer a.guestLocks.lock(vm)()
+	a.mu.Lock()
+	g := a.guests[vm]
+	if g == nil || g.want.State != fabric.Live {
+		a.mu.Unlock()
+		return
+	}
+	st, news := maps.Clone(g.stand), false
+	g.restart.heard = true
+	for n := range g.want.VM.NICs {
+		if fabric.PortName(vm, n) != port || st[n] != arriving {
+			continue
+		}
+		news = true
+		if delete(st, n); a.fresh(g, time.Now()) {
+			st[n] = arrived
+		}
+	}
+	a.mu.Unlock()
+	if !news {
+		return
+	}
+	if err := a.redo(ctx, vm, st); err != nil {
+		a.log.Warn("guest not as wanted yet", "vm", vm, "err", err)
+		a.poke()
+	}
+}
+
+// run brings an arriving guest live; by is who says that it runs.
+func (a *Agent) run(ctx context.Context, vm fabric.VM, asOf time.Time, by string) {
+	a.moves.at(vm.Name, func(m *fabric.Move, now time.Time) {
+		if m.Running.IsZero() {
+			m.Running, m.RunningBy = now, by
+		}
+	})
+	if err := a.bring(ctx, vm, request{asOf: asOf, settle: func(fabric.Desired, bool, bool) (fabric.State, bool) { return fabric.Live, false }}); err != nil {
+		a.log.Warn("guest not as wanted yet", "vm", vm.Name, "err", err)
+	}
+}
+
+// arrived has the node that a guest came from told that it runs here.
+func (a *Agent) hasArrived(d fabric.Desired) {
+	if a.nodes == nil {
+		return
+	}
+	a.mu.Lock()
+	g := a.guests[d.VM.Name]
+	to := a.nodes.Names()
+	if g != nil && g.from != "" {
+		to = []string{g.from}
+	}
+	a.mu.Unlock()
+	a.couriers.send(a.notice(fabric.Arrived, d), to...)
+}
+
+// cancel has the others told that a guest does not arrive.
+func (a *Agent) cancel(d fabric.Desired) {
+	if a.nodes == nil || !d.Incoming {
+		return
+	}
+	a.mu.Lock()
+	if g := a.guests[d.VM.Name]; g != nil {
+		g.ready = false // nothing is told of its arrival after this
+	}
+	a.mu.Unlock()
+	a.moves.end(d.VM.Name, "it did not arrive here")
+	a.couriers.send(a.notice(fabric.Cancelled, d), a.nodes.Names()...)
+}
+
+// portsOf lists the ports of a guest as they are to be.
+func (a *Agent) portsOf(d fabric.Desired) []fabric.Port {
+	ports := d.VM.Ports(&a.cluster)
+	a.mu.Lock()
+	came := d.Incoming
+	if g := a.guests[d.VM.Name]; g != nil {
+		came = came || g.came
+	}
+	a.mu.Unlock()
+	for i := range ports {
+		ports[i].Listen = a.restarts[d.VM.Origin]
+		ports[i].Incoming = d.Incoming && d.State == fabric.Wired
+		if came {
+			ports[i].Queue = a.cluster.Moves.Queue()
+		}
+	}
+	return ports
+}
+
+// tellMoved notes that a guest which arrived is announced, and has the others told.
+func (a *Agent) tellMoved(d fabric.Desired) {
+	a.mu.Lock()
+	came := a.guests[d.VM.Name].came && d.State == fabric.Live
+	a.mu.Unlock()
+	if !came {
+		a.restarted(d.VM.Name)
+		return
+	}
+	first := false
+	a.moves.at(d.VM.Name, func(m *fabric.Move, now time.Time) {
+		if m.Announced.IsZero() {
+			m.Announced, first = now, true
+		}
+	})
+	if first {
+		a.hasArrived(d)
+	}
+}

@@ -1,0 +1,31 @@
+package agent
+
+import (
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/ownership"
+)
+
+// claimOfNotice gives what a node says of a guest that it has.
+func claimOfNotice(n fabric.Notice, node string) ownership.Claim {
+	return ownership.Claim{Identity: string(n.Identity), Acquired: n.Acquired, Epoch: n.Generation, Node: node}
+}
+
+// claimOfAnswer gives what a node answered of a guest that it has.
+func claimOfAnswer(answer fabric.Answer, node string) ownership.Claim {
+	return ownership.Claim{Identity: string(answer.Identity), Acquired: answer.Acquired, Epoch: answer.Generation, Node: node}
+}
+
+// claimOf gives what this node says of a guest.
+func claimOf(d fabric.Desired, node string) ownership.Claim {
+	return ownership.Claim{
+		Identity: string(d.VM.Identity()), Acquired: d.Acquired, Epoch: d.Generation, Node: node, Manual: d.VM.Origin == "",
+	}
+}
+
+// naming says which guest an answer is about, to those who understand it.
+func naming(answer fabric.Answer, n fabric.Notice, d fabric.Desired) fabric.Answer {
+	if n.Identity != "" {
+		answer.VM, answer.Identity, answer.Acquired = d.VM.Name, d.VM.Identity(), d.Acquired
+	}
+	return answer
+}

@@ -1,0 +1,287 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+const (
+	tellEvery  = time.Second      // what is not settled yet is told again
+	tellRetry  = 2 * time.Second  // after a node did not answer
+	errandTime = 30 * time.Second // for a notice that is told once; claims are told for ever
+)
+
+// WithNodes lets the agent talk to those of the cluster's other nodes. Without,
+// it moves no traffic to where a guest goes, and does not know who else has one.
+func WithNodes(n fabric.Nodes) Option { return func(a *Agent) { a.nodes = n } }
+
+// couriers carry notices to the other nodes, one for each: a node that does not
+// answer holds up what is for it alone.
+type couriers struct {
+	mu    sync.Mutex
+	wakes map[string]chan struct{}
+	bags  map[string][]errand
+}
+
+// errand is a notice that is told to one node, once.
+type errand struct {
+	fabric.Notice
+	until time.Time
+}
+
+// stands reports whether what was due still is.
+func (a *Agent) stands(d due) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	g := a.guests[d.notice.VM]
+	return g != nil && g.unsettled() && (d.notice.Kind != fabric.Arriving || g.ready)
+}
+
+// due is what is to be told again and again, and what is done with the answer.
+type due struct {
+	notice fabric.Notice
+	heard  func(fabric.Answer)
+}
+
+// serve answers the other nodes, and carries what they are to be told, until ctx ends.
+func (a *Agent) serve(ctx context.Context) {
+	if a.nodes == nil {
+		return
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { a.reconsider(ctx) })
+	wg.Go(func() {
+		if err := a.nodes.Serve(ctx, a.noticed); err != nil {
+			a.ail("nodes", err)
+		}
+	})
+	look := time.NewTicker(tellEvery)
+	defer look.Stop()
+	for {
+		for _, node := range a.nodes.Names() {
+			if wake, fresh := a.couriers.hire(node); fresh {
+				wg.Go(func() { a.carry(ctx, node, wake) })
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
+	}
+}
+
+// hire gives what wakes a node's courier; fresh is true of one that is new.
+func (c *couriers) hire(node string) (wake chan struct{}, fresh bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if wake = c.wakes[node]; wake != nil {
+		return wake, false
+	}
+	if c.wakes == nil {
+		c.wakes, c.bags = map[string]chan struct{}{}, map[string][]errand{}
+	}
+	wake = make(chan struct{}, 1)
+	wake <- struct{}{}
+	c.wakes[node] = wake
+	return wake, true
+}
+
+// hurry has everybody look for what is to be told.
+func (c *couriers) hurry() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, wake := range c.wakes {
+		rouse(wake)
+	}
+}
+
+// send has a notice told to nodes.
+func (c *couriers) send(n fabric.Notice, nodes ...string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, node := range nodes {
+		if wake := c.wakes[node]; wake != nil {
+			c.bags[node] = append(c.bags[node], errand{n, time.Now().Add(errandTime)})
+			rouse(wake)
+		}
+	}
+}
+
+// next gives the errand that is to be run first.
+func (c *couriers) next(node string) (fabric.Notice, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.bags[node] = slices.DeleteFunc(c.bags[node], func(e errand) bool { return time.Now().After(e.until) })
+	if len(c.bags[node]) == 0 {
+		return fabric.Notice{}, false
+	}
+	return c.bags[node][0].Notice, true
+}
+
+// ran takes the first errand away.
+func (c *couriers) ran(node string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.bags[node]) > 0 {
+		c.bags[node] = c.bags[node][1:]
+	}
+}
+
+// carry tells a node what it is to be told.
+func (a *Agent) carry(ctx context.Context, node string, wake <-chan struct{}) {
+	for ctx.Err() == nil {
+		wait, answers := a.round(ctx, node)
+		news := wake
+		if !answers {
+			news = nil // there is always some, and it would be called for each
+		}
+		again := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-news:
+		case <-again.C:
+		}
+		again.Stop()
+	}
+}
+
+// round tells a node everything that is due, and gives how long to wait before
+// the next round if there is no news; and whether the node answers.
+func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, answers bool) {
+	for {
+		n, some := a.couriers.next(node)
+		if !some {
+			break
+		}
+		if _, err := a.tellNode(ctx, node, n); err != nil {
+			return tellRetry, false
+		}
+		a.couriers.ran(node)
+	}
+	lasting := a.lasting(node)
+	for _, d := range lasting {
+		if !a.stands(d) {
+			continue
+		}
+		answer, err := a.tellNode(ctx, node, d.notice)
+		if err != nil {
+			return tellRetry, false
+		}
+		d.heard(answer)
+	}
+	if len(a.lasting(node)) > 0 {
+		return tellEvery, true
+	}
+	return passEvery, true
+}
+
+// tellNode tells a node something.
+func (a *Agent) tellNode(ctx context.Context, node string, n fabric.Notice) (fabric.Answer, error) {
+	answer, err := a.nodes.Ask(ctx, node, n)
+	if err != nil {
+		a.log.Debug("not told", "node", node, "notice", string(n.Kind), "vm", n.VM, "err", err)
+		a.unanswered(node)
+		return answer, err
+	}
+	a.meet(fabric.Node{Name: node})
+	return a.believable(node, n.VM, answer), nil
+}
+
+// meet notes that a node has an agent, which can be reached, or reaches this one.
+func (a *Agent) meet(node fabric.Node) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.met[node.Name] = true
+	a.peers.heard(node)
+}
+
+// lasting lists what a node is told until it is not so any more: that guests
+// arrive, and who has them.
+func (a *Agent) lasting(node string) (all []due) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, name := range sortedKeys(a.unsettled) {
+		g := a.guests[name]
+		if g == nil || !g.unsettled() {
+			delete(a.unsettled, name)
+			continue
+		}
+		switch d := g.want; {
+		case d.State == fabric.Wired && d.Incoming && g.ready:
+			all = append(all, due{a.notice(fabric.Arriving, d), func(answer fabric.Answer) { a.awaitedBy(name, node, answer) }})
+		case owned(d) && (slices.Contains(d.Unreleased, node) || g.contested == node):
+			all = append(all, due{a.notice(fabric.Claimed, d), func(answer fabric.Answer) { a.claimAnswered(name, node, d.Generation, answer) }})
+		case d.State == fabric.Live && d.Lost == node: // perhaps it has let go
+			all = append(all, due{a.notice(fabric.Claimed, d), func(answer fabric.Answer) { a.regain(name, node, answer) }})
+		}
+	}
+	return all
+}
+
+// unsettled reports whether other nodes are still to be told something of the guest.
+func (g *guest) unsettled() bool {
+	d := g.want
+	return d.State == fabric.Wired && d.Incoming || d.State == fabric.Live && (d.Lost != "" || len(d.Unreleased) > 0 || len(g.competing) > 0)
+}
+
+func (a *Agent) notice(kind fabric.NoticeKind, d fabric.Desired) fabric.Notice {
+	return fabric.Notice{
+		Kind: kind, VM: d.VM.Name, UUID: d.VM.UUID, Prefixes: d.VM.Prefixes(), Generation: d.Generation,
+		Identity: d.VM.Identity(), Acquired: d.Acquired,
+	}
+}
+
+// noticed answers another node.
+func (a *Agent) noticed(ctx context.Context, from fabric.Node, n fabric.Notice) fabric.Answer {
+	a.meet(from)
+	a.log.Debug("told", "node", from.Name, "notice", string(n.Kind), "vm", n.VM, "generation", n.Generation)
+	n.Generation = a.plausible(from.Name, n.VM, n.Generation)
+	another := a.isAnother(n)
+	switch {
+	case n.Kind == fabric.Acquiring:
+		return a.holder(n)
+	case n.Kind == fabric.Claimed:
+		return a.claimed(ctx, from, n)
+	case n.Kind == fabric.Released:
+		if !another {
+			a.released(n.VM, from.Name, n.Move)
+		}
+		a.letGo(from.Name, n)
+	case another: // a guest of the same name that is not this one is on its way
+	case n.Kind == fabric.Arriving:
+		return a.identified(n, a.leaves(ctx, from, n))
+	case n.Kind == fabric.Arrived:
+		return a.identified(n, a.left(ctx, from, n))
+	case n.Kind == fabric.Cancelled:
+		a.stays(ctx, from, n)
+	}
+	return fabric.Answer{}
+}
+
+// concerned lists the guests here that have any of the prefixes.
+func (a *Agent) concerned(ps []netip.Prefix) []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var vms []string
+	for _, p := range ps {
+		if vm, taken := a.reserved.Holder(p); taken && !slices.Contains(vms, vm) {
+			vms = append(vms, vm)
+		}
+	}
+	return vms
+}
+
+// rouse makes a wake-up that is taken once, whenever.
+func rouse(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,405 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+const (
+	// lingers is how long packets for a guest that has left are sent on: until
+	// the routers know, with a margin for slow ones.
+	lingers = 5 * time.Second
+	// recordFor is how long what goes into a port is kept after the last word of
+	// the node that the guest is to go to.
+	recordFor = time.Minute
+)
+
+// departure is the move of a guest from this node to another, as far as it has
+// come. Agent.mu guards it.
+type departure struct {
+	to       fabric.Node // zero: nobody has said
+	heard    time.Time   // when it last said so
+	recorded bool        // what goes into the ports is kept
+	diverted bool
+	since    time.Time // when it was
+	// failed is the node where it did not arrive, and since when that is known
+	// here: the node itself says for a moment that it does.
+	failed   string
+	failedAt time.Time
+}
+
+// elsewhere reports whether the guest's packets go to another node than that: no
+// word of a third one changes where.
+func (d departure) elsewhere(to fabric.Node) bool { return d.diverted && d.to.Name != to.Name }
+
+// leaves takes up that a guest is about to arrive at another node.
+func (a *Agent) leaves(ctx context.Context, to fabric.Node, n fabric.Notice) (answer fabric.Answer) {
+	for _, vm := range a.concerned(n.Prefixes) {
+		unlock := a.guestLocks.lock(vm)
+		a.mu.Lock()
+		g := a.guests[vm]
+		if g == nil || !owned(g.want) || vm != n.VM {
+			a.mu.Unlock()
+			unlock()
+			continue
+		}
+		d := g.want
+		if g.departure.elsewhere(to) {
+			a.mu.Unlock()
+			unlock()
+			answer.Held, answer.Generation = true, max(answer.Generation, d.Generation)
+			continue
+		}
+		late := g.departure.failed == to.Name && time.Since(g.departure.failedAt) < errandTime
+		news := g.departure.to.Name != to.Name && !late
+		g.departure.to, g.departure.heard = to, time.Now()
+		record := !g.departure.recorded
+		a.mu.Unlock()
+		answer.Held, answer.Generation = true, max(answer.Generation, d.Generation)
+		if record {
+			a.record(ctx, vm, true)
+		}
+		if news {
+			a.log.Info("guest is to move", "vm", vm, "node", to.Name)
+			a.moves.leave(d.VM, a.node, to.Name)
+			a.poke() // it is announced after the other node's from now on
+		}
+		if d.Leaving {
+			a.depart(ctx, vm, to)
+		}
+		unlock()
+	}
+	return answer
+}
+
+// left takes up that a guest runs on another node.
+func (a *Agent) left(ctx context.Context, to fabric.Node, n fabric.Notice) (answer fabric.Answer) {
+	for _, vm := range a.concerned(n.Prefixes) {
+		unlock := a.guestLocks.lock(vm)
+		a.mu.Lock()
+		g := a.guests[vm]
+		here := g != nil && announced(g.want) && g.has && g.want.VM.Origin != "" && vm == n.VM && n.Generation > g.want.Generation && !g.departure.elsewhere(to) && g.believes(time.Now())
+		if here {
+			answer.Held, answer.Generation = true, max(answer.Generation, g.want.Generation)
+		}
+		a.mu.Unlock()
+		if here {
+			a.depart(ctx, vm, to) // for a moment, if its hypervisor does not say that it stopped
+		}
+		unlock()
+	}
+	return answer
+}
+
+// stays takes up that a guest does not arrive at another node after all.
+func (a *Agent) stays(ctx context.Context, at fabric.Node, n fabric.Notice) {
+	for _, vm := range a.concerned(n.Prefixes) {
+		unlock := a.guestLocks.lock(vm)
+		a.mu.Lock()
+		g := a.guests[vm]
+		concerned := g != nil && g.departure.to.Name == at.Name
+		if g != nil && g.departure.failed == at.Name {
+			g.departure.failed = "" // what it says from now on is of another attempt
+		}
+		a.mu.Unlock()
+		if concerned {
+			a.remain(ctx, vm, "cancelled: it did not arrive at "+at.Name)
+		}
+		unlock()
+	}
+}
+
+// stopped takes up that the hypervisor stopped a guest that is about to run
+// elsewhere, as of a time. Nothing comes before sending its packets on.
+func (a *Agent) stopped(ctx context.Context, vm string, asOf time.Time) {
+	defer a.guestLocks.lock(vm)()
+	if a.outdated(vm, asOf) {
+		return
+	}
+	a.mu.Lock()
+	g := a.guests[vm]
+	if g == nil || g.want.State != fabric.Live {
+		a.mu.Unlock()
+		return
+	}
+	g.want.Leaving = true
+	a.handled[vm] = asOf
+	to := g.departure.to
+	a.mu.Unlock()
+	a.diverted.confirm(vm)
+	a.moves.at(vm, func(m *fabric.Move, now time.Time) { m.Stopped = now })
+	if to.Name == "" {
+		a.log.Warn("guest stopped to run elsewhere, and no agent says where; its packets wait here", "vm", vm)
+		return
+	}
+	a.depart(ctx, vm, to)
+}
+
+// depart sends what comes for a guest to another node. The guest's lock is held.
+func (a *Agent) depart(ctx context.Context, vm string, to fabric.Node) {
+	a.mu.Lock()
+	g := a.guests[vm]
+	if g == nil || a.mover == nil || g.departure.diverted && g.departure.to.Name == to.Name {
+		a.mu.Unlock()
+		return
+	}
+	g.departure.to, g.departure.diverted, g.departure.since = to, true, time.Now()
+	d, since := g.want, g.departure.since
+	a.mu.Unlock()
+	a.diverted.begin(fabric.DiversionStatus{VM: vm, Node: to.Name, Prefixes: d.VM.Prefixes(), Since: since, Confirmed: d.Leaving})
+	if !d.Leaving {
+		time.AfterFunc(unconfirmedFor, a.poke)
+	}
+	done, err := a.mover.Divert(ctx, d.VM.Ports(&a.cluster), to)
+	if err != nil {
+		a.log.Warn("packets not all sent on", "vm", vm, "node", to.Name, "err", err)
+	}
+	a.moves.leave(d.VM, a.node, to.Name)
+	a.moves.at(vm, func(m *fabric.Move, _ time.Time) {
+		m.Diverted, m.Resent, m.ResentAt = done.At, m.Resent+done.Resent, done.Done
+	})
+	a.log.Info("packets go on", "vm", vm, "node", to.Name, "resent", done.Resent)
+}
+
+// remain puts a guest that was to leave back as it was; outcome is why. The
+// guest's lock is held.
+func (a *Agent) remain(ctx context.Context, vm, outcome string) {
+	a.mu.Lock()
+	g := a.guests[vm]
+	if g == nil {
+		a.mu.Unlock()
+		return
+	}
+	was, d := g.departure, g.want
+	g.departure = departure{}
+	g.want.Leaving = false
+	a.mu.Unlock()
+	if was.diverted {
+		a.back(ctx, d.VM.Prefixes(), outcome)
+	}
+	if was.recorded {
+		a.record(ctx, vm, false)
+	}
+	if was.to.Name != "" || d.Leaving {
+		a.moves.end(vm, outcome)
+		a.log.Info("guest does not move", "vm", vm, "why", outcome)
+		a.poke()
+	}
+}
+
+// resumed takes up that a guest which was stopped to run elsewhere goes on here.
+// Its route is first. Then, whoever began to announce it is to stop.
+func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
+	defer a.guestLocks.lock(vm)()
+	if a.outdated(vm, asOf) {
+		return
+	}
+	a.mu.Lock()
+	a.handled[vm] = asOf
+	g := a.guests[vm]
+	var rivalled bool
+	var to string
+	if g != nil {
+		to = g.departure.to.Name
+		rivalled = g.heard > g.want.Generation
+		if rivalled {
+			g.has = false // it is claimed anew
+		}
+	}
+	a.mu.Unlock()
+	a.remain(ctx, vm, "it went on here")
+	a.mu.Lock()
+	if g = a.guests[vm]; g != nil {
+		g.departure.failed, g.departure.failedAt = to, time.Now()
+	}
+	a.mu.Unlock()
+	if rivalled {
+		if err := a.redo(ctx, vm, nil); err != nil {
+			a.poke()
+		}
+	}
+}
+
+// record keeps, or does not keep any more, what goes into a guest's ports. The
+// guest's lock is held.
+func (a *Agent) record(ctx context.Context, vm string, on bool) {
+	if a.mover == nil {
+		return
+	}
+	a.mu.Lock()
+	g := a.guests[vm]
+	if g == nil {
+		a.mu.Unlock()
+		return
+	}
+	names := portNames(g.want.VM)
+	g.departure.recorded = on
+	a.mu.Unlock()
+	for _, name := range names {
+		if err := a.mover.Record(ctx, name, on); err != nil {
+			a.log.Debug("port not recorded", "port", name, "err", err)
+		}
+	}
+}
+
+// back ends the sending on of packets; outcome is why.
+func (a *Agent) back(ctx context.Context, ps []netip.Prefix, outcome string) {
+	a.mu.Lock()
+	for _, p := range ps {
+		delete(a.lingering, p)
+	}
+	a.mu.Unlock()
+	if err := a.mover.Return(ctx, ps...); err != nil {
+		a.log.Warn("packets still go to another node", "prefix", ps[0], "err", err)
+		a.poke()
+		return
+	}
+	a.diverted.end(ps, outcome, time.Now())
+}
+
+// ashore ends the sending on of packets for a guest that is to be here, because
+// it went away and comes back soon. The guest's lock is held.
+func (a *Agent) ashore(ctx context.Context, vm fabric.VM) {
+	if a.mover == nil {
+		return
+	}
+	var ps []netip.Prefix
+	a.mu.Lock()
+	for _, p := range vm.Prefixes() {
+		if _, lingers := a.lingering[p]; lingers {
+			ps = append(ps, p)
+		}
+	}
+	a.mu.Unlock()
+	if len(ps) > 0 {
+		a.back(ctx, ps, "it comes here again")
+	}
+}
+
+// runsHere takes up that the hypervisor says of a guest that it runs here: what
+// an agent before this one sends on for it comes back.
+func (a *Agent) runsHere(ctx context.Context, vm string) {
+	a.mu.Lock()
+	diverted := len(a.lingering) > 0
+	a.mu.Unlock()
+	if !diverted {
+		return
+	}
+	defer a.guestLocks.lock(vm)()
+	a.mu.Lock()
+	g := a.guests[vm]
+	here := g != nil && !g.want.Leaving && !g.departure.diverted
+	var is fabric.VM
+	if here {
+		is = g.want.VM
+	}
+	a.mu.Unlock()
+	if here {
+		a.ashore(ctx, is)
+	}
+}
+
+// gone has packets for a guest that has left sent on for a while. a.mu is held.
+func (a *Agent) gone(g *guest) {
+	if !g.departure.diverted {
+		return
+	}
+	a.diverted.confirm(g.want.VM.Name)
+	for _, p := range g.want.VM.Prefixes() {
+		a.lingering[p] = time.Now().Add(lingers)
+	}
+	time.AfterFunc(lingers, a.poke)
+}
+
+// settleDiversions ends what was sent on long enough. The pass calls it.
+func (a *Agent) settleDiversions(ctx context.Context) {
+	if a.mover == nil {
+		return
+	}
+	diverted, err := a.mover.Diverted(ctx)
+	a.ail("diversions", err)
+	now := time.Now()
+	var over []netip.Prefix
+	var idle []string
+	a.mu.Lock()
+	for _, p := range diverted {
+		holder, _ := a.reserved.Holder(p)
+		if g := a.guests[holder]; g != nil && (g.want.Leaving || g.departure.diverted) {
+			continue
+		}
+		until, known := a.lingering[p]
+		if !a.diverted.known(p) {
+			a.diverted.begin(fabric.DiversionStatus{Prefixes: []netip.Prefix{p}, Since: now})
+		}
+		switch {
+		case !known: // of an agent before this one
+			a.lingering[p] = now.Add(lingers)
+			time.AfterFunc(lingers, a.poke)
+		case !now.Before(until):
+			over = append(over, p)
+		}
+	}
+	for p := range a.lingering {
+		if !slices.Contains(diverted, p) {
+			delete(a.lingering, p)
+		}
+	}
+	for vm, g := range a.guests {
+		if g.departure.recorded && !g.want.Leaving && now.Sub(g.departure.heard) > recordFor {
+			idle = append(idle, vm)
+		}
+	}
+	untrue := a.unconfirmed(now)
+	a.mu.Unlock()
+	if len(over) > 0 {
+		a.back(ctx, over, "the routers know where it is")
+	}
+	for _, vm := range untrue {
+		if unlock, free := a.guestLocks.tryLock(vm); free {
+			a.disbelieve(ctx, vm)
+			unlock()
+		} else {
+			time.AfterFunc(passBusy, a.poke)
+		}
+	}
+	for _, vm := range idle {
+		if unlock, free := a.guestLocks.tryLock(vm); free {
+			a.record(ctx, vm, false)
+			unlock()
+		}
+	}
+}
+
+// departs reports whether the guest is on its way to another node.
+func (g *guest) departs() bool { return g.departure.to.Name != "" || g.want.Leaving }
+
+// release tells those who wait for it that a guest is not announced any more.
+func (a *Agent) release(d fabric.Desired) {
+	vm := d.VM.Name
+	a.mu.Lock()
+	g := a.guests[vm]
+	if g == nil {
+		a.mu.Unlock()
+		return
+	}
+	to := g.claimants
+	if g.departure.to.Name != "" {
+		to = add(to, g.departure.to.Name)
+	}
+	if d.Lost != "" { // which tells of this one meanwhile
+		to = add(to, d.Lost)
+	}
+	left := g.departs()
+	g.claimants, g.has = nil, false
+	a.mu.Unlock()
+	n := a.notice(fabric.Released, d)
+	if left {
+		a.moves.at(vm, func(m *fabric.Move, now time.Time) { m.Withdrawn = now })
+		n.Move = a.moves.end(vm, "moved")
+	}
+	a.couriers.send(n, to...)
+}

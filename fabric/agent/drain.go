@@ -1,0 +1,110 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Drain takes the node out of service: all that it announces is announced as
+// [fabric.Draining] (RFC 8326), so that whoever else has a prefix comes first, and
+// guests that are not here yet are refused. Guests that are here go on, and
+// stay reachable until they end or are elsewhere. It holds over restarts, until
+// [Agent.Undrain]. It is idempotent; [fabric.Status.DrainingSince] is that of the first.
+//
+// When the drain cannot be kept there is none. After any other error it is
+// there, and the agent keeps trying.
+func (a *Agent) Drain(ctx context.Context) error { return a.setDrained(ctx, time.Now()) }
+
+// Undrain ends a drain: everything is announced as it was, and guests are taken
+// again. Without a drain it does nothing. Its errors are those of Drain.
+func (a *Agent) Undrain(ctx context.Context) error { return a.setDrained(ctx, time.Time{}) }
+
+func (a *Agent) setDrained(ctx context.Context, since time.Time) error {
+	a.drain.Lock()
+	defer a.drain.Unlock()
+	a.mu.Lock()
+	is := a.drained
+	a.mu.Unlock()
+	if !is.IsZero() && !since.IsZero() {
+		since = is
+	}
+	// Also what is so already: the kept word may be damaged, or missing.
+	if k, ok := a.store.(fabric.DrainKeeper); ok {
+		if err := k.SetDrained(ctx, since); err != nil {
+			return fmt.Errorf("node %s: keep whether it is drained: %w", a.node, err)
+		}
+	}
+	a.mu.Lock()
+	a.drained = since
+	delete(a.ailments, "drain")
+	names := sortedKeys(a.guests)
+	a.mu.Unlock()
+	if is.IsZero() && since.IsZero() {
+		return nil
+	}
+	a.log.Info("drain", "on", !since.IsZero(), "guests", len(names))
+	var errs []error
+	for _, vm := range names {
+		unlock := a.guestLocks.lock(vm)
+		errs = append(errs, a.redo(ctx, vm, nil))
+		unlock()
+	}
+	err := errors.Join(errs...)
+	if err != nil {
+		a.poke()
+		err = fmt.Errorf("%w; the agent keeps trying", err)
+	}
+	return err
+}
+
+// recallDrain takes a drain up again that the store has kept.
+func (a *Agent) recallDrain(ctx context.Context) {
+	k, ok := a.store.(fabric.DrainKeeper)
+	if !ok {
+		return
+	}
+	since, err := k.Drained(ctx)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.drained = since
+	if err != nil {
+		a.ailments["drain"] = fmt.Sprintf("whether the node is drained: %s (it is taken for not drained); vmfabric drain, or vmfabric undrain, says so anew", oneLine(err))
+		a.log.Error("drain not known", "err", err)
+	}
+}
+
+// draining reports whether the node is being drained. a.mu is held.
+func (a *Agent) draining() bool { return !a.drained.IsZero() }
+
+// drainRefusal is why a guest is not taken that is not here yet.
+func (a *Agent) drainRefusal() error {
+	return fmt.Errorf("node %s is draining; start the guest on another node, or end the drain: vmfabric undrain", a.node)
+}
+
+// drainProblem is the drain in [fabric.Status]. a.mu is held.
+func (a *Agent) drainProblem() string {
+	left := 0
+	for _, g := range a.guests {
+		if g.want.State != fabric.Absent {
+			left++
+		}
+	}
+	guests := fmt.Sprintf("%d guests are", left)
+	if left == 1 {
+		guests = "1 guest is"
+	}
+	return fmt.Sprintf("draining since %s: %s left, new ones are refused; vmfabric undrain ends it", a.drained.Format(time.DateTime), guests)
+}
+
+// on is how a NIC is announced that stands so, on a node that is being drained
+// or not.
+func (s standing) on(draining bool) fabric.Preference {
+	if draining {
+		return fabric.Draining
+	}
+	return s.preference()
+}

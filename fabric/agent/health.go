@@ -1,0 +1,157 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// List gives every port that is wanted on this node, by VM name and index.
+func (a *Agent) List(context.Context) ([]fabric.PortEntry, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	entries := make([]fabric.PortEntry, 0, len(a.guests))
+	for _, name := range sortedKeys(a.guests) {
+		g := a.guests[name]
+		if g.want.State == fabric.Absent {
+			continue
+		}
+		for _, p := range g.want.VM.Ports(&a.cluster) {
+			state := fabric.Wired
+			if g.announced && g.stand[p.Index] != down {
+				state = fabric.Live
+			}
+			e := fabric.PortEntry{
+				VM: name, Port: p.Name, Kind: p.NIC.Kind, State: state,
+				Addresses: slices.Clone(p.NIC.Addresses), Routes: slices.Clone(p.NIC.Routes),
+				Since: g.want.Since, Origin: g.want.VM.Origin, Trouble: g.troubleText(a.node),
+			}
+			if e.Routes == nil {
+				e.Routes = []netip.Prefix{}
+			}
+			entries = append(entries, e)
+		}
+	}
+	return entries, nil
+}
+
+// Status gives the health of the node. An error means that a backend did not
+// answer; the status is filled in as far as it is known.
+func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
+	st := fabric.Status{
+		Cluster: a.cluster.Name, Node: a.node, Since: a.began,
+		Sessions: []fabric.Session{}, Sources: []fabric.SourceStatus{}, Problems: []string{},
+	}
+	a.mu.Lock()
+	st.Draining, st.DrainingSince = a.draining(), a.drained
+	if st.Draining {
+		st.Problems = append(st.Problems, a.drainProblem())
+	}
+	for _, name := range sortedKeys(a.guests) {
+		g := a.guests[name]
+		if g.want.State != fabric.Absent {
+			st.Ports += len(g.want.VM.NICs)
+		}
+		if g.announced {
+			st.Live += len(g.want.VM.NICs) - g.stand.down()
+		}
+		if text := g.troubleText(a.node); text != "" {
+			st.Problems = append(st.Problems, fmt.Sprintf("guest %s: %s", name, text))
+		}
+	}
+	for _, key := range sortedKeys(a.ailments) {
+		st.Problems = append(st.Problems, a.ailments[key])
+	}
+	st.Problems = append(st.Problems, a.contests()...)
+	a.mu.Unlock()
+	for _, err := range a.missingHops().errors() {
+		st.Problems = append(st.Problems, oneLine(err))
+	}
+
+	var err error
+	if l, ok := a.speaker.(fabric.SessionLister); ok {
+		var sessions []fabric.Session
+		if sessions, err = l.Sessions(ctx); err != nil {
+			st.Problems = append(st.Problems, fmt.Sprintf("speaker: %v", err))
+		}
+		st.Sessions = append(st.Sessions, sessions...)
+		st.Problems = append(st.Problems, a.cluster.SessionProblems(a.node, sessions)...)
+	}
+	for _, backend := range a.backends() {
+		if d, ok := backend.(fabric.Diagnoser); ok {
+			st.Problems = append(st.Problems, d.Diagnose()...)
+		}
+		if s, ok := backend.(fabric.SourceReporter); ok {
+			st.Sources = append(st.Sources, s.Status())
+		}
+	}
+	st.Problems = append(st.Problems, a.events.problems()...)
+	diversions, doubts := a.diverted.list(time.Now())
+	st.Diversions, st.Problems = diversions, append(st.Problems, doubts...)
+	st.Healthy = len(st.Problems) == 0
+	return st, err
+}
+
+func (a *Agent) backends() []any {
+	all := []any{a.dataplane, a.speaker, a.store, a.resolver, a.nodes}
+	for _, s := range a.sources {
+		all = append(all, s)
+	}
+	for _, l := range a.events.listeners {
+		all = append(all, l.observer)
+	}
+	return all
+}
+
+func (g *guest) troubleText(node string) string {
+	switch {
+	case g.trouble != nil:
+	case g.want.Lost != "" && g.want.State == fabric.Live:
+		return lostText(g.want, node)
+	default:
+		return g.differs
+	}
+	return strings.ReplaceAll(g.trouble.Error(), "\n", "; ")
+}
+
+// Advertisements tells what was sent of a prefix to each peer of the node. The
+// error is [errors.ErrUnsupported] where the speaker does not tell.
+func (a *Agent) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error) {
+	l, ok := a.speaker.(fabric.AdvertisementLister)
+	if !ok {
+		return nil, fmt.Errorf("speaker: what it sends of a prefix is not known: %w", errors.ErrUnsupported)
+	}
+	all, err := l.Advertisements(ctx, prefix)
+	if err != nil {
+		return nil, fmt.Errorf("speaker: %w", err)
+	}
+	return all, nil
+}
+
+// CheckForwarding tries whether packets of guests pass this node now, in each
+// family that the cluster has pools of, and whether it has the next hops that
+// it announces. Of a dataplane that cannot tell there are no faults.
+func (a *Agent) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, error) {
+	var faults []fabric.ForwardingFault
+	hops := a.missingHops()
+	for _, hop := range []struct {
+		family string
+		err    error
+	}{{"IPv4", hops.v4}, {"IPv6", hops.v6}} {
+		if hop.err != nil {
+			faults = append(faults, fabric.ForwardingFault{Family: hop.family, Text: oneLine(hop.err)})
+		}
+	}
+	c, ok := a.dataplane.(fabric.ForwardingChecker)
+	if !ok {
+		return faults, nil
+	}
+	tried, err := c.CheckForwarding(ctx)
+	return append(faults, tried...), err
+}

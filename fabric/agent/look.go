@@ -1,0 +1,87 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Starting brings a guest live that a source's hypervisor is about to start,
+// and of which its hook knows only the hypervisor's name. A guest that is none
+// of ours is no error; one of ours that is not as it should be, or breaks a
+// rule, is refused ([fabric.ErrRefused]). After any error the guest is as it was before.
+func (a *Agent) Starting(ctx context.Context, source, name string) error {
+	vm, ours, err := a.look(ctx, source, name)
+	switch {
+	case err != nil && ours:
+		return fmt.Errorf("guest %s refused: %w", name, refusal{err})
+	case err != nil:
+		return fmt.Errorf("guest %s: %w", name, err)
+	case !ours:
+		return nil
+	}
+	return a.Apply(ctx, vm, fabric.Live)
+}
+
+// Ended withdraws a guest that a source's hypervisor has stopped, and leaves
+// its port. A guest that is none of ours is no error.
+func (a *Agent) Ended(ctx context.Context, source, name string) error {
+	vm, ours, err := a.look(ctx, source, name)
+	switch {
+	case err != nil:
+		return fmt.Errorf("guest %s: %w", name, err)
+	case !ours:
+		return nil
+	}
+	return a.Withdraw(ctx, vm.Name)
+}
+
+// look asks one source for a guest.
+func (a *Agent) look(ctx context.Context, source, name string) (fabric.VM, bool, error) {
+	for _, s := range a.sources {
+		if l, ok := s.(fabric.Looker); ok && s.Name() == source {
+			return l.Look(ctx, name)
+		}
+	}
+	return fabric.VM{}, false, fmt.Errorf("this agent does not follow %s; start it with --%[1]s auto", source)
+}
+
+// Describe tells what a guest is, and its gateway: as its hypervisor has it,
+// running or not, or as it was attached; what it does not say a [fabric.Resolver] may
+// be asked. One that nobody knows is an [os.ErrNotExist].
+func (a *Agent) Describe(ctx context.Context, name string) (fabric.VM, fabric.Gateway, error) {
+	a.mu.Lock()
+	g, attached := a.guests[name]
+	var have fabric.VM
+	if attached {
+		have = g.want.VM
+	}
+	a.mu.Unlock()
+	var flaws []error
+	for _, s := range a.sources {
+		l, ok := s.(fabric.Looker)
+		if !ok || attached && s.Name() != have.Origin {
+			continue
+		}
+		vm, ours, err := l.Look(ctx, name)
+		if ours && err == nil {
+			vm, err = a.describe(ctx, vm)
+		}
+		if ours && err == nil {
+			return vm, a.cluster.Gateway, nil
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			flaws = append(flaws, err)
+		}
+	}
+	switch {
+	case attached: // by hand, or its hypervisor does not tell now
+		return have, a.cluster.Gateway, nil
+	case len(flaws) > 0:
+		return fabric.VM{}, fabric.Gateway{}, fmt.Errorf("guest %s: %w", name, errors.Join(flaws...))
+	}
+	return fabric.VM{}, fabric.Gateway{}, fmt.Errorf("guest %s: no hypervisor of this node has one of the fabric (%w); see virsh list --all, lxc list", name, os.ErrNotExist)
+}

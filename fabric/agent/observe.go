@@ -1,0 +1,405 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+const (
+	maxEvents   = 1000            // that wait for an observer
+	observeTime = 5 * time.Second // for one event
+	sessionTime = 2 * time.Second // for the speaker to tell its sessions
+	farewell    = time.Second     // for what waits when the agent ends
+	lossMemory  = time.Minute     // how long lost events are a problem of the node
+)
+
+// WithObservers lets the agent tell what happens. Of what it finds at its start
+// it tells nothing, only what changes from there on; what waits for an observer
+// when [Agent.Run] ends is told for about a second more.
+func WithObservers(o ...fabric.Observer) Option {
+	return func(a *Agent) {
+		for _, observer := range o {
+			a.events.listeners = append(a.events.listeners, &listener{
+				number: len(a.events.listeners) + 1, observer: observer, wake: make(chan struct{}, 1),
+			})
+		}
+	}
+}
+
+// told is what the observers know of a guest, so that they hear of changes
+// alone. Agent.mu guards it.
+type told struct {
+	ports    map[string]bool
+	routes   map[netip.Prefix]fabric.Preference
+	incoming bool // it is arriving by migration
+}
+
+// toldBefore is what an agent before this one told of a guest whose ports are there.
+func (a *Agent) toldBefore(d fabric.Desired, there map[string]bool) told {
+	t := told{incoming: d.Incoming}
+	for _, p := range d.VM.Ports(&a.cluster) {
+		if !there[p.Name] || a.events.none() {
+			continue
+		}
+		t.addPort(p.Name)
+		if d.State == fabric.Live {
+			for _, prefix := range p.NIC.Prefixes() {
+				t.addRoute(fabric.Route{Prefix: prefix})
+			}
+		}
+	}
+	return t
+}
+
+// addPort reports whether it is news.
+func (t *told) addPort(name string) bool {
+	if t.ports == nil {
+		t.ports = map[string]bool{}
+	}
+	news := !t.ports[name]
+	t.ports[name] = true
+	return news
+}
+
+// addRoute reports whether it is news.
+func (t *told) addRoute(r fabric.Route) bool {
+	if t.routes == nil {
+		t.routes = map[netip.Prefix]fabric.Preference{}
+	}
+	as, is := t.routes[r.Prefix]
+	t.routes[r.Prefix] = r.Preference
+	return !is || as != r.Preference
+}
+
+// tellAttached tells of ports that were made.
+func (a *Agent) tellAttached(vm fabric.VM, ports []fabric.Port) {
+	if a.events.none() {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	g, e := a.guests[vm.Name], fabric.Event{Kind: fabric.Attached}
+	for _, p := range ports {
+		if g.told.addPort(p.Name) {
+			e.Ports, e.Prefixes = append(e.Ports, p.Name), append(e.Prefixes, p.NIC.Prefixes()...)
+		}
+	}
+	if len(e.Ports) > 0 {
+		a.tell(vm, e)
+	}
+}
+
+// tellDetached tells of ports of a guest that are gone.
+func (a *Agent) tellDetached(vm fabric.VM, names ...string) {
+	if a.events.none() {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	g, e := a.guests[vm.Name], fabric.Event{Kind: fabric.Detached}
+	behind := map[string][]netip.Prefix{}
+	for _, p := range vm.Ports(&a.cluster) {
+		behind[p.Name] = p.NIC.Prefixes()
+	}
+	for _, name := range names {
+		if g.told.ports[name] {
+			delete(g.told.ports, name)
+			e.Ports, e.Prefixes = append(e.Ports, name), append(e.Prefixes, behind[name]...)
+		}
+	}
+	if len(e.Ports) > 0 {
+		a.tell(vm, e)
+	}
+}
+
+// tellRaised tells which routes the speaker took, and that a guest which was
+// arriving has come.
+func (a *Agent) tellRaised(d fabric.Desired, routes []fabric.Route) {
+	if a.events.none() {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	g := a.guests[d.VM.Name]
+	news := map[fabric.Preference][]netip.Prefix{}
+	for _, r := range routes {
+		if g.told.addRoute(r) {
+			news[r.Preference] = append(news[r.Preference], r.Prefix)
+		}
+	}
+	for _, as := range slices.Sorted(maps.Keys(news)) {
+		a.tell(d.VM, fabric.Event{Kind: fabric.Announced, Prefixes: news[as], Preference: as})
+	}
+	if d.State == fabric.Live && g.told.incoming {
+		g.told.incoming = false
+		a.tell(d.VM, fabric.Event{Kind: fabric.Moved, Ports: portNames(d.VM), Prefixes: d.VM.Prefixes()})
+	}
+}
+
+// tellWithdrawn tells of prefixes of a guest that the speaker announces no more.
+func (a *Agent) tellWithdrawn(vm string, prefixes []netip.Prefix) {
+	if a.events.none() {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	g, e := a.guests[vm], fabric.Event{Kind: fabric.Withdrawn}
+	for _, p := range prefixes {
+		if _, is := g.told.routes[p]; is {
+			delete(g.told.routes, p)
+			e.Prefixes = append(e.Prefixes, p)
+		}
+	}
+	if len(e.Prefixes) > 0 {
+		a.tell(g.want.VM, e)
+	}
+}
+
+// tellPruned tells of routes and ports that no guest had, and that are gone.
+// found are all such ports: they say which guests these once were.
+func (a *Agent) tellPruned(found []fabric.PortState, routes []netip.Prefix, ports []string) {
+	if a.events.none() {
+		return
+	}
+	withdrawn, detached := map[string]*fabric.Event{}, map[string]*fabric.Event{}
+	of := func(m map[string]*fabric.Event, vm string, kind fabric.EventKind) *fabric.Event {
+		if m[vm] == nil {
+			m[vm] = &fabric.Event{Kind: kind}
+		}
+		return m[vm]
+	}
+	owner := map[netip.Prefix]string{}
+	for _, p := range found {
+		for _, prefix := range p.NIC.Prefixes() {
+			owner[prefix] = p.VM
+		}
+		if slices.Contains(ports, p.Name) {
+			e := of(detached, p.VM, fabric.Detached)
+			e.Ports, e.Prefixes = append(e.Ports, p.Name), append(e.Prefixes, p.NIC.Prefixes()...)
+		}
+	}
+	for _, r := range routes {
+		e := of(withdrawn, owner[r], fabric.Withdrawn)
+		e.Prefixes = append(e.Prefixes, r)
+	}
+	for _, events := range []map[string]*fabric.Event{withdrawn, detached} {
+		for _, vm := range sortedKeys(events) {
+			a.tell(fabric.VM{Name: vm}, *events[vm])
+		}
+	}
+}
+
+// tellSessions tells of BGP sessions that came up or went down since it was
+// last called. The pass calls it.
+func (a *Agent) tellSessions(ctx context.Context) {
+	lister, ok := a.speaker.(fabric.SessionLister)
+	if a.events.none() || !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, sessionTime)
+	defer cancel()
+	sessions, err := lister.Sessions(ctx)
+	if err != nil {
+		return // nothing is known to have changed
+	}
+	for _, s := range a.events.changed(sessions) {
+		a.tell(fabric.VM{}, fabric.Event{Kind: fabric.SessionChanged, Session: &s})
+	}
+}
+
+// tell has an event told. It waits for nobody.
+func (a *Agent) tell(vm fabric.VM, e fabric.Event) {
+	e.Cluster, e.Node, e.VM, e.UUID = a.cluster.Name, a.node, vm.Name, vm.UUID
+	a.events.put(e)
+}
+
+// events are on their way to the observers.
+type events struct {
+	listeners []*listener
+	sessions  map[string]fabric.Session // those that are up, by peer and address; the pass's alone
+	mu        sync.Mutex                // one at a time, so that all hear them in one order
+}
+
+func (es *events) none() bool { return len(es.listeners) == 0 }
+
+func (es *events) put(e fabric.Event) {
+	es.mu.Lock()
+	defer es.mu.Unlock()
+	e.At = time.Now()
+	for _, l := range es.listeners {
+		l.put(e)
+	}
+}
+
+// changed gives the sessions that came up or went down since the last call.
+// One that its speaker does not know any more went down.
+func (es *events) changed(now []fabric.Session) []fabric.Session {
+	up := map[string]fabric.Session{}
+	var news []fabric.Session
+	listed := map[string]bool{}
+	for _, s := range now {
+		key := s.Peer + " " + s.Address
+		listed[key] = true
+		_, was := es.sessions[key]
+		is := s.State == "established"
+		if is {
+			up[key] = s
+		}
+		if is != was {
+			news = append(news, s)
+		}
+	}
+	for _, key := range sortedKeys(es.sessions) {
+		if s := es.sessions[key]; !listed[key] {
+			s.State, s.Since = "idle", time.Now()
+			news = append(news, s)
+		}
+	}
+	es.sessions = up
+	return news
+}
+
+// deliver tells the observers what waits for them, until stop is called, which
+// waits a moment for them to take it up.
+func (es *events) deliver(ctx context.Context, log *slog.Logger) (stop func()) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	ending, ended := make(chan struct{}), make(chan struct{})
+	var wg sync.WaitGroup
+	for _, l := range es.listeners {
+		wg.Go(func() { l.deliver(ctx, ending, log) })
+	}
+	go func() { wg.Wait(); close(ended) }()
+	return func() {
+		defer cancel()
+		close(ending)
+		hurry := time.AfterFunc(farewell, cancel)
+		defer hurry.Stop()
+		select {
+		case <-ended:
+		case <-time.After(2 * farewell): // somebody does not mind its context
+		}
+	}
+}
+
+// problems gives a line for each observer that does not keep up.
+func (es *events) problems() []string {
+	var all []string
+	for _, l := range es.listeners {
+		if text := l.problem(time.Now()); text != "" {
+			all = append(all, text)
+		}
+	}
+	return all
+}
+
+// listener is an observer, and what it is still to be told.
+type listener struct {
+	number   int // from 1
+	observer fabric.Observer
+	wake     chan struct{}
+
+	mu        sync.Mutex
+	queue     []fabric.Event
+	missed    int       // events lost since the last one that it took: dropped, or refused
+	dropped   int       // events, until there was none for a minute
+	droppedAt time.Time // the last of them
+	began     time.Time // of the call under way; zero: there is none
+	failure   error     // of the last call
+}
+
+func (l *listener) put(e fabric.Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) == maxEvents {
+		if e.At.Sub(l.droppedAt) > lossMemory {
+			l.dropped = 0
+		}
+		l.dropped, l.droppedAt = l.dropped+1, e.At
+		l.missed++
+		l.queue = l.queue[1:]
+	}
+	l.queue = append(l.queue, e)
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// next takes the event that is to be told first.
+func (l *listener) next() (e fabric.Event, some bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) == 0 {
+		return e, false
+	}
+	e, l.queue = l.queue[0], l.queue[1:]
+	e.Dropped, l.missed = l.missed, 0
+	l.began = time.Now()
+	return e, true
+}
+
+// deliver tells one event after the other until ctx ends, or ending is closed
+// and nothing waits.
+func (l *listener) deliver(ctx context.Context, ending <-chan struct{}, log *slog.Logger) {
+	for ctx.Err() == nil {
+		if e, some := l.next(); some {
+			l.tell(ctx, e, log)
+			continue
+		}
+		select {
+		case <-l.wake:
+		case <-ending:
+			if len(l.wake) == 0 {
+				return
+			}
+		}
+	}
+}
+
+func (l *listener) tell(ctx context.Context, e fabric.Event, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(ctx, observeTime)
+	defer cancel()
+	err := l.observer.Observe(ctx, e)
+	if err != nil {
+		err = shortened{err}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.began = time.Time{}
+	if err != nil {
+		l.missed += 1 + e.Dropped
+		if l.failure == nil {
+			log.Warn("event not taken up", "observer", l.number, "event", string(e.Kind), "vm", e.VM, "err", err)
+		}
+	}
+	l.failure = err
+}
+
+// problem tells why the observer does not hear of everything, or nothing.
+func (l *listener) problem(now time.Time) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var why []string
+	if l.failure != nil {
+		why = append(why, fmt.Sprintf("it did not take the last event (%v)", l.failure))
+	}
+	if !l.began.IsZero() && now.Sub(l.began) > observeTime+time.Second {
+		why = append(why, fmt.Sprintf("it has had the same event since %s", l.began.Format(time.TimeOnly)))
+	}
+	if now.Sub(l.droppedAt) <= lossMemory {
+		why = append(why, fmt.Sprintf("%d events were dropped, the last at %s", l.dropped, l.droppedAt.Format(time.TimeOnly)))
+	}
+	if len(why) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("observer %d: %s; guests are not concerned, see why it is slow or gone", l.number, strings.Join(why, ", "))
+}

@@ -1,0 +1,607 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/ownership"
+	"github.com/vmfabric/vmfabric/fabric/internal/text"
+)
+
+const (
+	askFor        = 300 * time.Millisecond // what a start waits for the other nodes, all of them together
+	contestMemory = 30 * time.Second       // how long another claimant is told of after it was last heard
+	oddMemory     = 5 * time.Minute        // and a node that says what cannot be
+	slowMemory    = 10 * time.Second       // how long one that did not answer in time is not asked for each of many
+)
+
+// peers is what an agent knows of the other nodes beside what they are told.
+// Agent.mu guards it.
+type peers struct {
+	silent map[string]silence          // those that did not answer the last question
+	at     map[netip.Addr]string       // those that called, by their addresses
+	slow   map[string]time.Time        // those that did not answer in time about a start
+	strays map[competitor]fabric.Rival // better routes that lead to no node
+	odd    map[string]remark           // nodes that said what cannot be
+	wake   chan struct{}               // has one when something is to be reconsidered
+}
+
+// silence is that of a node: since when, and when it last did not answer.
+type silence struct{ since, last time.Time }
+
+// remark is a problem that is told until it is too old.
+type remark struct {
+	text string
+	at   time.Time
+}
+
+// competitor says where a competing route is: of which prefix, at which reflector.
+type competitor struct {
+	prefix    netip.Prefix
+	reflector string
+}
+
+// contention is what is known of others that have, or want, a guest's addresses.
+// Agent.mu guards it.
+type contention struct {
+	contested   string                // the node whose route competes, which is asked
+	contestedAt time.Time             // since when
+	denied      string                // the node that was asked, and has not got the guest
+	competing   map[competitor]string // better routes, and whose
+	routeGone   bool                  // there were some, and nobody has said anything since
+	contests    map[string]remark     // guests that want the address, by their node
+	inherited   time.Time             // since when the guest had its addresses where it came from
+}
+
+func newPeers() peers {
+	return peers{
+		silent: map[string]silence{}, slow: map[string]time.Time{}, at: map[netip.Addr]string{}, strays: map[competitor]fabric.Rival{}, odd: map[string]remark{},
+		wake: make(chan struct{}, 1),
+	}
+}
+
+// heard notes that a node answers, or called, and where it is.
+func (p *peers) heard(n fabric.Node) {
+	delete(p.silent, n.Name)
+	for _, a := range []netip.Addr{n.Address, n.Address6} {
+		if !a.IsValid() || p.at[a] == n.Name {
+			continue
+		}
+		// It has one address of each family, and may have got another.
+		maps.DeleteFunc(p.at, func(had netip.Addr, name string) bool { return name == n.Name && had.Is4() == a.Is4() })
+		p.at[a] = n.Name
+	}
+}
+
+// unanswered notes that a node did not answer.
+func (a *Agent) unanswered(node string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
+	s := a.peers.silent[node]
+	if s.since.IsZero() {
+		s.since = now
+	}
+	s.last = now
+	a.peers.silent[node] = s
+	rouse(a.peers.wake)
+}
+
+// nodeAt names the node that has an address: one of the cluster file, or one
+// that called.
+func (a *Agent) nodeAt(addr netip.Addr) (string, bool) {
+	for _, n := range a.cluster.Nodes {
+		if addr == n.Address || addr == n.Address6 {
+			return n.Name, true
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	name, called := a.peers.at[addr]
+	return name, called
+}
+
+// holder is another guest that has an address on another node; zero: none has.
+type holder struct {
+	node, vm string
+	same     bool // it is the guest itself, which runs there
+}
+
+// acquire asks the other nodes who has what a guest is about to be given here.
+// A start that can be refused is, where another guest has it; of a guest that
+// runs already, here or where it comes from, who has it is given. What the guest
+// has here already is not asked about.
+func (a *Agent) acquire(ctx context.Context, vm fabric.VM, r request) (holder, error) {
+	if a.nodes == nil {
+		return holder{}, nil
+	}
+	asked := a.nodes.Names()
+	a.mu.Lock()
+	var prev fabric.Desired
+	g, known := a.guests[vm.Name]
+	known = known && g.want.State != fabric.Absent
+	wanted := vm.Prefixes()
+	if known {
+		prev = g.want
+		if !ended(prev) && prev.VM.Identity() == vm.Identity() && (prev.Lost == "" || !r.anew) {
+			wanted = without(wanted, prev.VM.Prefixes())
+		}
+	}
+	expectedAt, incoming := a.expected[vm.Name]
+	_, incoming = r.settle(prev, known, incoming && time.Since(expectedAt) < expectation)
+	refused := a.acceptable(vm, known) != nil // whoever has it
+	if !r.undo {
+		// A list of guests that run does not wait for the same node for each.
+		asked = slices.DeleteFunc(asked, func(n string) bool { return time.Since(a.peers.slow[n]) < slowMemory })
+	}
+	a.mu.Unlock()
+	if refused || len(wanted) == 0 {
+		return holder{}, nil
+	}
+	n := a.notice(fabric.Acquiring, fabric.Desired{VM: vm})
+	n.Prefixes = wanted
+	other, answer := a.whoHas(ctx, n, asked)
+	if other.node == "" || other.same || !r.undo || incoming {
+		return other, nil
+	}
+	return other, fmt.Errorf("%s is held by guest %s (%s) on %s; stop that one, or give %s another address",
+		text.Prefix(answer.Prefix), other.vm, answer.Identity, other.node, vm.Name)
+}
+
+// whoHas asks nodes, all at the same time, for another guest with one of the
+// notice's prefixes.
+func (a *Agent) whoHas(ctx context.Context, n fabric.Notice, nodes []string) (other holder, found fabric.Answer) {
+	ctx, cancel := context.WithTimeout(ctx, askFor)
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	type said struct {
+		node string
+		fabric.Answer
+	}
+	answers := make(chan said, len(nodes))
+	for _, node := range nodes {
+		wg.Go(func() {
+			answer, err := a.nodes.Ask(ctx, node, n)
+			switch {
+			case err == nil:
+				answer = a.believable(node, n.VM, answer)
+			case errors.Is(ctx.Err(), context.DeadlineExceeded):
+				a.mu.Lock()
+				a.peers.slow[node] = time.Now()
+				a.mu.Unlock()
+				a.log.Debug("not asked who has an address", "node", node, "vm", n.VM, "err", err)
+			}
+			answers <- said{node, answer}
+		})
+	}
+	mine := ownership.Claim{Identity: string(n.Identity), Node: a.node, Starting: true}
+	var itself holder
+	for range nodes {
+		s := <-answers
+		if !s.Held {
+			continue
+		}
+		if verdict, _ := ownership.Decide(mine, claimOfAnswer(s.Answer, s.node)); verdict == ownership.Refuse {
+			cancel()
+			return holder{node: s.node, vm: s.VM}, s.Answer
+		}
+		itself = holder{node: s.node, vm: s.VM, same: true}
+	}
+	return itself, fabric.Answer{}
+}
+
+// holder answers a node that is about to start a guest: which guest is announced
+// here with one of its prefixes, another one first of all.
+func (a *Agent) holder(n fabric.Notice) fabric.Answer {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var itself fabric.Answer
+	for _, p := range n.Prefixes {
+		for _, vm := range a.reserved.Holders(p) {
+			g := a.guests[vm]
+			if g == nil || !owned(g.want) || !g.has {
+				continue
+			}
+			answer := naming(fabric.Answer{Held: true, Generation: g.want.Generation, Prefix: p}, n, g.want)
+			if !ownership.Same(string(g.want.VM.Identity()), string(n.Identity)) {
+				return answer
+			}
+			itself = answer
+		}
+	}
+	return itself
+}
+
+// overlapping lists the guests here that have any of the prefixes, or part of one.
+func (a *Agent) overlapping(ps []netip.Prefix) (vms []string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, p := range ps {
+		for _, vm := range a.reserved.Holders(p) {
+			vms = add(vms, vm)
+		}
+	}
+	return vms
+}
+
+// identified is of for the guest that a notice names.
+func (a *Agent) identified(n fabric.Notice, answer fabric.Answer) fabric.Answer {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if g := a.guests[n.VM]; g != nil && answer.Held {
+		return naming(answer, n, g.want)
+	}
+	return answer
+}
+
+// isAnother reports whether a notice is about another guest than the one that
+// has its name here.
+func (a *Agent) isAnother(n fabric.Notice) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	g := a.guests[n.VM]
+	return g != nil && g.want.State != fabric.Absent && !ownership.Same(string(g.want.VM.Identity()), string(n.Identity))
+}
+
+// inherit notes since when a guest had its addresses on the node that it came from.
+func (a *Agent) inherit(vm string, answer fabric.Answer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	g := a.guests[vm]
+	if g == nil || answer.Acquired.IsZero() || answer.Identity != g.want.VM.Identity() {
+		return
+	}
+	switch at := &g.want.Acquired; {
+	case at.IsZero():
+		g.inherited = answer.Acquired
+	case answer.Acquired.Before(*at):
+		*at = answer.Acquired
+	}
+}
+
+// wantedBy notes that a guest of another node wants an address of this one, which
+// has had it longer.
+func (g *guest) wantedBy(self, node, vm string) {
+	if g.contests == nil {
+		g.contests = map[string]remark{}
+	}
+	mine := g.want.VM.Name
+	g.contests[node] = remark{fmt.Sprintf(
+		"guest %s on %s: guest %s on %s has an address of it too; %[1]s has had it longer and keeps it, stop the one on %[4]s, or give that another address",
+		mine, self, vm, node), time.Now()}
+}
+
+// contests lists the problems with who has which address.
+func (a *Agent) contests() (lines []string) {
+	now := time.Now()
+	for _, name := range sortedKeys(a.guests) {
+		g := a.guests[name]
+		for _, node := range sortedKeys(g.contests) {
+			if now.Sub(g.contests[node].at) > contestMemory {
+				delete(g.contests, node)
+				continue
+			}
+			lines = append(lines, g.contests[node].text)
+		}
+		if g.denied != "" && g.yieldsToRoute(a.fresh(g, now)) && !g.departs() {
+			for at, node := range g.competing {
+				if node != g.denied {
+					continue
+				}
+				lines = append(lines, fmt.Sprintf(
+					"guest %s: a route for %s via %s comes before this node's at %s, and the agent there says that the guest does not run there; see what announces it on %[3]s",
+					name, text.Prefix(at.prefix), node, at.reflector))
+			}
+		}
+	}
+	for at, r := range a.peers.strays {
+		if _, held := a.reserved.Holder(at.prefix); !held {
+			continue
+		}
+		lines = append(lines, fmt.Sprintf(
+			"a route for %s via %s, which is no node, comes before this node's at %s; it is not heeded, but takes the packets: see there who announces it, or add the node to the cluster file",
+			text.Prefix(r.Prefix), r.Via, r.Reflector))
+	}
+	maps.DeleteFunc(a.peers.odd, func(_ string, r remark) bool { return now.Sub(r.at) > oddMemory })
+	for _, r := range a.peers.odd {
+		lines = append(lines, r.text)
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// plausible gives the generation that a node said a guest has; zero, which is
+// before all others, where that cannot be.
+func (a *Agent) plausible(node, vm string, generation uint64) uint64 {
+	now := time.Now()
+	if ownership.Plausible(generation, now) {
+		return generation
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.peers.odd[node] = remark{fmt.Sprintf(
+		"node %s says that guest %s has generation %d, which is that of a time far ahead of this node's clock; it is not heeded: set the clocks of both (timedatectl), and see what runs there",
+		node, vm, generation), now}
+	return 0
+}
+
+// believable leaves out of an answer what cannot be.
+func (a *Agent) believable(node, vm string, answer fabric.Answer) fabric.Answer {
+	answer.Generation = a.plausible(node, vm, answer.Generation)
+	if answer.Identity.Validate() != nil || answer.VM != "" && fabric.ValidateName(answer.VM) != nil || answer.Identity != "" && answer.VM == "" {
+		answer.VM, answer.Identity, answer.Acquired = "", "", time.Time{}
+	}
+	return answer
+}
+
+// ends notes that a guest is withdrawn for good, or absent, before anything is
+// done about it: it is claimed no more from here on.
+func (a *Agent) ends(d fabric.Desired) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if g := a.guests[d.VM.Name]; g != nil {
+		g.want.State, g.want.Acquired = d.State, d.Acquired
+		g.contested, g.contests, g.inherited = "", nil, time.Time{}
+		if g.departure.diverted {
+			a.diverted.confirm(d.VM.Name)
+		}
+	}
+}
+
+// acquires begins anew to count since when a guest has its addresses, where it
+// gets more of them.
+func (g *guest) acquires(d *fabric.Desired, prev fabric.Desired) {
+	if prev.State != 0 && len(without(d.VM.Prefixes(), prev.VM.Prefixes())) > 0 {
+		// The others are asked about what it has had as about what is new: nobody
+		// is to lose an address to a guest that had another one before.
+		d.Acquired, g.inherited, g.has = time.Time{}, time.Time{}, false
+	}
+}
+
+// adoptOwnership takes up what an agent before this one found out, or could not
+// know yet.
+func (a *Agent) adoptOwnership(d *fabric.Desired) {
+	if _, err := netip.ParseAddr(d.Lost); err == nil || d.Lost != "" && a.nodes == nil {
+		// Not to a node that can be asked: it is claimed anew.
+		d.Generation = 0
+		d.Lost, d.LostGuest, d.Standby = "", "", false
+	}
+	if !ownership.Plausible(d.Generation, time.Now()) {
+		d.Generation = 0
+	}
+	if owned(*d) && d.Acquired.IsZero() && a.nodes != nil {
+		d.Acquired = d.Since
+	}
+}
+
+// letGo takes up that another node announces a guest no more: whoever waits for
+// that asks it at once.
+func (a *Agent) letGo(node string, n fabric.Notice) {
+	for _, vm := range a.overlapping(n.Prefixes) {
+		a.mu.Lock()
+		if g := a.guests[vm]; g != nil {
+			delete(g.contests, node)
+		}
+		a.mu.Unlock()
+	}
+	a.couriers.hurry()
+}
+
+// reconsider looks again and again at guests that another node has, or may
+// have, until ctx ends: whatever made them be withdrawn ends some time.
+func (a *Agent) reconsider(ctx context.Context) {
+	look := time.NewTicker(tellEvery)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		case <-a.peers.wake:
+		}
+		for _, r := range a.recognised() {
+			a.rival(ctx, r)
+		}
+		lost, standby, asks := a.preempted()
+		for vm, node := range lost {
+			a.loseToRoute(ctx, vm, node)
+		}
+		for vm, on := range standby {
+			a.setStandby(ctx, vm, on)
+		}
+		if asks {
+			a.couriers.hurry()
+		}
+	}
+}
+
+// recognised gives the routes that lead to a node which has called since.
+func (a *Agent) recognised() (all []fabric.Rival) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, r := range a.peers.strays {
+		if _, called := a.peers.at[r.Via]; called {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// contest chooses the node that is asked about its better route; one that has
+// said that it has not got the guest, now and then.
+func (g *guest) contest(now time.Time) (news bool) {
+	nodes := slices.Sorted(maps.Values(g.competing))
+	i := slices.IndexFunc(nodes, func(n string) bool { return n != g.denied })
+	if i < 0 && now.Sub(g.contestedAt) < passEvery {
+		return false
+	}
+	g.contested, g.contestedAt = nodes[max(i, 0)], now
+	return true
+}
+
+// preempted lists the guests that are to be withdrawn as the node whose route
+// comes before theirs does not answer, and those that are to be announced behind
+// the node that has them, or not any more.
+func (a *Agent) preempted() (lost map[string]string, standby map[string]bool, asks bool) {
+	names := a.nodes.Names()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
+	lost, standby = map[string]string{}, map[string]bool{}
+	for vm := range a.unsettled {
+		g := a.guests[vm]
+		switch {
+		case g == nil || g.want.State != fabric.Live:
+		case g.want.Lost != "":
+			s, silent := a.peers.silent[g.want.Lost]
+			if !silent && !slices.Contains(names, g.want.Lost) { // nobody asks it
+				s = silence{now, now}
+				a.peers.silent[g.want.Lost], silent = s, true
+			}
+			if !silent {
+				continue
+			}
+			p := ownership.Preemption{Competing: len(g.competing) > 0, RouteGone: g.routeGone, Silent: max(1, now.Sub(s.since))}
+			if on := p.Stance() == ownership.Standby; on != g.want.Standby {
+				standby[vm] = on
+			}
+		case len(g.competing) > 0 && g.yieldsToRoute(a.fresh(g, now)):
+			if g.contested == "" {
+				asks = g.contest(now) || asks
+			} else if !a.peers.silent[g.contested].last.Before(g.contestedAt) {
+				lost[vm] = g.contested
+			}
+		}
+	}
+	return lost, standby, asks
+}
+
+// setStandby has a guest that another node has announced behind it, or not at
+// all. One that somebody is at work on is looked at again soon.
+func (a *Agent) setStandby(ctx context.Context, vm string, on bool) {
+	unlock, free := a.guestLocks.tryLock(vm)
+	if !free {
+		return
+	}
+	defer unlock()
+	a.redoStandby(ctx, vm, on)
+}
+
+// redoStandby is setStandby inside of what is done to the guest already.
+func (a *Agent) redoStandby(ctx context.Context, vm string, on bool) {
+	a.mu.Lock()
+	g := a.guests[vm]
+	if g == nil || g.want.State != fabric.Live || g.want.Lost == "" || g.want.Standby == on {
+		a.mu.Unlock()
+		return
+	}
+	g.want.Standby = on
+	node := g.want.Lost
+	a.mu.Unlock()
+	if on {
+		a.log.Warn("the node that has the guest does not answer; announced here behind it", "vm", vm, "node", node)
+	}
+	err := a.redo(ctx, vm, nil)
+	a.mu.Lock()
+	d := g.want
+	a.mu.Unlock()
+	if stored := a.keepState(ctx, d); err != nil || stored != nil {
+		a.poke()
+	}
+}
+
+// loseToRoute withdraws a guest to which a reflector has another node's better
+// route, and whose node cannot be asked.
+func (a *Agent) loseToRoute(ctx context.Context, vm, node string) {
+	unlock, free := a.guestLocks.tryLock(vm)
+	if !free {
+		return
+	}
+	defer unlock()
+	a.mu.Lock()
+	g := a.guests[vm]
+	still := g != nil && g.contested == node && g.yieldsToRoute(a.fresh(g, time.Now())) && len(g.competing) > 0
+	if g != nil && !still {
+		g.contested = ""
+	}
+	a.mu.Unlock()
+	if still {
+		a.lose(ctx, vm, node, "")
+	}
+}
+
+// yieldsToRoute reports whether a guest may have to be withdrawn for another
+// node's better route.
+func (g *guest) yieldsToRoute(fresh bool) bool {
+	return owned(g.want) && g.has && !g.want.Leaving && g.want.VM.Origin != "" && !fresh
+}
+
+// rival takes up that a reflector has another node's better route to a prefix of
+// ours, or has it no more. The route does not say which guest it is for: its node
+// is asked, where it can be, and nobody gives way to what is no node.
+func (a *Agent) rival(ctx context.Context, r fabric.Rival) {
+	node, known := a.nodeAt(r.Via)
+	at := competitor{r.Prefix, r.Reflector}
+	a.mu.Lock()
+	_, strayed := a.peers.strays[at]
+	if delete(a.peers.strays, at); !known && !r.Gone {
+		a.peers.strays[at] = r
+	}
+	a.mu.Unlock()
+	if !known && !r.Gone && !strayed {
+		a.log.Warn("a route that leads to no node comes before this node's; not heeded", "prefix", r.Prefix, "via", r.Via, "reflector", r.Reflector)
+	}
+	competes := known && !r.Gone
+	for _, vm := range a.concerned([]netip.Prefix{r.Prefix}) {
+		if competes {
+			a.moves.saw(vm, r.Reflector, r.At)
+		}
+		a.mu.Lock()
+		if g := a.guests[vm]; g != nil {
+			g.compete(node, at, competes)
+			a.unsettled[vm] = true
+		}
+		a.mu.Unlock()
+		if a.nodes == nil {
+			a.rivalAlone(ctx, vm, node, competes)
+		}
+	}
+	rouse(a.peers.wake)
+}
+
+// compete notes that a better route of a node is there, or not any more.
+func (g *guest) compete(node string, at competitor, competes bool) {
+	if competes {
+		if g.competing == nil {
+			g.competing = map[competitor]string{}
+		}
+		g.competing[at] = node
+		return
+	}
+	if delete(g.competing, at); len(g.competing) == 0 {
+		g.contested, g.contestedAt, g.denied = "", time.Time{}, ""
+		g.routeGone = g.want.Lost != ""
+	}
+}
+
+// rivalAlone is what follows of a better route where there is nobody to ask.
+func (a *Agent) rivalAlone(ctx context.Context, vm, node string, competes bool) {
+	defer a.guestLocks.lock(vm)()
+	a.mu.Lock()
+	g := a.guests[vm]
+	yields := g != nil && competes && g.yieldsToRoute(a.fresh(g, time.Now()))
+	a.mu.Unlock()
+	if yields {
+		a.lose(ctx, vm, node, "")
+		return
+	}
+	a.redoStandby(ctx, vm, !competes)
+}

@@ -1,0 +1,213 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+const (
+	underWay   = "under way"
+	maxReports = 200
+)
+
+// moveLog keeps the reports of the last moves from and to this node.
+type moveLog struct {
+	mu    sync.Mutex
+	all   []*report     // the oldest first
+	ended chan struct{} // has one when reports are to be kept
+}
+
+// recall takes up the reports that the store has kept.
+func (a *Agent) recallMoves(ctx context.Context) {
+	k, ok := a.store.(fabric.MoveKeeper)
+	if !ok {
+		return
+	}
+	kept, err := k.KeptMoves(ctx)
+	if err != nil {
+		a.log.Warn("reports of earlier moves", "err", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.moves.mu.Lock()
+	defer a.moves.mu.Unlock()
+	for _, m := range kept {
+		arrival, g := m.To == a.node, a.guests[m.VM]
+		if m.Outcome == underWay && (g == nil || arrival && !g.came) {
+			m.Outcome = "not followed to its end, as the agent was restarted"
+		}
+		a.moves.all = append(a.moves.all, &report{m, arrival})
+	}
+}
+
+// keepMoves keeps the reports as moves end, until ctx ends.
+func (a *Agent) keepMoves(ctx context.Context) {
+	k, ok := a.store.(fabric.MoveKeeper)
+	if !ok {
+		return
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.moves.ended:
+		}
+		list, _ := a.Moves(ctx, "")
+		slices.Reverse(list)
+		if err := k.KeepMoves(ctx, list); err != nil {
+			a.log.Warn("reports of moves not kept", "err", err)
+		}
+	}
+}
+
+// report is that of one move.
+type report struct {
+	fabric.Move
+	arrival bool // to this node
+}
+
+// Moves lists the moves that this node has seen, the newest first; with a name,
+// those of one guest.
+func (a *Agent) Moves(_ context.Context, vm string) ([]fabric.Move, error) {
+	a.moves.mu.Lock()
+	defer a.moves.mu.Unlock()
+	list := []fabric.Move{}
+	for _, m := range slices.Backward(a.moves.all) {
+		if vm == "" || m.VM == vm {
+			list = append(list, m.copy())
+		}
+	}
+	return list, nil
+}
+
+// current gives the report of the guest's move that is under way, or was the last.
+func (l *moveLog) current(vm string) *report {
+	for _, m := range slices.Backward(l.all) {
+		if m.VM == vm {
+			return m
+		}
+	}
+	return nil
+}
+
+// begin gives the report of a move, a new one if none is under way.
+func (l *moveLog) begin(vm fabric.VM, arrival bool) *report {
+	m := l.current(vm.Name)
+	if m == nil || m.Outcome != underWay || m.arrival != arrival {
+		m = &report{fabric.Move{Outcome: underWay, VM: vm.Name}, arrival}
+		if l.all = append(l.all, m); len(l.all) > maxReports {
+			l.all = slices.Delete(l.all, 0, len(l.all)-maxReports)
+		}
+		l.keep()
+	}
+	m.UUID = cmp.Or(vm.UUID, m.UUID)
+	if ps := vm.Prefixes(); len(ps) > 0 {
+		m.Prefixes = ps
+	}
+	return m
+}
+
+// expect notes that a guest is to arrive.
+func (l *moveLog) expect(vm, node string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if m := l.current(vm); m != nil && m.Outcome == underWay {
+		m.Outcome = "not heard of any more"
+	}
+	m := l.begin(fabric.VM{Name: vm}, true)
+	m.Expected, m.To = time.Now(), node
+}
+
+// arrive notes something of a guest's arrival here.
+func (l *moveLog) arrive(vm fabric.VM, node string, note func(*fabric.Move, time.Time)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := l.begin(vm, true)
+	m.To = node
+	note(&m.Move, time.Now())
+}
+
+// leave notes where a guest goes.
+func (l *moveLog) leave(vm fabric.VM, from, to string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := l.begin(vm, false)
+	m.From, m.To = from, to
+	if m.Learned.IsZero() {
+		m.Learned = time.Now()
+	}
+}
+
+// at notes something of a move that is under way.
+func (l *moveLog) at(vm string, note func(*fabric.Move, time.Time)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if m := l.current(vm); m != nil && m.Outcome == underWay {
+		note(&m.Move, time.Now())
+	}
+}
+
+// saw notes that a reflector has the destination's announcement.
+func (l *moveLog) saw(vm, reflector string, at time.Time) {
+	l.at(vm, func(m *fabric.Move, _ time.Time) {
+		if m.Seen == nil {
+			m.Seen = map[string]time.Time{}
+		}
+		if _, had := m.Seen[reflector]; !had {
+			m.Seen[reflector] = at
+		}
+	})
+}
+
+// end notes how a move ended, and gives its report; nil where none was under way.
+func (l *moveLog) end(vm, outcome string) *fabric.Move {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := l.current(vm)
+	if m == nil || m.Outcome != underWay {
+		return nil
+	}
+	m.Outcome = outcome
+	l.keep()
+	c := m.copy()
+	return &c
+}
+
+// keep has the reports kept soon.
+func (l *moveLog) keep() { rouse(l.ended) }
+
+// copy gives the report as it is now.
+func (r *report) copy() fabric.Move {
+	m := r.Move
+	m.Seen = maps.Clone(m.Seen)
+	return m
+}
+
+// settled notes that a guest which arrived is announced as usual.
+func (l *moveLog) settled(vm string) {
+	l.at(vm, func(m *fabric.Move, now time.Time) { m.Normal = now })
+	l.end(vm, "moved")
+}
+
+// merge takes over what the source saw of a move to this node.
+func (l *moveLog) merge(vm string, seen *fabric.Move) {
+	if seen == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := l.current(vm)
+	if m == nil || !m.arrival || !m.Stopped.IsZero() {
+		return
+	}
+	m.From = cmp.Or(seen.From, m.From)
+	m.Learned, m.Stopped, m.Diverted = seen.Learned, seen.Stopped, seen.Diverted
+	m.Resent, m.ResentAt, m.Seen, m.Withdrawn = seen.Resent, seen.ResentAt, seen.Seen, seen.Withdrawn
+	l.keep()
+}

@@ -1,0 +1,78 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/reservation"
+	"github.com/vmfabric/vmfabric/fabric/internal/text"
+)
+
+// reservationOf is what a guest has of its node alone.
+func reservationOf(vm fabric.VM) reservation.Set {
+	return reservation.Set{Prefixes: vm.Prefixes(), Ports: portNames(vm)}
+}
+
+// acceptable tells why the guest cannot be on this node as it is, or nil; known
+// is true of one that is here. It changes nothing. a.mu is held.
+func (a *Agent) acceptable(vm fabric.VM, known bool) error {
+	if a.draining() && !known {
+		return a.drainRefusal()
+	}
+	if err := complete(vm); err != nil {
+		return err
+	}
+	if err := a.cluster.Permits(vm); err != nil {
+		return err
+	}
+	return a.free(vm)
+}
+
+// free reports what of the guest another one holds. a.mu is held.
+func (a *Agent) free(vm fabric.VM) error {
+	return held(vm, a.reserved.Check(vm.Name, reservationOf(vm)))
+}
+
+// reserve lets the guest hold what it asks for, besides what it has: another
+// guest gets an address only when this one has let go of it. a.mu is held.
+func (a *Agent) reserve(vm fabric.VM) error {
+	return held(vm, a.reserved.Reserve(vm.Name, reservationOf(vm)))
+}
+
+// keepOnly ends a change of a guest: the node has it as vm says, and what it
+// held besides is free.
+func (a *Agent) keepOnly(vm fabric.VM) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.reserved.Keep(vm.Name, reservationOf(vm))
+}
+
+// holds gives all that a guest may have on this node: what is wanted, and what
+// an unfinished change has left.
+func (a *Agent) holds(vm fabric.VM) reservation.Set {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.reserved.Held(vm.Name)
+}
+
+// held says in words why a guest cannot have what it asks for.
+func held(vm fabric.VM, err error) error {
+	var c *reservation.Conflict
+	if !errors.As(err, &c) {
+		return err
+	}
+	nic := slices.IndexFunc(vm.NICs, func(n fabric.NIC) bool { return slices.Contains(n.Prefixes(), c.Prefix) })
+	switch p := c.Prefix; {
+	case c.Port != "":
+		nic = slices.Index(portNames(vm), c.Port)
+		return fmt.Errorf("NIC %d: port %s is that of VM %q, whose name shortens to the same; rename one of the two", nic, c.Port, c.Holder)
+	case c.Held == p:
+		return fmt.Errorf("NIC %d: %s: held by VM %q on this node; detach that first, or choose another", nic, text.Prefix(p), c.Holder)
+	case c.Held.Bits() < p.Bits():
+		return fmt.Errorf("NIC %d: %s: inside %s, which is routed to VM %q on this node; choose another", nic, text.Prefix(p), c.Held, c.Holder)
+	default:
+		return fmt.Errorf("NIC %d: %s: %s in it is held by VM %q on this node; choose another", nic, text.Prefix(p), text.Prefix(c.Held), c.Holder)
+	}
+}

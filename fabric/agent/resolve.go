@@ -1,0 +1,203 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+const (
+	answerTime   = 10 * time.Second // for a resolver; a hook waits twice that
+	maxQuestions = 64               // to a resolver at a time, and so of one that does not come back
+	maxAnswer    = 500              // bytes of a resolver's error that are passed on
+)
+
+// WithResolver lets the agent ask r what guests have whose hypervisor does not
+// say; without one they are refused.
+func WithResolver(r fabric.Resolver) Option { return func(a *Agent) { a.resolver = r } }
+
+// unanswered is why a guest is not resolved.
+type unanswered struct{ error }
+
+func (u unanswered) Unwrap() error { return u.error }
+
+// resolve gives a guest what it has: a guest that is here keeps what it was
+// given, for another the resolver is asked. The guest's lock is held, a.mu is not.
+func (a *Agent) resolve(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
+	if !vm.Unresolved() {
+		return vm, nil
+	}
+	a.mu.Lock()
+	have, known := a.answered(vm)
+	refused := a.draining() || vm.Validate() != nil // whatever the answer would be
+	a.mu.Unlock()
+	if known || refused {
+		return have, nil
+	}
+	asked, err := a.ask(ctx, vm)
+	if err != nil {
+		return vm, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.acceptable(asked, true); err != nil {
+		return vm, unanswered{fmt.Errorf("the resolver answered wrong: %w", err)}
+	}
+	return asked, nil
+}
+
+// describe is resolve for a guest that need not run here, nor be able to.
+func (a *Agent) describe(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
+	if !vm.Unresolved() {
+		return vm, nil
+	}
+	a.mu.Lock()
+	have, known := a.answered(vm)
+	a.mu.Unlock()
+	if known {
+		return have, nil
+	}
+	return a.ask(ctx, vm)
+}
+
+// answered gives the guest with what it was given when it was brought up, if it
+// is here. a.mu is held.
+func (a *Agent) answered(vm fabric.VM) (fabric.VM, bool) {
+	g, here := a.guests[vm.Name]
+	if !here || g.want.State == fabric.Absent || !resolvesTo(vm, g.want.VM) {
+		return vm, false
+	}
+	return withNICs(vm, g.want.VM.NICs), true
+}
+
+// resolvesTo reports whether b is what a resolver once made of a.
+func resolvesTo(a, b fabric.VM) bool {
+	return a.Unresolved() && b.Resolve && !b.Unresolved() && a.UUID == b.UUID && len(a.NICs) == len(b.NICs)
+}
+
+// ask has the resolver say what a guest has. The cluster's rules are not
+// applied to it.
+func (a *Agent) ask(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
+	if a.resolver == nil {
+		return vm, unanswered{errors.New("it has an empty <fabric:vm/> and this node has no resolver; name one in the cluster file (resolver:), or write its addresses into the XML")}
+	}
+	began := time.Now()
+	nics, err := a.question(ctx, vm)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return vm, unanswered{fmt.Errorf("the resolver was not waited for (%w); start the guest again", context.Cause(ctx))}
+	case errors.Is(err, context.DeadlineExceeded):
+		return vm, unanswered{fmt.Errorf("the resolver did not answer within %v; see whether it and its inventory are up, or write the addresses into the XML", answerTime)}
+	case err != nil:
+		return vm, unanswered{fmt.Errorf("no addresses from the resolver: %w; correct its inventory, or write them into the XML", shortened{err})}
+	case len(nics) != len(vm.NICs):
+		return vm, unanswered{fmt.Errorf("the resolver answered wrong: %s, but the guest has %s of the fabric; correct its inventory, or the domain's interfaces", count(nics), count(vm.NICs))}
+	}
+	resolved := withNICs(vm, nics)
+	if err := complete(resolved); err != nil {
+		return vm, unanswered{fmt.Errorf("the resolver answered wrong: %w", err)}
+	}
+	a.log.Info("resolved", "vm", vm.Name, "prefixes", len(resolved.Prefixes()), "took", time.Since(began))
+	return resolved, nil
+}
+
+// question puts a question to the resolver. It is not waited for longer than
+// answerTime, whatever it makes of its context.
+func (a *Agent) question(ctx context.Context, vm fabric.VM) ([]fabric.NIC, error) {
+	q := fabric.Query{VM: vm.Name, UUID: vm.UUID, MACs: make([]fabric.MAC, len(vm.NICs))}
+	for n, nic := range vm.NICs {
+		q.MACs[n] = nic.MAC
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	select {
+	case a.questions <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	type answer struct {
+		nics []fabric.NIC
+		err  error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		defer func() { <-a.questions }()
+		nics, err := a.resolver.Resolve(ctx, q)
+		answers <- answer{nics, err}
+	}()
+	select {
+	case got := <-answers:
+		return got.nics, got.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// shortened is an error of somebody else's, fit for one line.
+type shortened struct{ error }
+
+func (s shortened) Unwrap() error { return s.error }
+
+func (s shortened) Error() string {
+	text := strings.Join(strings.FieldsFunc(s.error.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	return strings.ToValidUTF8(text[:min(len(text), maxAnswer)], "")
+}
+
+func count(nics []fabric.NIC) string {
+	if len(nics) == 1 {
+		return "1 NIC"
+	}
+	return fmt.Sprintf("%d NICs", len(nics))
+}
+
+// asks reports whether the resolver would have to be asked for a guest that runs.
+func (a *Agent) asks(d fabric.Desired) bool {
+	if d.State == 0 || d.State == fabric.Absent || !d.VM.Unresolved() {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, have := a.answered(d.VM)
+	as, _, _ := a.described(d)
+	return !have && as.VM.Unresolved()
+}
+
+// unresolve notes guests that a source says run here and that nobody has
+// resolved yet, and forgets its others. What is left of them stays meanwhile.
+func (a *Agent) unresolve(source string, guests []fabric.Desired) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for vm, of := range a.unknown {
+		if of == source {
+			delete(a.unknown, vm)
+		}
+	}
+	for _, d := range guests {
+		a.unknown[d.VM.Name] = source
+	}
+}
+
+// forgetUnknown notes that a guest which nobody had resolved does not run any more.
+func (a *Agent) forgetUnknown(vm string, asOf time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.unknown, vm)
+	if _, known := a.guests[vm]; !known && a.handled[vm].Before(asOf) {
+		a.handled[vm] = asOf // for one about which the resolver is being asked
+	}
+}
+
+// heedAll applies what a source says of guests that are to be asked about, side
+// by side: one for which the resolver is slow holds up no other.
+func (a *Agent) heedAll(ctx context.Context, guests []fabric.Desired) {
+	var wg sync.WaitGroup
+	for _, d := range guests {
+		wg.Go(func() { a.heed(ctx, d) })
+	}
+	wg.Wait()
+}

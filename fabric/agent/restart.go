@@ -1,0 +1,78 @@
+package agent
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// restart is what a node sees of a move by a start elsewhere ([fabric.Restarter]). No
+// hook and no event tells of it: that it was one the source learns by the other
+// node's claim, and the destination by what the source says then. Agent.mu
+// guards it.
+type restart struct {
+	heard     bool      // a frame told that it runs
+	announced time.Time // before others
+	moving    bool      // it came from another node, and is not settled yet
+	left      time.Time // it was announced here until then: its process ended
+}
+
+// restarted notes that a guest which was started here is announced before others.
+func (a *Agent) restarted(vm string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if g := a.guests[vm]; g != nil && g.has && g.restart.announced.IsZero() {
+		g.restart.announced = time.Now()
+	}
+}
+
+// wentTo reports that a guest runs on another node, which claimed it at a time,
+// and tells that one. It was announced here until withdrawn.
+func (a *Agent) wentTo(d fabric.Desired, to string, claimed, withdrawn time.Time) {
+	if !a.restarts[d.VM.Origin] {
+		return
+	}
+	a.moves.leave(d.VM, a.node, to)
+	a.moves.at(d.VM.Name, func(m *fabric.Move, _ time.Time) { m.Learned, m.Withdrawn = claimed, withdrawn })
+	n := a.notice(fabric.Released, d)
+	n.Move = a.moves.end(d.VM.Name, "moved")
+	a.couriers.send(n, to)
+}
+
+// cameFrom reports that a guest which was started here came from another node,
+// which saw this of its move.
+func (a *Agent) cameFrom(vm string, seen *fabric.Move) {
+	if seen == nil {
+		return
+	}
+	a.mu.Lock()
+	g := a.guests[vm]
+	if g == nil || !g.has || !a.restarts[g.want.VM.Origin] || a.moves.has(vm, seen.Learned) {
+		a.mu.Unlock()
+		return
+	}
+	r, d, running := g.restart, g.want, g.claimed
+	settled := !a.fresh(g, time.Now())
+	g.restart.moving = !settled
+	a.mu.Unlock()
+	a.moves.arrive(d.VM, a.node, func(m *fabric.Move, _ time.Time) {
+		m.Running, m.RunningBy, m.Announced = running, "carrier", cmp.Or(r.announced, running)
+		if r.heard {
+			m.RunningBy = "frame"
+		}
+	})
+	a.moves.merge(vm, seen)
+	if settled {
+		a.moves.settled(vm)
+	}
+}
+
+// has tells whether there is a report of a guest's arrival of which the source
+// learned at a time.
+func (l *moveLog) has(vm string, learned time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.all, func(r *report) bool { return r.VM == vm && r.arrival && r.Learned.Equal(learned) })
+}

@@ -1,7 +1,0 @@
-package fabric
-
-// refusal is an error that reads as its text alone and is an ErrRefused.
-type refusal struct{ error }
-
-func (refusal) Is(target error) bool { return target == ErrRefused }
-func (r refusal) Unwrap() error      { return r.error }
