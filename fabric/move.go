@@ -25,7 +25,9 @@ import (
 // prefixes (Claimed) of every node of the cluster: until all of them have let
 // go, it is announced as Fresh, so that none takes an address back.
 
-// Mover is implemented by a [Dataplane] that helps guests move without loss.
+// Mover is the part of a [Dataplane] that helps guests move without loss. One that
+// cannot gives errors of Record and Divert that are [errors.ErrUnsupported], has
+// nothing to return, and hears nobody.
 type Mover interface {
 	// Record keeps the last frames that go into a port from now on, until
 	// record is false or the port is removed. A port that is not there is an
@@ -150,12 +152,4 @@ type Rival struct {
 	Reflector  string // by name
 	At         time.Time
 	Gone       bool // it is not there any more, or not better than others
-}
-
-// RivalTeller is implemented by a [Speaker] that hears from the reflectors which
-// of its prefixes other nodes announce as [Fresh]. Each is told once from each
-// reflector, and again when it comes back. That one which was told is gone is
-// told too, although the prefix may not be announced here any more.
-type RivalTeller interface {
-	Rivals() <-chan Rival
 }

@@ -2,7 +2,6 @@ package fabric
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -131,14 +130,6 @@ type Advertisement struct {
 	Sent    bool   `json:"sent"` // the session is established and the peer has been sent the prefix
 	// Reason is why it was not sent, and the way out, where that is known.
 	Reason string `json:"reason,omitempty"`
-}
-
-// AdvertisementLister is implemented by a [Speaker] that can tell what it has
-// sent to each of its peers.
-type AdvertisementLister interface {
-	// Advertisements answers for one prefix, peer by peer. An error that is
-	// [errors.ErrUnsupported] says that the speaker cannot tell.
-	Advertisements(ctx context.Context, prefix netip.Prefix) ([]Advertisement, error)
 }
 
 // AdvertisementsOn puts together what was sent of a prefix on these sessions;

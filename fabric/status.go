@@ -27,11 +27,6 @@ type SourceStatus struct {
 	Guests    int       `json:"guests"`              // of ours, seen running
 }
 
-// SourceReporter is implemented by a [Source] that can tell how it fares.
-type SourceReporter interface {
-	Status() SourceStatus
-}
-
 // Status is the health of a node, or of an embedded reflector, which has no
 // guests.
 type Status struct {

@@ -15,11 +15,11 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/fabric/agent"
 )
 
-// Guests brings guests up and down. [agent.Agent] says what each method
-// promises; all are idempotent and serve many requests at a time.
+// Guests brings guests up and down. The agent says what each method promises
+// ([github.com/vmfabric/vmfabric/fabric/agent.Agent]); all are idempotent and
+// serve many requests at a time.
 type Guests interface {
 	Apply(ctx context.Context, vm fabric.VM, s fabric.State) error
 	Started(ctx context.Context, vm fabric.VM) error
@@ -28,7 +28,7 @@ type Guests interface {
 }
 
 // Hypervisors brings guests up and down of which a hook knows only the name
-// that the hypervisor has for them. [agent.Agent] says what each promises.
+// that the hypervisor has for them. The agent says what each promises.
 type Hypervisors interface {
 	Starting(ctx context.Context, source, name string) error
 	Ended(ctx context.Context, source, name string) error
@@ -48,7 +48,7 @@ type Node interface {
 	CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, error)
 }
 
-// Agent does what is asked over the socket: an [agent.Agent].
+// Agent does what is asked over the socket: that of package fabric/agent.
 type Agent interface {
 	Guests
 	Hypervisors
@@ -241,5 +241,3 @@ func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) 
 	}
 	return reply, err
 }
-
-var _ Agent = (*agent.Agent)(nil)

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent"
 )
 
 // fake is an agent that writes down what it was asked. err, when set, answers
@@ -109,6 +110,8 @@ var guest = fabric.VM{Name: "web", UUID: "aaaaaaaa-0000-4000-8000-000000000001",
 var gateway = fabric.Gateway{IPv4: netip.MustParseAddr("169.254.1.1"), IPv6: netip.MustParseAddr("fe80::1"), MAC: fabric.DefaultMAC}
 
 // serve runs an agent on a socket of its own until the test ends.
+var _ Agent = (*agent.Agent)(nil)
+
 func serve(t *testing.T, agent Agent) (socket string) {
 	t.Helper()
 	socket = filepath.Join(t.TempDir(), "agent.sock")

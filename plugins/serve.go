@@ -18,7 +18,7 @@ import (
 
 // Config says what a plugin is: at least one of these.
 type Config struct {
-	Speaker  fabric.Speaker // may be a [fabric.SessionLister] and a [fabric.Diagnoser] too
+	Speaker  fabric.Speaker // may be a [fabric.Diagnoser] too; see [fabric.NewSpeaker]
 	Resolver fabric.Resolver
 	Observer fabric.Observer
 }

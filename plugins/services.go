@@ -124,11 +124,10 @@ func (s *speakerService) Changed(_ *pb.ChangedRequest, stream grpc.ServerStreami
 }
 
 func (s *speakerService) Sessions(ctx context.Context, r *pb.SessionsRequest) (*pb.SessionsReply, error) {
-	l, ok := s.speaker.(fabric.SessionLister)
-	if !ok {
+	sessions, err := s.speaker.Sessions(ctx)
+	if errors.Is(err, errors.ErrUnsupported) {
 		return s.UnimplementedSpeakerServer.Sessions(ctx, r)
 	}
-	sessions, err := l.Sessions(ctx)
 	if err != nil {
 		return nil, failure(err)
 	}
@@ -140,15 +139,11 @@ func (s *speakerService) Sessions(ctx context.Context, r *pb.SessionsRequest) (*
 }
 
 func (s *speakerService) Advertisements(ctx context.Context, r *pb.AdvertisementsRequest) (*pb.AdvertisementsReply, error) {
-	l, ok := s.speaker.(fabric.AdvertisementLister)
-	if !ok {
-		return s.UnimplementedSpeakerServer.Advertisements(ctx, r)
-	}
 	prefix, err := netip.ParsePrefix(r.GetPrefix())
 	if err != nil {
 		return nil, failure(fmt.Errorf("%.60q is not a prefix", r.GetPrefix()))
 	}
-	all, err := l.Advertisements(ctx, prefix)
+	all, err := s.speaker.Advertisements(ctx, prefix)
 	if errors.Is(err, errors.ErrUnsupported) {
 		return s.UnimplementedSpeakerServer.Advertisements(ctx, r)
 	}

@@ -27,10 +27,8 @@ type Speaker struct {
 }
 
 var (
-	_ fabric.Speaker             = (*Speaker)(nil)
-	_ fabric.SessionLister       = (*Speaker)(nil)
-	_ fabric.AdvertisementLister = (*Speaker)(nil)
-	_ fabric.Diagnoser           = (*Speaker)(nil)
+	_ fabric.Speaker   = (*Speaker)(nil)
+	_ fabric.Diagnoser = (*Speaker)(nil)
 )
 
 // OpenSpeaker starts a plugin that is a speaker, and keeps it running until
@@ -92,8 +90,8 @@ func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
 // Changed implements [fabric.Speaker].
 func (s *Speaker) Changed() <-chan struct{} { return s.changed }
 
-// Sessions implements [fabric.SessionLister]; none from a plugin that does not
-// tell them. It does not wait for a plugin that is down.
+// Sessions implements [fabric.Speaker]; none from a plugin that does not tell
+// them. It does not wait for a plugin that is down.
 func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	if _, _, err := s.now(); err != nil {
 		return nil, err
@@ -113,8 +111,8 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	return sessions, nil
 }
 
-// Advertisements implements [fabric.AdvertisementLister]; a plugin that does not
-// tell them is [errors.ErrUnsupported]. It does not wait for a plugin that is down.
+// Advertisements implements [fabric.Speaker]; a plugin that does not tell them
+// is [errors.ErrUnsupported]. It does not wait for a plugin that is down.
 func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error) {
 	if _, _, err := s.now(); err != nil {
 		return nil, err
@@ -134,6 +132,9 @@ func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fa
 	}
 	return advertisementsIn(reply.GetAdvertisements()), nil
 }
+
+// Rivals implements [fabric.Speaker]: plugins do not tell of other nodes' routes.
+func (*Speaker) Rivals() <-chan fabric.Rival { return nil }
 
 // Diagnose implements [fabric.Diagnoser]: that the plugin is down, or what it
 // says of itself.

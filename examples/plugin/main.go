@@ -29,10 +29,10 @@ func main() {
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		log.Fatal(err) // the agent shows a plugin's last words
 	}
-	plugins.Serve(plugins.Config{Speaker: s}) // until the agent ends; the routes stay for the next one
+	plugins.Serve(plugins.Config{Speaker: fabric.NewSpeaker(s)}) // until the agent ends; the routes stay for the next one
 }
 
-// files is a fabric.Speaker. What it announces is what lies in dir.
+// files is a fabric.Announcer. What it announces is what lies in dir.
 type files struct {
 	mu  sync.Mutex // calls come at the same time
 	dir string

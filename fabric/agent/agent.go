@@ -56,8 +56,7 @@ type Agent struct {
 	store     fabric.Store
 	sources   []fabric.Source
 	nodes     fabric.Nodes    // nil: this one is alone
-	mover     fabric.Mover    // the dataplane, where it is one
-	restarts  map[string]bool // the sources whose guests are to be heard: see [fabric.Restarter]
+	restarts  map[string]bool // the sources whose guests are to be heard: see [fabric.Source]
 	couriers  couriers        // to the other nodes
 	moves     moveLog         // what was seen of guests' moves
 	diverted  diversionLog    // what the status tells of guests' packets that went elsewhere
@@ -142,15 +141,12 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		questions: make(chan struct{}, maxQuestions), peers: newPeers(),
 	}
 	a.moves.ended = make(chan struct{}, 1)
-	a.mover, _ = cfg.Dataplane.(fabric.Mover)
 	for _, o := range opts {
 		o(a)
 	}
 	for _, s := range a.sources {
 		a.unlisted[s.Name()] = true
-		if r, ok := s.(fabric.Restarter); ok {
-			a.restarts[s.Name()] = r.Restarts()
-		}
+		a.restarts[s.Name()] = s.Restarts()
 	}
 	return a, nil
 }

@@ -143,7 +143,7 @@ func (a *Agent) stopped(ctx context.Context, vm string, asOf time.Time) {
 func (a *Agent) depart(ctx context.Context, vm string, to fabric.Node) {
 	a.mu.Lock()
 	g := a.guests[vm]
-	if g == nil || a.mover == nil || g.departure.diverted && g.departure.to.Name == to.Name {
+	if g == nil || g.departure.diverted && g.departure.to.Name == to.Name {
 		a.mu.Unlock()
 		return
 	}
@@ -154,7 +154,7 @@ func (a *Agent) depart(ctx context.Context, vm string, to fabric.Node) {
 	if !d.Leaving {
 		time.AfterFunc(unconfirmedFor, a.poke)
 	}
-	done, err := a.mover.Divert(ctx, d.VM.Ports(&a.cluster), to)
+	done, err := a.dataplane.Divert(ctx, d.VM.Ports(&a.cluster), to)
 	if err != nil {
 		a.log.Warn("packets not all sent on", "vm", vm, "node", to.Name, "err", err)
 	}
@@ -227,9 +227,6 @@ func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 // record keeps, or does not keep any more, what goes into a guest's ports. The
 // guest's lock is held.
 func (a *Agent) record(ctx context.Context, vm string, on bool) {
-	if a.mover == nil {
-		return
-	}
 	a.mu.Lock()
 	g := a.guests[vm]
 	if g == nil {
@@ -240,7 +237,7 @@ func (a *Agent) record(ctx context.Context, vm string, on bool) {
 	g.departure.recorded = on
 	a.mu.Unlock()
 	for _, name := range names {
-		if err := a.mover.Record(ctx, name, on); err != nil {
+		if err := a.dataplane.Record(ctx, name, on); err != nil {
 			a.log.Debug("port not recorded", "port", name, "err", err)
 		}
 	}
@@ -253,7 +250,7 @@ func (a *Agent) back(ctx context.Context, ps []netip.Prefix, outcome string) {
 		delete(a.lingering, p)
 	}
 	a.mu.Unlock()
-	if err := a.mover.Return(ctx, ps...); err != nil {
+	if err := a.dataplane.Return(ctx, ps...); err != nil {
 		a.log.Warn("packets still go to another node", "prefix", ps[0], "err", err)
 		a.poke()
 		return
@@ -264,9 +261,6 @@ func (a *Agent) back(ctx context.Context, ps []netip.Prefix, outcome string) {
 // ashore ends the sending on of packets for a guest that is to be here, because
 // it went away and comes back soon. The guest's lock is held.
 func (a *Agent) ashore(ctx context.Context, vm fabric.VM) {
-	if a.mover == nil {
-		return
-	}
 	var ps []netip.Prefix
 	a.mu.Lock()
 	for _, p := range vm.Prefixes() {
@@ -317,10 +311,7 @@ func (a *Agent) gone(g *guest) {
 
 // settleDiversions ends what was sent on long enough. The pass calls it.
 func (a *Agent) settleDiversions(ctx context.Context) {
-	if a.mover == nil {
-		return
-	}
-	diverted, err := a.mover.Diverted(ctx)
+	diverted, err := a.dataplane.Diverted(ctx)
 	a.ail("diversions", err)
 	now := time.Now()
 	var over []netip.Prefix

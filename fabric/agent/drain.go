@@ -33,10 +33,8 @@ func (a *Agent) setDrained(ctx context.Context, since time.Time) error {
 		since = is
 	}
 	// Also what is so already: the kept word may be damaged, or missing.
-	if k, ok := a.store.(fabric.DrainKeeper); ok {
-		if err := k.SetDrained(ctx, since); err != nil {
-			return fmt.Errorf("node %s: keep whether it is drained: %w", a.node, err)
-		}
+	if err := a.store.SetDrained(ctx, since); err != nil {
+		return fmt.Errorf("node %s: keep whether it is drained: %w", a.node, err)
 	}
 	a.mu.Lock()
 	a.drained = since
@@ -63,11 +61,7 @@ func (a *Agent) setDrained(ctx context.Context, since time.Time) error {
 
 // recallDrain takes a drain up again that the store has kept.
 func (a *Agent) recallDrain(ctx context.Context) {
-	k, ok := a.store.(fabric.DrainKeeper)
-	if !ok {
-		return
-	}
-	since, err := k.Drained(ctx)
+	since, err := a.store.Drained(ctx)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.drained = since

@@ -74,22 +74,22 @@ func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 		st.Problems = append(st.Problems, oneLine(err))
 	}
 
-	var err error
-	if l, ok := a.speaker.(fabric.SessionLister); ok {
-		var sessions []fabric.Session
-		if sessions, err = l.Sessions(ctx); err != nil {
-			st.Problems = append(st.Problems, fmt.Sprintf("speaker: %v", err))
-		}
-		st.Sessions = append(st.Sessions, sessions...)
-		st.Problems = append(st.Problems, a.cluster.SessionProblems(a.node, sessions)...)
+	sessions, err := a.speaker.Sessions(ctx)
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		err = nil
+	case err != nil:
+		st.Problems = append(st.Problems, fmt.Sprintf("speaker: %v", err))
 	}
+	st.Sessions = append(st.Sessions, sessions...)
+	st.Problems = append(st.Problems, a.cluster.SessionProblems(a.node, sessions)...)
 	for _, backend := range a.backends() {
 		if d, ok := backend.(fabric.Diagnoser); ok {
 			st.Problems = append(st.Problems, d.Diagnose()...)
 		}
-		if s, ok := backend.(fabric.SourceReporter); ok {
-			st.Sources = append(st.Sources, s.Status())
-		}
+	}
+	for _, s := range a.sources {
+		st.Sources = append(st.Sources, s.Status())
 	}
 	st.Problems = append(st.Problems, a.events.problems()...)
 	diversions, doubts := a.diverted.list(time.Now())
@@ -123,12 +123,11 @@ func (g *guest) troubleText(node string) string {
 // Advertisements tells what was sent of a prefix to each peer of the node. The
 // error is [errors.ErrUnsupported] where the speaker does not tell.
 func (a *Agent) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error) {
-	l, ok := a.speaker.(fabric.AdvertisementLister)
-	if !ok {
+	all, err := a.speaker.Advertisements(ctx, prefix)
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
 		return nil, fmt.Errorf("speaker: what it sends of a prefix is not known: %w", errors.ErrUnsupported)
-	}
-	all, err := l.Advertisements(ctx, prefix)
-	if err != nil {
+	case err != nil:
 		return nil, fmt.Errorf("speaker: %w", err)
 	}
 	return all, nil
@@ -148,10 +147,9 @@ func (a *Agent) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, 
 			faults = append(faults, fabric.ForwardingFault{Family: hop.family, Text: oneLine(hop.err)})
 		}
 	}
-	c, ok := a.dataplane.(fabric.ForwardingChecker)
-	if !ok {
-		return faults, nil
+	tried, err := a.dataplane.CheckForwarding(ctx)
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = nil
 	}
-	tried, err := c.CheckForwarding(ctx)
 	return append(faults, tried...), err
 }

@@ -42,8 +42,8 @@ func (a *Agent) Ended(ctx context.Context, source, name string) error {
 // look asks one source for a guest.
 func (a *Agent) look(ctx context.Context, source, name string) (fabric.VM, bool, error) {
 	for _, s := range a.sources {
-		if l, ok := s.(fabric.Looker); ok && s.Name() == source {
-			return l.Look(ctx, name)
+		if s.Name() == source {
+			return s.Look(ctx, name)
 		}
 	}
 	return fabric.VM{}, false, fmt.Errorf("this agent does not follow %s; start it with --%[1]s auto", source)
@@ -62,11 +62,10 @@ func (a *Agent) Describe(ctx context.Context, name string) (fabric.VM, fabric.Ga
 	a.mu.Unlock()
 	var flaws []error
 	for _, s := range a.sources {
-		l, ok := s.(fabric.Looker)
-		if !ok || attached && s.Name() != have.Origin {
+		if attached && s.Name() != have.Origin {
 			continue
 		}
-		vm, ours, err := l.Look(ctx, name)
+		vm, ours, err := s.Look(ctx, name)
 		if ours && err == nil {
 			vm, err = a.describe(ctx, vm)
 		}

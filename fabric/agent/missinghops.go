@@ -2,8 +2,6 @@ package agent
 
 import (
 	"net/netip"
-
-	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // missingHops says why families have no next hop; nil: they have one.
@@ -28,8 +26,5 @@ func (m missingHops) errors() (all []error) {
 }
 
 func (a *Agent) missingHops() missingHops {
-	if w, ok := a.dataplane.(fabric.NextHopWatcher); ok {
-		return missingHops{w.NextHop(false), w.NextHop(true)}
-	}
-	return missingHops{}
+	return missingHops{a.dataplane.NextHop(false), a.dataplane.NextHop(true)}
 }

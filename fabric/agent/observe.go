@@ -201,13 +201,12 @@ func (a *Agent) tellPruned(found []fabric.PortState, routes []netip.Prefix, port
 // tellSessions tells of BGP sessions that came up or went down since it was
 // last called. The pass calls it.
 func (a *Agent) tellSessions(ctx context.Context) {
-	lister, ok := a.speaker.(fabric.SessionLister)
-	if a.events.none() || !ok {
+	if a.events.none() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, sessionTime)
 	defer cancel()
-	sessions, err := lister.Sessions(ctx)
+	sessions, err := a.speaker.Sessions(ctx)
 	if err != nil {
 		return // nothing is known to have changed
 	}

@@ -25,11 +25,7 @@ type moveLog struct {
 
 // recall takes up the reports that the store has kept.
 func (a *Agent) recallMoves(ctx context.Context) {
-	k, ok := a.store.(fabric.MoveKeeper)
-	if !ok {
-		return
-	}
-	kept, err := k.KeptMoves(ctx)
+	kept, err := a.store.KeptMoves(ctx)
 	if err != nil {
 		a.log.Warn("reports of earlier moves", "err", err)
 	}
@@ -48,10 +44,6 @@ func (a *Agent) recallMoves(ctx context.Context) {
 
 // keepMoves keeps the reports as moves end, until ctx ends.
 func (a *Agent) keepMoves(ctx context.Context) {
-	k, ok := a.store.(fabric.MoveKeeper)
-	if !ok {
-		return
-	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -60,7 +52,7 @@ func (a *Agent) keepMoves(ctx context.Context) {
 		}
 		list, _ := a.Moves(ctx, "")
 		slices.Reverse(list)
-		if err := k.KeepMoves(ctx, list); err != nil {
+		if err := a.store.KeepMoves(ctx, list); err != nil {
 			a.log.Warn("reports of moves not kept", "err", err)
 		}
 	}

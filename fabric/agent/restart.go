@@ -8,7 +8,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// restart is what a node sees of a move by a start elsewhere ([fabric.Restarter]). No
+// restart is what a node sees of a move by a start elsewhere ([fabric.Source]). No
 // hook and no event tells of it: that it was one the source learns by the other
 // node's claim, and the destination by what the source says then. Agent.mu
 // guards it.

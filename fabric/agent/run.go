@@ -195,14 +195,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // listen follows what the dataplane and the speaker tell of moves.
 func (a *Agent) listen(ctx context.Context) {
-	var heard <-chan string
-	var rivals <-chan fabric.Rival
-	if a.mover != nil {
-		heard = a.mover.Heard()
-	}
-	if t, ok := a.speaker.(fabric.RivalTeller); ok {
-		rivals = t.Rivals()
-	}
+	heard, rivals := a.dataplane.Heard(), a.speaker.Rivals()
 	for {
 		select {
 		case <-ctx.Done():

@@ -148,7 +148,7 @@ func TestStatusAsksTheBackends(t *testing.T) {
 	st, err := n.Status(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, []string{"libvirt: no answer; restart it"}, st.Problems)
-	assert.Equal(t, `[{"name":"libvirt","connected":true,"guests":3}]`, asJSON(t, st.Sources))
+	assert.Equal(t, `[{"name":"libvirt","connected":true,"guests":3},{"name":"lxd","connected":true,"guests":0}]`, asJSON(t, st.Sources))
 }
 
 func TestProblemsAreOneLineEach(t *testing.T) {

@@ -73,7 +73,7 @@ func (s *Speaker) Close() error {
 	return s.Announcer.Close()
 }
 
-// Sessions implements [fabric.SessionLister], in the order of the cluster's
+// Sessions implements [fabric.Speaker], in the order of the cluster's
 // reflectors. One with which BIRD has no session is not among them; Diagnose
 // names it. An error, after five seconds at the latest, says that BIRD does not
 // answer.
@@ -81,11 +81,15 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	return s.daemon.Sessions(ctx)
 }
 
-// Advertisements implements [fabric.AdvertisementLister] with BIRD's own word. An
+// Advertisements implements [fabric.Speaker] with BIRD's own word. An
 // error, after five seconds at the latest, says that BIRD does not answer.
 func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error) {
 	return s.daemon.Advertisements(ctx, prefix)
 }
+
+// Rivals implements [fabric.Speaker]: the daemon's routes of other nodes are not
+// followed, so there are none.
+func (*Speaker) Rivals() <-chan fabric.Rival { return nil }
 
 // Diagnose implements [fabric.Diagnoser]: that BIRD does not answer, has no
 // session with a reflector, or does not send what has been announced for some
@@ -93,8 +97,6 @@ func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fa
 func (s *Speaker) Diagnose() []string { return s.daemon.Diagnose(s.Announcer) }
 
 var (
-	_ fabric.Speaker             = (*Speaker)(nil)
-	_ fabric.SessionLister       = (*Speaker)(nil)
-	_ fabric.AdvertisementLister = (*Speaker)(nil)
-	_ fabric.Diagnoser           = (*Speaker)(nil)
+	_ fabric.Speaker   = (*Speaker)(nil)
+	_ fabric.Diagnoser = (*Speaker)(nil)
 )

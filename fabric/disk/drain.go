@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"github.com/vmfabric/vmfabric/fabric"
 )
 
 const (
@@ -19,12 +17,10 @@ const (
 	drainStart = "vmfabric drained "
 )
 
-var _ fabric.DrainKeeper = (*Store)(nil)
-
 // drainFile is in the state directory itself.
 func (s *Store) drainFile() string { return filepath.Join(filepath.Dir(s.dir), drainName) }
 
-// Drained implements [fabric.DrainKeeper]. That the file is there counts, also
+// Drained implements [fabric.Store]. That the file is there counts, also
 // where a power cut has left nothing in it; the time is then that of the file.
 func (s *Store) Drained(ctx context.Context) (time.Time, error) {
 	if err := ctx.Err(); err != nil {
@@ -52,7 +48,7 @@ func (s *Store) Drained(ctx context.Context) (time.Time, error) {
 	return info.ModTime(), nil
 }
 
-// SetDrained implements [fabric.DrainKeeper]. It is safe on the disk when it
+// SetDrained implements [fabric.Store]. It is safe on the disk when it
 // returns nil; after an error it is as it was, or as it was to be.
 func (s *Store) SetDrained(ctx context.Context, since time.Time) error {
 	if err := ctx.Err(); err != nil {

@@ -14,11 +14,9 @@ import (
 
 const movesName = "moves.json" // of the file, in the state directory itself
 
-var _ fabric.MoveKeeper = (*Store)(nil)
-
 func (s *Store) movesFile() string { return filepath.Join(filepath.Dir(s.dir), movesName) }
 
-// KeptMoves implements [fabric.MoveKeeper].
+// KeptMoves implements [fabric.Store].
 func (s *Store) KeptMoves(ctx context.Context) ([]fabric.Move, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -39,7 +37,7 @@ func (s *Store) KeptMoves(ctx context.Context) ([]fabric.Move, error) {
 	return moves, nil
 }
 
-// KeepMoves implements [fabric.MoveKeeper]. Reports are for people: a power cut
+// KeepMoves implements [fabric.Store]. Reports are for people: a power cut
 // may take the last ones.
 func (s *Store) KeepMoves(ctx context.Context, moves []fabric.Move) error {
 	if err := ctx.Err(); err != nil {

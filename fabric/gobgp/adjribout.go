@@ -44,7 +44,7 @@ func familyOf(f *api.AfiSafi) fabric.Family {
 	return fabric.IPv4
 }
 
-// Advertisements implements [fabric.AdvertisementLister] with GoBGP's
+// Advertisements implements [fabric.Speaker] with GoBGP's
 // Adj-RIB-Out: what the policy lets out to a peer, of families that it takes.
 func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error) {
 	sessions, err := s.Sessions(ctx)
@@ -76,5 +76,3 @@ func (s *Speaker) sent(peer string, prefix netip.Prefix) (bool, error) {
 	})
 	return found, err
 }
-
-var _ fabric.AdvertisementLister = (*Speaker)(nil)

@@ -187,7 +187,7 @@ func (r *Reflector) Routes(ctx context.Context, v6 bool) (uint64, error) {
 	return t.GetNumDestination(), nil
 }
 
-// Sessions implements [fabric.SessionLister], in the order of [Reflector.Peers].
+// Sessions lists the sessions, in the order of [Reflector.Peers].
 func (r *Reflector) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	peers, err := r.Peers(ctx)
 	sessions := make([]fabric.Session, 0, len(peers))
@@ -264,5 +264,3 @@ func (r *Reflector) problems(peers []ReflectorPeer) []string {
 }
 
 func joined(ps []netip.Prefix) string { return strings.Join(texts(ps), ", ") }
-
-var _ fabric.SessionLister = (*Reflector)(nil)

@@ -8,7 +8,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Rivals implements [fabric.RivalTeller]. The channel is never closed. One who
+// Rivals implements [fabric.Speaker]. The channel is never closed. One who
 // does not read holds up nobody: of each prefix and reflector the newest waits,
 // and none that has gone or that concerns a prefix withdrawn here meanwhile. Of
 // one that was handed out it is told that it has gone, whatever is announced here.
@@ -177,5 +177,3 @@ func (r *ribIn) compete(p netip.Prefix, peer netip.Addr, was, is heard) {
 		r.rivals.tell(p, peer, is)
 	}
 }
-
-var _ fabric.RivalTeller = (*Speaker)(nil)

@@ -486,7 +486,7 @@ var states = map[api.PeerState_SessionState]string{
 	api.PeerState_SESSION_STATE_OPENCONFIRM: "openconfirm", api.PeerState_SESSION_STATE_ESTABLISHED: "established",
 }
 
-// Sessions implements [fabric.SessionLister], in the order of the cluster's
+// Sessions implements [fabric.Speaker], in the order of the cluster's
 // reflectors. Before Open there are none.
 func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	found := map[string]fabric.Session{}
@@ -521,7 +521,6 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 }
 
 var (
-	_ fabric.Speaker       = (*Speaker)(nil)
-	_ fabric.SessionLister = (*Speaker)(nil)
-	_ fabric.Diagnoser     = (*Speaker)(nil)
+	_ fabric.Speaker   = (*Speaker)(nil)
+	_ fabric.Diagnoser = (*Speaker)(nil)
 )

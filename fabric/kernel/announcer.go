@@ -13,8 +13,9 @@ import (
 	"time"
 
 	"github.com/mdlayher/netlink"
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 const (
@@ -487,4 +488,4 @@ func (t *troubles) err() error {
 	return t.first
 }
 
-var _ fabric.Speaker = (*Announcer)(nil)
+var _ fabric.Announcer = (*Announcer)(nil)

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
+
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/testenv/conformance"
@@ -25,9 +26,9 @@ import (
 func TestAnnouncerConformance(t *testing.T) {
 	conformance.Speaker(t, func(t *testing.T) (fabric.Speaker, conformance.SpeakerControls) {
 		addPort(t, "guest_net0")
-		return announcer(t), conformance.SpeakerControls{
+		return fabric.NewSpeaker(announcer(t)), conformance.SpeakerControls{
 			Prepare: func(t *testing.T, ps []netip.Prefix) { routeTo(t, "guest_net0", ps...) },
-			Again:   func(t *testing.T) fabric.Speaker { return announcer(t) },
+			Again:   func(t *testing.T) fabric.Speaker { return fabric.NewSpeaker(announcer(t)) },
 			Lose:    func(t *testing.T, p netip.Prefix) { ip(t, "route", "del", p.String(), "metric", "100") },
 			Preferred: func(t *testing.T, p netip.Prefix) uint32 {
 				rs := shown(t, p)

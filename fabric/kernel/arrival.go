@@ -9,8 +9,9 @@ import (
 	"slices"
 
 	"github.com/mdlayher/netlink"
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // A port whose guest is about to arrive ([fabric.Port.Incoming]) has its routes

@@ -10,10 +10,11 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/testenv/conformance"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
-	"golang.org/x/sys/unix"
 )
 
 // TestConformance runs the dataplane's laws on the real kernel, in the network

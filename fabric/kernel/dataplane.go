@@ -13,8 +13,9 @@ import (
 	"time"
 
 	"github.com/mdlayher/netlink"
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // Config is what a [Dataplane] cannot do without.

@@ -9,8 +9,9 @@ import (
 	"time"
 
 	"github.com/mdlayher/netlink"
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 const (
@@ -333,5 +334,3 @@ func (r *rtnl) neighbour(a netip.Addr, index int32) (neighbour, error) {
 	}
 	return neighbour{}, reason(err)
 }
-
-var _ fabric.Mover = (*Dataplane)(nil)

@@ -4,8 +4,9 @@ import (
 	"errors"
 	"os"
 
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // ear listens at a link for the first frame of a guest.

@@ -10,8 +10,9 @@ import (
 	"time"
 
 	"github.com/mdlayher/netlink"
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // FIBConfig says which routes are those of a [FIB].

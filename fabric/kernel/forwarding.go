@@ -14,8 +14,9 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 const (
@@ -235,7 +236,7 @@ func (f *forwarding) lines() []string {
 	return all
 }
 
-// CheckForwarding implements [fabric.ForwardingChecker].
+// CheckForwarding implements [fabric.Dataplane].
 func (d *Dataplane) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, error) {
 	if len(d.forwarding.guests) == 0 {
 		return nil, nil
@@ -479,5 +480,3 @@ func ruleChange(m netlink.Message) (concerns, rules bool) {
 	}
 	return false, false
 }
-
-var _ fabric.ForwardingChecker = (*Dataplane)(nil)

@@ -7,8 +7,9 @@ import (
 	"os"
 
 	"github.com/mdlayher/netlink"
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // Constants of <linux/if_link.h>, <linux/ip.h> and <linux/ipv6.h> that x/sys

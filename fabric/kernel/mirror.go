@@ -7,8 +7,9 @@ import (
 	"sync"
 
 	"github.com/mdlayher/netlink"
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // mirror is what the kernel has of ours, kept by its notifications, so that

@@ -18,9 +18,10 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/probe"
-	"golang.org/x/sys/unix"
 )
 
 // The moves' lab has the node in the namespace of the tests, and around it

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/mdlayher/netlink"
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
 )
 
@@ -87,7 +86,7 @@ func (h *nextHops) on(a netip.Addr) (indexes []int32) {
 	return indexes
 }
 
-// NextHop implements [fabric.NextHopWatcher].
+// NextHop implements [fabric.Dataplane].
 func (d *Dataplane) NextHop(v6 bool) error {
 	h := d.hops
 	family, a := "IPv4", h.v4
@@ -131,5 +130,3 @@ func (d *Dataplane) disabled6(links []int32) error {
 	}
 	return off
 }
-
-var _ fabric.NextHopWatcher = (*Dataplane)(nil)

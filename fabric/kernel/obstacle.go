@@ -6,8 +6,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // obstacle is where packets of a trial are lost, and what lets them pass.

@@ -8,8 +8,9 @@ import (
 	"os"
 	"time"
 
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // Frames are taken and sent by packet(7) sockets, with a header that says what

@@ -6,8 +6,9 @@ import (
 	"slices"
 	"time"
 
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // askEvery is how often a guest that is listened for is asked for its addresses.

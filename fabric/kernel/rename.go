@@ -5,8 +5,9 @@ import (
 	"fmt"
 
 	"github.com/mdlayher/netlink"
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // renameFormer gives ports of the cluster that are called [fabric.FormerPortName]

@@ -8,8 +8,9 @@ import (
 	"slices"
 
 	"github.com/mdlayher/netlink"
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // toTable is FR_ACT_TO_TBL of <linux/fib_rules.h>, which x/sys does not have.

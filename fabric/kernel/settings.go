@@ -7,8 +7,9 @@ import (
 	"sync/atomic"
 
 	"github.com/mdlayher/netlink"
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // setting is a per-interface sysctl (Documentation/networking/ip-sysctl) and

@@ -6,8 +6,9 @@ import (
 	"slices"
 	"time"
 
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // A guest that was started sends frames before it has its addresses (IPv6's own

@@ -10,8 +10,9 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // ethernet is a frame of a guest's.

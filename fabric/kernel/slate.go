@@ -7,8 +7,9 @@ import (
 	"slices"
 
 	"github.com/mdlayher/netlink"
-	"github.com/vmfabric/vmfabric/fabric"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // slate is every route of our protocol in the main table, by its prefix: those

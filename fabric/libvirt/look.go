@@ -10,7 +10,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/libvirt/domxml"
 )
 
-// Look implements [fabric.Looker]: the domain of a name, as it is defined or
+// Look implements [fabric.Source]: the domain of a name, as it is defined or
 // runs. It is for people, and not for hooks, which libvirt waits for.
 func (s *Source) Look(ctx context.Context, name string) (vm fabric.VM, ours bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.times.call)

@@ -66,10 +66,8 @@ type Source struct {
 }
 
 var (
-	_ fabric.Source         = (*Source)(nil)
-	_ fabric.Looker         = (*Source)(nil)
-	_ fabric.SourceReporter = (*Source)(nil)
-	_ fabric.Diagnoser      = (*Source)(nil)
+	_ fabric.Source    = (*Source)(nil)
+	_ fabric.Diagnoser = (*Source)(nil)
 )
 
 // sighting is a guest of ours as it was last seen running. One whose
@@ -143,7 +141,10 @@ func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	return guests, nil
 }
 
-// Status implements [fabric.SourceReporter].
+// Restarts implements [fabric.Source]: libvirt says when a guest begins to run.
+func (*Source) Restarts() bool { return false }
+
+// Status implements [fabric.Source].
 func (s *Source) Status() fabric.SourceStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -9,7 +9,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Look implements [fabric.Looker]. A name is LXC's: that of the instance, after
+// Look implements [fabric.Source]. A name is LXC's: that of the instance, after
 // that of its project and an underscore where the project is not the default.
 // Where the default project has no such instance, one of another is meant.
 func (s *Source) Look(ctx context.Context, name string) (vm fabric.VM, ours bool, err error) {

@@ -60,11 +60,8 @@ type Source struct {
 }
 
 var (
-	_ fabric.Source         = (*Source)(nil)
-	_ fabric.Looker         = (*Source)(nil)
-	_ fabric.Restarter      = (*Source)(nil)
-	_ fabric.SourceReporter = (*Source)(nil)
-	_ fabric.Diagnoser      = (*Source)(nil)
+	_ fabric.Source    = (*Source)(nil)
+	_ fabric.Diagnoser = (*Source)(nil)
 )
 
 // sighting is a guest of ours as it was last seen.
@@ -117,7 +114,7 @@ func New(cfg Config) *Source {
 // Name implements [fabric.Source].
 func (s *Source) Name() string { return s.name }
 
-// Restarts implements [fabric.Restarter]: LXD starts an instance on the other
+// Restarts implements [fabric.Source]: LXD starts an instance on the other
 // server before it stops it here, and does not say when that one takes over.
 func (s *Source) Restarts() bool { return true }
 
@@ -162,7 +159,7 @@ func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	return guests, err
 }
 
-// Status implements [fabric.SourceReporter].
+// Status implements [fabric.Source].
 func (s *Source) Status() fabric.SourceStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -32,7 +32,7 @@ var mutants = []mutant{
 	{"nobody is waited for", "fence.go", "d.Unreleased = slices.Clone(a.nodes.Names()); len(d.Unreleased) == 0 {", "d.Unreleased = nil; true {"},
 	{"a preference stays raised", "fence.go", "return awaited || since < freshAtLeast", "return awaited || since >= 0"},
 	{"an answered claim is not settled", "fence.go", "		a.released(vm, node, nil)\n		return", "		return"},
-	{"a restart forgets who has a guest", "run.go", "has: d.owned() && d.Generation > 0, came", "has: false, came"},
+	{"a restart forgets who has a guest", "run.go", "has: owned(d) && d.Generation > 0, came", "has: false, came"},
 	{"a migration that was not announced is a start", "agent.go", "|| other.same && !known && a.tells(vm.Origin)", "|| other.same && !known && false && a.tells(vm.Origin)"},
 
 	// Reservations.
@@ -53,7 +53,7 @@ var mutants = []mutant{
 	{"faults of ports are not repaired", "plan.go", "case len(have.Faults) > 0:", "case false && len(have.Faults) > 0:"},
 
 	// Moves.
-	{"packets are not sent on", "depart.go", "done, err := a.mover.Divert(ctx, d.VM.Ports(&a.cluster), to)", "done, err := a.mover.Divert(ctx, nil, to)"},
+	{"packets are not sent on", "depart.go", "done, err := a.dataplane.Divert(ctx, d.VM.Ports(&a.cluster), to)", "done, err := a.dataplane.Divert(ctx, nil, to)"},
 	{"packets are sent on for a moment only", "depart.go", "		a.lingering[p] = time.Now().Add(lingers)\n	}\n	time.AfterFunc(lingers, a.poke)", "		a.lingering[p] = time.Now()\n	}\n	time.AfterFunc(0, a.poke)"},
 	{"packets are sent on for ever", "depart.go", "case !now.Before(until):", "case !now.Before(until) && false:"},
 	{"a move that fails leaves the packets where they went", "depart.go", "	if was.diverted {", "	if was.diverted && false {"},
@@ -70,7 +70,7 @@ func TestMutantsStand(t *testing.T) {
 	}
 }
 
-func (m mutant) path() string { return filepath.Join("../../fabric", m.file) }
+func (m mutant) path() string { return filepath.Join("../../fabric/agent", m.file) }
 
 // TestMutants: each mutant is found, and in how many histories.
 func TestMutants(t *testing.T) {

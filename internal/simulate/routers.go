@@ -236,7 +236,17 @@ func (s *speaker) change(f func() []netip.Prefix) error {
 // Changed implements [fabric.Speaker].
 func (s *speaker) Changed() <-chan struct{} { return s.changed }
 
-// Rivals implements [fabric.RivalTeller].
+// Sessions implements [fabric.Speaker]: it does not tell.
+func (*speaker) Sessions(context.Context) ([]fabric.Session, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// Advertisements implements [fabric.Speaker]: likewise.
+func (*speaker) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertisement, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// Rivals implements [fabric.Speaker].
 func (s *speaker) Rivals() <-chan fabric.Rival { return s.rivals }
 
 // compete notes whether another node has a better route to a prefix of ours.

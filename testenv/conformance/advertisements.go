@@ -13,20 +13,16 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// speakerAdvertisements holds a speaker to [fabric.AdvertisementLister], where
-// it is one: prefix by prefix, as its peers come to have it.
+// speakerAdvertisements holds a speaker to what it says of its advertisements,
+// where it can tell: prefix by prefix, as its peers come to have it.
 func speakerAdvertisements(t *testing.T, s fabric.Speaker, c SpeakerControls) {
-	l, ok := s.(fabric.AdvertisementLister)
-	if !ok {
-		return
-	}
-	if _, err := l.Advertisements(t.Context(), both[0]); errors.Is(err, errors.ErrUnsupported) {
+	if _, err := s.Advertisements(t.Context(), both[0]); errors.Is(err, errors.ErrUnsupported) {
 		return
 	}
 	sent := func(p netip.Prefix, want bool) {
 		t.Helper()
 		eventually(t, fmt.Sprintf("%s was sent: %v", p, want), func() bool {
-			all, err := l.Advertisements(t.Context(), p)
+			all, err := s.Advertisements(t.Context(), p)
 			require.NoError(t, err)
 			require.NotEmpty(t, all)
 			return !slices.ContainsFunc(all, func(a fabric.Advertisement) bool {

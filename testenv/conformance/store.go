@@ -181,51 +181,43 @@ func storeWalk(t *testing.T, s fabric.Store, _ StoreControls) {
 	})
 }
 
-// storeDrain is for stores that are [fabric.DrainKeeper] too.
+// storeDrain holds a store to keeping a drain.
 func storeDrain(t *testing.T, s fabric.Store, c StoreControls) {
-	k, ok := s.(fabric.DrainKeeper)
-	if !ok {
-		t.Skip("this store keeps no drain")
-	}
 	requireDrained := func(want time.Time) {
 		t.Helper()
-		got, err := k.Drained(t.Context())
+		got, err := s.Drained(t.Context())
 		require.NoError(t, err)
 		require.True(t, want.Equal(got), "%v, not %v", got, want)
 	}
 	requireDrained(time.Time{})
-	require.NoError(t, k.SetDrained(t.Context(), time.Time{}))
+	require.NoError(t, s.SetDrained(t.Context(), time.Time{}))
 	require.NoError(t, s.Put(t.Context(), desired("web", fabric.Live)))
 	for _, since := range []time.Time{
 		time.Date(2026, 11, 22, 12, 3, 4, 5678, time.UTC), time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC),
 	} {
 		for range 2 {
-			require.NoError(t, k.SetDrained(t.Context(), since))
+			require.NoError(t, s.SetDrained(t.Context(), since))
 			requireDrained(since)
 		}
 	}
 	requireGuests(t, s, desired("web", fabric.Live))
 	if c.Again != nil {
-		k = c.Again(t).(fabric.DrainKeeper)
+		s = c.Again(t)
 		requireDrained(time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC))
 	}
 	for range 2 {
-		require.NoError(t, k.SetDrained(t.Context(), time.Time{}))
+		require.NoError(t, s.SetDrained(t.Context(), time.Time{}))
 		requireDrained(time.Time{})
 	}
 	if c.Again != nil {
-		k = c.Again(t).(fabric.DrainKeeper)
+		s = c.Again(t)
 		requireDrained(time.Time{})
 	}
 }
 
-// storeMoves is for stores that are [fabric.MoveKeeper] too.
+// storeMoves holds a store to keeping the reports of moves.
 func storeMoves(t *testing.T, s fabric.Store, c StoreControls) {
-	k, ok := s.(fabric.MoveKeeper)
-	if !ok {
-		t.Skip("this store keeps no reports of moves")
-	}
-	kept, err := k.KeptMoves(t.Context())
+	kept, err := s.KeptMoves(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, kept)
 	at := time.Date(2026, 11, 22, 12, 3, 4, 5678, time.UTC)
@@ -234,16 +226,16 @@ func storeMoves(t *testing.T, s fabric.Store, c StoreControls) {
 			VM: "web", UUID: "aaaaaaaa-0000-4000-8000-000000000001", Prefixes: desired("web", fabric.Live).VM.Prefixes(),
 			From: "node1", To: "node2", Outcome: "moved", Expected: at, Resent: n, Seen: map[string]time.Time{"rr1": at},
 		}, {VM: "db", Outcome: "under way"}}
-		require.NoError(t, k.KeepMoves(t.Context(), moves))
+		require.NoError(t, s.KeepMoves(t.Context(), moves))
 		if c.Again != nil {
-			k = c.Again(t).(fabric.MoveKeeper)
+			s = c.Again(t)
 		}
-		kept, err := k.KeptMoves(t.Context())
+		kept, err := s.KeptMoves(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, moves, kept)
 	}
-	require.NoError(t, k.KeepMoves(t.Context(), nil))
-	kept, err = k.KeptMoves(t.Context())
+	require.NoError(t, s.KeepMoves(t.Context(), nil))
+	kept, err = s.KeptMoves(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, kept)
 }

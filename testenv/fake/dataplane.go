@@ -46,10 +46,7 @@ type silence struct {
 	since time.Time
 }
 
-var (
-	_ fabric.Dataplane = (*Dataplane)(nil)
-	_ fabric.Mover     = (*Dataplane)(nil)
-)
+var _ fabric.Dataplane = (*Dataplane)(nil)
 
 // kernel outlives the dataplanes that work on it.
 type kernel struct {
@@ -265,11 +262,16 @@ func (d *Dataplane) SetNextHop(v6 bool, err error) {
 	})
 }
 
-// NextHop implements [fabric.NextHopWatcher].
+// NextHop implements [fabric.Dataplane].
 func (d *Dataplane) NextHop(v6 bool) error {
 	d.kernel.mu.Lock()
 	defer d.kernel.mu.Unlock()
 	return d.kernel.hops[v6]
+}
+
+// CheckForwarding implements [fabric.Dataplane]: it cannot try.
+func (*Dataplane) CheckForwarding(context.Context) ([]fabric.ForwardingFault, error) {
+	return nil, errors.ErrUnsupported
 }
 
 // Mute keeps Changed silent, as if events were lost.

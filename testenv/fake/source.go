@@ -10,7 +10,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Source is a [fabric.Source] and a [fabric.Looker] whose guests do what a
+// Source is a [fabric.Source] and a [fabric.Source] whose guests do what a
 // test says.
 type Source struct {
 	Trouble
@@ -24,12 +24,7 @@ type Source struct {
 	asleep map[string]fabric.VM // by the hypervisor's name for them
 }
 
-var (
-	_ fabric.Source = (*Source)(nil)
-	_ fabric.Looker = (*Source)(nil)
-
-	_ fabric.Restarter = (*Source)(nil)
-)
+var _ fabric.Source = (*Source)(nil)
 
 // NewSource makes a source without guests.
 func NewSource(name string) *Source {
@@ -43,8 +38,15 @@ func NewRestarter(name string) *Source {
 	return s
 }
 
-// Restarts implements [fabric.Restarter].
+// Restarts implements [fabric.Source].
 func (s *Source) Restarts() bool { return s.restarts }
+
+// Status implements [fabric.Source].
+func (s *Source) Status() fabric.SourceStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return fabric.SourceStatus{Name: s.name, Connected: true, Guests: len(s.guests)}
+}
 
 // Name implements [fabric.Source].
 func (s *Source) Name() string { return s.name }
@@ -100,7 +102,7 @@ func (s *Source) Say(d fabric.Desired) {
 	}
 }
 
-// Look implements [fabric.Looker]: it knows the guests that run, and those of
+// Look implements [fabric.Source]: it knows the guests that run, and those of
 // Know.
 func (s *Source) Look(ctx context.Context, name string) (fabric.VM, bool, error) {
 	if err := s.before(ctx, "look "+name); err != nil {

@@ -2,6 +2,7 @@ package fake
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net/netip"
 	"slices"
@@ -23,11 +24,7 @@ type Speaker struct {
 	muted    bool
 }
 
-var (
-	_ fabric.Speaker       = (*Speaker)(nil)
-	_ fabric.SessionLister = (*Speaker)(nil)
-	_ fabric.RivalTeller   = (*Speaker)(nil)
-)
+var _ fabric.Speaker = (*Speaker)(nil)
 
 // NewSpeaker makes a speaker with no routes. It writes to j.
 func NewSpeaker(j *Journal) *Speaker {
@@ -86,7 +83,7 @@ func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
 // Changed implements [fabric.Speaker].
 func (s *Speaker) Changed() <-chan struct{} { return s.changed }
 
-// Sessions implements [fabric.SessionLister].
+// Sessions implements [fabric.Speaker].
 func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	if err := s.before(ctx, "list sessions"); err != nil {
 		return nil, err
@@ -96,7 +93,12 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	return slices.Clone(s.sessions), nil
 }
 
-// Rivals implements [fabric.RivalTeller].
+// Advertisements implements [fabric.Speaker]: it does not tell.
+func (*Speaker) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertisement, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// Rivals implements [fabric.Speaker].
 func (s *Speaker) Rivals() <-chan fabric.Rival { return s.rivals }
 
 // Rival has a reflector tell of another node's better route.

@@ -27,10 +27,7 @@ type Store struct {
 	moves   []fabric.Move
 }
 
-var (
-	_ fabric.Store       = (*Store)(nil)
-	_ fabric.DrainKeeper = (*Store)(nil)
-)
+var _ fabric.Store = (*Store)(nil)
 
 // NewStore makes a store with these guests in it. It writes to j.
 func NewStore(j *Journal, guests ...fabric.Desired) *Store {
@@ -96,7 +93,7 @@ func (s *Store) Delete(ctx context.Context, vm string) error {
 	return nil
 }
 
-// Drained implements [fabric.DrainKeeper].
+// Drained implements [fabric.Store].
 func (s *Store) Drained(ctx context.Context) (time.Time, error) {
 	if err := s.before(ctx, "load drained"); err != nil {
 		return time.Time{}, err
@@ -106,7 +103,7 @@ func (s *Store) Drained(ctx context.Context) (time.Time, error) {
 	return s.drained, nil
 }
 
-// SetDrained implements [fabric.DrainKeeper].
+// SetDrained implements [fabric.Store].
 func (s *Store) SetDrained(ctx context.Context, since time.Time) error {
 	effect := "store drained"
 	if since.IsZero() {
@@ -124,7 +121,7 @@ func (s *Store) SetDrained(ctx context.Context, since time.Time) error {
 	return nil
 }
 
-// KeptMoves implements [fabric.MoveKeeper].
+// KeptMoves implements [fabric.Store].
 func (s *Store) KeptMoves(ctx context.Context) ([]fabric.Move, error) {
 	if err := s.before(ctx, "load moves"); err != nil {
 		return nil, err
@@ -134,7 +131,7 @@ func (s *Store) KeptMoves(ctx context.Context) ([]fabric.Move, error) {
 	return slices.Clone(s.moves), nil
 }
 
-// KeepMoves implements [fabric.MoveKeeper]. The journal has nothing of it.
+// KeepMoves implements [fabric.Store]. The journal has nothing of it.
 func (s *Store) KeepMoves(ctx context.Context, moves []fabric.Move) error {
 	if err := s.before(ctx, "store moves"); err != nil {
 		return err
