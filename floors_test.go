@@ -4,7 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -41,6 +44,23 @@ func floor(path string, tools map[string]bool) int {
 // core reports whether a package has the words of the fabric, or is the agent.
 func core(path string) bool {
 	return path == module+"/fabric" || path == module+"/fabric/agent" || strings.HasPrefix(path, module+"/fabric/agent/")
+}
+
+// TestFewInterfaces: whoever brings a part of his own has at most ten contracts to know.
+func TestFewInterfaces(t *testing.T) {
+	var found []string
+	declared := regexp.MustCompile(`(?m)^type ([A-Z]\w*)(\[.*\])? interface`)
+	files, err := filepath.Glob("fabric/*.go")
+	require.NoError(t, err)
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, m := range declared.FindAllStringSubmatch(string(text), -1) {
+			found = append(found, m[1])
+		}
+	}
+	assert.Contains(t, found, "Dataplane")
+	assert.LessOrEqual(t, len(found), 10, "%v", found)
 }
 
 // TestNoImportRunsUpward holds the three floors, and that nothing needs cgo.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/reservation"
 	"github.com/vmfabric/vmfabric/fabric/internal/text"
 )
@@ -93,11 +94,11 @@ type Agent struct {
 // guest is what the agent knows of one. Agent.mu guards it.
 type guest struct {
 	want      fabric.Desired
-	announced bool   // the speaker has the prefixes of all NICs that are not down
-	stand     stands // as last looked at
-	told      told   // to the observers
-	differs   string // what its hypervisor says of it now, where that is not what it started with
-	trouble   error  // why it is not as it is wanted
+	announced bool           // the speaker has the prefixes of all NICs that are not down
+	nics      plan.NICStates // as last looked at
+	told      told           // to the observers
+	differs   string         // what its hypervisor says of it now, where that is not what it started with
+	trouble   error          // why it is not as it is wanted
 
 	has       bool      // it is announced, and claimed of the other nodes
 	claimed   time.Time // when that was
@@ -300,14 +301,14 @@ func (a *Agent) bring(ctx context.Context, vm fabric.VM, r request) error {
 			a.guests[vm.Name] = g
 		}
 		g.orphan = false
-		g.stand = begins(vm, prev, g.stand, a.restarts[vm.Origin]) // how it stands in truth, the next pass sees
+		g.nics = plan.Begin(vm, prev, g.nics, a.restarts[vm.Origin]) // how it stands in truth, the next pass sees
 		g.came = d.Incoming || g.came && d.State == fabric.Live
 		g.ready = g.ready && d.Incoming
 		g.acquires(&d, prev)
 		if r.anew {
 			g.differs = ""
 		}
-		a.claim(g, &d, g.stand)
+		a.claim(g, &d, g.nics)
 		a.recovered(vm)
 	}
 	a.handled[vm.Name] = cmp.Or(r.asOf, began)
@@ -364,7 +365,7 @@ func (a *Agent) raise(ctx context.Context, d, prev fabric.Desired) error {
 	vm := d.VM.Name
 	a.mu.Lock()
 	g := a.guests[vm]
-	st, draining := g.stand, a.draining()
+	st, draining := g.nics, a.draining()
 	g.told.incoming = d.Incoming || g.told.incoming && d.State == fabric.Live
 	a.mu.Unlock()
 
@@ -376,9 +377,9 @@ func (a *Agent) raise(ctx context.Context, d, prev fabric.Desired) error {
 	quiet := without(holds.Prefixes, d.VM.Prefixes())
 	for i, p := range ports {
 		for _, prefix := range p.NIC.Prefixes() {
-			live := live && hops.of(prefix) == nil
-			if live && st[i] != down {
-				announce = append(announce, fabric.Route{Prefix: prefix, Preference: st[i].behind(d.Standby).on(draining)})
+			live := live && hops.Of(prefix) == nil
+			if live && st[i] != plan.Down {
+				announce = append(announce, fabric.Route{Prefix: prefix, Preference: st[i].Preference(d.Standby, draining)})
 			} else if len(prev.VM.NICs) > 0 {
 				quiet = append(quiet, prefix)
 			}
@@ -456,7 +457,7 @@ func (a *Agent) undo(ctx context.Context, d, prev fabric.Desired, known bool) {
 
 // redo brings a guest to what is wanted of it again. A nil st leaves what is
 // known of its NICs. The guest's lock is held.
-func (a *Agent) redo(ctx context.Context, vm string, st stands) error {
+func (a *Agent) redo(ctx context.Context, vm string, st plan.NICStates) error {
 	a.mu.Lock()
 	g := a.guests[vm]
 	if g == nil {
@@ -464,16 +465,16 @@ func (a *Agent) redo(ctx context.Context, vm string, st stands) error {
 		return nil
 	}
 	if st != nil {
-		g.stand = st
+		g.nics = st
 	}
 	d := g.want
 	unsaved := g.trouble != nil
-	if g.has && g.stand.down() == len(d.VM.NICs) {
+	if g.has && g.nics.Down() == len(d.VM.NICs) {
 		d.Lost = "" // nobody holds it any more; who takes it up again has it later
 	}
 	settled := (g.came || g.restart.moving) && d.State == fabric.Live && !a.fresh(g, time.Now())
 	g.came, g.restart.moving = g.came && !settled, g.restart.moving && !settled
-	unsaved = a.claim(g, &d, g.stand) || unsaved || d.Lost != g.want.Lost
+	unsaved = a.claim(g, &d, g.nics) || unsaved || d.Lost != g.want.Lost
 	a.mu.Unlock()
 	if d.State == fabric.Absent {
 		err := a.lower(ctx, d)
@@ -619,10 +620,10 @@ func (a *Agent) settle(d fabric.Desired, announced bool, trouble error) {
 func (a *Agent) setDown(vm string, nic int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	st := stands{}
-	maps.Copy(st, a.guests[vm].stand)
-	st[nic] = down
-	a.guests[vm].stand = st
+	st := plan.NICStates{}
+	maps.Copy(st, a.guests[vm].nics)
+	st[nic] = plan.Down
+	a.guests[vm].nics = st
 }
 
 // poke wakes the pass.
@@ -644,3 +645,5 @@ func without[T comparable](all, some []T) []T {
 	}
 	return slices.DeleteFunc(slices.Clone(all), func(v T) bool { _, in := set[v]; return in })
 }
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

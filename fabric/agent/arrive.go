@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
 )
 
 // awaitedBy takes up what a node answered that was told of an arrival.
@@ -67,15 +68,15 @@ func (a *Agent) answers(ctx context.Context, vm, port string) {
 		a.mu.Unlock()
 		return
 	}
-	st, news := maps.Clone(g.stand), false
+	st, news := maps.Clone(g.nics), false
 	g.restart.heard = true
 	for n := range g.want.VM.NICs {
-		if fabric.PortName(vm, n) != port || st[n] != arriving {
+		if fabric.PortName(vm, n) != port || st[n] != plan.Arriving {
 			continue
 		}
 		news = true
 		if delete(st, n); a.fresh(g, time.Now()) {
-			st[n] = arrived
+			st[n] = plan.Arrived
 		}
 	}
 	a.mu.Unlock()

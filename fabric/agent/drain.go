@@ -93,12 +93,3 @@ func (a *Agent) drainProblem() string {
 	}
 	return fmt.Sprintf("draining since %s: %s left, new ones are refused; vmfabric undrain ends it", a.drained.Format(time.DateTime), guests)
 }
-
-// on is how a NIC is announced that stands so, on a node that is being drained
-// or not.
-func (s standing) on(draining bool) fabric.Preference {
-	if draining {
-		return fabric.Draining
-	}
-	return s.preference()
-}

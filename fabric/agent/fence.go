@@ -10,6 +10,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/ownership"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
 )
 
 // Which node has a guest is settled in two ways that hold for each other. In
@@ -28,13 +29,18 @@ const freshAtLeast = time.Second
 // for ever over that. It is told all the same.
 const unmetFor = time.Minute
 
+// freshFor is how long after its start on a node a guest's announcement goes
+// before that of another node, which is the one that the guest has left, where
+// nobody can say when that has let go. It ends with the next pass.
+const freshFor = 30 * time.Second
+
 // claim notes that a guest is about to be announced by this node, if it was not:
 // it is this node's from now on. stand is how its NICs stand. It reports whether
 // d is new. a.mu is held.
-func (a *Agent) claim(g *guest, d *fabric.Desired, st stands) bool {
+func (a *Agent) claim(g *guest, d *fabric.Desired, st plan.NICStates) bool {
 	has := false
 	for n := range d.VM.NICs {
-		has = has || owned(*d) && st[n] != down && st[n] != arriving
+		has = has || owned(*d) && st[n] != plan.Down && st[n] != plan.Arriving
 	}
 	had := g.has
 	g.has = has
@@ -58,10 +64,10 @@ func (a *Agent) claim(g *guest, d *fabric.Desired, st stands) bool {
 	if d.Unreleased = slices.Clone(a.nodes.Names()); len(d.Unreleased) == 0 {
 		time.AfterFunc(freshAtLeast, a.poke)
 	}
-	g.stand = maps.Clone(st)
+	g.nics = maps.Clone(st)
 	for n := range d.VM.NICs {
-		if g.stand[n] == settled && d.VM.Origin != "" {
-			g.stand[n] = arrived
+		if g.nics[n] == plan.Settled && d.VM.Origin != "" {
+			g.nics[n] = plan.Arrived
 		}
 	}
 	return true

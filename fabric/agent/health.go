@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
 )
 
 // List gives every port that is wanted on this node, by VM name and index.
@@ -24,7 +25,7 @@ func (a *Agent) List(context.Context) ([]fabric.PortEntry, error) {
 		}
 		for _, p := range g.want.VM.Ports(&a.cluster) {
 			state := fabric.Wired
-			if g.announced && g.stand[p.Index] != down {
+			if g.announced && g.nics[p.Index] != plan.Down {
 				state = fabric.Live
 			}
 			e := fabric.PortEntry{
@@ -59,7 +60,7 @@ func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 			st.Ports += len(g.want.VM.NICs)
 		}
 		if g.announced {
-			st.Live += len(g.want.VM.NICs) - g.stand.down()
+			st.Live += len(g.want.VM.NICs) - g.nics.Down()
 		}
 		if text := g.troubleText(a.node); text != "" {
 			st.Problems = append(st.Problems, fmt.Sprintf("guest %s: %s", name, text))
@@ -70,7 +71,7 @@ func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 	}
 	st.Problems = append(st.Problems, a.contests()...)
 	a.mu.Unlock()
-	for _, err := range a.missingHops().errors() {
+	for _, err := range a.missingHops().Errors() {
 		st.Problems = append(st.Problems, oneLine(err))
 	}
 
@@ -142,7 +143,7 @@ func (a *Agent) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, 
 	for _, hop := range []struct {
 		family string
 		err    error
-	}{{"IPv4", hops.v4}, {"IPv6", hops.v6}} {
+	}{{"IPv4", hops.V4}, {"IPv6", hops.V6}} {
 		if hop.err != nil {
 			faults = append(faults, fabric.ForwardingFault{Family: hop.family, Text: oneLine(hop.err)})
 		}

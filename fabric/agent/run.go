@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
 )
 
 const (
@@ -69,7 +70,7 @@ func (a *Agent) Adopt(ctx context.Context) error {
 	a.adoptOrphans(ports)
 	a.recallMoves(ctx)
 	a.settleDiversions(ctx) // so that it is known which there are
-	a.repair(ctx, decide(a.wanted(), ports, nil, false).repairs)
+	a.repair(ctx, plan.Decide(a.wanted(), ports, nil, false).Repairs)
 	return nil
 }
 
@@ -225,8 +226,8 @@ func (a *Agent) pass(ctx context.Context) bool {
 	a.ail("speaker", nil)
 
 	prune := a.mayPrune() // before the guests: all whom that speaks of are among them
-	pl := decide(a.wanted(), ports, routes, prune)
-	well := a.repair(ctx, pl.repairs)
+	pl := plan.Decide(a.wanted(), ports, routes, prune)
+	well := a.repair(ctx, pl.Repairs)
 	clean := a.prune(ctx, pl)
 	a.settleDiversions(ctx)
 	a.tellSessions(ctx)
@@ -236,17 +237,17 @@ func (a *Agent) pass(ctx context.Context) bool {
 // repair brings guests to what is wanted of them again, and reports whether
 // all are there. A guest that somebody is at work on is left for the next pass:
 // whatever that one waits for, the others do not.
-func (a *Agent) repair(ctx context.Context, repairs []repair) bool {
+func (a *Agent) repair(ctx context.Context, repairs []plan.Repair) bool {
 	well := true
 	for _, r := range repairs {
-		unlock, free := a.guestLocks.tryLock(r.vm)
+		unlock, free := a.guestLocks.tryLock(r.VM)
 		if !free {
 			time.AfterFunc(passBusy, a.poke)
 			continue
 		}
-		a.log.Info("repair", "vm", r.vm, "why", r.why)
-		if err := a.redo(ctx, r.vm, r.stand); err != nil && ctx.Err() == nil {
-			a.log.Warn("repair", "vm", r.vm, "err", err)
+		a.log.Info("repair", "vm", r.VM, "why", r.Why)
+		if err := a.redo(ctx, r.VM, r.NICs); err != nil && ctx.Err() == nil {
+			a.log.Warn("repair", "vm", r.VM, "err", err)
 			well = false
 		}
 		unlock()
@@ -256,13 +257,13 @@ func (a *Agent) repair(ctx context.Context, repairs []repair) bool {
 
 // prune removes what nobody wants. It reports whether there was nothing to
 // remove: a guest may come while it works, so another pass looks again.
-func (a *Agent) prune(ctx context.Context, pl plan) bool {
-	if len(pl.routes) == 0 && len(pl.ports) == 0 {
+func (a *Agent) prune(ctx context.Context, pl plan.Plan) bool {
+	if len(pl.Routes) == 0 && len(pl.Ports) == 0 {
 		a.ail("prune", nil)
 		return true
 	}
 	locked := map[string]bool{}
-	for _, p := range pl.ports {
+	for _, p := range pl.Ports {
 		if locked[p.VM] {
 			continue
 		}
@@ -274,12 +275,12 @@ func (a *Agent) prune(ctx context.Context, pl plan) bool {
 	var ports []string
 	var routes []netip.Prefix
 	a.mu.Lock()
-	for _, p := range pl.ports {
+	for _, p := range pl.Ports {
 		if _, held := a.reserved.PortHolder(p.Name); !held && locked[p.VM] {
 			ports = append(ports, p.Name)
 		}
 	}
-	for _, r := range pl.routes {
+	for _, r := range pl.Routes {
 		if _, held := a.reserved.Holder(r); !held {
 			routes = append(routes, r)
 		}
@@ -289,14 +290,14 @@ func (a *Agent) prune(ctx context.Context, pl plan) bool {
 	if len(routes) > 0 {
 		a.log.Info("withdraw what no guest has", "prefix", routes[0], "prefixes", len(routes))
 		if err = a.speaker.Remove(ctx, routes...); err == nil {
-			a.tellPruned(pl.ports, routes, nil)
+			a.tellPruned(pl.Ports, routes, nil)
 		}
 	}
 	if len(ports) > 0 {
 		a.log.Info("remove ports that no guest has", "port", ports[0], "ports", len(ports))
 		removed := a.dataplane.Remove(ctx, ports...)
 		if err = errors.Join(err, removed); removed == nil {
-			a.tellPruned(pl.ports, nil, ports)
+			a.tellPruned(pl.Ports, nil, ports)
 		}
 	}
 	a.ail("prune", err)
@@ -310,26 +311,29 @@ func (a *Agent) mayPrune() bool {
 }
 
 // wanted is the planner's view of the guests.
-func (a *Agent) wanted() map[string]wanted {
+func (a *Agent) wanted() map[string]plan.Guest {
 	hops := a.missingHops()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := time.Now()
 	maps.DeleteFunc(a.handled, func(_ string, at time.Time) bool { return now.Sub(at) > handledMemory })
 	maps.DeleteFunc(a.expected, func(_ string, at time.Time) bool { return now.Sub(at) > expectation })
-	view := make(map[string]wanted, len(a.guests))
+	view := make(map[string]plan.Guest, len(a.guests))
 	for name, g := range a.guests {
-		w := wanted{managed: g.want.VM.Origin != "", retry: g.trouble != nil || g.want.State == fabric.Absent, leaving: g.want.Leaving || g.departure.diverted, fresh: a.fresh(g, now), standby: g.want.Standby, stand: g.stand}
-		if g.want.State != fabric.Absent {
-			w.ports, w.live = g.want.VM.Ports(&a.cluster), announced(g.want)
-			w.drained = a.draining()
+		w := plan.Guest{
+			Managed: g.want.VM.Origin != "", Retry: g.trouble != nil || g.want.State == fabric.Absent,
+			Leaving: g.want.Leaving || g.departure.diverted, Fresh: a.fresh(g, now), Standby: g.want.Standby,
+			NICs: g.nics, Hops: hops,
 		}
-		w.hops = hops
+		if g.want.State != fabric.Absent {
+			w.Ports, w.Live = g.want.VM.Ports(&a.cluster), announced(g.want)
+			w.Draining = a.draining()
+		}
 		view[name] = w
 	}
 	for name := range a.unknown {
 		if _, here := view[name]; !here {
-			view[name] = wanted{unknown: true}
+			view[name] = plan.Guest{Unknown: true}
 		}
 	}
 	return view

@@ -48,9 +48,9 @@ var mutants = []mutant{
 	{"a guest of an earlier boot leaks", "run.go", "				a.unfinished(d, err)", "				_ = a.unfinished"},
 	{"a guest that is not listed any more stays", "run.go", "a.handled[name].Before(began.Add(-listGrace))", "a.handled[name].Before(began.Add(-listGrace)) && false"},
 	{"old news counts", "agent.go", "return !asOf.IsZero() && a.handled[vm].After(asOf)", "return false && a.handled[vm].After(asOf)"},
-	{"carrier does not matter", "plan.go", "case there && !have.Carrier &&", "case false && there && !have.Carrier &&"},
-	{"a wrong preference is not repaired", "plan.go", "case should && as != stand.behind(g.standby).on(g.drained):", "case false && should && as != stand.behind(g.standby).on(g.drained):"},
-	{"faults of ports are not repaired", "plan.go", "case len(have.Faults) > 0:", "case false && len(have.Faults) > 0:"},
+	{"carrier does not matter", "internal/plan/plan.go", "case there && !have.Carrier &&", "case false && there && !have.Carrier &&"},
+	{"a wrong preference is not repaired", "internal/plan/plan.go", "case should && as != state.Preference(g.Standby, g.Draining):", "case false && should && as != state.Preference(g.Standby, g.Draining):"},
+	{"faults of ports are not repaired", "internal/plan/plan.go", "case len(have.Faults) > 0:", "case false && len(have.Faults) > 0:"},
 
 	// Moves.
 	{"packets are not sent on", "depart.go", "done, err := a.dataplane.Divert(ctx, d.VM.Ports(&a.cluster), to)", "done, err := a.dataplane.Divert(ctx, nil, to)"},
