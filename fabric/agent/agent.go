@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/migration"
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/reservation"
 	"github.com/vmfabric/vmfabric/fabric/internal/text"
@@ -279,7 +280,7 @@ func (a *Agent) bring(ctx context.Context, vm fabric.VM, r request) error {
 		d.Generation, d.Unreleased, d.Acquired = prev.Generation, prev.Unreleased, prev.Acquired
 		d.Lost, d.LostGuest, d.Standby = prev.Lost, prev.LostGuest, prev.Standby
 		if prev.State == d.State {
-			d.Since, d.Leaving = prev.Since, prev.Leaving
+			d.Since = prev.Since
 		}
 	}
 	if r.anew {
@@ -335,6 +336,9 @@ func (a *Agent) bring(ctx context.Context, vm fabric.VM, r request) error {
 	if err != nil && r.undo {
 		a.undo(ctx, d, prev, known)
 		return fmt.Errorf("guest %s: %w", vm.Name, err)
+	}
+	if !known || prev.State != d.State {
+		a.step(ctx, vm.Name, migration.SourceStarted, fabric.Node{}, "")
 	}
 	a.settle(d, announced(d) && raised == nil, err)
 	a.couriers.hurry()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/migration"
 )
 
 const (
@@ -19,13 +20,13 @@ const (
 )
 
 // departure is the move of a guest from this node to another, as far as it has
-// come. Agent.mu guards it.
+// come.
 type departure struct {
+	state    migration.State
 	to       fabric.Node // zero: nobody has said
 	heard    time.Time   // when it last said so
 	recorded bool        // what goes into the ports is kept
-	diverted bool
-	since    time.Time // when it was
+	since    time.Time   // when its packets were diverted
 	// failed is the node where it did not arrive, and since when that is known
 	// here: the node itself says for a moment that it does.
 	failed   string
@@ -34,7 +35,9 @@ type departure struct {
 
 // elsewhere reports whether the guest's packets go to another node than that: no
 // word of a third one changes where.
-func (d departure) elsewhere(to fabric.Node) bool { return d.diverted && d.to.Name != to.Name }
+func (d departure) elsewhere(to fabric.Node) bool {
+	return d.state.Diverts() && d.to.Name != to.Name
+}
 
 // leaves takes up that a guest is about to arrive at another node.
 func (a *Agent) leaves(ctx context.Context, to fabric.Node, n fabric.Notice) (answer fabric.Answer) {
@@ -42,41 +45,28 @@ func (a *Agent) leaves(ctx context.Context, to fabric.Node, n fabric.Notice) (an
 		unlock := a.guestLocks.lock(vm)
 		a.mu.Lock()
 		g := a.guests[vm]
-		if g == nil || !owned(g.want) || vm != n.VM {
-			a.mu.Unlock()
-			unlock()
-			continue
+		here := g != nil && owned(g.want) && vm == n.VM
+		var news, elsewhere bool
+		if here {
+			late := g.departure.failed == to.Name && time.Since(g.departure.failedAt) < errandTime
+			elsewhere, news = g.departure.elsewhere(to), g.departure.to.Name != to.Name && !late
+			answer.Held, answer.Generation = true, max(answer.Generation, g.want.Generation)
 		}
-		d := g.want
-		if g.departure.elsewhere(to) {
-			a.mu.Unlock()
-			unlock()
-			answer.Held, answer.Generation = true, max(answer.Generation, d.Generation)
-			continue
-		}
-		late := g.departure.failed == to.Name && time.Since(g.departure.failedAt) < errandTime
-		news := g.departure.to.Name != to.Name && !late
-		g.departure.to, g.departure.heard = to, time.Now()
-		record := !g.departure.recorded
 		a.mu.Unlock()
-		answer.Held, answer.Generation = true, max(answer.Generation, d.Generation)
-		if record {
-			a.record(ctx, vm, true)
-		}
-		if news {
-			a.log.Info("guest is to move", "vm", vm, "node", to.Name)
-			a.moves.leave(d.VM, a.node, to.Name)
-			a.poke() // it is announced after the other node's from now on
-		}
-		if d.Leaving {
-			a.depart(ctx, vm, to)
+		if here && !elsewhere {
+			a.step(ctx, vm, migration.DestinationReady, to, "")
+			if news {
+				a.log.Info("guest is to move", "vm", vm, "node", to.Name)
+				a.poke() // it is announced after the other node's from now on
+			}
 		}
 		unlock()
 	}
 	return answer
 }
 
-// left takes up that a guest runs on another node.
+// left takes up that a guest runs on another node: its packets go there, for a
+// moment if its hypervisor does not say that it stopped.
 func (a *Agent) left(ctx context.Context, to fabric.Node, n fabric.Notice) (answer fabric.Answer) {
 	for _, vm := range a.concerned(n.Prefixes) {
 		unlock := a.guestLocks.lock(vm)
@@ -88,7 +78,7 @@ func (a *Agent) left(ctx context.Context, to fabric.Node, n fabric.Notice) (answ
 		}
 		a.mu.Unlock()
 		if here {
-			a.depart(ctx, vm, to) // for a moment, if its hypervisor does not say that it stopped
+			a.step(ctx, vm, migration.DestinationRuns, to, "")
 		}
 		unlock()
 	}
@@ -107,7 +97,7 @@ func (a *Agent) stays(ctx context.Context, at fabric.Node, n fabric.Notice) {
 		}
 		a.mu.Unlock()
 		if concerned {
-			a.remain(ctx, vm, "cancelled: it did not arrive at "+at.Name)
+			a.step(ctx, vm, migration.DestinationCancelled, at, "cancelled: it did not arrive at "+at.Name)
 		}
 		unlock()
 	}
@@ -126,69 +116,14 @@ func (a *Agent) stopped(ctx context.Context, vm string, asOf time.Time) {
 		a.mu.Unlock()
 		return
 	}
-	g.want.Leaving = true
 	a.handled[vm] = asOf
 	to := g.departure.to
 	a.mu.Unlock()
-	a.diverted.confirm(vm)
 	a.moves.at(vm, func(m *fabric.Move, now time.Time) { m.Stopped = now })
 	if to.Name == "" {
 		a.log.Warn("guest stopped to run elsewhere, and no agent says where; its packets wait here", "vm", vm)
-		return
 	}
-	a.depart(ctx, vm, to)
-}
-
-// depart sends what comes for a guest to another node. The guest's lock is held.
-func (a *Agent) depart(ctx context.Context, vm string, to fabric.Node) {
-	a.mu.Lock()
-	g := a.guests[vm]
-	if g == nil || g.departure.diverted && g.departure.to.Name == to.Name {
-		a.mu.Unlock()
-		return
-	}
-	g.departure.to, g.departure.diverted, g.departure.since = to, true, time.Now()
-	d, since := g.want, g.departure.since
-	a.mu.Unlock()
-	a.diverted.begin(fabric.DiversionStatus{VM: vm, Node: to.Name, Prefixes: d.VM.Prefixes(), Since: since, Confirmed: d.Leaving})
-	if !d.Leaving {
-		time.AfterFunc(unconfirmedFor, a.poke)
-	}
-	done, err := a.dataplane.Divert(ctx, d.VM.Ports(&a.cluster), to)
-	if err != nil {
-		a.log.Warn("packets not all sent on", "vm", vm, "node", to.Name, "err", err)
-	}
-	a.moves.leave(d.VM, a.node, to.Name)
-	a.moves.at(vm, func(m *fabric.Move, _ time.Time) {
-		m.Diverted, m.Resent, m.ResentAt = done.At, m.Resent+done.Resent, done.Done
-	})
-	a.log.Info("packets go on", "vm", vm, "node", to.Name, "resent", done.Resent)
-}
-
-// remain puts a guest that was to leave back as it was; outcome is why. The
-// guest's lock is held.
-func (a *Agent) remain(ctx context.Context, vm, outcome string) {
-	a.mu.Lock()
-	g := a.guests[vm]
-	if g == nil {
-		a.mu.Unlock()
-		return
-	}
-	was, d := g.departure, g.want
-	g.departure = departure{}
-	g.want.Leaving = false
-	a.mu.Unlock()
-	if was.diverted {
-		a.back(ctx, d.VM.Prefixes(), outcome)
-	}
-	if was.recorded {
-		a.record(ctx, vm, false)
-	}
-	if was.to.Name != "" || d.Leaving {
-		a.moves.end(vm, outcome)
-		a.log.Info("guest does not move", "vm", vm, "why", outcome)
-		a.poke()
-	}
+	a.step(ctx, vm, migration.SourceStopped, to, "")
 }
 
 // resumed takes up that a guest which was stopped to run elsewhere goes on here.
@@ -211,7 +146,7 @@ func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 		}
 	}
 	a.mu.Unlock()
-	a.remain(ctx, vm, "it went on here")
+	a.step(ctx, vm, migration.SourceResumed, fabric.Node{}, "it went on here")
 	a.mu.Lock()
 	if g = a.guests[vm]; g != nil {
 		g.departure.failed, g.departure.failedAt = to, time.Now()
@@ -222,6 +157,88 @@ func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 			a.poke()
 		}
 	}
+}
+
+// step takes an event of a guest's move to another node through the state
+// machine, and does what follows. The caller works on the guest alone. to is the
+// node that the event is about; outcome is why the move ends, if it does.
+func (a *Agent) step(ctx context.Context, vm string, e migration.Event, to fabric.Node, outcome string) {
+	a.mu.Lock()
+	g := a.guests[vm]
+	if g == nil {
+		a.mu.Unlock()
+		return
+	}
+	was, now := g.departure, time.Now()
+	next := migration.Next(was.state, e)
+	g.departure.state = next.To
+	if e == migration.DestinationReady {
+		g.departure.to, g.departure.heard = to, now
+	}
+	for _, effect := range next.Effects {
+		switch effect {
+		case migration.Divert:
+			g.departure.to, g.departure.since = to, now
+		case migration.Return:
+			g.doubted = now
+		case migration.Restore:
+			g.departure = departure{}
+		}
+	}
+	d := g.want
+	a.mu.Unlock()
+	if e == migration.DestinationReady && was.to.Name != to.Name {
+		a.moves.leave(d.VM, a.node, to.Name)
+	}
+	for _, effect := range next.Effects {
+		switch effect {
+		case migration.Record:
+			if !was.recorded {
+				a.record(ctx, vm, true)
+			}
+		case migration.Divert:
+			a.divert(ctx, d, to, now, next.To == migration.Confirmed)
+		case migration.Confirm:
+			a.diverted.confirm(vm)
+		case migration.Return:
+			a.log.Warn("the guest did not leave; its packets come here again", "vm", vm, "node", was.to.Name)
+			a.back(ctx, d.VM.Prefixes(), outcome)
+		case migration.Restore:
+			a.restore(ctx, d, was, outcome)
+		}
+	}
+}
+
+// divert sends what comes for a guest to another node.
+func (a *Agent) divert(ctx context.Context, d fabric.Desired, to fabric.Node, since time.Time, confirmed bool) {
+	vm := d.VM.Name
+	a.diverted.begin(fabric.DiversionStatus{VM: vm, Node: to.Name, Prefixes: d.VM.Prefixes(), Since: since, Confirmed: confirmed})
+	if !confirmed {
+		time.AfterFunc(unconfirmedFor, a.poke)
+	}
+	done, err := a.dataplane.Divert(ctx, d.VM.Ports(&a.cluster), to)
+	if err != nil {
+		a.log.Warn("packets not all sent on", "vm", vm, "node", to.Name, "err", err)
+	}
+	a.moves.leave(d.VM, a.node, to.Name)
+	a.moves.at(vm, func(m *fabric.Move, _ time.Time) {
+		m.Diverted, m.Resent, m.ResentAt = done.At, m.Resent+done.Resent, done.Done
+	})
+	a.log.Info("packets go on", "vm", vm, "node", to.Name, "resent", done.Resent)
+}
+
+// restore puts a guest that was to leave back as it was; outcome is why.
+func (a *Agent) restore(ctx context.Context, d fabric.Desired, was departure, outcome string) {
+	vm := d.VM.Name
+	if was.state.Diverts() {
+		a.back(ctx, d.VM.Prefixes(), outcome)
+	}
+	if was.recorded {
+		a.record(ctx, vm, false)
+	}
+	a.moves.end(vm, outcome)
+	a.log.Info("guest does not move", "vm", vm, "why", outcome)
+	a.poke()
 }
 
 // record keeps, or does not keep any more, what goes into a guest's ports. The
@@ -286,7 +303,7 @@ func (a *Agent) runsHere(ctx context.Context, vm string) {
 	defer a.guestLocks.lock(vm)()
 	a.mu.Lock()
 	g := a.guests[vm]
-	here := g != nil && !g.want.Leaving && !g.departure.diverted
+	here := g != nil && !g.departure.state.Stops() && !g.departure.state.Diverts()
 	var is fabric.VM
 	if here {
 		is = g.want.VM
@@ -299,7 +316,7 @@ func (a *Agent) runsHere(ctx context.Context, vm string) {
 
 // gone has packets for a guest that has left sent on for a while. a.mu is held.
 func (a *Agent) gone(g *guest) {
-	if !g.departure.diverted {
+	if !g.departure.state.Diverts() {
 		return
 	}
 	a.diverted.confirm(g.want.VM.Name)
@@ -319,7 +336,7 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 	a.mu.Lock()
 	for _, p := range diverted {
 		holder, _ := a.reserved.Holder(p)
-		if g := a.guests[holder]; g != nil && (g.want.Leaving || g.departure.diverted) {
+		if g := a.guests[holder]; g != nil && (g.departure.state.Stops() || g.departure.state.Diverts()) {
 			continue
 		}
 		until, known := a.lingering[p]
@@ -340,7 +357,7 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 		}
 	}
 	for vm, g := range a.guests {
-		if g.departure.recorded && !g.want.Leaving && now.Sub(g.departure.heard) > recordFor {
+		if g.departure.recorded && !g.departure.state.Stops() && now.Sub(g.departure.heard) > recordFor {
 			idle = append(idle, vm)
 		}
 	}
@@ -366,7 +383,7 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 }
 
 // departs reports whether the guest is on its way to another node.
-func (g *guest) departs() bool { return g.departure.to.Name != "" || g.want.Leaving }
+func (g *guest) departs() bool { return g.departure.to.Name != "" || g.departure.state.Stops() }
 
 // release tells those who wait for it that a guest is not announced any more.
 func (a *Agent) release(d fabric.Desired) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/migration"
 )
 
 const (
@@ -93,14 +94,14 @@ const notLeft = "the hypervisor here did not say that the guest left"
 // believes reports whether the word of another node alone, that a guest runs
 // there, has packets sent there for a moment. a.mu is held.
 func (g *guest) believes(now time.Time) bool {
-	return g.want.Leaving || g.doubted.IsZero() || now.Sub(g.doubted) > unconfirmedRest
+	return g.departure.state.Stops() || g.doubted.IsZero() || now.Sub(g.doubted) > unconfirmedRest
 }
 
 // unconfirmed lists the guests whose packets went to another node, on its word
 // alone, for long enough. a.mu is held.
 func (a *Agent) unconfirmed(now time.Time) (vms []string) {
 	for vm, g := range a.guests {
-		if g.departure.diverted && g.want.State == fabric.Live && !g.want.Leaving && now.Sub(g.departure.since) >= unconfirmedFor {
+		if g.departure.state == migration.Diverted && g.want.State == fabric.Live && now.Sub(g.departure.since) >= unconfirmedFor {
 			vms = append(vms, vm)
 		}
 	}
@@ -108,17 +109,12 @@ func (a *Agent) unconfirmed(now time.Time) (vms []string) {
 }
 
 // disbelieve has the packets of a guest come here again that did not leave. Where
-// it was to go to is remembered: it may be about to. The guest's lock is held.
+// it was to go to is remembered: it may be about to.
 func (a *Agent) disbelieve(ctx context.Context, vm string) {
 	a.mu.Lock()
-	g := a.guests[vm]
-	if g == nil || !slices.Contains(a.unconfirmed(time.Now()), vm) {
-		a.mu.Unlock()
-		return
-	}
-	g.departure.diverted, g.doubted = false, time.Now()
-	to, ps := g.departure.to.Name, g.want.VM.Prefixes()
+	untrue := slices.Contains(a.unconfirmed(time.Now()), vm)
 	a.mu.Unlock()
-	a.log.Warn("the guest did not leave; its packets come here again", "vm", vm, "node", to)
-	a.back(ctx, ps, notLeft)
+	if untrue {
+		a.step(ctx, vm, migration.WordUnconfirmed, fabric.Node{}, notLeft)
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/migration"
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/ownership"
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
 )
@@ -151,15 +152,15 @@ func (a *Agent) yield(ctx context.Context, vm string, from fabric.Node, n fabric
 		return answer
 	}
 	g.heard = max(g.heard, n.Generation)
-	leaving, unknown := d.Leaving, g.departure.to.Name != from.Name
-	soon := g.departure.diverted && time.Since(g.departure.since) < freshAtLeast
+	leaving, unknown := g.departure.state.Stops(), g.departure.to.Name != from.Name
+	soon := g.departure.state.Diverts() && time.Since(g.departure.since) < freshAtLeast
 	a.mu.Unlock()
 	switch {
 	case soon: // the routers have to hear of the other node first, which asks again
 		return answer
 	case leaving: // it is withdrawn when the hypervisor drops it
 		if unknown {
-			a.depart(ctx, vm, from)
+			a.step(ctx, vm, migration.DestinationClaims, from, "")
 		}
 		return answer
 	case verdict == ownership.Keep:

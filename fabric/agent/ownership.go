@@ -350,7 +350,7 @@ func (a *Agent) ends(d fabric.Desired) {
 	if g := a.guests[d.VM.Name]; g != nil {
 		g.want.State, g.want.Acquired = d.State, d.Acquired
 		g.contested, g.contests, g.inherited = "", nil, time.Time{}
-		if g.departure.diverted {
+		if g.departure.state.Diverts() {
 			a.diverted.confirm(d.VM.Name)
 		}
 	}
@@ -541,7 +541,7 @@ func (a *Agent) loseToRoute(ctx context.Context, vm, node string) {
 // yieldsToRoute reports whether a guest may have to be withdrawn for another
 // node's better route.
 func (g *guest) yieldsToRoute(fresh bool) bool {
-	return owned(g.want) && g.has && !g.want.Leaving && g.want.VM.Origin != "" && !fresh
+	return owned(g.want) && g.has && !g.departure.state.Stops() && g.want.VM.Origin != "" && !fresh
 }
 
 // rival takes up that a reflector has another node's better route to a prefix of

@@ -322,7 +322,7 @@ func (a *Agent) wanted() map[string]plan.Guest {
 	for name, g := range a.guests {
 		w := plan.Guest{
 			Managed: g.want.VM.Origin != "", Retry: g.trouble != nil || g.want.State == fabric.Absent,
-			Leaving: g.want.Leaving || g.departure.diverted, Fresh: a.fresh(g, now), Standby: g.want.Standby,
+			Leaving: g.departure.state.Stops() || g.departure.state.Diverts(), Fresh: a.fresh(g, now), Standby: g.want.Standby,
 			NICs: g.nics, Hops: hops,
 		}
 		if g.want.State != fabric.Absent {
@@ -464,7 +464,7 @@ func (a *Agent) heed(ctx context.Context, d fabric.Desired) {
 		g.want.Run = d.Run
 	}
 	live := ours && g.want.State == fabric.Live
-	leaving, arriving := live && g.want.Leaving, ours && g.want.State == fabric.Wired && g.want.Incoming
+	leaving, arriving := live && g.departure.state.Stops(), ours && g.want.State == fabric.Wired && g.want.Incoming
 	a.mu.Unlock()
 	var err error
 	switch {

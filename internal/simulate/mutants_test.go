@@ -56,7 +56,7 @@ var mutants = []mutant{
 	{"packets are not sent on", "depart.go", "done, err := a.dataplane.Divert(ctx, d.VM.Ports(&a.cluster), to)", "done, err := a.dataplane.Divert(ctx, nil, to)"},
 	{"packets are sent on for a moment only", "depart.go", "		a.lingering[p] = time.Now().Add(lingers)\n	}\n	time.AfterFunc(lingers, a.poke)", "		a.lingering[p] = time.Now()\n	}\n	time.AfterFunc(0, a.poke)"},
 	{"packets are sent on for ever", "depart.go", "case !now.Before(until):", "case !now.Before(until) && false:"},
-	{"a move that fails leaves the packets where they went", "depart.go", "	if was.diverted {", "	if was.diverted && false {"},
+	{"a move that fails leaves the packets where they went", "depart.go", "	if was.state.Diverts() {", "	if was.state.Diverts() && false {"},
 	{"a diversion of before stays where the guest runs", "run.go", "			a.runsHere(ctx, name)", "			_ = a.runsHere"},
 	{"a move is never announced", "agent.go", "	incoming = incoming && time.Since(expectedAt) < expectation || other.same && !known", "	incoming = incoming && false || other.same && !known && false"},
 }

@@ -1,0 +1,149 @@
+// Package migration is the state machine of a guest's move from this node to
+// another one. It looks at plain values alone: what happened comes in as an
+// [Event], and what is to be done goes out as a list of [Effect].
+package migration
+
+// State is how far a guest's move to another node has come, at its source.
+type State uint8
+
+// The states.
+const (
+	Staying   State = iota // no move is known
+	Awaited                // the destination takes packets for the guest; those that go into its ports here are recorded
+	Stopped                // the hypervisor here stopped it to run elsewhere, and no agent has said where: its packets wait in its ports
+	Diverted               // the destination says that it runs there: its packets go there, on that word alone
+	Confirmed              // the hypervisor here stopped it: its packets go to the destination
+)
+
+var states = [...]string{Staying: "staying", Awaited: "awaited", Stopped: "stopped", Diverted: "diverted", Confirmed: "confirmed"}
+
+// String gives the name of the state, as docs/moves.md has it.
+func (s State) String() string { return states[s] }
+
+// Stops reports whether the hypervisor here has stopped the guest to run elsewhere.
+func (s State) Stops() bool { return s == Stopped || s == Confirmed }
+
+// Diverts reports whether the guest's packets go to the destination.
+func (s State) Diverts() bool { return s == Diverted || s == Confirmed }
+
+// Event is something that happens to a guest's move.
+type Event uint8
+
+// The events.
+const (
+	DestinationReady     Event = iota // another node takes packets for the guest, which is about to arrive there
+	DestinationRuns                   // another node says that the guest runs there
+	DestinationClaims                 // another node claims a guest that was stopped here, whatever was said of where it goes
+	DestinationCancelled              // the guest does not arrive there after all
+	SourceStopped                     // the hypervisor here stopped the guest to run elsewhere
+	SourceResumed                     // the guest goes on here
+	SourceStarted                     // the guest is started here anew: what the hypervisor said of its stop is past
+	WordUnconfirmed                   // nothing here has confirmed the destination's word for some seconds
+)
+
+var events = [...]string{
+	DestinationReady: "destination ready", DestinationRuns: "destination runs", DestinationClaims: "destination claims",
+	DestinationCancelled: "destination cancelled", SourceStopped: "source stopped", SourceResumed: "source resumed",
+	SourceStarted: "source started", WordUnconfirmed: "word unconfirmed",
+}
+
+// String gives the name of the event, as docs/moves.md has it.
+func (e Event) String() string { return events[e] }
+
+// Effect is something that is done because of an event.
+type Effect uint8
+
+// The effects, which are done in the order of a transition's list.
+const (
+	Record  Effect = iota // keep what goes into the guest's ports, to send it again
+	Divert                // send the guest's packets to the destination, and again what was recorded
+	Confirm               // the diversion has the hypervisor's word
+	Return                // the guest's packets come to its ports again; the destination is remembered
+	Restore               // as Return, and nothing is recorded or remembered
+)
+
+var effects = [...]string{Record: "record", Divert: "divert", Confirm: "confirm", Return: "return", Restore: "restore"}
+
+// String gives the name of the effect, as docs/moves.md has it.
+func (e Effect) String() string { return effects[e] }
+
+// Transition is what follows of an event in a state.
+type Transition struct {
+	From    State
+	On      Event
+	To      State
+	Effects []Effect
+}
+
+// Table has every transition but those of [Next] that change nothing.
+var Table = []Transition{
+	{Staying, DestinationReady, Awaited, []Effect{Record}},
+	{Staying, DestinationRuns, Diverted, []Effect{Divert}},
+	{Staying, SourceStopped, Stopped, nil},
+
+	{Awaited, DestinationReady, Awaited, []Effect{Record}},
+	{Awaited, DestinationRuns, Diverted, []Effect{Divert}},
+	{Awaited, DestinationCancelled, Staying, []Effect{Restore}},
+	{Awaited, SourceStopped, Confirmed, []Effect{Divert}},
+	{Awaited, SourceResumed, Staying, []Effect{Restore}},
+
+	{Stopped, DestinationReady, Confirmed, []Effect{Record, Divert}},
+	{Stopped, DestinationRuns, Confirmed, []Effect{Divert}},
+	{Stopped, DestinationClaims, Confirmed, []Effect{Divert}},
+	{Stopped, SourceResumed, Staying, []Effect{Restore}},
+	{Stopped, SourceStarted, Staying, nil},
+
+	{Diverted, DestinationReady, Diverted, []Effect{Record}},
+	{Diverted, DestinationCancelled, Staying, []Effect{Restore}},
+	{Diverted, SourceStopped, Confirmed, []Effect{Confirm}},
+	{Diverted, SourceResumed, Staying, []Effect{Restore}},
+	{Diverted, WordUnconfirmed, Awaited, []Effect{Return}},
+
+	{Confirmed, DestinationReady, Confirmed, []Effect{Record}},
+	{Confirmed, DestinationClaims, Confirmed, []Effect{Divert}},
+	{Confirmed, DestinationCancelled, Staying, []Effect{Restore}},
+	{Confirmed, SourceResumed, Staying, []Effect{Restore}},
+	{Confirmed, SourceStarted, Diverted, nil},
+}
+
+// Ignored has the events that change nothing in a state, and why that is so.
+var Ignored = map[State]map[Event]string{
+	Staying: {
+		DestinationClaims:    "who has the guest is a matter of ownership while its hypervisor did not stop it",
+		DestinationCancelled: "no arrival was known",
+		SourceResumed:        "no move was known",
+		SourceStarted:        "no move was known",
+		WordUnconfirmed:      "no packets go elsewhere",
+	},
+	Awaited: {
+		DestinationClaims: "as in staying",
+		SourceStarted:     "its hypervisor did not stop it",
+		WordUnconfirmed:   "no packets go elsewhere",
+	},
+	Stopped: {
+		DestinationCancelled: "nobody said where it goes, so it was another one's attempt",
+		SourceStopped:        "it is said again",
+		WordUnconfirmed:      "no packets go elsewhere",
+	},
+	Diverted: {
+		DestinationRuns:   "it is said again",
+		DestinationClaims: "as in staying",
+		SourceStarted:     "its hypervisor did not stop it",
+	},
+	Confirmed: {
+		DestinationRuns: "it is known",
+		SourceStopped:   "it is said again",
+		WordUnconfirmed: "the hypervisor here has confirmed it",
+	},
+}
+
+// Next gives what follows of an event in a state: its transition, or one that
+// changes nothing.
+func Next(s State, e Event) Transition {
+	for _, t := range Table {
+		if t.From == s && t.On == e {
+			return t
+		}
+	}
+	return Transition{From: s, On: e, To: s}
+}
