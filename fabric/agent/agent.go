@@ -51,23 +51,25 @@ func WithBoot(id string) Option { return func(a *Agent) { a.boot = id } }
 // from Adopt's return on. Work on one guest is serial, work on different
 // guests is not.
 type Agent struct {
-	cluster   fabric.Cluster
-	node      string
-	dataplane fabric.Dataplane
-	speaker   fabric.Speaker
-	store     fabric.Store
-	sources   []fabric.Source
-	nodes     fabric.Nodes    // nil: this one is alone
-	restarts  map[string]bool // the sources whose guests are to be heard: see [fabric.Source]
-	couriers  couriers        // to the other nodes
-	moves     moveLog         // what was seen of guests' moves
-	diverted  diversionLog    // what the status tells of guests' packets that went elsewhere
-	resolver  fabric.Resolver // nil: none
-	questions chan struct{}   // has one for each that the resolver has not answered
-	events    events
-	log       *slog.Logger
-	boot      string
-	began     time.Time
+	cluster    fabric.Cluster
+	node       string
+	dataplane  fabric.Dataplane
+	speaker    fabric.Speaker
+	store      fabric.Store
+	sources    []fabric.Source
+	nodes      fabric.Nodes    // nil: this one is alone
+	restarts   map[string]bool // the sources whose guests are to be heard: see [fabric.Source]
+	couriers   couriers        // to the other nodes
+	moves      moveLog         // what was seen of guests' moves
+	diverted   diversionLog    // what the status tells of guests' packets that went elsewhere
+	resolver   fabric.Resolver // nil: none
+	questions  chan struct{}   // has one for each that the resolver has not answered
+	events     events
+	conditions conditions
+	inventory  inventory
+	log        *slog.Logger
+	boot       string
+	began      time.Time
 
 	guestLocks keyedLocks
 	drain      sync.Mutex // held by whoever begins or ends a drain
@@ -85,11 +87,7 @@ type Agent struct {
 	peers     peers           // what else is known of them
 	// unsettled are the guests of which other nodes may still have to be told.
 	unsettled map[string]bool
-	ailments  map[string]string // problems of the node as a whole, by what they are about
-	unlisted  map[string]bool   // sources that have not yet told their guests
-	unknown   map[string]string // guests that run here and that nobody has resolved yet, with their source
-	noPrune   bool              // the store did not tell everything
-	drained   time.Time         // since when the node is being drained; zero: it is not
+	drained   time.Time // since when the node is being drained; zero: it is not
 }
 
 // guest is what the agent knows of one. Agent.mu guards it.
@@ -138,7 +136,7 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		log: slog.New(slog.DiscardHandler), began: time.Now(),
 		wake:   make(chan struct{}, 1),
 		guests: map[string]*guest{}, handled: map[string]time.Time{}, expected: map[string]time.Time{},
-		reserved: reservation.New(), ailments: map[string]string{}, unlisted: map[string]bool{}, unknown: map[string]string{},
+		reserved:  reservation.New(),
 		lingering: map[netip.Prefix]time.Time{}, unsettled: map[string]bool{}, met: map[string]bool{}, restarts: map[string]bool{},
 		questions: make(chan struct{}, maxQuestions), peers: newPeers(),
 	}
@@ -147,7 +145,7 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		o(a)
 	}
 	for _, s := range a.sources {
-		a.unlisted[s.Name()] = true
+		a.inventory.await(s.Name())
 		a.restarts[s.Name()] = s.Restarts()
 	}
 	return a, nil
@@ -513,9 +511,7 @@ func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 		if err := a.store.Delete(ctx, vm); err != nil {
 			return fmt.Errorf("guest %s: forget: %w", vm, err)
 		}
-		a.mu.Lock()
 		a.recovered(fabric.VM{Name: vm})
-		a.mu.Unlock()
 		return nil
 	}
 	d.State = fabric.Absent
@@ -593,14 +589,13 @@ func (a *Agent) outdated(vm string, asOf time.Time) bool {
 }
 
 // recovered drops what was the matter with a guest before it was asked for
-// anew, or went. a.mu is held.
+// anew, or went.
 func (a *Agent) recovered(vm fabric.VM) {
-	delete(a.ailments, "guest "+vm.Name)
-	delete(a.ailments, refusedKey(vm.Origin, vm.Name))
-	delete(a.unknown, vm.Name)
+	a.conditions.clear("guest "+vm.Name, refusedKey(vm.Origin, vm.Name))
+	a.inventory.resolved(vm.Name)
 }
 
-// refusedKey is the ailment of a guest of a source that is refused.
+// refusedKey is the condition of a guest of a source that is refused.
 func refusedKey(source, vm string) string { return "refused " + source + " " + vm }
 
 // settle records how an attempt ended.

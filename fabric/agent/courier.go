@@ -58,7 +58,7 @@ func (a *Agent) serve(ctx context.Context) {
 	wg.Go(func() { a.reconsider(ctx) })
 	wg.Go(func() {
 		if err := a.nodes.Serve(ctx, a.noticed); err != nil {
-			a.ail("nodes", err)
+			a.conditions.set("nodes", err)
 		}
 	})
 	look := time.NewTicker(tellEvery)

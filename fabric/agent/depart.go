@@ -329,7 +329,7 @@ func (a *Agent) gone(g *guest) {
 // settleDiversions ends what was sent on long enough. The pass calls it.
 func (a *Agent) settleDiversions(ctx context.Context) {
 	diverted, err := a.dataplane.Diverted(ctx)
-	a.ail("diversions", err)
+	a.conditions.set("diversions", err)
 	now := time.Now()
 	var over []netip.Prefix
 	var idle []string

@@ -38,9 +38,9 @@ func (a *Agent) setDrained(ctx context.Context, since time.Time) error {
 	}
 	a.mu.Lock()
 	a.drained = since
-	delete(a.ailments, "drain")
 	names := sortedKeys(a.guests)
 	a.mu.Unlock()
+	a.conditions.clear("drain")
 	if is.IsZero() && since.IsZero() {
 		return nil
 	}
@@ -63,10 +63,10 @@ func (a *Agent) setDrained(ctx context.Context, since time.Time) error {
 func (a *Agent) recallDrain(ctx context.Context) {
 	since, err := a.store.Drained(ctx)
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	a.drained = since
+	a.mu.Unlock()
 	if err != nil {
-		a.ailments["drain"] = fmt.Sprintf("whether the node is drained: %s (it is taken for not drained); vmfabric drain, or vmfabric undrain, says so anew", oneLine(err))
+		a.conditions.say("drain", fmt.Sprintf("whether the node is drained: %s (it is taken for not drained); vmfabric drain, or vmfabric undrain, says so anew", oneLine(err)))
 		a.log.Error("drain not known", "err", err)
 	}
 }

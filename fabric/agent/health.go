@@ -66,9 +66,7 @@ func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 			st.Problems = append(st.Problems, fmt.Sprintf("guest %s: %s", name, text))
 		}
 	}
-	for _, key := range sortedKeys(a.ailments) {
-		st.Problems = append(st.Problems, a.ailments[key])
-	}
+	st.Problems = append(st.Problems, a.conditions.list()...)
 	st.Problems = append(st.Problems, a.contests()...)
 	a.mu.Unlock()
 	for _, err := range a.missingHops().Errors() {

@@ -170,23 +170,18 @@ func (a *Agent) asks(d fabric.Desired) bool {
 // unresolve notes guests that a source says run here and that nobody has
 // resolved yet, and forgets its others. What is left of them stays meanwhile.
 func (a *Agent) unresolve(source string, guests []fabric.Desired) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for vm, of := range a.unknown {
-		if of == source {
-			delete(a.unknown, vm)
-		}
+	vms := make([]string, len(guests))
+	for i, d := range guests {
+		vms[i] = d.VM.Name
 	}
-	for _, d := range guests {
-		a.unknown[d.VM.Name] = source
-	}
+	a.inventory.unresolved(source, vms)
 }
 
 // forgetUnknown notes that a guest which nobody had resolved does not run any more.
 func (a *Agent) forgetUnknown(vm string, asOf time.Time) {
+	a.inventory.resolved(vm)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.unknown, vm)
 	if _, known := a.guests[vm]; !known && a.handled[vm].Before(asOf) {
 		a.handled[vm] = asOf // for one about which the resolver is being asked
 	}

@@ -49,10 +49,8 @@ func (a *Agent) Adopt(ctx context.Context) error {
 		storeErr = fmt.Errorf("the state is empty although %d ports are here; they are kept as they are. Detach those that are not wanted, then restart the agent", len(ports))
 	}
 	if storeErr != nil {
-		a.mu.Lock()
-		a.noPrune = true
-		a.ailments["store"] = "wanted state: " + oneLine(storeErr) + " (nothing is removed meanwhile)"
-		a.mu.Unlock()
+		a.inventory.damaged()
+		a.conditions.say("store", "wanted state: "+oneLine(storeErr)+" (nothing is removed meanwhile)")
 		a.log.Error("wanted state not fully readable; removing nothing", "err", storeErr)
 	}
 	for _, d := range desired {
@@ -90,17 +88,17 @@ func (a *Agent) adopt(d fabric.Desired, there map[string]bool) {
 	defer a.mu.Unlock()
 	name := d.VM.Name
 	if err := completeAsKnown(d.VM); err != nil {
-		a.ailments["guest "+name] = fmt.Sprintf("guest %s: %v; attach it anew", name, err)
-		a.noPrune = true
+		a.conditions.say("guest "+name, fmt.Sprintf("guest %s: %v; attach it anew", name, err))
+		a.inventory.damaged()
 		return
 	}
 	if err := a.reserve(d.VM); err != nil {
-		a.ailments["guest "+name] = fmt.Sprintf("guest %s: %v", name, err)
-		a.noPrune = true
+		a.conditions.say("guest "+name, fmt.Sprintf("guest %s: %v", name, err))
+		a.inventory.damaged()
 		return
 	}
 	if err := a.cluster.Permits(d.VM); err != nil {
-		a.ailments["guest "+name] = fmt.Sprintf("guest %s: %v (it keeps what it had until it is detached)", name, err)
+		a.conditions.say("guest "+name, fmt.Sprintf("guest %s: %v (it keeps what it had until it is detached)", name, err))
 	}
 	d.Leaving = false // the source says if it is so still
 	a.adoptOwnership(&d)
@@ -117,7 +115,7 @@ func (a *Agent) adoptOrphans(ports []fabric.PortState) {
 	orphans, there := map[string]*fabric.Desired{}, map[string]bool{}
 	for _, p := range ports {
 		there[p.Name] = true
-		if _, known := a.guests[p.VM]; known || p.Cluster != a.cluster.Name || !p.Carrier && !a.noPrune {
+		if _, known := a.guests[p.VM]; known || p.Cluster != a.cluster.Name || !p.Carrier && !a.inventory.isDamaged() {
 			continue
 		}
 		d := orphans[p.VM]
@@ -142,11 +140,11 @@ func (a *Agent) adoptOrphans(ports []fabric.PortState) {
 			err = a.reserve(d.VM)
 		}
 		if err != nil {
-			a.ailments["guest "+vm] = fmt.Sprintf("port %s is ours, but nothing says what guest %s is: %s; attach the guest, or remove the link", fabric.PortName(vm, 0), vm, oneLine(err))
-			a.noPrune = true
+			a.conditions.say("guest "+vm, fmt.Sprintf("port %s is ours, but nothing says what guest %s is: %s; attach the guest, or remove the link", fabric.PortName(vm, 0), vm, oneLine(err)))
+			a.inventory.damaged()
 			continue
 		}
-		a.ailments["guest "+vm] = fmt.Sprintf("guest %s: no state is kept of it, its port was taken over as it is; attach it, or detach it", vm)
+		a.conditions.say("guest "+vm, fmt.Sprintf("guest %s: no state is kept of it, its port was taken over as it is; attach it, or detach it", vm))
 		a.guests[vm] = &guest{want: d, told: a.toldBefore(d, there), orphan: true}
 		a.log.Warn("port without state taken over", "vm", vm, "state", d.State)
 	}
@@ -214,18 +212,18 @@ func (a *Agent) listen(ctx context.Context) {
 func (a *Agent) pass(ctx context.Context) bool {
 	ports, err := a.dataplane.Actual(ctx)
 	if err != nil {
-		a.ail("dataplane", err)
+		a.conditions.set("dataplane", err)
 		return false
 	}
-	a.ail("dataplane", nil)
+	a.conditions.set("dataplane", nil)
 	routes, err := a.speaker.Actual(ctx)
 	if err != nil {
-		a.ail("speaker", err)
+		a.conditions.set("speaker", err)
 		return false
 	}
-	a.ail("speaker", nil)
+	a.conditions.set("speaker", nil)
 
-	prune := a.mayPrune() // before the guests: all whom that speaks of are among them
+	prune := a.inventory.complete() // before the guests: all whom that speaks of are among them
 	pl := plan.Decide(a.wanted(), ports, routes, prune)
 	well := a.repair(ctx, pl.Repairs)
 	clean := a.prune(ctx, pl)
@@ -259,7 +257,7 @@ func (a *Agent) repair(ctx context.Context, repairs []plan.Repair) bool {
 // remove: a guest may come while it works, so another pass looks again.
 func (a *Agent) prune(ctx context.Context, pl plan.Plan) bool {
 	if len(pl.Routes) == 0 && len(pl.Ports) == 0 {
-		a.ail("prune", nil)
+		a.conditions.set("prune", nil)
 		return true
 	}
 	locked := map[string]bool{}
@@ -300,14 +298,8 @@ func (a *Agent) prune(ctx context.Context, pl plan.Plan) bool {
 			a.tellPruned(pl.Ports, nil, ports)
 		}
 	}
-	a.ail("prune", err)
+	a.conditions.set("prune", err)
 	return false
-}
-
-func (a *Agent) mayPrune() bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return !a.noPrune && len(a.unlisted) == 0
 }
 
 // wanted is the planner's view of the guests.
@@ -331,7 +323,7 @@ func (a *Agent) wanted() map[string]plan.Guest {
 		}
 		view[name] = w
 	}
-	for name := range a.unknown {
+	for _, name := range a.inventory.unresolvedGuests() {
 		if _, here := view[name]; !here {
 			view[name] = plan.Guest{Unknown: true}
 		}
@@ -394,11 +386,7 @@ func (a *Agent) list(ctx context.Context, s fabric.Source, lost <-chan struct{})
 
 // listed notes that the guests of a source are known.
 func (a *Agent) listed(source string) {
-	a.mu.Lock()
-	_, first := a.unlisted[source]
-	delete(a.unlisted, source)
-	a.mu.Unlock()
-	if first {
+	if a.inventory.listed(source) {
 		a.poke()
 	}
 }
@@ -437,12 +425,10 @@ func (a *Agent) reconcile(ctx context.Context, source string, guests []fabric.De
 		a.log.Info("guest is gone", "vm", name, "source", source)
 		a.heed(ctx, fabric.Desired{VM: fabric.VM{Name: name, Origin: source}, State: fabric.Absent, Since: began})
 	}
-	a.mu.Lock()
-	maps.DeleteFunc(a.ailments, func(about, _ string) bool {
+	a.conditions.clearFunc(func(about string) bool {
 		name, refused := strings.CutPrefix(about, refusedKey(source, ""))
 		return refused && !listed[name]
 	})
-	a.mu.Unlock()
 	a.listed(source)
 	a.heedAll(ctx, unresolved)
 }
@@ -503,24 +489,13 @@ func (a *Agent) heed(ctx context.Context, d fabric.Desired) {
 			err = fmt.Errorf("guest %s runs, but %w", name, u)
 		}
 		a.log.Warn("guest runs, but is refused", "vm", name, "err", err)
-		a.ail(refusedKey(d.VM.Origin, name), err)
+		a.conditions.set(refusedKey(d.VM.Origin, name), err)
 		return
 	}
-	a.ail(refusedKey(d.VM.Origin, name), nil)
+	a.conditions.set(refusedKey(d.VM.Origin, name), nil)
 	if err != nil {
 		a.log.Warn("guest not as wanted yet", "vm", name, "err", err)
 	}
-}
-
-// ail notes, or with nil clears, a problem of the node.
-func (a *Agent) ail(about string, err error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if err == nil {
-		delete(a.ailments, about)
-		return
-	}
-	a.ailments[about] = oneLine(err)
 }
 
 func sameVM(a, b fabric.VM) bool {
