@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -14,6 +13,9 @@ import (
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 	"github.com/digitalocean/go-libvirt/socket/dialers"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
 )
 
 // libvirtd serves five calls of one connection at a time (max_client_requests)
@@ -26,10 +28,7 @@ const (
 	listSlots   = 1
 )
 
-var (
-	errTimeout = errors.New("timed out")
-	errHooks   = errors.New("hooks of several domains hold it up")
-)
+var errHooks = errors.New("hooks of several domains hold it up")
 
 // conn is a connection to libvirtd. Calls on it have no timeout of their own:
 // closing it ends them. A call that is given up goes on at libvirtd, where it
@@ -41,8 +40,9 @@ type conn struct {
 	raw   *watchedConn
 	path  string
 	gone  <-chan struct{} // closed when the connection is
-	slots chan struct{}
 	lists chan struct{}
+	heard func(golibvirt.DomainEventLifecycleMsg)
+	reads *hypervisor.Reads[golibvirt.UUID, news]
 	wg    sync.WaitGroup // of every goroutine that uses the conn
 
 	version atomic.Uint64 // of libvirt: 9,000,000 is 9.0.0; zero: not known yet
@@ -50,14 +50,11 @@ type conn struct {
 	mu     sync.Mutex
 	why    error // that it was dropped
 	closed bool
-	jobs   map[golibvirt.UUID]*job
 	listed time.Time // when the list was asked for that is not there yet; or zero
 }
 
-// connect opens a connection, in less than timeout.
-func connect(ctx context.Context, path string, timeout time.Duration) (*conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
+// connect opens a connection.
+func (s *Source) connect(ctx context.Context, path string) (*conn, error) {
 	raw, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
 		return nil, reason(err)
@@ -65,10 +62,13 @@ func connect(ctx context.Context, path string, timeout time.Duration) (*conn, er
 	watched := &watchedConn{Conn: raw, gone: make(chan struct{})}
 	c := &conn{
 		lv: golibvirt.NewWithDialer(dialers.NewAlreadyConnected(watched)), raw: watched, path: path, gone: watched.gone,
-		slots: make(chan struct{}, domainSlots), lists: make(chan struct{}, listSlots), jobs: map[golibvirt.UUID]*job{},
+		lists: make(chan struct{}, listSlots),
 	}
+	c.heard = func(e golibvirt.DomainEventLifecycleMsg) { s.hear(c, e) }
+	c.reads = hypervisor.NewReads(hypervisor.Limits{Parallel: domainSlots, Patience: s.daemon.Times.Call, Stuck: errHooks},
+		func(ctx context.Context, _ golibvirt.UUID, n news) { s.read(ctx, c, n) }, merge)
 	if err := c.call(ctx, c.lv.Connect); err != nil {
-		c.close()
+		c.Close()
 		return nil, err
 	}
 	return c, nil
@@ -94,12 +94,12 @@ func (c *conn) call(ctx context.Context, f func() error) error {
 // ended is why ctx did.
 func ended(ctx context.Context) error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return errTimeout
+		return hypervisor.ErrTimeout
 	}
 	return ctx.Err()
 }
 
-// start runs f in a goroutine that close waits for; not after close.
+// start runs f in a goroutine that Close waits for; not after Close.
 func (c *conn) start(f func()) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -120,8 +120,8 @@ func (c *conn) drop(why error) {
 	c.raw.Close()
 }
 
-// close ends the connection and all that goes on over it.
-func (c *conn) close() {
+// Close ends the connection and all that goes on over it.
+func (c *conn) Close() {
 	c.drop(net.ErrClosed)
 	c.mu.Lock()
 	c.closed = true
@@ -164,36 +164,66 @@ func (c *conn) diagnose(patience time.Duration) []string {
 	defer c.mu.Unlock()
 	var problems []string
 	late := func(asked time.Time, what, whose string) {
-		if !asked.IsZero() && time.Since(asked) > patience {
-			problems = append(problems, fmt.Sprintf(
-				"libvirt: no answer about %s since %s; look for a hook %sthat hangs", what, asked.Format(time.TimeOnly), whose))
-		}
+		problems = append(problems, fmt.Sprintf(
+			"libvirt: no answer about %s since %s; look for a hook %sthat hangs", what, asked.Format(time.TimeOnly), whose))
 	}
-	late(c.listed, "all domains", "")
-	for _, j := range c.jobs {
-		late(j.asked, "domain "+j.dom.Name, "of it ")
+	if !c.listed.IsZero() && time.Since(c.listed) > patience {
+		late(c.listed, "all domains", "")
 	}
+	c.reads.Late(patience, func(n news, asked time.Time) { late(asked, "domain "+n.dom.Name, "of it ") })
 	slices.Sort(problems)
 	return problems
 }
 
-// subscribe lets heard have the lifecycle events, one after the other, until
-// the connection goes.
-func (c *conn) subscribe(ctx context.Context, heard func(golibvirt.DomainEventLifecycleMsg)) error {
+// Subscribe passes the lifecycle events to heard, one after the other. They
+// come as long as the connection lasts, and not only as long as ctx.
+func (c *conn) Subscribe(ctx context.Context) error {
 	return c.call(ctx, func() error {
-		events, err := c.lv.LifecycleEvents(context.Background())
+		events, err := c.lv.LifecycleEvents(context.WithoutCancel(ctx))
 		if err != nil {
 			return err
 		}
 		pump := func() {
 			for e := range events {
-				heard(e)
+				c.heard(e)
 			}
 		}
 		if !c.start(pump) {
 			pump() // nobody waits any more; the channel is closed soon
 		}
 		return nil
+	})
+}
+
+// Run reads the domains that events are about.
+func (c *conn) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		err := c.reads.Run(ctx)
+		if errors.Is(err, errHooks) {
+			// As many domains as there are slots hang in their hooks. Others
+			// must not wait for that.
+			c.drop(err)
+		}
+		return err
+	})
+	group.Go(func() error {
+		select {
+		case <-c.gone:
+			return c.reason()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	return group.Wait()
+}
+
+// Ping asks for what any libvirtd that is alive answers.
+func (c *conn) Ping(ctx context.Context) error {
+	return c.call(ctx, func() error {
+		version, err := c.lv.ConnectGetLibVersion()
+		c.version.Store(version)
+		return err
 	})
 }
 
@@ -224,7 +254,7 @@ func reason(err error) error {
 	var op *net.OpError
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return errTimeout
+		return hypervisor.ErrTimeout
 	case errors.As(err, &errno):
 		return fmt.Errorf("connect: %w", errno)
 	case errors.As(err, &op):
@@ -235,5 +265,3 @@ func reason(err error) error {
 
 // isNoDomain reports that libvirt does not know the domain (any more).
 func isNoDomain(err error) bool { return err != nil && golibvirt.IsNotFound(err) }
-
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
