@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"github.com/coder/websocket"
+
+	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
 )
 
 const (
@@ -21,10 +23,7 @@ const (
 	maxEvent  = 1 << 20
 )
 
-var (
-	errTimeout = errors.New("timed out")
-	errClosed  = errors.New("it closed the connection")
-)
+var errClosed = errors.New("it closed the connection")
 
 // apiError is what the daemon answers instead of what it was asked for.
 type apiError struct {
@@ -32,7 +31,7 @@ type apiError struct {
 	text string
 }
 
-func (e *apiError) Error() string { return oneLine(errors.New(e.text)) }
+func (e *apiError) Error() string { return hypervisor.OneLine(errors.New(e.text)) }
 
 func hasCode(err error, code int) bool {
 	var e *apiError
@@ -190,7 +189,7 @@ func reason(err error) error {
 	var closed websocket.CloseError
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return errTimeout
+		return hypervisor.ErrTimeout
 	case errors.Is(err, context.Canceled):
 		return context.Canceled
 	case errors.As(err, &op) && op.Op == "dial" && errors.As(err, &errno):

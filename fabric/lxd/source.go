@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/fabric/internal/outbox"
+	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
 )
 
 // Config is what a [Source] may be told; its zero value serves.
@@ -38,25 +38,22 @@ type Config struct {
 // [Source.Run] holds the connection; all methods are safe for concurrent use.
 type Source struct {
 	dialect
-	log   *slog.Logger
-	links Links
-	box   *outbox.Box
-	times times
+	log    *slog.Logger
+	links  Links
+	queue  *hypervisor.Queue
+	daemon *hypervisor.Daemon[*conn]
+	times  times
 	// given: the socket was named, so it is connected to whatever it is.
 	given bool
 
-	mu        sync.Mutex
-	conn      *conn // nil while there is none
-	since     time.Time
-	lastEvent time.Time
-	was       bool                 // there was a connection once
-	outage    string               // why there is none
-	unlisted  string               // why the last list is missing
-	listed    bool                 // known is complete: there was a list since connecting
-	known     map[string]*sighting // guests that are not absent, by name
-	read      map[key]time.Time    // when an instance was last read, ours or not
-	bad       map[key]flaw
-	idle      idles
+	mu         sync.Mutex
+	connected  time.Time            // when there last was a new connection
+	unlisted   string               // why the last list is missing
+	listed     bool                 // known is complete: there was a list since connecting
+	known      map[string]*observed // guests that are not absent, by name
+	read       map[key]time.Time    // when an instance was last read, ours or not
+	conditions map[key]condition
+	stopped    stoppedInstances
 }
 
 var (
@@ -67,8 +64,8 @@ var (
 	_ fabric.Diagnoser      = (*Source)(nil)
 )
 
-// sighting is a guest of ours as it was last seen.
-type sighting struct {
+// observed is a guest of ours as it was last seen.
+type observed struct {
 	key   key // whose name the guest has
 	vm    fabric.VM
 	state fabric.State
@@ -78,32 +75,25 @@ type sighting struct {
 	until time.Time
 }
 
-// flaw is why an instance of ours is no guest, or not as it is written.
-type flaw struct {
-	text  string
-	rival bool // only for another that has its name
+// condition is why an instance of ours is no guest, or not as it is written.
+type condition struct {
+	text         string
+	nameConflict bool // only because another has its name
 }
 
-// times are how long things may take.
+// times are how long things may take that are LXD's alone.
 type times struct {
-	call     time.Duration // a request about one instance
-	list     time.Duration // one about all, for which a cluster's members ask one another
-	ping     time.Duration // between two proofs of life
-	retryMin time.Duration // between attempts to connect, at first
-	retryMax time.Duration
-	leak     time.Duration // how long a port of a stopped instance may stay
+	list time.Duration // a list, for which a cluster's members ask one another
+	leak time.Duration // how long a port of a stopped instance may stay
 }
 
 // New makes a source. It connects to nothing yet.
 func New(cfg Config) *Source {
 	s := &Source{
 		dialect: ofLXD, given: cfg.Socket != "",
-		log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), links: cfg.Links, box: outbox.New(),
-		times: times{
-			call: 10 * time.Second, list: 20 * time.Second, ping: 5 * time.Second,
-			retryMin: 500 * time.Millisecond, retryMax: 5 * time.Second, leak: 15 * time.Second,
-		},
-		since: time.Now(), known: map[string]*sighting{}, read: map[key]time.Time{}, bad: map[key]flaw{}, idle: newIdles(),
+		log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), links: cfg.Links, queue: hypervisor.NewQueue(),
+		times: times{list: 20 * time.Second, leak: 15 * time.Second},
+		known: map[string]*observed{}, read: map[key]time.Time{}, conditions: map[key]condition{}, stopped: newStoppedInstances(),
 	}
 	if s.links == nil {
 		s.links = noLinks{}
@@ -111,8 +101,39 @@ func New(cfg Config) *Source {
 	if s.given {
 		s.sockets = []string{cfg.Socket}
 	}
+	s.daemon = hypervisor.NewDaemon(hypervisor.Config[*conn]{
+		Name: s.name, Sockets: s.sockets, Logger: s.log, Times: hypervisor.DefaultTimes(), Queue: s.queue,
+		InUse: s.inUse, Dial: s.connect, Unreachable: s.unreachable, Connected: s.reconnected, Alive: s.search,
+	})
 	return s
 }
+
+// inUse reports whether the daemon of a socket may be asked.
+func (s *Source) inUse(socket string) bool {
+	_, err := os.Stat(filepath.Join(filepath.Dir(socket), s.ran))
+	return s.given || !errors.Is(err, fs.ErrNotExist)
+}
+
+// unreachable says why nobody answers on a socket, or nobody who can be of use.
+func (s *Source) unreachable(socket string, err error) *hypervisor.Unreachable {
+	e := hypervisor.NewUnreachable(s.name, s.name, socket, err)
+	if hasCode(err, http.StatusServiceUnavailable) {
+		e.Remedy = "wait until it is up, and see its log if it does not come"
+	}
+	return e
+}
+
+// reconnected forgets what holds for one connection.
+func (s *Source) reconnected(*conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.connected, s.unlisted, s.listed = time.Now(), "", false
+}
+
+// Run connects, and connects again whenever the connection is lost, until ctx
+// ends; then it returns nil. It waits for LXD quietly where there is none.
+// Call it once.
+func (s *Source) Run(ctx context.Context) error { return s.daemon.Run(ctx, s.watchLinks) }
 
 // Name implements [fabric.Source].
 func (s *Source) Name() string { return s.name }
@@ -124,7 +145,7 @@ func (s *Source) Restarts() bool { return true }
 // Changes implements [fabric.Source]. Changes of one guest that nobody took
 // yet are one change, the newest. The first after each connect has Lost set.
 // The channel is never closed.
-func (s *Source) Changes() <-chan fabric.Change { return s.box.Out() }
+func (s *Source) Changes() <-chan fabric.Change { return s.queue.Out() }
 
 // Guests implements [fabric.Source]: the instances of ours on this member that
 // are not absent, each with the time just before it was read in Since. It
@@ -139,16 +160,11 @@ func (s *Source) Changes() <-chan fabric.Change { return s.box.Out() }
 func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.times.list)
 	defer cancel()
-	s.mu.Lock()
-	c := s.conn
-	s.mu.Unlock()
-	if c == nil {
-		cl, _, err := s.find(ctx)
-		if err != nil {
-			return nil, err
-		}
-		c = &conn{client: cl}
+	c, release, err := s.daemon.Borrow(ctx)
+	if err != nil {
+		return nil, err
 	}
+	defer release()
 	guests, err := s.list(ctx, c)
 	if err != nil {
 		err = fmt.Errorf("%s: list instances: %w; see the log of %[1]s, the agent asks again", s.name, err)
@@ -157,7 +173,7 @@ func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	defer s.mu.Unlock()
 	s.unlisted = ""
 	if err != nil {
-		s.unlisted = oneLine(err)
+		s.unlisted = hypervisor.OneLine(err)
 	}
 	return guests, err
 }
@@ -166,9 +182,7 @@ func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 func (s *Source) Status() fabric.SourceStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return fabric.SourceStatus{
-		Name: s.name, Connected: s.conn != nil, Since: s.since, LastEvent: s.lastEvent, Guests: len(s.known),
-	}
+	return s.daemon.Status(len(s.known))
 }
 
 // Diagnose implements [fabric.Diagnoser]. That there is no LXD is no problem
@@ -177,51 +191,17 @@ func (s *Source) Diagnose() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var problems []string
-	switch {
-	case s.conn == nil && s.outage != "":
-		problems = append(problems, s.outage)
-	case s.conn != nil && s.unlisted != "":
+	if text := s.daemon.Condition(); text != "" {
+		problems = append(problems, text)
+	}
+	if _, connected := s.daemon.Conn(); connected && s.unlisted != "" {
 		problems = append(problems, s.unlisted)
 	}
-	for _, f := range s.bad {
-		problems = append(problems, s.name+": "+f.text)
+	for _, c := range s.conditions {
+		problems = append(problems, s.name+": "+c.text)
 	}
 	slices.Sort(problems)
 	return append(problems, s.leaks()...)
-}
-
-// find gives the first socket where the daemon tells of itself. The error
-// names the socket, the reason and the way out.
-func (s *Source) find(ctx context.Context) (*client, server, error) {
-	var first error
-	for _, path := range s.sockets {
-		if !s.inUse(path) {
-			continue
-		}
-		c := newClient(s.dialect, path)
-		asking, cancel := context.WithTimeout(ctx, s.times.call)
-		about, err := c.server(asking)
-		cancel()
-		if err == nil {
-			return c, about, nil
-		}
-		if first == nil {
-			first = &silence{s.name, path, err}
-		}
-	}
-	if first == nil {
-		first = &silence{s.name, s.sockets[len(s.sockets)-1], fs.ErrNotExist}
-	}
-	return nil, server{}, first
-}
-
-// inUse reports whether there is a daemon to ask for on a socket.
-func (s *Source) inUse(path string) bool {
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return false
-	}
-	_, err := os.Stat(filepath.Join(filepath.Dir(path), s.ran))
-	return s.given || !errors.Is(err, fs.ErrNotExist)
 }
 
 // list reads all instances that are here, and forgets those that are not.
@@ -268,11 +248,11 @@ func (s *Source) takeAll(here []instance, began time.Time) []fabric.Desired {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	gone := func(k key) bool { return !listed[k] && !s.read[k].After(began) }
-	maps.DeleteFunc(s.known, func(_ string, g *sighting) bool { return gone(g.key) })
-	maps.DeleteFunc(s.bad, func(k key, _ flaw) bool { return gone(k) })
-	for k := range s.idle.byKey {
+	maps.DeleteFunc(s.known, func(_ string, g *observed) bool { return gone(g.key) })
+	maps.DeleteFunc(s.conditions, func(k key, _ condition) bool { return gone(k) })
+	for k := range s.stopped.byKey {
 		if gone(k) {
-			s.idle.remove(k)
+			s.stopped.remove(k)
 		}
 	}
 	maps.DeleteFunc(s.read, func(k key, _ time.Time) bool { return gone(k) })
@@ -283,7 +263,7 @@ func (s *Source) takeAll(here []instance, began time.Time) []fabric.Desired {
 		switch d, ours := s.take(i, began); {
 		case ours && d.State != fabric.Absent:
 			guests = append(guests, d)
-			s.box.Renew(d)
+			s.queue.Refresh(d)
 		case !ours && i.Code != codeStopped && !s.read[i.key()].After(began):
 			// Should it be a guest that the agent knows, it must not pass for gone.
 			others = append(others, fabric.Desired{VM: s.bare(i), Since: began})
@@ -294,7 +274,7 @@ func (s *Source) takeAll(here []instance, began time.Time) []fabric.Desired {
 			guests = append(guests, d)
 		}
 	}
-	s.listed = s.listed || began.After(s.since)
+	s.listed = s.listed || began.After(s.connected)
 	return guests
 }
 
@@ -346,32 +326,32 @@ func (s *Source) take(i instance, at time.Time) (d fabric.Desired, ours bool) {
 		seen := *last
 		seen.state, seen.at = stateOf(i.Code, fabric.VM{}, last.state), at
 		s.known[i.Name] = &seen
-		s.judge(k, nil, false)
+		s.setCondition(k, nil, false)
 		return fabric.Desired{VM: s.bare(i), State: seen.state, Since: at}, true
 	case !ours && mine: // likewise, and it has ended
 		delete(s.known, i.Name)
-		s.idle.remove(k)
-		s.judge(k, nil, false)
+		s.stopped.remove(k)
+		s.setCondition(k, nil, false)
 		return absent(last.vm, at), true
 	case !ours:
-		s.idle.remove(k)
-		s.judge(k, err, false)
+		s.stopped.remove(k)
+		s.setCondition(k, err, false)
 		return d, false
 	}
 	d = fabric.Desired{VM: vm, State: stateOf(i.Code, vm, was), Since: at}
-	seen := &sighting{key: k, vm: vm, state: d.State, at: at}
+	seen := &observed{key: k, vm: vm, state: d.State, at: at}
 	if mine && d.State != fabric.Live && s.starts(last) {
 		d.State, seen.state, seen.until = fabric.Live, fabric.Live, last.until
 	}
-	s.halted(k, vm, i.Code == codeStopped && seen.until.IsZero())
+	s.setStopped(k, vm, i.Code == codeStopped && seen.until.IsZero())
 	if last != nil && !mine {
 		if d.State != fabric.Absent {
-			err = s.rivalry(i, last)
+			err = s.nameConflict(i, last)
 		}
-		s.judge(k, err, true)
+		s.setCondition(k, err, true)
 		return d, false
 	}
-	s.judge(k, err, false)
+	s.setCondition(k, err, false)
 	if d.State == fabric.Absent {
 		delete(s.known, i.Name)
 	} else {
@@ -380,27 +360,28 @@ func (s *Source) take(i instance, at time.Time) (d fabric.Desired, ours bool) {
 	return d, true
 }
 
-// rivalry says why an instance is no guest while another of its name is.
-func (s *Source) rivalry(i instance, other *sighting) error {
+// nameConflict says why an instance is no guest while another of its name is.
+func (s *Source) nameConflict(i instance, other *observed) error {
 	return fmt.Errorf("its name is that of the instance in project %s, and a node has one guest of a name; rename one: %s",
 		other.key.project, s.command(i, "rename", i.Name, "NAME"))
 }
 
-// judge notes what is wrong with an instance of ours, once. s.mu is held.
-func (s *Source) judge(k key, err error, rival bool) {
+// setCondition says what is wrong with an instance of ours, in the log once;
+// nil: nothing is. s.mu is held.
+func (s *Source) setCondition(k key, err error, nameConflict bool) {
 	if err == nil {
-		delete(s.bad, k)
+		delete(s.conditions, k)
 		return
 	}
 	text := "instance " + k.name
 	if k.project != defaultProject {
 		text += " in project " + k.project
 	}
-	text += ": " + oneLine(err)
-	if s.bad[k].text != text {
+	text += ": " + hypervisor.OneLine(err)
+	if s.conditions[k].text != text {
 		s.log.Warn("instance not as the fabric needs it", "vm", k.name, "err", text)
 	}
-	s.bad[k] = flaw{text, rival}
+	s.conditions[k] = condition{text, nameConflict}
 }
 
 // owns reports whether the guest of its name is this instance. s.mu is held.
