@@ -8,7 +8,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
@@ -39,16 +38,16 @@ type conn struct {
 	lv    *golibvirt.Libvirt
 	raw   *watchedConn
 	path  string
-	gone  <-chan struct{} // closed when the connection is
 	lists chan struct{}
-	heard func(golibvirt.DomainEventLifecycleMsg)
 	reads *hypervisor.Reads[golibvirt.UUID, news]
 	wg    sync.WaitGroup // of every goroutine that uses the conn
+
+	events <-chan golibvirt.DomainEventLifecycleMsg // nil: not subscribed
+	heard  func(golibvirt.DomainEventLifecycleMsg)
 
 	version atomic.Uint64 // of libvirt: 9,000,000 is 9.0.0; zero: not known yet
 
 	mu     sync.Mutex
-	why    error // that it was dropped
 	closed bool
 	listed time.Time // when the list was asked for that is not there yet; or zero
 }
@@ -57,11 +56,11 @@ type conn struct {
 func (s *Source) connect(ctx context.Context, path string) (*conn, error) {
 	raw, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
-		return nil, reason(err)
+		return nil, hypervisor.Reason(err)
 	}
 	watched := &watchedConn{Conn: raw, gone: make(chan struct{})}
 	c := &conn{
-		lv: golibvirt.NewWithDialer(dialers.NewAlreadyConnected(watched)), raw: watched, path: path, gone: watched.gone,
+		lv: golibvirt.NewWithDialer(dialers.NewAlreadyConnected(watched)), raw: watched, path: path,
 		lists: make(chan struct{}, listSlots),
 	}
 	c.heard = func(e golibvirt.DomainEventLifecycleMsg) { s.hear(c, e) }
@@ -79,24 +78,16 @@ func (s *Source) connect(ctx context.Context, path string) (*conn, error) {
 func (c *conn) call(ctx context.Context, f func() error) error {
 	done := make(chan error, 1)
 	if !c.start(func() { done <- f() }) {
-		return c.reason()
+		return c.raw.why
 	}
 	select {
 	case err := <-done:
 		return err
-	case <-c.gone:
-		return c.reason()
+	case <-c.raw.gone:
+		return c.raw.why
 	case <-ctx.Done():
-		return ended(ctx)
+		return hypervisor.Reason(ctx.Err())
 	}
-}
-
-// ended is why ctx did.
-func ended(ctx context.Context) error {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return hypervisor.ErrTimeout
-	}
-	return ctx.Err()
 }
 
 // start runs f in a goroutine that Close waits for; not after Close.
@@ -110,44 +101,16 @@ func (c *conn) start(f func()) bool {
 	return true
 }
 
-// drop cuts the connection. Whoever uses it gets why for an error.
-func (c *conn) drop(why error) {
-	c.mu.Lock()
-	if c.why == nil {
-		c.why = why
-	}
-	c.mu.Unlock()
-	c.raw.Close()
-}
-
 // Close ends the connection and all that goes on over it.
 func (c *conn) Close() {
-	c.drop(net.ErrClosed)
+	c.raw.Close()
 	c.mu.Lock()
 	c.closed = true
 	c.mu.Unlock()
 	c.wg.Wait()
-}
-
-// reason tells why the connection is gone.
-func (c *conn) reason() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.why != nil {
-		return c.why
-	}
-	return errors.New("it closed the connection")
-}
-
-// acquire takes a slot and gives the function that frees it.
-func (c *conn) acquire(ctx context.Context, slots chan struct{}) (release func(), err error) {
-	select {
-	case slots <- struct{}{}:
-		return func() { <-slots }, nil
-	case <-c.gone:
-		return nil, c.reason()
-	case <-ctx.Done():
-		return nil, ended(ctx)
+	if c.events != nil {
+		for range c.events { // the library's goroutine waits for who takes them
+		}
 	}
 }
 
@@ -175,27 +138,17 @@ func (c *conn) diagnose(patience time.Duration) []string {
 	return problems
 }
 
-// Subscribe passes the lifecycle events to heard, one after the other. They
-// come as long as the connection lasts, and not only as long as ctx.
+// Subscribe asks for lifecycle events. They come as long as the connection
+// lasts, and not only as long as ctx.
 func (c *conn) Subscribe(ctx context.Context) error {
-	return c.call(ctx, func() error {
-		events, err := c.lv.LifecycleEvents(context.WithoutCancel(ctx))
-		if err != nil {
-			return err
-		}
-		pump := func() {
-			for e := range events {
-				c.heard(e)
-			}
-		}
-		if !c.start(pump) {
-			pump() // nobody waits any more; the channel is closed soon
-		}
-		return nil
+	return c.call(ctx, func() (err error) {
+		c.events, err = c.lv.LifecycleEvents(context.WithoutCancel(ctx))
+		return err
 	})
 }
 
-// Run reads the domains that events are about.
+// Run passes the events to heard, one after the other, and reads the domains
+// that they are about.
 func (c *conn) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -203,16 +156,22 @@ func (c *conn) Run(ctx context.Context) error {
 		if errors.Is(err, errHooks) {
 			// As many domains as there are slots hang in their hooks. Others
 			// must not wait for that.
-			c.drop(err)
+			c.raw.end(err)
 		}
 		return err
 	})
 	group.Go(func() error {
-		select {
-		case <-c.gone:
-			return c.reason()
-		case <-ctx.Done():
-			return ctx.Err()
+		for {
+			select {
+			case e, some := <-c.events:
+				if !some {
+					c.raw.end(hypervisor.ErrClosed)
+					return c.raw.why
+				}
+				c.heard(e)
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}
 	})
 	return group.Wait()
@@ -231,36 +190,31 @@ func (c *conn) Ping(ctx context.Context) error {
 // library's own signal of that is not reliable while it connects.
 type watchedConn struct {
 	net.Conn
-	gone chan struct{}
 	once sync.Once
+	gone chan struct{}
+	why  error // of gone
+}
+
+// end notes why the connection ends, unless it has ended.
+func (w *watchedConn) end(why error) {
+	w.once.Do(func() {
+		w.why = why
+		close(w.gone)
+		w.Conn.Close()
+	})
 }
 
 func (w *watchedConn) Read(b []byte) (int, error) {
 	n, err := w.Conn.Read(b)
 	if err != nil {
-		w.once.Do(func() { close(w.gone) })
+		w.end(hypervisor.ErrClosed)
 	}
 	return n, err
 }
 
 func (w *watchedConn) Close() error {
-	w.once.Do(func() { close(w.gone) })
-	return w.Conn.Close()
-}
-
-// reason shortens an error of dial to what its reader does not know yet.
-func reason(err error) error {
-	var errno syscall.Errno
-	var op *net.OpError
-	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		return hypervisor.ErrTimeout
-	case errors.As(err, &errno):
-		return fmt.Errorf("connect: %w", errno)
-	case errors.As(err, &op):
-		return fmt.Errorf("connect: %w", op.Err)
-	}
-	return err
+	w.end(net.ErrClosed)
+	return nil
 }
 
 // isNoDomain reports that libvirt does not know the domain (any more).

@@ -103,7 +103,7 @@ func (s *Source) follow(c *conn, dom golibvirt.Domain, fresh bool) {
 		s.vanished(c, dom)
 	case err != nil:
 		select {
-		case <-c.gone: // all that was missed is asked for again
+		case <-c.raw.gone: // all that was missed is asked for again
 		default:
 			s.log.Warn("libvirt does not tell of a domain; the next list does", "vm", dom.Name, "err", err)
 		}

@@ -86,7 +86,7 @@ func New(cfg Config) *Source {
 		hooks: cfg.Hooks, proof: cfg.Proof, proven: recallProof(cfg.Proof),
 	}
 	s.daemon = hypervisor.NewDaemon(hypervisor.Config[*conn]{
-		Name: domxml.Origin, Sockets: sockets, Logger: s.log, Times: hypervisor.DefaultTimes(), Queue: s.queue,
+		Name: domxml.Origin, Sockets: sockets, Logger: s.log, Queue: s.queue,
 		Dial: s.connect, Unreachable: unreachable,
 		// That libvirtd knows the hook is noted before the hook is replaced.
 		Connected: func(c *conn) { s.hookProblem(c) },
@@ -175,14 +175,17 @@ func (s *Source) Diagnose() []string {
 
 // list asks for all guests, unless somebody still waits for that answer.
 func (s *Source) list(ctx context.Context, c *conn) ([]fabric.Desired, error) {
-	release, err := c.acquire(ctx, c.lists)
-	if err != nil {
-		return nil, err
+	select {
+	case c.lists <- struct{}{}:
+	case <-c.raw.gone:
+		return nil, c.raw.why
+	case <-ctx.Done():
+		return nil, hypervisor.Reason(ctx.Err())
 	}
 	answer := make(chan []fabric.Desired, 1)
 	c.listing(time.Now())
-	err = c.call(ctx, func() error {
-		defer release()
+	err := c.call(ctx, func() error {
+		defer func() { <-c.lists }()
 		defer c.listing(time.Time{})
 		guests, err := s.readAll(c)
 		answer <- guests

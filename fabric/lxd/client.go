@@ -11,7 +11,6 @@ import (
 	"net/url"
 	"path"
 	"slices"
-	"syscall"
 
 	"github.com/coder/websocket"
 
@@ -22,8 +21,6 @@ const (
 	maxAnswer = 256 << 20 // bytes; an instance takes some 3,000
 	maxEvent  = 1 << 20
 )
-
-var errClosed = errors.New("it closed the connection")
 
 // apiError is what the daemon answers instead of what it was asked for.
 type apiError struct {
@@ -184,23 +181,9 @@ func (c *client) events(ctx context.Context, of server) (*websocket.Conn, error)
 
 // reason shortens an error of a connection to what its reader does not know yet.
 func reason(err error) error {
-	var errno syscall.Errno
-	var op *net.OpError
 	var closed websocket.CloseError
-	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		return hypervisor.ErrTimeout
-	case errors.Is(err, context.Canceled):
-		return context.Canceled
-	case errors.As(err, &op) && op.Op == "dial" && errors.As(err, &errno):
-		return fmt.Errorf("connect: %w", errno)
-	case errors.As(err, &errno):
-		return errno
-	case errors.As(err, &closed), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
-		return errClosed
+	if errors.As(err, &closed) {
+		return hypervisor.ErrClosed
 	}
-	for errors.Unwrap(err) != nil {
-		err = errors.Unwrap(err)
-	}
-	return err
+	return hypervisor.Reason(err)
 }

@@ -2,6 +2,10 @@ package lxd
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/coder/websocket"
@@ -28,8 +32,12 @@ type conn struct {
 	about server
 }
 
-// connect has the daemon behind a socket tell of itself.
+// connect has the daemon behind a socket tell of itself. One that was never
+// used is as good as none.
 func (s *Source) connect(ctx context.Context, socket string) (*conn, error) {
+	if _, err := os.Stat(filepath.Join(filepath.Dir(socket), s.ran)); !s.given && errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
 	c := &conn{client: newClient(s.dialect, socket)}
 	c.heard = func(message []byte) { s.hear(c, message) }
 	c.reads = hypervisor.NewReads(hypervisor.Limits{Parallel: slots, Waiting: maxWaiting},

@@ -3,14 +3,10 @@ package lxd
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -102,16 +98,10 @@ func New(cfg Config) *Source {
 		s.sockets = []string{cfg.Socket}
 	}
 	s.daemon = hypervisor.NewDaemon(hypervisor.Config[*conn]{
-		Name: s.name, Sockets: s.sockets, Logger: s.log, Times: hypervisor.DefaultTimes(), Queue: s.queue,
-		InUse: s.inUse, Dial: s.connect, Unreachable: s.unreachable, Connected: s.reconnected, Alive: s.search,
+		Name: s.name, Sockets: s.sockets, Logger: s.log, Queue: s.queue,
+		Dial: s.connect, Unreachable: s.unreachable, Connected: s.reconnected, Alive: s.search,
 	})
 	return s
-}
-
-// inUse reports whether the daemon of a socket may be asked.
-func (s *Source) inUse(socket string) bool {
-	_, err := os.Stat(filepath.Join(filepath.Dir(socket), s.ran))
-	return s.given || !errors.Is(err, fs.ErrNotExist)
 }
 
 // unreachable says why nobody answers on a socket, or nobody who can be of use.

@@ -42,21 +42,14 @@ type Times struct {
 	RetryMax time.Duration
 }
 
-// DefaultTimes are those of every source.
-func DefaultTimes() Times {
-	return Times{Call: 10 * time.Second, Ping: 5 * time.Second, RetryMin: 500 * time.Millisecond, RetryMax: 5 * time.Second}
-}
-
 // Config says which daemon it is.
 type Config[C Connection] struct {
 	Name    string // of the source
 	Sockets []string
 	Logger  *slog.Logger
-	Times   Times
 	Queue   *Queue
-	// InUse reports whether a socket that exists may be connected to. Nil: it may.
-	InUse func(socket string) bool
-	// Dial connects. Its error is the reason alone.
+	// Dial connects. Its error is the reason alone, and [fs.ErrNotExist] where
+	// there is no daemon.
 	Dial func(ctx context.Context, socket string) (C, error)
 	// Unreachable makes an error of a reason.
 	Unreachable func(socket string, err error) *Unreachable
@@ -67,9 +60,10 @@ type Config[C Connection] struct {
 }
 
 // Daemon is a hypervisor's daemon on this node. All methods are safe for
-// concurrent use; nothing of the Config may change after the first call.
+// concurrent use; neither Config nor Times may change after the first call.
 type Daemon[C Connection] struct {
 	Config[C]
+	Times Times
 
 	mu          sync.Mutex
 	conn        C
@@ -82,7 +76,8 @@ type Daemon[C Connection] struct {
 
 // NewDaemon makes a daemon. It connects to nothing yet.
 func NewDaemon[C Connection](cfg Config[C]) *Daemon[C] {
-	return &Daemon[C]{Config: cfg, since: time.Now()}
+	times := Times{Call: 10 * time.Second, Ping: 5 * time.Second, RetryMin: 500 * time.Millisecond, RetryMax: 5 * time.Second}
+	return &Daemon[C]{Config: cfg, Times: times, since: time.Now()}
 }
 
 // Run delivers the queue, connects, and connects again whenever the connection
@@ -100,11 +95,11 @@ func (d *Daemon[C]) Run(ctx context.Context, parts ...func(context.Context) erro
 func (d *Daemon[C]) keepConnected(ctx context.Context) error {
 	retry := backoff{min: d.Times.RetryMin, max: d.Times.RetryMax}
 	for {
-		connected, err := d.follow(ctx)
+		connected, why := d.follow(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		d.setUnreachable(err)
+		d.setUnreachable(why)
 		if connected {
 			retry.reset()
 		}
@@ -113,10 +108,10 @@ func (d *Daemon[C]) keepConnected(ctx context.Context) error {
 }
 
 // follow connects and follows the events until the connection is lost.
-func (d *Daemon[C]) follow(ctx context.Context) (connected bool, err error) {
-	c, socket, err := d.dial(ctx)
-	if err != nil {
-		return false, err
+func (d *Daemon[C]) follow(ctx context.Context) (connected bool, why *Unreachable) {
+	c, socket, why := d.dial(ctx)
+	if why != nil {
+		return false, why
 	}
 	defer c.Close()
 	subscribing, cancel := context.WithTimeout(ctx, d.Times.Call)
@@ -135,7 +130,7 @@ func (d *Daemon[C]) follow(ctx context.Context) (connected bool, err error) {
 		defer d.detach()
 		return d.watch(running, c)
 	})
-	err = group.Wait()
+	err := group.Wait()
 	return connected, d.Unreachable(socket, err)
 }
 
@@ -165,25 +160,22 @@ func (d *Daemon[C]) ping(ctx context.Context, c C) error {
 }
 
 // dial connects to the first socket that answers.
-func (d *Daemon[C]) dial(ctx context.Context) (c C, socket string, err error) {
-	for _, socket := range d.Sockets {
-		if _, err := os.Stat(socket); errors.Is(err, fs.ErrNotExist) || d.InUse != nil && !d.InUse(socket) {
-			continue
-		}
+func (d *Daemon[C]) dial(ctx context.Context) (c C, socket string, why *Unreachable) {
+	for _, socket = range d.Sockets {
 		dialing, cancel := context.WithTimeout(ctx, d.Times.Call)
-		c, reason := d.Dial(dialing, socket)
+		c, err := d.Dial(dialing, socket)
 		cancel()
-		if reason == nil {
+		if err == nil {
 			return c, socket, nil
 		}
-		if err == nil {
-			err = d.Unreachable(socket, reason)
+		if why == nil && !errors.Is(err, fs.ErrNotExist) {
+			why = d.Unreachable(socket, err)
 		}
 	}
-	if err == nil {
-		err = d.Unreachable(d.Sockets[len(d.Sockets)-1], fs.ErrNotExist)
+	if why == nil {
+		why = d.Unreachable(socket, fs.ErrNotExist)
 	}
-	return c, "", err
+	return c, "", why
 }
 
 // attach gives a connection to everybody, and has the agent list: only what
@@ -205,11 +197,7 @@ func (d *Daemon[C]) detach() {
 }
 
 // setUnreachable sets the condition, once the daemon has ever been there.
-func (d *Daemon[C]) setUnreachable(err error) {
-	var why *Unreachable
-	if !errors.As(err, &why) {
-		return
-	}
+func (d *Daemon[C]) setUnreachable(why *Unreachable) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if _, stat := os.Stat(why.Socket); !d.met && errors.Is(stat, fs.ErrNotExist) {
@@ -217,7 +205,7 @@ func (d *Daemon[C]) setUnreachable(err error) {
 		return
 	}
 	if d.unreachable == "" {
-		d.Logger.Warn(d.Name+" does not answer", "err", err)
+		d.Logger.Warn(d.Name+" does not answer", "err", why)
 	}
 	d.unreachable = why.since(" since " + d.since.Format(time.TimeOnly))
 }
@@ -235,8 +223,9 @@ func (d *Daemon[C]) Borrow(ctx context.Context) (c C, release func(), err error)
 	if c, connected := d.Conn(); connected {
 		return c, func() {}, nil
 	}
-	if c, _, err = d.dial(ctx); err != nil {
-		return c, nil, err
+	c, _, why := d.dial(ctx)
+	if why != nil {
+		return c, nil, why
 	}
 	return c, c.Close, nil
 }
