@@ -88,3 +88,13 @@ func TestOfferIsTheNewest(t *testing.T) {
 		assert.Equal(t, "a:live@9", take(q))
 	})
 }
+
+// A change that comes just as an older one of its guest is taken is not lost.
+func TestChangeDuringATake(t *testing.T) {
+	q := NewQueue()
+	q.Put(at(1, "a", fabric.Live))
+	c, _ := q.next()
+	q.Put(at(2, "a", fabric.Absent))
+	q.taken(c)
+	assert.Equal(t, map[string]fabric.Desired{"a": at(2, "a", fabric.Absent)}, q.Waiting())
+}

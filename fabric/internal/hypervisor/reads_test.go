@@ -169,3 +169,19 @@ func TestReadsEndWithTheConnection(t *testing.T) {
 		assert.Equal(t, "a:1", r.sofar(), "the other waited for its turn")
 	})
 }
+
+func TestWaitingForAnotherTurnIsNotLate(t *testing.T) {
+	takes := map[string]time.Duration{"a": 2 * time.Minute, "b": time.Hour}
+	reading(t, Limits{Parallel: 1}, takes, func(t *testing.T, r *reader) {
+		r.Request("a", "1")
+		synctest.Wait()
+		r.Request("b", "2")
+		synctest.Wait()
+		r.Request("a", "3")
+		after(5 * time.Minute)
+		require.Equal(t, "a:1 b:2", r.sofar())
+		var late []string
+		r.Late(time.Minute, func(news string, _ time.Time) { late = append(late, news) })
+		assert.Equal(t, []string{"2"}, late)
+	})
+}
