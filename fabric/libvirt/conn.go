@@ -74,12 +74,16 @@ func (s *Source) connect(ctx context.Context, path string) (*conn, error) {
 }
 
 // call runs f until ctx ends or the connection goes. An f that was not waited
-// for goes on until the connection is closed.
+// for goes on until the connection is closed, which Close waits for.
 func (c *conn) call(ctx context.Context, f func() error) error {
 	done := make(chan error, 1)
-	if !c.start(func() { done <- f() }) {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
 		return c.raw.why
 	}
+	c.wg.Go(func() { done <- f() })
+	c.mu.Unlock()
 	select {
 	case err := <-done:
 		return err
@@ -88,17 +92,6 @@ func (c *conn) call(ctx context.Context, f func() error) error {
 	case <-ctx.Done():
 		return hypervisor.Reason(ctx.Err())
 	}
-}
-
-// start runs f in a goroutine that Close waits for; not after Close.
-func (c *conn) start(f func()) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return false
-	}
-	c.wg.Go(f)
-	return true
 }
 
 // Close ends the connection and all that goes on over it.

@@ -40,13 +40,13 @@ func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
 }
 
 // past notes that a life of a domain is over: what the guest was in it says
-// nothing of its next. s.mu is held.
-func (s *Source) past(dom golibvirt.Domain) {
-	delete(s.begun, dom.UUID)
-	if last := s.known[dom.UUID]; last != nil {
+// nothing of its next.
+func (v *view) past(dom golibvirt.Domain) {
+	delete(v.begun, dom.UUID)
+	if last := v.known[dom.UUID]; last != nil {
 		over := *last
 		over.id = noLife
-		s.known[dom.UUID] = &over
+		v.known[dom.UUID] = &over
 	}
 }
 

@@ -42,16 +42,11 @@ type Config struct {
 // Source follows the domains of one libvirtd. [Source.Run] holds the
 // connection; all methods are safe for concurrent use.
 type Source struct {
-	log    *slog.Logger
 	queue  *hypervisor.Queue
 	daemon *hypervisor.Daemon[*conn]
 
-	mu         sync.Mutex
-	known      map[golibvirt.UUID]*observed
-	begun      map[golibvirt.UUID]int32  // libvirt's number of a life whose beginning was heard
-	foreign    map[golibvirt.UUID]bool   // active, and none of our business
-	conditions map[golibvirt.UUID]string // what is wrong with domains of ours
-
+	mu sync.Mutex // of all below
+	view
 	hooks, proof string
 	hookCalled   time.Time
 	proven       string // the libvirtd that knows the hook
@@ -63,6 +58,16 @@ var (
 	_ fabric.SourceReporter = (*Source)(nil)
 	_ fabric.Diagnoser      = (*Source)(nil)
 )
+
+// view is what a source knows of the active domains. It has no lock: that is its
+// owner's.
+type view struct {
+	log        *slog.Logger
+	known      map[golibvirt.UUID]*observed
+	begun      map[golibvirt.UUID]int32  // libvirt's number of a life whose beginning was heard
+	foreign    map[golibvirt.UUID]bool   // active, and none of our business
+	conditions map[golibvirt.UUID]string // what is wrong with domains of ours
+}
 
 // observed is a guest of ours as it was last seen running. One whose
 // <fabric:vm> was taken away meanwhile has no NICs.
@@ -79,12 +84,10 @@ func New(cfg Config) *Source {
 	if cfg.Socket != "" {
 		sockets = []string{cfg.Socket}
 	}
-	s := &Source{
-		log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), queue: hypervisor.NewQueue(),
-		known: map[golibvirt.UUID]*observed{}, begun: map[golibvirt.UUID]int32{},
+	s := &Source{queue: hypervisor.NewQueue(), hooks: cfg.Hooks, proof: cfg.Proof, proven: recallProof(cfg.Proof), view: view{
+		log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), known: map[golibvirt.UUID]*observed{}, begun: map[golibvirt.UUID]int32{},
 		foreign: map[golibvirt.UUID]bool{}, conditions: map[golibvirt.UUID]string{},
-		hooks: cfg.Hooks, proof: cfg.Proof, proven: recallProof(cfg.Proof),
-	}
+	}}
 	s.daemon = hypervisor.NewDaemon(hypervisor.Config[*conn]{
 		Name: domxml.Origin, Sockets: sockets, Logger: s.log, Queue: s.queue,
 		Dial: s.connect, Unreachable: unreachable,
@@ -327,18 +330,18 @@ func (s *Source) readVM(c *conn, dom golibvirt.Domain, last *observed) (vm fabri
 }
 
 // setCondition says what is wrong with a domain of ours, in the log once; nil:
-// nothing is. s.mu is held.
-func (s *Source) setCondition(dom golibvirt.Domain, flaw error) {
+// nothing is.
+func (v *view) setCondition(dom golibvirt.Domain, flaw error) {
 	if flaw == nil {
-		delete(s.conditions, dom.UUID)
+		delete(v.conditions, dom.UUID)
 		return
 	}
 	text := hypervisor.OneLine(flaw)
 	if !strings.HasPrefix(text, "domain ") {
 		text = fmt.Sprintf("domain %s: %s", dom.Name, text)
 	}
-	if s.conditions[dom.UUID] != text {
-		s.log.Warn("domain not as the fabric needs it", "vm", dom.Name, "err", text)
+	if v.conditions[dom.UUID] != text {
+		v.log.Warn("domain not as the fabric needs it", "vm", dom.Name, "err", text)
 	}
-	s.conditions[dom.UUID] = text
+	v.conditions[dom.UUID] = text
 }

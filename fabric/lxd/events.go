@@ -160,22 +160,21 @@ func (s *Source) vanished(k key, at time.Time) {
 	}
 }
 
-// emit tells the agent of a guest; was: it was known before. s.mu is held.
-func (s *Source) emit(k key, d fabric.Desired, was bool) {
+// emit tells the agent of a guest; was: it was known before.
+func (v *view) emit(k key, d fabric.Desired, was bool) {
 	// One that was never seen may have been brought up by a hook. But before
 	// the first list the guest of that name may as well be another instance.
-	if d.State != fabric.Absent || was || s.listed {
-		s.queue.Put(d)
+	if d.State != fabric.Absent || was || v.listed {
+		v.queue.Put(d)
 	}
-	if d.State == fabric.Absent && was && s.conflicts(k.name) {
-		s.queue.PutLost()
+	if d.State == fabric.Absent && was && v.conflicts(k.name) {
+		v.queue.PutLost()
 	}
 }
 
-// conflicts reports whether instances of other projects wait for the name. s.mu
-// is held.
-func (s *Source) conflicts(name string) bool {
-	for k, c := range s.conditions {
+// conflicts reports whether instances of other projects wait for the name.
+func (v *view) conflicts(name string) bool {
+	for k, c := range v.conditions {
 		if k.name == name && c.nameConflict {
 			return true
 		}

@@ -33,23 +33,14 @@ type Config struct {
 // Source follows the instances of one LXD, in a cluster those on this member.
 // [Source.Run] holds the connection; all methods are safe for concurrent use.
 type Source struct {
-	dialect
-	log    *slog.Logger
-	links  Links
-	queue  *hypervisor.Queue
-	daemon *hypervisor.Daemon[*conn]
-	times  times
+	times times
 	// given: the socket was named, so it is connected to whatever it is.
 	given bool
 
-	mu         sync.Mutex
-	connected  time.Time            // when there last was a new connection
-	unlisted   string               // why the last list is missing
-	listed     bool                 // known is complete: there was a list since connecting
-	known      map[string]*observed // guests that are not absent, by name
-	read       map[key]time.Time    // when an instance was last read, ours or not
-	conditions map[key]condition
-	stopped    stoppedInstances
+	mu sync.Mutex // of what changes in the view
+	view
+	connected time.Time // when there last was a new connection
+	unlisted  string    // why the last list is missing
 }
 
 var (
@@ -60,23 +51,6 @@ var (
 	_ fabric.Diagnoser      = (*Source)(nil)
 )
 
-// observed is a guest of ours as it was last seen.
-type observed struct {
-	key   key // whose name the guest has
-	vm    fabric.VM
-	state fabric.State
-	at    time.Time
-	// until is not zero of one that was seen to start by its link: before it,
-	// LXD may take it for stopped yet.
-	until time.Time
-}
-
-// condition is why an instance of ours is no guest, or not as it is written.
-type condition struct {
-	text         string
-	nameConflict bool // only because another has its name
-}
-
 // times are how long things may take that are LXD's alone.
 type times struct {
 	list time.Duration // a list, for which a cluster's members ask one another
@@ -85,12 +59,10 @@ type times struct {
 
 // New makes a source. It connects to nothing yet.
 func New(cfg Config) *Source {
-	s := &Source{
-		dialect: ofLXD, given: cfg.Socket != "",
-		log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), links: cfg.Links, queue: hypervisor.NewQueue(),
-		times: times{list: 20 * time.Second, leak: 15 * time.Second},
+	s := &Source{given: cfg.Socket != "", times: times{list: 20 * time.Second, leak: 15 * time.Second}, view: view{
+		dialect: ofLXD, log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), links: cfg.Links, queue: hypervisor.NewQueue(),
 		known: map[string]*observed{}, read: map[key]time.Time{}, conditions: map[key]condition{}, stopped: newStoppedInstances(),
-	}
+	}}
 	if s.links == nil {
 		s.links = noLinks{}
 	}
@@ -268,119 +240,7 @@ func (s *Source) takeAll(here []instance, began time.Time) []fabric.Desired {
 	return guests
 }
 
-// before orders instances such that of several with one name, the one that
-// shall be the guest comes first. s.mu is held.
-func (s *Source) before(a, b instance) int {
-	rank := func(i instance) int {
-		rank := 0
-		if !s.owns(i.key()) {
-			rank += 4
-		}
-		if stateOf(i.Code, fabric.VM{}, 0) != fabric.Live {
-			rank += 2
-		}
-		if i.key().project != defaultProject {
-			rank++
-		}
-		return rank
-	}
-	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Project, b.Project))
-}
-
-// take takes up what was read of an instance at a time, and gives the guest
-// that it is. s.mu is held.
-func (s *Source) take(i instance, at time.Time) (d fabric.Desired, ours bool) {
-	k := i.key()
-	last := s.known[i.Name]
-	mine := last != nil && last.key == k
-	if mine && (s.read[k].After(at) || i.unreadable()) {
-		return fabric.Desired{VM: last.vm, State: last.state, Since: last.at}, true
-	}
-	if s.read[k].After(at) {
-		return d, false
-	}
-	s.read[k] = at
-	vm, ours, err := s.guest(i)
-	var was fabric.State
-	if mine {
-		was = last.state
-	}
-	if i.Code == codeStopped && !mine {
-		err = nil // nothing is amiss as long as nobody starts it; who does is told
-	}
-	switch {
-	case err != nil && mine:
-		vm = last.vm
-	case !ours && mine && i.Code != codeStopped:
-		// Its keys were taken away: it has what it had, until it ends.
-		seen := *last
-		seen.state, seen.at = stateOf(i.Code, fabric.VM{}, last.state), at
-		s.known[i.Name] = &seen
-		s.setCondition(k, nil, false)
-		return fabric.Desired{VM: s.bare(i), State: seen.state, Since: at}, true
-	case !ours && mine: // likewise, and it has ended
-		delete(s.known, i.Name)
-		s.stopped.remove(k)
-		s.setCondition(k, nil, false)
-		return absent(last.vm, at), true
-	case !ours:
-		s.stopped.remove(k)
-		s.setCondition(k, err, false)
-		return d, false
-	}
-	d = fabric.Desired{VM: vm, State: stateOf(i.Code, vm, was), Since: at}
-	seen := &observed{key: k, vm: vm, state: d.State, at: at}
-	if mine && d.State != fabric.Live && s.starts(last) {
-		d.State, seen.state, seen.until = fabric.Live, fabric.Live, last.until
-	}
-	s.setStopped(k, vm, i.Code == codeStopped && seen.until.IsZero())
-	if last != nil && !mine {
-		if d.State != fabric.Absent {
-			err = s.nameConflict(i, last)
-		}
-		s.setCondition(k, err, true)
-		return d, false
-	}
-	s.setCondition(k, err, false)
-	if d.State == fabric.Absent {
-		delete(s.known, i.Name)
-	} else {
-		s.known[i.Name] = seen
-	}
-	return d, true
-}
-
-// nameConflict says why an instance is no guest while another of its name is.
-func (s *Source) nameConflict(i instance, other *observed) error {
-	return fmt.Errorf("its name is that of the instance in project %s, and a node has one guest of a name; rename one: %s",
-		other.key.project, s.command(i, "rename", i.Name, "NAME"))
-}
-
-// setCondition says what is wrong with an instance of ours, in the log once;
-// nil: nothing is. s.mu is held.
-func (s *Source) setCondition(k key, err error, nameConflict bool) {
-	if err == nil {
-		delete(s.conditions, k)
-		return
-	}
-	text := "instance " + k.name
-	if k.project != defaultProject {
-		text += " in project " + k.project
-	}
-	text += ": " + hypervisor.OneLine(err)
-	if s.conditions[k].text != text {
-		s.log.Warn("instance not as the fabric needs it", "vm", k.name, "err", text)
-	}
-	s.conditions[k] = condition{text, nameConflict}
-}
-
-// owns reports whether the guest of its name is this instance. s.mu is held.
-func (s *Source) owns(k key) bool {
-	last := s.known[k.name]
-	return last != nil && last.key == k
-}
-
-// knows is owns for one who does not hold s.mu.
+// knows is owns, with the lock taken.
 func (s *Source) knows(k key) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

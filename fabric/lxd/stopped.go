@@ -77,10 +77,10 @@ func (s *stoppedInstances) remove(k key) {
 // it says that the instance is stopped.
 const startFor = 30 * time.Second
 
-// setStopped notes whether an instance is stopped. s.mu is held.
-func (s *Source) setStopped(k key, vm fabric.VM, stopped bool) {
+// setStopped notes whether an instance is stopped.
+func (v *view) setStopped(k key, vm fabric.VM, stopped bool) {
 	if !stopped {
-		s.stopped.remove(k)
+		v.stopped.remove(k)
 		return
 	}
 	now := &stoppedInstance{vm: vm, ports: map[string]int{}}
@@ -90,17 +90,17 @@ func (s *Source) setStopped(k key, vm fabric.VM, stopped bool) {
 		}
 		port := fabric.PortName(vm.Name, n)
 		now.ports[port] = 0
-		if was := s.stopped.byKey[k]; was != nil {
+		if was := v.stopped.byKey[k]; was != nil {
 			now.ports[port], now.seen, now.often = was.ports[port], was.seen, was.often
 		} else {
-			now.ports[port], _ = s.links.Link(port)
+			now.ports[port], _ = v.links.Link(port)
 		}
 	}
 	if len(now.ports) == 0 {
-		s.stopped.remove(k)
+		v.stopped.remove(k)
 		return
 	}
-	s.stopped.put(k, now)
+	v.stopped.put(k, now)
 }
 
 // watchLinks tells of guests that start by their links, until ctx ends.
@@ -126,47 +126,47 @@ func (s *Source) watchLinks(ctx context.Context) error {
 	}
 }
 
-// linkChanged looks at a link that came, went or changed. s.mu is held.
-func (s *Source) linkChanged(name string) {
+// linkChanged looks at a link that came, went or changed.
+func (v *view) linkChanged(name string) {
 	var starting []key
-	for _, k := range s.stopped.byPort[name] {
-		i := s.stopped.byKey[k]
+	for _, k := range v.stopped.byPort[name] {
+		i := v.stopped.byKey[k]
 		was := i.ports[name]
-		if i.ports[name], _ = s.links.Link(name); i.ports[name] != 0 && i.ports[name] != was {
+		if i.ports[name], _ = v.links.Link(name); i.ports[name] != 0 && i.ports[name] != was {
 			starting = append(starting, k)
 		}
 	}
 	// Of two in different projects, LXD tells which it was.
 	if len(starting) == 1 {
-		s.begin(starting[0])
+		v.begin(starting[0])
 	}
-	c, connected := s.daemon.Conn()
+	c, connected := v.daemon.Conn()
 	if !connected {
 		return
 	}
-	for _, g := range s.known {
+	for _, g := range v.known {
 		if g.until.IsZero() || !slices.Contains(g.ports(), name) {
 			continue
 		}
 		// A start that goes wrong is not told.
-		if index, _ := s.links.Link(name); index == 0 && !c.request(g.key) {
-			s.queue.PutLost()
+		if index, _ := v.links.Link(name); index == 0 && !c.request(g.key) {
+			v.queue.PutLost()
 		}
 	}
 }
 
-// begin tells of a guest that LXD is about to start. s.mu is held.
-func (s *Source) begin(k key) {
-	vm := s.stopped.byKey[k].vm
-	if s.known[vm.Name] != nil {
+// begin tells of a guest that LXD is about to start.
+func (v *view) begin(k key) {
+	vm := v.stopped.byKey[k].vm
+	if v.known[vm.Name] != nil {
 		return // another of its name is the guest
 	}
-	s.stopped.remove(k)
+	v.stopped.remove(k)
 	now := time.Now()
-	s.log.Debug(s.name+" instance starts", "vm", vm.Name, "project", k.project)
-	s.read[k] = now // what was asked before does not know of it
-	s.known[vm.Name] = &observed{key: k, vm: vm, state: fabric.Live, at: now, until: now.Add(startFor)}
-	s.emit(k, fabric.Desired{VM: vm, State: fabric.Live, Since: now}, false)
+	v.log.Debug(v.name+" instance starts", "vm", vm.Name, "project", k.project)
+	v.read[k] = now // what was asked before does not know of it
+	v.known[vm.Name] = &observed{key: k, vm: vm, state: fabric.Live, at: now, until: now.Add(startFor)}
+	v.emit(k, fabric.Desired{VM: vm, State: fabric.Live, Since: now}, false)
 }
 
 // ports lists the ports that LXD makes.
@@ -181,9 +181,9 @@ func (g *observed) ports() (names []string) {
 
 // starts reports whether LXD is about to start a guest that was seen by its
 // link, whatever it says.
-func (s *Source) starts(g *observed) bool {
+func (v *view) starts(g *observed) bool {
 	return time.Now().Before(g.until) && slices.ContainsFunc(g.ports(), func(port string) bool {
-		index, _ := s.links.Link(port)
+		index, _ := v.links.Link(port)
 		return index != 0
 	})
 }
@@ -212,19 +212,18 @@ func (s *Source) search() {
 	}
 }
 
-// leaks tells of the ports that LXD left behind and that are still there. s.mu
-// is held.
-func (s *Source) leaks() []string {
+// leaks tells of the ports that LXD left behind and that are still there.
+func (v *view) leaks() []string {
 	var problems []string
-	for k, i := range s.stopped.byKey {
-		if !i.often || s.known[k.name] != nil {
+	for k, i := range v.stopped.byKey {
+		if !i.often || v.known[k.name] != nil {
 			continue
 		}
 		for port := range i.ports {
-			if _, paired := s.links.Link(port); paired {
+			if _, paired := v.links.Link(port); paired {
 				problems = append(problems, fmt.Sprintf(
 					"%s: instance %s is stopped and cannot start, because its link %s is still there (%[1]s did not run when the guest died); ip link del %[3]s",
-					s.name, k.name, port))
+					v.name, k.name, port))
 			}
 		}
 	}
