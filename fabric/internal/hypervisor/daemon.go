@@ -95,29 +95,26 @@ func (d *Daemon[C]) Run(ctx context.Context, parts ...func(context.Context) erro
 func (d *Daemon[C]) keepConnected(ctx context.Context) error {
 	retry := backoff{min: d.Times.RetryMin, max: d.Times.RetryMax}
 	for {
-		connected, why := d.follow(ctx)
+		why := d.follow(ctx, &retry)
 		if ctx.Err() != nil {
 			return nil
 		}
 		d.setUnreachable(why)
-		if connected {
-			retry.reset()
-		}
 		retry.wait(ctx)
 	}
 }
 
 // follow connects and follows the events until the connection is lost.
-func (d *Daemon[C]) follow(ctx context.Context) (connected bool, why *Unreachable) {
+func (d *Daemon[C]) follow(ctx context.Context, retry *backoff) *Unreachable {
 	c, socket, why := d.dial(ctx)
 	if why != nil {
-		return false, why
+		return why
 	}
 	defer c.Close()
 	subscribing, cancel := context.WithTimeout(ctx, d.Times.Call)
 	defer cancel()
 	if err := c.Subscribe(subscribing); err != nil {
-		return false, d.Unreachable(socket, err)
+		return d.Unreachable(socket, err)
 	}
 	group, running := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.Run(running) })
@@ -125,13 +122,12 @@ func (d *Daemon[C]) follow(ctx context.Context) (connected bool, why *Unreachabl
 		if err := d.ping(running, c); err != nil {
 			return err
 		}
-		connected = true
+		retry.reset()
 		d.attach(c, socket)
 		defer d.detach()
 		return d.watch(running, c)
 	})
-	err := group.Wait()
-	return connected, d.Unreachable(socket, err)
+	return d.Unreachable(socket, group.Wait())
 }
 
 // watch pings the daemon until it does not answer, and says why.
