@@ -49,7 +49,13 @@ type conn struct {
 
 	mu     sync.Mutex
 	closed bool
-	listed time.Time // when the list was asked for that is not there yet; or zero
+	asked  map[*question]time.Time // what is not answered yet
+}
+
+// question is what a call asks, in words for people.
+type question struct {
+	about string // "all domains"; empty: nobody is told that it takes long
+	whose string // hooks may hold it up: "of it "
 }
 
 // connect opens a connection.
@@ -61,12 +67,12 @@ func (s *Source) connect(ctx context.Context, path string) (*conn, error) {
 	watched := &watchedConn{Conn: raw, gone: make(chan struct{})}
 	c := &conn{
 		lv: golibvirt.NewWithDialer(dialers.NewAlreadyConnected(watched)), raw: watched, path: path,
-		lists: make(chan struct{}, listSlots),
+		lists: make(chan struct{}, listSlots), asked: map[*question]time.Time{},
 	}
 	c.heard = func(e golibvirt.DomainEventLifecycleMsg) { s.hear(c, e) }
 	c.reads = hypervisor.NewReads(hypervisor.Limits{Parallel: domainSlots, Patience: s.daemon.Times.Call, Stuck: errHooks},
 		func(ctx context.Context, _ golibvirt.UUID, n news) { s.read(ctx, c, n) }, merge)
-	if err := c.call(ctx, c.lv.Connect); err != nil {
+	if err := c.call(ctx, question{}, c.lv.Connect); err != nil {
 		c.Close()
 		return nil, err
 	}
@@ -75,14 +81,21 @@ func (s *Source) connect(ctx context.Context, path string) (*conn, error) {
 
 // call runs f until ctx ends or the connection goes. An f that was not waited
 // for goes on until the connection is closed, which Close waits for.
-func (c *conn) call(ctx context.Context, f func() error) error {
+func (c *conn) call(ctx context.Context, q question, f func() error) error {
 	done := make(chan error, 1)
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
 		return c.raw.why
 	}
-	c.wg.Go(func() { done <- f() })
+	c.asked[&q] = time.Now()
+	c.wg.Go(func() {
+		err := f()
+		c.mu.Lock()
+		delete(c.asked, &q)
+		c.mu.Unlock()
+		done <- err
+	})
 	c.mu.Unlock()
 	select {
 	case err := <-done:
@@ -107,26 +120,17 @@ func (c *conn) Close() {
 	}
 }
 
-// listing notes since when a list is waited for.
-func (c *conn) listing(since time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.listed = since
-}
-
 // diagnose tells what was asked longer ago than patience.
 func (c *conn) diagnose(patience time.Duration) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var problems []string
-	late := func(asked time.Time, what, whose string) {
-		problems = append(problems, fmt.Sprintf(
-			"libvirt: no answer about %s since %s; look for a hook %sthat hangs", what, asked.Format(time.TimeOnly), whose))
+	for q, asked := range c.asked {
+		if q.about != "" && time.Since(asked) > patience {
+			problems = append(problems, fmt.Sprintf(
+				"libvirt: no answer about %s since %s; look for a hook %sthat hangs", q.about, asked.Format(time.TimeOnly), q.whose))
+		}
 	}
-	if !c.listed.IsZero() && time.Since(c.listed) > patience {
-		late(c.listed, "all domains", "")
-	}
-	c.reads.Late(patience, func(n news, asked time.Time) { late(asked, "domain "+n.dom.Name, "of it ") })
 	slices.Sort(problems)
 	return problems
 }
@@ -134,7 +138,7 @@ func (c *conn) diagnose(patience time.Duration) []string {
 // Subscribe asks for lifecycle events. They come as long as the connection
 // lasts, and not only as long as ctx.
 func (c *conn) Subscribe(ctx context.Context) error {
-	return c.call(ctx, func() (err error) {
+	return c.call(ctx, question{}, func() (err error) {
 		c.events, err = c.lv.LifecycleEvents(context.WithoutCancel(ctx))
 		return err
 	})
@@ -172,7 +176,7 @@ func (c *conn) Run(ctx context.Context) error {
 
 // Ping asks for what any libvirtd that is alive answers.
 func (c *conn) Ping(ctx context.Context) error {
-	return c.call(ctx, func() error {
+	return c.call(ctx, question{}, func() error {
 		version, err := c.lv.ConnectGetLibVersion()
 		c.version.Store(version)
 		return err

@@ -87,7 +87,7 @@ func merge(older, newer news) news {
 // the call goes on until the connection is closed, as any does that was given up.
 func (s *Source) read(ctx context.Context, c *conn, n news) {
 	// An error is the connection's: all that was missed is listed after the next.
-	_ = c.call(ctx, func() error {
+	_ = c.call(ctx, question{"domain " + n.dom.Name, "of it "}, func() error {
 		if !n.ended || !s.ended(c, n.dom) {
 			s.follow(c, n.dom, n.fresh)
 		}

@@ -22,7 +22,7 @@ func (s *Source) Look(ctx context.Context, name string) (vm fabric.VM, ours bool
 	}
 	defer release()
 	answer := make(chan string, 1)
-	err = c.call(ctx, func() error {
+	err = c.call(ctx, question{}, func() error {
 		dom, err := c.lv.DomainLookupByName(name)
 		if err != nil {
 			return err

@@ -186,10 +186,8 @@ func (s *Source) list(ctx context.Context, c *conn) ([]fabric.Desired, error) {
 		return nil, hypervisor.Reason(ctx.Err())
 	}
 	answer := make(chan []fabric.Desired, 1)
-	c.listing(time.Now())
-	err := c.call(ctx, func() error {
+	err := c.call(ctx, question{about: "all domains"}, func() error {
 		defer func() { <-c.lists }()
-		defer c.listing(time.Time{})
 		guests, err := s.readAll(c)
 		answer <- guests
 		return err

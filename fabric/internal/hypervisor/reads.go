@@ -39,8 +39,7 @@ type Reads[K comparable, N any] struct {
 // guest is one that is read, or waits for its turn.
 type guest[N any] struct {
 	news  N
-	again bool      // there is news that no read began with
-	began time.Time // of the read; zero while it waits
+	again bool // there is news that no read began with
 }
 
 // NewReads makes reads. read must return when its context ends. merge makes one
@@ -73,17 +72,6 @@ func (r *Reads[K, N]) Request(k K, news N) bool {
 		signal(r.wake)
 	}
 	return true
-}
-
-// Late calls each with the news of the reads that last longer than patience.
-func (r *Reads[K, N]) Late(patience time.Duration, each func(news N, began time.Time)) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, g := range r.guests {
-		if !g.began.IsZero() && time.Since(g.began) > patience {
-			each(g.news, g.began)
-		}
-	}
 }
 
 // Run reads until ctx ends, or a guest waits too long for its turn.
@@ -146,7 +134,7 @@ func (r *Reads[K, N]) begin(k K) N {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	g := r.guests[k]
-	g.again, g.began = false, time.Now()
+	g.again = false
 	return g.news
 }
 
@@ -158,6 +146,5 @@ func (r *Reads[K, N]) end(k K) bool {
 	if !g.again {
 		delete(r.guests, k)
 	}
-	g.began = time.Time{}
 	return g.again
 }

@@ -129,17 +129,10 @@ func TestNewsOfManyGuests(t *testing.T) {
 func TestGuestsThatHang(t *testing.T) {
 	errStuck := errors.New("stuck")
 	reading(t, Limits{Parallel: 2, Patience: 10 * time.Second, Stuck: errStuck}, map[string]time.Duration{"a": time.Hour, "b": time.Hour}, func(t *testing.T, r *reader) {
-		late := func() map[string]time.Duration {
-			m := map[string]time.Duration{}
-			r.Late(time.Minute, func(news string, began time.Time) { m[news] = time.Since(began) })
-			return m
-		}
 		r.Request("a", "1")
 		after(30 * time.Second)
 		r.Request("b", "2")
-		assert.Empty(t, late())
 		after(31 * time.Second)
-		assert.Equal(t, map[string]time.Duration{"1": 61 * time.Second}, late())
 		assert.Empty(t, r.result, "nobody waits for a turn")
 
 		r.Request("c", "3")
@@ -167,21 +160,5 @@ func TestReadsEndWithTheConnection(t *testing.T) {
 		require.NoError(t, <-ended)
 		assert.Equal(t, 1, r.cut)
 		assert.Equal(t, "a:1", r.sofar(), "the other waited for its turn")
-	})
-}
-
-func TestWaitingForAnotherTurnIsNotLate(t *testing.T) {
-	takes := map[string]time.Duration{"a": 2 * time.Minute, "b": time.Hour}
-	reading(t, Limits{Parallel: 1}, takes, func(t *testing.T, r *reader) {
-		r.Request("a", "1")
-		synctest.Wait()
-		r.Request("b", "2")
-		synctest.Wait()
-		r.Request("a", "3")
-		after(5 * time.Minute)
-		require.Equal(t, "a:1 b:2", r.sofar())
-		var late []string
-		r.Late(time.Minute, func(news string, _ time.Time) { late = append(late, news) })
-		assert.Equal(t, []string{"2"}, late)
 	})
 }
