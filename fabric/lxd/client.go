@@ -179,7 +179,8 @@ func (c *client) events(ctx context.Context, of server) (*websocket.Conn, error)
 	return nil, reason(err)
 }
 
-// reason shortens an error of a connection to what its reader does not know yet.
+// reason shortens an error of a connection to what its reader does not know yet;
+// none stays none.
 func reason(err error) error {
 	var closed websocket.CloseError
 	if errors.As(err, &closed) {

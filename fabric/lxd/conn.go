@@ -71,10 +71,7 @@ func (c *conn) Run(ctx context.Context) error {
 // Ping is answered by a daemon that sends events: it says that it switches
 // protocols before it begins to.
 func (c *conn) Ping(ctx context.Context) error {
-	if err := c.ws.Ping(ctx); err != nil {
-		return reason(err)
-	}
-	return nil
+	return reason(c.ws.Ping(ctx))
 }
 
 // Close ends the subscription.

@@ -45,7 +45,8 @@ func (e *Unreachable) since(when string) string {
 	return fmt.Sprintf("%s: no answer on %s%s (%s); %s", e.Source, e.Socket, when, OneLine(e.Err), e.Remedy)
 }
 
-// Reason shortens an error of a connection to what its reader does not know yet.
+// Reason shortens an error of a connection to what its reader does not know yet;
+// none stays none.
 func Reason(err error) error {
 	var errno syscall.Errno
 	var op *net.OpError
