@@ -3,6 +3,9 @@ package vmfabric_test
 import (
 	"encoding/json"
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
 	"os"
 	"os/exec"
@@ -101,4 +104,46 @@ func TestNoImportRunsUpward(t *testing.T) {
 		}
 	}
 	assert.Greater(t, len(packages), 10)
+}
+
+// TestHypervisorCoreKnowsNoHypervisor holds that what all sources share depends
+// on none of them, nor on a client of theirs.
+func TestHypervisorCoreKnowsNoHypervisor(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", `{{join .Imports "\n"}}`, "./fabric/internal/hypervisor").Output()
+	require.NoError(t, err)
+	imports := strings.Fields(string(out))
+	assert.Contains(t, imports, module+"/fabric")
+	for _, i := range imports {
+		if strings.Contains(i, ".") {
+			assert.Contains(t, []string{module + "/fabric", "golang.org/x/sync/errgroup"}, i)
+		}
+	}
+}
+
+// TestSourcesOwnTheirWaits holds that no source waits for what its Run does not
+// end: neither it nor the core makes a context out of nothing, or sleeps.
+func TestSourcesOwnTheirWaits(t *testing.T) {
+	for _, dir := range []string{"fabric/internal/hypervisor", "fabric/libvirt", "fabric/lxd"} {
+		files, err := filepath.Glob(dir + "/*.go")
+		require.NoError(t, err)
+		require.NotEmpty(t, files)
+		for _, path := range files {
+			if strings.HasSuffix(path, "_test.go") {
+				continue
+			}
+			f, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+			require.NoError(t, err)
+			ast.Inspect(f, func(n ast.Node) bool {
+				if s, ok := n.(*ast.SelectorExpr); ok {
+					x, _ := s.X.(*ast.Ident)
+					name := ""
+					if x != nil {
+						name = x.Name + "." + s.Sel.Name
+					}
+					assert.NotContains(t, []string{"context.Background", "context.TODO", "time.Sleep", "time.After", "time.Tick", "time.AfterFunc"}, name, path)
+				}
+				return true
+			})
+		}
+	}
 }

@@ -6,14 +6,15 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 	"github.com/digitalocean/go-libvirt/socket/dialers"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
 )
 
 // libvirtd serves five calls of one connection at a time (max_client_requests)
@@ -26,10 +27,7 @@ const (
 	listSlots   = 1
 )
 
-var (
-	errTimeout = errors.New("timed out")
-	errHooks   = errors.New("hooks of several domains hold it up")
-)
+var errHooks = errors.New("hooks of several domains hold it up")
 
 // conn is a connection to libvirtd. Calls on it have no timeout of their own:
 // closing it ends them. A call that is given up goes on at libvirtd, where it
@@ -40,122 +38,86 @@ type conn struct {
 	lv    *golibvirt.Libvirt
 	raw   *watchedConn
 	path  string
-	gone  <-chan struct{} // closed when the connection is
-	slots chan struct{}
 	lists chan struct{}
+	reads *hypervisor.Reads[golibvirt.UUID, news]
 	wg    sync.WaitGroup // of every goroutine that uses the conn
+
+	events <-chan golibvirt.DomainEventLifecycleMsg // nil: not subscribed
+	heard  func(golibvirt.DomainEventLifecycleMsg)
 
 	version atomic.Uint64 // of libvirt: 9,000,000 is 9.0.0; zero: not known yet
 
 	mu     sync.Mutex
-	why    error // that it was dropped
 	closed bool
-	jobs   map[golibvirt.UUID]*job
-	listed time.Time // when the list was asked for that is not there yet; or zero
+	asked  map[*question]time.Time // what is not answered yet
 }
 
-// connect opens a connection, in less than timeout.
-func connect(ctx context.Context, path string, timeout time.Duration) (*conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
+// question is what a call asks, in words for people.
+type question struct {
+	about string // "all domains"; empty: nobody is told that it takes long
+	whose string // hooks may hold it up: "of it "
+}
+
+// connect opens a connection.
+func (s *Source) connect(ctx context.Context, path string) (*conn, error) {
 	raw, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
-		return nil, reason(err)
+		return nil, hypervisor.Reason(err)
 	}
 	watched := &watchedConn{Conn: raw, gone: make(chan struct{})}
 	c := &conn{
-		lv: golibvirt.NewWithDialer(dialers.NewAlreadyConnected(watched)), raw: watched, path: path, gone: watched.gone,
-		slots: make(chan struct{}, domainSlots), lists: make(chan struct{}, listSlots), jobs: map[golibvirt.UUID]*job{},
+		lv: golibvirt.NewWithDialer(dialers.NewAlreadyConnected(watched)), raw: watched, path: path,
+		lists: make(chan struct{}, listSlots), asked: map[*question]time.Time{},
 	}
-	if err := c.call(ctx, c.lv.Connect); err != nil {
-		c.close()
+	c.heard = func(e golibvirt.DomainEventLifecycleMsg) { s.hear(c, e) }
+	c.reads = hypervisor.NewReads(hypervisor.Limits{Parallel: domainSlots, Patience: s.daemon.Times.Call, Stuck: errHooks},
+		func(ctx context.Context, _ golibvirt.UUID, n news) { s.read(ctx, c, n) }, merge)
+	if err := c.call(ctx, question{}, c.lv.Connect); err != nil {
+		c.Close()
 		return nil, err
 	}
 	return c, nil
 }
 
 // call runs f until ctx ends or the connection goes. An f that was not waited
-// for goes on until the connection is closed.
-func (c *conn) call(ctx context.Context, f func() error) error {
+// for goes on until the connection is closed, which Close waits for.
+func (c *conn) call(ctx context.Context, q question, f func() error) error {
 	done := make(chan error, 1)
-	if !c.start(func() { done <- f() }) {
-		return c.reason()
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return c.raw.why
 	}
+	c.asked[&q] = time.Now()
+	c.wg.Go(func() {
+		err := f()
+		c.mu.Lock()
+		delete(c.asked, &q)
+		c.mu.Unlock()
+		done <- err
+	})
+	c.mu.Unlock()
 	select {
 	case err := <-done:
 		return err
-	case <-c.gone:
-		return c.reason()
+	case <-c.raw.gone:
+		return c.raw.why
 	case <-ctx.Done():
-		return ended(ctx)
+		return hypervisor.Reason(ctx.Err())
 	}
 }
 
-// ended is why ctx did.
-func ended(ctx context.Context) error {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return errTimeout
-	}
-	return ctx.Err()
-}
-
-// start runs f in a goroutine that close waits for; not after close.
-func (c *conn) start(f func()) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return false
-	}
-	c.wg.Go(f)
-	return true
-}
-
-// drop cuts the connection. Whoever uses it gets why for an error.
-func (c *conn) drop(why error) {
-	c.mu.Lock()
-	if c.why == nil {
-		c.why = why
-	}
-	c.mu.Unlock()
+// Close ends the connection and all that goes on over it.
+func (c *conn) Close() {
 	c.raw.Close()
-}
-
-// close ends the connection and all that goes on over it.
-func (c *conn) close() {
-	c.drop(net.ErrClosed)
 	c.mu.Lock()
 	c.closed = true
 	c.mu.Unlock()
 	c.wg.Wait()
-}
-
-// reason tells why the connection is gone.
-func (c *conn) reason() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.why != nil {
-		return c.why
+	if c.events != nil {
+		for range c.events { // the library's goroutine waits for who takes them
+		}
 	}
-	return errors.New("it closed the connection")
-}
-
-// acquire takes a slot and gives the function that frees it.
-func (c *conn) acquire(ctx context.Context, slots chan struct{}) (release func(), err error) {
-	select {
-	case slots <- struct{}{}:
-		return func() { <-slots }, nil
-	case <-c.gone:
-		return nil, c.reason()
-	case <-ctx.Done():
-		return nil, ended(ctx)
-	}
-}
-
-// listing notes since when a list is waited for.
-func (c *conn) listing(since time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.listed = since
 }
 
 // diagnose tells what was asked longer ago than patience.
@@ -163,37 +125,61 @@ func (c *conn) diagnose(patience time.Duration) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var problems []string
-	late := func(asked time.Time, what, whose string) {
-		if !asked.IsZero() && time.Since(asked) > patience {
+	for q, asked := range c.asked {
+		if q.about != "" && time.Since(asked) > patience {
 			problems = append(problems, fmt.Sprintf(
-				"libvirt: no answer about %s since %s; look for a hook %sthat hangs", what, asked.Format(time.TimeOnly), whose))
+				"libvirt: no answer about %s since %s; look for a hook %sthat hangs", q.about, asked.Format(time.TimeOnly), q.whose))
 		}
-	}
-	late(c.listed, "all domains", "")
-	for _, j := range c.jobs {
-		late(j.asked, "domain "+j.dom.Name, "of it ")
 	}
 	slices.Sort(problems)
 	return problems
 }
 
-// subscribe lets heard have the lifecycle events, one after the other, until
-// the connection goes.
-func (c *conn) subscribe(ctx context.Context, heard func(golibvirt.DomainEventLifecycleMsg)) error {
-	return c.call(ctx, func() error {
-		events, err := c.lv.LifecycleEvents(context.Background())
-		if err != nil {
-			return err
+// Subscribe asks for lifecycle events. They come as long as the connection
+// lasts, and not only as long as ctx.
+func (c *conn) Subscribe(ctx context.Context) error {
+	return c.call(ctx, question{}, func() (err error) {
+		c.events, err = c.lv.LifecycleEvents(context.WithoutCancel(ctx))
+		return err
+	})
+}
+
+// Run passes the events to heard, one after the other, and reads the domains
+// that they are about.
+func (c *conn) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		err := c.reads.Run(ctx)
+		if errors.Is(err, errHooks) {
+			// As many domains as there are slots hang in their hooks. Others
+			// must not wait for that.
+			c.raw.end(err)
 		}
-		pump := func() {
-			for e := range events {
-				heard(e)
+		return err
+	})
+	group.Go(func() error {
+		for {
+			select {
+			case e, some := <-c.events:
+				if !some {
+					c.raw.end(hypervisor.ErrClosed)
+					return c.raw.why
+				}
+				c.heard(e)
+			case <-ctx.Done():
+				return ctx.Err()
 			}
 		}
-		if !c.start(pump) {
-			pump() // nobody waits any more; the channel is closed soon
-		}
-		return nil
+	})
+	return group.Wait()
+}
+
+// Ping asks for what any libvirtd that is alive answers.
+func (c *conn) Ping(ctx context.Context) error {
+	return c.call(ctx, question{}, func() error {
+		version, err := c.lv.ConnectGetLibVersion()
+		c.version.Store(version)
+		return err
 	})
 }
 
@@ -201,39 +187,32 @@ func (c *conn) subscribe(ctx context.Context, heard func(golibvirt.DomainEventLi
 // library's own signal of that is not reliable while it connects.
 type watchedConn struct {
 	net.Conn
-	gone chan struct{}
 	once sync.Once
+	gone chan struct{}
+	why  error // of gone
+}
+
+// end notes why the connection ends, unless it has ended.
+func (w *watchedConn) end(why error) {
+	w.once.Do(func() {
+		w.why = why
+		close(w.gone)
+		w.Conn.Close()
+	})
 }
 
 func (w *watchedConn) Read(b []byte) (int, error) {
 	n, err := w.Conn.Read(b)
 	if err != nil {
-		w.once.Do(func() { close(w.gone) })
+		w.end(hypervisor.ErrClosed)
 	}
 	return n, err
 }
 
 func (w *watchedConn) Close() error {
-	w.once.Do(func() { close(w.gone) })
-	return w.Conn.Close()
-}
-
-// reason shortens an error of dial to what its reader does not know yet.
-func reason(err error) error {
-	var errno syscall.Errno
-	var op *net.OpError
-	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		return errTimeout
-	case errors.As(err, &errno):
-		return fmt.Errorf("connect: %w", errno)
-	case errors.As(err, &op):
-		return fmt.Errorf("connect: %w", op.Err)
-	}
-	return err
+	w.end(net.ErrClosed)
+	return nil
 }
 
 // isNoDomain reports that libvirt does not know the domain (any more).
 func isNoDomain(err error) bool { return err != nil && golibvirt.IsNotFound(err) }
-
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -2,7 +2,6 @@ package libvirt
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
@@ -13,10 +12,10 @@ import (
 // hear takes up an event. It only sets things going: the next event waits.
 func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
 	what := stepOf(e.Event, e.Detail)
+	s.daemon.Heard()
 	s.mu.Lock()
-	s.lastEvent = time.Now()
 	foreign := s.foreign[e.Dom.UUID]
-	_, bad := s.bad[e.Dom.UUID]
+	_, bad := s.conditions[e.Dom.UUID]
 	described := s.known[e.Dom.UUID] != nil || !foreign && !bad
 	switch what {
 	case over:
@@ -32,22 +31,22 @@ func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
 	switch {
 	case what == over && !described:
 		// The agent may know it, from before its description was taken away.
-		s.touch(c, e.Dom, job{ended: true})
+		c.reads.Request(e.Dom.UUID, news{dom: e.Dom, ended: true})
 	case what == nothing, foreign && what != begin:
 	default:
 		s.cutover(e.Dom, what)
-		s.touch(c, e.Dom, job{fresh: what == begin})
+		c.reads.Request(e.Dom.UUID, news{dom: e.Dom, fresh: what == begin})
 	}
 }
 
 // past notes that a life of a domain is over: what the guest was in it says
-// nothing of its next. s.mu is held.
-func (s *Source) past(dom golibvirt.Domain) {
-	delete(s.begun, dom.UUID)
-	if last := s.known[dom.UUID]; last != nil {
+// nothing of its next.
+func (v *view) past(dom golibvirt.Domain) {
+	delete(v.begun, dom.UUID)
+	if last := v.known[dom.UUID]; last != nil {
 		over := *last
 		over.id = noLife
-		s.known[dom.UUID] = &over
+		v.known[dom.UUID] = &over
 	}
 }
 
@@ -69,67 +68,31 @@ func (s *Source) cutover(dom golibvirt.Domain, what step) {
 	}
 	d := fabric.Desired{VM: last.vm, State: fabric.Live, Leaving: what == leave, Run: runOf(dom), Since: time.Now()}
 	s.remember(dom, d)
-	s.box.Put(d)
+	s.queue.Put(d)
 }
 
-// job is the work on the news of one domain.
-type job struct {
+// news is what is known of the news of a domain before libvirt is asked.
+type news struct {
 	dom   golibvirt.Domain // as in the newest event
-	asked time.Time        // when libvirt was asked; zero while that waits for its turn
-	again bool             // there was more news meanwhile
 	fresh bool             // the XML is to be read
 	ended bool             // one that nothing describes: only whether it is off is of interest
 }
 
-// touch has a domain looked at. Each domain has one who looks, and never two:
-// whatever happens while he does is one more look. Domains do not wait for one
-// another.
-func (s *Source) touch(c *conn, dom golibvirt.Domain, news job) {
-	c.mu.Lock()
-	j, busy := c.jobs[dom.UUID]
-	if busy {
-		j.dom, j.again, j.fresh, j.ended = dom, true, j.fresh || news.fresh, j.ended || news.ended
-		c.mu.Unlock()
-		return
-	}
-	j = &job{dom: dom, fresh: news.fresh, ended: news.ended}
-	c.jobs[dom.UUID] = j
-	c.mu.Unlock()
-	c.start(func() { s.work(c, j) })
+// merge makes one of two pieces of news that are read together.
+func merge(older, newer news) news {
+	return news{newer.dom, older.fresh || newer.fresh, older.ended || newer.ended}
 }
 
-func (s *Source) work(c *conn, j *job) {
-	for {
-		waiting, cancel := context.WithTimeout(context.Background(), s.times.call)
-		release, err := c.acquire(waiting, c.slots)
-		cancel()
-		if errors.Is(err, errTimeout) {
-			// As many domains as there are slots hang in their hooks. Others
-			// must not wait for that.
-			c.drop(errHooks)
+// read asks libvirt how a domain is, and emits that. It returns when ctx ends;
+// the call goes on until the connection is closed, as any does that was given up.
+func (s *Source) read(ctx context.Context, c *conn, n news) {
+	// An error is the connection's: all that was missed is listed after the next.
+	_ = c.call(ctx, question{"domain " + n.dom.Name, "of it "}, func() error {
+		if !n.ended || !s.ended(c, n.dom) {
+			s.follow(c, n.dom, n.fresh)
 		}
-		if err != nil {
-			return
-		}
-		c.mu.Lock()
-		dom, fresh, ended := j.dom, j.fresh, j.ended
-		j.asked, j.again, j.fresh, j.ended = time.Now(), false, false, false
-		c.mu.Unlock()
-
-		if !ended || !s.ended(c, dom) {
-			s.follow(c, dom, fresh)
-		}
-		release()
-
-		c.mu.Lock()
-		if !j.again {
-			delete(c.jobs, dom.UUID)
-			c.mu.Unlock()
-			return
-		}
-		j.asked = time.Time{}
-		c.mu.Unlock()
-	}
+		return nil
+	})
 }
 
 // follow reads a domain and tells how it is.
@@ -140,7 +103,7 @@ func (s *Source) follow(c *conn, dom golibvirt.Domain, fresh bool) {
 		s.vanished(c, dom)
 	case err != nil:
 		select {
-		case <-c.gone: // all that was missed is asked for again
+		case <-c.raw.gone: // all that was missed is asked for again
 		default:
 			s.log.Warn("libvirt does not tell of a domain; the next list does", "vm", dom.Name, "err", err)
 		}
@@ -148,7 +111,7 @@ func (s *Source) follow(c *conn, dom golibvirt.Domain, fresh bool) {
 		if d.State == fabric.Absent {
 			s.forget(dom)
 		}
-		s.box.Put(d)
+		s.queue.Put(d)
 	}
 }
 
@@ -159,7 +122,7 @@ func (s *Source) ended(c *conn, dom golibvirt.Domain) bool {
 	if !isNoDomain(err) && (err != nil || phaseOf(state, reason) != off) {
 		return false
 	}
-	s.box.Put(gone)
+	s.queue.Put(gone)
 	return true
 }
 
@@ -182,17 +145,17 @@ func (s *Source) vanished(c *conn, dom golibvirt.Domain) {
 		}
 	}
 	if err == nil || isNoDomain(err) {
-		s.box.Put(gone)
+		s.queue.Put(gone)
 	}
 }
 
 // forget gives what was known of a domain that does not run any more.
-func (s *Source) forget(dom golibvirt.Domain) *sighting {
+func (s *Source) forget(dom golibvirt.Domain) *observed {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	last := s.known[dom.UUID]
 	delete(s.known, dom.UUID)
 	delete(s.foreign, dom.UUID)
-	delete(s.bad, dom.UUID)
+	delete(s.conditions, dom.UUID)
 	return last
 }

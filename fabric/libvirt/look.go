@@ -7,25 +7,22 @@ import (
 	"fmt"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
 	"github.com/vmfabric/vmfabric/fabric/libvirt/domxml"
 )
 
 // Look implements [fabric.Source]: the domain of a name, as it is defined or
 // runs. It is for people, and not for hooks, which libvirt waits for.
 func (s *Source) Look(ctx context.Context, name string) (vm fabric.VM, ours bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, s.times.call)
+	ctx, cancel := context.WithTimeout(ctx, s.daemon.Times.Call)
 	defer cancel()
-	s.mu.Lock()
-	c := s.conn
-	s.mu.Unlock()
-	if c == nil {
-		if c, err = s.connect(ctx); err != nil {
-			return vm, false, err
-		}
-		defer c.close()
+	c, release, err := s.daemon.Borrow(ctx)
+	if err != nil {
+		return vm, false, err
 	}
+	defer release()
 	answer := make(chan string, 1)
-	err = c.call(ctx, func() error {
+	err = c.call(ctx, question{}, func() error {
 		dom, err := c.lv.DomainLookupByName(name)
 		if err != nil {
 			return err
@@ -37,8 +34,8 @@ func (s *Source) Look(ctx context.Context, name string) (vm fabric.VM, ours bool
 	switch {
 	case isNoDomain(err):
 		return vm, false, nil
-	case errors.Is(err, errTimeout):
-		return vm, false, fmt.Errorf("libvirt: domain %s: no answer on %s in %v; look for a hook that hangs, or restart libvirtd", name, c.path, s.times.call)
+	case errors.Is(err, hypervisor.ErrTimeout):
+		return vm, false, fmt.Errorf("libvirt: domain %s: no answer on %s in %v; look for a hook that hangs, or restart libvirtd", name, c.path, s.daemon.Times.Call)
 	case err != nil:
 		return vm, false, fmt.Errorf("libvirt: domain %s: %w; try again", name, err)
 	}

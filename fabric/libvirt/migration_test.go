@@ -103,9 +103,9 @@ func TestCutoverThatIsOverIsNotTold(t *testing.T) {
 	runsHere(t, d, s, "web")
 	release := d.hook("web")
 	d.event("web", golibvirt.DomainEventSuspended, suspendedMigrated)
-	require.Eventually(t, func() bool { return s.box.Waiting()["web"].Leaving }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return s.queue.Waiting()["web"].Leaving }, patience, time.Millisecond)
 	d.event("web", golibvirt.DomainEventResumed, resumedUnpaused)
-	require.Eventually(t, func() bool { return !s.box.Waiting()["web"].Leaving }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return !s.queue.Waiting()["web"].Leaving }, patience, time.Millisecond)
 	release()
 	requireSettled(t, s, "web", fabric.Live, false, false)
 }

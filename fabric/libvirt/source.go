@@ -6,10 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,7 +17,7 @@ import (
 	golibvirt "github.com/digitalocean/go-libvirt"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/fabric/internal/outbox"
+	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
 	"github.com/vmfabric/vmfabric/fabric/libvirt/domxml"
 )
 
@@ -44,22 +42,11 @@ type Config struct {
 // Source follows the domains of one libvirtd. [Source.Run] holds the
 // connection; all methods are safe for concurrent use.
 type Source struct {
-	sockets []string
-	log     *slog.Logger
-	box     *outbox.Box
-	times   times
+	queue  *hypervisor.Queue
+	daemon *hypervisor.Daemon[*conn]
 
-	mu        sync.Mutex
-	conn      *conn // nil while there is none
-	since     time.Time
-	lastEvent time.Time
-	was       bool   // there was a connection once
-	outage    string // why there is none
-	known     map[golibvirt.UUID]*sighting
-	begun     map[golibvirt.UUID]int32 // libvirt's number of a life whose beginning was heard
-	foreign   map[golibvirt.UUID]bool  // active, and none of our business
-	bad       map[golibvirt.UUID]string
-
+	mu sync.Mutex // of all below
+	view
 	hooks, proof string
 	hookCalled   time.Time
 	proven       string // the libvirtd that knows the hook
@@ -70,21 +57,23 @@ var (
 	_ fabric.Diagnoser = (*Source)(nil)
 )
 
-// sighting is a guest of ours as it was last seen running. One whose
+// view is what a source knows of the active domains. It has no lock: that is its
+// owner's.
+type view struct {
+	log        *slog.Logger
+	known      map[golibvirt.UUID]*observed
+	begun      map[golibvirt.UUID]int32  // libvirt's number of a life whose beginning was heard
+	foreign    map[golibvirt.UUID]bool   // active, and none of our business
+	conditions map[golibvirt.UUID]string // what is wrong with domains of ours
+}
+
+// observed is a guest of ours as it was last seen running. One whose
 // <fabric:vm> was taken away meanwhile has no NICs.
-type sighting struct {
+type observed struct {
 	vm fabric.VM
 	as standing
 	id int32 // libvirt's, another with each start
 	at time.Time
-}
-
-// times are how long things may take.
-type times struct {
-	call     time.Duration // a call that cannot be held up by a hook, or a whole list
-	ping     time.Duration // between two proofs of life
-	retryMin time.Duration // between attempts to connect, at first
-	retryMax time.Duration
 }
 
 // New makes a source. It connects to nothing yet.
@@ -93,13 +82,26 @@ func New(cfg Config) *Source {
 	if cfg.Socket != "" {
 		sockets = []string{cfg.Socket}
 	}
-	return &Source{
-		sockets: sockets, log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), box: outbox.New(),
-		times: times{call: 10 * time.Second, ping: 5 * time.Second, retryMin: 500 * time.Millisecond, retryMax: 5 * time.Second},
-		since: time.Now(), known: map[golibvirt.UUID]*sighting{}, begun: map[golibvirt.UUID]int32{},
-		foreign: map[golibvirt.UUID]bool{}, bad: map[golibvirt.UUID]string{},
-		hooks: cfg.Hooks, proof: cfg.Proof, proven: recallProof(cfg.Proof),
+	s := &Source{queue: hypervisor.NewQueue(), hooks: cfg.Hooks, proof: cfg.Proof, proven: recallProof(cfg.Proof), view: view{
+		log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), known: map[golibvirt.UUID]*observed{}, begun: map[golibvirt.UUID]int32{},
+		foreign: map[golibvirt.UUID]bool{}, conditions: map[golibvirt.UUID]string{},
+	}}
+	s.daemon = hypervisor.NewDaemon(hypervisor.Config[*conn]{
+		Name: domxml.Origin, Sockets: sockets, Logger: s.log, Queue: s.queue,
+		Dial: s.connect, Unreachable: unreachable,
+		// That libvirtd knows the hook is noted before the hook is replaced.
+		Connected: func(c *conn) { s.hookProblem(c) },
+	})
+	return s
+}
+
+// unreachable says why nobody answers on a socket.
+func unreachable(socket string, err error) *hypervisor.Unreachable {
+	e := hypervisor.NewUnreachable(domxml.Origin, daemonOf(socket), socket, err)
+	if errors.Is(err, errHooks) {
+		e.Remedy = "look for hooks that hang"
 	}
+	return e
 }
 
 // Name implements [fabric.Source].
@@ -108,7 +110,12 @@ func (s *Source) Name() string { return domxml.Origin }
 // Changes implements [fabric.Source]. Changes of one guest that nobody took
 // yet are one change, the newest. The first after each connect has Lost set.
 // The channel is never closed.
-func (s *Source) Changes() <-chan fabric.Change { return s.box.Out() }
+func (s *Source) Changes() <-chan fabric.Change { return s.queue.Out() }
+
+// Run connects, and connects again whenever the connection is lost, until ctx
+// ends; then it returns nil. It waits for libvirt quietly where there is none.
+// Call it once.
+func (s *Source) Run(ctx context.Context) error { return s.daemon.Run(ctx) }
 
 // Guests implements [fabric.Source]: the active domains of ours, each with the
 // time at which its state was read in Since, and the names of all others. It works without Run too, over a
@@ -118,20 +125,15 @@ func (s *Source) Changes() <-chan fabric.Change { return s.box.Out() }
 // Diagnose tells.
 func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, s.times.call)
+	ctx, cancel := context.WithTimeout(ctx, s.daemon.Times.Call)
 	defer cancel()
-	s.mu.Lock()
-	c := s.conn
-	s.mu.Unlock()
-	if c == nil {
-		var err error
-		if c, err = s.connect(ctx); err != nil {
-			return nil, err
-		}
-		defer c.close()
+	c, release, err := s.daemon.Borrow(ctx)
+	if err != nil {
+		return nil, err
 	}
+	defer release()
 	guests, err := s.list(ctx, c)
-	if errors.Is(err, errTimeout) {
+	if errors.Is(err, hypervisor.ErrTimeout) {
 		return nil, fmt.Errorf("libvirt: list domains: no answer on %s in %v; look for a hook that hangs, or restart libvirtd",
 			c.path, time.Since(began).Round(time.Millisecond))
 	}
@@ -148,70 +150,45 @@ func (*Source) Restarts() bool { return false }
 func (s *Source) Status() fabric.SourceStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return fabric.SourceStatus{
-		Name: s.Name(), Connected: s.conn != nil, Since: s.since, LastEvent: s.lastEvent, Guests: len(s.known),
-	}
+	return s.daemon.Status(len(s.known))
 }
 
 // Diagnose implements [fabric.Diagnoser]. That there is no libvirt is no
 // problem on a node where there never was one.
 func (s *Source) Diagnose() []string {
-	s.mu.Lock()
-	c := s.conn
-	s.mu.Unlock()
 	var problems []string
-	if c != nil {
+	c, connected := s.daemon.Conn()
+	if connected {
 		if text := s.hookProblem(c); text != "" {
 			problems = append(problems, text)
 		}
 	}
+	if text := s.daemon.Condition(); text != "" {
+		problems = append(problems, text)
+	}
+	if connected {
+		problems = append(problems, c.diagnose(s.daemon.Times.Call)...)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conn == nil && s.outage != "" {
-		problems = append(problems, s.outage)
-	}
-	if s.conn != nil {
-		problems = append(problems, s.conn.diagnose(s.times.call)...)
-	}
-	for _, text := range slices.Sorted(maps.Values(s.bad)) {
+	for _, text := range slices.Sorted(maps.Values(s.conditions)) {
 		problems = append(problems, "libvirt: "+text)
 	}
 	return problems
 }
 
-// connect opens a connection to the first socket that answers. Its error
-// names the socket, the reason and the way out.
-func (s *Source) connect(ctx context.Context) (*conn, error) {
-	var first error
-	for _, path := range s.sockets {
-		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		c, err := connect(ctx, path, s.times.call)
-		if err == nil {
-			return c, nil
-		}
-		if first == nil {
-			first = &silence{path, err}
-		}
-	}
-	if first == nil {
-		first = &silence{s.sockets[len(s.sockets)-1], fs.ErrNotExist}
-	}
-	return nil, first
-}
-
 // list asks for all guests, unless somebody still waits for that answer.
 func (s *Source) list(ctx context.Context, c *conn) ([]fabric.Desired, error) {
-	release, err := c.acquire(ctx, c.lists)
-	if err != nil {
-		return nil, err
+	select {
+	case c.lists <- struct{}{}:
+	case <-c.raw.gone:
+		return nil, c.raw.why
+	case <-ctx.Done():
+		return nil, hypervisor.Reason(ctx.Err())
 	}
 	answer := make(chan []fabric.Desired, 1)
-	c.listing(time.Now())
-	err = c.call(ctx, func() error {
-		defer release()
-		defer c.listing(time.Time{})
+	err := c.call(ctx, question{about: "all domains"}, func() error {
+		defer func() { <-c.lists }()
 		guests, err := s.readAll(c)
 		answer <- guests
 		return err
@@ -248,10 +225,10 @@ func (s *Source) readAll(c *conn) ([]fabric.Desired, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	maps.DeleteFunc(s.known, func(u golibvirt.UUID, k *sighting) bool { return !active[u] && k.at.Before(began) })
+	maps.DeleteFunc(s.known, func(u golibvirt.UUID, k *observed) bool { return !active[u] && k.at.Before(began) })
 	maps.DeleteFunc(s.begun, func(u golibvirt.UUID, _ int32) bool { return !active[u] })
 	maps.DeleteFunc(s.foreign, func(u golibvirt.UUID, _ bool) bool { return !active[u] })
-	maps.DeleteFunc(s.bad, func(u golibvirt.UUID, _ string) bool { return !active[u] })
+	maps.DeleteFunc(s.conditions, func(u golibvirt.UUID, _ string) bool { return !active[u] })
 	return guests, nil
 }
 
@@ -311,14 +288,14 @@ func (s *Source) remember(dom golibvirt.Domain, d fabric.Desired) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if last := s.known[dom.UUID]; d.State != fabric.Absent && (last == nil || !last.at.After(d.Since)) {
-		s.known[dom.UUID] = &sighting{vm: d.VM, as: standing{d.State, d.Leaving}, id: dom.ID, at: d.Since}
+		s.known[dom.UUID] = &observed{vm: d.VM, as: standing{d.State, d.Leaving}, id: dom.ID, at: d.Since}
 	}
 }
 
 // readVM reads a domain's XML. A guest whose <fabric:vm> cannot be understood
 // is as it was last; one that never could be is not ours, but remembered. One
 // that runs as it did and has none any more is still ours, without NICs.
-func (s *Source) readVM(c *conn, dom golibvirt.Domain, last *sighting) (vm fabric.VM, ours bool, err error) {
+func (s *Source) readVM(c *conn, dom golibvirt.Domain, last *observed) (vm fabric.VM, ours bool, err error) {
 	xml, err := c.lv.DomainGetXMLDesc(dom, 0)
 	if err != nil {
 		return vm, false, err
@@ -334,7 +311,7 @@ func (s *Source) readVM(c *conn, dom golibvirt.Domain, last *sighting) (vm fabri
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.judge(dom, flaw)
+	s.setCondition(dom, flaw)
 	switch {
 	case domain.Ours && flaw == nil:
 		return vm, true, nil
@@ -351,18 +328,19 @@ func (s *Source) readVM(c *conn, dom golibvirt.Domain, last *sighting) (vm fabri
 	return vm, false, nil
 }
 
-// judge notes what is wrong with a domain of ours, once. s.mu is held.
-func (s *Source) judge(dom golibvirt.Domain, flaw error) {
+// setCondition says what is wrong with a domain of ours, in the log once; nil:
+// nothing is.
+func (v *view) setCondition(dom golibvirt.Domain, flaw error) {
 	if flaw == nil {
-		delete(s.bad, dom.UUID)
+		delete(v.conditions, dom.UUID)
 		return
 	}
-	text := oneLine(flaw)
+	text := hypervisor.OneLine(flaw)
 	if !strings.HasPrefix(text, "domain ") {
 		text = fmt.Sprintf("domain %s: %s", dom.Name, text)
 	}
-	if s.bad[dom.UUID] != text {
-		s.log.Warn("domain not as the fabric needs it", "vm", dom.Name, "err", text)
+	if v.conditions[dom.UUID] != text {
+		v.log.Warn("domain not as the fabric needs it", "vm", dom.Name, "err", text)
 	}
-	s.bad[dom.UUID] = text
+	v.conditions[dom.UUID] = text
 }

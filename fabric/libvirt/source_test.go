@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
 )
 
 const (
@@ -61,7 +62,7 @@ func follow(t *testing.T, d *daemon) *Source {
 func run(t *testing.T, d *daemon) *Source {
 	t.Helper()
 	s := New(Config{Socket: d.path})
-	s.times = times{call: 500 * time.Millisecond, ping: 50 * time.Millisecond, retryMin: 10 * time.Millisecond, retryMax: 50 * time.Millisecond}
+	s.daemon.Times = hypervisor.Times{Call: 500 * time.Millisecond, Ping: 50 * time.Millisecond, RetryMin: 10 * time.Millisecond, RetryMax: 50 * time.Millisecond}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- s.Run(ctx) }()
@@ -488,10 +489,10 @@ func TestDeadSocketIsTold(t *testing.T) {
 	t.Run("and the other one serves", func(t *testing.T) {
 		alive := newDaemon(t).start()
 		both := New(Config{})
-		both.sockets = []string{filepath.Join(t.TempDir(), "virtqemud-sock"), d.path, alive.path}
+		both.daemon.Sockets = []string{filepath.Join(t.TempDir(), "virtqemud-sock"), d.path, alive.path}
 		_, err := both.Guests(t.Context())
 		require.NoError(t, err)
-		both.sockets = both.sockets[:1]
+		both.daemon.Sockets = both.daemon.Sockets[:1]
 		_, err = both.Guests(t.Context())
 		assert.ErrorContains(t, err, "start virtqemud")
 	})
@@ -578,12 +579,12 @@ func TestOnlyTheNewestIsTold(t *testing.T) {
 		}
 	}
 	require.Eventually(t, func() bool {
-		for _, d := range s.box.Waiting() {
+		for _, d := range s.queue.Waiting() {
 			if !d.Leaving {
 				return false
 			}
 		}
-		return len(s.box.Waiting()) == guests
+		return len(s.queue.Waiting()) == guests
 	}, patience, time.Millisecond)
 	told := map[string]bool{}
 	for len(told) < guests {

@@ -11,19 +11,15 @@ import (
 	"net/url"
 	"path"
 	"slices"
-	"syscall"
 
 	"github.com/coder/websocket"
+
+	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
 )
 
 const (
 	maxAnswer = 256 << 20 // bytes; an instance takes some 3,000
 	maxEvent  = 1 << 20
-)
-
-var (
-	errTimeout = errors.New("timed out")
-	errClosed  = errors.New("it closed the connection")
 )
 
 // apiError is what the daemon answers instead of what it was asked for.
@@ -32,7 +28,7 @@ type apiError struct {
 	text string
 }
 
-func (e *apiError) Error() string { return oneLine(errors.New(e.text)) }
+func (e *apiError) Error() string { return hypervisor.OneLine(errors.New(e.text)) }
 
 func hasCode(err error, code int) bool {
 	var e *apiError
@@ -183,25 +179,12 @@ func (c *client) events(ctx context.Context, of server) (*websocket.Conn, error)
 	return nil, reason(err)
 }
 
-// reason shortens an error of a connection to what its reader does not know yet.
+// reason shortens an error of a connection to what its reader does not know yet;
+// none stays none.
 func reason(err error) error {
-	var errno syscall.Errno
-	var op *net.OpError
 	var closed websocket.CloseError
-	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		return errTimeout
-	case errors.Is(err, context.Canceled):
-		return context.Canceled
-	case errors.As(err, &op) && op.Op == "dial" && errors.As(err, &errno):
-		return fmt.Errorf("connect: %w", errno)
-	case errors.As(err, &errno):
-		return errno
-	case errors.As(err, &closed), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
-		return errClosed
+	if errors.As(err, &closed) {
+		return hypervisor.ErrClosed
 	}
-	for errors.Unwrap(err) != nil {
-		err = errors.Unwrap(err)
-	}
-	return err
+	return hypervisor.Reason(err)
 }

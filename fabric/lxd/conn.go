@@ -2,44 +2,87 @@ package lxd
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/coder/websocket"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
 )
 
 const (
 	slots = 4 // requests about single instances at a time
-	// maxJobs is how many instances may have news that was not read yet; one
+	// maxWaiting is how many instances may have news that was not read yet; one
 	// list costs less than more of them.
-	maxJobs = 64
+	maxWaiting = 64
 )
 
-// conn is a subscription to events, and the work that they cause.
+// conn is a client of a daemon that is there, and a subscription to events.
 type conn struct {
 	*client
-	ws    *websocket.Conn
-	slots chan struct{}
-	wg    sync.WaitGroup // of every goroutine that uses the conn
+	ws    *websocket.Conn // nil: not subscribed
+	heard func(message []byte)
+	reads *hypervisor.Reads[key, struct{}]
 
 	mu    sync.Mutex
 	about server
-	jobs  map[key]*job
 }
 
-// subscribe opens a connection for events.
-func (s *Source) subscribe(ctx context.Context) (*conn, error) {
-	cl, about, err := s.find(ctx)
-	if err != nil {
+// connect has the daemon behind a socket tell of itself. One that was never
+// used is as good as none.
+func (s *Source) connect(ctx context.Context, socket string) (*conn, error) {
+	if _, err := os.Stat(filepath.Join(filepath.Dir(socket), s.ran)); !s.given && errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	c := &conn{client: cl, about: about, slots: make(chan struct{}, slots), jobs: map[key]*job{}}
-	ctx, cancel := context.WithTimeout(ctx, s.times.call)
-	defer cancel()
-	if c.ws, err = cl.events(ctx, about); err != nil {
-		return nil, &silence{s.name, cl.path, err}
-	}
-	return c, nil
+	c := &conn{client: newClient(s.dialect, socket)}
+	c.heard = func(message []byte) { s.hear(c, message) }
+	c.reads = hypervisor.NewReads(hypervisor.Limits{Parallel: slots, Waiting: maxWaiting},
+		func(ctx context.Context, k key, _ struct{}) { s.follow(ctx, c, k) }, nil)
+	_, err := c.ask(ctx)
+	return c, err
 }
+
+// Subscribe opens a connection for events.
+func (c *conn) Subscribe(ctx context.Context) (err error) {
+	c.ws, err = c.events(ctx, c.about)
+	return err
+}
+
+// Run takes up events, and reads the instances that they are about.
+func (c *conn) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.reads.Run(ctx) })
+	group.Go(func() error {
+		for {
+			_, message, err := c.ws.Read(ctx)
+			if err != nil {
+				return reason(err)
+			}
+			c.heard(message)
+		}
+	})
+	return group.Wait()
+}
+
+// Ping is answered by a daemon that sends events: it says that it switches
+// protocols before it begins to.
+func (c *conn) Ping(ctx context.Context) error {
+	return reason(c.ws.Ping(ctx))
+}
+
+// Close ends the subscription.
+func (c *conn) Close() {
+	if c.ws != nil {
+		c.ws.CloseNow()
+	}
+}
+
+// request has an instance read, and reports whether there was room for that.
+func (c *conn) request(k key) bool { return c.reads.Request(k, struct{}{}) }
 
 // holds reports whether an instance or an event is of this member.
 func (c *conn) holds(location string) bool {
@@ -57,52 +100,4 @@ func (c *conn) ask(ctx context.Context) (server, error) {
 		c.mu.Unlock()
 	}
 	return about, err
-}
-
-// job is the work on the news of one instance.
-type job struct {
-	again bool // there was more news meanwhile
-}
-
-// touch has an instance read. Each instance has one who reads, and never two:
-// whatever happens meanwhile is one more read. It reports whether there was
-// room for the work.
-func (s *Source) touch(ctx context.Context, c *conn, k key) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if j := c.jobs[k]; j != nil {
-		j.again = true
-		return true
-	}
-	if len(c.jobs) >= maxJobs {
-		return false
-	}
-	c.jobs[k] = &job{}
-	c.wg.Go(func() { s.work(ctx, c, k) })
-	return true
-}
-
-func (s *Source) work(ctx context.Context, c *conn, k key) {
-	for {
-		select {
-		case c.slots <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
-		c.mu.Lock()
-		j := c.jobs[k]
-		j.again = false
-		c.mu.Unlock()
-
-		s.follow(ctx, c, k)
-		<-c.slots
-
-		c.mu.Lock()
-		if !j.again {
-			delete(c.jobs, k)
-			c.mu.Unlock()
-			return
-		}
-		c.mu.Unlock()
-	}
 }

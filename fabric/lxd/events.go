@@ -23,37 +23,24 @@ type event struct {
 	}
 }
 
-// listen takes up events until the connection goes, and tells why it did.
-func (s *Source) listen(ctx context.Context, c *conn) error {
-	for {
-		_, message, err := c.ws.Read(ctx)
-		if err != nil {
-			return reason(err)
-		}
-		s.hear(ctx, c, message)
-	}
-}
-
 // hear takes up an event. It only sets things going: the next event waits.
-func (s *Source) hear(ctx context.Context, c *conn, message []byte) {
+func (s *Source) hear(c *conn, message []byte) {
 	var e event
 	if err := json.Unmarshal(message, &e); err != nil {
 		s.log.Warn("event not understood; listing instances instead", "err", err)
-		s.box.PutLost()
+		s.queue.PutLost()
 		return
 	}
 	if e.Type != "lifecycle" {
 		return
 	}
-	s.mu.Lock()
-	s.lastEvent = time.Now()
-	s.mu.Unlock()
+	s.daemon.Heard()
 	s.log.Debug(s.name+" event", "action", e.Metadata.Action, "source", e.Metadata.Source, "project", e.Project, "location", e.Location)
 	what, name, project := c.subject(e)
 	switch what {
 	case "instances", "containers", "virtual-machines":
 	case "profiles", "projects", "cluster":
-		s.box.PutLost() // many instances may be other than they were
+		s.queue.PutLost() // many instances may be other than they were
 		return
 	default:
 		return
@@ -67,11 +54,11 @@ func (s *Source) hear(ctx context.Context, c *conn, message []byte) {
 		room := len(keys) > 0 || !here
 		for _, k := range keys {
 			if here || s.minds(k) {
-				room = s.touch(ctx, c, k) && room
+				room = c.request(k) && room
 			}
 		}
 		if !room {
-			s.box.PutLost()
+			s.queue.PutLost()
 		}
 	}
 }
@@ -112,15 +99,15 @@ func (s *Source) named(project, name string) []key {
 func (s *Source) minds(k key) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, bad := s.bad[k]
-	_, waits := s.idle.byKey[k]
-	return bad || waits || s.owns(k)
+	_, bad := s.conditions[k]
+	_, stopped := s.stopped.byKey[k]
+	return bad || stopped || s.owns(k)
 }
 
 // follow reads an instance and tells how it is.
 func (s *Source) follow(ctx context.Context, c *conn, k key) {
 	began := time.Now()
-	reading, cancel := context.WithTimeout(ctx, s.times.call)
+	reading, cancel := context.WithTimeout(ctx, s.daemon.Times.Call)
 	defer cancel()
 	i, err := c.instance(reading, k)
 	if err == nil && !c.holds(i.Location) {
@@ -132,7 +119,7 @@ func (s *Source) follow(ctx context.Context, c *conn, k key) {
 		s.vanished(k, began)
 	case err != nil:
 		s.log.Warn(s.name+" does not tell of an instance; listing all instead", "vm", k.name, "err", err)
-		s.box.PutLost()
+		s.queue.PutLost()
 	default:
 		s.arrived(i, began)
 	}
@@ -149,7 +136,7 @@ func (s *Source) arrived(i instance, at time.Time) {
 		d, ours = absent(s.bare(i), at), true
 	}
 	if ours {
-		s.tell(i.key(), d, mine)
+		s.emit(i.key(), d, mine)
 	}
 }
 
@@ -161,35 +148,34 @@ func (s *Source) vanished(k key, at time.Time) {
 		return
 	}
 	s.read[k] = at // so that an older list does not bring it back
-	delete(s.bad, k)
-	s.idle.remove(k)
+	delete(s.conditions, k)
+	s.stopped.remove(k)
 	gone, mine := absent(fabric.VM{Name: k.name, Origin: s.name}, at), s.owns(k)
 	if mine {
 		gone.VM = s.known[k.name].vm
 		delete(s.known, k.name)
 	}
 	if s.known[k.name] == nil {
-		s.tell(k, gone, mine)
+		s.emit(k, gone, mine)
 	}
 }
 
-// tell tells of a guest; was: it was known before. s.mu is held.
-func (s *Source) tell(k key, d fabric.Desired, was bool) {
+// emit tells the agent of a guest; was: it was known before.
+func (v *view) emit(k key, d fabric.Desired, was bool) {
 	// One that was never seen may have been brought up by a hook. But before
 	// the first list the guest of that name may as well be another instance.
-	if d.State != fabric.Absent || was || s.listed {
-		s.box.Put(d)
+	if d.State != fabric.Absent || was || v.listed {
+		v.queue.Put(d)
 	}
-	if d.State == fabric.Absent && was && s.rivals(k.name) {
-		s.box.PutLost()
+	if d.State == fabric.Absent && was && v.conflicts(k.name) {
+		v.queue.PutLost()
 	}
 }
 
-// rivals reports whether instances of other projects wait for the name. s.mu
-// is held.
-func (s *Source) rivals(name string) bool {
-	for k, f := range s.bad {
-		if k.name == name && f.rival {
+// conflicts reports whether instances of other projects wait for the name.
+func (v *view) conflicts(name string) bool {
+	for k, c := range v.conditions {
+		if k.name == name && c.nameConflict {
 			return true
 		}
 	}

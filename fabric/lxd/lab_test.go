@@ -160,8 +160,8 @@ func (r *real) lxc(args ...string) {
 	require.NoError(r.t, err)
 }
 
-// mend does what LXD's user is told of an instance that would not start.
-func (r *real) mend(name string) {
+// remedy does what LXD's user is told of an instance that would not start.
+func (r *real) remedy(name string) {
 	r.t.Helper()
 	_, ours, err := r.Look(r.soon(), name)
 	require.Error(r.t, err, name)
@@ -263,13 +263,13 @@ func TestRealPortsOfTheFabric(t *testing.T) {
 	assert.Empty(t, r.Diagnose(), "its port is not left behind, it stays")
 	r.lxc("rename", "web", "www")
 	r.until(states{})
-	r.mend("www") // the port is another's now
+	r.remedy("www") // the port is another's now
 	r.until(states{"www": fabric.Wired})
 	r.lxc("delete", "www")
 	r.until(states{})
 }
 
-// Every line that says how to mend an instance is one that LXD takes.
+// Every line that says how to remedy an instance is one that LXD takes.
 func TestRealMending(t *testing.T) {
 	r := newReal(t)
 	r.lxc("profile", "create", "fabric")
@@ -296,7 +296,7 @@ func TestRealMending(t *testing.T) {
 				for _, words := range append(steps, []string{"config", "set", "web", keys}) {
 					r.lxc(append(words, "--project", project)...)
 				}
-				r.mend(map[string]string{"default": "web", "shop": "shop_web"}[project])
+				r.remedy(map[string]string{"default": "web", "shop": "shop_web"}[project])
 				r.list()
 				assert.Empty(t, r.Diagnose())
 				r.lxc("delete", "web", "--project", project)

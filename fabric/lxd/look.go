@@ -13,18 +13,13 @@ import (
 // that of its project and an underscore where the project is not the default.
 // Where the default project has no such instance, one of another is meant.
 func (s *Source) Look(ctx context.Context, name string) (vm fabric.VM, ours bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, s.times.call)
+	ctx, cancel := context.WithTimeout(ctx, s.daemon.Times.Call)
 	defer cancel()
-	s.mu.Lock()
-	c := s.conn
-	s.mu.Unlock()
-	if c == nil {
-		cl, about, err := s.find(ctx)
-		if err != nil {
-			return vm, false, err
-		}
-		c = &conn{client: cl, about: about}
+	c, release, err := s.daemon.Borrow(ctx)
+	if err != nil {
+		return vm, false, err
 	}
+	defer release()
 	k := keyOf(name)
 	i, err := c.instance(ctx, k)
 	if hasCode(err, http.StatusNotFound) && k.name == name {
@@ -46,7 +41,7 @@ func (s *Source) Look(ctx context.Context, name string) (vm fabric.VM, ours bool
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if other := s.known[vm.Name]; ours && other != nil && other.key != k {
-		return vm, true, fmt.Errorf("instance %s: %w", name, s.rivalry(i, other))
+		return vm, true, fmt.Errorf("instance %s: %w", name, s.nameConflict(i, other))
 	}
 	return vm, ours, nil
 }
@@ -67,7 +62,7 @@ func (s *Source) elsewhere(name string) key {
 		return g.key
 	}
 	found := key{defaultProject, name}
-	for k := range s.idle.byKey {
+	for k := range s.stopped.byKey {
 		if k.name == name && found.project != defaultProject {
 			return key{defaultProject, name}
 		}

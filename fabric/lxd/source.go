@@ -3,21 +3,17 @@ package lxd
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/fabric/internal/outbox"
+	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
 )
 
 // Config is what a [Source] may be told; its zero value serves.
@@ -37,26 +33,14 @@ type Config struct {
 // Source follows the instances of one LXD, in a cluster those on this member.
 // [Source.Run] holds the connection; all methods are safe for concurrent use.
 type Source struct {
-	dialect
-	log   *slog.Logger
-	links Links
-	box   *outbox.Box
 	times times
 	// given: the socket was named, so it is connected to whatever it is.
 	given bool
 
-	mu        sync.Mutex
-	conn      *conn // nil while there is none
-	since     time.Time
-	lastEvent time.Time
-	was       bool                 // there was a connection once
-	outage    string               // why there is none
-	unlisted  string               // why the last list is missing
-	listed    bool                 // known is complete: there was a list since connecting
-	known     map[string]*sighting // guests that are not absent, by name
-	read      map[key]time.Time    // when an instance was last read, ours or not
-	bad       map[key]flaw
-	idle      idles
+	mu sync.Mutex // of what changes in the view
+	view
+	connected time.Time // when there last was a new connection
+	unlisted  string    // why the last list is missing
 }
 
 var (
@@ -64,52 +48,51 @@ var (
 	_ fabric.Diagnoser = (*Source)(nil)
 )
 
-// sighting is a guest of ours as it was last seen.
-type sighting struct {
-	key   key // whose name the guest has
-	vm    fabric.VM
-	state fabric.State
-	at    time.Time
-	// until is not zero of one that was seen to start by its link: before it,
-	// LXD may take it for stopped yet.
-	until time.Time
-}
-
-// flaw is why an instance of ours is no guest, or not as it is written.
-type flaw struct {
-	text  string
-	rival bool // only for another that has its name
-}
-
-// times are how long things may take.
+// times are how long things may take that are LXD's alone.
 type times struct {
-	call     time.Duration // a request about one instance
-	list     time.Duration // one about all, for which a cluster's members ask one another
-	ping     time.Duration // between two proofs of life
-	retryMin time.Duration // between attempts to connect, at first
-	retryMax time.Duration
-	leak     time.Duration // how long a port of a stopped instance may stay
+	list time.Duration // a list, for which a cluster's members ask one another
+	leak time.Duration // how long a port of a stopped instance may stay
 }
 
 // New makes a source. It connects to nothing yet.
 func New(cfg Config) *Source {
-	s := &Source{
-		dialect: ofLXD, given: cfg.Socket != "",
-		log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), links: cfg.Links, box: outbox.New(),
-		times: times{
-			call: 10 * time.Second, list: 20 * time.Second, ping: 5 * time.Second,
-			retryMin: 500 * time.Millisecond, retryMax: 5 * time.Second, leak: 15 * time.Second,
-		},
-		since: time.Now(), known: map[string]*sighting{}, read: map[key]time.Time{}, bad: map[key]flaw{}, idle: newIdles(),
-	}
+	s := &Source{given: cfg.Socket != "", times: times{list: 20 * time.Second, leak: 15 * time.Second}, view: view{
+		dialect: ofLXD, log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), links: cfg.Links, queue: hypervisor.NewQueue(),
+		known: map[string]*observed{}, read: map[key]time.Time{}, conditions: map[key]condition{}, stopped: newStoppedInstances(),
+	}}
 	if s.links == nil {
 		s.links = noLinks{}
 	}
 	if s.given {
 		s.sockets = []string{cfg.Socket}
 	}
+	s.daemon = hypervisor.NewDaemon(hypervisor.Config[*conn]{
+		Name: s.name, Sockets: s.sockets, Logger: s.log, Queue: s.queue,
+		Dial: s.connect, Unreachable: s.unreachable, Connected: s.reconnected, Alive: s.search,
+	})
 	return s
 }
+
+// unreachable says why nobody answers on a socket, or nobody who can be of use.
+func (s *Source) unreachable(socket string, err error) *hypervisor.Unreachable {
+	e := hypervisor.NewUnreachable(s.name, s.name, socket, err)
+	if hasCode(err, http.StatusServiceUnavailable) {
+		e.Remedy = "wait until it is up, and see its log if it does not come"
+	}
+	return e
+}
+
+// reconnected forgets what holds for one connection.
+func (s *Source) reconnected(*conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.connected, s.unlisted, s.listed = time.Now(), "", false
+}
+
+// Run connects, and connects again whenever the connection is lost, until ctx
+// ends; then it returns nil. It waits for LXD quietly where there is none.
+// Call it once.
+func (s *Source) Run(ctx context.Context) error { return s.daemon.Run(ctx, s.watchLinks) }
 
 // Name implements [fabric.Source].
 func (s *Source) Name() string { return s.name }
@@ -121,7 +104,7 @@ func (s *Source) Restarts() bool { return true }
 // Changes implements [fabric.Source]. Changes of one guest that nobody took
 // yet are one change, the newest. The first after each connect has Lost set.
 // The channel is never closed.
-func (s *Source) Changes() <-chan fabric.Change { return s.box.Out() }
+func (s *Source) Changes() <-chan fabric.Change { return s.queue.Out() }
 
 // Guests implements [fabric.Source]: the instances of ours on this member that
 // are not absent, each with the time just before it was read in Since. It
@@ -136,16 +119,11 @@ func (s *Source) Changes() <-chan fabric.Change { return s.box.Out() }
 func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.times.list)
 	defer cancel()
-	s.mu.Lock()
-	c := s.conn
-	s.mu.Unlock()
-	if c == nil {
-		cl, _, err := s.find(ctx)
-		if err != nil {
-			return nil, err
-		}
-		c = &conn{client: cl}
+	c, release, err := s.daemon.Borrow(ctx)
+	if err != nil {
+		return nil, err
 	}
+	defer release()
 	guests, err := s.list(ctx, c)
 	if err != nil {
 		err = fmt.Errorf("%s: list instances: %w; see the log of %[1]s, the agent asks again", s.name, err)
@@ -154,7 +132,7 @@ func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	defer s.mu.Unlock()
 	s.unlisted = ""
 	if err != nil {
-		s.unlisted = oneLine(err)
+		s.unlisted = hypervisor.OneLine(err)
 	}
 	return guests, err
 }
@@ -163,9 +141,7 @@ func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 func (s *Source) Status() fabric.SourceStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return fabric.SourceStatus{
-		Name: s.name, Connected: s.conn != nil, Since: s.since, LastEvent: s.lastEvent, Guests: len(s.known),
-	}
+	return s.daemon.Status(len(s.known))
 }
 
 // Diagnose implements [fabric.Diagnoser]. That there is no LXD is no problem
@@ -174,51 +150,17 @@ func (s *Source) Diagnose() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var problems []string
-	switch {
-	case s.conn == nil && s.outage != "":
-		problems = append(problems, s.outage)
-	case s.conn != nil && s.unlisted != "":
+	if text := s.daemon.Condition(); text != "" {
+		problems = append(problems, text)
+	}
+	if _, connected := s.daemon.Conn(); connected && s.unlisted != "" {
 		problems = append(problems, s.unlisted)
 	}
-	for _, f := range s.bad {
-		problems = append(problems, s.name+": "+f.text)
+	for _, c := range s.conditions {
+		problems = append(problems, s.name+": "+c.text)
 	}
 	slices.Sort(problems)
 	return append(problems, s.leaks()...)
-}
-
-// find gives the first socket where the daemon tells of itself. The error
-// names the socket, the reason and the way out.
-func (s *Source) find(ctx context.Context) (*client, server, error) {
-	var first error
-	for _, path := range s.sockets {
-		if !s.inUse(path) {
-			continue
-		}
-		c := newClient(s.dialect, path)
-		asking, cancel := context.WithTimeout(ctx, s.times.call)
-		about, err := c.server(asking)
-		cancel()
-		if err == nil {
-			return c, about, nil
-		}
-		if first == nil {
-			first = &silence{s.name, path, err}
-		}
-	}
-	if first == nil {
-		first = &silence{s.name, s.sockets[len(s.sockets)-1], fs.ErrNotExist}
-	}
-	return nil, server{}, first
-}
-
-// inUse reports whether there is a daemon to ask for on a socket.
-func (s *Source) inUse(path string) bool {
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return false
-	}
-	_, err := os.Stat(filepath.Join(filepath.Dir(path), s.ran))
-	return s.given || !errors.Is(err, fs.ErrNotExist)
 }
 
 // list reads all instances that are here, and forgets those that are not.
@@ -265,11 +207,11 @@ func (s *Source) takeAll(here []instance, began time.Time) []fabric.Desired {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	gone := func(k key) bool { return !listed[k] && !s.read[k].After(began) }
-	maps.DeleteFunc(s.known, func(_ string, g *sighting) bool { return gone(g.key) })
-	maps.DeleteFunc(s.bad, func(k key, _ flaw) bool { return gone(k) })
-	for k := range s.idle.byKey {
+	maps.DeleteFunc(s.known, func(_ string, g *observed) bool { return gone(g.key) })
+	maps.DeleteFunc(s.conditions, func(k key, _ condition) bool { return gone(k) })
+	for k := range s.stopped.byKey {
 		if gone(k) {
-			s.idle.remove(k)
+			s.stopped.remove(k)
 		}
 	}
 	maps.DeleteFunc(s.read, func(k key, _ time.Time) bool { return gone(k) })
@@ -280,7 +222,7 @@ func (s *Source) takeAll(here []instance, began time.Time) []fabric.Desired {
 		switch d, ours := s.take(i, began); {
 		case ours && d.State != fabric.Absent:
 			guests = append(guests, d)
-			s.box.Renew(d)
+			s.queue.Refresh(d)
 		case !ours && i.Code != codeStopped && !s.read[i.key()].After(began):
 			// Should it be a guest that the agent knows, it must not pass for gone.
 			others = append(others, fabric.Desired{VM: s.bare(i), Since: began})
@@ -291,122 +233,11 @@ func (s *Source) takeAll(here []instance, began time.Time) []fabric.Desired {
 			guests = append(guests, d)
 		}
 	}
-	s.listed = s.listed || began.After(s.since)
+	s.listed = s.listed || began.After(s.connected)
 	return guests
 }
 
-// before orders instances such that of several with one name, the one that
-// shall be the guest comes first. s.mu is held.
-func (s *Source) before(a, b instance) int {
-	rank := func(i instance) int {
-		rank := 0
-		if !s.owns(i.key()) {
-			rank += 4
-		}
-		if stateOf(i.Code, fabric.VM{}, 0) != fabric.Live {
-			rank += 2
-		}
-		if i.key().project != defaultProject {
-			rank++
-		}
-		return rank
-	}
-	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Project, b.Project))
-}
-
-// take takes up what was read of an instance at a time, and gives the guest
-// that it is. s.mu is held.
-func (s *Source) take(i instance, at time.Time) (d fabric.Desired, ours bool) {
-	k := i.key()
-	last := s.known[i.Name]
-	mine := last != nil && last.key == k
-	if mine && (s.read[k].After(at) || i.unreadable()) {
-		return fabric.Desired{VM: last.vm, State: last.state, Since: last.at}, true
-	}
-	if s.read[k].After(at) {
-		return d, false
-	}
-	s.read[k] = at
-	vm, ours, err := s.guest(i)
-	var was fabric.State
-	if mine {
-		was = last.state
-	}
-	if i.Code == codeStopped && !mine {
-		err = nil // nothing is amiss as long as nobody starts it; who does is told
-	}
-	switch {
-	case err != nil && mine:
-		vm = last.vm
-	case !ours && mine && i.Code != codeStopped:
-		// Its keys were taken away: it has what it had, until it ends.
-		seen := *last
-		seen.state, seen.at = stateOf(i.Code, fabric.VM{}, last.state), at
-		s.known[i.Name] = &seen
-		s.judge(k, nil, false)
-		return fabric.Desired{VM: s.bare(i), State: seen.state, Since: at}, true
-	case !ours && mine: // likewise, and it has ended
-		delete(s.known, i.Name)
-		s.idle.remove(k)
-		s.judge(k, nil, false)
-		return absent(last.vm, at), true
-	case !ours:
-		s.idle.remove(k)
-		s.judge(k, err, false)
-		return d, false
-	}
-	d = fabric.Desired{VM: vm, State: stateOf(i.Code, vm, was), Since: at}
-	seen := &sighting{key: k, vm: vm, state: d.State, at: at}
-	if mine && d.State != fabric.Live && s.starts(last) {
-		d.State, seen.state, seen.until = fabric.Live, fabric.Live, last.until
-	}
-	s.halted(k, vm, i.Code == codeStopped && seen.until.IsZero())
-	if last != nil && !mine {
-		if d.State != fabric.Absent {
-			err = s.rivalry(i, last)
-		}
-		s.judge(k, err, true)
-		return d, false
-	}
-	s.judge(k, err, false)
-	if d.State == fabric.Absent {
-		delete(s.known, i.Name)
-	} else {
-		s.known[i.Name] = seen
-	}
-	return d, true
-}
-
-// rivalry says why an instance is no guest while another of its name is.
-func (s *Source) rivalry(i instance, other *sighting) error {
-	return fmt.Errorf("its name is that of the instance in project %s, and a node has one guest of a name; rename one: %s",
-		other.key.project, s.command(i, "rename", i.Name, "NAME"))
-}
-
-// judge notes what is wrong with an instance of ours, once. s.mu is held.
-func (s *Source) judge(k key, err error, rival bool) {
-	if err == nil {
-		delete(s.bad, k)
-		return
-	}
-	text := "instance " + k.name
-	if k.project != defaultProject {
-		text += " in project " + k.project
-	}
-	text += ": " + oneLine(err)
-	if s.bad[k].text != text {
-		s.log.Warn("instance not as the fabric needs it", "vm", k.name, "err", text)
-	}
-	s.bad[k] = flaw{text, rival}
-}
-
-// owns reports whether the guest of its name is this instance. s.mu is held.
-func (s *Source) owns(k key) bool {
-	last := s.known[k.name]
-	return last != nil && last.key == k
-}
-
-// knows is owns for one who does not hold s.mu.
+// knows is owns, with the lock taken.
 func (s *Source) knows(k key) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

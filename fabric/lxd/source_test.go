@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
 )
 
 const patience = 20 * time.Second
@@ -38,10 +39,8 @@ func runWith(t *testing.T, d *daemon, cfg Config) *Source {
 	t.Helper()
 	cfg.Socket = d.path
 	s := New(cfg)
-	s.times = times{
-		call: time.Second, list: 10 * time.Second, ping: 50 * time.Millisecond,
-		retryMin: 10 * time.Millisecond, retryMax: 50 * time.Millisecond,
-	}
+	s.times = times{list: 10 * time.Second}
+	s.daemon.Times = hypervisor.Times{Call: time.Second, Ping: 50 * time.Millisecond, RetryMin: 10 * time.Millisecond, RetryMax: 50 * time.Millisecond}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- s.Run(ctx) }()
@@ -387,7 +386,7 @@ func TestNewsOlderThanAList(t *testing.T) {
 	d.code("web", codeStopped)
 	d.tell("instance-stopped", "web")
 	waiting := func() fabric.State {
-		return s.box.Waiting()["web"].State
+		return s.queue.Waiting()["web"].State
 	}
 	require.Eventually(t, func() bool { return waiting() == fabric.Absent }, patience, time.Millisecond)
 	d.code("web", codeRunning)
@@ -610,7 +609,7 @@ func TestSockets(t *testing.T) {
 
 	alive := newDaemon(t).start()
 	both := New(Config{})
-	both.sockets = []string{filepath.Join(t.TempDir(), "unix.socket"), dead.path, alive.path}
+	both.daemon.Sockets = []string{filepath.Join(t.TempDir(), "unix.socket"), dead.path, alive.path}
 	_, err = both.Guests(t.Context())
 	require.ErrorIs(t, err, os.ErrNotExist, "an LXD that was never used is left alone")
 	assert.Zero(t, alive.asked("/1.0"))
@@ -699,7 +698,7 @@ func TestFloodAboutManyInstances(t *testing.T) {
 	assert.LessOrEqual(t, d.asked("/1.0/instances/"), slots)
 	d.thaw()
 	told := map[string]bool{}
-	for len(told) < maxJobs {
+	for len(told) < maxWaiting {
 		if c := next(t, s); !c.Lost {
 			told[c.Guest.VM.Name] = true
 		}
@@ -719,7 +718,7 @@ func TestOnlyTheNewestIsTold(t *testing.T) {
 		d.tell("instance-updated", "web")
 	}
 	require.Eventually(t, func() bool {
-		return s.box.Waiting()["web"].State == fabric.Wired
+		return s.queue.Waiting()["web"].State == fabric.Wired
 	}, patience, time.Millisecond)
 	requireNext(t, s, "web", fabric.Wired)
 }

@@ -30,27 +30,28 @@ func (noLinks) Changed() <-chan struct{} { return nil }
 func (noLinks) Take() ([]string, bool)   { return nil, false }
 func (noLinks) Link(string) (int, bool)  { return 0, false }
 
-// idle is an instance of ours that is stopped, and whose port LXD makes when it
-// starts. LXD removes it with the stop, unless the guest died while LXD did not
+// stoppedInstance is one of ours whose port LXD makes when it starts. LXD removes it with the stop, unless the guest died while LXD did not
 // run; then it stays for good, and every start fails because a link of that name
 // exists.
-type idle struct {
+type stoppedInstance struct {
 	vm    fabric.VM
 	ports map[string]int // the numbers of their links, as last seen: 0 is none
 	seen  time.Time      // when a list first found it stopped, with a pair; or zero
 	often bool           // and another list again
 }
 
-// idles are the idle instances, by their keys and by their ports: each change of
-// any link of the node is looked up.
-type idles struct {
-	byKey  map[key]*idle
+// stoppedInstances are by their keys and by their ports: each change of any link
+// of the node is looked up.
+type stoppedInstances struct {
+	byKey  map[key]*stoppedInstance
 	byPort map[string][]key
 }
 
-func newIdles() idles { return idles{map[key]*idle{}, map[string][]key{}} }
+func newStoppedInstances() stoppedInstances {
+	return stoppedInstances{map[key]*stoppedInstance{}, map[string][]key{}}
+}
 
-func (s *idles) put(k key, i *idle) {
+func (s *stoppedInstances) put(k key, i *stoppedInstance) {
 	s.remove(k)
 	s.byKey[k] = i
 	for port := range i.ports {
@@ -58,7 +59,7 @@ func (s *idles) put(k key, i *idle) {
 	}
 }
 
-func (s *idles) remove(k key) {
+func (s *stoppedInstances) remove(k key) {
 	i := s.byKey[k]
 	if i == nil {
 		return
@@ -76,96 +77,100 @@ func (s *idles) remove(k key) {
 // it says that the instance is stopped.
 const startFor = 30 * time.Second
 
-// halted notes whether an instance is stopped. s.mu is held.
-func (s *Source) halted(k key, vm fabric.VM, stopped bool) {
+// setStopped notes whether an instance is stopped.
+func (v *view) setStopped(k key, vm fabric.VM, stopped bool) {
 	if !stopped {
-		s.idle.remove(k)
+		v.stopped.remove(k)
 		return
 	}
-	now := &idle{vm: vm, ports: map[string]int{}}
+	now := &stoppedInstance{vm: vm, ports: map[string]int{}}
 	for n, nic := range vm.NICs {
 		if nic.Kind != fabric.Adopt {
 			continue
 		}
 		port := fabric.PortName(vm.Name, n)
 		now.ports[port] = 0
-		if was := s.idle.byKey[k]; was != nil {
+		if was := v.stopped.byKey[k]; was != nil {
 			now.ports[port], now.seen, now.often = was.ports[port], was.seen, was.often
 		} else {
-			now.ports[port], _ = s.links.Link(port)
+			now.ports[port], _ = v.links.Link(port)
 		}
 	}
 	if len(now.ports) == 0 {
-		s.idle.remove(k)
+		v.stopped.remove(k)
 		return
 	}
-	s.idle.put(k, now)
+	v.stopped.put(k, now)
 }
 
 // watchLinks tells of guests that start by their links, until ctx ends.
-func (s *Source) watchLinks(ctx context.Context) {
+func (s *Source) watchLinks(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-s.links.Changed():
 		}
 		names, missed := s.links.Take()
 		s.mu.Lock()
 		if missed {
-			names = slices.AppendSeq(names, maps.Keys(s.idle.byPort))
+			names = slices.AppendSeq(names, maps.Keys(s.stopped.byPort))
 			for _, g := range s.known {
 				names = append(names, g.ports()...)
 			}
 		}
 		for _, name := range names {
-			s.linkChanged(ctx, name)
+			s.linkChanged(name)
 		}
 		s.mu.Unlock()
 	}
 }
 
-// linkChanged looks at a link that came, went or changed. s.mu is held.
-func (s *Source) linkChanged(ctx context.Context, name string) {
+// linkChanged looks at a link that came, went or changed.
+func (v *view) linkChanged(name string) {
 	var starting []key
-	for _, k := range s.idle.byPort[name] {
-		i := s.idle.byKey[k]
+	for _, k := range v.stopped.byPort[name] {
+		i := v.stopped.byKey[k]
 		was := i.ports[name]
-		if i.ports[name], _ = s.links.Link(name); i.ports[name] != 0 && i.ports[name] != was {
+		if i.ports[name], _ = v.links.Link(name); i.ports[name] != 0 && i.ports[name] != was {
 			starting = append(starting, k)
 		}
 	}
 	// Of two in different projects, LXD tells which it was.
 	if len(starting) == 1 {
-		s.begin(starting[0])
+		v.begin(starting[0])
 	}
-	for _, g := range s.known {
-		if g.until.IsZero() || s.conn == nil || !slices.Contains(g.ports(), name) {
+	c, connected := v.daemon.Conn()
+	if !connected {
+		return
+	}
+	for _, g := range v.known {
+		if g.until.IsZero() || !slices.Contains(g.ports(), name) {
 			continue
 		}
 		// A start that goes wrong is not told.
-		if index, _ := s.links.Link(name); index == 0 && !s.touch(ctx, s.conn, g.key) {
-			s.box.PutLost()
+		if index, _ := v.links.Link(name); index == 0 && !c.request(g.key) {
+			v.queue.PutLost()
 		}
 	}
 }
 
-// begin tells of a guest that LXD is about to start. s.mu is held.
-func (s *Source) begin(k key) {
-	vm := s.idle.byKey[k].vm
-	if s.known[vm.Name] != nil {
+// begin tells of a guest that LXD is about to start.
+func (v *view) begin(k key) {
+	vm := v.stopped.byKey[k].vm
+	if v.known[vm.Name] != nil {
 		return // another of its name is the guest
 	}
-	s.idle.remove(k)
+	v.stopped.remove(k)
 	now := time.Now()
-	s.log.Debug(s.name+" instance starts", "vm", vm.Name, "project", k.project)
-	s.read[k] = now // what was asked before does not know of it
-	s.known[vm.Name] = &sighting{key: k, vm: vm, state: fabric.Live, at: now, until: now.Add(startFor)}
-	s.tell(k, fabric.Desired{VM: vm, State: fabric.Live, Since: now}, false)
+	v.log.Debug(v.name+" instance starts", "vm", vm.Name, "project", k.project)
+	v.read[k] = now // what was asked before does not know of it
+	v.known[vm.Name] = &observed{key: k, vm: vm, state: fabric.Live, at: now, until: now.Add(startFor)}
+	v.emit(k, fabric.Desired{VM: vm, State: fabric.Live, Since: now}, false)
 }
 
 // ports lists the ports that LXD makes.
-func (g *sighting) ports() (names []string) {
+func (g *observed) ports() (names []string) {
 	for n, nic := range g.vm.NICs {
 		if nic.Kind == fabric.Adopt {
 			names = append(names, fabric.PortName(g.vm.Name, n))
@@ -176,9 +181,9 @@ func (g *sighting) ports() (names []string) {
 
 // starts reports whether LXD is about to start a guest that was seen by its
 // link, whatever it says.
-func (s *Source) starts(g *sighting) bool {
+func (v *view) starts(g *observed) bool {
 	return time.Now().Before(g.until) && slices.ContainsFunc(g.ports(), func(port string) bool {
-		index, _ := s.links.Link(port)
+		index, _ := v.links.Link(port)
 		return index != 0
 	})
 }
@@ -188,7 +193,7 @@ func (s *Source) starts(g *sighting) bool {
 func (s *Source) search() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, i := range s.idle.byKey {
+	for _, i := range s.stopped.byKey {
 		there := false
 		for port, index := range i.ports {
 			if index != 0 {
@@ -207,19 +212,18 @@ func (s *Source) search() {
 	}
 }
 
-// leaks tells of the ports that LXD left behind and that are still there. s.mu
-// is held.
-func (s *Source) leaks() []string {
+// leaks tells of the ports that LXD left behind and that are still there.
+func (v *view) leaks() []string {
 	var problems []string
-	for k, i := range s.idle.byKey {
-		if !i.often || s.known[k.name] != nil {
+	for k, i := range v.stopped.byKey {
+		if !i.often || v.known[k.name] != nil {
 			continue
 		}
 		for port := range i.ports {
-			if _, paired := s.links.Link(port); paired {
+			if _, paired := v.links.Link(port); paired {
 				problems = append(problems, fmt.Sprintf(
 					"%s: instance %s is stopped and cannot start, because its link %s is still there (%[1]s did not run when the guest died); ip link del %[3]s",
-					s.name, k.name, port))
+					v.name, k.name, port))
 			}
 		}
 	}

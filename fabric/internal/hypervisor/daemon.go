@@ -1,0 +1,266 @@
+// Package hypervisor is what every source of a hypervisor's guests needs,
+// whatever hypervisor it is: a connection to its daemon that is made again when
+// it is lost ([Daemon]), guests read one at a time when there is news of them
+// ([Reads]), and the queue of changes that the agent takes ([Queue]).
+//
+// What a daemon's states, events and answers mean is not here: a source adapts
+// its hypervisor to this package.
+package hypervisor
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Connection is a connection to a hypervisor's daemon.
+type Connection interface {
+	// Subscribe asks the daemon for events.
+	Subscribe(ctx context.Context) error
+	// Run follows the events until ctx ends or the connection is lost, and says
+	// why. It serves a connection that is subscribed.
+	Run(ctx context.Context) error
+	// Ping returns nil when the daemon answers. It is called while Run runs.
+	Ping(ctx context.Context) error
+	// Close ends the connection, and returns when nothing uses it any more.
+	Close()
+}
+
+// Times are how long things may take.
+type Times struct {
+	Call     time.Duration // a call about one guest, or none
+	Ping     time.Duration // between two pings
+	RetryMin time.Duration // between attempts to connect, at first
+	RetryMax time.Duration
+}
+
+// Config says which daemon it is.
+type Config[C Connection] struct {
+	Name    string // of the source
+	Sockets []string
+	Logger  *slog.Logger
+	Queue   *Queue
+	// Dial connects. Its error is the reason alone, and [fs.ErrNotExist] where
+	// there is no daemon.
+	Dial func(ctx context.Context, socket string) (C, error)
+	// Unreachable makes an error of a reason.
+	Unreachable func(socket string, err error) *Unreachable
+	// Connected is called with a new connection, before anybody else has it.
+	Connected func(C)
+	// Alive is called after each ping but the first of a connection. Nil: nobody is.
+	Alive func()
+}
+
+// Daemon is a hypervisor's daemon on this node. All methods are safe for
+// concurrent use; neither Config nor Times may change after the first call.
+type Daemon[C Connection] struct {
+	Config[C]
+	Times Times
+
+	mu          sync.Mutex
+	conn        C
+	connected   bool
+	since       time.Time // of the connection, or of its absence
+	lastEvent   time.Time
+	met         bool   // there was a connection once
+	unreachable string // the condition; empty while there is a connection
+}
+
+// NewDaemon makes a daemon. It connects to nothing yet.
+func NewDaemon[C Connection](cfg Config[C]) *Daemon[C] {
+	times := Times{Call: 10 * time.Second, Ping: 5 * time.Second, RetryMin: 500 * time.Millisecond, RetryMax: 5 * time.Second}
+	return &Daemon[C]{Config: cfg, Times: times, since: time.Now()}
+}
+
+// Run delivers the queue, connects, and connects again whenever the connection
+// is lost, until ctx ends; then it returns nil. It waits quietly for a daemon
+// that was never there. The parts run beside it, and end with ctx too. Call it
+// once.
+func (d *Daemon[C]) Run(ctx context.Context, parts ...func(context.Context) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, part := range append(parts, d.Queue.Run, d.keepConnected) {
+		group.Go(func() error { return part(ctx) })
+	}
+	return group.Wait()
+}
+
+func (d *Daemon[C]) keepConnected(ctx context.Context) error {
+	retry := backoff{min: d.Times.RetryMin, max: d.Times.RetryMax}
+	for {
+		why := d.follow(ctx, &retry)
+		if ctx.Err() != nil {
+			return nil
+		}
+		d.setUnreachable(why)
+		retry.wait(ctx)
+	}
+}
+
+// follow connects and follows the events until the connection is lost.
+func (d *Daemon[C]) follow(ctx context.Context, retry *backoff) *Unreachable {
+	c, socket, why := d.dial(ctx)
+	if why != nil {
+		return why
+	}
+	defer c.Close()
+	subscribing, cancel := context.WithTimeout(ctx, d.Times.Call)
+	defer cancel()
+	if err := c.Subscribe(subscribing); err != nil {
+		return d.Unreachable(socket, err)
+	}
+	group, running := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.Run(running) })
+	group.Go(func() error {
+		if err := d.ping(running, c); err != nil {
+			return err
+		}
+		retry.reset()
+		d.attach(c, socket)
+		defer d.detach()
+		return d.watch(running, c)
+	})
+	return d.Unreachable(socket, group.Wait())
+}
+
+// watch pings the daemon until it does not answer, and says why.
+func (d *Daemon[C]) watch(ctx context.Context, c C) error {
+	ticker := time.NewTicker(d.Times.Ping)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+		if err := d.ping(ctx, c); err != nil {
+			return err
+		}
+		if d.Alive != nil {
+			d.Alive()
+		}
+	}
+}
+
+func (d *Daemon[C]) ping(ctx context.Context, c C) error {
+	ctx, cancel := context.WithTimeout(ctx, d.Times.Call)
+	defer cancel()
+	return c.Ping(ctx)
+}
+
+// dial connects to the first socket that answers.
+func (d *Daemon[C]) dial(ctx context.Context) (c C, socket string, why *Unreachable) {
+	for _, socket = range d.Sockets {
+		dialing, cancel := context.WithTimeout(ctx, d.Times.Call)
+		c, err := d.Dial(dialing, socket)
+		cancel()
+		if err == nil {
+			return c, socket, nil
+		}
+		if why == nil && !errors.Is(err, fs.ErrNotExist) {
+			why = d.Unreachable(socket, err)
+		}
+	}
+	if why == nil {
+		why = d.Unreachable(socket, fs.ErrNotExist)
+	}
+	return c, "", why
+}
+
+// attach gives a connection to everybody, and has the agent list: only what
+// happens from here on is heard.
+func (d *Daemon[C]) attach(c C, socket string) {
+	d.Connected(c)
+	d.mu.Lock()
+	d.conn, d.connected, d.since, d.met, d.unreachable = c, true, time.Now(), true, ""
+	d.mu.Unlock()
+	d.Logger.Info(d.Name+" connected", "socket", socket)
+	d.Queue.PutLost()
+}
+
+func (d *Daemon[C]) detach() {
+	var none C
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.conn, d.connected, d.since = none, false, time.Now()
+}
+
+// setUnreachable sets the condition, once the daemon has ever been there.
+func (d *Daemon[C]) setUnreachable(why *Unreachable) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, stat := os.Stat(why.Socket); !d.met && errors.Is(stat, fs.ErrNotExist) {
+		d.unreachable = ""
+		return
+	}
+	if d.unreachable == "" {
+		d.Logger.Warn(d.Name+" does not answer", "err", why)
+	}
+	d.unreachable = why.since(" since " + d.since.Format(time.TimeOnly))
+}
+
+// Conn gives the connection of Run, if there is one.
+func (d *Daemon[C]) Conn() (c C, connected bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.conn, d.connected
+}
+
+// Borrow gives the connection of Run, or else one of the caller's own, that is
+// not subscribed. Call release after use.
+func (d *Daemon[C]) Borrow(ctx context.Context) (c C, release func(), err error) {
+	if c, connected := d.Conn(); connected {
+		return c, func() {}, nil
+	}
+	c, _, why := d.dial(ctx)
+	if why != nil {
+		return c, nil, why
+	}
+	return c, c.Close, nil
+}
+
+// Heard notes that an event came.
+func (d *Daemon[C]) Heard() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lastEvent = time.Now()
+}
+
+// Condition says that the daemon is unreachable, since when, and the way out.
+// It is empty while there is a connection, and where there never was a daemon.
+func (d *Daemon[C]) Condition() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.unreachable
+}
+
+// Status is that of a source with a number of guests.
+func (d *Daemon[C]) Status(guests int) fabric.SourceStatus {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return fabric.SourceStatus{Name: d.Name, Connected: d.connected, Since: d.since, LastEvent: d.lastEvent, Guests: guests}
+}
+
+// backoff doubles the pause between attempts.
+type backoff struct{ min, max, next time.Duration }
+
+func (b *backoff) reset() { b.next = 0 }
+
+// wait pauses; not longer than ctx lasts.
+func (b *backoff) wait(ctx context.Context) {
+	pause := max(b.next, b.min)
+	b.next = min(2*pause, b.max)
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}

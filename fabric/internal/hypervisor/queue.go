@@ -1,0 +1,126 @@
+package hypervisor
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Queue is the coalescing queue of a source: it holds changes until the agent
+// takes them. Of each guest it keeps the newest only, so it never holds more
+// than there are guests.
+type Queue struct {
+	out  chan fabric.Change // unbuffered, so that a change is the newest when it is taken
+	wake chan struct{}      // one slot, carries nothing
+
+	mu      sync.Mutex
+	lost    bool
+	order   []string // names of guests
+	changes map[string]fabric.Desired
+}
+
+// NewQueue makes an empty queue.
+func NewQueue() *Queue {
+	return &Queue{out: make(chan fabric.Change), wake: make(chan struct{}, 1), changes: map[string]fabric.Desired{}}
+}
+
+// Out is where the agent takes changes. It is never closed.
+func (q *Queue) Out() <-chan fabric.Change { return q.out }
+
+// Waiting gives the changes that nobody took yet, by the guest's name.
+func (q *Queue) Waiting() map[string]fabric.Desired {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return maps.Clone(q.changes)
+}
+
+// Put adds a change of a guest, unless a newer one waits.
+func (q *Queue) Put(d fabric.Desired) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	name := d.VM.Name
+	switch had, there := q.changes[name]; {
+	case !there:
+		q.order = append(q.order, name)
+	case had.Since.After(d.Since):
+		return
+	}
+	q.changes[name] = d
+	signal(q.wake)
+}
+
+// Refresh replaces an older change of a guest by what a list says of it. The
+// older one, taken after the list, would undo what the list said.
+func (q *Queue) Refresh(d fabric.Desired) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if had, there := q.changes[d.VM.Name]; there && had.Since.Before(d.Since) {
+		q.changes[d.VM.Name] = d
+		signal(q.wake)
+	}
+}
+
+// PutLost says that changes may have been missed, so that the agent lists.
+func (q *Queue) PutLost() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.lost = true
+	signal(q.wake)
+}
+
+// next gives the change that is to be taken first.
+func (q *Queue) next() (c fabric.Change, any bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case q.lost:
+		return fabric.Change{Lost: true}, true
+	case len(q.order) > 0:
+		return fabric.Change{Guest: q.changes[q.order[0]]}, true
+	}
+	return c, false
+}
+
+// taken removes a change that the agent took; a newer one of the guest stays.
+func (q *Queue) taken(c fabric.Change) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if c.Lost {
+		q.lost = false
+		return
+	}
+	name := c.Guest.VM.Name
+	if !q.changes[name].Since.After(c.Guest.Since) {
+		delete(q.changes, name)
+		q.order = slices.DeleteFunc(q.order, func(n string) bool { return n == name })
+	}
+}
+
+// Run offers the changes until ctx ends, and returns nil then.
+func (q *Queue) Run(ctx context.Context) error {
+	for {
+		c, some := q.next()
+		out := q.out
+		if !some {
+			out = nil
+		}
+		select {
+		case out <- c:
+			q.taken(c)
+		case <-q.wake:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// signal wakes whoever waits on a one-slot channel.
+func signal(wake chan struct{}) {
+	select {
+	case wake <- struct{}{}:
+	default:
+	}
+}

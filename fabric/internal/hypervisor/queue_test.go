@@ -1,0 +1,100 @@
+package hypervisor
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// at is a guest as it was at a second.
+func at(second int, vm string, state fabric.State) fabric.Desired {
+	return fabric.Desired{VM: fabric.VM{Name: vm}, State: state, Since: time.Unix(int64(second), 0)}
+}
+
+func word(c fabric.Change) string {
+	if c.Lost {
+		return "lost"
+	}
+	return fmt.Sprintf("%s:%s@%d", c.Guest.VM.Name, c.Guest.State, c.Guest.Since.Unix())
+}
+
+func TestWhatTheAgentTakes(t *testing.T) {
+	live, absent := fabric.Live, fabric.Absent
+	for name, c := range map[string]struct {
+		fill func(*Queue)
+		want string
+	}{
+		"nothing":                     {func(*Queue) {}, ""},
+		"in order":                    {func(q *Queue) { q.Put(at(1, "a", live)); q.Put(at(2, "b", live)) }, "a:live@1 b:live@2"},
+		"the newest of a guest":       {func(q *Queue) { q.Put(at(1, "a", live)); q.Put(at(2, "b", live)); q.Put(at(3, "a", absent)) }, "a:absent@3 b:live@2"},
+		"late news undoes nothing":    {func(q *Queue) { q.Put(at(3, "a", absent)); q.Put(at(1, "a", live)) }, "a:absent@3"},
+		"of one time, what came last": {func(q *Queue) { q.Put(at(1, "a", live)); q.Put(at(1, "a", absent)) }, "a:absent@1"},
+		"a loss comes first":          {func(q *Queue) { q.Put(at(1, "a", live)); q.PutLost(); q.PutLost() }, "lost a:live@1"},
+		// A list began at second 5.
+		"an event before a list":   {func(q *Queue) { q.Put(at(4, "a", absent)); q.Refresh(at(5, "a", live)) }, "a:live@5"},
+		"an event during a list":   {func(q *Queue) { q.Put(at(6, "a", absent)); q.Refresh(at(5, "a", live)) }, "a:absent@6"},
+		"a list is no news itself": {func(q *Queue) { q.Refresh(at(5, "a", live)) }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				q := NewQueue()
+				c.fill(q)
+				ctx, cancel := context.WithCancel(t.Context())
+				ended := make(chan error, 1)
+				go func() { ended <- q.Run(ctx) }()
+				assert.Equal(t, c.want, take(q))
+				assert.Empty(t, q.Waiting())
+				cancel()
+				require.NoError(t, <-ended)
+			})
+		})
+	}
+}
+
+// take takes all changes that there are.
+func take(q *Queue) string {
+	var words []string
+	for {
+		synctest.Wait()
+		select {
+		case c := <-q.Out():
+			words = append(words, word(c))
+		default:
+			return strings.Join(words, " ")
+		}
+	}
+}
+
+// What nobody has taken is replaced even while it is offered.
+func TestOfferIsTheNewest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := NewQueue()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go q.Run(ctx) //nolint:errcheck // it returns nil
+		for second := range 5 {
+			q.Put(at(second, "a", fabric.Wired))
+			synctest.Wait()
+		}
+		q.Put(at(9, "a", fabric.Live))
+		assert.Equal(t, "a:live@9", take(q))
+	})
+}
+
+// A change that comes just as an older one of its guest is taken is not lost.
+func TestChangeDuringATake(t *testing.T) {
+	q := NewQueue()
+	q.Put(at(1, "a", fabric.Live))
+	c, _ := q.next()
+	q.Put(at(2, "a", fabric.Absent))
+	q.taken(c)
+	assert.Equal(t, map[string]fabric.Desired{"a": at(2, "a", fabric.Absent)}, q.Waiting())
+}
