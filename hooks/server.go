@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // Guests brings guests up and down. [fabric.Agent] says what each method
@@ -171,7 +172,7 @@ func send(conn net.Conn, reply Reply) error {
 }
 
 func (r Reply) failed(err error) Reply {
-	r.OK, r.Error, r.Refused = false, oneLine(err), errors.Is(err, fabric.ErrRefused)
+	r.OK, r.Error, r.Refused = false, oneline.Of(err.Error()), errors.Is(err, fabric.ErrRefused)
 	r.Unsupported = errors.Is(err, errors.ErrUnsupported)
 	return r
 }

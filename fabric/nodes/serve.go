@@ -245,7 +245,7 @@ func (n *Nodes) prove(d *dialogue) error {
 
 // answer writes the answer to the question with a MAC.
 func (d *dialogue) answer(k key, mac []byte, r reply) error {
-	r.V, r.Error = Version, oneLine(r.Error)
+	r.V, r.Error = Version, printable(r.Error)
 	body, err := encode(r)
 	if err != nil {
 		return err
