@@ -29,8 +29,8 @@ type Speaker = routingd.Speaker
 // namespace. BIRD need not run.
 func New(cfg Config, opts ...Option) (*Speaker, error) {
 	client := Client{Socket: cfg.Socket}
-	return routingd.New(routingd.Config{Cluster: cfg.Cluster, Node: cfg.Node, Daemon: routingd.Daemon{
-		Name: fabric.SpeakerBIRD, Client: client, Follow: client.follow,
+	return routingd.New(routingd.Config{
+		Cluster: cfg.Cluster, Node: cfg.Node, Name: fabric.SpeakerBIRD, Client: client, Follow: client.follow,
 		Learns: fmt.Sprintf("a kernel protocol of each family that learns routes of protocol %d with metrics below %d", fabric.Protocol, fabric.PortMetric),
-	}}, opts...)
+	}, opts...)
 }

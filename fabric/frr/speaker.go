@@ -28,8 +28,8 @@ type Speaker = routingd.Speaker
 // New takes up the announcements that are in the kernel of this network
 // namespace. FRR need not run.
 func New(cfg Config, opts ...Option) (*Speaker, error) {
-	return routingd.New(routingd.Config{Cluster: cfg.Cluster, Node: cfg.Node, Daemon: routingd.Daemon{
-		Name: fabric.SpeakerFRR, Client: cfg.Client,
+	return routingd.New(routingd.Config{
+		Cluster: cfg.Cluster, Node: cfg.Node, Name: fabric.SpeakerFRR, Client: cfg.Client,
 		Learns: fmt.Sprintf("redistribute kernel in each family, with a route map that takes metrics below %d", fabric.PortMetric),
-	}}, opts...)
+	}, opts...)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/osrg/gobgp/v4/pkg/server"
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/backoff"
 	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
@@ -394,10 +395,7 @@ func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
 	defer s.mu.Unlock()
 	for wait := time.Until(s.settled); wait > 0; wait = time.Until(s.settled) {
 		s.mu.Unlock()
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait):
-		}
+		backoff.Sleep(ctx, wait)
 		s.mu.Lock()
 		if ctx.Err() != nil {
 			return ctx.Err()

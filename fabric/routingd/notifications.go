@@ -18,18 +18,18 @@ const (
 // one, until ctx ends, and returns nil then. A daemon that is not there, or does
 // not let us, is tried again. Without Run all else works.
 func (s *Speaker) Run(ctx context.Context) error {
-	if s.daemon.Follow == nil {
+	if s.cfg.Follow == nil {
 		<-ctx.Done()
 		return nil
 	}
 	retry := backoff.Backoff{First: firstRetry, Most: mostRetry}
 	for {
 		began := time.Now()
-		err := s.daemon.Follow(ctx, s.last.note)
+		err := s.cfg.Follow(ctx, s.last.note)
 		if ctx.Err() != nil {
 			return nil
 		}
-		s.log.Debug("NOTIFICATIONs are not followed", "daemon", s.daemon.Name, "err", err)
+		s.log.Debug("NOTIFICATIONs are not followed", "daemon", s.cfg.Name, "err", err)
 		if time.Since(began) > mostRetry {
 			retry.Reset()
 		}

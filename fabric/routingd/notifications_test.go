@@ -50,7 +50,7 @@ func TestRunFollowsAgain(t *testing.T) {
 		began := time.Now()
 		s := over(&client{sessions: []fabric.Session{session("10.10.0.11", "idle", 0, 0)}})
 		var tried []time.Duration
-		s.daemon.Follow = func(ctx context.Context, heard func(string, *fabric.Notification)) error {
+		s.cfg.Follow = func(ctx context.Context, heard func(string, *fabric.Notification)) error {
 			tried = append(tried, time.Since(began)/time.Second)
 			switch len(tried) {
 			case 4:

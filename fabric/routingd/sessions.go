@@ -35,7 +35,7 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 		return nil, err
 	}
 	var found []fabric.Session
-	for _, rr := range s.cluster.Reflectors {
+	for _, rr := range s.cfg.Cluster.Reflectors {
 		if one, ok := with(rr, all); ok {
 			one.Peer = rr.Name
 			found = append(found, one)
@@ -46,9 +46,9 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 
 // ask gives all of the daemon's sessions, as the daemon names them.
 func (s *Speaker) ask(ctx context.Context) ([]fabric.Session, error) {
-	all, err := s.daemon.Client.Sessions(ctx)
+	all, err := s.cfg.Client.Sessions(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", s.daemon.Name, err)
+		return nil, fmt.Errorf("%s: %w", s.cfg.Name, err)
 	}
 	s.last.complete(all)
 	return all, nil
@@ -64,26 +64,26 @@ func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fa
 	if err != nil {
 		return nil, err
 	}
-	ads := make([]fabric.Advertisement, 0, len(s.cluster.Reflectors))
-	for _, rr := range s.cluster.Reflectors {
+	ads := make([]fabric.Advertisement, 0, len(s.cfg.Cluster.Reflectors))
+	for _, rr := range s.cfg.Cluster.Reflectors {
 		theirs, ok := with(rr, all)
 		if !ok {
 			ads = append(ads, fabric.Advertisement{
 				Peer: rr.Name, Address: rr.Address.String(),
-				Reason: fmt.Sprintf("%s has no session with it; load what this prints: %s", s.daemon.Name, s.render()),
+				Reason: fmt.Sprintf("%s has no session with it; load what this prints: %s", s.cfg.Name, s.render()),
 			})
 			continue
 		}
 		ours := theirs
 		ours.Peer = rr.Name
-		one, err := fabric.AdvertisementsOn(prefix, s.node, []fabric.Session{ours}, func(fabric.Session) (bool, error) {
-			return s.daemon.Client.Sent(ctx, theirs, prefix)
+		one, err := fabric.AdvertisementsOn(prefix, s.cfg.Node.Name, []fabric.Session{ours}, func(fabric.Session) (bool, error) {
+			return s.cfg.Client.Sent(ctx, theirs, prefix)
 		})
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", s.daemon.Name, err)
+			return nil, fmt.Errorf("%s: %w", s.cfg.Name, err)
 		}
 		if ad := &one[0]; !ad.Sent && ad.Reason == "" {
-			ad.Reason = fmt.Sprintf("%s does not send it; it must have %s: %s", s.daemon.Name, s.daemon.Learns, s.render())
+			ad.Reason = fmt.Sprintf("%s does not send it; it must have %s: %s", s.cfg.Name, s.cfg.Learns, s.render())
 		}
 		ads = append(ads, one...)
 	}
@@ -92,7 +92,7 @@ func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fa
 
 // render is the command that prints what the daemon is to be configured with.
 func (s *Speaker) render() string {
-	return fmt.Sprintf("vmfabric render %s --for %s", s.daemon.Name, cmp.Or(s.node, "NODE"))
+	return fmt.Sprintf("vmfabric render %s --for %s", s.cfg.Name, cmp.Or(s.cfg.Node.Name, "NODE"))
 }
 
 func with(rr fabric.RR, all []fabric.Session) (fabric.Session, bool) {
@@ -125,7 +125,7 @@ func (s *Speaker) Diagnose() []string {
 // not carry are left out: that is a problem of its own.
 func (s *Speaker) problems(all []fabric.Session, routes []fabric.Route, last, now time.Time) []string {
 	var problems []string
-	for _, rr := range s.cluster.Reflectors {
+	for _, rr := range s.cfg.Cluster.Reflectors {
 		one, ok := with(rr, all)
 		announced := 0
 		for _, r := range routes {
@@ -140,10 +140,10 @@ func (s *Speaker) problems(all []fabric.Session, routes []fabric.Route, last, no
 		switch {
 		case !ok:
 			problems = append(problems, fmt.Sprintf("%s has no session with reflector %s (%s); load what this prints: %s",
-				s.daemon.Name, rr.Name, rr.Address, s.render()))
+				s.cfg.Name, rr.Name, rr.Address, s.render()))
 		case one.State == "established" && one.Advertised < uint64(announced) && now.Sub(settled) > settling:
 			problems = append(problems, fmt.Sprintf("%s sends reflector %s (%s) %d of the %d prefixes that this node announces; it must have %s: %s",
-				s.daemon.Name, rr.Name, rr.Address, one.Advertised, announced, s.daemon.Learns, s.render()))
+				s.cfg.Name, rr.Name, rr.Address, one.Advertised, announced, s.cfg.Learns, s.render()))
 		}
 	}
 	return problems

@@ -38,8 +38,8 @@ func (c *client) Sent(_ context.Context, s fabric.Session, _ netip.Prefix) (bool
 
 // over gives a speaker over a daemon, which can announce nothing.
 func over(c *client) *Speaker {
-	return &Speaker{cluster: cluster, node: "node1", log: slog.New(slog.DiscardHandler), daemon: Daemon{
-		Name: "bird", Learns: "protocol kernel with learn", Client: c,
+	return &Speaker{log: slog.New(slog.DiscardHandler), cfg: Config{
+		Cluster: cluster, Node: fabric.Node{Name: "node1"}, Name: "bird", Learns: "protocol kernel with learn", Client: c,
 	}}
 }
 

@@ -19,22 +19,17 @@ type Client interface {
 	Sent(ctx context.Context, s fabric.Session, prefix netip.Prefix) (bool, error)
 }
 
-// Daemon is a routing daemon on the node.
-type Daemon struct {
-	Name   string // as `vmfabric render` and errors have it
-	Learns string // what must be in its configuration for it to take routes up
-	Client Client
-	// Follow hands on the NOTIFICATIONs of the daemon's sessions as they come or
-	// go, with the sessions' Peer, until ctx ends or the daemon does. It is nil
-	// for a daemon whose sessions say which was the last.
-	Follow func(ctx context.Context, heard func(peer string, n *fabric.Notification)) error
-}
-
 // Config is what a [Speaker] cannot do without.
 type Config struct {
 	Cluster fabric.Cluster
 	Node    fabric.Node
-	Daemon  Daemon
+	Name    string // of the daemon, as `vmfabric render` and errors have it
+	Learns  string // what must be in its configuration for it to take routes up
+	Client  Client
+	// Follow hands on the NOTIFICATIONs of the daemon's sessions as they come or
+	// go, with the sessions' Peer, until ctx ends or the daemon does. It is nil
+	// for a daemon whose sessions say which was the last.
+	Follow func(ctx context.Context, heard func(peer string, n *fabric.Notification)) error
 }
 
 // Option changes a [Speaker] at its making.
@@ -55,11 +50,9 @@ func WithLogger(l *slog.Logger) Option {
 // wait for one that is down. Close ends the announcer; what is announced stays.
 type Speaker struct {
 	*kernel.Announcer
-	cluster fabric.Cluster
-	node    string
-	daemon  Daemon
-	log     *slog.Logger
-	last    notifications
+	cfg  Config
+	log  *slog.Logger
+	last notifications
 }
 
 // New takes up the announcements that are in the kernel of this network
@@ -71,9 +64,9 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 	}
 	a, err := kernel.NewAnnouncer(o.announcer...)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", cfg.Daemon.Name, err)
+		return nil, fmt.Errorf("%s: %w", cfg.Name, err)
 	}
-	return &Speaker{Announcer: a, cluster: cfg.Cluster, node: cfg.Node.Name, daemon: cfg.Daemon, log: o.log}, nil
+	return &Speaker{Announcer: a, cfg: cfg, log: o.log}, nil
 }
 
 var (

@@ -25,16 +25,17 @@ func (b *Backoff) Next() time.Duration {
 }
 
 // Wait waits for Next, and reports false when ctx ended before.
-func (b *Backoff) Wait(ctx context.Context) bool {
-	timer := time.NewTimer(b.Next())
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
-}
+func (b *Backoff) Wait(ctx context.Context) bool { return Sleep(ctx, b.Next()) }
 
 // Reset makes the next wait First: an attempt succeeded, or its success lasted.
 func (b *Backoff) Reset() { b.next = 0 }
+
+// Sleep waits, and reports false when ctx ended before.
+func Sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}

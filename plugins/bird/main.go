@@ -12,13 +12,11 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/bird"
-	"github.com/vmfabric/vmfabric/fabric/routingd"
 	"github.com/vmfabric/vmfabric/plugins/internal/daemonspeaker"
 )
 
 func main() {
-	open := func(c fabric.Cluster, n fabric.Node, opts ...routingd.Option) (*routingd.Speaker, error) {
-		return bird.New(bird.Config{Cluster: c, Node: n, Socket: os.Getenv("VMFABRIC_BIRD_SOCKET")}, opts...)
-	}
-	daemonspeaker.Main(context.Background(), fabric.SpeakerBIRD, open)
+	daemonspeaker.Main(context.Background(), fabric.SpeakerBIRD, func(c fabric.Cluster, n fabric.Node, log bird.Option) (*bird.Speaker, error) {
+		return bird.New(bird.Config{Cluster: c, Node: n, Socket: os.Getenv("VMFABRIC_BIRD_SOCKET")}, log)
+	})
 }

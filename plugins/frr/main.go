@@ -13,14 +13,12 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/frr"
-	"github.com/vmfabric/vmfabric/fabric/routingd"
 	"github.com/vmfabric/vmfabric/plugins/internal/daemonspeaker"
 )
 
 func main() {
-	open := func(c fabric.Cluster, n fabric.Node, opts ...routingd.Option) (*routingd.Speaker, error) {
-		client := frr.Client{Vtysh: os.Getenv("VMFABRIC_FRR_VTYSH"), Pathspace: os.Getenv("VMFABRIC_FRR_PATHSPACE")}
-		return frr.New(frr.Config{Cluster: c, Node: n, Client: client}, opts...)
-	}
-	daemonspeaker.Main(context.Background(), fabric.SpeakerFRR, open)
+	client := frr.Client{Vtysh: os.Getenv("VMFABRIC_FRR_VTYSH"), Pathspace: os.Getenv("VMFABRIC_FRR_PATHSPACE")}
+	daemonspeaker.Main(context.Background(), fabric.SpeakerFRR, func(c fabric.Cluster, n fabric.Node, log frr.Option) (*frr.Speaker, error) {
+		return frr.New(frr.Config{Cluster: c, Node: n, Client: client}, log)
+	})
 }
