@@ -282,13 +282,6 @@ func TestNotificationOutlastsTheSession(t *testing.T) {
 		go func() { ended <- s.Run(ctx) }()
 		defer func() { cancel(); require.NoError(t, <-ended) }()
 		d.start(t, d.conf())
-		established := func() bool { return sessions(t, s)[0].State == "established" }
-		require.Eventually(t, established, time.Minute, 50*time.Millisecond)
-		require.NoError(t, lab.Reflector.Stop())
-		require.Eventually(t, func() bool {
-			one := sessions(t, s)[0]
-			n := one.Notification
-			return one.State != "established" && n != nil && !n.Sent && n.Code == 6 && !n.At.IsZero()
-		}, time.Minute, 50*time.Millisecond)
+		lab.EndIsTold(t, func() fabric.Session { return sessions(t, s)[0] })
 	})
 }

@@ -112,20 +112,18 @@ func TestSessions(t *testing.T) {
 		lab.Prepare(t, guest)
 		require.NoError(t, s.Put(t.Context(), fabric.Route{Prefix: guest[0]}, fabric.Route{Prefix: guest[1]}))
 		lab.Hears(t, guest...)
-		session := func(is func(fabric.Session) bool) {
-			t.Helper()
-			require.Eventually(t, func() bool {
-				all, err := s.Sessions(t.Context())
-				return err == nil && len(all) == 1 && all[0].Peer == "rr1" && is(all[0])
-			}, time.Minute, 10*time.Millisecond)
-		}
-		session(func(one fabric.Session) bool { return one.State == "established" && one.Advertised == 2 })
+		require.Eventually(t, func() bool {
+			all, err := s.Sessions(t.Context())
+			return err == nil && len(all) == 1 && all[0].Peer == "rr1" && all[0].State == "established" && all[0].Advertised == 2
+		}, time.Minute, 10*time.Millisecond)
 		assert.Empty(t, s.Diagnose())
 
 		// Why a session ended, with the time: it is in BIRD's log alone.
-		require.NoError(t, lab.Reflector.Stop())
-		session(func(one fabric.Session) bool {
-			return one.State != "established" && one.Notification != nil && !one.Notification.At.IsZero()
+		lab.EndIsTold(t, func() fabric.Session {
+			all, err := s.Sessions(t.Context())
+			require.NoError(t, err)
+			require.Len(t, all, 1)
+			return all[0]
 		})
 		lab.StartReflector(t)
 		lab.Hears(t, guest...)
