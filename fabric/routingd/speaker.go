@@ -19,7 +19,7 @@ type Client interface {
 	Sent(ctx context.Context, s fabric.Session, prefix netip.Prefix) (bool, error)
 }
 
-// Config is what a [Speaker] cannot do without.
+// Config is what a [Speaker] needs; all but Follow is required.
 type Config struct {
 	Cluster fabric.Cluster
 	Node    fabric.Node
