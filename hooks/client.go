@@ -12,6 +12,8 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
 // ErrNoAgent: nobody listens on the socket.
@@ -56,9 +58,7 @@ func (c Client) Call(ctx context.Context, req Request) (Reply, error) {
 		if !again {
 			return reply, explain(ctx, err, socket, began)
 		}
-		select {
-		case <-time.After(redial):
-		case <-ctx.Done():
+		if !backoff.Sleep(ctx, redial) {
 			return Reply{}, explain(ctx, err, socket, began)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // DefaultSocket is where the agent of a node listens.
@@ -119,7 +120,7 @@ func decode(line []byte) (Request, error) {
 		Op Op  `json:"op"`
 	}
 	bad := func(err error) (Request, error) {
-		return Request{}, fmt.Errorf(`the request cannot be read (%s); send one line such as {"v":%d,"op":"list"}`, oneLine(err), Version)
+		return Request{}, fmt.Errorf(`the request cannot be read (%s); send one line such as {"v":%d,"op":"list"}`, oneline.Of(err.Error()), Version)
 	}
 	if err := json.Unmarshal(line, &head); err != nil {
 		return bad(err)
@@ -184,9 +185,4 @@ func readLine(r *bufio.Reader, most int) ([]byte, error) {
 			return nil, err
 		}
 	}
-}
-
-// oneLine is the text of an error that may hold several.
-func oneLine(err error) string {
-	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
 }

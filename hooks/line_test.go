@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 func TestListOfNothingIsNotNull(t *testing.T) {
@@ -62,7 +63,7 @@ func FuzzRequest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, line []byte) {
 		req, err := decode(line)
 		if err != nil {
-			assert.NotContains(t, oneLine(err), "\n")
+			assert.NotContains(t, oneline.Of(err.Error()), "\n")
 			return
 		}
 		assert.Equal(t, Version, req.V)

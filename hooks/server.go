@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/backoff"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // Guests brings guests up and down. The agent says what each method promises
@@ -121,10 +123,7 @@ func (s server) accept(ctx context.Context, l net.Listener, serve func(net.Conn)
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOMEM):
 			// A full table empties again; an agent that ends over it would not help.
 			s.log.Warn("hook not accepted yet; raise LimitNOFILE of the agent if this stays", "err", err)
-			select {
-			case <-time.After(100 * time.Millisecond):
-			case <-ctx.Done():
-			}
+			backoff.Sleep(ctx, 100*time.Millisecond)
 		default:
 			return fmt.Errorf("socket %s: accept: %w", l.Addr(), err)
 		}
@@ -172,7 +171,7 @@ func send(conn net.Conn, reply Reply) error {
 }
 
 func (r Reply) failed(err error) Reply {
-	r.OK, r.Error, r.Refused = false, oneLine(err), errors.Is(err, fabric.ErrRefused)
+	r.OK, r.Error, r.Refused = false, oneline.Of(err.Error()), errors.Is(err, fabric.ErrRefused)
 	r.Unsupported = errors.Is(err, errors.ErrUnsupported)
 	return r
 }

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/vmfabric/vmfabric/internal/signal"
 	"github.com/vmfabric/vmfabric/internal/trusted"
 	pb "github.com/vmfabric/vmfabric/plugins/internal/pluginpb"
 )
@@ -35,7 +36,7 @@ type process struct {
 	socketDir string
 
 	hung    chan string   // why it is taken to hang
-	doubt   chan struct{} // a call could not reach it
+	doubt   signal.Signal // a call could not reach it
 	strikes atomic.Int32  // calls in a row that their callers gave up
 
 	mu    sync.Mutex
@@ -57,7 +58,7 @@ func start(ctx context.Context, program Program, k kind, o options) (*process, e
 	ctx, cancel := context.WithTimeout(ctx, o.times.Start)
 	defer cancel()
 	cmd := &exec.Cmd{Path: program.Path, Args: append([]string{program.Path}, program.Args...), Env: program.environ()}
-	p := &process{child: newChild(cmd, o.log), hung: make(chan string, 1), doubt: make(chan struct{}, 1)}
+	p := &process{child: newChild(cmd, o.log), hung: make(chan string, 1), doubt: signal.New()}
 	p.client = goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  handshake,
 		Plugins:          goplugin.PluginSet{"vmfabric": services{}},

@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/oneline"
+	"github.com/vmfabric/vmfabric/internal/signal"
 	pb "github.com/vmfabric/vmfabric/plugins/internal/pluginpb"
 )
 
@@ -28,7 +30,7 @@ var _ goplugin.GRPCPlugin = services{}
 func (s services) GRPCServer(_ *goplugin.GRPCBroker, g *grpc.Server) error {
 	pb.RegisterPluginServer(g, pluginService{kinds: s.config.kinds()})
 	if s.config.Speaker != nil {
-		pb.RegisterSpeakerServer(g, &speakerService{speaker: s.config.Speaker, missed: make(chan struct{}, 1)})
+		pb.RegisterSpeakerServer(g, &speakerService{speaker: s.config.Speaker, missed: signal.New()})
 	}
 	if s.config.Resolver != nil {
 		pb.RegisterResolverServer(g, resolverService{resolver: s.config.Resolver})
@@ -51,9 +53,8 @@ func failure(err error) error {
 	return status.Error(codes.Unknown, oneLine(err.Error()))
 }
 
-func oneLine(s string) string {
-	return strings.ToValidUTF8(strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; "), "?")
-}
+// oneLine is a text in one line, of the UTF-8 that gRPC takes.
+func oneLine(s string) string { return strings.ToValidUTF8(oneline.Of(s), "?") }
 
 type pluginService struct {
 	pb.UnimplementedPluginServer
@@ -73,7 +74,7 @@ type speakerService struct {
 	speaker fabric.Speaker
 
 	listening sync.Mutex    // held by the one call of Changed that hears of changes
-	missed    chan struct{} // a change that could not be sent
+	missed    signal.Signal // a change that could not be sent
 }
 
 func (s *speakerService) Actual(ctx context.Context, _ *pb.ActualRequest) (*pb.ActualReply, error) {
@@ -117,7 +118,7 @@ func (s *speakerService) Changed(_ *pb.ChangedRequest, stream grpc.ServerStreami
 		case <-s.speaker.Changed():
 		}
 		if err := stream.Send(&pb.Change{}); err != nil {
-			wake(s.missed)
+			s.missed.Send()
 			return err
 		}
 	}
@@ -193,12 +194,4 @@ func (s observerService) Observe(ctx context.Context, r *pb.ObserveRequest) (*pb
 		err = s.observer.Observe(ctx, e)
 	}
 	return &pb.ObserveReply{}, failure(err)
-}
-
-// wake leaves a wake-up, unless one lies there.
-func wake(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
 }

@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/backoff"
+	"github.com/vmfabric/vmfabric/internal/signal"
 	pb "github.com/vmfabric/vmfabric/plugins/internal/pluginpb"
 )
 
@@ -23,7 +25,7 @@ const batch = 5000
 // or may have had changes that were not heard, Changed fires.
 type Speaker struct {
 	supervisor
-	changed chan struct{}
+	changed signal.Signal
 }
 
 var (
@@ -35,7 +37,7 @@ var (
 // Close. It returns when the plugin has answered the handshake, or with the
 // reason why it is none; ctx is for that alone.
 func OpenSpeaker(ctx context.Context, p Program, opts ...Option) (*Speaker, error) {
-	s := &Speaker{changed: make(chan struct{}, 1)}
+	s := &Speaker{changed: signal.New()}
 	s.attend = s.listen
 	if err := s.open(ctx, p, speaker, opts); err != nil {
 		return nil, err
@@ -171,9 +173,10 @@ func optional(err error) error {
 // listen hands on what the plugin says of changes, until ctx ends.
 func (s *Speaker) listen(ctx context.Context, p *process, again bool) {
 	if again {
-		wake(s.changed) // what it has now is to be looked at
+		s.changed.Send() // what it has now is to be looked at
 	}
-	for rest := firstRest; ; rest = min(2*rest, mostRest) {
+	rests := backoff.Backoff{First: firstRest, Most: mostRest}
+	for {
 		began := time.Now()
 		err := s.hear(ctx, p, again)
 		if ctx.Err() != nil || status.Code(err) == codes.Unimplemented {
@@ -181,12 +184,10 @@ func (s *Speaker) listen(ctx context.Context, p *process, again bool) {
 		}
 		s.options.log.Debug("the stream of changes broke", "err", err)
 		if time.Since(began) > steady {
-			rest = firstRest
+			rests.Reset()
 		}
-		select {
-		case <-ctx.Done():
+		if !rests.Wait(ctx) {
 			return
-		case <-time.After(rest):
 		}
 		again = true
 	}
@@ -205,12 +206,12 @@ func (s *Speaker) hear(ctx context.Context, p *process, again bool) error {
 		return err
 	}
 	if again {
-		wake(s.changed)
+		s.changed.Send()
 	}
 	for {
 		if _, err := stream.Recv(); err != nil {
 			return err
 		}
-		wake(s.changed)
+		s.changed.Send()
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
 const (
@@ -81,10 +83,10 @@ func (s *supervisor) Close() error {
 // run has the plugin restarted until ctx ends; p is nil where it is down.
 func (s *supervisor) run(ctx context.Context, p *process) {
 	defer close(s.done)
-	rest, again := firstRest, false
-	for {
+	rests := backoff.Backoff{First: firstRest, Most: mostRest}
+	for again := false; ; {
 		if p == nil {
-			if p, rest = s.restart(ctx, rest); p == nil {
+			if p = s.restart(ctx, &rests); p == nil {
 				return
 			}
 			again = true
@@ -97,10 +99,10 @@ func (s *supervisor) run(ctx context.Context, p *process) {
 			return
 		}
 		if time.Since(began) > steady {
-			rest = firstRest
+			rests.Reset()
 		}
 		s.options.log.Warn("plugin is down and will be started anew", "why", reason)
-		s.turnTo(nil, outage{since: time.Now(), next: time.Now().Add(rest), reason: reason})
+		s.turnTo(nil, outage{since: time.Now(), next: time.Now().Add(rests.Peek()), reason: reason})
 		p.kill()
 		p = nil
 	}
@@ -119,27 +121,22 @@ func (s *supervisor) serve(ctx context.Context, p *process, again bool) string {
 }
 
 // restart tries again and again, after a rest each. It gives nil when ctx ends.
-func (s *supervisor) restart(ctx context.Context, rest time.Duration) (*process, time.Duration) {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil, 0
-		case <-time.After(rest):
-		}
-		rest = min(2*rest, mostRest)
+func (s *supervisor) restart(ctx context.Context, rests *backoff.Backoff) *process {
+	for rests.Wait(ctx) {
 		p, err := start(ctx, s.program, s.kind, s.options)
 		if err == nil {
 			s.turnTo(p, outage{})
 			s.options.log.Info("plugin started anew", "path", s.program.Path, "pid", p.child.ID())
-			return p, rest
+			return p
 		}
 		s.mu.Lock()
-		s.outage.reason, s.outage.next = unwrapped(err), time.Now().Add(rest)
+		s.outage.reason, s.outage.next = unwrapped(err), time.Now().Add(rests.Peek())
 		s.mu.Unlock()
 		if ctx.Err() == nil {
 			s.options.log.Warn("plugin not started", "err", err)
 		}
 	}
+	return nil
 }
 
 // unwrapped is the text of an error of start without the plugin's name.
@@ -228,7 +225,7 @@ func (s *supervisor) judge(ctx context.Context, p *process, what string, err err
 	case silent && p.strikes.Add(1) >= enoughStrikes:
 		p.hangs(fmt.Sprintf("it hangs: %d calls in a row without an answer", enoughStrikes))
 	case code == codes.Unavailable:
-		wake(p.doubt)
+		p.doubt.Send()
 	}
 	switch {
 	case err == nil:

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // stopBound is how long a daemon may take to end when asked to.
@@ -157,5 +159,5 @@ func (d *Daemon) failure(err error) error {
 	if !d.Running() {
 		err = fmt.Errorf("it ended (%s)", d.state())
 	}
-	return fmt.Errorf("%s on %s: %w; its log ends: %s", d.name, d.host.name, err, oneLine(tail(d.Log(), 5)))
+	return fmt.Errorf("%s on %s: %w; its log ends: %s", d.name, d.host.name, err, oneline.Words(tail(d.Log(), 5)))
 }

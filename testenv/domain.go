@@ -17,6 +17,7 @@ import (
 	"text/template"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // DomainOptions say what a libvirt guest of the lab is like.
@@ -333,7 +334,7 @@ const readyMark = "GUEST-READY"
 func (d *Domain) WaitReady(ctx context.Context) error {
 	return Until(ctx, func() error {
 		if console := d.Console(); !strings.Contains(console, readyMark) {
-			return fmt.Errorf("domain %s on %s is not ready; its console ends: %s", d.Name(), d.Libvirt().host.name, oneLine(tail(console, 5)))
+			return fmt.Errorf("domain %s on %s is not ready; its console ends: %s", d.Name(), d.Libvirt().host.name, oneline.Words(tail(console, 5)))
 		}
 		return nil
 	})
@@ -380,7 +381,7 @@ func (h *Host) guestRun(ctx context.Context, guest netip.Addr, line string) (str
 		return text, errors.New("its answer has no end")
 	}
 	if code := text[at+len(exitMark):]; code != "0" {
-		return text[:at], fmt.Errorf("exit status %s: %s", code, oneLine(text[:at]))
+		return text[:at], fmt.Errorf("exit status %s: %s", code, oneline.Words(text[:at]))
 	}
 	return text[:at], nil
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // Host is a machine of the lab: a network namespace, with the processes that
@@ -170,13 +172,10 @@ func run(cmd *exec.Cmd, start func(*exec.Cmd) error) (string, error) {
 		err = cmd.Wait()
 	}
 	if err != nil {
-		return out.String(), fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, oneLine(errOut.String()+" "+tail(out.String(), 3)))
+		return out.String(), fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, oneline.Words(errOut.String()+" "+tail(out.String(), 3)))
 	}
 	return out.String(), nil
 }
-
-// oneLine joins what a program wrote, for an error.
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 // Dial connects from the host to an address, in the form of net.Dial; a host
 // name in it is not resolved in the host.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // Transport says who brings a migrating guest's memory to the other node.
@@ -167,7 +168,7 @@ func (d *Domain) Downtime(ctx context.Context) (time.Duration, error) {
 	}
 	found := totalDowntime.FindStringSubmatch(out)
 	if found == nil {
-		return 0, fmt.Errorf("domain %s: libvirt says nothing of a downtime: %s", d.Name(), oneLine(out))
+		return 0, fmt.Errorf("domain %s: libvirt says nothing of a downtime: %s", d.Name(), oneline.Words(out))
 	}
 	ms, err := strconv.Atoi(found[1])
 	return time.Duration(ms) * time.Millisecond, err

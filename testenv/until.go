@@ -4,13 +4,15 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
 // Until calls f again and again until it returns nil, or ctx ends; then it
 // gives the last error of f, and that of ctx.
 func Until(ctx context.Context, f func() error) error {
 	var last error
-	wait := time.Millisecond
+	waits := backoff.Backoff{First: time.Millisecond, Most: 50 * time.Millisecond}
 	for {
 		err := f()
 		if err == nil {
@@ -21,11 +23,8 @@ func Until(ctx context.Context, f func() error) error {
 			err = last
 		}
 		last = err
-		select {
-		case <-ctx.Done():
+		if !waits.Wait(ctx) {
 			return fmt.Errorf("%w (%w)", err, context.Cause(ctx))
-		case <-time.After(wait):
 		}
-		wait = min(2*wait, 50*time.Millisecond)
 	}
 }

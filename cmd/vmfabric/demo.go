@@ -16,6 +16,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/internal/backoff"
 	"github.com/vmfabric/vmfabric/testenv"
 )
 
@@ -332,7 +333,8 @@ func (d *demo) killReflector(ctx context.Context) error {
 		if err := d.rr["rr1"].Kill(); err != nil {
 			return err
 		}
-		return pauseFor(ctx, 2*time.Second)
+		backoff.Sleep(ctx, 2*time.Second)
+		return ctx.Err()
 	})
 }
 
@@ -354,15 +356,6 @@ func (d *demo) underProbe(vm fabric.VM, do func() error) error {
 		d.say("  %-16s %d sent, %d lost, longest gap %s", vm.NICs[0].Addresses[i], r.Sent, r.Lost, ms(r.LongestGap))
 	}
 	return err
-}
-
-func pauseFor(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
 }
 
 func ms(d time.Duration) string {

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
 // drained is a node out of service, and who is on it still.
@@ -166,10 +167,8 @@ func (t *tool) awaitEmpty(ctx context.Context, guests []drainedGuest, most time.
 		if pause <= 0 {
 			return guests, nil
 		}
-		select {
-		case <-ctx.Done():
+		if !backoff.Sleep(ctx, pause) {
 			return nil, fmt.Errorf("interrupted with %d guests left; the drain goes on, vmfabric undrain ends it", len(guests))
-		case <-time.After(pause):
 		}
 		now, err := t.guestsHere(ctx, time.Until(deadline))
 		if ctx.Err() != nil {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // Exit codes of the contract.
@@ -49,7 +50,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, errDegraded):
 		return exitBad
 	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"), strings.HasPrefix(err.Error(), "required flag"):
-		fmt.Fprintf(stderr, "vmfabric: %s; see vmfabric help\n", oneLine(err))
+		fmt.Fprintf(stderr, "vmfabric: %s; see vmfabric help\n", oneline.Of(err.Error()))
 		return exitUsage
 	}
 	for line := range strings.Lines(err.Error()) {
@@ -57,8 +58,6 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	return exitBad
 }
-
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // tool is what the subcommands that speak to an agent share.
 type tool struct {

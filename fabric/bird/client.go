@@ -28,28 +28,43 @@ type Client struct {
 // Query sends one command and gives the lines of the answer, as birdc shows
 // them. What BIRD refuses is an error. It returns when ctx ends, and after ten
 // seconds at the latest.
-func (c Client) Query(ctx context.Context, command string) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, replyBound)
-	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", c.socket())
+func (c Client) Query(ctx context.Context, command string) (lines []string, err error) {
+	err = c.converse(ctx, command, func(answer []string, _ *bufio.Reader) error {
+		lines = answer
+		return nil
+	})
+	return lines, err
+}
+
+// converse sends one command and hands on the answer, for which BIRD has ten
+// seconds, and what comes after it. Reading ends when ctx does.
+func (c Client) converse(ctx context.Context, command string, then func(answer []string, in *bufio.Reader) error) error {
+	conn, err := (&net.Dialer{Timeout: replyBound}).DialContext(ctx, "unix", c.socket())
 	if err != nil {
-		return nil, c.reason(err)
+		return c.reason(err)
 	}
 	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	interrupt := func() { _ = conn.SetDeadline(time.Unix(1, 0)) }
+	defer context.AfterFunc(ctx, interrupt)()
+	slow := time.AfterFunc(replyBound, interrupt)
+	defer slow.Stop()
 	in := bufio.NewReader(conn)
 	_, err = readReply(in) // the greeting
 	if err == nil {
 		_, err = fmt.Fprintln(conn, command)
 	}
-	var lines []string
+	var answer []string
 	if err == nil {
-		lines, err = readReply(in)
+		answer, err = readReply(in)
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = fmt.Errorf("BIRD at %s does not answer: %w", c.socket(), context.Cause(ctx))
+		return fmt.Errorf("BIRD at %s does not answer: %w", c.socket(), cmp.Or(context.Cause(ctx), context.DeadlineExceeded))
 	}
-	return lines, err
+	if err != nil {
+		return err
+	}
+	slow.Stop()
+	return then(answer, in)
 }
 
 func (c Client) socket() string { return cmp.Or(c.Socket, DefaultSocket) }

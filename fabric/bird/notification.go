@@ -1,6 +1,8 @@
 package bird
 
 import (
+	"bufio"
+	"context"
 	"strings"
 	"time"
 
@@ -67,4 +69,24 @@ func logged(line string, at time.Time) (protocol string, n *fabric.Notification)
 	reason, data, _ := strings.Cut(what, ": ")
 	communication := strings.TrimSuffix(strings.TrimPrefix(data, `"`), `"`)
 	return protocol, worded(who != wasReceived, reason, communication, at)
+}
+
+// follow hands on the NOTIFICATIONs that BIRD logs, with the protocols' names,
+// until ctx ends or BIRD does. A session's last error, which BIRD shows, is soon
+// that of the next attempt: that the connection was refused. BIRD gives its log
+// over the control socket, which needs no configuration.
+func (c Client) follow(ctx context.Context, heard func(protocol string, n *fabric.Notification)) error {
+	return c.converse(ctx, "echo all", func(_ []string, in *bufio.Reader) error {
+		for {
+			line, err := in.ReadString('\n')
+			if err != nil {
+				return err
+			}
+			if line, ok := strings.CutPrefix(strings.TrimRight(line, "\n"), "+"); ok {
+				if protocol, n := logged(line, time.Now()); n != nil {
+					heard(protocol, n)
+				}
+			}
+		}
+	})
 }

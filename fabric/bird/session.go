@@ -123,8 +123,8 @@ func parseSince(f []string, now time.Time) time.Time {
 	return t
 }
 
-// sent reports whether a prefix was sent on one of the sessions.
-func (c Client) sent(ctx context.Context, s fabric.Session, prefix netip.Prefix) (bool, error) {
+// Sent reports whether a prefix was sent on one of the sessions.
+func (c Client) Sent(ctx context.Context, s fabric.Session, prefix netip.Prefix) (bool, error) {
 	lines, err := c.Query(ctx, fmt.Sprintf("show route %s exported '%s'", prefix, s.Peer))
 	if err != nil && strings.Contains(err.Error(), "syntax error") { // before 2.0.8
 		lines, err = c.Query(ctx, fmt.Sprintf("show route %s export '%s'", prefix, s.Peer))

@@ -1,15 +1,11 @@
 package bird
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
-	"net/netip"
-	"sync"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/fabric/internal/peering"
-	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"github.com/vmfabric/vmfabric/fabric/routingd"
 )
 
 // Config is what a [Speaker] cannot do without.
@@ -20,83 +16,21 @@ type Config struct {
 }
 
 // Option changes a [Speaker] at its making.
-type Option func(*options)
-
-type options struct {
-	announcer []kernel.AnnouncerOption
-	log       *slog.Logger
-}
+type Option = routingd.Option
 
 // WithLogger sets where the speaker logs; it is silent without.
-func WithLogger(l *slog.Logger) Option {
-	return func(o *options) { o.announcer, o.log = append(o.announcer, kernel.WithAnnouncerLogger(l)), l }
-}
+func WithLogger(l *slog.Logger) Option { return routingd.WithLogger(l) }
 
-// Speaker announces through the kernel and BIRD. Its announcements are a
-// [kernel.Announcer]'s, with the laws of that: they need no BIRD, and wait for
-// one that is down.
-type Speaker struct {
-	*kernel.Announcer
-	daemon    peering.Daemon
-	unfollow  context.CancelFunc
-	following sync.WaitGroup
-}
+// Speaker announces through the kernel and BIRD. Its Run reads BIRD's log, for
+// what NOTIFICATIONs said and when they came.
+type Speaker = routingd.Speaker
 
 // New takes up the announcements that are in the kernel of this network
 // namespace. BIRD need not run.
 func New(cfg Config, opts ...Option) (*Speaker, error) {
-	o := options{log: slog.New(slog.DiscardHandler)}
-	for _, opt := range opts {
-		opt(&o)
-	}
-	a, err := kernel.NewAnnouncer(o.announcer...)
-	if err != nil {
-		return nil, fmt.Errorf("bird: %w", err)
-	}
-	j := &journal{client: Client{Socket: cfg.Socket}, log: o.log, last: map[string]*fabric.Notification{}}
-	ctx, cancel := context.WithCancel(context.Background())
-	s := &Speaker{
-		Announcer: a, unfollow: cancel,
-		daemon: peering.Daemon{
-			Name: fabric.SpeakerBIRD, Node: cfg.Node.Name, Cluster: cfg.Cluster, Ask: j.sessions, Sent: j.client.sent,
-			Learns: fmt.Sprintf("a kernel protocol of each family that learns routes of protocol %d with metrics below %d", fabric.Protocol, fabric.PortMetric),
-		},
-	}
-	s.following.Go(func() { j.follow(ctx) })
-	return s, nil
+	client := Client{Socket: cfg.Socket}
+	return routingd.New(routingd.Config{
+		Cluster: cfg.Cluster, Node: cfg.Node, Name: fabric.SpeakerBIRD, Client: client, Follow: client.follow,
+		Learns: fmt.Sprintf("a kernel protocol of each family that learns routes of protocol %d with metrics below %d", fabric.Protocol, fabric.PortMetric),
+	}, opts...)
 }
-
-// Close ends what [New] began. What is announced stays.
-func (s *Speaker) Close() error {
-	s.unfollow()
-	s.following.Wait()
-	return s.Announcer.Close()
-}
-
-// Sessions implements [fabric.Speaker], in the order of the cluster's
-// reflectors. One with which BIRD has no session is not among them; Diagnose
-// names it. An error, after five seconds at the latest, says that BIRD does not
-// answer.
-func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
-	return s.daemon.Sessions(ctx)
-}
-
-// Advertisements implements [fabric.Speaker] with BIRD's own word. An
-// error, after five seconds at the latest, says that BIRD does not answer.
-func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error) {
-	return s.daemon.Advertisements(ctx, prefix)
-}
-
-// Rivals implements [fabric.Speaker]: the daemon's routes of other nodes are not
-// followed, so there are none.
-func (*Speaker) Rivals() <-chan fabric.Rival { return nil }
-
-// Diagnose implements [fabric.Diagnoser]: that BIRD does not answer, has no
-// session with a reflector, or does not send what has been announced for some
-// seconds. It returns after two seconds at the latest.
-func (s *Speaker) Diagnose() []string { return s.daemon.Diagnose(s.Announcer) }
-
-var (
-	_ fabric.Speaker   = (*Speaker)(nil)
-	_ fabric.Diagnoser = (*Speaker)(nil)
-)

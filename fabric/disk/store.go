@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
 // syncDelay is how long changes are collected before they are made safe on
@@ -37,7 +38,7 @@ type Store struct {
 	delay  time.Duration
 	retry  time.Duration
 	sync   func(path string) error
-	wake   chan struct{}
+	wake   signal.Signal
 	closed chan struct{}
 	done   chan struct{} // closed when the syncer has ended
 
@@ -77,7 +78,7 @@ func WithSyncDelay(d time.Duration) Option { return func(s *Store) { s.delay = d
 func Open(dir string, opts ...Option) (*Store, error) {
 	s := &Store{
 		dir: filepath.Join(dir, "guests"), delay: syncDelay, retry: syncRetry, sync: syncPath,
-		wake: make(chan struct{}, 1), closed: make(chan struct{}), done: make(chan struct{}),
+		wake: signal.New(), closed: make(chan struct{}), done: make(chan struct{}),
 		unsafe: map[string]*change{}, lost: map[string]bool{},
 	}
 	for _, o := range opts {
@@ -91,7 +92,7 @@ func Open(dir string, opts ...Option) (*Store, error) {
 	}
 	s.keepSpare()
 	go s.syncer()
-	s.poke()
+	s.wake.Send()
 	return s, nil
 }
 
@@ -162,7 +163,7 @@ func (s *Store) Put(ctx context.Context, d fabric.Desired) error {
 			return fmt.Errorf("state of %s: %w; %s", d.VM.Name, err, remedy(err))
 		}
 		s.unsafe[name] = &change{content: content}
-		s.poke()
+		s.wake.Send()
 	}
 	return s.tell()
 }
@@ -192,7 +193,7 @@ func (s *Store) Delete(ctx context.Context, vm string) error {
 		}
 	}
 	if s.unlinks {
-		s.poke()
+		s.wake.Send()
 	}
 	return s.tell()
 }

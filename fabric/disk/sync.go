@@ -48,14 +48,6 @@ func (s *Store) finish() {
 	}
 }
 
-// poke wakes the syncer.
-func (s *Store) poke() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
-}
-
 // settle makes what has changed until now safe and moves it to its place.
 func (s *Store) settle() error {
 	s.mu.Lock()

@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // Client gives commands to the FRR daemons of this machine, by vtysh.
@@ -52,7 +54,7 @@ func reason(err error, wrote string) error {
 		return errors.New("FRR's bgpd does not run; set bgpd=yes in /etc/frr/daemons and restart frr")
 	}
 	const most = 400 // bytes of what it wrote: the end says what it died of
-	text := strings.Join(strings.Fields(wrote), " ")
+	text := oneline.Words(wrote)
 	if len(text) > most {
 		text = "..." + text[len(text)-most:]
 	}

@@ -149,8 +149,8 @@ func (c Client) AdvertisedTo(ctx context.Context, prefix netip.Prefix) ([]string
 	return slices.Collect(maps.Keys(route.Peers)), nil
 }
 
-// sent reports whether a prefix was sent on one of the sessions.
-func (c Client) sent(ctx context.Context, s fabric.Session, prefix netip.Prefix) (bool, error) {
+// Sent reports whether a prefix was sent on one of the sessions.
+func (c Client) Sent(ctx context.Context, s fabric.Session, prefix netip.Prefix) (bool, error) {
 	to, err := c.AdvertisedTo(ctx, prefix)
 	return slices.Contains(to, s.Address), err
 }

@@ -16,6 +16,8 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/osrg/gobgp/v4/pkg/server"
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/backoff"
+	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
 // Config is what a [Speaker] cannot do without.
@@ -40,7 +42,7 @@ type Speaker struct {
 	node    fabric.Node
 	log     *slog.Logger
 	bgp     *server.BgpServer
-	changed chan struct{}
+	changed signal.Signal
 	unwatch context.CancelFunc
 	serving sync.WaitGroup
 	learner Learner // nil: nothing is learned
@@ -65,7 +67,7 @@ type Speaker struct {
 func New(cfg Config, opts ...Option) (*Speaker, error) {
 	s := &Speaker{
 		cluster: cfg.Cluster, node: cfg.Node, log: slog.New(slog.DiscardHandler),
-		changed: make(chan struct{}, 1), notes: newNotifications(), untap: func() {},
+		changed: signal.New(), notes: newNotifications(), untap: func() {},
 		routes: map[netip.Prefix]fabric.Route{}, up: map[string]bool{}, since: map[string]time.Time{}, resuming: map[string]bool{}, opening: map[string]time.Time{},
 	}
 	for _, o := range opts {
@@ -259,10 +261,7 @@ func (s *Speaker) peerChanged(ctx context.Context, e *apiutil.WatchEventMessage_
 	} else if broke(e) {
 		s.restBFD(e.Peer.State.NeighborAddress)
 	}
-	select {
-	case s.changed <- struct{}{}:
-	default:
-	}
+	s.changed.Send()
 }
 
 // restBFD ends the BFD session with a reflector for a moment, see [broke].
@@ -396,10 +395,7 @@ func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
 	defer s.mu.Unlock()
 	for wait := time.Until(s.settled); wait > 0; wait = time.Until(s.settled) {
 		s.mu.Unlock()
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait):
-		}
+		backoff.Sleep(ctx, wait)
 		s.mu.Lock()
 		if ctx.Err() != nil {
 			return ctx.Err()

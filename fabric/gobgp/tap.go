@@ -10,6 +10,7 @@ import (
 
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
 // A NOTIFICATION that a peer sends in place of its OPEN, or of the KEEPALIVE
@@ -26,16 +27,15 @@ const (
 // tap hands on the NOTIFICATIONs that come from a peer, until ctx ends. They are
 // hearsay: anybody can send a packet in the peer's name, and TCP drops it.
 func tap(ctx context.Context, log *slog.Logger, source, peer netip.Addr, port uint16, heard func(*fabric.Notification)) {
-	for rest := firstRetry; ; rest = min(2*rest, mostRetry) {
+	retry := backoff.Backoff{First: firstRetry, Most: mostRetry}
+	for {
 		err := tapOnce(ctx, source, peer, port, heard)
 		if ctx.Err() != nil {
 			return
 		}
 		log.Debug("NOTIFICATIONs are not read from the wire", "peer", peer, "err", err)
-		select {
-		case <-ctx.Done():
+		if !retry.Wait(ctx) {
 			return
-		case <-time.After(rest):
 		}
 	}
 }

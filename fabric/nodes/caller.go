@@ -189,7 +189,7 @@ func (n *Nodes) remember(source netip.Addr, says, file fabric.Node) (fabric.Node
 	n.callers[says.Name] = now
 	if now.says.IsValid() && now.says != before.says {
 		n.peerOf(says.Name).due = time.Time{}
-		rouse(n.look)
+		n.look.Send()
 	}
 	return now.node, nil
 }

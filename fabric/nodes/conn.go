@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
 const (
@@ -46,7 +47,7 @@ type peer struct {
 	met    bool      // it has answered
 	silent time.Time // since when it does not; zero: it does, or was not asked
 	why    string    // what to say of that; empty: nothing
-	pause  time.Duration
+	pauses backoff.Backoff
 	due    time.Time // when it is to be greeted
 }
 
@@ -61,7 +62,7 @@ func (n *Nodes) peer(name string) *peer {
 func (n *Nodes) peerOf(name string) *peer {
 	p := n.peers[name]
 	if p == nil {
-		p = &peer{slots: make(chan struct{}, maxAtOnce)}
+		p = &peer{slots: make(chan struct{}, maxAtOnce), pauses: backoff.Backoff{First: greetAgain, Most: greetMost}}
 		n.peers[name] = p
 	}
 	return p

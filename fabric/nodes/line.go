@@ -186,11 +186,11 @@ type disagreement struct{ text string }
 func (d *disagreement) Error() string { return d.text }
 
 func disagree(format string, args ...any) error {
-	return &disagreement{oneLine(fmt.Sprintf(format, args...))}
+	return &disagreement{printable(fmt.Sprintf(format, args...))}
 }
 
-// oneLine makes what others said fit for an error.
-func oneLine(s string) string {
+// printable makes what others said fit for an error.
+func printable(s string) string {
 	const most = 600
 	if len(s) > most {
 		s = s[:most] + "..."

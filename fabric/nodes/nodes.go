@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
 // Config is what [New] needs.
@@ -37,7 +38,7 @@ type Nodes struct {
 	log      *slog.Logger
 	tally    *tally
 	refused  atomic.Uint64
-	look     chan struct{} // a node is to be greeted at once
+	look     signal.Signal // a node is to be greeted at once
 
 	mu       sync.Mutex
 	callers  map[string]caller // who called, by name
@@ -59,7 +60,7 @@ func New(c Config) *Nodes {
 	n := &Nodes{
 		cluster: c.Cluster, self: c.Node, port: cmp.Or(c.Cluster.AgentPort, fabric.DefaultAgentPort),
 		ranges: c.Cluster.NodeRanges(), reserved: reserve(&c.Cluster), log: log,
-		tally: &tally{log: log, kinds: map[string]*tallied{}}, look: make(chan struct{}, 1),
+		tally: &tally{log: log, kinds: map[string]*tallied{}}, look: signal.New(),
 		callers: map[string]caller{}, peers: map[string]*peer{}, troubles: map[string]trouble{},
 		visitors: visitors{known: map[netip.Addr][]visitor{}},
 	}

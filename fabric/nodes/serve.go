@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
 const (
@@ -77,10 +78,7 @@ func (n *Nodes) hear(ctx context.Context, a netip.Addr, answer answerer) {
 			return
 		}
 		n.note(topic, unheard(at, err), 0)
-		select {
-		case <-time.After(retry):
-		case <-ctx.Done():
-		}
+		backoff.Sleep(ctx, retry)
 	}
 }
 
@@ -115,10 +113,7 @@ func (n *Nodes) accept(ctx context.Context, l *net.TCPListener, answer answerer)
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOMEM):
 			// A full table empties again.
 			n.tally.warn(time.Now(), "agent of another node not accepted yet; raise LimitNOFILE of the agent if this stays", "err", err)
-			select {
-			case <-time.After(retry / 10):
-			case <-ctx.Done():
-			}
+			backoff.Sleep(ctx, retry/10)
 			continue
 		default:
 			return err
@@ -245,7 +240,7 @@ func (n *Nodes) prove(d *dialogue) error {
 
 // answer writes the answer to the question with a MAC.
 func (d *dialogue) answer(k key, mac []byte, r reply) error {
-	r.V, r.Error = Version, oneLine(r.Error)
+	r.V, r.Error = Version, printable(r.Error)
 	body, err := encode(r)
 	if err != nil {
 		return err

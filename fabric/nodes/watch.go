@@ -26,14 +26,6 @@ const (
 	forgetAfter = time.Hour
 )
 
-// rouse makes a wake-up that is taken once, whenever.
-func rouse(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
 // watch greets the nodes that are due until ctx ends.
 func (n *Nodes) watch(ctx context.Context) {
 	var under sync.WaitGroup
@@ -156,7 +148,7 @@ func (n *Nodes) heard(name string) {
 	defer n.mu.Unlock()
 	if p := n.peerOf(name); !p.silent.IsZero() {
 		p.due = time.Time{}
-		rouse(n.look)
+		n.look.Send()
 	}
 }
 
@@ -165,7 +157,7 @@ func (n *Nodes) answered(name string) {
 	n.mu.Lock()
 	p := n.peerOf(name)
 	since := p.silent
-	p.met, p.silent, p.why, p.pause, p.due = true, time.Time{}, "", 0, time.Now().Add(greetEvery)
+	p.met, p.silent, p.why, p.due = true, time.Time{}, "", time.Now().Add(greetEvery)
 	n.mu.Unlock()
 	if !since.IsZero() && time.Since(since) >= silentFor {
 		n.log.Info("node answers again", "node", name)
@@ -179,10 +171,11 @@ func (n *Nodes) unanswered(name string, err error) {
 	defer n.mu.Unlock()
 	p, now := n.peerOf(name), time.Now()
 	if p.silent.IsZero() {
-		p.silent, p.pause = now, greetAgain/2
+		p.silent = now
+		p.pauses.Reset()
 	}
-	if p.pause = min(2*p.pause, greetMost); p.due.After(now.Add(p.pause)) || p.due.Before(now) {
-		p.due = now.Add(p.pause)
+	if again := now.Add(p.pauses.Next()); p.due.After(again) || p.due.Before(now) {
+		p.due = again
 	}
 	p.why = ""
 	if p.met || !refused(err) {

@@ -522,7 +522,7 @@ func TestImportsAreFew(t *testing.T) {
 	out, err := cmd.Output()
 	require.NoError(t, err)
 	assert.Equal(t, []string{
-		module + "fabric", module + "fabric/libvirt/domxml", module + "hooks", module + "hooks/libvirt",
+		module + "fabric", module + "fabric/libvirt/domxml", module + "internal/backoff", module + "internal/oneline", module + "hooks", module + "hooks/libvirt",
 	}, slices.DeleteFunc(strings.Fields(string(out)), func(path string) bool { return strings.HasPrefix(path, module+"fabric/internal/") }))
 	out, err = exec.Command("go", "list", "-deps", ".").Output()
 	require.NoError(t, err)

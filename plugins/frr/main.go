@@ -8,41 +8,17 @@
 package main
 
 import (
-	"errors"
-	"fmt"
-	"log/slog"
+	"context"
 	"os"
 
-	"github.com/vmfabric/vmfabric/fabric/clusterfile"
+	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/frr"
-	"github.com/vmfabric/vmfabric/plugins"
+	"github.com/vmfabric/vmfabric/plugins/internal/daemonspeaker"
 )
 
 func main() {
-	s, err := speaker(plugins.Environment())
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "plugin frr:", err)
-		os.Exit(1)
-	}
-	plugins.Serve(plugins.Config{Speaker: s})
-	_ = s.Close() // what is announced stays, as of an agent that is restarted
-}
-
-func speaker(place plugins.Place) (*frr.Speaker, error) {
-	if place.Config == "" || place.Node == "" {
-		return nil, errors.New("the vmfabric agent starts this program, and tells it where it is (" +
-			plugins.VariableConfig + ", " + plugins.VariableNode + "); write speaker: frr into the cluster file and restart the agent")
-	}
-	cluster, err := clusterfile.Load(place.Config, clusterfile.WithoutKey())
-	if err != nil {
-		return nil, err
-	}
-	node, err := cluster.Node(place.Node)
-	if err != nil {
-		return nil, err
-	}
-	return frr.New(frr.Config{
-		Cluster: cluster, Node: node,
-		Client: frr.Client{Vtysh: os.Getenv("VMFABRIC_FRR_VTYSH"), Pathspace: os.Getenv("VMFABRIC_FRR_PATHSPACE")},
-	}, frr.WithLogger(slog.New(slog.NewTextHandler(os.Stderr, nil))))
+	client := frr.Client{Vtysh: os.Getenv("VMFABRIC_FRR_VTYSH"), Pathspace: os.Getenv("VMFABRIC_FRR_PATHSPACE")}
+	daemonspeaker.Main(context.Background(), fabric.SpeakerFRR, func(c fabric.Cluster, n fabric.Node, log frr.Option) (*frr.Speaker, error) {
+		return frr.New(frr.Config{Cluster: c, Node: n, Client: client}, log)
+	})
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
 // Unverified is the fault of a port that was not put since its dataplane
@@ -25,7 +26,7 @@ type Dataplane struct {
 	Trouble
 	journal *Journal
 	kernel  *kernel
-	changed chan struct{}
+	changed signal.Signal
 
 	heard chan string
 
@@ -78,7 +79,7 @@ func (d *Dataplane) Again() *Dataplane { return d.kernel.dataplane(d.journal) }
 func (k *kernel) dataplane(j *Journal) *Dataplane {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	d := &Dataplane{journal: j, kernel: k, changed: make(chan struct{}, 1), put: map[string]bool{}, had: map[string]bool{}, heard: make(chan string, 64), recorded: map[string]int{}, told: map[string]bool{}, found: map[string]bool{}, silences: map[string]*silence{}}
+	d := &Dataplane{journal: j, kernel: k, changed: signal.New(), put: map[string]bool{}, had: map[string]bool{}, heard: make(chan string, 64), recorded: map[string]int{}, told: map[string]bool{}, found: map[string]bool{}, silences: map[string]*silence{}}
 	for name, l := range k.links {
 		d.had[name] = l.adopted // its owner brought it into use before
 		d.found[name] = l.carrier
@@ -290,13 +291,6 @@ func (d *Dataplane) outside(f func(links map[string]*link)) {
 		return
 	}
 	for _, u := range d.kernel.users {
-		wake(u.changed)
-	}
-}
-
-func wake(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
+		u.changed.Send()
 	}
 }

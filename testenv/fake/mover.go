@@ -138,7 +138,7 @@ func (d *Dataplane) lookSilence(name string, carrier bool) {
 			defer d.kernel.mu.Unlock()
 			if !s.over && s.since.Equal(now) {
 				s.over = true
-				wake(d.changed)
+				d.changed.Send()
 			}
 		})
 	}

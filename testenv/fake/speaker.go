@@ -9,13 +9,14 @@ import (
 	"sync"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
 // Speaker is a [fabric.Speaker] that announces to nobody.
 type Speaker struct {
 	Trouble
 	journal *Journal
-	changed chan struct{}
+	changed signal.Signal
 	rivals  chan fabric.Rival
 
 	mu       sync.Mutex
@@ -28,7 +29,7 @@ var _ fabric.Speaker = (*Speaker)(nil)
 
 // NewSpeaker makes a speaker with no routes. It writes to j.
 func NewSpeaker(j *Journal) *Speaker {
-	return &Speaker{journal: j, changed: make(chan struct{}, 1), rivals: make(chan fabric.Rival, 16), routes: map[netip.Prefix]fabric.Route{}}
+	return &Speaker{journal: j, changed: signal.New(), rivals: make(chan fabric.Rival, 16), routes: map[netip.Prefix]fabric.Route{}}
 }
 
 // Actual implements [fabric.Speaker]; routes come by prefix.
@@ -130,6 +131,6 @@ func (s *Speaker) outside(f func()) {
 	defer s.mu.Unlock()
 	f()
 	if !s.muted {
-		wake(s.changed)
+		s.changed.Send()
 	}
 }

@@ -118,6 +118,35 @@ exit
 	return b.String()
 }
 
+// EndIsTold ends the reflector, and checks that the session with it comes to say
+// when the NOTIFICATION came with which it ended. Whoever follows a daemon that
+// has just started may miss the first: the reflector is started again then.
+func (a *Announcing) EndIsTold(t testing.TB, session func() fabric.Session) {
+	t.Helper()
+	for range 10 {
+		is := func(up bool) func() bool {
+			return func() bool { return (session().State == "established") == up }
+		}
+		require.Eventually(t, is(true), time.Minute, 10*time.Millisecond)
+		require.NoError(t, a.Reflector.Stop())
+		require.Eventually(t, is(false), time.Minute, 10*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		err := testenv.Until(ctx, func() error {
+			if n := session().Notification; n == nil || n.Sent || n.Code != 6 || n.At.IsZero() {
+				return fmt.Errorf("the session's last NOTIFICATION is %v", n)
+			}
+			return nil
+		})
+		cancel()
+		if err == nil {
+			return
+		}
+		t.Log(err)
+		a.StartReflector(t)
+	}
+	require.Fail(t, "the end of the session is not told with its time")
+}
+
 // Prepare makes routes to the port, as the dataplane does.
 func (a *Announcing) Prepare(t testing.TB, ps []netip.Prefix) {
 	t.Helper()

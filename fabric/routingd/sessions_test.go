@@ -1,9 +1,11 @@
-package peering
+package routingd
 
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -13,11 +15,33 @@ import (
 )
 
 var (
-	now    = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
-	daemon = Daemon{Name: "bird", Node: "node1", Learns: "protocol kernel with learn", Cluster: fabric.Cluster{Reflectors: []fabric.RR{
+	now     = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	cluster = fabric.Cluster{Reflectors: []fabric.RR{
 		{Name: "rr1", Address: netip.MustParseAddr("10.10.0.11")}, {Name: "rr2", Address: netip.MustParseAddr("fd00:10:10::12")},
-	}}}
+	}}
 )
+
+// client is a daemon with these sessions.
+type client struct {
+	sessions []fabric.Session
+	sent     func(fabric.Session) (bool, error)
+	err      error
+}
+
+func (c *client) Sessions(context.Context) ([]fabric.Session, error) {
+	return slices.Clone(c.sessions), c.err
+}
+
+func (c *client) Sent(_ context.Context, s fabric.Session, _ netip.Prefix) (bool, error) {
+	return c.sent(s)
+}
+
+// over gives a speaker over a daemon, which can announce nothing.
+func over(c *client) *Speaker {
+	return &Speaker{log: slog.New(slog.DiscardHandler), cfg: Config{
+		Cluster: cluster, Node: fabric.Node{Name: "node1"}, Name: "bird", Learns: "protocol kernel with learn", Client: c,
+	}}
+}
 
 func session(address, state string, advertised uint64, ago time.Duration) fabric.Session {
 	return fabric.Session{Peer: "to_somebody", Address: address, State: state, Since: now.Add(-ago), Advertised: advertised}
@@ -26,9 +50,7 @@ func session(address, state string, advertised uint64, ago time.Duration) fabric
 func TestSessionsOfReflectors(t *testing.T) {
 	t.Parallel()
 	six, other, four := session("fd00:10:10::12", "idle", 0, 0), session("192.0.2.1", "established", 9, 0), session("10.10.0.11", "established", 2, 0)
-	d := daemon
-	d.Ask = func(context.Context) ([]fabric.Session, error) { return []fabric.Session{six, other, four}, nil }
-	got, err := d.Sessions(t.Context())
+	got, err := over(&client{sessions: []fabric.Session{six, other, four}}).Sessions(t.Context())
 	require.NoError(t, err)
 	four.Peer, six.Peer = "rr1", "rr2"
 	assert.Equal(t, []fabric.Session{four, six}, got)
@@ -36,11 +58,12 @@ func TestSessionsOfReflectors(t *testing.T) {
 
 func TestDaemonThatDoesNotAnswer(t *testing.T) {
 	t.Parallel()
-	d := daemon
-	d.Ask = func(context.Context) ([]fabric.Session, error) { return nil, errors.New("it does not run; start bird") }
-	_, err := d.Sessions(t.Context())
+	s := over(&client{err: errors.New("it does not run; start bird")})
+	_, err := s.Sessions(t.Context())
 	require.EqualError(t, err, "bird: it does not run; start bird")
-	assert.Equal(t, []string{"bird: it does not run; start bird"}, d.Diagnose(nil))
+	assert.Equal(t, []string{"bird: it does not run; start bird"}, s.Diagnose())
+	_, err = s.Advertisements(t.Context(), netip.MustParsePrefix("2001:db8:100::10/128"))
+	require.EqualError(t, err, "bird: it does not run; start bird")
 }
 
 func TestProblems(t *testing.T) {
@@ -68,37 +91,34 @@ func TestProblems(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			assert.Equal(t, tc.want, daemon.problems(tc.sessions, announced, now.Add(-tc.last), now))
+			assert.Equal(t, tc.want, over(nil).problems(tc.sessions, announced, now.Add(-tc.last), now))
 		})
 	}
 }
 
 func TestAdvertisements(t *testing.T) {
 	t.Parallel()
-	d := daemon
 	sent := map[string]bool{"10.10.0.11": true}
-	sessions := []fabric.Session{session("10.10.0.11", "established", 1, 0)}
-	d.Ask = func(context.Context) ([]fabric.Session, error) { return sessions, nil }
-	d.Sent = func(_ context.Context, s fabric.Session, _ netip.Prefix) (bool, error) {
+	c := &client{sessions: []fabric.Session{session("10.10.0.11", "established", 1, 0)}}
+	c.sent = func(s fabric.Session) (bool, error) {
 		assert.Equal(t, "to_somebody", s.Peer, "as the daemon has it")
 		return sent[s.Address], nil
 	}
+	s := over(c)
 	for _, prefix := range []string{"203.0.113.10/32", "2001:db8:100::10/128"} {
-		got, err := d.Advertisements(t.Context(), netip.MustParsePrefix(prefix))
+		got, err := s.Advertisements(t.Context(), netip.MustParsePrefix(prefix))
 		require.NoError(t, err)
 		assert.Equal(t, []fabric.Advertisement{
 			{Peer: "rr1", Address: "10.10.0.11", Sent: true},
 			{Peer: "rr2", Address: "fd00:10:10::12", Reason: "bird has no session with it; load what this prints: vmfabric render bird --for node1"},
 		}, got)
 	}
-	sessions = append(sessions, session("fd00:10:10::12", "established", 0, 0))
-	got, err := d.Advertisements(t.Context(), netip.MustParsePrefix("2001:db8:100::10/128"))
+	c.sessions = append(c.sessions, session("fd00:10:10::12", "established", 0, 0))
+	got, err := s.Advertisements(t.Context(), netip.MustParsePrefix("2001:db8:100::10/128"))
 	require.NoError(t, err)
 	assert.False(t, got[1].Sent)
 	assert.Equal(t, "bird does not send it; it must have protocol kernel with learn: vmfabric render bird --for node1", got[1].Reason)
-	d.Sent = func(context.Context, fabric.Session, netip.Prefix) (bool, error) {
-		return false, errors.New("no answer")
-	}
-	_, err = d.Advertisements(t.Context(), netip.MustParsePrefix("203.0.113.10/32"))
+	c.sent = func(fabric.Session) (bool, error) { return false, errors.New("no answer") }
+	_, err = s.Advertisements(t.Context(), netip.MustParsePrefix("203.0.113.10/32"))
 	require.EqualError(t, err, "bird: no answer")
 }

@@ -1,0 +1,150 @@
+package routingd
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// settling is how long a session, or what is announced, may be new before what
+// it carries counts.
+const settling = 5 * time.Second
+
+// How long a daemon may take to answer: whoever asks for a node's health waits
+// for several such parts of it, and takes a plugin that is silent for long to
+// hang.
+const (
+	sessionsBound = 5 * time.Second
+	diagnoseBound = 1500 * time.Millisecond
+)
+
+// Sessions implements [fabric.Speaker], in the order of the cluster's
+// reflectors. One with which the daemon has no session is not among them;
+// Diagnose names it. An error, after five seconds at the latest, says that the
+// daemon does not answer.
+func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, sessionsBound)
+	defer cancel()
+	all, err := s.ask(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var found []fabric.Session
+	for _, rr := range s.cfg.Cluster.Reflectors {
+		if one, ok := with(rr, all); ok {
+			one.Peer = rr.Name
+			found = append(found, one)
+		}
+	}
+	return found, nil
+}
+
+// ask gives all of the daemon's sessions, as the daemon names them.
+func (s *Speaker) ask(ctx context.Context) ([]fabric.Session, error) {
+	all, err := s.cfg.Client.Sessions(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.cfg.Name, err)
+	}
+	s.last.complete(all)
+	return all, nil
+}
+
+// Advertisements implements [fabric.Speaker] with the daemon's own
+// word. An error, after five seconds at the latest, says that the daemon does
+// not answer.
+func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error) {
+	ctx, cancel := context.WithTimeout(ctx, sessionsBound)
+	defer cancel()
+	all, err := s.ask(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ads := make([]fabric.Advertisement, 0, len(s.cfg.Cluster.Reflectors))
+	for _, rr := range s.cfg.Cluster.Reflectors {
+		theirs, ok := with(rr, all)
+		if !ok {
+			ads = append(ads, fabric.Advertisement{
+				Peer: rr.Name, Address: rr.Address.String(),
+				Reason: fmt.Sprintf("%s has no session with it; load what this prints: %s", s.cfg.Name, s.render()),
+			})
+			continue
+		}
+		ours := theirs
+		ours.Peer = rr.Name
+		one, err := fabric.AdvertisementsOn(prefix, s.cfg.Node.Name, []fabric.Session{ours}, func(fabric.Session) (bool, error) {
+			return s.cfg.Client.Sent(ctx, theirs, prefix)
+		})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", s.cfg.Name, err)
+		}
+		if ad := &one[0]; !ad.Sent && ad.Reason == "" {
+			ad.Reason = fmt.Sprintf("%s does not send it; it must have %s: %s", s.cfg.Name, s.cfg.Learns, s.render())
+		}
+		ads = append(ads, one...)
+	}
+	return ads, nil
+}
+
+// render is the command that prints what the daemon is to be configured with.
+func (s *Speaker) render() string {
+	return fmt.Sprintf("vmfabric render %s --for %s", s.cfg.Name, cmp.Or(s.cfg.Node.Name, "NODE"))
+}
+
+func with(rr fabric.RR, all []fabric.Session) (fabric.Session, bool) {
+	i := slices.IndexFunc(all, func(s fabric.Session) bool { return s.Address == rr.Address.String() })
+	if i < 0 {
+		return fabric.Session{}, false
+	}
+	return all[i], true
+}
+
+// Diagnose implements [fabric.Diagnoser]: that the daemon does not answer, has no
+// session with a reflector, or does not send what has been announced for some
+// seconds. It returns after two seconds at the latest.
+func (s *Speaker) Diagnose() []string {
+	ctx, cancel := context.WithTimeout(context.Background(), diagnoseBound)
+	defer cancel()
+	all, err := s.ask(ctx)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	routes, err := s.Actual(ctx)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	return s.problems(all, routes, s.LastChange(), time.Now())
+}
+
+// problems says what is wrong with a daemon that has these sessions, on a node
+// that announces these routes since last. Those of a family that a session does
+// not carry are left out: that is a problem of its own.
+func (s *Speaker) problems(all []fabric.Session, routes []fabric.Route, last, now time.Time) []string {
+	var problems []string
+	for _, rr := range s.cfg.Cluster.Reflectors {
+		one, ok := with(rr, all)
+		announced := 0
+		for _, r := range routes {
+			if !one.Lacks(fabric.FamilyOf(r.Prefix)) {
+				announced++
+			}
+		}
+		settled := last
+		if one.Since.After(last) {
+			settled = one.Since
+		}
+		switch {
+		case !ok:
+			problems = append(problems, fmt.Sprintf("%s has no session with reflector %s (%s); load what this prints: %s",
+				s.cfg.Name, rr.Name, rr.Address, s.render()))
+		case one.State == "established" && one.Advertised < uint64(announced) && now.Sub(settled) > settling:
+			problems = append(problems, fmt.Sprintf("%s sends reflector %s (%s) %d of the %d prefixes that this node announces; it must have %s: %s",
+				s.cfg.Name, rr.Name, rr.Address, one.Advertised, announced, s.cfg.Learns, s.render()))
+		}
+	}
+	return problems
+}

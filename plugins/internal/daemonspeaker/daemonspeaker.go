@@ -1,0 +1,55 @@
+// Package daemonspeaker is the program of the plugins that are speakers over a
+// routing daemon.
+package daemonspeaker
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/clusterfile"
+	"github.com/vmfabric/vmfabric/fabric/routingd"
+	"github.com/vmfabric/vmfabric/plugins"
+)
+
+// Open makes the speaker of a node.
+type Open func(fabric.Cluster, fabric.Node, routingd.Option) (*routingd.Speaker, error)
+
+// Main serves the speaker that is called name in the cluster file, until the
+// agent is done with it. The program exits with 1 where there can be none.
+func Main(ctx context.Context, name string, open Open) {
+	if err := serve(ctx, plugins.Environment(), name, open); err != nil {
+		fmt.Fprintf(os.Stderr, "plugin %s: %v\n", name, err)
+		os.Exit(1)
+	}
+}
+
+func serve(ctx context.Context, place plugins.Place, name string, open Open) error {
+	if place.Config == "" || place.Node == "" {
+		return fmt.Errorf("the vmfabric agent starts this program, and tells it where it is (%s, %s); write speaker: %s into the cluster file and restart the agent",
+			plugins.VariableConfig, plugins.VariableNode, name)
+	}
+	cluster, err := clusterfile.Load(place.Config, clusterfile.WithoutKey())
+	if err != nil {
+		return err
+	}
+	node, err := cluster.Node(place.Node)
+	if err != nil {
+		return err
+	}
+	s, err := open(cluster, node, routingd.WithLogger(slog.New(slog.NewTextHandler(os.Stderr, nil))))
+	if err != nil {
+		return err
+	}
+	defer s.Close() // what is announced stays, as of an agent that is restarted
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	running.Go(func() { _ = s.Run(ctx) }) // nil when ctx ends
+	plugins.Serve(plugins.Config{Speaker: s})
+	return nil
+}
