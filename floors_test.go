@@ -115,7 +115,9 @@ func TestHypervisorCoreKnowsNoHypervisor(t *testing.T) {
 	assert.Contains(t, imports, module+"/fabric")
 	for _, i := range imports {
 		if strings.Contains(i, ".") {
-			assert.Contains(t, []string{module + "/fabric", "golang.org/x/sync/errgroup"}, i)
+			assert.Contains(t, []string{
+				module + "/fabric", module + "/internal/backoff", module + "/internal/oneline", module + "/internal/signal", "golang.org/x/sync/errgroup",
+			}, i)
 		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
 	"github.com/vmfabric/vmfabric/fabric/libvirt/domxml"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // defaultSockets are where libvirt listens: the QEMU driver's own daemon, or the
@@ -335,7 +336,7 @@ func (v *view) setCondition(dom golibvirt.Domain, flaw error) {
 		delete(v.conditions, dom.UUID)
 		return
 	}
-	text := hypervisor.OneLine(flaw)
+	text := oneline.Of(flaw.Error())
 	if !strings.HasPrefix(text, "domain ") {
 		text = fmt.Sprintf("domain %s: %s", dom.Name, text)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 const (
@@ -28,7 +29,7 @@ type apiError struct {
 	text string
 }
 
-func (e *apiError) Error() string { return hypervisor.OneLine(errors.New(e.text)) }
+func (e *apiError) Error() string { return oneline.Of(e.text) }
 
 func hasCode(err error, code int) bool {
 	var e *apiError

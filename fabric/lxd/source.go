@@ -14,6 +14,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // Config is what a [Source] may be told; its zero value serves.
@@ -132,7 +133,7 @@ func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	defer s.mu.Unlock()
 	s.unlisted = ""
 	if err != nil {
-		s.unlisted = hypervisor.OneLine(err)
+		s.unlisted = oneline.Of(err.Error())
 	}
 	return guests, err
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // view is what a source knows of the instances, and how that changes with what
@@ -142,7 +143,7 @@ func (v *view) setCondition(k key, err error, nameConflict bool) {
 	if k.project != defaultProject {
 		text += " in project " + k.project
 	}
-	text += ": " + hypervisor.OneLine(err)
+	text += ": " + oneline.Of(err.Error())
 	if v.conditions[k].text != text {
 		v.log.Warn("instance not as the fabric needs it", "vm", k.name, "err", text)
 	}

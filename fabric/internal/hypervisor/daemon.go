@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
 // Connection is a connection to a hypervisor's daemon.
@@ -93,19 +94,19 @@ func (d *Daemon[C]) Run(ctx context.Context, parts ...func(context.Context) erro
 }
 
 func (d *Daemon[C]) keepConnected(ctx context.Context) error {
-	retry := backoff{min: d.Times.RetryMin, max: d.Times.RetryMax}
+	retry := backoff.Backoff{First: d.Times.RetryMin, Most: d.Times.RetryMax}
 	for {
 		why := d.follow(ctx, &retry)
 		if ctx.Err() != nil {
 			return nil
 		}
 		d.setUnreachable(why)
-		retry.wait(ctx)
+		retry.Wait(ctx)
 	}
 }
 
 // follow connects and follows the events until the connection is lost.
-func (d *Daemon[C]) follow(ctx context.Context, retry *backoff) *Unreachable {
+func (d *Daemon[C]) follow(ctx context.Context, retry *backoff.Backoff) *Unreachable {
 	c, socket, why := d.dial(ctx)
 	if why != nil {
 		return why
@@ -122,7 +123,7 @@ func (d *Daemon[C]) follow(ctx context.Context, retry *backoff) *Unreachable {
 		if err := d.ping(running, c); err != nil {
 			return err
 		}
-		retry.reset()
+		retry.Reset()
 		d.attach(c, socket)
 		defer d.detach()
 		return d.watch(running, c)
@@ -246,21 +247,4 @@ func (d *Daemon[C]) Status(guests int) fabric.SourceStatus {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return fabric.SourceStatus{Name: d.Name, Connected: d.connected, Since: d.since, LastEvent: d.lastEvent, Guests: guests}
-}
-
-// backoff doubles the pause between attempts.
-type backoff struct{ min, max, next time.Duration }
-
-func (b *backoff) reset() { b.next = 0 }
-
-// wait pauses; not longer than ctx lasts.
-func (b *backoff) wait(ctx context.Context) {
-	pause := max(b.next, b.min)
-	b.next = min(2*pause, b.max)
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }

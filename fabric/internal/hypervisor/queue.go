@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
 // Queue is the coalescing queue of a source: it holds changes until the agent
@@ -14,7 +15,7 @@ import (
 // than there are guests.
 type Queue struct {
 	out  chan fabric.Change // unbuffered, so that a change is the newest when it is taken
-	wake chan struct{}      // one slot, carries nothing
+	wake signal.Signal
 
 	mu      sync.Mutex
 	lost    bool
@@ -24,7 +25,7 @@ type Queue struct {
 
 // NewQueue makes an empty queue.
 func NewQueue() *Queue {
-	return &Queue{out: make(chan fabric.Change), wake: make(chan struct{}, 1), changes: map[string]fabric.Desired{}}
+	return &Queue{out: make(chan fabric.Change), wake: signal.New(), changes: map[string]fabric.Desired{}}
 }
 
 // Out is where the agent takes changes. It is never closed.
@@ -49,7 +50,7 @@ func (q *Queue) Put(d fabric.Desired) {
 		return
 	}
 	q.changes[name] = d
-	signal(q.wake)
+	q.wake.Send()
 }
 
 // Refresh replaces an older change of a guest by what a list says of it. The
@@ -59,7 +60,7 @@ func (q *Queue) Refresh(d fabric.Desired) {
 	defer q.mu.Unlock()
 	if had, there := q.changes[d.VM.Name]; there && had.Since.Before(d.Since) {
 		q.changes[d.VM.Name] = d
-		signal(q.wake)
+		q.wake.Send()
 	}
 }
 
@@ -68,7 +69,7 @@ func (q *Queue) PutLost() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.lost = true
-	signal(q.wake)
+	q.wake.Send()
 }
 
 // next gives the change that is to be taken first.
@@ -114,13 +115,5 @@ func (q *Queue) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-	}
-}
-
-// signal wakes whoever waits on a one-slot channel.
-func signal(wake chan struct{}) {
-	select {
-	case wake <- struct{}{}:
-	default:
 	}
 }

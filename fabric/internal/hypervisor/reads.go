@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
 // Limits bound the reads of one connection.
@@ -29,7 +31,7 @@ type Reads[K comparable, N any] struct {
 	read   func(context.Context, K, N)
 	merge  func(older, newer N) N
 	slots  chan struct{}
-	wake   chan struct{} // one slot, carries nothing
+	wake   signal.Signal
 
 	mu     sync.Mutex
 	guests map[K]*guest[N]
@@ -50,7 +52,7 @@ func NewReads[K comparable, N any](limits Limits, read func(context.Context, K, 
 	}
 	return &Reads[K, N]{
 		limits: limits, read: read, merge: merge,
-		slots: make(chan struct{}, limits.Parallel), wake: make(chan struct{}, 1), guests: map[K]*guest[N]{},
+		slots: make(chan struct{}, limits.Parallel), wake: signal.New(), guests: map[K]*guest[N]{},
 	}
 }
 
@@ -69,7 +71,7 @@ func (r *Reads[K, N]) Request(k K, news N) bool {
 	default:
 		r.guests[k] = &guest[N]{news: news, again: true}
 		r.start = append(r.start, k)
-		signal(r.wake)
+		r.wake.Send()
 	}
 	return true
 }

@@ -7,8 +7,9 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"strings"
 	"syscall"
+
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // Why a connection to a daemon is of no use.
@@ -42,7 +43,7 @@ func (e *Unreachable) Error() string { return e.since("") }
 
 // since is the error with the time from which on it holds: " since 12:03:04".
 func (e *Unreachable) since(when string) string {
-	return fmt.Sprintf("%s: no answer on %s%s (%s); %s", e.Source, e.Socket, when, OneLine(e.Err), e.Remedy)
+	return fmt.Sprintf("%s: no answer on %s%s (%s); %s", e.Source, e.Socket, when, oneline.Of(e.Err.Error()), e.Remedy)
 }
 
 // Reason shortens an error of a connection to what its reader does not know yet;
@@ -67,6 +68,3 @@ func Reason(err error) error {
 	}
 	return err
 }
-
-// OneLine is an error's text without line breaks.
-func OneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
