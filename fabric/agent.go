@@ -276,18 +276,18 @@ func (a *Agent) bring(ctx context.Context, vm VM, r request) error {
 	d.State, d.Incoming = r.settle(prev, known, incoming)
 	if known {
 		d.Generation, d.Unreleased, d.Acquired = prev.Generation, prev.Unreleased, prev.Acquired
-		d.Lost, d.LostGuest, d.Standby = prev.Lost, prev.LostGuest, prev.Standby
+		d.lostAs(prev)
 		if prev.State == d.State {
 			d.Since, d.Leaving = prev.Since, prev.Leaving
 		}
 	}
 	if r.anew {
-		d.Lost, d.LostGuest, d.Standby = "", "", false
+		d.lostAs(Desired{})
 	} else if known {
 		d.Run = cmp.Or(r.run, prev.Run)
 	}
 	if other.node != "" && !other.same {
-		d.Lost, d.LostGuest, d.Standby = other.node, other.vm, false
+		d.lostAs(Desired{Lost: other.node, LostGuest: other.vm})
 	}
 	if err == nil {
 		err = a.admit(d, known)
@@ -364,7 +364,8 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 	vm := d.VM.Name
 	a.mu.Lock()
 	g := a.guests[vm]
-	st, draining := g.stand, a.draining()
+	st := g.stand
+	want := wanted{standby: d.Standby, drained: a.draining(), defends: g.defends(), holder: d.Holder()}
 	g.told.incoming = d.Incoming || g.told.incoming && d.State == Live
 	a.mu.Unlock()
 
@@ -378,7 +379,7 @@ func (a *Agent) raise(ctx context.Context, d, prev Desired) error {
 		for _, prefix := range p.NIC.Prefixes() {
 			live := live && hops.of(prefix) == nil
 			if live && st[i] != down {
-				announce = append(announce, Route{prefix, st[i].behind(d.Standby).on(draining)})
+				announce = append(announce, want.route(prefix, st[i]))
 			} else if len(prev.VM.NICs) > 0 {
 				quiet = append(quiet, prefix)
 			}
@@ -469,7 +470,7 @@ func (a *Agent) redo(ctx context.Context, vm string, st stands) error {
 	d := g.want
 	unsaved := g.trouble != nil
 	if g.has && g.stand.down() == len(d.VM.NICs) {
-		d.Lost = "" // nobody holds it any more; who takes it up again has it later
+		d.lostAs(Desired{}) // nobody holds it any more; who takes it up again has it later
 	}
 	settled := (g.came || g.restart.moving) && d.State == Live && !a.fresh(g, time.Now())
 	g.came, g.restart.moving = g.came && !settled, g.restart.moving && !settled

@@ -226,7 +226,7 @@ func (a *Agent) lasting(node string) (all []due) {
 // unsettled reports whether other nodes are still to be told something of the guest.
 func (g *guest) unsettled() bool {
 	d := g.want
-	return d.State == Wired && d.Incoming || d.State == Live && (d.Lost != "" || len(d.Unreleased) > 0 || len(g.competing) > 0)
+	return d.State == Wired && d.Incoming || d.State == Live && (d.Lost != "" || len(d.Unreleased) > 0 || len(g.competing) > 0 || !g.defended.IsZero())
 }
 
 func (a *Agent) notice(kind NoticeKind, d Desired) Notice {

@@ -81,6 +81,8 @@ func (g wanted) standingOf(nic NIC, have PortState, there bool) standing {
 		return settled
 	case there && !have.Carrier && (have.Lost || g.managed && nic.Kind != Adopt):
 		return down
+	case !g.managed && g.fresh:
+		return arrived
 	case !g.managed:
 		return settled
 	case nic.Kind == Adopt && !have.Carrier, have.Silent: // or not ours yet, and about to be
@@ -124,9 +126,24 @@ type wanted struct {
 	leaving bool   // it was stopped, to run on another node
 	fresh   bool   // it began to run here, and others may not have let go of it yet
 	standby bool   // another node had it, and does not answer
+	defends bool   // a route of another guest competes, which got the address later
+	holder  Holder // what its routes say of it
 	stand   stands // as of the pass before
 	hops    missingHops
 	unknown bool // it runs, and nobody knows what it has: its ports stay as they are
+}
+
+// route gives the announcement of a prefix of a NIC that stands so. One that
+// competes with that of a guest which got the address later comes before it:
+// reflectors tell the other node of no other, and the one that has the higher
+// LOCAL_PREF takes the packets until it knows. A node that is being drained
+// goes on to come after all.
+func (g wanted) route(prefix netip.Prefix, stand standing) Route {
+	r := Route{Prefix: prefix, Preference: stand.behind(g.standby).on(g.drained), Holder: g.holder}
+	if g.defends && (r.Preference == Normal || r.Preference == Fresh) {
+		r.Preference, r.First = Fresh, true
+	}
+	return r
 }
 
 // decide compares what is wanted with what is there now. Only when prune is set
@@ -137,9 +154,9 @@ func decide(guests map[string]wanted, ports []PortState, routes []Route, prune b
 	for _, p := range ports {
 		actual[p.Name] = p
 	}
-	announced := make(map[netip.Prefix]Preference, len(routes))
+	announced := make(map[netip.Prefix]Route, len(routes))
 	for _, r := range routes {
-		announced[r.Prefix] = r.Preference
+		announced[r.Prefix] = r
 	}
 	claimedPort, claimedRoute := map[string]bool{}, map[netip.Prefix]bool{}
 	for _, vm := range sortedKeys(guests) {
@@ -178,12 +195,14 @@ func decide(guests map[string]wanted, ports []PortState, routes []Route, prune b
 			should := g.live && stand != down
 			for _, prefix := range p.NIC.Prefixes() {
 				claimedRoute[prefix] = true
-				should := should && g.hops.of(prefix) == nil
+				should, route := should && g.hops.of(prefix) == nil, g.route(prefix, stand)
 				switch as, is := announced[prefix]; {
 				case should != is:
 					note(prefix.String() + map[bool]string{true: ": not announced", false: ": announced"}[should])
-				case should && as != stand.behind(g.standby).on(g.drained):
-					note(prefix.String() + ": announced as " + as.String() + ", not as " + stand.behind(g.standby).on(g.drained).String())
+				case should && as.Preference != route.Preference:
+					note(prefix.String() + ": announced as " + as.Preference.String() + ", not as " + route.Preference.String())
+				case should && as.Holder != (Holder{}) && as != route: // where the speaker can say it
+					note(prefix.String() + ": announced with what was said of its holder before")
 				}
 			}
 		}

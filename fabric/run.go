@@ -324,7 +324,7 @@ func (a *Agent) wanted() map[string]wanted {
 	maps.DeleteFunc(a.expected, func(_ string, at time.Time) bool { return now.Sub(at) > expectation })
 	view := make(map[string]wanted, len(a.guests))
 	for name, g := range a.guests {
-		w := wanted{managed: g.want.VM.Origin != "", retry: g.trouble != nil || g.want.State == Absent, leaving: g.want.Leaving || g.departure.diverted, fresh: a.fresh(g, now), standby: g.want.Standby, stand: g.stand}
+		w := wanted{managed: g.want.VM.Origin != "", retry: g.trouble != nil || g.want.State == Absent, leaving: g.want.Leaving || g.departure.diverted, fresh: a.fresh(g, now), standby: g.want.Standby, defends: g.defends(), holder: g.want.Holder(), stand: g.stand}
 		if g.want.State != Absent {
 			w.ports, w.live = g.want.VM.Ports(&a.cluster), g.want.announced()
 			w.drained = a.draining()

@@ -122,6 +122,10 @@ type Desired struct {
 	Lost string `json:"lost,omitempty"`
 	// LostGuest is the guest that has the address there, where it is another one.
 	LostGuest string `json:"lost_guest,omitempty"`
+	// LostOther: it is another one, of which nobody has said the name.
+	LostOther bool `json:"lost_other,omitempty"`
+	// LostRoute is the reflector whose route says so, where no agent does.
+	LostRoute string `json:"lost_route,omitempty"`
 	// Standby: the agent of that node does not answer. The guest is announced
 	// again, behind whoever else has it.
 	Standby bool `json:"standby,omitempty"`
@@ -137,6 +141,12 @@ type Desired struct {
 	Boot  string    `json:"boot,omitempty"` // the boot of the machine in which it was wanted
 }
 
+// lostAs takes over to which node the guest was lost, and how, or with the zero
+// value that it was not.
+func (d *Desired) lostAs(other Desired) {
+	d.Lost, d.LostGuest, d.LostOther, d.LostRoute, d.Standby = other.Lost, other.LostGuest, other.LostOther, other.LostRoute, other.Standby
+}
+
 // announced reports whether the guest is to be announced.
 func (d Desired) announced() bool { return d.State == Live && (d.Lost == "" || d.Standby) }
 
@@ -147,6 +157,13 @@ func (d Desired) owned() bool { return d.State == Live && d.Lost == "" }
 type Route struct {
 	Prefix     netip.Prefix
 	Preference Preference
+	// Holder is the guest that the route is for. A speaker that cannot say it
+	// leaves it out, and [Speaker.Actual] then gives the zero value.
+	Holder Holder
+	// First puts the route before others of its preference: it is that of a guest
+	// that has had the address longer than the one whose route competes. A speaker
+	// that cannot say the holder hears of no such route, and is not asked for it.
+	First bool
 }
 
 // Preference ranks the announcements of one prefix by several nodes, which

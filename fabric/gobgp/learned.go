@@ -51,6 +51,7 @@ type ribIn struct {
 	learner Learner // nil: none
 	rivals  *rivals
 	log     *slog.Logger
+	cluster fabric.Cluster
 	node    fabric.Node
 	allowed []fabric.PrefixRange
 	barred  []netip.Prefix
@@ -71,6 +72,7 @@ type heard struct {
 	via        netip.Addr
 	localPref  uint32
 	originator netip.Addr
+	holder     fabric.Holder
 	session    int // in which it was heard last
 }
 
@@ -82,7 +84,7 @@ type awaited struct {
 
 func newRIBIn(l Learner, c fabric.Cluster, n fabric.Node, log *slog.Logger) *ribIn {
 	r := &ribIn{
-		learner: l, rivals: newRivals(c), log: log, node: n,
+		learner: l, rivals: newRivals(c), log: log, cluster: c, node: n,
 		allowed: slices.Concat(c.Announceable(false), c.Announceable(true)),
 		barred:  slices.Concat(c.Excluded(false), c.Excluded(true)),
 		routes:  map[netip.Prefix]map[netip.Addr]heard{}, told: map[netip.Prefix]netip.Addr{},
@@ -271,10 +273,20 @@ func (r *ribIn) hear(prefix netip.Prefix, p *apiutil.Path) (h heard, ok bool) {
 	case !r.marked(plain, large):
 		why = "a community is missing"
 	default:
+		h.holder = r.cluster.HolderOf(communitiesOf(large))
 		return h, true
 	}
 	r.log.Debug("route not taken", "prefix", prefix, "via", h.via, "peer", p.PeerAddress, "why", why)
 	return heard{}, false
+}
+
+// communitiesOf gives large communities in the terms of the cluster.
+func communitiesOf(large []*bgp.LargeCommunity) []fabric.Community {
+	all := make([]fabric.Community, len(large))
+	for i, c := range large {
+		all[i] = fabric.Community{Large: true, A: c.ASN, B: c.LocalData1, C: c.LocalData2}
+	}
+	return all
 }
 
 // defaultLocalPref is that of a path which came without (RFC 4271, 9.1.1).

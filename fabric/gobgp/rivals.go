@@ -49,7 +49,7 @@ func (h heard) better() bool { return h.localPref > fabric.Normal.LocalPref() }
 // tell has a route told, in the place of an earlier one of the same reflector.
 func (v *rivals) tell(p netip.Prefix, peer netip.Addr, h heard) {
 	v.put(rivalry{p, peer}, fabric.Rival{
-		Prefix: p, Via: h.via, Preference: fabric.Preference(h.localPref), Reflector: v.names[peer], At: time.Now(),
+		Prefix: p, Via: h.via, Preference: fabric.Preference(h.localPref), Reflector: v.names[peer], Holder: h.holder, At: time.Now(),
 	})
 }
 
@@ -173,7 +173,7 @@ func (r *ribIn) withdrawn(prefixes ...netip.Prefix) {
 // than what this node announces, or takes the place of one that was told. r.mu is held.
 func (r *ribIn) compete(p netip.Prefix, peer netip.Addr, was, is heard) {
 	_, told := r.rivals.given[rivalry{p, peer}]
-	if is.better() && (r.rivals.own[p] || told) && (was.via != is.via || was.localPref != is.localPref) {
+	if is.better() && (r.rivals.own[p] || told) && (was.via != is.via || was.localPref != is.localPref || was.holder != is.holder) {
 		r.rivals.tell(p, peer, is)
 	}
 }

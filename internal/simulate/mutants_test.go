@@ -49,7 +49,7 @@ var mutants = []mutant{
 	{"a guest that is not listed any more stays", "run.go", "a.handled[name].Before(began.Add(-listGrace))", "a.handled[name].Before(began.Add(-listGrace)) && false"},
 	{"old news counts", "agent.go", "return !asOf.IsZero() && a.handled[vm].After(asOf)", "return false && a.handled[vm].After(asOf)"},
 	{"carrier does not matter", "plan.go", "case there && !have.Carrier &&", "case false && there && !have.Carrier &&"},
-	{"a wrong preference is not repaired", "plan.go", "case should && as != stand.behind(g.standby).on(g.drained):", "case false && should && as != stand.behind(g.standby).on(g.drained):"},
+	{"a wrong preference is not repaired", "plan.go", "case should && as.Preference != route.Preference:", "case false && should && as.Preference != route.Preference:"},
 	{"faults of ports are not repaired", "plan.go", "case len(have.Faults) > 0:", "case false && len(have.Faults) > 0:"},
 
 	// Moves.
