@@ -214,7 +214,7 @@ func (a *Agent) lasting(node string) (all []due) {
 		switch d := g.want; {
 		case d.State == Wired && d.Incoming && g.ready:
 			all = append(all, due{a.notice(Arriving, d), func(answer Answer) { a.awaitedBy(name, node, answer) }})
-		case d.owned() && (slices.Contains(d.Unreleased, node) || g.contested == node):
+		case d.owned() && (slices.Contains(d.Unreleased, node) || g.contested == node || g.contests[node].byRoute):
 			all = append(all, due{a.notice(Claimed, d), func(answer Answer) { a.claimAnswered(name, node, d.Generation, answer) }})
 		case d.State == Live && d.Lost == node: // perhaps it has let go
 			all = append(all, due{a.notice(Claimed, d), func(answer Answer) { a.regain(name, node, answer) }})
@@ -226,7 +226,18 @@ func (a *Agent) lasting(node string) (all []due) {
 // unsettled reports whether other nodes are still to be told something of the guest.
 func (g *guest) unsettled() bool {
 	d := g.want
-	return d.State == Wired && d.Incoming || d.State == Live && (d.Lost != "" || len(d.Unreleased) > 0 || len(g.competing) > 0 || !g.defended.IsZero())
+	return d.State == Wired && d.Incoming || d.State == Live && (d.Lost != "" || len(d.Unreleased) > 0 || len(g.competing) > 0 || !g.defended.IsZero() || g.onHearsay())
+}
+
+// onHearsay reports whether a route says that another guest wants an address, and
+// its node's agent has not been heard since.
+func (g *guest) onHearsay() bool {
+	for _, r := range g.contests {
+		if r.byRoute {
+			return true
+		}
+	}
+	return false
 }
 
 func (a *Agent) notice(kind NoticeKind, d Desired) Notice {

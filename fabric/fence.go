@@ -183,6 +183,7 @@ func (a *Agent) lose(ctx context.Context, vm string, l loss) {
 	g.want.lostAs(Desired{Lost: l.node, LostGuest: l.guest, LostOther: l.other && l.guest == "", LostRoute: l.reflector})
 	g.want.Unreleased = nil
 	g.has, g.contested, g.routeGone, g.defended = false, "", false, time.Time{}
+	delete(g.contests, l.node)
 	d := g.want
 	a.mu.Unlock()
 	a.log.Warn("withdrawn here", "vm", vm, "why", lostText(d, a.node))
@@ -205,8 +206,11 @@ func (a *Agent) claimAnswered(vm, node string, generation uint64, answer Answer)
 	a.inherit(vm, answer)
 	if !answer.Held {
 		a.mu.Lock()
-		if g := a.guests[vm]; g != nil && g.contested == node {
-			g.contested, g.denied = "", node
+		if g := a.guests[vm]; g != nil {
+			if g.contested == node {
+				g.contested, g.denied = "", node
+			}
+			delete(g.contests, node)
 		}
 		a.mu.Unlock()
 		a.released(vm, node, nil)
@@ -238,6 +242,7 @@ func (a *Agent) keeps(vm, node string, generation uint64, answer Answer) bool {
 		return true
 	}
 	verdict, why := ownership.Decide(g.want.claim(a.node), answer.claim(node))
+	delete(g.contests, node) // what a route said there is known better now
 	switch {
 	case !ownership.Same(string(g.want.VM.Identity()), string(answer.Identity)):
 		if verdict == ownership.Keep {

@@ -190,6 +190,24 @@ func TestOlderGuestEndsWhileAgentsDoNotTalk(t *testing.T) {
 	}
 }
 
+// TestNewcomerEndsWhileAgentsDoNotTalk: the older node hears that it is over when
+// the agents talk, although nothing else is to be said then.
+func TestNewcomerEndsWhileAgentsDoNotTalk(t *testing.T) {
+	apart(t, false, clone(), func(t *testing.T, p *pair) {
+		time.Sleep(time.Minute)
+		p.over(p.two, clone())
+		time.Sleep(time.Minute)
+		assert.Equal(t, "normal", announces(t, p.one))
+		assert.Equal(t, []string{olderKeeps}, p.one.problems(), "nobody has said that it is over")
+		p.ends[p.one].Cut("node2", false)
+		time.Sleep(5 * time.Second)
+		assert.Empty(t, p.one.problems())
+		p.forget()
+		time.Sleep(10 * time.Minute)
+		assert.Empty(t, p.talk.Take(), "nobody is asked any more")
+	})
+}
+
 // TestAgentsRestartWhileTheyDoNotTalk: what a route said of another guest is known
 // to the agent after.
 func TestAgentsRestartWhileTheyDoNotTalk(t *testing.T) {

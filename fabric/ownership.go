@@ -41,7 +41,7 @@ type remark struct {
 	at   time.Time
 	// byRoute: it was found out by a route, of which this node is not told any
 	// more once its own comes first. Only the other node's agent can say that it
-	// is over, so it is told until that one answers.
+	// is over: it is asked, and this is told, until that one answers.
 	byRoute bool
 }
 

@@ -60,6 +60,7 @@ type ribIn struct {
 
 	mu       sync.Mutex
 	routes   map[netip.Prefix]map[netip.Addr]heard // by reflector
+	updates  uint64                                // how many there were
 	told     map[netip.Prefix]netip.Addr
 	sessions map[netip.Addr]int // how many there have been, by reflector
 	awaited  map[awaited]bool   // what is to come before all is told
@@ -149,6 +150,7 @@ func (r *ribIn) opened(peer netip.Addr) {
 func (r *ribIn) update(paths []*apiutil.Path) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.updates++
 	for _, p := range paths {
 		nlri, ok := p.Nlri.(*bgp.IPAddrPrefix)
 		if !ok {

@@ -2,9 +2,14 @@ package gobgp
 
 import (
 	"context"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
+	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
@@ -136,6 +141,74 @@ func (r *ribIn) tellRivals(ctx context.Context) {
 			v.told(v.waiting[0], next)
 			r.mu.Unlock()
 		}
+	}
+}
+
+// lookEvery is how often it is looked up whether what was told is still there.
+const lookEvery = time.Second
+
+// lookUpRivals finds out, until ctx ends, that a reflector has a better route no
+// more, where it did not say so. FRR sends a node its own route back, once that is
+// the best, in the place of the other node's. GoBGP ignores it, as RFC 4456 (8)
+// asks, with all that it replaces, and tells nobody: its Adj-RIB-In alone shows it.
+func (s *Speaker) lookUpRivals(ctx context.Context) {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
+		told, updates := s.in.toldRivals()
+		for _, k := range told {
+			there, err := s.has(k)
+			if err != nil {
+				s.log.Debug("competing route not looked up", "prefix", k.prefix, "peer", k.peer, "err", err)
+				continue
+			}
+			if !there {
+				s.in.replaced(k, updates)
+			}
+		}
+	}
+}
+
+// has reports whether a reflector has another node's route, as far as it has said.
+func (s *Speaker) has(k rivalry) (there bool, err error) {
+	family := bgp.RF_IPv4_UC
+	if k.prefix.Addr().Is6() {
+		family = bgp.RF_IPv6_UC
+	}
+	err = s.bgp.ListPath(apiutil.ListPathRequest{
+		TableType: api.TableType_TABLE_TYPE_ADJ_IN, Name: k.peer.String(), Family: family,
+		Prefixes: []*apiutil.LookupPrefix{{Prefix: k.prefix.String()}},
+	}, func(nlri bgp.NLRI, paths []*apiutil.Path) {
+		p, ok := nlri.(*bgp.IPAddrPrefix)
+		there = there || ok && p.Prefix == k.prefix && slices.ContainsFunc(paths, func(p *apiutil.Path) bool {
+			s.in.mu.Lock()
+			defer s.in.mu.Unlock()
+			_, ok := s.in.hear(k.prefix, p)
+			return ok
+		})
+	})
+	return there, err
+}
+
+// toldRivals lists what was told and has not gone, and how many updates there were.
+func (r *ribIn) toldRivals() (told []rivalry, updates uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.rivals.given)), r.updates
+}
+
+// replaced forgets a route that a reflector has no more, as of a number of updates.
+func (r *ribIn) replaced(k rivalry, updates uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.updates == updates { // else it may have come again
+		r.drop(k.prefix, k.peer)
+		r.tell(k.prefix)
 	}
 }
 

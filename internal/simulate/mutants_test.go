@@ -27,6 +27,8 @@ var mutants = []mutant{
 	{"the later start gives way to none", "internal/ownership/ownership.go", "case same && theirs.Epoch > mine.Epoch:", "case same && theirs.Epoch > mine.Epoch+1<<62:"},
 	{"of two guests the newer keeps the address", "internal/ownership/ownership.go", "case before(mine, theirs):", "case !before(mine, theirs):"},
 	{"a start beside another guest is not refused", "internal/ownership/ownership.go", "		return Refuse, HeldByOther", "		return Keep, HeldByOther"},
+	{"a route says of no guest which it is", "internal/ownership/ownership.go", "	if Same(mine.Identity, theirs.Identity) {\n		return Ask, NoEpoch", "	if Same(mine.Identity, \"\") {\n		return Ask, NoEpoch"},
+	{"the older guest does not come first", "plan.go", "		r.Preference, r.First = Fresh, true", "		r.First = false"},
 	{"a silent node keeps what it had", "internal/ownership/ownership.go", "case p.RouteGone || p.Silent >= SilentFor:", "case p.Silent < 0:"},
 	{"what another node has let go stays withdrawn", "fence.go", "		a.reclaim(context.Background(), vm)", "		_ = a.reclaim"},
 	{"nobody is waited for", "fence.go", "d.Unreleased = slices.Clone(a.nodes.Names()); len(d.Unreleased) == 0 {", "d.Unreleased = nil; true {"},
