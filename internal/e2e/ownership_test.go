@@ -54,15 +54,16 @@ func TestCopyOfAGuest(t *testing.T) {
 
 	// They do not, and hear of each other by the reflectors alone: the first keeps
 	// its addresses, and the status of both nodes says so.
-	cut := func() {
-		_, err := node2.Run(soon(t), "nft", fmt.Sprintf(
-			"table inet apart { chain in { type filter hook input priority -300; tcp dport %d drop; tcp sport %[1]d drop; }; }", fabric.DefaultAgentPort))
-		require.NoError(t, err)
+	nft := func(args ...string) {
+		for _, n := range []*testenv.Host{node1, node2} {
+			_, err := n.Run(soon(t), "nft", args...)
+			require.NoError(t, err)
+		}
 	}
-	heal := func() {
-		_, err := node2.Run(soon(t), "nft", "delete", "table", "inet", "apart")
-		require.NoError(t, err)
+	cut := func() { // on both: what is said on a connection that is there is to arrive nowhere
+		nft(fmt.Sprintf("table inet apart { chain in { type filter hook input priority -300; tcp dport %d drop; tcp sport %[1]d drop; }; }", fabric.DefaultAgentPort))
 	}
+	heal := func() { nft("delete", "table", "inet", "apart") }
 	for _, paused := range []bool{true, false} {
 		cut()
 		clone := m.domain(m.lv["node2"], "clone", testenv.DomainNIC{NIC: nic})
