@@ -63,7 +63,7 @@ func ExampleNewSpeaker() {
 	_ = s.Put(ctx, fabric.Route{Prefix: v4})
 	_ = s.Remove(ctx, v6, v6)
 	routes, _ := s.Actual(ctx)
-	fmt.Println(routes)
+	fmt.Println(routes[0].Prefix, routes[0].Preference, len(routes))
 	_, err := s.Sessions(ctx)
 	fmt.Println(err)
 	// Output:
@@ -71,6 +71,6 @@ func ExampleNewSpeaker() {
 	// announce 2001:db8:100::10/128 LOCAL_PREF 100
 	// announce 203.0.113.10/32 LOCAL_PREF 100
 	// withdraw 2001:db8:100::10/128
-	// [{203.0.113.10/32 normal}]
+	// 203.0.113.10/32 normal 1
 	// unsupported operation
 }

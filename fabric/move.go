@@ -150,6 +150,7 @@ type Rival struct {
 	Via        netip.Addr // next hop: an address of the other node
 	Preference Preference
 	Reflector  string // by name
+	Holder     Holder // the guest that it is for; zero: it does not say
 	At         time.Time
 	Gone       bool // it is not there any more, or not better than others
 }

@@ -124,6 +124,10 @@ type Desired struct {
 	Lost string `json:"lost,omitempty"`
 	// LostGuest is the guest that has the address there, where it is another one.
 	LostGuest string `json:"lost_guest,omitempty"`
+	// LostOther: it is another one, of which nobody has said the name.
+	LostOther bool `json:"lost_other,omitempty"`
+	// LostRoute is the reflector whose route says so, where no agent does.
+	LostRoute string `json:"lost_route,omitempty"`
 	// Standby: the agent of that node does not answer. The guest is announced
 	// again, behind whoever else has it.
 	Standby bool `json:"standby,omitempty"`
@@ -143,6 +147,13 @@ type Desired struct {
 type Route struct {
 	Prefix     netip.Prefix
 	Preference Preference
+	// Holder is the guest that the route is for. A speaker that cannot say it
+	// leaves it out, and [Speaker.Actual] then gives the zero value.
+	Holder Holder
+	// First puts the route before others of its preference: it is that of a guest
+	// that has had the address longer than the one whose route competes. A speaker
+	// that cannot say the holder hears of no such route, and is not asked for it.
+	First bool
 }
 
 // Preference ranks the announcements of one prefix by several nodes, which

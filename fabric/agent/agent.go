@@ -276,18 +276,18 @@ func (a *Agent) bring(ctx context.Context, vm fabric.VM, r request) error {
 	d.State, d.Incoming = r.settle(prev, known, incoming)
 	if known {
 		d.Generation, d.Unreleased, d.Acquired = prev.Generation, prev.Unreleased, prev.Acquired
-		d.Lost, d.LostGuest, d.Standby = prev.Lost, prev.LostGuest, prev.Standby
+		lostAs(&d, prev)
 		if prev.State == d.State {
 			d.Since = prev.Since
 		}
 	}
 	if r.anew {
-		d.Lost, d.LostGuest, d.Standby = "", "", false
+		lostAs(&d, fabric.Desired{})
 	} else if known {
 		d.Run = cmp.Or(r.run, prev.Run)
 	}
 	if other.node != "" && !other.same {
-		d.Lost, d.LostGuest, d.Standby = other.node, other.vm, false
+		lostAs(&d, fabric.Desired{Lost: other.node, LostGuest: other.vm})
 	}
 	if err == nil {
 		err = a.admit(d, known)
@@ -367,7 +367,8 @@ func (a *Agent) raise(ctx context.Context, d, prev fabric.Desired) error {
 	vm := d.VM.Name
 	a.mu.Lock()
 	g := a.guests[vm]
-	st, draining := g.nics, a.draining()
+	st := g.nics
+	want := plan.Guest{Standby: d.Standby, Draining: a.draining(), Defends: g.defends(), Holder: d.Holder()}
 	g.told.incoming = d.Incoming || g.told.incoming && d.State == fabric.Live
 	a.mu.Unlock()
 
@@ -381,7 +382,7 @@ func (a *Agent) raise(ctx context.Context, d, prev fabric.Desired) error {
 		for _, prefix := range p.NIC.Prefixes() {
 			live := live && hops.Of(prefix) == nil
 			if live && st[i] != plan.Down {
-				announce = append(announce, fabric.Route{Prefix: prefix, Preference: st[i].Preference(d.Standby, draining)})
+				announce = append(announce, want.Route(prefix, st[i]))
 			} else if len(prev.VM.NICs) > 0 {
 				quiet = append(quiet, prefix)
 			}
@@ -472,7 +473,7 @@ func (a *Agent) redo(ctx context.Context, vm string, st plan.NICStates) error {
 	d := g.want
 	unsaved := g.trouble != nil
 	if g.has && g.nics.Down() == len(d.VM.NICs) {
-		d.Lost = "" // nobody holds it any more; who takes it up again has it later
+		lostAs(&d, fabric.Desired{}) // nobody holds it any more; who takes it up again has it later
 	}
 	settled := (g.came || g.restart.moving) && d.State == fabric.Live && !a.fresh(g, time.Now())
 	g.came, g.restart.moving = g.came && !settled, g.restart.moving && !settled

@@ -1,6 +1,9 @@
 package agent
 
 import (
+	"strconv"
+	"time"
+
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/ownership"
 )
@@ -28,4 +31,17 @@ func naming(answer fabric.Answer, n fabric.Notice, d fabric.Desired) fabric.Answ
 		answer.VM, answer.Identity, answer.Acquired = d.VM.Name, d.VM.Identity(), d.Acquired
 	}
 	return answer
+}
+
+// claimOfRoute gives what a route of a node says of the guest that it is for.
+func claimOfRoute(h fabric.Holder, node string) ownership.Claim {
+	c := ownership.Claim{Node: node}
+	if h == (fabric.Holder{}) {
+		return c
+	}
+	c.Identity = strconv.FormatUint(uint64(h.Guest), 16)
+	if h.Since > 0 {
+		c.Acquired = time.Unix(int64(h.Since), 0)
+	}
+	return c
 }

@@ -216,7 +216,7 @@ func (a *Agent) lasting(node string) (all []due) {
 		switch d := g.want; {
 		case d.State == fabric.Wired && d.Incoming && g.ready:
 			all = append(all, due{a.notice(fabric.Arriving, d), func(answer fabric.Answer) { a.awaitedBy(name, node, answer) }})
-		case owned(d) && (slices.Contains(d.Unreleased, node) || g.contested == node):
+		case owned(d) && (slices.Contains(d.Unreleased, node) || g.contested == node || g.contests[node].byRoute):
 			all = append(all, due{a.notice(fabric.Claimed, d), func(answer fabric.Answer) { a.claimAnswered(name, node, d.Generation, answer) }})
 		case d.State == fabric.Live && d.Lost == node: // perhaps it has let go
 			all = append(all, due{a.notice(fabric.Claimed, d), func(answer fabric.Answer) { a.regain(name, node, answer) }})
@@ -228,7 +228,18 @@ func (a *Agent) lasting(node string) (all []due) {
 // unsettled reports whether other nodes are still to be told something of the guest.
 func (g *guest) unsettled() bool {
 	d := g.want
-	return d.State == fabric.Wired && d.Incoming || d.State == fabric.Live && (d.Lost != "" || len(d.Unreleased) > 0 || len(g.competing) > 0)
+	return d.State == fabric.Wired && d.Incoming || d.State == fabric.Live && (d.Lost != "" || len(d.Unreleased) > 0 || len(g.competing) > 0 || !g.defended.IsZero() || g.onHearsay())
+}
+
+// onHearsay reports whether a route says that another guest wants an address, and
+// its node's agent has not been heard since.
+func (g *guest) onHearsay() bool {
+	for _, r := range g.contests {
+		if r.byRoute {
+			return true
+		}
+	}
+	return false
 }
 
 func (a *Agent) notice(kind fabric.NoticeKind, d fabric.Desired) fabric.Notice {

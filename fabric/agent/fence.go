@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -75,13 +74,21 @@ func (a *Agent) claim(g *guest, d *fabric.Desired, st plan.NICStates) bool {
 }
 
 // fresh tells whether a guest is announced before others: it began to run here,
-// and not everybody else has let go.
+// and not everybody else has let go. Of one that was attached by hand, it is its
+// user who knows where else it is. It comes first only while a node is silent,
+// which may have another guest with an address of it: only so do the reflectors
+// tell that node of the route.
 func (a *Agent) fresh(g *guest, now time.Time) bool {
 	switch {
 	case a.nodes == nil:
-		return now.Sub(g.want.Since) < freshFor
+		return g.want.VM.Origin != "" && now.Sub(g.want.Since) < freshFor
 	case g.departure.to.Name != "": // it is about to go on to another node, which then comes first
 		return false
+	case g.want.VM.Origin == "":
+		return slices.ContainsFunc(g.want.Unreleased, func(n string) bool {
+			_, silent := a.peers.silent[n]
+			return silent && (a.met[n] || g.kept)
+		})
 	default:
 		since := now.Sub(g.claimed)
 		awaited := slices.ContainsFunc(g.want.Unreleased, func(n string) bool { return a.met[n] || g.kept || since < unmetFor })
@@ -122,9 +129,14 @@ func (a *Agent) yield(ctx context.Context, vm string, from fabric.Node, n fabric
 		a.mu.Unlock()
 		a.reclaim(ctx, vm) // it was withdrawn while nobody could say for what
 		return naming(fabric.Answer{Held: true, Generation: d.Generation}, n, d)
+	case d.Lost != "" && another && d.Lost == from.Name: // which a route may have said without a name
+		lostAs(&g.want, fabric.Desired{Lost: from.Name, LostGuest: n.VM, Standby: d.Standby})
+		a.mu.Unlock()
+		return fabric.Answer{}
 	case d.Lost != "":
 		if !another && n.Generation > g.heard { // it went from there to a third
-			g.heard, g.want.Lost, g.want.LostGuest = n.Generation, from.Name, ""
+			g.heard = n.Generation
+			lostAs(&g.want, fabric.Desired{Lost: from.Name, Standby: d.Standby})
 		}
 		a.mu.Unlock()
 		return fabric.Answer{}
@@ -141,12 +153,12 @@ func (a *Agent) yield(ctx context.Context, vm string, from fabric.Node, n fabric
 	g.claimants = add(g.claimants, from.Name)
 	if another {
 		if verdict == ownership.Keep {
-			g.wantedBy(a.node, from.Name, n.VM)
+			g.wantedBy(a.node, from.Name, n.VM, "")
 		}
 		a.mu.Unlock()
 		if verdict == ownership.Relinquish {
 			a.log.Warn("an address is another guest's", "vm", vm, "node", from.Name, "guest", n.VM, "why", string(why))
-			a.lose(ctx, vm, from.Name, n.VM)
+			a.lose(ctx, vm, loss{node: from.Name, guest: n.VM, other: true})
 			return fabric.Answer{}
 		}
 		return answer
@@ -166,24 +178,26 @@ func (a *Agent) yield(ctx context.Context, vm string, from fabric.Node, n fabric
 	case verdict == ownership.Keep:
 		return answer // by hand it came, and by hand it goes; or it is the other node that is late
 	}
-	a.lose(ctx, vm, from.Name, "")
+	a.lose(ctx, vm, loss{node: from.Name})
 	return naming(fabric.Answer{}, n, d)
 }
 
 // lose withdraws a guest that another node has later, or whose address another
 // guest has had longer.
-func (a *Agent) lose(ctx context.Context, vm, to, guest string) {
+func (a *Agent) lose(ctx context.Context, vm string, l loss) {
 	began := time.Now()
 	a.mu.Lock()
 	g := a.guests[vm]
-	g.want.Lost, g.want.LostGuest, g.want.Standby, g.want.Unreleased = to, guest, false, nil
-	g.has, g.contested, g.routeGone = false, "", false
+	lostAs(&g.want, fabric.Desired{Lost: l.node, LostGuest: l.guest, LostOther: l.other && l.guest == "", LostRoute: l.reflector})
+	g.want.Unreleased = nil
+	g.has, g.contested, g.routeGone, g.defended = false, "", false, time.Time{}
+	delete(g.contests, l.node)
 	d := g.want
 	a.mu.Unlock()
-	a.log.Warn("another node has it; withdrawn here", "vm", vm, "node", to, "guest", cmp.Or(guest, vm))
+	a.log.Warn("withdrawn here", "vm", vm, "why", lostText(d, a.node))
 	err := a.withdraw(ctx, vm, d.VM.Prefixes())
-	if err == nil && guest == "" {
-		a.wentTo(d, to, began, time.Now())
+	if err == nil && !l.other {
+		a.wentTo(d, l.node, began, time.Now())
 	}
 	if stored := a.keepState(ctx, d); err == nil {
 		err = stored
@@ -200,8 +214,11 @@ func (a *Agent) claimAnswered(vm, node string, generation uint64, answer fabric.
 	a.inherit(vm, answer)
 	if !answer.Held {
 		a.mu.Lock()
-		if g := a.guests[vm]; g != nil && g.contested == node {
-			g.contested, g.denied = "", node
+		if g := a.guests[vm]; g != nil {
+			if g.contested == node {
+				g.contested, g.denied = "", node
+			}
+			delete(g.contests, node)
 		}
 		a.mu.Unlock()
 		a.released(vm, node, nil)
@@ -214,13 +231,13 @@ func (a *Agent) claimAnswered(vm, node string, generation uint64, answer fabric.
 	if a.keeps(vm, node, generation, answer) {
 		return
 	}
-	guest := ""
+	l := loss{node: node}
 	a.mu.Lock()
 	if d := a.guests[vm].want; !ownership.Same(string(d.VM.Identity()), string(answer.Identity)) {
-		guest = answer.VM
+		l.guest, l.other = answer.VM, true
 	}
 	a.mu.Unlock()
-	a.lose(context.Background(), vm, node, guest)
+	a.lose(context.Background(), vm, l)
 }
 
 // keeps reports whether a guest stays announced although a node has answered the
@@ -233,10 +250,11 @@ func (a *Agent) keeps(vm, node string, generation uint64, answer fabric.Answer) 
 		return true
 	}
 	verdict, why := ownership.Decide(claimOf(g.want, a.node), claimOfAnswer(answer, node))
+	delete(g.contests, node) // what a route said there is known better now
 	switch {
 	case !ownership.Same(string(g.want.VM.Identity()), string(answer.Identity)):
 		if verdict == ownership.Keep {
-			g.wantedBy(a.node, node, answer.VM)
+			g.wantedBy(a.node, node, answer.VM, "")
 		}
 	case why == ownership.ByHand: // its user has it on both
 		g.want.Unreleased = without(g.want.Unreleased, []string{node})
@@ -275,9 +293,9 @@ func (a *Agent) stillLost(vm, node string, answer fabric.Answer) (announced bool
 	if g == nil || g.want.Lost != node {
 		return false
 	}
-	g.routeGone = false
+	g.routeGone, g.want.LostRoute = false, ""
 	if answer.Identity != "" {
-		g.want.LostGuest = ""
+		g.want.LostGuest, g.want.LostOther = "", false
 		if answer.Identity != g.want.VM.Identity() {
 			g.want.LostGuest = answer.VM
 		}
@@ -289,7 +307,11 @@ func (a *Agent) stillLost(vm, node string, answer fabric.Answer) (announced bool
 func (a *Agent) reclaim(ctx context.Context, vm string) {
 	a.mu.Lock()
 	g := a.guests[vm]
-	g.want.Lost, g.want.LostGuest, g.want.Standby, g.routeGone = "", "", false, false
+	if g.reflectorOf(g.want.Lost) != "" {
+		g.denied = g.want.Lost // its word counts, and not the route that is there yet
+	}
+	lostAs(&g.want, fabric.Desired{})
+	g.routeGone = false
 	a.mu.Unlock()
 	if err := a.redo(ctx, vm, nil); err != nil {
 		a.poke()
@@ -351,19 +373,27 @@ func (a *Agent) keep(vm string) {
 	}
 }
 
-// lostText says, for people, that another node has a guest.
+// lostText says, for people, that another node has a guest, or an address of it,
+// as far as that is known.
 func lostText(d fabric.Desired, self string) string {
 	text := fmt.Sprintf("%s has it, and began to run it later, so it is not announced here", d.Lost)
-	if d.LostGuest != "" {
+	out := "stop the guest here, or start it anew to take it back"
+	switch {
+	case d.LostGuest != "":
 		text = fmt.Sprintf("guest %s on %s has an address of it, and has had it longer, so %s is not announced on %s", d.LostGuest, d.Lost, d.VM.Name, self)
+	case d.LostOther:
+		text = fmt.Sprintf("another guest on %s has an address of it, and has had it longer, as its route at %s says, so %s is not announced on %s", d.Lost, d.LostRoute, d.VM.Name, self)
+	case d.LostRoute != "":
+		text = fmt.Sprintf("%s has a route to it via %s with a higher LOCAL_PREF, and the agent of %[2]s does not answer, so it is not announced here", d.LostRoute, d.Lost)
+		out = fmt.Sprintf("see what runs on %s, and stop the guest on one of the two, or start it anew to take it back", d.Lost)
+	}
+	if d.LostGuest != "" || d.LostOther {
+		out = "stop one of the two, or give it another address"
 	}
 	if d.Standby {
 		text += fmt.Sprintf("; %s does not answer now, so it is announced with LOCAL_PREF %d, in case nobody else has it", d.Lost, fabric.Standby)
 	}
-	if d.LostGuest != "" {
-		return text + "; stop one of the two, or give it another address"
-	}
-	return text + "; stop the guest here, or start it anew to take it back"
+	return text + "; " + out
 }
 
 // add gives the list with a name in it.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,10 @@ type silence struct{ since, last time.Time }
 type remark struct {
 	text string
 	at   time.Time
+	// byRoute: it was found out by a route, of which this node is not told any
+	// more once its own comes first. Only the other node's agent can say that it
+	// is over: it is asked, and this is told, until that one answers.
+	byRoute bool
 }
 
 // competitor says where a competing route is: of which prefix, at which reflector.
@@ -48,16 +53,31 @@ type competitor struct {
 	reflector string
 }
 
+// competing is a node's better route to a prefix of ours.
+type competing struct {
+	node   string
+	holder fabric.Holder
+}
+
+// loss is to which node a guest was lost, and how that is known.
+type loss struct {
+	node      string
+	guest     string // the other guest that has the address there, where an agent named it
+	other     bool   // it is another guest, named or not
+	reflector string // whose route says so, where no agent does
+}
+
 // contention is what is known of others that have, or want, a guest's addresses.
 // Agent.mu guards it.
 type contention struct {
-	contested   string                // the node whose route competes, which is asked
-	contestedAt time.Time             // since when
-	denied      string                // the node that was asked, and has not got the guest
-	competing   map[competitor]string // better routes, and whose
-	routeGone   bool                  // there were some, and nobody has said anything since
-	contests    map[string]remark     // guests that want the address, by their node
-	inherited   time.Time             // since when the guest had its addresses where it came from
+	contested   string                   // the node whose route competes, which is asked
+	contestedAt time.Time                // since when
+	denied      string                   // the node that was asked, and has not got the guest
+	competing   map[competitor]competing // better routes, and whose
+	routeGone   bool                     // there were some, and nobody has said anything since
+	contests    map[string]remark        // guests that want the address, by their node
+	defended    time.Time                // when a route of such a guest last competed; zero: none did lately
+	inherited   time.Time                // since when the guest had its addresses where it came from
 }
 
 func newPeers() peers {
@@ -88,6 +108,7 @@ func (a *Agent) unanswered(node string) {
 	s := a.peers.silent[node]
 	if s.since.IsZero() {
 		s.since = now
+		a.poke() // guests that wait for it may be announced in another way
 	}
 	s.last = now
 	a.peers.silent[node] = s
@@ -264,19 +285,30 @@ func (a *Agent) inherit(vm string, answer fabric.Answer) {
 		g.inherited = answer.Acquired
 	case answer.Acquired.Before(*at):
 		*at = answer.Acquired
+		a.poke() // its routes say so
 	}
 }
 
 // wantedBy notes that a guest of another node wants an address of this one, which
-// has had it longer.
-func (g *guest) wantedBy(self, node, vm string) {
+// has had it longer. No name: a route says so, at a reflector.
+func (g *guest) wantedBy(self, node, vm, reflector string) {
 	if g.contests == nil {
 		g.contests = map[string]remark{}
 	}
-	mine := g.want.VM.Name
-	g.contests[node] = remark{fmt.Sprintf(
-		"guest %s on %s: guest %s on %s has an address of it too; %[1]s has had it longer and keeps it, stop the one on %[4]s, or give that another address",
-		mine, self, vm, node), time.Now()}
+	mine, now := g.want.VM.Name, time.Now()
+	had, known := g.contests[node]
+	switch {
+	case vm != "":
+		g.contests[node] = remark{text: fmt.Sprintf(
+			"guest %s on %s: guest %s on %s has an address of it too; %[1]s has had it longer and keeps it, stop the one on %[4]s, or give that another address",
+			mine, self, vm, node), at: now}
+	case known: // maybe with the name
+		g.contests[node] = remark{had.text, now, true}
+	default:
+		g.contests[node] = remark{fmt.Sprintf(
+			"guest %s on %s: another guest on %s has an address of it too, as its route at %s says; %[1]s has had it longer and keeps it, stop the one on %[3]s, or give that another address",
+			mine, self, node, reflector), now, true}
+	}
 }
 
 // contests lists the problems with who has which address.
@@ -285,14 +317,16 @@ func (a *Agent) contests() (lines []string) {
 	for _, name := range sortedKeys(a.guests) {
 		g := a.guests[name]
 		for _, node := range sortedKeys(g.contests) {
-			if now.Sub(g.contests[node].at) > contestMemory {
+			_, silent := a.peers.silent[node]
+			if c := g.contests[node]; now.Sub(c.at) > contestMemory && !(c.byRoute && silent) {
 				delete(g.contests, node)
 				continue
 			}
 			lines = append(lines, g.contests[node].text)
 		}
 		if g.denied != "" && g.yieldsToRoute(a.fresh(g, now)) && !g.departs() {
-			for at, node := range g.competing {
+			for at, route := range g.competing {
+				node := route.node
 				if node != g.denied {
 					continue
 				}
@@ -327,9 +361,9 @@ func (a *Agent) plausible(node, vm string, generation uint64) uint64 {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.peers.odd[node] = remark{fmt.Sprintf(
+	a.peers.odd[node] = remark{text: fmt.Sprintf(
 		"node %s says that guest %s has generation %d, which is that of a time far ahead of this node's clock; it is not heeded: set the clocks of both (timedatectl), and see what runs there",
-		node, vm, generation), now}
+		node, vm, generation), at: now}
 	return 0
 }
 
@@ -349,7 +383,7 @@ func (a *Agent) ends(d fabric.Desired) {
 	defer a.mu.Unlock()
 	if g := a.guests[d.VM.Name]; g != nil {
 		g.want.State, g.want.Acquired = d.State, d.Acquired
-		g.contested, g.contests, g.inherited = "", nil, time.Time{}
+		g.contested, g.contests, g.inherited, g.defended = "", nil, time.Time{}, time.Time{}
 		if g.departure.state.Diverts() {
 			a.diverted.confirm(d.VM.Name)
 		}
@@ -372,7 +406,7 @@ func (a *Agent) adoptOwnership(d *fabric.Desired) {
 	if _, err := netip.ParseAddr(d.Lost); err == nil || d.Lost != "" && a.nodes == nil {
 		// Not to a node that can be asked: it is claimed anew.
 		d.Generation = 0
-		d.Lost, d.LostGuest, d.Standby = "", "", false
+		lostAs(d, fabric.Desired{})
 	}
 	if !ownership.Plausible(d.Generation, time.Now()) {
 		d.Generation = 0
@@ -410,14 +444,17 @@ func (a *Agent) reconsider(ctx context.Context) {
 		for _, r := range a.recognised() {
 			a.rival(ctx, r)
 		}
-		lost, standby, asks := a.preempted()
-		for vm, node := range lost {
-			a.loseToRoute(ctx, vm, node)
+		found := a.preempted()
+		for vm, l := range found.lost {
+			a.loseToRoute(ctx, vm, l)
 		}
-		for vm, on := range standby {
+		for vm, on := range found.standby {
 			a.setStandby(ctx, vm, on)
 		}
-		if asks {
+		for _, vm := range found.defends {
+			a.announceAnew(ctx, vm)
+		}
+		if found.asks {
 			a.couriers.hurry()
 		}
 	}
@@ -435,10 +472,20 @@ func (a *Agent) recognised() (all []fabric.Rival) {
 	return all
 }
 
-// contest chooses the node that is asked about its better route; one that has
-// said that it has not got the guest, now and then.
-func (g *guest) contest(now time.Time) (news bool) {
-	nodes := slices.Sorted(maps.Values(g.competing))
+// contest chooses the node that is asked about its better route: first one whose
+// route does not say enough; one that has said that it has not got the guest, now
+// and then.
+func (g *guest) contest(now time.Time, later []string) (news bool) {
+	var nodes []string
+	for _, r := range g.competing {
+		nodes = add(nodes, r.node)
+	}
+	slices.SortFunc(nodes, func(a, b string) int {
+		if known := slices.Contains(later, a); known != slices.Contains(later, b) {
+			return map[bool]int{false: -1, true: 1}[known]
+		}
+		return cmp.Compare(a, b)
+	})
 	i := slices.IndexFunc(nodes, func(n string) bool { return n != g.denied })
 	if i < 0 && now.Sub(g.contestedAt) < passEvery {
 		return false
@@ -447,15 +494,50 @@ func (g *guest) contest(now time.Time) (news bool) {
 	return true
 }
 
-// preempted lists the guests that are to be withdrawn as the node whose route
-// comes before theirs does not answer, and those that are to be announced behind
-// the node that has them, or not any more.
-func (a *Agent) preempted() (lost map[string]string, standby map[string]bool, asks bool) {
+// others says which of the routes that compete are those of other guests: of one
+// that has had the address longer, which gets this guest, unless the node has
+// said that it does not have it; and the nodes, each with a reflector, of those
+// that got it later.
+func (g *guest) others(self string) (older loss, later map[string]string) {
+	mine := claimOfRoute(g.want.Holder(), self)
+	later = map[string]string{}
+	for _, at := range slices.SortedFunc(maps.Keys(g.competing), competitor.compare) {
+		r := g.competing[at]
+		switch verdict, _ := ownership.DecideByRoute(mine, claimOfRoute(r.holder, r.node)); {
+		case verdict == ownership.Keep:
+			later[r.node] = at.reflector
+		case verdict == ownership.Relinquish && r.node != g.denied && older.node == "":
+			older = loss{node: r.node, other: true, reflector: at.reflector}
+		}
+	}
+	return older, later
+}
+
+func (c competitor) compare(other competitor) int {
+	return cmp.Or(c.prefix.Compare(other.prefix), cmp.Compare(c.reflector, other.reflector))
+}
+
+// defends reports whether a guest is announced before another one's that got an
+// address of it later. One that is on its way to another node is not: the route
+// of that node is to come first.
+func (g *guest) defends() bool { return !g.defended.IsZero() && g.departure.to.Name == "" }
+
+// findings is what became of guests of which other nodes have, or want, something.
+type findings struct {
+	lost    map[string]loss
+	standby map[string]bool // to be announced behind the node that has them, or not any more
+	defends []string        // to be announced before another guest's route, or not any more
+	asks    bool            // a node is to be asked
+}
+
+// preempted finds the guests that are to be withdrawn, or announced in another way,
+// for what the routes of other nodes say, or as those nodes do not answer.
+func (a *Agent) preempted() findings {
 	names := a.nodes.Names()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := time.Now()
-	lost, standby = map[string]string{}, map[string]bool{}
+	found := findings{lost: map[string]loss{}, standby: map[string]bool{}}
 	for vm := range a.unsettled {
 		g := a.guests[vm]
 		switch {
@@ -471,17 +553,71 @@ func (a *Agent) preempted() (lost map[string]string, standby map[string]bool, as
 			}
 			p := ownership.Preemption{Competing: len(g.competing) > 0, RouteGone: g.routeGone, Silent: max(1, now.Sub(s.since))}
 			if on := p.Stance() == ownership.Standby; on != g.want.Standby {
-				standby[vm] = on
+				found.standby[vm] = on
 			}
-		case len(g.competing) > 0 && g.yieldsToRoute(a.fresh(g, now)):
-			if g.contested == "" {
-				asks = g.contest(now) || asks
-			} else if !a.peers.silent[g.contested].last.Before(g.contestedAt) {
-				lost[vm] = g.contested
-			}
+		case owned(g.want) && g.has && !g.want.Leaving:
+			a.contend(vm, g, now, &found)
 		}
 	}
-	return lost, standby, asks
+	return found
+}
+
+// contend looks at the routes that compete with those of a guest that this node
+// has. a.mu guards the guest, and preempted holds it.
+func (a *Agent) contend(vm string, g *guest, now time.Time, found *findings) {
+	older, later := g.others(a.node)
+	if older.node != "" {
+		found.lost[vm] = older
+		return
+	}
+	defended := g.defended
+	for node, reflector := range later {
+		g.wantedBy(a.node, node, "", reflector)
+		g.defended = now
+	}
+	// Once this route comes first, the reflectors tell of the other no more. The
+	// other node is to have the time to hear of this one.
+	if now.Sub(g.defended) >= contestMemory {
+		g.defended = time.Time{}
+	}
+	if defended.IsZero() != g.defended.IsZero() {
+		found.defends = append(found.defends, vm)
+	}
+	if len(g.competing) == 0 || !g.yieldsToRoute(a.fresh(g, now)) {
+		return
+	}
+	_, settled := later[g.contested]
+	switch {
+	case g.contested == "":
+		found.asks = g.contest(now, slices.Collect(maps.Keys(later))) || found.asks
+	case settled: // it came later, whether it answers or not
+	case !a.peers.silent[g.contested].last.Before(g.contestedAt):
+		found.lost[vm] = loss{node: g.contested, reflector: g.reflectorOf(g.contested)}
+	}
+}
+
+// reflectorOf gives the first reflector that has a better route of a node.
+func (g *guest) reflectorOf(node string) string {
+	for _, at := range slices.SortedFunc(maps.Keys(g.competing), competitor.compare) {
+		if g.competing[at].node == node {
+			return at.reflector
+		}
+	}
+	return ""
+}
+
+// announceAnew has a guest announced as it is to be now. One that somebody is at
+// work on is looked at by the pass.
+func (a *Agent) announceAnew(ctx context.Context, vm string) {
+	unlock, free := a.guestLocks.tryLock(vm)
+	if !free {
+		a.poke()
+		return
+	}
+	defer unlock()
+	if err := a.redo(ctx, vm, nil); err != nil {
+		a.poke()
+	}
 }
 
 // setStandby has a guest that another node has announced behind it, or not at
@@ -519,8 +655,9 @@ func (a *Agent) redoStandby(ctx context.Context, vm string, on bool) {
 }
 
 // loseToRoute withdraws a guest to which a reflector has another node's better
-// route, and whose node cannot be asked.
-func (a *Agent) loseToRoute(ctx context.Context, vm, node string) {
+// route, where that is another guest's which has had the address longer, or the
+// node cannot be asked.
+func (a *Agent) loseToRoute(ctx context.Context, vm string, l loss) {
 	unlock, free := a.guestLocks.tryLock(vm)
 	if !free {
 		return
@@ -528,13 +665,21 @@ func (a *Agent) loseToRoute(ctx context.Context, vm, node string) {
 	defer unlock()
 	a.mu.Lock()
 	g := a.guests[vm]
-	still := g != nil && g.contested == node && g.yieldsToRoute(a.fresh(g, time.Now())) && len(g.competing) > 0
-	if g != nil && !still {
-		g.contested = ""
+	still := false
+	switch {
+	case g == nil:
+	case l.other:
+		older, _ := g.others(a.node)
+		still = older == l && owned(g.want) && g.has && !g.want.Leaving
+	default:
+		still = g.contested == l.node && g.yieldsToRoute(a.fresh(g, time.Now())) && len(g.competing) > 0
+		if !still {
+			g.contested = ""
+		}
 	}
 	a.mu.Unlock()
 	if still {
-		a.lose(ctx, vm, node, "")
+		a.lose(ctx, vm, l)
 	}
 }
 
@@ -545,8 +690,9 @@ func (g *guest) yieldsToRoute(fresh bool) bool {
 }
 
 // rival takes up that a reflector has another node's better route to a prefix of
-// ours, or has it no more. The route does not say which guest it is for: its node
-// is asked, where it can be, and nobody gives way to what is no node.
+// ours, or has it no more. Its node is asked, where it can be; where that is
+// silent, the route itself may say which guest it is for. Nobody gives way to
+// what is no node.
 func (a *Agent) rival(ctx context.Context, r fabric.Rival) {
 	node, known := a.nodeAt(r.Via)
 	at := competitor{r.Prefix, r.Reflector}
@@ -566,24 +712,27 @@ func (a *Agent) rival(ctx context.Context, r fabric.Rival) {
 		}
 		a.mu.Lock()
 		if g := a.guests[vm]; g != nil {
-			g.compete(node, at, competes)
+			g.compete(at, competing{node, r.Holder}, competes)
 			a.unsettled[vm] = true
 		}
 		a.mu.Unlock()
 		if a.nodes == nil {
-			a.rivalAlone(ctx, vm, node, competes)
+			a.rivalAlone(ctx, vm, loss{node: node, reflector: r.Reflector}, competes)
 		}
 	}
 	rouse(a.peers.wake)
 }
 
 // compete notes that a better route of a node is there, or not any more.
-func (g *guest) compete(node string, at competitor, competes bool) {
+func (g *guest) compete(at competitor, route competing, competes bool) {
 	if competes {
 		if g.competing == nil {
-			g.competing = map[competitor]string{}
+			g.competing = map[competitor]competing{}
 		}
-		g.competing[at] = node
+		if was, known := g.competing[at]; known && was != route && g.denied == route.node {
+			g.denied = "" // what the node said was about another route
+		}
+		g.competing[at] = route
 		return
 	}
 	if delete(g.competing, at); len(g.competing) == 0 {
@@ -593,14 +742,14 @@ func (g *guest) compete(node string, at competitor, competes bool) {
 }
 
 // rivalAlone is what follows of a better route where there is nobody to ask.
-func (a *Agent) rivalAlone(ctx context.Context, vm, node string, competes bool) {
+func (a *Agent) rivalAlone(ctx context.Context, vm string, l loss, competes bool) {
 	defer a.guestLocks.lock(vm)()
 	a.mu.Lock()
 	g := a.guests[vm]
 	yields := g != nil && competes && g.yieldsToRoute(a.fresh(g, time.Now()))
 	a.mu.Unlock()
 	if yields {
-		a.lose(ctx, vm, node, "")
+		a.lose(ctx, vm, l)
 		return
 	}
 	a.redoStandby(ctx, vm, !competes)

@@ -16,6 +16,12 @@ func announced(d fabric.Desired) bool { return d.State == fabric.Live && (d.Lost
 // owned reports whether the guest is to be announced as one that is here.
 func owned(d fabric.Desired) bool { return d.State == fabric.Live && d.Lost == "" }
 
+// lostAs takes over to which node the guest was lost, and how, or with the zero
+// value that it was not.
+func lostAs(d *fabric.Desired, other fabric.Desired) {
+	d.Lost, d.LostGuest, d.LostOther, d.LostRoute, d.Standby = other.Lost, other.LostGuest, other.LostOther, other.LostRoute, other.Standby
+}
+
 // ended reports whether the guest was live here, and is not any more: somebody
 // else may have its addresses since.
 func ended(d fabric.Desired) bool {

@@ -51,6 +51,7 @@ type ribIn struct {
 	learner Learner // nil: none
 	rivals  *rivals
 	log     *slog.Logger
+	cluster fabric.Cluster
 	node    fabric.Node
 	allowed []fabric.PrefixRange
 	barred  []netip.Prefix
@@ -59,6 +60,7 @@ type ribIn struct {
 
 	mu       sync.Mutex
 	routes   map[netip.Prefix]map[netip.Addr]heard // by reflector
+	updates  uint64                                // how many there were
 	told     map[netip.Prefix]netip.Addr
 	sessions map[netip.Addr]int // how many there have been, by reflector
 	awaited  map[awaited]bool   // what is to come before all is told
@@ -71,6 +73,7 @@ type heard struct {
 	via        netip.Addr
 	localPref  uint32
 	originator netip.Addr
+	holder     fabric.Holder
 	session    int // in which it was heard last
 }
 
@@ -82,7 +85,7 @@ type awaited struct {
 
 func newRIBIn(l Learner, c fabric.Cluster, n fabric.Node, log *slog.Logger) *ribIn {
 	r := &ribIn{
-		learner: l, rivals: newRivals(c), log: log, node: n,
+		learner: l, rivals: newRivals(c), log: log, cluster: c, node: n,
 		allowed: slices.Concat(c.Announceable(false), c.Announceable(true)),
 		barred:  slices.Concat(c.Excluded(false), c.Excluded(true)),
 		routes:  map[netip.Prefix]map[netip.Addr]heard{}, told: map[netip.Prefix]netip.Addr{},
@@ -147,6 +150,7 @@ func (r *ribIn) opened(peer netip.Addr) {
 func (r *ribIn) update(paths []*apiutil.Path) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.updates++
 	for _, p := range paths {
 		nlri, ok := p.Nlri.(*bgp.IPAddrPrefix)
 		if !ok {
@@ -271,10 +275,20 @@ func (r *ribIn) hear(prefix netip.Prefix, p *apiutil.Path) (h heard, ok bool) {
 	case !r.marked(plain, large):
 		why = "a community is missing"
 	default:
+		h.holder = r.cluster.HolderOf(communitiesOf(large))
 		return h, true
 	}
 	r.log.Debug("route not taken", "prefix", prefix, "via", h.via, "peer", p.PeerAddress, "why", why)
 	return heard{}, false
+}
+
+// communitiesOf gives large communities in the terms of the cluster.
+func communitiesOf(large []*bgp.LargeCommunity) []fabric.Community {
+	all := make([]fabric.Community, len(large))
+	for i, c := range large {
+		all[i] = fabric.Community{Large: true, A: c.ASN, B: c.LocalData1, C: c.LocalData2}
+	}
+	return all
 }
 
 // defaultLocalPref is that of a path which came without (RFC 4271, 9.1.1).

@@ -2,9 +2,14 @@ package gobgp
 
 import (
 	"context"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
+	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
@@ -49,7 +54,7 @@ func (h heard) better() bool { return h.localPref > fabric.Normal.LocalPref() }
 // tell has a route told, in the place of an earlier one of the same reflector.
 func (v *rivals) tell(p netip.Prefix, peer netip.Addr, h heard) {
 	v.put(rivalry{p, peer}, fabric.Rival{
-		Prefix: p, Via: h.via, Preference: fabric.Preference(h.localPref), Reflector: v.names[peer], At: time.Now(),
+		Prefix: p, Via: h.via, Preference: fabric.Preference(h.localPref), Reflector: v.names[peer], Holder: h.holder, At: time.Now(),
 	})
 }
 
@@ -139,6 +144,74 @@ func (r *ribIn) tellRivals(ctx context.Context) {
 	}
 }
 
+// lookEvery is how often it is looked up whether what was told is still there.
+const lookEvery = time.Second
+
+// lookUpRivals finds out, until ctx ends, that a reflector has a better route no
+// more, where it did not say so. FRR sends a node its own route back, once that is
+// the best, in the place of the other node's. GoBGP ignores it, as RFC 4456 (8)
+// asks, with all that it replaces, and tells nobody: its Adj-RIB-In alone shows it.
+func (s *Speaker) lookUpRivals(ctx context.Context) {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
+		told, updates := s.in.toldRivals()
+		for _, k := range told {
+			there, err := s.has(k)
+			if err != nil {
+				s.log.Debug("competing route not looked up", "prefix", k.prefix, "peer", k.peer, "err", err)
+				continue
+			}
+			if !there {
+				s.in.replaced(k, updates)
+			}
+		}
+	}
+}
+
+// has reports whether a reflector has another node's route, as far as it has said.
+func (s *Speaker) has(k rivalry) (there bool, err error) {
+	family := bgp.RF_IPv4_UC
+	if k.prefix.Addr().Is6() {
+		family = bgp.RF_IPv6_UC
+	}
+	err = s.bgp.ListPath(apiutil.ListPathRequest{
+		TableType: api.TableType_TABLE_TYPE_ADJ_IN, Name: k.peer.String(), Family: family,
+		Prefixes: []*apiutil.LookupPrefix{{Prefix: k.prefix.String()}},
+	}, func(nlri bgp.NLRI, paths []*apiutil.Path) {
+		p, ok := nlri.(*bgp.IPAddrPrefix)
+		there = there || ok && p.Prefix == k.prefix && slices.ContainsFunc(paths, func(p *apiutil.Path) bool {
+			s.in.mu.Lock()
+			defer s.in.mu.Unlock()
+			_, ok := s.in.hear(k.prefix, p)
+			return ok
+		})
+	})
+	return there, err
+}
+
+// toldRivals lists what was told and has not gone, and how many updates there were.
+func (r *ribIn) toldRivals() (told []rivalry, updates uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.rivals.given)), r.updates
+}
+
+// replaced forgets a route that a reflector has no more, as of a number of updates.
+func (r *ribIn) replaced(k rivalry, updates uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.updates == updates { // else it may have come again
+		r.drop(k.prefix, k.peer)
+		r.tell(k.prefix)
+	}
+}
+
 // announcing notes what this node announces from now on, and tells who has a
 // better route to it.
 func (r *ribIn) announcing(prefixes ...netip.Prefix) {
@@ -173,7 +246,7 @@ func (r *ribIn) withdrawn(prefixes ...netip.Prefix) {
 // than what this node announces, or takes the place of one that was told. r.mu is held.
 func (r *ribIn) compete(p netip.Prefix, peer netip.Addr, was, is heard) {
 	_, told := r.rivals.given[rivalry{p, peer}]
-	if is.better() && (r.rivals.own[p] || told) && (was.via != is.via || was.localPref != is.localPref) {
+	if is.better() && (r.rivals.own[p] || told) && (was.via != is.via || was.localPref != is.localPref || was.holder != is.holder) {
 		r.rivals.tell(p, peer, is)
 	}
 }

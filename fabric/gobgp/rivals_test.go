@@ -47,7 +47,8 @@ func TestMain(m *testing.M) {
 }
 
 // beSpeaker obeys lines of a preference and prefixes, "fresh 203.0.113.10/32",
-// or "remove" and prefixes, and writes down who has better routes.
+// also with who holds them since when, "fresh,7,1000", and before others alike,
+// "fresh,7,1000,first"; or "remove" and prefixes. It writes down who has better routes.
 func beSpeaker(c fabric.Cluster, name string) error {
 	node, err := c.Node(name)
 	if err != nil {
@@ -71,10 +72,11 @@ func beSpeaker(c fabric.Cluster, name string) error {
 		if words[0] == "remove" {
 			err = s.Remove(context.Background(), ps...)
 		}
+		as := strings.Split(words[0], ",")
 		for _, pref := range fabric.Preferences() {
 			for _, p := range ps {
-				if pref.String() == words[0] {
-					err = s.Put(context.Background(), fabric.Route{Prefix: p, Preference: pref})
+				if pref.String() == as[0] {
+					err = s.Put(context.Background(), fabric.Route{Prefix: p, Preference: pref, Holder: holder(as), First: len(as) > 3})
 				}
 			}
 		}
@@ -83,6 +85,14 @@ func beSpeaker(c fabric.Cluster, name string) error {
 		}
 	}
 	return nil
+}
+
+// holder reads the one of "fresh,7,1000".
+func holder(as []string) (h fabric.Holder) {
+	if len(as) > 2 {
+		_, _ = fmt.Sscan(as[1]+" "+as[2], &h.Guest, &h.Since)
+	}
+	return h
 }
 
 func beReflector(c fabric.Cluster, name string) error {
@@ -189,6 +199,57 @@ func (o *other) loses(reflectors int, ps ...netip.Prefix) {
 	}
 	require.ElementsMatch(o.t, expected, heard)
 	o.gone += want
+}
+
+// TestHolders has two nodes announce an address for two guests, behind each kind of
+// reflector: each hears which guest the other's route is for, and of two with the
+// highest LOCAL_PREF the one that is to come first does, whichever router id is lower.
+func TestHolders(t *testing.T) {
+	if testing.Short() {
+		t.Skip("makes laboratories")
+	}
+	guest := prefixes("203.0.113.10/32", "2001:db8:100::10/128")
+	for _, kind := range []string{"bird", "frr", "embedded"} {
+		t.Run(kind, func(t *testing.T) {
+			if kind != "embedded" {
+				labtest.Need(t, kind)
+			}
+			c := testenv.SmallCluster(2)
+			_, top := labtest.Build(t, c)
+			for _, rr := range top.Reflectors {
+				startReflecting(t, c, kind, rr)
+			}
+			hosts := []*testenv.Host{top.Nodes["node1"], top.Nodes["node2"]}
+			speakers := []*other{startOther(t, c, hosts[0], "speaker"), startOther(t, c, hosts[1], "speaker")}
+			for first := range hosts {
+				elder, later := speakers[first], speakers[1-first]
+				elder.does("normal,1,1000", guest...)
+				later.does("fresh,4294967295,4294967294", guest...)
+				elder.hears(hosts[1-first], 2, guest...)
+				elder.toldOf(t, fabric.Holder{Guest: 4294967295, Since: 4294967294}, 2*len(guest))
+				elder.does("fresh,1,1000,first", guest...)
+				later.hears(hosts[first], 2, guest...)
+				later.toldOf(t, fabric.Holder{Guest: 1, Since: 1000}, 2*len(guest))
+				elder.loses(2, guest...)
+				// Another guest in the place of the first is news.
+				elder.does("fresh,3,1000,first", guest...)
+				later.hears(hosts[first], 2, guest...)
+				later.toldOf(t, fabric.Holder{Guest: 3, Since: 1000}, 2*len(guest))
+				later.does("remove", guest...)
+				elder.does("remove", guest...)
+				later.loses(2, guest...)
+			}
+		})
+	}
+}
+
+// toldOf checks the holder of the last rivals.
+func (o *other) toldOf(t *testing.T, want fabric.Holder, last int) {
+	t.Helper()
+	all := o.rivals()
+	for _, r := range all[len(all)-last:] {
+		assert.Equal(t, want, r.Holder, "%+v", r)
+	}
 }
 
 // TestRivals has two nodes announce the same, behind each kind of reflector. A

@@ -91,6 +91,7 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 // watch follows the sessions and, in one order with them, what comes in.
 func (s *Speaker) watch(ctx context.Context) error {
 	s.serving.Go(func() { s.in.tellRivals(ctx) })
+	s.serving.Go(func() { s.lookUpRivals(ctx) })
 	callbacks := server.WatchEventMessageCallbacks{OnPeerUpdate: func(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
 		s.peerChanged(ctx, e, at)
 	}}
@@ -428,8 +429,14 @@ func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
 	return nil
 }
 
-// path is a route in GoBGP's terms: origin IGP, the cluster's communities and
-// those of its preference, the node as next hop, and LOCAL_PREF, which an eBGP session leaves out.
+// freshMED is the MED of what has just begun to run here. Of two routes with the
+// highest LOCAL_PREF, the one of [fabric.Route.First] has none, which counts as
+// zero and is better (RFC 4271, 9.1.2.2): the reflectors take no LOCAL_PREF that
+// is higher, and else the lower router id would decide.
+const freshMED = 1
+
+// path is a route in GoBGP's terms: origin IGP, the cluster's communities, those of its preference
+// and those that say its holder, the node as next hop, and LOCAL_PREF, which an eBGP session leaves out.
 func (s *Speaker) path(r fabric.Route) (*apiutil.Path, error) {
 	nlri, err := bgp.NewIPAddrPrefix(r.Prefix)
 	if err != nil {
@@ -437,6 +444,9 @@ func (s *Speaker) path(r fabric.Route) (*apiutil.Path, error) {
 	}
 	attrs := []bgp.PathAttributeInterface{
 		bgp.NewPathAttributeOrigin(bgp.BGP_ORIGIN_ATTR_TYPE_IGP), bgp.NewPathAttributeLocalPref(r.Preference.LocalPref()),
+	}
+	if r.Preference == fabric.Fresh && !r.First {
+		attrs = append(attrs, bgp.NewPathAttributeMultiExitDisc(freshMED))
 	}
 	family, hop := bgp.RF_IPv4_UC, cmp.Or(s.node.Address, s.node.Address6)
 	if r.Prefix.Addr().Is6() {
@@ -460,7 +470,7 @@ func (s *Speaker) path(r fabric.Route) (*apiutil.Path, error) {
 	}
 	var plain []uint32
 	var large []*bgp.LargeCommunity
-	for _, c := range slices.Concat(s.cluster.Communities, r.Preference.Communities()) {
+	for _, c := range slices.Concat(s.cluster.Communities, r.Preference.Communities(), r.Holder.Communities(s.cluster.ASN)) {
 		if c.Large {
 			large = append(large, bgp.NewLargeCommunity(c.A, c.B, c.C))
 		} else {

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/testenv"
 )
 
 // reflectedAs waits until all reflectors have prefixes as a node announces them.
@@ -25,15 +26,21 @@ func (s *system) reflectedAs(pref fabric.Preference, ps ...netip.Prefix) {
 		for _, p := range ps {
 			s.eventually(fmt.Sprint(p, " is ", pref, " at ", name), func() error {
 				r := s.reflected(name, p)
-				want := append(slices.Clone(s.cluster.Communities), pref.Communities()...)
-				if r.LocalPref != pref.LocalPref() || len(r.Communities) != len(want) ||
-					slices.ContainsFunc(want, func(c fabric.Community) bool { return !slices.Contains(r.Communities, c) }) {
+				if r.LocalPref != pref.LocalPref() || !s.marked(r, pref) {
 					return fmt.Errorf("%s has %+v", name, r)
 				}
 				return nil
 			})
 		}
 	}
+}
+
+// marked reports whether a route has the communities of the cluster and of its
+// preference, and no others but those that say its holder.
+func (s *system) marked(r testenv.BGPRoute, pref fabric.Preference) bool {
+	want := slices.Concat(s.cluster.Communities, pref.Communities(), s.cluster.HolderOf(r.Communities).Communities(s.cluster.ASN))
+	return len(r.Communities) == len(want) &&
+		!slices.ContainsFunc(want, func(c fabric.Community) bool { return !slices.Contains(r.Communities, c) })
 }
 
 // TestDrain takes a node out of service and back under a probe of 1,000 packets

@@ -52,16 +52,18 @@ func TestCopyOfAGuest(t *testing.T) {
 	m.rests("node1")
 	assert.Empty(t, m.gone()[withdrawn:], "the core gateway was without a route")
 
-	// They do not: nobody can say whose the address is, until they meet.
-	cut := func() {
-		_, err := node2.Run(soon(t), "nft", fmt.Sprintf(
-			"table inet apart { chain in { type filter hook input priority -300; tcp dport %d drop; tcp sport %[1]d drop; }; }", fabric.DefaultAgentPort))
-		require.NoError(t, err)
+	// They do not, and hear of each other by the reflectors alone: the first keeps
+	// its addresses, and the status of both nodes says so.
+	nft := func(args ...string) {
+		for _, n := range []*testenv.Host{node1, node2} {
+			_, err := n.Run(soon(t), "nft", args...)
+			require.NoError(t, err)
+		}
 	}
-	heal := func() {
-		_, err := node2.Run(soon(t), "nft", "delete", "table", "inet", "apart")
-		require.NoError(t, err)
+	cut := func() { // on both: what is said on a connection that is there is to arrive nowhere
+		nft(fmt.Sprintf("table inet apart { chain in { type filter hook input priority -300; tcp dport %d drop; tcp sport %[1]d drop; }; }", fabric.DefaultAgentPort))
 	}
+	heal := func() { nft("delete", "table", "inet", "apart") }
 	for _, paused := range []bool{true, false} {
 		cut()
 		clone := m.domain(m.lv["node2"], "clone", testenv.DomainNIC{NIC: nic})
@@ -71,13 +73,16 @@ func TestCopyOfAGuest(t *testing.T) {
 		} else {
 			require.NoError(t, clone.Start(soon(t)))
 		}
-		m.coreHas(node2, nic.Prefixes()...)
-		m.eventually("the first gives way to the route", func() error {
-			if problems := m.agents["node1"].status().Problems; !strings.Contains(strings.Join(problems, "\n"), "node2 has it") {
-				return fmt.Errorf("problems: %q", problems)
-			}
-			return nil
-		})
+		m.agents["node2"].complains("guest clone: another guest on node1 has an address of it, and has had it longer, as its route at rr")
+		m.agents["node1"].complains("guest sea_gold on node1: another guest on node2 has an address of it too, as its route at rr")
+		m.coreHas(node1, nic.Prefixes()...)
+		m.reaches(m.top.Client, addresses...)
+		if !paused { // and it stays so
+			m.agents["node2"].complains("node1 does not answer now, so it is announced with LOCAL_PREF 50, in case nobody else has it")
+			m.eventually("the first comes first, as usual", func() error { return m.announcedBy(node1) })
+			m.agents["node1"].complains("guest sea_gold on node1: another guest on node2 has an address of it too")
+			m.reaches(m.top.Client, addresses...)
+		}
 		heal()
 		for _, name := range []string{"node1", "node2"} {
 			m.eventually(name+" names both", func() error {
@@ -107,6 +112,17 @@ func TestCopyOfAGuest(t *testing.T) {
 	require.NoError(t, clone.Start(soon(t)))
 	m.coreHas(node2, nic.Prefixes()...)
 	require.ErrorContains(t, m.d.Start(soon(t)), "held by guest clone (libvirt ")
+
+	// Nor does the newcomer get them whose router id is the lower.
+	m.eventually("the second is announced as usual", func() error { return m.announcedBy(node2) })
+	cut()
+	require.NoError(t, m.d.Start(soon(t)))
+	m.agents["node1"].complains("guest sea_gold: another guest on node2 has an address of it, and has had it longer, as its route at rr")
+	m.agents["node2"].complains("guest clone on node2: another guest on node1 has an address of it too, as its route at rr")
+	m.coreHas(node2, nic.Prefixes()...)
+	heal()
+	m.agents["node1"].complains("guest clone on node2 has an address of it, and has had it longer, so sea_gold is not announced on node1")
+	m.coreHas(node2, nic.Prefixes()...)
 }
 
 func testAddresses(nic fabric.NIC) (all []string) {

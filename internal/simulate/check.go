@@ -19,6 +19,7 @@ const (
 	calmBound   = 150 * time.Millisecond // likewise, where nothing is out of the ordinary
 	aftermath   = 10 * time.Second       // from something out of the ordinary to when that holds
 	adopted     = 3 * time.Second        // from an agent's start to when it is held to that
+	seniority   = 10 * time.Second       // from a guest's start to that of another one which is known to have its addresses later
 	silent      = 20 * time.Second       // until a node that took a guest over, and died, is given up
 	rest        = 3 * time.Minute        // from the last fault to when everything is right
 )
@@ -129,13 +130,23 @@ func (w *world) waiting(g *guest, p place) bool {
 }
 
 // disputed reports whether another guest with the addresses of g runs, or did a
-// moment ago: who has them then is for the agents to find out.
+// moment ago, and it is for the agents to find out who has them. They know of one
+// that was started long after g as soon as a reflector has told them, although
+// they may not reach each other.
 func (w *world) disputed(g *guest) bool {
+	g.mu.Lock()
+	started := g.started
+	g.mu.Unlock()
 	for _, other := range w.all()[len(w.guests):] {
-		if other.vm.NICs[0].Addresses[0] == g.vm.NICs[0].Addresses[0] {
-			if p := other.place(); p.at != nil || time.Since(p.since) < adopted {
-				return true
-			}
+		if other.vm.NICs[0].Addresses[0] != g.vm.NICs[0].Addresses[0] {
+			continue
+		}
+		other.mu.Lock()
+		at, since, began := other.at, other.since, other.started
+		other.mu.Unlock()
+		newcomer := began.Sub(started) > seniority && time.Since(began) > adopted+3*w.spread
+		if at != nil && !newcomer || time.Since(since) < adopted {
+			return true
 		}
 	}
 	return false

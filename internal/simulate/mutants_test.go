@@ -27,6 +27,8 @@ var mutants = []mutant{
 	{"the later start gives way to none", "internal/ownership/ownership.go", "case same && theirs.Epoch > mine.Epoch:", "case same && theirs.Epoch > mine.Epoch+1<<62:"},
 	{"of two guests the newer keeps the address", "internal/ownership/ownership.go", "case before(mine, theirs):", "case !before(mine, theirs):"},
 	{"a start beside another guest is not refused", "internal/ownership/ownership.go", "		return Refuse, HeldByOther", "		return Keep, HeldByOther"},
+	{"a route says of no guest which it is", "internal/ownership/ownership.go", "	if Same(mine.Identity, theirs.Identity) {\n		return Ask, NoEpoch", "	if Same(mine.Identity, \"\") {\n		return Ask, NoEpoch"},
+	{"the older guest does not come first", "internal/plan/plan.go", "		r.Preference, r.First = fabric.Fresh, true", "		r.First = false"},
 	{"a silent node keeps what it had", "internal/ownership/ownership.go", "case p.RouteGone || p.Silent >= SilentFor:", "case p.Silent < 0:"},
 	{"what another node has let go stays withdrawn", "fence.go", "		a.reclaim(context.Background(), vm)", "		_ = a.reclaim"},
 	{"nobody is waited for", "fence.go", "d.Unreleased = slices.Clone(a.nodes.Names()); len(d.Unreleased) == 0 {", "d.Unreleased = nil; true {"},
@@ -49,7 +51,7 @@ var mutants = []mutant{
 	{"a guest that is not listed any more stays", "run.go", "a.handled[name].Before(began.Add(-listGrace))", "a.handled[name].Before(began.Add(-listGrace)) && false"},
 	{"old news counts", "agent.go", "return !asOf.IsZero() && a.handled[vm].After(asOf)", "return false && a.handled[vm].After(asOf)"},
 	{"carrier does not matter", "internal/plan/plan.go", "case there && !have.Carrier &&", "case false && there && !have.Carrier &&"},
-	{"a wrong preference is not repaired", "internal/plan/plan.go", "case should && as != state.Preference(g.Standby, g.Draining):", "case false && should && as != state.Preference(g.Standby, g.Draining):"},
+	{"a wrong preference is not repaired", "internal/plan/plan.go", "case should && as.Preference != route.Preference:", "case false && should && as != state.Preference(g.Standby, g.Draining):"},
 	{"faults of ports are not repaired", "internal/plan/plan.go", "case len(have.Faults) > 0:", "case false && len(have.Faults) > 0:"},
 
 	// Moves.

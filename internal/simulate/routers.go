@@ -26,16 +26,16 @@ type routers struct {
 
 	mu    sync.Mutex
 	nodes []fabric.Node
-	ribs  map[string]map[netip.Prefix]fabric.Preference // by node
-	on    map[string]*speaker                           // who speaks for a node
-	last  map[string]*speaker                           // who did last: what it sent arrives, also when it has ended
-	seq   map[string]uint64                             // of the newest session, by node
+	ribs  map[string]map[netip.Prefix]fabric.Route // by node
+	on    map[string]*speaker                      // who speaks for a node
+	last  map[string]*speaker                      // who did last: what it sent arrives, also when it has ended
+	seq   map[string]uint64                        // of the newest session, by node
 }
 
 func newRouters(all []fabric.Node, spread time.Duration) *routers {
-	r := &routers{spread: spread, nodes: all, ribs: map[string]map[netip.Prefix]fabric.Preference{}, on: map[string]*speaker{}, last: map[string]*speaker{}, seq: map[string]uint64{}}
+	r := &routers{spread: spread, nodes: all, ribs: map[string]map[netip.Prefix]fabric.Route{}, on: map[string]*speaker{}, last: map[string]*speaker{}, seq: map[string]uint64{}}
 	for _, n := range all {
-		r.ribs[n.Name] = map[netip.Prefix]fabric.Preference{}
+		r.ribs[n.Name] = map[netip.Prefix]fabric.Route{}
 	}
 	return r
 }
@@ -44,21 +44,27 @@ func newRouters(all []fabric.Node, spread time.Duration) *routers {
 func (r *routers) best(p netip.Prefix) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var first string
-	var as uint32
+	return r.first(p).Name
+}
+
+// first is the node of which the reflectors tell, or the zero one. r.mu guards it.
+func (r *routers) first(p netip.Prefix) (node fabric.Node) {
+	var is fabric.Route
 	for _, n := range r.nodes { // of two alike, the lower router id
-		if pref, has := r.ribs[n.Name][p]; has && pref.LocalPref() > as {
-			first, as = n.Name, pref.LocalPref()
+		route, has := r.ribs[n.Name][p]
+		as, was := route.Preference.LocalPref(), is.Preference.LocalPref()
+		if has && (node.Name == "" || as > was || as == was && route.First && !is.First) {
+			node, is = n, route
 		}
 	}
-	return first
+	return node
 }
 
 // preference is that with which a node announces a prefix, if it does.
 func (r *routers) preference(node string, p netip.Prefix) fabric.Preference {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.ribs[node][p]
+	return r.ribs[node][p].Preference
 }
 
 // announcers lists the nodes that announce a prefix.
@@ -109,7 +115,7 @@ func (r *routers) lost(node string, power bool) {
 			return
 		}
 		gone := r.ribs[node]
-		r.ribs[node] = map[netip.Prefix]fabric.Preference{}
+		r.ribs[node] = map[netip.Prefix]fabric.Route{}
 		for p := range gone {
 			r.tell(p)
 		}
@@ -118,7 +124,7 @@ func (r *routers) lost(node string, power bool) {
 
 // take takes over what a speaker said of a prefix. What it said of it before came
 // before.
-func (r *routers) take(s *speaker, p netip.Prefix, pref fabric.Preference, has bool, seq uint64) {
+func (r *routers) take(s *speaker, p netip.Prefix, route fabric.Route, has bool, seq uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.last[s.node] != s || seq < s.taken[p] {
@@ -126,16 +132,18 @@ func (r *routers) take(s *speaker, p netip.Prefix, pref fabric.Preference, has b
 	}
 	s.taken[p] = seq
 	if has {
-		r.ribs[s.node][p] = pref
+		r.ribs[s.node][p] = route
 	} else {
 		delete(r.ribs[s.node], p)
 	}
 	r.tell(p)
 }
 
-// tell has nodes hear of others' routes that come before the usual ones, as
-// reflectors do, once each time that such a route comes.
+// tell has nodes hear of another's route that comes before the usual ones, as
+// reflectors do, of the best alone, once each time that such a route comes, or
+// is another guest's.
 func (r *routers) tell(p netip.Prefix) {
+	first := r.first(p)
 	for _, n := range r.nodes {
 		s := r.on[n.Name]
 		if s == nil {
@@ -145,8 +153,8 @@ func (r *routers) tell(p netip.Prefix) {
 			if other.Name == n.Name {
 				continue
 			}
-			pref, has := r.ribs[other.Name][p]
-			s.compete(p, other, pref, has && pref.LocalPref() > fabric.Normal.LocalPref())
+			route := r.ribs[other.Name][p]
+			s.compete(p, other, route, other.Name == first.Name && route.Preference.LocalPref() > fabric.Normal.LocalPref())
 		}
 	}
 }
@@ -159,8 +167,8 @@ type speaker struct {
 	rivals  chan fabric.Rival
 
 	mu     sync.Mutex
-	routes map[netip.Prefix]fabric.Preference
-	told   map[competitor]bool
+	routes map[netip.Prefix]fabric.Route
+	told   map[competitor]fabric.Holder
 	opened bool
 	dead   bool
 	said   uint64 // how many changes
@@ -176,7 +184,7 @@ type competitor struct {
 var errDead = errors.New("the process is gone")
 
 func newSpeaker(node string, r *routers) *speaker {
-	return &speaker{node: node, routers: r, changed: make(chan struct{}, 1), rivals: make(chan fabric.Rival, 4096), routes: map[netip.Prefix]fabric.Preference{}, told: map[competitor]bool{}, taken: map[netip.Prefix]uint64{}}
+	return &speaker{node: node, routers: r, changed: make(chan struct{}, 1), rivals: make(chan fabric.Rival, 4096), routes: map[netip.Prefix]fabric.Route{}, told: map[competitor]fabric.Holder{}, taken: map[netip.Prefix]uint64{}}
 }
 
 // Actual implements [fabric.Speaker].
@@ -185,7 +193,7 @@ func (s *speaker) Actual(context.Context) ([]fabric.Route, error) {
 	defer s.mu.Unlock()
 	var routes []fabric.Route
 	for _, p := range slices.SortedFunc(maps.Keys(s.routes), netip.Prefix.Compare) {
-		routes = append(routes, fabric.Route{Prefix: p, Preference: s.routes[p]})
+		routes = append(routes, s.routes[p])
 	}
 	return routes, nil
 }
@@ -194,8 +202,8 @@ func (s *speaker) Actual(context.Context) ([]fabric.Route, error) {
 func (s *speaker) Put(_ context.Context, routes ...fabric.Route) error {
 	return s.change(func() (all []netip.Prefix) {
 		for _, r := range routes {
-			if have, there := s.routes[r.Prefix]; !there || have != r.Preference {
-				s.routes[r.Prefix] = r.Preference
+			if have, there := s.routes[r.Prefix]; !there || have != r {
+				s.routes[r.Prefix] = r
 				all = append(all, r.Prefix)
 			}
 		}
@@ -225,9 +233,9 @@ func (s *speaker) change(f func() []netip.Prefix) error {
 	for _, p := range f() {
 		if s.opened {
 			s.said++
-			pref, has := s.routes[p]
+			route, has := s.routes[p]
 			seq := s.said
-			time.AfterFunc(s.routers.spread, func() { s.routers.take(s, p, pref, has, seq) })
+			time.AfterFunc(s.routers.spread, func() { s.routers.take(s, p, route, has, seq) })
 		}
 	}
 	return nil
@@ -250,19 +258,20 @@ func (*speaker) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertis
 func (s *speaker) Rivals() <-chan fabric.Rival { return s.rivals }
 
 // compete notes whether another node has a better route to a prefix of ours.
-func (s *speaker) compete(p netip.Prefix, other fabric.Node, pref fabric.Preference, has bool) {
+func (s *speaker) compete(p netip.Prefix, other fabric.Node, route fabric.Route, has bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := competitor{p, other.Name}
 	_, own := s.routes[p]
+	was, told := s.told[k]
 	switch {
-	case !has && s.told[k]:
+	case !has && told:
 		delete(s.told, k)
 		s.rivals <- fabric.Rival{Prefix: p, Via: other.Address, Reflector: "rr1", Gone: true, At: time.Now()}
 	case !has:
-	case own && !s.told[k]:
-		s.told[k] = true
-		s.rivals <- fabric.Rival{Prefix: p, Via: other.Address, Preference: pref, Reflector: "rr1", At: time.Now()}
+	case own && !told, told && was != route.Holder:
+		s.told[k] = route.Holder
+		s.rivals <- fabric.Rival{Prefix: p, Via: other.Address, Preference: route.Preference, Reflector: "rr1", Holder: route.Holder, At: time.Now()}
 	}
 }
 

@@ -51,12 +51,16 @@ func (s *Speaker) Put(ctx context.Context, routes ...fabric.Route) error {
 		if r.Preference != fabric.Normal {
 			effect += " " + r.Preference.String()
 		}
+		if r.First {
+			effect += " first"
+		}
 		if err := s.before(ctx, effect); err != nil {
 			return err
 		}
 		s.mu.Lock()
-		if have, there := s.routes[r.Prefix]; !there || have != r {
-			s.routes[r.Prefix] = r
+		have, there := s.routes[r.Prefix]
+		s.routes[r.Prefix] = r
+		if have.Holder = r.Holder; !there || have != r { // who holds it is not in the journal
 			s.journal.add(effect)
 		}
 		s.mu.Unlock()

@@ -26,11 +26,12 @@ const (
 	Keep       Verdict = iota + 1 // it has the address
 	Relinquish                    // it is withdrawn: the other one has it
 	Refuse                        // it is not started
+	Ask                           // only the other node's agent knows
 )
 
-// String gives "keep", "relinquish" or "refuse".
+// String gives "keep", "relinquish", "refuse" or "ask".
 func (v Verdict) String() string {
-	return [...]string{Keep: "keep", Relinquish: "relinquish", Refuse: "refuse"}[v]
+	return [...]string{Keep: "keep", Relinquish: "relinquish", Refuse: "refuse", Ask: "ask"}[v]
 }
 
 // Reason is why.
@@ -45,6 +46,7 @@ const (
 	HadEarlier  Reason = "another guest, which got the address later"
 	CameLater   Reason = "another guest, which had the address before"
 	HeldByOther Reason = "another guest has the address"
+	NoEpoch     Reason = "the same guest, as far as the route says, which has no epoch"
 )
 
 // Same reports whether two identities are one guest's, as far as is known: that
@@ -72,6 +74,18 @@ func Decide(mine, theirs Claim) (Verdict, Reason) {
 		return Keep, HadEarlier
 	}
 	return Relinquish, CameLater
+}
+
+// DecideByRoute says what becomes of mine, now that a reflector has a route of
+// theirs that comes before it. A route has room for a hash of the identity and
+// for Acquired, and for no epoch: of the same guest, or of one that the route
+// does not name, it does not say who began to run it later. Of two guests it
+// says enough, whether they were attached by hand or not.
+func DecideByRoute(mine, theirs Claim) (Verdict, Reason) {
+	if Same(mine.Identity, theirs.Identity) {
+		return Ask, NoEpoch
+	}
+	return Decide(mine, theirs)
 }
 
 // before reports whether a had the address first. A claim without a time is the later one.

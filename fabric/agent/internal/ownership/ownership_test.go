@@ -54,6 +54,37 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+func TestDecideByRoute(t *testing.T) {
+	at := func(seconds int) time.Time { return noon.Add(time.Duration(seconds) * time.Second) }
+	for _, tc := range []struct {
+		name         string
+		mine, theirs Claim
+		verdict      Verdict
+		reason       Reason
+		opposite     Verdict // of the other node
+	}{
+		{"a route that does not say", Claim{Identity: "a", Acquired: at(0)}, Claim{}, Ask, NoEpoch, Ask},
+		{"a node that does not say itself", Claim{}, Claim{Identity: "b", Acquired: at(0)}, Ask, NoEpoch, Ask},
+		{"the same guest, however long it is here", Claim{Identity: "a", Acquired: at(0)}, Claim{Identity: "a", Acquired: at(9)}, Ask, NoEpoch, Ask},
+		{"the same guest, however long it is there", Claim{Identity: "a", Acquired: at(9)}, Claim{Identity: "a", Acquired: at(0)}, Ask, NoEpoch, Ask},
+		{"the same guest, attached by hand", Claim{Identity: "a", Manual: true}, Claim{Identity: "a"}, Ask, NoEpoch, Ask},
+		{"another guest, which came later", Claim{Identity: "a", Acquired: at(0)}, Claim{Identity: "b", Acquired: at(1)}, Keep, HadEarlier, Relinquish},
+		{"another guest, which was there before", Claim{Identity: "a", Acquired: at(1)}, Claim{Identity: "b", Acquired: at(0)}, Relinquish, CameLater, Keep},
+		{"another guest, to one by hand", Claim{Identity: "a", Acquired: at(1), Manual: true}, Claim{Identity: "b", Acquired: at(0)}, Relinquish, CameLater, Keep},
+		{"another guest by hand", Claim{Identity: "a", Acquired: at(0)}, Claim{Identity: "b", Acquired: at(1), Manual: true}, Keep, HadEarlier, Relinquish},
+		{"another guest of the same second", Claim{Identity: "a", Acquired: at(0), Node: "node1"}, Claim{Identity: "b", Acquired: at(0), Node: "node2"}, Keep, HadEarlier, Relinquish},
+		{"another guest without a time", Claim{Identity: "a", Acquired: at(0), Node: "node2"}, Claim{Identity: "b", Node: "node1"}, Keep, HadEarlier, Relinquish},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			verdict, reason := DecideByRoute(tc.mine, tc.theirs)
+			assert.Equal(t, tc.verdict.String(), verdict.String())
+			assert.Equal(t, tc.reason, reason)
+			verdict, _ = DecideByRoute(tc.theirs, tc.mine)
+			assert.Equal(t, tc.opposite.String(), verdict.String(), "on the other node")
+		})
+	}
+}
+
 func TestEpochs(t *testing.T) {
 	now := uint64(noon.UnixMilli())
 	far := uint64(noon.Add(Ahead).UnixMilli())

@@ -95,6 +95,8 @@ func (g Guest) nicState(nic fabric.NIC, have fabric.PortState, there bool) NICSt
 		return Settled
 	case there && !have.Carrier && (have.Lost || g.Managed && nic.Kind != fabric.Adopt):
 		return Down
+	case !g.Managed && g.Fresh:
+		return Arrived
 	case !g.Managed:
 		return Settled
 	case nic.Kind == fabric.Adopt && !have.Carrier, have.Silent: // or not ours yet, and about to be
@@ -132,15 +134,30 @@ func Begin(vm fabric.VM, was fabric.Desired, had NICStates, listen bool) NICStat
 type Guest struct {
 	Ports    []fabric.Port
 	Live     bool
-	Draining bool      // its node is being drained
-	Managed  bool      // a hypervisor runs it, and holds the other end of its ports while it does
-	Retry    bool      // an earlier attempt failed, or a removal is to be finished
-	Leaving  bool      // it was stopped, to run on another node
-	Fresh    bool      // it began to run here, and others may not have let go of it yet
-	Standby  bool      // another node had it, and does not answer
-	NICs     NICStates // as of the pass before
+	Draining bool          // its node is being drained
+	Managed  bool          // a hypervisor runs it, and holds the other end of its ports while it does
+	Retry    bool          // an earlier attempt failed, or a removal is to be finished
+	Leaving  bool          // it was stopped, to run on another node
+	Fresh    bool          // it began to run here, and others may not have let go of it yet
+	Standby  bool          // another node had it, and does not answer
+	Defends  bool          // a route of another guest competes, which got the address later
+	Holder   fabric.Holder // what its routes say of it
+	NICs     NICStates     // as of the pass before
 	Hops     MissingHops
 	Unknown  bool // it runs, and nobody knows what it has: its ports stay as they are
+}
+
+// Route gives the announcement of a prefix of a NIC in a state. One that
+// competes with that of a guest which got the address later comes before it:
+// reflectors tell the other node of no other, and the one that has the higher
+// LOCAL_PREF takes the packets until it knows. A node that is being drained
+// goes on to come after all.
+func (g Guest) Route(prefix netip.Prefix, state NICState) fabric.Route {
+	r := fabric.Route{Prefix: prefix, Preference: state.Preference(g.Standby, g.Draining), Holder: g.Holder}
+	if g.Defends && (r.Preference == fabric.Normal || r.Preference == fabric.Fresh) {
+		r.Preference, r.First = fabric.Fresh, true
+	}
+	return r
 }
 
 // Decide compares what is wanted with what is there now. Only when prune is set
@@ -151,9 +168,9 @@ func Decide(guests map[string]Guest, ports []fabric.PortState, routes []fabric.R
 	for _, p := range ports {
 		actual[p.Name] = p
 	}
-	announced := make(map[netip.Prefix]fabric.Preference, len(routes))
+	announced := make(map[netip.Prefix]fabric.Route, len(routes))
 	for _, r := range routes {
-		announced[r.Prefix] = r.Preference
+		announced[r.Prefix] = r
 	}
 	claimedPort, claimedRoute := map[string]bool{}, map[netip.Prefix]bool{}
 	for _, vm := range slices.Sorted(maps.Keys(guests)) {
@@ -192,12 +209,14 @@ func Decide(guests map[string]Guest, ports []fabric.PortState, routes []fabric.R
 			should := g.Live && state != Down
 			for _, prefix := range p.NIC.Prefixes() {
 				claimedRoute[prefix] = true
-				should := should && g.Hops.Of(prefix) == nil
+				should, route := should && g.Hops.Of(prefix) == nil, g.Route(prefix, state)
 				switch as, is := announced[prefix]; {
 				case should != is:
 					note(prefix.String() + map[bool]string{true: ": not announced", false: ": announced"}[should])
-				case should && as != state.Preference(g.Standby, g.Draining):
-					note(prefix.String() + ": announced as " + as.String() + ", not as " + state.Preference(g.Standby, g.Draining).String())
+				case should && as.Preference != route.Preference:
+					note(prefix.String() + ": announced as " + as.Preference.String() + ", not as " + route.Preference.String())
+				case should && as.Holder != (fabric.Holder{}) && as != route: // where the speaker can say it
+					note(prefix.String() + ": announced with what was said of its holder before")
 				}
 			}
 		}
