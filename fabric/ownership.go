@@ -584,7 +584,7 @@ func (a *Agent) preempted() findings {
 			if on := p.Stance() == ownership.Standby; on != g.want.Standby {
 				found.standby[vm] = on
 			}
-		case g.want.owned() && g.has && !g.want.Leaving:
+		case g.want.owned() && g.has && !g.want.Leaving && (len(g.competing) > 0 || !g.defended.IsZero()):
 			a.contend(vm, g, now, &found)
 		}
 	}
