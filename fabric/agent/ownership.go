@@ -555,7 +555,7 @@ func (a *Agent) preempted() findings {
 			if on := p.Stance() == ownership.Standby; on != g.want.Standby {
 				found.standby[vm] = on
 			}
-		case owned(g.want) && g.has && !g.want.Leaving:
+		case owned(g.want) && g.has && !g.departure.state.Stops() && (len(g.competing) > 0 || !g.defended.IsZero()):
 			a.contend(vm, g, now, &found)
 		}
 	}
@@ -670,7 +670,7 @@ func (a *Agent) loseToRoute(ctx context.Context, vm string, l loss) {
 	case g == nil:
 	case l.other:
 		older, _ := g.others(a.node)
-		still = older == l && owned(g.want) && g.has && !g.want.Leaving
+		still = older == l && owned(g.want) && g.has && !g.departure.state.Stops()
 	default:
 		still = g.contested == l.node && g.yieldsToRoute(a.fresh(g, time.Now())) && len(g.competing) > 0
 		if !still {
