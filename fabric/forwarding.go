@@ -6,6 +6,8 @@ import "context"
 type ForwardingFault struct {
 	Family string `json:"family"` // IPv4 or IPv6; empty: either
 	Text   string `json:"text"`   // the packets, what drops them, the way out
+	// Withdrawn: the node announces nothing of the family until the fault is gone.
+	Withdrawn bool `json:"withdrawn,omitempty"`
 }
 
 // ForwardingChecker is implemented by a [Dataplane] that can try whether packets
@@ -27,7 +29,7 @@ func (a *Agent) CheckForwarding(ctx context.Context) ([]ForwardingFault, error) 
 		err    error
 	}{{"IPv4", hops.v4}, {"IPv6", hops.v6}} {
 		if hop.err != nil {
-			faults = append(faults, ForwardingFault{hop.family, oneLine(hop.err)})
+			faults = append(faults, ForwardingFault{Family: hop.family, Text: oneLine(hop.err), Withdrawn: true})
 		}
 	}
 	c, ok := a.dataplane.(ForwardingChecker)

@@ -159,16 +159,22 @@ func whyCommand(t *tool) *cobra.Command {
 				return err
 			}
 			steps := elsewhere(a, explain(a, list.Ports, *status.Status))
-			if p, ok := prefixOf(a, list.Ports); ok && steps[len(steps)-1].Good {
-				sent, err := t.sent(cmd.Context(), p)
-				if err != nil {
-					return err
-				}
-				steps = append(steps, announcedTo(p, status.Status.Sessions, sent)...)
-			}
 			if steps[0].Step == "guest" && steps[0].Good {
-				reply, err := t.call(cmd.Context(), hooks.Request{Op: hooks.Forwarding})
-				steps = append(steps, forwardingStep(a, reply.Forwarding, err))
+				reply, ferr := t.call(cmd.Context(), hooks.Request{Op: hooks.Forwarding})
+				withdrawn, faults := withdrawnFor(a, reply.Forwarding)
+				p, ok := prefixOf(a, list.Ports)
+				switch last := &steps[len(steps)-1]; {
+				case !ok || !last.Good:
+				case withdrawn != "": // no reflector has it, on purpose: the reason is all there is to say
+					*last = step{"announcement", false, withdrawn}
+				default:
+					sent, err := t.sent(cmd.Context(), p)
+					if err != nil {
+						return err
+					}
+					steps = append(steps, announcedTo(p, status.Status.Sessions, sent)...)
+				}
+				steps = append(steps, forwardingStep(a, faults, ferr))
 			}
 			bad := slices.ContainsFunc(steps, func(s step) bool { return !s.Good })
 			done, err := t.print(cmd, steps)

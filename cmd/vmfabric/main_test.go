@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -200,6 +203,55 @@ func TestWhyTellsWhatWasSent(t *testing.T) {
 	assert.Equal(t, "10.10.0.11, 2001:db8:100::10/128 was not sent: the speaker does not say why; see vmfabric status", told[0].Text)
 	assert.Equal(t, step{"reflector rr2", false, "10.10.0.12, 2001:db8:100::10/128 was not sent: it takes no IPv6"}, told[1])
 	assert.Empty(t, announcedTo(p, sessions, []fabric.Advertisement{}))
+}
+
+// whyAgent has one guest of both families, and speaks to one reflector.
+type whyAgent struct {
+	hooks.Agent
+	faults []fabric.ForwardingFault
+}
+
+var dual = []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")}
+
+func (whyAgent) List(context.Context) ([]fabric.PortEntry, error) {
+	return []fabric.PortEntry{{VM: "web", Port: "web_net0", Kind: fabric.Tap, State: fabric.Live, Addresses: dual, Since: time.Now()}}, nil
+}
+
+func (whyAgent) Status(context.Context) (fabric.Status, error) {
+	return fabric.Status{Node: "node1", Sessions: []fabric.Session{{Peer: "rr1", Address: "10.10.0.11", State: "established"}}}, nil
+}
+
+func (a whyAgent) Advertisements(_ context.Context, p netip.Prefix) ([]fabric.Advertisement, error) {
+	sent := !slices.ContainsFunc(a.faults, func(f fabric.ForwardingFault) bool { return f.Withdrawn && f.Family == familyOf(p.Addr()) })
+	return []fabric.Advertisement{{Peer: "rr1", Address: "10.10.0.11", Sent: sent}}, nil
+}
+
+func (a whyAgent) CheckForwarding(context.Context) ([]fabric.ForwardingFault, error) {
+	return a.faults, nil
+}
+
+// TestWhyOfAWithdrawnFamily: what the node withdrew on purpose has that reason,
+// once, and nobody is said not to say why.
+func TestWhyOfAWithdrawnFamily(t *testing.T) {
+	for _, a := range dual {
+		t.Run(familyOf(a), func(t *testing.T) {
+			gone := fabric.ForwardingFault{Family: familyOf(a), Text: "announced for no guest: next hop is gone; give it back", Withdrawn: true}
+			blocked := fabric.ForwardingFault{Family: familyOf(a), Text: "packets are dropped by a chain"}
+			socket := serveAgent(t, whyAgent{faults: []fabric.ForwardingFault{gone, blocked}})
+			out, errs, code := try("why", a.String(), "--socket", socket)
+			assert.Equal(t, exitBad, code, errs)
+			lines := strings.Split(strings.TrimSpace(out), "\n")
+			require.Len(t, lines, 4, out)
+			assert.Equal(t, "MISSING announcement: "+gone.Text, lines[2])
+			assert.Equal(t, "MISSING forwarding: "+blocked.Text, lines[3])
+			for _, other := range dual {
+				if other != a {
+					out, errs, code := try("why", other.String(), "--socket", socket)
+					assert.Zero(t, code, out+errs)
+				}
+			}
+		})
+	}
 }
 
 func TestPrefixOf(t *testing.T) {
