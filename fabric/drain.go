@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/vmfabric/vmfabric/fabric/internal/plural"
 )
 
 // DrainKeeper is implemented by a [Store] that keeps over restarts that the
@@ -100,11 +102,8 @@ func (a *Agent) drainProblem() string {
 			left++
 		}
 	}
-	guests := fmt.Sprintf("%d guests are", left)
-	if left == 1 {
-		guests = "1 guest is"
-	}
-	return fmt.Sprintf("draining since %s: %s left, new ones are refused; vmfabric undrain ends it", a.drained.Format(time.DateTime), guests)
+	return fmt.Sprintf("draining since %s: %s left, new ones are refused; vmfabric undrain ends it",
+		a.drained.Format(time.DateTime), plural.Of(left, "guest is", "guests are"))
 }
 
 // on is how a NIC is announced that stands so, on a node that is being drained

@@ -168,7 +168,7 @@ func (t *tool) awaitEmpty(ctx context.Context, guests []drainedGuest, most time.
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("interrupted with %d guests left; the drain goes on, vmfabric undrain ends it", len(guests))
+			return nil, fmt.Errorf("interrupted with %s left; the drain goes on, vmfabric undrain ends it", count(len(guests), "guest"))
 		case <-time.After(pause):
 		}
 		now, err := t.guestsHere(ctx, time.Until(deadline))

@@ -89,7 +89,7 @@ func printStatus(cmd *cobra.Command, st fabric.Status) {
 		health = "degraded"
 	}
 	if st.Role == "" {
-		fmt.Fprintf(out, "%s of cluster %s is %s; agent up %s, %d ports, %d live\n", st.Node, st.Cluster, health, ago(st.Since), st.Ports, st.Live)
+		fmt.Fprintf(out, "%s of cluster %s is %s; agent up %s, %s, %d live\n", st.Node, st.Cluster, health, ago(st.Since), count(st.Ports, "port"), st.Live)
 	} else {
 		fmt.Fprintf(out, "%s %s of cluster %s is %s; up %s\n", st.Role, st.Node, st.Cluster, health, ago(st.Since))
 	}
@@ -113,7 +113,7 @@ func printStatus(cmd *cobra.Command, st fabric.Status) {
 		if !s.LastEvent.IsZero() {
 			last = "last event " + ago(s.LastEvent) + " ago"
 		}
-		fmt.Fprintf(w, "  %s\t%s\t%d guests\t%s\n", s.Name, state, s.Guests, last)
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", s.Name, state, count(s.Guests, "guest"), last)
 	}
 	w.Flush()
 	for _, d := range st.Diversions {
@@ -225,6 +225,14 @@ func explain(a netip.Addr, ports []fabric.PortEntry, st fabric.Status) []step {
 		text += fmt.Sprintf("; this node is draining since %s, and another one that announces it too comes first", st.DrainingSince.Format(time.DateTime))
 	}
 	return append(steps, step{"announcement", true, text})
+}
+
+// count gives a number of things, as people would: 1 port, 2 ports.
+func count[N int | uint64](n N, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 func join[T fmt.Stringer](vs []T) string {

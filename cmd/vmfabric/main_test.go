@@ -98,10 +98,11 @@ func TestExitCodes(t *testing.T) {
 
 // TestCheckWarns: a good file may have what is seldom meant, a line for each.
 func TestCheckWarns(t *testing.T) {
-	_, errs, code := try("check", "../../packaging/cluster.yaml.example")
+	out, errs, code := try("check", "../../packaging/cluster.yaml.example")
 	assert.Equal(t, exitGood, code, errs)
 	assert.Contains(t, errs, "reflectors rr1 and rr2 are not: their IPv6 routes ride on IPv4 sessions")
 	assert.Contains(t, errs, "no key_file: ")
+	assert.Contains(t, out, " pools, 2 reflectors, 1 core gateway, ")
 	assert.Equal(t, 2, strings.Count(errs, "\n"), errs)
 }
 
@@ -269,6 +270,19 @@ func TestPrefixOf(t *testing.T) {
 	}
 	_, ok := prefixOf(netip.MustParseAddr("203.0.113.11"), ports)
 	assert.False(t, ok)
+}
+
+func TestCount(t *testing.T) {
+	for n, want := range []string{"0 core gateways", "1 core gateway", "2 core gateways"} {
+		assert.Equal(t, want, count(n, "core gateway"))
+	}
+	assert.Equal(t, "1 frame", count(uint64(1), "frame"))
+	var out strings.Builder
+	cmd := newRoot()
+	cmd.SetOut(&out)
+	printStatus(cmd, fabric.Status{Node: "node1", Cluster: "msk1", Ports: 1, Live: 1, Sources: []fabric.SourceStatus{{Name: "libvirt", Guests: 1}}})
+	assert.Contains(t, out.String(), "1 port, 1 live")
+	assert.Contains(t, out.String(), "1 guest ")
 }
 
 func TestAgo(t *testing.T) {

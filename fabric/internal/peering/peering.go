@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/plural"
 )
 
 // settling is how long a session, or what is announced, may be new before what
@@ -148,8 +149,8 @@ func (d Daemon) problems(all []fabric.Session, routes []fabric.Route, last, now 
 			problems = append(problems, fmt.Sprintf("%s has no session with reflector %s (%s); load what this prints: %s",
 				d.Name, rr.Name, rr.Address, render))
 		case s.State == "established" && s.Advertised < uint64(announced) && now.Sub(settled) > settling:
-			problems = append(problems, fmt.Sprintf("%s sends reflector %s (%s) %d of the %d prefixes that this node announces; it must have %s: %s",
-				d.Name, rr.Name, rr.Address, s.Advertised, announced, d.Learns, render))
+			problems = append(problems, fmt.Sprintf("%s sends reflector %s (%s) %d of the %s that this node announces; it must have %s: %s",
+				d.Name, rr.Name, rr.Address, s.Advertised, plural.Of(announced, "prefix", "prefixes"), d.Learns, render))
 		}
 	}
 	return problems
