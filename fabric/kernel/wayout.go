@@ -158,21 +158,64 @@ func (w *waysOut) fault(guest netip.Addr) (string, error) {
 	w.mu.Unlock()
 	var why noWay
 	for i := len(asked) - 1; i >= 0; i-- {
-		if err := w.way(guest, asked[i]); !errors.As(err, &why) {
+		if err := w.way(guest, asked[i], 0); !errors.As(err, &why) {
 			return "", err
 		}
 	}
-	a, err := w.elsewhere(guest)
+	outside, err := w.outside(guest)
 	if err != nil {
 		return "", err
 	}
-	if a.IsValid() {
-		w.mu.Lock()
-		w.proven[family] = a
-		w.mu.Unlock()
-		return "", nil
+	for _, a := range outside {
+		if err := w.way(guest, a, 0); !errors.As(err, new(noWay)) {
+			w.mu.Lock()
+			w.proven[family] = a
+			w.mu.Unlock()
+			return "", err
+		}
+	}
+	marks, err := w.marks(family)
+	if err != nil {
+		return "", err
+	}
+	for _, mark := range marks {
+		for _, a := range append(outside, remotes[family]) {
+			if err := w.way(guest, a, mark); !errors.As(err, new(noWay)) {
+				return "", err
+			}
+		}
 	}
 	return w.sentence(family, why), nil
+}
+
+// marks lists those of which somebody has packets looked up in a table of their
+// own: a rule of a packet filter may mark what comes in from ports so.
+func (w *waysOut) marks(family uint8) ([]uint32, error) {
+	head := make([]byte, 12) // struct fib_rule_hdr
+	head[0] = family
+	replies, err := w.rtnl.do(message(unix.RTM_GETRULE, netlink.Dump, head, nil))
+	if err != nil {
+		return nil, err
+	}
+	var all []uint32
+	for _, reply := range replies {
+		if len(reply.Data) < len(head) {
+			continue
+		}
+		ad, err := netlink.NewAttributeDecoder(reply.Data[len(head):])
+		if err != nil {
+			return nil, err
+		}
+		for ad.Next() {
+			if ad.Type() != unix.FRA_FWMARK {
+				continue
+			}
+			if mark := ad.Uint32(); mark != 0 && mark != trialMark && !slices.Contains(all, mark) {
+				all = append(all, mark)
+			}
+		}
+	}
+	return all, nil
 }
 
 // noWay is why the kernel routes a packet nowhere.
@@ -181,12 +224,12 @@ type noWay struct{ error }
 // loopbackIndex is that of lo in each network namespace.
 const loopbackIndex = 1
 
-// way asks the kernel how it would route a packet that comes from a guest in by a
-// port. nil: it has a way; [noWay]: it has none.
+// way asks the kernel how it would route a packet, with a mark or none (0), that
+// comes from a guest in by a port. nil: it has a way; [noWay]: it has none.
 //
 // The kernel checks the source once it has found a way. What that finds is not of
 // interest here: the source is a guest's only where a port is one's.
-func (w *waysOut) way(guest, to netip.Addr) error {
+func (w *waysOut) way(guest, to netip.Addr, mark uint32) error {
 	index, from := w.port(guest.Is6())
 	if index == 0 {
 		// No port is there: the loopback link routes like one, but for rules about
@@ -199,6 +242,9 @@ func (w *waysOut) way(guest, to netip.Addr) error {
 		ae.Bytes(unix.RTA_DST, to.AsSlice())
 		ae.Bytes(unix.RTA_SRC, from.AsSlice())
 		ae.Uint32(unix.RTA_IIF, uint32(index))
+		if mark != 0 {
+			ae.Uint32(unix.RTA_MARK, mark)
+		}
 	}))
 	switch errnoOf(err) {
 	case 0:
@@ -219,32 +265,29 @@ func (w *waysOut) way(guest, to netip.Addr) error {
 	return nil
 }
 
-// elsewhere finds a destination outside that guests have a way to, on a node whose
-// routes are more specific than a default route: any that somebody routed there.
-// Where guests have public addresses, only one that is public counts: a private
-// network next door is no outside for them.
-func (w *waysOut) elsewhere(guest netip.Addr) (netip.Addr, error) {
+// outside lists destinations outside to which somebody has routed something, as on
+// a node whose routes are more specific than a default route. Where guests have
+// public addresses, only those that are public count: a private network next door
+// is no outside for them.
+func (w *waysOut) outside(guest netip.Addr) ([]netip.Addr, error) {
 	head := make([]byte, unix.SizeofRtMsg)
 	head[0] = familyOf(guest)
 	replies, err := w.rtnl.do(message(unix.RTM_GETROUTE, netlink.Dump, head, nil))
 	if err != nil {
-		return netip.Addr{}, err
+		return nil, err
 	}
+	var all []netip.Addr
 	for _, reply := range replies {
-		a, ok := w.outside(reply.Data, w.public(guest))
-		if !ok {
-			continue
-		}
-		if err := w.way(guest, a); !errors.As(err, new(noWay)) {
-			return a, err
+		if a, ok := w.destination(reply.Data, w.public(guest)); ok {
+			all = append(all, a)
 		}
 	}
-	return netip.Addr{}, nil
+	return all, nil
 }
 
-// outside gives the first address of a route that may lead outside: one that is
+// destination gives the first address of a route that may lead outside: one that is
 // not ours, not to a network that the node itself is in, and not to the cluster.
-func (w *waysOut) outside(data []byte, public bool) (netip.Addr, bool) {
+func (w *waysOut) destination(data []byte, public bool) (netip.Addr, bool) {
 	r, err := parseTableRoute(data)
 	if err != nil || r.table == unix.RT_TABLE_LOCAL || r.proto == routeProtocol || r.proto == fabric.PeerProtocol || r.proto == unix.RTPROT_KERNEL {
 		return netip.Addr{}, false

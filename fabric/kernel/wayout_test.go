@@ -98,6 +98,16 @@ func TestWayOut(t *testing.T) {
 					require.NoError(t, err)
 					diagnosed(t, d, ill)
 					route("del", "default"+via+" table 100")
+					// Likewise of what somebody marks.
+					marked := strings.Fields("fwmark 7 lookup 100 priority 1000")
+					route("add", "default"+via+" table 100")
+					_, err = exec.Command("ip", append([]string{v, "rule", "add"}, marked...)...).CombinedOutput()
+					require.NoError(t, err)
+					well()
+					route("del", "default"+via+" table 100")
+					diagnosed(t, d, ill)
+					_, err = exec.Command("ip", append([]string{v, "rule", "del"}, marked...)...).CombinedOutput()
+					require.NoError(t, err)
 					// A route that refuses.
 					_, err = exec.Command("ip", v, "route", "add", "prohibit", "default").CombinedOutput()
 					require.NoError(t, err)
