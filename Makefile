@@ -93,12 +93,24 @@ fuzz: ## run each fuzz target for FUZZTIME
 
 INSTALLED = $(addprefix $(BIN)/,vmfabric vmfabric-hook-libvirt vmfabric-hook-lxd vmfabric-plugin-bird vmfabric-plugin-frr)
 
-# What is built is installed as it is: a node needs no Go, and root has none.
-$(INSTALLED):
-	@command -v $(GO) >/dev/null || { echo "make install: $@ is not built, and there is no Go here; run make build where there is, and copy $(BIN)/" >&2; exit 1; }
-	@$(MAKE) --no-print-directory build
+SOURCES   = go.mod go.sum cmd fabric hooks internal plugins testenv
 
-install: $(INSTALLED) ## install the program, the hooks, the plugins and the units below DESTDIR
+# What is newer than its sources is installed as it is, and what is not where there
+# is no Go: a node needs none, and root's PATH may have none.
+.PHONY: built
+built:
+	@why=; for p in $(INSTALLED); do \
+		test -f "$$p" || { why="$$p is not built"; break; }; \
+		test -z "$$(find $(SOURCES) \( -name '*.go' ! -name '*_test.go' -o -name '*.tmpl' -o -name 'go.*' \) -newer "$$p" 2>/dev/null | head -n 1)" || why="$$p is older than its sources"; \
+	done; \
+	if test -z "$$why"; then exit 0; fi; \
+	if command -v $(GO) >/dev/null; then echo "make install: $$why: make build"; $(MAKE) --no-print-directory build; exit; fi; \
+	case "$$why" in \
+	*'is not built') echo "make install: $$why, and there is no Go here; run make build where there is, and copy $(BIN)/" >&2; exit 1;; \
+	*) echo "make install: $$why, and there is no Go here: it is installed as it is; run make build where there is to have what is new" >&2;; \
+	esac
+
+install: built ## install the program, the hooks, the plugins and the units below DESTDIR
 	install -D -m 755 $(BIN)/vmfabric $(DESTDIR)$(PREFIX)/sbin/vmfabric
 	install -D -m 755 $(BIN)/vmfabric-hook-libvirt $(DESTDIR)/etc/libvirt/hooks/qemu.d/vmfabric
 	install -D -m 755 $(BIN)/vmfabric-hook-lxd $(DESTDIR)$(PREFIX)/lib/vmfabric/hook-lxd
@@ -107,6 +119,7 @@ install: $(INSTALLED) ## install the program, the hooks, the plugins and the uni
 	install -D -m 644 packaging/vmfabric.service $(DESTDIR)/etc/systemd/system/vmfabric.service
 	install -D -m 644 packaging/vmfabric-reflector@.service $(DESTDIR)/etc/systemd/system/vmfabric-reflector@.service
 	install -D -m 644 packaging/90-vmfabric.conf $(DESTDIR)/etc/sysctl.d/90-vmfabric.conf
+	@echo "installed below $(or $(DESTDIR),/): $$($(BIN)/vmfabric version 2>/dev/null || echo 'vmfabric, for another machine')"
 	@test -n "$(DESTDIR)" || $(SYSCTL) -q -p /etc/sysctl.d/90-vmfabric.conf || \
 		echo "make install: the settings of /etc/sysctl.d/90-vmfabric.conf count from the next boot on, or after sysctl -p of it" >&2
 

@@ -4,4 +4,6 @@ package fabric
 type ForwardingFault struct {
 	Family string `json:"family"` // IPv4 or IPv6; empty: either
 	Text   string `json:"text"`   // the packets, what drops them, the way out
+	// Withdrawn: the node announces nothing of the family until the fault is gone.
+	Withdrawn bool `json:"withdrawn,omitempty"`
 }

@@ -169,9 +169,10 @@ func escape(s string, most int) string {
 			piece = fmt.Sprintf(`\x%02x`, s[0])
 		// IsPrint leaves out control and format characters, which those that change
 		// the direction of writing are, and every space but the plain one.
-		case !unicode.IsPrint(r) && r <= 0xffff:
+		case unicode.IsPrint(r) && !blank(r):
+		case r <= 0xffff:
 			piece = fmt.Sprintf(`\u%04x`, r)
-		case !unicode.IsPrint(r):
+		default:
 			piece = fmt.Sprintf(`\U%08x`, r)
 		}
 		b.WriteString(piece)

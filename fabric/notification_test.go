@@ -15,7 +15,7 @@ func TestNotificationsAreSafeToPrint(t *testing.T) {
 		{"another script", "плановые работы", "плановые работы"},
 		{"a terminal's", "a\x1b[2Jb\x00\x7f\r\n\tc", `a\u001b[2Jb\u0000\u007f\u000d\u000a\u0009c`},
 		{"the other way around", "a\u202eb\u2066c\u200fd", `a\u202eb\u2066c\u200fd`},
-		{"invisible", "a\u200bb\u2028c\U000e0041d\u00a0e", `a\u200bb\u2028c\U000e0041d\u00a0e`},
+		{"invisible", "a\u200bb\u2028c\U000e0041d\u00a0e\u2800f\u3164", `a\u200bb\u2028c\U000e0041d\u00a0e\u2800f\u3164`},
 		{"no UTF-8", "a\xff\xfeb", `a\xff\xfeb`},
 		{"of the greatest length", strings.Repeat("x", 255), strings.Repeat("x", 255)},
 		{"too long", strings.Repeat("x", 300), strings.Repeat("x", 252) + "..."},

@@ -63,6 +63,9 @@ type Session struct {
 	// Notification is the last that was sent or received on sessions with this
 	// peer; nil where none is known.
 	Notification *Notification `json:"notification,omitempty"`
+	// Failure is how the session, or the last attempt at one, ended otherwise; nil
+	// where the session is established, or that is not known.
+	Failure *SessionFailure `json:"failure,omitempty"`
 }
 
 // established is the state of a session that carries routes.
@@ -80,12 +83,20 @@ const downSlack = 5 * time.Second
 // DownReason says why the session is not established and what to do about it,
 // as far as that is known.
 func (s Session) DownReason() string {
-	n := s.Notification
+	n, f := s.Notification, s.Failure
 	// A session that came up after a NOTIFICATION ended of something else.
-	if n == nil || !n.At.IsZero() && n.At.Before(s.Since.Add(-downSlack)) {
-		return fmt.Sprintf("check that the %s runs, knows this %s and has the same AS number and password", s.roles()[0], s.roles()[1])
+	if n != nil && !n.At.IsZero() && n.At.Before(s.Since.Add(-downSlack)) {
+		n = nil
 	}
-	return fmt.Sprintf("%s; %s", n.from(s.Peer), n.remedy())
+	switch {
+	case n == nil && f == nil:
+		return fmt.Sprintf("check that the %s runs, knows this %s and has the same AS number and password", s.roles()[0], s.roles()[1])
+	case n == nil:
+		return f.from(s)
+	case f == nil || f.Kind == Closed: // as after each NOTIFICATION
+		return fmt.Sprintf("%s; %s", n.from(s.Peer), n.remedy())
+	}
+	return fmt.Sprintf("%s; since then %s", n.from(s.Peer), f.from(s))
 }
 
 // roles names the peer and the side that is asked.

@@ -272,19 +272,28 @@ func ValidateName(s string) error {
 	if err := ValidateKnownName(s); err != nil {
 		return err
 	}
-	if i := strings.IndexFunc(s, invisible); i >= 0 {
+	if i := strings.IndexFunc(s, blank); i >= 0 {
 		r, _ := utf8.DecodeRuneInString(s[i:])
-		return fmt.Errorf("VM name %+q has %U, which cannot be seen or turns text around; rename the VM", s, r)
+		return fmt.Errorf("VM name %+q has %U, which cannot be seen, looks like a space or turns text around; rename the VM", s, r)
+	}
+	if strings.Trim(s, " ") != s {
+		return fmt.Errorf("VM name %q begins or ends with a space, which cannot be seen; rename the VM", s)
 	}
 	return nil
 }
 
-// invisible holds for characters that show nothing of themselves, so that two
-// names look alike, and for those that change the order of what is shown around
-// them (UAX #9): Unicode's format characters, line and paragraph separators,
-// fillers and variation selectors.
-func invisible(r rune) bool {
-	return unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
+// blank holds for characters that show nothing of themselves or look like a
+// space, so that two names look alike, and for those that change the order of
+// what is shown around them (UAX #9): Unicode's separators but for the space that
+// everybody types, format characters, fillers and variation selectors.
+func blank(r rune) bool {
+	switch r {
+	case ' ':
+		return false
+	case '\u2800', '\U00016fe4', '\U0001d159': // Braille without dots, a Khitan filler, a null notehead: symbols and marks that are empty
+		return true
+	}
+	return unicode.In(r, unicode.Z, unicode.Cf, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }
 
 // ValidateKnownName is [ValidateName] for a guest that there is already: it is

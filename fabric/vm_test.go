@@ -136,21 +136,25 @@ func TestVMIsValid(t *testing.T) {
 	}
 }
 
-// A name that looks like another, or turns around what is shown beside it, is
+// A name that looks like another, or blank, or turns around what is shown beside it, is
 // refused; letters of every script are not.
 func TestNamesCanBeSeen(t *testing.T) {
 	for _, r := range []rune{
+		0x00a0, 0x1160, 0x1680, 0x17b4, 0x2000, 0x2003, 0x2009, 0x200a, 0x202f, 0x205f, 0x2800, 0x3000, 0xffa0, 0x16fe4, 0x1d159, // empty, or a space
 		0x00ad, 0x034f, 0x061c, 0x115f, 0x180e, 0x200b, 0x200c, 0x200d, 0x200e, 0x200f, 0x2028, 0x2029,
 		0x202a, 0x202b, 0x202c, 0x202d, 0x202e, 0x2060, 0x2064, 0x2066, 0x2067, 0x2068, 0x2069, 0x3164, 0xfe0f, 0xfeff, 0xfff9, 0x1d173, 0xe0001, 0xe0041, 0xe0100,
 	} {
 		for _, name := range []string{"web" + string(r), string(r) + "web", "we" + string(r) + "b", string(r)} {
 			err := fabric.ValidateName(name)
-			require.ErrorContains(t, err, fmt.Sprintf("has %U, which cannot be seen or turns text around; rename the VM", r))
+			require.ErrorContains(t, err, fmt.Sprintf("has %U, which cannot be seen, looks like a space or turns text around; rename the VM", r))
 			assert.True(t, utf8.ValidString(err.Error()) && !strings.ContainsRune(err.Error(), r), "%q", err)
 			assert.Error(t, guest(name, "203.0.113.10").Validate())
 		}
 	}
-	for _, name := range []string{"сервер", "日本語", "שרת", "خادم", "वेब", "web 1", "café"} {
+	for _, name := range []string{" ", " web", "web ", "  "} {
+		assert.ErrorContains(t, fabric.ValidateName(name), "begins or ends with a space", "%q", name)
+	}
+	for _, name := range []string{"сервер", "日本語", "שרת", "خادم", "वेब", "web 1", "café", "한국어", "ខ្មែរ", "⠓⠊", "web🙂"} {
 		assert.NoError(t, fabric.ValidateName(name), name)
 	}
 }

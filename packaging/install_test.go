@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -21,12 +22,15 @@ var programs = map[string]string{ // of bin, and where they go
 	"vmfabric-plugin-frr":   "/usr/local/lib/vmfabric/plugin-frr",
 }
 
-// install runs make install without Go.
-func install(t *testing.T, bin, root string) (string, error) {
+// noGo is that of a node.
+const noGo = "/nonexistent/go"
+
+// install runs make install.
+func install(t *testing.T, bin, root, compiler string) (string, error) {
 	if _, err := exec.LookPath("make"); err != nil {
 		t.Skip(err)
 	}
-	cmd := exec.CommandContext(t.Context(), "make", "-C", "..", "install", "BIN="+bin, "DESTDIR="+root, "GO=/nonexistent/go", "VERSION=x")
+	cmd := exec.CommandContext(t.Context(), "make", "-C", "..", "install", "BIN="+bin, "DESTDIR="+root, "GO="+compiler, "VERSION=x")
 	cmd.Env = append(os.Environ(), "MAKEFLAGS=", "MAKELEVEL=")
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -35,15 +39,17 @@ func install(t *testing.T, bin, root string) (string, error) {
 // TestInstall: a node has what was built elsewhere, and no Go.
 func TestInstall(t *testing.T) {
 	bin, root := t.TempDir(), t.TempDir()
-	out, err := install(t, bin, root)
+	out, err := install(t, bin, root, noGo)
 	require.Error(t, err)
 	assert.Contains(t, out, "is not built, and there is no Go here; run make build where there is, and copy "+bin+"/")
 
 	for name := range programs {
 		require.NoError(t, executable.Write(filepath.Join(bin, name), []byte("#!/bin/sh\necho "+name+"\n")))
 	}
-	out, err = install(t, bin, root)
+	out, err = install(t, bin, root, noGo)
 	require.NoError(t, err, out)
+	assert.Contains(t, out, "installed below "+root+": vmfabric\n", "what the program says of its version")
+	assert.NotContains(t, out, "older")
 	for name, path := range programs {
 		said, err := exec.Command(root + path).Output()
 		require.NoError(t, err)
@@ -51,6 +57,47 @@ func TestInstall(t *testing.T) {
 	}
 	for _, path := range []string{"/etc/systemd/system/vmfabric.service", "/etc/systemd/system/vmfabric-reflector@.service", "/etc/sysctl.d/90-vmfabric.conf"} {
 		assert.FileExists(t, root+path)
+	}
+}
+
+// TestInstallOfWhatIsOld: programs that are older than their sources are built anew
+// where there is Go, and are said to be old where there is none.
+func TestInstallOfWhatIsOld(t *testing.T) {
+	const newer = "version of now"
+	compiler := filepath.Join(t.TempDir(), "go")
+	require.NoError(t, executable.Write(compiler, []byte(`#!/bin/sh
+while [ "$1" != -o ]; do shift; done
+printf '#!/bin/sh\necho `+newer+`\n' >"$2" && chmod 755 "$2"
+`)))
+	for _, tt := range []struct {
+		name, compiler string
+		old            bool
+		want           string
+	}{
+		{"old, with Go", compiler, true, newer},
+		{"new, with Go", compiler, false, "version of before"},
+		{"old, without Go", noGo, true, "version of before"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bin, root := t.TempDir(), t.TempDir()
+			for name := range programs {
+				path := filepath.Join(bin, name)
+				require.NoError(t, executable.Write(path, []byte("#!/bin/sh\necho version of before\n")))
+				if tt.old && name == "vmfabric-plugin-frr" { // one is enough
+					require.NoError(t, os.Chtimes(path, time.Unix(1e9, 0), time.Unix(1e9, 0)))
+				}
+			}
+			out, err := install(t, bin, root, tt.compiler)
+			require.NoError(t, err, out)
+			assert.Contains(t, out, "installed below "+root+": "+tt.want+"\n")
+			assert.Equal(t, tt.old, strings.Contains(out, "vmfabric-plugin-frr is older than its sources"), out)
+			assert.Equal(t, tt.old && tt.compiler == noGo, strings.Contains(out, "there is no Go here"), out)
+			for _, path := range programs {
+				said, err := exec.Command(root + path).Output()
+				require.NoError(t, err)
+				assert.Equal(t, tt.want, strings.TrimSpace(string(said)))
+			}
+		})
 	}
 }
 

@@ -73,23 +73,17 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 // makeDir makes the lab's directory, with the record in it.
 func (l *Lab) makeDir(ctx context.Context, name string) error {
 	base := baseDir()
-	// Daemons that do not stay root look for their files in it.
-	if err := os.Mkdir(base, 0o755); err == nil {
-		if err := os.Chmod(base, 0o755); err != nil { // not masked by umask
-			return err
-		}
-	} else if !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	if err := trustBase(base); err != nil {
-		return err
-	}
 	var unlock func()
+	var unfit error // nothing to wait for
 	err := Until(ctx, func() (err error) {
-		unlock, err = lockBase(base, unix.LOCK_EX|unix.LOCK_NB)
+		if err = makeBase(base); err == nil {
+			unlock, err = lockBase(base, unix.LOCK_EX|unix.LOCK_NB)
+		} else if !errors.Is(err, os.ErrNotExist) { // the last lab may take it along
+			unfit, err = err, nil
+		}
 		return err
 	})
-	if err != nil {
+	if err = errors.Join(unfit, err); err != nil {
 		return err
 	}
 	defer unlock()
@@ -107,6 +101,19 @@ func (l *Lab) makeDir(ctx context.Context, name string) error {
 		}
 		return errors.Join(err, l.record.write(l.dir))
 	}
+}
+
+// makeBase makes the base directory, where the last lab took it along.
+func makeBase(base string) error {
+	// Daemons that do not stay root look for their files in it.
+	if err := os.Mkdir(base, 0o755); err == nil {
+		if err := os.Chmod(base, 0o755); err != nil { // not masked by umask
+			return err
+		}
+	} else if !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return trustBase(base)
 }
 
 // runID gives a name for a lab that is most likely its own.

@@ -154,7 +154,24 @@ func clean(dir string, r record) error {
 	if err := errors.Join(errs...); err != nil {
 		return err // the record stays, for a later try
 	}
-	return os.RemoveAll(dir)
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	if base := filepath.Dir(dir); base == baseDir() {
+		removeBase(base)
+	}
+	return nil
+}
+
+// removeBase removes the base directory when no lab is left in it, and nobody is
+// making one.
+func removeBase(base string) {
+	unlock, err := lockBase(base, unix.LOCK_EX|unix.LOCK_NB)
+	if err != nil {
+		return
+	}
+	defer unlock()
+	_ = os.Remove(base) // not with something in it
 }
 
 // killBound is how long the kernel may take to end killed processes.
@@ -199,7 +216,9 @@ func Sweep() ([]string, error) {
 		return nil, err
 	}
 	defer unlock()
-	return sweep(base)
+	swept, err := sweep(base)
+	_ = os.Remove(base) // not with something in it
+	return swept, err
 }
 
 // sweep is Sweep for one who holds the lock of base.
@@ -244,7 +263,8 @@ func mine(dir string) bool {
 }
 
 // lockBase takes the lock under which labs are made and swept, so that no
-// sweep sees a half-made one.
+// sweep sees a half-made one. A base that was removed meanwhile is an
+// [os.ErrNotExist].
 func lockBase(base string, how int) (unlock func(), err error) {
 	f, err := os.Open(base)
 	if err != nil {
@@ -253,6 +273,17 @@ func lockBase(base string, how int) (unlock func(), err error) {
 	if err := unix.Flock(int(f.Fd()), how); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", base, err)
+	}
+	locked, err := f.Stat()
+	if err == nil {
+		var there os.FileInfo
+		if there, err = os.Lstat(base); err == nil && !os.SameFile(locked, there) {
+			err = fmt.Errorf("lock %s: %w", base, os.ErrNotExist)
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
 	}
 	return func() { f.Close() }, nil
 }

@@ -124,6 +124,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		Cluster: cluster.Name, Underlay: others(&cluster, node),
 		Private: cluster.Private(), Guests: cluster.Guests, AgentPort: cluster.AgentPort,
 		Samples: samplesOf(&cluster), NextHop: node.Address, NextHop6: node.Address6,
+		Pools: pools(&cluster), Routers: routers(&cluster),
 	}, kernel.WithLogger(log))
 	if err != nil {
 		return err
@@ -241,6 +242,23 @@ func others(c *fabric.Cluster, node fabric.Node) []netip.Addr {
 		as = append(as, n.Address, n.Address6)
 	}
 	return slices.DeleteFunc(as, func(a netip.Addr) bool { return !a.IsValid() || a == node.Address || a == node.Address6 })
+}
+
+// pools lists what guests may have and have routed to them.
+func pools(c *fabric.Cluster) []netip.Prefix {
+	ps := slices.Clone(c.Routed)
+	for _, p := range c.Pools {
+		ps = append(ps, p.Prefix)
+	}
+	return ps
+}
+
+func routers(c *fabric.Cluster) []netip.Addr {
+	var as []netip.Addr
+	for _, g := range c.Core {
+		as = append(as, g.Address)
+	}
+	return as
 }
 
 // underlay6 finds the IPv6 address of the interface that has the node's IPv4

@@ -53,7 +53,7 @@ func announcedTo(p netip.Prefix, sessions []fabric.Session, sent []fabric.Advert
 	}
 	for _, s := range sessions {
 		good := s.State == "established" && !s.Lacks(fabric.FamilyOf(p))
-		text := fmt.Sprintf("%s, %s for %s, %d routes advertised", s.Address, s.State, ago(s.Since), s.Advertised)
+		text := fmt.Sprintf("%s, %s for %s, %s advertised", s.Address, s.State, ago(s.Since), count(s.Advertised, "route"))
 		switch {
 		case s.State != "established":
 			text += "; " + s.DownReason()

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/internal/trusted"
@@ -57,8 +58,8 @@ func checkCommand(t *tool) *cobra.Command {
 			for _, w := range report.Warnings {
 				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: cluster %s is good: %d pools, %d reflectors, %d core gateways, %d nodes\n",
-				config, c.Name, len(c.Pools), len(c.Reflectors), len(c.Core), len(c.Nodes))
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: cluster %s is good: %s, %s, %s, %s\n",
+				config, c.Name, count(len(c.Pools), "pool"), count(len(c.Reflectors), "reflector"), count(len(c.Core), "core gateway"), count(len(c.Nodes), "node"))
 			return nil
 		},
 	}

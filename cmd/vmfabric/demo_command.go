@@ -16,9 +16,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
 	"github.com/vmfabric/vmfabric/internal/trusted"
 	"github.com/vmfabric/vmfabric/testenv"
-	"golang.org/x/sys/unix"
 )
 
 // demoFlags says how the demonstration runs. A process that was started by

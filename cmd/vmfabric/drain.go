@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/internal/backoff"
@@ -168,7 +169,7 @@ func (t *tool) awaitEmpty(ctx context.Context, guests []drainedGuest, most time.
 			return guests, nil
 		}
 		if !backoff.Sleep(ctx, pause) {
-			return nil, fmt.Errorf("interrupted with %d guests left; the drain goes on, vmfabric undrain ends it", len(guests))
+			return nil, fmt.Errorf("interrupted with %s left; the drain goes on, vmfabric undrain ends it", count(len(guests), "guest"))
 		}
 		now, err := t.guestsHere(ctx, time.Until(deadline))
 		if ctx.Err() != nil {

@@ -15,10 +15,10 @@ func forwardingStep(a netip.Addr, faults []fabric.ForwardingFault, err error) st
 	if err != nil {
 		return step{"forwarding", false, err.Error()}
 	}
-	family := map[bool]string{true: "IPv4", false: "IPv6"}[a.Unmap().Is4()]
+	family := familyOf(a)
 	var texts []string
 	for _, f := range faults {
-		if f.Family == family || f.Family == "" {
+		if concerns(f, a) {
 			texts = append(texts, f.Text)
 		}
 	}
@@ -26,6 +26,27 @@ func forwardingStep(a netip.Addr, faults []fabric.ForwardingFault, err error) st
 		return step{"forwarding", false, strings.Join(texts, "; ")}
 	}
 	return step{"forwarding", true, fmt.Sprintf("%s packets pass between the underlay and a port, tried now", family)}
+}
+
+// withdrawnFor says why the node announces nothing of an address's family, empty
+// where it does, and gives the other faults.
+func withdrawnFor(a netip.Addr, faults []fabric.ForwardingFault) (reason string, others []fabric.ForwardingFault) {
+	for _, f := range faults {
+		if f.Withdrawn && concerns(f, a) {
+			reason = f.Text
+		} else {
+			others = append(others, f)
+		}
+	}
+	return reason, others
+}
+
+func familyOf(a netip.Addr) string {
+	return map[bool]string{true: "IPv4", false: "IPv6"}[a.Unmap().Is4()]
+}
+
+func concerns(f fabric.ForwardingFault, a netip.Addr) bool {
+	return f.Family == "" || f.Family == familyOf(a)
 }
 
 // samplesOf gives, for each family that the cluster has a pool of, an address

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
 )
@@ -89,7 +90,7 @@ func printStatus(cmd *cobra.Command, st fabric.Status) {
 		health = "degraded"
 	}
 	if st.Role == "" {
-		fmt.Fprintf(out, "%s of cluster %s is %s; agent up %s, %d ports, %d live\n", st.Node, st.Cluster, health, ago(st.Since), st.Ports, st.Live)
+		fmt.Fprintf(out, "%s of cluster %s is %s; agent up %s, %s, %d live\n", st.Node, st.Cluster, health, ago(st.Since), count(st.Ports, "port"), st.Live)
 	} else {
 		fmt.Fprintf(out, "%s %s of cluster %s is %s; up %s\n", st.Role, st.Node, st.Cluster, health, ago(st.Since))
 	}
@@ -113,7 +114,7 @@ func printStatus(cmd *cobra.Command, st fabric.Status) {
 		if !s.LastEvent.IsZero() {
 			last = "last event " + ago(s.LastEvent) + " ago"
 		}
-		fmt.Fprintf(w, "  %s\t%s\t%d guests\t%s\n", s.Name, state, s.Guests, last)
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", s.Name, state, count(s.Guests, "guest"), last)
 	}
 	w.Flush()
 	for _, d := range st.Diversions {
@@ -159,16 +160,22 @@ func whyCommand(t *tool) *cobra.Command {
 				return err
 			}
 			steps := elsewhere(a, explain(a, list.Ports, *status.Status))
-			if p, ok := prefixOf(a, list.Ports); ok && steps[len(steps)-1].Good {
-				sent, err := t.sent(cmd.Context(), p)
-				if err != nil {
-					return err
-				}
-				steps = append(steps, announcedTo(p, status.Status.Sessions, sent)...)
-			}
 			if steps[0].Step == "guest" && steps[0].Good {
-				reply, err := t.call(cmd.Context(), hooks.Request{Op: hooks.Forwarding})
-				steps = append(steps, forwardingStep(a, reply.Forwarding, err))
+				reply, ferr := t.call(cmd.Context(), hooks.Request{Op: hooks.Forwarding})
+				withdrawn, faults := withdrawnFor(a, reply.Forwarding)
+				p, ok := prefixOf(a, list.Ports)
+				switch last := &steps[len(steps)-1]; {
+				case !ok || !last.Good:
+				case withdrawn != "": // no reflector has it, on purpose: the reason is all there is to say
+					*last = step{"announcement", false, withdrawn}
+				default:
+					sent, err := t.sent(cmd.Context(), p)
+					if err != nil {
+						return err
+					}
+					steps = append(steps, announcedTo(p, status.Status.Sessions, sent)...)
+				}
+				steps = append(steps, forwardingStep(a, faults, ferr))
 			}
 			bad := slices.ContainsFunc(steps, func(s step) bool { return !s.Good })
 			done, err := t.print(cmd, steps)
@@ -219,6 +226,14 @@ func explain(a netip.Addr, ports []fabric.PortEntry, st fabric.Status) []step {
 		text += fmt.Sprintf("; this node is draining since %s, and another one that announces it too comes first", st.DrainingSince.Format(time.DateTime))
 	}
 	return append(steps, step{"announcement", true, text})
+}
+
+// count gives a number of things, as people would: 1 port, 2 ports.
+func count[N int | uint64](n N, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 func join[T fmt.Stringer](vs []T) string {

@@ -2,16 +2,20 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -95,10 +99,11 @@ func TestExitCodes(t *testing.T) {
 
 // TestCheckWarns: a good file may have what is seldom meant, a line for each.
 func TestCheckWarns(t *testing.T) {
-	_, errs, code := try("check", "../../packaging/cluster.yaml.example")
+	out, errs, code := try("check", "../../packaging/cluster.yaml.example")
 	assert.Equal(t, exitGood, code, errs)
 	assert.Contains(t, errs, "reflectors rr1 and rr2 are not: their IPv6 routes ride on IPv4 sessions")
 	assert.Contains(t, errs, "no key_file: ")
+	assert.Contains(t, out, " pools, 2 reflectors, 1 core gateway, ")
 	assert.Equal(t, 2, strings.Count(errs, "\n"), errs)
 }
 
@@ -202,6 +207,55 @@ func TestWhyTellsWhatWasSent(t *testing.T) {
 	assert.Empty(t, announcedTo(p, sessions, []fabric.Advertisement{}))
 }
 
+// whyAgent has one guest of both families, and speaks to one reflector.
+type whyAgent struct {
+	hooks.Agent
+	faults []fabric.ForwardingFault
+}
+
+var dual = []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")}
+
+func (whyAgent) List(context.Context) ([]fabric.PortEntry, error) {
+	return []fabric.PortEntry{{VM: "web", Port: "web_net0", Kind: fabric.Tap, State: fabric.Live, Addresses: dual, Since: time.Now()}}, nil
+}
+
+func (whyAgent) Status(context.Context) (fabric.Status, error) {
+	return fabric.Status{Node: "node1", Sessions: []fabric.Session{{Peer: "rr1", Address: "10.10.0.11", State: "established"}}}, nil
+}
+
+func (a whyAgent) Advertisements(_ context.Context, p netip.Prefix) ([]fabric.Advertisement, error) {
+	sent := !slices.ContainsFunc(a.faults, func(f fabric.ForwardingFault) bool { return f.Withdrawn && f.Family == familyOf(p.Addr()) })
+	return []fabric.Advertisement{{Peer: "rr1", Address: "10.10.0.11", Sent: sent}}, nil
+}
+
+func (a whyAgent) CheckForwarding(context.Context) ([]fabric.ForwardingFault, error) {
+	return a.faults, nil
+}
+
+// TestWhyOfAWithdrawnFamily: what the node withdrew on purpose has that reason,
+// once, and nobody is said not to say why.
+func TestWhyOfAWithdrawnFamily(t *testing.T) {
+	for _, a := range dual {
+		t.Run(familyOf(a), func(t *testing.T) {
+			gone := fabric.ForwardingFault{Family: familyOf(a), Text: "announced for no guest: next hop is gone; give it back", Withdrawn: true}
+			blocked := fabric.ForwardingFault{Family: familyOf(a), Text: "packets are dropped by a chain"}
+			socket := serveAgent(t, whyAgent{faults: []fabric.ForwardingFault{gone, blocked}})
+			out, errs, code := try("why", a.String(), "--socket", socket)
+			assert.Equal(t, exitBad, code, errs)
+			lines := strings.Split(strings.TrimSpace(out), "\n")
+			require.Len(t, lines, 4, out)
+			assert.Equal(t, "MISSING announcement: "+gone.Text, lines[2])
+			assert.Equal(t, "MISSING forwarding: "+blocked.Text, lines[3])
+			for _, other := range dual {
+				if other != a {
+					out, errs, code := try("why", other.String(), "--socket", socket)
+					assert.Zero(t, code, out+errs)
+				}
+			}
+		})
+	}
+}
+
 func TestPrefixOf(t *testing.T) {
 	a6 := netip.MustParseAddr("2001:db8:100::10")
 	ports := []fabric.PortEntry{{
@@ -217,6 +271,19 @@ func TestPrefixOf(t *testing.T) {
 	}
 	_, ok := prefixOf(netip.MustParseAddr("203.0.113.11"), ports)
 	assert.False(t, ok)
+}
+
+func TestCount(t *testing.T) {
+	for n, want := range []string{"0 core gateways", "1 core gateway", "2 core gateways"} {
+		assert.Equal(t, want, count(n, "core gateway"))
+	}
+	assert.Equal(t, "1 frame", count(uint64(1), "frame"))
+	var out strings.Builder
+	cmd := newRoot()
+	cmd.SetOut(&out)
+	printStatus(cmd, fabric.Status{Node: "node1", Cluster: "msk1", Ports: 1, Live: 1, Sources: []fabric.SourceStatus{{Name: "libvirt", Guests: 1}}})
+	assert.Contains(t, out.String(), "1 port, 1 live")
+	assert.Contains(t, out.String(), "1 guest ")
 }
 
 func TestAgo(t *testing.T) {

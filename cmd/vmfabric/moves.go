@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
 )
@@ -89,7 +90,7 @@ func momentsOf(m fabric.Move) []moment {
 		{m.Learned, "the source knows the destination"},
 		{m.Stopped, "guest stopped at the source"},
 		{m.Diverted, "packets go from the source to the destination"},
-		{m.ResentAt, fmt.Sprintf("%d frames sent again", m.Resent)},
+		{m.ResentAt, count(m.Resent, "frame") + " sent again"},
 		{m.Running, fmt.Sprintf("guest runs at the destination (told by %s)", cmp.Or(m.RunningBy, "?"))},
 		{m.Announced, "announced by the destination"},
 		{m.Withdrawn, "withdrawn by the source"},

@@ -9,10 +9,11 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
 	"github.com/vmfabric/vmfabric/hooks"
-	"golang.org/x/sync/errgroup"
 )
 
 const reflectorSocket = "/run/vmfabric/reflector.sock"

@@ -24,14 +24,16 @@ func (v visibleWriter) Write(p []byte) (int, error) {
 }
 
 // unseen holds for control characters that are no white space of a text, for
-// format characters such as U+200B and U+202E, and for the separators of lines
-// and paragraphs that terminals do not have.
+// format characters such as U+200B and U+202E, for separators and spaces but the
+// plain one, and for fillers, of which U+2800 is a symbol by category.
 func unseen(r rune) bool {
 	switch r {
-	case '\n', '\t', utf8.RuneError:
+	case '\n', '\t', ' ', utf8.RuneError:
 		return false
+	case '\u2800':
+		return true
 	}
-	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Other_Default_Ignorable_Code_Point)
+	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Z, unicode.Other_Default_Ignorable_Code_Point)
 }
 
 func visible(text string) string {

@@ -10,12 +10,13 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
 )
 
 // hidden is a name as a node can have had it from before such were refused.
-const hidden = "web\u202egpj\u200b\u2028\U000e0001\x1b[2J"
+const hidden = "web\u202egpj\u200b\u2028\u00a0\u2800\U000e0001\x1b[2J"
 
 type oddAgent struct{ hooks.Agent }
 
@@ -34,17 +35,8 @@ func (oddAgent) Status(context.Context) (fabric.Status, error) {
 // TestNamesAreVisible: nothing that a guest is called changes how a line looks
 // on a terminal, and programs get the name as it is.
 func TestNamesAreVisible(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "agent.sock")
-	l, err := hooks.Listen(socket)
-	require.NoError(t, err)
-	log, err := newLogger(t.Output(), "error", "text")
-	require.NoError(t, err)
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- hooks.Serve(ctx, l, oddAgent{}, log) }()
-	defer func() { cancel(); <-done }()
-
-	const shown = `web\u202egpj\u200b\u2028\udb40\udc01\u001b[2J`
+	socket := serveAgent(t, oddAgent{})
+	const shown = `web\u202egpj\u200b\u2028\u00a0\u2800\udb40\udc01\u001b[2J`
 	for _, command := range []string{"list", "status", "attach"} {
 		args := []string{command, "--socket", socket}
 		if command == "attach" {
@@ -62,6 +54,20 @@ func TestNamesAreVisible(t *testing.T) {
 	var ports []fabric.PortEntry
 	require.NoError(t, json.Unmarshal([]byte(out), &ports))
 	assert.Equal(t, hidden, ports[0].VM)
+}
+
+// serveAgent has an agent answer on a socket until the test ends.
+func serveAgent(t *testing.T, a hooks.Agent) (socket string) {
+	socket = filepath.Join(t.TempDir(), "agent.sock")
+	l, err := hooks.Listen(socket)
+	require.NoError(t, err)
+	log, err := newLogger(t.Output(), "error", "text")
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- hooks.Serve(ctx, l, a, log) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return socket
 }
 
 func containsUnseen(s string) bool { return visible(s) != s }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/plural"
 )
 
 // Drain takes the node out of service: all that it announces is announced as
@@ -87,9 +88,6 @@ func (a *Agent) drainProblem() string {
 			left++
 		}
 	}
-	guests := fmt.Sprintf("%d guests are", left)
-	if left == 1 {
-		guests = "1 guest is"
-	}
-	return fmt.Sprintf("draining since %s: %s left, new ones are refused; vmfabric undrain ends it", a.drained.Format(time.DateTime), guests)
+	return fmt.Sprintf("draining since %s: %s left, new ones are refused; vmfabric undrain ends it",
+		a.drained.Format(time.DateTime), plural.Of(left, "guest is", "guests are"))
 }

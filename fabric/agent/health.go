@@ -143,7 +143,7 @@ func (a *Agent) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, 
 		err    error
 	}{{"IPv4", hops.V4}, {"IPv6", hops.V6}} {
 		if hop.err != nil {
-			faults = append(faults, fabric.ForwardingFault{Family: hop.family, Text: oneLine(hop.err)})
+			faults = append(faults, fabric.ForwardingFault{Family: hop.family, Text: oneLine(hop.err), Withdrawn: true})
 		}
 	}
 	tried, err := a.dataplane.CheckForwarding(ctx)

@@ -39,7 +39,7 @@ func TestNextHop(t *testing.T) {
 				assert.Contains(t, n.problems(), "no next hop")
 				faults, err := n.CheckForwarding(t.Context())
 				require.NoError(t, err)
-				assert.Equal(t, []fabric.ForwardingFault{{Family: map[bool]string{false: "IPv4", true: "IPv6"}[v6], Text: "no next hop"}}, faults)
+				assert.Equal(t, []fabric.ForwardingFault{{Family: map[bool]string{false: "IPv4", true: "IPv6"}[v6], Text: "no next hop", Withdrawn: true}}, faults)
 
 				// One that begins, and one that is asked for again.
 				n.apply(db(), fabric.Live)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/plural"
 )
 
 const (
@@ -395,7 +396,7 @@ func (l *listener) problem(now time.Time) string {
 		why = append(why, fmt.Sprintf("it has had the same event since %s", l.began.Format(time.TimeOnly)))
 	}
 	if now.Sub(l.droppedAt) <= lossMemory {
-		why = append(why, fmt.Sprintf("%d events were dropped, the last at %s", l.dropped, l.droppedAt.Format(time.TimeOnly)))
+		why = append(why, fmt.Sprintf("%s dropped, the last at %s", plural.Of(l.dropped, "event was", "events were"), l.droppedAt.Format(time.TimeOnly)))
 	}
 	if len(why) == 0 {
 		return ""

@@ -13,6 +13,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
+	"github.com/vmfabric/vmfabric/fabric/internal/plural"
 )
 
 const (
@@ -46,7 +47,7 @@ func (a *Agent) Adopt(ctx context.Context) error {
 	a.recallDrain(ctx)
 	desired, storeErr := a.store.All(ctx)
 	if f, ok := a.store.(interface{ Fresh() bool }); ok && storeErr == nil && f.Fresh() && len(ports) > 0 {
-		storeErr = fmt.Errorf("the state is empty although %d ports are here; they are kept as they are. Detach those that are not wanted, then restart the agent", len(ports))
+		storeErr = fmt.Errorf("the state is empty although %s here; they are kept as they are. Detach those that are not wanted, then restart the agent", plural.Of(len(ports), "port is", "ports are"))
 	}
 	if storeErr != nil {
 		a.inventory.damaged()

@@ -35,6 +35,9 @@ func parseSessions(lines []string, now time.Time) []fabric.Session {
 				s.Families = []fabric.Family{}
 			}
 			s.Notification = notification(lastError, message, state)
+			if who, reason, _ := strings.Cut(lastError, ": "); who == "Socket" && s.State != "established" {
+				s.Failure = fabric.NewSessionFailure(reason, time.Time{})
+			}
 			all = append(all, *s)
 		}
 		s, state, lastError, message, channel = nil, "", "", "", ""

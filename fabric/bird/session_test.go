@@ -93,7 +93,7 @@ func TestParseSessions(t *testing.T) {
 	assert.Equal(t, []fabric.Session{
 		{Peer: "to_rr1", Address: "10.10.0.11", State: "established", Since: at(11, 22, 11, 41, 57, 466), Advertised: 5, Families: []fabric.Family{fabric.IPv4, fabric.IPv6}},
 		{Peer: "to_rr2", Address: "fd00:10:10::12", State: "idle", Since: at(11, 20, 0, 0, 0, 0), Notification: note(true, 6, 2, "")},
-		{Peer: "to_rr3", Address: "10.10.0.13", State: "active", Since: at(11, 21, 23, 59, 58, 0)},
+		{Peer: "to_rr3", Address: "10.10.0.13", State: "active", Since: at(11, 21, 23, 59, 58, 0), Failure: &fabric.SessionFailure{Kind: fabric.Refused, Reason: "Connection refused"}},
 		{Peer: "to_rr4", Address: "10.10.0.14", State: "active", Since: at(11, 22, 11, 41, 57, 0), Notification: note(false, 6, 2, "planned work")},
 		{Peer: "to_rr5", Address: "10.10.0.15", State: "active", Since: at(11, 22, 11, 41, 57, 0), Notification: note(true, 2, 2, "")},
 		{Peer: "to_rr6", Address: "10.10.0.16", State: "established", Since: at(11, 22, 11, 41, 57, 0), Advertised: 1, Families: []fabric.Family{fabric.IPv6}},

@@ -80,6 +80,9 @@ func (ns neighbors) sessions(now time.Time) []fabric.Session {
 		default: // Clearing, Deleted
 			s.State = "idle"
 		}
+		if s.State != "established" && s.Notification == nil {
+			s.Failure = fabric.NewSessionFailure(n.DueTo, now.Add(-time.Duration(n.ResetMsec)*time.Millisecond)) // "Peer closed the session"
+		}
 		all = append(all, s)
 	}
 	return all

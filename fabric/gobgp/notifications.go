@@ -5,9 +5,12 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/vmfabric/vmfabric/fabric"
 )
@@ -18,6 +21,9 @@ import (
 const (
 	loggedSent     = "sent notification"
 	loggedReceived = "received notification"
+	// And that it could not connect, which it logs for who debugs, and tells nowhere
+	// else.
+	loggedUnconnected = "failed to connect"
 )
 
 // notifications keeps the last NOTIFICATION of each peer.
@@ -32,6 +38,9 @@ type noticed struct {
 	heard  *fabric.Notification // from the wire; hearsay until GoBGP counts it
 	logged uint64               // received ones that GoBGP logged
 	others uint64               // and those that it counted beside them
+
+	up      bool                   // its session is established
+	failure *fabric.SessionFailure // what ended it, or the last attempt, without one
 }
 
 func newNotifications() *notifications {
@@ -43,6 +52,55 @@ func (n *notifications) of(peer netip.Addr) *fabric.Notification {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.peers[peer].last
+}
+
+// failure gives how the session with a peer, or the last attempt at one, ended
+// without a NOTIFICATION; nil where it is up, or that is not known.
+func (n *notifications) failure(peer netip.Addr) *fabric.SessionFailure {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.peers[peer].failure
+}
+
+// down tells whether a peer has no session.
+func (n *notifications) down(peer netip.Addr) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return !n.peers[peer].up
+}
+
+// state takes over how the session of a peer stands.
+func (n *notifications) state(p apiutil.PeerState, at time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	one := n.peers[p.NeighborAddress]
+	one.up = p.SessionState == bgp.BGP_FSM_ESTABLISHED
+	switch {
+	case one.up:
+		one.failure = nil
+	case p.SessionState != bgp.BGP_FSM_IDLE:
+	case slices.Contains(brokenOff, p.DisconnectReason):
+		one.failure = &fabric.SessionFailure{Kind: fabric.Closed, Reason: "connection closed", At: at}
+	}
+	n.peers[p.NeighborAddress] = one
+}
+
+// brokenOff are the reasons of GoBGP for a connection that ended by itself. The
+// last is in the place of the others where the peer's routes are kept meanwhile.
+var brokenOff = []api.PeerState_DisconnectReason{
+	api.PeerState_DISCONNECT_REASON_READ_FAILED, api.PeerState_DISCONNECT_REASON_WRITE_FAILED,
+	api.PeerState_DISCONNECT_REASON_GRACEFUL_RESTART,
+}
+
+// unconnected takes over why GoBGP could not connect.
+func (n *notifications) unconnected(peer netip.Addr, text string, at time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p := n.peers[peer]
+	if f := fabric.NewSessionFailure(text, at); f != nil && !p.up {
+		p.failure = f
+	}
+	n.peers[peer] = p
 }
 
 // counted takes how many GoBGP has received from a peer. One more than it has
@@ -116,15 +174,26 @@ type noting struct {
 	peer  netip.Addr // whom the records are about, where they are about one
 }
 
-// Enabled implements [slog.Handler]: GoBGP logs notifications as information.
+// Enabled implements [slog.Handler]: GoBGP logs notifications as information. What
+// it logs for who debugs is of interest while a peer has no session: of one that
+// has, that is each update.
 func (h noting) Enabled(ctx context.Context, level slog.Level) bool {
-	return level == slog.LevelInfo || h.Handler.Enabled(ctx, level)
+	return level == slog.LevelInfo || h.Handler.Enabled(ctx, level) ||
+		level == slog.LevelDebug && h.peer.IsValid() && h.notes.down(h.peer)
 }
 
 // Handle implements [slog.Handler].
 func (h noting) Handle(ctx context.Context, r slog.Record) error {
 	if h.peer.IsValid() && (r.Message == loggedSent || r.Message == loggedReceived) {
 		h.notes.note(h.peer, notified(r))
+	}
+	if h.peer.IsValid() && r.Message == loggedUnconnected {
+		r.Attrs(func(a slog.Attr) bool {
+			if a.Key == "Error" {
+				h.notes.unconnected(h.peer, a.Value.String(), dated(r))
+			}
+			return true
+		})
 	}
 	if !h.Handler.Enabled(ctx, r.Level) {
 		return nil
@@ -166,9 +235,12 @@ func notified(r slog.Record) *fabric.Notification {
 		}
 		return true
 	})
-	at := r.Time
-	if at.IsZero() {
-		at = time.Now()
+	return fabric.NewNotification(r.Message == loggedSent, uint8(code), uint8(subcode), communication, dated(r))
+}
+
+func dated(r slog.Record) time.Time {
+	if r.Time.IsZero() {
+		return time.Now()
 	}
-	return fabric.NewNotification(r.Message == loggedSent, uint8(code), uint8(subcode), communication, at)
+	return r.Time
 }

@@ -24,6 +24,7 @@ type script struct {
 	opening  *bgp.BGPNotification // in place of its KEEPALIVE
 	after    *bgp.BGPNotification // once the session is up and end is closed
 	end      chan struct{}
+	gone     chan struct{}        // closed: it closes the connection without a word
 	hold     chan struct{}        // it waits for its end before its KEEPALIVE; nil: it does not
 	hear     func(*bgp.BGPUpdate) // each UPDATE
 }
@@ -97,6 +98,13 @@ func (s script) serve(conn net.Conn, ended chan struct{}) {
 		if u, ok := m.Body.(*bgp.BGPUpdate); ok {
 			s.hear(u)
 		}
+	}
+	if s.gone != nil {
+		select {
+		case <-s.gone:
+		case <-ended:
+		}
+		return
 	}
 	if s.after == nil {
 		_, _ = io.Copy(io.Discard, conn)
@@ -209,4 +217,48 @@ func TestNotifications(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestFailures: a reflector that ends its sessions without a NOTIFICATION, as one
+// does that is stopped, is not said to have another AS number or password.
+func TestFailures(t *testing.T) {
+	patient(t)
+	families := []bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}
+	down := func(s *gobgp.Speaker, kind fabric.FailureKind, says string) {
+		t.Helper()
+		eventually(t, says, func() bool {
+			session := sessionOf(t, s)
+			return session.State != "established" && session.Failure != nil && session.Failure.Kind == kind && strings.Contains(session.DownReason(), says)
+		})
+		assert.NotContains(t, sessionOf(t, s).DownReason(), "AS number")
+	}
+	c := at(port + 60)
+	r, err := gobgp.NewReflector(gobgp.ReflectorConfig{Cluster: c, RR: c.Reflectors[0]}, gobgp.ReflectorDeferral(0))
+	require.NoError(t, err)
+	closed := false
+	t.Cleanup(func() {
+		if !closed {
+			r.Close()
+		}
+	})
+	s := opened(t, c)
+	up := func() {
+		eventually(t, "the session is up", func() bool { return sessionOf(t, s).State == "established" })
+		assert.Nil(t, sessionOf(t, s).Failure)
+	}
+	up()
+	require.NoError(t, r.Close())
+	closed = true
+	down(s, fabric.Refused, "nothing listens for BGP at 127.0.0.1 (connection refused); start the reflector there")
+	play(t, c, script{asn: c.ASN, families: families})
+	up()
+
+	// One that hangs up, and goes on listening.
+	c = at(port + 61)
+	gone := make(chan struct{})
+	play(t, c, script{asn: c.ASN, families: families, gone: gone})
+	s = opened(t, c)
+	up()
+	close(gone)
+	down(s, fabric.Closed, "rr1 closed the connection without a NOTIFICATION, as when it is stopped; check that the reflector runs and knows this node")
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/apiutil"
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/plural"
 )
 
 // Counts are numbers of prefixes of one family.
@@ -110,7 +111,7 @@ func (r *Reflector) peers(ctx context.Context, advertised bool) ([]ReflectorPeer
 func (r *Reflector) describe(n neighbour, p *api.Peer) ReflectorPeer {
 	out := ReflectorPeer{Named: r.isNamed(n.address), Held: r.held[n.address] != nil, Session: fabric.Session{
 		Peer: n.name, Address: n.address.String(), Role: n.role, Since: r.since[n.address],
-		State: cmp.Or(states[p.GetState().GetSessionState()], "idle"), Families: negotiated(p), Notification: r.notes.of(n.address),
+		State: cmp.Or(states[p.GetState().GetSessionState()], "idle"), Families: negotiated(p), Notification: r.notes.of(n.address), Failure: r.notes.failure(n.address),
 	}}
 	if b := p.GetState().GetBfdState(); n.bfd && b != nil {
 		out.BFD = strings.ToLower(strings.TrimPrefix(b.GetSessionState().String(), "BFD_SESSION_STATE_"))
@@ -250,8 +251,8 @@ func (r *Reflector) problems(peers []ReflectorPeer) []string {
 			say("node %s (%s) announces %d prefixes of a family, and %d is the most; raise max_prefixes", p.Peer, p.Address, n, r.cluster.MaxPrefixes)
 		}
 		if n := p.refused(); n > 0 && p.Role == RoleNode {
-			say("node %s (%s) announces %d prefixes that are refused, such as %s; stop it, or name their pool, their community and the node with its address6 in the cluster file, and restart the reflector",
-				p.Peer, p.Address, n, joined(p.Refused))
+			say("node %s (%s) announces %s refused, such as %s; stop it, or name their pool, their community and the node with its address6 in the cluster file, and restart the reflector",
+				p.Peer, p.Address, plural.Of(n, "prefix that is", "prefixes that are"), joined(p.Refused))
 		}
 	}
 	if nodes > 0 && up == 0 {

@@ -176,7 +176,7 @@ func (r *Reflector) start() error {
 	err = pol.install(ctx, r.bgp)
 	if err == nil {
 		err = r.bgp.WatchEvent(ctx, server.WatchEventMessageCallbacks{
-			OnPeerUpdate: func(e *apiutil.WatchEventMessage_PeerEvent, _ time.Time) { r.peerChanged(ctx, e) },
+			OnPeerUpdate: func(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) { r.peerChanged(ctx, e, at) },
 		}, server.WatchPeer())
 	}
 	if err == nil {

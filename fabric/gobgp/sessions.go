@@ -13,10 +13,11 @@ import (
 )
 
 // peerChanged follows the sessions, one event after the other.
-func (r *Reflector) peerChanged(ctx context.Context, e *apiutil.WatchEventMessage_PeerEvent) {
+func (r *Reflector) peerChanged(ctx context.Context, e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
 	if e.Type != apiutil.PEER_EVENT_STATE {
 		return
 	}
+	r.notes.state(e.Peer.State, at)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a, up := e.Peer.State.NeighborAddress, e.Peer.State.SessionState == bgp.BGP_FSM_ESTABLISHED

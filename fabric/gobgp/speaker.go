@@ -243,6 +243,7 @@ func (s *Speaker) peerChanged(ctx context.Context, e *apiutil.WatchEventMessage_
 	if e.Type != apiutil.PEER_EVENT_STATE {
 		return
 	}
+	s.notes.state(e.Peer.State, at)
 	if e.Peer.State.SessionState == bgp.BGP_FSM_OPENCONFIRM {
 		s.mu.Lock()
 		s.opening[e.Peer.State.NeighborAddress.String()] = at
@@ -519,7 +520,8 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	var sessions []fabric.Session
 	for _, rr := range s.cluster.Reflectors {
 		if session, ok := found[rr.Address.String()]; ok {
-			session.Peer, session.Since, session.Notification = rr.Name, s.since[rr.Address.String()], s.notes.of(rr.Address)
+			session.Peer, session.Since = rr.Name, s.since[rr.Address.String()]
+			session.Notification, session.Failure = s.notes.of(rr.Address), s.notes.failure(rr.Address)
 			sessions = append(sessions, session)
 		}
 	}

@@ -34,6 +34,10 @@ type Config struct {
 	// Samples has one address that a guest may have for each family whose packets
 	// are to pass the node: whether they do is tried with it, see [Dataplane.CheckForwarding].
 	Samples []netip.Addr
+	// Pools lists what guests may have, Routers the core gateways: whether the node
+	// has a way to the outside is asked of what lies in none of Private and Pools.
+	Pools   []netip.Prefix
+	Routers []netip.Addr
 	// NextHop and NextHop6 are what announcements name; the second may be missing.
 	// Dataplane.NextHop tells whether they are addresses of this node.
 	NextHop, NextHop6 netip.Addr
@@ -62,6 +66,7 @@ type Dataplane struct {
 
 	forwarding *forwarding
 	hops       *nextHops
+	waysOut    *waysOut
 
 	mu       sync.Mutex
 	want     map[string]fabric.Port // as put; guarded by mu
@@ -78,6 +83,7 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 		want: map[string]fabric.Port{}, arrived: map[string]fabric.Port{}, ailments: map[string]string{}, filter: newFilter(cfg),
 	}
 	d.hops, d.forwarding = newNextHops(cfg.NextHop, cfg.NextHop6), newForwarding(cfg.Samples, d.ipv6)
+	d.waysOut = newWaysOut(cfg, d.forwarding.guests)
 	for _, o := range opts {
 		o(d)
 	}
@@ -105,7 +111,7 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 		d.rtnl.close()
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
-	if err := d.startForwarding(); err != nil {
+	if err := errors.Join(d.startWaysOut(), d.startForwarding()); err != nil {
 		return nil, fmt.Errorf("kernel: %w", errors.Join(err, d.Close()))
 	}
 	return d, nil
@@ -113,7 +119,7 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 
 // Close ends the watching. Everything in the kernel stays.
 func (d *Dataplane) Close() error {
-	return errors.Join(d.forwarding.close(), d.watch.close(), d.moves.close(), d.rtnl.close())
+	return errors.Join(d.forwarding.close(), d.waysOut.close(), d.watch.close(), d.moves.close(), d.rtnl.close())
 }
 
 // Changed implements [fabric.Dataplane].
@@ -126,6 +132,9 @@ func (d *Dataplane) Diagnose() []string {
 	var all []string
 	for _, text := range d.ailments {
 		all = append(all, text)
+	}
+	for _, fault := range d.waysOut.list() {
+		all = append(all, fault.Text)
 	}
 	return append(all, d.forwarding.lines()...)
 }

@@ -241,7 +241,9 @@ func (d *Dataplane) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFau
 	if len(d.forwarding.guests) == 0 {
 		return nil, nil
 	}
-	return d.forwarding.check(ctx)
+	d.waysOut.look()
+	faults, err := d.forwarding.check(ctx)
+	return append(d.waysOut.list(), faults...), err
 }
 
 // check makes a trial and keeps what comes of it. What seems lost is tried twice.

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric/internal/plural"
 )
 
 // neighbourTable is the kernel's table of the neighbours of one family. It is
@@ -33,7 +35,7 @@ func (t neighbourTable) trouble(ports int) string {
 	case t.entries*100 >= t.limit*nearlyFull:
 		return fmt.Sprintf("the %s neighbour table has %d of at most %d entries, guests and the node lose their neighbours when it is full: %s, and see who fills it (ip -s neigh)", t.family, t.entries, t.limit, wayOut)
 	case t.limit < need:
-		return fmt.Sprintf("the %s neighbour table holds %d entries, %d ports may need %d: %s", t.family, t.limit, ports, need, wayOut)
+		return fmt.Sprintf("the %s neighbour table holds %d entries, %s may need %d: %s", t.family, t.limit, plural.Of(ports, "port", "ports"), need, wayOut)
 	}
 	return ""
 }

@@ -104,8 +104,9 @@ func (w *watcher) receive() {
 		}
 		w.mirror.mu.Lock()
 		var names, links []string
-		hops := false
+		hops, ways := false, false
 		for _, m := range msgs {
+			ways = ways || w.d.waysOut.concerns(m)
 			if m.Header.Type == unix.RTM_NEWNETCONF {
 				names = append(names, w.reconfigured(m.Data)...)
 				continue
@@ -130,6 +131,9 @@ func (w *watcher) receive() {
 		w.publish(links, false)
 		w.welcome(names...)
 		w.suspect(names...)
+		if ways {
+			w.d.waysOut.changed()
+		}
 		if hops {
 			w.d.forwarding.changed(true)
 		}
@@ -148,6 +152,7 @@ func (w *watcher) relist() {
 	if err := w.d.hops.load(w.d.rtnl); err != nil {
 		w.d.log.Warn("list addresses", "err", err)
 	}
+	w.d.waysOut.changed()
 	w.signal()
 }
 

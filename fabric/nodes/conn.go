@@ -44,11 +44,13 @@ type peer struct {
 	slots chan struct{}
 	idle  []*conn // the last one used is the last
 
-	met    bool      // it has answered
-	silent time.Time // since when it does not; zero: it does, or was not asked
-	why    string    // what to say of that; empty: nothing
-	pauses backoff.Backoff
-	due    time.Time // when it is to be greeted
+	met     bool          // it has answered
+	silent  time.Time     // since when it does not; zero: it does, or was not asked
+	why     string        // what to say of that; empty: nothing
+	grace   time.Duration // how long it may be silent before that is said
+	refuses bool          // it answers, but cannot be talked to
+	pauses  backoff.Backoff
+	due     time.Time // when it is to be greeted
 }
 
 // peer finds a node that is called.

@@ -14,8 +14,12 @@
 // takes long holds up no other's.
 //
 // A question without a notice is a greeting. Each node is greeted when the agent
-// starts and once a minute, so that [Nodes.Diagnose] names those that do not
-// answer before a guest is on its way to one.
+// starts and every 40 s, so that [Nodes.Diagnose] names those that do not answer
+// before a guest is on its way to one. Between two greetings the connection stays:
+// when it ends, as with an agent that is killed, the node is greeted at once. One on
+// which no agent listens is named after 5 s, so that a restart is not, and any other
+// that does not answer after 10 s. One that refuses to answer is greeted again
+// after 2 s, then less often, down to every 15 s, and at once when it calls.
 //
 // # Who may call
 //

@@ -148,7 +148,7 @@ func (n *Nodes) say(ctx context.Context, to fabric.Node, notice *fabric.Notice) 
 	switch {
 	case disagrees(err):
 		n.note("to "+to.Name, explained.Error(), memory)
-		n.answered(to.Name)
+		n.refuses(to.Name)
 	case !absent(err) && !errors.Is(err, errNoFamily):
 		n.unanswered(to.Name, explained)
 	}

@@ -320,6 +320,75 @@ func TestNewcomers(t *testing.T) {
 	require.ErrorContains(t, err, "node node34 says that it has fd00:10:10::30, which is node node31's")
 }
 
+// told waits until a node's end says what is wanted; nothing where that is empty.
+func told(t *testing.T, n *nodes.Nodes, want string) {
+	t.Helper()
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		if all := strings.Join(n.Diagnose(), "\n"); want == "" {
+			assert.Empty(c, all)
+		} else {
+			assert.Contains(c, all, want)
+		}
+	}, bound, 10*time.Millisecond)
+}
+
+// met has two nodes serve, and waits until each has greeted the other.
+func met(t *testing.T, c fabric.Cluster) (one *nodes.Nodes, stop func()) {
+	one, two := end(c, c.Nodes[0]), end(c, c.Nodes[1])
+	var answered atomic.Int32
+	answer := func(context.Context, fabric.Node, fabric.Notice) fabric.Answer {
+		answered.Add(1)
+		return fabric.Answer{}
+	}
+	serve(t, one, answer)
+	stop = serve(t, two, answer)
+	for _, ask := range []struct {
+		from *nodes.Nodes
+		to   string
+	}{{one, "node2"}, {two, "node1"}} {
+		require.Eventually(t, func() bool {
+			_, err := ask.from.Ask(t.Context(), ask.to, notice())
+			return err == nil
+		}, bound, 10*time.Millisecond)
+	}
+	require.GreaterOrEqual(t, answered.Load(), int32(2))
+	return one, stop
+}
+
+// TestAgentThatEnds: an agent that ends is named long before its node is greeted
+// again in its turn, for the end of its connection tells; and no more once another
+// one is there.
+func TestAgentThatEnds(t *testing.T) {
+	for name, c := range map[string]fabric.Cluster{"IPv4": cluster(true, false, "a secret"), "IPv6": cluster(false, true, "a secret")} {
+		t.Run(name, func(t *testing.T) {
+			one, stop := met(t, c)
+			told(t, one, "")
+			stop()
+			told(t, one, "no agent listens there")
+			serve(t, end(c, c.Nodes[1]), (&held{}).answer)
+			told(t, one, "")
+		})
+	}
+}
+
+// TestKeyIsMended: two nodes with different keys say so, and neither does soon
+// after one of them was given the right key.
+func TestKeyIsMended(t *testing.T) {
+	right, wrong := cluster(true, true, ""), cluster(true, true, "")
+	right.Key, wrong.Key = "the key of the cluster", "the key of another"
+	one, two := end(right, right.Nodes[0]), end(wrong, right.Nodes[1])
+	serve(t, one, (&held{}).answer)
+	stop := serve(t, two, (&held{}).answer)
+	const differ = "the cluster's keys are not the same on both nodes"
+	told(t, one, differ)
+	told(t, two, differ)
+	stop()
+	two = end(right, right.Nodes[1])
+	serve(t, two, (&held{}).answer)
+	told(t, one, "")
+	told(t, two, "")
+}
+
 func TestPasswords(t *testing.T) {
 	none, right, wrong := cluster(true, true, ""), cluster(true, true, "a secret"), cluster(true, true, "another")
 	half, name := cluster(true, true, "a secret"), cluster(true, true, "a secret")

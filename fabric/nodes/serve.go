@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -36,13 +37,17 @@ func (n *Nodes) Serve(ctx context.Context, answer func(ctx context.Context, from
 	if n.key == nil {
 		n.log.Warn("no key_file in the cluster file, and no passwords: only the nodes that are named there are heard, and whoever has the address of one is believed; see vmfabric check")
 	}
-	var all sync.WaitGroup
-	all.Go(func() { n.watch(ctx) })
+	var all, tried sync.WaitGroup
 	for _, a := range []netip.Addr{n.self.Address, n.self.Address6} {
 		if a.IsValid() {
-			all.Go(func() { n.hear(ctx, a, answer) })
+			tried.Add(1)
+			all.Go(func() { n.hear(ctx, a, answer, sync.OnceFunc(tried.Done)) })
 		}
 	}
+	all.Go(func() {
+		tried.Wait() // who is greeted greets back
+		n.watch(ctx)
+	})
 	tick := time.NewTicker(keepFor / 2)
 	defer tick.Stop()
 	for ctx.Err() == nil {
@@ -60,8 +65,10 @@ func (n *Nodes) Serve(ctx context.Context, answer func(ctx context.Context, from
 	return nil
 }
 
-// hear answers on one of the node's addresses until ctx ends.
-func (n *Nodes) hear(ctx context.Context, a netip.Addr, answer answerer) {
+// hear answers on one of the node's addresses until ctx ends. It calls tried once
+// it listens, or cannot yet.
+func (n *Nodes) hear(ctx context.Context, a netip.Addr, answer answerer, tried func()) {
+	defer tried()
 	at := netip.AddrPortFrom(a, n.port)
 	topic := "listen " + at.String()
 	defer n.settle(topic)
@@ -69,6 +76,7 @@ func (n *Nodes) hear(ctx context.Context, a netip.Addr, answer answerer) {
 		config := net.ListenConfig{Control: hearsNear}
 		config.SetMultipathTCP(false) // its sockets know no minimal TTL
 		l, err := config.Listen(ctx, network(a), at.String())
+		tried()
 		if err == nil {
 			n.settle(topic)
 			n.log.Info("agents of other nodes are heard", "address", at)
@@ -125,17 +133,22 @@ func (n *Nodes) accept(ctx context.Context, l *net.TCPListener, answer answerer)
 		}
 		conns.Go(func() {
 			d := &dialogue{Conn: c, lines: newReader(c), nonce: rand.Text(), source: source}
-			defer n.leave(d)
-			defer c.Close()
 			n.converse(ctx, d, answer)
+			c.Close()
+			if n.leave(d) && ctx.Err() == nil {
+				n.left(d.name)
+			}
 		})
 	}
 }
 
-func (n *Nodes) leave(d *dialogue) {
+// leave takes a connection out, and reports whether it was the last one from the
+// agent of a node.
+func (n *Nodes) leave(d *dialogue) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.visitors.leave(d.source, d.Conn)
+	return d.name != "" && !slices.ContainsFunc(n.visitors.known[d.source], func(v visitor) bool { return v.proven })
 }
 
 // dialogue is a connection on which this node answers.
@@ -145,6 +158,7 @@ type dialogue struct {
 	nonce  string
 	count  uint64
 	source netip.Addr
+	name   string // of the node that has shown that it calls
 }
 
 // converse answers the questions of one connection until it ends, or ctx does.
@@ -218,6 +232,7 @@ func (n *Nodes) answer(ctx context.Context, d *dialogue, body []byte, answer ans
 		}
 		return reply{Error: err.Error()}
 	}
+	d.name = from.Name
 	n.settle("from " + caller)
 	n.heard(from.Name)
 	if req.Notice == nil {

@@ -12,15 +12,18 @@ import (
 
 // Nodes are asked rarely, and each question is one about a guest on its way: who
 // does not answer, or has another key, is to be known before. So each node is
-// greeted when the agent starts and now and then.
+// greeted when the agent starts, now and then, and when its last connection to
+// this node ends: an agent that is killed takes it along.
 const (
-	greetEvery  = time.Minute
-	greetAgain  = 2 * time.Second // after it did not answer; twice as long each time
+	greetEvery  = 40 * time.Second // less than keepFor: so a connection always stands
+	greetAgain  = 2 * time.Second  // after it did not answer, or refused; twice as long each time
 	greetMost   = 15 * time.Second
 	greetAtOnce = 8
-	// silentFor is how long a node may not answer before that is told: an agent
-	// that is restarted is away for a moment.
+	// silentFor is how long a node may not answer before that is told: it may be
+	// busy. goneFor is that of one on which no agent listens: systemd restarts one
+	// after a second, and it listens a moment later.
 	silentFor = 10 * time.Second
+	goneFor   = 5 * time.Second
 	// forgetAfter is when a node that the cluster file lacks, and that does not
 	// answer, is one no more.
 	forgetAfter = time.Hour
@@ -129,7 +132,18 @@ func (n *Nodes) greetAt(ctx context.Context, to fabric.Node, at netip.Addr) erro
 	return err
 }
 
-// doubt has a node greeted soon: something is odd about it.
+// left has a node greeted at once whose last connection to this node ended.
+func (n *Nodes) left(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if p := n.peerOf(name); p.silent.IsZero() { // else it is greeted anyway
+		p.due = time.Time{}
+		n.look.Send()
+	}
+}
+
+// doubt has a node greeted soon: something is odd about it. One that disagrees is
+// greeted less and less often, also where each side doubts the other for that.
 func (n *Nodes) doubt(name string) {
 	if _, err := n.node(name); err != nil {
 		return
@@ -137,17 +151,19 @@ func (n *Nodes) doubt(name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	p := n.peerOf(name)
-	if soon := time.Now().Add(greetAgain); p.due.After(soon) {
+	if soon := time.Now().Add(p.pauses.Peek()); p.due.After(soon) {
 		p.due = soon
 	}
 }
 
-// heard notes that a node called: if it did not answer, it may now.
+// heard notes that a node called, and was understood: if it did not answer, or
+// refused to, it may now.
 func (n *Nodes) heard(name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if p := n.peerOf(name); !p.silent.IsZero() {
+	if p := n.peerOf(name); !p.silent.IsZero() || p.refuses {
 		p.due = time.Time{}
+		p.pauses.Reset()
 		n.look.Send()
 	}
 }
@@ -157,11 +173,22 @@ func (n *Nodes) answered(name string) {
 	n.mu.Lock()
 	p := n.peerOf(name)
 	since := p.silent
-	p.met, p.silent, p.why, p.due = true, time.Time{}, "", time.Now().Add(greetEvery)
+	p.met, p.silent, p.why, p.refuses, p.due = true, time.Time{}, "", false, time.Now().Add(greetEvery)
+	p.pauses.Reset()
 	n.mu.Unlock()
-	if !since.IsZero() && time.Since(since) >= silentFor {
+	if !since.IsZero() && time.Since(since) >= goneFor {
 		n.log.Info("node answers again", "node", name)
 	}
+}
+
+// refuses notes that a node answers, but cannot be talked to, as with another key:
+// that may be mended at any time.
+func (n *Nodes) refuses(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p := n.peerOf(name)
+	p.met, p.silent, p.why, p.refuses = true, time.Time{}, "", true
+	p.due = time.Now().Add(p.pauses.Next())
 }
 
 // unanswered notes that a node does not answer, and why. One on which no agent
@@ -173,6 +200,10 @@ func (n *Nodes) unanswered(name string, err error) {
 	if p.silent.IsZero() {
 		p.silent = now
 		p.pauses.Reset()
+	}
+	p.grace = silentFor
+	if refused(err) {
+		p.grace = goneFor
 	}
 	if again := now.Add(p.pauses.Next()); p.due.After(again) || p.due.Before(now) {
 		p.due = again
@@ -190,7 +221,7 @@ func (n *Nodes) silences(now time.Time) (lines []string) {
 		if _, err := n.cluster.Node(name); err != nil && !called {
 			continue // it has another name
 		}
-		if p.why != "" && now.Sub(p.silent) >= silentFor {
+		if p.why != "" && now.Sub(p.silent) >= p.grace {
 			lines = append(lines, p.why)
 		}
 	}

@@ -49,7 +49,7 @@ func TestSilentNode(t *testing.T) {
 				}
 				if tt.met {
 					n.answered("node2")
-					for range 5 {
+					for range 4 {
 						fail()
 						time.Sleep(time.Second)
 					}
@@ -103,6 +103,34 @@ func TestGreetings(t *testing.T) {
 		assert.False(t, n.takeUp("node2", time.Now().Add(time.Second)), "however often")
 		assert.True(t, n.takeUp("node2", time.Now().Add(greetAgain)))
 		n.doubt("10.10.0.99") // whoever that is
+	})
+}
+
+// TestRefusals: a node that refuses to answer is greeted again soon, then less
+// often, however often it calls in vain; at once when it calls and is understood.
+func TestRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := testenv.SmallCluster(2)
+		n := New(Config{Cluster: c, Node: c.Nodes[0]})
+		var pauses []time.Duration
+		last := time.Now()
+		for range 120 {
+			if n.takeUp("node2", time.Now()) {
+				pauses = append(pauses, time.Since(last))
+				last = time.Now()
+				n.refuses("node2")
+			}
+			n.doubt("node2")
+			time.Sleep(time.Second)
+		}
+		assert.Equal(t, []time.Duration{0, 2 * time.Second, 4 * time.Second, 8 * time.Second, 15 * time.Second, 15 * time.Second}, pauses[:6])
+		n.refuses("node2")
+		assert.False(t, n.takeUp("node2", time.Now()))
+		n.heard("node2")
+		assert.True(t, n.takeUp("node2", time.Now()))
+		n.answered("node2")
+		n.heard("node2")
+		assert.False(t, n.takeUp("node2", time.Now().Add(greetAgain)))
 	})
 }
 

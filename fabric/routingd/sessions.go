@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/plural"
 )
 
 // settling is how long a session, or what is announced, may be new before what
@@ -142,8 +143,8 @@ func (s *Speaker) problems(all []fabric.Session, routes []fabric.Route, last, no
 			problems = append(problems, fmt.Sprintf("%s has no session with reflector %s (%s); load what this prints: %s",
 				s.cfg.Name, rr.Name, rr.Address, s.render()))
 		case one.State == "established" && one.Advertised < uint64(announced) && now.Sub(settled) > settling:
-			problems = append(problems, fmt.Sprintf("%s sends reflector %s (%s) %d of the %d prefixes that this node announces; it must have %s: %s",
-				s.cfg.Name, rr.Name, rr.Address, one.Advertised, announced, s.cfg.Learns, s.render()))
+			problems = append(problems, fmt.Sprintf("%s sends reflector %s (%s) %d of the %s that this node announces; it must have %s: %s",
+				s.cfg.Name, rr.Name, rr.Address, one.Advertised, plural.Of(announced, "prefix", "prefixes"), s.cfg.Learns, s.render()))
 		}
 	}
 	return problems

@@ -109,12 +109,57 @@ func TestNextHopGone(t *testing.T) {
 	assert.Contains(t, out, "IPv6 is announced for no guest: next hop "+a.node.Addr6().String())
 	out, _, code = a.cli("why", v6.Addr().String())
 	assert.Equal(t, 1, code, out)
-	assert.Contains(t, out, "MISSING forwarding: IPv6 is announced for no guest")
+	assert.Contains(t, out, "MISSING announcement: IPv6 is announced for no guest")
+	assert.NotContains(t, out, "reflector")
 	out, _, code = a.cli("why", v4.Addr().String())
 	assert.Zero(t, code, out)
 	run("echo 0 >/proc/sys/net/ipv6/conf/all/disable_ipv6; ip -6 addr add " + a.node.Addr6().String() + "/64 dev eth0 nodad")
 	s.coreHas(a.node, v4, v6)
 	out, _, code = a.cli("why", v6.Addr().String())
+	assert.Equal(t, 1, code, out)
+	assert.Contains(t, out, "MISSING forwarding: IPv6 packets of guests have no way out of this node", "the kernel dropped the default route with the address")
+	run("ip -6 route add default via " + testenv.CoreAddr6.String())
+	out, _, code = a.cli("why", v6.Addr().String())
 	assert.Zero(t, code, out)
 	require.Eventually(t, func() bool { _, _, code := a.cli("status"); return code == 0 }, time.Minute, 50*time.Millisecond)
+}
+
+// TestNoWayOut: a node without a route to the outside says so, in the family that
+// lacks it, and why does; both are well as soon as it has one again.
+func TestNoWayOut(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{})
+	a := s.agents["node1"]
+	_, errs, code := a.cli("attach", "web", "--address", "203.0.113.10,2001:db8:100::10", "--kind", "veth")
+	require.Zero(t, code, errs)
+	status := func(want int, says string) {
+		t.Helper()
+		require.EventuallyWithT(t, func(c *assert.CollectT) {
+			out, _, code := a.cli("status")
+			assert.Equal(c, want, code, out)
+			assert.Contains(c, out, says)
+		}, time.Minute, 20*time.Millisecond)
+	}
+	s.coreHas(a.node, netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("2001:db8:100::10/128"))
+	for _, f := range []struct{ family, v, address, other, via string }{
+		{"IPv4", "-4", "203.0.113.10", "2001:db8:100::10", testenv.CoreAddr4.String()},
+		{"IPv6", "-6", "2001:db8:100::10", "203.0.113.10", testenv.CoreAddr6.String()},
+	} {
+		route := func(verb string) {
+			_, errs, code := runIn(t, a.node, "/bin/sh", "-c", "ip "+f.v+" route "+verb+" default via "+f.via)
+			require.Zero(t, code, errs)
+		}
+		status(0, "is healthy")
+		route("del")
+		status(1, f.family+" packets of guests have no way out of this node")
+		out, _, code := a.cli("why", f.address)
+		assert.Equal(t, 1, code, out)
+		assert.Contains(t, out, "MISSING forwarding: "+f.family+" packets of guests have no way out")
+		out, _, code = a.cli("why", f.other)
+		assert.Zero(t, code, out)
+		route("add")
+		out, _, code = a.cli("why", f.address)
+		assert.Zero(t, code, out)
+		status(0, "is healthy")
+	}
 }
