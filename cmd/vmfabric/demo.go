@@ -122,9 +122,8 @@ func (d *demo) start(ctx context.Context) error {
 		return err
 	}
 	d.agents, d.rr, d.guests = map[string]*testenv.Daemon{}, map[string]*testenv.Daemon{}, map[string]*testenv.Guest{}
-	for name, h := range d.top.Reflectors {
-		if d.rr[name], err = h.StartDaemon("reflector", exec.Command(d.self, "reflector", "--config", d.file, "--name", name,
-			"--socket", filepath.Join(h.Dir(), "reflector.sock"))); err != nil {
+	for name := range d.top.Reflectors {
+		if err := d.startReflector(name); err != nil {
 			return err
 		}
 	}
@@ -137,11 +136,36 @@ func (d *demo) start(ctx context.Context) error {
 			return err
 		}
 	}
+	return d.allEstablished(ctx)
+}
+
+func (d *demo) startReflector(name string) (err error) {
+	h := d.top.Reflectors[name]
+	d.rr[name], err = h.StartDaemon("reflector", exec.Command(d.self, "reflector", "--config", d.file, "--name", name,
+		"--socket", filepath.Join(h.Dir(), "reflector.sock")))
+	return err
+}
+
+// allEstablished waits until each node has all of its sessions.
+func (d *demo) allEstablished(ctx context.Context) error {
 	for name := range d.top.Nodes {
 		if err := d.until(ctx, func(ctx context.Context) error { return d.established(ctx, name) }); err != nil {
 			return fmt.Errorf("%s: %w\n%s", name, err, d.agents[name].Log())
 		}
 	}
+	return nil
+}
+
+// restore brings back what the demonstration killed: who looks around afterwards
+// is to find everything well.
+func (d *demo) restore(ctx context.Context) error {
+	if err := d.startReflector("rr1"); err != nil {
+		return err
+	}
+	if err := d.allEstablished(ctx); err != nil {
+		return err
+	}
+	d.say("\nrr1 is started again, and all BGP sessions are up.")
 	return nil
 }
 

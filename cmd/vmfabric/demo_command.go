@@ -107,7 +107,11 @@ func runDemo(ctx context.Context, out io.Writer, f demoFlags) (err error) {
 		return err
 	}
 	d := &demo{out: out, lab: lab, self: self}
-	if err := d.play(ctx); err != nil {
+	err = d.play(ctx)
+	if err == nil && f.standing {
+		err = d.restore(ctx)
+	}
+	if err != nil {
 		if ctx.Err() != nil {
 			return errors.New("demo: interrupted; everything is removed")
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -119,6 +120,15 @@ func TestNICsOfEveryShape(t *testing.T) {
 	s.leavesNothing(s.top.Nodes["node1"])
 }
 
+// answered waits until each prober has so many more answers.
+func answered(t testing.TB, more int, probes ...*testenv.Prober) {
+	t.Helper()
+	for _, p := range probes {
+		had := p.Received()
+		require.Eventually(t, func() bool { return p.Received() >= had+more }, time.Minute, 5*time.Millisecond)
+	}
+}
+
 // TestRestartsLoseNothing ends the agent in both ways under a probe of 1,000
 // packets a second, and watches the core gateway's routes.
 func TestRestartsLoseNothing(t *testing.T) {
@@ -138,10 +148,10 @@ func TestRestartsLoseNothing(t *testing.T) {
 	}
 	// Of the agent that runs then, not of the first.
 	for _, stop := range []func() error{func() error { return a.Stop() }, func() error { return a.Kill() }} {
-		time.Sleep(300 * time.Millisecond)
+		answered(t, 300, probes...)
 		a.restart(stop)
 		a.established()
-		time.Sleep(300 * time.Millisecond)
+		answered(t, 300, probes...)
 	}
 	// Once more, and again as soon as the sessions are up: reflectors that had
 	// not heard everything by then would drop it (RFC 4724, 4.2).
@@ -149,7 +159,7 @@ func TestRestartsLoseNothing(t *testing.T) {
 		a.restart(a.Kill)
 		a.established()
 	}
-	time.Sleep(300 * time.Millisecond)
+	answered(t, 300, probes...)
 	for _, p := range probes {
 		r := p.Stop()
 		assert.Zero(t, r.Lost, "%+v", r)
@@ -365,7 +375,7 @@ func TestReflectorsComeLate(t *testing.T) {
 	withdrawn := s.watchWithdrawals()
 	p, err := s.top.Client.Probe(netip.MustParseAddr("203.0.113.10"), time.Millisecond)
 	require.NoError(t, err)
-	time.Sleep(200 * time.Millisecond)
+	answered(t, 200, p)
 	require.NoError(t, s.rr["rr1"].Kill())
 	time.Sleep(time.Second)
 	r := p.Stop()
@@ -590,8 +600,13 @@ func TestDemo(t *testing.T) {
 		t.Run(who.name, func(t *testing.T) {
 			t.Parallel()
 			require.NoError(t, os.Chmod(filepath.Dir(program), 0o755))
+			dir := t.TempDir()
+			require.NoError(t, os.Chmod(filepath.Dir(dir), 0o755))
+			if who.attr != nil {
+				require.NoError(t, os.Chown(dir, int(who.attr.Credential.Uid), int(who.attr.Credential.Gid)))
+			}
 			cmd := exec.CommandContext(soon(t), program, "demo")
-			cmd.SysProcAttr, cmd.Dir = who.attr, "/"
+			cmd.SysProcAttr, cmd.Dir, cmd.Env = who.attr, "/", append(os.Environ(), "TMPDIR="+dir)
 			out, err := cmd.CombinedOutput()
 			require.NoError(t, err, "%s", out)
 			assert.Contains(t, string(out), "203.0.113.10/32 via 10.10.0.21 is in the core gateway's kernel")
@@ -601,8 +616,41 @@ func TestDemo(t *testing.T) {
 					assert.Contains(t, line, " 0 lost")
 				}
 			}
+			left, err := os.ReadDir(dir)
+			require.NoError(t, err)
+			assert.Empty(t, left, "it leaves nothing behind")
 		})
 	}
+}
+
+// TestDemoThatStands: who looks around in a demonstration finds everything well, the
+// reflector too that it killed.
+func TestDemoThatStands(t *testing.T) {
+	labtest.Long(t)
+	t.Parallel()
+	dir := t.TempDir()
+	demo := func(flag string) string {
+		cmd := exec.CommandContext(soon(t), program, "demo", flag)
+		cmd.Env = append(os.Environ(), "TMPDIR="+dir)
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return string(out)
+	}
+	out := demo("--keep")
+	down := sync.OnceFunc(func() { assert.Contains(t, demo("--down"), "removed") })
+	defer down()
+	sockets := regexp.MustCompile(`--socket (\S+)`).FindAllStringSubmatch(out, -1)
+	require.Len(t, sockets, 2, out)
+	for _, s := range sockets {
+		text, err := exec.CommandContext(soon(t), program, "status", "--socket", s[1]).CombinedOutput()
+		assert.NoError(t, err, "%s", text)
+		assert.Contains(t, string(text), "is healthy")
+		assert.Equal(t, 2, strings.Count(string(text), "established"), "%s", text)
+	}
+	down()
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	assert.Empty(t, left)
 }
 
 // TestSystemdIsTold listens in the place of systemd (sd_notify(3)).
