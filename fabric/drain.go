@@ -16,8 +16,8 @@ type DrainKeeper interface {
 	SetDrained(ctx context.Context, since time.Time) error
 }
 
-// Drain takes the node out of service: all that it announces is announced as
-// [Draining] (RFC 8326), so that whoever else has a prefix comes first, and
+// Drain takes the node out of service: guests that run here are announced as
+// [Draining] (RFC 8326), so that another node where one runs comes first, and
 // guests that are not here yet are refused. Guests that are here go on, and
 // stay reachable until they end or are elsewhere. It holds over restarts, until
 // [Agent.Undrain]. It is idempotent; [Status.DrainingSince] is that of the first.
@@ -107,10 +107,13 @@ func (a *Agent) drainProblem() string {
 	return fmt.Sprintf("draining since %s: %s left, new ones are refused; vmfabric undrain ends it", a.drained.Format(time.DateTime), guests)
 }
 
-// on is how a NIC is announced that stands so, on a node that is being drained
-// or not.
+// on gives the preference of a NIC on a node that is being drained, or not. A
+// drain changes only that of a guest which runs here and which nobody else
+// announces any more: one that is expected stays behind whoever has it, and one
+// that has just begun to run here stays before the node that it left, whose route
+// may be there until its agent comes back.
 func (s standing) on(draining bool) Preference {
-	if draining {
+	if draining && s == settled {
 		return Draining
 	}
 	return s.preference()
