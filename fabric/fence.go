@@ -57,7 +57,8 @@ func (a *Agent) claim(g *guest, d *Desired, st stands) bool {
 	if d.Unreleased = slices.Clone(a.nodes.Names()); len(d.Unreleased) == 0 {
 		time.AfterFunc(freshAtLeast, a.poke)
 	}
-	g.stand = maps.Clone(st)
+	g.stand = stands{} // also where nobody has looked at its ports since the agent began
+	maps.Copy(g.stand, st)
 	for n := range d.VM.NICs {
 		if g.stand[n] == settled && d.VM.Origin != "" {
 			g.stand[n] = arrived
