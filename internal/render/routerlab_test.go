@@ -170,7 +170,9 @@ func TestRouterLab(t *testing.T) {
 			withdraw(t, node, fabric.Normal, good...)
 			for _, s := range append(rrs, core) {
 				drained := append(slices.Clone(c.Communities), fabric.GracefulShutdown)
-				tables(t, soon(t), s, func(rs []testenv.BGPRoute) error { return asAnnounced(rs, node, good, drained, fabric.Draining.LocalPref()) })
+				tables(t, soon(t), s, func(rs []testenv.BGPRoute) error {
+					return asAnnounced(rs, node, good, drained, fabric.Draining.LocalPref())
+				})
 			}
 			announce(t, node, fabric.Normal, good...)
 			withdraw(t, node, fabric.Draining, good...)
