@@ -31,6 +31,7 @@ func (w *world) watch(stop <-chan struct{}) {
 		told  bool
 	}
 	holes := map[*guest]*hole{}
+	twice := map[netip.Prefix]time.Duration{}
 	tick := time.NewTicker(sampleEvery)
 	defer tick.Stop()
 	for {
@@ -40,6 +41,14 @@ func (w *world) watch(stop <-chan struct{}) {
 		case <-tick.C:
 		}
 		for _, g := range w.guests {
+			for _, prefix := range g.vm.Prefixes() {
+				if who := w.holders(prefix); len(who) < 2 {
+					delete(twice, prefix)
+				} else if twice[prefix] += sampleEvery; twice[prefix] == silent {
+					w.fail("%s of %s is announced by %s, and the agents of all are there for %v", prefix, g.vm.Name, strings.Join(who, " and "), silent)
+				}
+			}
+			w.older(g)
 			p := g.place()
 			if p.at == nil || p.paused || w.disputed(g) || !p.orphan.IsZero() && time.Since(p.orphan) < silent+w.spread {
 				delete(holes, g)
@@ -50,7 +59,7 @@ func (w *world) watch(stop <-chan struct{}) {
 				continue // nothing gets worse, but what was wrong is not mended
 			}
 			why := w.astray(g, p.at)
-			if why == "" || w.stuck(g, p.at) || w.waiting(g, p) {
+			if why == "" || time.Since(l.since) < silent && p.at.lost(g) || w.stuck(g, p.at) || w.waiting(g, p) {
 				delete(holes, g)
 				continue
 			}
@@ -65,6 +74,53 @@ func (w *world) watch(stop <-chan struct{}) {
 			}
 		}
 	}
+}
+
+// holders lists the nodes that announce a prefix as one that runs there, and whose
+// agents are there and do what they are to do at once.
+func (w *world) holders(p netip.Prefix) (names []string) {
+	for _, name := range w.routers.announcers(p) {
+		n := w.node(name)
+		l := n.alive()
+		if l != nil && time.Since(l.since) > adopted && n.slowness() == 1 && w.routers.preference(name, p) != fabric.Standby {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// older checks that of two guests with one address, which run for a while, the
+// one has it that had it first.
+func (w *world) older(g *guest) {
+	if w.forgetful() || !w.isQuiet(silent) {
+		return
+	}
+	p := g.place()
+	for _, c := range w.all()[len(w.guests):] {
+		o := c.place()
+		if c.vm.NICs[0].Addresses[0] != g.vm.NICs[0].Addresses[0] || o.at == nil || p.at == nil || o.at == p.at || p.to != nil || p.also != nil {
+			continue
+		}
+		if min(time.Since(p.since), time.Since(o.since)) < silent || time.Since(p.twice) < 2*silent {
+			continue
+		}
+		has := p
+		if o.first.Before(p.first) {
+			has = o
+		}
+		for _, prefix := range g.vm.Prefixes() {
+			if end, way := w.way(prefix); end != has.at {
+				w.fail("%s and %s run, and packets for %s come to another node than %s, where it was first: %s", g.vm.Name, c.vm.Name, prefix, has.at.self.Name, way)
+				return
+			}
+		}
+	}
+}
+
+func (w *world) forgetful() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.forgot
 }
 
 // bound is how long packets for a guest may be lost. A live migration waits for
@@ -97,21 +153,28 @@ func (w *world) astray(g *guest, at *node) string {
 // stuck reports whether a guest's packets go to a node whose agent died just
 // after the guest began to run there, and has not come back: the reflectors keep
 // the route with the highest preference there is, which no other node can exceed.
-// Nor can a node that is being drained exceed any, a stand-by's included.
 func (w *world) stuck(g *guest, at *node) bool {
 	for _, prefix := range g.vm.Prefixes() {
 		name := w.routers.best(prefix)
 		if name == "" || name == at.self.Name {
 			continue
 		}
-		if w.routers.preference(at.self.Name, prefix) == fabric.Draining && w.routers.preference(name, prefix) == fabric.Standby {
-			return true
-		}
 		if l := w.node(name).alive(); l == nil || time.Since(l.since) < adopted {
-			return w.routers.preference(name, prefix) == fabric.Fresh || w.routers.preference(at.self.Name, prefix) == fabric.Draining
+			return w.routers.preference(name, prefix) == fabric.Fresh
 		}
 	}
 	return false
+}
+
+// lost reports whether the node's agent took up from its disk that another node
+// has the guest. Until that one answers, or was silent for long enough, it does
+// not know that the other one's route is gone.
+func (n *node) lost(g *guest) bool {
+	n.mu.Lock()
+	store := n.store
+	n.mu.Unlock()
+	all, err := store.All(context.Background())
+	return err == nil && slices.ContainsFunc(all, func(d fabric.Desired) bool { return d.VM.Name == g.vm.Name && d.Lost != "" })
 }
 
 // waiting reports whether packets wait for a guest that goes on as soon as it
@@ -131,6 +194,9 @@ func (w *world) waiting(g *guest, p place) bool {
 // disputed reports whether another guest with the addresses of g runs, or did a
 // moment ago: who has them then is for the agents to find out.
 func (w *world) disputed(g *guest) bool {
+	if p := g.place(); p.also != nil || !p.twice.IsZero() && time.Since(p.twice) < silent {
+		return true
+	}
 	for _, other := range w.all()[len(w.guests):] {
 		if other.vm.NICs[0].Addresses[0] == g.vm.NICs[0].Addresses[0] {
 			if p := other.place(); p.at != nil || time.Since(p.since) < adopted {
@@ -141,8 +207,11 @@ func (w *world) disputed(g *guest) bool {
 	return false
 }
 
-// settled checks everything, long after the last fault.
-func (w *world) settled() {
+// settled checks everything, long after the last fault. Whether the nodes say that
+// they are well is checked after more than
+// diversionMemory, which is how long a node tells
+// of a guest that ran on two.
+func (w *world) settled(well bool) {
 	for _, g := range w.all() {
 		p := g.place()
 		for _, prefix := range g.vm.Prefixes() {
@@ -165,7 +234,7 @@ func (w *world) settled() {
 		}
 	}
 	for _, n := range w.nodes {
-		w.settledNode(n)
+		w.settledNode(n, well)
 	}
 }
 
@@ -204,7 +273,7 @@ func (w *world) works(rnd *rand.Rand) {
 }
 
 // settledNode checks that a node has what its guests need, and nothing else.
-func (w *world) settledNode(n *node) {
+func (w *world) settledNode(n *node, well bool) {
 	ctx := context.Background()
 	var should, have, kept []string
 	for _, g := range w.all() {
@@ -248,7 +317,7 @@ func (w *world) settledNode(n *node) {
 		return
 	}
 	st, err := l.agent.Status(ctx)
-	if err != nil || !st.Healthy {
+	if err != nil || well && !st.Healthy {
 		w.fail("at rest: %s is not well: %s (%v)", n.self.Name, strings.Join(st.Problems, "; "), err)
 	}
 	routes, _ := l.speaker.Actual(ctx)

@@ -37,22 +37,7 @@ func (g *guest) start(n *node, d delays) bool {
 	if !n.on() {
 		return false
 	}
-	if err := n.apply(g, fabric.Wired, waitBefore); err != nil { // prepare
-		g.refuse(err)
-		g.release(n, d)
-		return false
-	}
-	d.sleep(time.Millisecond, 100*time.Millisecond) // QEMU starts
-	if !n.on() {
-		return false
-	}
-	g.carrier(n, true)
-	if err := n.apply(g, fabric.Wired, waitBefore); err != nil { // start
-		g.carrier(n, false)
-		g.release(n, d)
-		return false
-	}
-	if !n.on() {
+	if !g.plug(n, d) {
 		return false
 	}
 	g.set(func(g *guest) {

@@ -227,6 +227,22 @@ func (n *node) down(d time.Duration) {
 	n.begin()
 }
 
+// forget loses what the node has on its disk, and its agent for a time.
+func (n *node) forget(d time.Duration) {
+	n.mu.Lock()
+	n.downs++
+	n.mu.Unlock()
+	n.kill()
+	n.mu.Lock()
+	n.store = fake.NewStore(nil)
+	n.mu.Unlock()
+	time.Sleep(d)
+	n.mu.Lock()
+	n.downs--
+	n.mu.Unlock()
+	n.begin()
+}
+
 // powerOff takes everything from the node that is not on its disk, for a time.
 func (n *node) powerOff(d time.Duration) {
 	n.mu.Lock()
