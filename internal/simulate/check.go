@@ -15,6 +15,7 @@ import (
 // The bounds that the checker holds the agents to.
 const (
 	sampleEvery = 10 * time.Millisecond
+	idleEvery   = 200 * time.Millisecond // likewise, where nothing was done for a while
 	holeBound   = time.Second            // without a way for packets, while the guest's agent is there
 	calmBound   = 150 * time.Millisecond // likewise, where nothing is out of the ordinary
 	aftermath   = 10 * time.Second       // from something out of the ordinary to when that holds
@@ -32,19 +33,27 @@ func (w *world) watch(stop <-chan struct{}) {
 	}
 	holes := map[*guest]*hole{}
 	twice := map[netip.Prefix]time.Duration{}
-	tick := time.NewTicker(sampleEvery)
-	defer tick.Stop()
+	last := time.Now()
 	for {
+		wait := sampleEvery
+		if w.isIdle() {
+			wait = idleEvery
+		}
 		select {
 		case <-stop:
 			return
-		case <-tick.C:
+		case <-time.After(wait):
 		}
+		passed := time.Since(last)
+		last = time.Now()
 		for _, g := range w.guests {
-			for _, prefix := range g.vm.Prefixes() {
-				if who := w.holders(prefix); len(who) < 2 {
+			for _, prefix := range g.prefixes {
+				who := w.holders(prefix)
+				if len(who) < 2 {
 					delete(twice, prefix)
-				} else if twice[prefix] += sampleEvery; twice[prefix] == silent {
+					continue
+				}
+				if twice[prefix] += passed; twice[prefix] > silent && twice[prefix]-passed <= silent {
 					w.fail("%s of %s is announced by %s, and the agents of all are there for %v", prefix, g.vm.Name, strings.Join(who, " and "), silent)
 				}
 			}
@@ -68,7 +77,7 @@ func (w *world) watch(stop <-chan struct{}) {
 			}
 			h := holes[g]
 			bound := w.bound(p)
-			if h.lasts += sampleEvery; h.lasts > bound && !h.told && time.Since(p.since) > bound {
+			if h.lasts += passed; h.lasts > bound && !h.told && time.Since(p.since) > bound {
 				h.told = true
 				w.fail("%s runs on %s, and packets for it are lost for more than %v: %s", g.vm.Name, p.at.self.Name, bound, why)
 			}
@@ -79,7 +88,11 @@ func (w *world) watch(stop <-chan struct{}) {
 // holders lists the nodes that announce a prefix as one that runs there, and whose
 // agents are there and do what they are to do at once.
 func (w *world) holders(p netip.Prefix) (names []string) {
-	for _, name := range w.routers.announcers(p) {
+	all := w.routers.announcers(p)
+	if len(all) < 2 {
+		return nil
+	}
+	for _, name := range all {
 		n := w.node(name)
 		l := n.alive()
 		if l != nil && time.Since(l.since) > adopted && n.slowness() == 1 && w.routers.preference(name, p) != fabric.Standby {
@@ -108,7 +121,7 @@ func (w *world) older(g *guest) {
 		if o.first.Before(p.first) {
 			has = o
 		}
-		for _, prefix := range g.vm.Prefixes() {
+		for _, prefix := range g.prefixes {
 			if end, way := w.way(prefix); end != has.at {
 				w.fail("%s and %s run, and packets for %s come to another node than %s, where it was first: %s", g.vm.Name, c.vm.Name, prefix, has.at.self.Name, way)
 				return
@@ -139,7 +152,7 @@ func (w *world) bound(p place) time.Duration {
 
 // astray tells why packets do not find a guest on a node, or "".
 func (w *world) astray(g *guest, at *node) string {
-	for _, prefix := range g.vm.Prefixes() {
+	for _, prefix := range g.prefixes {
 		switch end, way := w.way(prefix); {
 		case end == nil:
 			return fmt.Sprintf("%s: %s", prefix, way)
@@ -153,14 +166,15 @@ func (w *world) astray(g *guest, at *node) string {
 // stuck reports whether a guest's packets go to a node whose agent died just
 // after the guest began to run there, and has not come back: the reflectors keep
 // the route with the highest preference there is, which no other node can exceed.
+// The same holds of one that had the guest later, and died before it ended there.
 func (w *world) stuck(g *guest, at *node) bool {
-	for _, prefix := range g.vm.Prefixes() {
+	for _, prefix := range g.prefixes {
 		name := w.routers.best(prefix)
 		if name == "" || name == at.self.Name {
 			continue
 		}
 		if l := w.node(name).alive(); l == nil || time.Since(l.since) < adopted {
-			return w.routers.preference(name, prefix) == fabric.Fresh
+			return w.routers.preference(name, prefix) == fabric.Fresh || at.lost(g)
 		}
 	}
 	return false
@@ -183,7 +197,7 @@ func (w *world) waiting(g *guest, p place) bool {
 	if p.to == nil || time.Since(p.since) > w.spread+calmBound {
 		return false
 	}
-	for _, prefix := range g.vm.Prefixes() {
+	for _, prefix := range g.prefixes {
 		if end, _ := w.way(prefix); end != p.at && end != p.to {
 			return false
 		}
@@ -214,7 +228,7 @@ func (w *world) disputed(g *guest) bool {
 func (w *world) settled(well bool) {
 	for _, g := range w.all() {
 		p := g.place()
-		for _, prefix := range g.vm.Prefixes() {
+		for _, prefix := range g.prefixes {
 			who := w.routers.announcers(prefix)
 			var should []string
 			if p.at != nil {
@@ -240,7 +254,7 @@ func (w *world) settled(well bool) {
 
 func (w *world) heldByAnother(prefix netip.Prefix, g *guest) bool {
 	for _, other := range w.all() {
-		if other != g && other.place().at != nil && slices.Contains(other.vm.Prefixes(), prefix) {
+		if other != g && other.place().at != nil && slices.Contains(other.prefixes, prefix) {
 			return true
 		}
 	}

@@ -36,7 +36,9 @@ func Run(seed uint64, h History) []string {
 	}
 	time.Sleep(rest)
 	w.settled(false)
+	w.act(1)
 	w.works(rnd)
+	w.act(-1)
 	time.Sleep(rest)
 	w.settled(true)
 	close(stop)
@@ -50,6 +52,8 @@ func Run(seed uint64, h History) []string {
 
 // do does a step, from its beginning to its end.
 func (w *world) do(s Step) {
+	w.act(1)
+	defer w.act(-1)
 	if !s.Kind.ordinary() {
 		w.disturb(s.Kind, 1)
 		defer w.disturb(s.Kind, -1)
@@ -120,7 +124,7 @@ func (w *world) copy(s Step, d delays) {
 	if s.Guest >= domains {
 		vm = instance(vm)
 	}
-	c := &guest{vm: vm}
+	c := &guest{vm: vm, prefixes: vm.Prefixes()}
 	w.copies = append(w.copies, c)
 	w.mu.Unlock()
 	held := w.guests[s.Guest].place()

@@ -25,6 +25,8 @@ type world struct {
 
 	mu       sync.Mutex
 	copies   []*guest  // others with their addresses
+	steps    int       // under way
+	idle     time.Time // since when there are none
 	faults   int       // steps under way that are out of the ordinary
 	calm     time.Time // since when there are none
 	troubles int       // of these, those that disturb an agent
@@ -35,8 +37,9 @@ type world struct {
 
 // guest is a domain and where it truly runs.
 type guest struct {
-	vm   fabric.VM
-	busy sync.Mutex // held by whoever starts, stops or moves it, as libvirt's job
+	vm       fabric.VM
+	prefixes []netip.Prefix // that it has
+	busy     sync.Mutex     // held by whoever starts, stops or moves it, as libvirt's job
 
 	mu      sync.Mutex
 	at      *node // nil: it does not run
@@ -112,6 +115,22 @@ func (w *world) isCalm() bool {
 	return w.faults == 0 && time.Since(w.calm) > aftermath
 }
 
+// act notes that a step begins, or ends.
+func (w *world) act(by int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.steps += by; w.steps == 0 {
+		w.idle = time.Now()
+	}
+}
+
+// isIdle reports whether nothing happens, or did lately.
+func (w *world) isIdle() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.steps == 0 && time.Since(w.idle) > silent
+}
+
 // isQuiet reports whether no agent was disturbed for a time.
 func (w *world) isQuiet(d time.Duration) bool {
 	w.mu.Lock()
@@ -151,7 +170,7 @@ func newWorld(seed uint64, delay, spread time.Duration) *world {
 		if i >= domains {
 			vm = instance(vm)
 		}
-		w.guests = append(w.guests, &guest{vm: vm})
+		w.guests = append(w.guests, &guest{vm: vm, prefixes: vm.Prefixes()})
 	}
 	return w
 }
