@@ -86,7 +86,7 @@ func (w *world) watch(stop <-chan struct{}) {
 }
 
 // holders lists the nodes that announce a prefix as one that runs there, and whose
-// agents are there and do what they are to do at once.
+// agents are there, reach each other, and do what they are to do at once.
 func (w *world) holders(p netip.Prefix) (names []string) {
 	all := w.routers.announcers(p)
 	if len(all) < 2 {
@@ -97,6 +97,13 @@ func (w *world) holders(p netip.Prefix) (names []string) {
 		l := n.alive()
 		if l != nil && time.Since(l.since) > adopted && n.slowness() == 1 && w.routers.preference(name, p) != fabric.Standby {
 			names = append(names, name)
+		}
+	}
+	for _, one := range names {
+		for _, other := range names {
+			if w.node(one).isCut(other) {
+				return nil
+			}
 		}
 	}
 	return names

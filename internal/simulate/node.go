@@ -273,6 +273,13 @@ func (n *node) cut(other string, by int) {
 	n.end.Cut(other, n.cuts[other] > 0)
 }
 
+// isCut reports whether the agents of two nodes do not reach each other.
+func (n *node) isCut(other string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.cuts[other] > 0
+}
+
 // slowness is by how much everything takes longer.
 func (n *node) slowness() time.Duration {
 	n.mu.Lock()
