@@ -33,6 +33,7 @@ func (w *world) watch(stop <-chan struct{}) {
 	}
 	holes := map[*guest]*hole{}
 	twice := map[netip.Prefix]time.Duration{}
+	told := map[*guest]time.Time{}
 	last := time.Now()
 	for {
 		wait := sampleEvery
@@ -57,7 +58,10 @@ func (w *world) watch(stop <-chan struct{}) {
 					w.fail("%s of %s is announced by %s, and the agents of all are there for %v", prefix, g.vm.Name, strings.Join(who, " and "), silent)
 				}
 			}
-			w.older(g)
+			if why := w.wrongHolder(g); why != "" && time.Since(told[g]) > silent {
+				told[g] = time.Now()
+				w.fail("%s", why)
+			}
 			p := g.place()
 			if p.at == nil || p.paused || w.disputed(g) || !p.orphan.IsZero() && time.Since(p.orphan) < silent+w.spread {
 				delete(holes, g)
@@ -109,19 +113,29 @@ func (w *world) holders(p netip.Prefix) (names []string) {
 	return names
 }
 
-// older checks that of two guests with one address, which run for a while, the
-// one has it that had it first.
-func (w *world) older(g *guest) {
-	if w.forgetful() || !w.isQuiet(silent) {
-		return
-	}
+// wrongHolder tells what is wrong where no agent was disturbed for a while: a guest
+// that does not run is announced, or of two with one address, which run for a
+// while, another one has it than that which had it first.
+func (w *world) wrongHolder(g *guest) string {
 	p := g.place()
+	if p.at == nil && p.also == nil && p.to == nil && time.Since(p.since) > holeBound+w.spread && w.isQuiet(aftermath) && !w.disputed(g) {
+		for _, prefix := range g.prefixes {
+			for _, name := range w.routers.announcers(prefix) {
+				if l := w.node(name).alive(); l != nil && time.Since(l.since) > adopted && w.routers.preference(name, prefix) != fabric.Standby {
+					return fmt.Sprintf("%s does not run, and %s is announced by %s", g.vm.Name, prefix, name)
+				}
+			}
+		}
+	}
+	if w.forgetful() || !w.isQuiet(silent) {
+		return ""
+	}
 	for _, c := range w.all()[len(w.guests):] {
 		o := c.place()
 		if c.vm.NICs[0].Addresses[0] != g.vm.NICs[0].Addresses[0] || o.at == nil || p.at == nil || o.at == p.at || p.to != nil || p.also != nil {
 			continue
 		}
-		if min(time.Since(p.since), time.Since(o.since)) < silent || time.Since(p.twice) < 2*silent {
+		if min(time.Since(p.since), time.Since(o.since)) < silent || time.Since(p.twice) < 2*silent || p.first.Sub(o.first).Abs() < adopted {
 			continue
 		}
 		has := p
@@ -130,11 +144,11 @@ func (w *world) older(g *guest) {
 		}
 		for _, prefix := range g.prefixes {
 			if end, way := w.way(prefix); end != has.at {
-				w.fail("%s and %s run, and packets for %s come to another node than %s, where it was first: %s", g.vm.Name, c.vm.Name, prefix, has.at.self.Name, way)
-				return
+				return fmt.Sprintf("%s and %s run, and packets for %s come to another node than %s, where it was first: %s", g.vm.Name, c.vm.Name, prefix, has.at.self.Name, way)
 			}
 		}
 	}
+	return ""
 }
 
 func (w *world) forgetful() bool {

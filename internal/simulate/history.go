@@ -160,7 +160,9 @@ func (w *writer) add(s Step) {
 	if s.At == 0 {
 		s.At = w.at
 	}
-	s.Seed = w.rnd.Uint64()
+	if s.Seed == 0 {
+		s.Seed = w.rnd.Uint64()
+	}
 	if s.Other == s.Node {
 		s.Other = (s.Node + 1 + w.rnd.IntN(nodes-1)) % nodes
 	}
@@ -190,10 +192,20 @@ func (w *writer) span(k Kind) time.Duration {
 	return 0
 }
 
+// copied is how long a live migration takes until its guest stands still, less what
+// its hooks take.
+func copied(seed uint64) time.Duration {
+	d := delays{rand.New(rand.NewPCG(seed, stepDelays))}
+	return between(d.rnd, time.Millisecond, 100*time.Millisecond) + between(d.rnd, 10*time.Millisecond, 3*time.Second)
+}
+
+// stepDelays makes the delays within a step other ones than those of the history.
+const stepDelays = 0x7374657000000000
+
 // scene writes a step, and in half of all cases what happens to the nodes that it
 // is about while it is under way.
 func (w *writer) scene(k Kind) {
-	s := Step{Kind: k, Guest: w.rnd.IntN(guests), Node: w.rnd.IntN(nodes)}
+	s := Step{Kind: k, Guest: w.rnd.IntN(guests), Node: w.rnd.IntN(nodes), Seed: w.rnd.Uint64()}
 	from := w.where[s.Guest]
 	between2 := k == Migrate || k == Abort || k == Return || k == Twice || k == Fail
 	if between2 && s.Node == from {
@@ -208,12 +220,25 @@ func (w *writer) scene(k Kind) {
 		}
 		w.at += between(w.rnd, time.Millisecond, 5*time.Second)
 	}
+	if between2 && w.rnd.IntN(4) == 0 { // its hooks find no agent at first
+		w.add(Step{Kind: Kill, Node: s.Node, At: max(1, w.at-between(w.rnd, 0, 2*time.Second)), For: between(w.rnd, time.Second, 6*time.Second)})
+	}
 	w.add(s)
+	if k == PowerOff { // some of its guests are started elsewhere
+		for g, at := range w.where {
+			if at == s.Node && w.rnd.IntN(3) > 0 {
+				w.add(Step{Kind: Start, Guest: g, Node: (at + 1 + w.rnd.IntN(nodes-1)) % nodes, At: w.at + between(w.rnd, time.Second, 20*time.Second)})
+			}
+		}
+	}
 	if !between2 && k != Start || w.rnd.IntN(2) == 0 {
 		return
 	}
 	trouble := []Kind{Kill, Kill, Kill, Kill, Cut, Deafen, Crash, PowerOff, Forget, Full, Slow}
 	t := Step{Kind: trouble[w.rnd.IntN(len(trouble))], Guest: s.Guest, Node: s.Node, Other: from, At: w.at + between(w.rnd, time.Millisecond, 3*time.Second)}
+	if k != Start && w.rnd.IntN(2) == 0 { // while the guest stands still, or a little later
+		t.At = w.at + copied(s.Seed) + between(w.rnd, 0, 200*time.Millisecond)
+	}
 	if w.rnd.IntN(2) == 0 {
 		t.Node, t.Other = from, s.Node
 	}

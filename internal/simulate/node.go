@@ -37,7 +37,7 @@ type node struct {
 // life is an agent from its start to its end.
 type life struct {
 	agent   *fabric.Agent
-	sources map[string]*fake.Source // by the origin of their guests
+	sources map[string]source // by the origin of their guests
 	speaker *speaker
 	since   time.Time
 	mortal  *mortal
@@ -140,6 +140,22 @@ func (d disk) Delete(ctx context.Context, vm string) error {
 
 var errDisk = errors.New("no space left on device")
 
+// source is a hypervisor that takes a while to list its guests, in which more happens.
+type source struct {
+	*fake.Source
+	*mortal
+}
+
+// Guests implements [fabric.Source].
+func (s source) Guests(ctx context.Context) ([]fabric.Desired, error) {
+	guests, err := s.Source.Guests(ctx)
+	s.mortal.mu.Lock()
+	span := between(s.mortal.rnd, 0, 500*time.Millisecond)
+	s.mortal.mu.Unlock()
+	time.Sleep(span)
+	return guests, err
+}
+
 // wire is an agent's way to the others, with delays, as long as it lives.
 type wire struct {
 	*fake.Nodes
@@ -169,7 +185,10 @@ func (n *node) begin() {
 	} else {
 		n.kernel = n.kernel.Again()
 	}
-	l := &life{mortal: &mortal{node: n, rnd: rand.New(rand.NewPCG(uint64(time.Since(n.world.began)), n.world.seed))}, since: time.Now(), sources: map[string]*fake.Source{"libvirt": fake.NewSource("libvirt"), "lxd": fake.NewRestarter("lxd")}, speaker: newSpeaker(n.self.Name, n.world.routers), ended: make(chan struct{})}
+	l := &life{mortal: &mortal{node: n, rnd: rand.New(rand.NewPCG(uint64(time.Since(n.world.began)), n.world.seed))}, since: time.Now(), sources: map[string]source{}, speaker: newSpeaker(n.self.Name, n.world.routers), ended: make(chan struct{})}
+	for name, s := range map[string]*fake.Source{"libvirt": fake.NewSource("libvirt"), "lxd": fake.NewRestarter("lxd")} {
+		l.sources[name] = source{s, l.mortal}
+	}
 	n.world.runningOn(n, l)
 	agent, err := fabric.New(fabric.Config{
 		Cluster: n.world.cluster, Node: n.self.Name,

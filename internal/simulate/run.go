@@ -58,7 +58,7 @@ func (w *world) do(s Step) {
 		w.disturb(s.Kind, 1)
 		defer w.disturb(s.Kind, -1)
 	}
-	d := delays{rand.New(rand.NewPCG(s.Seed, 0x7374657000000000))}
+	d := delays{rand.New(rand.NewPCG(s.Seed, stepDelays))}
 	g, n := w.guests[s.Guest], w.nodes[s.Node]
 	switch s.Kind {
 	case Start, Stop, Crash, Migrate, Abort, Return, Twice, Fail:
@@ -75,6 +75,8 @@ func (w *world) do(s Step) {
 		case at == nil || s.Kind == Start || s.Kind == Fail:
 		case s.Kind == Twice:
 			g.twiceOn(n, s.For, d)
+		case s.Kind == Crash && !g.instance():
+			g.crashes(at, d)
 		case s.Kind == Stop || s.Kind == Crash:
 			g.ends(at, d)
 		case g.instance():
