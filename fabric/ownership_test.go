@@ -680,6 +680,27 @@ func TestLetGoAfterARestart(t *testing.T) {
 	})
 }
 
+// TestGuestThatEndsWhileOthersAreAsked does not come back by what was true before.
+func TestGuestThatEndsWhileOthersAreAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j, vm := new(fake.Journal), gold()
+		ends := fake.NewNodes(nil, cluster().Nodes[:2]...)
+		defer serves(t, ends["node2"], func(context.Context, fabric.Node, fabric.Notice) fabric.Answer {
+			time.Sleep(200 * time.Millisecond)
+			return fabric.Answer{}
+		})()
+		src := fake.NewSource("libvirt")
+		src.SetQuietly(vm, fabric.Live)
+		n := (&node{t: t, journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j)}).start(fabric.WithNodes(ends["node1"]), fabric.WithSources(src))
+		defer n.begin()()
+		time.Sleep(100 * time.Millisecond)
+		src.Set(vm, fabric.Absent)
+		time.Sleep(time.Second)
+		assert.Empty(t, n.states())
+		assert.Empty(t, n.preferences())
+	})
+}
+
 // TestGenerationsOfTheFarFuture are heeded in no notice and no answer, and said.
 func TestGenerationsOfTheFarFuture(t *testing.T) {
 	vm := gold()
