@@ -15,13 +15,14 @@ import (
 // The bounds that the checker holds the agents to.
 const (
 	sampleEvery = 10 * time.Millisecond
-	idleEvery   = 200 * time.Millisecond // likewise, where nothing was done for a while
-	holeBound   = time.Second            // without a way for packets, while the guest's agent is there
-	calmBound   = 150 * time.Millisecond // likewise, where nothing is out of the ordinary
-	aftermath   = 10 * time.Second       // from something out of the ordinary to when that holds
-	adopted     = 3 * time.Second        // from an agent's start to when it is held to that
-	silent      = 20 * time.Second       // until a node that took a guest over, and died, is given up
-	rest        = 3 * time.Minute        // from the last fault to when everything is right
+	idleEvery   = 200 * time.Millisecond  // likewise, where nothing was done for a while
+	holeBound   = time.Second             // without a way for packets, while the guest's agent is there
+	calmBound   = 150 * time.Millisecond  // likewise, where nothing is out of the ordinary
+	aftermath   = 10 * time.Second        // from something out of the ordinary to when that holds
+	adopted     = 3 * time.Second         // from an agent's start to when it is held to that
+	backAgain   = 1500 * time.Millisecond // from an agent's start to when what one before it announced is not there any more, if it is not so
+	silent      = 20 * time.Second        // until a node that took a guest over, and died, is given up
+	rest        = 3 * time.Minute         // from the last fault to when everything is right
 )
 
 // watch looks all the time whether packets find each guest that runs, until
@@ -194,7 +195,7 @@ func (w *world) stuck(g *guest, at *node) bool {
 		if name == "" || name == at.self.Name {
 			continue
 		}
-		if l := w.node(name).alive(); l == nil || time.Since(l.since) < adopted {
+		if l := w.node(name).alive(); l == nil || time.Since(l.since) < backAgain {
 			return w.routers.preference(name, prefix) == fabric.Fresh || at.lost(g)
 		}
 	}
