@@ -223,6 +223,10 @@ func (w *writer) scene(k Kind) {
 	if between2 && w.rnd.IntN(4) == 0 { // its hooks find no agent at first
 		w.add(Step{Kind: Kill, Node: s.Node, At: max(1, w.at-between(w.rnd, 0, 2*time.Second)), For: between(w.rnd, time.Second, 6*time.Second)})
 	}
+	if k != Start && (between2 || k == Stop || k == Crash) && w.rnd.IntN(5) == 0 { // an agent asks at that moment which guests run
+		down := between(w.rnd, 50*time.Millisecond, 3*time.Second)
+		w.add(Step{Kind: Kill, Node: from, At: max(1, w.at-down-between(w.rnd, 0, 600*time.Millisecond)), For: down})
+	}
 	w.add(s)
 	if k == PowerOff { // some of its guests are started elsewhere
 		for g, at := range w.where {
