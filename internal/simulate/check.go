@@ -178,7 +178,7 @@ func (w *world) astray(g *guest, at *node) string {
 		switch end, way := w.way(prefix); {
 		case end == nil:
 			return fmt.Sprintf("%s: %s", prefix, way)
-		case end != at && (!g.instance() || end != g.place().to):
+		case end != at && (!g.instance() || end != g.place().to || g.place().quiet):
 			return fmt.Sprintf("%s: it is brought to %s (%s)", prefix, end.self.Name, way)
 		}
 	}

@@ -62,7 +62,7 @@ func (k Kind) ordinary() bool {
 
 // weights say how often a kind is drawn.
 var weights = [kinds]int{
-	Start: 8, Stop: 4, Crash: 2, Migrate: 12, Abort: 3, Return: 3, Twice: 6, Fail: 4, Kill: 5, Cut: 3, Deafen: 2, Copy: 4, Damage: 2, PowerOff: 2, Forget: 1, DrainNode: 1, Slow: 2, Full: 2,
+	Start: 8, Stop: 4, Crash: 2, Migrate: 12, Abort: 3, Return: 3, Twice: 6, Fail: 4, Kill: 5, Cut: 3, Deafen: 2, Copy: 4, Damage: 2, PowerOff: 2, Forget: 1, DrainNode: 2, Slow: 2, Full: 2,
 }
 
 // Step is one thing that happens.
@@ -234,6 +234,17 @@ func (w *writer) scene(k Kind) {
 				w.add(Step{Kind: Start, Guest: g, Node: (at + 1 + w.rnd.IntN(nodes-1)) % nodes, At: w.at + between(w.rnd, time.Second, 20*time.Second)})
 			}
 		}
+	}
+	if k == DrainNode { // its guests are moved away
+		for g, at := range w.where {
+			if at == s.Node && w.rnd.IntN(2) == 0 {
+				w.add(Step{Kind: Migrate, Guest: g, Node: (at + 1 + w.rnd.IntN(nodes-1)) % nodes, At: w.at + between(w.rnd, 100*time.Millisecond, 10*time.Second)})
+			}
+		}
+	}
+	if k == Return && w.rnd.IntN(2) == 0 { // its packets are on their way to the other node
+		w.add(Step{Kind: Kill, Node: from, At: w.at + copied(s.Seed) + between(w.rnd, 0, 100*time.Millisecond), For: between(w.rnd, 50*time.Millisecond, 2*time.Second)})
+		return
 	}
 	if !between2 && k != Start || w.rnd.IntN(2) == 0 {
 		return

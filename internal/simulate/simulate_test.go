@@ -55,6 +55,7 @@ func TestSimulate(t *testing.T) {
 	t.Logf("seeds %d to %d", first, first+*seeds-1)
 	var simulated time.Duration
 	for seed := first; seed < first+*seeds; seed++ {
+		t.Logf("history %d", seed)
 		simulated += holds(t, seed)
 	}
 	t.Logf("%v simulated", simulated.Round(time.Minute))

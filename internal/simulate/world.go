@@ -46,6 +46,7 @@ type guest struct {
 	since   time.Time
 	paused  bool // its processor stands still, for a move
 	to      *node
+	quiet   bool      // nobody heard it there yet
 	also    *node     // where it runs a second time
 	twice   time.Time // when it last ran twice
 	settled bool      // its hooks are through
@@ -60,6 +61,7 @@ type guest struct {
 type place struct {
 	at, to  *node
 	also    *node
+	quiet   bool
 	twice   time.Time
 	since   time.Time
 	paused  bool
@@ -72,7 +74,7 @@ type place struct {
 func (g *guest) place() place {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return place{g.at, g.to, g.also, g.twice, g.since, g.paused, g.settled, g.moved, g.orphan, g.first}
+	return place{g.at, g.to, g.also, g.quiet, g.twice, g.since, g.paused, g.settled, g.moved, g.orphan, g.first}
 }
 
 func (g *guest) set(f func(*guest)) {
@@ -241,7 +243,7 @@ func (w *world) died(n *node) {
 		case p.at == n && p.also != nil:
 			g.once(p.also)
 		case p.at == n && g.instance() && p.to != nil && p.to != n: // it goes on where it is moved to
-			g.set(func(g *guest) { g.at, g.to = p.to, nil })
+			g.set(func(g *guest) { g.at, g.to, g.paused = p.to, nil, p.quiet })
 		case p.at != nil && p.to == n:
 			g.set(func(g *guest) { g.orphan = time.Now() })
 		case p.at == n:
