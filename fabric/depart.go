@@ -278,11 +278,16 @@ func (a *Agent) ashore(ctx context.Context, vm VM) {
 	}
 }
 
-// runsHere takes up that the hypervisor says of a guest that it runs here: what
-// an agent before this one sends on for it comes back.
-func (a *Agent) runsHere(ctx context.Context, vm string) {
+// runsHere takes up that the hypervisor says of a guest that it runs here, as of a
+// time: what an agent before this one sends on for it comes back, and so does what
+// this one does on the word of another node that is older.
+func (a *Agent) runsHere(ctx context.Context, vm string, asOf time.Time) {
+	// contradicts reports whether the hypervisor says otherwise than the other node.
+	contradicts := func(g *guest) bool {
+		return g != nil && !g.want.Leaving && g.departure.diverted && asOf.After(g.departure.since)
+	}
 	a.mu.Lock()
-	diverted := len(a.lingering) > 0
+	diverted := len(a.lingering) > 0 || contradicts(a.guests[vm])
 	a.mu.Unlock()
 	if !diverted {
 		return
@@ -291,12 +296,20 @@ func (a *Agent) runsHere(ctx context.Context, vm string) {
 	a.mu.Lock()
 	g := a.guests[vm]
 	here := g != nil && !g.want.Leaving && !g.departure.diverted
+	back := contradicts(g)
 	var is VM
-	if here {
+	if here || back {
 		is = g.want.VM
 	}
+	if back {
+		g.departure.diverted, g.doubted = false, time.Now()
+	}
 	a.mu.Unlock()
-	if here {
+	switch {
+	case back:
+		a.log.Warn("the hypervisor says that the guest runs here; its packets come here again", "vm", vm)
+		a.back(ctx, is.Prefixes(), runsOn)
+	case here:
 		a.ashore(ctx, is)
 	}
 }

@@ -486,7 +486,7 @@ func (a *Agent) heed(ctx context.Context, d Desired) {
 		a.resumed(ctx, name, d.Since)
 	case same:
 		if d.State == Live {
-			a.runsHere(ctx, name)
+			a.runsHere(ctx, name, d.Since)
 		}
 	case arriving && d.State == Live:
 		a.run(ctx, d.VM, d.Since, d.VM.Origin)

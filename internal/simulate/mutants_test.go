@@ -58,7 +58,7 @@ var mutants = []mutant{
 	{"packets are sent on for a moment only", "depart.go", "		a.lingering[p] = time.Now().Add(lingers)\n	}\n	time.AfterFunc(lingers, a.poke)", "		a.lingering[p] = time.Now()\n	}\n	time.AfterFunc(0, a.poke)"},
 	{"packets are sent on for ever", "depart.go", "case !now.Before(until):", "case !now.Before(until) && false:"},
 	{"a move that fails leaves the packets where they went", "depart.go", "	if was.diverted {", "	if was.diverted && false {"},
-	{"a diversion of before stays where the guest runs", "run.go", "			a.runsHere(ctx, name)", "			_ = a.runsHere"},
+	{"a diversion of before stays where the guest runs", "run.go", "			a.runsHere(ctx, name, d.Since)", "			_ = a.runsHere"},
 	{"a move is never announced", "agent.go", "	incoming = incoming && time.Since(expectedAt) < expectation || other.same && !known", "	incoming = incoming && time.Since(expectedAt) < 0 || other.same && !known && false"},
 }
 
