@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -230,12 +231,58 @@ func (a *Agent) pass(ctx context.Context) bool {
 	a.ail("speaker", nil)
 
 	prune := a.mayPrune() // before the guests: all whom that speaks of are among them
+	if prune {
+		a.dropOrphans(ctx, ports)
+	}
 	pl := decide(a.wanted(), ports, routes, prune)
 	well := a.repair(ctx, pl.repairs)
 	clean := a.prune(ctx, pl)
 	a.settleDiversions(ctx)
 	a.tellSessions(ctx)
 	return well && clean
+}
+
+// dropOrphans forgets guests that were taken over for their ports alone, which had
+// another owner, who has removed them: nobody is going to say that such a guest
+// ended. Not while state cannot be read: what it is may be there.
+func (a *Agent) dropOrphans(ctx context.Context, ports []PortState) {
+	there := map[string]bool{}
+	for _, p := range ports {
+		there[p.Name] = true
+	}
+	gone := func(g *guest) bool {
+		return g != nil && g.orphan && !slices.ContainsFunc(g.want.VM.Ports(&a.cluster), func(p Port) bool { return p.NIC.Kind != Adopt || there[p.Name] })
+	}
+	a.mu.Lock()
+	names := slices.DeleteFunc(sortedKeys(a.guests), func(vm string) bool { return !gone(a.guests[vm]) })
+	a.mu.Unlock()
+	for _, vm := range names {
+		unlock, free := a.guestLocks.tryLock(vm)
+		if !free {
+			time.AfterFunc(passBusy, a.poke)
+			continue
+		}
+		a.dropOrphan(ctx, vm, gone)
+		unlock()
+	}
+}
+
+// dropOrphan is dropOrphans for one, unless somebody has said meanwhile what it is.
+func (a *Agent) dropOrphan(ctx context.Context, vm string, gone func(*guest) bool) {
+	a.mu.Lock()
+	g := a.guests[vm]
+	if !gone(g) {
+		a.mu.Unlock()
+		return
+	}
+	d := g.want
+	a.mu.Unlock()
+	a.log.Info("a guest without state has no port any more", "vm", vm)
+	d.State = Absent
+	if err := a.lower(ctx, d); err != nil {
+		a.settle(d, false, err)
+		a.poke()
+	}
 }
 
 // repair brings guests to what is wanted of them again, and reports whether
