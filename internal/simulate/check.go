@@ -128,7 +128,7 @@ func (w *world) wrongHolder(g *guest) string {
 			}
 		}
 	}
-	if w.forgetful() || !w.isQuiet(silent) {
+	if w.forgetful(time.Hour) || !w.isQuiet(silent) {
 		return ""
 	}
 	for _, c := range w.all()[len(w.guests):] {
@@ -152,17 +152,18 @@ func (w *world) wrongHolder(g *guest) string {
 	return ""
 }
 
-func (w *world) forgetful() bool {
+// forgetful reports whether a node lost its disk within a time.
+func (w *world) forgetful(within time.Duration) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.forgot
+	return !w.forgot.IsZero() && time.Since(w.forgot) < within
 }
 
 // bound is how long packets for a guest may be lost. A live migration waits for
 // no router: the source sends packets on.
 func (w *world) bound(p place) time.Duration {
 	switch {
-	case p.at.slowness() > 1: // some effects one after the other
+	case p.at.slowness() > 1, w.forgetful(aftermath): // some effects one after the other; who takes a guest for new gives it up
 		return 5*holeBound + w.spread
 	case !w.isCalm():
 		return holeBound + w.spread

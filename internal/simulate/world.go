@@ -31,7 +31,7 @@ type world struct {
 	calm     time.Time // since when there are none
 	troubles int       // of these, those that disturb an agent
 	quiet    time.Time // since when there are none of them
-	forgot   bool      // a node lost its disk: nobody knows any more who had an address first
+	forgot   time.Time // when a node lost its disk, or came back without: nobody knows any more who had an address first
 	failures []string
 }
 
@@ -99,7 +99,9 @@ func (g *guest) once(at *node) {
 func (w *world) disturb(k Kind, by int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.forgot = w.forgot || k == Forget
+	if k == Forget {
+		w.forgot = time.Now()
+	}
 	if k != Copy && k != Twice {
 		if w.troubles += by; w.troubles == 0 {
 			w.quiet = time.Now()
