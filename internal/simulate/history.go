@@ -237,7 +237,7 @@ func (w *writer) scene(k Kind) {
 	}
 	if k == DrainNode { // its guests are moved away
 		for g, at := range w.where {
-			if at == s.Node && w.rnd.IntN(2) == 0 {
+			if at == s.Node && w.rnd.IntN(3) > 0 {
 				w.add(Step{Kind: Migrate, Guest: g, Node: (at + 1 + w.rnd.IntN(nodes-1)) % nodes, At: w.at + between(w.rnd, 100*time.Millisecond, 10*time.Second)})
 			}
 		}
