@@ -244,7 +244,7 @@ func (w *world) died(n *node) {
 			g.once(p.at)
 		case p.at == n && p.also != nil:
 			g.once(p.also)
-		case p.at == n && g.instance() && p.to != nil && p.to != n: // it goes on where it is moved to
+		case p.at == n && g.instance() && p.to != nil && p.to != n && p.to.on(): // it goes on where it is moved to
 			g.set(func(g *guest) { g.at, g.to, g.paused = p.to, nil, p.quiet })
 		case p.at != nil && p.to == n:
 			g.set(func(g *guest) { g.orphan = time.Now() })
