@@ -73,7 +73,7 @@ func (w *world) watch(stop <-chan struct{}) {
 				continue // nothing gets worse, but what was wrong is not mended
 			}
 			why := w.astray(g, p.at)
-			if why == "" || time.Since(l.since) < silent && p.at.lost(g) || w.stuck(g, p.at) || w.waiting(g, p) {
+			if why == "" || time.Since(l.since) < silent && p.at.lost(g) || w.stuck(g, p.at) || w.waiting(g, p) || w.untold(p) {
 				delete(holes, g)
 				continue
 			}
@@ -212,6 +212,17 @@ func (n *node) lost(g *guest) bool {
 	n.mu.Unlock()
 	all, err := store.All(context.Background())
 	return err == nil && slices.ContainsFunc(all, func(d fabric.Desired) bool { return d.VM.Name == g.vm.Name && d.Lost != "" })
+}
+
+// untold reports whether a guest moves to a node whose agent was not there when its
+// hypervisor said so, and cannot ask the one that it comes from: it takes the move
+// for a start.
+func (w *world) untold(p place) bool {
+	if p.to == nil || !p.at.isCut(p.to.self.Name) && !p.to.isCut(p.at.self.Name) {
+		return false
+	}
+	l := p.to.alive()
+	return l == nil || time.Since(l.since) < aftermath
 }
 
 // waiting reports whether packets wait for a guest that goes on as soon as it
