@@ -197,7 +197,7 @@ func (w *world) stuck(g *guest, at *node) bool {
 			continue
 		}
 		if l := w.node(name).alive(); l == nil || time.Since(l.since) < backAgain {
-			return w.routers.preference(name, prefix) == fabric.Fresh || at.lost(g)
+			return w.routers.preference(name, prefix) == fabric.Fresh || at.lost(g) || at.broken() // which keeps no word that another node has it
 		}
 	}
 	return false
