@@ -11,7 +11,7 @@ TOOLS    := $(CURDIR)/.cache/tools
 # Static binaries: one build runs on every distribution of the architecture.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help simulate mutants build demo deps test e2e lab race unit lint bench fuzz install clean
+.PHONY: help simulate fresh mutants build demo deps test e2e lab race unit lint bench fuzz install clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -77,6 +77,10 @@ SEEDS ?= 200
 FROM  ?= 0
 simulate: ## run SEEDS histories of a simulated cluster from seed FROM (0: fresh ones)
 	$(GO) test ./internal/simulate -count=1 -run '^TestSimulate$$' -timeout 0 -v -seeds $(SEEDS) -from $(FROM)
+
+BUDGET ?= 20s
+fresh: ## run histories of a simulated cluster from fresh seeds for BUDGET
+	$(GO) test ./internal/simulate -count=1 -run '^TestFresh$$' -timeout 10m -v -budget $(BUDGET)
 
 mutants: ## look for faults that are put into the code on purpose, in 400 histories each
 	$(GO) test ./internal/simulate -count=1 -run "^TestMutants$$" -timeout 0 -v -mutants 400

@@ -158,19 +158,21 @@ type Route struct {
 
 // Preference ranks the announcements of one prefix by several nodes, which
 // there are while a guest moves. Its value is that of LOCAL_PREF (RFC 4271,
-// 5.1.5), but for the zero value.
+// 5.1.5), but for the zero value. Of two nodes that announce a guest, the one
+// where it truly runs comes first: a node that only expects it is behind one that
+// is being drained, too.
 type Preference uint32
 
 // The preferences.
 const (
 	Normal   Preference = 0   // LOCAL_PREF 100, its default
-	Draining Preference = 10  // the node is being drained (RFC 8326): whoever else has the prefix comes first
-	Standby  Preference = 50  // for when nobody else has the prefix: the guest is about to run here
+	Standby  Preference = 10  // for when nobody else has the prefix: the guest is about to run here
+	Draining Preference = 50  // the guest runs here, and the node is being drained (RFC 8326): another node where it runs comes first
 	Fresh    Preference = 200 // the guest has just begun to run here: whoever announces it yet is late
 )
 
 // Preferences lists all of them, the least preferred first.
-func Preferences() []Preference { return []Preference{Draining, Standby, Normal, Fresh} }
+func Preferences() []Preference { return []Preference{Standby, Draining, Normal, Fresh} }
 
 // LocalPref gives the value of the attribute LOCAL_PREF.
 func (p Preference) LocalPref() uint32 {

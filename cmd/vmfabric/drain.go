@@ -38,8 +38,8 @@ func drainCommand(t *tool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "drain",
 		Short: "Take this node out of service, and list the guests that are still on it",
-		Long: `Drain has everything that this node announces come after whatever another node
-announces (LOCAL_PREF 10, and the community GRACEFUL_SHUTDOWN of RFC 8326), and
+		Long: `Drain has the guests that run here come after another node where one runs
+(LOCAL_PREF 50, and the community GRACEFUL_SHUTDOWN of RFC 8326), and
 refuses new guests, migrations to this node too. The guests that are here stay
 reachable: move them away, or stop them. It holds until vmfabric undrain, over
 restarts of the agent and of the machine. It may be repeated.

@@ -260,6 +260,9 @@ func (a *Agent) bring(ctx context.Context, vm fabric.VM, r request) error {
 	var other holder
 	if err == nil {
 		other, err = a.acquire(ctx, vm, r)
+		if a.outdated(vm.Name, r.asOf) {
+			return nil // or while the other nodes were
+		}
 	}
 
 	a.mu.Lock()

@@ -291,11 +291,15 @@ func (a *Agent) ashore(ctx context.Context, vm fabric.VM) {
 	}
 }
 
-// runsHere takes up that the hypervisor says of a guest that it runs here: what
-// an agent before this one sends on for it comes back.
-func (a *Agent) runsHere(ctx context.Context, vm string) {
+// runsHere takes up that the hypervisor says of a guest that it runs here, as of a
+// time: what an agent before this one sends on for it comes back, and so does what
+// this one does on the word of another node that is older.
+func (a *Agent) runsHere(ctx context.Context, vm string, asOf time.Time) {
+	contradicts := func(g *guest) bool {
+		return g != nil && g.departure.state == migration.Diverted && asOf.After(g.departure.since)
+	}
 	a.mu.Lock()
-	diverted := len(a.lingering) > 0
+	diverted := len(a.lingering) > 0 || contradicts(a.guests[vm])
 	a.mu.Unlock()
 	if !diverted {
 		return
@@ -303,13 +307,16 @@ func (a *Agent) runsHere(ctx context.Context, vm string) {
 	defer a.guestLocks.lock(vm)()
 	a.mu.Lock()
 	g := a.guests[vm]
-	here := g != nil && !g.departure.state.Stops() && !g.departure.state.Diverts()
+	here, contradicted := g != nil && !g.departure.state.Stops() && !g.departure.state.Diverts(), contradicts(g)
 	var is fabric.VM
 	if here {
 		is = g.want.VM
 	}
 	a.mu.Unlock()
-	if here {
+	switch {
+	case contradicted:
+		a.step(ctx, vm, migration.WordUnconfirmed, fabric.Node{}, runsOn)
+	case here:
 		a.ashore(ctx, is)
 	}
 }

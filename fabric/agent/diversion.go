@@ -91,6 +91,9 @@ func (l *diversionLog) list(now time.Time) (all []fabric.DiversionStatus, proble
 // notLeft is the outcome of a diversion that was the other node's word alone.
 const notLeft = "the hypervisor here did not say that the guest left"
 
+// runsOn is the outcome of one that the hypervisor contradicted.
+const runsOn = "the hypervisor here says that the guest runs here"
+
 // believes reports whether the word of another node alone, that a guest runs
 // there, has packets sent there for a moment. a.mu is held.
 func (g *guest) believes(now time.Time) bool {

@@ -122,6 +122,27 @@ func TestWordConfirmed(t *testing.T) {
 	}
 }
 
+// TestWordContradicted: what the hypervisor says after the other node's word counts
+// at once; what it said before does not.
+func TestWordContradicted(t *testing.T) {
+	pairs(t, func(t *testing.T, p *pair) {
+		p.says(p.ends[p.two], fabric.Arriving)
+		p.says(p.ends[p.two], fabric.Arrived)
+		p.src[p.one].SetQuietly(p.vm, fabric.Live)
+		ps, _ := p.sentOn()
+		require.ElementsMatch(t, p.vm.Prefixes(), ps)
+		p.src[p.one].Set(p.vm, fabric.Live)
+		moment()
+		ps, told := p.sentOn()
+		assert.Empty(t, ps)
+		assert.Equal(t, "the hypervisor here says that the guest runs here", told[len(told)-1].Outcome)
+		p.says(p.ends[p.two], fabric.Arrived)
+		ps, _ = p.sentOn()
+		assert.Empty(t, ps)
+		p.one.holds(want{p.vm, fabric.Live})
+	})
+}
+
 // TestWordConfirmedByTheHooks: the hypervisor's event is lost, and the guest's
 // removal takes its time.
 func TestWordConfirmedByTheHooks(t *testing.T) {

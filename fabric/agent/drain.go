@@ -10,8 +10,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/internal/plural"
 )
 
-// Drain takes the node out of service: all that it announces is announced as
-// [fabric.Draining] (RFC 8326), so that whoever else has a prefix comes first, and
+// Drain takes the node out of service: guests that run here are announced as
+// [fabric.Draining] (RFC 8326), so that another node where one runs comes first, and
 // guests that are not here yet are refused. Guests that are here go on, and
 // stay reachable until they end or are elsewhere. It holds over restarts, until
 // [Agent.Undrain]. It is idempotent; [fabric.Status.DrainingSince] is that of the first.

@@ -78,8 +78,9 @@ func TestDrain(t *testing.T) {
 	assert.Equal(t, map[fabric.Preference]int{fabric.Normal: 7}, n.preferences())
 }
 
-// A guest of a hypervisor has other preferences in turn; those of a drain take
-// their place, and give it back.
+// A guest of a hypervisor has other preferences in turn. A drain changes the last
+// of them alone: one that has just begun to run here comes before the node that it
+// left, whose agent may be away.
 func TestDrainOfEveryStanding(t *testing.T) {
 	var src *fake.Source
 	libvirt := func(*node) []agent.Option {
@@ -95,18 +96,28 @@ func TestDrainOfEveryStanding(t *testing.T) {
 		moment()
 		assert.Equal(t, map[fabric.Preference]int{fabric.Fresh: 2}, n.preferences())
 		require.NoError(t, n.Drain(t.Context()))
-		assert.Equal(t, map[fabric.Preference]int{fabric.Draining: 2}, n.preferences())
-		time.Sleep(10 * time.Second)
-		assert.Equal(t, map[fabric.Preference]int{fabric.Draining: 2}, n.preferences())
-		require.NoError(t, n.Undrain(t.Context()))
 		assert.Equal(t, map[fabric.Preference]int{fabric.Fresh: 2}, n.preferences())
-		require.NoError(t, n.Drain(t.Context()))
+		time.Sleep(10 * time.Second)
+		assert.Equal(t, map[fabric.Preference]int{fabric.Fresh: 2}, n.preferences())
 		n.journal.Take()
+		time.Sleep(time.Minute)
+		n.did("announce 203.0.113.30/32 draining", "announce 2001:db8:100:1::30/128 draining")
+		require.NoError(t, n.Drain(t.Context()))
 		time.Sleep(2 * time.Minute)
 		n.did()
 		require.NoError(t, n.Undrain(t.Context()))
 		assert.Equal(t, map[fabric.Preference]int{fabric.Normal: 2}, n.preferences())
 	})
+}
+
+// TestOrderOfPreferences: of two nodes that announce a guest the one where it runs
+// comes first, and of those the one that it came to last, or that stays.
+func TestOrderOfPreferences(t *testing.T) {
+	order := []fabric.Preference{fabric.Standby, fabric.Draining, fabric.Normal, fabric.Fresh}
+	assert.Equal(t, order, fabric.Preferences())
+	for i, p := range order[1:] {
+		assert.Greater(t, p.LocalPref(), order[i].LocalPref(), "%v comes before %v", p, order[i])
+	}
 }
 
 // What is lost behind the agent's back comes back as it was announced.

@@ -64,7 +64,8 @@ func (a *Agent) claim(g *guest, d *fabric.Desired, st plan.NICStates) bool {
 	if d.Unreleased = slices.Clone(a.nodes.Names()); len(d.Unreleased) == 0 {
 		time.AfterFunc(freshAtLeast, a.poke)
 	}
-	g.nics = maps.Clone(st)
+	g.nics = plan.NICStates{} // also where nobody has looked at its ports since the agent began
+	maps.Copy(g.nics, st)
 	for n := range d.VM.NICs {
 		if g.nics[n] == plan.Settled && d.VM.Origin != "" {
 			g.nics[n] = plan.Arrived

@@ -101,7 +101,7 @@ const (
 	olderKeeps    = "guest sea_gold on node1: another guest on node2 has an address of it too, as its route at rr1 says; sea_gold has had it longer and keeps it, stop the one on node2, or give that another address"
 	newcomerYield = "guest clone: another guest on node1 has an address of it, and has had it longer, as its route at rr1 says, so clone is not announced on node2"
 	wayOut        = "; stop one of the two, or give it another address"
-	inCase        = "; node1 does not answer now, so it is announced with LOCAL_PREF 50, in case nobody else has it"
+	inCase        = "; node1 does not answer now, so it is announced with LOCAL_PREF 10, in case nobody else has it"
 )
 
 // announces gives how a node announces all of its prefixes, "" where not at all.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -649,6 +650,56 @@ func TestPreemptedOverARestart(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestLetGoAfterARestart: an agent that took up from its disk that another node has
+// a guest announces it as soon as that one says that it has it no more.
+func TestLetGoAfterARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j, vm := new(fake.Journal), gold()
+		ends := fake.NewNodes(nil, cluster().Nodes[:2]...)
+		var gone atomic.Bool
+		defer serves(t, ends["node2"], func(_ context.Context, _ fabric.Node, n fabric.Notice) fabric.Answer {
+			if gone.Load() {
+				return fabric.Answer{}
+			}
+			return later(n)
+		})()
+		src := fake.NewSource("libvirt")
+		src.SetQuietly(vm, fabric.Live)
+		n := (&node{t: t, journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j, fabric.Desired{
+			VM: vm, State: fabric.Live, Generation: 7, Since: time.Now(), Lost: "node2",
+		})}).start(agent.WithNodes(ends["node1"]), agent.WithSources(src))
+		n.dataplane.SetCarrier("sea_gold_net0", true)
+		n.run(func() {
+			for said, want := range []map[fabric.Preference]int{{}, {fabric.Normal: 2}} {
+				gone.Store(said > 0)
+				time.Sleep(5 * time.Second)
+				assert.Equal(t, want, n.preferences())
+			}
+		})
+	})
+}
+
+// TestGuestThatEndsWhileOthersAreAsked does not come back by what was true before.
+func TestGuestThatEndsWhileOthersAreAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j, vm := new(fake.Journal), gold()
+		ends := fake.NewNodes(nil, cluster().Nodes[:2]...)
+		defer serves(t, ends["node2"], func(context.Context, fabric.Node, fabric.Notice) fabric.Answer {
+			time.Sleep(200 * time.Millisecond)
+			return fabric.Answer{}
+		})()
+		src := fake.NewSource("libvirt")
+		src.SetQuietly(vm, fabric.Live)
+		n := (&node{t: t, journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j)}).start(agent.WithNodes(ends["node1"]), agent.WithSources(src))
+		defer n.begin()()
+		time.Sleep(100 * time.Millisecond)
+		src.Set(vm, fabric.Absent)
+		time.Sleep(time.Second)
+		assert.Empty(t, n.states())
+		assert.Empty(t, n.preferences())
+	})
 }
 
 // TestGenerationsOfTheFarFuture are heeded in no notice and no answer, and said.

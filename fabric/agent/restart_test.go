@@ -47,6 +47,25 @@ func (p *pair) stops(n *node) {
 	p.src[n].Set(p.vm, fabric.Absent)
 }
 
+// TestRestartLeavesDrained: a guest that leaves a drained node is reached there
+// until the other one heard it. A node that is drained while it expects a guest
+// stays behind the one where it runs, too.
+func TestRestartLeavesDrained(t *testing.T) {
+	restarts(t, func(t *testing.T, p *pair) {
+		time.Sleep(10 * time.Second)
+		require.NoError(t, p.one.Drain(t.Context()))
+		assert.Equal(t, map[string]string{"203.0.113.10/32": "draining"}, p.first(p.one))
+		p.begins(p.two) // as a standby
+		assert.Less(t, fabric.Standby.LocalPref(), fabric.Draining.LocalPref())
+		require.NoError(t, p.two.Drain(t.Context()))
+		assert.Equal(t, map[string]string{"203.0.113.10/32": "standby"}, p.first(p.two))
+		p.two.dataplane.Hear("web_net0")
+		moment()
+		assert.Equal(t, map[string]string{"203.0.113.10/32": "fresh"}, p.first(p.two))
+		assert.Empty(t, p.first(p.one))
+	})
+}
+
 // TestRestartMoves: a guest starts on the other node before it ends on the first.
 func TestRestartMoves(t *testing.T) {
 	restarts(t, func(t *testing.T, p *pair) {

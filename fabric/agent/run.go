@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -225,12 +226,58 @@ func (a *Agent) pass(ctx context.Context) bool {
 	a.conditions.set("speaker", nil)
 
 	prune := a.inventory.complete() // before the guests: all whom that speaks of are among them
+	if prune {
+		a.dropOrphans(ctx, ports)
+	}
 	pl := plan.Decide(a.wanted(), ports, routes, prune)
 	well := a.repair(ctx, pl.Repairs)
 	clean := a.prune(ctx, pl)
 	a.settleDiversions(ctx)
 	a.tellSessions(ctx)
 	return well && clean
+}
+
+// dropOrphans forgets guests that were taken over for their ports alone, which had
+// another owner, who has removed them: nobody is going to say that such a guest
+// ended. Not while state cannot be read: what it is may be there.
+func (a *Agent) dropOrphans(ctx context.Context, ports []fabric.PortState) {
+	there := map[string]bool{}
+	for _, p := range ports {
+		there[p.Name] = true
+	}
+	gone := func(g *guest) bool {
+		return g != nil && g.orphan && !slices.ContainsFunc(g.want.VM.Ports(&a.cluster), func(p fabric.Port) bool { return p.NIC.Kind != fabric.Adopt || there[p.Name] })
+	}
+	a.mu.Lock()
+	names := slices.DeleteFunc(sortedKeys(a.guests), func(vm string) bool { return !gone(a.guests[vm]) })
+	a.mu.Unlock()
+	for _, vm := range names {
+		unlock, free := a.guestLocks.tryLock(vm)
+		if !free {
+			time.AfterFunc(passBusy, a.poke)
+			continue
+		}
+		a.dropOrphan(ctx, vm, gone)
+		unlock()
+	}
+}
+
+// dropOrphan is dropOrphans for one, unless somebody has said meanwhile what it is.
+func (a *Agent) dropOrphan(ctx context.Context, vm string, gone func(*guest) bool) {
+	a.mu.Lock()
+	g := a.guests[vm]
+	if !gone(g) {
+		a.mu.Unlock()
+		return
+	}
+	d := g.want
+	a.mu.Unlock()
+	a.log.Info("a guest without state has no port any more", "vm", vm)
+	d.State = fabric.Absent
+	if err := a.lower(ctx, d); err != nil {
+		a.settle(d, false, err)
+		a.poke()
+	}
 }
 
 // repair brings guests to what is wanted of them again, and reports whether
@@ -472,7 +519,7 @@ func (a *Agent) heed(ctx context.Context, d fabric.Desired) {
 		a.resumed(ctx, name, d.Since)
 	case same:
 		if d.State == fabric.Live {
-			a.runsHere(ctx, name)
+			a.runsHere(ctx, name, d.Since)
 		}
 	case arriving && d.State == fabric.Live:
 		a.run(ctx, d.VM, d.Since, d.VM.Origin)

@@ -69,6 +69,38 @@ func TestAdoptGoesOnWhenAGuestFails(t *testing.T) {
 	})
 }
 
+// TestPortWithoutStateThatGoes: of a port that its owner made, and whose state was
+// lost, nothing stays when the owner removes it. One that cannot be read stays.
+func TestPortWithoutStateThatGoes(t *testing.T) {
+	for _, readable := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			n := fresh(t)
+			vm := guest("vm", "203.0.113.30 2001:db8:100:1::30 adopt")
+			n.dataplane.AddLink("vm_net0")
+			n.apply(vm, fabric.Live)
+			if readable {
+				n.store.Delete(t.Context(), "vm")
+			} else {
+				n.store.Damage("vm", errBoom)
+			}
+			n = n.again()
+			n.run(func() {
+				assert.Equal(t, map[fabric.Preference]int{fabric.Normal: 2}, n.preferences())
+				n.dataplane.RemoveLink("vm_net0")
+				time.Sleep(time.Minute)
+				assert.Empty(t, n.preferences())
+				assert.Equal(t, readable, len(n.problems()) == 0, n.problems())
+				other := guest("other", "203.0.113.30 2001:db8:100:1::30")
+				if err := n.Apply(t.Context(), other, fabric.Live); readable {
+					require.NoError(t, err)
+				} else {
+					require.ErrorIs(t, err, fabric.ErrRefused)
+				}
+			})
+		})
+	}
+}
+
 // A guest runs on a port of ours, and its state was lost: it keeps its network.
 func TestAdoptKeepsRunningGuestsWithoutState(t *testing.T) {
 	const problem = "guest web: no state is kept of it, its port was taken over as it is; attach it, or detach it"

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,62 +16,87 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // hearer is a client of a reflector that opens its session at once.
 type hearer struct {
 	conn net.Conn
-	pref atomic.Uint32 // of v4, as heard last; zero: withdrawn, or not heard
+
+	mu    sync.Mutex
+	prefs map[string]uint32 // as heard last; none: withdrawn, or not heard
 }
 
-// hear opens a session from an address. at is called the moment before the
-// reflector's side is established.
-func hear(t *testing.T, c fabric.Cluster, from netip.Addr, at func()) *hearer {
+// pref is the LOCAL_PREF of a prefix as heard last, or zero.
+func (h *hearer) pref(p netip.Prefix) uint32 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.prefs[p.String()]
+}
+
+// take takes over what an UPDATE says.
+func (h *hearer) take(u *bgp.BGPUpdate) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	came, went := u.NLRI, u.WithdrawnRoutes
+	var pref uint32
+	for _, a := range u.PathAttributes {
+		switch a := a.(type) {
+		case *bgp.PathAttributeLocalPref:
+			pref = a.Value
+		case *bgp.PathAttributeMpReachNLRI:
+			came = append(came, a.Value...)
+		case *bgp.PathAttributeMpUnreachNLRI:
+			went = append(went, a.Value...)
+		}
+	}
+	for _, n := range went {
+		delete(h.prefs, n.NLRI.String())
+	}
+	for _, n := range came {
+		h.prefs[n.NLRI.String()] = pref
+	}
+}
+
+// hear opens a session of some families from an address. at is called the moment
+// before the reflector's side is established.
+func hear(t *testing.T, c fabric.Cluster, from netip.Addr, at func(), families ...bgp.Family) *hearer {
 	t.Helper()
 	rr := c.Reflectors[0]
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: from.AsSlice()}}
 	conn, err := d.DialContext(t.Context(), "tcp", net.JoinHostPort(rr.Address.String(), strconv.Itoa(int(rr.Port))))
 	require.NoError(t, err)
-	h := &hearer{conn: conn}
-	open, err := bgp.NewBGPOpenMessage(bgp.AS_TRANS, 90, from, []bgp.OptionParameterInterface{
-		bgp.NewOptionParameterCapability([]bgp.ParameterCapabilityInterface{bgp.NewCapFourOctetASNumber(c.ASN), bgp.NewCapMultiProtocol(bgp.RF_IPv4_UC)}),
-	})
-	require.NoError(t, err)
-	send := func(m *bgp.BGPMessage) {
-		b, err := m.Serialize()
-		require.NoError(t, err)
-		_, err = conn.Write(b)
-		require.NoError(t, err)
+	h := &hearer{conn: conn, prefs: map[string]uint32{}}
+	caps := []bgp.ParameterCapabilityInterface{bgp.NewCapFourOctetASNumber(c.ASN)}
+	for _, f := range families {
+		caps = append(caps, bgp.NewCapMultiProtocol(f))
 	}
-	send(open)
+	open, err := bgp.NewBGPOpenMessage(bgp.AS_TRANS, 90, from, []bgp.OptionParameterInterface{bgp.NewOptionParameterCapability(caps)})
+	require.NoError(t, err)
+	b, err := open.Serialize()
+	require.NoError(t, err)
+	keepalive, err := bgp.NewBGPKeepAliveMessage().Serialize()
+	require.NoError(t, err)
+	_, err = conn.Write(b)
+	require.NoError(t, err)
 	require.EqualValues(t, bgp.BGP_MSG_OPEN, h.read(t).Header.Type)
 	require.EqualValues(t, bgp.BGP_MSG_KEEPALIVE, h.read(t).Header.Type)
 	at()
-	send(bgp.NewBGPKeepAliveMessage())
+	_, err = conn.Write(keepalive)
+	require.NoError(t, err)
 	go func() {
 		for {
 			m, err := readMessage(conn)
 			if err != nil {
 				return
 			}
-			u, ok := m.Body.(*bgp.BGPUpdate)
-			if !ok {
-				continue
-			}
-			for _, w := range u.WithdrawnRoutes {
-				if w.NLRI.String() == v4.String() {
-					h.pref.Store(0)
-				}
-			}
-			for _, n := range u.NLRI {
-				if n.NLRI.String() != v4.String() {
-					continue
-				}
-				for _, a := range u.PathAttributes {
-					if p, ok := a.(*bgp.PathAttributeLocalPref); ok {
-						h.pref.Store(p.Value)
-					}
+			switch u := m.Body.(type) {
+			case *bgp.BGPUpdate:
+				h.take(u)
+			case *bgp.BGPKeepAlive:
+				if _, err := conn.Write(keepalive); err != nil {
+					return
 				}
 			}
 		}
@@ -97,13 +123,9 @@ func readMessage(conn net.Conn) (*bgp.BGPMessage, error) {
 	return bgp.ParseBGPMessage(append(header, body...))
 }
 
-// TestChangeWhileSessionOpens has a route change at the very moment at which a
-// client's session is established, again and again: none of the changes is lost.
-func TestChangeWhileSessionOpens(t *testing.T) {
-	patient(t)
-	c := at(port + 60)
-	c.EastWest = true
-	c.Underlay = prefixes("127.0.0.0/16")
+// openings opens sessions with a reflector of many clients, one after the other,
+// and has change called at the very moment at which each is established.
+func openings(t *testing.T, c fabric.Cluster, change func(i int) error, heard func(i int, h *hearer)) {
 	// Under the race detector there are fewer, which stay: GoBGP itself has a race
 	// between a session that ends and what others are told.
 	clients, stay := 1500, []*hearer{}
@@ -115,33 +137,97 @@ func TestChangeWhileSessionOpens(t *testing.T) {
 			h.conn.Close()
 		}
 	}()
-	r := newReflector(t, c)
-	defer func() { require.NoError(t, r.Close()) }()
-	node := startRogue(t, c, "127.0.0.2")
-	announce := func(pref uint32) error {
-		p := node.path(v4, strings.Fields(both)...)
-		p.Attrs[1] = bgp.NewPathAttributeLocalPref(pref)
-		_, err := node.bgp.AddPath(apiutil.AddPathRequest{Paths: []*apiutil.Path{p}})
-		return err
-	}
-	require.NoError(t, announce(100))
-	first := hear(t, c, netip.MustParseAddr("127.0.0.9"), func() {})
-	eventually(t, "it is there", func() bool { return first.pref.Load() == 100 })
-	stay = append(stay, first)
-	// One client of 400 misses such a change of a reflector that does not send all
-	// of it once more.
+	// One client of 400 misses such a change of a reflector that does not tell it
+	// once more.
 	for i := range clients {
 		changed := make(chan error, 1)
-		pref := []uint32{fabric.Fresh.LocalPref(), fabric.Standby.LocalPref()}[i%2]
 		h := hear(t, c, netip.AddrFrom4([4]byte{127, 0, byte(1 + i/200), byte(1 + i%200)}), func() {
-			time.AfterFunc(time.Duration(i%40)*10*time.Microsecond, func() { changed <- announce(pref) })
-		})
+			time.AfterFunc(time.Duration(i%40)*10*time.Microsecond, func() { changed <- change(i) })
+		}, bgp.RF_IPv4_UC, bgp.RF_IPv6_UC)
 		require.NoError(t, <-changed)
-		require.Eventually(t, func() bool { return h.pref.Load() == pref }, bound, time.Millisecond, "client %d has %d, not %d", i, h.pref.Load(), pref)
+		heard(i, h)
 		if stay = append(stay, h); !raceOn {
 			h.conn.Close()
 		}
 	}
+}
+
+// eastWest is a cluster whose reflector tells every client every route.
+func eastWest(port uint16) fabric.Cluster {
+	c := at(port)
+	c.EastWest = true
+	c.Underlay = prefixes("127.0.0.0/16")
+	return c
+}
+
+// preferred is a path of a rogue, with a LOCAL_PREF.
+func (r *rogue) preferred(prefix netip.Prefix, pref uint32) *apiutil.Path {
+	return r.pathBy(prefix, netip.Addr{}, pref, strings.Fields(both)...)
+}
+
+// TestChangeWhileSessionOpens has a route change at the very moment at which a
+// client's session is established, again and again: none of the changes is lost.
+func TestChangeWhileSessionOpens(t *testing.T) {
+	patient(t)
+	c := eastWest(port + 60)
+	r := newReflector(t, c)
+	defer func() { require.NoError(t, r.Close()) }()
+	node := startRogue(t, c, "127.0.0.2")
+	announce := func(pref uint32) error {
+		_, err := node.bgp.AddPath(apiutil.AddPathRequest{Paths: []*apiutil.Path{node.preferred(v4, pref)}})
+		return err
+	}
+	require.NoError(t, announce(100))
+	first := hear(t, c, netip.MustParseAddr("127.0.0.9"), func() {}, bgp.RF_IPv4_UC)
+	defer first.conn.Close()
+	eventually(t, "it is there", func() bool { return first.pref(v4) == 100 })
+	pref := func(i int) uint32 {
+		return []uint32{fabric.Fresh.LocalPref(), fabric.Standby.LocalPref()}[i%2]
+	}
+	openings(t, c, func(i int) error { return announce(pref(i)) }, func(i int, h *hearer) {
+		require.Eventually(t, func() bool { return h.pref(v4) == pref(i) }, bound, time.Millisecond, "client %d has %d, not %d", i, h.pref(v4), pref(i))
+	})
+}
+
+// TestWithdrawalWhileSessionOpens has routes of both families withdrawn at the
+// very moment at which a client's session is established, again and again: they
+// stay with none.
+func TestWithdrawalWhileSessionOpens(t *testing.T) {
+	patient(t)
+	c := eastWest(port + 67)
+	r := newReflector(t, c)
+	defer func() { require.NoError(t, r.Close()) }()
+	node := startRogue(t, c, "127.0.0.2")
+	paths := []*apiutil.Path{node.preferred(v4, 100), node.preferred(v6, 100)}
+	first := hear(t, c, netip.MustParseAddr("127.0.0.9"), func() {}, bgp.RF_IPv4_UC, bgp.RF_IPv6_UC)
+	defer first.conn.Close()
+	begin := func() {
+		_, err := node.bgp.AddPath(apiutil.AddPathRequest{Paths: paths})
+		require.NoError(t, err)
+		require.Eventually(t, func() bool { return first.pref(v4) == 100 && first.pref(v6) == 100 }, bound, time.Millisecond)
+	}
+	begin()
+	later := []netip.Prefix{netip.MustParsePrefix("203.0.113.77/32"), netip.MustParsePrefix("2001:db8:100::77/128")}
+	openings(t, c, func(int) error {
+		return node.bgp.DeletePath(apiutil.DeletePathRequest{Paths: []*apiutil.Path{withdrawal(paths[0]), withdrawal(paths[1])}})
+	}, func(i int, h *hearer) {
+		// What is announced now comes after all that was in the table before.
+		pref := fabric.Preferences()[i%2].LocalPref()
+		after := []*apiutil.Path{node.preferred(later[0], pref), node.preferred(later[1], pref)}
+		_, err := node.bgp.AddPath(apiutil.AddPathRequest{Paths: after})
+		require.NoError(t, err)
+		require.Eventually(t, func() bool { return h.pref(later[0]) == pref && h.pref(later[1]) == pref }, bound, time.Millisecond, "client %d hears nothing", i)
+		require.Eventually(t, func() bool { return h.pref(v4) == 0 && h.pref(v6) == 0 }, bound, time.Millisecond, "client %d has what is withdrawn: %d, %d", i, h.pref(v4), h.pref(v6))
+		require.Eventually(t, func() bool { return first.pref(v4) == 0 && first.pref(v6) == 0 }, bound, time.Millisecond, "it is not withdrawn")
+		begin()
+	})
+}
+
+// withdrawal is what takes a path back.
+func withdrawal(p *apiutil.Path) *apiutil.Path {
+	w := *p
+	w.Withdrawal = true
+	return &w
 }
 
 // TestRemovalWhileSessionOpens: what is withdrawn while a session is being
@@ -190,7 +276,7 @@ func TestReflectorTellsOfItsSessions(t *testing.T) {
 			return !st.Healthy && strings.Contains(strings.Join(st.Problems, "\n"), want)
 		})
 	}
-	core := hear(t, c, netip.MustParseAddr("127.0.0.3"), func() {})
+	core := hear(t, c, netip.MustParseAddr("127.0.0.3"), func() {}, bgp.RF_IPv4_UC)
 	says("core gateway core1 (127.0.0.3) takes no IPv6: its session was negotiated without that family")
 	assert.Equal(t, []fabric.Family{fabric.IPv4}, peerOf(t, r, "core1").Families)
 	end, err := bgp.NewBGPNotificationMessage(6, 2, append([]byte{12}, "planned work"...)).Serialize()

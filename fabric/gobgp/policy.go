@@ -7,6 +7,7 @@ import (
 
 	"github.com/osrg/gobgp/v4/api"
 	"github.com/osrg/gobgp/v4/pkg/server"
+
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
@@ -40,7 +41,11 @@ func newPolicy(c *fabric.Cluster, rr fabric.RR) (*policy, error) {
 	if len(c.Announceable(false))+len(c.Announceable(true)) == 0 {
 		return nil, fmt.Errorf("cluster %s has no pools, and a reflector would have nothing to tell guests' routes by; name one under pools", c.Name)
 	}
-	p := &policy{}
+	p := &policy{
+		// Of its own a reflector has only what stands for a withdrawal.
+		in:  []*api.Statement{statement("in-own", &api.Conditions{RouteType: api.Conditions_ROUTE_TYPE_LOCAL}, accept)},
+		out: []*api.Statement{keptBack()},
+	}
 	p.addCores(c.ASN, c.Core)
 	// A core gateway tells nothing.
 	if p.core {

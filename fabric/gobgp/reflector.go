@@ -17,6 +17,7 @@ import (
 	"github.com/osrg/gobgp/v4/api"
 	"github.com/osrg/gobgp/v4/pkg/apiutil"
 	"github.com/osrg/gobgp/v4/pkg/server"
+
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
@@ -111,6 +112,8 @@ type Reflector struct {
 	held     map[netip.Addr]*time.Timer // refused for too many prefixes
 	counted  map[netip.Addr]count
 	admitted map[netip.Addr]bool // has statements in the policy, which names no node that the cluster does not
+	opening  map[netip.Addr]opening
+	removals removals // as long as a session is being established
 }
 
 // NewReflector starts a reflector, which listens at the address and port of
@@ -121,7 +124,7 @@ func NewReflector(cfg ReflectorConfig, opts ...ReflectorOption) (*Reflector, err
 		began: time.Now(), deferral: DefaultDeferral, pause: DefaultPause, unwatch: func() {}, ended: make(chan struct{}), notes: newNotifications(),
 		up: map[netip.Addr]bool{}, since: map[netip.Addr]time.Time{}, sent: map[netip.Addr]uint64{}, been: map[netip.Addr]bool{},
 		held: map[netip.Addr]*time.Timer{}, counted: map[netip.Addr]count{},
-		admitted: map[netip.Addr]bool{},
+		admitted: map[netip.Addr]bool{}, opening: map[netip.Addr]opening{},
 	}
 	for _, o := range opts {
 		o(r)
@@ -177,7 +180,8 @@ func (r *Reflector) start() error {
 	if err == nil {
 		err = r.bgp.WatchEvent(ctx, server.WatchEventMessageCallbacks{
 			OnPeerUpdate: func(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) { r.peerChanged(ctx, e, at) },
-		}, server.WatchPeer())
+			OnBestPath:   r.bestChanged,
+		}, server.WatchPeer(), server.WatchBestPath(false))
 	}
 	if err == nil {
 		err = r.addNeighbours(ctx)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/assert"
+
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
@@ -16,12 +17,11 @@ func TestRemovals(t *testing.T) {
 	var rs removals
 	rs.add(now, one)
 	rs.add(now.Add(time.Second), two, one)
-	assert.Equal(t, []netip.Prefix{one, two}, rs.since(now, nil))
-	assert.Equal(t, []netip.Prefix{two, one}, rs.since(now.Add(time.Second), nil))
-	assert.Equal(t, []netip.Prefix{two}, rs.since(now, map[netip.Prefix]fabric.Route{one: {Prefix: one}}), "announced again")
-	assert.Empty(t, rs.since(now.Add(time.Minute), nil))
+	assert.Equal(t, []netip.Prefix{one, two}, rs.since(now))
+	assert.Equal(t, []netip.Prefix{two, one}, rs.since(now.Add(time.Second)))
+	assert.Empty(t, rs.since(now.Add(time.Minute)))
 	rs.add(now.Add(time.Minute), three)
-	assert.Equal(t, []netip.Prefix{three}, rs.since(now, nil), "the others are forgotten")
+	assert.Equal(t, []netip.Prefix{three}, rs.since(now), "the others are forgotten")
 }
 
 // TestCountedNotifications: one that GoBGP counts and does not log is that which

@@ -2,20 +2,24 @@ package gobgp
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/osrg/gobgp/v4/api"
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
+	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/osrg/gobgp/v4/pkg/server"
-	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // GoBGP loses a change that comes while a session is being established. It first
 // sends the peer what is in the table, as part of telling the change of state,
 // and takes the session for established after that: what changes between the
 // two is in neither. So the table is sent once more when GoBGP has the session
-// for established.
+// for established. A table does not say what was withdrawn: that is withdrawn
+// once more, too.
 
 const (
 	stateLook = time.Millisecond
@@ -72,13 +76,75 @@ func (rs *removals) add(now time.Time, prefixes ...netip.Prefix) {
 	}
 }
 
-// since gives those that were withdrawn from a time on, and are not announced.
-func (rs removals) since(from time.Time, announced map[netip.Prefix]fabric.Route) []netip.Prefix {
+// since gives those that were withdrawn from a time on.
+func (rs removals) since(from time.Time) []netip.Prefix {
 	var all []netip.Prefix
 	for _, r := range rs {
-		if _, is := announced[r.prefix]; !is && !r.at.Before(from) && !slices.Contains(all, r.prefix) {
+		if !r.at.Before(from) && !slices.Contains(all, r.prefix) {
 			all = append(all, r.prefix)
 		}
 	}
 	return all
+}
+
+// unsaid is the LOCAL_PREF of routes that the export policy keeps from every
+// peer (keptBack). Nothing else has it.
+const unsaid = 1
+
+// keptBack is the export policy's statement that keeps unsaid routes here.
+func keptBack() *api.Statement {
+	return statement("kept back", &api.Conditions{LocalPrefEq: &api.LocalPrefEq{Value: unsaid}}, reject)
+}
+
+// withdrawAgain tells every peer that the prefixes are withdrawn. GoBGP withdraws
+// only what its table had, and takes no policy into account then: so each prefix
+// gets a route that no peer is told of, which is removed at once. Any other route
+// to the prefix comes before it, and is not touched.
+func withdrawAgain(b *server.BgpServer, prefixes []netip.Prefix) error {
+	var add, remove []*apiutil.Path
+	for _, prefix := range prefixes {
+		for _, paths := range []*[]*apiutil.Path{&add, &remove} {
+			p, err := unsaidPath(prefix)
+			if err != nil {
+				return fmt.Errorf("route %s: %w", prefix, err)
+			}
+			*paths = append(*paths, p)
+		}
+		remove[len(remove)-1].Withdrawal = true
+	}
+	_, err := b.AddPath(apiutil.AddPathRequest{Paths: add})
+	return errors.Join(err, b.DeletePath(apiutil.DeletePathRequest{Paths: remove}))
+}
+
+// unsaidPath is a route that comes after every other one: GoBGP compares whether
+// a route is stale (RFC 9494) first, then LOCAL_PREF.
+func unsaidPath(prefix netip.Prefix) (*apiutil.Path, error) {
+	nlri, err := bgp.NewIPAddrPrefix(prefix)
+	if err != nil {
+		return nil, err
+	}
+	attrs := []bgp.PathAttributeInterface{
+		bgp.NewPathAttributeOrigin(bgp.BGP_ORIGIN_ATTR_TYPE_IGP), bgp.NewPathAttributeLocalPref(unsaid),
+		bgp.NewPathAttributeCommunities([]uint32{uint32(bgp.COMMUNITY_LLGR_STALE)}),
+	}
+	family := bgp.RF_IPv4_UC
+	var hop bgp.PathAttributeInterface
+	if prefix.Addr().Is6() {
+		family = bgp.RF_IPv6_UC
+		hop, err = bgp.NewPathAttributeMpReachNLRI(family, []bgp.PathNLRI{{NLRI: nlri}}, netip.IPv6Unspecified())
+	} else {
+		hop, err = bgp.NewPathAttributeNextHop(netip.IPv4Unspecified())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &apiutil.Path{Family: family, Nlri: nlri, Attrs: append(attrs, hop), Age: time.Now().Unix()}, nil
+}
+
+// isUnsaid reports whether a path stands for a withdrawal.
+func isUnsaid(p *apiutil.Path) bool {
+	return slices.ContainsFunc(p.Attrs, func(a bgp.PathAttributeInterface) bool {
+		pref, ok := a.(*bgp.PathAttributeLocalPref)
+		return ok && pref.Value == unsaid
+	})
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/osrg/gobgp/v4/api"
+
 	"github.com/vmfabric/vmfabric/fabric"
 )
 

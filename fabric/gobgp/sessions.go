@@ -21,6 +21,9 @@ func (r *Reflector) peerChanged(ctx context.Context, e *apiutil.WatchEventMessag
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a, up := e.Peer.State.NeighborAddress, e.Peer.State.SessionState == bgp.BGP_FSM_ESTABLISHED
+	if n := r.neighbour(a); e.Peer.State.SessionState == bgp.BGP_FSM_OPENCONFIRM && r.toldAll(n) {
+		r.opening[a] = opening{from: at}
+	}
 	if r.closed || r.up[a] == up {
 		return
 	}
@@ -31,9 +34,7 @@ func (r *Reflector) peerChanged(ctx context.Context, e *apiutil.WatchEventMessag
 		r.been[a], r.sent[a] = true, r.notificationsTo(a)
 		log.Info("session up")
 		r.admit(n)
-		// A node hears of a guest that has just begun to run elsewhere, which its
-		// agent says too; to send each of them all would hold up the others.
-		if n.role == RoleCore || r.cluster.EastWest {
+		if r.toldAll(n) {
 			r.serving.Go(func() { r.resend(ctx, n) })
 		}
 		return
@@ -52,15 +53,77 @@ func (r *Reflector) peerChanged(ctx context.Context, e *apiutil.WatchEventMessag
 	}
 }
 
-// resend sends a peer whose session is up what it may have missed (resend.go). A
-// route that nobody announces any more it may still have: until somebody does.
+// toldAll reports whether a peer is told of every route. Any other node hears of a
+// guest that has just begun to run elsewhere, which its agent says too; to send
+// each of them all once more would hold up the others.
+func (r *Reflector) toldAll(n neighbour) bool { return n.role == RoleCore || r.cluster.EastWest }
+
+// opening is a session that is being established, or was not long ago.
+type opening struct {
+	from time.Time // when its last step began
+	seen time.Time // when GoBGP had it for established; zero: not yet
+}
+
+// resend sends a peer whose session is up what it may have missed (resend.go).
 func (r *Reflector) resend(ctx context.Context, n neighbour) {
 	p := established(ctx, r.bgp, n.address.String())
-	if p == nil || p.GetGracefulRestart().GetLocalRestarting() { // then it is sent everything later
+	if p == nil {
 		return
 	}
-	if err := resend(r.bgp, n.address.String()); err != nil {
-		r.log.Warn("routes not sent again", "peer", n.name, "address", n.address, "err", err)
+	// One that takes its routes up again is sent everything later.
+	if !p.GetGracefulRestart().GetLocalRestarting() {
+		if err := resend(r.bgp, n.address.String()); err != nil {
+			r.log.Warn("routes not sent again", "peer", n.name, "address", n.address, "err", err)
+		}
+	}
+	r.mu.Lock()
+	o := r.opening[n.address]
+	o.seen = time.Now()
+	r.opening[n.address] = o
+	again := r.removals.since(o.from)
+	r.mu.Unlock()
+	r.withdrawAgain(again)
+}
+
+func (r *Reflector) withdrawAgain(prefixes []netip.Prefix) {
+	if len(prefixes) == 0 {
+		return
+	}
+	if err := withdrawAgain(r.bgp, prefixes); err != nil {
+		r.log.Warn("routes not withdrawn once more", "prefixes", prefixes, "err", err)
+	}
+}
+
+// bestChanged notes what is withdrawn while a session is being established. What
+// it hears too late for that session is withdrawn once more at once.
+func (r *Reflector) bestChanged(paths []*apiutil.Path, at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for a, o := range r.opening {
+		if at.Sub(o.from) > 2*stateWait {
+			delete(r.opening, a)
+		}
+	}
+	if r.closed || len(r.opening) == 0 {
+		r.removals = nil
+		return
+	}
+	var late []netip.Prefix
+	for _, p := range paths {
+		nlri, ok := p.Nlri.(*bgp.IPAddrPrefix)
+		if !ok || !p.Withdrawal || isUnsaid(p) {
+			continue
+		}
+		r.removals.add(at, nlri.Prefix)
+		for _, o := range r.opening {
+			if !at.Before(o.from) && !o.seen.IsZero() && !at.After(o.seen) {
+				late = append(late, nlri.Prefix)
+				break
+			}
+		}
+	}
+	if len(late) > 0 {
+		r.serving.Go(func() { r.withdrawAgain(late) })
 	}
 }
 

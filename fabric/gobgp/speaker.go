@@ -15,6 +15,7 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/apiutil"
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/osrg/gobgp/v4/pkg/server"
+
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/backoff"
 	"github.com/vmfabric/vmfabric/internal/signal"
@@ -102,6 +103,7 @@ func (s *Speaker) watch(ctx context.Context) error {
 // ownOnly keeps what reflectors send out of the table from which GoBGP
 // announces the best routes: a prefix that another node announces with a higher
 // LOCAL_PREF would else be withdrawn here, and be missing when the other goes.
+// All of them are announced, but those that stand for a withdrawal.
 func ownOnly(ctx context.Context, b *server.BgpServer) error {
 	policy := &api.Policy{Name: "own routes", Statements: []*api.Statement{{
 		Name:       "own routes",
@@ -111,9 +113,19 @@ func ownOnly(ctx context.Context, b *server.BgpServer) error {
 	if err := b.AddPolicy(ctx, &api.AddPolicyRequest{Policy: policy}); err != nil {
 		return err
 	}
-	return b.SetPolicyAssignment(ctx, &api.SetPolicyAssignmentRequest{Assignment: &api.PolicyAssignment{
+	if err := b.SetPolicyAssignment(ctx, &api.SetPolicyAssignmentRequest{Assignment: &api.PolicyAssignment{
 		Direction: api.PolicyDirection_POLICY_DIRECTION_IMPORT, Policies: []*api.Policy{policy},
 		DefaultAction: api.RouteAction_ROUTE_ACTION_REJECT,
+	}}); err != nil {
+		return err
+	}
+	out := &api.Policy{Name: exportName, Statements: []*api.Statement{keptBack()}}
+	if err := b.AddPolicy(ctx, &api.AddPolicyRequest{Policy: out}); err != nil {
+		return err
+	}
+	return b.SetPolicyAssignment(ctx, &api.SetPolicyAssignmentRequest{Assignment: &api.PolicyAssignment{
+		Name: globalTable, Direction: api.PolicyDirection_POLICY_DIRECTION_EXPORT, Policies: []*api.Policy{out},
+		DefaultAction: accept,
 	}})
 }
 
@@ -288,8 +300,7 @@ func (s *Speaker) restBFD(peer netip.Addr) {
 }
 
 // resend sends everything, and End-of-RIB, to a peer whose session is up, and
-// withdraws once more what was withdrawn meanwhile (see resend.go). That this is
-// announced first, as the last choice, is how GoBGP is brought to withdraw it.
+// withdraws once more what was withdrawn meanwhile (see resend.go).
 //
 // After routes were taken up again, GoBGP would hold all back until the
 // End-of-RIB of all peers, or for resumeWait; until then the routes are stale at
@@ -312,28 +323,15 @@ func (s *Speaker) resend(ctx context.Context, peer string) {
 	if err := resend(s.bgp, peer); err != nil {
 		s.log.Warn("routes not sent at once", "peer", peer, "err", err)
 	}
-	if again := s.removals.since(s.opening[peer], s.routes); len(again) > 0 {
-		if err := s.withdrawAgain(again); err != nil {
+	again := slices.DeleteFunc(s.removals.since(s.opening[peer]), func(p netip.Prefix) bool {
+		_, announced := s.routes[p]
+		return announced
+	})
+	if len(again) > 0 {
+		if err := withdrawAgain(s.bgp, again); err != nil {
 			s.log.Warn("routes not withdrawn once more", "peer", peer, "err", err)
 		}
 	}
-}
-
-// withdrawAgain withdraws prefixes that are not announced.
-func (s *Speaker) withdrawAgain(prefixes []netip.Prefix) error {
-	var add, remove []*apiutil.Path
-	for _, prefix := range prefixes {
-		for _, paths := range []*[]*apiutil.Path{&add, &remove} {
-			p, err := s.path(fabric.Route{Prefix: prefix, Preference: fabric.Draining})
-			if err != nil {
-				return fmt.Errorf("route %s: %w", prefix, err)
-			}
-			*paths = append(*paths, p)
-		}
-		remove[len(remove)-1].Withdrawal = true
-	}
-	_, err := s.bgp.AddPath(apiutil.AddPathRequest{Paths: add})
-	return errors.Join(err, s.bgp.DeletePath(apiutil.DeletePathRequest{Paths: remove}))
 }
 
 // note takes the state of a session and reports whether it is news: a session

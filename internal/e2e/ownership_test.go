@@ -78,7 +78,7 @@ func TestCopyOfAGuest(t *testing.T) {
 		m.coreHas(node1, nic.Prefixes()...)
 		m.reaches(m.top.Client, addresses...)
 		if !paused { // and it stays so
-			m.agents["node2"].complains("node1 does not answer now, so it is announced with LOCAL_PREF 50, in case nobody else has it")
+			m.agents["node2"].complains("node1 does not answer now, so it is announced with LOCAL_PREF 10, in case nobody else has it")
 			m.eventually("the first comes first, as usual", func() error { return m.announcedBy(node1) })
 			m.agents["node1"].complains("guest sea_gold on node1: another guest on node2 has an address of it too")
 			m.reaches(m.top.Client, addresses...)

@@ -170,7 +170,9 @@ func TestRouterLab(t *testing.T) {
 			withdraw(t, node, fabric.Normal, good...)
 			for _, s := range append(rrs, core) {
 				drained := append(slices.Clone(c.Communities), fabric.GracefulShutdown)
-				tables(t, soon(t), s, func(rs []testenv.BGPRoute) error { return asAnnounced(rs, node, good, drained, 10) })
+				tables(t, soon(t), s, func(rs []testenv.BGPRoute) error {
+					return asAnnounced(rs, node, good, drained, fabric.Draining.LocalPref())
+				})
 			}
 			announce(t, node, fabric.Normal, good...)
 			withdraw(t, node, fabric.Draining, good...)
@@ -318,7 +320,7 @@ func TestRouterExternalCore(t *testing.T) {
 			require.NoError(t, testenv.Until(soon(t), func() error { return med(soon(t), core, good[:2], 800) }))
 			announce(t, node, fabric.Draining, good...)
 			withdraw(t, node, fabric.Fresh, good...)
-			require.NoError(t, testenv.Until(soon(t), func() error { return med(soon(t), core, good[:2], 990) }))
+			require.NoError(t, testenv.Until(soon(t), func() error { return med(soon(t), core, good[:2], 950) }))
 			inKernel(t, soon(t), top.Core, node, true, good...)
 
 			rogue := testenv.Announcer{

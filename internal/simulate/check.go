@@ -15,13 +15,15 @@ import (
 // The bounds that the checker holds the agents to.
 const (
 	sampleEvery = 10 * time.Millisecond
-	holeBound   = time.Second            // without a way for packets, while the guest's agent is there
-	calmBound   = 150 * time.Millisecond // likewise, where nothing is out of the ordinary
-	aftermath   = 10 * time.Second       // from something out of the ordinary to when that holds
-	adopted     = 3 * time.Second        // from an agent's start to when it is held to that
-	seniority   = 10 * time.Second       // from a guest's start to that of another one which is known to have its addresses later
-	silent      = 20 * time.Second       // until a node that took a guest over, and died, is given up
-	rest        = 3 * time.Minute        // from the last fault to when everything is right
+	idleEvery   = 200 * time.Millisecond  // likewise, where nothing was done for a while
+	holeBound   = time.Second             // without a way for packets, while the guest's agent is there
+	calmBound   = 150 * time.Millisecond  // likewise, where nothing is out of the ordinary
+	aftermath   = 10 * time.Second        // from something out of the ordinary to when that holds
+	adopted     = 3 * time.Second         // from an agent's start to when it is held to that
+	backAgain   = 1500 * time.Millisecond // from an agent's start to when what one before it announced is not there any more, if it is not so
+	seniority   = 10 * time.Second        // from a guest's start to that of another one which is known to have its addresses later
+	silent      = 20 * time.Second        // until a node that took a guest over, and died, is given up
+	rest        = 3 * time.Minute         // from the last fault to when everything is right
 )
 
 // watch looks all the time whether packets find each guest that runs, until
@@ -32,15 +34,36 @@ func (w *world) watch(stop <-chan struct{}) {
 		told  bool
 	}
 	holes := map[*guest]*hole{}
-	tick := time.NewTicker(sampleEvery)
-	defer tick.Stop()
+	twice := map[netip.Prefix]time.Duration{}
+	told := map[*guest]time.Time{}
+	last := time.Now()
 	for {
+		wait := sampleEvery
+		if w.isIdle() {
+			wait = idleEvery
+		}
 		select {
 		case <-stop:
 			return
-		case <-tick.C:
+		case <-time.After(wait):
 		}
+		passed := time.Since(last)
+		last = time.Now()
 		for _, g := range w.guests {
+			for _, prefix := range g.prefixes {
+				who := w.holders(prefix)
+				if len(who) < 2 {
+					delete(twice, prefix)
+					continue
+				}
+				if twice[prefix] += passed; twice[prefix] > silent && twice[prefix]-passed <= silent {
+					w.fail("%s of %s is announced by %s, and the agents of all are there for %v", prefix, g.vm.Name, strings.Join(who, " and "), silent)
+				}
+			}
+			if why := w.wrongHolder(g); why != "" && time.Since(told[g]) > silent {
+				told[g] = time.Now()
+				w.fail("%s", why)
+			}
 			p := g.place()
 			if p.at == nil || p.paused || w.disputed(g) || !p.orphan.IsZero() && time.Since(p.orphan) < silent+w.spread {
 				delete(holes, g)
@@ -51,7 +74,7 @@ func (w *world) watch(stop <-chan struct{}) {
 				continue // nothing gets worse, but what was wrong is not mended
 			}
 			why := w.astray(g, p.at)
-			if why == "" || w.stuck(g, p.at) || w.waiting(g, p) {
+			if why == "" || time.Since(l.since) < silent && p.at.lost(g) || w.stuck(g, p.at) || w.waiting(g, p) || w.untold(p) {
 				delete(holes, g)
 				continue
 			}
@@ -60,7 +83,7 @@ func (w *world) watch(stop <-chan struct{}) {
 			}
 			h := holes[g]
 			bound := w.bound(p)
-			if h.lasts += sampleEvery; h.lasts > bound && !h.told && time.Since(p.since) > bound {
+			if h.lasts += passed; h.lasts > bound && !h.told && time.Since(p.since) > bound {
 				h.told = true
 				w.fail("%s runs on %s, and packets for it are lost for more than %v: %s", g.vm.Name, p.at.self.Name, bound, why)
 			}
@@ -68,11 +91,80 @@ func (w *world) watch(stop <-chan struct{}) {
 	}
 }
 
+// holders lists the nodes that announce a prefix as one that runs there, and whose
+// agents are there, reach each other, and do what they are to do at once.
+func (w *world) holders(p netip.Prefix) (names []string) {
+	all := w.routers.announcers(p)
+	if len(all) < 2 {
+		return nil
+	}
+	for _, name := range all {
+		n := w.node(name)
+		l := n.alive()
+		if l != nil && time.Since(l.since) > adopted && n.slowness() == 1 && w.routers.preference(name, p) != fabric.Standby {
+			names = append(names, name)
+		}
+	}
+	for _, one := range names {
+		for _, other := range names {
+			if w.node(one).isCut(other) {
+				return nil
+			}
+		}
+	}
+	return names
+}
+
+// wrongHolder tells what is wrong where no agent was disturbed for a while: a guest
+// that does not run is announced, or of two with one address, which run for a
+// while, another one has it than that which had it first.
+func (w *world) wrongHolder(g *guest) string {
+	p := g.place()
+	if p.at == nil && p.also == nil && p.to == nil && time.Since(p.since) > holeBound+w.spread && w.isQuiet(aftermath) && !w.copied(g) {
+		for _, prefix := range g.prefixes {
+			for _, name := range w.routers.announcers(prefix) {
+				if l := w.node(name).alive(); l != nil && time.Since(l.since) > adopted && w.routers.preference(name, prefix) != fabric.Standby {
+					return fmt.Sprintf("%s does not run, and %s is announced by %s", g.vm.Name, prefix, name)
+				}
+			}
+		}
+	}
+	if w.forgetful(time.Hour) || !w.isQuiet(silent) {
+		return ""
+	}
+	for _, c := range w.all()[len(w.guests):] {
+		o := c.place()
+		if c.vm.NICs[0].Addresses[0] != g.vm.NICs[0].Addresses[0] || o.at == nil || p.at == nil || o.at == p.at || p.to != nil || p.also != nil {
+			continue
+		}
+		if min(time.Since(p.since), time.Since(o.since)) < silent || time.Since(p.twice) < 2*silent || p.first.Sub(o.first).Abs() < adopted {
+			continue
+		}
+		has := p
+		if o.first.Before(p.first) {
+			has = o
+		}
+		for _, prefix := range g.prefixes {
+			if end, way := w.way(prefix); end != has.at {
+				return fmt.Sprintf("%s and %s run, and packets for %s come to another node than %s, where it was first: %s", g.vm.Name, c.vm.Name, prefix, has.at.self.Name, way)
+			}
+		}
+	}
+	return ""
+}
+
+// forgetful reports whether a node lost its disk within a time.
+func (w *world) forgetful(within time.Duration) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.forgot.IsZero() && time.Since(w.forgot) < within
+}
+
 // bound is how long packets for a guest may be lost. A live migration waits for
 // no router: the source sends packets on.
 func (w *world) bound(p place) time.Duration {
 	switch {
-	case p.at.slowness() > 1: // some effects one after the other
+	case p.at.slowness() > 1, w.forgetful(aftermath): // some effects one after the other; who takes a guest for new gives it up
 		return 5*holeBound + w.spread
 	case !w.isCalm():
 		return holeBound + w.spread
@@ -84,11 +176,11 @@ func (w *world) bound(p place) time.Duration {
 
 // astray tells why packets do not find a guest on a node, or "".
 func (w *world) astray(g *guest, at *node) string {
-	for _, prefix := range g.vm.Prefixes() {
+	for _, prefix := range g.prefixes {
 		switch end, way := w.way(prefix); {
 		case end == nil:
 			return fmt.Sprintf("%s: %s", prefix, way)
-		case end != at && (!g.instance() || end != g.place().to):
+		case end != at && (!g.instance() || end != g.place().to || g.place().quiet):
 			return fmt.Sprintf("%s: it is brought to %s (%s)", prefix, end.self.Name, way)
 		}
 	}
@@ -98,21 +190,40 @@ func (w *world) astray(g *guest, at *node) string {
 // stuck reports whether a guest's packets go to a node whose agent died just
 // after the guest began to run there, and has not come back: the reflectors keep
 // the route with the highest preference there is, which no other node can exceed.
-// Nor can a node that is being drained exceed any, a stand-by's included.
+// The same holds of one that had the guest later, and died before it ended there.
 func (w *world) stuck(g *guest, at *node) bool {
-	for _, prefix := range g.vm.Prefixes() {
+	for _, prefix := range g.prefixes {
 		name := w.routers.best(prefix)
 		if name == "" || name == at.self.Name {
 			continue
 		}
-		if w.routers.preference(at.self.Name, prefix) == fabric.Draining && w.routers.preference(name, prefix) == fabric.Standby {
-			return true
-		}
-		if l := w.node(name).alive(); l == nil || time.Since(l.since) < adopted {
-			return w.routers.preference(name, prefix) == fabric.Fresh || w.routers.preference(at.self.Name, prefix) == fabric.Draining
+		if l := w.node(name).alive(); l == nil || time.Since(l.since) < backAgain {
+			return w.routers.preference(name, prefix) == fabric.Fresh || at.lost(g) || at.broken() // which keeps no word that another node has it
 		}
 	}
 	return false
+}
+
+// lost reports whether the node's agent took up from its disk that another node
+// has the guest. Until that one answers, or was silent for long enough, it does
+// not know that the other one's route is gone.
+func (n *node) lost(g *guest) bool {
+	n.mu.Lock()
+	store := n.store
+	n.mu.Unlock()
+	all, err := store.All(context.Background())
+	return err == nil && slices.ContainsFunc(all, func(d fabric.Desired) bool { return d.VM.Name == g.vm.Name && d.Lost != "" })
+}
+
+// untold reports whether a guest moves to a node whose agent was not there when its
+// hypervisor said so, and cannot ask the one that it comes from: it takes the move
+// for a start.
+func (w *world) untold(p place) bool {
+	if p.to == nil || !p.at.isCut(p.to.self.Name) && !p.to.isCut(p.at.self.Name) {
+		return false
+	}
+	l := p.to.alive()
+	return l == nil || time.Since(l.since) < aftermath
 }
 
 // waiting reports whether packets wait for a guest that goes on as soon as it
@@ -121,7 +232,7 @@ func (w *world) waiting(g *guest, p place) bool {
 	if p.to == nil || time.Since(p.since) > w.spread+calmBound {
 		return false
 	}
-	for _, prefix := range g.vm.Prefixes() {
+	for _, prefix := range g.prefixes {
 		if end, _ := w.way(prefix); end != p.at && end != p.to {
 			return false
 		}
@@ -129,11 +240,27 @@ func (w *world) waiting(g *guest, p place) bool {
 	return true
 }
 
+// copied reports whether another guest with the addresses of g runs, or did a
+// moment ago: while g does not, that one has them.
+func (w *world) copied(g *guest) bool {
+	for _, other := range w.all()[len(w.guests):] {
+		if other.vm.NICs[0].Addresses[0] == g.vm.NICs[0].Addresses[0] {
+			if p := other.place(); p.at != nil || time.Since(p.since) < adopted {
+				return true
+			}
+		}
+	}
+	return w.disputed(g)
+}
+
 // disputed reports whether another guest with the addresses of g runs, or did a
 // moment ago, and it is for the agents to find out who has them. They know of one
 // that was started long after g as soon as a reflector has told them, although
 // they may not reach each other.
 func (w *world) disputed(g *guest) bool {
+	if p := g.place(); p.also != nil || !p.twice.IsZero() && time.Since(p.twice) < silent {
+		return true
+	}
 	g.mu.Lock()
 	started := g.started
 	g.mu.Unlock()
@@ -144,7 +271,7 @@ func (w *world) disputed(g *guest) bool {
 		other.mu.Lock()
 		at, since, began := other.at, other.since, other.started
 		other.mu.Unlock()
-		newcomer := began.Sub(started) > seniority && time.Since(began) > adopted+3*w.spread
+		newcomer := !w.forgetful(time.Hour) && began.Sub(started) > seniority && time.Since(began) > adopted+3*w.spread
 		if at != nil && !newcomer || time.Since(since) < adopted {
 			return true
 		}
@@ -152,11 +279,14 @@ func (w *world) disputed(g *guest) bool {
 	return false
 }
 
-// settled checks everything, long after the last fault.
-func (w *world) settled() {
+// settled checks everything, long after the last fault. Whether the nodes say that
+// they are well is checked after more than
+// diversionMemory, which is how long a node tells
+// of a guest that ran on two.
+func (w *world) settled(well bool) {
 	for _, g := range w.all() {
 		p := g.place()
-		for _, prefix := range g.vm.Prefixes() {
+		for _, prefix := range g.prefixes {
 			who := w.routers.announcers(prefix)
 			var should []string
 			if p.at != nil {
@@ -176,13 +306,13 @@ func (w *world) settled() {
 		}
 	}
 	for _, n := range w.nodes {
-		w.settledNode(n)
+		w.settledNode(n, well)
 	}
 }
 
 func (w *world) heldByAnother(prefix netip.Prefix, g *guest) bool {
 	for _, other := range w.all() {
-		if other != g && other.place().at != nil && slices.Contains(other.vm.Prefixes(), prefix) {
+		if other != g && other.place().at != nil && slices.Contains(other.prefixes, prefix) {
 			return true
 		}
 	}
@@ -215,7 +345,7 @@ func (w *world) works(rnd *rand.Rand) {
 }
 
 // settledNode checks that a node has what its guests need, and nothing else.
-func (w *world) settledNode(n *node) {
+func (w *world) settledNode(n *node, well bool) {
 	ctx := context.Background()
 	var should, have, kept []string
 	for _, g := range w.all() {
@@ -259,7 +389,7 @@ func (w *world) settledNode(n *node) {
 		return
 	}
 	st, err := l.agent.Status(ctx)
-	if err != nil || !st.Healthy {
+	if err != nil || well && !st.Healthy {
 		w.fail("at rest: %s is not well: %s (%v)", n.self.Name, strings.Join(st.Problems, "; "), err)
 	}
 	routes, _ := l.speaker.Actual(ctx)

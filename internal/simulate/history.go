@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -32,6 +33,9 @@ const (
 	Copy                  // a copy of the guest, another one with its addresses, runs on the node for a time
 	Damage                // somebody takes a route out of the guest's port
 	PowerOff              // the node loses power for a time, and its guests with it
+	Twice                 // the guest is started on a second node while it runs on the first, then ends on one of them
+	Fail                  // a start of the guest on the node that fails in the middle, whether it runs elsewhere or not
+	Forget                // the node's agent is killed, and what it has on the disk is lost
 	Slow                  // the node's kernel and disk take 300 times as long, for a time
 	Full                  // nothing can be written to the node's disk for a time
 	DrainNode             // the node is drained for a time
@@ -40,7 +44,7 @@ const (
 
 var kindNames = [...]string{
 	Start: "start", Stop: "stop", Crash: "crash", Migrate: "migrate", Abort: "abort", Return: "return", Kill: "kill",
-	Cut: "cut", Deafen: "deafen", Copy: "copy", Damage: "damage", PowerOff: "power off", Slow: "slow down", Full: "fill the disk of", DrainNode: "drain",
+	Twice: "run twice", Fail: "fail to start", Forget: "lose the disk of", Cut: "cut", Deafen: "deafen", Copy: "copy", Damage: "damage", PowerOff: "power off", Slow: "slow down", Full: "fill the disk of", DrainNode: "drain",
 }
 
 // String gives the step's word.
@@ -53,12 +57,12 @@ func (k Kind) String() string {
 
 // ordinary reports whether the step is nothing that breaks, or disturbs the agents.
 func (k Kind) ordinary() bool {
-	return slices.Contains([]Kind{Start, Stop, Crash, Migrate, Abort, Return}, k)
+	return slices.Contains([]Kind{Start, Stop, Crash, Migrate, Abort, Return, Fail}, k)
 }
 
 // weights say how often a kind is drawn.
 var weights = [kinds]int{
-	Start: 10, Stop: 4, Crash: 2, Migrate: 12, Abort: 3, Return: 3, Kill: 6, Cut: 4, Deafen: 2, Copy: 4, Damage: 2, PowerOff: 1, DrainNode: 1, Slow: 3, Full: 2,
+	Start: 8, Stop: 4, Crash: 2, Migrate: 12, Abort: 3, Return: 3, Twice: 6, Fail: 4, Kill: 5, Cut: 3, Deafen: 2, Copy: 4, Damage: 2, PowerOff: 2, Forget: 1, DrainNode: 2, Slow: 2, Full: 2,
 }
 
 // Step is one thing that happens.
@@ -78,12 +82,14 @@ func (s Step) String() string {
 	guest, node := guestName(s.Guest), nodeName(s.Node)
 	span := s.For.Round(time.Millisecond)
 	switch s.Kind {
-	case Start, Migrate, Abort, Return:
+	case Start, Migrate, Abort, Return, Fail:
 		return fmt.Sprintf("%s%s %s, node %s", at, s.Kind, guest, node)
 	case Stop, Crash, Damage:
 		return fmt.Sprintf("%s%s %s", at, s.Kind, guest)
 	case Cut:
 		return fmt.Sprintf("%scut %s and %s off from each other for %v", at, node, nodeName(s.Other), span)
+	case Twice:
+		return fmt.Sprintf("%srun %s on %s too for %v", at, guest, node, span)
 	case Copy:
 		return fmt.Sprintf("%sa copy of %s runs on %s for %v", at, guest, node, span)
 	default:
@@ -118,40 +124,143 @@ func NewHistory(seed uint64) History {
 	for _, w := range weights {
 		total += w
 	}
-	var h History
-	var at time.Duration
+	w := writer{rnd: rnd}
 	for g := range guests { // a cluster that has something to lose
-		h = append(h, Step{At: at, Kind: Start, Guest: g, Node: rnd.IntN(nodes), Seed: rnd.Uint64()})
-		at += between(rnd, 0, 50*time.Millisecond)
+		w.add(Step{Kind: Start, Guest: g, Node: rnd.IntN(nodes)})
+		w.at += between(rnd, 0, 50*time.Millisecond)
 	}
-	for range 6 + rnd.IntN(20) {
+	for range 4 + rnd.IntN(14) {
 		// Half of the steps come while the one before is still under way.
 		if rnd.IntN(2) == 0 {
-			at += between(rnd, 0, time.Second)
+			w.at += between(rnd, 0, time.Second)
 		} else {
-			at += between(rnd, time.Second, 30*time.Second)
+			w.at += between(rnd, time.Second, 30*time.Second)
 		}
-		s := Step{At: at, Guest: rnd.IntN(guests), Node: rnd.IntN(nodes), Seed: rnd.Uint64()}
-		s.Other = (s.Node + 1 + rnd.IntN(nodes-1)) % nodes
 		pick := rnd.IntN(total)
-		for s.Kind = 0; pick >= weights[s.Kind]; s.Kind++ {
-			pick -= weights[s.Kind]
+		kind := Kind(0)
+		for ; pick >= weights[kind]; kind++ {
+			pick -= weights[kind]
 		}
-		switch s.Kind {
-		case Kill:
-			s.For = between(rnd, 50*time.Millisecond, 20*time.Second)
-		case Deafen: // until the connection is seen to be broken, and made anew
-			s.For = between(rnd, 50*time.Millisecond, 2*time.Second)
-		case Cut, DrainNode, Slow, Full:
-			s.For = between(rnd, 100*time.Millisecond, time.Minute)
-		case Copy:
-			s.For = between(rnd, time.Second, time.Minute)
-		case PowerOff:
-			s.For = between(rnd, 5*time.Second, time.Minute)
-		}
-		h = append(h, s)
+		w.scene(kind)
 	}
-	return h
+	slices.SortStableFunc(w.history, func(a, b Step) int { return cmp.Compare(a.At, b.At) })
+	return w.history
+}
+
+// writer writes a history, and knows where each guest is if all goes well.
+type writer struct {
+	rnd     *rand.Rand
+	history History
+	at      time.Duration
+	where   [guests]int
+}
+
+// add writes a step at the time that it is, unless it says another.
+func (w *writer) add(s Step) {
+	if s.At == 0 {
+		s.At = w.at
+	}
+	if s.Seed == 0 {
+		s.Seed = w.rnd.Uint64()
+	}
+	if s.Other == s.Node {
+		s.Other = (s.Node + 1 + w.rnd.IntN(nodes-1)) % nodes
+	}
+	if s.For == 0 {
+		s.For = w.span(s.Kind)
+	}
+	if s.Kind == Start || s.Kind == Migrate {
+		w.where[s.Guest] = s.Node
+	}
+	w.history = append(w.history, s)
+}
+
+// span is how long a step of a kind takes; zero where it ends by itself.
+func (w *writer) span(k Kind) time.Duration {
+	switch k {
+	case Kill, Forget:
+		return between(w.rnd, 50*time.Millisecond, 20*time.Second)
+	case Deafen: // until the connection is seen to be broken, and made anew
+		return between(w.rnd, 50*time.Millisecond, 2*time.Second)
+	case Cut, DrainNode, Slow, Full:
+		return between(w.rnd, 100*time.Millisecond, time.Minute)
+	case Copy, Twice:
+		return between(w.rnd, time.Second, time.Minute)
+	case PowerOff:
+		return between(w.rnd, 5*time.Second, time.Minute)
+	}
+	return 0
+}
+
+// copied is how long a live migration takes until its guest stands still, less what
+// its hooks take.
+func copied(seed uint64) time.Duration {
+	d := delays{rand.New(rand.NewPCG(seed, stepDelays))}
+	return between(d.rnd, time.Millisecond, 100*time.Millisecond) + between(d.rnd, 10*time.Millisecond, 3*time.Second)
+}
+
+// stepDelays makes the delays within a step other ones than those of the history.
+const stepDelays = 0x7374657000000000
+
+// scene writes a step, and in half of all cases what happens to the nodes that it
+// is about while it is under way.
+func (w *writer) scene(k Kind) {
+	s := Step{Kind: k, Guest: w.rnd.IntN(guests), Node: w.rnd.IntN(nodes), Seed: w.rnd.Uint64()}
+	from := w.where[s.Guest]
+	between2 := k == Migrate || k == Abort || k == Return || k == Twice || k == Fail
+	if between2 && s.Node == from {
+		s.Node = (from + 1 + w.rnd.IntN(nodes-1)) % nodes
+	}
+	if k == Twice && w.rnd.IntN(2) == 0 { // the node of a guest that is started anew is off the network
+		s.For = between(w.rnd, 5*time.Second, 40*time.Second)
+		for n := range nodes {
+			if n != from {
+				w.add(Step{Kind: Cut, Node: from, Other: n, For: s.For + between(w.rnd, 0, 20*time.Second)})
+			}
+		}
+		w.at += between(w.rnd, time.Millisecond, 5*time.Second)
+	}
+	if between2 && w.rnd.IntN(4) == 0 { // its hooks find no agent at first
+		w.add(Step{Kind: Kill, Node: s.Node, At: max(1, w.at-between(w.rnd, 0, 2*time.Second)), For: between(w.rnd, time.Second, 6*time.Second)})
+	}
+	if k != Start && (between2 || k == Stop || k == Crash) && w.rnd.IntN(5) == 0 { // an agent asks at that moment which guests run
+		down := between(w.rnd, 50*time.Millisecond, 3*time.Second)
+		w.add(Step{Kind: Kill, Node: from, At: max(1, w.at-down-between(w.rnd, 0, 600*time.Millisecond)), For: down})
+	}
+	w.add(s)
+	if k == PowerOff { // some of its guests are started elsewhere
+		for g, at := range w.where {
+			if at == s.Node && w.rnd.IntN(3) > 0 {
+				w.add(Step{Kind: Start, Guest: g, Node: (at + 1 + w.rnd.IntN(nodes-1)) % nodes, At: w.at + between(w.rnd, time.Second, 20*time.Second)})
+			}
+		}
+	}
+	if k == DrainNode { // its guests are moved away
+		for g, at := range w.where {
+			if at == s.Node && w.rnd.IntN(3) > 0 {
+				w.add(Step{Kind: Migrate, Guest: g, Node: (at + 1 + w.rnd.IntN(nodes-1)) % nodes, At: w.at + between(w.rnd, 100*time.Millisecond, 10*time.Second)})
+			}
+		}
+	}
+	if k == Return && w.rnd.IntN(2) == 0 { // its packets are on their way to the other node
+		w.add(Step{Kind: Kill, Node: from, At: w.at + copied(s.Seed) + between(w.rnd, 0, 100*time.Millisecond), For: between(w.rnd, 50*time.Millisecond, 2*time.Second)})
+		return
+	}
+	if !between2 && k != Start || w.rnd.IntN(2) == 0 {
+		return
+	}
+	trouble := []Kind{Kill, Kill, Kill, Kill, Cut, Deafen, Crash, PowerOff, Forget, Full, Slow}
+	t := Step{Kind: trouble[w.rnd.IntN(len(trouble))], Guest: s.Guest, Node: s.Node, Other: from, At: w.at + between(w.rnd, time.Millisecond, 3*time.Second)}
+	if k != Start && w.rnd.IntN(2) == 0 { // while the guest stands still, or a little later
+		t.At = w.at + copied(s.Seed) + between(w.rnd, 0, 200*time.Millisecond)
+	}
+	if w.rnd.IntN(2) == 0 {
+		t.Node, t.Other = from, s.Node
+	}
+	if t.Kind == Kill && w.rnd.IntN(2) == 0 { // it is back before the move is over
+		t.For = between(w.rnd, 50*time.Millisecond, time.Second)
+	}
+	w.add(t)
 }
 
 func between(rnd *rand.Rand, least, most time.Duration) time.Duration {

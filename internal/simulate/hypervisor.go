@@ -38,22 +38,7 @@ func (g *guest) start(n *node, d delays) bool {
 	if !n.on() {
 		return false
 	}
-	if err := n.apply(g, fabric.Wired, waitBefore); err != nil { // prepare
-		g.refuse(err)
-		g.release(n, d)
-		return false
-	}
-	d.sleep(time.Millisecond, 100*time.Millisecond) // QEMU starts
-	if !n.on() {
-		return false
-	}
-	g.carrier(n, true)
-	if err := n.apply(g, fabric.Wired, waitBefore); err != nil { // start
-		g.carrier(n, false)
-		g.release(n, d)
-		return false
-	}
-	if !n.on() {
+	if !g.plug(n, d) {
 		return false
 	}
 	g.set(func(g *guest) {
@@ -71,10 +56,21 @@ func (g *guest) start(n *node, d delays) bool {
 // on reports whether the node has power.
 func (n *node) on() bool { return n.links() != nil }
 
-// end runs what libvirt does when a guest ended; crashed: without its wish.
+// end runs what libvirt does when a guest ended.
 func (g *guest) end(n *node, d delays) {
 	g.set(func(g *guest) { g.at, g.paused, g.settled = nil, false, false })
 	g.carrier(n, false)
+	g.release(n, d)
+}
+
+// crashes ends the guest's process while its hypervisor's daemon may be away, which
+// runs the hooks and tells the event when it is back.
+func (g *guest) crashes(n *node, d delays) {
+	g.set(func(g *guest) { g.at, g.paused, g.settled = nil, false, false })
+	g.carrier(n, false)
+	if d.rnd.IntN(2) == 0 {
+		d.sleep(time.Second, 20*time.Second)
+	}
 	g.release(n, d)
 }
 

@@ -104,7 +104,16 @@ func (g *guest) move(to *node, kind Kind, d delays) {
 		return
 	}
 	g.mu.Lock()
-	g.to = to
+	g.to, g.quiet = to, true
+	g.mu.Unlock()
+	if d.rnd.IntN(2) == 0 { // it takes a while until it answers
+		d.sleep(500*time.Millisecond, 4*time.Second)
+	}
+	g.mu.Lock()
+	g.quiet = false
+	if g.at == to { // the node that it left lost its power meanwhile
+		g.paused, g.since = false, time.Now()
+	}
 	g.mu.Unlock()
 	g.speak(to, d)
 	d.sleep(10*time.Millisecond, 500*time.Millisecond)

@@ -38,7 +38,7 @@ type node struct {
 // life is an agent from its start to its end.
 type life struct {
 	agent   *agent.Agent
-	sources map[string]*fake.Source // by the origin of their guests
+	sources map[string]source // by the origin of their guests
 	speaker *speaker
 	since   time.Time
 	mortal  *mortal
@@ -141,6 +141,22 @@ func (d disk) Delete(ctx context.Context, vm string) error {
 
 var errDisk = errors.New("no space left on device")
 
+// source is a hypervisor that takes a while to list its guests, in which more happens.
+type source struct {
+	*fake.Source
+	*mortal
+}
+
+// Guests implements [fabric.Source].
+func (s source) Guests(ctx context.Context) ([]fabric.Desired, error) {
+	guests, err := s.Source.Guests(ctx)
+	s.mortal.mu.Lock()
+	span := between(s.mortal.rnd, 0, 500*time.Millisecond)
+	s.mortal.mu.Unlock()
+	time.Sleep(span)
+	return guests, err
+}
+
 // wire is an agent's way to the others, with delays, as long as it lives.
 type wire struct {
 	*fake.Nodes
@@ -170,7 +186,10 @@ func (n *node) begin() {
 	} else {
 		n.kernel = n.kernel.Again()
 	}
-	l := &life{mortal: &mortal{node: n, rnd: rand.New(rand.NewPCG(uint64(time.Since(n.world.began)), n.world.seed))}, since: time.Now(), sources: map[string]*fake.Source{"libvirt": fake.NewSource("libvirt"), "lxd": fake.NewRestarter("lxd")}, speaker: newSpeaker(n.self.Name, n.world.routers), ended: make(chan struct{})}
+	l := &life{mortal: &mortal{node: n, rnd: rand.New(rand.NewPCG(uint64(time.Since(n.world.began)), n.world.seed))}, since: time.Now(), sources: map[string]source{}, speaker: newSpeaker(n.self.Name, n.world.routers), ended: make(chan struct{})}
+	for name, s := range map[string]*fake.Source{"libvirt": fake.NewSource("libvirt"), "lxd": fake.NewRestarter("lxd")} {
+		l.sources[name] = source{s, l.mortal}
+	}
 	n.world.runningOn(n, l)
 	agent, err := agent.New(agent.Config{
 		Cluster: n.world.cluster, Node: n.self.Name,
@@ -208,6 +227,9 @@ func (n *node) kill() {
 	if l == nil {
 		return
 	}
+	if n.broken() { // what it could not write, it knows no more
+		n.world.forget()
+	}
 	l.mortal.die()
 	l.speaker.die()
 	n.world.routers.lost(n.self.Name, power)
@@ -221,6 +243,22 @@ func (n *node) down(d time.Duration) {
 	n.downs++
 	n.mu.Unlock()
 	n.kill()
+	time.Sleep(d)
+	n.mu.Lock()
+	n.downs--
+	n.mu.Unlock()
+	n.begin()
+}
+
+// forget loses what the node has on its disk, and its agent for a time.
+func (n *node) forget(d time.Duration) {
+	n.mu.Lock()
+	n.downs++
+	n.mu.Unlock()
+	n.kill()
+	n.mu.Lock()
+	n.store = fake.NewStore(nil)
+	n.mu.Unlock()
 	time.Sleep(d)
 	n.mu.Lock()
 	n.downs--
@@ -256,6 +294,13 @@ func (n *node) cut(other string, by int) {
 	defer n.mu.Unlock()
 	n.cuts[other] += by
 	n.end.Cut(other, n.cuts[other] > 0)
+}
+
+// isCut reports whether the agents of two nodes do not reach each other.
+func (n *node) isCut(other string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.cuts[other] > 0
 }
 
 // slowness is by how much everything takes longer.

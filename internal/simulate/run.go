@@ -35,10 +35,12 @@ func Run(seed uint64, h History) []string {
 		}
 	}
 	time.Sleep(rest)
-	w.settled()
+	w.settled(false)
+	w.act(1)
 	w.works(rnd)
+	w.act(-1)
 	time.Sleep(rest)
-	w.settled()
+	w.settled(true)
 	close(stop)
 	watching.Wait()
 	for _, n := range w.nodes {
@@ -50,14 +52,16 @@ func Run(seed uint64, h History) []string {
 
 // do does a step, from its beginning to its end.
 func (w *world) do(s Step) {
+	w.act(1)
+	defer w.act(-1)
 	if !s.Kind.ordinary() {
-		w.disturb(1)
-		defer w.disturb(-1)
+		w.disturb(s.Kind, 1)
+		defer w.disturb(s.Kind, -1)
 	}
-	d := delays{rand.New(rand.NewPCG(s.Seed, 0x7374657000000000))}
+	d := delays{rand.New(rand.NewPCG(s.Seed, stepDelays))}
 	g, n := w.guests[s.Guest], w.nodes[s.Node]
 	switch s.Kind {
-	case Start, Stop, Crash, Migrate, Abort, Return:
+	case Start, Stop, Crash, Migrate, Abort, Return, Twice, Fail:
 		if !g.busy.TryLock() {
 			return
 		}
@@ -66,7 +70,13 @@ func (w *world) do(s Step) {
 		switch {
 		case s.Kind == Start && at == nil:
 			g.starts(n, d)
-		case at == nil || s.Kind == Start:
+		case s.Kind == Fail && at != n:
+			g.fails(n, d)
+		case at == nil || s.Kind == Start || s.Kind == Fail:
+		case s.Kind == Twice:
+			g.twiceOn(n, s.For, d)
+		case s.Kind == Crash && !g.instance():
+			g.crashes(at, d)
 		case s.Kind == Stop || s.Kind == Crash:
 			g.ends(at, d)
 		case g.instance():
@@ -92,6 +102,8 @@ func (w *world) do(s Step) {
 		n.during(&n.slow, s.For)
 	case Full:
 		n.during(&n.full, s.For)
+	case Forget:
+		n.forget(s.For)
 	case PowerOff:
 		n.powerOff(s.For)
 	case DrainNode:
@@ -114,11 +126,16 @@ func (w *world) copy(s Step, d delays) {
 	if s.Guest >= domains {
 		vm = instance(vm)
 	}
-	c := &guest{vm: vm}
+	c := &guest{vm: vm, prefixes: vm.Prefixes()}
 	w.copies = append(w.copies, c)
 	w.mu.Unlock()
+	held := w.guests[s.Guest].place()
+	taken := w.isQuiet(silent) && held.at != nil && held.to == nil && held.also == nil && held.settled && time.Since(held.since) > aftermath
 	if !c.starts(w.nodes[s.Node], d) {
 		return
+	}
+	if now := w.guests[s.Guest].place(); taken && w.isQuiet(silent) && now.at == held.at {
+		w.fail("%s was started on %s beside %s, which runs on %s", c.vm.Name, w.nodes[s.Node].self.Name, w.guests[s.Guest].vm.Name, held.at.self.Name)
 	}
 	time.Sleep(s.For)
 	if at := c.place().at; at != nil {

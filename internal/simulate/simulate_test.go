@@ -14,7 +14,11 @@ var (
 	seeds  = flag.Uint64("seeds", 30, "how many histories are run")
 	shrink = flag.Bool("shrink", true, "make a history that fails as short as it still does")
 	from   = flag.Uint64("from", 1, "the first seed; 0: the clock's")
+	budget = flag.Duration("budget", 0, "how long histories of fresh seeds are run")
 )
+
+// shrinkFor is how long a history that fails is made shorter at most.
+const shrinkFor = time.Minute
 
 // run runs a history in a bubble of its own.
 func run(t *testing.T, seed uint64, h History) (failures []string) {
@@ -22,29 +26,53 @@ func run(t *testing.T, seed uint64, h History) (failures []string) {
 	return failures
 }
 
-// TestSimulate runs histories from fresh seeds, and tells the first that fails
-// as short as it still does.
+// fresh is a seed that nobody has seen.
+func fresh() uint64 { return uint64(time.Now().UnixNano() % 1_000_000_000) }
+
+// holds runs the history of a seed. One that fails is told as short as it still does.
+func holds(t *testing.T, seed uint64) (simulated time.Duration) {
+	h := NewHistory(seed)
+	failures := run(t, seed, h)
+	if len(failures) == 0 {
+		return h.Length() + rest
+	}
+	short, until := h, time.Now().Add(shrinkFor)
+	if *shrink {
+		short = Shrink(h, func(less History) bool { return time.Now().Before(until) && len(run(t, seed, less)) > 0 })
+		failures = run(t, seed, short)
+	}
+	t.Fatalf("seed %d, %d steps of %d; make simulate SEEDS=1 FROM=%[1]d repeats it:\n%[4]s%[5]s", seed, len(short), len(h), short, strings.Join(failures, "\n"))
+	return 0
+}
+
+// TestSimulate runs histories from the seeds that it is told, and tells the first
+// that fails.
 func TestSimulate(t *testing.T) {
 	first := *from
 	if first == 0 {
-		first = uint64(time.Now().UnixNano() % 1_000_000_000)
+		first = fresh()
 	}
 	t.Logf("seeds %d to %d", first, first+*seeds-1)
 	var simulated time.Duration
 	for seed := first; seed < first+*seeds; seed++ {
-		h := NewHistory(seed)
-		simulated += h.Length() + rest
-		failures := run(t, seed, h)
-		if len(failures) == 0 {
-			continue
-		}
-		short := h
-		if *shrink {
-			short = Shrink(h, func(less History) bool { return len(run(t, seed, less)) > 0 })
-		}
-		t.Fatalf("seed %d, %d steps of %d:\n%s%s", seed, len(short), len(h), short, strings.Join(run(t, seed, short), "\n"))
+		t.Logf("history %d", seed)
+		simulated += holds(t, seed)
 	}
 	t.Logf("%v simulated", simulated.Round(time.Minute))
+}
+
+// TestFresh runs histories from fresh seeds, as many as its time allows.
+func TestFresh(t *testing.T) {
+	if *budget == 0 {
+		t.Skip("needs a budget: make fresh")
+	}
+	first, until := fresh(), time.Now().Add(*budget)
+	seed := first
+	t.Logf("the first seed is %d", first)
+	for ; time.Now().Before(until); seed++ {
+		holds(t, seed)
+	}
+	t.Logf("%d histories hold", seed-first)
 }
 
 // TestHistoryIsOfItsSeed: a seed that was printed gives the history again.

@@ -25,24 +25,34 @@ type world struct {
 
 	mu       sync.Mutex
 	copies   []*guest  // others with their addresses
+	steps    int       // under way
+	idle     time.Time // since when there are none
 	faults   int       // steps under way that are out of the ordinary
 	calm     time.Time // since when there are none
+	troubles int       // of these, those that disturb an agent
+	quiet    time.Time // since when there are none of them
+	forgot   time.Time // when a node lost its disk, or came back without: nobody knows any more who had an address first
 	failures []string
 }
 
 // guest is a domain and where it truly runs.
 type guest struct {
-	vm   fabric.VM
-	busy sync.Mutex // held by whoever starts, stops or moves it, as libvirt's job
+	vm       fabric.VM
+	prefixes []netip.Prefix // that it has
+	busy     sync.Mutex     // held by whoever starts, stops or moves it, as libvirt's job
 
 	mu      sync.Mutex
 	at      *node // nil: it does not run
 	since   time.Time
 	paused  bool // its processor stands still, for a move
 	to      *node
-	settled bool // its hooks are through
-	moved   bool // it came here by a live migration, when the routers knew where it was
+	quiet   bool      // nobody heard it there yet
+	also    *node     // where it runs a second time
+	twice   time.Time // when it last ran twice
+	settled bool      // its hooks are through
+	moved   bool      // it came here by a live migration, when the routers knew where it was
 	started time.Time
+	first   time.Time // since when it has its addresses, wherever
 	orphan  time.Time // when the node that was taking it over lost its power
 	refused string
 }
@@ -50,30 +60,60 @@ type guest struct {
 // place is what is true of a guest at one moment.
 type place struct {
 	at, to  *node
+	also    *node
+	quiet   bool
+	twice   time.Time
 	since   time.Time
 	paused  bool
 	settled bool
 	moved   bool
 	orphan  time.Time
+	first   time.Time
 }
 
 func (g *guest) place() place {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return place{g.at, g.to, g.since, g.paused, g.settled, g.moved, g.orphan}
+	return place{g.at, g.to, g.also, g.quiet, g.twice, g.since, g.paused, g.settled, g.moved, g.orphan, g.first}
 }
 
 func (g *guest) set(f func(*guest)) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	ran := g.at != nil
 	f(g)
 	g.since = time.Now()
+	if !ran && g.at != nil {
+		g.first = g.since
+	}
 }
 
-// disturb notes that something out of the ordinary begins, or ends.
-func (w *world) disturb(by int) {
+// once notes that the guest runs on a node alone, after it ran on two.
+func (g *guest) once(at *node) {
+	g.set(func(g *guest) {
+		g.at, g.also, g.paused, g.settled, g.moved, g.twice = at, nil, false, true, false, time.Now()
+	})
+}
+
+// forget notes that a node does not know any more what it knew.
+func (w *world) forget() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.forgot = time.Now()
+}
+
+// disturb notes that a step that is out of the ordinary begins, or ends.
+func (w *world) disturb(k Kind, by int) {
+	if k == Forget {
+		w.forget()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if k != Copy && k != Twice {
+		if w.troubles += by; w.troubles == 0 {
+			w.quiet = time.Now()
+		}
+	}
 	if w.faults += by; w.faults == 0 {
 		w.calm = time.Now()
 	}
@@ -84,6 +124,29 @@ func (w *world) isCalm() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.faults == 0 && time.Since(w.calm) > aftermath
+}
+
+// act notes that a step begins, or ends.
+func (w *world) act(by int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.steps += by; w.steps == 0 {
+		w.idle = time.Now()
+	}
+}
+
+// isIdle reports whether nothing happens, or did lately.
+func (w *world) isIdle() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.steps == 0 && time.Since(w.idle) > silent
+}
+
+// isQuiet reports whether no agent was disturbed for a time.
+func (w *world) isQuiet(d time.Duration) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.troubles == 0 && time.Since(w.quiet) > d
 }
 
 // refuse notes why the guest was not started.
@@ -118,7 +181,7 @@ func newWorld(seed uint64, delay, spread time.Duration) *world {
 		if i >= domains {
 			vm = instance(vm)
 		}
-		w.guests = append(w.guests, &guest{vm: vm})
+		w.guests = append(w.guests, &guest{vm: vm, prefixes: vm.Prefixes()})
 	}
 	return w
 }
@@ -170,7 +233,7 @@ func (w *world) runningOn(n *node, l *life) {
 		s := l.sources[g.vm.Origin]
 		s.Know(g.vm.Name, g.vm)
 		switch p := g.place(); {
-		case p.at == n || g.instance() && p.to == n:
+		case p.at == n || p.also == n || g.instance() && p.to == n:
 			s.SetQuietly(g.vm, fabric.Live)
 		case p.to == n:
 			s.SetQuietly(g.vm, fabric.Wired)
@@ -184,8 +247,12 @@ func (w *world) runningOn(n *node, l *life) {
 func (w *world) died(n *node) {
 	for _, g := range w.all() {
 		switch p := g.place(); {
-		case p.at == n && g.instance() && p.to != nil && p.to != n: // it goes on where it is moved to
-			g.set(func(g *guest) { g.at, g.to = p.to, nil })
+		case p.also == n:
+			g.once(p.at)
+		case p.at == n && p.also != nil:
+			g.once(p.also)
+		case p.at == n && g.instance() && p.to != nil && p.to != n && p.to.on(): // it goes on where it is moved to
+			g.set(func(g *guest) { g.at, g.to, g.paused = p.to, nil, p.quiet })
 		case p.at != nil && p.to == n:
 			g.set(func(g *guest) { g.orphan = time.Now() })
 		case p.at == n:

@@ -38,7 +38,7 @@ const (
 	SourceStopped                     // the hypervisor here stopped the guest to run elsewhere
 	SourceResumed                     // the guest goes on here
 	SourceStarted                     // the guest is started here anew: what the hypervisor said of its stop is past
-	WordUnconfirmed                   // nothing here has confirmed the destination's word for some seconds
+	WordUnconfirmed                   // the hypervisor here says otherwise than the destination, or has not confirmed its word for some seconds
 )
 
 var events = [...]string{

@@ -72,20 +72,23 @@ func (m MissingHops) Errors() (all []error) {
 }
 
 // Preference is how a NIC in this state is announced, where it is: behind that of
-// another node with standby, and after all others on a node that is being drained.
+// another node with standby. A drain changes only that of a guest which runs here
+// and which nobody else announces any more: one that is expected stays behind
+// whoever has it, and one that has just begun to run here stays before the node
+// that it left, whose route may be there until its agent comes back.
 func (s NICState) Preference(standby, draining bool) fabric.Preference {
 	switch {
-	case draining:
-		return fabric.Draining
 	case standby, s == Arriving:
 		return fabric.Standby
 	case s == Arrived:
 		return fabric.Fresh
+	case draining:
+		return fabric.Draining
 	}
 	return fabric.Normal
 }
 
-// nicState tells how a NIC NICStates at a time. Without a hypervisor nobody but
+// nicState gives the state of a NIC. Without a hypervisor nobody but
 // the user knows whether a guest runs; a link that its owner makes is there
 // some time before the guest is. One that leaves is announced until it is gone
 // from here: its process ends before everybody has heard of the other node.

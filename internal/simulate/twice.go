@@ -1,0 +1,99 @@
+package simulate
+
+import (
+	"context"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent"
+)
+
+// fails starts the guest on a node up to where its process does not come up.
+func (g *guest) fails(n *node, d delays) {
+	switch {
+	case !n.on():
+	case g.instance():
+		if g.boot(n, d) {
+			d.sleep(0, time.Second)
+			g.unplug(n, d)
+		}
+	case g.plug(n, d):
+		g.carrier(n, false)
+		g.release(n, d)
+	}
+}
+
+// plug runs the hooks before a guest's process runs. It reports whether none of
+// them refused.
+func (g *guest) plug(n *node, d delays) bool {
+	if err := n.apply(g, fabric.Wired, waitBefore); err != nil { // prepare
+		g.refuse(err)
+		g.release(n, d)
+		return false
+	}
+	d.sleep(time.Millisecond, 100*time.Millisecond) // QEMU starts
+	if !n.on() {
+		return false
+	}
+	g.carrier(n, true)
+	if err := n.apply(g, fabric.Wired, waitBefore); err != nil { // start
+		g.refuse(err)
+		g.carrier(n, false)
+		g.release(n, d)
+		return false
+	}
+	return n.on()
+}
+
+// twiceOn runs the guest on a second node too, as somebody does who takes the
+// first one for dead. After a time it ends on one of them.
+func (g *guest) twiceOn(n *node, d time.Duration, ds delays) {
+	from := g.place().at
+	if from == n || !n.on() {
+		return
+	}
+	also := func() bool {
+		if !n.on() || g.place().at != from {
+			return false
+		}
+		g.set(func(g *guest) { g.also = n })
+		return true
+	}
+	if g.instance() {
+		if !g.boot(n, ds) {
+			return
+		}
+		if !also() {
+			g.unplug(n, ds)
+			return
+		}
+		g.speak(n, ds)
+	} else {
+		if !g.plug(n, ds) {
+			return
+		}
+		if !also() {
+			g.carrier(n, false)
+			g.release(n, ds)
+			return
+		}
+		ds.sleep(0, 5*time.Millisecond)
+		_ = n.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Started(ctx, g.vm) })
+		n.tell(g, fabric.Live)
+	}
+	time.Sleep(d)
+	if p := g.place(); p.also == nil || p.at == nil { // one of them lost its power
+		return
+	}
+	ends, stays := from, n
+	if ds.rnd.IntN(3) == 0 {
+		ends, stays = n, from
+	}
+	g.once(stays)
+	if g.instance() {
+		g.unplug(ends, ds)
+		return
+	}
+	g.carrier(ends, false)
+	g.release(ends, ds)
+}
