@@ -68,12 +68,11 @@ func (m *shuttle) aborts(i int, stopped bool) {
 			inTime(err)
 			inTime(testenv.Until(soon(t), func() error { return m.has(from, func(r fabric.Move) time.Time { return r.Stopped }) }))
 		}
-		began := time.Now()
 		inTime(g.Abort(soon(t)))
-		inTime(m.failed(to, g))
 		if stopped {
-			stood = time.Since(began)
+			stood = time.Since(m.reported(from).Stopped)
 		}
+		inTime(m.failed(to, g))
 		time.Sleep(time.Second)
 	})
 	stall := control()
