@@ -28,7 +28,8 @@ type Port struct {
 	// guest that does not run.
 	Incoming bool
 	// Queue is how many packets wait in the port for a guest that takes none
-	// (txqueuelen of a tap); 0: 1,000, what the kernel gives.
+	// (txqueuelen of a tap), at least; 0: 1,000, what the kernel gives. A queue
+	// that was longer stays so while a guest has the port open.
 	Queue int
 	// Listen: the guest has carrier before it answers, and may run elsewhere
 	// until it does, so it is listened for: see [PortState.Silent].

@@ -9,8 +9,10 @@ import (
 
 const (
 	// wellIn bounds how long whoever started the agent waits for it to be well: what
-	// is ill is for status to say, and no reason to keep a node from starting.
-	wellIn   = 5 * time.Second
+	// is ill is for status to say, and no reason to keep a node from starting. An
+	// embedded reflector refuses an agent that was restarted for 5 s, and takes its
+	// next call, which comes up to 2 s later.
+	wellIn   = 10 * time.Second
 	wellLook = 50 * time.Millisecond
 )
 

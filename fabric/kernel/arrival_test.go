@@ -102,6 +102,37 @@ func TestIncomingOverflow(t *testing.T) {
 	assert.Equal(t, 1000, link(t, p.Name).Attrs().TxQLen)
 }
 
+// TestQueueHoldsOut: a guest that has arrived may be behind with what is sent to
+// it when its port is put with the usual queue, which would be too short for that.
+func TestQueueHoldsOut(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, v4 bool) {
+		lab := newMoveLab(t)
+		d := open(t)
+		p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
+		p.Incoming, p.Queue = true, 5000
+		require.NoError(t, d.Put(t.Context(), p))
+		g := plug(t, nil, p.Name)
+		probes := lab.probe(t, guestAddr[v4], 1500)
+		<-probes.Sent()
+		p.Incoming = false
+		require.NoError(t, d.Put(t.Context(), p))
+		p.Queue = 0
+		require.NoError(t, d.Put(t.Context(), p))
+		ports, err := d.Actual(t.Context())
+		require.NoError(t, err)
+		require.Len(t, ports, 1)
+		assert.Empty(t, ports[0].Faults, "it is as it is to be")
+		g.run()
+		r := probes.Stop()
+		assert.Zero(t, r.Lost, "%+v", r)
+
+		// A successor of the agent knows nothing of the arrival.
+		d = open(t)
+		require.NoError(t, d.Put(t.Context(), p))
+		assert.Equal(t, 5000, link(t, p.Name).Attrs().TxQLen)
+	})
+}
+
 // TestIncomingRival: as long as a route of a daemon's comes before that to the
 // port, packets from the underlay stay in the port.
 func TestIncomingRival(t *testing.T) {

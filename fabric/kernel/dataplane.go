@@ -254,7 +254,7 @@ func (l link) linkFaults(p fabric.Port) []string {
 	note(l.master != 0, "enslaved to another link")
 	fault := l.reversePathFault(p)
 	note(fault != "", fault)
-	note(l.queue != queueOf(p), fmt.Sprintf("queue of %d packets", l.queue))
+	note(l.queue < queueOf(p), fmt.Sprintf("queue of %d packets", l.queue))
 	note(p.NIC.MTU != 0 && l.mtu != uint32(p.NIC.MTU), fmt.Sprintf("MTU is %d", l.mtu))
 	return faults
 }
@@ -277,6 +277,17 @@ func queueOf(p fabric.Port) uint32 {
 		return uint32(p.Queue)
 	}
 	return txQueueLength
+}
+
+// queueFor gives the packets that a link's queue holds once it is set up as the
+// port. It does not become shorter while a guest has the port open: the kernel
+// throws away what waits beyond the new length, and a guest that arrived on a busy
+// node may be further behind than that for seconds.
+func (l link) queueFor(p fabric.Port) uint32 {
+	if l.carrier() {
+		return max(l.queue, queueOf(p))
+	}
+	return queueOf(p)
 }
 
 // portRoutes lists the routes to what is behind a port.
@@ -440,8 +451,8 @@ func (d *Dataplane) linkMessage(p fabric.Port, l link) netlink.Message {
 		if l.master != 0 {
 			ae.Uint32(unix.IFLA_MASTER, 0)
 		}
-		if l.queue != queueOf(p) {
-			ae.Uint32(unix.IFLA_TXQLEN, queueOf(p))
+		if q := l.queueFor(p); l.queue != q {
+			ae.Uint32(unix.IFLA_TXQLEN, q)
 		}
 		if p.NIC.MTU != 0 && l.mtu != uint32(p.NIC.MTU) {
 			ae.Uint32(unix.IFLA_MTU, uint32(p.NIC.MTU))
