@@ -53,11 +53,11 @@ type Speaker interface {
 	Sessions(ctx context.Context) ([]Session, error)
 	// Advertisements tells, peer by peer, whether a prefix was sent.
 	Advertisements(ctx context.Context, prefix netip.Prefix) ([]Advertisement, error)
-	// Rivals tells, from each reflector, that another node announces one of
+	// Competitors tells, from each reflector, that another node announces one of
 	// this node's prefixes as [Fresh], and again when that route comes back. That
 	// one which was told is gone is told too, although the prefix may not be
 	// announced here any more. It is nil of a speaker that does not hear of them.
-	Rivals() <-chan Rival
+	Competitors() <-chan Competitor
 }
 
 // NewSpeaker makes a [Speaker] of an [Announcer] that tells nothing.
@@ -73,7 +73,7 @@ func (silentSpeaker) Advertisements(context.Context, netip.Prefix) ([]Advertisem
 	return nil, errors.ErrUnsupported
 }
 
-func (silentSpeaker) Rivals() <-chan Rival { return nil }
+func (silentSpeaker) Competitors() <-chan Competitor { return nil }
 
 // Store keeps the wanted state over restarts.
 //
@@ -109,20 +109,20 @@ type Source interface {
 	// Changes tells what happened since, also while Guests is under way. A change with Lost set says that
 	// others may have been missed, and Guests must be asked again.
 	Changes() <-chan Change
-	// Look reads the guest that the hypervisor knows by a name, whether it
+	// Describe reads the guest that the hypervisor knows by a name, whether it
 	// runs or not, for hooks and people who know no more of it; ours is false of
 	// one that it does not know, or that is none of ours. The error of one of ours
 	// that is not as the fabric needs it says what to do about it; one that is
 	// os.ErrNotExist says that this machine has no such hypervisor. It answers in
 	// bounded time.
-	Look(ctx context.Context, name string) (vm VM, ours bool, err error)
-	// Restarts reports whether the hypervisor moves guests by starting them
+	Describe(ctx context.Context, name string) (vm VM, ours bool, err error)
+	// MovesByRestart reports whether the hypervisor moves guests by starting them
 	// anew: on the other node before it ends them on this one, which goes on
 	// answering for them until then. So that such a guest is started, and that its
 	// port has carrier, does not say that traffic is to come here: it is announced
 	// as [Standby] until it was heard ([PortState.Silent]). Where a hypervisor says
 	// at which moment a guest begins to run, to wait would lose time.
-	Restarts() bool
+	MovesByRestart() bool
 	// Status tells how the source fares.
 	Status() SourceStatus
 }

@@ -91,12 +91,12 @@ type Notice struct {
 	VM       string         `json:"vm"`
 	UUID     string         `json:"uuid,omitempty"`
 	Prefixes []netip.Prefix `json:"prefixes"`
-	// Generation orders the claims of all nodes to one address: of two, the
+	// Epoch orders the claims of all nodes to one address: of two, the
 	// higher is the later.
-	Generation uint64 `json:"generation,omitempty"`
-	Move       *Move  `json:"move,omitempty"` // with Released: what the source saw
+	Epoch uint64 `json:"generation,omitempty"`
+	Move  *Move  `json:"move,omitempty"` // with Released: what the source saw
 	// Identity is the guest's; empty where the sender's agent is an older one.
-	// Two guests with one address are not ordered by generations.
+	// Two guests with one address are not ordered by epochs.
 	Identity Identity `json:"identity,omitempty"`
 	// Acquired is since when the guest has its addresses. Of two guests with one
 	// address, the first keeps it.
@@ -105,8 +105,8 @@ type Notice struct {
 
 // Answer is what is said to a [Notice].
 type Answer struct {
-	Held       bool   `json:"held"`                 // one of the prefixes is announced there, or about to be
-	Generation uint64 `json:"generation,omitempty"` // with which, or with which it last was
+	Held  bool   `json:"held"`                 // one of the prefixes is announced there, or about to be
+	Epoch uint64 `json:"generation,omitempty"` // with which, or with which it last was
 
 	// Which guest has it, and since when: told to those whose notice has an identity.
 	VM       string       `json:"vm,omitempty"`
@@ -143,9 +143,9 @@ type Move struct {
 	Withdrawn time.Time            `json:"withdrawn,omitzero"`
 }
 
-// Rival is another node's better route to a prefix that this node announces,
+// Competitor is another node's better route to a prefix that this node announces,
 // as a reflector tells it.
-type Rival struct {
+type Competitor struct {
 	Prefix     netip.Prefix
 	Via        netip.Addr // next hop: an address of the other node
 	Preference Preference

@@ -114,8 +114,8 @@ type Desired struct {
 	// Leaving: it was stopped for a migration to another node, where it is about
 	// to run. Its State is what it was.
 	Leaving bool `json:"leaving,omitempty"`
-	// Generation orders what several nodes say of the guest: see [Notice].
-	Generation uint64 `json:"generation,omitempty"`
+	// Epoch orders what several nodes say of the guest: see [Notice].
+	Epoch uint64 `json:"generation,omitempty"`
 	// Unreleased are the nodes that have not yet said that they do not announce
 	// the guest.
 	Unreleased []string `json:"unreleased,omitempty"`

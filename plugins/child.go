@@ -173,8 +173,8 @@ func (c *child) settled() {
 	}
 }
 
-// obituary says how the process ended.
-func (c *child) obituary() string {
+// exitReason says how the process ended.
+func (c *child) exitReason() string {
 	c.outs.Wait() // for its last words
 	how := "it ended"
 	if c.ended != nil {
@@ -205,9 +205,9 @@ func (c *child) kill() {
 	}
 }
 
-// hangUp ends the plugin's standard input, by which it is to end. The kernel does
+// closeStdin ends the plugin's standard input, by which it is to end. The kernel does
 // the same when this process ends, however that happens.
-func (c *child) hangUp() { c.stdin.Close() }
+func (c *child) closeStdin() { c.stdin.Close() }
 
 // Wait implements [runner.AttachedRunner].
 func (c *child) Wait(context.Context) error { <-c.exited; return c.ended }

@@ -135,7 +135,7 @@ func (p *process) watch(ctx context.Context, t Times) string {
 		case <-ctx.Done():
 			return "the agent ends"
 		case <-p.child.exited:
-			return p.child.obituary()
+			return p.child.exitReason()
 		case why := <-p.hung:
 			return why
 		case <-ticks.C:
@@ -175,8 +175,8 @@ func (p *process) noteConn(
 	return open(ctx, d, c, method, opts...)
 }
 
-// bury leaves nothing of a process, and returns when all that it said is in the log.
-func (p *process) bury() {
+// release leaves nothing of a process, and returns when all that it said is in the log.
+func (p *process) release() {
 	p.client.Kill()
 	p.child.settled()
 	p.mu.Lock()
@@ -190,18 +190,18 @@ func (p *process) bury() {
 func (p *process) end() {
 	timer := time.AfterFunc(farewell, p.child.kill)
 	defer timer.Stop()
-	p.child.hangUp()
+	p.child.closeStdin()
 	if client, err := p.client.Client(); err == nil {
 		_ = client.Close() // which asks for it over gRPC, too
 	}
 	<-p.child.exited
-	p.bury()
+	p.release()
 }
 
 // kill ends the plugin at once.
 func (p *process) kill() {
 	p.child.kill()
-	p.bury()
+	p.release()
 }
 
 // quiet has what go-plugin says of itself in the log at debug level.

@@ -78,9 +78,9 @@ func (p *process) refusal(program Program, err error, timeout bool, limit time.D
 	case timeout:
 		return fmt.Errorf("it said nothing within %v; is it a plugin of vmfabric?", limit)
 	case exited && (first != "" || last != ""):
-		return errors.New(p.child.obituary())
+		return errors.New(p.child.exitReason())
 	case exited:
-		return errors.New(p.child.obituary() + " without a word; is it a plugin of vmfabric?")
+		return errors.New(p.child.exitReason() + " without a word; is it a plugin of vmfabric?")
 	}
 	return err
 }

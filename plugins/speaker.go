@@ -135,8 +135,8 @@ func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fa
 	return advertisementsIn(reply.GetAdvertisements()), nil
 }
 
-// Rivals implements [fabric.Speaker]: plugins do not tell of other nodes' routes.
-func (*Speaker) Rivals() <-chan fabric.Rival { return nil }
+// Competitors implements [fabric.Speaker]: plugins do not tell of other nodes' routes.
+func (*Speaker) Competitors() <-chan fabric.Competitor { return nil }
 
 // Diagnose implements [fabric.Diagnoser]: that the plugin is down, or what it
 // says of itself.

@@ -59,7 +59,7 @@ type Agent struct {
 	sources    []fabric.Source
 	nodes      fabric.Nodes    // nil: this one is alone
 	restarts   map[string]bool // the sources whose guests are to be heard: see [fabric.Source]
-	couriers   couriers        // to the other nodes
+	peerQueues peerQueues      // to the other nodes
 	moves      moveLog         // what was seen of guests' moves
 	diverted   diversionLog    // what the status tells of guests' packets that went elsewhere
 	resolver   fabric.Resolver // nil: none
@@ -80,11 +80,11 @@ type Agent struct {
 	reserved *reservation.Table   // prefixes and port names, by guest
 	handled  map[string]time.Time // when the last request about a guest was taken up, also one that is gone
 	expected map[string]time.Time // incoming migrations, announced before anything else of them
-	// lingering are the prefixes of guests that have left, and until when packets
+	// forwarding are the prefixes of guests that have left, and until when packets
 	// for them are sent on.
-	lingering map[netip.Prefix]time.Time
-	met       map[string]bool // nodes whose agents have answered this one
-	peers     peers           // what else is known of them
+	forwarding map[netip.Prefix]time.Time
+	met        map[string]bool // nodes whose agents have answered this one
+	peers      peers           // what else is known of them
 	// unsettled are the guests of which other nodes may still have to be told.
 	unsettled map[string]bool
 	drained   time.Time // since when the node is being drained; zero: it is not
@@ -95,14 +95,14 @@ type guest struct {
 	want      fabric.Desired
 	announced bool           // the speaker has the prefixes of all NICs that are not down
 	nics      plan.NICStates // as last looked at
-	told      told           // to the observers
+	reported  lastReported   // to the observers
 	differs   string         // what its hypervisor says of it now, where that is not what it started with
 	trouble   error          // why it is not as it is wanted
 
 	has       bool      // it is announced, and claimed of the other nodes
 	claimed   time.Time // when that was
 	kept      bool      // of an agent before this one: whom it waited for is waited for
-	heard     uint64    // the highest generation that another node has, or had, it with
+	heard     uint64    // the highest epoch that another node has, or had, it with
 	claimants []string  // nodes that wait for this one to let go, or take it back when it does
 	departure departure // its move to another node
 	doubted   time.Time // when a diversion on the word of another node alone was ended
@@ -136,8 +136,8 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		log: slog.New(slog.DiscardHandler), began: time.Now(),
 		wake:   make(chan struct{}, 1),
 		guests: map[string]*guest{}, handled: map[string]time.Time{}, expected: map[string]time.Time{},
-		reserved:  reservation.New(),
-		lingering: map[netip.Prefix]time.Time{}, unsettled: map[string]bool{}, met: map[string]bool{}, restarts: map[string]bool{},
+		reserved:   reservation.New(),
+		forwarding: map[netip.Prefix]time.Time{}, unsettled: map[string]bool{}, met: map[string]bool{}, restarts: map[string]bool{},
 		questions: make(chan struct{}, maxQuestions), peers: newPeers(),
 	}
 	a.moves.ended = make(chan struct{}, 1)
@@ -146,7 +146,7 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 	}
 	for _, s := range a.sources {
 		a.inventory.await(s.Name())
-		a.restarts[s.Name()] = s.Restarts()
+		a.restarts[s.Name()] = s.MovesByRestart()
 	}
 	return a, nil
 }
@@ -161,7 +161,7 @@ func (a *Agent) Apply(ctx context.Context, vm fabric.VM, s fabric.State) error {
 	case fabric.Absent:
 		return a.remove(ctx, vm.Name, time.Time{})
 	case fabric.Wired, fabric.Live:
-		return a.bring(ctx, vm, request{undo: true, anew: true, settle: func(prev fabric.Desired, known, incoming bool) (fabric.State, bool) {
+		return a.ensure(ctx, vm, request{undo: true, anew: true, settle: func(prev fabric.Desired, known, incoming bool) (fabric.State, bool) {
 			// A new start of a guest (Wired) may be the arrival of a migration;
 			// that it is to be live ends it.
 			return s, s == fabric.Wired && (incoming || known && prev.Incoming)
@@ -175,7 +175,7 @@ func (a *Agent) Apply(ctx context.Context, vm fabric.VM, s fabric.State) error {
 // cutover, which its [fabric.Source] reports. On an error the guest stays wanted and
 // the agent keeps trying.
 func (a *Agent) Started(ctx context.Context, vm fabric.VM) error {
-	return a.bring(ctx, vm, request{runs: true, settle: func(prev fabric.Desired, known, incoming bool) (fabric.State, bool) {
+	return a.ensure(ctx, vm, request{runs: true, settle: func(prev fabric.Desired, known, incoming bool) (fabric.State, bool) {
 		if incoming || known && prev.Incoming {
 			return fabric.Wired, true
 		}
@@ -222,7 +222,7 @@ func (a *Agent) Withdraw(ctx context.Context, vm string) error {
 	err = errors.Join(err, a.store.Put(ctx, d))
 	a.settle(d, false, err)
 	if err != nil {
-		a.poke()
+		a.signal()
 		return fmt.Errorf("guest %s: %w; the agent keeps trying", vm, err)
 	}
 	return nil
@@ -243,8 +243,8 @@ type request struct {
 	asOf   time.Time                                                            // when the wish was true; zero: now
 }
 
-// bring is the one way up, for hooks, the command line and the sources alike.
-func (a *Agent) bring(ctx context.Context, vm fabric.VM, r request) error {
+// ensure is the one way up, for hooks, the command line and the sources alike.
+func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	defer a.guestLocks.lock(vm.Name)()
 	began := time.Now()
 	if a.outdated(vm.Name, r.asOf) {
@@ -278,7 +278,7 @@ func (a *Agent) bring(ctx context.Context, vm fabric.VM, r request) error {
 	d := fabric.Desired{VM: vm, Run: r.run, Since: began, Boot: a.boot}
 	d.State, d.Incoming = r.settle(prev, known, incoming)
 	if known {
-		d.Generation, d.Unreleased, d.Acquired = prev.Generation, prev.Unreleased, prev.Acquired
+		d.Epoch, d.Unreleased, d.Acquired = prev.Epoch, prev.Unreleased, prev.Acquired
 		lostAs(&d, prev)
 		if prev.State == d.State {
 			d.Since = prev.Since
@@ -310,7 +310,7 @@ func (a *Agent) bring(ctx context.Context, vm fabric.VM, r request) error {
 		if r.anew {
 			g.differs = ""
 		}
-		a.claim(g, &d, g.nics)
+		a.takeOwnership(g, &d, g.nics)
 		a.recovered(vm)
 	}
 	a.handled[vm.Name] = cmp.Or(r.asOf, began)
@@ -320,7 +320,7 @@ func (a *Agent) bring(ctx context.Context, vm fabric.VM, r request) error {
 	}
 
 	if !known || d.Incoming {
-		a.ashore(ctx, vm)
+		a.stopForwarding(ctx, vm)
 	}
 	var stored, raised error
 	cutover := known && prev.Incoming && d.State == fabric.Live // every packet waits for it
@@ -328,7 +328,7 @@ func (a *Agent) bring(ctx context.Context, vm fabric.VM, r request) error {
 		stored = a.store.Put(ctx, d)
 	}
 	if stored == nil || !r.undo { // a guest that runs gets its network whatever ails the disk
-		raised = a.raise(ctx, d, prev)
+		raised = a.converge(ctx, d, prev)
 	}
 	if cutover {
 		stored = a.store.Put(ctx, d)
@@ -342,14 +342,14 @@ func (a *Agent) bring(ctx context.Context, vm fabric.VM, r request) error {
 		a.step(ctx, vm.Name, migration.SourceStarted, fabric.Node{}, "")
 	}
 	a.settle(d, announced(d) && raised == nil, err)
-	a.couriers.hurry()
+	a.peerQueues.kick()
 	if err != nil {
-		a.poke()
+		a.signal()
 		return fmt.Errorf("guest %s: %w; the agent keeps trying", vm.Name, err)
 	}
 	a.log.Info(d.State.String(), "vm", vm.Name, "port", fabric.PortName(vm.Name, 0), "took", time.Since(began))
 	if d.State == fabric.Live && (a.restarts[vm.Origin] || slices.ContainsFunc(vm.NICs, func(n fabric.NIC) bool { return n.Kind == fabric.Adopt })) {
-		a.poke() // its owner may have had it running before it was ours to look at
+		a.signal() // its owner may have had it running before it was ours to look at
 	}
 	return nil
 }
@@ -363,16 +363,16 @@ func (a *Agent) admit(d fabric.Desired, known bool) error {
 	return a.reserve(d.VM)
 }
 
-// raise makes the guest as d says, where it was as prev says (zero when it was
+// converge makes the guest as d says, where it was as prev says (zero when it was
 // not). What is not to be announced is withdrawn before ports are touched, and
 // what is, is announced after.
-func (a *Agent) raise(ctx context.Context, d, prev fabric.Desired) error {
+func (a *Agent) converge(ctx context.Context, d, prev fabric.Desired) error {
 	vm := d.VM.Name
 	a.mu.Lock()
 	g := a.guests[vm]
 	st := g.nics
 	want := plan.Guest{Standby: d.Standby, Draining: a.draining(), Defends: g.defends(), Holder: d.Holder()}
-	g.told.incoming = d.Incoming || g.told.incoming && d.State == fabric.Live
+	g.reported.incoming = d.Incoming || g.reported.incoming && d.State == fabric.Live
 	a.mu.Unlock()
 
 	hops := a.missingHops()
@@ -446,24 +446,24 @@ func (a *Agent) undo(ctx context.Context, d, prev fabric.Desired, known bool) {
 	if known {
 		err := a.store.Put(ctx, prev)
 		if err == nil {
-			err = a.raise(ctx, prev, d)
+			err = a.converge(ctx, prev, d)
 		}
 		a.settle(prev, announced(prev) && err == nil, err)
-		a.poke()
+		a.signal()
 		return
 	}
 	d.State = fabric.Absent
 	a.settle(d, false, nil)
-	if err := a.lower(ctx, d); err != nil {
+	if err := a.tearDown(ctx, d); err != nil {
 		a.settle(d, false, err)
 		a.log.Warn("half-made guest not undone yet; trying again", "vm", d.VM.Name, "err", err)
-		a.poke()
+		a.signal()
 	}
 }
 
-// redo brings a guest to what is wanted of it again. A nil st leaves what is
+// reconcile brings a guest to what is wanted of it again. A nil st leaves what is
 // known of its NICs. The guest's lock is held.
-func (a *Agent) redo(ctx context.Context, vm string, st plan.NICStates) error {
+func (a *Agent) reconcile(ctx context.Context, vm string, st plan.NICStates) error {
 	a.mu.Lock()
 	g := a.guests[vm]
 	if g == nil {
@@ -480,22 +480,22 @@ func (a *Agent) redo(ctx context.Context, vm string, st plan.NICStates) error {
 	}
 	settled := (g.came || g.restart.moving) && d.State == fabric.Live && !a.fresh(g, time.Now())
 	g.came, g.restart.moving = g.came && !settled, g.restart.moving && !settled
-	unsaved = a.claim(g, &d, g.nics) || unsaved || d.Lost != g.want.Lost
+	unsaved = a.takeOwnership(g, &d, g.nics) || unsaved || d.Lost != g.want.Lost
 	a.mu.Unlock()
 	if d.State == fabric.Absent {
-		err := a.lower(ctx, d)
+		err := a.tearDown(ctx, d)
 		if err != nil {
 			a.settle(d, false, err)
 		}
 		return err
 	}
-	raised := a.raise(ctx, d, d)
+	raised := a.converge(ctx, d, d)
 	err := raised
 	if unsaved { // the trouble may have been the store's
 		err = errors.Join(err, a.keepState(ctx, d))
 	}
 	a.settle(d, announced(d) && raised == nil, err)
-	a.couriers.hurry()
+	a.peerQueues.kick()
 	if settled {
 		a.moves.settled(vm)
 	}
@@ -519,17 +519,17 @@ func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 		return nil
 	}
 	d.State = fabric.Absent
-	if err := a.lower(ctx, d); err != nil {
+	if err := a.tearDown(ctx, d); err != nil {
 		a.settle(d, false, err)
-		a.poke()
+		a.signal()
 		return fmt.Errorf("guest %s: %w; the agent keeps trying", vm, err)
 	}
 	a.log.Info("absent", "vm", vm, "port", fabric.PortName(vm, 0), "took", time.Since(began))
 	return nil
 }
 
-// lower withdraws a guest, then removes its ports, then forgets it.
-func (a *Agent) lower(ctx context.Context, d fabric.Desired) error {
+// tearDown withdraws a guest, then removes its ports, then forgets it.
+func (a *Agent) tearDown(ctx context.Context, d fabric.Desired) error {
 	vm := d.VM.Name
 	a.ends(d)
 	holds := a.holds(d.VM)
@@ -611,7 +611,7 @@ func (a *Agent) settle(d fabric.Desired, announced bool, trouble error) {
 		g = &guest{}
 		a.guests[d.VM.Name] = g
 	}
-	if g.want.Generation == d.Generation {
+	if g.want.Epoch == d.Epoch {
 		d.Unreleased, d.Acquired = g.want.Unreleased, g.want.Acquired // some may have let go, or told more, meanwhile
 	}
 	g.want, g.announced, g.trouble = d, announced, trouble
@@ -629,8 +629,8 @@ func (a *Agent) setDown(vm string, nic int) {
 	a.guests[vm].nics = st
 }
 
-// poke wakes the pass.
-func (a *Agent) poke() { rouse(a.wake) }
+// signal wakes the pass.
+func (a *Agent) signal() { signal(a.wake) }
 
 func portNames(vm fabric.VM) []string {
 	names := make([]string, len(vm.NICs))

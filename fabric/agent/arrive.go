@@ -17,7 +17,7 @@ func (a *Agent) awaitedBy(vm, node string, answer fabric.Answer) {
 	a.inherit(vm, answer)
 	a.mu.Lock()
 	if g := a.guests[vm]; g != nil {
-		g.heard = max(g.heard, answer.Generation)
+		g.heard = max(g.heard, answer.Epoch)
 		g.from = node
 	}
 	a.mu.Unlock()
@@ -35,7 +35,7 @@ func (a *Agent) ready(d fabric.Desired) {
 	if news {
 		a.moves.arrive(d.VM, a.node, func(m *fabric.Move, now time.Time) { m.PortReady = now })
 	}
-	a.couriers.hurry()
+	a.peerQueues.kick()
 }
 
 // heardAt takes up that a frame came out of a port whose guest was to arrive, or
@@ -83,9 +83,9 @@ func (a *Agent) answers(ctx context.Context, vm, port string) {
 	if !news {
 		return
 	}
-	if err := a.redo(ctx, vm, st); err != nil {
+	if err := a.reconcile(ctx, vm, st); err != nil {
 		a.log.Warn("guest not as wanted yet", "vm", vm, "err", err)
-		a.poke()
+		a.signal()
 	}
 }
 
@@ -96,7 +96,7 @@ func (a *Agent) run(ctx context.Context, vm fabric.VM, asOf time.Time, by string
 			m.Running, m.RunningBy = now, by
 		}
 	})
-	if err := a.bring(ctx, vm, request{asOf: asOf, settle: func(fabric.Desired, bool, bool) (fabric.State, bool) { return fabric.Live, false }}); err != nil {
+	if err := a.ensure(ctx, vm, request{asOf: asOf, settle: func(fabric.Desired, bool, bool) (fabric.State, bool) { return fabric.Live, false }}); err != nil {
 		a.log.Warn("guest not as wanted yet", "vm", vm.Name, "err", err)
 	}
 }
@@ -113,7 +113,7 @@ func (a *Agent) hasArrived(d fabric.Desired) {
 		to = []string{g.from}
 	}
 	a.mu.Unlock()
-	a.couriers.send(a.notice(fabric.Arrived, d), to...)
+	a.peerQueues.send(a.notice(fabric.Arrived, d), to...)
 }
 
 // cancel has the others told that a guest does not arrive.
@@ -127,7 +127,7 @@ func (a *Agent) cancel(d fabric.Desired) {
 	}
 	a.mu.Unlock()
 	a.moves.end(d.VM.Name, "it did not arrive here")
-	a.couriers.send(a.notice(fabric.Cancelled, d), a.nodes.Names()...)
+	a.peerQueues.send(a.notice(fabric.Cancelled, d), a.nodes.Names()...)
 }
 
 // portsOf lists the ports of a guest as they are to be.

@@ -10,18 +10,18 @@ import (
 
 // claimOfNotice gives what a node says of a guest that it has.
 func claimOfNotice(n fabric.Notice, node string) ownership.Claim {
-	return ownership.Claim{Identity: string(n.Identity), Acquired: n.Acquired, Epoch: n.Generation, Node: node}
+	return ownership.Claim{Identity: string(n.Identity), Acquired: n.Acquired, Epoch: n.Epoch, Node: node}
 }
 
 // claimOfAnswer gives what a node answered of a guest that it has.
 func claimOfAnswer(answer fabric.Answer, node string) ownership.Claim {
-	return ownership.Claim{Identity: string(answer.Identity), Acquired: answer.Acquired, Epoch: answer.Generation, Node: node}
+	return ownership.Claim{Identity: string(answer.Identity), Acquired: answer.Acquired, Epoch: answer.Epoch, Node: node}
 }
 
 // claimOf gives what this node says of a guest.
 func claimOf(d fabric.Desired, node string) ownership.Claim {
 	return ownership.Claim{
-		Identity: string(d.VM.Identity()), Acquired: d.Acquired, Epoch: d.Generation, Node: node, Manual: d.VM.Origin == "",
+		Identity: string(d.VM.Identity()), Acquired: d.Acquired, Epoch: d.Epoch, Node: node, Manual: d.VM.Origin == "",
 	}
 }
 

@@ -11,9 +11,9 @@ import (
 )
 
 const (
-	// lingers is how long packets for a guest that has left are sent on: until
+	// forwardingGrace is how long packets for a guest that has left are sent on: until
 	// the routers know, with a margin for slow ones.
-	lingers = 5 * time.Second
+	forwardingGrace = 5 * time.Second
 	// recordFor is how long what goes into a port is kept after the last word of
 	// the node that the guest is to go to.
 	recordFor = time.Minute
@@ -48,16 +48,16 @@ func (a *Agent) leaves(ctx context.Context, to fabric.Node, n fabric.Notice) (an
 		here := g != nil && owned(g.want) && vm == n.VM
 		var news, elsewhere bool
 		if here {
-			late := g.departure.failed == to.Name && time.Since(g.departure.failedAt) < errandTime
+			late := g.departure.failed == to.Name && time.Since(g.departure.failedAt) < messageTime
 			elsewhere, news = g.departure.elsewhere(to), g.departure.to.Name != to.Name && !late
-			answer.Held, answer.Generation = true, max(answer.Generation, g.want.Generation)
+			answer.Held, answer.Epoch = true, max(answer.Epoch, g.want.Epoch)
 		}
 		a.mu.Unlock()
 		if here && !elsewhere {
 			a.step(ctx, vm, migration.DestinationReady, to, "")
 			if news {
 				a.log.Info("guest is to move", "vm", vm, "node", to.Name)
-				a.poke() // it is announced after the other node's from now on
+				a.signal() // it is announced after the other node's from now on
 			}
 		}
 		unlock()
@@ -72,9 +72,9 @@ func (a *Agent) left(ctx context.Context, to fabric.Node, n fabric.Notice) (answ
 		unlock := a.guestLocks.lock(vm)
 		a.mu.Lock()
 		g := a.guests[vm]
-		here := g != nil && announced(g.want) && g.has && g.want.VM.Origin != "" && vm == n.VM && n.Generation > g.want.Generation && !g.departure.elsewhere(to) && g.believes(time.Now())
+		here := g != nil && announced(g.want) && g.has && g.want.VM.Origin != "" && vm == n.VM && n.Epoch > g.want.Epoch && !g.departure.elsewhere(to) && g.believes(time.Now())
 		if here {
-			answer.Held, answer.Generation = true, max(answer.Generation, g.want.Generation)
+			answer.Held, answer.Epoch = true, max(answer.Epoch, g.want.Epoch)
 		}
 		a.mu.Unlock()
 		if here {
@@ -140,7 +140,7 @@ func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 	var to string
 	if g != nil {
 		to = g.departure.to.Name
-		rivalled = g.heard > g.want.Generation
+		rivalled = g.heard > g.want.Epoch
 		if rivalled {
 			g.has = false // it is claimed anew
 		}
@@ -153,8 +153,8 @@ func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 	}
 	a.mu.Unlock()
 	if rivalled {
-		if err := a.redo(ctx, vm, nil); err != nil {
-			a.poke()
+		if err := a.reconcile(ctx, vm, nil); err != nil {
+			a.signal()
 		}
 	}
 }
@@ -202,7 +202,7 @@ func (a *Agent) step(ctx context.Context, vm string, e migration.Event, to fabri
 			a.diverted.confirm(vm)
 		case migration.Return:
 			a.log.Warn("the guest did not leave; its packets come here again", "vm", vm, "node", was.to.Name)
-			a.back(ctx, d.VM.Prefixes(), outcome)
+			a.endDiversion(ctx, d.VM.Prefixes(), outcome)
 		case migration.Restore:
 			a.restore(ctx, d, was, outcome)
 		}
@@ -214,7 +214,7 @@ func (a *Agent) divert(ctx context.Context, d fabric.Desired, to fabric.Node, si
 	vm := d.VM.Name
 	a.diverted.begin(fabric.DiversionStatus{VM: vm, Node: to.Name, Prefixes: d.VM.Prefixes(), Since: since, Confirmed: confirmed})
 	if !confirmed {
-		time.AfterFunc(unconfirmedFor, a.poke)
+		time.AfterFunc(unconfirmedFor, a.signal)
 	}
 	done, err := a.dataplane.Divert(ctx, d.VM.Ports(&a.cluster), to)
 	if err != nil {
@@ -231,14 +231,14 @@ func (a *Agent) divert(ctx context.Context, d fabric.Desired, to fabric.Node, si
 func (a *Agent) restore(ctx context.Context, d fabric.Desired, was departure, outcome string) {
 	vm := d.VM.Name
 	if was.state.Diverts() {
-		a.back(ctx, d.VM.Prefixes(), outcome)
+		a.endDiversion(ctx, d.VM.Prefixes(), outcome)
 	}
 	if was.recorded {
 		a.record(ctx, vm, false)
 	}
 	a.moves.end(vm, outcome)
 	a.log.Info("guest does not move", "vm", vm, "why", outcome)
-	a.poke()
+	a.signal()
 }
 
 // record keeps, or does not keep any more, what goes into a guest's ports. The
@@ -260,34 +260,34 @@ func (a *Agent) record(ctx context.Context, vm string, on bool) {
 	}
 }
 
-// back ends the sending on of packets; outcome is why.
-func (a *Agent) back(ctx context.Context, ps []netip.Prefix, outcome string) {
+// endDiversion ends the sending on of packets; outcome is why.
+func (a *Agent) endDiversion(ctx context.Context, ps []netip.Prefix, outcome string) {
 	a.mu.Lock()
 	for _, p := range ps {
-		delete(a.lingering, p)
+		delete(a.forwarding, p)
 	}
 	a.mu.Unlock()
 	if err := a.dataplane.Return(ctx, ps...); err != nil {
 		a.log.Warn("packets still go to another node", "prefix", ps[0], "err", err)
-		a.poke()
+		a.signal()
 		return
 	}
 	a.diverted.end(ps, outcome, time.Now())
 }
 
-// ashore ends the sending on of packets for a guest that is to be here, because
+// stopForwarding ends the sending on of packets for a guest that is to be here, because
 // it went away and comes back soon. The guest's lock is held.
-func (a *Agent) ashore(ctx context.Context, vm fabric.VM) {
+func (a *Agent) stopForwarding(ctx context.Context, vm fabric.VM) {
 	var ps []netip.Prefix
 	a.mu.Lock()
 	for _, p := range vm.Prefixes() {
-		if _, lingers := a.lingering[p]; lingers {
+		if _, lingers := a.forwarding[p]; lingers {
 			ps = append(ps, p)
 		}
 	}
 	a.mu.Unlock()
 	if len(ps) > 0 {
-		a.back(ctx, ps, "it comes here again")
+		a.endDiversion(ctx, ps, "it comes here again")
 	}
 }
 
@@ -299,7 +299,7 @@ func (a *Agent) runsHere(ctx context.Context, vm string, asOf time.Time) {
 		return g != nil && g.departure.state == migration.Diverted && asOf.After(g.departure.since)
 	}
 	a.mu.Lock()
-	diverted := len(a.lingering) > 0 || contradicts(a.guests[vm])
+	diverted := len(a.forwarding) > 0 || contradicts(a.guests[vm])
 	a.mu.Unlock()
 	if !diverted {
 		return
@@ -317,7 +317,7 @@ func (a *Agent) runsHere(ctx context.Context, vm string, asOf time.Time) {
 	case contradicted:
 		a.step(ctx, vm, migration.WordUnconfirmed, fabric.Node{}, runsOn)
 	case here:
-		a.ashore(ctx, is)
+		a.stopForwarding(ctx, is)
 	}
 }
 
@@ -328,9 +328,9 @@ func (a *Agent) gone(g *guest) {
 	}
 	a.diverted.confirm(g.want.VM.Name)
 	for _, p := range g.want.VM.Prefixes() {
-		a.lingering[p] = time.Now().Add(lingers)
+		a.forwarding[p] = time.Now().Add(forwardingGrace)
 	}
-	time.AfterFunc(lingers, a.poke)
+	time.AfterFunc(forwardingGrace, a.signal)
 }
 
 // settleDiversions ends what was sent on long enough. The pass calls it.
@@ -346,21 +346,21 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 		if g := a.guests[holder]; g != nil && (g.departure.state.Stops() || g.departure.state.Diverts()) {
 			continue
 		}
-		until, known := a.lingering[p]
+		until, known := a.forwarding[p]
 		if !a.diverted.known(p) {
 			a.diverted.begin(fabric.DiversionStatus{Prefixes: []netip.Prefix{p}, Since: now})
 		}
 		switch {
 		case !known: // of an agent before this one
-			a.lingering[p] = now.Add(lingers)
-			time.AfterFunc(lingers, a.poke)
+			a.forwarding[p] = now.Add(forwardingGrace)
+			time.AfterFunc(forwardingGrace, a.signal)
 		case !now.Before(until):
 			over = append(over, p)
 		}
 	}
-	for p := range a.lingering {
+	for p := range a.forwarding {
 		if !slices.Contains(diverted, p) {
-			delete(a.lingering, p)
+			delete(a.forwarding, p)
 		}
 	}
 	for vm, g := range a.guests {
@@ -371,14 +371,14 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 	untrue := a.unconfirmed(now)
 	a.mu.Unlock()
 	if len(over) > 0 {
-		a.back(ctx, over, "the routers know where it is")
+		a.endDiversion(ctx, over, "the routers know where it is")
 	}
 	for _, vm := range untrue {
 		if unlock, free := a.guestLocks.tryLock(vm); free {
 			a.disbelieve(ctx, vm)
 			unlock()
 		} else {
-			time.AfterFunc(passBusy, a.poke)
+			time.AfterFunc(passBusy, a.signal)
 		}
 	}
 	for _, vm := range idle {
@@ -416,5 +416,5 @@ func (a *Agent) release(d fabric.Desired) {
 		a.moves.at(vm, func(m *fabric.Move, now time.Time) { m.Withdrawn = now })
 		n.Move = a.moves.end(vm, "moved")
 	}
-	a.couriers.send(n, to...)
+	a.peerQueues.send(n, to...)
 }

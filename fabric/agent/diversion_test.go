@@ -18,7 +18,7 @@ import (
 func (p *pair) says(by *fake.Nodes, kind fabric.NoticeKind) fabric.Answer {
 	p.t.Helper()
 	answer, err := by.Ask(p.t.Context(), "node1", fabric.Notice{
-		Kind: kind, VM: p.vm.Name, UUID: p.vm.UUID, Prefixes: p.vm.Prefixes(), Generation: uint64(time.Now().Add(time.Second).UnixMilli()),
+		Kind: kind, VM: p.vm.Name, UUID: p.vm.UUID, Prefixes: p.vm.Prefixes(), Epoch: uint64(time.Now().Add(time.Second).UnixMilli()),
 	})
 	require.NoError(p.t, err)
 	moment()

@@ -49,12 +49,12 @@ func (a *Agent) setDrained(ctx context.Context, since time.Time) error {
 	var errs []error
 	for _, vm := range names {
 		unlock := a.guestLocks.lock(vm)
-		errs = append(errs, a.redo(ctx, vm, nil))
+		errs = append(errs, a.reconcile(ctx, vm, nil))
 		unlock()
 	}
 	err := errors.Join(errs...)
 	if err != nil {
-		a.poke()
+		a.signal()
 		err = fmt.Errorf("%w; the agent keeps trying", err)
 	}
 	return err

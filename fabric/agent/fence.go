@@ -16,7 +16,7 @@ import (
 // Which node has a guest is settled in two ways that hold for each other. In
 // BGP, whoever began to run it last announces it as Fresh, so that no older
 // announcement wins, late or returning, until every other node has let go. And
-// among the agents, whoever has it claims it of all others under a generation
+// among the agents, whoever has it claims it of all others under an epoch
 // higher than any that was heard of; one that finds its own to be older
 // announces the guest no more.
 
@@ -34,10 +34,10 @@ const unmetFor = time.Minute
 // nobody can say when that has let go. It ends with the next pass.
 const freshFor = 30 * time.Second
 
-// claim notes that a guest is about to be announced by this node, if it was not:
+// takeOwnership notes that a guest is about to be announced by this node, if it was not:
 // it is this node's from now on. stand is how its NICs stand. It reports whether
 // d is new. a.mu is held.
-func (a *Agent) claim(g *guest, d *fabric.Desired, st plan.NICStates) bool {
+func (a *Agent) takeOwnership(g *guest, d *fabric.Desired, st plan.NICStates) bool {
 	has := false
 	for n := range d.VM.NICs {
 		has = has || owned(*d) && st[n] != plan.Down && st[n] != plan.Arriving
@@ -54,7 +54,7 @@ func (a *Agent) claim(g *guest, d *fabric.Desired, st plan.NICStates) bool {
 		return false
 	}
 	g.claimed, g.kept = time.Now(), false
-	d.Generation = ownership.Next(g.claimed, g.heard, d.Generation)
+	d.Epoch = ownership.Next(g.claimed, g.heard, d.Epoch)
 	if d.Acquired.IsZero() {
 		d.Acquired = g.claimed
 	}
@@ -62,7 +62,7 @@ func (a *Agent) claim(g *guest, d *fabric.Desired, st plan.NICStates) bool {
 		d.Acquired = g.inherited
 	}
 	if d.Unreleased = slices.Clone(a.nodes.Names()); len(d.Unreleased) == 0 {
-		time.AfterFunc(freshAtLeast, a.poke)
+		time.AfterFunc(freshAtLeast, a.signal)
 	}
 	g.nics = plan.NICStates{} // also where nobody has looked at its ports since the agent began
 	maps.Copy(g.nics, st)
@@ -101,11 +101,11 @@ func (a *Agent) fresh(g *guest, now time.Time) bool {
 func (a *Agent) claimed(ctx context.Context, from fabric.Node, n fabric.Notice) (answer fabric.Answer) {
 	for _, vm := range a.overlapping(n.Prefixes) {
 		unlock := a.guestLocks.lock(vm)
-		one := a.yield(ctx, vm, from, n)
+		one := a.relinquish(ctx, vm, from, n)
 		unlock()
-		one.Generation = max(answer.Generation, one.Generation)
+		one.Epoch = max(answer.Epoch, one.Epoch)
 		if answer.Held {
-			answer.Generation = one.Generation
+			answer.Epoch = one.Epoch
 			continue
 		}
 		answer = one
@@ -113,9 +113,9 @@ func (a *Agent) claimed(ctx context.Context, from fabric.Node, n fabric.Notice) 
 	return answer
 }
 
-// yield gives a guest up if the other node has it later, or another guest had
+// relinquish gives a guest up if the other node has it later, or another guest had
 // its address before.
-func (a *Agent) yield(ctx context.Context, vm string, from fabric.Node, n fabric.Notice) fabric.Answer {
+func (a *Agent) relinquish(ctx context.Context, vm string, from fabric.Node, n fabric.Notice) fabric.Answer {
 	a.mu.Lock()
 	g := a.guests[vm]
 	if g == nil || g.want.State != fabric.Live {
@@ -129,14 +129,14 @@ func (a *Agent) yield(ctx context.Context, vm string, from fabric.Node, n fabric
 	case d.Lost != "" && another && d.Lost == from.Name && verdict == ownership.Keep:
 		a.mu.Unlock()
 		a.reclaim(ctx, vm) // it was withdrawn while nobody could say for what
-		return naming(fabric.Answer{Held: true, Generation: d.Generation}, n, d)
+		return naming(fabric.Answer{Held: true, Epoch: d.Epoch}, n, d)
 	case d.Lost != "" && another && d.Lost == from.Name: // which a route may have said without a name
 		lostAs(&g.want, fabric.Desired{Lost: from.Name, LostGuest: n.VM, Standby: d.Standby})
 		a.mu.Unlock()
 		return fabric.Answer{}
 	case d.Lost != "":
-		if !another && n.Generation > g.heard { // it went from there to a third
-			g.heard = n.Generation
+		if !another && n.Epoch > g.heard { // it went from there to a third
+			g.heard = n.Epoch
 			lostAs(&g.want, fabric.Desired{Lost: from.Name, Standby: d.Standby})
 		}
 		a.mu.Unlock()
@@ -145,12 +145,12 @@ func (a *Agent) yield(ctx context.Context, vm string, from fabric.Node, n fabric
 		left := g.restart.left
 		g.restart.left = time.Time{}
 		a.mu.Unlock()
-		if !left.IsZero() && !another && n.Generation > d.Generation {
+		if !left.IsZero() && !another && n.Epoch > d.Epoch {
 			a.wentTo(d, from.Name, time.Now(), left)
 		}
 		return fabric.Answer{}
 	}
-	answer := naming(fabric.Answer{Held: true, Generation: d.Generation}, n, d)
+	answer := naming(fabric.Answer{Held: true, Epoch: d.Epoch}, n, d)
 	g.claimants = add(g.claimants, from.Name)
 	if another {
 		if verdict == ownership.Keep {
@@ -159,12 +159,12 @@ func (a *Agent) yield(ctx context.Context, vm string, from fabric.Node, n fabric
 		a.mu.Unlock()
 		if verdict == ownership.Relinquish {
 			a.log.Warn("an address is another guest's", "vm", vm, "node", from.Name, "guest", n.VM, "why", string(why))
-			a.lose(ctx, vm, loss{node: from.Name, guest: n.VM, other: true})
+			a.preempt(ctx, vm, loss{node: from.Name, guest: n.VM, other: true})
 			return fabric.Answer{}
 		}
 		return answer
 	}
-	g.heard = max(g.heard, n.Generation)
+	g.heard = max(g.heard, n.Epoch)
 	leaving, unknown := g.departure.state.Stops(), g.departure.to.Name != from.Name
 	soon := g.departure.state.Diverts() && time.Since(g.departure.since) < freshAtLeast
 	a.mu.Unlock()
@@ -179,13 +179,13 @@ func (a *Agent) yield(ctx context.Context, vm string, from fabric.Node, n fabric
 	case verdict == ownership.Keep:
 		return answer // by hand it came, and by hand it goes; or it is the other node that is late
 	}
-	a.lose(ctx, vm, loss{node: from.Name})
+	a.preempt(ctx, vm, loss{node: from.Name})
 	return naming(fabric.Answer{}, n, d)
 }
 
-// lose withdraws a guest that another node has later, or whose address another
+// preempt withdraws a guest that another node has later, or whose address another
 // guest has had longer.
-func (a *Agent) lose(ctx context.Context, vm string, l loss) {
+func (a *Agent) preempt(ctx context.Context, vm string, l loss) {
 	began := time.Now()
 	a.mu.Lock()
 	g := a.guests[vm]
@@ -204,13 +204,13 @@ func (a *Agent) lose(ctx context.Context, vm string, l loss) {
 		err = stored
 	}
 	a.settle(d, false, err)
-	a.couriers.hurry() // the other node is to know who waits for it
+	a.peerQueues.kick() // the other node is to know who waits for it
 	if err != nil {
-		a.poke()
+		a.signal()
 	}
 }
 
-// claimAnswered takes up what a node said to the claim of a generation.
+// claimAnswered takes up what a node said to the claim of an epoch.
 func (a *Agent) claimAnswered(vm, node string, generation uint64, answer fabric.Answer) {
 	a.inherit(vm, answer)
 	if !answer.Held {
@@ -238,16 +238,16 @@ func (a *Agent) claimAnswered(vm, node string, generation uint64, answer fabric.
 		l.guest, l.other = answer.VM, true
 	}
 	a.mu.Unlock()
-	a.lose(context.Background(), vm, l)
+	a.preempt(context.Background(), vm, l)
 }
 
 // keeps reports whether a guest stays announced although a node has answered the
-// claim of a generation that it has it, or another guest with its address.
+// claim of an epoch that it has it, or another guest with its address.
 func (a *Agent) keeps(vm, node string, generation uint64, answer fabric.Answer) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	g := a.guests[vm]
-	if g == nil || !owned(g.want) || g.want.Generation != generation {
+	if g == nil || !owned(g.want) || g.want.Epoch != generation {
 		return true
 	}
 	verdict, why := ownership.Decide(claimOf(g.want, a.node), claimOfAnswer(answer, node))
@@ -260,13 +260,13 @@ func (a *Agent) keeps(vm, node string, generation uint64, answer fabric.Answer) 
 	case why == ownership.ByHand: // its user has it on both
 		g.want.Unreleased = without(g.want.Unreleased, []string{node})
 	default:
-		g.heard = max(g.heard, answer.Generation)
+		g.heard = max(g.heard, answer.Epoch)
 	}
 	return verdict == ownership.Keep
 }
 
-// regain takes a guest back that another node had later, and has no more.
-func (a *Agent) regain(vm, node string, answer fabric.Answer) {
+// reclaimFrom takes a guest back that another node had later, and has no more.
+func (a *Agent) reclaimFrom(vm, node string, answer fabric.Answer) {
 	if answer.Held && !a.stillLost(vm, node, answer) {
 		return
 	}
@@ -314,8 +314,8 @@ func (a *Agent) reclaim(ctx context.Context, vm string) {
 	lostAs(&g.want, fabric.Desired{})
 	g.routeGone = false
 	a.mu.Unlock()
-	if err := a.redo(ctx, vm, nil); err != nil {
-		a.poke()
+	if err := a.reconcile(ctx, vm, nil); err != nil {
+		a.signal()
 	}
 }
 
@@ -328,7 +328,7 @@ func (a *Agent) released(vm, node string, seen *fabric.Move) {
 		last = len(left) == 0 && len(g.want.Unreleased) > 0
 		g.want.Unreleased = left
 		if last {
-			time.AfterFunc(max(0, time.Until(g.claimed.Add(freshAtLeast))), a.poke)
+			time.AfterFunc(max(0, time.Until(g.claimed.Add(freshAtLeast))), a.signal)
 		}
 	}
 	a.mu.Unlock()

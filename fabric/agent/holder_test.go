@@ -27,7 +27,7 @@ func (p *pair) reflects(second bool) {
 	done := make(chan struct{})
 	p.t.Cleanup(func() { cancel(); <-done })
 	nodes := []*node{p.one, p.two}
-	told := map[*node]map[netip.Prefix]fabric.Rival{p.one: {}, p.two: {}}
+	told := map[*node]map[netip.Prefix]fabric.Competitor{p.one: {}, p.two: {}}
 	go func() {
 		defer close(done)
 		for look := time.NewTicker(10 * time.Millisecond); ; {
@@ -37,7 +37,7 @@ func (p *pair) reflects(second bool) {
 				return
 			case <-look.C:
 			}
-			best := map[netip.Prefix]fabric.Rival{}
+			best := map[netip.Prefix]fabric.Competitor{}
 			firsts := map[netip.Prefix]fabric.Route{}
 			for i, n := range nodes {
 				routes, err := n.speaker.Actual(ctx)
@@ -49,7 +49,7 @@ func (p *pair) reflects(second bool) {
 					order := cmp.Or(cmp.Compare(r.Preference.LocalPref(), was.Preference.LocalPref()), rank(r.First)-rank(was.First), rank(second))
 					if !there || order > 0 {
 						firsts[r.Prefix] = r
-						best[r.Prefix] = fabric.Rival{Prefix: r.Prefix, Via: cluster().Nodes[i].Address, Preference: r.Preference, Reflector: "rr1", Holder: r.Holder}
+						best[r.Prefix] = fabric.Competitor{Prefix: r.Prefix, Via: cluster().Nodes[i].Address, Preference: r.Preference, Reflector: "rr1", Holder: r.Holder}
 					}
 				}
 			}
@@ -60,11 +60,11 @@ func (p *pair) reflects(second bool) {
 					if had, has := told[n][prefix]; better && (!has || had != r) {
 						told[n][prefix] = r
 						r.At = time.Now()
-						n.speaker.Rival(r)
+						n.speaker.Compete(r)
 					} else if !better && has {
 						delete(told[n], prefix)
 						had.Gone, had.At = true, time.Now()
-						n.speaker.Rival(had)
+						n.speaker.Compete(had)
 					}
 				}
 			}
@@ -262,7 +262,7 @@ func TestOlderRouteOfANodeThatAnswers(t *testing.T) {
 	golds(t, func(t *testing.T, p *pair) {
 		r := route(p.vm, "10.10.0.22")
 		r.Holder = fabric.Holder{Guest: 1, Since: 1}
-		p.one.speaker.Rival(r)
+		p.one.speaker.Compete(r)
 		time.Sleep(time.Second)
 		assert.NotEmpty(t, announces(t, p.one), "node2 has said that it has nothing")
 		time.Sleep(10 * time.Second)
@@ -276,11 +276,11 @@ func TestOlderRouteOfANodeThatAnswers(t *testing.T) {
 		// What it said was not about another route.
 		p.ends[p.one].Cut("node2", true)
 		r.Holder.Since = 2
-		p.one.speaker.Rival(r)
+		p.one.speaker.Compete(r)
 		moment()
 		assert.Empty(t, announces(t, p.one))
 		r.Gone = true
-		p.one.speaker.Rival(r)
+		p.one.speaker.Compete(r)
 		p.ends[p.one].Cut("node2", false)
 		time.Sleep(5 * time.Second)
 		assert.Equal(t, "normal", announces(t, p.one))
@@ -293,7 +293,7 @@ func TestGuestThatDefendsItsAddressMoves(t *testing.T) {
 	golds(t, func(t *testing.T, p *pair) {
 		r := route(p.vm, "10.10.0.22")
 		r.Holder = fabric.Holder{Guest: 1, Since: uint32(time.Now().Add(time.Hour).Unix())}
-		p.one.speaker.Rival(r)
+		p.one.speaker.Compete(r)
 		moment()
 		assert.Equal(t, "fresh first", announces(t, p.one))
 		p.arrives(p.two)

@@ -43,7 +43,7 @@ func (a *Agent) Ended(ctx context.Context, source, name string) error {
 func (a *Agent) look(ctx context.Context, source, name string) (fabric.VM, bool, error) {
 	for _, s := range a.sources {
 		if s.Name() == source {
-			return s.Look(ctx, name)
+			return s.Describe(ctx, name)
 		}
 	}
 	return fabric.VM{}, false, fmt.Errorf("this agent does not follow %s; start it with --%[1]s auto", source)
@@ -65,7 +65,7 @@ func (a *Agent) Describe(ctx context.Context, name string) (fabric.VM, fabric.Ga
 		if attached && s.Name() != have.Origin {
 			continue
 		}
-		vm, ours, err := s.Look(ctx, name)
+		vm, ours, err := s.Describe(ctx, name)
 		if ours && err == nil {
 			vm, err = a.describe(ctx, vm)
 		}

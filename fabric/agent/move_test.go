@@ -424,7 +424,7 @@ func TestRivalOfAReflector(t *testing.T) {
 	pairs(t, func(t *testing.T, p *pair) {
 		p.ends[p.one].Cut("node2", true)
 		c := cluster()
-		p.one.speaker.Rival(fabric.Rival{Prefix: p.vm.Prefixes()[0], Via: c.Nodes[1].Address, Preference: fabric.Fresh, Reflector: "rr1", At: time.Now()})
+		p.one.speaker.Compete(fabric.Competitor{Prefix: p.vm.Prefixes()[0], Via: c.Nodes[1].Address, Preference: fabric.Fresh, Reflector: "rr1", At: time.Now()})
 		moment()
 		assert.Empty(t, p.first(p.one))
 		assert.Contains(t, strings.Join(p.one.problems(), "\n"), "guest web: rr1 has a route to it via node2 with a higher LOCAL_PREF, and the agent of node2 does not answer, so it is not announced here; see what runs on node2")

@@ -36,17 +36,17 @@ func WithObservers(o ...fabric.Observer) Option {
 	}
 }
 
-// told is what the observers know of a guest, so that they hear of changes
+// lastReported is what the observers know of a guest, so that they hear of changes
 // alone. Agent.mu guards it.
-type told struct {
+type lastReported struct {
 	ports    map[string]bool
 	routes   map[netip.Prefix]fabric.Preference
 	incoming bool // it is arriving by migration
 }
 
 // toldBefore is what an agent before this one told of a guest whose ports are there.
-func (a *Agent) toldBefore(d fabric.Desired, there map[string]bool) told {
-	t := told{incoming: d.Incoming}
+func (a *Agent) toldBefore(d fabric.Desired, there map[string]bool) lastReported {
+	t := lastReported{incoming: d.Incoming}
 	for _, p := range d.VM.Ports(&a.cluster) {
 		if !there[p.Name] || a.events.none() {
 			continue
@@ -62,7 +62,7 @@ func (a *Agent) toldBefore(d fabric.Desired, there map[string]bool) told {
 }
 
 // addPort reports whether it is news.
-func (t *told) addPort(name string) bool {
+func (t *lastReported) addPort(name string) bool {
 	if t.ports == nil {
 		t.ports = map[string]bool{}
 	}
@@ -72,7 +72,7 @@ func (t *told) addPort(name string) bool {
 }
 
 // addRoute reports whether it is news.
-func (t *told) addRoute(r fabric.Route) bool {
+func (t *lastReported) addRoute(r fabric.Route) bool {
 	if t.routes == nil {
 		t.routes = map[netip.Prefix]fabric.Preference{}
 	}
@@ -90,12 +90,12 @@ func (a *Agent) tellAttached(vm fabric.VM, ports []fabric.Port) {
 	defer a.mu.Unlock()
 	g, e := a.guests[vm.Name], fabric.Event{Kind: fabric.Attached}
 	for _, p := range ports {
-		if g.told.addPort(p.Name) {
+		if g.reported.addPort(p.Name) {
 			e.Ports, e.Prefixes = append(e.Ports, p.Name), append(e.Prefixes, p.NIC.Prefixes()...)
 		}
 	}
 	if len(e.Ports) > 0 {
-		a.tell(vm, e)
+		a.emit(vm, e)
 	}
 }
 
@@ -112,13 +112,13 @@ func (a *Agent) tellDetached(vm fabric.VM, names ...string) {
 		behind[p.Name] = p.NIC.Prefixes()
 	}
 	for _, name := range names {
-		if g.told.ports[name] {
-			delete(g.told.ports, name)
+		if g.reported.ports[name] {
+			delete(g.reported.ports, name)
 			e.Ports, e.Prefixes = append(e.Ports, name), append(e.Prefixes, behind[name]...)
 		}
 	}
 	if len(e.Ports) > 0 {
-		a.tell(vm, e)
+		a.emit(vm, e)
 	}
 }
 
@@ -133,16 +133,16 @@ func (a *Agent) tellRaised(d fabric.Desired, routes []fabric.Route) {
 	g := a.guests[d.VM.Name]
 	news := map[fabric.Preference][]netip.Prefix{}
 	for _, r := range routes {
-		if g.told.addRoute(r) {
+		if g.reported.addRoute(r) {
 			news[r.Preference] = append(news[r.Preference], r.Prefix)
 		}
 	}
 	for _, as := range slices.Sorted(maps.Keys(news)) {
-		a.tell(d.VM, fabric.Event{Kind: fabric.Announced, Prefixes: news[as], Preference: as})
+		a.emit(d.VM, fabric.Event{Kind: fabric.Announced, Prefixes: news[as], Preference: as})
 	}
-	if d.State == fabric.Live && g.told.incoming {
-		g.told.incoming = false
-		a.tell(d.VM, fabric.Event{Kind: fabric.Moved, Ports: portNames(d.VM), Prefixes: d.VM.Prefixes()})
+	if d.State == fabric.Live && g.reported.incoming {
+		g.reported.incoming = false
+		a.emit(d.VM, fabric.Event{Kind: fabric.Moved, Ports: portNames(d.VM), Prefixes: d.VM.Prefixes()})
 	}
 }
 
@@ -155,13 +155,13 @@ func (a *Agent) tellWithdrawn(vm string, prefixes []netip.Prefix) {
 	defer a.mu.Unlock()
 	g, e := a.guests[vm], fabric.Event{Kind: fabric.Withdrawn}
 	for _, p := range prefixes {
-		if _, is := g.told.routes[p]; is {
-			delete(g.told.routes, p)
+		if _, is := g.reported.routes[p]; is {
+			delete(g.reported.routes, p)
 			e.Prefixes = append(e.Prefixes, p)
 		}
 	}
 	if len(e.Prefixes) > 0 {
-		a.tell(g.want.VM, e)
+		a.emit(g.want.VM, e)
 	}
 }
 
@@ -194,7 +194,7 @@ func (a *Agent) tellPruned(found []fabric.PortState, routes []netip.Prefix, port
 	}
 	for _, events := range []map[string]*fabric.Event{withdrawn, detached} {
 		for _, vm := range sortedKeys(events) {
-			a.tell(fabric.VM{Name: vm}, *events[vm])
+			a.emit(fabric.VM{Name: vm}, *events[vm])
 		}
 	}
 }
@@ -212,12 +212,12 @@ func (a *Agent) tellSessions(ctx context.Context) {
 		return // nothing is known to have changed
 	}
 	for _, s := range a.events.changed(sessions) {
-		a.tell(fabric.VM{}, fabric.Event{Kind: fabric.SessionChanged, Session: &s})
+		a.emit(fabric.VM{}, fabric.Event{Kind: fabric.SessionChanged, Session: &s})
 	}
 }
 
-// tell has an event told. It waits for nobody.
-func (a *Agent) tell(vm fabric.VM, e fabric.Event) {
+// emit has an event told. It waits for nobody.
+func (a *Agent) emit(vm fabric.VM, e fabric.Event) {
 	e.Cluster, e.Node, e.VM, e.UUID = a.cluster.Name, a.node, vm.Name, vm.UUID
 	a.events.put(e)
 }

@@ -26,12 +26,12 @@ const (
 // peers is what an agent knows of the other nodes beside what they are told.
 // Agent.mu guards it.
 type peers struct {
-	silent map[string]silence          // those that did not answer the last question
-	at     map[netip.Addr]string       // those that called, by their addresses
-	slow   map[string]time.Time        // those that did not answer in time about a start
-	strays map[competitor]fabric.Rival // better routes that lead to no node
-	odd    map[string]remark           // nodes that said what cannot be
-	wake   chan struct{}               // has one when something is to be reconsidered
+	silent map[string]silence               // those that did not answer the last question
+	at     map[netip.Addr]string            // those that called, by their addresses
+	slow   map[string]time.Time             // those that did not answer in time about a start
+	strays map[competitor]fabric.Competitor // better routes that lead to no node
+	odd    map[string]remark                // nodes that said what cannot be
+	wake   chan struct{}                    // has one when something is to be reconsidered
 }
 
 // silence is that of a node: since when, and when it last did not answer.
@@ -82,7 +82,7 @@ type contention struct {
 
 func newPeers() peers {
 	return peers{
-		silent: map[string]silence{}, slow: map[string]time.Time{}, at: map[netip.Addr]string{}, strays: map[competitor]fabric.Rival{}, odd: map[string]remark{},
+		silent: map[string]silence{}, slow: map[string]time.Time{}, at: map[netip.Addr]string{}, strays: map[competitor]fabric.Competitor{}, odd: map[string]remark{},
 		wake: make(chan struct{}, 1),
 	}
 }
@@ -108,11 +108,11 @@ func (a *Agent) unanswered(node string) {
 	s := a.peers.silent[node]
 	if s.since.IsZero() {
 		s.since = now
-		a.poke() // guests that wait for it may be announced in another way
+		a.signal() // guests that wait for it may be announced in another way
 	}
 	s.last = now
 	a.peers.silent[node] = s
-	rouse(a.peers.wake)
+	signal(a.peers.wake)
 }
 
 // nodeAt names the node that has an address: one of the cluster file, or one
@@ -231,7 +231,7 @@ func (a *Agent) holder(n fabric.Notice) fabric.Answer {
 			if g == nil || !owned(g.want) || !g.has {
 				continue
 			}
-			answer := naming(fabric.Answer{Held: true, Generation: g.want.Generation, Prefix: p}, n, g.want)
+			answer := naming(fabric.Answer{Held: true, Epoch: g.want.Epoch, Prefix: p}, n, g.want)
 			if !ownership.Same(string(g.want.VM.Identity()), string(n.Identity)) {
 				return answer
 			}
@@ -285,7 +285,7 @@ func (a *Agent) inherit(vm string, answer fabric.Answer) {
 		g.inherited = answer.Acquired
 	case answer.Acquired.Before(*at):
 		*at = answer.Acquired
-		a.poke() // its routes say so
+		a.signal() // its routes say so
 	}
 }
 
@@ -352,7 +352,7 @@ func (a *Agent) contests() (lines []string) {
 	return lines
 }
 
-// plausible gives the generation that a node said a guest has; zero, which is
+// plausible gives the epoch that a node said a guest has; zero, which is
 // before all others, where that cannot be.
 func (a *Agent) plausible(node, vm string, generation uint64) uint64 {
 	now := time.Now()
@@ -369,7 +369,7 @@ func (a *Agent) plausible(node, vm string, generation uint64) uint64 {
 
 // believable leaves out of an answer what cannot be.
 func (a *Agent) believable(node, vm string, answer fabric.Answer) fabric.Answer {
-	answer.Generation = a.plausible(node, vm, answer.Generation)
+	answer.Epoch = a.plausible(node, vm, answer.Epoch)
 	if answer.Identity.Validate() != nil || answer.VM != "" && fabric.ValidateName(answer.VM) != nil || answer.Identity != "" && answer.VM == "" {
 		answer.VM, answer.Identity, answer.Acquired = "", "", time.Time{}
 	}
@@ -405,11 +405,11 @@ func (g *guest) acquires(d *fabric.Desired, prev fabric.Desired) {
 func (a *Agent) adoptOwnership(d *fabric.Desired) {
 	if _, err := netip.ParseAddr(d.Lost); err == nil || d.Lost != "" && a.nodes == nil {
 		// Not to a node that can be asked: it is claimed anew.
-		d.Generation = 0
+		d.Epoch = 0
 		lostAs(d, fabric.Desired{})
 	}
-	if !ownership.Plausible(d.Generation, time.Now()) {
-		d.Generation = 0
+	if !ownership.Plausible(d.Epoch, time.Now()) {
+		d.Epoch = 0
 	}
 	if owned(*d) && d.Acquired.IsZero() && a.nodes != nil {
 		d.Acquired = d.Since
@@ -426,7 +426,7 @@ func (a *Agent) letGo(node string, n fabric.Notice) {
 		}
 		a.mu.Unlock()
 	}
-	a.couriers.hurry()
+	a.peerQueues.kick()
 }
 
 // reconsider looks again and again at guests that another node has, or may
@@ -442,7 +442,7 @@ func (a *Agent) reconsider(ctx context.Context) {
 		case <-a.peers.wake:
 		}
 		for _, r := range a.recognised() {
-			a.rival(ctx, r)
+			a.competes(ctx, r)
 		}
 		found := a.preempted()
 		for vm, l := range found.lost {
@@ -455,13 +455,13 @@ func (a *Agent) reconsider(ctx context.Context) {
 			a.announceAnew(ctx, vm)
 		}
 		if found.asks {
-			a.couriers.hurry()
+			a.peerQueues.kick()
 		}
 	}
 }
 
 // recognised gives the routes that lead to a node which has called since.
-func (a *Agent) recognised() (all []fabric.Rival) {
+func (a *Agent) recognised() (all []fabric.Competitor) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, r := range a.peers.strays {
@@ -611,12 +611,12 @@ func (g *guest) reflectorOf(node string) string {
 func (a *Agent) announceAnew(ctx context.Context, vm string) {
 	unlock, free := a.guestLocks.tryLock(vm)
 	if !free {
-		a.poke()
+		a.signal()
 		return
 	}
 	defer unlock()
-	if err := a.redo(ctx, vm, nil); err != nil {
-		a.poke()
+	if err := a.reconcile(ctx, vm, nil); err != nil {
+		a.signal()
 	}
 }
 
@@ -645,12 +645,12 @@ func (a *Agent) redoStandby(ctx context.Context, vm string, on bool) {
 	if on {
 		a.log.Warn("the node that has the guest does not answer; announced here behind it", "vm", vm, "node", node)
 	}
-	err := a.redo(ctx, vm, nil)
+	err := a.reconcile(ctx, vm, nil)
 	a.mu.Lock()
 	d := g.want
 	a.mu.Unlock()
 	if stored := a.keepState(ctx, d); err != nil || stored != nil {
-		a.poke()
+		a.signal()
 	}
 }
 
@@ -679,7 +679,7 @@ func (a *Agent) loseToRoute(ctx context.Context, vm string, l loss) {
 	}
 	a.mu.Unlock()
 	if still {
-		a.lose(ctx, vm, l)
+		a.preempt(ctx, vm, l)
 	}
 }
 
@@ -689,11 +689,11 @@ func (g *guest) yieldsToRoute(fresh bool) bool {
 	return owned(g.want) && g.has && !g.departure.state.Stops() && g.want.VM.Origin != "" && !fresh
 }
 
-// rival takes up that a reflector has another node's better route to a prefix of
+// competes takes up that a reflector has another node's better route to a prefix of
 // ours, or has it no more. Its node is asked, where it can be; where that is
 // silent, the route itself may say which guest it is for. Nobody gives way to
 // what is no node.
-func (a *Agent) rival(ctx context.Context, r fabric.Rival) {
+func (a *Agent) competes(ctx context.Context, r fabric.Competitor) {
 	node, known := a.nodeAt(r.Via)
 	at := competitor{r.Prefix, r.Reflector}
 	a.mu.Lock()
@@ -717,10 +717,10 @@ func (a *Agent) rival(ctx context.Context, r fabric.Rival) {
 		}
 		a.mu.Unlock()
 		if a.nodes == nil {
-			a.rivalAlone(ctx, vm, loss{node: node, reflector: r.Reflector}, competes)
+			a.competesAlone(ctx, vm, loss{node: node, reflector: r.Reflector}, competes)
 		}
 	}
-	rouse(a.peers.wake)
+	signal(a.peers.wake)
 }
 
 // compete notes that a better route of a node is there, or not any more.
@@ -741,15 +741,15 @@ func (g *guest) compete(at competitor, route competing, competes bool) {
 	}
 }
 
-// rivalAlone is what follows of a better route where there is nobody to ask.
-func (a *Agent) rivalAlone(ctx context.Context, vm string, l loss, competes bool) {
+// competesAlone is what follows of a better route where there is nobody to ask.
+func (a *Agent) competesAlone(ctx context.Context, vm string, l loss, competes bool) {
 	defer a.guestLocks.lock(vm)()
 	a.mu.Lock()
 	g := a.guests[vm]
 	yields := g != nil && competes && g.yieldsToRoute(a.fresh(g, time.Now()))
 	a.mu.Unlock()
 	if yields {
-		a.lose(ctx, vm, l)
+		a.preempt(ctx, vm, l)
 		return
 	}
 	a.redoStandby(ctx, vm, !competes)

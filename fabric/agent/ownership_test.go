@@ -246,23 +246,23 @@ func TestTwoGuestsMeet(t *testing.T) {
 	for name, apart := range map[string]func(*pair){
 		"the newcomer tells": func(*pair) {},
 		"the first gave way to a route": func(p *pair) {
-			p.one.speaker.Rival(route(p.vm, "10.10.0.22"))
+			p.one.speaker.Compete(route(p.vm, "10.10.0.22"))
 			moment()
 			assert.Empty(p.t, p.first(p.one))
 		},
 		"the first gave way to a route, and stands by": func(p *pair) {
 			r := route(p.vm, "10.10.0.22")
-			p.one.speaker.Rival(r)
+			p.one.speaker.Compete(r)
 			moment()
 			r.Gone = true
-			p.one.speaker.Rival(r)
+			p.one.speaker.Compete(r)
 			moment()
 			assert.Equal(p.t, map[string]string{"203.0.113.10/32": "standby"}, p.first(p.one))
 		},
 		"both are told by reflectors": func(p *pair) {
-			p.one.speaker.Rival(route(p.vm, "10.10.0.22"))
+			p.one.speaker.Compete(route(p.vm, "10.10.0.22"))
 			moment()
-			p.two.speaker.Rival(route(p.vm, "10.10.0.21"))
+			p.two.speaker.Compete(route(p.vm, "10.10.0.21"))
 			moment()
 		},
 	} {
@@ -280,7 +280,7 @@ func TestTwoGuestsMeet(t *testing.T) {
 				for n, via := range map[*node]string{p.one: "10.10.0.22", p.two: "10.10.0.21"} {
 					r := route(p.vm, via)
 					r.Gone = true
-					n.speaker.Rival(r) // as one is withdrawn, and the other is as usual
+					n.speaker.Compete(r) // as one is withdrawn, and the other is as usual
 				}
 				moment()
 				p.names(p.one)
@@ -322,8 +322,8 @@ func TestTwoGuestsMeet(t *testing.T) {
 }
 
 // route is a better route to the first prefix of a guest, as rr1 has it.
-func route(vm fabric.VM, via string) fabric.Rival {
-	return fabric.Rival{Prefix: vm.Prefixes()[0], Via: netip.MustParseAddr(via), Preference: fabric.Fresh, Reflector: "rr1", At: time.Now()}
+func route(vm fabric.VM, via string) fabric.Competitor {
+	return fabric.Competitor{Prefix: vm.Prefixes()[0], Via: netip.MustParseAddr(via), Preference: fabric.Fresh, Reflector: "rr1", At: time.Now()}
 }
 
 // TestRouteThatLeadsToNoNode is heeded by nobody, and told while it is there.
@@ -332,13 +332,13 @@ func TestRouteThatLeadsToNoNode(t *testing.T) {
 		for _, prefix := range p.vm.Prefixes() {
 			r := route(p.vm, "10.10.0.99")
 			r.Prefix = prefix
-			p.one.speaker.Rival(r)
+			p.one.speaker.Compete(r)
 			time.Sleep(5 * time.Second)
 			assert.Equal(t, map[string]string{"203.0.113.10/32": "normal"}, p.first(p.one))
 			require.Len(t, p.one.problems(), 1)
 			assert.Contains(t, p.one.problems()[0], "a route for "+prefix.Addr().String()+" via 10.10.0.99, which is no node")
 			r.Gone = true
-			p.one.speaker.Rival(r)
+			p.one.speaker.Compete(r)
 			moment()
 			assert.Empty(t, p.one.problems())
 		}
@@ -348,11 +348,11 @@ func TestRouteThatLeadsToNoNode(t *testing.T) {
 		// A node that nobody has named, and that calls later, is one.
 		node := fabric.Node{Name: "newcomer", Address: netip.MustParseAddr("10.10.0.99")}
 		newcomer := p.ends[p.one].Join(node)
-		p.one.speaker.Rival(route(p.vm, "10.10.0.99"))
+		p.one.speaker.Compete(route(p.vm, "10.10.0.99"))
 		moment()
 		require.Len(t, p.one.problems(), 1)
 		stop := serves(t, newcomer, func(_ context.Context, _ fabric.Node, n fabric.Notice) fabric.Answer {
-			return fabric.Answer{Held: true, Generation: n.Generation + 1, VM: n.VM, Identity: p.vm.Identity(), Acquired: n.Acquired}
+			return fabric.Answer{Held: true, Epoch: n.Epoch + 1, VM: n.VM, Identity: p.vm.Identity(), Acquired: n.Acquired}
 		})
 		_, err := newcomer.Ask(t.Context(), "node1", fabric.Notice{Kind: fabric.Acquiring, VM: "other", Prefixes: []netip.Prefix{netip.MustParsePrefix("203.0.113.99/32")}})
 		require.NoError(t, err)
@@ -367,7 +367,7 @@ func TestRouteThatLeadsToNoNode(t *testing.T) {
 // TestRouteOfANodeThatCanBeAsked: its word counts, and not the route.
 func TestRouteOfANodeThatCanBeAsked(t *testing.T) {
 	golds(t, func(t *testing.T, p *pair) {
-		p.one.speaker.Rival(route(p.vm, "10.10.0.22"))
+		p.one.speaker.Compete(route(p.vm, "10.10.0.22"))
 		moment()
 		assert.Equal(t, []string{"node1 tells node2 claimed sea_gold"}, p.talk.Take())
 		time.Sleep(time.Hour)
@@ -377,7 +377,7 @@ func TestRouteOfANodeThatCanBeAsked(t *testing.T) {
 		assert.Empty(t, p.one.journal.Take())
 		r := route(p.vm, "10.10.0.22")
 		r.Gone = true
-		p.one.speaker.Rival(r)
+		p.one.speaker.Compete(r)
 		moment()
 		assert.Empty(t, p.one.problems())
 	})
@@ -411,17 +411,17 @@ func nothing(fabric.Notice) fabric.Answer { return fabric.Answer{} }
 
 // later answers that the guest runs here, and began to later.
 func later(n fabric.Notice) fabric.Answer {
-	return fabric.Answer{Held: true, Generation: n.Generation + 1, VM: n.VM, Identity: n.Identity, Acquired: n.Acquired}
+	return fabric.Answer{Held: true, Epoch: n.Epoch + 1, VM: n.VM, Identity: n.Identity, Acquired: n.Acquired}
 }
 
 // older answers that another guest has had the address longer.
 func older(n fabric.Notice) fabric.Answer {
-	return fabric.Answer{Held: true, Generation: 1, VM: "clone", Identity: clone().Identity(), Acquired: n.Acquired.Add(-time.Hour)}
+	return fabric.Answer{Held: true, Epoch: 1, VM: "clone", Identity: clone().Identity(), Acquired: n.Acquired.Add(-time.Hour)}
 }
 
 // before answers as agents did that knew no identities.
 func before(n fabric.Notice) fabric.Answer {
-	return fabric.Answer{Held: true, Generation: n.Generation + 1}
+	return fabric.Answer{Held: true, Epoch: n.Epoch + 1}
 }
 
 // TestEveryWayBack walks every way into being preempted, and from each every way
@@ -437,7 +437,7 @@ func TestEveryWayBack(t *testing.T) {
 		src *fake.Source
 	}
 	claims := func(s *scene, kind fabric.NoticeKind, by fabric.VM, mine bool) {
-		n := fabric.Notice{Kind: kind, VM: by.Name, Prefixes: by.Prefixes(), Generation: uint64(time.Now().UnixMilli()), Identity: by.Identity(), Acquired: time.Now().Add(-time.Hour)}
+		n := fabric.Notice{Kind: kind, VM: by.Name, Prefixes: by.Prefixes(), Epoch: uint64(time.Now().UnixMilli()), Identity: by.Identity(), Acquired: time.Now().Add(-time.Hour)}
 		answer, err := s.end.Ask(s.scripted.t.Context(), "node1", n)
 		require.NoError(s.scripted.t, err)
 		require.Equal(s.scripted.t, mine, answer.Held)
@@ -494,10 +494,10 @@ func TestEveryWayBack(t *testing.T) {
 			moment()
 			s.src.Set(vm, fabric.Live)
 		}, "guest clone on node2"},
-		"a route, and the node answers": {func(s *scene) { s.says(later); s.speaker.Rival(r) }, "node2 has it"},
+		"a route, and the node answers": {func(s *scene) { s.says(later); s.speaker.Compete(r) }, "node2 has it"},
 		"a route, and the node is silent": {func(s *scene) {
 			s.stop()
-			s.speaker.Rival(r)
+			s.speaker.Compete(r)
 			moment()
 			time.Sleep(3 * time.Second)
 			s.says(later)
@@ -512,7 +512,7 @@ func TestEveryWayBack(t *testing.T) {
 		"the node says that it has not": {func(s *scene) {
 			s.says(nothing)
 			time.Sleep(2 * time.Second)
-			s.speaker.Rival(gone)
+			s.speaker.Compete(gone)
 		}, "normal"},
 		"the node lets go": {func(s *scene) {
 			s.says(nothing)
@@ -523,19 +523,19 @@ func TestEveryWayBack(t *testing.T) {
 			claims(s, fabric.Released, clone(), false)
 		}, "fresh"},
 		"the node is silent": {func(s *scene) {
-			s.speaker.Rival(gone)
+			s.speaker.Compete(gone)
 			s.stop()
 			time.Sleep(20 * time.Second)
 		}, "standby"},
 		"the node is silent, and its route goes": {func(s *scene) {
-			s.speaker.Rival(r)
+			s.speaker.Compete(r)
 			s.stop()
 			time.Sleep(20 * time.Second)
 			assert.Equal(s.scripted.t, "withdrawn", as(s), "it has a better route")
-			s.speaker.Rival(gone)
+			s.speaker.Compete(gone)
 		}, "standby"},
 		"the node is silent, and comes back without it": {func(s *scene) {
-			s.speaker.Rival(gone)
+			s.speaker.Compete(gone)
 			s.stop()
 			time.Sleep(20 * time.Second)
 			s.says(nothing)
@@ -543,7 +543,7 @@ func TestEveryWayBack(t *testing.T) {
 			time.Sleep(5 * time.Second)
 		}, "normal"},
 		"the node is silent, and comes back with it, and then has it no more": {func(s *scene) {
-			s.speaker.Rival(gone)
+			s.speaker.Compete(gone)
 			s.stop()
 			time.Sleep(20 * time.Second)
 			s.serve()
@@ -591,7 +591,7 @@ func TestEveryWayBack(t *testing.T) {
 						require.Len(t, s.problems(), 1)
 						assert.Contains(t, s.problems()[0], way.named)
 						if way.named == "node2 has it" && in == "a route, and the node answers" {
-							s.speaker.Rival(gone)
+							s.speaker.Compete(gone)
 							moment()
 							assert.Equal(t, "withdrawn", as(s), "the node says that it has it")
 						}
@@ -629,7 +629,7 @@ func TestPreemptedOverARestart(t *testing.T) {
 				src := fake.NewSource("libvirt")
 				src.SetQuietly(vm, fabric.Live)
 				n := (&node{t: t, journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j, fabric.Desired{
-					VM: vm, State: fabric.Live, Generation: 7, Since: time.Now(), Lost: tc.lost,
+					VM: vm, State: fabric.Live, Epoch: 7, Since: time.Now(), Lost: tc.lost,
 				})}).start(agent.WithNodes(ends["node1"]), agent.WithSources(src))
 				n.run(func() {
 					time.Sleep(tc.wait)
@@ -668,7 +668,7 @@ func TestLetGoAfterARestart(t *testing.T) {
 		src := fake.NewSource("libvirt")
 		src.SetQuietly(vm, fabric.Live)
 		n := (&node{t: t, journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j, fabric.Desired{
-			VM: vm, State: fabric.Live, Generation: 7, Since: time.Now(), Lost: "node2",
+			VM: vm, State: fabric.Live, Epoch: 7, Since: time.Now(), Lost: "node2",
 		})}).start(agent.WithNodes(ends["node1"]), agent.WithSources(src))
 		n.dataplane.SetCarrier("sea_gold_net0", true)
 		n.run(func() {
@@ -711,7 +711,7 @@ func TestGenerationsOfTheFarFuture(t *testing.T) {
 			src := fake.NewSource("libvirt")
 			n := fresh(t, agent.WithNodes(ends["node1"]), agent.WithSources(src))
 			stop := serves(t, ends["node2"], func(_ context.Context, _ fabric.Node, n fabric.Notice) fabric.Answer {
-				return fabric.Answer{Held: true, Generation: generation, VM: n.VM, Identity: n.Identity}
+				return fabric.Answer{Held: true, Epoch: generation, VM: n.VM, Identity: n.Identity}
 			})
 			defer func() { stop() }()
 			said := func() {
@@ -726,7 +726,7 @@ func TestGenerationsOfTheFarFuture(t *testing.T) {
 				require.NotEmpty(t, routes)
 				kept, err := n.store.All(t.Context())
 				require.NoError(t, err)
-				assert.InDelta(t, time.Now().UnixMilli(), kept[0].Generation, 3600e3)
+				assert.InDelta(t, time.Now().UnixMilli(), kept[0].Epoch, 3600e3)
 			}
 			n.run(func() {
 				n.apply(vm, fabric.Wired)
@@ -739,7 +739,7 @@ func TestGenerationsOfTheFarFuture(t *testing.T) {
 				time.Sleep(10 * time.Minute)
 				assert.Empty(t, n.problems())
 				for _, kind := range []fabric.NoticeKind{fabric.Claimed, fabric.Arriving, fabric.Arrived, fabric.Cancelled, fabric.Released} {
-					_, err := ends["node2"].Ask(t.Context(), "node1", fabric.Notice{Kind: kind, VM: vm.Name, Prefixes: vm.Prefixes(), Generation: generation, Identity: vm.Identity()})
+					_, err := ends["node2"].Ask(t.Context(), "node1", fabric.Notice{Kind: kind, VM: vm.Name, Prefixes: vm.Prefixes(), Epoch: generation, Identity: vm.Identity()})
 					require.NoError(t, err)
 					said()
 				}
@@ -751,7 +751,7 @@ func TestGenerationsOfTheFarFuture(t *testing.T) {
 				live()
 			})
 			// What an agent of before has taken up ends with it.
-			d := fabric.Desired{VM: vm, State: fabric.Live, Generation: generation, Since: time.Now()}
+			d := fabric.Desired{VM: vm, State: fabric.Live, Epoch: generation, Since: time.Now()}
 			require.NoError(t, n.store.Put(t.Context(), d))
 			n = n.again(agent.WithNodes(ends["node1"]), agent.WithSources(src))
 			n.run(live)
@@ -770,7 +770,7 @@ func TestEndedGuestIsNotClaimed(t *testing.T) {
 			n := fresh(t, agent.WithNodes(ends["node1"]), agent.WithSources(src))
 			held := true
 			stop := serves(t, ends["node2"], func(_ context.Context, _ fabric.Node, n fabric.Notice) fabric.Answer {
-				return fabric.Answer{Held: held && n.Kind == fabric.Claimed, Generation: 1, VM: vm.Name, Identity: vm.Identity()}
+				return fabric.Answer{Held: held && n.Kind == fabric.Claimed, Epoch: 1, VM: vm.Name, Identity: vm.Identity()}
 			})
 			defer stop()
 			n.run(func() {
@@ -778,7 +778,7 @@ func TestEndedGuestIsNotClaimed(t *testing.T) {
 				require.NoError(t, n.Started(t.Context(), vm))
 				src.Set(vm, fabric.Live)
 				moment()
-				_, err := ends["node2"].Ask(t.Context(), "node1", fabric.Notice{Kind: fabric.Claimed, VM: vm.Name, Prefixes: vm.Prefixes(), Generation: 1, Identity: vm.Identity()})
+				_, err := ends["node2"].Ask(t.Context(), "node1", fabric.Notice{Kind: fabric.Claimed, VM: vm.Name, Prefixes: vm.Prefixes(), Epoch: 1, Identity: vm.Identity()})
 				require.NoError(t, err)
 				talk.Take()
 				release := n.dataplane.Hang(last)
@@ -840,7 +840,7 @@ func TestNamesakeIsNotOnItsWay(t *testing.T) {
 		other := known("sea_gold", "uuid-of-clone", "203.0.113.10 2001:db8:100:1::10")
 		for _, kind := range []fabric.NoticeKind{fabric.Arriving, fabric.Arrived, fabric.Cancelled, fabric.Released} {
 			answer, err := p.ends[p.two].Ask(t.Context(), "node1", fabric.Notice{
-				Kind: kind, VM: "sea_gold", Prefixes: p.vm.Prefixes(), Generation: uint64(time.Now().Add(time.Hour).UnixMilli()), Identity: other.Identity(), Acquired: time.Now(),
+				Kind: kind, VM: "sea_gold", Prefixes: p.vm.Prefixes(), Epoch: uint64(time.Now().Add(time.Hour).UnixMilli()), Identity: other.Identity(), Acquired: time.Now(),
 			})
 			require.NoError(t, err)
 			assert.Zero(t, answer)

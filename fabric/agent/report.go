@@ -172,7 +172,7 @@ func (l *moveLog) end(vm, outcome string) *fabric.Move {
 }
 
 // keep has the reports kept soon.
-func (l *moveLog) keep() { rouse(l.ended) }
+func (l *moveLog) keep() { signal(l.ended) }
 
 // copy gives the report as it is now.
 func (r *report) copy() fabric.Move {

@@ -187,12 +187,12 @@ func (a *Agent) forgetUnknown(vm string, asOf time.Time) {
 	}
 }
 
-// heedAll applies what a source says of guests that are to be asked about, side
+// applyChanges applies what a source says of guests that are to be asked about, side
 // by side: one for which the resolver is slow holds up no other.
-func (a *Agent) heedAll(ctx context.Context, guests []fabric.Desired) {
+func (a *Agent) applyChanges(ctx context.Context, guests []fabric.Desired) {
 	var wg sync.WaitGroup
 	for _, d := range guests {
-		wg.Go(func() { a.heed(ctx, d) })
+		wg.Go(func() { a.applyChange(ctx, d) })
 	}
 	wg.Wait()
 }

@@ -38,7 +38,7 @@ func (a *Agent) wentTo(d fabric.Desired, to string, claimed, withdrawn time.Time
 	a.moves.at(d.VM.Name, func(m *fabric.Move, _ time.Time) { m.Learned, m.Withdrawn = claimed, withdrawn })
 	n := a.notice(fabric.Released, d)
 	n.Move = a.moves.end(d.VM.Name, "moved")
-	a.couriers.send(n, to)
+	a.peerQueues.send(n, to)
 }
 
 // cameFrom reports that a guest which was started here came from another node,

@@ -15,7 +15,7 @@ import (
 // restarts runs two agents that follow an LXD each; the guest runs on the first.
 func restarts(t *testing.T, f func(*testing.T, *pair)) {
 	t.Helper()
-	pairsOf(t, fake.NewRestarter, from("lxd", guest("web", "203.0.113.10 2001:db8:100:1::10 198.51.100.0/29 adopt")), func(t *testing.T, p *pair) {
+	pairsOf(t, fake.NewMovesByRestart, from("lxd", guest("web", "203.0.113.10 2001:db8:100:1::10 198.51.100.0/29 adopt")), func(t *testing.T, p *pair) {
 		p.begins(p.one)
 		p.one.dataplane.Hear("web_net0")
 		p.lets(p.one)

@@ -104,7 +104,7 @@ func (a *Agent) adopt(d fabric.Desired, there map[string]bool) {
 	}
 	d.Leaving = false // the source says if it is so still
 	a.adoptOwnership(&d)
-	a.guests[name] = &guest{want: d, told: a.toldBefore(d, there), has: owned(d) && d.Generation > 0, came: d.Incoming || d.VM.Origin != "" && len(d.Unreleased) > 0, kept: true}
+	a.guests[name] = &guest{want: d, reported: a.toldBefore(d, there), has: owned(d) && d.Epoch > 0, came: d.Incoming || d.VM.Origin != "" && len(d.Unreleased) > 0, kept: true}
 	a.unsettled[name] = true
 }
 
@@ -147,7 +147,7 @@ func (a *Agent) adoptOrphans(ports []fabric.PortState) {
 			continue
 		}
 		a.conditions.say("guest "+vm, fmt.Sprintf("guest %s: no state is kept of it, its port was taken over as it is; attach it, or detach it", vm))
-		a.guests[vm] = &guest{want: d, told: a.toldBefore(d, there), orphan: true}
+		a.guests[vm] = &guest{want: d, reported: a.toldBefore(d, there), orphan: true}
 		a.log.Warn("port without state taken over", "vm", vm, "state", d.State)
 	}
 }
@@ -196,7 +196,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // listen follows what the dataplane and the speaker tell of moves.
 func (a *Agent) listen(ctx context.Context) {
-	heard, rivals := a.dataplane.Heard(), a.speaker.Rivals()
+	heard, rivals := a.dataplane.Heard(), a.speaker.Competitors()
 	for {
 		select {
 		case <-ctx.Done():
@@ -204,7 +204,7 @@ func (a *Agent) listen(ctx context.Context) {
 		case port := <-heard:
 			a.heardAt(ctx, port)
 		case r := <-rivals:
-			a.rival(ctx, r)
+			a.competes(ctx, r)
 		}
 	}
 }
@@ -254,7 +254,7 @@ func (a *Agent) dropOrphans(ctx context.Context, ports []fabric.PortState) {
 	for _, vm := range names {
 		unlock, free := a.guestLocks.tryLock(vm)
 		if !free {
-			time.AfterFunc(passBusy, a.poke)
+			time.AfterFunc(passBusy, a.signal)
 			continue
 		}
 		a.dropOrphan(ctx, vm, gone)
@@ -274,9 +274,9 @@ func (a *Agent) dropOrphan(ctx context.Context, vm string, gone func(*guest) boo
 	a.mu.Unlock()
 	a.log.Info("a guest without state has no port any more", "vm", vm)
 	d.State = fabric.Absent
-	if err := a.lower(ctx, d); err != nil {
+	if err := a.tearDown(ctx, d); err != nil {
 		a.settle(d, false, err)
-		a.poke()
+		a.signal()
 	}
 }
 
@@ -288,11 +288,11 @@ func (a *Agent) repair(ctx context.Context, repairs []plan.Repair) bool {
 	for _, r := range repairs {
 		unlock, free := a.guestLocks.tryLock(r.VM)
 		if !free {
-			time.AfterFunc(passBusy, a.poke)
+			time.AfterFunc(passBusy, a.signal)
 			continue
 		}
 		a.log.Info("repair", "vm", r.VM, "why", r.Why)
-		if err := a.redo(ctx, r.VM, r.NICs); err != nil && ctx.Err() == nil {
+		if err := a.reconcile(ctx, r.VM, r.NICs); err != nil && ctx.Err() == nil {
 			a.log.Warn("repair", "vm", r.VM, "err", err)
 			well = false
 		}
@@ -395,7 +395,7 @@ func (a *Agent) follow(ctx context.Context, s fabric.Source) {
 			return
 		case c := <-s.Changes():
 			if !c.Lost && !a.asks(c.Guest) {
-				work.Go(func() { a.heed(ctx, c.Guest) })
+				work.Go(func() { a.applyChange(ctx, c.Guest) })
 				continue
 			}
 			select {
@@ -413,7 +413,7 @@ func (a *Agent) list(ctx context.Context, s fabric.Source, lost <-chan struct{})
 		began, wait := time.Now(), listEvery
 		switch guests, err := s.Guests(ctx); {
 		case err == nil:
-			a.reconcile(ctx, s.Name(), guests, began)
+			a.applyList(ctx, s.Name(), guests, began)
 		case errors.Is(err, os.ErrNotExist):
 			a.listed(s.Name()) // it has no guests to be waited for
 			wait = listRetry
@@ -435,13 +435,13 @@ func (a *Agent) list(ctx context.Context, s fabric.Source, lost <-chan struct{})
 // listed notes that the guests of a source are known.
 func (a *Agent) listed(source string) {
 	if a.inventory.listed(source) {
-		a.poke()
+		a.signal()
 	}
 }
 
-// reconcile applies a full list. Guests of the source that are not in it are
+// applyList applies a full list. Guests of the source that are not in it are
 // gone, but for those that were handled while it was made.
-func (a *Agent) reconcile(ctx context.Context, source string, guests []fabric.Desired, began time.Time) {
+func (a *Agent) applyList(ctx context.Context, source string, guests []fabric.Desired, began time.Time) {
 	listed := map[string]bool{}
 	var unresolved []fabric.Desired
 	for _, d := range guests {
@@ -457,7 +457,7 @@ func (a *Agent) reconcile(ctx context.Context, source string, guests []fabric.De
 		case a.asks(d):
 			unresolved = append(unresolved, d)
 		default:
-			a.heed(ctx, d)
+			a.applyChange(ctx, d)
 		}
 	}
 	a.unresolve(source, unresolved)
@@ -471,19 +471,19 @@ func (a *Agent) reconcile(ctx context.Context, source string, guests []fabric.De
 	a.mu.Unlock()
 	for _, name := range gone {
 		a.log.Info("guest is gone", "vm", name, "source", source)
-		a.heed(ctx, fabric.Desired{VM: fabric.VM{Name: name, Origin: source}, State: fabric.Absent, Since: began})
+		a.applyChange(ctx, fabric.Desired{VM: fabric.VM{Name: name, Origin: source}, State: fabric.Absent, Since: began})
 	}
 	a.conditions.clearFunc(func(about string) bool {
 		name, refused := strings.CutPrefix(about, refusedKey(source, ""))
 		return refused && !listed[name]
 	})
 	a.listed(source)
-	a.heedAll(ctx, unresolved)
+	a.applyChanges(ctx, unresolved)
 }
 
-// heed applies what a source says of one guest. A source raises a guest, or
+// applyChange applies what a source says of one guest. A source raises a guest, or
 // says that it is gone; going down in steps is for the hooks.
-func (a *Agent) heed(ctx context.Context, d fabric.Desired) {
+func (a *Agent) applyChange(ctx context.Context, d fabric.Desired) {
 	name := d.VM.Name
 	if a.outdated(name, d.Since) {
 		return
@@ -524,7 +524,7 @@ func (a *Agent) heed(ctx context.Context, d fabric.Desired) {
 	case arriving && d.State == fabric.Live:
 		a.run(ctx, d.VM, d.Since, d.VM.Origin)
 	default:
-		err = a.bring(ctx, d.VM, request{asOf: d.Since, run: d.Run, settle: func(prev fabric.Desired, known, incoming bool) (fabric.State, bool) {
+		err = a.ensure(ctx, d.VM, request{asOf: d.Since, run: d.Run, settle: func(prev fabric.Desired, known, incoming bool) (fabric.State, bool) {
 			if d.State == fabric.Live || known && prev.State == fabric.Live {
 				return fabric.Live, false
 			}

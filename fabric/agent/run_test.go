@@ -638,7 +638,7 @@ func TestAdoptedLinks(t *testing.T) {
 func TestGuestsThatAreToBeHeard(t *testing.T) {
 	var src *fake.Source
 	starts := func(*node) []agent.Option {
-		src = fake.NewRestarter("lxd")
+		src = fake.NewMovesByRestart("lxd")
 		return []agent.Option{agent.WithSources(src)}
 	}
 	announced := lines("announce", "203.0.113.10/32", "2001:db8:100:1::10/128", "198.51.100.0/29", "2001:db8:200:8::/64")

@@ -25,7 +25,7 @@ func lostAs(d *fabric.Desired, other fabric.Desired) {
 // ended reports whether the guest was live here, and is not any more: somebody
 // else may have its addresses since.
 func ended(d fabric.Desired) bool {
-	return d.State == fabric.Wired && !d.Incoming && d.Generation > 0 && d.Acquired.IsZero()
+	return d.State == fabric.Wired && !d.Incoming && d.Epoch > 0 && d.Acquired.IsZero()
 }
 
 // isOf tells whether two descriptions can be of one guest: those of a source,

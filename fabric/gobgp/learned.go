@@ -49,15 +49,15 @@ func (s *Speaker) Diagnose() []string {
 // among the learned alone. Without a learner it has only the routes that come
 // before what this node announces, whether it announces them or not.
 type ribIn struct {
-	learner Learner // nil: none
-	rivals  *rivals
-	log     *slog.Logger
-	cluster fabric.Cluster
-	node    fabric.Node
-	allowed []fabric.PrefixRange
-	barred  []netip.Prefix
-	plain   []uint32
-	large   []bgp.LargeCommunity
+	learner     Learner // nil: none
+	competitors *competitors
+	log         *slog.Logger
+	cluster     fabric.Cluster
+	node        fabric.Node
+	allowed     []fabric.PrefixRange
+	barred      []netip.Prefix
+	plain       []uint32
+	large       []bgp.LargeCommunity
 
 	mu       sync.Mutex
 	routes   map[netip.Prefix]map[netip.Addr]heard // by reflector
@@ -86,7 +86,7 @@ type awaited struct {
 
 func newRIBIn(l Learner, c fabric.Cluster, n fabric.Node, log *slog.Logger) *ribIn {
 	r := &ribIn{
-		learner: l, rivals: newRivals(c), log: log, cluster: c, node: n,
+		learner: l, competitors: newCompetitors(c), log: log, cluster: c, node: n,
 		allowed: slices.Concat(c.Announceable(false), c.Announceable(true)),
 		barred:  slices.Concat(c.Excluded(false), c.Excluded(true)),
 		routes:  map[netip.Prefix]map[netip.Addr]heard{}, told: map[netip.Prefix]netip.Addr{},
@@ -165,7 +165,7 @@ func (r *ribIn) update(paths []*apiutil.Path) {
 			r.routes[nlri.Prefix][p.PeerAddress] = h
 			r.compete(nlri.Prefix, p.PeerAddress, was, h)
 			if !h.better() {
-				r.rivals.untell(nlri.Prefix, p.PeerAddress)
+				r.competitors.retract(nlri.Prefix, p.PeerAddress)
 			}
 		} else {
 			r.drop(nlri.Prefix, p.PeerAddress)
@@ -205,7 +205,7 @@ func (r *ribIn) drop(p netip.Prefix, peer netip.Addr) {
 	if delete(r.routes[p], peer); len(r.routes[p]) == 0 {
 		delete(r.routes, p)
 	}
-	r.rivals.untell(p, peer)
+	r.competitors.retract(p, peer)
 }
 
 // tell tells the learner where a prefix is now, if that is news. r.mu is held.

@@ -91,8 +91,8 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 
 // watch follows the sessions and, in one order with them, what comes in.
 func (s *Speaker) watch(ctx context.Context) error {
-	s.serving.Go(func() { s.in.tellRivals(ctx) })
-	s.serving.Go(func() { s.lookUpRivals(ctx) })
+	s.serving.Go(func() { s.in.emitCompetitors(ctx) })
+	s.serving.Go(func() { s.lookUpCompetitors(ctx) })
 	callbacks := server.WatchEventMessageCallbacks{OnPeerUpdate: func(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
 		s.peerChanged(ctx, e, at)
 	}}

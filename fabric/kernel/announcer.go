@@ -52,7 +52,7 @@ type Announcer struct {
 	change sync.Mutex // held by whoever changes announcements
 
 	mu       sync.Mutex
-	slate    *slate
+	cache    *routeCache
 	want     map[netip.Prefix]uint32 // metrics, as put or found
 	changing map[netip.Prefix]bool   // how these look meanwhile does not count
 	last     time.Time               // when a route of ours last came or went
@@ -86,10 +86,10 @@ func NewAnnouncer(opts ...AnnouncerOption) (*Announcer, error) {
 		a.rtnl.close()
 		return nil, fmt.Errorf("announcer: %w", err)
 	}
-	if a.slate, err = listSlate(a.rtnl); err != nil {
+	if a.cache, err = listRoutes(a.rtnl); err != nil {
 		return nil, fmt.Errorf("announcer: list routes: %w", errors.Join(err, a.events.close(), a.rtnl.close()))
 	}
-	a.adopt(slices.Collect(maps.Keys(a.slate.routes)))
+	a.adopt(slices.Collect(maps.Keys(a.cache.routes)))
 	wake(a.strayed)
 	a.wg.Go(a.receive)
 	a.wg.Go(a.attend)
@@ -123,8 +123,8 @@ func (a *Announcer) Actual(ctx context.Context) ([]fabric.Route, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	routes := []fabric.Route{}
-	for p := range a.slate.routes {
-		if rs := a.slate.announcements(p); len(rs) > 0 {
+	for p := range a.cache.routes {
+		if rs := a.cache.announcements(p); len(rs) > 0 {
 			routes = append(routes, fabric.Route{Prefix: p, Preference: preferenceOf(rs[0].metric)})
 		}
 	}
@@ -165,7 +165,7 @@ func (a *Announcer) Remove(ctx context.Context, prefixes ...netip.Prefix) error 
 		var doomed []route
 		a.mu.Lock()
 		for _, p := range prefixes {
-			doomed = append(doomed, a.slate.announcements(p)...)
+			doomed = append(doomed, a.cache.announcements(p)...)
 		}
 		a.mu.Unlock()
 		err := a.withdraw(doomed)
@@ -220,7 +220,7 @@ func (a *Announcer) catchUp(ctx context.Context) error {
 // adopt takes what is announced for what is to be. a.mu is held.
 func (a *Announcer) adopt(prefixes []netip.Prefix) {
 	for _, p := range prefixes {
-		if rs := a.slate.announcements(p); len(rs) > 0 {
+		if rs := a.cache.announcements(p); len(rs) > 0 {
 			a.want[p] = rs[0].metric
 		} else {
 			delete(a.want, p)
@@ -234,12 +234,12 @@ func (a *Announcer) compare(prefixes []netip.Prefix) {
 		if a.changing[p] {
 			continue
 		}
-		rs := a.slate.announcements(p)
+		rs := a.cache.announcements(p)
 		metric, wanted := a.want[p]
 		if wanted != (len(rs) > 0) || len(rs) > 1 || wanted && rs[0].metric != metric {
 			wake(a.changed)
 		}
-		if len(a.slate.astray(p)) > 0 {
+		if len(a.cache.astray(p)) > 0 {
 			wake(a.strayed)
 		}
 	}
@@ -253,14 +253,14 @@ func (a *Announcer) put(prefixes []netip.Prefix, want map[netip.Prefix]uint32) e
 	a.mu.Lock()
 	for _, p := range prefixes {
 		metric := want[p]
-		r, ok := a.slate.port(p)
+		r, ok := a.cache.port(p)
 		if !ok {
 			troubles.add(p, errors.New("no port of this node has a route to it; attach the guest first"))
 			continue
 		}
 		r.metric = metric
-		astray = append(astray, a.slate.astray(p)...)
-		have := a.slate.announcements(p)
+		astray = append(astray, a.cache.astray(p)...)
+		have := a.cache.announcements(p)
 		if !slices.Contains(have, r) {
 			missing = append(missing, r)
 		} else {
@@ -301,7 +301,7 @@ func (a *Announcer) put(prefixes []netip.Prefix, want map[netip.Prefix]uint32) e
 func (a *Announcer) settle(r route) error {
 	a.takeStock()
 	a.mu.Lock()
-	there := slices.Contains(a.slate.routes[r.prefix], r)
+	there := slices.Contains(a.cache.routes[r.prefix], r)
 	a.mu.Unlock()
 	if there {
 		return nil
@@ -345,7 +345,7 @@ func (a *Announcer) each(typ netlink.HeaderType, flags netlink.HeaderFlags, rs [
 	return all, nil
 }
 
-// receive keeps the slate until the socket is closed.
+// receive keeps the route cache until the socket is closed.
 func (a *Announcer) receive() {
 	for {
 		msgs, err := a.events.conn.Receive()
@@ -363,13 +363,13 @@ func (a *Announcer) receive() {
 		}
 		a.mu.Lock()
 		for _, m := range msgs {
-			touched := a.slate.apply(m)
+			touched := a.cache.apply(m)
 			if len(touched) > 0 {
 				a.compare(touched)
 				a.last = time.Now()
 			}
 		}
-		if len(a.slate.untold) > 0 {
+		if len(a.cache.untold) > 0 {
 			wake(a.strayed)
 		}
 		a.mu.Unlock()
@@ -395,17 +395,17 @@ func (a *Announcer) attend() {
 	}
 }
 
-// takeStock starts the slate anew, and says so when something is not as known.
+// takeStock starts the route cache anew, and says so when something is not as known.
 func (a *Announcer) takeStock() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s, err := listSlate(a.rtnl)
+	s, err := listRoutes(a.rtnl)
 	if err != nil {
 		a.log.Warn("list routes", "err", err)
 		return
 	}
-	s.untold = a.slate.untold
-	a.slate = s
+	s.untold = a.cache.untold
+	a.cache = s
 	a.compare(slices.Collect(maps.Keys(a.want)))
 	a.compare(slices.Collect(maps.Keys(s.routes)))
 }
@@ -417,8 +417,8 @@ func (a *Announcer) straighten() {
 	defer a.change.Unlock()
 	var astray []route
 	a.mu.Lock()
-	for p := range a.slate.routes {
-		astray = append(astray, a.slate.astray(p)...)
+	for p := range a.cache.routes {
+		astray = append(astray, a.cache.astray(p)...)
 	}
 	a.mu.Unlock()
 	for _, r := range astray {
@@ -436,8 +436,8 @@ func (a *Announcer) tell() {
 	a.change.Lock()
 	defer a.change.Unlock()
 	a.mu.Lock()
-	untold := slices.DeleteFunc(a.slate.untold, func(r route) bool { return slices.Contains(a.slate.routes[r.prefix], r) })
-	a.slate.untold = nil
+	untold := slices.DeleteFunc(a.cache.untold, func(r route) bool { return slices.Contains(a.cache.routes[r.prefix], r) })
+	a.cache.untold = nil
 	a.mu.Unlock()
 	errs, err := a.each(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, untold)
 	var added []route

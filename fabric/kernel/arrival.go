@@ -189,13 +189,13 @@ func (d *Dataplane) arriving() map[string][]netip.Prefix {
 
 // attend has the listeners of a port that was put follow it to its link.
 func (d *Dataplane) attend(p fabric.Port, index int32) {
-	d.watch.mirror.mu.Lock()
+	d.watch.cache.mu.Lock()
 	here := false
-	if l := d.watch.mirror.links[index]; l != nil {
+	if l := d.watch.cache.links[index]; l != nil {
 		l.neighbours = nil
 		here = l.found && l.carrier()
 	}
-	d.watch.mirror.mu.Unlock()
+	d.watch.cache.mu.Unlock()
 	err := d.moves.attend(p, index)
 	if p.Listen {
 		err = errors.Join(err, d.moves.heed(p, index, here))

@@ -157,7 +157,7 @@ func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	m := d.watch.mirror
+	m := d.watch.cache
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	states := make([]fabric.PortState, 0, len(m.links))
@@ -188,7 +188,7 @@ func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
 }
 
 // nic is what can be seen of a guest's NIC from its port.
-func (l *mirrored) nic() fabric.NIC {
+func (l *cachedLink) nic() fabric.NIC {
 	n := fabric.NIC{Kind: fabric.Adopt}
 	switch l.kind {
 	case "tun":
@@ -215,7 +215,7 @@ func (l *mirrored) nic() fabric.NIC {
 }
 
 // faults lists how a link differs from the port that it is to be.
-func (d *Dataplane) faults(p fabric.Port, l *mirrored) []string {
+func (d *Dataplane) faults(p fabric.Port, l *cachedLink) []string {
 	faults := l.linkFaults(p)
 	for _, a := range d.gateways(p) {
 		if !l.addrs[a] {
@@ -529,7 +529,7 @@ func (d *Dataplane) carryOut(l link, changes []change) error {
 			return fmt.Errorf("%s: %w", c.text, reason(err))
 		}
 		if c.addr.IsValid() {
-			d.watch.mirror.added(l.index, c.addr)
+			d.watch.cache.added(l.index, c.addr)
 		}
 	}
 	return nil

@@ -20,7 +20,7 @@ const (
 	resolveLook = time.Millisecond
 )
 
-// stragglers are the waits after which a recorder is looked at again, for
+// stragglers are the waits after which a replay buffer is looked at again, for
 // packets whose route was chosen before the diversion.
 var stragglers = []time.Duration{2 * time.Millisecond, 8 * time.Millisecond}
 
@@ -196,7 +196,7 @@ func (d *Dataplane) resend(ctx context.Context, ports []fabric.Port, diverted []
 	}
 	since := make([]time.Time, len(recorders))
 	for i, r := range recorders {
-		since[i] = r.missed(called)
+		since[i] = r.replayFrom(called)
 	}
 	hops := map[uint16]hop{}
 	var failed error

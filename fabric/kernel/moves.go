@@ -23,9 +23,9 @@ type moves struct {
 
 	mu        sync.Mutex
 	closed    bool
-	ears      map[string]*ear
-	silences  map[string]*silence
-	recorders map[string]*recorder
+	ears      map[string]*frameListener
+	silences  map[string]*presenceDetection
+	recorders map[string]*replayBuffer
 	sender    *sender
 }
 
@@ -40,7 +40,7 @@ func newMoves(changed func(), introduce func(fabric.NIC, int32)) (*moves, error)
 	}
 	return &moves{
 		rtnl: r, heard: make(chan string, heardAtOnce), changed: changed, introduce: introduce,
-		ears: map[string]*ear{}, silences: map[string]*silence{}, recorders: map[string]*recorder{},
+		ears: map[string]*frameListener{}, silences: map[string]*presenceDetection{}, recorders: map[string]*replayBuffer{},
 	}, nil
 }
 
@@ -51,11 +51,11 @@ func (m *moves) close() error {
 	for _, s := range m.silences {
 		ears = append(ears, s.end())
 	}
-	m.ears, m.recorders, m.sender = map[string]*ear{}, map[string]*recorder{}, nil
+	m.ears, m.recorders, m.sender = map[string]*frameListener{}, map[string]*replayBuffer{}, nil
 	clear(m.silences)
 	m.mu.Unlock()
 	for _, e := range ears {
-		hush(e)
+		closeListener(e)
 	}
 	m.asking.Wait()
 	for _, r := range recorders {
@@ -69,7 +69,7 @@ func (m *moves) close() error {
 }
 
 // attend listens for the guest of a port that is incoming, on the link that the
-// port is now, and no more once it is not. A recorder of the port follows it to
+// port is now, and no more once it is not. A replay buffer of the port follows it to
 // a new link.
 func (m *moves) attend(p fabric.Port, index int32) error {
 	m.mu.Lock()
@@ -106,14 +106,14 @@ func (m *moves) leave(name string) {
 		e.close()
 		delete(m.ears, name)
 	}
-	var listening *ear
+	var listening *frameListener
 	if s := m.silences[name]; s != nil {
 		listening = s.end()
 		delete(m.silences, name)
 	}
 	m.forgetRecorder(name)
 	m.mu.Unlock()
-	hush(listening)
+	closeListener(listening)
 }
 
 func (m *moves) record(name string, index int32) error {
@@ -128,7 +128,7 @@ func (m *moves) record(name string, index int32) error {
 
 // startRecording begins anew. m.mu is held.
 func (m *moves) startRecording(name string, index int32) error {
-	r, err := startRecorder(index)
+	r, err := startReplayBuffer(index)
 	if err == nil {
 		m.recorders[name] = r
 	}
@@ -149,10 +149,10 @@ func (m *moves) forgetRecorder(name string) {
 }
 
 // recording gives the recorders of those of the ports that are recorded.
-func (m *moves) recording(ports []fabric.Port) []*recorder {
+func (m *moves) recording(ports []fabric.Port) []*replayBuffer {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var all []*recorder
+	var all []*replayBuffer
 	for _, p := range ports {
 		if r := m.recorders[p.Name]; r != nil {
 			all = append(all, r)

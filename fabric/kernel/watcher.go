@@ -31,7 +31,7 @@ const (
 type watcher struct {
 	d       *Dataplane
 	events  *notices
-	mirror  *mirror
+	cache   *netlinkCache
 	changed chan struct{}
 	wake    chan struct{}
 	wg      sync.WaitGroup
@@ -53,7 +53,7 @@ type watcher struct {
 
 func startWatcher(d *Dataplane) (*watcher, error) {
 	w := &watcher{
-		d: d, mirror: newMirror(),
+		d: d, cache: newNetlinkCache(),
 		changed: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 		held: map[string]int{}, lastPuts: map[string]int{}, awaited: map[string]bool{}, suspects: map[string]bool{},
 	}
@@ -65,7 +65,7 @@ func startWatcher(d *Dataplane) (*watcher, error) {
 		return nil, err
 	}
 	// Listening comes before listing, so that nothing falls between the two.
-	if err := w.mirror.take(d.rtnl); err != nil {
+	if err := w.cache.take(d.rtnl); err != nil {
 		w.events.close()
 		return nil, fmt.Errorf("list ports: %w", err)
 	}
@@ -85,7 +85,7 @@ func (w *watcher) close() error {
 	return err
 }
 
-// receive keeps the mirror until the socket is closed.
+// receive keeps the netlink cache until the socket is closed.
 func (w *watcher) receive() {
 	for {
 		msgs, err := w.events.conn.Receive()
@@ -102,7 +102,7 @@ func (w *watcher) receive() {
 			w.events.pass(nil)
 			continue
 		}
-		w.mirror.mu.Lock()
+		w.cache.mu.Lock()
 		var names, links []string
 		hops, ways := false, false
 		for _, m := range msgs {
@@ -116,15 +116,15 @@ func (w *watcher) receive() {
 				continue
 			}
 			hops = w.d.hops.apply(m) || hops
-			concerned := w.mirror.apply(m)
+			concerned := w.cache.apply(m)
 			names = append(names, concerned...)
 			if isLink(m) {
 				links = append(links, concerned...)
 			}
 		}
-		flaps := w.mirror.flaps
-		w.mirror.flaps = nil
-		w.mirror.mu.Unlock()
+		flaps := w.cache.flaps
+		w.cache.flaps = nil
+		w.cache.mu.Unlock()
 		for _, f := range flaps {
 			w.d.moves.carrier(f.name, f.index, f.up)
 		}
@@ -144,9 +144,9 @@ func (w *watcher) receive() {
 	}
 }
 
-// relist starts the mirror anew after notifications were lost.
+// relist starts the netlink cache anew after notifications were lost.
 func (w *watcher) relist() {
-	if err := w.mirror.load(w.d.rtnl); err != nil {
+	if err := w.cache.load(w.d.rtnl); err != nil {
 		w.d.log.Warn("list ports", "err", err)
 	}
 	if err := w.d.hops.load(w.d.rtnl); err != nil {
@@ -157,7 +157,7 @@ func (w *watcher) relist() {
 }
 
 // reconfigured gives the port whose setting a notification is about
-// (RTM_NEWNETCONF); its value is read by inspect. w.mirror.mu is held.
+// (RTM_NEWNETCONF); its value is read by inspect. w.cache.mu is held.
 func (w *watcher) reconfigured(data []byte) []string {
 	const sizeofNetconfmsg, attrIndex = 4, 1
 	if len(data) < sizeofNetconfmsg {
@@ -173,7 +173,7 @@ func (w *watcher) reconfigured(data []byte) []string {
 		}
 		index := int32(binary.NativeEndian.Uint32(ad.Bytes()))
 		w.d.forwarding.reconfigured(index)
-		if l := w.mirror.links[index]; l != nil {
+		if l := w.cache.links[index]; l != nil {
 			l.settings = nil
 			w.mu.Lock()
 			w.suspects["/"+l.name] = true // no link is called so: to be read, not only compared
@@ -260,11 +260,11 @@ func (w *watcher) forget(name string) {
 	delete(w.lastPuts, name)
 }
 
-// seen gives copies of what the mirror has of a link.
+// seen gives copies of what the netlink cache has of a link.
 func (w *watcher) seen(index int32) (addrs map[netip.Addr]bool, routes map[place]route, rivals map[netip.Prefix]route) {
-	w.mirror.mu.Lock()
-	defer w.mirror.mu.Unlock()
-	if l := w.mirror.links[index]; l != nil {
+	w.cache.mu.Lock()
+	defer w.cache.mu.Unlock()
+	if l := w.cache.links[index]; l != nil {
 		return maps.Clone(l.addrs), maps.Clone(l.routes), maps.Clone(l.rivals)
 	}
 	return nil, map[place]route{}, nil
@@ -280,17 +280,17 @@ func (w *watcher) lastPut(name string) (n int, idle bool) {
 
 // lacksNeighbours tells whether a link was seen without some of its guest's.
 func (w *watcher) lacksNeighbours(index int32) bool {
-	w.mirror.mu.Lock()
-	defer w.mirror.mu.Unlock()
-	l := w.mirror.links[index]
+	w.cache.mu.Lock()
+	defer w.cache.mu.Unlock()
+	l := w.cache.links[index]
 	return l != nil && len(l.neighbours) > 0
 }
 
 // unrivalled notes that the kernel uses our route to a prefix.
 func (w *watcher) unrivalled(index int32, p netip.Prefix) {
-	w.mirror.mu.Lock()
-	defer w.mirror.mu.Unlock()
-	if l := w.mirror.links[index]; l != nil {
+	w.cache.mu.Lock()
+	defer w.cache.mu.Unlock()
+	if l := w.cache.links[index]; l != nil {
 		delete(l.rivals, p)
 	}
 }
@@ -340,8 +340,8 @@ func (w *watcher) inspect() {
 func (w *watcher) anyFaulty(names map[string]bool) bool {
 	w.d.mu.Lock()
 	defer w.d.mu.Unlock()
-	w.mirror.mu.Lock()
-	defer w.mirror.mu.Unlock()
+	w.cache.mu.Lock()
+	defer w.cache.mu.Unlock()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for name := range names {
@@ -349,7 +349,7 @@ func (w *watcher) anyFaulty(names map[string]bool) bool {
 		if !wanted || w.held[name] > 0 {
 			continue // release comes back to it
 		}
-		l := w.mirror.links[w.mirror.byName[name]]
+		l := w.cache.links[w.cache.byName[name]]
 		if l == nil || len(w.d.faults(p, l)) > 0 {
 			return true
 		}
@@ -426,9 +426,9 @@ func (w *watcher) verify(name string, all map[int32][]neighbour) bool {
 	if last, still := w.lastPut(name); wanted && !(idle && still && put == last) {
 		return false // what was read is of before; the next round looks again
 	}
-	w.mirror.mu.Lock()
-	defer w.mirror.mu.Unlock()
-	if m := w.mirror.links[l.index]; m != nil {
+	w.cache.mu.Lock()
+	defer w.cache.mu.Unlock()
+	if m := w.cache.links[l.index]; m != nil {
 		m.settings, m.conf4 = faults, l.conf4
 		if all != nil {
 			m.neighbours = neighbours

@@ -57,7 +57,7 @@ func (d *Dataplane) startWaysOut() error {
 	if w.rtnl, err = dialRTNL(); err != nil {
 		return err
 	}
-	w.port, w.log = d.watch.mirror.anyPort, d.log.Warn
+	w.port, w.log = d.watch.cache.anyPort, d.log.Warn
 	w.withheld = func(v6 bool) bool { return d.NextHop(v6) != nil }
 	w.look()
 	w.wg.Go(w.run)
@@ -345,7 +345,7 @@ func (w *waysOut) router(family uint8) string {
 
 // anyPort gives a port that is up, and an address of its guest, of a family; zero
 // where there is none.
-func (m *mirror) anyPort(v6 bool) (index int32, guest netip.Addr) {
+func (m *netlinkCache) anyPort(v6 bool) (index int32, guest netip.Addr) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i, l := range m.links {

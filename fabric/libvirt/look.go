@@ -11,9 +11,9 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/libvirt/domxml"
 )
 
-// Look implements [fabric.Source]: the domain of a name, as it is defined or
+// Describe implements [fabric.Source]: the domain of a name, as it is defined or
 // runs. It is for people, and not for hooks, which libvirt waits for.
-func (s *Source) Look(ctx context.Context, name string) (vm fabric.VM, ours bool, err error) {
+func (s *Source) Describe(ctx context.Context, name string) (vm fabric.VM, ours bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.daemon.Times.Call)
 	defer cancel()
 	c, release, err := s.daemon.Borrow(ctx)

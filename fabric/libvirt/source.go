@@ -144,8 +144,8 @@ func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	return guests, nil
 }
 
-// Restarts implements [fabric.Source]: libvirt says when a guest begins to run.
-func (*Source) Restarts() bool { return false }
+// MovesByRestart implements [fabric.Source]: libvirt says when a guest begins to run.
+func (*Source) MovesByRestart() bool { return false }
 
 // Status implements [fabric.Source].
 func (s *Source) Status() fabric.SourceStatus {

@@ -242,11 +242,11 @@ func TestGuestsToBeResolved(t *testing.T) {
 	require.Len(t, s.Diagnose(), 1)
 	assert.Contains(t, s.Diagnose()[0], why)
 
-	vm, ours, err := s.Look(t.Context(), "ask")
+	vm, ours, err := s.Describe(t.Context(), "ask")
 	require.NoError(t, err)
 	assert.True(t, ours)
 	assert.Equal(t, want, vm)
-	_, ours, err = s.Look(t.Context(), "odd")
+	_, ours, err = s.Describe(t.Context(), "odd")
 	require.ErrorContains(t, err, why)
 	assert.True(t, ours)
 }
@@ -287,8 +287,10 @@ func TestGuestWithoutMetadataIsNotGone(t *testing.T) {
 		assert.Equal(t, fabric.Live, got[0].State)
 		assert.Equal(t, "1", got[0].Run)
 	}
+	release := d.hook("web") // what is read then would take the place of this
 	d.event("web", golibvirt.DomainEventSuspended, suspendedMigrated)
 	left := requireNext(t, s, "web", fabric.Live)
+	release()
 	assert.True(t, left.Leaving)
 	assert.Empty(t, left.VM.NICs)
 	d.event("web", golibvirt.DomainEventResumed, resumedUnpaused)

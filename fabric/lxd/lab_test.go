@@ -163,7 +163,7 @@ func (r *real) lxc(args ...string) {
 // remedy does what LXD's user is told of an instance that would not start.
 func (r *real) remedy(name string) {
 	r.t.Helper()
-	_, ours, err := r.Look(r.soon(), name)
+	_, ours, err := r.Describe(r.soon(), name)
 	require.Error(r.t, err, name)
 	require.True(r.t, ours, "%v", err)
 	problem := err.Error()
@@ -173,7 +173,7 @@ func (r *real) remedy(name string) {
 		require.Equal(r.t, "lxc", words[0], problem)
 		r.lxc(words[1:]...)
 	}
-	_, _, err = r.Look(r.soon(), name)
+	_, _, err = r.Describe(r.soon(), name)
 	require.NoError(r.t, err, "%s was told: %s", name, problem)
 }
 

@@ -9,10 +9,10 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Look implements [fabric.Source]. A name is LXC's: that of the instance, after
+// Describe implements [fabric.Source]. A name is LXC's: that of the instance, after
 // that of its project and an underscore where the project is not the default.
 // Where the default project has no such instance, one of another is meant.
-func (s *Source) Look(ctx context.Context, name string) (vm fabric.VM, ours bool, err error) {
+func (s *Source) Describe(ctx context.Context, name string) (vm fabric.VM, ours bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.daemon.Times.Call)
 	defer cancel()
 	c, release, err := s.daemon.Borrow(ctx)

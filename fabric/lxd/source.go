@@ -98,9 +98,9 @@ func (s *Source) Run(ctx context.Context) error { return s.daemon.Run(ctx, s.wat
 // Name implements [fabric.Source].
 func (s *Source) Name() string { return s.name }
 
-// Restarts implements [fabric.Source]: LXD starts an instance on the other
+// MovesByRestart implements [fabric.Source]: LXD starts an instance on the other
 // server before it stops it here, and does not say when that one takes over.
-func (s *Source) Restarts() bool { return true }
+func (s *Source) MovesByRestart() bool { return true }
 
 // Changes implements [fabric.Source]. Changes of one guest that nobody took
 // yet are one change, the newest. The first after each connect has Lost set.

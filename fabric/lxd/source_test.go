@@ -289,7 +289,7 @@ func TestStoppedInstanceWithAFlawIsNoProblem(t *testing.T) {
 	assert.Equal(t, map[string]fabric.State{"web": fabric.Live}, list(t, s))
 	assert.Empty(t, s.Diagnose())
 	for name, i := range flaws {
-		_, ours, err := s.Look(t.Context(), name)
+		_, ours, err := s.Describe(t.Context(), name)
 		require.Error(t, err, "its start is refused")
 		assert.True(t, ours)
 		d.set(i)

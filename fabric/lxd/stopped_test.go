@@ -198,18 +198,18 @@ func TestLook(t *testing.T) {
 	d.set(foreign("plain"))
 	look := func(t *testing.T, s *Source) {
 		for name, want := range map[string]string{"web": "203.0.113.10", "db": "203.0.113.11", "shop_mx": "203.0.113.13"} {
-			vm, ours, err := s.Look(t.Context(), name)
+			vm, ours, err := s.Describe(t.Context(), name)
 			require.NoError(t, err, name)
 			assert.True(t, ours)
 			assert.Equal(t, want, vm.NICs[0].Addresses[0].String())
 			assert.Equal(t, "lxd", vm.Origin)
 		}
 		for _, name := range []string{"plain", "nobody", "shop_db", "nowhere_web"} {
-			_, ours, err := s.Look(t.Context(), name)
+			_, ours, err := s.Describe(t.Context(), name)
 			require.NoError(t, err, name)
 			assert.False(t, ours, name)
 		}
-		_, _, err := s.Look(t.Context(), "bad")
+		_, _, err := s.Describe(t.Context(), "bad")
 		require.ErrorContains(t, err, "instance bad: NIC device eth0 has no host_name")
 	}
 	t.Run("without a connection", func(t *testing.T) { look(t, New(Config{Socket: d.path})) })
@@ -217,18 +217,18 @@ func TestLook(t *testing.T) {
 		s := follow(t, d)
 		list(t, s)
 		look(t, s)
-		vm, ours, err := s.Look(t.Context(), "mx")
+		vm, ours, err := s.Describe(t.Context(), "mx")
 		require.NoError(t, err)
 		assert.True(t, ours, "the only one of its name")
 		assert.Equal(t, "mx", vm.Name)
-		_, _, err = s.Look(t.Context(), "shop_web")
+		_, _, err = s.Describe(t.Context(), "shop_web")
 		require.ErrorContains(t, err, "instance shop_web: its name is that of the instance in project default")
 		d.fail("/1.0/instances/web", 500)
-		_, _, err = s.Look(t.Context(), "web")
+		_, _, err = s.Describe(t.Context(), "web")
 		require.ErrorContains(t, err, "lxd: instance web: ")
 	})
 	t.Run("without LXD", func(t *testing.T) {
-		_, _, err := New(Config{Socket: t.TempDir() + "/none"}).Look(t.Context(), "web")
+		_, _, err := New(Config{Socket: t.TempDir() + "/none"}).Describe(t.Context(), "web")
 		require.ErrorContains(t, err, "start lxd")
 	})
 }

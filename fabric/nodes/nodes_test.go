@@ -36,7 +36,7 @@ const bound = 20 * time.Second // for what must happen
 func notice() fabric.Notice {
 	return fabric.Notice{Kind: fabric.Claimed, VM: "web", Prefixes: []netip.Prefix{
 		netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("2001:db8:100::10/128"),
-	}, Generation: 7}
+	}, Epoch: 7}
 }
 
 func end(c fabric.Cluster, n fabric.Node) *nodes.Nodes {

@@ -55,7 +55,7 @@ func TestOlderAgent(t *testing.T) {
 			for range 2 {
 				answer, err := two.Ask(t.Context(), "node1", n)
 				require.NoError(t, err)
-				assert.Equal(t, fabric.Answer{Held: true, Generation: 7}, answer)
+				assert.Equal(t, fabric.Answer{Held: true, Epoch: 7}, answer)
 				told := <-lines
 				assert.NotContains(t, told, `"identity"`)
 				assert.NotContains(t, told, `"acquired"`)

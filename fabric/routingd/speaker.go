@@ -69,9 +69,9 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 	return &Speaker{Announcer: a, cfg: cfg, log: o.log}, nil
 }
 
-// Rivals implements [fabric.Speaker]: the routes that the daemon hears of other
+// Competitors implements [fabric.Speaker]: the routes that the daemon hears of other
 // nodes are not followed, so there are none.
-func (*Speaker) Rivals() <-chan fabric.Rival { return nil }
+func (*Speaker) Competitors() <-chan fabric.Competitor { return nil }
 
 var (
 	_ fabric.Speaker   = (*Speaker)(nil)

@@ -23,15 +23,15 @@ import (
 // agent is a vmfabric agent on a node of a lab.
 type agent struct {
 	*testenv.Daemon
-	lab     *lab
-	node    *testenv.Host
-	program string
-	socket  string
-	lxd     string // the socket of the LXD that it follows; "" for none
-	libvirt string // that of the libvirtd, likewise
-	speaker string // "" for that of the cluster
-	file    string // its cluster file; "" for the lab's
-	rival   bool   // the program is a rival's
+	lab      *lab
+	node     *testenv.Host
+	program  string
+	socket   string
+	lxd      string // the socket of the LXD that it follows; "" for none
+	libvirt  string // that of the libvirtd, likewise
+	speaker  string // "" for that of the cluster
+	file     string // its cluster file; "" for the lab's
+	baseline bool   // the program is a baseline's
 }
 
 // startAgent starts an agent on a node and waits until it is ready.
@@ -52,8 +52,8 @@ func (b *bench) startSpeaker(ctx context.Context, l *lab, node, speaker string) 
 // begin starts an agent and waits until it is ready.
 func (b *bench) begin(ctx context.Context, l *lab, a agent) (*agent, error) {
 	a.lab, a.program = l, b.bin.vmfabric
-	if a.rival {
-		a.program = b.bin.rival
+	if a.baseline {
+		a.program = b.bin.baseline
 	}
 	a.socket = cmp.Or(a.socket, filepath.Join(a.node.Dir(), "agent.sock"))
 	if err := a.start(); err != nil {
@@ -65,8 +65,8 @@ func (b *bench) begin(ctx context.Context, l *lab, a agent) (*agent, error) {
 // start starts the agent, also again after it was stopped or killed.
 func (a *agent) start() (err error) {
 	file, state := cmp.Or(a.file, a.lab.file), filepath.Join(a.node.Dir(), "state")
-	if a.rival {
-		a.Daemon, err = a.node.StartDaemon("rival", exec.Command(a.program, "--serve", file, a.node.Name(), state, a.socket))
+	if a.baseline {
+		a.Daemon, err = a.node.StartDaemon("baseline", exec.Command(a.program, "--serve", file, a.node.Name(), state, a.socket))
 		return err
 	}
 	cmd := exec.Command(a.program, "agent", "--config", file, "--node", a.node.Name(), "--state", state, "--socket", a.socket,

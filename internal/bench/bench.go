@@ -40,7 +40,7 @@ type size struct {
 	storms    int           // how often
 	live      int           // guests over a restart
 	restarts  int           // of each kind
-	moves     int           // live migrations with each kind of core gateway; rivals half as many
+	moves     int           // live migrations with each kind of core gateway; baselines half as many
 	fastMoves int           // of each family at the higher rate
 	stills    int           // how often the same is measured without a move
 	still     time.Duration // and for how long

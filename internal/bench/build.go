@@ -14,7 +14,7 @@ type programs struct {
 	vmfabric, hook   string
 	hello, roundtrip string // what a hook is compared with
 	bulk             string // announces routes without ports
-	rival            string // a hook that does what hooks alone can do
+	baseline         string // a hook that does what hooks alone can do
 }
 
 // build compiles everything as it is released.
@@ -22,11 +22,11 @@ func (b *bench) build(ctx context.Context, dir string) (programs, error) {
 	p := programs{
 		vmfabric: filepath.Join(dir, "vmfabric"), hook: filepath.Join(dir, "hook"),
 		hello: filepath.Join(dir, "hello"), roundtrip: filepath.Join(dir, "roundtrip"), bulk: filepath.Join(dir, "bulk"),
-		rival: filepath.Join(dir, "rival"),
+		baseline: filepath.Join(dir, "baseline"),
 	}
 	for out, pkg := range map[string]string{
 		p.vmfabric: "./cmd/vmfabric", p.hook: "./hooks/libvirt",
-		p.hello: "./internal/bench/hello", p.roundtrip: "./internal/bench/roundtrip", p.bulk: "./internal/bench/bulk", p.rival: "./internal/bench/rival",
+		p.hello: "./internal/bench/hello", p.roundtrip: "./internal/bench/roundtrip", p.bulk: "./internal/bench/bulk", p.baseline: "./internal/bench/baseline",
 		p.vmfabric + "-plugin-bird": "./plugins/bird", p.vmfabric + "-plugin-frr": "./plugins/frr", // where the agent looks for them
 	} {
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, pkg)

@@ -54,7 +54,7 @@ func (b *bench) newLab(ctx context.Context, name string, nodes int) (*lab, error
 
 // newLabOf makes a lab with reflectors of a kind: bird, frr or embedded. What
 // surrounds the nodes has the configuration that vmfabric renders. The kind open
-// is BIRD without a filter, for rivals that send no community.
+// is BIRD without a filter, for baselines that send no community.
 func (b *bench) newLabOf(ctx context.Context, name string, nodes int, kind string) (*lab, error) {
 	return b.makeLab(ctx, name, nodes, kind, false)
 }

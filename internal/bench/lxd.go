@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rival is a way to announce the instances of an LXD.
-type rival struct {
+// baseline is a way to announce the instances of an LXD.
+type baseline struct {
 	name      string
 	guest     guest
 	container *testenv.Container
@@ -50,7 +50,7 @@ func measureLXD(ctx context.Context, b *bench) (s section, err error) {
 	}
 	defer theirs.port.close()
 	for i := range b.size.instances + 1 {
-		for _, r := range []*rival{ours, theirs} {
+		for _, r := range []*baseline{ours, theirs} {
 			if err := r.live(ctx, l); err != nil {
 				return s, fmt.Errorf("%s: %w", r.name, err)
 			}
@@ -63,7 +63,7 @@ func measureLXD(ctx context.Context, b *bench) (s section, err error) {
 }
 
 // ourInstance makes one on node1 whose link LXD makes and the agent takes over.
-func (b *bench) ourInstance(ctx context.Context, l *lab, g guest) (*rival, error) {
+func (b *bench) ourInstance(ctx context.Context, l *lab, g guest) (*baseline, error) {
 	node := l.top.Nodes["node1"]
 	lx, err := node.StartLXD(ctx, testenv.LXDOptions{})
 	if err != nil {
@@ -77,11 +77,11 @@ func (b *bench) ourInstance(ctx context.Context, l *lab, g guest) (*rival, error
 		return nil, err
 	}
 	port, err := watchPort(node, g.port())
-	return &rival{name: "vmfabric", guest: g, container: c, port: port}, err
+	return &baseline{name: "vmfabric", guest: g, container: c, port: port}, err
 }
 
 // bridgedInstance makes one on node2 that LXD's BGP server announces.
-func (l *lab) bridgedInstance(ctx context.Context, g guest) (*rival, error) {
+func (l *lab) bridgedInstance(ctx context.Context, g guest) (*baseline, error) {
 	node := l.top.Nodes["node2"]
 	lx, err := node.StartLXD(ctx, testenv.LXDOptions{})
 	if err != nil {
@@ -109,11 +109,11 @@ func (l *lab) bridgedInstance(ctx context.Context, g guest) (*rival, error) {
 		return nil, err
 	}
 	port, err := watchPort(node, g.port())
-	return &rival{name: "LXD's BGP server", guest: g, container: c, port: port}, err
+	return &baseline{name: "LXD's BGP server", guest: g, container: c, port: port}, err
 }
 
 // live has the instance start and die once.
-func (r *rival) live(ctx context.Context, l *lab) error {
+func (r *baseline) live(ctx context.Context, l *lab) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	prefix := fabric.HostPrefix(r.guest.a4)
@@ -233,7 +233,7 @@ func (w *portWatch) close() {
 
 const lxdTitle = "Against LXD's own BGP server"
 
-func lxdSection(ours, theirs *rival) section {
+func lxdSection(ours, theirs *baseline) section {
 	s := section{
 		title: lxdTitle,
 		method: `
@@ -244,7 +244,7 @@ link, and from its loss of carrier; and from the command ` + "`lxc start`" + `, 
 	}
 	t := table{head: []string{"", "link to route p50 ms", "p99 ms", "carrier lost to withdrawn p50 ms", "p99 ms"}}
 	u := table{head: []string{"", "lxc start to route p50 ms", "p99 ms", "kill to withdrawn p50 ms", "p99 ms"}}
-	for _, r := range []*rival{ours, theirs} {
+	for _, r := range []*baseline{ours, theirs} {
 		t.row(r.name, ms(r.ups.p50()), ms(r.ups.p99()), ms(r.downs.p50()), ms(r.downs.p99()))
 		u.row(r.name, ms(r.starts.p50()), ms(r.starts.p99()), ms(r.deaths.p50()), ms(r.deaths.p99()))
 	}

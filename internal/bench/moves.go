@@ -32,12 +32,12 @@ const (
 // and two whose agents do what a hook says.
 type moving struct {
 	*lab
-	core   string
-	lvs    map[string]*testenv.Libvirt
-	agents map[string]*agent
-	ours   *mover
-	rivals []*mover
-	still  []move // what is seen of a guest that does not move
+	core      string
+	lvs       map[string]*testenv.Libvirt
+	agents    map[string]*agent
+	ours      *mover
+	baselines []*mover
+	still     []move // what is seen of a guest that does not move
 }
 
 // mover is a guest that is migrated to and fro between two nodes.
@@ -100,8 +100,8 @@ func (b *bench) moveAll(ctx context.Context, core string) (m *moving, err error)
 	defer func() { err = errors.Join(err, m.close()) }()
 	for i := range b.size.moves {
 		turn := []*mover{m.ours}
-		for k, r := range m.rivals { // half as often
-			if i%len(m.rivals) == k || b.size.moves == 1 {
+		for k, r := range m.baselines { // half as often
+			if i%len(m.baselines) == k || b.size.moves == 1 {
 				turn = append(turn, r)
 			}
 		}
@@ -162,8 +162,8 @@ func (b *bench) newMoving(ctx context.Context, core string) (*moving, error) {
 	m := &moving{lab: l, core: core, lvs: map[string]*testenv.Libvirt{}, agents: map[string]*agent{}}
 	ours, theirs := [2]string{"node1", "node2"}, [2]string{"node3", "node4"}
 	m.ours = newMover(0, "ours", "vmfabric", ours)
-	m.rivals = []*mover{newMover(1, "early", "hook only", theirs), newMover(2, "late", "when virsh returns", theirs)}
-	m.rivals[1].late = true
+	m.baselines = []*mover{newMover(1, "early", "hook only", theirs), newMover(2, "late", "when virsh returns", theirs)}
+	m.baselines[1].late = true
 	if err := m.startAll(ctx, b); err != nil {
 		return nil, errors.Join(err, m.close())
 	}
@@ -174,7 +174,7 @@ func (b *bench) newMoving(ctx context.Context, core string) (*moving, error) {
 func (m *moving) startAll(ctx context.Context, b *bench) error {
 	var mu sync.Mutex
 	begin, begun := errgroup.WithContext(ctx)
-	for i, g := range []*mover{m.ours, m.rivals[0]} {
+	for i, g := range []*mover{m.ours, m.baselines[0]} {
 		for _, name := range g.nodes {
 			begin.Go(func() error {
 				lv, a, err := m.startNode(begun, b, name, i > 0)
@@ -189,7 +189,7 @@ func (m *moving) startAll(ctx context.Context, b *bench) error {
 		return err
 	}
 	begin, begun = errgroup.WithContext(ctx)
-	for _, g := range append([]*mover{m.ours}, m.rivals...) {
+	for _, g := range append([]*mover{m.ours}, m.baselines...) {
 		begin.Go(func() error {
 			if err := m.start(begun, g); err != nil {
 				return fmt.Errorf("%s: %w", g.name, err)
@@ -206,12 +206,12 @@ func newMover(n int, vm, name string, nodes [2]string) *mover {
 	return &mover{name: name, nodes: nodes, guest: g, mac: fabric.MAC{0x52, 0x54, 0, 0, 0, byte(n)}}
 }
 
-// startNode starts a libvirtd and an agent. That of a rival knows of no other
+// startNode starts a libvirtd and an agent. That of a baseline knows of no other
 // node, so that they have nothing to tell each other.
-func (m *moving) startNode(ctx context.Context, b *bench, name string, rival bool) (*testenv.Libvirt, *agent, error) {
+func (m *moving) startNode(ctx context.Context, b *bench, name string, baseline bool) (*testenv.Libvirt, *agent, error) {
 	hook := b.bin.hook
-	if rival {
-		hook = b.bin.rival
+	if baseline {
+		hook = b.bin.baseline
 	}
 	node := m.top.Nodes[name]
 	lv, err := node.StartLibvirt(ctx, testenv.LibvirtOptions{Hook: hook})
@@ -219,8 +219,8 @@ func (m *moving) startNode(ctx context.Context, b *bench, name string, rival boo
 		return nil, nil, err
 	}
 	a := agent{node: node, socket: filepath.Join(lv.RunDir(), filepath.Base(hooks.DefaultSocket)), libvirt: lv.Socket()}
-	if rival {
-		a.rival, a.file = true, filepath.Join(node.Dir(), "cluster.yaml")
+	if baseline {
+		a.baseline, a.file = true, filepath.Join(node.Dir(), "cluster.yaml")
 		alone := m.cluster
 		itself, err := alone.Node(name)
 		if err != nil {

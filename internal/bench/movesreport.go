@@ -102,7 +102,7 @@ func movesSection(labs []*moving, size size) section {
 	fast := table{head: slices.Clone(probeHead)}
 	fast.head[0] = fmt.Sprintf("%s a second", count(fastRate))
 	for _, m := range labs {
-		for _, g := range append([]*mover{m.ours}, m.rivals...) {
+		for _, g := range append([]*mover{m.ours}, m.baselines...) {
 			for _, part := range g.groups() {
 				for _, four := range []bool{true, false} {
 					familyOf(part.moves, four).row(&probes, part.name, m.core, four)
@@ -191,7 +191,7 @@ between two answers, by the kernel's time stamps. A TCP session to each address 
 stall is the longest time without a line. The pause is libvirt's "Total downtime": nobody can answer meanwhile, and the goal for the
 gap is relative to it. Sent again are TCP segments of the client.
 
-Two rivals on two more nodes take turns with vmfabric, half as often each, so that the machine is the same for all. They have the same
+Two baselines on two more nodes take turns with vmfabric, half as often each, so that the machine is the same for all. They have the same
 agent and speaker, which does not follow libvirt there nor talk to the other node, and a hook of the benchmark. *Hook only*: the port is
 made at the operation `+"`prepare`"+`, the guest announced at `+"`started`"+`, withdrawn at `+"`stopped`"+`, with equal LOCAL_PREF; its directions are told apart,
 because of two equal routes that of the lower router ID is used as long as it is there. *When virsh returns*: the port is made at

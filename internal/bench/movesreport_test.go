@@ -72,10 +72,10 @@ func TestMovesTable(t *testing.T) {
 	back.back = true
 	m := &moving{
 		core: "FRR", ours: newMover(0, "ours", "vmfabric", [2]string{"node1", "node2"}),
-		rivals: []*mover{newMover(1, "early", "hook only", [2]string{"node3", "node4"})},
+		baselines: []*mover{newMover(1, "early", "hook only", [2]string{"node3", "node4"})},
 	}
 	m.ours.moves, m.ours.hung = []move{moveOf(0, 1, time.Second, false), back}, 3
-	m.rivals[0].moves = []move{moveOf(1500, 1600, time.Second, false), back}
+	m.baselines[0].moves = []move{moveOf(1500, 1600, time.Second, false), back}
 	s := movesSection([]*moving{m}, fullSize)
 	first, second, fast := s.tables[0], s.tables[1], s.tables[2]
 	var lost []string

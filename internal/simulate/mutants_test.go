@@ -31,11 +31,11 @@ var mutants = []mutant{
 	{"the older guest does not come first", "internal/plan/plan.go", "		r.Preference, r.First = fabric.Fresh, true", "		r.First = false"},
 	{"a silent node keeps what it had", "internal/ownership/ownership.go", "case p.RouteGone || p.Silent >= SilentFor:", "case p.Silent < 0:"},
 	{"what another node has let go stays withdrawn", "fence.go", "		a.reclaim(context.Background(), vm)", "		_ = a.reclaim"},
-	{"nobody is told who has a guest", "courier.go", "case owned(d) && (slices.Contains(d.Unreleased, node)", "case false && owned(d) && (slices.Contains(d.Unreleased, node)"},
+	{"nobody is told who has a guest", "peerqueue.go", "case owned(d) && (slices.Contains(d.Unreleased, node)", "case false && owned(d) && (slices.Contains(d.Unreleased, node)"},
 	{"nobody is waited for", "fence.go", "d.Unreleased = slices.Clone(a.nodes.Names()); len(d.Unreleased) == 0 {", "d.Unreleased = nil; true {"},
 	{"a preference stays raised", "fence.go", "return awaited || since < freshAtLeast", "return awaited || since >= 0"},
 	{"an answered claim is not settled", "fence.go", "		a.released(vm, node, nil)\n		return", "		return"},
-	{"a restart forgets who has a guest", "run.go", "has: owned(d) && d.Generation > 0, came", "has: false, came"},
+	{"a restart forgets who has a guest", "run.go", "has: owned(d) && d.Epoch > 0, came", "has: false, came"},
 	{"a migration that was not announced is a start", "agent.go", "|| other.same && !known && a.tells(vm.Origin)", "|| other.same && !known && false && a.tells(vm.Origin)"},
 
 	// Reservations.
@@ -57,7 +57,7 @@ var mutants = []mutant{
 
 	// Moves.
 	{"packets are not sent on", "depart.go", "done, err := a.dataplane.Divert(ctx, d.VM.Ports(&a.cluster), to)", "done, err := a.dataplane.Divert(ctx, nil, to)"},
-	{"packets are sent on for a moment only", "depart.go", "		a.lingering[p] = time.Now().Add(lingers)\n	}\n	time.AfterFunc(lingers, a.poke)", "		a.lingering[p] = time.Now()\n	}\n	time.AfterFunc(0, a.poke)"},
+	{"packets are sent on for a moment only", "depart.go", "		a.forwarding[p] = time.Now().Add(forwardingGrace)\n	}\n	time.AfterFunc(forwardingGrace, a.signal)", "		a.forwarding[p] = time.Now()\n	}\n	time.AfterFunc(0, a.signal)"},
 	{"packets are sent on for ever", "depart.go", "case !now.Before(until):", "case !now.Before(until) && false:"},
 	{"a move that fails leaves the packets where they went", "depart.go", "	if was.state.Diverts() {", "	if was.state.Diverts() && false {"},
 	{"a diversion of before stays where the guest runs", "run.go", "			a.runsHere(ctx, name, d.Since)", "			_ = a.runsHere"},

@@ -187,7 +187,7 @@ func (n *node) begin() {
 		n.kernel = n.kernel.Again()
 	}
 	l := &life{mortal: &mortal{node: n, rnd: rand.New(rand.NewPCG(uint64(time.Since(n.world.began)), n.world.seed))}, since: time.Now(), sources: map[string]source{}, speaker: newSpeaker(n.self.Name, n.world.routers), ended: make(chan struct{})}
-	for name, s := range map[string]*fake.Source{"libvirt": fake.NewSource("libvirt"), "lxd": fake.NewRestarter("lxd")} {
+	for name, s := range map[string]*fake.Source{"libvirt": fake.NewSource("libvirt"), "lxd": fake.NewMovesByRestart("lxd")} {
 		l.sources[name] = source{s, l.mortal}
 	}
 	n.world.runningOn(n, l)

@@ -161,10 +161,10 @@ func (r *routers) tell(p netip.Prefix) {
 
 // speaker announces what an agent says to the routers, as long as it lives.
 type speaker struct {
-	node    string
-	routers *routers
-	changed chan struct{}
-	rivals  chan fabric.Rival
+	node        string
+	routers     *routers
+	changed     chan struct{}
+	competitors chan fabric.Competitor
 
 	mu     sync.Mutex
 	routes map[netip.Prefix]fabric.Route
@@ -184,7 +184,7 @@ type competitor struct {
 var errDead = errors.New("the process is gone")
 
 func newSpeaker(node string, r *routers) *speaker {
-	return &speaker{node: node, routers: r, changed: make(chan struct{}, 1), rivals: make(chan fabric.Rival, 4096), routes: map[netip.Prefix]fabric.Route{}, told: map[competitor]fabric.Holder{}, taken: map[netip.Prefix]uint64{}}
+	return &speaker{node: node, routers: r, changed: make(chan struct{}, 1), competitors: make(chan fabric.Competitor, 4096), routes: map[netip.Prefix]fabric.Route{}, told: map[competitor]fabric.Holder{}, taken: map[netip.Prefix]uint64{}}
 }
 
 // Actual implements [fabric.Speaker].
@@ -254,8 +254,8 @@ func (*speaker) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertis
 	return nil, errors.ErrUnsupported
 }
 
-// Rivals implements [fabric.Speaker].
-func (s *speaker) Rivals() <-chan fabric.Rival { return s.rivals }
+// Competitors implements [fabric.Speaker].
+func (s *speaker) Competitors() <-chan fabric.Competitor { return s.competitors }
 
 // compete notes whether another node has a better route to a prefix of ours.
 func (s *speaker) compete(p netip.Prefix, other fabric.Node, route fabric.Route, has bool) {
@@ -267,11 +267,11 @@ func (s *speaker) compete(p netip.Prefix, other fabric.Node, route fabric.Route,
 	switch {
 	case !has && told:
 		delete(s.told, k)
-		s.rivals <- fabric.Rival{Prefix: p, Via: other.Address, Reflector: "rr1", Gone: true, At: time.Now()}
+		s.competitors <- fabric.Competitor{Prefix: p, Via: other.Address, Reflector: "rr1", Gone: true, At: time.Now()}
 	case !has:
 	case own && !told, told && was != route.Holder:
 		s.told[k] = route.Holder
-		s.rivals <- fabric.Rival{Prefix: p, Via: other.Address, Preference: route.Preference, Reflector: "rr1", Holder: route.Holder, At: time.Now()}
+		s.competitors <- fabric.Competitor{Prefix: p, Via: other.Address, Preference: route.Preference, Reflector: "rr1", Holder: route.Holder, At: time.Now()}
 	}
 }
 

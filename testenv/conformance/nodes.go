@@ -98,7 +98,7 @@ func reached(t *testing.T, from fabric.Nodes, to string) {
 }
 
 func claim(vm string) fabric.Notice {
-	return fabric.Notice{Kind: fabric.Claimed, VM: vm, Prefixes: both, Generation: 7}
+	return fabric.Notice{Kind: fabric.Claimed, VM: vm, Prefixes: both, Epoch: 7}
 }
 
 func nodesNames(t *testing.T, a agents) {
@@ -118,8 +118,8 @@ func notices() []fabric.Notice {
 		{Kind: fabric.Arriving, VM: "web", UUID: move.UUID, Prefixes: routed},
 		{Kind: fabric.Arrived, VM: "мой <сервер> & \"quoted\"", Prefixes: both[:1]},
 		{Kind: fabric.Cancelled, VM: "web", Prefixes: both[1:]},
-		{Kind: fabric.Claimed, VM: "web", Prefixes: both, Generation: 1<<64 - 1, Identity: "libvirt " + fabric.Identity(move.UUID), Acquired: at},
-		{Kind: fabric.Released, VM: "web", Prefixes: both, Generation: 3, Move: move},
+		{Kind: fabric.Claimed, VM: "web", Prefixes: both, Epoch: 1<<64 - 1, Identity: "libvirt " + fabric.Identity(move.UUID), Acquired: at},
+		{Kind: fabric.Released, VM: "web", Prefixes: both, Epoch: 3, Move: move},
 		{Kind: fabric.Acquiring, VM: "мой <сервер>", Prefixes: routed, Identity: "attached мой <сервер>"},
 	}
 }
@@ -131,7 +131,7 @@ func nodesUnchanged(t *testing.T, a agents) {
 	}
 	got := make(chan told, 100)
 	answer := fabric.Answer{
-		Held: true, Generation: 1<<64 - 1, VM: "мой <сервер>", Identity: "lxd default/web",
+		Held: true, Epoch: 1<<64 - 1, VM: "мой <сервер>", Identity: "lxd default/web",
 		Acquired: time.Date(2026, 11, 22, 12, 3, 4, 567890123, time.UTC), Prefix: both[1],
 	}
 	for _, name := range []string{"node2", "node3"} {
@@ -159,14 +159,14 @@ func nodesLargest(t *testing.T, a agents) {
 	}
 	n.Move = &fabric.Move{VM: n.VM, Prefixes: n.Prefixes, Outcome: "moved"}
 	serve(t, a.ends["node2"], func(_ context.Context, _ fabric.Node, got fabric.Notice) fabric.Answer {
-		return fabric.Answer{Held: len(got.Prefixes) == len(n.Prefixes), Generation: uint64(len(got.Prefixes))}
+		return fabric.Answer{Held: len(got.Prefixes) == len(n.Prefixes), Epoch: uint64(len(got.Prefixes))}
 	})
 	reached(t, a.ends["node1"], "node2")
 	// It takes its time on a machine that is busy: three million bytes are read and
 	// written more than once on each side.
 	require.Eventually(t, func() bool {
 		said, err := a.ends["node1"].Ask(t.Context(), "node2", n)
-		return err == nil && assert.Equal(t, fabric.Answer{Held: true, Generation: uint64(len(n.Prefixes))}, said)
+		return err == nil && assert.Equal(t, fabric.Answer{Held: true, Epoch: uint64(len(n.Prefixes))}, said)
 	}, 5*patience, 10*time.Millisecond)
 }
 
@@ -253,7 +253,7 @@ func nodesSlow(t *testing.T, a agents) {
 
 func nodesConcurrent(t *testing.T, a agents) {
 	answer := func(_ context.Context, from fabric.Node, n fabric.Notice) fabric.Answer {
-		return fabric.Answer{Held: from.Name == n.UUID, Generation: n.Generation}
+		return fabric.Answer{Held: from.Name == n.UUID, Epoch: n.Epoch}
 	}
 	for _, name := range NodeNames {
 		serve(t, a.ends[name], answer)
@@ -266,10 +266,10 @@ func nodesConcurrent(t *testing.T, a agents) {
 				wg.Go(func() {
 					for j := range 10 {
 						n := claim(fmt.Sprint("g", i))
-						n.UUID, n.Generation = from, uint64(1000*i+j)
+						n.UUID, n.Epoch = from, uint64(1000*i+j)
 						said, err := a.ends[from].Ask(t.Context(), to, n)
 						if assert.NoError(t, err) {
-							assert.Equal(t, fabric.Answer{Held: true, Generation: n.Generation}, said)
+							assert.Equal(t, fabric.Answer{Held: true, Epoch: n.Epoch}, said)
 						}
 					}
 				})

@@ -31,15 +31,15 @@ func NewSource(name string) *Source {
 	return &Source{name: name, changes: make(chan fabric.Change, 256), guests: map[string]fabric.Desired{}, asleep: map[string]fabric.VM{}}
 }
 
-// NewRestarter makes a source whose guests move by being started anew.
-func NewRestarter(name string) *Source {
+// NewMovesByRestart makes a source whose guests move by being started anew.
+func NewMovesByRestart(name string) *Source {
 	s := NewSource(name)
 	s.restarts = true
 	return s
 }
 
-// Restarts implements [fabric.Source].
-func (s *Source) Restarts() bool { return s.restarts }
+// MovesByRestart implements [fabric.Source].
+func (s *Source) MovesByRestart() bool { return s.restarts }
 
 // Status implements [fabric.Source].
 func (s *Source) Status() fabric.SourceStatus {
@@ -102,9 +102,9 @@ func (s *Source) Say(d fabric.Desired) {
 	}
 }
 
-// Look implements [fabric.Source]: it knows the guests that run, and those of
+// Describe implements [fabric.Source]: it knows the guests that run, and those of
 // Know.
-func (s *Source) Look(ctx context.Context, name string) (fabric.VM, bool, error) {
+func (s *Source) Describe(ctx context.Context, name string) (fabric.VM, bool, error) {
 	if err := s.before(ctx, "look "+name); err != nil {
 		return fabric.VM{}, false, err
 	}

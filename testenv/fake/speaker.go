@@ -15,9 +15,9 @@ import (
 // Speaker is a [fabric.Speaker] that announces to nobody.
 type Speaker struct {
 	Trouble
-	journal *Journal
-	changed signal.Signal
-	rivals  chan fabric.Rival
+	journal     *Journal
+	changed     signal.Signal
+	competitors chan fabric.Competitor
 
 	mu       sync.Mutex
 	routes   map[netip.Prefix]fabric.Route
@@ -29,7 +29,7 @@ var _ fabric.Speaker = (*Speaker)(nil)
 
 // NewSpeaker makes a speaker with no routes. It writes to j.
 func NewSpeaker(j *Journal) *Speaker {
-	return &Speaker{journal: j, changed: signal.New(), rivals: make(chan fabric.Rival, 16), routes: map[netip.Prefix]fabric.Route{}}
+	return &Speaker{journal: j, changed: signal.New(), competitors: make(chan fabric.Competitor, 16), routes: map[netip.Prefix]fabric.Route{}}
 }
 
 // Actual implements [fabric.Speaker]; routes come by prefix.
@@ -103,11 +103,11 @@ func (*Speaker) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertis
 	return nil, errors.ErrUnsupported
 }
 
-// Rivals implements [fabric.Speaker].
-func (s *Speaker) Rivals() <-chan fabric.Rival { return s.rivals }
+// Competitors implements [fabric.Speaker].
+func (s *Speaker) Competitors() <-chan fabric.Competitor { return s.competitors }
 
-// Rival has a reflector tell of another node's better route.
-func (s *Speaker) Rival(r fabric.Rival) { s.rivals <- r }
+// Compete has a reflector tell of another node's better route.
+func (s *Speaker) Compete(r fabric.Competitor) { s.competitors <- r }
 
 // SetSessions says how the sessions are from now on.
 func (s *Speaker) SetSessions(sessions ...fabric.Session) {

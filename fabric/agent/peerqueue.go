@@ -11,31 +11,31 @@ import (
 )
 
 const (
-	tellEvery  = time.Second      // what is not settled yet is told again
-	tellRetry  = 2 * time.Second  // after a node did not answer
-	errandTime = 30 * time.Second // for a notice that is told once; claims are told for ever
+	tellEvery   = time.Second      // what is not settled yet is told again
+	tellRetry   = 2 * time.Second  // after a node did not answer
+	messageTime = 30 * time.Second // for a notice that is told once; claims are told for ever
 )
 
 // WithNodes lets the agent talk to those of the cluster's other nodes. Without,
 // it moves no traffic to where a guest goes, and does not know who else has one.
 func WithNodes(n fabric.Nodes) Option { return func(a *Agent) { a.nodes = n } }
 
-// couriers carry notices to the other nodes, one for each: a node that does not
+// peerQueues carry notices to the other nodes, one for each: a node that does not
 // answer holds up what is for it alone.
-type couriers struct {
-	mu    sync.Mutex
-	wakes map[string]chan struct{}
-	bags  map[string][]errand
+type peerQueues struct {
+	mu     sync.Mutex
+	wakes  map[string]chan struct{}
+	queues map[string][]message
 }
 
-// errand is a notice that is told to one node, once.
-type errand struct {
+// message is a notice that is told to one node, once.
+type message struct {
 	fabric.Notice
 	until time.Time
 }
 
-// stands reports whether what was due still is.
-func (a *Agent) stands(d due) bool {
+// stillDue reports whether what was due still is.
+func (a *Agent) stillDue(d due) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	g := a.guests[d.notice.VM]
@@ -65,8 +65,8 @@ func (a *Agent) serve(ctx context.Context) {
 	defer look.Stop()
 	for {
 		for _, node := range a.nodes.Names() {
-			if wake, fresh := a.couriers.hire(node); fresh {
-				wg.Go(func() { a.carry(ctx, node, wake) })
+			if wake, fresh := a.peerQueues.start(node); fresh {
+				wg.Go(func() { a.deliver(ctx, node, wake) })
 			}
 		}
 		select {
@@ -77,15 +77,15 @@ func (a *Agent) serve(ctx context.Context) {
 	}
 }
 
-// hire gives what wakes a node's courier; fresh is true of one that is new.
-func (c *couriers) hire(node string) (wake chan struct{}, fresh bool) {
+// start gives what wakes a node's peer queue; fresh is true of one that is new.
+func (c *peerQueues) start(node string) (wake chan struct{}, fresh bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if wake = c.wakes[node]; wake != nil {
 		return wake, false
 	}
 	if c.wakes == nil {
-		c.wakes, c.bags = map[string]chan struct{}{}, map[string][]errand{}
+		c.wakes, c.queues = map[string]chan struct{}{}, map[string][]message{}
 	}
 	wake = make(chan struct{}, 1)
 	wake <- struct{}{}
@@ -93,49 +93,49 @@ func (c *couriers) hire(node string) (wake chan struct{}, fresh bool) {
 	return wake, true
 }
 
-// hurry has everybody look for what is to be told.
-func (c *couriers) hurry() {
+// kick has everybody look for what is to be told.
+func (c *peerQueues) kick() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, wake := range c.wakes {
-		rouse(wake)
+		signal(wake)
 	}
 }
 
 // send has a notice told to nodes.
-func (c *couriers) send(n fabric.Notice, nodes ...string) {
+func (c *peerQueues) send(n fabric.Notice, nodes ...string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, node := range nodes {
 		if wake := c.wakes[node]; wake != nil {
-			c.bags[node] = append(c.bags[node], errand{n, time.Now().Add(errandTime)})
-			rouse(wake)
+			c.queues[node] = append(c.queues[node], message{n, time.Now().Add(messageTime)})
+			signal(wake)
 		}
 	}
 }
 
-// next gives the errand that is to be run first.
-func (c *couriers) next(node string) (fabric.Notice, bool) {
+// next gives the message that is to be run first.
+func (c *peerQueues) next(node string) (fabric.Notice, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.bags[node] = slices.DeleteFunc(c.bags[node], func(e errand) bool { return time.Now().After(e.until) })
-	if len(c.bags[node]) == 0 {
+	c.queues[node] = slices.DeleteFunc(c.queues[node], func(e message) bool { return time.Now().After(e.until) })
+	if len(c.queues[node]) == 0 {
 		return fabric.Notice{}, false
 	}
-	return c.bags[node][0].Notice, true
+	return c.queues[node][0].Notice, true
 }
 
-// ran takes the first errand away.
-func (c *couriers) ran(node string) {
+// delivered takes the first message away.
+func (c *peerQueues) delivered(node string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.bags[node]) > 0 {
-		c.bags[node] = c.bags[node][1:]
+	if len(c.queues[node]) > 0 {
+		c.queues[node] = c.queues[node][1:]
 	}
 }
 
-// carry tells a node what it is to be told.
-func (a *Agent) carry(ctx context.Context, node string, wake <-chan struct{}) {
+// deliver tells a node what it is to be told.
+func (a *Agent) deliver(ctx context.Context, node string, wake <-chan struct{}) {
 	for ctx.Err() == nil {
 		wait, answers := a.round(ctx, node)
 		news := wake
@@ -156,18 +156,18 @@ func (a *Agent) carry(ctx context.Context, node string, wake <-chan struct{}) {
 // the next round if there is no news; and whether the node answers.
 func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, answers bool) {
 	for {
-		n, some := a.couriers.next(node)
+		n, some := a.peerQueues.next(node)
 		if !some {
 			break
 		}
 		if _, err := a.tellNode(ctx, node, n); err != nil {
 			return tellRetry, false
 		}
-		a.couriers.ran(node)
+		a.peerQueues.delivered(node)
 	}
 	lasting := a.lasting(node)
 	for _, d := range lasting {
-		if !a.stands(d) {
+		if !a.stillDue(d) {
 			continue
 		}
 		answer, err := a.tellNode(ctx, node, d.notice)
@@ -217,9 +217,9 @@ func (a *Agent) lasting(node string) (all []due) {
 		case d.State == fabric.Wired && d.Incoming && g.ready:
 			all = append(all, due{a.notice(fabric.Arriving, d), func(answer fabric.Answer) { a.awaitedBy(name, node, answer) }})
 		case owned(d) && (slices.Contains(d.Unreleased, node) || g.contested == node || g.contests[node].byRoute):
-			all = append(all, due{a.notice(fabric.Claimed, d), func(answer fabric.Answer) { a.claimAnswered(name, node, d.Generation, answer) }})
+			all = append(all, due{a.notice(fabric.Claimed, d), func(answer fabric.Answer) { a.claimAnswered(name, node, d.Epoch, answer) }})
 		case d.State == fabric.Live && d.Lost == node: // perhaps it has let go
-			all = append(all, due{a.notice(fabric.Claimed, d), func(answer fabric.Answer) { a.regain(name, node, answer) }})
+			all = append(all, due{a.notice(fabric.Claimed, d), func(answer fabric.Answer) { a.reclaimFrom(name, node, answer) }})
 		}
 	}
 	return all
@@ -244,7 +244,7 @@ func (g *guest) onHearsay() bool {
 
 func (a *Agent) notice(kind fabric.NoticeKind, d fabric.Desired) fabric.Notice {
 	return fabric.Notice{
-		Kind: kind, VM: d.VM.Name, UUID: d.VM.UUID, Prefixes: d.VM.Prefixes(), Generation: d.Generation,
+		Kind: kind, VM: d.VM.Name, UUID: d.VM.UUID, Prefixes: d.VM.Prefixes(), Epoch: d.Epoch,
 		Identity: d.VM.Identity(), Acquired: d.Acquired,
 	}
 }
@@ -252,8 +252,8 @@ func (a *Agent) notice(kind fabric.NoticeKind, d fabric.Desired) fabric.Notice {
 // noticed answers another node.
 func (a *Agent) noticed(ctx context.Context, from fabric.Node, n fabric.Notice) fabric.Answer {
 	a.meet(from)
-	a.log.Debug("told", "node", from.Name, "notice", string(n.Kind), "vm", n.VM, "generation", n.Generation)
-	n.Generation = a.plausible(from.Name, n.VM, n.Generation)
+	a.log.Debug("told", "node", from.Name, "notice", string(n.Kind), "vm", n.VM, "generation", n.Epoch)
+	n.Epoch = a.plausible(from.Name, n.VM, n.Epoch)
 	another := a.isAnother(n)
 	switch {
 	case n.Kind == fabric.Acquiring:
@@ -289,8 +289,8 @@ func (a *Agent) concerned(ps []netip.Prefix) []string {
 	return vms
 }
 
-// rouse makes a wake-up that is taken once, whenever.
-func rouse(c chan struct{}) {
+// signal makes a wake-up that is taken once, whenever.
+func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:

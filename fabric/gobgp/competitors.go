@@ -14,34 +14,34 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Rivals implements [fabric.Speaker]. The channel is never closed. One who
+// Competitors implements [fabric.Speaker]. The channel is never closed. One who
 // does not read holds up nobody: of each prefix and reflector the newest waits,
 // and none that has gone or that concerns a prefix withdrawn here meanwhile. Of
 // one that was handed out it is told that it has gone, whatever is announced here.
-func (s *Speaker) Rivals() <-chan fabric.Rival { return s.in.rivals.out }
+func (s *Speaker) Competitors() <-chan fabric.Competitor { return s.in.competitors.out }
 
-// rivals are the better routes of other nodes to prefixes that this one
+// competitors are the better routes of other nodes to prefixes that this one
 // announces, on their way to whoever listens. The mutex of the ribIn guards it.
-type rivals struct {
+type competitors struct {
 	names   map[netip.Addr]string // of the reflectors
-	out     chan fabric.Rival
+	out     chan fabric.Competitor
 	wake    chan struct{}
 	own     map[netip.Prefix]bool // announced here
-	waiting []rivalry             // in their order
-	news    map[rivalry]fabric.Rival
-	given   map[rivalry]fabric.Rival // handed out last, and not gone since
+	waiting []competing           // in their order
+	news    map[competing]fabric.Competitor
+	given   map[competing]fabric.Competitor // handed out last, and not gone since
 }
 
-// rivalry is who says that somebody has a better route, and to what.
-type rivalry struct {
+// competing is who says that somebody has a better route, and to what.
+type competing struct {
 	prefix netip.Prefix
 	peer   netip.Addr
 }
 
-func newRivals(c fabric.Cluster) *rivals {
-	v := &rivals{
-		names: map[netip.Addr]string{}, out: make(chan fabric.Rival), wake: make(chan struct{}, 1),
-		own: map[netip.Prefix]bool{}, news: map[rivalry]fabric.Rival{}, given: map[rivalry]fabric.Rival{},
+func newCompetitors(c fabric.Cluster) *competitors {
+	v := &competitors{
+		names: map[netip.Addr]string{}, out: make(chan fabric.Competitor), wake: make(chan struct{}, 1),
+		own: map[netip.Prefix]bool{}, news: map[competing]fabric.Competitor{}, given: map[competing]fabric.Competitor{},
 	}
 	for _, rr := range c.Reflectors {
 		v.names[rr.Address] = rr.Name
@@ -52,26 +52,26 @@ func newRivals(c fabric.Cluster) *rivals {
 // better reports whether a route comes before those that nodes announce usually.
 func (h heard) better() bool { return h.localPref > fabric.Normal.LocalPref() }
 
-// tell has a route told, in the place of an earlier one of the same reflector.
-func (v *rivals) tell(p netip.Prefix, peer netip.Addr, h heard) {
-	v.put(rivalry{p, peer}, fabric.Rival{
+// emit has a route told, in the place of an earlier one of the same reflector.
+func (v *competitors) emit(p netip.Prefix, peer netip.Addr, h heard) {
+	v.put(competing{p, peer}, fabric.Competitor{
 		Prefix: p, Via: h.via, Preference: fabric.Preference(h.localPref), Reflector: v.names[peer], Holder: h.holder, At: time.Now(),
 	})
 }
 
 // put has something told.
-func (v *rivals) put(k rivalry, r fabric.Rival) {
+func (v *competitors) put(k competing, r fabric.Competitor) {
 	if _, waits := v.news[k]; !waits {
 		v.waiting = append(v.waiting, k)
 	}
 	v.news[k] = r
-	v.poke()
+	v.signal()
 }
 
-// untell takes back what has not been told yet, and has it told that what was
+// retract takes back what has not been told yet, and has it told that what was
 // told has gone.
-func (v *rivals) untell(p netip.Prefix, peer netip.Addr) {
-	k := rivalry{p, peer}
+func (v *competitors) retract(p netip.Prefix, peer netip.Addr) {
+	k := competing{p, peer}
 	if r, told := v.given[k]; told {
 		r.Gone, r.At = true, time.Now()
 		v.put(k, r)
@@ -81,15 +81,15 @@ func (v *rivals) untell(p netip.Prefix, peer netip.Addr) {
 }
 
 // drop takes back what has not been told yet, unless that is that something has gone.
-func (v *rivals) drop(k rivalry) {
+func (v *competitors) drop(k competing) {
 	if r, waits := v.news[k]; waits && !r.Gone {
 		delete(v.news, k)
-		v.poke()
+		v.signal()
 	}
 }
 
-// told notes that a rival was handed out.
-func (v *rivals) told(k rivalry, r fabric.Rival) {
+// emitted notes that a competitor was handed out.
+func (v *competitors) emitted(k competing, r fabric.Competitor) {
 	newer, waits := v.news[k]
 	if waits && newer == r {
 		delete(v.news, k)
@@ -99,11 +99,11 @@ func (v *rivals) told(k rivalry, r fabric.Rival) {
 		return
 	}
 	if v.given[k] = r; !waits { // it was taken back at this very moment
-		v.untell(k.prefix, k.peer)
+		v.retract(k.prefix, k.peer)
 	}
 }
 
-func (v *rivals) poke() {
+func (v *competitors) signal() {
 	select {
 	case v.wake <- struct{}{}:
 	default:
@@ -111,7 +111,7 @@ func (v *rivals) poke() {
 }
 
 // next gives what is to be told next, of which only the newest counts.
-func (v *rivals) next() (fabric.Rival, bool) {
+func (v *competitors) next() (fabric.Competitor, bool) {
 	for len(v.waiting) > 0 {
 		if r, there := v.news[v.waiting[0]]; there {
 			return r, true
@@ -119,12 +119,12 @@ func (v *rivals) next() (fabric.Rival, bool) {
 		v.waiting = v.waiting[1:]
 	}
 	v.waiting = nil
-	return fabric.Rival{}, false
+	return fabric.Competitor{}, false
 }
 
-// tellRivals hands out what is to be told until ctx ends.
-func (r *ribIn) tellRivals(ctx context.Context) {
-	v := r.rivals
+// emitCompetitors hands out what is to be told until ctx ends.
+func (r *ribIn) emitCompetitors(ctx context.Context) {
+	v := r.competitors
 	for {
 		r.mu.Lock()
 		next, any := v.next()
@@ -139,7 +139,7 @@ func (r *ribIn) tellRivals(ctx context.Context) {
 		case <-v.wake:
 		case out <- next:
 			r.mu.Lock()
-			v.told(v.waiting[0], next)
+			v.emitted(v.waiting[0], next)
 			r.mu.Unlock()
 		}
 	}
@@ -148,11 +148,11 @@ func (r *ribIn) tellRivals(ctx context.Context) {
 // lookEvery is how often it is looked up whether what was told is still there.
 const lookEvery = time.Second
 
-// lookUpRivals finds out, until ctx ends, that a reflector has a better route no
+// lookUpCompetitors finds out, until ctx ends, that a reflector has a better route no
 // more, where it did not say so. FRR sends a node its own route back, once that is
 // the best, in the place of the other node's. GoBGP ignores it, as RFC 4456 (8)
 // asks, with all that it replaces, and tells nobody: its Adj-RIB-In alone shows it.
-func (s *Speaker) lookUpRivals(ctx context.Context) {
+func (s *Speaker) lookUpCompetitors(ctx context.Context) {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	for {
@@ -161,7 +161,7 @@ func (s *Speaker) lookUpRivals(ctx context.Context) {
 			return
 		case <-look.C:
 		}
-		told, updates := s.in.toldRivals()
+		told, updates := s.in.emittedCompetitors()
 		for _, k := range told {
 			there, err := s.has(k)
 			if err != nil {
@@ -176,7 +176,7 @@ func (s *Speaker) lookUpRivals(ctx context.Context) {
 }
 
 // has reports whether a reflector has another node's route, as far as it has said.
-func (s *Speaker) has(k rivalry) (there bool, err error) {
+func (s *Speaker) has(k competing) (there bool, err error) {
 	family := bgp.RF_IPv4_UC
 	if k.prefix.Addr().Is6() {
 		family = bgp.RF_IPv6_UC
@@ -196,15 +196,15 @@ func (s *Speaker) has(k rivalry) (there bool, err error) {
 	return there, err
 }
 
-// toldRivals lists what was told and has not gone, and how many updates there were.
-func (r *ribIn) toldRivals() (told []rivalry, updates uint64) {
+// emittedCompetitors lists what was told and has not gone, and how many updates there were.
+func (r *ribIn) emittedCompetitors() (told []competing, updates uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Collect(maps.Keys(r.rivals.given)), r.updates
+	return slices.Collect(maps.Keys(r.competitors.given)), r.updates
 }
 
 // replaced forgets a route that a reflector has no more, as of a number of updates.
-func (r *ribIn) replaced(k rivalry, updates uint64) {
+func (r *ribIn) replaced(k competing, updates uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.updates == updates { // else it may have come again
@@ -219,13 +219,13 @@ func (r *ribIn) announcing(prefixes ...netip.Prefix) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, p := range prefixes {
-		if r.rivals.own[p] {
+		if r.competitors.own[p] {
 			continue
 		}
-		r.rivals.own[p] = true
+		r.competitors.own[p] = true
 		for peer, h := range r.routes[p] {
 			if h.better() {
-				r.rivals.tell(p, peer, h)
+				r.competitors.emit(p, peer, h)
 			}
 		}
 	}
@@ -236,9 +236,9 @@ func (r *ribIn) withdrawn(prefixes ...netip.Prefix) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, p := range prefixes {
-		delete(r.rivals.own, p)
+		delete(r.competitors.own, p)
 		for peer := range r.routes[p] {
-			r.rivals.drop(rivalry{p, peer})
+			r.competitors.drop(competing{p, peer})
 		}
 	}
 }
@@ -246,8 +246,8 @@ func (r *ribIn) withdrawn(prefixes ...netip.Prefix) {
 // compete tells a route that has come, or is not as it was, where it is better
 // than what this node announces, or takes the place of one that was told. r.mu is held.
 func (r *ribIn) compete(p netip.Prefix, peer netip.Addr, was, is heard) {
-	_, told := r.rivals.given[rivalry{p, peer}]
-	if is.better() && (r.rivals.own[p] || told) && (was.via != is.via || was.localPref != is.localPref || was.holder != is.holder) {
-		r.rivals.tell(p, peer, is)
+	_, told := r.competitors.given[competing{p, peer}]
+	if is.better() && (r.competitors.own[p] || told) && (was.via != is.via || was.localPref != is.localPref || was.holder != is.holder) {
+		r.competitors.emit(p, peer, is)
 	}
 }

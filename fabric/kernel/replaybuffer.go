@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// recordAtMost and recordBytes bound what a recorder keeps.
+	// recordAtMost and recordBytes bound what a replay buffer keeps.
 	recordAtMost = 32768 // frames
 	recordBytes  = 32 << 20
 	// recordFor is how far back the oldest frame that a guest did not take may be
@@ -26,9 +26,9 @@ const (
 	recordBuffer = 32 << 20
 )
 
-// recorder keeps the last IP packets that went into a port, and knows when the
+// replayBuffer keeps the last IP packets that went into a port, and knows when the
 // guest was last heard.
-type recorder struct {
+type replayBuffer struct {
 	index int32
 	file  *os.File
 	done  chan struct{}
@@ -46,18 +46,18 @@ type frame struct {
 	data []byte // behind a virtio_net_hdr
 }
 
-func startRecorder(index int32) (*recorder, error) {
+func startReplayBuffer(index int32) (*replayBuffer, error) {
 	f, err := packetSocket(index, unix.PACKET_VNET_HDR)
 	if err != nil {
 		return nil, err
 	}
 	_ = control(f, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, recordBuffer) })
-	r := &recorder{index: index, file: f, done: make(chan struct{}), buffer: make([]byte, maxFrame), control: make([]byte, 256)}
+	r := &replayBuffer{index: index, file: f, done: make(chan struct{}), buffer: make([]byte, maxFrame), control: make([]byte, 256)}
 	go r.run()
 	return r, nil
 }
 
-func (r *recorder) close() {
+func (r *replayBuffer) close() {
 	r.file.Close()
 	<-r.done
 }
@@ -65,7 +65,7 @@ func (r *recorder) close() {
 // readAtOnce is how many frames are read before somebody else has a turn.
 const readAtOnce = 64
 
-func (r *recorder) run() {
+func (r *replayBuffer) run() {
 	defer close(r.done)
 	raw, err := r.file.SyscallConn()
 	if err != nil {
@@ -85,7 +85,7 @@ func (r *recorder) run() {
 
 // read takes up to n frames from the socket and reports whether there may be
 // more. r.mu is held.
-func (r *recorder) read(fd, n int) (more bool, err error) {
+func (r *replayBuffer) read(fd, n int) (more bool, err error) {
 	for range n {
 		size, nc, _, from, err := unix.Recvmsg(fd, r.buffer, r.control, 0)
 		switch {
@@ -112,7 +112,7 @@ func (r *recorder) read(fd, n int) (more bool, err error) {
 }
 
 // keep appends a frame, in the place of those that are too many or too old.
-func (r *recorder) keep(f frame) {
+func (r *replayBuffer) keep(f frame) {
 	r.frames = append(r.frames, f)
 	r.bytes += len(f.data)
 	gone := 0
@@ -133,8 +133,8 @@ func timestamp(control []byte) time.Time {
 	return time.Now()
 }
 
-// catchUp takes what the kernel has for the recorder. r.mu is held.
-func (r *recorder) catchUp() {
+// catchUp takes what the kernel has for the replay buffer. r.mu is held.
+func (r *replayBuffer) catchUp() {
 	// An error is that of a socket that is closed: then what there is, is all.
 	_ = control(r.file, func(fd int) error {
 		_, err := r.read(fd, recordAtMost)
@@ -142,9 +142,9 @@ func (r *recorder) catchUp() {
 	})
 }
 
-// missed tells from when on the guest may not have taken what was sent to it,
+// replayFrom tells from when on the guest may not have taken what was sent to it,
 // when it is known to have stopped by now.
-func (r *recorder) missed(now time.Time) time.Time {
+func (r *replayBuffer) replayFrom(now time.Time) time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.catchUp()
@@ -156,7 +156,7 @@ func (r *recorder) missed(now time.Time) time.Time {
 }
 
 // take gives the frames since a time for which fits holds, once.
-func (r *recorder) take(since time.Time, fits func(data []byte) bool) (taken []frame) {
+func (r *replayBuffer) take(since time.Time, fits func(data []byte) bool) (taken []frame) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.catchUp()

@@ -17,22 +17,22 @@ import (
 // Then its addresses are made neighbours: a packet that came before was asked for
 // in vain, and the kernel asks again only after a second.
 
-// silence is that of a port whose guest is listened for ([fabric.Port.Listen]).
-type silence struct {
+// presenceDetection is that of a port whose guest is listened for ([fabric.Port.Listen]).
+type presenceDetection struct {
 	index int32
 	port  fabric.Port
-	ear   *ear          // nil: it was heard, or waited for long enough
-	over  chan struct{} // closed when nobody asks any more; nil without carrier
+	ear   *frameListener // nil: it was heard, or waited for long enough
+	over  chan struct{}  // closed when nobody asks any more; nil without carrier
 }
 
 // heed begins to listen for the guest of a port on the link that the port is
 // now. here: it was there before this process, and nobody is to wait for it.
 func (m *moves) heed(p fabric.Port, index int32, here bool) error {
 	m.mu.Lock()
-	var was *ear
+	var was *frameListener
 	defer func() {
 		m.mu.Unlock()
-		hush(was)
+		closeListener(was)
 	}()
 	s := m.silences[p.Name]
 	if m.closed || s != nil && s.index == index && (s.ear == nil || slices.Equal(s.port.NIC.Prefixes(), p.NIC.Prefixes())) {
@@ -41,7 +41,7 @@ func (m *moves) heed(p fabric.Port, index int32, here bool) error {
 	if s != nil {
 		was = s.end()
 	}
-	s = &silence{index: index, port: p}
+	s = &presenceDetection{index: index, port: p}
 	m.silences[p.Name] = s
 	if here {
 		return nil
@@ -50,7 +50,7 @@ func (m *moves) heed(p fabric.Port, index int32, here bool) error {
 }
 
 // openFor listens anew. m.mu is held.
-func (m *moves) openFor(name string, s *silence) (err error) {
+func (m *moves) openFor(name string, s *presenceDetection) (err error) {
 	guest := s.port.NIC
 	theirs := func(frame []byte) bool {
 		is := speaksFrom(frame, guest)
@@ -59,7 +59,7 @@ func (m *moves) openFor(name string, s *silence) (err error) {
 		}
 		return is
 	}
-	s.ear, err = openEar(s.index, mostOfHeaders, theirs, func(e *ear) {
+	s.ear, err = openFrameListener(s.index, mostOfHeaders, theirs, func(e *frameListener) {
 		if s.port.NIC.MAC.IsZero() {
 			m.introduce(guest, e.index)
 		}
@@ -82,8 +82,8 @@ func (m *moves) openFor(name string, s *silence) (err error) {
 	return err
 }
 
-// end gives the ear that is to be closed. moves.mu is held.
-func (s *silence) end() *ear {
+// end gives the frame listener that is to be closed. moves.mu is held.
+func (s *presenceDetection) end() *frameListener {
 	e := s.ear
 	s.ear = nil
 	s.hold()
@@ -91,16 +91,16 @@ func (s *silence) end() *ear {
 }
 
 // hold has nobody ask any more. moves.mu is held.
-func (s *silence) hold() {
+func (s *presenceDetection) hold() {
 	if s.over != nil {
 		close(s.over)
 		s.over = nil
 	}
 }
 
-// hush closes an ear, if there is one. moves.mu is not held: what the ear has
+// closeListener closes a frame listener, if there is one. moves.mu is not held: what the frame listener has
 // heard may wait for it.
-func hush(e *ear) {
+func closeListener(e *frameListener) {
 	if e != nil {
 		e.close()
 	}
@@ -119,14 +119,14 @@ func (m *moves) carrier(name string, index int32, up bool) {
 	default:
 		s.hold()
 		if s.ear == nil {
-			_ = m.openFor(name, s) // the link has gone meanwhile; without an ear nobody waits
+			_ = m.openFor(name, s) // the link has gone meanwhile; without a frame listener nobody waits
 		}
 	}
 }
 
 // ask asks a guest that has carrier for its addresses, until it is heard or for
 // long enough. m.mu is held.
-func (m *moves) ask(s *silence) {
+func (m *moves) ask(s *presenceDetection) {
 	if s.ear == nil || s.over != nil {
 		return
 	}
@@ -151,7 +151,7 @@ func (m *moves) ask(s *silence) {
 
 // ask sends frames again and again. It reports whether that was for long enough,
 // and it is not over for another reason.
-func (e *ear) ask(frames [][]byte, over <-chan struct{}) bool {
+func (e *frameListener) ask(frames [][]byte, over <-chan struct{}) bool {
 	again, enough := time.NewTicker(askEvery), time.NewTimer(fabric.ListenFor)
 	defer again.Stop()
 	defer enough.Stop()

@@ -12,10 +12,10 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// slate is every route of our protocol in the main table, by its prefix: those
+// routeCache is every route of our protocol in the main table, by its prefix: those
 // to ports and those that announce. Notifications keep it, so that an
 // announcement needs no listing.
-type slate struct {
+type routeCache struct {
 	routes map[netip.Prefix][]route
 	via    map[int32]map[netip.Prefix]bool // the prefixes of a link's routes
 	addrs  map[int32]map[netip.Addr]bool   // the IPv4 addresses of each link
@@ -25,13 +25,13 @@ type slate struct {
 	untold []route
 }
 
-func newSlate() *slate {
-	return &slate{routes: map[netip.Prefix][]route{}, via: map[int32]map[netip.Prefix]bool{}, addrs: map[int32]map[netip.Addr]bool{}}
+func newRouteCache() *routeCache {
+	return &routeCache{routes: map[netip.Prefix][]route{}, via: map[int32]map[netip.Prefix]bool{}, addrs: map[int32]map[netip.Addr]bool{}}
 }
 
-// listSlate fills a slate from full listings.
-func listSlate(r *rtnl) (*slate, error) {
-	s := newSlate()
+// listRoutes fills a route cache from full listings.
+func listRoutes(r *rtnl) (*routeCache, error) {
+	s := newRouteCache()
 	var errs []error
 	for _, ask := range []struct {
 		typ  netlink.HeaderType
@@ -52,7 +52,7 @@ func listSlate(r *rtnl) (*slate, error) {
 
 // apply takes a notification, or a part of a listing, over, and gives the
 // prefixes that are concerned.
-func (s *slate) apply(m netlink.Message) []netip.Prefix {
+func (s *routeCache) apply(m netlink.Message) []netip.Prefix {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		if len(m.Data) < unix.SizeofIfInfomsg || m.Data[0] != unix.AF_UNSPEC {
@@ -93,7 +93,7 @@ func (s *slate) apply(m netlink.Message) []netip.Prefix {
 	return nil
 }
 
-func (s *slate) applyRoute(r route, h netlink.Header) []netip.Prefix {
+func (s *routeCache) applyRoute(r route, h netlink.Header) []netip.Prefix {
 	var touched []netip.Prefix
 	drop := func(gone func(route) bool) {
 		for _, have := range slices.Clone(s.routes[r.prefix]) {
@@ -124,7 +124,7 @@ func (s *slate) applyRoute(r route, h netlink.Header) []netip.Prefix {
 // flush forgets routes of a link that went down, was removed or lost its last
 // IPv4 address: the kernel drops the IPv4 ones without a notification, and the
 // IPv6 ones too where net.ipv6.route.skip_notify_on_dev_down is set.
-func (s *slate) flush(index int32, gone func(netip.Prefix) bool) []netip.Prefix {
+func (s *routeCache) flush(index int32, gone func(netip.Prefix) bool) []netip.Prefix {
 	var touched []netip.Prefix
 	for p := range s.via[index] {
 		if !gone(p) {
@@ -140,7 +140,7 @@ func (s *slate) flush(index int32, gone func(netip.Prefix) bool) []netip.Prefix 
 	return touched
 }
 
-func (s *slate) remove(r route) {
+func (s *routeCache) remove(r route) {
 	left := slices.DeleteFunc(s.routes[r.prefix], func(have route) bool { return have == r })
 	s.routes[r.prefix] = left
 	if len(left) == 0 {
@@ -155,7 +155,7 @@ func (s *slate) remove(r route) {
 }
 
 // port gives the route to the port that has a prefix.
-func (s *slate) port(p netip.Prefix) (route, bool) {
+func (s *routeCache) port(p netip.Prefix) (route, bool) {
 	for _, r := range s.routes[p] {
 		if r.metric == fabric.PortMetric {
 			return r, true
@@ -166,7 +166,7 @@ func (s *slate) port(p netip.Prefix) (route, bool) {
 
 // announcements lists the routes that announce a prefix, the one that counts
 // first: daemons take that which the kernel would use.
-func (s *slate) announcements(p netip.Prefix) []route {
+func (s *routeCache) announcements(p netip.Prefix) []route {
 	var rs []route
 	for _, r := range s.routes[p] {
 		if r.announces() {
@@ -178,7 +178,7 @@ func (s *slate) announcements(p netip.Prefix) []route {
 }
 
 // astray lists the announcements of a prefix that lead elsewhere than to its port.
-func (s *slate) astray(p netip.Prefix) []route {
+func (s *routeCache) astray(p netip.Prefix) []route {
 	port, ok := s.port(p)
 	if !ok {
 		return nil

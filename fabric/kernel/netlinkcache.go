@@ -12,11 +12,11 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// mirror is what the kernel has of ours, kept by its notifications, so that
+// netlinkCache is what the kernel has of ours, kept by its notifications, so that
 // neither an attach nor a look at all ports has to list the whole node.
-type mirror struct {
+type netlinkCache struct {
 	mu     sync.Mutex
-	links  map[int32]*mirrored
+	links  map[int32]*cachedLink
 	byName map[string]int32
 	owner  map[place]int32 // the link of a route of ours
 
@@ -33,8 +33,8 @@ type flap struct {
 	up    bool
 }
 
-// mirrored is a link that is, or once was, marked as ours.
-type mirrored struct {
+// cachedLink is a link that is, or once was, marked as ours.
+type cachedLink struct {
 	link
 	hadCarrier bool
 	found      bool // marked before this process began
@@ -69,19 +69,19 @@ func (r route) announces() bool {
 	return r.proto == routeProtocol && r.metric > 0 && r.metric < fabric.PortMetric
 }
 
-func newMirror() *mirror {
-	m := &mirror{}
+func newNetlinkCache() *netlinkCache {
+	m := &netlinkCache{}
 	m.reset()
 	return m
 }
 
-func (m *mirror) reset() {
-	m.links, m.byName, m.owner = map[int32]*mirrored{}, map[string]int32{}, map[place]int32{}
+func (m *netlinkCache) reset() {
+	m.links, m.byName, m.owner = map[int32]*cachedLink{}, map[string]int32{}, map[place]int32{}
 	m.early = map[int32][]netip.Addr{}
 }
 
-// take fills the mirror for the first time.
-func (m *mirror) take(r *rtnl) error {
+// take fills the netlink cache for the first time.
+func (m *netlinkCache) take(r *rtnl) error {
 	err := m.load(r)
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -91,8 +91,8 @@ func (m *mirror) take(r *rtnl) error {
 	return err
 }
 
-// load fills the mirror from full listings.
-func (m *mirror) load(r *rtnl) error {
+// load fills the netlink cache from full listings.
+func (m *netlinkCache) load(r *rtnl) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	before := m.links
@@ -130,7 +130,7 @@ func dumpRoutes(family uint8) []byte {
 
 // apply takes a notification, or a part of a listing, over. It returns the
 // names of the links that are concerned. m.mu is held.
-func (m *mirror) apply(msg netlink.Message) []string {
+func (m *netlinkCache) apply(msg netlink.Message) []string {
 	switch msg.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		l, err := parseLink(msg.Data)
@@ -163,7 +163,7 @@ func (m *mirror) apply(msg netlink.Message) []string {
 	return nil
 }
 
-func (m *mirror) applyLink(l link, gone bool) []string {
+func (m *netlinkCache) applyLink(l link, gone bool) []string {
 	have := m.links[l.index]
 	_, _, _, ours := fabric.ParseAlias(l.alias)
 	switch {
@@ -185,7 +185,7 @@ func (m *mirror) applyLink(l link, gone bool) []string {
 	case have == nil && !ours:
 		return []string{l.name}
 	case have == nil:
-		have = &mirrored{addrs: map[netip.Addr]bool{}, routes: map[place]route{}, rivals: map[netip.Prefix]route{}}
+		have = &cachedLink{addrs: map[netip.Addr]bool{}, routes: map[place]route{}, rivals: map[netip.Prefix]route{}}
 		m.links[l.index] = have
 		for _, a := range m.early[l.index] {
 			have.addrs[a] = true
@@ -210,7 +210,7 @@ func (m *mirror) applyLink(l link, gone bool) []string {
 
 // added notes an address that the kernel has accepted. It tells of an IPv6 one
 // only later, out of a work queue.
-func (m *mirror) added(index int32, a netip.Addr) {
+func (m *netlinkCache) added(index int32, a netip.Addr) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if l := m.links[index]; l != nil {
@@ -222,7 +222,7 @@ func (m *mirror) added(index int32, a netip.Addr) {
 
 // flush4 forgets the IPv4 routes of a link that went down or lost its last IPv4
 // address: the kernel drops them without a notification.
-func (m *mirror) flush4(l *mirrored) {
+func (m *netlinkCache) flush4(l *cachedLink) {
 	for at := range l.routes {
 		if at.prefix.Addr().Is4() {
 			delete(l.routes, at)
@@ -231,7 +231,7 @@ func (m *mirror) flush4(l *mirrored) {
 	}
 }
 
-func (l *mirrored) hasIPv4() bool {
+func (l *cachedLink) hasIPv4() bool {
 	for a := range l.addrs {
 		if a.Is4() {
 			return true
@@ -240,7 +240,7 @@ func (l *mirrored) hasIPv4() bool {
 	return false
 }
 
-func (m *mirror) applyRoute(r route, msg netlink.Message) []string {
+func (m *netlinkCache) applyRoute(r route, msg netlink.Message) []string {
 	index, ours := m.owner[r.place()]
 	var names []string
 	drop := func() {

@@ -60,7 +60,7 @@ func beSpeaker(c fabric.Cluster, name string) error {
 		return err
 	}
 	go func() {
-		for r := range s.Rivals() {
+		for r := range s.Competitors() {
 			_ = json.NewEncoder(os.Stdout).Encode(r)
 		}
 	}()
@@ -113,7 +113,7 @@ type other struct {
 	*testenv.Daemon
 	t    *testing.T
 	in   io.Writer
-	seen int // rivals
+	seen int // competitors
 	gone int // those that have gone
 }
 
@@ -139,14 +139,14 @@ func (o *other) does(what string, ps ...netip.Prefix) {
 	require.NoError(o.t, err)
 }
 
-// rivals lists what it was told of better routes, and, apart, of their end.
-func (o *other) rivals() []fabric.Rival { return o.told(false) }
+// competitors lists what it was told of better routes, and, apart, of their end.
+func (o *other) rivals() []fabric.Competitor { return o.told(false) }
 
-func (o *other) told(gone bool) (rs []fabric.Rival) {
+func (o *other) told(gone bool) (rs []fabric.Competitor) {
 	o.t.Helper()
 	for line := range strings.Lines(o.Log()) {
 		if strings.HasPrefix(line, "{") && strings.HasSuffix(line, "\n") {
-			var r fabric.Rival
+			var r fabric.Competitor
 			require.NoError(o.t, json.Unmarshal([]byte(line), &r), line)
 			if r.Gone == gone {
 				rs = append(rs, r)
@@ -156,7 +156,7 @@ func (o *other) told(gone bool) (rs []fabric.Rival) {
 	return rs
 }
 
-// hears waits for as many rivals as there are prefixes and reflectors, and
+// hears waits for as many competitors as there are prefixes and reflectors, and
 // checks that they are these, and all that there have been since.
 func (o *other) hears(from *testenv.Host, reflectors int, ps ...netip.Prefix) {
 	o.t.Helper()
@@ -244,7 +244,7 @@ func TestHolders(t *testing.T) {
 	}
 }
 
-// toldOf checks the holder of the last rivals.
+// toldOf checks the holder of the last competitors.
 func (o *other) toldOf(t *testing.T, want fabric.Holder, last int) {
 	t.Helper()
 	all := o.rivals()
@@ -363,7 +363,7 @@ func TestRivalsWait(t *testing.T) {
 	told := map[netip.Prefix]int{}
 	for told[mark] == 0 {
 		select {
-		case r := <-one.speaker.Rivals():
+		case r := <-one.speaker.Competitors():
 			told[r.Prefix]++
 			assert.Equal(t, two.Source(r.Prefix.Addr()), r.Via)
 			assert.Equal(t, "rr1", r.Reflector)

@@ -9,8 +9,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// ear listens at a link for the first frame of a guest.
-type ear struct {
+// frameListener listens at a link for the first frame of a guest.
+type frameListener struct {
 	index int32
 	mac   fabric.MAC // of the guest, where that is what it is known by; zero: any
 	file  *os.File
@@ -20,10 +20,10 @@ type ear struct {
 
 // listen tells on heard, once, the name of a port whose guest is about to
 // arrive, when it has begun to run: QEMU sends a frame for it then (RARP, RFC 903).
-func listen(name string, index int32, mac fabric.MAC, heard chan<- string) (*ear, error) {
-	e, err := openEar(index, ethernetHeader, func(frame []byte) bool {
+func listen(name string, index int32, mac fabric.MAC, heard chan<- string) (*frameListener, error) {
+	e, err := openFrameListener(index, ethernetHeader, func(frame []byte) bool {
 		return len(frame) == ethernetHeader && (mac.IsZero() || mac == fabric.MAC(frame[6:12]))
-	}, func(e *ear) {
+	}, func(e *frameListener) {
 		select {
 		case heard <- name:
 		case <-e.stop:
@@ -35,14 +35,14 @@ func listen(name string, index int32, mac fabric.MAC, heard chan<- string) (*ear
 	return e, err
 }
 
-// openEar calls tell, once, when a frame has come of which the first bytes are
+// openFrameListener calls tell, once, when a frame has come of which the first bytes are
 // those of the guest.
-func openEar(index int32, bytes int, theirs func(frame []byte) bool, tell func(*ear)) (*ear, error) {
+func openFrameListener(index int32, bytes int, theirs func(frame []byte) bool, tell func(*frameListener)) (*frameListener, error) {
 	f, err := packetSocket(index, unix.PACKET_IGNORE_OUTGOING)
 	if err != nil {
 		return nil, err
 	}
-	e := &ear{index: index, file: f, stop: make(chan struct{}), done: make(chan struct{})}
+	e := &frameListener{index: index, file: f, stop: make(chan struct{}), done: make(chan struct{})}
 	go func() {
 		defer close(e.done)
 		defer f.Close() // last: the kernel takes its time for it
@@ -53,9 +53,9 @@ func openEar(index int32, bytes int, theirs func(frame []byte) bool, tell func(*
 	return e, nil
 }
 
-// wait returns when a frame of the guest's has come, or with false when the ear
+// wait returns when a frame of the guest's has come, or with false when the frame listener
 // is closed.
-func (e *ear) wait(frame []byte, theirs func([]byte) bool) (came bool) {
+func (e *frameListener) wait(frame []byte, theirs func([]byte) bool) (came bool) {
 	raw, err := e.file.SyscallConn()
 	if err != nil {
 		return false
@@ -81,7 +81,7 @@ func (e *ear) wait(frame []byte, theirs func([]byte) bool) (came bool) {
 	return err == nil && came
 }
 
-func (e *ear) close() {
+func (e *frameListener) close() {
 	close(e.stop)
 	e.file.Close() // which may be closed already
 	<-e.done

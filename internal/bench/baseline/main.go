@@ -1,12 +1,12 @@
-// Command rival is what hooks alone can do about a live migration: the benchmark
+// Command baseline is what hooks alone can do about a live migration: the benchmark
 // compares vmfabric with it. It is a hook for libvirt,
 //
-//	rival DOMAIN OPERATION SUB-OPERATION - < domain.xml
+//	baseline DOMAIN OPERATION SUB-OPERATION - < domain.xml
 //
 // and an agent, vmfabric's own, that follows no hypervisor, does not see when a
 // guest's process ends, and does not talk to other nodes:
 //
-//	rival --serve CLUSTERFILE NODE STATE SOCKET
+//	baseline --serve CLUSTERFILE NODE STATE SOCKET
 //
 // A guest is wired at prepare, announced at started, withdrawn at stopped, and
 // removed at release. For one whose name begins with "late" nothing is done but
@@ -42,7 +42,7 @@ func main() {
 		err = errors.New("to be run by libvirt, or with --serve CLUSTERFILE NODE STATE SOCKET")
 	}
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "rival: %v\n", err)
+		fmt.Fprintf(os.Stderr, "baseline: %v\n", err)
 		os.Exit(1)
 	}
 }
