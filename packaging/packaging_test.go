@@ -188,7 +188,7 @@ func TestReadmeProgram(t *testing.T) {
 	const module = "github.com/vmfabric/vmfabric/"
 	var b strings.Builder
 	b.WriteString("package main\n\nimport (\n\t\"context\"\n\t\"net/netip\"\n\n")
-	for _, p := range []string{"fabric", "fabric/clusterfile", "fabric/disk", "fabric/gobgp", "fabric/kernel"} {
+	for _, p := range []string{"fabric", "fabric/agent", "fabric/clusterfile", "fabric/disk", "fabric/gobgp", "fabric/kernel"} {
 		fmt.Fprintf(&b, "\t%q\n", module+p)
 	}
 	b.WriteString(")\n\nfunc main() {\n\tctx := context.Background()\n")
