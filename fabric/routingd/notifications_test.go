@@ -65,6 +65,7 @@ func TestRunFollowsAgain(t *testing.T) {
 		ended := make(chan error)
 		go func() { ended <- s.Run(ctx) }()
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		assert.Equal(t, []time.Duration{0, 1, 3, 7, 68, 70, 74}, tried)
 		all, err := s.Sessions(ctx)
 		require.NoError(t, err)
