@@ -371,7 +371,7 @@ func (a *Agent) converge(ctx context.Context, d, prev fabric.Desired) error {
 	a.mu.Lock()
 	g := a.guests[vm]
 	st := g.nics
-	want := plan.Guest{Standby: d.Standby, Draining: a.draining(), Defends: g.defends(), Holder: d.Holder()}
+	want := plan.Guest{Standby: d.Standby, Draining: a.draining(), Defends: g.defends(), Holder: a.saysHolder(g, d)}
 	g.reported.incoming = d.Incoming || g.reported.incoming && d.State == fabric.Live
 	a.mu.Unlock()
 

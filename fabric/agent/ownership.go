@@ -28,7 +28,7 @@ const (
 type peers struct {
 	silent map[string]silence               // those that did not answer the last question
 	at     map[netip.Addr]string            // those that called, by their addresses
-	slow   map[string]time.Time             // those that did not answer in time about a start
+	slow   map[string]time.Time             // those that did not answer about a start, not in time at least
 	strays map[competitor]fabric.Competitor // better routes that lead to no node
 	odd    map[string]remark                // nodes that said what cannot be
 	wake   chan struct{}                    // has one when something is to be reconsidered
@@ -194,7 +194,8 @@ func (a *Agent) whoHas(ctx context.Context, n fabric.Notice, nodes []string) (ot
 			switch {
 			case err == nil:
 				answer = a.believable(node, n.VM, answer)
-			case errors.Is(ctx.Err(), context.DeadlineExceeded):
+			case errors.Is(ctx.Err(), context.Canceled): // another node has it
+			default:
 				a.mu.Lock()
 				a.peers.slow[node] = time.Now()
 				a.mu.Unlock()
@@ -515,6 +516,20 @@ func (g *guest) others(self string) (older loss, later map[string]string) {
 
 func (c competitor) compare(other competitor) int {
 	return cmp.Or(c.prefix.Compare(other.prefix), cmp.Compare(c.reflector, other.reflector))
+}
+
+// saysHolder gives what the guest's routes say of it: something while another node
+// may know no better, as agents do not reach each other, and nothing otherwise.
+func (a *Agent) saysHolder(g *guest, d fabric.Desired) fabric.Holder {
+	now := time.Now()
+	apart := len(a.peers.silent) > 0 || g.defends()
+	for _, at := range a.peers.slow {
+		apart = apart || now.Sub(at) < slowMemory
+	}
+	if !apart {
+		return fabric.Holder{}
+	}
+	return d.Holder()
 }
 
 // defends reports whether a guest is announced before another one's that got an

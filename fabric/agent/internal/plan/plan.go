@@ -144,7 +144,7 @@ type Guest struct {
 	Fresh    bool          // it began to run here, and others may not have let go of it yet
 	Standby  bool          // another node had it, and does not answer
 	Defends  bool          // a route of another guest competes, which got the address later
-	Holder   fabric.Holder // what its routes say of it
+	Holder   fabric.Holder // what its fresh routes say of it
 	NICs     NICStates     // as of the pass before
 	Hops     MissingHops
 	Unknown  bool // it runs, and nobody knows what it has: its ports stay as they are
@@ -156,9 +156,12 @@ type Guest struct {
 // LOCAL_PREF takes the packets until it knows. A node that is being drained
 // goes on to come after all.
 func (g Guest) Route(prefix netip.Prefix, state NICState) fabric.Route {
-	r := fabric.Route{Prefix: prefix, Preference: state.Preference(g.Standby, g.Draining), Holder: g.Holder}
+	r := fabric.Route{Prefix: prefix, Preference: state.Preference(g.Standby, g.Draining)}
 	if g.Defends && (r.Preference == fabric.Normal || r.Preference == fabric.Fresh) {
 		r.Preference, r.First = fabric.Fresh, true
+	}
+	if r.Preference == fabric.Fresh { // reflectors tell other nodes of no other
+		r.Holder = g.Holder
 	}
 	return r
 }
