@@ -37,7 +37,7 @@ deps: ## install what the tests need (Debian, Ubuntu), and fetch their guests' k
 GOTEST = VMFABRIC_LAB=$${VMFABRIC_LAB:-$$(test "$$(id -u)" = 0 && echo must)} GORACE=atexit_sleep_ms=0 \
 	$(TOOLS)/gotestsum --format pkgname --hide-summary skipped --rerun-fails=$(RERUNS) --rerun-fails-max-failures 5 \
 		--rerun-fails-run-root-test --rerun-fails-abort-on-data-race --packages "$(1)" -- \
-		-count=1 -parallel 3 -p 1 -timeout 24m
+		-count=1 -parallel 3 -p 1 -timeout 45m
 RERUNS ?= 1
 
 # Those that start whole clusters of processes, which the race detector sees
