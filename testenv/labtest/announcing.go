@@ -69,7 +69,7 @@ filter carriers {
 		preference = 200;
 		bgp_local_pref = krt_metric;
 		bgp_community.add((64512,100));
-		if krt_metric = 10 then bgp_community.add((65535,0));
+		if krt_metric = %[6]d then bgp_community.add((65535,0));
 		accept;
 	}
 	reject;
@@ -82,7 +82,7 @@ protocol bgp 'to_rr1' {
 	ipv4 { import none; export where source = RTS_INHERIT; next hop self; };
 	ipv6 { import none; export where source = RTS_INHERIT; next hop self; };
 }
-`, a.Node.Addr4(), fabric.Protocol, fabric.PortMetric, a.Cluster.ASN, a.Cluster.Reflectors[0].Address)
+`, a.Node.Addr4(), fabric.Protocol, fabric.PortMetric, a.Cluster.ASN, a.Cluster.Reflectors[0].Address, fabric.Draining.LocalPref())
 }
 
 // FRRConf is the configuration of an FRR on the node.
@@ -123,7 +123,7 @@ exit
 // has just started may miss the first: the reflector is started again then.
 func (a *Announcing) EndIsTold(t testing.TB, session func() fabric.Session) {
 	t.Helper()
-	for range 10 {
+	for range 25 { // who follows the daemon's log may come to it half a minute late
 		is := func(up bool) func() bool {
 			return func() bool { return (session().State == "established") == up }
 		}
