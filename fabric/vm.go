@@ -147,7 +147,8 @@ type Desired struct {
 type Route struct {
 	Prefix     netip.Prefix
 	Preference Preference
-	// Holder is the guest that the route is for. A speaker that cannot say it
+	// Holder is the guest that the route is for, where the agent says it: on fresh
+	// routes, while another node's agent does not answer. A speaker that cannot say it
 	// leaves it out, and [Speaker.Actual] then gives the zero value.
 	Holder Holder
 	// First puts the route before others of its preference: it is that of a guest

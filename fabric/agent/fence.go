@@ -13,12 +13,11 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
 )
 
-// Which node has a guest is settled in two ways that hold for each other. In
-// BGP, whoever began to run it last announces it as Fresh, so that no older
-// announcement wins, late or returning, until every other node has let go. And
-// among the agents, whoever has it claims it of all others under an epoch
-// higher than any that was heard of; one that finds its own to be older
-// announces the guest no more.
+// Two mechanisms decide which node has a guest; either suffices. In BGP, the node
+// that began to run it last announces it as Fresh until every other node has let
+// go, so that no older announcement wins, late or returning. Among the agents, the
+// node that has it claims it of all others under an epoch higher than any that it
+// heard of; a node whose own epoch is older withdraws the guest.
 
 // freshAtLeast is how long an announcement stays Fresh although all let go at
 // once: the reflectors hear of that from the other node, and on their own time.
