@@ -75,43 +75,8 @@ type Agent struct {
 	drain      sync.Mutex // held by whoever begins or ends a drain
 	wake       chan struct{}
 
-	mu       sync.Mutex // guards what follows, for moments only
-	guests   map[string]*guest
-	reserved *reservation.Table   // prefixes and port names, by guest
-	handled  map[string]time.Time // when the last request about a guest was taken up, also one that is gone
-	expected map[string]time.Time // incoming migrations, announced before anything else of them
-	// forwarding are the prefixes of guests that have left, and until when packets
-	// for them are sent on.
-	forwarding map[netip.Prefix]time.Time
-	met        map[string]bool // nodes whose agents have answered this one
-	peers      peers           // what else is known of them
-	// unsettled are the guests of which other nodes may still have to be told.
-	unsettled map[string]bool
-	drained   time.Time // since when the node is being drained; zero: it is not
-}
-
-// guest is what the agent knows of one. Agent.mu guards it.
-type guest struct {
-	want      fabric.Desired
-	announced bool           // the speaker has the prefixes of all NICs that are not down
-	nics      plan.NICStates // as last looked at
-	reported  lastReported   // to the observers
-	differs   string         // what its hypervisor says of it now, where that is not what it started with
-	trouble   error          // why it is not as it is wanted
-
-	has       bool      // it is announced, and claimed of the other nodes
-	claimed   time.Time // when that was
-	kept      bool      // of an agent before this one: whom it waited for is waited for
-	heard     uint64    // the highest epoch that another node has, or had, it with
-	claimants []string  // nodes that wait for this one to let go, or take it back when it does
-	departure departure // its move to another node
-	doubted   time.Time // when a diversion on the word of another node alone was ended
-	orphan    bool      // nothing that could be read says what it is: its state on the disk is left alone
-	came      bool      // it arrived by migration, and is not settled yet
-	ready     bool      // arriving: packets for it are taken
-	from      string    // arriving: the node that has it
-	restart   restart   // its move by a start
-	contention
+	state  *guarded
+	review chan struct{} // has one when guests that other nodes have, or want, are to be looked at
 }
 
 // expectation is how long an announced migration may take to begin.
@@ -134,11 +99,8 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		cluster: c, node: cfg.Node,
 		dataplane: cfg.Dataplane, speaker: cfg.Speaker, store: cfg.Store,
 		log: slog.New(slog.DiscardHandler), began: time.Now(),
-		wake:   make(chan struct{}, 1),
-		guests: map[string]*guest{}, handled: map[string]time.Time{}, expected: map[string]time.Time{},
-		reserved:   reservation.New(),
-		forwarding: map[netip.Prefix]time.Time{}, unsettled: map[string]bool{}, met: map[string]bool{}, restarts: map[string]bool{},
-		questions: make(chan struct{}, maxQuestions), peers: newPeers(),
+		wake: make(chan struct{}, 1), review: make(chan struct{}, 1), restarts: map[string]bool{},
+		questions: make(chan struct{}, maxQuestions),
 	}
 	a.moves.ended = make(chan struct{}, 1)
 	for _, o := range opts {
@@ -148,6 +110,7 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		a.inventory.await(s.Name())
 		a.restarts[s.Name()] = s.MovesByRestart()
 	}
+	a.state = newGuarded(state{node: a.node, cluster: &a.cluster, alone: a.nodes == nil, later: a.signalAfter})
 	return a, nil
 }
 
@@ -189,13 +152,13 @@ func (a *Agent) Expect(_ context.Context, vm string) error {
 	if err := fabric.ValidateName(vm); err != nil {
 		return refusal{err}
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if g, here := a.guests[vm]; here && g.want.State != fabric.Absent {
+	s, done := a.state.open()
+	defer done()
+	if g, here := s.guests[vm]; here && g.want.State != fabric.Absent {
 		a.log.Info("migration to this node announced for a guest that is here; left alone", "vm", vm)
 		return nil
 	}
-	a.expected[vm] = time.Now()
+	s.expected[vm] = time.Now()
 	a.moves.expect(vm, a.node)
 	return nil
 }
@@ -258,6 +221,7 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 		return nil // it ended while the resolver was asked
 	}
 	var other holder
+	others := a.others()
 	if err == nil {
 		other, err = a.acquire(ctx, vm, r)
 		if a.outdated(vm.Name, r.asOf) {
@@ -265,13 +229,13 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 		}
 	}
 
-	a.mu.Lock()
+	s, done := a.state.open()
 	prev, known := fabric.Desired{}, false
-	if g, ok := a.guests[vm.Name]; ok {
+	if g, ok := s.guests[vm.Name]; ok {
 		// One whose removal is unfinished is not here, but what is left of it is.
 		prev, known = g.want, g.want.State != fabric.Absent
 	}
-	expectedAt, incoming := a.expected[vm.Name]
+	expectedAt, incoming := s.expected[vm.Name]
 	// One that runs on another node moves, although nobody announced it: the hook
 	// did, to an agent that was being restarted. Its source says when it runs here.
 	incoming = incoming && time.Since(expectedAt) < expectation || other.same && !known && a.tells(vm.Origin)
@@ -293,14 +257,14 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 		lostAs(&d, fabric.Desired{Lost: other.node, LostGuest: other.vm})
 	}
 	if err == nil {
-		err = a.admit(d, known)
+		err = s.admit(d, known)
 	}
 	if err == nil {
-		delete(a.expected, vm.Name)
-		g := a.guests[vm.Name]
+		delete(s.expected, vm.Name)
+		g := s.guests[vm.Name]
 		if g == nil {
 			g = &guest{want: d}
-			a.guests[vm.Name] = g
+			s.guests[vm.Name] = g
 		}
 		g.orphan = false
 		g.nics = plan.Begin(vm, prev, g.nics, a.restarts[vm.Origin]) // how it stands in truth, the next pass sees
@@ -310,11 +274,11 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 		if r.anew {
 			g.differs = ""
 		}
-		a.takeOwnership(g, &d, g.nics)
+		s.takeOwnership(g, &d, g.nics, others)
 		a.recovered(vm)
 	}
-	a.handled[vm.Name] = cmp.Or(r.asOf, began)
-	a.mu.Unlock()
+	s.handled[vm.Name] = cmp.Or(r.asOf, began)
+	done()
 	if err != nil {
 		return fmt.Errorf("guest %s refused: %w", vm.Name, refusal{err})
 	}
@@ -355,12 +319,12 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 }
 
 // admit takes a guest in, which holds from then on what it asks for, or tells why
-// not. a.mu is held.
-func (a *Agent) admit(d fabric.Desired, known bool) error {
-	if err := a.acceptable(d.VM, known); err != nil {
+// not.
+func (s *state) admit(d fabric.Desired, known bool) error {
+	if err := s.acceptable(d.VM, known); err != nil {
 		return err
 	}
-	return a.reserve(d.VM)
+	return s.reserve(d.VM)
 }
 
 // converge makes the guest as d says, where it was as prev says (zero when it was
@@ -368,12 +332,12 @@ func (a *Agent) admit(d fabric.Desired, known bool) error {
 // what is, is announced after.
 func (a *Agent) converge(ctx context.Context, d, prev fabric.Desired) error {
 	vm := d.VM.Name
-	a.mu.Lock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	g := s.guests[vm]
 	st := g.nics
-	want := plan.Guest{Standby: d.Standby, Draining: a.draining(), Defends: g.defends(), Holder: a.saysHolder(g, d)}
+	want := plan.Guest{Standby: d.Standby, Draining: s.draining(), Defends: g.defends(), Holder: s.saysHolder(g, d)}
 	g.reported.incoming = d.Incoming || g.reported.incoming && d.State == fabric.Live
-	a.mu.Unlock()
+	done()
 
 	hops := a.missingHops()
 	ports := a.portsOf(d)
@@ -464,10 +428,11 @@ func (a *Agent) undo(ctx context.Context, d, prev fabric.Desired, known bool) {
 // reconcile brings a guest to what is wanted of it again. A nil st leaves what is
 // known of its NICs. The guest's lock is held.
 func (a *Agent) reconcile(ctx context.Context, vm string, st plan.NICStates) error {
-	a.mu.Lock()
-	g := a.guests[vm]
+	others := a.others()
+	s, done := a.state.open()
+	g := s.guests[vm]
 	if g == nil {
-		a.mu.Unlock()
+		done()
 		return nil
 	}
 	if st != nil {
@@ -478,10 +443,10 @@ func (a *Agent) reconcile(ctx context.Context, vm string, st plan.NICStates) err
 	if g.has && g.nics.Down() == len(d.VM.NICs) {
 		lostAs(&d, fabric.Desired{}) // nobody holds it any more; who takes it up again has it later
 	}
-	settled := (g.came || g.restart.moving) && d.State == fabric.Live && !a.fresh(g, time.Now())
+	settled := (g.came || g.restart.moving) && d.State == fabric.Live && !s.fresh(g, time.Now())
 	g.came, g.restart.moving = g.came && !settled, g.restart.moving && !settled
-	unsaved = a.takeOwnership(g, &d, g.nics) || unsaved || d.Lost != g.want.Lost
-	a.mu.Unlock()
+	unsaved = s.takeOwnership(g, &d, g.nics, others) || unsaved || d.Lost != g.want.Lost
+	done()
 	if d.State == fabric.Absent {
 		err := a.tearDown(ctx, d)
 		if err != nil {
@@ -547,14 +512,18 @@ func (a *Agent) tearDown(ctx context.Context, d fabric.Desired) error {
 	if err := a.store.Delete(ctx, vm); err != nil {
 		return fmt.Errorf("forget: %w", err)
 	}
-	a.mu.Lock()
-	a.reserved.Keep(vm, reservation.Set{})
-	if g := a.guests[vm]; g != nil {
-		a.gone(g)
+	s, done := a.state.open()
+	s.reserved.Keep(vm, reservation.Set{})
+	diverted := false
+	if g := s.guests[vm]; g != nil {
+		diverted = s.gone(g)
 	}
-	delete(a.guests, vm)
+	delete(s.guests, vm)
+	done()
+	if diverted {
+		a.diverted.confirm(vm)
+	}
 	a.recovered(d.VM)
-	a.mu.Unlock()
 	return nil
 }
 
@@ -573,11 +542,11 @@ func (a *Agent) withdraw(ctx context.Context, vm string, prefixes []netip.Prefix
 // take gives what is wanted of a guest that a request is about, and notes when
 // the wish was true, also for a guest that is not here.
 func (a *Agent) take(vm string, asOf time.Time) (fabric.Desired, bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.handled[vm] = asOf
-	delete(a.expected, vm)
-	g, known := a.guests[vm]
+	s, done := a.state.open()
+	defer done()
+	s.handled[vm] = asOf
+	delete(s.expected, vm)
+	g, known := s.guests[vm]
 	if !known {
 		return fabric.Desired{}, false
 	}
@@ -587,9 +556,9 @@ func (a *Agent) take(vm string, asOf time.Time) (fabric.Desired, bool) {
 // outdated reports whether something was asked of a guest after asOf; nothing
 // is newer than the zero time, which stands for now.
 func (a *Agent) outdated(vm string, asOf time.Time) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return !asOf.IsZero() && a.handled[vm].After(asOf)
+	s, done := a.state.open()
+	defer done()
+	return !asOf.IsZero() && s.handled[vm].After(asOf)
 }
 
 // recovered drops what was the matter with a guest before it was asked for
@@ -604,33 +573,36 @@ func refusedKey(source, vm string) string { return "refused " + source + " " + v
 
 // settle records how an attempt ended.
 func (a *Agent) settle(d fabric.Desired, announced bool, trouble error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	g := a.guests[d.VM.Name]
+	s, done := a.state.open()
+	defer done()
+	g := s.guests[d.VM.Name]
 	if g == nil {
 		g = &guest{}
-		a.guests[d.VM.Name] = g
+		s.guests[d.VM.Name] = g
 	}
 	if g.want.Epoch == d.Epoch {
 		d.Unreleased, d.Acquired = g.want.Unreleased, g.want.Acquired // some may have let go, or told more, meanwhile
 	}
 	g.want, g.announced, g.trouble = d, announced, trouble
 	if g.unsettled() {
-		a.unsettled[d.VM.Name] = true
+		s.unsettled[d.VM.Name] = true
 	}
 }
 
 func (a *Agent) setDown(vm string, nic int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	s, done := a.state.open()
+	defer done()
 	st := plan.NICStates{}
-	maps.Copy(st, a.guests[vm].nics)
+	maps.Copy(st, s.guests[vm].nics)
 	st[nic] = plan.Down
-	a.guests[vm].nics = st
+	s.guests[vm].nics = st
 }
 
 // signal wakes the pass.
 func (a *Agent) signal() { signal(a.wake) }
+
+// signalAfter wakes the pass after a while.
+func (a *Agent) signalAfter(d time.Duration) { time.AfterFunc(d, a.signal) }
 
 func portNames(vm fabric.VM) []string {
 	names := make([]string, len(vm.NICs))

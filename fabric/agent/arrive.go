@@ -15,23 +15,23 @@ func (a *Agent) awaitedBy(vm, node string, answer fabric.Answer) {
 		return
 	}
 	a.inherit(vm, answer)
-	a.mu.Lock()
-	if g := a.guests[vm]; g != nil {
+	s, done := a.state.open()
+	if g := s.guests[vm]; g != nil {
 		g.heard = max(g.heard, answer.Epoch)
 		g.from = node
 	}
-	a.mu.Unlock()
+	done()
 	a.moves.at(vm, func(m *fabric.Move, _ time.Time) { m.From = node })
 }
 
 // ready notes that the ports of an arriving guest take packets for it, and has
 // the other nodes told.
 func (a *Agent) ready(d fabric.Desired) {
-	a.mu.Lock()
-	g := a.guests[d.VM.Name]
+	s, done := a.state.open()
+	g := s.guests[d.VM.Name]
 	news := !g.ready
 	g.ready = true
-	a.mu.Unlock()
+	done()
 	if news {
 		a.moves.arrive(d.VM, a.node, func(m *fabric.Move, now time.Time) { m.PortReady = now })
 	}
@@ -41,15 +41,15 @@ func (a *Agent) ready(d fabric.Desired) {
 // heardAt takes up that a frame came out of a port whose guest was to arrive, or
 // was started: it runs here, whatever its hypervisor has said.
 func (a *Agent) heardAt(ctx context.Context, port string) {
-	a.mu.Lock()
-	name, _ := a.reserved.PortHolder(port)
-	g := a.guests[name]
+	s, done := a.state.open()
+	name, _ := s.reserved.PortHolder(port)
+	g := s.guests[name]
 	arriving := g != nil && g.want.State == fabric.Wired && g.want.Incoming
 	var vm fabric.VM
 	if arriving {
 		vm = g.want.VM
 	}
-	a.mu.Unlock()
+	done()
 	switch {
 	case arriving:
 		a.run(ctx, vm, time.Now(), "frame")
@@ -62,10 +62,10 @@ func (a *Agent) heardAt(ctx context.Context, port string) {
 // from now on.
 func (a *Agent) answers(ctx context.Context, vm, port string) {
 	defer a.guestLocks.lock(vm)()
-	a.mu.Lock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	g := s.guests[vm]
 	if g == nil || g.want.State != fabric.Live {
-		a.mu.Unlock()
+		done()
 		return
 	}
 	st, news := maps.Clone(g.nics), false
@@ -75,11 +75,11 @@ func (a *Agent) answers(ctx context.Context, vm, port string) {
 			continue
 		}
 		news = true
-		if delete(st, n); a.fresh(g, time.Now()) {
+		if delete(st, n); s.fresh(g, time.Now()) {
 			st[n] = plan.Arrived
 		}
 	}
-	a.mu.Unlock()
+	done()
 	if !news {
 		return
 	}
@@ -106,13 +106,13 @@ func (a *Agent) hasArrived(d fabric.Desired) {
 	if a.nodes == nil {
 		return
 	}
-	a.mu.Lock()
-	g := a.guests[d.VM.Name]
+	s, done := a.state.open()
+	g := s.guests[d.VM.Name]
 	to := a.nodes.Names()
 	if g != nil && g.from != "" {
 		to = []string{g.from}
 	}
-	a.mu.Unlock()
+	done()
 	a.peerQueues.send(a.notice(fabric.Arrived, d), to...)
 }
 
@@ -121,11 +121,11 @@ func (a *Agent) cancel(d fabric.Desired) {
 	if a.nodes == nil || !d.Incoming {
 		return
 	}
-	a.mu.Lock()
-	if g := a.guests[d.VM.Name]; g != nil {
+	s, done := a.state.open()
+	if g := s.guests[d.VM.Name]; g != nil {
 		g.ready = false // nothing is told of its arrival after this
 	}
-	a.mu.Unlock()
+	done()
 	a.moves.end(d.VM.Name, "it did not arrive here")
 	a.peerQueues.send(a.notice(fabric.Cancelled, d), a.nodes.Names()...)
 }
@@ -133,12 +133,12 @@ func (a *Agent) cancel(d fabric.Desired) {
 // portsOf lists the ports of a guest as they are to be.
 func (a *Agent) portsOf(d fabric.Desired) []fabric.Port {
 	ports := d.VM.Ports(&a.cluster)
-	a.mu.Lock()
+	s, done := a.state.open()
 	came := d.Incoming
-	if g := a.guests[d.VM.Name]; g != nil {
+	if g := s.guests[d.VM.Name]; g != nil {
 		came = came || g.came
 	}
-	a.mu.Unlock()
+	done()
 	for i := range ports {
 		ports[i].Listen = a.restarts[d.VM.Origin]
 		ports[i].Incoming = d.Incoming && d.State == fabric.Wired
@@ -151,9 +151,9 @@ func (a *Agent) portsOf(d fabric.Desired) []fabric.Port {
 
 // tellMoved notes that a guest which arrived is announced, and has the others told.
 func (a *Agent) tellMoved(d fabric.Desired) {
-	a.mu.Lock()
-	came := a.guests[d.VM.Name].came && d.State == fabric.Live
-	a.mu.Unlock()
+	s, done := a.state.open()
+	came := s.guests[d.VM.Name].came && d.State == fabric.Live
+	done()
 	if !came {
 		a.restarted(d.VM.Name)
 		return

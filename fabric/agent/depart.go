@@ -43,8 +43,8 @@ func (d departure) elsewhere(to fabric.Node) bool {
 func (a *Agent) leaves(ctx context.Context, to fabric.Node, n fabric.Notice) (answer fabric.Answer) {
 	for _, vm := range a.concerned(n.Prefixes) {
 		unlock := a.guestLocks.lock(vm)
-		a.mu.Lock()
-		g := a.guests[vm]
+		s, done := a.state.open()
+		g := s.guests[vm]
 		here := g != nil && owned(g.want) && vm == n.VM
 		var news, elsewhere bool
 		if here {
@@ -52,7 +52,7 @@ func (a *Agent) leaves(ctx context.Context, to fabric.Node, n fabric.Notice) (an
 			elsewhere, news = g.departure.elsewhere(to), g.departure.to.Name != to.Name && !late
 			answer.Held, answer.Epoch = true, max(answer.Epoch, g.want.Epoch)
 		}
-		a.mu.Unlock()
+		done()
 		if here && !elsewhere {
 			a.step(ctx, vm, migration.DestinationReady, to, "")
 			if news {
@@ -70,13 +70,13 @@ func (a *Agent) leaves(ctx context.Context, to fabric.Node, n fabric.Notice) (an
 func (a *Agent) left(ctx context.Context, to fabric.Node, n fabric.Notice) (answer fabric.Answer) {
 	for _, vm := range a.concerned(n.Prefixes) {
 		unlock := a.guestLocks.lock(vm)
-		a.mu.Lock()
-		g := a.guests[vm]
+		s, done := a.state.open()
+		g := s.guests[vm]
 		here := g != nil && announced(g.want) && g.has && g.want.VM.Origin != "" && vm == n.VM && n.Epoch > g.want.Epoch && !g.departure.elsewhere(to) && g.believes(time.Now())
 		if here {
 			answer.Held, answer.Epoch = true, max(answer.Epoch, g.want.Epoch)
 		}
-		a.mu.Unlock()
+		done()
 		if here {
 			a.step(ctx, vm, migration.DestinationRuns, to, "")
 		}
@@ -89,13 +89,13 @@ func (a *Agent) left(ctx context.Context, to fabric.Node, n fabric.Notice) (answ
 func (a *Agent) stays(ctx context.Context, at fabric.Node, n fabric.Notice) {
 	for _, vm := range a.concerned(n.Prefixes) {
 		unlock := a.guestLocks.lock(vm)
-		a.mu.Lock()
-		g := a.guests[vm]
+		s, done := a.state.open()
+		g := s.guests[vm]
 		concerned := g != nil && g.departure.to.Name == at.Name
 		if g != nil && g.departure.failed == at.Name {
 			g.departure.failed = "" // what it says from now on is of another attempt
 		}
-		a.mu.Unlock()
+		done()
 		if concerned {
 			a.step(ctx, vm, migration.DestinationCancelled, at, "cancelled: it did not arrive at "+at.Name)
 		}
@@ -110,15 +110,15 @@ func (a *Agent) stopped(ctx context.Context, vm string, asOf time.Time) {
 	if a.outdated(vm, asOf) {
 		return
 	}
-	a.mu.Lock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	g := s.guests[vm]
 	if g == nil || g.want.State != fabric.Live {
-		a.mu.Unlock()
+		done()
 		return
 	}
-	a.handled[vm] = asOf
+	s.handled[vm] = asOf
 	to := g.departure.to
-	a.mu.Unlock()
+	done()
 	a.moves.at(vm, func(m *fabric.Move, now time.Time) { m.Stopped = now })
 	if to.Name == "" {
 		a.log.Warn("guest stopped to run elsewhere, and no agent says where; its packets wait here", "vm", vm)
@@ -133,9 +133,9 @@ func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 	if a.outdated(vm, asOf) {
 		return
 	}
-	a.mu.Lock()
-	a.handled[vm] = asOf
-	g := a.guests[vm]
+	s, done := a.state.open()
+	s.handled[vm] = asOf
+	g := s.guests[vm]
 	var rivalled bool
 	var to string
 	if g != nil {
@@ -145,13 +145,13 @@ func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 			g.has = false // it is claimed anew
 		}
 	}
-	a.mu.Unlock()
+	done()
 	a.step(ctx, vm, migration.SourceResumed, fabric.Node{}, "it went on here")
-	a.mu.Lock()
-	if g = a.guests[vm]; g != nil {
+	s, done = a.state.open()
+	if g = s.guests[vm]; g != nil {
 		g.departure.failed, g.departure.failedAt = to, time.Now()
 	}
-	a.mu.Unlock()
+	done()
 	if rivalled {
 		if err := a.reconcile(ctx, vm, nil); err != nil {
 			a.signal()
@@ -163,10 +163,10 @@ func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 // machine, and does what follows. The caller works on the guest alone. to is the
 // node that the event is about; outcome is why the move ends, if it does.
 func (a *Agent) step(ctx context.Context, vm string, e migration.Event, to fabric.Node, outcome string) {
-	a.mu.Lock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	g := s.guests[vm]
 	if g == nil {
-		a.mu.Unlock()
+		done()
 		return
 	}
 	was, now := g.departure, time.Now()
@@ -186,7 +186,7 @@ func (a *Agent) step(ctx context.Context, vm string, e migration.Event, to fabri
 		}
 	}
 	d := g.want
-	a.mu.Unlock()
+	done()
 	if e == migration.DestinationReady && was.to.Name != to.Name {
 		a.moves.leave(d.VM, a.node, to.Name)
 	}
@@ -244,15 +244,15 @@ func (a *Agent) restore(ctx context.Context, d fabric.Desired, was departure, ou
 // record keeps, or does not keep any more, what goes into a guest's ports. The
 // guest's lock is held.
 func (a *Agent) record(ctx context.Context, vm string, on bool) {
-	a.mu.Lock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	g := s.guests[vm]
 	if g == nil {
-		a.mu.Unlock()
+		done()
 		return
 	}
 	names := portNames(g.want.VM)
 	g.departure.recorded = on
-	a.mu.Unlock()
+	done()
 	for _, name := range names {
 		if err := a.dataplane.Record(ctx, name, on); err != nil {
 			a.log.Debug("port not recorded", "port", name, "err", err)
@@ -262,11 +262,11 @@ func (a *Agent) record(ctx context.Context, vm string, on bool) {
 
 // endDiversion ends the sending on of packets; outcome is why.
 func (a *Agent) endDiversion(ctx context.Context, ps []netip.Prefix, outcome string) {
-	a.mu.Lock()
+	s, done := a.state.open()
 	for _, p := range ps {
-		delete(a.forwarding, p)
+		delete(s.forwarding, p)
 	}
-	a.mu.Unlock()
+	done()
 	if err := a.dataplane.Return(ctx, ps...); err != nil {
 		a.log.Warn("packets still go to another node", "prefix", ps[0], "err", err)
 		a.signal()
@@ -279,13 +279,13 @@ func (a *Agent) endDiversion(ctx context.Context, ps []netip.Prefix, outcome str
 // it went away and comes back soon. The guest's lock is held.
 func (a *Agent) stopForwarding(ctx context.Context, vm fabric.VM) {
 	var ps []netip.Prefix
-	a.mu.Lock()
+	s, done := a.state.open()
 	for _, p := range vm.Prefixes() {
-		if _, lingers := a.forwarding[p]; lingers {
+		if _, lingers := s.forwarding[p]; lingers {
 			ps = append(ps, p)
 		}
 	}
-	a.mu.Unlock()
+	done()
 	if len(ps) > 0 {
 		a.endDiversion(ctx, ps, "it comes here again")
 	}
@@ -298,21 +298,21 @@ func (a *Agent) runsHere(ctx context.Context, vm string, asOf time.Time) {
 	contradicts := func(g *guest) bool {
 		return g != nil && g.departure.state == migration.Diverted && asOf.After(g.departure.since)
 	}
-	a.mu.Lock()
-	diverted := len(a.forwarding) > 0 || contradicts(a.guests[vm])
-	a.mu.Unlock()
+	s, done := a.state.open()
+	diverted := len(s.forwarding) > 0 || contradicts(s.guests[vm])
+	done()
 	if !diverted {
 		return
 	}
 	defer a.guestLocks.lock(vm)()
-	a.mu.Lock()
-	g := a.guests[vm]
+	s, done = a.state.open()
+	g := s.guests[vm]
 	here, contradicted := g != nil && !g.departure.state.Stops() && !g.departure.state.Diverts(), contradicts(g)
 	var is fabric.VM
 	if here {
 		is = g.want.VM
 	}
-	a.mu.Unlock()
+	done()
 	switch {
 	case contradicted:
 		a.step(ctx, vm, migration.WordUnconfirmed, fabric.Node{}, runsOn)
@@ -321,16 +321,16 @@ func (a *Agent) runsHere(ctx context.Context, vm string, asOf time.Time) {
 	}
 }
 
-// gone has packets for a guest that has left sent on for a while. a.mu is held.
-func (a *Agent) gone(g *guest) {
+// gone has packets for a guest that has left sent on for a while, if they are.
+func (s *state) gone(g *guest) (diverted bool) {
 	if !g.departure.state.Diverts() {
-		return
+		return false
 	}
-	a.diverted.confirm(g.want.VM.Name)
 	for _, p := range g.want.VM.Prefixes() {
-		a.forwarding[p] = time.Now().Add(forwardingGrace)
+		s.forwarding[p] = time.Now().Add(forwardingGrace)
 	}
-	time.AfterFunc(forwardingGrace, a.signal)
+	s.later(forwardingGrace)
+	return true
 }
 
 // settleDiversions ends what was sent on long enough. The pass calls it.
@@ -340,36 +340,36 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 	now := time.Now()
 	var over []netip.Prefix
 	var idle []string
-	a.mu.Lock()
+	s, done := a.state.open()
 	for _, p := range diverted {
-		holder, _ := a.reserved.Holder(p)
-		if g := a.guests[holder]; g != nil && (g.departure.state.Stops() || g.departure.state.Diverts()) {
+		holder, _ := s.reserved.Holder(p)
+		if g := s.guests[holder]; g != nil && (g.departure.state.Stops() || g.departure.state.Diverts()) {
 			continue
 		}
-		until, known := a.forwarding[p]
+		until, known := s.forwarding[p]
 		if !a.diverted.known(p) {
 			a.diverted.begin(fabric.DiversionStatus{Prefixes: []netip.Prefix{p}, Since: now})
 		}
 		switch {
 		case !known: // of an agent before this one
-			a.forwarding[p] = now.Add(forwardingGrace)
+			s.forwarding[p] = now.Add(forwardingGrace)
 			time.AfterFunc(forwardingGrace, a.signal)
 		case !now.Before(until):
 			over = append(over, p)
 		}
 	}
-	for p := range a.forwarding {
+	for p := range s.forwarding {
 		if !slices.Contains(diverted, p) {
-			delete(a.forwarding, p)
+			delete(s.forwarding, p)
 		}
 	}
-	for vm, g := range a.guests {
+	for vm, g := range s.guests {
 		if g.departure.recorded && !g.departure.state.Stops() && now.Sub(g.departure.heard) > recordFor {
 			idle = append(idle, vm)
 		}
 	}
-	untrue := a.unconfirmed(now)
-	a.mu.Unlock()
+	untrue := s.unconfirmed(now)
+	done()
 	if len(over) > 0 {
 		a.endDiversion(ctx, over, "the routers know where it is")
 	}
@@ -395,10 +395,10 @@ func (g *guest) departs() bool { return g.departure.to.Name != "" || g.departure
 // release tells those who wait for it that a guest is not announced any more.
 func (a *Agent) release(d fabric.Desired) {
 	vm := d.VM.Name
-	a.mu.Lock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	g := s.guests[vm]
 	if g == nil {
-		a.mu.Unlock()
+		done()
 		return
 	}
 	to := g.claimants
@@ -410,7 +410,7 @@ func (a *Agent) release(d fabric.Desired) {
 	}
 	left := g.departs()
 	g.claimants, g.has = nil, false
-	a.mu.Unlock()
+	done()
 	n := a.notice(fabric.Released, d)
 	if left {
 		a.moves.at(vm, func(m *fabric.Move, now time.Time) { m.Withdrawn = now })

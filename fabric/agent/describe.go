@@ -10,9 +10,9 @@ import (
 
 // described gives what a source says of a guest with what the guest keeps, and
 // the difference in words. about is false of a guest that is not described,
-// and not known from before. a.mu is held.
-func (a *Agent) described(said fabric.Desired) (d fabric.Desired, difference string, about bool) {
-	g, bare := a.guests[said.VM.Name], len(said.VM.NICs) == 0
+// and not known from before.
+func (s *state) described(said fabric.Desired) (d fabric.Desired, difference string, about bool) {
+	g, bare := s.guests[said.VM.Name], len(said.VM.NICs) == 0
 	switch {
 	case g == nil || !concerns(g.want, said):
 		return said, "", !bare
@@ -23,13 +23,13 @@ func (a *Agent) described(said fabric.Desired) (d fabric.Desired, difference str
 }
 
 // describedAs is described, and notes the difference. That a guest is gone
-// needs no description. a.mu is held.
-func (a *Agent) describedAs(said fabric.Desired) (d fabric.Desired, about bool) {
+// needs no description.
+func (s *state) describedAs(said fabric.Desired) (d fabric.Desired, about bool) {
 	if said.State == fabric.Absent {
 		return said, true
 	}
-	d, difference, about := a.described(said)
-	if g := a.guests[said.VM.Name]; g != nil && about && concerns(g.want, said) {
+	d, difference, about := s.described(said)
+	if g := s.guests[said.VM.Name]; g != nil && about && concerns(g.want, said) {
 		g.differs = difference
 	}
 	return d, about
@@ -38,21 +38,21 @@ func (a *Agent) describedAs(said fabric.Desired) (d fabric.Desired, about bool) 
 // undescribed takes up that a guest runs of which its source cannot say what it
 // has, and reports whether it is one that is known.
 func (a *Agent) undescribed(d fabric.Desired) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	_, known := a.describedAs(d)
+	s, done := a.state.open()
+	defer done()
+	_, known := s.describedAs(d)
 	return known
 }
 
 // asStarted gives a guest that runs already what it started with. The guest's lock is held.
 func (a *Agent) asStarted(vm fabric.VM) fabric.VM {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	g := a.guests[vm.Name]
+	s, done := a.state.open()
+	defer done()
+	g := s.guests[vm.Name]
 	if g == nil || vm.Origin == "" || !concerns(g.want, fabric.Desired{VM: vm}) {
 		return vm
 	}
-	vm, _ = a.answered(vm)
+	vm, _ = s.answered(vm)
 	vm, g.differs = asItStarted(g.want.VM, vm)
 	return vm
 }

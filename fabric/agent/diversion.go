@@ -95,15 +95,15 @@ const notLeft = "the hypervisor here did not say that the guest left"
 const runsOn = "the hypervisor here says that the guest runs here"
 
 // believes reports whether the word of another node alone, that a guest runs
-// there, has packets sent there for a moment. a.mu is held.
+// there, has packets sent there for a moment.
 func (g *guest) believes(now time.Time) bool {
 	return g.departure.state.Stops() || g.doubted.IsZero() || now.Sub(g.doubted) > unconfirmedRest
 }
 
 // unconfirmed lists the guests whose packets went to another node, on its word
-// alone, for long enough. a.mu is held.
-func (a *Agent) unconfirmed(now time.Time) (vms []string) {
-	for vm, g := range a.guests {
+// alone, for long enough.
+func (s *state) unconfirmed(now time.Time) (vms []string) {
+	for vm, g := range s.guests {
 		if g.departure.state == migration.Diverted && g.want.State == fabric.Live && now.Sub(g.departure.since) >= unconfirmedFor {
 			vms = append(vms, vm)
 		}
@@ -114,9 +114,9 @@ func (a *Agent) unconfirmed(now time.Time) (vms []string) {
 // disbelieve has the packets of a guest come here again that did not leave. Where
 // it was to go to is remembered: it may be about to.
 func (a *Agent) disbelieve(ctx context.Context, vm string) {
-	a.mu.Lock()
-	untrue := slices.Contains(a.unconfirmed(time.Now()), vm)
-	a.mu.Unlock()
+	s, done := a.state.open()
+	untrue := slices.Contains(s.unconfirmed(time.Now()), vm)
+	done()
 	if untrue {
 		a.step(ctx, vm, migration.WordUnconfirmed, fabric.Node{}, notLeft)
 	}

@@ -27,9 +27,9 @@ func (a *Agent) Undrain(ctx context.Context) error { return a.setDrained(ctx, ti
 func (a *Agent) setDrained(ctx context.Context, since time.Time) error {
 	a.drain.Lock()
 	defer a.drain.Unlock()
-	a.mu.Lock()
-	is := a.drained
-	a.mu.Unlock()
+	s, done := a.state.open()
+	is := s.drained
+	done()
 	if !is.IsZero() && !since.IsZero() {
 		since = is
 	}
@@ -37,10 +37,10 @@ func (a *Agent) setDrained(ctx context.Context, since time.Time) error {
 	if err := a.store.SetDrained(ctx, since); err != nil {
 		return fmt.Errorf("node %s: keep whether it is drained: %w", a.node, err)
 	}
-	a.mu.Lock()
-	a.drained = since
-	names := sortedKeys(a.guests)
-	a.mu.Unlock()
+	s, done = a.state.open()
+	s.drained = since
+	names := sortedKeys(s.guests)
+	done()
 	a.conditions.clear("drain")
 	if is.IsZero() && since.IsZero() {
 		return nil
@@ -63,31 +63,31 @@ func (a *Agent) setDrained(ctx context.Context, since time.Time) error {
 // recallDrain takes a drain up again that the store has kept.
 func (a *Agent) recallDrain(ctx context.Context) {
 	since, err := a.store.Drained(ctx)
-	a.mu.Lock()
-	a.drained = since
-	a.mu.Unlock()
+	s, done := a.state.open()
+	s.drained = since
+	done()
 	if err != nil {
 		a.conditions.say("drain", fmt.Sprintf("whether the node is drained: %s (it is taken for not drained); vmfabric drain, or vmfabric undrain, says so anew", oneLine(err)))
 		a.log.Error("drain not known", "err", err)
 	}
 }
 
-// draining reports whether the node is being drained. a.mu is held.
-func (a *Agent) draining() bool { return !a.drained.IsZero() }
+// draining reports whether the node is being drained.
+func (s *state) draining() bool { return !s.drained.IsZero() }
 
 // drainRefusal is why a guest is not taken that is not here yet.
-func (a *Agent) drainRefusal() error {
-	return fmt.Errorf("node %s is draining; start the guest on another node, or end the drain: vmfabric undrain", a.node)
+func (s *state) drainRefusal() error {
+	return fmt.Errorf("node %s is draining; start the guest on another node, or end the drain: vmfabric undrain", s.node)
 }
 
-// drainProblem is the drain in [fabric.Status]. a.mu is held.
-func (a *Agent) drainProblem() string {
+// drainProblem is the drain in [fabric.Status].
+func (s *state) drainProblem() string {
 	left := 0
-	for _, g := range a.guests {
+	for _, g := range s.guests {
 		if g.want.State != fabric.Absent {
 			left++
 		}
 	}
 	return fmt.Sprintf("draining since %s: %s left, new ones are refused; vmfabric undrain ends it",
-		a.drained.Format(time.DateTime), plural.Of(left, "guest is", "guests are"))
+		s.drained.Format(time.DateTime), plural.Of(left, "guest is", "guests are"))
 }

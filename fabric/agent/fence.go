@@ -34,12 +34,12 @@ const unmetFor = time.Minute
 const freshFor = 30 * time.Second
 
 // takeOwnership notes that a guest is about to be announced by this node, if it was not:
-// it is this node's from now on. stand is how its NICs stand. It reports whether
-// d is new. a.mu is held.
-func (a *Agent) takeOwnership(g *guest, d *fabric.Desired, st plan.NICStates) bool {
+// it is this node's from now on, and the others are to let go of it. nics is what is
+// known of its NICs. It reports whether d is new.
+func (s *state) takeOwnership(g *guest, d *fabric.Desired, nics plan.NICStates, others []string) bool {
 	has := false
 	for n := range d.VM.NICs {
-		has = has || owned(*d) && st[n] != plan.Down && st[n] != plan.Arriving
+		has = has || owned(*d) && nics[n] != plan.Down && nics[n] != plan.Arriving
 	}
 	had := g.has
 	g.has = has
@@ -49,7 +49,7 @@ func (a *Agent) takeOwnership(g *guest, d *fabric.Desired, st plan.NICStates) bo
 	case has && !had:
 		g.restart = restart{heard: g.restart.heard}
 	}
-	if !has || had || a.nodes == nil {
+	if !has || had || s.alone {
 		return false
 	}
 	g.claimed, g.kept = time.Now(), false
@@ -60,11 +60,11 @@ func (a *Agent) takeOwnership(g *guest, d *fabric.Desired, st plan.NICStates) bo
 	if !g.inherited.IsZero() && g.inherited.Before(d.Acquired) {
 		d.Acquired = g.inherited
 	}
-	if d.Unreleased = slices.Clone(a.nodes.Names()); len(d.Unreleased) == 0 {
-		time.AfterFunc(freshAtLeast, a.signal)
+	if d.Unreleased = slices.Clone(others); len(d.Unreleased) == 0 {
+		s.later(freshAtLeast)
 	}
 	g.nics = plan.NICStates{} // also where nobody has looked at its ports since the agent began
-	maps.Copy(g.nics, st)
+	maps.Copy(g.nics, nics)
 	for n := range d.VM.NICs {
 		if g.nics[n] == plan.Settled && d.VM.Origin != "" {
 			g.nics[n] = plan.Arrived
@@ -78,20 +78,20 @@ func (a *Agent) takeOwnership(g *guest, d *fabric.Desired, st plan.NICStates) bo
 // user who knows where else it is. It comes first only while a node is silent,
 // which may have another guest with an address of it: only so do the reflectors
 // tell that node of the route.
-func (a *Agent) fresh(g *guest, now time.Time) bool {
+func (s *state) fresh(g *guest, now time.Time) bool {
 	switch {
-	case a.nodes == nil:
+	case s.alone:
 		return g.want.VM.Origin != "" && now.Sub(g.want.Since) < freshFor
 	case g.departure.to.Name != "": // it is about to go on to another node, which then comes first
 		return false
 	case g.want.VM.Origin == "":
 		return slices.ContainsFunc(g.want.Unreleased, func(n string) bool {
-			_, silent := a.peers.silent[n]
-			return silent && (a.met[n] || g.kept)
+			_, silent := s.peers.silent[n]
+			return silent && (s.peers.met[n] || g.kept)
 		})
 	default:
 		since := now.Sub(g.claimed)
-		awaited := slices.ContainsFunc(g.want.Unreleased, func(n string) bool { return a.met[n] || g.kept || since < unmetFor })
+		awaited := slices.ContainsFunc(g.want.Unreleased, func(n string) bool { return s.peers.met[n] || g.kept || since < unmetFor })
 		return awaited || since < freshAtLeast
 	}
 }
@@ -115,10 +115,10 @@ func (a *Agent) claimed(ctx context.Context, from fabric.Node, n fabric.Notice) 
 // relinquish gives a guest up if the other node has it later, or another guest had
 // its address before.
 func (a *Agent) relinquish(ctx context.Context, vm string, from fabric.Node, n fabric.Notice) fabric.Answer {
-	a.mu.Lock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	g := s.guests[vm]
 	if g == nil || g.want.State != fabric.Live {
-		a.mu.Unlock()
+		done()
 		return fabric.Answer{}
 	}
 	d := g.want
@@ -126,24 +126,24 @@ func (a *Agent) relinquish(ctx context.Context, vm string, from fabric.Node, n f
 	verdict, why := ownership.Decide(claimOf(d, a.node), claimOfNotice(n, from.Name))
 	switch {
 	case d.Lost != "" && another && d.Lost == from.Name && verdict == ownership.Keep:
-		a.mu.Unlock()
+		done()
 		a.reclaim(ctx, vm) // it was withdrawn while nobody could say for what
 		return naming(fabric.Answer{Held: true, Epoch: d.Epoch}, n, d)
 	case d.Lost != "" && another && d.Lost == from.Name: // which a route may have said without a name
 		lostAs(&g.want, fabric.Desired{Lost: from.Name, LostGuest: n.VM, Standby: d.Standby})
-		a.mu.Unlock()
+		done()
 		return fabric.Answer{}
 	case d.Lost != "":
 		if !another && n.Epoch > g.heard { // it went from there to a third
 			g.heard = n.Epoch
 			lostAs(&g.want, fabric.Desired{Lost: from.Name, Standby: d.Standby})
 		}
-		a.mu.Unlock()
+		done()
 		return fabric.Answer{}
 	case !g.has:
 		left := g.restart.left
 		g.restart.left = time.Time{}
-		a.mu.Unlock()
+		done()
 		if !left.IsZero() && !another && n.Epoch > d.Epoch {
 			a.wentTo(d, from.Name, time.Now(), left)
 		}
@@ -155,7 +155,7 @@ func (a *Agent) relinquish(ctx context.Context, vm string, from fabric.Node, n f
 		if verdict == ownership.Keep {
 			g.wantedBy(a.node, from.Name, n.VM, "")
 		}
-		a.mu.Unlock()
+		done()
 		if verdict == ownership.Relinquish {
 			a.log.Warn("an address is another guest's", "vm", vm, "node", from.Name, "guest", n.VM, "why", string(why))
 			a.preempt(ctx, vm, loss{node: from.Name, guest: n.VM, other: true})
@@ -166,7 +166,7 @@ func (a *Agent) relinquish(ctx context.Context, vm string, from fabric.Node, n f
 	g.heard = max(g.heard, n.Epoch)
 	leaving, unknown := g.departure.state.Stops(), g.departure.to.Name != from.Name
 	soon := g.departure.state.Diverts() && time.Since(g.departure.since) < freshAtLeast
-	a.mu.Unlock()
+	done()
 	switch {
 	case soon: // the routers have to hear of the other node first, which asks again
 		return answer
@@ -186,14 +186,14 @@ func (a *Agent) relinquish(ctx context.Context, vm string, from fabric.Node, n f
 // guest has had longer.
 func (a *Agent) preempt(ctx context.Context, vm string, l loss) {
 	began := time.Now()
-	a.mu.Lock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	g := s.guests[vm]
 	lostAs(&g.want, fabric.Desired{Lost: l.node, LostGuest: l.guest, LostOther: l.other && l.guest == "", LostRoute: l.reflector})
 	g.want.Unreleased = nil
 	g.has, g.contested, g.routeGone, g.defended = false, "", false, time.Time{}
 	delete(g.contests, l.node)
 	d := g.want
-	a.mu.Unlock()
+	done()
 	a.log.Warn("withdrawn here", "vm", vm, "why", lostText(d, a.node))
 	err := a.withdraw(ctx, vm, d.VM.Prefixes())
 	if err == nil && !l.other {
@@ -213,14 +213,14 @@ func (a *Agent) preempt(ctx context.Context, vm string, l loss) {
 func (a *Agent) claimAnswered(vm, node string, generation uint64, answer fabric.Answer) {
 	a.inherit(vm, answer)
 	if !answer.Held {
-		a.mu.Lock()
-		if g := a.guests[vm]; g != nil {
+		s, done := a.state.open()
+		if g := s.guests[vm]; g != nil {
 			if g.contested == node {
 				g.contested, g.denied = "", node
 			}
 			delete(g.contests, node)
 		}
-		a.mu.Unlock()
+		done()
 		a.released(vm, node, nil)
 		return
 	}
@@ -232,20 +232,20 @@ func (a *Agent) claimAnswered(vm, node string, generation uint64, answer fabric.
 		return
 	}
 	l := loss{node: node}
-	a.mu.Lock()
-	if d := a.guests[vm].want; !ownership.Same(string(d.VM.Identity()), string(answer.Identity)) {
+	s, done := a.state.open()
+	if d := s.guests[vm].want; !ownership.Same(string(d.VM.Identity()), string(answer.Identity)) {
 		l.guest, l.other = answer.VM, true
 	}
-	a.mu.Unlock()
+	done()
 	a.preempt(context.Background(), vm, l)
 }
 
 // keeps reports whether a guest stays announced although a node has answered the
 // claim of an epoch that it has it, or another guest with its address.
 func (a *Agent) keeps(vm, node string, generation uint64, answer fabric.Answer) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	defer done()
+	g := s.guests[vm]
 	if g == nil || !owned(g.want) || g.want.Epoch != generation {
 		return true
 	}
@@ -270,10 +270,10 @@ func (a *Agent) reclaimFrom(vm, node string, answer fabric.Answer) {
 		return
 	}
 	defer a.guestLocks.lock(vm)()
-	a.mu.Lock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	g := s.guests[vm]
 	lost := g != nil && g.want.State == fabric.Live && g.want.Lost == node
-	a.mu.Unlock()
+	done()
 	switch {
 	case !lost:
 	case answer.Held:
@@ -287,9 +287,9 @@ func (a *Agent) reclaimFrom(vm, node string, answer fabric.Answer) {
 // stillLost takes up that a node has a guest yet, and reports whether it is
 // announced here, in case the node has it no more.
 func (a *Agent) stillLost(vm, node string, answer fabric.Answer) (announced bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	defer done()
+	g := s.guests[vm]
 	if g == nil || g.want.Lost != node {
 		return false
 	}
@@ -305,14 +305,14 @@ func (a *Agent) stillLost(vm, node string, answer fabric.Answer) (announced bool
 
 // reclaim has a guest announced again that another node had.
 func (a *Agent) reclaim(ctx context.Context, vm string) {
-	a.mu.Lock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	g := s.guests[vm]
 	if g.reflectorOf(g.want.Lost) != "" {
 		g.denied = g.want.Lost // its word counts, and not the route that is there yet
 	}
 	lostAs(&g.want, fabric.Desired{})
 	g.routeGone = false
-	a.mu.Unlock()
+	done()
 	if err := a.reconcile(ctx, vm, nil); err != nil {
 		a.signal()
 	}
@@ -320,9 +320,9 @@ func (a *Agent) reclaim(ctx context.Context, vm string) {
 
 // released notes that a node does not announce a guest, and what it saw of its move.
 func (a *Agent) released(vm, node string, seen *fabric.Move) {
-	a.mu.Lock()
+	s, done := a.state.open()
 	last := false
-	if g := a.guests[vm]; g != nil {
+	if g := s.guests[vm]; g != nil {
 		left := without(g.want.Unreleased, []string{node})
 		last = len(left) == 0 && len(g.want.Unreleased) > 0
 		g.want.Unreleased = left
@@ -330,7 +330,7 @@ func (a *Agent) released(vm, node string, seen *fabric.Move) {
 			time.AfterFunc(max(0, time.Until(g.claimed.Add(freshAtLeast))), a.signal)
 		}
 	}
-	a.mu.Unlock()
+	done()
 	a.moves.merge(vm, seen)
 	a.cameFrom(vm, seen)
 	if last {
@@ -342,10 +342,10 @@ func (a *Agent) released(vm, node string, seen *fabric.Move) {
 // of which no state can be read, stays as it is on the disk until somebody says
 // what the guest is.
 func (a *Agent) keepState(ctx context.Context, d fabric.Desired) error {
-	a.mu.Lock()
-	g := a.guests[d.VM.Name]
+	s, done := a.state.open()
+	g := s.guests[d.VM.Name]
 	orphan := g != nil && g.orphan
-	a.mu.Unlock()
+	done()
 	if orphan {
 		return nil
 	}
@@ -360,14 +360,14 @@ func (a *Agent) keep(vm string) {
 		return
 	}
 	defer unlock()
-	a.mu.Lock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	g := s.guests[vm]
 	if g == nil || g.want.State == fabric.Absent {
-		a.mu.Unlock()
+		done()
 		return
 	}
 	d := g.want
-	a.mu.Unlock()
+	done()
 	if err := a.keepState(context.Background(), d); err != nil {
 		a.log.Warn("state not kept", "vm", vm, "err", err)
 	}

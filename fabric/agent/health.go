@@ -15,11 +15,11 @@ import (
 
 // List gives every port that is wanted on this node, by VM name and index.
 func (a *Agent) List(context.Context) ([]fabric.PortEntry, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	entries := make([]fabric.PortEntry, 0, len(a.guests))
-	for _, name := range sortedKeys(a.guests) {
-		g := a.guests[name]
+	s, done := a.state.open()
+	defer done()
+	entries := make([]fabric.PortEntry, 0, len(s.guests))
+	for _, name := range sortedKeys(s.guests) {
+		g := s.guests[name]
 		if g.want.State == fabric.Absent {
 			continue
 		}
@@ -49,13 +49,13 @@ func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 		Cluster: a.cluster.Name, Node: a.node, Since: a.began,
 		Sessions: []fabric.Session{}, Sources: []fabric.SourceStatus{}, Problems: []string{},
 	}
-	a.mu.Lock()
-	st.Draining, st.DrainingSince = a.draining(), a.drained
+	s, done := a.state.open()
+	st.Draining, st.DrainingSince = s.draining(), s.drained
 	if st.Draining {
-		st.Problems = append(st.Problems, a.drainProblem())
+		st.Problems = append(st.Problems, s.drainProblem())
 	}
-	for _, name := range sortedKeys(a.guests) {
-		g := a.guests[name]
+	for _, name := range sortedKeys(s.guests) {
+		g := s.guests[name]
 		if g.want.State != fabric.Absent {
 			st.Ports += len(g.want.VM.NICs)
 		}
@@ -67,8 +67,8 @@ func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 		}
 	}
 	st.Problems = append(st.Problems, a.conditions.list()...)
-	st.Problems = append(st.Problems, a.contests()...)
-	a.mu.Unlock()
+	st.Problems = append(st.Problems, s.contests()...)
+	done()
 	for _, err := range a.missingHops().Errors() {
 		st.Problems = append(st.Problems, oneLine(err))
 	}

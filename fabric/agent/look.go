@@ -53,13 +53,13 @@ func (a *Agent) look(ctx context.Context, source, name string) (fabric.VM, bool,
 // running or not, or as it was attached; what it does not say a [fabric.Resolver] may
 // be asked. One that nobody knows is an [os.ErrNotExist].
 func (a *Agent) Describe(ctx context.Context, name string) (fabric.VM, fabric.Gateway, error) {
-	a.mu.Lock()
-	g, attached := a.guests[name]
+	s, done := a.state.open()
+	g, attached := s.guests[name]
 	var have fabric.VM
 	if attached {
 		have = g.want.VM
 	}
-	a.mu.Unlock()
+	done()
 	var flaws []error
 	for _, s := range a.sources {
 		if attached && s.Name() != have.Origin {

@@ -37,7 +37,7 @@ func WithObservers(o ...fabric.Observer) Option {
 }
 
 // lastReported is what the observers know of a guest, so that they hear of changes
-// alone. Agent.mu guards it.
+// alone.
 type lastReported struct {
 	ports    map[string]bool
 	routes   map[netip.Prefix]fabric.Preference
@@ -86,9 +86,9 @@ func (a *Agent) tellAttached(vm fabric.VM, ports []fabric.Port) {
 	if a.events.none() {
 		return
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	g, e := a.guests[vm.Name], fabric.Event{Kind: fabric.Attached}
+	s, done := a.state.open()
+	defer done()
+	g, e := s.guests[vm.Name], fabric.Event{Kind: fabric.Attached}
 	for _, p := range ports {
 		if g.reported.addPort(p.Name) {
 			e.Ports, e.Prefixes = append(e.Ports, p.Name), append(e.Prefixes, p.NIC.Prefixes()...)
@@ -104,9 +104,9 @@ func (a *Agent) tellDetached(vm fabric.VM, names ...string) {
 	if a.events.none() {
 		return
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	g, e := a.guests[vm.Name], fabric.Event{Kind: fabric.Detached}
+	s, done := a.state.open()
+	defer done()
+	g, e := s.guests[vm.Name], fabric.Event{Kind: fabric.Detached}
 	behind := map[string][]netip.Prefix{}
 	for _, p := range vm.Ports(&a.cluster) {
 		behind[p.Name] = p.NIC.Prefixes()
@@ -128,9 +128,9 @@ func (a *Agent) tellRaised(d fabric.Desired, routes []fabric.Route) {
 	if a.events.none() {
 		return
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	g := a.guests[d.VM.Name]
+	s, done := a.state.open()
+	defer done()
+	g := s.guests[d.VM.Name]
 	news := map[fabric.Preference][]netip.Prefix{}
 	for _, r := range routes {
 		if g.reported.addRoute(r) {
@@ -151,9 +151,9 @@ func (a *Agent) tellWithdrawn(vm string, prefixes []netip.Prefix) {
 	if a.events.none() {
 		return
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	g, e := a.guests[vm], fabric.Event{Kind: fabric.Withdrawn}
+	s, done := a.state.open()
+	defer done()
+	g, e := s.guests[vm], fabric.Event{Kind: fabric.Withdrawn}
 	for _, p := range prefixes {
 		if _, is := g.reported.routes[p]; is {
 			delete(g.reported.routes, p)

@@ -24,14 +24,13 @@ const (
 )
 
 // peers is what an agent knows of the other nodes beside what they are told.
-// Agent.mu guards it.
 type peers struct {
+	met    map[string]bool                  // those whose agents have answered this one, or called
 	silent map[string]silence               // those that did not answer the last question
 	at     map[netip.Addr]string            // those that called, by their addresses
 	slow   map[string]time.Time             // those that did not answer about a start, not in time at least
 	strays map[competitor]fabric.Competitor // better routes that lead to no node
 	odd    map[string]remark                // nodes that said what cannot be
-	wake   chan struct{}                    // has one when something is to be reconsidered
 }
 
 // silence is that of a node: since when, and when it last did not answer.
@@ -68,7 +67,6 @@ type loss struct {
 }
 
 // contention is what is known of others that have, or want, a guest's addresses.
-// Agent.mu guards it.
 type contention struct {
 	contested   string                   // the node whose route competes, which is asked
 	contestedAt time.Time                // since when
@@ -83,7 +81,7 @@ type contention struct {
 func newPeers() peers {
 	return peers{
 		silent: map[string]silence{}, slow: map[string]time.Time{}, at: map[netip.Addr]string{}, strays: map[competitor]fabric.Competitor{}, odd: map[string]remark{},
-		wake: make(chan struct{}, 1),
+		met: map[string]bool{},
 	}
 }
 
@@ -102,17 +100,17 @@ func (p *peers) heard(n fabric.Node) {
 
 // unanswered notes that a node did not answer.
 func (a *Agent) unanswered(node string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	s, done := a.state.open()
+	defer done()
 	now := time.Now()
-	s := a.peers.silent[node]
-	if s.since.IsZero() {
-		s.since = now
+	was := s.peers.silent[node]
+	if was.since.IsZero() {
+		was.since = now
 		a.signal() // guests that wait for it may be announced in another way
 	}
-	s.last = now
-	a.peers.silent[node] = s
-	signal(a.peers.wake)
+	was.last = now
+	s.peers.silent[node] = was
+	signal(a.review)
 }
 
 // nodeAt names the node that has an address: one of the cluster file, or one
@@ -123,9 +121,9 @@ func (a *Agent) nodeAt(addr netip.Addr) (string, bool) {
 			return n.Name, true
 		}
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	name, called := a.peers.at[addr]
+	s, done := a.state.open()
+	defer done()
+	name, called := s.peers.at[addr]
 	return name, called
 }
 
@@ -144,9 +142,9 @@ func (a *Agent) acquire(ctx context.Context, vm fabric.VM, r request) (holder, e
 		return holder{}, nil
 	}
 	asked := a.nodes.Names()
-	a.mu.Lock()
+	s, done := a.state.open()
 	var prev fabric.Desired
-	g, known := a.guests[vm.Name]
+	g, known := s.guests[vm.Name]
 	known = known && g.want.State != fabric.Absent
 	wanted := vm.Prefixes()
 	if known {
@@ -155,14 +153,14 @@ func (a *Agent) acquire(ctx context.Context, vm fabric.VM, r request) (holder, e
 			wanted = without(wanted, prev.VM.Prefixes())
 		}
 	}
-	expectedAt, incoming := a.expected[vm.Name]
+	expectedAt, incoming := s.expected[vm.Name]
 	_, incoming = r.settle(prev, known, incoming && time.Since(expectedAt) < expectation)
-	refused := a.acceptable(vm, known) != nil // whoever has it
+	refused := s.acceptable(vm, known) != nil // whoever has it
 	if !r.undo {
 		// A list of guests that run does not wait for the same node for each.
-		asked = slices.DeleteFunc(asked, func(n string) bool { return time.Since(a.peers.slow[n]) < slowMemory })
+		asked = slices.DeleteFunc(asked, func(n string) bool { return time.Since(s.peers.slow[n]) < slowMemory })
 	}
-	a.mu.Unlock()
+	done()
 	if refused || len(wanted) == 0 {
 		return holder{}, nil
 	}
@@ -196,9 +194,9 @@ func (a *Agent) whoHas(ctx context.Context, n fabric.Notice, nodes []string) (ot
 				answer = a.believable(node, n.VM, answer)
 			case errors.Is(ctx.Err(), context.Canceled): // another node has it
 			default:
-				a.mu.Lock()
-				a.peers.slow[node] = time.Now()
-				a.mu.Unlock()
+				s, done := a.state.open()
+				s.peers.slow[node] = time.Now()
+				done()
 				a.log.Debug("not asked who has an address", "node", node, "vm", n.VM, "err", err)
 			}
 			answers <- said{node, answer}
@@ -223,12 +221,12 @@ func (a *Agent) whoHas(ctx context.Context, n fabric.Notice, nodes []string) (ot
 // holder answers a node that is about to start a guest: which guest is announced
 // here with one of its prefixes, another one first of all.
 func (a *Agent) holder(n fabric.Notice) fabric.Answer {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	s, done := a.state.open()
+	defer done()
 	var itself fabric.Answer
 	for _, p := range n.Prefixes {
-		for _, vm := range a.reserved.Holders(p) {
-			g := a.guests[vm]
+		for _, vm := range s.reserved.Holders(p) {
+			g := s.guests[vm]
 			if g == nil || !owned(g.want) || !g.has {
 				continue
 			}
@@ -244,10 +242,10 @@ func (a *Agent) holder(n fabric.Notice) fabric.Answer {
 
 // overlapping lists the guests here that have any of the prefixes, or part of one.
 func (a *Agent) overlapping(ps []netip.Prefix) (vms []string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	s, done := a.state.open()
+	defer done()
 	for _, p := range ps {
-		for _, vm := range a.reserved.Holders(p) {
+		for _, vm := range s.reserved.Holders(p) {
 			vms = add(vms, vm)
 		}
 	}
@@ -256,9 +254,9 @@ func (a *Agent) overlapping(ps []netip.Prefix) (vms []string) {
 
 // identified is of for the guest that a notice names.
 func (a *Agent) identified(n fabric.Notice, answer fabric.Answer) fabric.Answer {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if g := a.guests[n.VM]; g != nil && answer.Held {
+	s, done := a.state.open()
+	defer done()
+	if g := s.guests[n.VM]; g != nil && answer.Held {
 		return naming(answer, n, g.want)
 	}
 	return answer
@@ -267,17 +265,17 @@ func (a *Agent) identified(n fabric.Notice, answer fabric.Answer) fabric.Answer 
 // isAnother reports whether a notice is about another guest than the one that
 // has its name here.
 func (a *Agent) isAnother(n fabric.Notice) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	g := a.guests[n.VM]
+	s, done := a.state.open()
+	defer done()
+	g := s.guests[n.VM]
 	return g != nil && g.want.State != fabric.Absent && !ownership.Same(string(g.want.VM.Identity()), string(n.Identity))
 }
 
 // inherit notes since when a guest had its addresses on the node that it came from.
 func (a *Agent) inherit(vm string, answer fabric.Answer) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	defer done()
+	g := s.guests[vm]
 	if g == nil || answer.Acquired.IsZero() || answer.Identity != g.want.VM.Identity() {
 		return
 	}
@@ -313,19 +311,19 @@ func (g *guest) wantedBy(self, node, vm, reflector string) {
 }
 
 // contests lists the problems with who has which address.
-func (a *Agent) contests() (lines []string) {
+func (s *state) contests() (lines []string) {
 	now := time.Now()
-	for _, name := range sortedKeys(a.guests) {
-		g := a.guests[name]
+	for _, name := range sortedKeys(s.guests) {
+		g := s.guests[name]
 		for _, node := range sortedKeys(g.contests) {
-			_, silent := a.peers.silent[node]
+			_, silent := s.peers.silent[node]
 			if c := g.contests[node]; now.Sub(c.at) > contestMemory && !(c.byRoute && silent) {
 				delete(g.contests, node)
 				continue
 			}
 			lines = append(lines, g.contests[node].text)
 		}
-		if g.denied != "" && g.yieldsToRoute(a.fresh(g, now)) && !g.departs() {
+		if g.denied != "" && g.yieldsToRoute(s.fresh(g, now)) && !g.departs() {
 			for at, route := range g.competing {
 				node := route.node
 				if node != g.denied {
@@ -337,16 +335,16 @@ func (a *Agent) contests() (lines []string) {
 			}
 		}
 	}
-	for at, r := range a.peers.strays {
-		if _, held := a.reserved.Holder(at.prefix); !held {
+	for at, r := range s.peers.strays {
+		if _, held := s.reserved.Holder(at.prefix); !held {
 			continue
 		}
 		lines = append(lines, fmt.Sprintf(
 			"a route for %s via %s, which is no node, comes before this node's at %s; it is not heeded, but takes the packets: see there who announces it, or add the node to the cluster file",
 			text.Prefix(r.Prefix), r.Via, r.Reflector))
 	}
-	maps.DeleteFunc(a.peers.odd, func(_ string, r remark) bool { return now.Sub(r.at) > oddMemory })
-	for _, r := range a.peers.odd {
+	maps.DeleteFunc(s.peers.odd, func(_ string, r remark) bool { return now.Sub(r.at) > oddMemory })
+	for _, r := range s.peers.odd {
 		lines = append(lines, r.text)
 	}
 	slices.Sort(lines)
@@ -360,9 +358,9 @@ func (a *Agent) plausible(node, vm string, generation uint64) uint64 {
 	if ownership.Plausible(generation, now) {
 		return generation
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.peers.odd[node] = remark{text: fmt.Sprintf(
+	s, done := a.state.open()
+	defer done()
+	s.peers.odd[node] = remark{text: fmt.Sprintf(
 		"node %s says that guest %s has generation %d, which is that of a time far ahead of this node's clock; it is not heeded: set the clocks of both (timedatectl), and see what runs there",
 		node, vm, generation), at: now}
 	return 0
@@ -380,9 +378,9 @@ func (a *Agent) believable(node, vm string, answer fabric.Answer) fabric.Answer 
 // ends notes that a guest is withdrawn for good, or absent, before anything is
 // done about it: it is claimed no more from here on.
 func (a *Agent) ends(d fabric.Desired) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if g := a.guests[d.VM.Name]; g != nil {
+	s, done := a.state.open()
+	defer done()
+	if g := s.guests[d.VM.Name]; g != nil {
 		g.want.State, g.want.Acquired = d.State, d.Acquired
 		g.contested, g.contests, g.inherited, g.defended = "", nil, time.Time{}, time.Time{}
 		if g.departure.state.Diverts() {
@@ -421,11 +419,11 @@ func (a *Agent) adoptOwnership(d *fabric.Desired) {
 // that asks it at once.
 func (a *Agent) letGo(node string, n fabric.Notice) {
 	for _, vm := range a.overlapping(n.Prefixes) {
-		a.mu.Lock()
-		if g := a.guests[vm]; g != nil {
+		s, done := a.state.open()
+		if g := s.guests[vm]; g != nil {
 			delete(g.contests, node)
 		}
-		a.mu.Unlock()
+		done()
 	}
 	a.peerQueues.kick()
 }
@@ -440,7 +438,7 @@ func (a *Agent) reconsider(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-look.C:
-		case <-a.peers.wake:
+		case <-a.review:
 		}
 		for _, r := range a.recognised() {
 			a.competes(ctx, r)
@@ -463,10 +461,10 @@ func (a *Agent) reconsider(ctx context.Context) {
 
 // recognised gives the routes that lead to a node which has called since.
 func (a *Agent) recognised() (all []fabric.Competitor) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, r := range a.peers.strays {
-		if _, called := a.peers.at[r.Via]; called {
+	s, done := a.state.open()
+	defer done()
+	for _, r := range s.peers.strays {
+		if _, called := s.peers.at[r.Via]; called {
 			all = append(all, r)
 		}
 	}
@@ -520,10 +518,10 @@ func (c competitor) compare(other competitor) int {
 
 // saysHolder gives what the guest's routes say of it: something while another node
 // may know no better, as agents do not reach each other, and nothing otherwise.
-func (a *Agent) saysHolder(g *guest, d fabric.Desired) fabric.Holder {
+func (s *state) saysHolder(g *guest, d fabric.Desired) fabric.Holder {
 	now := time.Now()
-	apart := len(a.peers.silent) > 0 || g.defends()
-	for _, at := range a.peers.slow {
+	apart := len(s.peers.silent) > 0 || g.defends()
+	for _, at := range s.peers.slow {
 		apart = apart || now.Sub(at) < slowMemory
 	}
 	if !apart {
@@ -549,45 +547,45 @@ type findings struct {
 // for what the routes of other nodes say, or as those nodes do not answer.
 func (a *Agent) preempted() findings {
 	names := a.nodes.Names()
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	s, done := a.state.open()
+	defer done()
 	now := time.Now()
 	found := findings{lost: map[string]loss{}, standby: map[string]bool{}}
-	for vm := range a.unsettled {
-		g := a.guests[vm]
+	for vm := range s.unsettled {
+		g := s.guests[vm]
 		switch {
 		case g == nil || g.want.State != fabric.Live:
 		case g.want.Lost != "":
-			s, silent := a.peers.silent[g.want.Lost]
+			quiet, silent := s.peers.silent[g.want.Lost]
 			if !silent && !slices.Contains(names, g.want.Lost) { // nobody asks it
-				s = silence{now, now}
-				a.peers.silent[g.want.Lost], silent = s, true
+				quiet, silent = silence{now, now}, true
+				s.peers.silent[g.want.Lost] = quiet
 			}
 			if !silent {
 				continue
 			}
-			p := ownership.Preemption{Competing: len(g.competing) > 0, RouteGone: g.routeGone, Silent: max(1, now.Sub(s.since))}
+			p := ownership.Preemption{Competing: len(g.competing) > 0, RouteGone: g.routeGone, Silent: max(1, now.Sub(quiet.since))}
 			if on := p.Stance() == ownership.Standby; on != g.want.Standby {
 				found.standby[vm] = on
 			}
 		case owned(g.want) && g.has && !g.departure.state.Stops() && (len(g.competing) > 0 || !g.defended.IsZero()):
-			a.contend(vm, g, now, &found)
+			s.contend(vm, g, now, &found)
 		}
 	}
 	return found
 }
 
 // contend looks at the routes that compete with those of a guest that this node
-// has. a.mu guards the guest, and preempted holds it.
-func (a *Agent) contend(vm string, g *guest, now time.Time, found *findings) {
-	older, later := g.others(a.node)
+// has.
+func (s *state) contend(vm string, g *guest, now time.Time, found *findings) {
+	older, later := g.others(s.node)
 	if older.node != "" {
 		found.lost[vm] = older
 		return
 	}
 	defended := g.defended
 	for node, reflector := range later {
-		g.wantedBy(a.node, node, "", reflector)
+		g.wantedBy(s.node, node, "", reflector)
 		g.defended = now
 	}
 	// Once this route comes first, the reflectors tell of the other no more. The
@@ -598,7 +596,7 @@ func (a *Agent) contend(vm string, g *guest, now time.Time, found *findings) {
 	if defended.IsZero() != g.defended.IsZero() {
 		found.defends = append(found.defends, vm)
 	}
-	if len(g.competing) == 0 || !g.yieldsToRoute(a.fresh(g, now)) {
+	if len(g.competing) == 0 || !g.yieldsToRoute(s.fresh(g, now)) {
 		return
 	}
 	_, settled := later[g.contested]
@@ -606,7 +604,7 @@ func (a *Agent) contend(vm string, g *guest, now time.Time, found *findings) {
 	case g.contested == "":
 		found.asks = g.contest(now, slices.Collect(maps.Keys(later))) || found.asks
 	case settled: // it came later, whether it answers or not
-	case !a.peers.silent[g.contested].last.Before(g.contestedAt):
+	case !s.peers.silent[g.contested].last.Before(g.contestedAt):
 		found.lost[vm] = loss{node: g.contested, reflector: g.reflectorOf(g.contested)}
 	}
 }
@@ -648,22 +646,22 @@ func (a *Agent) setStandby(ctx context.Context, vm string, on bool) {
 
 // redoStandby is setStandby inside of what is done to the guest already.
 func (a *Agent) redoStandby(ctx context.Context, vm string, on bool) {
-	a.mu.Lock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	g := s.guests[vm]
 	if g == nil || g.want.State != fabric.Live || g.want.Lost == "" || g.want.Standby == on {
-		a.mu.Unlock()
+		done()
 		return
 	}
 	g.want.Standby = on
 	node := g.want.Lost
-	a.mu.Unlock()
+	done()
 	if on {
 		a.log.Warn("the node that has the guest does not answer; announced here behind it", "vm", vm, "node", node)
 	}
 	err := a.reconcile(ctx, vm, nil)
-	a.mu.Lock()
+	s, done = a.state.open()
 	d := g.want
-	a.mu.Unlock()
+	done()
 	if stored := a.keepState(ctx, d); err != nil || stored != nil {
 		a.signal()
 	}
@@ -678,8 +676,8 @@ func (a *Agent) loseToRoute(ctx context.Context, vm string, l loss) {
 		return
 	}
 	defer unlock()
-	a.mu.Lock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	g := s.guests[vm]
 	still := false
 	switch {
 	case g == nil:
@@ -687,12 +685,12 @@ func (a *Agent) loseToRoute(ctx context.Context, vm string, l loss) {
 		older, _ := g.others(a.node)
 		still = older == l && owned(g.want) && g.has && !g.departure.state.Stops()
 	default:
-		still = g.contested == l.node && g.yieldsToRoute(a.fresh(g, time.Now())) && len(g.competing) > 0
+		still = g.contested == l.node && g.yieldsToRoute(s.fresh(g, time.Now())) && len(g.competing) > 0
 		if !still {
 			g.contested = ""
 		}
 	}
-	a.mu.Unlock()
+	done()
 	if still {
 		a.preempt(ctx, vm, l)
 	}
@@ -711,12 +709,12 @@ func (g *guest) yieldsToRoute(fresh bool) bool {
 func (a *Agent) competes(ctx context.Context, r fabric.Competitor) {
 	node, known := a.nodeAt(r.Via)
 	at := competitor{r.Prefix, r.Reflector}
-	a.mu.Lock()
-	_, strayed := a.peers.strays[at]
-	if delete(a.peers.strays, at); !known && !r.Gone {
-		a.peers.strays[at] = r
+	s, done := a.state.open()
+	_, strayed := s.peers.strays[at]
+	if delete(s.peers.strays, at); !known && !r.Gone {
+		s.peers.strays[at] = r
 	}
-	a.mu.Unlock()
+	done()
 	if !known && !r.Gone && !strayed {
 		a.log.Warn("a route that leads to no node comes before this node's; not heeded", "prefix", r.Prefix, "via", r.Via, "reflector", r.Reflector)
 	}
@@ -725,17 +723,17 @@ func (a *Agent) competes(ctx context.Context, r fabric.Competitor) {
 		if competes {
 			a.moves.saw(vm, r.Reflector, r.At)
 		}
-		a.mu.Lock()
-		if g := a.guests[vm]; g != nil {
+		s, done = a.state.open()
+		if g := s.guests[vm]; g != nil {
 			g.compete(at, competing{node, r.Holder}, competes)
-			a.unsettled[vm] = true
+			s.unsettled[vm] = true
 		}
-		a.mu.Unlock()
+		done()
 		if a.nodes == nil {
 			a.competesAlone(ctx, vm, loss{node: node, reflector: r.Reflector}, competes)
 		}
 	}
-	signal(a.peers.wake)
+	signal(a.review)
 }
 
 // compete notes that a better route of a node is there, or not any more.
@@ -759,10 +757,10 @@ func (g *guest) compete(at competitor, route competing, competes bool) {
 // competesAlone is what follows of a better route where there is nobody to ask.
 func (a *Agent) competesAlone(ctx context.Context, vm string, l loss, competes bool) {
 	defer a.guestLocks.lock(vm)()
-	a.mu.Lock()
-	g := a.guests[vm]
-	yields := g != nil && competes && g.yieldsToRoute(a.fresh(g, time.Now()))
-	a.mu.Unlock()
+	s, done := a.state.open()
+	g := s.guests[vm]
+	yields := g != nil && competes && g.yieldsToRoute(s.fresh(g, time.Now()))
+	done()
 	if yields {
 		a.preempt(ctx, vm, l)
 		return

@@ -20,6 +20,14 @@ const (
 // it moves no traffic to where a guest goes, and does not know who else has one.
 func WithNodes(n fabric.Nodes) Option { return func(a *Agent) { a.nodes = n } }
 
+// others gives the names of the nodes that the agent talks to.
+func (a *Agent) others() []string {
+	if a.nodes == nil {
+		return nil
+	}
+	return a.nodes.Names()
+}
+
 // peerQueues carry notices to the other nodes, one for each: a node that does not
 // answer holds up what is for it alone.
 type peerQueues struct {
@@ -36,9 +44,9 @@ type message struct {
 
 // stillDue reports whether what was due still is.
 func (a *Agent) stillDue(d due) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	g := a.guests[d.notice.VM]
+	s, done := a.state.open()
+	defer done()
+	g := s.guests[d.notice.VM]
 	return g != nil && g.unsettled() && (d.notice.Kind != fabric.Arriving || g.ready)
 }
 
@@ -196,21 +204,21 @@ func (a *Agent) tellNode(ctx context.Context, node string, n fabric.Notice) (fab
 
 // meet notes that a node has an agent, which can be reached, or reaches this one.
 func (a *Agent) meet(node fabric.Node) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.met[node.Name] = true
-	a.peers.heard(node)
+	s, done := a.state.open()
+	defer done()
+	s.peers.met[node.Name] = true
+	s.peers.heard(node)
 }
 
 // lasting lists what a node is told until it is not so any more: that guests
 // arrive, and who has them.
 func (a *Agent) lasting(node string) (all []due) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, name := range sortedKeys(a.unsettled) {
-		g := a.guests[name]
+	s, done := a.state.open()
+	defer done()
+	for _, name := range sortedKeys(s.unsettled) {
+		g := s.guests[name]
 		if g == nil || !g.unsettled() {
-			delete(a.unsettled, name)
+			delete(s.unsettled, name)
 			continue
 		}
 		switch d := g.want; {
@@ -278,11 +286,11 @@ func (a *Agent) noticed(ctx context.Context, from fabric.Node, n fabric.Notice) 
 
 // concerned lists the guests here that have any of the prefixes.
 func (a *Agent) concerned(ps []netip.Prefix) []string {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	s, done := a.state.open()
+	defer done()
 	var vms []string
 	for _, p := range ps {
-		if vm, taken := a.reserved.Holder(p); taken && !slices.Contains(vms, vm) {
+		if vm, taken := s.reserved.Holder(p); taken && !slices.Contains(vms, vm) {
 			vms = append(vms, vm)
 		}
 	}

@@ -29,12 +29,12 @@ func (a *Agent) recallMoves(ctx context.Context) {
 	if err != nil {
 		a.log.Warn("reports of earlier moves", "err", err)
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	s, done := a.state.open()
+	defer done()
 	a.moves.mu.Lock()
 	defer a.moves.mu.Unlock()
 	for _, m := range kept {
-		arrival, g := m.To == a.node, a.guests[m.VM]
+		arrival, g := m.To == a.node, s.guests[m.VM]
 		if m.Outcome == underWay && (g == nil || arrival && !g.came) {
 			m.Outcome = "not followed to its end, as the agent was restarted"
 		}

@@ -16,45 +16,45 @@ func reservationOf(vm fabric.VM) reservation.Set {
 }
 
 // acceptable tells why the guest cannot be on this node as it is, or nil; known
-// is true of one that is here. It changes nothing. a.mu is held.
-func (a *Agent) acceptable(vm fabric.VM, known bool) error {
-	if a.draining() && !known {
-		return a.drainRefusal()
+// is true of one that is here. It changes nothing.
+func (s *state) acceptable(vm fabric.VM, known bool) error {
+	if s.draining() && !known {
+		return s.drainRefusal()
 	}
 	if err := complete(vm); err != nil {
 		return err
 	}
-	if err := a.cluster.Permits(vm); err != nil {
+	if err := s.cluster.Permits(vm); err != nil {
 		return err
 	}
-	return a.free(vm)
+	return s.free(vm)
 }
 
-// free reports what of the guest another one holds. a.mu is held.
-func (a *Agent) free(vm fabric.VM) error {
-	return held(vm, a.reserved.Check(vm.Name, reservationOf(vm)))
+// free reports what of the guest another one holds.
+func (s *state) free(vm fabric.VM) error {
+	return held(vm, s.reserved.Check(vm.Name, reservationOf(vm)))
 }
 
 // reserve lets the guest hold what it asks for, besides what it has: another
-// guest gets an address only when this one has let go of it. a.mu is held.
-func (a *Agent) reserve(vm fabric.VM) error {
-	return held(vm, a.reserved.Reserve(vm.Name, reservationOf(vm)))
+// guest gets an address only when this one has let go of it.
+func (s *state) reserve(vm fabric.VM) error {
+	return held(vm, s.reserved.Reserve(vm.Name, reservationOf(vm)))
 }
 
 // keepOnly ends a change of a guest: the node has it as vm says, and what it
 // held besides is free.
 func (a *Agent) keepOnly(vm fabric.VM) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.reserved.Keep(vm.Name, reservationOf(vm))
+	s, done := a.state.open()
+	defer done()
+	s.reserved.Keep(vm.Name, reservationOf(vm))
 }
 
 // holds gives all that a guest may have on this node: what is wanted, and what
 // an unfinished change has left.
 func (a *Agent) holds(vm fabric.VM) reservation.Set {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.reserved.Held(vm.Name)
+	s, done := a.state.open()
+	defer done()
+	return s.reserved.Held(vm.Name)
 }
 
 // held says in words why a guest cannot have what it asks for.

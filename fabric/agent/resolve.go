@@ -32,10 +32,10 @@ func (a *Agent) resolve(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	if !vm.Unresolved() {
 		return vm, nil
 	}
-	a.mu.Lock()
-	have, known := a.answered(vm)
-	refused := a.draining() || vm.Validate() != nil // whatever the answer would be
-	a.mu.Unlock()
+	s, done := a.state.open()
+	have, known := s.answered(vm)
+	refused := s.draining() || vm.Validate() != nil // whatever the answer would be
+	done()
 	if known || refused {
 		return have, nil
 	}
@@ -43,9 +43,9 @@ func (a *Agent) resolve(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	if err != nil {
 		return vm, err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if err := a.acceptable(asked, true); err != nil {
+	s, done = a.state.open()
+	defer done()
+	if err := s.acceptable(asked, true); err != nil {
 		return vm, unanswered{fmt.Errorf("the resolver answered wrong: %w", err)}
 	}
 	return asked, nil
@@ -56,9 +56,9 @@ func (a *Agent) describe(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	if !vm.Unresolved() {
 		return vm, nil
 	}
-	a.mu.Lock()
-	have, known := a.answered(vm)
-	a.mu.Unlock()
+	s, done := a.state.open()
+	have, known := s.answered(vm)
+	done()
 	if known {
 		return have, nil
 	}
@@ -66,9 +66,9 @@ func (a *Agent) describe(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 }
 
 // answered gives the guest with what it was given when it was brought up, if it
-// is here. a.mu is held.
-func (a *Agent) answered(vm fabric.VM) (fabric.VM, bool) {
-	g, here := a.guests[vm.Name]
+// is here.
+func (s *state) answered(vm fabric.VM) (fabric.VM, bool) {
+	g, here := s.guests[vm.Name]
 	if !here || g.want.State == fabric.Absent || !resolvesTo(vm, g.want.VM) {
 		return vm, false
 	}
@@ -160,10 +160,10 @@ func (a *Agent) asks(d fabric.Desired) bool {
 	if d.State == 0 || d.State == fabric.Absent || !d.VM.Unresolved() {
 		return false
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	_, have := a.answered(d.VM)
-	as, _, _ := a.described(d)
+	s, done := a.state.open()
+	defer done()
+	_, have := s.answered(d.VM)
+	as, _, _ := s.described(d)
 	return !have && as.VM.Unresolved()
 }
 
@@ -180,10 +180,10 @@ func (a *Agent) unresolve(source string, guests []fabric.Desired) {
 // forgetUnknown notes that a guest which nobody had resolved does not run any more.
 func (a *Agent) forgetUnknown(vm string, asOf time.Time) {
 	a.inventory.resolved(vm)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if _, known := a.guests[vm]; !known && a.handled[vm].Before(asOf) {
-		a.handled[vm] = asOf // for one about which the resolver is being asked
+	s, done := a.state.open()
+	defer done()
+	if _, known := s.guests[vm]; !known && s.handled[vm].Before(asOf) {
+		s.handled[vm] = asOf // for one about which the resolver is being asked
 	}
 }
 

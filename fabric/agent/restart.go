@@ -10,8 +10,7 @@ import (
 
 // restart is what a node sees of a move by a start elsewhere ([fabric.Source]). No
 // hook and no event tells of it: that it was one the source learns by the other
-// node's claim, and the destination by what the source says then. Agent.mu
-// guards it.
+// node's claim, and the destination by what the source says then.
 type restart struct {
 	heard     bool      // a frame told that it runs
 	announced time.Time // before others
@@ -21,9 +20,9 @@ type restart struct {
 
 // restarted notes that a guest which was started here is announced before others.
 func (a *Agent) restarted(vm string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if g := a.guests[vm]; g != nil && g.has && g.restart.announced.IsZero() {
+	s, done := a.state.open()
+	defer done()
+	if g := s.guests[vm]; g != nil && g.has && g.restart.announced.IsZero() {
 		g.restart.announced = time.Now()
 	}
 }
@@ -47,16 +46,16 @@ func (a *Agent) cameFrom(vm string, seen *fabric.Move) {
 	if seen == nil {
 		return
 	}
-	a.mu.Lock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	g := s.guests[vm]
 	if g == nil || !g.has || !a.restarts[g.want.VM.Origin] || a.moves.has(vm, seen.Learned) {
-		a.mu.Unlock()
+		done()
 		return
 	}
 	r, d, running := g.restart, g.want, g.claimed
-	settled := !a.fresh(g, time.Now())
+	settled := !s.fresh(g, time.Now())
 	g.restart.moving = !settled
-	a.mu.Unlock()
+	done()
 	a.moves.arrive(d.VM, a.node, func(m *fabric.Move, _ time.Time) {
 		m.Running, m.RunningBy, m.Announced = running, "carrier", cmp.Or(r.announced, running)
 		if r.heard {

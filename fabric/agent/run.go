@@ -76,25 +76,25 @@ func (a *Agent) Adopt(ctx context.Context) error {
 
 // unfinished has the pass finish the removal of a guest.
 func (a *Agent) unfinished(d fabric.Desired, trouble error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	s, done := a.state.open()
+	defer done()
 	d.State = fabric.Absent
-	a.guests[d.VM.Name] = &guest{want: d, trouble: trouble}
+	s.guests[d.VM.Name] = &guest{want: d, trouble: trouble}
 }
 
 // adopt takes a guest over from the store, and those of its ports that are
 // there. Rules that changed since do not take the network away from a guest
 // that has it.
 func (a *Agent) adopt(d fabric.Desired, there map[string]bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	s, done := a.state.open()
+	defer done()
 	name := d.VM.Name
 	if err := completeAsKnown(d.VM); err != nil {
 		a.conditions.say("guest "+name, fmt.Sprintf("guest %s: %v; attach it anew", name, err))
 		a.inventory.damaged()
 		return
 	}
-	if err := a.reserve(d.VM); err != nil {
+	if err := s.reserve(d.VM); err != nil {
 		a.conditions.say("guest "+name, fmt.Sprintf("guest %s: %v", name, err))
 		a.inventory.damaged()
 		return
@@ -104,20 +104,20 @@ func (a *Agent) adopt(d fabric.Desired, there map[string]bool) {
 	}
 	d.Leaving = false // the source says if it is so still
 	a.adoptOwnership(&d)
-	a.guests[name] = &guest{want: d, reported: a.toldBefore(d, there), has: owned(d) && d.Epoch > 0, came: d.Incoming || d.VM.Origin != "" && len(d.Unreleased) > 0, kept: true}
-	a.unsettled[name] = true
+	s.guests[name] = &guest{want: d, reported: a.toldBefore(d, there), has: owned(d) && d.Epoch > 0, came: d.Incoming || d.VM.Origin != "" && len(d.Unreleased) > 0, kept: true}
+	s.unsettled[name] = true
 }
 
 // adoptOrphans takes ports over that are ours but that the store does not
 // know. Where somebody holds the other end a guest is using it, so its file
 // was lost: the kernel's word is taken for it.
 func (a *Agent) adoptOrphans(ports []fabric.PortState) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	s, done := a.state.open()
+	defer done()
 	orphans, there := map[string]*fabric.Desired{}, map[string]bool{}
 	for _, p := range ports {
 		there[p.Name] = true
-		if _, known := a.guests[p.VM]; known || p.Cluster != a.cluster.Name || !p.Carrier && !a.inventory.isDamaged() {
+		if _, known := s.guests[p.VM]; known || p.Cluster != a.cluster.Name || !p.Carrier && !a.inventory.isDamaged() {
 			continue
 		}
 		d := orphans[p.VM]
@@ -139,7 +139,7 @@ func (a *Agent) adoptOrphans(ports []fabric.PortState) {
 		d := *orphans[vm]
 		err := errors.Join(fabric.ValidateKnownName(vm), d.VM.ValidateNICs())
 		if err == nil {
-			err = a.reserve(d.VM)
+			err = s.reserve(d.VM)
 		}
 		if err != nil {
 			a.conditions.say("guest "+vm, fmt.Sprintf("port %s is ours, but nothing says what guest %s is: %s; attach the guest, or remove the link", fabric.PortName(vm, 0), vm, oneLine(err)))
@@ -147,7 +147,7 @@ func (a *Agent) adoptOrphans(ports []fabric.PortState) {
 			continue
 		}
 		a.conditions.say("guest "+vm, fmt.Sprintf("guest %s: no state is kept of it, its port was taken over as it is; attach it, or detach it", vm))
-		a.guests[vm] = &guest{want: d, reported: a.toldBefore(d, there), orphan: true}
+		s.guests[vm] = &guest{want: d, reported: a.toldBefore(d, there), orphan: true}
 		a.log.Warn("port without state taken over", "vm", vm, "state", d.State)
 	}
 }
@@ -248,9 +248,9 @@ func (a *Agent) dropOrphans(ctx context.Context, ports []fabric.PortState) {
 	gone := func(g *guest) bool {
 		return g != nil && g.orphan && !slices.ContainsFunc(g.want.VM.Ports(&a.cluster), func(p fabric.Port) bool { return p.NIC.Kind != fabric.Adopt || there[p.Name] })
 	}
-	a.mu.Lock()
-	names := slices.DeleteFunc(sortedKeys(a.guests), func(vm string) bool { return !gone(a.guests[vm]) })
-	a.mu.Unlock()
+	s, done := a.state.open()
+	names := slices.DeleteFunc(sortedKeys(s.guests), func(vm string) bool { return !gone(s.guests[vm]) })
+	done()
 	for _, vm := range names {
 		unlock, free := a.guestLocks.tryLock(vm)
 		if !free {
@@ -264,14 +264,14 @@ func (a *Agent) dropOrphans(ctx context.Context, ports []fabric.PortState) {
 
 // dropOrphan is dropOrphans for one, unless somebody has said meanwhile what it is.
 func (a *Agent) dropOrphan(ctx context.Context, vm string, gone func(*guest) bool) {
-	a.mu.Lock()
-	g := a.guests[vm]
+	s, done := a.state.open()
+	g := s.guests[vm]
 	if !gone(g) {
-		a.mu.Unlock()
+		done()
 		return
 	}
 	d := g.want
-	a.mu.Unlock()
+	done()
 	a.log.Info("a guest without state has no port any more", "vm", vm)
 	d.State = fabric.Absent
 	if err := a.tearDown(ctx, d); err != nil {
@@ -320,18 +320,18 @@ func (a *Agent) prune(ctx context.Context, pl plan.Plan) bool {
 	}
 	var ports []string
 	var routes []netip.Prefix
-	a.mu.Lock()
+	s, done := a.state.open()
 	for _, p := range pl.Ports {
-		if _, held := a.reserved.PortHolder(p.Name); !held && locked[p.VM] {
+		if _, held := s.reserved.PortHolder(p.Name); !held && locked[p.VM] {
 			ports = append(ports, p.Name)
 		}
 	}
 	for _, r := range pl.Routes {
-		if _, held := a.reserved.Holder(r); !held {
+		if _, held := s.reserved.Holder(r); !held {
 			routes = append(routes, r)
 		}
 	}
-	a.mu.Unlock()
+	done()
 	var err error
 	if len(routes) > 0 {
 		a.log.Info("withdraw what no guest has", "prefix", routes[0], "prefixes", len(routes))
@@ -353,21 +353,21 @@ func (a *Agent) prune(ctx context.Context, pl plan.Plan) bool {
 // wanted is the planner's view of the guests.
 func (a *Agent) wanted() map[string]plan.Guest {
 	hops := a.missingHops()
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	s, done := a.state.open()
+	defer done()
 	now := time.Now()
-	maps.DeleteFunc(a.handled, func(_ string, at time.Time) bool { return now.Sub(at) > handledMemory })
-	maps.DeleteFunc(a.expected, func(_ string, at time.Time) bool { return now.Sub(at) > expectation })
-	view := make(map[string]plan.Guest, len(a.guests))
-	for name, g := range a.guests {
+	maps.DeleteFunc(s.handled, func(_ string, at time.Time) bool { return now.Sub(at) > handledMemory })
+	maps.DeleteFunc(s.expected, func(_ string, at time.Time) bool { return now.Sub(at) > expectation })
+	view := make(map[string]plan.Guest, len(s.guests))
+	for name, g := range s.guests {
 		w := plan.Guest{
 			Managed: g.want.VM.Origin != "", Retry: g.trouble != nil || g.want.State == fabric.Absent,
-			Leaving: g.departure.state.Stops() || g.departure.state.Diverts(), Fresh: a.fresh(g, now), Standby: g.want.Standby,
-			Defends: g.defends(), Holder: a.saysHolder(g, g.want), NICs: g.nics, Hops: hops,
+			Leaving: g.departure.state.Stops() || g.departure.state.Diverts(), Fresh: s.fresh(g, now), Standby: g.want.Standby,
+			Defends: g.defends(), Holder: s.saysHolder(g, g.want), NICs: g.nics, Hops: hops,
 		}
 		if g.want.State != fabric.Absent {
 			w.Ports, w.Live = g.want.VM.Ports(&a.cluster), announced(g.want)
-			w.Draining = a.draining()
+			w.Draining = s.draining()
 		}
 		view[name] = w
 	}
@@ -462,13 +462,13 @@ func (a *Agent) applyList(ctx context.Context, source string, guests []fabric.De
 	}
 	a.unresolve(source, unresolved)
 	var gone []string
-	a.mu.Lock()
-	for name, g := range a.guests {
-		if g.want.VM.Origin == source && !listed[name] && a.handled[name].Before(began.Add(-listGrace)) {
+	s, done := a.state.open()
+	for name, g := range s.guests {
+		if g.want.VM.Origin == source && !listed[name] && s.handled[name].Before(began.Add(-listGrace)) {
 			gone = append(gone, name)
 		}
 	}
-	a.mu.Unlock()
+	done()
 	for _, name := range gone {
 		a.log.Info("guest is gone", "vm", name, "source", source)
 		a.applyChange(ctx, fabric.Desired{VM: fabric.VM{Name: name, Origin: source}, State: fabric.Absent, Since: began})
@@ -488,10 +488,10 @@ func (a *Agent) applyChange(ctx context.Context, d fabric.Desired) {
 	if a.outdated(name, d.Since) {
 		return
 	}
-	a.mu.Lock()
-	g, known := a.guests[name]
-	d.VM, _ = a.answered(d.VM)
-	d, about := a.describedAs(d)
+	s, done := a.state.open()
+	g, known := s.guests[name]
+	d.VM, _ = s.answered(d.VM)
+	d, about := s.describedAs(d)
 	same := known && g.want.State >= d.State && g.trouble == nil && sameVM(g.want.VM, d.VM) && (d.State != fabric.Live || !g.want.Incoming)
 	ours := known && g.want.VM.Origin == d.VM.Origin && (d.State != fabric.Absent || isOf(g.want.VM, d.VM))
 	if same && d.Run != "" {
@@ -499,7 +499,7 @@ func (a *Agent) applyChange(ctx context.Context, d fabric.Desired) {
 	}
 	live := ours && g.want.State == fabric.Live
 	leaving, arriving := live && g.departure.state.Stops(), ours && g.want.State == fabric.Wired && g.want.Incoming
-	a.mu.Unlock()
+	done()
 	var err error
 	switch {
 	case !about:
