@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -71,9 +70,8 @@ type Agent struct {
 	boot       string
 	began      time.Time
 
-	guestLocks keyedLocks
-	drain      sync.Mutex // held by whoever begins or ends a drain
-	wake       chan struct{}
+	turns turns
+	wake  chan struct{}
 
 	state  *guarded
 	review chan struct{} // has one when guests that other nodes have, or want, are to be looked at
@@ -166,7 +164,8 @@ func (a *Agent) Expect(_ context.Context, vm string) error {
 // Withdraw takes the announcement of a guest back and leaves its port. A
 // guest that is not here is no error.
 func (a *Agent) Withdraw(ctx context.Context, vm string) error {
-	defer a.guestLocks.lock(vm)()
+	t, end := a.begin(vm)
+	defer end()
 	d, known := a.take(vm, time.Now())
 	if !known || d.State == fabric.Absent {
 		return nil
@@ -175,15 +174,15 @@ func (a *Agent) Withdraw(ctx context.Context, vm string) error {
 		d.State, d.Since = fabric.Wired, time.Now()
 	}
 	d.Acquired = time.Time{} // it is over, whoever has the address next
-	a.ends(d)
-	a.cancel(d)
+	t.ends(d)
+	t.cancel(d)
 	d.Incoming = false
-	err := a.withdraw(ctx, vm, d.VM.Prefixes())
+	err := t.withdraw(ctx, d.VM.Prefixes())
 	if err == nil {
-		a.release(d)
+		t.release(d)
 	}
 	err = errors.Join(err, a.store.Put(ctx, d))
-	a.settle(d, false, err)
+	t.settle(d, false, err)
 	if err != nil {
 		a.signal()
 		return fmt.Errorf("guest %s: %w; the agent keeps trying", vm, err)
@@ -208,22 +207,23 @@ type request struct {
 
 // ensure is the one way up, for hooks, the command line and the sources alike.
 func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
-	defer a.guestLocks.lock(vm.Name)()
+	t, end := a.begin(vm.Name)
+	defer end()
 	began := time.Now()
 	if a.outdated(vm.Name, r.asOf) {
 		return nil // something newer was asked of this guest since the source looked
 	}
 	if r.runs {
-		vm = a.asStarted(vm)
+		vm = t.asStarted(vm)
 	}
-	vm, err := a.resolve(ctx, vm)
+	vm, err := t.resolve(ctx, vm)
 	if a.outdated(vm.Name, r.asOf) {
 		return nil // it ended while the resolver was asked
 	}
 	var other holder
 	others := a.others()
 	if err == nil {
-		other, err = a.acquire(ctx, vm, r)
+		other, err = t.acquire(ctx, vm, r)
 		if a.outdated(vm.Name, r.asOf) {
 			return nil // or while the other nodes were
 		}
@@ -284,7 +284,7 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	}
 
 	if !known || d.Incoming {
-		a.stopForwarding(ctx, vm)
+		t.stopForwarding(ctx, vm)
 	}
 	var stored, raised error
 	cutover := known && prev.Incoming && d.State == fabric.Live // every packet waits for it
@@ -292,20 +292,20 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 		stored = a.store.Put(ctx, d)
 	}
 	if stored == nil || !r.undo { // a guest that runs gets its network whatever ails the disk
-		raised = a.converge(ctx, d, prev)
+		raised = t.converge(ctx, d, prev)
 	}
 	if cutover {
 		stored = a.store.Put(ctx, d)
 	}
 	err = errors.Join(stored, raised)
 	if err != nil && r.undo {
-		a.undo(ctx, d, prev, known)
+		t.undo(ctx, d, prev, known)
 		return fmt.Errorf("guest %s: %w", vm.Name, err)
 	}
 	if !known || prev.State != d.State {
-		a.step(ctx, vm.Name, migration.SourceStarted, fabric.Node{}, "")
+		t.step(ctx, migration.SourceStarted, fabric.Node{}, "")
 	}
-	a.settle(d, announced(d) && raised == nil, err)
+	t.settle(d, announced(d) && raised == nil, err)
 	a.peerQueues.kick()
 	if err != nil {
 		a.signal()
@@ -330,20 +330,20 @@ func (s *state) admit(d fabric.Desired, known bool) error {
 // converge makes the guest as d says, where it was as prev says (zero when it was
 // not). What is not to be announced is withdrawn before ports are touched, and
 // what is, is announced after.
-func (a *Agent) converge(ctx context.Context, d, prev fabric.Desired) error {
+func (t *task) converge(ctx context.Context, d, prev fabric.Desired) error {
 	vm := d.VM.Name
-	s, done := a.state.open()
+	s, done := t.state.open()
 	g := s.guests[vm]
 	st := g.nics
 	want := plan.Guest{Standby: d.Standby, Draining: s.draining(), Defends: g.defends(), Holder: s.saysHolder(g, d)}
 	g.reported.incoming = d.Incoming || g.reported.incoming && d.State == fabric.Live
 	done()
 
-	hops := a.missingHops()
-	ports := a.portsOf(d)
+	hops := t.missingHops()
+	ports := t.portsOf(d)
 	live := announced(d)
 	var announce []fabric.Route
-	holds := a.holds(d.VM)
+	holds := t.holds(d.VM)
 	quiet := without(holds.Prefixes, d.VM.Prefixes())
 	for i, p := range ports {
 		for _, prefix := range p.NIC.Prefixes() {
@@ -355,82 +355,82 @@ func (a *Agent) converge(ctx context.Context, d, prev fabric.Desired) error {
 			}
 		}
 	}
-	if err := a.withdraw(ctx, vm, quiet); err != nil {
+	if err := t.withdraw(ctx, quiet); err != nil {
 		return err
 	}
 	if gone := without(holds.Ports, portNames(d.VM)); len(gone) > 0 {
-		if err := a.dataplane.Remove(ctx, gone...); err != nil {
+		if err := t.dataplane.Remove(ctx, gone...); err != nil {
 			return fmt.Errorf("remove %s: %w", gone[0], err)
 		}
-		a.tellDetached(prev.VM, gone...)
+		t.tellDetached(prev.VM, gone...)
 	}
 	var there []fabric.Port
 	for _, p := range ports {
 		began := time.Now()
-		err := a.dataplane.Put(ctx, p)
+		err := t.dataplane.Put(ctx, p)
 		if errors.Is(err, os.ErrNotExist) && p.NIC.Kind == fabric.Adopt {
 			// Its owner has not made it yet, or took it away; the pass that the
 			// dataplane's change wakes comes back to it.
-			if err := a.withdraw(ctx, vm, p.NIC.Prefixes()); err != nil {
+			if err := t.withdraw(ctx, p.NIC.Prefixes()); err != nil {
 				return err
 			}
 			announce = slices.DeleteFunc(announce, func(r fabric.Route) bool { return slices.Contains(p.NIC.Prefixes(), r.Prefix) })
-			a.setDown(vm, p.Index)
-			a.tellDetached(d.VM, p.Name)
+			t.setDown(p.Index)
+			t.tellDetached(d.VM, p.Name)
 			continue
 		}
 		if err != nil {
 			return fmt.Errorf("port %s: %w", p.Name, err)
 		}
-		a.log.Debug("wired", "vm", vm, "port", p.Name, "took", time.Since(began))
+		t.log.Debug("wired", "vm", vm, "port", p.Name, "took", time.Since(began))
 		there = append(there, p)
 	}
-	a.tellAttached(d.VM, there)
+	t.tellAttached(d.VM, there)
 	if d.Incoming && d.State == fabric.Wired {
-		a.ready(d)
+		t.ready(d)
 	}
 	if len(announce) > 0 {
 		began := time.Now()
-		if err := a.speaker.Put(ctx, announce...); err != nil {
+		if err := t.speaker.Put(ctx, announce...); err != nil {
 			return fmt.Errorf("announce %s: %w", text.Prefix(announce[0].Prefix), err)
 		}
-		a.log.Debug("announced", "vm", vm, "prefix", announce[0].Prefix, "prefixes", len(announce), "took", time.Since(began))
-		a.tellMoved(d)
+		t.log.Debug("announced", "vm", vm, "prefix", announce[0].Prefix, "prefixes", len(announce), "took", time.Since(began))
+		t.tellMoved(d)
 	}
-	a.keepOnly(d.VM)
-	a.tellRaised(d, announce)
+	t.keepOnly(d.VM)
+	t.tellRaised(d, announce)
 	return nil
 }
 
 // undo puts a guest back as it was before a request that went wrong.
-func (a *Agent) undo(ctx context.Context, d, prev fabric.Desired, known bool) {
+func (t *task) undo(ctx context.Context, d, prev fabric.Desired, known bool) {
 	// The caller may be gone, and with it ctx; what was begun is undone all the same.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	if known {
-		err := a.store.Put(ctx, prev)
+		err := t.store.Put(ctx, prev)
 		if err == nil {
-			err = a.converge(ctx, prev, d)
+			err = t.converge(ctx, prev, d)
 		}
-		a.settle(prev, announced(prev) && err == nil, err)
-		a.signal()
+		t.settle(prev, announced(prev) && err == nil, err)
+		t.signal()
 		return
 	}
 	d.State = fabric.Absent
-	a.settle(d, false, nil)
-	if err := a.tearDown(ctx, d); err != nil {
-		a.settle(d, false, err)
-		a.log.Warn("half-made guest not undone yet; trying again", "vm", d.VM.Name, "err", err)
-		a.signal()
+	t.settle(d, false, nil)
+	if err := t.tearDown(ctx, d); err != nil {
+		t.settle(d, false, err)
+		t.log.Warn("half-made guest not undone yet; trying again", "vm", d.VM.Name, "err", err)
+		t.signal()
 	}
 }
 
 // reconcile brings a guest to what is wanted of it again. A nil st leaves what is
-// known of its NICs. The guest's lock is held.
-func (a *Agent) reconcile(ctx context.Context, vm string, st plan.NICStates) error {
-	others := a.others()
-	s, done := a.state.open()
-	g := s.guests[vm]
+// known of its NICs.
+func (t *task) reconcile(ctx context.Context, st plan.NICStates) error {
+	others := t.others()
+	s, done := t.state.open()
+	g := s.guests[t.vm]
 	if g == nil {
 		done()
 		return nil
@@ -448,21 +448,21 @@ func (a *Agent) reconcile(ctx context.Context, vm string, st plan.NICStates) err
 	unsaved = s.takeOwnership(g, &d, g.nics, others) || unsaved || d.Lost != g.want.Lost
 	done()
 	if d.State == fabric.Absent {
-		err := a.tearDown(ctx, d)
+		err := t.tearDown(ctx, d)
 		if err != nil {
-			a.settle(d, false, err)
+			t.settle(d, false, err)
 		}
 		return err
 	}
-	raised := a.converge(ctx, d, d)
+	raised := t.converge(ctx, d, d)
 	err := raised
 	if unsaved { // the trouble may have been the store's
-		err = errors.Join(err, a.keepState(ctx, d))
+		err = errors.Join(err, t.keepState(ctx, d))
 	}
-	a.settle(d, announced(d) && raised == nil, err)
-	a.peerQueues.kick()
+	t.settle(d, announced(d) && raised == nil, err)
+	t.peerQueues.kick()
 	if settled {
-		a.moves.settled(vm)
+		t.moves.settled(t.vm)
 	}
 	return err
 }
@@ -470,7 +470,8 @@ func (a *Agent) reconcile(ctx context.Context, vm string, st plan.NICStates) err
 // remove is the one way down. The wish was true at asOf, or is new when that
 // is zero. Of a guest that is not here, what the store may keep goes.
 func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
-	defer a.guestLocks.lock(vm)()
+	t, end := a.begin(vm)
+	defer end()
 	if a.outdated(vm, asOf) {
 		return nil
 	}
@@ -484,8 +485,8 @@ func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 		return nil
 	}
 	d.State = fabric.Absent
-	if err := a.tearDown(ctx, d); err != nil {
-		a.settle(d, false, err)
+	if err := t.tearDown(ctx, d); err != nil {
+		t.settle(d, false, err)
 		a.signal()
 		return fmt.Errorf("guest %s: %w; the agent keeps trying", vm, err)
 	}
@@ -494,25 +495,25 @@ func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 }
 
 // tearDown withdraws a guest, then removes its ports, then forgets it.
-func (a *Agent) tearDown(ctx context.Context, d fabric.Desired) error {
+func (t *task) tearDown(ctx context.Context, d fabric.Desired) error {
 	vm := d.VM.Name
-	a.ends(d)
-	holds := a.holds(d.VM)
-	if err := a.withdraw(ctx, vm, holds.Prefixes); err != nil {
+	t.ends(d)
+	holds := t.holds(d.VM)
+	if err := t.withdraw(ctx, holds.Prefixes); err != nil {
 		return err
 	}
-	a.cancel(d)
-	a.release(d)
+	t.cancel(d)
+	t.release(d)
 	began := time.Now()
-	if err := a.dataplane.Remove(ctx, holds.Ports...); err != nil {
+	if err := t.dataplane.Remove(ctx, holds.Ports...); err != nil {
 		return fmt.Errorf("remove %s: %w", fabric.PortName(vm, 0), err)
 	}
-	a.log.Debug("unwired", "vm", vm, "port", fabric.PortName(vm, 0), "took", time.Since(began))
-	a.tellDetached(d.VM, holds.Ports...)
-	if err := a.store.Delete(ctx, vm); err != nil {
+	t.log.Debug("unwired", "vm", vm, "port", fabric.PortName(vm, 0), "took", time.Since(began))
+	t.tellDetached(d.VM, holds.Ports...)
+	if err := t.store.Delete(ctx, vm); err != nil {
 		return fmt.Errorf("forget: %w", err)
 	}
-	s, done := a.state.open()
+	s, done := t.state.open()
 	s.reserved.Keep(vm, reservation.Set{})
 	diverted := false
 	if g := s.guests[vm]; g != nil {
@@ -521,21 +522,21 @@ func (a *Agent) tearDown(ctx context.Context, d fabric.Desired) error {
 	delete(s.guests, vm)
 	done()
 	if diverted {
-		a.diverted.confirm(vm)
+		t.diverted.confirm(vm)
 	}
-	a.recovered(d.VM)
+	t.recovered(d.VM)
 	return nil
 }
 
-func (a *Agent) withdraw(ctx context.Context, vm string, prefixes []netip.Prefix) error {
+func (t *task) withdraw(ctx context.Context, prefixes []netip.Prefix) error {
 	if len(prefixes) == 0 {
 		return nil
 	}
-	if err := a.speaker.Remove(ctx, prefixes...); err != nil {
+	if err := t.speaker.Remove(ctx, prefixes...); err != nil {
 		return fmt.Errorf("withdraw %s: %w", text.Prefix(prefixes[0]), err)
 	}
-	a.log.Debug("withdrawn", "vm", vm, "prefix", prefixes[0], "prefixes", len(prefixes))
-	a.tellWithdrawn(vm, prefixes)
+	t.log.Debug("withdrawn", "vm", t.vm, "prefix", prefixes[0], "prefixes", len(prefixes))
+	t.tellWithdrawn(t.vm, prefixes)
 	return nil
 }
 
@@ -572,8 +573,8 @@ func (a *Agent) recovered(vm fabric.VM) {
 func refusedKey(source, vm string) string { return "refused " + source + " " + vm }
 
 // settle records how an attempt ended.
-func (a *Agent) settle(d fabric.Desired, announced bool, trouble error) {
-	s, done := a.state.open()
+func (t *task) settle(d fabric.Desired, announced bool, trouble error) {
+	s, done := t.state.open()
 	defer done()
 	g := s.guests[d.VM.Name]
 	if g == nil {
@@ -589,13 +590,13 @@ func (a *Agent) settle(d fabric.Desired, announced bool, trouble error) {
 	}
 }
 
-func (a *Agent) setDown(vm string, nic int) {
-	s, done := a.state.open()
+func (t *task) setDown(nic int) {
+	s, done := t.state.open()
 	defer done()
 	st := plan.NICStates{}
-	maps.Copy(st, s.guests[vm].nics)
+	maps.Copy(st, s.guests[t.vm].nics)
 	st[nic] = plan.Down
-	s.guests[vm].nics = st
+	s.guests[t.vm].nics = st
 }
 
 // signal wakes the pass.

@@ -26,16 +26,16 @@ func (a *Agent) awaitedBy(vm, node string, answer fabric.Answer) {
 
 // ready notes that the ports of an arriving guest take packets for it, and has
 // the other nodes told.
-func (a *Agent) ready(d fabric.Desired) {
-	s, done := a.state.open()
+func (t *task) ready(d fabric.Desired) {
+	s, done := t.state.open()
 	g := s.guests[d.VM.Name]
 	news := !g.ready
 	g.ready = true
 	done()
 	if news {
-		a.moves.arrive(d.VM, a.node, func(m *fabric.Move, now time.Time) { m.PortReady = now })
+		t.moves.arrive(d.VM, t.node, func(m *fabric.Move, now time.Time) { m.PortReady = now })
 	}
-	a.peerQueues.kick()
+	t.peerQueues.kick()
 }
 
 // heardAt takes up that a frame came out of a port whose guest was to arrive, or
@@ -61,7 +61,8 @@ func (a *Agent) heardAt(ctx context.Context, port string) {
 // answers takes up that a guest which was started was heard: traffic comes here
 // from now on.
 func (a *Agent) answers(ctx context.Context, vm, port string) {
-	defer a.guestLocks.lock(vm)()
+	t, end := a.begin(vm)
+	defer end()
 	s, done := a.state.open()
 	g := s.guests[vm]
 	if g == nil || g.want.State != fabric.Live {
@@ -83,7 +84,7 @@ func (a *Agent) answers(ctx context.Context, vm, port string) {
 	if !news {
 		return
 	}
-	if err := a.reconcile(ctx, vm, st); err != nil {
+	if err := t.reconcile(ctx, st); err != nil {
 		a.log.Warn("guest not as wanted yet", "vm", vm, "err", err)
 		a.signal()
 	}
@@ -102,69 +103,69 @@ func (a *Agent) run(ctx context.Context, vm fabric.VM, asOf time.Time, by string
 }
 
 // arrived has the node that a guest came from told that it runs here.
-func (a *Agent) hasArrived(d fabric.Desired) {
-	if a.nodes == nil {
+func (t *task) hasArrived(d fabric.Desired) {
+	if t.nodes == nil {
 		return
 	}
-	s, done := a.state.open()
+	s, done := t.state.open()
 	g := s.guests[d.VM.Name]
-	to := a.nodes.Names()
+	to := t.nodes.Names()
 	if g != nil && g.from != "" {
 		to = []string{g.from}
 	}
 	done()
-	a.peerQueues.send(a.notice(fabric.Arrived, d), to...)
+	t.peerQueues.send(t.notice(fabric.Arrived, d), to...)
 }
 
 // cancel has the others told that a guest does not arrive.
-func (a *Agent) cancel(d fabric.Desired) {
-	if a.nodes == nil || !d.Incoming {
+func (t *task) cancel(d fabric.Desired) {
+	if t.nodes == nil || !d.Incoming {
 		return
 	}
-	s, done := a.state.open()
+	s, done := t.state.open()
 	if g := s.guests[d.VM.Name]; g != nil {
 		g.ready = false // nothing is told of its arrival after this
 	}
 	done()
-	a.moves.end(d.VM.Name, "it did not arrive here")
-	a.peerQueues.send(a.notice(fabric.Cancelled, d), a.nodes.Names()...)
+	t.moves.end(d.VM.Name, "it did not arrive here")
+	t.peerQueues.send(t.notice(fabric.Cancelled, d), t.nodes.Names()...)
 }
 
 // portsOf lists the ports of a guest as they are to be.
-func (a *Agent) portsOf(d fabric.Desired) []fabric.Port {
-	ports := d.VM.Ports(&a.cluster)
-	s, done := a.state.open()
+func (t *task) portsOf(d fabric.Desired) []fabric.Port {
+	ports := d.VM.Ports(&t.cluster)
+	s, done := t.state.open()
 	came := d.Incoming
 	if g := s.guests[d.VM.Name]; g != nil {
 		came = came || g.came
 	}
 	done()
 	for i := range ports {
-		ports[i].Listen = a.restarts[d.VM.Origin]
+		ports[i].Listen = t.restarts[d.VM.Origin]
 		ports[i].Incoming = d.Incoming && d.State == fabric.Wired
 		if came {
-			ports[i].Queue = a.cluster.Moves.Queue()
+			ports[i].Queue = t.cluster.Moves.Queue()
 		}
 	}
 	return ports
 }
 
 // tellMoved notes that a guest which arrived is announced, and has the others told.
-func (a *Agent) tellMoved(d fabric.Desired) {
-	s, done := a.state.open()
+func (t *task) tellMoved(d fabric.Desired) {
+	s, done := t.state.open()
 	came := s.guests[d.VM.Name].came && d.State == fabric.Live
 	done()
 	if !came {
-		a.restarted(d.VM.Name)
+		t.restarted()
 		return
 	}
 	first := false
-	a.moves.at(d.VM.Name, func(m *fabric.Move, now time.Time) {
+	t.moves.at(d.VM.Name, func(m *fabric.Move, now time.Time) {
 		if m.Announced.IsZero() {
 			m.Announced, first = now, true
 		}
 	})
 	if first {
-		a.hasArrived(d)
+		t.hasArrived(d)
 	}
 }

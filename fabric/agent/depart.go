@@ -42,7 +42,7 @@ func (d departure) elsewhere(to fabric.Node) bool {
 // leaves takes up that a guest is about to arrive at another node.
 func (a *Agent) leaves(ctx context.Context, to fabric.Node, n fabric.Notice) (answer fabric.Answer) {
 	for _, vm := range a.concerned(n.Prefixes) {
-		unlock := a.guestLocks.lock(vm)
+		t, end := a.begin(vm)
 		s, done := a.state.open()
 		g := s.guests[vm]
 		here := g != nil && owned(g.want) && vm == n.VM
@@ -54,13 +54,13 @@ func (a *Agent) leaves(ctx context.Context, to fabric.Node, n fabric.Notice) (an
 		}
 		done()
 		if here && !elsewhere {
-			a.step(ctx, vm, migration.DestinationReady, to, "")
+			t.step(ctx, migration.DestinationReady, to, "")
 			if news {
 				a.log.Info("guest is to move", "vm", vm, "node", to.Name)
 				a.signal() // it is announced after the other node's from now on
 			}
 		}
-		unlock()
+		end()
 	}
 	return answer
 }
@@ -69,7 +69,7 @@ func (a *Agent) leaves(ctx context.Context, to fabric.Node, n fabric.Notice) (an
 // moment if its hypervisor does not say that it stopped.
 func (a *Agent) left(ctx context.Context, to fabric.Node, n fabric.Notice) (answer fabric.Answer) {
 	for _, vm := range a.concerned(n.Prefixes) {
-		unlock := a.guestLocks.lock(vm)
+		t, end := a.begin(vm)
 		s, done := a.state.open()
 		g := s.guests[vm]
 		here := g != nil && announced(g.want) && g.has && g.want.VM.Origin != "" && vm == n.VM && n.Epoch > g.want.Epoch && !g.departure.elsewhere(to) && g.believes(time.Now())
@@ -78,9 +78,9 @@ func (a *Agent) left(ctx context.Context, to fabric.Node, n fabric.Notice) (answ
 		}
 		done()
 		if here {
-			a.step(ctx, vm, migration.DestinationRuns, to, "")
+			t.step(ctx, migration.DestinationRuns, to, "")
 		}
-		unlock()
+		end()
 	}
 	return answer
 }
@@ -88,7 +88,7 @@ func (a *Agent) left(ctx context.Context, to fabric.Node, n fabric.Notice) (answ
 // stays takes up that a guest does not arrive at another node after all.
 func (a *Agent) stays(ctx context.Context, at fabric.Node, n fabric.Notice) {
 	for _, vm := range a.concerned(n.Prefixes) {
-		unlock := a.guestLocks.lock(vm)
+		t, end := a.begin(vm)
 		s, done := a.state.open()
 		g := s.guests[vm]
 		concerned := g != nil && g.departure.to.Name == at.Name
@@ -97,16 +97,17 @@ func (a *Agent) stays(ctx context.Context, at fabric.Node, n fabric.Notice) {
 		}
 		done()
 		if concerned {
-			a.step(ctx, vm, migration.DestinationCancelled, at, "cancelled: it did not arrive at "+at.Name)
+			t.step(ctx, migration.DestinationCancelled, at, "cancelled: it did not arrive at "+at.Name)
 		}
-		unlock()
+		end()
 	}
 }
 
 // stopped takes up that the hypervisor stopped a guest that is about to run
 // elsewhere, as of a time. Nothing comes before sending its packets on.
 func (a *Agent) stopped(ctx context.Context, vm string, asOf time.Time) {
-	defer a.guestLocks.lock(vm)()
+	t, end := a.begin(vm)
+	defer end()
 	if a.outdated(vm, asOf) {
 		return
 	}
@@ -123,13 +124,14 @@ func (a *Agent) stopped(ctx context.Context, vm string, asOf time.Time) {
 	if to.Name == "" {
 		a.log.Warn("guest stopped to run elsewhere, and no agent says where; its packets wait here", "vm", vm)
 	}
-	a.step(ctx, vm, migration.SourceStopped, to, "")
+	t.step(ctx, migration.SourceStopped, to, "")
 }
 
 // resumed takes up that a guest which was stopped to run elsewhere goes on here.
 // Its route is first. Then, whoever began to announce it is to stop.
 func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
-	defer a.guestLocks.lock(vm)()
+	t, end := a.begin(vm)
+	defer end()
 	if a.outdated(vm, asOf) {
 		return
 	}
@@ -146,25 +148,25 @@ func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 		}
 	}
 	done()
-	a.step(ctx, vm, migration.SourceResumed, fabric.Node{}, "it went on here")
+	t.step(ctx, migration.SourceResumed, fabric.Node{}, "it went on here")
 	s, done = a.state.open()
 	if g = s.guests[vm]; g != nil {
 		g.departure.failed, g.departure.failedAt = to, time.Now()
 	}
 	done()
 	if rivalled {
-		if err := a.reconcile(ctx, vm, nil); err != nil {
+		if err := t.reconcile(ctx, nil); err != nil {
 			a.signal()
 		}
 	}
 }
 
 // step takes an event of a guest's move to another node through the state
-// machine, and does what follows. The caller works on the guest alone. to is the
+// machine, and does what follows. to is the
 // node that the event is about; outcome is why the move ends, if it does.
-func (a *Agent) step(ctx context.Context, vm string, e migration.Event, to fabric.Node, outcome string) {
-	s, done := a.state.open()
-	g := s.guests[vm]
+func (t *task) step(ctx context.Context, e migration.Event, to fabric.Node, outcome string) {
+	s, done := t.state.open()
+	g := s.guests[t.vm]
 	if g == nil {
 		done()
 		return
@@ -188,64 +190,63 @@ func (a *Agent) step(ctx context.Context, vm string, e migration.Event, to fabri
 	d := g.want
 	done()
 	if e == migration.DestinationReady && was.to.Name != to.Name {
-		a.moves.leave(d.VM, a.node, to.Name)
+		t.moves.leave(d.VM, t.node, to.Name)
 	}
 	for _, effect := range next.Effects {
 		switch effect {
 		case migration.Record:
 			if !was.recorded {
-				a.record(ctx, vm, true)
+				t.record(ctx, true)
 			}
 		case migration.Divert:
-			a.divert(ctx, d, to, now, next.To == migration.Confirmed)
+			t.divert(ctx, d, to, now, next.To == migration.Confirmed)
 		case migration.Confirm:
-			a.diverted.confirm(vm)
+			t.diverted.confirm(t.vm)
 		case migration.Return:
-			a.log.Warn("the guest did not leave; its packets come here again", "vm", vm, "node", was.to.Name)
-			a.endDiversion(ctx, d.VM.Prefixes(), outcome)
+			t.log.Warn("the guest did not leave; its packets come here again", "vm", t.vm, "node", was.to.Name)
+			t.endDiversion(ctx, d.VM.Prefixes(), outcome)
 		case migration.Restore:
-			a.restore(ctx, d, was, outcome)
+			t.restore(ctx, d, was, outcome)
 		}
 	}
 }
 
 // divert sends what comes for a guest to another node.
-func (a *Agent) divert(ctx context.Context, d fabric.Desired, to fabric.Node, since time.Time, confirmed bool) {
+func (t *task) divert(ctx context.Context, d fabric.Desired, to fabric.Node, since time.Time, confirmed bool) {
 	vm := d.VM.Name
-	a.diverted.begin(fabric.DiversionStatus{VM: vm, Node: to.Name, Prefixes: d.VM.Prefixes(), Since: since, Confirmed: confirmed})
+	t.diverted.begin(fabric.DiversionStatus{VM: vm, Node: to.Name, Prefixes: d.VM.Prefixes(), Since: since, Confirmed: confirmed})
 	if !confirmed {
-		time.AfterFunc(unconfirmedFor, a.signal)
+		time.AfterFunc(unconfirmedFor, t.signal)
 	}
-	done, err := a.dataplane.Divert(ctx, d.VM.Ports(&a.cluster), to)
+	done, err := t.dataplane.Divert(ctx, d.VM.Ports(&t.cluster), to)
 	if err != nil {
-		a.log.Warn("packets not all sent on", "vm", vm, "node", to.Name, "err", err)
+		t.log.Warn("packets not all sent on", "vm", vm, "node", to.Name, "err", err)
 	}
-	a.moves.leave(d.VM, a.node, to.Name)
-	a.moves.at(vm, func(m *fabric.Move, _ time.Time) {
+	t.moves.leave(d.VM, t.node, to.Name)
+	t.moves.at(vm, func(m *fabric.Move, _ time.Time) {
 		m.Diverted, m.Resent, m.ResentAt = done.At, m.Resent+done.Resent, done.Done
 	})
-	a.log.Info("packets go on", "vm", vm, "node", to.Name, "resent", done.Resent)
+	t.log.Info("packets go on", "vm", vm, "node", to.Name, "resent", done.Resent)
 }
 
 // restore puts a guest that was to leave back as it was; outcome is why.
-func (a *Agent) restore(ctx context.Context, d fabric.Desired, was departure, outcome string) {
+func (t *task) restore(ctx context.Context, d fabric.Desired, was departure, outcome string) {
 	vm := d.VM.Name
 	if was.state.Diverts() {
-		a.endDiversion(ctx, d.VM.Prefixes(), outcome)
+		t.endDiversion(ctx, d.VM.Prefixes(), outcome)
 	}
 	if was.recorded {
-		a.record(ctx, vm, false)
+		t.record(ctx, false)
 	}
-	a.moves.end(vm, outcome)
-	a.log.Info("guest does not move", "vm", vm, "why", outcome)
-	a.signal()
+	t.moves.end(vm, outcome)
+	t.log.Info("guest does not move", "vm", vm, "why", outcome)
+	t.signal()
 }
 
-// record keeps, or does not keep any more, what goes into a guest's ports. The
-// guest's lock is held.
-func (a *Agent) record(ctx context.Context, vm string, on bool) {
-	s, done := a.state.open()
-	g := s.guests[vm]
+// record keeps, or does not keep any more, what goes into a guest's ports.
+func (t *task) record(ctx context.Context, on bool) {
+	s, done := t.state.open()
+	g := s.guests[t.vm]
 	if g == nil {
 		done()
 		return
@@ -254,8 +255,8 @@ func (a *Agent) record(ctx context.Context, vm string, on bool) {
 	g.departure.recorded = on
 	done()
 	for _, name := range names {
-		if err := a.dataplane.Record(ctx, name, on); err != nil {
-			a.log.Debug("port not recorded", "port", name, "err", err)
+		if err := t.dataplane.Record(ctx, name, on); err != nil {
+			t.log.Debug("port not recorded", "port", name, "err", err)
 		}
 	}
 }
@@ -276,10 +277,10 @@ func (a *Agent) endDiversion(ctx context.Context, ps []netip.Prefix, outcome str
 }
 
 // stopForwarding ends the sending on of packets for a guest that is to be here, because
-// it went away and comes back soon. The guest's lock is held.
-func (a *Agent) stopForwarding(ctx context.Context, vm fabric.VM) {
+// it went away and comes back soon.
+func (t *task) stopForwarding(ctx context.Context, vm fabric.VM) {
 	var ps []netip.Prefix
-	s, done := a.state.open()
+	s, done := t.state.open()
 	for _, p := range vm.Prefixes() {
 		if _, lingers := s.forwarding[p]; lingers {
 			ps = append(ps, p)
@@ -287,7 +288,7 @@ func (a *Agent) stopForwarding(ctx context.Context, vm fabric.VM) {
 	}
 	done()
 	if len(ps) > 0 {
-		a.endDiversion(ctx, ps, "it comes here again")
+		t.endDiversion(ctx, ps, "it comes here again")
 	}
 }
 
@@ -304,7 +305,8 @@ func (a *Agent) runsHere(ctx context.Context, vm string, asOf time.Time) {
 	if !diverted {
 		return
 	}
-	defer a.guestLocks.lock(vm)()
+	t, end := a.begin(vm)
+	defer end()
 	s, done = a.state.open()
 	g := s.guests[vm]
 	here, contradicted := g != nil && !g.departure.state.Stops() && !g.departure.state.Diverts(), contradicts(g)
@@ -315,9 +317,9 @@ func (a *Agent) runsHere(ctx context.Context, vm string, asOf time.Time) {
 	done()
 	switch {
 	case contradicted:
-		a.step(ctx, vm, migration.WordUnconfirmed, fabric.Node{}, runsOn)
+		t.step(ctx, migration.WordUnconfirmed, fabric.Node{}, runsOn)
 	case here:
-		a.stopForwarding(ctx, is)
+		t.stopForwarding(ctx, is)
 	}
 }
 
@@ -374,17 +376,17 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 		a.endDiversion(ctx, over, "the routers know where it is")
 	}
 	for _, vm := range untrue {
-		if unlock, free := a.guestLocks.tryLock(vm); free {
-			a.disbelieve(ctx, vm)
-			unlock()
+		if t, end, free := a.tryBegin(vm); free {
+			t.disbelieve(ctx)
+			end()
 		} else {
 			time.AfterFunc(passBusy, a.signal)
 		}
 	}
 	for _, vm := range idle {
-		if unlock, free := a.guestLocks.tryLock(vm); free {
-			a.record(ctx, vm, false)
-			unlock()
+		if t, end, free := a.tryBegin(vm); free {
+			t.record(ctx, false)
+			end()
 		}
 	}
 }
@@ -393,9 +395,9 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 func (g *guest) departs() bool { return g.departure.to.Name != "" || g.departure.state.Stops() }
 
 // release tells those who wait for it that a guest is not announced any more.
-func (a *Agent) release(d fabric.Desired) {
+func (t *task) release(d fabric.Desired) {
 	vm := d.VM.Name
-	s, done := a.state.open()
+	s, done := t.state.open()
 	g := s.guests[vm]
 	if g == nil {
 		done()
@@ -411,10 +413,10 @@ func (a *Agent) release(d fabric.Desired) {
 	left := g.departs()
 	g.claimants, g.has = nil, false
 	done()
-	n := a.notice(fabric.Released, d)
+	n := t.notice(fabric.Released, d)
 	if left {
-		a.moves.at(vm, func(m *fabric.Move, now time.Time) { m.Withdrawn = now })
-		n.Move = a.moves.end(vm, "moved")
+		t.moves.at(vm, func(m *fabric.Move, now time.Time) { m.Withdrawn = now })
+		n.Move = t.moves.end(vm, "moved")
 	}
-	a.peerQueues.send(n, to...)
+	t.peerQueues.send(n, to...)
 }

@@ -44,9 +44,9 @@ func (a *Agent) undescribed(d fabric.Desired) bool {
 	return known
 }
 
-// asStarted gives a guest that runs already what it started with. The guest's lock is held.
-func (a *Agent) asStarted(vm fabric.VM) fabric.VM {
-	s, done := a.state.open()
+// asStarted gives a guest that runs already what it started with.
+func (t *task) asStarted(vm fabric.VM) fabric.VM {
+	s, done := t.state.open()
 	defer done()
 	g := s.guests[vm.Name]
 	if g == nil || vm.Origin == "" || !concerns(g.want, fabric.Desired{VM: vm}) {

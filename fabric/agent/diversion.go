@@ -113,11 +113,11 @@ func (s *state) unconfirmed(now time.Time) (vms []string) {
 
 // disbelieve has the packets of a guest come here again that did not leave. Where
 // it was to go to is remembered: it may be about to.
-func (a *Agent) disbelieve(ctx context.Context, vm string) {
-	s, done := a.state.open()
-	untrue := slices.Contains(s.unconfirmed(time.Now()), vm)
+func (t *task) disbelieve(ctx context.Context) {
+	s, done := t.state.open()
+	untrue := slices.Contains(s.unconfirmed(time.Now()), t.vm)
 	done()
 	if untrue {
-		a.step(ctx, vm, migration.WordUnconfirmed, fabric.Node{}, notLeft)
+		t.step(ctx, migration.WordUnconfirmed, fabric.Node{}, notLeft)
 	}
 }

@@ -25,8 +25,7 @@ func (a *Agent) Drain(ctx context.Context) error { return a.setDrained(ctx, time
 func (a *Agent) Undrain(ctx context.Context) error { return a.setDrained(ctx, time.Time{}) }
 
 func (a *Agent) setDrained(ctx context.Context, since time.Time) error {
-	a.drain.Lock()
-	defer a.drain.Unlock()
+	defer a.turns.lock(wholeNode)()
 	s, done := a.state.open()
 	is := s.drained
 	done()
@@ -48,9 +47,9 @@ func (a *Agent) setDrained(ctx context.Context, since time.Time) error {
 	a.log.Info("drain", "on", !since.IsZero(), "guests", len(names))
 	var errs []error
 	for _, vm := range names {
-		unlock := a.guestLocks.lock(vm)
-		errs = append(errs, a.reconcile(ctx, vm, nil))
-		unlock()
+		t, end := a.begin(vm)
+		errs = append(errs, t.reconcile(ctx, nil))
+		end()
 	}
 	err := errors.Join(errs...)
 	if err != nil {

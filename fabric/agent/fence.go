@@ -99,9 +99,9 @@ func (s *state) fresh(g *guest, now time.Time) bool {
 // claimed answers the node that says that it has a guest.
 func (a *Agent) claimed(ctx context.Context, from fabric.Node, n fabric.Notice) (answer fabric.Answer) {
 	for _, vm := range a.overlapping(n.Prefixes) {
-		unlock := a.guestLocks.lock(vm)
-		one := a.relinquish(ctx, vm, from, n)
-		unlock()
+		t, end := a.begin(vm)
+		one := t.relinquish(ctx, from, n)
+		end()
 		one.Epoch = max(answer.Epoch, one.Epoch)
 		if answer.Held {
 			answer.Epoch = one.Epoch
@@ -114,20 +114,20 @@ func (a *Agent) claimed(ctx context.Context, from fabric.Node, n fabric.Notice) 
 
 // relinquish gives a guest up if the other node has it later, or another guest had
 // its address before.
-func (a *Agent) relinquish(ctx context.Context, vm string, from fabric.Node, n fabric.Notice) fabric.Answer {
-	s, done := a.state.open()
-	g := s.guests[vm]
+func (t *task) relinquish(ctx context.Context, from fabric.Node, n fabric.Notice) fabric.Answer {
+	s, done := t.state.open()
+	g := s.guests[t.vm]
 	if g == nil || g.want.State != fabric.Live {
 		done()
 		return fabric.Answer{}
 	}
 	d := g.want
 	another := !ownership.Same(string(d.VM.Identity()), string(n.Identity))
-	verdict, why := ownership.Decide(claimOf(d, a.node), claimOfNotice(n, from.Name))
+	verdict, why := ownership.Decide(claimOf(d, t.node), claimOfNotice(n, from.Name))
 	switch {
 	case d.Lost != "" && another && d.Lost == from.Name && verdict == ownership.Keep:
 		done()
-		a.reclaim(ctx, vm) // it was withdrawn while nobody could say for what
+		t.reclaim(ctx) // it was withdrawn while nobody could say for what
 		return naming(fabric.Answer{Held: true, Epoch: d.Epoch}, n, d)
 	case d.Lost != "" && another && d.Lost == from.Name: // which a route may have said without a name
 		lostAs(&g.want, fabric.Desired{Lost: from.Name, LostGuest: n.VM, Standby: d.Standby})
@@ -145,7 +145,7 @@ func (a *Agent) relinquish(ctx context.Context, vm string, from fabric.Node, n f
 		g.restart.left = time.Time{}
 		done()
 		if !left.IsZero() && !another && n.Epoch > d.Epoch {
-			a.wentTo(d, from.Name, time.Now(), left)
+			t.wentTo(d, from.Name, time.Now(), left)
 		}
 		return fabric.Answer{}
 	}
@@ -153,12 +153,12 @@ func (a *Agent) relinquish(ctx context.Context, vm string, from fabric.Node, n f
 	g.claimants = add(g.claimants, from.Name)
 	if another {
 		if verdict == ownership.Keep {
-			g.wantedBy(a.node, from.Name, n.VM, "")
+			g.wantedBy(t.node, from.Name, n.VM, "")
 		}
 		done()
 		if verdict == ownership.Relinquish {
-			a.log.Warn("an address is another guest's", "vm", vm, "node", from.Name, "guest", n.VM, "why", string(why))
-			a.preempt(ctx, vm, loss{node: from.Name, guest: n.VM, other: true})
+			t.log.Warn("an address is another guest's", "vm", t.vm, "node", from.Name, "guest", n.VM, "why", string(why))
+			t.preempt(ctx, loss{node: from.Name, guest: n.VM, other: true})
 			return fabric.Answer{}
 		}
 		return answer
@@ -172,45 +172,45 @@ func (a *Agent) relinquish(ctx context.Context, vm string, from fabric.Node, n f
 		return answer
 	case leaving: // it is withdrawn when the hypervisor drops it
 		if unknown {
-			a.step(ctx, vm, migration.DestinationClaims, from, "")
+			t.step(ctx, migration.DestinationClaims, from, "")
 		}
 		return answer
 	case verdict == ownership.Keep:
 		return answer // by hand it came, and by hand it goes; or it is the other node that is late
 	}
-	a.preempt(ctx, vm, loss{node: from.Name})
+	t.preempt(ctx, loss{node: from.Name})
 	return naming(fabric.Answer{}, n, d)
 }
 
 // preempt withdraws a guest that another node has later, or whose address another
 // guest has had longer.
-func (a *Agent) preempt(ctx context.Context, vm string, l loss) {
+func (t *task) preempt(ctx context.Context, l loss) {
 	began := time.Now()
-	s, done := a.state.open()
-	g := s.guests[vm]
+	s, done := t.state.open()
+	g := s.guests[t.vm]
 	lostAs(&g.want, fabric.Desired{Lost: l.node, LostGuest: l.guest, LostOther: l.other && l.guest == "", LostRoute: l.reflector})
 	g.want.Unreleased = nil
 	g.has, g.contested, g.routeGone, g.defended = false, "", false, time.Time{}
 	delete(g.contests, l.node)
 	d := g.want
 	done()
-	a.log.Warn("withdrawn here", "vm", vm, "why", lostText(d, a.node))
-	err := a.withdraw(ctx, vm, d.VM.Prefixes())
+	t.log.Warn("withdrawn here", "vm", t.vm, "why", lostText(d, t.node))
+	err := t.withdraw(ctx, d.VM.Prefixes())
 	if err == nil && !l.other {
-		a.wentTo(d, l.node, began, time.Now())
+		t.wentTo(d, l.node, began, time.Now())
 	}
-	if stored := a.keepState(ctx, d); err == nil {
+	if stored := t.keepState(ctx, d); err == nil {
 		err = stored
 	}
-	a.settle(d, false, err)
-	a.peerQueues.kick() // the other node is to know who waits for it
+	t.settle(d, false, err)
+	t.peerQueues.kick() // the other node is to know who waits for it
 	if err != nil {
-		a.signal()
+		t.signal()
 	}
 }
 
 // claimAnswered takes up what a node said to the claim of an epoch.
-func (a *Agent) claimAnswered(vm, node string, generation uint64, answer fabric.Answer) {
+func (a *Agent) claimAnswered(ctx context.Context, vm, node string, generation uint64, answer fabric.Answer) {
 	a.inherit(vm, answer)
 	if !answer.Held {
 		s, done := a.state.open()
@@ -221,13 +221,14 @@ func (a *Agent) claimAnswered(vm, node string, generation uint64, answer fabric.
 			delete(g.contests, node)
 		}
 		done()
-		a.released(vm, node, nil)
+		a.released(ctx, vm, node, nil)
 		return
 	}
 	if a.keeps(vm, node, generation, answer) {
 		return
 	}
-	defer a.guestLocks.lock(vm)()
+	t, end := a.begin(vm)
+	defer end()
 	if a.keeps(vm, node, generation, answer) {
 		return
 	}
@@ -237,7 +238,7 @@ func (a *Agent) claimAnswered(vm, node string, generation uint64, answer fabric.
 		l.guest, l.other = answer.VM, true
 	}
 	done()
-	a.preempt(context.Background(), vm, l)
+	t.preempt(ctx, l)
 }
 
 // keeps reports whether a guest stays announced although a node has answered the
@@ -265,11 +266,12 @@ func (a *Agent) keeps(vm, node string, generation uint64, answer fabric.Answer) 
 }
 
 // reclaimFrom takes a guest back that another node had later, and has no more.
-func (a *Agent) reclaimFrom(vm, node string, answer fabric.Answer) {
+func (a *Agent) reclaimFrom(ctx context.Context, vm, node string, answer fabric.Answer) {
 	if answer.Held && !a.stillLost(vm, node, answer) {
 		return
 	}
-	defer a.guestLocks.lock(vm)()
+	t, end := a.begin(vm)
+	defer end()
 	s, done := a.state.open()
 	g := s.guests[vm]
 	lost := g != nil && g.want.State == fabric.Live && g.want.Lost == node
@@ -277,10 +279,10 @@ func (a *Agent) reclaimFrom(vm, node string, answer fabric.Answer) {
 	switch {
 	case !lost:
 	case answer.Held:
-		a.redoStandby(context.Background(), vm, false)
+		t.redoStandby(ctx, false)
 	default:
 		a.log.Info("the other node has let go; announced here again", "vm", vm, "node", node)
-		a.reclaim(context.Background(), vm)
+		t.reclaim(ctx)
 	}
 }
 
@@ -304,22 +306,22 @@ func (a *Agent) stillLost(vm, node string, answer fabric.Answer) (announced bool
 }
 
 // reclaim has a guest announced again that another node had.
-func (a *Agent) reclaim(ctx context.Context, vm string) {
-	s, done := a.state.open()
-	g := s.guests[vm]
+func (t *task) reclaim(ctx context.Context) {
+	s, done := t.state.open()
+	g := s.guests[t.vm]
 	if g.reflectorOf(g.want.Lost) != "" {
 		g.denied = g.want.Lost // its word counts, and not the route that is there yet
 	}
 	lostAs(&g.want, fabric.Desired{})
 	g.routeGone = false
 	done()
-	if err := a.reconcile(ctx, vm, nil); err != nil {
-		a.signal()
+	if err := t.reconcile(ctx, nil); err != nil {
+		t.signal()
 	}
 }
 
 // released notes that a node does not announce a guest, and what it saw of its move.
-func (a *Agent) released(vm, node string, seen *fabric.Move) {
+func (a *Agent) released(ctx context.Context, vm, node string, seen *fabric.Move) {
 	s, done := a.state.open()
 	last := false
 	if g := s.guests[vm]; g != nil {
@@ -334,32 +336,32 @@ func (a *Agent) released(vm, node string, seen *fabric.Move) {
 	a.moves.merge(vm, seen)
 	a.cameFrom(vm, seen)
 	if last {
-		a.keep(vm)
+		a.keep(ctx, vm)
 	}
 }
 
 // keepState stores what was found out of a guest. That of one which is here, and
 // of which no state can be read, stays as it is on the disk until somebody says
 // what the guest is.
-func (a *Agent) keepState(ctx context.Context, d fabric.Desired) error {
-	s, done := a.state.open()
+func (t *task) keepState(ctx context.Context, d fabric.Desired) error {
+	s, done := t.state.open()
 	g := s.guests[d.VM.Name]
 	orphan := g != nil && g.orphan
 	done()
 	if orphan {
 		return nil
 	}
-	return a.store.Put(ctx, d)
+	return t.store.Put(ctx, d)
 }
 
 // keep stores a guest as it is wanted. Somebody who is at work on it does so
 // himself; what he misses is found out anew after a restart.
-func (a *Agent) keep(vm string) {
-	unlock, free := a.guestLocks.tryLock(vm)
+func (a *Agent) keep(ctx context.Context, vm string) {
+	t, end, free := a.tryBegin(vm)
 	if !free {
 		return
 	}
-	defer unlock()
+	defer end()
 	s, done := a.state.open()
 	g := s.guests[vm]
 	if g == nil || g.want.State == fabric.Absent {
@@ -368,7 +370,7 @@ func (a *Agent) keep(vm string) {
 	}
 	d := g.want
 	done()
-	if err := a.keepState(context.Background(), d); err != nil {
+	if err := t.keepState(ctx, d); err != nil {
 		a.log.Warn("state not kept", "vm", vm, "err", err)
 	}
 }

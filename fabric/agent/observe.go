@@ -82,11 +82,11 @@ func (t *lastReported) addRoute(r fabric.Route) bool {
 }
 
 // tellAttached tells of ports that were made.
-func (a *Agent) tellAttached(vm fabric.VM, ports []fabric.Port) {
-	if a.events.none() {
+func (t *task) tellAttached(vm fabric.VM, ports []fabric.Port) {
+	if t.events.none() {
 		return
 	}
-	s, done := a.state.open()
+	s, done := t.state.open()
 	defer done()
 	g, e := s.guests[vm.Name], fabric.Event{Kind: fabric.Attached}
 	for _, p := range ports {
@@ -95,20 +95,20 @@ func (a *Agent) tellAttached(vm fabric.VM, ports []fabric.Port) {
 		}
 	}
 	if len(e.Ports) > 0 {
-		a.emit(vm, e)
+		t.emit(vm, e)
 	}
 }
 
 // tellDetached tells of ports of a guest that are gone.
-func (a *Agent) tellDetached(vm fabric.VM, names ...string) {
-	if a.events.none() {
+func (t *task) tellDetached(vm fabric.VM, names ...string) {
+	if t.events.none() {
 		return
 	}
-	s, done := a.state.open()
+	s, done := t.state.open()
 	defer done()
 	g, e := s.guests[vm.Name], fabric.Event{Kind: fabric.Detached}
 	behind := map[string][]netip.Prefix{}
-	for _, p := range vm.Ports(&a.cluster) {
+	for _, p := range vm.Ports(&t.cluster) {
 		behind[p.Name] = p.NIC.Prefixes()
 	}
 	for _, name := range names {
@@ -118,17 +118,17 @@ func (a *Agent) tellDetached(vm fabric.VM, names ...string) {
 		}
 	}
 	if len(e.Ports) > 0 {
-		a.emit(vm, e)
+		t.emit(vm, e)
 	}
 }
 
 // tellRaised tells which routes the speaker took, and that a guest which was
 // arriving has come.
-func (a *Agent) tellRaised(d fabric.Desired, routes []fabric.Route) {
-	if a.events.none() {
+func (t *task) tellRaised(d fabric.Desired, routes []fabric.Route) {
+	if t.events.none() {
 		return
 	}
-	s, done := a.state.open()
+	s, done := t.state.open()
 	defer done()
 	g := s.guests[d.VM.Name]
 	news := map[fabric.Preference][]netip.Prefix{}
@@ -138,20 +138,20 @@ func (a *Agent) tellRaised(d fabric.Desired, routes []fabric.Route) {
 		}
 	}
 	for _, as := range slices.Sorted(maps.Keys(news)) {
-		a.emit(d.VM, fabric.Event{Kind: fabric.Announced, Prefixes: news[as], Preference: as})
+		t.emit(d.VM, fabric.Event{Kind: fabric.Announced, Prefixes: news[as], Preference: as})
 	}
 	if d.State == fabric.Live && g.reported.incoming {
 		g.reported.incoming = false
-		a.emit(d.VM, fabric.Event{Kind: fabric.Moved, Ports: portNames(d.VM), Prefixes: d.VM.Prefixes()})
+		t.emit(d.VM, fabric.Event{Kind: fabric.Moved, Ports: portNames(d.VM), Prefixes: d.VM.Prefixes()})
 	}
 }
 
 // tellWithdrawn tells of prefixes of a guest that the speaker announces no more.
-func (a *Agent) tellWithdrawn(vm string, prefixes []netip.Prefix) {
-	if a.events.none() {
+func (t *task) tellWithdrawn(vm string, prefixes []netip.Prefix) {
+	if t.events.none() {
 		return
 	}
-	s, done := a.state.open()
+	s, done := t.state.open()
 	defer done()
 	g, e := s.guests[vm], fabric.Event{Kind: fabric.Withdrawn}
 	for _, p := range prefixes {
@@ -161,7 +161,7 @@ func (a *Agent) tellWithdrawn(vm string, prefixes []netip.Prefix) {
 		}
 	}
 	if len(e.Prefixes) > 0 {
-		a.emit(g.want.VM, e)
+		t.emit(g.want.VM, e)
 	}
 }
 

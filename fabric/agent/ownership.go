@@ -137,12 +137,12 @@ type holder struct {
 // A start that can be refused is, where another guest has it; of a guest that
 // runs already, here or where it comes from, who has it is given. What the guest
 // has here already is not asked about.
-func (a *Agent) acquire(ctx context.Context, vm fabric.VM, r request) (holder, error) {
-	if a.nodes == nil {
+func (t *task) acquire(ctx context.Context, vm fabric.VM, r request) (holder, error) {
+	if t.nodes == nil {
 		return holder{}, nil
 	}
-	asked := a.nodes.Names()
-	s, done := a.state.open()
+	asked := t.nodes.Names()
+	s, done := t.state.open()
 	var prev fabric.Desired
 	g, known := s.guests[vm.Name]
 	known = known && g.want.State != fabric.Absent
@@ -164,9 +164,9 @@ func (a *Agent) acquire(ctx context.Context, vm fabric.VM, r request) (holder, e
 	if refused || len(wanted) == 0 {
 		return holder{}, nil
 	}
-	n := a.notice(fabric.Acquiring, fabric.Desired{VM: vm})
+	n := t.notice(fabric.Acquiring, fabric.Desired{VM: vm})
 	n.Prefixes = wanted
-	other, answer := a.whoHas(ctx, n, asked)
+	other, answer := t.whoHas(ctx, n, asked)
 	if other.node == "" || other.same || !r.undo || incoming {
 		return other, nil
 	}
@@ -377,14 +377,14 @@ func (a *Agent) believable(node, vm string, answer fabric.Answer) fabric.Answer 
 
 // ends notes that a guest is withdrawn for good, or absent, before anything is
 // done about it: it is claimed no more from here on.
-func (a *Agent) ends(d fabric.Desired) {
-	s, done := a.state.open()
+func (t *task) ends(d fabric.Desired) {
+	s, done := t.state.open()
 	defer done()
 	if g := s.guests[d.VM.Name]; g != nil {
 		g.want.State, g.want.Acquired = d.State, d.Acquired
 		g.contested, g.contests, g.inherited, g.defended = "", nil, time.Time{}, time.Time{}
 		if g.departure.state.Diverts() {
-			a.diverted.confirm(d.VM.Name)
+			t.diverted.confirm(d.VM.Name)
 		}
 	}
 }
@@ -622,13 +622,13 @@ func (g *guest) reflectorOf(node string) string {
 // announceAnew has a guest announced as it is to be now. One that somebody is at
 // work on is looked at by the pass.
 func (a *Agent) announceAnew(ctx context.Context, vm string) {
-	unlock, free := a.guestLocks.tryLock(vm)
+	t, end, free := a.tryBegin(vm)
 	if !free {
 		a.signal()
 		return
 	}
-	defer unlock()
-	if err := a.reconcile(ctx, vm, nil); err != nil {
+	defer end()
+	if err := t.reconcile(ctx, nil); err != nil {
 		a.signal()
 	}
 }
@@ -636,18 +636,18 @@ func (a *Agent) announceAnew(ctx context.Context, vm string) {
 // setStandby has a guest that another node has announced behind it, or not at
 // all. One that somebody is at work on is looked at again soon.
 func (a *Agent) setStandby(ctx context.Context, vm string, on bool) {
-	unlock, free := a.guestLocks.tryLock(vm)
+	t, end, free := a.tryBegin(vm)
 	if !free {
 		return
 	}
-	defer unlock()
-	a.redoStandby(ctx, vm, on)
+	defer end()
+	t.redoStandby(ctx, on)
 }
 
 // redoStandby is setStandby inside of what is done to the guest already.
-func (a *Agent) redoStandby(ctx context.Context, vm string, on bool) {
-	s, done := a.state.open()
-	g := s.guests[vm]
+func (t *task) redoStandby(ctx context.Context, on bool) {
+	s, done := t.state.open()
+	g := s.guests[t.vm]
 	if g == nil || g.want.State != fabric.Live || g.want.Lost == "" || g.want.Standby == on {
 		done()
 		return
@@ -656,14 +656,14 @@ func (a *Agent) redoStandby(ctx context.Context, vm string, on bool) {
 	node := g.want.Lost
 	done()
 	if on {
-		a.log.Warn("the node that has the guest does not answer; announced here behind it", "vm", vm, "node", node)
+		t.log.Warn("the node that has the guest does not answer; announced here behind it", "vm", t.vm, "node", node)
 	}
-	err := a.reconcile(ctx, vm, nil)
-	s, done = a.state.open()
+	err := t.reconcile(ctx, nil)
+	s, done = t.state.open()
 	d := g.want
 	done()
-	if stored := a.keepState(ctx, d); err != nil || stored != nil {
-		a.signal()
+	if stored := t.keepState(ctx, d); err != nil || stored != nil {
+		t.signal()
 	}
 }
 
@@ -671,11 +671,11 @@ func (a *Agent) redoStandby(ctx context.Context, vm string, on bool) {
 // route, where that is another guest's which has had the address longer, or the
 // node cannot be asked.
 func (a *Agent) loseToRoute(ctx context.Context, vm string, l loss) {
-	unlock, free := a.guestLocks.tryLock(vm)
+	t, end, free := a.tryBegin(vm)
 	if !free {
 		return
 	}
-	defer unlock()
+	defer end()
 	s, done := a.state.open()
 	g := s.guests[vm]
 	still := false
@@ -692,7 +692,7 @@ func (a *Agent) loseToRoute(ctx context.Context, vm string, l loss) {
 	}
 	done()
 	if still {
-		a.preempt(ctx, vm, l)
+		t.preempt(ctx, l)
 	}
 }
 
@@ -756,14 +756,15 @@ func (g *guest) compete(at competitor, route competing, competes bool) {
 
 // competesAlone is what follows of a better route where there is nobody to ask.
 func (a *Agent) competesAlone(ctx context.Context, vm string, l loss, competes bool) {
-	defer a.guestLocks.lock(vm)()
+	t, end := a.begin(vm)
+	defer end()
 	s, done := a.state.open()
 	g := s.guests[vm]
 	yields := g != nil && competes && g.yieldsToRoute(s.fresh(g, time.Now()))
 	done()
 	if yields {
-		a.preempt(ctx, vm, l)
+		t.preempt(ctx, l)
 		return
 	}
-	a.redoStandby(ctx, vm, !competes)
+	t.redoStandby(ctx, !competes)
 }

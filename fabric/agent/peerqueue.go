@@ -53,7 +53,7 @@ func (a *Agent) stillDue(d due) bool {
 // due is what is to be told again and again, and what is done with the answer.
 type due struct {
 	notice fabric.Notice
-	heard  func(fabric.Answer)
+	heard  func(context.Context, fabric.Answer)
 }
 
 // serve answers the other nodes, and carries what they are to be told, until ctx ends.
@@ -182,7 +182,7 @@ func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, ans
 		if err != nil {
 			return tellRetry, false
 		}
-		d.heard(answer)
+		d.heard(ctx, answer)
 	}
 	if len(a.lasting(node)) > 0 {
 		return tellEvery, true
@@ -223,11 +223,11 @@ func (a *Agent) lasting(node string) (all []due) {
 		}
 		switch d := g.want; {
 		case d.State == fabric.Wired && d.Incoming && g.ready:
-			all = append(all, due{a.notice(fabric.Arriving, d), func(answer fabric.Answer) { a.awaitedBy(name, node, answer) }})
+			all = append(all, due{a.notice(fabric.Arriving, d), func(_ context.Context, answer fabric.Answer) { a.awaitedBy(name, node, answer) }})
 		case owned(d) && (slices.Contains(d.Unreleased, node) || g.contested == node || g.contests[node].byRoute):
-			all = append(all, due{a.notice(fabric.Claimed, d), func(answer fabric.Answer) { a.claimAnswered(name, node, d.Epoch, answer) }})
+			all = append(all, due{a.notice(fabric.Claimed, d), func(ctx context.Context, answer fabric.Answer) { a.claimAnswered(ctx, name, node, d.Epoch, answer) }})
 		case d.State == fabric.Live && d.Lost == node: // perhaps it has let go
-			all = append(all, due{a.notice(fabric.Claimed, d), func(answer fabric.Answer) { a.reclaimFrom(name, node, answer) }})
+			all = append(all, due{a.notice(fabric.Claimed, d), func(ctx context.Context, answer fabric.Answer) { a.reclaimFrom(ctx, name, node, answer) }})
 		}
 	}
 	return all
@@ -270,7 +270,7 @@ func (a *Agent) noticed(ctx context.Context, from fabric.Node, n fabric.Notice) 
 		return a.claimed(ctx, from, n)
 	case n.Kind == fabric.Released:
 		if !another {
-			a.released(n.VM, from.Name, n.Move)
+			a.released(ctx, n.VM, from.Name, n.Move)
 		}
 		a.letGo(from.Name, n)
 	case another: // a guest of the same name that is not this one is on its way

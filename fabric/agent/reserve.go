@@ -43,16 +43,16 @@ func (s *state) reserve(vm fabric.VM) error {
 
 // keepOnly ends a change of a guest: the node has it as vm says, and what it
 // held besides is free.
-func (a *Agent) keepOnly(vm fabric.VM) {
-	s, done := a.state.open()
+func (t *task) keepOnly(vm fabric.VM) {
+	s, done := t.state.open()
 	defer done()
 	s.reserved.Keep(vm.Name, reservationOf(vm))
 }
 
 // holds gives all that a guest may have on this node: what is wanted, and what
 // an unfinished change has left.
-func (a *Agent) holds(vm fabric.VM) reservation.Set {
-	s, done := a.state.open()
+func (t *task) holds(vm fabric.VM) reservation.Set {
+	s, done := t.state.open()
 	defer done()
 	return s.reserved.Held(vm.Name)
 }

@@ -27,23 +27,23 @@ type unanswered struct{ error }
 func (u unanswered) Unwrap() error { return u.error }
 
 // resolve gives a guest what it has: a guest that is here keeps what it was
-// given, for another the resolver is asked. The guest's lock is held, a.mu is not.
-func (a *Agent) resolve(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
+// given, for another the resolver is asked.
+func (t *task) resolve(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	if !vm.Unresolved() {
 		return vm, nil
 	}
-	s, done := a.state.open()
+	s, done := t.state.open()
 	have, known := s.answered(vm)
 	refused := s.draining() || vm.Validate() != nil // whatever the answer would be
 	done()
 	if known || refused {
 		return have, nil
 	}
-	asked, err := a.ask(ctx, vm)
+	asked, err := t.ask(ctx, vm)
 	if err != nil {
 		return vm, err
 	}
-	s, done = a.state.open()
+	s, done = t.state.open()
 	defer done()
 	if err := s.acceptable(asked, true); err != nil {
 		return vm, unanswered{fmt.Errorf("the resolver answered wrong: %w", err)}

@@ -19,25 +19,25 @@ type restart struct {
 }
 
 // restarted notes that a guest which was started here is announced before others.
-func (a *Agent) restarted(vm string) {
-	s, done := a.state.open()
+func (t *task) restarted() {
+	s, done := t.state.open()
 	defer done()
-	if g := s.guests[vm]; g != nil && g.has && g.restart.announced.IsZero() {
+	if g := s.guests[t.vm]; g != nil && g.has && g.restart.announced.IsZero() {
 		g.restart.announced = time.Now()
 	}
 }
 
 // wentTo reports that a guest runs on another node, which claimed it at a time,
 // and tells that one. It was announced here until withdrawn.
-func (a *Agent) wentTo(d fabric.Desired, to string, claimed, withdrawn time.Time) {
-	if !a.restarts[d.VM.Origin] {
+func (t *task) wentTo(d fabric.Desired, to string, claimed, withdrawn time.Time) {
+	if !t.restarts[d.VM.Origin] {
 		return
 	}
-	a.moves.leave(d.VM, a.node, to)
-	a.moves.at(d.VM.Name, func(m *fabric.Move, _ time.Time) { m.Learned, m.Withdrawn = claimed, withdrawn })
-	n := a.notice(fabric.Released, d)
-	n.Move = a.moves.end(d.VM.Name, "moved")
-	a.peerQueues.send(n, to)
+	t.moves.leave(d.VM, t.node, to)
+	t.moves.at(d.VM.Name, func(m *fabric.Move, _ time.Time) { m.Learned, m.Withdrawn = claimed, withdrawn })
+	n := t.notice(fabric.Released, d)
+	n.Move = t.moves.end(d.VM.Name, "moved")
+	t.peerQueues.send(n, to)
 }
 
 // cameFrom reports that a guest which was started here came from another node,

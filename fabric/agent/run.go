@@ -252,31 +252,31 @@ func (a *Agent) dropOrphans(ctx context.Context, ports []fabric.PortState) {
 	names := slices.DeleteFunc(sortedKeys(s.guests), func(vm string) bool { return !gone(s.guests[vm]) })
 	done()
 	for _, vm := range names {
-		unlock, free := a.guestLocks.tryLock(vm)
+		t, end, free := a.tryBegin(vm)
 		if !free {
 			time.AfterFunc(passBusy, a.signal)
 			continue
 		}
-		a.dropOrphan(ctx, vm, gone)
-		unlock()
+		t.dropOrphan(ctx, gone)
+		end()
 	}
 }
 
 // dropOrphan is dropOrphans for one, unless somebody has said meanwhile what it is.
-func (a *Agent) dropOrphan(ctx context.Context, vm string, gone func(*guest) bool) {
-	s, done := a.state.open()
-	g := s.guests[vm]
+func (t *task) dropOrphan(ctx context.Context, gone func(*guest) bool) {
+	s, done := t.state.open()
+	g := s.guests[t.vm]
 	if !gone(g) {
 		done()
 		return
 	}
 	d := g.want
 	done()
-	a.log.Info("a guest without state has no port any more", "vm", vm)
+	t.log.Info("a guest without state has no port any more", "vm", t.vm)
 	d.State = fabric.Absent
-	if err := a.tearDown(ctx, d); err != nil {
-		a.settle(d, false, err)
-		a.signal()
+	if err := t.tearDown(ctx, d); err != nil {
+		t.settle(d, false, err)
+		t.signal()
 	}
 }
 
@@ -286,17 +286,17 @@ func (a *Agent) dropOrphan(ctx context.Context, vm string, gone func(*guest) boo
 func (a *Agent) repair(ctx context.Context, repairs []plan.Repair) bool {
 	well := true
 	for _, r := range repairs {
-		unlock, free := a.guestLocks.tryLock(r.VM)
+		t, end, free := a.tryBegin(r.VM)
 		if !free {
 			time.AfterFunc(passBusy, a.signal)
 			continue
 		}
 		a.log.Info("repair", "vm", r.VM, "why", r.Why)
-		if err := a.reconcile(ctx, r.VM, r.NICs); err != nil && ctx.Err() == nil {
+		if err := t.reconcile(ctx, r.NICs); err != nil && ctx.Err() == nil {
 			a.log.Warn("repair", "vm", r.VM, "err", err)
 			well = false
 		}
-		unlock()
+		end()
 	}
 	return well
 }
@@ -313,9 +313,9 @@ func (a *Agent) prune(ctx context.Context, pl plan.Plan) bool {
 		if locked[p.VM] {
 			continue
 		}
-		if unlock, free := a.guestLocks.tryLock(p.VM); free {
+		if _, end, free := a.tryBegin(p.VM); free {
 			locked[p.VM] = true
-			defer unlock()
+			defer end()
 		}
 	}
 	var ports []string
