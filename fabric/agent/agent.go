@@ -50,31 +50,47 @@ func WithBoot(id string) Option { return func(a *Agent) { a.boot = id } }
 // from Adopt's return on. Work on one guest is serial, work on different
 // guests is not.
 type Agent struct {
-	cluster    fabric.Cluster
-	node       string
-	dataplane  fabric.Dataplane
-	speaker    fabric.Speaker
-	store      fabric.Store
-	sources    []fabric.Source
-	nodes      fabric.Nodes    // nil: this one is alone
-	restarts   map[string]bool // the sources whose guests are to be heard: see [fabric.Source]
-	peerQueues peerQueues      // to the other nodes
-	moves      moveLog         // what was seen of guests' moves
-	diverted   diversionLog    // what the status tells of guests' packets that went elsewhere
-	resolver   fabric.Resolver // nil: none
-	questions  chan struct{}   // has one for each that the resolver has not answered
+	facts
+	parts
+	state  *guarded
+	turns  turns         // of those who work on guests
+	wake   chan struct{} // has one when a pass is to be made
+	review chan struct{} // has one when guests that other nodes have, or want, are to be looked at
+
+	peerQueues peerQueues    // to the other nodes
+	moves      moveLog       // what was seen of guests' moves
+	diverted   diversionLog  // what the status tells of guests' packets that went elsewhere
+	questions  chan struct{} // has one for each that the resolver has not answered
 	events     events
 	conditions conditions
 	inventory  inventory
-	log        *slog.Logger
-	boot       string
-	began      time.Time
+}
 
-	turns turns
-	wake  chan struct{}
+// facts hold as long as an agent does.
+type facts struct {
+	cluster  fabric.Cluster
+	node     string
+	boot     string
+	began    time.Time
+	alone    bool            // no other node can be asked
+	restarts map[string]bool // the sources that are followed; true: their guests are to be heard, see [fabric.Source]
+}
 
-	state  *guarded
-	review chan struct{} // has one when guests that other nodes have, or want, are to be looked at
+// tells reports whether a source of that name says when its guests begin to run.
+func (f *facts) tells(origin string) bool {
+	restarts, followed := f.restarts[origin]
+	return followed && !restarts
+}
+
+// parts are what an agent works with.
+type parts struct {
+	dataplane fabric.Dataplane
+	speaker   fabric.Speaker
+	store     fabric.Store
+	sources   []fabric.Source
+	nodes     fabric.Nodes    // nil: this one is alone
+	resolver  fabric.Resolver // nil: none
+	log       *slog.Logger
 }
 
 // expectation is how long an announced migration may take to begin.
@@ -94,11 +110,11 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{
-		cluster: c, node: cfg.Node,
-		dataplane: cfg.Dataplane, speaker: cfg.Speaker, store: cfg.Store,
-		log: slog.New(slog.DiscardHandler), began: time.Now(),
-		wake: make(chan struct{}, 1), review: make(chan struct{}, 1), restarts: map[string]bool{},
-		questions: make(chan struct{}, maxQuestions),
+		facts: facts{cluster: c, node: cfg.Node, began: time.Now(), restarts: map[string]bool{}},
+		parts: parts{
+			dataplane: cfg.Dataplane, speaker: cfg.Speaker, store: cfg.Store, log: slog.New(slog.DiscardHandler),
+		},
+		wake: make(chan struct{}, 1), review: make(chan struct{}, 1), questions: make(chan struct{}, maxQuestions),
 	}
 	a.moves.ended = make(chan struct{}, 1)
 	for _, o := range opts {
@@ -108,7 +124,8 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		a.inventory.await(s.Name())
 		a.restarts[s.Name()] = s.MovesByRestart()
 	}
-	a.state = newGuarded(state{node: a.node, cluster: &a.cluster, alone: a.nodes == nil, later: a.signalAfter})
+	a.alone = a.nodes == nil
+	a.state = newGuarded(state{facts: &a.facts, later: a.signalAfter})
 	return a, nil
 }
 
@@ -190,11 +207,6 @@ func (a *Agent) Withdraw(ctx context.Context, vm string) error {
 	return nil
 }
 
-// tells reports whether a source of that name says when its guests begin to run.
-func (a *Agent) tells(origin string) bool {
-	return slices.ContainsFunc(a.sources, func(s fabric.Source) bool { return s.Name() == origin }) && !a.restarts[origin]
-}
-
 // request is how a guest is to be brought up.
 type request struct {
 	settle func(prev fabric.Desired, known, incoming bool) (fabric.State, bool) // what is wanted, given what was
@@ -230,58 +242,17 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	}
 
 	s, done := a.state.open()
-	prev, known := fabric.Desired{}, false
-	if g, ok := s.guests[vm.Name]; ok {
-		// One whose removal is unfinished is not here, but what is left of it is.
-		prev, known = g.want, g.want.State != fabric.Absent
-	}
-	expectedAt, incoming := s.expected[vm.Name]
-	// One that runs on another node moves, although nobody announced it: the hook
-	// did, to an agent that was being restarted. Its source says when it runs here.
-	incoming = incoming && time.Since(expectedAt) < expectation || other.same && !known && a.tells(vm.Origin)
-	d := fabric.Desired{VM: vm, Run: r.run, Since: began, Boot: a.boot}
-	d.State, d.Incoming = r.settle(prev, known, incoming)
-	if known {
-		d.Epoch, d.Unreleased, d.Acquired = prev.Epoch, prev.Unreleased, prev.Acquired
-		lostAs(&d, prev)
-		if prev.State == d.State {
-			d.Since = prev.Since
-		}
-	}
-	if r.anew {
-		lostAs(&d, fabric.Desired{})
-	} else if known {
-		d.Run = cmp.Or(r.run, prev.Run)
-	}
-	if other.node != "" && !other.same {
-		lostAs(&d, fabric.Desired{Lost: other.node, LostGuest: other.vm})
-	}
+	var is admission
 	if err == nil {
-		err = s.admit(d, known)
-	}
-	if err == nil {
-		delete(s.expected, vm.Name)
-		g := s.guests[vm.Name]
-		if g == nil {
-			g = &guest{want: d}
-			s.guests[vm.Name] = g
-		}
-		g.orphan = false
-		g.nics = plan.Begin(vm, prev, g.nics, a.restarts[vm.Origin]) // how it stands in truth, the next pass sees
-		g.came = d.Incoming || g.came && d.State == fabric.Live
-		g.ready = g.ready && d.Incoming
-		g.acquires(&d, prev)
-		if r.anew {
-			g.differs = ""
-		}
-		s.takeOwnership(g, &d, g.nics, others)
-		a.recovered(vm)
+		is, err = s.admit(vm, r, other, others, began)
 	}
 	s.handled[vm.Name] = cmp.Or(r.asOf, began)
 	done()
 	if err != nil {
 		return fmt.Errorf("guest %s refused: %w", vm.Name, refusal{err})
 	}
+	a.recovered(vm)
+	d, prev, known := is.want, is.was, is.known
 
 	if !known || d.Incoming {
 		t.stopForwarding(ctx, vm)
@@ -318,13 +289,70 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	return nil
 }
 
+// admission is a request that was admitted: the guest as it is to be, and as it was
+// wanted before.
+type admission struct {
+	want, was fabric.Desired
+	known     bool // it was here
+}
+
 // admit takes a guest in, which holds from then on what it asks for, or tells why
-// not.
-func (s *state) admit(d fabric.Desired, known bool) error {
-	if err := s.acceptable(d.VM, known); err != nil {
-		return err
+// not. other is who has it, or an address of it, on another node.
+func (s *state) admit(vm fabric.VM, r request, other holder, others []string, now time.Time) (admission, error) {
+	var is admission
+	g, there := s.guests[vm.Name]
+	if there {
+		// One whose removal is unfinished is not here, but what is left of it is.
+		is.was, is.known = g.want, g.want.State != fabric.Absent
 	}
-	return s.reserve(d.VM)
+	// One that runs on another node moves, although nobody announced it: the hook
+	// did, to an agent that was being restarted. Its source says when it runs here.
+	incoming := s.expects(vm.Name) || other.same && !is.known && s.tells(vm.Origin)
+	d := fabric.Desired{VM: vm, Run: r.run, Since: now, Boot: s.boot}
+	d.State, d.Incoming = r.settle(is.was, is.known, incoming)
+	if is.known {
+		d.Epoch, d.Unreleased, d.Acquired = is.was.Epoch, is.was.Unreleased, is.was.Acquired
+		lostAs(&d, is.was)
+		if is.was.State == d.State {
+			d.Since = is.was.Since
+		}
+	}
+	if r.anew {
+		lostAs(&d, fabric.Desired{})
+	} else if is.known {
+		d.Run = cmp.Or(r.run, is.was.Run)
+	}
+	if other.node != "" && !other.same {
+		lostAs(&d, fabric.Desired{Lost: other.node, LostGuest: other.vm})
+	}
+	if err := s.acceptable(vm, is.known); err != nil {
+		return is, err
+	}
+	if err := s.reserve(vm); err != nil {
+		return is, err
+	}
+	delete(s.expected, vm.Name)
+	if !there {
+		g = &guest{want: d}
+		s.guests[vm.Name] = g
+	}
+	g.orphan = false
+	g.nics = plan.Begin(vm, is.was, g.nics, s.restarts[vm.Origin]) // how it stands in truth, the next pass sees
+	g.came = d.Incoming || g.came && d.State == fabric.Live
+	g.ready = g.ready && d.Incoming
+	g.acquires(&d, is.was)
+	if r.anew {
+		g.differs = ""
+	}
+	s.takeOwnership(g, &d, g.nics, others)
+	is.want = d
+	return is, nil
+}
+
+// expects reports whether the migration of a guest to this node was announced of late.
+func (s *state) expects(vm string) bool {
+	at, announced := s.expected[vm]
+	return announced && time.Since(at) < expectation
 }
 
 // converge makes the guest as d says, where it was as prev says (zero when it was
@@ -430,23 +458,12 @@ func (t *task) undo(ctx context.Context, d, prev fabric.Desired, known bool) {
 func (t *task) reconcile(ctx context.Context, st plan.NICStates) error {
 	others := t.others()
 	s, done := t.state.open()
-	g := s.guests[t.vm]
-	if g == nil {
-		done()
+	is, known := s.reassess(t.vm, st, others)
+	done()
+	if !known {
 		return nil
 	}
-	if st != nil {
-		g.nics = st
-	}
-	d := g.want
-	unsaved := g.trouble != nil
-	if g.has && g.nics.Down() == len(d.VM.NICs) {
-		lostAs(&d, fabric.Desired{}) // nobody holds it any more; who takes it up again has it later
-	}
-	settled := (g.came || g.restart.moving) && d.State == fabric.Live && !s.fresh(g, time.Now())
-	g.came, g.restart.moving = g.came && !settled, g.restart.moving && !settled
-	unsaved = s.takeOwnership(g, &d, g.nics, others) || unsaved || d.Lost != g.want.Lost
-	done()
+	d := is.want
 	if d.State == fabric.Absent {
 		err := t.tearDown(ctx, d)
 		if err != nil {
@@ -456,15 +473,43 @@ func (t *task) reconcile(ctx context.Context, st plan.NICStates) error {
 	}
 	raised := t.converge(ctx, d, d)
 	err := raised
-	if unsaved { // the trouble may have been the store's
+	if is.unsaved { // the trouble may have been the store's
 		err = errors.Join(err, t.keepState(ctx, d))
 	}
 	t.settle(d, announced(d) && raised == nil, err)
 	t.peerQueues.kick()
-	if settled {
+	if is.settled {
 		t.moves.settled(t.vm)
 	}
 	return err
+}
+
+// reassessment is a guest that is to be as it is wanted again.
+type reassessment struct {
+	want    fabric.Desired
+	unsaved bool // the store may not have it so
+	settled bool // it came from another node, and does not come before others any more
+}
+
+// reassess takes up how the NICs of a guest were found, with nil that nobody has
+// looked, and says what is wanted of it now.
+func (s *state) reassess(vm string, st plan.NICStates, others []string) (is reassessment, known bool) {
+	g := s.guests[vm]
+	if g == nil {
+		return is, false
+	}
+	if st != nil {
+		g.nics = st
+	}
+	d := g.want
+	if g.has && g.nics.Down() == len(d.VM.NICs) {
+		lostAs(&d, fabric.Desired{}) // nobody holds it any more; who takes it up again has it later
+	}
+	is.settled = (g.came || g.restart.moving) && d.State == fabric.Live && !s.fresh(g, time.Now())
+	g.came, g.restart.moving = g.came && !is.settled, g.restart.moving && !is.settled
+	is.unsaved = s.takeOwnership(g, &d, g.nics, others) || g.trouble != nil || d.Lost != g.want.Lost
+	is.want = d
+	return is, true
 }
 
 // remove is the one way down. The wish was true at asOf, or is new when that

@@ -116,70 +116,92 @@ func (a *Agent) claimed(ctx context.Context, from fabric.Node, n fabric.Notice) 
 // its address before.
 func (t *task) relinquish(ctx context.Context, from fabric.Node, n fabric.Notice) fabric.Answer {
 	s, done := t.state.open()
-	g := s.guests[t.vm]
+	r := s.respond(t.vm, from.Name, n)
+	done()
+	switch {
+	case r.reclaim:
+		t.reclaim(ctx)
+	case !r.left.IsZero():
+		t.wentTo(r.guest, from.Name, time.Now(), r.left)
+	case r.moves:
+		t.step(ctx, migration.DestinationClaims, from, "")
+	case r.loss.node != "":
+		if r.loss.other {
+			t.log.Warn("an address is another guest's", "vm", t.vm, "node", from.Name, "guest", n.VM, "why", string(r.why))
+		}
+		t.preempt(ctx, r.loss)
+	}
+	return r.answer
+}
+
+// response is the answer to a node that claims a guest, and what is done here
+// before it is given.
+type response struct {
+	answer fabric.Answer
+	guest  fabric.Desired
+	why    ownership.Reason
+
+	reclaim bool      // the guest is announced here again
+	left    time.Time // it is there now, and was announced here until then
+	moves   bool      // it was stopped here to run there
+	loss    loss      // it is withdrawn here
+}
+
+// respond takes up that a node claims a guest, or another one with an address of it.
+func (s *state) respond(vm, from string, n fabric.Notice) (r response) {
+	g := s.guests[vm]
 	if g == nil || g.want.State != fabric.Live {
-		done()
-		return fabric.Answer{}
+		return r
 	}
 	d := g.want
+	r.guest = d
 	another := !ownership.Same(string(d.VM.Identity()), string(n.Identity))
-	verdict, why := ownership.Decide(claimOf(d, t.node), claimOfNotice(n, from.Name))
+	verdict, why := ownership.Decide(claimOf(d, s.node), claimOfNotice(n, from))
+	r.why = why
+	held := naming(fabric.Answer{Held: true, Epoch: d.Epoch}, n, d)
 	switch {
-	case d.Lost != "" && another && d.Lost == from.Name && verdict == ownership.Keep:
-		done()
-		t.reclaim(ctx) // it was withdrawn while nobody could say for what
-		return naming(fabric.Answer{Held: true, Epoch: d.Epoch}, n, d)
-	case d.Lost != "" && another && d.Lost == from.Name: // which a route may have said without a name
-		lostAs(&g.want, fabric.Desired{Lost: from.Name, LostGuest: n.VM, Standby: d.Standby})
-		done()
-		return fabric.Answer{}
+	case d.Lost != "" && another && d.Lost == from && verdict == ownership.Keep:
+		r.answer, r.reclaim = held, true // it was withdrawn while nobody could say for what
+		return r
+	case d.Lost != "" && another && d.Lost == from: // which a route may have said without a name
+		lostAs(&g.want, fabric.Desired{Lost: from, LostGuest: n.VM, Standby: d.Standby})
+		return r
 	case d.Lost != "":
 		if !another && n.Epoch > g.heard { // it went from there to a third
 			g.heard = n.Epoch
-			lostAs(&g.want, fabric.Desired{Lost: from.Name, Standby: d.Standby})
+			lostAs(&g.want, fabric.Desired{Lost: from, Standby: d.Standby})
 		}
-		done()
-		return fabric.Answer{}
+		return r
 	case !g.has:
 		left := g.restart.left
 		g.restart.left = time.Time{}
-		done()
-		if !left.IsZero() && !another && n.Epoch > d.Epoch {
-			t.wentTo(d, from.Name, time.Now(), left)
+		if !another && n.Epoch > d.Epoch {
+			r.left = left
 		}
-		return fabric.Answer{}
+		return r
 	}
-	answer := naming(fabric.Answer{Held: true, Epoch: d.Epoch}, n, d)
-	g.claimants = add(g.claimants, from.Name)
+	g.claimants = add(g.claimants, from)
 	if another {
-		if verdict == ownership.Keep {
-			g.wantedBy(t.node, from.Name, n.VM, "")
-		}
-		done()
 		if verdict == ownership.Relinquish {
-			t.log.Warn("an address is another guest's", "vm", t.vm, "node", from.Name, "guest", n.VM, "why", string(why))
-			t.preempt(ctx, loss{node: from.Name, guest: n.VM, other: true})
-			return fabric.Answer{}
+			r.loss = loss{node: from, guest: n.VM, other: true}
+			return r
 		}
-		return answer
+		g.wantedBy(s.node, from, n.VM, "")
+		r.answer = held
+		return r
 	}
 	g.heard = max(g.heard, n.Epoch)
-	leaving, unknown := g.departure.state.Stops(), g.departure.to.Name != from.Name
-	soon := g.departure.state.Diverts() && time.Since(g.departure.since) < freshAtLeast
-	done()
 	switch {
-	case soon: // the routers have to hear of the other node first, which asks again
-		return answer
-	case leaving: // it is withdrawn when the hypervisor drops it
-		if unknown {
-			t.step(ctx, migration.DestinationClaims, from, "")
-		}
-		return answer
-	case verdict == ownership.Keep:
-		return answer // by hand it came, and by hand it goes; or it is the other node that is late
+	case g.departure.state.Diverts() && time.Since(g.departure.since) < freshAtLeast:
+		r.answer = held // the routers have to hear of the other node first, which asks again
+	case g.departure.state.Stops(): // it is withdrawn when the hypervisor drops it
+		r.answer, r.moves = held, g.departure.to.Name != from
+	case verdict == ownership.Keep: // by hand it came, and by hand it goes; or it is the other node that is late
+		r.answer = held
+	default:
+		r.answer, r.loss = naming(fabric.Answer{}, n, d), loss{node: from}
 	}
-	t.preempt(ctx, loss{node: from.Name})
-	return naming(fabric.Answer{}, n, d)
+	return r
 }
 
 // preempt withdraws a guest that another node has later, or whose address another
@@ -187,12 +209,7 @@ func (t *task) relinquish(ctx context.Context, from fabric.Node, n fabric.Notice
 func (t *task) preempt(ctx context.Context, l loss) {
 	began := time.Now()
 	s, done := t.state.open()
-	g := s.guests[t.vm]
-	lostAs(&g.want, fabric.Desired{Lost: l.node, LostGuest: l.guest, LostOther: l.other && l.guest == "", LostRoute: l.reflector})
-	g.want.Unreleased = nil
-	g.has, g.contested, g.routeGone, g.defended = false, "", false, time.Time{}
-	delete(g.contests, l.node)
-	d := g.want
+	d := s.guests[t.vm].lose(l)
 	done()
 	t.log.Warn("withdrawn here", "vm", t.vm, "why", lostText(d, t.node))
 	err := t.withdraw(ctx, d.VM.Prefixes())
@@ -207,6 +224,15 @@ func (t *task) preempt(ctx context.Context, l loss) {
 	if err != nil {
 		t.signal()
 	}
+}
+
+// lose notes to which node the guest was lost.
+func (g *guest) lose(l loss) fabric.Desired {
+	lostAs(&g.want, fabric.Desired{Lost: l.node, LostGuest: l.guest, LostOther: l.other && l.guest == "", LostRoute: l.reflector})
+	g.want.Unreleased = nil
+	g.has, g.contested, g.routeGone, g.defended = false, "", false, time.Time{}
+	delete(g.contests, l.node)
+	return g.want
 }
 
 // claimAnswered takes up what a node said to the claim of an epoch.

@@ -153,8 +153,7 @@ func (t *task) acquire(ctx context.Context, vm fabric.VM, r request) (holder, er
 			wanted = without(wanted, prev.VM.Prefixes())
 		}
 	}
-	expectedAt, incoming := s.expected[vm.Name]
-	_, incoming = r.settle(prev, known, incoming && time.Since(expectedAt) < expectation)
+	_, incoming := r.settle(prev, known, s.expects(vm.Name))
 	refused := s.acceptable(vm, known) != nil // whoever has it
 	if !r.undo {
 		// A list of guests that run does not wait for the same node for each.

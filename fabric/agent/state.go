@@ -14,10 +14,8 @@ import (
 // Whoever has it, by [guarded.open], has it alone. Its methods, and those of a
 // guest, decide and take note, and wait for nothing: what follows is done after.
 type state struct {
-	node    string
-	cluster *fabric.Cluster
-	alone   bool                // no other node can be asked
-	later   func(time.Duration) // has the pass look again after that
+	*facts
+	later func(time.Duration) // has the pass look again after that
 
 	guests   map[string]*guest
 	reserved *reservation.Table   // prefixes and port names, by guest
