@@ -55,6 +55,7 @@ type Agent struct {
 	state  *guarded
 	turns  turns         // of those who work on guests
 	wake   chan struct{} // has one when a pass is to be made
+	alarm  alarm         // of passes that are to be made later
 	review chan struct{} // has one when guests that other nodes have, or want, are to be looked at
 
 	peerQueues peerQueues    // to the other nodes
@@ -125,7 +126,8 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		a.restarts[s.Name()] = s.MovesByRestart()
 	}
 	a.alone = a.nodes == nil
-	a.state = newGuarded(state{facts: &a.facts, later: a.signalAfter})
+	a.alarm.do = a.signal
+	a.state = newGuarded(state{facts: &a.facts, later: a.alarm.after})
 	return a, nil
 }
 
@@ -646,9 +648,6 @@ func (t *task) setDown(nic int) {
 
 // signal wakes the pass.
 func (a *Agent) signal() { signal(a.wake) }
-
-// signalAfter wakes the pass after a while.
-func (a *Agent) signalAfter(d time.Duration) { time.AfterFunc(d, a.signal) }
 
 func portNames(vm fabric.VM) []string {
 	names := make([]string, len(vm.NICs))

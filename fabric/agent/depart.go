@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -39,26 +40,31 @@ func (d departure) elsewhere(to fabric.Node) bool {
 	return d.state.Diverts() && d.to.Name != to.Name
 }
 
+// isNews reports whether a node that the guest is about to arrive at was not known
+// for that: one where it did not arrive may say so for a moment more.
+func (d departure) isNews(to fabric.Node, now time.Time) bool {
+	late := d.failed == to.Name && now.Sub(d.failedAt) < messageTime
+	return d.to.Name != to.Name && !late
+}
+
 // leaves takes up that a guest is about to arrive at another node.
 func (a *Agent) leaves(ctx context.Context, to fabric.Node, n fabric.Notice) (answer fabric.Answer) {
 	for _, vm := range a.concerned(n.Prefixes) {
 		t, end := a.begin(vm)
 		s, done := a.state.open()
-		g := s.guests[vm]
-		here := g != nil && owned(g.want) && vm == n.VM
-		var news, elsewhere bool
-		if here {
-			late := g.departure.failed == to.Name && time.Since(g.departure.failedAt) < messageTime
-			elsewhere, news = g.departure.elsewhere(to), g.departure.to.Name != to.Name && !late
+		g := s.leaving(vm, n)
+		var news, follows bool
+		if g != nil {
+			news, follows = g.departure.isNews(to, time.Now()), !g.departure.elsewhere(to)
 			answer.Held, answer.Epoch = true, max(answer.Epoch, g.want.Epoch)
 		}
 		done()
-		if here && !elsewhere {
+		if follows {
 			t.step(ctx, migration.DestinationReady, to, "")
-			if news {
-				a.log.Info("guest is to move", "vm", vm, "node", to.Name)
-				a.signal() // it is announced after the other node's from now on
-			}
+		}
+		if follows && news {
+			a.log.Info("guest is to move", "vm", vm, "node", to.Name)
+			a.signal() // it is announced after the other node's from now on
 		}
 		end()
 	}
@@ -71,8 +77,8 @@ func (a *Agent) left(ctx context.Context, to fabric.Node, n fabric.Notice) (answ
 	for _, vm := range a.concerned(n.Prefixes) {
 		t, end := a.begin(vm)
 		s, done := a.state.open()
-		g := s.guests[vm]
-		here := g != nil && announced(g.want) && g.has && g.want.VM.Origin != "" && vm == n.VM && n.Epoch > g.want.Epoch && !g.departure.elsewhere(to) && g.believes(time.Now())
+		g := s.leaving(vm, n)
+		here := g != nil && g.has && g.want.VM.Origin != "" && n.Epoch > g.want.Epoch && !g.departure.elsewhere(to) && g.believes(time.Now())
 		if here {
 			answer.Held, answer.Epoch = true, max(answer.Epoch, g.want.Epoch)
 		}
@@ -83,6 +89,16 @@ func (a *Agent) left(ctx context.Context, to fabric.Node, n fabric.Notice) (answ
 		end()
 	}
 	return answer
+}
+
+// leaving gives the guest that a notice about a move from here names; nil: this
+// node does not have it.
+func (s *state) leaving(vm string, n fabric.Notice) *guest {
+	g := s.guests[vm]
+	if g == nil || vm != n.VM || !owned(g.want) {
+		return nil
+	}
+	return g
 }
 
 // stays takes up that a guest does not arrive at another node after all.
@@ -165,14 +181,43 @@ func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 // machine, and does what follows. to is the
 // node that the event is about; outcome is why the move ends, if it does.
 func (t *task) step(ctx context.Context, e migration.Event, to fabric.Node, outcome string) {
+	now := time.Now()
 	s, done := t.state.open()
 	g := s.guests[t.vm]
 	if g == nil {
 		done()
 		return
 	}
-	was, now := g.departure, time.Now()
-	next := migration.Next(was.state, e)
+	d, was := g.want, g.departure
+	effects := g.move(e, to, now)
+	confirmed := g.departure.state == migration.Confirmed
+	done()
+	if e == migration.DestinationReady && was.to.Name != to.Name {
+		t.moves.leave(d.VM, t.node, to.Name)
+	}
+	for _, effect := range effects {
+		switch effect {
+		case migration.Record:
+			if !was.recorded {
+				t.record(ctx, true)
+			}
+		case migration.Divert:
+			t.divert(ctx, d, to, now, confirmed)
+		case migration.Confirm:
+			t.diverted.confirm(t.vm)
+		case migration.Return:
+			t.log.Warn("the guest did not leave; its packets come here again", "vm", t.vm, "node", was.to.Name)
+			t.endDiversion(ctx, d.VM.Prefixes(), outcome)
+		case migration.Restore:
+			t.restore(ctx, d, was, outcome)
+		}
+	}
+}
+
+// move takes an event of the guest's move to another node up, and gives what is to
+// be done about it.
+func (g *guest) move(e migration.Event, to fabric.Node, now time.Time) []migration.Effect {
+	next := migration.Next(g.departure.state, e)
 	g.departure.state = next.To
 	if e == migration.DestinationReady {
 		g.departure.to, g.departure.heard = to, now
@@ -187,28 +232,7 @@ func (t *task) step(ctx context.Context, e migration.Event, to fabric.Node, outc
 			g.departure = departure{}
 		}
 	}
-	d := g.want
-	done()
-	if e == migration.DestinationReady && was.to.Name != to.Name {
-		t.moves.leave(d.VM, t.node, to.Name)
-	}
-	for _, effect := range next.Effects {
-		switch effect {
-		case migration.Record:
-			if !was.recorded {
-				t.record(ctx, true)
-			}
-		case migration.Divert:
-			t.divert(ctx, d, to, now, next.To == migration.Confirmed)
-		case migration.Confirm:
-			t.diverted.confirm(t.vm)
-		case migration.Return:
-			t.log.Warn("the guest did not leave; its packets come here again", "vm", t.vm, "node", was.to.Name)
-			t.endDiversion(ctx, d.VM.Prefixes(), outcome)
-		case migration.Restore:
-			t.restore(ctx, d, was, outcome)
-		}
-	}
+	return next.Effects
 }
 
 // divert sends what comes for a guest to another node.
@@ -216,7 +240,7 @@ func (t *task) divert(ctx context.Context, d fabric.Desired, to fabric.Node, sin
 	vm := d.VM.Name
 	t.diverted.begin(fabric.DiversionStatus{VM: vm, Node: to.Name, Prefixes: d.VM.Prefixes(), Since: since, Confirmed: confirmed})
 	if !confirmed {
-		time.AfterFunc(unconfirmedFor, t.signal)
+		t.alarm.after(unconfirmedFor)
 	}
 	done, err := t.dataplane.Divert(ctx, d.VM.Ports(&t.cluster), to)
 	if err != nil {
@@ -340,38 +364,15 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 	diverted, err := a.dataplane.Diverted(ctx)
 	a.conditions.set("diversions", err)
 	now := time.Now()
-	var over []netip.Prefix
-	var idle []string
 	s, done := a.state.open()
-	for _, p := range diverted {
-		holder, _ := s.reserved.Holder(p)
-		if g := s.guests[holder]; g != nil && (g.departure.state.Stops() || g.departure.state.Diverts()) {
-			continue
-		}
-		until, known := s.forwarding[p]
+	unknown, over := s.overdue(diverted, now)
+	untrue, idle := s.unconfirmed(now), s.idleRecords(now)
+	done()
+	for _, p := range unknown {
 		if !a.diverted.known(p) {
 			a.diverted.begin(fabric.DiversionStatus{Prefixes: []netip.Prefix{p}, Since: now})
 		}
-		switch {
-		case !known: // of an agent before this one
-			s.forwarding[p] = now.Add(forwardingGrace)
-			time.AfterFunc(forwardingGrace, a.signal)
-		case !now.Before(until):
-			over = append(over, p)
-		}
 	}
-	for p := range s.forwarding {
-		if !slices.Contains(diverted, p) {
-			delete(s.forwarding, p)
-		}
-	}
-	for vm, g := range s.guests {
-		if g.departure.recorded && !g.departure.state.Stops() && now.Sub(g.departure.heard) > recordFor {
-			idle = append(idle, vm)
-		}
-	}
-	untrue := s.unconfirmed(now)
-	done()
 	if len(over) > 0 {
 		a.endDiversion(ctx, over, "the routers know where it is")
 	}
@@ -380,7 +381,7 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 			t.disbelieve(ctx)
 			end()
 		} else {
-			time.AfterFunc(passBusy, a.signal)
+			a.alarm.after(passBusy)
 		}
 	}
 	for _, vm := range idle {
@@ -389,6 +390,38 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 			end()
 		}
 	}
+}
+
+// overdue takes up which prefixes are diverted, and gives those of no guest that is
+// here, and of them those that were sent on long enough.
+func (s *state) overdue(diverted []netip.Prefix, now time.Time) (ofNone, over []netip.Prefix) {
+	for _, p := range diverted {
+		holder, _ := s.reserved.Holder(p)
+		if g := s.guests[holder]; g != nil && (g.departure.state.Stops() || g.departure.state.Diverts()) {
+			continue
+		}
+		ofNone = append(ofNone, p)
+		switch until, known := s.forwarding[p]; {
+		case !known: // of an agent before this one
+			s.forwarding[p] = now.Add(forwardingGrace)
+			s.later(forwardingGrace)
+		case !now.Before(until):
+			over = append(over, p)
+		}
+	}
+	maps.DeleteFunc(s.forwarding, func(p netip.Prefix, _ time.Time) bool { return !slices.Contains(diverted, p) })
+	return ofNone, over
+}
+
+// idleRecords lists the guests that nobody expects any more, and whose ports are
+// recorded yet.
+func (s *state) idleRecords(now time.Time) (vms []string) {
+	for vm, g := range s.guests {
+		if g.departure.recorded && !g.departure.state.Stops() && now.Sub(g.departure.heard) > recordFor {
+			vms = append(vms, vm)
+		}
+	}
+	return vms
 }
 
 // departs reports whether the guest is on its way to another node.

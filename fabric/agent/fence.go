@@ -355,7 +355,7 @@ func (a *Agent) released(ctx context.Context, vm, node string, seen *fabric.Move
 		last = len(left) == 0 && len(g.want.Unreleased) > 0
 		g.want.Unreleased = left
 		if last {
-			time.AfterFunc(max(0, time.Until(g.claimed.Add(freshAtLeast))), a.signal)
+			s.later(max(0, time.Until(g.claimed.Add(freshAtLeast))))
 		}
 	}
 	done()

@@ -162,6 +162,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.serve(ctx) })
 	wg.Go(func() { a.listen(ctx) })
 	wg.Go(func() { a.keepMoves(ctx) })
+	defer a.alarm.stop()
 	defer a.events.deliver(ctx, a.log)()
 	defer wg.Wait()
 
@@ -254,7 +255,7 @@ func (a *Agent) dropOrphans(ctx context.Context, ports []fabric.PortState) {
 	for _, vm := range names {
 		t, end, free := a.tryBegin(vm)
 		if !free {
-			time.AfterFunc(passBusy, a.signal)
+			a.alarm.after(passBusy)
 			continue
 		}
 		t.dropOrphan(ctx, gone)
@@ -288,7 +289,7 @@ func (a *Agent) repair(ctx context.Context, repairs []plan.Repair) bool {
 	for _, r := range repairs {
 		t, end, free := a.tryBegin(r.VM)
 		if !free {
-			time.AfterFunc(passBusy, a.signal)
+			a.alarm.after(passBusy)
 			continue
 		}
 		a.log.Info("repair", "vm", r.VM, "why", r.Why)
