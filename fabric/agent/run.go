@@ -490,39 +490,31 @@ func (a *Agent) applyChange(ctx context.Context, d fabric.Desired) {
 		return
 	}
 	s, done := a.state.open()
-	g, known := s.guests[name]
-	d.VM, _ = s.answered(d.VM)
-	d, about := s.describedAs(d)
-	same := known && g.want.State >= d.State && g.trouble == nil && sameVM(g.want.VM, d.VM) && (d.State != fabric.Live || !g.want.Incoming)
-	ours := known && g.want.VM.Origin == d.VM.Origin && (d.State != fabric.Absent || isOf(g.want.VM, d.VM))
-	if same && d.Run != "" {
-		g.want.Run = d.Run
-	}
-	live := ours && g.want.State == fabric.Live
-	leaving, arriving := live && g.departure.state.Stops(), ours && g.want.State == fabric.Wired && g.want.Incoming
+	w := s.weigh(d)
 	done()
+	d = w.said
 	var err error
 	switch {
-	case !about:
+	case !w.about:
 		return
 	case d.State == fabric.Absent:
-		if ours {
+		if w.ours {
 			err = a.remove(ctx, name, d.Since)
 		} else {
 			a.forgetUnknown(name, d.Since)
 		}
-	case d.Leaving && live:
-		if !leaving {
+	case d.Leaving && w.live:
+		if !w.leaving {
 			a.stopped(ctx, name, d.Since)
 		}
-	case d.Leaving && known: // it is not announced, nor to be
-	case leaving && d.State == fabric.Live:
+	case d.Leaving && w.known: // it is not announced, nor to be
+	case w.leaving && d.State == fabric.Live:
 		a.resumed(ctx, name, d.Since)
-	case same:
+	case w.same:
 		if d.State == fabric.Live {
 			a.runsHere(ctx, name, d.Since)
 		}
-	case arriving && d.State == fabric.Live:
+	case w.arriving && d.State == fabric.Live:
 		a.run(ctx, d.VM, d.Since, d.VM.Origin)
 	default:
 		err = a.ensure(ctx, d.VM, request{asOf: d.Since, run: d.Run, settle: func(prev fabric.Desired, known, incoming bool) (fabric.State, bool) {
@@ -545,6 +537,39 @@ func (a *Agent) applyChange(ctx context.Context, d fabric.Desired) {
 	if err != nil {
 		a.log.Warn("guest not as wanted yet", "vm", name, "err", err)
 	}
+}
+
+// weighed is the word of a source, against what is known of the guest.
+type weighed struct {
+	said     fabric.Desired // with what the guest keeps while it runs
+	about    bool           // it is about a guest of the fabric
+	known    bool           // which this node has
+	ours     bool           // and which is the one that the source speaks of
+	same     bool           // nothing is to be done
+	live     bool           // it is wanted live
+	leaving  bool           // it was stopped to run elsewhere
+	arriving bool           // it is to arrive
+}
+
+// weigh takes up the word of a source.
+func (s *state) weigh(d fabric.Desired) (w weighed) {
+	var g *guest
+	g, w.known = s.guests[d.VM.Name]
+	d.VM, _ = s.answered(d.VM)
+	d, w.about = s.describedAs(d)
+	w.said = d
+	if !w.known {
+		return w
+	}
+	w.same = g.want.State >= d.State && g.trouble == nil && sameVM(g.want.VM, d.VM) && (d.State != fabric.Live || !g.want.Incoming)
+	w.ours = g.want.VM.Origin == d.VM.Origin && (d.State != fabric.Absent || isOf(g.want.VM, d.VM))
+	if w.same && d.Run != "" {
+		g.want.Run = d.Run
+	}
+	w.live = w.ours && g.want.State == fabric.Live
+	w.leaving = w.live && g.departure.state.Stops()
+	w.arriving = w.ours && g.want.State == fabric.Wired && g.want.Incoming
+	return w
 }
 
 func sameVM(a, b fabric.VM) bool {
