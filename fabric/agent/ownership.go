@@ -658,7 +658,7 @@ func (t *task) redoStandby(ctx context.Context, on bool) {
 		t.log.Warn("the node that has the guest does not answer; announced here behind it", "vm", t.vm, "node", node)
 	}
 	err := t.reconcile(ctx, nil)
-	s, done = t.state.open()
+	_, done = t.state.open()
 	d := g.want
 	done()
 	if stored := t.keepState(ctx, d); err != nil || stored != nil {

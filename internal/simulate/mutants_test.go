@@ -30,38 +30,38 @@ var mutants = []mutant{
 	{"a route says of no guest which it is", "internal/ownership/ownership.go", "	if Same(mine.Identity, theirs.Identity) {\n		return Ask, NoEpoch", "	if Same(mine.Identity, \"\") {\n		return Ask, NoEpoch"},
 	{"the older guest does not come first", "internal/plan/plan.go", "		r.Preference, r.First = fabric.Fresh, true", "		r.First = false"},
 	{"a silent node keeps what it had", "internal/ownership/ownership.go", "case p.RouteGone || p.Silent >= SilentFor:", "case p.Silent < 0:"},
-	{"what another node has let go stays withdrawn", "fence.go", "		a.reclaim(context.Background(), vm)", "		_ = a.reclaim"},
+	{"what another node has let go stays withdrawn", "fence.go", "	default:\n		a.log.Info(\"the other node has let go; announced here again\", \"vm\", vm, \"node\", node)\n		t.reclaim(ctx)", "	default:\n		_ = t.reclaim"},
 	{"nobody is told who has a guest", "peerqueue.go", "case owned(d) && (slices.Contains(d.Unreleased, node)", "case false && owned(d) && (slices.Contains(d.Unreleased, node)"},
-	{"nobody is waited for", "fence.go", "d.Unreleased = slices.Clone(a.nodes.Names()); len(d.Unreleased) == 0 {", "d.Unreleased = nil; true {"},
+	{"nobody is waited for", "fence.go", "d.Unreleased = slices.Clone(others); len(d.Unreleased) == 0 {", "d.Unreleased = nil; true {"},
 	{"a preference stays raised", "fence.go", "return awaited || since < freshAtLeast", "return awaited || since >= 0"},
-	{"an answered claim is not settled", "fence.go", "		a.released(vm, node, nil)\n		return", "		return"},
+	{"an answered claim is not settled", "fence.go", "		a.released(ctx, vm, node, nil)\n		return", "		return"},
 	{"a restart forgets who has a guest", "run.go", "has: owned(d) && d.Epoch > 0, came", "has: false, came"},
-	{"a migration that was not announced is a start", "agent.go", "|| other.same && !known && a.tells(vm.Origin)", "|| other.same && !known && false && a.tells(vm.Origin)"},
+	{"a migration that was not announced is a start", "agent.go", "|| other.same && !is.known && s.tells(vm.Origin)", "|| other.same && !is.known && false && s.tells(vm.Origin)"},
 
 	// Reservations.
-	{"a refused start holds what it asked for", "ownership.go", "refused := a.acceptable(vm, known) != nil", "refused := a.admit(Desired{VM: vm}, known) != nil"},
-	{"a guest that is gone holds what it had", "agent.go", "	a.reserved.Keep(vm, reservation.Set{})\n", ""},
+	{"a refused start holds what it asked for", "ownership.go", "refused := s.acceptable(vm, known) != nil", "refused := s.acceptable(vm, known) != nil || s.reserve(vm) != nil"},
+	{"a guest that is gone holds what it had", "agent.go", "	s.reserved.Keep(vm, reservation.Set{})\n", ""},
 
 	// Up and down.
-	{"a guest is not withdrawn on its way down", "agent.go", "if err := a.withdraw(ctx, vm, holds.Prefixes); err != nil {", "if err := a.withdraw(ctx, vm, nil); err != nil {"},
+	{"a guest is not withdrawn on its way down", "agent.go", "if err := t.withdraw(ctx, holds.Prefixes); err != nil {", "if err := t.withdraw(ctx, nil); err != nil {"},
 	{"ports that nobody wants stay", "internal/plan/plan.go", "		if !claimedPort[p.Name] {", "		if false && !claimedPort[p.Name] {"},
-	{"state stays on the disk", "agent.go", "	if err := a.store.Delete(ctx, vm); err != nil {\n		return fmt.Errorf(\"forget: %w\", err)\n	}\n	a.mu.Lock()", "	a.mu.Lock()"},
-	{"an agent that did not look at the ports claims a guest", "fence.go", "	g.nics = plan.NICStates{} //", "	g.nics = maps.Clone(st) //"},
+	{"state stays on the disk", "agent.go", "	if err := t.store.Delete(ctx, vm); err != nil {\n		return fmt.Errorf(\"forget: %w\", err)\n	}\n", ""},
+	{"an agent that did not look at the ports claims a guest", "fence.go", "	g.nics = plan.NICStates{} //", "	g.nics = maps.Clone(nics) //"},
 	{"a guest of an earlier boot leaks", "run.go", "				a.unfinished(d, err)", "				_ = a.unfinished"},
-	{"a guest that is not listed any more stays", "run.go", "a.handled[name].Before(began.Add(-listGrace))", "a.handled[name].Before(began.Add(-listGrace)) && false"},
-	{"old news counts", "agent.go", "return !asOf.IsZero() && a.handled[vm].After(asOf)", "return false && a.handled[vm].After(asOf)"},
+	{"a guest that is not listed any more stays", "run.go", "s.handled[name].Before(began.Add(-listGrace))", "s.handled[name].Before(began.Add(-listGrace)) && false"},
+	{"old news counts", "agent.go", "return !asOf.IsZero() && s.handled[vm].After(asOf)", "return false && s.handled[vm].After(asOf)"},
 	{"carrier does not matter", "internal/plan/plan.go", "case there && !have.Carrier &&", "case false && there && !have.Carrier &&"},
 	{"a guest that is expected comes before a drained node", "../vm.go", "Draining Preference = 50 ", "Draining Preference = 5 "},
 	{"a guest that is expected comes before where it runs", "../vm.go", "Standby  Preference = 10 ", "Standby  Preference = 150 "},
 	{"faults of ports are not repaired", "internal/plan/plan.go", "case len(have.Faults) > 0:", "case false && len(have.Faults) > 0:"},
 
 	// Moves.
-	{"packets are not sent on", "depart.go", "done, err := a.dataplane.Divert(ctx, d.VM.Ports(&a.cluster), to)", "done, err := a.dataplane.Divert(ctx, nil, to)"},
-	{"packets are sent on for a moment only", "depart.go", "		a.forwarding[p] = time.Now().Add(forwardingGrace)\n	}\n	time.AfterFunc(forwardingGrace, a.signal)", "		a.forwarding[p] = time.Now()\n	}\n	time.AfterFunc(0, a.signal)"},
+	{"packets are not sent on", "depart.go", "done, err := t.dataplane.Divert(ctx, d.VM.Ports(&t.cluster), to)", "done, err := t.dataplane.Divert(ctx, nil, to)"},
+	{"packets are sent on for a moment only", "depart.go", "		s.forwarding[p] = time.Now().Add(forwardingGrace)\n	}\n	s.later(forwardingGrace)", "		s.forwarding[p] = time.Now()\n	}\n	s.later(0)"},
 	{"packets are sent on for ever", "depart.go", "case !now.Before(until):", "case !now.Before(until) && false:"},
 	{"a move that fails leaves the packets where they went", "depart.go", "	if was.state.Diverts() {", "	if was.state.Diverts() && false {"},
 	{"a diversion of before stays where the guest runs", "run.go", "			a.runsHere(ctx, name, d.Since)", "			_ = a.runsHere"},
-	{"a move is never announced", "agent.go", "	incoming = incoming && time.Since(expectedAt) < expectation || other.same && !known", "	incoming = incoming && time.Since(expectedAt) < 0 || other.same && !known && false"},
+	{"a move is never announced", "agent.go", "	return announced && time.Since(at) < expectation", "	return announced && time.Since(at) < 0"},
 }
 
 // TestMutantsStand: each mutant changes one place of the code as it is.
