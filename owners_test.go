@@ -1,0 +1,69 @@
+package vmfabric_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// parsed gives the files of the product below a folder, tests aside.
+func parsed(t *testing.T, root string) (files map[string]*ast.File, at *token.FileSet) {
+	t.Helper()
+	files, at = map[string]*ast.File{}, token.NewFileSet()
+	require.NoError(t, filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		files[path], err = parser.ParseFile(at, path, nil, parser.ParseComments)
+		return err
+	}))
+	require.NotEmpty(t, files)
+	return files, at
+}
+
+// TestNoCommentStandsForALock: a method that is for those who have a lock belongs to
+// what they get with it, such as a state or a task, and not to a comment.
+func TestNoCommentStandsForALock(t *testing.T) {
+	held := regexp.MustCompile(`(?i)\b(mu|lock|mutex)('s)? (is|must be|are) held|\bmu guards|holds (the |its |a\.|[a-z]\.)?(mu|lock)\b`)
+	files, at := parsed(t, "fabric/agent")
+	for _, f := range files {
+		for _, c := range f.Comments {
+			assert.NotRegexp(t, held, c.Text(), at.Position(c.Pos()))
+		}
+	}
+}
+
+// TestLockedStructsAreSmall: what a lock guards fits into a head.
+func TestLockedStructsAreSmall(t *testing.T) {
+	const most = 12
+	files, at := parsed(t, "fabric/agent")
+	locked := 0
+	for _, f := range files {
+		ast.Inspect(f, func(n ast.Node) bool {
+			s, ok := n.(*ast.StructType)
+			if !ok {
+				return true
+			}
+			fields, lock := 0, false
+			for _, field := range s.Fields.List {
+				fields += max(1, len(field.Names))
+				sel, _ := field.Type.(*ast.SelectorExpr)
+				lock = lock || sel != nil && strings.HasSuffix(sel.Sel.Name, "Mutex")
+			}
+			if lock {
+				locked++
+				assert.LessOrEqual(t, fields, most, at.Position(s.Pos()))
+			}
+			return true
+		})
+	}
+	assert.Positive(t, locked)
+}
