@@ -194,7 +194,7 @@ func (a *Agent) Withdraw(ctx context.Context, vm string) error {
 	}
 	d.Acquired = time.Time{} // it is over, whoever has the address next
 	t.ends(d)
-	t.cancel(d)
+	t.arrive(d, migration.Ended)
 	d.Incoming = false
 	err := t.withdraw(ctx, d.VM.Prefixes())
 	if err == nil {
@@ -272,7 +272,7 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	}
 	err = errors.Join(stored, raised)
 	if err != nil && r.undo {
-		t.undo(ctx, d, prev, known)
+		t.undo(ctx, is)
 		return fmt.Errorf("guest %s: %w", vm.Name, err)
 	}
 	if !known || prev.State != d.State {
@@ -295,7 +295,8 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 // wanted before.
 type admission struct {
 	want, was fabric.Desired
-	known     bool // it was here
+	known     bool              // it was here
+	arrived   migration.Arrival // how far its move to this node had come
 }
 
 // admit takes a guest in, which holds from then on what it asks for, or tells why
@@ -333,6 +334,14 @@ func (s *state) admit(vm fabric.VM, r request, other holder, others []string, no
 	if err := s.reserve(vm); err != nil {
 		return is, err
 	}
+	event := migration.StartedAnew
+	switch {
+	case d.Incoming:
+		event = migration.Prepared
+	case d.State == fabric.Live:
+		event = migration.GuestRuns
+	}
+	is.arrived = s.arrival(vm.Name)
 	delete(s.expected, vm.Name)
 	if !there {
 		g = &guest{want: d}
@@ -340,8 +349,7 @@ func (s *state) admit(vm fabric.VM, r request, other holder, others []string, no
 	}
 	g.orphan = false
 	g.nics = plan.Begin(vm, is.was, g.nics, s.restarts[vm.Origin]) // how it stands in truth, the next pass sees
-	g.came = d.Incoming || g.came && d.State == fabric.Live
-	g.ready = g.ready && d.Incoming
+	g.arrival = migration.NextArrival(is.arrived, event).To
 	g.acquires(&d, is.was)
 	if r.anew {
 		g.differs = ""
@@ -349,6 +357,17 @@ func (s *state) admit(vm fabric.VM, r request, other holder, others []string, no
 	s.takeOwnership(g, &d, g.nics, others)
 	is.want = d
 	return is, nil
+}
+
+// arrival gives how far a guest's move to this node has come.
+func (s *state) arrival(vm string) migration.Arrival {
+	if g := s.guests[vm]; g != nil && g.want.State != fabric.Absent {
+		return g.arrival
+	}
+	if s.expects(vm) {
+		return migration.Expected
+	}
+	return migration.NoArrival
 }
 
 // expects reports whether the migration of a guest to this node was announced of late.
@@ -417,7 +436,8 @@ func (t *task) converge(ctx context.Context, d, prev fabric.Desired) error {
 	}
 	t.tellAttached(d.VM, there)
 	if d.Incoming && d.State == fabric.Wired {
-		t.ready(d)
+		t.arrive(d, migration.PortsReady)
+		t.peerQueues.kick()
 	}
 	if len(announce) > 0 {
 		began := time.Now()
@@ -425,7 +445,8 @@ func (t *task) converge(ctx context.Context, d, prev fabric.Desired) error {
 			return fmt.Errorf("announce %s: %w", text.Prefix(announce[0].Prefix), err)
 		}
 		t.log.Debug("announced", "vm", vm, "prefix", announce[0].Prefix, "prefixes", len(announce), "took", time.Since(began))
-		t.tellMoved(d)
+		t.arrive(d, migration.RoutesSent)
+		t.restarted()
 	}
 	t.keepOnly(d.VM)
 	t.tellRaised(d, announce)
@@ -433,11 +454,15 @@ func (t *task) converge(ctx context.Context, d, prev fabric.Desired) error {
 }
 
 // undo puts a guest back as it was before a request that went wrong.
-func (t *task) undo(ctx context.Context, d, prev fabric.Desired, known bool) {
+func (t *task) undo(ctx context.Context, is admission) {
+	d, prev := is.want, is.was
 	// The caller may be gone, and with it ctx; what was begun is undone all the same.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
-	if known {
+	if is.known {
+		s, done := t.state.open()
+		s.guests[t.vm].arrival = is.arrived
+		done()
 		err := t.store.Put(ctx, prev)
 		if err == nil {
 			err = t.converge(ctx, prev, d)
@@ -507,8 +532,11 @@ func (s *state) reassess(vm string, st plan.NICStates, others []string) (is reas
 	if g.has && g.nics.Down() == len(d.VM.NICs) {
 		lostAs(&d, fabric.Desired{}) // nobody holds it any more; who takes it up again has it later
 	}
-	is.settled = (g.came || g.restart.moving) && d.State == fabric.Live && !s.fresh(g, time.Now())
-	g.came, g.restart.moving = g.came && !is.settled, g.restart.moving && !is.settled
+	if d.State == fabric.Live && !s.fresh(g, time.Now()) {
+		next := migration.NextArrival(g.arrival, migration.OthersLetGo)
+		is.settled = slices.Contains(next.Effects, migration.Report) || g.restart.moving
+		g.arrival, g.restart.moving = next.To, false
+	}
 	is.unsaved = s.takeOwnership(g, &d, g.nics, others) || g.trouble != nil || d.Lost != g.want.Lost
 	is.want = d
 	return is, true
@@ -549,7 +577,7 @@ func (t *task) tearDown(ctx context.Context, d fabric.Desired) error {
 	if err := t.withdraw(ctx, holds.Prefixes); err != nil {
 		return err
 	}
-	t.cancel(d)
+	t.arrive(d, migration.Ended)
 	t.release(d)
 	began := time.Now()
 	if err := t.dataplane.Remove(ctx, holds.Ports...); err != nil {

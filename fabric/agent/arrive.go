@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/migration"
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
 )
 
@@ -24,18 +25,30 @@ func (a *Agent) awaitedBy(vm, node string, answer fabric.Answer) {
 	a.moves.at(vm, func(m *fabric.Move, _ time.Time) { m.From = node })
 }
 
-// ready notes that the ports of an arriving guest take packets for it, and has
-// the other nodes told.
-func (t *task) ready(d fabric.Desired) {
+// arrive takes an event of a guest's move to this node through the state machine,
+// and does what follows.
+func (t *task) arrive(d fabric.Desired, e migration.ArrivalEvent) {
 	s, done := t.state.open()
-	g := s.guests[d.VM.Name]
-	news := !g.ready
-	g.ready = true
-	done()
-	if news {
-		t.moves.arrive(d.VM, t.node, func(m *fabric.Move, now time.Time) { m.PortReady = now })
+	g := s.guests[t.vm]
+	if g == nil {
+		done()
+		return
 	}
-	t.peerQueues.kick()
+	next := migration.NextArrival(g.arrival, e)
+	g.arrival = next.To
+	done()
+	for _, effect := range next.Effects {
+		switch effect {
+		case migration.TellArriving:
+			t.moves.arrive(d.VM, t.node, func(m *fabric.Move, now time.Time) { m.PortReady = now })
+		case migration.TellArrived:
+			t.hasArrived(d)
+		case migration.TellCancelled:
+			t.cancel(d)
+		case migration.Report:
+			t.moves.settled(t.vm)
+		}
+	}
 }
 
 // heardAt takes up that a frame came out of a port whose guest was to arrive, or
@@ -44,7 +57,7 @@ func (a *Agent) heardAt(ctx context.Context, port string) {
 	s, done := a.state.open()
 	name, _ := s.reserved.PortHolder(port)
 	g := s.guests[name]
-	arriving := g != nil && g.want.State == fabric.Wired && g.want.Incoming
+	arriving := g != nil && g.arrival.Awaits()
 	var vm fabric.VM
 	if arriving {
 		vm = g.want.VM
@@ -102,13 +115,20 @@ func (a *Agent) run(ctx context.Context, vm fabric.VM, asOf time.Time, by string
 	}
 }
 
-// arrived has the node that a guest came from told that it runs here.
+// hasArrived has the node that a guest came from told that it runs here. An agent
+// that was restarted meanwhile may have told it already.
 func (t *task) hasArrived(d fabric.Desired) {
-	if t.nodes == nil {
+	first := false
+	t.moves.at(t.vm, func(m *fabric.Move, now time.Time) {
+		if m.Announced.IsZero() {
+			m.Announced, first = now, true
+		}
+	})
+	if !first || t.nodes == nil {
 		return
 	}
 	s, done := t.state.open()
-	g := s.guests[d.VM.Name]
+	g := s.guests[t.vm]
 	to := t.nodes.Names()
 	if g != nil && g.from != "" {
 		to = []string{g.from}
@@ -119,53 +139,38 @@ func (t *task) hasArrived(d fabric.Desired) {
 
 // cancel has the others told that a guest does not arrive.
 func (t *task) cancel(d fabric.Desired) {
-	if t.nodes == nil || !d.Incoming {
+	if t.nodes == nil {
 		return
 	}
-	s, done := t.state.open()
-	if g := s.guests[d.VM.Name]; g != nil {
-		g.ready = false // nothing is told of its arrival after this
-	}
-	done()
-	t.moves.end(d.VM.Name, "it did not arrive here")
+	t.moves.end(t.vm, "it did not arrive here")
 	t.peerQueues.send(t.notice(fabric.Cancelled, d), t.nodes.Names()...)
+}
+
+// arrivalOf gives how far the move of a guest had come whose state an agent before
+// this one has kept.
+func arrivalOf(d fabric.Desired) migration.Arrival {
+	switch {
+	case d.Incoming:
+		return migration.Arriving
+	case d.VM.Origin != "" && len(d.Unreleased) > 0:
+		return migration.Running
+	}
+	return migration.NoArrival
 }
 
 // portsOf lists the ports of a guest as they are to be.
 func (t *task) portsOf(d fabric.Desired) []fabric.Port {
 	ports := d.VM.Ports(&t.cluster)
 	s, done := t.state.open()
-	came := d.Incoming
-	if g := s.guests[d.VM.Name]; g != nil {
-		came = came || g.came
-	}
+	g := s.guests[t.vm]
+	moves := d.Incoming || g != nil && g.arrival != migration.NoArrival
 	done()
 	for i := range ports {
 		ports[i].Listen = t.restarts[d.VM.Origin]
 		ports[i].Incoming = d.Incoming && d.State == fabric.Wired
-		if came {
+		if moves {
 			ports[i].Queue = t.cluster.Moves.Queue()
 		}
 	}
 	return ports
-}
-
-// tellMoved notes that a guest which arrived is announced, and has the others told.
-func (t *task) tellMoved(d fabric.Desired) {
-	s, done := t.state.open()
-	came := s.guests[d.VM.Name].came && d.State == fabric.Live
-	done()
-	if !came {
-		t.restarted()
-		return
-	}
-	first := false
-	t.moves.at(d.VM.Name, func(m *fabric.Move, now time.Time) {
-		if m.Announced.IsZero() {
-			m.Announced, first = now, true
-		}
-	})
-	if first {
-		t.hasArrived(d)
-	}
 }

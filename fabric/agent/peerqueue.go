@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/migration"
 )
 
 const (
@@ -47,7 +48,7 @@ func (a *Agent) stillDue(d due) bool {
 	s, done := a.state.open()
 	defer done()
 	g := s.guests[d.notice.VM]
-	return g != nil && g.unsettled() && (d.notice.Kind != fabric.Arriving || g.ready)
+	return g != nil && g.unsettled() && (d.notice.Kind != fabric.Arriving || g.arrival == migration.Ready)
 }
 
 // due is what is to be told again and again, and what is done with the answer.
@@ -222,7 +223,7 @@ func (a *Agent) lasting(node string) (all []due) {
 			continue
 		}
 		switch d := g.want; {
-		case d.State == fabric.Wired && d.Incoming && g.ready:
+		case g.arrival == migration.Ready:
 			all = append(all, due{a.notice(fabric.Arriving, d), func(_ context.Context, answer fabric.Answer) { a.awaitedBy(name, node, answer) }})
 		case owned(d) && (slices.Contains(d.Unreleased, node) || g.contested == node || g.contests[node].byRoute):
 			all = append(all, due{a.notice(fabric.Claimed, d), func(ctx context.Context, answer fabric.Answer) { a.claimAnswered(ctx, name, node, d.Epoch, answer) }})
@@ -236,7 +237,7 @@ func (a *Agent) lasting(node string) (all []due) {
 // unsettled reports whether other nodes are still to be told something of the guest.
 func (g *guest) unsettled() bool {
 	d := g.want
-	return d.State == fabric.Wired && d.Incoming || d.State == fabric.Live && (d.Lost != "" || len(d.Unreleased) > 0 || len(g.competing) > 0 || !g.defended.IsZero() || g.onHearsay())
+	return g.arrival.Awaits() || d.State == fabric.Live && (d.Lost != "" || len(d.Unreleased) > 0 || len(g.competing) > 0 || !g.defended.IsZero() || g.onHearsay())
 }
 
 // onHearsay reports whether a route says that another guest wants an address, and

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/migration"
 )
 
 const (
@@ -35,7 +36,7 @@ func (a *Agent) recallMoves(ctx context.Context) {
 	defer a.moves.mu.Unlock()
 	for _, m := range kept {
 		arrival, g := m.To == a.node, s.guests[m.VM]
-		if m.Outcome == underWay && (g == nil || arrival && !g.came) {
+		if m.Outcome == underWay && (g == nil || arrival && g.arrival == migration.NoArrival) {
 			m.Outcome = "not followed to its end, as the agent was restarted"
 		}
 		a.moves.all = append(a.moves.all, &report{m, arrival})

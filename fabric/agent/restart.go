@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/migration"
 )
 
 // restart is what a node sees of a move by a start elsewhere ([fabric.Source]). No
@@ -18,11 +19,12 @@ type restart struct {
 	left      time.Time // it was announced here until then: its process ended
 }
 
-// restarted notes that a guest which was started here is announced before others.
+// restarted notes that a guest which was started here, and did not arrive by a
+// migration, is announced before others.
 func (t *task) restarted() {
 	s, done := t.state.open()
 	defer done()
-	if g := s.guests[t.vm]; g != nil && g.has && g.restart.announced.IsZero() {
+	if g := s.guests[t.vm]; g != nil && g.has && g.arrival == migration.NoArrival && g.restart.announced.IsZero() {
 		g.restart.announced = time.Now()
 	}
 }

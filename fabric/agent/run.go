@@ -78,8 +78,9 @@ func (a *Agent) Adopt(ctx context.Context) error {
 func (a *Agent) unfinished(d fabric.Desired, trouble error) {
 	s, done := a.state.open()
 	defer done()
-	d.State = fabric.Absent
-	s.guests[d.VM.Name] = &guest{want: d, trouble: trouble}
+	g := &guest{want: d, arrival: arrivalOf(d), trouble: trouble}
+	g.want.State = fabric.Absent
+	s.guests[d.VM.Name] = g
 }
 
 // adopt takes a guest over from the store, and those of its ports that are
@@ -104,7 +105,7 @@ func (a *Agent) adopt(d fabric.Desired, there map[string]bool) {
 	}
 	d.Leaving = false // the source says if it is so still
 	a.adoptOwnership(&d)
-	s.guests[name] = &guest{want: d, reported: a.toldBefore(d, there), has: owned(d) && d.Epoch > 0, came: d.Incoming || d.VM.Origin != "" && len(d.Unreleased) > 0, kept: true}
+	s.guests[name] = &guest{want: d, reported: a.toldBefore(d, there), has: owned(d) && d.Epoch > 0, arrival: arrivalOf(d), kept: true}
 	s.unsettled[name] = true
 }
 
@@ -568,7 +569,7 @@ func (s *state) weigh(d fabric.Desired) (w weighed) {
 	}
 	w.live = w.ours && g.want.State == fabric.Live
 	w.leaving = w.live && g.departure.state.Stops()
-	w.arriving = w.ours && g.want.State == fabric.Wired && g.want.Incoming
+	w.arriving = w.ours && g.arrival.Awaits()
 	return w
 }
 

@@ -1,6 +1,6 @@
-// Package migration is the state machine of a guest's move from this node to
-// another one. It looks at plain values alone: what happened comes in as an
-// [Event], and what is to be done goes out as a list of [Effect].
+// Package migration is the state machines of a guest's move: one at its source
+// ([Table]), one at its destination ([Arrivals]). It looks at plain values alone: what
+// happened comes in as an event, and what is to be done goes out as a list of effects.
 package migration
 
 // State is how far a guest's move to another node has come, at its source.

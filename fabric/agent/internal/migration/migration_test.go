@@ -98,15 +98,19 @@ func TestEveryStateEnds(t *testing.T) {
 	}
 }
 
-// TestDiagram holds docs/moves.md to the table.
-func TestDiagram(t *testing.T) {
+// TestDiagrams holds docs/moves.md to the tables.
+func TestDiagrams(t *testing.T) {
 	const file = "../../../../docs/moves.md"
 	text, err := os.ReadFile(file)
 	require.NoError(t, err)
-	_, rest, found := strings.Cut(string(text), "```mermaid\n")
-	require.True(t, found)
-	drawn, _, _ := strings.Cut(rest, "```")
-	require.Equal(t, diagram(), drawn, "put this into docs/moves.md:\n%s", diagram())
+	rest := string(text)
+	for _, expected := range []string{diagram(), arrivals()} {
+		_, after, found := strings.Cut(rest, "```mermaid\n")
+		require.True(t, found, "put this into docs/moves.md:\n%s", expected)
+		drawn, left, _ := strings.Cut(after, "```")
+		require.Equal(t, expected, drawn, "put this into docs/moves.md:\n%s", expected)
+		rest = left
+	}
 }
 
 // diagram draws the table in Mermaid's language.
