@@ -35,7 +35,7 @@ var mutants = []mutant{
 	{"nobody is waited for", "fence.go", "d.Unreleased = slices.Clone(others); len(d.Unreleased) == 0 {", "d.Unreleased = nil; true {"},
 	{"a preference stays raised", "fence.go", "return awaited || since < freshAtLeast", "return awaited || since >= 0"},
 	{"an answered claim is not settled", "fence.go", "		a.released(ctx, vm, node, nil)\n		return", "		return"},
-	{"a restart forgets who has a guest", "run.go", "has: owned(d) && d.Epoch > 0, came", "has: false, came"},
+	{"a restart forgets who has a guest", "run.go", "has: owned(d) && d.Epoch > 0, arrival", "has: false, arrival"},
 	{"a migration that was not announced is a start", "agent.go", "|| other.same && !is.known && s.tells(vm.Origin)", "|| other.same && !is.known && false && s.tells(vm.Origin)"},
 
 	// Reservations.
