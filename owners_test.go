@@ -67,3 +67,23 @@ func TestLockedStructsAreSmall(t *testing.T) {
 	}
 	assert.Positive(t, locked)
 }
+
+// TestCoreDoesNotKnowItsCallers: the way out that is in commands and files of a node
+// is told by whoever has these, see [fabric.Reason].
+func TestCoreDoesNotKnowItsCallers(t *testing.T) {
+	callers := regexp.MustCompile(`vmfabric (agent|attach|detach|list|status|why|check|render|drain|undrain|moves)\b|virsh|\blxc\b|<fabric:|systemctl|\bXML\b`)
+	for _, root := range []string{"fabric/agent", "fabric"} {
+		files, at := parsed(t, root)
+		for path, f := range files {
+			if filepath.Dir(path) != root && root == "fabric" {
+				continue // what fits the fabric to something may know that
+			}
+			ast.Inspect(f, func(n ast.Node) bool {
+				if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+					assert.NotRegexp(t, callers, lit.Value, at.Position(lit.Pos()))
+				}
+				return true
+			})
+		}
+	}
+}

@@ -76,7 +76,7 @@ const (
 func (n Notification) remedy() string {
 	switch {
 	case n.Code == openError && n.Subcode == unacceptableAS:
-		return "give both sides the same AS numbers: asn in the cluster file, and in the configuration that vmfabric render writes from it"
+		return "give both sides the same AS numbers: asn in the cluster file, and in the configuration that is rendered from it"
 	case n.Code == holdTimerExpired:
 		return "check that both sides run and that packets pass between them"
 	case n.Code == cease && n.Subcode == tooManyPrefixes:
@@ -86,7 +86,7 @@ func (n Notification) remedy() string {
 	case n.Code == cease && n.Subcode == adminShutdown:
 		return "enable the session there again, or ask who disabled it"
 	case n.Code == cease && (n.Subcode == deconfigured || n.Subcode == connectionRefuse):
-		return "add this side to the configuration there, as vmfabric render writes it"
+		return "add this side to the configuration there, as it is rendered from the cluster file"
 	case n.Code == cease && n.Subcode == adminReset:
 		return "wait until it comes back"
 	}

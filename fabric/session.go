@@ -130,7 +130,7 @@ func (c *Cluster) SessionProblems(node string, sessions []Session) []string {
 }
 
 func familyRemedy(f Family, node, peer string) string {
-	return fmt.Sprintf("add an %s channel (BIRD) or address family (FRR) to the session of %s and %s, on the side that has none, as vmfabric render writes it", f, node, peer)
+	return fmt.Sprintf("add an %s channel (BIRD) or address family (FRR) to the session of %s and %s, on the side that has none, as it is rendered from the cluster file", f, node, peer)
 }
 
 // Advertisement is what a speaker has sent to one peer of one prefix: an entry

@@ -44,6 +44,10 @@ func WithLogger(l *slog.Logger) Option { return func(a *Agent) { a.log = l } }
 // another boot are forgotten when it starts: their hypervisor starts them again.
 func WithBoot(id string) Option { return func(a *Agent) { a.boot = id } }
 
+// WithRemedies lets the agent end what it says for people with the way out, as far
+// as that is in the commands and files of whoever runs it. An empty one adds nothing.
+func WithRemedies(of func(fabric.Reason) string) Option { return func(a *Agent) { a.remedies = of } }
+
 // Agent keeps the guests of one node as they are wanted. A program makes one
 // with [New], calls [Agent.Adopt] before it opens BGP sessions, and
 // [Agent.Run] until it ends; the other methods are safe for concurrent use
@@ -74,7 +78,19 @@ type facts struct {
 	boot     string
 	began    time.Time
 	alone    bool            // no other node can be asked
+	remedies func(fabric.Reason) string
 	restarts map[string]bool // the sources that are followed; true: their guests are to be heard, see [fabric.Source]
+}
+
+// withRemedy gives a text with the way out.
+func (f *facts) withRemedy(text string, r fabric.Reason) string {
+	if f.remedies == nil {
+		return text
+	}
+	if remedy := f.remedies(r); remedy != "" {
+		return text + "; " + remedy
+	}
+	return text
 }
 
 // tells reports whether a source of that name says when its guests begin to run.
@@ -167,7 +183,7 @@ func (a *Agent) Started(ctx context.Context, vm fabric.VM) error {
 // nothing, least of all a guest of that name that is here already.
 func (a *Agent) Expect(_ context.Context, vm string) error {
 	if err := fabric.ValidateName(vm); err != nil {
-		return refusal{err}
+		return &fabric.RefusedError{VM: vm, Reason: fabric.RuleBroken, Err: err}
 	}
 	s, done := a.state.open()
 	defer done()
@@ -251,7 +267,7 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	s.handled[vm.Name] = cmp.Or(r.asOf, began)
 	done()
 	if err != nil {
-		return fmt.Errorf("guest %s refused: %w", vm.Name, refusal{err})
+		return refused(vm.Name, err)
 	}
 	a.recovered(vm)
 	d, prev, known := is.want, is.was, is.known

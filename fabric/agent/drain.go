@@ -66,7 +66,7 @@ func (a *Agent) recallDrain(ctx context.Context) {
 	s.drained = since
 	done()
 	if err != nil {
-		a.conditions.say("drain", fmt.Sprintf("whether the node is drained: %s (it is taken for not drained); vmfabric drain, or vmfabric undrain, says so anew", oneLine(err)))
+		a.conditions.say("drain", a.withRemedy(fmt.Sprintf("whether the node is drained: %s (it is taken for not drained)", oneLine(err)), fabric.DrainUnknown))
 		a.log.Error("drain not known", "err", err)
 	}
 }
@@ -76,7 +76,7 @@ func (s *state) draining() bool { return !s.drained.IsZero() }
 
 // drainRefusal is why a guest is not taken that is not here yet.
 func (s *state) drainRefusal() error {
-	return fmt.Errorf("node %s is draining; start the guest on another node, or end the drain: vmfabric undrain", s.node)
+	return s.because(fabric.NodeDrained, fmt.Errorf("node %s is draining", s.node))
 }
 
 // drainProblem is the drain in [fabric.Status].
@@ -87,6 +87,6 @@ func (s *state) drainProblem() string {
 			left++
 		}
 	}
-	return fmt.Sprintf("draining since %s: %s left, new ones are refused; vmfabric undrain ends it",
-		s.drained.Format(time.DateTime), plural.Of(left, "guest is", "guests are"))
+	return s.withRemedy(fmt.Sprintf("draining since %s: %s left, new ones are refused",
+		s.drained.Format(time.DateTime), plural.Of(left, "guest is", "guests are")), fabric.DrainUnderWay)
 }

@@ -38,7 +38,7 @@ func TestDrain(t *testing.T) {
 	require.NoError(t, err)
 	since := st.DrainingSince
 	assert.WithinDuration(t, time.Now(), since, time.Minute)
-	text := "draining since " + since.Format(time.DateTime) + ": 2 guests are left, new ones are refused; vmfabric undrain ends it"
+	text := "draining since " + since.Format(time.DateTime) + ": 2 guests are left, new ones are refused"
 	assert.Equal(t, []string{text}, n.problems())
 
 	// Guests that are here go on, and change; others are refused, however they come.
@@ -47,7 +47,7 @@ func TestDrain(t *testing.T) {
 	require.NoError(t, n.Expect(t.Context(), "new"))
 	for _, state := range []fabric.State{fabric.Wired, fabric.Live} {
 		err := n.Apply(t.Context(), guest("new", "203.0.113.30"), state)
-		require.EqualError(t, err, "guest new refused: node node1 is draining; start the guest on another node, or end the drain: vmfabric undrain")
+		require.EqualError(t, err, "guest new refused: node node1 is draining")
 		require.ErrorIs(t, err, fabric.ErrRefused)
 	}
 	n.did()
@@ -152,7 +152,7 @@ func TestDrainTroubles(t *testing.T) {
 	n.store.Fail("load drained", errors.New("state: read error; check the disk"))
 	n = n.again()
 	assert.Equal(t, map[fabric.Preference]int{fabric.Normal: 7}, n.preferences())
-	assert.Equal(t, []string{"whether the node is drained: state: read error; check the disk (it is taken for not drained); vmfabric drain, or vmfabric undrain, says so anew"}, n.problems())
+	assert.Equal(t, []string{"whether the node is drained: state: read error; check the disk (it is taken for not drained)"}, n.problems())
 	require.NoError(t, n.Undrain(t.Context()))
 	assert.Empty(t, n.problems())
 }
@@ -170,4 +170,17 @@ func TestDrainWithoutKeeper(t *testing.T) {
 	assert.True(t, strings.HasPrefix(n.problems()[0], "draining since "))
 	require.NoError(t, n.Undrain(t.Context()))
 	assert.Empty(t, n.problems())
+}
+
+// TestRemedies: whoever runs an agent says by which of his commands a problem is solved.
+func TestRemedies(t *testing.T) {
+	n := fresh(t, agent.WithRemedies(func(r fabric.Reason) string { return "see " + string(r) }))
+	require.NoError(t, n.Drain(t.Context()))
+	require.Len(t, n.problems(), 1)
+	assert.Contains(t, n.problems()[0], "new ones are refused; see drain under way")
+	err := n.Apply(t.Context(), web(), fabric.Wired)
+	var refused *fabric.RefusedError
+	require.ErrorAs(t, err, &refused)
+	assert.Equal(t, fabric.RefusedError{VM: "web", Reason: fabric.NodeDrained, Err: refused.Err}, *refused)
+	require.EqualError(t, err, "guest web refused: node node1 is draining; see node drained")
 }

@@ -17,7 +17,7 @@ func (a *Agent) Starting(ctx context.Context, source, name string) error {
 	vm, ours, err := a.look(ctx, source, name)
 	switch {
 	case err != nil && ours:
-		return fmt.Errorf("guest %s refused: %w", name, refusal{err})
+		return refused(name, err)
 	case err != nil:
 		return fmt.Errorf("guest %s: %w", name, err)
 	case !ours:
@@ -82,5 +82,5 @@ func (a *Agent) Describe(ctx context.Context, name string) (fabric.VM, fabric.Ga
 	case len(flaws) > 0:
 		return fabric.VM{}, fabric.Gateway{}, fmt.Errorf("guest %s: %w", name, errors.Join(flaws...))
 	}
-	return fabric.VM{}, fabric.Gateway{}, fmt.Errorf("guest %s: no hypervisor of this node has one of the fabric (%w); see virsh list --all, lxc list", name, os.ErrNotExist)
+	return fabric.VM{}, fabric.Gateway{}, fmt.Errorf("guest %s: %s (%w)", name, a.withRemedy("no hypervisor of this node has one of the fabric", fabric.GuestUnknown), os.ErrNotExist)
 }

@@ -84,7 +84,7 @@ func resolvesTo(a, b fabric.VM) bool {
 // applied to it.
 func (a *Agent) ask(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	if a.resolver == nil {
-		return vm, unanswered{errors.New("it has an empty <fabric:vm/> and this node has no resolver; name one in the cluster file (resolver:), or write its addresses into the XML")}
+		return vm, unanswered{a.because(fabric.ResolverNone, errors.New("it does not say what it has, and this node has no resolver"))}
 	}
 	began := time.Now()
 	nics, err := a.question(ctx, vm)
@@ -92,11 +92,11 @@ func (a *Agent) ask(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	case err != nil && ctx.Err() != nil:
 		return vm, unanswered{fmt.Errorf("the resolver was not waited for (%w); start the guest again", context.Cause(ctx))}
 	case errors.Is(err, context.DeadlineExceeded):
-		return vm, unanswered{fmt.Errorf("the resolver did not answer within %v; see whether it and its inventory are up, or write the addresses into the XML", answerTime)}
+		return vm, unanswered{a.because(fabric.ResolverSilent, fmt.Errorf("the resolver did not answer within %v", answerTime))}
 	case err != nil:
-		return vm, unanswered{fmt.Errorf("no addresses from the resolver: %w; correct its inventory, or write them into the XML", shortened{err})}
+		return vm, unanswered{a.because(fabric.ResolverFailed, fmt.Errorf("no addresses from the resolver: %w", shortened{err}))}
 	case len(nics) != len(vm.NICs):
-		return vm, unanswered{fmt.Errorf("the resolver answered wrong: %s, but the guest has %s of the fabric; correct its inventory, or the domain's interfaces", count(nics), count(vm.NICs))}
+		return vm, unanswered{fmt.Errorf("the resolver answered wrong: %s, but the guest has %s of the fabric; correct its inventory, or the guest's interfaces", count(nics), count(vm.NICs))}
 	}
 	resolved := withNICs(vm, nics)
 	if err := complete(resolved); err != nil {

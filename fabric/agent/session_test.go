@@ -27,10 +27,10 @@ func TestStatusOfFamilies(t *testing.T) {
 		{"both", []fabric.Session{up("rr1", fabric.IPv4, fabric.IPv6)}, []string{}},
 		{"not known", []fabric.Session{up("rr1")}, []string{}},
 		{"no IPv6", []fabric.Session{up("rr1", fabric.IPv4), up("rr2", fabric.IPv4, fabric.IPv6)}, []string{
-			"rr1 takes no IPv6: its session (10.10.0.11) was negotiated without that family; add an IPv6 channel (BIRD) or address family (FRR) to the session of node1 and rr1, on the side that has none, as vmfabric render writes it",
+			"rr1 takes no IPv6: its session (10.10.0.11) was negotiated without that family; add an IPv6 channel (BIRD) or address family (FRR) to the session of node1 and rr1, on the side that has none, as it is rendered from the cluster file",
 		}},
 		{"no IPv4", []fabric.Session{up("rr1", fabric.IPv4, fabric.IPv6), up("rr2", fabric.IPv6)}, []string{
-			"rr2 takes no IPv4: its session (10.10.0.11) was negotiated without that family; add an IPv4 channel (BIRD) or address family (FRR) to the session of node1 and rr2, on the side that has none, as vmfabric render writes it",
+			"rr2 takes no IPv4: its session (10.10.0.11) was negotiated without that family; add an IPv4 channel (BIRD) or address family (FRR) to the session of node1 and rr2, on the side that has none, as it is rendered from the cluster file",
 		}},
 		{"down", []fabric.Session{{Peer: "rr1", Address: "10.10.0.11", State: "active", Since: since, Families: []fabric.Family{}}}, []string{
 			"session with rr1 (10.10.0.11) is active since 12:00:00; check that the reflector runs, knows this node and has the same AS number and password",
@@ -69,7 +69,7 @@ func TestDownReason(t *testing.T) {
 		{"nothing is known", nil, guess},
 		{"shut down there", note(false, 6, 2, "planned work", since.Add(-time.Millisecond)), `rr1 ended it with Cease, Administrative Shutdown (6/2), "planned work"; enable the session there again, or ask who disabled it`},
 		{"shut down here", note(true, 6, 2, "", time.Time{}), "this side ended it with Cease, Administrative Shutdown (6/2); enable the session on this side again"},
-		{"wrong AS", note(true, 2, 2, "", since.Add(time.Second)), "this side ended it with OPEN Message Error, Bad Peer AS (2/2); give both sides the same AS numbers: asn in the cluster file, and in the configuration that vmfabric render writes from it"},
+		{"wrong AS", note(true, 2, 2, "", since.Add(time.Second)), "this side ended it with OPEN Message Error, Bad Peer AS (2/2); give both sides the same AS numbers: asn in the cluster file, and in the configuration that is rendered from it"},
 		{"too many", note(false, 6, 1, "", since), "rr1 ended it with Cease, Maximum Number of Prefixes Reached (6/1); announce less, or raise max_prefixes in the cluster file and render the reflector's configuration anew"},
 		{"of an earlier session", note(false, 6, 2, "planned work", since.Add(-time.Hour)), guess},
 	} {

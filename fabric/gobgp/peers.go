@@ -234,7 +234,7 @@ func (r *Reflector) problems(peers []ReflectorPeer) []string {
 			}
 			for _, f := range r.cluster.Families() {
 				if p.Lacks(f) {
-					say("core gateway %s (%s) takes no %s: its session was negotiated without that family; add an %s channel or address family to it there, as vmfabric render writes it",
+					say("core gateway %s (%s) takes no %s: its session was negotiated without that family; add an %s channel or address family to it there, as it is rendered from the cluster file",
 						p.Peer, p.Address, f, f)
 				}
 			}

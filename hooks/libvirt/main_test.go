@@ -308,12 +308,12 @@ func TestResolveRefused(t *testing.T) {
 				Nodes:      []fabric.Node{{Name: "node1", Address: netip.MustParseAddr("10.10.0.21")}},
 			}
 			var j lab.Journal
-			agent, err := agent.New(agent.Config{Cluster: cluster, Node: "node1", Dataplane: lab.NewDataplane(&j), Speaker: lab.NewSpeaker(&j), Store: lab.NewStore(&j)})
+			agent, err := agent.New(agent.Config{Cluster: cluster, Node: "node1", Dataplane: lab.NewDataplane(&j), Speaker: lab.NewSpeaker(&j), Store: lab.NewStore(&j)}, agent.WithRemedies(hooks.Remedy))
 			require.NoError(t, err)
 			status, said := run(t, serve(t, agent), op, emptied(t, "started.xml"))
 			assert.Equal(t, refusal(op), status)
 			if operations[op].up {
-				assert.Equal(t, "vmfabric: guest sea_gold refused: it has an empty <fabric:vm/> and this node has no resolver; name one in the cluster file (resolver:), or write its addresses into the XML", said)
+				assert.Equal(t, "vmfabric: guest sea_gold refused: it does not say what it has, and this node has no resolver; name one in the cluster file (resolver:), or write its addresses into the XML, or the instance's keys", said)
 			} else {
 				assert.Empty(t, said)
 			}

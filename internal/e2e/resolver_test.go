@@ -87,7 +87,7 @@ func embed(t *testing.T, s *system, lv *testenv.Libvirt, links *fake.Dataplane, 
 	source := libvirt.New(libvirt.Config{Socket: lv.Socket()})
 	agent, err := fabricagent.New(
 		fabricagent.Config{Cluster: s.cluster, Node: "node1", Dataplane: links, Speaker: fake.NewSpeaker(nil), Store: store},
-		fabricagent.WithSources(source), fabricagent.WithResolver(inv), fabricagent.WithObservers(inv),
+		fabricagent.WithSources(source), fabricagent.WithResolver(inv), fabricagent.WithObservers(inv), fabricagent.WithRemedies(hooks.Remedy),
 	)
 	require.NoError(t, err)
 	require.NoError(t, agent.Adopt(t.Context()))
