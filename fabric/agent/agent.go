@@ -77,7 +77,7 @@ type facts struct {
 	node     string
 	boot     string
 	began    time.Time
-	alone    bool            // no other node can be asked
+	alone    bool // no other node can be asked
 	remedies func(fabric.Reason) string
 	restarts map[string]bool // the sources that are followed; true: their guests are to be heard, see [fabric.Source]
 }
