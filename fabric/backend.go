@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-// Dataplane is the node's kernel, or whatever else carries packets.
+// Dataplane is the node's kernel, or another forwarder of packets.
 //
 // Put is idempotent, repairs what differs and serves single and full passes
 // alike; it refuses ([ErrForeign]) a link of the port's name that is not ours.
-// A port of kind [Adopt] whose link is not there yet gives an error that is
-// [os.ErrNotExist]; Changed fires when the link appears. Remove of what is
-// absent succeeds, and gives back, unmarked, a link that was adopted.
-// Actual lists only what is ours. All methods are safe for concurrent use, for
-// different ports at the same time.
+// For a port of kind [Adopt] whose link does not exist yet it returns an error
+// that is [os.ErrNotExist]; Changed fires when the link appears. Removing an
+// absent port succeeds. Remove takes the mark off an adopted link and leaves the
+// link to its owner. Actual lists only ports of ours. All methods are safe for
+// concurrent use, for different ports at the same time.
 type Dataplane interface {
 	Actual(ctx context.Context) ([]PortState, error)
 	Put(ctx context.Context, p Port) error
@@ -23,21 +23,22 @@ type Dataplane interface {
 	Changed() <-chan struct{} // something is not as it was put; coalesced, carries nothing
 
 	// NextHop says why the node has no address of a family to announce as next
-	// hop, and the way out; nil where it has one, or where that is not known.
-	// Changed fires when one goes or comes.
+	// hop, and the way out; nil: it has one, or that is not known. Changed fires
+	// when such an address comes or goes.
 	NextHop(v6 bool) error
-	// CheckForwarding tries whether packets of guests pass the node between the
-	// underlay and a port, without a guest, and gives what is in the way; nothing
-	// when all pass. An error says that it could not be tried; one that is
+	// CheckForwarding tests, without a guest, whether packets of guests pass the
+	// node between the underlay and a port. It lists what blocks them; empty: all
+	// pass. An error says that the test could not run; one that is
 	// [errors.ErrUnsupported] says that it never can.
 	CheckForwarding(ctx context.Context) ([]ForwardingFault, error)
 
 	Mover
 }
 
-// Announcer takes the routes that this node announces. Put and Remove return
-// when it has taken the change over; sessions may be down, it announces when they
-// come up. The laws of [Dataplane] hold here too.
+// Announcer takes the routes that this node announces. Put and Remove return when
+// the announcer has taken over the change. Sessions may be down: it announces the
+// routes when they come up. As with [Dataplane], Put is idempotent, removing an
+// absent route succeeds, and Actual lists only routes of ours.
 type Announcer interface {
 	Actual(ctx context.Context) ([]Route, error)
 	Put(ctx context.Context, routes ...Route) error
@@ -45,22 +46,23 @@ type Announcer interface {
 	Changed() <-chan struct{} // a session or a route is not as it was; coalesced, carries nothing
 }
 
-// Speaker announces routes, and tells what became of them. What it cannot tell
-// is an error that is [errors.ErrUnsupported].
+// Speaker announces routes and reports on them. A method whose answer the speaker
+// cannot know returns an error that is [errors.ErrUnsupported].
 type Speaker interface {
 	Announcer
-	// Sessions tells how the sessions with the reflectors are.
+	// Sessions lists the sessions with the reflectors.
 	Sessions(ctx context.Context) ([]Session, error)
-	// Advertisements tells, peer by peer, whether a prefix was sent.
+	// Advertisements reports, peer by peer, whether a prefix was sent.
 	Advertisements(ctx context.Context, prefix netip.Prefix) ([]Advertisement, error)
-	// Competitors tells, from each reflector, that another node announces one of
-	// this node's prefixes as [Fresh], and again when that route comes back. That
-	// one which was told is gone is told too, although the prefix may not be
-	// announced here any more. It is nil of a speaker that does not hear of them.
+	// Competitors reports, for each reflector, that another node announces a prefix
+	// of this node as [Fresh], and reports it again when that route comes back. It
+	// also reports when a reported route is gone, even if this node does not
+	// announce the prefix any more. The channel is nil if the speaker does not
+	// learn of such routes.
 	Competitors() <-chan Competitor
 }
 
-// NewSpeaker makes a [Speaker] of an [Announcer] that tells nothing.
+// NewSpeaker makes a [Speaker] of an [Announcer]; it reports nothing about routes.
 func NewSpeaker(a Announcer) Speaker { return silentSpeaker{a} }
 
 type silentSpeaker struct{ Announcer }
@@ -77,67 +79,67 @@ func (silentSpeaker) Competitors() <-chan Competitor { return nil }
 
 // Store keeps the wanted state over restarts.
 //
-// All returns every guest that can be read; when something cannot be read the
-// error says what, and the guests that could be read come with it. After an
-// error nothing may be removed on the store's word.
+// All returns every guest that it can read. If it cannot read something, the
+// error says what, and the readable guests come with it. After an error the
+// caller must not remove a guest because the store did not list it.
 type Store interface {
 	All(ctx context.Context) ([]Desired, error)
 	Put(ctx context.Context, d Desired) error
 	Delete(ctx context.Context, vm string) error
 
-	// Drained tells since when the node is being drained; zero: it is not.
+	// Drained returns since when the node is being drained; zero: it is not.
 	Drained(ctx context.Context) (since time.Time, err error)
-	// SetDrained keeps since when; zero: that it is not any more.
+	// SetDrained keeps since when the node is being drained; zero: it is not.
 	SetDrained(ctx context.Context, since time.Time) error
 
-	// KeptMoves gives the reports that KeepMoves was last given; nothing at first.
+	// KeptMoves returns the reports of the last KeepMoves; none before the first.
 	KeptMoves(ctx context.Context) ([]Move, error)
 	KeepMoves(ctx context.Context, moves []Move) error
 }
 
 // Source is a hypervisor that knows which guests run.
 type Source interface {
-	Name() string // what [VM.Origin] of its guests says
-	// Guests lists all guests of ours that run here now. Absent ones are not
-	// listed; one that runs but cannot be described is listed with the zero
-	// State, so that nobody takes it for gone, and so is every other that runs
-	// here and that nothing says to be ours: it may be one whose description was
-	// taken away. It returns an error in bounded
-	// time when the hypervisor does not answer; one that is os.ErrNotExist says
-	// that this machine has no such hypervisor.
+	Name() string // the [VM.Origin] of its guests
+	// Guests lists all guests of ours that run here now, and none that are absent.
+	// A guest that runs but cannot be described has the zero State, so that the
+	// agent does not take it for gone. The list also has, with the zero State, every
+	// running guest that nothing marks as ours: its description may have been
+	// removed. Guests returns an error in bounded time if the hypervisor does not
+	// answer; an error that is [os.ErrNotExist] says that this machine has no such
+	// hypervisor.
 	Guests(ctx context.Context) ([]Desired, error)
-	// Changes tells what happened since, also while Guests is under way. A change with Lost set says that
-	// others may have been missed, and Guests must be asked again.
+	// Changes reports what happened since, also while Guests is under way. A change
+	// with Lost set says that changes may be missing: call Guests again.
 	Changes() <-chan Change
-	// Describe reads the guest that the hypervisor knows by a name, whether it
-	// runs or not, for hooks and people who know no more of it; ours is false of
-	// one that it does not know, or that is none of ours. The error of one of ours
-	// that is not as the fabric needs it says what to do about it; one that is
-	// os.ErrNotExist says that this machine has no such hypervisor. It answers in
-	// bounded time.
+	// Describe reads the guest that the hypervisor knows by a name, running or not,
+	// for hooks and people who know only the name. ours is false if the hypervisor
+	// does not know the guest or it is not of the fabric. If a guest of ours is not
+	// as the fabric needs it, the error says what to do; an error that is
+	// [os.ErrNotExist] says that this machine has no such hypervisor. Describe
+	// answers in bounded time.
 	Describe(ctx context.Context, name string) (vm VM, ours bool, err error)
-	// MovesByRestart reports whether the hypervisor moves guests by starting them
-	// anew: on the other node before it ends them on this one, which goes on
-	// answering for them until then. So that such a guest is started, and that its
-	// port has carrier, does not say that traffic is to come here: it is announced
-	// as [Standby] until it was heard ([PortState.Silent]). Where a hypervisor says
-	// at which moment a guest begins to run, to wait would lose time.
+	// MovesByRestart reports whether the hypervisor moves a guest by a second start:
+	// it starts the guest on the other node before it ends it on this one, and the
+	// guest on this node answers until then. So neither the start nor carrier says
+	// that the traffic should come here. The agent announces such a guest as
+	// [Standby] until the dataplane has heard it ([PortState.Silent]). It does not
+	// wait for a frame if the hypervisor reports when a guest begins to run.
 	MovesByRestart() bool
-	// Status tells how the source fares.
+	// Status gives the state of the source.
 	Status() SourceStatus
 }
 
 // Change is something that happened to a guest.
 type Change struct {
-	// Guest as it is after the event. Its Since is the time just before its
-	// state was read, so that late news cannot undo newer. Without NICs it is one
-	// that is not described any more.
+	// Guest is the guest after the event. Its Since is a time just before the source
+	// read its state, so that late news cannot undo newer news. A guest without NICs
+	// has no description any more.
 	Guest Desired
-	Lost  bool // changes may have been missed; Guest is empty
+	Lost  bool // changes may be missing; Guest is empty
 }
 
 // Diagnoser is implemented by a backend that can say, in words for people,
-// what it cannot do on this machine or what ails it now.
+// what it cannot do on this machine or what is wrong with it now.
 type Diagnoser interface {
 	Diagnose() []string
 }

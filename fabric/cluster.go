@@ -19,30 +19,30 @@ import (
 // are never touched.
 const Protocol = 147
 
-// PeerProtocol is the route protocol number of routes to guests on other nodes,
-// which a node learns where the cluster is [Cluster.EastWest].
+// PeerProtocol is the route protocol number of routes to guests on other nodes. A
+// node learns them from the reflectors if [Cluster.EastWest] is set.
 const PeerProtocol = 148
 
 // Metrics of the fabric's routes in the kernel's main table (RTA_PRIORITY); of
-// several routes to a prefix the lowest is used. Metrics below PortMetric are
-// for announcements that a routing daemon reads from the kernel: the value of
-// LOCAL_PREF stands for itself there, see [Preference.LocalPref].
+// several routes to a prefix the kernel uses the lowest. Metrics below PortMetric
+// are for announcements that a routing daemon reads from the kernel: there the
+// metric is the value of LOCAL_PREF, see [Preference.LocalPref].
 const (
-	PortMetric = 1024 // of the route to a port, announced or not; what the kernel gives IPv6 routes too
-	PeerMetric = 4096 // of a route to another node, so that a guest which is here wins
+	PortMetric = 1024 // of the route to a port, announced or not; the kernel's default for IPv6 too
+	PeerMetric = 4096 // of a route to another node, so that the route to a port of this node wins
 )
 
-// Routing tables of the fabric beside the main one, which routing daemons read
-// and which a move of a guest leaves as it is, and the priorities of the rules
-// (ip-rule(8)) by which packets get there before the main table's, 32766. Who is
-// about to arrive comes first: what the other node diverts to this one must not
-// meet a diversion that an earlier move left.
+// Routing tables of the fabric, and the priorities of the rules (ip-rule(8)) that
+// lead packets there before the rule of the main table, 32766. Routing daemons read
+// the main table, so a move of a guest must not change it. The rule for arriving
+// guests comes before that for diverted ones: packets that another node diverts to
+// this one must not meet a diversion that an earlier move left.
 const (
-	ArrivingTable = 147   // routes to ports that are [Port.Incoming], for what comes in from the underlay
+	ArrivingTable = 147   // routes to ports that are [Port.Incoming], for packets from the underlay
 	DivertedTable = 148   // routes to the nodes that guests went to, for all packets; see [Mover]
-	ArrivingRule  = 14700 // one for each link of the underlay
+	ArrivingRule  = 14700 // one rule for each link of the underlay
 	DivertedRule  = 14800
-	TrialTable    = 149 // where the dataplane's own packets go with which it tries whether the node forwards
+	TrialTable    = 149 // routes for the packets of [Dataplane.CheckForwarding]
 	TrialRule     = 14600
 )
 
@@ -50,9 +50,9 @@ const (
 // packet filters and one key for removal.
 const LinkGroup = 147
 
-// DefaultMAC is the gateway's MAC address where the cluster names none. It is
-// locally administered and the same on every port of every node, so that a
-// guest that moves finds the gateway that it knew.
+// DefaultMAC is the gateway's MAC address if the cluster names none. It is locally
+// administered and the same on every port of every node: a guest that has moved
+// goes on with the gateway in its neighbour table.
 var DefaultMAC = MAC{0x02, 0x00, 0x5e, 0x00, 0x01, 0x01}
 
 // MAC is an Ethernet address (EUI-48). The zero value means "none".
@@ -101,8 +101,8 @@ type Community struct {
 	A, B, C uint32
 }
 
-// GracefulShutdown is the well-known community GRACEFUL_SHUTDOWN (RFC 8326):
-// whoever takes the route is about to lose it, and takes another where there is one.
+// GracefulShutdown is the well-known community GRACEFUL_SHUTDOWN (RFC 8326): the
+// route is about to be withdrawn, and routers prefer another one if they have it.
 var GracefulShutdown = Community{A: 65535, B: 0}
 
 // ParseCommunity reads "64512:100" or, for a large community, "64512:1:100".
@@ -135,7 +135,7 @@ func (c Community) String() string {
 	return fmt.Sprintf("%d:%d", c.A, c.B)
 }
 
-// Gateway is what every port of every node carries: the guests' first hop.
+// Gateway is the guests' first hop. Every port of every node has its addresses.
 type Gateway struct {
 	IPv4 netip.Addr `json:"ipv4"` // a /32 on each port; invalid in a cluster without IPv4
 	IPv6 netip.Addr `json:"ipv6"` // usually link-local; invalid in a cluster without IPv6
@@ -167,8 +167,8 @@ func (p Pool) Contains(a netip.Addr) bool {
 type RR struct {
 	Name     string
 	Address  netip.Addr
-	ASN      uint32 // the cluster's where it is iBGP, the usual case
-	Port     uint16 // 179 when zero
+	ASN      uint32 // with iBGP, the usual case, that of the cluster
+	Port     uint16 // TCP port; zero: 179
 	Password string // TCP MD5 key (RFC 2385); empty for none
 	GTSM     bool   // send with TTL 255 and accept no lower (RFC 5082)
 	BFD      bool   // single-hop BFD (RFC 5881)
@@ -179,11 +179,11 @@ type Core struct {
 	Name    string
 	Address netip.Addr
 	ASN     uint32
-	BFD     bool // between it and the reflectors; that notices a dead one sooner, and can cut graceful restart short
+	BFD     bool // with the reflectors: it detects a dead peer sooner, and can cut graceful restart short
 }
 
-// Node is a hypervisor host. At least one of its addresses is valid. They are
-// the source of its BGP sessions and the next hop of what it announces.
+// Node is a hypervisor host. At least one of its addresses is valid. They are the
+// source addresses of its BGP sessions and the next hops of its announcements.
 type Node struct {
 	Name     string
 	Address  netip.Addr // IPv4
@@ -199,9 +199,8 @@ func (n Node) Source(peer netip.Addr) netip.Addr {
 }
 
 // RouterID gives the BGP identifier (RFC 6286) of a speaker with these
-// addresses, either of which may be invalid: the IPv4 address, or where there is
-// none, four bytes that are always the same for v6 and that hardly another
-// speaker has.
+// addresses, either of which may be invalid: the IPv4 address, or if there is none,
+// four bytes of a hash of v6, which hardly another speaker has.
 func RouterID(v4, v6 netip.Addr) netip.Addr {
 	if v4.Is4() {
 		return v4
@@ -218,83 +217,86 @@ type Timers struct {
 	Hold         time.Duration // hold time (RFC 4271), 9 s by default; keepalives every third of it
 	ConnectRetry time.Duration // 1 s by default
 	Restart      time.Duration // graceful restart time (RFC 4724), 120 s by default
-	LongLived    time.Duration // long-lived stale time after that (RFC 9494); off when zero
+	LongLived    time.Duration // long-lived stale time after that (RFC 9494); zero: off
 }
 
-// DefaultTimers are used where the cluster names none.
+// DefaultTimers are the timers of a cluster that names none.
 var DefaultTimers = Timers{Hold: 9 * time.Second, ConnectRetry: time.Second, Restart: 120 * time.Second}
 
-// Cluster is what every node, reflector and core gateway agrees on. A cluster
-// that came from fabric/clusterfile, or passed [Cluster.Validate], is valid.
+// Cluster is the configuration that all nodes, reflectors and core gateways share.
+// A cluster from fabric/clusterfile, or one that passed [Cluster.Validate], is
+// valid.
 type Cluster struct {
 	Name        string
 	ASN         uint32
-	Communities []Community // on everything that is announced
+	Communities []Community // on every announcement
 	Gateway     Gateway
 	Pools       []Pool
-	Routed      []netip.Prefix // where prefixes routed to guests must lie; empty: anywhere that is free
+	Routed      []netip.Prefix // prefixes routed to guests must lie in one of these; empty: anywhere that is free
 	Reflectors  []RR
 	Core        []Core
 	Nodes       []Node
 	Timers      Timers
-	// Underlay is where a node may open a session to a reflector from, so that
-	// a new one needs no change there; empty: as [Cluster.NodeRanges] has it.
+	// Underlay lists the prefixes from which nodes may open sessions to the
+	// reflectors, so that a new node needs no change there. Empty: see
+	// [Cluster.NodeRanges].
 	Underlay []netip.Prefix
-	// MaxPrefixes is how many prefixes of each family a reflector takes from
-	// one node, DefaultMaxPrefixes when zero; it warns at 80 % of them.
+	// MaxPrefixes is how many prefixes of each family a reflector accepts from one
+	// node; zero: [DefaultMaxPrefixes]. The reflector warns at 80 % of them.
 	MaxPrefixes int
-	// EastWest has nodes take each other's routes from the reflectors, so that
+	// EastWest lets nodes accept each other's routes from the reflectors, so that
 	// guests on two nodes reach each other without the core gateway.
 	EastWest bool
-	// Speaker says what talks BGP on the nodes: "gobgp" (the default), "bird",
+	// Speaker names the BGP speaker of the nodes: "gobgp" (the default), "bird",
 	// "frr", or the path of a plugin.
 	Speaker string
 	// Resolver is the path of a plugin that knows the addresses of guests whose
-	// hypervisor does not; empty for none. Observers are those of plugins that
-	// are told what happens.
-	Resolver  string
+	// hypervisor does not; empty: none.
+	Resolver string
+	// Observers are the paths of plugins that receive the events of the nodes.
 	Observers []string
-	// Key is the secret that the agents' messages to each other are proven with,
-	// what is in the file that key_file names. Empty: the reflectors' passwords
-	// are; without these, only the cluster's Nodes are heard, by their address.
+	// Key is the secret that authenticates the messages between the agents: the
+	// content of the file that key_file names. If it is empty, the reflectors'
+	// passwords serve; without these, agents answer only the cluster's Nodes, which
+	// they know by address.
 	Key string
-	// AgentPort is the TCP port on which the agents of the nodes hear each
-	// other, on the nodes' addresses; DefaultAgentPort when zero.
+	// AgentPort is the TCP port on which the agents listen for each other, on the
+	// nodes' addresses; zero: [DefaultAgentPort].
 	AgentPort uint16
 	Moves     Moves
 	Guests    Guests
 }
 
-// MinKey is how many bytes a [Cluster.Key] has at least.
+// MinKey is the least length of [Cluster.Key] in bytes.
 const MinKey = 16
 
-// DefaultAgentPort is used where the cluster names none.
+// DefaultAgentPort is the [Cluster.AgentPort] of a cluster that names none.
 const DefaultAgentPort = 7147
 
-// Moves says what a live migration has to hold out: packets that come for a
-// guest while it runs on neither node wait for it.
+// Moves is the load for which live migrations are planned. While a guest runs on
+// neither node, its port holds the packets that come for it.
 type Moves struct {
-	Rate  int           // packets a second for one guest; 10,000 when zero
-	Pause time.Duration // how long the guest may stand still; 900 ms when zero
+	Rate  int           // packets per second to one guest; zero: 10,000
+	Pause time.Duration // longest pause of the guest; zero: 900 ms
 }
 
-// Queue gives the packets that a port has to hold for a guest on its way.
+// Queue gives the number of packets that the port of an arriving guest must hold.
 func (m Moves) Queue() int {
 	const slack = 100 * time.Millisecond
 	return int(math.Ceil(float64(m.Rate) * (m.Pause + slack).Seconds()))
 }
 
-// DefaultMoves are used where the cluster names none.
+// DefaultMoves is the [Cluster.Moves] of a cluster that names none.
 var DefaultMoves = Moves{Rate: 10_000, Pause: 900 * time.Millisecond}
 
-// DefaultMaxPrefixes is twice what a node was measured with.
+// DefaultMaxPrefixes is twice the number of prefixes that nodes were measured with.
 const DefaultMaxPrefixes = 10_000
 
 // The speakers that come with the fabric, in the words of [Cluster.Speaker].
 const (
 	SpeakerGoBGP = "gobgp" // embedded in the agent
-	SpeakerBIRD  = "bird"  // a BIRD on the node, which reads routes from the kernel
-	SpeakerFRR   = "frr"   // an FRR on the node, likewise
+	SpeakerBIRD  = "bird"  // BIRD on the node, which reads routes from the kernel
+	SpeakerFRR   = "frr"   // FRR on the node, likewise
 )
 
 // PrefixRange is the set of prefixes inside Prefix whose length in bits is Min
@@ -309,9 +311,9 @@ func (r PrefixRange) Contains(p netip.Prefix) bool {
 	return within(p, r.Prefix) && r.Min <= p.Bits() && p.Bits() <= r.Max
 }
 
-// Announceable lists what a node may announce of a family, pools first: the
-// host routes of the pools, and every prefix inside those routed to guests.
-// What is in [Cluster.Excluded] is not.
+// Announceable lists the prefixes of a family that a node may announce, pools
+// first: the host routes of the pools, and every prefix inside those routed to
+// guests. [Cluster.Excluded] lists the exceptions.
 func (c *Cluster) Announceable(v6 bool) []PrefixRange {
 	var rs []PrefixRange
 	for _, p := range c.Pools {
@@ -327,8 +329,8 @@ func (c *Cluster) Announceable(v6 bool) []PrefixRange {
 	return rs
 }
 
-// Excluded lists the prefixes of a family that pools keep from guests, and with
-// them everything inside.
+// Excluded lists the prefixes of a family that pools exclude. No guest may have an
+// address inside one.
 func (c *Cluster) Excluded(v6 bool) []netip.Prefix {
 	var ps []netip.Prefix
 	for _, p := range c.Pools {
@@ -349,7 +351,7 @@ func (c *Cluster) CoreGateway(name string) (Core, error) {
 	return named(c, "core gateway", "core", name, c.Core, func(g Core) string { return g.Name })
 }
 
-// named finds one of the cluster's machines, or says which there are.
+// named finds a machine of the cluster by name; its error lists the names there are.
 func named[T any](c *Cluster, what, key, name string, all []T, nameOf func(T) string) (T, error) {
 	names := make([]string, 0, len(all))
 	for _, v := range all {
@@ -367,8 +369,8 @@ func named[T any](c *Cluster, what, key, name string, all []T, nameOf func(T) st
 		what, name, c.Name, cmp.Or(strings.Join(names, ", "), "none"), key)
 }
 
-// WithDefaults gives the cluster with [DefaultMAC] and [DefaultTimers] where it
-// names none, and its own AS number for reflectors and core gateways.
+// WithDefaults gives the cluster with the defaults of all fields that are zero, and
+// with its own AS number for reflectors and core gateways without one.
 func (c Cluster) WithDefaults() Cluster {
 	c.Gateway.MAC = cmp.Or(c.Gateway.MAC, DefaultMAC)
 	c.Timers.Hold = cmp.Or(c.Timers.Hold, DefaultTimers.Hold)
@@ -390,10 +392,10 @@ func (c Cluster) WithDefaults() Cluster {
 	return c
 }
 
-// NodeRanges lists where nodes may open sessions to the reflectors from, in
-// order: the cluster's Underlay, or else the /24 and the /64 around each address
-// of a node; where guests' prefixes are in that, the address alone, lest guests pose as
-// nodes.
+// NodeRanges lists the prefixes from which nodes may open sessions to the
+// reflectors, in order: the cluster's Underlay, or else the /24 or /64 around each
+// address of a node. If that overlaps prefixes of guests it is the address alone,
+// so that no guest can pose as a node.
 func (c *Cluster) NodeRanges() []netip.Prefix {
 	if len(c.Underlay) > 0 {
 		return slices.SortedFunc(slices.Values(c.Underlay), netip.Prefix.Compare)
@@ -422,7 +424,7 @@ func (c *Cluster) Node(name string) (Node, error) {
 	return named(c, "node", "nodes", name, c.Nodes, func(n Node) string { return n.Name })
 }
 
-// PoolOf gives the pool whose prefix has a, excluded or not.
+// PoolOf gives the pool whose prefix contains a, even if the pool excludes a.
 func (c *Cluster) PoolOf(a netip.Addr) (Pool, bool) {
 	for _, p := range c.Pools {
 		if p.Prefix.Contains(a) {
@@ -454,8 +456,8 @@ func (c *Cluster) hosts() []host {
 	return slices.DeleteFunc(all, func(h host) bool { return !h.addr.IsValid() })
 }
 
-// plainName holds for names that mean nothing special in a file name, a link
-// alias or a router's configuration.
+// plainName reports names without special meaning in a file name, a link alias or
+// a router's configuration.
 func plainName(s string) bool {
 	if s == "" || len(s) > 32 || s[0] == '.' || s[0] == '-' {
 		return false

@@ -16,7 +16,7 @@ var (
 	ErrForeign = errors.New("not ours")
 )
 
-// RefusedError is why a node does not take a guest. It is an [ErrRefused].
+// RefusedError says why a node does not take a guest. It is an [ErrRefused].
 type RefusedError struct {
 	VM     string
 	Reason Reason
@@ -31,18 +31,18 @@ func (e *RefusedError) Unwrap() error { return e.Err }
 // Is reports whether target is ErrRefused.
 func (e *RefusedError) Is(target error) bool { return target == ErrRefused }
 
-// Reason is what kind of problem something is, for whoever knows by which commands
-// and files of a node it is solved.
+// Reason classifies a problem for the program that runs the agent: that program
+// knows the commands and files of the node that solve it.
 type Reason string
 
-// The reasons that have a way out which the fabric itself does not know.
+// The reasons. For all but RuleBroken the fabric itself does not know the way out.
 const (
-	RuleBroken     Reason = "rule broken"     // the text says all
-	NodeDrained    Reason = "node drained"    // a guest is refused, as its node is drained
-	DrainUnderWay  Reason = "drain under way" // the node is drained
-	DrainUnknown   Reason = "drain unknown"   // whether it is could not be read
+	RuleBroken     Reason = "rule broken"     // the text of the error has the way out
+	NodeDrained    Reason = "node drained"    // the node is being drained, so it refuses the guest
+	DrainUnderWay  Reason = "drain under way" // the node is being drained
+	DrainUnknown   Reason = "drain unknown"   // the store could not say whether the node is being drained
 	GuestUnknown   Reason = "guest unknown"   // no hypervisor of the node has the guest
-	ResolverNone   Reason = "resolver none"   // a guest does not say what it has, and there is nobody to ask
-	ResolverSilent Reason = "resolver silent" // nor does the resolver answer
-	ResolverFailed Reason = "resolver failed" // or it does not know either
+	ResolverNone   Reason = "resolver none"   // the guest needs a resolver, and the node has none
+	ResolverSilent Reason = "resolver silent" // the resolver did not answer in time
+	ResolverFailed Reason = "resolver failed" // the resolver answered with an error
 )

@@ -14,20 +14,20 @@ type FailureKind string
 // The kinds of [SessionFailure].
 const (
 	Closed      FailureKind = "closed"      // the peer, or its kernel, ended the connection
-	Refused     FailureKind = "refused"     // nothing listens there
-	Unreachable FailureKind = "unreachable" // nobody answers
+	Refused     FailureKind = "refused"     // nothing listens at the peer's port
+	Unreachable FailureKind = "unreachable" // the peer does not answer
 )
 
 // SessionFailure is how a session, or an attempt at one, ended without a
 // NOTIFICATION.
 type SessionFailure struct {
 	Kind   FailureKind `json:"kind"`
-	Reason string      `json:"reason"`      // in the words of the system, or of the daemon
+	Reason string      `json:"reason"`      // in the words of the system or the daemon
 	At     time.Time   `json:"at,omitzero"` // zero: not known
 }
 
-// NewSessionFailure makes one of what a daemon, or the system, says about it; nil
-// of words that are of none of the kinds.
+// NewSessionFailure makes one from an error text of a daemon or the system; nil if
+// the text is of none of the kinds.
 func NewSessionFailure(text string, at time.Time) *SessionFailure {
 	// Package net puts the addresses before the reason.
 	if _, last, ok := strings.Cut(text, "connect: "); ok {
@@ -58,7 +58,7 @@ func NewSessionFailure(text string, at time.Time) *SessionFailure {
 	return &f
 }
 
-// from says what happened, and the way out.
+// from says how the session ended, and the way out.
 func (f SessionFailure) from(s Session) string {
 	roles := s.roles()
 	switch f.Kind {

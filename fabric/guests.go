@@ -8,20 +8,20 @@ import (
 	"strings"
 )
 
-// Guests is what guests may reach beside each other and the Internet. From a
-// port, the node itself gives address resolution, echo replies and ICMP errors
-// and no more; packets to the underlay and to 169.254.0.0/16 are not forwarded,
-// but for answers to what came from there.
+// Guests says what guests may reach beside each other and the Internet. By
+// default the node itself gives a guest address resolution, echo replies and ICMP
+// errors, and nothing more. The node forwards no packets of guests to the
+// underlay or to 169.254.0.0/16, except replies to packets that came from there.
 type Guests struct {
-	// Reach are prefixes of the underlay and of 169.254.0.0/16 that guests may
-	// reach all the same.
+	// Reach lists prefixes of the underlay and of 169.254.0.0/16 that guests may
+	// reach nevertheless.
 	Reach []netip.Prefix
-	// NodePorts are services of the node that its guests may reach, on any of
-	// its addresses.
+	// NodePorts lists services of the node that its guests may reach, on any
+	// address of the node.
 	NodePorts []Service
 }
 
-// Service is a port of TCP or UDP.
+// Service is a TCP or UDP port.
 type Service struct {
 	Protocol string // "tcp" or "udp"
 	Port     uint16
@@ -47,14 +47,14 @@ func (c *Cluster) Private() []netip.Prefix {
 	ps := c.NodeRanges()
 	for _, h := range c.hosts() {
 		if h.addr == c.Gateway.IPv4 || h.addr == c.Gateway.IPv6 {
-			continue // it is on the node
+			continue // the node itself has it
 		}
 		ps = append(ps, HostPrefix(h.addr))
 	}
 	return disjoint(ps)
 }
 
-// disjoint leaves out what lies in another prefix, and sorts.
+// disjoint leaves out prefixes that lie in another one, and sorts.
 func disjoint(ps []netip.Prefix) []netip.Prefix {
 	ps = slices.Clone(ps)
 	slices.SortFunc(ps, netip.Prefix.Compare) // a prefix comes before those in it
@@ -99,11 +99,11 @@ func (v *validator) guests() {
 	}
 }
 
-// linkLocal4 is of RFC 3927; clouds serve their metadata there.
+// linkLocal4 is the link-local block of RFC 3927. Clouds serve their metadata there.
 var linkLocal4 = netip.MustParsePrefix("169.254.0.0/16")
 
-// permitUnderlay tells why what is routed to a guest cannot be r, or nil: from
-// an address of the underlay, a guest would speak as one of the cluster's machines.
+// permitUnderlay says why no guest can have the route r, or nil: with an address
+// of the underlay, a guest could pose as one of the cluster's machines.
 func (c *Cluster) permitUnderlay(r netip.Prefix) error {
 	for _, h := range c.hosts() {
 		if r.Contains(h.addr) {

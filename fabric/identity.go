@@ -5,25 +5,25 @@ import (
 	"fmt"
 )
 
-// Identity says which guest it is that has an address, whatever its name: a copy
-// is another one, and a guest that moved or was renamed is the same. The zero
-// value is that of a guest of which nobody says.
+// Identity identifies a guest in the cluster independently of its node: a guest
+// that moved is the same, a copy is another one. A guest with a UUID may also be
+// renamed. The zero value means that the identity is not known.
 type Identity string
 
-// byHand stands for the source of a guest that has none.
+// byHand replaces the source in the identity of a guest without one.
 const byHand = "attached"
 
-// maxIdentity is the longest identity, in bytes: a source's name, and what it
-// knows the guest by.
+// maxIdentity is the longest identity, in bytes: a source's name, and the UUID
+// or name of the guest.
 const maxIdentity = 64 + 2*MaxNameBytes
 
-// Identity gives what tells the guest from all others in the cluster: who runs
-// it, and the UUID that it has there, or else its name.
+// Identity distinguishes the guest from all others in the cluster: its [Source],
+// and its UUID there, or else its name.
 func (v VM) Identity() Identity {
 	return Identity(cmp.Or(v.Origin, byHand) + " " + cmp.Or(v.UUID, v.Name))
 }
 
-// Validate reports what keeps an identity from being told.
+// Validate reports why an identity cannot be sent to another node; nil: it can.
 func (i Identity) Validate() error {
 	if err := plain(string(i), maxIdentity); err != nil {
 		return fmt.Errorf("identity: %w", err)

@@ -21,54 +21,54 @@ import (
 //	◀───────────────────────── Released  withdrawn, port gone, diverted for a while
 //	announced as Normal
 //
-// And whoever has a guest, after a migration or any other start, claims its
-// prefixes (Claimed) of every node of the cluster: until all of them have let
-// go, it is announced as Fresh, so that none takes an address back.
+// After a migration, and after any other start, the node that has a guest sends
+// Claimed, with the guest's prefixes, to every node of the cluster. It announces
+// the guest as Fresh until all of them have released it, so that no late
+// announcement of another node wins.
 
-// Mover is the part of a [Dataplane] that helps guests move without loss. One that
-// cannot gives errors of Record and Divert that are [errors.ErrUnsupported], has
-// nothing to return, and hears nobody.
+// Mover is the part of a [Dataplane] that helps guests move without loss. If a
+// dataplane cannot do that, Record and Divert return an error that is
+// [errors.ErrUnsupported], Diverted lists nothing, and Heard reports nothing.
 type Mover interface {
-	// Record keeps the last frames that go into a port from now on, until
-	// record is false or the port is removed. A port that is not there is an
+	// Record keeps the last frames that go into a port from now on, until record
+	// is false or the port is removed. For a port that does not exist it returns an
 	// error that is [os.ErrNotExist].
 	Record(ctx context.Context, port string, record bool) error
-	// Divert sends what comes for what is behind ports to another node, in
-	// place of the ports, which may be removed meanwhile. Then it sends there
-	// again what was recorded since just before the guest was last heard. Prefixes of a
-	// family that the other node has no address of are an error, which keeps
-	// the others from nothing. It is idempotent; what was sent again is not
-	// sent once more.
+	// Divert forwards the packets for the guest behind ports to another node instead
+	// of into the ports, which may be removed meanwhile. Then it sends the recorded
+	// frames there again, from just before the guest was last heard. If the other
+	// node has no address of a family, Divert returns an error for the prefixes of
+	// that family and still diverts the others. It is idempotent, and sends no
+	// recorded frame again twice.
 	Divert(ctx context.Context, ports []Port, to Node) (Diversion, error)
 	// Return ends the diversion of prefixes at once; absence is success.
 	Return(ctx context.Context, prefixes ...netip.Prefix) error
-	// Diverted lists the prefixes that are diverted, by this process or an
-	// earlier one.
+	// Diverted lists the prefixes that this process, or an earlier one, diverts.
 	Diverted(ctx context.Context) ([]netip.Prefix, error)
-	// Heard tells the name of an [Port.Incoming] port, once, when the first
-	// frame comes from its guest: it runs here. Of a port that is
-	// [PortState.Silent] it tells when that ends because the guest was heard.
+	// Heard sends the name of a [Port.Incoming] port, once, when the first frame
+	// comes from its guest: the guest runs here. It also sends the name of a port
+	// that stops being [PortState.Silent] because its guest was heard.
 	Heard() <-chan string
 }
 
 // Diversion is what [Mover.Divert] did.
 type Diversion struct {
-	At     time.Time // when packets went to the other node
-	Resent int       // frames
-	Done   time.Time // when these had been sent
+	At     time.Time // when packets began to go to the other node
+	Resent int       // recorded frames that were sent again
+	Done   time.Time // when the last of these had been sent
 }
 
 // Nodes are the agents of the other nodes of the cluster.
 type Nodes interface {
-	// Names lists them: those that the cluster names, and those that called.
+	// Names lists the other nodes: those in the cluster file, and those that called.
 	Names() []string
-	// Ask tells the agent of a node something and gives its answer. It is an
-	// error when that one does not answer in some seconds, as much as an agent
-	// may need whose processors are taken, or before ctx ends.
+	// Ask sends a notice to the agent of a node and returns its answer. It returns
+	// an error if no answer comes before ctx ends, or within some seconds, the time
+	// that an agent may need on a busy machine.
 	Ask(ctx context.Context, node string, n Notice) (Answer, error)
-	// Serve answers what the others tell until ctx ends, then returns nil. It
-	// calls answer for several nodes at the same time, and never with one that
-	// is not of the cluster.
+	// Serve answers the notices of the other nodes until ctx ends, then returns nil.
+	// It calls answer for several nodes at the same time, and only for nodes of the
+	// cluster.
 	Serve(ctx context.Context, answer func(ctx context.Context, from Node, n Notice) Answer) error
 }
 
@@ -78,79 +78,80 @@ type NoticeKind string
 // The kinds of notice.
 const (
 	Arriving  NoticeKind = "arriving"  // the guest is about to arrive at the sender, which takes packets for it already
-	Arrived   NoticeKind = "arrived"   // it runs there
-	Cancelled NoticeKind = "cancelled" // it does not arrive after all
-	Claimed   NoticeKind = "claimed"   // the sender has it: whoever has it from before lets go
-	Released  NoticeKind = "released"  // the sender announces it no more
-	Acquiring NoticeKind = "acquiring" // the sender is about to start it: who has an address of it, for another guest, says so
+	Arrived   NoticeKind = "arrived"   // the guest runs at the sender
+	Cancelled NoticeKind = "cancelled" // the guest does not arrive at the sender after all
+	Claimed   NoticeKind = "claimed"   // the sender has the guest: a node that had it before withdraws it
+	Released  NoticeKind = "released"  // the sender does not announce the guest any more
+	Acquiring NoticeKind = "acquiring" // the sender is about to start the guest, and asks whether another guest has an address of it
 )
 
-// Notice is what the agent of one node tells that of another about a guest.
+// Notice is a message about a guest from the agent of one node to that of another.
 type Notice struct {
 	Kind     NoticeKind     `json:"kind"`
 	VM       string         `json:"vm"`
 	UUID     string         `json:"uuid,omitempty"`
 	Prefixes []netip.Prefix `json:"prefixes"`
-	// Epoch orders the claims of all nodes to one address: of two, the
-	// higher is the later.
+	// Epoch orders the claims of all nodes to one guest: the node with the higher
+	// epoch began to run it later.
 	Epoch uint64 `json:"generation,omitempty"`
-	Move  *Move  `json:"move,omitempty"` // with Released: what the source saw
-	// Identity is the guest's; empty where the sender's agent is an older one.
-	// Two guests with one address are not ordered by epochs.
+	Move  *Move  `json:"move,omitempty"` // with Released: the report of the source
+	// Identity is that of the guest; empty: the sender's agent is an older version.
+	// Epochs do not order two different guests with one address.
 	Identity Identity `json:"identity,omitempty"`
-	// Acquired is since when the guest has its addresses. Of two guests with one
-	// address, the first keeps it.
+	// Acquired is the time since which the guest has had its addresses. Of two
+	// guests with one address, the one that had it first keeps it.
 	Acquired time.Time `json:"acquired,omitzero"`
 }
 
-// Answer is what is said to a [Notice].
+// Answer is the reply to a [Notice].
 type Answer struct {
-	Held  bool   `json:"held"`                 // one of the prefixes is announced there, or about to be
-	Epoch uint64 `json:"generation,omitempty"` // with which, or with which it last was
+	Held  bool   `json:"held"`                 // the answering node announces one of the prefixes, or is about to
+	Epoch uint64 `json:"generation,omitempty"` // the epoch of the guest there, now or when it was last announced
 
-	// Which guest has it, and since when: told to those whose notice has an identity.
+	// The guest that has the prefix, and since when; only if the notice has an
+	// identity.
 	VM       string       `json:"vm,omitempty"`
 	Identity Identity     `json:"identity,omitempty"`
 	Acquired time.Time    `json:"acquired,omitzero"`
 	Prefix   netip.Prefix `json:"prefix,omitzero"` // to [Acquiring]: the first of the prefixes that is not free
 }
 
-// Move is the report of a guest's move, as one node saw it, or both. Times are
-// zero for what did not happen, or has not yet.
+// Move is the report of a guest's move, as one node saw it, or both. A time is
+// zero if the event did not happen, or has not happened yet.
 type Move struct {
 	VM       string         `json:"vm"`
 	UUID     string         `json:"uuid,omitempty"`
 	Prefixes []netip.Prefix `json:"prefixes"`
-	From     string         `json:"from,omitempty"` // the nodes' names
-	To       string         `json:"to,omitempty"`
-	Outcome  string         `json:"outcome"` // under way, moved, or why not
+	From     string         `json:"from,omitempty"` // name of the source node
+	To       string         `json:"to,omitempty"`   // name of the destination node
+	Outcome  string         `json:"outcome"`        // "under way", "moved", or why it did not move
 
 	// At the destination.
-	Expected  time.Time `json:"expected,omitzero"`    // its hook announced it
-	PortReady time.Time `json:"port_ready,omitzero"`  // packets for it are taken, and wait
+	Expected  time.Time `json:"expected,omitzero"`    // the hypervisor's hook announced the migration
+	PortReady time.Time `json:"port_ready,omitzero"`  // the ports take packets for the guest and hold them
 	Running   time.Time `json:"running,omitzero"`     // the guest runs here
-	RunningBy string    `json:"running_by,omitempty"` // what told it: a source, by name, a frame of the guest's, or its carrier
-	Announced time.Time `json:"announced,omitzero"`
-	Normal    time.Time `json:"normal,omitzero"` // everybody let go, and the preference is the usual one
+	RunningBy string    `json:"running_by,omitempty"` // how the agent knew: the name of a source, "frame" or "carrier"
+	Announced time.Time `json:"announced,omitzero"`   // the speaker took the routes
+	Normal    time.Time `json:"normal,omitzero"`      // the routes are not Fresh any more: no other node announces the guest
 
 	// At the source.
-	Learned   time.Time            `json:"learned,omitzero"` // where it goes
-	Stopped   time.Time            `json:"stopped,omitzero"` // the guest stopped there
-	Diverted  time.Time            `json:"diverted,omitzero"`
-	Resent    int                  `json:"resent"`             // frames
-	ResentAt  time.Time            `json:"resent_at,omitzero"` // when they had been sent
-	Seen      map[string]time.Time `json:"seen,omitempty"`     // the destination's announcement, by reflector
-	Withdrawn time.Time            `json:"withdrawn,omitzero"`
+	Learned   time.Time            `json:"learned,omitzero"`   // the agent knew the destination
+	Stopped   time.Time            `json:"stopped,omitzero"`   // the hypervisor stopped the guest
+	Diverted  time.Time            `json:"diverted,omitzero"`  // packets began to go to the destination
+	Resent    int                  `json:"resent"`             // recorded frames that were sent again
+	ResentAt  time.Time            `json:"resent_at,omitzero"` // when the last of these had been sent
+	Seen      map[string]time.Time `json:"seen,omitempty"`     // when each reflector had the destination's route, by its name
+	Withdrawn time.Time            `json:"withdrawn,omitzero"` // the source withdrew its routes
 }
 
 // Competitor is another node's better route to a prefix that this node announces,
-// as a reflector tells it.
+// as a reflector sends it.
 type Competitor struct {
 	Prefix     netip.Prefix
 	Via        netip.Addr // next hop: an address of the other node
 	Preference Preference
-	Reflector  string // by name
-	Holder     Holder // the guest that it is for; zero: it does not say
+	Reflector  string // its name
+	Holder     Holder // the guest of the route; zero: the route has no holder
 	At         time.Time
-	Gone       bool // it is not there any more, or not better than others
+	Gone       bool // the route is gone, or not better any more
 }

@@ -5,12 +5,12 @@ import (
 	"slices"
 )
 
-// NextHop gives the one next hop with which a reflector takes routes of a
-// family from a node that calls from session: its address of that family, by
-// the session or by the cluster. Of a family that nobody gave it an address of
-// it is the session's address, IPv4-mapped for IPv6 (RFC 4291) and as it is for
-// IPv4 (RFC 8950), as an agent announces it. The node that no cluster names is
-// the zero Node.
+// NextHop gives the only next hop that a reflector accepts in routes of a family
+// from a node, whose BGP session comes from the address session: session itself
+// if it is of that family, else the node's address of that family in the cluster.
+// Without either it is session, IPv4-mapped for IPv6 (RFC 4291) and unchanged for
+// IPv4 (RFC 8950), as an agent announces it. Use the zero Node for a node that the
+// cluster does not name.
 func (n Node) NextHop(session netip.Addr, v6 bool) netip.Addr {
 	own := n.Address
 	if v6 {
@@ -27,11 +27,11 @@ func (n Node) NextHop(session netip.Addr, v6 bool) netip.Addr {
 	return session
 }
 
-// NextHopRanges says where the next hop of a family may be of a node that the
-// cluster names and gives no address of that family: inside of the prefixes in,
-// and in none of not. The node's agent found the address on the node itself, so
-// that others can only tell that it is nobody else's: no other machine's, no
-// guest's, and where nodes are.
+// NextHopRanges limits the next hop of a family for a node that the cluster names
+// without an address of that family: it is in one of the prefixes in, and in none
+// of the prefixes not. The node's agent found the address on the node itself.
+// Others can only check that it lies where nodes are, and that no other machine
+// and no guest has it.
 func (c *Cluster) NextHopRanges(v6 bool) (in, not []netip.Prefix) {
 	family := func(p netip.Prefix) bool { return p.Addr().Is6() == v6 }
 	for _, p := range c.NodeRanges() {

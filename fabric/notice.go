@@ -16,15 +16,15 @@ var noticeKinds = []NoticeKind{Arriving, Arrived, Cancelled, Claimed, Released, 
 // as many routes on each of MaxNICs NICs.
 const maxPrefixes = MaxNICs * 2 * MaxAddresses
 
-// Bounds on what another node says, which is kept, and shown to people.
+// Limits on the texts of another node, which this node stores and shows to people.
 const (
 	maxWord = 256 // bytes of a name or an outcome
-	maxSeen = 64  // reflectors of a move's report
+	maxSeen = 64  // reflectors in the report of a move
 )
 
-// Validate reports what keeps n from being told: a kind that is not known, a
-// guest without a name, prefixes that are none. [Nodes] tell and take no other
-// notice.
+// Validate reports why n cannot be sent: an unknown kind, a guest without a name,
+// invalid prefixes, a bad identity or report of a move. [Nodes] send and accept
+// only notices for which it is nil.
 func (n Notice) Validate() error {
 	if !slices.Contains(noticeKinds, n.Kind) {
 		names := make([]string, len(noticeKinds))
@@ -56,7 +56,7 @@ func (n Notice) Validate() error {
 	return nil
 }
 
-// validate reports what keeps the report of a move from being told.
+// validate reports why the report of a move cannot be sent.
 func (m *Move) validate() error {
 	if m == nil {
 		return nil
@@ -79,7 +79,7 @@ func (m *Move) validate() error {
 	return nil
 }
 
-// plain reports what keeps a word of another node from being shown.
+// plain reports why a text of another node cannot be shown.
 func plain(s string, most int) error {
 	switch {
 	case len(s) > most:

@@ -12,19 +12,19 @@ import (
 // ends it (RFC 4271, 4.5). [NewNotification] makes one whose texts are safe to
 // print.
 type Notification struct {
-	Sent    bool  `json:"sent"`    // by this side; else the peer did
-	Code    uint8 `json:"code"`    // zero: one came, and the speaker does not say which
+	Sent    bool  `json:"sent"`    // true: this side sent it; false: the peer
+	Code    uint8 `json:"code"`    // zero: the speaker does not say which one came
 	Subcode uint8 `json:"subcode"` // zero: none
 	// Reason is what code and subcode mean: "Cease, Administrative Shutdown".
 	Reason string `json:"reason"`
-	// Communication is what whoever ended the session wrote about it (RFC 9003).
+	// Communication is the text of the side that ended the session (RFC 9003).
 	Communication string    `json:"communication,omitempty"`
 	At            time.Time `json:"at,omitzero"` // zero: not known
 }
 
 const (
 	maxCommunication = 255 // bytes (RFC 9003)
-	maxFamily        = 64  // bytes of the name of one that is not known
+	maxFamily        = 64  // bytes of the name of an unknown family
 )
 
 // NewNotification makes a notification. The communication comes from another
@@ -50,7 +50,7 @@ func (n Notification) String() string {
 	return s
 }
 
-// from says who sent it.
+// from says which side ended the session, and how.
 func (n Notification) from(peer string) string {
 	if n.Sent {
 		return "this side ended it with " + n.String()
@@ -58,21 +58,21 @@ func (n Notification) from(peer string) string {
 	return peer + " ended it with " + n.String()
 }
 
-// Codes and subcodes with a way out of their own.
+// Codes and subcodes with a remedy of their own.
 const (
 	openError        = 2
 	holdTimerExpired = 4
 	cease            = 6
 
 	unacceptableAS   = 2 // of openError
-	tooManyPrefixes  = 1 // of cease, as those that follow
+	tooManyPrefixes  = 1 // of cease, like those below
 	adminShutdown    = 2
 	deconfigured     = 3
 	adminReset       = 4
 	connectionRefuse = 5
 )
 
-// remedy is what to do about it.
+// remedy says what the operator can do about it.
 func (n Notification) remedy() string {
 	switch {
 	case n.Code == openError && n.Subcode == unacceptableAS:
@@ -93,8 +93,8 @@ func (n Notification) remedy() string {
 	return "see the log of the other side"
 }
 
-// As the registry of BGP error codes has them: RFC 4271, 4486, 5492, 6608, 7313,
-// 8538, 9003, 9234, 9384.
+// The names are those of the IANA registry of BGP error codes: RFC 4271, 4486,
+// 5492, 6608, 7313, 8538, 9003, 9234, 9384.
 var notificationCodes = map[uint8]string{
 	1: "Message Header Error", openError: "OPEN Message Error", 3: "UPDATE Message Error", holdTimerExpired: "Hold Timer Expired",
 	5: "Finite State Machine Error", cease: "Cease", 7: "ROUTE-REFRESH Message Error", 8: "Send Hold Timer Expired",
@@ -128,9 +128,9 @@ func notificationReason(code, subcode uint8) string {
 	return reason
 }
 
-// NotificationCode gives code and subcode of a reason as routing daemons word
-// it, and whether it is known. Words of any case, and the reason of the code
-// before them or not, are understood.
+// NotificationCode gives code and subcode of a reason in the words of a routing
+// daemon; known is false for other texts. The case of letters does not matter.
+// The reason of the code may stand before that of the subcode.
 func NotificationCode(reason string) (code, subcode uint8, known bool) {
 	plain := func(s string) string {
 		return strings.ToLower(strings.Map(func(r rune) rune {
@@ -154,21 +154,22 @@ func NotificationCode(reason string) (code, subcode uint8, known bool) {
 	return 0, 0, false
 }
 
-// escape makes text of another machine fit for a line on a terminal, of at most
-// so many bytes: what does not print, or only acts, is written as Go writes it.
-// What is escaped already stays as it is.
+// escape makes text from another machine safe for one line on a terminal, of at
+// most so many bytes: it writes characters that do not print as Go escapes. Text
+// that is escaped already stays as it is.
 func escape(s string, most int) string {
 	const more = "..."
 	var b strings.Builder
-	cut := 0 // where the text may end for more to follow
+	cut := 0 // the length at which "..." still fits
 	for len(s) > 0 && b.Len() <= most {
 		r, size := utf8.DecodeRuneInString(s)
 		piece := s[:size]
 		switch {
 		case r == utf8.RuneError && size == 1:
 			piece = fmt.Sprintf(`\x%02x`, s[0])
-		// IsPrint leaves out control and format characters, which those that change
-		// the direction of writing are, and every space but the plain one.
+		// IsPrint is false for control characters, for format characters, among them
+		// those that change the direction of writing, and for all spaces but the plain
+		// one.
 		case unicode.IsPrint(r) && !blank(r):
 		case r <= 0xffff:
 			piece = fmt.Sprintf(`\u%04x`, r)

@@ -5,9 +5,9 @@ import (
 	"net/netip"
 )
 
-// Permits applies the cluster's rules to what a guest's NICs ask for, whoever
-// else is in the cluster. Its error names the NIC, the address or route, and
-// the way out.
+// Permits applies the cluster's rules to the addresses and routes of a guest's
+// NICs. It does not look at other guests. Its error names the NIC, the address or
+// route, and the way out.
 func (c *Cluster) Permits(vm VM) error {
 	for n, nic := range vm.NICs {
 		for _, a := range nic.Addresses {
@@ -24,7 +24,6 @@ func (c *Cluster) Permits(vm VM) error {
 	return nil
 }
 
-// permitAddress applies the cluster's rules to an address.
 func (c *Cluster) permitAddress(a netip.Addr) error {
 	family := "IPv4"
 	if a.Is6() {
@@ -51,7 +50,6 @@ func (c *Cluster) permitAddress(a netip.Addr) error {
 	return nil
 }
 
-// permitRoute applies the cluster's rules to a routed prefix.
 func (c *Cluster) permitRoute(r netip.Prefix) error {
 	if !r.IsValid() || r.Addr().Is4In6() {
 		return fmt.Errorf("not a prefix; write 198.51.100.0/29")

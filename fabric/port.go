@@ -21,22 +21,21 @@ type Port struct {
 	NIC     NIC // Kind is never empty
 	Gateway Gateway
 	// Incoming: the guest arrives by live migration and does not run here yet.
-	// What is behind the port is then reached through it by packets that come
-	// in from the underlay alone; the node's own, and those of its other
-	// guests, go where they would go without the port. The guest's addresses
-	// are neighbours at NIC.MAC, if that is known, so that nobody has to ask a
-	// guest that does not run.
+	// Only packets from the underlay go through the port then. Packets of the node
+	// itself, and of its other guests, go where they would go without the port.
+	// The guest's addresses are neighbour entries with NIC.MAC, if that is known:
+	// a guest that does not run cannot answer ARP or neighbour discovery.
 	Incoming bool
-	// Queue is how many packets wait in the port for a guest that takes none
-	// (txqueuelen of a tap), at least; 0: 1,000, what the kernel gives. A queue
-	// that was longer stays so while a guest has the port open.
+	// Queue is the least number of packets that the port holds for a guest that
+	// takes none (txqueuelen of a tap); 0: 1,000, the kernel's default. A longer
+	// queue stays as it is while a guest has the port open.
 	Queue int
-	// Listen: the guest has carrier before it answers, and may run elsewhere
-	// until it does, so it is listened for: see [PortState.Silent].
+	// Listen: the guest has carrier before it answers, and may run elsewhere until
+	// then. The dataplane listens for its first frame: see [PortState.Silent].
 	Listen bool
 }
 
-// ListenFor is how long a guest that has carrier may be [PortState.Silent].
+// ListenFor is the longest time after carrier for which a port is [PortState.Silent].
 const ListenFor = 5 * time.Second
 
 // PortState is a port of ours as a [Dataplane] finds it.
@@ -45,19 +44,19 @@ type PortState struct {
 	Cluster string
 	VM      string
 	Index   int
-	NIC     NIC  // what can be seen of it: kind, addresses and routes
-	Carrier bool // somebody holds the other end
-	// Lost: it had carrier since it was put, and has none now, so the guest's
-	// process is gone. Or its kind is [Adopt], and it was without carrier when
-	// the dataplane started: its owner had brought it into use before.
+	NIC     NIC  // as far as the kernel shows it: kind, addresses and routes
+	Carrier bool // a process or a container has the other end
+	// Lost: the port had carrier since it was put and has none now, so the guest's
+	// process is gone. Also true for a port of kind [Adopt] that had no carrier
+	// when the dataplane started: its owner had it in use before.
 	Lost bool
-	// Silent: its guest is listened for ([Port.Listen]), has carrier, and since it
-	// got that, for at most [ListenFor], no frame has come from any of its
-	// addresses. False for a guest that had carrier when the dataplane started.
+	// Silent: the dataplane listens for the guest ([Port.Listen]); the port got
+	// carrier at most [ListenFor] ago, and no frame has come from an address of
+	// the guest since. False if the port had carrier when the dataplane started.
 	Silent bool
-	// Faults lists, in words, how the port differs from what Put made; empty
-	// for a port that is as it should be. A port that was not put since the
-	// dataplane started has the fault that it is unverified.
+	// Faults lists, in words, how the port differs from what Put made; empty: it
+	// does not differ. A port that was not put since the dataplane started has the
+	// fault that it is unverified.
 	Faults []string
 }
 
@@ -87,14 +86,13 @@ func ParseAlias(alias string) (cluster, vm string, index int, ok bool) {
 // that is a legal link name of at most 15 bytes that begins with a letter or a
 // digit, otherwise a shortening that depends on the VM's name alone: its first
 // plain characters from the first letter or digit on, seven of a hash, and
-// _net<n>. A name that begins with '-' is an option to every program that is
-// given it.
+// _net<n>. Programs take a name that begins with '-' for an option.
 func PortName(vm string, n int) string { return linkName(vm, "_net"+strconv.Itoa(n)) }
 
-// FormerPortName gives the name that the n-th port of a VM had before names of
-// ports were to begin with a letter or a digit. It is that of [PortName], but for
-// VMs whose first plain character is neither; guests of theirs that have run since
-// then have it, in the kernel and in their definitions.
+// FormerPortName gives the name of the n-th port of a VM by the former rule, under
+// which it could begin with '-', '.' or '_'. It differs from [PortName] only for
+// VMs whose first plain character is one of these. Guests of such VMs that have
+// run since then have the former name, in the kernel and in their definitions.
 func FormerPortName(vm string, n int) string { return formerLinkName(vm, "_net"+strconv.Itoa(n)) }
 
 // PeerName gives the name of the guest's end of a veth port: <vm>_peer<n>,
@@ -102,7 +100,7 @@ func FormerPortName(vm string, n int) string { return formerLinkName(vm, "_net"+
 func PeerName(vm string, n int) string { return linkName(vm, "_peer"+strconv.Itoa(n)) }
 
 // FullPortName gives <vm>_net<n>, however long: the link's alternative name
-// (altname, Linux 5.5) where Name is a shortening.
+// (altname, Linux 5.5) if Name is a shortening.
 func (p Port) FullPortName() string { return p.VM + "_net" + strconv.Itoa(p.Index) }
 
 func linkName(vm, suffix string) string {
@@ -121,10 +119,10 @@ func formerLinkName(vm, suffix string) string {
 	return shorten(vm, plain, suffix)
 }
 
-// leadingSign holds for the plain characters with which no port's name begins.
+// leadingSign reports the plain characters with which no port name begins.
 func leadingSign(r rune) bool { return r == '-' || r == '.' || r == '_' }
 
-// plainPart drops what is not plain from a name.
+// plainPart gives a name without the characters that are not plain.
 func plainPart(vm string) string {
 	return strings.Map(func(r rune) rune {
 		if plainRune(r) {

@@ -51,40 +51,40 @@ func (c *Cluster) Families() []Family {
 type Session struct {
 	Peer       string    `json:"peer"` // its name in the cluster, or its address where it has none
 	Address    string    `json:"address"`
-	Role       string    `json:"role,omitempty"` // what the peer of a reflector is: node, core; empty: a reflector
+	Role       string    `json:"role,omitempty"` // of a reflector's peer: node, core; empty: the peer is a reflector
 	State      string    `json:"state"`          // of RFC 4271, in lower case: idle, connect, active, opensent, openconfirm, established
 	Since      time.Time `json:"since"`
-	Received   uint64    `json:"received,omitempty"` // prefixes that the peer sent, taken or not
-	Accepted   uint64    `json:"accepted,omitempty"` // of these, what the policy let pass
+	Received   uint64    `json:"received,omitempty"` // prefixes that the peer sent, accepted or not
+	Accepted   uint64    `json:"accepted,omitempty"` // prefixes of these that passed the policy
 	Advertised uint64    `json:"advertised"`         // prefixes sent to the peer
-	// Families are those that both sides negotiated, of a session that is
-	// established; nil where that is not known.
+	// Families lists the families that both sides negotiated, for an established
+	// session; nil: not known.
 	Families []Family `json:"families,omitzero"`
-	// Notification is the last that was sent or received on sessions with this
-	// peer; nil where none is known.
+	// Notification is the last one sent or received on sessions with this peer;
+	// nil: none is known.
 	Notification *Notification `json:"notification,omitempty"`
-	// Failure is how the session, or the last attempt at one, ended otherwise; nil
-	// where the session is established, or that is not known.
+	// Failure is how the session, or the last attempt at one, ended without a
+	// NOTIFICATION; nil: the session is established, or that is not known.
 	Failure *SessionFailure `json:"failure,omitempty"`
 }
 
 // established is the state of a session that carries routes.
 const established = "established"
 
-// Lacks reports whether the session is established without a family.
+// Lacks reports whether the session is established but does not carry a family.
 func (s Session) Lacks(f Family) bool {
 	return s.State == established && s.Families != nil && !slices.Contains(s.Families, f)
 }
 
 // downSlack is how long before the end of a session its NOTIFICATION may be
-// dated: daemons round, and tell both at different moments.
+// dated: daemons round times, and report the two at different moments.
 const downSlack = 5 * time.Second
 
 // DownReason says why the session is not established and what to do about it,
 // as far as that is known.
 func (s Session) DownReason() string {
 	n, f := s.Notification, s.Failure
-	// A session that came up after a NOTIFICATION ended of something else.
+	// A NOTIFICATION from before the session came up is not the reason of its end.
 	if n != nil && !n.At.IsZero() && n.At.Before(s.Since.Add(-downSlack)) {
 		n = nil
 	}
@@ -93,13 +93,13 @@ func (s Session) DownReason() string {
 		return fmt.Sprintf("check that the %s runs, knows this %s and has the same AS number and password", s.roles()[0], s.roles()[1])
 	case n == nil:
 		return f.from(s)
-	case f == nil || f.Kind == Closed: // as after each NOTIFICATION
+	case f == nil || f.Kind == Closed: // the connection closes after each NOTIFICATION
 		return fmt.Sprintf("%s; %s", n.from(s.Peer), n.remedy())
 	}
 	return fmt.Sprintf("%s; since then %s", n.from(s.Peer), f.from(s))
 }
 
-// roles names the peer and the side that is asked.
+// roles names the peer, and the side that reports the session.
 func (s Session) roles() [2]string {
 	switch s.Role {
 	case "":
@@ -139,12 +139,13 @@ type Advertisement struct {
 	Peer    string `json:"peer"`
 	Address string `json:"address"`
 	Sent    bool   `json:"sent"` // the session is established and the peer has been sent the prefix
-	// Reason is why it was not sent, and the way out, where that is known.
+	// Reason says why it was not sent, and the way out; empty: not known.
 	Reason string `json:"reason,omitempty"`
 }
 
-// AdvertisementsOn puts together what was sent of a prefix on these sessions;
-// sent says it of one that is established and carries the prefix's family.
+// AdvertisementsOn reports for each session whether a prefix was sent. It calls
+// sent for the sessions that are established and carry the prefix's family, and
+// returns the first error of sent.
 func AdvertisementsOn(prefix netip.Prefix, node string, sessions []Session, sent func(Session) (bool, error)) ([]Advertisement, error) {
 	all := make([]Advertisement, 0, len(sessions))
 	for _, s := range sessions {

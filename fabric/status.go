@@ -18,13 +18,13 @@ type PortEntry struct {
 	Trouble   string         `json:"trouble,omitempty"` // why the port is not as it is wanted
 }
 
-// SourceStatus is how a [Source] fares.
+// SourceStatus is the state of a [Source].
 type SourceStatus struct {
 	Name      string    `json:"name"`
 	Connected bool      `json:"connected"`
-	Since     time.Time `json:"since,omitzero"`      // of the connection, or of its absence
-	LastEvent time.Time `json:"last_event,omitzero"` // zero before the first
-	Guests    int       `json:"guests"`              // of ours, seen running
+	Since     time.Time `json:"since,omitzero"`      // since when it is connected, or not connected
+	LastEvent time.Time `json:"last_event,omitzero"` // zero before the first event
+	Guests    int       `json:"guests"`              // guests of the fabric that it sees running
 }
 
 // Status is the health of a node, or of an embedded reflector, which has no
@@ -35,7 +35,8 @@ type Status struct {
 	Role     string `json:"role,omitempty"` // "reflector"; empty: a node
 	Healthy  bool   `json:"healthy"`        // no problems
 	Draining bool   `json:"draining,omitempty"`
-	// DrainingSince is when the drain was asked for; zero: the node is not being drained.
+	// DrainingSince is the time of the first drain request; zero: the node is not
+	// being drained.
 	DrainingSince time.Time      `json:"draining_since,omitzero"`
 	Since         time.Time      `json:"since"` // start of the agent
 	Sessions      []Session      `json:"sessions"`
@@ -47,15 +48,16 @@ type Status struct {
 	Diversions []DiversionStatus `json:"diversions,omitempty"` // under way, or ended in the last minutes
 }
 
-// DiversionStatus is the sending of a guest's packets on to another node, under
-// way or ended a short while ago.
+// DiversionStatus describes the forwarding of a guest's packets to another node,
+// under way or ended a short while ago.
 type DiversionStatus struct {
-	VM       string         `json:"vm,omitempty"`   // empty: of an agent before this one
-	Node     string         `json:"node,omitempty"` // where they go; likewise
+	VM       string         `json:"vm,omitempty"`   // empty: an earlier agent began the diversion
+	Node     string         `json:"node,omitempty"` // where the packets go; empty likewise
 	Prefixes []netip.Prefix `json:"prefixes"`
 	Since    time.Time      `json:"since"`
-	// Confirmed says that the hypervisor of this node stopped the guest, or ended
-	// it. Without, it is the other node's word alone, and the diversion ends by itself.
+	// Confirmed: the hypervisor of this node stopped or ended the guest. Otherwise
+	// only the other node says that the guest runs there, and the diversion ends
+	// after some seconds.
 	Confirmed bool      `json:"confirmed"`
 	Ended     time.Time `json:"ended,omitzero"`    // zero: under way
 	Outcome   string    `json:"outcome,omitempty"` // why it ended

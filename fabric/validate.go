@@ -13,9 +13,9 @@ import (
 // (TCP_MD5SIG_MAXKEYLEN, linux/tcp.h).
 const maxPassword = 80
 
-// martians are blocks where neither a guest nor a machine can be (RFC 6890).
-// Documentation, private and shared prefixes are not among them: laboratories
-// and private clouds give them to guests.
+// martians are blocks in which neither a guest nor a machine can have an address
+// (RFC 6890). Documentation, private and shared prefixes are not among them:
+// laboratories and private clouds give them to guests.
 var martians = []struct {
 	prefix netip.Prefix
 	what   string
@@ -33,9 +33,9 @@ var martians = []struct {
 	{netip.MustParsePrefix("ff00::/8"), "multicast"},
 }
 
-// Martians lists the blocks of a family where neither a guest nor a machine can
-// be, which no reflector takes from a node (RFC 6890). Documentation, private and
-// shared prefixes are not among them.
+// Martians lists the blocks of a family in which neither a guest nor a machine can
+// have an address (RFC 6890). Reflectors accept no prefix in them from a node.
+// Documentation, private and shared prefixes are not among them.
 func Martians(v6 bool) []netip.Prefix {
 	var ps []netip.Prefix
 	for _, m := range martians {
@@ -56,8 +56,8 @@ func martian(p netip.Prefix) string {
 	return ""
 }
 
-// Problem is one thing that is wrong with a cluster. Path says where, in the
-// words of the cluster file: "pools[1].prefix".
+// Problem is one fault of a cluster. Path is its place in the cluster file:
+// "pools[1].prefix".
 type Problem struct {
 	Path string
 	Text string // the reason and the way out
@@ -65,9 +65,9 @@ type Problem struct {
 
 func (p Problem) Error() string { return p.Path + ": " + p.Text }
 
-// Validate lists what is wrong with the cluster, its defaults filled in
-// ([Cluster.WithDefaults]), in the order of the cluster file; nil when nothing
-// is. It has no side effects.
+// Validate lists the faults of the cluster, in the order of the cluster file; nil:
+// there are none. Fill in the defaults first ([Cluster.WithDefaults]). It has no
+// side effects.
 func (c *Cluster) Validate() []Problem {
 	v := validator{c: c, routers: map[netip.Addr]string{}}
 	v.identity()
@@ -101,7 +101,7 @@ func (v *validator) add(path, format string, args ...any) {
 	v.problems = append(v.problems, Problem{path, fmt.Sprintf(format, args...)})
 }
 
-// names gives the check of one kind of name.
+// names gives a function that checks names of one kind, and that none occurs twice.
 func (v *validator) names(kind string) func(path, name string) {
 	seen := map[string]string{}
 	return func(path, name string) {
@@ -128,10 +128,10 @@ func (v *validator) identity() {
 	}
 }
 
-// reservedASN holds for the numbers of RFC 7607, RFC 6793 and RFC 7300.
+// reservedASN reports the AS numbers of RFC 7607, RFC 6793 and RFC 7300.
 func reservedASN(n uint32) bool { return n == 0 || n == 23456 || n == 65535 || n == 1<<32-1 }
 
-// peerASN checks the AS number of a router that has one of its own.
+// peerASN checks the AS number of a router if it differs from the cluster's.
 func (v *validator) peerASN(path string, asn uint32) {
 	if asn != v.c.ASN && reservedASN(asn) {
 		v.add(path, "%d is a reserved AS number; leave it out for the cluster's own", asn)
@@ -162,7 +162,7 @@ func (v *validator) communities() {
 	}
 }
 
-// communityExample gives a community that the cluster could use.
+// communityExample gives a community that the cluster could use, for an error text.
 func (v *validator) communityExample() string {
 	switch asn := v.c.ASN; {
 	case reservedASN(asn):
@@ -251,7 +251,7 @@ func (v *validator) exclude(at string, p Pool) {
 	}
 }
 
-// exhausted reports whether everything of the pool is excluded.
+// exhausted reports whether the pool excludes all of its addresses.
 func (p Pool) exhausted() bool {
 	xs := slices.DeleteFunc(slices.Clone(p.Exclude), func(x netip.Prefix) bool { return !within(x, p.Prefix) })
 	slices.SortFunc(xs, func(a, b netip.Prefix) int { return a.Masked().Addr().Compare(b.Masked().Addr()) })
@@ -267,7 +267,7 @@ func (p Pool) exhausted() bool {
 	return !p.Prefix.Contains(free)
 }
 
-// within reports whether all of p lies in around.
+// within reports whether around contains all of p.
 func within(p, around netip.Prefix) bool { return p.Overlaps(around) && p.Bits() >= around.Bits() }
 
 // last gives the last address of a prefix.
@@ -310,7 +310,7 @@ func (v *validator) reflectors() {
 		if !r.Address.IsValid() {
 			v.add(at+"address", "missing; give the reflector's IPv4 or IPv6 address")
 		} else {
-			// A reflector may run on a node or a core gateway, as small clusters have it.
+			// In small clusters a reflector runs on a node or a core gateway, with its address.
 			v.host(at+"address", r.Address, taken)
 			if misspelt(r.Address) == "" {
 				v.reachable(at+"address", r.Address)
@@ -323,15 +323,15 @@ func (v *validator) reflectors() {
 	}
 }
 
-// key checks the secret of the agents' messages.
+// key checks the length of the secret.
 func (v *validator) key() {
 	if n := len(v.c.Key); n > 0 && n < MinKey {
 		v.add("key_file", "the key has %d bytes and can be guessed; give it at least %d", n, MinKey)
 	}
 }
 
-// reachable reports the first node that has no address of a reflector's
-// family. A node whose address is missing or wrong is told of where it stands.
+// reachable reports the first node that has no address of a reflector's family. It
+// skips a node whose addresses are missing or wrong: nodes reports that.
 func (v *validator) reachable(path string, a netip.Addr) {
 	family, key := "IPv4", "address"
 	if a.Is6() {
@@ -391,8 +391,8 @@ func (v *validator) nodes() {
 	}
 }
 
-// host checks the address of a machine; taken has those that it must differ
-// from, and gets it.
+// host checks the address of a machine, which must differ from those in taken, and
+// adds it there.
 func (v *validator) host(path string, a netip.Addr, taken map[netip.Addr]string) {
 	if text := misspelt(a); text != "" {
 		v.add(path, "%s", text)
@@ -425,8 +425,8 @@ func (v *validator) timers() {
 	}
 }
 
-// underlay checks where nodes may call reflectors from: whoever can may
-// announce what the guests have.
+// underlay checks the prefixes from which nodes may open sessions to reflectors: a
+// machine there may announce the addresses of guests.
 func (v *validator) underlay() {
 	for i, p := range v.c.Underlay {
 		at := fmt.Sprintf("underlay[%d]", i)
@@ -460,7 +460,8 @@ func (v *validator) limits() {
 	}
 }
 
-// moves checks what ports hold for guests on their way: memory of the kernel.
+// moves limits the packets that ports hold for arriving guests: they take memory of
+// the kernel.
 func (v *validator) moves() {
 	const (
 		maxRate, maxQueue  = 1_000_000, 1_000_000
@@ -496,8 +497,8 @@ func (v *validator) plugins() {
 	}
 }
 
-// program checks the path of a plugin. Whether it is there is for the node to
-// see that runs it.
+// program checks the path of a plugin. The node that runs the plugin sees whether
+// the file exists.
 func (v *validator) program(at, path, or string) {
 	if !strings.HasPrefix(path, "/") || strings.ContainsFunc(path, unicode.IsControl) {
 		v.add(at, "%q is not %sthe absolute path of a plugin, such as /usr/local/lib/vmfabric/my-plugin", path, or)
@@ -513,7 +514,7 @@ func (v *validator) timer(path string, d, least, most time.Duration, wayOut stri
 	}
 }
 
-// misspelt tells why a is not the plain form of an address, "" when it is.
+// misspelt says why a is not the plain form of an address; empty: it is.
 func misspelt(a netip.Addr) string {
 	switch {
 	case a.Zone() != "":
@@ -524,7 +525,7 @@ func misspelt(a netip.Addr) string {
 	return ""
 }
 
-// mapped is what to say of a prefix in IPv4-mapped form.
+// mapped gives the error text for a prefix in IPv4-mapped form.
 func mapped(p netip.Prefix) string {
 	if p.Bits() < 96 {
 		return fmt.Sprintf("%s is an IPv4 prefix in IPv6 form; write it as IPv4", p)
@@ -532,7 +533,7 @@ func mapped(p netip.Prefix) string {
 	return fmt.Sprintf("%s is an IPv4 prefix in IPv6 form; write %s", p, netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96))
 }
 
-// unfit tells why guests cannot have addresses of p, or "".
+// unfit says why guests cannot have addresses of p; empty: they can.
 func unfit(p netip.Prefix) string {
 	switch what := martian(p); {
 	case p.Addr().Is4In6():

@@ -12,11 +12,11 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/internal/text"
 )
 
-// Limits on what one guest may ask for. They are far beyond what a
-// hypervisor's machine types can plug, and bound the work of one request.
+// Limits of one guest. They are far above the number of devices that a
+// hypervisor's machine types take, and they bound the work of one request.
 const (
 	MaxNICs      = 64  // NICs of a guest
-	MaxAddresses = 256 // addresses, and likewise routed prefixes, of a NIC
+	MaxAddresses = 256 // addresses of a NIC; the same limit holds for its routed prefixes
 	MaxNameBytes = 180 // so that the mark of a port fits a link alias (IFALIASZ, 256)
 )
 
@@ -68,7 +68,7 @@ type Kind string
 const (
 	Tap   Kind = "tap"   // the fabric makes a persistent tap; a hypervisor opens it
 	Veth  Kind = "veth"  // the fabric makes a veth pair; the peer end is for a container
-	Adopt Kind = "adopt" // somebody else makes and removes the link; the fabric takes it over when it is there
+	Adopt Kind = "adopt" // another program makes and removes the link; the fabric takes it over once it exists
 )
 
 // ParseKind reads the name of a kind.
@@ -83,14 +83,14 @@ func ParseKind(s string) (Kind, error) {
 // VM is a guest: a KVM domain, an LXD instance, or anything else behind a port.
 type VM struct {
 	Name   string `json:"name"`             // unique on the node
-	UUID   string `json:"uuid,omitempty"`   // the hypervisor's: see [VM.Identity]
+	UUID   string `json:"uuid,omitempty"`   // as the hypervisor has it: see [VM.Identity]
 	Origin string `json:"origin,omitempty"` // the [Source] that knows the guest, such as "libvirt"; empty when attached by hand
 	NICs   []NIC  `json:"nics"`             // the n-th is port <name>_net<n>
-	// Resolve: the hypervisor does not know what the NICs have; a [Resolver] is
-	// asked. It stays set when that has answered.
+	// Resolve: the hypervisor does not know the addresses of the NICs, so the
+	// agent asks a [Resolver]. It stays true after the resolver has answered.
 	Resolve bool `json:"resolve,omitempty"`
-	// Container: it has the node's kernel, and its links have no permanent MAC
-	// address, which some programs find links by.
+	// Container: the guest shares the node's kernel. Its links have no permanent
+	// MAC address, by which some programs find links.
 	Container bool `json:"container,omitempty"`
 }
 
@@ -99,80 +99,83 @@ type NIC struct {
 	Addresses []netip.Addr   `json:"addresses"`
 	Routes    []netip.Prefix `json:"routes,omitempty"` // prefixes behind the guest, reached through its first address of that family
 	Kind      Kind           `json:"kind,omitempty"`   // empty: Tap
-	MAC       MAC            `json:"mac,omitzero"`     // the guest's own, where the hypervisor tells
-	Queues    int            `json:"queues,omitempty"` // of a multi-queue tap; 0 and 1: a single queue
+	MAC       MAC            `json:"mac,omitzero"`     // of the guest's end; zero: the hypervisor does not report it
+	Queues    int            `json:"queues,omitempty"` // of a multi-queue tap; 0 and 1: one queue
 	MTU       int            `json:"mtu,omitempty"`    // bytes; 0: the kernel's default
-	Link      string         `json:"link,omitempty"`   // its name in the guest, where the hypervisor tells
+	Link      string         `json:"link,omitempty"`   // name of the link in the guest; empty: the hypervisor does not report it
 }
 
-// Desired is a guest as it is wanted on this node: what a [Store] keeps and a
-// [Source] reports.
+// Desired is the wanted state of a guest on this node. A [Store] keeps it, a
+// [Source] reports it.
 type Desired struct {
 	VM       VM    `json:"vm"`
 	State    State `json:"state"`
 	Incoming bool  `json:"incoming,omitempty"` // a migration to this node is under way: not live before its cutover
-	// Leaving: it was stopped for a migration to another node, where it is about
-	// to run. Its State is what it was.
+	// Leaving: the hypervisor stopped the guest for a migration to another node,
+	// where it is about to run. State keeps its value from before the stop.
 	Leaving bool `json:"leaving,omitempty"`
-	// Epoch orders what several nodes say of the guest: see [Notice].
+	// Epoch orders the claims of several nodes to the guest: see [Notice].
 	Epoch uint64 `json:"generation,omitempty"`
-	// Unreleased are the nodes that have not yet said that they do not announce
-	// the guest.
+	// Unreleased lists the nodes that have not confirmed yet that they do not
+	// announce the guest.
 	Unreleased []string `json:"unreleased,omitempty"`
-	// Lost says which node has the guest, where it was found out that one has it
-	// later than this node, which announces it no more.
+	// Lost is the node that has the guest by a later start, or that has another
+	// guest with an address of it. This node has withdrawn the guest. Empty: no
+	// node preempted this one.
 	Lost string `json:"lost,omitempty"`
-	// LostGuest is the guest that has the address there, where it is another one.
+	// LostGuest is the name of the other guest that has the address on node Lost.
+	// Empty: it is the same guest, or the name is not known.
 	LostGuest string `json:"lost_guest,omitempty"`
-	// LostOther: it is another one, of which nobody has said the name.
+	// LostOther: another guest has the address, and its name is not known.
 	LostOther bool `json:"lost_other,omitempty"`
-	// LostRoute is the reflector whose route says so, where no agent does.
+	// LostRoute is the reflector whose route shows that node Lost has the guest;
+	// empty when the agent of that node said so itself.
 	LostRoute string `json:"lost_route,omitempty"`
-	// Standby: the agent of that node does not answer. The guest is announced
-	// again, behind whoever else has it.
+	// Standby: this node announces the guest again, with preference [Standby],
+	// because nobody can ask the agent of node Lost.
 	Standby bool `json:"standby,omitempty"`
-	// Acquired is since when the guest has its addresses without a break, on
-	// whichever node it ran: see [Notice].
+	// Acquired is the time since which the guest has had its addresses without a
+	// break, on any node: see [Notice].
 	Acquired time.Time `json:"acquired,omitzero"`
-	// Run names this run of the guest, where its hypervisor tells one from another
-	// and does not change what a guest has in the middle of one: until the next,
-	// the guest keeps what it started with, whatever its description says. Empty:
-	// it is not known, or, from a [Source], a description counts at once.
+	// Run identifies this run of the guest, if its hypervisor distinguishes runs
+	// and does not change a guest during one. Until the next run the guest keeps
+	// what it started with, whatever its description says now. Empty: the run is
+	// not known; from a [Source] it means that a changed description applies at
+	// once.
 	Run   string    `json:"run,omitempty"`
 	Since time.Time `json:"since"`          // when State last changed
-	Boot  string    `json:"boot,omitempty"` // the boot of the machine in which it was wanted
+	Boot  string    `json:"boot,omitempty"` // the machine's boot ID when the guest was wanted
 }
 
 // Route is a prefix that this node announces, with itself as next hop.
 type Route struct {
 	Prefix     netip.Prefix
 	Preference Preference
-	// Holder is the guest that the route is for, where the agent says it: on fresh
-	// routes, while another node's agent does not answer. A speaker that cannot say it
-	// leaves it out, and [Speaker.Actual] then gives the zero value.
+	// Holder is the guest that the route is for. The agent sets it on fresh routes
+	// while another node's agent does not answer. A speaker that cannot announce it
+	// leaves it out, and [Announcer.Actual] then gives the zero value.
 	Holder Holder
-	// First puts the route before others of its preference: it is that of a guest
-	// that has had the address longer than the one whose route competes. A speaker
-	// that cannot say the holder hears of no such route, and is not asked for it.
+	// First ranks the route before others of its preference: its guest has had the
+	// address longer than the guest of a competing route. A speaker that cannot
+	// announce a holder reports no competing routes, so it never sees First.
 	First bool
 }
 
-// Preference ranks the announcements of one prefix by several nodes, which
-// there are while a guest moves. Its value is that of LOCAL_PREF (RFC 4271,
-// 5.1.5), but for the zero value. Of two nodes that announce a guest, the one
-// where it truly runs comes first: a node that only expects it is behind one that
-// is being drained, too.
+// Preference ranks the announcements of one prefix by several nodes, as they
+// occur while a guest moves. Its value is that of LOCAL_PREF (RFC 4271, 5.1.5),
+// except for the zero value. The node where the guest runs ranks first: a node
+// that only expects the guest ranks even behind a node that is being drained.
 type Preference uint32
 
 // The preferences.
 const (
 	Normal   Preference = 0   // LOCAL_PREF 100, its default
-	Standby  Preference = 10  // for when nobody else has the prefix: the guest is about to run here
+	Standby  Preference = 10  // counts only if no other node announces the prefix: the guest is about to run here
 	Draining Preference = 50  // the guest runs here, and the node is being drained (RFC 8326): another node where it runs comes first
-	Fresh    Preference = 200 // the guest has just begun to run here: whoever announces it yet is late
+	Fresh    Preference = 200 // the guest has just begun to run here: another node's announcement is out of date
 )
 
-// Preferences lists all of them, the least preferred first.
+// Preferences lists all preferences, the lowest LOCAL_PREF first.
 func Preferences() []Preference { return []Preference{Standby, Draining, Normal, Fresh} }
 
 // LocalPref gives the value of the attribute LOCAL_PREF.
@@ -183,7 +186,7 @@ func (p Preference) LocalPref() uint32 {
 	return uint32(p)
 }
 
-// Communities lists what an announcement carries beside the communities of the
+// Communities lists the communities of an announcement beside those of the
 // cluster: [GracefulShutdown] while its node is being drained.
 func (p Preference) Communities() []Community {
 	if p == Draining {
@@ -207,14 +210,15 @@ func (p Preference) String() string {
 	return fmt.Sprintf("Preference(%d)", uint32(p))
 }
 
-// Unresolved reports whether a [Resolver] is still to say what the guest has.
+// Unresolved reports whether a [Resolver] still has to supply the guest's
+// addresses.
 func (v VM) Unresolved() bool {
 	return v.Resolve && !slices.ContainsFunc(v.NICs, func(n NIC) bool { return len(n.Addresses)+len(n.Routes) > 0 })
 }
 
-// Validate reports the first thing that is wrong with the guest on its own,
-// whatever the cluster: nil means that its name and NICs are well formed. NICs
-// without addresses are so while the guest is [VM.Unresolved].
+// Validate reports the first fault in the guest's name and NICs, without the
+// rules of a cluster ([Cluster.Permits]); nil: they are well formed. A NIC may
+// lack addresses while the guest is [VM.Unresolved].
 func (v VM) Validate() error {
 	if err := ValidateName(v.Name); err != nil {
 		return err
@@ -270,7 +274,7 @@ func (v VM) ValidateNICs() error {
 	return nil
 }
 
-// ValidateName reports what keeps s from being the name of a VM.
+// ValidateName reports why s cannot be the name of a new VM; nil: it can.
 func ValidateName(s string) error {
 	if err := ValidateKnownName(s); err != nil {
 		return err
@@ -285,22 +289,22 @@ func ValidateName(s string) error {
 	return nil
 }
 
-// blank holds for characters that show nothing of themselves or look like a
-// space, so that two names look alike, and for those that change the order of
-// what is shown around them (UAX #9): Unicode's separators but for the space that
-// everybody types, format characters, fillers and variation selectors.
+// blank reports characters that are invisible or look like a space, so that two
+// names would look alike, and characters that reorder the text around them
+// (UAX #9): Unicode's separators except the plain space, format characters,
+// fillers and variation selectors.
 func blank(r rune) bool {
 	switch r {
 	case ' ':
 		return false
-	case '\u2800', '\U00016fe4', '\U0001d159': // Braille without dots, a Khitan filler, a null notehead: symbols and marks that are empty
+	case '\u2800', '\U00016fe4', '\U0001d159': // Braille without dots, a Khitan filler, a null notehead: empty symbols and marks
 		return true
 	}
 	return unicode.In(r, unicode.Z, unicode.Cf, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }
 
-// ValidateKnownName is [ValidateName] for a guest that there is already: it is
-// adopted, and can be removed, also under a name that no new guest may have.
+// ValidateKnownName is [ValidateName] for a guest that exists already. The agent
+// adopts and removes such a guest even under a name that no new guest may have.
 func ValidateKnownName(s string) error {
 	switch {
 	case s == "":
@@ -318,7 +322,7 @@ func ValidateKnownName(s string) error {
 }
 
 // Prefixes lists what the NIC receives: its addresses as host prefixes, then
-// its routed prefixes. These are announced while the guest is live.
+// its routed prefixes. The node announces them while the guest is live.
 func (n NIC) Prefixes() []netip.Prefix {
 	ps := make([]netip.Prefix, 0, len(n.Addresses)+len(n.Routes))
 	for _, a := range n.Addresses {
@@ -327,8 +331,8 @@ func (n NIC) Prefixes() []netip.Prefix {
 	return append(ps, n.Routes...)
 }
 
-// Via gives the NIC's first address of the family of p, through which p is
-// routed, or the zero Addr.
+// Via gives the NIC's first address of the family of p, or the zero Addr. The
+// node routes p through that address.
 func (n NIC) Via(p netip.Prefix) netip.Addr {
 	for _, a := range n.Addresses {
 		if a.Is4() == p.Addr().Is4() {
