@@ -275,18 +275,18 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	if !known || d.Incoming {
 		t.stopForwarding(ctx, vm)
 	}
-	var stored, raised error
+	var stored, converged error
 	cutover := known && prev.Incoming && d.State == fabric.Live // every packet waits for it
 	if !cutover {
 		stored = a.store.Put(ctx, d)
 	}
 	if stored == nil || !r.undo { // a guest that runs gets its network whatever ails the disk
-		raised = t.converge(ctx, d, prev)
+		converged = t.converge(ctx, d, prev)
 	}
 	if cutover {
 		stored = a.store.Put(ctx, d)
 	}
-	err = errors.Join(stored, raised)
+	err = errors.Join(stored, converged)
 	if err != nil && r.undo {
 		t.undo(ctx, is)
 		return fmt.Errorf("guest %s: %w", vm.Name, err)
@@ -294,7 +294,7 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	if !known || prev.State != d.State {
 		t.step(ctx, migration.SourceStarted, fabric.Node{}, "")
 	}
-	t.settle(d, announced(d) && raised == nil, err)
+	t.settle(d, announced(d) && converged == nil, err)
 	a.peerQueues.kick()
 	if err != nil {
 		a.signal()
@@ -427,7 +427,7 @@ func (t *task) converge(ctx context.Context, d, prev fabric.Desired) error {
 		if err := t.dataplane.Remove(ctx, gone...); err != nil {
 			return fmt.Errorf("remove %s: %w", gone[0], err)
 		}
-		t.tellDetached(prev.VM, gone...)
+		t.emitDetached(prev.VM, gone...)
 	}
 	var there []fabric.Port
 	for _, p := range ports {
@@ -441,7 +441,7 @@ func (t *task) converge(ctx context.Context, d, prev fabric.Desired) error {
 			}
 			announce = slices.DeleteFunc(announce, func(r fabric.Route) bool { return slices.Contains(p.NIC.Prefixes(), r.Prefix) })
 			t.setDown(p.Index)
-			t.tellDetached(d.VM, p.Name)
+			t.emitDetached(d.VM, p.Name)
 			continue
 		}
 		if err != nil {
@@ -450,7 +450,7 @@ func (t *task) converge(ctx context.Context, d, prev fabric.Desired) error {
 		t.log.Debug("wired", "vm", vm, "port", p.Name, "took", time.Since(began))
 		there = append(there, p)
 	}
-	t.tellAttached(d.VM, there)
+	t.emitAttached(d.VM, there)
 	if d.Incoming && d.State == fabric.Wired {
 		t.arrive(d, migration.PortsReady)
 		t.peerQueues.kick()
@@ -465,7 +465,7 @@ func (t *task) converge(ctx context.Context, d, prev fabric.Desired) error {
 		t.restarted()
 	}
 	t.keepOnly(d.VM)
-	t.tellRaised(d, announce)
+	t.emitAnnounced(d, announce)
 	return nil
 }
 
@@ -514,12 +514,12 @@ func (t *task) reconcile(ctx context.Context, st plan.NICStates) error {
 		}
 		return err
 	}
-	raised := t.converge(ctx, d, d)
-	err := raised
+	converged := t.converge(ctx, d, d)
+	err := converged
 	if is.unsaved { // the trouble may have been the store's
 		err = errors.Join(err, t.keepState(ctx, d))
 	}
-	t.settle(d, announced(d) && raised == nil, err)
+	t.settle(d, announced(d) && converged == nil, err)
 	t.peerQueues.kick()
 	if is.settled {
 		t.moves.settled(t.vm)
@@ -600,7 +600,7 @@ func (t *task) tearDown(ctx context.Context, d fabric.Desired) error {
 		return fmt.Errorf("remove %s: %w", fabric.PortName(vm, 0), err)
 	}
 	t.log.Debug("unwired", "vm", vm, "port", fabric.PortName(vm, 0), "took", time.Since(began))
-	t.tellDetached(d.VM, holds.Ports...)
+	t.emitDetached(d.VM, holds.Ports...)
 	if err := t.store.Delete(ctx, vm); err != nil {
 		return fmt.Errorf("forget: %w", err)
 	}
@@ -627,7 +627,7 @@ func (t *task) withdraw(ctx context.Context, prefixes []netip.Prefix) error {
 		return fmt.Errorf("withdraw %s: %w", text.Prefix(prefixes[0]), err)
 	}
 	t.log.Debug("withdrawn", "vm", t.vm, "prefix", prefixes[0], "prefixes", len(prefixes))
-	t.tellWithdrawn(t.vm, prefixes)
+	t.emitWithdrawn(t.vm, prefixes)
 	return nil
 }
 

@@ -8,24 +8,25 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/ownership"
 )
 
-// claimOfNotice gives what a node says of a guest that it has.
+// claimOfNotice gives the claim in a notice of a node.
 func claimOfNotice(n fabric.Notice, node string) ownership.Claim {
 	return ownership.Claim{Identity: string(n.Identity), Acquired: n.Acquired, Epoch: n.Epoch, Node: node}
 }
 
-// claimOfAnswer gives what a node answered of a guest that it has.
+// claimOfAnswer gives the claim in an answer of a node.
 func claimOfAnswer(answer fabric.Answer, node string) ownership.Claim {
 	return ownership.Claim{Identity: string(answer.Identity), Acquired: answer.Acquired, Epoch: answer.Epoch, Node: node}
 }
 
-// claimOf gives what this node says of a guest.
+// claimOf gives this node's own claim to a guest.
 func claimOf(d fabric.Desired, node string) ownership.Claim {
 	return ownership.Claim{
 		Identity: string(d.VM.Identity()), Acquired: d.Acquired, Epoch: d.Epoch, Node: node, Manual: d.VM.Origin == "",
 	}
 }
 
-// naming says which guest an answer is about, to those who understand it.
+// naming adds the guest to an answer, if the sender of the notice is new enough to
+// understand that.
 func naming(answer fabric.Answer, n fabric.Notice, d fabric.Desired) fabric.Answer {
 	if n.Identity != "" {
 		answer.VM, answer.Identity, answer.Acquired = d.VM.Name, d.VM.Identity(), d.Acquired
@@ -33,7 +34,7 @@ func naming(answer fabric.Answer, n fabric.Notice, d fabric.Desired) fabric.Answ
 	return answer
 }
 
-// claimOfRoute gives what a route of a node says of the guest that it is for.
+// claimOfRoute gives the claim in a route of a node.
 func claimOfRoute(h fabric.Holder, node string) ownership.Claim {
 	c := ownership.Claim{Node: node}
 	if h == (fabric.Holder{}) {

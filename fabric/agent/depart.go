@@ -154,12 +154,12 @@ func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 	s, done := a.state.open()
 	s.handled[vm] = asOf
 	g := s.guests[vm]
-	var rivalled bool
+	var claimed bool
 	var to string
 	if g != nil {
 		to = g.departure.to.Name
-		rivalled = g.heard > g.want.Epoch
-		if rivalled {
+		claimed = g.heard > g.want.Epoch
+		if claimed {
 			g.has = false // it is claimed anew
 		}
 	}
@@ -170,7 +170,7 @@ func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 		g.departure.failed, g.departure.failedAt = to, time.Now()
 	}
 	done()
-	if rivalled {
+	if claimed {
 		if err := t.reconcile(ctx, nil); err != nil {
 			a.signal()
 		}
@@ -306,7 +306,7 @@ func (t *task) stopForwarding(ctx context.Context, vm fabric.VM) {
 	var ps []netip.Prefix
 	s, done := t.state.open()
 	for _, p := range vm.Prefixes() {
-		if _, lingers := s.forwarding[p]; lingers {
+		if _, forwarded := s.forwarding[p]; forwarded {
 			ps = append(ps, p)
 		}
 	}
@@ -436,7 +436,7 @@ func (t *task) release(d fabric.Desired) {
 		done()
 		return
 	}
-	to := g.claimants
+	to := g.waitingNodes
 	if g.departure.to.Name != "" {
 		to = add(to, g.departure.to.Name)
 	}
@@ -444,7 +444,7 @@ func (t *task) release(d fabric.Desired) {
 		to = add(to, d.Lost)
 	}
 	left := g.departs()
-	g.claimants, g.has = nil, false
+	g.waitingNodes, g.has = nil, false
 	done()
 	n := t.notice(fabric.Released, d)
 	if left {

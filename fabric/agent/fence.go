@@ -14,28 +14,31 @@ import (
 )
 
 // Two mechanisms decide which node has a guest; either suffices. In BGP, the node
-// that began to run it last announces it as Fresh until every other node has let
-// go, so that no older announcement wins, late or returning. Among the agents, the
-// node that has it claims it of all others under an epoch higher than any that it
-// heard of; a node whose own epoch is older withdraws the guest.
+// that began to run the guest last announces it as Fresh until every other node has
+// released it, so that no older announcement wins, neither a late nor a returning
+// one. Among the agents, the node that has the guest sends Claimed to all others,
+// with an epoch higher than all that it has heard of. A node whose own epoch is lower
+// withdraws the guest.
 
-// freshAtLeast is how long an announcement stays Fresh although all let go at
-// once: the reflectors hear of that from the other node, and on their own time.
+// freshAtLeast is how long an announcement stays Fresh even if all nodes release the
+// guest at once: the reflectors get the withdrawal from the other node later than
+// this agent gets its answer.
 const freshAtLeast = time.Second
 
-// unmetFor is how long a node is waited for that this agent has not met: it may
-// be one that no agent can be reached on, and no announcement is to stay Fresh
-// for ever over that. It is told all the same.
+// unmetFor is how long an agent waits for the answer of a node that it has never
+// met. Perhaps no agent runs there, and the announcement must not stay Fresh for
+// ever. The agent goes on sending Claimed to that node.
 const unmetFor = time.Minute
 
-// freshFor is how long after its start on a node a guest's announcement goes
-// before that of another node, which is the one that the guest has left, where
-// nobody can say when that has let go. It ends with the next pass.
+// freshFor is how long after a start an announcement stays Fresh if no other node
+// can be asked: so long it ranks before the route of the node that the guest has
+// left. It ends with the first pass after that time.
 const freshFor = 30 * time.Second
 
-// takeOwnership notes that a guest is about to be announced by this node, if it was not:
-// it is this node's from now on, and the others are to let go of it. nics is what is
-// known of its NICs. It reports whether d is new.
+// takeOwnership decides whether this node has a guest from now on. If the node did
+// not have it before, takeOwnership gives it a new epoch, lists all other nodes as
+// unreleased, and reports true: d has changed. An agent without other nodes has no
+// epochs. nics are the known states of the guest's NICs.
 func (s *state) takeOwnership(g *guest, d *fabric.Desired, nics plan.NICStates, others []string) bool {
 	has := false
 	for n := range d.VM.NICs {
@@ -63,7 +66,7 @@ func (s *state) takeOwnership(g *guest, d *fabric.Desired, nics plan.NICStates, 
 	if d.Unreleased = slices.Clone(others); len(d.Unreleased) == 0 {
 		s.later(freshAtLeast)
 	}
-	g.nics = plan.NICStates{} // also where nobody has looked at its ports since the agent began
+	g.nics = plan.NICStates{} // a copy: nics may be shared, or nil before the first pass
 	maps.Copy(g.nics, nics)
 	for n := range d.VM.NICs {
 		if g.nics[n] == plan.Settled && d.VM.Origin != "" {
@@ -73,11 +76,11 @@ func (s *state) takeOwnership(g *guest, d *fabric.Desired, nics plan.NICStates, 
 	return true
 }
 
-// fresh tells whether a guest is announced before others: it began to run here,
-// and not everybody else has let go. Of one that was attached by hand, it is its
-// user who knows where else it is. It comes first only while a node is silent,
-// which may have another guest with an address of it: only so do the reflectors
-// tell that node of the route.
+// fresh reports whether a guest is announced as Fresh: it began to run here, and not
+// all other nodes have released it. For a guest that was attached by hand, only its
+// user knows where else it runs. It is Fresh only while a node does not answer that
+// may have another guest with an address of it: reflectors pass a route to that node
+// only if it ranks first.
 func (s *state) fresh(g *guest, now time.Time) bool {
 	switch {
 	case s.alone:
@@ -96,7 +99,7 @@ func (s *state) fresh(g *guest, now time.Time) bool {
 	}
 }
 
-// claimed answers the node that says that it has a guest.
+// claimed answers a Claimed notice, for every guest here that overlaps its prefixes.
 func (a *Agent) claimed(ctx context.Context, from fabric.Node, n fabric.Notice) (answer fabric.Answer) {
 	for _, vm := range a.overlapping(n.Prefixes) {
 		t, end := a.begin(vm)
@@ -112,8 +115,9 @@ func (a *Agent) claimed(ctx context.Context, from fabric.Node, n fabric.Notice) 
 	return answer
 }
 
-// relinquish gives a guest up if the other node has it later, or another guest had
-// its address before.
+// relinquish answers a Claimed notice for one guest. It withdraws the guest if the
+// other node began to run it later, or if the other node's guest had the address
+// before.
 func (t *task) relinquish(ctx context.Context, from fabric.Node, n fabric.Notice) fabric.Answer {
 	s, done := t.state.open()
 	r := s.respond(t.vm, from.Name, n)
@@ -134,20 +138,21 @@ func (t *task) relinquish(ctx context.Context, from fabric.Node, n fabric.Notice
 	return r.answer
 }
 
-// response is the answer to a node that claims a guest, and what is done here
-// before it is given.
+// response is the answer to a Claimed notice, and the action that this node takes
+// before it answers. At most one of the actions is set.
 type response struct {
 	answer fabric.Answer
 	guest  fabric.Desired
 	why    ownership.Reason
 
-	reclaim bool      // the guest is announced here again
-	left    time.Time // it is there now, and was announced here until then
-	moves   bool      // it was stopped here to run there
-	loss    loss      // it is withdrawn here
+	reclaim bool      // announce the guest here again
+	left    time.Time // report the move: the guest is there now, and was announced here until this time
+	moves   bool      // the guest was stopped here to run there: divert its packets
+	loss    loss      // withdraw the guest
 }
 
-// respond takes up that a node claims a guest, or another one with an address of it.
+// respond decides the response to a Claimed notice for a guest of this node. The
+// notice names the same guest, or another one with an address of it.
 func (s *state) respond(vm, from string, n fabric.Notice) (r response) {
 	g := s.guests[vm]
 	if g == nil || g.want.State != fabric.Live {
@@ -161,13 +166,13 @@ func (s *state) respond(vm, from string, n fabric.Notice) (r response) {
 	held := naming(fabric.Answer{Held: true, Epoch: d.Epoch}, n, d)
 	switch {
 	case d.Lost != "" && another && d.Lost == from && verdict == ownership.Keep:
-		r.answer, r.reclaim = held, true // it was withdrawn while nobody could say for what
+		r.answer, r.reclaim = held, true // it was withdrawn while nobody could say which guest the other node has
 		return r
-	case d.Lost != "" && another && d.Lost == from: // which a route may have said without a name
+	case d.Lost != "" && another && d.Lost == from: // only a route said so before, without the name
 		lostAs(&g.want, fabric.Desired{Lost: from, LostGuest: n.VM, Standby: d.Standby})
 		return r
 	case d.Lost != "":
-		if !another && n.Epoch > g.heard { // it went from there to a third
+		if !another && n.Epoch > g.heard { // the guest went on to a third node
 			g.heard = n.Epoch
 			lostAs(&g.want, fabric.Desired{Lost: from, Standby: d.Standby})
 		}
@@ -180,7 +185,7 @@ func (s *state) respond(vm, from string, n fabric.Notice) (r response) {
 		}
 		return r
 	}
-	g.claimants = add(g.claimants, from)
+	g.waitingNodes = add(g.waitingNodes, from)
 	if another {
 		if verdict == ownership.Relinquish {
 			r.loss = loss{node: from, guest: n.VM, other: true}
@@ -193,10 +198,10 @@ func (s *state) respond(vm, from string, n fabric.Notice) (r response) {
 	g.heard = max(g.heard, n.Epoch)
 	switch {
 	case g.departure.state.Diverts() && time.Since(g.departure.since) < freshAtLeast:
-		r.answer = held // the routers have to hear of the other node first, which asks again
-	case g.departure.state.Stops(): // it is withdrawn when the hypervisor drops it
+		r.answer = held // the routers must get the other node's route first; that node asks again
+	case g.departure.state.Stops(): // the hook withdraws it when the hypervisor drops it
 		r.answer, r.moves = held, g.departure.to.Name != from
-	case verdict == ownership.Keep: // by hand it came, and by hand it goes; or it is the other node that is late
+	case verdict == ownership.Keep: // attached by hand, or this node began to run it later
 		r.answer = held
 	default:
 		r.answer, r.loss = naming(fabric.Answer{}, n, d), loss{node: from}
@@ -204,12 +209,12 @@ func (s *state) respond(vm, from string, n fabric.Notice) (r response) {
 	return r
 }
 
-// preempt withdraws a guest that another node has later, or whose address another
-// guest has had longer.
+// preempt withdraws a guest that another node began to run later, or whose address
+// another guest has had longer.
 func (t *task) preempt(ctx context.Context, l loss) {
 	began := time.Now()
 	s, done := t.state.open()
-	d := s.guests[t.vm].lose(l)
+	d := s.guests[t.vm].recordLoss(l)
 	done()
 	t.log.Warn("withdrawn here", "vm", t.vm, "why", lostText(d, t.node))
 	err := t.withdraw(ctx, d.VM.Prefixes())
@@ -220,14 +225,14 @@ func (t *task) preempt(ctx context.Context, l loss) {
 		err = stored
 	}
 	t.settle(d, false, err)
-	t.peerQueues.kick() // the other node is to know who waits for it
+	t.peerQueues.kick() // tell the other node at once that this one waits for it to release the guest
 	if err != nil {
 		t.signal()
 	}
 }
 
-// lose notes to which node the guest was lost.
-func (g *guest) lose(l loss) fabric.Desired {
+// recordLoss sets the node that preempted this one.
+func (g *guest) recordLoss(l loss) fabric.Desired {
 	lostAs(&g.want, fabric.Desired{Lost: l.node, LostGuest: l.guest, LostOther: l.other && l.guest == "", LostRoute: l.reflector})
 	g.want.Unreleased = nil
 	g.has, g.contested, g.routeGone, g.defended = false, "", false, time.Time{}
@@ -235,8 +240,8 @@ func (g *guest) lose(l loss) fabric.Desired {
 	return g.want
 }
 
-// claimAnswered takes up what a node said to the claim of an epoch.
-func (a *Agent) claimAnswered(ctx context.Context, vm, node string, generation uint64, answer fabric.Answer) {
+// claimAnswered handles a node's answer to Claimed with an epoch.
+func (a *Agent) claimAnswered(ctx context.Context, vm, node string, epoch uint64, answer fabric.Answer) {
 	a.inherit(vm, answer)
 	if !answer.Held {
 		s, done := a.state.open()
@@ -250,12 +255,12 @@ func (a *Agent) claimAnswered(ctx context.Context, vm, node string, generation u
 		a.released(ctx, vm, node, nil)
 		return
 	}
-	if a.keeps(vm, node, generation, answer) {
+	if a.keeps(vm, node, epoch, answer) {
 		return
 	}
 	t, end := a.begin(vm)
 	defer end()
-	if a.keeps(vm, node, generation, answer) {
+	if a.keeps(vm, node, epoch, answer) {
 		return
 	}
 	l := loss{node: node}
@@ -267,23 +272,23 @@ func (a *Agent) claimAnswered(ctx context.Context, vm, node string, generation u
 	t.preempt(ctx, l)
 }
 
-// keeps reports whether a guest stays announced although a node has answered the
-// claim of an epoch that it has it, or another guest with its address.
-func (a *Agent) keeps(vm, node string, generation uint64, answer fabric.Answer) bool {
+// keeps reports whether a guest stays announced although a node answered Claimed
+// with Held: the node has the guest too, or another guest with its address.
+func (a *Agent) keeps(vm, node string, epoch uint64, answer fabric.Answer) bool {
 	s, done := a.state.open()
 	defer done()
 	g := s.guests[vm]
-	if g == nil || !owned(g.want) || g.want.Epoch != generation {
+	if g == nil || !owned(g.want) || g.want.Epoch != epoch {
 		return true
 	}
 	verdict, why := ownership.Decide(claimOf(g.want, a.node), claimOfAnswer(answer, node))
-	delete(g.contests, node) // what a route said there is known better now
+	delete(g.contests, node) // the answer replaces what a route said
 	switch {
 	case !ownership.Same(string(g.want.VM.Identity()), string(answer.Identity)):
 		if verdict == ownership.Keep {
 			g.wantedBy(a.node, node, answer.VM, "")
 		}
-	case why == ownership.ByHand: // its user has it on both
+	case why == ownership.ByHand: // its user attached it on both nodes
 		g.want.Unreleased = without(g.want.Unreleased, []string{node})
 	default:
 		g.heard = max(g.heard, answer.Epoch)
@@ -291,7 +296,8 @@ func (a *Agent) keeps(vm, node string, generation uint64, answer fabric.Answer) 
 	return verdict == ownership.Keep
 }
 
-// reclaimFrom takes a guest back that another node had later, and has no more.
+// reclaimFrom handles the answer of the node that preempted this one. If that node
+// does not have the guest any more, this node announces it again.
 func (a *Agent) reclaimFrom(ctx context.Context, vm, node string, answer fabric.Answer) {
 	if answer.Held && !a.stillLost(vm, node, answer) {
 		return
@@ -305,15 +311,15 @@ func (a *Agent) reclaimFrom(ctx context.Context, vm, node string, answer fabric.
 	switch {
 	case !lost:
 	case answer.Held:
-		t.redoStandby(ctx, false)
+		t.applyStandby(ctx, false)
 	default:
 		a.log.Info("the other node has let go; announced here again", "vm", vm, "node", node)
 		t.reclaim(ctx)
 	}
 }
 
-// stillLost takes up that a node has a guest yet, and reports whether it is
-// announced here, in case the node has it no more.
+// stillLost notes that the other node answered and still has the guest. It reports
+// whether this node announces the guest as standby, which must end.
 func (a *Agent) stillLost(vm, node string, answer fabric.Answer) (announced bool) {
 	s, done := a.state.open()
 	defer done()
@@ -331,12 +337,12 @@ func (a *Agent) stillLost(vm, node string, answer fabric.Answer) (announced bool
 	return g.want.Standby
 }
 
-// reclaim has a guest announced again that another node had.
+// reclaim announces a guest again that was withdrawn in favour of another node.
 func (t *task) reclaim(ctx context.Context) {
 	s, done := t.state.open()
 	g := s.guests[t.vm]
 	if g.reflectorOf(g.want.Lost) != "" {
-		g.denied = g.want.Lost // its word counts, and not the route that is there yet
+		g.denied = g.want.Lost // the node's answer outweighs its route, which is still there
 	}
 	lostAs(&g.want, fabric.Desired{})
 	g.routeGone = false
@@ -346,7 +352,8 @@ func (t *task) reclaim(ctx context.Context) {
 	}
 }
 
-// released notes that a node does not announce a guest, and what it saw of its move.
+// released notes that a node does not announce a guest. seen is that node's report
+// of the guest's move; nil: none.
 func (a *Agent) released(ctx context.Context, vm, node string, seen *fabric.Move) {
 	s, done := a.state.open()
 	last := false
@@ -366,9 +373,9 @@ func (a *Agent) released(ctx context.Context, vm, node string, seen *fabric.Move
 	}
 }
 
-// keepState stores what was found out of a guest. That of one which is here, and
-// of which no state can be read, stays as it is on the disk until somebody says
-// what the guest is.
+// keepState stores the wanted state of a guest. It stores nothing for an orphan: if
+// there is a file of it that cannot be read, that file stays as it is until a request
+// describes the guest.
 func (t *task) keepState(ctx context.Context, d fabric.Desired) error {
 	s, done := t.state.open()
 	g := s.guests[d.VM.Name]
@@ -380,8 +387,9 @@ func (t *task) keepState(ctx context.Context, d fabric.Desired) error {
 	return t.store.Put(ctx, d)
 }
 
-// keep stores a guest as it is wanted. Somebody who is at work on it does so
-// himself; what he misses is found out anew after a restart.
+// keep stores the wanted state of a guest. It stores nothing while another task works
+// on the guest: that task stores the guest itself, and after a restart the agent finds
+// out anew what the file lacks.
 func (a *Agent) keep(ctx context.Context, vm string) {
 	t, end, free := a.tryBegin(vm)
 	if !free {
@@ -401,8 +409,8 @@ func (a *Agent) keep(ctx context.Context, vm string) {
 	}
 }
 
-// lostText says, for people, that another node has a guest, or an address of it,
-// as far as that is known.
+// lostText says in words for people which node preempted this one, for which guest,
+// and the way out.
 func lostText(d fabric.Desired, self string) string {
 	text := fmt.Sprintf("%s has it, and began to run it later, so it is not announced here", d.Lost)
 	out := "stop the guest here, or start it anew to take it back"
@@ -424,7 +432,7 @@ func lostText(d fabric.Desired, self string) string {
 	return text + "; " + out
 }
 
-// add gives the list with a name in it.
+// add appends a name unless the list has it.
 func add(names []string, name string) []string {
 	if slices.Contains(names, name) {
 		return names

@@ -44,8 +44,8 @@ type lastReported struct {
 	incoming bool // it is arriving by migration
 }
 
-// toldBefore is what an agent before this one told of a guest whose ports are there.
-func (a *Agent) toldBefore(d fabric.Desired, there map[string]bool) lastReported {
+// reportedBefore is what an agent before this one told of a guest whose ports are there.
+func (a *Agent) reportedBefore(d fabric.Desired, there map[string]bool) lastReported {
 	t := lastReported{incoming: d.Incoming}
 	for _, p := range d.VM.Ports(&a.cluster) {
 		if !there[p.Name] || a.events.none() {
@@ -81,8 +81,8 @@ func (t *lastReported) addRoute(r fabric.Route) bool {
 	return !is || as != r.Preference
 }
 
-// tellAttached tells of ports that were made.
-func (t *task) tellAttached(vm fabric.VM, ports []fabric.Port) {
+// emitAttached tells of ports that were made.
+func (t *task) emitAttached(vm fabric.VM, ports []fabric.Port) {
 	if t.events.none() {
 		return
 	}
@@ -99,8 +99,8 @@ func (t *task) tellAttached(vm fabric.VM, ports []fabric.Port) {
 	}
 }
 
-// tellDetached tells of ports of a guest that are gone.
-func (t *task) tellDetached(vm fabric.VM, names ...string) {
+// emitDetached tells of ports of a guest that are gone.
+func (t *task) emitDetached(vm fabric.VM, names ...string) {
 	if t.events.none() {
 		return
 	}
@@ -122,9 +122,9 @@ func (t *task) tellDetached(vm fabric.VM, names ...string) {
 	}
 }
 
-// tellRaised tells which routes the speaker took, and that a guest which was
+// emitAnnounced tells which routes the speaker took, and that a guest which was
 // arriving has come.
-func (t *task) tellRaised(d fabric.Desired, routes []fabric.Route) {
+func (t *task) emitAnnounced(d fabric.Desired, routes []fabric.Route) {
 	if t.events.none() {
 		return
 	}
@@ -146,8 +146,8 @@ func (t *task) tellRaised(d fabric.Desired, routes []fabric.Route) {
 	}
 }
 
-// tellWithdrawn tells of prefixes of a guest that the speaker announces no more.
-func (t *task) tellWithdrawn(vm string, prefixes []netip.Prefix) {
+// emitWithdrawn tells of prefixes of a guest that the speaker announces no more.
+func (t *task) emitWithdrawn(vm string, prefixes []netip.Prefix) {
 	if t.events.none() {
 		return
 	}
@@ -165,9 +165,9 @@ func (t *task) tellWithdrawn(vm string, prefixes []netip.Prefix) {
 	}
 }
 
-// tellPruned tells of routes and ports that no guest had, and that are gone.
+// emitPruned tells of routes and ports that no guest had, and that are gone.
 // found are all such ports: they say which guests these once were.
-func (a *Agent) tellPruned(found []fabric.PortState, routes []netip.Prefix, ports []string) {
+func (a *Agent) emitPruned(found []fabric.PortState, routes []netip.Prefix, ports []string) {
 	if a.events.none() {
 		return
 	}
@@ -199,9 +199,9 @@ func (a *Agent) tellPruned(found []fabric.PortState, routes []netip.Prefix, port
 	}
 }
 
-// tellSessions tells of BGP sessions that came up or went down since it was
+// emitSessions tells of BGP sessions that came up or went down since it was
 // last called. The pass calls it.
-func (a *Agent) tellSessions(ctx context.Context) {
+func (a *Agent) emitSessions(ctx context.Context) {
 	if a.events.none() {
 		return
 	}
@@ -281,8 +281,8 @@ func (es *events) deliver(ctx context.Context, log *slog.Logger) (stop func()) {
 	return func() {
 		defer cancel()
 		close(ending)
-		hurry := time.AfterFunc(farewell, cancel)
-		defer hurry.Stop()
+		deadline := time.AfterFunc(farewell, cancel)
+		defer deadline.Stop()
 		select {
 		case <-ended:
 		case <-time.After(2 * farewell): // somebody does not mind its context
@@ -352,7 +352,7 @@ func (l *listener) next() (e fabric.Event, some bool) {
 func (l *listener) deliver(ctx context.Context, ending <-chan struct{}, log *slog.Logger) {
 	for ctx.Err() == nil {
 		if e, some := l.next(); some {
-			l.tell(ctx, e, log)
+			l.observe(ctx, e, log)
 			continue
 		}
 		select {
@@ -365,7 +365,7 @@ func (l *listener) deliver(ctx context.Context, ending <-chan struct{}, log *slo
 	}
 }
 
-func (l *listener) tell(ctx context.Context, e fabric.Event, log *slog.Logger) {
+func (l *listener) observe(ctx context.Context, e fabric.Event, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(ctx, observeTime)
 	defer cancel()
 	err := l.observer.Observe(ctx, e)

@@ -17,82 +17,88 @@ import (
 )
 
 const (
-	askFor        = 300 * time.Millisecond // what a start waits for the other nodes, all of them together
-	contestMemory = 30 * time.Second       // how long another claimant is told of after it was last heard
-	oddMemory     = 5 * time.Minute        // and a node that says what cannot be
-	slowMemory    = 10 * time.Second       // how long one that did not answer in time is not asked for each of many
+	askFor        = 300 * time.Millisecond // a start waits so long for the answers of all other nodes together
+	contestMemory = 30 * time.Second       // Status lists a contest so long after the other guest was last seen
+	oddMemory     = 5 * time.Minute        // Status lists a node with an implausible epoch so long
+	slowMemory    = 10 * time.Second       // a list of running guests skips a node so long that did not answer in time
 )
 
-// peers is what an agent knows of the other nodes beside what they are told.
+// peers is what an agent knows of the other nodes. [peerQueues] has the messages to
+// them.
 type peers struct {
-	met    map[string]bool                  // those whose agents have answered this one, or called
-	silent map[string]silence               // those that did not answer the last question
-	at     map[netip.Addr]string            // those that called, by their addresses
-	slow   map[string]time.Time             // those that did not answer about a start, not in time at least
-	strays map[competitor]fabric.Competitor // better routes that lead to no node
-	odd    map[string]remark                // nodes that said what cannot be
+	met    map[string]bool                  // nodes whose agents have answered this one, or called
+	silent map[string]outage                // nodes that did not answer the last question
+	at     map[netip.Addr]string            // nodes that called, by their addresses
+	slow   map[string]time.Time             // nodes that did not answer a question about a start in time, and when
+	strays map[competitor]fabric.Competitor // competing routes whose next hop is no known node
+	odd    map[string]remark                // nodes that sent an implausible epoch
 }
 
-// silence is that of a node: since when, and when it last did not answer.
-type silence struct{ since, last time.Time }
+// outage is the time in which a node does not answer: its begin, and the last failed
+// question.
+type outage struct{ since, last time.Time }
 
-// remark is a problem that is told until it is too old.
+// remark is a problem that Status lists until it is too old.
 type remark struct {
 	text string
 	at   time.Time
-	// byRoute: it was found out by a route, of which this node is not told any
-	// more once its own comes first. Only the other node's agent can say that it
-	// is over: it is asked, and this is told, until that one answers.
+	// byRoute: a route showed the problem. Once this node's own route ranks first,
+	// the reflector does not send the other route any more, so only the other node's
+	// agent can say that the problem is over. Until it answers, this agent asks it,
+	// and Status lists the problem.
 	byRoute bool
 }
 
-// competitor says where a competing route is: of which prefix, at which reflector.
+// competitor is the key of a competing route: its prefix, and the reflector that
+// sent it.
 type competitor struct {
 	prefix    netip.Prefix
 	reflector string
 }
 
-// competing is a node's better route to a prefix of ours.
+// competing is a competing route: another node's better route to a prefix of ours.
 type competing struct {
 	node   string
 	holder fabric.Holder
 }
 
-// loss is to which node a guest was lost, and how that is known.
+// loss is the preemption of a guest of this node by another node. The zero value:
+// no preemption.
 type loss struct {
 	node      string
-	guest     string // the other guest that has the address there, where an agent named it
-	other     bool   // it is another guest, named or not
-	reflector string // whose route says so, where no agent does
+	guest     string // name of the other guest that has the address there, if an agent named it
+	other     bool   // another guest has the address, named or not
+	reflector string // the reflector whose route shows it; empty: an agent said so
 }
 
-// contention is what is known of others that have, or want, a guest's addresses.
+// contention is what an agent knows of other nodes and guests that have, or want, a
+// guest's addresses.
 type contention struct {
-	contested   string                   // the node whose route competes, which is asked
-	contestedAt time.Time                // since when
-	denied      string                   // the node that was asked, and has not got the guest
-	competing   map[competitor]competing // better routes, and whose
-	routeGone   bool                     // there were some, and nobody has said anything since
-	contests    map[string]remark        // guests that want the address, by their node
+	contested   string                   // the node that is asked about its competing route
+	contestedAt time.Time                // when the agent chose that node
+	denied      string                   // the node that answered that it does not have the guest
+	competing   map[competitor]competing // the competing routes
+	routeGone   bool                     // the last competing route of a preempted guest is gone, and the other node has not answered since
+	contests    map[string]remark        // other guests that want the address, by their node
 	defended    time.Time                // when a route of such a guest last competed; zero: none did lately
-	inherited   time.Time                // since when the guest had its addresses where it came from
+	inherited   time.Time                // since when the guest has had its addresses, by the node that it came from
 }
 
 func newPeers() peers {
 	return peers{
-		silent: map[string]silence{}, slow: map[string]time.Time{}, at: map[netip.Addr]string{}, strays: map[competitor]fabric.Competitor{}, odd: map[string]remark{},
+		silent: map[string]outage{}, slow: map[string]time.Time{}, at: map[netip.Addr]string{}, strays: map[competitor]fabric.Competitor{}, odd: map[string]remark{},
 		met: map[string]bool{},
 	}
 }
 
-// heard notes that a node answers, or called, and where it is.
+// heard notes that a node answered or called, and its addresses.
 func (p *peers) heard(n fabric.Node) {
 	delete(p.silent, n.Name)
 	for _, a := range []netip.Addr{n.Address, n.Address6} {
 		if !a.IsValid() || p.at[a] == n.Name {
 			continue
 		}
-		// It has one address of each family, and may have got another.
+		// A node has one address of each family; it may have changed.
 		maps.DeleteFunc(p.at, func(had netip.Addr, name string) bool { return name == n.Name && had.Is4() == a.Is4() })
 		p.at[a] = n.Name
 	}
@@ -106,15 +112,14 @@ func (a *Agent) unanswered(node string) {
 	was := s.peers.silent[node]
 	if was.since.IsZero() {
 		was.since = now
-		a.signal() // guests that wait for it may be announced in another way
+		a.signal() // the routes of guests may change their preference and holder
 	}
 	was.last = now
 	s.peers.silent[node] = was
 	signal(a.review)
 }
 
-// nodeAt names the node that has an address: one of the cluster file, or one
-// that called.
+// nodeAt gives the node that has an address, by the cluster file or by its calls.
 func (a *Agent) nodeAt(addr netip.Addr) (string, bool) {
 	for _, n := range a.cluster.Nodes {
 		if addr == n.Address || addr == n.Address6 {
@@ -127,16 +132,17 @@ func (a *Agent) nodeAt(addr netip.Addr) (string, bool) {
 	return name, called
 }
 
-// holder is another guest that has an address on another node; zero: none has.
+// holder is a guest that has an address on another node; zero: none has it.
 type holder struct {
 	node, vm string
 	same     bool // it is the guest itself, which runs there
 }
 
-// acquire asks the other nodes who has what a guest is about to be given here.
-// A start that can be refused is, where another guest has it; of a guest that
-// runs already, here or where it comes from, who has it is given. What the guest
-// has here already is not asked about.
+// acquire asks the other nodes which guests have the addresses that a guest is about
+// to get here. It does not ask about addresses that the guest has here already. If
+// another guest has one, acquire refuses a start (r.undo). A guest that runs already,
+// here or at the node that it comes from, cannot be refused: then acquire only
+// returns the holder.
 func (t *task) acquire(ctx context.Context, vm fabric.VM, r request) (holder, error) {
 	if t.nodes == nil {
 		return holder{}, nil
@@ -154,9 +160,9 @@ func (t *task) acquire(ctx context.Context, vm fabric.VM, r request) (holder, er
 		}
 	}
 	_, incoming := r.settle(prev, known, s.expects(vm.Name))
-	refused := s.acceptable(vm, known) != nil // whoever has it
+	refused := s.acceptable(vm, known) != nil // admit refuses it in any case
 	if !r.undo {
-		// A list of guests that run does not wait for the same node for each.
+		// For a long list of running guests, do not wait for the same node each time.
 		asked = slices.DeleteFunc(asked, func(n string) bool { return time.Since(s.peers.slow[n]) < slowMemory })
 	}
 	done()
@@ -173,8 +179,9 @@ func (t *task) acquire(ctx context.Context, vm fabric.VM, r request) (holder, er
 		text.Prefix(answer.Prefix), other.vm, answer.Identity, other.node, vm.Name)
 }
 
-// whoHas asks nodes, all at the same time, for another guest with one of the
-// notice's prefixes.
+// whoHas asks nodes, all at the same time, which guest has one of the notice's
+// prefixes. It returns as soon as one names another guest. If a node has the guest
+// itself, it returns that node with same set.
 func (a *Agent) whoHas(ctx context.Context, n fabric.Notice, nodes []string) (other holder, found fabric.Answer) {
 	ctx, cancel := context.WithTimeout(ctx, askFor)
 	defer cancel()
@@ -191,7 +198,7 @@ func (a *Agent) whoHas(ctx context.Context, n fabric.Notice, nodes []string) (ot
 			switch {
 			case err == nil:
 				answer = a.believable(node, n.VM, answer)
-			case errors.Is(ctx.Err(), context.Canceled): // another node has it
+			case errors.Is(ctx.Err(), context.Canceled): // another answer has decided
 			default:
 				s, done := a.state.open()
 				s.peers.slow[node] = time.Now()
@@ -217,8 +224,8 @@ func (a *Agent) whoHas(ctx context.Context, n fabric.Notice, nodes []string) (ot
 	return itself, fabric.Answer{}
 }
 
-// holder answers a node that is about to start a guest: which guest is announced
-// here with one of its prefixes, another one first of all.
+// holder answers a node that is about to start a guest. It names the guest here that
+// has one of the prefixes: another guest if there is one, else the guest itself.
 func (a *Agent) holder(n fabric.Notice) fabric.Answer {
 	s, done := a.state.open()
 	defer done()
@@ -239,7 +246,7 @@ func (a *Agent) holder(n fabric.Notice) fabric.Answer {
 	return itself
 }
 
-// overlapping lists the guests here that have any of the prefixes, or part of one.
+// overlapping lists the guests here with a prefix that overlaps one of ps.
 func (a *Agent) overlapping(ps []netip.Prefix) (vms []string) {
 	s, done := a.state.open()
 	defer done()
@@ -251,7 +258,7 @@ func (a *Agent) overlapping(ps []netip.Prefix) (vms []string) {
 	return vms
 }
 
-// identified is of for the guest that a notice names.
+// identified adds the guest that a notice names to an answer with Held.
 func (a *Agent) identified(n fabric.Notice, answer fabric.Answer) fabric.Answer {
 	s, done := a.state.open()
 	defer done()
@@ -261,8 +268,8 @@ func (a *Agent) identified(n fabric.Notice, answer fabric.Answer) fabric.Answer 
 	return answer
 }
 
-// isAnother reports whether a notice is about another guest than the one that
-// has its name here.
+// isAnother reports whether the guest of that name here is another guest than that of
+// the notice.
 func (a *Agent) isAnother(n fabric.Notice) bool {
 	s, done := a.state.open()
 	defer done()
@@ -270,7 +277,8 @@ func (a *Agent) isAnother(n fabric.Notice) bool {
 	return g != nil && g.want.State != fabric.Absent && !ownership.Same(string(g.want.VM.Identity()), string(n.Identity))
 }
 
-// inherit notes since when a guest had its addresses on the node that it came from.
+// inherit takes over from another node's answer since when a guest has had its
+// addresses, if that is earlier than this node knows.
 func (a *Agent) inherit(vm string, answer fabric.Answer) {
 	s, done := a.state.open()
 	defer done()
@@ -283,12 +291,12 @@ func (a *Agent) inherit(vm string, answer fabric.Answer) {
 		g.inherited = answer.Acquired
 	case answer.Acquired.Before(*at):
 		*at = answer.Acquired
-		a.signal() // its routes say so
+		a.signal() // its routes carry the time
 	}
 }
 
-// wantedBy notes that a guest of another node wants an address of this one, which
-// has had it longer. No name: a route says so, at a reflector.
+// wantedBy notes that a guest of another node wants an address of g, which has had it
+// longer. vm is empty if the agent knows that from a route at a reflector only.
 func (g *guest) wantedBy(self, node, vm, reflector string) {
 	if g.contests == nil {
 		g.contests = map[string]remark{}
@@ -300,7 +308,7 @@ func (g *guest) wantedBy(self, node, vm, reflector string) {
 		g.contests[node] = remark{text: fmt.Sprintf(
 			"guest %s on %s: guest %s on %s has an address of it too; %[1]s has had it longer and keeps it, stop the one on %[4]s, or give that another address",
 			mine, self, vm, node), at: now}
-	case known: // maybe with the name
+	case known: // keep the text: it may have the name
 		g.contests[node] = remark{had.text, now, true}
 	default:
 		g.contests[node] = remark{fmt.Sprintf(
@@ -309,7 +317,7 @@ func (g *guest) wantedBy(self, node, vm, reflector string) {
 	}
 }
 
-// contests lists the problems with who has which address.
+// contests lists, for Status, the problems with addresses that several nodes have.
 func (s *state) contests() (lines []string) {
 	now := time.Now()
 	for _, name := range sortedKeys(s.guests) {
@@ -322,7 +330,7 @@ func (s *state) contests() (lines []string) {
 			}
 			lines = append(lines, g.contests[node].text)
 		}
-		if g.denied != "" && g.yieldsToRoute(s.fresh(g, now)) && !g.departs() {
+		if g.denied != "" && g.preemptible(s.fresh(g, now)) && !g.departs() {
 			for at, route := range g.competing {
 				node := route.node
 				if node != g.denied {
@@ -350,22 +358,23 @@ func (s *state) contests() (lines []string) {
 	return lines
 }
 
-// plausible gives the epoch that a node said a guest has; zero, which is
-// before all others, where that cannot be.
-func (a *Agent) plausible(node, vm string, generation uint64) uint64 {
+// plausible gives the epoch that a node sent for a guest, or zero, which is lower than
+// all others, if the epoch is too far in the future. Status lists that then.
+func (a *Agent) plausible(node, vm string, epoch uint64) uint64 {
 	now := time.Now()
-	if ownership.Plausible(generation, now) {
-		return generation
+	if ownership.Plausible(epoch, now) {
+		return epoch
 	}
 	s, done := a.state.open()
 	defer done()
 	s.peers.odd[node] = remark{text: fmt.Sprintf(
 		"node %s says that guest %s has generation %d, which is that of a time far ahead of this node's clock; it is not heeded: set the clocks of both (timedatectl), and see what runs there",
-		node, vm, generation), at: now}
+		node, vm, epoch), at: now}
 	return 0
 }
 
-// believable leaves out of an answer what cannot be.
+// believable removes an implausible epoch and an invalid name or identity from an
+// answer.
 func (a *Agent) believable(node, vm string, answer fabric.Answer) fabric.Answer {
 	answer.Epoch = a.plausible(node, vm, answer.Epoch)
 	if answer.Identity.Validate() != nil || answer.VM != "" && fabric.ValidateName(answer.VM) != nil || answer.Identity != "" && answer.VM == "" {
@@ -374,8 +383,8 @@ func (a *Agent) believable(node, vm string, answer fabric.Answer) fabric.Answer 
 	return answer
 }
 
-// ends notes that a guest is withdrawn for good, or absent, before anything is
-// done about it: it is claimed no more from here on.
+// ends notes that a guest is about to be withdrawn for good, or removed. From here on
+// this node does not send Claimed for it.
 func (t *task) ends(d fabric.Desired) {
 	s, done := t.state.open()
 	defer done()
@@ -388,21 +397,20 @@ func (t *task) ends(d fabric.Desired) {
 	}
 }
 
-// acquires begins anew to count since when a guest has its addresses, where it
-// gets more of them.
+// acquires resets the time since which a guest has its addresses, if it gets new ones.
 func (g *guest) acquires(d *fabric.Desired, prev fabric.Desired) {
 	if prev.State != 0 && len(without(d.VM.Prefixes(), prev.VM.Prefixes())) > 0 {
-		// The others are asked about what it has had as about what is new: nobody
-		// is to lose an address to a guest that had another one before.
+		// The time is one for all addresses of a guest. With the old time, the guest
+		// would win a new address against a guest that has had it longer.
 		d.Acquired, g.inherited, g.has = time.Time{}, time.Time{}, false
 	}
 }
 
-// adoptOwnership takes up what an agent before this one found out, or could not
-// know yet.
+// adoptOwnership corrects the ownership in stored state: a loss that this agent
+// cannot follow up, an implausible epoch, and the missing time of older versions.
 func (a *Agent) adoptOwnership(d *fabric.Desired) {
 	if _, err := netip.ParseAddr(d.Lost); err == nil || d.Lost != "" && a.nodes == nil {
-		// Not to a node that can be asked: it is claimed anew.
+		// The agent cannot ask that node, so it acquires the guest anew.
 		d.Epoch = 0
 		lostAs(d, fabric.Desired{})
 	}
@@ -414,8 +422,8 @@ func (a *Agent) adoptOwnership(d *fabric.Desired) {
 	}
 }
 
-// letGo takes up that another node announces a guest no more: whoever waits for
-// that asks it at once.
+// letGo handles Released of another node: its guest does not contend any more, and
+// guests here that wait for that node ask it at once.
 func (a *Agent) letGo(node string, n fabric.Notice) {
 	for _, vm := range a.overlapping(n.Prefixes) {
 		s, done := a.state.open()
@@ -427,10 +435,10 @@ func (a *Agent) letGo(node string, n fabric.Notice) {
 	a.peerQueues.kick()
 }
 
-// reconsider looks again and again at guests that another node has, or may
-// have, until ctx ends: whatever made them be withdrawn ends some time.
+// reconsider reviews, once a second and when signalled, the guests that other nodes
+// have or may have, until ctx ends. What made this node withdraw a guest may be over.
 func (a *Agent) reconsider(ctx context.Context) {
-	look := time.NewTicker(tellEvery)
+	look := time.NewTicker(repeatEvery)
 	defer look.Stop()
 	for {
 		select {
@@ -444,7 +452,7 @@ func (a *Agent) reconsider(ctx context.Context) {
 		}
 		found := a.preempted()
 		for vm, l := range found.lost {
-			a.loseToRoute(ctx, vm, l)
+			a.preemptByRoute(ctx, vm, l)
 		}
 		for vm, on := range found.standby {
 			a.setStandby(ctx, vm, on)
@@ -458,7 +466,8 @@ func (a *Agent) reconsider(ctx context.Context) {
 	}
 }
 
-// recognised gives the routes that lead to a node which has called since.
+// recognised gives the stray routes whose next hop has called since, so that its node
+// is known now.
 func (a *Agent) recognised() (all []fabric.Competitor) {
 	s, done := a.state.open()
 	defer done()
@@ -470,9 +479,10 @@ func (a *Agent) recognised() (all []fabric.Competitor) {
 	return all
 }
 
-// contest chooses the node that is asked about its better route: first one whose
-// route does not say enough; one that has said that it has not got the guest, now
-// and then.
+// contest chooses the node to ask about its competing route, and reports whether it
+// chose one. Nodes in later come last: their routes say enough. It chooses the node
+// that denied having the guest only if there is no other, and not before passEvery
+// has passed.
 func (g *guest) contest(now time.Time, later []string) (news bool) {
 	var nodes []string
 	for _, r := range g.competing {
@@ -492,10 +502,9 @@ func (g *guest) contest(now time.Time, later []string) (news bool) {
 	return true
 }
 
-// others says which of the routes that compete are those of other guests: of one
-// that has had the address longer, which gets this guest, unless the node has
-// said that it does not have it; and the nodes, each with a reflector, of those
-// that got it later.
+// others finds the competing routes of other guests. older is one whose guest has had
+// the address longer, so that it preempts g; it skips the node that denied having the
+// guest. later has the nodes, each with a reflector, of guests that got it later.
 func (g *guest) others(self string) (older loss, later map[string]string) {
 	mine := claimOfRoute(g.want.Holder(), self)
 	later = map[string]string{}
@@ -515,8 +524,9 @@ func (c competitor) compare(other competitor) int {
 	return cmp.Or(c.prefix.Compare(other.prefix), cmp.Compare(c.reflector, other.reflector))
 }
 
-// saysHolder gives what the guest's routes say of it: something while another node
-// may know no better, as agents do not reach each other, and nothing otherwise.
+// saysHolder gives the holder that the guest's routes carry. It is zero unless some
+// node may need it, because agents do not reach each other or another guest's route
+// competes.
 func (s *state) saysHolder(g *guest, d fabric.Desired) fabric.Holder {
 	now := time.Now()
 	apart := len(s.peers.silent) > 0 || g.defends()
@@ -529,21 +539,21 @@ func (s *state) saysHolder(g *guest, d fabric.Desired) fabric.Holder {
 	return d.Holder()
 }
 
-// defends reports whether a guest is announced before another one's that got an
-// address of it later. One that is on its way to another node is not: the route
-// of that node is to come first.
+// defends reports whether the guest's routes must rank before those of another guest
+// that got an address of it later. A guest that moves to another node does not
+// defend: the route of that node must rank first.
 func (g *guest) defends() bool { return !g.defended.IsZero() && g.departure.to.Name == "" }
 
-// findings is what became of guests of which other nodes have, or want, something.
+// findings are the guests that reconsider has to act upon.
 type findings struct {
-	lost    map[string]loss
-	standby map[string]bool // to be announced behind the node that has them, or not any more
-	defends []string        // to be announced before another guest's route, or not any more
-	asks    bool            // a node is to be asked
+	lost    map[string]loss // withdraw
+	standby map[string]bool // true: announce as standby; false: withdraw again
+	defends []string        // begin or end to rank before another guest's route
+	asks    bool            // there is a node to ask
 }
 
-// preempted finds the guests that are to be withdrawn, or announced in another way,
-// for what the routes of other nodes say, or as those nodes do not answer.
+// preempted finds the guests whose announcement must change, because of the routes of
+// other nodes or because those nodes do not answer.
 func (a *Agent) preempted() findings {
 	names := a.nodes.Names()
 	s, done := a.state.open()
@@ -556,8 +566,8 @@ func (a *Agent) preempted() findings {
 		case g == nil || g.want.State != fabric.Live:
 		case g.want.Lost != "":
 			quiet, silent := s.peers.silent[g.want.Lost]
-			if !silent && !slices.Contains(names, g.want.Lost) { // nobody asks it
-				quiet, silent = silence{now, now}, true
+			if !silent && !slices.Contains(names, g.want.Lost) { // Nodes does not list it, so nobody asks it
+				quiet, silent = outage{now, now}, true
 				s.peers.silent[g.want.Lost] = quiet
 			}
 			if !silent {
@@ -574,8 +584,7 @@ func (a *Agent) preempted() findings {
 	return found
 }
 
-// contend looks at the routes that compete with those of a guest that this node
-// has.
+// contend judges the routes that compete with those of a guest of this node.
 func (s *state) contend(vm string, g *guest, now time.Time, found *findings) {
 	older, later := g.others(s.node)
 	if older.node != "" {
@@ -587,28 +596,28 @@ func (s *state) contend(vm string, g *guest, now time.Time, found *findings) {
 		g.wantedBy(s.node, node, "", reflector)
 		g.defended = now
 	}
-	// Once this route comes first, the reflectors tell of the other no more. The
-	// other node is to have the time to hear of this one.
+	// Once this node's route ranks first, the reflectors do not send the other route
+	// any more. Defend for a while, so that the other node gets this node's route.
 	if now.Sub(g.defended) >= contestMemory {
 		g.defended = time.Time{}
 	}
 	if defended.IsZero() != g.defended.IsZero() {
 		found.defends = append(found.defends, vm)
 	}
-	if len(g.competing) == 0 || !g.yieldsToRoute(s.fresh(g, now)) {
+	if len(g.competing) == 0 || !g.preemptible(s.fresh(g, now)) {
 		return
 	}
 	_, settled := later[g.contested]
 	switch {
 	case g.contested == "":
 		found.asks = g.contest(now, slices.Collect(maps.Keys(later))) || found.asks
-	case settled: // it came later, whether it answers or not
+	case settled: // its guest got the address later, whether its node answers or not
 	case !s.peers.silent[g.contested].last.Before(g.contestedAt):
 		found.lost[vm] = loss{node: g.contested, reflector: g.reflectorOf(g.contested)}
 	}
 }
 
-// reflectorOf gives the first reflector that has a better route of a node.
+// reflectorOf gives the first reflector that has a competing route of a node.
 func (g *guest) reflectorOf(node string) string {
 	for _, at := range slices.SortedFunc(maps.Keys(g.competing), competitor.compare) {
 		if g.competing[at].node == node {
@@ -618,8 +627,8 @@ func (g *guest) reflectorOf(node string) string {
 	return ""
 }
 
-// announceAnew has a guest announced as it is to be now. One that somebody is at
-// work on is looked at by the pass.
+// announceAnew reconciles a guest whose routes have changed. If another task works on
+// the guest, the pass does it.
 func (a *Agent) announceAnew(ctx context.Context, vm string) {
 	t, end, free := a.tryBegin(vm)
 	if !free {
@@ -632,19 +641,19 @@ func (a *Agent) announceAnew(ctx context.Context, vm string) {
 	}
 }
 
-// setStandby has a guest that another node has announced behind it, or not at
-// all. One that somebody is at work on is looked at again soon.
+// setStandby announces a preempted guest as standby, or withdraws it again. If another
+// task works on the guest, reconsider comes back to it.
 func (a *Agent) setStandby(ctx context.Context, vm string, on bool) {
 	t, end, free := a.tryBegin(vm)
 	if !free {
 		return
 	}
 	defer end()
-	t.redoStandby(ctx, on)
+	t.applyStandby(ctx, on)
 }
 
-// redoStandby is setStandby inside of what is done to the guest already.
-func (t *task) redoStandby(ctx context.Context, on bool) {
+// applyStandby is setStandby for a task.
+func (t *task) applyStandby(ctx context.Context, on bool) {
 	s, done := t.state.open()
 	g := s.guests[t.vm]
 	if g == nil || g.want.State != fabric.Live || g.want.Lost == "" || g.want.Standby == on {
@@ -666,10 +675,9 @@ func (t *task) redoStandby(ctx context.Context, on bool) {
 	}
 }
 
-// loseToRoute withdraws a guest to which a reflector has another node's better
-// route, where that is another guest's which has had the address longer, or the
-// node cannot be asked.
-func (a *Agent) loseToRoute(ctx context.Context, vm string, l loss) {
+// preemptByRoute withdraws a guest for a competing route, if that is the route of
+// another guest that has had the address longer, or if its node does not answer.
+func (a *Agent) preemptByRoute(ctx context.Context, vm string, l loss) {
 	t, end, free := a.tryBegin(vm)
 	if !free {
 		return
@@ -684,7 +692,7 @@ func (a *Agent) loseToRoute(ctx context.Context, vm string, l loss) {
 		older, _ := g.others(a.node)
 		still = older == l && owned(g.want) && g.has && !g.departure.state.Stops()
 	default:
-		still = g.contested == l.node && g.yieldsToRoute(s.fresh(g, time.Now())) && len(g.competing) > 0
+		still = g.contested == l.node && g.preemptible(s.fresh(g, time.Now())) && len(g.competing) > 0
 		if !still {
 			g.contested = ""
 		}
@@ -695,16 +703,17 @@ func (a *Agent) loseToRoute(ctx context.Context, vm string, l loss) {
 	}
 }
 
-// yieldsToRoute reports whether a guest may have to be withdrawn for another
-// node's better route.
-func (g *guest) yieldsToRoute(fresh bool) bool {
+// preemptible reports whether a competing route of the same guest, or of a guest that
+// the route does not name, may preempt g. It cannot if g is Fresh, or if g was attached
+// by hand: only its user ends such a guest.
+func (g *guest) preemptible(fresh bool) bool {
 	return owned(g.want) && g.has && !g.departure.state.Stops() && g.want.VM.Origin != "" && !fresh
 }
 
-// competes takes up that a reflector has another node's better route to a prefix of
-// ours, or has it no more. Its node is asked, where it can be; where that is
-// silent, the route itself may say which guest it is for. Nobody gives way to
-// what is no node.
+// competes handles the news that a reflector has another node's better route to a
+// prefix of ours, or does not have it any more. reconsider then asks the node; if the
+// node does not answer, the holder in the route may decide. A route whose next hop is
+// no known node preempts nothing.
 func (a *Agent) competes(ctx context.Context, r fabric.Competitor) {
 	node, known := a.nodeAt(r.Via)
 	at := competitor{r.Prefix, r.Reflector}
@@ -735,14 +744,14 @@ func (a *Agent) competes(ctx context.Context, r fabric.Competitor) {
 	signal(a.review)
 }
 
-// compete notes that a better route of a node is there, or not any more.
+// compete notes that a competing route is there, or not any more.
 func (g *guest) compete(at competitor, route competing, competes bool) {
 	if competes {
 		if g.competing == nil {
 			g.competing = map[competitor]competing{}
 		}
 		if was, known := g.competing[at]; known && was != route && g.denied == route.node {
-			g.denied = "" // what the node said was about another route
+			g.denied = "" // the node's answer was about another route
 		}
 		g.competing[at] = route
 		return
@@ -753,17 +762,17 @@ func (g *guest) compete(at competitor, route competing, competes bool) {
 	}
 }
 
-// competesAlone is what follows of a better route where there is nobody to ask.
+// competesAlone acts on a competing route in an agent that can ask no other node.
 func (a *Agent) competesAlone(ctx context.Context, vm string, l loss, competes bool) {
 	t, end := a.begin(vm)
 	defer end()
 	s, done := a.state.open()
 	g := s.guests[vm]
-	yields := g != nil && competes && g.yieldsToRoute(s.fresh(g, time.Now()))
+	yields := g != nil && competes && g.preemptible(s.fresh(g, time.Now()))
 	done()
 	if yields {
 		t.preempt(ctx, l)
 		return
 	}
-	t.redoStandby(ctx, !competes)
+	t.applyStandby(ctx, !competes)
 }

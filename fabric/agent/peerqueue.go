@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	tellEvery   = time.Second      // what is not settled yet is told again
-	tellRetry   = 2 * time.Second  // after a node did not answer
+	repeatEvery = time.Second      // what is not settled yet is told again
+	askRetry    = 2 * time.Second  // after a node did not answer
 	messageTime = 30 * time.Second // for a notice that is told once; claims are told for ever
 )
 
@@ -70,7 +70,7 @@ func (a *Agent) serve(ctx context.Context) {
 			a.conditions.set("nodes", err)
 		}
 	})
-	look := time.NewTicker(tellEvery)
+	look := time.NewTicker(repeatEvery)
 	defer look.Stop()
 	for {
 		for _, node := range a.nodes.Names() {
@@ -169,8 +169,8 @@ func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, ans
 		if !some {
 			break
 		}
-		if _, err := a.tellNode(ctx, node, n); err != nil {
-			return tellRetry, false
+		if _, err := a.askNode(ctx, node, n); err != nil {
+			return askRetry, false
 		}
 		a.peerQueues.delivered(node)
 	}
@@ -179,20 +179,20 @@ func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, ans
 		if !a.stillDue(d) {
 			continue
 		}
-		answer, err := a.tellNode(ctx, node, d.notice)
+		answer, err := a.askNode(ctx, node, d.notice)
 		if err != nil {
-			return tellRetry, false
+			return askRetry, false
 		}
 		d.heard(ctx, answer)
 	}
 	if len(a.lasting(node)) > 0 {
-		return tellEvery, true
+		return repeatEvery, true
 	}
 	return passEvery, true
 }
 
-// tellNode tells a node something.
-func (a *Agent) tellNode(ctx context.Context, node string, n fabric.Notice) (fabric.Answer, error) {
+// askNode tells a node something.
+func (a *Agent) askNode(ctx context.Context, node string, n fabric.Notice) (fabric.Answer, error) {
 	answer, err := a.nodes.Ask(ctx, node, n)
 	if err != nil {
 		a.log.Debug("not told", "node", node, "notice", string(n.Kind), "vm", n.VM, "err", err)

@@ -10,13 +10,13 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/internal/text"
 )
 
-// reservationOf is what a guest has of its node alone.
+// reservationOf gives the items that no other guest of the node may have.
 func reservationOf(vm fabric.VM) reservation.Set {
 	return reservation.Set{Prefixes: vm.Prefixes(), Ports: portNames(vm)}
 }
 
-// acceptable tells why the guest cannot be on this node as it is, or nil; known
-// is true of one that is here. It changes nothing.
+// acceptable says why this node cannot take the guest as described, or nil; known:
+// the node has the guest already. It changes nothing.
 func (s *state) acceptable(vm fabric.VM, known bool) error {
 	if s.draining() && !known {
 		return s.drainRefusal()
@@ -30,34 +30,34 @@ func (s *state) acceptable(vm fabric.VM, known bool) error {
 	return s.free(vm)
 }
 
-// free reports what of the guest another one holds.
+// free reports an item of the guest that another guest holds.
 func (s *state) free(vm fabric.VM) error {
 	return held(vm, s.reserved.Check(vm.Name, reservationOf(vm)))
 }
 
-// reserve lets the guest hold what it asks for, besides what it has: another
-// guest gets an address only when this one has let go of it.
+// reserve reserves the guest's prefixes and port names, and keeps those that it
+// holds: another guest gets an address only after this one has released it.
 func (s *state) reserve(vm fabric.VM) error {
 	return held(vm, s.reserved.Reserve(vm.Name, reservationOf(vm)))
 }
 
-// keepOnly ends a change of a guest: the node has it as vm says, and what it
-// held besides is free.
+// keepOnly ends a change of a guest: the kernel and the speaker have it as in vm,
+// so its other reservations are released.
 func (t *task) keepOnly(vm fabric.VM) {
 	s, done := t.state.open()
 	defer done()
 	s.reserved.Keep(vm.Name, reservationOf(vm))
 }
 
-// holds gives all that a guest may have on this node: what is wanted, and what
-// an unfinished change has left.
+// holds gives all prefixes and port names that a guest may have on this node: the
+// wanted ones, and those that an unfinished change has left.
 func (t *task) holds(vm fabric.VM) reservation.Set {
 	s, done := t.state.open()
 	defer done()
 	return s.reserved.Held(vm.Name)
 }
 
-// held says in words why a guest cannot have what it asks for.
+// held turns a conflict into a text for people; it gives other errors unchanged.
 func held(vm fabric.VM, err error) error {
 	var c *reservation.Conflict
 	if !errors.As(err, &c) {

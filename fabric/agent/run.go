@@ -105,7 +105,7 @@ func (a *Agent) adopt(d fabric.Desired, there map[string]bool) {
 	}
 	d.Leaving = false // the source says if it is so still
 	a.adoptOwnership(&d)
-	s.guests[name] = &guest{want: d, reported: a.toldBefore(d, there), has: owned(d) && d.Epoch > 0, arrival: arrivalOf(d), kept: true}
+	s.guests[name] = &guest{want: d, reported: a.reportedBefore(d, there), has: owned(d) && d.Epoch > 0, arrival: arrivalOf(d), kept: true}
 	s.unsettled[name] = true
 }
 
@@ -148,7 +148,7 @@ func (a *Agent) adoptOrphans(ports []fabric.PortState) {
 			continue
 		}
 		a.conditions.say("guest "+vm, fmt.Sprintf("guest %s: no state is kept of it, its port was taken over as it is; attach it, or detach it", vm))
-		s.guests[vm] = &guest{want: d, reported: a.toldBefore(d, there), orphan: true}
+		s.guests[vm] = &guest{want: d, reported: a.reportedBefore(d, there), orphan: true}
 		a.log.Warn("port without state taken over", "vm", vm, "state", d.State)
 	}
 }
@@ -198,14 +198,14 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // listen follows what the dataplane and the speaker tell of moves.
 func (a *Agent) listen(ctx context.Context) {
-	heard, rivals := a.dataplane.Heard(), a.speaker.Competitors()
+	heard, competitors := a.dataplane.Heard(), a.speaker.Competitors()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case port := <-heard:
 			a.heardAt(ctx, port)
-		case r := <-rivals:
+		case r := <-competitors:
 			a.competes(ctx, r)
 		}
 	}
@@ -235,7 +235,7 @@ func (a *Agent) pass(ctx context.Context) bool {
 	well := a.repair(ctx, pl.Repairs)
 	clean := a.prune(ctx, pl)
 	a.settleDiversions(ctx)
-	a.tellSessions(ctx)
+	a.emitSessions(ctx)
 	return well && clean
 }
 
@@ -338,14 +338,14 @@ func (a *Agent) prune(ctx context.Context, pl plan.Plan) bool {
 	if len(routes) > 0 {
 		a.log.Info("withdraw what no guest has", "prefix", routes[0], "prefixes", len(routes))
 		if err = a.speaker.Remove(ctx, routes...); err == nil {
-			a.tellPruned(pl.Ports, routes, nil)
+			a.emitPruned(pl.Ports, routes, nil)
 		}
 	}
 	if len(ports) > 0 {
 		a.log.Info("remove ports that no guest has", "port", ports[0], "ports", len(ports))
 		removed := a.dataplane.Remove(ctx, ports...)
 		if err = errors.Join(err, removed); removed == nil {
-			a.tellPruned(pl.Ports, nil, ports)
+			a.emitPruned(pl.Ports, nil, ports)
 		}
 	}
 	a.conditions.set("prune", err)

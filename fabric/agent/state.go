@@ -39,17 +39,17 @@ type guest struct {
 	differs   string         // what its hypervisor says of it now, where that is not what it started with
 	trouble   error          // why it is not as it is wanted
 
-	has       bool              // it is announced, and claimed of the other nodes
-	claimed   time.Time         // when that was
-	kept      bool              // of an agent before this one: the nodes that it waited for are waited for
-	heard     uint64            // the highest epoch that another node has, or had, it with
-	claimants []string          // nodes that wait for this one to let go, or take it back when it does
-	departure departure         // its move to another node
-	doubted   time.Time         // when a diversion on the word of another node alone was ended
-	orphan    bool              // nothing that could be read says what it is: its state on the disk is left alone
-	arrival   migration.Arrival // its move to this node
-	from      string            // the node that it comes from
-	restart   restart           // its move by a start
+	has          bool              // it is announced, and claimed of the other nodes
+	claimed      time.Time         // when that was
+	kept         bool              // of an agent before this one: the nodes that it waited for are waited for
+	heard        uint64            // the highest epoch that another node has, or had, it with
+	waitingNodes []string          // nodes that wait for this one to let go, or take it back when it does
+	departure    departure         // its move to another node
+	doubted      time.Time         // when a diversion on the word of another node alone was ended
+	orphan       bool              // nothing that could be read says what it is: its state on the disk is left alone
+	arrival      migration.Arrival // its move to this node
+	from         string            // the node that it comes from
+	restart      restart           // its move by a start
 	contention
 }
 

@@ -1,5 +1,5 @@
-// Package ownership decides which guest has an address, and on which node. It
-// looks at plain values alone: time comes in with them, and nothing is done here.
+// Package ownership decides which guest has an address, and on which node. It is
+// pure: the caller passes the time in, and carries the decision out.
 package ownership
 
 import (
@@ -7,25 +7,25 @@ import (
 	"time"
 )
 
-// Claim is what is known of a guest that has an address on a node, or is about
-// to be started there with it.
+// Claim describes a guest that has an address on a node, or is about to start
+// there with it.
 type Claim struct {
-	Identity string    // which guest it is; empty: its node does not say
-	Acquired time.Time // since when the guest has the address without a break, on whichever node it ran
-	Epoch    uint64    // orders what several nodes say of the same guest: the higher began to run it later
+	Identity string    // of the guest; empty: its node does not say
+	Acquired time.Time // since when the guest has had the address without a break, on any node
+	Epoch    uint64    // of two claims to one guest, the higher is that of the later start
 	Node     string
-	Starting bool // it does not run yet
-	Manual   bool // attached by hand: only its user ends it in favour of the same guest elsewhere
+	Starting bool // the guest does not run yet
+	Manual   bool // the guest was attached by hand: only its user ends it in favour of the same guest elsewhere
 }
 
-// Verdict is what is to be done with a guest of which another claim is heard.
+// Verdict says what happens to a guest of this node when another claim is known.
 type Verdict uint8
 
 // The verdicts.
 const (
-	Keep       Verdict = iota + 1 // it has the address
-	Relinquish                    // it is withdrawn: the other one has it
-	Refuse                        // it is not started
+	Keep       Verdict = iota + 1 // the guest keeps the address
+	Relinquish                    // the guest is withdrawn: the other one has the address
+	Refuse                        // the guest is not started
 	Ask                           // only the other node's agent knows
 )
 
@@ -34,7 +34,7 @@ func (v Verdict) String() string {
 	return [...]string{Keep: "keep", Relinquish: "relinquish", Refuse: "refuse", Ask: "ask"}[v]
 }
 
-// Reason is why.
+// Reason says why, in words about the other claim.
 type Reason string
 
 // The reasons.
@@ -49,14 +49,14 @@ const (
 	NoEpoch     Reason = "the same guest, as far as the route says, which has no epoch"
 )
 
-// Same reports whether two identities are one guest's, as far as is known: that
-// of an agent which does not tell is taken for any.
+// Same reports whether two identities can be those of one guest. An empty identity
+// can be that of any guest.
 func Same(a, b string) bool { return a == "" || b == "" || a == b }
 
-// Decide says what becomes of mine, now that theirs is heard of. Two nodes that
-// decide about the same two running guests come to opposite verdicts. Of one
-// guest the later start counts, of two guests the one that has had the address
-// longer; where the clocks do not tell, the names of the nodes do.
+// Decide says what happens to mine, given theirs. Two nodes that decide about the
+// same two running guests come to opposite verdicts. If both claims are to one
+// guest, the later start wins. Of two guests, the one that has had the address
+// longer wins; with equal times, the node whose name sorts first wins.
 func Decide(mine, theirs Claim) (Verdict, Reason) {
 	same := Same(mine.Identity, theirs.Identity)
 	switch {
@@ -76,11 +76,11 @@ func Decide(mine, theirs Claim) (Verdict, Reason) {
 	return Relinquish, CameLater
 }
 
-// DecideByRoute says what becomes of mine, now that a reflector has a route of
-// theirs that comes before it. A route has room for a hash of the identity and
-// for Acquired, and for no epoch: of the same guest, or of one that the route
-// does not name, it does not say who began to run it later. Of two guests it
-// says enough, whether they were attached by hand or not.
+// DecideByRoute says what happens to mine when a reflector prefers a route of
+// theirs. A route carries a hash of the identity and Acquired, but no epoch. So it
+// does not say which node began to run the guest later, if the guest is the same or
+// the route does not name it: the verdict is Ask. It suffices to decide between two
+// guests, attached by hand or not.
 func DecideByRoute(mine, theirs Claim) (Verdict, Reason) {
 	if Same(mine.Identity, theirs.Identity) {
 		return Ask, NoEpoch
@@ -99,16 +99,17 @@ func before(a, b Claim) bool {
 	return a.Node < b.Node
 }
 
-// Ahead is how far the clock of another node may be ahead before what it says
-// of epochs is not believed. Clocks that are wrong by a time zone, or a day, are
-// found; an epoch beyond that would outrank every later start for as long.
+// Ahead is how far the clock of another node may be ahead before its epochs are
+// ignored. Clocks that are wrong by a time zone or a day occur in practice, so they
+// pass. An epoch from further ahead would outrank all later starts until the clocks
+// have caught up.
 const Ahead = 36 * time.Hour
 
-// Plausible reports whether another node can have given an epoch by now.
+// Plausible reports whether another node can have given the epoch by now.
 func Plausible(epoch uint64, now time.Time) bool { return epoch <= of(now.Add(Ahead)) }
 
-// Next gives the epoch of a start: that of now, or one more than the highest
-// that was heard of or had before. What cannot be is left out, so it never wraps.
+// Next gives the epoch of a start: that of now, or one more than the highest of
+// heard and own. It ignores implausible epochs, so the result never wraps.
 func Next(now time.Time, heard, own uint64) uint64 {
 	next := of(now)
 	for _, earlier := range []uint64{heard, own} {
@@ -119,16 +120,16 @@ func Next(now time.Time, heard, own uint64) uint64 {
 	return next
 }
 
-// of gives the epoch of a time: milliseconds since 1970.
+// of gives the epoch of a time, in milliseconds since 1970.
 func of(t time.Time) uint64 { return uint64(max(0, t.UnixMilli())) }
 
-// Preemption is what is known of a guest that was withdrawn because another node has it.
+// Preemption describes a guest that was withdrawn because another node has it.
 type Preemption struct {
 	Answered  bool          // the other node's agent has just answered
-	Held      bool          // and says that it has the address
+	Held      bool          // in that answer, the node has the address
 	Competing bool          // a reflector has a better route of another node
-	RouteGone bool          // such a route was the reason, and is not there any more
-	Silent    time.Duration // since when the other node's agent does not answer; 0: it does
+	RouteGone bool          // the guest had a competing route, and it is gone
+	Silent    time.Duration // for how long the other node's agent has not answered; 0: it answers
 }
 
 // Stance is how a preempted guest is announced.
@@ -136,9 +137,9 @@ type Stance uint8
 
 // The stances.
 const (
-	Withdrawn Stance = iota + 1 // the other node has it
-	Standby                     // behind whoever has it: nobody knows whether the other node still does
-	Announced                   // as before: the other node does not have it
+	Withdrawn Stance = iota + 1 // not at all: the other node has the guest
+	Standby                     // behind all other nodes: nobody knows whether the other node still has the guest
+	Announced                   // as before: the other node does not have the guest
 )
 
 // String gives "withdrawn", "standby" or "announced".
@@ -150,9 +151,9 @@ func (s Stance) String() string {
 // before the guest is announced behind it.
 const SilentFor = 15 * time.Second
 
-// Stance says how a preempted guest is announced. Only the other node's word
-// gives it back for good: one that is silent may still run it, with a route that
-// comes before that of a standby.
+// Stance says how a preempted guest is announced. Only an answer of the other node
+// gives the guest back for good. A node that does not answer may still run the
+// guest; its route ranks before that of a standby.
 func (p Preemption) Stance() Stance {
 	switch {
 	case p.Answered && !p.Held:

@@ -1,10 +1,10 @@
-// Package reservation keeps which guest of a node holds which prefixes and
-// port names. It decides and remembers; it touches nothing.
+// Package reservation records which guest of a node holds which prefixes and port
+// names.
 //
-// A guest that changes holds both what it has and what it is to have until the
-// change is over: [Table.Reserve] what is new, change the world, then
-// [Table.Keep] what the change ended with, whichever of the two that is. So
-// another guest gets an address only after the first one has let go of it.
+// While a guest changes, it holds both its old and its new prefixes and port names:
+// call [Table.Reserve] with the new set, change ports and routes, then call
+// [Table.Keep] with the set that the guest ended up with, old or new. So another
+// guest gets an address only after the first guest has released it.
 package reservation
 
 import (
@@ -13,18 +13,19 @@ import (
 	"slices"
 )
 
-// Set is what a guest holds, or asks for. Prefixes of one guest may overlap.
+// Set is a set of prefixes and port names of one guest. Its prefixes may overlap.
 type Set struct {
 	Prefixes []netip.Prefix // masked
 	Ports    []string
 }
 
-// Conflict is the error of a request for something that another guest holds.
+// Conflict is the error of a request for a prefix or port name that another guest
+// holds.
 type Conflict struct {
 	Holder string
-	Port   string       // asked for and held; empty: it is about a prefix
-	Prefix netip.Prefix // asked for
-	Held   netip.Prefix // equal to Prefix, around it, or inside it
+	Port   string       // the port name; empty: the conflict is about a prefix
+	Prefix netip.Prefix // the requested prefix
+	Held   netip.Prefix // the prefix of Holder: equal to Prefix, around it, or inside it
 }
 
 func (c *Conflict) Error() string {
@@ -34,15 +35,15 @@ func (c *Conflict) Error() string {
 	return fmt.Sprintf("%s: %s is held by %q", c.Prefix, c.Held, c.Holder)
 }
 
-// Table is who holds what on a node. The cost of a request does not grow with
-// the number of guests, but for routed prefixes, which are few: one for a
-// prefix longer than a single address looks at all prefixes that are held. It
-// is not safe for concurrent use.
+// Table maps the prefixes and port names of a node to the guests that hold them.
+// The cost of a request for single addresses does not grow with the number of
+// guests. A request for a larger prefix, which is rare, looks at all prefixes. A
+// Table is not safe for concurrent use.
 type Table struct {
 	prefixes map[netip.Prefix]string
 	ports    map[string]string
-	guests   map[string]Set // the same, by guest, without repetitions
-	lengths  map[length]int // how many prefixes longer than a single address there are of each length
+	guests   map[string]Set // the same by guest, without duplicates
+	lengths  map[length]int // number of prefixes of each length, single addresses aside
 }
 
 type length struct {
@@ -52,12 +53,12 @@ type length struct {
 
 func lengthOf(p netip.Prefix) length { return length{p.Bits(), p.Addr().Is4()} }
 
-// New makes a table in which nobody holds anything.
+// New makes an empty table.
 func New() *Table {
 	return &Table{map[netip.Prefix]string{}, map[string]string{}, map[string]Set{}, map[length]int{}}
 }
 
-// Check reports, as a [*Conflict], the first thing in want that another guest holds.
+// Check reports, as a [*Conflict], the first item of want that another guest holds.
 func (t *Table) Check(guest string, want Set) error {
 	for _, p := range want.Prefixes {
 		if held, holder, taken := t.overlaps(guest, p); taken {
@@ -72,7 +73,7 @@ func (t *Table) Check(guest string, want Set) error {
 	return nil
 }
 
-// overlaps finds what another guest holds that is p, around p, or in it.
+// overlaps finds a prefix of another guest that is equal to p, around p or inside it.
 func (t *Table) overlaps(guest string, p netip.Prefix) (held netip.Prefix, holder string, taken bool) {
 	if holder, taken := t.prefixes[p]; taken && holder != guest {
 		return p, holder, true
@@ -97,8 +98,8 @@ func (t *Table) overlaps(guest string, p netip.Prefix) (held netip.Prefix, holde
 	return held, "", false
 }
 
-// Reserve lets a guest hold want besides what it holds already. Where another
-// guest holds something of it, the error is a [*Conflict] and nothing changes.
+// Reserve adds want to the set that a guest holds. If another guest holds an item
+// of want, the error is a [*Conflict] and nothing changes.
 func (t *Table) Reserve(guest string, want Set) error {
 	if err := t.Check(guest, want); err != nil {
 		return err
@@ -124,8 +125,8 @@ func (t *Table) Reserve(guest string, want Set) error {
 	return nil
 }
 
-// Keep ends a change: of what the guest holds, it keeps what is in only, and
-// gives the rest back. The zero Set gives back everything.
+// Keep ends a change: of the items that the guest holds, it keeps those that are in
+// only, and releases the others. The zero Set releases all.
 func (t *Table) Keep(guest string, only Set) {
 	has := t.guests[guest]
 	prefixes, ports := setOf(only.Prefixes), setOf(only.Ports)
@@ -165,7 +166,7 @@ func setOf[T comparable](list []T) map[T]bool {
 	return set
 }
 
-// Held gives what a guest holds, in the order in which it was reserved.
+// Held gives the set that a guest holds, in the order of reservation.
 func (t *Table) Held(guest string) Set {
 	has := t.guests[guest]
 	return Set{slices.Clone(has.Prefixes), slices.Clone(has.Ports)}
@@ -177,8 +178,8 @@ func (t *Table) Holder(p netip.Prefix) (guest string, held bool) {
 	return guest, held
 }
 
-// Holders lists the guests that hold the prefix, one around it or one inside it,
-// by name. The cost is that of a request.
+// Holders lists, sorted by name, the guests that hold the prefix, one around it or
+// one inside it. It costs as much as a request.
 func (t *Table) Holders(p netip.Prefix) (guests []string) {
 	add := func(holder string, held bool) {
 		if held && !slices.Contains(guests, holder) {
