@@ -10,7 +10,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
 )
 
-// awaitedBy takes up what a node answered that was told of an arrival.
+// awaitedBy handles a node's answer to Arriving: with Held, the guest comes from that
+// node.
 func (a *Agent) awaitedBy(vm, node string, answer fabric.Answer) {
 	if !answer.Held {
 		return
@@ -25,8 +26,8 @@ func (a *Agent) awaitedBy(vm, node string, answer fabric.Answer) {
 	a.moves.at(vm, func(m *fabric.Move, _ time.Time) { m.From = node })
 }
 
-// arrive takes an event of a guest's move to this node through the state machine,
-// and does what follows.
+// arrive passes an event of a guest's move to this node to the state machine, and
+// carries out the effects.
 func (t *task) arrive(d fabric.Desired, e migration.ArrivalEvent) {
 	s, done := t.state.open()
 	g := s.guests[t.vm]
@@ -51,8 +52,8 @@ func (t *task) arrive(d fabric.Desired, e migration.ArrivalEvent) {
 	}
 }
 
-// heardAt takes up that a frame came out of a port whose guest was to arrive, or
-// was started: it runs here, whatever its hypervisor has said.
+// heardAt handles the first frame from a port whose guest was arriving, or had just
+// been started: the guest runs here, whatever its hypervisor has reported.
 func (a *Agent) heardAt(ctx context.Context, port string) {
 	s, done := a.state.open()
 	name, _ := s.reserved.PortHolder(port)
@@ -71,8 +72,8 @@ func (a *Agent) heardAt(ctx context.Context, port string) {
 	}
 }
 
-// answers takes up that a guest which was started was heard: traffic comes here
-// from now on.
+// answers handles the first frame of a guest that was started: its routes must draw
+// the traffic here from now on.
 func (a *Agent) answers(ctx context.Context, vm, port string) {
 	t, end := a.begin(vm)
 	defer end()
@@ -103,7 +104,8 @@ func (a *Agent) answers(ctx context.Context, vm, port string) {
 	}
 }
 
-// run brings an arriving guest live; by is who says that it runs.
+// run brings an arriving guest live; by says how the agent knows that it runs: "frame",
+// or the name of a source.
 func (a *Agent) run(ctx context.Context, vm fabric.VM, asOf time.Time, by string) {
 	a.moves.at(vm.Name, func(m *fabric.Move, now time.Time) {
 		if m.Running.IsZero() {
@@ -115,8 +117,8 @@ func (a *Agent) run(ctx context.Context, vm fabric.VM, asOf time.Time, by string
 	}
 }
 
-// hasArrived has the node that a guest came from told that it runs here. An agent
-// that was restarted meanwhile may have told it already.
+// hasArrived sends Arrived to the node that a guest came from, or to all if that is not
+// known. It sends nothing if an agent before a restart has done so.
 func (t *task) hasArrived(d fabric.Desired) {
 	first := false
 	t.moves.at(t.vm, func(m *fabric.Move, now time.Time) {
@@ -137,7 +139,7 @@ func (t *task) hasArrived(d fabric.Desired) {
 	t.peerQueues.send(t.notice(fabric.Arrived, d), to...)
 }
 
-// cancel has the others told that a guest does not arrive.
+// cancel tells all other nodes that a guest does not arrive here.
 func (t *task) cancel(d fabric.Desired) {
 	if t.nodes == nil {
 		return
@@ -146,8 +148,8 @@ func (t *task) cancel(d fabric.Desired) {
 	t.peerQueues.send(t.notice(fabric.Cancelled, d), t.nodes.Names()...)
 }
 
-// arrivalOf gives how far the move of a guest had come whose state an agent before
-// this one has kept.
+// arrivalOf gives the state of a guest's move to this node from the stored state of an
+// earlier agent.
 func arrivalOf(d fabric.Desired) migration.Arrival {
 	switch {
 	case d.Incoming:
@@ -158,7 +160,7 @@ func arrivalOf(d fabric.Desired) migration.Arrival {
 	return migration.NoArrival
 }
 
-// portsOf lists the ports of a guest as they are to be.
+// portsOf lists the ports that the dataplane must have for a guest.
 func (t *task) portsOf(d fabric.Desired) []fabric.Port {
 	ports := d.VM.Ports(&t.cluster)
 	s, done := t.state.open()

@@ -12,42 +12,41 @@ import (
 )
 
 const (
-	// forwardingGrace is how long packets for a guest that has left are sent on: until
-	// the routers know, with a margin for slow ones.
+	// forwardingGrace is how long this node forwards packets for a guest that has left:
+	// until the routers have the new route, with a margin for slow ones.
 	forwardingGrace = 5 * time.Second
-	// recordFor is how long what goes into a port is kept after the last word of
-	// the node that the guest is to go to.
+	// recordFor is how long the dataplane records a guest's ports after the last notice
+	// of the destination.
 	recordFor = time.Minute
 )
 
-// departure is the move of a guest from this node to another, as far as it has
-// come.
+// departure is the move of a guest from this node to another.
 type departure struct {
 	state    migration.State
-	to       fabric.Node // zero: nobody has said
-	heard    time.Time   // when it last said so
-	recorded bool        // what goes into the ports is kept
-	since    time.Time   // when its packets were diverted
-	// failed is the node where it did not arrive, and since when that is known
-	// here: the node itself says for a moment that it does.
+	to       fabric.Node // the destination; zero: not known
+	heard    time.Time   // when the destination last said that the guest is to arrive there
+	recorded bool        // the dataplane records the guest's ports
+	since    time.Time   // when the diversion of its packets began
+	// failed is a destination where the guest did not arrive, and failedAt when this
+	// node knew. For a moment, that node may still say that the guest is to arrive.
 	failed   string
 	failedAt time.Time
 }
 
-// elsewhere reports whether the guest's packets go to another node than that: no
-// word of a third one changes where.
+// elsewhere reports whether the guest's packets are diverted to another node than to.
+// A notice of a third node does not change the destination then.
 func (d departure) elsewhere(to fabric.Node) bool {
 	return d.state.Diverts() && d.to.Name != to.Name
 }
 
-// isNews reports whether a node that the guest is about to arrive at was not known
-// for that: one where it did not arrive may say so for a moment more.
+// isNews reports whether to is a new destination of the guest. A late notice of a node
+// where the guest did not arrive is no news.
 func (d departure) isNews(to fabric.Node, now time.Time) bool {
 	late := d.failed == to.Name && now.Sub(d.failedAt) < messageTime
 	return d.to.Name != to.Name && !late
 }
 
-// leaves takes up that a guest is about to arrive at another node.
+// leaves handles Arriving of another node.
 func (a *Agent) leaves(ctx context.Context, to fabric.Node, n fabric.Notice) (answer fabric.Answer) {
 	for _, vm := range a.concerned(n.Prefixes) {
 		t, end := a.begin(vm)
@@ -64,15 +63,15 @@ func (a *Agent) leaves(ctx context.Context, to fabric.Node, n fabric.Notice) (an
 		}
 		if follows && news {
 			a.log.Info("guest is to move", "vm", vm, "node", to.Name)
-			a.signal() // it is announced after the other node's from now on
+			a.signal() // its routes must rank behind those of the destination from now on
 		}
 		end()
 	}
 	return answer
 }
 
-// left takes up that a guest runs on another node: its packets go there, for a
-// moment if its hypervisor does not say that it stopped.
+// left handles Arrived of another node: this node diverts the guest's packets there,
+// only for some seconds unless the hypervisor here says that the guest stopped.
 func (a *Agent) left(ctx context.Context, to fabric.Node, n fabric.Notice) (answer fabric.Answer) {
 	for _, vm := range a.concerned(n.Prefixes) {
 		t, end := a.begin(vm)
@@ -91,8 +90,7 @@ func (a *Agent) left(ctx context.Context, to fabric.Node, n fabric.Notice) (answ
 	return answer
 }
 
-// leaving gives the guest that a notice about a move from here names; nil: this
-// node does not have it.
+// leaving gives the guest vm if the notice names it and this node has it, else nil.
 func (s *state) leaving(vm string, n fabric.Notice) *guest {
 	g := s.guests[vm]
 	if g == nil || vm != n.VM || !owned(g.want) {
@@ -101,7 +99,7 @@ func (s *state) leaving(vm string, n fabric.Notice) *guest {
 	return g
 }
 
-// stays takes up that a guest does not arrive at another node after all.
+// stays handles Cancelled of another node: the guest does not arrive there after all.
 func (a *Agent) stays(ctx context.Context, at fabric.Node, n fabric.Notice) {
 	for _, vm := range a.concerned(n.Prefixes) {
 		t, end := a.begin(vm)
@@ -109,7 +107,7 @@ func (a *Agent) stays(ctx context.Context, at fabric.Node, n fabric.Notice) {
 		g := s.guests[vm]
 		concerned := g != nil && g.departure.to.Name == at.Name
 		if g != nil && g.departure.failed == at.Name {
-			g.departure.failed = "" // what it says from now on is of another attempt
+			g.departure.failed = "" // later notices of that node are about another attempt
 		}
 		done()
 		if concerned {
@@ -119,8 +117,8 @@ func (a *Agent) stays(ctx context.Context, at fabric.Node, n fabric.Notice) {
 	}
 }
 
-// stopped takes up that the hypervisor stopped a guest that is about to run
-// elsewhere, as of a time. Nothing comes before sending its packets on.
+// stopped handles the news that the hypervisor had stopped a guest at asOf, to run it
+// on another node. Diverting its packets comes before anything else that takes time.
 func (a *Agent) stopped(ctx context.Context, vm string, asOf time.Time) {
 	t, end := a.begin(vm)
 	defer end()
@@ -143,8 +141,9 @@ func (a *Agent) stopped(ctx context.Context, vm string, asOf time.Time) {
 	t.step(ctx, migration.SourceStopped, to, "")
 }
 
-// resumed takes up that a guest which was stopped to run elsewhere goes on here.
-// Its route is first. Then, whoever began to announce it is to stop.
+// resumed handles the news that a guest goes on here which was stopped to run on
+// another node. First its packets come here again. Then this node acquires the guest
+// anew, if the other node has sent a higher epoch, so that the other node withdraws it.
 func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 	t, end := a.begin(vm)
 	defer end()
@@ -160,7 +159,7 @@ func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 		to = g.departure.to.Name
 		claimed = g.heard > g.want.Epoch
 		if claimed {
-			g.has = false // it is claimed anew
+			g.has = false // reconcile acquires it anew, with a higher epoch
 		}
 	}
 	done()
@@ -177,9 +176,9 @@ func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 	}
 }
 
-// step takes an event of a guest's move to another node through the state
-// machine, and does what follows. to is the
-// node that the event is about; outcome is why the move ends, if it does.
+// step passes an event of a guest's move to another node to the state machine, and
+// carries out the effects. to is the node that the event is about; outcome says why
+// the move ends, if it does.
 func (t *task) step(ctx context.Context, e migration.Event, to fabric.Node, outcome string) {
 	now := time.Now()
 	s, done := t.state.open()
@@ -214,8 +213,8 @@ func (t *task) step(ctx context.Context, e migration.Event, to fabric.Node, outc
 	}
 }
 
-// move takes an event of the guest's move to another node up, and gives what is to
-// be done about it.
+// move passes an event to the state machine of the guest's move to another node, takes
+// the new state, and gives the effects to carry out.
 func (g *guest) move(e migration.Event, to fabric.Node, now time.Time) []migration.Effect {
 	next := migration.Next(g.departure.state, e)
 	g.departure.state = next.To
@@ -235,7 +234,7 @@ func (g *guest) move(e migration.Event, to fabric.Node, now time.Time) []migrati
 	return next.Effects
 }
 
-// divert sends what comes for a guest to another node.
+// divert forwards the packets for a guest to another node.
 func (t *task) divert(ctx context.Context, d fabric.Desired, to fabric.Node, since time.Time, confirmed bool) {
 	vm := d.VM.Name
 	t.diverted.begin(fabric.DiversionStatus{VM: vm, Node: to.Name, Prefixes: d.VM.Prefixes(), Since: since, Confirmed: confirmed})
@@ -253,7 +252,8 @@ func (t *task) divert(ctx context.Context, d fabric.Desired, to fabric.Node, sin
 	t.log.Info("packets go on", "vm", vm, "node", to.Name, "resent", done.Resent)
 }
 
-// restore puts a guest that was to leave back as it was; outcome is why.
+// restore ends the diversion and recording of a guest that does not leave; outcome
+// says why.
 func (t *task) restore(ctx context.Context, d fabric.Desired, was departure, outcome string) {
 	vm := d.VM.Name
 	if was.state.Diverts() {
@@ -267,7 +267,7 @@ func (t *task) restore(ctx context.Context, d fabric.Desired, was departure, out
 	t.signal()
 }
 
-// record keeps, or does not keep any more, what goes into a guest's ports.
+// record switches the recording of a guest's ports.
 func (t *task) record(ctx context.Context, on bool) {
 	s, done := t.state.open()
 	g := s.guests[t.vm]
@@ -285,7 +285,7 @@ func (t *task) record(ctx context.Context, on bool) {
 	}
 }
 
-// endDiversion ends the sending on of packets; outcome is why.
+// endDiversion ends the diversion of prefixes; outcome says why.
 func (a *Agent) endDiversion(ctx context.Context, ps []netip.Prefix, outcome string) {
 	s, done := a.state.open()
 	for _, p := range ps {
@@ -300,8 +300,8 @@ func (a *Agent) endDiversion(ctx context.Context, ps []netip.Prefix, outcome str
 	a.diverted.end(ps, outcome, time.Now())
 }
 
-// stopForwarding ends the sending on of packets for a guest that is to be here, because
-// it went away and comes back soon.
+// stopForwarding ends the diversion of a guest that came back within the forwarding
+// grace.
 func (t *task) stopForwarding(ctx context.Context, vm fabric.VM) {
 	var ps []netip.Prefix
 	s, done := t.state.open()
@@ -316,9 +316,9 @@ func (t *task) stopForwarding(ctx context.Context, vm fabric.VM) {
 	}
 }
 
-// runsHere takes up that the hypervisor says of a guest that it runs here, as of a
-// time: what an agent before this one sends on for it comes back, and so does what
-// this one does on the word of another node that is older.
+// runsHere handles the news that the hypervisor had a guest running here at asOf. It
+// ends a diversion that an earlier agent left, and one that this agent began before
+// asOf because another node said that the guest runs there.
 func (a *Agent) runsHere(ctx context.Context, vm string, asOf time.Time) {
 	contradicts := func(g *guest) bool {
 		return g != nil && g.departure.state == migration.Diverted && asOf.After(g.departure.since)
@@ -347,7 +347,8 @@ func (a *Agent) runsHere(ctx context.Context, vm string, asOf time.Time) {
 	}
 }
 
-// gone has packets for a guest that has left sent on for a while, if they are.
+// gone keeps the diversion of a guest that has left for the forwarding grace. It
+// reports whether there is one.
 func (s *state) gone(g *guest) (diverted bool) {
 	if !g.departure.state.Diverts() {
 		return false
@@ -359,7 +360,8 @@ func (s *state) gone(g *guest) (diverted bool) {
 	return true
 }
 
-// settleDiversions ends what was sent on long enough. The pass calls it.
+// settleDiversions ends diversions and recordings whose time is over. The pass calls
+// it.
 func (a *Agent) settleDiversions(ctx context.Context) {
 	diverted, err := a.dataplane.Diverted(ctx)
 	a.conditions.set("diversions", err)
@@ -392,8 +394,8 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 	}
 }
 
-// overdue takes up which prefixes are diverted, and gives those of no guest that is
-// here, and of them those that were sent on long enough.
+// overdue lists the diverted prefixes that no guest on its way from here holds
+// (ofNone), and those of them whose forwarding grace is over.
 func (s *state) overdue(diverted []netip.Prefix, now time.Time) (ofNone, over []netip.Prefix) {
 	for _, p := range diverted {
 		holder, _ := s.reserved.Holder(p)
@@ -402,7 +404,7 @@ func (s *state) overdue(diverted []netip.Prefix, now time.Time) (ofNone, over []
 		}
 		ofNone = append(ofNone, p)
 		switch until, known := s.forwarding[p]; {
-		case !known: // of an agent before this one
+		case !known: // an earlier agent began it
 			s.forwarding[p] = now.Add(forwardingGrace)
 			s.later(forwardingGrace)
 		case !now.Before(until):
@@ -413,8 +415,8 @@ func (s *state) overdue(diverted []netip.Prefix, now time.Time) (ofNone, over []
 	return ofNone, over
 }
 
-// idleRecords lists the guests that nobody expects any more, and whose ports are
-// recorded yet.
+// idleRecords lists the guests whose ports are still recorded although no node has
+// said for recordFor that they are to arrive there.
 func (s *state) idleRecords(now time.Time) (vms []string) {
 	for vm, g := range s.guests {
 		if g.departure.recorded && !g.departure.state.Stops() && now.Sub(g.departure.heard) > recordFor {
@@ -427,7 +429,8 @@ func (s *state) idleRecords(now time.Time) (vms []string) {
 // departs reports whether the guest is on its way to another node.
 func (g *guest) departs() bool { return g.departure.to.Name != "" || g.departure.state.Stops() }
 
-// release tells those who wait for it that a guest is not announced any more.
+// release sends Released to the nodes that wait until this node does not announce a
+// guest any more.
 func (t *task) release(d fabric.Desired) {
 	vm := d.VM.Name
 	s, done := t.state.open()
@@ -440,7 +443,7 @@ func (t *task) release(d fabric.Desired) {
 	if g.departure.to.Name != "" {
 		to = add(to, g.departure.to.Name)
 	}
-	if d.Lost != "" { // which tells of this one meanwhile
+	if d.Lost != "" { // its Status may list the contest with this guest
 		to = add(to, d.Lost)
 	}
 	left := g.departs()

@@ -13,25 +13,25 @@ import (
 )
 
 const (
-	// unconfirmedFor is how long packets are sent to a node on its word alone,
-	// while nothing here says that the guest has left: its hypervisor's word may
-	// come a little later than the first frame over there.
+	// unconfirmedFor is how long this node diverts a guest's packets without the
+	// confirmation of its own hypervisor, whose event may come a little later than the
+	// first frame at the destination.
 	unconfirmedFor = 5 * time.Second
-	// unconfirmedRest is how long no such word is acted upon after one of them
-	// turned out to be nothing.
+	// unconfirmedRest is how long this node ignores further Arrived notices for a guest
+	// after an unconfirmed diversion.
 	unconfirmedRest = 10 * time.Minute
-	// diversionMemory is how long one that ended is told.
+	// diversionMemory is how long Status lists a diversion after its end.
 	diversionMemory = 5 * time.Minute
 	maxDiversions   = 256
 )
 
-// diversionLog keeps the diversions that are told. It is safe for concurrent use.
+// diversionLog keeps the diversions that Status lists. It is safe for concurrent use.
 type diversionLog struct {
 	mu  sync.Mutex
 	all []fabric.DiversionStatus // the oldest first
 }
 
-// begin notes that packets are sent on; to another node, the one before ends.
+// begin adds a diversion, and ends an earlier one of the same prefixes.
 func (l *diversionLog) begin(d fabric.DiversionStatus) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -41,7 +41,7 @@ func (l *diversionLog) begin(d fabric.DiversionStatus) {
 	}
 }
 
-// confirm notes that the hypervisor stopped the guest.
+// confirm records that the hypervisor stopped or ended the guest.
 func (l *diversionLog) confirm(vm string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -52,7 +52,7 @@ func (l *diversionLog) confirm(vm string) {
 	}
 }
 
-// end notes that packets for prefixes come here again, and why.
+// end records that the diversion of prefixes is over, and why.
 func (l *diversionLog) end(ps []netip.Prefix, outcome string, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -67,14 +67,15 @@ func (l *diversionLog) finish(ps []netip.Prefix, outcome string, now time.Time) 
 	}
 }
 
-// known reports whether a diversion of a prefix that is under way is told.
+// known reports whether the log has a diversion of a prefix that is under way.
 func (l *diversionLog) known(p netip.Prefix) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.ContainsFunc(l.all, func(d fabric.DiversionStatus) bool { return d.Ended.IsZero() && slices.Contains(d.Prefixes, p) })
 }
 
-// list gives what is told, and lines about diversions that nothing here confirmed.
+// list gives the diversions for Status, and a problem for each that ended without
+// confirmation.
 func (l *diversionLog) list(now time.Time) (all []fabric.DiversionStatus, problems []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -88,20 +89,20 @@ func (l *diversionLog) list(now time.Time) (all []fabric.DiversionStatus, proble
 	return append([]fabric.DiversionStatus{}, l.all...), problems
 }
 
-// notLeft is the outcome of a diversion that was the other node's word alone.
+// notLeft is the outcome of a diversion that the hypervisor did not confirm in time.
 const notLeft = "the hypervisor here did not say that the guest left"
 
-// runsOn is the outcome of one that the hypervisor contradicted.
+// runsOn is the outcome of a diversion that the hypervisor contradicted.
 const runsOn = "the hypervisor here says that the guest runs here"
 
-// believes reports whether the word of another node alone, that a guest runs
-// there, has packets sent there for a moment.
+// believes reports whether Arrived of another node suffices to divert the guest's
+// packets there.
 func (g *guest) believes(now time.Time) bool {
 	return g.departure.state.Stops() || g.doubted.IsZero() || now.Sub(g.doubted) > unconfirmedRest
 }
 
-// unconfirmed lists the guests whose packets went to another node, on its word
-// alone, for long enough.
+// unconfirmed lists the guests whose diversion has lasted for unconfirmedFor without
+// confirmation.
 func (s *state) unconfirmed(now time.Time) (vms []string) {
 	for vm, g := range s.guests {
 		if g.departure.state == migration.Diverted && g.want.State == fabric.Live && now.Sub(g.departure.since) >= unconfirmedFor {
@@ -111,8 +112,8 @@ func (s *state) unconfirmed(now time.Time) (vms []string) {
 	return vms
 }
 
-// disbelieve has the packets of a guest come here again that did not leave. Where
-// it was to go to is remembered: it may be about to.
+// disbelieve ends the unconfirmed diversion of a guest. It remembers the destination:
+// the guest may still be about to leave.
 func (t *task) disbelieve(ctx context.Context) {
 	s, done := t.state.open()
 	untrue := slices.Contains(s.unconfirmed(time.Now()), t.vm)

@@ -21,10 +21,10 @@ const (
 type moveLog struct {
 	mu    sync.Mutex
 	all   []*report     // the oldest first
-	ended chan struct{} // has one when reports are to be kept
+	ended chan struct{} // signals keepMoves
 }
 
-// recall takes up the reports that the store has kept.
+// recallMoves loads the reports that the store has kept.
 func (a *Agent) recallMoves(ctx context.Context) {
 	kept, err := a.store.KeptMoves(ctx)
 	if err != nil {
@@ -43,7 +43,7 @@ func (a *Agent) recallMoves(ctx context.Context) {
 	}
 }
 
-// keepMoves keeps the reports as moves end, until ctx ends.
+// keepMoves stores the reports whenever a move begins or ends, until ctx ends.
 func (a *Agent) keepMoves(ctx context.Context) {
 	for {
 		select {
@@ -59,14 +59,14 @@ func (a *Agent) keepMoves(ctx context.Context) {
 	}
 }
 
-// report is that of one move.
+// report is the report of one move.
 type report struct {
 	fabric.Move
 	arrival bool // to this node
 }
 
-// Moves lists the moves that this node has seen, the newest first; with a name,
-// those of one guest.
+// Moves lists the moves from and to this node, the newest first. If vm is not empty, it
+// lists only the moves of that guest.
 func (a *Agent) Moves(_ context.Context, vm string) ([]fabric.Move, error) {
 	a.moves.mu.Lock()
 	defer a.moves.mu.Unlock()
@@ -79,7 +79,7 @@ func (a *Agent) Moves(_ context.Context, vm string) ([]fabric.Move, error) {
 	return list, nil
 }
 
-// current gives the report of the guest's move that is under way, or was the last.
+// current gives the report of the guest's last move, which may be under way; nil: none.
 func (l *moveLog) current(vm string) *report {
 	for _, m := range slices.Backward(l.all) {
 		if m.VM == vm {
@@ -89,7 +89,7 @@ func (l *moveLog) current(vm string) *report {
 	return nil
 }
 
-// begin gives the report of a move, a new one if none is under way.
+// begin gives the report of a move in that direction: a new one unless it is under way.
 func (l *moveLog) begin(vm fabric.VM, arrival bool) *report {
 	m := l.current(vm.Name)
 	if m == nil || m.Outcome != underWay || m.arrival != arrival {
@@ -117,7 +117,7 @@ func (l *moveLog) expect(vm, node string) {
 	m.Expected, m.To = time.Now(), node
 }
 
-// arrive notes something of a guest's arrival here.
+// arrive records an event of a guest's arrival here, and begins the report if need be.
 func (l *moveLog) arrive(vm fabric.VM, node string, note func(*fabric.Move, time.Time)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -126,7 +126,7 @@ func (l *moveLog) arrive(vm fabric.VM, node string, note func(*fabric.Move, time
 	note(&m.Move, time.Now())
 }
 
-// leave notes where a guest goes.
+// leave records the destination of a guest, and begins the report if need be.
 func (l *moveLog) leave(vm fabric.VM, from, to string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -137,7 +137,7 @@ func (l *moveLog) leave(vm fabric.VM, from, to string) {
 	}
 }
 
-// at notes something of a move that is under way.
+// at records an event of a move that is under way; without one it does nothing.
 func (l *moveLog) at(vm string, note func(*fabric.Move, time.Time)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -146,7 +146,7 @@ func (l *moveLog) at(vm string, note func(*fabric.Move, time.Time)) {
 	}
 }
 
-// saw notes that a reflector has the destination's announcement.
+// saw records when a reflector first had the destination's route.
 func (l *moveLog) saw(vm, reflector string, at time.Time) {
 	l.at(vm, func(m *fabric.Move, _ time.Time) {
 		if m.Seen == nil {
@@ -158,7 +158,7 @@ func (l *moveLog) saw(vm, reflector string, at time.Time) {
 	})
 }
 
-// end notes how a move ended, and gives its report; nil where none was under way.
+// end records how a move ended, and gives its report; nil: none was under way.
 func (l *moveLog) end(vm, outcome string) *fabric.Move {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -172,23 +172,24 @@ func (l *moveLog) end(vm, outcome string) *fabric.Move {
 	return &c
 }
 
-// keep has the reports kept soon.
+// keep lets keepMoves store the reports.
 func (l *moveLog) keep() { signal(l.ended) }
 
-// copy gives the report as it is now.
+// copy gives a copy that shares nothing that changes.
 func (r *report) copy() fabric.Move {
 	m := r.Move
 	m.Seen = maps.Clone(m.Seen)
 	return m
 }
 
-// settled notes that a guest which arrived is announced as usual.
+// settled records that the routes of a guest which arrived are not Fresh any more: the
+// move is over.
 func (l *moveLog) settled(vm string) {
 	l.at(vm, func(m *fabric.Move, now time.Time) { m.Normal = now })
 	l.end(vm, "moved")
 }
 
-// merge takes over what the source saw of a move to this node.
+// merge adds the source node's report of a move to this node.
 func (l *moveLog) merge(vm string, seen *fabric.Move) {
 	if seen == nil {
 		return

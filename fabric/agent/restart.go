@@ -9,18 +9,19 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/migration"
 )
 
-// restart is what a node sees of a move by a start elsewhere ([fabric.Source]). No
-// hook and no event tells of it: that it was one the source learns by the other
-// node's claim, and the destination by what the source says then.
+// restart is what a node knows of a guest's move by a start elsewhere
+// ([fabric.Source.MovesByRestart]). No hook and no event announces such a move: the
+// source node learns of it by the Claimed notice of the destination, and the
+// destination by the Released notice of the source node.
 type restart struct {
-	heard     bool      // a frame told that it runs
-	announced time.Time // before others
-	moving    bool      // it came from another node, and is not settled yet
-	left      time.Time // it was announced here until then: its process ended
+	heard     bool      // a frame has shown that the guest runs here
+	announced time.Time // when this node first announced the guest after it had acquired it
+	moving    bool      // the guest came from another node, and its routes are still Fresh
+	left      time.Time // until when the guest was announced here; then its process ended
 }
 
-// restarted notes that a guest which was started here, and did not arrive by a
-// migration, is announced before others.
+// restarted notes when the routes of a guest were first announced that was started
+// here and did not arrive by a migration.
 func (t *task) restarted() {
 	s, done := t.state.open()
 	defer done()
@@ -29,8 +30,9 @@ func (t *task) restarted() {
 	}
 }
 
-// wentTo reports that a guest runs on another node, which claimed it at a time,
-// and tells that one. It was announced here until withdrawn.
+// wentTo reports the move of a guest that another node has started, and sends the
+// report to that node. claimed is when that node's Claimed came; withdrawn is until
+// when the guest was announced here.
 func (t *task) wentTo(d fabric.Desired, to string, claimed, withdrawn time.Time) {
 	if !t.restarts[d.VM.Origin] {
 		return
@@ -42,8 +44,8 @@ func (t *task) wentTo(d fabric.Desired, to string, claimed, withdrawn time.Time)
 	t.peerQueues.send(n, to)
 }
 
-// cameFrom reports that a guest which was started here came from another node,
-// which saw this of its move.
+// cameFrom reports that a guest which was started here came from another node; seen is
+// that node's report of the move.
 func (a *Agent) cameFrom(vm string, seen *fabric.Move) {
 	if seen == nil {
 		return
@@ -70,8 +72,8 @@ func (a *Agent) cameFrom(vm string, seen *fabric.Move) {
 	}
 }
 
-// has tells whether there is a report of a guest's arrival of which the source
-// learned at a time.
+// has reports whether the log has the arrival of a guest of which the source node
+// learned at that time.
 func (l *moveLog) has(vm string, learned time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -1,16 +1,16 @@
 package migration
 
-// Arrival is how far a guest's move to this node has come, at its destination.
+// Arrival is the state of a guest's move to this node, at its destination.
 type Arrival uint8
 
 // The states of an arrival.
 const (
 	NoArrival Arrival = iota // no move is known, or it is over
-	Expected                 // the hypervisor announced it, and nothing else is known of it
-	Arriving                 // the guest is wired: its ports are made
+	Expected                 // the hypervisor announced the move, and nothing else is known of it
+	Arriving                 // the guest is wired: its ports are being made
 	Ready                    // its ports take packets for it: the source may send them
-	Running                  // it runs here; its routes are about to be announced
-	Arrived                  // its routes are announced before those of the source, which may have them yet
+	Running                  // the guest runs here; its routes are about to be announced
+	Arrived                  // its routes rank before those of the source, which may still announce it
 )
 
 var arrivals = [...]string{
@@ -20,10 +20,10 @@ var arrivals = [...]string{
 // String gives the name of the state, as docs/moves.md has it.
 func (a Arrival) String() string { return arrivals[a] }
 
-// Awaits reports whether the guest has ports here and runs at the source yet.
+// Awaits reports whether the guest has ports here and still runs at the source.
 func (a Arrival) Awaits() bool { return a == Arriving || a == Ready }
 
-// Runs reports whether the guest runs here, and not everybody has let go of it.
+// Runs reports whether the guest runs here, and not all other nodes have released it.
 func (a Arrival) Runs() bool { return a == Running || a == Arrived }
 
 // ArrivalEvent is something that happens to a guest's arrival.
@@ -32,14 +32,14 @@ type ArrivalEvent uint8
 // The events of an arrival.
 const (
 	Announced     ArrivalEvent = iota // the hypervisor says that the guest is to come
-	Prepared                          // its ports are wanted here, while it runs at the source
-	StartedAnew                       // they are wanted for a start of its own
-	PortsReady                        // they take packets for it
-	GuestRuns                         // it runs here, by its hypervisor's word or its first frame
-	RoutesSent                        // the speaker announces it
-	OthersLetGo                       // no other node announces it any more
-	Ended                             // it is withdrawn, or absent
-	NotHeardAgain                     // nothing came of what the hypervisor had announced
+	Prepared                          // a request wants the guest's ports here, while it runs at the source
+	StartedAnew                       // a request wants them for a start that is no arrival
+	PortsReady                        // the ports take packets for the guest
+	GuestRuns                         // the guest runs here, by its hypervisor or its first frame
+	RoutesSent                        // the speaker announces the guest
+	OthersLetGo                       // the guest is not Fresh any more: no other node announces it
+	Ended                             // the guest is withdrawn or absent
+	NotHeardAgain                     // the announced move did not begin in time
 )
 
 var arrivalEvents = [...]string{
@@ -50,15 +50,15 @@ var arrivalEvents = [...]string{
 // String gives the name of the event, as docs/moves.md has it.
 func (e ArrivalEvent) String() string { return arrivalEvents[e] }
 
-// ArrivalEffect is something that is done because of an event of an arrival.
+// ArrivalEffect is an action that the caller carries out after an event of an arrival.
 type ArrivalEffect uint8
 
 // The effects of an arrival.
 const (
-	TellArriving  ArrivalEffect = iota // the other nodes are told, again and again, that it arrives here
-	TellArrived                        // the source is told that it runs here
-	TellCancelled                      // the other nodes are told that it does not arrive
-	Report                             // the move is over, and reported
+	TellArriving  ArrivalEffect = iota // send Arriving to the other nodes, again and again
+	TellArrived                        // send Arrived to the source
+	TellCancelled                      // send Cancelled to the other nodes
+	Report                             // end the report of the move
 )
 
 var arrivalEffects = [...]string{
@@ -68,7 +68,8 @@ var arrivalEffects = [...]string{
 // String gives the name of the effect, as docs/moves.md has it.
 func (e ArrivalEffect) String() string { return arrivalEffects[e] }
 
-// ArrivalTransition is what follows of an event in a state of an arrival.
+// ArrivalTransition is the new state and the effects of an event in a state of an
+// arrival.
 type ArrivalTransition struct {
 	From    Arrival
 	On      ArrivalEvent
@@ -76,7 +77,7 @@ type ArrivalTransition struct {
 	Effects []ArrivalEffect
 }
 
-// Arrivals has every transition but those of [NextArrival] that change nothing.
+// Arrivals has all transitions that change something. [ArrivalsIgnored] has the others.
 var Arrivals = []ArrivalTransition{
 	{NoArrival, Announced, Expected, nil},
 	{NoArrival, Prepared, Arriving, nil},
@@ -108,8 +109,8 @@ var Arrivals = []ArrivalTransition{
 	{Arrived, Ended, NoArrival, nil},
 }
 
-// ArrivalsIgnored has the events that change nothing in a state of an arrival, and
-// why that is so.
+// ArrivalsIgnored has, for each state of an arrival, the events that change nothing,
+// and why.
 var ArrivalsIgnored = map[Arrival]map[ArrivalEvent]string{
 	NoArrival: {
 		StartedAnew:   "it is a start",
@@ -156,8 +157,8 @@ var ArrivalsIgnored = map[Arrival]map[ArrivalEvent]string{
 	},
 }
 
-// NextArrival gives what follows of an event in a state: its transition, or one
-// that changes nothing.
+// NextArrival gives the transition of an event in a state. If [Arrivals] has none, it
+// gives one that changes nothing.
 func NextArrival(a Arrival, e ArrivalEvent) ArrivalTransition {
 	for _, t := range Arrivals {
 		if t.From == a && t.On == e {

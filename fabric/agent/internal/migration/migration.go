@@ -1,18 +1,18 @@
-// Package migration is the state machines of a guest's move: one at its source
-// ([Table]), one at its destination ([Arrivals]). It looks at plain values alone: what
-// happened comes in as an event, and what is to be done goes out as a list of effects.
+// Package migration has the state machines of a guest's move: one for its source
+// ([Table]), one for its destination ([Arrivals]). It is pure: the caller passes an
+// event in, and carries out the effects that come back.
 package migration
 
-// State is how far a guest's move to another node has come, at its source.
+// State is the state of a guest's move to another node, at its source.
 type State uint8
 
 // The states.
 const (
 	Staying   State = iota // no move is known
-	Awaited                // the destination takes packets for the guest; those that go into its ports here are recorded
-	Stopped                // the hypervisor here stopped it to run elsewhere, and no agent has said where: its packets wait in its ports
-	Diverted               // the destination says that it runs there: its packets go there, on that word alone
-	Confirmed              // the hypervisor here stopped it: its packets go to the destination
+	Awaited                // the destination takes packets for the guest; frames into its ports here are recorded
+	Stopped                // the hypervisor here stopped the guest to run it elsewhere, and no agent has said where: its packets wait in its ports
+	Diverted               // the destination says that the guest runs there: its packets go there; the hypervisor here has not confirmed it
+	Confirmed              // the hypervisor here stopped the guest: its packets go to the destination
 )
 
 var states = [...]string{Staying: "staying", Awaited: "awaited", Stopped: "stopped", Diverted: "diverted", Confirmed: "confirmed"}
@@ -20,7 +20,7 @@ var states = [...]string{Staying: "staying", Awaited: "awaited", Stopped: "stopp
 // String gives the name of the state, as docs/moves.md has it.
 func (s State) String() string { return states[s] }
 
-// Stops reports whether the hypervisor here has stopped the guest to run elsewhere.
+// Stops reports whether the hypervisor here has stopped the guest to run it elsewhere.
 func (s State) Stops() bool { return s == Stopped || s == Confirmed }
 
 // Diverts reports whether the guest's packets go to the destination.
@@ -33,12 +33,12 @@ type Event uint8
 const (
 	DestinationReady     Event = iota // another node takes packets for the guest, which is about to arrive there
 	DestinationRuns                   // another node says that the guest runs there
-	DestinationClaims                 // another node claims a guest that was stopped here, whatever was said of where it goes
+	DestinationClaims                 // another node sends Claimed for a guest that was stopped here; it need not be the known destination
 	DestinationCancelled              // the guest does not arrive there after all
-	SourceStopped                     // the hypervisor here stopped the guest to run elsewhere
+	SourceStopped                     // the hypervisor here stopped the guest to run it elsewhere
 	SourceResumed                     // the guest goes on here
-	SourceStarted                     // the guest is started here anew: what the hypervisor said of its stop is past
-	WordUnconfirmed                   // the hypervisor here says otherwise than the destination, or has not confirmed its word for some seconds
+	SourceStarted                     // the guest is started here anew: its earlier stop does not count any more
+	WordUnconfirmed                   // the hypervisor here contradicts the destination, or has not confirmed it for some seconds
 )
 
 var events = [...]string{
@@ -50,16 +50,16 @@ var events = [...]string{
 // String gives the name of the event, as docs/moves.md has it.
 func (e Event) String() string { return events[e] }
 
-// Effect is something that is done because of an event.
+// Effect is an action that the caller carries out after an event.
 type Effect uint8
 
-// The effects, which are done in the order of a transition's list.
+// The effects. The caller carries them out in the order of a transition's list.
 const (
-	Record  Effect = iota // keep what goes into the guest's ports, to send it again
-	Divert                // send the guest's packets to the destination, and again what was recorded
-	Confirm               // the diversion has the hypervisor's word
-	Return                // the guest's packets come to its ports again; the destination is remembered
-	Restore               // as Return, and nothing is recorded or remembered
+	Record  Effect = iota // record the frames into the guest's ports, to send them again
+	Divert                // forward the guest's packets to the destination, and send the recorded frames there
+	Confirm               // note that the hypervisor has confirmed the diversion
+	Return                // lead the guest's packets into its ports again; remember the destination
+	Restore               // as Return, and end the recording, and forget the destination
 )
 
 var effects = [...]string{Record: "record", Divert: "divert", Confirm: "confirm", Return: "return", Restore: "restore"}
@@ -67,7 +67,7 @@ var effects = [...]string{Record: "record", Divert: "divert", Confirm: "confirm"
 // String gives the name of the effect, as docs/moves.md has it.
 func (e Effect) String() string { return effects[e] }
 
-// Transition is what follows of an event in a state.
+// Transition is the new state and the effects of an event in a state.
 type Transition struct {
 	From    State
 	On      Event
@@ -75,7 +75,7 @@ type Transition struct {
 	Effects []Effect
 }
 
-// Table has every transition but those of [Next] that change nothing.
+// Table has all transitions that change something. [Ignored] has the others.
 var Table = []Transition{
 	{Staying, DestinationReady, Awaited, []Effect{Record}},
 	{Staying, DestinationRuns, Diverted, []Effect{Divert}},
@@ -106,7 +106,7 @@ var Table = []Transition{
 	{Confirmed, SourceStarted, Diverted, nil},
 }
 
-// Ignored has the events that change nothing in a state, and why that is so.
+// Ignored has, for each state, the events that change nothing, and why.
 var Ignored = map[State]map[Event]string{
 	Staying: {
 		DestinationClaims:    "who has the guest is a matter of ownership while its hypervisor did not stop it",
@@ -137,8 +137,8 @@ var Ignored = map[State]map[Event]string{
 	},
 }
 
-// Next gives what follows of an event in a state: its transition, or one that
-// changes nothing.
+// Next gives the transition of an event in a state. If [Table] has none, it gives one
+// that changes nothing.
 func Next(s State, e Event) Transition {
 	for _, t := range Table {
 		if t.From == s && t.On == e {
