@@ -19,16 +19,16 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/internal/text"
 )
 
-// Config is what an [Agent] cannot do without.
+// Config has the required parts of an [Agent].
 type Config struct {
-	Cluster   fabric.Cluster // defaults are filled in
-	Node      string         // which of the cluster's nodes this is
+	Cluster   fabric.Cluster // New fills the defaults in
+	Node      string         // the name of this node in Cluster
 	Dataplane fabric.Dataplane
 	Speaker   fabric.Speaker
 	Store     fabric.Store
 }
 
-// Option changes an [Agent] at its making.
+// Option sets an optional part of an [Agent].
 type Option func(*Agent)
 
 // WithSources lets the agent follow hypervisors.
@@ -36,53 +36,54 @@ func WithSources(s ...fabric.Source) Option {
 	return func(a *Agent) { a.sources = append(a.sources, s...) }
 }
 
-// WithLogger sets where the agent logs; it is silent without.
+// WithLogger sets the logger; without it, the agent does not log.
 func WithLogger(l *slog.Logger) Option { return func(a *Agent) { a.log = l } }
 
-// WithBoot tells the agent which boot of the machine this is (Linux:
-// /proc/sys/kernel/random/boot_id). Guests of a [fabric.Source] that were wanted in
-// another boot are forgotten when it starts: their hypervisor starts them again.
+// WithBoot sets the ID of the machine's present boot (Linux:
+// /proc/sys/kernel/random/boot_id). At its start the agent forgets guests of a
+// [fabric.Source] that were wanted in another boot: their hypervisor starts them again.
 func WithBoot(id string) Option { return func(a *Agent) { a.boot = id } }
 
-// WithRemedies lets the agent end what it says for people with the way out, as far
-// as that is in the commands and files of whoever runs it. An empty one adds nothing.
+// WithRemedies sets the function that gives the way out of a problem, in terms of the
+// program that runs the agent: its commands and files. The agent appends it to its texts
+// for people; an empty remedy adds nothing.
 func WithRemedies(of func(fabric.Reason) string) Option { return func(a *Agent) { a.remedies = of } }
 
-// Agent keeps the guests of one node as they are wanted. A program makes one
-// with [New], calls [Agent.Adopt] before it opens BGP sessions, and
-// [Agent.Run] until it ends; the other methods are safe for concurrent use
-// from Adopt's return on. Work on one guest is serial, work on different
-// guests is not.
+// Agent keeps the guests of one node in their wanted state. A program makes one with
+// [New], calls [Agent.Adopt] before it opens BGP sessions, and then [Agent.Run], which
+// returns when its context ends. The other methods are safe for concurrent use once
+// Adopt has returned. The agent works on one guest in one goroutine at a time, and on
+// different guests side by side.
 type Agent struct {
 	facts
 	parts
 	state  *guarded
-	turns  turns         // of those who work on guests
-	wake   chan struct{} // has one when a pass is to be made
-	alarm  alarm         // of passes that are to be made later
-	review chan struct{} // has one when guests that other nodes have, or want, are to be looked at
+	turns  turns         // of the tasks, by guest
+	wake   chan struct{} // wakes Run for a pass
+	alarm  alarm         // wakes Run for a pass later
+	review chan struct{} // wakes reconsider, which reviews guests that other nodes have or want
 
-	peerQueues peerQueues    // to the other nodes
-	moves      moveLog       // what was seen of guests' moves
-	diverted   diversionLog  // what the status tells of guests' packets that went elsewhere
-	questions  chan struct{} // has one for each that the resolver has not answered
+	peerQueues peerQueues    // messages to the other nodes
+	moves      moveLog       // reports of guests' moves
+	diverted   diversionLog  // diversions of guests' packets, for Status
+	questions  chan struct{} // one item for each question that the resolver has not answered
 	events     events
 	conditions conditions
 	inventory  inventory
 }
 
-// facts hold as long as an agent does.
+// facts are the properties of an agent that never change.
 type facts struct {
 	cluster  fabric.Cluster
 	node     string
 	boot     string
 	began    time.Time
-	alone    bool // no other node can be asked
+	alone    bool // the agent can ask no other node
 	remedies func(fabric.Reason) string
-	restarts map[string]bool // the sources that are followed; true: their guests are to be heard, see [fabric.Source]
+	restarts map[string]bool // the names of its sources; true: see [fabric.Source.MovesByRestart]
 }
 
-// withRemedy gives a text with the way out.
+// withRemedy appends the way out to a text.
 func (f *facts) withRemedy(text string, r fabric.Reason) string {
 	if f.remedies == nil {
 		return text
@@ -93,27 +94,30 @@ func (f *facts) withRemedy(text string, r fabric.Reason) string {
 	return text
 }
 
-// tells reports whether a source of that name says when its guests begin to run.
+// tells reports whether the agent has a source of that name which reports when its
+// guests begin to run.
 func (f *facts) tells(origin string) bool {
 	restarts, followed := f.restarts[origin]
 	return followed && !restarts
 }
 
-// parts are what an agent works with.
+// parts are the backends of an agent.
 type parts struct {
 	dataplane fabric.Dataplane
 	speaker   fabric.Speaker
 	store     fabric.Store
 	sources   []fabric.Source
-	nodes     fabric.Nodes    // nil: this one is alone
+	nodes     fabric.Nodes    // nil: the agent can ask no other node
 	resolver  fabric.Resolver // nil: none
 	log       *slog.Logger
 }
 
-// expectation is how long an announced migration may take to begin.
+// expectation is how long after its announcement a migration to this node may begin.
 const expectation = 5 * time.Minute
 
-// New makes an agent. It touches nothing yet.
+// New makes an agent. It calls no backend but [fabric.Source.Name] and
+// [fabric.Source.MovesByRestart]. Its error lists all faults of the cluster, or says
+// that the cluster has no such node.
 func New(cfg Config, opts ...Option) (*Agent, error) {
 	c := cfg.Cluster.WithDefaults()
 	if ps := c.Validate(); len(ps) > 0 {
@@ -147,29 +151,28 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 	return a, nil
 }
 
-// Apply brings a guest to a state on this node and returns when it is there.
-// It is idempotent. A guest that breaks a rule is refused ([fabric.ErrRefused]) and
-// nothing changes; after any other error the guest is as it was before, or
-// still absent. Absent is the exception: it stays wanted, and the agent keeps
-// trying.
+// Apply brings a guest to a state on this node and returns when it is there. It is
+// idempotent. If the guest breaks a rule, the agent refuses it ([fabric.ErrRefused]) and
+// nothing changes. After any other error the guest is as it was before, or still absent.
+// Absent is the exception: after an error it stays wanted, and the agent keeps trying.
 func (a *Agent) Apply(ctx context.Context, vm fabric.VM, s fabric.State) error {
 	switch s {
 	case fabric.Absent:
 		return a.remove(ctx, vm.Name, time.Time{})
 	case fabric.Wired, fabric.Live:
 		return a.ensure(ctx, vm, request{undo: true, anew: true, settle: func(prev fabric.Desired, known, incoming bool) (fabric.State, bool) {
-			// A new start of a guest (Wired) may be the arrival of a migration;
-			// that it is to be live ends it.
+			// A request for Wired may be the arrival of a migration. A request for Live ends
+			// the migration.
 			return s, s == fabric.Wired && (incoming || known && prev.Incoming)
 		}})
 	}
 	return fmt.Errorf("guest %s: %v is not a state", vm.Name, s)
 }
 
-// Started brings a guest live whose hypervisor says that it runs. A guest that
-// is arriving by migration is only wired: it does not run here before the
-// cutover, which its [fabric.Source] reports. On an error the guest stays wanted and
-// the agent keeps trying.
+// Started brings a guest live whose hypervisor says that it runs. It only wires a guest
+// that arrives by migration: that guest does not run here before the cutover, which its
+// [fabric.Source] reports. After an error the guest stays wanted and the agent keeps
+// trying.
 func (a *Agent) Started(ctx context.Context, vm fabric.VM) error {
 	return a.ensure(ctx, vm, request{runs: true, settle: func(prev fabric.Desired, known, incoming bool) (fabric.State, bool) {
 		if incoming || known && prev.Incoming {
@@ -179,8 +182,9 @@ func (a *Agent) Started(ctx context.Context, vm fabric.VM) error {
 	}})
 }
 
-// Expect remembers that a guest is about to arrive by migration. It changes
-// nothing, least of all a guest of that name that is here already.
+// Expect remembers for five minutes that a guest is about to arrive by migration. It
+// does nothing if a guest of that name is here already. Its error is a
+// [fabric.RefusedError] for an invalid name.
 func (a *Agent) Expect(_ context.Context, vm string) error {
 	if err := fabric.ValidateName(vm); err != nil {
 		return &fabric.RefusedError{VM: vm, Reason: fabric.RuleBroken, Err: err}
@@ -196,8 +200,8 @@ func (a *Agent) Expect(_ context.Context, vm string) error {
 	return nil
 }
 
-// Withdraw takes the announcement of a guest back and leaves its port. A
-// guest that is not here is no error.
+// Withdraw withdraws the routes of a guest and leaves its ports. It does nothing for a
+// guest that is not here. After an error the agent keeps trying.
 func (a *Agent) Withdraw(ctx context.Context, vm string) error {
 	t, end := a.begin(vm)
 	defer end()
@@ -208,7 +212,7 @@ func (a *Agent) Withdraw(ctx context.Context, vm string) error {
 	if d.State != fabric.Wired {
 		d.State, d.Since = fabric.Wired, time.Now()
 	}
-	d.Acquired = time.Time{} // it is over, whoever has the address next
+	d.Acquired = time.Time{} // another guest may have the address from now on
 	t.ends(d)
 	t.arrive(d, migration.Ended)
 	d.Incoming = false
@@ -225,37 +229,39 @@ func (a *Agent) Withdraw(ctx context.Context, vm string) error {
 	return nil
 }
 
-// request is how a guest is to be brought up.
+// request says how ensure brings a guest up.
 type request struct {
-	settle func(prev fabric.Desired, known, incoming bool) (fabric.State, bool) // what is wanted, given what was
-	undo   bool                                                                 // on an error, put things back as they were
-	anew   bool                                                                 // a start, or the user's word: that it was lost to another node is past
-	runs   bool                                                                 // it runs already, so it keeps what it started with
-	run    string                                                               // see [fabric.Desired.Run]; empty: as before, unless anew
-	asOf   time.Time                                                            // when the wish was true; zero: now
+	// settle gives the wanted state, and whether the guest is Incoming. prev is the guest
+	// before, if known; incoming: its migration to this node was announced.
+	settle func(prev fabric.Desired, known, incoming bool) (fabric.State, bool)
+	undo   bool      // on an error, bring the guest back to the state before
+	anew   bool      // a start or a request of the user: an earlier preemption does not count any more
+	runs   bool      // the guest runs already, so it keeps the addresses that it started with
+	run    string    // see [fabric.Desired.Run]; empty: as before, or unknown with anew
+	asOf   time.Time // when the source looked at the guest; zero: now
 }
 
-// ensure is the one way up, for hooks, the command line and the sources alike.
+// ensure brings a guest up. Hooks, the command line and the sources all use it.
 func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	t, end := a.begin(vm.Name)
 	defer end()
 	began := time.Now()
 	if a.outdated(vm.Name, r.asOf) {
-		return nil // something newer was asked of this guest since the source looked
+		return nil // a newer request for this guest was handled since the source looked
 	}
 	if r.runs {
 		vm = t.asStarted(vm)
 	}
 	vm, err := t.resolve(ctx, vm)
 	if a.outdated(vm.Name, r.asOf) {
-		return nil // it ended while the resolver was asked
+		return nil // the guest ended while the resolver was asked
 	}
 	var other holder
 	others := a.others()
 	if err == nil {
 		other, err = t.acquire(ctx, vm, r)
 		if a.outdated(vm.Name, r.asOf) {
-			return nil // or while the other nodes were
+			return nil // the guest ended while the other nodes were asked
 		}
 	}
 
@@ -276,11 +282,11 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 		t.stopForwarding(ctx, vm)
 	}
 	var stored, converged error
-	cutover := known && prev.Incoming && d.State == fabric.Live // every packet waits for it
+	cutover := known && prev.Incoming && d.State == fabric.Live // all packets wait: store it afterwards
 	if !cutover {
 		stored = a.store.Put(ctx, d)
 	}
-	if stored == nil || !r.undo { // a guest that runs gets its network whatever ails the disk
+	if stored == nil || !r.undo { // a guest that runs gets its network even if the store fails
 		converged = t.converge(ctx, d, prev)
 	}
 	if cutover {
@@ -302,30 +308,31 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	}
 	a.log.Info(d.State.String(), "vm", vm.Name, "port", fabric.PortName(vm.Name, 0), "took", time.Since(began))
 	if d.State == fabric.Live && (a.restarts[vm.Origin] || slices.ContainsFunc(vm.NICs, func(n fabric.NIC) bool { return n.Kind == fabric.Adopt })) {
-		a.signal() // its owner may have had it running before it was ours to look at
+		a.signal() // the guest may have run before the port was ours: let a pass look at carrier and frames
 	}
 	return nil
 }
 
-// admission is a request that was admitted: the guest as it is to be, and as it was
-// wanted before.
+// admission is an admitted request: the guest as wanted now, and as wanted before.
 type admission struct {
 	want, was fabric.Desired
-	known     bool              // it was here
-	arrived   migration.Arrival // how far its move to this node had come
+	known     bool              // the guest was here before
+	arrived   migration.Arrival // the state of its move to this node before
 }
 
-// admit takes a guest in, which holds from then on what it asks for, or tells why
-// not. other is who has it, or an address of it, on another node.
+// admit admits a guest and reserves its addresses and port names, or says why not.
+// other is the guest that has an address of it on another node; others are all other
+// nodes.
 func (s *state) admit(vm fabric.VM, r request, other holder, others []string, now time.Time) (admission, error) {
 	var is admission
 	g, there := s.guests[vm.Name]
 	if there {
-		// One whose removal is unfinished is not here, but what is left of it is.
+		// A guest whose removal is not finished is not here, but its remains are.
 		is.was, is.known = g.want, g.want.State != fabric.Absent
 	}
-	// One that runs on another node moves, although nobody announced it: the hook
-	// did, to an agent that was being restarted. Its source says when it runs here.
+	// A guest that runs on another node arrives by migration even if this agent did not
+	// see the announcement: the hook may have sent it while the agent was restarting.
+	// The source reports when the guest runs here.
 	incoming := s.expects(vm.Name) || other.same && !is.known && s.tells(vm.Origin)
 	d := fabric.Desired{VM: vm, Run: r.run, Since: now, Boot: s.boot}
 	d.State, d.Incoming = r.settle(is.was, is.known, incoming)
@@ -364,7 +371,7 @@ func (s *state) admit(vm fabric.VM, r request, other holder, others []string, no
 		s.guests[vm.Name] = g
 	}
 	g.orphan = false
-	g.nics = plan.Begin(vm, is.was, g.nics, s.restarts[vm.Origin]) // how it stands in truth, the next pass sees
+	g.nics = plan.Begin(vm, is.was, g.nics, s.restarts[vm.Origin]) // the next pass finds the actual states
 	g.arrival = migration.NextArrival(is.arrived, event).To
 	g.acquires(&d, is.was)
 	if r.anew {
@@ -375,7 +382,7 @@ func (s *state) admit(vm fabric.VM, r request, other holder, others []string, no
 	return is, nil
 }
 
-// arrival gives how far a guest's move to this node has come.
+// arrival gives the state of a guest's move to this node.
 func (s *state) arrival(vm string) migration.Arrival {
 	if g := s.guests[vm]; g != nil && g.want.State != fabric.Absent {
 		return g.arrival
@@ -386,15 +393,15 @@ func (s *state) arrival(vm string) migration.Arrival {
 	return migration.NoArrival
 }
 
-// expects reports whether the migration of a guest to this node was announced of late.
+// expects reports whether the migration of a guest to this node was announced in the
+// last minutes (expectation).
 func (s *state) expects(vm string) bool {
 	at, announced := s.expected[vm]
 	return announced && time.Since(at) < expectation
 }
 
-// converge makes the guest as d says, where it was as prev says (zero when it was
-// not). What is not to be announced is withdrawn before ports are touched, and
-// what is, is announced after.
+// converge brings the kernel and the speaker from prev (zero: the guest was absent) to
+// d. It withdraws routes before it touches ports, and announces routes after that.
 func (t *task) converge(ctx context.Context, d, prev fabric.Desired) error {
 	vm := d.VM.Name
 	s, done := t.state.open()
@@ -434,8 +441,8 @@ func (t *task) converge(ctx context.Context, d, prev fabric.Desired) error {
 		began := time.Now()
 		err := t.dataplane.Put(ctx, p)
 		if errors.Is(err, os.ErrNotExist) && p.NIC.Kind == fabric.Adopt {
-			// Its owner has not made it yet, or took it away; the pass that the
-			// dataplane's change wakes comes back to it.
+			// The owner has not made the link yet, or has removed it. The dataplane reports
+			// when the link appears, and the pass then comes back to it.
 			if err := t.withdraw(ctx, p.NIC.Prefixes()); err != nil {
 				return err
 			}
@@ -469,10 +476,10 @@ func (t *task) converge(ctx context.Context, d, prev fabric.Desired) error {
 	return nil
 }
 
-// undo puts a guest back as it was before a request that went wrong.
+// undo brings a guest back to its state before a request that failed.
 func (t *task) undo(ctx context.Context, is admission) {
 	d, prev := is.want, is.was
-	// The caller may be gone, and with it ctx; what was begun is undone all the same.
+	// The caller may be gone, so that ctx has ended; undo must finish nevertheless.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	if is.known {
@@ -496,8 +503,8 @@ func (t *task) undo(ctx context.Context, is admission) {
 	}
 }
 
-// reconcile brings a guest to what is wanted of it again. A nil st leaves what is
-// known of its NICs.
+// reconcile brings a guest to its wanted state again. st are the states of its NICs as
+// just found; nil: keep the known ones.
 func (t *task) reconcile(ctx context.Context, st plan.NICStates) error {
 	others := t.others()
 	s, done := t.state.open()
@@ -516,7 +523,7 @@ func (t *task) reconcile(ctx context.Context, st plan.NICStates) error {
 	}
 	converged := t.converge(ctx, d, d)
 	err := converged
-	if is.unsaved { // the trouble may have been the store's
+	if is.unsaved { // the store may have caused the trouble
 		err = errors.Join(err, t.keepState(ctx, d))
 	}
 	t.settle(d, announced(d) && converged == nil, err)
@@ -527,15 +534,15 @@ func (t *task) reconcile(ctx context.Context, st plan.NICStates) error {
 	return err
 }
 
-// reassessment is a guest that is to be as it is wanted again.
+// reassessment is the wanted state of a guest after a look at its NICs.
 type reassessment struct {
 	want    fabric.Desired
-	unsaved bool // the store may not have it so
-	settled bool // it came from another node, and does not come before others any more
+	unsaved bool // the store may have an older state
+	settled bool // the guest came from another node, and its routes are not Fresh any more
 }
 
-// reassess takes up how the NICs of a guest were found, with nil that nobody has
-// looked, and says what is wanted of it now.
+// reassess takes over the states of a guest's NICs as found (nil: keep the known ones),
+// and gives the wanted state now.
 func (s *state) reassess(vm string, st plan.NICStates, others []string) (is reassessment, known bool) {
 	g := s.guests[vm]
 	if g == nil {
@@ -546,7 +553,7 @@ func (s *state) reassess(vm string, st plan.NICStates, others []string) (is reas
 	}
 	d := g.want
 	if g.has && g.nics.Down() == len(d.VM.NICs) {
-		lostAs(&d, fabric.Desired{}) // nobody holds it any more; who takes it up again has it later
+		lostAs(&d, fabric.Desired{}) // the guest's process is gone; its next start is later than that of the other node
 	}
 	if d.State == fabric.Live && !s.fresh(g, time.Now()) {
 		next := migration.NextArrival(g.arrival, migration.OthersLetGo)
@@ -558,8 +565,8 @@ func (s *state) reassess(vm string, st plan.NICStates, others []string) (is reas
 	return is, true
 }
 
-// remove is the one way down. The wish was true at asOf, or is new when that
-// is zero. Of a guest that is not here, what the store may keep goes.
+// remove brings a guest down, as a source saw it at asOf (zero: now). For a guest that
+// is not here it deletes a file that the store may have.
 func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 	t, end := a.begin(vm)
 	defer end()
@@ -585,7 +592,7 @@ func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 	return nil
 }
 
-// tearDown withdraws a guest, then removes its ports, then forgets it.
+// tearDown withdraws a guest's routes, then removes its ports, then deletes its state.
 func (t *task) tearDown(ctx context.Context, d fabric.Desired) error {
 	vm := d.VM.Name
 	t.ends(d)
@@ -631,8 +638,8 @@ func (t *task) withdraw(ctx context.Context, prefixes []netip.Prefix) error {
 	return nil
 }
 
-// take gives what is wanted of a guest that a request is about, and notes when
-// the wish was true, also for a guest that is not here.
+// take gives the wanted state of the guest of a request. It records the time of the
+// request, also for a guest that is not here.
 func (a *Agent) take(vm string, asOf time.Time) (fabric.Desired, bool) {
 	s, done := a.state.open()
 	defer done()
@@ -645,25 +652,25 @@ func (a *Agent) take(vm string, asOf time.Time) (fabric.Desired, bool) {
 	return g.want, true
 }
 
-// outdated reports whether something was asked of a guest after asOf; nothing
-// is newer than the zero time, which stands for now.
+// outdated reports whether a request for a guest newer than asOf was handled; never for
+// the zero time, which stands for now.
 func (a *Agent) outdated(vm string, asOf time.Time) bool {
 	s, done := a.state.open()
 	defer done()
 	return !asOf.IsZero() && s.handled[vm].After(asOf)
 }
 
-// recovered drops what was the matter with a guest before it was asked for
-// anew, or went.
+// recovered clears the conditions of a guest, when a request for it was admitted or it
+// is gone.
 func (a *Agent) recovered(vm fabric.VM) {
 	a.conditions.clear("guest "+vm.Name, refusedKey(vm.Origin, vm.Name))
 	a.inventory.resolved(vm.Name)
 }
 
-// refusedKey is the condition of a guest of a source that is refused.
+// refusedKey is the key of the condition that the agent refuses a guest of a source.
 func refusedKey(source, vm string) string { return "refused " + source + " " + vm }
 
-// settle records how an attempt ended.
+// settle records the outcome of an attempt to bring a guest to d.
 func (t *task) settle(d fabric.Desired, announced bool, trouble error) {
 	s, done := t.state.open()
 	defer done()
@@ -673,7 +680,7 @@ func (t *task) settle(d fabric.Desired, announced bool, trouble error) {
 		s.guests[d.VM.Name] = g
 	}
 	if g.want.Epoch == d.Epoch {
-		d.Unreleased, d.Acquired = g.want.Unreleased, g.want.Acquired // some may have let go, or told more, meanwhile
+		d.Unreleased, d.Acquired = g.want.Unreleased, g.want.Acquired // answers of other nodes may have changed them meanwhile
 	}
 	g.want, g.announced, g.trouble = d, announced, trouble
 	if g.unsettled() {

@@ -6,8 +6,7 @@ import (
 	"time"
 )
 
-// alarm has something done at each of the times that were asked for, by one timer,
-// until it is stopped.
+// alarm calls do at each of the requested times, with one timer, until it is stopped.
 type alarm struct {
 	do func()
 
@@ -17,7 +16,7 @@ type alarm struct {
 	stopped bool
 }
 
-// after has it done after d.
+// after requests a call of do after d.
 func (a *alarm) after(d time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -52,7 +51,7 @@ func (a *alarm) ring() {
 	}
 }
 
-// stop ends it.
+// stop drops the requested times and all later ones.
 func (a *alarm) stop() {
 	a.mu.Lock()
 	defer a.mu.Unlock()

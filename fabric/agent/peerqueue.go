@@ -12,16 +12,17 @@ import (
 )
 
 const (
-	repeatEvery = time.Second      // what is not settled yet is told again
-	askRetry    = 2 * time.Second  // after a node did not answer
-	messageTime = 30 * time.Second // for a notice that is told once; claims are told for ever
+	repeatEvery = time.Second      // between rounds, while a node has lasting notices
+	askRetry    = 2 * time.Second  // before the next round, after a node did not answer
+	messageTime = 30 * time.Second // a message expires so long after send; lasting notices do not
 )
 
-// WithNodes lets the agent talk to those of the cluster's other nodes. Without,
-// it moves no traffic to where a guest goes, and does not know who else has one.
+// WithNodes lets the agent talk to the agents of the cluster's other nodes. Without it,
+// the agent does not divert the packets of guests that leave, and does not learn which
+// other node has a guest.
 func WithNodes(n fabric.Nodes) Option { return func(a *Agent) { a.nodes = n } }
 
-// others gives the names of the nodes that the agent talks to.
+// others lists the nodes that the agent talks to.
 func (a *Agent) others() []string {
 	if a.nodes == nil {
 		return nil
@@ -29,21 +30,22 @@ func (a *Agent) others() []string {
 	return a.nodes.Names()
 }
 
-// peerQueues carry notices to the other nodes, one for each: a node that does not
-// answer holds up what is for it alone.
+// peerQueues are the queues of messages to the other nodes, one for each node: a node
+// that does not answer delays only its own messages.
 type peerQueues struct {
 	mu     sync.Mutex
 	wakes  map[string]chan struct{}
 	queues map[string][]message
 }
 
-// message is a notice that is told to one node, once.
+// message is a notice that is delivered to one node once.
 type message struct {
 	fabric.Notice
 	until time.Time
 }
 
-// stillDue reports whether what was due still is.
+// stillDue reports whether a lasting notice is still true: an answer to an earlier one
+// may have settled it.
 func (a *Agent) stillDue(d due) bool {
 	s, done := a.state.open()
 	defer done()
@@ -51,13 +53,14 @@ func (a *Agent) stillDue(d due) bool {
 	return g != nil && g.unsettled() && (d.notice.Kind != fabric.Arriving || g.arrival == migration.Ready)
 }
 
-// due is what is to be told again and again, and what is done with the answer.
+// due is a lasting notice, which is sent again and again, and the function that handles
+// the answer.
 type due struct {
 	notice fabric.Notice
 	heard  func(context.Context, fabric.Answer)
 }
 
-// serve answers the other nodes, and carries what they are to be told, until ctx ends.
+// serve answers the other nodes, and delivers notices to them, until ctx ends.
 func (a *Agent) serve(ctx context.Context) {
 	if a.nodes == nil {
 		return
@@ -86,7 +89,8 @@ func (a *Agent) serve(ctx context.Context) {
 	}
 }
 
-// start gives what wakes a node's peer queue; fresh is true of one that is new.
+// start gives the channel that wakes the delivery to a node, and makes its queue if
+// there is none; fresh reports that.
 func (c *peerQueues) start(node string) (wake chan struct{}, fresh bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -102,7 +106,7 @@ func (c *peerQueues) start(node string) (wake chan struct{}, fresh bool) {
 	return wake, true
 }
 
-// kick has everybody look for what is to be told.
+// kick wakes the delivery to all nodes.
 func (c *peerQueues) kick() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -111,7 +115,7 @@ func (c *peerQueues) kick() {
 	}
 }
 
-// send has a notice told to nodes.
+// send queues a notice for nodes. It drops the notice for a node without a queue.
 func (c *peerQueues) send(n fabric.Notice, nodes ...string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -123,7 +127,7 @@ func (c *peerQueues) send(n fabric.Notice, nodes ...string) {
 	}
 }
 
-// next gives the message that is to be run first.
+// next gives the first message for a node that has not expired.
 func (c *peerQueues) next(node string) (fabric.Notice, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -134,7 +138,7 @@ func (c *peerQueues) next(node string) (fabric.Notice, bool) {
 	return c.queues[node][0].Notice, true
 }
 
-// delivered takes the first message away.
+// delivered removes the first message.
 func (c *peerQueues) delivered(node string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -143,13 +147,13 @@ func (c *peerQueues) delivered(node string) {
 	}
 }
 
-// deliver tells a node what it is to be told.
+// deliver sends a node its messages and lasting notices, round by round, until ctx ends.
 func (a *Agent) deliver(ctx context.Context, node string, wake <-chan struct{}) {
 	for ctx.Err() == nil {
 		wait, answers := a.round(ctx, node)
 		news := wake
 		if !answers {
-			news = nil // there is always some, and it would be called for each
+			news = nil // wait out askRetry: each new message would call the silent node again
 		}
 		again := time.NewTimer(wait)
 		select {
@@ -161,8 +165,8 @@ func (a *Agent) deliver(ctx context.Context, node string, wake <-chan struct{}) 
 	}
 }
 
-// round tells a node everything that is due, and gives how long to wait before
-// the next round if there is no news; and whether the node answers.
+// round sends a node everything that is due. It gives how long to wait for the next
+// round unless the queue is kicked, and whether the node answers.
 func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, answers bool) {
 	for {
 		n, some := a.peerQueues.next(node)
@@ -191,7 +195,7 @@ func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, ans
 	return passEvery, true
 }
 
-// askNode tells a node something.
+// askNode sends a notice to a node, and notes whether the node answers.
 func (a *Agent) askNode(ctx context.Context, node string, n fabric.Notice) (fabric.Answer, error) {
 	answer, err := a.nodes.Ask(ctx, node, n)
 	if err != nil {
@@ -203,7 +207,7 @@ func (a *Agent) askNode(ctx context.Context, node string, n fabric.Notice) (fabr
 	return a.believable(node, n.VM, answer), nil
 }
 
-// meet notes that a node has an agent, which can be reached, or reaches this one.
+// meet notes that the agent of a node answered, or called.
 func (a *Agent) meet(node fabric.Node) {
 	s, done := a.state.open()
 	defer done()
@@ -211,8 +215,9 @@ func (a *Agent) meet(node fabric.Node) {
 	s.peers.heard(node)
 }
 
-// lasting lists what a node is told until it is not so any more: that guests
-// arrive, and who has them.
+// lasting lists the notices that a node gets again and again while they are true:
+// Arriving, and Claimed until the node has released the guest or while it has preempted
+// this node.
 func (a *Agent) lasting(node string) (all []due) {
 	s, done := a.state.open()
 	defer done()
@@ -227,21 +232,21 @@ func (a *Agent) lasting(node string) (all []due) {
 			all = append(all, due{a.notice(fabric.Arriving, d), func(_ context.Context, answer fabric.Answer) { a.awaitedBy(name, node, answer) }})
 		case owned(d) && (slices.Contains(d.Unreleased, node) || g.contested == node || g.contests[node].byRoute):
 			all = append(all, due{a.notice(fabric.Claimed, d), func(ctx context.Context, answer fabric.Answer) { a.claimAnswered(ctx, name, node, d.Epoch, answer) }})
-		case d.State == fabric.Live && d.Lost == node: // perhaps it has let go
+		case d.State == fabric.Live && d.Lost == node: // asks whether the node still has the guest
 			all = append(all, due{a.notice(fabric.Claimed, d), func(ctx context.Context, answer fabric.Answer) { a.reclaimFrom(ctx, name, node, answer) }})
 		}
 	}
 	return all
 }
 
-// unsettled reports whether other nodes are still to be told something of the guest.
+// unsettled reports whether there may be lasting notices about the guest.
 func (g *guest) unsettled() bool {
 	d := g.want
 	return g.arrival.Awaits() || d.State == fabric.Live && (d.Lost != "" || len(d.Unreleased) > 0 || len(g.competing) > 0 || !g.defended.IsZero() || g.onHearsay())
 }
 
-// onHearsay reports whether a route says that another guest wants an address, and
-// its node's agent has not been heard since.
+// onHearsay reports whether only a route shows that another guest wants an address: the
+// agent of its node has not confirmed it since.
 func (g *guest) onHearsay() bool {
 	for _, r := range g.contests {
 		if r.byRoute {
@@ -258,7 +263,7 @@ func (a *Agent) notice(kind fabric.NoticeKind, d fabric.Desired) fabric.Notice {
 	}
 }
 
-// noticed answers another node.
+// noticed answers a notice of another node.
 func (a *Agent) noticed(ctx context.Context, from fabric.Node, n fabric.Notice) fabric.Answer {
 	a.meet(from)
 	a.log.Debug("told", "node", from.Name, "notice", string(n.Kind), "vm", n.VM, "generation", n.Epoch)
@@ -274,7 +279,7 @@ func (a *Agent) noticed(ctx context.Context, from fabric.Node, n fabric.Notice) 
 			a.released(ctx, n.VM, from.Name, n.Move)
 		}
 		a.letGo(from.Name, n)
-	case another: // a guest of the same name that is not this one is on its way
+	case another: // another guest of the same name is on its way
 	case n.Kind == fabric.Arriving:
 		return a.identified(n, a.leaves(ctx, from, n))
 	case n.Kind == fabric.Arrived:
@@ -285,7 +290,7 @@ func (a *Agent) noticed(ctx context.Context, from fabric.Node, n fabric.Notice) 
 	return fabric.Answer{}
 }
 
-// concerned lists the guests here that have any of the prefixes.
+// concerned lists the guests here that have one of the prefixes.
 func (a *Agent) concerned(ps []netip.Prefix) []string {
 	s, done := a.state.open()
 	defer done()
@@ -298,7 +303,7 @@ func (a *Agent) concerned(ps []netip.Prefix) []string {
 	return vms
 }
 
-// signal makes a wake-up that is taken once, whenever.
+// signal wakes the receiver of a one-slot channel, now or when it next receives.
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:

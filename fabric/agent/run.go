@@ -18,24 +18,23 @@ import (
 )
 
 const (
-	passEvery     = 30 * time.Second       // a full pass, in case a change went unseen
-	passRetry     = time.Second            // the next pass while a guest is in trouble
-	passBusy      = 100 * time.Millisecond // the next pass while somebody is at work on a guest that is to be repaired
-	passRest      = 50 * time.Millisecond  // between passes; changes come in bursts
-	listEvery     = time.Minute            // a full list from a source, likewise
-	listRetry     = time.Second            // after a source did not answer
-	listGrace     = 5 * time.Second        // a guest handled this short before a list began may be missing in it
-	handledMemory = 10 * time.Minute       // how long the last request about a guest is remembered
+	passEvery     = 30 * time.Second       // between passes, in case no backend reported a change
+	passRetry     = time.Second            // until the next pass, after one that could not repair everything
+	passBusy      = 100 * time.Millisecond // until the next pass, if another task works on a guest to be repaired
+	passRest      = 50 * time.Millisecond  // least time between passes: changes come in bursts
+	listEvery     = time.Minute            // between full lists of a source, in case it missed a change
+	listRetry     = time.Second            // until the next list, after a source did not answer
+	listGrace     = 5 * time.Second        // a list may lack a guest that was handled so shortly before it began
+	handledMemory = 10 * time.Minute       // how long the agent remembers the last request about a guest
 )
 
-// Adopt loads the wanted state and makes it so: ports and routes that are
-// there are taken over as they are, what is missing is made. It removes
-// nothing. Call it once, before BGP sessions open, so that the first thing
-// that a reflector hears is the whole truth (and the End-of-RIB marker of RFC
-// 4724 comes after it).
+// Adopt loads the wanted state, takes over the ports and routes that exist, and makes
+// those that are missing. It removes none. Call it once, before BGP sessions open:
+// then the first update to a reflector has all routes, and the End-of-RIB marker (RFC
+// 4724) follows it.
 //
-// Wanted state that cannot be read is no error here: the agent takes what the
-// kernel holds for wanted, says so in [Agent.Status], and removes nothing.
+// Adopt does not fail if wanted state cannot be read: the agent then takes the ports in
+// the kernel for wanted, says so in [Agent.Status], and removes nothing.
 func (a *Agent) Adopt(ctx context.Context) error {
 	ports, err := a.dataplane.Actual(ctx)
 	if err != nil {
@@ -57,8 +56,8 @@ func (a *Agent) Adopt(ctx context.Context) error {
 	}
 	for _, d := range desired {
 		if d.VM.Origin != "" && a.boot != "" && d.Boot != "" && d.Boot != a.boot {
-			// The machine was booted since: no guest survived it, and the
-			// hypervisor asks for those that start again.
+			// The machine was booted since, so the guest does not run. When it starts again,
+			// its hypervisor asks for it.
 			if err := a.store.Delete(ctx, d.VM.Name); err != nil {
 				a.log.Warn("guest of an earlier boot not forgotten yet; trying again", "vm", d.VM.Name, "err", err)
 				a.unfinished(d, err)
@@ -69,12 +68,12 @@ func (a *Agent) Adopt(ctx context.Context) error {
 	}
 	a.adoptOrphans(ports)
 	a.recallMoves(ctx)
-	a.settleDiversions(ctx) // so that it is known which there are
+	a.settleDiversions(ctx) // notes which diversions an earlier agent left
 	a.repair(ctx, plan.Decide(a.wanted(), ports, nil, false).Repairs)
 	return nil
 }
 
-// unfinished has the pass finish the removal of a guest.
+// unfinished lets the pass finish the removal of a guest.
 func (a *Agent) unfinished(d fabric.Desired, trouble error) {
 	s, done := a.state.open()
 	defer done()
@@ -83,9 +82,8 @@ func (a *Agent) unfinished(d fabric.Desired, trouble error) {
 	s.guests[d.VM.Name] = g
 }
 
-// adopt takes a guest over from the store, and those of its ports that are
-// there. Rules that changed since do not take the network away from a guest
-// that has it.
+// adopt takes over a guest from the store. there has the names of all ports that exist.
+// A guest keeps its network even if the cluster file does not permit it any more.
 func (a *Agent) adopt(d fabric.Desired, there map[string]bool) {
 	s, done := a.state.open()
 	defer done()
@@ -103,15 +101,15 @@ func (a *Agent) adopt(d fabric.Desired, there map[string]bool) {
 	if err := a.cluster.Permits(d.VM); err != nil {
 		a.conditions.say("guest "+name, fmt.Sprintf("guest %s: %v (it keeps what it had until it is detached)", name, err))
 	}
-	d.Leaving = false // the source says if it is so still
+	d.Leaving = false // the source reports it again if it still holds
 	a.adoptOwnership(&d)
 	s.guests[name] = &guest{want: d, reported: a.reportedBefore(d, there), has: owned(d) && d.Epoch > 0, arrival: arrivalOf(d), kept: true}
 	s.unsettled[name] = true
 }
 
-// adoptOrphans takes ports over that are ours but that the store does not
-// know. Where somebody holds the other end a guest is using it, so its file
-// was lost: the kernel's word is taken for it.
+// adoptOrphans takes over ports of ours whose guest the store does not have. If such a
+// port has carrier, a guest uses it and only its file is lost. Then the agent makes up
+// the guest from the kernel's addresses and routes.
 func (a *Agent) adoptOrphans(ports []fabric.PortState) {
 	s, done := a.state.open()
 	defer done()
@@ -153,8 +151,8 @@ func (a *Agent) adoptOrphans(ports []fabric.PortState) {
 	}
 }
 
-// Run keeps the node as it is wanted until ctx ends, then returns nil. Ports,
-// routes and announcements stay as they are.
+// Run keeps the node in its wanted state until ctx ends, then returns nil. It leaves
+// ports, routes and announcements as they are.
 func (a *Agent) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	for _, s := range a.sources {
@@ -185,8 +183,8 @@ func (a *Agent) Run(ctx context.Context) error {
 		if !a.pass(ctx) {
 			wait = passRetry
 		}
-		// A pass costs in proportion to the guests: leave the processor four
-		// times as long to those who are not being repaired.
+		// A pass takes time in proportion to the number of guests. Leave the processor to
+		// hooks and events for four times as long.
 		rest := time.NewTimer(max(passRest, 4*time.Since(began)))
 		select {
 		case <-ctx.Done():
@@ -196,7 +194,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 }
 
-// listen follows what the dataplane and the speaker tell of moves.
+// listen handles the dataplane's first frames and the speaker's competing routes until
+// ctx ends.
 func (a *Agent) listen(ctx context.Context) {
 	heard, competitors := a.dataplane.Heard(), a.speaker.Competitors()
 	for {
@@ -211,8 +210,8 @@ func (a *Agent) listen(ctx context.Context) {
 	}
 }
 
-// pass compares everything with what is wanted and repairs what differs. It
-// reports whether all is well.
+// pass compares the actual ports and routes with the wanted ones, and repairs what
+// differs. It reports whether it could repair everything and had nothing to remove.
 func (a *Agent) pass(ctx context.Context) bool {
 	ports, err := a.dataplane.Actual(ctx)
 	if err != nil {
@@ -227,7 +226,7 @@ func (a *Agent) pass(ctx context.Context) bool {
 	}
 	a.conditions.set("speaker", nil)
 
-	prune := a.inventory.complete() // before the guests: all whom that speaks of are among them
+	prune := a.inventory.complete() // before a.wanted: if the inventory is complete now, wanted has all its guests
 	if prune {
 		a.dropOrphans(ctx, ports)
 	}
@@ -239,9 +238,9 @@ func (a *Agent) pass(ctx context.Context) bool {
 	return well && clean
 }
 
-// dropOrphans forgets guests that were taken over for their ports alone, which had
-// another owner, who has removed them: nobody is going to say that such a guest
-// ended. Not while state cannot be read: what it is may be there.
+// dropOrphans removes orphans whose ports are all of kind Adopt and gone: their owner
+// removed the links, and nobody will report the end of such a guest. The pass calls it
+// only if all state could be read, since unreadable state may describe the guest.
 func (a *Agent) dropOrphans(ctx context.Context, ports []fabric.PortState) {
 	there := map[string]bool{}
 	for _, p := range ports {
@@ -264,7 +263,7 @@ func (a *Agent) dropOrphans(ctx context.Context, ports []fabric.PortState) {
 	}
 }
 
-// dropOrphan is dropOrphans for one, unless somebody has said meanwhile what it is.
+// dropOrphan removes one orphan, unless a request has described it meanwhile.
 func (t *task) dropOrphan(ctx context.Context, gone func(*guest) bool) {
 	s, done := t.state.open()
 	g := s.guests[t.vm]
@@ -282,9 +281,9 @@ func (t *task) dropOrphan(ctx context.Context, gone func(*guest) bool) {
 	}
 }
 
-// repair brings guests to what is wanted of them again, and reports whether
-// all are there. A guest that somebody is at work on is left for the next pass:
-// whatever that one waits for, the others do not.
+// repair brings guests to their wanted state again, and reports whether all attempts
+// succeeded. It leaves a guest on which another task works for the next pass, so that
+// the other guests do not wait for that task.
 func (a *Agent) repair(ctx context.Context, repairs []plan.Repair) bool {
 	well := true
 	for _, r := range repairs {
@@ -303,8 +302,8 @@ func (a *Agent) repair(ctx context.Context, repairs []plan.Repair) bool {
 	return well
 }
 
-// prune removes what nobody wants. It reports whether there was nothing to
-// remove: a guest may come while it works, so another pass looks again.
+// prune removes ports and routes that no guest has. It reports whether there were none.
+// If there were some, another pass follows soon: a guest may have come meanwhile.
 func (a *Agent) prune(ctx context.Context, pl plan.Plan) bool {
 	if len(pl.Routes) == 0 && len(pl.Ports) == 0 {
 		a.conditions.set("prune", nil)
@@ -381,11 +380,11 @@ func (a *Agent) wanted() map[string]plan.Guest {
 	return view
 }
 
-// follow keeps step with one source until ctx ends. Lists are made beside the
-// reading of changes: a list waits for the slowest guest, and the cutover of
-// another one cannot. So it is there that a resolver is asked. Nor does a change
-// wait for that of another guest; of one guest the newest counts, whichever is
-// taken up first.
+// follow applies the changes of one source until ctx ends. list runs beside it: a list
+// waits for the slowest guest, and the cutover of another guest must not wait for it.
+// For the same reason only list asks the resolver. Changes to different guests are
+// applied side by side; of two changes to one guest the newer counts, in whichever
+// order they are applied.
 func (a *Agent) follow(ctx context.Context, s fabric.Source) {
 	var work sync.WaitGroup
 	defer work.Wait()
@@ -408,8 +407,8 @@ func (a *Agent) follow(ctx context.Context, s fabric.Source) {
 	}
 }
 
-// list asks a source for all of its guests at the start, when changes were
-// lost, and now and then.
+// list asks a source for all of its guests: at the start, when changes were lost, and
+// every listEvery.
 func (a *Agent) list(ctx context.Context, s fabric.Source, lost <-chan struct{}) {
 	for ctx.Err() == nil {
 		began, wait := time.Now(), listEvery
@@ -417,10 +416,10 @@ func (a *Agent) list(ctx context.Context, s fabric.Source, lost <-chan struct{})
 		case err == nil:
 			a.applyList(ctx, s.Name(), guests, began)
 		case errors.Is(err, os.ErrNotExist):
-			a.listed(s.Name()) // it has no guests to be waited for
+			a.listed(s.Name()) // this machine has no such hypervisor, and so no guests of it
 			wait = listRetry
 		default:
-			// Whether that is a problem, the source itself knows best: see Diagnoser.
+			// The source itself reports it if that is a problem: see fabric.Diagnoser.
 			a.log.Debug("source does not answer", "source", s.Name(), "err", err)
 			wait = listRetry
 		}
@@ -434,15 +433,16 @@ func (a *Agent) list(ctx context.Context, s fabric.Source, lost <-chan struct{})
 	}
 }
 
-// listed notes that the guests of a source are known.
+// listed notes that a source has listed its guests. The first time it wakes the pass,
+// which may be allowed to remove ports and routes now.
 func (a *Agent) listed(source string) {
 	if a.inventory.listed(source) {
 		a.signal()
 	}
 }
 
-// applyList applies a full list. Guests of the source that are not in it are
-// gone, but for those that were handled while it was made.
+// applyList applies a full list that a source began at began. Guests of the source that
+// the list lacks are gone, except those that were handled since shortly before began.
 func (a *Agent) applyList(ctx context.Context, source string, guests []fabric.Desired, began time.Time) {
 	listed := map[string]bool{}
 	var unresolved []fabric.Desired
@@ -483,8 +483,8 @@ func (a *Agent) applyList(ctx context.Context, source string, guests []fabric.De
 	a.applyChanges(ctx, unresolved)
 }
 
-// applyChange applies what a source says of one guest. A source raises a guest, or
-// says that it is gone; going down in steps is for the hooks.
+// applyChange applies the report of a source about one guest. By such a report a guest
+// becomes wired or live, or is removed. Only hooks withdraw a guest and leave its port.
 func (a *Agent) applyChange(ctx context.Context, d fabric.Desired) {
 	name := d.VM.Name
 	if a.outdated(name, d.Since) {
@@ -508,7 +508,7 @@ func (a *Agent) applyChange(ctx context.Context, d fabric.Desired) {
 		if !w.leaving {
 			a.stopped(ctx, name, d.Since)
 		}
-	case d.Leaving && w.known: // it is not announced, nor to be
+	case d.Leaving && w.known: // it is not announced, and must not be
 	case w.leaving && d.State == fabric.Live:
 		a.resumed(ctx, name, d.Since)
 	case w.same:
@@ -540,19 +540,20 @@ func (a *Agent) applyChange(ctx context.Context, d fabric.Desired) {
 	}
 }
 
-// weighed is the word of a source, against what is known of the guest.
+// weighed is a source's report about a guest, compared with the state of the guest.
 type weighed struct {
-	said     fabric.Desired // with what the guest keeps while it runs
-	about    bool           // it is about a guest of the fabric
-	known    bool           // which this node has
-	ours     bool           // and which is the one that the source speaks of
-	same     bool           // nothing is to be done
-	live     bool           // it is wanted live
-	leaving  bool           // it was stopped to run elsewhere
-	arriving bool           // it is to arrive
+	said     fabric.Desired // the report, with the addresses that the guest keeps while it runs
+	about    bool           // the report is about a guest of the fabric
+	known    bool           // this node has a guest of that name
+	ours     bool           // that guest is the one in the report
+	same     bool           // the guest is already as reported
+	live     bool           // the guest is wanted live
+	leaving  bool           // the guest was stopped to run on another node
+	arriving bool           // the guest is arriving from another node
 }
 
-// weigh takes up the word of a source.
+// weigh compares a source's report with the state of the guest. It notes the run, and
+// how the description differs from that with which the guest started.
 func (s *state) weigh(d fabric.Desired) (w weighed) {
 	var g *guest
 	g, w.known = s.guests[d.VM.Name]

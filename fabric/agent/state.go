@@ -11,49 +11,50 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/reservation"
 )
 
-// state is what an agent knows: of the guests of its node, and of the other nodes.
-// Whoever has it, by [guarded.open], has it alone. Its methods, and those of a
-// guest, decide and take note, and wait for nothing: what follows is done after.
+// state is what an agent knows of its node's guests and of the other nodes. A
+// goroutine that has it, by [guarded.open], has it alone. The methods of state and
+// guest decide and record, and never wait; the caller acts on the backends after it
+// has closed the state.
 type state struct {
 	*facts
-	later func(time.Duration) // has the pass look again after that
+	later func(time.Duration) // requests a pass after that time
 
 	guests   map[string]*guest
 	reserved *reservation.Table   // prefixes and port names, by guest
-	handled  map[string]time.Time // when the last request about a guest was taken up, also one that is gone
-	expected map[string]time.Time // incoming migrations, announced before anything else of them
-	// forwarding are the prefixes of guests that have left, and until when packets
-	// for them are sent on.
+	handled  map[string]time.Time // the time of the last request about a guest, also if the guest is gone
+	expected map[string]time.Time // guests whose migration to this node was announced, and when
+	// forwarding has the diverted prefixes of guests that have left, and until when
+	// they stay diverted.
 	forwarding map[netip.Prefix]time.Time
 	peers      peers
-	unsettled  map[string]bool // guests of which other nodes may still have to be told
+	unsettled  map[string]bool // guests about which there may be lasting notices
 	drained    time.Time       // since when the node is being drained; zero: it is not
 }
 
-// guest is what an agent knows of one.
+// guest is what an agent knows of one guest.
 type guest struct {
 	want      fabric.Desired
 	announced bool           // the speaker has the prefixes of all NICs that are not down
-	nics      plan.NICStates // as last looked at
-	reported  lastReported   // to the observers
-	differs   string         // what its hypervisor says of it now, where that is not what it started with
-	trouble   error          // why it is not as it is wanted
+	nics      plan.NICStates // as the last pass or event found them
+	reported  lastReported   // what the observers know of the guest
+	differs   string         // how the hypervisor's description differs from that at the start; empty: it does not
+	trouble   error          // why the last attempt to reach the wanted state failed
 
-	has          bool              // it is announced, and claimed of the other nodes
-	claimed      time.Time         // when that was
-	kept         bool              // of an agent before this one: the nodes that it waited for are waited for
-	heard        uint64            // the highest epoch that another node has, or had, it with
-	waitingNodes []string          // nodes that wait for this one to let go, or take it back when it does
+	has          bool              // this node has the guest: it announces it, and has sent Claimed or will
+	claimed      time.Time         // when this node acquired the guest
+	kept         bool              // restored from disk: keep waiting for the nodes that were listed then
+	heard        uint64            // the highest epoch of another node for the guest
+	waitingNodes []string          // nodes that get Released when this node does not announce the guest any more
 	departure    departure         // its move to another node
-	doubted      time.Time         // when a diversion on the word of another node alone was ended
-	orphan       bool              // nothing that could be read says what it is: its state on the disk is left alone
+	doubted      time.Time         // when the agent ended an unconfirmed diversion of its packets
+	orphan       bool              // no readable file describes the guest: leave its file alone
 	arrival      migration.Arrival // its move to this node
 	from         string            // the node that it comes from
 	restart      restart           // its move by a start
 	contention
 }
 
-// guarded lets one goroutine at a time have the state.
+// guarded gives the state to one goroutine at a time.
 type guarded struct {
 	mu    sync.Mutex
 	state state
@@ -66,7 +67,7 @@ func newGuarded(s state) *guarded {
 	return &guarded{state: s}
 }
 
-// open gives the state, until done is called.
+// open locks the state for the caller, until it calls done.
 func (g *guarded) open() (s *state, done func()) {
 	g.mu.Lock()
 	return &g.state, g.mu.Unlock

@@ -1,19 +1,20 @@
 package agent
 
-// task is work on one guest, which one goroutine at a time has: see [Agent.begin].
-// What changes a guest, or what the node has of it, is a method of it.
+// task is the right to work on one guest; one goroutine at a time has it: see
+// [Agent.begin]. Every function that changes a guest, its ports or its routes is a
+// method of task.
 type task struct {
 	*Agent
 	vm string
 }
 
-// begin waits until nobody else is at work on a guest; end lets the next one begin.
+// begin waits until no other goroutine works on a guest; end lets the next one begin.
 func (a *Agent) begin(vm string) (t *task, end func()) {
 	end = a.turns.lock(vm)
 	return &task{a, vm}, end
 }
 
-// tryBegin is begin where nobody is at work on the guest; ok is false where somebody is.
+// tryBegin is begin without waiting; ok is false if another goroutine works on the guest.
 func (a *Agent) tryBegin(vm string) (t *task, end func(), ok bool) {
 	end, ok = a.turns.tryLock(vm)
 	return &task{a, vm}, end, ok

@@ -2,29 +2,30 @@ package agent
 
 import "sync"
 
-// turns serialises work by name. It keeps nothing about names at which nobody
-// works, or waits. The zero value is ready.
+// turns serialises work by name. It keeps no entry for a name without work. The zero
+// value is ready.
 type turns struct {
 	mu     sync.Mutex
 	byName map[string]*turn
 }
 
-// wholeNode is the name of work on the node as a whole; no guest has it.
+// wholeNode is the name for work on the node as a whole; no guest has this name.
 const wholeNode = ""
 
 type turn struct {
-	taken chan struct{} // has one while somebody works
-	users int           // those who work, or wait
+	taken chan struct{} // full while a goroutine works
+	users int           // goroutines that work or wait
 }
 
-// lock waits until nobody works at name, and gives the function that ends the turn.
+// lock waits until no goroutine works at name, and gives the function that ends the
+// turn.
 func (ts *turns) lock(name string) (unlock func()) {
 	t, _ := ts.join(name, false)
 	t.taken <- struct{}{}
 	return func() { ts.leave(name, t) }
 }
 
-// tryLock is lock where nobody works or waits at name; ok is false where somebody does.
+// tryLock is lock without waiting; ok is false if a goroutine works or waits at name.
 func (ts *turns) tryLock(name string) (unlock func(), ok bool) {
 	t, ok := ts.join(name, true)
 	if !ok {
@@ -34,7 +35,7 @@ func (ts *turns) tryLock(name string) (unlock func(), ok bool) {
 	return func() { ts.leave(name, t) }, true
 }
 
-// join counts a user of name; first: only where there is no other.
+// join counts a user of name; with first, only if there is no other.
 func (ts *turns) join(name string, first bool) (_ *turn, ok bool) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()

@@ -10,38 +10,39 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/internal/text"
 )
 
-// announced reports whether the guest is to be announced.
+// announced reports whether the node should announce the guest.
 func announced(d fabric.Desired) bool { return d.State == fabric.Live && (d.Lost == "" || d.Standby) }
 
-// owned reports whether the guest is to be announced as one that is here.
+// owned reports whether the guest is live and no other node preempted this one.
 func owned(d fabric.Desired) bool { return d.State == fabric.Live && d.Lost == "" }
 
-// lostAs takes over to which node the guest was lost, and how, or with the zero
-// value that it was not.
+// lostAs copies the fields about a preemption from other; the zero value clears them.
 func lostAs(d *fabric.Desired, other fabric.Desired) {
 	d.Lost, d.LostGuest, d.LostOther, d.LostRoute, d.Standby = other.Lost, other.LostGuest, other.LostOther, other.LostRoute, other.Standby
 }
 
-// ended reports whether the guest was live here, and is not any more: somebody
-// else may have its addresses since.
+// ended reports whether the guest was live here, and was withdrawn since: another guest
+// may have its addresses now.
 func ended(d fabric.Desired) bool {
 	return d.State == fabric.Wired && !d.Incoming && d.Epoch > 0 && d.Acquired.IsZero()
 }
 
-// isOf tells whether two descriptions can be of one guest: those of a source,
-// or by hand, and of one UUID where both have one.
+// isOf reports whether two descriptions can be of one guest: the origin is the same, and
+// so is the UUID if both have one.
 func isOf(v, said fabric.VM) bool {
 	return v.Origin == said.Origin && (v.UUID == "" || said.UUID == "" || v.UUID == said.UUID)
 }
 
-// concerns tells whether a source speaks of the guest that is known, in the run
-// that is known: of another, what it says counts.
+// concerns reports whether said is about the guest d in its present run, in which the
+// guest keeps what it started with. A description of another guest or run applies in
+// full.
 func concerns(d, said fabric.Desired) bool {
 	return d.State != fabric.Absent && isOf(d.VM, said.VM) && (d.Run == "" || said.Run == "" || d.Run == said.Run)
 }
 
-// asItStarted gives a running guest, as its hypervisor describes it now, with what it
-// started with, and says in what its description differs.
+// asItStarted merges a running guest v with its description now: the guest keeps the
+// addresses and routes that it started with. difference says, for people, how the
+// description differs from them; empty: it does not.
 func asItStarted(v, said fabric.VM) (_ fabric.VM, difference string) {
 	same := len(v.NICs) == len(said.NICs)
 	for n := 0; same && n < len(v.NICs); n++ {
@@ -65,12 +66,12 @@ func asItStarted(v, said fabric.VM) (_ fabric.VM, difference string) {
 	if len(v.NICs) != len(said.NICs) {
 		return v, difference
 	}
-	said = withNICs(said, v.NICs) // its interfaces are as they are
+	said = withNICs(said, v.NICs) // other properties of the NICs, such as the MTU, are the current ones
 	said.Resolve = v.Resolve
 	return said, difference
 }
 
-// inWords gives some prefixes in words.
+// inWords lists the first prefixes for people.
 func inWords(ps []netip.Prefix) string {
 	const most = 4
 	words := make([]string, 0, most)
@@ -95,7 +96,8 @@ func withNICs(v fabric.VM, answer []fabric.NIC) fabric.VM {
 	return v
 }
 
-// complete is [fabric.VM.Validate] of a guest that is to have what its NICs say.
+// complete is [fabric.VM.Validate] for a guest about to be brought up: every NIC must
+// have an address, also if a resolver should supply it.
 func complete(v fabric.VM) error {
 	if err := fabric.ValidateName(v.Name); err != nil {
 		return err
@@ -103,8 +105,8 @@ func complete(v fabric.VM) error {
 	return completeNICs(v)
 }
 
-// completeAsKnown is complete for a guest that this node has already, maybe under
-// a name that no new guest may have.
+// completeAsKnown is complete for a guest that this node has already: its name may be
+// one that no new guest may have.
 func completeAsKnown(v fabric.VM) error {
 	if err := fabric.ValidateKnownName(v.Name); err != nil {
 		return err

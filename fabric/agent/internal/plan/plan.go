@@ -1,5 +1,5 @@
-// Package plan compares the wanted state of a node's guests with what is there,
-// and says what a pass has to do. It looks at plain values alone.
+// Package plan compares the wanted state of a node's guests with the actual ports and
+// routes, and says what a pass has to do. It is pure.
 package plan
 
 import (
@@ -14,19 +14,19 @@ import (
 // Plan is what a pass has to do.
 type Plan struct {
 	Repairs []Repair
-	Ports   []fabric.PortState // of ours, wanted by nobody: to be removed
-	Routes  []netip.Prefix     // announced, wanted by nobody: to be withdrawn
+	Ports   []fabric.PortState // ports of ours that no guest has: remove them
+	Routes  []netip.Prefix     // announced prefixes that no guest has: withdraw them
 }
 
-// Repair is a guest that is not as it is wanted.
+// Repair names a guest whose actual state differs from the wanted one.
 type Repair struct {
 	VM   string
-	NICs NICStates // nil of one that is not live: as it was
+	NICs NICStates // as found; nil: leave the known states, the guest is not live
 	Why  string
 }
 
-// NICStates are the states of a guest's NICs, by their number; those that are not
-// in it are [Settled]. They matter while the guest is live.
+// NICStates maps the index of a NIC to its state; a NIC that is not in the map is
+// [Settled]. The states matter while the guest is live.
 type NICStates map[int]NICState
 
 // Down counts the NICs that are [Down].
@@ -39,18 +39,18 @@ func (s NICStates) Down() (n int) {
 	return n
 }
 
-// NICState is how a NIC is to be announced.
+// NICState is the announce state of a NIC.
 type NICState uint8
 
 // The states.
 const (
-	Settled  NICState = iota // as usual
-	Arrived                  // its guest has run here only for a while
-	Arriving                 // its guest is about to run: nobody holds the other end yet, or nobody was heard there
-	Down                     // not at all: nobody holds the other end any more
+	Settled  NICState = iota // announced as usual
+	Arrived                  // announced as Fresh: the guest has just begun to run here
+	Arriving                 // announced as Standby: the guest is about to run; the port has no carrier, or no frame came from it yet
+	Down                     // not announced: the port has lost its carrier
 )
 
-// MissingHops says why families have no next hop; nil: they have one.
+// MissingHops says, for each family, why the node has no next hop; nil: it has one.
 type MissingHops struct{ V4, V6 error }
 
 // Of gives the error of a prefix's family.
@@ -61,7 +61,7 @@ func (m MissingHops) Of(p netip.Prefix) error {
 	return m.V6
 }
 
-// Errors lists those that there are.
+// Errors lists the errors that are not nil.
 func (m MissingHops) Errors() (all []error) {
 	for _, err := range []error{m.V4, m.V6} {
 		if err != nil {
@@ -71,11 +71,11 @@ func (m MissingHops) Errors() (all []error) {
 	return all
 }
 
-// Preference is how a NIC in this state is announced, where it is: behind that of
-// another node with standby. A drain changes only that of a guest which runs here
-// and which nobody else announces any more: one that is expected stays behind
-// whoever has it, and one that has just begun to run here stays before the node
-// that it left, whose route may be there until its agent comes back.
+// Preference gives the preference of a NIC's routes in this state, unless it is
+// [Down]. standby: another node preempted this one. draining changes only Normal: the
+// routes of an expected guest still rank behind those of the node where it runs. The
+// routes of a guest that has just begun to run here still rank before those of the node
+// that it left, whose routes may stay until its agent comes back.
 func (s NICState) Preference(standby, draining bool) fabric.Preference {
 	switch {
 	case standby, s == Arriving:
@@ -88,10 +88,10 @@ func (s NICState) Preference(standby, draining bool) fabric.Preference {
 	return fabric.Normal
 }
 
-// nicState gives the state of a NIC. Without a hypervisor nobody but
-// the user knows whether a guest runs; a link that its owner makes is there
-// some time before the guest is. One that leaves is announced until it is gone
-// from here: its process ends before everybody has heard of the other node.
+// nicState gives the state of a NIC. Without a hypervisor only the user knows whether
+// the guest runs, so carrier does not matter before it is lost. A link of kind Adopt
+// exists some time before its guest runs. A guest that leaves stays announced although
+// its process ends: not all routers have the route of the other node yet.
 func (g Guest) nicState(nic fabric.NIC, have fabric.PortState, there bool) NICState {
 	switch {
 	case g.Leaving:
@@ -102,7 +102,7 @@ func (g Guest) nicState(nic fabric.NIC, have fabric.PortState, there bool) NICSt
 		return Arrived
 	case !g.Managed:
 		return Settled
-	case nic.Kind == fabric.Adopt && !have.Carrier, have.Silent: // or not ours yet, and about to be
+	case nic.Kind == fabric.Adopt && !have.Carrier, have.Silent: // also an Adopt link that does not exist yet
 		return Arriving
 	case g.Fresh:
 		return Arrived
@@ -110,9 +110,9 @@ func (g Guest) nicState(nic fabric.NIC, have fabric.PortState, there bool) NICSt
 	return Settled
 }
 
-// Begin gives the states of the NICs of a guest that was asked to be live,
-// before anybody has looked at its ports; had is that of the guest as it was.
-// With listen, it is to be heard first.
+// Begin gives the states of a guest's NICs at a request, before a pass has looked at its
+// ports. was is the guest before the request, had are the states of its NICs then. With
+// listen, a NIC is Arriving until the dataplane hears the guest.
 func Begin(vm fabric.VM, was fabric.Desired, had NICStates, listen bool) NICStates {
 	st := NICStates{}
 	for n, nic := range vm.NICs {
@@ -137,37 +137,36 @@ func Begin(vm fabric.VM, was fabric.Desired, had NICStates, listen bool) NICStat
 type Guest struct {
 	Ports    []fabric.Port
 	Live     bool
-	Draining bool          // its node is being drained
-	Managed  bool          // a hypervisor runs it, and holds the other end of its ports while it does
-	Retry    bool          // an earlier attempt failed, or a removal is to be finished
-	Leaving  bool          // it was stopped, to run on another node
-	Fresh    bool          // it began to run here, and others may not have let go of it yet
-	Standby  bool          // another node had it, and does not answer
+	Draining bool          // the node is being drained
+	Managed  bool          // a hypervisor runs the guest; its ports have carrier while it runs
+	Retry    bool          // an earlier attempt failed, or a removal is not finished
+	Leaving  bool          // the guest was stopped to run on another node, or its packets go there
+	Fresh    bool          // the guest began to run here, and not all other nodes have released it
+	Standby  bool          // another node preempted this one, and does not answer now
 	Defends  bool          // a route of another guest competes, which got the address later
-	Holder   fabric.Holder // what its fresh routes say of it
-	NICs     NICStates     // as of the pass before
+	Holder   fabric.Holder // the holder that its Fresh routes carry
+	NICs     NICStates     // as the pass before found them
 	Hops     MissingHops
-	Unknown  bool // it runs, and nobody knows what it has: its ports stay as they are
+	Unknown  bool // the guest runs, and nobody has resolved its addresses: leave its ports as they are
 }
 
-// Route gives the announcement of a prefix of a NIC in a state. One that
-// competes with that of a guest which got the address later comes before it:
-// reflectors tell the other node of no other, and the one that has the higher
-// LOCAL_PREF takes the packets until it knows. A node that is being drained
-// goes on to come after all.
+// Route gives the announcement of a prefix of a NIC in a state. The route of a guest
+// that defends its address is Fresh and First: reflectors send the other node only the
+// best route, and until that node knows, packets follow the route with the higher
+// LOCAL_PREF. Standby and Draining routes keep their preference.
 func (g Guest) Route(prefix netip.Prefix, state NICState) fabric.Route {
 	r := fabric.Route{Prefix: prefix, Preference: state.Preference(g.Standby, g.Draining)}
 	if g.Defends && (r.Preference == fabric.Normal || r.Preference == fabric.Fresh) {
 		r.Preference, r.First = fabric.Fresh, true
 	}
-	if r.Preference == fabric.Fresh { // reflectors tell other nodes of no other
+	if r.Preference == fabric.Fresh { // other nodes do not get routes that rank lower
 		r.Holder = g.Holder
 	}
 	return r
 }
 
-// Decide compares what is wanted with what is there now. Only when prune is set
-// may it say that something is to be removed.
+// Decide compares the wanted guests with the actual ports and routes. Only with prune
+// does it list ports and routes to remove.
 func Decide(guests map[string]Guest, ports []fabric.PortState, routes []fabric.Route, prune bool) Plan {
 	var pl Plan
 	actual := make(map[string]fabric.PortState, len(ports))
@@ -195,7 +194,7 @@ func Decide(guests map[string]Guest, ports []fabric.PortState, routes []fabric.R
 			have, there := actual[p.Name]
 			switch {
 			case !there && p.NIC.Kind == fabric.Adopt:
-				note(p.Name + ": its owner has not made it yet") // or has by now, and it has no mark of ours
+				note(p.Name + ": its owner has not made it yet") // or it exists, and has no mark of ours yet
 			case !there:
 				note(p.Name + ": missing")
 			case len(have.Faults) > 0:
@@ -206,7 +205,7 @@ func Decide(guests map[string]Guest, ports []fabric.PortState, routes []fabric.R
 				if there || p.NIC.Kind == fabric.Adopt {
 					state = g.nicState(p.NIC, have, there)
 				} else {
-					state = g.NICs[p.Index] // it may have been made since the ports were listed
+					state = g.NICs[p.Index] // the port may have been made after Actual listed the ports
 				}
 				if state != Settled {
 					st[p.Index] = state
@@ -221,7 +220,7 @@ func Decide(guests map[string]Guest, ports []fabric.PortState, routes []fabric.R
 					note(prefix.String() + map[bool]string{true: ": not announced", false: ": announced"}[should])
 				case should && as.Preference != route.Preference:
 					note(prefix.String() + ": announced as " + as.Preference.String() + ", not as " + route.Preference.String())
-				case should && as.Holder != (fabric.Holder{}) && as != route: // where the speaker can say it
+				case should && as.Holder != (fabric.Holder{}) && as != route: // only speakers that announce holders return one
 					note(prefix.String() + ": announced with what was said of its holder before")
 				}
 			}
@@ -230,7 +229,7 @@ func Decide(guests map[string]Guest, ports []fabric.PortState, routes []fabric.R
 			note("carrier changed")
 		}
 		if !g.Live {
-			st = nil // it may be live by the time of the repair
+			st = nil // the guest may be live, with other states, when the repair comes
 		}
 		if why != "" {
 			pl.Repairs = append(pl.Repairs, Repair{vm, st, why})
