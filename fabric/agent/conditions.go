@@ -5,14 +5,14 @@ import (
 	"sync"
 )
 
-// conditions are the problems of the node as a whole, by what they are about. It
-// is safe for concurrent use.
+// conditions has the present problems of the node for Status, by key: a backend, or a
+// guest. It is safe for concurrent use.
 type conditions struct {
 	mu    sync.Mutex
 	texts map[string]string
 }
 
-// set notes a problem, or with nil that there is none.
+// set sets the condition of a key to an error, or clears it if err is nil.
 func (c *conditions) set(about string, err error) {
 	if err == nil {
 		c.clear(about)
@@ -21,7 +21,7 @@ func (c *conditions) set(about string, err error) {
 	c.say(about, oneLine(err))
 }
 
-// say notes a problem in words.
+// say sets the condition of a key to a text.
 func (c *conditions) say(about, text string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -31,7 +31,7 @@ func (c *conditions) say(about, text string) {
 	c.texts[about] = text
 }
 
-// clear notes that there is no problem with things.
+// clear clears the conditions of keys.
 func (c *conditions) clear(abouts ...string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -40,14 +40,14 @@ func (c *conditions) clear(abouts ...string) {
 	}
 }
 
-// clearFunc is clear of all for which over is true.
+// clearFunc clears the conditions of all keys for which over is true.
 func (c *conditions) clearFunc(over func(about string) bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	maps.DeleteFunc(c.texts, func(about, _ string) bool { return over(about) })
 }
 
-// list gives the problems, in the order of what they are about.
+// list gives the texts in the order of their keys.
 func (c *conditions) list() (texts []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

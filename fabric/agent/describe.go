@@ -4,13 +4,13 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// What a guest has is settled when it starts. While it runs, its description at
-// the hypervisor may change, vanish or break by anybody's hand: that is told,
-// and changes nothing.
+// A guest keeps the addresses and routes with which it started. While it runs, somebody
+// may change, remove or break its description at the hypervisor. The agent then reports
+// the difference and changes nothing.
 
-// described gives what a source says of a guest with what the guest keeps, and
-// the difference in words. about is false of a guest that is not described,
-// and not known from before.
+// described merges a source's report about a guest with the addresses that the guest
+// keeps, and gives the difference in words. about is false for a guest without a
+// description that this node does not have.
 func (s *state) described(said fabric.Desired) (d fabric.Desired, difference string, about bool) {
 	g, bare := s.guests[said.VM.Name], len(said.VM.NICs) == 0
 	switch {
@@ -22,7 +22,7 @@ func (s *state) described(said fabric.Desired) (d fabric.Desired, difference str
 	return said, difference, true
 }
 
-// describedAs is described, and notes the difference. That a guest is gone
+// describedAs is described, and records the difference. A report that a guest is absent
 // needs no description.
 func (s *state) describedAs(said fabric.Desired) (d fabric.Desired, about bool) {
 	if said.State == fabric.Absent {
@@ -35,8 +35,8 @@ func (s *state) describedAs(said fabric.Desired) (d fabric.Desired, about bool) 
 	return d, about
 }
 
-// undescribed takes up that a guest runs of which its source cannot say what it
-// has, and reports whether it is one that is known.
+// undescribed handles the report that a guest runs whose source cannot describe it. It
+// reports whether this node has the guest.
 func (a *Agent) undescribed(d fabric.Desired) bool {
 	s, done := a.state.open()
 	defer done()
@@ -44,7 +44,7 @@ func (a *Agent) undescribed(d fabric.Desired) bool {
 	return known
 }
 
-// asStarted gives a guest that runs already what it started with.
+// asStarted gives a guest that runs already the addresses with which it started.
 func (t *task) asStarted(vm fabric.VM) fabric.VM {
 	s, done := t.state.open()
 	defer done()

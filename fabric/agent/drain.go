@@ -10,18 +10,19 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/internal/plural"
 )
 
-// Drain takes the node out of service: guests that run here are announced as
-// [fabric.Draining] (RFC 8326), so that another node where one runs comes first, and
-// guests that are not here yet are refused. Guests that are here go on, and
-// stay reachable until they end or are elsewhere. It holds over restarts, until
-// [Agent.Undrain]. It is idempotent; [fabric.Status.DrainingSince] is that of the first.
+// Drain takes the node out of service. It announces guests that run here as
+// [fabric.Draining] (RFC 8326), so that the routes of another node where a guest runs
+// rank first, and it refuses guests that are not here yet. Guests that are here go on,
+// and stay reachable until they end or have moved. A drain lasts, over restarts, until
+// [Agent.Undrain]. Drain is idempotent; [fabric.Status.DrainingSince] is the time of the
+// first call.
 //
-// When the drain cannot be kept there is none. After any other error it is
-// there, and the agent keeps trying.
+// If the store cannot keep the drain, nothing changes. After any other error the node
+// is drained, and the agent keeps trying.
 func (a *Agent) Drain(ctx context.Context) error { return a.setDrained(ctx, time.Now()) }
 
-// Undrain ends a drain: everything is announced as it was, and guests are taken
-// again. Without a drain it does nothing. Its errors are those of Drain.
+// Undrain ends a drain: the node announces its guests as before, and takes new ones.
+// Without a drain it does nothing. Its errors mean the same as those of Drain.
 func (a *Agent) Undrain(ctx context.Context) error { return a.setDrained(ctx, time.Time{}) }
 
 func (a *Agent) setDrained(ctx context.Context, since time.Time) error {
@@ -32,7 +33,7 @@ func (a *Agent) setDrained(ctx context.Context, since time.Time) error {
 	if !is.IsZero() && !since.IsZero() {
 		since = is
 	}
-	// Also what is so already: the kept word may be damaged, or missing.
+	// Store it even if it does not change: the stored value may be damaged or missing.
 	if err := a.store.SetDrained(ctx, since); err != nil {
 		return fmt.Errorf("node %s: keep whether it is drained: %w", a.node, err)
 	}
@@ -59,7 +60,7 @@ func (a *Agent) setDrained(ctx context.Context, since time.Time) error {
 	return err
 }
 
-// recallDrain takes a drain up again that the store has kept.
+// recallDrain loads the drain from the store.
 func (a *Agent) recallDrain(ctx context.Context) {
 	since, err := a.store.Drained(ctx)
 	s, done := a.state.open()
@@ -74,12 +75,12 @@ func (a *Agent) recallDrain(ctx context.Context) {
 // draining reports whether the node is being drained.
 func (s *state) draining() bool { return !s.drained.IsZero() }
 
-// drainRefusal is why a guest is not taken that is not here yet.
+// drainRefusal is the error for a guest that is not here yet.
 func (s *state) drainRefusal() error {
 	return s.because(fabric.NodeDrained, fmt.Errorf("node %s is draining", s.node))
 }
 
-// drainProblem is the drain in [fabric.Status].
+// drainProblem is the line about the drain in [fabric.Status].
 func (s *state) drainProblem() string {
 	left := 0
 	for _, g := range s.guests {

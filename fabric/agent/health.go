@@ -13,7 +13,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
 )
 
-// List gives every port that is wanted on this node, by VM name and index.
+// List gives all ports that are wanted on this node, in the order of VM name and index.
+// Its error is always nil.
 func (a *Agent) List(context.Context) ([]fabric.PortEntry, error) {
 	s, done := a.state.open()
 	defer done()
@@ -42,8 +43,8 @@ func (a *Agent) List(context.Context) ([]fabric.PortEntry, error) {
 	return entries, nil
 }
 
-// Status gives the health of the node. An error means that a backend did not
-// answer; the status is filled in as far as it is known.
+// Status gives the health of the node. If the speaker cannot list its sessions, Status
+// returns that error together with everything else.
 func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 	st := fabric.Status{
 		Cluster: a.cluster.Name, Node: a.node, Since: a.began,
@@ -119,8 +120,8 @@ func (g *guest) troubleText(node string) string {
 	return strings.ReplaceAll(g.trouble.Error(), "\n", "; ")
 }
 
-// Advertisements tells what was sent of a prefix to each peer of the node. The
-// error is [errors.ErrUnsupported] where the speaker does not tell.
+// Advertisements reports, for each peer of the node's speaker, whether a prefix was
+// sent. The error is [errors.ErrUnsupported] if the speaker cannot know.
 func (a *Agent) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error) {
 	all, err := a.speaker.Advertisements(ctx, prefix)
 	switch {
@@ -132,9 +133,9 @@ func (a *Agent) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabr
 	return all, nil
 }
 
-// CheckForwarding tries whether packets of guests pass this node now, in each
-// family that the cluster has pools of, and whether it has the next hops that
-// it announces. Of a dataplane that cannot tell there are no faults.
+// CheckForwarding tests whether packets of guests pass this node now, in each family of
+// the cluster's pools, and whether the node has the next hops that it announces. A
+// dataplane that cannot test it counts as one without faults.
 func (a *Agent) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, error) {
 	var faults []fabric.ForwardingFault
 	hops := a.missingHops()

@@ -6,16 +6,17 @@ import (
 	"sync"
 )
 
-// inventory is how much is known of which guests this node has: nothing is
-// removed before everybody has told all of them. It is safe for concurrent use.
+// inventory says whether the agent knows all guests of this node. The agent removes
+// nothing before the store and all sources have listed theirs. It is safe for
+// concurrent use.
 type inventory struct {
 	mu         sync.Mutex
-	incomplete bool              // the store did not tell everything
-	unlisted   map[string]bool   // sources that have not told their guests yet
-	unknown    map[string]string // guests that run here and that nobody has resolved yet, with their source
+	incomplete bool              // some stored state cannot be used
+	unlisted   map[string]bool   // sources that have not listed their guests yet
+	unknown    map[string]string // guests that run here without resolved addresses, with their source
 }
 
-// await notes a source that has yet to tell its guests.
+// await adds a source that has not listed its guests yet.
 func (i *inventory) await(source string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -25,8 +26,8 @@ func (i *inventory) await(source string) {
 	i.unlisted[source] = true
 }
 
-// listed notes that a source has told its guests, and reports whether it is the
-// first time.
+// listed notes that a source has listed its guests, and reports whether it is the first
+// time.
 func (i *inventory) listed(source string) (first bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -35,29 +36,29 @@ func (i *inventory) listed(source string) (first bool) {
 	return first
 }
 
-// damaged notes that the store could not tell everything.
+// damaged notes that some stored state cannot be used.
 func (i *inventory) damaged() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.incomplete = true
 }
 
-// isDamaged reports whether the store could not tell everything.
+// isDamaged reports whether some stored state cannot be used.
 func (i *inventory) isDamaged() bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.incomplete
 }
 
-// complete reports whether what nobody has told of may be removed.
+// complete reports whether the agent may remove ports and routes of unlisted guests.
 func (i *inventory) complete() bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return !i.incomplete && len(i.unlisted) == 0
 }
 
-// unresolved notes which guests of a source run here and are not resolved yet, in
-// place of those that it noted before.
+// unresolved replaces the list of a source's guests that run here without resolved
+// addresses.
 func (i *inventory) unresolved(source string, vms []string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -70,14 +71,14 @@ func (i *inventory) unresolved(source string, vms []string) {
 	}
 }
 
-// resolved notes that a guest is known, or does not run here.
+// resolved notes that a guest has its addresses, or does not run here any more.
 func (i *inventory) resolved(vm string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	delete(i.unknown, vm)
 }
 
-// unresolvedGuests lists those that run here and that nobody has resolved yet.
+// unresolvedGuests lists the guests that run here without resolved addresses.
 func (i *inventory) unresolvedGuests() []string {
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -9,10 +9,11 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Starting brings a guest live that a source's hypervisor is about to start,
-// and of which its hook knows only the hypervisor's name. A guest that is none
-// of ours is no error; one of ours that is not as it should be, or breaks a
-// rule, is refused ([fabric.ErrRefused]). After any error the guest is as it was before.
+// Starting brings a guest live that a source's hypervisor is about to start. It is for
+// hooks that know only the guest's name at the hypervisor. It does nothing for a guest
+// that is not of the fabric. It refuses ([fabric.ErrRefused]) a guest of the fabric
+// whose description is faulty or breaks a rule. After any error the guest is as it was
+// before.
 func (a *Agent) Starting(ctx context.Context, source, name string) error {
 	vm, ours, err := a.look(ctx, source, name)
 	switch {
@@ -26,8 +27,8 @@ func (a *Agent) Starting(ctx context.Context, source, name string) error {
 	return a.Apply(ctx, vm, fabric.Live)
 }
 
-// Ended withdraws a guest that a source's hypervisor has stopped, and leaves
-// its port. A guest that is none of ours is no error.
+// Ended withdraws a guest that a source's hypervisor has stopped, and leaves its ports.
+// It does nothing for a guest that is not of the fabric.
 func (a *Agent) Ended(ctx context.Context, source, name string) error {
 	vm, ours, err := a.look(ctx, source, name)
 	switch {
@@ -39,7 +40,7 @@ func (a *Agent) Ended(ctx context.Context, source, name string) error {
 	return a.Withdraw(ctx, vm.Name)
 }
 
-// look asks one source for a guest.
+// look asks the named source for the description of a guest.
 func (a *Agent) look(ctx context.Context, source, name string) (fabric.VM, bool, error) {
 	for _, s := range a.sources {
 		if s.Name() == source {
@@ -49,9 +50,9 @@ func (a *Agent) look(ctx context.Context, source, name string) (fabric.VM, bool,
 	return fabric.VM{}, false, fmt.Errorf("this agent does not follow %s; start it with --%[1]s auto", source)
 }
 
-// Describe tells what a guest is, and its gateway: as its hypervisor has it,
-// running or not, or as it was attached; what it does not say a [fabric.Resolver] may
-// be asked. One that nobody knows is an [os.ErrNotExist].
+// Describe gives a guest, running or not, and its gateway: as its hypervisor describes
+// it, or as it was attached. It may ask the [fabric.Resolver] for the addresses. Its
+// error is [os.ErrNotExist] if neither a hypervisor nor the agent knows the guest.
 func (a *Agent) Describe(ctx context.Context, name string) (fabric.VM, fabric.Gateway, error) {
 	s, done := a.state.open()
 	g, attached := s.guests[name]
@@ -77,7 +78,7 @@ func (a *Agent) Describe(ctx context.Context, name string) (fabric.VM, fabric.Ga
 		}
 	}
 	switch {
-	case attached: // by hand, or its hypervisor does not tell now
+	case attached: // by hand, or its hypervisor cannot describe it now
 		return have, a.cluster.Gateway, nil
 	case len(flaws) > 0:
 		return fabric.VM{}, fabric.Gateway{}, fmt.Errorf("guest %s: %w", name, errors.Join(flaws...))

@@ -2,7 +2,7 @@ package agent
 
 import "github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
 
-// missingHops says for which families the node has no next hop.
+// missingHops asks the dataplane for which families the node has no next hop.
 func (a *Agent) missingHops() plan.MissingHops {
 	return plan.MissingHops{V4: a.dataplane.NextHop(false), V6: a.dataplane.NextHop(true)}
 }

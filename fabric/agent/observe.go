@@ -16,16 +16,16 @@ import (
 )
 
 const (
-	maxEvents   = 1000            // that wait for an observer
-	observeTime = 5 * time.Second // for one event
-	sessionTime = 2 * time.Second // for the speaker to tell its sessions
-	farewell    = time.Second     // for what waits when the agent ends
-	lossMemory  = time.Minute     // how long lost events are a problem of the node
+	maxEvents   = 1000            // events that wait for one observer
+	observeTime = 5 * time.Second // for an observer to take one event
+	sessionTime = 2 * time.Second // for the speaker to list its sessions
+	farewell    = time.Second     // for the waiting events when the agent ends
+	lossMemory  = time.Minute     // Status lists dropped events so long
 )
 
-// WithObservers lets the agent tell what happens. Of what it finds at its start
-// it tells nothing, only what changes from there on; what waits for an observer
-// when [Agent.Run] ends is told for about a second more.
+// WithObservers adds observers, which get the events of the node. The agent reports
+// changes only, not what it finds at its start. When [Agent.Run] ends, it goes on
+// delivering waiting events for about a second.
 func WithObservers(o ...fabric.Observer) Option {
 	return func(a *Agent) {
 		for _, observer := range o {
@@ -36,15 +36,16 @@ func WithObservers(o ...fabric.Observer) Option {
 	}
 }
 
-// lastReported is what the observers know of a guest, so that they hear of changes
-// alone.
+// lastReported is what the observers know of a guest. The agent compares with it, to
+// report changes only.
 type lastReported struct {
 	ports    map[string]bool
 	routes   map[netip.Prefix]fabric.Preference
-	incoming bool // it is arriving by migration
+	incoming bool // the guest arrives by migration
 }
 
-// reportedBefore is what an agent before this one told of a guest whose ports are there.
+// reportedBefore gives what an earlier agent must have reported of a guest; there has
+// the names of the ports that exist.
 func (a *Agent) reportedBefore(d fabric.Desired, there map[string]bool) lastReported {
 	t := lastReported{incoming: d.Incoming}
 	for _, p := range d.VM.Ports(&a.cluster) {
@@ -61,7 +62,7 @@ func (a *Agent) reportedBefore(d fabric.Desired, there map[string]bool) lastRepo
 	return t
 }
 
-// addPort reports whether it is news.
+// addPort adds a port, and reports whether it is new.
 func (t *lastReported) addPort(name string) bool {
 	if t.ports == nil {
 		t.ports = map[string]bool{}
@@ -71,7 +72,7 @@ func (t *lastReported) addPort(name string) bool {
 	return news
 }
 
-// addRoute reports whether it is news.
+// addRoute adds a route, and reports whether the route or its preference is new.
 func (t *lastReported) addRoute(r fabric.Route) bool {
 	if t.routes == nil {
 		t.routes = map[netip.Prefix]fabric.Preference{}
@@ -81,7 +82,7 @@ func (t *lastReported) addRoute(r fabric.Route) bool {
 	return !is || as != r.Preference
 }
 
-// emitAttached tells of ports that were made.
+// emitAttached emits the event that ports of a guest were made.
 func (t *task) emitAttached(vm fabric.VM, ports []fabric.Port) {
 	if t.events.none() {
 		return
@@ -99,7 +100,7 @@ func (t *task) emitAttached(vm fabric.VM, ports []fabric.Port) {
 	}
 }
 
-// emitDetached tells of ports of a guest that are gone.
+// emitDetached emits the event that ports of a guest are gone.
 func (t *task) emitDetached(vm fabric.VM, names ...string) {
 	if t.events.none() {
 		return
@@ -122,8 +123,8 @@ func (t *task) emitDetached(vm fabric.VM, names ...string) {
 	}
 }
 
-// emitAnnounced tells which routes the speaker took, and that a guest which was
-// arriving has come.
+// emitAnnounced emits the events that the speaker took routes, and that an arriving
+// guest has moved here.
 func (t *task) emitAnnounced(d fabric.Desired, routes []fabric.Route) {
 	if t.events.none() {
 		return
@@ -146,7 +147,7 @@ func (t *task) emitAnnounced(d fabric.Desired, routes []fabric.Route) {
 	}
 }
 
-// emitWithdrawn tells of prefixes of a guest that the speaker announces no more.
+// emitWithdrawn emits the event that the speaker has withdrawn prefixes of a guest.
 func (t *task) emitWithdrawn(vm string, prefixes []netip.Prefix) {
 	if t.events.none() {
 		return
@@ -165,8 +166,8 @@ func (t *task) emitWithdrawn(vm string, prefixes []netip.Prefix) {
 	}
 }
 
-// emitPruned tells of routes and ports that no guest had, and that are gone.
-// found are all such ports: they say which guests these once were.
+// emitPruned emits the events that routes and ports which no guest had are gone. found
+// are all such ports; by them it knows the guests that once had them.
 func (a *Agent) emitPruned(found []fabric.PortState, routes []netip.Prefix, ports []string) {
 	if a.events.none() {
 		return
@@ -199,8 +200,8 @@ func (a *Agent) emitPruned(found []fabric.PortState, routes []netip.Prefix, port
 	}
 }
 
-// emitSessions tells of BGP sessions that came up or went down since it was
-// last called. The pass calls it.
+// emitSessions emits an event for each BGP session that came up or went down since the
+// last call. The pass calls it.
 func (a *Agent) emitSessions(ctx context.Context) {
 	if a.events.none() {
 		return
@@ -209,24 +210,24 @@ func (a *Agent) emitSessions(ctx context.Context) {
 	defer cancel()
 	sessions, err := a.speaker.Sessions(ctx)
 	if err != nil {
-		return // nothing is known to have changed
+		return // no change is known
 	}
 	for _, s := range a.events.changed(sessions) {
 		a.emit(fabric.VM{}, fabric.Event{Kind: fabric.SessionChanged, Session: &s})
 	}
 }
 
-// emit has an event told. It waits for nobody.
+// emit queues an event for all observers. It does not wait for them.
 func (a *Agent) emit(vm fabric.VM, e fabric.Event) {
 	e.Cluster, e.Node, e.VM, e.UUID = a.cluster.Name, a.node, vm.Name, vm.UUID
 	a.events.put(e)
 }
 
-// events are on their way to the observers.
+// events has the observers and their queues.
 type events struct {
 	listeners []*listener
-	sessions  map[string]fabric.Session // those that are up, by peer and address; the pass's alone
-	mu        sync.Mutex                // one at a time, so that all hear them in one order
+	sessions  map[string]fabric.Session // established sessions, by peer and address; only the pass uses it
+	mu        sync.Mutex                // one event at a time, so that all observers get them in one order
 }
 
 func (es *events) none() bool { return len(es.listeners) == 0 }
@@ -240,8 +241,8 @@ func (es *events) put(e fabric.Event) {
 	}
 }
 
-// changed gives the sessions that came up or went down since the last call.
-// One that its speaker does not know any more went down.
+// changed gives the sessions that came up or went down since the last call. A session
+// that the speaker does not list any more went down.
 func (es *events) changed(now []fabric.Session) []fabric.Session {
 	up := map[string]fabric.Session{}
 	var news []fabric.Session
@@ -268,8 +269,8 @@ func (es *events) changed(now []fabric.Session) []fabric.Session {
 	return news
 }
 
-// deliver tells the observers what waits for them, until stop is called, which
-// waits a moment for them to take it up.
+// deliver starts the delivery of events to the observers. stop ends it; it waits a
+// moment for the observers to take the events that wait.
 func (es *events) deliver(ctx context.Context, log *slog.Logger) (stop func()) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	ending, ended := make(chan struct{}), make(chan struct{})
@@ -285,7 +286,7 @@ func (es *events) deliver(ctx context.Context, log *slog.Logger) (stop func()) {
 		defer deadline.Stop()
 		select {
 		case <-ended:
-		case <-time.After(2 * farewell): // somebody does not mind its context
+		case <-time.After(2 * farewell): // an observer ignores its context
 		}
 	}
 }
@@ -301,7 +302,7 @@ func (es *events) problems() []string {
 	return all
 }
 
-// listener is an observer, and what it is still to be told.
+// listener is an observer with its queue.
 type listener struct {
 	number   int // from 1
 	observer fabric.Observer
@@ -309,11 +310,11 @@ type listener struct {
 
 	mu        sync.Mutex
 	queue     []fabric.Event
-	missed    int       // events lost since the last one that it took: dropped, or refused
-	dropped   int       // events, until there was none for a minute
-	droppedAt time.Time // the last of them
-	began     time.Time // of the call under way; zero: there is none
-	failure   error     // of the last call
+	missed    int       // events since the last one that it took, which were dropped or returned an error
+	dropped   int       // dropped events; starts anew after a minute without one
+	droppedAt time.Time // when the last event was dropped
+	began     time.Time // when the call under way began; zero: none is under way
+	failure   error     // the error of the last call
 }
 
 func (l *listener) put(e fabric.Event) {
@@ -334,7 +335,7 @@ func (l *listener) put(e fabric.Event) {
 	}
 }
 
-// next takes the event that is to be told first.
+// next takes the oldest event from the queue.
 func (l *listener) next() (e fabric.Event, some bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -347,8 +348,8 @@ func (l *listener) next() (e fabric.Event, some bool) {
 	return e, true
 }
 
-// deliver tells one event after the other until ctx ends, or ending is closed
-// and nothing waits.
+// deliver passes one event after the other to the observer, until ctx ends, or until
+// ending is closed and the queue is empty.
 func (l *listener) deliver(ctx context.Context, ending <-chan struct{}, log *slog.Logger) {
 	for ctx.Err() == nil {
 		if e, some := l.next(); some {
@@ -384,7 +385,7 @@ func (l *listener) observe(ctx context.Context, e fabric.Event, log *slog.Logger
 	l.failure = err
 }
 
-// problem tells why the observer does not hear of everything, or nothing.
+// problem says why the observer does not get all events; empty: it does.
 func (l *listener) problem(now time.Time) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

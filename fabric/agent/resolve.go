@@ -13,28 +13,28 @@ import (
 
 const (
 	answerTime   = 10 * time.Second // for a resolver; a hook waits twice that
-	maxQuestions = 64               // to a resolver at a time, and so of one that does not come back
-	maxAnswer    = 500              // bytes of a resolver's error that are passed on
+	maxQuestions = 64               // open questions to a resolver, also to one that never returns
+	maxAnswer    = 500              // bytes of another program's error that the agent passes on
 )
 
-// WithResolver lets the agent ask r what guests have whose hypervisor does not
-// say; without one they are refused.
+// WithResolver lets the agent ask r for the addresses of guests whose hypervisor does
+// not know them. Without a resolver the agent refuses such guests.
 func WithResolver(r fabric.Resolver) Option { return func(a *Agent) { a.resolver = r } }
 
-// unanswered is why a guest is not resolved.
+// unanswered is the error of a guest that could not be resolved.
 type unanswered struct{ error }
 
 func (u unanswered) Unwrap() error { return u.error }
 
-// resolve gives a guest what it has: a guest that is here keeps what it was
-// given, for another the resolver is asked.
+// resolve gives an unresolved guest its addresses. A guest that is here keeps those that
+// it has; for another guest it asks the resolver.
 func (t *task) resolve(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	if !vm.Unresolved() {
 		return vm, nil
 	}
 	s, done := t.state.open()
 	have, known := s.answered(vm)
-	refused := s.draining() || vm.Validate() != nil // whatever the answer would be
+	refused := s.draining() || vm.Validate() != nil // admit refuses it whatever the answer
 	done()
 	if known || refused {
 		return have, nil
@@ -51,7 +51,7 @@ func (t *task) resolve(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	return asked, nil
 }
 
-// describe is resolve for a guest that need not run here, nor be able to.
+// describe is resolve for a guest that need not run on this node.
 func (a *Agent) describe(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	if !vm.Unresolved() {
 		return vm, nil
@@ -65,8 +65,8 @@ func (a *Agent) describe(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	return a.ask(ctx, vm)
 }
 
-// answered gives the guest with what it was given when it was brought up, if it
-// is here.
+// answered gives the guest the addresses that the resolver gave it when it was brought
+// up; false: it is not here.
 func (s *state) answered(vm fabric.VM) (fabric.VM, bool) {
 	g, here := s.guests[vm.Name]
 	if !here || g.want.State == fabric.Absent || !resolvesTo(vm, g.want.VM) {
@@ -75,13 +75,13 @@ func (s *state) answered(vm fabric.VM) (fabric.VM, bool) {
 	return withNICs(vm, g.want.VM.NICs), true
 }
 
-// resolvesTo reports whether b is what a resolver once made of a.
+// resolvesTo reports whether b is the unresolved guest a with a resolver's answer.
 func resolvesTo(a, b fabric.VM) bool {
 	return a.Unresolved() && b.Resolve && !b.Unresolved() && a.UUID == b.UUID && len(a.NICs) == len(b.NICs)
 }
 
-// ask has the resolver say what a guest has. The cluster's rules are not
-// applied to it.
+// ask gives a guest the addresses of the resolver's answer. It does not apply the
+// cluster's rules to them.
 func (a *Agent) ask(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	if a.resolver == nil {
 		return vm, unanswered{a.because(fabric.ResolverNone, errors.New("it does not say what it has, and this node has no resolver"))}
@@ -106,8 +106,8 @@ func (a *Agent) ask(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	return resolved, nil
 }
 
-// question puts a question to the resolver. It is not waited for longer than
-// answerTime, whatever it makes of its context.
+// question calls the resolver. It waits for answerTime at most, even if the resolver
+// ignores its context.
 func (a *Agent) question(ctx context.Context, vm fabric.VM) ([]fabric.NIC, error) {
 	q := fabric.Query{VM: vm.Name, UUID: vm.UUID, MACs: make([]fabric.MAC, len(vm.NICs))}
 	for n, nic := range vm.NICs {
@@ -138,7 +138,7 @@ func (a *Agent) question(ctx context.Context, vm fabric.VM) ([]fabric.NIC, error
 	}
 }
 
-// shortened is an error of somebody else's, fit for one line.
+// shortened is an error of another program, cut to one short line.
 type shortened struct{ error }
 
 func (s shortened) Unwrap() error { return s.error }
@@ -155,7 +155,7 @@ func count(nics []fabric.NIC) string {
 	return fmt.Sprintf("%d NICs", len(nics))
 }
 
-// asks reports whether the resolver would have to be asked for a guest that runs.
+// asks reports whether a running guest needs an answer of the resolver.
 func (a *Agent) asks(d fabric.Desired) bool {
 	if d.State == 0 || d.State == fabric.Absent || !d.VM.Unresolved() {
 		return false
@@ -167,8 +167,8 @@ func (a *Agent) asks(d fabric.Desired) bool {
 	return !have && as.VM.Unresolved()
 }
 
-// unresolve notes guests that a source says run here and that nobody has
-// resolved yet, and forgets its others. What is left of them stays meanwhile.
+// unresolve records the guests of a source that run here without resolved addresses, in
+// place of those recorded before. The pass leaves ports of such guests as they are.
 func (a *Agent) unresolve(source string, guests []fabric.Desired) {
 	vms := make([]string, len(guests))
 	for i, d := range guests {
@@ -177,18 +177,18 @@ func (a *Agent) unresolve(source string, guests []fabric.Desired) {
 	a.inventory.unresolved(source, vms)
 }
 
-// forgetUnknown notes that a guest which nobody had resolved does not run any more.
+// forgetUnknown notes that a guest without resolved addresses does not run any more.
 func (a *Agent) forgetUnknown(vm string, asOf time.Time) {
 	a.inventory.resolved(vm)
 	s, done := a.state.open()
 	defer done()
 	if _, known := s.guests[vm]; !known && s.handled[vm].Before(asOf) {
-		s.handled[vm] = asOf // for one about which the resolver is being asked
+		s.handled[vm] = asOf // a request that waits for the resolver is outdated then
 	}
 }
 
-// applyChanges applies what a source says of guests that are to be asked about, side
-// by side: one for which the resolver is slow holds up no other.
+// applyChanges applies changes of guests that need the resolver, side by side: a slow
+// answer for one guest does not delay the others.
 func (a *Agent) applyChanges(ctx context.Context, guests []fabric.Desired) {
 	var wg sync.WaitGroup
 	for _, d := range guests {
