@@ -39,7 +39,7 @@ type EventKind string
 // The kinds of event.
 const (
 	Attached       EventKind = "attach"   // a guest has its ports
-	Detached       EventKind = "detach"   // its ports are gone
+	Detached       EventKind = "detach"   // a guest's ports are gone
 	Announced      EventKind = "announce" // prefixes are announced, or their preference has changed
 	Withdrawn      EventKind = "withdraw" // prefixes are not announced any more
 	Moved          EventKind = "move"     // a guest that came by live migration has begun to run here

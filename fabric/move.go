@@ -13,8 +13,8 @@ import (
 //	Arriving  ─────────────────────────▶ records what goes into the port
 //	  (again and again, until it runs)
 //	                                     the guest stops (Desired.Leaving):
-//	                                     Divert to the destination, resend what
-//	                                     the guest did not take any more
+//	                                     Divert to the destination, replay the
+//	                                     frames that the guest did not take
 //	the guest runs: routes, announced as
 //	Fresh; Arrived ────────────────────▶ diverts, if it did not know
 //	                                     the hypervisor drops the guest:
@@ -82,7 +82,7 @@ const (
 	Cancelled NoticeKind = "cancelled" // the guest does not arrive at the sender after all
 	Claimed   NoticeKind = "claimed"   // the sender has the guest: a node that had it before withdraws it
 	Released  NoticeKind = "released"  // the sender does not announce the guest any more
-	Acquiring NoticeKind = "acquiring" // the sender is about to start the guest, and asks whether another guest has an address of it
+	Acquiring NoticeKind = "acquiring" // the sender is about to start the guest: does another guest have an address of it?
 )
 
 // Notice is a message about a guest from the agent of one node to that of another.
@@ -130,7 +130,7 @@ type Move struct {
 	Expected  time.Time `json:"expected,omitzero"`    // the hypervisor's hook announced the migration
 	PortReady time.Time `json:"port_ready,omitzero"`  // the ports take packets for the guest and hold them
 	Running   time.Time `json:"running,omitzero"`     // the guest runs here
-	RunningBy string    `json:"running_by,omitempty"` // how the agent knew: the name of a source, "frame" or "carrier"
+	RunningBy string    `json:"running_by,omitempty"` // how the agent knows: the name of a source, "frame" or "carrier"
 	Announced time.Time `json:"announced,omitzero"`   // the speaker took the routes
 	Normal    time.Time `json:"normal,omitzero"`      // the routes are not Fresh any more: no other node announces the guest
 
@@ -140,7 +140,7 @@ type Move struct {
 	Diverted  time.Time            `json:"diverted,omitzero"`  // packets began to go to the destination
 	Resent    int                  `json:"resent"`             // recorded frames that were sent again
 	ResentAt  time.Time            `json:"resent_at,omitzero"` // when the last of these had been sent
-	Seen      map[string]time.Time `json:"seen,omitempty"`     // when each reflector had the destination's route, by its name
+	Seen      map[string]time.Time `json:"seen,omitempty"`     // when reflectors had the destination's route, by their names
 	Withdrawn time.Time            `json:"withdrawn,omitzero"` // the source withdrew its routes
 }
 

@@ -167,9 +167,9 @@ func escape(s string, most int) string {
 		switch {
 		case r == utf8.RuneError && size == 1:
 			piece = fmt.Sprintf(`\x%02x`, s[0])
-		// IsPrint is false for control characters, for format characters, among them
-		// those that change the direction of writing, and for all spaces but the plain
-		// one.
+		// IsPrint is false for control characters, for format characters, among
+		// them those that change the direction of writing, and for all spaces but
+		// the plain one.
 		case unicode.IsPrint(r) && !blank(r):
 		case r <= 0xffff:
 			piece = fmt.Sprintf(`\u%04x`, r)

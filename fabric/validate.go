@@ -310,7 +310,8 @@ func (v *validator) reflectors() {
 		if !r.Address.IsValid() {
 			v.add(at+"address", "missing; give the reflector's IPv4 or IPv6 address")
 		} else {
-			// In small clusters a reflector runs on a node or a core gateway, with its address.
+			// In small clusters a reflector runs on a node or a core gateway, with
+			// its address.
 			v.host(at+"address", r.Address, taken)
 			if misspelt(r.Address) == "" {
 				v.reachable(at+"address", r.Address)

@@ -94,15 +94,15 @@ type VM struct {
 	Container bool `json:"container,omitempty"`
 }
 
-// NIC is one network interface of a guest, and what is routed to it.
+// NIC is one network interface of a guest, with its addresses and routed prefixes.
 type NIC struct {
 	Addresses []netip.Addr   `json:"addresses"`
 	Routes    []netip.Prefix `json:"routes,omitempty"` // prefixes behind the guest, reached through its first address of that family
 	Kind      Kind           `json:"kind,omitempty"`   // empty: Tap
-	MAC       MAC            `json:"mac,omitzero"`     // of the guest's end; zero: the hypervisor does not report it
+	MAC       MAC            `json:"mac,omitzero"`     // of the guest's end; zero: not known
 	Queues    int            `json:"queues,omitempty"` // of a multi-queue tap; 0 and 1: one queue
 	MTU       int            `json:"mtu,omitempty"`    // bytes; 0: the kernel's default
-	Link      string         `json:"link,omitempty"`   // name of the link in the guest; empty: the hypervisor does not report it
+	Link      string         `json:"link,omitempty"`   // its name in the guest; empty: not known
 }
 
 // Desired is the wanted state of a guest on this node. A [Store] keeps it, a

@@ -41,19 +41,20 @@ func WithLogger(l *slog.Logger) Option { return func(a *Agent) { a.log = l } }
 
 // WithBoot sets the ID of the machine's present boot (Linux:
 // /proc/sys/kernel/random/boot_id). At its start the agent forgets guests of a
-// [fabric.Source] that were wanted in another boot: their hypervisor starts them again.
+// [fabric.Source] that were wanted in another boot: their hypervisor starts them
+// again.
 func WithBoot(id string) Option { return func(a *Agent) { a.boot = id } }
 
-// WithRemedies sets the function that gives the way out of a problem, in terms of the
-// program that runs the agent: its commands and files. The agent appends it to its texts
-// for people; an empty remedy adds nothing.
+// WithRemedies sets the function that gives the way out of a problem, in terms of
+// the program that runs the agent: its commands and files. The agent appends it to
+// its texts for people; an empty remedy adds nothing.
 func WithRemedies(of func(fabric.Reason) string) Option { return func(a *Agent) { a.remedies = of } }
 
-// Agent keeps the guests of one node in their wanted state. A program makes one with
-// [New], calls [Agent.Adopt] before it opens BGP sessions, and then [Agent.Run], which
-// returns when its context ends. The other methods are safe for concurrent use once
-// Adopt has returned. The agent works on one guest in one goroutine at a time, and on
-// different guests side by side.
+// Agent keeps the guests of one node in their wanted state. A program makes one
+// with [New], calls [Agent.Adopt] before it opens BGP sessions, and then
+// [Agent.Run], which returns when its context ends. The other methods are safe for
+// concurrent use once Adopt has returned. The agent works on one guest in one
+// goroutine at a time, and on different guests side by side.
 type Agent struct {
 	facts
 	parts
@@ -152,27 +153,28 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 }
 
 // Apply brings a guest to a state on this node and returns when it is there. It is
-// idempotent. If the guest breaks a rule, the agent refuses it ([fabric.ErrRefused]) and
-// nothing changes. After any other error the guest is as it was before, or still absent.
-// Absent is the exception: after an error it stays wanted, and the agent keeps trying.
+// idempotent. If the guest breaks a rule, the agent refuses it
+// ([fabric.ErrRefused]) and nothing changes. After any other error the guest is as
+// it was before, or still absent. Absent is the exception: after an error it stays
+// wanted, and the agent keeps trying.
 func (a *Agent) Apply(ctx context.Context, vm fabric.VM, s fabric.State) error {
 	switch s {
 	case fabric.Absent:
 		return a.remove(ctx, vm.Name, time.Time{})
 	case fabric.Wired, fabric.Live:
 		return a.ensure(ctx, vm, request{undo: true, anew: true, settle: func(prev fabric.Desired, known, incoming bool) (fabric.State, bool) {
-			// A request for Wired may be the arrival of a migration. A request for Live ends
-			// the migration.
+			// A request for Wired may be the arrival of a migration. A request for
+			// Live ends the migration.
 			return s, s == fabric.Wired && (incoming || known && prev.Incoming)
 		}})
 	}
 	return fmt.Errorf("guest %s: %v is not a state", vm.Name, s)
 }
 
-// Started brings a guest live whose hypervisor says that it runs. It only wires a guest
-// that arrives by migration: that guest does not run here before the cutover, which its
-// [fabric.Source] reports. After an error the guest stays wanted and the agent keeps
-// trying.
+// Started brings a guest live whose hypervisor says that it runs. It only wires a
+// guest that arrives by migration: that guest does not run here before the cutover,
+// which its [fabric.Source] reports. After an error the guest stays wanted and the
+// agent keeps trying.
 func (a *Agent) Started(ctx context.Context, vm fabric.VM) error {
 	return a.ensure(ctx, vm, request{runs: true, settle: func(prev fabric.Desired, known, incoming bool) (fabric.State, bool) {
 		if incoming || known && prev.Incoming {
@@ -200,8 +202,8 @@ func (a *Agent) Expect(_ context.Context, vm string) error {
 	return nil
 }
 
-// Withdraw withdraws the routes of a guest and leaves its ports. It does nothing for a
-// guest that is not here. After an error the agent keeps trying.
+// Withdraw withdraws the routes of a guest and leaves its ports. It does nothing
+// for a guest that is not here. After an error the agent keeps trying.
 func (a *Agent) Withdraw(ctx context.Context, vm string) error {
 	t, end := a.begin(vm)
 	defer end()
@@ -231,8 +233,8 @@ func (a *Agent) Withdraw(ctx context.Context, vm string) error {
 
 // request says how ensure brings a guest up.
 type request struct {
-	// settle gives the wanted state, and whether the guest is Incoming. prev is the guest
-	// before, if known; incoming: its migration to this node was announced.
+	// settle gives the wanted state, and whether the guest is Incoming. prev is the
+	// guest before, if known; incoming: its migration to this node was announced.
 	settle func(prev fabric.Desired, known, incoming bool) (fabric.State, bool)
 	undo   bool      // on an error, bring the guest back to the state before
 	anew   bool      // a start or a request of the user: an earlier preemption does not count any more
@@ -330,9 +332,9 @@ func (s *state) admit(vm fabric.VM, r request, other holder, others []string, no
 		// A guest whose removal is not finished is not here, but its remains are.
 		is.was, is.known = g.want, g.want.State != fabric.Absent
 	}
-	// A guest that runs on another node arrives by migration even if this agent did not
-	// see the announcement: the hook may have sent it while the agent was restarting.
-	// The source reports when the guest runs here.
+	// A guest that runs on another node arrives by migration even if this agent did
+	// not see the announcement: the hook may have sent it while the agent was
+	// restarting. The source reports when the guest runs here.
 	incoming := s.expects(vm.Name) || other.same && !is.known && s.tells(vm.Origin)
 	d := fabric.Desired{VM: vm, Run: r.run, Since: now, Boot: s.boot}
 	d.State, d.Incoming = r.settle(is.was, is.known, incoming)
@@ -400,8 +402,9 @@ func (s *state) expects(vm string) bool {
 	return announced && time.Since(at) < expectation
 }
 
-// converge brings the kernel and the speaker from prev (zero: the guest was absent) to
-// d. It withdraws routes before it touches ports, and announces routes after that.
+// converge brings the kernel and the speaker from prev (zero: the guest was absent)
+// to d. It withdraws routes before it touches ports, and announces routes after
+// that.
 func (t *task) converge(ctx context.Context, d, prev fabric.Desired) error {
 	vm := d.VM.Name
 	s, done := t.state.open()
@@ -441,8 +444,8 @@ func (t *task) converge(ctx context.Context, d, prev fabric.Desired) error {
 		began := time.Now()
 		err := t.dataplane.Put(ctx, p)
 		if errors.Is(err, os.ErrNotExist) && p.NIC.Kind == fabric.Adopt {
-			// The owner has not made the link yet, or has removed it. The dataplane reports
-			// when the link appears, and the pass then comes back to it.
+			// The owner has not made the link yet, or has removed it. The dataplane
+			// reports when the link appears, and the pass then comes back to it.
 			if err := t.withdraw(ctx, p.NIC.Prefixes()); err != nil {
 				return err
 			}
@@ -503,8 +506,8 @@ func (t *task) undo(ctx context.Context, is admission) {
 	}
 }
 
-// reconcile brings a guest to its wanted state again. st are the states of its NICs as
-// just found; nil: keep the known ones.
+// reconcile brings a guest to its wanted state again. st are the states of its NICs
+// as just found; nil: keep the known ones.
 func (t *task) reconcile(ctx context.Context, st plan.NICStates) error {
 	others := t.others()
 	s, done := t.state.open()
@@ -541,8 +544,8 @@ type reassessment struct {
 	settled bool // the guest came from another node, and its routes are not Fresh any more
 }
 
-// reassess takes over the states of a guest's NICs as found (nil: keep the known ones),
-// and gives the wanted state now.
+// reassess takes over the states of a guest's NICs as found (nil: keep the known
+// ones), and gives the wanted state now.
 func (s *state) reassess(vm string, st plan.NICStates, others []string) (is reassessment, known bool) {
 	g := s.guests[vm]
 	if g == nil {
@@ -565,8 +568,8 @@ func (s *state) reassess(vm string, st plan.NICStates, others []string) (is reas
 	return is, true
 }
 
-// remove brings a guest down, as a source saw it at asOf (zero: now). For a guest that
-// is not here it deletes a file that the store may have.
+// remove brings a guest down, as a source saw it at asOf (zero: now). For a guest
+// that is not here it deletes a file that the store may have.
 func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 	t, end := a.begin(vm)
 	defer end()
@@ -592,7 +595,8 @@ func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 	return nil
 }
 
-// tearDown withdraws a guest's routes, then removes its ports, then deletes its state.
+// tearDown withdraws a guest's routes, then removes its ports, then deletes its
+// state.
 func (t *task) tearDown(ctx context.Context, d fabric.Desired) error {
 	vm := d.VM.Name
 	t.ends(d)
@@ -652,16 +656,16 @@ func (a *Agent) take(vm string, asOf time.Time) (fabric.Desired, bool) {
 	return g.want, true
 }
 
-// outdated reports whether a request for a guest newer than asOf was handled; never for
-// the zero time, which stands for now.
+// outdated reports whether a request for a guest newer than asOf was handled; never
+// for the zero time, which stands for now.
 func (a *Agent) outdated(vm string, asOf time.Time) bool {
 	s, done := a.state.open()
 	defer done()
 	return !asOf.IsZero() && s.handled[vm].After(asOf)
 }
 
-// recovered clears the conditions of a guest, when a request for it was admitted or it
-// is gone.
+// recovered clears the conditions of a guest, when a request for it was admitted or
+// it is gone.
 func (a *Agent) recovered(vm fabric.VM) {
 	a.conditions.clear("guest "+vm.Name, refusedKey(vm.Origin, vm.Name))
 	a.inventory.resolved(vm.Name)
@@ -680,7 +684,8 @@ func (t *task) settle(d fabric.Desired, announced bool, trouble error) {
 		s.guests[d.VM.Name] = g
 	}
 	if g.want.Epoch == d.Epoch {
-		d.Unreleased, d.Acquired = g.want.Unreleased, g.want.Acquired // answers of other nodes may have changed them meanwhile
+		// Answers of other nodes may have changed these meanwhile.
+		d.Unreleased, d.Acquired = g.want.Unreleased, g.want.Acquired
 	}
 	g.want, g.announced, g.trouble = d, announced, trouble
 	if g.unsettled() {

@@ -104,8 +104,8 @@ func (a *Agent) answers(ctx context.Context, vm, port string) {
 	}
 }
 
-// run brings an arriving guest live; by says how the agent knows that it runs: "frame",
-// or the name of a source.
+// run brings an arriving guest live; by says how the agent knows that it runs:
+// "frame", or the name of a source.
 func (a *Agent) run(ctx context.Context, vm fabric.VM, asOf time.Time, by string) {
 	a.moves.at(vm.Name, func(m *fabric.Move, now time.Time) {
 		if m.Running.IsZero() {
@@ -117,8 +117,8 @@ func (a *Agent) run(ctx context.Context, vm fabric.VM, asOf time.Time, by string
 	}
 }
 
-// hasArrived sends Arrived to the node that a guest came from, or to all if that is not
-// known. It sends nothing if an agent before a restart has done so.
+// hasArrived sends Arrived to the node that a guest came from, or to all if that is
+// not known. It sends nothing if an agent before a restart has done so.
 func (t *task) hasArrived(d fabric.Desired) {
 	first := false
 	t.moves.at(t.vm, func(m *fabric.Move, now time.Time) {
@@ -148,8 +148,8 @@ func (t *task) cancel(d fabric.Desired) {
 	t.peerQueues.send(t.notice(fabric.Cancelled, d), t.nodes.Names()...)
 }
 
-// arrivalOf gives the state of a guest's move to this node from the stored state of an
-// earlier agent.
+// arrivalOf gives the state of a guest's move to this node from the stored state of
+// an earlier agent.
 func arrivalOf(d fabric.Desired) migration.Arrival {
 	switch {
 	case d.Incoming:

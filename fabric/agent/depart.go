@@ -12,11 +12,11 @@ import (
 )
 
 const (
-	// forwardingGrace is how long this node forwards packets for a guest that has left:
-	// until the routers have the new route, with a margin for slow ones.
+	// forwardingGrace is how long this node forwards packets for a guest that has
+	// left: until the routers have the new route, with a margin for slow ones.
 	forwardingGrace = 5 * time.Second
-	// recordFor is how long the dataplane records a guest's ports after the last notice
-	// of the destination.
+	// recordFor is how long the dataplane records a guest's ports after the last
+	// notice of the destination.
 	recordFor = time.Minute
 )
 
@@ -39,8 +39,8 @@ func (d departure) elsewhere(to fabric.Node) bool {
 	return d.state.Diverts() && d.to.Name != to.Name
 }
 
-// isNews reports whether to is a new destination of the guest. A late notice of a node
-// where the guest did not arrive is no news.
+// isNews reports whether to is a new destination of the guest. A late notice of a
+// node where the guest did not arrive is no news.
 func (d departure) isNews(to fabric.Node, now time.Time) bool {
 	late := d.failed == to.Name && now.Sub(d.failedAt) < messageTime
 	return d.to.Name != to.Name && !late
@@ -142,8 +142,9 @@ func (a *Agent) stopped(ctx context.Context, vm string, asOf time.Time) {
 }
 
 // resumed handles the news that a guest goes on here which was stopped to run on
-// another node. First its packets come here again. Then this node acquires the guest
-// anew, if the other node has sent a higher epoch, so that the other node withdraws it.
+// another node. First its packets come here again. Then this node acquires the
+// guest anew, if the other node has sent a higher epoch, so that the other node
+// withdraws it.
 func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 	t, end := a.begin(vm)
 	defer end()
@@ -213,8 +214,8 @@ func (t *task) step(ctx context.Context, e migration.Event, to fabric.Node, outc
 	}
 }
 
-// move passes an event to the state machine of the guest's move to another node, takes
-// the new state, and gives the effects to carry out.
+// move passes an event to the state machine of the guest's move to another node,
+// takes the new state, and gives the effects to carry out.
 func (g *guest) move(e migration.Event, to fabric.Node, now time.Time) []migration.Effect {
 	next := migration.Next(g.departure.state, e)
 	g.departure.state = next.To

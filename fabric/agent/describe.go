@@ -4,9 +4,9 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// A guest keeps the addresses and routes with which it started. While it runs, somebody
-// may change, remove or break its description at the hypervisor. The agent then reports
-// the difference and changes nothing.
+// A guest keeps the addresses and routes with which it started. If an operator
+// changes, removes or breaks its description at the hypervisor while it runs, the
+// agent reports the difference and changes nothing.
 
 // described merges a source's report about a guest with the addresses that the guest
 // keeps, and gives the difference in words. about is false for a guest without a
@@ -22,8 +22,8 @@ func (s *state) described(said fabric.Desired) (d fabric.Desired, difference str
 	return said, difference, true
 }
 
-// describedAs is described, and records the difference. A report that a guest is absent
-// needs no description.
+// describedAs is described, and records the difference. A report that a guest is
+// absent needs no description.
 func (s *state) describedAs(said fabric.Desired) (d fabric.Desired, about bool) {
 	if said.State == fabric.Absent {
 		return said, true
@@ -35,8 +35,8 @@ func (s *state) describedAs(said fabric.Desired) (d fabric.Desired, about bool) 
 	return d, about
 }
 
-// undescribed handles the report that a guest runs whose source cannot describe it. It
-// reports whether this node has the guest.
+// undescribed handles the report that a guest runs whose source cannot describe it.
+// It reports whether this node has the guest.
 func (a *Agent) undescribed(d fabric.Desired) bool {
 	s, done := a.state.open()
 	defer done()

@@ -14,11 +14,11 @@ import (
 
 const (
 	// unconfirmedFor is how long this node diverts a guest's packets without the
-	// confirmation of its own hypervisor, whose event may come a little later than the
-	// first frame at the destination.
+	// confirmation of its own hypervisor, whose event may come a little later than
+	// the first frame at the destination.
 	unconfirmedFor = 5 * time.Second
-	// unconfirmedRest is how long this node ignores further Arrived notices for a guest
-	// after an unconfirmed diversion.
+	// unconfirmedRest is how long this node ignores further Arrived notices for a
+	// guest after an unconfirmed diversion.
 	unconfirmedRest = 10 * time.Minute
 	// diversionMemory is how long Status lists a diversion after its end.
 	diversionMemory = 5 * time.Minute

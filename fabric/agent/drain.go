@@ -11,11 +11,11 @@ import (
 )
 
 // Drain takes the node out of service. It announces guests that run here as
-// [fabric.Draining] (RFC 8326), so that the routes of another node where a guest runs
-// rank first, and it refuses guests that are not here yet. Guests that are here go on,
-// and stay reachable until they end or have moved. A drain lasts, over restarts, until
-// [Agent.Undrain]. Drain is idempotent; [fabric.Status.DrainingSince] is the time of the
-// first call.
+// [fabric.Draining] (RFC 8326), so that the routes of another node where a guest
+// runs rank first, and it refuses guests that are not here yet. Guests that are
+// here go on, and stay reachable until they end or have moved. A drain lasts, over
+// restarts, until [Agent.Undrain]. Drain is idempotent;
+// [fabric.Status.DrainingSince] is the time of the first call.
 //
 // If the store cannot keep the drain, nothing changes. After any other error the node
 // is drained, and the agent keeps trying.
@@ -33,7 +33,8 @@ func (a *Agent) setDrained(ctx context.Context, since time.Time) error {
 	if !is.IsZero() && !since.IsZero() {
 		since = is
 	}
-	// Store it even if it does not change: the stored value may be damaged or missing.
+	// Store it even if it does not change: the stored value may be damaged or
+	// missing.
 	if err := a.store.SetDrained(ctx, since); err != nil {
 		return fmt.Errorf("node %s: keep whether it is drained: %w", a.node, err)
 	}

@@ -387,9 +387,9 @@ func (t *task) keepState(ctx context.Context, d fabric.Desired) error {
 	return t.store.Put(ctx, d)
 }
 
-// keep stores the wanted state of a guest. It stores nothing while another task works
-// on the guest: that task stores the guest itself, and after a restart the agent finds
-// out anew what the file lacks.
+// keep stores the wanted state of a guest. It stores nothing while another task
+// works on the guest: that task stores the guest itself, and after a restart the
+// agent finds out anew what the file lacks.
 func (a *Agent) keep(ctx context.Context, vm string) {
 	t, end, free := a.tryBegin(vm)
 	if !free {

@@ -13,8 +13,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
 )
 
-// List gives all ports that are wanted on this node, in the order of VM name and index.
-// Its error is always nil.
+// List gives all ports that are wanted on this node, in the order of VM name and
+// index. Its error is always nil.
 func (a *Agent) List(context.Context) ([]fabric.PortEntry, error) {
 	s, done := a.state.open()
 	defer done()
@@ -43,8 +43,8 @@ func (a *Agent) List(context.Context) ([]fabric.PortEntry, error) {
 	return entries, nil
 }
 
-// Status gives the health of the node. If the speaker cannot list its sessions, Status
-// returns that error together with everything else.
+// Status gives the health of the node. If the speaker cannot list its sessions,
+// Status returns that error together with everything else.
 func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 	st := fabric.Status{
 		Cluster: a.cluster.Name, Node: a.node, Since: a.began,
@@ -133,9 +133,9 @@ func (a *Agent) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabr
 	return all, nil
 }
 
-// CheckForwarding tests whether packets of guests pass this node now, in each family of
-// the cluster's pools, and whether the node has the next hops that it announces. A
-// dataplane that cannot test it counts as one without faults.
+// CheckForwarding tests whether packets of guests pass this node now, in each
+// family of the cluster's pools, and whether the node has the next hops that it
+// announces. A dataplane that cannot test it counts as one without faults.
 func (a *Agent) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, error) {
 	var faults []fabric.ForwardingFault
 	hops := a.missingHops()

@@ -26,8 +26,8 @@ func (i *inventory) await(source string) {
 	i.unlisted[source] = true
 }
 
-// listed notes that a source has listed its guests, and reports whether it is the first
-// time.
+// listed notes that a source has listed its guests, and reports whether it is the
+// first time.
 func (i *inventory) listed(source string) (first bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -9,11 +9,11 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Starting brings a guest live that a source's hypervisor is about to start. It is for
-// hooks that know only the guest's name at the hypervisor. It does nothing for a guest
-// that is not of the fabric. It refuses ([fabric.ErrRefused]) a guest of the fabric
-// whose description is faulty or breaks a rule. After any error the guest is as it was
-// before.
+// Starting brings a guest live that a source's hypervisor is about to start. It is
+// for hooks that know only the guest's name at the hypervisor. It does nothing for
+// a guest that is not of the fabric. It refuses ([fabric.ErrRefused]) a guest of
+// the fabric whose description is faulty or breaks a rule. After any error the
+// guest is as it was before.
 func (a *Agent) Starting(ctx context.Context, source, name string) error {
 	vm, ours, err := a.look(ctx, source, name)
 	switch {
@@ -27,8 +27,8 @@ func (a *Agent) Starting(ctx context.Context, source, name string) error {
 	return a.Apply(ctx, vm, fabric.Live)
 }
 
-// Ended withdraws a guest that a source's hypervisor has stopped, and leaves its ports.
-// It does nothing for a guest that is not of the fabric.
+// Ended withdraws a guest that a source's hypervisor has stopped, and leaves its
+// ports. It does nothing for a guest that is not of the fabric.
 func (a *Agent) Ended(ctx context.Context, source, name string) error {
 	vm, ours, err := a.look(ctx, source, name)
 	switch {
@@ -50,9 +50,10 @@ func (a *Agent) look(ctx context.Context, source, name string) (fabric.VM, bool,
 	return fabric.VM{}, false, fmt.Errorf("this agent does not follow %s; start it with --%[1]s auto", source)
 }
 
-// Describe gives a guest, running or not, and its gateway: as its hypervisor describes
-// it, or as it was attached. It may ask the [fabric.Resolver] for the addresses. Its
-// error is [os.ErrNotExist] if neither a hypervisor nor the agent knows the guest.
+// Describe gives a guest, running or not, and its gateway: as its hypervisor
+// describes it, or as it was attached. It may ask the [fabric.Resolver] for the
+// addresses. Its error is [os.ErrNotExist] if neither a hypervisor nor the agent
+// knows the guest.
 func (a *Agent) Describe(ctx context.Context, name string) (fabric.VM, fabric.Gateway, error) {
 	s, done := a.state.open()
 	g, attached := s.guests[name]

@@ -166,8 +166,8 @@ func (t *task) emitWithdrawn(vm string, prefixes []netip.Prefix) {
 	}
 }
 
-// emitPruned emits the events that routes and ports which no guest had are gone. found
-// are all such ports; by them it knows the guests that once had them.
+// emitPruned emits the events that routes and ports which no guest had are gone.
+// found are all such ports; by them it knows the guests that once had them.
 func (a *Agent) emitPruned(found []fabric.PortState, routes []netip.Prefix, ports []string) {
 	if a.events.none() {
 		return
@@ -200,8 +200,8 @@ func (a *Agent) emitPruned(found []fabric.PortState, routes []netip.Prefix, port
 	}
 }
 
-// emitSessions emits an event for each BGP session that came up or went down since the
-// last call. The pass calls it.
+// emitSessions emits an event for each BGP session that came up or went down since
+// the last call. The pass calls it.
 func (a *Agent) emitSessions(ctx context.Context) {
 	if a.events.none() {
 		return

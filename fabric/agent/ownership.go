@@ -78,7 +78,7 @@ type contention struct {
 	contestedAt time.Time                // when the agent chose that node
 	denied      string                   // the node that answered that it does not have the guest
 	competing   map[competitor]competing // the competing routes
-	routeGone   bool                     // the last competing route of a preempted guest is gone, and the other node has not answered since
+	routeGone   bool                     // no route competes with a preempted guest any more; the other node has not answered since
 	contests    map[string]remark        // other guests that want the address, by their node
 	defended    time.Time                // when a route of such a guest last competed; zero: none did lately
 	inherited   time.Time                // since when the guest has had its addresses, by the node that it came from
@@ -358,8 +358,8 @@ func (s *state) contests() (lines []string) {
 	return lines
 }
 
-// plausible gives the epoch that a node sent for a guest, or zero, which is lower than
-// all others, if the epoch is too far in the future. Status lists that then.
+// plausible gives the epoch that a node sent for a guest, or zero, which is lower
+// than all others, if the epoch is too far in the future. Status lists that then.
 func (a *Agent) plausible(node, vm string, epoch uint64) uint64 {
 	now := time.Now()
 	if ownership.Plausible(epoch, now) {
@@ -397,7 +397,8 @@ func (t *task) ends(d fabric.Desired) {
 	}
 }
 
-// acquires resets the time since which a guest has its addresses, if it gets new ones.
+// acquires resets the time since which a guest has its addresses, if it gets new
+// ones.
 func (g *guest) acquires(d *fabric.Desired, prev fabric.Desired) {
 	if prev.State != 0 && len(without(d.VM.Prefixes(), prev.VM.Prefixes())) > 0 {
 		// The time is one for all addresses of a guest. With the old time, the guest
@@ -584,7 +585,7 @@ func (a *Agent) preempted() findings {
 	return found
 }
 
-// contend judges the routes that compete with those of a guest of this node.
+// contend decides what the competing routes mean for a guest of this node.
 func (s *state) contend(vm string, g *guest, now time.Time, found *findings) {
 	older, later := g.others(s.node)
 	if older.node != "" {
@@ -641,8 +642,8 @@ func (a *Agent) announceAnew(ctx context.Context, vm string) {
 	}
 }
 
-// setStandby announces a preempted guest as standby, or withdraws it again. If another
-// task works on the guest, reconsider comes back to it.
+// setStandby announces a preempted guest as standby, or withdraws it again. If
+// another task works on the guest, reconsider comes back to it.
 func (a *Agent) setStandby(ctx context.Context, vm string, on bool) {
 	t, end, free := a.tryBegin(vm)
 	if !free {
@@ -703,9 +704,9 @@ func (a *Agent) preemptByRoute(ctx context.Context, vm string, l loss) {
 	}
 }
 
-// preemptible reports whether a competing route of the same guest, or of a guest that
-// the route does not name, may preempt g. It cannot if g is Fresh, or if g was attached
-// by hand: only its user ends such a guest.
+// preemptible reports whether a competing route of the same guest, or of a guest
+// that the route does not name, may preempt g. It cannot if g is Fresh, or if g was
+// attached by hand: only its user ends such a guest.
 func (g *guest) preemptible(fresh bool) bool {
 	return owned(g.want) && g.has && !g.departure.state.Stops() && g.want.VM.Origin != "" && !fresh
 }

@@ -17,9 +17,9 @@ const (
 	messageTime = 30 * time.Second // a message expires so long after send; lasting notices do not
 )
 
-// WithNodes lets the agent talk to the agents of the cluster's other nodes. Without it,
-// the agent does not divert the packets of guests that leave, and does not learn which
-// other node has a guest.
+// WithNodes lets the agent talk to the agents of the cluster's other nodes. Without
+// it, the agent does not divert the packets of guests that leave, and does not
+// learn which other node has a guest.
 func WithNodes(n fabric.Nodes) Option { return func(a *Agent) { a.nodes = n } }
 
 // others lists the nodes that the agent talks to.
@@ -44,8 +44,8 @@ type message struct {
 	until time.Time
 }
 
-// stillDue reports whether a lasting notice is still true: an answer to an earlier one
-// may have settled it.
+// stillDue reports whether a lasting notice is still true: an answer to an earlier
+// one may have settled it.
 func (a *Agent) stillDue(d due) bool {
 	s, done := a.state.open()
 	defer done()
@@ -53,8 +53,8 @@ func (a *Agent) stillDue(d due) bool {
 	return g != nil && g.unsettled() && (d.notice.Kind != fabric.Arriving || g.arrival == migration.Ready)
 }
 
-// due is a lasting notice, which is sent again and again, and the function that handles
-// the answer.
+// due is a lasting notice, which is sent again and again, and the function that
+// handles the answer.
 type due struct {
 	notice fabric.Notice
 	heard  func(context.Context, fabric.Answer)
@@ -147,7 +147,8 @@ func (c *peerQueues) delivered(node string) {
 	}
 }
 
-// deliver sends a node its messages and lasting notices, round by round, until ctx ends.
+// deliver sends a node its messages and lasting notices, round by round, until ctx
+// ends.
 func (a *Agent) deliver(ctx context.Context, node string, wake <-chan struct{}) {
 	for ctx.Err() == nil {
 		wait, answers := a.round(ctx, node)
@@ -216,8 +217,8 @@ func (a *Agent) meet(node fabric.Node) {
 }
 
 // lasting lists the notices that a node gets again and again while they are true:
-// Arriving, and Claimed until the node has released the guest or while it has preempted
-// this node.
+// Arriving, and Claimed until the node has released the guest or while it has
+// preempted this node.
 func (a *Agent) lasting(node string) (all []due) {
 	s, done := a.state.open()
 	defer done()
@@ -245,8 +246,8 @@ func (g *guest) unsettled() bool {
 	return g.arrival.Awaits() || d.State == fabric.Live && (d.Lost != "" || len(d.Unreleased) > 0 || len(g.competing) > 0 || !g.defended.IsZero() || g.onHearsay())
 }
 
-// onHearsay reports whether only a route shows that another guest wants an address: the
-// agent of its node has not confirmed it since.
+// onHearsay reports whether only a route shows that another guest wants an address:
+// the agent of its node has not confirmed it since.
 func (g *guest) onHearsay() bool {
 	for _, r := range g.contests {
 		if r.byRoute {

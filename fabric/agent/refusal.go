@@ -21,8 +21,8 @@ func (f *facts) because(reason fabric.Reason, err error) error {
 	return reasoned{err, reason, f.withRemedy(err.Error(), reason)}
 }
 
-// refused gives the [fabric.RefusedError] of a guest, with the reason of err if it has
-// one.
+// refused gives the [fabric.RefusedError] of a guest, with the reason of err if it
+// has one.
 func refused(vm string, err error) error {
 	is := &fabric.RefusedError{VM: vm, Reason: fabric.RuleBroken, Err: err}
 	var r reasoned

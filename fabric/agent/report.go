@@ -65,8 +65,8 @@ type report struct {
 	arrival bool // to this node
 }
 
-// Moves lists the moves from and to this node, the newest first. If vm is not empty, it
-// lists only the moves of that guest.
+// Moves lists the moves from and to this node, the newest first. If vm is not
+// empty, it lists only the moves of that guest.
 func (a *Agent) Moves(_ context.Context, vm string) ([]fabric.Move, error) {
 	a.moves.mu.Lock()
 	defer a.moves.mu.Unlock()
@@ -79,7 +79,8 @@ func (a *Agent) Moves(_ context.Context, vm string) ([]fabric.Move, error) {
 	return list, nil
 }
 
-// current gives the report of the guest's last move, which may be under way; nil: none.
+// current gives the report of the guest's last move, which may be under way; nil:
+// none.
 func (l *moveLog) current(vm string) *report {
 	for _, m := range slices.Backward(l.all) {
 		if m.VM == vm {
@@ -89,7 +90,8 @@ func (l *moveLog) current(vm string) *report {
 	return nil
 }
 
-// begin gives the report of a move in that direction: a new one unless it is under way.
+// begin gives the report of a move in that direction: a new one unless it is under
+// way.
 func (l *moveLog) begin(vm fabric.VM, arrival bool) *report {
 	m := l.current(vm.Name)
 	if m == nil || m.Outcome != underWay || m.arrival != arrival {
@@ -106,7 +108,7 @@ func (l *moveLog) begin(vm fabric.VM, arrival bool) *report {
 	return m
 }
 
-// expect notes that a guest is to arrive.
+// expect begins the report of an announced arrival.
 func (l *moveLog) expect(vm, node string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -117,7 +119,8 @@ func (l *moveLog) expect(vm, node string) {
 	m.Expected, m.To = time.Now(), node
 }
 
-// arrive records an event of a guest's arrival here, and begins the report if need be.
+// arrive records an event of a guest's arrival here, and begins the report if need
+// be.
 func (l *moveLog) arrive(vm fabric.VM, node string, note func(*fabric.Move, time.Time)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -182,8 +185,8 @@ func (r *report) copy() fabric.Move {
 	return m
 }
 
-// settled records that the routes of a guest which arrived are not Fresh any more: the
-// move is over.
+// settled records that the routes of a guest which arrived are not Fresh any more:
+// the move is over.
 func (l *moveLog) settled(vm string) {
 	l.at(vm, func(m *fabric.Move, now time.Time) { m.Normal = now })
 	l.end(vm, "moved")

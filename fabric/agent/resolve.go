@@ -26,8 +26,8 @@ type unanswered struct{ error }
 
 func (u unanswered) Unwrap() error { return u.error }
 
-// resolve gives an unresolved guest its addresses. A guest that is here keeps those that
-// it has; for another guest it asks the resolver.
+// resolve gives an unresolved guest its addresses. A guest that is here keeps those
+// that it has; for another guest it asks the resolver.
 func (t *task) resolve(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	if !vm.Unresolved() {
 		return vm, nil
@@ -65,8 +65,8 @@ func (a *Agent) describe(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	return a.ask(ctx, vm)
 }
 
-// answered gives the guest the addresses that the resolver gave it when it was brought
-// up; false: it is not here.
+// answered gives the guest the addresses that the resolver gave it when it was
+// brought up; false: it is not here.
 func (s *state) answered(vm fabric.VM) (fabric.VM, bool) {
 	g, here := s.guests[vm.Name]
 	if !here || g.want.State == fabric.Absent || !resolvesTo(vm, g.want.VM) {
@@ -167,8 +167,9 @@ func (a *Agent) asks(d fabric.Desired) bool {
 	return !have && as.VM.Unresolved()
 }
 
-// unresolve records the guests of a source that run here without resolved addresses, in
-// place of those recorded before. The pass leaves ports of such guests as they are.
+// unresolve records the guests of a source that run here without resolved
+// addresses, in place of those recorded before. The pass leaves ports of such
+// guests as they are.
 func (a *Agent) unresolve(source string, guests []fabric.Desired) {
 	vms := make([]string, len(guests))
 	for i, d := range guests {

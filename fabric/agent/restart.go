@@ -44,8 +44,8 @@ func (t *task) wentTo(d fabric.Desired, to string, claimed, withdrawn time.Time)
 	t.peerQueues.send(n, to)
 }
 
-// cameFrom reports that a guest which was started here came from another node; seen is
-// that node's report of the move.
+// cameFrom reports that a guest which was started here came from another node; seen
+// is that node's report of the move.
 func (a *Agent) cameFrom(vm string, seen *fabric.Move) {
 	if seen == nil {
 		return

@@ -33,8 +33,8 @@ const (
 // then the first update to a reflector has all routes, and the End-of-RIB marker (RFC
 // 4724) follows it.
 //
-// Adopt does not fail if wanted state cannot be read: the agent then takes the ports in
-// the kernel for wanted, says so in [Agent.Status], and removes nothing.
+// Adopt does not fail if wanted state cannot be read: the agent then takes the
+// ports in the kernel for wanted, says so in [Agent.Status], and removes nothing.
 func (a *Agent) Adopt(ctx context.Context) error {
 	ports, err := a.dataplane.Actual(ctx)
 	if err != nil {
@@ -56,8 +56,8 @@ func (a *Agent) Adopt(ctx context.Context) error {
 	}
 	for _, d := range desired {
 		if d.VM.Origin != "" && a.boot != "" && d.Boot != "" && d.Boot != a.boot {
-			// The machine was booted since, so the guest does not run. When it starts again,
-			// its hypervisor asks for it.
+			// The machine was booted since, so the guest does not run. When it
+			// starts again, its hypervisor asks for it.
 			if err := a.store.Delete(ctx, d.VM.Name); err != nil {
 				a.log.Warn("guest of an earlier boot not forgotten yet; trying again", "vm", d.VM.Name, "err", err)
 				a.unfinished(d, err)
@@ -82,8 +82,9 @@ func (a *Agent) unfinished(d fabric.Desired, trouble error) {
 	s.guests[d.VM.Name] = g
 }
 
-// adopt takes over a guest from the store. there has the names of all ports that exist.
-// A guest keeps its network even if the cluster file does not permit it any more.
+// adopt takes over a guest from the store. there has the names of all ports that
+// exist. A guest keeps its network even if the cluster file does not permit it any
+// more.
 func (a *Agent) adopt(d fabric.Desired, there map[string]bool) {
 	s, done := a.state.open()
 	defer done()
@@ -107,9 +108,9 @@ func (a *Agent) adopt(d fabric.Desired, there map[string]bool) {
 	s.unsettled[name] = true
 }
 
-// adoptOrphans takes over ports of ours whose guest the store does not have. If such a
-// port has carrier, a guest uses it and only its file is lost. Then the agent makes up
-// the guest from the kernel's addresses and routes.
+// adoptOrphans takes over ports of ours whose guest the store does not have. If
+// such a port has carrier, a guest uses it and only its file is lost. Then the
+// agent makes up the guest from the kernel's addresses and routes.
 func (a *Agent) adoptOrphans(ports []fabric.PortState) {
 	s, done := a.state.open()
 	defer done()
@@ -183,8 +184,8 @@ func (a *Agent) Run(ctx context.Context) error {
 		if !a.pass(ctx) {
 			wait = passRetry
 		}
-		// A pass takes time in proportion to the number of guests. Leave the processor to
-		// hooks and events for four times as long.
+		// A pass takes time in proportion to the number of guests. Leave the
+		// processor to hooks and events for four times as long.
 		rest := time.NewTimer(max(passRest, 4*time.Since(began)))
 		select {
 		case <-ctx.Done():
@@ -194,8 +195,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 }
 
-// listen handles the dataplane's first frames and the speaker's competing routes until
-// ctx ends.
+// listen handles the dataplane's first frames and the speaker's competing routes
+// until ctx ends.
 func (a *Agent) listen(ctx context.Context) {
 	heard, competitors := a.dataplane.Heard(), a.speaker.Competitors()
 	for {
@@ -238,9 +239,10 @@ func (a *Agent) pass(ctx context.Context) bool {
 	return well && clean
 }
 
-// dropOrphans removes orphans whose ports are all of kind Adopt and gone: their owner
-// removed the links, and nobody will report the end of such a guest. The pass calls it
-// only if all state could be read, since unreadable state may describe the guest.
+// dropOrphans removes orphans whose ports are all of kind Adopt and gone: their
+// owner removed the links, and nobody will report the end of such a guest. The pass
+// calls it only if all state could be read, since unreadable state may describe the
+// guest.
 func (a *Agent) dropOrphans(ctx context.Context, ports []fabric.PortState) {
 	there := map[string]bool{}
 	for _, p := range ports {
@@ -302,8 +304,9 @@ func (a *Agent) repair(ctx context.Context, repairs []plan.Repair) bool {
 	return well
 }
 
-// prune removes ports and routes that no guest has. It reports whether there were none.
-// If there were some, another pass follows soon: a guest may have come meanwhile.
+// prune removes ports and routes that no guest has. It reports whether there were
+// none. If there were some, another pass follows soon: a guest may have come
+// meanwhile.
 func (a *Agent) prune(ctx context.Context, pl plan.Plan) bool {
 	if len(pl.Routes) == 0 && len(pl.Ports) == 0 {
 		a.conditions.set("prune", nil)
@@ -380,11 +383,11 @@ func (a *Agent) wanted() map[string]plan.Guest {
 	return view
 }
 
-// follow applies the changes of one source until ctx ends. list runs beside it: a list
-// waits for the slowest guest, and the cutover of another guest must not wait for it.
-// For the same reason only list asks the resolver. Changes to different guests are
-// applied side by side; of two changes to one guest the newer counts, in whichever
-// order they are applied.
+// follow applies the changes of one source until ctx ends. list runs beside it: a
+// list waits for the slowest guest, and the cutover of another guest must not wait
+// for it. For the same reason only list asks the resolver. Changes to different
+// guests are applied side by side; of two changes to one guest the newer counts, in
+// whichever order they are applied.
 func (a *Agent) follow(ctx context.Context, s fabric.Source) {
 	var work sync.WaitGroup
 	defer work.Wait()
@@ -419,7 +422,8 @@ func (a *Agent) list(ctx context.Context, s fabric.Source, lost <-chan struct{})
 			a.listed(s.Name()) // this machine has no such hypervisor, and so no guests of it
 			wait = listRetry
 		default:
-			// The source itself reports it if that is a problem: see fabric.Diagnoser.
+			// The source itself reports it if that is a problem: see
+			// fabric.Diagnoser.
 			a.log.Debug("source does not answer", "source", s.Name(), "err", err)
 			wait = listRetry
 		}
@@ -441,8 +445,9 @@ func (a *Agent) listed(source string) {
 	}
 }
 
-// applyList applies a full list that a source began at began. Guests of the source that
-// the list lacks are gone, except those that were handled since shortly before began.
+// applyList applies a full list that a source began at began. Guests of the source
+// that the list lacks are gone, except those that were handled since shortly before
+// began.
 func (a *Agent) applyList(ctx context.Context, source string, guests []fabric.Desired, began time.Time) {
 	listed := map[string]bool{}
 	var unresolved []fabric.Desired
@@ -483,8 +488,9 @@ func (a *Agent) applyList(ctx context.Context, source string, guests []fabric.De
 	a.applyChanges(ctx, unresolved)
 }
 
-// applyChange applies the report of a source about one guest. By such a report a guest
-// becomes wired or live, or is removed. Only hooks withdraw a guest and leave its port.
+// applyChange applies the report of a source about one guest. By such a report a
+// guest becomes wired or live, or is removed. Only hooks withdraw a guest and leave
+// its port.
 func (a *Agent) applyChange(ctx context.Context, d fabric.Desired) {
 	name := d.VM.Name
 	if a.outdated(name, d.Since) {

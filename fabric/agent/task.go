@@ -14,7 +14,8 @@ func (a *Agent) begin(vm string) (t *task, end func()) {
 	return &task{a, vm}, end
 }
 
-// tryBegin is begin without waiting; ok is false if another goroutine works on the guest.
+// tryBegin is begin without waiting; ok is false if another goroutine works on the
+// guest.
 func (a *Agent) tryBegin(vm string) (t *task, end func(), ok bool) {
 	end, ok = a.turns.tryLock(vm)
 	return &task{a, vm}, end, ok

@@ -21,14 +21,14 @@ func lostAs(d *fabric.Desired, other fabric.Desired) {
 	d.Lost, d.LostGuest, d.LostOther, d.LostRoute, d.Standby = other.Lost, other.LostGuest, other.LostOther, other.LostRoute, other.Standby
 }
 
-// ended reports whether the guest was live here, and was withdrawn since: another guest
-// may have its addresses now.
+// ended reports whether the guest was live here, and was withdrawn since: another
+// guest may have its addresses now.
 func ended(d fabric.Desired) bool {
 	return d.State == fabric.Wired && !d.Incoming && d.Epoch > 0 && d.Acquired.IsZero()
 }
 
-// isOf reports whether two descriptions can be of one guest: the origin is the same, and
-// so is the UUID if both have one.
+// isOf reports whether two descriptions can be of one guest: the origin is the
+// same, and so is the UUID if both have one.
 func isOf(v, said fabric.VM) bool {
 	return v.Origin == said.Origin && (v.UUID == "" || said.UUID == "" || v.UUID == said.UUID)
 }

@@ -50,7 +50,8 @@ var arrivalEvents = [...]string{
 // String gives the name of the event, as docs/moves.md has it.
 func (e ArrivalEvent) String() string { return arrivalEvents[e] }
 
-// ArrivalEffect is an action that the caller carries out after an event of an arrival.
+// ArrivalEffect is an action that the caller carries out after an event of an
+// arrival.
 type ArrivalEffect uint8
 
 // The effects of an arrival.
@@ -77,7 +78,8 @@ type ArrivalTransition struct {
 	Effects []ArrivalEffect
 }
 
-// Arrivals has all transitions that change something. [ArrivalsIgnored] has the others.
+// Arrivals has all transitions that change something. [ArrivalsIgnored] has the
+// others.
 var Arrivals = []ArrivalTransition{
 	{NoArrival, Announced, Expected, nil},
 	{NoArrival, Prepared, Arriving, nil},

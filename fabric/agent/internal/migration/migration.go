@@ -10,9 +10,9 @@ type State uint8
 const (
 	Staying   State = iota // no move is known
 	Awaited                // the destination takes packets for the guest; frames into its ports here are recorded
-	Stopped                // the hypervisor here stopped the guest to run it elsewhere, and no agent has said where: its packets wait in its ports
-	Diverted               // the destination says that the guest runs there: its packets go there; the hypervisor here has not confirmed it
-	Confirmed              // the hypervisor here stopped the guest: its packets go to the destination
+	Stopped                // the hypervisor here stopped the guest; the destination is not known; packets wait in its ports
+	Diverted               // the guest's packets go to the destination, which says that the guest runs there
+	Confirmed              // the hypervisor here stopped the guest too: its packets go to the destination
 )
 
 var states = [...]string{Staying: "staying", Awaited: "awaited", Stopped: "stopped", Diverted: "diverted", Confirmed: "confirmed"}
@@ -20,7 +20,8 @@ var states = [...]string{Staying: "staying", Awaited: "awaited", Stopped: "stopp
 // String gives the name of the state, as docs/moves.md has it.
 func (s State) String() string { return states[s] }
 
-// Stops reports whether the hypervisor here has stopped the guest to run it elsewhere.
+// Stops reports whether the hypervisor here has stopped the guest to run it
+// elsewhere.
 func (s State) Stops() bool { return s == Stopped || s == Confirmed }
 
 // Diverts reports whether the guest's packets go to the destination.
@@ -33,12 +34,12 @@ type Event uint8
 const (
 	DestinationReady     Event = iota // another node takes packets for the guest, which is about to arrive there
 	DestinationRuns                   // another node says that the guest runs there
-	DestinationClaims                 // another node sends Claimed for a guest that was stopped here; it need not be the known destination
+	DestinationClaims                 // another node, maybe a third one, sends Claimed for a guest that was stopped here
 	DestinationCancelled              // the guest does not arrive there after all
 	SourceStopped                     // the hypervisor here stopped the guest to run it elsewhere
 	SourceResumed                     // the guest goes on here
 	SourceStarted                     // the guest is started here anew: its earlier stop does not count any more
-	WordUnconfirmed                   // the hypervisor here contradicts the destination, or has not confirmed it for some seconds
+	WordUnconfirmed                   // the hypervisor here contradicts the destination, or does not confirm it in time
 )
 
 var events = [...]string{

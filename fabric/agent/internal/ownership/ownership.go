@@ -88,7 +88,8 @@ func DecideByRoute(mine, theirs Claim) (Verdict, Reason) {
 	return Decide(mine, theirs)
 }
 
-// before reports whether a had the address first. A claim without a time is the later one.
+// before reports whether a had the address first. A claim without a time is the
+// later one.
 func before(a, b Claim) bool {
 	switch {
 	case a.Acquired.IsZero() != b.Acquired.IsZero():

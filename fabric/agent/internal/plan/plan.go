@@ -46,7 +46,7 @@ type NICState uint8
 const (
 	Settled  NICState = iota // announced as usual
 	Arrived                  // announced as Fresh: the guest has just begun to run here
-	Arriving                 // announced as Standby: the guest is about to run; the port has no carrier, or no frame came from it yet
+	Arriving                 // announced as Standby: the guest is about to run; no carrier yet, or no frame
 	Down                     // not announced: the port has lost its carrier
 )
 
@@ -72,10 +72,10 @@ func (m MissingHops) Errors() (all []error) {
 }
 
 // Preference gives the preference of a NIC's routes in this state, unless it is
-// [Down]. standby: another node preempted this one. draining changes only Normal: the
-// routes of an expected guest still rank behind those of the node where it runs. The
-// routes of a guest that has just begun to run here still rank before those of the node
-// that it left, whose routes may stay until its agent comes back.
+// [Down]. standby: another node preempted this one. draining changes only Normal:
+// the routes of an expected guest still rank behind those of the node where it
+// runs. The routes of a guest that has just begun to run here still rank before
+// those of the node that it left, whose routes may stay until its agent comes back.
 func (s NICState) Preference(standby, draining bool) fabric.Preference {
 	switch {
 	case standby, s == Arriving:
@@ -88,10 +88,11 @@ func (s NICState) Preference(standby, draining bool) fabric.Preference {
 	return fabric.Normal
 }
 
-// nicState gives the state of a NIC. Without a hypervisor only the user knows whether
-// the guest runs, so carrier does not matter before it is lost. A link of kind Adopt
-// exists some time before its guest runs. A guest that leaves stays announced although
-// its process ends: not all routers have the route of the other node yet.
+// nicState gives the state of a NIC. Without a hypervisor only the user knows
+// whether the guest runs, so carrier does not matter before it is lost. A link of
+// kind Adopt exists some time before its guest runs. A guest that leaves stays
+// announced although its process ends: not all routers have the route of the other
+// node yet.
 func (g Guest) nicState(nic fabric.NIC, have fabric.PortState, there bool) NICState {
 	switch {
 	case g.Leaving:
@@ -110,9 +111,9 @@ func (g Guest) nicState(nic fabric.NIC, have fabric.PortState, there bool) NICSt
 	return Settled
 }
 
-// Begin gives the states of a guest's NICs at a request, before a pass has looked at its
-// ports. was is the guest before the request, had are the states of its NICs then. With
-// listen, a NIC is Arriving until the dataplane hears the guest.
+// Begin gives the states of a guest's NICs at a request, before a pass has looked
+// at its ports. was is the guest before the request, had are the states of its NICs
+// then. With listen, a NIC is Arriving until the dataplane hears the guest.
 func Begin(vm fabric.VM, was fabric.Desired, had NICStates, listen bool) NICStates {
 	st := NICStates{}
 	for n, nic := range vm.NICs {
@@ -150,10 +151,10 @@ type Guest struct {
 	Unknown  bool // the guest runs, and nobody has resolved its addresses: leave its ports as they are
 }
 
-// Route gives the announcement of a prefix of a NIC in a state. The route of a guest
-// that defends its address is Fresh and First: reflectors send the other node only the
-// best route, and until that node knows, packets follow the route with the higher
-// LOCAL_PREF. Standby and Draining routes keep their preference.
+// Route gives the announcement of a prefix of a NIC in a state. The route of a
+// guest that defends its address is Fresh and First: reflectors send the other node
+// only the best route, and until that node knows, packets follow the route with the
+// higher LOCAL_PREF. Standby and Draining routes keep their preference.
 func (g Guest) Route(prefix netip.Prefix, state NICState) fabric.Route {
 	r := fabric.Route{Prefix: prefix, Preference: state.Preference(g.Standby, g.Draining)}
 	if g.Defends && (r.Preference == fabric.Normal || r.Preference == fabric.Fresh) {
@@ -220,7 +221,7 @@ func Decide(guests map[string]Guest, ports []fabric.PortState, routes []fabric.R
 					note(prefix.String() + map[bool]string{true: ": not announced", false: ": announced"}[should])
 				case should && as.Preference != route.Preference:
 					note(prefix.String() + ": announced as " + as.Preference.String() + ", not as " + route.Preference.String())
-				case should && as.Holder != (fabric.Holder{}) && as != route: // only speakers that announce holders return one
+				case should && as.Holder != (fabric.Holder{}) && as != route: // a speaker that announces holders
 					note(prefix.String() + ": announced with what was said of its holder before")
 				}
 			}
