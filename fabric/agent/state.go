@@ -40,7 +40,7 @@ type guest struct {
 	differs   string         // how the hypervisor's description differs from that at the start; empty: it does not
 	trouble   error          // why the last attempt to reach the wanted state failed
 
-	has          bool              // this node has the guest: it announces it, and has sent Claimed or will
+	has          bool              // this node has the guest: see takeOwnership
 	claimed      time.Time         // when this node acquired the guest
 	kept         bool              // restored from disk: keep waiting for the nodes that were listed then
 	heard        uint64            // the highest epoch of another node for the guest
