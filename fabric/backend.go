@@ -38,7 +38,8 @@ type Dataplane interface {
 // Announcer takes the routes that this node announces. Put and Remove return when
 // the announcer has taken over the change. Sessions may be down: it announces the
 // routes when they come up. As with [Dataplane], Put is idempotent, removing an
-// absent route succeeds, and Actual lists only routes of ours.
+// absent route succeeds, Actual lists only routes of ours, and all methods are safe
+// for concurrent use.
 type Announcer interface {
 	Actual(ctx context.Context) ([]Route, error)
 	Put(ctx context.Context, routes ...Route) error
@@ -62,7 +63,8 @@ type Speaker interface {
 	Competitors() <-chan Competitor
 }
 
-// NewSpeaker makes a [Speaker] of an [Announcer]; it reports nothing about routes.
+// NewSpeaker makes a [Speaker] of an [Announcer]. The speaker reports nothing about
+// sessions and routes.
 func NewSpeaker(a Announcer) Speaker { return silentSpeaker{a} }
 
 type silentSpeaker struct{ Announcer }

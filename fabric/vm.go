@@ -120,8 +120,8 @@ type Desired struct {
 	// announce the guest.
 	Unreleased []string `json:"unreleased,omitempty"`
 	// Lost is the node that has the guest by a later start, or that has another
-	// guest with an address of it. This node has withdrawn the guest. Empty: no
-	// node preempted this one.
+	// guest with an address of it. This node does not announce the guest then, or
+	// announces it as Standby. Empty: no node preempted this one.
 	Lost string `json:"lost,omitempty"`
 	// LostGuest is the name of the other guest that has the address on node Lost.
 	// Empty: it is the same guest, or the name is not known.

@@ -21,7 +21,7 @@ import (
 // withdraws the guest.
 
 // freshAtLeast is how long an announcement stays Fresh even if all nodes release the
-// guest at once: the reflectors get the withdrawal from the other node later than
+// guest at once: the reflectors may get the withdrawal of the other node later than
 // this agent gets its answer.
 const freshAtLeast = time.Second
 
