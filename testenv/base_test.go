@@ -24,7 +24,8 @@ func TestLastLabTakesTheFolderAlong(t *testing.T) {
 					return
 				}
 				assert.FileExists(t, filepath.Join(l.dir, recordFile))
-				assert.NoError(t, clean(l.dir, l.record))
+				assert.NoError(t, l.record.Close())
+				assert.NoError(t, clean(l.dir))
 			}
 		})
 	}
@@ -44,8 +45,10 @@ func TestFolderOfALabThatIsThere(t *testing.T) {
 	for _, l := range []*Lab{one, other} {
 		require.NoError(t, l.makeDir(t.Context(), "lab"))
 	}
-	require.NoError(t, clean(one.dir, one.record))
+	require.NoError(t, one.record.Close())
+	require.NoError(t, clean(one.dir))
 	assert.DirExists(t, other.dir)
-	require.NoError(t, clean(other.dir, other.record))
+	require.NoError(t, other.record.Close())
+	require.NoError(t, clean(other.dir))
 	assert.NoDirExists(t, baseDir())
 }

@@ -250,14 +250,7 @@ func (c *Container) noteProcess(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := identify(pid)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return c.LXD().host.lab.note(func(r *record) { r.Daemons = append(r.Daemons, p) })
+	return c.LXD().host.lab.OwnProcess(pid)
 }
 
 // Shutdown asks the container's first process to end, and waits until it is

@@ -55,15 +55,7 @@ func (h *Host) startDaemon(name string, cmd *exec.Cmd, start func(*exec.Cmd) err
 
 // adopt records a daemon.
 func (l *Lab) adopt(d *Daemon) error {
-	p, err := identify(d.Pid())
-	if errors.Is(err, os.ErrNotExist) {
-		p, err = process{PID: d.Pid()}, nil // ended already, which its caller will find
-	}
-	if err != nil {
-		return err
-	}
-	err = l.note(func(r *record) { r.Daemons = append(r.Daemons, p) })
-	if err != nil {
+	if err := l.OwnProcess(d.Pid()); err != nil {
 		return err
 	}
 	l.mu.Lock()

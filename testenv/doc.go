@@ -15,11 +15,8 @@
 //
 // Labs never collide: every name that can be seen outside of a lab carries its
 // run id, and any number of labs can live side by side. Nothing outlives its
-// owner: each lab has a keeper, a process that waits for the owner's end and
-// then removes what is left, and [New] removes what even the keeper could not.
-//
-// A program that imports this package can be started as such a keeper: started
-// under the name "vmfabric-lab-keeper", it keeps a lab and does nothing else.
+// owner: each lab has a keeper, a shell that waits for the owner's end and then
+// removes what is left, and [New] removes what even the keeper could not.
 //
 // Helpers for tests are in testenv/labtest.
 package testenv

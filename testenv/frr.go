@@ -57,7 +57,7 @@ func (h *Host) startFRR(ctx context.Context, conf string, args []string) (*FRR, 
 		return nil, err
 	}
 	confDir, runDir := filepath.Join(frrConfDir, f.space), filepath.Join(frrRunDir, f.space)
-	if err := h.lab.note(func(r *record) { r.Trees = append(r.Trees, confDir, runDir) }); err != nil {
+	if err := h.lab.OwnTree(confDir, runDir); err != nil {
 		return nil, err
 	}
 	if err := frrDirs(confDir, runDir); err != nil {
@@ -127,7 +127,7 @@ func (f *FRR) start(ctx context.Context, name string, args []string) (*Daemon, e
 		return nil, err
 	}
 	tmp := filepath.Join(frrTmpDir, fmt.Sprintf("%s.%d", name, d.Pid()))
-	if err := f.host.lab.note(func(r *record) { r.Trees = append(r.Trees, tmp) }); err != nil {
+	if err := f.host.lab.OwnTree(tmp); err != nil {
 		return nil, err
 	}
 	return d, d.until(ctx, func() error { _, err := os.Stat(vty); return err })

@@ -55,7 +55,7 @@ func (l *Lab) addHost(name string) (*Host, error) {
 		}
 		return nil, err
 	}
-	err := l.note(func(r *record) { r.Namespaces = append(r.Namespaces, h.path) })
+	err := l.note("namespace", h.path)
 	if err != nil {
 		return nil, err
 	}

@@ -37,7 +37,7 @@ type Lab struct {
 	keeper   *keeper
 
 	mu      sync.Mutex
-	record  record
+	record  *os.File
 	hosts   map[string]*Host
 	order   []*Host // as added
 	daemons []*Daemon
@@ -59,13 +59,14 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 	}
 	var err error
 	if l.netnsDir, err = chooseNetnsDir(o.NetnsDir, l.dir); err == nil {
-		err = l.note(func(r *record) { r.NetnsDir = l.netnsDir })
+		err = l.note("netns", l.netnsDir)
 	}
 	if err == nil {
 		l.keeper, err = startKeeper(l.dir)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("new lab: %w", errors.Join(err, clean(l.dir, l.record)))
+		l.record.Close()
+		return nil, fmt.Errorf("new lab: %w", errors.Join(err, clean(l.dir)))
 	}
 	return l, nil
 }
@@ -73,23 +74,32 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 // makeDir makes the lab's directory, with the record in it.
 func (l *Lab) makeDir(ctx context.Context, name string) error {
 	base := baseDir()
-	var unlock func()
 	var unfit error // nothing to wait for
-	err := Until(ctx, func() (err error) {
-		if err = makeBase(base); err == nil {
-			unlock, err = lockBase(base, unix.LOCK_EX|unix.LOCK_NB)
-		} else if !errors.Is(err, os.ErrNotExist) { // the last lab may take it along
-			unfit, err = err, nil
+	err := Until(ctx, func() error {
+		err := makeBase(base)
+		if err == nil {
+			err = l.makeDirBelow(base, name)
 		}
-		return err
+		// Another lab is being made, or the last one took the base along.
+		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		unfit = err
+		return nil
 	})
-	if err = errors.Join(unfit, err); err != nil {
+	return errors.Join(unfit, err)
+}
+
+func (l *Lab) makeDirBelow(base, name string) error {
+	unlock, err := lockBase(base, unix.LOCK_EX|unix.LOCK_NB)
+	if err != nil {
 		return err
 	}
 	defer unlock()
 	// What cannot be swept hinders no new lab; Sweep tells.
 	_, _ = sweep(base)
-	if l.record, err = newRecord(); err != nil {
+	by, err := newOrigin()
+	if err != nil {
 		return err
 	}
 	for {
@@ -99,7 +109,10 @@ func (l *Lab) makeDir(ctx context.Context, name string) error {
 		if errors.Is(err, os.ErrExist) {
 			continue
 		}
-		return errors.Join(err, l.record.write(l.dir))
+		if err == nil {
+			l.record, err = by.begin(l.dir)
+		}
+		return err
 	}
 }
 
@@ -167,15 +180,42 @@ func (l *Lab) Daemons() []*Daemon {
 	return slices.Clone(l.daemons)
 }
 
-// note changes the record, on disk too.
-func (l *Lab) note(change func(*record)) error {
+// note adds a line to the record.
+func (l *Lab) note(kind, what string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return fmt.Errorf("lab %s is closed", l.id)
 	}
-	change(&l.record)
-	return l.record.write(l.dir)
+	if strings.Contains(what, "\n") {
+		return fmt.Errorf("%q: a line break in it; choose another name, or another TMPDIR", what)
+	}
+	_, err := fmt.Fprintf(l.record, "%s %s\n", kind, what)
+	return err
+}
+
+// OwnTree has the lab remove directories outside of its own, which are then to be
+// made. It is done before they are, so that they go whatever comes between.
+func (l *Lab) OwnTree(dirs ...string) error {
+	for _, dir := range dirs {
+		if err := l.note("tree", dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// OwnProcess has the lab end a process. Those in the network namespaces of its
+// hosts it finds by itself; one that has ended already is no error.
+func (l *Lab) OwnProcess(pid int) error {
+	p, err := identify(pid)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return l.note("process", p.String())
 }
 
 // onClose has f called by Close, before anything is removed; last come, first
@@ -196,17 +236,17 @@ func (l *Lab) Close() error {
 		return nil
 	}
 	l.closed = true
-	hosts, daemons, closers, r := l.order, l.daemons, l.closers, l.record
+	hosts, daemons, closers := l.order, l.daemons, l.closers
+	l.record.Close()
 	l.mu.Unlock()
 
 	for _, f := range slices.Backward(closers) {
 		f()
 	}
-	err := clean(l.dir, r)
+	err := l.keeper.release()
 	for _, h := range hosts {
 		h.close()
 	}
-	l.keeper.release()
 	if err != nil {
 		return fmt.Errorf("close lab %s: %w", l.id, err)
 	}

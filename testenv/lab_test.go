@@ -236,7 +236,7 @@ func TestSweepCleansUpAfterAKilledOwnerAndKeeper(t *testing.T) {
 	t.Parallel()
 	o := startOrphan(t)
 	living := labtest.New(t)
-	keeper := childNamed(t, o.cmd.Process.Pid, "vmfabric-lab-keeper")
+	keeper := childNamed(t, o.cmd.Process.Pid, "sh\x00-s\x00"+o.dir)
 	require.NoError(t, syscall.Kill(keeper, syscall.SIGKILL))
 	require.NoError(t, o.cmd.Process.Kill())
 	_ = o.cmd.Wait()
@@ -247,7 +247,7 @@ func TestSweepCleansUpAfterAKilledOwnerAndKeeper(t *testing.T) {
 	assert.DirExists(t, living.Dir(), "the lab of a living owner stays")
 }
 
-// childNamed finds the child of a process by its argv[0].
+// childNamed finds the child of a process by its arguments.
 func childNamed(t *testing.T, parent int, name string) int {
 	t.Helper()
 	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", parent))
@@ -257,7 +257,7 @@ func childNamed(t *testing.T, parent int, name string) int {
 		require.NoError(t, err)
 		for _, pid := range strings.Fields(string(pids)) {
 			cmdline, _ := os.ReadFile("/proc/" + pid + "/cmdline")
-			if strings.HasPrefix(string(cmdline), name+"\x00") {
+			if string(cmdline) == name+"\x00" {
 				var n int
 				_, err := fmt.Sscan(pid, &n)
 				require.NoError(t, err)

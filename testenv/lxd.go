@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmfabric/vmfabric/internal/daemons"
 )
 
@@ -141,7 +143,7 @@ func (lx *LXD) makeControlGroup() (name string, err error) {
 	}
 	name = filepath.Join(own, namePrefix+lx.host.lab.id+"-"+lx.host.name)
 	lx.group = filepath.Join(root, name)
-	if err := lx.host.lab.note(func(r *record) { r.Trees = append(r.Trees, lx.group) }); err != nil {
+	if err := lx.host.lab.OwnTree(lx.group); err != nil {
 		return "", err
 	}
 	return name, os.Mkdir(lx.group, 0o755)
@@ -198,27 +200,26 @@ func (lx *LXD) close() {
 		if len(left) == 0 {
 			return
 		}
-		for _, p := range left {
-			p.kill()
+		for _, pid := range left {
+			_ = unix.Kill(pid, unix.SIGKILL)
 		}
 	}
 }
 
+// killBound is how long the kernel may take to end killed processes.
+const killBound = 10 * time.Second
+
 // processesBelow lists the processes in a control group and those below it.
-func processesBelow(group string) []process {
-	var found []process
+func processesBelow(group string) []int {
+	var found []int
 	_ = filepath.WalkDir(group, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.Name() != "cgroup.procs" {
 			return nil // one that goes meanwhile is what is waited for
 		}
 		pids, _ := os.ReadFile(path)
 		for line := range strings.Lines(string(pids)) {
-			pid, err := strconv.Atoi(strings.TrimSpace(line))
-			if err != nil {
-				continue
-			}
-			if p, err := identify(pid); err == nil {
-				found = append(found, p)
+			if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil {
+				found = append(found, pid)
 			}
 		}
 		return nil

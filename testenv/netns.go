@@ -95,30 +95,6 @@ func newNamespace(path string) (netns.NsHandle, error) {
 	return netns.GetFromPath(path)
 }
 
-// removeNamespace undoes newNamespace. Absence is success.
-func removeNamespace(path string) error {
-	// Not mounted, or mounted where this process cannot reach: the removal of
-	// the name decides.
-	_ = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-// namespaceInode gives the inode number by which /proc names the namespace
-// that is bound to path; ok is false when there is none.
-func namespaceInode(path string) (inode uint64, ok bool) {
-	var fs unix.Statfs_t
-	var st unix.Stat_t
-	// The plain file below an absent mount has a number too, of another file
-	// system.
-	if unix.Statfs(path, &fs) != nil || fs.Type != unix.NSFS_MAGIC || unix.Stat(path, &st) != nil {
-		return 0, false
-	}
-	return st.Ino, true
-}
-
 // errNoReturn is the outcome of a function that ended its goroutine, as
 // testing.T.FailNow does.
 var errNoReturn = errors.New("the function ended its goroutine instead of returning; report with an error from inside a host")

@@ -3,8 +3,6 @@ package testenv
 import (
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -68,21 +66,14 @@ func FuzzBird(f *testing.F) {
 
 func TestIdentifyReadsOddNames(t *testing.T) {
 	t.Parallel()
-	sleep, err := exec.LookPath("sleep")
-	require.NoError(t, err)
-	odd := filepath.Join(t.TempDir(), "a) Z 1 (b")
-	require.NoError(t, os.Symlink(sleep, odd))
-	cmd := exec.Command(odd, "1000")
-	require.NoError(t, cmd.Start())
+	cmd := sleeper(t)
 	p, err := identify(cmd.Process.Pid)
 	require.NoError(t, err)
 	assert.True(t, p.alive())
-	assert.False(t, process{PID: p.PID, Start: p.Start - 1}.alive(), "an earlier process of that number")
-	process{PID: p.PID, Start: p.Start - 1}.kill()
-	assert.True(t, p.alive())
-	p.kill()
+	assert.False(t, process{p.pid, p.start - 1}.alive(), "an earlier process of that number")
+	require.NoError(t, cmd.Process.Kill())
 	_ = cmd.Wait()
-	_, err = identify(p.PID)
+	_, err = identify(p.pid)
 	assert.ErrorIs(t, err, os.ErrNotExist)
 }
 

@@ -1,38 +1,44 @@
 package testenv
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/internal/trusted"
 )
 
-// record is what a lab leaves on disk about itself, so that others can remove
-// it when its owner is gone. Each thing is recorded before it is made.
-type record struct {
-	Owner      process   `json:"owner"`
-	Boot       string    `json:"boot"` // boot id; process numbers mean something within one boot only
-	PIDs       string    `json:"pids"` // the owner's pid namespace, likewise
-	NetnsDir   string    `json:"netns_dir"`
-	Namespaces []string  `json:"namespaces"` // where they are bound
-	Daemons    []process `json:"daemons"`
-	Trees      []string  `json:"trees"` // directories outside of the lab's own
-}
+// recordFile is what a lab leaves on disk about itself, so that others can remove it
+// when its owner is gone. Each thing is recorded before it is made, on a line of its
+// own, for the keeper to read (keeper.sh):
+//
+//	owner PID START     the process that made the lab, and the one below
+//	boot ID             process numbers mean something within one boot only
+//	pids NAMESPACE      the owner's pid namespace, likewise
+//	netns DIRECTORY     where the named namespaces are
+//	namespace PATH      where one is bound
+//	process PID START   one to end, although no namespace of the lab shows it
+//	tree PATH           a directory outside of the lab's own
+const recordFile = "record"
 
-const recordFile = "lab.json"
+// origin says who made a lab: the first lines of its record.
+type origin struct {
+	owner process
+	boot  string
+	pids  string
+}
 
 // baseDir holds one directory per lab of this user, whose number outside of user
 // namespaces is in its name: everybody may make labs. Records of labs are trusted
-// with what to kill and remove, so it is nobody else's to write.
+// with what to kill and remove, so it is nobody else's to write. Labs with another
+// form of record, as earlier versions make them, would be taken for half-made ones:
+// they are in vmfabric-lab.
 func baseDir() string {
-	base := filepath.Join(os.TempDir(), "vmfabric-lab")
+	base := filepath.Join(os.TempDir(), "vmfabric-laboratory")
 	if uid := outsideUID(); uid != 0 {
 		return fmt.Sprintf("%s-%d", base, uid)
 	}
@@ -65,13 +71,13 @@ func trustBase(base string) error {
 	return err
 }
 
-func newRecord() (record, error) {
+func newOrigin() (origin, error) {
 	self, err := identify(os.Getpid())
 	if err != nil {
-		return record{}, err
+		return origin{}, err
 	}
 	boot, pids, err := bootAndPIDs()
-	return record{Owner: self, Boot: boot, PIDs: pids}, err
+	return origin{self, boot, pids}, err
 }
 
 func bootAndPIDs() (boot, pids string, err error) {
@@ -83,121 +89,45 @@ func bootAndPIDs() (boot, pids string, err error) {
 	return strings.TrimSpace(string(id)), pids, err
 }
 
-func readRecord(dir string) (record, error) {
-	var r record
-	b, err := os.ReadFile(filepath.Join(dir, recordFile))
+// begin writes the first lines of the record of a lab, and gives the file, to which
+// the others are added.
+func (o origin) begin(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, recordFile), os.O_WRONLY|os.O_APPEND|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
-		return r, err
+		return nil, err
 	}
-	if err := json.Unmarshal(b, &r); err != nil {
-		return r, fmt.Errorf("%s: %w", filepath.Join(dir, recordFile), err)
+	if _, err := fmt.Fprintf(f, "owner %s\nboot %s\npids %s\n", o.owner, o.boot, o.pids); err != nil {
+		f.Close()
+		return nil, err
 	}
-	return r, nil
+	return f, nil
 }
 
-func (r record) write(dir string) error {
-	b, err := json.MarshalIndent(r, "", "\t")
+func readOrigin(dir string) (o origin, err error) {
+	path := filepath.Join(dir, recordFile)
+	b, err := os.ReadFile(path)
 	if err != nil {
-		return err
+		return o, err
 	}
-	tmp := filepath.Join(dir, recordFile+".new")
-	if err := os.WriteFile(tmp, b, 0o644); err != nil {
-		return err
+	if _, err := fmt.Sscanf(string(b), "owner %d %d\nboot %s\npids %s\n", &o.owner.pid, &o.owner.start, &o.boot, &o.pids); err != nil {
+		return o, fmt.Errorf("%s: %w", path, err)
 	}
-	return os.Rename(tmp, filepath.Join(dir, recordFile))
+	return o, nil
 }
 
 // orphaned reports whether the lab's owner is gone, as far as it can be seen
 // from here: the processes of another pid namespace cannot.
-func (r record) orphaned() bool {
+func (o origin) orphaned() bool {
 	boot, pids, err := bootAndPIDs()
 	switch {
 	case err != nil:
 		return false
-	case boot != r.Boot:
+	case boot != o.boot:
 		return true
-	case pids != r.PIDs:
+	case pids != o.pids:
 		return false
 	}
-	return !r.Owner.alive()
-}
-
-// clean removes the lab with the record r from the machine: its processes,
-// its namespaces, its files. What is gone already is no error, so that it can
-// be repeated, also by two at a time.
-func clean(dir string, r record) error {
-	inodes := map[uint64]bool{}
-	for _, path := range r.Namespaces {
-		if inode, ok := namespaceInode(path); ok {
-			inodes[inode] = true
-		}
-	}
-	boot, pids, err := bootAndPIDs()
-	if err != nil {
-		return err
-	}
-	if boot != r.Boot || pids != r.PIDs {
-		r.Daemons = nil
-	}
-	errs := []error{killAll(r.Daemons, inodes)}
-	for _, path := range r.Namespaces {
-		errs = append(errs, removeNamespace(path))
-	}
-	for _, tree := range r.Trees {
-		errs = append(errs, os.RemoveAll(tree))
-	}
-	// While others use the directory this fails; that of the system stays a
-	// mount, as ip-netns(8) leaves it.
-	if r.NetnsDir != systemNetnsDir {
-		_ = unix.Unmount(r.NetnsDir, unix.UMOUNT_NOFOLLOW)
-	}
-	if err := errors.Join(errs...); err != nil {
-		return err // the record stays, for a later try
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return err
-	}
-	if base := filepath.Dir(dir); base == baseDir() {
-		removeBase(base)
-	}
-	return nil
-}
-
-// removeBase removes the base directory when no lab is left in it, and nobody is
-// making one.
-func removeBase(base string) {
-	unlock, err := lockBase(base, unix.LOCK_EX|unix.LOCK_NB)
-	if err != nil {
-		return
-	}
-	defer unlock()
-	_ = os.Remove(base) // not with something in it
-}
-
-// killBound is how long the kernel may take to end killed processes.
-const killBound = 10 * time.Second
-
-// killAll ends the daemons and all processes in the network namespaces, and
-// returns when they are gone. Killing is repeated for those that fork
-// meanwhile.
-func killAll(daemons []process, inodes map[uint64]bool) error {
-	for deadline := time.Now().Add(killBound); ; time.Sleep(2 * time.Millisecond) {
-		left := inNamespaces(inodes)
-		for _, d := range daemons {
-			if d.alive() {
-				left = append(left, d)
-			}
-		}
-		if len(left) == 0 {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("process %d did not end within %v of being killed; see what it waits for in /proc/%[1]d/stack", left[0].PID, killBound)
-		}
-		for _, p := range left {
-			p.kill()
-		}
-	}
+	return !o.owner.alive()
 }
 
 // Sweep removes the labs of this user whose owner process is gone and that
@@ -234,17 +164,17 @@ func sweep(base string) ([]string, error) {
 		if !e.IsDir() || !mine(dir) {
 			continue
 		}
-		r, err := readRecord(dir)
+		o, err := readOrigin(dir)
 		switch {
 		case errors.Is(err, os.ErrNotExist):
 			// Its owner ended between making the directory and writing the
 			// record, or it is just being removed.
 			err = os.RemoveAll(dir)
 		case err != nil:
-		case !r.orphaned():
+		case !o.orphaned():
 			continue
 		default:
-			err = clean(dir, r)
+			err = clean(dir)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("sweep lab %s: %w", e.Name(), err))

@@ -23,12 +23,12 @@ func TestLabsOfOthers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			t.Setenv("TMPDIR", dir)
-			base := filepath.Join(dir, "vmfabric-lab")
+			base := filepath.Join(dir, "vmfabric-laboratory")
 			victim := filepath.Join(dir, "victim")
 			require.NoError(t, os.Mkdir(victim, 0o755))
 			require.NoError(t, os.MkdirAll(filepath.Join(base, "lab-aaaaa"), 0o755))
-			record := `{"owner":{"pid":1,"start":1},"boot":"of before","trees":["` + victim + `"]}`
-			require.NoError(t, os.WriteFile(filepath.Join(base, "lab-aaaaa", "lab.json"), []byte(record), 0o644))
+			record := "owner 1 1\nboot of-before\npids pid:[1]\ntree " + victim + "\n"
+			require.NoError(t, os.WriteFile(filepath.Join(base, "lab-aaaaa", "record"), []byte(record), 0o644))
 			require.NoError(t, make(base))
 			_, err := testenv.New(t.Context(), testenv.Options{})
 			require.ErrorContains(t, err, base+": it ")
