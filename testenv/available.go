@@ -7,25 +7,10 @@ import (
 	"github.com/vmfabric/vmfabric/internal/daemons"
 )
 
-// programs are what each of the things that a lab can run needs.
-var programs = map[string][]string{
-	"root":    nil,
-	"frr":     {"zebra", "bgpd", "staticd", "bfdd", "vtysh"},
-	"libvirt": {"libvirtd", "virsh"},
-	"lxd":     {"lxd", "lxc", "busybox", "mount"},
-	"qemu":    {"libvirtd", "virsh", "qemu-system-x86_64", "busybox", "apt-get", "apt-cache", "dpkg-deb"},
-}
-
-// Available reports whether a lab of this process can have something, nil when
-// it can: "frr", "libvirt", "qemu" (guests of libvirt), "lxd" with its
-// containers, any program by its name ("bird"), or nothing but "root", which all
-// of them need.
-func Available(thing string) error {
-	need, ok := programs[thing]
-	if !ok {
-		need = []string{thing}
-	}
-	for _, p := range need {
+// Available reports whether a lab of this process can have a thing that needs
+// these programs, and root as all do, nil when it can.
+func Available(thing string, programs ...string) error {
+	for _, p := range programs {
 		if _, err := daemons.Find(p); err != nil {
 			return fmt.Errorf("no %s here: %w", thing, err)
 		}

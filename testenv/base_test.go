@@ -1,8 +1,10 @@
 package testenv
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -51,4 +53,30 @@ func TestFolderOfALabThatIsThere(t *testing.T) {
 	require.NoError(t, other.record.Close())
 	require.NoError(t, clean(other.dir))
 	assert.NoDirExists(t, baseDir())
+}
+
+func TestBothFamilies(t *testing.T) {
+	t.Parallel()
+	four, six := Underlay4(221), Underlay6(221)
+	foreign := netip.MustParseAddr("192.0.2.77")
+	for _, tc := range []struct{ in, want []netip.Addr }{
+		{[]netip.Addr{four}, []netip.Addr{four, six}},
+		{[]netip.Addr{six}, []netip.Addr{six, four}},
+		{[]netip.Addr{four, {}}, []netip.Addr{four, six}},
+		{[]netip.Addr{four, Underlay6(3)}, []netip.Addr{four, Underlay6(3)}},
+		{[]netip.Addr{foreign}, []netip.Addr{foreign}},
+		{nil, nil},
+	} {
+		assert.Equal(t, tc.want, both(tc.in...))
+	}
+}
+
+func TestRunID(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{
+		"": `^lab-[0-9a-z]{5}$`, "TestX/with a name": `^testxwithaname-`, "###": `^lab-`, strings.Repeat("x", 99): `^x{16}-`,
+	} {
+		assert.Regexp(t, want, runID(name))
+	}
+	assert.NotEqual(t, runID("a"), runID("a"))
 }

@@ -27,44 +27,27 @@ type Bird struct {
 // to stderr, and returns when its control socket answers; sessions take longer.
 // A host can have one at a time.
 func (h *Host) StartBird(ctx context.Context, conf string, args ...string) (*Bird, error) {
-	b := &Bird{conf: filepath.Join(h.dir, "bird.conf"), socket: filepath.Join(h.dir, "bird.ctl")}
+	b := &Bird{conf: filepath.Join(h.Dir(), "bird.conf"), socket: filepath.Join(h.Dir(), "bird.ctl")}
 	if err := os.WriteFile(b.conf, []byte(conf), 0o644); err != nil {
-		return nil, fmt.Errorf("start bird on %s: %w", h.name, err)
+		return nil, fmt.Errorf("start bird on %s: %w", h.Name(), err)
 	}
 	program, err := daemons.Find("bird")
 	if err != nil {
-		return nil, fmt.Errorf("start bird on %s: %w", h.name, err)
+		return nil, fmt.Errorf("start bird on %s: %w", h.Name(), err)
 	}
 	// A socket of one that was killed would refuse connections for a while.
 	if err := os.Remove(b.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("start bird on %s: %w", h.name, err)
+		return nil, fmt.Errorf("start bird on %s: %w", h.Name(), err)
 	}
-	cmd := exec.Command(program, append([]string{"-f", "-c", b.conf, "-s", b.socket, "-P", filepath.Join(h.dir, "bird.pid")}, args...)...)
+	cmd := exec.Command(program, append([]string{"-f", "-c", b.conf, "-s", b.socket, "-P", filepath.Join(h.Dir(), "bird.pid")}, args...)...)
 	if b.Daemon, err = h.StartDaemon("bird", cmd); err != nil {
 		return nil, err
 	}
-	if err := b.until(ctx, func() error { _, err := b.Query(ctx, "show status"); return err }); err != nil {
+	if err := b.Until(ctx, func() error { _, err := b.Query(ctx, "show status"); return err }); err != nil {
 		_ = b.Kill()
 		return nil, err
 	}
 	return b, nil
-}
-
-// until is Until, but ends with the daemon.
-func (d *Daemon) until(ctx context.Context, f func() error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() {
-		select {
-		case <-d.done:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	if err := Until(ctx, f); err != nil {
-		return d.failure(err)
-	}
-	return nil
 }
 
 // Configure gives BIRD another configuration, as `birdc configure` does.
@@ -87,7 +70,7 @@ func (b *Bird) ConfPath() string { return b.conf }
 func (b *Bird) Query(ctx context.Context, command string) ([]string, error) {
 	lines, err := bird.Client{Socket: b.socket}.Query(ctx, command)
 	if err != nil {
-		return lines, fmt.Errorf("bird on %s: %s: %w", b.host.name, command, err)
+		return lines, fmt.Errorf("bird on %s: %s: %w", b.Host().Name(), command, err)
 	}
 	return lines, nil
 }
@@ -101,7 +84,7 @@ func (b *Bird) Routes(ctx context.Context) ([]BGPRoute, error) {
 	}
 	rs, err := parseBirdRoutes(lines)
 	if err != nil {
-		return nil, fmt.Errorf("bird on %s: %w", b.host.name, err)
+		return nil, fmt.Errorf("bird on %s: %w", b.Host().Name(), err)
 	}
 	return rs, nil
 }

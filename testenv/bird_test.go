@@ -28,7 +28,7 @@ func routeVia(t *testing.T, core, node *testenv.Host, protocol int) {
 		if p.Addr().Is6() {
 			via = node.Addr6()
 		}
-		require.NoError(t, testenv.Until(soon(t), func() error {
+		require.NoError(t, testenv.Until(labtest.Soon(t), func() error {
 			r, ok, err := core.Route(p)
 			switch {
 			case err != nil:
@@ -62,26 +62,26 @@ func TestBirdReflectsToBird(t *testing.T) {
 			var birds []*testenv.Bird
 			for _, rr := range []*testenv.Host{rr1, rr2} {
 				conf := testenv.Reflector{BGP: tc.bgp, RouterID: rr.Addr4(), Cores: []netip.Addr{top.Core.Addr4()}}
-				b, err := rr.StartBird(soon(t), conf.Bird())
+				b, err := rr.StartBird(labtest.Soon(t), conf.Bird())
 				require.NoError(t, err)
 				birds = append(birds, b)
 			}
 			rrs := []netip.Addr{rr1.Addr4(), rr2.Addr4()}
-			core, err := top.Core.StartBird(soon(t), testenv.CoreGateway{BGP: tc.bgp, Reflectors: rrs}.Bird())
+			core, err := top.Core.StartBird(labtest.Soon(t), testenv.CoreGateway{BGP: tc.bgp, Reflectors: rrs}.Bird())
 			require.NoError(t, err)
 			from := node.Addr4()
 			if tc.six {
 				rrs, from = []netip.Addr{rr1.Addr6(), rr2.Addr6()}, node.Addr6()
 			}
-			_, err = node.StartBird(soon(t), testenv.Announcer{
+			_, err = node.StartBird(labtest.Soon(t), testenv.Announcer{
 				BGP: tc.bgp, RouterID: node.Addr4(), Reflectors: rrs, Routes: announced, Communities: communities, LocalPref: 150,
 			}.Bird())
 			require.NoError(t, err)
 			routeVia(t, top.Core, node, 12)
 
 			var at []testenv.BGPRoute
-			require.NoError(t, testenv.Until(soon(t), func() error {
-				if at, err = birds[0].Routes(soon(t)); err == nil && len(at) != 2 {
+			require.NoError(t, testenv.Until(labtest.Soon(t), func() error {
+				if at, err = birds[0].Routes(labtest.Soon(t)); err == nil && len(at) != 2 {
 					err = errors.New("not both routes yet")
 				}
 				return err
@@ -95,11 +95,11 @@ func TestBirdReflectsToBird(t *testing.T) {
 					Prefix: announced[i], From: from, NextHop: nextHop, Origin: "IGP", LocalPref: 150, Communities: communities, Best: true,
 				}, r)
 			}
-			require.NoError(t, testenv.Until(soon(t), func() error {
-				if n, err := core.Established(soon(t)); err != nil || n != 2 {
+			require.NoError(t, testenv.Until(labtest.Soon(t), func() error {
+				if n, err := core.Established(labtest.Soon(t)); err != nil || n != 2 {
 					return fmt.Errorf("core has %d sessions (%v)", n, err)
 				}
-				rs, err := core.Routes(soon(t))
+				rs, err := core.Routes(labtest.Soon(t))
 				if len(rs) != 4 {
 					return fmt.Errorf("core has %d routes (%v)", len(rs), err)
 				}
@@ -114,7 +114,7 @@ func TestBirdRefusesToStart(t *testing.T) {
 	labtest.Need(t, "bird")
 	h, err := labtest.New(t).AddHost("h")
 	require.NoError(t, err)
-	_, err = h.StartBird(soon(t), "protocol nonsense {}")
+	_, err = h.StartBird(labtest.Soon(t), "protocol nonsense {}")
 	assert.ErrorContains(t, err, "bird on h: it ended (exit status 1); its log ends:")
 	assert.ErrorContains(t, err, "syntax error")
 }
@@ -125,14 +125,14 @@ func TestBirdTakesAnotherConfiguration(t *testing.T) {
 	h, err := labtest.New(t).AddHost("h")
 	require.NoError(t, err)
 	conf := testenv.CoreGateway{Reflectors: []netip.Addr{testenv.Underlay4(11)}}
-	b, err := h.StartBird(soon(t), conf.Bird())
+	b, err := h.StartBird(labtest.Soon(t), conf.Bird())
 	require.NoError(t, err)
 	conf.Reflectors = append(conf.Reflectors, testenv.Underlay6(12))
-	require.NoError(t, b.Configure(soon(t), conf.Bird()))
-	lines, err := b.Query(soon(t), "show protocols rr1")
+	require.NoError(t, b.Configure(labtest.Soon(t), conf.Bird()))
+	lines, err := b.Query(labtest.Soon(t), "show protocols rr1")
 	require.NoError(t, err)
 	assert.Contains(t, lines[len(lines)-1], "rr1")
-	_, err = b.Query(soon(t), "show nonsense")
+	_, err = b.Query(labtest.Soon(t), "show nonsense")
 	assert.ErrorContains(t, err, "bird on h: show nonsense: syntax error")
 	require.NoError(t, b.Stop())
 }

@@ -216,7 +216,7 @@ func (c *Container) LXD() *LXD {
 // --stateless, which starts it anew there; args go to `lxc move`. Methods of the
 // container are about the LXD that it comes from until then.
 func (c *Container) Move(ctx context.Context, to *LXD, args ...string) error {
-	remote := to.host.name + ":" + c.Name()
+	remote := to.host.Name() + ":" + c.Name()
 	if _, err := c.lxc(ctx, []string{"move", "-q"}, append([]string{remote}, args...)...); err != nil {
 		return err
 	}
@@ -250,7 +250,7 @@ func (c *Container) noteProcess(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.LXD().host.lab.OwnProcess(pid)
+	return c.LXD().host.Lab().OwnProcess(pid)
 }
 
 // Shutdown asks the container's first process to end, and waits until it is

@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -28,10 +29,12 @@ type Daemon struct {
 // StartDaemon starts cmd in the host. What it writes is appended to a log in
 // [Host.Dir] that is called after the name; the output of cmd must not be set.
 func (h *Host) StartDaemon(name string, cmd *exec.Cmd) (*Daemon, error) {
-	return h.startDaemon(name, cmd, h.Start)
+	return h.StartDaemonBy(name, cmd, h.Start)
 }
 
-func (h *Host) startDaemon(name string, cmd *exec.Cmd, start func(*exec.Cmd) error) (*Daemon, error) {
+// StartDaemonBy is [Host.StartDaemon] for a daemon that start starts, in the host
+// and perhaps in other namespaces besides.
+func (h *Host) StartDaemonBy(name string, cmd *exec.Cmd, start func(*exec.Cmd) error) (*Daemon, error) {
 	d := &Daemon{name: name, host: h, cmd: cmd, done: make(chan struct{}), log: filepath.Join(h.dir, name+".log")}
 	log, err := os.OpenFile(d.log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
@@ -66,6 +69,9 @@ func (l *Lab) adopt(d *Daemon) error {
 
 // Name gives the name under which the daemon was started.
 func (d *Daemon) Name() string { return d.name }
+
+// Host gives the host that the daemon runs in.
+func (d *Daemon) Host() *Host { return d.host }
 
 // Pid gives the number of the daemon's process, also when it has ended.
 func (d *Daemon) Pid() int { return d.cmd.Process.Pid }
@@ -145,11 +151,29 @@ func (d *Daemon) state() string {
 	return d.cmd.ProcessState.String()
 }
 
+// Until is [Until], but ends with the daemon. Its error ends with the end of the
+// daemon's log.
+func (d *Daemon) Until(ctx context.Context, f func() error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-d.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	if err := Until(ctx, f); err != nil {
+		return d.failure(err)
+	}
+	return nil
+}
+
 // failure is the error for a daemon that is not what its user waits for, with
 // the end of its log.
 func (d *Daemon) failure(err error) error {
 	if !d.Running() {
 		err = fmt.Errorf("it ended (%s)", d.state())
 	}
-	return fmt.Errorf("%s on %s: %w; its log ends: %s", d.name, d.host.name, err, oneline.Words(tail(d.Log(), 5)))
+	return fmt.Errorf("%s on %s: %w; its log ends: %s", d.name, d.host.name, err, oneline.Words(Tail(d.Log(), 5)))
 }

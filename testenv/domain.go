@@ -49,10 +49,15 @@ type DomainNIC struct {
 // /var/log/libvirt/qemu, which every libvirtd of the lab has for itself.
 func DomainXML(image Image, o DomainOptions) string {
 	o.UUID = cmp.Or(o.UUID, uuidOf("domain "+o.Name))
-	return render(domainTemplate, domainView{
+	var b strings.Builder
+	err := domainTemplate.Execute(&b, domainView{
 		DomainOptions: o, Image: image, Interfaces: o.interfaces(), CommandLine: o.commandLine(),
 		Serial: serialPath(libvirtLogDir, o.Name),
 	})
+	if err != nil {
+		panic(err) // of a template and a type that are both here
+	}
+	return b.String()
 }
 
 // domainView is what the template of a domain shows.
@@ -85,7 +90,7 @@ func (o DomainOptions) mac(n int) string {
 	if m := o.NICs[n].MAC; !m.IsZero() {
 		return m.String()
 	}
-	return guestMAC(o.Name, n).String()
+	return GuestMAC(o.Name, n).String()
 }
 
 // commandLine gives what the guest's first process reads its NICs from.
@@ -200,7 +205,7 @@ func (lv *Libvirt) Define(ctx context.Context, o DomainOptions) (*Domain, error)
 	if err != nil {
 		return nil, err
 	}
-	d := &Domain{lv: lv, options: o, file: filepath.Join(lv.host.dir, "domain-"+fingerprint([]byte(o.Name))+".xml")}
+	d := &Domain{lv: lv, options: o, file: filepath.Join(lv.host.Dir(), "domain-"+fingerprint([]byte(o.Name))+".xml")}
 	if err := os.WriteFile(d.file, []byte(DomainXML(image, o)), 0o600); err != nil {
 		return nil, err
 	}
@@ -334,7 +339,7 @@ const readyMark = "GUEST-READY"
 func (d *Domain) WaitReady(ctx context.Context) error {
 	return Until(ctx, func() error {
 		if console := d.Console(); !strings.Contains(console, readyMark) {
-			return fmt.Errorf("domain %s on %s is not ready; its console ends: %s", d.Name(), d.Libvirt().host.name, oneline.Words(tail(console, 5)))
+			return fmt.Errorf("domain %s on %s is not ready; its console ends: %s", d.Name(), d.Libvirt().host.Name(), oneline.Words(Tail(console, 5)))
 		}
 		return nil
 	})

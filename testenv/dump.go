@@ -45,7 +45,7 @@ func (h *Host) dumpLogs(w io.Writer) {
 			b = []byte(err.Error())
 		}
 		name, _ := filepath.Rel(h.dir, path)
-		fmt.Fprintf(w, "--- %s\n%s\n", name, tail(string(b), dumpLines))
+		fmt.Fprintf(w, "--- %s\n%s\n", name, Tail(string(b), dumpLines))
 		return nil
 	})
 }
@@ -90,8 +90,8 @@ func (h *Host) dump(w io.Writer) {
 	}
 }
 
-// tail gives the last n lines of s.
-func tail(s string, n int) string {
+// Tail gives the last n lines of s.
+func Tail(s string, n int) string {
 	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }

@@ -44,7 +44,7 @@ type FRR struct {
 func (h *Host) StartFRR(ctx context.Context, conf string, args ...string) (*FRR, error) {
 	f, err := h.startFRR(ctx, conf, args)
 	if err != nil {
-		return nil, fmt.Errorf("start frr on %s: %w", h.name, err)
+		return nil, fmt.Errorf("start frr on %s: %w", h.Name(), err)
 	}
 	return f, nil
 }
@@ -57,7 +57,7 @@ func (h *Host) startFRR(ctx context.Context, conf string, args []string) (*FRR, 
 		return nil, err
 	}
 	confDir, runDir := filepath.Join(frrConfDir, f.space), filepath.Join(frrRunDir, f.space)
-	if err := h.lab.OwnTree(confDir, runDir); err != nil {
+	if err := h.Lab().OwnTree(confDir, runDir); err != nil {
 		return nil, err
 	}
 	if err := frrDirs(confDir, runDir); err != nil {
@@ -127,10 +127,10 @@ func (f *FRR) start(ctx context.Context, name string, args []string) (*Daemon, e
 		return nil, err
 	}
 	tmp := filepath.Join(frrTmpDir, fmt.Sprintf("%s.%d", name, d.Pid()))
-	if err := f.host.lab.OwnTree(tmp); err != nil {
+	if err := f.host.Lab().OwnTree(tmp); err != nil {
 		return nil, err
 	}
-	return d, d.until(ctx, func() error { _, err := os.Stat(vty); return err })
+	return d, d.Until(ctx, func() error { _, err := os.Stat(vty); return err })
 }
 
 // Client gives what talks to this set of daemons.
@@ -140,7 +140,7 @@ func (f *FRR) Client() frr.Client { return frr.Client{Vtysh: f.vtysh, Pathspace:
 func (f *FRR) Vtysh(ctx context.Context, commands ...string) (string, error) {
 	out, err := f.Client().Run(ctx, commands...)
 	if err != nil {
-		return out, fmt.Errorf("frr on %s: %w", f.host.name, err)
+		return out, fmt.Errorf("frr on %s: %w", f.host.Name(), err)
 	}
 	return out, nil
 }
@@ -163,7 +163,7 @@ func (f *FRR) jsons(ctx context.Context, commands []string, next func(*json.Deco
 	d := json.NewDecoder(strings.NewReader(out))
 	for _, command := range commands {
 		if err := next(d); err != nil {
-			return fmt.Errorf("frr on %s: %s: %w", f.host.name, command, err)
+			return fmt.Errorf("frr on %s: %s: %w", f.host.Name(), command, err)
 		}
 	}
 	return nil

@@ -27,27 +27,27 @@ func TestFRRReflectsToFRR(t *testing.T) {
 			_, top := labtest.Build(t, testenv.SmallCluster(1))
 			rr1, rr2, node := top.Reflectors["rr1"], top.Reflectors["rr2"], top.Nodes["node1"]
 			cores := []netip.Addr{top.Core.Addr4()}
-			frr, err := rr1.StartFRR(soon(t), testenv.Reflector{BGP: tc.bgp, RouterID: rr1.Addr4(), Cores: cores}.FRR())
+			frr, err := rr1.StartFRR(labtest.Soon(t), testenv.Reflector{BGP: tc.bgp, RouterID: rr1.Addr4(), Cores: cores}.FRR())
 			require.NoError(t, err)
-			_, err = rr2.StartBird(soon(t), testenv.Reflector{BGP: tc.bgp, RouterID: rr2.Addr4(), Cores: cores}.Bird())
+			_, err = rr2.StartBird(labtest.Soon(t), testenv.Reflector{BGP: tc.bgp, RouterID: rr2.Addr4(), Cores: cores}.Bird())
 			require.NoError(t, err)
 			rrs := []netip.Addr{rr1.Addr4(), rr2.Addr4()}
-			core, err := top.Core.StartFRR(soon(t), testenv.CoreGateway{BGP: tc.bgp, Reflectors: rrs}.FRR())
+			core, err := top.Core.StartFRR(labtest.Soon(t), testenv.CoreGateway{BGP: tc.bgp, Reflectors: rrs}.FRR())
 			require.NoError(t, err)
-			_, err = node.StartBird(soon(t), testenv.Announcer{
+			_, err = node.StartBird(labtest.Soon(t), testenv.Announcer{
 				BGP: tc.bgp, RouterID: node.Addr4(), Reflectors: rrs, Routes: announced, Communities: communities,
 			}.Bird())
 			require.NoError(t, err)
 			routeVia(t, top.Core, node, 186)
 
-			require.NoError(t, testenv.Until(soon(t), func() error {
-				rs, err := core.Routes(soon(t))
+			require.NoError(t, testenv.Until(labtest.Soon(t), func() error {
+				rs, err := core.Routes(labtest.Soon(t))
 				if err != nil || len(rs) != 4 {
 					return fmt.Errorf("core has %d routes (%v)", len(rs), err)
 				}
 				return nil
 			}), "a path from each reflector")
-			rs, err := frr.Routes(soon(t))
+			rs, err := frr.Routes(labtest.Soon(t))
 			require.NoError(t, err)
 			require.Len(t, rs, 2)
 			for i, nextHop := range []netip.Addr{node.Addr4(), node.Addr6()} {
@@ -55,7 +55,7 @@ func TestFRRReflectsToFRR(t *testing.T) {
 					Prefix: announced[i], From: node.Addr4(), NextHop: nextHop, Origin: "IGP", LocalPref: 100, Communities: communities, Best: true,
 				}, rs[i])
 			}
-			n, err := frr.Established(soon(t))
+			n, err := frr.Established(labtest.Soon(t))
 			require.NoError(t, err)
 			assert.Equal(t, 2, n, "node and core")
 		})
@@ -67,7 +67,7 @@ func TestFRRRefusesItsConfiguration(t *testing.T) {
 	labtest.Need(t, "frr")
 	h, err := labtest.New(t).AddHost("h")
 	require.NoError(t, err)
-	_, err = h.StartFRR(soon(t), "router nonsense\n")
+	_, err = h.StartFRR(labtest.Soon(t), "router nonsense\n")
 	assert.ErrorContains(t, err, "start frr on h: ")
 	assert.ErrorContains(t, err, "nonsense")
 }

@@ -155,7 +155,7 @@ func (g *Guest) MAC(n int) net.HardwareAddr {
 	if m := g.vm.NICs[n].MAC; !m.IsZero() {
 		return m[:]
 	}
-	return guestMAC(g.vm.Name, n)
+	return GuestMAC(g.vm.Name, n)
 }
 
 // Unplug puts the guest's ends back where they were taken from, down, as if

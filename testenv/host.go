@@ -161,10 +161,12 @@ func (h *Host) Start(cmd *exec.Cmd) error { return h.Do(cmd.Start) }
 // Run runs a program in the host and gives what it wrote to standard output.
 // The error of one that fails ends with what it wrote.
 func (h *Host) Run(ctx context.Context, program string, args ...string) (string, error) {
-	return run(exec.CommandContext(ctx, program, args...), h.Start)
+	return Output(exec.CommandContext(ctx, program, args...), h.Start)
 }
 
-func run(cmd *exec.Cmd, start func(*exec.Cmd) error) (string, error) {
+// Output has start start cmd, such as [Host.Start], and gives what it wrote to
+// standard output. The error of one that fails ends with what it wrote.
+func Output(cmd *exec.Cmd, start func(*exec.Cmd) error) (string, error) {
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := start(cmd)
@@ -172,7 +174,7 @@ func run(cmd *exec.Cmd, start func(*exec.Cmd) error) (string, error) {
 		err = cmd.Wait()
 	}
 	if err != nil {
-		return out.String(), fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, oneline.Words(errOut.String()+" "+tail(out.String(), 3)))
+		return out.String(), fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, oneline.Words(errOut.String()+" "+Tail(out.String(), 3)))
 	}
 	return out.String(), nil
 }

@@ -72,7 +72,7 @@ func fetchKernel(ctx context.Context, dir string) error {
 	do := func(program string, args ...string) (string, error) {
 		cmd := exec.CommandContext(ctx, program, args...)
 		cmd.Dir = work
-		return run(cmd, (*exec.Cmd).Start)
+		return Output(cmd, (*exec.Cmd).Start)
 	}
 	about, err := do("apt-cache", "--no-all-versions", "show", kernelPackage)
 	if err != nil {

@@ -11,19 +11,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// sleeper starts a program whose name looks like the end of one in proc(5).
-func sleeper(t *testing.T) *exec.Cmd {
-	t.Helper()
-	sleep, err := exec.LookPath("sleep")
-	require.NoError(t, err)
-	odd := filepath.Join(t.TempDir(), "a) Z 1 (b")
-	require.NoError(t, os.Symlink(sleep, odd))
-	cmd := exec.Command(odd, "1000")
-	require.NoError(t, cmd.Start())
-	t.Cleanup(func() { _ = cmd.Process.Kill() })
-	return cmd
-}
-
 // TestKeeperKeepsToTheRecord: a keeper ends and removes what the record names, and
 // no process that has got a number of it since.
 func TestKeeperKeepsToTheRecord(t *testing.T) {

@@ -218,9 +218,9 @@ func (l *Lab) OwnProcess(pid int) error {
 	return l.note("process", p.String())
 }
 
-// onClose has f called by Close, before anything is removed; last come, first
+// OnClose has f called by Close, before anything is removed; last come, first
 // served.
-func (l *Lab) onClose(f func()) {
+func (l *Lab) OnClose(f func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.closers = append(l.closers, f)

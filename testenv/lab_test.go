@@ -76,7 +76,7 @@ func TestDialAndListenInHosts(t *testing.T) {
 				c.Close()
 			}
 		}()
-		c, err := top.Client.Dial(soon(t), "tcp", l.Addr().String())
+		c, err := top.Client.Dial(labtest.Soon(t), "tcp", l.Addr().String())
 		require.NoError(t, err)
 		_, err = c.Write([]byte("hello"))
 		require.NoError(t, err)
@@ -138,7 +138,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	require.NoError(t, lab.Close())
 	assert.False(t, d.Running())
 	assert.Error(t, cmd.Wait(), "killed")
-	assert.True(t, ended(child))
+	assert.True(t, labtest.Ended(child))
 	assert.NoFileExists(t, h.NamespacePath())
 	assert.NoDirExists(t, lab.Dir())
 	assert.NoError(t, lab.Close(), "again")
@@ -214,14 +214,7 @@ func startOrphan(t *testing.T) orphan {
 func (o orphan) gone() bool {
 	_, errDir := os.Stat(o.dir)
 	_, errNs := os.Stat(o.namespace)
-	return os.IsNotExist(errDir) && os.IsNotExist(errNs) && ended(o.daemon)
-}
-
-// ended reports whether a process runs no more; init may yet have to wait for
-// one whose parent has gone.
-func ended(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err != nil || bytes.Contains(stat, []byte(") Z "))
+	return os.IsNotExist(errDir) && os.IsNotExist(errNs) && labtest.Ended(o.daemon)
 }
 
 func TestKeeperCleansUpAfterAKilledOwner(t *testing.T) {

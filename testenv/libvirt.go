@@ -47,13 +47,13 @@ type Libvirt struct {
 func (h *Host) StartLibvirt(ctx context.Context, o LibvirtOptions) (*Libvirt, error) {
 	lv, err := h.startLibvirt(ctx, o)
 	if err != nil {
-		return nil, fmt.Errorf("start libvirt on %s: %w", h.name, err)
+		return nil, fmt.Errorf("start libvirt on %s: %w", h.Name(), err)
 	}
 	return lv, nil
 }
 
 func (h *Host) startLibvirt(ctx context.Context, o LibvirtOptions) (*Libvirt, error) {
-	lv := &Libvirt{host: h, dir: filepath.Join(h.dir, "libvirt")}
+	lv := &Libvirt{host: h, dir: filepath.Join(h.Dir(), "libvirt")}
 	var err error
 	if lv.program, err = daemons.Find("libvirtd"); err != nil {
 		return nil, err
@@ -68,7 +68,7 @@ func (h *Host) startLibvirt(ctx context.Context, o LibvirtOptions) (*Libvirt, er
 		}
 	}
 	known := lv.recallQEMU()
-	if lv.box, err = h.newSandbox(binds); err != nil {
+	if lv.box, err = newSandbox(h, binds); err != nil {
 		return nil, err
 	}
 	if err := lv.Start(ctx); err != nil {
@@ -110,7 +110,7 @@ func (lv *Libvirt) makeFiles() ([]bind, error) {
 			return nil, err
 		}
 	}
-	hosts, err := lv.host.lab.hostsFile()
+	hosts, err := hostsFile(lv.host.Lab())
 	if err != nil {
 		return nil, err
 	}
@@ -166,9 +166,9 @@ listen_tls = 0
 listen_tcp = 1
 auth_tcp = "none"
 host_uuid = "%s"
-`, uuidOf("host "+lv.host.lab.id+" "+lv.host.name))
-	if lv.host.addr4.IsValid() {
-		conf += fmt.Sprintf("listen_addr = %q\n", lv.host.addr4)
+`, uuidOf("host "+lv.host.Lab().ID()+" "+lv.host.Name()))
+	if lv.host.Addr4().IsValid() {
+		conf += fmt.Sprintf("listen_addr = %q\n", lv.host.Addr4())
 	}
 	return conf
 }
@@ -191,14 +191,14 @@ func withAccounts(path string, entries ...string) string {
 // hostsFile writes the lab's /etc/hosts, one for all. libvirtd looks the other
 // end of a migration up by name, several times, each a wait of ten seconds for
 // a name that nobody knows.
-func (l *Lab) hostsFile() (string, error) {
+func hostsFile(l *Lab) (string, error) {
 	text := "127.0.0.1 localhost\n::1 localhost\n"
 	for _, h := range l.Hosts() {
-		if h.addr4.IsValid() {
-			text += fmt.Sprintf("%s %s\n", h.addr4, h.name)
+		if h.Addr4().IsValid() {
+			text += fmt.Sprintf("%s %s\n", h.Addr4(), h.Name())
 		}
 	}
-	path := filepath.Join(l.dir, "hosts")
+	path := filepath.Join(l.Dir(), "hosts")
 	if now, err := os.ReadFile(path); err == nil && string(now) == text {
 		return path, nil
 	}
@@ -214,17 +214,17 @@ func (lv *Libvirt) Start(ctx context.Context) error {
 		return err
 	}
 	args := []string{"-p", lv.path("libvirtd.pid")}
-	if lv.host.addr4.IsValid() {
+	if lv.host.Addr4().IsValid() {
 		args = append(args, "--listen")
 	}
-	d, err := lv.host.startDaemon("libvirtd", exec.Command(lv.program, args...), lv.box.start)
+	d, err := lv.host.StartDaemonBy("libvirtd", exec.Command(lv.program, args...), lv.box.start)
 	if err != nil {
 		return err
 	}
 	lv.mu.Lock()
 	lv.daemon = d
 	lv.mu.Unlock()
-	return d.until(ctx, func() error {
+	return d.Until(ctx, func() error {
 		conn, err := net.Dial("unix", lv.Socket())
 		if err != nil {
 			return err
@@ -258,7 +258,7 @@ func (lv *Libvirt) Virsh(ctx context.Context, args ...string) (string, error) {
 	}
 	cmd := exec.CommandContext(ctx, virsh, append([]string{"-q", "-c", "qemu:///system"}, args...)...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	return run(cmd, lv.box.start)
+	return Output(cmd, lv.box.start)
 }
 
 // InstallHook installs a program as a hook, under a name such as "qemu" or

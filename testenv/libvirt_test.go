@@ -49,7 +49,7 @@ func TestLibvirtRunsGuests(t *testing.T) {
 	node := top.Nodes["node1"]
 	script := filepath.Join(t.TempDir(), "hook")
 	require.NoError(t, executable.Write(script, []byte(hook)))
-	lv, err := node.StartLibvirt(soon(t), testenv.LibvirtOptions{Hook: script})
+	lv, err := node.StartLibvirt(labtest.Soon(t), testenv.LibvirtOptions{Hook: script})
 	require.NoError(t, err)
 
 	nics := []testenv.DomainNIC{
@@ -70,17 +70,17 @@ func TestLibvirtRunsGuests(t *testing.T) {
 			require.NoError(t, top.Core.AddRoute(p, via, "eth0"))
 		}
 	}
-	d, err := lv.Run(soon(t), testenv.DomainOptions{Name: "web", NICs: nics, Gateway: cluster.Gateway})
+	d, err := lv.Run(labtest.Soon(t), testenv.DomainOptions{Name: "web", NICs: nics, Gateway: cluster.Gateway})
 	require.NoError(t, err)
-	require.NoError(t, d.WaitReady(soon(t)))
+	require.NoError(t, d.WaitReady(labtest.Soon(t)))
 	assert.Contains(t, d.Console(), "203.0.113.10/32")
 
 	for _, a := range reach {
-		_, err := top.Client.Ping(soon(t), a)
+		_, err := top.Client.Ping(labtest.Soon(t), a)
 		require.NoError(t, err, d.Console())
 	}
 	for _, a := range nics[0].Addresses {
-		conn, err := top.Client.Dial(soon(t), "tcp", netip.AddrPortFrom(a, 7).String())
+		conn, err := top.Client.Dial(labtest.Soon(t), "tcp", netip.AddrPortFrom(a, 7).String())
 		require.NoError(t, err)
 		_, err = fmt.Fprint(conn, "echo")
 		require.NoError(t, err)
@@ -89,26 +89,26 @@ func TestLibvirtRunsGuests(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, "echo", string(back))
 		conn.Close()
-		out, err := top.Client.GuestRun(soon(t), a, "ping -c1 -W5 "+clientOf(a).String()+" && uname -n")
+		out, err := top.Client.GuestRun(labtest.Soon(t), a, "ping -c1 -W5 "+clientOf(a).String()+" && uname -n")
 		require.NoError(t, err)
 		assert.Contains(t, out, "1 packets received")
-		_, err = top.Client.GuestRun(soon(t), a, "exit 7")
+		_, err = top.Client.GuestRun(labtest.Soon(t), a, "exit 7")
 		assert.ErrorContains(t, err, "exit status 7")
 	}
 
 	pid, err := d.Pid()
 	require.NoError(t, err)
 	require.NoError(t, lv.Kill())
-	assert.False(t, ended(pid), "guests outlive libvirtd")
-	require.NoError(t, lv.Start(soon(t)))
-	require.NoError(t, d.Shutdown(soon(t)))
+	assert.False(t, labtest.Ended(pid), "guests outlive libvirtd")
+	require.NoError(t, lv.Start(labtest.Soon(t)))
+	require.NoError(t, d.Shutdown(labtest.Soon(t)))
 	calls, err := os.ReadFile(filepath.Join(lv.RunDir(), "calls"))
 	require.NoError(t, err)
 	assert.Equal(t, "web prepare web start web started web reconnect web stopped web release", strings.Join(strings.Fields(string(calls)), " "))
 	xml, err := os.ReadFile(filepath.Join(lv.RunDir(), "prepare.xml"))
 	require.NoError(t, err)
 	assert.Contains(t, string(xml), "<fabric:address>203.0.113.10</fabric:address>")
-	assert.True(t, ended(pid))
+	assert.True(t, labtest.Ended(pid))
 }
 
 func clientOf(a netip.Addr) netip.Addr {
@@ -132,7 +132,7 @@ func TestLibvirtMigratesGuests(t *testing.T) {
 	}
 	var lvs []*testenv.Libvirt
 	for _, name := range []string{"node1", "node2"} {
-		lv, err := top.Nodes[name].StartLibvirt(soon(t), testenv.LibvirtOptions{Hook: script})
+		lv, err := top.Nodes[name].StartLibvirt(labtest.Soon(t), testenv.LibvirtOptions{Hook: script})
 		require.NoError(t, err)
 		lvs = append(lvs, lv)
 	}
@@ -140,26 +140,26 @@ func TestLibvirtMigratesGuests(t *testing.T) {
 	// migration: that is QEMU's, and the next one does.
 	for attempt := 1; ; attempt++ {
 		routeTo(top.Nodes["node1"])
-		d, err := lvs[0].Run(soon(t), testenv.DomainOptions{Name: "web", NICs: []testenv.DomainNIC{{NIC: fabric.NIC{Addresses: addrs}}}, Gateway: cluster.Gateway})
+		d, err := lvs[0].Run(labtest.Soon(t), testenv.DomainOptions{Name: "web", NICs: []testenv.DomainNIC{{NIC: fabric.NIC{Addresses: addrs}}}, Gateway: cluster.Gateway})
 		require.NoError(t, err)
-		require.NoError(t, d.WaitReady(soon(t)))
-		_, err = top.Client.Ping(soon(t), addrs[0])
+		require.NoError(t, d.WaitReady(labtest.Soon(t)))
+		_, err = top.Client.Ping(labtest.Soon(t), addrs[0])
 		require.NoError(t, err)
 
-		require.NoError(t, d.Migrate(soon(t), lvs[1]))
+		require.NoError(t, d.Migrate(labtest.Soon(t), lvs[1]))
 		assert.Equal(t, lvs[1], d.Libvirt())
 		routeTo(top.Nodes["node2"])
-		_, err = top.Client.Ping(soon(t), addrs[1])
+		_, err = top.Client.Ping(labtest.Soon(t), addrs[1])
 		if err == nil || attempt == 3 {
 			require.NoError(t, err)
 			break
 		}
 		t.Logf("attempt %d: %v", attempt, err)
-		require.NoError(t, d.Destroy(soon(t)))
+		require.NoError(t, d.Destroy(labtest.Soon(t)))
 	}
 	pid, err := os.ReadFile(filepath.Join(top.Nodes["node1"].Dir(), "libvirt/run/qemu/web.pid"))
 	assert.ErrorIs(t, err, os.ErrNotExist, "%s", pid)
-	out, err := top.Client.GuestRun(soon(t), addrs[0], "cat /proc/uptime")
+	out, err := top.Client.GuestRun(labtest.Soon(t), addrs[0], "cat /proc/uptime")
 	require.NoError(t, err)
 	assert.NotEmpty(t, out)
 }

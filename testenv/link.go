@@ -132,9 +132,9 @@ func familyOf(a netip.Addr) int {
 	return netlink.FAMILY_V6
 }
 
-// guestMAC gives a MAC address that depends on the guest's name and the number
+// GuestMAC gives a MAC address that depends on the guest's name and the number
 // of its NIC alone, with the prefix of QEMU's.
-func guestMAC(vm string, n int) net.HardwareAddr {
+func GuestMAC(vm string, n int) net.HardwareAddr {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d", vm, n))
 	return net.HardwareAddr{0x52, 0x54, 0x00, sum[0], sum[1], sum[2]}
 }

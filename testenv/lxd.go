@@ -52,7 +52,7 @@ type LXD struct {
 func (h *Host) StartLXD(ctx context.Context, o LXDOptions) (*LXD, error) {
 	lx, err := h.startLXD(ctx, o)
 	if err != nil {
-		return nil, fmt.Errorf("start lxd on %s: %w", h.name, err)
+		return nil, fmt.Errorf("start lxd on %s: %w", h.Name(), err)
 	}
 	return lx, nil
 }
@@ -67,7 +67,7 @@ profiles:
 `
 
 func (h *Host) startLXD(ctx context.Context, o LXDOptions) (*LXD, error) {
-	lx := &LXD{host: h, dir: filepath.Join(h.dir, "lxd"), imported: map[string]bool{}}
+	lx := &LXD{host: h, dir: filepath.Join(h.Dir(), "lxd"), imported: map[string]bool{}}
 	var err error
 	if lx.program, err = daemons.Find("lxd"); err != nil {
 		return nil, err
@@ -83,13 +83,13 @@ func (h *Host) startLXD(ctx context.Context, o LXDOptions) (*LXD, error) {
 	if err != nil {
 		return nil, err
 	}
-	if lx.box, err = h.newSandbox(binds); err != nil {
+	if lx.box, err = newSandbox(h, binds); err != nil {
 		return nil, err
 	}
 	if err := lx.mountControlGroup(ctx, group); err != nil {
 		return nil, err
 	}
-	h.lab.onClose(lx.close)
+	h.Lab().OnClose(lx.close)
 	if err := lx.Start(ctx); err != nil {
 		return nil, err
 	}
@@ -124,7 +124,7 @@ func (lx *LXD) makeFiles(lxc string) ([]bind, error) {
 			return nil, err
 		}
 	}
-	hosts, err := lx.host.lab.hostsFile()
+	hosts, err := hostsFile(lx.host.Lab())
 	if err != nil {
 		return nil, err
 	}
@@ -141,9 +141,9 @@ func (lx *LXD) makeControlGroup() (name string, err error) {
 	if err != nil {
 		return "", err
 	}
-	name = filepath.Join(own, namePrefix+lx.host.lab.id+"-"+lx.host.name)
+	name = filepath.Join(own, lx.host.Namespace())
 	lx.group = filepath.Join(root, name)
-	if err := lx.host.lab.OwnTree(lx.group); err != nil {
+	if err := lx.host.Lab().OwnTree(lx.group); err != nil {
 		return "", err
 	}
 	return name, os.Mkdir(lx.group, 0o755)
@@ -183,7 +183,7 @@ func controlGroups() (root, own string, err error) {
 // sysfs does not have.
 func (lx *LXD) mountControlGroup(ctx context.Context, name string) error {
 	const script = `mount -t cgroup2 none /sys/fs/cgroup && mount --bind "/sys/fs/cgroup/$0" /sys/fs/cgroup`
-	_, err := run(exec.CommandContext(ctx, "/bin/sh", "-c", script, name), lx.box.start)
+	_, err := Output(exec.CommandContext(ctx, "/bin/sh", "-c", script, name), lx.box.start)
 	return err
 }
 
@@ -258,7 +258,7 @@ func (lx *LXD) Trust(ctx context.Context, other *LXD) error {
 			return err
 		}
 	}
-	out, err := other.Lxc(ctx, "config", "trust", "add", "--name", lx.host.name, "-q")
+	out, err := other.Lxc(ctx, "config", "trust", "add", "--name", lx.host.Name(), "-q")
 	if err != nil {
 		return err
 	}
@@ -266,7 +266,7 @@ func (lx *LXD) Trust(ctx context.Context, other *LXD) error {
 	if len(words) == 0 {
 		return errors.New("lxc config trust add: no token")
 	}
-	_, err = lx.Lxc(ctx, "remote", "add", other.host.name, words[len(words)-1], "--accept-certificate", "-q")
+	_, err = lx.Lxc(ctx, "remote", "add", other.host.Name(), words[len(words)-1], "--accept-certificate", "-q")
 	return err
 }
 
@@ -290,14 +290,14 @@ func (lx *LXD) Daemon() *Daemon {
 // Start starts LXD again after Stop or Kill, and returns when it is ready.
 // Containers that run are found again.
 func (lx *LXD) Start(ctx context.Context) error {
-	d, err := lx.host.startDaemon("lxd", lx.command(exec.Command(lx.program)), lx.box.start)
+	d, err := lx.host.StartDaemonBy("lxd", lx.command(exec.Command(lx.program)), lx.box.start)
 	if err != nil {
 		return err
 	}
 	lx.mu.Lock()
 	lx.daemon = d
 	lx.mu.Unlock()
-	return d.until(ctx, func() error {
+	return d.Until(ctx, func() error {
 		_, err := lx.run(ctx, "", lx.program, "waitready", "--timeout=10")
 		return err
 	})
@@ -327,7 +327,7 @@ func (lx *LXD) Lxc(ctx context.Context, args ...string) (string, error) {
 func (lx *LXD) run(ctx context.Context, stdin, program string, args ...string) (string, error) {
 	cmd := lx.command(exec.CommandContext(ctx, program, args...))
 	cmd.Stdin = bytes.NewReader([]byte(stdin))
-	return run(cmd, lx.box.start)
+	return Output(cmd, lx.box.start)
 }
 
 // command has a program of LXD's find what is this one's.

@@ -42,7 +42,7 @@ func TestLXDRunsContainers(t *testing.T) {
 	cluster := testenv.SmallCluster(1)
 	_, top := labtest.Build(t, cluster)
 	node := top.Nodes["node1"]
-	lx, err := node.StartLXD(soon(t), testenv.LXDOptions{})
+	lx, err := node.StartLXD(labtest.Soon(t), testenv.LXDOptions{})
 	require.NoError(t, err)
 
 	// One NIC of each kind.
@@ -55,7 +55,7 @@ func TestLXDRunsContainers(t *testing.T) {
 		},
 		{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.11"), netip.MustParseAddr("2001:db8:100::11")}, Kind: fabric.Veth},
 	}
-	c, err := lx.Launch(soon(t), testenv.ContainerOptions{Name: "web", NICs: nics, Gateway: cluster.Gateway})
+	c, err := lx.Launch(labtest.Soon(t), testenv.ContainerOptions{Name: "web", NICs: nics, Gateway: cluster.Gateway})
 	require.NoError(t, err)
 	reach := []netip.Addr{netip.MustParseAddr("198.51.100.5"), netip.MustParseAddr("2001:db8:200::5")}
 	for n, nic := range nics {
@@ -69,13 +69,13 @@ func TestLXDRunsContainers(t *testing.T) {
 			require.NoError(t, top.Core.AddRoute(p, via, "eth0"))
 		}
 	}
-	require.NoError(t, c.WaitReady(soon(t)))
+	require.NoError(t, c.WaitReady(labtest.Soon(t)))
 	for _, a := range reach {
-		_, err := top.Client.Ping(soon(t), a)
+		_, err := top.Client.Ping(labtest.Soon(t), a)
 		require.NoError(t, err)
 	}
 	for _, a := range nics[0].Addresses {
-		conn, err := top.Client.Dial(soon(t), "tcp", netip.AddrPortFrom(a, 7).String())
+		conn, err := top.Client.Dial(labtest.Soon(t), "tcp", netip.AddrPortFrom(a, 7).String())
 		require.NoError(t, err)
 		_, err = fmt.Fprint(conn, "echo")
 		require.NoError(t, err)
@@ -84,33 +84,33 @@ func TestLXDRunsContainers(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, "echo", string(back))
 		conn.Close()
-		out, err := top.Client.GuestRun(soon(t), a, "ping -c1 -W5 "+clientOf(a).String()+" && uname -n")
+		out, err := top.Client.GuestRun(labtest.Soon(t), a, "ping -c1 -W5 "+clientOf(a).String()+" && uname -n")
 		require.NoError(t, err)
 		assert.Contains(t, out, "1 packets received")
 	}
-	out, err := c.Exec(soon(t), "ip", "link", "show", "eth0")
+	out, err := c.Exec(labtest.Soon(t), "ip", "link", "show", "eth0")
 	require.NoError(t, err)
 	assert.Contains(t, out, "00:16:3e:00:00:0a")
 	assert.Contains(t, out, "mtu 1400")
 
-	pid, err := c.Pid(soon(t))
+	pid, err := c.Pid(labtest.Soon(t))
 	require.NoError(t, err)
 	require.NoError(t, lx.Kill())
-	assert.False(t, ended(pid), "containers outlive LXD")
-	require.NoError(t, lx.Start(soon(t)))
-	state, err := c.State(soon(t))
+	assert.False(t, labtest.Ended(pid), "containers outlive LXD")
+	require.NoError(t, lx.Start(labtest.Soon(t)))
+	state, err := c.State(labtest.Soon(t))
 	require.NoError(t, err)
 	assert.Equal(t, "Running", state)
-	require.NoError(t, c.Shutdown(soon(t)))
-	assert.True(t, ended(pid))
-	_, err = c.Pid(soon(t))
+	require.NoError(t, c.Shutdown(labtest.Soon(t)))
+	assert.True(t, labtest.Ended(pid))
+	_, err = c.Pid(labtest.Soon(t))
 	require.ErrorIs(t, err, os.ErrProcessDone)
 	assert.False(t, node.HasLink("web_net0"))
 	assert.True(t, node.HasLink("web_peer1"), "it came back")
 
-	require.NoError(t, c.Start(soon(t)))
-	require.NoError(t, c.Destroy(soon(t)))
-	require.NoError(t, c.Delete(soon(t)))
+	require.NoError(t, c.Start(labtest.Soon(t)))
+	require.NoError(t, c.Destroy(labtest.Soon(t)))
+	require.NoError(t, c.Delete(labtest.Soon(t)))
 }
 
 // TestContainersMove moves one between servers that are no cluster, running and
@@ -122,31 +122,31 @@ func TestContainersMove(t *testing.T) {
 	_, top := labtest.Build(t, cluster)
 	var lxs []*testenv.LXD
 	for _, name := range []string{"node1", "node2"} {
-		lx, err := top.Nodes[name].StartLXD(soon(t), testenv.LXDOptions{})
+		lx, err := top.Nodes[name].StartLXD(labtest.Soon(t), testenv.LXDOptions{})
 		require.NoError(t, err)
 		lxs = append(lxs, lx)
 	}
-	require.NoError(t, lxs[0].Trust(soon(t), lxs[1]))
-	require.NoError(t, lxs[1].Trust(soon(t), lxs[0]))
+	require.NoError(t, lxs[0].Trust(labtest.Soon(t), lxs[1]))
+	require.NoError(t, lxs[1].Trust(labtest.Soon(t), lxs[0]))
 	nic := fabric.NIC{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")}}
-	c, err := lxs[0].Launch(soon(t), testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nic}, Gateway: cluster.Gateway})
+	c, err := lxs[0].Launch(labtest.Soon(t), testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nic}, Gateway: cluster.Gateway})
 	require.NoError(t, err)
 	for i, args := range [][]string{{"--stateless"}, {"--stateless"}, {}} {
 		from, to := lxs[i%2], lxs[1-i%2]
 		if len(args) == 0 {
-			require.NoError(t, c.Destroy(soon(t)))
+			require.NoError(t, c.Destroy(labtest.Soon(t)))
 		}
-		require.NoError(t, c.Move(soon(t), to, args...))
+		require.NoError(t, c.Move(labtest.Soon(t), to, args...))
 		assert.Equal(t, to, c.LXD())
-		_, err := from.Lxc(soon(t), "query", "/1.0/instances/web")
+		_, err := from.Lxc(labtest.Soon(t), "query", "/1.0/instances/web")
 		require.ErrorContains(t, err, "not found")
 		if len(args) == 0 {
-			require.NoError(t, c.Start(soon(t)))
+			require.NoError(t, c.Start(labtest.Soon(t)))
 		}
-		require.NoError(t, c.WaitReady(soon(t)))
+		require.NoError(t, c.WaitReady(labtest.Soon(t)))
 		wire(t, to.Host(), "web_net0", nic)
 		for _, a := range nic.Addresses {
-			_, err := to.Host().Ping(soon(t), a)
+			_, err := to.Host().Ping(labtest.Soon(t), a)
 			require.NoError(t, err)
 		}
 	}
@@ -160,17 +160,17 @@ func TestLXDsKeepToTheirHosts(t *testing.T) {
 	for _, name := range []string{"a", "b"} {
 		h, err := lab.AddHost(name)
 		require.NoError(t, err)
-		lx, err := h.StartLXD(soon(t), testenv.LXDOptions{})
+		lx, err := h.StartLXD(labtest.Soon(t), testenv.LXDOptions{})
 		require.NoError(t, err)
-		name, err := lx.Lxc(soon(t), "query", "/1.0")
+		name, err := lx.Lxc(labtest.Soon(t), "query", "/1.0")
 		require.NoError(t, err)
 		assert.Contains(t, name, fmt.Sprintf(`"server_name": %q`, h.Name()))
-		_, err = lx.Lxc(soon(t), "project", "create", "shop", "-c", "features.images=true", "-c", "features.profiles=false")
+		_, err = lx.Lxc(labtest.Soon(t), "project", "create", "shop", "-c", "features.images=true", "-c", "features.profiles=false")
 		require.NoError(t, err)
 		for _, project := range []string{"", "shop"} {
-			c, err := lx.Launch(soon(t), testenv.ContainerOptions{Name: "web", Project: project, Config: map[string]string{"user.note": name[:2]}})
+			c, err := lx.Launch(labtest.Soon(t), testenv.ContainerOptions{Name: "web", Project: project, Config: map[string]string{"user.note": name[:2]}})
 			require.NoError(t, err)
-			pid, err := c.Pid(soon(t))
+			pid, err := c.Pid(labtest.Soon(t))
 			require.NoError(t, err)
 			pids = append(pids, pid)
 		}
@@ -182,7 +182,7 @@ func TestLXDsKeepToTheirHosts(t *testing.T) {
 	assert.NotEmpty(t, groups)
 	require.NoError(t, lab.Close())
 	for _, pid := range pids {
-		assert.True(t, ended(pid))
+		assert.True(t, labtest.Ended(pid))
 	}
 	assert.Empty(t, controlGroupsOf(t, lab.ID()))
 	assert.NoDirExists(t, lab.Dir())
@@ -206,9 +206,13 @@ func controlGroupsOf(t *testing.T, lab string) (found []string) {
 	return found
 }
 
+// lxdChildEnv makes a test of this binary, run again, the owner of a lab that is
+// to die.
+const lxdChildEnv = "VMFABRIC_TESTENV_LXD_CHILD"
+
 // TestChildOwnsALXD is run by another test in a process of its own.
 func TestChildOwnsALXD(t *testing.T) {
-	if os.Getenv(childEnv) == "" {
+	if os.Getenv(lxdChildEnv) == "" {
 		t.Skip("run by another test")
 	}
 	ctx := context.Background()
@@ -231,7 +235,7 @@ func TestLXDIsCleanedUpAfterItsOwner(t *testing.T) {
 	labtest.Need(t, "lxd")
 	labtest.New(t) // skips or fails where labs cannot be made
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestChildOwnsALXD$", "-test.v")
-	cmd.Env = append(os.Environ(), childEnv+"=1")
+	cmd.Env = append(os.Environ(), lxdChildEnv+"=1")
 	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
@@ -251,6 +255,6 @@ func TestLXDIsCleanedUpAfterItsOwner(t *testing.T) {
 	_ = cmd.Wait()
 	require.Eventually(t, func() bool {
 		_, err := os.Stat(dir)
-		return os.IsNotExist(err) && ended(daemon) && ended(guest) && len(controlGroupsOf(t, id)) == 0
+		return os.IsNotExist(err) && labtest.Ended(daemon) && labtest.Ended(guest) && len(controlGroupsOf(t, id)) == 0
 	}, 20*time.Second, 10*time.Millisecond)
 }

@@ -45,12 +45,12 @@ func (o MigrateOptions) arguments(d *Domain, to *Libvirt) []string {
 	case Direct:
 		args = append(args, "qemu+unix:///system?socket="+to.Socket())
 		if !o.Offline {
-			args = append(args, "--migrateuri", "tcp://"+to.host.addr4.String())
+			args = append(args, "--migrateuri", "tcp://"+to.host.Addr4().String())
 		}
 	case Tunnelled:
-		args = append(args, "qemu+tcp://"+to.host.addr4.String()+"/system", "--p2p", "--tunnelled")
+		args = append(args, "qemu+tcp://"+to.host.Addr4().String()+"/system", "--p2p", "--tunnelled")
 	default:
-		args = append(args, "qemu+tcp://"+to.host.addr4.String()+"/system", "--p2p")
+		args = append(args, "qemu+tcp://"+to.host.Addr4().String()+"/system", "--p2p")
 	}
 	if o.Offline {
 		args = append(args, "--offline")
@@ -188,7 +188,7 @@ func (d *Domain) Locate(ctx context.Context, among ...*Libvirt) error {
 			state = "unknown"
 		}
 		state = strings.TrimSpace(state)
-		if said = append(said, lv.host.name+": "+state); state == "running" || state == "paused" {
+		if said = append(said, lv.host.Name()+": "+state); state == "running" || state == "paused" {
 			found = append(found, lv)
 		}
 	}

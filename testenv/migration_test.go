@@ -32,7 +32,7 @@ func newMoving(t *testing.T) *moving {
 	script := filepath.Join(t.TempDir(), "hook")
 	require.NoError(t, executable.Write(script, []byte(hook)))
 	for _, name := range []string{"node1", "node2"} {
-		lv, err := m.top.Nodes[name].StartLibvirt(soon(t), testenv.LibvirtOptions{Hook: script})
+		lv, err := m.top.Nodes[name].StartLibvirt(labtest.Soon(t), testenv.LibvirtOptions{Hook: script})
 		require.NoError(t, err)
 		m.lvs = append(m.lvs, lv)
 	}
@@ -44,7 +44,7 @@ var moved = []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAdd
 // define makes the guest known to the first node.
 func (m *moving) define(transient bool) *testenv.Domain {
 	m.t.Helper()
-	d, err := m.lvs[0].Define(soon(m.t), testenv.DomainOptions{
+	d, err := m.lvs[0].Define(labtest.Soon(m.t), testenv.DomainOptions{
 		Name: "web", NICs: []testenv.DomainNIC{{NIC: fabric.NIC{Addresses: moved}}}, Gateway: m.cluster.Gateway, Transient: transient,
 	})
 	require.NoError(m.t, err)
@@ -64,16 +64,16 @@ func (m *moving) route(d *testenv.Domain) {
 func (m *moving) reached(d *testenv.Domain) {
 	m.t.Helper()
 	m.route(d)
-	hung, err := d.Hung(soon(m.t))
+	hung, err := d.Hung(labtest.Soon(m.t))
 	require.NoError(m.t, err)
 	if hung {
 		m.t.Log("the guest hangs")
-		require.NoError(m.t, d.Destroy(soon(m.t)))
-		require.NoError(m.t, d.Start(soon(m.t)))
-		require.NoError(m.t, d.WaitReady(soon(m.t)))
+		require.NoError(m.t, d.Destroy(labtest.Soon(m.t)))
+		require.NoError(m.t, d.Start(labtest.Soon(m.t)))
+		require.NoError(m.t, d.WaitReady(labtest.Soon(m.t)))
 	}
 	for _, a := range moved {
-		_, err := m.top.Client.Ping(soon(m.t), a)
+		_, err := m.top.Client.Ping(labtest.Soon(m.t), a)
 		require.NoError(m.t, err)
 	}
 }
@@ -84,8 +84,8 @@ func TestMigrations(t *testing.T) {
 	m := newMoving(t)
 	for _, transient := range []bool{false, true} {
 		d := m.define(transient)
-		require.NoError(t, d.Start(soon(t)))
-		require.NoError(t, d.WaitReady(soon(t)))
+		require.NoError(t, d.Start(labtest.Soon(t)))
+		require.NoError(t, d.WaitReady(labtest.Soon(t)))
 		m.reached(d)
 		to := 1
 		ways := []testenv.MigrateOptions{{}, {Transport: testenv.Direct}, {Transport: testenv.Tunnelled}, {PostCopy: true, Bandwidth: 8}}
@@ -93,60 +93,60 @@ func TestMigrations(t *testing.T) {
 			ways = ways[:2]
 		}
 		for _, o := range ways {
-			mig := d.StartMigration(soon(t), m.lvs[to], o)
+			mig := d.StartMigration(labtest.Soon(t), m.lvs[to], o)
 			if o.PostCopy {
-				require.NoError(t, mig.Copying(soon(t)))
-				require.NoError(t, mig.PostCopy(soon(t)))
+				require.NoError(t, mig.Copying(labtest.Soon(t)))
+				require.NoError(t, mig.PostCopy(labtest.Soon(t)))
 			}
 			require.NoError(t, mig.Wait(), "%+v", o)
 			assert.Equal(t, m.lvs[to], d.Libvirt())
-			down, err := d.Downtime(soon(t))
+			down, err := d.Downtime(labtest.Soon(t))
 			if o.PostCopy && err != nil { // else it had copied all before it was told to
 				require.ErrorContains(t, err, "nothing of a downtime")
 			} else {
 				require.NoError(t, err, "%+v", o)
 				assert.Positive(t, down)
 			}
-			require.NoError(t, d.Locate(soon(t), m.lvs...))
+			require.NoError(t, d.Locate(labtest.Soon(t), m.lvs...))
 			assert.Equal(t, m.lvs[to], d.Libvirt())
 			m.reached(d)
 			to = 1 - to
 		}
 		// Paused, it arrives paused.
-		require.NoError(t, d.Pause(soon(t)))
-		_, err := d.Hung(soon(t))
+		require.NoError(t, d.Pause(labtest.Soon(t)))
+		_, err := d.Hung(labtest.Soon(t))
 		require.ErrorContains(t, err, "domain web is paused")
-		require.NoError(t, d.StartMigration(soon(t), m.lvs[to], testenv.MigrateOptions{}).Wait())
-		state, err := d.State(soon(t))
+		require.NoError(t, d.StartMigration(labtest.Soon(t), m.lvs[to], testenv.MigrateOptions{}).Wait())
+		state, err := d.State(labtest.Soon(t))
 		require.NoError(t, err)
 		assert.Equal(t, "paused", state)
-		require.NoError(t, d.Resume(soon(t)))
+		require.NoError(t, d.Resume(labtest.Soon(t)))
 		m.reached(d)
 
 		to = 1 - to
 		if !transient {
-			require.NoError(t, d.Shutdown(soon(t)))
-			require.Error(t, d.Locate(soon(t), m.lvs...), "it runs nowhere")
-			require.NoError(t, d.StartMigration(soon(t), m.lvs[to], testenv.MigrateOptions{Offline: true}).Wait())
-			state, err = d.State(soon(t))
+			require.NoError(t, d.Shutdown(labtest.Soon(t)))
+			require.Error(t, d.Locate(labtest.Soon(t), m.lvs...), "it runs nowhere")
+			require.NoError(t, d.StartMigration(labtest.Soon(t), m.lvs[to], testenv.MigrateOptions{Offline: true}).Wait())
+			state, err = d.State(labtest.Soon(t))
 			require.NoError(t, err)
 			assert.Equal(t, "shut off", state)
-			_, err = m.lvs[1-to].Virsh(soon(t), "undefine", "web")
+			_, err = m.lvs[1-to].Virsh(labtest.Soon(t), "undefine", "web")
 			require.ErrorContains(t, err, "failed to get domain", "it is not defined where it was")
-			require.NoError(t, d.Start(soon(t)))
-			require.NoError(t, d.WaitReady(soon(t)))
+			require.NoError(t, d.Start(labtest.Soon(t)))
+			require.NoError(t, d.WaitReady(labtest.Soon(t)))
 			m.reached(d)
 			to = 1 - to
 		}
 		// Saved here, restored there.
 		file := filepath.Join(t.TempDir(), "web.save")
-		require.NoError(t, d.Save(soon(t), file))
-		require.NoError(t, d.Restore(soon(t), m.lvs[to], file))
+		require.NoError(t, d.Save(labtest.Soon(t), file))
+		require.NoError(t, d.Restore(labtest.Soon(t), m.lvs[to], file))
 		m.reached(d)
-		require.NoError(t, d.Shutdown(soon(t)))
-		require.Error(t, d.Locate(soon(t), m.lvs...), "it runs nowhere")
+		require.NoError(t, d.Shutdown(labtest.Soon(t)))
+		require.Error(t, d.Locate(labtest.Soon(t), m.lvs...), "it runs nowhere")
 		if !transient {
-			_, err = m.lvs[1-to].Virsh(soon(t), "undefine", "web")
+			_, err = m.lvs[1-to].Virsh(labtest.Soon(t), "undefine", "web")
 			require.NoError(t, err)
 		}
 	}
@@ -157,10 +157,10 @@ func TestFailedMigrations(t *testing.T) {
 	t.Parallel()
 	m := newMoving(t)
 	d := m.define(false)
-	require.NoError(t, d.Start(soon(t)))
-	require.NoError(t, d.WaitReady(soon(t)))
+	require.NoError(t, d.Start(labtest.Soon(t)))
+	require.NoError(t, d.WaitReady(labtest.Soon(t)))
 	for what, fail := range map[string]func(mig *testenv.Migration) error{
-		"aborted": func(mig *testenv.Migration) error { return mig.Abort(soon(t)) },
+		"aborted": func(mig *testenv.Migration) error { return mig.Abort(labtest.Soon(t)) },
 		"destination's QEMU killed": func(*testenv.Migration) error {
 			pid, err := m.lvs[1].GuestPid("web")
 			if err != nil {
@@ -170,15 +170,15 @@ func TestFailedMigrations(t *testing.T) {
 		},
 		"destination's libvirtd killed": func(*testenv.Migration) error { return m.lvs[1].Kill() },
 	} {
-		mig := d.StartMigration(soon(t), m.lvs[1], testenv.MigrateOptions{Bandwidth: 4})
-		require.NoError(t, mig.Copying(soon(t)), what)
+		mig := d.StartMigration(labtest.Soon(t), m.lvs[1], testenv.MigrateOptions{Bandwidth: 4})
+		require.NoError(t, mig.Copying(labtest.Soon(t)), what)
 		require.NoError(t, fail(mig), what)
 		require.Error(t, mig.Wait(), what)
-		require.Error(t, mig.Abort(soon(t)), "it is over")
+		require.Error(t, mig.Abort(labtest.Soon(t)), "it is over")
 		if !m.lvs[1].Daemon().Running() {
-			require.NoError(t, m.lvs[1].Start(soon(t)))
+			require.NoError(t, m.lvs[1].Start(labtest.Soon(t)))
 		}
-		require.NoError(t, testenv.Until(soon(t), func() error { return d.Locate(soon(t), m.lvs...) }), what)
+		require.NoError(t, testenv.Until(labtest.Soon(t), func() error { return d.Locate(labtest.Soon(t), m.lvs...) }), what)
 		assert.Equal(t, m.lvs[0], d.Libvirt(), what)
 		m.reached(d)
 	}
@@ -189,12 +189,12 @@ func TestHungGuest(t *testing.T) {
 	t.Parallel()
 	m := newMoving(t)
 	d := m.define(false)
-	require.NoError(t, d.Start(soon(t)))
-	require.NoError(t, d.WaitReady(soon(t)))
+	require.NoError(t, d.Start(labtest.Soon(t)))
+	require.NoError(t, d.WaitReady(labtest.Soon(t)))
 	node := d.Libvirt().Host()
 	check := func(want bool, what string) {
 		t.Helper()
-		hung, err := d.Hung(soon(t))
+		hung, err := d.Hung(labtest.Soon(t))
 		require.NoError(t, err)
 		assert.Equal(t, want, hung, what)
 	}
@@ -202,7 +202,7 @@ func TestHungGuest(t *testing.T) {
 	require.NoError(t, node.SetDown("web_net0"))
 	check(false, "its cable is cut")
 	require.NoError(t, node.SetUp("web_net0"))
-	_, err := node.Run(soon(t), "ip", "route", "add", moved[0].String(), "dev", "web_net0")
+	_, err := node.Run(labtest.Soon(t), "ip", "route", "add", moved[0].String(), "dev", "web_net0")
 	require.NoError(t, err)
 	m.route(d)
 
@@ -212,7 +212,7 @@ func TestHungGuest(t *testing.T) {
 	_, err = m.top.Client.GuestRun(ctx, moved[0], "echo 0 > /proc/sys/kernel/panic; echo c > /proc/sysrq-trigger")
 	require.Error(t, err)
 	check(true, d.Console())
-	state, err := d.State(soon(t))
+	state, err := d.State(labtest.Soon(t))
 	require.NoError(t, err)
 	assert.Equal(t, "running", state)
 }

@@ -2,7 +2,6 @@ package testenv
 
 import (
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 
@@ -62,43 +61,4 @@ func FuzzBird(f *testing.F) {
 			}
 		}
 	})
-}
-
-func TestIdentifyReadsOddNames(t *testing.T) {
-	t.Parallel()
-	cmd := sleeper(t)
-	p, err := identify(cmd.Process.Pid)
-	require.NoError(t, err)
-	assert.True(t, p.alive())
-	assert.False(t, process{p.pid, p.start - 1}.alive(), "an earlier process of that number")
-	require.NoError(t, cmd.Process.Kill())
-	_ = cmd.Wait()
-	_, err = identify(p.pid)
-	assert.ErrorIs(t, err, os.ErrNotExist)
-}
-
-func TestBothFamilies(t *testing.T) {
-	t.Parallel()
-	four, six := Underlay4(221), Underlay6(221)
-	foreign := netip.MustParseAddr("192.0.2.77")
-	for _, tc := range []struct{ in, want []netip.Addr }{
-		{[]netip.Addr{four}, []netip.Addr{four, six}},
-		{[]netip.Addr{six}, []netip.Addr{six, four}},
-		{[]netip.Addr{four, {}}, []netip.Addr{four, six}},
-		{[]netip.Addr{four, Underlay6(3)}, []netip.Addr{four, Underlay6(3)}},
-		{[]netip.Addr{foreign}, []netip.Addr{foreign}},
-		{nil, nil},
-	} {
-		assert.Equal(t, tc.want, both(tc.in...))
-	}
-}
-
-func TestRunID(t *testing.T) {
-	t.Parallel()
-	for name, want := range map[string]string{
-		"": `^lab-[0-9a-z]{5}$`, "TestX/with a name": `^testxwithaname-`, "###": `^lab-`, strings.Repeat("x", 99): `^x{16}-`,
-	} {
-		assert.Regexp(t, want, runID(name))
-	}
-	assert.NotEqual(t, runID("a"), runID("a"))
 }

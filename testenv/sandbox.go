@@ -19,16 +19,13 @@ type sandbox struct {
 // bind puts source, a file or directory of the lab, in the place of target.
 type bind struct{ source, target string }
 
-func (h *Host) newSandbox(binds []bind) (*sandbox, error) {
+func newSandbox(h *Host, binds []bind) (*sandbox, error) {
 	s := &sandbox{host: h}
-	err := onThread(func() (err error) {
-		if err := h.enter(); err != nil {
-			return err
-		}
+	err := h.Do(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWUTS); err != nil {
 			return os.NewSyscallError("unshare", err)
 		}
-		if err := unix.Sethostname([]byte(h.name)); err != nil {
+		if err := unix.Sethostname([]byte(h.Name())); err != nil {
 			return os.NewSyscallError("sethostname", err)
 		}
 		if err := mountAll(binds); err != nil {
@@ -44,7 +41,7 @@ func (h *Host) newSandbox(binds []bind) (*sandbox, error) {
 		s.close()
 		return nil, err
 	}
-	h.lab.onClose(s.close)
+	h.Lab().OnClose(s.close)
 	return s, nil
 }
 

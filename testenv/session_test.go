@@ -45,7 +45,7 @@ func TestSession(t *testing.T) {
 	require.NoError(t, err)
 	serveEach(t, two, func(conn *net.TCPConn) { _, _ = io.Copy(conn, conn) })
 	for _, to := range []netip.Addr{two.Addr4(), two.Addr6()} {
-		s, err := one.OpenSession(soon(t), netip.AddrPortFrom(to, 7), time.Millisecond)
+		s, err := one.OpenSession(labtest.Soon(t), netip.AddrPortFrom(to, 7), time.Millisecond)
 		require.NoError(t, err)
 		require.Eventually(t, func() bool { return s.Echoed() > 50 }, 10*time.Second, time.Millisecond)
 		require.NoError(t, lab.Disconnect(two))
@@ -83,7 +83,7 @@ func TestSessionEnds(t *testing.T) {
 		_, _ = io.Copy(io.Discard, conn)
 	})
 	for host, words := range map[*testenv.Host]string{reset: "connection reset", wrong: `line 0 came back as "line 000000001`} {
-		s, err := one.OpenSession(soon(t), netip.AddrPortFrom(host.Addr4(), 7), time.Millisecond)
+		s, err := one.OpenSession(labtest.Soon(t), netip.AddrPortFrom(host.Addr4(), 7), time.Millisecond)
 		require.NoError(t, err)
 		var r testenv.SessionResult
 		time.Sleep(200 * time.Millisecond)
@@ -92,6 +92,6 @@ func TestSessionEnds(t *testing.T) {
 		assert.Equal(t, host == reset, r.Reset)
 		assert.Zero(t, r.Echoed)
 	}
-	_, err = one.OpenSession(soon(t), netip.AddrPortFrom(one.Addr4(), 7), time.Millisecond)
+	_, err = one.OpenSession(labtest.Soon(t), netip.AddrPortFrom(one.Addr4(), 7), time.Millisecond)
 	require.ErrorContains(t, err, "refused")
 }

@@ -15,11 +15,6 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
-// soon is a bound for what takes a moment on a quiet machine.
-func soon(t testing.TB) context.Context {
-	return labtest.Soon(t)
-}
-
 func TestSmallClusterIsValid(t *testing.T) {
 	t.Parallel()
 	c := testenv.SmallCluster(3)
@@ -48,7 +43,7 @@ func TestEveryHostReachesEveryOther(t *testing.T) {
 		{"client to reflector", top.Client, []netip.Addr{top.Reflectors["rr1"].Addr4(), top.Reflectors["rr2"].Addr6()}},
 	} {
 		for _, to := range tc.to {
-			_, err := tc.from.Ping(soon(t), to)
+			_, err := tc.from.Ping(labtest.Soon(t), to)
 			assert.NoError(t, err, tc.name)
 		}
 	}
@@ -62,7 +57,7 @@ func TestDisconnectIsSilent(t *testing.T) {
 	t.Parallel()
 	lab, top := labtest.Build(t, testenv.SmallCluster(1))
 	node := top.Nodes["node1"]
-	_, err := top.Core.Ping(soon(t), node.Addr4())
+	_, err := top.Core.Ping(labtest.Soon(t), node.Addr4())
 	require.NoError(t, err)
 
 	require.NoError(t, lab.Disconnect(node))
@@ -75,7 +70,7 @@ func TestDisconnectIsSilent(t *testing.T) {
 	assert.Equal(t, netlink.LinkOperState(netlink.OperUp), link.Attrs().OperState, "carrier stays")
 
 	require.NoError(t, lab.Reconnect(node))
-	_, err = top.Core.Ping(soon(t), node.Addr6())
+	_, err = top.Core.Ping(labtest.Soon(t), node.Addr6())
 	assert.NoError(t, err)
 }
 
@@ -129,19 +124,19 @@ func TestGuestMoves(t *testing.T) {
 	require.NoError(t, err)
 	mac := guest.MAC(0)
 	for _, a := range reach {
-		_, err := top.Client.Ping(soon(t), a)
+		_, err := top.Client.Ping(labtest.Soon(t), a)
 		require.NoError(t, err, "on node1")
 	}
-	_, err = guest.Ping(soon(t), testenv.ClientAddr6)
+	_, err = guest.Ping(labtest.Soon(t), testenv.ClientAddr6)
 	require.NoError(t, err)
-	_, err = guest.Ping(soon(t), netip.MustParseAddr("fe80::1%eth0"))
+	_, err = guest.Ping(labtest.Soon(t), netip.MustParseAddr("fe80::1%eth0"))
 	require.NoError(t, err)
 
 	attach(node2)
 	require.NoError(t, guest.Plug(node2))
 	assert.True(t, node1.HasLink("web_peer0"), "the end at node1 is put back")
 	for _, a := range reach {
-		_, err := top.Client.Ping(soon(t), a)
+		_, err := top.Client.Ping(labtest.Soon(t), a)
 		require.NoError(t, err, "on node2")
 	}
 	assert.Equal(t, mac, guest.MAC(0))
@@ -170,9 +165,9 @@ func TestTrafficOfTwoGuestsStaysApart(t *testing.T) {
 	require.NoError(t, err)
 	other, err := node.Sniff("b_net0", concerns(addrs["a"]))
 	require.NoError(t, err)
-	_, err = top.Client.Ping(soon(t), addrs["a"])
+	_, err = top.Client.Ping(labtest.Soon(t), addrs["a"])
 	require.NoError(t, err)
-	frames, err := own.Wait(soon(t), 2)
+	frames, err := own.Wait(labtest.Soon(t), 2)
 	require.NoError(t, err)
 	assert.Equal(t, uint16(0x0800), frames[len(frames)-1].EtherType())
 	assert.WithinDuration(t, time.Now(), frames[0].At, time.Minute)

@@ -52,15 +52,15 @@ func TestQuick(t *testing.T) {
 	} {
 		assert.Contains(t, printed.String(), want)
 	}
-	if testenv.Available("frr") == nil {
+	if testenv.RouterAvailable("frr") == nil {
 		assert.Contains(t, printed.String(), "shell hook, FRR by vtysh")
 	}
-	if testenv.Available("qemu") == nil {
+	if testenv.HypervisorAvailable("qemu") == nil {
 		for _, want := range []string{"hook only, to the higher router ID", "when virsh returns", "4,000 a second", "live migrations, core BIRD, IPv6: never more than 10 lost"} {
 			assert.Contains(t, printed.String(), want)
 		}
 	}
-	if testenv.Available("lxd") == nil {
+	if testenv.HypervisorAvailable("lxd") == nil {
 		assert.Contains(t, printed.String(), "`lxc move --stateless`")
 	}
 	assert.NotContains(t, printed.String(), "NaN")

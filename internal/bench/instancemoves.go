@@ -34,7 +34,7 @@ type stateless struct {
 
 // instanceMoves adds the moves of an LXD instance to a section.
 func (b *bench) instanceMoves(ctx context.Context, s *section) (err error) {
-	if err := testenv.Available("lxd"); err != nil {
+	if err := testenv.HypervisorAvailable("lxd"); err != nil {
 		s.notes = append(s.notes, fmt.Sprintf("Moves between LXD servers were not measured: %v.", err))
 		return nil
 	}

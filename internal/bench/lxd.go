@@ -28,7 +28,7 @@ type baseline struct {
 
 // measureLXD compares vmfabric with LXD's own BGP server.
 func measureLXD(ctx context.Context, b *bench) (s section, err error) {
-	if err := testenv.Available("lxd"); err != nil {
+	if err := testenv.HypervisorAvailable("lxd"); err != nil {
 		return section{title: lxdTitle, method: fmt.Sprintf("Not measured: %v.", err)}, nil
 	}
 	if _, err := exec.LookPath("dnsmasq"); err != nil {

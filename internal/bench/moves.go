@@ -67,11 +67,11 @@ type move struct {
 // measureMoves migrates guests under probes, by turns with vmfabric and with
 // what hooks alone can do.
 func measureMoves(ctx context.Context, b *bench) (s section, err error) {
-	if err := testenv.Available("qemu"); err != nil {
+	if err := testenv.HypervisorAvailable("qemu"); err != nil {
 		return section{title: movesTitle, method: fmt.Sprintf("Not measured: %v.", err)}, nil
 	}
 	cores := []string{"BIRD", "FRR"}
-	if b.quick || testenv.Available("frr") != nil {
+	if b.quick || testenv.RouterAvailable("frr") != nil {
 		cores = cores[:1]
 	}
 	idle0, all0 := ticks()

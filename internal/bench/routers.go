@@ -25,7 +25,7 @@ var reflectorKinds = []struct{ kind, name string }{
 // after the other, and then very many routes at once.
 func measureRouters(ctx context.Context, b *bench) (section, error) {
 	s := section{title: "Every speaker behind every reflector"}
-	if err := testenv.Available("frr"); err != nil {
+	if err := testenv.RouterAvailable("frr"); err != nil {
 		s.method = fmt.Sprintf("Not measured: %v.", err)
 		return s, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -60,18 +61,29 @@ func Build(t testing.TB, c fabric.Cluster) (*testenv.Lab, *testenv.Topology) {
 	return lab, top
 }
 
-// Need says what the test needs besides a kernel, in the words of
-// testenv.Available: "bird", "frr", "libvirt", "qemu" (which includes libvirt), "lxd",
-// the name of a program, "root". Where something is missing, see [Missing]. Under
+// Need says what the test needs besides a kernel: "bird", "frr", "libvirt", "qemu"
+// (which includes libvirt), "lxd", the name of a program, "root". Where something is missing, see [Missing]. Under
 // -short the test is skipped, see [Long].
 func Need(t testing.TB, things ...string) {
 	t.Helper()
 	Long(t)
 	for _, thing := range things {
-		if err := testenv.Available(thing); err != nil {
+		if err := available(thing); err != nil {
 			Missing(t, err)
 		}
 	}
+}
+
+func available(thing string) error {
+	switch thing {
+	case "root":
+		return testenv.Available(thing)
+	case "bird", "frr":
+		return testenv.RouterAvailable(thing)
+	case "libvirt", "qemu", "lxd":
+		return testenv.HypervisorAvailable(thing)
+	}
+	return testenv.Available(thing, thing)
 }
 
 // Long skips the test under -short: one that needs root, a daemon or a network
@@ -115,4 +127,11 @@ func Soon(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+// Ended reports whether a process runs no more; init may yet have to wait for
+// one whose parent has gone.
+func Ended(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || bytes.Contains(stat, []byte(") Z "))
 }
