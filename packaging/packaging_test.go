@@ -19,7 +19,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/fabric/libvirt/domxml"
 	"github.com/vmfabric/vmfabric/internal/render"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -81,14 +82,14 @@ func TestRendered(t *testing.T) {
 	c, err := clusterfile.Load(labtest.Own(t, "cluster.yaml.example"))
 	require.NoError(t, err)
 	_, top := labtest.Build(t, c)
-	start := func(h *testenv.Host) *testenv.Bird {
+	start := func(h *core.Host) *routers.Bird {
 		conf, err := render.Router(c, render.BIRD, h.Name())
 		require.NoError(t, err)
-		b, err := h.StartBird(labtest.Soon(t), strings.Replace(conf, "log syslog all", "log stderr all", 1))
+		b, err := routers.StartBird(labtest.Soon(t), h, strings.Replace(conf, "log syslog all", "log stderr all", 1))
 		require.NoError(t, err)
 		return b
 	}
-	var reflectors []*testenv.Bird
+	var reflectors []*routers.Bird
 	for _, h := range top.Reflectors {
 		reflectors = append(reflectors, start(h))
 	}
@@ -97,15 +98,15 @@ func TestRendered(t *testing.T) {
 	good := prefixes("203.0.113.10/32", "2001:db8:100::10/128")
 	bad := prefixes("203.0.113.64/26", "2001:db8:100:1::/64", "198.51.100.7/32", "2001:db8:9::7/128", "203.0.113.255/32", "0.0.0.0/0", "::/0")
 	node := top.Nodes["node1"]
-	speaker := testenv.Announcer{
+	speaker := routers.Announcer{
 		RouterID: node.Addr4(), Communities: c.Communities, Routes: append(good, bad...),
 		Reflectors: []netip.Addr{c.Reflectors[0].Address, c.Reflectors[1].Address},
 	}
-	b, err := node.StartBird(labtest.Soon(t), speaker.Bird())
+	b, err := routers.StartBird(labtest.Soon(t), node, speaker.Bird())
 	require.NoError(t, err)
 	inCore := func(p netip.Prefix, want bool) {
 		t.Helper()
-		require.NoError(t, testenv.Until(labtest.Soon(t), func() error {
+		require.NoError(t, core.Until(labtest.Soon(t), func() error {
 			if r, there, err := top.Core.Route(p); err != nil || there != want {
 				return fmt.Errorf("core gateway: %s: %v %v %w", p, r, there, err)
 			}
@@ -117,7 +118,7 @@ func TestRendered(t *testing.T) {
 	}
 	// Of everything that is announced, the reflectors keep this alone.
 	for _, rr := range reflectors {
-		require.NoError(t, testenv.Until(labtest.Soon(t), func() error {
+		require.NoError(t, core.Until(labtest.Soon(t), func() error {
 			routes, err := rr.Routes(labtest.Soon(t))
 			if err == nil && len(routes) != len(good) {
 				err = fmt.Errorf("reflector has %v", routes)

@@ -17,7 +17,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/internal/backoff"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 const demoPicture = `
@@ -45,14 +45,14 @@ const demoPicture = `
 // demo is the whole system in network namespaces of this machine.
 type demo struct {
 	out     io.Writer
-	lab     *testenv.Lab
-	top     *testenv.Topology
+	lab     *core.Lab
+	top     *core.Topology
 	cluster fabric.Cluster
 	file    string // the cluster file
 	self    string // this program
-	agents  map[string]*testenv.Daemon
-	rr      map[string]*testenv.Daemon
-	guests  map[string]*testenv.Guest
+	agents  map[string]*core.Daemon
+	rr      map[string]*core.Daemon
+	guests  map[string]*core.Guest
 	core    *routeLog
 }
 
@@ -104,7 +104,7 @@ func demoVM(name string, n int) fabric.VM {
 
 // start makes the hosts and starts the programs in them.
 func (d *demo) start(ctx context.Context) error {
-	d.cluster = testenv.SmallCluster(2)
+	d.cluster = core.SmallCluster(2)
 	d.cluster.Name = "demo"
 	var err error
 	if d.top, err = d.lab.Build(d.cluster); err != nil {
@@ -115,13 +115,13 @@ func (d *demo) start(ctx context.Context) error {
 	if err := os.WriteFile(key, []byte(rand.Text()+"\n"), 0o600); err != nil {
 		return err
 	}
-	if err := os.WriteFile(d.file, []byte(testenv.ClusterFile(d.cluster)+"key_file: "+key+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(d.file, []byte(core.ClusterFile(d.cluster)+"key_file: "+key+"\n"), 0o600); err != nil {
 		return err
 	}
 	if d.core, err = watchRoutes(d.top.Core); err != nil {
 		return err
 	}
-	d.agents, d.rr, d.guests = map[string]*testenv.Daemon{}, map[string]*testenv.Daemon{}, map[string]*testenv.Guest{}
+	d.agents, d.rr, d.guests = map[string]*core.Daemon{}, map[string]*core.Daemon{}, map[string]*core.Guest{}
 	for name := range d.top.Reflectors {
 		if err := d.startReflector(name); err != nil {
 			return err
@@ -226,7 +226,7 @@ func (d *demo) reachable(ctx context.Context, vm fabric.VM) error {
 }
 
 // ping waits for an answer, and gives how long it took.
-func (d *demo) ping(ctx context.Context, from *testenv.Host, to netip.Addr) (rtt time.Duration, err error) {
+func (d *demo) ping(ctx context.Context, from *core.Host, to netip.Addr) (rtt time.Duration, err error) {
 	err = d.until(ctx, func(ctx context.Context) (err error) {
 		rtt, err = from.Ping(ctx, to)
 		return err
@@ -294,10 +294,10 @@ func agentEvents(log, vm string) []event {
 func (d *demo) pings(ctx context.Context) error {
 	type host struct {
 		name string
-		h    *testenv.Host
+		h    *core.Host
 		to   []netip.Addr
 	}
-	all := []host{{"client", d.top.Client, []netip.Addr{testenv.ClientAddr4, testenv.ClientAddr6}}}
+	all := []host{{"client", d.top.Client, []netip.Addr{core.ClientAddr4, core.ClientAddr6}}}
 	for n, name := range []string{"sea_gold", "web", "box"} {
 		all = append(all, host{name, d.guests[name].Host, demoVM(name, 10+n).NICs[0].Addresses})
 	}
@@ -364,7 +364,7 @@ func (d *demo) killReflector(ctx context.Context) error {
 
 // underProbe does something while the client pings both addresses of a guest.
 func (d *demo) underProbe(vm fabric.VM, do func() error) error {
-	var probes []*testenv.Prober
+	var probes []*core.Prober
 	for _, a := range vm.NICs[0].Addresses {
 		p, err := d.top.Client.Probe(a, time.Millisecond)
 		if err != nil {

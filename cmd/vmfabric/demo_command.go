@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/internal/trusted"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 // demoFlags says how the demonstration runs. A process that was started by
@@ -82,7 +82,7 @@ func demoUnprivileged(ctx context.Context, f demoFlags) error {
 	}
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = testenv.UserNamespace()
+	cmd.SysProcAttr = core.UserNamespace()
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	err := cmd.Run()
 	var exit *exec.ExitError
@@ -96,7 +96,7 @@ func demoUnprivileged(ctx context.Context, f demoFlags) error {
 }
 
 func runDemo(ctx context.Context, out io.Writer, f demoFlags) (err error) {
-	lab, err := testenv.New(ctx, testenv.Options{Name: "demo"})
+	lab, err := core.New(ctx, core.Options{Name: "demo"})
 	if err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
@@ -234,7 +234,7 @@ func demoDown(out io.Writer, record string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	start := startTime(pid)
-	err = testenv.Until(ctx, func() error {
+	err = core.Until(ctx, func() error {
 		if start != "" && startTime(pid) == start {
 			return fmt.Errorf("process %d is still removing it", pid)
 		}

@@ -17,7 +17,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 // demoCoreCommand is what the demonstration runs as the core gateway: it puts
@@ -70,7 +70,7 @@ type logged struct {
 }
 
 // watchRoutes follows a host's routes until the program ends.
-func watchRoutes(h *testenv.Host) (*routeLog, error) {
+func watchRoutes(h *core.Host) (*routeLog, error) {
 	l := &routeLog{routes: map[netip.Prefix]logged{}, woken: make(chan struct{})}
 	updates := make(chan netlink.RouteUpdate, 1024)
 	if err := netlink.RouteSubscribeAt(h.NsHandle(), updates, nil); err != nil {

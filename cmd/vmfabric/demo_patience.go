@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 // How long something of the demonstration may take: a machine that is emulated, or
@@ -37,7 +37,7 @@ func whileWorking(ctx context.Context, now func() effort, f func(ctx context.Con
 	before := now()
 	for n := 1; ; n++ {
 		limited, cancel := context.WithTimeout(ctx, window)
-		err := testenv.Until(limited, func() error { return f(limited) })
+		err := core.Until(limited, func() error { return f(limited) })
 		cancel()
 		after := now()
 		if err == nil || ctx.Err() != nil || n == windows || !after.worked(before) {
@@ -48,7 +48,7 @@ func whileWorking(ctx context.Context, now func() effort, f func(ctx context.Con
 }
 
 // effortOf adds up what the daemons of a lab have done.
-func effortOf(lab *testenv.Lab) (sum effort) {
+func effortOf(lab *core.Lab) (sum effort) {
 	for _, d := range lab.Daemons() {
 		sum.processor += processorTime(d.Pid())
 		if info, err := os.Stat(d.LogPath()); err == nil {

@@ -11,7 +11,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -23,18 +24,18 @@ func TestEmbed(t *testing.T) {
 	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 
-	cluster := testenv.SmallCluster(1)
+	cluster := core.SmallCluster(1)
 	lab, top := labtest.Build(t, cluster)
-	core := testenv.CoreGateway{BGP: testenv.BGPOf(cluster), RouterID: top.Core.Addr4()}
+	gateway := routers.CoreGateway{BGP: routers.BGPOf(cluster), RouterID: top.Core.Addr4()}
 	for _, h := range top.Reflectors {
-		_, err := h.StartBird(labtest.Soon(t), testenv.Reflector{BGP: testenv.BGPOf(cluster), RouterID: h.Addr4(), Cores: []netip.Addr{top.Core.Addr4()}}.Bird())
+		_, err := routers.StartBird(labtest.Soon(t), h, routers.Reflector{BGP: routers.BGPOf(cluster), RouterID: h.Addr4(), Cores: []netip.Addr{top.Core.Addr4()}}.Bird())
 		require.NoError(t, err)
-		core.Reflectors = append(core.Reflectors, h.Addr4())
+		gateway.Reflectors = append(gateway.Reflectors, h.Addr4())
 	}
-	_, err = top.Core.StartBird(labtest.Soon(t), core.Bird())
+	_, err = routers.StartBird(labtest.Soon(t), top.Core, gateway.Bird())
 	require.NoError(t, err)
 	file := filepath.Join(lab.Dir(), "cluster.yaml")
-	require.NoError(t, os.WriteFile(file, []byte(testenv.ClusterFile(cluster)), 0o600))
+	require.NoError(t, os.WriteFile(file, []byte(core.ClusterFile(cluster)), 0o600))
 	node := top.Nodes["node1"]
 	d, err := node.StartDaemon("embed", exec.Command(program, "--config", file, "--state", filepath.Join(node.Dir(), "state")))
 	require.NoError(t, err)
@@ -42,7 +43,7 @@ func TestEmbed(t *testing.T) {
 	prefixes := []netip.Prefix{netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("2001:db8:100::10/128")}
 	await := func(there bool) {
 		for _, p := range prefixes {
-			require.NoError(t, testenv.Until(labtest.Soon(t), func() error {
+			require.NoError(t, core.Until(labtest.Soon(t), func() error {
 				if _, ok, err := top.Core.Route(p); err != nil || ok != there {
 					return fmt.Errorf("route to %s in the core gateway: %v %w; %s", p, ok, err, d.Log())
 				}

@@ -20,7 +20,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
 	"github.com/vmfabric/vmfabric/internal/render"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -111,14 +112,14 @@ func beReflector(c fabric.Cluster, name string) error {
 
 // other is a speaker, or a reflector, in a process of its own.
 type other struct {
-	*testenv.Daemon
+	*core.Daemon
 	t    *testing.T
 	in   io.Writer
 	seen int // competitors
 	gone int // those that have gone
 }
 
-func startOther(t *testing.T, c fabric.Cluster, h *testenv.Host, kind string) *other {
+func startOther(t *testing.T, c fabric.Cluster, h *core.Host, kind string) *other {
 	t.Helper()
 	text, err := json.Marshal(c)
 	require.NoError(t, err)
@@ -159,7 +160,7 @@ func (o *other) told(gone bool) (rs []fabric.Competitor) {
 
 // hears waits until it was told of the node's route to each prefix by each
 // reflector, and of no other route to these.
-func (o *other) hears(from *testenv.Host, reflectors int, ps ...netip.Prefix) {
+func (o *other) hears(from *core.Host, reflectors int, ps ...netip.Prefix) {
 	o.t.Helper()
 	var expected []string
 	for n := range reflectors {
@@ -233,12 +234,12 @@ func TestHolders(t *testing.T) {
 			if kind != "embedded" {
 				labtest.Need(t, kind)
 			}
-			c := testenv.SmallCluster(2)
+			c := core.SmallCluster(2)
 			_, top := labtest.Build(t, c)
 			for _, rr := range top.Reflectors {
 				startReflecting(t, c, kind, rr)
 			}
-			hosts := []*testenv.Host{top.Nodes["node1"], top.Nodes["node2"]}
+			hosts := []*core.Host{top.Nodes["node1"], top.Nodes["node2"]}
 			speakers := []*other{startOther(t, c, hosts[0], "speaker"), startOther(t, c, hosts[1], "speaker")}
 			for first := range hosts {
 				// Each round has its own prefixes: of two that are removed at the same
@@ -299,7 +300,7 @@ func TestRivals(t *testing.T) {
 			if kind != "embedded" {
 				labtest.Need(t, kind)
 			}
-			c := testenv.SmallCluster(2)
+			c := core.SmallCluster(2)
 			_, top := labtest.Build(t, c)
 			for _, rr := range top.Reflectors {
 				startReflecting(t, c, kind, rr)
@@ -357,7 +358,7 @@ func TestRivals(t *testing.T) {
 	}
 }
 
-func startReflecting(t *testing.T, c fabric.Cluster, kind string, h *testenv.Host) {
+func startReflecting(t *testing.T, c fabric.Cluster, kind string, h *core.Host) {
 	t.Helper()
 	if kind == "embedded" {
 		startOther(t, c, h, "reflector")
@@ -366,9 +367,9 @@ func startReflecting(t *testing.T, c fabric.Cluster, kind string, h *testenv.Hos
 	conf, err := render.Router(c, render.Format(kind), h.Name())
 	require.NoError(t, err)
 	if kind == "bird" {
-		_, err = h.StartBird(t.Context(), strings.Replace(conf, "log syslog all;", "log stderr all;", 1))
+		_, err = routers.StartBird(t.Context(), h, strings.Replace(conf, "log syslog all;", "log stderr all;", 1))
 	} else {
-		_, err = h.StartFRR(t.Context(), conf)
+		_, err = routers.StartFRR(t.Context(), h, conf)
 	}
 	require.NoError(t, err)
 }

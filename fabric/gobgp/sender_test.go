@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
 // TestSender: a node's routes pass with the node itself as next hop and a
@@ -123,7 +123,7 @@ func TestSenderLinkLocal(t *testing.T) {
 		"2001:db8:100::2/128": {"2001:db8::9", "fe80::2"},
 		"2001:db8:100::3/128": {"fe80::2"},
 	} {
-		route := testenv.RogueRoute{Prefix: netip.MustParsePrefix(p), LocalPref: &normal, Communities: c.Communities}
+		route := routers.RogueRoute{Prefix: netip.MustParsePrefix(p), LocalPref: &normal, Communities: c.Communities}
 		for _, h := range hops {
 			route.NextHops = append(route.NextHops, netip.MustParseAddr(h))
 		}
@@ -142,15 +142,15 @@ func TestSenderLinkLocal(t *testing.T) {
 }
 
 // raw brings a session up with the first reflector of a cluster.
-func raw(t *testing.T, c fabric.Cluster, address string) *testenv.Rogue {
+func raw(t *testing.T, c fabric.Cluster, address string) *routers.Rogue {
 	t.Helper()
 	at := netip.MustParseAddr(address)
 	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(at, 0))}
-	var r *testenv.Rogue
+	var r *routers.Rogue
 	eventually(t, "there is a session", func() bool {
 		conn, err := dialer.DialContext(t.Context(), "tcp", netip.AddrPortFrom(c.Reflectors[0].Address, c.Reflectors[0].Port).String())
 		if err == nil {
-			r, err = testenv.NewRogue(conn, c.ASN, at)
+			r, err = routers.NewRogue(conn, c.ASN, at)
 		}
 		return err == nil
 	})

@@ -21,14 +21,15 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/executable"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // end is one node of a migration: a libvirtd, a source that follows it as an
 // agent does, and a witness of what libvirtd says.
 type end struct {
-	lv *testenv.Libvirt
+	lv *hypervisors.Libvirt
 	s  *Source
 
 	mu     sync.Mutex
@@ -47,10 +48,10 @@ cat > /dev/null
 test ! -e /run/vmfabric/$2
 `
 
-func newEnd(t *testing.T, host *testenv.Host) *end {
+func newEnd(t *testing.T, host *core.Host) *end {
 	script := filepath.Join(t.TempDir(), "hook")
 	require.NoError(t, executable.Write(script, []byte(hook)))
-	lv, err := host.StartLibvirt(lately(t), testenv.LibvirtOptions{Hook: script})
+	lv, err := hypervisors.StartLibvirt(lately(t), host, hypervisors.LibvirtOptions{Hook: script})
 	require.NoError(t, err)
 	e := &end{lv: lv, s: New(Config{Socket: lv.Socket()})}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -141,7 +142,7 @@ func texts(notes []note) []string {
 // await waits until the last that the source told is this.
 func (e *end) await(t *testing.T, want string) {
 	t.Helper()
-	require.NoError(t, testenv.Until(lately(t), func() error {
+	require.NoError(t, core.Until(lately(t), func() error {
 		if told := texts(e.notes(&e.told, time.Time{})); len(told) == 0 || told[len(told)-1] != want {
 			return fmt.Errorf("want %q, was told %q", want, told)
 		}
@@ -243,10 +244,10 @@ func TestMigrations(t *testing.T) {
 	}
 	t.Parallel()
 	labtest.Need(t, "qemu")
-	cluster := testenv.SmallCluster(2)
+	cluster := core.SmallCluster(2)
 	_, top := labtest.Build(t, cluster)
 	j := &journey{T: t, from: newEnd(t, top.Nodes["node1"]), to: newEnd(t, top.Nodes["node2"])}
-	_, err := j.from.lv.Run(lately(t), testenv.DomainOptions{Name: "web", Gateway: cluster.Gateway, NICs: []testenv.DomainNIC{{
+	_, err := j.from.lv.Run(lately(t), hypervisors.DomainOptions{Name: "web", Gateway: cluster.Gateway, NICs: []hypervisors.DomainNIC{{
 		Managed: true, NIC: fabric.NIC{Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")}},
 	}}})
 	require.NoError(t, err)
@@ -276,7 +277,7 @@ func TestMigrations(t *testing.T) {
 	run("post-copy", func(j *journey) {
 		j.move(append(slow, "--postcopy")...)
 		j.to.await(j.T, "wired")
-		require.NoError(j, testenv.Until(lately(j.T), func() error { return j.from.virsh(j.T, "migrate-postcopy", "web") }))
+		require.NoError(j, core.Until(lately(j.T), func() error { return j.from.virsh(j.T, "migrate-postcopy", "web") }))
 		j.arrived(leaves, arrives)
 	})
 	run("paused by the user before", func(j *journey) {
@@ -359,10 +360,10 @@ func TestMigrations(t *testing.T) {
 	run("post-copy interrupted", func(j *journey) {
 		j.move(append(slow, "--postcopy", "--postcopy-bandwidth", "1")...)
 		j.to.await(j.T, "wired")
-		require.NoError(j, testenv.Until(lately(j.T), func() error { return j.from.virsh(j.T, "migrate-postcopy", "web") }))
+		require.NoError(j, core.Until(lately(j.T), func() error { return j.from.virsh(j.T, "migrate-postcopy", "web") }))
 		j.to.await(j.T, "live")
 		require.NoError(j, j.from.virsh(j.T, "domjobabort", "--postcopy", "web"))
-		require.NoError(j, testenv.Until(lately(j.T), func() error {
+		require.NoError(j, core.Until(lately(j.T), func() error {
 			if heard := texts(j.from.notes(&j.from.events, j.began)); !slices.Contains(heard, "3/8") {
 				return fmt.Errorf("heard %q", heard)
 			}

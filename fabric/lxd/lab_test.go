@@ -13,7 +13,8 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -21,13 +22,13 @@ import (
 type real struct {
 	*Source
 	t    *testing.T
-	host *testenv.Host
-	lx   *testenv.LXD
+	host *core.Host
+	lx   *hypervisors.LXD
 	now  map[string]fabric.State // of the guests, as told; absent ones are not in it
 	log  []string                // states as they were told, of all guests
 }
 
-func followReal(t *testing.T, host *testenv.Host, lx *testenv.LXD) *real {
+func followReal(t *testing.T, host *core.Host, lx *hypervisors.LXD) *real {
 	r := &real{t: t, host: host, lx: lx, now: map[string]fabric.State{}}
 	r.Source = New(Config{Socket: lx.Socket(), Links: watchHost(t, host)})
 	r.times.leak = 0
@@ -52,10 +53,10 @@ func (r *real) soon() context.Context {
 // hostLinks are the links of a host of the lab.
 type hostLinks struct {
 	nodeLinks
-	host *testenv.Host
+	host *core.Host
 }
 
-func watchHost(t *testing.T, host *testenv.Host) *hostLinks {
+func watchHost(t *testing.T, host *core.Host) *hostLinks {
 	l := &hostLinks{nodeLinks: nodeLinks{changed: make(chan struct{}, 1)}, host: host}
 	updates, done := make(chan netlink.LinkUpdate), make(chan struct{})
 	require.NoError(t, host.Do(func() error { return netlink.LinkSubscribe(updates, done) }))
@@ -200,14 +201,14 @@ func newReal(t *testing.T) *real {
 	needLXD(t)
 	host, err := labtest.New(t).AddHost("node1")
 	require.NoError(t, err)
-	lx, err := host.StartLXD(t.Context(), testenv.LXDOptions{})
+	lx, err := hypervisors.StartLXD(t.Context(), host, hypervisors.LXDOptions{})
 	require.NoError(t, err)
 	return followReal(t, host, lx)
 }
 
 func TestRealLifeOfAGuest(t *testing.T) {
 	r := newReal(t)
-	c, err := r.lx.Init(r.soon(), testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nicOf("", "203.0.113.10", "2001:db8:100::10")}})
+	c, err := r.lx.Init(r.soon(), hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{nicOf("", "203.0.113.10", "2001:db8:100::10")}})
 	require.NoError(t, err)
 	r.until(states{})
 	require.NoError(t, c.Start(r.soon()))
@@ -249,7 +250,7 @@ func TestRealLifeOfAGuest(t *testing.T) {
 
 func TestRealPortsOfTheFabric(t *testing.T) {
 	r := newReal(t)
-	c, err := r.lx.Init(r.soon(), testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nicOf(fabric.Veth, "203.0.113.10", "2001:db8:100::10")}})
+	c, err := r.lx.Init(r.soon(), hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{nicOf(fabric.Veth, "203.0.113.10", "2001:db8:100::10")}})
 	require.NoError(t, err)
 	r.until(states{"web": fabric.Wired})
 	require.Error(t, c.Start(r.soon()), "it does not start without its port")
@@ -291,7 +292,7 @@ func TestRealMending(t *testing.T) {
 		for _, project := range []string{"default", "shop"} {
 			t.Run(name+" in "+project, func(t *testing.T) {
 				r.t = t
-				_, err := r.lx.Init(r.soon(), testenv.ContainerOptions{Name: "web", Project: project})
+				_, err := r.lx.Init(r.soon(), hypervisors.ContainerOptions{Name: "web", Project: project})
 				require.NoError(t, err)
 				for _, words := range append(steps, []string{"config", "set", "web", keys}) {
 					r.lxc(append(words, "--project", project)...)
@@ -308,7 +309,7 @@ func TestRealMending(t *testing.T) {
 	t.Run("two of one name", func(t *testing.T) {
 		nic := []fabric.NIC{nicOf(fabric.Veth, "203.0.113.10")}
 		for _, project := range []string{"default", "shop"} {
-			_, err := r.lx.Init(r.soon(), testenv.ContainerOptions{Name: "web", Project: project, NICs: nic})
+			_, err := r.lx.Init(r.soon(), hypervisors.ContainerOptions{Name: "web", Project: project, NICs: nic})
 			require.NoError(t, err)
 			r.until(states{"web": fabric.Wired})
 		}
@@ -321,7 +322,7 @@ func TestRealMending(t *testing.T) {
 		assert.Empty(t, r.Diagnose())
 	})
 	t.Run("by its profile", func(t *testing.T) {
-		c, err := r.lx.Init(r.soon(), testenv.ContainerOptions{Name: "db"})
+		c, err := r.lx.Init(r.soon(), hypervisors.ContainerOptions{Name: "db"})
 		require.NoError(t, err)
 		r.lxc("config", "device", "add", "db", "eth0", "nic", "nictype=p2p", "name=eth0", "host_name=db_net0")
 		r.lxc("profile", "add", "db", "fabric")
@@ -340,7 +341,7 @@ func TestRealMending(t *testing.T) {
 
 func TestRealDaemonComesAndGoes(t *testing.T) {
 	r := newReal(t)
-	c, err := r.lx.Launch(r.soon(), testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nicOf("", "203.0.113.10", "2001:db8:100::10")}})
+	c, err := r.lx.Launch(r.soon(), hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{nicOf("", "203.0.113.10", "2001:db8:100::10")}})
 	require.NoError(t, err)
 	r.until(states{"web": fabric.Live})
 	for _, end := range []func() error{r.lx.Stop, r.lx.Kill} {
@@ -379,12 +380,12 @@ func TestRealDaemonComesAndGoes(t *testing.T) {
 
 func TestRealCluster(t *testing.T) {
 	needLXD(t)
-	_, top := labtest.Build(t, testenv.SmallCluster(2))
+	_, top := labtest.Build(t, core.SmallCluster(2))
 	one, two := top.Nodes["node1"], top.Nodes["node2"]
-	lx, err := one.StartLXD(t.Context(), testenv.LXDOptions{})
+	lx, err := hypervisors.StartLXD(t.Context(), one, hypervisors.LXDOptions{})
 	require.NoError(t, err)
 	a := followReal(t, one, lx)
-	_, err = lx.Launch(a.soon(), testenv.ContainerOptions{Name: "db", NICs: []fabric.NIC{nicOf("", "203.0.113.11")}})
+	_, err = lx.Launch(a.soon(), hypervisors.ContainerOptions{Name: "db", NICs: []fabric.NIC{nicOf("", "203.0.113.11")}})
 	require.NoError(t, err)
 	a.until(states{"db": fabric.Live})
 
@@ -398,12 +399,12 @@ func TestRealCluster(t *testing.T) {
 
 	join, err := lx.Invite(a.soon(), two)
 	require.NoError(t, err)
-	lx2, err := two.StartLXD(a.soon(), join)
+	lx2, err := hypervisors.StartLXD(a.soon(), two, join)
 	require.NoError(t, err)
 	b := followReal(t, two, lx2)
 	assert.Empty(t, b.now, "what runs elsewhere")
 
-	_, err = lx.Init(a.soon(), testenv.ContainerOptions{
+	_, err = lx.Init(a.soon(), hypervisors.ContainerOptions{
 		Name: "web", NICs: []fabric.NIC{nicOf(fabric.Veth, "203.0.113.10", "2001:db8:100::10")}, Target: "node1",
 	})
 	require.NoError(t, err)

@@ -17,7 +17,8 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -146,7 +147,7 @@ func (s *side) settles(t *testing.T, want states) {
 		}
 		return nil
 	}
-	require.NoError(t, testenv.Until(s.soon(), is))
+	require.NoError(t, core.Until(s.soon(), is))
 	time.Sleep(300 * time.Millisecond) // for what should not come
 	require.NoError(t, is())
 	guests, err := s.Guests(s.soon())
@@ -167,11 +168,11 @@ func (s *side) settles(t *testing.T, want states) {
 // sides starts two LXD that follow, and that know each other.
 func sides(t *testing.T, cluster bool) (a, b *side) {
 	needLXD(t)
-	_, top := labtest.Build(t, testenv.SmallCluster(2))
+	_, top := labtest.Build(t, core.SmallCluster(2))
 	one, two := top.Nodes["node1"], top.Nodes["node2"]
-	lx, err := one.StartLXD(t.Context(), testenv.LXDOptions{})
+	lx, err := hypervisors.StartLXD(t.Context(), one, hypervisors.LXDOptions{})
 	require.NoError(t, err)
-	var o testenv.LXDOptions
+	var o hypervisors.LXDOptions
 	if cluster {
 		_, err := lx.Lxc(t.Context(), "config", "set", "core.https_address", netip.AddrPortFrom(one.Addr4(), 8443).String())
 		require.NoError(t, err)
@@ -180,7 +181,7 @@ func sides(t *testing.T, cluster bool) (a, b *side) {
 		o, err = lx.Invite(t.Context(), two)
 		require.NoError(t, err)
 	}
-	lx2, err := two.StartLXD(t.Context(), o)
+	lx2, err := hypervisors.StartLXD(t.Context(), two, o)
 	require.NoError(t, err)
 	if !cluster {
 		require.NoError(t, lx.Trust(t.Context(), lx2))
@@ -198,7 +199,7 @@ var (
 // destination before it is stopped at the source.
 func TestRealMovesBetweenServers(t *testing.T) {
 	a, b := sides(t, false)
-	db, err := a.lx.Init(a.soon(), testenv.ContainerOptions{Name: "db", NICs: []fabric.NIC{dbNIC}})
+	db, err := a.lx.Init(a.soon(), hypervisors.ContainerOptions{Name: "db", NICs: []fabric.NIC{dbNIC}})
 	require.NoError(t, err)
 	a.settles(t, states{"db": fabric.Wired})
 	for range 2 {
@@ -210,7 +211,7 @@ func TestRealMovesBetweenServers(t *testing.T) {
 		a.settles(t, states{"db": fabric.Wired})
 	}
 	require.NoError(t, db.Start(a.soon()))
-	web, err := a.lx.Launch(a.soon(), testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{webNIC}})
+	web, err := a.lx.Launch(a.soon(), hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{webNIC}})
 	require.NoError(t, err)
 	a.settles(t, states{"db": fabric.Live, "web": fabric.Live})
 	for i, to := range []*side{b, a, b} {
@@ -239,9 +240,9 @@ func TestRealMovesBetweenServers(t *testing.T) {
 // The members of a cluster hear of each other's guests.
 func TestRealMovesInACluster(t *testing.T) {
 	a, b := sides(t, true)
-	var cs []*testenv.Container
+	var cs []*hypervisors.Container
 	for name, nic := range map[string]fabric.NIC{"web": webNIC, "db": dbNIC} {
-		c, err := a.lx.Init(a.soon(), testenv.ContainerOptions{Name: name, NICs: []fabric.NIC{nic}, Target: "node1", Config: map[string]string{"cluster.evacuate": "migrate"}})
+		c, err := a.lx.Init(a.soon(), hypervisors.ContainerOptions{Name: name, NICs: []fabric.NIC{nic}, Target: "node1", Config: map[string]string{"cluster.evacuate": "migrate"}})
 		require.NoError(t, err)
 		cs = append(cs, c)
 	}

@@ -22,7 +22,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/nodes"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 // crowd gives addresses of the nodes' network that are no node's, half of each
@@ -31,7 +31,7 @@ func crowd(t testing.TB, count int) (all []netip.Addr) {
 	lo, err := netlink.LinkByName("lo")
 	require.NoError(t, err)
 	for i := range count / 2 {
-		for _, a := range []netip.Addr{testenv.Underlay4(byte(100 + i)), testenv.Underlay6(byte(100 + i))} {
+		for _, a := range []netip.Addr{core.Underlay4(byte(100 + i)), core.Underlay6(byte(100 + i))} {
 			require.NoError(t, add(lo, a))
 			t.Cleanup(func() {
 				addr, _ := netlink.ParseAddr(fabric.HostPrefix(a).String())
@@ -152,7 +152,7 @@ func TestNonsense(t *testing.T) {
 			answered := len(h.callers())
 			from := []netip.Addr{c.Nodes[1].Address, c.Nodes[1].Address6}
 			if secret != "" {
-				from = append(from, testenv.Underlay4(30), testenv.Underlay6(30))
+				from = append(from, core.Underlay4(30), core.Underlay6(30))
 			}
 			for _, a := range from {
 				for _, text := range []string{
@@ -190,11 +190,11 @@ func TestForgedAddresses(t *testing.T) {
 	addr := netip.MustParseAddr
 	c := cluster(true, true, "a secret")
 	c.Gateway = fabric.Gateway{IPv4: addr("10.10.0.254"), IPv6: addr("fd00:10:10::254")}
-	c.Reflectors = append(c.Reflectors, fabric.RR{Name: "rr6", Address: testenv.Underlay6(reflectorHost)})
-	c.Core = []fabric.Core{{Name: "core1", Address: testenv.Underlay4(38)}, {Name: "core6", Address: testenv.Underlay6(38)}}
+	c.Reflectors = append(c.Reflectors, fabric.RR{Name: "rr6", Address: core.Underlay6(reflectorHost)})
+	c.Core = []fabric.Core{{Name: "core1", Address: core.Underlay4(38)}, {Name: "core6", Address: core.Underlay6(38)}}
 	c.Routed = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8:200::/40")}
 	c.Nodes[1].Address6 = netip.Addr{} // the file does not say
-	c.Nodes = append(c.Nodes, fabric.Node{Name: "node4", Address6: testenv.Underlay6(24)})
+	c.Nodes = append(c.Nodes, fabric.Node{Name: "node4", Address6: core.Underlay6(24)})
 	one, h, _ := listening(t, c)
 	_, err := end(c, node("node35", 35, true, true)).Ask(t.Context(), "node1", notice())
 	require.NoError(t, err)
@@ -208,8 +208,8 @@ func TestForgedAddresses(t *testing.T) {
 	h.mu.Unlock()
 
 	for _, tt := range []struct{ name, four, six, want string }{
-		{"a reflector's", testenv.Underlay4(reflectorHost).String(), testenv.Underlay6(reflectorHost).String(), "which is that of reflector rr"},
-		{"a core gateway's", testenv.Underlay4(38).String(), testenv.Underlay6(38).String(), "which is that of core gateway core"},
+		{"a reflector's", core.Underlay4(reflectorHost).String(), core.Underlay6(reflectorHost).String(), "which is that of reflector rr"},
+		{"a core gateway's", core.Underlay4(38).String(), core.Underlay6(38).String(), "which is that of core gateway core"},
 		{"the gateway's", "10.10.0.254", "fd00:10:10::254", "which is that of the gateway of all ports"},
 		{"loopback", "127.0.0.1", "::1", "which cannot be"},
 		{"more of loopback", "127.255.3.4", "::1", "which cannot be"},
@@ -232,10 +232,10 @@ func TestForgedAddresses(t *testing.T) {
 				in   fabric.Cluster
 				node fabric.Node
 			}{
-				{c, fabric.Node{Name: "node30", Address: testenv.Underlay4(30), Address6: addr(tt.six)}},
-				{c, fabric.Node{Name: "node2", Address: testenv.Underlay4(22), Address6: addr(tt.six)}},
-				{six, fabric.Node{Name: "node30", Address: addr(tt.four), Address6: testenv.Underlay6(30)}},
-				{six, fabric.Node{Name: "node4", Address: addr(tt.four), Address6: testenv.Underlay6(24)}},
+				{c, fabric.Node{Name: "node30", Address: core.Underlay4(30), Address6: addr(tt.six)}},
+				{c, fabric.Node{Name: "node2", Address: core.Underlay4(22), Address6: addr(tt.six)}},
+				{six, fabric.Node{Name: "node30", Address: addr(tt.four), Address6: core.Underlay6(30)}},
+				{six, fabric.Node{Name: "node4", Address: addr(tt.four), Address6: core.Underlay6(24)}},
 			} {
 				before := one.Refused()
 				reply := say(t, liar.in, liar.node)
@@ -252,9 +252,9 @@ func TestForgedAddresses(t *testing.T) {
 		in   fabric.Cluster
 		node fabric.Node
 	}{
-		{c, fabric.Node{Name: "node30", Address: testenv.Underlay4(30), Address6: testenv.Underlay6(36)}},
-		{c, fabric.Node{Name: "node2", Address: testenv.Underlay4(22), Address6: testenv.Underlay6(37)}},
-		{six, fabric.Node{Name: "node32", Address: testenv.Underlay4(34), Address6: testenv.Underlay6(32)}},
+		{c, fabric.Node{Name: "node30", Address: core.Underlay4(30), Address6: core.Underlay6(36)}},
+		{c, fabric.Node{Name: "node2", Address: core.Underlay4(22), Address6: core.Underlay6(37)}},
+		{six, fabric.Node{Name: "node32", Address: core.Underlay4(34), Address6: core.Underlay6(32)}},
 	} {
 		assert.Contains(t, say(t, liar.in, liar.node), `"held":true`)
 		all := h.callers()

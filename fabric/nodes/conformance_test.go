@@ -12,8 +12,8 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/nodes"
-	"github.com/vmfabric/vmfabric/testenv"
 	"github.com/vmfabric/vmfabric/testenv/conformance"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -34,22 +34,22 @@ var families = []struct {
 func node(name string, i byte, four, six bool) fabric.Node {
 	n := fabric.Node{Name: name}
 	if four {
-		n.Address = testenv.Underlay4(i)
+		n.Address = core.Underlay4(i)
 	}
 	if six {
-		n.Address6 = testenv.Underlay6(i)
+		n.Address6 = core.Underlay6(i)
 	}
 	return n
 }
 
 // cluster gives a cluster of three nodes with one of the families.
 func cluster(four, six bool, secret string) fabric.Cluster {
-	c := testenv.SmallCluster(0)
-	c.Underlay = []netip.Prefix{testenv.UnderlayPrefix4, testenv.UnderlayPrefix6}
+	c := core.SmallCluster(0)
+	c.Underlay = []netip.Prefix{core.UnderlayPrefix4, core.UnderlayPrefix6}
 	for i := range c.Reflectors {
 		c.Reflectors[i].Password = secret
 	}
-	c.Reflectors[1].Address = testenv.Underlay4(reflectorHost)
+	c.Reflectors[1].Address = core.Underlay4(reflectorHost)
 	for i, name := range conformance.NodeNames {
 		c.Nodes = append(c.Nodes, node(name, byte(21+i), four, six))
 	}

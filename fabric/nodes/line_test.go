@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 // FuzzQuestion: whatever a node asks, it is answered or refused in one line, and
@@ -22,7 +22,7 @@ func FuzzQuestion(f *testing.F) {
 	} {
 		f.Add([]byte(s))
 	}
-	c := testenv.SmallCluster(3)
+	c := core.SmallCluster(3)
 	f.Fuzz(func(t *testing.T, body []byte) {
 		n := New(Config{Cluster: c, Node: c.Nodes[0]})
 		asked := false

@@ -10,7 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -37,7 +37,7 @@ func settle() error {
 	}
 	for i := byte(20); i < 40; i++ {
 		if i != absentHost {
-			err = errors.Join(err, add(lo, testenv.Underlay4(i)), add(lo, testenv.Underlay6(i)))
+			err = errors.Join(err, add(lo, core.Underlay4(i)), add(lo, core.Underlay6(i)))
 		}
 	}
 	for _, a := range strangers {

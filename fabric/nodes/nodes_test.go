@@ -27,7 +27,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/nodes"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -154,13 +154,13 @@ func strangersAreHungUpOn(t *testing.T, secret string) {
 	one, h, _ := listening(t, c)
 	before := one.Refused()
 	own := []netip.Addr{c.Nodes[0].Address, c.Nodes[0].Address6}
-	others := slices.Concat(strangers, own, []netip.Addr{testenv.Underlay4(30), testenv.Underlay6(30), testenv.Underlay4(reflectorHost)})
+	others := slices.Concat(strangers, own, []netip.Addr{core.Underlay4(30), core.Underlay6(30), core.Underlay4(reflectorHost)})
 	for _, from := range others {
 		conn, err := dial(from, c.Nodes[0].Source(from), 255)
 		require.NoError(t, err)
 		text := line(t, conn)
 		conn.Close()
-		if secret != "" && (from == testenv.Underlay4(30) || from == testenv.Underlay6(30)) {
+		if secret != "" && (from == core.Underlay4(30) || from == core.Underlay6(30)) {
 			assert.Contains(t, text, `"node":"node1"`, from)
 			before--
 		} else {
@@ -215,7 +215,7 @@ func TestHopLimit(t *testing.T) {
 			assert.True(t, errors.As(err, &timeout) && timeout.Timeout(), "%s with %d: %v", from, ttl, err)
 		}
 	}
-	for _, a := range []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1"), testenv.Underlay4(35), testenv.Underlay6(35)} {
+	for _, a := range []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1"), core.Underlay4(35), core.Underlay6(35)} {
 		_, err := dial(c.Nodes[1].Source(a), a, 255)
 		assert.ErrorIs(t, err, syscall.ECONNREFUSED, "%s is not the node's", a)
 	}
@@ -297,18 +297,18 @@ func TestNewcomers(t *testing.T) {
 	require.ErrorContains(t, err, "10.10.0.32 says that it is node node31, which called from 10.10.0.30 a moment ago")
 	_, err = end(c, node("node32", 33, true, false)).Ask(t.Context(), "node1", notice())
 	require.NoError(t, err)
-	_, err = end(c, fabric.Node{Name: "node31", Address: testenv.Underlay4(30), Address6: testenv.Underlay6(33)}).Ask(t.Context(), "node1", notice())
+	_, err = end(c, fabric.Node{Name: "node31", Address: core.Underlay4(30), Address6: core.Underlay6(33)}).Ask(t.Context(), "node1", notice())
 	require.NoError(t, err)
 	for _, from := range h.callers() {
 		assert.False(t, from.Address6.IsValid(), "%v: nothing answers there", from)
 	}
-	_, err = end(c, fabric.Node{Name: "node33", Address: testenv.Underlay4(33), Address6: testenv.Underlay6(30)}).Ask(t.Context(), "node1", notice())
+	_, err = end(c, fabric.Node{Name: "node33", Address: core.Underlay4(33), Address6: core.Underlay6(30)}).Ask(t.Context(), "node1", notice())
 	require.NoError(t, err)
 	// It has called from there.
-	six := fabric.Node{Name: "node31", Address6: testenv.Underlay6(30)}
+	six := fabric.Node{Name: "node31", Address6: core.Underlay6(30)}
 	_, err = end(c, six).Ask(t.Context(), "node1", notice())
 	require.ErrorContains(t, err, "which called from 10.10.0.30 a moment ago", "it does not say that it is there")
-	six.Address = testenv.Underlay4(30)
+	six.Address = core.Underlay4(30)
 	onlySix := c
 	onlySix.Nodes = slices.Clone(c.Nodes)
 	onlySix.Nodes[0].Address = netip.Addr{}
@@ -316,7 +316,7 @@ func TestNewcomers(t *testing.T) {
 	require.NoError(t, err)
 	all := h.callers()
 	assert.Equal(t, six, all[len(all)-1])
-	_, err = end(c, fabric.Node{Name: "node34", Address: testenv.Underlay4(34), Address6: testenv.Underlay6(30)}).Ask(t.Context(), "node1", notice())
+	_, err = end(c, fabric.Node{Name: "node34", Address: core.Underlay4(34), Address6: core.Underlay6(30)}).Ask(t.Context(), "node1", notice())
 	require.ErrorContains(t, err, "node node34 says that it has fd00:10:10::30, which is node node31's")
 }
 
@@ -672,7 +672,7 @@ func TestOtherFamily(t *testing.T) {
 	c := cluster(true, true, "")
 	listening(t, c)
 	astray := cluster(true, true, "")
-	astray.Nodes[0].Address = testenv.Underlay4(35) // nobody listens there
+	astray.Nodes[0].Address = core.Underlay4(35) // nobody listens there
 	answer, err := end(astray, astray.Nodes[1]).Ask(t.Context(), "node1", notice())
 	require.NoError(t, err)
 	assert.True(t, answer.Held)

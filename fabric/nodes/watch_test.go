@@ -19,7 +19,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 // TestSilentNode: who is known and does not answer is told, with the way out, as
@@ -28,7 +28,7 @@ func TestSilentNode(t *testing.T) {
 	filtered := fmt.Errorf("dial: %w", os.ErrDeadlineExceeded)
 	refused := fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
 	unreachable := fmt.Errorf("dial: %w", syscall.EHOSTUNREACH)
-	c := testenv.SmallCluster(3)
+	c := core.SmallCluster(3)
 	for _, tt := range []struct {
 		name string
 		met  bool
@@ -81,7 +81,7 @@ func TestSilentNode(t *testing.T) {
 // less often; at once when it calls.
 func TestGreetings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := testenv.SmallCluster(3)
+		c := core.SmallCluster(3)
 		n := New(Config{Cluster: c, Node: c.Nodes[0]})
 		var pauses []time.Duration
 		last := time.Now()
@@ -110,7 +110,7 @@ func TestGreetings(t *testing.T) {
 // often, however often it calls in vain; at once when it calls and is understood.
 func TestRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := testenv.SmallCluster(2)
+		c := core.SmallCluster(2)
 		n := New(Config{Cluster: c, Node: c.Nodes[0]})
 		var pauses []time.Duration
 		last := time.Now()
@@ -138,10 +138,10 @@ func TestRefusals(t *testing.T) {
 // for ever.
 func TestForgetsCallers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := testenv.SmallCluster(3)
+		c := core.SmallCluster(3)
 		c.Key = "the key of the cluster"
 		n := New(Config{Cluster: c, Node: c.Nodes[0]})
-		_, err := n.identify(testenv.Underlay4(30), sender{Name: "node30", Address: testenv.Underlay4(30)})
+		_, err := n.identify(core.Underlay4(30), sender{Name: "node30", Address: core.Underlay4(30)})
 		require.NoError(t, err)
 		n.answered("node30")
 		n.unanswered("node30", errors.New("node node30: silent"))
@@ -192,13 +192,13 @@ func (n *nothing) Close() error {
 // TestVisitors: what strangers have open is bounded, from one address and in all,
 // and takes nothing from who is known.
 func TestVisitors(t *testing.T) {
-	node, other := testenv.Underlay4(22), testenv.Underlay6(23)
+	node, other := core.Underlay4(22), core.Underlay6(23)
 	v := visitors{known: map[netip.Addr][]visitor{}}
 	var strangers []*nothing
 	for i := range byte(200) {
-		a := testenv.Underlay4(i)
+		a := core.Underlay4(i)
 		if i%2 == 0 {
-			a = testenv.Underlay6(i)
+			a = core.Underlay6(i)
 		}
 		for j := range 10 {
 			conn := &nothing{}
@@ -231,15 +231,15 @@ func TestVisitors(t *testing.T) {
 	assert.False(t, v.admit(node, nobody, &nothing{}))
 
 	// Who shows the key makes room for others.
-	fresh, from := &nothing{}, testenv.Underlay4(222)
+	fresh, from := &nothing{}, core.Underlay4(222)
 	require.True(t, v.admit(from, stranger, fresh))
 	require.True(t, v.prove(from, fresh))
-	require.False(t, v.prove(testenv.Underlay4(0), strangers[0]), "it has given way")
+	require.False(t, v.prove(core.Underlay4(0), strangers[0]), "it has given way")
 	require.Len(t, v.strangers, maxStrangers-1)
 	require.Equal(t, map[netip.Addr][]visitor{from: {{from, fresh, true}}}, v.known)
 	v.leave(from, fresh)
 	for i, conn := range strangers {
-		v.leave(testenv.Underlay4(byte(i)), conn)
+		v.leave(core.Underlay4(byte(i)), conn)
 	}
 	assert.Empty(t, v.strangers)
 	assert.Empty(t, v.known)

@@ -17,8 +17,9 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/bird"
 	"github.com/vmfabric/vmfabric/fabric/frr"
 	"github.com/vmfabric/vmfabric/fabric/routingd"
-	"github.com/vmfabric/vmfabric/testenv"
 	"github.com/vmfabric/vmfabric/testenv/conformance"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -43,7 +44,7 @@ type daemon interface {
 
 type birdDaemon struct {
 	lab     *labtest.Announcing
-	running *testenv.Bird
+	running *routers.Bird
 }
 
 func (d *birdDaemon) socket() string { return filepath.Join(d.lab.Node.Dir(), "bird.ctl") }
@@ -58,7 +59,7 @@ func (d *birdDaemon) speaker(t *testing.T) *routingd.Speaker {
 func (d *birdDaemon) start(t *testing.T, conf string) {
 	t.Helper()
 	var err error
-	d.running, err = d.lab.Node.StartBird(t.Context(), conf)
+	d.running, err = routers.StartBird(t.Context(), d.lab.Node, conf)
 	require.NoError(t, err)
 	require.Equal(t, d.socket(), d.running.Socket())
 }
@@ -82,7 +83,7 @@ func (d *birdDaemon) learns() string {
 
 type frrDaemon struct {
 	lab     *labtest.Announcing
-	running *testenv.FRR
+	running *routers.FRR
 }
 
 func (d *frrDaemon) speaker(t *testing.T) *routingd.Speaker {
@@ -102,7 +103,7 @@ func (d *frrDaemon) start(t *testing.T, conf string) {
 		require.NoError(t, d.running.Kill(), "what is left of it")
 	}
 	var err error
-	d.running, err = d.lab.Node.StartFRR(t.Context(), conf)
+	d.running, err = routers.StartFRR(t.Context(), d.lab.Node, conf)
 	require.NoError(t, err)
 }
 
@@ -126,7 +127,7 @@ func (d *frrDaemon) learns() string {
 }
 
 // on makes a speaker on the lab's node.
-func on(t *testing.T, node *testenv.Host, make func() (*routingd.Speaker, error)) *routingd.Speaker {
+func on(t *testing.T, node *core.Host, make func() (*routingd.Speaker, error)) *routingd.Speaker {
 	t.Helper()
 	var s *routingd.Speaker
 	require.NoError(t, node.Do(func() (err error) {
@@ -249,7 +250,7 @@ func TestPortEndsUnannounced(t *testing.T) {
 func TestDiagnose(t *testing.T) {
 	overEach(t, func(t *testing.T, over func(*testing.T) (*labtest.Announcing, daemon)) {
 		lab, d := over(t)
-		lab.Cluster.Reflectors = append(lab.Cluster.Reflectors, fabric.RR{Name: "rr2", Address: testenv.Underlay4(12), ASN: lab.Cluster.ASN})
+		lab.Cluster.Reflectors = append(lab.Cluster.Reflectors, fabric.RR{Name: "rr2", Address: core.Underlay4(12), ASN: lab.Cluster.ASN})
 		d.start(t, d.deaf())
 		s := d.speaker(t)
 		lab.Prepare(t, guest)

@@ -17,14 +17,14 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 // agent is a vmfabric agent on a node of a lab.
 type agent struct {
-	*testenv.Daemon
+	*core.Daemon
 	lab      *lab
-	node     *testenv.Host
+	node     *core.Host
 	program  string
 	socket   string
 	lxd      string // the socket of the LXD that it follows; "" for none

@@ -11,7 +11,7 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,7 +22,7 @@ const bareGroup = 77
 // needs, and none of what makes them safe or recognisable: no mark, no
 // settings, no look at what is there.
 type bare struct {
-	node    *testenv.Host
+	node    *core.Host
 	gateway fabric.Gateway
 	// peer gives the guest's addresses to the port as its peers, from which
 	// the kernel makes the routes, and BIRD's protocol direct reads them.
@@ -31,7 +31,7 @@ type bare struct {
 	index map[string]uint32
 }
 
-func newBare(node *testenv.Host, gateway fabric.Gateway) (*bare, error) {
+func newBare(node *core.Host, gateway fabric.Gateway) (*bare, error) {
 	b := &bare{node: node, gateway: gateway, index: map[string]uint32{}}
 	err := node.Do(func() (err error) {
 		b.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
 // bench is one run.
@@ -113,7 +113,7 @@ func (b *bench) measure(ctx context.Context, only string) (report, error) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeoutCause(ctx, longest, errTooLong)
 	defer cancel()
-	if err := testenv.RouterAvailable("bird"); err != nil {
+	if err := routers.Available("bird"); err != nil {
 		return report{}, err
 	}
 	dir, err := os.MkdirTemp("", "vmfabric-bench-")

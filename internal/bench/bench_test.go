@@ -10,7 +10,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -52,15 +53,15 @@ func TestQuick(t *testing.T) {
 	} {
 		assert.Contains(t, printed.String(), want)
 	}
-	if testenv.RouterAvailable("frr") == nil {
+	if routers.Available("frr") == nil {
 		assert.Contains(t, printed.String(), "shell hook, FRR by vtysh")
 	}
-	if testenv.HypervisorAvailable("qemu") == nil {
+	if hypervisors.Available("qemu") == nil {
 		for _, want := range []string{"hook only, to the higher router ID", "when virsh returns", "4,000 a second", "live migrations, core BIRD, IPv6: never more than 10 lost"} {
 			assert.Contains(t, printed.String(), want)
 		}
 	}
-	if testenv.HypervisorAvailable("lxd") == nil {
+	if hypervisors.Available("lxd") == nil {
 		assert.Contains(t, printed.String(), "`lxc move --stateless`")
 	}
 	assert.NotContains(t, printed.String(), "NaN")

@@ -5,13 +5,14 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
 // nodeBird is the configuration of a BIRD that does a node's announcing
 // without an agent: where it learns guests from is in source, and it announces
 // those of the pools with the node as next hop and the cluster's communities.
-func (l *lab) nodeBird(node *testenv.Host, source string) string {
+func (l *lab) nodeBird(node *core.Host, source string) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("log stderr { warning, error, fatal, bug };")
@@ -57,8 +58,8 @@ func birdFiles(file4, file6 string) string {
 }
 
 // startNodeBird starts such a BIRD and waits for its sessions.
-func (l *lab) startNodeBird(ctx context.Context, node *testenv.Host, source string) (*testenv.Bird, error) {
-	bird, err := node.StartBird(ctx, l.nodeBird(node, source))
+func (l *lab) startNodeBird(ctx context.Context, node *core.Host, source string) (*routers.Bird, error) {
+	bird, err := routers.StartBird(ctx, node, l.nodeBird(node, source))
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +67,7 @@ func (l *lab) startNodeBird(ctx context.Context, node *testenv.Host, source stri
 }
 
 // nodeFRR is the configuration of an FRR that announces its static routes.
-func (l *lab) nodeFRR(node *testenv.Host) string {
+func (l *lab) nodeFRR(node *core.Host) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	// A nexthop object needs a carrier, which the tap of a guest that does not

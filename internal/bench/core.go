@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 	"golang.org/x/sys/unix"
 )
 
@@ -41,7 +41,7 @@ type history struct {
 }
 
 // watchRoutes listens in the host's namespace until close.
-func watchRoutes(h *testenv.Host) (*routes, error) {
+func watchRoutes(h *core.Host) (*routes, error) {
 	r := &routes{stop: make(chan struct{}), seen: map[netip.Prefix]*history{}, woken: make(chan struct{})}
 	err := h.Do(func() (err error) {
 		r.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)

@@ -11,7 +11,8 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
 )
 
 // instanceMove is what was seen of a move of a running LXD instance.
@@ -25,16 +26,16 @@ type instanceMove struct {
 // stateless is a lab with two LXDs that trust each other, and an instance.
 type stateless struct {
 	*lab
-	lxs       [2]*testenv.LXD
+	lxs       [2]*hypervisors.LXD
 	ports     [2]*portWatch
 	guest     guest
-	container *testenv.Container
+	container *hypervisors.Container
 	at        int
 }
 
 // instanceMoves adds the moves of an LXD instance to a section.
 func (b *bench) instanceMoves(ctx context.Context, s *section) (err error) {
-	if err := testenv.HypervisorAvailable("lxd"); err != nil {
+	if err := hypervisors.Available("lxd"); err != nil {
 		s.notes = append(s.notes, fmt.Sprintf("Moves between LXD servers were not measured: %v.", err))
 		return nil
 	}
@@ -67,7 +68,7 @@ func (st *stateless) start(ctx context.Context, b *bench) error {
 	defer cancel()
 	for i, name := range []string{"node1", "node2"} {
 		node := st.top.Nodes[name]
-		lx, err := node.StartLXD(ctx, testenv.LXDOptions{})
+		lx, err := hypervisors.StartLXD(ctx, node, hypervisors.LXDOptions{})
 		if err != nil {
 			return err
 		}
@@ -84,7 +85,7 @@ func (st *stateless) start(ctx context.Context, b *bench) error {
 	}
 	nic := fabric.NIC{Addresses: []netip.Addr{st.guest.a4, st.guest.a6}}
 	var err error
-	st.container, err = st.lxs[0].Launch(ctx, testenv.ContainerOptions{Name: st.guest.name, NICs: []fabric.NIC{nic}, Gateway: st.cluster.Gateway})
+	st.container, err = st.lxs[0].Launch(ctx, hypervisors.ContainerOptions{Name: st.guest.name, NICs: []fabric.NIC{nic}, Gateway: st.cluster.Gateway})
 	return err
 }
 
@@ -136,11 +137,11 @@ func (st *stateless) move(ctx context.Context) (m instanceMove, err error) {
 	}
 	m.overlap, m.nowhere = left.Sub(came), max(0, ready.Sub(left))
 	st.at = 1 - st.at
-	if err := testenv.Until(ctx, w.next()); err != nil {
+	if err := core.Until(ctx, w.next()); err != nil {
 		return m, err
 	}
 	time.Sleep(moveTail)
-	return m, testenv.Until(ctx, func() error {
+	return m, core.Until(ctx, func() error {
 		if source.HasLink(st.guest.port()) {
 			return fmt.Errorf("%s is still on %s", st.guest.port(), source.Name())
 		}

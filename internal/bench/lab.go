@@ -15,7 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/render"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
 // The guests' addresses: of guest n, the n-th of each.
@@ -33,8 +34,8 @@ const patience = 2 * time.Minute
 // lab is a fabric: nodes, on which nothing runs yet, two reflectors and a core
 // gateway, whose routes are watched.
 type lab struct {
-	*testenv.Lab
-	top     *testenv.Topology
+	*core.Lab
+	top     *core.Topology
 	cluster fabric.Cluster
 	file    string // the cluster file
 	core    *routes
@@ -60,11 +61,11 @@ func (b *bench) newLabOf(ctx context.Context, name string, nodes int, kind strin
 }
 
 func (b *bench) makeLab(ctx context.Context, name string, nodes int, kind string, frrCore bool) (*lab, error) {
-	made, err := testenv.New(ctx, testenv.Options{Name: "bench" + name})
+	made, err := core.New(ctx, core.Options{Name: "bench" + name})
 	if err != nil {
 		return nil, err
 	}
-	l := &lab{Lab: made, cluster: testenv.SmallCluster(nodes), frrCore: frrCore}
+	l := &lab{Lab: made, cluster: core.SmallCluster(nodes), frrCore: frrCore}
 	l.cluster.Timers.Restart = graceful
 	l.cluster.MaxPrefixes = 1_000_000
 	l.cluster.Pools = []fabric.Pool{{Name: "public4", Prefix: pool4}, {Name: "public6", Prefix: pool6}}
@@ -84,7 +85,7 @@ func (l *lab) start(ctx context.Context, kind, program string) (err error) {
 		}
 	}
 	l.file = filepath.Join(l.Dir(), "cluster.yaml")
-	if err := os.WriteFile(l.file, []byte(testenv.ClusterFile(l.cluster)), 0o600); err != nil {
+	if err := os.WriteFile(l.file, []byte(core.ClusterFile(l.cluster)), 0o600); err != nil {
 		return err
 	}
 	if l.core, err = watchRoutes(l.top.Core); err != nil {
@@ -115,7 +116,7 @@ func (l *lab) startCore(ctx context.Context, kind string) (counter, error) {
 }
 
 // startReflector gives the processes that it started.
-func (l *lab) startReflector(ctx context.Context, h *testenv.Host, kind, program string) ([]int, error) {
+func (l *lab) startReflector(ctx context.Context, h *core.Host, kind, program string) ([]int, error) {
 	switch kind {
 	case "bird", "open":
 		start := l.startBird
@@ -144,36 +145,36 @@ func (l *lab) startReflector(ctx context.Context, h *testenv.Host, kind, program
 
 // startBird and startFRR start a machine of the cluster as it is rendered.
 
-func (l *lab) startBird(ctx context.Context, h *testenv.Host) (*testenv.Bird, error) {
+func (l *lab) startBird(ctx context.Context, h *core.Host) (*routers.Bird, error) {
 	conf, err := render.Router(l.cluster, render.BIRD, h.Name())
 	if err != nil {
 		return nil, err
 	}
-	return h.StartBird(ctx, conf)
+	return routers.StartBird(ctx, h, conf)
 }
 
 // startOpen starts a reflector or the core gateway without a filter.
-func (l *lab) startOpen(ctx context.Context, h *testenv.Host) (*testenv.Bird, error) {
-	bgp := testenv.BGPOf(l.cluster)
+func (l *lab) startOpen(ctx context.Context, h *core.Host) (*routers.Bird, error) {
+	bgp := routers.BGPOf(l.cluster)
 	if h == l.top.Core {
-		return h.StartBird(ctx, testenv.CoreGateway{BGP: bgp, Reflectors: l.reflectors()}.Bird())
+		return routers.StartBird(ctx, h, routers.CoreGateway{BGP: bgp, Reflectors: l.reflectors()}.Bird())
 	}
-	return h.StartBird(ctx, testenv.Reflector{BGP: bgp, RouterID: h.Addr4(), Cores: []netip.Addr{l.top.Core.Addr4()}}.Bird())
+	return routers.StartBird(ctx, h, routers.Reflector{BGP: bgp, RouterID: h.Addr4(), Cores: []netip.Addr{l.top.Core.Addr4()}}.Bird())
 }
 
-func (l *lab) startFRR(ctx context.Context, h *testenv.Host) (*testenv.FRR, error) {
+func (l *lab) startFRR(ctx context.Context, h *core.Host) (*routers.FRR, error) {
 	conf, err := render.Router(l.cluster, render.FRR, h.Name())
 	if err != nil {
 		return nil, err
 	}
-	return h.StartFRR(ctx, conf)
+	return routers.StartFRR(ctx, h, conf)
 }
 
 // ackAtOnce has a host acknowledge what comes over the underlay without delay.
 // BIRD sends the update of each family on its own and leaves Nagle's algorithm
 // on: in a series of guests, the second would wait up to 40 ms for the delayed
 // acknowledgement of the first, which guests that come minutes apart never see.
-func ackAtOnce(h *testenv.Host) error {
+func ackAtOnce(h *core.Host) error {
 	eth0, err := h.Link("eth0")
 	if err != nil {
 		return err
@@ -183,13 +184,13 @@ func ackAtOnce(h *testenv.Host) error {
 		return err
 	}
 	for _, r := range rs {
-		if r.Dst == nil || r.Dst.String() != testenv.UnderlayPrefix4.String() {
+		if r.Dst == nil || r.Dst.String() != core.UnderlayPrefix4.String() {
 			continue
 		}
 		r.QuickACK = 1
 		return h.Netlink().RouteReplace(&r)
 	}
-	return fmt.Errorf("%s has no route to %s", h.Name(), testenv.UnderlayPrefix4)
+	return fmt.Errorf("%s has no route to %s", h.Name(), core.UnderlayPrefix4)
 }
 
 // close removes the lab and everything in it.
@@ -217,7 +218,7 @@ type counter interface {
 func established(ctx context.Context, c counter) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return testenv.Until(ctx, func() error {
+	return core.Until(ctx, func() error {
 		n, err := c.Established(ctx)
 		if err == nil && n < 2 {
 			err = fmt.Errorf("%d of 2 BGP sessions are up", n)

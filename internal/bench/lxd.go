@@ -11,7 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,7 +20,7 @@ import (
 type baseline struct {
 	name      string
 	guest     guest
-	container *testenv.Container
+	container *hypervisors.Container
 	port      *portWatch
 
 	ups, downs     sample // from the link, or its carrier, to the core gateway's route
@@ -28,7 +29,7 @@ type baseline struct {
 
 // measureLXD compares vmfabric with LXD's own BGP server.
 func measureLXD(ctx context.Context, b *bench) (s section, err error) {
-	if err := testenv.HypervisorAvailable("lxd"); err != nil {
+	if err := hypervisors.Available("lxd"); err != nil {
 		return section{title: lxdTitle, method: fmt.Sprintf("Not measured: %v.", err)}, nil
 	}
 	if _, err := exec.LookPath("dnsmasq"); err != nil {
@@ -65,14 +66,14 @@ func measureLXD(ctx context.Context, b *bench) (s section, err error) {
 // ourInstance makes one on node1 whose link LXD makes and the agent takes over.
 func (b *bench) ourInstance(ctx context.Context, l *lab, g guest) (*baseline, error) {
 	node := l.top.Nodes["node1"]
-	lx, err := node.StartLXD(ctx, testenv.LXDOptions{})
+	lx, err := hypervisors.StartLXD(ctx, node, hypervisors.LXDOptions{})
 	if err != nil {
 		return nil, err
 	}
 	if _, err := b.startFollower(ctx, l, "node1", lx.Socket()); err != nil {
 		return nil, err
 	}
-	c, err := lx.Init(ctx, testenv.ContainerOptions{Name: g.name, NICs: g.vm("").NICs, Gateway: l.cluster.Gateway})
+	c, err := lx.Init(ctx, hypervisors.ContainerOptions{Name: g.name, NICs: g.vm("").NICs, Gateway: l.cluster.Gateway})
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +84,7 @@ func (b *bench) ourInstance(ctx context.Context, l *lab, g guest) (*baseline, er
 // bridgedInstance makes one on node2 that LXD's BGP server announces.
 func (l *lab) bridgedInstance(ctx context.Context, g guest) (*baseline, error) {
 	node := l.top.Nodes["node2"]
-	lx, err := node.StartLXD(ctx, testenv.LXDOptions{})
+	lx, err := hypervisors.StartLXD(ctx, node, hypervisors.LXDOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +101,7 @@ func (l *lab) bridgedInstance(ctx context.Context, g guest) (*baseline, error) {
 			return nil, err
 		}
 	}
-	c, err := lx.Init(ctx, testenv.ContainerOptions{Name: g.name})
+	c, err := lx.Init(ctx, hypervisors.ContainerOptions{Name: g.name})
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +120,7 @@ func (r *baseline) live(ctx context.Context, l *lab) error {
 	prefix := fabric.HostPrefix(r.guest.a4)
 	var began time.Time
 	// LXD is busy with an instance's end for a moment after it is stopped.
-	err := testenv.Until(ctx, func() error {
+	err := core.Until(ctx, func() error {
 		l.core.arm(prefix)
 		r.port.arm()
 		began = time.Now()
@@ -153,7 +154,7 @@ func (r *baseline) live(ctx context.Context, l *lab) error {
 		r.downs.add(at.Sub(lost))
 	}
 	r.deaths.add(at.Sub(began))
-	return testenv.Until(ctx, func() error {
+	return core.Until(ctx, func() error {
 		state, err := r.container.State(ctx)
 		if err == nil && state != "Stopped" {
 			err = fmt.Errorf("instance %s is %s", r.guest.name, state)
@@ -172,7 +173,7 @@ type portWatch struct {
 	made, up, lost time.Time
 }
 
-func watchPort(node *testenv.Host, name string) (*portWatch, error) {
+func watchPort(node *core.Host, name string) (*portWatch, error) {
 	w := &portWatch{done: make(chan struct{}), ended: make(chan struct{})}
 	updates := make(chan netlink.LinkUpdate, 1024)
 	if err := netlink.LinkSubscribeAt(node.NsHandle(), updates, w.done); err != nil {

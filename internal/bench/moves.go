@@ -14,7 +14,9 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
 const (
@@ -33,7 +35,7 @@ const (
 type moving struct {
 	*lab
 	core      string
-	lvs       map[string]*testenv.Libvirt
+	lvs       map[string]*hypervisors.Libvirt
 	agents    map[string]*agent
 	ours      *mover
 	baselines []*mover
@@ -47,7 +49,7 @@ type mover struct {
 	at     int // index of its node
 	guest  guest
 	mac    fabric.MAC
-	domain *testenv.Domain
+	domain *hypervisors.Domain
 	late   bool // announced only when virsh has returned
 
 	moves []move
@@ -59,7 +61,7 @@ type mover struct {
 type move struct {
 	back   bool // to the first node
 	probed []probed
-	tcp    []testenv.SessionResult
+	tcp    []core.SessionResult
 	pause  time.Duration // libvirt's "Total downtime"
 	took   time.Duration // virsh
 }
@@ -67,11 +69,11 @@ type move struct {
 // measureMoves migrates guests under probes, by turns with vmfabric and with
 // what hooks alone can do.
 func measureMoves(ctx context.Context, b *bench) (s section, err error) {
-	if err := testenv.HypervisorAvailable("qemu"); err != nil {
+	if err := hypervisors.Available("qemu"); err != nil {
 		return section{title: movesTitle, method: fmt.Sprintf("Not measured: %v.", err)}, nil
 	}
 	cores := []string{"BIRD", "FRR"}
-	if b.quick || testenv.RouterAvailable("frr") != nil {
+	if b.quick || routers.Available("frr") != nil {
 		cores = cores[:1]
 	}
 	idle0, all0 := ticks()
@@ -159,7 +161,7 @@ func (b *bench) newMoving(ctx context.Context, core string) (*moving, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &moving{lab: l, core: core, lvs: map[string]*testenv.Libvirt{}, agents: map[string]*agent{}}
+	m := &moving{lab: l, core: core, lvs: map[string]*hypervisors.Libvirt{}, agents: map[string]*agent{}}
 	ours, theirs := [2]string{"node1", "node2"}, [2]string{"node3", "node4"}
 	m.ours = newMover(0, "ours", "vmfabric", ours)
 	m.baselines = []*mover{newMover(1, "early", "hook only", theirs), newMover(2, "late", "when virsh returns", theirs)}
@@ -208,13 +210,13 @@ func newMover(n int, vm, name string, nodes [2]string) *mover {
 
 // startNode starts a libvirtd and an agent. That of a baseline knows of no other
 // node, so that they have nothing to tell each other.
-func (m *moving) startNode(ctx context.Context, b *bench, name string, baseline bool) (*testenv.Libvirt, *agent, error) {
+func (m *moving) startNode(ctx context.Context, b *bench, name string, baseline bool) (*hypervisors.Libvirt, *agent, error) {
 	hook := b.bin.hook
 	if baseline {
 		hook = b.bin.baseline
 	}
 	node := m.top.Nodes[name]
-	lv, err := node.StartLibvirt(ctx, testenv.LibvirtOptions{Hook: hook})
+	lv, err := hypervisors.StartLibvirt(ctx, node, hypervisors.LibvirtOptions{Hook: hook})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -227,7 +229,7 @@ func (m *moving) startNode(ctx context.Context, b *bench, name string, baseline 
 			return nil, nil, err
 		}
 		alone.Nodes = []fabric.Node{itself}
-		if err := os.WriteFile(a.file, []byte(testenv.ClusterFile(alone)), 0o600); err != nil {
+		if err := os.WriteFile(a.file, []byte(core.ClusterFile(alone)), 0o600); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -252,8 +254,8 @@ func (m *moving) start(ctx context.Context, g *mover) (err error) {
 	defer cancel()
 	node := g.nodes[g.at]
 	if g.domain == nil {
-		g.domain, err = m.lvs[node].Define(ctx, testenv.DomainOptions{
-			Name: g.guest.name, NICs: []testenv.DomainNIC{{NIC: g.nic()}}, Gateway: m.cluster.Gateway,
+		g.domain, err = m.lvs[node].Define(ctx, hypervisors.DomainOptions{
+			Name: g.guest.name, NICs: []hypervisors.DomainNIC{{NIC: g.nic()}}, Gateway: m.cluster.Gateway,
 		})
 		if err != nil {
 			return err
@@ -356,7 +358,7 @@ func (m *moving) tryMove(ctx context.Context, g *mover, rate int, to []netip.Add
 		return got, err
 	}
 	// Nothing of it is left where it was, or the next one would not be alike.
-	return got, testenv.Until(ctx, func() error {
+	return got, core.Until(ctx, func() error {
 		if port := g.guest.port(); m.top.Nodes[from].HasLink(port) {
 			return fmt.Errorf("%s is still on %s", port, from)
 		}
@@ -385,7 +387,7 @@ func (m *moving) stay(ctx context.Context, b *bench, g *mover) (got move, err er
 func (m *moving) answers(ctx context.Context, g *mover, w *watchers) error {
 	silent, cancel := context.WithTimeout(ctx, silentFor)
 	defer cancel()
-	err := testenv.Until(silent, w.next())
+	err := core.Until(silent, w.next())
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
@@ -396,13 +398,13 @@ func (m *moving) answers(ctx context.Context, g *mover, w *watchers) error {
 	if hung {
 		return errHung
 	}
-	return testenv.Until(ctx, w.next())
+	return core.Until(ctx, w.next())
 }
 
 // watchers are what sees a guest from the client: probes and TCP sessions.
 type watchers struct {
 	probers  *probers
-	sessions []*testenv.Session
+	sessions []*core.Session
 }
 
 // watch begins to probe addresses of a guest, and opens a session to each.
@@ -430,9 +432,9 @@ func (w *watchers) abandon() {
 	}
 }
 
-func (w *watchers) stop() ([]probed, []testenv.SessionResult) {
+func (w *watchers) stop() ([]probed, []core.SessionResult) {
 	results := w.probers.stop()
-	var sessions []testenv.SessionResult
+	var sessions []core.SessionResult
 	for _, s := range w.sessions {
 		sessions = append(sessions, s.Stop())
 	}

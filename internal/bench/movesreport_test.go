@@ -6,7 +6,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 func TestSpread(t *testing.T) {
@@ -23,10 +23,10 @@ func moveOf(lost4, lost6 int, gap time.Duration, reset bool) move {
 	return move{
 		pause: 200 * time.Millisecond,
 		probed: []probed{
-			{g.a4, testenv.ProbeResult{Sent: 1000, Lost: lost4, LongestGap: gap}},
-			{g.a6, testenv.ProbeResult{Sent: 1000, Lost: lost6, LongestGap: gap}},
+			{g.a4, core.ProbeResult{Sent: 1000, Lost: lost4, LongestGap: gap}},
+			{g.a6, core.ProbeResult{Sent: 1000, Lost: lost6, LongestGap: gap}},
 		},
-		tcp: []testenv.SessionResult{{Sent: 9, Echoed: 9, Reset: reset}},
+		tcp: []core.SessionResult{{Sent: 9, Echoed: 9, Reset: reset}},
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
@@ -42,7 +42,7 @@ const lookups = `table inet lookups {
 // way is a direction through the node in one family.
 type way struct {
 	name     string
-	from, to *testenv.Host
+	from, to *core.Host
 	link     string // at which they come in there
 	src, dst netip.Addr
 }
@@ -100,12 +100,12 @@ func measurePackets(ctx context.Context, b *bench) (s section, err error) {
 
 // farEnd gives the node a link to the core gateway, where what comes for
 // discard ends at once, as it does at the guest.
-func farEnd(ctx context.Context, l *lab, node, guest *testenv.Host) error {
+func farEnd(ctx context.Context, l *lab, node, guest *core.Host) error {
 	if err := l.Cable(node, "far0", l.top.Core, "far1"); err != nil {
 		return err
 	}
 	for _, side := range []struct {
-		host, other *testenv.Host
+		host, other *core.Host
 		link, peer  string
 		own, others []netip.Prefix
 	}{
@@ -136,7 +136,7 @@ func farEnd(ctx context.Context, l *lab, node, guest *testenv.Host) error {
 			}
 		}
 	}
-	for host, link := range map[*testenv.Host]string{l.top.Core: "far1", guest: "eth0"} {
+	for host, link := range map[*core.Host]string{l.top.Core: "far1", guest: "eth0"} {
 		rules := fmt.Sprintf("table netdev sink { chain in { type filter hook ingress device %s priority 0; udp dport %d drop; }; }", link, discard)
 		if _, err := host.Run(ctx, "nft", rules); err != nil {
 			return err
@@ -151,7 +151,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 
 // install has one of the filters on the node, and the agent stopped, which would
 // put its own back.
-func (b *bench) install(ctx context.Context, a *agent, node *testenv.Host, filter string) error {
+func (b *bench) install(ctx context.Context, a *agent, node *core.Host, filter string) error {
 	nft := func(args ...string) error {
 		_, err := node.Run(ctx, "nft", args...)
 		return err

@@ -10,7 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 	"golang.org/x/sys/unix"
 )
 
@@ -52,12 +53,12 @@ ip link del "$T"
 
 // shell is a node that is run by hooks in shell.
 type shell struct {
-	node     *testenv.Host
+	node     *core.Host
 	up, down string
 	env      []string
 }
 
-func (l *lab) newShell(node *testenv.Host, up, down string, env ...string) *shell {
+func (l *lab) newShell(node *core.Host, up, down string, env ...string) *shell {
 	gw := l.cluster.Gateway
 	return &shell{node: node, up: up, down: down, env: append([]string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C",
@@ -77,7 +78,7 @@ func (s *shell) method(name string) *method {
 }
 
 // runIn runs a program to its end in a host.
-func runIn(node *testenv.Host, cmd *exec.Cmd) (span, error) {
+func runIn(node *core.Host, cmd *exec.Cmd) (span, error) {
 	var said strings.Builder
 	var began time.Time
 	cmd.Stderr = &said
@@ -125,7 +126,7 @@ func (a *agent) hooks(name, hook string) *method {
 }
 
 // holdTap opens a tap as a hypervisor does.
-func holdTap(node *testenv.Host, name string) (f *os.File, err error) {
+func holdTap(node *core.Host, name string) (f *os.File, err error) {
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
 		return nil, err
@@ -182,14 +183,14 @@ func measurePeers(ctx context.Context, b *bench) (s section, err error) {
 	if err := errors.Join(l.fill(ctx, bird, files, 0), bird.Stop()); err != nil {
 		return s, err
 	}
-	if missing := testenv.RouterAvailable("frr"); missing != nil {
+	if missing := routers.Available("frr"); missing != nil {
 		s = peersSection(duels)
 		s.notes = append(s.notes, fmt.Sprintf("FRR was not measured: %v.", missing))
 		return s, nil
 	}
 	b.say("  FRR")
 	node := l.top.Nodes["node3"]
-	frr, err := node.StartFRR(ctx, l.nodeFRR(node))
+	frr, err := routers.StartFRR(ctx, node, l.nodeFRR(node))
 	if err != nil {
 		return s, err
 	}
@@ -215,7 +216,7 @@ func (f routeFiles) write(gs []guest) error {
 	return errors.Join(os.WriteFile(f.four, []byte(four.String()), 0o644), os.WriteFile(f.six, []byte(six.String()), 0o644))
 }
 
-func (l *lab) startFileBird(ctx context.Context, files routeFiles) (*testenv.Bird, error) {
+func (l *lab) startFileBird(ctx context.Context, files routeFiles) (*routers.Bird, error) {
 	if err := files.write(nil); err != nil {
 		return nil, err
 	}
@@ -227,7 +228,7 @@ const background = 100_000
 
 // fill gives BIRD files with n routes, half of each family, and waits until the
 // core gateway has them and no others.
-func (l *lab) fill(ctx context.Context, bird *testenv.Bird, files routeFiles, n int) error {
+func (l *lab) fill(ctx context.Context, bird *routers.Bird, files routeFiles, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	gs := guests(background, n/2)

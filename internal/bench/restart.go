@@ -9,7 +9,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 // restart is one way for an agent to end and come back.
@@ -142,21 +142,21 @@ func (r *restart) run(ctx context.Context, l *lab, a *agent, live int, watch tim
 // probers are requests to several addresses at once.
 type probers struct {
 	to  []netip.Addr
-	all []*testenv.Prober
+	all []*core.Prober
 }
 
 // probed is what became of the requests to one address.
 type probed struct {
 	to netip.Addr
-	testenv.ProbeResult
+	core.ProbeResult
 }
 
 // probe sends a request to each address every millisecond.
-func probe(from *testenv.Host, to ...netip.Addr) (*probers, error) {
+func probe(from *core.Host, to ...netip.Addr) (*probers, error) {
 	return probeEvery(from, time.Millisecond, to...)
 }
 
-func probeEvery(from *testenv.Host, interval time.Duration, to ...netip.Addr) (*probers, error) {
+func probeEvery(from *core.Host, interval time.Duration, to ...netip.Addr) (*probers, error) {
 	ps := &probers{to: to}
 	for _, a := range to {
 		p, err := from.Probe(a, interval)

@@ -13,7 +13,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
 // reflectorKinds and their names.
@@ -25,7 +26,7 @@ var reflectorKinds = []struct{ kind, name string }{
 // after the other, and then very many routes at once.
 func measureRouters(ctx context.Context, b *bench) (section, error) {
 	s := section{title: "Every speaker behind every reflector"}
-	if err := testenv.RouterAvailable("frr"); err != nil {
+	if err := routers.Available("frr"); err != nil {
 		s.method = fmt.Sprintf("Not measured: %v.", err)
 		return s, nil
 	}
@@ -187,7 +188,7 @@ type bulkNode struct {
 // take notes what the node is to announce.
 func (n *bulkNode) take(ps []netip.Prefix) error { return writePrefixes(n.file, ps) }
 
-func (b *bench) startBulk(l *lab, node *testenv.Host) (*bulkNode, error) {
+func (b *bench) startBulk(l *lab, node *core.Host) (*bulkNode, error) {
 	n := &bulkNode{cmd: exec.Command(b.bin.bulk, l.file, node.Name()), file: filepath.Join(node.Dir(), "routes")}
 	n.cmd.Stderr = os.Stderr
 	var err error

@@ -9,7 +9,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 const namespace = "urn:vmfabric:domain:1"
@@ -70,7 +70,7 @@ func TestRunningGuestKeepsWhatItStartedWith(t *testing.T) {
 	}
 	restartLibvirt := func() { require.NoError(t, lv.Restart(soon(t))) }
 
-	var probes []*testenv.Prober
+	var probes []*core.Prober
 	for _, p := range seaGold {
 		probe, err := s.top.Client.Probe(p.Addr(), 10*time.Millisecond)
 		require.NoError(t, err)

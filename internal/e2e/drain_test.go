@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
 // reflectedAs waits until all reflectors have prefixes as a node announces them.
@@ -37,7 +37,7 @@ func (s *system) reflectedAs(pref fabric.Preference, ps ...netip.Prefix) {
 
 // marked reports whether a route has the communities of the cluster and of its
 // preference, and no others but those that say its holder.
-func (s *system) marked(r testenv.BGPRoute, pref fabric.Preference) bool {
+func (s *system) marked(r routers.BGPRoute, pref fabric.Preference) bool {
 	want := slices.Concat(s.cluster.Communities, pref.Communities(), s.cluster.HolderOf(r.Communities).Communities(s.cluster.ASN))
 	return len(r.Communities) == len(want) &&
 		!slices.ContainsFunc(want, func(c fabric.Community) bool { return !slices.Contains(r.Communities, c) })

@@ -15,7 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,7 +24,7 @@ import (
 func (s *system) learnedOn(node string) map[netip.Prefix]netip.Addr {
 	s.t.Helper()
 	routes := map[netip.Prefix]netip.Addr{}
-	for _, list := range []func() ([]testenv.Route, error){s.top.Nodes[node].Routes4, s.top.Nodes[node].Routes6} {
+	for _, list := range []func() ([]core.Route, error){s.top.Nodes[node].Routes4, s.top.Nodes[node].Routes6} {
 		all, err := list()
 		require.NoError(s.t, err)
 		for _, r := range all {
@@ -67,7 +67,7 @@ func TestEastWest(t *testing.T) {
 	t.Parallel()
 	s := start(t, options{nodes: 3, change: eastWest})
 	one, two, three := veth("one", "203.0.113.10", "2001:db8:100::10"), veth("two", "203.0.113.11", "2001:db8:100::11"), veth("three", "203.0.113.12", "2001:db8:100::12")
-	guests := map[string]*testenv.Guest{"one": s.run("node1", one), "two": s.run("node2", two), "three": s.run("node3", three)}
+	guests := map[string]*core.Guest{"one": s.run("node1", one), "two": s.run("node2", two), "three": s.run("node3", three)}
 	s.learns("node1", map[string][]fabric.VM{"node2": {two}, "node3": {three}})
 	s.learns("node2", map[string][]fabric.VM{"node1": {one}, "node3": {three}})
 	s.learns("node3", map[string][]fabric.VM{"node1": {one}, "node2": {two}})
@@ -153,7 +153,7 @@ func (s *system) reflectedVias(rr string, p netip.Prefix) (vias []netip.Addr) {
 
 // dropsForged sends from one guest with the source of another, which is on
 // another node.
-func (s *system) dropsForged(from, to *testenv.Guest, own, other fabric.VM) {
+func (s *system) dropsForged(from, to *core.Guest, own, other fabric.VM) {
 	s.t.Helper()
 	for n, forged := range other.NICs[0].Addresses {
 		require.NoError(s.t, from.AddAddr("eth0", fabric.HostPrefix(forged)))
@@ -165,7 +165,7 @@ func (s *system) dropsForged(from, to *testenv.Guest, own, other fabric.VM) {
 				at = p.Addr()
 			}
 		}
-		sn, err := to.Sniff("eth0", func(f testenv.Frame) bool { return f.Concerns(forged) })
+		sn, err := to.Sniff("eth0", func(f core.Frame) bool { return f.Concerns(forged) })
 		require.NoError(s.t, err)
 		p, err := from.ProbeFrom(forged, at, 20*time.Millisecond)
 		require.NoError(s.t, err)
@@ -180,7 +180,7 @@ func (s *system) dropsForged(from, to *testenv.Guest, own, other fabric.VM) {
 	}
 }
 
-func delAddr(h *testenv.Host, link string, a netip.Addr) error {
+func delAddr(h *core.Host, link string, a netip.Addr) error {
 	l, err := h.Link(link)
 	if err != nil {
 		return err
@@ -213,9 +213,9 @@ func TestEastWestIsOffByDefault(t *testing.T) {
 }
 
 // probes sends 1,000 packets a second to each of a guest's addresses.
-func probes(t *testing.T, from *testenv.Guest, to fabric.VM) (lost func() []string) {
+func probes(t *testing.T, from *core.Guest, to fabric.VM) (lost func() []string) {
 	t.Helper()
-	var all []*testenv.Prober
+	var all []*core.Prober
 	for _, a := range to.NICs[0].Addresses {
 		p, err := from.Probe(a, time.Millisecond)
 		require.NoError(t, err)

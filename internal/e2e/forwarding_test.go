@@ -9,7 +9,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 // TestForwardingRules: rules of somebody else's that keep guests' packets from
@@ -34,7 +34,7 @@ func TestForwardingRules(t *testing.T) {
 			}
 		}, time.Minute, 50*time.Millisecond)
 	}
-	strangers, err := s.top.Core.Sniff("eth0", func(f testenv.Frame) bool {
+	strangers, err := s.top.Core.Sniff("eth0", func(f core.Frame) bool {
 		return f.Concerns(netip.MustParseAddr("198.41.0.4")) || f.Concerns(netip.MustParseAddr("2001:503:ba3e::2:30"))
 	})
 	require.NoError(t, err)
@@ -118,7 +118,7 @@ func TestNextHopGone(t *testing.T) {
 	out, _, code = a.cli("why", v6.Addr().String())
 	assert.Equal(t, 1, code, out)
 	assert.Contains(t, out, "MISSING forwarding: IPv6 packets of guests have no way out of this node", "the kernel dropped the default route with the address")
-	run("ip -6 route add default via " + testenv.CoreAddr6.String())
+	run("ip -6 route add default via " + core.CoreAddr6.String())
 	out, _, code = a.cli("why", v6.Addr().String())
 	assert.Zero(t, code, out)
 	require.Eventually(t, func() bool { _, _, code := a.cli("status"); return code == 0 }, time.Minute, 50*time.Millisecond)
@@ -142,8 +142,8 @@ func TestNoWayOut(t *testing.T) {
 	}
 	s.coreHas(a.node, netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("2001:db8:100::10/128"))
 	for _, f := range []struct{ family, v, address, other, via string }{
-		{"IPv4", "-4", "203.0.113.10", "2001:db8:100::10", testenv.CoreAddr4.String()},
-		{"IPv6", "-6", "2001:db8:100::10", "203.0.113.10", testenv.CoreAddr6.String()},
+		{"IPv4", "-4", "203.0.113.10", "2001:db8:100::10", core.CoreAddr4.String()},
+		{"IPv6", "-6", "2001:db8:100::10", "203.0.113.10", core.CoreAddr6.String()},
 	} {
 		route := func(verb string) {
 			_, errs, code := runIn(t, a.node, "/bin/sh", "-c", "ip "+f.v+" route "+verb+" default via "+f.via)

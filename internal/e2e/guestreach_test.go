@@ -11,12 +11,12 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 // connects tells whether a TCP connection is made, which takes no time on a
 // way that is open.
-func connects(from *testenv.Host, a netip.Addr, port uint16) bool {
+func connects(from *core.Host, a netip.Addr, port uint16) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	c, err := from.Dial(ctx, "tcp", netip.AddrPortFrom(a, port).String())
@@ -28,7 +28,7 @@ func connects(from *testenv.Host, a netip.Addr, port uint16) bool {
 }
 
 // accept serves a TCP port of a host.
-func accept(t *testing.T, h *testenv.Host, port string) {
+func accept(t *testing.T, h *core.Host, port string) {
 	t.Helper()
 	l, err := h.Listen("tcp", "[::]:"+port)
 	require.NoError(t, err)
@@ -55,13 +55,13 @@ func TestGuestsAreKeptFromTheUnderlay(t *testing.T) {
 	vm := veth("web", "203.0.113.10", "2001:db8:100::10")
 	g := s.run("node1", vm)
 	s.coreHas(node, vm.Prefixes()...)
-	for _, h := range []*testenv.Host{node, other, s.top.Client, g.Host} {
+	for _, h := range []*core.Host{node, other, s.top.Client, g.Host} {
 		accept(t, h, "22")
 	}
 	metadata := netip.MustParseAddr("169.254.169.254")
 	require.NoError(t, s.top.Core.AddAddr("lo", fabric.HostPrefix(metadata)))
 	accept(t, s.top.Core, "80")
-	for _, a := range []netip.Addr{testenv.ClientAddr4, testenv.ClientAddr6} {
+	for _, a := range []netip.Addr{core.ClientAddr4, core.ClientAddr6} {
 		s.eventually("the Internet", func() error { _, err := g.Ping(soon(t), a); return err })
 		assert.True(t, connects(g.Host, a, 22), a)
 	}
@@ -88,7 +88,7 @@ func TestGuestsAreKeptFromTheUnderlay(t *testing.T) {
 		assert.False(t, connects(g.Host, c.addr, c.port), c)
 	}
 	s.reaches(g.Host, "169.254.1.1", "fe80::1%eth0", node.Addr4().String(), node.Addr6().String())
-	for _, from := range []*testenv.Host{node, other, rr1} {
+	for _, from := range []*core.Host{node, other, rr1} {
 		s.reaches(from, "203.0.113.10", "2001:db8:100::10")
 		for _, a := range vm.NICs[0].Addresses {
 			s.eventually("the guest's own service from "+from.Name(), func() error {

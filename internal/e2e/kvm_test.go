@@ -14,30 +14,31 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // hypervisor starts a libvirtd with the real hook on a node, and an agent that
 // follows it.
-func (s *system) hypervisor(node string) *testenv.Libvirt {
+func (s *system) hypervisor(node string) *hypervisors.Libvirt {
 	s.t.Helper()
 	labtest.Need(s.t, "qemu")
-	lv, err := s.top.Nodes[node].StartLibvirt(soon(s.t), testenv.LibvirtOptions{Hook: hookProgram})
+	lv, err := hypervisors.StartLibvirt(soon(s.t), s.top.Nodes[node], hypervisors.LibvirtOptions{Hook: hookProgram})
 	require.NoError(s.t, err)
 	s.agents[node].follow("--libvirt", lv.Socket(), lv.RunDir())
 	return lv
 }
 
-func tap(addresses ...string) testenv.DomainNIC {
+func tap(addresses ...string) hypervisors.DomainNIC {
 	n := nic(addresses...)
 	n.Kind = ""
-	return testenv.DomainNIC{NIC: n}
+	return hypervisors.DomainNIC{NIC: n}
 }
 
-func (s *system) domain(lv *testenv.Libvirt, name string, nics ...testenv.DomainNIC) *testenv.Domain {
+func (s *system) domain(lv *hypervisors.Libvirt, name string, nics ...hypervisors.DomainNIC) *hypervisors.Domain {
 	s.t.Helper()
-	d, err := lv.Define(soon(s.t), testenv.DomainOptions{Name: name, NICs: nics, Gateway: s.cluster.Gateway})
+	d, err := lv.Define(soon(s.t), hypervisors.DomainOptions{Name: name, NICs: nics, Gateway: s.cluster.Gateway})
 	require.NoError(s.t, err)
 	return d
 }
@@ -47,10 +48,10 @@ var seaGold = []netip.Prefix{netip.MustParsePrefix("203.0.113.10/32"), netip.Mus
 // TestGuestReachesTheInternet is the main job: virsh start and nothing else.
 func TestGuestReachesTheInternet(t *testing.T) {
 	t.Parallel()
-	for _, core := range []string{"bird", "frr"} {
-		t.Run("core "+core, func(t *testing.T) {
+	for _, gateway := range []string{"bird", "frr"} {
+		t.Run("core "+gateway, func(t *testing.T) {
 			t.Parallel()
-			s := start(t, options{core: core, noAgent: true})
+			s := start(t, options{core: gateway, noAgent: true})
 			lv := s.hypervisor("node1")
 			node := s.top.Nodes["node1"]
 			d := s.domain(lv, "sea_gold", tap("203.0.113.10", "2001:db8:100::10"))
@@ -69,11 +70,11 @@ func TestGuestReachesTheInternet(t *testing.T) {
 			require.NoError(t, d.WaitReady(soon(t)))
 			s.reaches(s.top.Client, "203.0.113.10", "2001:db8:100::10")
 			for _, from := range []string{"203.0.113.10", "2001:db8:100::10"} {
-				to := testenv.ClientAddr4
+				to := core.ClientAddr4
 				if strings.Contains(from, ":") {
-					to = testenv.ClientAddr6
+					to = core.ClientAddr6
 				}
-				out, err := s.top.Client.GuestRun(soon(t), netip.MustParseAddr(from), "ping -c1 -W10 "+to.String())
+				out, err := hypervisors.GuestRun(soon(t), s.top.Client, netip.MustParseAddr(from), "ping -c1 -W10 "+to.String())
 				require.NoError(t, err)
 				assert.Contains(t, out, "1 packets received")
 			}
@@ -81,7 +82,7 @@ func TestGuestReachesTheInternet(t *testing.T) {
 
 			require.NoError(t, d.Shutdown(soon(t)))
 			s.leavesNothing(node, seaGold...)
-			if core == "frr" {
+			if gateway == "frr" {
 				return
 			}
 			s.endings(lv, d)
@@ -92,7 +93,7 @@ func TestGuestReachesTheInternet(t *testing.T) {
 func first(out, _ string, _ int) string { return out }
 
 // checkPort looks at everything that makes a port.
-func (s *system) checkPort(node *testenv.Host, name string) {
+func (s *system) checkPort(node *core.Host, name string) {
 	t := s.t
 	t.Helper()
 	l, err := node.Link(name)
@@ -120,7 +121,7 @@ func (s *system) checkPort(node *testenv.Host, name string) {
 }
 
 // endings ends the guest in each way, and looks for what is left.
-func (s *system) endings(lv *testenv.Libvirt, d *testenv.Domain) {
+func (s *system) endings(lv *hypervisors.Libvirt, d *hypervisors.Domain) {
 	node := s.top.Nodes["node1"]
 	for what, end := range map[string]func() error{
 		"destroy": func() error { return d.Destroy(soon(s.t)) },
@@ -155,12 +156,12 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	s := start(t, options{noAgent: true})
 	lv := s.hypervisor("node1")
 	node := s.top.Nodes["node1"]
-	image, err := testenv.GuestImage(soon(t))
+	image, err := hypervisors.GuestImage(soon(t))
 	require.NoError(t, err)
-	o := testenv.DomainOptions{Name: "sea_gold", NICs: []testenv.DomainNIC{tap("203.0.113.10", "2001:db8:100::10")}, Gateway: s.cluster.Gateway}
+	o := hypervisors.DomainOptions{Name: "sea_gold", NICs: []hypervisors.DomainNIC{tap("203.0.113.10", "2001:db8:100::10")}, Gateway: s.cluster.Gateway}
 
 	// QEMU itself cannot start: the kernel is no file of this machine.
-	bad := strings.Replace(testenv.DomainXML(image, o), image.Kernel, "/nonexistent/vmlinuz", 1)
+	bad := strings.Replace(hypervisors.DomainXML(image, o), image.Kernel, "/nonexistent/vmlinuz", 1)
 	file := filepath.Join(s.lab.Dir(), "bad.xml")
 	require.NoError(t, os.WriteFile(file, []byte(bad), 0o600))
 	_, err = lv.Virsh(soon(t), "define", file)
@@ -173,24 +174,24 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	s.agents["node1"].ask(hooks.Live, veth("web", "203.0.113.20"))
 	for _, tc := range []struct {
 		name     string
-		nics     []testenv.DomainNIC
+		nics     []hypervisors.DomainNIC
 		metadata string
 		reason   string
 	}{
-		{name: "outside", nics: []testenv.DomainNIC{tap("192.0.2.77")}, reason: "outside the pools"},
-		{name: "held", nics: []testenv.DomainNIC{tap("203.0.113.20")}, reason: `held by VM "web"`},
-		{name: "gateway", nics: []testenv.DomainNIC{tap("169.254.1.1")}, reason: "gateway"},
-		{name: "twice", nics: []testenv.DomainNIC{tap("203.0.113.10"), tap("203.0.113.10")}, reason: "given twice"},
+		{name: "outside", nics: []hypervisors.DomainNIC{tap("192.0.2.77")}, reason: "outside the pools"},
+		{name: "held", nics: []hypervisors.DomainNIC{tap("203.0.113.20")}, reason: `held by VM "web"`},
+		{name: "gateway", nics: []hypervisors.DomainNIC{tap("169.254.1.1")}, reason: "gateway"},
+		{name: "twice", nics: []hypervisors.DomainNIC{tap("203.0.113.10"), tap("203.0.113.10")}, reason: "given twice"},
 		{
-			name: "typo", nics: []testenv.DomainNIC{tap("203.0.113.10")}, reason: "adress",
+			name: "typo", nics: []hypervisors.DomainNIC{tap("203.0.113.10")}, reason: "adress",
 			metadata: `<fabric:vm xmlns:fabric="urn:vmfabric:domain:1"><fabric:nic><fabric:adress>203.0.113.10</fabric:adress></fabric:nic></fabric:vm>`,
 		},
 		{
-			name: "newer", nics: []testenv.DomainNIC{tap("203.0.113.10")}, reason: "urn:vmfabric:domain:1",
+			name: "newer", nics: []hypervisors.DomainNIC{tap("203.0.113.10")}, reason: "urn:vmfabric:domain:1",
 			metadata: `<fabric:vm xmlns:fabric="urn:vmfabric:domain:9"><fabric:nic/></fabric:vm>`,
 		},
 	} {
-		d, err := lv.Define(soon(t), testenv.DomainOptions{Name: tc.name, NICs: tc.nics, Gateway: s.cluster.Gateway, Metadata: tc.metadata})
+		d, err := lv.Define(soon(t), hypervisors.DomainOptions{Name: tc.name, NICs: tc.nics, Gateway: s.cluster.Gateway, Metadata: tc.metadata})
 		require.NoError(t, err, tc.name)
 		err = d.Start(soon(t))
 		require.ErrorContains(t, err, tc.reason, tc.name)
@@ -226,12 +227,12 @@ func TestDomainsOfEveryShape(t *testing.T) {
 	managed.Managed = true
 	queues := tap("203.0.113.31", "203.0.113.32", "2001:db8:100::31", "2001:db8:100::32", "198.51.100.0/29", "2001:db8:200::/64")
 	queues.Queues = 2
-	var domains []*testenv.Domain
+	var domains []*hypervisors.Domain
 	domains = append(domains,
 		s.domain(lv, "managed", managed),
 		s.domain(lv, "several", queues, tap("203.0.113.33"), tap("2001:db8:100::34")),
 	)
-	plain, err := lv.Define(soon(t), testenv.DomainOptions{Name: "not_ours", Metadata: " ", NICs: []testenv.DomainNIC{managedTarget("plain0")}})
+	plain, err := lv.Define(soon(t), hypervisors.DomainOptions{Name: "not_ours", Metadata: " ", NICs: []hypervisors.DomainNIC{managedTarget("plain0")}})
 	require.NoError(t, err)
 	for _, d := range append(domains, plain) {
 		require.NoError(t, d.Start(soon(t)))
@@ -264,7 +265,7 @@ func TestDomainsOfEveryShape(t *testing.T) {
 	assert.Contains(t, errs, "guest not_ours: no hypervisor of this node has one of the fabric")
 }
 
-func managedTarget(dev string) testenv.DomainNIC {
+func managedTarget(dev string) hypervisors.DomainNIC {
 	n := tap("192.0.2.200")
 	n.Managed, n.Target = true, dev
 	return n

@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -16,7 +16,7 @@ func TestHookThatLibvirtdDoesNotKnow(t *testing.T) {
 	t.Parallel()
 	labtest.Need(t, "qemu")
 	s := start(t, options{noAgent: true})
-	lv, err := s.top.Nodes["node1"].StartLibvirt(soon(t), testenv.LibvirtOptions{})
+	lv, err := hypervisors.StartLibvirt(soon(t), s.top.Nodes["node1"], hypervisors.LibvirtOptions{})
 	require.NoError(t, err)
 	a := s.agents["node1"]
 	a.follow("--libvirt", lv.Socket(), lv.RunDir())

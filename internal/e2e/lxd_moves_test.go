@@ -13,7 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,20 +27,20 @@ const fewLostByRestart = 200
 // ferry is a guest of LXD, and two nodes between which it moves.
 type ferry struct {
 	*shuttle
-	lx map[string]*testenv.LXD
-	c  *testenv.Container
+	lx map[string]*hypervisors.LXD
+	c  *hypervisors.Container
 }
 
 // startFerry runs a guest on the first of two nodes, whose LXDs are a cluster or
 // trust each other.
 func startFerry(t *testing.T, kind fabric.Kind, cluster bool) *ferry {
 	t.Helper()
-	f := &ferry{shuttle: &shuttle{system: start(t, options{nodes: 2, noAgent: true})}, lx: map[string]*testenv.LXD{}}
+	f := &ferry{shuttle: &shuttle{system: start(t, options{nodes: 2, noAgent: true})}, lx: map[string]*hypervisors.LXD{}}
 	n := p2p("203.0.113.10", "203.0.113.11", "2001:db8:100::10", "2001:db8:100::11", "198.51.100.0/29", "2001:db8:200::/64")
 	n.Kind = kind
 	f.vm = fabric.VM{Name: "web", NICs: []fabric.NIC{n}}
 	one := f.lxd("node1")
-	var o testenv.LXDOptions
+	var o hypervisors.LXDOptions
 	if cluster {
 		f.lxc(one, "config", "set", "core.https_address", netip.AddrPortFrom(one.Host().Addr4(), 8443).String())
 		f.lxc(one, "cluster", "enable", "node1")
@@ -53,7 +54,7 @@ func startFerry(t *testing.T, kind fabric.Kind, cluster bool) *ferry {
 		require.NoError(t, two.Trust(soon(t), one))
 	}
 	f.lx["node1"], f.lx["node2"] = one, two
-	about := testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{n}}
+	about := hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{n}}
 	if cluster {
 		about.Target, about.Config = "node1", map[string]string{"cluster.evacuate": "migrate"}
 	}
@@ -88,9 +89,9 @@ func (f *ferry) rests(node string) {
 
 // probed does something while the client sends 200 packets a second to the first
 // address of each family.
-func (f *ferry) probed(do func()) (results []testenv.ProbeResult) {
+func (f *ferry) probed(do func()) (results []core.ProbeResult) {
 	f.t.Helper()
-	var probes []*testenv.Prober
+	var probes []*core.Prober
 	for _, a := range []netip.Addr{f.vm.NICs[0].Addresses[0], f.vm.NICs[0].Addresses[2]} {
 		p, err := f.top.Client.Probe(a, 5*time.Millisecond)
 		require.NoError(f.t, err)

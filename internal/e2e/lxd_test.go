@@ -19,20 +19,21 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // lxd starts an LXD on a node, and has its agent follow it.
-func (s *system) lxd(node string) *testenv.LXD {
+func (s *system) lxd(node string) *hypervisors.LXD {
 	s.t.Helper()
-	return s.lxdWith(node, testenv.LXDOptions{})
+	return s.lxdWith(node, hypervisors.LXDOptions{})
 }
 
-func (s *system) lxdWith(node string, o testenv.LXDOptions) *testenv.LXD {
+func (s *system) lxdWith(node string, o hypervisors.LXDOptions) *hypervisors.LXD {
 	s.t.Helper()
 	labtest.Need(s.t, "lxd")
-	lx, err := s.top.Nodes[node].StartLXD(soon(s.t), o)
+	lx, err := hypervisors.StartLXD(soon(s.t), s.top.Nodes[node], o)
 	require.NoError(s.t, err)
 	s.agents[node].follow("--lxd", lx.Socket(), lx.RunDir())
 	s.agents[node].connected("lxd")
@@ -80,7 +81,7 @@ func (a *agent) complains(words string) (problem string) {
 }
 
 // mends does what a problem says, in the words behind its last semicolon.
-func (s *system) mends(lx *testenv.LXD, problem string) {
+func (s *system) mends(lx *hypervisors.LXD, problem string) {
 	s.t.Helper()
 	way := problem[strings.LastIndex(problem, "; ")+2:]
 	for line := range strings.SplitSeq(way, " && ") {
@@ -101,7 +102,7 @@ func p2p(addresses ...string) fabric.NIC {
 	return n
 }
 
-func (s *system) container(lx *testenv.LXD, o testenv.ContainerOptions) *testenv.Container {
+func (s *system) container(lx *hypervisors.LXD, o hypervisors.ContainerOptions) *hypervisors.Container {
 	s.t.Helper()
 	o.Gateway = s.cluster.Gateway
 	c, err := lx.Init(soon(s.t), o)
@@ -109,7 +110,7 @@ func (s *system) container(lx *testenv.LXD, o testenv.ContainerOptions) *testenv
 	return c
 }
 
-func (s *system) lxc(lx *testenv.LXD, args ...string) {
+func (s *system) lxc(lx *hypervisors.LXD, args ...string) {
 	s.t.Helper()
 	_, err := lx.Lxc(soon(s.t), args...)
 	require.NoError(s.t, err)
@@ -117,13 +118,13 @@ func (s *system) lxc(lx *testenv.LXD, args ...string) {
 
 // starts starts a container that ended by itself: LXD is busy with its end for a
 // moment after it says that it is stopped.
-func (s *system) starts(c *testenv.Container) {
+func (s *system) starts(c *hypervisors.Container) {
 	s.t.Helper()
 	s.eventually("it starts", func() error { return c.Start(soon(s.t)) })
 }
 
 // serves waits until the client has an answer from a container that starts.
-func (s *system) serves(node *testenv.Host, ps ...netip.Prefix) {
+func (s *system) serves(node *core.Host, ps ...netip.Prefix) {
 	s.t.Helper()
 	s.coreHas(node, ps...)
 	for _, p := range ps {
@@ -145,7 +146,7 @@ func TestLifeOfAnInstance(t *testing.T) {
 	s := start(t, options{noAgent: true})
 	lx := s.lxd("node1")
 	a, node := s.agents["node1"], s.top.Nodes["node1"]
-	c := s.container(lx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
+	c := s.container(lx, hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
 	require.NoError(t, c.Start(soon(t)))
 	s.checkPort(node, "web_net0")
 	s.serves(node, seaGold...)
@@ -157,7 +158,7 @@ func TestLifeOfAnInstance(t *testing.T) {
 		}
 	}
 	s.coreHears(node, fabric.Normal, seaGold)
-	out, err := c.Exec(soon(t), "ping", "-c1", "-W10", testenv.ClientAddr4.String())
+	out, err := c.Exec(soon(t), "ping", "-c1", "-W10", core.ClientAddr4.String())
 	require.NoError(t, err)
 	assert.Contains(t, out, "1 packets received")
 	a.healthy()
@@ -311,7 +312,7 @@ func TestPhysicalNIC(t *testing.T) {
 	lx := s.lxd("node1")
 	a, node := s.agents["node1"], s.top.Nodes["node1"]
 	require.NoError(t, a.Stop())
-	c := s.container(lx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{nic("203.0.113.10", "2001:db8:100::10")}})
+	c := s.container(lx, hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{nic("203.0.113.10", "2001:db8:100::10")}})
 	require.ErrorContains(t, c.Start(soon(t)), "web_peer0", "no agent made it")
 	a.start()
 	a.established()
@@ -348,11 +349,11 @@ func TestLXDAndAgentComeAndGo(t *testing.T) {
 	s := start(t, options{noAgent: true})
 	lx := s.lxd("node1")
 	a, node := s.agents["node1"], s.top.Nodes["node1"]
-	c := s.container(lx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
+	c := s.container(lx, hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
 	require.NoError(t, c.Start(soon(t)))
 	s.serves(node, seaGold...)
 	withdrawn := s.watchWithdrawals()
-	var probes []*testenv.Prober
+	var probes []*core.Prober
 	for _, p := range seaGold {
 		probe, err := s.top.Client.Probe(p.Addr(), 2*time.Millisecond)
 		require.NoError(t, err)
@@ -409,8 +410,8 @@ func TestHookOfLXD(t *testing.T) {
 	lx := s.lxd("node1")
 	a, node := s.agents["node1"], s.top.Nodes["node1"]
 	hooked := map[string]string{"raw.lxc": "lxc.hook.start-host=" + lxdHookProgram + "\nlxc.hook.post-stop=" + lxdHookProgram}
-	c := s.container(lx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}, Config: hooked})
-	plain := s.container(lx, testenv.ContainerOptions{Name: "plain", Config: hooked})
+	c := s.container(lx, hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}, Config: hooked})
+	plain := s.container(lx, hypervisors.ContainerOptions{Name: "plain", Config: hooked})
 
 	require.NoError(t, c.Start(soon(t)))
 	assert.Contains(t, a.Log(), "op=starting vm=web")
@@ -454,10 +455,10 @@ func TestHookOfLXD(t *testing.T) {
 func TestHookForAll(t *testing.T) {
 	t.Parallel()
 	s := start(t, options{noAgent: true})
-	lx := s.lxdWith("node1", testenv.LXDOptions{LXC: "lxc.hook.start-host = " + lxdHookProgram + "\nlxc.hook.post-stop = " + lxdHookProgram + "\n"})
+	lx := s.lxdWith("node1", hypervisors.LXDOptions{LXC: "lxc.hook.start-host = " + lxdHookProgram + "\nlxc.hook.post-stop = " + lxdHookProgram + "\n"})
 	a, node := s.agents["node1"], s.top.Nodes["node1"]
-	c := s.container(lx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
-	plain := s.container(lx, testenv.ContainerOptions{Name: "plain"})
+	c := s.container(lx, hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
+	plain := s.container(lx, hypervisors.ContainerOptions{Name: "plain"})
 	require.NoError(t, c.Start(soon(t)))
 	require.NoError(t, plain.Start(soon(t)))
 	for _, name := range []string{"web", "plain"} {
@@ -488,8 +489,8 @@ func TestProjects(t *testing.T) {
 	lx := s.lxd("node1")
 	a, node := s.agents["node1"], s.top.Nodes["node1"]
 	s.lxc(lx, "project", "create", "shop", "-c", "features.images=false", "-c", "features.profiles=false")
-	in := func(project, address4, address6 string) *testenv.Container {
-		return s.container(lx, testenv.ContainerOptions{Name: "web", Project: project, NICs: []fabric.NIC{p2p(address4, address6)}})
+	in := func(project, address4, address6 string) *hypervisors.Container {
+		return s.container(lx, hypervisors.ContainerOptions{Name: "web", Project: project, NICs: []fabric.NIC{p2p(address4, address6)}})
 	}
 	one := in("shop", "203.0.113.10", "2001:db8:100::10")
 	two := in("default", "203.0.113.11", "2001:db8:100::11")
@@ -517,7 +518,7 @@ func TestManyInstances(t *testing.T) {
 	for i := range count {
 		n := p2p(fmt.Sprint("203.0.113.", 10+i), fmt.Sprintf("2001:db8:100::%x", 10+i))
 		all = append(all, n.Prefixes()...)
-		s.container(lx, testenv.ContainerOptions{Name: fmt.Sprint("g", i), NICs: []fabric.NIC{n}})
+		s.container(lx, hypervisors.ContainerOptions{Name: fmt.Sprint("g", i), NICs: []fabric.NIC{n}})
 	}
 	each := func(do func(ctx context.Context, name string) error) {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
@@ -575,7 +576,7 @@ func TestManyInstances(t *testing.T) {
 func TestInstancesMove(t *testing.T) {
 	t.Parallel()
 	s := start(t, options{nodes: 2, noAgent: true})
-	lxs := map[string]*testenv.LXD{"node1": s.lxd("node1"), "node2": s.lxd("node2")}
+	lxs := map[string]*hypervisors.LXD{"node1": s.lxd("node1"), "node2": s.lxd("node2")}
 	for here, there := range map[string]string{"node1": "node2", "node2": "node1"} {
 		s.lxc(lxs[there], "config", "set", "core.https_address", netip.AddrPortFrom(s.top.Nodes[there].Addr4(), 8443).String())
 		out, err := lxs[there].Lxc(soon(t), "config", "trust", "add", "--name", here, "-q")
@@ -583,7 +584,7 @@ func TestInstancesMove(t *testing.T) {
 		words := strings.Fields(out)
 		s.lxc(lxs[here], "remote", "add", there, words[len(words)-1], "--accept-certificate")
 	}
-	c := s.container(lxs["node1"], testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
+	c := s.container(lxs["node1"], hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
 	s.lxc(lxs["node1"], "move", "web", "node2:web")
 	s.lxc(lxs["node2"], "move", "web", "node1:web")
 	require.NoError(t, c.Start(soon(t)))
@@ -621,9 +622,9 @@ func TestMembersOfACluster(t *testing.T) {
 	require.NoError(t, err)
 	s.lxdWith("node2", join)
 
-	c := s.container(lx, testenv.ContainerOptions{Name: "web", Target: "node1", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
+	c := s.container(lx, hypervisors.ContainerOptions{Name: "web", Target: "node1", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
 	for _, way := range []struct {
-		from, to *testenv.Host
+		from, to *core.Host
 		target   string
 	}{{one, two, "node2"}, {two, one, "node1"}} {
 		s.lxc(lx, "start", "web")
@@ -666,10 +667,10 @@ func TestKVMAndLXDOnTheSameFabric(t *testing.T) {
 		d := s.domain(lv, kvm.name, tap(kvm.v4, kvm.v6))
 		require.NoError(t, d.Start(soon(t)))
 		kvm.say = func(command string) (string, error) {
-			return s.top.Client.GuestRun(soon(t), netip.MustParseAddr(kvm.v4), command)
+			return hypervisors.GuestRun(soon(t), s.top.Client, netip.MustParseAddr(kvm.v4), command)
 		}
 		box := guest{node: node, name: fmt.Sprint("lxd", n), v4: fmt.Sprint("203.0.113.", 20+n), v6: fmt.Sprintf("2001:db8:100::%x", 20+n)}
-		c := s.container(lx, testenv.ContainerOptions{Name: box.name, NICs: []fabric.NIC{p2p(box.v4, box.v6)}})
+		c := s.container(lx, hypervisors.ContainerOptions{Name: box.name, NICs: []fabric.NIC{p2p(box.v4, box.v6)}})
 		require.NoError(t, c.Start(soon(t)))
 		box.say = func(command string) (string, error) { return c.Exec(soon(t), "sh", "-c", command) }
 		guests = append(guests, kvm, box)
@@ -686,7 +687,7 @@ func TestKVMAndLXDOnTheSameFabric(t *testing.T) {
 		require.Zero(t, code, errs)
 		assert.Contains(t, out, from.v4+"/32")
 		assert.Contains(t, out, from.v6+"/128")
-		to = append(to, testenv.ClientAddr4.String(), testenv.ClientAddr6.String())
+		to = append(to, core.ClientAddr4.String(), core.ClientAddr6.String())
 		var commands []string
 		for _, a := range to {
 			commands = append(commands, "ping -c1 -W10 "+a+" >/dev/null")

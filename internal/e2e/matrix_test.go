@@ -17,7 +17,8 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
 // TestEveryCombination has a node with each speaker behind each kind of
@@ -72,7 +73,7 @@ func (s *system) comesAndGoes(node string, n byte) {
 	s.checkCommunities(vm.Prefixes())
 	s.reaches(s.top.Client, vm.NICs[0].Addresses[0].String(), vm.NICs[0].Addresses[1].String())
 	for i, a := range vm.NICs[0].Addresses {
-		_, err := g.PingFrom(soon(s.t), a, []netip.Addr{testenv.ClientAddr4, testenv.ClientAddr6}[i])
+		_, err := g.PingFrom(soon(s.t), a, []netip.Addr{core.ClientAddr4, core.ClientAddr6}[i])
 		require.NoError(s.t, err)
 	}
 	assert.Empty(s.t, s.agents[node].status().Problems, node)
@@ -155,7 +156,7 @@ func (s *system) watchChanges(ps []netip.Prefix) func() []netlink.RouteUpdate {
 
 // coreHears waits until the core gateway has routes from a node with a
 // preference, and what that has with it.
-func (s *system) coreHears(from *testenv.Host, pref fabric.Preference, ps []netip.Prefix) {
+func (s *system) coreHears(from *core.Host, pref fabric.Preference, ps []netip.Prefix) {
 	s.t.Helper()
 	for _, p := range ps {
 		via := from.Addr4()
@@ -164,7 +165,7 @@ func (s *system) coreHears(from *testenv.Host, pref fabric.Preference, ps []neti
 		}
 		s.eventually(fmt.Sprint(p, " is ", pref, " at the core gateway"), func() error {
 			routes, err := s.core.Routes(soon(s.t))
-			if err == nil && !slices.ContainsFunc(routes, func(r testenv.BGPRoute) bool {
+			if err == nil && !slices.ContainsFunc(routes, func(r routers.BGPRoute) bool {
 				return r.Prefix == p && r.NextHop == via && r.LocalPref == pref.LocalPref() && s.marked(r, pref)
 			}) {
 				err = fmt.Errorf("it has %+v", routes)
@@ -176,7 +177,7 @@ func (s *system) coreHears(from *testenv.Host, pref fabric.Preference, ps []neti
 
 // replaced waits until the core gateway's routes go to a node, and checks that
 // each was changed in place. The first changes were before that.
-func (s *system) replaced(changes func() []netlink.RouteUpdate, before int, to *testenv.Host, ps []netip.Prefix) {
+func (s *system) replaced(changes func() []netlink.RouteUpdate, before int, to *core.Host, ps []netip.Prefix) {
 	s.t.Helper()
 	s.coreHas(to, ps...)
 	for _, p := range ps {
@@ -225,14 +226,14 @@ func (s *system) rogue() {
 	}
 
 	// Nor are others' next hops and preferences.
-	var lies []testenv.Announcer
+	var lies []routers.Announcer
 	for _, pref := range []uint32{1, 99, 201, math.MaxUint32} {
-		lies = append(lies, testenv.Announcer{LocalPref: pref})
+		lies = append(lies, routers.Announcer{LocalPref: pref})
 	}
-	for _, other := range []*testenv.Host{s.top.Nodes["node1"], s.top.Reflectors["rr1"], s.top.Core} {
-		lies = append(lies, testenv.Announcer{NextHops: []netip.Addr{other.Addr4(), other.Addr6()}})
+	for _, other := range []*core.Host{s.top.Nodes["node1"], s.top.Reflectors["rr1"], s.top.Core} {
+		lies = append(lies, routers.Announcer{NextHops: []netip.Addr{other.Addr4(), other.Addr6()}})
 	}
-	lies = append(lies, testenv.Announcer{NextHops: []netip.Addr{testenv.Underlay4(99), testenv.Underlay6(99)}})
+	lies = append(lies, routers.Announcer{NextHops: []netip.Addr{core.Underlay4(99), core.Underlay6(99)}})
 	for _, lie := range lies {
 		honest()
 		lie.Communities, lie.Routes = s.cluster.Communities, rightful
@@ -314,8 +315,8 @@ func TestPrefixLimit(t *testing.T) {
 
 // overLimit is nil once a reflector holds back the routes, or the session, of
 // the announcer on node2.
-func (s *system) overLimit(name string, announcer *testenv.Bird) error {
-	if b, ok := s.rr[name].(*testenv.Bird); ok {
+func (s *system) overLimit(name string, announcer *routers.Bird) error {
+	if b, ok := s.rr[name].(*routers.Bird); ok {
 		lines, err := b.Query(soon(s.t), "show protocols all 'node_node2'")
 		if err == nil && strings.Count(strings.Join(lines, "\n"), "[HIT]") < 4 { // a warning and a limit for each family
 			err = fmt.Errorf("no limit is hit: %v", lines)
@@ -355,7 +356,7 @@ func TestSpeakerChanges(t *testing.T) {
 	s.run("node1", vm)
 	s.coreHas(node, vm.Prefixes()...)
 	announcements := func() (n int) {
-		for _, list := range []func() ([]testenv.Route, error){node.Routes4, node.Routes6} {
+		for _, list := range []func() ([]core.Route, error){node.Routes4, node.Routes6} {
 			routes, err := list()
 			require.NoError(t, err)
 			for _, r := range routes {

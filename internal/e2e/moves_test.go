@@ -18,7 +18,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/internal/probe"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
 )
 
 // A move is probed so often here, and may lose so many before it is taken for
@@ -35,8 +36,8 @@ const clock = "15:04:05.000000"
 // shuttle is a guest of libvirt, and two nodes between which it moves.
 type shuttle struct {
 	*system
-	lv map[string]*testenv.Libvirt
-	d  *testenv.Domain
+	lv map[string]*hypervisors.Libvirt
+	d  *hypervisors.Domain
 	vm fabric.VM
 	// gone are the routes to guests that the core gateway's kernel removed.
 	gone func() []string
@@ -45,7 +46,7 @@ type shuttle struct {
 func startShuttle(t *testing.T, o options) *shuttle {
 	t.Helper()
 	o.nodes, o.noAgent = 2, true
-	m := &shuttle{system: start(t, o), lv: map[string]*testenv.Libvirt{}}
+	m := &shuttle{system: start(t, o), lv: map[string]*hypervisors.Libvirt{}}
 	for node := range m.top.Nodes {
 		m.lv[node] = m.hypervisor(node)
 	}
@@ -90,7 +91,7 @@ func (m *shuttle) rests(node string) {
 		if left := m.leftOn(there); len(left) > 0 {
 			return fmt.Errorf("left on %s: %v", there.Name(), left)
 		}
-		for _, h := range []*testenv.Host{here, there} {
+		for _, h := range []*core.Host{here, there} {
 			if strays := m.strays(h); len(strays) > 0 {
 				return fmt.Errorf("on %s there still is %v", h.Name(), strays)
 			}
@@ -110,7 +111,7 @@ func (m *shuttle) rests(node string) {
 
 // announcedBy looks whether every path that the core gateway has of the guest is
 // by a node, with the usual preference.
-func (m *shuttle) announcedBy(node *testenv.Host) error {
+func (m *shuttle) announcedBy(node *core.Host) error {
 	routes, err := m.core.Routes(soon(m.t))
 	if err != nil {
 		return err
@@ -134,7 +135,7 @@ func (m *shuttle) announcedBy(node *testenv.Host) error {
 }
 
 // strays lists what a move needs on a node only while it lasts.
-func (m *shuttle) strays(node *testenv.Host) []string {
+func (m *shuttle) strays(node *core.Host) []string {
 	m.t.Helper()
 	var strays []string
 	for _, table := range []int{fabric.ArrivingTable, fabric.DivertedTable} {
@@ -174,7 +175,7 @@ func (m *shuttle) answers() {
 }
 
 // probed does something while the client probes the first address of each family.
-func (m *shuttle) probed(do func()) []testenv.ProbeResult {
+func (m *shuttle) probed(do func()) []core.ProbeResult {
 	m.t.Helper()
 	a := m.vm.NICs[0].Addresses
 	return m.underProbe(fabric.VM{NICs: []fabric.NIC{{Addresses: []netip.Addr{a[0], a[2]}}}}, probeEvery, do)
@@ -191,8 +192,8 @@ func (m *shuttle) control() (stalled func() time.Duration) {
 		defer cancel()
 		<-ctx.Done()
 	})
-	var beside []*testenv.Prober
-	for _, a := range []netip.Addr{testenv.CoreAddr4, testenv.CoreAddr6} {
+	var beside []*core.Prober
+	for _, a := range []netip.Addr{core.CoreAddr4, core.CoreAddr6} {
 		p, err := m.top.Client.Probe(a, probeEvery)
 		require.NoError(m.t, err)
 		beside = append(beside, p)
@@ -206,7 +207,7 @@ func (m *shuttle) control() (stalled func() time.Duration) {
 }
 
 // moves has the guest move to the other node, and looks at what that cost.
-func (m *shuttle) moves(o testenv.MigrateOptions, during ...func(*testenv.Migration)) {
+func (m *shuttle) moves(o hypervisors.MigrateOptions, during ...func(*hypervisors.Migration)) {
 	m.t.Helper()
 	from := m.where()
 	to := other(from)
@@ -232,7 +233,7 @@ func (m *shuttle) moves(o testenv.MigrateOptions, during ...func(*testenv.Migrat
 	}
 	assert.Empty(m.t, m.gone()[gone:], "the core gateway was without a route")
 	m.rests(to)
-	if slices.ContainsFunc(results, func(r testenv.ProbeResult) bool { return r.Lost > 0 }) {
+	if slices.ContainsFunc(results, func(r core.ProbeResult) bool { return r.Lost > 0 }) {
 		for _, node := range []string{from, to} {
 			r := m.reported(node)
 			m.t.Logf("%s: stopped %s, diverted %s, %d sent again by %s, running %s, announced %s", node, r.Stopped.Format(clock),
@@ -293,9 +294,9 @@ func TestMoves(t *testing.T) {
 			m := startShuttle(t, o)
 			session, err := m.top.Client.OpenSession(soon(t), netip.MustParseAddrPort("203.0.113.10:7"), 10*time.Millisecond)
 			require.NoError(t, err)
-			m.moves(testenv.MigrateOptions{})
+			m.moves(hypervisors.MigrateOptions{})
 			m.reportsTell("node1", "node2")
-			m.moves(testenv.MigrateOptions{}) // back at once
+			m.moves(hypervisors.MigrateOptions{}) // back at once
 			if r := session.Stop(); r.Err != nil {
 				hung, err := m.d.Hung(soon(t))
 				require.NoError(t, err)
@@ -304,9 +305,9 @@ func TestMoves(t *testing.T) {
 			if o.rr != "bird" {
 				return
 			}
-			m.moves(testenv.MigrateOptions{Transport: testenv.Direct})
-			m.moves(testenv.MigrateOptions{Transport: testenv.Tunnelled})
-			m.moves(testenv.MigrateOptions{PostCopy: true, Bandwidth: 8}, func(g *testenv.Migration) {
+			m.moves(hypervisors.MigrateOptions{Transport: hypervisors.Direct})
+			m.moves(hypervisors.MigrateOptions{Transport: hypervisors.Tunnelled})
+			m.moves(hypervisors.MigrateOptions{PostCopy: true, Bandwidth: 8}, func(g *hypervisors.Migration) {
 				require.NoError(t, g.Copying(soon(t)))
 				require.NoError(t, g.PostCopy(soon(t)))
 			})
@@ -363,8 +364,8 @@ func TestMovesBackAndForth(t *testing.T) {
 // is reached there, and nothing is left.
 func TestFailedMoves(t *testing.T) {
 	t.Parallel()
-	slow := testenv.MigrateOptions{Bandwidth: 16}
-	type step = func(m *shuttle, from, to string, g *testenv.Migration)
+	slow := hypervisors.MigrateOptions{Bandwidth: 16}
+	type step = func(m *shuttle, from, to string, g *hypervisors.Migration)
 	kill := func(m *shuttle, node string) {
 		m.eventually("QEMU is killed", func() error {
 			pid, err := m.lv[node].GuestPid(m.d.Name())
@@ -375,13 +376,13 @@ func TestFailedMoves(t *testing.T) {
 		})
 	}
 	// standstill has the guest stop at the source for seconds, and waits for that.
-	standstill := func(m *shuttle, from string, g *testenv.Migration) {
+	standstill := func(m *shuttle, from string, g *hypervisors.Migration) {
 		inTime(g.Copying(soon(m.t)))
 		_, err := m.lv[from].Virsh(soon(m.t), "migrate-setmaxdowntime", m.d.Name(), "5000")
 		inTime(err)
 	}
 	// suspended waits until the source has sent the guest's packets on.
-	suspended := func(m *shuttle, from string, g *testenv.Migration) {
+	suspended := func(m *shuttle, from string, g *hypervisors.Migration) {
 		m.eventually("the guest has stopped", func() error {
 			select {
 			case <-g.Done():
@@ -393,82 +394,82 @@ func TestFailedMoves(t *testing.T) {
 	}
 	for group, cases := range map[string][]struct {
 		name string
-		how  testenv.MigrateOptions
+		how  hypervisors.MigrateOptions
 		do   step
 		ends string // where the guest is then: "from", "to", "nowhere", "" for wherever libvirt left it
 	}{
 		"one": {
-			{"aborted while it is copied", slow, func(m *shuttle, _, _ string, g *testenv.Migration) {
+			{"aborted while it is copied", slow, func(m *shuttle, _, _ string, g *hypervisors.Migration) {
 				inTime(g.Copying(soon(m.t)))
 				inTime(g.Abort(soon(m.t)))
 			}, "from"},
-			{"aborted once it stopped", slow, func(m *shuttle, from, _ string, g *testenv.Migration) {
+			{"aborted once it stopped", slow, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
 				standstill(m, from, g)
 				suspended(m, from, g)
 				inTime(g.Abort(soon(m.t)))
 			}, "from"},
-			{"the destination's QEMU is killed", slow, func(m *shuttle, _, to string, g *testenv.Migration) {
+			{"the destination's QEMU is killed", slow, func(m *shuttle, _, to string, g *hypervisors.Migration) {
 				inTime(g.Copying(soon(m.t)))
 				kill(m, to)
 			}, "from"},
-			{"the destination's QEMU is killed once the guest stopped", slow, func(m *shuttle, from, to string, g *testenv.Migration) {
+			{"the destination's QEMU is killed once the guest stopped", slow, func(m *shuttle, from, to string, g *hypervisors.Migration) {
 				standstill(m, from, g)
 				suspended(m, from, g)
 				kill(m, to)
 			}, "from"},
-			{"the source's QEMU is killed", slow, func(m *shuttle, from, _ string, g *testenv.Migration) {
+			{"the source's QEMU is killed", slow, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
 				inTime(g.Copying(soon(m.t)))
 				kill(m, from)
 			}, "nowhere"},
-			{"no agent at the destination", testenv.MigrateOptions{}, func(m *shuttle, _, to string, g *testenv.Migration) {
+			{"no agent at the destination", hypervisors.MigrateOptions{}, func(m *shuttle, _, to string, g *hypervisors.Migration) {
 				require.ErrorContains(m.t, g.Wait(), "start it: systemctl start vmfabric")
 				m.agents[to].start()
 				m.agents[to].established()
 			}, "from"},
 		},
 		"two": {
-			{"the destination's agent is killed before the cutover", slow, func(m *shuttle, _, to string, g *testenv.Migration) {
+			{"the destination's agent is killed before the cutover", slow, func(m *shuttle, _, to string, g *hypervisors.Migration) {
 				inTime(g.Copying(soon(m.t)))
 				m.agents[to].restart(m.agents[to].Kill)
 			}, "to"},
-			{"the source's agent is killed before the cutover", slow, func(m *shuttle, from, _ string, g *testenv.Migration) {
+			{"the source's agent is killed before the cutover", slow, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
 				inTime(g.Copying(soon(m.t)))
 				m.agents[from].restart(m.agents[from].Kill)
 			}, "to"},
-			{"the source's agent is killed at the cutover", slow, func(m *shuttle, from, _ string, g *testenv.Migration) {
+			{"the source's agent is killed at the cutover", slow, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
 				standstill(m, from, g)
 				suspended(m, from, g)
 				m.agents[from].restart(m.agents[from].Kill)
 			}, "to"},
-			{"the source's agent is killed once the guest runs elsewhere", testenv.MigrateOptions{}, func(m *shuttle, from, to string, _ *testenv.Migration) {
+			{"the source's agent is killed once the guest runs elsewhere", hypervisors.MigrateOptions{}, func(m *shuttle, from, to string, _ *hypervisors.Migration) {
 				m.awaits(to, "the guest runs", func(r fabric.Move) time.Time { return r.Announced })
 				m.agents[from].restart(m.agents[from].Kill)
 			}, "to"},
-			{"the destination's agent is gone from the copy on", slow, func(m *shuttle, _, to string, g *testenv.Migration) {
+			{"the destination's agent is gone from the copy on", slow, func(m *shuttle, _, to string, g *hypervisors.Migration) {
 				inTime(g.Copying(soon(m.t)))
 				require.NoError(m.t, m.agents[to].Kill())
 				require.NoError(m.t, g.Wait())
 				m.agents[to].start()
 			}, "to"},
-			{"the source's agent is gone from the copy on", slow, func(m *shuttle, from, _ string, g *testenv.Migration) {
+			{"the source's agent is gone from the copy on", slow, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
 				inTime(g.Copying(soon(m.t)))
 				require.NoError(m.t, m.agents[from].Kill())
 				require.NoError(m.t, g.Wait())
 				m.agents[from].start()
 			}, "to"},
-			{"a reflector is killed", slow, func(m *shuttle, _, _ string, g *testenv.Migration) {
+			{"a reflector is killed", slow, func(m *shuttle, _, _ string, g *hypervisors.Migration) {
 				inTime(g.Copying(soon(m.t)))
 				require.NoError(m.t, m.rr["rr1"].Kill())
 				require.NoError(m.t, g.Wait())
 				m.startReflector("rr1")
 			}, "to"},
-			{"the source's libvirtd is restarted", slow, func(m *shuttle, from, _ string, g *testenv.Migration) {
+			{"the source's libvirtd is restarted", slow, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
 				inTime(g.Copying(soon(m.t)))
 				require.NoError(m.t, m.lv[from].Kill())
 				_ = g.Wait()
 				require.NoError(m.t, m.lv[from].Start(soon(m.t)))
 			}, ""},
-			{"the destination's libvirtd is restarted", slow, func(m *shuttle, _, to string, g *testenv.Migration) {
+			{"the destination's libvirtd is restarted", slow, func(m *shuttle, _, to string, g *hypervisors.Migration) {
 				inTime(g.Copying(soon(m.t)))
 				require.NoError(m.t, m.lv[to].Kill())
 				_ = g.Wait()
@@ -488,7 +489,7 @@ func TestFailedMoves(t *testing.T) {
 				}
 				// On a busy machine a migration may end before it could fail: then it is
 				// tried again, from where the guest is now.
-				var g *testenv.Migration
+				var g *hypervisors.Migration
 				for attempt := 1; ; attempt++ {
 					g = m.d.StartMigration(context.WithoutCancel(soon(t)), m.lv[to], c.how)
 					err := late(func() {
@@ -536,7 +537,7 @@ type tooLate struct{ error }
 
 // failed is an error when a migration has brought the guest to the node in spite
 // of all, be it that it ended there.
-func (m *shuttle) failed(to string, g *testenv.Migration) error {
+func (m *shuttle) failed(to string, g *hypervisors.Migration) error {
 	m.t.Helper()
 	err := g.Wait()
 	if err == nil {
@@ -622,8 +623,8 @@ func TestOddMoves(t *testing.T) {
 
 	// Not running at all.
 	require.NoError(t, m.d.Destroy(soon(t)))
-	m.d = m.domain(one, "sea_gold", testenv.DomainNIC{NIC: m.vm.NICs[0]}) // who was restored is forgotten
-	require.NoError(t, m.d.StartMigration(context.WithoutCancel(soon(t)), two, testenv.MigrateOptions{Offline: true}).Wait())
+	m.d = m.domain(one, "sea_gold", hypervisors.DomainNIC{NIC: m.vm.NICs[0]}) // who was restored is forgotten
+	require.NoError(t, m.d.StartMigration(context.WithoutCancel(soon(t)), two, hypervisors.MigrateOptions{Offline: true}).Wait())
 	for _, h := range m.top.Nodes {
 		m.leavesNothing(h, m.vm.Prefixes()...)
 	}
@@ -652,7 +653,7 @@ func nodeReturns(t *testing.T, apart bool) {
 	}
 	require.NoError(t, m.lab.Disconnect(cut))
 	stray := m.d
-	m.d = m.domain(m.lv["node2"], "sea_gold", testenv.DomainNIC{NIC: m.vm.NICs[0]})
+	m.d = m.domain(m.lv["node2"], "sea_gold", hypervisors.DomainNIC{NIC: m.vm.NICs[0]})
 	require.NoError(t, m.d.Start(soon(t)))
 	require.NoError(t, m.d.WaitReady(soon(t)))
 	m.coreHas(m.top.Nodes["node2"], m.vm.Prefixes()...)

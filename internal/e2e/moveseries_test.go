@@ -16,7 +16,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
 )
 
 // Series of moves take minutes. They are made by hand, and docs/performance.md has
@@ -60,13 +61,13 @@ func (m *shuttle) aborts(i int, stopped bool) {
 	control := m.control()
 	var stood time.Duration
 	results := m.probed(func() {
-		g := m.d.StartMigration(context.WithoutCancel(soon(t)), m.lv[to], testenv.MigrateOptions{Bandwidth: 8})
+		g := m.d.StartMigration(context.WithoutCancel(soon(t)), m.lv[to], hypervisors.MigrateOptions{Bandwidth: 8})
 		inTime(g.Copying(soon(t)))
 		time.Sleep(time.Duration(i%10) * 100 * time.Millisecond)
 		if stopped {
 			_, err := m.lv[from].Virsh(soon(t), "migrate-setmaxdowntime", m.d.Name(), "20000")
 			inTime(err)
-			inTime(testenv.Until(soon(t), func() error { return m.has(from, func(r fabric.Move) time.Time { return r.Stopped }) }))
+			inTime(core.Until(soon(t), func() error { return m.has(from, func(r fabric.Move) time.Time { return r.Stopped }) }))
 		}
 		inTime(g.Abort(soon(t)))
 		if stopped {
@@ -117,7 +118,7 @@ func (m *shuttle) busyMove() {
 	require.NoError(t, err)
 	load, _, _ := strings.Cut(string(b), " ")
 	a := m.vm.NICs[0].Addresses
-	var beside []testenv.ProbeResult
+	var beside []core.ProbeResult
 	vm := func(as ...netip.Addr) fabric.VM { return fabric.VM{NICs: []fabric.NIC{{Addresses: as}}} }
 	var took time.Duration
 	results := m.underProbe(vm(a[0], a[2]), time.Millisecond, func() {

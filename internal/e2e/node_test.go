@@ -21,7 +21,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 	"golang.org/x/sys/unix"
 )
@@ -31,7 +31,7 @@ import (
 func TestGuestsReachEachOtherByRoutingOnly(t *testing.T) {
 	t.Parallel()
 	s := start(t, options{nodes: 2})
-	guests := map[string]*testenv.Guest{
+	guests := map[string]*core.Guest{
 		"one":   s.run("node1", veth("one", "203.0.113.10", "2001:db8:100::10")),
 		"two":   s.run("node1", veth("two", "203.0.113.11", "2001:db8:100::11")),
 		"three": s.run("node2", veth("three", "203.0.113.12", "2001:db8:100::12")),
@@ -40,7 +40,7 @@ func TestGuestsReachEachOtherByRoutingOnly(t *testing.T) {
 		"one": {"203.0.113.10", "2001:db8:100::10"}, "two": {"203.0.113.11", "2001:db8:100::11"}, "three": {"203.0.113.12", "2001:db8:100::12"},
 	}
 	// The third is told what only the other two say to each other.
-	sniffers := map[string]*testenv.Sniffer{}
+	sniffers := map[string]*core.Sniffer{}
 	for name, g := range guests {
 		sn, err := g.Sniff("eth0", nil)
 		require.NoError(t, err)
@@ -101,9 +101,9 @@ func TestNICsOfEveryShape(t *testing.T) {
 		}
 		for n, link := range vm.NICs {
 			s.checkPort(s.top.Nodes["node1"], fabric.PortName(vm.Name, n))
-			to := testenv.ClientAddr4
+			to := core.ClientAddr4
 			if link.Addresses[0].Is6() {
-				to = testenv.ClientAddr6
+				to = core.ClientAddr6
 			}
 			_, err := g.PingFrom(soon(t), link.Addresses[0], to)
 			require.NoError(t, err, vm.Name)
@@ -121,7 +121,7 @@ func TestNICsOfEveryShape(t *testing.T) {
 }
 
 // answered waits until each prober has so many more answers.
-func answered(t testing.TB, more int, probes ...*testenv.Prober) {
+func answered(t testing.TB, more int, probes ...*core.Prober) {
 	t.Helper()
 	for _, p := range probes {
 		had := p.Received()
@@ -140,7 +140,7 @@ func TestRestartsLoseNothing(t *testing.T) {
 	s.reaches(s.top.Client, "203.0.113.10", "2001:db8:100::10")
 	a := s.agents["node1"]
 	withdrawn := s.watchWithdrawals()
-	var probes []*testenv.Prober
+	var probes []*core.Prober
 	for _, address := range vm.NICs[0].Addresses {
 		p, err := s.top.Client.Probe(address, time.Millisecond)
 		require.NoError(t, err)
@@ -214,7 +214,7 @@ func TestBrokenPortsAreRepaired(t *testing.T) {
 	node := s.top.Nodes["node1"]
 	nl := node.Netlink()
 	foreign := netip.MustParsePrefix("192.0.2.128/25")
-	require.NoError(t, node.AddRoute(foreign, testenv.CoreAddr4, "eth0"))
+	require.NoError(t, node.AddRoute(foreign, core.CoreAddr4, "eth0"))
 	l, err := node.Link("web_net0")
 	require.NoError(t, err)
 	del := func(p string) func() error {
@@ -253,7 +253,7 @@ func TestBrokenPortsAreRepaired(t *testing.T) {
 	assert.True(t, s.agents["node1"].status().Healthy)
 }
 
-func (s *system) delAddress(node *testenv.Host, l netlink.Link, address string) error {
+func (s *system) delAddress(node *core.Host, l netlink.Link, address string) error {
 	all, err := node.Netlink().AddrList(l, netlink.FAMILY_ALL)
 	if err != nil {
 		return err
@@ -267,7 +267,7 @@ func (s *system) delAddress(node *testenv.Host, l netlink.Link, address string) 
 }
 
 // whole tells what of a port is missing.
-func (s *system) whole(node *testenv.Host, vm fabric.VM) error {
+func (s *system) whole(node *core.Host, vm fabric.VM) error {
 	l, err := node.Link("web_net0")
 	if err != nil {
 		return err
@@ -315,7 +315,7 @@ func TestSpoofedSourcesAreDropped(t *testing.T) {
 	} {
 		forged, to := netip.MustParseAddr(tc.forged), netip.MustParseAddr(tc.to)
 		require.NoError(t, evil.AddAddr("eth0", fabric.HostPrefix(forged)))
-		sn, err := s.top.Client.Sniff("eth0", func(f testenv.Frame) bool { return f.Concerns(forged) })
+		sn, err := s.top.Client.Sniff("eth0", func(f core.Frame) bool { return f.Concerns(forged) })
 		require.NoError(t, err)
 		p, err := evil.ProbeFrom(forged, to, 20*time.Millisecond)
 		require.NoError(t, err)

@@ -12,7 +12,9 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
 // TestCopyOfAGuest: on another node a guest of another name, UUID and MAC is
@@ -34,7 +36,7 @@ func TestCopyOfAGuest(t *testing.T) {
 		{fabric.NIC{Addresses: nic.Addresses[:1]}, "203.0.113.10"},
 		{fabric.NIC{Addresses: nic.Addresses[2:3]}, "2001:db8:100::10"},
 	} {
-		clone := m.domain(m.lv["node2"], "clone", testenv.DomainNIC{NIC: one.copied})
+		clone := m.domain(m.lv["node2"], "clone", hypervisors.DomainNIC{NIC: one.copied})
 		for _, paused := range []bool{false, true} {
 			var err error
 			if paused {
@@ -55,7 +57,7 @@ func TestCopyOfAGuest(t *testing.T) {
 	// They do not, and hear of each other by the reflectors alone: the first keeps
 	// its addresses, and the status of both nodes says so.
 	nft := func(args ...string) {
-		for _, n := range []*testenv.Host{node1, node2} {
+		for _, n := range []*core.Host{node1, node2} {
 			_, err := n.Run(soon(t), "nft", args...)
 			require.NoError(t, err)
 		}
@@ -66,7 +68,7 @@ func TestCopyOfAGuest(t *testing.T) {
 	heal := func() { nft("delete", "table", "inet", "apart") }
 	for _, paused := range []bool{true, false} {
 		cut()
-		clone := m.domain(m.lv["node2"], "clone", testenv.DomainNIC{NIC: nic})
+		clone := m.domain(m.lv["node2"], "clone", hypervisors.DomainNIC{NIC: nic})
 		if paused {
 			_, err := m.lv["node2"].Virsh(soon(t), "start", "clone", "--paused")
 			require.NoError(t, err)
@@ -108,7 +110,7 @@ func TestCopyOfAGuest(t *testing.T) {
 
 	// The first ends, and its addresses are free.
 	require.NoError(t, m.d.Destroy(soon(t)))
-	clone := m.domain(m.lv["node2"], "clone", testenv.DomainNIC{NIC: nic})
+	clone := m.domain(m.lv["node2"], "clone", hypervisors.DomainNIC{NIC: nic})
 	require.NoError(t, clone.Start(soon(t)))
 	m.coreHas(node2, nic.Prefixes()...)
 	require.ErrorContains(t, m.d.Start(soon(t)), "held by guest clone (libvirt ")
@@ -152,7 +154,7 @@ func TestRouteOfNobody(t *testing.T) {
 		return strings.ReplaceAll(s.announcement(stranger, "", s.cluster.Communities, ps...), "bgp_local_pref = 100;", "bgp_local_pref = 200;")
 	}
 	require.Contains(t, first(), "bgp_local_pref = 200;")
-	bird, err := stranger.StartBird(soon(t), first(vm.Prefixes()...))
+	bird, err := routers.StartBird(soon(t), stranger, first(vm.Prefixes()...))
 	require.NoError(t, err)
 	s.coreHas(stranger, vm.Prefixes()...)
 	for i, p := range vm.Prefixes() {
@@ -177,7 +179,7 @@ func TestCopyOfAnInstance(t *testing.T) {
 	s.run("node1", veth("web", "203.0.113.10", "2001:db8:100::10"))
 	s.coreHas(s.top.Nodes["node1"], seaGold...)
 	for _, address := range []string{"203.0.113.10", "2001:db8:100::10"} {
-		c := s.container(lx, testenv.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p(address)}, Config: hooked})
+		c := s.container(lx, hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p(address)}, Config: hooked})
 		require.Error(t, c.Start(soon(t)))
 		out, err := lx.Lxc(soon(t), "info", "web", "--show-log")
 		require.NoError(t, err)
@@ -186,7 +188,7 @@ func TestCopyOfAnInstance(t *testing.T) {
 	}
 
 	// Without the hook it runs, and is not announced.
-	c := s.container(lx, testenv.ContainerOptions{Name: "copy", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
+	c := s.container(lx, hypervisors.ContainerOptions{Name: "copy", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
 	require.NoError(t, c.Start(soon(t)))
 	s.agents["node2"].complains("guest web on node1 has an address of it, and has had it longer, so copy is not announced on node2")
 	s.agents["node1"].complains("guest copy on node2 has an address of it too")

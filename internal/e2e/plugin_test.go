@@ -19,7 +19,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/internal/executable"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 var startedPlugin = regexp.MustCompile(`msg="plugin started[^\n]* plugin=mine [^\n]*pid=(\d+)`)
@@ -112,7 +112,7 @@ func TestPluginSpeaker(t *testing.T) {
 	require.NoError(t, os.Remove(script))
 	d, err := a.node.StartDaemon("agent", exec.Command(program, a.args...))
 	require.NoError(t, err)
-	require.NoError(t, testenv.Until(soon(t), func() error {
+	require.NoError(t, core.Until(soon(t), func() error {
 		if d.Running() {
 			return fmt.Errorf("the agent runs")
 		}

@@ -18,15 +18,16 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
 // embedded is an embedded reflector that runs on a host of the lab.
 type embedded struct {
-	*testenv.Daemon
+	*core.Daemon
 	s            *system
 	name, socket string
-	host         *testenv.Host
+	host         *core.Host
 }
 
 const metricsPort = "9179"
@@ -86,21 +87,21 @@ func (r *embedded) established(peers ...string) {
 }
 
 // announcer is a node of the lab that runs BIRD, or something that poses as one.
-func (s *system) announcer(h *testenv.Host, password string, communities []fabric.Community, ps ...netip.Prefix) *testenv.Bird {
+func (s *system) announcer(h *core.Host, password string, communities []fabric.Community, ps ...netip.Prefix) *routers.Bird {
 	s.t.Helper()
-	b, err := h.StartBird(soon(s.t), s.announcement(h, password, communities, ps...))
+	b, err := routers.StartBird(soon(s.t), h, s.announcement(h, password, communities, ps...))
 	require.NoError(s.t, err)
 	return b
 }
 
 // announcement is the configuration of an announcer.
-func (s *system) announcement(h *testenv.Host, password string, communities []fabric.Community, ps ...netip.Prefix) string {
-	return s.announcementBy(h, password, testenv.Announcer{Communities: communities, Routes: ps})
+func (s *system) announcement(h *core.Host, password string, communities []fabric.Community, ps ...netip.Prefix) string {
+	return s.announcementBy(h, password, routers.Announcer{Communities: communities, Routes: ps})
 }
 
 // announcementBy is announcement of one that says other things, too.
-func (s *system) announcementBy(h *testenv.Host, password string, conf testenv.Announcer) string {
-	conf.BGP, conf.RouterID = testenv.BGPOf(s.cluster), h.Addr4()
+func (s *system) announcementBy(h *core.Host, password string, conf routers.Announcer) string {
+	conf.BGP, conf.RouterID = routers.BGPOf(s.cluster), h.Addr4()
 	conf.Password = password
 	for _, rr := range s.cluster.Reflectors {
 		conf.Reflectors = append(conf.Reflectors, rr.Address)
@@ -159,7 +160,7 @@ func TestEmbeddedReflectors(t *testing.T) {
 			rr1, rr2 := s.embed("rr1"), s.embed("rr2")
 			s.agents["node1"].start()
 			node2 := s.announcer(s.top.Nodes["node2"], s.cluster.Reflectors[0].Password, s.cluster.Communities, append(slices.Clone(good), bad...)...)
-			h3, err := s.lab.AddNode("node3", testenv.Underlay4(23), testenv.Underlay6(23))
+			h3, err := s.lab.AddNode("node3", core.Underlay4(23), core.Underlay6(23))
 			require.NoError(t, err)
 			// Not named: over IPv4 nothing of IPv6 is its own.
 			mine := parsed("203.0.113.33/32")
@@ -247,14 +248,14 @@ func read(t *testing.T, path string) []byte {
 }
 
 // nodeRoutes lists the IPv4 prefixes that a core gateway learned.
-func nodeRoutes(t *testing.T, core *testenv.Host) []string {
+func nodeRoutes(t *testing.T, gateway *core.Host) []string {
 	t.Helper()
-	routes, err := core.Routes4()
+	routes, err := gateway.Routes4()
 	require.NoError(t, err)
 	var ps []string
 	for _, r := range routes {
 		for _, v := range r.Vias() {
-			if testenv.UnderlayPrefix4.Contains(v) {
+			if core.UnderlayPrefix4.Contains(v) {
 				ps = append(ps, r.Prefix.String())
 			}
 		}
@@ -272,7 +273,7 @@ func (s *system) checkCommunities(ps []netip.Prefix) {
 			if err != nil {
 				return err
 			}
-			routes = slices.DeleteFunc(routes, func(r testenv.BGPRoute) bool {
+			routes = slices.DeleteFunc(routes, func(r routers.BGPRoute) bool {
 				return r.Prefix != p || !slices.Equal(r.Communities, s.cluster.Communities) || r.LocalPref < 100
 			})
 			if len(routes) != 2 {
@@ -284,7 +285,7 @@ func (s *system) checkCommunities(ps []netip.Prefix) {
 }
 
 // bfdUp waits for as many BFD sessions of a BIRD to be up.
-func (s *system) bfdUp(b *testenv.Bird, want int) {
+func (s *system) bfdUp(b *routers.Bird, want int) {
 	s.t.Helper()
 	up := regexp.MustCompile(`\bUp\b`)
 	s.eventually("BFD", func() error {
@@ -314,14 +315,14 @@ func TestEmbeddedReflectorWantsThePassword(t *testing.T) {
 	t.Parallel()
 	s := start(t, options{nodes: 2, noRR: true, noAgent: true, change: withPassword})
 	rr := s.embed("rr1")
-	h3, err := s.lab.AddNode("node3", testenv.Underlay4(23), testenv.Underlay6(23))
+	h3, err := s.lab.AddNode("node3", core.Underlay4(23), core.Underlay6(23))
 	require.NoError(t, err)
-	h4, err := s.lab.AddNode("node4", testenv.Underlay4(24), testenv.Underlay6(24))
+	h4, err := s.lab.AddNode("node4", core.Underlay4(24), core.Underlay6(24))
 	require.NoError(t, err)
 	s.announcer(s.top.Nodes["node2"], "wrong", s.cluster.Communities, good[0])
 	s.announcer(h3, "wrong", s.cluster.Communities, parsed("203.0.113.33/32")...)
 	s.announcer(h4, "", s.cluster.Communities, parsed("203.0.113.34/32")...)
-	h5, err := s.lab.AddNode("node5", testenv.Underlay4(25), testenv.Underlay6(25))
+	h5, err := s.lab.AddNode("node5", core.Underlay4(25), core.Underlay6(25))
 	require.NoError(t, err)
 	s.announcer(h5, "s3cret", s.cluster.Communities, parsed("203.0.113.35/32")...)
 	s.agents["node1"].start()
@@ -372,7 +373,7 @@ func TestEmbeddedReflectorsRestart(t *testing.T) {
 			})
 			s.reaches(s.top.Client, "203.0.113.10", "2001:db8:100::10")
 			withdrawn := s.watchWithdrawals()
-			var probes []*testenv.Prober
+			var probes []*core.Prober
 			for _, a := range vm.NICs[0].Addresses {
 				p, err := s.top.Client.Probe(a, time.Millisecond)
 				require.NoError(t, err)
@@ -380,7 +381,7 @@ func TestEmbeddedReflectorsRestart(t *testing.T) {
 			}
 			require.NoError(t, rr1.Kill())
 			time.Sleep(time.Second)
-			for n, stop := range []func(*testenv.Daemon) error{(*testenv.Daemon).Kill, (*testenv.Daemon).Stop} {
+			for n, stop := range []func(*core.Daemon) error{(*core.Daemon).Kill, (*core.Daemon).Stop} {
 				require.NoError(t, stop(rr2.Daemon))
 				time.Sleep(time.Second)
 				began := time.Now()

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 // TestMainAndBackup kills reflectors under a probe of 1,000 packets a second:
@@ -105,16 +105,16 @@ func TestMainAndBackup(t *testing.T) {
 }
 
 // underProbe does something while the client probes a guest's addresses.
-func (s *system) underProbe(vm fabric.VM, every time.Duration, do func()) []testenv.ProbeResult {
+func (s *system) underProbe(vm fabric.VM, every time.Duration, do func()) []core.ProbeResult {
 	s.t.Helper()
-	var probes []*testenv.Prober
+	var probes []*core.Prober
 	for _, a := range vm.NICs[0].Addresses {
 		p, err := s.top.Client.Probe(a, every)
 		require.NoError(s.t, err)
 		probes = append(probes, p)
 	}
 	do()
-	var results []testenv.ProbeResult
+	var results []core.ProbeResult
 	for _, p := range probes {
 		results = append(results, p.Stop())
 	}

@@ -19,8 +19,9 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/disk"
 	"github.com/vmfabric/vmfabric/fabric/libvirt"
 	"github.com/vmfabric/vmfabric/hooks"
-	"github.com/vmfabric/vmfabric/testenv"
 	"github.com/vmfabric/vmfabric/testenv/fake"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -78,7 +79,7 @@ type library struct {
 	stop      func()
 }
 
-func embed(t *testing.T, s *system, lv *testenv.Libvirt, links *fake.Dataplane, inv *inventory) *library {
+func embed(t *testing.T, s *system, lv *hypervisors.Libvirt, links *fake.Dataplane, inv *inventory) *library {
 	t.Helper()
 	dir := filepath.Join(s.lab.Dir(), "library")
 	require.NoError(t, os.MkdirAll(dir, 0o700))
@@ -125,13 +126,13 @@ func TestAddressesFromAnInventory(t *testing.T) {
 	t.Parallel()
 	labtest.Need(t, "qemu")
 	s := start(t, options{noAgent: true, noRR: true})
-	lv, err := s.top.Nodes["node1"].StartLibvirt(soon(t), testenv.LibvirtOptions{Hook: hookProgram})
+	lv, err := hypervisors.StartLibvirt(soon(t), s.top.Nodes["node1"], hypervisors.LibvirtOptions{Hook: hookProgram})
 	require.NoError(t, err)
 	require.NoError(t, os.Symlink(s.agents["node1"].socket, filepath.Join(lv.RunDir(), "agent.sock")))
 	plug := tap()
 	plug.Managed, plug.MAC = true, fabric.MAC{0x52, 0x54, 0, 0, 0, 0x0a}
-	d, err := lv.Define(soon(t), testenv.DomainOptions{
-		Name: "sea_gold", UUID: "aaaaaaaa-0000-4000-8000-00000000000a", NICs: []testenv.DomainNIC{plug}, Gateway: s.cluster.Gateway,
+	d, err := lv.Define(soon(t), hypervisors.DomainOptions{
+		Name: "sea_gold", UUID: "aaaaaaaa-0000-4000-8000-00000000000a", NICs: []hypervisors.DomainNIC{plug}, Gateway: s.cluster.Gateway,
 		Metadata: `<fabric:vm xmlns:fabric="urn:vmfabric:domain:1"/>`,
 	})
 	require.NoError(t, err)
@@ -159,7 +160,7 @@ func TestAddressesFromAnInventory(t *testing.T) {
 	inv.says(right, nil)
 	links.AddLink("sea_gold_net0")
 	require.NoError(t, d.Start(soon(t)))
-	require.NoError(t, testenv.Until(soon(t), func() error { return agent.live(soon(t)) }))
+	require.NoError(t, core.Until(soon(t), func() error { return agent.live(soon(t)) }))
 	assert.Equal(t, []fabric.Query{{VM: "sea_gold", UUID: "aaaaaaaa-0000-4000-8000-00000000000a", MACs: []fabric.MAC{plug.MAC}}}, inv.questions())
 	inv.says(nil, errors.New("the inventory burnt down"))
 	vm, _, err := agent.Describe(soon(t), "sea_gold")
@@ -167,7 +168,7 @@ func TestAddressesFromAnInventory(t *testing.T) {
 	assert.Equal(t, seaGold, vm.Prefixes())
 	agent.stop()
 	agent = embed(t, s, lv, links.Again(), inv)
-	require.NoError(t, testenv.Until(soon(t), func() error {
+	require.NoError(t, core.Until(soon(t), func() error {
 		st, err := agent.Status(soon(t))
 		if err != nil || !st.Healthy || st.Live != 1 || len(st.Sources) != 1 || !st.Sources[0].Connected || st.Sources[0].Guests != 1 {
 			return fmt.Errorf("%+v, %w", st, err)
@@ -178,7 +179,7 @@ func TestAddressesFromAnInventory(t *testing.T) {
 
 	// Gone, it is forgotten: the next start asks.
 	require.NoError(t, d.Destroy(soon(t)))
-	require.NoError(t, testenv.Until(soon(t), func() error {
+	require.NoError(t, core.Until(soon(t), func() error {
 		if entries, err := agent.List(soon(t)); err != nil || len(entries) > 0 {
 			return fmt.Errorf("%v, %w", entries, err)
 		}

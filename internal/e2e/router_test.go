@@ -8,20 +8,21 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/internal/render"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
 // router is a reflector, a core gateway or a node's routing daemon.
 type router interface {
 	Stop() error
 	Kill() error
-	Routes(ctx context.Context) ([]testenv.BGPRoute, error)
+	Routes(ctx context.Context) ([]routers.BGPRoute, error)
 	Established(ctx context.Context) (int, error)
 }
 
 // startRouter starts what a machine of the cluster runs: a routing daemon with
 // its rendered configuration, or the embedded reflector.
-func (s *system) startRouter(kind string, h *testenv.Host) router {
+func (s *system) startRouter(kind string, h *core.Host) router {
 	s.t.Helper()
 	if kind == "embedded" {
 		return s.embed(h.Name())
@@ -35,20 +36,20 @@ func (s *system) startRouter(kind string, h *testenv.Host) router {
 	}
 	var r router
 	if kind == "frr" {
-		r, err = h.StartFRR(soon(s.t), conf)
+		r, err = routers.StartFRR(soon(s.t), h, conf)
 	} else {
 		var args []string
 		if s.o.resumes && s.top.Reflectors[h.Name()] == h {
 			args = append(args, "-R")
 		}
-		r, err = h.StartBird(soon(s.t), conf, args...)
+		r, err = routers.StartBird(soon(s.t), h, conf, args...)
 	}
 	require.NoError(s.t, err)
 	return r
 }
 
 // Routes gives none: what the reflector has is seen at the core gateway.
-func (r *embedded) Routes(context.Context) ([]testenv.BGPRoute, error) { return nil, nil }
+func (r *embedded) Routes(context.Context) ([]routers.BGPRoute, error) { return nil, nil }
 
 // Established counts the sessions that are up.
 func (r *embedded) Established(ctx context.Context) (int, error) {

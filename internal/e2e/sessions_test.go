@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/render"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
 // everySpeaker has a node of each speaker.
@@ -140,7 +140,7 @@ func TestNotificationsAreTold(t *testing.T) {
 			})
 		}
 	}
-	rr1, rr2 := s.rr["rr1"].(*testenv.Bird), s.rr["rr2"].(*testenv.Bird)
+	rr1, rr2 := s.rr["rr1"].(*routers.Bird), s.rr["rr2"].(*routers.Bird)
 
 	for _, node := range nodes {
 		_, err := rr1.Query(soon(t), fmt.Sprintf("disable 'node_%s' \"planned \u202ework\"", node))

@@ -19,7 +19,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -37,8 +38,8 @@ func soon(t testing.TB) context.Context {
 type system struct {
 	t       testing.TB
 	o       options
-	lab     *testenv.Lab
-	top     *testenv.Topology
+	lab     *core.Lab
+	top     *core.Topology
 	cluster fabric.Cluster
 	file    string
 	rr      map[string]router
@@ -49,9 +50,9 @@ type system struct {
 
 // agent is the real program on a node.
 type agent struct {
-	*testenv.Daemon
+	*core.Daemon
 	s      *system
-	node   *testenv.Host
+	node   *core.Host
 	socket string
 	args   []string
 }
@@ -77,7 +78,7 @@ func start(t testing.TB, o options) *system {
 	o.rr, o.core = cmp.Or(o.rr, "bird"), cmp.Or(o.core, "bird")
 	needed := append([]string{o.rr, o.core}, slices.Collect(maps.Values(o.speakers))...)
 	labtest.Need(t, slices.DeleteFunc(needed, func(s string) bool { return s == "embedded" })...)
-	s := &system{t: t, o: o, cluster: testenv.SmallCluster(max(o.nodes, 1)), rr: map[string]router{}, daemons: map[string]router{}, agents: map[string]*agent{}}
+	s := &system{t: t, o: o, cluster: core.SmallCluster(max(o.nodes, 1)), rr: map[string]router{}, daemons: map[string]router{}, agents: map[string]*agent{}}
 	s.cluster.Routed = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8:200::/40")}
 	if o.change != nil {
 		o.change(&s.cluster)
@@ -110,7 +111,7 @@ func (s *system) writeFile(name string, c fabric.Cluster) (path string) {
 	s.t.Helper()
 	key := filepath.Join(s.lab.Dir(), "cluster.key")
 	require.NoError(s.t, os.WriteFile(key, []byte("the key of "+c.Name+" and its nodes\n"), 0o600))
-	text := testenv.ClusterFile(c) + "key_file: " + key + "\n"
+	text := core.ClusterFile(c) + "key_file: " + key + "\n"
 	if password := c.Reflectors[0].Password; password != "" {
 		secret := filepath.Join(s.lab.Dir(), "rr.secret")
 		require.NoError(s.t, os.WriteFile(secret, []byte(password+"\n"), 0o600))
@@ -123,7 +124,7 @@ func (s *system) writeFile(name string, c fabric.Cluster) (path string) {
 
 // newAgent says how the agent of a node is run, with the routing daemon that
 // speaks for it, which is started.
-func (s *system) newAgent(name string, h *testenv.Host) *agent {
+func (s *system) newAgent(name string, h *core.Host) *agent {
 	s.t.Helper()
 	a := &agent{s: s, node: h, socket: filepath.Join(h.Dir(), "agent.sock")}
 	a.args = []string{
@@ -156,7 +157,7 @@ func (a *agent) start() {
 	d, err := a.node.StartDaemon("agent", cmd)
 	require.NoError(a.s.t, err)
 	a.Daemon = d
-	require.NoError(a.s.t, testenv.Until(soon(a.s.t), func() error {
+	require.NoError(a.s.t, core.Until(soon(a.s.t), func() error {
 		_, err := a.try(hooks.Request{Op: hooks.List})
 		if !d.Running() {
 			a.s.t.Fatalf("agent ended: %s", d.Log())
@@ -219,7 +220,7 @@ func (a *agent) eventually(what string, f func() error) { a.s.eventually(what, f
 
 func (s *system) eventually(what string, f func() error) {
 	s.t.Helper()
-	require.NoError(s.t, testenv.Until(soon(s.t), f), what)
+	require.NoError(s.t, core.Until(soon(s.t), f), what)
 }
 
 // cli runs the program on a node against its agent.
@@ -228,7 +229,7 @@ func (a *agent) cli(args ...string) (stdout, stderr string, code int) {
 	return runIn(a.s.t, a.node, program, append([]string{"--socket", a.socket}, args...)...)
 }
 
-func runIn(t testing.TB, h *testenv.Host, path string, args ...string) (stdout, stderr string, code int) {
+func runIn(t testing.TB, h *core.Host, path string, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	var out, errs strings.Builder
 	cmd := exec.Command(path, args...)
@@ -257,7 +258,7 @@ func nic(addresses ...string) fabric.NIC {
 }
 
 // run brings a guest without a hypervisor live on a node.
-func (s *system) run(node string, vm fabric.VM) *testenv.Guest {
+func (s *system) run(node string, vm fabric.VM) *core.Guest {
 	s.t.Helper()
 	s.agents[node].ask(hooks.Wire, vm)
 	g, err := s.lab.AddGuest(s.top.Nodes[node], vm, s.cluster.Gateway)
@@ -267,7 +268,7 @@ func (s *system) run(node string, vm fabric.VM) *testenv.Guest {
 }
 
 // reaches waits until one host has an answer from an address of another.
-func (s *system) reaches(from *testenv.Host, to ...string) {
+func (s *system) reaches(from *core.Host, to ...string) {
 	s.t.Helper()
 	for _, a := range to {
 		_, err := from.Ping(soon(s.t), netip.MustParseAddr(a))
@@ -276,7 +277,7 @@ func (s *system) reaches(from *testenv.Host, to ...string) {
 }
 
 // coreHas waits until the core gateway's kernel routes every prefix to a node.
-func (s *system) coreHas(node *testenv.Host, ps ...netip.Prefix) {
+func (s *system) coreHas(node *core.Host, ps ...netip.Prefix) {
 	s.t.Helper()
 	for _, p := range ps {
 		via := node.Addr4()
@@ -303,7 +304,7 @@ func (s *system) nobodyHas(ps ...netip.Prefix) {
 			}
 			for name, b := range s.rr {
 				routes, err := b.Routes(soon(s.t))
-				if err != nil || slices.ContainsFunc(routes, func(r testenv.BGPRoute) bool { return r.Prefix == p }) {
+				if err != nil || slices.ContainsFunc(routes, func(r routers.BGPRoute) bool { return r.Prefix == p }) {
 					return fmt.Errorf("%s has %s %w", name, p, err)
 				}
 			}
@@ -313,14 +314,14 @@ func (s *system) nobodyHas(ps ...netip.Prefix) {
 }
 
 // reflected gives a reflector's route to a prefix, once it has one.
-func (s *system) reflected(rr string, p netip.Prefix) (found testenv.BGPRoute) {
+func (s *system) reflected(rr string, p netip.Prefix) (found routers.BGPRoute) {
 	s.t.Helper()
 	s.eventually(p.String()+" at "+rr, func() error {
 		routes, err := s.rr[rr].Routes(soon(s.t))
 		if err != nil {
 			return err
 		}
-		i := slices.IndexFunc(routes, func(r testenv.BGPRoute) bool { return r.Prefix == p })
+		i := slices.IndexFunc(routes, func(r routers.BGPRoute) bool { return r.Prefix == p })
 		if i < 0 {
 			return fmt.Errorf("%s has no route to %s", rr, p)
 		}
@@ -332,7 +333,7 @@ func (s *system) reflected(rr string, p netip.Prefix) (found testenv.BGPRoute) {
 
 // leftOn lists what of the fabric is on a node: links with our mark, routes of
 // our protocol, state files.
-func (s *system) leftOn(node *testenv.Host) []string {
+func (s *system) leftOn(node *core.Host) []string {
 	s.t.Helper()
 	var left []string
 	links, err := node.Netlink().LinkList()
@@ -355,7 +356,7 @@ func (s *system) leftOn(node *testenv.Host) []string {
 }
 
 // leavesNothing waits until nothing of the fabric is left of these prefixes.
-func (s *system) leavesNothing(node *testenv.Host, ps ...netip.Prefix) {
+func (s *system) leavesNothing(node *core.Host, ps ...netip.Prefix) {
 	s.t.Helper()
 	s.eventually("nothing is left on "+node.Name(), func() error {
 		if left := s.leftOn(node); len(left) > 0 {

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/internal/probe"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -17,9 +17,9 @@ import (
 func TestEveryRequestIsAccountedFor(t *testing.T) {
 	t.Parallel()
 	lab := labtest.New(t)
-	one, err := lab.AddReflector("one", testenv.Underlay4(31), testenv.Underlay6(31))
+	one, err := lab.AddReflector("one", core.Underlay4(31), core.Underlay6(31))
 	require.NoError(t, err)
-	two, err := lab.AddReflector("two", testenv.Underlay4(32), testenv.Underlay6(32))
+	two, err := lab.AddReflector("two", core.Underlay4(32), core.Underlay6(32))
 	require.NoError(t, err)
 	for _, to := range []netip.Addr{two.Addr4(), two.Addr6()} {
 		_, err := one.Ping(t.Context(), to)
@@ -65,9 +65,9 @@ func TestEveryRequestIsAccountedFor(t *testing.T) {
 // are due, and their answers are all heard.
 func TestFastRate(t *testing.T) {
 	lab := labtest.New(t)
-	one, err := lab.AddReflector("one", testenv.Underlay4(31), testenv.Underlay6(31))
+	one, err := lab.AddReflector("one", core.Underlay4(31), core.Underlay6(31))
 	require.NoError(t, err)
-	two, err := lab.AddReflector("two", testenv.Underlay4(32), testenv.Underlay6(32))
+	two, err := lab.AddReflector("two", core.Underlay4(32), core.Underlay6(32))
 	require.NoError(t, err)
 	const rate, count = 4000, 8000
 	var ps []*probe.Prober
@@ -94,7 +94,7 @@ func TestFastRate(t *testing.T) {
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	lab := labtest.New(t)
-	core, err := lab.AddCore("core", testenv.CoreAddr4, testenv.CoreAddr6)
+	core, err := lab.AddCore("core", core.CoreAddr4, core.CoreAddr6)
 	require.NoError(t, err)
 	client, err := lab.AddClient("client", core)
 	require.NoError(t, err)

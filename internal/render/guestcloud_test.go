@@ -16,13 +16,13 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/render"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // cloudInit has the real cloud-init make, in a guest, the files of one of its
 // renderers, and gives the folder that they are in.
-func cloudInit(t *testing.T, guest *testenv.Host, text, renderer string) string {
+func cloudInit(t *testing.T, guest *core.Host, text, renderer string) string {
 	t.Helper()
 	installed(t, "cloud-init")
 	labtest.Need(t, "unshare")

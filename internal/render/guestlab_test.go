@@ -19,7 +19,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/render"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -29,7 +29,7 @@ var world = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("
 // plugged is a guest of two NICs that has no network yet, and its node.
 type plugged struct {
 	vm          fabric.VM
-	guest, node *testenv.Host
+	guest, node *core.Host
 	gw          fabric.Gateway
 	hearsRA     bool // what was applied has no words against router advertisements
 }
@@ -76,14 +76,14 @@ func plugIn(t *testing.T, vm fabric.VM, gw fabric.Gateway) plugged {
 	return p
 }
 
-func host(t *testing.T, lab *testenv.Lab, name string) *testenv.Host {
+func host(t *testing.T, lab *core.Lab, name string) *core.Host {
 	t.Helper()
 	h, err := lab.AddHost(name)
 	require.NoError(t, err)
 	return h
 }
 
-func setMAC(t *testing.T, h *testenv.Host, link string, mac fabric.MAC) {
+func setMAC(t *testing.T, h *core.Host, link string, mac fabric.MAC) {
 	t.Helper()
 	l, err := h.Link(link)
 	require.NoError(t, err)
@@ -91,7 +91,7 @@ func setMAC(t *testing.T, h *testenv.Host, link string, mac fabric.MAC) {
 }
 
 // checkSources lets through only what is routed to the port that it comes from.
-func checkSources(t *testing.T, node *testenv.Host) {
+func checkSources(t *testing.T, node *core.Host) {
 	t.Helper()
 	file := filepath.Join(node.Dir(), "sources.nft")
 	require.NoError(t, os.WriteFile(file, []byte(`
@@ -177,7 +177,7 @@ func (p plugged) holds(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	require.NoError(t, testenv.Until(ctx, func() error { return p.missing() }))
+	require.NoError(t, core.Until(ctx, func() error { return p.missing() }))
 
 	for n, nic := range p.vm.NICs {
 		eth := fmt.Sprintf("eth%d", n)

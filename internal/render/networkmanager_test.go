@@ -9,7 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -52,7 +52,7 @@ func networkManager(t *testing.T, p plugged, profiles string) {
 	require.NoError(t, os.WriteFile(conf, []byte(managerConfig), 0o644))
 	_, err := p.guest.StartDaemon("dbus-daemon", exec.Command("dbus-daemon", "--config-file", bus, "--nofork", "--nopidfile"))
 	require.NoError(t, err)
-	require.NoError(t, testenv.Until(soon(t), func() error { _, err := os.Stat(socket); return err }))
+	require.NoError(t, core.Until(soon(t), func() error { _, err := os.Stat(socket); return err }))
 	cmd := exec.Command("unshare", "-m", "sh", "-ec", `
 		for dir in /run /var/lib/NetworkManager /usr/lib/NetworkManager/conf.d; do mount -t tmpfs tmpfs $dir; done
 		mkdir -p /run/NetworkManager/profiles /run/intern

@@ -14,19 +14,20 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/render"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // startRogue has a host call a reflector, and returns when the session is up. The
 // test fails where the reflector ends it.
-func startRogue(t *testing.T, ctx context.Context, c fabric.Cluster, h *testenv.Host, rr netip.Addr) *testenv.Rogue {
+func startRogue(t *testing.T, ctx context.Context, c fabric.Cluster, h *core.Host, rr netip.Addr) *routers.Rogue {
 	t.Helper()
-	var r *testenv.Rogue
-	require.NoError(t, testenv.Until(ctx, func() error {
+	var r *routers.Rogue
+	require.NoError(t, core.Until(ctx, func() error {
 		conn, err := h.Dial(ctx, "tcp", netip.AddrPortFrom(rr, 179).String())
 		if err == nil {
-			r, err = testenv.NewRogue(conn, c.ASN, h.Addr4())
+			r, err = routers.NewRogue(conn, c.ASN, h.Addr4())
 		}
 		return err
 	}))
@@ -57,10 +58,10 @@ func TestRouterSender(t *testing.T) {
 // reflector by both of its addresses, by that of its session, or by none.
 func testSender(t *testing.T, f render.Format, over6 bool, known string) {
 	ctx, named := soon(t), known != "by range"
-	c := testenv.SmallCluster(3)
+	c := core.SmallCluster(3)
 	c.Reflectors = c.Reflectors[:1]
 	if over6 {
-		c.Reflectors[0].Address, c.Core[0].Address = testenv.Underlay6(11), testenv.Underlay6(1)
+		c.Reflectors[0].Address, c.Core[0].Address = core.Underlay6(11), core.Underlay6(1)
 	}
 	_, top := labtest.Build(t, c)
 	h := top.Nodes["node2"]
@@ -84,7 +85,7 @@ func testSender(t *testing.T, f render.Format, over6 bool, known string) {
 	// What a node without an address of that family may say, is of the nodes'
 	// network, and is nobody else's, may be its own.
 	undeclared := map[bool]bool{!over6: known == "named"}
-	var good []testenv.BGPRoute
+	var good []routers.BGPRoute
 	n := byte(0)
 	say := func(passes, v6 bool, pref *uint32, hops ...netip.Addr) {
 		n++
@@ -93,9 +94,9 @@ func testSender(t *testing.T, f render.Format, over6 bool, known string) {
 		if pref != nil && *pref == fabric.Draining.LocalPref() {
 			tags = append(slices.Clone(tags), fabric.GracefulShutdown)
 		}
-		require.NoError(t, r.Announce(testenv.RogueRoute{Prefix: p, NextHops: hops, LocalPref: pref, Communities: tags}))
+		require.NoError(t, r.Announce(routers.RogueRoute{Prefix: p, NextHops: hops, LocalPref: pref, Communities: tags}))
 		if passes {
-			want := testenv.BGPRoute{Prefix: p, NextHop: own[v6], LocalPref: 100}
+			want := routers.BGPRoute{Prefix: p, NextHop: own[v6], LocalPref: 100}
 			if pref != nil {
 				want.LocalPref = *pref
 			}
@@ -113,12 +114,12 @@ func testSender(t *testing.T, f render.Format, over6 bool, known string) {
 		}
 		// Without LOCAL_PREF BIRD takes its default, and FRR does not take the route.
 		say(f == render.BIRD && knows[v6], v6, nil, own[v6])
-		for _, other := range []*testenv.Host{top.Nodes["node1"], top.Nodes["node3"], top.Reflectors["rr1"], top.Core} {
+		for _, other := range []*core.Host{top.Nodes["node1"], top.Nodes["node3"], top.Reflectors["rr1"], top.Core} {
 			hop := map[bool]netip.Addr{false: other.Addr4(), true: other.Addr6()}[v6]
 			say(corrects && knows[v6], v6, &normal, hop)
 			// The file has one address of the core gateway.
 			if undeclared[v6] && other == top.Core {
-				good = append(good, testenv.BGPRoute{Prefix: said(n, v6), NextHop: hop, LocalPref: normal})
+				good = append(good, routers.BGPRoute{Prefix: said(n, v6), NextHop: hop, LocalPref: normal})
 			}
 			// And one of the reflector, whose daemon takes none of its own for a next hop,
 			// whatever the policy says.
@@ -128,7 +129,7 @@ func testSender(t *testing.T, f render.Format, over6 bool, known string) {
 		a := addr(hop)
 		say(corrects && knows[a.Is6()], a.Is6(), &normal, a)
 		if undeclared[a.Is6()] {
-			good = append(good, testenv.BGPRoute{Prefix: said(n, a.Is6()), NextHop: a, LocalPref: normal})
+			good = append(good, routers.BGPRoute{Prefix: said(n, a.Is6()), NextHop: a, LocalPref: normal})
 		}
 	}
 	for _, nobody := range []string{"192.0.2.1", "203.0.113.1"} {
@@ -143,16 +144,16 @@ func testSender(t *testing.T, f render.Format, over6 bool, known string) {
 	// Alone.
 	say(corrects && knows[true], true, &normal, addr("fe80::22"))
 
-	sentinel := map[bool]testenv.BGPRoute{}
+	sentinel := map[bool]routers.BGPRoute{}
 	for _, v6 := range []bool{false, true} {
 		say(knows[v6], v6, &normal, own[v6])
 		if knows[v6] {
 			sentinel[v6] = good[len(good)-1]
 		}
 	}
-	tables(t, ctx, rr, func(rs []testenv.BGPRoute) error {
+	tables(t, ctx, rr, func(rs []routers.BGPRoute) error {
 		for _, s := range sentinel {
-			if !slices.ContainsFunc(rs, func(r testenv.BGPRoute) bool { return r.Prefix == s.Prefix }) {
+			if !slices.ContainsFunc(rs, func(r routers.BGPRoute) bool { return r.Prefix == s.Prefix }) {
 				return fmt.Errorf("%s is not there", s.Prefix)
 			}
 		}
@@ -163,8 +164,8 @@ func testSender(t *testing.T, f render.Format, over6 bool, known string) {
 	assert.Equal(t, lines(good), lines(rs))
 
 	core := start(t, ctx, c, f, top.Core)
-	good = slices.DeleteFunc(good, func(r testenv.BGPRoute) bool { return r.NextHop == top.Core.Addr4() || r.NextHop == top.Core.Addr6() }) // nor does that
-	tables(t, ctx, core, func(rs []testenv.BGPRoute) error {
+	good = slices.DeleteFunc(good, func(r routers.BGPRoute) bool { return r.NextHop == top.Core.Addr4() || r.NextHop == top.Core.Addr6() }) // nor does that
+	tables(t, ctx, core, func(rs []routers.BGPRoute) error {
 		if len(rs) != len(good) {
 			return fmt.Errorf("%d of %d: %v", len(rs), len(good), rs)
 		}
@@ -187,7 +188,7 @@ func said(n byte, v6 bool) netip.Prefix {
 }
 
 // lines gives what of routes is to be compared, in order.
-func lines(rs []testenv.BGPRoute) string {
+func lines(rs []routers.BGPRoute) string {
 	var all []string
 	for _, r := range rs {
 		all = append(all, fmt.Sprintf("%s via %s preference %d", r.Prefix, r.NextHop, r.LocalPref))

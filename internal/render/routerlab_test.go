@@ -17,33 +17,34 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/render"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // speaker is a BIRD or an FRR of a lab.
 type speaker interface {
-	Routes(ctx context.Context) ([]testenv.BGPRoute, error)
+	Routes(ctx context.Context) ([]routers.BGPRoute, error)
 	Established(ctx context.Context) (int, error)
 }
 
 // start runs what is rendered for a host of a lab, whose name it has.
-func start(t *testing.T, ctx context.Context, c fabric.Cluster, f render.Format, h *testenv.Host) speaker {
+func start(t *testing.T, ctx context.Context, c fabric.Cluster, f render.Format, h *core.Host) speaker {
 	t.Helper()
 	text, err := render.Router(c, f, h.Name())
 	require.NoError(t, err)
 	if f == render.BIRD {
-		b, err := h.StartBird(ctx, strings.Replace(text, "log syslog all;", "log stderr all; debug protocols { states };", 1))
+		b, err := routers.StartBird(ctx, h, strings.Replace(text, "log syslog all;", "log stderr all; debug protocols { states };", 1))
 		require.NoError(t, err)
 		return b
 	}
-	b, err := h.StartFRR(ctx, strings.Replace(text, "log syslog informational", "log stdout informational", 1))
+	b, err := routers.StartFRR(ctx, h, strings.Replace(text, "log syslog informational", "log stdout informational", 1))
 	require.NoError(t, err)
 	return b
 }
 
 // announce does what an agent does for a speaker that reads from the kernel.
-func announce(t *testing.T, node *testenv.Host, pref fabric.Preference, prefixes ...netip.Prefix) {
+func announce(t *testing.T, node *core.Host, pref fabric.Preference, prefixes ...netip.Prefix) {
 	t.Helper()
 	link, err := node.Link("web_net0")
 	require.NoError(t, err)
@@ -52,7 +53,7 @@ func announce(t *testing.T, node *testenv.Host, pref fabric.Preference, prefixes
 	}
 }
 
-func withdraw(t *testing.T, node *testenv.Host, pref fabric.Preference, prefixes ...netip.Prefix) {
+func withdraw(t *testing.T, node *core.Host, pref fabric.Preference, prefixes ...netip.Prefix) {
 	t.Helper()
 	link, err := node.Link("web_net0")
 	require.NoError(t, err)
@@ -70,7 +71,7 @@ func carrier(link netlink.Link, p netip.Prefix, metric int) *netlink.Route {
 }
 
 // port gives a node the port of a guest, with the route that it always has.
-func port(t *testing.T, lab *testenv.Lab, node *testenv.Host, prefixes ...netip.Prefix) {
+func port(t *testing.T, lab *core.Lab, node *core.Host, prefixes ...netip.Prefix) {
 	t.Helper()
 	guest := host(t, lab, node.Name()+"-web")
 	require.NoError(t, lab.Cable(node, "web_net0", guest, "eth0"))
@@ -83,7 +84,7 @@ func port(t *testing.T, lab *testenv.Lab, node *testenv.Host, prefixes ...netip.
 
 // labCluster has everything that daemons of both kinds have.
 func labCluster() fabric.Cluster {
-	c := testenv.SmallCluster(2)
+	c := core.SmallCluster(2)
 	c.Pools[0].Exclude = []netip.Prefix{prefix("203.0.113.255/32")}
 	c.Pools[1].Exclude = []netip.Prefix{prefix("2001:db8:100:ffff::/64")}
 	c.Routed = []netip.Prefix{prefix("198.51.100.0/24"), prefix("2001:db8:200::/40")}
@@ -112,17 +113,17 @@ func soon(t *testing.T) context.Context {
 }
 
 // inKernel waits for the routes in the core gateway's kernel, or for their end.
-func inKernel(t *testing.T, ctx context.Context, core, node *testenv.Host, want bool, prefixes ...netip.Prefix) {
+func inKernel(t *testing.T, ctx context.Context, gateway, node *core.Host, want bool, prefixes ...netip.Prefix) {
 	t.Helper()
 	for _, p := range prefixes {
 		via := node.Addr4()
 		if p.Addr().Is6() {
 			via = node.Addr6()
 		}
-		require.NoError(t, testenv.Until(ctx, func() error {
-			r, there, err := core.Route(p)
+		require.NoError(t, core.Until(ctx, func() error {
+			r, there, err := gateway.Route(p)
 			if err == nil && (there != want || there && (len(r.Vias()) != 1 || r.Vias()[0] != via)) {
-				err = fmt.Errorf("kernel of %s: %s: %v %v", core.Name(), p, there, r)
+				err = fmt.Errorf("kernel of %s: %s: %v %v", gateway.Name(), p, there, r)
 			}
 			return err
 		}))
@@ -154,48 +155,48 @@ func TestRouterLab(t *testing.T) {
 			announce(t, node, fabric.Fresh, good...)
 
 			rrs := []speaker{start(t, soon(t), c, tc.rr, top.Reflectors["rr1"]), start(t, soon(t), c, tc.rr, top.Reflectors["rr2"])}
-			core := start(t, soon(t), c, tc.core, top.Core)
+			gateway := start(t, soon(t), c, tc.core, top.Core)
 			start(t, soon(t), c, tc.node, node)
 			inKernel(t, soon(t), top.Core, node, true, good...)
 
 			// Preference falls without the route ever being away.
 			announce(t, node, fabric.Normal, good...)
 			withdraw(t, node, fabric.Fresh, good...)
-			for _, s := range append(rrs, core) {
-				tables(t, soon(t), s, func(rs []testenv.BGPRoute) error { return asAnnounced(rs, node, good, c.Communities, 100) })
+			for _, s := range append(rrs, gateway) {
+				tables(t, soon(t), s, func(rs []routers.BGPRoute) error { return asAnnounced(rs, node, good, c.Communities, 100) })
 			}
 
 			// The node is drained, and is not any more.
 			announce(t, node, fabric.Draining, good...)
 			withdraw(t, node, fabric.Normal, good...)
-			for _, s := range append(rrs, core) {
+			for _, s := range append(rrs, gateway) {
 				drained := append(slices.Clone(c.Communities), fabric.GracefulShutdown)
-				tables(t, soon(t), s, func(rs []testenv.BGPRoute) error {
+				tables(t, soon(t), s, func(rs []routers.BGPRoute) error {
 					return asAnnounced(rs, node, good, drained, fabric.Draining.LocalPref())
 				})
 			}
 			announce(t, node, fabric.Normal, good...)
 			withdraw(t, node, fabric.Draining, good...)
-			for _, s := range append(rrs, core) {
-				tables(t, soon(t), s, func(rs []testenv.BGPRoute) error { return asAnnounced(rs, node, good, c.Communities, 100) })
+			for _, s := range append(rrs, gateway) {
+				tables(t, soon(t), s, func(rs []routers.BGPRoute) error { return asAnnounced(rs, node, good, c.Communities, 100) })
 			}
 
 			// The rogue says many things, and one that is right at the end.
-			say := testenv.Announcer{
-				BGP:      testenv.BGP{Password: c.Reflectors[0].Password, BFD: true, LongLived: time.Minute},
+			say := routers.Announcer{
+				BGP:      routers.BGP{Password: c.Reflectors[0].Password, BFD: true, LongLived: time.Minute},
 				RouterID: rogue.Addr4(), Reflectors: []netip.Addr{c.Reflectors[0].Address, c.Reflectors[1].Address},
 				Communities: c.Communities, Routes: bad,
 			}
-			b, err := rogue.StartBird(soon(t), rogueConf(say))
+			b, err := routers.StartBird(soon(t), rogue, rogueConf(say))
 			require.NoError(t, err)
 			say.Routes, say.Communities = slices.Concat(bad, untagged), c.Communities[:1]
-			require.NoError(t, testenv.Until(soon(t), func() error { return established(soon(t), b, 2) }))
+			require.NoError(t, core.Until(soon(t), func() error { return established(soon(t), b, 2) }))
 			require.NoError(t, b.Configure(soon(t), rogueConf(say)))
 			say.Routes, say.Communities = slices.Concat(bad, last), c.Communities
 			require.NoError(t, b.Configure(soon(t), rogueConf(say)))
 			inKernel(t, soon(t), top.Core, rogue, true, passes...)
 			for _, s := range rrs {
-				tables(t, soon(t), s, func(rs []testenv.BGPRoute) error {
+				tables(t, soon(t), s, func(rs []routers.BGPRoute) error {
 					if got := prefixesOf(rs); !slices.Equal(got, sorted(good, passes)) {
 						return fmt.Errorf("it has %v", got)
 					}
@@ -221,7 +222,7 @@ func TestRouterLab(t *testing.T) {
 }
 
 // nothingLearned holds for a machine that routes its own traffic alone.
-func nothingLearned(t *testing.T, h *testenv.Host) {
+func nothingLearned(t *testing.T, h *core.Host) {
 	t.Helper()
 	r4, err := h.Routes4()
 	require.NoError(t, err)
@@ -244,16 +245,16 @@ func TestRouterLimit(t *testing.T) {
 			c := labCluster()
 			_, top := labtest.Build(t, c)
 			rr := start(t, soon(t), c, f, top.Reflectors["rr1"])
-			say := testenv.Announcer{
-				BGP: testenv.BGP{Password: c.Reflectors[0].Password}, RouterID: top.Nodes["node1"].Addr4(),
+			say := routers.Announcer{
+				BGP: routers.BGP{Password: c.Reflectors[0].Password}, RouterID: top.Nodes["node1"].Addr4(),
 				Reflectors: []netip.Addr{c.Reflectors[0].Address}, Communities: c.Communities,
 			}
 			for n := range c.MaxPrefixes - 2 {
 				say.Routes = append(say.Routes, prefix(fmt.Sprintf("203.0.113.%d/32", n+1)), prefix(fmt.Sprintf("2001:db8:100::%d/128", n+1)))
 			}
-			b, err := top.Nodes["node1"].StartBird(soon(t), rogueConf(say))
+			b, err := routers.StartBird(soon(t), top.Nodes["node1"], rogueConf(say))
 			require.NoError(t, err)
-			tables(t, soon(t), rr, func(rs []testenv.BGPRoute) error {
+			tables(t, soon(t), rr, func(rs []routers.BGPRoute) error {
 				if len(rs) != len(say.Routes) {
 					return fmt.Errorf("%d of %d routes", len(rs), len(say.Routes))
 				}
@@ -264,7 +265,7 @@ func TestRouterLimit(t *testing.T) {
 				say.Routes = append(say.Routes, prefix(fmt.Sprintf("203.0.113.%d/32", n+101)), prefix(fmt.Sprintf("2001:db8:100::%d/128", n+101)))
 			}
 			require.NoError(t, b.Configure(soon(t), rogueConf(say)))
-			tables(t, soon(t), rr, func(rs []testenv.BGPRoute) error {
+			tables(t, soon(t), rr, func(rs []routers.BGPRoute) error {
 				want := 2 * c.MaxPrefixes
 				if f == render.FRR {
 					want = 0
@@ -281,15 +282,15 @@ func TestRouterLimit(t *testing.T) {
 // says waits for a line in the log of a speaker.
 func says(t *testing.T, ctx context.Context, s speaker, pattern string) {
 	t.Helper()
-	var d *testenv.Daemon
+	var d *core.Daemon
 	switch s := s.(type) {
-	case *testenv.Bird:
+	case *routers.Bird:
 		d = s.Daemon
-	case *testenv.FRR:
+	case *routers.FRR:
 		d = s.BGP
 	}
 	line := regexp.MustCompile(pattern)
-	require.NoError(t, testenv.Until(ctx, func() error {
+	require.NoError(t, core.Until(ctx, func() error {
 		if !line.MatchString(d.Log()) {
 			return fmt.Errorf("no %q in its log", pattern)
 		}
@@ -314,20 +315,20 @@ func TestRouterExternalCore(t *testing.T) {
 			port(t, lab, node, good...)
 			announce(t, node, fabric.Fresh, good...)
 			rr := start(t, soon(t), c, tc.rr, rr1)
-			core := start(t, soon(t), c, tc.core, top.Core)
+			gateway := start(t, soon(t), c, tc.core, top.Core)
 			start(t, soon(t), c, tc.rr, node)
 			inKernel(t, soon(t), top.Core, node, true, good...)
-			require.NoError(t, testenv.Until(soon(t), func() error { return med(soon(t), core, good[:2], 800) }))
+			require.NoError(t, core.Until(soon(t), func() error { return med(soon(t), gateway, good[:2], 800) }))
 			announce(t, node, fabric.Draining, good...)
 			withdraw(t, node, fabric.Fresh, good...)
-			require.NoError(t, testenv.Until(soon(t), func() error { return med(soon(t), core, good[:2], 950) }))
+			require.NoError(t, core.Until(soon(t), func() error { return med(soon(t), gateway, good[:2], 950) }))
 			inKernel(t, soon(t), top.Core, node, true, good...)
 
-			rogue := testenv.Announcer{
-				BGP: testenv.BGP{Password: c.Reflectors[0].Password}, RouterID: rr2.Addr4(),
+			rogue := routers.Announcer{
+				BGP: routers.BGP{Password: c.Reflectors[0].Password}, RouterID: rr2.Addr4(),
 				Reflectors: []netip.Addr{rr1.Addr4()}, Communities: c.Communities, Routes: last,
 			}
-			b, err := rr2.StartBird(soon(t), strings.Replace(rogueConf(rogue), "debug protocols { states };", "debug protocols { states, events };", 1))
+			b, err := routers.StartBird(soon(t), rr2, strings.Replace(rogueConf(rogue), "debug protocols { states };", "debug protocols { states, events };", 1))
 			require.NoError(t, err)
 			says(t, soon(t), b, `(?s)(Connection (closed|lost)|Socket error|Received: |refused|Cease).*(Connection (closed|lost)|Socket error|Received: |refused|Cease)`)
 			require.NoError(t, established(soon(t), rr, 2))
@@ -341,11 +342,11 @@ func med(ctx context.Context, s speaker, prefixes []netip.Prefix, want int) erro
 		var text string
 		var err error
 		switch s := s.(type) {
-		case *testenv.Bird:
+		case *routers.Bird:
 			var lines []string
 			lines, err = s.Query(ctx, fmt.Sprintf("show route all for %s", p))
 			text = strings.Join(lines, "\n")
-		case *testenv.FRR:
+		case *routers.FRR:
 			family := map[bool]string{false: "ipv4", true: "ipv6"}[p.Addr().Is6()]
 			text, err = s.Vtysh(ctx, fmt.Sprintf("show bgp %s unicast %s", family, p))
 		}
@@ -360,7 +361,7 @@ func med(ctx context.Context, s speaker, prefixes []netip.Prefix, want int) erro
 }
 
 // rogueConf speaks as the sessions are secured here.
-func rogueConf(a testenv.Announcer) string {
+func rogueConf(a routers.Announcer) string {
 	return strings.Replace(a.Bird(), "direct;", "direct; ttl security on;", 1)
 }
 
@@ -373,9 +374,9 @@ func established(ctx context.Context, s speaker, want int) error {
 }
 
 // tables waits until the BGP table of s is as f has it.
-func tables(t *testing.T, ctx context.Context, s speaker, f func([]testenv.BGPRoute) error) {
+func tables(t *testing.T, ctx context.Context, s speaker, f func([]routers.BGPRoute) error) {
 	t.Helper()
-	require.NoError(t, testenv.Until(ctx, func() error {
+	require.NoError(t, core.Until(ctx, func() error {
 		rs, err := s.Routes(ctx)
 		if err != nil {
 			return err
@@ -385,7 +386,7 @@ func tables(t *testing.T, ctx context.Context, s speaker, f func([]testenv.BGPRo
 }
 
 // asAnnounced reports where the best routes are not what the node announces.
-func asAnnounced(rs []testenv.BGPRoute, node *testenv.Host, want []netip.Prefix, communities []fabric.Community, pref uint32) error {
+func asAnnounced(rs []routers.BGPRoute, node *core.Host, want []netip.Prefix, communities []fabric.Community, pref uint32) error {
 	if got := prefixesOf(rs); !slices.Equal(got, sorted(want)) {
 		return fmt.Errorf("it has %v", got)
 	}
@@ -405,7 +406,7 @@ func sameCommunities(have, want []fabric.Community) bool {
 	return len(have) == len(want) && !slices.ContainsFunc(want, func(c fabric.Community) bool { return !slices.Contains(have, c) })
 }
 
-func prefixesOf(rs []testenv.BGPRoute) []netip.Prefix {
+func prefixesOf(rs []routers.BGPRoute) []netip.Prefix {
 	var ps []netip.Prefix
 	for _, r := range rs {
 		if r.Best {
@@ -447,7 +448,7 @@ func TestRouterEastWest(t *testing.T) {
 				require.NoError(t, node2.Netlink().RouteAdd(carrier(link, p, fabric.PortMetric)))
 			}
 			for _, p := range here {
-				require.NoError(t, testenv.Until(soon(t), func() error { return leadsTo(soon(t), node2, p, "web_net0") }))
+				require.NoError(t, core.Until(soon(t), func() error { return leadsTo(soon(t), node2, p, "web_net0") }))
 			}
 			announce(t, node2, fabric.Fresh, here...)
 			for _, p := range here {
@@ -460,7 +461,7 @@ func TestRouterEastWest(t *testing.T) {
 }
 
 // leadsTo reports whether the host's kernel sends what is for p elsewhere.
-func leadsTo(ctx context.Context, h *testenv.Host, p netip.Prefix, link string) error {
+func leadsTo(ctx context.Context, h *core.Host, p netip.Prefix, link string) error {
 	out, err := h.Run(ctx, "ip", "route", "get", p.Addr().String())
 	if err == nil && !strings.Contains(out, "dev "+link+" ") {
 		err = fmt.Errorf("%s: %s: %s", h.Name(), p, out)
@@ -483,29 +484,29 @@ func TestRouterNamed(t *testing.T) {
 			before := c
 			before.Nodes = c.Nodes[:1]
 			rr := start(t, soon(t), before, f, top.Reflectors["rr1"])
-			say := testenv.Announcer{
-				BGP: testenv.BGP{Password: c.Reflectors[0].Password}, RouterID: top.Nodes["node2"].Addr4(),
+			say := routers.Announcer{
+				BGP: routers.BGP{Password: c.Reflectors[0].Password}, RouterID: top.Nodes["node2"].Addr4(),
 				Reflectors: []netip.Addr{c.Reflectors[0].Address}, Communities: c.Communities, Routes: last,
 			}
-			_, err := top.Nodes["node2"].StartBird(soon(t), rogueConf(say))
+			_, err := routers.StartBird(soon(t), top.Nodes["node2"], rogueConf(say))
 			require.NoError(t, err)
-			require.NoError(t, testenv.Until(soon(t), func() error { return established(soon(t), rr, 1) }))
+			require.NoError(t, core.Until(soon(t), func() error { return established(soon(t), rr, 1) }))
 			text, err := render.Router(c, f, "rr1")
 			require.NoError(t, err)
 			switch rr := rr.(type) {
-			case *testenv.Bird:
+			case *routers.Bird:
 				require.NoError(t, rr.Configure(soon(t), text))
 				require.NoError(t, established(soon(t), rr, 1))
 				_, err := rr.Query(soon(t), "disable dynamic0_1")
 				require.NoError(t, err)
-				require.NoError(t, testenv.Until(soon(t), func() error {
+				require.NoError(t, core.Until(soon(t), func() error {
 					lines, err := rr.Query(soon(t), "show protocols node_node2")
 					if text := strings.Join(lines, " "); err == nil && !strings.Contains(text, "Established") {
 						err = errors.New(text)
 					}
 					return err
 				}))
-			case *testenv.FRR:
+			case *routers.FRR:
 				assert.ErrorContains(t, rr.Configure(soon(t), text), "Operation not allowed on a dynamic neighbor")
 			}
 			require.NoError(t, established(soon(t), rr, 1))

@@ -7,9 +7,9 @@ import (
 	"testing"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/testenv"
 	"github.com/vmfabric/vmfabric/testenv/conformance"
 	"github.com/vmfabric/vmfabric/testenv/fake"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 func TestDataplaneConforms(t *testing.T) {
@@ -82,7 +82,7 @@ func TestNodesConform(t *testing.T) {
 	conformance.Nodes(t, func(*testing.T) ([]fabric.Node, map[string]fabric.Nodes, conformance.NodesControls) {
 		var nodes []fabric.Node
 		for i, name := range conformance.NodeNames {
-			nodes = append(nodes, fabric.Node{Name: name, Address: testenv.Underlay4(byte(21 + i)), Address6: testenv.Underlay6(byte(21 + i))})
+			nodes = append(nodes, fabric.Node{Name: name, Address: core.Underlay4(byte(21 + i)), Address6: core.Underlay6(byte(21 + i))})
 		}
 		fakes := fake.NewNodes(nil, nodes...)
 		ends := map[string]fabric.Nodes{}
@@ -91,7 +91,7 @@ func TestNodesConform(t *testing.T) {
 		}
 		return nodes, ends, conformance.NodesControls{
 			Join: func(_ *testing.T, name string) (fabric.Node, fabric.Nodes) {
-				n := fabric.Node{Name: name, Address: testenv.Underlay4(30)}
+				n := fabric.Node{Name: name, Address: core.Underlay4(30)}
 				return n, fakes["node1"].Join(n)
 			},
 			Cut: func(_ *testing.T, a, b string) func() {

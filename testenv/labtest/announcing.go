@@ -17,25 +17,26 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/testenv"
 	"github.com/vmfabric/vmfabric/testenv/conformance"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
 // Announcing is a lab for speakers that announce through the kernel and a
 // daemon on the node: a node with a port, and a reflector that hears.
 type Announcing struct {
 	Cluster   fabric.Cluster // with one reflector and one node
-	Node      *testenv.Host
-	Reflector *testenv.Bird
-	RR        *testenv.Host // where the reflector runs
-	Port      string        // the name of the node's only port
+	Node      *core.Host
+	Reflector *routers.Bird
+	RR        *core.Host // where the reflector runs
+	Port      string     // the name of the node's only port
 }
 
 // NewAnnouncing makes the lab, without a daemon on the node. It needs BIRD.
 func NewAnnouncing(t testing.TB) *Announcing {
 	t.Helper()
 	Need(t, "bird")
-	c := testenv.SmallCluster(1)
+	c := core.SmallCluster(1)
 	c.Reflectors = c.Reflectors[:1]
 	_, top := Build(t, c)
 	a := &Announcing{Cluster: c, Node: top.Nodes["node1"], RR: top.Reflectors["rr1"], Port: "guest_net0"}
@@ -53,7 +54,7 @@ func NewAnnouncing(t testing.TB) *Announcing {
 func (a *Announcing) StartReflector(t testing.TB) {
 	t.Helper()
 	var err error
-	a.Reflector, err = a.RR.StartBird(t.Context(), testenv.Reflector{RouterID: a.RR.Addr4()}.Bird())
+	a.Reflector, err = routers.StartBird(t.Context(), a.RR, routers.Reflector{RouterID: a.RR.Addr4()}.Bird())
 	require.NoError(t, err)
 }
 
@@ -131,7 +132,7 @@ func (a *Announcing) EndIsTold(t testing.TB, session func() fabric.Session) {
 		require.NoError(t, a.Reflector.Stop())
 		require.Eventually(t, is(false), time.Minute, 10*time.Millisecond)
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		err := testenv.Until(ctx, func() error {
+		err := core.Until(ctx, func() error {
 			if n := session().Notification; n == nil || n.Sent || n.Code != 6 || n.At.IsZero() {
 				return fmt.Errorf("the session's last NOTIFICATION is %v", n)
 			}
@@ -233,7 +234,7 @@ func (a *Announcing) ChangesPreference(t testing.TB, announce func(fabric.Prefer
 		announce(pref)
 		a.Hears(t, ps...)
 		require.Eventually(t, func() bool {
-			return !slices.ContainsFunc(a.Routes(t), func(r testenv.BGPRoute) bool {
+			return !slices.ContainsFunc(a.Routes(t), func(r routers.BGPRoute) bool {
 				return r.LocalPref != pref.LocalPref() ||
 					slices.Contains(r.Communities, fabric.GracefulShutdown) != (pref == fabric.Draining)
 			})
@@ -246,7 +247,7 @@ func (a *Announcing) ChangesPreference(t testing.TB, announce func(fabric.Prefer
 }
 
 // Routes lists what the reflector has of the node.
-func (a *Announcing) Routes(t testing.TB) []testenv.BGPRoute {
+func (a *Announcing) Routes(t testing.TB) []routers.BGPRoute {
 	t.Helper()
 	rs, err := a.Reflector.Routes(t.Context())
 	require.NoError(t, err)
@@ -283,8 +284,8 @@ func (a *Announcing) Hears(t testing.TB, want ...netip.Prefix) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	require.NoError(t, testenv.Until(ctx, func() error {
-		got := map[netip.Prefix]testenv.BGPRoute{}
+	require.NoError(t, core.Until(ctx, func() error {
+		got := map[netip.Prefix]routers.BGPRoute{}
 		for _, r := range a.Routes(t) {
 			got[r.Prefix] = r
 		}

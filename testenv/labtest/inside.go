@@ -12,7 +12,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 // insideVariable is set in the process whose tests are to be run.
@@ -39,7 +39,7 @@ func Inside(m *testing.M, settle func() error) (code int) {
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	if os.Geteuid() != 0 {
-		cmd.SysProcAttr = testenv.UserNamespace()
+		cmd.SysProcAttr = core.UserNamespace()
 	}
 	cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWNET | syscall.CLONE_NEWNS
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL

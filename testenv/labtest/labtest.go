@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
 // Variable names the environment variable that says how serious the absence of
@@ -26,11 +28,11 @@ const Variable = "VMFABRIC_LAB"
 // little for other tests' labs to end. When the test has failed,
 // the test's log shows first what the lab looked like. Where labs cannot be
 // made, see [Missing]. Under -short the test is skipped, see [Long].
-func New(t testing.TB) *testenv.Lab {
+func New(t testing.TB) *core.Lab {
 	t.Helper()
 	Long(t)
 	makeRoom(t)
-	lab, err := testenv.New(context.Background(), testenv.Options{Name: t.Name()})
+	lab, err := core.New(context.Background(), core.Options{Name: t.Name()})
 	if errors.Is(err, fs.ErrPermission) {
 		Missing(t, err)
 	}
@@ -51,7 +53,7 @@ func New(t testing.TB) *testenv.Lab {
 }
 
 // Build makes a lab with the hosts of a cluster.
-func Build(t testing.TB, c fabric.Cluster) (*testenv.Lab, *testenv.Topology) {
+func Build(t testing.TB, c fabric.Cluster) (*core.Lab, *core.Topology) {
 	t.Helper()
 	lab := New(t)
 	top, err := lab.Build(c)
@@ -77,13 +79,13 @@ func Need(t testing.TB, things ...string) {
 func available(thing string) error {
 	switch thing {
 	case "root":
-		return testenv.Available(thing)
+		return core.Available(thing)
 	case "bird", "frr":
-		return testenv.RouterAvailable(thing)
+		return routers.Available(thing)
 	case "libvirt", "qemu", "lxd":
-		return testenv.HypervisorAvailable(thing)
+		return hypervisors.Available(thing)
 	}
-	return testenv.Available(thing, thing)
+	return core.Available(thing, thing)
 }
 
 // Long skips the test under -short: one that needs root, a daemon or a network

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/internal/trusted"
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 // roomIn bounds how long a lab waits for others to end: one that waited so long is
@@ -44,7 +44,7 @@ func makeRoom(t testing.TB) {
 	ctx, cancel := context.WithTimeout(t.Context(), roomIn)
 	defer cancel()
 	var held *os.File
-	_ = testenv.Until(ctx, func() (err error) {
+	_ = core.Until(ctx, func() (err error) {
 		held, err = take(dir, labsAtOnce(load(), runtime.NumCPU()))
 		return err
 	})

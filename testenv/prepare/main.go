@@ -9,13 +9,13 @@ import (
 	"os"
 	"os/signal"
 
-	"github.com/vmfabric/vmfabric/testenv"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if _, err := testenv.GuestImage(ctx); err != nil {
+	if _, err := hypervisors.GuestImage(ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "prepare: %v\n", err)
 		os.Exit(1)
 	}

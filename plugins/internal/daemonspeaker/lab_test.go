@@ -13,8 +13,9 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/plugins"
-	"github.com/vmfabric/vmfabric/testenv"
 	"github.com/vmfabric/vmfabric/testenv/conformance"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -32,13 +33,13 @@ type kind struct {
 var kinds = []kind{
 	{"bird", []string{"bird", "nsenter"}, func(t *testing.T, lab *labtest.Announcing) (daemon, []string) {
 		t.Helper()
-		b, err := lab.Node.StartBird(t.Context(), lab.BirdConf())
+		b, err := routers.StartBird(t.Context(), lab.Node, lab.BirdConf())
 		require.NoError(t, err)
 		return b, []string{"VMFABRIC_BIRD_SOCKET=" + b.Socket()}
 	}, "BIRD has no control socket at "},
 	{"frr", []string{"bird", "frr", "nsenter"}, func(t *testing.T, lab *labtest.Announcing) (daemon, []string) {
 		t.Helper()
-		f, err := lab.Node.StartFRR(t.Context(), lab.FRRConf())
+		f, err := routers.StartFRR(t.Context(), lab.Node, lab.FRRConf())
 		require.NoError(t, err)
 		return f, []string{"VMFABRIC_FRR_VTYSH=" + f.Client().Vtysh, "VMFABRIC_FRR_PATHSPACE=" + f.Client().Pathspace}
 	}, "vtysh reaches no daemon of FRR"},
@@ -57,10 +58,10 @@ func (k kind) build(t *testing.T) (program, config string) {
 	program = filepath.Join(dir, "plugin-"+k.name)
 	out, err := exec.Command("go", "build", "-o", program, "../../"+k.name).CombinedOutput()
 	require.NoError(t, err, string(out))
-	c := testenv.SmallCluster(1)
+	c := core.SmallCluster(1)
 	c.Reflectors = c.Reflectors[:1]
 	config = filepath.Join(dir, "cluster.yaml")
-	require.NoError(t, os.WriteFile(config, []byte(testenv.ClusterFile(c)), 0o600))
+	require.NoError(t, os.WriteFile(config, []byte(core.ClusterFile(c)), 0o600))
 	return program, config
 }
 

@@ -1,0 +1,73 @@
+package core
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// ClusterFile writes a cluster the way its file has it, for the agents of a
+// lab. Passwords are left out: they are in files of their own.
+func ClusterFile(c fabric.Cluster) string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	line("name: %s", c.Name)
+	line("asn: %d", c.ASN)
+	line("community: [%s]", quotedList(c.Communities))
+	line("gateway: {ipv4: %q, ipv6: %q, mac: %q}", c.Gateway.IPv4, c.Gateway.IPv6, c.Gateway.MAC)
+	line("timers: {hold: %s, connect_retry: %s, restart: %s%s}", c.Timers.Hold, c.Timers.ConnectRetry, c.Timers.Restart, longLived(c.Timers.LongLived))
+	line("underlay: [%s]", quotedList(c.Underlay))
+	line("routed: [%s]", quotedList(c.Routed))
+	line("max_prefixes: %d", c.MaxPrefixes)
+	if c.EastWest {
+		line("east_west: direct")
+	}
+	line("speaker: %s", c.Speaker)
+	if c.Resolver != "" {
+		line("resolver: %q", c.Resolver)
+	}
+	line("observers: [%s]", quotedList(c.Observers))
+	if c.AgentPort != 0 && c.AgentPort != fabric.DefaultAgentPort {
+		line("agent_port: %d", c.AgentPort)
+	}
+	if m := c.WithDefaults().Moves; m != fabric.DefaultMoves {
+		line("moves: {packets_per_second: %d, pause: %s}", m.Rate, m.Pause)
+	}
+	if g := c.Guests; len(g.Reach)+len(g.NodePorts) > 0 {
+		line("guests: {reach: [%s], node_ports: [%s]}", quotedList(g.Reach), quotedList(g.NodePorts))
+	}
+	line("pools:")
+	for _, p := range c.Pools {
+		line("  - {name: %s, prefix: %q, exclude: [%s]}", p.Name, p.Prefix, quotedList(p.Exclude))
+	}
+	line("reflectors:")
+	for _, r := range c.Reflectors {
+		line("  - {name: %s, address: %q, gtsm: %v, bfd: %v}", r.Name, r.Address, r.GTSM, r.BFD)
+	}
+	line("core:")
+	for _, r := range c.Core {
+		line("  - {name: %s, address: %q, bfd: %v}", r.Name, r.Address, r.BFD)
+	}
+	line("nodes:")
+	for _, n := range c.Nodes {
+		line("  - {name: %s, address: %q, address6: %q}", n.Name, n.Address, n.Address6)
+	}
+	return b.String()
+}
+
+func quotedList[T any](values []T) string {
+	quoted := make([]string, len(values))
+	for i, v := range values {
+		quoted[i] = fmt.Sprintf("%q", fmt.Sprint(v))
+	}
+	return strings.Join(quoted, ", ")
+}
+
+func longLived(d time.Duration) string {
+	if d == 0 {
+		return ""
+	}
+	return ", long_lived: " + d.String()
+}

@@ -1,0 +1,34 @@
+package core_test
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/clusterfile"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+)
+
+func TestClusterFileIsRead(t *testing.T) {
+	changed := core.SmallCluster(2)
+	changed.AgentPort = 7148
+	changed.Moves = fabric.Moves{Rate: 4000, Pause: 1500 * time.Millisecond}
+	changed.Guests = fabric.Guests{
+		Reach: []netip.Prefix{netip.MustParsePrefix("169.254.169.254/32"), netip.MustParsePrefix("fd00:10:10::35/128")}, NodePorts: []fabric.Service{{Protocol: "udp", Port: 53}},
+	}
+	half := core.SmallCluster(1)
+	half.Moves.Pause = 2 * time.Second
+	for name, c := range map[string]fabric.Cluster{"plain": core.SmallCluster(3), "changed": changed, "half": half} {
+		got, err := clusterfile.Parse(name, []byte(core.ClusterFile(c)))
+		require.NoError(t, err, name)
+		want := c.WithDefaults()
+		assert.Equal(t, want.AgentPort, got.AgentPort, name)
+		assert.Equal(t, want.Moves, got.Moves, name)
+		assert.Equal(t, want.Guests, got.Guests, name)
+		assert.Equal(t, want.Nodes, got.Nodes, name)
+	}
+}

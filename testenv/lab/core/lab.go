@@ -1,0 +1,257 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// namePrefix begins every name of a lab that can be seen from outside.
+const namePrefix = "vmf-"
+
+// Options are what can be said about a lab. The zero value is a good one.
+type Options struct {
+	// Name begins the lab's run id, for people who look at the machine: plain
+	// characters, of which at most 16 are used. "lab" when empty.
+	Name string
+	// NetnsDir is where the named namespaces are bound. By default /run/netns,
+	// where `ip netns exec` finds them, or the lab's own directory where
+	// /run/netns cannot be written, as in a user namespace.
+	NetnsDir string
+}
+
+// Lab is a set of hosts, each a network namespace, and what runs in them. Its
+// methods can be called concurrently.
+type Lab struct {
+	id       string
+	dir      string
+	netnsDir string
+	keeper   *keeper
+
+	mu      sync.Mutex
+	record  *os.File
+	hosts   map[string]*Host
+	order   []*Host // as added
+	daemons []*Daemon
+	closers []func()
+	closed  bool
+
+	swMu sync.Mutex
+	sw   *Host // the switch, when there is one
+}
+
+// New makes an empty lab, after removing what dead runs of this user left
+// behind. It needs root, or a user namespace with mounts of its own. ctx bounds
+// the making of the lab, not its life: that ends with Close, or with the
+// process.
+func New(ctx context.Context, o Options) (*Lab, error) {
+	l := &Lab{hosts: map[string]*Host{}}
+	if err := l.makeDir(ctx, o.Name); err != nil {
+		return nil, fmt.Errorf("new lab: %w", err)
+	}
+	var err error
+	if l.netnsDir, err = chooseNetnsDir(o.NetnsDir, l.dir); err == nil {
+		err = l.note("netns", l.netnsDir)
+	}
+	if err == nil {
+		l.keeper, err = startKeeper(l.dir)
+	}
+	if err != nil {
+		l.record.Close()
+		return nil, fmt.Errorf("new lab: %w", errors.Join(err, clean(l.dir)))
+	}
+	return l, nil
+}
+
+// makeDir makes the lab's directory, with the record in it.
+func (l *Lab) makeDir(ctx context.Context, name string) error {
+	base := baseDir()
+	var unfit error // nothing to wait for
+	err := Until(ctx, func() error {
+		err := makeBase(base)
+		if err == nil {
+			err = l.makeDirBelow(base, name)
+		}
+		// Another lab is being made, or the last one took the base along.
+		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		unfit = err
+		return nil
+	})
+	return errors.Join(unfit, err)
+}
+
+func (l *Lab) makeDirBelow(base, name string) error {
+	unlock, err := lockBase(base, unix.LOCK_EX|unix.LOCK_NB)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// What cannot be swept hinders no new lab; Sweep tells.
+	_, _ = sweep(base)
+	by, err := newOrigin()
+	if err != nil {
+		return err
+	}
+	for {
+		l.id = runID(name)
+		l.dir = filepath.Join(base, l.id)
+		err := os.Mkdir(l.dir, 0o755)
+		if errors.Is(err, os.ErrExist) {
+			continue
+		}
+		if err == nil {
+			l.record, err = by.begin(l.dir)
+		}
+		return err
+	}
+}
+
+// makeBase makes the base directory, where the last lab took it along.
+func makeBase(base string) error {
+	// Daemons that do not stay root look for their files in it.
+	if err := os.Mkdir(base, 0o755); err == nil {
+		if err := os.Chmod(base, 0o755); err != nil { // not masked by umask
+			return err
+		}
+	} else if !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return trustBase(base)
+}
+
+// runID gives a name for a lab that is most likely its own.
+func runID(name string) string {
+	plain := strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= '0' && r <= '9':
+			return r
+		case r >= 'A' && r <= 'Z':
+			return r - 'A' + 'a'
+		}
+		return -1
+	}, name)
+	plain = plain[:min(len(plain), 16)]
+	if plain == "" {
+		plain = "lab"
+	}
+	const digits = "0123456789abcdefghijkmnpqrstuvwxyz"
+	suffix := make([]byte, 5)
+	for i := range suffix {
+		suffix[i] = digits[rand.IntN(len(digits))]
+	}
+	return plain + "-" + string(suffix)
+}
+
+// ID gives the run id that is in every name of the lab.
+func (l *Lab) ID() string { return l.id }
+
+// Dir gives the lab's directory, which Close removes. Below it each host has
+// one of its own ([Host.Dir]).
+func (l *Lab) Dir() string { return l.dir }
+
+// Host gives the host of that name, nil when there is none.
+func (l *Lab) Host(name string) *Host {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.hosts[name]
+}
+
+// Hosts lists the hosts in the order in which they were added.
+func (l *Lab) Hosts() []*Host {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.order)
+}
+
+// Daemons lists what was started in the lab, also what has ended, in that order.
+func (l *Lab) Daemons() []*Daemon {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.daemons)
+}
+
+// note adds a line to the record.
+func (l *Lab) note(kind, what string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return fmt.Errorf("lab %s is closed", l.id)
+	}
+	if strings.Contains(what, "\n") {
+		return fmt.Errorf("%q: a line break in it; choose another name, or another TMPDIR", what)
+	}
+	_, err := fmt.Fprintf(l.record, "%s %s\n", kind, what)
+	return err
+}
+
+// OwnTree has the lab remove directories outside of its own, which are then to be
+// made. It is done before they are, so that they go whatever comes between.
+func (l *Lab) OwnTree(dirs ...string) error {
+	for _, dir := range dirs {
+		if err := l.note("tree", dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// OwnProcess has the lab end a process. Those in the network namespaces of its
+// hosts it finds by itself; one that has ended already is no error.
+func (l *Lab) OwnProcess(pid int) error {
+	p, err := identify(pid)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return l.note("process", p.String())
+}
+
+// OnClose has f called by Close, before anything is removed; last come, first
+// served.
+func (l *Lab) OnClose(f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closers = append(l.closers, f)
+}
+
+// Close ends every process in the lab, without ceremony, and removes the lab's
+// namespaces and files. It returns when they are gone. Further calls do
+// nothing.
+func (l *Lab) Close() error {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return nil
+	}
+	l.closed = true
+	hosts, daemons, closers := l.order, l.daemons, l.closers
+	l.record.Close()
+	l.mu.Unlock()
+
+	for _, f := range slices.Backward(closers) {
+		f()
+	}
+	err := l.keeper.release()
+	for _, h := range hosts {
+		h.close()
+	}
+	if err != nil {
+		return fmt.Errorf("close lab %s: %w", l.id, err)
+	}
+	for _, d := range daemons {
+		<-d.Done()
+	}
+	return nil
+}

@@ -1,0 +1,233 @@
+package core
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Frame is an Ethernet frame as a [Sniffer] saw it.
+type Frame struct {
+	At       time.Time // the kernel's time stamp
+	Outgoing bool      // sent by the host; otherwise received
+	Data     []byte
+}
+
+// Sniffer captures the frames on one link of a host, in both directions.
+type Sniffer struct {
+	file *os.File
+	done chan struct{}
+
+	mu      sync.Mutex
+	frames  []Frame
+	lost    error // why the capture ended early, or dropped frames
+	closing bool
+}
+
+// sniffBuffer is what the kernel keeps while the sniffer is busy.
+const sniffBuffer = 4 << 20
+
+// Sniff captures the frames on a link of the host for which keep is true, all
+// of them when it is nil, until Close. Whatever passes after Sniff has
+// returned is seen.
+func (h *Host) Sniff(link string, keep func(Frame) bool) (*Sniffer, error) {
+	l, err := h.Link(link)
+	if err != nil {
+		return nil, err
+	}
+	var fd int
+	err = h.Do(func() (err error) {
+		fd, err = packetSocket(l.Attrs().Index)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("sniff %s of %s: %w", link, h.name, err)
+	}
+	s := &Sniffer{file: os.NewFile(uintptr(fd), "sniffer "+link), done: make(chan struct{})}
+	go s.read(keep)
+	return s, nil
+}
+
+func packetSocket(index int) (int, error) {
+	// Protocol 0: nothing arrives before the socket is bound to the link.
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	all := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
+	err = errors.Join(
+		os.NewSyscallError("setsockopt SO_RCVBUF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, sniffBuffer)),
+		os.NewSyscallError("setsockopt SO_TIMESTAMPNS", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1)),
+		os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: index})),
+	)
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func (s *Sniffer) read(keep func(Frame) bool) {
+	defer close(s.done)
+	raw, err := s.file.SyscallConn()
+	if err != nil {
+		s.fail(err)
+		return
+	}
+	data, control := make([]byte, 65536), make([]byte, 256)
+	for {
+		var f Frame
+		var readErr error
+		err := raw.Read(func(fd uintptr) bool {
+			f, readErr = readFrame(int(fd), data, control)
+			return !errors.Is(readErr, unix.EAGAIN)
+		})
+		switch {
+		case err != nil:
+			s.fail(err)
+			return
+		case errors.Is(readErr, unix.EINTR):
+		case readErr != nil:
+			s.fail(readErr) // ENETDOWN says that the link is down; frames may come again
+			if !errors.Is(readErr, unix.ENETDOWN) {
+				return
+			}
+		case keep == nil || keep(f):
+			s.add(f)
+		}
+	}
+}
+
+func readFrame(fd int, data, control []byte) (Frame, error) {
+	n, nc, _, from, err := unix.Recvmsg(fd, data, control, 0)
+	if err != nil {
+		return Frame{}, err
+	}
+	f := Frame{At: time.Now(), Data: slices.Clone(data[:n])}
+	if ll, ok := from.(*unix.SockaddrLinklayer); ok {
+		f.Outgoing = ll.Pkttype == unix.PACKET_OUTGOING
+	}
+	messages, _ := unix.ParseSocketControlMessage(control[:nc])
+	for _, m := range messages {
+		if m.Header.Level == unix.SOL_SOCKET && m.Header.Type == unix.SO_TIMESTAMPNS && len(m.Data) >= 16 {
+			f.At = time.Unix(int64(binary.NativeEndian.Uint64(m.Data)), int64(binary.NativeEndian.Uint64(m.Data[8:])))
+		}
+	}
+	return f, nil
+}
+
+func (s *Sniffer) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closing { // then the error is that the file is closed
+		s.lost = errors.Join(s.lost, err)
+	}
+}
+
+func (s *Sniffer) add(f Frame) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.frames = append(s.frames, f)
+}
+
+// Frames gives the frames that were kept so far, in the order of the kernel.
+func (s *Sniffer) Frames() []Frame {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.frames)
+}
+
+// Wait waits until at least n frames were kept, and gives them.
+func (s *Sniffer) Wait(ctx context.Context, n int) ([]Frame, error) {
+	err := Until(ctx, func() error {
+		if got := len(s.Frames()); got < n {
+			return fmt.Errorf("%d of %d frames came", got, n)
+		}
+		return nil
+	})
+	return s.Frames(), err
+}
+
+// Close ends the capture. The error says why it may have missed frames: the
+// link went, or the kernel had to drop some.
+func (s *Sniffer) Close() error {
+	if err := s.dropped(); err != nil {
+		s.fail(err)
+	}
+	s.mu.Lock()
+	s.closing = true
+	s.mu.Unlock()
+	s.file.Close()
+	<-s.done
+	return s.lost
+}
+
+func (s *Sniffer) dropped() error {
+	raw, err := s.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var stats *unix.TpacketStats
+	var statsErr error
+	err = raw.Control(func(fd uintptr) {
+		stats, statsErr = unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS)
+	})
+	if err = errors.Join(err, statsErr); err == nil && stats.Drops > 0 {
+		err = fmt.Errorf("%d frames dropped", stats.Drops)
+	}
+	return err
+}
+
+// EtherType gives the frame's type (RFC 7042): 0x0800 is IPv4, 0x0806 ARP,
+// 0x86dd IPv6, 0x8035 RARP.
+func (f Frame) EtherType() uint16 {
+	if len(f.Data) < 14 {
+		return 0
+	}
+	return binary.BigEndian.Uint16(f.Data[12:])
+}
+
+// MACs gives the frame's source and destination.
+func (f Frame) MACs() (from, to net.HardwareAddr) {
+	if len(f.Data) < 14 {
+		return nil, nil
+	}
+	return f.Data[6:12], f.Data[:6]
+}
+
+// Addrs gives the source and destination of an IPv4 or IPv6 packet, and the
+// sender and target of an ARP one; otherwise zero Addrs.
+func (f Frame) Addrs() (from, to netip.Addr) {
+	at := func(offset, size int) netip.Addr {
+		if len(f.Data) < 14+offset+size {
+			return netip.Addr{}
+		}
+		a, _ := netip.AddrFromSlice(f.Data[14+offset:][:size])
+		return a
+	}
+	switch f.EtherType() {
+	case unix.ETH_P_IP:
+		return at(12, 4), at(16, 4)
+	case unix.ETH_P_IPV6:
+		return at(8, 16), at(24, 16)
+	case unix.ETH_P_ARP:
+		return at(14, 4), at(24, 4)
+	}
+	return netip.Addr{}, netip.Addr{}
+}
+
+// Concerns reports whether the packet in the frame is from a or to a. An ARP
+// one concerns whom it asks for.
+func (f Frame) Concerns(a netip.Addr) bool {
+	from, to := f.Addrs()
+	return a.IsValid() && (from == a || to == a)
+}

@@ -1,0 +1,318 @@
+package hypervisors
+
+import (
+	"archive/tar"
+	"bytes"
+	"cmp"
+	"compress/gzip"
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/vmfabric/vmfabric/fabric"
+
+	"github.com/vmfabric/vmfabric/internal/daemons"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+)
+
+//go:embed container-init.sh
+var containerInit []byte
+
+// ContainerImage gives the image of the lab's containers, for `lxc image
+// import`, out of the cache ([CacheVariable]) or made anew: the machine's
+// busybox and a script.
+func ContainerImage() (path string, err error) {
+	busybox, err := daemons.Find("busybox")
+	if err != nil {
+		return "", fmt.Errorf("container image: %w (busybox-static)", err)
+	}
+	tool, err := os.ReadFile(busybox)
+	if err != nil {
+		return "", fmt.Errorf("container image: %w", err)
+	}
+	dir, err := cached("container-"+fingerprint(tool, containerInit), func(dir string) error {
+		return makeContainerImage(filepath.Join(dir, "image.tar.gz"), tool)
+	})
+	if err != nil {
+		return "", fmt.Errorf("container image: %w", err)
+	}
+	return filepath.Join(dir, "image.tar.gz"), nil
+}
+
+// architectures are Go's names for them in the words of the kernel, which are
+// LXD's.
+var architectures = map[string]string{"amd64": "x86_64", "arm64": "aarch64"}
+
+func makeContainerImage(path string, busybox []byte) error {
+	var b bytes.Buffer
+	packed := gzip.NewWriter(&b)
+	a := tar.NewWriter(packed)
+	var errs []error
+	add := func(name string, mode int64, kind byte, content []byte, target string) {
+		errs = append(errs, a.WriteHeader(&tar.Header{Name: name, Typeflag: kind, Mode: mode, Size: int64(len(content)), Linkname: target}))
+		_, err := a.Write(content)
+		errs = append(errs, err)
+	}
+	about := fmt.Sprintf("architecture: %s\ncreation_date: 1\n", cmp.Or(architectures[runtime.GOARCH], runtime.GOARCH))
+	add("metadata.yaml", 0o644, tar.TypeReg, []byte(about), "")
+	for _, dir := range []string{"", "bin", "sbin", "dev", "proc", "sys", "run", "tmp", "etc", "root"} {
+		add("rootfs/"+dir, 0o755, tar.TypeDir, nil, "")
+	}
+	add("rootfs/bin/busybox", 0o755, tar.TypeReg, busybox, "")
+	add("rootfs/bin/sh", 0o777, tar.TypeSymlink, nil, "busybox")
+	add("rootfs/bin/obey", 0o755, tar.TypeReg, obey, "")
+	add("rootfs/sbin/init", 0o755, tar.TypeReg, containerInit, "")
+	errs = append(errs, a.Close(), packed.Close())
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return os.WriteFile(path, b.Bytes(), 0o644)
+}
+
+// obey is the command server: a line of shell comes, its output and exit code go.
+var obey = []byte("#!/bin/sh\nread -r line\nsh -c \"$line\" 2>&1\necho \"exit $?\"\n")
+
+// ContainerOptions say what a container of the lab is like.
+type ContainerOptions struct {
+	Name    string
+	Project string // "default" when empty
+	Target  string // the member of a cluster where it is made; one of LXD's choice when empty
+	// NICs are the container's eth0, eth1, ... One of kind fabric.Veth is
+	// physical: the peer end of its port must be there when the container
+	// starts. LXD makes the link of any other (p2p).
+	NICs    []fabric.NIC
+	Gateway fabric.Gateway
+	// Config has further keys of the instance, or other values for the
+	// fabric's; an empty one leaves the key out.
+	Config map[string]string
+}
+
+// Container is a guest of an [LXD].
+type Container struct {
+	options ContainerOptions
+
+	mu sync.Mutex
+	lx *LXD
+}
+
+// Init makes a container. It does not run yet.
+func (lx *LXD) Init(ctx context.Context, o ContainerOptions) (*Container, error) {
+	o.Project = cmp.Or(o.Project, "default")
+	if err := lx.importImage(ctx, o.Project); err != nil {
+		return nil, err
+	}
+	// lxc reads YAML, which JSON is.
+	about, err := json.Marshal(map[string]any{"config": o.config(), "devices": o.devices()})
+	if err != nil {
+		return nil, err
+	}
+	args := []string{"init", containerAlias, o.Name, "-q", "--project", o.Project}
+	if o.Target != "" {
+		args = append(args, "--target", o.Target)
+	}
+	c := &Container{lx: lx, options: o}
+	_, err = lx.run(ctx, string(about), lx.client, args...)
+	return c, err
+}
+
+// Launch makes a container and starts it. It returns when LXD has started it;
+// [Container.WaitReady] waits for the guest itself.
+func (lx *LXD) Launch(ctx context.Context, o ContainerOptions) (*Container, error) {
+	c, err := lx.Init(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return c, c.Start(ctx)
+}
+
+// containerAlias is the name of the image in LXD.
+const containerAlias = "lab"
+
+// importImage sees to it that LXD has the image, in every project that has
+// images of its own.
+func (lx *LXD) importImage(ctx context.Context, project string) error {
+	lx.mu.Lock()
+	defer lx.mu.Unlock()
+	if lx.imported[project] {
+		return nil
+	}
+	path, err := ContainerImage()
+	if err != nil {
+		return err
+	}
+	// It is there when the projects, or the members of a cluster, share it.
+	_, err = lx.Lxc(ctx, "image", "import", path, "--alias", containerAlias, "--project", project)
+	if err != nil && !strings.Contains(err.Error(), "already exists") {
+		return err
+	}
+	lx.imported[project] = true
+	return nil
+}
+
+func (o ContainerOptions) config() map[string]string {
+	config := map[string]string{}
+	set := func(key, value string) {
+		if value != "" {
+			config[key] = value
+		}
+	}
+	if o.Gateway.IPv4.IsValid() {
+		set("environment.gw4", o.Gateway.IPv4.String())
+	}
+	if o.Gateway.IPv6.IsValid() {
+		set("environment.gw6", o.Gateway.IPv6.String())
+	}
+	for n, nic := range o.NICs {
+		addresses, routes := strings.TrimPrefix(joined(nic.Addresses), ","), strings.TrimPrefix(joined(nic.Routes), ",")
+		set(fmt.Sprintf("environment.nic%d", n), addresses)
+		set(fmt.Sprintf("environment.route%d", n), routes)
+		set(fmt.Sprintf("user.vmfabric.net%d.addresses", n), addresses)
+		set(fmt.Sprintf("user.vmfabric.net%d.routes", n), routes)
+	}
+	maps.Copy(config, o.Config)
+	maps.DeleteFunc(config, func(_, value string) bool { return value == "" })
+	return config
+}
+
+func (o ContainerOptions) devices() map[string]map[string]string {
+	devices := map[string]map[string]string{}
+	for n, nic := range o.NICs {
+		eth := fmt.Sprintf("eth%d", n)
+		dev := map[string]string{"type": "nic", "name": eth, "nictype": "p2p", "host_name": fabric.PortName(o.Name, n)}
+		if nic.Kind == fabric.Veth {
+			dev = map[string]string{"type": "nic", "name": eth, "nictype": "physical", "parent": fabric.PeerName(o.Name, n)}
+		}
+		if !nic.MAC.IsZero() {
+			dev["hwaddr"] = nic.MAC.String()
+		}
+		if nic.MTU != 0 {
+			dev["mtu"] = strconv.Itoa(nic.MTU)
+		}
+		devices[eth] = dev
+	}
+	return devices
+}
+
+// Name gives the container's name.
+func (c *Container) Name() string { return c.options.Name }
+
+// LXD gives the LXD that has the container, which is another after a move.
+func (c *Container) LXD() *LXD {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lx
+}
+
+// Move moves the container to an LXD that the one that has it trusts
+// ([LXD.Trust]), and returns when it is there. One that runs needs the argument
+// --stateless, which starts it anew there; args go to `lxc move`. Methods of the
+// container are about the LXD that it comes from until then.
+func (c *Container) Move(ctx context.Context, to *LXD, args ...string) error {
+	remote := to.host.Name() + ":" + c.Name()
+	if _, err := c.lxc(ctx, []string{"move", "-q"}, append([]string{remote}, args...)...); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.lx = to
+	c.mu.Unlock()
+	return c.noteProcess(ctx)
+}
+
+// lxc runs a command about the container: the words, its name, and more.
+func (c *Container) lxc(ctx context.Context, words []string, more ...string) (string, error) {
+	args := append(words, c.options.Name, "--project", c.options.Project)
+	return c.LXD().Lxc(ctx, append(args, more...)...)
+}
+
+// Start starts the container.
+func (c *Container) Start(ctx context.Context) error {
+	if _, err := c.lxc(ctx, []string{"start"}); err != nil {
+		return err
+	}
+	return c.noteProcess(ctx)
+}
+
+// noteProcess records the container for the lab's keeper, which does not find
+// it by its network namespace.
+func (c *Container) noteProcess(ctx context.Context) error {
+	pid, err := c.Pid(ctx)
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return c.LXD().host.Lab().OwnProcess(pid)
+}
+
+// Shutdown asks the container's first process to end, and waits until it is
+// stopped.
+func (c *Container) Shutdown(ctx context.Context) error {
+	_, err := c.lxc(ctx, []string{"stop"}, "--timeout", "10")
+	return err
+}
+
+// Destroy stops the container without asking it.
+func (c *Container) Destroy(ctx context.Context) error {
+	_, err := c.lxc(ctx, []string{"stop"}, "--force")
+	return err
+}
+
+// Delete stops the container, if it runs, and removes it.
+func (c *Container) Delete(ctx context.Context) error {
+	_, err := c.lxc(ctx, []string{"delete"}, "--force")
+	return err
+}
+
+// Exec runs a program in the container and gives what it wrote to standard
+// output.
+func (c *Container) Exec(ctx context.Context, args ...string) (string, error) {
+	return c.lxc(ctx, []string{"exec"}, append([]string{"-T", "--"}, args...)...)
+}
+
+// State gives LXD's word for the container's state: "Running", "Stopped",
+// "Frozen".
+func (c *Container) State(ctx context.Context) (string, error) {
+	var state struct{ Status string }
+	err := c.state(ctx, &state)
+	return state.Status, err
+}
+
+// Pid gives the number of the container's first process on its node. Killing
+// it is a crash of the guest.
+func (c *Container) Pid(ctx context.Context) (int, error) {
+	var state struct{ Pid int }
+	if err := c.state(ctx, &state); err != nil {
+		return 0, err
+	}
+	if state.Pid <= 0 {
+		return 0, fmt.Errorf("container %s: %w", c.Name(), os.ErrProcessDone)
+	}
+	return state.Pid, nil
+}
+
+func (c *Container) state(ctx context.Context, v any) error {
+	out, err := c.LXD().Lxc(ctx, "query", fmt.Sprintf("/1.0/instances/%s/state?project=%s", c.Name(), c.options.Project))
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal([]byte(out), v)
+}
+
+// WaitReady waits until a container that was started has set up its NICs and
+// serves its ports.
+func (c *Container) WaitReady(ctx context.Context) error {
+	return core.Until(ctx, func() error {
+		_, err := c.Exec(ctx, "cat", "/dev/ready")
+		return err
+	})
+}

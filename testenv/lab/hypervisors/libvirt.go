@@ -1,0 +1,341 @@
+package hypervisors
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/vmfabric/vmfabric/internal/executable"
+
+	"github.com/vmfabric/vmfabric/internal/daemons"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+)
+
+const libvirtLogDir = "/var/log/libvirt"
+
+// LibvirtOptions say what a libvirtd of the lab is like. The zero value is one
+// without a hook.
+type LibvirtOptions struct {
+	// Hook is a program that is installed as the hook qemu.d/vmfabric before
+	// libvirtd starts.
+	Hook string
+}
+
+// Libvirt is a libvirtd that runs in a host, with everything of its own that
+// libvirt keeps on a machine: /etc/libvirt, its state, sockets, logs and cache,
+// and besides /run/vmfabric, so that a hook finds the socket of its node's own
+// agent. QEMU guests run in the host.
+type Libvirt struct {
+	host    *core.Host
+	dir     string
+	box     *sandbox
+	program string
+
+	mu     sync.Mutex
+	daemon *core.Daemon
+}
+
+// StartLibvirt starts a libvirtd in the host and returns when it answers. A
+// host can have one. It takes migrations at the host's IPv4 address, without
+// authentication.
+func StartLibvirt(ctx context.Context, h *core.Host, o LibvirtOptions) (*Libvirt, error) {
+	lv, err := startLibvirt(ctx, h, o)
+	if err != nil {
+		return nil, fmt.Errorf("start libvirt on %s: %w", h.Name(), err)
+	}
+	return lv, nil
+}
+
+func startLibvirt(ctx context.Context, h *core.Host, o LibvirtOptions) (*Libvirt, error) {
+	lv := &Libvirt{host: h, dir: filepath.Join(h.Dir(), "libvirt")}
+	var err error
+	if lv.program, err = daemons.Find("libvirtd"); err != nil {
+		return nil, err
+	}
+	binds, err := lv.makeFiles()
+	if err != nil {
+		return nil, err
+	}
+	if o.Hook != "" {
+		if err := lv.copyHook("qemu.d/vmfabric", o.Hook); err != nil {
+			return nil, err
+		}
+	}
+	known := lv.recallQEMU()
+	if lv.box, err = newSandbox(h, binds); err != nil {
+		return nil, err
+	}
+	if err := lv.Start(ctx); err != nil {
+		return nil, err
+	}
+	if !known {
+		return lv, lv.rememberQEMU(ctx)
+	}
+	return lv, nil
+}
+
+// makeFiles makes the files of one libvirtd, and says what they stand in for.
+func (lv *Libvirt) makeFiles() ([]bind, error) {
+	binds := []bind{
+		{lv.path("etc"), "/etc/libvirt"},
+		{lv.path("run"), "/run/libvirt"},
+		{lv.path("lib"), "/var/lib/libvirt"},
+		{lv.path("log"), libvirtLogDir},
+		{lv.path("cache"), "/var/cache/libvirt"},
+		{lv.RunDir(), "/run/vmfabric"},
+	}
+	for _, b := range binds {
+		if err := os.MkdirAll(b.source, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	for _, dir := range []string{"etc/hooks/qemu.d", "log/qemu"} {
+		if err := os.MkdirAll(lv.path(dir), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	files := map[string]string{
+		"etc/libvirtd.conf": lv.daemonConf(), "etc/qemu.conf": qemuConf, "resolv.conf": "",
+		"passwd": withAccounts("/etc/passwd", "libvirt-qemu:x:64055:64055:Libvirt Qemu:/var/lib/libvirt:/usr/sbin/nologin"),
+		"group":  withAccounts("/etc/group", "libvirt-qemu:x:64055:", "kvm:x:64056:"),
+	}
+	for name, text := range files {
+		if err := os.WriteFile(lv.path(name), []byte(text), 0o644); err != nil {
+			return nil, err
+		}
+	}
+	hosts, err := hostsFile(lv.host.Lab())
+	if err != nil {
+		return nil, err
+	}
+	return append(binds,
+		bind{lv.path("passwd"), "/etc/passwd"}, bind{lv.path("group"), "/etc/group"},
+		bind{hosts, "/etc/hosts"}, bind{lv.path("resolv.conf"), "/etc/resolv.conf"},
+	), nil
+}
+
+func (lv *Libvirt) path(name string) string { return filepath.Join(lv.dir, name) }
+
+// RunDir gives the directory that libvirtd and its hooks see as /run/vmfabric:
+// the place for the socket of the node's agent.
+func (lv *Libvirt) RunDir() string { return lv.path("vmfabric") }
+
+// Socket gives the path of libvirtd's socket.
+func (lv *Libvirt) Socket() string { return lv.path("run/libvirt-sock") }
+
+// HooksDir gives the directory that libvirtd sees as /etc/libvirt/hooks.
+func (lv *Libvirt) HooksDir() string { return lv.path("etc/hooks") }
+
+// Host gives the host that libvirtd runs in.
+func (lv *Libvirt) Host() *core.Host { return lv.host }
+
+// Daemon gives the libvirtd process, which is another after each start.
+func (lv *Libvirt) Daemon() *core.Daemon {
+	lv.mu.Lock()
+	defer lv.mu.Unlock()
+	return lv.daemon
+}
+
+// Guests run as root, and nothing watches or confines them: what a laboratory
+// must not depend on, and what a distribution without libvirt's system package
+// does not have.
+const qemuConf = `user = "root"
+group = "root"
+dynamic_ownership = 0
+remember_owner = 0
+security_driver = "none"
+cgroup_controllers = []
+namespaces = []
+stdio_handler = "file"
+`
+
+func (lv *Libvirt) daemonConf() string {
+	conf := fmt.Sprintf(`log_level = 3
+log_outputs = "3:stderr"
+unix_sock_group = "root"
+unix_sock_rw_perms = "0700"
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+listen_tls = 0
+listen_tcp = 1
+auth_tcp = "none"
+host_uuid = "%s"
+`, uuidOf("host "+lv.host.Lab().ID()+" "+lv.host.Name()))
+	if lv.host.Addr4().IsValid() {
+		conf += fmt.Sprintf("listen_addr = %q\n", lv.host.Addr4())
+	}
+	return conf
+}
+
+// withAccounts gives the machine's passwd or group file with these entries
+// added where their names are missing: libvirtd looks for a user of QEMU even
+// when told to use root.
+func withAccounts(path string, entries ...string) string {
+	b, _ := os.ReadFile(path)
+	text := string(b)
+	for _, entry := range entries {
+		name, _, _ := strings.Cut(entry, ":")
+		if !strings.HasPrefix(text, name+":") && !strings.Contains(text, "\n"+name+":") {
+			text += entry + "\n"
+		}
+	}
+	return text
+}
+
+// hostsFile writes the lab's /etc/hosts, one for all. libvirtd looks the other
+// end of a migration up by name, several times, each a wait of ten seconds for
+// a name that nobody knows.
+func hostsFile(l *core.Lab) (string, error) {
+	text := "127.0.0.1 localhost\n::1 localhost\n"
+	for _, h := range l.Hosts() {
+		if h.Addr4().IsValid() {
+			text += fmt.Sprintf("%s %s\n", h.Addr4(), h.Name())
+		}
+	}
+	path := filepath.Join(l.Dir(), "hosts")
+	if now, err := os.ReadFile(path); err == nil && string(now) == text {
+		return path, nil
+	}
+	// In place: the file itself is mounted for those that run already.
+	return path, os.WriteFile(path, []byte(text), 0o644)
+}
+
+// Start starts libvirtd again after Stop or Kill, and returns when it answers.
+// Guests that run are found again.
+func (lv *Libvirt) Start(ctx context.Context) error {
+	// One that was killed leaves its socket.
+	if err := os.Remove(lv.Socket()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	args := []string{"-p", lv.path("libvirtd.pid")}
+	if lv.host.Addr4().IsValid() {
+		args = append(args, "--listen")
+	}
+	d, err := lv.host.StartDaemonBy("libvirtd", exec.Command(lv.program, args...), lv.box.start)
+	if err != nil {
+		return err
+	}
+	lv.mu.Lock()
+	lv.daemon = d
+	lv.mu.Unlock()
+	return d.Until(ctx, func() error {
+		conn, err := net.Dial("unix", lv.Socket())
+		if err != nil {
+			return err
+		}
+		conn.Close()
+		_, err = lv.Virsh(ctx, "uri")
+		return err
+	})
+}
+
+// Stop asks libvirtd to end and waits until it has. Guests go on.
+func (lv *Libvirt) Stop() error { return lv.Daemon().Stop() }
+
+// Kill ends libvirtd without warning. Guests go on.
+func (lv *Libvirt) Kill() error { return lv.Daemon().Kill() }
+
+// Restart stops and starts libvirtd. Guests go on.
+func (lv *Libvirt) Restart(ctx context.Context) error {
+	if err := lv.Stop(); err != nil {
+		return err
+	}
+	return lv.Start(ctx)
+}
+
+// Virsh runs virsh against this libvirtd, on its node, and gives what it wrote
+// to standard output.
+func (lv *Libvirt) Virsh(ctx context.Context, args ...string) (string, error) {
+	virsh, err := daemons.Find("virsh")
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(ctx, virsh, append([]string{"-q", "-c", "qemu:///system"}, args...)...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	return core.Output(cmd, lv.box.start)
+}
+
+// InstallHook installs a program as a hook, under a name such as "qemu" or
+// "qemu.d/vmfabric", and has libvirtd look: one that was started without any
+// hook calls none until it is told to reload.
+func (lv *Libvirt) InstallHook(name, path string) error {
+	if err := lv.copyHook(name, path); err != nil {
+		return err
+	}
+	return lv.Daemon().Signal(syscall.SIGHUP)
+}
+
+func (lv *Libvirt) copyHook(name, source string) error {
+	from, err := os.Open(source)
+	if err != nil {
+		return fmt.Errorf("hook %s: %w", name, err)
+	}
+	defer from.Close()
+	path := filepath.Join(lv.HooksDir(), name)
+	// Beside qemu.d, not in it, where libvirtd would call it half written.
+	whole := filepath.Join(lv.dir, "hook.new")
+	if err := executable.Copy(whole, from); err != nil {
+		return fmt.Errorf("hook %s: %w", name, err)
+	}
+	return os.Rename(whole, path)
+}
+
+// qemuKnowledge is where libvirt keeps what it found out about QEMU, below its
+// cache, which takes seconds. It checks by itself that it still holds.
+const qemuKnowledge = "qemu/capabilities"
+
+// recallQEMU gives libvirt what an earlier one with these programs found out.
+func (lv *Libvirt) recallQEMU() bool {
+	base, err := cacheDir()
+	if err != nil {
+		return false
+	}
+	from := filepath.Join(base, lv.knowledge())
+	return exists(from) && copyDir(from, filepath.Join(lv.path("cache"), qemuKnowledge)) == nil
+}
+
+func (lv *Libvirt) rememberQEMU(ctx context.Context) error {
+	if _, err := lv.Virsh(ctx, "capabilities"); err != nil {
+		return err
+	}
+	_, err := cached(lv.knowledge(), func(dir string) error {
+		return copyDir(filepath.Join(lv.path("cache"), qemuKnowledge), dir)
+	})
+	return err
+}
+
+// knowledge names what is known of QEMU in the cache, by its programs.
+func (lv *Libvirt) knowledge() string {
+	qemu, _ := daemons.Find("qemu-system-x86_64")
+	about := ""
+	for _, program := range []string{lv.program, qemu} {
+		if info, err := os.Stat(program); err == nil {
+			about += fmt.Sprintln(program, info.Size(), info.ModTime())
+		}
+	}
+	return "libvirt-" + fingerprint([]byte(about))
+}
+
+// copyDir copies the files of a directory that has no directories.
+func copyDir(from, to string) error {
+	entries, err := os.ReadDir(from)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := copyFile(filepath.Join(from, e.Name()), filepath.Join(to, e.Name()), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,338 @@
+package hypervisors
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/internal/daemons"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+)
+
+// LXDOptions say what an LXD of the lab is like. The zero value is one that is
+// alone, with its storage in a directory and no network of its own.
+type LXDOptions struct {
+	// Preseed is the YAML for `lxd init --preseed` instead of that: for
+	// another member of a cluster, say, see [LXD.Invite].
+	Preseed string
+	// LXC has lines of LXC's configuration for all containers: a file below
+	// /usr/share/lxc/config/common.conf.d.
+	LXC string
+}
+
+// LXD is an LXD that runs in a host, with everything of its own that LXD keeps
+// on a machine: /var/lib/lxd, /run, logs and cache, and its part of the control
+// groups. Its containers run in the host. Its name is the host's.
+type LXD struct {
+	host    *core.Host
+	dir     string
+	box     *sandbox
+	program string
+	client  string
+	group   string // the directory of its control group
+
+	mu       sync.Mutex
+	daemon   *core.Daemon
+	imported map[string]bool // projects that have the image of the lab's containers
+}
+
+// StartLXD starts an LXD in the host and returns when it answers. A host can
+// have one.
+func StartLXD(ctx context.Context, h *core.Host, o LXDOptions) (*LXD, error) {
+	lx, err := startLXD(ctx, h, o)
+	if err != nil {
+		return nil, fmt.Errorf("start lxd on %s: %w", h.Name(), err)
+	}
+	return lx, nil
+}
+
+const lxdPreseed = `storage_pools:
+- name: default
+  driver: dir
+profiles:
+- name: default
+  devices:
+    root: {type: disk, pool: default, path: /}
+`
+
+func startLXD(ctx context.Context, h *core.Host, o LXDOptions) (*LXD, error) {
+	lx := &LXD{host: h, dir: filepath.Join(h.Dir(), "lxd"), imported: map[string]bool{}}
+	var err error
+	if lx.program, err = daemons.Find("lxd"); err != nil {
+		return nil, err
+	}
+	if lx.client, err = daemons.Find("lxc"); err != nil {
+		return nil, err
+	}
+	binds, err := lx.makeFiles(o.LXC)
+	if err != nil {
+		return nil, err
+	}
+	group, err := lx.makeControlGroup()
+	if err != nil {
+		return nil, err
+	}
+	if lx.box, err = newSandbox(h, binds); err != nil {
+		return nil, err
+	}
+	if err := lx.mountControlGroup(ctx, group); err != nil {
+		return nil, err
+	}
+	h.Lab().OnClose(lx.close)
+	if err := lx.Start(ctx); err != nil {
+		return nil, err
+	}
+	if o.Preseed == "" {
+		o.Preseed = lxdPreseed
+	}
+	_, err = lx.run(ctx, o.Preseed, lx.program, "init", "--preseed")
+	return lx, err
+}
+
+// makeFiles makes the files of one LXD, and says what they stand in for.
+func (lx *LXD) makeFiles(lxc string) ([]bind, error) {
+	binds := []bind{
+		{lx.path("lib"), "/var/lib/lxd"},
+		{lx.path("log"), "/var/log/lxd"},
+		{lx.path("cache"), "/var/cache/lxd"},
+		{lx.path("run"), "/run"},
+	}
+	if lxc != "" {
+		binds = append(binds, bind{lx.path("common"), "/usr/share/lxc/config/common.conf.d"})
+	}
+	for _, dir := range []string{"lib", "log", "cache", "run", "run/lock", "run/vmfabric", "client", "common"} {
+		if err := os.MkdirAll(lx.path(dir), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	// Which users of the machine those of containers are. LXD refuses to run
+	// any without, and not every machine says it.
+	const ids = "root:1000000:65536\n"
+	for name, text := range map[string]string{"resolv.conf": "", "subuid": ids, "subgid": ids, "common/90-lab.conf": lxc} {
+		if err := os.WriteFile(lx.path(name), []byte(text), 0o644); err != nil {
+			return nil, err
+		}
+	}
+	hosts, err := hostsFile(lx.host.Lab())
+	if err != nil {
+		return nil, err
+	}
+	return append(binds,
+		bind{lx.path("subuid"), "/etc/subuid"}, bind{lx.path("subgid"), "/etc/subgid"},
+		bind{hosts, "/etc/hosts"}, bind{lx.path("resolv.conf"), "/etc/resolv.conf"},
+	), nil
+}
+
+// makeControlGroup makes the group below which this LXD makes those of its
+// containers, which would outlive it otherwise. It goes with the lab.
+func (lx *LXD) makeControlGroup() (name string, err error) {
+	root, own, err := controlGroups()
+	if err != nil {
+		return "", err
+	}
+	name = filepath.Join(own, lx.host.Namespace())
+	lx.group = filepath.Join(root, name)
+	if err := lx.host.Lab().OwnTree(lx.group); err != nil {
+		return "", err
+	}
+	return name, os.Mkdir(lx.group, 0o755)
+}
+
+// controlGroups gives the directory where cgroup2 is mounted, and the path of
+// this process's group below it.
+func controlGroups() (root, own string, err error) {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", "", err
+	}
+	groups, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", "", err
+	}
+	// ID, parent, device, root, mount point, ... - type, source, ...
+	// (proc_pid_mountinfo(5)).
+	for line := range strings.Lines(string(mounts)) {
+		before, after, _ := strings.Cut(line, " - ")
+		if fields := strings.Fields(before); strings.HasPrefix(after, "cgroup2 ") && len(fields) > 4 {
+			root = fields[4]
+		}
+	}
+	for line := range strings.Lines(string(groups)) {
+		if path, ok := strings.CutPrefix(line, "0::"); ok {
+			own = strings.TrimSpace(path)
+		}
+	}
+	if root == "" || own == "" {
+		return "", "", errors.New("no place for the control groups of containers; mount -t cgroup2 none /sys/fs/cgroup/unified")
+	}
+	return root, own, nil
+}
+
+// mountControlGroup puts the group in the place of all, which the sandbox's new
+// sysfs does not have.
+func (lx *LXD) mountControlGroup(ctx context.Context, name string) error {
+	const script = `mount -t cgroup2 none /sys/fs/cgroup && mount --bind "/sys/fs/cgroup/$0" /sys/fs/cgroup`
+	_, err := core.Output(exec.CommandContext(ctx, "/bin/sh", "-c", script, name), lx.box.start)
+	return err
+}
+
+// close ends LXD and its containers, and returns when their control group can
+// be removed, or will not be so soon. Containers have network namespaces of
+// their own, where the lab does not look for processes, and end a moment after
+// their monitors.
+func (lx *LXD) close() {
+	if d := lx.Daemon(); d != nil {
+		_ = d.Kill()
+	}
+	for deadline := time.Now().Add(killBound); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+		left := processesBelow(lx.group)
+		if len(left) == 0 {
+			return
+		}
+		for _, pid := range left {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+}
+
+// killBound is how long the kernel may take to end killed processes.
+const killBound = 10 * time.Second
+
+// processesBelow lists the processes in a control group and those below it.
+func processesBelow(group string) []int {
+	var found []int
+	_ = filepath.WalkDir(group, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.Name() != "cgroup.procs" {
+			return nil // one that goes meanwhile is what is waited for
+		}
+		pids, _ := os.ReadFile(path)
+		for line := range strings.Lines(string(pids)) {
+			if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil {
+				found = append(found, pid)
+			}
+		}
+		return nil
+	})
+	return found
+}
+
+func (lx *LXD) path(name string) string { return filepath.Join(lx.dir, name) }
+
+// Invite gives the options with which an LXD in another host joins the cluster
+// of this one.
+func (lx *LXD) Invite(ctx context.Context, member *core.Host) (LXDOptions, error) {
+	out, err := lx.Lxc(ctx, "cluster", "add", member.Name(), "-q")
+	if err != nil {
+		return LXDOptions{}, err
+	}
+	words := strings.Fields(out)
+	if len(words) == 0 {
+		return LXDOptions{}, errors.New("lxc cluster add: no token")
+	}
+	return LXDOptions{Preseed: fmt.Sprintf(`cluster:
+  enabled: true
+  server_address: %s
+  cluster_token: %s
+  member_config: [{entity: storage-pool, name: default, key: source, value: ""}]
+`, netip.AddrPortFrom(member.Addr4(), 8443), words[len(words)-1])}, nil
+}
+
+// Trust makes another LXD, which is not of one cluster with this one, a remote
+// of this one's client, called like its host: containers can move to it. For
+// the way back, the other has to trust this one as well.
+func (lx *LXD) Trust(ctx context.Context, other *LXD) error {
+	for _, one := range []*LXD{lx, other} {
+		// The other one fetches the instance from here.
+		if _, err := one.Lxc(ctx, "config", "set", "core.https_address", netip.AddrPortFrom(one.host.Addr4(), 8443).String()); err != nil {
+			return err
+		}
+	}
+	out, err := other.Lxc(ctx, "config", "trust", "add", "--name", lx.host.Name(), "-q")
+	if err != nil {
+		return err
+	}
+	words := strings.Fields(out)
+	if len(words) == 0 {
+		return errors.New("lxc config trust add: no token")
+	}
+	_, err = lx.Lxc(ctx, "remote", "add", other.host.Name(), words[len(words)-1], "--accept-certificate", "-q")
+	return err
+}
+
+// RunDir gives the directory that LXD and its hooks see as /run/vmfabric: the
+// place for the socket of the node's agent.
+func (lx *LXD) RunDir() string { return lx.path("run/vmfabric") }
+
+// Socket gives the path of LXD's socket.
+func (lx *LXD) Socket() string { return lx.path("lib/unix.socket") }
+
+// Host gives the host that LXD runs in.
+func (lx *LXD) Host() *core.Host { return lx.host }
+
+// Daemon gives the LXD process, which is another after each start.
+func (lx *LXD) Daemon() *core.Daemon {
+	lx.mu.Lock()
+	defer lx.mu.Unlock()
+	return lx.daemon
+}
+
+// Start starts LXD again after Stop or Kill, and returns when it is ready.
+// Containers that run are found again.
+func (lx *LXD) Start(ctx context.Context) error {
+	d, err := lx.host.StartDaemonBy("lxd", lx.command(exec.Command(lx.program)), lx.box.start)
+	if err != nil {
+		return err
+	}
+	lx.mu.Lock()
+	lx.daemon = d
+	lx.mu.Unlock()
+	return d.Until(ctx, func() error {
+		_, err := lx.run(ctx, "", lx.program, "waitready", "--timeout=10")
+		return err
+	})
+}
+
+// Stop asks LXD to end and waits until it has. Containers go on.
+func (lx *LXD) Stop() error { return lx.Daemon().Stop() }
+
+// Kill ends LXD without warning. Containers go on.
+func (lx *LXD) Kill() error { return lx.Daemon().Kill() }
+
+// Restart stops and starts LXD. Containers go on.
+func (lx *LXD) Restart(ctx context.Context) error {
+	if err := lx.Stop(); err != nil {
+		return err
+	}
+	return lx.Start(ctx)
+}
+
+// Lxc runs lxc against this LXD, on its node, and gives what it wrote to
+// standard output. It has no time limit of its own but ctx: `lxc stop` of a
+// guest that does not listen waits for ever.
+func (lx *LXD) Lxc(ctx context.Context, args ...string) (string, error) {
+	return lx.run(ctx, "", lx.client, args...)
+}
+
+func (lx *LXD) run(ctx context.Context, stdin, program string, args ...string) (string, error) {
+	cmd := lx.command(exec.CommandContext(ctx, program, args...))
+	cmd.Stdin = bytes.NewReader([]byte(stdin))
+	return core.Output(cmd, lx.box.start)
+}
+
+// command has a program of LXD's find what is this one's.
+func (lx *LXD) command(cmd *exec.Cmd) *exec.Cmd {
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "LXD_DIR=/var/lib/lxd", "LXD_CONF="+lx.path("client"))
+	return cmd
+}
