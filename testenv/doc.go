@@ -1,22 +1,14 @@
-// Package testenv is a laboratory of network namespaces: the nodes,
-// reflectors, core gateway, client and guests of a fabric, all on one machine,
-// with the kernel's real links and routes between them.
+// Package testenv is how the fabric is tried out. It is in parts:
 //
-// The lab itself needs a Linux kernel and nothing else: namespaces, links,
-// addresses and routes are made by netlink. It works as root and inside a user
-// namespace ([UserNamespace]). Real daemons are put into it where they are
-// installed: BIRD ([Host.StartBird]), FRR ([Host.StartFRR]), libvirt with QEMU
-// guests ([Host.StartLibvirt]).
+//   - testenv/lab/core is a laboratory of network namespaces: hosts, links, what runs
+//     in them. It is what `vmfabric demo` shows the fabric with;
+//   - testenv/lab/routers puts BIRD, FRR and speakers that misbehave into it;
+//   - testenv/lab/hypervisors puts libvirt with QEMU guests, and LXD with containers
+//     into it;
+//   - testenv/labtest is the laboratory for tests: labs that close with their test;
+//   - testenv/fake has the fabric's interfaces in memory;
+//   - testenv/conformance has the laws that fakes and real ones obey;
+//   - testenv/prepare fetches what the guests of labs boot.
 //
-//	lab, err := testenv.New(ctx, testenv.Options{})
-//	defer lab.Close()
-//	top, err := lab.Build(testenv.SmallCluster(2))
-//	rtt, err := top.Client.Ping(ctx, testenv.Underlay4(21))
-//
-// Labs never collide: every name that can be seen outside of a lab carries its
-// run id, and any number of labs can live side by side. Nothing outlives its
-// owner: each lab has a keeper, a shell that waits for the owner's end and then
-// removes what is left, and [New] removes what even the keeper could not.
-//
-// Helpers for tests are in testenv/labtest.
+// Routers and hypervisors depend on the core, never the other way round.
 package testenv

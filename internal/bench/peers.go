@@ -197,7 +197,7 @@ func measurePeers(ctx context.Context, b *bench) (s section, err error) {
 	if err := established(ctx, frr); err != nil {
 		return s, err
 	}
-	space := strings.ReplaceAll(node.Namespace(), ".", "_") // as testenv calls FRR's pathspace
+	space := strings.ReplaceAll(node.Namespace(), ".", "_") // as the lab calls FRR's pathspace
 	if err := fight(duel{a.hooks(us, b.bin.hook), l.newShell(node, frrUp, frrDown, "SPACE="+space).method("shell hook, FRR by vtysh")}, b.size.frr); err != nil {
 		return s, err
 	}

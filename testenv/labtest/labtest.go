@@ -1,4 +1,4 @@
-// Package labtest is the laboratory of testenv for tests: labs that close with
+// Package labtest is the laboratory of testenv/lab for tests: labs that close with
 // their test and explain themselves when it fails.
 package labtest
 

@@ -12,6 +12,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/internal/daemons"
 )
 
 // namePrefix begins every name of a lab that can be seen from outside.
@@ -53,6 +55,9 @@ type Lab struct {
 // the making of the lab, not its life: that ends with Close, or with the
 // process.
 func New(ctx context.Context, o Options) (*Lab, error) {
+	if _, err := daemons.Find("umount"); err != nil { // what the keeper needs, of all that it runs, not every system has
+		return nil, fmt.Errorf("new lab: %w", err)
+	}
 	l := &Lab{hosts: map[string]*Host{}}
 	if err := l.makeDir(ctx, o.Name); err != nil {
 		return nil, fmt.Errorf("new lab: %w", err)
