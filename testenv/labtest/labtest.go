@@ -64,8 +64,8 @@ func Build(t testing.TB, c fabric.Cluster) (*core.Lab, *core.Topology) {
 }
 
 // Need says what the test needs besides a kernel: "bird", "frr", "libvirt", "qemu"
-// (which includes libvirt), "lxd", the name of a program, "root". Where something is missing, see [Missing]. Under
-// -short the test is skipped, see [Long].
+// (which includes libvirt), "lxd", the name of a program, "root". Where something is
+// missing, see [Missing]. Under -short the test is skipped, see [Long].
 func Need(t testing.TB, things ...string) {
 	t.Helper()
 	Long(t)
@@ -76,6 +76,7 @@ func Need(t testing.TB, things ...string) {
 	}
 }
 
+// available asks the part of the laboratory that has the thing.
 func available(thing string) error {
 	switch thing {
 	case "root":

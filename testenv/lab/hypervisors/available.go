@@ -2,17 +2,17 @@ package hypervisors
 
 import "github.com/vmfabric/vmfabric/testenv/lab/core"
 
-// hypervisorPrograms are what each hypervisor of a lab needs.
-var hypervisorPrograms = map[string][]string{
+// programs are what each hypervisor of a lab needs.
+var programs = map[string][]string{
 	"libvirt": {"libvirtd", "virsh"},
 	"lxd":     {"lxd", "lxc", "busybox", "mount"},
 	"qemu":    {"libvirtd", "virsh", "qemu-system-x86_64", "busybox", "apt-get", "apt-cache", "dpkg-deb"},
 }
 
-// HypervisorAvailable reports whether a lab of this process can have a hypervisor,
+// Available reports whether a lab of this process can have a hypervisor,
 // nil when it can: "libvirt", "qemu" (guests of libvirt) or "lxd" with its containers.
 func Available(hypervisor string) error {
-	need, ok := hypervisorPrograms[hypervisor]
+	need, ok := programs[hypervisor]
 	if !ok {
 		need = []string{hypervisor}
 	}

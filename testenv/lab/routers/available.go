@@ -2,7 +2,7 @@ package routers
 
 import "github.com/vmfabric/vmfabric/testenv/lab/core"
 
-// RouterAvailable reports whether a lab of this process can have a router, "bird" or
+// Available reports whether a lab of this process can have a router, "bird" or
 // "frr", nil when it can.
 func Available(router string) error {
 	if router == "frr" {
