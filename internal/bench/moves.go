@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -62,6 +63,7 @@ type move struct {
 	back   bool // to the first node
 	probed []probed
 	tcp    []core.SessionResult
+	parts  []gapParts    // of vmfabric's
 	pause  time.Duration // libvirt's "Total downtime"
 	took   time.Duration // virsh
 }
@@ -334,6 +336,17 @@ func (m *moving) tryMove(ctx context.Context, g *mover, rate int, to []netip.Add
 	}()
 	time.Sleep(moveLead)
 	from, dest := g.nodes[g.at], g.nodes[1-g.at]
+	var gap *gapWatch
+	if g == m.ours {
+		if gap, err = watchGap(m.top.Nodes[from], m.top.Nodes[dest], net.HardwareAddr(g.mac[:])); err != nil {
+			return got, err
+		}
+		defer func() {
+			if !stopped {
+				_, _ = gap.stop(nil, 0)
+			}
+		}()
+	}
 	began := time.Now()
 	if err := g.domain.Migrate(ctx, m.lvs[dest]); err != nil {
 		return got, err
@@ -354,7 +367,10 @@ func (m *moving) tryMove(ctx context.Context, g *mover, rate int, to []netip.Add
 	time.Sleep(moveTail)
 	got.probed, got.tcp = w.stop()
 	stopped = true
-	if got.pause, err = g.domain.Downtime(ctx); err != nil {
+	if got.pause, err = g.domain.Downtime(ctx); err == nil && gap != nil {
+		got.parts, err = gap.stop(got.probed, got.pause)
+	}
+	if err != nil {
 		return got, err
 	}
 	// Nothing of it is left where it was, or the next one would not be alike.

@@ -99,7 +99,7 @@ func movesSection(labs []*moving, size size) section {
 	probes, sessions := table{head: probeHead}, table{head: []string{
 		"", "core", "moves", "pause ms", "TCP stall ms", "stall less pause ms", "sent again", "resets", "ended otherwise", "virsh s", "guests that hung",
 	}}
-	fast := table{head: slices.Clone(probeHead)}
+	gaps, fast := table{head: gapHead}, table{head: slices.Clone(probeHead)}
 	fast.head[0] = fmt.Sprintf("%s a second", count(fastRate))
 	for _, m := range labs {
 		for _, g := range append([]*mover{m.ours}, m.baselines...) {
@@ -112,11 +112,12 @@ func movesSection(labs []*moving, size size) section {
 		}
 		for _, four := range []bool{true, false} {
 			familyOf(m.still, four).row(&probes, "nobody moves", m.core, four)
+			gapRow(&gaps, m.ours.moves, m.core, four)
 			familyOf(m.ours.fast, four).row(&fast, m.ours.name, m.core, four)
 		}
-		s.targets = append(s.targets, moveTargets(m)...)
+		s.targets = append(s.targets, slices.Concat(moveTargets(m), gapTargets(m))...)
 	}
-	s.tables = []table{probes, sessions, fast}
+	s.tables = []table{probes, gaps, sessions, fast}
 	return s
 }
 
@@ -191,6 +192,10 @@ between two answers, by the kernel's time stamps. A TCP session to each address 
 stall is the longest time without a line. The pause is libvirt's "Total downtime": nobody can answer meanwhile, and the goal for the
 gap is relative to it. Sent again are TCP segments of the client.
 
+The second table takes vmfabric's gaps apart. A packet socket on either node records the guest's frames: its waking is from the end of the
+pause to its first frame at the destination, whatever that says (QEMU itself announces it by RARP before, which is left out); then comes its first echo reply of the family; what is left until the client's
+first answer after the gap is what routers and nodes add. What the packet sockets cost is in the figures.
+
 Two baselines on two more nodes take turns with vmfabric, half as often each, so that the machine is the same for all. They have the same
 agent and speaker, which does not follow libvirt there nor talk to the other node, and a hook of the benchmark. *Hook only*: the port is
 made at the operation `+"`prepare`"+`, the guest announced at `+"`started`"+`, withdrawn at `+"`stopped`"+`, with equal LOCAL_PREF; its directions are told apart,
@@ -201,6 +206,6 @@ for %s s without a migration: what the machine loses by itself.
 Goals: nothing lost in at least %d of %d moves, never more than %d; the gap at most the pause and %s ms (the guest's own waking takes
 about 30); no session reset. Figures are the median [least..most]. An emulated guest hangs after about one migration in fifty, whoever
 announces it: it then neither writes to its console nor answers its own node over its port. Such a move is counted in the last column of
-the second table, nowhere else, and repeated with the guest started anew. The third table is a series of its own at %s requests a
+the third table, nowhere else, and repeated with the guest started anew. The fourth table is a series of its own at %s requests a
 second to one address, each family in its turn.`, size.moves, count(moveRate), seconds(size.still), goalLossless, goalMoves, goalLost, ms(goalGap), count(fastRate))
 }

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
@@ -77,7 +79,7 @@ func TestMovesTable(t *testing.T) {
 	m.ours.moves, m.ours.hung = []move{moveOf(0, 1, time.Second, false), back}, 3
 	m.baselines[0].moves = []move{moveOf(1500, 1600, time.Second, false), back}
 	s := movesSection([]*moving{m}, fullSize)
-	first, second, fast := s.tables[0], s.tables[1], s.tables[2]
+	first, gaps, second, fast := s.tables[0], s.tables[1], s.tables[2], s.tables[3]
 	var lost []string
 	for _, row := range first.rows {
 		lost = append(lost, row[0]+" "+row[2]+" "+row[4]+" of "+row[3]+" lost "+row[5])
@@ -89,4 +91,31 @@ func TestMovesTable(t *testing.T) {
 	}, lost)
 	assert.Equal(t, "3", second.rows[0][len(second.rows[0])-1])
 	assert.Empty(t, fast.rows)
+	assert.Empty(t, gaps.rows)
+}
+
+// frame is an Ethernet frame of a guest with an IPv4 packet of a protocol and type.
+func frame(at time.Time, src netip.Addr, protocol, kind byte) core.Frame {
+	data := make([]byte, 14+20+8)
+	data[12], data[13], data[14], data[14+9], data[14+20] = 8, 0, 0x45, protocol, kind
+	copy(data[14+12:], src.AsSlice())
+	return core.Frame{At: at, Data: data}
+}
+
+// TestGapTakenApart: the parts of a gap add up to what is between two frames.
+func TestGapTakenApart(t *testing.T) {
+	t.Parallel()
+	guest, began := netip.MustParseAddr("203.0.113.10"), time.Now()
+	at := func(n int) time.Time { return began.Add(time.Duration(n) * time.Millisecond) }
+	there := []core.Frame{frame(at(-5), guest, 1, 0), frame(at(0), guest, 1, 0)}
+	here := []core.Frame{frame(at(130), guest, 17, 0), frame(at(134), guest, 1, 8), frame(at(135), guest, 1, 0), frame(at(136), guest, 1, 0)}
+	parts, err := gapsOf(there, here, []probed{{guest, core.ProbeResult{GapFrom: at(1), LongestGap: 136 * time.Millisecond}}}, 100*time.Millisecond)
+	require.NoError(t, err)
+	assert.Equal(t, []gapParts{{to: guest, waking: 30 * time.Millisecond, reply: 5 * time.Millisecond, added: 2 * time.Millisecond}}, parts)
+	m := &moving{core: "BIRD", ours: &mover{moves: []move{{parts: parts}, {parts: []gapParts{{to: guest, added: 6 * time.Millisecond}}}}}}
+	assert.Equal(t, []target{{
+		"live migrations, core BIRD: from the guest's first reply to the client's first answer at most 5.00 ms", "1 of 2; 2.00 [2.00..6.00] ms", false,
+	}}, gapTargets(m))
+	_, err = gapsOf(there, nil, nil, 0)
+	require.EqualError(t, err, "2 frames of the guest before its move and 0 after")
 }

@@ -38,15 +38,19 @@ const sniffBuffer = 4 << 20
 
 // Sniff captures the frames on a link of the host for which keep is true, all
 // of them when it is nil, until Close. Whatever passes after Sniff has
-// returned is seen.
+// returned is seen. An empty link stands for all, also those that are made later.
 func (h *Host) Sniff(link string, keep func(Frame) bool) (*Sniffer, error) {
-	l, err := h.Link(link)
-	if err != nil {
-		return nil, err
+	index := 0
+	if link != "" {
+		l, err := h.Link(link)
+		if err != nil {
+			return nil, err
+		}
+		index = l.Attrs().Index
 	}
 	var fd int
-	err = h.Do(func() (err error) {
-		fd, err = packetSocket(l.Attrs().Index)
+	err := h.Do(func() (err error) {
+		fd, err = packetSocket(index)
 		return err
 	})
 	if err != nil {
@@ -230,4 +234,22 @@ func (f Frame) Addrs() (from, to netip.Addr) {
 func (f Frame) Concerns(a netip.Addr) bool {
 	from, to := f.Addrs()
 	return a.IsValid() && (from == a || to == a)
+}
+
+// IsEchoReply reports whether the packet in the frame is an ICMP or ICMPv6 echo
+// reply. IPv6 extension headers are not looked behind.
+func (f Frame) IsEchoReply() bool {
+	at := func(offset int) int {
+		if len(f.Data) <= 14+offset {
+			return -1
+		}
+		return int(f.Data[14+offset])
+	}
+	switch f.EtherType() {
+	case unix.ETH_P_IP:
+		return at(9) == unix.IPPROTO_ICMP && at(4*(at(0)&0xf)) == 0
+	case unix.ETH_P_IPV6:
+		return at(6) == unix.IPPROTO_ICMPV6 && at(40) == 129
+	}
+	return false
 }

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+)
+
+// goalAdded is what the fabric may add to a gap once the guest answers.
+const goalAdded = 5 * time.Millisecond
+
+// gapParts is what the gap of one address in a move is made of, one after the other
+// but for the way of a packet.
+type gapParts struct {
+	to     netip.Addr
+	waking time.Duration // from the end of the pause to the guest's first frame
+	reply  time.Duration // from there to its first echo reply
+	added  time.Duration // from there to the client's first answer
+}
+
+// gapWatch records the frames that a guest sends on two nodes.
+type gapWatch struct {
+	from, dest *core.Sniffer
+}
+
+// watchGap begins to record on the node that a guest leaves and on the one it goes to.
+func watchGap(from, dest *core.Host, mac net.HardwareAddr) (*gapWatch, error) {
+	mine := func(f core.Frame) bool {
+		src, _ := f.MACs()
+		return !f.Outgoing && bytes.Equal(src, mac) && f.EtherType() != unix.ETH_P_RARP // that is QEMU's word
+	}
+	w := &gapWatch{}
+	var err error
+	if w.from, err = from.Sniff("", mine); err != nil {
+		return nil, err
+	}
+	if w.dest, err = dest.Sniff("", mine); err != nil {
+		return nil, errors.Join(err, w.from.Close())
+	}
+	return w, nil
+}
+
+// stop ends the recording, and takes the gaps apart.
+func (w *gapWatch) stop(results []probed, pause time.Duration) (parts []gapParts, err error) {
+	if err = errors.Join(w.from.Close(), w.dest.Close()); err != nil {
+		return nil, err
+	}
+	return gapsOf(w.from.Frames(), w.dest.Frames(), results, pause)
+}
+
+// gapsOf takes gaps apart by the frames of a guest at the node that it leaves, and at
+// the one it goes to.
+func gapsOf(there, here []core.Frame, results []probed, pause time.Duration) (parts []gapParts, err error) {
+	if len(there) == 0 || len(here) == 0 {
+		return nil, fmt.Errorf("%d frames of the guest before its move and %d after", len(there), len(here))
+	}
+	last, first := there[len(there)-1].At, here[0].At
+	for _, p := range results {
+		part := gapParts{to: p.to, waking: first.Sub(last) - pause}
+		for _, f := range here {
+			if src, _ := f.Addrs(); f.IsEchoReply() && src == p.to {
+				part.reply, part.added = f.At.Sub(first), p.GapFrom.Add(p.LongestGap).Sub(f.At)
+				break
+			}
+		}
+		parts = append(parts, part)
+	}
+	return parts, nil
+}
+
+var gapHead = []string{
+	"the gap taken apart", "core", "family", "moves", "the guest's pause ms", "its waking to its first frame ms", "to its first reply ms", "to the client ms",
+}
+
+// gapRow writes what the gaps of one family are made of.
+func gapRow(t *table, moves []move, core string, four bool) {
+	var pauses, waking, reply, added []time.Duration
+	for _, m := range moves {
+		for _, p := range m.parts {
+			if p.to.Is4() == four {
+				pauses, waking, reply, added = append(pauses, m.pause), append(waking, p.waking), append(reply, p.reply), append(added, p.added)
+			}
+		}
+	}
+	if len(pauses) == 0 {
+		return
+	}
+	t.row("vmfabric", core, map[bool]string{true: "IPv4", false: "IPv6"}[four], count(len(pauses)), spread(pauses, ms), spread(waking, ms), spread(reply, ms), spread(added, ms))
+}
+
+// gapTargets holds what the fabric adds to its goal.
+func gapTargets(m *moving) []target {
+	var added []time.Duration
+	within := 0
+	for _, mv := range m.ours.moves {
+		for _, p := range mv.parts {
+			if added = append(added, p.added); p.added <= goalAdded {
+				within++
+			}
+		}
+	}
+	if len(added) == 0 {
+		return nil
+	}
+	return []target{{
+		fmt.Sprintf("live migrations, core %s: from the guest's first reply to the client's first answer at most %s ms", m.core, ms(goalAdded)),
+		fmt.Sprintf("%d of %d; %s ms", within, len(added), spread(added, ms)), within == len(added),
+	}}
+}
