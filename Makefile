@@ -45,8 +45,8 @@ RERUNS ?= 1
 WHOLE  = ./internal/e2e ./internal/bench ./testenv/lab/...
 # GoBGP v4.8.0 races with itself: it sets the time of a path, to count what a peer
 # was sent, that it reads for whoever watches the best paths.
-RACY   = ./fabric/gobgp
-OTHERS = $$($(GO) list ./... | grep -vE '/(internal/(e2e|bench)|testenv/lab/[a-z]*|fabric/gobgp)$$')
+RACY   = ./fabric/gobgp/...
+OTHERS = $$($(GO) list ./... | grep -vE '/(internal/(e2e|bench)|testenv/lab/[a-z]*|fabric/gobgp(/.*)?)$$')
 
 test: deps $(TOOLS) ## install what is needed, then run every test; the race detector looks at most
 	@test "$$(id -u)" = 0 || echo "make test: not root, tests that need real daemons are skipped" >&2

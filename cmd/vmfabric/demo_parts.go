@@ -15,7 +15,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
-	"github.com/vmfabric/vmfabric/fabric/gobgp"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/router"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
@@ -36,9 +36,9 @@ func demoCoreCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r, err := gobgp.NewRouter(gobgp.RouterConfig{
+			r, err := router.New(router.Config{
 				ASN: c.ASN, Address: c.Core[0].Address, Reflectors: c.Reflectors, Timers: c.Timers,
-				Learned: func(l gobgp.Learned) {
+				Learned: func(l router.Route) {
 					if l.NextHop.IsValid() {
 						fib.Put(l.Prefix, l.NextHop)
 					} else {

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
-	"github.com/vmfabric/vmfabric/fabric/gobgp"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/reflector"
 	"github.com/vmfabric/vmfabric/hooks"
 )
 
@@ -82,18 +82,18 @@ func runReflector(ctx context.Context, f reflectorFlags, log *slog.Logger) (err 
 	if metrics != nil {
 		defer closing(metrics)
 	}
-	reflector, err := gobgp.NewReflector(gobgp.ReflectorConfig{Cluster: cluster, RR: rr}, gobgp.ReflectorLogger(log))
+	r, err := reflector.New(reflector.Config{Cluster: cluster, RR: rr}, reflector.WithLogger(log))
 	if err != nil {
 		return err
 	}
-	defer closing(reflector)
+	defer closing(r)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		return hooks.ServeStatus(ctx, listener, "reflector "+rr.Name, reflector, log)
+		return hooks.ServeStatus(ctx, listener, "reflector "+rr.Name, r, log)
 	})
 	if metrics != nil {
-		group.Go(func() error { return serveMetrics(ctx, metrics, reflector, log) })
+		group.Go(func() error { return serveMetrics(ctx, metrics, r, log) })
 	}
 	log.Info("ready", "cluster", cluster.Name, "reflector", rr.Name, "address", fmt.Sprint(rr.Address), "socket", f.socket, "version", version)
 	notify(log, daemon.SdNotifyReady)

@@ -13,7 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/vmfabric/vmfabric/fabric/gobgp"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/reflector"
 )
 
 // listenMetrics opens the port of the metrics, nil where none is asked for.
@@ -32,7 +32,7 @@ func listenMetrics(address string) (net.Listener, error) {
 }
 
 // serveMetrics answers scrapes until ctx ends, and closes the listener.
-func serveMetrics(ctx context.Context, l net.Listener, r *gobgp.Reflector, log *slog.Logger) error {
+func serveMetrics(ctx context.Context, l net.Listener, r *reflector.Reflector, log *slog.Logger) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -62,7 +62,7 @@ var (
 
 // reflectorCollector asks the reflector at each scrape.
 type reflectorCollector struct {
-	*gobgp.Reflector
+	*reflector.Reflector
 	log *slog.Logger
 }
 
@@ -90,7 +90,7 @@ func (c reflectorCollector) Collect(ch chan<- prometheus.Metric) {
 			up = 1
 		}
 		gauge(sessionUp, up, p.Peer, p.Address, p.Role)
-		for family, n := range map[string]gobgp.Counts{"ipv4": p.IPv4, "ipv6": p.IPv6} {
+		for family, n := range map[string]reflector.Counts{"ipv4": p.IPv4, "ipv6": p.IPv6} {
 			gauge(received, n.Received, p.Peer, p.Address, family)
 			gauge(accepted, n.Accepted, p.Peer, p.Address, family)
 			gauge(advertised, n.Advertised, p.Peer, p.Address, family)

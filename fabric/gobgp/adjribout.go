@@ -13,38 +13,6 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// negotiated gives the families of an established session: those that the peer
-// offered in its OPEN, of which this side offers both. A peer that has no
-// multiprotocol capability speaks IPv4 (RFC 4760, 8); GoBGP lists that too.
-func negotiated(p *api.Peer) []fabric.Family {
-	if p.GetState().GetSessionState() != api.PeerState_SESSION_STATE_ESTABLISHED {
-		return nil
-	}
-	all := []fabric.Family{}
-	for _, c := range p.GetState().GetRemoteCap() {
-		f := c.GetMultiProtocol().GetFamily()
-		if f.GetSafi() != api.Family_SAFI_UNICAST {
-			continue
-		}
-		switch f.GetAfi() {
-		case api.Family_AFI_IP:
-			all = append(all, fabric.IPv4)
-		case api.Family_AFI_IP6:
-			all = append(all, fabric.IPv6)
-		}
-	}
-	slices.Sort(all)
-	return slices.Compact(all)
-}
-
-// familyOf gives the family of one of a peer's counts.
-func familyOf(f *api.AfiSafi) fabric.Family {
-	if f.GetState().GetFamily().GetAfi() == api.Family_AFI_IP6 {
-		return fabric.IPv6
-	}
-	return fabric.IPv4
-}
-
 // Advertisements implements [fabric.Speaker] with GoBGP's
 // Adj-RIB-Out: what the policy lets out to a peer, of families that it takes.
 func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error) {

@@ -19,6 +19,8 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/reflector"
 	"github.com/vmfabric/vmfabric/internal/render"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 	"github.com/vmfabric/vmfabric/testenv/lab/routers"
@@ -71,7 +73,7 @@ func beSpeaker(c fabric.Cluster, name string) error {
 	}
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		words := strings.Fields(in.Text())
-		ps := prefixes(words[1:]...)
+		ps := gobgptest.Prefixes(words[1:]...)
 		if words[0] == "remove" {
 			err = s.Remove(context.Background(), ps...)
 		}
@@ -103,7 +105,7 @@ func beReflector(c fabric.Cluster, name string) error {
 	if err != nil {
 		return err
 	}
-	_, err = gobgp.NewReflector(gobgp.ReflectorConfig{Cluster: c, RR: rr}, gobgp.ReflectorDeferral(0))
+	_, err = reflector.New(reflector.Config{Cluster: c, RR: rr}, reflector.WithDeferral(0))
 	if err == nil {
 		_, err = io.Copy(io.Discard, os.Stdin)
 	}
@@ -188,7 +190,7 @@ func (o *other) hears(from *core.Host, reflectors int, ps ...netip.Prefix) {
 		slices.Sort(heard)
 		return slices.Equal(slices.Compact(heard), expected) // a reflector may tell of one route more than once
 	}
-	if !assert.Eventually(o.t, all, bound, 20*time.Millisecond) {
+	if !assert.Eventually(o.t, all, gobgptest.Bound, 20*time.Millisecond) {
 		require.Fail(o.t, "not told", "%v, not %v\n%s", heard, expected, o.Log())
 	}
 	o.seen = told
@@ -216,7 +218,7 @@ func (o *other) loses(reflectors int, ps ...netip.Prefix) {
 		slices.Sort(heard)
 		return slices.Equal(heard, expected)
 	}
-	if !assert.Eventually(o.t, all, bound, 20*time.Millisecond) {
+	if !assert.Eventually(o.t, all, gobgptest.Bound, 20*time.Millisecond) {
 		require.Fail(o.t, "not told", "%v of %v\n%s", heard, expected, o.Log())
 	}
 	o.gone = told
@@ -244,7 +246,7 @@ func TestHolders(t *testing.T) {
 			for first := range hosts {
 				// Each round has its own prefixes: of two that are removed at the same
 				// time, either may be the one that the other's speaker hears of last.
-				guest := prefixes(fmt.Sprintf("203.0.113.%d/32", 10+first), fmt.Sprintf("2001:db8:100::%d/128", 10+first))
+				guest := gobgptest.Prefixes(fmt.Sprintf("203.0.113.%d/32", 10+first), fmt.Sprintf("2001:db8:100::%d/128", 10+first))
 				elder, later := speakers[first], speakers[1-first]
 				elder.does("normal,1,1000", guest...)
 				later.does("fresh,4294967295,4294967294", guest...)
@@ -270,7 +272,7 @@ func TestHolders(t *testing.T) {
 // a holder.
 func (o *other) toldOf(t *testing.T, want fabric.Holder, of []netip.Prefix) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("%+v is told of", want), func() bool {
+	gobgptest.Eventually(t, fmt.Sprintf("%+v is told of", want), func() bool {
 		newest := map[string]fabric.Holder{}
 		for _, r := range o.rivals() {
 			if !slices.Contains(of, r.Prefix) {
@@ -294,7 +296,7 @@ func TestRivals(t *testing.T) {
 	if testing.Short() {
 		t.Skip("makes laboratories")
 	}
-	guest := prefixes("203.0.113.10/32", "2001:db8:100::10/128")
+	guest := gobgptest.Prefixes("203.0.113.10/32", "2001:db8:100::10/128")
 	for _, kind := range []string{"bird", "frr", "embedded"} {
 		t.Run(kind, func(t *testing.T) {
 			if kind != "embedded" {
@@ -314,7 +316,7 @@ func TestRivals(t *testing.T) {
 			mark := func() {
 				t.Helper()
 				marks++
-				ps := prefixes(fmt.Sprintf("203.0.113.%d/32", 100+marks), fmt.Sprintf("2001:db8:100::%x/128", 0x100+marks))
+				ps := gobgptest.Prefixes(fmt.Sprintf("203.0.113.%d/32", 100+marks), fmt.Sprintf("2001:db8:100::%x/128", 0x100+marks))
 				one.does("normal", ps...)
 				two.does("fresh", ps...)
 				one.hears(node2, 2, ps...)
@@ -383,15 +385,15 @@ func TestRivalsWait(t *testing.T) {
 	one, two := newNode(t, c, 51), newNode(t, c, 52)
 	open(t, one, two)
 	gone, mark := netip.MustParsePrefix("203.0.113.77/32"), netip.MustParsePrefix("203.0.113.78/32")
-	one.announces(fabric.Normal, v4, v6, gone, mark)
+	one.announces(fabric.Normal, gobgptest.V4, gobgptest.V6, gone, mark)
 	for range 5 {
-		two.announces(fabric.Fresh, v4, v6, gone)
-		one.learns(two, v4, v6, gone)
-		two.withdraws(v4, v6, gone)
-		one.learns(nil, v4, v6, gone)
+		two.announces(fabric.Fresh, gobgptest.V4, gobgptest.V6, gone)
+		one.learns(two, gobgptest.V4, gobgptest.V6, gone)
+		two.withdraws(gobgptest.V4, gobgptest.V6, gone)
+		one.learns(nil, gobgptest.V4, gobgptest.V6, gone)
 	}
-	two.announces(fabric.Fresh, v4, v6)
-	one.learns(two, v4, v6)
+	two.announces(fabric.Fresh, gobgptest.V4, gobgptest.V6)
+	one.learns(two, gobgptest.V4, gobgptest.V6)
 	two.announces(fabric.Fresh, mark)
 	one.learns(two, mark)
 	told := map[netip.Prefix]int{}
@@ -401,9 +403,9 @@ func TestRivalsWait(t *testing.T) {
 			told[r.Prefix]++
 			assert.Equal(t, two.Source(r.Prefix.Addr()), r.Via)
 			assert.Equal(t, "rr1", r.Reflector)
-		case <-time.After(bound):
+		case <-time.After(gobgptest.Bound):
 			require.Fail(t, "not told", "%v", told)
 		}
 	}
-	assert.Equal(t, map[netip.Prefix]int{v4: 1, v6: 1, mark: 1}, told)
+	assert.Equal(t, map[netip.Prefix]int{gobgptest.V4: 1, gobgptest.V6: 1, mark: 1}, told)
 }

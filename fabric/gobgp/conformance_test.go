@@ -2,7 +2,6 @@ package gobgp_test
 
 import (
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -11,6 +10,8 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/router"
 	"github.com/vmfabric/vmfabric/testenv/conformance"
 )
 
@@ -18,34 +19,26 @@ import (
 // peer behind it that hears.
 func TestConformance(t *testing.T) {
 	conformance.Speaker(t, func(t *testing.T) (fabric.Speaker, conformance.SpeakerControls) {
-		c := cluster()
+		c := gobgptest.Cluster()
 		c.Reflectors = slices.Clone(c.Reflectors)
-		c.Reflectors[0].Port = port + 1
-		startReflector(t, c)
+		c.Reflectors[0].Port = gobgptest.Port + 1
+		gobgptest.StartReflector(t, c)
 		// All servers of a test begin before the first session opens, which a router
 		// does at once: GoBGP has settings that are common to all of a process.
 		node := c.Nodes[0]
 		s, err := gobgp.New(gobgp.Config{Cluster: c, Node: node})
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, s.Close()) })
-		heard := &table{routes: map[netip.Prefix]gobgp.Learned{}}
-		peer, err := gobgp.NewRouter(gobgp.RouterConfig{
-			ASN: c.ASN, Address: netip.MustParseAddr("127.0.0.3"), Reflectors: c.Reflectors, Learned: heard.learn,
+		heard := &gobgptest.Table{}
+		peer, err := router.New(router.Config{
+			ASN: c.ASN, Address: netip.MustParseAddr("127.0.0.3"), Reflectors: c.Reflectors, Learned: heard.Learn,
 		}, slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
 		t.Cleanup(func() { require.NoError(t, peer.Close()) })
 		require.NoError(t, s.Open(t.Context()))
 		return s, conformance.SpeakerControls{
-			Heard: func(*testing.T) []netip.Prefix {
-				heard.mu.Lock()
-				defer heard.mu.Unlock()
-				return slices.Collect(maps.Keys(heard.routes))
-			},
-			Preferred: func(_ *testing.T, p netip.Prefix) uint32 {
-				heard.mu.Lock()
-				defer heard.mu.Unlock()
-				return heard.routes[p].LocalPref
-			},
+			Heard:     func(*testing.T) []netip.Prefix { return heard.All() },
+			Preferred: func(_ *testing.T, p netip.Prefix) uint32 { return heard.Preference(p) },
 		}
 	})
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
 )
 
 // listener writes down what it is told.
@@ -99,7 +100,7 @@ type plain struct{ *server.BgpServer }
 
 func reflect(t *testing.T, c fabric.Cluster, n int) plain {
 	t.Helper()
-	patient(t)
+	gobgptest.Patient(t)
 	rr, ctx := c.Reflectors[n], t.Context()
 	b := server.NewBgpServer()
 	go b.Serve()
@@ -222,39 +223,39 @@ func TestLearnedAndOwn(t *testing.T) {
 		n.settles()
 	}
 	for _, other := range []fabric.Preference{fabric.Standby, fabric.Normal, fabric.Fresh} {
-		two.announces(other, v4, v6)
-		one.learns(two, v4, v6)
-		three.learns(two, v4, v6)
+		two.announces(other, gobgptest.V4, gobgptest.V6)
+		one.learns(two, gobgptest.V4, gobgptest.V6)
+		three.learns(two, gobgptest.V4, gobgptest.V6)
 		one.heard()
 		for _, own := range []fabric.Preference{fabric.Standby, fabric.Normal, fabric.Fresh} {
 			if own == other {
 				continue
 			}
-			one.announces(own, v4, v6)
+			one.announces(own, gobgptest.V4, gobgptest.V6)
 			one.advertises(2)
 			winner := one
 			if other.LocalPref() > own.LocalPref() {
 				winner = two
 				assert.Empty(t, one.heard(), "the other is there as before")
 			}
-			three.learns(winner, v4, v6)
-			one.withdraws(v4, v6)
-			one.learns(two, v4, v6)
-			three.learns(two, v4, v6)
+			three.learns(winner, gobgptest.V4, gobgptest.V6)
+			one.withdraws(gobgptest.V4, gobgptest.V6)
+			one.learns(two, gobgptest.V4, gobgptest.V6)
+			three.learns(two, gobgptest.V4, gobgptest.V6)
 			one.heard()
 		}
 		// The other comes while there is one's own.
-		two.withdraws(v4, v6)
-		one.learns(nil, v4, v6)
-		one.announces(fabric.Normal, v4, v6)
-		three.learns(one, v4, v6)
-		two.announces(other, v4, v6)
+		two.withdraws(gobgptest.V4, gobgptest.V6)
+		one.learns(nil, gobgptest.V4, gobgptest.V6)
+		one.announces(fabric.Normal, gobgptest.V4, gobgptest.V6)
+		three.learns(one, gobgptest.V4, gobgptest.V6)
+		two.announces(other, gobgptest.V4, gobgptest.V6)
 		one.advertises(2)
-		one.withdraws(v4, v6)
-		one.learns(two, v4, v6)
-		two.withdraws(v4, v6)
-		one.learns(nil, v4, v6)
-		three.learns(nil, v4, v6)
+		one.withdraws(gobgptest.V4, gobgptest.V6)
+		one.learns(two, gobgptest.V4, gobgptest.V6)
+		two.withdraws(gobgptest.V4, gobgptest.V6)
+		one.learns(nil, gobgptest.V4, gobgptest.V6)
+		three.learns(nil, gobgptest.V4, gobgptest.V6)
 	}
 	assert.Empty(t, one.speaker.Diagnose())
 }
@@ -269,14 +270,14 @@ func TestLearnedFromTwoReflectors(t *testing.T) {
 	left.Reflectors, right.Reflectors = c.Reflectors[:1], c.Reflectors[1:]
 	one, two, three, four := newNode(t, c, 21), newNode(t, c, 22), newNode(t, left, 23), newNode(t, right, 24)
 	open(t, two, three, four)
-	two.announces(fabric.Normal, v4, v6)
-	three.learns(two, v4, v6)
-	four.learns(two, v4, v6)
+	two.announces(fabric.Normal, gobgptest.V4, gobgptest.V6)
+	three.learns(two, gobgptest.V4, gobgptest.V6)
+	four.learns(two, gobgptest.V4, gobgptest.V6)
 	open(t, one)
 	one.settles()
-	one.learns(two, v4, v6)
+	one.learns(two, gobgptest.V4, gobgptest.V6)
 	require.NoError(t, first.Close())
-	three.learns(nil, v4, v6)
+	three.learns(nil, gobgptest.V4, gobgptest.V6)
 	mark := netip.MustParsePrefix("203.0.113.77/32")
 	two.announces(fabric.Normal, mark)
 	one.learns(two, mark)
@@ -288,7 +289,7 @@ func TestLearnedFromTwoReflectors(t *testing.T) {
 	two.withdraws(mark)
 	one.learns(nil, mark)
 	assert.ElementsMatch(t, []string{
-		v4.String() + " via 127.0.0.22", v6.String() + " via fd00:10:10::22",
+		gobgptest.V4.String() + " via 127.0.0.22", gobgptest.V6.String() + " via fd00:10:10::22",
 		mark.String() + " via 127.0.0.22", mark.String() + " gone",
 	}, one.heard())
 }
@@ -303,18 +304,18 @@ func TestLearnedWhereReflectorsDiffer(t *testing.T) {
 	left.Reflectors, right.Reflectors = c.Reflectors[:1], c.Reflectors[1:]
 	one, two, three := newNode(t, c, 25), newNode(t, left, 26), newNode(t, right, 27)
 	open(t, one, two, three)
-	three.announces(fabric.Normal, v4, v6)
-	one.learns(three, v4, v6)
-	two.announces(fabric.Normal, v4, v6)
-	one.learns(two, v4, v6) // the lower originator
-	three.announces(fabric.Fresh, v4, v6)
-	one.learns(three, v4, v6)
-	three.announces(fabric.Standby, v4, v6)
-	one.learns(two, v4, v6)
+	three.announces(fabric.Normal, gobgptest.V4, gobgptest.V6)
+	one.learns(three, gobgptest.V4, gobgptest.V6)
+	two.announces(fabric.Normal, gobgptest.V4, gobgptest.V6)
+	one.learns(two, gobgptest.V4, gobgptest.V6) // the lower originator
+	three.announces(fabric.Fresh, gobgptest.V4, gobgptest.V6)
+	one.learns(three, gobgptest.V4, gobgptest.V6)
+	three.announces(fabric.Standby, gobgptest.V4, gobgptest.V6)
+	one.learns(two, gobgptest.V4, gobgptest.V6)
 	require.NoError(t, first.Close())
-	one.learns(three, v4, v6)
-	three.withdraws(v4, v6)
-	one.learns(nil, v4, v6)
+	one.learns(three, gobgptest.V4, gobgptest.V6)
+	three.withdraws(gobgptest.V4, gobgptest.V6)
+	one.learns(nil, gobgptest.V4, gobgptest.V6)
 }
 
 // TestLearnsOnlyWhatIsAnnounceable: a reflector without a filter passes
@@ -337,8 +338,8 @@ func TestLearnsOnlyWhatIsAnnounceable(t *testing.T) {
 		two.announces(fabric.Normal, netip.MustParsePrefix(p))
 	}
 	routed, inside := netip.MustParsePrefix("198.51.100.0/29"), netip.MustParsePrefix("198.51.100.9/32")
-	two.announces(fabric.Normal, routed, inside, v4, v6)
-	one.learns(two, v4, v6, routed, inside)
+	two.announces(fabric.Normal, routed, inside, gobgptest.V4, gobgptest.V6)
+	one.learns(two, gobgptest.V4, gobgptest.V6, routed, inside)
 	three.advertises(2)
 	three.announces(fabric.Normal, netip.MustParsePrefix("203.0.113.12/32"))
 	three.advertises(3)
@@ -351,10 +352,10 @@ func TestLearnsOnlyWhatIsAnnounceable(t *testing.T) {
 	sessions, err := three.speaker.Sessions(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, "established", sessions[0].State)
-	three.announces(fabric.Fresh, v4)
-	one.learns(nil, v4)
-	three.withdraws(v4)
-	one.learns(two, v4)
+	three.announces(fabric.Fresh, gobgptest.V4)
+	one.learns(nil, gobgptest.V4)
+	three.withdraws(gobgptest.V4)
+	one.learns(two, gobgptest.V4)
 }
 
 // TestLearnedSettles: with a reflector that does not answer, after the restart
@@ -367,11 +368,11 @@ func TestLearnedSettles(t *testing.T) {
 	c.Timers.Restart = 2 * time.Second
 	one, two := newNode(t, c, 42), newNode(t, c, 43)
 	open(t, patient, one, two)
-	two.announces(fabric.Normal, v4)
-	one.learns(two, v4)
-	patient.learns(two, v4)
+	two.announces(fabric.Normal, gobgptest.V4)
+	one.learns(two, gobgptest.V4)
+	patient.learns(two, gobgptest.V4)
 	one.settles()
 	assert.Zero(t, patient.isSettled())
-	two.announces(fabric.Normal, v6)
-	one.learns(two, v6)
+	two.announces(fabric.Normal, gobgptest.V6)
+	one.learns(two, gobgptest.V6)
 }

@@ -15,6 +15,8 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/reflector"
 )
 
 // script is what a reflector of the test does on each connection.
@@ -92,7 +94,7 @@ func (s script) serve(conn net.Conn, ended chan struct{}) {
 		return
 	}
 	for s.hear != nil {
-		m, err := readMessage(conn)
+		m, err := gobgptest.ReadMessage(conn)
 		if err != nil {
 			return
 		}
@@ -125,7 +127,7 @@ func opened(t *testing.T, c fabric.Cluster) *gobgp.Speaker {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	require.NoError(t, s.Open(t.Context()))
-	require.NoError(t, s.Put(t.Context(), fabric.Route{Prefix: v4}, fabric.Route{Prefix: v6}))
+	require.NoError(t, s.Put(t.Context(), fabric.Route{Prefix: gobgptest.V4}, fabric.Route{Prefix: gobgptest.V6}))
 	return s
 }
 
@@ -140,7 +142,7 @@ func sessionOf(t *testing.T, s *gobgp.Speaker) fabric.Session {
 // TestFamilies: what a reflector takes is known family by family, and prefix by
 // prefix.
 func TestFamilies(t *testing.T) {
-	patient(t)
+	gobgptest.Patient(t)
 	for n, tc := range []struct {
 		name     string
 		families []bgp.Family
@@ -153,14 +155,14 @@ func TestFamilies(t *testing.T) {
 		{"neither", []bgp.Family{bgp.RF_IPv4_VPN}, []fabric.Family{}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := at(port + 40 + uint16(n))
+			c := gobgptest.ClusterAt(gobgptest.Port + 40 + uint16(n))
 			play(t, c, script{asn: c.ASN, families: tc.families})
 			s := opened(t, c)
-			eventually(t, "the session is up", func() bool { return sessionOf(t, s).State == "established" })
+			gobgptest.Eventually(t, "the session is up", func() bool { return sessionOf(t, s).State == "established" })
 			session := sessionOf(t, s)
 			assert.Equal(t, tc.want, session.Families)
 			assert.EqualValues(t, len(tc.want), session.Advertised, "what is sent, not what could be")
-			for p, f := range map[netip.Prefix]fabric.Family{v4: fabric.IPv4, v6: fabric.IPv6} {
+			for p, f := range map[netip.Prefix]fabric.Family{gobgptest.V4: fabric.IPv4, gobgptest.V6: fabric.IPv6} {
 				sent, err := s.Advertisements(t.Context(), p)
 				require.NoError(t, err)
 				require.Len(t, sent, 1)
@@ -180,7 +182,7 @@ func TestFamilies(t *testing.T) {
 // TestNotifications: the last NOTIFICATION of a session is known, in whichever
 // state and direction it passed.
 func TestNotifications(t *testing.T) {
-	patient(t)
+	gobgptest.Patient(t)
 	const text = "planned \u202ework\x1b[2J"
 	families := []bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}
 	shutdown := &bgp.BGPNotification{ErrorCode: 6, ErrorSubcode: 2, Data: append([]byte{byte(len(text))}, text...)}
@@ -199,20 +201,20 @@ func TestNotifications(t *testing.T) {
 		{"rejects", script{before: &bgp.BGPNotification{ErrorCode: 6, ErrorSubcode: 5}}, "Cease, Connection Rejected (6/5)", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := at(port + 50 + uint16(n))
+			c := gobgptest.ClusterAt(gobgptest.Port + 50 + uint16(n))
 			if tc.script.asn == 0 {
 				tc.script.asn = c.ASN
 			}
 			play(t, c, tc.script)
 			s := opened(t, c)
-			eventually(t, "it is known", func() bool {
+			gobgptest.Eventually(t, "it is known", func() bool {
 				n := sessionOf(t, s).Notification
 				return n != nil && n.String() == tc.want
 			})
 			session := sessionOf(t, s)
 			assert.Equal(t, tc.sent, session.Notification.Sent)
 			assert.WithinDuration(t, time.Now(), session.Notification.At, time.Minute)
-			eventually(t, "the session's end is told with it", func() bool {
+			gobgptest.Eventually(t, "the session's end is told with it", func() bool {
 				session := sessionOf(t, s)
 				return session.State != "established" && strings.Contains(session.DownReason(), session.Notification.String())
 			})
@@ -223,18 +225,18 @@ func TestNotifications(t *testing.T) {
 // TestFailures: a reflector that ends its sessions without a NOTIFICATION, as one
 // does that is stopped, is not said to have another AS number or password.
 func TestFailures(t *testing.T) {
-	patient(t)
+	gobgptest.Patient(t)
 	families := []bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}
 	down := func(s *gobgp.Speaker, kind fabric.FailureKind, says string) {
 		t.Helper()
-		eventually(t, says, func() bool {
+		gobgptest.Eventually(t, says, func() bool {
 			session := sessionOf(t, s)
 			return session.State != "established" && session.Failure != nil && session.Failure.Kind == kind && strings.Contains(session.DownReason(), says)
 		})
 		assert.NotContains(t, sessionOf(t, s).DownReason(), "AS number")
 	}
-	c := at(port + 60)
-	r, err := gobgp.NewReflector(gobgp.ReflectorConfig{Cluster: c, RR: c.Reflectors[0]}, gobgp.ReflectorDeferral(0))
+	c := gobgptest.ClusterAt(gobgptest.Port + 60)
+	r, err := reflector.New(reflector.Config{Cluster: c, RR: c.Reflectors[0]}, reflector.WithDeferral(0))
 	require.NoError(t, err)
 	closed := false
 	t.Cleanup(func() {
@@ -244,7 +246,7 @@ func TestFailures(t *testing.T) {
 	})
 	s := opened(t, c)
 	up := func() {
-		eventually(t, "the session is up", func() bool { return sessionOf(t, s).State == "established" })
+		gobgptest.Eventually(t, "the session is up", func() bool { return sessionOf(t, s).State == "established" })
 		assert.Nil(t, sessionOf(t, s).Failure)
 	}
 	up()
@@ -255,7 +257,7 @@ func TestFailures(t *testing.T) {
 	up()
 
 	// One that hangs up, and goes on listening.
-	c = at(port + 61)
+	c = gobgptest.ClusterAt(gobgptest.Port + 61)
 	gone := make(chan struct{})
 	play(t, c, script{asn: c.ASN, families: families, gone: gone})
 	s = opened(t, c)

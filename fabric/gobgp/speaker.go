@@ -17,6 +17,9 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/server"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/notifications"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/peering"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/resend"
 	"github.com/vmfabric/vmfabric/internal/backoff"
 	"github.com/vmfabric/vmfabric/internal/signal"
 )
@@ -48,7 +51,7 @@ type Speaker struct {
 	serving sync.WaitGroup
 	learner Learner // nil: nothing is learned
 	in      *ribIn
-	notes   *notifications
+	notes   *notifications.Tracker
 	untap   context.CancelFunc
 
 	mu     sync.Mutex
@@ -61,14 +64,14 @@ type Speaker struct {
 	resuming map[string]bool
 	settled  time.Time
 	opening  map[string]time.Time // when the last session with a peer was about to be established
-	removals removals
+	removals resend.Removals
 }
 
 // New starts a speaker without sessions. It listens nowhere.
 func New(cfg Config, opts ...Option) (*Speaker, error) {
 	s := &Speaker{
 		cluster: cfg.Cluster, node: cfg.Node, log: slog.New(slog.DiscardHandler),
-		changed: signal.New(), notes: newNotifications(), untap: func() {},
+		changed: signal.New(), notes: notifications.New(), untap: func() {},
 		routes: map[netip.Prefix]fabric.Route{}, up: map[string]bool{}, since: map[string]time.Time{}, resuming: map[string]bool{}, opening: map[string]time.Time{},
 	}
 	for _, o := range opts {
@@ -76,7 +79,7 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 	}
 	s.in = newRIBIn(s.learner, s.cluster, s.node, s.log)
 	var err error
-	if s.bgp, err = serve(s.notes.through(s.log), &s.serving, &api.Global{
+	if s.bgp, err = peering.Serve(s.notes.Through(s.log), &s.serving, &api.Global{
 		Asn: cfg.Cluster.ASN, RouterId: fabric.RouterID(cfg.Node.Address, cfg.Node.Address6).String(), ListenPort: -1,
 	}); err != nil {
 		return nil, fmt.Errorf("bgp: %w", err)
@@ -119,26 +122,14 @@ func ownOnly(ctx context.Context, b *server.BgpServer) error {
 	}}); err != nil {
 		return err
 	}
-	out := &api.Policy{Name: exportName, Statements: []*api.Statement{keptBack()}}
+	out := &api.Policy{Name: peering.ExportName, Statements: []*api.Statement{resend.KeptBack()}}
 	if err := b.AddPolicy(ctx, &api.AddPolicyRequest{Policy: out}); err != nil {
 		return err
 	}
 	return b.SetPolicyAssignment(ctx, &api.SetPolicyAssignmentRequest{Assignment: &api.PolicyAssignment{
-		Name: globalTable, Direction: api.PolicyDirection_POLICY_DIRECTION_EXPORT, Policies: []*api.Policy{out},
-		DefaultAction: accept,
+		Name: peering.GlobalTable, Direction: api.PolicyDirection_POLICY_DIRECTION_EXPORT, Policies: []*api.Policy{out},
+		DefaultAction: peering.Accept,
 	}})
-}
-
-// serve starts a GoBGP server. It is running when it returns.
-func serve(log *slog.Logger, wg *sync.WaitGroup, global *api.Global) (*server.BgpServer, error) {
-	b := server.NewBgpServer(server.LoggerOption(log, &slog.LevelVar{}))
-	wg.Go(b.Serve)
-	if err := b.StartBgp(context.Background(), &api.StartBgpRequest{Global: global}); err != nil {
-		err = errors.Join(err, b.StopBgp(context.Background(), &api.StopBgpRequest{}))
-		wg.Wait()
-		return nil, err
-	}
-	return b, nil
 }
 
 // Open opens the sessions to all reflectors and returns at once; they come up
@@ -156,7 +147,7 @@ func (s *Speaker) Open(ctx context.Context) error {
 		}
 		s.note(rr.Address.String(), false)
 		s.serving.Go(func() {
-			tap(taps, s.log, source, rr.Address, cmp.Or(rr.Port, bgpPort), func(n *fabric.Notification) { s.notes.hear(rr.Address, n) })
+			tap(taps, s.log, source, rr.Address, cmp.Or(rr.Port, bgpPort), func(n *fabric.Notification) { s.notes.Hear(rr.Address, n) })
 		})
 		s.mu.Lock()
 		s.resuming[rr.Address.String()] = resumed
@@ -181,7 +172,7 @@ func (s *Speaker) peer(rr fabric.RR, source netip.Addr, resumed bool) *api.Peer 
 	t := s.cluster.Timers
 	p := &api.Peer{
 		Conf:      &api.PeerConf{NeighborAddress: rr.Address.String(), PeerAsn: rr.ASN, AuthPassword: rr.Password, Description: rr.Name},
-		Timers:    timers(t),
+		Timers:    peering.Timers(t),
 		Transport: &api.Transport{LocalAddress: source.String(), RemotePort: uint32(rr.Port)},
 		GracefulRestart: &api.GracefulRestart{
 			Enabled: true, RestartTime: uint32(t.Restart.Seconds()), DeferralTime: resumeWait,
@@ -189,9 +180,9 @@ func (s *Speaker) peer(rr fabric.RR, source netip.Addr, resumed bool) *api.Peer 
 			// reflector from dropping the routes that it still has.
 			LocalRestarting: resumed,
 		},
-		AfiSafis: bothFamilies(),
+		AfiSafis: peering.BothFamilies(),
 	}
-	longLived(p, t)
+	peering.LongLived(p, t)
 	switch {
 	case rr.GTSM:
 		p.TtlSecurity = &api.TtlSecurity{Enabled: true, TtlMin: 255}
@@ -199,33 +190,9 @@ func (s *Speaker) peer(rr fabric.RR, source netip.Addr, resumed bool) *api.Peer 
 		p.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: 255}
 	}
 	if rr.BFD {
-		p.Bfd = bfdConfig()
+		p.Bfd = peering.BFD()
 	}
 	return p
-}
-
-// longLived has a peer keep routes longer (RFC 9494), where the cluster does.
-func longLived(p *api.Peer, t fabric.Timers) {
-	if t.LongLived == 0 {
-		return
-	}
-	p.GracefulRestart.LonglivedEnabled = true
-	for _, f := range p.AfiSafis {
-		f.LongLivedGracefulRestart = &api.LongLivedGracefulRestart{
-			Config: &api.LongLivedGracefulRestartConfig{Enabled: true, RestartTime: uint32(t.LongLived.Seconds())},
-		}
-	}
-}
-
-func bothFamilies() []*api.AfiSafi {
-	var all []*api.AfiSafi
-	for _, afi := range []api.Family_Afi{api.Family_AFI_IP, api.Family_AFI_IP6} {
-		all = append(all, &api.AfiSafi{
-			Config:            &api.AfiSafiConfig{Family: &api.Family{Afi: afi, Safi: api.Family_SAFI_UNICAST}, Enabled: true},
-			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: true}},
-		})
-	}
-	return all
 }
 
 // Close ends the sessions without a Cease notification, which would make the
@@ -255,7 +222,7 @@ func (s *Speaker) peerChanged(ctx context.Context, e *apiutil.WatchEventMessage_
 	if e.Type != apiutil.PEER_EVENT_STATE {
 		return
 	}
-	s.notes.state(e.Peer.State, at)
+	s.notes.State(e.Peer.State, at)
 	if e.Peer.State.SessionState == bgp.BGP_FSM_OPENCONFIRM {
 		s.mu.Lock()
 		s.opening[e.Peer.State.NeighborAddress.String()] = at
@@ -272,13 +239,13 @@ func (s *Speaker) peerChanged(ctx context.Context, e *apiutil.WatchEventMessage_
 			s.serving.Go(func() { s.resend(ctx, peer) })
 		}
 		s.mu.Unlock()
-	} else if broke(e) {
+	} else if peering.Broke(e) {
 		s.restBFD(e.Peer.State.NeighborAddress)
 	}
 	s.changed.Send()
 }
 
-// restBFD ends the BFD session with a reflector for a moment, see [broke].
+// restBFD ends the BFD session with a reflector for a moment, see [peering.Broke].
 func (s *Speaker) restBFD(peer netip.Addr) {
 	i := slices.IndexFunc(s.cluster.Reflectors, func(rr fabric.RR) bool { return rr.Address == peer && rr.BFD })
 	if i < 0 {
@@ -291,23 +258,23 @@ func (s *Speaker) restBFD(peer netip.Addr) {
 		if s.closed || s.up[peer.String()] {
 			return
 		}
-		if err := setBFD(s.bgp, s.peer(rr, s.node.Source(peer), false), on); err != nil {
+		if err := peering.SetBFD(s.bgp, s.peer(rr, s.node.Source(peer), false), on); err != nil {
 			s.log.Warn("BFD not changed", "peer", rr.Name, "on", on, "err", err)
 		}
 	}
 	set(false)
-	time.AfterFunc(bfdRest, func() { set(true) })
+	time.AfterFunc(peering.BFDRest, func() { set(true) })
 }
 
 // resend sends everything, and End-of-RIB, to a peer whose session is up, and
-// withdraws once more what was withdrawn meanwhile (see resend.go).
+// withdraws once more what was withdrawn meanwhile (see [resend]).
 //
 // After routes were taken up again, GoBGP would hold all back until the
 // End-of-RIB of all peers, or for resumeWait; until then the routes are stale at
 // the reflector, which must drop them at once if that session ends too (RFC
 // 4724, 4.2, consecutive restarts).
 func (s *Speaker) resend(ctx context.Context, peer string) {
-	p := established(ctx, s.bgp, peer)
+	p := resend.Established(ctx, s.bgp, peer)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if p == nil || s.closed || !s.up[peer] {
@@ -320,15 +287,15 @@ func (s *Speaker) resend(ctx context.Context, peer string) {
 	case held: // it is sent everything when GoBGP lets go
 		return
 	}
-	if err := resend(s.bgp, peer); err != nil {
+	if err := resend.Table(s.bgp, peer); err != nil {
 		s.log.Warn("routes not sent at once", "peer", peer, "err", err)
 	}
-	again := slices.DeleteFunc(s.removals.since(s.opening[peer]), func(p netip.Prefix) bool {
+	again := slices.DeleteFunc(s.removals.Since(s.opening[peer]), func(p netip.Prefix) bool {
 		_, announced := s.routes[p]
 		return announced
 	})
 	if len(again) > 0 {
-		if err := withdrawAgain(s.bgp, again); err != nil {
+		if err := resend.Withdraw(s.bgp, again); err != nil {
 			s.log.Warn("routes not withdrawn once more", "peer", peer, "err", err)
 		}
 	}
@@ -424,7 +391,7 @@ func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
 	for _, prefix := range prefixes {
 		delete(s.routes, prefix)
 	}
-	s.removals.add(time.Now(), prefixes...)
+	s.removals.Add(time.Now(), prefixes...)
 	return nil
 }
 
@@ -485,12 +452,6 @@ func (s *Speaker) path(r fabric.Route) (*apiutil.Path, error) {
 	return &apiutil.Path{Family: family, Nlri: nlri, Attrs: attrs, Age: time.Now().Unix()}, nil
 }
 
-var states = map[api.PeerState_SessionState]string{
-	api.PeerState_SESSION_STATE_IDLE: "idle", api.PeerState_SESSION_STATE_CONNECT: "connect",
-	api.PeerState_SESSION_STATE_ACTIVE: "active", api.PeerState_SESSION_STATE_OPENSENT: "opensent",
-	api.PeerState_SESSION_STATE_OPENCONFIRM: "openconfirm", api.PeerState_SESSION_STATE_ESTABLISHED: "established",
-}
-
 // Sessions implements [fabric.Speaker], in the order of the cluster's
 // reflectors. Before Open there are none.
 func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
@@ -498,13 +459,13 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	err := s.bgp.ListPeer(ctx, &api.ListPeerRequest{EnableAdvertised: true}, func(p *api.Peer) {
 		address := p.GetConf().GetNeighborAddress()
 		if a, err := netip.ParseAddr(address); err == nil {
-			s.notes.counted(a, p.GetState().GetMessages().GetReceived().GetNotification(), time.Now())
+			s.notes.Counted(a, p.GetState().GetMessages().GetReceived().GetNotification(), time.Now())
 		}
 		session := fabric.Session{
-			Address: address, State: cmp.Or(states[p.GetState().GetSessionState()], "idle"), Families: negotiated(p),
+			Address: address, State: peering.State(p), Families: peering.Negotiated(p),
 		}
 		for _, f := range p.GetAfiSafis() {
-			if !session.Lacks(familyOf(f)) { // GoBGP counts what it would send, too
+			if !session.Lacks(peering.FamilyOf(f)) { // GoBGP counts what it would send, too
 				session.Advertised += f.GetState().GetAdvertised()
 			}
 		}
@@ -519,7 +480,7 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	for _, rr := range s.cluster.Reflectors {
 		if session, ok := found[rr.Address.String()]; ok {
 			session.Peer, session.Since = rr.Name, s.since[rr.Address.String()]
-			session.Notification, session.Failure = s.notes.of(rr.Address), s.notes.failure(rr.Address)
+			session.Notification, session.Failure = s.notes.Of(rr.Address), s.notes.Failure(rr.Address)
 			sessions = append(sessions, session)
 		}
 	}

@@ -1,4 +1,4 @@
-package gobgp
+package reflector
 
 import (
 	"context"
@@ -9,15 +9,15 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/server"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/peering"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/resend"
 )
 
 // Names of GoBGP's defined sets and policies.
 const (
-	coreSet     = "core"
-	foreignSet  = "core-ebgp" // those core gateways that have another AS number
-	globalTable = "global"
-	importName  = "in"
-	exportName  = "out"
+	coreSet    = "core"
+	foreignSet = "core-ebgp" // those core gateways that have another AS number
+	importName = "in"
 )
 
 // policy is what a reflector takes and gives, in GoBGP's terms: defined sets,
@@ -43,13 +43,13 @@ func newPolicy(c *fabric.Cluster, rr fabric.RR) (*policy, error) {
 	}
 	p := &policy{
 		// Of its own a reflector has only what stands for a withdrawal.
-		in:  []*api.Statement{statement("in-own", &api.Conditions{RouteType: api.Conditions_ROUTE_TYPE_LOCAL}, accept)},
-		out: []*api.Statement{keptBack()},
+		in:  []*api.Statement{peering.Statement("in-own", &api.Conditions{RouteType: api.Conditions_ROUTE_TYPE_LOCAL}, peering.Accept)},
+		out: []*api.Statement{resend.KeptBack()},
 	}
 	p.addCores(c.ASN, c.Core)
 	// A core gateway tells nothing.
 	if p.core {
-		p.in = append(p.in, statement("in-core", &api.Conditions{NeighborSet: anyOf(coreSet)}, reject))
+		p.in = append(p.in, peering.Statement("in-core", &api.Conditions{NeighborSet: anyOf(coreSet)}, peering.Reject))
 	}
 	p.addCommunities(c.Communities)
 	for _, v6 := range []bool{false, true} {
@@ -93,7 +93,7 @@ func (p *policy) addCommunities(all []fabric.Community) {
 			lacks.CommunitySet = noneOf(set.Name)
 		}
 		p.sets = append(p.sets, set)
-		p.in = append(p.in, statement("in-lacks-"+set.Name, lacks, reject))
+		p.in = append(p.in, peering.Statement("in-lacks-"+set.Name, lacks, peering.Reject))
 	}
 }
 
@@ -130,9 +130,9 @@ func (p *policy) addFamily(c *fabric.Cluster, v6 bool) {
 	}
 	guests := c.Announceable(v6)
 	if len(guests) == 0 {
-		p.in = append(p.in, statement("in-no-"+family, &api.Conditions{
+		p.in = append(p.in, peering.Statement("in-no-"+family, &api.Conditions{
 			AfiSafiIn: []*api.Family{{Afi: afi, Safi: api.Family_SAFI_UNICAST}},
-		}, reject))
+		}, peering.Reject))
 		return
 	}
 	for _, s := range []struct {
@@ -152,7 +152,7 @@ func (p *policy) addFamily(c *fabric.Cluster, v6 bool) {
 			set.Prefixes = append(set.Prefixes, &api.Prefix{IpPrefix: r.Prefix.String(), MaskLengthMin: uint32(r.Min), MaskLengthMax: uint32(r.Max)})
 		}
 		p.sets = append(p.sets, set)
-		p.in = append(p.in, statement("in-"+s.name, &api.Conditions{PrefixSet: s.match(s.name)}, reject))
+		p.in = append(p.in, peering.Statement("in-"+s.name, &api.Conditions{PrefixSet: s.match(s.name)}, peering.Reject))
 	}
 }
 
@@ -165,40 +165,31 @@ func (p *policy) addExport(eastWest bool) {
 		// LOCAL_PREF ends at the AS; of two MEDs the lower is better.
 		for _, pref := range fabric.Preferences() {
 			value := pref.LocalPref()
-			s := statement(fmt.Sprintf("out-core-ebgp-%d", value), &api.Conditions{
+			s := peering.Statement(fmt.Sprintf("out-core-ebgp-%d", value), &api.Conditions{
 				NeighborSet: anyOf(foreignSet), LocalPrefEq: &api.LocalPrefEq{Value: value},
-			}, accept)
+			}, peering.Accept)
 			s.Actions.Nexthop = &api.NexthopAction{Unchanged: true}
 			s.Actions.Med = &api.MedAction{Type: api.MedAction_TYPE_REPLACE, Value: foreignMED - int64(value)}
 			p.out = append(p.out, s)
 		}
 	}
 	if p.core {
-		p.out = append(p.out, statement("out-core", &api.Conditions{NeighborSet: anyOf(coreSet)}, accept))
+		p.out = append(p.out, peering.Statement("out-core", &api.Conditions{NeighborSet: anyOf(coreSet)}, peering.Accept))
 	}
 	nodes := &api.Conditions{LocalPrefEq: &api.LocalPrefEq{Value: fabric.Fresh.LocalPref()}}
 	if eastWest {
 		nodes = &api.Conditions{}
 	}
-	p.out = append(p.out, statement("out-nodes", nodes, accept))
+	p.out = append(p.out, peering.Statement("out-nodes", nodes, peering.Accept))
 }
 
 // foreignMED less the LOCAL_PREF is the MED for a core gateway in another AS.
 const foreignMED = 1000
 
-const (
-	accept = api.RouteAction_ROUTE_ACTION_ACCEPT
-	reject = api.RouteAction_ROUTE_ACTION_REJECT
-)
-
 func anyOf(set string) *api.MatchSet { return &api.MatchSet{Type: api.MatchSet_TYPE_ANY, Name: set} }
 
 func noneOf(set string) *api.MatchSet {
 	return &api.MatchSet{Type: api.MatchSet_TYPE_INVERT, Name: set}
-}
-
-func statement(name string, match *api.Conditions, do api.RouteAction) *api.Statement {
-	return &api.Statement{Name: name, Conditions: match, Actions: &api.Actions{RouteAction: do}}
 }
 
 // install puts the policy into force. Until then a fresh server accepts
@@ -215,9 +206,9 @@ func (p *policy) install(ctx context.Context, b *server.BgpServer) error {
 		statements []*api.Statement
 	}{
 		{importName, api.PolicyDirection_POLICY_DIRECTION_IMPORT, p.in},
-		{exportName, api.PolicyDirection_POLICY_DIRECTION_EXPORT, p.out},
+		{peering.ExportName, api.PolicyDirection_POLICY_DIRECTION_EXPORT, p.out},
 	} {
-		assigned := &api.PolicyAssignment{Name: globalTable, Direction: way.direction, DefaultAction: reject}
+		assigned := &api.PolicyAssignment{Name: peering.GlobalTable, Direction: way.direction, DefaultAction: peering.Reject}
 		if len(way.statements) > 0 {
 			pol := &api.Policy{Name: way.name, Statements: way.statements}
 			if err := b.AddPolicy(ctx, &api.AddPolicyRequest{Policy: pol}); err != nil {

@@ -1,7 +1,6 @@
 package gobgp
 
 import (
-	"net/netip"
 	"testing"
 	"time"
 
@@ -9,51 +8,6 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 )
-
-func TestRemovals(t *testing.T) {
-	t.Parallel()
-	now := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
-	one, two, three := netip.MustParsePrefix("203.0.113.1/32"), netip.MustParsePrefix("2001:db8:100::2/128"), netip.MustParsePrefix("203.0.113.3/32")
-	var rs removals
-	rs.add(now, one)
-	rs.add(now.Add(time.Second), two, one)
-	assert.Equal(t, []netip.Prefix{one, two}, rs.since(now))
-	assert.Equal(t, []netip.Prefix{two, one}, rs.since(now.Add(time.Second)))
-	assert.Empty(t, rs.since(now.Add(time.Minute)))
-	rs.add(now.Add(time.Minute), three)
-	assert.Equal(t, []netip.Prefix{three}, rs.since(now), "the others are forgotten")
-}
-
-// TestCountedNotifications: one that GoBGP counts and does not log is that which
-// was heard, or one of which no more is known.
-func TestCountedNotifications(t *testing.T) {
-	t.Parallel()
-	at := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
-	peer := netip.MustParseAddr("10.10.0.11")
-	note := func(sent bool, code, subcode uint8, ago time.Duration) *fabric.Notification {
-		return fabric.NewNotification(sent, code, subcode, "", at.Add(-ago))
-	}
-	ns := newNotifications()
-	ns.counted(peer, 0, at)
-	assert.Nil(t, ns.of(peer))
-	ns.hear(peer, note(false, 2, 2, 0))
-	ns.counted(peer, 0, at)
-	assert.Nil(t, ns.of(peer), "hearsay")
-	ns.note(peer, note(true, 5, 1, 0)) // GoBGP's answer to it
-	ns.counted(peer, 1, at)
-	assert.Equal(t, note(false, 2, 2, 0), ns.of(peer))
-	ns.counted(peer, 1, at)
-	assert.Equal(t, note(false, 2, 2, 0), ns.of(peer))
-	ns.counted(peer, 2, at)
-	assert.Equal(t, note(false, 0, 0, 0), ns.of(peer), "nobody heard it")
-	ns.note(peer, note(false, 6, 2, -time.Second))
-	ns.counted(peer, 3, at)
-	assert.Equal(t, note(false, 6, 2, -time.Second), ns.of(peer), "logged and counted once")
-	ns.counted(peer, 0, at) // it has no such peer any more
-	assert.Equal(t, note(false, 6, 2, -time.Second), ns.of(peer))
-	ns.keep(func(netip.Addr) bool { return false })
-	assert.Nil(t, ns.of(peer))
-}
 
 func TestNotificationIn(t *testing.T) {
 	t.Parallel()

@@ -1,4 +1,4 @@
-package gobgp_test
+package reflector_test
 
 import (
 	"bytes"
@@ -15,23 +15,24 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
 	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
 // TestSender: a node's routes pass with the node itself as next hop and a
 // LOCAL_PREF that agents use, whether the cluster names it or not.
 func TestSender(t *testing.T) {
-	patient(t)
+	gobgptest.Patient(t)
 	hop := netip.MustParseAddr
 	for n, from := range []struct{ name, address, hop6 string }{
 		{"node1", "127.0.0.2", "2001:db8::2"}, {"127.0.0.9", "127.0.0.9", "::ffff:127.0.0.9"},
 	} {
 		t.Run(from.name, func(t *testing.T) {
-			c := at(port + 30 + uint16(n))
+			c := gobgptest.ClusterAt(gobgptest.Port + 30 + uint16(n))
 			c.Nodes = append(c.Nodes, fabric.Node{Name: "node2", Address: hop("127.0.0.4"), Address6: hop("2001:db8::4")},
 				fabric.Node{Name: "node3", Address: hop("127.0.0.5")})
-			r := startReflector(t, c)
-			heard := listen(t, c, "127.0.0.3")
+			r := gobgptest.StartReflector(t, c)
+			heard := gobgptest.Listen(t, c, "127.0.0.3")
 			node := startRogue(t, c, from.address)
 			tags := strings.Fields(both)
 			var sent, good []netip.Prefix
@@ -66,12 +67,12 @@ func TestSender(t *testing.T) {
 			}
 
 			// The session is up, and what it sent is judged.
-			eventually(t, "everything arrives", func() bool { return peerOf(t, r, from.name).Received == uint64(len(sent)) })
+			gobgptest.Eventually(t, "everything arrives", func() bool { return peerOf(t, r, from.name).Received == uint64(len(sent)) })
 			slices.SortFunc(good, netip.Prefix.Compare)
-			eventually(t, "what may pass passes", func() bool { return len(heard.all()) >= len(good) })
-			assert.Equal(t, good, heard.all())
+			gobgptest.Eventually(t, "what may pass passes", func() bool { return len(heard.All()) >= len(good) })
+			assert.Equal(t, good, heard.All())
 			for _, p := range good {
-				got, _ := heard.get(p)
+				got, _ := heard.Get(p)
 				want := from.address
 				if p.Addr().Is6() {
 					want = from.hop6
@@ -84,9 +85,9 @@ func TestSender(t *testing.T) {
 			for _, p := range []netip.Prefix{good[0], good[len(good)-1]} {
 				for _, bad := range []*apiutil.Path{node.pathBy(p, netip.Addr{}, 201, tags...), node.pathBy(p, hop(map[bool]string{false: "127.0.0.4", true: "2001:db8::4"}[p.Addr().Is6()]), 200, tags...)} {
 					node.say(bad)
-					eventually(t, "it leaves", func() bool { return len(heard.all()) == len(good)-1 })
+					gobgptest.Eventually(t, "it leaves", func() bool { return len(heard.All()) == len(good)-1 })
 					node.say(node.pathBy(p, netip.Addr{}, 200, tags...))
-					eventually(t, "it is back", func() bool { return slices.Equal(heard.all(), good) })
+					gobgptest.Eventually(t, "it is back", func() bool { return slices.Equal(heard.All(), good) })
 				}
 			}
 
@@ -98,11 +99,7 @@ func TestSender(t *testing.T) {
 						path = node.pathBy(p, netip.Addr{}, pref.LocalPref(), append(tags, fabric.GracefulShutdown.String())...)
 					}
 					node.say(path)
-					eventually(t, "it is told on", func() bool {
-						heard.mu.Lock()
-						defer heard.mu.Unlock()
-						return heard.routes[p].LocalPref == pref.LocalPref()
-					})
+					gobgptest.Eventually(t, "it is told on", func() bool { return heard.Preference(p) == pref.LocalPref() })
 				}
 			}
 		})
@@ -112,9 +109,9 @@ func TestSender(t *testing.T) {
 // TestSenderLinkLocal: a link-local next hop beside the right one is left out,
 // and alone it is refused.
 func TestSenderLinkLocal(t *testing.T) {
-	patient(t)
-	c := at(port + 32)
-	r := startReflector(t, c)
+	gobgptest.Patient(t)
+	c := gobgptest.ClusterAt(gobgptest.Port + 32)
+	r := gobgptest.StartReflector(t, c)
 	// GoBGP shows no link-local next hops, and sends none of its own.
 	core, node := raw(t, c, "127.0.0.3"), raw(t, c, "127.0.0.2")
 	normal := fabric.Normal.LocalPref()
@@ -129,9 +126,9 @@ func TestSenderLinkLocal(t *testing.T) {
 		}
 		require.NoError(t, node.Announce(route))
 	}
-	eventually(t, "everything arrives", func() bool { return peerOf(t, r, "node1").Received == 3 })
+	gobgptest.Eventually(t, "everything arrives", func() bool { return peerOf(t, r, "node1").Received == 3 })
 	plain := slices.Concat([]byte{0, 2, 1, 16}, netip.MustParseAddr("2001:db8::2").AsSlice())
-	eventually(t, "the first passes", func() bool {
+	gobgptest.Eventually(t, "the first passes", func() bool {
 		return slices.ContainsFunc(core.Heard(), func(update []byte) bool { return bytes.Contains(update, plain) })
 	})
 	for _, update := range core.Heard() {
@@ -147,7 +144,7 @@ func raw(t *testing.T, c fabric.Cluster, address string) *routers.Rogue {
 	at := netip.MustParseAddr(address)
 	dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(at, 0))}
 	var r *routers.Rogue
-	eventually(t, "there is a session", func() bool {
+	gobgptest.Eventually(t, "there is a session", func() bool {
 		conn, err := dialer.DialContext(t.Context(), "tcp", netip.AddrPortFrom(c.Reflectors[0].Address, c.Reflectors[0].Port).String())
 		if err == nil {
 			r, err = routers.NewRogue(conn, c.ASN, at)
@@ -161,12 +158,12 @@ func raw(t *testing.T, c fabric.Cluster, address string) *routers.Rogue {
 // TestSenderUndeclared: of a node that the cluster gives no IPv6 address passes
 // what may be its own, and is nobody else's.
 func TestSenderUndeclared(t *testing.T) {
-	patient(t)
-	c := at(port + 33)
+	gobgptest.Patient(t)
+	c := gobgptest.ClusterAt(gobgptest.Port + 33)
 	c.Nodes[0].Address6 = netip.Addr{}
 	c.Nodes = append(c.Nodes, fabric.Node{Name: "node2", Address: netip.MustParseAddr("127.0.0.4"), Address6: netip.MustParseAddr("2001:db8::4")})
-	r := startReflector(t, c)
-	heard := listen(t, c, "127.0.0.3")
+	r := gobgptest.StartReflector(t, c)
+	heard := gobgptest.Listen(t, c, "127.0.0.3")
 	node := startRogue(t, c, "127.0.0.2")
 	var good []netip.Prefix
 	for n, hop := range []string{
@@ -181,7 +178,7 @@ func TestSenderUndeclared(t *testing.T) {
 		high := netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("2001:db8:100::1:%d", n+1)), 128)
 		node.say(node.pathBy(high, netip.MustParseAddr(hop), 201, strings.Fields(both)...))
 	}
-	eventually(t, "everything arrives", func() bool { return peerOf(t, r, "node1").Received == 18 })
-	eventually(t, "what may pass passes", func() bool { return len(heard.all()) >= len(good) })
-	assert.Equal(t, good, heard.all())
+	gobgptest.Eventually(t, "everything arrives", func() bool { return peerOf(t, r, "node1").Received == 18 })
+	gobgptest.Eventually(t, "what may pass passes", func() bool { return len(heard.All()) >= len(good) })
+	assert.Equal(t, good, heard.All())
 }

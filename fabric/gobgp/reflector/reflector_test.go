@@ -1,9 +1,8 @@
-package gobgp_test
+package reflector_test
 
 import (
 	"context"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -19,14 +18,9 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/reflector"
 )
-
-const bound = 60 * time.Second
-
-func eventually(t *testing.T, what string, f func() bool) {
-	t.Helper()
-	require.Eventually(t, f, bound, 20*time.Millisecond, what)
-}
 
 // rogue is a speaker that announces whatever it is told to.
 type rogue struct {
@@ -127,40 +121,22 @@ func (r *rogue) say(p *apiutil.Path) {
 	require.NoError(r.t, err)
 }
 
-// listen starts a core gateway of the cluster.
-func listen(t *testing.T, c fabric.Cluster, address string) *table {
-	t.Helper()
-	heard := &table{routes: map[netip.Prefix]gobgp.Learned{}}
-	core, err := gobgp.NewRouter(gobgp.RouterConfig{
-		ASN: c.ASN, Address: netip.MustParseAddr(address), Reflectors: c.Reflectors, Learned: heard.learn,
-	}, discard)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, core.Close()) })
-	return heard
-}
-
-func (t *table) all() []netip.Prefix {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return slices.SortedFunc(maps.Keys(t.routes), netip.Prefix.Compare)
-}
-
 func peerOf(t *testing.T, r interface {
-	Peers(ctx context.Context) ([]gobgp.ReflectorPeer, error)
+	Peers(ctx context.Context) ([]reflector.Peer, error)
 }, name string,
-) gobgp.ReflectorPeer {
+) reflector.Peer {
 	t.Helper()
 	peers, err := r.Peers(t.Context())
 	require.NoError(t, err)
-	i := slices.IndexFunc(peers, func(p gobgp.ReflectorPeer) bool { return p.Peer == name })
+	i := slices.IndexFunc(peers, func(p reflector.Peer) bool { return p.Peer == name })
 	if i < 0 {
-		return gobgp.ReflectorPeer{}
+		return reflector.Peer{}
 	}
 	return peers[i]
 }
 
 // closing is a reflector that is closed at the end of its test.
-type closing struct{ *gobgp.Reflector }
+type closing struct{ *reflector.Reflector }
 
 // closeLast has a reflector that is started after its peers end after them: one
 // that they miss they would wait for.
@@ -172,13 +148,6 @@ func closeLast(t *testing.T) *closing {
 		}
 	})
 	return r
-}
-
-// at gives the test cluster with its reflector on a port of its own.
-func at(port uint16) fabric.Cluster {
-	c := cluster()
-	c.Reflectors[0].Port = port
-	return c
 }
 
 const both = "64512:100 64512:1:100" // the cluster's communities
@@ -243,29 +212,29 @@ var announcements = []struct {
 func TestPolicy(t *testing.T) {
 	for n, from := range []struct{ name, address string }{{"node1", "127.0.0.2"}, {"127.0.0.9", "127.0.0.9"}} {
 		t.Run(from.name, func(t *testing.T) {
-			c := at(port + 10 + uint16(n))
+			c := gobgptest.ClusterAt(gobgptest.Port + 10 + uint16(n))
 			// Pools that hold martians: no cluster file has them, and no reflector takes them.
 			c.Pools = append(c.Pools, fabric.Pool{Name: "odd4", Prefix: netip.MustParsePrefix("0.0.0.0/1")}, fabric.Pool{Name: "odd6", Prefix: netip.MustParsePrefix("::/64")},
 				fabric.Pool{Name: "all4", Prefix: netip.MustParsePrefix("224.0.0.0/3")}, fabric.Pool{Name: "all6", Prefix: netip.MustParsePrefix("f000::/4")})
-			c.Underlay = prefixes("127.0.0.0/24")
+			c.Underlay = gobgptest.Prefixes("127.0.0.0/24")
 			r := closeLast(t)
 			// It announces before there is a reflector: nothing passes while that starts.
 			node := startRogue(t, c, from.address)
 			var good []netip.Prefix
 			for _, a := range announcements {
-				p := prefixes(a.prefix)[0]
+				p := gobgptest.Prefixes(a.prefix)[0]
 				node.announce(p, strings.Fields(a.communities)...)
 				if a.passes {
 					good = append(good, p)
 				}
 			}
 			slices.SortFunc(good, netip.Prefix.Compare)
-			heard, other := listen(t, c, "127.0.0.3"), listen(t, c, "127.0.0.4")
-			r.Reflector = newReflector(t, c)
+			heard, other := gobgptest.Listen(t, c, "127.0.0.3"), gobgptest.Listen(t, c, "127.0.0.4")
+			r.Reflector = gobgptest.NewReflector(t, c)
 
-			eventually(t, "everything arrives", func() bool { return peerOf(t, r, from.name).Received == uint64(len(announcements)) })
-			eventually(t, "what may pass passes", func() bool { return len(heard.all()) >= len(good) })
-			assert.Equal(t, good, heard.all())
+			gobgptest.Eventually(t, "everything arrives", func() bool { return peerOf(t, r, from.name).Received == uint64(len(announcements)) })
+			gobgptest.Eventually(t, "what may pass passes", func() bool { return len(heard.All()) >= len(good) })
+			assert.Equal(t, good, heard.All())
 			p := peerOf(t, r, from.name)
 			assert.EqualValues(t, len(good), p.Accepted)
 			assert.Equal(t, uint64(6), p.IPv4.Accepted)
@@ -277,15 +246,15 @@ func TestPolicy(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, []uint64{6, 5}, []uint64{routes4, routes6})
 			assert.EqualValues(t, len(good), peerOf(t, r, "core1").Advertised)
-			eventually(t, "a node that only listens is there", func() bool { return peerOf(t, r, "127.0.0.4").State == "established" })
-			assert.Empty(t, other.all(), "nodes are told nothing")
+			gobgptest.Eventually(t, "a node that only listens is there", func() bool { return peerOf(t, r, "127.0.0.4").State == "established" })
+			assert.Empty(t, other.All(), "nodes are told nothing")
 
 			// Later changes are judged anew.
 			node.announce(good[0], "64512:100")
-			eventually(t, "a route that loses a community leaves", func() bool { return len(heard.all()) == len(good)-1 })
+			gobgptest.Eventually(t, "a route that loses a community leaves", func() bool { return len(heard.All()) == len(good)-1 })
 			node.announce(good[0], strings.Fields(both)...)
-			eventually(t, "and comes back with it", func() bool { return slices.Equal(heard.all(), good) })
-			assert.Empty(t, other.all())
+			gobgptest.Eventually(t, "and comes back with it", func() bool { return slices.Equal(heard.All(), good) })
+			assert.Empty(t, other.All())
 		})
 	}
 }
@@ -293,27 +262,27 @@ func TestPolicy(t *testing.T) {
 // TestPolicyOfCoreGateways: they are told, and tell nothing, also where a range
 // of nodes has their address, or a node the same.
 func TestPolicyOfCoreGateways(t *testing.T) {
-	patient(t)
-	c := at(port + 12)
+	gobgptest.Patient(t)
+	c := gobgptest.ClusterAt(gobgptest.Port + 12)
 	c.Nodes = append(c.Nodes, fabric.Node{Name: "onCore", Address: c.Core[0].Address})
 	c.Core = append(c.Core, fabric.Core{Name: "core2", Address: netip.MustParseAddr("127.0.0.4"), ASN: c.ASN})
 	r := closeLast(t)
 	core := startRogue(t, c, "127.0.0.3")
-	for _, p := range prefixes("203.0.113.10/32", "2001:db8:100::10/128", "0.0.0.0/0", "::/0") {
+	for _, p := range gobgptest.Prefixes("203.0.113.10/32", "2001:db8:100::10/128", "0.0.0.0/0", "::/0") {
 		core.announce(p, strings.Fields(both)...)
 	}
-	heard := listen(t, c, "127.0.0.4")
+	heard := gobgptest.Listen(t, c, "127.0.0.4")
 	node := startRogue(t, c, "127.0.0.2")
-	r.Reflector = newReflector(t, c)
-	eventually(t, "everything arrives", func() bool { return peerOf(t, r, "core1").Received == 4 })
-	eventually(t, "the other is there", func() bool { return peerOf(t, r, "core2").State == "established" })
+	r.Reflector = gobgptest.NewReflector(t, c)
+	gobgptest.Eventually(t, "everything arrives", func() bool { return peerOf(t, r, "core1").Received == 4 })
+	gobgptest.Eventually(t, "the other is there", func() bool { return peerOf(t, r, "core2").State == "established" })
 	node.announce(netip.MustParsePrefix("203.0.113.11/32"), strings.Fields(both)...)
 	node.announce(netip.MustParsePrefix("2001:db8:100::11/128"), strings.Fields(both)...)
-	eventually(t, "a node's routes pass", func() bool { return len(heard.all()) == 2 })
-	assert.Equal(t, prefixes("203.0.113.11/32", "2001:db8:100::11/128"), heard.all())
+	gobgptest.Eventually(t, "a node's routes pass", func() bool { return len(heard.All()) == 2 })
+	assert.Equal(t, gobgptest.Prefixes("203.0.113.11/32", "2001:db8:100::11/128"), heard.All())
 	assert.Zero(t, peerOf(t, r, "core1").Accepted)
-	assert.Equal(t, gobgp.RoleCore, peerOf(t, r, "core1").Role)
-	assert.Equal(t, gobgp.ReflectorPeer{}, peerOf(t, r, "onCore"))
+	assert.Equal(t, reflector.RoleCore, peerOf(t, r, "core1").Role)
+	assert.Equal(t, reflector.Peer{}, peerOf(t, r, "onCore"))
 	status, err := r.Status(t.Context())
 	require.NoError(t, err)
 	assert.True(t, status.Healthy, status.Problems)
@@ -321,39 +290,39 @@ func TestPolicyOfCoreGateways(t *testing.T) {
 
 // TestEastWest: nodes are told each other's routes where the cluster says so.
 func TestEastWest(t *testing.T) {
-	patient(t)
-	c := at(port + 13)
+	gobgptest.Patient(t)
+	c := gobgptest.ClusterAt(gobgptest.Port + 13)
 	c.EastWest = true
-	r := startReflector(t, c)
-	named, unnamed := listen(t, c, "127.0.0.2"), listen(t, c, "127.0.0.10")
+	r := gobgptest.StartReflector(t, c)
+	named, unnamed := gobgptest.Listen(t, c, "127.0.0.2"), gobgptest.Listen(t, c, "127.0.0.10")
 	node := startRogue(t, c, "127.0.0.9")
-	good := prefixes("203.0.113.10/32", "2001:db8:100::10/128")
-	for _, p := range append(prefixes("0.0.0.0/0", "203.0.113.0/24", "2001:db8:100::/64"), good...) {
+	good := gobgptest.Prefixes("203.0.113.10/32", "2001:db8:100::10/128")
+	for _, p := range append(gobgptest.Prefixes("0.0.0.0/0", "203.0.113.0/24", "2001:db8:100::/64"), good...) {
 		node.announce(p, strings.Fields(both)...)
 	}
-	eventually(t, "nodes hear", func() bool { return len(named.all()) == 2 && len(unnamed.all()) == 2 })
-	eventually(t, "all arrived", func() bool { return peerOf(t, r, "127.0.0.9").Received == 5 })
-	assert.Equal(t, good, named.all())
-	assert.Equal(t, good, unnamed.all())
+	gobgptest.Eventually(t, "nodes hear", func() bool { return len(named.All()) == 2 && len(unnamed.All()) == 2 })
+	gobgptest.Eventually(t, "all arrived", func() bool { return peerOf(t, r, "127.0.0.9").Received == 5 })
+	assert.Equal(t, good, named.All())
+	assert.Equal(t, good, unnamed.All())
 	assert.EqualValues(t, 2, peerOf(t, r, "node1").Advertised)
 }
 
 // TestCoreOfAnotherAS has the core gateway outside: the next hop stays the node.
 func TestCoreOfAnotherAS(t *testing.T) {
-	patient(t)
-	c := at(port + 14)
+	gobgptest.Patient(t)
+	c := gobgptest.ClusterAt(gobgptest.Port + 14)
 	c.Core[0].ASN = 64600
-	startReflector(t, c)
+	gobgptest.StartReflector(t, c)
 	outside := c
 	outside.ASN = 64600
-	heard := listen(t, outside, "127.0.0.3")
+	heard := gobgptest.Listen(t, outside, "127.0.0.3")
 	node := startRogue(t, c, "127.0.0.2")
-	for _, p := range []netip.Prefix{v4, v6} {
+	for _, p := range []netip.Prefix{gobgptest.V4, gobgptest.V6} {
 		node.announce(p, strings.Fields(both)...)
 	}
-	eventually(t, "they pass", func() bool { return len(heard.all()) == 2 })
-	hop4, _ := heard.get(v4)
-	hop6, _ := heard.get(v6)
+	gobgptest.Eventually(t, "they pass", func() bool { return len(heard.All()) == 2 })
+	hop4, _ := heard.Get(gobgptest.V4)
+	hop6, _ := heard.Get(gobgptest.V6)
 	assert.Equal(t, "127.0.0.2", hop4.String())
 	assert.Equal(t, "2001:db8::2", hop6.String())
 }
@@ -361,48 +330,48 @@ func TestCoreOfAnotherAS(t *testing.T) {
 // TestPrefixLimit has a node exceed the limit in each family: it loses all of
 // its routes, is refused for the pause, and others do not notice.
 func TestPrefixLimit(t *testing.T) {
-	patient(t)
+	gobgptest.Patient(t)
 	for n, tc := range []struct{ name, address, prefix string }{
 		{"node1", "127.0.0.2", "203.0.113.%d/32"},
 		{"127.0.0.9", "127.0.0.9", "2001:db8:100::%d/128"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := at(port + 15 + uint16(n))
+			c := gobgptest.ClusterAt(gobgptest.Port + 15 + uint16(n))
 			c.MaxPrefixes = 10
-			r := startReflector(t, c, gobgp.ReflectorPause(3*time.Second))
-			heard := listen(t, c, "127.0.0.3")
+			r := gobgptest.StartReflector(t, c, reflector.WithPause(3*time.Second))
+			heard := gobgptest.Listen(t, c, "127.0.0.3")
 			good := startRogue(t, c, "127.0.0.20")
-			good.announce(v4, strings.Fields(both)...)
+			good.announce(gobgptest.V4, strings.Fields(both)...)
 			node := startRogue(t, c, tc.address)
 			for i := range 10 {
 				node.announce(netip.MustParsePrefix(fmt.Sprintf(tc.prefix, 20+i)), strings.Fields(both)...)
 			}
-			eventually(t, "ten pass", func() bool { return len(heard.all()) == 11 })
+			gobgptest.Eventually(t, "ten pass", func() bool { return len(heard.All()) == 11 })
 			status, err := r.Status(t.Context())
 			require.NoError(t, err)
 			assert.Contains(t, strings.Join(status.Problems, "\n"), "announces 10 prefixes of a family, and 10 is the most", "the warning")
 
 			node.announce(netip.MustParsePrefix(fmt.Sprintf(tc.prefix, 99)), strings.Fields(both)...)
-			eventually(t, "it is refused", func() bool { return peerOf(t, r, tc.name).Held })
-			eventually(t, "its routes leave", func() bool { return len(heard.all()) == 1 })
+			gobgptest.Eventually(t, "it is refused", func() bool { return peerOf(t, r, tc.name).Held })
+			gobgptest.Eventually(t, "its routes leave", func() bool { return len(heard.All()) == 1 })
 			status, err = r.Status(t.Context())
 			require.NoError(t, err)
 			assert.Contains(t, strings.Join(status.Problems, "\n"), "is refused for 3s")
 			// Until it announces less, it comes and goes.
-			eventually(t, "it may connect again", func() bool { return !peerOf(t, r, tc.name).Held })
-			eventually(t, "and is refused again", func() bool { return peerOf(t, r, tc.name).Held })
+			gobgptest.Eventually(t, "it may connect again", func() bool { return !peerOf(t, r, tc.name).Held })
+			gobgptest.Eventually(t, "and is refused again", func() bool { return peerOf(t, r, tc.name).Held })
 			over := node.path(netip.MustParsePrefix(fmt.Sprintf(tc.prefix, 99)), strings.Fields(both)...)
 			over.Withdrawal = true
 			require.NoError(t, node.bgp.DeletePath(apiutil.DeletePathRequest{Paths: []*apiutil.Path{over}}))
-			eventually(t, "then its routes are back", func() bool { return len(heard.all()) == 11 })
+			gobgptest.Eventually(t, "then its routes are back", func() bool { return len(heard.All()) == 11 })
 			assert.Equal(t, "established", peerOf(t, r, "127.0.0.20").State)
 		})
 	}
 }
 
 func TestReflectorErrors(t *testing.T) {
-	c := at(port + 17)
-	r := startReflector(t, c)
+	c := gobgptest.ClusterAt(gobgptest.Port + 17)
+	r := gobgptest.StartReflector(t, c)
 	for _, tc := range []struct {
 		name   string
 		change func(*fabric.Cluster, *fabric.RR)
@@ -417,14 +386,14 @@ func TestReflectorErrors(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			changed, rr := c, c.Reflectors[0]
 			tc.change(&changed, &rr)
-			_, err := gobgp.NewReflector(gobgp.ReflectorConfig{Cluster: changed, RR: rr})
+			_, err := reflector.New(reflector.Config{Cluster: changed, RR: rr})
 			require.ErrorContains(t, err, tc.says)
 			assert.NotContains(t, err.Error(), "\n")
 		})
 	}
 	require.NoError(t, r.Close())
 	require.NoError(t, r.Close(), "once more")
-	again := startReflector(t, c)
+	again := gobgptest.StartReflector(t, c)
 	status, err := again.Status(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, []string{"core1", "node1"}, []string{status.Sessions[0].Peer, status.Sessions[1].Peer})
@@ -438,15 +407,15 @@ func TestReflectorErrors(t *testing.T) {
 // TestNodeRestarts: a node that ends without a word keeps its routes, by name and
 // by address alike; one that is gone for the restart time loses them.
 func TestNodeRestarts(t *testing.T) {
-	patient(t)
+	gobgptest.Patient(t)
 	if raceOn {
 		t.Skip("GoBGP races with itself as a helper in graceful restart")
 	}
 	for n, tc := range []struct{ name, address string }{{"node1", "127.0.0.2"}, {"127.0.0.9", "127.0.0.9"}} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := at(port + 18 + uint16(n))
-			r := startReflector(t, c)
-			heard := listen(t, c, "127.0.0.3")
+			c := gobgptest.ClusterAt(gobgptest.Port + 18 + uint16(n))
+			r := gobgptest.StartReflector(t, c)
+			heard := gobgptest.Listen(t, c, "127.0.0.3")
 			node := fabric.Node{Name: "node", Address: netip.MustParseAddr(tc.address)}
 			if tc.name == c.Nodes[0].Name {
 				node = c.Nodes[0]
@@ -454,37 +423,29 @@ func TestNodeRestarts(t *testing.T) {
 			start := func() *gobgp.Speaker {
 				s, err := gobgp.New(gobgp.Config{Cluster: c, Node: node})
 				require.NoError(t, err)
-				require.NoError(t, s.Put(t.Context(), fabric.Route{Prefix: v4}, fabric.Route{Prefix: v6}))
+				require.NoError(t, s.Put(t.Context(), fabric.Route{Prefix: gobgptest.V4}, fabric.Route{Prefix: gobgptest.V6}))
 				require.NoError(t, s.Open(t.Context()))
 				return s
 			}
 			s := start()
-			eventually(t, "they pass", func() bool { return len(heard.all()) == 2 })
+			gobgptest.Eventually(t, "they pass", func() bool { return len(heard.All()) == 2 })
 			// Close ends without a Cease, as a killed process does.
 			require.NoError(t, s.Close())
-			eventually(t, "the session is down", func() bool { return peerOf(t, r, tc.name).State != "established" })
-			assert.Len(t, heard.all(), 2, "kept")
+			gobgptest.Eventually(t, "the session is down", func() bool { return peerOf(t, r, tc.name).State != "established" })
+			assert.Len(t, heard.All(), 2, "kept")
 			s = start()
-			eventually(t, "the session is back", func() bool { return peerOf(t, r, tc.name).State == "established" })
+			gobgptest.Eventually(t, "the session is back", func() bool { return peerOf(t, r, tc.name).State == "established" })
 			for range 50 {
-				require.Len(t, heard.all(), 2, "nothing flaps")
+				require.Len(t, heard.All(), 2, "nothing flaps")
 				time.Sleep(20 * time.Millisecond)
 			}
 			require.NoError(t, s.Close())
 
 			c.Timers.Restart = 3 * time.Second
 			s = start()
-			eventually(t, "the session is back", func() bool { return peerOf(t, r, tc.name).State == "established" })
+			gobgptest.Eventually(t, "the session is back", func() bool { return peerOf(t, r, tc.name).State == "established" })
 			require.NoError(t, s.Close())
-			eventually(t, "gone for good", func() bool { return len(heard.all()) == 0 })
+			gobgptest.Eventually(t, "gone for good", func() bool { return len(heard.All()) == 0 })
 		})
-	}
-}
-
-// patient skips what waits for BGP's timers where only quick tests are wanted.
-func patient(t *testing.T) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("waits for BGP's timers")
 	}
 }

@@ -1,4 +1,4 @@
-package gobgp
+package reflector
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"github.com/osrg/gobgp/v4/api"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/peering"
 )
 
 // sender is what passes from one node, of what the rest of the policy leaves:
@@ -30,7 +31,7 @@ func newSender(n fabric.Node, from netip.Addr, in, not []netip.Prefix) sender {
 	}}
 	s.take("own", []string{n.NextHop(from, false).String(), n.NextHop(from, true).String()})
 	if len(in) > 0 {
-		s.in = append(s.in, statement("in-"+name+"-not", &api.Conditions{NeighborSet: anyOf(name), NextHopInList: texts(not)}, reject))
+		s.in = append(s.in, peering.Statement("in-"+name+"-not", &api.Conditions{NeighborSet: anyOf(name), NextHopInList: texts(not)}, peering.Reject))
 		s.take("in", texts(in))
 	}
 	return s
@@ -39,9 +40,9 @@ func newSender(n fabric.Node, from netip.Addr, in, not []netip.Prefix) sender {
 // take lets pass what has one of these next hops.
 func (s *sender) take(what string, hops []string) {
 	for _, pref := range fabric.Preferences() {
-		s.in = append(s.in, statement(fmt.Sprintf("in-%s-%s-%d", s.set.Name, what, pref.LocalPref()), &api.Conditions{
+		s.in = append(s.in, peering.Statement(fmt.Sprintf("in-%s-%s-%d", s.set.Name, what, pref.LocalPref()), &api.Conditions{
 			NeighborSet: anyOf(s.set.Name), NextHopInList: hops, LocalPrefEq: &api.LocalPrefEq{Value: pref.LocalPref()},
-		}, accept))
+		}, peering.Accept))
 	}
 }
 

@@ -1,4 +1,5 @@
-package gobgp
+// Package router is a small BGP router for labs and demonstrations.
+package router
 
 import (
 	"cmp"
@@ -16,20 +17,21 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/server"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/peering"
 )
 
-// RouterConfig is what a [Router] needs.
-type RouterConfig struct {
+// Config is what a [Router] needs.
+type Config struct {
 	ASN        uint32
 	Address    netip.Addr    // of the router; the source of its sessions
 	Reflectors []fabric.RR   // whom it connects to
 	Timers     fabric.Timers // zero: fabric.DefaultTimers
 	// Learned, when set, is told every change of a best route, in order.
-	Learned func(Learned)
+	Learned func(Route)
 }
 
-// Learned is a best route that came, changed or went.
-type Learned struct {
+// Route is a best route that came, changed or went.
+type Route struct {
 	Prefix    netip.Prefix
 	NextHop   netip.Addr // invalid: the route is gone
 	LocalPref uint32
@@ -43,13 +45,13 @@ type Router struct {
 	serving sync.WaitGroup
 }
 
-// NewRouter starts a router. It runs until Close.
-func NewRouter(cfg RouterConfig, log *slog.Logger) (*Router, error) {
+// New starts a router. It runs until Close.
+func New(cfg Config, log *slog.Logger) (*Router, error) {
 	r := &Router{unwatch: func() {}}
 	t := cmp.Or(cfg.Timers, fabric.DefaultTimers)
 	id := fabric.RouterID(cfg.Address, cfg.Address).String()
 	var err error
-	if r.bgp, err = serve(log, &r.serving, &api.Global{Asn: cfg.ASN, RouterId: id, ListenPort: -1}); err != nil {
+	if r.bgp, err = peering.Serve(log, &r.serving, &api.Global{Asn: cfg.ASN, RouterId: id, ListenPort: -1}); err != nil {
 		return nil, fmt.Errorf("bgp: %w", err)
 	}
 	err = errors.Join(r.watch(cfg.Learned), r.connect(cfg, t))
@@ -59,28 +61,21 @@ func NewRouter(cfg RouterConfig, log *slog.Logger) (*Router, error) {
 	return r, nil
 }
 
-func (r *Router) connect(cfg RouterConfig, t fabric.Timers) error {
+func (r *Router) connect(cfg Config, t fabric.Timers) error {
 	var err error
 	for _, rr := range cfg.Reflectors {
 		err = errors.Join(err, r.bgp.AddPeer(context.Background(), &api.AddPeerRequest{Peer: &api.Peer{
 			Conf:            &api.PeerConf{NeighborAddress: rr.Address.String(), PeerAsn: cmp.Or(rr.ASN, cfg.ASN), AuthPassword: rr.Password},
-			Timers:          timers(t),
+			Timers:          peering.Timers(t),
 			Transport:       &api.Transport{LocalAddress: cfg.Address.String(), RemotePort: uint32(cmp.Or(rr.Port, 179))},
 			GracefulRestart: &api.GracefulRestart{Enabled: true, RestartTime: uint32(t.Restart.Seconds())},
-			AfiSafis:        bothFamilies(),
+			AfiSafis:        peering.BothFamilies(),
 		}}))
 	}
 	return err
 }
 
-func timers(t fabric.Timers) *api.Timers {
-	hold := uint64(t.Hold / time.Second)
-	return &api.Timers{Config: &api.TimersConfig{
-		ConnectRetry: uint64(t.ConnectRetry / time.Second), IdleHoldTimeAfterReset: 1, HoldTime: hold, KeepaliveInterval: hold / 3,
-	}}
-}
-
-func (r *Router) watch(learned func(Learned)) error {
+func (r *Router) watch(learned func(Route)) error {
 	if learned == nil {
 		return nil
 	}
@@ -89,7 +84,7 @@ func (r *Router) watch(learned func(Learned)) error {
 	return r.bgp.WatchEvent(ctx, server.WatchEventMessageCallbacks{
 		OnBestPath: func(paths []*apiutil.Path, _ time.Time) {
 			for _, p := range paths {
-				if l, ok := learnedFrom(p); ok {
+				if l, ok := routeOf(p); ok {
 					learned(l)
 				}
 			}
@@ -97,12 +92,12 @@ func (r *Router) watch(learned func(Learned)) error {
 	}, server.WatchBestPath(true))
 }
 
-func learnedFrom(p *apiutil.Path) (Learned, bool) {
+func routeOf(p *apiutil.Path) (Route, bool) {
 	nlri, ok := p.Nlri.(*bgp.IPAddrPrefix)
 	if !ok {
-		return Learned{}, false
+		return Route{}, false
 	}
-	l := Learned{Prefix: nlri.Prefix}
+	l := Route{Prefix: nlri.Prefix}
 	if p.Withdrawal {
 		return l, true
 	}

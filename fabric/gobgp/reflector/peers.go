@@ -1,7 +1,6 @@
-package gobgp
+package reflector
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -15,6 +14,7 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/peering"
 	"github.com/vmfabric/vmfabric/fabric/internal/plural"
 )
 
@@ -25,8 +25,8 @@ type Counts struct {
 	Advertised uint64 // sent to the peer, or about to be
 }
 
-// ReflectorPeer is a node or a core gateway as a [Reflector] sees it.
-type ReflectorPeer struct {
+// Peer is a node or a core gateway as a [Reflector] sees it.
+type Peer struct {
 	fabric.Session
 	IPv4, IPv6 Counts
 	Named      bool           // the cluster names it
@@ -37,7 +37,7 @@ type ReflectorPeer struct {
 
 // refused counts the prefixes that the policy does not take. While many arrive,
 // more may have been counted as taken than as received a moment before.
-func (p ReflectorPeer) refused() uint64 {
+func (p Peer) refused() uint64 {
 	if p.Accepted > p.Received {
 		return 0
 	}
@@ -72,10 +72,10 @@ var families = [2]bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}
 // It has a cost: GoBGP counts what it advertises, and what of a peer's routes it
 // has taken if there are new ones, by running the policy over all of them, some
 // 3 µs a route each time, and does nothing else meanwhile.
-func (r *Reflector) Peers(ctx context.Context) ([]ReflectorPeer, error) { return r.peers(ctx, true) }
+func (r *Reflector) Peers(ctx context.Context) ([]Peer, error) { return r.peers(ctx, true) }
 
 // peers is Peers, and leaves out on request what is advertised.
-func (r *Reflector) peers(ctx context.Context, advertised bool) ([]ReflectorPeer, error) {
+func (r *Reflector) peers(ctx context.Context, advertised bool) ([]Peer, error) {
 	found := map[netip.Addr]*api.Peer{}
 	list := func(p *api.Peer) {
 		if a, err := netip.ParseAddr(p.GetState().GetNeighborAddress()); err == nil {
@@ -94,7 +94,7 @@ func (r *Reflector) peers(ctx context.Context, advertised bool) ([]ReflectorPeer
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	peers := make([]ReflectorPeer, 0, len(found))
+	peers := make([]Peer, 0, len(found))
 	for _, n := range r.named {
 		peers = append(peers, r.describe(n, found[n.address]))
 	}
@@ -109,10 +109,10 @@ func (r *Reflector) peers(ctx context.Context, advertised bool) ([]ReflectorPeer
 
 // describe puts together what is known of a peer; p may be nil while it is
 // being replaced.
-func (r *Reflector) describe(n neighbour, p *api.Peer) ReflectorPeer {
-	out := ReflectorPeer{Named: r.isNamed(n.address), Held: r.held[n.address] != nil, Session: fabric.Session{
+func (r *Reflector) describe(n neighbour, p *api.Peer) Peer {
+	out := Peer{Named: r.isNamed(n.address), Held: r.held[n.address] != nil, Session: fabric.Session{
 		Peer: n.name, Address: n.address.String(), Role: n.role, Since: r.since[n.address],
-		State: cmp.Or(states[p.GetState().GetSessionState()], "idle"), Families: negotiated(p), Notification: r.notes.of(n.address), Failure: r.notes.failure(n.address),
+		State: peering.State(p), Families: peering.Negotiated(p), Notification: r.notes.Of(n.address), Failure: r.notes.Failure(n.address),
 	}}
 	if b := p.GetState().GetBfdState(); n.bfd && b != nil {
 		out.BFD = strings.ToLower(strings.TrimPrefix(b.GetSessionState().String(), "BFD_SESSION_STATE_"))
@@ -163,7 +163,7 @@ func (r *Reflector) accepted(n neighbour, p *api.Peer, received [2]uint64) count
 
 // forget drops what is known of nodes that are gone and that nobody names.
 func (r *Reflector) forget(found map[netip.Addr]*api.Peer) {
-	r.notes.keep(func(a netip.Addr) bool { return found[a] != nil || r.isNamed(a) || r.held[a] != nil })
+	r.notes.Keep(func(a netip.Addr) bool { return found[a] != nil || r.isNamed(a) || r.held[a] != nil })
 	for a := range r.since {
 		if found[a] == nil && !r.isNamed(a) && !r.up[a] && r.held[a] == nil {
 			delete(r.since, a)
@@ -220,7 +220,7 @@ func (r *Reflector) Status(ctx context.Context) (fabric.Status, error) {
 	return st, nil
 }
 
-func (r *Reflector) problems(peers []ReflectorPeer) []string {
+func (r *Reflector) problems(peers []Peer) []string {
 	var all []string
 	say := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
 	var cores, nodes, up int

@@ -1,4 +1,10 @@
-package gobgp
+// Package resend makes up for what GoBGP loses while a session is being
+// established. It first sends the peer what is in the table, as part of telling the
+// change of state, and takes the session for established after that: what changes
+// between the two is in neither. So the table is sent once more when GoBGP has the
+// session for established. A table does not say what was withdrawn: that is
+// withdrawn once more, too.
+package resend
 
 import (
 	"context"
@@ -12,24 +18,20 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/apiutil"
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/osrg/gobgp/v4/pkg/server"
-)
 
-// GoBGP loses a change that comes while a session is being established. It first
-// sends the peer what is in the table, as part of telling the change of state,
-// and takes the session for established after that: what changes between the
-// two is in neither. So the table is sent once more when GoBGP has the session
-// for established. A table does not say what was withdrawn: that is withdrawn
-// once more, too.
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/peering"
+)
 
 const (
 	stateLook = time.Millisecond
-	stateWait = 10 * time.Second // far longer than GoBGP takes
+	// Wait is far longer than GoBGP takes from one of the two to the other.
+	Wait = 10 * time.Second
 )
 
-// established waits until GoBGP takes a session for established, of which it has
+// Established waits until GoBGP takes a session for established, of which it has
 // told that it is, and gives the peer then; nil when ctx ends, or the session.
-func established(ctx context.Context, b *server.BgpServer, address string) *api.Peer {
-	ctx, cancel := context.WithTimeout(ctx, stateWait)
+func Established(ctx context.Context, b *server.BgpServer, address string) *api.Peer {
+	ctx, cancel := context.WithTimeout(ctx, Wait)
 	defer cancel()
 	tick := time.NewTicker(stateLook)
 	defer tick.Stop()
@@ -50,23 +52,23 @@ func established(ctx context.Context, b *server.BgpServer, address string) *api.
 	}
 }
 
-// resend sends a peer the whole table.
-func resend(b *server.BgpServer, address string) error {
+// Table sends a peer the whole table.
+func Table(b *server.BgpServer, address string) error {
 	return b.ResetPeer(context.Background(), &api.ResetPeerRequest{Address: address, Soft: true, Direction: api.ResetPeerRequest_DIRECTION_OUT})
 }
 
-// removals are the last prefixes that were withdrawn, the oldest first.
-type removals []removal
+// Removals are the last prefixes that were withdrawn, the oldest first.
+type Removals []removal
 
 type removal struct {
 	prefix netip.Prefix
 	at     time.Time
 }
 
-// add notes prefixes that are withdrawn now, and forgets those that no session
+// Add notes prefixes that are withdrawn now, and forgets those that no session
 // which is being established can have missed.
-func (rs *removals) add(now time.Time, prefixes ...netip.Prefix) {
-	old := slices.IndexFunc(*rs, func(r removal) bool { return now.Sub(r.at) < stateWait })
+func (rs *Removals) Add(now time.Time, prefixes ...netip.Prefix) {
+	old := slices.IndexFunc(*rs, func(r removal) bool { return now.Sub(r.at) < Wait })
 	if old < 0 {
 		old = len(*rs)
 	}
@@ -76,8 +78,8 @@ func (rs *removals) add(now time.Time, prefixes ...netip.Prefix) {
 	}
 }
 
-// since gives those that were withdrawn from a time on.
-func (rs removals) since(from time.Time) []netip.Prefix {
+// Since gives those that were withdrawn from a time on.
+func (rs Removals) Since(from time.Time) []netip.Prefix {
 	var all []netip.Prefix
 	for _, r := range rs {
 		if !r.at.Before(from) && !slices.Contains(all, r.prefix) {
@@ -88,19 +90,19 @@ func (rs removals) since(from time.Time) []netip.Prefix {
 }
 
 // unsaid is the LOCAL_PREF of routes that the export policy keeps from every
-// peer (keptBack). Nothing else has it.
+// peer (KeptBack). Nothing else has it.
 const unsaid = 1
 
-// keptBack is the export policy's statement that keeps unsaid routes here.
-func keptBack() *api.Statement {
-	return statement("kept back", &api.Conditions{LocalPrefEq: &api.LocalPrefEq{Value: unsaid}}, reject)
+// KeptBack is the export policy's statement that keeps unsaid routes here.
+func KeptBack() *api.Statement {
+	return peering.Statement("kept back", &api.Conditions{LocalPrefEq: &api.LocalPrefEq{Value: unsaid}}, peering.Reject)
 }
 
-// withdrawAgain tells every peer that the prefixes are withdrawn. GoBGP withdraws
+// Withdraw tells every peer that the prefixes are withdrawn. GoBGP withdraws
 // only what its table had, and takes no policy into account then: so each prefix
 // gets a route that no peer is told of, which is removed at once. Any other route
 // to the prefix comes before it, and is not touched.
-func withdrawAgain(b *server.BgpServer, prefixes []netip.Prefix) error {
+func Withdraw(b *server.BgpServer, prefixes []netip.Prefix) error {
 	var add, remove []*apiutil.Path
 	for _, prefix := range prefixes {
 		for _, paths := range []*[]*apiutil.Path{&add, &remove} {
@@ -141,8 +143,8 @@ func unsaidPath(prefix netip.Prefix) (*apiutil.Path, error) {
 	return &apiutil.Path{Family: family, Nlri: nlri, Attrs: append(attrs, hop), Age: time.Now().Unix()}, nil
 }
 
-// isUnsaid reports whether a path stands for a withdrawal.
-func isUnsaid(p *apiutil.Path) bool {
+// IsUnsaid reports whether a path stands for a withdrawal.
+func IsUnsaid(p *apiutil.Path) bool {
 	return slices.ContainsFunc(p.Attrs, func(a bgp.PathAttributeInterface) bool {
 		pref, ok := a.(*bgp.PathAttributeLocalPref)
 		return ok && pref.Value == unsaid

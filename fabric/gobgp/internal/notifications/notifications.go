@@ -1,4 +1,6 @@
-package gobgp
+// Package notifications knows the last NOTIFICATION of each peer of a GoBGP server,
+// which GoBGP tells in its log alone, and why a session ended without one.
+package notifications
 
 import (
 	"context"
@@ -27,8 +29,8 @@ const (
 	loggedUnconnected = "failed to connect"
 )
 
-// notifications keeps the last NOTIFICATION of each peer.
-type notifications struct {
+// Tracker keeps the last NOTIFICATION of each peer. It is safe for concurrent use.
+type Tracker struct {
 	mu    sync.Mutex
 	peers map[netip.Addr]noticed
 }
@@ -44,34 +46,35 @@ type noticed struct {
 	failure *fabric.SessionFailure // what ended it, or the last attempt, without one
 }
 
-func newNotifications() *notifications {
-	return &notifications{peers: map[netip.Addr]noticed{}}
+// New gives a tracker that knows of none.
+func New() *Tracker {
+	return &Tracker{peers: map[netip.Addr]noticed{}}
 }
 
-// of gives the last of a peer; nil where there was none.
-func (n *notifications) of(peer netip.Addr) *fabric.Notification {
+// Of gives the last of a peer; nil where there was none.
+func (n *Tracker) Of(peer netip.Addr) *fabric.Notification {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.peers[peer].last
 }
 
-// failure gives how the session with a peer, or the last attempt at one, ended
+// Failure gives how the session with a peer, or the last attempt at one, ended
 // without a NOTIFICATION; nil where it is up, or that is not known.
-func (n *notifications) failure(peer netip.Addr) *fabric.SessionFailure {
+func (n *Tracker) Failure(peer netip.Addr) *fabric.SessionFailure {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.peers[peer].failure
 }
 
 // down tells whether a peer has no session.
-func (n *notifications) down(peer netip.Addr) bool {
+func (n *Tracker) down(peer netip.Addr) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return !n.peers[peer].up
 }
 
-// state takes over how the session of a peer stands.
-func (n *notifications) state(p apiutil.PeerState, at time.Time) {
+// State takes over how the session of a peer stands.
+func (n *Tracker) State(p apiutil.PeerState, at time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	one := n.peers[p.NeighborAddress]
@@ -94,7 +97,7 @@ var brokenOff = []api.PeerState_DisconnectReason{
 }
 
 // unconnected takes over why GoBGP could not connect.
-func (n *notifications) unconnected(peer netip.Addr, text string, at time.Time) {
+func (n *Tracker) unconnected(peer netip.Addr, text string, at time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	p := n.peers[peer]
@@ -104,9 +107,9 @@ func (n *notifications) unconnected(peer netip.Addr, text string, at time.Time) 
 	n.peers[peer] = p
 }
 
-// counted takes how many GoBGP has received from a peer. One more than it has
+// Counted takes how many GoBGP has received from a peer. One more than it has
 // logged came while the session opened.
-func (n *notifications) counted(peer netip.Addr, received uint64, at time.Time) {
+func (n *Tracker) Counted(peer netip.Addr, received uint64, at time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.peers[peer] = n.peers[peer].count(received, at)
@@ -133,8 +136,8 @@ func (p noticed) count(received uint64, at time.Time) noticed {
 	return p
 }
 
-// hear takes one that came from a peer's machine.
-func (n *notifications) hear(peer netip.Addr, one *fabric.Notification) {
+// Hear takes one that came from a peer's machine.
+func (n *Tracker) Hear(peer netip.Addr, one *fabric.Notification) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	p := n.peers[peer]
@@ -142,15 +145,15 @@ func (n *notifications) hear(peer netip.Addr, one *fabric.Notification) {
 	n.peers[peer] = p
 }
 
-// keep forgets the peers that are not kept.
-func (n *notifications) keep(kept func(netip.Addr) bool) {
+// Keep forgets the peers that are not kept.
+func (n *Tracker) Keep(kept func(netip.Addr) bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	maps.DeleteFunc(n.peers, func(a netip.Addr, _ noticed) bool { return !kept(a) })
 }
 
 // note takes one that GoBGP logged.
-func (n *notifications) note(peer netip.Addr, one *fabric.Notification) {
+func (n *Tracker) note(peer netip.Addr, one *fabric.Notification) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	p := n.peers[peer]
@@ -162,16 +165,16 @@ func (n *notifications) note(peer netip.Addr, one *fabric.Notification) {
 	n.peers[peer] = p
 }
 
-// through gives a logger that passes what GoBGP logs on to another, whatever
+// Through gives a logger that passes what GoBGP logs on to another, whatever
 // level that has, once the notifications among it are noted.
-func (n *notifications) through(log *slog.Logger) *slog.Logger {
+func (n *Tracker) Through(log *slog.Logger) *slog.Logger {
 	return slog.New(noting{log.Handler(), n, netip.Addr{}})
 }
 
 // noting is the handler of GoBGP's log.
 type noting struct {
 	slog.Handler
-	notes *notifications
+	notes *Tracker
 	peer  netip.Addr // whom the records are about, where they are about one
 }
 

@@ -1,14 +1,11 @@
-package gobgp_test
+package reflector_test
 
 import (
-	"encoding/binary"
-	"io"
 	"net"
 	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
 )
 
 // hearer is a client of a reflector that opens its session at once.
@@ -87,7 +85,7 @@ func hear(t *testing.T, c fabric.Cluster, from netip.Addr, at func(), families .
 	require.NoError(t, err)
 	go func() {
 		for {
-			m, err := readMessage(conn)
+			m, err := gobgptest.ReadMessage(conn)
 			if err != nil {
 				return
 			}
@@ -106,21 +104,9 @@ func hear(t *testing.T, c fabric.Cluster, from netip.Addr, at func(), families .
 
 func (h *hearer) read(t *testing.T) *bgp.BGPMessage {
 	t.Helper()
-	m, err := readMessage(h.conn)
+	m, err := gobgptest.ReadMessage(h.conn)
 	require.NoError(t, err)
 	return m
-}
-
-func readMessage(conn net.Conn) (*bgp.BGPMessage, error) {
-	header := make([]byte, bgp.BGP_HEADER_LENGTH)
-	if _, err := io.ReadFull(conn, header); err != nil {
-		return nil, err
-	}
-	body := make([]byte, int(binary.BigEndian.Uint16(header[16:]))-len(header))
-	if _, err := io.ReadFull(conn, body); err != nil {
-		return nil, err
-	}
-	return bgp.ParseBGPMessage(append(header, body...))
 }
 
 // openings opens sessions with a reflector of many clients, one after the other,
@@ -154,9 +140,9 @@ func openings(t *testing.T, c fabric.Cluster, change func(i int) error, heard fu
 
 // eastWest is a cluster whose reflector tells every client every route.
 func eastWest(port uint16) fabric.Cluster {
-	c := at(port)
+	c := gobgptest.ClusterAt(gobgptest.Port)
 	c.EastWest = true
-	c.Underlay = prefixes("127.0.0.0/16")
+	c.Underlay = gobgptest.Prefixes("127.0.0.0/16")
 	return c
 }
 
@@ -168,24 +154,24 @@ func (r *rogue) preferred(prefix netip.Prefix, pref uint32) *apiutil.Path {
 // TestChangeWhileSessionOpens has a route change at the very moment at which a
 // client's session is established, again and again: none of the changes is lost.
 func TestChangeWhileSessionOpens(t *testing.T) {
-	patient(t)
-	c := eastWest(port + 60)
-	r := newReflector(t, c)
+	gobgptest.Patient(t)
+	c := eastWest(gobgptest.Port + 60)
+	r := gobgptest.NewReflector(t, c)
 	defer func() { require.NoError(t, r.Close()) }()
 	node := startRogue(t, c, "127.0.0.2")
 	announce := func(pref uint32) error {
-		_, err := node.bgp.AddPath(apiutil.AddPathRequest{Paths: []*apiutil.Path{node.preferred(v4, pref)}})
+		_, err := node.bgp.AddPath(apiutil.AddPathRequest{Paths: []*apiutil.Path{node.preferred(gobgptest.V4, pref)}})
 		return err
 	}
 	require.NoError(t, announce(100))
 	first := hear(t, c, netip.MustParseAddr("127.0.0.9"), func() {}, bgp.RF_IPv4_UC)
 	defer first.conn.Close()
-	eventually(t, "it is there", func() bool { return first.pref(v4) == 100 })
+	gobgptest.Eventually(t, "it is there", func() bool { return first.pref(gobgptest.V4) == 100 })
 	pref := func(i int) uint32 {
 		return []uint32{fabric.Fresh.LocalPref(), fabric.Standby.LocalPref()}[i%2]
 	}
 	openings(t, c, func(i int) error { return announce(pref(i)) }, func(i int, h *hearer) {
-		require.Eventually(t, func() bool { return h.pref(v4) == pref(i) }, bound, time.Millisecond, "client %d has %d, not %d", i, h.pref(v4), pref(i))
+		require.Eventually(t, func() bool { return h.pref(gobgptest.V4) == pref(i) }, gobgptest.Bound, time.Millisecond, "client %d has %d, not %d", i, h.pref(gobgptest.V4), pref(i))
 	})
 }
 
@@ -193,18 +179,18 @@ func TestChangeWhileSessionOpens(t *testing.T) {
 // very moment at which a client's session is established, again and again: they
 // stay with none.
 func TestWithdrawalWhileSessionOpens(t *testing.T) {
-	patient(t)
-	c := eastWest(port + 67)
-	r := newReflector(t, c)
+	gobgptest.Patient(t)
+	c := eastWest(gobgptest.Port + 67)
+	r := gobgptest.NewReflector(t, c)
 	defer func() { require.NoError(t, r.Close()) }()
 	node := startRogue(t, c, "127.0.0.2")
-	paths := []*apiutil.Path{node.preferred(v4, 100), node.preferred(v6, 100)}
+	paths := []*apiutil.Path{node.preferred(gobgptest.V4, 100), node.preferred(gobgptest.V6, 100)}
 	first := hear(t, c, netip.MustParseAddr("127.0.0.9"), func() {}, bgp.RF_IPv4_UC, bgp.RF_IPv6_UC)
 	defer first.conn.Close()
 	begin := func() {
 		_, err := node.bgp.AddPath(apiutil.AddPathRequest{Paths: paths})
 		require.NoError(t, err)
-		require.Eventually(t, func() bool { return first.pref(v4) == 100 && first.pref(v6) == 100 }, bound, time.Millisecond)
+		require.Eventually(t, func() bool { return first.pref(gobgptest.V4) == 100 && first.pref(gobgptest.V6) == 100 }, gobgptest.Bound, time.Millisecond)
 	}
 	begin()
 	later := []netip.Prefix{netip.MustParsePrefix("203.0.113.77/32"), netip.MustParsePrefix("2001:db8:100::77/128")}
@@ -216,9 +202,9 @@ func TestWithdrawalWhileSessionOpens(t *testing.T) {
 		after := []*apiutil.Path{node.preferred(later[0], pref), node.preferred(later[1], pref)}
 		_, err := node.bgp.AddPath(apiutil.AddPathRequest{Paths: after})
 		require.NoError(t, err)
-		require.Eventually(t, func() bool { return h.pref(later[0]) == pref && h.pref(later[1]) == pref }, bound, time.Millisecond, "client %d hears nothing", i)
-		require.Eventually(t, func() bool { return h.pref(v4) == 0 && h.pref(v6) == 0 }, bound, time.Millisecond, "client %d has what is withdrawn: %d, %d", i, h.pref(v4), h.pref(v6))
-		require.Eventually(t, func() bool { return first.pref(v4) == 0 && first.pref(v6) == 0 }, bound, time.Millisecond, "it is not withdrawn")
+		require.Eventually(t, func() bool { return h.pref(later[0]) == pref && h.pref(later[1]) == pref }, gobgptest.Bound, time.Millisecond, "client %d hears nothing", i)
+		require.Eventually(t, func() bool { return h.pref(gobgptest.V4) == 0 && h.pref(gobgptest.V6) == 0 }, gobgptest.Bound, time.Millisecond, "client %d has what is withdrawn: %d, %d", i, h.pref(gobgptest.V4), h.pref(gobgptest.V6))
+		require.Eventually(t, func() bool { return first.pref(gobgptest.V4) == 0 && first.pref(gobgptest.V6) == 0 }, gobgptest.Bound, time.Millisecond, "it is not withdrawn")
 		begin()
 	})
 }
@@ -230,47 +216,16 @@ func withdrawal(p *apiutil.Path) *apiutil.Path {
 	return &w
 }
 
-// TestRemovalWhileSessionOpens: what is withdrawn while a session is being
-// established is withdrawn once it is.
-func TestRemovalWhileSessionOpens(t *testing.T) {
-	patient(t)
-	for n, prefix := range []netip.Prefix{v4, v6} {
-		t.Run(prefix.String(), func(t *testing.T) {
-			c := at(port + 61 + uint16(n))
-			var withdrawn atomic.Bool
-			hold := make(chan struct{})
-			play(t, c, script{asn: c.ASN, families: []bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}, hold: hold, hear: func(u *bgp.BGPUpdate) {
-				for _, w := range u.WithdrawnRoutes {
-					withdrawn.Store(withdrawn.Load() || w.NLRI.String() == prefix.String())
-				}
-				for _, a := range u.PathAttributes {
-					if m, ok := a.(*bgp.PathAttributeMpUnreachNLRI); ok && len(m.Value) > 0 {
-						withdrawn.Store(withdrawn.Load() || m.Value[0].NLRI.String() == prefix.String())
-					}
-				}
-			}})
-			s := opened(t, c)
-			eventually(t, "the session is being established", func() bool { return sessionOf(t, s).State == "openconfirm" })
-			require.NoError(t, s.Remove(t.Context(), prefix))
-			close(hold)
-			eventually(t, "it is withdrawn", withdrawn.Load)
-			sent, err := s.Advertisements(t.Context(), prefix)
-			require.NoError(t, err)
-			assert.False(t, sent[0].Sent)
-		})
-	}
-}
-
 // TestReflectorTellsOfItsSessions: the health of an embedded reflector knows
 // families and NOTIFICATIONs, too.
 func TestReflectorTellsOfItsSessions(t *testing.T) {
-	patient(t)
-	c := at(port + 65)
+	gobgptest.Patient(t)
+	c := gobgptest.ClusterAt(gobgptest.Port + 65)
 	r := closeLast(t)
-	r.Reflector = newReflector(t, c)
+	r.Reflector = gobgptest.NewReflector(t, c)
 	says := func(want string) {
 		t.Helper()
-		eventually(t, want, func() bool {
+		gobgptest.Eventually(t, want, func() bool {
 			st, err := r.Status(t.Context())
 			require.NoError(t, err)
 			return !st.Healthy && strings.Contains(strings.Join(st.Problems, "\n"), want)

@@ -1,4 +1,4 @@
-package gobgp
+package reflector
 
 import (
 	"cmp"
@@ -19,33 +19,36 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/server"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/notifications"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/peering"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/resend"
 )
 
-// ReflectorConfig is what a [Reflector] cannot do without.
-type ReflectorConfig struct {
+// Config is what a [Reflector] cannot do without.
+type Config struct {
 	Cluster fabric.Cluster // valid, with its defaults filled in, see [fabric.Cluster.WithDefaults]
 	RR      fabric.RR      // which of the cluster's reflectors this is
 }
 
-// ReflectorOption changes a [Reflector] at its making.
-type ReflectorOption func(*Reflector)
+// Option changes a [Reflector] at its making.
+type Option func(*Reflector)
 
-// ReflectorLogger sets where the reflector logs; it is silent without.
-func ReflectorLogger(l *slog.Logger) ReflectorOption { return func(r *Reflector) { r.log = l } }
+// WithLogger sets where the reflector logs; it is silent without.
+func WithLogger(l *slog.Logger) Option { return func(r *Reflector) { r.log = l } }
 
-// ReflectorDeferral sets how long a reflector that starts waits for the
+// WithDeferral sets how long a reflector that starts waits for the
 // End-of-RIB of the nodes before it sends its own to the core gateways, which
 // until then keep what an earlier one told them (the Selection_Deferral_Timer of
 // RFC 4724), in whole seconds; [DefaultDeferral] without. It waits no longer than
 // for the last of the cluster's nodes. Zero: it neither waits nor says that it
 // resumes.
-func ReflectorDeferral(d time.Duration) ReflectorOption {
+func WithDeferral(d time.Duration) Option {
 	return func(r *Reflector) { r.deferral = d }
 }
 
-// ReflectorPause sets how long a node that exceeded [fabric.Cluster.MaxPrefixes]
+// WithPause sets how long a node that exceeded [fabric.Cluster.MaxPrefixes]
 // is refused; [DefaultPause] without.
-func ReflectorPause(d time.Duration) ReflectorOption { return func(r *Reflector) { r.pause = d } }
+func WithPause(d time.Duration) Option { return func(r *Reflector) { r.pause = d } }
 
 const (
 	// DefaultDeferral is twice what an agent takes to come back: GoBGP lets a
@@ -54,6 +57,10 @@ const (
 	// DefaultPause lets a mistake be seen before it is repeated.
 	DefaultPause = time.Minute
 )
+
+// coreDeferral bounds how long a core gateway is told nothing for the sake of others'
+// End-of-RIB: it is admitted when the nodes are there.
+const coreDeferral = time.Second
 
 // warnAt is the part of [fabric.Cluster.MaxPrefixes], in percent, above which the
 // reflector warns.
@@ -101,7 +108,7 @@ type Reflector struct {
 	serving sync.WaitGroup
 	unwatch context.CancelFunc
 	ended   chan struct{}
-	notes   *notifications
+	notes   *notifications.Tracker
 
 	mu       sync.Mutex // held over what changes neighbours
 	closed   bool
@@ -113,15 +120,15 @@ type Reflector struct {
 	counted  map[netip.Addr]count
 	admitted map[netip.Addr]bool // has statements in the policy, which names no node that the cluster does not
 	opening  map[netip.Addr]opening
-	removals removals // as long as a session is being established
+	removals resend.Removals // as long as a session is being established
 }
 
-// NewReflector starts a reflector, which listens at the address and port of
+// New starts a reflector, which listens at the address and port of
 // cfg.RR and runs until Close.
-func NewReflector(cfg ReflectorConfig, opts ...ReflectorOption) (*Reflector, error) {
+func New(cfg Config, opts ...Option) (*Reflector, error) {
 	r := &Reflector{
 		cluster: cfg.Cluster, rr: cfg.RR, id: fabric.RouterID(cfg.RR.Address, cfg.RR.Address).String(), log: slog.New(slog.DiscardHandler),
-		began: time.Now(), deferral: DefaultDeferral, pause: DefaultPause, unwatch: func() {}, ended: make(chan struct{}), notes: newNotifications(),
+		began: time.Now(), deferral: DefaultDeferral, pause: DefaultPause, unwatch: func() {}, ended: make(chan struct{}), notes: notifications.New(),
 		up: map[netip.Addr]bool{}, since: map[netip.Addr]time.Time{}, sent: map[netip.Addr]uint64{}, been: map[netip.Addr]bool{},
 		held: map[netip.Addr]*time.Timer{}, counted: map[netip.Addr]count{},
 		admitted: map[netip.Addr]bool{}, opening: map[netip.Addr]opening{},
@@ -165,7 +172,7 @@ func (r *Reflector) start() error {
 		return err
 	}
 	port := cmp.Or(r.rr.Port, 179)
-	r.bgp, err = serve(r.notes.through(slog.New(quiet{r.log.Handler()})), &r.serving, &api.Global{
+	r.bgp, err = peering.Serve(r.notes.Through(slog.New(quiet{r.log.Handler()})), &r.serving, &api.Global{
 		Asn: r.cluster.ASN, RouterId: r.id, ListenPort: int32(port), ListenAddresses: []string{r.rr.Address.String()},
 	})
 	if err != nil {
@@ -260,22 +267,22 @@ func (r *Reflector) peer(n neighbour, bfd, resumes bool) *api.Peer {
 	t := r.cluster.Timers
 	deferral := max(r.deferral, time.Second)
 	if n.role == RoleCore {
-		deferral = resumeWait * time.Second // it is admitted when the nodes are there
+		deferral = coreDeferral // it is admitted when the nodes are there
 	}
 	p := &api.Peer{
 		Conf:      &api.PeerConf{PeerAsn: n.asn, AuthPassword: r.rr.Password, Description: n.name},
-		Timers:    timers(t),
+		Timers:    peering.Timers(t),
 		Transport: &api.Transport{LocalAddress: r.rr.Address.String(), PassiveMode: n.role == RoleNode},
 		GracefulRestart: &api.GracefulRestart{
 			Enabled: true, RestartTime: uint32(t.Restart.Seconds()),
 			LocalRestarting: resumes, DeferralTime: uint32(deferral / time.Second),
 		},
-		AfiSafis: bothFamilies(),
+		AfiSafis: peering.BothFamilies(),
 	}
 	if n.address.IsValid() {
 		p.Conf.NeighborAddress = n.address.String()
 	}
-	longLived(p, t)
+	peering.LongLived(p, t)
 	for _, f := range p.AfiSafis {
 		if n.role == RoleNode {
 			f.PrefixLimits = &api.PrefixLimit{Family: f.Config.Family, MaxPrefixes: uint32(r.cluster.MaxPrefixes), ShutdownThresholdPct: warnAt}
@@ -291,7 +298,7 @@ func (r *Reflector) peer(n neighbour, bfd, resumes bool) *api.Peer {
 		p.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: 255}
 	}
 	if bfd {
-		p.Bfd = bfdConfig()
+		p.Bfd = peering.BFD()
 	}
 	return p
 }

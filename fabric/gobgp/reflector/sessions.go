@@ -1,4 +1,4 @@
-package gobgp
+package reflector
 
 import (
 	"context"
@@ -10,6 +10,9 @@ import (
 	"github.com/osrg/gobgp/v4/api"
 	"github.com/osrg/gobgp/v4/pkg/apiutil"
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
+
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/peering"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/resend"
 )
 
 // peerChanged follows the sessions, one event after the other.
@@ -17,7 +20,7 @@ func (r *Reflector) peerChanged(ctx context.Context, e *apiutil.WatchEventMessag
 	if e.Type != apiutil.PEER_EVENT_STATE {
 		return
 	}
-	r.notes.state(e.Peer.State, at)
+	r.notes.State(e.Peer.State, at)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a, up := e.Peer.State.NeighborAddress, e.Peer.State.SessionState == bgp.BGP_FSM_ESTABLISHED
@@ -48,7 +51,7 @@ func (r *Reflector) peerChanged(ctx context.Context, e *apiutil.WatchEventMessag
 		// A node that we gave up has not merely restarted: GoBGP would keep its
 		// routes for the restart time after the hold time as well.
 		r.replace(n, r.peer(n, n.bfd, false))
-	case n.bfd && broke(e):
+	case n.bfd && peering.Broke(e):
 		r.restBFD(n)
 	}
 }
@@ -64,15 +67,15 @@ type opening struct {
 	seen time.Time // when GoBGP had it for established; zero: not yet
 }
 
-// resend sends a peer whose session is up what it may have missed (resend.go).
+// resend sends a peer whose session is up what it may have missed ([resend]).
 func (r *Reflector) resend(ctx context.Context, n neighbour) {
-	p := established(ctx, r.bgp, n.address.String())
+	p := resend.Established(ctx, r.bgp, n.address.String())
 	if p == nil {
 		return
 	}
 	// One that takes its routes up again is sent everything later.
 	if !p.GetGracefulRestart().GetLocalRestarting() {
-		if err := resend(r.bgp, n.address.String()); err != nil {
+		if err := resend.Table(r.bgp, n.address.String()); err != nil {
 			r.log.Warn("routes not sent again", "peer", n.name, "address", n.address, "err", err)
 		}
 	}
@@ -80,7 +83,7 @@ func (r *Reflector) resend(ctx context.Context, n neighbour) {
 	o := r.opening[n.address]
 	o.seen = time.Now()
 	r.opening[n.address] = o
-	again := r.removals.since(o.from)
+	again := r.removals.Since(o.from)
 	r.mu.Unlock()
 	r.withdrawAgain(again)
 }
@@ -89,7 +92,7 @@ func (r *Reflector) withdrawAgain(prefixes []netip.Prefix) {
 	if len(prefixes) == 0 {
 		return
 	}
-	if err := withdrawAgain(r.bgp, prefixes); err != nil {
+	if err := resend.Withdraw(r.bgp, prefixes); err != nil {
 		r.log.Warn("routes not withdrawn once more", "prefixes", prefixes, "err", err)
 	}
 }
@@ -100,7 +103,7 @@ func (r *Reflector) bestChanged(paths []*apiutil.Path, at time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for a, o := range r.opening {
-		if at.Sub(o.from) > 2*stateWait {
+		if at.Sub(o.from) > 2*resend.Wait {
 			delete(r.opening, a)
 		}
 	}
@@ -111,10 +114,10 @@ func (r *Reflector) bestChanged(paths []*apiutil.Path, at time.Time) {
 	var late []netip.Prefix
 	for _, p := range paths {
 		nlri, ok := p.Nlri.(*bgp.IPAddrPrefix)
-		if !ok || !p.Withdrawal || isUnsaid(p) {
+		if !ok || !p.Withdrawal || resend.IsUnsaid(p) {
 			continue
 		}
-		r.removals.add(at, nlri.Prefix)
+		r.removals.Add(at, nlri.Prefix)
 		for _, o := range r.opening {
 			if !at.Before(o.from) && !o.seen.IsZero() && !at.After(o.seen) {
 				late = append(late, nlri.Prefix)
@@ -151,10 +154,10 @@ func (r *Reflector) notificationsTo(a netip.Addr) (sent uint64) {
 	return sent
 }
 
-// restBFD ends the BFD session of a peer for a moment, see [broke].
+// restBFD ends the BFD session of a peer for a moment, see [peering.Broke].
 func (r *Reflector) restBFD(n neighbour) {
 	r.setBFD(n, false)
-	time.AfterFunc(bfdRest, func() {
+	time.AfterFunc(peering.BFDRest, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if !r.closed && !r.up[n.address] && r.held[n.address] == nil {
@@ -164,7 +167,7 @@ func (r *Reflector) restBFD(n neighbour) {
 }
 
 func (r *Reflector) setBFD(n neighbour, on bool) {
-	if err := setBFD(r.bgp, r.peer(n, on, false), on); err != nil {
+	if err := peering.SetBFD(r.bgp, r.peer(n, on, false), on); err != nil {
 		r.log.Warn("BFD not changed", "peer", n.name, "on", on, "err", err)
 	}
 }

@@ -1,5 +1,5 @@
 //go:build !race
 
-package gobgp_test
+package reflector_test
 
 const raceOn = false

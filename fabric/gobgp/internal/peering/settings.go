@@ -1,0 +1,44 @@
+// Package peering has what every GoBGP server of the fabric needs: how it is
+// started, how its peers are set up, and what their state is called.
+package peering
+
+import (
+	"time"
+
+	"github.com/osrg/gobgp/v4/api"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Timers gives the timers of a cluster in GoBGP's terms.
+func Timers(t fabric.Timers) *api.Timers {
+	hold := uint64(t.Hold / time.Second)
+	return &api.Timers{Config: &api.TimersConfig{
+		ConnectRetry: uint64(t.ConnectRetry / time.Second), IdleHoldTimeAfterReset: 1, HoldTime: hold, KeepaliveInterval: hold / 3,
+	}}
+}
+
+// LongLived has a peer keep routes longer (RFC 9494), where the cluster does.
+func LongLived(p *api.Peer, t fabric.Timers) {
+	if t.LongLived == 0 {
+		return
+	}
+	p.GracefulRestart.LonglivedEnabled = true
+	for _, f := range p.AfiSafis {
+		f.LongLivedGracefulRestart = &api.LongLivedGracefulRestart{
+			Config: &api.LongLivedGracefulRestartConfig{Enabled: true, RestartTime: uint32(t.LongLived.Seconds())},
+		}
+	}
+}
+
+// BothFamilies are IPv4 and IPv6 unicast, each with graceful restart.
+func BothFamilies() []*api.AfiSafi {
+	var all []*api.AfiSafi
+	for _, afi := range []api.Family_Afi{api.Family_AFI_IP, api.Family_AFI_IP6} {
+		all = append(all, &api.AfiSafi{
+			Config:            &api.AfiSafiConfig{Family: &api.Family{Afi: afi, Safi: api.Family_SAFI_UNICAST}, Enabled: true},
+			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: true}},
+		})
+	}
+	return all
+}
