@@ -144,13 +144,18 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	if err != nil {
 		return err
 	}
-	defer closing(speaker)
 
 	ctx, cancel := context.WithCancel(ctx)
 	group, ctx := errgroup.WithContext(ctx)
+	// The speaker outlives those that tell it what to announce: what they withdraw at
+	// the end is withdrawn.
+	speaking, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	var talk errgroup.Group
 	defer func() {
 		cancel()
 		err = errors.Join(err, group.Wait())
+		hangUp()
+		err = errors.Join(err, talk.Wait())
 	}()
 	sources := f.sources(dataplane, log)
 	options := []agent.Option{
@@ -170,12 +175,13 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	if err == nil {
 		err = agent.Adopt(ctx)
 	}
-	if err == nil {
-		err = speaker.Open(ctx)
-	}
 	if err != nil {
 		return err
 	}
+	talk.Go(func() error {
+		defer cancel() // without a speaker there is no agent
+		return speaker.Run(speaking)
+	})
 	group.Go(func() error { return agent.Run(ctx) })
 	group.Go(func() error { return hooks.Serve(ctx, listener, heard(agent, sources), log) })
 	awaitWell(ctx, agent.Status)

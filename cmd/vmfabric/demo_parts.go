@@ -36,7 +36,7 @@ func demoCoreCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r, err := router.New(router.Config{
+			r := router.New(router.Config{
 				ASN: c.ASN, Address: c.Core[0].Address, Reflectors: c.Reflectors, Timers: c.Timers,
 				Learned: func(l router.Route) {
 					if l.NextHop.IsValid() {
@@ -46,11 +46,7 @@ func demoCoreCommand() *cobra.Command {
 					}
 				},
 			}, log)
-			if err != nil {
-				return errors.Join(err, fib.Close())
-			}
-			<-cmd.Context().Done()
-			return errors.Join(r.Close(), fib.Close())
+			return errors.Join(r.Run(cmd.Context()), fib.Close())
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", defaultConfig, "the cluster file")

@@ -21,14 +21,16 @@ import (
 // speaker is what the agent needs of what talks BGP.
 type speaker interface {
 	fabric.Speaker
-	Open(ctx context.Context) error // the first pass is over: sessions may open
-	Close() error
+	Run(ctx context.Context) error // opens the sessions, after the first pass
 }
 
 // pluginSpeaker is a speaker that keeps its sessions itself.
 type pluginSpeaker struct{ *plugins.Speaker }
 
-func (pluginSpeaker) Open(context.Context) error { return nil }
+func (pluginSpeaker) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
 
 // extensions are the plugins of an agent.
 type extensions struct {
@@ -113,8 +115,9 @@ func (f agentFlags) openSpeaker(ctx context.Context, c fabric.Cluster, node fabr
 	if err != nil {
 		return nil, fmt.Errorf("speaker: %w", err)
 	}
+	x.closers = append(x.closers, s.Close)
 	if err := peers.Close(); err != nil { // with the routes that an embedded speaker learned
-		return nil, errors.Join(err, s.Close())
+		return nil, err
 	}
 	return pluginSpeaker{s}, nil
 }

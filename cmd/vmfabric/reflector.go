@@ -86,9 +86,14 @@ func runReflector(ctx context.Context, f reflectorFlags, log *slog.Logger) (err 
 	if err != nil {
 		return err
 	}
-	defer closing(r)
 
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return r.Run(ctx) })
+	select {
+	case <-r.Ready():
+	case <-ctx.Done():
+		return group.Wait()
+	}
 	group.Go(func() error {
 		return hooks.ServeStatus(ctx, listener, "reflector "+rr.Name, r, log)
 	})

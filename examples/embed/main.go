@@ -32,13 +32,16 @@ func main() {
 	ports := must(kernel.New(kernel.Config{Cluster: cluster.Name, Private: cluster.Private(), Guests: cluster.Guests}))
 	defer ports.Close()
 	speaker := must(gobgp.New(gobgp.Config{Cluster: cluster, Node: node}))
-	defer speaker.Close()
 	store := must(disk.Open(*state))
 	defer store.Close()
 	a := must(agent.New(agent.Config{Cluster: cluster, Node: *name, Dataplane: ports, Speaker: speaker, Store: store}))
 
-	must(0, a.Adopt(ctx))      // what an earlier run left is taken over
-	must(0, speaker.Open(ctx)) // only now: the reflectors hear the whole truth at once
+	must(0, a.Adopt(ctx)) // what an earlier run left is taken over
+	// Only now: the reflectors hear the whole truth at once. The speaker outlives ctx,
+	// or it could withdraw nothing at the end.
+	speaking, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	silent := make(chan error, 1)
+	go func() { silent <- speaker.Run(speaking) }()
 
 	web := fabric.VM{Name: "web", NICs: []fabric.NIC{{Addresses: []netip.Addr{
 		netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10"),
@@ -47,8 +50,10 @@ func main() {
 	log.Println("web is live on web_net0")
 	must(0, a.Run(ctx)) // repairs what breaks, until a signal comes
 
-	must(0, a.Apply(context.Background(), web, fabric.Absent))
+	must(0, a.Apply(speaking, web, fabric.Absent))
 	log.Println("web is gone")
+	hangUp()
+	must(0, <-silent)
 }
 
 func must[T any](v T, err error) T {

@@ -36,7 +36,7 @@ func (s *Speaker) sent(peer string, prefix netip.Prefix) (bool, error) {
 		family = bgp.RF_IPv6_UC
 	}
 	found := false
-	err := s.bgp.ListPath(apiutil.ListPathRequest{
+	err := s.server().ListPath(apiutil.ListPathRequest{
 		TableType: api.TableType_TABLE_TYPE_ADJ_OUT, Name: peer, Family: family,
 		Prefixes: []*apiutil.LookupPrefix{{Prefix: prefix.String()}},
 	}, func(nlri bgp.NLRI, paths []*apiutil.Path) {

@@ -10,6 +10,7 @@ import (
 	"github.com/osrg/gobgp/v4/api"
 	"github.com/osrg/gobgp/v4/pkg/apiutil"
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
+	"github.com/osrg/gobgp/v4/pkg/server"
 
 	"github.com/vmfabric/vmfabric/fabric"
 )
@@ -152,7 +153,7 @@ const lookEvery = time.Second
 // more, where it did not say so. FRR sends a node its own route back, once that is
 // the best, in the place of the other node's. GoBGP ignores it, as RFC 4456 (8)
 // asks, with all that it replaces, and tells nobody: its Adj-RIB-In alone shows it.
-func (s *Speaker) lookUpCompetitors(ctx context.Context) {
+func (s *Speaker) lookUpCompetitors(ctx context.Context, b *server.BgpServer) {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	for {
@@ -163,7 +164,7 @@ func (s *Speaker) lookUpCompetitors(ctx context.Context) {
 		}
 		told, updates := s.in.emittedCompetitors()
 		for _, k := range told {
-			there, err := s.has(k)
+			there, err := s.has(b, k)
 			if err != nil {
 				s.log.Debug("competing route not looked up", "prefix", k.prefix, "peer", k.peer, "err", err)
 				continue
@@ -176,12 +177,12 @@ func (s *Speaker) lookUpCompetitors(ctx context.Context) {
 }
 
 // has reports whether a reflector has another node's route, as far as it has said.
-func (s *Speaker) has(k competing) (there bool, err error) {
+func (s *Speaker) has(b *server.BgpServer, k competing) (there bool, err error) {
 	family := bgp.RF_IPv4_UC
 	if k.prefix.Addr().Is6() {
 		family = bgp.RF_IPv6_UC
 	}
-	err = s.bgp.ListPath(apiutil.ListPathRequest{
+	err = b.ListPath(apiutil.ListPathRequest{
 		TableType: api.TableType_TABLE_TYPE_ADJ_IN, Name: k.peer.String(), Family: family,
 		Prefixes: []*apiutil.LookupPrefix{{Prefix: k.prefix.String()}},
 	}, func(nlri bgp.NLRI, paths []*apiutil.Path) {

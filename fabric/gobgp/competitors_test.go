@@ -68,20 +68,31 @@ func beSpeaker(c fabric.Cluster, name string) error {
 			_ = json.NewEncoder(os.Stdout).Encode(r)
 		}
 	}()
-	if err := s.Open(context.Background()); err != nil {
-		return err
+	ctx := context.Background()
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	opens := func(one fabric.Session) bool { return one.State != "idle" }
+	for sessions, err := s.Sessions(ctx); !slices.ContainsFunc(sessions, opens); sessions, err = s.Sessions(ctx) {
+		if err != nil {
+			return err
+		}
+		select {
+		case err := <-ended:
+			return err
+		case <-time.After(time.Millisecond):
+		}
 	}
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		words := strings.Fields(in.Text())
 		ps := gobgptest.Prefixes(words[1:]...)
 		if words[0] == "remove" {
-			err = s.Remove(context.Background(), ps...)
+			err = s.Remove(ctx, ps...)
 		}
 		as := strings.Split(words[0], ",")
 		for _, pref := range fabric.Preferences() {
 			for _, p := range ps {
 				if pref.String() == as[0] {
-					err = s.Put(context.Background(), fabric.Route{Prefix: p, Preference: pref, Holder: holder(as), First: len(as) > 3})
+					err = s.Put(ctx, fabric.Route{Prefix: p, Preference: pref, Holder: holder(as), First: len(as) > 3})
 				}
 			}
 		}
@@ -105,11 +116,16 @@ func beReflector(c fabric.Cluster, name string) error {
 	if err != nil {
 		return err
 	}
-	_, err = reflector.New(reflector.Config{Cluster: c, RR: rr}, reflector.WithDeferral(0))
-	if err == nil {
-		_, err = io.Copy(io.Discard, os.Stdin)
+	r, err := reflector.New(reflector.Config{Cluster: c, RR: rr}, reflector.WithDeferral(0))
+	if err != nil {
+		return err
 	}
-	return err
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
+	return r.Run(ctx)
 }
 
 // other is a speaker, or a reflector, in a process of its own.

@@ -2,6 +2,7 @@ package gobgp
 
 import (
 	"cmp"
+	"context"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/server"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
 // Learner is told where the guests of other nodes are. Calls come one at a
@@ -66,7 +68,6 @@ type ribIn struct {
 	sessions map[netip.Addr]int // how many there have been, by reflector
 	awaited  map[awaited]bool   // what is to come before all is told
 	settled  bool
-	deadline *time.Timer
 }
 
 // heard is one reflector's route to a prefix.
@@ -115,18 +116,13 @@ func (r *ribIn) watch(c *server.WatchEventMessageCallbacks) []server.WatchOption
 	return []server.WatchOption{server.WatchUpdate(false, "", ""), server.WatchAdjInWithdraw(), server.WatchEor(false)}
 }
 
-// begin bounds the wait for the reflectors, where somebody is to be told.
-func (r *ribIn) begin(most time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.learner == nil {
-		return
-	}
-	r.deadline = time.AfterFunc(most, func() {
+// settleAfter bounds the wait for the reflectors.
+func (r *ribIn) settleAfter(ctx context.Context, most time.Duration) {
+	if backoff.Sleep(ctx, most) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.settle()
-	})
+	}
 }
 
 // end stops the telling.
@@ -134,9 +130,6 @@ func (r *ribIn) end() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.settled = true
-	if r.deadline != nil {
-		r.deadline.Stop()
-	}
 }
 
 // opened notes that a session is up: what the reflector does not tell again

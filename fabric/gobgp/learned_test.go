@@ -138,8 +138,7 @@ type learningNode struct {
 	t       *testing.T
 }
 
-// newNode makes the speaker of a node. All servers of a test begin before the
-// first session opens: GoBGP has settings that are common to all of a process.
+// newNode makes the speaker of a node.
 func newNode(t *testing.T, c fabric.Cluster, n byte) *learningNode {
 	t.Helper()
 	l := &learningNode{listener: newListener(), t: t, Node: fabric.Node{
@@ -149,14 +148,13 @@ func newNode(t *testing.T, c fabric.Cluster, n byte) *learningNode {
 	var err error
 	l.speaker, err = gobgp.New(gobgp.Config{Cluster: c, Node: l.Node}, gobgp.WithLearner(l.listener))
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, l.speaker.Close()) })
 	return l
 }
 
 func open(t *testing.T, nodes ...*learningNode) {
 	t.Helper()
 	for _, n := range nodes {
-		require.NoError(t, n.speaker.Open(t.Context()))
+		run(t, n.speaker)
 	}
 }
 

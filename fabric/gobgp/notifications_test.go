@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,7 +17,6 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
-	"github.com/vmfabric/vmfabric/fabric/gobgp/reflector"
 )
 
 // script is what a reflector of the test does on each connection.
@@ -120,13 +120,27 @@ func (s script) serve(conn net.Conn, ended chan struct{}) {
 	}
 }
 
+// run runs a speaker until the end of the test. What is put after it came after Run.
+func run(t *testing.T, s *gobgp.Speaker) {
+	t.Helper()
+	gobgptest.Run(t, s)
+	gobgptest.Eventually(t, "it opens its sessions", func() bool { return opens(t, s) })
+}
+
+// opens reports whether Run has begun with the sessions.
+func opens(t *testing.T, s *gobgp.Speaker) bool {
+	t.Helper()
+	all, err := s.Sessions(t.Context())
+	require.NoError(t, err)
+	return slices.ContainsFunc(all, func(one fabric.Session) bool { return one.State != "idle" })
+}
+
 // opened starts a speaker of node1 that announces a prefix of each family.
 func opened(t *testing.T, c fabric.Cluster) *gobgp.Speaker {
 	t.Helper()
 	s, err := gobgp.New(gobgp.Config{Cluster: c, Node: c.Nodes[0]})
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, s.Close()) })
-	require.NoError(t, s.Open(t.Context()))
+	run(t, s)
 	require.NoError(t, s.Put(t.Context(), fabric.Route{Prefix: gobgptest.V4}, fabric.Route{Prefix: gobgptest.V6}))
 	return s
 }
@@ -236,22 +250,14 @@ func TestFailures(t *testing.T) {
 		assert.NotContains(t, sessionOf(t, s).DownReason(), "AS number")
 	}
 	c := gobgptest.ClusterAt(gobgptest.Port + 60)
-	r, err := reflector.New(reflector.Config{Cluster: c, RR: c.Reflectors[0]}, reflector.WithDeferral(0))
-	require.NoError(t, err)
-	closed := false
-	t.Cleanup(func() {
-		if !closed {
-			r.Close()
-		}
-	})
+	r := gobgptest.StartReflector(t, c)
 	s := opened(t, c)
 	up := func() {
 		gobgptest.Eventually(t, "the session is up", func() bool { return sessionOf(t, s).State == "established" })
 		assert.Nil(t, sessionOf(t, s).Failure)
 	}
 	up()
-	require.NoError(t, r.Close())
-	closed = true
+	r.Stop()
 	down(s, fabric.Refused, "nothing listens for BGP at 127.0.0.1 (connection refused); start the reflector there")
 	play(t, c, script{asn: c.ASN, families: families})
 	up()

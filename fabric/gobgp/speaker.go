@@ -38,27 +38,25 @@ func WithLogger(l *slog.Logger) Option { return func(s *Speaker) { s.log = l } }
 
 // Speaker announces a node's routes to all reflectors of its cluster.
 //
-// Routes that are put before [Speaker.Open] are the first that the reflectors
+// Routes that are put before [Speaker.Run] are the first that the reflectors
 // hear, and End-of-RIB (RFC 4724) follows them: reflectors that kept the
 // routes of a restarted node drop none of these.
 type Speaker struct {
 	cluster fabric.Cluster
 	node    fabric.Node
 	log     *slog.Logger
-	bgp     *server.BgpServer
 	changed signal.Signal
-	unwatch context.CancelFunc
-	serving sync.WaitGroup
-	learner Learner // nil: nothing is learned
+	serving sync.WaitGroup // what Run waits for
+	learner Learner        // nil: nothing is learned
 	in      *ribIn
 	notes   *notifications.Tracker
-	untap   context.CancelFunc
 
 	mu     sync.Mutex
+	bgp    *server.BgpServer // nil before Run
 	routes map[netip.Prefix]fabric.Route
 	up     map[string]bool      // which sessions are established, by peer address
 	since  map[string]time.Time // when that last changed
-	closed bool
+	closed bool                 // Run ends
 	// resuming holds the peers that were not up yet since routes were taken up
 	// again; until settled, GoBGP holds updates back, and forgets withdrawals.
 	resuming map[string]bool
@@ -67,40 +65,129 @@ type Speaker struct {
 	removals resend.Removals
 }
 
-// New starts a speaker without sessions. It listens nowhere.
+// New makes a speaker, which takes routes and has no sessions before Run. It is an
+// error that the node has no address of a reflector's family.
 func New(cfg Config, opts ...Option) (*Speaker, error) {
 	s := &Speaker{
 		cluster: cfg.Cluster, node: cfg.Node, log: slog.New(slog.DiscardHandler),
-		changed: signal.New(), notes: notifications.New(), untap: func() {},
+		changed: signal.New(), notes: notifications.New(),
 		routes: map[netip.Prefix]fabric.Route{}, up: map[string]bool{}, since: map[string]time.Time{}, resuming: map[string]bool{}, opening: map[string]time.Time{},
+	}
+	for _, rr := range s.cluster.Reflectors {
+		if !s.node.Source(rr.Address).IsValid() {
+			return nil, fmt.Errorf("reflector %s: %s: node %s has no address of that family", rr.Name, rr.Address, s.node.Name)
+		}
+		s.note(rr.Address.String(), false)
 	}
 	for _, o := range opts {
 		o(s)
 	}
 	s.in = newRIBIn(s.learner, s.cluster, s.node, s.log)
-	var err error
-	if s.bgp, err = peering.Serve(s.notes.Through(s.log), &s.serving, &api.Global{
-		Asn: cfg.Cluster.ASN, RouterId: fabric.RouterID(cfg.Node.Address, cfg.Node.Address6).String(), ListenPort: -1,
-	}); err != nil {
-		return nil, fmt.Errorf("bgp: %w", err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	s.unwatch = cancel
-	if err = errors.Join(ownOnly(ctx, s.bgp), s.watch(ctx)); err != nil {
-		return nil, errors.Join(fmt.Errorf("bgp: %w", err), s.Close())
-	}
 	return s, nil
 }
 
+// Run opens the sessions to all reflectors, which come up as these answer, and
+// announces until ctx ends. Call it once, after the first routes were put. It
+// listens nowhere.
+//
+// It ends the sessions without a Cease notification, which would make the
+// reflectors drop the routes at once: they keep them for the graceful restart
+// time, in which a successor takes over. To withdraw routes, remove them first.
+func (s *Speaker) Run(ctx context.Context) error {
+	b, err := peering.Serve(ctx, s.notes.Through(s.log), &s.serving, &api.Global{
+		Asn: s.cluster.ASN, RouterId: fabric.RouterID(s.node.Address, s.node.Address6).String(), ListenPort: -1,
+	})
+	if err != nil {
+		if err = peering.Fault(ctx, err); err != nil {
+			err = fmt.Errorf("bgp: %w", err)
+		}
+		return err
+	}
+	working, end := context.WithCancel(ctx)
+	if err = s.open(working, b); err == nil {
+		<-ctx.Done()
+	}
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	end()
+	s.in.end()
+	err = errors.Join(peering.Fault(ctx, err), peering.Leave(ctx, b))
+	s.serving.Wait()
+	if err != nil {
+		return fmt.Errorf("bgp: %w", err)
+	}
+	return nil
+}
+
+// open gives GoBGP what was put, and then its peers.
+func (s *Speaker) open(ctx context.Context, b *server.BgpServer) error {
+	if err := ownOnly(ctx, b); err != nil {
+		return err
+	}
+	resumed, err := s.begin(b)
+	if err != nil {
+		return err
+	}
+	if err := s.watch(ctx, b); err != nil {
+		return err
+	}
+	for _, rr := range s.cluster.Reflectors {
+		source := s.node.Source(rr.Address)
+		s.serving.Go(func() {
+			tap(ctx, s.log, source, rr.Address, cmp.Or(rr.Port, bgpPort), func(n *fabric.Notification) { s.notes.Hear(rr.Address, n) })
+		})
+		s.mu.Lock()
+		s.resuming[rr.Address.String()] = resumed
+		s.mu.Unlock()
+		if err := b.AddPeer(ctx, &api.AddPeerRequest{Peer: s.peer(rr, source, resumed)}); err != nil {
+			return fmt.Errorf("reflector %s: %w", rr.Name, err)
+		}
+	}
+	if s.learner != nil {
+		s.serving.Go(func() { s.in.settleAfter(ctx, s.cluster.Timers.Restart) })
+	}
+	return nil
+}
+
+// begin has changes go to GoBGP from now on, and reports whether there were routes
+// before: these are taken up again.
+func (s *Speaker) begin(b *server.BgpServer) (resumed bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var paths []*apiutil.Path
+	for _, r := range s.routes {
+		p, err := s.path(r)
+		if err != nil {
+			return false, fmt.Errorf("route %s: %w", r.Prefix, err)
+		}
+		paths = append(paths, p)
+	}
+	if len(paths) > 0 {
+		if _, err := b.AddPath(apiutil.AddPathRequest{Paths: paths}); err != nil {
+			return false, err
+		}
+	}
+	s.bgp = b
+	return len(paths) > 0, nil
+}
+
+// server gives what Run started; nil before.
+func (s *Speaker) server() *server.BgpServer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.bgp
+}
+
 // watch follows the sessions and, in one order with them, what comes in.
-func (s *Speaker) watch(ctx context.Context) error {
+func (s *Speaker) watch(ctx context.Context, b *server.BgpServer) error {
 	s.serving.Go(func() { s.in.emitCompetitors(ctx) })
-	s.serving.Go(func() { s.lookUpCompetitors(ctx) })
+	s.serving.Go(func() { s.lookUpCompetitors(ctx, b) })
 	callbacks := server.WatchEventMessageCallbacks{OnPeerUpdate: func(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
 		s.peerChanged(ctx, e, at)
 	}}
 	options := append([]server.WatchOption{server.WatchPeer()}, s.in.watch(&callbacks)...)
-	return s.bgp.WatchEvent(ctx, callbacks, options...)
+	return b.WatchEvent(ctx, callbacks, options...)
 }
 
 // ownOnly keeps what reflectors send out of the table from which GoBGP
@@ -130,34 +217,6 @@ func ownOnly(ctx context.Context, b *server.BgpServer) error {
 		Name: peering.GlobalTable, Direction: api.PolicyDirection_POLICY_DIRECTION_EXPORT, Policies: []*api.Policy{out},
 		DefaultAction: peering.Accept,
 	}})
-}
-
-// Open opens the sessions to all reflectors and returns at once; they come up
-// as the reflectors answer. Call it once, after the first routes were put.
-func (s *Speaker) Open(ctx context.Context) error {
-	taps, untap := context.WithCancel(context.WithoutCancel(ctx)) // until Close
-	s.mu.Lock()
-	resumed := len(s.routes) > 0
-	s.untap = untap
-	s.mu.Unlock()
-	for _, rr := range s.cluster.Reflectors {
-		source := s.node.Source(rr.Address)
-		if !source.IsValid() {
-			return fmt.Errorf("reflector %s: %s: node %s has no address of that family", rr.Name, rr.Address, s.node.Name)
-		}
-		s.note(rr.Address.String(), false)
-		s.serving.Go(func() {
-			tap(taps, s.log, source, rr.Address, cmp.Or(rr.Port, bgpPort), func(n *fabric.Notification) { s.notes.Hear(rr.Address, n) })
-		})
-		s.mu.Lock()
-		s.resuming[rr.Address.String()] = resumed
-		s.mu.Unlock()
-		if err := s.bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: s.peer(rr, source, resumed)}); err != nil {
-			return fmt.Errorf("reflector %s: %w", rr.Name, err)
-		}
-	}
-	s.in.begin(s.cluster.Timers.Restart)
-	return nil
 }
 
 // resumeWait bounds, in seconds, how long a speaker that takes up earlier
@@ -195,26 +254,6 @@ func (s *Speaker) peer(rr fabric.RR, source netip.Addr, resumed bool) *api.Peer 
 	return p
 }
 
-// Close ends the sessions without a Cease notification, which would make the
-// reflectors drop the routes at once: they keep them for the graceful restart
-// time, in which a successor takes over. To withdraw routes, remove them first.
-func (s *Speaker) Close() error {
-	s.mu.Lock()
-	closed := s.closed
-	s.closed = true
-	untap := s.untap
-	s.mu.Unlock()
-	if closed {
-		return nil
-	}
-	s.unwatch()
-	untap()
-	s.in.end()
-	err := s.bgp.StopBgp(context.Background(), &api.StopBgpRequest{AllowGracefulRestart: true})
-	s.serving.Wait()
-	return err
-}
-
 // Changed implements [fabric.Speaker].
 func (s *Speaker) Changed() <-chan struct{} { return s.changed }
 
@@ -235,35 +274,46 @@ func (s *Speaker) peerChanged(ctx context.Context, e *apiutil.WatchEventMessage_
 	if up {
 		s.in.opened(e.Peer.State.NeighborAddress)
 		s.mu.Lock()
-		if !s.closed { // Close waits for those that are begun
+		if !s.closed { // Run waits for those that are begun
 			s.serving.Go(func() { s.resend(ctx, peer) })
 		}
 		s.mu.Unlock()
 	} else if peering.Broke(e) {
-		s.restBFD(e.Peer.State.NeighborAddress)
+		s.restBFD(ctx, e.Peer.State.NeighborAddress)
 	}
 	s.changed.Send()
 }
 
 // restBFD ends the BFD session with a reflector for a moment, see [peering.Broke].
-func (s *Speaker) restBFD(peer netip.Addr) {
+func (s *Speaker) restBFD(ctx context.Context, peer netip.Addr) {
 	i := slices.IndexFunc(s.cluster.Reflectors, func(rr fabric.RR) bool { return rr.Address == peer && rr.BFD })
 	if i < 0 {
 		return
 	}
 	rr := s.cluster.Reflectors[i]
-	set := func(on bool) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.closed || s.up[peer.String()] {
-			return
-		}
-		if err := peering.SetBFD(s.bgp, s.peer(rr, s.node.Source(peer), false), on); err != nil {
-			s.log.Warn("BFD not changed", "peer", rr.Name, "on", on, "err", err)
-		}
+	s.setBFD(ctx, rr, false)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
 	}
-	set(false)
-	time.AfterFunc(peering.BFDRest, func() { set(true) })
+	s.serving.Go(func() {
+		if backoff.Sleep(ctx, peering.BFDRest) {
+			s.setBFD(ctx, rr, true)
+		}
+	})
+}
+
+// setBFD does nothing while there is a session.
+func (s *Speaker) setBFD(ctx context.Context, rr fabric.RR, on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.up[rr.Address.String()] {
+		return
+	}
+	if err := peering.SetBFD(ctx, s.bgp, s.peer(rr, s.node.Source(rr.Address), false), on); err != nil && ctx.Err() == nil {
+		s.log.Warn("BFD not changed", "peer", rr.Name, "on", on, "err", err)
+	}
 }
 
 // resend sends everything, and End-of-RIB, to a peer whose session is up, and
@@ -274,7 +324,7 @@ func (s *Speaker) restBFD(peer netip.Addr) {
 // the reflector, which must drop them at once if that session ends too (RFC
 // 4724, 4.2, consecutive restarts).
 func (s *Speaker) resend(ctx context.Context, peer string) {
-	p := resend.Established(ctx, s.bgp, peer)
+	p := resend.Established(ctx, s.server(), peer)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if p == nil || s.closed || !s.up[peer] {
@@ -287,7 +337,7 @@ func (s *Speaker) resend(ctx context.Context, peer string) {
 	case held: // it is sent everything when GoBGP lets go
 		return
 	}
-	if err := resend.Table(s.bgp, peer); err != nil {
+	if err := resend.Table(ctx, s.bgp, peer); err != nil {
 		s.log.Warn("routes not sent at once", "peer", peer, "err", err)
 	}
 	again := slices.DeleteFunc(s.removals.Since(s.opening[peer]), func(p netip.Prefix) bool {
@@ -345,8 +395,10 @@ func (s *Speaker) Put(_ context.Context, routes ...fabric.Route) error {
 	if len(paths) == 0 {
 		return nil
 	}
-	if _, err := s.bgp.AddPath(apiutil.AddPathRequest{Paths: paths}); err != nil {
-		return fmt.Errorf("bgp: %w", err)
+	if s.bgp != nil {
+		if _, err := s.bgp.AddPath(apiutil.AddPathRequest{Paths: paths}); err != nil {
+			return fmt.Errorf("bgp: %w", err)
+		}
 	}
 	for _, r := range routes {
 		s.routes[r.Prefix] = r
@@ -384,8 +436,10 @@ func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
 	if len(paths) == 0 {
 		return nil
 	}
-	if err := s.bgp.DeletePath(apiutil.DeletePathRequest{Paths: paths}); err != nil {
-		return fmt.Errorf("bgp: %w", err)
+	if s.bgp != nil {
+		if err := s.bgp.DeletePath(apiutil.DeletePathRequest{Paths: paths}); err != nil {
+			return fmt.Errorf("bgp: %w", err)
+		}
 	}
 	s.in.withdrawn(prefixes...)
 	for _, prefix := range prefixes {
@@ -453,36 +507,33 @@ func (s *Speaker) path(r fabric.Route) (*apiutil.Path, error) {
 }
 
 // Sessions implements [fabric.Speaker], in the order of the cluster's
-// reflectors. Before Open there are none.
+// reflectors. Before Run all are idle.
 func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
-	found := map[string]fabric.Session{}
-	err := s.bgp.ListPeer(ctx, &api.ListPeerRequest{EnableAdvertised: true}, func(p *api.Peer) {
-		address := p.GetConf().GetNeighborAddress()
-		if a, err := netip.ParseAddr(address); err == nil {
-			s.notes.Counted(a, p.GetState().GetMessages().GetReceived().GetNotification(), time.Now())
+	peers := map[string]*api.Peer{}
+	if b := s.server(); b != nil {
+		err := b.ListPeer(ctx, &api.ListPeerRequest{EnableAdvertised: true}, func(p *api.Peer) {
+			peers[p.GetConf().GetNeighborAddress()] = p
+		})
+		if err != nil {
+			return nil, fmt.Errorf("bgp: %w", err)
 		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var sessions []fabric.Session
+	for _, rr := range s.cluster.Reflectors {
+		p := peers[rr.Address.String()]
+		s.notes.Counted(rr.Address, p.GetState().GetMessages().GetReceived().GetNotification(), time.Now())
 		session := fabric.Session{
-			Address: address, State: peering.State(p), Families: peering.Negotiated(p),
+			Peer: rr.Name, Address: rr.Address.String(), State: peering.State(p), Families: peering.Negotiated(p),
+			Since: s.since[rr.Address.String()], Notification: s.notes.Of(rr.Address), Failure: s.notes.Failure(rr.Address),
 		}
 		for _, f := range p.GetAfiSafis() {
 			if !session.Lacks(peering.FamilyOf(f)) { // GoBGP counts what it would send, too
 				session.Advertised += f.GetState().GetAdvertised()
 			}
 		}
-		found[address] = session
-	})
-	if err != nil {
-		return nil, fmt.Errorf("bgp: %w", err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var sessions []fabric.Session
-	for _, rr := range s.cluster.Reflectors {
-		if session, ok := found[rr.Address.String()]; ok {
-			session.Peer, session.Since = rr.Name, s.since[rr.Address.String()]
-			session.Notification, session.Failure = s.notes.Of(rr.Address), s.notes.Failure(rr.Address)
-			sessions = append(sessions, session)
-		}
+		sessions = append(sessions, session)
 	}
 	return sessions, nil
 }

@@ -156,8 +156,7 @@ func (r *rogue) preferred(prefix netip.Prefix, pref uint32) *apiutil.Path {
 func TestChangeWhileSessionOpens(t *testing.T) {
 	gobgptest.Patient(t)
 	c := eastWest(gobgptest.Port + 60)
-	r := gobgptest.NewReflector(t, c)
-	defer func() { require.NoError(t, r.Close()) }()
+	gobgptest.StartReflector(t, c)
 	node := startRogue(t, c, "127.0.0.2")
 	announce := func(pref uint32) error {
 		_, err := node.bgp.AddPath(apiutil.AddPathRequest{Paths: []*apiutil.Path{node.preferred(gobgptest.V4, pref)}})
@@ -181,8 +180,7 @@ func TestChangeWhileSessionOpens(t *testing.T) {
 func TestWithdrawalWhileSessionOpens(t *testing.T) {
 	gobgptest.Patient(t)
 	c := eastWest(gobgptest.Port + 67)
-	r := gobgptest.NewReflector(t, c)
-	defer func() { require.NoError(t, r.Close()) }()
+	gobgptest.StartReflector(t, c)
 	node := startRogue(t, c, "127.0.0.2")
 	paths := []*apiutil.Path{node.preferred(gobgptest.V4, 100), node.preferred(gobgptest.V6, 100)}
 	first := hear(t, c, netip.MustParseAddr("127.0.0.9"), func() {}, bgp.RF_IPv4_UC, bgp.RF_IPv6_UC)
@@ -221,8 +219,7 @@ func withdrawal(p *apiutil.Path) *apiutil.Path {
 func TestReflectorTellsOfItsSessions(t *testing.T) {
 	gobgptest.Patient(t)
 	c := gobgptest.ClusterAt(gobgptest.Port + 65)
-	r := closeLast(t)
-	r.Reflector = gobgptest.NewReflector(t, c)
+	r := gobgptest.StartReflector(t, c)
 	says := func(want string) {
 		t.Helper()
 		gobgptest.Eventually(t, want, func() bool {

@@ -76,18 +76,22 @@ func (r *Reflector) Peers(ctx context.Context) ([]Peer, error) { return r.peers(
 
 // peers is Peers, and leaves out on request what is advertised.
 func (r *Reflector) peers(ctx context.Context, advertised bool) ([]Peer, error) {
+	b, err := r.server()
+	if err != nil {
+		return nil, err
+	}
 	found := map[netip.Addr]*api.Peer{}
 	list := func(p *api.Peer) {
 		if a, err := netip.ParseAddr(p.GetState().GetNeighborAddress()); err == nil {
 			found[a] = p
 		}
 	}
-	if err := r.bgp.ListPeer(ctx, &api.ListPeerRequest{}, list); err != nil {
+	if err := b.ListPeer(ctx, &api.ListPeerRequest{}, list); err != nil {
 		return nil, fmt.Errorf("bgp: %w", err)
 	}
 	for _, n := range r.named {
 		if advertised && (n.role == RoleCore || r.cluster.EastWest) {
-			if err := r.bgp.ListPeer(ctx, &api.ListPeerRequest{Address: n.address.String(), EnableAdvertised: true}, list); err != nil {
+			if err := b.ListPeer(ctx, &api.ListPeerRequest{Address: n.address.String(), EnableAdvertised: true}, list); err != nil {
 				return nil, fmt.Errorf("bgp: %w", err)
 			}
 		}
@@ -103,14 +107,14 @@ func (r *Reflector) peers(ctx context.Context, advertised bool) ([]Peer, error) 
 			peers = append(peers, r.describe(r.neighbour(a), found[a]))
 		}
 	}
-	r.forget(found)
+	r.forget(ctx, found)
 	return peers, nil
 }
 
 // describe puts together what is known of a peer; p may be nil while it is
 // being replaced.
 func (r *Reflector) describe(n neighbour, p *api.Peer) Peer {
-	out := Peer{Named: r.isNamed(n.address), Held: r.held[n.address] != nil, Session: fabric.Session{
+	out := Peer{Named: r.isNamed(n.address), Held: r.held[n.address], Session: fabric.Session{
 		Peer: n.name, Address: n.address.String(), Role: n.role, Since: r.since[n.address],
 		State: peering.State(p), Families: peering.Negotiated(p), Notification: r.notes.Of(n.address), Failure: r.notes.Failure(n.address),
 	}}
@@ -162,27 +166,31 @@ func (r *Reflector) accepted(n neighbour, p *api.Peer, received [2]uint64) count
 }
 
 // forget drops what is known of nodes that are gone and that nobody names.
-func (r *Reflector) forget(found map[netip.Addr]*api.Peer) {
-	r.notes.Keep(func(a netip.Addr) bool { return found[a] != nil || r.isNamed(a) || r.held[a] != nil })
+func (r *Reflector) forget(ctx context.Context, found map[netip.Addr]*api.Peer) {
+	r.notes.Keep(func(a netip.Addr) bool { return found[a] != nil || r.isNamed(a) || r.held[a] })
 	for a := range r.since {
-		if found[a] == nil && !r.isNamed(a) && !r.up[a] && r.held[a] == nil {
+		if found[a] == nil && !r.isNamed(a) && !r.up[a] && !r.held[a] {
 			delete(r.since, a)
 			delete(r.up, a)
 			delete(r.been, a)
 			delete(r.sent, a)
 			delete(r.counted, a)
-			r.dismiss(a)
+			r.dismiss(ctx, a)
 		}
 	}
 }
 
 // Routes counts the prefixes that the reflector has taken of a family.
 func (r *Reflector) Routes(ctx context.Context, v6 bool) (uint64, error) {
+	b, err := r.server()
+	if err != nil {
+		return 0, err
+	}
 	family := &api.Family{Afi: api.Family_AFI_IP, Safi: api.Family_SAFI_UNICAST}
 	if v6 {
 		family.Afi = api.Family_AFI_IP6
 	}
-	t, err := r.bgp.GetTable(ctx, &api.GetTableRequest{TableType: api.TableType_TABLE_TYPE_GLOBAL, Family: family})
+	t, err := b.GetTable(ctx, &api.GetTableRequest{TableType: api.TableType_TABLE_TYPE_GLOBAL, Family: family})
 	if err != nil {
 		return 0, fmt.Errorf("bgp: %w", err)
 	}

@@ -99,49 +99,135 @@ type Reflector struct {
 	rr      fabric.RR
 	id      string // BGP identifier and cluster id
 	log     *slog.Logger
-	bgp     *server.BgpServer
+	policy  *policy
 	began   time.Time
 
 	deferral, pause time.Duration
 
-	named   []neighbour // in the order of the cluster, core gateways first
-	serving sync.WaitGroup
-	unwatch context.CancelFunc
-	ended   chan struct{}
+	named   []neighbour       // in the order of the cluster, core gateways first
+	bgp     *server.BgpServer // once it is ready
+	ready   chan struct{}     // closed by Run
+	serving sync.WaitGroup    // what Run waits for
 	notes   *notifications.Tracker
 
 	mu       sync.Mutex // held over what changes neighbours
-	closed   bool
+	closed   bool       // Run ends
 	up       map[netip.Addr]bool
 	since    map[netip.Addr]time.Time
-	sent     map[netip.Addr]uint64      // notifications sent by the end of the last session
-	been     map[netip.Addr]bool        // had a session since the start
-	held     map[netip.Addr]*time.Timer // refused for too many prefixes
+	sent     map[netip.Addr]uint64 // notifications sent by the end of the last session
+	been     map[netip.Addr]bool   // had a session since the start
+	held     map[netip.Addr]bool   // refused for too many prefixes
 	counted  map[netip.Addr]count
 	admitted map[netip.Addr]bool // has statements in the policy, which names no node that the cluster does not
 	opening  map[netip.Addr]opening
 	removals resend.Removals // as long as a session is being established
 }
 
-// New starts a reflector, which listens at the address and port of
-// cfg.RR and runs until Close.
+// New makes a reflector, which does nothing before Run. An error says what about the
+// cluster is not as a reflector needs it.
 func New(cfg Config, opts ...Option) (*Reflector, error) {
 	r := &Reflector{
 		cluster: cfg.Cluster, rr: cfg.RR, id: fabric.RouterID(cfg.RR.Address, cfg.RR.Address).String(), log: slog.New(slog.DiscardHandler),
-		began: time.Now(), deferral: DefaultDeferral, pause: DefaultPause, unwatch: func() {}, ended: make(chan struct{}), notes: notifications.New(),
+		began: time.Now(), deferral: DefaultDeferral, pause: DefaultPause, ready: make(chan struct{}), notes: notifications.New(),
 		up: map[netip.Addr]bool{}, since: map[netip.Addr]time.Time{}, sent: map[netip.Addr]uint64{}, been: map[netip.Addr]bool{},
-		held: map[netip.Addr]*time.Timer{}, counted: map[netip.Addr]count{},
+		held: map[netip.Addr]bool{}, counted: map[netip.Addr]count{},
 		admitted: map[netip.Addr]bool{}, opening: map[netip.Addr]opening{},
 	}
 	for _, o := range opts {
 		o(r)
 	}
 	r.named = neighbours(&r.cluster, r.rr)
-	if err := r.start(); err != nil {
+	if r.rr.ASN != r.cluster.ASN {
+		return nil, fmt.Errorf("reflector %s: it has AS number %d and cluster %s has %d; a reflector reflects within one AS, leave its asn out", r.rr.Name, r.rr.ASN, r.cluster.Name, r.cluster.ASN)
+	}
+	var err error
+	if r.policy, err = newPolicy(&r.cluster, r.rr); err != nil {
 		return nil, fmt.Errorf("reflector %s: %w", r.rr.Name, err)
 	}
 	return r, nil
 }
+
+// Ready is closed when Run listens. Until then nothing is known of peers.
+func (r *Reflector) Ready() <-chan struct{} { return r.ready }
+
+// errNotReady is what is told of a reflector before it is ready.
+var errNotReady = errors.New("the reflector does not run yet")
+
+// server gives what Run started, or why there is nothing yet.
+func (r *Reflector) server() (*server.BgpServer, error) {
+	select {
+	case <-r.ready:
+		return r.bgp, nil
+	default:
+		return nil, errNotReady
+	}
+}
+
+// Run listens at the address and port of the reflector, and reflects until ctx
+// ends. Call it once. An error says why it cannot.
+//
+// It ends the sessions without a Cease notification, which would make the core
+// gateways drop the routes at once: they keep them for the graceful restart time,
+// in which a successor may take over.
+func (r *Reflector) Run(ctx context.Context) error {
+	if err := r.run(ctx); err != nil {
+		return fmt.Errorf("reflector %s: %w", r.rr.Name, err)
+	}
+	return nil
+}
+
+func (r *Reflector) run(ctx context.Context) error {
+	port := cmp.Or(r.rr.Port, 179)
+	b, err := peering.Serve(ctx, r.notes.Through(slog.New(quiet{r.log.Handler()})), &r.serving, &api.Global{
+		Asn: r.cluster.ASN, RouterId: r.id, ListenPort: int32(port), ListenAddresses: []string{r.rr.Address.String()},
+	})
+	if err != nil {
+		if err = peering.Fault(ctx, err); err != nil {
+			at := net.JoinHostPort(r.rr.Address.String(), strconv.Itoa(int(port)))
+			err = fmt.Errorf("listen on %s: %w", at, listenProblem(err))
+		}
+		return err
+	}
+	r.bgp = b
+	working, end := context.WithCancel(ctx)
+	if err = r.open(working); err == nil {
+		close(r.ready)
+		<-ctx.Done()
+	}
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	end()
+	err = errors.Join(peering.Fault(ctx, err), peering.Leave(ctx, b))
+	r.serving.Wait()
+	return err
+}
+
+// open admits the peers. The policy comes before the first neighbour: who connects
+// until then is nobody's, and is hung up on.
+func (r *Reflector) open(ctx context.Context) error {
+	if err := r.policy.install(ctx, r.bgp); err != nil {
+		return err
+	}
+	err := r.bgp.WatchEvent(ctx, server.WatchEventMessageCallbacks{
+		OnPeerUpdate: func(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) { r.peerChanged(ctx, e, at) },
+		OnBestPath:   r.bestChanged,
+	}, server.WatchPeer(), server.WatchBestPath(false))
+	if err != nil {
+		return err
+	}
+	if err := r.addNeighbours(ctx); err != nil {
+		return err
+	}
+	if r.resumes() {
+		r.serving.Go(func() { r.resume(ctx) })
+	}
+	r.serving.Go(func() { r.lookAfter(ctx) })
+	return nil
+}
+
+// resumes reports whether it waits for the nodes before it tells the core gateways.
+func (r *Reflector) resumes() bool { return r.deferral >= time.Second }
 
 // neighbours lists who of the cluster has a session with a reflector: who has an
 // address of its family. Small clusters have it on a node or a core gateway.
@@ -163,43 +249,6 @@ func neighbours(c *fabric.Cluster, rr fabric.RR) []neighbour {
 	return all
 }
 
-func (r *Reflector) start() error {
-	if r.rr.ASN != r.cluster.ASN {
-		return fmt.Errorf("it has AS number %d and cluster %s has %d; a reflector reflects within one AS, leave its asn out", r.rr.ASN, r.cluster.Name, r.cluster.ASN)
-	}
-	pol, err := newPolicy(&r.cluster, r.rr)
-	if err != nil {
-		return err
-	}
-	port := cmp.Or(r.rr.Port, 179)
-	r.bgp, err = peering.Serve(r.notes.Through(slog.New(quiet{r.log.Handler()})), &r.serving, &api.Global{
-		Asn: r.cluster.ASN, RouterId: r.id, ListenPort: int32(port), ListenAddresses: []string{r.rr.Address.String()},
-	})
-	if err != nil {
-		at := net.JoinHostPort(r.rr.Address.String(), strconv.Itoa(int(port)))
-		return fmt.Errorf("listen on %s: %w", at, listenProblem(err))
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	r.unwatch = cancel
-	// The policy comes before the first neighbour: who connects until then is
-	// nobody's, and is hung up on.
-	err = pol.install(ctx, r.bgp)
-	if err == nil {
-		err = r.bgp.WatchEvent(ctx, server.WatchEventMessageCallbacks{
-			OnPeerUpdate: func(e *apiutil.WatchEventMessage_PeerEvent, at time.Time) { r.peerChanged(ctx, e, at) },
-			OnBestPath:   r.bestChanged,
-		}, server.WatchPeer(), server.WatchBestPath(false))
-	}
-	if err == nil {
-		err = r.addNeighbours(ctx)
-	}
-	if err != nil {
-		return errors.Join(err, r.Close())
-	}
-	r.serving.Go(r.lookAfter)
-	return nil
-}
-
 // listenProblem puts into words for people why an address cannot be had.
 func listenProblem(err error) error {
 	switch {
@@ -218,7 +267,7 @@ func listenProblem(err error) error {
 func (r *Reflector) addNeighbours(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	resumes := r.deferral >= time.Second
+	resumes := r.resumes()
 	for _, n := range r.named {
 		r.since[n.address] = time.Now()
 		p := r.peer(n, n.bfd, resumes)
@@ -248,9 +297,6 @@ func (r *Reflector) addNeighbours(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("nodes by address: %s: %w", p, err)
 		}
-	}
-	if resumes {
-		r.serving.Go(r.resume)
 	}
 	return nil
 }
@@ -301,27 +347,6 @@ func (r *Reflector) peer(n neighbour, bfd, resumes bool) *api.Peer {
 		p.Bfd = peering.BFD()
 	}
 	return p
-}
-
-// Close ends the sessions without a Cease notification, which would make the
-// core gateways drop the routes at once: they keep them for the graceful restart
-// time, in which a successor may take over.
-func (r *Reflector) Close() error {
-	r.mu.Lock()
-	closed := r.closed
-	r.closed = true
-	for _, t := range r.held {
-		t.Stop()
-	}
-	r.mu.Unlock()
-	if closed {
-		return nil
-	}
-	r.unwatch()
-	close(r.ended)
-	err := r.bgp.StopBgp(context.Background(), &api.StopBgpRequest{AllowGracefulRestart: true})
-	r.serving.Wait()
-	return err
 }
 
 // quiet passes GoBGP's own log on from warnings up, and all of it where the

@@ -135,21 +135,6 @@ func peerOf(t *testing.T, r interface {
 	return peers[i]
 }
 
-// closing is a reflector that is closed at the end of its test.
-type closing struct{ *reflector.Reflector }
-
-// closeLast has a reflector that is started after its peers end after them: one
-// that they miss they would wait for.
-func closeLast(t *testing.T) *closing {
-	r := &closing{}
-	t.Cleanup(func() {
-		if r.Reflector != nil {
-			require.NoError(t, r.Close())
-		}
-	})
-	return r
-}
-
 const both = "64512:100 64512:1:100" // the cluster's communities
 
 // announcements are what a node may and may not announce.
@@ -217,7 +202,7 @@ func TestPolicy(t *testing.T) {
 			c.Pools = append(c.Pools, fabric.Pool{Name: "odd4", Prefix: netip.MustParsePrefix("0.0.0.0/1")}, fabric.Pool{Name: "odd6", Prefix: netip.MustParsePrefix("::/64")},
 				fabric.Pool{Name: "all4", Prefix: netip.MustParsePrefix("224.0.0.0/3")}, fabric.Pool{Name: "all6", Prefix: netip.MustParsePrefix("f000::/4")})
 			c.Underlay = gobgptest.Prefixes("127.0.0.0/24")
-			r := closeLast(t)
+			r := gobgptest.NewReflector(t, c)
 			// It announces before there is a reflector: nothing passes while that starts.
 			node := startRogue(t, c, from.address)
 			var good []netip.Prefix
@@ -230,7 +215,7 @@ func TestPolicy(t *testing.T) {
 			}
 			slices.SortFunc(good, netip.Prefix.Compare)
 			heard, other := gobgptest.Listen(t, c, "127.0.0.3"), gobgptest.Listen(t, c, "127.0.0.4")
-			r.Reflector = gobgptest.NewReflector(t, c)
+			r.Start()
 
 			gobgptest.Eventually(t, "everything arrives", func() bool { return peerOf(t, r, from.name).Received == uint64(len(announcements)) })
 			gobgptest.Eventually(t, "what may pass passes", func() bool { return len(heard.All()) >= len(good) })
@@ -266,14 +251,14 @@ func TestPolicyOfCoreGateways(t *testing.T) {
 	c := gobgptest.ClusterAt(gobgptest.Port + 12)
 	c.Nodes = append(c.Nodes, fabric.Node{Name: "onCore", Address: c.Core[0].Address})
 	c.Core = append(c.Core, fabric.Core{Name: "core2", Address: netip.MustParseAddr("127.0.0.4"), ASN: c.ASN})
-	r := closeLast(t)
+	r := gobgptest.NewReflector(t, c)
 	core := startRogue(t, c, "127.0.0.3")
 	for _, p := range gobgptest.Prefixes("203.0.113.10/32", "2001:db8:100::10/128", "0.0.0.0/0", "::/0") {
 		core.announce(p, strings.Fields(both)...)
 	}
 	heard := gobgptest.Listen(t, c, "127.0.0.4")
 	node := startRogue(t, c, "127.0.0.2")
-	r.Reflector = gobgptest.NewReflector(t, c)
+	r.Start()
 	gobgptest.Eventually(t, "everything arrives", func() bool { return peerOf(t, r, "core1").Received == 4 })
 	gobgptest.Eventually(t, "the other is there", func() bool { return peerOf(t, r, "core2").State == "established" })
 	node.announce(netip.MustParsePrefix("203.0.113.11/32"), strings.Fields(both)...)
@@ -386,13 +371,17 @@ func TestReflectorErrors(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			changed, rr := c, c.Reflectors[0]
 			tc.change(&changed, &rr)
-			_, err := reflector.New(reflector.Config{Cluster: changed, RR: rr})
+			another, err := reflector.New(reflector.Config{Cluster: changed, RR: rr})
+			if err == nil {
+				_, err = another.Peers(t.Context())
+				require.ErrorContains(t, err, "does not run yet")
+				err = another.Run(t.Context())
+			}
 			require.ErrorContains(t, err, tc.says)
 			assert.NotContains(t, err.Error(), "\n")
 		})
 	}
-	require.NoError(t, r.Close())
-	require.NoError(t, r.Close(), "once more")
+	r.Stop()
 	again := gobgptest.StartReflector(t, c)
 	status, err := again.Status(t.Context())
 	require.NoError(t, err)
@@ -420,31 +409,31 @@ func TestNodeRestarts(t *testing.T) {
 			if tc.name == c.Nodes[0].Name {
 				node = c.Nodes[0]
 			}
-			start := func() *gobgp.Speaker {
+			start := func() (stop func()) {
 				s, err := gobgp.New(gobgp.Config{Cluster: c, Node: node})
 				require.NoError(t, err)
 				require.NoError(t, s.Put(t.Context(), fabric.Route{Prefix: gobgptest.V4}, fabric.Route{Prefix: gobgptest.V6}))
-				require.NoError(t, s.Open(t.Context()))
-				return s
+				return gobgptest.Run(t, s)
 			}
-			s := start()
+			stop := start()
 			gobgptest.Eventually(t, "they pass", func() bool { return len(heard.All()) == 2 })
-			// Close ends without a Cease, as a killed process does.
-			require.NoError(t, s.Close())
+			// It ends without a Cease, as a killed process does.
+			stop()
 			gobgptest.Eventually(t, "the session is down", func() bool { return peerOf(t, r, tc.name).State != "established" })
 			assert.Len(t, heard.All(), 2, "kept")
-			s = start()
+			stop = start()
 			gobgptest.Eventually(t, "the session is back", func() bool { return peerOf(t, r, tc.name).State == "established" })
 			for range 50 {
 				require.Len(t, heard.All(), 2, "nothing flaps")
 				time.Sleep(20 * time.Millisecond)
 			}
-			require.NoError(t, s.Close())
+			stop()
+			gobgptest.Eventually(t, "the session is down", func() bool { return peerOf(t, r, tc.name).State != "established" })
 
 			c.Timers.Restart = 3 * time.Second
-			s = start()
+			stop = start()
 			gobgptest.Eventually(t, "the session is back", func() bool { return peerOf(t, r, tc.name).State == "established" })
-			require.NoError(t, s.Close())
+			stop()
 			gobgptest.Eventually(t, "gone for good", func() bool { return len(heard.All()) == 0 })
 		})
 	}

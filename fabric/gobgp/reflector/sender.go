@@ -56,11 +56,11 @@ func texts(ps []netip.Prefix) []string {
 
 // admit lets the routes of a node pass that the cluster does not name. Until
 // then the policy rejected what it sent; that is judged anew.
-func (r *Reflector) admit(n neighbour) {
+func (r *Reflector) admit(ctx context.Context, n neighbour) {
 	if r.isNamed(n.address) || r.admitted[n.address] {
 		return
 	}
-	ctx, s := context.Background(), newSender(fabric.Node{}, n.address, nil, nil)
+	s := newSender(fabric.Node{}, n.address, nil, nil)
 	err := r.bgp.AddDefinedSet(ctx, &api.AddDefinedSetRequest{DefinedSet: s.set})
 	if err == nil {
 		err = r.bgp.AddPolicy(ctx, &api.AddPolicyRequest{Policy: &api.Policy{Name: importName, Statements: s.in}})
@@ -75,11 +75,11 @@ func (r *Reflector) admit(n neighbour) {
 }
 
 // dismiss is the reverse of admit, for a node that has no routes any more.
-func (r *Reflector) dismiss(a netip.Addr) {
+func (r *Reflector) dismiss(ctx context.Context, a netip.Addr) {
 	if !r.admitted[a] {
 		return
 	}
-	ctx, s := context.Background(), newSender(fabric.Node{}, a, nil, nil)
+	s := newSender(fabric.Node{}, a, nil, nil)
 	err := r.bgp.DeletePolicy(ctx, &api.DeletePolicyRequest{Policy: &api.Policy{Name: importName, Statements: s.in}, PreserveStatements: true})
 	for _, st := range s.in {
 		err = errors.Join(err, r.bgp.DeleteStatement(ctx, &api.DeleteStatementRequest{Statement: &api.Statement{Name: st.Name}, All: true}))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/peering"
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/resend"
+	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
 // peerChanged follows the sessions, one event after the other.
@@ -34,9 +35,9 @@ func (r *Reflector) peerChanged(ctx context.Context, e *apiutil.WatchEventMessag
 	n := r.neighbour(a)
 	log := r.log.With("peer", n.name, "address", a, "role", n.role)
 	if up {
-		r.been[a], r.sent[a] = true, r.notificationsTo(a)
+		r.been[a], r.sent[a] = true, r.notificationsTo(ctx, a)
 		log.Info("session up")
-		r.admit(n)
+		r.admit(ctx, n)
 		if r.toldAll(n) {
 			r.serving.Go(func() { r.resend(ctx, n) })
 		}
@@ -46,13 +47,13 @@ func (r *Reflector) peerChanged(ctx context.Context, e *apiutil.WatchEventMessag
 	switch {
 	case e.Peer.State.AdminState == api.PeerState_ADMIN_STATE_PFX_CT:
 		log.Warn("more prefixes than max_prefixes; the node is refused for a while", "max_prefixes", r.cluster.MaxPrefixes, "for", r.pause)
-		r.hold(n)
-	case n.role == RoleNode && r.notificationsTo(a) > r.sent[a]:
+		r.hold(ctx, n)
+	case n.role == RoleNode && r.notificationsTo(ctx, a) > r.sent[a]:
 		// A node that we gave up has not merely restarted: GoBGP would keep its
 		// routes for the restart time after the hold time as well.
-		r.replace(n, r.peer(n, n.bfd, false))
+		r.replace(ctx, n, r.peer(n, n.bfd, false))
 	case n.bfd && peering.Broke(e):
-		r.restBFD(n)
+		r.restBFD(ctx, n)
 	}
 }
 
@@ -75,7 +76,7 @@ func (r *Reflector) resend(ctx context.Context, n neighbour) {
 	}
 	// One that takes its routes up again is sent everything later.
 	if !p.GetGracefulRestart().GetLocalRestarting() {
-		if err := resend.Table(r.bgp, n.address.String()); err != nil {
+		if err := resend.Table(ctx, r.bgp, n.address.String()); err != nil {
 			r.log.Warn("routes not sent again", "peer", n.name, "address", n.address, "err", err)
 		}
 	}
@@ -144,8 +145,8 @@ func (r *Reflector) isNamed(a netip.Addr) bool {
 }
 
 // notificationsTo counts the notifications sent to a peer.
-func (r *Reflector) notificationsTo(a netip.Addr) (sent uint64) {
-	err := r.bgp.ListPeer(context.Background(), &api.ListPeerRequest{Address: a.String()}, func(p *api.Peer) {
+func (r *Reflector) notificationsTo(ctx context.Context, a netip.Addr) (sent uint64) {
+	err := r.bgp.ListPeer(ctx, &api.ListPeerRequest{Address: a.String()}, func(p *api.Peer) {
 		sent = p.GetState().GetMessages().GetSent().GetNotification()
 	})
 	if err != nil {
@@ -155,49 +156,57 @@ func (r *Reflector) notificationsTo(a netip.Addr) (sent uint64) {
 }
 
 // restBFD ends the BFD session of a peer for a moment, see [peering.Broke].
-func (r *Reflector) restBFD(n neighbour) {
-	r.setBFD(n, false)
-	time.AfterFunc(peering.BFDRest, func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if !r.closed && !r.up[n.address] && r.held[n.address] == nil {
-			r.setBFD(n, true)
+func (r *Reflector) restBFD(ctx context.Context, n neighbour) {
+	r.setBFD(ctx, n, false)
+	r.later(ctx, peering.BFDRest, func() {
+		if !r.up[n.address] && !r.held[n.address] {
+			r.setBFD(ctx, n, true)
 		}
 	})
 }
 
-func (r *Reflector) setBFD(n neighbour, on bool) {
-	if err := peering.SetBFD(r.bgp, r.peer(n, on, false), on); err != nil {
+// later has f called after a time, with r.mu, unless ctx ends before.
+func (r *Reflector) later(ctx context.Context, after time.Duration, f func()) {
+	r.serving.Go(func() {
+		if !backoff.Sleep(ctx, after) {
+			return
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if !r.closed {
+			f()
+		}
+	})
+}
+
+func (r *Reflector) setBFD(ctx context.Context, n neighbour, on bool) {
+	if err := peering.SetBFD(ctx, r.bgp, r.peer(n, on, false), on); err != nil {
 		r.log.Warn("BFD not changed", "peer", n.name, "on", on, "err", err)
 	}
 }
 
 // hold drops what is left of a peer that exceeded the limit, which GoBGP would
 // take for a graceful restart, and refuses its connections for a time.
-func (r *Reflector) hold(n neighbour) {
+func (r *Reflector) hold(ctx context.Context, n neighbour) {
 	shut := r.shut(n)
-	r.replace(n, shut)
+	r.replace(ctx, n, shut)
 	if !r.isNamed(n.address) {
-		r.add(n, shut)
+		r.add(ctx, n, shut)
 	}
-	r.held[n.address] = time.AfterFunc(r.pause, func() { r.release(n) })
+	r.held[n.address] = true
+	r.later(ctx, r.pause, func() { r.release(ctx, n) })
 }
 
-func (r *Reflector) release(n neighbour) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return
-	}
+func (r *Reflector) release(ctx context.Context, n neighbour) {
 	delete(r.held, n.address)
-	r.replace(n, r.peer(n, n.bfd, false))
+	r.replace(ctx, n, r.peer(n, n.bfd, false))
 	r.log.Info("the node may connect again", "peer", n.name, "address", n.address)
 }
 
 // replace removes a peer with all its routes, and adds it anew if the cluster
 // names it; any other comes back by itself.
-func (r *Reflector) replace(n neighbour, p *api.Peer) {
-	err := r.bgp.DeletePeer(context.Background(), &api.DeletePeerRequest{Address: n.address.String()})
+func (r *Reflector) replace(ctx context.Context, n neighbour, p *api.Peer) {
+	err := r.bgp.DeletePeer(ctx, &api.DeletePeerRequest{Address: n.address.String()})
 	if err != nil {
 		// One that is not named may be gone already.
 		r.log.Debug("peer not removed", "peer", n.name, "err", err)
@@ -205,12 +214,12 @@ func (r *Reflector) replace(n neighbour, p *api.Peer) {
 	delete(r.sent, n.address)
 	delete(r.counted, n.address)
 	if r.isNamed(n.address) {
-		r.add(n, p)
+		r.add(ctx, n, p)
 	}
 }
 
-func (r *Reflector) add(n neighbour, p *api.Peer) {
-	if err := r.bgp.AddPeer(context.Background(), &api.AddPeerRequest{Peer: p}); err != nil {
+func (r *Reflector) add(ctx context.Context, n neighbour, p *api.Peer) {
+	if err := r.bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: p}); err != nil {
 		r.log.Error("peer not added; restart the reflector", "peer", n.name, "address", n.address, "err", err)
 	}
 }
@@ -222,15 +231,16 @@ func (r *Reflector) add(n neighbour, p *api.Peer) {
 //
 // GoBGP can hold updates to a peer back itself. But it answers a route refresh
 // (RFC 2918) meanwhile, and forgets a withdrawal of what it so told.
-func (r *Reflector) resume() {
-	bound := time.After(r.deferral)
+func (r *Reflector) resume(ctx context.Context) {
+	bound := time.NewTimer(r.deferral)
+	defer bound.Stop()
 	tick := time.NewTicker(resumeLook)
 	defer tick.Stop()
-	for late := false; !late && !r.nodesAreIn(); {
+	for late := false; !late && !r.nodesAreIn(ctx); {
 		select {
-		case <-r.ended:
+		case <-ctx.Done():
 			return
-		case <-bound:
+		case <-bound.C:
 			late = true
 		case <-tick.C:
 		}
@@ -243,10 +253,10 @@ func (r *Reflector) resume() {
 	for _, n := range r.named {
 		switch {
 		case n.role == RoleCore:
-			r.replace(n, r.peer(n, n.bfd, true))
-		case !r.been[n.address] && r.held[n.address] == nil:
+			r.replace(ctx, n, r.peer(n, n.bfd, true))
+		case !r.been[n.address] && !r.held[n.address]:
 			// Who comes later is not made to wait for those who do not come.
-			r.replace(n, r.peer(n, n.bfd, false))
+			r.replace(ctx, n, r.peer(n, n.bfd, false))
 		}
 	}
 }
@@ -256,9 +266,9 @@ const resumeLook = 50 * time.Millisecond
 
 // nodesAreIn reports whether all named nodes have told all of their routes:
 // End-of-RIB has come from each that sends it (RFC 4724).
-func (r *Reflector) nodesAreIn() bool {
+func (r *Reflector) nodesAreIn(ctx context.Context) bool {
 	in := map[string]bool{}
-	err := r.bgp.ListPeer(context.Background(), &api.ListPeerRequest{}, func(p *api.Peer) {
+	err := r.bgp.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
 		waits := slices.ContainsFunc(p.GetAfiSafis(), func(f *api.AfiSafi) bool {
 			st := f.GetMpGracefulRestart().GetState()
 			return st.GetEnabled() && st.GetReceived() && !st.GetEndOfRibReceived()
@@ -272,19 +282,19 @@ func (r *Reflector) nodesAreIn() bool {
 // lookInterval is how often prefixes that are refused are looked for.
 const lookInterval = 10 * time.Second
 
-// lookAfter logs, until Close, which peers announce what is refused: when that
+// lookAfter logs, until ctx ends, which peers announce what is refused: when that
 // begins and when its number changes, not route by route.
-func (r *Reflector) lookAfter() {
+func (r *Reflector) lookAfter(ctx context.Context) {
 	tick := time.NewTicker(lookInterval)
 	defer tick.Stop()
 	said := map[string]uint64{}
 	for {
 		select {
-		case <-r.ended:
+		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		peers, err := r.peers(context.Background(), false)
+		peers, err := r.peers(ctx, false)
 		if err != nil {
 			r.log.Debug("peers not read", "err", err)
 			continue

@@ -40,52 +40,62 @@ type Route struct {
 // Router is a small BGP router for labs and demonstrations: a core gateway that
 // tells what it learned. It has no policy, and listens nowhere.
 type Router struct {
-	bgp     *server.BgpServer
-	unwatch context.CancelFunc
-	serving sync.WaitGroup
+	cfg Config
+	log *slog.Logger
 }
 
-// New starts a router. It runs until Close.
-func New(cfg Config, log *slog.Logger) (*Router, error) {
-	r := &Router{unwatch: func() {}}
-	t := cmp.Or(cfg.Timers, fabric.DefaultTimers)
-	id := fabric.RouterID(cfg.Address, cfg.Address).String()
-	var err error
-	if r.bgp, err = peering.Serve(log, &r.serving, &api.Global{Asn: cfg.ASN, RouterId: id, ListenPort: -1}); err != nil {
-		return nil, fmt.Errorf("bgp: %w", err)
+// New makes a router, which does nothing before Run.
+func New(cfg Config, log *slog.Logger) *Router {
+	cfg.Timers = cmp.Or(cfg.Timers, fabric.DefaultTimers)
+	return &Router{cfg: cfg, log: log}
+}
+
+// Run has sessions with the reflectors until ctx ends.
+func (r *Router) Run(ctx context.Context) error {
+	if err := r.run(ctx); err != nil {
+		return fmt.Errorf("bgp: %w", err)
 	}
-	err = errors.Join(r.watch(cfg.Learned), r.connect(cfg, t))
+	return nil
+}
+
+func (r *Router) run(ctx context.Context) error {
+	var serving sync.WaitGroup
+	id := fabric.RouterID(r.cfg.Address, r.cfg.Address).String()
+	b, err := peering.Serve(ctx, r.log, &serving, &api.Global{Asn: r.cfg.ASN, RouterId: id, ListenPort: -1})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("bgp: %w", err), r.Close())
+		return peering.Fault(ctx, err)
 	}
-	return r, nil
+	if err = errors.Join(r.watch(ctx, b), r.connect(ctx, b)); err == nil {
+		<-ctx.Done()
+	}
+	err = errors.Join(peering.Fault(ctx, err), peering.Stop(ctx, b))
+	serving.Wait()
+	return err
 }
 
-func (r *Router) connect(cfg Config, t fabric.Timers) error {
+func (r *Router) connect(ctx context.Context, b *server.BgpServer) error {
 	var err error
-	for _, rr := range cfg.Reflectors {
-		err = errors.Join(err, r.bgp.AddPeer(context.Background(), &api.AddPeerRequest{Peer: &api.Peer{
-			Conf:            &api.PeerConf{NeighborAddress: rr.Address.String(), PeerAsn: cmp.Or(rr.ASN, cfg.ASN), AuthPassword: rr.Password},
-			Timers:          peering.Timers(t),
-			Transport:       &api.Transport{LocalAddress: cfg.Address.String(), RemotePort: uint32(cmp.Or(rr.Port, 179))},
-			GracefulRestart: &api.GracefulRestart{Enabled: true, RestartTime: uint32(t.Restart.Seconds())},
+	for _, rr := range r.cfg.Reflectors {
+		err = errors.Join(err, b.AddPeer(ctx, &api.AddPeerRequest{Peer: &api.Peer{
+			Conf:            &api.PeerConf{NeighborAddress: rr.Address.String(), PeerAsn: cmp.Or(rr.ASN, r.cfg.ASN), AuthPassword: rr.Password},
+			Timers:          peering.Timers(r.cfg.Timers),
+			Transport:       &api.Transport{LocalAddress: r.cfg.Address.String(), RemotePort: uint32(cmp.Or(rr.Port, 179))},
+			GracefulRestart: &api.GracefulRestart{Enabled: true, RestartTime: uint32(r.cfg.Timers.Restart.Seconds())},
 			AfiSafis:        peering.BothFamilies(),
 		}}))
 	}
 	return err
 }
 
-func (r *Router) watch(learned func(Route)) error {
-	if learned == nil {
+func (r *Router) watch(ctx context.Context, b *server.BgpServer) error {
+	if r.cfg.Learned == nil {
 		return nil
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	r.unwatch = cancel
-	return r.bgp.WatchEvent(ctx, server.WatchEventMessageCallbacks{
+	return b.WatchEvent(ctx, server.WatchEventMessageCallbacks{
 		OnBestPath: func(paths []*apiutil.Path, _ time.Time) {
 			for _, p := range paths {
 				if l, ok := routeOf(p); ok {
-					learned(l)
+					r.cfg.Learned(l)
 				}
 			}
 		},
@@ -112,12 +122,4 @@ func routeOf(p *apiutil.Path) (Route, bool) {
 		}
 	}
 	return l, l.NextHop.IsValid()
-}
-
-// Close ends all sessions.
-func (r *Router) Close() error {
-	r.unwatch()
-	err := r.bgp.StopBgp(context.Background(), &api.StopBgpRequest{})
-	r.serving.Wait()
-	return err
 }

@@ -63,17 +63,17 @@ func serve(config, nodeName, state, socket string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, speaker.Close()) }()
 	agent, err := agent.New(agent.Config{
 		Cluster: cluster, Node: node.Name, Dataplane: deaf{dataplane}, Speaker: speaker, Store: store,
 	}, agent.WithLogger(log), agent.WithBoot(kernel.BootID()))
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(agent.Adopt(ctx), speaker.Open(ctx)); err != nil {
+	if err := agent.Adopt(ctx); err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return speaker.Run(ctx) })
 	group.Go(func() error { return agent.Run(ctx) })
 	group.Go(func() error { return hooks.Serve(ctx, listener, agent, log) })
 	return group.Wait()

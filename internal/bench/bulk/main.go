@@ -19,6 +19,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
@@ -51,10 +53,16 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	defer speaker.Close()
-	if err := speaker.Open(ctx); err != nil {
-		return err
-	}
+	group, ctx := errgroup.WithContext(ctx)
+	speaking, end := context.WithCancel(ctx)
+	group.Go(func() error { return speaker.Run(speaking) })
+	obey(ctx, speaker)
+	end()
+	return group.Wait()
+}
+
+// obey answers lines until there are no more.
+func obey(ctx context.Context, speaker *gobgp.Speaker) {
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		answer := "ok"
 		if err := do(ctx, speaker, in.Text()); err != nil {
@@ -62,7 +70,6 @@ func run(ctx context.Context, args []string) error {
 		}
 		fmt.Println(answer)
 	}
-	return nil
 }
 
 func do(ctx context.Context, s *gobgp.Speaker, line string) error {

@@ -3,6 +3,7 @@
 package gobgptest
 
 import (
+	"context"
 	"encoding/binary"
 	"io"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -57,23 +59,67 @@ func Prefixes(all ...string) []netip.Prefix {
 	return ps
 }
 
-// StartReflector starts the first reflector of a cluster, which ends with the
-// test.
-func StartReflector(t *testing.T, c fabric.Cluster, opts ...reflector.Option) *reflector.Reflector {
+// Run runs a part until the end of the test, or until stop is called.
+func Run(t *testing.T, part interface {
+	Run(ctx context.Context) error
+},
+) (stop func()) {
 	t.Helper()
-	r := NewReflector(t, c, opts...)
-	t.Cleanup(func() { require.NoError(t, r.Close()) })
+	stop = begin(t, part.Run)
+	t.Cleanup(stop)
+	return stop
+}
+
+func begin(t *testing.T, run func(ctx context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	return sync.OnceFunc(func() {
+		cancel()
+		assert.NoError(t, <-done)
+	})
+}
+
+// Reflector is one of a test.
+type Reflector struct {
+	*reflector.Reflector
+	t    *testing.T
+	stop func()
+}
+
+// NewReflector makes the first reflector of a cluster, which does not wait for nodes
+// at its start. What is begun after it ends before it, with the test: a reflector that
+// peers miss they would wait for.
+func NewReflector(t *testing.T, c fabric.Cluster, opts ...reflector.Option) *Reflector {
+	t.Helper()
+	made, err := reflector.New(reflector.Config{Cluster: c, RR: c.Reflectors[0]}, append([]reflector.Option{reflector.WithDeferral(0)}, opts...)...)
+	require.NoError(t, err)
+	r := &Reflector{Reflector: made, t: t, stop: func() {}}
+	t.Cleanup(func() { r.stop() })
 	return r
 }
 
-// NewReflector starts the first reflector of a cluster, which does not wait for nodes
-// at its start. The test ends it.
-func NewReflector(t *testing.T, c fabric.Cluster, opts ...reflector.Option) *reflector.Reflector {
+// StartReflector is NewReflector, and starts it.
+func StartReflector(t *testing.T, c fabric.Cluster, opts ...reflector.Option) *Reflector {
 	t.Helper()
-	r, err := reflector.New(reflector.Config{Cluster: c, RR: c.Reflectors[0]}, append([]reflector.Option{reflector.WithDeferral(0)}, opts...)...)
-	require.NoError(t, err)
+	r := NewReflector(t, c, opts...)
+	r.Start()
 	return r
 }
+
+// Start has the reflector listen.
+func (r *Reflector) Start() {
+	r.t.Helper()
+	r.stop = begin(r.t, r.Run)
+	select {
+	case <-r.Ready():
+	case <-time.After(Bound):
+		require.Fail(r.t, "the reflector is not ready")
+	}
+}
+
+// Stop ends it before the end of the test.
+func (r *Reflector) Stop() { r.stop() }
 
 // Table is what a client of the reflector learned.
 type Table struct {
@@ -121,11 +167,9 @@ func ClusterAt(port uint16) fabric.Cluster {
 func Listen(t *testing.T, c fabric.Cluster, address string) *Table {
 	t.Helper()
 	heard := &Table{}
-	core, err := router.New(router.Config{
+	Run(t, router.New(router.Config{
 		ASN: c.ASN, Address: netip.MustParseAddr(address), Reflectors: c.Reflectors, Learned: heard.Learn,
-	}, slog.New(slog.DiscardHandler))
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, core.Close()) })
+	}, slog.New(slog.DiscardHandler)))
 	return heard
 }
 

@@ -8,6 +8,8 @@ import (
 	"github.com/osrg/gobgp/v4/api"
 	"github.com/osrg/gobgp/v4/pkg/apiutil"
 	"github.com/osrg/gobgp/v4/pkg/server"
+
+	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
 const bfdInterval = 100_000 // µs (RFC 5880)
@@ -49,12 +51,14 @@ func Broke(e *apiutil.WatchEventMessage_PeerEvent) bool {
 
 // SetBFD changes a peer, which must have no session: GoBGP forgets what that
 // negotiated.
-func SetBFD(b *server.BgpServer, p *api.Peer, on bool) error {
-	time.Sleep(bfdPace)
+func SetBFD(ctx context.Context, b *server.BgpServer, p *api.Peer, on bool) error {
+	if !backoff.Sleep(ctx, bfdPace) {
+		return ctx.Err()
+	}
 	p.Bfd = nil
 	if on {
 		p.Bfd = BFD()
 	}
-	_, err := b.UpdatePeer(context.Background(), &api.UpdatePeerRequest{Peer: p})
+	_, err := b.UpdatePeer(ctx, &api.UpdatePeerRequest{Peer: p})
 	return err
 }

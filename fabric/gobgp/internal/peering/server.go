@@ -5,19 +5,52 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/osrg/gobgp/v4/api"
 	"github.com/osrg/gobgp/v4/pkg/server"
 )
 
-// Serve starts a GoBGP server. It is running when it returns.
-func Serve(log *slog.Logger, wg *sync.WaitGroup, global *api.Global) (*server.BgpServer, error) {
+// Serve starts a GoBGP server in wg. It is running when Serve returns, until
+// [Leave] or [Stop].
+func Serve(ctx context.Context, log *slog.Logger, wg *sync.WaitGroup, global *api.Global) (*server.BgpServer, error) {
 	b := server.NewBgpServer(server.LoggerOption(log, &slog.LevelVar{}))
 	wg.Go(b.Serve)
-	if err := b.StartBgp(context.Background(), &api.StartBgpRequest{Global: global}); err != nil {
-		err = errors.Join(err, b.StopBgp(context.Background(), &api.StopBgpRequest{}))
+	if err := b.StartBgp(ctx, &api.StartBgpRequest{Global: global}); err != nil {
+		err = errors.Join(err, Stop(ctx, b))
 		wg.Wait()
 		return nil, err
 	}
 	return b, nil
 }
+
+// Fault is err, unless that says only that ctx has ended: whoever runs until then has
+// no fault when it comes while he begins.
+func Fault(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
+	return err
+}
+
+// Leave ends a server and its sessions, those without a Cease notification that
+// have graceful restart: their peers keep the routes for the restart time.
+func Leave(ctx context.Context, b *server.BgpServer) error {
+	return stop(ctx, b, &api.StopBgpRequest{AllowGracefulRestart: true})
+}
+
+// Stop ends a server and its sessions, each with a Cease notification.
+func Stop(ctx context.Context, b *server.BgpServer) error {
+	return stop(ctx, b, &api.StopBgpRequest{})
+}
+
+// stop has a context of its own: that of a server has mostly ended when the server
+// is to. GoBGP waits only for its own goroutines, which its end ends.
+func stop(ctx context.Context, b *server.BgpServer, r *api.StopBgpRequest) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopBound)
+	defer cancel()
+	return b.StopBgp(ctx, r)
+}
+
+// stopBound is far longer than the end of a server takes.
+const stopBound = 10 * time.Second

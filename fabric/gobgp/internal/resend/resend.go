@@ -53,8 +53,8 @@ func Established(ctx context.Context, b *server.BgpServer, address string) *api.
 }
 
 // Table sends a peer the whole table.
-func Table(b *server.BgpServer, address string) error {
-	return b.ResetPeer(context.Background(), &api.ResetPeerRequest{Address: address, Soft: true, Direction: api.ResetPeerRequest_DIRECTION_OUT})
+func Table(ctx context.Context, b *server.BgpServer, address string) error {
+	return b.ResetPeer(ctx, &api.ResetPeerRequest{Address: address, Soft: true, Direction: api.ResetPeerRequest_DIRECTION_OUT})
 }
 
 // Removals are the last prefixes that were withdrawn, the oldest first.
