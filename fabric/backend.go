@@ -141,7 +141,8 @@ type Change struct {
 }
 
 // Diagnoser is implemented by a backend that can say, in words for people,
-// what it cannot do on this machine or what is wrong with it now.
+// what it cannot do on this machine or what is wrong with it now. It answers in
+// bounded time.
 type Diagnoser interface {
-	Diagnose() []string
+	Diagnose(ctx context.Context) []string
 }

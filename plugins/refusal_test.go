@@ -158,7 +158,7 @@ func TestForeign(t *testing.T) {
 	sessions, err := sp.Sessions(t.Context())
 	require.NoError(t, err)
 	assert.Empty(t, sessions)
-	assert.Empty(t, sp.Diagnose())
+	assert.Empty(t, sp.Diagnose(t.Context()))
 	_, err = sp.Advertisements(t.Context(), both[0])
 	require.ErrorIs(t, err, errors.ErrUnsupported)
 	require.ErrorContains(t, sp.Put(t.Context(), fabric.Route{Prefix: both[0]}), "not implemented")

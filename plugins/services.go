@@ -160,7 +160,7 @@ func (s *speakerService) Diagnose(ctx context.Context, r *pb.DiagnoseRequest) (*
 		return s.UnimplementedSpeakerServer.Diagnose(ctx, r)
 	}
 	reply := &pb.DiagnoseReply{}
-	for _, problem := range d.Diagnose() {
+	for _, problem := range d.Diagnose(ctx) {
 		reply.Problems = append(reply.Problems, oneLine(problem))
 	}
 	return reply, nil

@@ -140,12 +140,12 @@ func (*Speaker) Competitors() <-chan fabric.Competitor { return nil }
 
 // Diagnose implements [fabric.Diagnoser]: that the plugin is down, or what it
 // says of itself.
-func (s *Speaker) Diagnose() []string {
+func (s *Speaker) Diagnose(ctx context.Context) []string {
 	if _, _, err := s.now(); err != nil {
-		return s.supervisor.Diagnose()
+		return s.supervisor.Diagnose(ctx)
 	}
 	// Whoever asks for the health of a node does not wait long for one part of it.
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	var reply *pb.DiagnoseReply
 	err := s.call(ctx, "diagnose itself", func(ctx context.Context, c grpc.ClientConnInterface) (err error) {

@@ -175,7 +175,7 @@ func TestErrorsAreOneLine(t *testing.T) {
 		require.EqualError(t, sp.Put(t.Context(), bothRoutes()...), "plugin testplugin: the daemon is away:; start it")
 	}
 	s.tell(t, command{Do: "trouble", What: "BIRD is away;\nstart it"})
-	assert.Equal(t, []string{"BIRD is away;; start it"}, sp.Diagnose())
+	assert.Equal(t, []string{"BIRD is away;; start it"}, sp.Diagnose(t.Context()))
 	s.tell(t, command{Do: "session", What: "rr1"})
 	sessions, err := sp.Sessions(t.Context())
 	require.NoError(t, err)
@@ -230,13 +230,13 @@ func TestDown(t *testing.T) {
 	sp, err := plugins.OpenSpeaker(t.Context(), p, s.options(plugins.Times{Wait: 200 * time.Millisecond})...)
 	require.NoError(t, err)
 	defer sp.Close()
-	assert.Empty(t, sp.Diagnose())
+	assert.Empty(t, sp.Diagnose(t.Context()))
 	require.NoError(t, os.Rename(program, program+".away"))
 	kill(t, s.pid(t), syscall.SIGKILL)
 
 	down := "plugin mine (" + program + ") is down since "
 	eventually(t, "it is known to be down", func() error {
-		d := sp.Diagnose()
+		d := sp.Diagnose(t.Context())
 		if len(d) != 1 || !strings.HasPrefix(d[0], down) || !strings.Contains(d[0], "there is no such file; install it") {
 			return fmt.Errorf("%q", d)
 		}
@@ -256,7 +256,7 @@ func TestDown(t *testing.T) {
 	require.NoError(t, os.Rename(program+".away", program))
 	signalled(t, sp.Changed(), "the plugin is back")
 	eventually(t, "it works", func() error { return sp.Put(t.Context(), bothRoutes()...) })
-	assert.Empty(t, sp.Diagnose())
+	assert.Empty(t, sp.Diagnose(t.Context()))
 }
 
 // TestRetry has a plugin that could not be started first.
@@ -269,11 +269,11 @@ func TestRetry(t *testing.T) {
 	sp, err := plugins.OpenSpeaker(t.Context(), p, append(s.options(plugins.Times{Wait: 100 * time.Millisecond}), plugins.WithRetry())...)
 	require.NoError(t, err)
 	require.ErrorContains(t, sp.Put(t.Context(), bothRoutes()...), "there is no such file; install it")
-	require.Len(t, sp.Diagnose(), 1)
+	require.Len(t, sp.Diagnose(t.Context()), 1)
 	require.NoError(t, os.Link(binary, program))
 	signalled(t, sp.Changed(), "the plugin has come")
 	eventually(t, "it works", func() error { return sp.Put(t.Context(), bothRoutes()...) })
-	assert.Empty(t, sp.Diagnose())
+	assert.Empty(t, sp.Diagnose(t.Context()))
 	require.NoError(t, sp.Close())
 	requireNoMore(t, before)
 
@@ -295,7 +295,7 @@ func TestCloseWhileItIsDown(t *testing.T) {
 	require.NoError(t, os.Remove(program))
 	kill(t, s.pid(t), syscall.SIGKILL)
 	signalledDown := func() error {
-		if len(sp.Diagnose()) == 0 {
+		if len(sp.Diagnose(t.Context())) == 0 {
 			return errors.New("not down")
 		}
 		return nil
@@ -306,7 +306,7 @@ func TestCloseWhileItIsDown(t *testing.T) {
 	require.NoError(t, sp.Close())
 	require.ErrorIs(t, <-waiting, os.ErrClosed)
 	require.ErrorIs(t, sp.Put(t.Context(), bothRoutes()...), os.ErrClosed)
-	assert.Empty(t, sp.Diagnose())
+	assert.Empty(t, sp.Diagnose(t.Context()))
 	require.NoError(t, sp.Close(), "again")
 	requireNoMore(t, before)
 }

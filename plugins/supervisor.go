@@ -241,7 +241,7 @@ func (s *supervisor) judge(ctx context.Context, p *process, what string, err err
 }
 
 // Diagnose implements [fabric.Diagnoser]: a plugin that is down is trouble.
-func (s *supervisor) Diagnose() []string {
+func (s *supervisor) Diagnose(context.Context) []string {
 	if _, _, err := s.now(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return []string{err.Error()}
 	}

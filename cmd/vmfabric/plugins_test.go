@@ -52,7 +52,7 @@ func TestExtensionsThatCannotStart(t *testing.T) {
 	assert.Equal(t, "node1", x.place.Node)
 	require.Len(t, x.observers, 1, "the flags come before the cluster file")
 	for backend, says := range map[any]string{x.resolver: "plugin one (/nowhere/one) is down", x.observers[0]: "plugin two (/nowhere/two) is down"} {
-		problems := backend.(fabric.Diagnoser).Diagnose()
+		problems := backend.(fabric.Diagnoser).Diagnose(t.Context())
 		require.Len(t, problems, 1)
 		assert.Contains(t, problems[0], says)
 	}

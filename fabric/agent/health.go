@@ -85,7 +85,7 @@ func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 	st.Problems = append(st.Problems, a.cluster.SessionProblems(a.node, sessions)...)
 	for _, backend := range a.backends() {
 		if d, ok := backend.(fabric.Diagnoser); ok {
-			st.Problems = append(st.Problems, d.Diagnose()...)
+			st.Problems = append(st.Problems, d.Diagnose(ctx)...)
 		}
 	}
 	for _, s := range a.sources {

@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"context"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -137,7 +138,7 @@ func TestStatusIsToldAsFarAsItIsKnown(t *testing.T) {
 // ailing is a source that tells how it fares.
 type ailing struct{ *fake.Source }
 
-func (a ailing) Diagnose() []string { return []string{"libvirt: no answer; restart it"} }
+func (a ailing) Diagnose(context.Context) []string { return []string{"libvirt: no answer; restart it"} }
 
 func (a ailing) Status() fabric.SourceStatus {
 	return fabric.SourceStatus{Name: a.Name(), Connected: true, Guests: 3}

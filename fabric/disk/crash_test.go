@@ -86,7 +86,7 @@ func TestKilledWriterLosesNothing(t *testing.T) {
 			newest = max(newest, d.VM.NICs[0].MTU-1280)
 		}
 		assert.GreaterOrEqual(t, newest, acknowledged, "a change that Put had returned from is gone")
-		assert.Empty(t, s.Diagnose())
+		assert.Empty(t, s.Diagnose(t.Context()))
 		require.NoError(t, s.Close())
 		assert.Equal(t, settled(files(t, dir)), files(t, dir), "what was left over")
 	}

@@ -200,7 +200,7 @@ func (s *Store) Delete(ctx context.Context, vm string) error {
 
 // Diagnose tells what ails the disk now, and what a power cut took before
 // this Store was opened.
-func (s *Store) Diagnose() []string {
+func (s *Store) Diagnose(context.Context) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var problems []string

@@ -230,7 +230,7 @@ func TestWhatIsNotOursIsIgnored(t *testing.T) {
 	assert.Equal(t, []string{"web"}, names(got))
 	assert.NotContains(t, files(t, dir), ".tmp-77", "the leftover of a killed writer")
 	assert.Contains(t, files(t, dir), "README")
-	assert.Empty(t, s.Diagnose())
+	assert.Empty(t, s.Diagnose(t.Context()))
 }
 
 func TestUnreadableDirectoryIsNoEmptySet(t *testing.T) {
@@ -335,10 +335,10 @@ func TestPowerCutTakesTheLastChangeOnly(t *testing.T) {
 	assert.Equal(t, []string{
 		"state of guest first: a power cut took its last change; attach the guest again, or restart it",
 		"state of guest web: a power cut took its last change; attach the guest again, or restart it",
-	}, s.Diagnose())
+	}, s.Diagnose(t.Context()))
 	require.NoError(t, s.Put(t.Context(), guest("web", fabric.Live)))
 	require.NoError(t, s.Delete(t.Context(), "first"))
-	assert.Empty(t, s.Diagnose())
+	assert.Empty(t, s.Diagnose(t.Context()))
 	require.NoError(t, s.Close())
 	assert.Equal(t, []string{"db.json", "web.json"}, files(t, dir))
 }
@@ -390,19 +390,19 @@ func TestDiskThatCannotSyncIsTold(t *testing.T) {
 	s := open(t, dir, func(s *Store) { s.sync, s.retry = disk.sync, 50*time.Millisecond })
 	disk.set(true)
 	require.NoError(t, s.Put(t.Context(), guest("web", fabric.Live)))
-	require.Eventually(t, func() bool { return len(s.Diagnose()) == 1 }, 10*time.Second, time.Millisecond)
-	assert.Regexp(t, `^state is not safe from a power cut: sync .*web.json.new: input/output error; check the disk$`, s.Diagnose()[0])
+	require.Eventually(t, func() bool { return len(s.Diagnose(t.Context())) == 1 }, 10*time.Second, time.Millisecond)
+	assert.Regexp(t, `^state is not safe from a power cut: sync .*web.json.new: input/output error; check the disk$`, s.Diagnose(t.Context())[0])
 	first, err := os.Stat(filepath.Join(dir, "guests", "web.json.new"))
 	require.NoError(t, err)
 
-	require.EqualError(t, s.Put(t.Context(), guest("db", fabric.Live)), s.Diagnose()[0])
+	require.EqualError(t, s.Put(t.Context(), guest("db", fabric.Live)), s.Diagnose(t.Context())[0])
 	require.NoError(t, s.Delete(t.Context(), "nothing"), "told once")
 	got, err := s.All(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, []string{"db", "web"}, names(got), "kept all the same")
 
 	disk.set(false)
-	require.Eventually(t, func() bool { return len(s.Diagnose()) == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return len(s.Diagnose(t.Context())) == 0 }, 10*time.Second, time.Millisecond)
 	require.NoError(t, s.Close())
 	assert.Equal(t, []string{"db.json", "web.json"}, files(t, dir))
 	last, err := os.Stat(filepath.Join(dir, "guests", "web.json"))

@@ -39,9 +39,9 @@ type Learner interface {
 func WithLearner(l Learner) Option { return func(s *Speaker) { s.learner = l } }
 
 // Diagnose implements [fabric.Diagnoser]: it says what ails the learner.
-func (s *Speaker) Diagnose() []string {
+func (s *Speaker) Diagnose(ctx context.Context) []string {
 	if d, ok := s.learner.(fabric.Diagnoser); ok {
-		return d.Diagnose()
+		return d.Diagnose(ctx)
 	}
 	return nil
 }

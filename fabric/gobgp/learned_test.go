@@ -255,7 +255,7 @@ func TestLearnedAndOwn(t *testing.T) {
 		one.learns(nil, gobgptest.V4, gobgptest.V6)
 		three.learns(nil, gobgptest.V4, gobgptest.V6)
 	}
-	assert.Empty(t, one.speaker.Diagnose())
+	assert.Empty(t, one.speaker.Diagnose(t.Context()))
 }
 
 // TestLearnedFromTwoReflectors: that both say the same is told once, and that

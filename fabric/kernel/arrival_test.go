@@ -287,16 +287,16 @@ func TestIncomingUnderlay(t *testing.T) {
 	// As a network manager does when it starts.
 	ipIn(t, nil, "rule del priority "+fmt.Sprint(fabric.ArrivingRule)+" iif up0")
 	require.Eventually(t, func() bool { return len(arrivingRules(t, netlink.FAMILY_V4)) == 2 }, 20*time.Second, 5*time.Millisecond)
-	assert.Empty(t, d.Diagnose())
+	assert.Empty(t, d.Diagnose(t.Context()))
 
 	alone, err := kernel.New(kernel.Config{Cluster: "lab"})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, alone.Close()) })
 	require.NoError(t, alone.Put(t.Context(), p))
-	require.Len(t, alone.Diagnose(), 1)
-	assert.Contains(t, alone.Diagnose()[0], "no link leads to another machine")
+	require.Len(t, alone.Diagnose(t.Context()), 1)
+	assert.Contains(t, alone.Diagnose(t.Context())[0], "no link leads to another machine")
 	require.NoError(t, alone.Remove(t.Context(), p.Name, mine.Name))
-	require.Eventually(t, func() bool { return len(alone.Diagnose()) == 0 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return len(alone.Diagnose(t.Context())) == 0 }, 20*time.Second, 10*time.Millisecond)
 }
 
 // TestIncomingSources: a guest that has begun to run before anybody here knows

@@ -126,7 +126,7 @@ func (d *Dataplane) Close() error {
 func (d *Dataplane) Changed() <-chan struct{} { return d.watch.changed }
 
 // Diagnose implements [fabric.Diagnoser].
-func (d *Dataplane) Diagnose() []string {
+func (d *Dataplane) Diagnose(context.Context) []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var all []string

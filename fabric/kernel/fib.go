@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -162,7 +163,7 @@ func (f *FIB) Settle() {
 }
 
 // Diagnose says, in words for people, which routes the kernel refuses.
-func (f *FIB) Diagnose() []string {
+func (f *FIB) Diagnose(context.Context) []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.refused) == 0 {

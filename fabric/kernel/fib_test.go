@@ -102,7 +102,7 @@ func put(f *kernel.FIB, via map[bool]netip.Addr, ps ...netip.Prefix) {
 
 func well(t *testing.T, f *kernel.FIB) {
 	t.Helper()
-	require.Eventually(t, func() bool { return len(f.Diagnose()) == 0 }, 30*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return len(f.Diagnose(t.Context())) == 0 }, 30*time.Second, 5*time.Millisecond)
 }
 
 // ipRun runs ip(8), for what is done by somebody else.
@@ -185,13 +185,13 @@ func TestFIBRepairs(t *testing.T) {
 		ipRun(t, fmt.Sprintf("%sadd %s via %s proto 148 metric 77", ipRoute(p), p, node3[p.Addr().Is4()]))
 		eventuallyLearned(t, want)
 		ipRun(t, fmt.Sprintf("%sreplace %s via %s proto 99 metric 4096", ipRoute(p), p, node3[p.Addr().Is4()]))
-		require.Eventually(t, func() bool { return len(f.Diagnose()) == 1 }, 30*time.Second, 5*time.Millisecond)
+		require.Eventually(t, func() bool { return len(f.Diagnose(t.Context())) == 1 }, 30*time.Second, 5*time.Millisecond)
 		ipRun(t, ipRoute(p)+"del "+p.String()+" proto 99")
 		eventuallyLearned(t, want)
 		well(t, f)
 	}
 	require.NoError(t, netlink.LinkSetDown(up))
-	require.Eventually(t, func() bool { return len(f.Diagnose()) == 1 }, 30*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return len(f.Diagnose(t.Context())) == 1 }, 30*time.Second, 5*time.Millisecond)
 	assert.Empty(t, learned(t))
 	raise(t)
 	eventuallyLearned(t, want)
@@ -252,11 +252,11 @@ func TestFIBForeign(t *testing.T) {
 	require.Equal(t, 4, strings.Count(before, "\n"), before)
 	put(f, node2, guests...)
 	require.Eventually(t, func() bool {
-		d := f.Diagnose()
+		d := f.Diagnose(t.Context())
 		return len(d) == 1 && strings.Contains(d[0], "(and 1 more)")
 	}, 30*time.Second, 5*time.Millisecond)
-	assert.Contains(t, f.Diagnose()[0], "route 203.0.113.12/32 via 10.10.0.22")
-	assert.Contains(t, f.Diagnose()[0], "not ours; see ip route show 203.0.113.12/32")
+	assert.Contains(t, f.Diagnose(t.Context())[0], "route 203.0.113.12/32 via 10.10.0.22")
+	assert.Contains(t, f.Diagnose(t.Context())[0], "not ours; see ip route show 203.0.113.12/32")
 	assert.Empty(t, learned(t))
 	for _, p := range guests {
 		ipRun(t, ipRoute(p)+"del "+foreign(p, 4096))
@@ -278,13 +278,15 @@ func TestFIBUnreachable(t *testing.T) {
 	put(f, afar, guests...)
 	put(f, node2, near...)
 	eventuallyLearned(t, through(node2, near...))
-	require.Eventually(t, func() bool { return len(f.Diagnose()) == 1 && strings.Contains(f.Diagnose()[0], "(and 1 more)") }, 30*time.Second, 5*time.Millisecond)
-	assert.Contains(t, f.Diagnose()[0], "the next hop must be a neighbour on one of the node's links")
+	require.Eventually(t, func() bool {
+		return len(f.Diagnose(t.Context())) == 1 && strings.Contains(f.Diagnose(t.Context())[0], "(and 1 more)")
+	}, 30*time.Second, 5*time.Millisecond)
+	assert.Contains(t, f.Diagnose(t.Context())[0], "the next hop must be a neighbour on one of the node's links")
 	// An IPv4-mapped next hop is of no use to the kernel.
 	f.Remove(guests[0])
 	f.Put(guests[1], netip.MustParseAddr("::ffff:10.10.0.22"))
 	require.Eventually(t, func() bool {
-		d := f.Diagnose()
+		d := f.Diagnose(t.Context())
 		return len(d) == 1 && strings.Contains(d[0], "2001:db8:100::12/128 via ::ffff:10.10.0.22 is not in the kernel")
 	}, 30*time.Second, 5*time.Millisecond)
 	// It becomes a neighbour.

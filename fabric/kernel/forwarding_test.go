@@ -165,7 +165,7 @@ func assertNoTrial(t *testing.T) {
 func diagnosed(t *testing.T, d *kernel.Dataplane, want ...string) {
 	t.Helper()
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
-		have := d.Diagnose()
+		have := d.Diagnose(t.Context())
 		if assert.Len(c, have, len(want)) {
 			for i := range want {
 				assert.Contains(c, have[i], want[i])

@@ -156,7 +156,7 @@ func (s *Source) Status() fabric.SourceStatus {
 
 // Diagnose implements [fabric.Diagnoser]. That there is no libvirt is no
 // problem on a node where there never was one.
-func (s *Source) Diagnose() []string {
+func (s *Source) Diagnose(context.Context) []string {
 	var problems []string
 	c, connected := s.daemon.Conn()
 	if connected {

@@ -212,9 +212,9 @@ func TestGuestsAreOursThatRun(t *testing.T) {
 	assert.False(t, got[0].Since.Before(before))
 	assert.Equal(t, "libvirt", s.Name())
 	assert.Equal(t, 2, s.Status().Guests)
-	require.Len(t, s.Diagnose(), 1)
-	assert.Contains(t, s.Diagnose()[0], "libvirt: domain odd: ")
-	assert.Contains(t, s.Diagnose()[0], "203.0.113.666")
+	require.Len(t, s.Diagnose(t.Context()), 1)
+	assert.Contains(t, s.Diagnose(t.Context())[0], "libvirt: domain odd: ")
+	assert.Contains(t, s.Diagnose(t.Context())[0], "203.0.113.666")
 	assert.Zero(t, d.listeners(), "without Run the connection is closed again")
 }
 
@@ -239,8 +239,8 @@ func TestGuestsToBeResolved(t *testing.T) {
 	}
 	assert.Equal(t, want, got[0].VM)
 	const why = "domain odd: <fabric:vm> is empty, and no interface has <target dev='odd_net0'>"
-	require.Len(t, s.Diagnose(), 1)
-	assert.Contains(t, s.Diagnose()[0], why)
+	require.Len(t, s.Diagnose(t.Context()), 1)
+	assert.Contains(t, s.Diagnose(t.Context())[0], why)
 
 	vm, ours, err := s.Describe(t.Context(), "ask")
 	require.NoError(t, err)
@@ -262,12 +262,12 @@ func TestGuestThatCannotBeReadAnyMoreStays(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, got, 1, "it runs, and nobody said that it is not ours")
 	assert.Equal(t, netip.MustParseAddr("203.0.113.10"), got[0].VM.NICs[0].Addresses[0])
-	assert.Len(t, s.Diagnose(), 1)
+	assert.Len(t, s.Diagnose(t.Context()), 1)
 	d.set("web", running, 1, ours("web", 10))
 	got, err = s.Guests(t.Context())
 	require.NoError(t, err)
 	assert.Len(t, got[0].VM.NICs, 1)
-	assert.Empty(t, s.Diagnose())
+	assert.Empty(t, s.Diagnose(t.Context()))
 }
 
 // Its metadata was taken away as it ran: it is still that guest, and what
@@ -432,12 +432,12 @@ func TestRestartOfTheDaemon(t *testing.T) {
 	d.set("web", running, 1, ours("web", 10))
 	s := follow(t, d)
 	require.True(t, s.Status().Connected)
-	assert.Empty(t, s.Diagnose())
+	assert.Empty(t, s.Diagnose(t.Context()))
 
 	for range 3 {
 		d.stop()
-		require.Eventually(t, func() bool { return len(s.Diagnose()) == 1 }, patience, time.Millisecond)
-		assert.Regexp(t, `^libvirt: no answer on \S+/libvirt-sock since \d\d:\d\d:\d\d \(.+\); start libvirtd$`, s.Diagnose()[0])
+		require.Eventually(t, func() bool { return len(s.Diagnose(t.Context())) == 1 }, patience, time.Millisecond)
+		assert.Regexp(t, `^libvirt: no answer on \S+/libvirt-sock since \d\d:\d\d:\d\d \(.+\); start libvirtd$`, s.Diagnose(t.Context())[0])
 		assert.False(t, s.Status().Connected)
 		began := time.Now()
 		_, err := s.Guests(t.Context())
@@ -446,7 +446,7 @@ func TestRestartOfTheDaemon(t *testing.T) {
 
 		d.start()
 		requireLost(t, s)
-		assert.Empty(t, s.Diagnose())
+		assert.Empty(t, s.Diagnose(t.Context()))
 		assert.True(t, s.Status().Connected)
 		got, err := s.Guests(t.Context())
 		require.NoError(t, err)
@@ -462,7 +462,7 @@ func TestAbsentLibvirtIsNoProblem(t *testing.T) {
 	_, err := s.Guests(t.Context())
 	require.ErrorIs(t, err, os.ErrNotExist)
 	requireQuiet(t, s)
-	assert.Empty(t, s.Diagnose())
+	assert.Empty(t, s.Diagnose(t.Context()))
 	assert.False(t, s.Status().Connected)
 
 	d.set("web", running, 1, ours("web", 10))
@@ -474,8 +474,8 @@ func TestAbsentLibvirtIsNoProblem(t *testing.T) {
 
 	d.stop()
 	os.Remove(d.path)
-	require.Eventually(t, func() bool { return len(s.Diagnose()) == 1 }, patience, time.Millisecond, "it was there")
-	assert.Contains(t, s.Diagnose()[0], "start libvirtd")
+	require.Eventually(t, func() bool { return len(s.Diagnose(t.Context())) == 1 }, patience, time.Millisecond, "it was there")
+	assert.Contains(t, s.Diagnose(t.Context())[0], "start libvirtd")
 }
 
 func TestDeadSocketIsTold(t *testing.T) {
@@ -485,8 +485,8 @@ func TestDeadSocketIsTold(t *testing.T) {
 	ln.SetUnlinkOnClose(false)
 	ln.Close()
 	s := run(t, d)
-	require.Eventually(t, func() bool { return len(s.Diagnose()) == 1 }, patience, time.Millisecond)
-	assert.Regexp(t, `no answer on \S+ since \S+ \(connect: connection refused\); start libvirtd$`, s.Diagnose()[0])
+	require.Eventually(t, func() bool { return len(s.Diagnose(t.Context())) == 1 }, patience, time.Millisecond)
+	assert.Regexp(t, `no answer on \S+ since \S+ \(connect: connection refused\); start libvirtd$`, s.Diagnose(t.Context())[0])
 
 	t.Run("and the other one serves", func(t *testing.T) {
 		alive := newDaemon(t).start()
@@ -507,12 +507,12 @@ func TestHangingDaemonIsNoticed(t *testing.T) {
 	d.freeze()
 	_, err := s.Guests(t.Context())
 	require.Error(t, err)
-	require.Eventually(t, func() bool { return !s.Status().Connected && len(s.Diagnose()) == 1 }, patience, time.Millisecond)
-	assert.Regexp(t, `since \S+ \(timed out\); restart libvirtd$`, s.Diagnose()[0])
+	require.Eventually(t, func() bool { return !s.Status().Connected && len(s.Diagnose(t.Context())) == 1 }, patience, time.Millisecond)
+	assert.Regexp(t, `since \S+ \(timed out\); restart libvirtd$`, s.Diagnose(t.Context())[0])
 
 	d.thaw()
 	requireLost(t, s)
-	assert.Empty(t, s.Diagnose())
+	assert.Empty(t, s.Diagnose(t.Context()))
 	d.event("web", golibvirt.DomainEventResumed, 0)
 	requireNext(t, s, "web", fabric.Live)
 }
@@ -538,14 +538,14 @@ func TestHookThatHangsHoldsUpItsDomainOnly(t *testing.T) {
 	}
 	assert.Equal(t, 1, d.asked(procList), "what is not answered is not asked again")
 	assert.Equal(t, 1, d.listeners(), "the connection is kept")
-	require.Eventually(t, func() bool { return len(s.Diagnose()) == 2 }, patience, time.Millisecond)
-	assert.Regexp(t, `^libvirt: no answer about all domains since \d\d:\d\d:\d\d; look for a hook that hangs$`, s.Diagnose()[0])
-	assert.Regexp(t, `^libvirt: no answer about domain a since \d\d:\d\d:\d\d; look for a hook of it that hangs$`, s.Diagnose()[1])
+	require.Eventually(t, func() bool { return len(s.Diagnose(t.Context())) == 2 }, patience, time.Millisecond)
+	assert.Regexp(t, `^libvirt: no answer about all domains since \d\d:\d\d:\d\d; look for a hook that hangs$`, s.Diagnose(t.Context())[0])
+	assert.Regexp(t, `^libvirt: no answer about domain a since \d\d:\d\d:\d\d; look for a hook of it that hangs$`, s.Diagnose(t.Context())[1])
 
 	d.set("a", shutoff, 1, "")
 	release()
 	requireNext(t, s, "a", fabric.Absent)
-	require.Eventually(t, func() bool { return len(s.Diagnose()) == 0 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return len(s.Diagnose(t.Context())) == 0 }, patience, time.Millisecond)
 	require.Eventually(t, func() bool {
 		got, err := s.Guests(t.Context())
 		return err == nil && len(got) == 2

@@ -99,7 +99,7 @@ func (r *real) lost() {
 			r.list()
 			return
 		case <-bound:
-			require.FailNow(r.t, "nothing was lost", "%v", r.Diagnose())
+			require.FailNow(r.t, "nothing was lost", "%v", r.Diagnose(r.t.Context()))
 		}
 	}
 }
@@ -135,7 +135,7 @@ func (r *real) until(want map[string]fabric.State) {
 				r.heed(c.Guest)
 			}
 		case <-time.After(patience):
-			require.FailNow(r.t, "guests are not as they should be", "want %v, have %v, was told %v; %v", want, r.now, r.log, r.Diagnose())
+			require.FailNow(r.t, "guests are not as they should be", "want %v, have %v, was told %v; %v", want, r.now, r.log, r.Diagnose(r.t.Context()))
 		}
 	}
 }
@@ -245,7 +245,7 @@ func TestRealLifeOfAGuest(t *testing.T) {
 	require.NoError(t, c.Destroy(r.soon()))
 	r.until(states{})
 	require.NoError(t, c.Delete(r.soon()))
-	assert.Empty(t, r.Diagnose())
+	assert.Empty(t, r.Diagnose(r.t.Context()))
 }
 
 func TestRealPortsOfTheFabric(t *testing.T) {
@@ -261,7 +261,7 @@ func TestRealPortsOfTheFabric(t *testing.T) {
 	r.until(states{"web": fabric.Wired})
 	r.list()
 	r.list()
-	assert.Empty(t, r.Diagnose(), "its port is not left behind, it stays")
+	assert.Empty(t, r.Diagnose(r.t.Context()), "its port is not left behind, it stays")
 	r.lxc("rename", "web", "www")
 	r.until(states{})
 	r.remedy("www") // the port is another's now
@@ -299,7 +299,7 @@ func TestRealMending(t *testing.T) {
 				}
 				r.remedy(map[string]string{"default": "web", "shop": "shop_web"}[project])
 				r.list()
-				assert.Empty(t, r.Diagnose())
+				assert.Empty(t, r.Diagnose(r.t.Context()))
 				r.lxc("delete", "web", "--project", project)
 			})
 		}
@@ -313,13 +313,13 @@ func TestRealMending(t *testing.T) {
 			require.NoError(t, err)
 			r.until(states{"web": fabric.Wired})
 		}
-		require.Eventually(t, func() bool { return len(r.Diagnose()) == 1 }, patience, time.Millisecond)
-		assert.Contains(t, r.Diagnose()[0], "; rename one: lxc rename web NAME --project shop")
+		require.Eventually(t, func() bool { return len(r.Diagnose(r.t.Context())) == 1 }, patience, time.Millisecond)
+		assert.Contains(t, r.Diagnose(r.t.Context())[0], "; rename one: lxc rename web NAME --project shop")
 		r.lxc("delete", "web")
 		r.quiet()
 		r.list()
 		assert.Equal(t, states{"web": fabric.Wired}, r.now)
-		assert.Empty(t, r.Diagnose())
+		assert.Empty(t, r.Diagnose(r.t.Context()))
 	})
 	t.Run("by its profile", func(t *testing.T) {
 		c, err := r.lx.Init(r.soon(), hypervisors.ContainerOptions{Name: "db"})
@@ -346,14 +346,14 @@ func TestRealDaemonComesAndGoes(t *testing.T) {
 	r.until(states{"web": fabric.Live})
 	for _, end := range []func() error{r.lx.Stop, r.lx.Kill} {
 		require.NoError(t, end())
-		require.Eventually(t, func() bool { return len(r.Diagnose()) == 1 }, patience, time.Millisecond)
-		assert.Regexp(t, `^lxd: no answer on \S+ since \S+ \([a-z :]+\); start lxd$`, r.Diagnose()[0])
+		require.Eventually(t, func() bool { return len(r.Diagnose(r.t.Context())) == 1 }, patience, time.Millisecond)
+		assert.Regexp(t, `^lxd: no answer on \S+ since \S+ \([a-z :]+\); start lxd$`, r.Diagnose(r.t.Context())[0])
 		_, err := r.Guests(r.soon())
 		require.ErrorContains(t, err, "lxd: no answer on ")
 		require.NoError(t, r.lx.Start(r.soon()))
 		r.lost()
 		assert.Equal(t, states{"web": fabric.Live}, r.now)
-		assert.Empty(t, r.Diagnose())
+		assert.Empty(t, r.Diagnose(r.t.Context()))
 	}
 
 	t.Run("and leaves a port behind", func(t *testing.T) {
@@ -366,13 +366,13 @@ func TestRealDaemonComesAndGoes(t *testing.T) {
 		r.until(states{})
 		r.list()
 		r.list()
-		require.Len(t, r.Diagnose(), 1)
+		require.Len(t, r.Diagnose(r.t.Context()), 1)
 		require.Error(t, c.Start(r.soon()))
-		words := strings.Fields(r.Diagnose()[0][strings.LastIndex(r.Diagnose()[0], "; ")+2:])
+		words := strings.Fields(r.Diagnose(r.t.Context())[0][strings.LastIndex(r.Diagnose(t.Context())[0], "; ")+2:])
 		require.Equal(t, []string{"ip", "link", "del", "web_net0"}, words)
 		_, err = r.host.Run(r.soon(), words[0], words[1:]...)
 		require.NoError(t, err)
-		assert.Empty(t, r.Diagnose())
+		assert.Empty(t, r.Diagnose(r.t.Context()))
 		require.NoError(t, c.Start(r.soon()))
 		r.until(states{"web": fabric.Live})
 	})
@@ -420,6 +420,6 @@ func TestRealCluster(t *testing.T) {
 	for _, r := range []*real{a, b} {
 		r.quiet()
 		assert.NotContains(t, strings.Join(r.log, ", "), "lxd-move-of")
-		assert.Empty(t, r.Diagnose())
+		assert.Empty(t, r.Diagnose(r.t.Context()))
 	}
 }

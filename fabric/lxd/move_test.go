@@ -157,7 +157,7 @@ func (s *side) settles(t *testing.T, want states) {
 		listed[d.VM.Name] = d.State
 	}
 	assert.Equal(t, want, listed, s.host.Name())
-	assert.Empty(t, s.Diagnose())
+	assert.Empty(t, s.Diagnose(t.Context()))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, n := range s.told {

@@ -147,7 +147,7 @@ func (s *Source) Status() fabric.SourceStatus {
 
 // Diagnose implements [fabric.Diagnoser]. That there is no LXD is no problem
 // on a node where there never was one.
-func (s *Source) Diagnose() []string {
+func (s *Source) Diagnose(context.Context) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var problems []string

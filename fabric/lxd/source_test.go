@@ -139,7 +139,7 @@ func TestGuestsAreOursThatAreNotAbsent(t *testing.T) {
 	assert.Equal(t, []string{
 		"lxd: instance odd: NIC 0 has no device, neither p2p with host_name odd_net0 nor physical with parent odd_peer0; " +
 			"lxc config device add odd eth0 nic nictype=p2p host_name=odd_net0 name=eth0",
-	}, s.Diagnose())
+	}, s.Diagnose(t.Context()))
 	assert.Zero(t, d.asked("/1.0/instances/"))
 }
 
@@ -179,14 +179,14 @@ func TestOneNameIsOneGuest(t *testing.T) {
 	assert.Equal(t, []string{
 		"lxd: instance web in project b: its name is that of the instance in project a, and a node has one guest of a name; rename one: lxc rename web NAME --project b",
 		"lxd: instance web: its name is that of the instance in project a, and a node has one guest of a name; rename one: lxc rename web NAME",
-	}, s.Diagnose())
+	}, s.Diagnose(t.Context()))
 
 	// Others of the name do not end the guest, nor take its place.
 	d.set(physical("web", 10))
 	d.tell("instance-started", "web")
 	d.set(in("b", stopped(p2p("web", 12))))
 	d.send(map[string]any{"project": "b"}, "instance-stopped", "/1.0/instances/web?project=b", nil)
-	require.Eventually(t, func() bool { return len(s.Diagnose()) == 1 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return len(s.Diagnose(t.Context())) == 1 }, patience, time.Millisecond)
 	requireQuiet(t, s)
 	assert.Len(t, list(t, s), 1)
 
@@ -205,7 +205,7 @@ func TestOneNameIsOneGuest(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, guests, 1)
 	assert.Equal(t, "203.0.113.10", guests[0].VM.NICs[0].Addresses[0].String())
-	assert.Empty(t, s.Diagnose())
+	assert.Empty(t, s.Diagnose(t.Context()))
 }
 
 func TestGuestWithAFlawStaysAsItWas(t *testing.T) {
@@ -220,7 +220,7 @@ func TestGuestWithAFlawStaysAsItWas(t *testing.T) {
 	d.tell("instance-updated", "web")
 	same := requireNext(t, s, "web", fabric.Live)
 	assert.Equal(t, "203.0.113.10", same.VM.NICs[0].Addresses[0].String())
-	assert.Len(t, s.Diagnose(), 1)
+	assert.Len(t, s.Diagnose(t.Context()), 1)
 	assert.Equal(t, map[string]fabric.State{"web": fabric.Live}, list(t, s))
 
 	d.set(stopped(broken))
@@ -230,12 +230,12 @@ func TestGuestWithAFlawStaysAsItWas(t *testing.T) {
 	d.tell("instance-started", "web")
 	requireQuiet(t, s)
 	assert.Equal(t, map[string]fabric.State{"web": 0}, list(t, s), "it was never seen right since")
-	assert.Len(t, s.Diagnose(), 1)
+	assert.Len(t, s.Diagnose(t.Context()), 1)
 
 	d.set(p2p("web", 12))
 	d.tell("instance-updated", "web")
 	requireNext(t, s, "web", fabric.Live)
-	assert.Empty(t, s.Diagnose())
+	assert.Empty(t, s.Diagnose(t.Context()))
 }
 
 // Its keys were taken away as it ran: it is still that guest, and what happens
@@ -272,7 +272,7 @@ func TestGuestWithoutKeysIsNotGone(t *testing.T) {
 			assert.Equal(t, bare, requireNext(t, again, "web", fabric.Absent).VM)
 			for _, s := range []*Source{s, again} {
 				assert.Empty(t, list(t, s))
-				assert.Empty(t, s.Diagnose())
+				assert.Empty(t, s.Diagnose(t.Context()))
 			}
 		})
 	}
@@ -293,18 +293,18 @@ func TestStoppedInstanceWithAFlawIsNoProblem(t *testing.T) {
 	}
 	s := follow(t, d)
 	assert.Equal(t, map[string]fabric.State{"web": fabric.Live}, list(t, s))
-	assert.Empty(t, s.Diagnose())
+	assert.Empty(t, s.Diagnose(t.Context()))
 	for name, i := range flaws {
 		_, ours, err := s.Describe(t.Context(), name)
 		require.Error(t, err, "its start is refused")
 		assert.True(t, ours)
 		d.set(i)
 		d.tell("instance-started", name)
-		require.Eventually(t, func() bool { return len(s.Diagnose()) == 1 }, patience, time.Millisecond)
-		assert.Contains(t, s.Diagnose()[0], "lxd: instance "+name+": ")
+		require.Eventually(t, func() bool { return len(s.Diagnose(t.Context())) == 1 }, patience, time.Millisecond)
+		assert.Contains(t, s.Diagnose(t.Context())[0], "lxd: instance "+name+": ")
 		d.set(stopped(i))
 		d.tell("instance-stopped", name)
-		require.Eventually(t, func() bool { return len(s.Diagnose()) == 0 }, patience, time.Millisecond)
+		require.Eventually(t, func() bool { return len(s.Diagnose(t.Context())) == 0 }, patience, time.Millisecond)
 	}
 }
 
@@ -536,13 +536,13 @@ func TestRestartOfTheDaemon(t *testing.T) {
 	d.set(p2p("web", 10))
 	s := follow(t, d)
 	require.True(t, s.Status().Connected)
-	assert.Empty(t, s.Diagnose())
+	assert.Empty(t, s.Diagnose(t.Context()))
 
 	for range 3 {
 		d.stop()
-		require.Eventually(t, func() bool { return len(s.Diagnose()) == 1 }, patience, time.Millisecond)
-		assert.Regexp(t, `^lxd: no answer on \S+/unix.socket since \d\d:\d\d:\d\d \(.+\); start lxd$`, s.Diagnose()[0])
-		assert.NotContains(t, s.Diagnose()[0], "failed")
+		require.Eventually(t, func() bool { return len(s.Diagnose(t.Context())) == 1 }, patience, time.Millisecond)
+		assert.Regexp(t, `^lxd: no answer on \S+/unix.socket since \d\d:\d\d:\d\d \(.+\); start lxd$`, s.Diagnose(t.Context())[0])
+		assert.NotContains(t, s.Diagnose(t.Context())[0], "failed")
 		assert.False(t, s.Status().Connected)
 		began := time.Now()
 		_, err := s.Guests(t.Context())
@@ -552,11 +552,11 @@ func TestRestartOfTheDaemon(t *testing.T) {
 		d.fail("/1.0", http.StatusServiceUnavailable) // it is about to come up
 		d.start()
 		require.Eventually(t, func() bool {
-			return strings.HasSuffix(strings.Join(s.Diagnose(), ""), " (it cannot); wait until it is up, and see its log if it does not come")
+			return strings.HasSuffix(strings.Join(s.Diagnose(t.Context()), ""), " (it cannot); wait until it is up, and see its log if it does not come")
 		}, patience, time.Millisecond)
 		d.fail("/1.0", 0)
 		requireLost(t, s)
-		assert.Empty(t, s.Diagnose())
+		assert.Empty(t, s.Diagnose(t.Context()))
 		assert.True(t, s.Status().Connected)
 		assert.Len(t, list(t, s), 1)
 		d.tell("instance-resumed", "web")
@@ -589,7 +589,7 @@ func TestAbsentLXDIsNoProblem(t *testing.T) {
 	_, err := s.Guests(t.Context())
 	require.ErrorIs(t, err, os.ErrNotExist)
 	requireQuiet(t, s)
-	assert.Empty(t, s.Diagnose())
+	assert.Empty(t, s.Diagnose(t.Context()))
 	assert.False(t, s.Status().Connected)
 
 	d.set(p2p("web", 10))
@@ -599,8 +599,8 @@ func TestAbsentLXDIsNoProblem(t *testing.T) {
 
 	d.stop()
 	os.Remove(d.path)
-	require.Eventually(t, func() bool { return len(s.Diagnose()) == 1 }, patience, time.Millisecond, "it was there")
-	assert.Contains(t, s.Diagnose()[0], "start lxd")
+	require.Eventually(t, func() bool { return len(s.Diagnose(t.Context())) == 1 }, patience, time.Millisecond, "it was there")
+	assert.Contains(t, s.Diagnose(t.Context())[0], "start lxd")
 }
 
 func TestSockets(t *testing.T) {
@@ -610,8 +610,8 @@ func TestSockets(t *testing.T) {
 	ln.SetUnlinkOnClose(false)
 	ln.Close()
 	s := run(t, dead)
-	require.Eventually(t, func() bool { return len(s.Diagnose()) == 1 }, patience, time.Millisecond)
-	assert.Regexp(t, `no answer on \S+ since \S+ \(connect: connection refused\); start lxd$`, s.Diagnose()[0])
+	require.Eventually(t, func() bool { return len(s.Diagnose(t.Context())) == 1 }, patience, time.Millisecond)
+	assert.Regexp(t, `no answer on \S+ since \S+ \(connect: connection refused\); start lxd$`, s.Diagnose(t.Context())[0])
 
 	alive := newDaemon(t).start()
 	both := New(Config{})
@@ -635,12 +635,12 @@ func TestHangingDaemonIsNoticed(t *testing.T) {
 	defer cancel()
 	_, err := s.Guests(ctx)
 	require.ErrorContains(t, err, "timed out")
-	require.Eventually(t, func() bool { return !s.Status().Connected && len(s.Diagnose()) == 1 }, patience, time.Millisecond)
-	assert.Regexp(t, `since \S+ \(timed out\); restart lxd$`, s.Diagnose()[0])
+	require.Eventually(t, func() bool { return !s.Status().Connected && len(s.Diagnose(t.Context())) == 1 }, patience, time.Millisecond)
+	assert.Regexp(t, `since \S+ \(timed out\); restart lxd$`, s.Diagnose(t.Context())[0])
 
 	d.thaw()
 	requireLost(t, s)
-	assert.Empty(t, s.Diagnose())
+	assert.Empty(t, s.Diagnose(t.Context()))
 	d.tell("instance-resumed", "web")
 	requireNext(t, s, "web", fabric.Live)
 }
@@ -651,10 +651,10 @@ func TestListThatIsRefusedIsTold(t *testing.T) {
 	d.fail("/1.0/instances", http.StatusInternalServerError)
 	_, err := s.Guests(t.Context())
 	require.EqualError(t, err, "lxd: list instances: it cannot; see the log of lxd, the agent asks again")
-	assert.Equal(t, []string{err.Error()}, s.Diagnose())
+	assert.Equal(t, []string{err.Error()}, s.Diagnose(t.Context()))
 	d.fail("/1.0/instances", 0)
 	list(t, s)
-	assert.Empty(t, s.Diagnose())
+	assert.Empty(t, s.Diagnose(t.Context()))
 }
 
 func TestInstanceThatIsNotToldIsListed(t *testing.T) {
@@ -738,20 +738,20 @@ func TestPortLeftBehind(t *testing.T) {
 	s := New(Config{Socket: d.path, Links: links})
 	s.times.leak = 0
 	list(t, s)
-	assert.Empty(t, s.Diagnose(), "it may be about to start, or to go")
+	assert.Empty(t, s.Diagnose(t.Context()), "it may be about to start, or to go")
 	list(t, s)
 	assert.Equal(t, []string{
 		"lxd: instance web is stopped and cannot start, because its link web_net0 is still there (lxd did not run when the guest died); ip link del web_net0",
-	}, s.Diagnose())
+	}, s.Diagnose(t.Context()))
 	links.remove("web_net0")
-	assert.Empty(t, s.Diagnose())
+	assert.Empty(t, s.Diagnose(t.Context()))
 	list(t, s)
 	links.add("web_net0", true)
 	list(t, s)
-	assert.Empty(t, s.Diagnose())
+	assert.Empty(t, s.Diagnose(t.Context()))
 	d.set(p2p("web", 10))
 	list(t, s)
-	assert.Empty(t, s.Diagnose(), "it runs")
+	assert.Empty(t, s.Diagnose(t.Context()), "it runs")
 }
 
 func TestRunLeavesNothingBehind(t *testing.T) {

@@ -121,7 +121,7 @@ func TestCrowd(t *testing.T) {
 				}
 				require.NoError(t, call(t, c, c.Nodes[1]))
 			}
-			assert.Empty(t, one.Diagnose())
+			assert.Empty(t, one.Diagnose(t.Context()))
 			assert.LessOrEqual(t, len(log.all()), 10, "%q", log.all())
 			err := call(t, c, node("node30", 30, true, true))
 			if secret == "" {
@@ -176,10 +176,10 @@ func TestNonsense(t *testing.T) {
 				}
 			}
 			assert.Len(t, h.callers(), answered, "nothing of that was answered")
-			assert.Empty(t, one.Diagnose())
+			assert.Empty(t, one.Diagnose(t.Context()))
 			_, err := one.Ask(t.Context(), "node2", notice())
 			require.NoError(t, err)
-			assert.Empty(t, one.Diagnose())
+			assert.Empty(t, one.Diagnose(t.Context()))
 		})
 	}
 }
@@ -245,7 +245,7 @@ func TestForgedAddresses(t *testing.T) {
 		})
 	}
 	assert.Empty(t, h.callers())
-	assert.NotEmpty(t, one.Diagnose(), "it has the key: it is a node with a mistake")
+	assert.NotEmpty(t, one.Diagnose(t.Context()), "it has the key: it is a node with a mistake")
 
 	// What is nobody's counts no more, as long as nobody answers there.
 	for _, liar := range []struct {

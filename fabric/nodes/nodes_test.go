@@ -177,7 +177,7 @@ func strangersAreHungUpOn(t *testing.T, secret string) {
 		require.ErrorContains(t, err, "closed the connection without a word: it takes none of this node's addresses ("+from.String()+") for a node's")
 	}
 	assert.Empty(t, h.callers())
-	assert.Empty(t, one.Diagnose())
+	assert.Empty(t, one.Diagnose(t.Context()))
 }
 
 // Without an underlay in the file, nodes call from around the nodes' addresses.
@@ -245,14 +245,14 @@ func TestPosing(t *testing.T) {
 	}
 	assert.Empty(t, h.callers())
 	assert.Equal(t, []string{"node2", "node3"}, one.Names())
-	problems := strings.Join(one.Diagnose(), "\n")
+	problems := strings.Join(one.Diagnose(t.Context()), "\n")
 	assert.Contains(t, problems, "10.10.0.30")
 	assert.Contains(t, problems, "node node2: fd00:10:10::22 says that it is node node30")
 
 	_, err := end(c, c.Nodes[1]).Ask(t.Context(), "node1", notice())
 	require.NoError(t, err, "the true one")
 	assert.Equal(t, c.Nodes[1:2], h.callers())
-	assert.NotContains(t, strings.Join(one.Diagnose(), "\n"), "node node2: ")
+	assert.NotContains(t, strings.Join(one.Diagnose(t.Context()), "\n"), "node node2: ")
 }
 
 // An address that a node found itself is known once it answers there.
@@ -324,7 +324,7 @@ func TestNewcomers(t *testing.T) {
 func told(t *testing.T, n *nodes.Nodes, want string) {
 	t.Helper()
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
-		if all := strings.Join(n.Diagnose(), "\n"); want == "" {
+		if all := strings.Join(n.Diagnose(t.Context()), "\n"); want == "" {
 			assert.Empty(c, all)
 		} else {
 			assert.Contains(c, all, want)
@@ -429,16 +429,16 @@ func TestPasswords(t *testing.T) {
 				return
 			}
 			require.ErrorContains(t, err, tt.want)
-			assert.Equal(t, []string{err.Error()}, two.Diagnose())
+			assert.Equal(t, []string{err.Error()}, two.Diagnose(t.Context()))
 			assert.Empty(t, h.callers())
 
 			// Nothing that the other side says shows who it is: this one asks itself.
 			stop := serve(t, two, h.answer)
 			require.Eventually(t, func() bool {
 				one.Ask(t.Context(), "node2", notice())
-				return len(one.Diagnose()) == 1
+				return len(one.Diagnose(t.Context())) == 1
 			}, bound, 10*time.Millisecond)
-			assert.Contains(t, one.Diagnose()[0], "node node2: "+tt.back)
+			assert.Contains(t, one.Diagnose(t.Context())[0], "node node2: "+tt.back)
 			assert.Empty(t, h.callers())
 			stop()
 
@@ -447,7 +447,7 @@ func TestPasswords(t *testing.T) {
 			require.Eventually(t, func() bool { _, err := one.Ask(t.Context(), "node2", notice()); return err == nil }, bound, 10*time.Millisecond)
 			_, err = mended.Ask(t.Context(), "node1", notice())
 			require.NoError(t, err, "once it is mended")
-			assert.Empty(t, one.Diagnose())
+			assert.Empty(t, one.Diagnose(t.Context()))
 		})
 	}
 }
@@ -599,7 +599,7 @@ func TestLines(t *testing.T) {
 		})
 	}
 	assert.Len(t, h.callers(), 1)
-	assert.Empty(t, one.Diagnose(), "any program there can say that")
+	assert.Empty(t, one.Diagnose(t.Context()), "any program there can say that")
 
 	conn, err := dial(c.Nodes[1].Address, c.Nodes[0].Address, 255)
 	require.NoError(t, err)
@@ -649,7 +649,7 @@ func TestOthers(t *testing.T) {
 			two := end(c, c.Nodes[1])
 			_, err = two.Ask(t.Context(), "node1", notice())
 			require.ErrorContains(t, err, tt.want)
-			assert.Equal(t, []string{err.Error()}, two.Diagnose())
+			assert.Equal(t, []string{err.Error()}, two.Diagnose(t.Context()))
 			<-done
 		})
 	}
@@ -664,7 +664,7 @@ func TestOthers(t *testing.T) {
 	two := end(c, node("node2", absentHost, true, false))
 	_, err = two.Ask(t.Context(), "node1", notice())
 	require.ErrorContains(t, err, "node node1: cannot be called from 10.10.0.29")
-	assert.Empty(t, two.Diagnose(), "nodes that are down are no problem")
+	assert.Empty(t, two.Diagnose(t.Context()), "nodes that are down are no problem")
 }
 
 // One family that leads nowhere leaves the other.
@@ -688,9 +688,9 @@ func TestBoot(t *testing.T) {
 	c.Nodes[0] = late
 	one, h := end(c, late), &held{}
 	serve(t, one, h.answer)
-	require.Eventually(t, func() bool { return len(one.Diagnose()) == 2 }, bound, 10*time.Millisecond)
-	assert.Equal(t, "agents of other nodes do not reach this one on 10.10.0.29:7147: bind: cannot assign requested address; give this machine the address, or correct it in the cluster file", one.Diagnose()[0])
-	assert.Contains(t, one.Diagnose()[1], "on [fd00:10:10::29]:7147")
+	require.Eventually(t, func() bool { return len(one.Diagnose(t.Context())) == 2 }, bound, 10*time.Millisecond)
+	assert.Equal(t, "agents of other nodes do not reach this one on 10.10.0.29:7147: bind: cannot assign requested address; give this machine the address, or correct it in the cluster file", one.Diagnose(t.Context())[0])
+	assert.Contains(t, one.Diagnose(t.Context())[1], "on [fd00:10:10::29]:7147")
 
 	for _, a := range []netip.Addr{late.Address, late.Address6} {
 		// On all addresses of one family.
@@ -702,7 +702,7 @@ func TestBoot(t *testing.T) {
 			assert.NoError(t, netlink.AddrDel(lo, addr))
 		})
 		require.Eventually(t, func() bool {
-			return strings.Contains(strings.Join(one.Diagnose(), "\n"), netip.AddrPortFrom(a, 7147).String()+": bind: address already in use; end what listens there (ss -ltnp sport = :7147)")
+			return strings.Contains(strings.Join(one.Diagnose(t.Context()), "\n"), netip.AddrPortFrom(a, 7147).String()+": bind: address already in use; end what listens there (ss -ltnp sport = :7147)")
 		}, bound, 10*time.Millisecond)
 		other.Close()
 		two := end(c, node("node2", 22, a.Is4(), a.Is6()))
@@ -711,7 +711,7 @@ func TestBoot(t *testing.T) {
 			return err == nil
 		}, bound, 10*time.Millisecond)
 	}
-	assert.Empty(t, one.Diagnose())
+	assert.Empty(t, one.Diagnose(t.Context()))
 }
 
 // TestConnections: their number is bounded, those that say nothing are closed,
@@ -751,7 +751,7 @@ func TestConnections(t *testing.T) {
 	// What it says to begin with may be there, and nothing follows.
 	_, err = io.Copy(io.Discard, conn)
 	require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
-	assert.Empty(t, one.Diagnose())
+	assert.Empty(t, one.Diagnose(t.Context()))
 	// One more looks whether that is so.
 	if !assert.Eventually(t, func() bool { return runtime.NumGoroutine() <= goroutines+1 }, bound, 10*time.Millisecond) {
 		pprof.Lookup("goroutine").WriteTo(os.Stdout, 1)
@@ -790,12 +790,12 @@ func TestPacketFilter(t *testing.T) {
 	serve(t, one, new(held).answer)
 	serve(t, two, new(held).answer)
 	for n, other := range map[*nodes.Nodes]string{one: "node node2 (10.10.0.22 and fd00:10:10::22, port 7147): no answer within ", two: "node node1 (10.10.0.21 and fd00:10:10::21, port 7147): no answer within "} {
-		require.Eventually(t, func() bool { return len(n.Diagnose()) == 1 }, 3*bound, 10*time.Millisecond)
-		assert.Contains(t, n.Diagnose()[0], other)
-		assert.Contains(t, n.Diagnose()[0], "no packet filter on either node drops TCP port 7147")
+		require.Eventually(t, func() bool { return len(n.Diagnose(t.Context())) == 1 }, 3*bound, 10*time.Millisecond)
+		assert.Contains(t, n.Diagnose(t.Context())[0], other)
+		assert.Contains(t, n.Diagnose(t.Context())[0], "no packet filter on either node drops TCP port 7147")
 	}
 	heal()
 	for _, n := range []*nodes.Nodes{one, two} {
-		require.Eventually(t, func() bool { return len(n.Diagnose()) == 0 }, 3*bound, 10*time.Millisecond)
+		require.Eventually(t, func() bool { return len(n.Diagnose(t.Context())) == 0 }, 3*bound, 10*time.Millisecond)
 	}
 }

@@ -65,7 +65,7 @@ func TestOlderAgent(t *testing.T) {
 			_, err = two.Ask(t.Context(), "node1", n)
 			require.ErrorContains(t, err, "node node1: its agent is an older one")
 			assert.Empty(t, lines)
-			assert.Empty(t, two.Diagnose(), "an upgrade goes from node to node")
+			assert.Empty(t, two.Diagnose(t.Context()), "an upgrade goes from node to node")
 
 			require.NoError(t, l.Close())
 			serve(t, two, (&held{}).answer)() // closes what is kept

@@ -1,6 +1,7 @@
 package nodes
 
 import (
+	"context"
 	"maps"
 	"slices"
 	"time"
@@ -22,7 +23,7 @@ func (t trouble) over(now time.Time) bool { return !t.until.IsZero() && now.Afte
 // Diagnose implements [fabric.Diagnoser]: where this agent cannot listen, which
 // nodes do not answer, and which answer but cannot be talked to, as with another
 // key. What was said by who is not known to be a node is not among them.
-func (n *Nodes) Diagnose() []string {
+func (n *Nodes) Diagnose(context.Context) []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.forget()

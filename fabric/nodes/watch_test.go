@@ -53,7 +53,7 @@ func TestSilentNode(t *testing.T) {
 						fail()
 						time.Sleep(time.Second)
 					}
-					assert.Empty(t, n.Diagnose(), "an agent that is restarted is no problem")
+					assert.Empty(t, n.Diagnose(t.Context()), "an agent that is restarted is no problem")
 					n.answered("node2")
 					time.Sleep(time.Second)
 				}
@@ -61,17 +61,17 @@ func TestSilentNode(t *testing.T) {
 				fail()
 				time.Sleep(silentFor + time.Second)
 				if tt.want == "" {
-					assert.Empty(t, n.Diagnose())
+					assert.Empty(t, n.Diagnose(t.Context()))
 					return
 				}
-				require.Len(t, n.Diagnose(), 1)
-				line := n.Diagnose()[0]
+				require.Len(t, n.Diagnose(t.Context()), 1)
+				line := n.Diagnose(t.Context())[0]
 				assert.Contains(t, line, "node node2 ("+c.Nodes[1].Address.String())
 				assert.Contains(t, line, tt.want)
 				assert.Contains(t, line, "no answer since "+began.Format(time.TimeOnly))
 				assert.NotContains(t, line, "\n")
 				n.answered("node2")
-				assert.Empty(t, n.Diagnose())
+				assert.Empty(t, n.Diagnose(t.Context()))
 			})
 		})
 	}
@@ -149,12 +149,12 @@ func TestForgetsCallers(t *testing.T) {
 		time.Sleep(forgetAfter)
 		n.forgetCallers(time.Now())
 		assert.Equal(t, []string{"node2", "node3", "node30"}, n.Names())
-		assert.Len(t, n.Diagnose(), 2)
+		assert.Len(t, n.Diagnose(t.Context()), 2)
 		time.Sleep(time.Minute)
 		n.forgetCallers(time.Now())
 		assert.Equal(t, []string{"node2", "node3"}, n.Names())
-		require.Len(t, n.Diagnose(), 1)
-		assert.Contains(t, n.Diagnose()[0], "node3")
+		require.Len(t, n.Diagnose(t.Context()), 1)
+		assert.Contains(t, n.Diagnose(t.Context())[0], "node3")
 	})
 }
 

@@ -187,7 +187,7 @@ func TestLife(t *testing.T) {
 		require.NoError(t, s.Put(t.Context(), routes(fabric.Fresh)...))
 		_, err := s.Sessions(t.Context())
 		require.ErrorContains(t, err, d.absent())
-		require.Equal(t, []string{err.Error()}, s.Diagnose())
+		require.Equal(t, []string{err.Error()}, s.Diagnose(t.Context()))
 
 		d.start(t, d.conf())
 		lab.Hears(t, guest...)
@@ -203,7 +203,7 @@ func TestLife(t *testing.T) {
 		assert.Equal(t, "established", all[0].State)
 		assert.EqualValues(t, 2, all[0].Advertised)
 		assert.WithinDuration(t, time.Now(), all[0].Since, time.Minute)
-		assert.Empty(t, s.Diagnose())
+		assert.Empty(t, s.Diagnose(t.Context()))
 
 		// The daemon ends, and misses a change.
 		says := d.end(t)
@@ -261,7 +261,7 @@ func TestDiagnose(t *testing.T) {
 			fmt.Sprintf("%s sends reflector rr1 (10.10.0.11) 1 of the 2 prefixes that this node announces; it must have %s: vmfabric render %[1]s --for node1", name, d.learns()),
 			fmt.Sprintf("%s has no session with reflector rr2 (10.10.0.12); load what this prints: vmfabric render %[1]s --for node1", name),
 		}
-		require.Eventually(t, func() bool { return slices.Equal(want, s.Diagnose()) }, time.Minute, 100*time.Millisecond)
+		require.Eventually(t, func() bool { return slices.Equal(want, s.Diagnose(t.Context())) }, time.Minute, 100*time.Millisecond)
 		for _, p := range guest {
 			ads, err := s.Advertisements(t.Context(), p)
 			require.NoError(t, err)

@@ -107,8 +107,8 @@ func with(rr fabric.RR, all []fabric.Session) (fabric.Session, bool) {
 // Diagnose implements [fabric.Diagnoser]: that the daemon does not answer, has no
 // session with a reflector, or does not send what has been announced for some
 // seconds. It returns after two seconds at the latest.
-func (s *Speaker) Diagnose() []string {
-	ctx, cancel := context.WithTimeout(context.Background(), diagnoseBound)
+func (s *Speaker) Diagnose(ctx context.Context) []string {
+	ctx, cancel := context.WithTimeout(ctx, diagnoseBound)
 	defer cancel()
 	all, err := s.ask(ctx)
 	if err != nil {

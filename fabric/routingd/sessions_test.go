@@ -62,7 +62,7 @@ func TestDaemonThatDoesNotAnswer(t *testing.T) {
 	s := over(&client{err: errors.New("it does not run; start bird")})
 	_, err := s.Sessions(t.Context())
 	require.EqualError(t, err, "bird: it does not run; start bird")
-	assert.Equal(t, []string{"bird: it does not run; start bird"}, s.Diagnose())
+	assert.Equal(t, []string{"bird: it does not run; start bird"}, s.Diagnose(t.Context()))
 	_, err = s.Advertisements(t.Context(), netip.MustParsePrefix("2001:db8:100::10/128"))
 	require.EqualError(t, err, "bird: it does not run; start bird")
 }

@@ -105,7 +105,7 @@ func TestSessions(t *testing.T) {
 		s := opener(program, config, lab, env)(t)
 		_, err := s.Sessions(t.Context())
 		require.ErrorContains(t, err, k.gone)
-		require.Len(t, s.Diagnose(), 1)
+		require.Len(t, s.Diagnose(t.Context()), 1)
 
 		d, _ = k.start(t, lab)
 		guest := []netip.Prefix{netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("2001:db8:100::10/128")}
@@ -117,7 +117,7 @@ func TestSessions(t *testing.T) {
 			all, err := s.Sessions(t.Context())
 			return err == nil && len(all) == 1 && all[0].Peer == "rr1" && all[0].State == "established" && all[0].Advertised == 2
 		}, time.Minute, 10*time.Millisecond)
-		assert.Empty(t, s.Diagnose())
+		assert.Empty(t, s.Diagnose(t.Context()))
 
 		// Why a session ended, with the time: it is in BIRD's log alone.
 		lab.EndIsTold(t, func() fabric.Session {

@@ -39,7 +39,7 @@ func (s *speaker) Put(ctx context.Context, routes ...fabric.Route) error {
 	return s.Speaker.Put(ctx, routes...)
 }
 
-func (s *speaker) Diagnose() []string {
+func (s *speaker) Diagnose(context.Context) []string {
 	if t, _ := s.trouble.Load().(string); t != "" {
 		return []string{t}
 	}
