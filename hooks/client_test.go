@@ -110,7 +110,7 @@ func TestFullQueue(t *testing.T) {
 	require.NoError(t, first.Close())
 	_, err = net.Dial("unix", socket)
 	require.ErrorIs(t, err, syscall.EAGAIN)
-	_, err = Listen(socket)
+	_, err = Listen(t.Context(), socket)
 	assert.ErrorContains(t, err, "another agent answers")
 	_, err = Call(within(t, 200*time.Millisecond), socket, Request{Op: List})
 	assert.ErrorContains(t, err, "did not answer within 200ms")
@@ -160,7 +160,7 @@ func TestRequestTooLarge(t *testing.T) {
 
 func BenchmarkCall(b *testing.B) {
 	socket := filepath.Join(b.TempDir(), "agent.sock")
-	l, err := Listen(socket)
+	l, err := Listen(b.Context(), socket)
 	require.NoError(b, err)
 	ctx, cancel := context.WithCancel(b.Context())
 	done := make(chan error, 1)

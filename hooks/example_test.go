@@ -44,7 +44,7 @@ func Example() {
 	}
 	defer os.RemoveAll(dir)
 	socket := filepath.Join(dir, "agent.sock")
-	l, err := hooks.Listen(socket)
+	l, err := hooks.Listen(context.Background(), socket)
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -22,7 +22,7 @@ type Listener struct {
 // the folder that it is in. The socket of an agent that is gone is replaced;
 // while another agent listens there, Listen is an error. A lock on PATH.lock
 // decides between agents that start together; that file is never removed.
-func Listen(path string) (*Listener, error) {
+func Listen(ctx context.Context, path string) (*Listener, error) {
 	// sun_path of unix(7) has 108 bytes, and the last is its NUL.
 	if len(path) > 107 {
 		return nil, fmt.Errorf("socket %s: a path of %d bytes, and 107 is the most; give a shorter --socket", path, len(path))
@@ -34,7 +34,7 @@ func Listen(path string) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("socket %s: %w; run the agent as root, or give another --socket", path, err)
 	}
-	l, err := listenLocked(path, lock)
+	l, err := listenLocked(ctx, path, lock)
 	if err != nil {
 		lock.Close()
 		return nil, err
@@ -43,7 +43,7 @@ func Listen(path string) (*Listener, error) {
 }
 
 // listenLocked does what needs the lock, which the listener then keeps.
-func listenLocked(path string, lock *os.File) (*Listener, error) {
+func listenLocked(ctx context.Context, path string, lock *os.File) (*Listener, error) {
 	err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		return nil, another(path)
@@ -51,7 +51,7 @@ func listenLocked(path string, lock *os.File) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("socket %s: lock %s: %w", path, lock.Name(), err)
 	}
-	if err := removeStale(path); err != nil {
+	if err := removeStale(ctx, path); err != nil {
 		return nil, err
 	}
 	// bind gives the file the mode of the socket (unix_bind in the kernel), so
@@ -60,7 +60,7 @@ func listenLocked(path string, lock *os.File) (*Listener, error) {
 		var err error
 		return errors.Join(c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), 0o600) }), err)
 	}}
-	bound, err := config.Listen(context.Background(), "unix", path)
+	bound, err := config.Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
@@ -81,7 +81,7 @@ func listenLocked(path string, lock *os.File) (*Listener, error) {
 }
 
 // removeStale removes the socket of an agent that is gone.
-func removeStale(path string) error {
+func removeStale(ctx context.Context, path string) error {
 	switch info, err := os.Lstat(path); {
 	case errors.Is(err, os.ErrNotExist):
 		return nil
@@ -92,7 +92,8 @@ func removeStale(path string) error {
 	}
 	// An agent in another mount namespace, or whose lock file was removed, is
 	// known by its answer alone. A full queue (EAGAIN) is an answer too.
-	conn, err := net.DialTimeout("unix", path, time.Second)
+	dialer := net.Dialer{Timeout: time.Second}
+	conn, err := dialer.DialContext(ctx, "unix", path)
 	if err == nil {
 		conn.Close()
 	}

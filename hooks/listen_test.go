@@ -16,7 +16,7 @@ import (
 
 func TestListen(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "run", "vmfabric", "agent.sock")
-	l, err := Listen(socket)
+	l, err := Listen(t.Context(), socket)
 	require.NoError(t, err)
 	info, err := os.Lstat(socket)
 	require.NoError(t, err)
@@ -26,7 +26,7 @@ func TestListen(t *testing.T) {
 	assert.NoFileExists(t, socket)
 	assert.NoError(t, l.Close())
 
-	l, err = Listen(socket)
+	l, err = Listen(t.Context(), socket)
 	require.NoError(t, err, "the lock file that stays is no hindrance")
 	require.NoError(t, l.Close())
 }
@@ -53,11 +53,11 @@ func TestModeFromTheStart(t *testing.T) {
 		watched <- seen
 	}()
 	for range 50 {
-		l, err := Listen(socket)
+		l, err := Listen(t.Context(), socket)
 		require.NoError(t, err)
 		require.NoError(t, l.Close())
 	}
-	l, err := Listen(socket)
+	l, err := Listen(t.Context(), socket)
 	require.NoError(t, err)
 	defer l.Close()
 	close(stop)
@@ -66,11 +66,11 @@ func TestModeFromTheStart(t *testing.T) {
 
 func TestSecondAgent(t *testing.T) {
 	socket := serve(t, &fake{})
-	_, err := Listen(socket)
+	_, err := Listen(t.Context(), socket)
 	assert.EqualError(t, err, "another agent answers on "+socket+"; stop it first, or give --socket")
 
 	require.NoError(t, os.Remove(socket+".lock"))
-	_, err = Listen(socket)
+	_, err = Listen(t.Context(), socket)
 	assert.EqualError(t, err, "another agent answers on "+socket+"; stop it first, or give --socket")
 	_, err = Call(within(t, time.Minute), socket, Request{Op: List})
 	assert.NoError(t, err, "the first still answers")
@@ -84,7 +84,7 @@ func TestAgentsThatStartTogether(t *testing.T) {
 		var starts sync.WaitGroup
 		for range cap(won) {
 			starts.Go(func() {
-				if l, err := Listen(socket); err == nil {
+				if l, err := Listen(t.Context(), socket); err == nil {
 					won <- l
 				} else {
 					assert.ErrorContains(t, err, "another agent answers")
@@ -108,7 +108,7 @@ func stale(t *testing.T, socket string) {
 
 func TestCloseLeavesAnothersSocket(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "agent.sock")
-	l, err := Listen(socket)
+	l, err := Listen(t.Context(), socket)
 	require.NoError(t, err)
 	require.NoError(t, os.Remove(socket))
 	stale(t, socket)
@@ -126,7 +126,7 @@ func TestListenErrors(t *testing.T) {
 		filepath.Join(file, "a.sock"): "not a directory; make the folder, or give another --socket",
 		long:                          "107 is the most; give a shorter --socket",
 	} {
-		_, err := Listen(socket)
+		_, err := Listen(t.Context(), socket)
 		assert.ErrorContains(t, err, want)
 		assert.ErrorContains(t, err, "socket "+socket)
 	}

@@ -121,7 +121,7 @@ func serve(t *testing.T, agent Agent) (socket string) {
 
 func serveOn(t *testing.T, socket string, agent Agent) {
 	t.Helper()
-	l, err := Listen(socket)
+	l, err := Listen(t.Context(), socket)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -189,7 +189,7 @@ func TestOps(t *testing.T) {
 // TestServeStatus: what has no guests tells its status, and refuses the rest.
 func TestServeStatus(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "reflector.sock")
-	l, err := Listen(socket)
+	l, err := Listen(t.Context(), socket)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -406,7 +406,7 @@ func TestEndWhileInFlight(t *testing.T) {
 }
 
 func TestServeTellsABrokenListener(t *testing.T) {
-	l, err := Listen(filepath.Join(t.TempDir(), "agent.sock"))
+	l, err := Listen(t.Context(), filepath.Join(t.TempDir(), "agent.sock"))
 	require.NoError(t, err)
 	require.NoError(t, l.Close())
 	assert.ErrorIs(t, Serve(t.Context(), l, &fake{}, slog.New(slog.DiscardHandler)), net.ErrClosed)

@@ -61,7 +61,7 @@ func (s *supervisor) open(ctx context.Context, program Program, k kind, opts []O
 	default:
 		return err
 	}
-	life, stop := context.WithCancel(context.Background())
+	life, stop := context.WithCancel(context.WithoutCancel(ctx)) // ctx is for the start alone; Close ends the plugin
 	s.stop = stop
 	go s.run(life, p)
 	return nil

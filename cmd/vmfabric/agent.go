@@ -106,7 +106,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	}
 
 	// Whoever holds the socket is the agent: before anything is touched.
-	listener, err := hooks.Listen(socket)
+	listener, err := hooks.Listen(ctx, socket)
 	if err != nil {
 		return err
 	}

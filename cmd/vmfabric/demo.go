@@ -326,7 +326,7 @@ func (d *demo) pings(ctx context.Context) error {
 
 // move brings a guest to the other node while it is being pinged.
 func (d *demo) move(ctx context.Context, vm fabric.VM) error {
-	return d.underProbe(vm, func() error {
+	return d.underProbe(ctx, vm, func() error {
 		if _, err := d.ask(ctx, "node2", hooks.Request{Op: hooks.Wire, VM: vm}); err != nil {
 			return err
 		}
@@ -353,7 +353,7 @@ func (d *demo) move(ctx context.Context, vm fabric.VM) error {
 
 // killReflector ends one reflector without warning while a guest is being pinged.
 func (d *demo) killReflector(ctx context.Context) error {
-	return d.underProbe(demoVM("web", 11), func() error {
+	return d.underProbe(ctx, demoVM("web", 11), func() error {
 		if err := d.rr["rr1"].Kill(); err != nil {
 			return err
 		}
@@ -363,7 +363,7 @@ func (d *demo) killReflector(ctx context.Context) error {
 }
 
 // underProbe does something while the client pings both addresses of a guest.
-func (d *demo) underProbe(vm fabric.VM, do func() error) error {
+func (d *demo) underProbe(ctx context.Context, vm fabric.VM, do func() error) error {
 	var probes []*core.Prober
 	for _, a := range vm.NICs[0].Addresses {
 		p, err := d.top.Client.Probe(a, time.Millisecond)
@@ -372,9 +372,9 @@ func (d *demo) underProbe(vm fabric.VM, do func() error) error {
 		}
 		probes = append(probes, p)
 	}
-	time.Sleep(300 * time.Millisecond)
+	backoff.Sleep(ctx, 300*time.Millisecond)
 	err := do()
-	time.Sleep(300 * time.Millisecond)
+	backoff.Sleep(ctx, 300*time.Millisecond)
 	for i, p := range probes {
 		r := p.Stop()
 		d.say("  %-16s %d sent, %d lost, longest gap %s", vm.NICs[0].Addresses[i], r.Sent, r.Lost, ms(r.LongestGap))

@@ -53,7 +53,7 @@ namespaces; it leaves nothing behind.`,
 			}
 			switch {
 			case f.down:
-				return demoDown(cmd.OutOrStdout(), f.record)
+				return demoDown(cmd.Context(), cmd.OutOrStdout(), f.record)
 			case os.Geteuid() != 0:
 				return demoUnprivileged(cmd.Context(), f)
 			case f.keep && !f.standing:
@@ -219,7 +219,7 @@ func startTime(pid int) string {
 	return fields[19]
 }
 
-func demoDown(out io.Writer, record string) error {
+func demoDown(ctx context.Context, out io.Writer, record string) error {
 	pid, err := readStanding(record)
 	if err != nil {
 		return fmt.Errorf("demo: %w", err)
@@ -231,7 +231,7 @@ func demoDown(out io.Writer, record string) error {
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		return fmt.Errorf("demo: stop process %d: %w", pid, err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	start := startTime(pid)
 	err = core.Until(ctx, func() error {

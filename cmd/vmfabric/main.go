@@ -33,11 +33,14 @@ type usageError struct{ error }
 // errDegraded is a bad answer that was printed already.
 var errDegraded = errors.New("degraded")
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
-
-func run(args []string, stdout, stderr io.Writer) int {
+func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	stdout, stderr = visibleWriter{stdout}, visibleWriter{stderr}
 	root := newRoot()
 	root.SetArgs(args)

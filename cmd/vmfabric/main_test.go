@@ -21,7 +21,7 @@ import (
 
 func try(args ...string) (stdout, stderr string, code int) {
 	var out, errs bytes.Buffer
-	code = run(args, &out, &errs)
+	code = run(context.Background(), args, &out, &errs)
 	return out.String(), errs.String(), code
 }
 

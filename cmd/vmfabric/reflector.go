@@ -70,7 +70,7 @@ func runReflector(ctx context.Context, f reflectorFlags, log *slog.Logger) (err 
 		return err
 	}
 	closing := func(c io.Closer) { err = errors.Join(err, ignoreClosed(c.Close())) }
-	listener, err := hooks.Listen(f.socket)
+	listener, err := hooks.Listen(ctx, f.socket)
 	if err != nil {
 		return err
 	}

@@ -33,14 +33,26 @@ func listenMetrics(address string) (net.Listener, error) {
 
 // serveMetrics answers scrapes until ctx ends, and closes the listener.
 func serveMetrics(ctx context.Context, l net.Listener, r *reflector.Reflector, log *slog.Logger) error {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		reflectorCollector{r, log},
-	)
+	process := prometheus.NewRegistry()
+	process.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	scrapes := make(chan struct{}, 2)
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 2}))
-	s := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, req *http.Request) {
+		select {
+		case scrapes <- struct{}{}:
+			defer func() { <-scrapes }()
+		default:
+			http.Error(w, "others are reading the metrics; try again later", http.StatusServiceUnavailable)
+			return
+		}
+		now := prometheus.NewRegistry()
+		now.MustRegister(read(req.Context(), r, log))
+		promhttp.HandlerFor(prometheus.Gatherers{process, now}, promhttp.HandlerOpts{}).ServeHTTP(w, req)
+	})
+	s := &http.Server{
+		Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
 	defer context.AfterFunc(ctx, func() { s.Close() })()
 	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("metrics: %w", err)
@@ -60,31 +72,45 @@ var (
 	routes     = metric("routes", "Prefixes that the reflector has taken.", "family")
 )
 
-// reflectorCollector asks the reflector at each scrape.
-type reflectorCollector struct {
-	*reflector.Reflector
-	log *slog.Logger
+// reading is what a reflector said for one scrape.
+type reading struct {
+	peers  []reflector.Peer
+	routes map[string]uint64 // by family
+	err    error
+}
+
+func read(ctx context.Context, r *reflector.Reflector, log *slog.Logger) reading {
+	peers, err := r.Peers(ctx)
+	if err != nil {
+		log.Warn("metrics not read", "err", err)
+		return reading{err: err}
+	}
+	now := reading{peers: peers, routes: map[string]uint64{}}
+	for family, v6 := range map[string]bool{"ipv4": false, "ipv6": true} {
+		if n, err := r.Routes(ctx, v6); err == nil {
+			now.routes[family] = n
+		}
+	}
+	return now
 }
 
 // Describe implements [prometheus.Collector].
-func (c reflectorCollector) Describe(ch chan<- *prometheus.Desc) {
+func (reading) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{sessionUp, received, accepted, advertised, routes} {
 		ch <- d
 	}
 }
 
 // Collect implements [prometheus.Collector].
-func (c reflectorCollector) Collect(ch chan<- prometheus.Metric) {
+func (now reading) Collect(ch chan<- prometheus.Metric) {
+	if now.err != nil {
+		ch <- prometheus.NewInvalidMetric(sessionUp, now.err)
+		return
+	}
 	gauge := func(d *prometheus.Desc, v uint64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
 	}
-	peers, err := c.Peers(context.Background())
-	if err != nil {
-		c.log.Warn("metrics not read", "err", err)
-		ch <- prometheus.NewInvalidMetric(sessionUp, err)
-		return
-	}
-	for _, p := range peers {
+	for _, p := range now.peers {
 		var up uint64
 		if p.State == "established" {
 			up = 1
@@ -96,11 +122,9 @@ func (c reflectorCollector) Collect(ch chan<- prometheus.Metric) {
 			gauge(advertised, n.Advertised, p.Peer, p.Address, family)
 		}
 	}
-	for family, v6 := range map[string]bool{"ipv4": false, "ipv6": true} {
-		if n, err := c.Routes(context.Background(), v6); err == nil {
-			gauge(routes, n, family)
-		}
+	for family, n := range now.routes {
+		gauge(routes, n, family)
 	}
 }
 
-var _ prometheus.Collector = reflectorCollector{}
+var _ prometheus.Collector = reading{}

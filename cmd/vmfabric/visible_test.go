@@ -59,7 +59,7 @@ func TestNamesAreVisible(t *testing.T) {
 // serveAgent has an agent answer on a socket until the test ends.
 func serveAgent(t *testing.T, a hooks.Agent) (socket string) {
 	socket = filepath.Join(t.TempDir(), "agent.sock")
-	l, err := hooks.Listen(socket)
+	l, err := hooks.Listen(t.Context(), socket)
 	require.NoError(t, err)
 	log, err := newLogger(t.Output(), "error", "text")
 	require.NoError(t, err)

@@ -68,7 +68,7 @@ func main() {
 		os.Exit(2)
 	}
 	o := operations[os.Args[2]]
-	err := o.do(os.Args[1], os.Getenv("VMFABRIC_SOCKET"), os.Stdin)
+	err := o.do(context.Background(), os.Args[1], os.Getenv("VMFABRIC_SOCKET"), os.Stdin)
 	// libvirt writes all of the XML, whether it is of interest or not.
 	io.Copy(io.Discard, os.Stdin)
 	if err != nil {
@@ -81,7 +81,7 @@ func main() {
 
 // do tells the agent, if the domain is of the fabric. A panic is an error like
 // any other: only the operation decides what it costs the guest.
-func (o operation) do(domain, socket string, stdin io.Reader) (err error) {
+func (o operation) do(ctx context.Context, domain, socket string, stdin io.Reader) (err error) {
 	defer func() {
 		if fault := recover(); fault != nil {
 			err = fmt.Errorf("domain %s: fault in the hook: %q; please report it", domain, fmt.Sprint(fault))
@@ -121,7 +121,7 @@ func (o operation) do(domain, socket string, stdin io.Reader) (err error) {
 		}
 		vm = d.VM()
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), o.silent)
+	ctx, cancel := context.WithTimeout(ctx, o.silent)
 	defer cancel()
 	_, err = hooks.Client{Socket: socket, Wait: o.absent}.Call(ctx, hooks.Request{Op: o.op, VM: vm})
 	return err

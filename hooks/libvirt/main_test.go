@@ -86,7 +86,7 @@ func (f *fake) CheckForwarding(context.Context) ([]fabric.ForwardingFault, error
 
 func serve(t *testing.T, agent hooks.Agent) (socket string) {
 	socket = filepath.Join(t.TempDir(), "agent.sock")
-	l, err := hooks.Listen(socket)
+	l, err := hooks.Listen(t.Context(), socket)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -356,7 +356,7 @@ func TestSilentAgent(t *testing.T) {
 	socket := serve(t, stuck{&fake{}, release})
 	o := operations["prepare"]
 	o.silent = 200 * time.Millisecond
-	err := o.do("sea_gold", socket, strings.NewReader(written(t, "started.xml")))
+	err := o.do(t.Context(), "sea_gold", socket, strings.NewReader(written(t, "started.xml")))
 	assert.EqualError(t, err, "the agent on "+socket+" did not answer within 200ms (context deadline exceeded); see its log: journalctl -u vmfabric")
 }
 
@@ -495,7 +495,7 @@ func (broken) Read([]byte) (int, error) { panic("a fault\nin two lines") }
 func TestPanic(t *testing.T) {
 	t.Parallel()
 	for op, o := range operations {
-		err := o.do("sea_gold", "", broken{})
+		err := o.do(t.Context(), "sea_gold", "", broken{})
 		assert.EqualError(t, err, `domain sea_gold: fault in the hook: "a fault\nin two lines"; please report it`, op)
 	}
 }
@@ -535,7 +535,7 @@ func BenchmarkHook(b *testing.B) {
 	xml, err := os.ReadFile("../../fabric/libvirt/domxml/testdata/started.xml")
 	require.NoError(b, err)
 	socket := filepath.Join(b.TempDir(), "agent.sock")
-	l, err := hooks.Listen(socket)
+	l, err := hooks.Listen(b.Context(), socket)
 	require.NoError(b, err)
 	ctx, cancel := context.WithCancel(b.Context())
 	done := make(chan error, 1)

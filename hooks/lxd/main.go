@@ -65,7 +65,7 @@ func main() {
 		os.Exit(2)
 	}
 	o, ours := occasions[kind], hasPort(name)
-	if err := o.do(name, ours, os.Getenv("VMFABRIC_SOCKET")); err != nil {
+	if err := o.do(context.Background(), name, ours, os.Getenv("VMFABRIC_SOCKET")); err != nil {
 		fmt.Fprintf(os.Stderr, "vmfabric: %v\n", err)
 		// An agent that does not know does not keep others from starting.
 		if o.veto && (ours || errors.Is(err, fabric.ErrRefused)) {
@@ -77,7 +77,7 @@ func main() {
 
 // do tells the agent, which knows best whether the instance is of the fabric. A
 // panic is an error like any other.
-func (o occasion) do(name string, ours bool, socket string) (err error) {
+func (o occasion) do(ctx context.Context, name string, ours bool, socket string) (err error) {
 	defer func() {
 		if fault := recover(); fault != nil {
 			err = fmt.Errorf("instance %s: fault in the hook: %q; please report it", name, fmt.Sprint(fault))
@@ -90,7 +90,7 @@ func (o occasion) do(name string, ours bool, socket string) (err error) {
 	if ours {
 		client.Wait = o.absent
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), o.silent)
+	ctx, cancel := context.WithTimeout(ctx, o.silent)
 	defer cancel()
 	_, err = client.Call(ctx, hooks.Request{Op: o.op, VM: fabric.VM{Name: name, Origin: origin}})
 	if errors.Is(err, hooks.ErrNoAgent) && !ours {

@@ -57,7 +57,7 @@ func (f *fake) Ended(_ context.Context, source, name string) error {
 
 func serve(t *testing.T, agent hooks.Agent) (socket string) {
 	socket = filepath.Join(t.TempDir(), "agent.sock")
-	l, err := hooks.Listen(socket)
+	l, err := hooks.Listen(t.Context(), socket)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -117,7 +117,7 @@ line the agent makes a port for a new guest each time.`, count(len(runs[0].took)
 
 // serveIdle serves hooks with an agent that says yes to everything.
 func serveIdle(ctx context.Context, socket string) (stop func() error, err error) {
-	l, err := hooks.Listen(socket)
+	l, err := hooks.Listen(ctx, socket)
 	if err != nil {
 		return nil, err
 	}

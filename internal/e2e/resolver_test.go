@@ -92,7 +92,7 @@ func embed(t *testing.T, s *system, lv *hypervisors.Libvirt, links *fake.Datapla
 	)
 	require.NoError(t, err)
 	require.NoError(t, agent.Adopt(t.Context()))
-	listener, err := hooks.Listen(s.agents["node1"].socket)
+	listener, err := hooks.Listen(t.Context(), s.agents["node1"].socket)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	var all sync.WaitGroup

@@ -3,7 +3,6 @@
 package probe
 
 import (
-	"context"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -203,13 +202,10 @@ func (p *Prober) Abandon() Result { return p.end(0) }
 func (p *Prober) end(grace time.Duration) Result {
 	close(p.stop)
 	<-p.sent // or a last request goes out with nobody left to wait for its answer
-	ctx, cancel := context.WithTimeout(context.Background(), grace)
-	defer cancel()
-	for p.underWay() && ctx.Err() == nil {
-		select {
-		case <-ctx.Done():
-		case <-time.After(5 * time.Millisecond):
-		}
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
+	for over := time.Now().Add(grace); p.underWay() && time.Now().Before(over); {
+		<-look.C
 	}
 	p.sock.close()
 	p.running.Wait()

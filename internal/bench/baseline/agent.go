@@ -45,7 +45,7 @@ func serve(config, nodeName, state, socket string) (err error) {
 	if err != nil {
 		return err
 	}
-	listener, err := hooks.Listen(socket)
+	listener, err := hooks.Listen(ctx, socket)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,120 @@
+package vmfabric_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// laboratories are the folders that are not of the product: they try it and measure it.
+var laboratories = []string{
+	"testenv", "internal/bench", "internal/e2e", "internal/simulate",
+	"plugins/internal/testplugin", "fabric/gobgp/internal/gobgptest",
+}
+
+// ownerless are the calls that wait for nothing that their caller could end.
+var ownerless = map[string][]string{
+	"context": {"Background", "TODO"},
+	"time":    {"Sleep", "Tick"},
+}
+
+// TestEveryWaitHasAnOwner holds that what waits heeds the context of its caller:
+// only main makes one out of nothing, and nobody sleeps. What shall outlive its
+// caller says context.WithoutCancel, and why.
+func TestEveryWaitHasAnOwner(t *testing.T) {
+	// How many a folder may still have. These may only become fewer.
+	most := map[string]int{
+		"fabric/kernel":    7,
+		"internal/daemons": 1, // the laboratories look programs up without a context
+	}
+	found := map[string][]string{}
+	err := filepath.WalkDir(".", func(file string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (slices.Contains(laboratories, file) || strings.HasPrefix(d.Name(), ".") && file != "."):
+			return filepath.SkipDir
+		case d.IsDir() || !strings.HasSuffix(file, ".go") || strings.HasSuffix(file, "_test.go"):
+			return nil
+		}
+		dir := filepath.Dir(file)
+		found[dir] = append(found[dir], ownerlessIn(t, file)...)
+		return nil
+	})
+	require.NoError(t, err)
+	assert.Greater(t, len(found), 30, "the folders of the product")
+	for dir, calls := range found {
+		assert.LessOrEqual(t, len(calls), most[dir], "%s: give it the context of the caller: %v", dir, calls)
+	}
+	for dir := range most {
+		assert.Contains(t, found, dir)
+	}
+}
+
+// ownerlessIn lists the ownerless calls in a file, but for the context that the main
+// of a program begins with.
+func ownerlessIn(t *testing.T, file string) (calls []string) {
+	t.Helper()
+	set := token.NewFileSet()
+	f, err := parser.ParseFile(set, file, nil, parser.SkipObjectResolution)
+	require.NoError(t, err)
+	names := map[string]string{} // what the file calls a package, and its path
+	for _, i := range f.Imports {
+		p, err := strconv.Unquote(i.Path.Value)
+		require.NoError(t, err)
+		name := path.Base(p)
+		if i.Name != nil {
+			name = i.Name.Name
+		}
+		names[name] = p
+	}
+	for _, decl := range f.Decls {
+		fn, ok := decl.(*ast.FuncDecl)
+		isMain := ok && fn.Recv == nil && fn.Name.Name == "main" && f.Name.Name == "main"
+		ast.Inspect(decl, func(n ast.Node) bool {
+			s, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			x, ok := s.X.(*ast.Ident)
+			if !ok || !slices.Contains(ownerless[names[x.Name]], s.Sel.Name) {
+				return true
+			}
+			if name := names[x.Name] + "." + s.Sel.Name; !isMain || name != "context.Background" {
+				calls = append(calls, set.Position(s.Pos()).String()+" "+name)
+			}
+			return true
+		})
+	}
+	return calls
+}
+
+// TestOwnerlessCallsAreFound tries the search itself.
+func TestOwnerlessCallsAreFound(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "main.go")
+	require.NoError(t, os.WriteFile(file, []byte(`package main
+import (
+	"context"
+	clock "time"
+)
+func main() { run(context.Background()); clock.Sleep(1) }
+func run(ctx context.Context) { _, _ = context.TODO(), context.WithoutCancel(ctx); time.Sleep(1) }
+var always = context.Background()
+`), 0o600))
+	var names []string
+	for _, call := range ownerlessIn(t, file) {
+		names = append(names, call[strings.LastIndexByte(call, ' ')+1:])
+	}
+	assert.Equal(t, []string{"time.Sleep", "context.TODO", "context.Background"}, names)
+}
