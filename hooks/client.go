@@ -16,7 +16,7 @@ import (
 	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
-// ErrNoAgent: nobody listens on the socket.
+// ErrNoAgent says that nobody listens on the socket.
 var ErrNoAgent = errors.New("no agent")
 
 // redial is the pause between two attempts to reach an agent.
