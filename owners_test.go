@@ -87,3 +87,24 @@ func TestCoreDoesNotKnowItsCallers(t *testing.T) {
 		}
 	}
 }
+
+// TestBackendsDoNotKnowTheCommandLine: whoever embeds a backend has neither the
+// commands of vmfabric nor its flags. Those who have them tell what is theirs.
+func TestBackendsDoNotKnowTheCommandLine(t *testing.T) {
+	commands := regexp.MustCompile(`\bvmfabric (agent|attach|detach|list|status|why|check|render|drain|undrain|moves|guest-config)\b|` +
+		`--(node|socket|libvirt|lxd|kind|speaker|state|config|resolver|observer)\b|systemctl \w+ vmfabric`)
+	most := map[string]int{"fabric/kernel": 1} // these may only become fewer
+	found := map[string][]string{}
+	files, at := parsed(t, "fabric")
+	for path, f := range files {
+		ast.Inspect(f, func(n ast.Node) bool {
+			if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING && commands.MatchString(lit.Value) {
+				found[filepath.Dir(path)] = append(found[filepath.Dir(path)], at.Position(lit.Pos()).String())
+			}
+			return true
+		})
+	}
+	for dir, places := range found {
+		assert.LessOrEqual(t, len(places), most[dir], "%v", places)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/internal/oneline"
 )
@@ -57,7 +59,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "vmfabric: %s; see vmfabric help\n", oneline.Of(err.Error()))
 		return exitUsage
 	}
-	for line := range strings.Lines(err.Error()) {
+	for line := range strings.Lines(err.Error() + wayOut(err)) {
 		fmt.Fprintf(stderr, "vmfabric: %s\n", strings.TrimRight(line, "\n"))
 	}
 	return exitBad
@@ -124,4 +126,13 @@ func (t *tool) print(cmd *cobra.Command, v any) (bool, error) {
 	e.SetIndent("", "  ")
 	e.SetEscapeHTML(false)
 	return true, e.Encode(v)
+}
+
+// wayOut gives what an error lacks of its way out, as it is a command of ours.
+func wayOut(err error) string {
+	bad, ok := errors.AsType[*clusterfile.Error](err)
+	if ok && bad.Line == 0 && errors.Is(bad, fs.ErrNotExist) { // the file itself, not one that it names
+		return ", then verify it with 'vmfabric check'"
+	}
+	return ""
 }

@@ -87,7 +87,7 @@ func explain(err error) string {
 		return bad.Text()
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return "no such file; create it, the same on every node, with the keys name, asn, community, gateway, pools, reflectors and nodes, then verify it with 'vmfabric check'"
+		return "no such file; create it, the same on every node, with the keys name, asn, community, gateway, pools, reflectors and nodes"
 	}
 	return fmt.Sprintf("%v; it must be a file that this user can read", reason(err))
 }

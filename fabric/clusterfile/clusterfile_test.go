@@ -433,7 +433,7 @@ func TestLoadTellsWhatIsWrongWithTheFile(t *testing.T) {
 	dir := t.TempDir()
 	missing := filepath.Join(dir, "cluster.yaml")
 	_, err := clusterfile.Load(missing)
-	require.EqualError(t, err, missing+": no such file; create it, the same on every node, with the keys name, asn, community, gateway, pools, reflectors and nodes, then verify it with 'vmfabric check'")
+	require.EqualError(t, err, missing+": no such file; create it, the same on every node, with the keys name, asn, community, gateway, pools, reflectors and nodes")
 	require.ErrorIs(t, err, fs.ErrNotExist)
 
 	_, err = clusterfile.Load(dir)

@@ -55,7 +55,7 @@ func (h hookState) problem() string {
 	restart := "systemctl restart " + h.daemon + " (guests go on running)"
 	switch {
 	case ours == nil:
-		return fmt.Sprintf("libvirt: there is no hook %s, so guests of the fabric do not start, or without it; install it there, then %s; or follow no libvirt (--libvirt off)", want, restart)
+		return fmt.Sprintf("libvirt: there is no hook %s, so guests of the fabric do not start, or without it; install it there, then %s; or follow no libvirt", want, restart)
 	case !ours.executable:
 		return fmt.Sprintf("libvirt: the hook %s is not executable, so guests of the fabric do not start, or without it; chmod 755 %[1]s, then %s", ours.path, restart)
 	case !found && !h.known:

@@ -17,7 +17,7 @@ func TestWhetherTheHookIsKnown(t *testing.T) {
 	const own, single, other = "/etc/libvirt/hooks/qemu.d/vmfabric", "/etc/libvirt/hooks/qemu", "/etc/libvirt/hooks/qemu.d/backup"
 	const end = "systemctl restart libvirtd (guests go on running)"
 	missing := func(path string) string {
-		return "libvirt: there is no hook " + path + ", so guests of the fabric do not start, or without it; install it there, then " + end + "; or follow no libvirt (--libvirt off)"
+		return "libvirt: there is no hook " + path + ", so guests of the fabric do not start, or without it; install it there, then " + end + "; or follow no libvirt"
 	}
 	late := func(path string) string {
 		return "libvirt: libvirtd, which has run since 2026-11-29 12:03:04, may not know the hook " + path + ", which came later: guests of the fabric do not start then, or without it; " + end

@@ -104,18 +104,18 @@ func (n *Nodes) identify(source netip.Addr, s sender) (fabric.Node, error) {
 	case !nodeName.MatchString(s.Name):
 		return says, disagree("%.40q is not a node name; use 1 to 32 letters, digits, '.', '_' and '-'", s.Name)
 	case s.Name == n.self.Name:
-		return says, disagree("%s says that it is node %s, which is at %s; give one of the two another name with --node", source, s.Name, addresses(n.self))
+		return says, disagree("%s says that it is node %s, which is at %s; give one of the two another name", source, s.Name, addresses(n.self))
 	case s.Address.IsValid() && !s.Address.Is4(), s.Address6.IsValid() && (!s.Address6.Is6() || s.Address6.Is4In6()), s.Address6.Zone() != "":
 		return says, disagree("node %s says that it is at %q and %q, which are not an IPv4 and an IPv6 address; upgrade the older of the two agents", s.Name, s.Address, s.Address6)
 	}
 	file, err := n.cluster.Node(s.Name)
 	switch owner, taken := n.named(source); {
 	case err == nil && file.Source(source).IsValid() && source != file.Source(source):
-		return says, disagree("%s says that it is node %s, which has %s in the cluster file of %s; correct that, or give it a name of its own with --node", source, s.Name, addresses(file), n.self.Name)
+		return says, disagree("%s says that it is node %s, which has %s in the cluster file of %s; correct that, or give it a name of its own", source, s.Name, addresses(file), n.self.Name)
 	case n.key == nil && !taken && !n.saidBy(s.Name, source):
 		return says, disagree("%s says that it is node %s, and nothing shows it; name it in the cluster file of %s, or give the cluster a key_file", source, s.Name, n.self.Name)
 	case err != nil && taken:
-		return says, disagree("%s says that it is node %s, and has the address of node %s in the cluster file of %s; correct that, or its --node", source, s.Name, owner.Name, n.self.Name)
+		return says, disagree("%s says that it is node %s, and has the address of node %s in the cluster file of %s; correct that, or the name that it goes by", source, s.Name, owner.Name, n.self.Name)
 	}
 	// Of a family that the file gives, its word is what counts.
 	says.Address, says.Address6 = cmp.Or(file.Address, says.Address), cmp.Or(file.Address6, says.Address6)
@@ -167,7 +167,7 @@ func (n *Nodes) remember(source netip.Addr, says, file fabric.Node) (fabric.Node
 	if file.Name == "" {
 		switch {
 		case called && !same(before.node, source, says) && time.Since(before.at) < renewed:
-			return says, disagree("%s says that it is node %s, which called from %s a moment ago; give one of the two another name with --node", source, says.Name, addresses(before.node))
+			return says, disagree("%s says that it is node %s, which called from %s a moment ago; give one of the two another name", source, says.Name, addresses(before.node))
 		case !called && len(n.callers) >= maxNewcomers+len(n.cluster.Nodes):
 			return says, disagree("node %s is not in the cluster file of %s, nor are %d others that called; add them under nodes", says.Name, n.self.Name, maxNewcomers)
 		case !called:

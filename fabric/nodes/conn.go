@@ -212,7 +212,7 @@ func (n *Nodes) agrees(h hello, to fabric.Node) error {
 	case h.Cluster != n.cluster.Name:
 		return disagree("what answers there is of cluster %.40q, this node of %s; correct the address, or the name", h.Cluster, n.cluster.Name)
 	case h.Node != to.Name:
-		return disagree("what answers there is node %.40q; correct the addresses in the cluster file, or --node there", h.Node)
+		return disagree("what answers there is node %.40q; correct the addresses in the cluster file, or the name that it goes by", h.Node)
 	}
 	return n.sameKind(h)
 }

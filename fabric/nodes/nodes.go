@@ -224,7 +224,7 @@ func (n *Nodes) explain(err error, to fabric.Node, most time.Duration) error {
 	case errors.Is(err, errNoWord):
 		return fmt.Errorf(" (%s): it %w: it takes none of this node's addresses (%s) for a node's, has too many connections, or stops; name this node in its cluster file, or give the cluster a key_file and have the network of these addresses under underlay", at, err, addresses(n.self))
 	case refused(err):
-		return fmt.Errorf(" (%s): no agent listens there (%w); start it: systemctl start vmfabric", at, err)
+		return fmt.Errorf(" (%s): no agent listens there (%w); start it there", at, err)
 	case absent(err):
 		return fmt.Errorf(": cannot be called from %s (%w); give this machine the address, or correct it in the cluster file", addresses(n.self), err)
 	case timeout(err):

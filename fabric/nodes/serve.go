@@ -35,7 +35,7 @@ func (n *Nodes) Serve(ctx context.Context, answer func(ctx context.Context, from
 	n.closed = false
 	n.mu.Unlock()
 	if n.key == nil {
-		n.log.Warn("no key_file in the cluster file, and no passwords: only the nodes that are named there are heard, and whoever has the address of one is believed; see vmfabric check")
+		n.log.Warn("no key_file in the cluster file, and no passwords: only the nodes that are named there are heard, and whoever has the address of one is believed; give the cluster a key_file")
 	}
 	var all, tried sync.WaitGroup
 	for _, a := range []netip.Addr{n.self.Address, n.self.Address6} {
@@ -210,7 +210,7 @@ func (n *Nodes) answer(ctx context.Context, d *dialogue, body []byte, answer ans
 	caller := n.topic(d.source)
 	err := decode(body, &req, caller, n.self.Name)
 	if err == nil && req.To != n.self.Name {
-		err = disagree("%s asked for %.40q and reached %s; correct the addresses in the cluster file, or --node of an agent", caller, req.To, n.self.Name)
+		err = disagree("%s asked for %.40q and reached %s; correct the addresses in the cluster file, or the name that an agent goes by", caller, req.To, n.self.Name)
 	}
 	if err == nil && req.Notice != nil {
 		err = req.Notice.Validate()

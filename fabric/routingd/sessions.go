@@ -1,7 +1,6 @@
 package routingd
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -71,7 +70,7 @@ func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fa
 		if !ok {
 			ads = append(ads, fabric.Advertisement{
 				Peer: rr.Name, Address: rr.Address.String(),
-				Reason: fmt.Sprintf("%s has no session with it; load what this prints: %s", s.cfg.Name, s.render()),
+				Reason: fmt.Sprintf("%s has no session with it; %s", s.cfg.Name, s.configured()),
 			})
 			continue
 		}
@@ -84,16 +83,27 @@ func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fa
 			return nil, fmt.Errorf("%s: %w", s.cfg.Name, err)
 		}
 		if ad := &one[0]; !ad.Sent && ad.Reason == "" {
-			ad.Reason = fmt.Sprintf("%s does not send it; it must have %s: %s", s.cfg.Name, s.cfg.Learns, s.render())
+			ad.Reason = fmt.Sprintf("%s does not send it; it must have %s", s.cfg.Name, s.learns())
 		}
 		ads = append(ads, one...)
 	}
 	return ads, nil
 }
 
-// render is the command that prints what the daemon is to be configured with.
-func (s *Speaker) render() string {
-	return fmt.Sprintf("vmfabric render %s --for %s", s.cfg.Name, cmp.Or(s.cfg.Node.Name, "NODE"))
+// configured says how the daemon comes by what its configuration must have.
+func (s *Speaker) configured() string {
+	if s.printed == "" {
+		return "load the configuration that is rendered for this node"
+	}
+	return "load what this prints: " + s.printed
+}
+
+// learns says what the daemon's configuration must have to take routes up.
+func (s *Speaker) learns() string {
+	if s.printed == "" {
+		return s.cfg.Learns
+	}
+	return s.cfg.Learns + ": " + s.printed
 }
 
 func with(rr fabric.RR, all []fabric.Session) (fabric.Session, bool) {
@@ -140,11 +150,11 @@ func (s *Speaker) problems(all []fabric.Session, routes []fabric.Route, last, no
 		}
 		switch {
 		case !ok:
-			problems = append(problems, fmt.Sprintf("%s has no session with reflector %s (%s); load what this prints: %s",
-				s.cfg.Name, rr.Name, rr.Address, s.render()))
+			problems = append(problems, fmt.Sprintf("%s has no session with reflector %s (%s); %s",
+				s.cfg.Name, rr.Name, rr.Address, s.configured()))
 		case one.State == "established" && one.Advertised < uint64(announced) && now.Sub(settled) > settling:
-			problems = append(problems, fmt.Sprintf("%s sends reflector %s (%s) %d of the %s that this node announces; it must have %s: %s",
-				s.cfg.Name, rr.Name, rr.Address, one.Advertised, plural.Of(announced, "prefix", "prefixes"), s.cfg.Learns, s.render()))
+			problems = append(problems, fmt.Sprintf("%s sends reflector %s (%s) %d of the %s that this node announces; it must have %s",
+				s.cfg.Name, rr.Name, rr.Address, one.Advertised, plural.Of(announced, "prefix", "prefixes"), s.learns()))
 		}
 	}
 	return problems

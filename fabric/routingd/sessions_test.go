@@ -39,7 +39,7 @@ func (c *client) Sent(_ context.Context, s fabric.Session, _ netip.Prefix) (bool
 
 // over gives a speaker over a daemon, which can announce nothing.
 func over(c *client) *Speaker {
-	return &Speaker{log: slog.New(slog.DiscardHandler), cfg: Config{
+	return &Speaker{log: slog.New(slog.DiscardHandler), printed: "vmfabric render bird --for node1", cfg: Config{
 		Cluster: cluster, Node: fabric.Node{Name: "node1"}, Name: "bird", Learns: "protocol kernel with learn", Client: c,
 	}}
 }
@@ -95,6 +95,18 @@ func TestProblems(t *testing.T) {
 			assert.Equal(t, tc.want, over(nil).problems(tc.sessions, announced, now.Add(-tc.last), now))
 		})
 	}
+}
+
+// TestNobodyPrints: a speaker that no command of ours stands behind names none.
+func TestNobodyPrints(t *testing.T) {
+	t.Parallel()
+	s := over(&client{sessions: []fabric.Session{session("10.10.0.11", "established", 0, time.Hour)}})
+	s.printed = ""
+	announced := []fabric.Route{{Prefix: netip.MustParsePrefix("203.0.113.10/32")}, {Prefix: netip.MustParsePrefix("2001:db8:100::10/128")}}
+	assert.Equal(t, []string{
+		"bird sends reflector rr1 (10.10.0.11) 0 of the 2 prefixes that this node announces; it must have protocol kernel with learn",
+		"bird has no session with reflector rr2 (fd00:10:10::12); load the configuration that is rendered for this node",
+	}, s.problems([]fabric.Session{session("10.10.0.11", "established", 0, time.Hour)}, announced, now.Add(-time.Hour), now))
 }
 
 func TestAdvertisements(t *testing.T) {

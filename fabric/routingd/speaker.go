@@ -23,7 +23,7 @@ type Client interface {
 type Config struct {
 	Cluster fabric.Cluster
 	Node    fabric.Node
-	Name    string // of the daemon, as `vmfabric render` and errors have it
+	Name    string // of the daemon, as errors have it
 	Learns  string // what must be in its configuration for it to take routes up
 	Client  Client
 	// Follow hands on the NOTIFICATIONs of the daemon's sessions as they come or
@@ -38,7 +38,12 @@ type Option func(*options)
 type options struct {
 	announcer []kernel.AnnouncerOption
 	log       *slog.Logger
+	printed   string
 }
+
+// WithPrinted says by which command people have the configuration printed that the
+// daemon of this node is to have; what they are told ends with it then.
+func WithPrinted(command string) Option { return func(o *options) { o.printed = command } }
 
 // WithLogger sets where the speaker logs; it is silent without.
 func WithLogger(l *slog.Logger) Option {
@@ -50,9 +55,10 @@ func WithLogger(l *slog.Logger) Option {
 // wait for one that is down. Close ends the announcer; what is announced stays.
 type Speaker struct {
 	*kernel.Announcer
-	cfg  Config
-	log  *slog.Logger
-	last notifications
+	cfg     Config
+	log     *slog.Logger
+	printed string // see [WithPrinted]
+	last    notifications
 }
 
 // New takes up the announcements that are in the kernel of this network
@@ -66,7 +72,7 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", cfg.Name, err)
 	}
-	return &Speaker{Announcer: a, cfg: cfg, log: o.log}, nil
+	return &Speaker{Announcer: a, cfg: cfg, log: o.log, printed: o.printed}, nil
 }
 
 // Competitors implements [fabric.Speaker]: the routes that the daemon hears of other
