@@ -106,22 +106,6 @@ func TestNoImportRunsUpward(t *testing.T) {
 	assert.Greater(t, len(packages), 10)
 }
 
-// TestSpeakerStandsAlone holds that whoever embeds the speaker gets no reflector
-// with it, nor the router of demonstrations, and that the two stand alone likewise.
-func TestSpeakerStandsAlone(t *testing.T) {
-	apart := []string{module + "/fabric/gobgp", module + "/fabric/gobgp/reflector", module + "/fabric/gobgp/router"}
-	for _, one := range apart {
-		out, err := exec.Command("go", "list", "-deps", one).Output()
-		require.NoError(t, err)
-		deps := strings.Fields(string(out))
-		assert.Contains(t, deps, module+"/fabric/gobgp/internal/peering")
-		for _, other := range apart {
-			assert.Equal(t, one == other, slices.Contains(deps, other), "%s needs %s", one, other)
-		}
-		assert.NotContains(t, deps, module+"/fabric/gobgp/internal/gobgptest", "%s needs a package of tests", one)
-	}
-}
-
 // TestHypervisorCoreKnowsNoHypervisor holds that what all sources share depends
 // on none of them, nor on a client of theirs.
 func TestHypervisorCoreKnowsNoHypervisor(t *testing.T) {
@@ -163,5 +147,21 @@ func TestSourcesOwnTheirWaits(t *testing.T) {
 				return true
 			})
 		}
+	}
+}
+
+// TestSpeakerStandsAlone holds that whoever embeds the speaker gets no reflector
+// with it, nor the router of demonstrations, and that the two stand alone likewise.
+func TestSpeakerStandsAlone(t *testing.T) {
+	apart := []string{module + "/fabric/gobgp", module + "/fabric/gobgp/reflector", module + "/fabric/gobgp/router"}
+	for _, one := range apart {
+		out, err := exec.Command("go", "list", "-deps", one).Output()
+		require.NoError(t, err)
+		deps := strings.Fields(string(out))
+		assert.Contains(t, deps, module+"/fabric/gobgp/internal/peering")
+		for _, other := range apart {
+			assert.Equal(t, one == other, slices.Contains(deps, other), "%s needs %s", one, other)
+		}
+		assert.NotContains(t, deps, module+"/fabric/gobgp/internal/gobgptest", "%s needs a package of tests", one)
 	}
 }
