@@ -185,8 +185,10 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	group.Go(func() error { return agent.Run(ctx) })
 	group.Go(func() error { return hooks.Serve(ctx, listener, heard(agent, sources), log) })
 	awaitWell(ctx, agent.Status)
-	log.Info("ready", "cluster", cluster.Name, "node", node.Name, "socket", socket, "version", version)
-	notify(log, daemon.SdNotifyReady)
+	if ctx.Err() == nil {
+		log.Info("ready", "cluster", cluster.Name, "node", node.Name, "socket", socket, "version", version)
+		notify(log, daemon.SdNotifyReady)
+	}
 	<-ctx.Done()
 	notify(log, daemon.SdNotifyStopping)
 	log.Info("stopping; ports and routes stay")

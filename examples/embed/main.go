@@ -40,8 +40,8 @@ func main() {
 	// Only now: the reflectors hear the whole truth at once. The speaker outlives ctx,
 	// or it could withdraw nothing at the end.
 	speaking, hangUp := context.WithCancel(context.WithoutCancel(ctx))
-	silent := make(chan error, 1)
-	go func() { silent <- speaker.Run(speaking) }()
+	ended := make(chan error, 1)
+	go func() { ended <- speaker.Run(speaking) }()
 
 	web := fabric.VM{Name: "web", NICs: []fabric.NIC{{Addresses: []netip.Addr{
 		netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10"),
@@ -53,7 +53,7 @@ func main() {
 	must(0, a.Apply(speaking, web, fabric.Absent))
 	log.Println("web is gone")
 	hangUp()
-	must(0, <-silent)
+	must(0, <-ended)
 }
 
 func must[T any](v T, err error) T {
