@@ -94,14 +94,18 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 // reflectors drop the routes at once: they keep them for the graceful restart
 // time, in which a successor takes over. To withdraw routes, remove them first.
 func (s *Speaker) Run(ctx context.Context) error {
+	if err := s.run(ctx); err != nil {
+		return fmt.Errorf("bgp: %w", err)
+	}
+	return nil
+}
+
+func (s *Speaker) run(ctx context.Context) error {
 	b, err := peering.Serve(ctx, s.notes.Through(s.log), &s.serving, &api.Global{
 		Asn: s.cluster.ASN, RouterId: fabric.RouterID(s.node.Address, s.node.Address6).String(), ListenPort: -1,
 	})
 	if err != nil {
-		if err = peering.Fault(ctx, err); err != nil {
-			err = fmt.Errorf("bgp: %w", err)
-		}
-		return err
+		return peering.Fault(ctx, err)
 	}
 	working, end := context.WithCancel(ctx)
 	if err = s.open(working, b); err == nil {
@@ -114,10 +118,7 @@ func (s *Speaker) Run(ctx context.Context) error {
 	s.in.end()
 	err = errors.Join(peering.Fault(ctx, err), peering.Leave(ctx, b))
 	s.serving.Wait()
-	if err != nil {
-		return fmt.Errorf("bgp: %w", err)
-	}
-	return nil
+	return err
 }
 
 // open gives GoBGP what was put, and then its peers.

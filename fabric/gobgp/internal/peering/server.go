@@ -24,8 +24,8 @@ func Serve(ctx context.Context, log *slog.Logger, wg *sync.WaitGroup, global *ap
 	return b, nil
 }
 
-// Fault is err, unless that says only that ctx has ended: whoever runs until then has
-// no fault when it comes while he begins.
+// Fault is err, but nil where err says only that ctx has ended: a part that is ended
+// while it begins has no fault.
 func Fault(ctx context.Context, err error) error {
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		return nil
