@@ -109,6 +109,7 @@ type Reflector struct {
 	ready   chan struct{}     // closed by Run
 	serving sync.WaitGroup    // what Run waits for
 	notes   *notifications.Tracker
+	order   *order
 
 	mu       sync.Mutex // held over what changes neighbours
 	closed   bool       // Run ends
@@ -128,7 +129,7 @@ type Reflector struct {
 func New(cfg Config, opts ...Option) (*Reflector, error) {
 	r := &Reflector{
 		cluster: cfg.Cluster, rr: cfg.RR, id: fabric.RouterID(cfg.RR.Address, cfg.RR.Address).String(), log: slog.New(slog.DiscardHandler),
-		began: time.Now(), deferral: DefaultDeferral, pause: DefaultPause, ready: make(chan struct{}), notes: notifications.New(),
+		began: time.Now(), deferral: DefaultDeferral, pause: DefaultPause, ready: make(chan struct{}), notes: notifications.New(), order: newOrder(),
 		up: map[netip.Addr]bool{}, since: map[netip.Addr]time.Time{}, sent: map[netip.Addr]uint64{}, been: map[netip.Addr]bool{},
 		held: map[netip.Addr]bool{}, counted: map[netip.Addr]count{},
 		admitted: map[netip.Addr]bool{}, opening: map[netip.Addr]opening{},
@@ -223,6 +224,7 @@ func (r *Reflector) open(ctx context.Context) error {
 		r.serving.Go(func() { r.resume(ctx) })
 	}
 	r.serving.Go(func() { r.lookAfter(ctx) })
+	r.serving.Go(func() { r.keepOrder(ctx) })
 	return nil
 }
 

@@ -101,6 +101,7 @@ func (r *Reflector) withdrawAgain(prefixes []netip.Prefix) {
 // bestChanged notes what is withdrawn while a session is being established. What
 // it hears too late for that session is withdrawn once more at once.
 func (r *Reflector) bestChanged(paths []*apiutil.Path, at time.Time) {
+	r.order.note(paths, at)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for a, o := range r.opening {

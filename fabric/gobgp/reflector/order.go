@@ -1,0 +1,147 @@
+package reflector
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/osrg/gobgp/v4/pkg/apiutil"
+	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
+
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/resend"
+	"github.com/vmfabric/vmfabric/internal/backoff"
+	"github.com/vmfabric/vmfabric/internal/signal"
+)
+
+// GoBGP (v4.8.0) packs together all changes that wait for a peer. Of each path it
+// packs the last change; of the paths of one prefix, which are those of several
+// nodes, it packs the withdrawals first and then the announcements in no order. So
+// when the best route of a prefix goes from one node's to another's and on within
+// moments, as it may when a guest moves, a peer can be left with a route that is
+// not the best one any more, or with one that is withdrawn. Nothing tells of it.
+// Such prefixes are found by the changes of the best route, and every peer is sent
+// the table again when they have come to rest.
+
+const (
+	// mixWindow is far longer than a change waits for a peer that takes what it is sent.
+	mixWindow = 5 * time.Second
+	// firstOrder is how long after the last such change peers are sent the table
+	// again, and lastOrder how long after that once more: the first may have met the
+	// changes that still waited.
+	firstOrder = 300 * time.Millisecond
+	lastOrder  = 3 * time.Second
+)
+
+// order finds prefixes whose changes may reach a peer in the wrong order. It is
+// safe for concurrent use.
+type order struct {
+	found signal.Signal
+
+	mu     sync.Mutex
+	last   map[netip.Prefix]bestChange // of the last moments
+	mixed  map[netip.Prefix]bool       // found since they were last sent again; true: withdrawn
+	pruned time.Time
+}
+
+// bestChange is a change of the best route of a prefix.
+type bestChange struct {
+	by netip.Addr // the peer whose route it is
+	at time.Time
+}
+
+func newOrder() *order {
+	return &order{found: signal.New(), last: map[netip.Prefix]bestChange{}, mixed: map[netip.Prefix]bool{}}
+}
+
+// note takes up changes of best routes.
+func (o *order) note(paths []*apiutil.Path, at time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if at.Sub(o.pruned) > mixWindow {
+		o.pruned = at
+		for p, c := range o.last {
+			if at.Sub(c.at) > mixWindow {
+				delete(o.last, p)
+			}
+		}
+	}
+	for _, p := range paths {
+		nlri, ok := p.Nlri.(*bgp.IPAddrPrefix)
+		if !ok || resend.IsUnsaid(p) {
+			continue
+		}
+		was, moments := o.last[nlri.Prefix]
+		o.last[nlri.Prefix] = bestChange{p.PeerAddress, at}
+		_, mixed := o.mixed[nlri.Prefix]
+		if mixed || moments && was.by != p.PeerAddress && at.Sub(was.at) < mixWindow {
+			o.mixed[nlri.Prefix] = p.Withdrawal
+			o.found.Send()
+		}
+	}
+}
+
+// withdrawn gives those of the found prefixes that have no route now.
+func (o *order) withdrawn() (ps []netip.Prefix) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for p, gone := range o.mixed {
+		if gone {
+			ps = append(ps, p)
+		}
+	}
+	return ps
+}
+
+// forget notes that what was found is sent again.
+func (o *order) forget() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	clear(o.mixed)
+}
+
+// keepOrder sends every peer the table again, when prefixes were found whose changes
+// may have reached it in the wrong order, until ctx ends.
+func (r *Reflector) keepOrder(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.order.found:
+		}
+		for rest := firstOrder; ; rest = lastOrder {
+			if !backoff.Sleep(ctx, rest) {
+				return
+			}
+			if len(r.order.found) > 0 && rest == firstOrder {
+				break // it has not come to rest
+			}
+			gone := r.order.withdrawn()
+			if rest == lastOrder {
+				r.order.forget()
+			}
+			r.resendAll(ctx)
+			r.withdrawAgain(gone)
+			if rest == lastOrder {
+				break
+			}
+		}
+	}
+}
+
+// resendAll sends every peer that has a session the table again.
+func (r *Reflector) resendAll(ctx context.Context) {
+	r.mu.Lock()
+	var up []neighbour
+	for a, is := range r.up {
+		if is {
+			up = append(up, r.neighbour(a))
+		}
+	}
+	r.mu.Unlock()
+	for _, n := range up {
+		if err := resend.Table(ctx, r.bgp, n.address.String()); err != nil && ctx.Err() == nil {
+			r.log.Debug("routes not sent again", "peer", n.name, "address", n.address, "err", err)
+		}
+	}
+}
