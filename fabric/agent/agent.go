@@ -48,6 +48,11 @@ func WithBoot(id string) Option { return func(a *Agent) { a.boot = id } }
 // as that is in the commands and files of whoever runs it. An empty one adds nothing.
 func WithRemedies(of func(fabric.Reason) string) Option { return func(a *Agent) { a.remedies = of } }
 
+// WithClock sets who tells the time of day, of which other nodes are told: since
+// when a guest is here, and its epoch. It is that of the machine without. How long
+// something takes does not depend on it.
+func WithClock(now func() time.Time) Option { return func(a *Agent) { a.clock = now } }
+
 // Agent keeps the guests of one node as they are wanted. A program makes one
 // with [New], calls [Agent.Adopt] before it opens BGP sessions, and
 // [Agent.Run] until it ends; the other methods are safe for concurrent use
@@ -77,7 +82,8 @@ type facts struct {
 	node     string
 	boot     string
 	began    time.Time
-	alone    bool // no other node can be asked
+	clock    func() time.Time // the time of day
+	alone    bool             // no other node can be asked
 	remedies func(fabric.Reason) string
 	restarts map[string]bool // the sources that are followed; true: their guests are to be heard, see [fabric.Source]
 }
@@ -127,7 +133,7 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{
-		facts: facts{cluster: c, node: cfg.Node, began: time.Now(), restarts: map[string]bool{}},
+		facts: facts{cluster: c, node: cfg.Node, began: time.Now(), clock: time.Now, restarts: map[string]bool{}},
 		parts: parts{
 			dataplane: cfg.Dataplane, speaker: cfg.Speaker, store: cfg.Store, log: slog.New(slog.DiscardHandler),
 		},

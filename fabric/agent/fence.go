@@ -53,9 +53,9 @@ func (s *state) takeOwnership(g *guest, d *fabric.Desired, nics plan.NICStates, 
 		return false
 	}
 	g.claimed, g.kept = time.Now(), false
-	d.Epoch = ownership.Next(g.claimed, g.heard, d.Epoch)
+	d.Epoch = ownership.Next(s.clock(), g.heard, d.Epoch)
 	if d.Acquired.IsZero() {
-		d.Acquired = g.claimed
+		d.Acquired = s.clock()
 	}
 	if !g.inherited.IsZero() && g.inherited.Before(d.Acquired) {
 		d.Acquired = g.inherited

@@ -353,15 +353,14 @@ func (s *state) contests() (lines []string) {
 // plausible gives the epoch that a node said a guest has; zero, which is
 // before all others, where that cannot be.
 func (a *Agent) plausible(node, vm string, generation uint64) uint64 {
-	now := time.Now()
-	if ownership.Plausible(generation, now) {
+	if ownership.Plausible(generation, a.clock()) {
 		return generation
 	}
 	s, done := a.state.open()
 	defer done()
 	s.peers.odd[node] = remark{text: fmt.Sprintf(
 		"node %s says that guest %s has generation %d, which is that of a time far ahead of this node's clock; it is not heeded: set the clocks of both (timedatectl), and see what runs there",
-		node, vm, generation), at: now}
+		node, vm, generation), at: time.Now()}
 	return 0
 }
 
@@ -406,7 +405,7 @@ func (a *Agent) adoptOwnership(d *fabric.Desired) {
 		d.Epoch = 0
 		lostAs(d, fabric.Desired{})
 	}
-	if !ownership.Plausible(d.Epoch, time.Now()) {
+	if !ownership.Plausible(d.Epoch, a.clock()) {
 		d.Epoch = 0
 	}
 	if owned(*d) && d.Acquired.IsZero() && a.nodes != nil {
