@@ -83,17 +83,24 @@ func (s *state) fresh(g *guest, now time.Time) bool {
 	case s.alone:
 		return g.want.VM.Origin != "" && now.Sub(g.want.Since) < freshFor
 	case g.departure.to.Name != "": // it is about to go on to another node, which then comes first
-		return false
+		return slices.ContainsFunc(g.want.Unreleased, func(n string) bool {
+			_, silent := s.peers.silent[n]
+			return silent && n != g.departure.to.Name && s.awaits(g, n, now)
+		})
 	case g.want.VM.Origin == "":
 		return slices.ContainsFunc(g.want.Unreleased, func(n string) bool {
 			_, silent := s.peers.silent[n]
 			return silent && (s.peers.met[n] || g.kept)
 		})
 	default:
-		since := now.Sub(g.claimed)
-		awaited := slices.ContainsFunc(g.want.Unreleased, func(n string) bool { return s.peers.met[n] || g.kept || since < unmetFor })
-		return awaited || since < freshAtLeast
+		awaited := slices.ContainsFunc(g.want.Unreleased, func(n string) bool { return s.awaits(g, n, now) })
+		return awaited || now.Sub(g.claimed) < freshAtLeast
 	}
+}
+
+// awaits reports whether a node that has not let go of a guest may announce it yet.
+func (s *state) awaits(g *guest, node string, now time.Time) bool {
+	return s.peers.met[node] || g.kept || now.Sub(g.claimed) < unmetFor
 }
 
 // claimed answers the node that says that it has a guest.

@@ -501,3 +501,45 @@ func TestFreshOutlastsARestart(t *testing.T) {
 		})
 	})
 }
+
+// TestOnwardMoveWhileANodeIsSilent: the route that a silent node may have left at
+// the reflectors does not come first while the guest is copied to a third.
+func TestOnwardMoveWhileANodeIsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := cluster()
+		ends := fake.NewNodes(nil, c.Nodes[:2]...)
+		third := ends["node1"].Join(fabric.Node{Name: "node3", Address: netip.MustParseAddr("10.10.0.99")})
+		vm := from("libvirt", web())
+		src := fake.NewSource("libvirt")
+		n := fresh(t, agent.WithNodes(ends["node1"]), agent.WithSources(src))
+		as := func() fabric.Preference {
+			moment()
+			routes, err := n.speaker.Actual(t.Context())
+			require.NoError(t, err)
+			return routes[0].Preference
+		}
+		n.run(func() {
+			n.apply(vm, fabric.Wired)
+			require.NoError(t, n.Started(t.Context(), vm))
+			src.Set(vm, fabric.Live)
+			time.Sleep(5 * time.Second)
+			require.Equal(t, fabric.Fresh, as())
+
+			_, err := third.Ask(t.Context(), "node1", fabric.Notice{
+				Kind: fabric.Arriving, VM: vm.Name, UUID: vm.UUID, Identity: vm.Identity(), Prefixes: vm.Prefixes(),
+			})
+			require.NoError(t, err)
+			assert.Equal(t, fabric.Fresh, as(), "node2 does not answer")
+
+			ctx, cancel := context.WithCancel(t.Context())
+			served := make(chan error)
+			go func() {
+				served <- ends["node2"].Serve(ctx, func(context.Context, fabric.Node, fabric.Notice) fabric.Answer { return fabric.Answer{} })
+			}()
+			time.Sleep(5 * time.Second)
+			assert.Equal(t, fabric.Normal, as())
+			cancel()
+			require.NoError(t, <-served)
+		})
+	})
+}
