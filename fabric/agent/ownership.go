@@ -130,7 +130,8 @@ func (a *Agent) nodeAt(addr netip.Addr) (string, bool) {
 // holder is another guest that has an address on another node; zero: none has.
 type holder struct {
 	node, vm string
-	same     bool // it is the guest itself, which runs there
+	same     bool   // it is the guest itself, which runs there
+	epoch    uint64 // with which it does
 }
 
 // acquire asks the other nodes who has what a guest is about to be given here.
@@ -212,7 +213,7 @@ func (a *Agent) whoHas(ctx context.Context, n fabric.Notice, nodes []string) (ot
 			cancel()
 			return holder{node: s.node, vm: s.VM}, s.Answer
 		}
-		itself = holder{node: s.node, vm: s.VM, same: true}
+		itself = holder{node: s.node, vm: s.VM, same: true, epoch: max(itself.epoch, s.Epoch)}
 	}
 	return itself, fabric.Answer{}
 }

@@ -184,6 +184,35 @@ func TestMoveThatWasNotAnnounced(t *testing.T) {
 	})
 }
 
+// TestStartIsLaterWhateverTheClocks: a node that answers that it has the guest says
+// under which epoch, which may be of a clock that is ahead.
+func TestStartIsLaterWhateverTheClocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		vm := known("sea_gold", "uuid-of-gold", "203.0.113.10")
+		ends := fake.NewNodes(nil, cluster().Nodes[:2]...)
+		ahead := uint64(time.Now().Add(8 * time.Hour).UnixMilli())
+		claims := make(chan uint64, 64)
+		ctx, cancel := context.WithCancel(t.Context())
+		served := make(chan error)
+		go func() {
+			served <- ends["node2"].Serve(ctx, func(_ context.Context, _ fabric.Node, n fabric.Notice) fabric.Answer {
+				if n.Kind == fabric.Claimed {
+					claims <- n.Epoch
+					return fabric.Answer{}
+				}
+				return fabric.Answer{Held: true, Epoch: ahead, VM: vm.Name, Identity: vm.Identity()}
+			})
+		}()
+		n := fresh(t, agent.WithNodes(ends["node1"]))
+		n.run(func() {
+			n.apply(vm, fabric.Live)
+			assert.Equal(t, ahead+1, <-claims)
+		})
+		cancel()
+		require.NoError(t, <-served)
+	})
+}
+
 // TestStartBesideASilentNode waits for all nodes together, and no longer.
 func TestStartBesideASilentNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
