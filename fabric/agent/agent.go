@@ -370,7 +370,7 @@ func (s *state) admit(vm fabric.VM, r request, other holder, others []string, no
 		s.guests[vm.Name] = g
 	}
 	g.orphan = false
-	g.heard = max(g.heard, other.epoch) // a start here is later than that, whatever the clocks say
+	g.heard = max(g.heard, other.epoch)                            // a start here is later than that, whatever the clocks say
 	g.nics = plan.Begin(vm, is.was, g.nics, s.restarts[vm.Origin]) // how it stands in truth, the next pass sees
 	g.arrival = migration.NextArrival(is.arrived, event).To
 	g.acquires(&d, is.was)

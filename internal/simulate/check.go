@@ -14,7 +14,8 @@ import (
 
 // The bounds that the checker holds the agents to.
 const (
-	sampleEvery = 10 * time.Millisecond
+	sampleEvery = 10 * time.Millisecond   // while something is wrong, or may be
+	wellEvery   = 40 * time.Millisecond   // likewise, where nothing was
 	idleEvery   = 200 * time.Millisecond  // likewise, where nothing was done for a while
 	holeBound   = time.Second             // without a way for packets, while the guest's agent is there
 	calmBound   = 150 * time.Millisecond  // likewise, where nothing is out of the ordinary
@@ -23,6 +24,7 @@ const (
 	backAgain   = 1500 * time.Millisecond // from an agent's start to when what one before it announced is not there any more, if it is not so
 	seniority   = 10 * time.Second        // from a guest's start to that of another one which is known to have its addresses later
 	silent      = 20 * time.Second        // until a node that took a guest over, and died, is given up
+	askedAgain  = 3 * time.Second         // from when a node can be reached again to when it has been asked
 	rest        = 3 * time.Minute         // from the last fault to when everything is right
 )
 
@@ -36,10 +38,14 @@ func (w *world) watch(stop <-chan struct{}) {
 	holes := map[*guest]*hole{}
 	twice := map[netip.Prefix]time.Duration{}
 	told := map[*guest]time.Time{}
+	links := links{}
 	last := time.Now()
 	for {
-		wait := sampleEvery
-		if w.isIdle() {
+		wait := wellEvery
+		switch {
+		case len(holes) > 0:
+			wait = sampleEvery
+		case w.isIdle():
 			wait = idleEvery
 		}
 		select {
@@ -49,6 +55,7 @@ func (w *world) watch(stop <-chan struct{}) {
 		}
 		passed := time.Since(last)
 		last = time.Now()
+		links.look(w)
 		for _, g := range w.guests {
 			for _, prefix := range g.prefixes {
 				who := w.holders(prefix)
@@ -74,15 +81,16 @@ func (w *world) watch(stop <-chan struct{}) {
 				continue // nothing gets worse, but what was wrong is not mended
 			}
 			why := w.astray(g, p.at)
-			if why == "" || time.Since(l.since) < silent && p.at.lost(g) || w.stuck(g, p.at) || w.waiting(g, p) || w.untold(p) {
+			if why == "" || links.doubts(p.at, g) || w.stuck(g, p.at) || w.waiting(g, p) || w.untold(p) {
 				delete(holes, g)
 				continue
 			}
-			if holes[g] == nil {
-				holes[g] = &hole{}
+			h, bound := holes[g], w.bound(p)
+			if h == nil { // since when, is not known better
+				h = &hole{}
+				holes[g] = h
+				h.lasts = sampleEvery - passed
 			}
-			h := holes[g]
-			bound := w.bound(p)
 			if h.lasts += passed; h.lasts > bound && !h.told && time.Since(p.since) > bound {
 				h.told = true
 				w.fail("%s runs on %s, and packets for it are lost for more than %v: %s", g.vm.Name, p.at.self.Name, bound, why)
@@ -94,11 +102,10 @@ func (w *world) watch(stop <-chan struct{}) {
 // holders lists the nodes that announce a prefix as one that runs there, and whose
 // agents are there, reach each other, and do what they are to do at once.
 func (w *world) holders(p netip.Prefix) (names []string) {
-	all := w.routers.announcers(p)
-	if len(all) < 2 {
+	if !w.routers.several(p) {
 		return nil
 	}
-	for _, name := range all {
+	for _, name := range w.routers.announcers(p) {
 		n := w.node(name)
 		l := n.alive()
 		if l != nil && time.Since(l.since) > adopted && n.slowness() == 1 && w.routers.preference(name, p) != fabric.Standby {
@@ -129,7 +136,7 @@ func (w *world) wrongHolder(g *guest) string {
 			}
 		}
 	}
-	if w.forgetful(time.Hour) || !w.isQuiet(silent) {
+	if w.unsure() || !w.isQuiet(silent) {
 		return ""
 	}
 	for _, c := range w.all()[len(w.guests):] {
@@ -151,6 +158,14 @@ func (w *world) wrongHolder(g *guest) string {
 		}
 	}
 	return ""
+}
+
+// unsure reports whether nobody may know which of two guests had an address first:
+// a node lost its disk, or a clock was wrong.
+func (w *world) unsure() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.clocks || !w.forgot.IsZero() && time.Since(w.forgot) < time.Hour
 }
 
 // forgetful reports whether a node lost its disk within a time.
@@ -198,28 +213,75 @@ func (w *world) stuck(g *guest, at *node) bool {
 			continue
 		}
 		if l := w.node(name).alive(); l == nil || time.Since(l.since) < backAgain {
-			return w.routers.preference(name, prefix) == fabric.Fresh || at.lost(g) || at.broken() // which keeps no word that another node has it
+			return w.routers.preference(name, prefix) == fabric.Fresh || at.lostTo(g) != "" || at.broken() // which keeps no word that another node has it
 		}
 	}
 	return false
 }
 
-// lost reports whether the node's agent took up from its disk that another node
-// has the guest. Until that one answers, or was silent for long enough, it does
-// not know that the other one's route is gone.
-func (n *node) lost(g *guest) bool {
+// links say of two nodes whether their agents reach each other, and since when.
+type links map[[2]string]link
+
+type link struct {
+	up    bool
+	since time.Time
+}
+
+// look takes up what is so now.
+func (l links) look(w *world) {
+	for i, one := range w.nodes {
+		for _, other := range w.nodes[i+1:] {
+			k := [2]string{one.self.Name, other.self.Name}
+			up := one.alive() != nil && other.alive() != nil && !one.isCut(other.self.Name)
+			if was, known := l[k]; !known || was.up != up {
+				l[k] = link{up, time.Now()}
+			}
+		}
+	}
+}
+
+// doubts reports whether the node's agent takes it that another node has the guest,
+// and cannot know better yet: it asks that one, and until that answers, or was silent
+// for long enough, the guest is not announced.
+func (l links) doubts(n *node, g *guest) bool {
+	other := n.lostTo(g)
+	if other == "" {
+		return false
+	}
+	k := l[[2]string{min(n.self.Name, other), max(n.self.Name, other)}]
+	if k.up {
+		return time.Since(k.since) < askedAgain
+	}
+	since := k.since
+	if life := n.alive(); life != nil && life.since.After(since) {
+		since = life.since
+	}
+	return time.Since(since) < silent
+}
+
+// lostTo names the node that has the guest as far as the node's agent knows, or "".
+func (n *node) lostTo(g *guest) string {
 	n.mu.Lock()
 	store := n.store
+	d, known := n.tried[g.vm.Name]
 	n.mu.Unlock()
-	all, err := store.All(context.Background())
-	return err == nil && slices.ContainsFunc(all, func(d fabric.Desired) bool { return d.VM.Name == g.vm.Name && d.Lost != "" })
+	if known {
+		return d.Lost
+	}
+	all, _ := store.All(context.Background())
+	for _, d := range all {
+		if d.VM.Name == g.vm.Name {
+			return d.Lost
+		}
+	}
+	return ""
 }
 
 // untold reports whether a guest moves to a node whose agent was not there when its
 // hypervisor said so, and cannot ask the one that it comes from: it takes the move
 // for a start.
 func (w *world) untold(p place) bool {
-	if p.to == nil || !p.at.isCut(p.to.self.Name) && !p.to.isCut(p.at.self.Name) {
+	if p.to == nil || !p.at.isCut(p.to.self.Name) {
 		return false
 	}
 	l := p.to.alive()
@@ -271,7 +333,7 @@ func (w *world) disputed(g *guest) bool {
 		other.mu.Lock()
 		at, since, began := other.at, other.since, other.started
 		other.mu.Unlock()
-		newcomer := !w.forgetful(time.Hour) && began.Sub(started) > seniority && time.Since(began) > adopted+3*w.spread
+		newcomer := !w.unsure() && began.Sub(started) > seniority && time.Since(began) > adopted+3*w.spread
 		if at != nil && !newcomer || time.Since(since) < adopted {
 			return true
 		}

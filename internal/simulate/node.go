@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,16 +25,20 @@ type node struct {
 
 	drain sync.Mutex // held while somebody drains the node
 
-	mu     sync.Mutex
-	kernel *fake.Dataplane // as the newest agent sees it
-	life   *life           // nil: no agent runs
-	boot   int
-	power  bool
-	deaf   bool // the hypervisor tells no event
-	downs  int  // reasons why there is no agent
-	slow   int  // reasons why everything takes longer
-	full   int  // reasons why nothing can be written to the disk
-	cuts   map[string]int
+	mu      sync.Mutex
+	kernel  *fake.Dataplane // as the newest agent sees it
+	life    *life           // nil: no agent runs
+	boot    int
+	power   bool
+	deaf    bool // the hypervisor tells no event
+	downs   int  // reasons why there is no agent
+	slow    int  // reasons why everything takes longer
+	full    int  // reasons why nothing can be written to the disk
+	cuts    map[string]int
+	garbled int                       // reasons why messages come late, twice or out of order
+	ahead   time.Duration             // by which the clock is wrong
+	unsafe  map[string][]change       // of the state of a guest: the last one that is safe on the disk, and those after
+	tried   map[string]fabric.Desired // what the agent last wanted to have on the disk
 }
 
 // life is an agent from its start to its end.
@@ -123,10 +129,15 @@ func (d disk) Put(ctx context.Context, g fabric.Desired) error {
 	if err := d.take(); err != nil {
 		return err
 	}
+	d.node.tries(g)
 	if d.node.broken() {
 		return errDisk
 	}
-	return d.Store.Put(ctx, g)
+	if err := d.Store.Put(ctx, g); err != nil {
+		return err
+	}
+	d.node.wrote(g.VM.Name, change{want: g})
+	return nil
 }
 
 func (d disk) Delete(ctx context.Context, vm string) error {
@@ -136,7 +147,90 @@ func (d disk) Delete(ctx context.Context, vm string) error {
 	if d.node.broken() {
 		return errDisk
 	}
-	return d.Store.Delete(ctx, vm)
+	if err := d.Store.Delete(ctx, vm); err != nil {
+		return err
+	}
+	d.node.wrote(vm, change{gone: true})
+	return nil
+}
+
+// tries notes what the agent wants to have on the disk, also where it cannot.
+func (n *node) tries(d fabric.Desired) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.tried[d.VM.Name] = d
+}
+
+// change is one of what the disk has of a guest.
+type change struct {
+	want fabric.Desired
+	gone bool
+	at   time.Time
+}
+
+// flushed is how long it takes at most until a change is safe on the disk.
+const flushed = 50 * time.Millisecond
+
+// wrote notes a change, which is lost if the node loses power too soon.
+func (n *node) wrote(vm string, c change) {
+	c.at = time.Now()
+	safe := c.at.Add(-flushed * n.slowness())
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := append(n.unsafe[vm], c)
+	for len(all) > 1 && all[1].at.Before(safe) {
+		all = all[1:]
+	}
+	n.unsafe[vm] = all
+}
+
+// tear takes from the disk what was not flushed, or some of it.
+func (n *node) tear() {
+	safe := time.Now().Add(-flushed * n.slowness())
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	rnd := rand.New(rand.NewPCG(uint64(time.Since(n.world.began)), n.world.seed))
+	for _, vm := range slices.Sorted(maps.Keys(n.unsafe)) {
+		all := n.unsafe[vm]
+		first := 0
+		for first+1 < len(all) && all[first+1].at.Before(safe) {
+			first++
+		}
+		c := all[first+rnd.IntN(len(all)-first)]
+		if first == 0 && !all[0].at.Before(safe) && rnd.IntN(2) == 0 { // not even the first one
+			c.gone = true
+		}
+		n.unsafe[vm] = []change{c}
+		if c.gone {
+			_ = n.store.Delete(context.Background(), vm)
+		} else {
+			_ = n.store.Put(context.Background(), c.want)
+		}
+	}
+}
+
+// setClock sets the node's clock ahead, or back.
+func (n *node) setClock(by time.Duration) {
+	n.world.mu.Lock()
+	n.world.clocks = true
+	n.world.mu.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.ahead = by
+}
+
+// clock is the time of day as the node has it.
+func (n *node) clock() time.Time {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return time.Now().Round(0).Add(n.ahead)
+}
+
+// isGarbled reports whether messages come late, twice or out of order.
+func (n *node) isGarbled() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.garbled > 0
 }
 
 var errDisk = errors.New("no space left on device")
@@ -169,9 +263,60 @@ func (w wire) Ask(ctx context.Context, to string, n fabric.Notice) (fabric.Answe
 		return fabric.Answer{}, err
 	}
 	time.Sleep(w.delay)
+	if w.node.isGarbled() || w.node.world.node(to).isGarbled() {
+		return w.garble(ctx, to, n)
+	}
 	answer, err := w.Nodes.Ask(ctx, to, n)
 	time.Sleep(w.delay)
 	return answer, err
+}
+
+// The most that a message comes late, and until one is not waited for any more.
+const (
+	lateBy = 400 * time.Millisecond
+	giveUp = time.Second
+)
+
+// garble is Ask where a message may come late, be it the question or the answer,
+// come again, or be given up before it comes.
+func (w wire) garble(ctx context.Context, to string, n fabric.Notice) (fabric.Answer, error) {
+	w.mortal.mu.Lock()
+	how, there, back, again := w.rnd.IntN(6), between(w.rnd, 0, lateBy), between(w.rnd, 0, lateBy), between(w.rnd, 0, 3*time.Second)
+	w.mortal.mu.Unlock()
+	late := func() {
+		time.Sleep(again)
+		_, _ = w.Nodes.Ask(context.Background(), to, n)
+	}
+	switch how {
+	case 0: // it comes when nobody waits for the answer any more
+		go late()
+		if err := pause(ctx, giveUp); err != nil {
+			return fabric.Answer{}, err
+		}
+		return fabric.Answer{}, context.DeadlineExceeded
+	case 1: // it comes twice
+		go late()
+	}
+	if err := pause(ctx, there); err != nil {
+		return fabric.Answer{}, err
+	}
+	answer, err := w.Nodes.Ask(ctx, to, n)
+	if gone := pause(ctx, back); err == nil && gone != nil {
+		return fabric.Answer{}, gone
+	}
+	return answer, err
+}
+
+// pause waits, as long as ctx does.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
 }
 
 // begin starts the node's agent, if nothing keeps it from running.
@@ -194,14 +339,14 @@ func (n *node) begin() {
 	agent, err := agent.New(agent.Config{
 		Cluster: n.world.cluster, Node: n.self.Name,
 		Dataplane: ports{n.kernel, l.mortal}, Speaker: l.speaker, Store: disk{n.store, l.mortal},
-	}, agent.WithSources(l.sources["libvirt"], l.sources["lxd"]), agent.WithNodes(wire{n.end, l.mortal, n.world.delay}), agent.WithBoot(fmt.Sprint("boot ", n.boot)))
+	}, agent.WithSources(l.sources["libvirt"], l.sources["lxd"]), agent.WithNodes(wire{n.end, l.mortal, n.world.delay}), agent.WithBoot(fmt.Sprint("boot ", n.boot)), agent.WithClock(n.clock))
 	if err != nil {
 		n.world.fail("node %s: %v", n.self.Name, err)
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	l.agent, l.cancel = agent, cancel
-	n.life = l
+	n.life, n.tried = l, map[string]fabric.Desired{}
 	go func() {
 		defer close(l.ended)
 		if err := agent.Adopt(ctx); err != nil && l.mortal.err() == nil {
@@ -257,7 +402,7 @@ func (n *node) forget(d time.Duration) {
 	n.mu.Unlock()
 	n.kill()
 	n.mu.Lock()
-	n.store = fake.NewStore(nil)
+	n.store, n.unsafe = fake.NewStore(nil), map[string][]change{}
 	n.mu.Unlock()
 	time.Sleep(d)
 	n.mu.Lock()
@@ -281,6 +426,7 @@ func (n *node) powerOff(d time.Duration) {
 	n.mu.Lock()
 	n.kernel = nil
 	n.mu.Unlock()
+	n.tear()
 	time.Sleep(d)
 	n.mu.Lock()
 	n.power = true
@@ -289,11 +435,14 @@ func (n *node) powerOff(d time.Duration) {
 }
 
 // cut cuts the agents of two nodes off from each other, or ends one such cut.
-func (n *node) cut(other string, by int) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.cuts[other] += by
-	n.end.Cut(other, n.cuts[other] > 0)
+func (n *node) cut(other *node, by int) {
+	for _, ends := range [][2]*node{{n, other}, {other, n}} {
+		one, name := ends[0], ends[1].self.Name
+		one.mu.Lock()
+		one.cuts[name] += by
+		one.end.Cut(name, one.cuts[name] > 0)
+		one.mu.Unlock()
+	}
 }
 
 // isCut reports whether the agents of two nodes do not reach each other.

@@ -87,9 +87,9 @@ func (w *world) do(s Step) {
 	case Kill:
 		n.down(s.For)
 	case Cut:
-		n.cut(w.nodes[s.Other].self.Name, 1)
+		n.cut(w.nodes[s.Other], 1)
 		time.Sleep(s.For)
-		n.cut(w.nodes[s.Other].self.Name, -1)
+		n.cut(w.nodes[s.Other], -1)
 	case Deafen:
 		n.deafen(s.For)
 	case Copy:
@@ -104,6 +104,10 @@ func (w *world) do(s Step) {
 		n.during(&n.full, s.For)
 	case Forget:
 		n.forget(s.For)
+	case SetClock:
+		n.setClock(s.By)
+	case Garble:
+		n.during(&n.garbled, s.For)
 	case PowerOff:
 		n.powerOff(s.For)
 	case DrainNode:

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,6 +33,7 @@ type world struct {
 	troubles int       // of these, those that disturb an agent
 	quiet    time.Time // since when there are none of them
 	forgot   time.Time // when a node lost its disk, or came back without: nobody knows any more who had an address first
+	clocks   bool      // one is wrong, or was
 	failures []string
 }
 
@@ -174,7 +176,7 @@ func newWorld(seed uint64, delay, spread time.Duration) *world {
 	w.routers = newRouters(w.cluster.Nodes, spread)
 	ends := fake.NewNodes(nil, w.cluster.Nodes...)
 	for _, self := range w.cluster.Nodes {
-		w.nodes = append(w.nodes, &node{world: w, self: self, end: ends[self.Name], store: fake.NewStore(nil), power: true, boot: 1, cuts: map[string]int{}})
+		w.nodes = append(w.nodes, &node{world: w, self: self, end: ends[self.Name], store: fake.NewStore(nil), power: true, boot: 1, cuts: map[string]int{}, unsafe: map[string][]change{}, tried: map[string]fabric.Desired{}})
 	}
 	for i := range guests {
 		vm := domain(guestName(i), i, i)
@@ -268,24 +270,28 @@ func (w *world) way(p netip.Prefix) (at *node, why string) {
 	if name == "" {
 		return nil, "no node announces it"
 	}
-	path := name
-	for range nodes + 1 {
+	var stations [nodes + 1]string
+	path := func(hops int) string { return strings.Join(stations[:hops+1], " -> ") }
+	for hop := range stations {
+		stations[hop] = name
 		n := w.node(name)
 		links := n.links()
 		if links == nil {
-			return nil, path + ": without power"
+			return nil, path(hop) + ": without power"
 		}
 		if to, diverted := links.DivertedTo(p); diverted {
 			name = to.Name
-			path += " -> " + name
 			continue
 		}
 		if !links.Routed(p) {
-			return nil, path + ": no port there has a route to it"
+			return nil, path(hop) + ": no port there has a route to it"
 		}
-		return n, path
+		if hop == 0 {
+			return n, name
+		}
+		return n, path(hop)
 	}
-	return nil, path + ": a loop"
+	return nil, path(nodes) + ": a loop"
 }
 
 func (w *world) node(name string) *node {
