@@ -141,7 +141,7 @@ func (w *world) wrongHolder(g *guest) string {
 	}
 	for _, c := range w.all()[len(w.guests):] {
 		o := c.place()
-		if c.vm.NICs[0].Addresses[0] != g.vm.NICs[0].Addresses[0] || o.at == nil || p.at == nil || o.at == p.at || p.to != nil || p.also != nil {
+		if c.vm.NICs[0].Addresses[0] != g.vm.NICs[0].Addresses[0] || o.at == nil || p.at == nil || o.at == p.at || p.to != nil || p.also != nil || p.ageless {
 			continue
 		}
 		if min(time.Since(p.since), time.Since(o.since)) < silent || time.Since(p.twice) < 2*silent || p.first.Sub(o.first).Abs() < adopted {
@@ -324,7 +324,7 @@ func (w *world) disputed(g *guest) bool {
 		return true
 	}
 	g.mu.Lock()
-	started := g.started
+	started, ageless := g.started, g.ageless
 	g.mu.Unlock()
 	for _, other := range w.all()[len(w.guests):] {
 		if other.vm.NICs[0].Addresses[0] != g.vm.NICs[0].Addresses[0] {
@@ -333,7 +333,7 @@ func (w *world) disputed(g *guest) bool {
 		other.mu.Lock()
 		at, since, began := other.at, other.since, other.started
 		other.mu.Unlock()
-		newcomer := !w.unsure() && began.Sub(started) > seniority && time.Since(began) > adopted+3*w.spread
+		newcomer := !w.unsure() && !ageless && began.Sub(started) > seniority && time.Since(began) > adopted+3*w.spread
 		if at != nil && !newcomer || time.Since(since) < adopted {
 			return true
 		}

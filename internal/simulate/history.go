@@ -226,7 +226,7 @@ func (w *writer) wrong() time.Duration {
 // its hooks take.
 func copied(seed uint64) time.Duration {
 	d := delays{rand.New(rand.NewPCG(seed, stepDelays))}
-	return between(d.rnd, time.Millisecond, 100*time.Millisecond) + between(d.rnd, 10*time.Millisecond, 3*time.Second)
+	return between(d.rnd, time.Millisecond, 100*time.Millisecond) + between(d.rnd, 10*time.Millisecond, longest(d.rnd))
 }
 
 // stepDelays makes the delays within a step other ones than those of the history.
@@ -251,7 +251,8 @@ func (w *writer) scene(k Kind) {
 		w.at += between(w.rnd, time.Millisecond, 5*time.Second)
 	}
 	if between2 && w.rnd.IntN(4) == 0 { // its hooks find no agent at first
-		w.add(Step{Kind: Kill, Node: s.Node, At: max(1, w.at-between(w.rnd, 0, 2*time.Second)), For: between(w.rnd, time.Second, 6*time.Second)})
+		at := max(1, w.at-between(w.rnd, 0, time.Second))
+		w.add(Step{Kind: Kill, Node: s.Node, At: at, For: w.at + between(w.rnd, time.Second, 4*time.Second) - at})
 	}
 	if k != Start && (between2 || k == Stop || k == Crash) && w.rnd.IntN(5) == 0 { // an agent asks at that moment which guests run
 		down := between(w.rnd, 50*time.Millisecond, 3*time.Second)

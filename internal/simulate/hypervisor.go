@@ -3,6 +3,7 @@ package simulate
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -80,7 +81,13 @@ func (g *guest) release(n *node, d delays) {
 		return
 	}
 	d.sleep(0, 20*time.Millisecond)
-	_ = n.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Withdraw(ctx, g.vm.Name) })
+	_ = n.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error {
+		err := a.Withdraw(ctx, g.vm.Name)
+		if err == nil {
+			n.withdrew(g)
+		}
+		return err
+	})
 	d.sleep(0, 20*time.Millisecond)
 	_ = n.apply(g, fabric.Absent, waitAfter)
 	n.tell(g, fabric.Absent)
@@ -93,6 +100,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	if from == nil || from == to || !to.on() {
 		return
 	}
+	arrived := g.aging(from, to)
 	_ = to.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Expect(ctx, g.vm.Name) })
 	if err := to.apply(g, fabric.Wired, waitBefore); err != nil {
 		g.refuse(err)
@@ -115,7 +123,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 		g.carrier(to, false)
 		g.release(to, d)
 	}
-	d.sleep(10*time.Millisecond, 3*time.Second) // the copy
+	d.sleep(10*time.Millisecond, longest(d.rnd)) // the copy
 	if kind == Abort || g.place().at != from || !to.on() {
 		undo()
 		return
@@ -135,6 +143,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	g.set(func(g *guest) {
 		g.at, g.to, g.paused, g.settled, g.moved = to, nil, false, true, time.Since(g.started) > time.Second
 	})
+	arrived()
 	d.sleep(0, 3*time.Millisecond)
 	if k := to.links(); k != nil {
 		k.Hear(g.port())
@@ -142,6 +151,40 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	d.sleep(0, 20*time.Millisecond)
 	to.tell(g, fabric.Live)
 	d.sleep(0, 50*time.Millisecond)
+	if d.rnd.IntN(4) == 0 { // its hypervisor's daemon is away, and the process there until it is back
+		g.remains(from)
+		d.sleep(time.Second, 10*time.Second)
+		g.remains(nil)
+	}
 	g.carrier(from, false)
 	g.release(from, d)
+}
+
+// longest is how long the copy of a live migration takes at most.
+func longest(rnd *rand.Rand) time.Duration {
+	if rnd.IntN(4) == 0 {
+		return 10 * time.Second
+	}
+	return 3 * time.Second
+}
+
+// remains notes where the process of a guest that left stands still.
+func (g *guest) remains(n *node) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.left = n
+}
+
+// withdrew checks what the hook of a guest that stopped was promised.
+func (n *node) withdrew(g *guest) {
+	l := n.alive()
+	if l == nil || l.mortal.err() != nil {
+		return
+	}
+	routes, _ := l.speaker.Actual(context.Background())
+	for _, r := range routes {
+		if slices.Contains(g.prefixes, r.Prefix) && !n.world.heldByAnother(r.Prefix, g) {
+			n.world.fail("%s withdrew %s, and announces %s", n.self.Name, g.vm.Name, r.Prefix)
+		}
+	}
 }

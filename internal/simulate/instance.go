@@ -95,6 +95,7 @@ func (g *guest) move(to *node, kind Kind, d delays) {
 	if from == nil || from == to || !to.on() {
 		return
 	}
+	arrived := g.aging(from, to)
 	if !g.boot(to, d) {
 		return
 	}
@@ -129,5 +130,6 @@ func (g *guest) move(to *node, kind Kind, d delays) {
 		return
 	}
 	g.set(func(g *guest) { g.at, g.to = to, nil })
+	arrived()
 	g.unplug(from, d)
 }

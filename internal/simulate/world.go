@@ -48,6 +48,7 @@ type guest struct {
 	since   time.Time
 	paused  bool // its processor stands still, for a move
 	to      *node
+	left    *node     // where it moved away, and its process stands still yet
 	quiet   bool      // nobody heard it there yet
 	also    *node     // where it runs a second time
 	twice   time.Time // when it last ran twice
@@ -56,6 +57,7 @@ type guest struct {
 	started time.Time
 	first   time.Time // since when it has its addresses, wherever
 	orphan  time.Time // when the node that was taking it over lost its power
+	ageless bool      // nobody may know any more since when it has its addresses
 	refused string
 }
 
@@ -63,6 +65,7 @@ type guest struct {
 type place struct {
 	at, to  *node
 	also    *node
+	left    *node
 	quiet   bool
 	twice   time.Time
 	since   time.Time
@@ -71,12 +74,13 @@ type place struct {
 	moved   bool
 	orphan  time.Time
 	first   time.Time
+	ageless bool
 }
 
 func (g *guest) place() place {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return place{g.at, g.to, g.also, g.quiet, g.twice, g.since, g.paused, g.settled, g.moved, g.orphan, g.first}
+	return place{g.at, g.to, g.also, g.left, g.quiet, g.twice, g.since, g.paused, g.settled, g.moved, g.orphan, g.first, g.ageless}
 }
 
 func (g *guest) set(f func(*guest)) {
@@ -86,7 +90,31 @@ func (g *guest) set(f func(*guest)) {
 	f(g)
 	g.since = time.Now()
 	if !ran && g.at != nil {
-		g.first = g.since
+		g.first, g.ageless = g.since, false
+	}
+}
+
+// aging watches a move of the guest between two nodes. What it gives is called when
+// the guest has arrived: since when it has its addresses, the one node says to the
+// other, where both are well from the first to the last.
+func (g *guest) aging(from, to *node) (arrived func()) {
+	well := func() (a, b *life) {
+		for _, n := range []*node{from, to} {
+			if n.isGarbled() || n.broken() || n.slowness() > 1 {
+				return nil, nil
+			}
+		}
+		if from.isCut(to.self.Name) {
+			return nil, nil
+		}
+		return from.alive(), to.alive()
+	}
+	source, destination := well()
+	return func() {
+		a, b := well()
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.ageless = g.ageless || a == nil || b == nil || a != source || b != destination
 	}
 }
 
@@ -239,6 +267,8 @@ func (w *world) runningOn(n *node, l *life) {
 			s.SetQuietly(g.vm, fabric.Live)
 		case p.to == n:
 			s.SetQuietly(g.vm, fabric.Wired)
+		case p.left == n:
+			s.Leave(g.vm)
 		default:
 			s.SetQuietly(g.vm, fabric.Absent)
 		}
