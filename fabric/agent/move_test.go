@@ -502,6 +502,21 @@ func TestFreshOutlastsARestart(t *testing.T) {
 	})
 }
 
+// TestStoppedForAnUnknownNode: of a guest that was stopped to run elsewhere, and no
+// agent says where, the route comes behind that of the other node at once.
+func TestStoppedForAnUnknownNode(t *testing.T) {
+	pairs(t, func(t *testing.T, p *pair) {
+		p.over(p.one, p.vm)
+		p.ends[p.one].Cut("node2", true)
+		p.runs(p.one, p.vm)
+		time.Sleep(10 * time.Second)
+		require.Equal(t, map[string]string{"203.0.113.10/32": "fresh"}, p.first(p.one))
+		p.src[p.one].Leave(p.vm)
+		moment()
+		assert.Equal(t, map[string]string{"203.0.113.10/32": "normal"}, p.first(p.one))
+	})
+}
+
 // TestOnwardMoveWhileANodeIsSilent: the route that a silent node may have left at
 // the reflectors does not come first while the guest is copied to a third.
 func TestOnwardMoveWhileANodeIsSilent(t *testing.T) {
