@@ -245,15 +245,18 @@ func (g *guest) lose(l loss) fabric.Desired {
 // claimAnswered takes up what a node said to the claim of an epoch.
 func (a *Agent) claimAnswered(ctx context.Context, vm, node string, generation uint64, answer fabric.Answer) {
 	a.inherit(vm, answer)
-	if !answer.Held {
-		s, done := a.state.open()
-		if g := s.guests[vm]; g != nil {
+	s, done := a.state.open()
+	if g := s.guests[vm]; g != nil {
+		g.unasked = without(g.unasked, []string{node})
+		if !answer.Held {
 			if g.contested == node {
 				g.contested, g.denied = "", node
 			}
 			delete(g.contests, node)
 		}
-		done()
+	}
+	done()
+	if !answer.Held {
 		a.released(ctx, vm, node, nil)
 		return
 	}
@@ -266,7 +269,7 @@ func (a *Agent) claimAnswered(ctx context.Context, vm, node string, generation u
 		return
 	}
 	l := loss{node: node}
-	s, done := a.state.open()
+	s, done = a.state.open()
 	if d := s.guests[vm].want; !ownership.Same(string(d.VM.Identity()), string(answer.Identity)) {
 		l.guest, l.other = answer.VM, true
 	}

@@ -710,6 +710,28 @@ func TestLetGoAfterARestart(t *testing.T) {
 	})
 }
 
+// TestStateThatIsBehind: what an agent could not write before it ended, that another
+// node has the guest, the one after it asks for.
+func TestStateThatIsBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j, vm := new(fake.Journal), gold()
+		ends := fake.NewNodes(nil, cluster().Nodes[:2]...)
+		defer serves(t, ends["node2"], func(_ context.Context, _ fabric.Node, n fabric.Notice) fabric.Answer { return later(n) })()
+		src := fake.NewSource("libvirt")
+		src.SetQuietly(vm, fabric.Live)
+		n := (&node{t: t, journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j, fabric.Desired{
+			VM: vm, State: fabric.Live, Epoch: 7, Since: time.Now(),
+		})}).start(agent.WithNodes(ends["node1"]), agent.WithSources(src))
+		n.dataplane.SetCarrier("sea_gold_net0", true)
+		n.run(func() {
+			moment()
+			assert.Empty(t, n.preferences())
+			require.Len(t, n.problems(), 1)
+			assert.Contains(t, n.problems()[0], "node2 has it, and began to run it later")
+		})
+	})
+}
+
 // TestGuestThatEndsWhileOthersAreAsked does not come back by what was true before.
 func TestGuestThatEndsWhileOthersAreAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -225,7 +225,7 @@ func (a *Agent) lasting(node string) (all []due) {
 		switch d := g.want; {
 		case g.arrival == migration.Ready:
 			all = append(all, due{a.notice(fabric.Arriving, d), func(_ context.Context, answer fabric.Answer) { a.awaitedBy(name, node, answer) }})
-		case owned(d) && (slices.Contains(d.Unreleased, node) || g.contested == node || g.contests[node].byRoute):
+		case owned(d) && (slices.Contains(d.Unreleased, node) || slices.Contains(g.unasked, node) || g.contested == node || g.contests[node].byRoute):
 			all = append(all, due{a.notice(fabric.Claimed, d), func(ctx context.Context, answer fabric.Answer) { a.claimAnswered(ctx, name, node, d.Epoch, answer) }})
 		case d.State == fabric.Live && d.Lost == node: // perhaps it has let go
 			all = append(all, due{a.notice(fabric.Claimed, d), func(ctx context.Context, answer fabric.Answer) { a.reclaimFrom(ctx, name, node, answer) }})
@@ -237,7 +237,7 @@ func (a *Agent) lasting(node string) (all []due) {
 // unsettled reports whether other nodes are still to be told something of the guest.
 func (g *guest) unsettled() bool {
 	d := g.want
-	return g.arrival.Awaits() || d.State == fabric.Live && (d.Lost != "" || len(d.Unreleased) > 0 || len(g.competing) > 0 || !g.defended.IsZero() || g.onHearsay())
+	return g.arrival.Awaits() || d.State == fabric.Live && (d.Lost != "" || len(d.Unreleased) > 0 || len(g.unasked) > 0 || len(g.competing) > 0 || !g.defended.IsZero() || g.onHearsay())
 }
 
 // onHearsay reports whether a route says that another guest wants an address, and

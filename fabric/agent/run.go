@@ -105,7 +105,7 @@ func (a *Agent) adopt(d fabric.Desired, there map[string]bool) {
 	}
 	d.Leaving = false // the source says if it is so still
 	a.adoptOwnership(&d)
-	s.guests[name] = &guest{want: d, reported: a.toldBefore(d, there), has: owned(d) && d.Epoch > 0, arrival: arrivalOf(d), kept: true}
+	s.guests[name] = &guest{want: d, reported: a.toldBefore(d, there), has: owned(d) && d.Epoch > 0, arrival: arrivalOf(d), kept: true, unasked: a.others()}
 	s.unsettled[name] = true
 }
 

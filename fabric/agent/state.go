@@ -42,6 +42,7 @@ type guest struct {
 	has       bool              // it is announced, and claimed of the other nodes
 	claimed   time.Time         // when that was
 	kept      bool              // of an agent before this one: the nodes that it waited for are waited for
+	unasked   []string          // likewise: nodes that have not said since whether they have it, which that one may have known and not kept
 	heard     uint64            // the highest epoch that another node has, or had, it with
 	claimants []string          // nodes that wait for this one to let go, or take it back when it does
 	departure departure         // its move to another node
