@@ -81,7 +81,7 @@ func (w *world) watch(stop <-chan struct{}) {
 				continue // nothing gets worse, but what was wrong is not mended
 			}
 			why := w.astray(g, p.at)
-			if why == "" || links.doubts(p.at, g) || w.stuck(g, p.at) || w.waiting(g, p) || w.untold(p) {
+			if why == "" || links.doubts(p.at, g) || w.stuck(g, p.at) || w.waiting(g, p) || p.untold {
 				delete(holes, g)
 				continue
 			}
@@ -168,6 +168,16 @@ func (w *world) unsure() bool {
 	return w.clocks || !w.forgot.IsZero() && time.Since(w.forgot) < time.Hour
 }
 
+// garbles reports whether messages come late, twice or out of order, or did lately.
+func (w *world) garbles() bool {
+	for _, n := range w.nodes {
+		if n.isGarbled() {
+			return true
+		}
+	}
+	return false
+}
+
 // forgetful reports whether a node lost its disk within a time.
 func (w *world) forgetful(within time.Duration) bool {
 	w.mu.Lock()
@@ -179,7 +189,7 @@ func (w *world) forgetful(within time.Duration) bool {
 // no router: the source sends packets on.
 func (w *world) bound(p place) time.Duration {
 	switch {
-	case p.at.slowness() > 1, w.forgetful(aftermath): // some effects one after the other; who takes a guest for new gives it up
+	case p.at.slowness() > 1, w.garbles(), w.forgetful(aftermath): // some effects one after the other, or words that have to be said again; who takes a guest for new gives it up
 		return 5*holeBound + w.spread
 	case !w.isCalm():
 		return holeBound + w.spread
@@ -250,13 +260,14 @@ func (l links) doubts(n *node, g *guest) bool {
 	}
 	k := l[[2]string{min(n.self.Name, other), max(n.self.Name, other)}]
 	if k.up {
-		return time.Since(k.since) < askedAgain
+		// Of clocks that are wrong, it is the other node's word alone that counts.
+		return time.Since(k.since) < askedAgain || n.world.garbles() && n.world.unsure()
 	}
 	since := k.since
 	if life := n.alive(); life != nil && life.since.After(since) {
 		since = life.since
 	}
-	return time.Since(since) < silent
+	return time.Since(since) < silent || n.world.copied(g) // it is announced behind all others then, another guest's too
 }
 
 // lostTo names the node that has the guest as far as the node's agent knows, or "".
@@ -275,17 +286,6 @@ func (n *node) lostTo(g *guest) string {
 		}
 	}
 	return ""
-}
-
-// untold reports whether a guest moves to a node whose agent was not there when its
-// hypervisor said so, and cannot ask the one that it comes from: it takes the move
-// for a start.
-func (w *world) untold(p place) bool {
-	if p.to == nil || !p.at.isCut(p.to.self.Name) {
-		return false
-	}
-	l := p.to.alive()
-	return l == nil || time.Since(l.since) < aftermath
 }
 
 // waiting reports whether packets wait for a guest that goes on as soon as it

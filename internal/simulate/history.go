@@ -277,6 +277,14 @@ func (w *writer) scene(k Kind) {
 		w.add(Step{Kind: Kill, Node: from, At: w.at + copied(s.Seed) + between(w.rnd, 0, 100*time.Millisecond), For: between(w.rnd, 50*time.Millisecond, 2*time.Second)})
 		return
 	}
+	if k == Migrate && w.rnd.IntN(4) == 0 { // it runs there, and its process may remain here
+		at := w.at + copied(s.Seed) + between(w.rnd, 200*time.Millisecond, 2*time.Second)
+		w.add(Step{Kind: Kill, Node: from, At: at, For: between(w.rnd, 50*time.Millisecond, time.Second)})
+		if w.rnd.IntN(2) == 0 { // and does not hear who has it now
+			w.add(Step{Kind: Cut, Node: from, Other: s.Node, At: at, For: between(w.rnd, 5*time.Second, 20*time.Second)})
+		}
+		return
+	}
 	if !between2 && k != Start || w.rnd.IntN(2) == 0 {
 		return
 	}

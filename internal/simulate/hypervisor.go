@@ -60,7 +60,6 @@ func (n *node) on() bool { return n.links() != nil }
 // end runs what libvirt does when a guest ended.
 func (g *guest) end(n *node, d delays) {
 	g.set(func(g *guest) { g.at, g.paused, g.settled = nil, false, false })
-	g.carrier(n, false)
 	g.release(n, d)
 }
 
@@ -75,10 +74,15 @@ func (g *guest) crashes(n *node, d delays) {
 	g.release(n, d)
 }
 
-// release runs the hooks stopped and release, and tells the event.
+// release runs the hooks stopped and release after the guest's process ended, and
+// tells the event. What the kernel tells of that may come later than the hook.
 func (g *guest) release(n *node, d delays) {
 	if !n.on() {
 		return
+	}
+	late := d.rnd.IntN(3) == 0
+	if !late {
+		g.carrier(n, false)
 	}
 	d.sleep(0, 20*time.Millisecond)
 	_ = n.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error {
@@ -88,6 +92,9 @@ func (g *guest) release(n *node, d delays) {
 		}
 		return err
 	})
+	if late {
+		g.carrier(n, false)
+	}
 	d.sleep(0, 20*time.Millisecond)
 	_ = n.apply(g, fabric.Absent, waitAfter)
 	n.tell(g, fabric.Absent)
@@ -101,8 +108,25 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 		return
 	}
 	arrived := g.aging(from, to)
-	_ = to.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Expect(ctx, g.vm.Name) })
-	if err := to.apply(g, fabric.Wired, waitBefore); err != nil {
+	var told *agent.Agent
+	_ = to.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error {
+		told = a
+		return a.Expect(ctx, g.vm.Name)
+	})
+	defer func() {
+		g.mu.Lock()
+		g.to, g.untold = nil, false
+		g.mu.Unlock()
+	}()
+	err := to.hook(waitBefore, func(ctx context.Context, a *agent.Agent) error {
+		reached := to.reaches(from)
+		err := a.Apply(ctx, g.vm, fabric.Wired)
+		g.mu.Lock()
+		g.untold = a != told && !(reached && to.reaches(from))
+		g.mu.Unlock()
+		return err
+	})
+	if err != nil {
 		g.refuse(err)
 		g.release(to, d)
 		return
@@ -112,20 +136,11 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	g.mu.Lock()
 	g.to = to
 	g.mu.Unlock()
-	defer func() {
-		g.mu.Lock()
-		g.to = nil
-		g.mu.Unlock()
-	}()
 	to.tell(g, fabric.Wired)
 	_ = to.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Started(ctx, g.vm) })
-	undo := func() {
-		g.carrier(to, false)
-		g.release(to, d)
-	}
 	d.sleep(10*time.Millisecond, longest(d.rnd)) // the copy
 	if kind == Abort || g.place().at != from || !to.on() {
-		undo()
+		g.release(to, d)
 		return
 	}
 	g.set(func(g *guest) { g.paused = true })
@@ -137,7 +152,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 			g.set(func(g *guest) { g.paused = false })
 			from.tell(g, fabric.Live)
 		}
-		undo()
+		g.release(to, d)
 		return
 	}
 	g.set(func(g *guest) {
@@ -151,13 +166,19 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	d.sleep(0, 20*time.Millisecond)
 	to.tell(g, fabric.Live)
 	d.sleep(0, 50*time.Millisecond)
-	if d.rnd.IntN(4) == 0 { // its hypervisor's daemon is away, and the process there until it is back
+	if d.rnd.IntN(2) == 0 { // its hypervisor's daemon is away, and the process there until it is back
 		g.remains(from)
 		d.sleep(time.Second, 10*time.Second)
 		g.remains(nil)
 	}
-	g.carrier(from, false)
 	g.release(from, d)
+}
+
+// reaches reports whether the node's agent can ask that of another: one which was
+// not there when its hypervisor said that a guest is to come takes the move for a
+// start if it cannot.
+func (n *node) reaches(other *node) bool {
+	return other.alive() != nil && !n.isCut(other.self.Name) && !n.isGarbled() && !other.isGarbled()
 }
 
 // longest is how long the copy of a live migration takes at most.

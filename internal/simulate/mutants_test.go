@@ -81,6 +81,14 @@ func TestMutants(t *testing.T) {
 		t.Skip("by hand: make mutants")
 	}
 	history := regexp.MustCompile(`history (\d+)\n`)
+	table := map[string]string{}
+	defer func() {
+		for _, m := range mutants {
+			if found := table[m.name]; found != "" {
+				fmt.Printf("| %s | `%s` | %s |\n", m.name, m.file, found)
+			}
+		}
+	}()
 	for _, m := range mutants {
 		t.Run(m.name, func(t *testing.T) {
 			code, err := os.ReadFile(m.path())
@@ -95,11 +103,13 @@ func TestMutants(t *testing.T) {
 			require.NoError(t, os.WriteFile(overlay, replace, 0o644))
 			out, err := exec.CommandContext(t.Context(), "go", "test", "-overlay", overlay, "-run", "^TestSimulate$", ".",
 				"-v", "-seeds", fmt.Sprint(*hunt), "-from", "1", "-shrink=false").CombinedOutput()
+			table[m.name] = fmt.Sprintf("not in %d", *hunt)
 			require.Error(t, err, "not found in %d histories", *hunt)
 			run := history.FindAllSubmatch(out, -1) // the last one failed, or ended the process
 			require.NotEmpty(t, run, "%s", out)
 			n, err := strconv.Atoi(string(run[len(run)-1][1]))
 			require.NoError(t, err)
+			table[m.name] = strconv.Itoa(n)
 			last := strings.Split(strings.TrimSpace(string(out)), "\n")
 			t.Logf("found by history %d: %s", n, last[len(last)-min(len(last), 4)])
 		})

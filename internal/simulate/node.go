@@ -95,7 +95,18 @@ func (p ports) Put(ctx context.Context, port fabric.Port) error {
 	if err := p.take(); err != nil {
 		return err
 	}
-	return p.Dataplane.Put(ctx, port)
+	before, err := p.Dataplane.Actual(ctx)
+	if err != nil {
+		return err
+	}
+	if err := p.Dataplane.Put(ctx, port); err != nil {
+		return err
+	}
+	there := slices.ContainsFunc(before, func(s fabric.PortState) bool { return s.Name == port.Name })
+	if port.NIC.Kind == fabric.Tap && !there { // nobody holds the other end of a new one
+		p.SetCarrier(port.Name, false)
+	}
+	return nil
 }
 
 func (p ports) Remove(ctx context.Context, names ...string) error {

@@ -43,44 +43,48 @@ type guest struct {
 	prefixes []netip.Prefix // that it has
 	busy     sync.Mutex     // held by whoever starts, stops or moves it, as libvirt's job
 
-	mu      sync.Mutex
-	at      *node // nil: it does not run
-	since   time.Time
-	paused  bool // its processor stands still, for a move
-	to      *node
-	left    *node     // where it moved away, and its process stands still yet
-	quiet   bool      // nobody heard it there yet
-	also    *node     // where it runs a second time
-	twice   time.Time // when it last ran twice
-	settled bool      // its hooks are through
-	moved   bool      // it came here by a live migration, when the routers knew where it was
-	started time.Time
-	first   time.Time // since when it has its addresses, wherever
-	orphan  time.Time // when the node that was taking it over lost its power
-	ageless bool      // nobody may know any more since when it has its addresses
-	refused string
+	mu       sync.Mutex
+	at       *node // nil: it does not run
+	since    time.Time
+	paused   bool // its processor stands still, for a move
+	to       *node
+	starting *node     // where its process is about to begin
+	left     *node     // where it moved away, and its process stands still yet
+	quiet    bool      // nobody heard it there yet
+	also     *node     // where it runs a second time
+	twice    time.Time // when it last ran twice
+	settled  bool      // its hooks are through
+	moved    bool      // it came here by a live migration, when the routers knew where it was
+	started  time.Time
+	first    time.Time // since when it has its addresses, wherever
+	orphan   time.Time // when the node that was taking it over lost its power
+	untold   bool      // it moves to a node which takes that for a start
+	ageless  bool      // nobody may know any more since when it has its addresses
+	refused  string
 }
 
 // place is what is true of a guest at one moment.
 type place struct {
-	at, to  *node
-	also    *node
-	left    *node
-	quiet   bool
-	twice   time.Time
-	since   time.Time
-	paused  bool
-	settled bool
-	moved   bool
-	orphan  time.Time
-	first   time.Time
-	ageless bool
+	at, to   *node
+	also     *node
+	left     *node
+	starting *node
+	quiet    bool
+	twice    time.Time
+	since    time.Time
+	paused   bool
+	settled  bool
+	moved    bool
+	orphan   time.Time
+	first    time.Time
+	ageless  bool
+	untold   bool
 }
 
 func (g *guest) place() place {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return place{g.at, g.to, g.also, g.left, g.quiet, g.twice, g.since, g.paused, g.settled, g.moved, g.orphan, g.first, g.ageless}
+	return place{g.at, g.to, g.also, g.left, g.starting, g.quiet, g.twice, g.since, g.paused, g.settled, g.moved, g.orphan, g.first, g.ageless, g.untold}
 }
 
 func (g *guest) set(f func(*guest)) {
@@ -265,7 +269,7 @@ func (w *world) runningOn(n *node, l *life) {
 		switch p := g.place(); {
 		case p.at == n || p.also == n || g.instance() && p.to == n:
 			s.SetQuietly(g.vm, fabric.Live)
-		case p.to == n:
+		case p.to == n || p.starting == n:
 			s.SetQuietly(g.vm, fabric.Wired)
 		case p.left == n:
 			s.Leave(g.vm)
