@@ -348,9 +348,14 @@ func (t *task) reclaim(ctx context.Context) {
 	if g.reflectorOf(g.want.Lost) != "" {
 		g.denied = g.want.Lost // its word counts, and not the route that is there yet
 	}
+	was := g.departure
+	returned := was.to.Name != "" && was.to.Name == g.want.Lost && !was.state.Stops()
 	lostAs(&g.want, fabric.Desired{})
 	g.routeGone = false
 	done()
+	if returned {
+		t.step(ctx, migration.DestinationCancelled, was.to, "it does not run at "+was.to.Name+" any more")
+	}
 	if err := t.reconcile(ctx, nil); err != nil {
 		t.signal()
 	}

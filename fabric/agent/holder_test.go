@@ -302,6 +302,26 @@ func TestGuestThatDefendsItsAddressMoves(t *testing.T) {
 	})
 }
 
+// TestGuestThatCameBackDefendsItsAddress: that it ran elsewhere for a time, and that
+// it was to go there, is past.
+func TestGuestThatCameBackDefendsItsAddress(t *testing.T) {
+	golds(t, func(t *testing.T, p *pair) {
+		p.runs(p.two, gold())
+		time.Sleep(time.Minute)
+		require.Empty(t, announces(t, p.one))
+		p.over(p.two, gold())
+		time.Sleep(time.Minute)
+		require.Equal(t, "normal", announces(t, p.one))
+
+		p.reflects(true)
+		p.ends[p.one].Cut("node2", true)
+		p.runs(p.two, clone())
+		time.Sleep(5 * time.Second)
+		assert.Equal(t, "fresh first", announces(t, p.one))
+		assert.Empty(t, announces(t, p.two))
+	})
+}
+
 // TestHolderOf: what a route says of its holder comes back, and nothing from what
 // is not whole, or is the cluster's own.
 func TestHolderOf(t *testing.T) {
