@@ -171,7 +171,10 @@ func (w *world) unsure() bool {
 // garbles reports whether messages come late, twice or out of order, or did lately.
 func (w *world) garbles() bool {
 	for _, n := range w.nodes {
-		if n.isGarbled() {
+		n.mu.Lock()
+		garbled := n.garbled > 0 || !n.clear.IsZero() && time.Since(n.clear) < askedAgain
+		n.mu.Unlock()
+		if garbled {
 			return true
 		}
 	}
@@ -260,8 +263,9 @@ func (l links) doubts(n *node, g *guest) bool {
 	}
 	k := l[[2]string{min(n.self.Name, other), max(n.self.Name, other)}]
 	if k.up {
-		// Of clocks that are wrong, it is the other node's word alone that counts.
-		return time.Since(k.since) < askedAgain || n.world.garbles() && n.world.unsure()
+		// Where a move was taken for a start, or clocks are wrong, it is the other
+		// node's word alone that counts.
+		return time.Since(k.since) < askedAgain || n.world.garbles() && (n.world.unsure() || g.wasUntold())
 	}
 	since := k.since
 	if life := n.alive(); life != nil && life.since.After(since) {

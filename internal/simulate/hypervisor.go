@@ -115,6 +115,9 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	})
 	defer func() {
 		g.mu.Lock()
+		if g.untold {
+			g.told = time.Now()
+		}
 		g.to, g.untold = nil, false
 		g.mu.Unlock()
 	}()
@@ -179,6 +182,13 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 // start if it cannot.
 func (n *node) reaches(other *node) bool {
 	return other.alive() != nil && !n.isCut(other.self.Name) && !n.isGarbled() && !other.isGarbled()
+}
+
+// wasUntold reports whether a move of the guest was taken for a start of late.
+func (g *guest) wasUntold() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.untold || !g.told.IsZero() && time.Since(g.told) < silent
 }
 
 // longest is how long the copy of a live migration takes at most.

@@ -36,6 +36,7 @@ type node struct {
 	full    int  // reasons why nothing can be written to the disk
 	cuts    map[string]int
 	garbled int                       // reasons why messages come late, twice or out of order
+	clear   time.Time                 // when they last were
 	ahead   time.Duration             // by which the clock is wrong
 	unsafe  map[string][]change       // of the state of a guest: the last one that is safe on the disk, and those after
 	tried   map[string]fabric.Desired // what the agent last wanted to have on the disk

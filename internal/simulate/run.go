@@ -108,6 +108,9 @@ func (w *world) do(s Step) {
 		n.setClock(s.By)
 	case Garble:
 		n.during(&n.garbled, s.For)
+		n.mu.Lock()
+		n.clear = time.Now()
+		n.mu.Unlock()
 	case PowerOff:
 		n.powerOff(s.For)
 	case DrainNode:

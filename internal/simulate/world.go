@@ -59,6 +59,7 @@ type guest struct {
 	first    time.Time // since when it has its addresses, wherever
 	orphan   time.Time // when the node that was taking it over lost its power
 	untold   bool      // it moves to a node which takes that for a start
+	told     time.Time // when it last did
 	ageless  bool      // nobody may know any more since when it has its addresses
 	refused  string
 }
