@@ -563,7 +563,7 @@ func (a *Agent) preempted() findings {
 			if !silent {
 				continue
 			}
-			p := ownership.Preemption{Competing: len(g.competing) > 0, RouteGone: g.routeGone, Silent: max(1, now.Sub(quiet.since))}
+			p := ownership.Preemption{Competing: len(g.competing) > 0, RouteGone: g.routeGone, Silent: max(1, now.Sub(quiet.since)), Behind: g.want.Standby}
 			if on := p.Stance() == ownership.Standby; on != g.want.Standby {
 				found.standby[vm] = on
 			}

@@ -710,6 +710,34 @@ func TestLetGoAfterARestart(t *testing.T) {
 	})
 }
 
+// TestStandbyOutlastsAWordOfAnother: what a silent node says of another guest does not
+// have this one withdrawn.
+func TestStandbyOutlastsAWordOfAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j, vm := new(fake.Journal), gold()
+		ends := fake.NewNodes(nil, cluster().Nodes[:2]...)
+		src := fake.NewSource("libvirt")
+		src.SetQuietly(vm, fabric.Live)
+		n := (&node{t: t, journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j, fabric.Desired{
+			VM: vm, State: fabric.Live, Epoch: 7, Since: time.Now(), Lost: "node2",
+		})}).start(agent.WithNodes(ends["node1"]), agent.WithSources(src))
+		n.dataplane.SetCarrier("sea_gold_net0", true)
+		n.run(func() {
+			time.Sleep(20 * time.Second)
+			standby := map[fabric.Preference]int{fabric.Standby: 2}
+			require.Equal(t, standby, n.preferences())
+			_, err := ends["node2"].Ask(t.Context(), "node1", fabric.Notice{
+				Kind: fabric.Claimed, VM: "other", Prefixes: []netip.Prefix{netip.MustParsePrefix("203.0.113.99/32")}, Epoch: 8,
+			})
+			require.NoError(t, err)
+			for range 10 {
+				time.Sleep(time.Second)
+				assert.Equal(t, standby, n.preferences())
+			}
+		})
+	})
+}
+
 // TestStateThatIsBehind: what an agent could not write before it ended, that another
 // node has the guest, the one after it asks for.
 func TestStateThatIsBehind(t *testing.T) {

@@ -129,6 +129,7 @@ type Preemption struct {
 	Competing bool          // a reflector has a better route of another node
 	RouteGone bool          // such a route was the reason, and is not there any more
 	Silent    time.Duration // since when the other node's agent does not answer; 0: it does
+	Behind    bool          // it is announced behind already, and the other node has not answered about it since
 }
 
 // Stance is how a preempted guest is announced.
@@ -159,7 +160,7 @@ func (p Preemption) Stance() Stance {
 		return Announced
 	case p.Answered || p.Silent == 0 || p.Competing:
 		return Withdrawn
-	case p.RouteGone || p.Silent >= SilentFor:
+	case p.RouteGone || p.Behind || p.Silent >= SilentFor:
 		return Standby
 	}
 	return Withdrawn
