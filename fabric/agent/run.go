@@ -104,6 +104,9 @@ func (a *Agent) adopt(d fabric.Desired, there map[string]bool) {
 		a.conditions.say("guest "+name, fmt.Sprintf("guest %s: %v (it keeps what it had until it is detached)", name, err))
 	}
 	d.Leaving = false // the source says if it is so still
+	if now := a.clock(); d.Since.After(now) { // the clock was set back since
+		d.Since = now
+	}
 	a.adoptOwnership(&d)
 	s.guests[name] = &guest{want: d, reported: a.toldBefore(d, there), has: owned(d) && d.Epoch > 0, arrival: arrivalOf(d), kept: true, unasked: a.others()}
 	s.unsettled[name] = true
