@@ -250,6 +250,11 @@ func (w *writer) scene(k Kind) {
 		}
 		w.at += between(w.rnd, time.Millisecond, 5*time.Second)
 	}
+	if k == Copy && w.rnd.IntN(2) == 0 { // whose node does not reach that of the guest, before or after it is started
+		s.Node = (from + 1 + w.rnd.IntN(nodes-1)) % nodes
+		s.For = between(w.rnd, 5*time.Second, time.Minute)
+		w.add(Step{Kind: Cut, Node: from, Other: s.Node, At: max(1, w.at+between(w.rnd, -2*time.Second, 5*time.Second)), For: s.For})
+	}
 	if between2 && w.rnd.IntN(4) == 0 { // its hooks find no agent at first
 		at := max(1, w.at-between(w.rnd, 0, time.Second))
 		w.add(Step{Kind: Kill, Node: s.Node, At: at, For: w.at + between(w.rnd, time.Second, 4*time.Second) - at})

@@ -42,7 +42,7 @@ func TestSoak(t *testing.T) {
 		}
 	}
 	took := time.Since(began)
-	t.Logf("%d histories from seed %d, %.1f simulated days in %v, %.0f simulated hours per second; %d failed",
+	t.Logf("%d histories from seed %d, %.1f simulated days in %v, %.1f simulated hours per second; %d failed",
 		seed-first, first, simulated.Hours()/24, took.Round(time.Second), simulated.Hours()/took.Seconds(), failed)
 	var all []string
 	for k, n := range steps {
