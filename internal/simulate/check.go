@@ -28,22 +28,29 @@ const (
 	rest        = 3 * time.Minute         // from the last fault to when everything is right
 )
 
-// watch looks all the time whether packets find each guest that runs, until
-// stop is closed.
+// watcher looks all the time whether packets find each guest that runs.
+type watcher struct {
+	world   *world
+	reach   links
+	holes   map[*guest]*hole
+	several map[netip.Prefix]time.Duration // how long more than one node announces a prefix
+	told    map[*guest]time.Time           // when it was last told who is wrong about its addresses
+}
+
+// hole is a time in which packets for a guest are lost.
+type hole struct {
+	lasts time.Duration
+	told  bool
+}
+
+// watch looks until stop is closed.
 func (w *world) watch(stop <-chan struct{}) {
-	type hole struct {
-		lasts time.Duration
-		told  bool
-	}
-	holes := map[*guest]*hole{}
-	twice := map[netip.Prefix]time.Duration{}
-	told := map[*guest]time.Time{}
-	links := links{}
+	v := watcher{w, links{}, map[*guest]*hole{}, map[netip.Prefix]time.Duration{}, map[*guest]time.Time{}}
 	last := time.Now()
 	for {
 		wait := wellEvery
 		switch {
-		case len(holes) > 0:
+		case len(v.holes) > 0:
 			wait = sampleEvery
 		case w.isIdle():
 			wait = idleEvery
@@ -55,47 +62,56 @@ func (w *world) watch(stop <-chan struct{}) {
 		}
 		passed := time.Since(last)
 		last = time.Now()
-		links.look(w)
+		v.reach.look(w)
 		for _, g := range w.guests {
-			for _, prefix := range g.prefixes {
-				who := w.holders(prefix)
-				if len(who) < 2 {
-					delete(twice, prefix)
-					continue
-				}
-				if twice[prefix] += passed; twice[prefix] > silent && twice[prefix]-passed <= silent {
-					w.fail("%s of %s is announced by %s, and the agents of all are there for %v", prefix, g.vm.Name, strings.Join(who, " and "), silent)
-				}
-			}
-			if why := w.wrongHolder(g); why != "" && time.Since(told[g]) > silent {
-				told[g] = time.Now()
-				w.fail("%s", why)
-			}
-			p := g.place()
-			if p.at == nil || p.paused || w.disputed(g) || !p.orphan.IsZero() && time.Since(p.orphan) < silent+w.spread {
-				delete(holes, g)
-				continue
-			}
-			l := p.at.alive()
-			if l == nil || time.Since(l.since) < adopted {
-				continue // nothing gets worse, but what was wrong is not mended
-			}
-			why := w.astray(g, p.at)
-			if why == "" || links.doubts(p.at, g) || w.stuck(g, p.at) || w.waiting(g, p) || p.untold {
-				delete(holes, g)
-				continue
-			}
-			h, bound := holes[g], w.bound(p)
-			if h == nil { // since when, is not known better
-				h = &hole{}
-				holes[g] = h
-				h.lasts = sampleEvery - passed
-			}
-			if h.lasts += passed; h.lasts > bound && !h.told && time.Since(p.since) > bound {
-				h.told = true
-				w.fail("%s runs on %s, and packets for it are lost for more than %v: %s", g.vm.Name, p.at.self.Name, bound, why)
-			}
+			v.lookHolders(g, passed)
+			v.lookPackets(g, passed)
 		}
+	}
+}
+
+// lookHolders looks who announces a guest's addresses.
+func (v *watcher) lookHolders(g *guest, passed time.Duration) {
+	for _, prefix := range g.prefixes {
+		who := v.world.holders(prefix)
+		if len(who) < 2 {
+			delete(v.several, prefix)
+			continue
+		}
+		if v.several[prefix] += passed; v.several[prefix] > silent && v.several[prefix]-passed <= silent {
+			v.world.fail("%s of %s is announced by %s, and the agents of all are there for %v", prefix, g.vm.Name, strings.Join(who, " and "), silent)
+		}
+	}
+	if why := v.world.wrongHolder(g); why != "" && time.Since(v.told[g]) > silent {
+		v.told[g] = time.Now()
+		v.world.fail("%s", why)
+	}
+}
+
+// lookPackets looks whether packets for a guest end at it.
+func (v *watcher) lookPackets(g *guest, passed time.Duration) {
+	w, p := v.world, g.place()
+	if p.at == nil || p.paused || w.disputed(g) || !p.orphan.IsZero() && time.Since(p.orphan) < silent+w.spread {
+		delete(v.holes, g)
+		return
+	}
+	l := p.at.alive()
+	if l == nil || time.Since(l.since) < adopted {
+		return // nothing gets worse, but what was wrong is not mended
+	}
+	why := w.astray(g, p.at)
+	if why == "" || v.reach.doubts(p.at, g) || w.stuck(g, p.at) || w.waiting(g, p) || p.untold {
+		delete(v.holes, g)
+		return
+	}
+	h, bound := v.holes[g], w.bound(p)
+	if h == nil { // since when, is not known better
+		h = &hole{lasts: sampleEvery - passed}
+		v.holes[g] = h
+	}
+	if h.lasts += passed; h.lasts > bound && !h.told && time.Since(p.since) > bound {
+		h.told = true
+		w.fail("%s runs on %s, and packets for it are lost for more than %v: %s", g.vm.Name, p.at.self.Name, bound, why)
 	}
 }
 
@@ -258,7 +274,7 @@ func (l links) look(w *world) {
 // for long enough, the guest is not announced.
 func (l links) doubts(n *node, g *guest) bool {
 	other := n.lostTo(g)
-	if other == "" {
+	if other == "" || !n.world.mayBeOn(g, other) {
 		return false
 	}
 	k := l[[2]string{min(n.self.Name, other), max(n.self.Name, other)}]
@@ -272,6 +288,23 @@ func (l links) doubts(n *node, g *guest) bool {
 		since = life.since
 	}
 	return time.Since(since) < silent || n.world.copied(g) // it is announced behind all others then, another guest's too
+}
+
+// mayBeOn reports whether a guest may have been lost to a node, as far as the agents
+// can know: it ran there, or a copy does that had the addresses as long, or nobody
+// knows since when it has them.
+func (w *world) mayBeOn(g *guest, name string) bool {
+	g.mu.Lock()
+	there, ageless, started := g.ran[w.node(name)], g.ageless, g.started
+	g.mu.Unlock()
+	if there || ageless || w.unsure() || g.wasUntold() {
+		return true
+	}
+	return slices.ContainsFunc(w.all()[len(w.guests):], func(c *guest) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.ran[w.node(name)] && c.prefixes[0] == g.prefixes[0] && c.started.Sub(started) <= seniority
+	})
 }
 
 // lostTo names the node that has the guest as far as the node's agent knows, or "".

@@ -2,9 +2,7 @@ package simulate
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -131,122 +129,6 @@ func (p ports) Return(ctx context.Context, prefixes ...netip.Prefix) error {
 	return p.Dataplane.Return(ctx, prefixes...)
 }
 
-// disk is the store of an agent as long as it lives.
-type disk struct {
-	*fake.Store
-	*mortal
-}
-
-func (d disk) Put(ctx context.Context, g fabric.Desired) error {
-	if err := d.take(); err != nil {
-		return err
-	}
-	d.node.tries(g)
-	if d.node.broken() {
-		return errDisk
-	}
-	if err := d.Store.Put(ctx, g); err != nil {
-		return err
-	}
-	d.node.wrote(g.VM.Name, change{want: g})
-	return nil
-}
-
-func (d disk) Delete(ctx context.Context, vm string) error {
-	if err := d.take(); err != nil {
-		return err
-	}
-	if d.node.broken() {
-		return errDisk
-	}
-	if err := d.Store.Delete(ctx, vm); err != nil {
-		return err
-	}
-	d.node.wrote(vm, change{gone: true})
-	return nil
-}
-
-// tries notes what the agent wants to have on the disk, also where it cannot.
-func (n *node) tries(d fabric.Desired) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.tried[d.VM.Name] = d
-}
-
-// change is one of what the disk has of a guest.
-type change struct {
-	want fabric.Desired
-	gone bool
-	at   time.Time
-}
-
-// flushed is how long it takes at most until a change is safe on the disk.
-const flushed = 50 * time.Millisecond
-
-// wrote notes a change, which is lost if the node loses power too soon.
-func (n *node) wrote(vm string, c change) {
-	c.at = time.Now()
-	safe := c.at.Add(-flushed * n.slowness())
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	all := append(n.unsafe[vm], c)
-	for len(all) > 1 && all[1].at.Before(safe) {
-		all = all[1:]
-	}
-	n.unsafe[vm] = all
-}
-
-// tear takes from the disk what was not flushed, or some of it.
-func (n *node) tear() {
-	safe := time.Now().Add(-flushed * n.slowness())
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	rnd := rand.New(rand.NewPCG(uint64(time.Since(n.world.began)), n.world.seed))
-	for _, vm := range slices.Sorted(maps.Keys(n.unsafe)) {
-		all := n.unsafe[vm]
-		first := 0
-		for first+1 < len(all) && all[first+1].at.Before(safe) {
-			first++
-		}
-		c := all[first+rnd.IntN(len(all)-first)]
-		if first == 0 && !all[0].at.Before(safe) && rnd.IntN(2) == 0 { // not even the first one
-			c.gone = true
-		}
-		n.unsafe[vm] = []change{c}
-		if c.gone {
-			_ = n.store.Delete(context.Background(), vm)
-		} else {
-			_ = n.store.Put(context.Background(), c.want)
-		}
-	}
-}
-
-// setClock sets the node's clock ahead, or back.
-func (n *node) setClock(by time.Duration) {
-	n.world.mu.Lock()
-	n.world.clocks = true
-	n.world.mu.Unlock()
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.ahead = by
-}
-
-// clock is the time of day as the node has it.
-func (n *node) clock() time.Time {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return time.Now().Round(0).Add(n.ahead)
-}
-
-// isGarbled reports whether messages come late, twice or out of order.
-func (n *node) isGarbled() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.garbled > 0
-}
-
-var errDisk = errors.New("no space left on device")
-
 // source is a hypervisor that takes a while to list its guests, in which more happens.
 type source struct {
 	*fake.Source
@@ -261,74 +143,6 @@ func (s source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	s.mortal.mu.Unlock()
 	time.Sleep(span)
 	return guests, err
-}
-
-// wire is an agent's way to the others, with delays, as long as it lives.
-type wire struct {
-	*fake.Nodes
-	*mortal
-	delay time.Duration
-}
-
-func (w wire) Ask(ctx context.Context, to string, n fabric.Notice) (fabric.Answer, error) {
-	if err := w.err(); err != nil {
-		return fabric.Answer{}, err
-	}
-	time.Sleep(w.delay)
-	if w.node.isGarbled() || w.node.world.node(to).isGarbled() {
-		return w.garble(ctx, to, n)
-	}
-	answer, err := w.Nodes.Ask(ctx, to, n)
-	time.Sleep(w.delay)
-	return answer, err
-}
-
-// The most that a message comes late, and until one is not waited for any more.
-const (
-	lateBy = 400 * time.Millisecond
-	giveUp = time.Second
-)
-
-// garble is Ask where a message may come late, be it the question or the answer,
-// come again, or be given up before it comes.
-func (w wire) garble(ctx context.Context, to string, n fabric.Notice) (fabric.Answer, error) {
-	w.mortal.mu.Lock()
-	how, there, back, again := w.rnd.IntN(6), between(w.rnd, 0, lateBy), between(w.rnd, 0, lateBy), between(w.rnd, 0, 3*time.Second)
-	w.mortal.mu.Unlock()
-	late := func() {
-		time.Sleep(again)
-		_, _ = w.Nodes.Ask(context.Background(), to, n)
-	}
-	switch how {
-	case 0: // it comes when nobody waits for the answer any more
-		go late()
-		if err := pause(ctx, giveUp); err != nil {
-			return fabric.Answer{}, err
-		}
-		return fabric.Answer{}, context.DeadlineExceeded
-	case 1: // it comes twice
-		go late()
-	}
-	if err := pause(ctx, there); err != nil {
-		return fabric.Answer{}, err
-	}
-	answer, err := w.Nodes.Ask(ctx, to, n)
-	if gone := pause(ctx, back); err == nil && gone != nil {
-		return fabric.Answer{}, gone
-	}
-	return answer, err
-}
-
-// pause waits, as long as ctx does.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
 }
 
 // begin starts the node's agent, if nothing keeps it from running.
@@ -462,6 +276,23 @@ func (n *node) isCut(other string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.cuts[other] > 0
+}
+
+// setClock sets the node's clock ahead, or back.
+func (n *node) setClock(by time.Duration) {
+	n.world.mu.Lock()
+	n.world.clocks = true
+	n.world.mu.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.ahead = by
+}
+
+// clock is the time of day as the node has it.
+func (n *node) clock() time.Time {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return time.Now().Round(0).Add(n.ahead)
 }
 
 // slowness is by how much everything takes longer.

@@ -133,7 +133,7 @@ func (w *world) copy(s Step, d delays) {
 	if s.Guest >= domains {
 		vm = instance(vm)
 	}
-	c := &guest{vm: vm, prefixes: vm.Prefixes()}
+	c := &guest{vm: vm, prefixes: vm.Prefixes(), ran: map[*node]bool{}}
 	w.copies = append(w.copies, c)
 	w.mu.Unlock()
 	held := w.guests[s.Guest].place()

@@ -48,13 +48,14 @@ type guest struct {
 	since    time.Time
 	paused   bool // its processor stands still, for a move
 	to       *node
-	starting *node     // where its process is about to begin
-	left     *node     // where it moved away, and its process stands still yet
-	quiet    bool      // nobody heard it there yet
-	also     *node     // where it runs a second time
-	twice    time.Time // when it last ran twice
-	settled  bool      // its hooks are through
-	moved    bool      // it came here by a live migration, when the routers knew where it was
+	starting *node          // where its process is about to begin
+	ran      map[*node]bool // where it ran
+	left     *node          // where it moved away, and its process stands still yet
+	quiet    bool           // nobody heard it there yet
+	also     *node          // where it runs a second time
+	twice    time.Time      // when it last ran twice
+	settled  bool           // its hooks are through
+	moved    bool           // it came here by a live migration, when the routers knew where it was
 	started  time.Time
 	first    time.Time // since when it has its addresses, wherever
 	orphan   time.Time // when the node that was taking it over lost its power
@@ -94,6 +95,11 @@ func (g *guest) set(f func(*guest)) {
 	ran := g.at != nil
 	f(g)
 	g.since = time.Now()
+	for _, n := range []*node{g.at, g.also} {
+		if n != nil {
+			g.ran[n] = true
+		}
+	}
 	if !ran && g.at != nil {
 		g.first, g.ageless = g.since, false
 	}
@@ -216,7 +222,7 @@ func newWorld(seed uint64, delay, spread time.Duration) *world {
 		if i >= domains {
 			vm = instance(vm)
 		}
-		w.guests = append(w.guests, &guest{vm: vm, prefixes: vm.Prefixes()})
+		w.guests = append(w.guests, &guest{vm: vm, prefixes: vm.Prefixes(), ran: map[*node]bool{}})
 	}
 	return w
 }
