@@ -3,6 +3,7 @@ package agent_test
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -500,6 +501,35 @@ func TestFreshOutlastsARestart(t *testing.T) {
 			require.NoError(t, <-served)
 		})
 	})
+}
+
+// TestArrivalThatIsPast: that a guest arrived, which has gone on since, is not told
+// when the other node can be reached again.
+func TestArrivalThatIsPast(t *testing.T) {
+	for name, tc := range map[string]struct {
+		goes func(*pair)
+		told bool
+	}{
+		"it runs there yet": {func(*pair) {}, true},
+		"it was stopped":    {func(p *pair) { p.src[p.two].Leave(p.vm) }, false},
+		"it ended":          {func(p *pair) { p.leaves(p.two) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pairs(t, func(t *testing.T, p *pair) {
+				p.arrives(p.two)
+				p.ends[p.one].Cut("node2", true)
+				p.src[p.one].Leave(p.vm)
+				p.src[p.two].Set(p.vm, fabric.Live)
+				moment()
+				tc.goes(p)
+				moment()
+				p.forget()
+				p.ends[p.one].Cut("node2", false)
+				time.Sleep(5 * time.Second)
+				assert.Equal(t, tc.told, slices.Contains(p.talk.Take(), "node2 tells node1 arrived web"))
+			})
+		})
+	}
 }
 
 // TestStoppedForAnUnknownNode: of a guest that was stopped to run elsewhere, and no

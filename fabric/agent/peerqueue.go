@@ -169,8 +169,10 @@ func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, ans
 		if !some {
 			break
 		}
-		if _, err := a.tellNode(ctx, node, n); err != nil {
-			return tellRetry, false
+		if !a.isPast(n) {
+			if _, err := a.tellNode(ctx, node, n); err != nil {
+				return tellRetry, false
+			}
 		}
 		a.peerQueues.delivered(node)
 	}
@@ -189,6 +191,15 @@ func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, ans
 		return tellEvery, true
 	}
 	return passEvery, true
+}
+
+// isPast reports whether a guest that arrived here has gone on since: the node that it
+// came from, where it may be again, is to hear of that no more.
+func (a *Agent) isPast(n fabric.Notice) bool {
+	s, done := a.state.open()
+	defer done()
+	g := s.guests[n.VM]
+	return n.Kind == fabric.Arrived && (g == nil || !g.has || g.want.Epoch != n.Epoch || g.departure.state.Stops())
 }
 
 // tellNode tells a node something.

@@ -103,7 +103,7 @@ func (a *Agent) adopt(d fabric.Desired, there map[string]bool) {
 	if err := a.cluster.Permits(d.VM); err != nil {
 		a.conditions.say("guest "+name, fmt.Sprintf("guest %s: %v (it keeps what it had until it is detached)", name, err))
 	}
-	d.Leaving = false // the source says if it is so still
+	d.Leaving = false                         // the source says if it is so still
 	if now := a.clock(); d.Since.After(now) { // the clock was set back since
 		d.Since = now
 	}
