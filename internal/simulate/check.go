@@ -100,7 +100,7 @@ func (v *watcher) lookPackets(g *guest, passed time.Duration) {
 		return // nothing gets worse, but what was wrong is not mended
 	}
 	why := w.astray(g, p.at)
-	if why == "" || v.reach.doubts(p.at, g) || w.stuck(g, p.at) || w.waiting(g, p) || p.untold {
+	if why == "" || v.reach.doubts(p.at, g) || w.stuck(g, p.at) || w.waiting(g, p) || p.untold || p.restarted() {
 		delete(v.holes, g)
 		return
 	}
@@ -287,7 +287,7 @@ func (l links) doubts(n *node, g *guest) bool {
 	if life := n.alive(); life != nil && life.since.After(since) {
 		since = life.since
 	}
-	return time.Since(since) < silent || n.world.copied(g) // it is announced behind all others then, another guest's too
+	return time.Since(since) < silent || n.world.copied(g) || g.place().to != nil // it is announced behind all others then, another guest's too, and as far as one that is expected
 }
 
 // mayBeOn reports whether a guest may have been lost to a node, as far as the agents
@@ -325,6 +325,12 @@ func (n *node) lostTo(g *guest) string {
 	return ""
 }
 
+// restarted reports whether an instance moves to a node whose agent began after its
+// start there: it takes the instance for one that answers.
+func (p place) restarted() bool {
+	return p.quiet && p.to != nil && p.to.alive() != p.taker
+}
+
 // waiting reports whether packets wait for a guest that goes on as soon as it
 // came: the routers have not heard yet that it left where it is to go again.
 func (w *world) waiting(g *guest, p place) bool {
@@ -360,6 +366,8 @@ func (w *world) disputed(g *guest) bool {
 	if p := g.place(); p.also != nil || !p.twice.IsZero() && time.Since(p.twice) < silent {
 		return true
 	}
+	p := g.place()
+	drained := p.at != nil && p.at.isDrained() // which does not defend what its guests have
 	g.mu.Lock()
 	started, ageless := g.started, g.ageless
 	g.mu.Unlock()
@@ -370,7 +378,7 @@ func (w *world) disputed(g *guest) bool {
 		other.mu.Lock()
 		at, since, began := other.at, other.since, other.started
 		other.mu.Unlock()
-		newcomer := !w.unsure() && !ageless && began.Sub(started) > seniority && time.Since(began) > adopted+3*w.spread
+		newcomer := !w.unsure() && !ageless && !drained && began.Sub(started) > seniority && time.Since(began) > adopted+3*w.spread
 		if at != nil && !newcomer || time.Since(since) < adopted {
 			return true
 		}

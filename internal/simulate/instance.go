@@ -43,7 +43,13 @@ func (g *guest) boot(n *node, d delays) bool {
 	if l := n.alive(); l != nil {
 		l.sources["lxd"].Know(g.vm.Name, g.vm)
 	}
-	if err := n.hook(waitBefore, func(ctx context.Context, a *agent.Agent) error { return a.Starting(ctx, "lxd", g.vm.Name) }); err != nil {
+	err := n.hook(waitBefore, func(ctx context.Context, a *agent.Agent) error {
+		g.mu.Lock()
+		g.taker = n.alive()
+		g.mu.Unlock()
+		return a.Starting(ctx, "lxd", g.vm.Name)
+	})
+	if err != nil {
 		g.refuse(err)
 		g.unplug(n, d)
 		return false

@@ -278,6 +278,15 @@ func (n *node) isCut(other string) bool {
 	return n.cuts[other] > 0
 }
 
+// isDrained reports whether the node is drained, or its drain under way.
+func (n *node) isDrained() bool {
+	n.mu.Lock()
+	store := n.store
+	n.mu.Unlock()
+	since, _ := store.Drained(context.Background())
+	return !since.IsZero()
+}
+
 // setClock sets the node's clock ahead, or back.
 func (n *node) setClock(by time.Duration) {
 	n.world.mu.Lock()

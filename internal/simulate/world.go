@@ -61,6 +61,7 @@ type guest struct {
 	orphan   time.Time // when the node that was taking it over lost its power
 	untold   bool      // it moves to a node which takes that for a start
 	told     time.Time // when it last did
+	taker    *life     // the agent that its start was told to
 	ageless  bool      // nobody may know any more since when it has its addresses
 	refused  string
 }
@@ -81,12 +82,13 @@ type place struct {
 	first    time.Time
 	ageless  bool
 	untold   bool
+	taker    *life
 }
 
 func (g *guest) place() place {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return place{g.at, g.to, g.also, g.left, g.starting, g.quiet, g.twice, g.since, g.paused, g.settled, g.moved, g.orphan, g.first, g.ageless, g.untold}
+	return place{g.at, g.to, g.also, g.left, g.starting, g.quiet, g.twice, g.since, g.paused, g.settled, g.moved, g.orphan, g.first, g.ageless, g.untold, g.taker}
 }
 
 func (g *guest) set(f func(*guest)) {
