@@ -519,7 +519,7 @@ func (c competitor) compare(other competitor) int {
 // may know no better, as agents do not reach each other, and nothing otherwise.
 func (s *state) saysHolder(g *guest, d fabric.Desired) fabric.Holder {
 	now := time.Now()
-	apart := len(s.peers.silent) > 0 || g.defends()
+	apart := len(s.peers.silent) > 0 || g.defends() || g.kept && len(d.Unreleased) > 0 // which the agent before this one waited for
 	for _, at := range s.peers.slow {
 		apart = apart || now.Sub(at) < slowMemory
 	}
