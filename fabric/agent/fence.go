@@ -128,6 +128,8 @@ func (t *task) relinquish(ctx context.Context, from fabric.Node, n fabric.Notice
 	switch {
 	case r.reclaim:
 		t.reclaim(ctx)
+	case r.follows:
+		t.peerQueues.kick()
 	case !r.left.IsZero():
 		t.wentTo(r.guest, from.Name, time.Now(), r.left)
 	case r.moves:
@@ -149,6 +151,7 @@ type response struct {
 	why    ownership.Reason
 
 	reclaim bool      // the guest is announced here again
+	follows bool      // it is asked from now on whether it has the guest yet
 	left    time.Time // it is there now, and was announced here until then
 	moves   bool      // it was stopped here to run there
 	loss    loss      // it is withdrawn here
@@ -177,6 +180,7 @@ func (s *state) respond(vm, from string, n fabric.Notice) (r response) {
 		if !another && n.Epoch > g.heard { // it went from there to a third
 			g.heard = n.Epoch
 			lostAs(&g.want, fabric.Desired{Lost: from, Standby: d.Standby})
+			r.follows = true
 		}
 		return r
 	case !g.has:

@@ -738,6 +738,33 @@ func TestStandbyOutlastsAWordOfAnother(t *testing.T) {
 	})
 }
 
+// TestLostToAThirdNode: a node that takes over a guest which another one had is asked
+// whether it has it, and falls silent like any other.
+func TestLostToAThirdNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j, talk, vm := new(fake.Journal), new(fake.Journal), gold()
+		ends := fake.NewNodes(talk, cluster().Nodes[:2]...)
+		third := ends["node1"].Join(fabric.Node{Name: "node3", Address: netip.MustParseAddr("10.10.0.99")})
+		defer serves(t, third, func(_ context.Context, _ fabric.Node, n fabric.Notice) fabric.Answer { return later(n) })()
+		src := fake.NewSource("libvirt")
+		src.SetQuietly(vm, fabric.Live)
+		n := (&node{t: t, journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j, fabric.Desired{
+			VM: vm, State: fabric.Live, Epoch: 7, Since: time.Now(), Lost: "node2",
+		})}).start(agent.WithNodes(ends["node1"]), agent.WithSources(src))
+		n.run(func() {
+			tell := func(n fabric.Notice) {
+				_, err := third.Ask(t.Context(), "node1", n)
+				require.NoError(t, err)
+				time.Sleep(3 * time.Second)
+			}
+			tell(fabric.Notice{Kind: fabric.Released, VM: "other", Prefixes: []netip.Prefix{netip.MustParsePrefix("203.0.113.99/32")}})
+			talk.Take()
+			tell(fabric.Notice{Kind: fabric.Claimed, VM: vm.Name, Identity: vm.Identity(), Prefixes: vm.Prefixes(), Epoch: 9})
+			assert.Contains(t, talk.Take(), "node1 tells node3 claimed sea_gold")
+		})
+	})
+}
+
 // TestStateThatIsBehind: what an agent could not write before it ended, that another
 // node has the guest, the one after it asks for.
 func TestStateThatIsBehind(t *testing.T) {
