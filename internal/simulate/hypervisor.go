@@ -122,7 +122,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 		g.mu.Unlock()
 	}()
 	err := to.hook(waitBefore, func(ctx context.Context, a *agent.Agent) error {
-		reached := to.reaches(from)
+		reached := to.reaches(from) && !to.keeps(g)
 		err := a.Apply(ctx, g.vm, fabric.Wired)
 		g.mu.Lock()
 		g.untold = a != told && !(reached && to.reaches(from))
@@ -175,6 +175,16 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 		g.remains(nil)
 	}
 	g.release(from, d)
+}
+
+// keeps reports whether the node has the guest on its disk, as one that was away when
+// the guest left.
+func (n *node) keeps(g *guest) bool {
+	n.mu.Lock()
+	store := n.store
+	n.mu.Unlock()
+	all, _ := store.All(context.Background())
+	return slices.ContainsFunc(all, func(d fabric.Desired) bool { return d.VM.Name == g.vm.Name && d.State == fabric.Live })
 }
 
 // reaches reports whether the node's agent can ask that of another: one which was

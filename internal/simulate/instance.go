@@ -112,6 +112,7 @@ func (g *guest) move(to *node, kind Kind, d delays) {
 	}
 	g.mu.Lock()
 	g.to, g.quiet = to, true
+	g.ran[to] = true
 	g.mu.Unlock()
 	if d.rnd.IntN(2) == 0 { // it takes a while until it answers
 		d.sleep(500*time.Millisecond, 4*time.Second)
