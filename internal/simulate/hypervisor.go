@@ -116,7 +116,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	defer func() {
 		g.mu.Lock()
 		if g.untold {
-			g.told = time.Now()
+			g.told, g.ran[to] = time.Now(), true
 		}
 		g.to, g.untold = nil, false
 		g.mu.Unlock()
