@@ -503,6 +503,34 @@ func TestFreshOutlastsARestart(t *testing.T) {
 	})
 }
 
+// TestStoppedGuestOfALostState: an agent that has lost its state does not take a guest
+// which was stopped to run elsewhere for one that has just begun to run.
+func TestStoppedGuestOfALostState(t *testing.T) {
+	for name, tc := range map[string]struct {
+		leaving bool
+		want    fabric.Preference
+	}{
+		"it runs":     {false, fabric.Fresh},
+		"it has left": {true, fabric.Normal},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				vm, src := gold(), fake.NewSource("libvirt")
+				n := fresh(t, agent.WithNodes(fake.NewNodes(nil, cluster().Nodes[:2]...)["node1"]), agent.WithSources(src))
+				src.SetQuietly(vm, fabric.Live)
+				if tc.leaving {
+					src.Leave(vm)
+					<-src.Changes() // which was before the agent
+				}
+				n.run(func() {
+					time.Sleep(5 * time.Second)
+					assert.Equal(t, map[fabric.Preference]int{tc.want: 2}, n.preferences())
+				})
+			})
+		})
+	}
+}
+
 // TestArrivalThatIsPast: that a guest arrived, which has gone on since, is not told
 // when the other node can be reached again.
 func TestArrivalThatIsPast(t *testing.T) {

@@ -527,6 +527,9 @@ func (a *Agent) applyChange(ctx context.Context, d fabric.Desired) {
 			}
 			return fabric.Wired, incoming || known && prev.Incoming
 		}})
+		if err == nil && d.Leaving { // an agent before this one knew, and lost it
+			a.stopped(ctx, name, d.Since)
+		}
 	}
 	if errors.Is(err, fabric.ErrRefused) {
 		var u unanswered
