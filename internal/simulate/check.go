@@ -287,7 +287,7 @@ func (l links) doubts(n *node, g *guest) bool {
 	if life := n.alive(); life != nil && life.since.After(since) {
 		since = life.since
 	}
-	return time.Since(since) < silent || n.world.copied(g) || g.place().to != nil // it is announced behind all others then, another guest's too, and as far as one that is expected
+	return time.Since(since) < silent || n.world.copied(g) || g.place().to != nil || n.world.unsure() && g.place().left == n.world.node(other) // it is announced behind all others then, another guest's too, and as far as one that is expected
 }
 
 // mayBeOn reports whether a guest may have been lost to a node, as far as the agents
@@ -427,7 +427,8 @@ func (w *world) heldByAnother(prefix netip.Prefix, g *guest) bool {
 }
 
 // works checks that nothing is in the way of anybody: each guest starts where it
-// does not run yet, and goes to every node.
+// does not run yet, and goes to every node. Where one was, another guest can have its
+// addresses when it has ended.
 func (w *world) works(rnd *rand.Rand) {
 	d := delays{rnd}
 	for _, g := range w.guests {
@@ -448,6 +449,24 @@ func (w *world) works(rnd *rand.Rand) {
 				w.fail("at rest: %s cannot be moved to %s: %s", g.vm.Name, n.self.Name, g.refused)
 			}
 		}
+	}
+	number := rnd.IntN(guests)
+	g := w.guests[number]
+	if at := g.place().at; at != nil {
+		g.ends(at, d)
+		time.Sleep(time.Second)
+	}
+	for _, n := range w.nodes {
+		c := w.another(number)
+		if !c.starts(n, d) {
+			w.fail("at rest: %s has ended, and %s with its addresses cannot be started on %s: %s", g.vm.Name, c.vm.Name, n.self.Name, c.refused)
+			continue
+		}
+		c.ends(n, d)
+		time.Sleep(time.Second) // until the hypervisor has said so
+	}
+	if n := w.nodes[rnd.IntN(nodes)]; !g.starts(n, d) {
+		w.fail("at rest: %s cannot be started again on %s: %s", g.vm.Name, n.self.Name, g.refused)
 	}
 }
 

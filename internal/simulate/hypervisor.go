@@ -107,7 +107,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	if from == nil || from == to || !to.on() {
 		return
 	}
-	arrived := g.aging(from, to)
+	arrived, boot := g.aging(from, to), to.boots()
 	var told *agent.Agent
 	_ = to.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error {
 		told = a
@@ -142,7 +142,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	to.tell(g, fabric.Wired)
 	_ = to.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Started(ctx, g.vm) })
 	d.sleep(10*time.Millisecond, longest(d.rnd)) // the copy
-	if kind == Abort || g.place().at != from || !to.on() {
+	if kind == Abort || g.place().at != from || to.boots() != boot {
 		g.release(to, d)
 		return
 	}
@@ -150,7 +150,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	d.sleep(0, 5*time.Millisecond)
 	from.leaves(g)
 	d.sleep(5*time.Millisecond, 80*time.Millisecond) // the last of the copy
-	if kind == Return || !to.on() || g.place().at != from {
+	if kind == Return || to.boots() != boot || g.place().at != from {
 		if g.place().at == from {
 			g.set(func(g *guest) { g.paused = false })
 			from.tell(g, fabric.Live)
@@ -163,8 +163,8 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	})
 	arrived()
 	d.sleep(0, 3*time.Millisecond)
-	if k := to.links(); k != nil {
-		k.Hear(g.port())
+	if links := to.links(); links != nil {
+		links.Hear(g.port())
 	}
 	d.sleep(0, 20*time.Millisecond)
 	to.tell(g, fabric.Live)

@@ -287,6 +287,13 @@ func (n *node) isDrained() bool {
 	return !since.IsZero()
 }
 
+// boots tells how often the node was booted, or is about to be.
+func (n *node) boots() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.boot
+}
+
 // setClock sets the node's clock ahead, or back.
 func (n *node) setClock(by time.Duration) {
 	n.world.mu.Lock()

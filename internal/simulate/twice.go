@@ -60,6 +60,7 @@ func (g *guest) twiceOn(n *node, d time.Duration, ds delays) {
 	if from == n || !n.on() {
 		return
 	}
+	arrived := g.aging(from, n)
 	also := func() bool {
 		if !n.on() || g.place().at != from {
 			return false
@@ -88,6 +89,7 @@ func (g *guest) twiceOn(n *node, d time.Duration, ds delays) {
 		_ = n.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Started(ctx, g.vm) })
 		n.tell(g, fabric.Live)
 	}
+	arrived()
 	time.Sleep(d)
 	if p := g.place(); p.also == nil || p.at == nil { // one of them lost its power
 		return
