@@ -710,6 +710,25 @@ func TestLetGoAfterARestart(t *testing.T) {
 	})
 }
 
+// TestUnfinishedStartOverARestart: a guest that was about to be started here, and of
+// which nothing was announced yet, is not given up to the node where it runs yet.
+func TestUnfinishedStartOverARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j, vm := new(fake.Journal), from("lxd", guest("web", "203.0.113.10 2001:db8:100:1::10 adopt"))
+		ends := fake.NewNodes(nil, cluster().Nodes[:2]...)
+		defer serves(t, ends["node2"], func(_ context.Context, _ fabric.Node, n fabric.Notice) fabric.Answer { return later(n) })()
+		src := fake.NewMovesByRestart("lxd")
+		src.SetQuietly(vm, fabric.Live)
+		n := (&node{t: t, journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j, fabric.Desired{
+			VM: vm, State: fabric.Live, Since: time.Now(),
+		})}).start(agent.WithNodes(ends["node1"]), agent.WithSources(src))
+		n.run(func() {
+			time.Sleep(5 * time.Second)
+			assert.Empty(t, n.problems())
+		})
+	})
+}
+
 // TestStandbyOutlastsAWordOfAnother: what a silent node says of another guest does not
 // have this one withdrawn.
 func TestStandbyOutlastsAWordOfAnother(t *testing.T) {

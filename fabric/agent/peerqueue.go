@@ -236,7 +236,7 @@ func (a *Agent) lasting(node string) (all []due) {
 		switch d := g.want; {
 		case g.arrival == migration.Ready:
 			all = append(all, due{a.notice(fabric.Arriving, d), func(_ context.Context, answer fabric.Answer) { a.awaitedBy(name, node, answer) }})
-		case owned(d) && (slices.Contains(d.Unreleased, node) || slices.Contains(g.unasked, node) || g.contested == node || g.contests[node].byRoute):
+		case owned(d) && (slices.Contains(d.Unreleased, node) || g.has && slices.Contains(g.unasked, node) || g.contested == node || g.contests[node].byRoute):
 			all = append(all, due{a.notice(fabric.Claimed, d), func(ctx context.Context, answer fabric.Answer) { a.claimAnswered(ctx, name, node, d.Epoch, answer) }})
 		case d.State == fabric.Live && d.Lost == node: // perhaps it has let go
 			all = append(all, due{a.notice(fabric.Claimed, d), func(ctx context.Context, answer fabric.Answer) { a.reclaimFrom(ctx, name, node, answer) }})
