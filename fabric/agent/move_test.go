@@ -531,6 +531,27 @@ func TestStoppedGuestOfALostState(t *testing.T) {
 	}
 }
 
+// TestDiversionOfALostState: where the guest runs, what an agent that lost its state
+// sends on for it comes back as soon as the hypervisor says so.
+func TestDiversionOfALostState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, vm, src := cluster(), gold(), fake.NewSource("libvirt")
+		src.SetQuietly(vm, fabric.Live)
+		n := fresh(t, agent.WithSources(src))
+		n.apply(vm, fabric.Live)
+		_, err := n.dataplane.Divert(t.Context(), vm.Ports(&c), c.Nodes[1])
+		require.NoError(t, err)
+		n.store = fake.NewStore(n.journal)
+		n = n.again(agent.WithSources(src))
+		n.run(func() {
+			time.Sleep(time.Second)
+			diverted, err := n.dataplane.Diverted(t.Context())
+			require.NoError(t, err)
+			assert.Empty(t, diverted)
+		})
+	})
+}
+
 // TestArrivalThatIsPast: that a guest arrived, which has gone on since, is not told
 // when the other node can be reached again.
 func TestArrivalThatIsPast(t *testing.T) {

@@ -527,8 +527,12 @@ func (a *Agent) applyChange(ctx context.Context, d fabric.Desired) {
 			}
 			return fabric.Wired, incoming || known && prev.Incoming
 		}})
-		if err == nil && d.Leaving { // an agent before this one knew, and lost it
+		switch { // an agent before this one knew more, and lost it
+		case err != nil:
+		case d.Leaving:
 			a.stopped(ctx, name, d.Since)
+		case d.State == fabric.Live:
+			a.runsHere(ctx, name, d.Since)
 		}
 	}
 	if errors.Is(err, fabric.ErrRefused) {
