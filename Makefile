@@ -11,7 +11,7 @@ TOOLS    := $(CURDIR)/.cache/tools
 # Static binaries: one build runs on every distribution of the architecture.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help simulate fresh mutants build demo deps test e2e lab race unit lint bench fuzz install clean
+.PHONY: help simulate fresh soak mutants build demo deps test e2e lab race unit lint bench fuzz install clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -87,8 +87,13 @@ BUDGET ?= 20s
 fresh: ## run histories of a simulated cluster from fresh seeds for BUDGET
 	$(GO) test ./internal/simulate -count=1 -run '^TestFresh$$' -timeout 10m -v -budget $(BUDGET)
 
-mutants: ## look for faults that are put into the code on purpose, in 400 histories each
-	$(GO) test ./internal/simulate -count=1 -run "^TestMutants$$" -timeout 0 -v -mutants 400
+DAYS ?= 30
+soak: ## run histories of a simulated cluster for DAYS of its time, from seed FROM (0: fresh ones)
+	$(GO) test ./internal/simulate -count=1 -run '^TestSoak$$' -timeout 0 -v -days $(DAYS) -from $(FROM)
+
+HISTORIES ?= 400
+mutants: ## look for faults that are put into the code on purpose, in at most HISTORIES each
+	$(GO) test ./internal/simulate -count=1 -run '^TestMutants$$' -timeout 0 -v -mutants $(HISTORIES)
 
 bench: ## measure, and write docs/performance.md (root)
 	$(GO) run ./internal/bench --out docs/performance.md

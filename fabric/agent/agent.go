@@ -50,6 +50,11 @@ func WithBoot(id string) Option { return func(a *Agent) { a.boot = id } }
 // its texts for people; an empty remedy adds nothing.
 func WithRemedies(of func(fabric.Reason) string) Option { return func(a *Agent) { a.remedies = of } }
 
+// WithClock sets the clock whose time of day the agent tells other nodes: since when
+// it has a guest, and the guest's epoch. The default is the machine's. Durations do
+// not depend on it.
+func WithClock(now func() time.Time) Option { return func(a *Agent) { a.clock = now } }
+
 // Agent keeps the guests of one node in their wanted state. A program makes one
 // with [New], calls [Agent.Adopt] before it opens BGP sessions, and then
 // [Agent.Run], which returns when its context ends. The other methods are safe for
@@ -79,7 +84,8 @@ type facts struct {
 	node     string
 	boot     string
 	began    time.Time
-	alone    bool // the agent can ask no other node
+	clock    func() time.Time // the time of day
+	alone    bool             // the agent can ask no other node
 	remedies func(fabric.Reason) string
 	restarts map[string]bool // the names of its sources; true: see [fabric.Source.MovesByRestart]
 }
@@ -132,7 +138,7 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{
-		facts: facts{cluster: c, node: cfg.Node, began: time.Now(), restarts: map[string]bool{}},
+		facts: facts{cluster: c, node: cfg.Node, began: time.Now(), clock: time.Now, restarts: map[string]bool{}},
 		parts: parts{
 			dataplane: cfg.Dataplane, speaker: cfg.Speaker, store: cfg.Store, log: slog.New(slog.DiscardHandler),
 		},
@@ -373,6 +379,7 @@ func (s *state) admit(vm fabric.VM, r request, other holder, others []string, no
 		s.guests[vm.Name] = g
 	}
 	g.orphan = false
+	g.heard = max(g.heard, other.epoch)                            // this start is later, whatever the clocks say
 	g.nics = plan.Begin(vm, is.was, g.nics, s.restarts[vm.Origin]) // the next pass finds the actual states
 	g.arrival = migration.NextArrival(is.arrived, event).To
 	g.acquires(&d, is.was)

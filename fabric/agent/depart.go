@@ -137,6 +137,7 @@ func (a *Agent) stopped(ctx context.Context, vm string, asOf time.Time) {
 	a.moves.at(vm, func(m *fabric.Move, now time.Time) { m.Stopped = now })
 	if to.Name == "" {
 		a.log.Warn("guest stopped to run elsewhere, and no agent says where; its packets wait here", "vm", vm)
+		a.signal() // wherever that is, it comes first there
 	}
 	t.step(ctx, migration.SourceStopped, to, "")
 }

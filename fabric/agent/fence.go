@@ -56,9 +56,9 @@ func (s *state) takeOwnership(g *guest, d *fabric.Desired, nics plan.NICStates, 
 		return false
 	}
 	g.claimed, g.kept = time.Now(), false
-	d.Epoch = ownership.Next(g.claimed, g.heard, d.Epoch)
+	d.Epoch = ownership.Next(s.clock(), g.heard, d.Epoch)
 	if d.Acquired.IsZero() {
-		d.Acquired = g.claimed
+		d.Acquired = s.clock()
 	}
 	if !g.inherited.IsZero() && g.inherited.Before(d.Acquired) {
 		d.Acquired = g.inherited
@@ -86,17 +86,24 @@ func (s *state) fresh(g *guest, now time.Time) bool {
 	case s.alone:
 		return g.want.VM.Origin != "" && now.Sub(g.want.Since) < freshFor
 	case g.departure.to.Name != "": // it is about to go on to another node, which then comes first
-		return false
+		return slices.ContainsFunc(g.want.Unreleased, func(n string) bool {
+			_, silent := s.peers.silent[n]
+			return silent && n != g.departure.to.Name && s.awaits(g, n, now)
+		})
 	case g.want.VM.Origin == "":
 		return slices.ContainsFunc(g.want.Unreleased, func(n string) bool {
 			_, silent := s.peers.silent[n]
 			return silent && (s.peers.met[n] || g.kept)
 		})
 	default:
-		since := now.Sub(g.claimed)
-		awaited := slices.ContainsFunc(g.want.Unreleased, func(n string) bool { return s.peers.met[n] || g.kept || since < unmetFor })
-		return awaited || since < freshAtLeast
+		awaited := slices.ContainsFunc(g.want.Unreleased, func(n string) bool { return s.awaits(g, n, now) })
+		return awaited || now.Sub(g.claimed) < freshAtLeast
 	}
+}
+
+// awaits reports whether a node that has not released a guest may still announce it.
+func (s *state) awaits(g *guest, node string, now time.Time) bool {
+	return s.peers.met[node] || g.kept || now.Sub(g.claimed) < unmetFor
 }
 
 // claimed answers a Claimed notice, for every guest here that overlaps its prefixes.
@@ -125,6 +132,8 @@ func (t *task) relinquish(ctx context.Context, from fabric.Node, n fabric.Notice
 	switch {
 	case r.reclaim:
 		t.reclaim(ctx)
+	case r.follows:
+		t.peerQueues.kick()
 	case !r.left.IsZero():
 		t.wentTo(r.guest, from.Name, time.Now(), r.left)
 	case r.moves:
@@ -146,6 +155,7 @@ type response struct {
 	why    ownership.Reason
 
 	reclaim bool      // announce the guest here again
+	follows bool      // ask the other node from now on whether it still has the guest
 	left    time.Time // report the move: the guest is there now, and was announced here until this time
 	moves   bool      // the guest was stopped here to run there: divert its packets
 	loss    loss      // withdraw the guest
@@ -175,6 +185,7 @@ func (s *state) respond(vm, from string, n fabric.Notice) (r response) {
 		if !another && n.Epoch > g.heard { // the guest went on to a third node
 			g.heard = n.Epoch
 			lostAs(&g.want, fabric.Desired{Lost: from, Standby: d.Standby})
+			r.follows = true
 		}
 		return r
 	case !g.has:
@@ -243,15 +254,18 @@ func (g *guest) recordLoss(l loss) fabric.Desired {
 // claimAnswered handles a node's answer to Claimed with an epoch.
 func (a *Agent) claimAnswered(ctx context.Context, vm, node string, epoch uint64, answer fabric.Answer) {
 	a.inherit(vm, answer)
-	if !answer.Held {
-		s, done := a.state.open()
-		if g := s.guests[vm]; g != nil {
+	s, done := a.state.open()
+	if g := s.guests[vm]; g != nil {
+		g.unasked = without(g.unasked, []string{node})
+		if !answer.Held {
 			if g.contested == node {
 				g.contested, g.denied = "", node
 			}
 			delete(g.contests, node)
 		}
-		done()
+	}
+	done()
+	if !answer.Held {
 		a.released(ctx, vm, node, nil)
 		return
 	}
@@ -264,7 +278,7 @@ func (a *Agent) claimAnswered(ctx context.Context, vm, node string, epoch uint64
 		return
 	}
 	l := loss{node: node}
-	s, done := a.state.open()
+	s, done = a.state.open()
 	if d := s.guests[vm].want; !ownership.Same(string(d.VM.Identity()), string(answer.Identity)) {
 		l.guest, l.other = answer.VM, true
 	}
@@ -344,9 +358,14 @@ func (t *task) reclaim(ctx context.Context) {
 	if g.reflectorOf(g.want.Lost) != "" {
 		g.denied = g.want.Lost // the node's answer outweighs its route, which is still there
 	}
+	was := g.departure
+	returned := was.to.Name != "" && was.to.Name == g.want.Lost && !was.state.Stops()
 	lostAs(&g.want, fabric.Desired{})
 	g.routeGone = false
 	done()
+	if returned {
+		t.step(ctx, migration.DestinationCancelled, was.to, "it does not run at "+was.to.Name+" any more")
+	}
 	if err := t.reconcile(ctx, nil); err != nil {
 		t.signal()
 	}

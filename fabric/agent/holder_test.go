@@ -302,6 +302,47 @@ func TestGuestThatDefendsItsAddressMoves(t *testing.T) {
 	})
 }
 
+// TestHolderAfterARestart: the first route that an agent sends says its holder, where
+// the one before it waited for a node.
+func TestHolderAfterARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		vm, src := gold(), fake.NewSource("libvirt")
+		options := []agent.Option{agent.WithNodes(fake.NewNodes(nil, cluster().Nodes[:2]...)["node1"]), agent.WithSources(src)}
+		n := fresh(t, options...)
+		n.run(func() {
+			n.apply(vm, fabric.Wired)
+			require.NoError(t, n.Started(t.Context(), vm))
+			src.Set(vm, fabric.Live)
+			time.Sleep(5 * time.Second)
+		})
+		n = n.again(options...)
+		routes, err := n.speaker.Actual(t.Context())
+		require.NoError(t, err)
+		require.NotEmpty(t, routes)
+		assert.NotZero(t, routes[0].Holder)
+	})
+}
+
+// TestGuestThatCameBackDefendsItsAddress: that it ran elsewhere for a time, and that
+// it was to go there, is past.
+func TestGuestThatCameBackDefendsItsAddress(t *testing.T) {
+	golds(t, func(t *testing.T, p *pair) {
+		p.runs(p.two, gold())
+		time.Sleep(time.Minute)
+		require.Empty(t, announces(t, p.one))
+		p.over(p.two, gold())
+		time.Sleep(time.Minute)
+		require.Equal(t, "normal", announces(t, p.one))
+
+		p.reflects(true)
+		p.ends[p.one].Cut("node2", true)
+		p.runs(p.two, clone())
+		time.Sleep(5 * time.Second)
+		assert.Equal(t, "fresh first", announces(t, p.one))
+		assert.Empty(t, announces(t, p.two))
+	})
+}
+
 // TestHolderOf: what a route says of its holder comes back, and nothing from what
 // is not whole, or is the cluster's own.
 func TestHolderOf(t *testing.T) {

@@ -3,6 +3,7 @@ package agent_test
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -496,6 +497,141 @@ func TestFreshOutlastsARestart(t *testing.T) {
 			routes, err = n.speaker.Actual(t.Context())
 			require.NoError(t, err)
 			assert.Equal(t, fabric.Normal, routes[0].Preference)
+			cancel()
+			require.NoError(t, <-served)
+		})
+	})
+}
+
+// TestStoppedGuestOfALostState: an agent that has lost its state does not take a guest
+// which was stopped to run elsewhere for one that has just begun to run.
+func TestStoppedGuestOfALostState(t *testing.T) {
+	for name, tc := range map[string]struct {
+		leaving bool
+		want    fabric.Preference
+	}{
+		"it runs":     {false, fabric.Fresh},
+		"it has left": {true, fabric.Normal},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				vm, src := gold(), fake.NewSource("libvirt")
+				n := fresh(t, agent.WithNodes(fake.NewNodes(nil, cluster().Nodes[:2]...)["node1"]), agent.WithSources(src))
+				src.SetQuietly(vm, fabric.Live)
+				if tc.leaving {
+					src.Leave(vm)
+					<-src.Changes() // which was before the agent
+				}
+				n.run(func() {
+					time.Sleep(5 * time.Second)
+					assert.Equal(t, map[fabric.Preference]int{tc.want: 2}, n.preferences())
+				})
+			})
+		})
+	}
+}
+
+// TestDiversionOfALostState: where the guest runs, what an agent that lost its state
+// sends on for it comes back as soon as the hypervisor says so.
+func TestDiversionOfALostState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, vm, src := cluster(), gold(), fake.NewSource("libvirt")
+		src.SetQuietly(vm, fabric.Live)
+		n := fresh(t, agent.WithSources(src))
+		n.apply(vm, fabric.Live)
+		_, err := n.dataplane.Divert(t.Context(), vm.Ports(&c), c.Nodes[1])
+		require.NoError(t, err)
+		n.store = fake.NewStore(n.journal)
+		n = n.again(agent.WithSources(src))
+		n.run(func() {
+			time.Sleep(time.Second)
+			diverted, err := n.dataplane.Diverted(t.Context())
+			require.NoError(t, err)
+			assert.Empty(t, diverted)
+		})
+	})
+}
+
+// TestArrivalThatIsPast: that a guest arrived, which has gone on since, is not told
+// when the other node can be reached again.
+func TestArrivalThatIsPast(t *testing.T) {
+	for name, tc := range map[string]struct {
+		goes func(*pair)
+		told bool
+	}{
+		"it runs there yet": {func(*pair) {}, true},
+		"it was stopped":    {func(p *pair) { p.src[p.two].Leave(p.vm) }, false},
+		"it ended":          {func(p *pair) { p.leaves(p.two) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pairs(t, func(t *testing.T, p *pair) {
+				p.arrives(p.two)
+				p.ends[p.one].Cut("node2", true)
+				p.src[p.one].Leave(p.vm)
+				p.src[p.two].Set(p.vm, fabric.Live)
+				moment()
+				tc.goes(p)
+				moment()
+				p.forget()
+				p.ends[p.one].Cut("node2", false)
+				time.Sleep(5 * time.Second)
+				assert.Equal(t, tc.told, slices.Contains(p.talk.Take(), "node2 tells node1 arrived web"))
+			})
+		})
+	}
+}
+
+// TestStoppedForAnUnknownNode: of a guest that was stopped to run elsewhere, and no
+// agent says where, the route comes behind that of the other node at once.
+func TestStoppedForAnUnknownNode(t *testing.T) {
+	pairs(t, func(t *testing.T, p *pair) {
+		p.over(p.one, p.vm)
+		p.ends[p.one].Cut("node2", true)
+		p.runs(p.one, p.vm)
+		time.Sleep(10 * time.Second)
+		require.Equal(t, map[string]string{"203.0.113.10/32": "fresh"}, p.first(p.one))
+		p.src[p.one].Leave(p.vm)
+		moment()
+		assert.Equal(t, map[string]string{"203.0.113.10/32": "normal"}, p.first(p.one))
+	})
+}
+
+// TestOnwardMoveWhileANodeIsSilent: the route that a silent node may have left at
+// the reflectors does not come first while the guest is copied to a third.
+func TestOnwardMoveWhileANodeIsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := cluster()
+		ends := fake.NewNodes(nil, c.Nodes[:2]...)
+		third := ends["node1"].Join(fabric.Node{Name: "node3", Address: netip.MustParseAddr("10.10.0.99")})
+		vm := from("libvirt", web())
+		src := fake.NewSource("libvirt")
+		n := fresh(t, agent.WithNodes(ends["node1"]), agent.WithSources(src))
+		as := func() fabric.Preference {
+			moment()
+			routes, err := n.speaker.Actual(t.Context())
+			require.NoError(t, err)
+			return routes[0].Preference
+		}
+		n.run(func() {
+			n.apply(vm, fabric.Wired)
+			require.NoError(t, n.Started(t.Context(), vm))
+			src.Set(vm, fabric.Live)
+			time.Sleep(5 * time.Second)
+			require.Equal(t, fabric.Fresh, as())
+
+			_, err := third.Ask(t.Context(), "node1", fabric.Notice{
+				Kind: fabric.Arriving, VM: vm.Name, UUID: vm.UUID, Identity: vm.Identity(), Prefixes: vm.Prefixes(),
+			})
+			require.NoError(t, err)
+			assert.Equal(t, fabric.Fresh, as(), "node2 does not answer")
+
+			ctx, cancel := context.WithCancel(t.Context())
+			served := make(chan error)
+			go func() {
+				served <- ends["node2"].Serve(ctx, func(context.Context, fabric.Node, fabric.Notice) fabric.Answer { return fabric.Answer{} })
+			}()
+			time.Sleep(5 * time.Second)
+			assert.Equal(t, fabric.Normal, as())
 			cancel()
 			require.NoError(t, <-served)
 		})

@@ -135,7 +135,8 @@ func (a *Agent) nodeAt(addr netip.Addr) (string, bool) {
 // holder is a guest that has an address on another node; zero: none has it.
 type holder struct {
 	node, vm string
-	same     bool // it is the guest itself, which runs there
+	same     bool   // it is the guest itself, which runs there
+	epoch    uint64 // with which it does
 }
 
 // acquire asks the other nodes which guests have the addresses that a guest is about
@@ -219,7 +220,7 @@ func (a *Agent) whoHas(ctx context.Context, n fabric.Notice, nodes []string) (ot
 			cancel()
 			return holder{node: s.node, vm: s.VM}, s.Answer
 		}
-		itself = holder{node: s.node, vm: s.VM, same: true}
+		itself = holder{node: s.node, vm: s.VM, same: true, epoch: max(itself.epoch, s.Epoch)}
 	}
 	return itself, fabric.Answer{}
 }
@@ -361,15 +362,14 @@ func (s *state) contests() (lines []string) {
 // plausible gives the epoch that a node sent for a guest, or zero, which is lower
 // than all others, if the epoch is too far in the future. Status lists that then.
 func (a *Agent) plausible(node, vm string, epoch uint64) uint64 {
-	now := time.Now()
-	if ownership.Plausible(epoch, now) {
+	if ownership.Plausible(epoch, a.clock()) {
 		return epoch
 	}
 	s, done := a.state.open()
 	defer done()
 	s.peers.odd[node] = remark{text: fmt.Sprintf(
 		"node %s says that guest %s has generation %d, which is that of a time far ahead of this node's clock; it is not heeded: set the clocks of both (timedatectl), and see what runs there",
-		node, vm, epoch), at: now}
+		node, vm, epoch), at: time.Now()}
 	return 0
 }
 
@@ -415,7 +415,7 @@ func (a *Agent) adoptOwnership(d *fabric.Desired) {
 		d.Epoch = 0
 		lostAs(d, fabric.Desired{})
 	}
-	if !ownership.Plausible(d.Epoch, time.Now()) {
+	if !ownership.Plausible(d.Epoch, a.clock()) {
 		d.Epoch = 0
 	}
 	if owned(*d) && d.Acquired.IsZero() && a.nodes != nil {
@@ -530,7 +530,7 @@ func (c competitor) compare(other competitor) int {
 // competes.
 func (s *state) saysHolder(g *guest, d fabric.Desired) fabric.Holder {
 	now := time.Now()
-	apart := len(s.peers.silent) > 0 || g.defends()
+	apart := len(s.peers.silent) > 0 || g.defends() || g.kept && len(d.Unreleased) > 0 // which the agent before this one waited for
 	for _, at := range s.peers.slow {
 		apart = apart || now.Sub(at) < slowMemory
 	}
@@ -574,7 +574,7 @@ func (a *Agent) preempted() findings {
 			if !silent {
 				continue
 			}
-			p := ownership.Preemption{Competing: len(g.competing) > 0, RouteGone: g.routeGone, Silent: max(1, now.Sub(quiet.since))}
+			p := ownership.Preemption{Competing: len(g.competing) > 0, RouteGone: g.routeGone, Silent: max(1, now.Sub(quiet.since)), Behind: g.want.Standby}
 			if on := p.Stance() == ownership.Standby; on != g.want.Standby {
 				found.standby[vm] = on
 			}

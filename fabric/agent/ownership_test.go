@@ -184,6 +184,35 @@ func TestMoveThatWasNotAnnounced(t *testing.T) {
 	})
 }
 
+// TestStartIsLaterWhateverTheClocks: a node that answers that it has the guest says
+// under which epoch, which may be of a clock that is ahead.
+func TestStartIsLaterWhateverTheClocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		vm := known("sea_gold", "uuid-of-gold", "203.0.113.10")
+		ends := fake.NewNodes(nil, cluster().Nodes[:2]...)
+		ahead := uint64(time.Now().Add(8 * time.Hour).UnixMilli())
+		claims := make(chan uint64, 64)
+		ctx, cancel := context.WithCancel(t.Context())
+		served := make(chan error)
+		go func() {
+			served <- ends["node2"].Serve(ctx, func(_ context.Context, _ fabric.Node, n fabric.Notice) fabric.Answer {
+				if n.Kind == fabric.Claimed {
+					claims <- n.Epoch
+					return fabric.Answer{}
+				}
+				return fabric.Answer{Held: true, Epoch: ahead, VM: vm.Name, Identity: vm.Identity()}
+			})
+		}()
+		n := fresh(t, agent.WithNodes(ends["node1"]))
+		n.run(func() {
+			n.apply(vm, fabric.Live)
+			assert.Equal(t, ahead+1, <-claims)
+		})
+		cancel()
+		require.NoError(t, <-served)
+	})
+}
+
 // TestStartBesideASilentNode waits for all nodes together, and no longer.
 func TestStartBesideASilentNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -677,6 +706,102 @@ func TestLetGoAfterARestart(t *testing.T) {
 				time.Sleep(5 * time.Second)
 				assert.Equal(t, want, n.preferences())
 			}
+		})
+	})
+}
+
+// TestUnfinishedStartOverARestart: a guest that was about to be started here, and of
+// which nothing was announced yet, is not given up to the node where it runs yet.
+func TestUnfinishedStartOverARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j, vm := new(fake.Journal), from("lxd", guest("web", "203.0.113.10 2001:db8:100:1::10 adopt"))
+		ends := fake.NewNodes(nil, cluster().Nodes[:2]...)
+		defer serves(t, ends["node2"], func(_ context.Context, _ fabric.Node, n fabric.Notice) fabric.Answer { return later(n) })()
+		src := fake.NewMovesByRestart("lxd")
+		src.SetQuietly(vm, fabric.Live)
+		n := (&node{t: t, journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j, fabric.Desired{
+			VM: vm, State: fabric.Live, Since: time.Now(),
+		})}).start(agent.WithNodes(ends["node1"]), agent.WithSources(src))
+		n.run(func() {
+			time.Sleep(5 * time.Second)
+			assert.Empty(t, n.problems())
+		})
+	})
+}
+
+// TestStandbyOutlastsAWordOfAnother: what a silent node says of another guest does not
+// have this one withdrawn.
+func TestStandbyOutlastsAWordOfAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j, vm := new(fake.Journal), gold()
+		ends := fake.NewNodes(nil, cluster().Nodes[:2]...)
+		src := fake.NewSource("libvirt")
+		src.SetQuietly(vm, fabric.Live)
+		n := (&node{t: t, journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j, fabric.Desired{
+			VM: vm, State: fabric.Live, Epoch: 7, Since: time.Now(), Lost: "node2",
+		})}).start(agent.WithNodes(ends["node1"]), agent.WithSources(src))
+		n.dataplane.SetCarrier("sea_gold_net0", true)
+		n.run(func() {
+			time.Sleep(20 * time.Second)
+			standby := map[fabric.Preference]int{fabric.Standby: 2}
+			require.Equal(t, standby, n.preferences())
+			_, err := ends["node2"].Ask(t.Context(), "node1", fabric.Notice{
+				Kind: fabric.Claimed, VM: "other", Prefixes: []netip.Prefix{netip.MustParsePrefix("203.0.113.99/32")}, Epoch: 8,
+			})
+			require.NoError(t, err)
+			for range 10 {
+				time.Sleep(time.Second)
+				assert.Equal(t, standby, n.preferences())
+			}
+		})
+	})
+}
+
+// TestLostToAThirdNode: a node that takes over a guest which another one had is asked
+// whether it has it, and falls silent like any other.
+func TestLostToAThirdNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j, talk, vm := new(fake.Journal), new(fake.Journal), gold()
+		ends := fake.NewNodes(talk, cluster().Nodes[:2]...)
+		third := ends["node1"].Join(fabric.Node{Name: "node3", Address: netip.MustParseAddr("10.10.0.99")})
+		defer serves(t, third, func(_ context.Context, _ fabric.Node, n fabric.Notice) fabric.Answer { return later(n) })()
+		src := fake.NewSource("libvirt")
+		src.SetQuietly(vm, fabric.Live)
+		n := (&node{t: t, journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j, fabric.Desired{
+			VM: vm, State: fabric.Live, Epoch: 7, Since: time.Now(), Lost: "node2",
+		})}).start(agent.WithNodes(ends["node1"]), agent.WithSources(src))
+		n.run(func() {
+			tell := func(n fabric.Notice) {
+				_, err := third.Ask(t.Context(), "node1", n)
+				require.NoError(t, err)
+				time.Sleep(3 * time.Second)
+			}
+			tell(fabric.Notice{Kind: fabric.Released, VM: "other", Prefixes: []netip.Prefix{netip.MustParsePrefix("203.0.113.99/32")}})
+			talk.Take()
+			tell(fabric.Notice{Kind: fabric.Claimed, VM: vm.Name, Identity: vm.Identity(), Prefixes: vm.Prefixes(), Epoch: 9})
+			assert.Contains(t, talk.Take(), "node1 tells node3 claimed sea_gold")
+		})
+	})
+}
+
+// TestStateThatIsBehind: what an agent could not write before it ended, that another
+// node has the guest, the one after it asks for.
+func TestStateThatIsBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j, vm := new(fake.Journal), gold()
+		ends := fake.NewNodes(nil, cluster().Nodes[:2]...)
+		defer serves(t, ends["node2"], func(_ context.Context, _ fabric.Node, n fabric.Notice) fabric.Answer { return later(n) })()
+		src := fake.NewSource("libvirt")
+		src.SetQuietly(vm, fabric.Live)
+		n := (&node{t: t, journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j, fabric.Desired{
+			VM: vm, State: fabric.Live, Epoch: 7, Since: time.Now(),
+		})}).start(agent.WithNodes(ends["node1"]), agent.WithSources(src))
+		n.dataplane.SetCarrier("sea_gold_net0", true)
+		n.run(func() {
+			moment()
+			assert.Empty(t, n.preferences())
+			require.Len(t, n.problems(), 1)
+			assert.Contains(t, n.problems()[0], "node2 has it, and began to run it later")
 		})
 	})
 }

@@ -174,8 +174,10 @@ func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, ans
 		if !some {
 			break
 		}
-		if _, err := a.askNode(ctx, node, n); err != nil {
-			return askRetry, false
+		if !a.isPast(n) {
+			if _, err := a.askNode(ctx, node, n); err != nil {
+				return askRetry, false
+			}
 		}
 		a.peerQueues.delivered(node)
 	}
@@ -194,6 +196,16 @@ func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, ans
 		return repeatEvery, true
 	}
 	return passEvery, true
+}
+
+// isPast reports whether a notice says that a guest arrived here which has gone on
+// since. The node that it came from must not hear that any more: the guest may be
+// there again.
+func (a *Agent) isPast(n fabric.Notice) bool {
+	s, done := a.state.open()
+	defer done()
+	g := s.guests[n.VM]
+	return n.Kind == fabric.Arrived && (g == nil || !g.has || g.want.Epoch != n.Epoch || g.departure.state.Stops())
 }
 
 // askNode sends a notice to a node, and notes whether the node answers.
@@ -231,7 +243,7 @@ func (a *Agent) lasting(node string) (all []due) {
 		switch d := g.want; {
 		case g.arrival == migration.Ready:
 			all = append(all, due{a.notice(fabric.Arriving, d), func(_ context.Context, answer fabric.Answer) { a.awaitedBy(name, node, answer) }})
-		case owned(d) && (slices.Contains(d.Unreleased, node) || g.contested == node || g.contests[node].byRoute):
+		case owned(d) && (slices.Contains(d.Unreleased, node) || g.has && slices.Contains(g.unasked, node) || g.contested == node || g.contests[node].byRoute):
 			all = append(all, due{a.notice(fabric.Claimed, d), func(ctx context.Context, answer fabric.Answer) { a.claimAnswered(ctx, name, node, d.Epoch, answer) }})
 		case d.State == fabric.Live && d.Lost == node: // asks whether the node still has the guest
 			all = append(all, due{a.notice(fabric.Claimed, d), func(ctx context.Context, answer fabric.Answer) { a.reclaimFrom(ctx, name, node, answer) }})
@@ -243,7 +255,7 @@ func (a *Agent) lasting(node string) (all []due) {
 // unsettled reports whether there may be lasting notices about the guest.
 func (g *guest) unsettled() bool {
 	d := g.want
-	return g.arrival.Awaits() || d.State == fabric.Live && (d.Lost != "" || len(d.Unreleased) > 0 || len(g.competing) > 0 || !g.defended.IsZero() || g.onHearsay())
+	return g.arrival.Awaits() || d.State == fabric.Live && (d.Lost != "" || len(d.Unreleased) > 0 || len(g.unasked) > 0 || len(g.competing) > 0 || !g.defended.IsZero() || g.onHearsay())
 }
 
 // onHearsay reports whether only a route shows that another guest wants an address:

@@ -102,9 +102,12 @@ func (a *Agent) adopt(d fabric.Desired, there map[string]bool) {
 	if err := a.cluster.Permits(d.VM); err != nil {
 		a.conditions.say("guest "+name, fmt.Sprintf("guest %s: %v (it keeps what it had until it is detached)", name, err))
 	}
-	d.Leaving = false // the source reports it again if it still holds
+	d.Leaving = false                         // the source reports it again if it still holds
+	if now := a.clock(); d.Since.After(now) { // the clock was set back since
+		d.Since = now
+	}
 	a.adoptOwnership(&d)
-	s.guests[name] = &guest{want: d, reported: a.reportedBefore(d, there), has: owned(d) && d.Epoch > 0, arrival: arrivalOf(d), kept: true}
+	s.guests[name] = &guest{want: d, reported: a.reportedBefore(d, there), has: owned(d) && d.Epoch > 0, arrival: arrivalOf(d), kept: true, unasked: a.others()}
 	s.unsettled[name] = true
 }
 
@@ -530,6 +533,13 @@ func (a *Agent) applyChange(ctx context.Context, d fabric.Desired) {
 			}
 			return fabric.Wired, incoming || known && prev.Incoming
 		}})
+		switch { // an agent before this one knew more, and lost it
+		case err != nil:
+		case d.Leaving:
+			a.stopped(ctx, name, d.Since)
+		case d.State == fabric.Live:
+			a.runsHere(ctx, name, d.Since)
+		}
 	}
 	if errors.Is(err, fabric.ErrRefused) {
 		var u unanswered

@@ -1054,3 +1054,23 @@ func TestUnseenNamesOfBefore(t *testing.T) {
 		})
 	}
 }
+
+// TestClockThatWasSetBack: a start that was in the future comes first no longer than
+// one that is now.
+func TestClockThatWasSetBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j, vm := new(fake.Journal), gold()
+		src := fake.NewSource("libvirt")
+		src.SetQuietly(vm, fabric.Live)
+		n := (&node{t: t, journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j, fabric.Desired{
+			VM: vm, State: fabric.Live, Since: time.Now().Add(time.Hour),
+		})}).start(agent.WithSources(src))
+		n.dataplane.SetCarrier("sea_gold_net0", true)
+		n.run(func() {
+			moment()
+			require.Equal(t, map[fabric.Preference]int{fabric.Fresh: 2}, n.preferences())
+			time.Sleep(2 * time.Minute)
+			assert.Equal(t, map[fabric.Preference]int{fabric.Normal: 2}, n.preferences())
+		})
+	})
+}

@@ -43,6 +43,7 @@ type guest struct {
 	has          bool              // this node has the guest: see takeOwnership
 	claimed      time.Time         // when this node acquired the guest
 	kept         bool              // restored from disk: keep waiting for the nodes that were listed then
+	unasked      []string          // restored from disk: nodes that have not said since then whether they have the guest
 	heard        uint64            // the highest epoch of another node for the guest
 	waitingNodes []string          // nodes that get Released when this node does not announce the guest any more
 	departure    departure         // its move to another node

@@ -14,7 +14,8 @@ import (
 
 // The bounds that the checker holds the agents to.
 const (
-	sampleEvery = 10 * time.Millisecond
+	sampleEvery = 10 * time.Millisecond   // while something is wrong, or may be
+	wellEvery   = 40 * time.Millisecond   // likewise, where nothing was
 	idleEvery   = 200 * time.Millisecond  // likewise, where nothing was done for a while
 	holeBound   = time.Second             // without a way for packets, while the guest's agent is there
 	calmBound   = 150 * time.Millisecond  // likewise, where nothing is out of the ordinary
@@ -23,23 +24,35 @@ const (
 	backAgain   = 1500 * time.Millisecond // from an agent's start to when what one before it announced is not there any more, if it is not so
 	seniority   = 10 * time.Second        // from a guest's start to that of another one which is known to have its addresses later
 	silent      = 20 * time.Second        // until a node that took a guest over, and died, is given up
+	askedAgain  = 3 * time.Second         // from when a node can be reached again to when it has been asked
 	rest        = 3 * time.Minute         // from the last fault to when everything is right
 )
 
-// watch looks all the time whether packets find each guest that runs, until
-// stop is closed.
+// watcher looks all the time whether packets find each guest that runs.
+type watcher struct {
+	world   *world
+	reach   links
+	holes   map[*guest]*hole
+	several map[netip.Prefix]time.Duration // how long more than one node announces a prefix
+	told    map[*guest]time.Time           // when it was last told who is wrong about its addresses
+}
+
+// hole is a time in which packets for a guest are lost.
+type hole struct {
+	lasts time.Duration
+	told  bool
+}
+
+// watch looks until stop is closed.
 func (w *world) watch(stop <-chan struct{}) {
-	type hole struct {
-		lasts time.Duration
-		told  bool
-	}
-	holes := map[*guest]*hole{}
-	twice := map[netip.Prefix]time.Duration{}
-	told := map[*guest]time.Time{}
+	v := watcher{w, links{}, map[*guest]*hole{}, map[netip.Prefix]time.Duration{}, map[*guest]time.Time{}}
 	last := time.Now()
 	for {
-		wait := sampleEvery
-		if w.isIdle() {
+		wait := wellEvery
+		switch {
+		case len(v.holes) > 0:
+			wait = sampleEvery
+		case w.isIdle():
 			wait = idleEvery
 		}
 		select {
@@ -49,56 +62,66 @@ func (w *world) watch(stop <-chan struct{}) {
 		}
 		passed := time.Since(last)
 		last = time.Now()
+		v.reach.look(w)
 		for _, g := range w.guests {
-			for _, prefix := range g.prefixes {
-				who := w.holders(prefix)
-				if len(who) < 2 {
-					delete(twice, prefix)
-					continue
-				}
-				if twice[prefix] += passed; twice[prefix] > silent && twice[prefix]-passed <= silent {
-					w.fail("%s of %s is announced by %s, and the agents of all are there for %v", prefix, g.vm.Name, strings.Join(who, " and "), silent)
-				}
-			}
-			if why := w.wrongHolder(g); why != "" && time.Since(told[g]) > silent {
-				told[g] = time.Now()
-				w.fail("%s", why)
-			}
-			p := g.place()
-			if p.at == nil || p.paused || w.disputed(g) || !p.orphan.IsZero() && time.Since(p.orphan) < silent+w.spread {
-				delete(holes, g)
-				continue
-			}
-			l := p.at.alive()
-			if l == nil || time.Since(l.since) < adopted {
-				continue // nothing gets worse, but what was wrong is not mended
-			}
-			why := w.astray(g, p.at)
-			if why == "" || time.Since(l.since) < silent && p.at.lost(g) || w.stuck(g, p.at) || w.waiting(g, p) || w.untold(p) {
-				delete(holes, g)
-				continue
-			}
-			if holes[g] == nil {
-				holes[g] = &hole{}
-			}
-			h := holes[g]
-			bound := w.bound(p)
-			if h.lasts += passed; h.lasts > bound && !h.told && time.Since(p.since) > bound {
-				h.told = true
-				w.fail("%s runs on %s, and packets for it are lost for more than %v: %s", g.vm.Name, p.at.self.Name, bound, why)
-			}
+			v.lookHolders(g, passed)
+			v.lookPackets(g, passed)
 		}
+	}
+}
+
+// lookHolders looks who announces a guest's addresses.
+func (v *watcher) lookHolders(g *guest, passed time.Duration) {
+	for _, prefix := range g.prefixes {
+		who := v.world.holders(prefix)
+		if len(who) < 2 {
+			delete(v.several, prefix)
+			continue
+		}
+		if v.several[prefix] += passed; v.several[prefix] > silent && v.several[prefix]-passed <= silent {
+			v.world.fail("%s of %s is announced by %s, and the agents of all are there for %v", prefix, g.vm.Name, strings.Join(who, " and "), silent)
+		}
+	}
+	if why := v.world.wrongHolder(g); why != "" && time.Since(v.told[g]) > silent {
+		v.told[g] = time.Now()
+		v.world.fail("%s", why)
+	}
+}
+
+// lookPackets looks whether packets for a guest end at it.
+func (v *watcher) lookPackets(g *guest, passed time.Duration) {
+	w, p := v.world, g.place()
+	if p.at == nil || p.paused || w.disputed(g) || !p.orphan.IsZero() && time.Since(p.orphan) < silent+w.spread {
+		delete(v.holes, g)
+		return
+	}
+	l := p.at.alive()
+	if l == nil || time.Since(l.since) < adopted {
+		return // nothing gets worse, but what was wrong is not mended
+	}
+	why := w.astray(g, p.at)
+	if why == "" || v.reach.doubts(p.at, g) || w.stuck(g, p.at) || w.waiting(g, p) || p.untold || p.restarted() {
+		delete(v.holes, g)
+		return
+	}
+	h, bound := v.holes[g], w.bound(p)
+	if h == nil { // since when, is not known better
+		h = &hole{lasts: sampleEvery - passed}
+		v.holes[g] = h
+	}
+	if h.lasts += passed; h.lasts > bound && !h.told && time.Since(p.since) > bound {
+		h.told = true
+		w.fail("%s runs on %s, and packets for it are lost for more than %v: %s", g.vm.Name, p.at.self.Name, bound, why)
 	}
 }
 
 // holders lists the nodes that announce a prefix as one that runs there, and whose
 // agents are there, reach each other, and do what they are to do at once.
 func (w *world) holders(p netip.Prefix) (names []string) {
-	all := w.routers.announcers(p)
-	if len(all) < 2 {
+	if !w.routers.several(p) {
 		return nil
 	}
-	for _, name := range all {
+	for _, name := range w.routers.announcers(p) {
 		n := w.node(name)
 		l := n.alive()
 		if l != nil && time.Since(l.since) > adopted && n.slowness() == 1 && w.routers.preference(name, p) != fabric.Standby {
@@ -129,12 +152,12 @@ func (w *world) wrongHolder(g *guest) string {
 			}
 		}
 	}
-	if w.forgetful(time.Hour) || !w.isQuiet(silent) {
+	if w.unsure() || !w.isQuiet(silent) {
 		return ""
 	}
 	for _, c := range w.all()[len(w.guests):] {
 		o := c.place()
-		if c.vm.NICs[0].Addresses[0] != g.vm.NICs[0].Addresses[0] || o.at == nil || p.at == nil || o.at == p.at || p.to != nil || p.also != nil {
+		if c.vm.NICs[0].Addresses[0] != g.vm.NICs[0].Addresses[0] || o.at == nil || p.at == nil || o.at == p.at || p.to != nil || p.also != nil || p.ageless {
 			continue
 		}
 		if min(time.Since(p.since), time.Since(o.since)) < silent || time.Since(p.twice) < 2*silent || p.first.Sub(o.first).Abs() < adopted {
@@ -153,6 +176,27 @@ func (w *world) wrongHolder(g *guest) string {
 	return ""
 }
 
+// unsure reports whether nobody may know which of two guests had an address first:
+// a node lost its disk, or a clock was wrong.
+func (w *world) unsure() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.clocks || !w.forgot.IsZero() && time.Since(w.forgot) < time.Hour
+}
+
+// garbles reports whether messages come late, twice or out of order, or did lately.
+func (w *world) garbles() bool {
+	for _, n := range w.nodes {
+		n.mu.Lock()
+		garbled := n.garbled > 0 || !n.clear.IsZero() && time.Since(n.clear) < askedAgain
+		n.mu.Unlock()
+		if garbled {
+			return true
+		}
+	}
+	return false
+}
+
 // forgetful reports whether a node lost its disk within a time.
 func (w *world) forgetful(within time.Duration) bool {
 	w.mu.Lock()
@@ -164,7 +208,7 @@ func (w *world) forgetful(within time.Duration) bool {
 // no router: the source sends packets on.
 func (w *world) bound(p place) time.Duration {
 	switch {
-	case p.at.slowness() > 1, w.forgetful(aftermath): // some effects one after the other; who takes a guest for new gives it up
+	case p.at.slowness() > 1, w.garbles(), w.forgetful(aftermath): // some effects one after the other, or words that have to be said again; who takes a guest for new gives it up
 		return 5*holeBound + w.spread
 	case !w.isCalm():
 		return holeBound + w.spread
@@ -198,32 +242,93 @@ func (w *world) stuck(g *guest, at *node) bool {
 			continue
 		}
 		if l := w.node(name).alive(); l == nil || time.Since(l.since) < backAgain {
-			return w.routers.preference(name, prefix) == fabric.Fresh || at.lost(g) || at.broken() // which keeps no word that another node has it
+			return w.routers.preference(name, prefix) == fabric.Fresh || at.lostTo(g) != "" || at.broken() // which keeps no word that another node has it
 		}
 	}
 	return false
 }
 
-// lost reports whether the node's agent took up from its disk that another node
-// has the guest. Until that one answers, or was silent for long enough, it does
-// not know that the other one's route is gone.
-func (n *node) lost(g *guest) bool {
-	n.mu.Lock()
-	store := n.store
-	n.mu.Unlock()
-	all, err := store.All(context.Background())
-	return err == nil && slices.ContainsFunc(all, func(d fabric.Desired) bool { return d.VM.Name == g.vm.Name && d.Lost != "" })
+// links say of two nodes whether their agents reach each other, and since when.
+type links map[[2]string]link
+
+type link struct {
+	up    bool
+	since time.Time
 }
 
-// untold reports whether a guest moves to a node whose agent was not there when its
-// hypervisor said so, and cannot ask the one that it comes from: it takes the move
-// for a start.
-func (w *world) untold(p place) bool {
-	if p.to == nil || !p.at.isCut(p.to.self.Name) && !p.to.isCut(p.at.self.Name) {
+// look takes up what is so now.
+func (l links) look(w *world) {
+	for i, one := range w.nodes {
+		for _, other := range w.nodes[i+1:] {
+			k := [2]string{one.self.Name, other.self.Name}
+			up := one.alive() != nil && other.alive() != nil && !one.isCut(other.self.Name)
+			if was, known := l[k]; !known || was.up != up {
+				l[k] = link{up, time.Now()}
+			}
+		}
+	}
+}
+
+// doubts reports whether the node's agent takes it that another node has the guest,
+// and cannot know better yet: it asks that one, and until that answers, or was silent
+// for long enough, the guest is not announced.
+func (l links) doubts(n *node, g *guest) bool {
+	other := n.lostTo(g)
+	if other == "" || !n.world.mayBeOn(g, other) {
 		return false
 	}
-	l := p.to.alive()
-	return l == nil || time.Since(l.since) < aftermath
+	k := l[[2]string{min(n.self.Name, other), max(n.self.Name, other)}]
+	if k.up {
+		// Where a move was taken for a start, or clocks are wrong, it is the other
+		// node's word alone that counts.
+		return time.Since(k.since) < askedAgain || n.world.garbles() && (n.world.unsure() || g.wasUntold())
+	}
+	since := k.since
+	if life := n.alive(); life != nil && life.since.After(since) {
+		since = life.since
+	}
+	return time.Since(since) < silent || n.world.copied(g) || g.place().to != nil || n.world.unsure() && g.place().left == n.world.node(other) // it is announced behind all others then, another guest's too, and as far as one that is expected
+}
+
+// mayBeOn reports whether a guest may have been lost to a node, as far as the agents
+// can know: it ran there, or a copy does that had the addresses as long, or nobody
+// knows since when it has them.
+func (w *world) mayBeOn(g *guest, name string) bool {
+	g.mu.Lock()
+	there, ageless, started := g.ran[w.node(name)], g.ageless, g.started
+	g.mu.Unlock()
+	if there || ageless || w.unsure() || g.wasUntold() {
+		return true
+	}
+	return slices.ContainsFunc(w.all()[len(w.guests):], func(c *guest) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.ran[w.node(name)] && c.prefixes[0] == g.prefixes[0] && c.started.Sub(started) <= seniority
+	})
+}
+
+// lostTo names the node that has the guest as far as the node's agent knows, or "".
+func (n *node) lostTo(g *guest) string {
+	n.mu.Lock()
+	store := n.store
+	d, known := n.tried[g.vm.Name]
+	n.mu.Unlock()
+	if known {
+		return d.Lost
+	}
+	all, _ := store.All(context.Background())
+	for _, d := range all {
+		if d.VM.Name == g.vm.Name {
+			return d.Lost
+		}
+	}
+	return ""
+}
+
+// restarted reports whether an instance moves to a node whose agent began after its
+// start there: it takes the instance for one that answers.
+func (p place) restarted() bool {
+	return p.quiet && p.to != nil && p.to.alive() != p.taker
 }
 
 // waiting reports whether packets wait for a guest that goes on as soon as it
@@ -261,8 +366,10 @@ func (w *world) disputed(g *guest) bool {
 	if p := g.place(); p.also != nil || !p.twice.IsZero() && time.Since(p.twice) < silent {
 		return true
 	}
+	p := g.place()
+	drained := p.at != nil && p.at.isDrained() // which does not defend what its guests have
 	g.mu.Lock()
-	started := g.started
+	started, ageless := g.started, g.ageless
 	g.mu.Unlock()
 	for _, other := range w.all()[len(w.guests):] {
 		if other.vm.NICs[0].Addresses[0] != g.vm.NICs[0].Addresses[0] {
@@ -271,7 +378,7 @@ func (w *world) disputed(g *guest) bool {
 		other.mu.Lock()
 		at, since, began := other.at, other.since, other.started
 		other.mu.Unlock()
-		newcomer := !w.forgetful(time.Hour) && began.Sub(started) > seniority && time.Since(began) > adopted+3*w.spread
+		newcomer := !w.unsure() && !ageless && !drained && began.Sub(started) > seniority && time.Since(began) > adopted+3*w.spread
 		if at != nil && !newcomer || time.Since(since) < adopted {
 			return true
 		}
@@ -320,7 +427,8 @@ func (w *world) heldByAnother(prefix netip.Prefix, g *guest) bool {
 }
 
 // works checks that nothing is in the way of anybody: each guest starts where it
-// does not run yet, and goes to every node.
+// does not run yet, and goes to every node. Where one was, another guest can have its
+// addresses when it has ended.
 func (w *world) works(rnd *rand.Rand) {
 	d := delays{rnd}
 	for _, g := range w.guests {
@@ -341,6 +449,24 @@ func (w *world) works(rnd *rand.Rand) {
 				w.fail("at rest: %s cannot be moved to %s: %s", g.vm.Name, n.self.Name, g.refused)
 			}
 		}
+	}
+	number := rnd.IntN(guests)
+	g := w.guests[number]
+	if at := g.place().at; at != nil {
+		g.ends(at, d)
+		time.Sleep(time.Second)
+	}
+	for _, n := range w.nodes {
+		c := w.another(number)
+		if !c.starts(n, d) {
+			w.fail("at rest: %s has ended, and %s with its addresses cannot be started on %s: %s", g.vm.Name, c.vm.Name, n.self.Name, c.refused)
+			continue
+		}
+		c.ends(n, d)
+		time.Sleep(time.Second) // until the hypervisor has said so
+	}
+	if n := w.nodes[rnd.IntN(nodes)]; !g.starts(n, d) {
+		w.fail("at rest: %s cannot be started again on %s: %s", g.vm.Name, n.self.Name, g.refused)
 	}
 }
 

@@ -39,12 +39,15 @@ const (
 	Slow                  // the node's kernel and disk take 300 times as long, for a time
 	Full                  // nothing can be written to the node's disk for a time
 	DrainNode             // the node is drained for a time
+	SetClock              // the node's clock is set, and wrong from then on
+	Garble                // what the node's agent says, and is told, comes late, twice or out of order for a time
 	kinds
 )
 
 var kindNames = [...]string{
 	Start: "start", Stop: "stop", Crash: "crash", Migrate: "migrate", Abort: "abort", Return: "return", Kill: "kill",
 	Twice: "run twice", Fail: "fail to start", Forget: "lose the disk of", Cut: "cut", Deafen: "deafen", Copy: "copy", Damage: "damage", PowerOff: "power off", Slow: "slow down", Full: "fill the disk of", DrainNode: "drain",
+	SetClock: "set the clock of", Garble: "garble the messages of",
 }
 
 // String gives the step's word.
@@ -73,6 +76,7 @@ type Step struct {
 	Node  int           // where
 	Other int           // the other node of a cut
 	For   time.Duration // how long
+	By    time.Duration // by how much a clock is ahead
 	Seed  uint64        // of the delays within
 }
 
@@ -90,6 +94,8 @@ func (s Step) String() string {
 		return fmt.Sprintf("%scut %s and %s off from each other for %v", at, node, nodeName(s.Other), span)
 	case Twice:
 		return fmt.Sprintf("%srun %s on %s too for %v", at, guest, node, span)
+	case SetClock:
+		return fmt.Sprintf("%s%s %s %+v off", at, s.Kind, node, s.By)
 	case Copy:
 		return fmt.Sprintf("%sa copy of %s runs on %s for %v", at, guest, node, span)
 	default:
@@ -125,6 +131,13 @@ func NewHistory(seed uint64) History {
 		total += w
 	}
 	w := writer{rnd: rnd}
+	clocks, garbles := rnd.IntN(4) == 0, rnd.IntN(4) == 0
+	if clocks {
+		for n := range nodes {
+			w.add(Step{Kind: SetClock, Node: n, By: w.wrong()})
+		}
+		w.at += time.Millisecond
+	}
 	for g := range guests { // a cluster that has something to lose
 		w.add(Step{Kind: Start, Guest: g, Node: rnd.IntN(nodes)})
 		w.at += between(rnd, 0, 50*time.Millisecond)
@@ -142,6 +155,16 @@ func NewHistory(seed uint64) History {
 			pick -= weights[kind]
 		}
 		w.scene(kind)
+	}
+	end := w.at
+	for range rnd.IntN(4) {
+		w.at = between(rnd, 0, end)
+		if clocks {
+			w.add(Step{Kind: SetClock, Node: rnd.IntN(nodes), By: w.wrong()})
+		}
+		if w.at = between(rnd, 0, end); garbles {
+			w.add(Step{Kind: Garble, Node: rnd.IntN(nodes)})
+		}
 	}
 	slices.SortStableFunc(w.history, func(a, b Step) int { return cmp.Compare(a.At, b.At) })
 	return w.history
@@ -182,7 +205,7 @@ func (w *writer) span(k Kind) time.Duration {
 		return between(w.rnd, 50*time.Millisecond, 20*time.Second)
 	case Deafen: // until the connection is seen to be broken, and made anew
 		return between(w.rnd, 50*time.Millisecond, 2*time.Second)
-	case Cut, DrainNode, Slow, Full:
+	case Cut, DrainNode, Slow, Full, Garble:
 		return between(w.rnd, 100*time.Millisecond, time.Minute)
 	case Copy, Twice:
 		return between(w.rnd, time.Second, time.Minute)
@@ -192,11 +215,18 @@ func (w *writer) span(k Kind) time.Duration {
 	return 0
 }
 
+// wrong is by how much a clock is ahead: nothing, seconds, minutes, or as much as
+// another time zone.
+func (w *writer) wrong() time.Duration {
+	most := [...]time.Duration{time.Second, 10 * time.Second, 10 * time.Minute, 14 * time.Hour}[w.rnd.IntN(4)]
+	return between(w.rnd, -most, most).Round(time.Millisecond)
+}
+
 // copied is how long a live migration takes until its guest stands still, less what
 // its hooks take.
 func copied(seed uint64) time.Duration {
 	d := delays{rand.New(rand.NewPCG(seed, stepDelays))}
-	return between(d.rnd, time.Millisecond, 100*time.Millisecond) + between(d.rnd, 10*time.Millisecond, 3*time.Second)
+	return between(d.rnd, time.Millisecond, 100*time.Millisecond) + between(d.rnd, 10*time.Millisecond, longest(d.rnd))
 }
 
 // stepDelays makes the delays within a step other ones than those of the history.
@@ -220,8 +250,14 @@ func (w *writer) scene(k Kind) {
 		}
 		w.at += between(w.rnd, time.Millisecond, 5*time.Second)
 	}
+	if k == Copy && w.rnd.IntN(2) == 0 { // whose node does not reach that of the guest, before or after it is started
+		s.Node = (from + 1 + w.rnd.IntN(nodes-1)) % nodes
+		s.For = between(w.rnd, 5*time.Second, time.Minute)
+		w.add(Step{Kind: Cut, Node: from, Other: s.Node, At: max(1, w.at+between(w.rnd, -2*time.Second, 5*time.Second)), For: s.For})
+	}
 	if between2 && w.rnd.IntN(4) == 0 { // its hooks find no agent at first
-		w.add(Step{Kind: Kill, Node: s.Node, At: max(1, w.at-between(w.rnd, 0, 2*time.Second)), For: between(w.rnd, time.Second, 6*time.Second)})
+		at := max(1, w.at-between(w.rnd, 0, time.Second))
+		w.add(Step{Kind: Kill, Node: s.Node, At: at, For: w.at + between(w.rnd, time.Second, 4*time.Second) - at})
 	}
 	if k != Start && (between2 || k == Stop || k == Crash) && w.rnd.IntN(5) == 0 { // an agent asks at that moment which guests run
 		down := between(w.rnd, 50*time.Millisecond, 3*time.Second)
@@ -244,6 +280,14 @@ func (w *writer) scene(k Kind) {
 	}
 	if k == Return && w.rnd.IntN(2) == 0 { // its packets are on their way to the other node
 		w.add(Step{Kind: Kill, Node: from, At: w.at + copied(s.Seed) + between(w.rnd, 0, 100*time.Millisecond), For: between(w.rnd, 50*time.Millisecond, 2*time.Second)})
+		return
+	}
+	if k == Migrate && w.rnd.IntN(4) == 0 { // it runs there, and its process may remain here
+		at := w.at + copied(s.Seed) + between(w.rnd, 200*time.Millisecond, 2*time.Second)
+		w.add(Step{Kind: Kill, Node: from, At: at, For: between(w.rnd, 50*time.Millisecond, time.Second)})
+		if w.rnd.IntN(2) == 0 { // and does not hear who has it now
+			w.add(Step{Kind: Cut, Node: from, Other: s.Node, At: at, For: between(w.rnd, 5*time.Second, 20*time.Second)})
+		}
 		return
 	}
 	if !between2 && k != Start || w.rnd.IntN(2) == 0 {

@@ -3,6 +3,7 @@ package simulate
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -59,7 +60,6 @@ func (n *node) on() bool { return n.links() != nil }
 // end runs what libvirt does when a guest ended.
 func (g *guest) end(n *node, d delays) {
 	g.set(func(g *guest) { g.at, g.paused, g.settled = nil, false, false })
-	g.carrier(n, false)
 	g.release(n, d)
 }
 
@@ -74,13 +74,27 @@ func (g *guest) crashes(n *node, d delays) {
 	g.release(n, d)
 }
 
-// release runs the hooks stopped and release, and tells the event.
+// release runs the hooks stopped and release after the guest's process ended, and
+// tells the event. What the kernel tells of that may come later than the hook.
 func (g *guest) release(n *node, d delays) {
 	if !n.on() {
 		return
 	}
+	late := d.rnd.IntN(3) == 0
+	if !late {
+		g.carrier(n, false)
+	}
 	d.sleep(0, 20*time.Millisecond)
-	_ = n.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Withdraw(ctx, g.vm.Name) })
+	_ = n.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error {
+		err := a.Withdraw(ctx, g.vm.Name)
+		if err == nil {
+			n.withdrew(g)
+		}
+		return err
+	})
+	if late {
+		g.carrier(n, false)
+	}
 	d.sleep(0, 20*time.Millisecond)
 	_ = n.apply(g, fabric.Absent, waitAfter)
 	n.tell(g, fabric.Absent)
@@ -93,8 +107,29 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	if from == nil || from == to || !to.on() {
 		return
 	}
-	_ = to.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Expect(ctx, g.vm.Name) })
-	if err := to.apply(g, fabric.Wired, waitBefore); err != nil {
+	arrived, boot := g.aging(from, to), to.boots()
+	var told *agent.Agent
+	_ = to.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error {
+		told = a
+		return a.Expect(ctx, g.vm.Name)
+	})
+	defer func() {
+		g.mu.Lock()
+		if g.untold {
+			g.told, g.ran[to] = time.Now(), true
+		}
+		g.to, g.untold = nil, false
+		g.mu.Unlock()
+	}()
+	err := to.hook(waitBefore, func(ctx context.Context, a *agent.Agent) error {
+		reached := to.reaches(from) && !to.keeps(g)
+		err := a.Apply(ctx, g.vm, fabric.Wired)
+		g.mu.Lock()
+		g.untold = a != told && !(reached && to.reaches(from))
+		g.mu.Unlock()
+		return err
+	})
+	if err != nil {
 		g.refuse(err)
 		g.release(to, d)
 		return
@@ -104,44 +139,93 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	g.mu.Lock()
 	g.to = to
 	g.mu.Unlock()
-	defer func() {
-		g.mu.Lock()
-		g.to = nil
-		g.mu.Unlock()
-	}()
 	to.tell(g, fabric.Wired)
 	_ = to.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Started(ctx, g.vm) })
-	undo := func() {
-		g.carrier(to, false)
+	d.sleep(10*time.Millisecond, longest(d.rnd)) // the copy
+	if kind == Abort || g.place().at != from || to.boots() != boot {
 		g.release(to, d)
-	}
-	d.sleep(10*time.Millisecond, 3*time.Second) // the copy
-	if kind == Abort || g.place().at != from || !to.on() {
-		undo()
 		return
 	}
 	g.set(func(g *guest) { g.paused = true })
 	d.sleep(0, 5*time.Millisecond)
 	from.leaves(g)
 	d.sleep(5*time.Millisecond, 80*time.Millisecond) // the last of the copy
-	if kind == Return || !to.on() || g.place().at != from {
+	if kind == Return || to.boots() != boot || g.place().at != from {
 		if g.place().at == from {
 			g.set(func(g *guest) { g.paused = false })
 			from.tell(g, fabric.Live)
 		}
-		undo()
+		g.release(to, d)
 		return
 	}
 	g.set(func(g *guest) {
 		g.at, g.to, g.paused, g.settled, g.moved = to, nil, false, true, time.Since(g.started) > time.Second
 	})
+	arrived()
 	d.sleep(0, 3*time.Millisecond)
-	if k := to.links(); k != nil {
-		k.Hear(g.port())
+	if links := to.links(); links != nil {
+		links.Hear(g.port())
 	}
 	d.sleep(0, 20*time.Millisecond)
 	to.tell(g, fabric.Live)
 	d.sleep(0, 50*time.Millisecond)
-	g.carrier(from, false)
+	if d.rnd.IntN(2) == 0 { // its hypervisor's daemon is away, and the process there until it is back
+		g.remains(from)
+		d.sleep(time.Second, 10*time.Second)
+		g.remains(nil)
+	}
 	g.release(from, d)
+}
+
+// keeps reports whether the node has the guest on its disk, as one that was away when
+// the guest left.
+func (n *node) keeps(g *guest) bool {
+	n.mu.Lock()
+	store := n.store
+	n.mu.Unlock()
+	all, _ := store.All(context.Background())
+	return slices.ContainsFunc(all, func(d fabric.Desired) bool { return d.VM.Name == g.vm.Name && d.State == fabric.Live })
+}
+
+// reaches reports whether the node's agent can ask that of another: one which was
+// not there when its hypervisor said that a guest is to come takes the move for a
+// start if it cannot.
+func (n *node) reaches(other *node) bool {
+	return other.alive() != nil && !n.isCut(other.self.Name) && !n.isGarbled() && !other.isGarbled()
+}
+
+// wasUntold reports whether a move of the guest was taken for a start of late.
+func (g *guest) wasUntold() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.untold || !g.told.IsZero() && time.Since(g.told) < silent
+}
+
+// longest is how long the copy of a live migration takes at most.
+func longest(rnd *rand.Rand) time.Duration {
+	if rnd.IntN(4) == 0 {
+		return 10 * time.Second
+	}
+	return 3 * time.Second
+}
+
+// remains notes where the process of a guest that left stands still.
+func (g *guest) remains(n *node) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.left = n
+}
+
+// withdrew checks what the hook of a guest that stopped was promised.
+func (n *node) withdrew(g *guest) {
+	l := n.alive()
+	if l == nil || l.mortal.err() != nil {
+		return
+	}
+	routes, _ := l.speaker.Actual(context.Background())
+	for _, r := range routes {
+		if slices.Contains(g.prefixes, r.Prefix) && !n.world.heldByAnother(r.Prefix, g) {
+			n.world.fail("%s withdrew %s, and announces %s", n.self.Name, g.vm.Name, r.Prefix)
+		}
+	}
 }

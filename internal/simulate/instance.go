@@ -43,7 +43,13 @@ func (g *guest) boot(n *node, d delays) bool {
 	if l := n.alive(); l != nil {
 		l.sources["lxd"].Know(g.vm.Name, g.vm)
 	}
-	if err := n.hook(waitBefore, func(ctx context.Context, a *agent.Agent) error { return a.Starting(ctx, "lxd", g.vm.Name) }); err != nil {
+	err := n.hook(waitBefore, func(ctx context.Context, a *agent.Agent) error {
+		g.mu.Lock()
+		g.taker = n.alive()
+		g.mu.Unlock()
+		return a.Starting(ctx, "lxd", g.vm.Name)
+	})
+	if err != nil {
 		g.refuse(err)
 		g.unplug(n, d)
 		return false
@@ -95,6 +101,7 @@ func (g *guest) move(to *node, kind Kind, d delays) {
 	if from == nil || from == to || !to.on() {
 		return
 	}
+	arrived := g.aging(from, to)
 	if !g.boot(to, d) {
 		return
 	}
@@ -105,6 +112,7 @@ func (g *guest) move(to *node, kind Kind, d delays) {
 	}
 	g.mu.Lock()
 	g.to, g.quiet = to, true
+	g.ran[to] = true
 	g.mu.Unlock()
 	if d.rnd.IntN(2) == 0 { // it takes a while until it answers
 		d.sleep(500*time.Millisecond, 4*time.Second)
@@ -129,5 +137,6 @@ func (g *guest) move(to *node, kind Kind, d delays) {
 		return
 	}
 	g.set(func(g *guest) { g.at, g.to = to, nil })
+	arrived()
 	g.unplug(from, d)
 }

@@ -29,18 +29,22 @@ var mutants = []mutant{
 	{"a start beside another guest is not refused", "internal/ownership/ownership.go", "		return Refuse, HeldByOther", "		return Keep, HeldByOther"},
 	{"a route says of no guest which it is", "internal/ownership/ownership.go", "	if Same(mine.Identity, theirs.Identity) {\n		return Ask, NoEpoch", "	if Same(mine.Identity, \"\") {\n		return Ask, NoEpoch"},
 	{"the older guest does not come first", "internal/plan/plan.go", "		r.Preference, r.First = fabric.Fresh, true", "		r.First = false"},
-	{"a silent node keeps what it had", "internal/ownership/ownership.go", "case p.RouteGone || p.Silent >= SilentFor:", "case p.Silent < 0:"},
+	{"a silent node keeps what it had", "internal/ownership/ownership.go", "case p.RouteGone || p.Behind || p.Silent >= SilentFor:", "case p.Silent < 0:"},
 	{"what another node has let go stays withdrawn", "fence.go", "	default:\n		a.log.Info(\"the other node has let go; announced here again\", \"vm\", vm, \"node\", node)\n		t.reclaim(ctx)", "	default:\n		_ = t.reclaim"},
 	{"nobody is told who has a guest", "peerqueue.go", "case owned(d) && (slices.Contains(d.Unreleased, node)", "case false && owned(d) && (slices.Contains(d.Unreleased, node)"},
 	{"nobody is waited for", "fence.go", "d.Unreleased = slices.Clone(others); len(d.Unreleased) == 0 {", "d.Unreleased = nil; true {"},
-	{"a preference stays raised", "fence.go", "return awaited || since < freshAtLeast", "return awaited || since >= 0"},
+	{"a preference stays raised", "fence.go", "return awaited || now.Sub(g.claimed) < freshAtLeast", "return awaited || now.Sub(g.claimed) >= 0"},
 	{"an answered claim is not settled", "fence.go", "		a.released(ctx, vm, node, nil)\n		return", "		return"},
 	{"a restart forgets who has a guest", "run.go", "has: owned(d) && d.Epoch > 0, arrival", "has: false, arrival"},
 	{"a migration that was not announced is a start", "agent.go", "|| other.same && !is.known && s.tells(vm.Origin)", "|| other.same && !is.known && false && s.tells(vm.Origin)"},
 
+	{"a start does not heed the epoch that it was answered", "agent.go", "g.heard = max(g.heard, other.epoch)", "_ = other.epoch"},
+	{"an agent that starts asks nobody who has its guests", "run.go", "unasked: a.others()}", "unasked: nil}"},
+	{"any word of a silent node withdraws what is behind it", "internal/ownership/ownership.go", "p.RouteGone || p.Behind ||", "p.RouteGone ||"},
+
 	// Reservations.
 	{"a refused start holds what it asked for", "ownership.go", "refused := s.acceptable(vm, known) != nil", "refused := s.acceptable(vm, known) != nil || s.reserve(vm) != nil"},
-	{"a guest that is gone holds what it had", "agent.go", "	s.reserved.Keep(vm, reservation.Set{})\n", ""},
+	{"a guest that is gone holds what it had", "agent.go", "	s.reserved.Keep(vm, reservation.Set{})\n", "	_ = reservation.Set{}\n"},
 
 	// Up and down.
 	{"a guest is not withdrawn on its way down", "agent.go", "if err := t.withdraw(ctx, holds.Prefixes); err != nil {", "if err := t.withdraw(ctx, nil); err != nil {"},
@@ -60,7 +64,10 @@ var mutants = []mutant{
 	{"packets are sent on for a moment only", "depart.go", "		s.forwarding[p] = time.Now().Add(forwardingGrace)\n	}\n	s.later(forwardingGrace)", "		s.forwarding[p] = time.Now()\n	}\n	s.later(0)"},
 	{"packets are sent on for ever", "depart.go", "case !now.Before(until):", "case !now.Before(until) && false:"},
 	{"a move that fails leaves the packets where they went", "depart.go", "	if was.state.Diverts() {", "	if was.state.Diverts() && false {"},
-	{"a diversion of before stays where the guest runs", "run.go", "			a.runsHere(ctx, name, d.Since)", "			_ = a.runsHere"},
+	{"a diversion of before stays where the guest runs", "run.go", "		if d.State == fabric.Live {\n			a.runsHere(ctx, name, d.Since)", "		if d.State == fabric.Live {\n			_ = a.runsHere"},
+	{"a guest that was given back is on its way yet", "fence.go", "	if returned {", "	if returned && false {"},
+	{"a guest that stops for an unknown node stays first", "depart.go", "		a.signal() // wherever that is", "		// wherever that is"},
+	{"a guest that moves on gives way to a silent node", "fence.go", "			return silent && n != g.departure.to.Name", "			return false && silent && n != g.departure.to.Name"},
 	{"a move is never announced", "agent.go", "	return announced && time.Since(at) < expectation", "	return announced && time.Since(at) < 0"},
 }
 
@@ -81,6 +88,14 @@ func TestMutants(t *testing.T) {
 		t.Skip("by hand: make mutants")
 	}
 	history := regexp.MustCompile(`history (\d+)\n`)
+	table := map[string]string{}
+	defer func() {
+		for _, m := range mutants {
+			if found := table[m.name]; found != "" {
+				fmt.Printf("| %s | `%s` | %s |\n", m.name, m.file, found)
+			}
+		}
+	}()
 	for _, m := range mutants {
 		t.Run(m.name, func(t *testing.T) {
 			code, err := os.ReadFile(m.path())
@@ -95,11 +110,14 @@ func TestMutants(t *testing.T) {
 			require.NoError(t, os.WriteFile(overlay, replace, 0o644))
 			out, err := exec.CommandContext(t.Context(), "go", "test", "-overlay", overlay, "-run", "^TestSimulate$", ".",
 				"-v", "-seeds", fmt.Sprint(*hunt), "-from", "1", "-shrink=false").CombinedOutput()
+			require.NotContains(t, string(out), "[build failed]")
+			table[m.name] = fmt.Sprintf("not in %d", *hunt)
 			require.Error(t, err, "not found in %d histories", *hunt)
 			run := history.FindAllSubmatch(out, -1) // the last one failed, or ended the process
 			require.NotEmpty(t, run, "%s", out)
 			n, err := strconv.Atoi(string(run[len(run)-1][1]))
 			require.NoError(t, err)
+			table[m.name] = strconv.Itoa(n)
 			last := strings.Split(strings.TrimSpace(string(out)), "\n")
 			t.Logf("found by history %d: %s", n, last[len(last)-min(len(last), 4)])
 		})

@@ -2,10 +2,10 @@ package simulate
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,16 +23,21 @@ type node struct {
 
 	drain sync.Mutex // held while somebody drains the node
 
-	mu     sync.Mutex
-	kernel *fake.Dataplane // as the newest agent sees it
-	life   *life           // nil: no agent runs
-	boot   int
-	power  bool
-	deaf   bool // the hypervisor tells no event
-	downs  int  // reasons why there is no agent
-	slow   int  // reasons why everything takes longer
-	full   int  // reasons why nothing can be written to the disk
-	cuts   map[string]int
+	mu      sync.Mutex
+	kernel  *fake.Dataplane // as the newest agent sees it
+	life    *life           // nil: no agent runs
+	boot    int
+	power   bool
+	deaf    bool // the hypervisor tells no event
+	downs   int  // reasons why there is no agent
+	slow    int  // reasons why everything takes longer
+	full    int  // reasons why nothing can be written to the disk
+	cuts    map[string]int
+	garbled int                       // reasons why messages come late, twice or out of order
+	clear   time.Time                 // when they last were
+	ahead   time.Duration             // by which the clock is wrong
+	unsafe  map[string][]change       // of the state of a guest: the last one that is safe on the disk, and those after
+	tried   map[string]fabric.Desired // what the agent last wanted to have on the disk
 }
 
 // life is an agent from its start to its end.
@@ -89,7 +94,18 @@ func (p ports) Put(ctx context.Context, port fabric.Port) error {
 	if err := p.take(); err != nil {
 		return err
 	}
-	return p.Dataplane.Put(ctx, port)
+	before, err := p.Dataplane.Actual(ctx)
+	if err != nil {
+		return err
+	}
+	if err := p.Dataplane.Put(ctx, port); err != nil {
+		return err
+	}
+	there := slices.ContainsFunc(before, func(s fabric.PortState) bool { return s.Name == port.Name })
+	if port.NIC.Kind == fabric.Tap && !there { // nobody holds the other end of a new one
+		p.SetCarrier(port.Name, false)
+	}
+	return nil
 }
 
 func (p ports) Remove(ctx context.Context, names ...string) error {
@@ -113,34 +129,6 @@ func (p ports) Return(ctx context.Context, prefixes ...netip.Prefix) error {
 	return p.Dataplane.Return(ctx, prefixes...)
 }
 
-// disk is the store of an agent as long as it lives.
-type disk struct {
-	*fake.Store
-	*mortal
-}
-
-func (d disk) Put(ctx context.Context, g fabric.Desired) error {
-	if err := d.take(); err != nil {
-		return err
-	}
-	if d.node.broken() {
-		return errDisk
-	}
-	return d.Store.Put(ctx, g)
-}
-
-func (d disk) Delete(ctx context.Context, vm string) error {
-	if err := d.take(); err != nil {
-		return err
-	}
-	if d.node.broken() {
-		return errDisk
-	}
-	return d.Store.Delete(ctx, vm)
-}
-
-var errDisk = errors.New("no space left on device")
-
 // source is a hypervisor that takes a while to list its guests, in which more happens.
 type source struct {
 	*fake.Source
@@ -155,23 +143,6 @@ func (s source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	s.mortal.mu.Unlock()
 	time.Sleep(span)
 	return guests, err
-}
-
-// wire is an agent's way to the others, with delays, as long as it lives.
-type wire struct {
-	*fake.Nodes
-	*mortal
-	delay time.Duration
-}
-
-func (w wire) Ask(ctx context.Context, to string, n fabric.Notice) (fabric.Answer, error) {
-	if err := w.err(); err != nil {
-		return fabric.Answer{}, err
-	}
-	time.Sleep(w.delay)
-	answer, err := w.Nodes.Ask(ctx, to, n)
-	time.Sleep(w.delay)
-	return answer, err
 }
 
 // begin starts the node's agent, if nothing keeps it from running.
@@ -194,14 +165,14 @@ func (n *node) begin() {
 	agent, err := agent.New(agent.Config{
 		Cluster: n.world.cluster, Node: n.self.Name,
 		Dataplane: ports{n.kernel, l.mortal}, Speaker: l.speaker, Store: disk{n.store, l.mortal},
-	}, agent.WithSources(l.sources["libvirt"], l.sources["lxd"]), agent.WithNodes(wire{n.end, l.mortal, n.world.delay}), agent.WithBoot(fmt.Sprint("boot ", n.boot)))
+	}, agent.WithSources(l.sources["libvirt"], l.sources["lxd"]), agent.WithNodes(wire{n.end, l.mortal, n.world.delay}), agent.WithBoot(fmt.Sprint("boot ", n.boot)), agent.WithClock(n.clock))
 	if err != nil {
 		n.world.fail("node %s: %v", n.self.Name, err)
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	l.agent, l.cancel = agent, cancel
-	n.life = l
+	n.life, n.tried = l, map[string]fabric.Desired{}
 	go func() {
 		defer close(l.ended)
 		if err := agent.Adopt(ctx); err != nil && l.mortal.err() == nil {
@@ -257,7 +228,7 @@ func (n *node) forget(d time.Duration) {
 	n.mu.Unlock()
 	n.kill()
 	n.mu.Lock()
-	n.store = fake.NewStore(nil)
+	n.store, n.unsafe = fake.NewStore(nil), map[string][]change{}
 	n.mu.Unlock()
 	time.Sleep(d)
 	n.mu.Lock()
@@ -281,6 +252,7 @@ func (n *node) powerOff(d time.Duration) {
 	n.mu.Lock()
 	n.kernel = nil
 	n.mu.Unlock()
+	n.tear()
 	time.Sleep(d)
 	n.mu.Lock()
 	n.power = true
@@ -289,11 +261,14 @@ func (n *node) powerOff(d time.Duration) {
 }
 
 // cut cuts the agents of two nodes off from each other, or ends one such cut.
-func (n *node) cut(other string, by int) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.cuts[other] += by
-	n.end.Cut(other, n.cuts[other] > 0)
+func (n *node) cut(other *node, by int) {
+	for _, ends := range [][2]*node{{n, other}, {other, n}} {
+		one, name := ends[0], ends[1].self.Name
+		one.mu.Lock()
+		one.cuts[name] += by
+		one.end.Cut(name, one.cuts[name] > 0)
+		one.mu.Unlock()
+	}
 }
 
 // isCut reports whether the agents of two nodes do not reach each other.
@@ -301,6 +276,39 @@ func (n *node) isCut(other string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.cuts[other] > 0
+}
+
+// isDrained reports whether the node is drained, or its drain under way.
+func (n *node) isDrained() bool {
+	n.mu.Lock()
+	store := n.store
+	n.mu.Unlock()
+	since, _ := store.Drained(context.Background())
+	return !since.IsZero()
+}
+
+// boots tells how often the node was booted, or is about to be.
+func (n *node) boots() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.boot
+}
+
+// setClock sets the node's clock ahead, or back.
+func (n *node) setClock(by time.Duration) {
+	n.world.mu.Lock()
+	n.world.clocks = true
+	n.world.mu.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.ahead = by
+}
+
+// clock is the time of day as the node has it.
+func (n *node) clock() time.Time {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return time.Now().Round(0).Add(n.ahead)
 }
 
 // slowness is by how much everything takes longer.

@@ -67,6 +67,19 @@ func (r *routers) preference(node string, p netip.Prefix) fabric.Preference {
 	return r.ribs[node][p].Preference
 }
 
+// several reports whether more than one node announces a prefix.
+func (r *routers) several(p netip.Prefix) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for _, rib := range r.ribs {
+		if _, has := rib[p]; has {
+			n++
+		}
+	}
+	return n > 1
+}
+
 // announcers lists the nodes that announce a prefix.
 func (r *routers) announcers(p netip.Prefix) (names []string) {
 	r.mu.Lock()

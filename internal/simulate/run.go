@@ -87,9 +87,9 @@ func (w *world) do(s Step) {
 	case Kill:
 		n.down(s.For)
 	case Cut:
-		n.cut(w.nodes[s.Other].self.Name, 1)
+		n.cut(w.nodes[s.Other], 1)
 		time.Sleep(s.For)
-		n.cut(w.nodes[s.Other].self.Name, -1)
+		n.cut(w.nodes[s.Other], -1)
 	case Deafen:
 		n.deafen(s.For)
 	case Copy:
@@ -104,6 +104,13 @@ func (w *world) do(s Step) {
 		n.during(&n.full, s.For)
 	case Forget:
 		n.forget(s.For)
+	case SetClock:
+		n.setClock(s.By)
+	case Garble:
+		n.during(&n.garbled, s.For)
+		n.mu.Lock()
+		n.clear = time.Now()
+		n.mu.Unlock()
 	case PowerOff:
 		n.powerOff(s.For)
 	case DrainNode:
@@ -118,17 +125,23 @@ func (w *world) do(s Step) {
 	}
 }
 
-// copy starts another guest with the addresses of one, and ends it after a time.
-func (w *world) copy(s Step, d delays) {
+// another makes a guest with the addresses of one.
+func (w *world) another(number int) *guest {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	id := len(w.guests) + len(w.copies)
-	vm := domain(fmt.Sprintf("copy%d", id), id, s.Guest)
-	if s.Guest >= domains {
+	vm := domain(fmt.Sprintf("copy%d", id), id, number)
+	if number >= domains {
 		vm = instance(vm)
 	}
-	c := &guest{vm: vm, prefixes: vm.Prefixes()}
+	c := &guest{vm: vm, prefixes: vm.Prefixes(), ran: map[*node]bool{}}
 	w.copies = append(w.copies, c)
-	w.mu.Unlock()
+	return c
+}
+
+// copy starts another guest with the addresses of one, and ends it after a time.
+func (w *world) copy(s Step, d delays) {
+	c := w.another(s.Guest)
 	held := w.guests[s.Guest].place()
 	taken := w.isQuiet(silent) && held.at != nil && held.to == nil && held.also == nil && held.settled && time.Since(held.since) > aftermath
 	if !c.starts(w.nodes[s.Node], d) {

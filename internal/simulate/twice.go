@@ -18,7 +18,6 @@ func (g *guest) fails(n *node, d delays) {
 			g.unplug(n, d)
 		}
 	case g.plug(n, d):
-		g.carrier(n, false)
 		g.release(n, d)
 	}
 }
@@ -26,6 +25,8 @@ func (g *guest) fails(n *node, d delays) {
 // plug runs the hooks before a guest's process runs. It reports whether none of
 // them refused.
 func (g *guest) plug(n *node, d delays) bool {
+	g.begins(n)
+	defer g.begins(nil)
 	if err := n.apply(g, fabric.Wired, waitBefore); err != nil { // prepare
 		g.refuse(err)
 		g.release(n, d)
@@ -38,11 +39,18 @@ func (g *guest) plug(n *node, d delays) bool {
 	g.carrier(n, true)
 	if err := n.apply(g, fabric.Wired, waitBefore); err != nil { // start
 		g.refuse(err)
-		g.carrier(n, false)
 		g.release(n, d)
 		return false
 	}
 	return n.on()
+}
+
+// begins notes on which node the guest is being started: its hypervisor lists it
+// from then on.
+func (g *guest) begins(n *node) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.starting = n
 }
 
 // twiceOn runs the guest on a second node too, as somebody does who takes the
@@ -52,6 +60,7 @@ func (g *guest) twiceOn(n *node, d time.Duration, ds delays) {
 	if from == n || !n.on() {
 		return
 	}
+	arrived := g.aging(from, n)
 	also := func() bool {
 		if !n.on() || g.place().at != from {
 			return false
@@ -73,7 +82,6 @@ func (g *guest) twiceOn(n *node, d time.Duration, ds delays) {
 			return
 		}
 		if !also() {
-			g.carrier(n, false)
 			g.release(n, ds)
 			return
 		}
@@ -81,6 +89,7 @@ func (g *guest) twiceOn(n *node, d time.Duration, ds delays) {
 		_ = n.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Started(ctx, g.vm) })
 		n.tell(g, fabric.Live)
 	}
+	arrived()
 	time.Sleep(d)
 	if p := g.place(); p.also == nil || p.at == nil { // one of them lost its power
 		return
@@ -94,6 +103,5 @@ func (g *guest) twiceOn(n *node, d time.Duration, ds delays) {
 		g.unplug(ends, ds)
 		return
 	}
-	g.carrier(ends, false)
 	g.release(ends, ds)
 }

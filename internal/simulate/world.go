@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,6 +33,7 @@ type world struct {
 	troubles int       // of these, those that disturb an agent
 	quiet    time.Time // since when there are none of them
 	forgot   time.Time // when a node lost its disk, or came back without: nobody knows any more who had an address first
+	clocks   bool      // one is wrong, or was
 	failures []string
 }
 
@@ -41,40 +43,52 @@ type guest struct {
 	prefixes []netip.Prefix // that it has
 	busy     sync.Mutex     // held by whoever starts, stops or moves it, as libvirt's job
 
-	mu      sync.Mutex
-	at      *node // nil: it does not run
-	since   time.Time
-	paused  bool // its processor stands still, for a move
-	to      *node
-	quiet   bool      // nobody heard it there yet
-	also    *node     // where it runs a second time
-	twice   time.Time // when it last ran twice
-	settled bool      // its hooks are through
-	moved   bool      // it came here by a live migration, when the routers knew where it was
-	started time.Time
-	first   time.Time // since when it has its addresses, wherever
-	orphan  time.Time // when the node that was taking it over lost its power
-	refused string
+	mu       sync.Mutex
+	at       *node // nil: it does not run
+	since    time.Time
+	paused   bool // its processor stands still, for a move
+	to       *node
+	starting *node          // where its process is about to begin
+	ran      map[*node]bool // where it ran
+	left     *node          // where it moved away, and its process stands still yet
+	quiet    bool           // nobody heard it there yet
+	also     *node          // where it runs a second time
+	twice    time.Time      // when it last ran twice
+	settled  bool           // its hooks are through
+	moved    bool           // it came here by a live migration, when the routers knew where it was
+	started  time.Time
+	first    time.Time // since when it has its addresses, wherever
+	orphan   time.Time // when the node that was taking it over lost its power
+	untold   bool      // it moves to a node which takes that for a start
+	told     time.Time // when it last did
+	taker    *life     // the agent that its start was told to
+	ageless  bool      // nobody may know any more since when it has its addresses
+	refused  string
 }
 
 // place is what is true of a guest at one moment.
 type place struct {
-	at, to  *node
-	also    *node
-	quiet   bool
-	twice   time.Time
-	since   time.Time
-	paused  bool
-	settled bool
-	moved   bool
-	orphan  time.Time
-	first   time.Time
+	at, to   *node
+	also     *node
+	left     *node
+	starting *node
+	quiet    bool
+	twice    time.Time
+	since    time.Time
+	paused   bool
+	settled  bool
+	moved    bool
+	orphan   time.Time
+	first    time.Time
+	ageless  bool
+	untold   bool
+	taker    *life
 }
 
 func (g *guest) place() place {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return place{g.at, g.to, g.also, g.quiet, g.twice, g.since, g.paused, g.settled, g.moved, g.orphan, g.first}
+	return place{g.at, g.to, g.also, g.left, g.starting, g.quiet, g.twice, g.since, g.paused, g.settled, g.moved, g.orphan, g.first, g.ageless, g.untold, g.taker}
 }
 
 func (g *guest) set(f func(*guest)) {
@@ -83,8 +97,37 @@ func (g *guest) set(f func(*guest)) {
 	ran := g.at != nil
 	f(g)
 	g.since = time.Now()
+	for _, n := range []*node{g.at, g.also} {
+		if n != nil {
+			g.ran[n] = true
+		}
+	}
 	if !ran && g.at != nil {
-		g.first = g.since
+		g.first, g.ageless = g.since, false
+	}
+}
+
+// aging watches a move of the guest between two nodes. What it gives is called when
+// the guest has arrived: since when it has its addresses, the one node says to the
+// other, where both are well from the first to the last.
+func (g *guest) aging(from, to *node) (arrived func()) {
+	well := func() (a, b *life) {
+		for _, n := range []*node{from, to} {
+			if n.isGarbled() || n.broken() || n.slowness() > 1 {
+				return nil, nil
+			}
+		}
+		if from.isCut(to.self.Name) {
+			return nil, nil
+		}
+		return from.alive(), to.alive()
+	}
+	source, destination := well()
+	return func() {
+		a, b := well()
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.ageless = g.ageless || a == nil || b == nil || a != source || b != destination
 	}
 }
 
@@ -174,14 +217,14 @@ func newWorld(seed uint64, delay, spread time.Duration) *world {
 	w.routers = newRouters(w.cluster.Nodes, spread)
 	ends := fake.NewNodes(nil, w.cluster.Nodes...)
 	for _, self := range w.cluster.Nodes {
-		w.nodes = append(w.nodes, &node{world: w, self: self, end: ends[self.Name], store: fake.NewStore(nil), power: true, boot: 1, cuts: map[string]int{}})
+		w.nodes = append(w.nodes, &node{world: w, self: self, end: ends[self.Name], store: fake.NewStore(nil), power: true, boot: 1, cuts: map[string]int{}, unsafe: map[string][]change{}, tried: map[string]fabric.Desired{}})
 	}
 	for i := range guests {
 		vm := domain(guestName(i), i, i)
 		if i >= domains {
 			vm = instance(vm)
 		}
-		w.guests = append(w.guests, &guest{vm: vm, prefixes: vm.Prefixes()})
+		w.guests = append(w.guests, &guest{vm: vm, prefixes: vm.Prefixes(), ran: map[*node]bool{}})
 	}
 	return w
 }
@@ -235,8 +278,10 @@ func (w *world) runningOn(n *node, l *life) {
 		switch p := g.place(); {
 		case p.at == n || p.also == n || g.instance() && p.to == n:
 			s.SetQuietly(g.vm, fabric.Live)
-		case p.to == n:
+		case p.to == n || p.starting == n:
 			s.SetQuietly(g.vm, fabric.Wired)
+		case p.left == n:
+			s.Leave(g.vm)
 		default:
 			s.SetQuietly(g.vm, fabric.Absent)
 		}
@@ -268,24 +313,28 @@ func (w *world) way(p netip.Prefix) (at *node, why string) {
 	if name == "" {
 		return nil, "no node announces it"
 	}
-	path := name
-	for range nodes + 1 {
+	var stations [nodes + 1]string
+	path := func(hops int) string { return strings.Join(stations[:hops+1], " -> ") }
+	for hop := range stations {
+		stations[hop] = name
 		n := w.node(name)
 		links := n.links()
 		if links == nil {
-			return nil, path + ": without power"
+			return nil, path(hop) + ": without power"
 		}
 		if to, diverted := links.DivertedTo(p); diverted {
 			name = to.Name
-			path += " -> " + name
 			continue
 		}
 		if !links.Routed(p) {
-			return nil, path + ": no port there has a route to it"
+			return nil, path(hop) + ": no port there has a route to it"
 		}
-		return n, path
+		if hop == 0 {
+			return n, name
+		}
+		return n, path(hop)
 	}
-	return nil, path + ": a loop"
+	return nil, path(nodes) + ": a loop"
 }
 
 func (w *world) node(name string) *node {

@@ -246,11 +246,16 @@ func (d *Dataplane) Routed(p netip.Prefix) bool {
 	d.kernel.mu.Lock()
 	defer d.kernel.mu.Unlock()
 	for _, l := range d.kernel.links {
-		if l.ours && len(l.faults) == 0 && slices.Contains(l.port.NIC.Prefixes(), p) {
+		if l.ours && len(l.faults) == 0 && has(&l.port.NIC, p) {
 			return true
 		}
 	}
 	return false
+}
+
+// has reports whether p is one of the NIC's prefixes.
+func has(n *fabric.NIC, p netip.Prefix) bool {
+	return p.IsSingleIP() && slices.Contains(n.Addresses, p.Addr()) || slices.Contains(n.Routes, p)
 }
 
 // SetNextHop says why a family has no next hop; nil: it has one.

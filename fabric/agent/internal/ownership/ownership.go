@@ -131,6 +131,7 @@ type Preemption struct {
 	Competing bool          // a reflector has a better route of another node
 	RouteGone bool          // the guest had a competing route, and it is gone
 	Silent    time.Duration // for how long the other node's agent has not answered; 0: it answers
+	Behind    bool          // the guest is a standby already, and the other node has not answered about it since
 }
 
 // Stance is how a preempted guest is announced.
@@ -161,7 +162,7 @@ func (p Preemption) Stance() Stance {
 		return Announced
 	case p.Answered || p.Silent == 0 || p.Competing:
 		return Withdrawn
-	case p.RouteGone || p.Silent >= SilentFor:
+	case p.RouteGone || p.Behind || p.Silent >= SilentFor:
 		return Standby
 	}
 	return Withdrawn

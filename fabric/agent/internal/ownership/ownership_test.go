@@ -126,6 +126,8 @@ func TestStance(t *testing.T) {
 		{"its route went, and it will answer", Preemption{RouteGone: true}, Withdrawn},
 		{"silent for a moment", Preemption{Silent: SilentFor - 1}, Withdrawn},
 		{"silent for long", Preemption{Silent: SilentFor}, Standby},
+		{"silent again, and nothing was said of it", Preemption{Silent: 1, Behind: true}, Standby},
+		{"it has it, and it was announced behind", Preemption{Answered: true, Held: true, Behind: true}, Withdrawn},
 		{"silent for long, with a better route", Preemption{Silent: time.Hour, Competing: true}, Withdrawn},
 		{"silent, and its route went", Preemption{Silent: 1, RouteGone: true}, Standby},
 		{"silent, and one of its routes went", Preemption{Silent: 1, RouteGone: true, Competing: true}, Withdrawn},

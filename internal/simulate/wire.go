@@ -1,0 +1,84 @@
+package simulate
+
+import (
+	"context"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/testenv/fake"
+)
+
+// wire is an agent's way to the others, with delays, as long as it lives.
+type wire struct {
+	*fake.Nodes
+	*mortal
+	delay time.Duration
+}
+
+func (w wire) Ask(ctx context.Context, to string, n fabric.Notice) (fabric.Answer, error) {
+	if err := w.err(); err != nil {
+		return fabric.Answer{}, err
+	}
+	time.Sleep(w.delay)
+	if w.node.isGarbled() || w.node.world.node(to).isGarbled() {
+		return w.garble(ctx, to, n)
+	}
+	answer, err := w.Nodes.Ask(ctx, to, n)
+	time.Sleep(w.delay)
+	return answer, err
+}
+
+// The most that a message comes late, and until one is not waited for any more.
+const (
+	lateBy = 400 * time.Millisecond
+	giveUp = time.Second
+)
+
+// garble is Ask where a message may come late, be it the question or the answer,
+// come again, or be given up before it comes.
+func (w wire) garble(ctx context.Context, to string, n fabric.Notice) (fabric.Answer, error) {
+	w.mortal.mu.Lock()
+	how, there, back, again := w.rnd.IntN(6), between(w.rnd, 0, lateBy), between(w.rnd, 0, lateBy), between(w.rnd, 0, 3*time.Second)
+	w.mortal.mu.Unlock()
+	late := func() {
+		time.Sleep(again)
+		_, _ = w.Nodes.Ask(context.Background(), to, n)
+	}
+	switch how {
+	case 0: // it comes when nobody waits for the answer any more
+		go late()
+		if err := pause(ctx, giveUp); err != nil {
+			return fabric.Answer{}, err
+		}
+		return fabric.Answer{}, context.DeadlineExceeded
+	case 1: // it comes twice
+		go late()
+	}
+	if err := pause(ctx, there); err != nil {
+		return fabric.Answer{}, err
+	}
+	answer, err := w.Nodes.Ask(ctx, to, n)
+	if gone := pause(ctx, back); err == nil && gone != nil {
+		return fabric.Answer{}, gone
+	}
+	return answer, err
+}
+
+// pause waits, as long as ctx does.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+// isGarbled reports whether messages come late, twice or out of order.
+func (n *node) isGarbled() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.garbled > 0
+}
