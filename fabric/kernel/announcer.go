@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 const (
@@ -43,8 +45,8 @@ const (
 // CAP_NET_ADMIN there. All methods are safe for concurrent use.
 type Announcer struct {
 	log     *slog.Logger
-	rtnl    *rtnl
-	events  *notices
+	rtnl    *socket
+	events  *rtnl.Events
 	changed chan struct{}
 	strayed chan struct{} // an announcement may lead elsewhere than to its port, or have gone untold
 	wg      sync.WaitGroup
@@ -77,17 +79,17 @@ func NewAnnouncer(opts ...AnnouncerOption) (*Announcer, error) {
 		return nil, errors.New("announcer: no right to make routes (CAP_NET_ADMIN); run as root, or give the service AmbientCapabilities=CAP_NET_ADMIN")
 	}
 	var err error
-	if a.rtnl, err = dialRTNL(); err != nil {
+	if a.rtnl, err = dial(); err != nil {
 		return nil, fmt.Errorf("announcer: %w", err)
 	}
 	// Listening comes before listing, so that nothing falls between the two.
-	a.events, err = dialNotices(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+	a.events, err = rtnl.Subscribe(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
 	if err != nil {
-		a.rtnl.close()
+		a.rtnl.Close()
 		return nil, fmt.Errorf("announcer: %w", err)
 	}
 	if a.cache, err = listRoutes(a.rtnl); err != nil {
-		return nil, fmt.Errorf("announcer: list routes: %w", errors.Join(err, a.events.close(), a.rtnl.close()))
+		return nil, fmt.Errorf("announcer: list routes: %w", errors.Join(err, a.events.Close(), a.rtnl.Close()))
 	}
 	a.adopt(slices.Collect(maps.Keys(a.cache.routes)))
 	wake(a.strayed)
@@ -98,9 +100,9 @@ func NewAnnouncer(opts ...AnnouncerOption) (*Announcer, error) {
 
 // Close ends the watching. The announcements stay.
 func (a *Announcer) Close() error {
-	err := a.events.close()
+	err := a.events.Close()
 	a.wg.Wait()
-	return errors.Join(err, a.rtnl.close())
+	return errors.Join(err, a.rtnl.Close())
 }
 
 // Changed implements [fabric.Speaker].
@@ -211,7 +213,7 @@ func (a *Announcer) whileChanging(ctx context.Context, prefixes []netip.Prefix, 
 
 // catchUp waits until all that happened in the kernel by now is known.
 func (a *Announcer) catchUp(ctx context.Context) error {
-	if err := a.events.catchUp(ctx); err != nil {
+	if err := a.events.CatchUp(ctx); err != nil {
 		return fmt.Errorf("announcer: %w", err)
 	}
 	return nil
@@ -281,11 +283,11 @@ func (a *Announcer) put(prefixes []netip.Prefix, want map[netip.Prefix]uint32) e
 		return err
 	}
 	for i, r := range missing {
-		if errnoOf(errs[i]) == unix.EEXIST {
+		if rtnl.Errno(errs[i]) == unix.EEXIST {
 			errs[i] = a.settle(r)
 		}
 		if errs[i] != nil {
-			troubles.add(r.prefix, reason(errs[i]))
+			troubles.add(r.prefix, errs[i])
 			stale = slices.DeleteFunc(stale, func(s route) bool { return s.prefix == r.prefix })
 			continue
 		}
@@ -321,8 +323,8 @@ func (a *Announcer) withdraw(rs []route) error {
 	}
 	troubles := troubles{verb: "announce"}
 	for i, r := range rs {
-		if n := errnoOf(errs[i]); errs[i] != nil && n != unix.ESRCH && n != unix.ENODEV {
-			troubles.add(r.prefix, reason(errs[i]))
+		if n := rtnl.Errno(errs[i]); errs[i] != nil && n != unix.ESRCH && n != unix.ENODEV {
+			troubles.add(r.prefix, errs[i])
 		}
 	}
 	return troubles.err()
@@ -336,9 +338,9 @@ func (a *Announcer) each(typ netlink.HeaderType, flags netlink.HeaderFlags, rs [
 		for i, r := range some {
 			msgs[i] = routeMessage(typ, flags, r)
 		}
-		errs, err := a.rtnl.batch(msgs...)
+		errs, err := a.rtnl.Batch(msgs...)
 		if err != nil {
-			return nil, fmt.Errorf("announcer: %w", reason(err))
+			return nil, fmt.Errorf("announcer: %w", err)
 		}
 		all = append(all, errs...)
 	}
@@ -348,8 +350,8 @@ func (a *Announcer) each(typ netlink.HeaderType, flags netlink.HeaderFlags, rs [
 // receive keeps the route cache until the socket is closed.
 func (a *Announcer) receive() {
 	for {
-		msgs, err := a.events.conn.Receive()
-		if a.events.closed() {
+		msgs, err := a.events.Receive()
+		if errors.Is(err, os.ErrClosed) {
 			return
 		}
 		if err != nil {
@@ -358,7 +360,7 @@ func (a *Announcer) receive() {
 				time.Sleep(settleAfter)
 			}
 			a.takeStock()
-			a.events.pass(nil)
+			a.events.Pass(nil)
 			continue
 		}
 		a.mu.Lock()
@@ -373,7 +375,7 @@ func (a *Announcer) receive() {
 			wake(a.strayed)
 		}
 		a.mu.Unlock()
-		a.events.pass(msgs)
+		a.events.Pass(msgs)
 	}
 }
 
@@ -384,7 +386,7 @@ func (a *Announcer) attend() {
 	defer tick.Stop()
 	for {
 		select {
-		case <-a.events.stop:
+		case <-a.events.Closed():
 			return
 		case <-tick.C:
 			a.takeStock()

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 // A port whose guest is about to arrive ([fabric.Port.Incoming]) has its routes
@@ -33,7 +34,7 @@ func neighbours(p fabric.Port, index int32, state uint16) []change {
 	for _, a := range p.NIC.Addresses {
 		changes = append(changes, change{
 			text: "neighbour " + a.String(),
-			message: message(unix.RTM_NEWNEIGH, netlink.Acknowledge|netlink.Create|netlink.Replace, ndmsg(a, index, state, 0), func(ae *netlink.AttributeEncoder) {
+			message: rtnl.Message(unix.RTM_NEWNEIGH, netlink.Acknowledge|netlink.Create|netlink.Replace, ndmsg(a, index, state, 0), func(ae *netlink.AttributeEncoder) {
 				ae.Bytes(unix.NDA_DST, a.AsSlice())
 				ae.Bytes(unix.NDA_LLADDR, p.NIC.MAC[:])
 			}),
@@ -60,7 +61,7 @@ func staleNeighbours(p, was fabric.Port, index int32) []change {
 		}
 		changes = append(changes, change{
 			text: "remove neighbour " + a.String(), stale: true,
-			message: message(unix.RTM_DELNEIGH, netlink.Acknowledge, ndmsg(a, index, 0, 0), func(ae *netlink.AttributeEncoder) {
+			message: rtnl.Message(unix.RTM_DELNEIGH, netlink.Acknowledge, ndmsg(a, index, 0, 0), func(ae *netlink.AttributeEncoder) {
 				ae.Bytes(unix.NDA_DST, a.AsSlice())
 			}),
 		})
@@ -75,7 +76,7 @@ func (d *Dataplane) introduce(nic fabric.NIC, index int32) {
 	for _, c := range neighbours(fabric.Port{NIC: nic}, index, unix.NUD_STALE) {
 		msgs = append(msgs, c.message)
 	}
-	if _, err := d.rtnl.batch(msgs...); err != nil {
+	if _, err := d.rtnl.Batch(msgs...); err != nil {
 		d.log.Debug("neighbours not made known", "err", err) // then it is asked for them
 	}
 }
@@ -128,16 +129,16 @@ func parseNeighbour(data []byte) (n neighbour, ok bool) {
 }
 
 // neighbours lists a link's, or all where index is 0.
-func (r *rtnl) neighbours(family uint8, index int32) ([]neighbour, error) {
+func (r *socket) neighbours(family uint8, index int32) ([]neighbour, error) {
 	head := make([]byte, unix.SizeofNdMsg)
 	head[0] = family
-	replies, err := r.do(message(unix.RTM_GETNEIGH, netlink.Dump, head, func(ae *netlink.AttributeEncoder) {
+	replies, err := r.Do(rtnl.Message(unix.RTM_GETNEIGH, netlink.Dump, head, func(ae *netlink.AttributeEncoder) {
 		if index != 0 {
 			ae.Uint32(unix.NDA_IFINDEX, uint32(index)) // a kernel that does not know it lists all
 		}
 	}))
 	if err != nil {
-		return nil, reason(err)
+		return nil, err
 	}
 	var all []neighbour
 	for _, reply := range replies {

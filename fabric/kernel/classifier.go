@@ -5,6 +5,8 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 // Constants of <linux/pkt_sched.h>, <linux/pkt_cls.h> and <linux/tc_act/tc_mirred.h>.
@@ -37,11 +39,11 @@ func tcmsg(index int32, handle, parent, info uint32) []byte {
 
 // clsact lets filters act on what comes in at the peer.
 func (t *trial) clsact() error {
-	_, err := t.rtnl.do(message(unix.RTM_NEWQDISC, netlink.Acknowledge|netlink.Create|netlink.Excl, tcmsg(t.peer.index, clsactHandle, clsactParent, 0), func(ae *netlink.AttributeEncoder) {
+	_, err := t.rtnl.Do(rtnl.Message(unix.RTM_NEWQDISC, netlink.Acknowledge|netlink.Create|netlink.Excl, tcmsg(t.peer.index, clsactHandle, clsactParent, 0), func(ae *netlink.AttributeEncoder) {
 		ae.String(tcaKind, "clsact")
 	}))
 	if err != nil {
-		return fmt.Errorf("tc qdisc clsact: %w; load sch_ingress", reason(err))
+		return fmt.Errorf("tc qdisc clsact: %w; load sch_ingress", err)
 	}
 	return nil
 }
@@ -50,9 +52,9 @@ func (t *trial) clsact() error {
 // come in at the link of the underlay instead.
 func (t *trial) redirect(c course) error {
 	info := uint32(filterPriority)<<16 | uint32(networkUint16(protocolOf(c.family)))
-	clear := message(unix.RTM_DELTFILTER, netlink.Acknowledge, tcmsg(t.peer.index, 0, ingressParent, 0), nil)
-	_, _ = t.rtnl.do(clear) // that of the course before; at first there is none
-	set := message(unix.RTM_NEWTFILTER, netlink.Acknowledge|netlink.Create|netlink.Excl, tcmsg(t.peer.index, 0, ingressParent, info), func(ae *netlink.AttributeEncoder) {
+	clear := rtnl.Message(unix.RTM_DELTFILTER, netlink.Acknowledge, tcmsg(t.peer.index, 0, ingressParent, 0), nil)
+	_, _ = t.rtnl.Do(clear) // that of the course before; at first there is none
+	set := rtnl.Message(unix.RTM_NEWTFILTER, netlink.Acknowledge|netlink.Create|netlink.Excl, tcmsg(t.peer.index, 0, ingressParent, info), func(ae *netlink.AttributeEncoder) {
 		ae.String(tcaKind, "u32")
 		ae.Nested(tcaOptions, func(ae *netlink.AttributeEncoder) error {
 			ae.Bytes(u32Sel, destinationSelector(c.guest.AsSlice()))
@@ -74,8 +76,8 @@ func (t *trial) redirect(c course) error {
 			return nil
 		})
 	})
-	if _, err := t.rtnl.do(set); err != nil {
-		return fmt.Errorf("tc filter u32 with action mirred to %s: %w; load cls_u32 and act_mirred", c.link.name, reason(err))
+	if _, err := t.rtnl.Do(set); err != nil {
+		return fmt.Errorf("tc filter u32 with action mirred to %s: %w; load cls_u32 and act_mirred", c.link.name, err)
 	}
 	return nil
 }

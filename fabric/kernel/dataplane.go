@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 // Config is what a [Dataplane] cannot do without.
@@ -56,7 +57,7 @@ type Dataplane struct {
 	cluster  string
 	log      *slog.Logger
 	ipv6     bool
-	rtnl     *rtnl
+	rtnl     *socket
 	watch    *watcher
 	reaper   reaper
 	proxying proxying
@@ -94,12 +95,12 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
 	var err error
-	if d.rtnl, err = dialRTNL(); err != nil {
+	if d.rtnl, err = dial(); err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
 	d.reaper.rtnl = d.rtnl
 	if d.moves, err = newMoves(func() { d.watch.signal() }, d.introduce); err != nil {
-		d.rtnl.close()
+		d.rtnl.Close()
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
 	err = errors.Join(d.findDiversions(), d.renameFormer())
@@ -108,7 +109,7 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 	}
 	if err != nil {
 		d.moves.close()
-		d.rtnl.close()
+		d.rtnl.Close()
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
 	if err := errors.Join(d.startWaysOut(), d.startForwarding()); err != nil {
@@ -119,7 +120,7 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 
 // Close ends the watching. Everything in the kernel stays.
 func (d *Dataplane) Close() error {
-	return errors.Join(d.forwarding.close(), d.waysOut.close(), d.watch.close(), d.moves.close(), d.rtnl.close())
+	return errors.Join(d.forwarding.close(), d.waysOut.close(), d.watch.close(), d.moves.close(), d.rtnl.Close())
 }
 
 // Changed implements [fabric.Dataplane].
@@ -152,7 +153,7 @@ func (d *Dataplane) ail(about, text string) {
 // Actual implements [fabric.Dataplane]. It asks the kernel for no listing, and
 // tells what was put before the call.
 func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
-	if err := d.watch.events.catchUp(ctx); err != nil {
+	if err := d.watch.events.CatchUp(ctx); err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
 	d.mu.Lock()
@@ -432,17 +433,17 @@ func (d *Dataplane) makeLink(p fabric.Port) (l link, err error) {
 			return err
 		}
 		// The mark comes first and alone; the rest goes out in one batch.
-		_, err := d.rtnl.do(message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(l.index, 0, 0), func(ae *netlink.AttributeEncoder) {
+		_, err := d.rtnl.Do(rtnl.Message(unix.RTM_SETLINK, netlink.Acknowledge, rtnl.IfInfoMsg(l.index, 0, 0), func(ae *netlink.AttributeEncoder) {
 			ae.String(unix.IFLA_IFALIAS, p.Alias())
 		}))
-		return reason(err)
+		return err
 	})
 	return l, err
 }
 
 // linkMessage gives a link the mark, the group, the MAC and the settings of a port.
 func (d *Dataplane) linkMessage(p fabric.Port, l link) netlink.Message {
-	return message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(l.index, 0, 0), func(ae *netlink.AttributeEncoder) {
+	return rtnl.Message(unix.RTM_SETLINK, netlink.Acknowledge, rtnl.IfInfoMsg(l.index, 0, 0), func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.IFLA_IFALIAS, p.Alias())
 		ae.Uint32(unix.IFLA_GROUP, fabric.LinkGroup)
 		if l.mac != p.Gateway.MAC {
@@ -513,20 +514,20 @@ func (d *Dataplane) carryOut(l link, changes []change) error {
 	for i, c := range changes {
 		msgs[i] = c.message
 	}
-	errs, err := d.rtnl.batch(msgs...)
+	errs, err := d.rtnl.Batch(msgs...)
 	if err != nil {
 		return err
 	}
 	for i, err := range errs {
 		c := changes[i]
-		if n := errnoOf(err); (n == unix.ESRCH || n == unix.ENOENT) && c.stale {
+		if n := rtnl.Errno(err); (n == unix.ESRCH || n == unix.ENOENT) && c.stale {
 			continue
 		}
-		if errnoOf(err) == unix.EEXIST && c.route.prefix.IsValid() {
+		if rtnl.Errno(err) == unix.EEXIST && c.route.prefix.IsValid() {
 			err = d.settleRoute(c.route)
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", c.text, reason(err))
+			return fmt.Errorf("%s: %w", c.text, err)
 		}
 		if c.addr.IsValid() {
 			d.watch.cache.added(l.index, c.addr)
@@ -544,8 +545,8 @@ func (d *Dataplane) quieten(p fabric.Port, l *link) error {
 	if len(l.conf6) == 0 || !theirs && (!l.up() || l.genMode == genModeNone) {
 		return nil
 	}
-	if _, err := d.rtnl.do(d.linkMessage(p, *l)); err != nil {
-		return fmt.Errorf("set up the link: %w", reason(err))
+	if _, err := d.rtnl.Do(d.linkMessage(p, *l)); err != nil {
+		return fmt.Errorf("set up the link: %w", err)
 	}
 	for _, off := range []int32{1, 0} {
 		if err := writeSysctl("ipv6/conf/"+l.name+"/disable_ipv6", off); err != nil {
@@ -579,7 +580,7 @@ func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []chang
 			last = append(last, set) // a source has its route to the port before it must have it
 		} else {
 			first = append(first, set)
-			add(message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(l.index, unix.IFF_UP, unix.IFF_UP), nil), change{text: "bring the link up"})
+			add(rtnl.Message(unix.RTM_SETLINK, netlink.Acknowledge, rtnl.IfInfoMsg(l.index, unix.IFF_UP, unix.IFF_UP), nil), change{text: "bring the link up"})
 		}
 	}
 	for _, a := range d.gateways(p) {
@@ -670,7 +671,7 @@ func (d *Dataplane) settleRoute(r route) error {
 	if have.proto != routeProtocol {
 		return foreign(have)
 	}
-	errs, err := d.rtnl.batch(
+	errs, err := d.rtnl.Batch(
 		routeMessage(unix.RTM_DELROUTE, 0, have),
 		routeMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, r))
 	if err != nil {
@@ -687,7 +688,7 @@ func addrMessage(typ netlink.HeaderType, flags netlink.HeaderFlags, index int32,
 			bits = 64
 		}
 	}
-	return message(typ, flags|netlink.Acknowledge, ifaddrmsg(family, bits, index), func(ae *netlink.AttributeEncoder) {
+	return rtnl.Message(typ, flags|netlink.Acknowledge, rtnl.IfAddrMsg(family, bits, index), func(ae *netlink.AttributeEncoder) {
 		ae.Bytes(unix.IFA_LOCAL, a.AsSlice())
 		ae.Bytes(unix.IFA_ADDRESS, a.AsSlice())
 		if a.Is6() {
@@ -709,11 +710,11 @@ func routeMessage(typ netlink.HeaderType, flags netlink.HeaderFlags, r route) ne
 	if typ == unix.RTM_DELROUTE {
 		rflags = 0
 	}
-	head := rtmsg(family, uint8(r.prefix.Bits()), scope, rflags)
+	head := rtnl.RtMsg(family, uint8(r.prefix.Bits()), routeProtocol, scope, rflags)
 	if r.table != 0 {
 		head[4] = uint8(r.table)
 	}
-	return message(typ, flags|netlink.Acknowledge, head, func(ae *netlink.AttributeEncoder) {
+	return rtnl.Message(typ, flags|netlink.Acknowledge, head, func(ae *netlink.AttributeEncoder) {
 		ae.Bytes(unix.RTA_DST, r.prefix.Addr().AsSlice())
 		ae.Uint32(unix.RTA_OIF, uint32(r.index))
 		if r.via.IsValid() {
@@ -731,7 +732,7 @@ const routeMatch = 0x2000
 
 // routeRequest asks for the route to an address.
 func routeRequest(a netip.Addr, flags uint32) netlink.Message {
-	return message(unix.RTM_GETROUTE, 0, routeQuery(a, flags), func(ae *netlink.AttributeEncoder) {
+	return rtnl.Message(unix.RTM_GETROUTE, 0, routeQuery(a, flags), func(ae *netlink.AttributeEncoder) {
 		ae.Bytes(unix.RTA_DST, a.AsSlice())
 	})
 }
@@ -745,10 +746,10 @@ func routeQuery(a netip.Addr, flags uint32) []byte {
 
 // lookup asks for the entry of the main table that a prefix's first address
 // matches (RTM_F_FIB_MATCH).
-func (r *rtnl) lookup(p netip.Prefix) (route, error) {
-	replies, err := r.do(routeRequest(p.Addr(), routeMatch))
+func (r *socket) lookup(p netip.Prefix) (route, error) {
+	replies, err := r.Do(routeRequest(p.Addr(), routeMatch))
 	if err != nil {
-		return route{}, reason(err)
+		return route{}, err
 	}
 	for _, reply := range replies {
 		if have, err := parseRoute(reply.Data); err == nil && have.prefix == p {
@@ -759,14 +760,14 @@ func (r *rtnl) lookup(p netip.Prefix) (route, error) {
 }
 
 // routeOf lists our routes for that at a place which is not an announcement.
-func (r *rtnl) routeOf(p place) (route, error) {
+func (r *socket) routeOf(p place) (route, error) {
 	family := uint8(unix.AF_INET)
 	if p.prefix.Addr().Is6() {
 		family = unix.AF_INET6
 	}
-	replies, err := r.do(message(unix.RTM_GETROUTE, netlink.Dump, dumpRoutes(family), nil))
+	replies, err := r.Do(rtnl.Message(unix.RTM_GETROUTE, netlink.Dump, dumpRoutes(family), nil))
 	if err != nil {
-		return route{}, reason(err)
+		return route{}, err
 	}
 	for _, reply := range replies {
 		if have, err := parseTableRoute(reply.Data); err == nil && have.place() == p && have.proto == routeProtocol && !have.announces() {
@@ -826,14 +827,14 @@ func (d *Dataplane) giveBack(p fabric.Port, l link) error {
 	for _, a := range d.gateways(p) {
 		msgs = append(msgs, addrMessage(unix.RTM_DELADDR, 0, l.index, a))
 	}
-	msgs = append(msgs, message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(l.index, 0, 0), func(ae *netlink.AttributeEncoder) {
+	msgs = append(msgs, rtnl.Message(unix.RTM_SETLINK, netlink.Acknowledge, rtnl.IfInfoMsg(l.index, 0, 0), func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.IFLA_IFALIAS, "")
 		ae.Uint32(unix.IFLA_GROUP, 0)
 	}))
-	errs, err := d.rtnl.batch(msgs...)
+	errs, err := d.rtnl.Batch(msgs...)
 	for _, e := range errs {
-		if n := errnoOf(e); e != nil && n != unix.ESRCH && n != unix.ENOENT && n != unix.EADDRNOTAVAIL && n != unix.ENODEV {
-			err = errors.Join(err, reason(e))
+		if n := rtnl.Errno(e); e != nil && n != unix.ESRCH && n != unix.ENOENT && n != unix.EADDRNOTAVAIL && n != unix.ENODEV {
+			err = errors.Join(err, e)
 		}
 	}
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 const (
@@ -88,18 +89,18 @@ func (d *Dataplane) divert(prefixes []netip.Prefix, to fabric.Node, troubles *tr
 		for _, p := range some {
 			msgs = append(msgs, diversionMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Replace, p, to.Source(p.Addr())))
 		}
-		errs, err := d.moves.rtnl.batch(msgs...)
+		errs, err := d.moves.rtnl.Batch(msgs...)
 		if err != nil {
-			return diverted, fmt.Errorf("divert: %w", reason(err))
+			return diverted, fmt.Errorf("divert: %w", err)
 		}
 		for i, err := range errs {
-			switch errnoOf(err) {
+			switch rtnl.Errno(err) {
 			case 0:
 				diverted = append(diverted, some[i])
 			case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EINVAL:
-				troubles.add(some[i], fmt.Errorf("node %s (%s) is no neighbour on one of the links: %w; put both nodes on one link", to.Name, to.Source(some[i].Addr()), reason(err)))
+				troubles.add(some[i], fmt.Errorf("node %s (%s) is no neighbour on one of the links: %w; put both nodes on one link", to.Name, to.Source(some[i].Addr()), err))
 			default:
-				troubles.add(some[i], reason(err))
+				troubles.add(some[i], err)
 			}
 		}
 	}
@@ -124,12 +125,12 @@ func familyName(a netip.Addr) string {
 // by itself, and refuses a next hop that is no neighbour: the router before it
 // might send the packet back.
 func diversionMessage(typ netlink.HeaderType, flags netlink.HeaderFlags, p netip.Prefix, via netip.Addr) netlink.Message {
-	head := rtmsg(familyOf(p.Addr()), uint8(p.Bits()), unix.RT_SCOPE_UNIVERSE, 0)
+	head := rtnl.RtMsg(familyOf(p.Addr()), uint8(p.Bits()), routeProtocol, unix.RT_SCOPE_UNIVERSE, 0)
 	head[4] = fabric.DivertedTable
 	if typ == unix.RTM_DELROUTE {
 		head[6], head[7] = unix.RT_SCOPE_NOWHERE, unix.RTN_UNSPEC // whatever it is
 	}
-	return message(typ, flags|netlink.Acknowledge, head, func(ae *netlink.AttributeEncoder) {
+	return rtnl.Message(typ, flags|netlink.Acknowledge, head, func(ae *netlink.AttributeEncoder) {
 		ae.Bytes(unix.RTA_DST, p.Addr().AsSlice())
 		ae.Uint32(unix.RTA_PRIORITY, fabric.PortMetric)
 		if via.IsValid() {
@@ -146,13 +147,13 @@ func (d *Dataplane) Return(_ context.Context, prefixes ...netip.Prefix) error {
 		for _, p := range some {
 			msgs = append(msgs, diversionMessage(unix.RTM_DELROUTE, 0, p, netip.Addr{}))
 		}
-		errs, err := d.moves.rtnl.batch(msgs...)
+		errs, err := d.moves.rtnl.Batch(msgs...)
 		if err != nil {
-			return fmt.Errorf("end diversion: %w", reason(err))
+			return fmt.Errorf("end diversion: %w", err)
 		}
 		for i, err := range errs {
-			if n := errnoOf(err); err != nil && n != unix.ESRCH && n != unix.ENOENT {
-				troubles.add(some[i], reason(err))
+			if n := rtnl.Errno(err); err != nil && n != unix.ESRCH && n != unix.ENOENT {
+				troubles.add(some[i], err)
 			}
 		}
 	}
@@ -165,9 +166,9 @@ func (d *Dataplane) Diverted(context.Context) ([]netip.Prefix, error) {
 	for _, family := range d.families() {
 		head := dumpRoutes(family)
 		head[4] = fabric.DivertedTable
-		replies, err := d.moves.rtnl.do(message(unix.RTM_GETROUTE, netlink.Dump, head, nil))
-		if err != nil && errnoOf(err) != unix.ENOENT { // no such table yet
-			return nil, fmt.Errorf("list diversions: %w", reason(err))
+		replies, err := d.moves.rtnl.Do(rtnl.Message(unix.RTM_GETROUTE, netlink.Dump, head, nil))
+		if err != nil && rtnl.Errno(err) != unix.ENOENT { // no such table yet
+			return nil, fmt.Errorf("list diversions: %w", err)
 		}
 		for _, reply := range replies {
 			if r, err := parseTableRoute(reply.Data); err == nil && r.table == fabric.DivertedTable && r.proto == routeProtocol {
@@ -250,9 +251,9 @@ var errNoHop = errors.New("no way to the node")
 // does not know it yet.
 func (d *Dataplane) hop(ctx context.Context, a netip.Addr) (hop, error) {
 	r := d.moves.rtnl
-	replies, err := r.do(routeRequest(a, 0))
+	replies, err := r.Do(routeRequest(a, 0))
 	if err != nil {
-		return hop{}, fmt.Errorf("route to %s: %w", a, reason(err))
+		return hop{}, fmt.Errorf("route to %s: %w", a, err)
 	}
 	var index int32
 	for _, reply := range replies {
@@ -278,7 +279,7 @@ func (d *Dataplane) hop(ctx context.Context, a netip.Addr) (hop, error) {
 }
 
 // resolve gives the MAC address of a neighbour.
-func (r *rtnl) resolve(ctx context.Context, a netip.Addr, index int32) (fabric.MAC, error) {
+func (r *socket) resolve(ctx context.Context, a netip.Addr, index int32) (fabric.MAC, error) {
 	const valid = unix.NUD_PERMANENT | unix.NUD_NOARP | unix.NUD_REACHABLE | unix.NUD_PROBE | unix.NUD_STALE | unix.NUD_DELAY
 	ctx, cancel := context.WithTimeout(ctx, resolveIn)
 	defer cancel()
@@ -291,10 +292,10 @@ func (r *rtnl) resolve(ctx context.Context, a netip.Addr, index int32) (fabric.M
 			return n.mac, nil
 		}
 		if !asked {
-			if _, err := r.do(message(unix.RTM_NEWNEIGH, netlink.Acknowledge|netlink.Create, ndmsg(a, index, unix.NUD_NONE, unix.NTF_USE), func(ae *netlink.AttributeEncoder) {
+			if _, err := r.Do(rtnl.Message(unix.RTM_NEWNEIGH, netlink.Acknowledge|netlink.Create, ndmsg(a, index, unix.NUD_NONE, unix.NTF_USE), func(ae *netlink.AttributeEncoder) {
 				ae.Bytes(unix.NDA_DST, a.AsSlice())
 			})); err != nil {
-				return fabric.MAC{}, fmt.Errorf("neighbour %s: %w", a, reason(err))
+				return fabric.MAC{}, fmt.Errorf("neighbour %s: %w", a, err)
 			}
 		}
 		select {
@@ -306,11 +307,11 @@ func (r *rtnl) resolve(ctx context.Context, a netip.Addr, index int32) (fabric.M
 }
 
 // neighbour gives what the kernel knows of a neighbour, or the zero neighbour.
-func (r *rtnl) neighbour(a netip.Addr, index int32) (neighbour, error) {
-	replies, err := r.do(message(unix.RTM_GETNEIGH, 0, ndmsg(a, index, 0, 0), func(ae *netlink.AttributeEncoder) {
+func (r *socket) neighbour(a netip.Addr, index int32) (neighbour, error) {
+	replies, err := r.Do(rtnl.Message(unix.RTM_GETNEIGH, 0, ndmsg(a, index, 0, 0), func(ae *netlink.AttributeEncoder) {
 		ae.Bytes(unix.NDA_DST, a.AsSlice())
 	}))
-	switch errnoOf(err) {
+	switch rtnl.Errno(err) {
 	case 0:
 		if err != nil {
 			return neighbour{}, err
@@ -332,5 +333,5 @@ func (r *rtnl) neighbour(a netip.Addr, index int32) (neighbour, error) {
 		}
 		return neighbour{}, err
 	}
-	return neighbour{}, reason(err)
+	return neighbour{}, err
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 // FIBConfig says which routes are those of a [FIB].
@@ -36,8 +38,8 @@ type FIBConfig struct {
 type FIB struct {
 	cfg    FIBConfig
 	log    *slog.Logger
-	rtnl   *rtnl
-	events *netlink.Conn
+	rtnl   *socket
+	events *rtnl.Events
 	wake   chan struct{}
 	stop   chan struct{}
 	wg     sync.WaitGroup
@@ -51,8 +53,6 @@ type FIB struct {
 	refused map[netip.Prefix]error
 	links   map[int32]bool // that routes of ours have led to
 	stale   bool           // have is to be listed anew
-	barrier barrier        // whose answer caughtUp waits for
-	arrived chan struct{}
 }
 
 // fibKey is what tells routes of ours from each other.
@@ -99,23 +99,17 @@ func NewFIB(cfg FIBConfig) (*FIB, error) {
 }
 
 func (f *FIB) open() (err error) {
-	if f.rtnl, err = dialRTNL(); err != nil {
+	if f.rtnl, err = dial(); err != nil {
 		return err
 	}
-	events, err := dialRTNL(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+	f.events, err = rtnl.Subscribe(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
 	if err != nil {
-		f.rtnl.close()
+		f.rtnl.Close()
 		return err
-	}
-	f.events = events.conn
-	if raw, err := f.events.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) {
-			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer)
-		})
 	}
 	// Listening comes before listing, so that nothing falls between the two.
 	if err = f.list(); err != nil {
-		f.rtnl.close()
+		f.rtnl.Close()
 		f.events.Close()
 	}
 	return err
@@ -209,7 +203,7 @@ func (f *FIB) Close() error {
 	for p, refusal := range f.refused {
 		err = errors.Join(err, fmt.Errorf("remove route %s: %w", p, refusal))
 	}
-	return errors.Join(err, f.rtnl.close())
+	return errors.Join(err, f.rtnl.Close())
 }
 
 func (f *FIB) key(p netip.Prefix) fibKey { return fibKey{p, f.cfg.Metric} }
@@ -297,9 +291,9 @@ func (f *FIB) list() error {
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		head := make([]byte, unix.SizeofRtMsg)
 		head[0], head[4], head[5] = family, unix.RT_TABLE_MAIN, f.cfg.Protocol
-		replies, err := f.rtnl.do(message(unix.RTM_GETROUTE, netlink.Dump, head, nil))
+		replies, err := f.rtnl.Do(rtnl.Message(unix.RTM_GETROUTE, netlink.Dump, head, nil))
 		if err != nil && !errors.Is(err, unix.ENOENT) { // no such table yet
-			return reason(err)
+			return err
 		}
 		for _, reply := range replies {
 			// A kernel before 5.0 lists the routes of all protocols.
@@ -320,13 +314,9 @@ func (f *FIB) step() bool {
 	if len(msgs) == 0 {
 		return false
 	}
-	errs, err := f.rtnl.batch(msgs...)
+	errs, err := f.rtnl.Batch(msgs...)
 	if err != nil {
 		f.log.Warn("routes", "protocol", f.cfg.Protocol, "err", err)
-		if fresh, dialErr := dialRTNL(); dialErr == nil { // answers may be left in the old one
-			f.rtnl.close()
-			f.rtnl = fresh
-		}
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.mistrust()
@@ -379,13 +369,13 @@ func (f *FIB) difference(k fibKey) (netlink.Message, bool) {
 // note takes the kernel's refusal, or its consent, whose effect is notified.
 // f.mu is held.
 func (f *FIB) note(k fibKey, m netlink.Message, err error) {
-	errno := errnoOf(err)
+	errno := rtnl.Errno(err)
 	if err == nil || m.Header.Type == unix.RTM_DELROUTE && errno == unix.ESRCH {
 		delete(f.refused, k.prefix)
 		return
 	}
 	if _, known := f.refused[k.prefix]; !known {
-		f.log.Warn("route refused", "prefix", k.prefix, "via", f.want[k.prefix], "err", reason(err))
+		f.log.Warn("route refused", "prefix", k.prefix, "via", f.want[k.prefix], "err", err)
 		if errno == unix.EEXIST || errno == unix.ENOENT {
 			f.mistrust() // once: perhaps it is ours
 		}
@@ -394,9 +384,7 @@ func (f *FIB) note(k fibKey, m netlink.Message, err error) {
 	case unix.EEXIST:
 		err = fmt.Errorf("there is one of metric %d already, and it is not ours; see ip route show %s", k.metric, k.prefix)
 	case unix.ENETUNREACH, unix.EHOSTUNREACH:
-		err = fmt.Errorf("%w; the next hop must be a neighbour on one of the node's links", reason(err))
-	default:
-		err = reason(err)
+		err = fmt.Errorf("%w; the next hop must be a neighbour on one of the node's links", err)
 	}
 	f.refused[k.prefix] = err
 }
@@ -413,7 +401,7 @@ func (f *FIB) message(typ netlink.HeaderType, flags netlink.HeaderFlags, k fibKe
 	head := make([]byte, unix.SizeofRtMsg)
 	head[0], head[1] = family, uint8(k.prefix.Bits())
 	head[4], head[5], head[6], head[7] = unix.RT_TABLE_MAIN, f.cfg.Protocol, scope, kind
-	return message(typ, flags|netlink.Acknowledge, head, func(ae *netlink.AttributeEncoder) {
+	return rtnl.Message(typ, flags|netlink.Acknowledge, head, func(ae *netlink.AttributeEncoder) {
 		ae.Bytes(unix.RTA_DST, k.prefix.Addr().AsSlice())
 		ae.Uint32(unix.RTA_PRIORITY, k.metric)
 		switch {
@@ -430,16 +418,14 @@ func (f *FIB) message(typ netlink.HeaderType, flags netlink.HeaderFlags, k fibKe
 func (f *FIB) receive() {
 	for {
 		msgs, err := f.events.Receive()
-		select {
-		case <-f.stop:
+		if errors.Is(err, os.ErrClosed) {
 			return
-		default:
 		}
 		f.mu.Lock()
 		if err != nil { // some were lost
 			f.mistrust()
-			f.pass()
 			f.mu.Unlock()
+			f.events.Pass(nil)
 			if !errors.Is(err, unix.ENOBUFS) {
 				f.log.Error("rtnetlink notifications", "err", err)
 				time.Sleep(fibSettle)
@@ -448,11 +434,9 @@ func (f *FIB) receive() {
 		}
 		for _, m := range msgs {
 			f.apply(m)
-			if barrierOf(m) == f.barrier {
-				f.pass()
-			}
 		}
 		f.mu.Unlock()
+		f.events.Pass(msgs)
 	}
 }
 
@@ -503,36 +487,7 @@ func (f *FIB) apply(m netlink.Message) {
 }
 
 // caughtUp waits until every notification that the kernel has sent by now is
-// applied, and reports whether it is: it asks something on the events' own
-// socket, whose answer comes behind them.
-func (f *FIB) caughtUp() bool {
-	f.mu.Lock()
-	sent, err := f.events.Send(message(unix.RTM_GETLINK, 0, ifinfomsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
-		ae.String(unix.IFLA_IFNAME, "lo")
-		ae.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats)
-	}))
-	arrived := make(chan struct{})
-	if err == nil {
-		f.barrier, f.arrived = barrierOf(sent), arrived
-	}
-	f.mu.Unlock()
-	if err != nil {
-		return false
-	}
-	select {
-	case <-arrived:
-		return true
-	case <-f.stop:
-		return false
-	}
-}
-
-// pass lets caughtUp through. f.mu is held.
-func (f *FIB) pass() {
-	if f.arrived != nil {
-		close(f.arrived)
-		f.arrived = nil
-	}
-}
+// applied, and reports whether it is.
+func (f *FIB) caughtUp() bool { return f.events.CatchUp(context.Background()) == nil }
 
 var _ fabric.Diagnoser = (*FIB)(nil)

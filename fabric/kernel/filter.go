@@ -451,7 +451,7 @@ func rulesGeneration() (uint32, error) {
 		Data:   make([]byte, sizeofNfgenmsg),
 	})
 	if err != nil {
-		return 0, reason(err)
+		return 0, err
 	}
 	for _, reply := range replies {
 		if len(reply.Data) < sizeofNfgenmsg {

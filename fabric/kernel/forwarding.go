@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 const (
@@ -43,7 +44,7 @@ type forwarding struct {
 	guests []netip.Addr // of each family that is to pass, one address that a guest may have
 	links  func() ([]string, error)
 	hosts  []netip.Addr // the cluster's other machines
-	rtnl   *rtnl
+	rtnl   *socket
 	ipv6   bool
 	log    *slog.Logger
 	rules  *netlink.Conn // says when nftables rules change; nil where there is no nf_tables
@@ -88,7 +89,7 @@ func (d *Dataplane) startForwarding() error {
 		return err
 	}
 	var err error
-	if f.rtnl, err = dialRTNL(); err != nil { // a trial waits for the kernel; nobody else is to wait with it
+	if f.rtnl, err = dial(); err != nil { // a trial waits for the kernel; nobody else is to wait with it
 		return err
 	}
 	f.rules, err = dialRules()
@@ -113,7 +114,7 @@ func (f *forwarding) close() error {
 		f.rules.Close()
 	}
 	f.wg.Wait()
-	return f.rtnl.close()
+	return f.rtnl.Close()
 }
 
 // run makes trials when something changed, and in rounds.
@@ -383,7 +384,7 @@ func (f *forwarding) sender(c course) netip.Addr {
 		if familyOf(a) != c.family {
 			continue
 		}
-		replies, err := f.rtnl.do(routeRequest(a, 0))
+		replies, err := f.rtnl.Do(routeRequest(a, 0))
 		if err != nil {
 			continue
 		}
@@ -444,7 +445,7 @@ func (f *forwarding) listen() {
 		msgs, err := f.rules.Receive()
 		switch {
 		case err == nil:
-		case errnoOf(err) == unix.ENOBUFS:
+		case rtnl.Errno(err) == unix.ENOBUFS:
 			f.changed(true)
 			continue
 		default:

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 // Constants of <linux/if_link.h>, <linux/ip.h> and <linux/ipv6.h> that x/sys
@@ -163,26 +164,26 @@ func (l *link) parseSpec(ad *netlink.AttributeDecoder) error {
 }
 
 // linkByName asks for one link; the error is os.ErrNotExist when there is none.
-func (r *rtnl) linkByName(name string) (link, error) {
-	return r.link(ifinfomsg(0, 0, 0), func(ae *netlink.AttributeEncoder) { ae.String(unix.IFLA_IFNAME, name) })
+func (r *socket) linkByName(name string) (link, error) {
+	return r.link(rtnl.IfInfoMsg(0, 0, 0), func(ae *netlink.AttributeEncoder) { ae.String(unix.IFLA_IFNAME, name) })
 }
 
-func (r *rtnl) linkByIndex(index int32) (link, error) {
-	return r.link(ifinfomsg(index, 0, 0), nil)
+func (r *socket) linkByIndex(index int32) (link, error) {
+	return r.link(rtnl.IfInfoMsg(index, 0, 0), nil)
 }
 
-func (r *rtnl) link(head []byte, attrs func(*netlink.AttributeEncoder)) (link, error) {
-	replies, err := r.do(message(unix.RTM_GETLINK, 0, head, func(ae *netlink.AttributeEncoder) {
+func (r *socket) link(head []byte, attrs func(*netlink.AttributeEncoder)) (link, error) {
+	replies, err := r.Do(rtnl.Message(unix.RTM_GETLINK, 0, head, func(ae *netlink.AttributeEncoder) {
 		if attrs != nil {
 			attrs(ae)
 		}
 		ae.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats)
 	}))
-	if errnoOf(err) == unix.ENODEV {
+	if rtnl.Errno(err) == unix.ENODEV {
 		return link{}, os.ErrNotExist
 	}
 	if err != nil {
-		return link{}, reason(err)
+		return link{}, err
 	}
 	if len(replies) == 0 {
 		return link{}, errors.New("rtnetlink: no reply about a link")
@@ -192,8 +193,8 @@ func (r *rtnl) link(head []byte, attrs func(*netlink.AttributeEncoder)) (link, e
 
 // addVeth makes a veth pair whose host end carries the port group from the
 // first moment, so that a half-made one is recognised.
-func (r *rtnl) addVeth(name, peer string, mac fabric.MAC, mtu int, queue uint32) error {
-	_, err := r.do(message(unix.RTM_NEWLINK, netlink.Acknowledge|netlink.Create|netlink.Excl, ifinfomsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
+func (r *socket) addVeth(name, peer string, mac fabric.MAC, mtu int, queue uint32) error {
+	_, err := r.Do(rtnl.Message(unix.RTM_NEWLINK, netlink.Acknowledge|netlink.Create|netlink.Excl, rtnl.IfInfoMsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.IFLA_IFNAME, name)
 		ae.Bytes(unix.IFLA_ADDRESS, mac[:])
 		ae.Uint32(unix.IFLA_GROUP, fabric.LinkGroup)
@@ -211,22 +212,22 @@ func (r *rtnl) addVeth(name, peer string, mac fabric.MAC, mtu int, queue uint32)
 						p.Uint32(unix.IFLA_MTU, uint32(mtu))
 					}
 					b, err := p.Encode()
-					return append(ifinfomsg(0, 0, 0), b...), err
+					return append(rtnl.IfInfoMsg(0, 0, 0), b...), err
 				})
 				return nil
 			})
 			return nil
 		})
 	}))
-	if errnoOf(err) == unix.EEXIST {
+	if rtnl.Errno(err) == unix.EEXIST {
 		return fmt.Errorf("a link named %s or %s is there already; remove it: ip link del %s", name, peer, peer)
 	}
-	return reason(err)
+	return err
 }
 
 // addAltName gives a link its full name; only kernels since 5.5 know how.
-func (r *rtnl) addAltName(index int32, name string) error {
-	_, err := r.do(message(unix.RTM_NEWLINKPROP, netlink.Acknowledge|netlink.Create|netlink.Append|netlink.Excl, ifinfomsg(index, 0, 0), func(ae *netlink.AttributeEncoder) {
+func (r *socket) addAltName(index int32, name string) error {
+	_, err := r.Do(rtnl.Message(unix.RTM_NEWLINKPROP, netlink.Acknowledge|netlink.Create|netlink.Append|netlink.Excl, rtnl.IfInfoMsg(index, 0, 0), func(ae *netlink.AttributeEncoder) {
 		ae.Nested(unix.IFLA_PROP_LIST, func(ae *netlink.AttributeEncoder) error {
 			ae.String(unix.IFLA_ALT_IFNAME, name)
 			return nil

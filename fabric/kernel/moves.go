@@ -13,7 +13,7 @@ import (
 // moves is what a dataplane has open for guests that move: who listens to which
 // port, and sockets of its own, so that a diversion waits for no other request.
 type moves struct {
-	rtnl      *rtnl
+	rtnl      *socket
 	heard     chan string
 	changed   func()                         // a guest that was to be heard is not waited for any more
 	introduce func(nic fabric.NIC, at int32) // a guest was heard, with this MAC address
@@ -34,7 +34,7 @@ type moves struct {
 const heardAtOnce = 64
 
 func newMoves(changed func(), introduce func(fabric.NIC, int32)) (*moves, error) {
-	r, err := dialRTNL()
+	r, err := dial()
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +65,7 @@ func (m *moves) close() error {
 	if sender != nil {
 		err = sender.close()
 	}
-	return errors.Join(err, m.rtnl.close())
+	return errors.Join(err, m.rtnl.Close())
 }
 
 // attend listens for the guest of a port that is incoming, on the link that the

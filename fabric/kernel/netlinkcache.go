@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 // netlinkCache is what the kernel has of ours, kept by its notifications, so that
@@ -81,7 +82,7 @@ func (m *netlinkCache) reset() {
 }
 
 // take fills the netlink cache for the first time.
-func (m *netlinkCache) take(r *rtnl) error {
+func (m *netlinkCache) take(r *socket) error {
 	err := m.load(r)
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -92,21 +93,21 @@ func (m *netlinkCache) take(r *rtnl) error {
 }
 
 // load fills the netlink cache from full listings.
-func (m *netlinkCache) load(r *rtnl) error {
+func (m *netlinkCache) load(r *socket) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	before := m.links
 	m.reset()
 	dump := func(typ netlink.HeaderType, head []byte, attrs func(*netlink.AttributeEncoder)) error {
-		replies, err := r.do(message(typ, netlink.Dump, head, attrs))
+		replies, err := r.Do(rtnl.Message(typ, netlink.Dump, head, attrs))
 		for _, reply := range replies {
 			m.apply(reply)
 		}
-		return reason(err)
+		return err
 	}
 	err := errors.Join(
-		dump(unix.RTM_GETLINK, ifinfomsg(0, 0, 0), func(ae *netlink.AttributeEncoder) { ae.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats) }),
-		dump(unix.RTM_GETADDR, ifaddrmsg(unix.AF_UNSPEC, 0, 0), nil),
+		dump(unix.RTM_GETLINK, rtnl.IfInfoMsg(0, 0, 0), func(ae *netlink.AttributeEncoder) { ae.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats) }),
+		dump(unix.RTM_GETADDR, rtnl.IfAddrMsg(unix.AF_UNSPEC, 0, 0), nil),
 		dump(unix.RTM_GETROUTE, dumpRoutes(unix.AF_INET), nil),
 		dump(unix.RTM_GETROUTE, dumpRoutes(unix.AF_INET6), nil),
 	)

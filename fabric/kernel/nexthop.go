@@ -9,6 +9,8 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 // nextHops knows on which links the addresses are that announcements name.
@@ -27,10 +29,10 @@ const readEvery = time.Second
 func newNextHops(v4, v6 netip.Addr) *nextHops { return &nextHops{v4: v4, v6: v6} }
 
 // load lists what there is; with what comes after it, apply keeps it up.
-func (h *nextHops) load(r *rtnl) error {
-	replies, err := r.do(message(unix.RTM_GETADDR, netlink.Dump, ifaddrmsg(unix.AF_UNSPEC, 0, 0), nil))
+func (h *nextHops) load(r *socket) error {
+	replies, err := r.Do(rtnl.Message(unix.RTM_GETADDR, netlink.Dump, rtnl.IfAddrMsg(unix.AF_UNSPEC, 0, 0), nil))
 	if err != nil {
-		return reason(err)
+		return err
 	}
 	h.mu.Lock()
 	h.links = map[netip.Addr]map[int32]bool{}

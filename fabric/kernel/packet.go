@@ -13,6 +13,9 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
+// packetBuffer holds some thousand frames.
+const packetBuffer = 8 << 20
+
 // Frames are taken and sent by packet(7) sockets, with a header that says what
 // the kernel has still to do to them (PACKET_VNET_HDR, struct virtio_net_hdr of
 // <linux/virtio_net.h>): a frame from a socket of this machine, or from another
@@ -43,7 +46,7 @@ func packetSocket(index int32, options ...int) (*os.File, error) {
 		}
 	}
 	if index != 0 {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer)
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, packetBuffer)
 		err = errors.Join(
 			os.NewSyscallError("setsockopt SO_TIMESTAMPNS", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1)),
 			os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkUint16(unix.ETH_P_ALL), Ifindex: int(index)})),
@@ -100,7 +103,7 @@ func newSender() (*sender, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = control(f, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, receiveBuffer) })
+	_ = control(f, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, packetBuffer) })
 	return &sender{file: f}, nil
 }
 

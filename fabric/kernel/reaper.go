@@ -7,6 +7,8 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 // doomedGroup is where links wait for their common end. It is far from any
@@ -18,7 +20,7 @@ const doomedGroup = 0x766d6661
 // one, about 20 ms each, whether it is one link or a thousand: so removals
 // that are asked for while one is under way are made together, by group.
 type reaper struct {
-	rtnl *rtnl
+	rtnl *socket
 
 	mu      sync.Mutex
 	waiting []*removal
@@ -61,15 +63,15 @@ func (r *reaper) reap(jobs []*removal) {
 	}
 	var err error
 	if len(links) == 1 {
-		_, err = r.rtnl.do(message(unix.RTM_DELLINK, netlink.Acknowledge, ifinfomsg(links[0], 0, 0), nil))
+		_, err = r.rtnl.Do(rtnl.Message(unix.RTM_DELLINK, netlink.Acknowledge, rtnl.IfInfoMsg(links[0], 0, 0), nil))
 	} else {
 		err = r.reapGroup(links)
 	}
-	if e := errnoOf(err); e == unix.ENODEV {
+	if e := rtnl.Errno(err); e == unix.ENODEV {
 		err = nil // gone by itself
 	}
 	for _, j := range jobs {
-		j.err = reason(err)
+		j.err = err
 		close(j.done)
 	}
 }
@@ -80,25 +82,25 @@ func (r *reaper) reapGroup(links []int32) error {
 		n := min(len(links), atOnce)
 		msgs := make([]netlink.Message, n)
 		for i, index := range links[:n] {
-			msgs[i] = message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(index, 0, 0), func(ae *netlink.AttributeEncoder) {
+			msgs[i] = rtnl.Message(unix.RTM_SETLINK, netlink.Acknowledge, rtnl.IfInfoMsg(index, 0, 0), func(ae *netlink.AttributeEncoder) {
 				ae.Uint32(unix.IFLA_GROUP, doomedGroup)
 			})
 		}
-		errs, err := r.rtnl.batch(msgs...)
+		errs, err := r.rtnl.Batch(msgs...)
 		if err != nil {
 			return err
 		}
 		for _, err := range errs {
-			if err != nil && errnoOf(err) != unix.ENODEV {
-				return fmt.Errorf("remove links: %w", reason(err))
+			if err != nil && rtnl.Errno(err) != unix.ENODEV {
+				return fmt.Errorf("remove links: %w", err)
 			}
 		}
 		links = links[n:]
 	}
-	_, err := r.rtnl.do(message(unix.RTM_DELLINK, netlink.Acknowledge, ifinfomsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
+	_, err := r.rtnl.Do(rtnl.Message(unix.RTM_DELLINK, netlink.Acknowledge, rtnl.IfInfoMsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
 		ae.Uint32(unix.IFLA_GROUP, doomedGroup)
 	}))
-	if errors.Is(err, unix.EINVAL) || errnoOf(err) == unix.ENODEV {
+	if errors.Is(err, unix.EINVAL) || rtnl.Errno(err) == unix.ENODEV {
 		return nil // all of them went by themselves
 	}
 	return err

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 // renameFormer gives ports of the cluster that are called [fabric.FormerPortName]
@@ -15,11 +16,11 @@ import (
 // any name. The former name stays as an alternative one where the kernel has
 // such, for programs that know the port by it.
 func (d *Dataplane) renameFormer() error {
-	replies, err := d.rtnl.do(message(unix.RTM_GETLINK, netlink.Dump, ifinfomsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
+	replies, err := d.rtnl.Do(rtnl.Message(unix.RTM_GETLINK, netlink.Dump, rtnl.IfInfoMsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
 		ae.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats)
 	}))
 	if err != nil {
-		return fmt.Errorf("list ports: %w", reason(err))
+		return fmt.Errorf("list ports: %w", err)
 	}
 	var errs []error
 	for _, reply := range replies {
@@ -33,7 +34,7 @@ func (d *Dataplane) renameFormer() error {
 		}
 		if name := fabric.PortName(vm, n); name != l.name {
 			if err := d.rtnl.rename(l, name); err != nil {
-				errs = append(errs, fmt.Errorf("rename port %s to %s: %w; stop the guest, or remove the link that has the name", l.name, name, reason(err)))
+				errs = append(errs, fmt.Errorf("rename port %s to %s: %w; stop the guest, or remove the link that has the name", l.name, name, err))
 				continue
 			}
 			_ = d.rtnl.addAltName(l.index, l.name)
@@ -45,14 +46,14 @@ func (d *Dataplane) renameFormer() error {
 
 // rename gives a link another name. Before Linux 6.2 only one that is down takes
 // it; the port's routes go with that, and come again when it is put.
-func (r *rtnl) rename(l link, name string) error {
+func (r *socket) rename(l link, name string) error {
 	set := func(flags, mask uint32, attrs func(*netlink.AttributeEncoder)) error {
-		_, err := r.do(message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(l.index, flags, mask), attrs))
+		_, err := r.Do(rtnl.Message(unix.RTM_SETLINK, netlink.Acknowledge, rtnl.IfInfoMsg(l.index, flags, mask), attrs))
 		return err
 	}
 	called := func(ae *netlink.AttributeEncoder) { ae.String(unix.IFLA_IFNAME, name) }
 	err := set(0, 0, called)
-	if errnoOf(err) != unix.EBUSY {
+	if rtnl.Errno(err) != unix.EBUSY {
 		return err
 	}
 	if err := set(0, unix.IFF_UP, nil); err != nil {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 // routeCache is every route of our protocol in the main table, by its prefix: those
@@ -30,22 +31,22 @@ func newRouteCache() *routeCache {
 }
 
 // listRoutes fills a route cache from full listings.
-func listRoutes(r *rtnl) (*routeCache, error) {
+func listRoutes(r *socket) (*routeCache, error) {
 	s := newRouteCache()
 	var errs []error
 	for _, ask := range []struct {
 		typ  netlink.HeaderType
 		head []byte
 	}{
-		{unix.RTM_GETADDR, ifaddrmsg(unix.AF_INET, 0, 0)},
+		{unix.RTM_GETADDR, rtnl.IfAddrMsg(unix.AF_INET, 0, 0)},
 		{unix.RTM_GETROUTE, dumpRoutes(unix.AF_INET)},
 		{unix.RTM_GETROUTE, dumpRoutes(unix.AF_INET6)},
 	} {
-		replies, err := r.do(message(ask.typ, netlink.Dump, ask.head, nil))
+		replies, err := r.Do(rtnl.Message(ask.typ, netlink.Dump, ask.head, nil))
 		for _, reply := range replies {
 			s.apply(reply)
 		}
-		errs = append(errs, reason(err))
+		errs = append(errs, err)
 	}
 	return s, errors.Join(errs...)
 }

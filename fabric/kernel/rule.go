@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 // toTable is FR_ACT_TO_TBL of <linux/fib_rules.h>, which x/sys does not have.
@@ -38,7 +39,7 @@ func (r rule) message() netlink.Message {
 func (r rule) request(typ netlink.HeaderType, flags netlink.HeaderFlags) netlink.Message {
 	head := make([]byte, 12) // struct fib_rule_hdr
 	head[0], head[4], head[7] = r.family, uint8(r.table), toTable
-	return message(typ, netlink.Acknowledge|flags, head, func(ae *netlink.AttributeEncoder) {
+	return rtnl.Message(typ, netlink.Acknowledge|flags, head, func(ae *netlink.AttributeEncoder) {
 		ae.Uint32(unix.FRA_PRIORITY, r.priority)
 		ae.Uint32(unix.FRA_TABLE, r.table)
 		ae.Uint8(unix.FRA_PROTOCOL, routeProtocol) // Linux 4.17
@@ -60,7 +61,7 @@ func (d *Dataplane) families() []uint8 {
 }
 
 // ensureRules makes rules that are not there.
-func (r *rtnl) ensureRules(rules []rule) error {
+func (r *socket) ensureRules(rules []rule) error {
 	if len(rules) == 0 {
 		return nil
 	}
@@ -68,13 +69,13 @@ func (r *rtnl) ensureRules(rules []rule) error {
 	for i := range rules {
 		msgs[i] = rules[i].message()
 	}
-	errs, err := r.batch(msgs...)
+	errs, err := r.Batch(msgs...)
 	if err != nil {
 		return err
 	}
 	for i, err := range errs {
-		if err != nil && errnoOf(err) != unix.EEXIST {
-			return fmt.Errorf("rule of priority %d: %w", rules[i].priority, reason(err))
+		if err != nil && rtnl.Errno(err) != unix.EEXIST {
+			return fmt.Errorf("rule of priority %d: %w", rules[i].priority, err)
 		}
 	}
 	return nil
@@ -98,9 +99,9 @@ func (d *Dataplane) forgetRoutes6() error {
 		return nil
 	}
 	r := rule{family: unix.AF_INET6, priority: fabric.DivertedRule, table: fabric.DivertedTable}
-	errs, err := d.moves.rtnl.batch(r.request(unix.RTM_NEWRULE, netlink.Create), r.request(unix.RTM_DELRULE, 0))
+	errs, err := d.moves.rtnl.Batch(r.request(unix.RTM_NEWRULE, netlink.Create), r.request(unix.RTM_DELRULE, 0))
 	if err = errors.Join(append(errs, err)...); err != nil {
-		return fmt.Errorf("rule of priority %d: %w", r.priority, reason(err))
+		return fmt.Errorf("rule of priority %d: %w", r.priority, err)
 	}
 	return nil
 }
@@ -156,9 +157,9 @@ func (d *Dataplane) keepRules() {
 func (d *Dataplane) underlayLinks() ([]string, error) {
 	indexes := map[int32]bool{}
 	for _, a := range d.underlay {
-		replies, err := d.rtnl.do(routeRequest(a, routeMatch))
+		replies, err := d.rtnl.Do(routeRequest(a, routeMatch))
 		if err != nil {
-			if errnoOf(err) == 0 {
+			if rtnl.Errno(err) == 0 {
 				return nil, err
 			}
 			continue // no route to that one

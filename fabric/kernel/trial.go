@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 // A trial sends packets of its own through the node's forwarding path, between
@@ -88,7 +89,7 @@ func (o outcome) dropper() traceStep {
 
 // trial is one that is being made.
 type trial struct {
-	rtnl       *rtnl
+	rtnl       *socket
 	port, peer link
 	out        *os.File // a packet socket that sends
 	trace      *netlink.Conn
@@ -96,7 +97,7 @@ type trial struct {
 }
 
 // openTrial makes the throw-away port and begins to listen.
-func openTrial(r *rtnl, ipv6 bool) (t *trial, err error) {
+func openTrial(r *socket, ipv6 bool) (t *trial, err error) {
 	t = &trial{rtnl: r, patience: trialPatience}
 	defer func() {
 		if err != nil {
@@ -116,16 +117,16 @@ func openTrial(r *rtnl, ipv6 bool) (t *trial, err error) {
 		return t, err
 	}
 	up := func(l link) netlink.Message {
-		return message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(l.index, unix.IFF_UP|unix.IFF_NOARP, unix.IFF_UP|unix.IFF_NOARP), nil)
+		return rtnl.Message(unix.RTM_SETLINK, netlink.Acknowledge, rtnl.IfInfoMsg(l.index, unix.IFF_UP|unix.IFF_NOARP, unix.IFF_UP|unix.IFF_NOARP), nil)
 	}
-	errs, err := r.batch(
-		message(unix.RTM_SETLINK, netlink.Acknowledge, ifinfomsg(t.port.index, 0, 0), func(ae *netlink.AttributeEncoder) {
+	errs, err := r.Batch(
+		rtnl.Message(unix.RTM_SETLINK, netlink.Acknowledge, rtnl.IfInfoMsg(t.port.index, 0, 0), func(ae *netlink.AttributeEncoder) {
 			ae.String(unix.IFLA_IFALIAS, trialAlias)
 			encodeSpec(ae, len(t.port.conf6) > 0, strictPath)
 		}),
 		up(t.port), up(t.peer))
 	if err = errors.Join(append(errs, err)...); err != nil {
-		return t, fmt.Errorf("set up %s: %w", trialPort, reason(err))
+		return t, fmt.Errorf("set up %s: %w", trialPort, err)
 	}
 	if err = t.settings(ipv6); err != nil {
 		return t, err
@@ -178,7 +179,7 @@ func (t *trial) close() error {
 
 // removeTrial removes what a trial makes, of this process or of one before it
 // that was killed. The rule stays, as those of moves do.
-func (r *rtnl) removeTrial() error {
+func (r *socket) removeTrial() error {
 	c, err := nftables.New()
 	if err == nil {
 		table := &nftables.Table{Family: nftables.TableFamilyINet, Name: trialName}
@@ -186,14 +187,14 @@ func (r *rtnl) removeTrial() error {
 		c.DelTable(table)
 		err = c.Flush()
 	}
-	if errnoOf(err) == unix.EOPNOTSUPP || errnoOf(err) == unix.ENOENT || errnoOf(err) == unix.EINVAL {
+	if rtnl.Errno(err) == unix.EOPNOTSUPP || rtnl.Errno(err) == unix.ENOENT || rtnl.Errno(err) == unix.EINVAL {
 		err = nil // a kernel without nf_tables has no table
 	}
 	return errors.Join(err, r.removeTrialLink(), r.removeTrialRoutes())
 }
 
 // removeTrialLink removes the throw-away port. One of that name that is not ours is an error.
-func (r *rtnl) removeTrialLink() error {
+func (r *socket) removeTrialLink() error {
 	l, err := r.linkByName(trialPort)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -204,19 +205,19 @@ func (r *rtnl) removeTrialLink() error {
 	if unmarked := l.alias == "" && l.group == fabric.LinkGroup && l.mac == trialMAC; l.alias != trialAlias && !unmarked {
 		return fmt.Errorf("link %s is there and %w; rename it, the agent needs the name", trialPort, fabric.ErrForeign)
 	}
-	_, err = r.do(message(unix.RTM_DELLINK, netlink.Acknowledge, ifinfomsg(l.index, 0, 0), nil))
-	if errnoOf(err) == unix.ENODEV {
+	_, err = r.Do(rtnl.Message(unix.RTM_DELLINK, netlink.Acknowledge, rtnl.IfInfoMsg(l.index, 0, 0), nil))
+	if rtnl.Errno(err) == unix.ENODEV {
 		return nil
 	}
-	return reason(err)
+	return err
 }
 
-func (r *rtnl) removeTrialRoutes() error {
+func (r *socket) removeTrialRoutes() error {
 	var errs []error
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		head := dumpRoutes(family)
 		head[4] = fabric.TrialTable
-		replies, err := r.do(message(unix.RTM_GETROUTE, netlink.Dump, head, nil))
+		replies, err := r.Do(rtnl.Message(unix.RTM_GETROUTE, netlink.Dump, head, nil))
 		if err != nil {
 			continue // no such table, or no such family
 		}
@@ -229,10 +230,10 @@ func (r *rtnl) removeTrialRoutes() error {
 		if len(msgs) == 0 {
 			continue
 		}
-		gone, err := r.batch(msgs...)
+		gone, err := r.Batch(msgs...)
 		for _, e := range gone {
-			if e != nil && errnoOf(e) != unix.ESRCH {
-				err = errors.Join(err, reason(e))
+			if e != nil && rtnl.Errno(e) != unix.ESRCH {
+				err = errors.Join(err, e)
 			}
 		}
 		errs = append(errs, err)
@@ -254,12 +255,12 @@ func (t *trial) prepare(c course) error {
 	if err := t.rtnl.ensureRules([]rule{{family: c.family, priority: fabric.TrialRule, mark: trialMark, table: fabric.TrialTable}}); err != nil {
 		return err
 	}
-	errs, err := t.rtnl.batch(
+	errs, err := t.rtnl.Batch(
 		routeMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Replace, route{table: fabric.TrialTable, prefix: fabric.HostPrefix(c.guest), index: t.port.index}),
 		routeMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Replace, route{table: fabric.TrialTable, prefix: fabric.HostPrefix(c.remote), index: c.link.index}),
 	)
 	if err = errors.Join(append(errs, err)...); err != nil {
-		return fmt.Errorf("route by %s: %w", c.link.name, reason(err))
+		return fmt.Errorf("route by %s: %w", c.link.name, err)
 	}
 	if err := t.table(c); err != nil {
 		return fmt.Errorf("nftables table %s: %w", trialName, err)

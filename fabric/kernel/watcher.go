@@ -13,6 +13,8 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 const (
@@ -30,7 +32,7 @@ const (
 // it was put.
 type watcher struct {
 	d       *Dataplane
-	events  *notices
+	events  *rtnl.Events
 	cache   *netlinkCache
 	changed chan struct{}
 	wake    chan struct{}
@@ -58,7 +60,7 @@ func startWatcher(d *Dataplane) (*watcher, error) {
 		held: map[string]int{}, lastPuts: map[string]int{}, awaited: map[string]bool{}, suspects: map[string]bool{},
 	}
 	var err error
-	w.events, err = dialNotices(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+	w.events, err = rtnl.Subscribe(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
 		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
 	if err != nil {
@@ -66,11 +68,11 @@ func startWatcher(d *Dataplane) (*watcher, error) {
 	}
 	// Listening comes before listing, so that nothing falls between the two.
 	if err := w.cache.take(d.rtnl); err != nil {
-		w.events.close()
+		w.events.Close()
 		return nil, fmt.Errorf("list ports: %w", err)
 	}
 	if err := d.hops.load(d.rtnl); err != nil {
-		w.events.close()
+		w.events.Close()
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	d.protect(nil) // what an earlier process let through stays until ports were put
@@ -80,7 +82,7 @@ func startWatcher(d *Dataplane) (*watcher, error) {
 }
 
 func (w *watcher) close() error {
-	err := w.events.close()
+	err := w.events.Close()
 	w.wg.Wait()
 	return err
 }
@@ -88,8 +90,8 @@ func (w *watcher) close() error {
 // receive keeps the netlink cache until the socket is closed.
 func (w *watcher) receive() {
 	for {
-		msgs, err := w.events.conn.Receive()
-		if w.events.closed() {
+		msgs, err := w.events.Receive()
+		if errors.Is(err, os.ErrClosed) {
 			return
 		}
 		if err != nil {
@@ -99,7 +101,7 @@ func (w *watcher) receive() {
 			}
 			w.relist()
 			w.publish(nil, true)
-			w.events.pass(nil)
+			w.events.Pass(nil)
 			continue
 		}
 		w.cache.mu.Lock()
@@ -140,7 +142,7 @@ func (w *watcher) receive() {
 		if len(flaps) > 0 || hops {
 			w.signal()
 		}
-		w.events.pass(msgs)
+		w.events.Pass(msgs)
 	}
 }
 
@@ -302,11 +304,11 @@ func (w *watcher) inspect() {
 	defer tick.Stop()
 	for {
 		select {
-		case <-w.events.stop:
+		case <-w.events.Closed():
 			return
 		case <-w.wake:
 			select {
-			case <-w.events.stop:
+			case <-w.events.Closed():
 				return
 			case <-time.After(settleAfter):
 			}

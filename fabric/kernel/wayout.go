@@ -10,6 +10,7 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,7 +22,7 @@ type waysOut struct {
 	pools    []netip.Prefix // what guests have
 	inside   []netip.Prefix // what is no outside: the cluster's own machines and its guests
 	routers  []netip.Addr   // the core gateways, one of which may be the way
-	rtnl     *rtnl
+	rtnl     *socket
 	port     func(v6 bool) (index int32, guest netip.Addr)
 	withheld func(v6 bool) bool // nothing of the family is announced: nobody's packets wait for a way
 	log      func(msg string, args ...any)
@@ -54,7 +55,7 @@ func (d *Dataplane) startWaysOut() error {
 		return nil
 	}
 	var err error
-	if w.rtnl, err = dialRTNL(); err != nil {
+	if w.rtnl, err = dial(); err != nil {
 		return err
 	}
 	w.port, w.log = d.watch.cache.anyPort, d.log.Warn
@@ -70,7 +71,7 @@ func (w *waysOut) close() error {
 	}
 	close(w.stop)
 	w.wg.Wait()
-	return w.rtnl.close()
+	return w.rtnl.Close()
 }
 
 // run looks whenever something changed that a way may depend on.
@@ -193,7 +194,7 @@ func (w *waysOut) fault(guest netip.Addr) (string, error) {
 func (w *waysOut) marks(family uint8) ([]uint32, error) {
 	head := make([]byte, 12) // struct fib_rule_hdr
 	head[0] = family
-	replies, err := w.rtnl.do(message(unix.RTM_GETRULE, netlink.Dump, head, nil))
+	replies, err := w.rtnl.Do(rtnl.Message(unix.RTM_GETRULE, netlink.Dump, head, nil))
 	if err != nil {
 		return nil, err
 	}
@@ -238,7 +239,7 @@ func (w *waysOut) way(guest, to netip.Addr, mark uint32) error {
 	}
 	head := routeQuery(to, 0)
 	head[2] = uint8(from.BitLen())
-	replies, err := w.rtnl.do(message(unix.RTM_GETROUTE, 0, head, func(ae *netlink.AttributeEncoder) {
+	replies, err := w.rtnl.Do(rtnl.Message(unix.RTM_GETROUTE, 0, head, func(ae *netlink.AttributeEncoder) {
 		ae.Bytes(unix.RTA_DST, to.AsSlice())
 		ae.Bytes(unix.RTA_SRC, from.AsSlice())
 		ae.Uint32(unix.RTA_IIF, uint32(index))
@@ -246,12 +247,12 @@ func (w *waysOut) way(guest, to netip.Addr, mark uint32) error {
 			ae.Uint32(unix.RTA_MARK, mark)
 		}
 	}))
-	switch errnoOf(err) {
+	switch rtnl.Errno(err) {
 	case 0:
 	case unix.EXDEV:
 		return nil
 	case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL, unix.EAGAIN:
-		return noWay{reason(err)}
+		return noWay{err}
 	}
 	if err != nil {
 		return err
@@ -272,7 +273,7 @@ func (w *waysOut) way(guest, to netip.Addr, mark uint32) error {
 func (w *waysOut) outside(guest netip.Addr) ([]netip.Addr, error) {
 	head := make([]byte, unix.SizeofRtMsg)
 	head[0] = familyOf(guest)
-	replies, err := w.rtnl.do(message(unix.RTM_GETROUTE, netlink.Dump, head, nil))
+	replies, err := w.rtnl.Do(rtnl.Message(unix.RTM_GETROUTE, netlink.Dump, head, nil))
 	if err != nil {
 		return nil, err
 	}
@@ -318,7 +319,7 @@ func isPublic(a netip.Addr) bool { return a.IsGlobalUnicast() && !a.IsPrivate() 
 func (w *waysOut) sentence(family uint8, why noWay) string {
 	v := version(family)
 	text := fmt.Sprintf("IPv%d packets of guests have no way out of this node: its routes lead nowhere outside, such as to %s (%v); ", v, remotes[family], why.error)
-	if errnoOf(why.error) != unix.ENETUNREACH {
+	if rtnl.Errno(why.error) != unix.ENETUNREACH {
 		return text + fmt.Sprintf("remove the route or the rule that refuses them (ip -%d route; ip -%[1]d rule), or ip -%[1]d route add default via %s", v, w.router(family))
 	}
 	text += fmt.Sprintf("ip -%d route add default via %s, and in the network's configuration of this node", v, w.router(family))

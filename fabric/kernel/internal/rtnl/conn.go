@@ -1,0 +1,192 @@
+package rtnl
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// mostAtOnce holds any datagram of rtnetlink: a listing comes in parts of at
+	// most 32 KiB, a notification has one message.
+	mostAtOnce = 64 << 10
+	// answerBuffer holds the answers to some thousand requests.
+	answerBuffer = 2 << 20
+	// lostAfter is when an answer counts as lost. The kernel has answered by the
+	// time that a request is sent, so nothing is waited for as a rule.
+	lostAfter = 10 * time.Second
+	// listAgain is how often a listing is made anew that was interrupted, because
+	// what it lists changed meanwhile.
+	listAgain = 10
+)
+
+// Conn is a socket for requests, which is safe for concurrent use. Requests are
+// serial, as the kernel's own lock makes them anyway.
+type Conn struct {
+	mu       sync.Mutex
+	fd       int // -1: closed
+	sequence uint32
+	in, out  []byte
+}
+
+// Dial opens a socket in the network namespace of the calling thread.
+func Dial() (*Conn, error) {
+	fd, err := open(0)
+	if err != nil {
+		return nil, err
+	}
+	timeout := unix.NsecToTimeval(int64(lostAfter))
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("rtnetlink: %w", err)
+	}
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, answerBuffer)
+	return &Conn{fd: fd, in: make([]byte, mostAtOnce)}, nil
+}
+
+func open(flags int) (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|flags, unix.NETLINK_ROUTE)
+	if err != nil {
+		return -1, fmt.Errorf("rtnetlink: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("rtnetlink: %w", err)
+	}
+	// Both are for better diagnosis and cheaper listings; kernels before 4.20 do without.
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	return fd, nil
+}
+
+// Close closes the socket once nobody uses it.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fd < 0 {
+		return os.ErrClosed
+	}
+	fd := c.fd
+	c.fd = -1
+	return unix.Close(fd)
+}
+
+// Answer is what the kernel says to one request.
+type Answer struct {
+	Messages []netlink.Message // but the acknowledgement
+	Err      error             // an [*Error]: the kernel refused
+
+	interrupted bool
+}
+
+// Exchange sends requests in one system call, and gives each its own answer. The
+// error that it returns itself says that answers were lost; what became of the
+// requests is not known then.
+func (c *Conn) Exchange(msgs ...netlink.Message) ([]Answer, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fd < 0 {
+		return nil, os.ErrClosed
+	}
+	if len(msgs) == 0 {
+		return nil, nil
+	}
+	first := c.sequence + 1
+	c.out = c.out[:0]
+	for _, m := range msgs {
+		c.sequence++
+		m.Header.Sequence = c.sequence
+		if !asks(m) {
+			m.Header.Flags |= netlink.Acknowledge
+		}
+		c.out = encode(c.out, m)
+	}
+	for {
+		err := unix.Sendto(c.fd, c.out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("rtnetlink: send: %w", err)
+		}
+		break
+	}
+	answers := make([]Answer, len(msgs))
+	over := make([]bool, len(msgs))
+	for left := len(msgs); left > 0; {
+		n, _, err := unix.Recvfrom(c.fd, c.in, unix.MSG_TRUNC)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			return nil, fmt.Errorf("rtnetlink: no answer in %v", lostAfter)
+		case err != nil:
+			return nil, fmt.Errorf("rtnetlink: receive: %w", err)
+		case n > len(c.in):
+			return nil, fmt.Errorf("rtnetlink: an answer of %d bytes", n)
+		}
+		parse(c.in[:n], func(m netlink.Message) {
+			i := m.Header.Sequence - first
+			if i >= uint32(len(msgs)) || over[i] {
+				return // to a request that was given up
+			}
+			if answers[i].take(m, msgs[i]) {
+				over[i] = true
+				left--
+			}
+		})
+	}
+	return answers, nil
+}
+
+// asks tells whether a request is one for information, which is answered with
+// it; others are acknowledged.
+func asks(m netlink.Message) bool { return m.Header.Type&3 == unix.RTM_GETLINK&3 }
+
+// take adds a part of an answer and reports whether it is the last one.
+func (a *Answer) take(m, request netlink.Message) (last bool) {
+	a.interrupted = a.interrupted || m.Header.Flags&netlink.DumpInterrupted != 0
+	switch m.Header.Type {
+	case netlink.Error, netlink.Done:
+		a.Err = verdict(m)
+		return true
+	case netlink.Noop, netlink.Overrun:
+		return false
+	}
+	m.Data = slices.Clone(m.Data)
+	a.Messages = append(a.Messages, m)
+	return m.Header.Flags&netlink.Multi == 0 && request.Header.Flags&netlink.Acknowledge == 0
+}
+
+// Do sends one request and gives what is answered. A listing that what it lists
+// changed meanwhile is made anew, for a while: notifications tell of the rest.
+func (c *Conn) Do(m netlink.Message) ([]netlink.Message, error) {
+	for again := 0; ; again++ {
+		answers, err := c.Exchange(m)
+		if err != nil {
+			return nil, err
+		}
+		if a := answers[0]; !a.interrupted || again == listAgain {
+			return a.Messages, a.Err
+		}
+	}
+}
+
+// Batch sends requests at once, and gives each its own error. That which it
+// returns itself is as of [Conn.Exchange].
+func (c *Conn) Batch(msgs ...netlink.Message) ([]error, error) {
+	answers, err := c.Exchange(msgs...)
+	if err != nil {
+		return nil, err
+	}
+	errs := make([]error, len(answers))
+	for i, a := range answers {
+		errs[i] = a.Err
+	}
+	return errs, nil
+}

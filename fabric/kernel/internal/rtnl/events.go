@@ -1,0 +1,174 @@
+package rtnl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// noticeBuffer holds the notifications of some thousand changes.
+	noticeBuffer = 8 << 20
+	// noticesAtOnce bounds what [Events.Receive] gives at once.
+	noticesAtOnce = 64
+	skipStats     = 1 << 3 // RTEXT_FILTER_SKIP_STATS
+)
+
+// Events is a socket on which the kernel tells what changes.
+type Events struct {
+	file *os.File
+	raw  syscall.RawConn
+	in   []byte // of Receive alone
+	port uint32 // the socket's own number
+
+	mu       sync.Mutex
+	sequence uint32
+	barriers map[barrier]chan struct{} // who waits for the answer to what
+	closed   chan struct{}
+}
+
+// Subscribe opens a socket in the network namespace of the calling thread, which
+// is told of what the groups (RTNLGRP_*) are about.
+func Subscribe(groups ...uint32) (*Events, error) {
+	fd, err := open(unix.SOCK_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range groups {
+		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, int(g)); err != nil {
+			unix.Close(fd)
+			return nil, fmt.Errorf("rtnetlink: group %d: %w", g, err)
+		}
+	}
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, noticeBuffer)
+	e := &Events{
+		file: os.NewFile(uintptr(fd), "rtnetlink"), in: make([]byte, mostAtOnce),
+		barriers: map[barrier]chan struct{}{}, closed: make(chan struct{}),
+	}
+	own, err := unix.Getsockname(fd)
+	if err == nil {
+		e.raw, err = e.file.SyscallConn()
+	}
+	if err != nil {
+		e.file.Close()
+		return nil, fmt.Errorf("rtnetlink: %w", err)
+	}
+	if sa, ok := own.(*unix.SockaddrNetlink); ok {
+		e.port = sa.Pid
+	}
+	return e, nil
+}
+
+// Close ends Receive, and the waiting in CatchUp.
+func (e *Events) Close() error {
+	close(e.closed)
+	return e.file.Close()
+}
+
+// Closed is closed by Close.
+func (e *Events) Closed() <-chan struct{} { return e.closed }
+
+// Receive waits for notifications and gives those that there are. ENOBUFS says
+// that some were lost, [os.ErrClosed] that it was closed. It is called by one
+// goroutine.
+func (e *Events) Receive() (msgs []netlink.Message, err error) {
+	var failed error
+	err = e.raw.Read(func(fd uintptr) bool {
+		for len(msgs) < noticesAtOnce {
+			n, _, err := unix.Recvfrom(int(fd), e.in, unix.MSG_TRUNC)
+			switch {
+			case err == unix.EINTR:
+				continue
+			case err == unix.EAGAIN:
+				return len(msgs) > 0
+			case err != nil:
+				failed = err
+				return true
+			case n > len(e.in):
+				failed = unix.ENOBUFS // one was lost
+				return true
+			}
+			parse(slices.Clone(e.in[:n]), func(m netlink.Message) { msgs = append(msgs, m) })
+		}
+		return true
+	})
+	select {
+	case <-e.closed:
+		return nil, os.ErrClosed
+	default:
+	}
+	if err = errors.Join(err, failed); err != nil {
+		return nil, err
+	}
+	return msgs, nil
+}
+
+// CatchUp waits until every notification that the kernel has sent by now has
+// been given to Pass. It asks something on the notifications' own socket, whose
+// answer comes behind them.
+func (e *Events) CatchUp(ctx context.Context) error {
+	done := make(chan struct{})
+	if err := e.ask(done); err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		return nil
+	case <-e.closed:
+		return os.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (e *Events) ask(done chan struct{}) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.sequence++
+	m := Message(unix.RTM_GETLINK, 0, IfInfoMsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
+		ae.String(unix.IFLA_IFNAME, "lo")
+		ae.Uint32(unix.IFLA_EXT_MASK, skipStats)
+	})
+	m.Header.Sequence = e.sequence
+	var failed error
+	err := e.raw.Control(func(fd uintptr) {
+		failed = unix.Sendto(int(fd), encode(nil, m), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	})
+	if err = errors.Join(err, failed); err != nil {
+		return fmt.Errorf("rtnetlink: %w", err)
+	}
+	e.barriers[barrier{e.port, m.Header.Sequence}] = done
+	return nil
+}
+
+// Pass lets those through who wait for one of the messages in CatchUp; nil is
+// for all.
+func (e *Events) Pass(msgs []netlink.Message) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if msgs == nil {
+		for _, done := range e.barriers {
+			close(done)
+		}
+		clear(e.barriers)
+		return
+	}
+	for _, m := range msgs {
+		b := barrier{m.Header.PID, m.Header.Sequence}
+		if done := e.barriers[b]; done != nil {
+			close(done)
+			delete(e.barriers, b)
+		}
+	}
+}
+
+// barrier tells the answer to a request of ours from the notifications of what
+// others did, which carry the numbers of their requests.
+type barrier struct{ port, sequence uint32 }

@@ -1,0 +1,20 @@
+package kernel
+
+import (
+	"encoding/binary"
+
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
+)
+
+// socket makes the requests to rtnetlink that this package knows.
+type socket struct{ *rtnl.Conn }
+
+func dial() (*socket, error) {
+	c, err := rtnl.Dial()
+	return &socket{c}, err
+}
+
+func nativeUint16(b []byte) uint16 { return binary.NativeEndian.Uint16(b) }
+func nativeUint32(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }
+func putUint16(b []byte, v uint16) { binary.NativeEndian.PutUint16(b, v) }
+func putUint32(b []byte, v uint32) { binary.NativeEndian.PutUint32(b, v) }
