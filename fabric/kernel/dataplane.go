@@ -308,7 +308,7 @@ func portRoutes(p fabric.Port, index int32) []route {
 }
 
 // Put implements [fabric.Dataplane].
-func (d *Dataplane) Put(_ context.Context, p fabric.Port) error {
+func (d *Dataplane) Put(ctx context.Context, p fabric.Port) error {
 	d.mu.Lock()
 	before, wanted := d.want[p.Name]
 	d.want[p.Name] = p
@@ -324,7 +324,7 @@ func (d *Dataplane) Put(_ context.Context, p fabric.Port) error {
 	d.mu.Unlock()
 	d.watch.hold(p.Name)
 	defer d.watch.release(p.Name)
-	if err := d.put(p, before); err != nil {
+	if err := d.put(ctx, p, before); err != nil {
 		d.mu.Lock()
 		if wanted {
 			d.want[p.Name] = before
@@ -338,7 +338,7 @@ func (d *Dataplane) Put(_ context.Context, p fabric.Port) error {
 }
 
 // put makes a port; was is how it was put before, if it was.
-func (d *Dataplane) put(p, was fabric.Port) error {
+func (d *Dataplane) put(ctx context.Context, p, was fabric.Port) error {
 	if !d.ipv6 && len(p.NIC.Addresses) > 0 {
 		for _, a := range p.NIC.Addresses {
 			if a.Is6() {
@@ -353,7 +353,7 @@ func (d *Dataplane) put(p, was fabric.Port) error {
 	if fresh {
 		was = fabric.Port{}
 	}
-	if err := d.configure(p, was, l); err != nil {
+	if err := d.configure(ctx, p, was, l); err != nil {
 		if fresh && p.NIC.Kind != fabric.Adopt {
 			err = errors.Join(err, d.reaper.remove(l.index))
 		}
@@ -365,6 +365,12 @@ func (d *Dataplane) put(p, was fabric.Port) error {
 
 // ensureLink finds the port's link, or makes it.
 func (d *Dataplane) ensureLink(p fabric.Port) (l link, fresh bool, err error) {
+	if p.NIC.Kind == fabric.Tap && !d.watch.knows(p.Name) {
+		// A new one, as a rule: the kernel says so where it is not.
+		if l, err = d.makeLink(p); !errors.Is(err, os.ErrExist) {
+			return l, true, err
+		}
+	}
 	l, err = d.rtnl.linkByName(p.Name)
 	if errors.Is(err, os.ErrNotExist) {
 		if p.NIC.Kind == fabric.Adopt {
@@ -429,16 +435,20 @@ func (d *Dataplane) makeLink(p fabric.Port) (l link, err error) {
 		return d.rtnl.linkByName(p.Name)
 	}
 	err = addTap(p.Name, p.NIC.Queues > 1, func() error {
-		if l, err = d.rtnl.linkByName(p.Name); err != nil {
-			return err
-		}
 		// The mark comes first and alone; the rest goes out in one batch.
-		_, err := d.rtnl.Do(rtnl.Message(unix.RTM_SETLINK, netlink.Acknowledge, rtnl.IfInfoMsg(l.index, 0, 0), func(ae *netlink.AttributeEncoder) {
+		_, err := d.rtnl.Do(rtnl.Message(unix.RTM_SETLINK, netlink.Acknowledge, rtnl.IfInfoMsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
+			ae.String(unix.IFLA_IFNAME, p.Name)
 			ae.String(unix.IFLA_IFALIAS, p.Alias())
 		}))
 		return err
 	})
-	return l, err
+	if err != nil {
+		return link{}, err
+	}
+	// Only now: on kernels since 6.8 that also settles the news of the carrier which
+	// the tap lost when it was closed. Once the link is up, it would cost a walk over
+	// all IPv6 routes.
+	return d.rtnl.linkByName(p.Name)
 }
 
 // linkMessage gives a link the mark, the group, the MAC and the settings of a port.
@@ -463,7 +473,7 @@ func (d *Dataplane) linkMessage(p fabric.Port, l link) netlink.Message {
 }
 
 // configure makes a link the port, sending only what differs.
-func (d *Dataplane) configure(p, was fabric.Port, l link) error {
+func (d *Dataplane) configure(ctx context.Context, p, was fabric.Port, l link) error {
 	if err := d.quieten(p, &l); err != nil {
 		return err
 	}
@@ -477,18 +487,19 @@ func (d *Dataplane) configure(p, was fabric.Port, l link) error {
 		d.keepFilter(d.arriving)
 	}
 	first, last := d.differences(p, was, l)
-	if err := d.carryOut(l, first); err != nil {
+	used, err := d.carryOut(l, first, lookups(p, l.index)...)
+	if err != nil {
 		return err
 	}
 	if full := p.FullPortName(); len(first) > 0 && full != p.Name && len(full) < 128 {
 		_ = d.rtnl.addAltName(l.index, full) // there already, or a kernel before 5.5
 	}
-	if err := d.unrivalled(p, l); err != nil {
+	if err := d.unrivalled(ctx, p, l, used); err != nil {
 		return err
 	}
 	// Only when everything else is there, and used: no packet may find no route, or
 	// that which a routing daemon has yet to where the guest was.
-	if err := d.carryOut(l, last); err != nil {
+	if _, err := d.carryOut(l, last); err != nil {
 		return err
 	}
 	if takesAway(p, was) {
@@ -505,35 +516,37 @@ func takesAway(p, was fabric.Port) bool {
 	return slices.ContainsFunc(was.NIC.Prefixes(), func(q netip.Prefix) bool { return !slices.Contains(p.NIC.Prefixes(), q) })
 }
 
-// carryOut sends changes to the kernel in one batch.
-func (d *Dataplane) carryOut(l link, changes []change) error {
-	if len(changes) == 0 {
-		return nil
+// carryOut sends changes to the kernel in one batch, with questions behind them.
+// It gives the answers to those, or none where a change had to be settled after.
+func (d *Dataplane) carryOut(l link, changes []change, questions ...netlink.Message) ([]rtnl.Answer, error) {
+	if len(changes)+len(questions) == 0 {
+		return nil, nil
 	}
-	msgs := make([]netlink.Message, len(changes))
-	for i, c := range changes {
-		msgs[i] = c.message
+	msgs := make([]netlink.Message, 0, len(changes)+len(questions))
+	for _, c := range changes {
+		msgs = append(msgs, c.message)
 	}
-	errs, err := d.rtnl.Batch(msgs...)
+	all, err := d.rtnl.Exchange(append(msgs, questions...)...)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for i, err := range errs {
-		c := changes[i]
+	answers := all[len(changes):]
+	for i, c := range changes {
+		err := all[i].Err
 		if n := rtnl.Errno(err); (n == unix.ESRCH || n == unix.ENOENT) && c.stale {
 			continue
 		}
 		if rtnl.Errno(err) == unix.EEXIST && c.route.prefix.IsValid() {
-			err = d.settleRoute(c.route)
+			err, answers = d.settleRoute(c.route), nil
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", c.text, err)
+			return nil, fmt.Errorf("%s: %w", c.text, err)
 		}
 		if c.addr.IsValid() {
 			d.watch.cache.added(l.index, c.addr)
 		}
 	}
-	return nil
+	return answers, nil
 }
 
 // quieten takes the link-local address off that the kernel gives a link which
@@ -630,23 +643,50 @@ const (
 	givesWayIn   = 3 * time.Second
 )
 
-// unrivalled reports a route of somebody else's that the kernel uses in the
-// place of one to the port.
-func (d *Dataplane) unrivalled(p fabric.Port, l link) error {
+// lookups ask which routes the kernel uses to what is behind a port. Whoever else
+// has a route to a guest that is about to arrive may keep it until it runs here.
+func lookups(p fabric.Port, index int32) (msgs []netlink.Message) {
 	if p.Incoming {
-		return nil // whoever else has a route may keep it until the guest runs here
+		return nil
 	}
+	for _, r := range portRoutes(p, index) {
+		msgs = append(msgs, routeRequest(r.prefix.Addr(), routeMatch))
+	}
+	return msgs
+}
+
+// unrivalled reports a route of somebody else's that the kernel uses in the
+// place of one to the port. It has the answers to [lookups], or none.
+func (d *Dataplane) unrivalled(ctx context.Context, p fabric.Port, l link, used []rtnl.Answer) error {
+	if p.Incoming {
+		return nil
+	}
+	again := time.NewTimer(givesWayLook)
+	defer again.Stop()
 	bound := time.Now().Add(givesWayIn)
-	for _, r := range portRoutes(p, l.index) {
+	for i, r := range portRoutes(p, l.index) {
+		known := used != nil
 		for {
-			have, err := d.rtnl.lookup(r.prefix)
+			var have route
+			var err error
+			if known {
+				have, err = entry(r.prefix, used[i])
+			} else {
+				have, err = d.rtnl.lookup(r.prefix)
+			}
 			if err != nil || have.proto == routeProtocol {
 				break // where the kernel shows no entry for the prefix, it uses none
 			}
 			if have.proto <= unix.RTPROT_STATIC || time.Now().After(bound) {
 				return fmt.Errorf("route %s: %w", r.prefix, foreign(have))
 			}
-			time.Sleep(givesWayLook)
+			known = false
+			again.Reset(givesWayLook)
+			select {
+			case <-again.C:
+			case <-ctx.Done():
+				return fmt.Errorf("route %s: %w: %w", r.prefix, foreign(have), ctx.Err())
+			}
 		}
 		d.watch.unrivalled(l.index, r.prefix)
 	}
@@ -747,12 +787,20 @@ func routeQuery(a netip.Addr, flags uint32) []byte {
 // lookup asks for the entry of the main table that a prefix's first address
 // matches (RTM_F_FIB_MATCH).
 func (r *socket) lookup(p netip.Prefix) (route, error) {
-	replies, err := r.Do(routeRequest(p.Addr(), routeMatch))
+	answers, err := r.Exchange(routeRequest(p.Addr(), routeMatch))
 	if err != nil {
 		return route{}, err
 	}
-	for _, reply := range replies {
-		if have, err := parseRoute(reply.Data); err == nil && have.prefix == p {
+	return entry(p, answers[0])
+}
+
+// entry reads the answer to a lookup.
+func entry(p netip.Prefix, a rtnl.Answer) (route, error) {
+	if a.Err != nil {
+		return route{}, a.Err
+	}
+	for _, m := range a.Messages {
+		if have, err := parseRoute(m.Data); err == nil && have.prefix == p {
 			return have, nil
 		}
 	}

@@ -238,13 +238,15 @@ func (r *socket) addAltName(index int32, name string) error {
 
 // addTap makes a tap that stays when nobody holds it (Documentation/networking/tuntap).
 // Until mark has returned it is gone with this process: a tap that is not
-// marked is never left behind.
+// marked is never left behind. A link of that name that is there already is
+// [os.ErrExist].
 func addTap(name string, multiQueue bool, mark func() error) error {
-	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	// Not by package os: Go's poller would have a look at it for nothing.
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("%w; load the tun module: modprobe tun", err)
+		return fmt.Errorf("open /dev/net/tun: %w; load the tun module: modprobe tun", err)
 	}
-	defer f.Close()
+	defer unix.Close(fd)
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
 		return err
@@ -254,13 +256,17 @@ func addTap(name string, multiQueue bool, mark func() error) error {
 		flags |= unix.IFF_MULTI_QUEUE
 	}
 	ifr.SetUint16(flags)
-	if err := unix.IoctlIfreq(int(f.Fd()), unix.TUNSETIFF, ifr); err != nil {
+	switch err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err {
+	case nil:
+	case unix.EBUSY, unix.EINVAL: // a tun device has the name, or another link
+		return fmt.Errorf("make tap: %w (%w)", os.ErrExist, err)
+	default:
 		return fmt.Errorf("make tap: %w", err)
 	}
 	if err := mark(); err != nil {
 		return err
 	}
-	if err := unix.IoctlSetInt(int(f.Fd()), unix.TUNSETPERSIST, 1); err != nil {
+	if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err != nil {
 		return fmt.Errorf("make tap persistent: %w", err)
 	}
 	return nil

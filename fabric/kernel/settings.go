@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -149,8 +150,14 @@ func (p *proxying) look() {
 
 const sysctlRoot = "/proc/sys/net/"
 
+// writeSysctl goes around package os, which asks Go's poller about each file that
+// it opens: a port has a setting or two to be written while a guest waits.
 func writeSysctl(path string, value int32) error {
-	err := os.WriteFile(sysctlRoot+path, fmt.Appendf(nil, "%d", value), 0)
+	fd, err := unix.Open(sysctlRoot+path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		_, err = unix.Write(fd, fmt.Appendf(nil, "%d", value))
+		err = errors.Join(err, unix.Close(fd))
+	}
 	if err != nil {
 		return fmt.Errorf("sysctl net.%s = %d: %w", strings.ReplaceAll(path, "/", "."), value, err)
 	}

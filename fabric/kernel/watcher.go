@@ -272,6 +272,14 @@ func (w *watcher) seen(index int32) (addrs map[netip.Addr]bool, routes map[place
 	return nil, map[place]route{}, nil
 }
 
+// knows tells whether there was a link of a name by what was notified.
+func (w *watcher) knows(name string) bool {
+	w.cache.mu.Lock()
+	defer w.cache.mu.Unlock()
+	_, known := w.cache.byName[name]
+	return known
+}
+
 // lastPut gives a number that is another after each Put of a port; idle is false
 // while one is under way.
 func (w *watcher) lastPut(name string) (n int, idle bool) {

@@ -74,24 +74,27 @@ func (w *waysOut) close() error {
 	return w.rtnl.Close()
 }
 
-// run looks whenever something changed that a way may depend on.
+// run looks whenever something changed that a way may depend on: a while later,
+// when who changes it has done so, and rests in proportion to what the look took.
 func (w *waysOut) run() {
-	rest := time.NewTimer(0)
-	defer rest.Stop()
+	rest := time.Duration(0)
+	wait := time.NewTimer(0)
+	defer wait.Stop()
 	for {
 		select {
 		case <-w.stop:
 			return
 		case <-w.kick:
 		}
+		wait.Reset(max(settleAfter, rest))
 		select {
 		case <-w.stop:
 			return
-		case <-rest.C:
+		case <-wait.C:
 		}
 		began := time.Now()
 		w.look()
-		rest.Reset(max(settleAfter, lookShare*time.Since(began)))
+		rest = lookShare * time.Since(began)
 	}
 }
 

@@ -15,8 +15,10 @@ const (
 	// mostAtOnce holds any datagram of rtnetlink: a listing comes in parts of at
 	// most 32 KiB, a notification has one message.
 	mostAtOnce = 64 << 10
-	// answerBuffer holds the answers to some thousand requests.
-	answerBuffer = 2 << 20
+	// requestsAtOnce is how many requests go out together; they, and the answers to
+	// them, are well within a socket's buffers.
+	requestsAtOnce = 128
+	answerBuffer   = 1 << 20
 	// lostAfter is when an answer counts as lost. The kernel has answered by the
 	// time that a request is sent, so nothing is waited for as a rule.
 	lostAfter = 10 * time.Second
@@ -84,17 +86,27 @@ type Answer struct {
 	interrupted bool
 }
 
-// Exchange sends requests in one system call, and gives each its own answer. The
-// error that it returns itself says that answers were lost; what became of the
-// requests is not known then.
+// Exchange sends requests, as many at once as the socket's buffers hold, and gives
+// each its own answer. The error that it returns itself says that answers were
+// lost; what became of the requests is not known then.
 func (c *Conn) Exchange(msgs ...netlink.Message) ([]Answer, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	all := make([]Answer, 0, len(msgs))
+	for some := range slices.Chunk(msgs, requestsAtOnce) {
+		answers, err := c.exchange(some)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, answers...)
+	}
+	return all, nil
+}
+
+// exchange sends requests in one system call. c.mu is held.
+func (c *Conn) exchange(msgs []netlink.Message) ([]Answer, error) {
 	if c.fd < 0 {
 		return nil, os.ErrClosed
-	}
-	if len(msgs) == 0 {
-		return nil, nil
 	}
 	first := c.sequence + 1
 	c.out = c.out[:0]
