@@ -120,17 +120,22 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		return errors.Join(fmt.Errorf("state: %w", err), store.Close())
 	}
 	defer closing(store)
-	dataplane, err := kernel.New(kernel.Config{
+	following, err := kernel.Open(log)
+	if err != nil {
+		return err
+	}
+	defer closing(following)
+	dataplane, err := kernel.New(ctx, kernel.Config{
 		Cluster: cluster.Name, Underlay: others(&cluster, node),
 		Private: cluster.Private(), Guests: cluster.Guests, AgentPort: cluster.AgentPort,
 		Samples: samplesOf(&cluster), NextHop: node.Address, NextHop6: node.Address6,
-		Pools: pools(&cluster), Routers: routers(&cluster),
+		Pools: pools(&cluster), Routers: routers(&cluster), Netlink: following,
 	}, kernel.WithLogger(log))
 	if err != nil {
 		return err
 	}
 	defer closing(dataplane)
-	peers, err := kernel.NewFIB(kernel.FIBConfig{Protocol: fabric.PeerProtocol, Metric: fabric.PeerMetric, Logger: log})
+	peers, err := kernel.NewFIB(ctx, kernel.FIBConfig{Protocol: fabric.PeerProtocol, Metric: fabric.PeerMetric, Logger: log, Netlink: following})
 	if err != nil {
 		return err
 	}

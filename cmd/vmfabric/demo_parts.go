@@ -32,7 +32,7 @@ func demoCoreCommand() *cobra.Command {
 				return err
 			}
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
-			fib, err := kernel.NewFIB(kernel.FIBConfig{Protocol: unix.RTPROT_BGP, Metric: fabric.PeerMetric, Logger: log})
+			fib, err := kernel.NewFIB(cmd.Context(), kernel.FIBConfig{Protocol: unix.RTPROT_BGP, Metric: fabric.PeerMetric, Logger: log})
 			if err != nil {
 				return err
 			}

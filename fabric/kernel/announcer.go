@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -18,15 +17,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
-)
-
-const (
-	// takeStockEvery is how often an announcer lists what there is, lest
-	// something that the kernel tells nobody of stays unnoticed.
-	takeStockEvery = time.Minute
-	// requestsAtOnce is how many requests go out together; their answers are
-	// well within a socket buffer.
-	requestsAtOnce = 128
+	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
 // Announcer is a [fabric.Speaker] for a routing daemon on the node that takes
@@ -46,15 +37,18 @@ const (
 type Announcer struct {
 	log     *slog.Logger
 	rtnl    *socket
-	events  *rtnl.Events
-	changed chan struct{}
-	strayed chan struct{} // an announcement may lead elsewhere than to its port, or have gone untold
+	netlink *Netlink
+	feed    following
+	place   *rtnl.Follower
+	changed signal.Signal
+	stop    chan struct{}
+	strayed signal.Signal // an announcement may lead elsewhere than to its port, or have gone untold
 	wg      sync.WaitGroup
 
 	change sync.Mutex // held by whoever changes announcements
 
 	mu       sync.Mutex
-	cache    *routeCache
+	cache    *routeCache             // nil: not loaded yet
 	want     map[netip.Prefix]uint32 // metrics, as put or found
 	changing map[netip.Prefix]bool   // how these look meanwhile does not count
 	last     time.Time               // when a route of ours last came or went
@@ -66,10 +60,14 @@ type AnnouncerOption func(*Announcer)
 // WithAnnouncerLogger sets where the announcer logs; it is silent without.
 func WithAnnouncerLogger(l *slog.Logger) AnnouncerOption { return func(a *Announcer) { a.log = l } }
 
+// WithNetlink has the announcer follow the kernel together with others; it has
+// its own [Netlink] without.
+func WithNetlink(n *Netlink) AnnouncerOption { return func(a *Announcer) { a.netlink = n } }
+
 // NewAnnouncer takes up the announcements that are there, and watches until Close.
 func NewAnnouncer(opts ...AnnouncerOption) (*Announcer, error) {
 	a := &Announcer{
-		log: slog.New(slog.DiscardHandler), changed: make(chan struct{}, 1), strayed: make(chan struct{}, 1),
+		log: slog.New(slog.DiscardHandler), changed: signal.New(), strayed: signal.New(), stop: make(chan struct{}),
 		want: map[netip.Prefix]uint32{}, changing: map[netip.Prefix]bool{}, last: time.Now(),
 	}
 	for _, o := range opts {
@@ -82,27 +80,22 @@ func NewAnnouncer(opts ...AnnouncerOption) (*Announcer, error) {
 	if a.rtnl, err = dial(); err != nil {
 		return nil, fmt.Errorf("announcer: %w", err)
 	}
-	// Listening comes before listing, so that nothing falls between the two.
-	a.events, err = rtnl.Subscribe(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
-	if err != nil {
-		a.rtnl.Close()
-		return nil, fmt.Errorf("announcer: %w", err)
+	if a.feed, err = connect(a.netlink, a.log); err != nil {
+		return nil, fmt.Errorf("announcer: %w", errors.Join(err, a.rtnl.Close()))
 	}
-	if a.cache, err = listRoutes(a.rtnl); err != nil {
-		return nil, fmt.Errorf("announcer: list routes: %w", errors.Join(err, a.events.Close(), a.rtnl.Close()))
+	if a.place, err = a.feed.Join(a, rtnl.Wants{Addresses: true, Protocols: []uint8{routeProtocol}, Often: true}); err != nil {
+		return nil, fmt.Errorf("announcer: list routes: %w", errors.Join(err, a.feed.end(), a.rtnl.Close()))
 	}
-	a.adopt(slices.Collect(maps.Keys(a.cache.routes)))
-	wake(a.strayed)
-	a.wg.Go(a.receive)
 	a.wg.Go(a.attend)
 	return a, nil
 }
 
 // Close ends the watching. The announcements stay.
 func (a *Announcer) Close() error {
-	err := a.events.Close()
+	a.place.Leave()
+	close(a.stop)
 	a.wg.Wait()
-	return errors.Join(err, a.rtnl.Close())
+	return errors.Join(a.feed.end(), a.rtnl.Close())
 }
 
 // Changed implements [fabric.Speaker].
@@ -158,7 +151,7 @@ func (a *Announcer) Put(ctx context.Context, routes ...fabric.Route) error {
 		}
 		want[r.Prefix] = m
 	}
-	return a.whileChanging(ctx, prefixes, func() error { return a.put(prefixes, want) })
+	return a.whileChanging(ctx, prefixes, func() error { return a.put(ctx, prefixes, want) })
 }
 
 // Remove implements [fabric.Speaker].
@@ -213,7 +206,7 @@ func (a *Announcer) whileChanging(ctx context.Context, prefixes []netip.Prefix, 
 
 // catchUp waits until all that happened in the kernel by now is known.
 func (a *Announcer) catchUp(ctx context.Context) error {
-	if err := a.events.CatchUp(ctx); err != nil {
+	if err := a.feed.CatchUp(ctx); err != nil {
 		return fmt.Errorf("announcer: %w", err)
 	}
 	return nil
@@ -239,17 +232,17 @@ func (a *Announcer) compare(prefixes []netip.Prefix) {
 		rs := a.cache.announcements(p)
 		metric, wanted := a.want[p]
 		if wanted != (len(rs) > 0) || len(rs) > 1 || wanted && rs[0].metric != metric {
-			wake(a.changed)
+			a.changed.Send()
 		}
 		if len(a.cache.astray(p)) > 0 {
-			wake(a.strayed)
+			a.strayed.Send()
 		}
 	}
 }
 
 // put adds what is missing first, and then takes away what is there in its
 // place, so that a daemon sees one change and no withdrawal.
-func (a *Announcer) put(prefixes []netip.Prefix, want map[netip.Prefix]uint32) error {
+func (a *Announcer) put(ctx context.Context, prefixes []netip.Prefix, want map[netip.Prefix]uint32) error {
 	troubles := troubles{verb: "announce"}
 	var astray, missing, stale []route
 	a.mu.Lock()
@@ -284,7 +277,7 @@ func (a *Announcer) put(prefixes []netip.Prefix, want map[netip.Prefix]uint32) e
 	}
 	for i, r := range missing {
 		if rtnl.Errno(errs[i]) == unix.EEXIST {
-			errs[i] = a.settle(r)
+			errs[i] = a.settle(ctx, r)
 		}
 		if errs[i] != nil {
 			troubles.add(r.prefix, errs[i])
@@ -300,8 +293,10 @@ func (a *Announcer) put(prefixes []netip.Prefix, want map[netip.Prefix]uint32) e
 
 // settle is for an announcement in whose place there is a route already, which
 // was not known of.
-func (a *Announcer) settle(r route) error {
-	a.takeStock()
+func (a *Announcer) settle(ctx context.Context, r route) error {
+	if err := a.place.Relist(ctx); err != nil {
+		return err
+	}
 	a.mu.Lock()
 	there := slices.Contains(a.cache.routes[r.prefix], r)
 	a.mu.Unlock()
@@ -332,84 +327,62 @@ func (a *Announcer) withdraw(rs []route) error {
 
 // each sends a request about each of the routes, and gives each its own error.
 func (a *Announcer) each(typ netlink.HeaderType, flags netlink.HeaderFlags, rs []route) ([]error, error) {
-	var all []error
-	for some := range slices.Chunk(rs, requestsAtOnce) {
-		msgs := make([]netlink.Message, len(some))
-		for i, r := range some {
-			msgs[i] = routeMessage(typ, flags, r)
-		}
-		errs, err := a.rtnl.Batch(msgs...)
-		if err != nil {
-			return nil, fmt.Errorf("announcer: %w", err)
-		}
-		all = append(all, errs...)
+	msgs := make([]netlink.Message, len(rs))
+	for i, r := range rs {
+		msgs[i] = routeMessage(typ, flags, r)
 	}
-	return all, nil
+	errs, err := a.rtnl.Batch(msgs...)
+	if err != nil {
+		return nil, fmt.Errorf("announcer: %w", err)
+	}
+	return errs, nil
 }
 
-// receive keeps the route cache until the socket is closed.
-func (a *Announcer) receive() {
-	for {
-		msgs, err := a.events.Receive()
-		if errors.Is(err, os.ErrClosed) {
-			return
-		}
-		if err != nil {
-			if !errors.Is(err, unix.ENOBUFS) {
-				a.log.Error("rtnetlink notifications", "err", err)
-				time.Sleep(settleAfter)
-			}
-			a.takeStock()
-			a.events.Pass(nil)
-			continue
-		}
-		a.mu.Lock()
-		for _, m := range msgs {
-			touched := a.cache.apply(m)
-			if len(touched) > 0 {
-				a.compare(touched)
-				a.last = time.Now()
-			}
-		}
-		if len(a.cache.untold) > 0 {
-			wake(a.strayed)
-		}
-		a.mu.Unlock()
-		a.events.Pass(msgs)
-	}
-}
-
-// attend removes what leads astray, tells of what has gone, and takes stock in
-// rounds.
-func (a *Announcer) attend() {
-	tick := time.NewTicker(takeStockEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-a.events.Closed():
-			return
-		case <-tick.C:
-			a.takeStock()
-		case <-a.strayed:
-			a.straighten()
-			a.tell()
-		}
-	}
-}
-
-// takeStock starts the route cache anew, and says so when something is not as known.
-func (a *Announcer) takeStock() {
+// Apply implements [rtnl.View].
+func (a *Announcer) Apply(msgs []netlink.Message) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s, err := listRoutes(a.rtnl)
-	if err != nil {
-		a.log.Warn("list routes", "err", err)
+	for _, m := range msgs {
+		touched := a.cache.apply(m)
+		if len(touched) > 0 {
+			a.compare(touched)
+			a.last = time.Now()
+		}
+	}
+	if len(a.cache.untold) > 0 {
+		a.strayed.Send()
+	}
+}
+
+// Load implements [rtnl.View]. It takes up what is announced at first, and says so
+// when something is not as known later.
+func (a *Announcer) Load(l rtnl.Listing) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := readRoutes(l)
+	if a.cache == nil {
+		a.cache = s
+		a.adopt(slices.Collect(maps.Keys(s.routes)))
+		a.strayed.Send()
 		return
 	}
 	s.untold = a.cache.untold
 	a.cache = s
 	a.compare(slices.Collect(maps.Keys(a.want)))
 	a.compare(slices.Collect(maps.Keys(s.routes)))
+}
+
+// attend removes what leads astray, and tells of what has gone.
+func (a *Announcer) attend() {
+	for {
+		select {
+		case <-a.stop:
+			return
+		case <-a.strayed:
+			a.straighten()
+			a.tell()
+		}
+	}
 }
 
 // straighten removes the announcements that lead elsewhere than to their ports:
@@ -450,14 +423,6 @@ func (a *Announcer) tell() {
 	}
 	if err = errors.Join(err, a.withdraw(added)); err != nil {
 		a.log.Warn("tell of announcements that are gone", "err", err)
-	}
-}
-
-// wake makes a wake-up that is taken once, whenever.
-func wake(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
 	}
 }
 

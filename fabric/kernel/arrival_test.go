@@ -268,7 +268,7 @@ func TestIncomingUnderlay(t *testing.T) {
 	ipIn(t, nil, "link set lo up", "link add up2 type veth peer name up3", "link set up2 up", "link set up3 up",
 		"addr add 10.11.0.21/24 dev up2", "addr add fd00:10:11::21/64 dev up2 nodad",
 		"route add 10.40.0.0/24 nexthop via 10.10.0.1 nexthop via 10.11.0.1")
-	d, err := kernel.New(kernel.Config{Cluster: "lab", Underlay: []netip.Addr{
+	d, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab", Underlay: []netip.Addr{
 		netip.MustParseAddr("10.40.0.9"), netip.MustParseAddr("203.0.113.20"), netip.MustParseAddr("10.10.0.21"),
 	}})
 	require.NoError(t, err)
@@ -289,7 +289,7 @@ func TestIncomingUnderlay(t *testing.T) {
 	require.Eventually(t, func() bool { return len(arrivingRules(t, netlink.FAMILY_V4)) == 2 }, 20*time.Second, 5*time.Millisecond)
 	assert.Empty(t, d.Diagnose(t.Context()))
 
-	alone, err := kernel.New(kernel.Config{Cluster: "lab"})
+	alone, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab"})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, alone.Close()) })
 	require.NoError(t, alone.Put(t.Context(), p))

@@ -14,7 +14,7 @@ import (
 // BenchmarkPut makes taps of two addresses each, of guests whose MAC is known
 // and of such whose is not; the removals are not timed.
 func BenchmarkPut(b *testing.B) {
-	d, err := kernel.New(kernel.Config{Cluster: "lab"})
+	d, err := kernel.New(b.Context(), kernel.Config{Cluster: "lab"})
 	require.NoError(b, err)
 	defer d.Close()
 	for name, mac := range map[string]fabric.MAC{"MAC known": guestMAC, "MAC not known": {}} {

@@ -42,6 +42,8 @@ type Config struct {
 	// NextHop and NextHop6 are what announcements name; the second may be missing.
 	// Dataplane.NextHop tells whether they are addresses of this node.
 	NextHop, NextHop6 netip.Addr
+	// Netlink is shared with others that follow the kernel; nil: one of its own.
+	Netlink *Netlink
 }
 
 func (c Config) agentPort() uint16 { return cmp.Or(c.AgentPort, fabric.DefaultAgentPort) }
@@ -58,6 +60,7 @@ type Dataplane struct {
 	log      *slog.Logger
 	ipv6     bool
 	rtnl     *socket
+	feed     following
 	watch    *watcher
 	reaper   reaper
 	proxying proxying
@@ -77,8 +80,9 @@ type Dataplane struct {
 }
 
 // New takes stock of what is ours, lets the node forward, sets up the source
-// checks, and watches until Close. Without CAP_NET_ADMIN it is an error.
-func New(cfg Config, opts ...Option) (*Dataplane, error) {
+// checks, and watches until Close; what ctx ends is the trials of the node's
+// forwarding. Without CAP_NET_ADMIN it is an error.
+func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 	d := &Dataplane{
 		cluster: cfg.Cluster, underlay: cfg.Underlay, log: slog.New(slog.DiscardHandler), ipv6: hasIPv6(),
 		want: map[string]fabric.Port{}, arrived: map[string]fabric.Port{}, ailments: map[string]string{}, filter: newFilter(cfg),
@@ -99,28 +103,42 @@ func New(cfg Config, opts ...Option) (*Dataplane, error) {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
 	d.reaper.rtnl = d.rtnl
-	if d.moves, err = newMoves(func() { d.watch.signal() }, d.introduce); err != nil {
-		d.rtnl.Close()
-		return nil, fmt.Errorf("kernel: %w", err)
-	}
-	err = errors.Join(d.findDiversions(), d.renameFormer())
-	if err == nil {
-		d.watch, err = startWatcher(d)
-	}
-	if err != nil {
-		d.moves.close()
-		d.rtnl.Close()
-		return nil, fmt.Errorf("kernel: %w", err)
-	}
-	if err := errors.Join(d.startWaysOut(), d.startForwarding()); err != nil {
+	if err = d.start(ctx, cfg.Netlink); err != nil {
 		return nil, fmt.Errorf("kernel: %w", errors.Join(err, d.Close()))
 	}
 	return d, nil
 }
 
+// start opens what a dataplane has; after an error, Close closes what is open.
+func (d *Dataplane) start(ctx context.Context, n *Netlink) (err error) {
+	if d.moves, err = newMoves(func() { d.watch.changed.Send() }, d.introduce); err != nil {
+		return err
+	}
+	if err := errors.Join(d.findDiversions(ctx), d.renameFormer()); err != nil {
+		return err
+	}
+	if d.feed, err = connect(n, d.log); err != nil {
+		return err
+	}
+	if d.watch, err = startWatcher(d, d.feed); err != nil {
+		return err
+	}
+	return errors.Join(d.startWaysOut(), d.startForwarding(ctx))
+}
+
 // Close ends the watching. Everything in the kernel stays.
 func (d *Dataplane) Close() error {
-	return errors.Join(d.forwarding.close(), d.waysOut.close(), d.watch.close(), d.moves.close(), d.rtnl.Close())
+	errs := []error{d.forwarding.close(), d.waysOut.close()}
+	if d.watch != nil {
+		d.watch.close()
+	}
+	if d.feed.Feed != nil {
+		errs = append(errs, d.feed.end())
+	}
+	if d.moves != nil {
+		errs = append(errs, d.moves.close())
+	}
+	return errors.Join(append(errs, d.rtnl.Close())...)
 }
 
 // Changed implements [fabric.Dataplane].
@@ -153,7 +171,7 @@ func (d *Dataplane) ail(about, text string) {
 // Actual implements [fabric.Dataplane]. It asks the kernel for no listing, and
 // tells what was put before the call.
 func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
-	if err := d.watch.events.CatchUp(ctx); err != nil {
+	if err := d.feed.CatchUp(ctx); err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
 	d.mu.Lock()
@@ -661,8 +679,6 @@ func (d *Dataplane) unrivalled(ctx context.Context, p fabric.Port, l link, used 
 	if p.Incoming {
 		return nil
 	}
-	again := time.NewTimer(givesWayLook)
-	defer again.Stop()
 	bound := time.Now().Add(givesWayIn)
 	for i, r := range portRoutes(p, l.index) {
 		known := used != nil
@@ -681,11 +697,8 @@ func (d *Dataplane) unrivalled(ctx context.Context, p fabric.Port, l link, used 
 				return fmt.Errorf("route %s: %w", r.prefix, foreign(have))
 			}
 			known = false
-			again.Reset(givesWayLook)
-			select {
-			case <-again.C:
-			case <-ctx.Done():
-				return fmt.Errorf("route %s: %w: %w", r.prefix, foreign(have), ctx.Err())
+			if err := pause(ctx, givesWayLook); err != nil {
+				return fmt.Errorf("route %s: %w (%w)", r.prefix, foreign(have), err)
 			}
 		}
 		d.watch.unrivalled(l.index, r.prefix)
@@ -813,7 +826,7 @@ func (r *socket) routeOf(p place) (route, error) {
 	if p.prefix.Addr().Is6() {
 		family = unix.AF_INET6
 	}
-	replies, err := r.Do(rtnl.Message(unix.RTM_GETROUTE, netlink.Dump, dumpRoutes(family), nil))
+	replies, err := r.Do(rtnl.Message(unix.RTM_GETROUTE, netlink.Dump, rtnl.RoutesOf(family, routeProtocol), nil))
 	if err != nil {
 		return route{}, err
 	}

@@ -24,7 +24,7 @@ func open(t *testing.T) *kernel.Dataplane { return openFor(t, "lab") }
 func openFor(t *testing.T, cluster string) *kernel.Dataplane {
 	t.Helper()
 	labtest.Long(t)
-	d, err := kernel.New(kernel.Config{Cluster: cluster, Underlay: []netip.Addr{node2[true], node3[false], afar[true]}})
+	d, err := kernel.New(t.Context(), kernel.Config{Cluster: cluster, Underlay: []netip.Addr{node2[true], node3[false], afar[true]}})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, d.Close()) })
 	return d

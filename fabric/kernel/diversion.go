@@ -41,8 +41,8 @@ func (d *Dataplane) prepareDiversions() error {
 }
 
 // findDiversions takes over what an earlier process diverts.
-func (d *Dataplane) findDiversions() error {
-	found, err := d.Diverted(context.Background())
+func (d *Dataplane) findDiversions(ctx context.Context) error {
+	found, err := d.Diverted(ctx)
 	if err != nil || len(found) == 0 {
 		return err
 	}
@@ -84,24 +84,22 @@ func (d *Dataplane) Divert(ctx context.Context, ports []fabric.Port, to fabric.N
 
 // divert makes the routes and gives the prefixes that have theirs.
 func (d *Dataplane) divert(prefixes []netip.Prefix, to fabric.Node, troubles *troubles) (diverted []netip.Prefix, err error) {
-	for some := range slices.Chunk(prefixes, requestsAtOnce) {
-		var msgs []netlink.Message
-		for _, p := range some {
-			msgs = append(msgs, diversionMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Replace, p, to.Source(p.Addr())))
-		}
-		errs, err := d.moves.rtnl.Batch(msgs...)
-		if err != nil {
-			return diverted, fmt.Errorf("divert: %w", err)
-		}
-		for i, err := range errs {
-			switch rtnl.Errno(err) {
-			case 0:
-				diverted = append(diverted, some[i])
-			case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EINVAL:
-				troubles.add(some[i], fmt.Errorf("node %s (%s) is no neighbour on one of the links: %w; put both nodes on one link", to.Name, to.Source(some[i].Addr()), err))
-			default:
-				troubles.add(some[i], err)
-			}
+	msgs := make([]netlink.Message, len(prefixes))
+	for i, p := range prefixes {
+		msgs[i] = diversionMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Replace, p, to.Source(p.Addr()))
+	}
+	errs, err := d.moves.rtnl.Batch(msgs...)
+	if err != nil {
+		return nil, fmt.Errorf("divert: %w", err)
+	}
+	for i, p := range prefixes {
+		switch err := errs[i]; rtnl.Errno(err) {
+		case 0:
+			diverted = append(diverted, p)
+		case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EINVAL:
+			troubles.add(p, fmt.Errorf("node %s (%s) is no neighbour on one of the links: %w; put both nodes on one link", to.Name, to.Source(p.Addr()), err))
+		default:
+			troubles.add(p, err)
 		}
 	}
 	// They count for nothing without the rules, which are there since Record.
@@ -142,19 +140,17 @@ func diversionMessage(typ netlink.HeaderType, flags netlink.HeaderFlags, p netip
 // Return implements [fabric.Mover].
 func (d *Dataplane) Return(_ context.Context, prefixes ...netip.Prefix) error {
 	troubles := troubles{verb: "end the diversion of"}
-	for some := range slices.Chunk(prefixes, requestsAtOnce) {
-		var msgs []netlink.Message
-		for _, p := range some {
-			msgs = append(msgs, diversionMessage(unix.RTM_DELROUTE, 0, p, netip.Addr{}))
-		}
-		errs, err := d.moves.rtnl.Batch(msgs...)
-		if err != nil {
-			return fmt.Errorf("end diversion: %w", err)
-		}
-		for i, err := range errs {
-			if n := rtnl.Errno(err); err != nil && n != unix.ESRCH && n != unix.ENOENT {
-				troubles.add(some[i], err)
-			}
+	msgs := make([]netlink.Message, len(prefixes))
+	for i, p := range prefixes {
+		msgs[i] = diversionMessage(unix.RTM_DELROUTE, 0, p, netip.Addr{})
+	}
+	errs, err := d.moves.rtnl.Batch(msgs...)
+	if err != nil {
+		return fmt.Errorf("end diversion: %w", err)
+	}
+	for i, err := range errs {
+		if n := rtnl.Errno(err); err != nil && n != unix.ESRCH && n != unix.ENOENT {
+			troubles.add(prefixes[i], err)
 		}
 	}
 	return troubles.err()
@@ -164,7 +160,7 @@ func (d *Dataplane) Return(_ context.Context, prefixes ...netip.Prefix) error {
 func (d *Dataplane) Diverted(context.Context) ([]netip.Prefix, error) {
 	prefixes := []netip.Prefix{}
 	for _, family := range d.families() {
-		head := dumpRoutes(family)
+		head := rtnl.RoutesOf(family, routeProtocol)
 		head[4] = fabric.DivertedTable
 		replies, err := d.moves.rtnl.Do(rtnl.Message(unix.RTM_GETROUTE, netlink.Dump, head, nil))
 		if err != nil && rtnl.Errno(err) != unix.ENOENT { // no such table yet
@@ -216,10 +212,8 @@ func (d *Dataplane) resend(ctx context.Context, ports []fabric.Port, diverted []
 	}
 	once()
 	for _, wait := range stragglers {
-		select {
-		case <-ctx.Done():
-			return errors.Join(failed, ctx.Err())
-		case <-time.After(wait):
+		if err := pause(ctx, wait); err != nil {
+			return errors.Join(failed, err)
 		}
 		once()
 	}
@@ -242,7 +236,7 @@ func (d *Dataplane) resendFrame(ctx context.Context, out *sender, hops map[uint1
 	if h.index == 0 {
 		return errNoHop
 	}
-	return out.send(h, f.data)
+	return out.send(ctx, h, f.data)
 }
 
 var errNoHop = errors.New("no way to the node")
@@ -298,10 +292,8 @@ func (r *socket) resolve(ctx context.Context, a netip.Addr, index int32) (fabric
 				return fabric.MAC{}, fmt.Errorf("neighbour %s: %w", a, err)
 			}
 		}
-		select {
-		case <-ctx.Done():
+		if pause(ctx, resolveLook) != nil {
 			return fabric.MAC{}, fmt.Errorf("neighbour %s does not answer; see whether it is up: ip neigh show %[1]s", a)
-		case <-time.After(resolveLook):
 		}
 	}
 }

@@ -150,7 +150,7 @@ func TestDivertPorts(t *testing.T) {
 // TestDivertRestart: another process finds the diversions and ends them.
 func TestDivertRestart(t *testing.T) {
 	lab := newMoveLab(t)
-	first, err := kernel.New(kernel.Config{Cluster: "lab", Underlay: []netip.Addr{node2[true]}})
+	first, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab", Underlay: []netip.Addr{node2[true]}})
 	require.NoError(t, err)
 	p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
 	require.NoError(t, first.Put(t.Context(), p))
@@ -225,7 +225,7 @@ func TestMovesLeaveNothingOpen(t *testing.T) {
 		return len(fds)
 	}
 	round := func(remove bool) {
-		d, err := kernel.New(kernel.Config{Cluster: "lab", Underlay: []netip.Addr{node2[true]}})
+		d, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab", Underlay: []netip.Addr{node2[true]}})
 		require.NoError(t, err)
 		p.Incoming = true
 		require.NoError(t, d.Put(t.Context(), p))

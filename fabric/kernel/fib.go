@@ -1,13 +1,13 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"sync"
 	"time"
 
@@ -16,6 +16,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
+	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
 // FIBConfig says which routes are those of a [FIB].
@@ -25,6 +26,8 @@ type FIBConfig struct {
 	Protocol uint8
 	Metric   uint32 // of every route (RTA_PRIORITY); not zero
 	Logger   *slog.Logger
+	// Netlink is shared with others that follow the kernel; nil: one of its own.
+	Netlink *Netlink
 }
 
 // FIB is a part of the kernel's forwarding table: routes to prefixes through
@@ -39,9 +42,10 @@ type FIB struct {
 	cfg    FIBConfig
 	log    *slog.Logger
 	rtnl   *socket
-	events *rtnl.Events
-	wake   chan struct{}
-	stop   chan struct{}
+	feed   following
+	place  *rtnl.Follower
+	wake   signal.Signal
+	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
 	mu      sync.Mutex
@@ -52,7 +56,8 @@ type FIB struct {
 	dirty   map[fibKey]bool       // to be compared
 	refused map[netip.Prefix]error
 	links   map[int32]bool // that routes of ours have led to
-	stale   bool           // have is to be listed anew
+	loaded  bool
+	stale   bool // have is to be listed anew
 }
 
 // fibKey is what tells routes of ours from each other.
@@ -69,32 +74,24 @@ const (
 	// up to fibRetryMost, and begins anew when one of the links changes.
 	fibRetry     = time.Second
 	fibRetryMost = 30 * time.Second
-	// fibRelist is how often the routes are listed in case a change went unseen.
-	fibRelist = time.Minute
 	// fibSettle lets the notifications of a link's change come in first.
 	fibSettle = 50 * time.Millisecond
 )
 
 // NewFIB takes stock of the routes that are there already, and keeps them until
 // [FIB.Settle]: what a process before this one learned serves until it is
-// learned again. It needs CAP_NET_ADMIN.
-func NewFIB(cfg FIBConfig) (*FIB, error) {
+// learned again. It works until ctx ends, or Close. It needs CAP_NET_ADMIN.
+func NewFIB(ctx context.Context, cfg FIBConfig) (*FIB, error) {
 	f := &FIB{
-		cfg: cfg, log: cfg.Logger, wake: make(chan struct{}, 1), stop: make(chan struct{}),
+		cfg: cfg, log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), wake: signal.New(),
 		want: map[netip.Prefix]netip.Addr{}, have: map[fibKey]netip.Addr{}, found: map[fibKey]bool{}, dirty: map[fibKey]bool{},
 		refused: map[netip.Prefix]error{}, links: map[int32]bool{},
-	}
-	if f.log == nil {
-		f.log = slog.New(slog.DiscardHandler)
 	}
 	if err := f.open(); err != nil {
 		return nil, fmt.Errorf("routes of protocol %d: %w", cfg.Protocol, err)
 	}
-	for k := range f.have {
-		f.found[k] = true
-	}
-	f.wg.Go(f.receive)
-	f.wg.Go(f.work)
+	ctx, f.cancel = context.WithCancel(ctx)
+	f.wg.Go(func() { f.work(ctx) })
 	return f, nil
 }
 
@@ -102,18 +99,16 @@ func (f *FIB) open() (err error) {
 	if f.rtnl, err = dial(); err != nil {
 		return err
 	}
-	f.events, err = rtnl.Subscribe(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
-	if err != nil {
-		f.rtnl.Close()
-		return err
+	if f.feed, err = connect(f.cfg.Netlink, f.log); err != nil {
+		return errors.Join(err, f.rtnl.Close())
 	}
-	// Listening comes before listing, so that nothing falls between the two.
-	if err = f.list(); err != nil {
-		f.rtnl.Close()
-		f.events.Close()
+	if f.place, err = f.feed.Join(f, f.wants()); err != nil {
+		return errors.Join(err, f.feed.end(), f.rtnl.Close())
 	}
-	return err
+	return nil
 }
+
+func (f *FIB) wants() rtnl.Wants { return rtnl.Wants{Protocols: []uint8{f.cfg.Protocol}, Often: true} }
 
 // Put has a prefix routed through the router at via, in place of where it was
 // routed before. It returns at once.
@@ -185,15 +180,18 @@ func (f *FIB) Close() error {
 	if closed {
 		return nil
 	}
-	close(f.stop)
-	err := f.events.Close()
+	f.cancel()
+	f.place.Leave()
 	f.wg.Wait()
 	f.mu.Lock()
 	clear(f.want)
 	clear(f.found)
 	f.mu.Unlock()
 	// What is there is asked once more: nobody listens now.
-	err = errors.Join(err, f.list())
+	l, err := f.feed.List(f.wants())
+	if err == nil {
+		f.Load(l)
+	}
 	f.mu.Lock()
 	clear(f.refused)
 	f.touchAll()
@@ -203,7 +201,7 @@ func (f *FIB) Close() error {
 	for p, refusal := range f.refused {
 		err = errors.Join(err, fmt.Errorf("remove route %s: %w", p, refusal))
 	}
-	return errors.Join(err, f.rtnl.Close())
+	return errors.Join(err, f.feed.end(), f.rtnl.Close())
 }
 
 func (f *FIB) key(p netip.Prefix) fibKey { return fibKey{p, f.cfg.Metric} }
@@ -211,10 +209,7 @@ func (f *FIB) key(p netip.Prefix) fibKey { return fibKey{p, f.cfg.Metric} }
 // touch has a route compared soon. f.mu is held.
 func (f *FIB) touch(k fibKey) {
 	f.dirty[k] = true
-	select {
-	case f.wake <- struct{}{}:
-	default:
-	}
+	f.wake.Send()
 }
 
 // touchAll has every route compared. f.mu is held.
@@ -227,21 +222,16 @@ func (f *FIB) touchAll() {
 	}
 }
 
-// work keeps the kernel in step until the FIB is closed.
-func (f *FIB) work() {
-	retry, relist := fibRetry, time.NewTicker(fibRelist)
-	defer relist.Stop()
+// work keeps the kernel in step until ctx ends.
+func (f *FIB) work(ctx context.Context) {
+	retry := fibRetry
 	again := time.NewTimer(retry)
 	defer again.Stop()
 	for {
 		select {
-		case <-f.stop:
+		case <-ctx.Done():
 			return
 		case <-f.wake:
-		case <-relist.C:
-			f.mu.Lock()
-			f.stale = true
-			f.mu.Unlock()
 		case <-again.C:
 			f.mu.Lock()
 			for p := range f.refused {
@@ -251,18 +241,18 @@ func (f *FIB) work() {
 			retry = min(2*retry, fibRetryMost)
 			again.Reset(retry)
 		}
-		if f.refresh() {
+		if f.refresh(ctx) {
 			retry = fibRetry
 			again.Reset(retry)
 		}
-		for f.caughtUp() && f.step() {
+		for f.feed.CatchUp(ctx) == nil && f.step() {
 		}
 	}
 }
 
 // refresh lists the routes anew where it is not certain what is there, and
 // reports whether it did.
-func (f *FIB) refresh() bool {
+func (f *FIB) refresh(ctx context.Context) bool {
 	f.mu.Lock()
 	stale := f.stale
 	f.stale = false
@@ -270,41 +260,32 @@ func (f *FIB) refresh() bool {
 	if !stale {
 		return false
 	}
-	select {
-	case <-f.stop:
-	case <-time.After(fibSettle):
+	if pause(ctx, fibSettle) != nil {
+		return true
 	}
-	if err := f.list(); err != nil {
+	if err := f.place.Relist(ctx); err != nil && ctx.Err() == nil {
 		f.log.Warn("list routes", "protocol", f.cfg.Protocol, "err", err)
 	}
-	f.mu.Lock()
-	f.touchAll()
-	f.mu.Unlock()
 	return true
 }
 
-// list asks the kernel for all routes of ours.
-func (f *FIB) list() error {
+// Load implements [rtnl.View].
+func (f *FIB) Load(l rtnl.Listing) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	have := map[fibKey]netip.Addr{}
-	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		head := make([]byte, unix.SizeofRtMsg)
-		head[0], head[4], head[5] = family, unix.RT_TABLE_MAIN, f.cfg.Protocol
-		replies, err := f.rtnl.Do(rtnl.Message(unix.RTM_GETROUTE, netlink.Dump, head, nil))
-		if err != nil && !errors.Is(err, unix.ENOENT) { // no such table yet
-			return err
-		}
-		for _, reply := range replies {
-			// A kernel before 5.0 lists the routes of all protocols.
-			if r, err := parseRoute(reply.Data); err == nil && r.proto == f.cfg.Protocol {
-				have[fibKey{r.prefix, r.metric}] = r.via
-				f.links[r.index] = true
+	f.have = map[fibKey]netip.Addr{}
+	for _, m := range l.Routes[f.cfg.Protocol] {
+		if r, err := parseRoute(m.Data); err == nil {
+			k := fibKey{r.prefix, r.metric}
+			f.have[k] = r.via
+			f.links[r.index] = true
+			if !f.loaded {
+				f.found[k] = true
 			}
 		}
 	}
-	f.have = have
-	return nil
+	f.loaded = true
+	f.touchAll()
 }
 
 // step sends a batch of what differs to the kernel, and reports whether there
@@ -414,39 +395,19 @@ func (f *FIB) message(typ netlink.HeaderType, flags netlink.HeaderFlags, k fibKe
 	})
 }
 
-// receive follows the kernel's notifications until the socket is closed.
-func (f *FIB) receive() {
-	for {
-		msgs, err := f.events.Receive()
-		if errors.Is(err, os.ErrClosed) {
-			return
-		}
-		f.mu.Lock()
-		if err != nil { // some were lost
-			f.mistrust()
-			f.mu.Unlock()
-			f.events.Pass(nil)
-			if !errors.Is(err, unix.ENOBUFS) {
-				f.log.Error("rtnetlink notifications", "err", err)
-				time.Sleep(fibSettle)
-			}
-			continue
-		}
-		for _, m := range msgs {
-			f.apply(m)
-		}
-		f.mu.Unlock()
-		f.events.Pass(msgs)
+// Apply implements [rtnl.View].
+func (f *FIB) Apply(msgs []netlink.Message) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range msgs {
+		f.apply(m)
 	}
 }
 
 // mistrust has the routes listed anew. f.mu is held.
 func (f *FIB) mistrust() {
 	f.stale = true
-	select {
-	case f.wake <- struct{}{}:
-	default:
-	}
+	f.wake.Send()
 }
 
 // apply takes a notification over. f.mu is held.
@@ -485,9 +446,5 @@ func (f *FIB) apply(m netlink.Message) {
 		}
 	}
 }
-
-// caughtUp waits until every notification that the kernel has sent by now is
-// applied, and reports whether it is.
-func (f *FIB) caughtUp() bool { return f.events.CatchUp(context.Background()) == nil }
 
 var _ fabric.Diagnoser = (*FIB)(nil)

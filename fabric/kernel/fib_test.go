@@ -57,7 +57,7 @@ func raise(t testing.TB) {
 
 func openFIB(t *testing.T) *kernel.FIB {
 	t.Helper()
-	f, err := kernel.NewFIB(kernel.FIBConfig{Protocol: fabric.PeerProtocol, Metric: fabric.PeerMetric})
+	f, err := kernel.NewFIB(t.Context(), kernel.FIBConfig{Protocol: fabric.PeerProtocol, Metric: fabric.PeerMetric})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, f.Close()) })
 	return f

@@ -44,7 +44,7 @@ func openGuarded(t *testing.T, guests fabric.Guests) *kernel.Dataplane {
 // guarded leaves the closing to the caller.
 func guarded(t *testing.T, guests fabric.Guests) *kernel.Dataplane {
 	t.Helper()
-	d, err := kernel.New(kernel.Config{
+	d, err := kernel.New(t.Context(), kernel.Config{
 		Cluster: "lab", Underlay: []netip.Addr{node2[true], node2[false]}, Guests: guests,
 		Private: []netip.Prefix{netip.MustParsePrefix("10.10.0.0/24"), netip.MustParsePrefix("fd00:10:10::/64")},
 	})

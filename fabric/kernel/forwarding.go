@@ -79,7 +79,7 @@ func newForwarding(samples []netip.Addr, ipv6 bool) *forwarding {
 
 // startForwarding removes what a trial of an earlier process left, makes the
 // first, and goes on watching.
-func (d *Dataplane) startForwarding() error {
+func (d *Dataplane) startForwarding(ctx context.Context) error {
 	f := d.forwarding
 	if len(f.guests) == 0 {
 		return nil
@@ -96,8 +96,7 @@ func (d *Dataplane) startForwarding() error {
 	if err != nil {
 		d.log.Warn("changes of nftables rules are not heard of", "err", err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	f.stop = stop
+	ctx, f.stop = context.WithCancel(ctx)
 	if f.rules != nil {
 		f.wg.Go(f.listen)
 	}

@@ -22,7 +22,7 @@ var trialGuests = addrs("203.0.113.250", "2001:db8:100::fa")
 // openForwarding opens a dataplane that tries whether the node forwards.
 func openForwarding(t *testing.T) *kernel.Dataplane {
 	t.Helper()
-	d, err := kernel.New(kernel.Config{Cluster: "lab", Underlay: []netip.Addr{node2[true], node2[false]}, Samples: trialGuests, NextHop: netip.MustParseAddr("10.10.0.21"), NextHop6: netip.MustParseAddr("fd00:10:10::21")})
+	d, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab", Underlay: []netip.Addr{node2[true], node2[false]}, Samples: trialGuests, NextHop: netip.MustParseAddr("10.10.0.21"), NextHop6: netip.MustParseAddr("fd00:10:10::21")})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, d.Close()) })
 	return d
@@ -250,13 +250,13 @@ func TestForwardingLeftovers(t *testing.T) {
 	ipIn(t, nil, "link add fabric_net147 type veth peer name fabric_peer147", "link set fabric_net147 alias vmfabric-trial", "link set fabric_net147 up",
 		"route add 203.0.113.250/32 dev up0 table 149 proto 147", "route add 2001:db8:100::fa/128 dev up0 table 149 proto 147")
 	nft(t, "table inet vmfabric-trial { chain leave { type filter hook postrouting priority 0; drop; }; }")
-	d, err := kernel.New(kernel.Config{Cluster: "lab", Samples: trialGuests}) // without an underlay nothing is tried
+	d, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab", Samples: trialGuests}) // without an underlay nothing is tried
 	require.NoError(t, err)
 	assertNoTrial(t)
 	require.NoError(t, d.Close())
 
 	ipIn(t, nil, "link add fabric_net147 type veth peer name fabric_peer147")
-	_, err = kernel.New(kernel.Config{Cluster: "lab", Samples: trialGuests})
+	_, err = kernel.New(t.Context(), kernel.Config{Cluster: "lab", Samples: trialGuests})
 	require.ErrorIs(t, err, fabric.ErrForeign)
 	require.ErrorContains(t, err, "link fabric_net147 is there")
 	ipIn(t, nil, "link del fabric_net147")

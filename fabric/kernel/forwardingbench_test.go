@@ -64,7 +64,7 @@ func BenchmarkTrial(b *testing.B) {
 func onNode(b *testing.B, cfg kernel.Config, guests int, f func(d *kernel.Dataplane)) {
 	b.Helper()
 	underlay(b)
-	d, err := kernel.New(cfg)
+	d, err := kernel.New(b.Context(), cfg)
 	require.NoError(b, err)
 	defer func() { require.NoError(b, d.Close()) }()
 	var names []string

@@ -7,13 +7,15 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
 // Links follows the links of the node, whoever made them, by their names. All
 // methods are safe for concurrent use.
 type Links struct {
 	d       *Dataplane
-	changed chan struct{}
+	changed signal.Signal
 
 	mu     sync.Mutex
 	names  map[string]bool
@@ -22,7 +24,7 @@ type Links struct {
 
 // Links begins to follow the links, until the dataplane is closed.
 func (d *Dataplane) Links() *Links {
-	l := &Links{d: d, changed: make(chan struct{}, 1), names: map[string]bool{}}
+	l := &Links{d: d, changed: signal.New(), names: map[string]bool{}}
 	d.watch.mu.Lock()
 	defer d.watch.mu.Unlock()
 	d.watch.links = append(d.watch.links, l)
@@ -64,10 +66,7 @@ func (l *Links) note(names []string, missed bool) {
 	}
 	l.missed = l.missed || missed
 	l.mu.Unlock()
-	select {
-	case l.changed <- struct{}{}:
-	default:
-	}
+	l.changed.Send()
 }
 
 // publish tells those who follow the links what notifications say.

@@ -88,7 +88,7 @@ func TestLinkFoundWithoutCarrier(t *testing.T) {
 		assert.False(t, ports[0].Carrier)
 		return ports[0].Lost
 	}
-	first, err := kernel.New(kernel.Config{Cluster: "lab"})
+	first, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab"})
 	require.NoError(t, err)
 	assert.False(t, lost(first), "its guest is about to come")
 	require.NoError(t, first.Close())

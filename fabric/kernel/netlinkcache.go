@@ -81,52 +81,25 @@ func (m *netlinkCache) reset() {
 	m.early = map[int32][]netip.Addr{}
 }
 
-// take fills the netlink cache for the first time.
-func (m *netlinkCache) take(r *socket) error {
-	err := m.load(r)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, l := range m.links {
-		l.found = true
-	}
-	return err
-}
-
-// load fills the netlink cache from full listings.
-func (m *netlinkCache) load(r *socket) error {
+// load fills the netlink cache from a listing; with first, for the first time.
+func (m *netlinkCache) load(l rtnl.Listing, first bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	before := m.links
 	m.reset()
-	dump := func(typ netlink.HeaderType, head []byte, attrs func(*netlink.AttributeEncoder)) error {
-		replies, err := r.Do(rtnl.Message(typ, netlink.Dump, head, attrs))
-		for _, reply := range replies {
-			m.apply(reply)
+	for _, part := range [][]netlink.Message{l.Links, l.Addresses, l.Routes[routeProtocol]} {
+		for _, msg := range part {
+			m.apply(msg)
 		}
-		return err
 	}
-	err := errors.Join(
-		dump(unix.RTM_GETLINK, rtnl.IfInfoMsg(0, 0, 0), func(ae *netlink.AttributeEncoder) { ae.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats) }),
-		dump(unix.RTM_GETADDR, rtnl.IfAddrMsg(unix.AF_UNSPEC, 0, 0), nil),
-		dump(unix.RTM_GETROUTE, dumpRoutes(unix.AF_INET), nil),
-		dump(unix.RTM_GETROUTE, dumpRoutes(unix.AF_INET6), nil),
-	)
 	for i, l := range m.links {
+		l.found = first
 		if had := before[i]; had != nil {
 			l.hadCarrier, l.found = l.hadCarrier || had.hadCarrier, had.found
 			// The listing has ours alone; the next Put sees whether they are still there.
 			l.rivals = had.rivals
 		}
 	}
-	return err
-}
-
-// dumpRoutes asks for the routes of our protocol; a kernel before 5.0 lists
-// all, and apply drops the others.
-func dumpRoutes(family uint8) []byte {
-	b := make([]byte, unix.SizeofRtMsg)
-	b[0], b[5] = family, routeProtocol
-	return b
 }
 
 // apply takes a notification, or a part of a listing, over. It returns the

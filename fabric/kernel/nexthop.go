@@ -9,8 +9,6 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 // nextHops knows on which links the addresses are that announcements name.
@@ -28,19 +26,14 @@ const readEvery = time.Second
 
 func newNextHops(v4, v6 netip.Addr) *nextHops { return &nextHops{v4: v4, v6: v6} }
 
-// load lists what there is; with what comes after it, apply keeps it up.
-func (h *nextHops) load(r *socket) error {
-	replies, err := r.Do(rtnl.Message(unix.RTM_GETADDR, netlink.Dump, rtnl.IfAddrMsg(unix.AF_UNSPEC, 0, 0), nil))
-	if err != nil {
-		return err
-	}
+// load starts anew with a listing; with what comes after it, apply keeps it up.
+func (h *nextHops) load(addresses []netlink.Message) {
 	h.mu.Lock()
 	h.links = map[netip.Addr]map[int32]bool{}
 	h.mu.Unlock()
-	for _, reply := range replies {
-		h.apply(reply)
+	for _, m := range addresses {
+		h.apply(m)
 	}
-	return nil
 }
 
 // apply takes a notification over, and tells whether a next hop may be another.

@@ -54,7 +54,7 @@ func TestNextHop(t *testing.T) {
 			if c.mapped {
 				cfg.NextHop6 = netip.Addr{}
 			}
-			d, err := kernel.New(cfg)
+			d, err := kernel.New(t.Context(), cfg)
 			require.NoError(t, err)
 			t.Cleanup(func() { require.NoError(t, d.Close()) })
 			t.Cleanup(func() { raise(t) })

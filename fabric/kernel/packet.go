@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -110,10 +111,13 @@ func newSender() (*sender, error) {
 func (s *sender) close() error { return s.file.Close() }
 
 // sendPatience is how long a frame waits for room in the link's queue.
-const sendPatience = 20 * time.Millisecond
+const (
+	sendPatience = 20 * time.Millisecond
+	sendAgain    = 100 * time.Microsecond
+)
 
 // send sends a recorded frame, which it changes, to a neighbour.
-func (s *sender) send(h hop, frame []byte) error {
+func (s *sender) send(ctx context.Context, h hop, frame []byte) error {
 	to := &unix.SockaddrLinklayer{Protocol: networkUint16(etherType(frame[vnetHeader:])), Ifindex: int(h.index), Halen: 6}
 	if h.bare {
 		if frame[0]&vnetNeedsCsum != 0 {
@@ -128,10 +132,10 @@ func (s *sender) send(h hop, frame []byte) error {
 		copy(frame[vnetHeader+6:], h.from[:])
 		copy(to.Addr[:], h.to[:])
 	}
-	for begin := time.Now(); ; time.Sleep(100 * time.Microsecond) {
+	for begin := time.Now(); ; {
 		err := control(s.file, func(fd int) error { return unix.Sendto(fd, frame, 0, to) })
 		full := errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EAGAIN)
-		if !full || time.Since(begin) > sendPatience {
+		if !full || time.Since(begin) > sendPatience || pause(ctx, sendAgain) != nil {
 			return err
 		}
 	}

@@ -77,27 +77,22 @@ func (r *reaper) reap(jobs []*removal) {
 }
 
 func (r *reaper) reapGroup(links []int32) error {
-	const atOnce = 256 // messages; well within a socket buffer
-	for len(links) > 0 {
-		n := min(len(links), atOnce)
-		msgs := make([]netlink.Message, n)
-		for i, index := range links[:n] {
-			msgs[i] = rtnl.Message(unix.RTM_SETLINK, netlink.Acknowledge, rtnl.IfInfoMsg(index, 0, 0), func(ae *netlink.AttributeEncoder) {
-				ae.Uint32(unix.IFLA_GROUP, doomedGroup)
-			})
-		}
-		errs, err := r.rtnl.Batch(msgs...)
-		if err != nil {
-			return err
-		}
-		for _, err := range errs {
-			if err != nil && rtnl.Errno(err) != unix.ENODEV {
-				return fmt.Errorf("remove links: %w", err)
-			}
-		}
-		links = links[n:]
+	msgs := make([]netlink.Message, len(links))
+	for i, index := range links {
+		msgs[i] = rtnl.Message(unix.RTM_SETLINK, netlink.Acknowledge, rtnl.IfInfoMsg(index, 0, 0), func(ae *netlink.AttributeEncoder) {
+			ae.Uint32(unix.IFLA_GROUP, doomedGroup)
+		})
 	}
-	_, err := r.rtnl.Do(rtnl.Message(unix.RTM_DELLINK, netlink.Acknowledge, rtnl.IfInfoMsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
+	errs, err := r.rtnl.Batch(msgs...)
+	if err != nil {
+		return err
+	}
+	for _, err := range errs {
+		if err != nil && rtnl.Errno(err) != unix.ENODEV {
+			return fmt.Errorf("remove links: %w", err)
+		}
+	}
+	_, err = r.rtnl.Do(rtnl.Message(unix.RTM_DELLINK, netlink.Acknowledge, rtnl.IfInfoMsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
 		ae.Uint32(unix.IFLA_GROUP, doomedGroup)
 	}))
 	if errors.Is(err, unix.EINVAL) || rtnl.Errno(err) == unix.ENODEV {

@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"encoding/binary"
-	"errors"
 	"net/netip"
 	"slices"
 
@@ -30,25 +29,15 @@ func newRouteCache() *routeCache {
 	return &routeCache{routes: map[netip.Prefix][]route{}, via: map[int32]map[netip.Prefix]bool{}, addrs: map[int32]map[netip.Addr]bool{}}
 }
 
-// listRoutes fills a route cache from full listings.
-func listRoutes(r *socket) (*routeCache, error) {
+// readRoutes fills a route cache from a listing.
+func readRoutes(l rtnl.Listing) *routeCache {
 	s := newRouteCache()
-	var errs []error
-	for _, ask := range []struct {
-		typ  netlink.HeaderType
-		head []byte
-	}{
-		{unix.RTM_GETADDR, rtnl.IfAddrMsg(unix.AF_INET, 0, 0)},
-		{unix.RTM_GETROUTE, dumpRoutes(unix.AF_INET)},
-		{unix.RTM_GETROUTE, dumpRoutes(unix.AF_INET6)},
-	} {
-		replies, err := r.Do(rtnl.Message(ask.typ, netlink.Dump, ask.head, nil))
-		for _, reply := range replies {
-			s.apply(reply)
+	for _, part := range [][]netlink.Message{l.Addresses, l.Routes[routeProtocol]} {
+		for _, m := range part {
+			s.apply(m)
 		}
-		errs = append(errs, err)
 	}
-	return s, errors.Join(errs...)
+	return s
 }
 
 // apply takes a notification, or a part of a listing, over, and gives the

@@ -1,7 +1,9 @@
 package kernel
 
 import (
+	"context"
 	"encoding/binary"
+	"time"
 
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
@@ -12,6 +14,18 @@ type socket struct{ *rtnl.Conn }
 func dial() (*socket, error) {
 	c, err := rtnl.Dial()
 	return &socket{c}, err
+}
+
+// pause waits, or until ctx ends, whose error it gives then.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func nativeUint16(b []byte) uint16 { return binary.NativeEndian.Uint16(b) }

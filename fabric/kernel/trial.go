@@ -215,7 +215,7 @@ func (r *socket) removeTrialLink() error {
 func (r *socket) removeTrialRoutes() error {
 	var errs []error
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		head := dumpRoutes(family)
+		head := rtnl.RoutesOf(family, routeProtocol)
 		head[4] = fabric.TrialTable
 		replies, err := r.Do(rtnl.Message(unix.RTM_GETROUTE, netlink.Dump, head, nil))
 		if err != nil {

@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
+	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
 const (
@@ -28,14 +28,17 @@ const (
 	verifyAtMost = 250
 )
 
-// watcher follows the kernel's notifications and says when a port is not as
-// it was put.
+// watcher is the dataplane's view of what the kernel notifies, and says when a
+// port is not as it was put.
 type watcher struct {
 	d       *Dataplane
-	events  *rtnl.Events
+	feed    following
+	place   *rtnl.Follower
+	loaded  bool // of Load alone: it was called before
 	cache   *netlinkCache
-	changed chan struct{}
-	wake    chan struct{}
+	changed signal.Signal
+	wake    signal.Signal
+	stop    chan struct{}
 	wg      sync.WaitGroup
 
 	mu       sync.Mutex
@@ -53,109 +56,78 @@ type watcher struct {
 	neighbours map[int32][]neighbour
 }
 
-func startWatcher(d *Dataplane) (*watcher, error) {
+func startWatcher(d *Dataplane, feed following) (*watcher, error) {
 	w := &watcher{
-		d: d, cache: newNetlinkCache(),
-		changed: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		d: d, feed: feed, cache: newNetlinkCache(), changed: signal.New(), wake: signal.New(), stop: make(chan struct{}),
 		held: map[string]int{}, lastPuts: map[string]int{}, awaited: map[string]bool{}, suspects: map[string]bool{},
 	}
 	var err error
-	w.events, err = rtnl.Subscribe(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF,
-		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
-	if err != nil {
-		return nil, err
-	}
-	// Listening comes before listing, so that nothing falls between the two.
-	if err := w.cache.take(d.rtnl); err != nil {
-		w.events.Close()
+	if w.place, err = feed.Join(w, rtnl.Wants{Links: true, Addresses: true, Protocols: []uint8{routeProtocol}}); err != nil {
 		return nil, fmt.Errorf("list ports: %w", err)
 	}
-	if err := d.hops.load(d.rtnl); err != nil {
-		w.events.Close()
-		return nil, fmt.Errorf("list addresses: %w", err)
-	}
 	d.protect(nil) // what an earlier process let through stays until ports were put
-	w.wg.Go(w.receive)
 	w.wg.Go(w.inspect)
 	return w, nil
 }
 
-func (w *watcher) close() error {
-	err := w.events.Close()
+func (w *watcher) close() {
+	w.place.Leave()
+	close(w.stop)
 	w.wg.Wait()
-	return err
 }
 
-// receive keeps the netlink cache until the socket is closed.
-func (w *watcher) receive() {
-	for {
-		msgs, err := w.events.Receive()
-		if errors.Is(err, os.ErrClosed) {
-			return
-		}
-		if err != nil {
-			if !errors.Is(err, unix.ENOBUFS) {
-				w.d.log.Error("rtnetlink notifications", "err", err)
-				time.Sleep(settleAfter)
-			}
-			w.relist()
-			w.publish(nil, true)
-			w.events.Pass(nil)
+// Apply implements [rtnl.View].
+func (w *watcher) Apply(msgs []netlink.Message) {
+	w.cache.mu.Lock()
+	var names, links []string
+	hops, ways := false, false
+	for _, m := range msgs {
+		ways = ways || w.d.waysOut.concerns(m)
+		if m.Header.Type == unix.RTM_NEWNETCONF {
+			names = append(names, w.reconfigured(m.Data)...)
 			continue
 		}
-		w.cache.mu.Lock()
-		var names, links []string
-		hops, ways := false, false
-		for _, m := range msgs {
-			ways = ways || w.d.waysOut.concerns(m)
-			if m.Header.Type == unix.RTM_NEWNETCONF {
-				names = append(names, w.reconfigured(m.Data)...)
-				continue
-			}
-			if m.Header.Type == unix.RTM_DELRULE {
-				w.ruleGone()
-				continue
-			}
-			hops = w.d.hops.apply(m) || hops
-			concerned := w.cache.apply(m)
-			names = append(names, concerned...)
-			if isLink(m) {
-				links = append(links, concerned...)
-			}
+		if m.Header.Type == unix.RTM_DELRULE {
+			w.ruleGone()
+			continue
 		}
-		flaps := w.cache.flaps
-		w.cache.flaps = nil
-		w.cache.mu.Unlock()
-		for _, f := range flaps {
-			w.d.moves.carrier(f.name, f.index, f.up)
+		hops = w.d.hops.apply(m) || hops
+		concerned := w.cache.apply(m)
+		names = append(names, concerned...)
+		if isLink(m) {
+			links = append(links, concerned...)
 		}
-		w.publish(links, false)
-		w.welcome(names...)
-		w.suspect(names...)
-		if ways {
-			w.d.waysOut.changed()
-		}
-		if hops {
-			w.d.forwarding.changed(true)
-		}
-		if len(flaps) > 0 || hops {
-			w.signal()
-		}
-		w.events.Pass(msgs)
+	}
+	flaps := w.cache.flaps
+	w.cache.flaps = nil
+	w.cache.mu.Unlock()
+	for _, f := range flaps {
+		w.d.moves.carrier(f.name, f.index, f.up)
+	}
+	w.publish(links, false)
+	w.welcome(names...)
+	w.suspect(names...)
+	if ways {
+		w.d.waysOut.changed()
+	}
+	if hops {
+		w.d.forwarding.changed(true)
+	}
+	if len(flaps) > 0 || hops {
+		w.changed.Send()
 	}
 }
 
-// relist starts the netlink cache anew after notifications were lost.
-func (w *watcher) relist() {
-	if err := w.cache.load(w.d.rtnl); err != nil {
-		w.d.log.Warn("list ports", "err", err)
+// Load implements [rtnl.View].
+func (w *watcher) Load(l rtnl.Listing) {
+	w.cache.load(l, !w.loaded)
+	w.d.hops.load(l.Addresses)
+	if w.loaded { // notifications were lost
+		w.d.waysOut.changed()
+		w.changed.Send()
+		w.publish(nil, true)
 	}
-	if err := w.d.hops.load(w.d.rtnl); err != nil {
-		w.d.log.Warn("list addresses", "err", err)
-	}
-	w.d.waysOut.changed()
-	w.signal()
+	w.loaded = true
 }
 
 // reconfigured gives the port whose setting a notification is about
@@ -196,10 +168,7 @@ func (w *watcher) suspect(names ...string) {
 		w.suspects[name] = true
 	}
 	w.mu.Unlock()
-	select {
-	case w.wake <- struct{}{}:
-	default:
-	}
+	w.wake.Send()
 }
 
 // ruleGone has the rules looked at soon.
@@ -207,10 +176,7 @@ func (w *watcher) ruleGone() {
 	w.mu.Lock()
 	w.unruled = true
 	w.mu.Unlock()
-	select {
-	case w.wake <- struct{}{}:
-	default:
-	}
+	w.wake.Send()
 }
 
 // welcome says that links were told of: one may be what an adopted port waits for.
@@ -220,15 +186,8 @@ func (w *watcher) welcome(names ...string) {
 	for _, name := range names {
 		if w.awaited[name] {
 			delete(w.awaited, name)
-			w.signal()
+			w.changed.Send()
 		}
-	}
-}
-
-func (w *watcher) signal() {
-	select {
-	case w.changed <- struct{}{}:
-	default:
 	}
 }
 
@@ -310,15 +269,18 @@ func (w *watcher) unrivalled(index int32, p netip.Prefix) {
 func (w *watcher) inspect() {
 	tick := time.NewTicker(verifyEvery)
 	defer tick.Stop()
+	settled := time.NewTimer(0)
+	defer settled.Stop()
 	for {
 		select {
-		case <-w.events.Closed():
+		case <-w.stop:
 			return
 		case <-w.wake:
+			settled.Reset(settleAfter)
 			select {
-			case <-w.events.Closed():
+			case <-w.stop:
 				return
-			case <-time.After(settleAfter):
+			case <-settled.C:
 			}
 			w.mu.Lock()
 			suspects := w.suspects
@@ -336,7 +298,7 @@ func (w *watcher) inspect() {
 				}
 			}
 			if w.anyFaulty(suspects) {
-				w.signal()
+				w.changed.Send()
 			}
 		case <-tick.C:
 			w.d.protect(w.d.arriving)
@@ -393,7 +355,7 @@ func (w *watcher) round() {
 	}
 	w.next = names[at]
 	if faulty {
-		w.signal()
+		w.changed.Send()
 	}
 }
 

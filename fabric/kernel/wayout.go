@@ -11,6 +11,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
+	"github.com/vmfabric/vmfabric/internal/signal"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,7 +27,7 @@ type waysOut struct {
 	port     func(v6 bool) (index int32, guest netip.Addr)
 	withheld func(v6 bool) bool // nothing of the family is announced: nobody's packets wait for a way
 	log      func(msg string, args ...any)
-	kick     chan struct{}
+	kick     signal.Signal
 	stop     chan struct{}
 	wg       sync.WaitGroup
 
@@ -44,7 +45,7 @@ const lookShare = 20
 func newWaysOut(cfg Config, guests []netip.Addr) *waysOut {
 	return &waysOut{
 		guests: guests, pools: cfg.Pools, inside: slices.Concat(cfg.Private, cfg.Pools), routers: cfg.Routers,
-		kick: make(chan struct{}, 1), stop: make(chan struct{}), proven: map[uint8]netip.Addr{}, faults: map[uint8]string{},
+		kick: signal.New(), stop: make(chan struct{}), proven: map[uint8]netip.Addr{}, faults: map[uint8]string{},
 	}
 }
 
@@ -99,12 +100,7 @@ func (w *waysOut) run() {
 }
 
 // changed has the ways looked at soon.
-func (w *waysOut) changed() {
-	select {
-	case w.kick <- struct{}{}:
-	default:
-	}
-}
+func (w *waysOut) changed() { w.kick.Send() }
 
 // concerns tells whether a notification is about what a way may depend on: routes
 // that are not ours, rules, links and their addresses, with which routes go

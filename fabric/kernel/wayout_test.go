@@ -53,7 +53,7 @@ func TestWayOut(t *testing.T) {
 	} {
 		for _, ports := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/port %v", c.name, ports), func(t *testing.T) {
-				d, err := kernel.New(wayOutConfig(c.guests, c.pools...))
+				d, err := kernel.New(t.Context(), wayOutConfig(c.guests, c.pools...))
 				require.NoError(t, err)
 				t.Cleanup(func() { require.NoError(t, d.Close()) })
 				if ports {

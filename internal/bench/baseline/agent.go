@@ -54,7 +54,7 @@ func serve(config, nodeName, state, socket string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	dataplane, err := kernel.New(kernel.Config{Cluster: cluster.Name}, kernel.WithLogger(log))
+	dataplane, err := kernel.New(ctx, kernel.Config{Cluster: cluster.Name}, kernel.WithLogger(log))
 	if err != nil {
 		return err
 	}

@@ -76,8 +76,8 @@ func (e *Events) Close() error {
 func (e *Events) Closed() <-chan struct{} { return e.closed }
 
 // Receive waits for notifications and gives those that there are. ENOBUFS says
-// that some were lost, [os.ErrClosed] that it was closed. It is called by one
-// goroutine.
+// that all until now are lost, [os.ErrClosed] that it was closed. It is called by
+// one goroutine.
 func (e *Events) Receive() (msgs []netlink.Message, err error) {
 	var failed error
 	err = e.raw.Read(func(fd uintptr) bool {
@@ -90,6 +90,7 @@ func (e *Events) Receive() (msgs []netlink.Message, err error) {
 				return len(msgs) > 0
 			case err != nil:
 				failed = err
+				e.drain(int(fd))
 				return true
 			case n > len(e.in):
 				failed = unix.ENOBUFS // one was lost
@@ -110,6 +111,17 @@ func (e *Events) Receive() (msgs []netlink.Message, err error) {
 	return msgs, nil
 }
 
+// drain takes what is there out of the socket. Once notifications were lost, the
+// kernel says nothing of others that are, nor of lost answers to who catches up,
+// until it was empty.
+func (e *Events) drain(fd int) {
+	for {
+		if _, _, err := unix.Recvfrom(fd, e.in, 0); err == unix.EAGAIN || err != nil && err != unix.ENOBUFS && err != unix.EINTR {
+			return
+		}
+	}
+}
+
 // CatchUp waits until every notification that the kernel has sent by now has
 // been given to Pass. It asks something on the notifications' own socket, whose
 // answer comes behind them.
@@ -128,6 +140,21 @@ func (e *Events) CatchUp(ctx context.Context) error {
 	}
 }
 
+// await is CatchUp for who does not give up.
+func (e *Events) await() error {
+	done := make(chan struct{})
+	if err := e.ask(done); err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		return nil
+	case <-e.closed:
+		return os.ErrClosed
+	}
+}
+
+// ask has the kernel send something; done, if any, is closed by Pass.
 func (e *Events) ask(done chan struct{}) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -144,7 +171,9 @@ func (e *Events) ask(done chan struct{}) error {
 	if err = errors.Join(err, failed); err != nil {
 		return fmt.Errorf("rtnetlink: %w", err)
 	}
-	e.barriers[barrier{e.port, m.Header.Sequence}] = done
+	if done != nil {
+		e.barriers[barrier{e.port, m.Header.Sequence}] = done
+	}
 	return nil
 }
 
