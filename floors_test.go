@@ -122,10 +122,13 @@ func TestHypervisorCoreKnowsNoHypervisor(t *testing.T) {
 	}
 }
 
-// TestSourcesOwnTheirWaits holds that no source waits for what its Run does not
-// end: neither it nor the core makes a context out of nothing, or sleeps.
-func TestSourcesOwnTheirWaits(t *testing.T) {
-	for _, dir := range []string{"fabric/internal/hypervisor", "fabric/libvirt", "fabric/lxd"} {
+// TestWaitsHaveAnOwner holds that no source, and nothing of the kernel, waits for
+// what nobody ends: they make no context out of nothing, and do not sleep.
+func TestWaitsHaveAnOwner(t *testing.T) {
+	for _, dir := range []string{
+		"fabric/internal/hypervisor", "fabric/libvirt", "fabric/lxd",
+		"fabric/kernel", "fabric/kernel/internal/rtnl", "fabric/kernel/internal/capture",
+	} {
 		files, err := filepath.Glob(dir + "/*.go")
 		require.NoError(t, err)
 		require.NotEmpty(t, files)
@@ -163,5 +166,36 @@ func TestSpeakerStandsAlone(t *testing.T) {
 			assert.Equal(t, one == other, slices.Contains(deps, other), "%s needs %s", one, other)
 		}
 		assert.NotContains(t, deps, module+"/fabric/gobgp/internal/gobgptest", "%s needs a package of tests", one)
+	}
+}
+
+// TestKernelHasOneNetlink holds that fabric/kernel opens sockets of rtnetlink in one
+// package alone, which knows nothing of the fabric, and captures in another, which
+// knows nothing of rtnetlink.
+func TestKernelHasOneNetlink(t *testing.T) {
+	for dir, ours := range map[string][]string{
+		"./fabric/kernel/internal/rtnl":    {},
+		"./fabric/kernel/internal/capture": {module + "/fabric"},
+	} {
+		out, err := exec.Command("go", "list", "-f", `{{join .Imports "\n"}}`, dir).Output()
+		require.NoError(t, err)
+		for _, i := range strings.Fields(string(out)) {
+			if strings.HasPrefix(i, module) {
+				assert.Contains(t, ours, i, dir)
+			}
+		}
+	}
+	files, err := filepath.Glob("fabric/kernel/*.go")
+	require.NoError(t, err)
+	more, err := filepath.Glob("fabric/kernel/internal/*/*.go")
+	require.NoError(t, err)
+	for _, path := range append(files, more...) {
+		if strings.HasSuffix(path, "_test.go") || strings.HasPrefix(path, "fabric/kernel/internal/rtnl/") {
+			continue
+		}
+		text, err := os.ReadFile(path)
+		require.NoError(t, err)
+		assert.NotContains(t, string(text), "NETLINK_ROUTE", path)
+		assert.NotContains(t, string(text), "AF_NETLINK", path)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/capture"
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
@@ -51,7 +52,7 @@ func (t *trial) clsact() error {
 // redirect has the course's packets to the guest, once they come in at the peer,
 // come in at the link of the underlay instead.
 func (t *trial) redirect(c course) error {
-	info := uint32(filterPriority)<<16 | uint32(networkUint16(protocolOf(c.family)))
+	info := uint32(filterPriority)<<16 | uint32(capture.NetworkUint16(protocolOf(c.family)))
 	clear := rtnl.Message(unix.RTM_DELTFILTER, netlink.Acknowledge, tcmsg(t.peer.index, 0, ingressParent, 0), nil)
 	_, _ = t.rtnl.Do(clear) // that of the course before; at first there is none
 	set := rtnl.Message(unix.RTM_NEWTFILTER, netlink.Acknowledge|netlink.Create|netlink.Excl, tcmsg(t.peer.index, 0, ingressParent, info), func(ae *netlink.AttributeEncoder) {

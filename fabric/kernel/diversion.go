@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/capture"
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
@@ -187,19 +188,18 @@ func (d *Dataplane) resend(ctx context.Context, ports []fabric.Port, diverted []
 	if err != nil || out == nil {
 		return err
 	}
-	fits := func(data []byte) bool {
-		a := destination(data)
+	fits := func(a netip.Addr) bool {
 		return slices.ContainsFunc(diverted, func(p netip.Prefix) bool { return p.Contains(a) })
 	}
 	since := make([]time.Time, len(recorders))
 	for i, r := range recorders {
-		since[i] = r.replayFrom(called)
+		since[i] = r.ReplayFrom(called)
 	}
-	hops := map[uint16]hop{}
+	hops := map[uint16]capture.Hop{}
 	var failed error
 	once := func() {
 		for i, r := range recorders {
-			for _, f := range r.take(since[i], fits) {
+			for _, f := range r.Take(since[i], fits) {
 				err := d.resendFrame(ctx, out, hops, f, to)
 				if err == nil {
 					done.Resent++
@@ -222,32 +222,32 @@ func (d *Dataplane) resend(ctx context.Context, ports []fabric.Port, diverted []
 
 // resendFrame sends a frame; hops are those that were looked for, by the type of
 // frame, and have no link where there is no way.
-func (d *Dataplane) resendFrame(ctx context.Context, out *sender, hops map[uint16]hop, f frame, to fabric.Node) error {
-	typ := etherType(f.data[vnetHeader:])
+func (d *Dataplane) resendFrame(ctx context.Context, out *capture.Sender, hops map[uint16]capture.Hop, f capture.Frame, to fabric.Node) error {
+	typ := f.Type()
 	h, known := hops[typ]
 	if !known {
 		var err error
-		h, err = d.hop(ctx, to.Source(destination(f.data[vnetHeader:])))
+		h, err = d.hop(ctx, to.Source(f.Destination()))
 		hops[typ] = h
 		if err != nil {
 			return err
 		}
 	}
-	if h.index == 0 {
+	if h.Index == 0 {
 		return errNoHop
 	}
-	return out.send(ctx, h, f.data)
+	return out.Send(ctx, h, f)
 }
 
 var errNoHop = errors.New("no way to the node")
 
 // hop finds the way to a neighbour, asking for its MAC address where the kernel
 // does not know it yet.
-func (d *Dataplane) hop(ctx context.Context, a netip.Addr) (hop, error) {
+func (d *Dataplane) hop(ctx context.Context, a netip.Addr) (capture.Hop, error) {
 	r := d.moves.rtnl
 	replies, err := r.Do(routeRequest(a, 0))
 	if err != nil {
-		return hop{}, fmt.Errorf("route to %s: %w", a, err)
+		return capture.Hop{}, fmt.Errorf("route to %s: %w", a, err)
 	}
 	var index int32
 	for _, reply := range replies {
@@ -257,19 +257,19 @@ func (d *Dataplane) hop(ctx context.Context, a netip.Addr) (hop, error) {
 	}
 	l, err := r.linkByIndex(index)
 	if err != nil {
-		return hop{}, fmt.Errorf("link to %s: %w", a, err)
+		return capture.Hop{}, fmt.Errorf("link to %s: %w", a, err)
 	}
 	switch {
 	case l.hardware == unix.ARPHRD_NONE:
-		return hop{index: index, bare: true}, nil
+		return capture.Hop{Index: index, Bare: true}, nil
 	case l.hardware != unix.ARPHRD_ETHER:
-		return hop{}, fmt.Errorf("link %s to %s is neither Ethernet nor without a header", l.name, a)
+		return capture.Hop{}, fmt.Errorf("link %s to %s is neither Ethernet nor without a header", l.name, a)
 	}
 	mac, err := r.resolve(ctx, a, index)
 	if err != nil {
-		return hop{}, err
+		return capture.Hop{}, err
 	}
-	return hop{index: index, from: l.mac, to: mac}, nil
+	return capture.Hop{Index: index, From: l.mac, To: mac}, nil
 }
 
 // resolve gives the MAC address of a neighbour.

@@ -9,7 +9,9 @@
 // A guest that moves has its routes in tables of our own for a while: those to a
 // port that is incoming, and those to the node where it went ([fabric.Mover]).
 //
-// A [FIB] is beside it: routes to the guests of other nodes, as they are learned.
+// A [FIB] is beside it: routes to the guests of other nodes, as they are learned;
+// and an [Announcer], for a routing daemon that reads the kernel. All follow the
+// kernel by a [Netlink], which they can share.
 //
 // It acts in the network namespace in which [New] is called; the whole
 // process must be in it, since sysctls and taps follow the thread. It needs

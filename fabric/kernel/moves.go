@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/capture"
 )
 
 // moves is what a dataplane has open for guests that move: who listens to which
@@ -23,10 +24,10 @@ type moves struct {
 
 	mu        sync.Mutex
 	closed    bool
-	ears      map[string]*frameListener
+	ears      map[string]*capture.Listener
 	silences  map[string]*presenceDetection
-	recorders map[string]*replayBuffer
-	sender    *sender
+	recorders map[string]*capture.Buffer
+	sender    *capture.Sender
 }
 
 // heardAtOnce is how many ports wait in [fabric.Mover.Heard] for somebody to
@@ -40,7 +41,7 @@ func newMoves(changed func(), introduce func(fabric.NIC, int32)) (*moves, error)
 	}
 	return &moves{
 		rtnl: r, heard: make(chan string, heardAtOnce), changed: changed, introduce: introduce,
-		ears: map[string]*frameListener{}, silences: map[string]*presenceDetection{}, recorders: map[string]*replayBuffer{},
+		ears: map[string]*capture.Listener{}, silences: map[string]*presenceDetection{}, recorders: map[string]*capture.Buffer{},
 	}, nil
 }
 
@@ -51,7 +52,7 @@ func (m *moves) close() error {
 	for _, s := range m.silences {
 		ears = append(ears, s.end())
 	}
-	m.ears, m.recorders, m.sender = map[string]*frameListener{}, map[string]*replayBuffer{}, nil
+	m.ears, m.recorders, m.sender = map[string]*capture.Listener{}, map[string]*capture.Buffer{}, nil
 	clear(m.silences)
 	m.mu.Unlock()
 	for _, e := range ears {
@@ -59,11 +60,11 @@ func (m *moves) close() error {
 	}
 	m.asking.Wait()
 	for _, r := range recorders {
-		r.close()
+		r.Close()
 	}
 	var err error
 	if sender != nil {
-		err = sender.close()
+		err = sender.Close()
 	}
 	return errors.Join(err, m.rtnl.Close())
 }
@@ -78,19 +79,19 @@ func (m *moves) attend(p fabric.Port, index int32) error {
 		return nil
 	}
 	var errs []error
-	if r := m.recorders[p.Name]; r != nil && r.index != index {
-		r.close()
+	if r := m.recorders[p.Name]; r != nil && r.Index != index {
+		r.Close()
 		delete(m.recorders, p.Name)
 		errs = append(errs, m.startRecording(p.Name, index))
 	}
 	have := m.ears[p.Name]
-	if have != nil && (!p.Incoming || have.index != index || have.mac != p.NIC.MAC) {
-		have.close()
+	if have != nil && (!p.Incoming || have.Index != index || have.MAC != p.NIC.MAC) {
+		have.Close()
 		delete(m.ears, p.Name)
 		have = nil
 	}
 	if have == nil && p.Incoming {
-		e, err := listen(p.Name, index, p.NIC.MAC, m.heard)
+		e, err := capture.Listen(p.Name, index, p.NIC.MAC, m.heard)
 		if err == nil {
 			m.ears[p.Name] = e
 		}
@@ -103,10 +104,10 @@ func (m *moves) attend(p fabric.Port, index int32) error {
 func (m *moves) leave(name string) {
 	m.mu.Lock()
 	if e := m.ears[name]; e != nil {
-		e.close()
+		e.Close()
 		delete(m.ears, name)
 	}
-	var listening *frameListener
+	var listening *capture.Listener
 	if s := m.silences[name]; s != nil {
 		listening = s.end()
 		delete(m.silences, name)
@@ -119,7 +120,7 @@ func (m *moves) leave(name string) {
 func (m *moves) record(name string, index int32) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if r := m.recorders[name]; m.closed || r != nil && r.index == index {
+	if r := m.recorders[name]; m.closed || r != nil && r.Index == index {
 		return nil
 	}
 	m.forgetRecorder(name)
@@ -128,7 +129,7 @@ func (m *moves) record(name string, index int32) error {
 
 // startRecording begins anew. m.mu is held.
 func (m *moves) startRecording(name string, index int32) error {
-	r, err := startReplayBuffer(index)
+	r, err := capture.Record(index)
 	if err == nil {
 		m.recorders[name] = r
 	}
@@ -143,16 +144,16 @@ func (m *moves) stopRecording(name string) {
 
 func (m *moves) forgetRecorder(name string) {
 	if r := m.recorders[name]; r != nil {
-		r.close()
+		r.Close()
 		delete(m.recorders, name)
 	}
 }
 
 // recording gives the recorders of those of the ports that are recorded.
-func (m *moves) recording(ports []fabric.Port) []*replayBuffer {
+func (m *moves) recording(ports []fabric.Port) []*capture.Buffer {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var all []*replayBuffer
+	var all []*capture.Buffer
 	for _, p := range ports {
 		if r := m.recorders[p.Name]; r != nil {
 			all = append(all, r)
@@ -162,12 +163,12 @@ func (m *moves) recording(ports []fabric.Port) []*replayBuffer {
 }
 
 // openSender opens the socket for sending, if it is not open.
-func (m *moves) openSender() (*sender, error) {
+func (m *moves) openSender() (*capture.Sender, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var err error
 	if m.sender == nil && !m.closed {
-		m.sender, err = newSender()
+		m.sender, err = capture.NewSender()
 	}
 	return m.sender, err
 }

@@ -17,7 +17,7 @@ import (
 // subscriptions counts the sockets that rtnetlink tells of changes.
 func subscriptions(t *testing.T) (n int) {
 	t.Helper()
-	b, err := os.ReadFile("/proc/self/net/netlink")
+	b, err := os.ReadFile("/proc/thread-self/net/netlink")
 	require.NoError(t, err)
 	for line := range strings.Lines(string(b)) {
 		if f := strings.Fields(line); len(f) > 3 && f[1] == "0" && strings.Trim(f[3], "0") != "" {

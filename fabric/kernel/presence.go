@@ -1,14 +1,10 @@
 package kernel
 
 import (
-	"encoding/binary"
-	"net/netip"
 	"slices"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/capture"
 )
 
 // A guest that was started sends frames before it has its addresses (IPv6's own
@@ -21,15 +17,15 @@ import (
 type presenceDetection struct {
 	index int32
 	port  fabric.Port
-	ear   *frameListener // nil: it was heard, or waited for long enough
-	over  chan struct{}  // closed when nobody asks any more; nil without carrier
+	ear   *capture.Listener // nil: it was heard, or waited for long enough
+	over  chan struct{}     // closed when nobody asks any more; nil without carrier
 }
 
 // heed begins to listen for the guest of a port on the link that the port is
 // now. here: it was there before this process, and nobody is to wait for it.
 func (m *moves) heed(p fabric.Port, index int32, here bool) error {
 	m.mu.Lock()
-	var was *frameListener
+	var was *capture.Listener
 	defer func() {
 		m.mu.Unlock()
 		closeListener(was)
@@ -53,15 +49,15 @@ func (m *moves) heed(p fabric.Port, index int32, here bool) error {
 func (m *moves) openFor(name string, s *presenceDetection) (err error) {
 	guest := s.port.NIC
 	theirs := func(frame []byte) bool {
-		is := speaksFrom(frame, guest)
+		is := capture.SpeaksFrom(frame, guest)
 		if is {
 			guest.MAC = fabric.MAC(frame[6:12])
 		}
 		return is
 	}
-	s.ear, err = openFrameListener(s.index, mostOfHeaders, theirs, func(e *frameListener) {
+	s.ear, err = capture.Open(s.index, capture.Headers, theirs, func(e *capture.Listener) {
 		if s.port.NIC.MAC.IsZero() {
-			m.introduce(guest, e.index)
+			m.introduce(guest, e.Index)
 		}
 		m.mu.Lock()
 		mine := s.ear == e
@@ -74,7 +70,7 @@ func (m *moves) openFor(name string, s *presenceDetection) (err error) {
 		}
 		select {
 		case m.heard <- name:
-		case <-e.stop:
+		case <-e.Closed():
 		default:
 			m.changed()
 		}
@@ -83,7 +79,7 @@ func (m *moves) openFor(name string, s *presenceDetection) (err error) {
 }
 
 // end gives the frame listener that is to be closed. moves.mu is held.
-func (s *presenceDetection) end() *frameListener {
+func (s *presenceDetection) end() *capture.Listener {
 	e := s.ear
 	s.ear = nil
 	s.hold()
@@ -100,9 +96,9 @@ func (s *presenceDetection) hold() {
 
 // closeListener closes a frame listener, if there is one. moves.mu is not held: what the frame listener has
 // heard may wait for it.
-func closeListener(e *frameListener) {
+func closeListener(e *capture.Listener) {
 	if e != nil {
-		e.close()
+		e.Close()
 	}
 }
 
@@ -133,7 +129,7 @@ func (m *moves) ask(s *presenceDetection) {
 	e, over := s.ear, make(chan struct{})
 	s.over = over
 	m.asking.Go(func() {
-		if !e.ask(questions(s.port), over) {
+		if !e.Ask(capture.Questions(s.port), over) {
 			return
 		}
 		m.mu.Lock()
@@ -143,30 +139,10 @@ func (m *moves) ask(s *presenceDetection) {
 		}
 		m.mu.Unlock()
 		if last {
-			e.close()
+			e.Close()
 			m.changed()
 		}
 	})
-}
-
-// ask sends frames again and again. It reports whether that was for long enough,
-// and it is not over for another reason.
-func (e *frameListener) ask(frames [][]byte, over <-chan struct{}) bool {
-	again, enough := time.NewTicker(askEvery), time.NewTimer(fabric.ListenFor)
-	defer again.Stop()
-	defer enough.Stop()
-	for {
-		for _, f := range frames {
-			_, _ = e.file.Write(f) // the link may have gone
-		}
-		select {
-		case <-over:
-			return false
-		case <-enough.C:
-			return true
-		case <-again.C:
-		}
-	}
 }
 
 // silent reports whether the guest of a port that has carrier is still to be heard.
@@ -179,52 +155,4 @@ func (m *moves) silent(name string, index int32) bool {
 	}
 	m.ask(s)
 	return true
-}
-
-// mostOfHeaders is where the target of a neighbour advertisement ends (RFC 4861, 4.4).
-const mostOfHeaders = ethernetHeader + 40 + 24
-
-// speaksFrom reports whether a frame is from one of the addresses of a NIC, or
-// asks whether anybody else has it (RFC 5227, RFC 4862).
-func speaksFrom(frame []byte, nic fabric.NIC) bool {
-	if len(frame) < ethernetHeader {
-		return false
-	}
-	body := frame[ethernetHeader:]
-	var claims []netip.Addr
-	add := func(at, size int) {
-		if a, ok := netip.AddrFromSlice(body[at:min(at+size, len(body))]); ok {
-			claims = append(claims, a)
-		}
-	}
-	switch binary.BigEndian.Uint16(frame[12:]) {
-	case unix.ETH_P_ARP:
-		if len(body) < 28 {
-			return false
-		}
-		add(14, 4)
-		if claims[0].IsUnspecified() {
-			add(24, 4)
-		}
-	case unix.ETH_P_IP:
-		if len(body) < 20 {
-			return false
-		}
-		add(12, 4)
-	case unix.ETH_P_IPV6:
-		if len(body) < 40 {
-			return false
-		}
-		add(8, 16)
-		const solicitation, advertisement = 135, 136
-		if len(body) < 64 || body[6] != unix.IPPROTO_ICMPV6 {
-			break
-		}
-		if t := body[40]; t == advertisement || t == solicitation && claims[0].IsUnspecified() {
-			add(48, 16)
-		}
-	}
-	return slices.ContainsFunc(claims, func(a netip.Addr) bool {
-		return slices.ContainsFunc(nic.Prefixes(), func(p netip.Prefix) bool { return p.Contains(a) })
-	})
 }

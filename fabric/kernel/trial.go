@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/capture"
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
@@ -131,7 +132,7 @@ func openTrial(r *socket, ipv6 bool) (t *trial, err error) {
 	if err = t.settings(ipv6); err != nil {
 		return t, err
 	}
-	if t.out, err = packetSocket(0); err != nil {
+	if t.out, err = capture.Socket(0); err != nil {
 		return t, err
 	}
 	if t.trace, err = dialTrace(); err != nil {
@@ -340,12 +341,12 @@ func (t *trial) send(ctx context.Context, c course, w way, wait time.Duration) (
 		into, mac, from, to = t.port, t.peer.mac, c.sender, c.guest
 	}
 	frame := slices.Concat(mac[:], into.mac[:], binary.BigEndian.AppendUint16(nil, protocolOf(c.family)), packet(w.proto, from, to))
-	addr := &unix.SockaddrLinklayer{Protocol: networkUint16(protocolOf(c.family)), Ifindex: int(into.index), Halen: 6}
+	addr := &unix.SockaddrLinklayer{Protocol: capture.NetworkUint16(protocolOf(c.family)), Ifindex: int(into.index), Halen: 6}
 	copy(addr.Addr[:], mac[:])
 	if err := drain(t.trace); err != nil {
 		return outcome{}, err
 	}
-	if err := control(t.out, func(fd int) error { return unix.Sendto(fd, frame, 0, addr) }); err != nil {
+	if err := capture.Control(t.out, func(fd int) error { return unix.Sendto(fd, frame, 0, addr) }); err != nil {
 		return outcome{}, fmt.Errorf("send: %w", err)
 	}
 	return follow(ctx, t.trace, wait)

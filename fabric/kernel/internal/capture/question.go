@@ -1,4 +1,4 @@
-package kernel
+package capture
 
 import (
 	"encoding/binary"
@@ -15,9 +15,9 @@ import (
 // The kernel, when it has a packet for the guest, asks once a second.
 const askEvery = 50 * time.Millisecond
 
-// questions gives the frames that ask who has the first address of each family,
+// Questions gives the frames that ask who has the first address of each family,
 // as the gateway: an ARP request (RFC 826) and a neighbor solicitation (RFC 4861, 4.3).
-func questions(p fabric.Port) (frames [][]byte) {
+func Questions(p fabric.Port) (frames [][]byte) {
 	for _, v4 := range []bool{true, false} {
 		i := slices.IndexFunc(p.NIC.Addresses, func(a netip.Addr) bool { return a.Is4() == v4 })
 		if i < 0 {

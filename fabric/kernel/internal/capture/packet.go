@@ -1,4 +1,4 @@
-package kernel
+package capture
 
 import (
 	"context"
@@ -30,8 +30,8 @@ const (
 	maxFrame       = vnetHeader + ethernetHeader + 1<<16 + 4096
 )
 
-// packetSocket opens a packet socket on a link; index 0 is for one that only sends.
-func packetSocket(index int32, options ...int) (*os.File, error) {
+// Socket opens a packet socket on a link; index 0 is for one that only sends.
+func Socket(index int32, options ...int) (*os.File, error) {
 	// Protocol 0: nothing arrives before the socket is bound to the link.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EAFNOSUPPORT) {
@@ -50,7 +50,7 @@ func packetSocket(index int32, options ...int) (*os.File, error) {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, packetBuffer)
 		err = errors.Join(
 			os.NewSyscallError("setsockopt SO_TIMESTAMPNS", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1)),
-			os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkUint16(unix.ETH_P_ALL), Ifindex: int(index)})),
+			os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: NetworkUint16(unix.ETH_P_ALL), Ifindex: int(index)})),
 		)
 		if err != nil {
 			unix.Close(fd)
@@ -60,8 +60,8 @@ func packetSocket(index int32, options ...int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "packet socket"), nil
 }
 
-// networkUint16 is htons.
-func networkUint16(v uint16) uint16 {
+// NetworkUint16 is htons.
+func NetworkUint16(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
 }
 
@@ -89,37 +89,40 @@ func destination(frame []byte) netip.Addr {
 	return a
 }
 
-// hop is how frames get to a neighbour.
-type hop struct {
-	index    int32
-	from, to fabric.MAC
-	bare     bool // the link's frames have no Ethernet header
+// Hop is how frames get to a neighbour.
+type Hop struct {
+	Index    int32 // of the link
+	From, To fabric.MAC
+	Bare     bool // the link's frames have no Ethernet header
 }
 
-// sender sends frames that were recorded.
-type sender struct{ file *os.File }
+// Sender sends frames that were recorded.
+type Sender struct{ file *os.File }
 
-func newSender() (*sender, error) {
-	f, err := packetSocket(0, unix.PACKET_VNET_HDR)
+// NewSender opens a socket for it.
+func NewSender() (*Sender, error) {
+	f, err := Socket(0, unix.PACKET_VNET_HDR)
 	if err != nil {
 		return nil, err
 	}
-	_ = control(f, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, packetBuffer) })
-	return &sender{file: f}, nil
+	_ = Control(f, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, packetBuffer) })
+	return &Sender{file: f}, nil
 }
 
-func (s *sender) close() error { return s.file.Close() }
+// Close closes the socket.
+func (s *Sender) Close() error { return s.file.Close() }
 
-// sendPatience is how long a frame waits for room in the link's queue.
 const (
+	// sendPatience is how long a frame waits for room in the link's queue.
 	sendPatience = 20 * time.Millisecond
 	sendAgain    = 100 * time.Microsecond
 )
 
-// send sends a recorded frame, which it changes, to a neighbour.
-func (s *sender) send(ctx context.Context, h hop, frame []byte) error {
-	to := &unix.SockaddrLinklayer{Protocol: networkUint16(etherType(frame[vnetHeader:])), Ifindex: int(h.index), Halen: 6}
-	if h.bare {
+// Send sends a recorded frame, which it changes, to a neighbour.
+func (s *Sender) Send(ctx context.Context, h Hop, f Frame) error {
+	frame := f.data
+	to := &unix.SockaddrLinklayer{Protocol: NetworkUint16(etherType(frame[vnetHeader:])), Ifindex: int(h.Index), Halen: 6}
+	if h.Bare {
 		if frame[0]&vnetNeedsCsum != 0 {
 			shift(frame[vnetCsumStart:])
 		}
@@ -128,14 +131,21 @@ func (s *sender) send(ctx context.Context, h hop, frame []byte) error {
 		frame = frame[ethernetHeader:]
 		to.Halen = 0
 	} else {
-		copy(frame[vnetHeader:], h.to[:])
-		copy(frame[vnetHeader+6:], h.from[:])
-		copy(to.Addr[:], h.to[:])
+		copy(frame[vnetHeader:], h.To[:])
+		copy(frame[vnetHeader+6:], h.From[:])
+		copy(to.Addr[:], h.To[:])
 	}
+	room := time.NewTicker(sendAgain)
+	defer room.Stop()
 	for begin := time.Now(); ; {
-		err := control(s.file, func(fd int) error { return unix.Sendto(fd, frame, 0, to) })
+		err := Control(s.file, func(fd int) error { return unix.Sendto(fd, frame, 0, to) })
 		full := errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EAGAIN)
-		if !full || time.Since(begin) > sendPatience || pause(ctx, sendAgain) != nil {
+		if !full || time.Since(begin) > sendPatience {
+			return err
+		}
+		select {
+		case <-room.C:
+		case <-ctx.Done():
 			return err
 		}
 	}
@@ -143,12 +153,13 @@ func (s *sender) send(ctx context.Context, h hop, frame []byte) error {
 
 // shift takes an Ethernet header off a length of a virtio_net_hdr.
 func shift(b []byte) {
-	if v := nativeUint16(b); v >= ethernetHeader {
-		putUint16(b, v-ethernetHeader)
+	if v := binary.NativeEndian.Uint16(b); v >= ethernetHeader {
+		binary.NativeEndian.PutUint16(b, v-ethernetHeader)
 	}
 }
 
-func control(f *os.File, do func(fd int) error) error {
+// Control calls do with the descriptor of a socket.
+func Control(f *os.File, do func(fd int) error) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err

@@ -1,8 +1,9 @@
-package kernel
+package capture
 
 import (
 	"encoding/binary"
 	"errors"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -26,38 +27,41 @@ const (
 	recordBuffer = 32 << 20
 )
 
-// replayBuffer keeps the last IP packets that went into a port, and knows when the
+// Buffer keeps the last IP packets that went into a port, and knows when the
 // guest was last heard.
-type replayBuffer struct {
-	index int32
+type Buffer struct {
+	Index int32
 	file  *os.File
 	done  chan struct{}
 
 	mu      sync.Mutex
 	buffer  []byte
 	control []byte
-	frames  []frame // in their order
+	frames  []Frame // in their order
 	bytes   int
 	pace    pace
 }
 
-type frame struct {
+// Frame is a packet that went into a port.
+type Frame struct {
 	at   time.Time
 	data []byte // behind a virtio_net_hdr
 }
 
-func startReplayBuffer(index int32) (*replayBuffer, error) {
-	f, err := packetSocket(index, unix.PACKET_VNET_HDR)
+// Record begins to keep what goes into a link.
+func Record(index int32) (*Buffer, error) {
+	f, err := Socket(index, unix.PACKET_VNET_HDR)
 	if err != nil {
 		return nil, err
 	}
-	_ = control(f, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, recordBuffer) })
-	r := &replayBuffer{index: index, file: f, done: make(chan struct{}), buffer: make([]byte, maxFrame), control: make([]byte, 256)}
+	_ = Control(f, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, recordBuffer) })
+	r := &Buffer{Index: index, file: f, done: make(chan struct{}), buffer: make([]byte, maxFrame), control: make([]byte, 256)}
 	go r.run()
 	return r, nil
 }
 
-func (r *replayBuffer) close() {
+// Close ends it.
+func (r *Buffer) Close() {
 	r.file.Close()
 	<-r.done
 }
@@ -65,7 +69,7 @@ func (r *replayBuffer) close() {
 // readAtOnce is how many frames are read before somebody else has a turn.
 const readAtOnce = 64
 
-func (r *replayBuffer) run() {
+func (r *Buffer) run() {
 	defer close(r.done)
 	raw, err := r.file.SyscallConn()
 	if err != nil {
@@ -85,7 +89,7 @@ func (r *replayBuffer) run() {
 
 // read takes up to n frames from the socket and reports whether there may be
 // more. r.mu is held.
-func (r *replayBuffer) read(fd, n int) (more bool, err error) {
+func (r *Buffer) read(fd, n int) (more bool, err error) {
 	for range n {
 		size, nc, _, from, err := unix.Recvmsg(fd, r.buffer, r.control, 0)
 		switch {
@@ -105,20 +109,20 @@ func (r *replayBuffer) read(fd, n int) (more bool, err error) {
 			r.pace.heard(at)
 		case size > vnetHeader && destination(r.buffer[vnetHeader:size]).IsValid():
 			r.pace.sent(at)
-			r.keep(frame{at, slices.Clone(r.buffer[:size])})
+			r.keep(Frame{at, slices.Clone(r.buffer[:size])})
 		}
 	}
 	return true, nil
 }
 
 // keep appends a frame, in the place of those that are too many or too old.
-func (r *replayBuffer) keep(f frame) {
+func (r *Buffer) keep(f Frame) {
 	r.frames = append(r.frames, f)
 	r.bytes += len(f.data)
 	gone := 0
 	for ; len(r.frames)-gone > recordAtMost || r.bytes > recordBytes || r.frames[gone].at.Before(f.at.Add(-recordFor)); gone++ {
 		r.bytes -= len(r.frames[gone].data)
-		r.frames[gone] = frame{}
+		r.frames[gone] = Frame{}
 	}
 	r.frames = r.frames[gone:]
 }
@@ -134,17 +138,17 @@ func timestamp(control []byte) time.Time {
 }
 
 // catchUp takes what the kernel has for the replay buffer. r.mu is held.
-func (r *replayBuffer) catchUp() {
+func (r *Buffer) catchUp() {
 	// An error is that of a socket that is closed: then what there is, is all.
-	_ = control(r.file, func(fd int) error {
+	_ = Control(r.file, func(fd int) error {
 		_, err := r.read(fd, recordAtMost)
 		return err
 	})
 }
 
-// replayFrom tells from when on the guest may not have taken what was sent to it,
+// ReplayFrom tells from when on the guest may not have taken what was sent to it,
 // when it is known to have stopped by now.
-func (r *replayBuffer) replayFrom(now time.Time) time.Time {
+func (r *Buffer) ReplayFrom(now time.Time) time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.catchUp()
@@ -155,13 +159,13 @@ func (r *replayBuffer) replayFrom(now time.Time) time.Time {
 	return earliest
 }
 
-// take gives the frames since a time for which fits holds, once.
-func (r *replayBuffer) take(since time.Time, fits func(data []byte) bool) (taken []frame) {
+// Take gives the frames since a time whose destination fits, once.
+func (r *Buffer) Take(since time.Time, fits func(to netip.Addr) bool) (taken []Frame) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.catchUp()
-	r.frames = slices.DeleteFunc(r.frames, func(f frame) bool {
-		chosen := !f.at.Before(since) && fits(f.data[vnetHeader:])
+	r.frames = slices.DeleteFunc(r.frames, func(f Frame) bool {
+		chosen := !f.at.Before(since) && fits(f.Destination())
 		if chosen {
 			taken = append(taken, f)
 			r.bytes -= len(f.data)
@@ -170,3 +174,9 @@ func (r *replayBuffer) take(since time.Time, fits func(data []byte) bool) (taken
 	})
 	return taken
 }
+
+// Type gives the EtherType.
+func (f Frame) Type() uint16 { return etherType(f.data[vnetHeader:]) }
+
+// Destination gives the IP destination.
+func (f Frame) Destination() netip.Addr { return destination(f.data[vnetHeader:]) }

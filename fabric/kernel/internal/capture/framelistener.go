@@ -1,0 +1,164 @@
+package capture
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// Listener listens at a link for the first frame of a guest.
+type Listener struct {
+	Index int32
+	MAC   fabric.MAC // of the guest, where that is what it is known by; zero: any
+	file  *os.File
+	stop  chan struct{}
+	done  chan struct{}
+}
+
+// Listen tells on heard, once, the name of a port whose guest is about to
+// arrive, when it has begun to run: QEMU sends a frame for it then (RARP, RFC 903).
+func Listen(name string, index int32, mac fabric.MAC, heard chan<- string) (*Listener, error) {
+	e, err := Open(index, ethernetHeader, func(frame []byte) bool {
+		return len(frame) == ethernetHeader && (mac.IsZero() || mac == fabric.MAC(frame[6:12]))
+	}, func(e *Listener) {
+		select {
+		case heard <- name:
+		case <-e.stop:
+		}
+	})
+	if err == nil {
+		e.MAC = mac
+	}
+	return e, err
+}
+
+// Open calls tell, once, when a frame has come of which the first bytes are
+// those of the guest.
+func Open(index int32, bytes int, theirs func(frame []byte) bool, tell func(*Listener)) (*Listener, error) {
+	f, err := Socket(index, unix.PACKET_IGNORE_OUTGOING)
+	if err != nil {
+		return nil, err
+	}
+	e := &Listener{Index: index, file: f, stop: make(chan struct{}), done: make(chan struct{})}
+	go func() {
+		defer close(e.done)
+		defer f.Close() // last: the kernel takes its time for it
+		if e.wait(make([]byte, bytes), theirs) {
+			tell(e)
+		}
+	}()
+	return e, nil
+}
+
+// wait returns when a frame of the guest's has come, or with false when the frame listener
+// is closed.
+func (e *Listener) wait(frame []byte, theirs func([]byte) bool) (came bool) {
+	raw, err := e.file.SyscallConn()
+	if err != nil {
+		return false
+	}
+	err = raw.Read(func(fd uintptr) bool {
+		for {
+			n, from, err := unix.Recvfrom(int(fd), frame, 0)
+			switch {
+			case errors.Is(err, unix.EAGAIN):
+				return false
+			case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENETDOWN): // the latter once, when the link goes down
+			case err != nil:
+				return true
+			default:
+				ll, ok := from.(*unix.SockaddrLinklayer)
+				came = ok && ll.Pkttype != unix.PACKET_OUTGOING && theirs(frame[:n])
+				if came {
+					return true
+				}
+			}
+		}
+	})
+	return err == nil && came
+}
+
+// Close ends the listening. What tell waits for must not wait for this.
+func (e *Listener) Close() {
+	close(e.stop)
+	e.file.Close() // which may be closed already
+	<-e.done
+}
+
+// Closed is closed by Close.
+func (e *Listener) Closed() <-chan struct{} { return e.stop }
+
+// Ask sends frames again and again. It reports whether that was for long enough,
+// and it is not over for another reason.
+func (e *Listener) Ask(frames [][]byte, over <-chan struct{}) bool {
+	again, enough := time.NewTicker(askEvery), time.NewTimer(fabric.ListenFor)
+	defer again.Stop()
+	defer enough.Stop()
+	for {
+		for _, f := range frames {
+			_, _ = e.file.Write(f) // the link may have gone
+		}
+		select {
+		case <-over:
+			return false
+		case <-enough.C:
+			return true
+		case <-again.C:
+		}
+	}
+}
+
+// Headers is where the target of a neighbour advertisement ends (RFC 4861, 4.4).
+const Headers = ethernetHeader + 40 + 24
+
+// SpeaksFrom reports whether a frame is from one of the addresses of a NIC, or
+// asks whether anybody else has it (RFC 5227, RFC 4862).
+func SpeaksFrom(frame []byte, nic fabric.NIC) bool {
+	if len(frame) < ethernetHeader {
+		return false
+	}
+	body := frame[ethernetHeader:]
+	var claims []netip.Addr
+	add := func(at, size int) {
+		if a, ok := netip.AddrFromSlice(body[at:min(at+size, len(body))]); ok {
+			claims = append(claims, a)
+		}
+	}
+	switch binary.BigEndian.Uint16(frame[12:]) {
+	case unix.ETH_P_ARP:
+		if len(body) < 28 {
+			return false
+		}
+		add(14, 4)
+		if claims[0].IsUnspecified() {
+			add(24, 4)
+		}
+	case unix.ETH_P_IP:
+		if len(body) < 20 {
+			return false
+		}
+		add(12, 4)
+	case unix.ETH_P_IPV6:
+		if len(body) < 40 {
+			return false
+		}
+		add(8, 16)
+		const solicitation, advertisement = 135, 136
+		if len(body) < 64 || body[6] != unix.IPPROTO_ICMPV6 {
+			break
+		}
+		if t := body[40]; t == advertisement || t == solicitation && claims[0].IsUnspecified() {
+			add(48, 16)
+		}
+	}
+	return slices.ContainsFunc(claims, func(a netip.Addr) bool {
+		return slices.ContainsFunc(nic.Prefixes(), func(p netip.Prefix) bool { return p.Contains(a) })
+	})
+}
