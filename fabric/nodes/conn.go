@@ -17,9 +17,13 @@ import (
 )
 
 const (
-	maxAtOnce = 8                // questions to one node; the others wait
-	maxIdle   = 2                // connections to one node that are kept
-	keepFor   = 45 * time.Second // without a question; the other side keeps them longer
+	maxAtOnce = 8 // questions to one node; the others wait
+	maxIdle   = 2 // connections to one node that are kept
+	// refusedFor is how long a node that never answered, and on which no agent
+	// listens, is taken for one that is still to be set up, unless it calls: an agent
+	// that starts does so at once. Whoever starts many guests does not call it for each.
+	refusedFor = time.Second
+	keepFor    = 45 * time.Second // without a question; the other side keeps them longer
 )
 
 // How long a node is waited for, unless the context of the question ends before.
@@ -43,6 +47,10 @@ var (
 type peer struct {
 	slots chan struct{}
 	idle  []*conn // the last one used is the last
+
+	refusal   error     // no agent listens on any of its addresses
+	refusedAt time.Time // when that was seen
+	calledAt  time.Time // when it last called, or answered
 
 	met     bool          // it has answered
 	silent  time.Time     // since when it does not; zero: it does, or was not asked
@@ -150,6 +158,8 @@ func (n *Nodes) dial(ctx context.Context, to fabric.Node) (*conn, error) {
 		return nil, errNoFamily
 	}
 	var worst error // the first, or better one that waiting does not settle
+	none := true    // no agent listens
+	began := time.Now()
 	for _, way := range ways {
 		c, err := n.call(ctx, way[0], way[1])
 		if err == nil {
@@ -158,11 +168,30 @@ func (n *Nodes) dial(ctx context.Context, to fabric.Node) (*conn, error) {
 			}
 			c.Close()
 		}
+		none = none && refused(err)
 		if worst == nil || !disagrees(worst) && disagrees(err) {
 			worst = err
 		}
 	}
+	if none {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if p := n.peerOf(to.Name); !p.met && !p.calledAt.After(began) {
+			p.refusal, p.refusedAt = worst, time.Now()
+		}
+	}
 	return nil, worst
+}
+
+// refusedLately gives the error of a node that never answered, on which no agent
+// listened a moment ago, and from which none has called since; nil: it is to be called.
+func (n *Nodes) refusedLately(p *peer) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if time.Since(p.refusedAt) >= refusedFor {
+		return nil
+	}
+	return p.refusal
 }
 
 // call opens a connection and reads its first line.

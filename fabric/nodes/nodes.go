@@ -179,6 +179,11 @@ func (n *Nodes) exchange(ctx context.Context, to fabric.Node, body []byte, notic
 	} else if c != nil {
 		c.Close()
 	}
+	if !greeting {
+		if err := n.refusedLately(p); err != nil {
+			return fabric.Answer{}, err
+		}
+	}
 	c, err := n.dial(ctx, to)
 	if err != nil {
 		return fabric.Answer{}, err

@@ -161,7 +161,9 @@ func (n *Nodes) doubt(name string) {
 func (n *Nodes) heard(name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if p := n.peerOf(name); !p.silent.IsZero() || p.refuses {
+	p := n.peerOf(name)
+	p.refusal, p.calledAt = nil, time.Now()
+	if !p.silent.IsZero() || p.refuses {
 		p.due = time.Time{}
 		p.pauses.Reset()
 		n.look.Send()
@@ -173,6 +175,7 @@ func (n *Nodes) answered(name string) {
 	n.mu.Lock()
 	p := n.peerOf(name)
 	since := p.silent
+	p.refusal, p.calledAt = nil, time.Now()
 	p.met, p.silent, p.why, p.refuses, p.due = true, time.Time{}, "", false, time.Now().Add(greetEvery)
 	p.pauses.Reset()
 	n.mu.Unlock()

@@ -134,6 +134,26 @@ func TestRefusals(t *testing.T) {
 	})
 }
 
+// TestNodeWithoutAnAgent: it is not called for each of many questions, but again
+// after a moment, and at once when it called.
+func TestNodeWithoutAnAgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New(Config{Cluster: core.SmallCluster(2), Node: core.SmallCluster(2).Nodes[0]})
+		p := n.peer("node2")
+		refuse := func() { p.refusal, p.refusedAt = syscall.ECONNREFUSED, time.Now() }
+		require.NoError(t, n.refusedLately(p))
+		refuse()
+		require.ErrorIs(t, n.refusedLately(p), syscall.ECONNREFUSED)
+		time.Sleep(refusedFor)
+		require.NoError(t, n.refusedLately(p))
+		for _, there := range []func(string){n.heard, n.answered} {
+			refuse()
+			there("node2")
+			require.NoError(t, n.refusedLately(p))
+		}
+	})
+}
+
 // TestForgetsCallers: a node that the file lacks, and that is gone, is not told
 // for ever.
 func TestForgetsCallers(t *testing.T) {
