@@ -23,6 +23,9 @@ const usernsEnv = "VMFABRIC_TESTENV_USERNS"
 // TestUnprivileged runs the tests of the topology, which need no daemon, in a
 // user namespace of an unprivileged user.
 func TestUnprivileged(t *testing.T) {
+	if testing.Short() {
+		t.Skip("makes laboratories")
+	}
 	if os.Geteuid() != 0 && os.Getenv(usernsEnv) == "" {
 		t.Setenv(usernsEnv, "user")
 	}
