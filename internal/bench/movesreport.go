@@ -194,7 +194,8 @@ gap is relative to it. Sent again are TCP segments of the client.
 
 The second table takes vmfabric's gaps apart. A packet socket on either node records the guest's frames: its waking is from the end of the
 pause to its first frame at the destination, whatever that says (QEMU itself announces it by RARP before, which is left out); then comes its first echo reply of the family; what is left until the client's
-first answer after the gap is what routers and nodes add. What the packet sockets cost is in the figures.
+first answer after the gap is what routers and nodes add. What the packet sockets cost is in the figures. Moves of
+which they missed a frame are left out.
 
 Two baselines on two more nodes take turns with vmfabric, half as often each, so that the machine is the same for all. They have the same
 agent and speaker, which does not follow libvirt there nor talk to the other node, and a hook of the benchmark. *Hook only*: the port is
