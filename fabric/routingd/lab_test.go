@@ -258,8 +258,8 @@ func TestDiagnose(t *testing.T) {
 		lab.Hears(t, guest[0])
 		name := filepath.Base(t.Name())
 		want := []string{
-			fmt.Sprintf("%s sends reflector rr1 (10.10.0.11) 1 of the 2 prefixes that this node announces; it must have %s: vmfabric render %[1]s --for node1", name, d.learns()),
-			fmt.Sprintf("%s has no session with reflector rr2 (10.10.0.12); load what this prints: vmfabric render %[1]s --for node1", name),
+			fmt.Sprintf("%s sends reflector rr1 (10.10.0.11) 1 of the 2 prefixes that this node announces; it must have %s", name, d.learns()),
+			fmt.Sprintf("%s has no session with reflector rr2 (10.10.0.12); load the configuration that is rendered for this node", name),
 		}
 		require.Eventually(t, func() bool { return slices.Equal(want, s.Diagnose(t.Context())) }, time.Minute, 100*time.Millisecond)
 		for _, p := range guest {
