@@ -13,8 +13,9 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Advertisements implements [fabric.Speaker] with GoBGP's
-// Adj-RIB-Out: what the policy lets out to a peer, of families that it takes.
+// Advertisements implements [fabric.Speaker]. It reads GoBGP's Adj-RIB-Out: the
+// routes that the export policy passes to a peer, of the families that the peer
+// takes.
 func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error) {
 	sessions, err := s.Sessions(ctx)
 	if err != nil {

@@ -15,25 +15,27 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Competitors implements [fabric.Speaker]. The channel is never closed. One who
-// does not read holds up nobody: of each prefix and reflector the newest waits,
-// and none that has gone or that concerns a prefix withdrawn here meanwhile. Of
-// one that was handed out it is told that it has gone, whatever is announced here.
+// Competitors implements [fabric.Speaker]. The channel is never closed, and a slow
+// reader holds up nobody. For each prefix and reflector only the newest competing
+// route waits for the reader. A waiting one is dropped if it goes, or if this node
+// withdraws the prefix. If a route that the reader has received goes, the reader
+// gets that too, whether or not this node still announces the prefix.
 func (s *Speaker) Competitors() <-chan fabric.Competitor { return s.in.competitors.out }
 
-// competitors are the better routes of other nodes to prefixes that this one
-// announces, on their way to whoever listens. The mutex of the ribIn guards it.
+// competitors has the better routes of other nodes to prefixes that this node
+// announces, until the reader of Competitors receives them. The mutex of the ribIn
+// guards it.
 type competitors struct {
-	names   map[netip.Addr]string // of the reflectors
+	names   map[netip.Addr]string // reflectors by address
 	out     chan fabric.Competitor
 	wake    chan struct{}
-	own     map[netip.Prefix]bool // announced here
-	waiting []competing           // in their order
+	own     map[netip.Prefix]bool // the prefixes that this node announces
+	waiting []competing           // the order in which the news are handed out
 	news    map[competing]fabric.Competitor
-	given   map[competing]fabric.Competitor // handed out last, and not gone since
+	given   map[competing]fabric.Competitor // the last ones that the reader received, unless they have gone
 }
 
-// competing is who says that somebody has a better route, and to what.
+// competing names a competing route by its prefix and the reflector that has it.
 type competing struct {
 	prefix netip.Prefix
 	peer   netip.Addr
@@ -50,17 +52,19 @@ func newCompetitors(c fabric.Cluster) *competitors {
 	return v
 }
 
-// better reports whether a route comes before those that nodes announce usually.
+// better reports whether a route ranks before the routes that nodes usually
+// announce.
 func (h heard) better() bool { return h.localPref > fabric.Normal.LocalPref() }
 
-// emit has a route told, in the place of an earlier one of the same reflector.
+// emit queues a route for the reader. It replaces an earlier one of the same
+// reflector.
 func (v *competitors) emit(p netip.Prefix, peer netip.Addr, h heard) {
 	v.put(competing{p, peer}, fabric.Competitor{
 		Prefix: p, Via: h.via, Preference: fabric.Preference(h.localPref), Reflector: v.names[peer], Holder: h.holder, At: time.Now(),
 	})
 }
 
-// put has something told.
+// put queues news for the reader.
 func (v *competitors) put(k competing, r fabric.Competitor) {
 	if _, waits := v.news[k]; !waits {
 		v.waiting = append(v.waiting, k)
@@ -69,11 +73,11 @@ func (v *competitors) put(k competing, r fabric.Competitor) {
 	v.signal()
 }
 
-// retract takes back what has not been told yet, and has it told that what was
-// told has gone.
+// retract drops a route that waits for the reader. If the reader has it, retract
+// queues that it has gone.
 func (v *competitors) retract(p netip.Prefix, peer netip.Addr) {
 	k := competing{p, peer}
-	if r, told := v.given[k]; told {
+	if r, reported := v.given[k]; reported {
 		r.Gone, r.At = true, time.Now()
 		v.put(k, r)
 		return
@@ -81,7 +85,8 @@ func (v *competitors) retract(p netip.Prefix, peer netip.Addr) {
 	v.drop(k)
 }
 
-// drop takes back what has not been told yet, unless that is that something has gone.
+// drop drops a route that waits for the reader, unless the news are that it has
+// gone.
 func (v *competitors) drop(k competing) {
 	if r, waits := v.news[k]; waits && !r.Gone {
 		delete(v.news, k)
@@ -89,7 +94,7 @@ func (v *competitors) drop(k competing) {
 	}
 }
 
-// emitted notes that a competitor was handed out.
+// emitted notes that the reader received a competitor.
 func (v *competitors) emitted(k competing, r fabric.Competitor) {
 	newer, waits := v.news[k]
 	if waits && newer == r {
@@ -99,7 +104,7 @@ func (v *competitors) emitted(k competing, r fabric.Competitor) {
 		delete(v.given, k)
 		return
 	}
-	if v.given[k] = r; !waits { // it was taken back at this very moment
+	if v.given[k] = r; !waits { // it was dropped while the reader received it
 		v.retract(k.prefix, k.peer)
 	}
 }
@@ -111,7 +116,7 @@ func (v *competitors) signal() {
 	}
 }
 
-// next gives what is to be told next, of which only the newest counts.
+// next returns the oldest news that wait for the reader.
 func (v *competitors) next() (fabric.Competitor, bool) {
 	for len(v.waiting) > 0 {
 		if r, there := v.news[v.waiting[0]]; there {
@@ -123,7 +128,7 @@ func (v *competitors) next() (fabric.Competitor, bool) {
 	return fabric.Competitor{}, false
 }
 
-// emitCompetitors hands out what is to be told until ctx ends.
+// emitCompetitors hands the waiting news to the reader until ctx ends.
 func (r *ribIn) emitCompetitors(ctx context.Context) {
 	v := r.competitors
 	for {
@@ -146,13 +151,15 @@ func (r *ribIn) emitCompetitors(ctx context.Context) {
 	}
 }
 
-// lookEvery is how often it is looked up whether what was told is still there.
+// lookEvery is how often the speaker looks up whether the emitted routes are still
+// there.
 const lookEvery = time.Second
 
-// lookUpCompetitors finds out, until ctx ends, that a reflector has a better route no
-// more, where it did not say so. FRR sends a node its own route back, once that is
-// the best, in the place of the other node's. GoBGP ignores it, as RFC 4456 (8)
-// asks, with all that it replaces, and tells nobody: its Adj-RIB-In alone shows it.
+// lookUpCompetitors finds, until ctx ends, the competing routes that a reflector
+// has replaced without a withdrawal. FRR sends a node its own route back once that
+// route is the best, in place of the other node's. GoBGP ignores such an update, as
+// RFC 4456 (8) asks, drops the route that it replaces, and emits no event: only its
+// Adj-RIB-In shows it.
 func (s *Speaker) lookUpCompetitors(ctx context.Context, b *server.BgpServer) {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
@@ -162,8 +169,8 @@ func (s *Speaker) lookUpCompetitors(ctx context.Context, b *server.BgpServer) {
 			return
 		case <-look.C:
 		}
-		told, updates := s.in.emittedCompetitors()
-		for _, k := range told {
+		reported, updates := s.in.emittedCompetitors()
+		for _, k := range reported {
 			there, err := s.has(b, k)
 			if err != nil {
 				s.log.Debug("competing route not looked up", "prefix", k.prefix, "peer", k.peer, "err", err)
@@ -176,7 +183,7 @@ func (s *Speaker) lookUpCompetitors(ctx context.Context, b *server.BgpServer) {
 	}
 }
 
-// has reports whether a reflector has another node's route, as far as it has said.
+// has reports whether GoBGP's Adj-RIB-In has another node's route from a reflector.
 func (s *Speaker) has(b *server.BgpServer, k competing) (there bool, err error) {
 	family := bgp.RF_IPv4_UC
 	if k.prefix.Addr().Is6() {
@@ -197,25 +204,27 @@ func (s *Speaker) has(b *server.BgpServer, k competing) (there bool, err error) 
 	return there, err
 }
 
-// emittedCompetitors lists what was told and has not gone, and how many updates there were.
-func (r *ribIn) emittedCompetitors() (told []competing, updates uint64) {
+// emittedCompetitors lists the routes that the reader has and that have not gone,
+// and the number of updates so far.
+func (r *ribIn) emittedCompetitors() (reported []competing, updates uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Collect(maps.Keys(r.competitors.given)), r.updates
 }
 
-// replaced forgets a route that a reflector has no more, as of a number of updates.
+// replaced drops a route that the reflector has replaced, unless an update has come
+// since the route was looked up.
 func (r *ribIn) replaced(k competing, updates uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.updates == updates { // else it may have come again
+	if r.updates == updates { // an update in between may have brought it again
 		r.drop(k.prefix, k.peer)
 		r.tell(k.prefix)
 	}
 }
 
-// announcing notes what this node announces from now on, and tells who has a
-// better route to it.
+// announcing notes the prefixes that this node announces from now on, and emits the
+// better routes to them.
 func (r *ribIn) announcing(prefixes ...netip.Prefix) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -232,7 +241,7 @@ func (r *ribIn) announcing(prefixes ...netip.Prefix) {
 	}
 }
 
-// withdrawn notes what this node announces no more.
+// withdrawn notes the prefixes that this node no longer announces.
 func (r *ribIn) withdrawn(prefixes ...netip.Prefix) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -244,11 +253,12 @@ func (r *ribIn) withdrawn(prefixes ...netip.Prefix) {
 	}
 }
 
-// compete tells a route that has come, or is not as it was, where it is better
-// than what this node announces, or takes the place of one that was told. r.mu is held.
+// compete emits a new or changed route if it is better and this node announces the
+// prefix, or if the reader has an earlier route of the same reflector. The caller
+// holds r.mu.
 func (r *ribIn) compete(p netip.Prefix, peer netip.Addr, was, is heard) {
-	_, told := r.competitors.given[competing{p, peer}]
-	if is.better() && (r.competitors.own[p] || told) && (was.via != is.via || was.localPref != is.localPref || was.holder != is.holder) {
+	_, reported := r.competitors.given[competing{p, peer}]
+	if is.better() && (r.competitors.own[p] || reported) && (was.via != is.via || was.localPref != is.localPref || was.holder != is.holder) {
 		r.competitors.emit(p, peer, is)
 	}
 }

@@ -1,4 +1,4 @@
-// Package gobgp is the fabric's [fabric.Speaker] over an embedded GoBGP. The route
-// reflector of laboratories and small clusters is package reflector beside it, and
-// the core gateway of demonstrations is package router.
+// Package gobgp implements [fabric.Speaker] over an embedded GoBGP. Package
+// reflector beside it is the route reflector of laboratories and small clusters,
+// and package router the core gateway of demonstrations.
 package gobgp

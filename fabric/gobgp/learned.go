@@ -17,28 +17,28 @@ import (
 	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
-// Learner is told where the guests of other nodes are. Calls come one at a
-// time, and are not to wait for anything. The kernel's FIB is one.
+// Learner learns where the guests of other nodes are. The speaker makes one call at
+// a time, and no call may block. The kernel's FIB is one.
 type Learner interface {
-	// Put says that a prefix is behind the node at via, and not any more where
-	// it was before.
+	// Put says that a prefix is behind the node at via now, and no longer where it
+	// was before.
 	Put(p netip.Prefix, via netip.Addr)
-	Remove(p netip.Prefix) // nobody announces it any more
-	// Settle says, once, that everything has been told that there was to learn
-	// at the start: all reflectors have sent End-of-RIB (RFC 4724) for both
-	// families, or the restart time is over.
+	Remove(p netip.Prefix) // no node announces it any more
+	// The speaker calls Settle once, when the learner has all routes of the start:
+	// all reflectors have sent End-of-RIB (RFC 4724) for both families, or the
+	// restart time is over.
 	Settle()
 }
 
-// WithLearner has the speaker tell l the routes that the reflectors have of
-// other nodes: of each prefix the best one, by LOCAL_PREF, then the lowest
-// originator. It takes only what a node may announce in the cluster, with all
-// of its communities. The speaker's own routes are not told, and make no
-// difference to those that are: which of the two counts is for l to know.
-// Where l is a [fabric.Diagnoser], so is the speaker for it.
+// WithLearner passes the other nodes' routes from the reflectors to l: for each
+// prefix the best one, by LOCAL_PREF, then the lowest originator. The speaker
+// passes only routes that a node may announce in the cluster, with all communities
+// of the cluster. It neither passes its own routes nor compares the others with
+// them: l decides which of the two counts. If l is a [fabric.Diagnoser], the
+// speaker reports its problems.
 func WithLearner(l Learner) Option { return func(s *Speaker) { s.learner = l } }
 
-// Diagnose implements [fabric.Diagnoser]: it says what ails the learner.
+// Diagnose implements [fabric.Diagnoser] with the learner's problems.
 func (s *Speaker) Diagnose(ctx context.Context) []string {
 	if d, ok := s.learner.(fabric.Diagnoser); ok {
 		return d.Diagnose(ctx)
@@ -46,10 +46,10 @@ func (s *Speaker) Diagnose(ctx context.Context) []string {
 	return nil
 }
 
-// ribIn is what each reflector has said of other nodes' routes. GoBGP's own
-// table of the best has none of them (see ownOnly): the choice is made here,
-// among the learned alone. Without a learner it has only the routes that come
-// before what this node announces, whether it announces them or not.
+// ribIn has each reflector's routes of other nodes. GoBGP's table of the best
+// routes has none of them (see ownOnly), so ribIn chooses the best among the
+// learned ones. Without a learner it keeps only the routes that rank before what
+// this node may announce.
 type ribIn struct {
 	learner     Learner // nil: none
 	competitors *competitors
@@ -62,11 +62,11 @@ type ribIn struct {
 	large       []bgp.LargeCommunity
 
 	mu       sync.Mutex
-	routes   map[netip.Prefix]map[netip.Addr]heard // by reflector
-	updates  uint64                                // how many there were
-	told     map[netip.Prefix]netip.Addr
-	sessions map[netip.Addr]int // how many there have been, by reflector
-	awaited  map[awaited]bool   // what is to come before all is told
+	routes   map[netip.Prefix]map[netip.Addr]heard // by prefix and reflector
+	updates  uint64                                // the number of updates so far
+	reported map[netip.Prefix]netip.Addr
+	sessions map[netip.Addr]int // the number of sessions so far, by reflector
+	awaited  map[awaited]bool   // the End-of-RIBs that must come before Settle
 	settled  bool
 }
 
@@ -76,7 +76,7 @@ type heard struct {
 	localPref  uint32
 	originator netip.Addr
 	holder     fabric.Holder
-	session    int // in which it was heard last
+	session    int // the session in which it came last
 }
 
 // awaited is the End-of-RIB of a reflector for a family.
@@ -90,7 +90,7 @@ func newRIBIn(l Learner, c fabric.Cluster, n fabric.Node, log *slog.Logger) *rib
 		learner: l, competitors: newCompetitors(c), log: log, cluster: c, node: n,
 		allowed: slices.Concat(c.Announceable(false), c.Announceable(true)),
 		barred:  slices.Concat(c.Excluded(false), c.Excluded(true)),
-		routes:  map[netip.Prefix]map[netip.Addr]heard{}, told: map[netip.Prefix]netip.Addr{},
+		routes:  map[netip.Prefix]map[netip.Addr]heard{}, reported: map[netip.Prefix]netip.Addr{},
 		sessions: map[netip.Addr]int{}, awaited: map[awaited]bool{},
 	}
 	for _, community := range c.Communities {
@@ -108,15 +108,16 @@ func newRIBIn(l Learner, c fabric.Cluster, n fabric.Node, log *slog.Logger) *rib
 	return r
 }
 
-// watch gives what GoBGP is to tell: what comes in, what it drops itself when a
-// session ends or a peer does not come back, and End-of-RIB.
+// watch sets the callbacks, and returns the options, for the events that ribIn
+// needs from GoBGP: updates, routes that GoBGP drops when a session ends or a peer
+// does not come back, and End-of-RIB.
 func (r *ribIn) watch(c *server.WatchEventMessageCallbacks) []server.WatchOption {
 	c.OnPathUpdate = func(paths []*apiutil.Path, _ time.Time) { r.update(paths) }
 	c.OnPathEor = func(eor *apiutil.Path, _ time.Time) { r.endOfRIB(eor.PeerAddress, eor.Family) }
 	return []server.WatchOption{server.WatchUpdate(false, "", ""), server.WatchAdjInWithdraw(), server.WatchEor(false)}
 }
 
-// settleAfter bounds the wait for the reflectors.
+// settleAfter settles after a time even if a reflector sends no End-of-RIB.
 func (r *ribIn) settleAfter(ctx context.Context, most time.Duration) {
 	if backoff.Sleep(ctx, most) {
 		r.mu.Lock()
@@ -125,16 +126,16 @@ func (r *ribIn) settleAfter(ctx context.Context, most time.Duration) {
 	}
 }
 
-// end stops the telling.
+// end prevents a later Settle.
 func (r *ribIn) end() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.settled = true
 }
 
-// opened notes that a session is up: what the reflector does not tell again
-// before its End-of-RIB is not so any more (RFC 4724, 4.2). GoBGP drops it too,
-// without a word to those who watch what comes in.
+// opened notes that a session is up. Routes that the reflector does not send again
+// before its End-of-RIB are then gone (RFC 4724, 4.2). GoBGP drops them too, but
+// emits no event.
 func (r *ribIn) opened(peer netip.Addr) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -167,7 +168,8 @@ func (r *ribIn) update(paths []*apiutil.Path) {
 	}
 }
 
-// endOfRIB drops what a reflector had in an earlier session and has no more.
+// endOfRIB drops the routes that a reflector had in an earlier session and has not
+// sent in this one.
 func (r *ribIn) endOfRIB(peer netip.Addr, family bgp.Family) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -185,7 +187,7 @@ func (r *ribIn) endOfRIB(peer netip.Addr, family bgp.Family) {
 	}
 }
 
-// settle is said once. r.mu is held.
+// settle calls the learner's Settle once. The caller holds r.mu.
 func (r *ribIn) settle() {
 	if !r.settled && r.learner != nil {
 		r.settled = true
@@ -193,7 +195,7 @@ func (r *ribIn) settle() {
 	}
 }
 
-// drop forgets a reflector's route. r.mu is held.
+// drop drops a reflector's route. The caller holds r.mu.
 func (r *ribIn) drop(p netip.Prefix, peer netip.Addr) {
 	if delete(r.routes[p], peer); len(r.routes[p]) == 0 {
 		delete(r.routes, p)
@@ -201,26 +203,27 @@ func (r *ribIn) drop(p netip.Prefix, peer netip.Addr) {
 	r.competitors.retract(p, peer)
 }
 
-// tell tells the learner where a prefix is now, if that is news. r.mu is held.
+// tell passes the best route to a prefix to the learner if it has changed. The
+// caller holds r.mu.
 func (r *ribIn) tell(p netip.Prefix) {
 	if r.learner == nil {
 		return
 	}
 	via := best(r.routes[p])
 	switch {
-	case via == r.told[p]:
+	case via == r.reported[p]:
 	case via.IsValid():
-		r.told[p] = via
+		r.reported[p] = via
 		r.learner.Put(p, via)
 	default:
-		delete(r.told, p)
+		delete(r.reported, p)
 		r.learner.Remove(p)
 	}
 }
 
-// best chooses among what the reflectors say of a prefix, by what RFC 4271
-// (9.1.2.2) and RFC 4456 (9) leave to choose by in one AS: LOCAL_PREF, the
-// originator, the reflector. Most often they say the same.
+// best chooses among the reflectors' routes to a prefix by the criteria of RFC 4271
+// (9.1.2.2) and RFC 4456 (9) that can differ within one AS: LOCAL_PREF, the
+// originator, the reflector. Mostly the reflectors agree.
 func best(routes map[netip.Addr]heard) netip.Addr {
 	var chosen heard
 	var from netip.Addr
@@ -233,8 +236,8 @@ func best(routes map[netip.Addr]heard) netip.Addr {
 	return chosen.via
 }
 
-// hear reads a path; ok is false for one that is withdrawn or not acceptable.
-// r.mu is held.
+// hear reads a path; ok is false for a withdrawal or a route that is not
+// acceptable. The caller holds r.mu.
 func (r *ribIn) hear(prefix netip.Prefix, p *apiutil.Path) (h heard, ok bool) {
 	if p.Withdrawal {
 		return heard{}, false
@@ -264,7 +267,7 @@ func (r *ribIn) hear(prefix netip.Prefix, p *apiutil.Path) (h heard, ok bool) {
 		why = "not of the cluster"
 	case !h.via.IsValid() || h.via.IsUnspecified() || h.via == r.node.Address || h.via == r.node.Address6:
 		why = "next hop"
-	case h.via.Is4In6(): // of a node without an IPv6 address, which no kernel can use
+	case h.via.Is4In6(): // from a node without an IPv6 address; no kernel can use it
 		why = "IPv4-mapped next hop"
 	case !r.marked(plain, large):
 		why = "a community is missing"
@@ -276,7 +279,7 @@ func (r *ribIn) hear(prefix netip.Prefix, p *apiutil.Path) (h heard, ok bool) {
 	return heard{}, false
 }
 
-// communitiesOf gives large communities in the terms of the cluster.
+// communitiesOf returns large communities in the terms of the cluster.
 func communitiesOf(large []*bgp.LargeCommunity) []fabric.Community {
 	all := make([]fabric.Community, len(large))
 	for i, c := range large {
@@ -285,7 +288,8 @@ func communitiesOf(large []*bgp.LargeCommunity) []fabric.Community {
 	return all
 }
 
-// defaultLocalPref is that of a path which came without (RFC 4271, 9.1.1).
+// defaultLocalPref is the LOCAL_PREF of a path that came without one (RFC 4271,
+// 9.1.1).
 const defaultLocalPref = 100
 
 // announceable reports whether a node of the cluster may announce the prefix.
@@ -294,7 +298,7 @@ func (r *ribIn) announceable(p netip.Prefix) bool {
 		!slices.ContainsFunc(r.barred, func(x netip.Prefix) bool { return x.Bits() <= p.Bits() && x.Contains(p.Addr()) })
 }
 
-// marked reports whether all of the cluster's communities are there.
+// marked reports whether a route has all of the cluster's communities.
 func (r *ribIn) marked(plain []uint32, large []*bgp.LargeCommunity) bool {
 	for _, c := range r.plain {
 		if !slices.Contains(plain, c) {

@@ -24,49 +24,50 @@ import (
 	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
-// Config is what a [Speaker] cannot do without.
+// Config has what a [Speaker] cannot do without.
 type Config struct {
-	Cluster fabric.Cluster // with its defaults filled in, see [fabric.Cluster.WithDefaults]
-	Node    fabric.Node    // who speaks: source of the sessions, next hop of the routes
+	Cluster fabric.Cluster // with its defaults, see [fabric.Cluster.WithDefaults]
+	Node    fabric.Node    // the speaking node: source of the sessions, next hop of the routes
 }
 
 // Option changes a [Speaker] at its making.
 type Option func(*Speaker)
 
-// WithLogger sets where the speaker logs; it is silent without.
+// WithLogger sets the speaker's logger; without it the speaker logs nothing.
 func WithLogger(l *slog.Logger) Option { return func(s *Speaker) { s.log = l } }
 
 // Speaker announces a node's routes to all reflectors of its cluster.
 //
-// Routes that are put before [Speaker.Run] are the first that the reflectors
-// hear, and End-of-RIB (RFC 4724) follows them: reflectors that kept the
-// routes of a restarted node drop none of these.
+// Put the routes of a restarted node before [Speaker.Run]: the reflectors then get
+// them first and End-of-RIB (RFC 4724) after them, and drop none of those that they
+// kept.
 type Speaker struct {
 	cluster fabric.Cluster
 	node    fabric.Node
 	log     *slog.Logger
 	changed signal.Signal
-	serving sync.WaitGroup // what Run waits for
-	learner Learner        // nil: nothing is learned
+	serving sync.WaitGroup // the goroutines that Run waits for
+	learner Learner        // nil: the speaker learns nothing
 	in      *ribIn
 	notes   *notifications.Tracker
 
 	mu     sync.Mutex
 	bgp    *server.BgpServer // nil before Run
 	routes map[netip.Prefix]fabric.Route
-	up     map[string]bool      // which sessions are established, by peer address
-	since  map[string]time.Time // when that last changed
-	closed bool                 // Run ends
-	// resuming holds the peers that were not up yet since routes were taken up
-	// again; until settled, GoBGP holds updates back, and forgets withdrawals.
+	up     map[string]bool      // the established sessions, by peer address
+	since  map[string]time.Time // when a session last came up or went down
+	closed bool                 // Run is ending
+	// resuming has the peers whose session has not been up since the speaker took
+	// up earlier routes. Until settled, GoBGP holds updates back and loses
+	// withdrawals.
 	resuming map[string]bool
 	settled  time.Time
-	opening  map[string]time.Time // when the last session with a peer was about to be established
+	opening  map[string]time.Time // when the last session with a peer reached OpenConfirm
 	removals resend.Removals
 }
 
-// New makes a speaker, which takes routes and has no sessions before Run. It is an
-// error that the node has no address of a reflector's family.
+// New makes a speaker, which takes routes but has no sessions before Run. It
+// refuses a node that has no address of a reflector's family.
 func New(cfg Config, opts ...Option) (*Speaker, error) {
 	s := &Speaker{
 		cluster: cfg.Cluster, node: cfg.Node, log: slog.New(slog.DiscardHandler),
@@ -86,13 +87,13 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 	return s, nil
 }
 
-// Run opens the sessions to all reflectors, which come up as these answer, and
-// announces until ctx ends. Call it once, after the first routes were put. It
-// listens nowhere.
+// Run opens the sessions to all reflectors and announces until ctx ends. A session
+// comes up when its reflector answers. Call Run once, after the first routes were
+// put. It listens on no port.
 //
-// It ends the sessions without a Cease notification, which would make the
-// reflectors drop the routes at once: they keep them for the graceful restart
-// time, in which a successor takes over. To withdraw routes, remove them first.
+// It ends the sessions without a Cease notification: after one, the reflectors
+// would drop the routes at once. So they keep the routes for the graceful restart
+// time, and a successor takes over. To withdraw routes, remove them first.
 func (s *Speaker) Run(ctx context.Context) error {
 	if err := s.run(ctx); err != nil {
 		return fmt.Errorf("bgp: %w", err)
@@ -121,7 +122,7 @@ func (s *Speaker) run(ctx context.Context) error {
 	return err
 }
 
-// open gives GoBGP what was put, and then its peers.
+// open gives GoBGP the routes that were put, and then its peers.
 func (s *Speaker) open(ctx context.Context, b *server.BgpServer) error {
 	if err := ownOnly(ctx, b); err != nil {
 		return err
@@ -151,8 +152,8 @@ func (s *Speaker) open(ctx context.Context, b *server.BgpServer) error {
 	return nil
 }
 
-// begin has changes go to GoBGP from now on, and reports whether there were routes
-// before: these are taken up again.
+// begin gives GoBGP the routes that were put, and passes changes on to it from now
+// on. It reports whether there were any: the speaker then resumes.
 func (s *Speaker) begin(b *server.BgpServer) (resumed bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,14 +174,15 @@ func (s *Speaker) begin(b *server.BgpServer) (resumed bool, err error) {
 	return len(paths) > 0, nil
 }
 
-// server gives what Run started; nil before.
+// server returns the server that Run started; nil before.
 func (s *Speaker) server() *server.BgpServer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.bgp
 }
 
-// watch follows the sessions and, in one order with them, what comes in.
+// watch handles the events of the sessions and, in one order with them, the
+// updates.
 func (s *Speaker) watch(ctx context.Context, b *server.BgpServer) error {
 	s.serving.Go(func() { s.in.emitCompetitors(ctx) })
 	s.serving.Go(func() { s.lookUpCompetitors(ctx, b) })
@@ -191,10 +193,11 @@ func (s *Speaker) watch(ctx context.Context, b *server.BgpServer) error {
 	return b.WatchEvent(ctx, callbacks, options...)
 }
 
-// ownOnly keeps what reflectors send out of the table from which GoBGP
-// announces the best routes: a prefix that another node announces with a higher
-// LOCAL_PREF would else be withdrawn here, and be missing when the other goes.
-// All of them are announced, but those that stand for a withdrawal.
+// ownOnly keeps the reflectors' routes out of the table from which GoBGP announces
+// the best ones. Otherwise GoBGP would withdraw a prefix that another node
+// announces with a higher LOCAL_PREF, and the prefix would be missing when the
+// other node goes. The export policy passes all own routes but those that stand for
+// a withdrawal.
 func ownOnly(ctx context.Context, b *server.BgpServer) error {
 	policy := &api.Policy{Name: "own routes", Statements: []*api.Statement{{
 		Name:       "own routes",
@@ -220,12 +223,12 @@ func ownOnly(ctx context.Context, b *server.BgpServer) error {
 	}})
 }
 
-// resumeWait bounds, in seconds, how long a speaker that takes up earlier
-// routes waits for the End-of-RIB of all reflectors (the deferral of RFC 4724):
-// a node learns nothing from them that it would have to wait for.
+// resumeWait bounds, in seconds, how long a speaker that takes up earlier routes
+// waits for the End-of-RIB of all reflectors (the deferral of RFC 4724). It is
+// short: a node announces its own routes, whatever the reflectors send.
 const resumeWait = 1
 
-// resumeSlack is for GoBGP's timer of resumeWait to have done its work.
+// resumeSlack is time for GoBGP to handle the end of resumeWait.
 const resumeSlack = 100 * time.Millisecond
 
 func (s *Speaker) peer(rr fabric.RR, source netip.Addr, resumed bool) *api.Peer {
@@ -236,8 +239,8 @@ func (s *Speaker) peer(rr fabric.RR, source netip.Addr, resumed bool) *api.Peer 
 		Transport: &api.Transport{LocalAddress: source.String(), RemotePort: uint32(rr.Port)},
 		GracefulRestart: &api.GracefulRestart{
 			Enabled: true, RestartTime: uint32(t.Restart.Seconds()), DeferralTime: resumeWait,
-			// Says "I restarted, and went on forwarding", which is what keeps a
-			// reflector from dropping the routes that it still has.
+			// It says "I restarted, and went on forwarding", so that a reflector
+			// keeps the routes that it still has.
 			LocalRestarting: resumed,
 		},
 		AfiSafis: peering.BothFamilies(),
@@ -275,7 +278,7 @@ func (s *Speaker) peerChanged(ctx context.Context, e *apiutil.WatchEventMessage_
 	if up {
 		s.in.opened(e.Peer.State.NeighborAddress)
 		s.mu.Lock()
-		if !s.closed { // Run waits for those that are begun
+		if !s.closed { // Run waits only for goroutines that start before this
 			s.serving.Go(func() { s.resend(ctx, peer) })
 		}
 		s.mu.Unlock()
@@ -305,7 +308,7 @@ func (s *Speaker) restBFD(ctx context.Context, peer netip.Addr) {
 	})
 }
 
-// setBFD does nothing while there is a session.
+// setBFD turns BFD with a reflector on or off, unless there is a session.
 func (s *Speaker) setBFD(ctx context.Context, rr fabric.RR, on bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -317,13 +320,12 @@ func (s *Speaker) setBFD(ctx context.Context, rr fabric.RR, on bool) {
 	}
 }
 
-// resend sends everything, and End-of-RIB, to a peer whose session is up, and
-// withdraws once more what was withdrawn meanwhile (see [resend]).
+// resend sends a peer whose session is up everything, and End-of-RIB, and withdraws
+// once more what was withdrawn meanwhile (see [resend]).
 //
-// After routes were taken up again, GoBGP would hold all back until the
-// End-of-RIB of all peers, or for resumeWait; until then the routes are stale at
-// the reflector, which must drop them at once if that session ends too (RFC
-// 4724, 4.2, consecutive restarts).
+// A resuming GoBGP would hold everything back until the End-of-RIB of all peers, or
+// for resumeWait. Until then the routes are stale at the reflector, which must drop
+// them at once if that session ends too (RFC 4724, 4.2, consecutive restarts).
 func (s *Speaker) resend(ctx context.Context, peer string) {
 	p := resend.Established(ctx, s.server(), peer)
 	s.mu.Lock()
@@ -335,7 +337,7 @@ func (s *Speaker) resend(ctx context.Context, peer string) {
 	case s.resuming[peer]:
 		delete(s.resuming, peer)
 		s.settled = time.Now().Add(resumeWait*time.Second + resumeSlack)
-	case held: // it is sent everything when GoBGP lets go
+	case held: // GoBGP sends it everything when its deferral ends
 		return
 	}
 	if err := resend.Table(ctx, s.bgp, peer); err != nil {
@@ -352,7 +354,7 @@ func (s *Speaker) resend(ctx context.Context, peer string) {
 	}
 }
 
-// note takes the state of a session and reports whether it is news: a session
+// note records the state of a session and reports whether it changed: a session
 // that is down goes through several states over and over.
 func (s *Speaker) note(peer string, up bool) bool {
 	s.mu.Lock()
@@ -408,8 +410,8 @@ func (s *Speaker) Put(_ context.Context, routes ...fabric.Route) error {
 	return nil
 }
 
-// Remove implements [fabric.Speaker]. In the second after a restarted speaker's
-// session came up it waits: GoBGP would not pass the withdrawal on.
+// Remove implements [fabric.Speaker]. In the first second of a restarted speaker's
+// session it waits, because GoBGP would not pass the withdrawal on.
 func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -450,14 +452,15 @@ func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
 	return nil
 }
 
-// freshMED is the MED of what has just begun to run here. Of two routes with the
-// highest LOCAL_PREF, the one of [fabric.Route.First] has none, which counts as
-// zero and is better (RFC 4271, 9.1.2.2): the reflectors take no LOCAL_PREF that
-// is higher, and else the lower router id would decide.
+// freshMED is the MED of a Fresh route, unless it is [fabric.Route.First]. Of two
+// Fresh routes the first has no MED, which counts as zero and is better (RFC 4271,
+// 9.1.2.2). The reflectors accept no LOCAL_PREF above that of Fresh, and without
+// the MED the lower router id would decide.
 const freshMED = 1
 
-// path is a route in GoBGP's terms: origin IGP, the cluster's communities, those of its preference
-// and those that say its holder, the node as next hop, and LOCAL_PREF, which an eBGP session leaves out.
+// path returns a route in GoBGP's terms: origin IGP, the node as next hop,
+// LOCAL_PREF, which an eBGP session leaves out, and the communities of the cluster,
+// of the preference and of the holder.
 func (s *Speaker) path(r fabric.Route) (*apiutil.Path, error) {
 	nlri, err := bgp.NewIPAddrPrefix(r.Prefix)
 	if err != nil {
@@ -530,7 +533,7 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 			Since: s.since[rr.Address.String()], Notification: s.notes.Of(rr.Address), Failure: s.notes.Failure(rr.Address),
 		}
 		for _, f := range p.GetAfiSafis() {
-			if !session.Lacks(peering.FamilyOf(f)) { // GoBGP counts what it would send, too
+			if !session.Lacks(peering.FamilyOf(f)) { // GoBGP also counts routes that it would send
 				session.Advertised += f.GetState().GetAdvertised()
 			}
 		}

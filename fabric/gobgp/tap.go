@@ -14,19 +14,20 @@ import (
 	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
-// A NOTIFICATION that a peer sends in place of its OPEN, or of the KEEPALIVE
-// that answers ours, is counted by GoBGP and told to nobody: that the peer
-// expects another AS, or rejects us, comes so. A tap reads it from a copy of
-// what the peer's machine sends us. It needs CAP_NET_RAW; without, such a
-// NOTIFICATION is told of without what is in it.
+// A peer may send a NOTIFICATION in place of its OPEN, or of the KEEPALIVE that
+// answers this side's OPEN, for example because it expects another AS or rejects
+// this node. GoBGP counts such a NOTIFICATION and does not report its contents. A
+// tap reads it from a copy of the packets that the peer's machine sends. It needs
+// CAP_NET_RAW; without that the contents stay unknown.
 const (
 	firstRetry = time.Second
 	mostRetry  = 30 * time.Second
 	bgpPort    = 179
 )
 
-// tap hands on the NOTIFICATIONs that come from a peer, until ctx ends. They are
-// hearsay: anybody can send a packet in the peer's name, and TCP drops it.
+// tap passes on the NOTIFICATIONs that come from a peer, until ctx ends. They are
+// unconfirmed: anybody can send such a packet in the peer's name, and TCP then
+// drops it.
 func tap(ctx context.Context, log *slog.Logger, source, peer netip.Addr, port uint16, heard func(*fabric.Notification)) {
 	retry := backoff.Backoff{First: firstRetry, Most: mostRetry}
 	for {
@@ -46,7 +47,7 @@ func tapOnce(ctx context.Context, source, peer netip.Addr, port uint16, heard fu
 	if peer.Is6() {
 		network = "ip6:tcp"
 	}
-	// Connected, the socket gets what comes from the peer's machine, and no more.
+	// A connected socket gets only packets from the peer's machine.
 	conn, err := net.DialIP(network, ipAddr(source), ipAddr(peer))
 	if err != nil {
 		return err
@@ -67,8 +68,8 @@ func tapOnce(ctx context.Context, source, peer netip.Addr, port uint16, heard fu
 
 func ipAddr(a netip.Addr) *net.IPAddr { return &net.IPAddr{IP: a.AsSlice(), Zone: a.Zone()} }
 
-// notificationIn gives the NOTIFICATION in a segment from a port, which begins
-// with a message; nil where there is none. Nothing follows one.
+// notificationIn returns the NOTIFICATION in a segment from a port; nil if there is
+// none. The segment must begin with a message. No message follows a NOTIFICATION.
 func notificationIn(segment []byte, port uint16, at time.Time) *fabric.Notification {
 	const tcpHeader = 20
 	if len(segment) < tcpHeader || binary.BigEndian.Uint16(segment) != port {
@@ -96,7 +97,7 @@ func notificationIn(segment []byte, port uint16, at time.Time) *fabric.Notificat
 	return nil
 }
 
-// communication gives the text of a shutdown or reset (RFC 9003, 2).
+// communication returns the text of a shutdown or reset (RFC 9003, 2).
 func communication(code, subcode uint8, data []byte) string {
 	shutdown := code == bgp.BGP_ERROR_CEASE &&
 		(subcode == bgp.BGP_ERROR_SUB_ADMINISTRATIVE_SHUTDOWN || subcode == bgp.BGP_ERROR_SUB_ADMINISTRATIVE_RESET)

@@ -1,3 +1,3 @@
 // Package reflector is the route reflector (RFC 4456) of laboratories and small
-// clusters, over an embedded GoBGP. The speaker of a node is package gobgp.
+// clusters, over an embedded GoBGP. Package gobgp is the speaker of a node.
 package reflector

@@ -15,20 +15,20 @@ import (
 )
 
 // GoBGP (v4.8.0) packs together all changes that wait for a peer. Of each path it
-// packs the last change; of the paths of one prefix, which are those of several
-// nodes, it packs the withdrawals first and then the announcements in no order. So
-// when the best route of a prefix goes from one node's to another's and on within
-// moments, as it may when a guest moves, a peer can be left with a route that is
-// not the best one any more, or with one that is withdrawn. Nothing tells of it.
-// Such prefixes are found by the changes of the best route, and every peer is sent
-// the table again when they have come to rest.
+// packs the last change. Several nodes may have a path to one prefix: of these it
+// packs the withdrawals first and then the announcements in no order. So when the
+// best route of a prefix goes from one node's to another's and on within moments,
+// as it may when a guest moves, a peer can keep a route that is no longer the best,
+// or that is withdrawn. No event tells of it. order finds such prefixes by the
+// changes of the best route. The reflector sends every peer the table again when
+// the changes have stopped.
 
 const (
 	// mixWindow is far longer than a change waits for a peer that takes what it is sent.
 	mixWindow = 5 * time.Second
-	// firstOrder is how long after the last such change peers are sent the table
-	// again, and lastOrder how long after that once more: the first may have met the
-	// changes that still waited.
+	// firstOrder is how long after the last such change the reflector sends the
+	// table again, and lastOrder how long after that it does so once more: the
+	// first table may have been packed together with changes that still waited.
 	firstOrder = 300 * time.Millisecond
 	lastOrder  = 3 * time.Second
 )
@@ -39,8 +39,8 @@ type order struct {
 	found signal.Signal
 
 	mu     sync.Mutex
-	last   map[netip.Prefix]bestChange // of the last moments
-	mixed  map[netip.Prefix]bool       // found since they were last sent again; true: withdrawn
+	last   map[netip.Prefix]bestChange // the last change of each prefix, within mixWindow or little more
+	mixed  map[netip.Prefix]bool       // the prefixes found since the table was last sent again; true: withdrawn
 	pruned time.Time
 }
 
@@ -54,7 +54,7 @@ func newOrder() *order {
 	return &order{found: signal.New(), last: map[netip.Prefix]bestChange{}, mixed: map[netip.Prefix]bool{}}
 }
 
-// note takes up changes of best routes.
+// note takes the changes of best routes.
 func (o *order) note(paths []*apiutil.Path, at time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -81,7 +81,7 @@ func (o *order) note(paths []*apiutil.Path, at time.Time) {
 	}
 }
 
-// withdrawn gives those of the found prefixes that have no route now.
+// withdrawn returns the found prefixes that have no route now.
 func (o *order) withdrawn() (ps []netip.Prefix) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -93,15 +93,15 @@ func (o *order) withdrawn() (ps []netip.Prefix) {
 	return ps
 }
 
-// forget notes that what was found is sent again.
+// forget drops the found prefixes: the table is being sent again.
 func (o *order) forget() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	clear(o.mixed)
 }
 
-// keepOrder sends every peer the table again, when prefixes were found whose changes
-// may have reached it in the wrong order, until ctx ends.
+// keepOrder sends every peer the table again after order has found a prefix, until
+// ctx ends.
 func (r *Reflector) keepOrder(ctx context.Context) {
 	for {
 		select {
@@ -114,7 +114,7 @@ func (r *Reflector) keepOrder(ctx context.Context) {
 				return
 			}
 			if len(r.order.found) > 0 && rest == firstOrder {
-				break // it has not come to rest
+				break // the changes have not stopped yet
 			}
 			gone := r.order.withdrawn()
 			if rest == lastOrder {
@@ -129,7 +129,7 @@ func (r *Reflector) keepOrder(ctx context.Context) {
 	}
 }
 
-// resendAll sends every peer that has a session the table again.
+// resendAll sends the table again to every peer that has a session.
 func (r *Reflector) resendAll(ctx context.Context) {
 	r.mu.Lock()
 	var up []neighbour

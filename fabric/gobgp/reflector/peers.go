@@ -20,23 +20,23 @@ import (
 
 // Counts are numbers of prefixes of one family.
 type Counts struct {
-	Received   uint64 // that the peer sent, taken or not
-	Accepted   uint64 // of these, what the policy let pass
+	Received   uint64 // that the peer sent, accepted or not
+	Accepted   uint64 // of these, those that the policy accepts
 	Advertised uint64 // sent to the peer, or about to be
 }
 
-// Peer is a node or a core gateway as a [Reflector] sees it.
+// Peer is a node or a core gateway, as a [Reflector] reports it.
 type Peer struct {
 	fabric.Session
 	IPv4, IPv6 Counts
-	Named      bool           // the cluster names it
+	Named      bool           // the cluster file lists it
 	BFD        string         // state of RFC 5880, in lower case; empty without
-	Held       bool           // refused for too many prefixes
-	Refused    []netip.Prefix // a few of those that the policy refuses
+	Held       bool           // refused, because it announced too many prefixes
+	Refused    []netip.Prefix // a few of the prefixes that the policy refuses
 }
 
-// refused counts the prefixes that the policy does not take. While many arrive,
-// more may have been counted as taken than as received a moment before.
+// refused counts the prefixes that the policy refuses. While many arrive, Accepted
+// may be newer than Received, and higher.
 func (p Peer) refused() uint64 {
 	if p.Accepted > p.Received {
 		return 0
@@ -44,8 +44,8 @@ func (p Peer) refused() uint64 {
 	return p.Received - p.Accepted
 }
 
-// count is what the policy makes of a peer's routes, as of a number of its
-// updates.
+// count is the number of a peer's routes that the policy accepts, after a number of
+// its updates.
 type count struct {
 	updates    uint64
 	received   [2]uint64
@@ -55,26 +55,26 @@ type count struct {
 	incomplete bool
 }
 
-// countAge is how long a count is believed at most: an update may be counted by
-// GoBGP just before its routes are there.
+// countAge bounds how long a count is used: GoBGP may count an update just before
+// it has the routes of it.
 const countAge = 30 * time.Second
 
-// examples is how many refused prefixes are told of a peer.
+// examples is how many refused prefixes a [Peer] lists.
 const examples = 3
 
-// families in the order in which GoBGP is given them.
+// families are in the order in which GoBGP gets them.
 var families = [2]bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}
 
-// Peers lists the core gateways and nodes of the cluster in its order, and then
-// the nodes that it does not name, which are only there while they have a
-// session, or while their routes are kept.
+// Peers lists the core gateways and nodes of the cluster in its order, and then the
+// nodes that it does not list, for as long as they have a session or the reflector
+// keeps their routes.
 //
-// It has a cost: GoBGP counts what it advertises, and what of a peer's routes it
-// has taken if there are new ones, by running the policy over all of them, some
-// 3 µs a route each time, and does nothing else meanwhile.
+// It has a cost: GoBGP counts the routes that it advertises, and the accepted ones
+// if there are new ones, by running the policy over all of them. That takes some 3
+// µs a route each time, and GoBGP does nothing else meanwhile.
 func (r *Reflector) Peers(ctx context.Context) ([]Peer, error) { return r.peers(ctx, true) }
 
-// peers is Peers, and leaves out on request what is advertised.
+// peers lists as Peers does, on request without the counts of advertised prefixes.
 func (r *Reflector) peers(ctx context.Context, advertised bool) ([]Peer, error) {
 	b, err := r.server()
 	if err != nil {
@@ -111,8 +111,7 @@ func (r *Reflector) peers(ctx context.Context, advertised bool) ([]Peer, error) 
 	return peers, nil
 }
 
-// describe puts together what is known of a peer; p may be nil while it is
-// being replaced.
+// describe reports a peer; p may be nil while the reflector replaces it.
 func (r *Reflector) describe(n neighbour, p *api.Peer) Peer {
 	out := Peer{Named: r.isNamed(n.address), Held: r.held[n.address], Session: fabric.Session{
 		Peer: n.name, Address: n.address.String(), Role: n.role, Since: r.since[n.address],
@@ -136,8 +135,8 @@ func (r *Reflector) describe(n neighbour, p *api.Peer) Peer {
 	return out
 }
 
-// accepted counts what the policy takes of a peer's routes. GoBGP's own number
-// of accepted routes does not know of a policy of the whole table.
+// accepted counts the peer's routes that the policy accepts. GoBGP's own number of
+// accepted routes ignores a policy of the whole table.
 func (r *Reflector) accepted(n neighbour, p *api.Peer, received [2]uint64) count {
 	updates := p.GetState().GetMessages().GetReceived().GetUpdate()
 	c, known := r.counted[n.address]
@@ -157,7 +156,7 @@ func (r *Reflector) accepted(n neighbour, p *api.Peer, received [2]uint64) count
 				c.refused = append(c.refused, ip.Prefix)
 			}
 		})
-		if err != nil { // it has gone meanwhile
+		if err != nil { // the peer has gone meanwhile
 			c.incomplete = true
 		}
 	}
@@ -165,7 +164,7 @@ func (r *Reflector) accepted(n neighbour, p *api.Peer, received [2]uint64) count
 	return c
 }
 
-// forget drops what is known of nodes that are gone and that nobody names.
+// forget drops the nodes that are gone and that the cluster does not list.
 func (r *Reflector) forget(ctx context.Context, found map[netip.Addr]*api.Peer) {
 	r.notes.Keep(func(a netip.Addr) bool { return found[a] != nil || r.isNamed(a) || r.held[a] })
 	for a := range r.since {
@@ -180,7 +179,7 @@ func (r *Reflector) forget(ctx context.Context, found map[netip.Addr]*api.Peer) 
 	}
 }
 
-// Routes counts the prefixes that the reflector has taken of a family.
+// Routes counts the prefixes of a family that the reflector has accepted.
 func (r *Reflector) Routes(ctx context.Context, v6 bool) (uint64, error) {
 	b, err := r.server()
 	if err != nil {
@@ -207,9 +206,10 @@ func (r *Reflector) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	return sessions, err
 }
 
-// Status gives the health of the reflector. A core gateway without a session is
-// a problem, a node is not: nodes are switched off for good reasons, and what a
-// node lacks its own agent says. That all nodes are missing is one.
+// Status reports the health of the reflector. A core gateway without a session is a
+// problem. A node without one is not: nodes are switched off for good reasons, and
+// a node's own agent reports its problems. It is a problem that no node has a
+// session.
 func (r *Reflector) Status(ctx context.Context) (fabric.Status, error) {
 	st := fabric.Status{
 		Cluster: r.cluster.Name, Node: r.rr.Name, Role: "reflector", Since: r.began,

@@ -16,24 +16,24 @@ import (
 // Names of GoBGP's defined sets and policies.
 const (
 	coreSet    = "core"
-	foreignSet = "core-ebgp" // those core gateways that have another AS number
+	foreignSet = "core-ebgp" // the core gateways with another AS number
 	importName = "in"
 )
 
-// policy is what a reflector takes and gives, in GoBGP's terms: defined sets,
-// and statements over them, of which the first that matches decides. What none
-// of them accepts is rejected.
+// policy is the import and the export policy of a reflector, in GoBGP's terms:
+// defined sets, and statements over them. The first statement that matches decides.
+// A route that matches none is rejected.
 //
-// A set without members is never used: GoBGP takes it for "any".
+// No statement uses a set without members: GoBGP takes it for "any".
 type policy struct {
 	sets         []*api.DefinedSet
 	in, out      []*api.Statement
 	core         bool // there are core gateways
-	foreignCores bool // there are such of another AS
+	foreignCores bool // some of them have another AS number
 }
 
-// newPolicy makes the policy of a cluster's reflector, or says what the cluster
-// lacks that would make it an open one.
+// newPolicy makes the policy of a cluster's reflector. It refuses a cluster whose
+// reflector would accept the routes of anybody.
 func newPolicy(c *fabric.Cluster, rr fabric.RR) (*policy, error) {
 	if len(c.Communities) == 0 {
 		return nil, fmt.Errorf("cluster %s has no community, and a reflector would take routes of anybody; name one under community", c.Name)
@@ -42,12 +42,13 @@ func newPolicy(c *fabric.Cluster, rr fabric.RR) (*policy, error) {
 		return nil, fmt.Errorf("cluster %s has no pools, and a reflector would have nothing to tell guests' routes by; name one under pools", c.Name)
 	}
 	p := &policy{
-		// Of its own a reflector has only what stands for a withdrawal.
+		// The only local routes of a reflector are those that stand for a
+		// withdrawal.
 		in:  []*api.Statement{peering.Statement("in-own", &api.Conditions{RouteType: api.Conditions_ROUTE_TYPE_LOCAL}, peering.Accept)},
 		out: []*api.Statement{resend.KeptBack()},
 	}
 	p.addCores(c.ASN, c.Core)
-	// A core gateway tells nothing.
+	// The reflector accepts no routes from a core gateway.
 	if p.core {
 		p.in = append(p.in, peering.Statement("in-core", &api.Conditions{NeighborSet: anyOf(coreSet)}, peering.Reject))
 	}
@@ -55,8 +56,9 @@ func newPolicy(c *fabric.Cluster, rr fabric.RR) (*policy, error) {
 	for _, v6 := range []bool{false, true} {
 		p.addFamily(c, v6)
 	}
-	// What was not rejected until here passes from the right node.
-	other := netip.IPv6Unspecified() // of the family that the sessions do not have
+	// Routes that no statement has rejected so far pass if the right node sent
+	// them.
+	other := netip.IPv6Unspecified() // the unspecified address of the family that the sessions do not have
 	if rr.Address.Is6() {
 		other = netip.IPv4Unspecified()
 	}
@@ -80,8 +82,8 @@ func (p *policy) add(s sender) {
 	p.in = append(p.in, s.in...)
 }
 
-// addCommunities rejects what lacks one of the cluster's communities. A set has
-// one of them: "invert" is true of what has none of its set.
+// addCommunities rejects routes that lack one of the cluster's communities. Each
+// set has one community: "invert" matches a route that has none of its set.
 func (p *policy) addCommunities(all []fabric.Community) {
 	for n, c := range all {
 		set := &api.DefinedSet{DefinedType: api.DefinedType_DEFINED_TYPE_COMMUNITY, Name: fmt.Sprintf("cluster-%d", n), List: []string{c.String()}}
@@ -114,8 +116,8 @@ func (p *policy) addCores(asn uint32, cores []fabric.Core) {
 	p.core, p.foreignCores = len(all) > 0, len(foreign) > 0
 }
 
-// addFamily rejects what is never taken of a family: first what no cluster
-// takes, then all that guests cannot have.
+// addFamily rejects the prefixes of a family that guests cannot have: martians,
+// excluded ones, and all others outside of the pools and routed prefixes.
 func (p *policy) addFamily(c *fabric.Cluster, v6 bool) {
 	bits, family, afi := 32, "ipv4", api.Family_AFI_IP
 	if v6 {
@@ -156,13 +158,14 @@ func (p *policy) addFamily(c *fabric.Cluster, v6 bool) {
 	}
 }
 
-// addExport adds what is given: to core gateways everything that was taken, to
-// nodes that too where they talk to each other directly, and else what is
-// [fabric.Fresh], so that one which has it from before lets go.
+// addExport adds the export policy. Core gateways get all accepted routes. Nodes
+// get them too in an east-west cluster. Otherwise they get only the [fabric.Fresh]
+// ones, so that a node which had the guest before withdraws it.
 func (p *policy) addExport(eastWest bool) {
 	if p.foreignCores {
-		// Over eBGP GoBGP would put itself for the next hop, and it does not forward.
-		// LOCAL_PREF ends at the AS; of two MEDs the lower is better.
+		// Over eBGP GoBGP would set itself as next hop, and it does not forward.
+		// LOCAL_PREF ends at the AS, so the MED carries it: of two MEDs the lower
+		// is better.
 		for _, pref := range fabric.Preferences() {
 			value := pref.LocalPref()
 			s := peering.Statement(fmt.Sprintf("out-core-ebgp-%d", value), &api.Conditions{
@@ -192,8 +195,8 @@ func noneOf(set string) *api.MatchSet {
 	return &api.MatchSet{Type: api.MatchSet_TYPE_INVERT, Name: set}
 }
 
-// install puts the policy into force. Until then a fresh server accepts
-// everything, so it must have no neighbours yet.
+// install puts the policy into force. Until then a new server accepts everything,
+// so it must have no neighbours yet.
 func (p *policy) install(ctx context.Context, b *server.BgpServer) error {
 	for _, s := range p.sets {
 		if err := b.AddDefinedSet(ctx, &api.AddDefinedSetRequest{DefinedSet: s}); err != nil {

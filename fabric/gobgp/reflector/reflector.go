@@ -24,58 +24,59 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/resend"
 )
 
-// Config is what a [Reflector] cannot do without.
+// Config has what a [Reflector] cannot do without.
 type Config struct {
-	Cluster fabric.Cluster // valid, with its defaults filled in, see [fabric.Cluster.WithDefaults]
-	RR      fabric.RR      // which of the cluster's reflectors this is
+	Cluster fabric.Cluster // valid, and with its defaults, see [fabric.Cluster.WithDefaults]
+	RR      fabric.RR      // the one of the cluster's reflectors that this is
 }
 
 // Option changes a [Reflector] at its making.
 type Option func(*Reflector)
 
-// WithLogger sets where the reflector logs; it is silent without.
+// WithLogger sets the reflector's logger; without it the reflector logs nothing.
 func WithLogger(l *slog.Logger) Option { return func(r *Reflector) { r.log = l } }
 
-// WithDeferral sets how long a reflector that starts waits for the
-// End-of-RIB of the nodes before it sends its own to the core gateways, which
-// until then keep what an earlier one told them (the Selection_Deferral_Timer of
-// RFC 4724), in whole seconds; [DefaultDeferral] without. It waits no longer than
-// for the last of the cluster's nodes. Zero: it neither waits nor says that it
-// resumes.
+// WithDeferral sets how long a starting reflector waits for the End-of-RIB of the
+// nodes before it admits the core gateways (the Selection_Deferral_Timer of RFC
+// 4724), in whole seconds; [DefaultDeferral] without this option. Until then the
+// core gateways keep the routes of an earlier reflector. The reflector waits no
+// longer than until all of the cluster's nodes have sent it. Zero: the reflector
+// neither waits nor says in its OPEN that it resumes.
 func WithDeferral(d time.Duration) Option {
 	return func(r *Reflector) { r.deferral = d }
 }
 
-// WithPause sets how long a node that exceeded [fabric.Cluster.MaxPrefixes]
-// is refused; [DefaultPause] without.
+// WithPause sets how long the reflector refuses a node that exceeded
+// [fabric.Cluster.MaxPrefixes]; [DefaultPause] without this option.
 func WithPause(d time.Duration) Option { return func(r *Reflector) { r.pause = d } }
 
 const (
-	// DefaultDeferral is twice what an agent takes to come back: GoBGP lets a
-	// session rest for 5 s before it connects again.
+	// DefaultDeferral is twice what an agent takes to come back: GoBGP waits 5 s
+	// before it connects again.
 	DefaultDeferral = 15 * time.Second
-	// DefaultPause lets a mistake be seen before it is repeated.
+	// DefaultPause leaves time to see a mistake before the node repeats it.
 	DefaultPause = time.Minute
 )
 
-// coreDeferral bounds how long a core gateway is told nothing for the sake of others'
-// End-of-RIB: it is admitted when the nodes are there.
+// coreDeferral bounds how long GoBGP holds updates to a core gateway back. It can
+// be short: the reflector admits a core gateway when the nodes have sent their
+// routes.
 const coreDeferral = time.Second
 
 // warnAt is the part of [fabric.Cluster.MaxPrefixes], in percent, above which the
 // reflector warns.
 const warnAt = 80
 
-// The roles of a reflector's peers, in [fabric.Session].
+// The roles of a reflector's peers in [fabric.Session].
 const (
 	RoleNode = "node"
 	RoleCore = "core"
 )
 
-// nodeGroup is the peer group of nodes that the cluster does not name.
+// nodeGroup is the peer group of nodes that the cluster does not list.
 const nodeGroup = "nodes"
 
-// neighbour is a peer that the cluster names.
+// neighbour is a peer of the reflector.
 type neighbour struct {
 	name, role string
 	address    netip.Addr
@@ -85,15 +86,16 @@ type neighbour struct {
 
 // Reflector is a route reflector (RFC 4456) for laboratories and small clusters.
 //
-// From nodes it takes what [fabric.Cluster.Announceable] has, less what is
-// excluded, and only with all communities of the cluster, the node as next hop
-// ([fabric.Node.NextHop]) and a LOCAL_PREF of [fabric.Preferences]; from core
-// gateways nothing. It tells core gateways what it took, and nodes what of it is
-// [fabric.Fresh], or all where the cluster is [fabric.Cluster.EastWest]. Nodes are known by name, or by their
-// address ([fabric.Cluster.NodeRanges]); those have no BFD.
+// From nodes it accepts the prefixes of [fabric.Cluster.Announceable], less the
+// excluded ones, and only with all communities of the cluster, the node as next hop
+// ([fabric.Node.NextHop]) and a LOCAL_PREF of [fabric.Preferences]. From core
+// gateways it accepts nothing. It sends all accepted routes to core gateways. To
+// nodes it sends the [fabric.Fresh] ones, or all if the cluster is
+// [fabric.Cluster.EastWest]. It knows nodes by name or by their address
+// ([fabric.Cluster.NodeRanges]); the latter have no BFD.
 //
-// A node that ends without a word keeps its routes for the graceful restart
-// time; one that falls silent (hold time, BFD) loses them at once.
+// The routes of a node whose connection just ends stay for the graceful restart
+// time. A node that falls silent (hold time, BFD) loses its routes at once.
 type Reflector struct {
 	cluster fabric.Cluster
 	rr      fabric.RR
@@ -105,27 +107,27 @@ type Reflector struct {
 	deferral, pause time.Duration
 
 	named   []neighbour       // in the order of the cluster, core gateways first
-	bgp     *server.BgpServer // once it is ready
+	bgp     *server.BgpServer // set before ready is closed
 	ready   chan struct{}     // closed by Run
-	serving sync.WaitGroup    // what Run waits for
+	serving sync.WaitGroup    // the goroutines that Run waits for
 	notes   *notifications.Tracker
 	order   *order
 
-	mu       sync.Mutex // held over what changes neighbours
-	closed   bool       // Run ends
+	mu       sync.Mutex // also held while neighbours change
+	closed   bool       // Run is ending
 	up       map[netip.Addr]bool
 	since    map[netip.Addr]time.Time
-	sent     map[netip.Addr]uint64 // notifications sent by the end of the last session
+	sent     map[netip.Addr]uint64 // the number of notifications sent, as counted when the last session came up
 	been     map[netip.Addr]bool   // had a session since the start
 	held     map[netip.Addr]bool   // refused for too many prefixes
 	counted  map[netip.Addr]count
-	admitted map[netip.Addr]bool // has statements in the policy, which names no node that the cluster does not
+	admitted map[netip.Addr]bool // nodes that the cluster does not list and that have statements in the policy
 	opening  map[netip.Addr]opening
-	removals resend.Removals // as long as a session is being established
+	removals resend.Removals // empty unless a session is being established
 }
 
-// New makes a reflector, which does nothing before Run. An error says what about the
-// cluster is not as a reflector needs it.
+// New makes a reflector, which does nothing before Run. The error says what in the
+// cluster a reflector cannot work with.
 func New(cfg Config, opts ...Option) (*Reflector, error) {
 	r := &Reflector{
 		cluster: cfg.Cluster, rr: cfg.RR, id: fabric.RouterID(cfg.RR.Address, cfg.RR.Address).String(), log: slog.New(slog.DiscardHandler),
@@ -148,13 +150,14 @@ func New(cfg Config, opts ...Option) (*Reflector, error) {
 	return r, nil
 }
 
-// Ready is closed when Run listens. Until then nothing is known of peers.
+// Ready returns a channel that is closed when Run listens. Until then
+// [Reflector.Peers] and the like return an error.
 func (r *Reflector) Ready() <-chan struct{} { return r.ready }
 
-// errNotReady is what is told of a reflector before it is ready.
+// errNotReady is the error of requests before the reflector is ready.
 var errNotReady = errors.New("the reflector does not run yet")
 
-// server gives what Run started, or why there is nothing yet.
+// server returns the server that Run started, or errNotReady.
 func (r *Reflector) server() (*server.BgpServer, error) {
 	select {
 	case <-r.ready:
@@ -165,11 +168,11 @@ func (r *Reflector) server() (*server.BgpServer, error) {
 }
 
 // Run listens at the address and port of the reflector, and reflects until ctx
-// ends. Call it once. An error says why it cannot.
+// ends. Call it once.
 //
-// It ends the sessions without a Cease notification, which would make the core
-// gateways drop the routes at once: they keep them for the graceful restart time,
-// in which a successor may take over.
+// It ends the sessions without a Cease notification: after one, the core gateways
+// would drop the routes at once. So they keep the routes for the graceful restart
+// time, and a successor may take over.
 func (r *Reflector) Run(ctx context.Context) error {
 	if err := r.run(ctx); err != nil {
 		return fmt.Errorf("reflector %s: %w", r.rr.Name, err)
@@ -204,8 +207,8 @@ func (r *Reflector) run(ctx context.Context) error {
 	return err
 }
 
-// open admits the peers. The policy comes before the first neighbour: who connects
-// until then is nobody's, and is hung up on.
+// open adds the peers. The policy comes before the first neighbour: until then
+// GoBGP closes every connection, as it knows no peer.
 func (r *Reflector) open(ctx context.Context) error {
 	if err := r.policy.install(ctx, r.bgp); err != nil {
 		return err
@@ -228,11 +231,13 @@ func (r *Reflector) open(ctx context.Context) error {
 	return nil
 }
 
-// resumes reports whether it waits for the nodes before it tells the core gateways.
+// resumes reports whether the reflector waits for the nodes before it admits the
+// core gateways.
 func (r *Reflector) resumes() bool { return r.deferral >= time.Second }
 
-// neighbours lists who of the cluster has a session with a reflector: who has an
-// address of its family. Small clusters have it on a node or a core gateway.
+// neighbours lists the cluster's nodes and core gateways that have a session with a
+// reflector: those with another address of its family. In small clusters the
+// reflector runs on a node or a core gateway.
 func neighbours(c *fabric.Cluster, rr fabric.RR) []neighbour {
 	var all []neighbour
 	add := func(n neighbour) {
@@ -241,7 +246,8 @@ func neighbours(c *fabric.Cluster, rr fabric.RR) []neighbour {
 			all = append(all, n)
 		}
 	}
-	// What is both is a core gateway: nothing is taken from it.
+	// A machine that is both is a core gateway: the reflector accepts nothing from
+	// it.
 	for _, g := range c.Core {
 		add(neighbour{g.Name, RoleCore, g.Address, g.ASN, g.BFD})
 	}
@@ -251,7 +257,8 @@ func neighbours(c *fabric.Cluster, rr fabric.RR) []neighbour {
 	return all
 }
 
-// listenProblem puts into words for people why an address cannot be had.
+// listenProblem says in words for people why the reflector cannot listen on an
+// address.
 func listenProblem(err error) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
@@ -264,8 +271,8 @@ func listenProblem(err error) error {
 	return err
 }
 
-// addNeighbours admits the nodes and core gateways. r.mu need not be held yet:
-// the events of their sessions wait for it.
+// addNeighbours adds the nodes and core gateways. It locks r.mu itself, so the
+// events of their sessions wait until all are there.
 func (r *Reflector) addNeighbours(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -303,19 +310,19 @@ func (r *Reflector) addNeighbours(ctx context.Context) error {
 	return nil
 }
 
-// shut is a neighbour whose connections are refused.
+// shut returns a neighbour whose connections GoBGP refuses.
 func (r *Reflector) shut(n neighbour) *api.Peer {
 	p := r.peer(n, false, false)
 	p.Conf.AdminDown, p.Transport.PassiveMode = true, true
 	return p
 }
 
-// peer is a neighbour in GoBGP's terms. One that resumes says so in its OPEN.
+// peer returns a neighbour in GoBGP's terms. If it resumes, its OPEN says so.
 func (r *Reflector) peer(n neighbour, bfd, resumes bool) *api.Peer {
 	t := r.cluster.Timers
 	deferral := max(r.deferral, time.Second)
 	if n.role == RoleCore {
-		deferral = coreDeferral // it is admitted when the nodes are there
+		deferral = coreDeferral // the reflector admits it when the nodes are there
 	}
 	p := &api.Peer{
 		Conf:      &api.PeerConf{PeerAsn: n.asn, AuthPassword: r.rr.Password, Description: n.name},
@@ -351,8 +358,9 @@ func (r *Reflector) peer(n neighbour, bfd, resumes bool) *api.Peer {
 	return p
 }
 
-// quiet passes GoBGP's own log on from warnings up, and all of it where the
-// reflector logs at debug level: it has several lines for each connection.
+// quiet passes on GoBGP's warnings and errors. GoBGP logs several lines for each
+// connection below that, so quiet passes them on only if the reflector logs at
+// debug level.
 type quiet struct{ slog.Handler }
 
 // Enabled implements [slog.Handler].

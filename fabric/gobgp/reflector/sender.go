@@ -12,18 +12,17 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/peering"
 )
 
-// sender is what passes from one node, of what the rest of the policy leaves:
-// routes that have the node itself as next hop, and a LOCAL_PREF that agents
-// use. GoBGP cannot compare a next hop with who sent it, so each node has
-// statements of its own.
+// sender accepts routes from one node that the rest of the policy has not rejected:
+// those with the node itself as next hop and a LOCAL_PREF that agents use. GoBGP
+// cannot compare a next hop with the sender, so each node has its own statements.
 type sender struct {
 	set *api.DefinedSet
 	in  []*api.Statement
 }
 
-// newSender is the sender that calls from an address. One that no cluster names
-// is the zero Node. In and not are for a node that the cluster names, see
-// [fabric.Cluster.NextHopRanges].
+// newSender makes the statements for a node that connects from an address. n is the
+// zero Node if the cluster does not list the node. in and not are for a node that
+// the cluster lists, see [fabric.Cluster.NextHopRanges].
 func newSender(n fabric.Node, from netip.Addr, in, not []netip.Prefix) sender {
 	name := "node-" + from.String()
 	s := sender{set: &api.DefinedSet{
@@ -37,7 +36,7 @@ func newSender(n fabric.Node, from netip.Addr, in, not []netip.Prefix) sender {
 	return s
 }
 
-// take lets pass what has one of these next hops.
+// take accepts routes with one of the next hops.
 func (s *sender) take(what string, hops []string) {
 	for _, pref := range fabric.Preferences() {
 		s.in = append(s.in, peering.Statement(fmt.Sprintf("in-%s-%s-%d", s.set.Name, what, pref.LocalPref()), &api.Conditions{
@@ -54,8 +53,8 @@ func texts(ps []netip.Prefix) []string {
 	return ss
 }
 
-// admit lets the routes of a node pass that the cluster does not name. Until
-// then the policy rejected what it sent; that is judged anew.
+// admit accepts the routes of a node that the cluster does not list. The policy has
+// rejected them until then, so GoBGP applies it again.
 func (r *Reflector) admit(ctx context.Context, n neighbour) {
 	if r.isNamed(n.address) || r.admitted[n.address] {
 		return
@@ -74,7 +73,7 @@ func (r *Reflector) admit(ctx context.Context, n neighbour) {
 	r.admitted[n.address] = true
 }
 
-// dismiss is the reverse of admit, for a node that has no routes any more.
+// dismiss undoes admit for a node that has no routes any more.
 func (r *Reflector) dismiss(ctx context.Context, a netip.Addr) {
 	if !r.admitted[a] {
 		return

@@ -16,7 +16,7 @@ import (
 	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
-// peerChanged follows the sessions, one event after the other.
+// peerChanged handles the events of sessions, one after the other.
 func (r *Reflector) peerChanged(ctx context.Context, e *apiutil.WatchEventMessage_PeerEvent, at time.Time) {
 	if e.Type != apiutil.PEER_EVENT_STATE {
 		return
@@ -25,7 +25,7 @@ func (r *Reflector) peerChanged(ctx context.Context, e *apiutil.WatchEventMessag
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a, up := e.Peer.State.NeighborAddress, e.Peer.State.SessionState == bgp.BGP_FSM_ESTABLISHED
-	if n := r.neighbour(a); e.Peer.State.SessionState == bgp.BGP_FSM_OPENCONFIRM && r.toldAll(n) {
+	if n := r.neighbour(a); e.Peer.State.SessionState == bgp.BGP_FSM_OPENCONFIRM && r.getsAll(n) {
 		r.opening[a] = opening{from: at}
 	}
 	if r.closed || r.up[a] == up {
@@ -38,7 +38,7 @@ func (r *Reflector) peerChanged(ctx context.Context, e *apiutil.WatchEventMessag
 		r.been[a], r.sent[a] = true, r.notificationsTo(ctx, a)
 		log.Info("session up")
 		r.admit(ctx, n)
-		if r.toldAll(n) {
+		if r.getsAll(n) {
 			r.serving.Go(func() { r.resend(ctx, n) })
 		}
 		return
@@ -49,32 +49,33 @@ func (r *Reflector) peerChanged(ctx context.Context, e *apiutil.WatchEventMessag
 		log.Warn("more prefixes than max_prefixes; the node is refused for a while", "max_prefixes", r.cluster.MaxPrefixes, "for", r.pause)
 		r.hold(ctx, n)
 	case n.role == RoleNode && r.notificationsTo(ctx, a) > r.sent[a]:
-		// A node that we gave up has not merely restarted: GoBGP would keep its
-		// routes for the restart time after the hold time as well.
+		// This side ended the session, so the node has not merely restarted: GoBGP
+		// would keep its routes for the restart time after the hold time as well.
 		r.replace(ctx, n, r.peer(n, n.bfd, false))
 	case n.bfd && peering.Broke(e):
 		r.restBFD(ctx, n)
 	}
 }
 
-// toldAll reports whether a peer is told of every route. Any other node hears of a
-// guest that has just begun to run elsewhere, which its agent says too; to send
-// each of them all once more would hold up the others.
-func (r *Reflector) toldAll(n neighbour) bool { return n.role == RoleCore || r.cluster.EastWest }
+// getsAll reports whether a peer gets every route. Without east-west a node gets
+// only Fresh routes, and the agents also tell it of these moves: to send each node
+// its table once more would hold up the others.
+func (r *Reflector) getsAll(n neighbour) bool { return n.role == RoleCore || r.cluster.EastWest }
 
 // opening is a session that is being established, or was not long ago.
 type opening struct {
-	from time.Time // when its last step began
-	seen time.Time // when GoBGP had it for established; zero: not yet
+	from time.Time // when it reached OpenConfirm
+	seen time.Time // when GoBGP had marked it as established; zero: not yet
 }
 
-// resend sends a peer whose session is up what it may have missed ([resend]).
+// resend sends a peer whose session is up the changes that it may have missed
+// ([resend]).
 func (r *Reflector) resend(ctx context.Context, n neighbour) {
 	p := resend.Established(ctx, r.bgp, n.address.String())
 	if p == nil {
 		return
 	}
-	// One that takes its routes up again is sent everything later.
+	// GoBGP sends everything later to a peer towards which this side resumes.
 	if !p.GetGracefulRestart().GetLocalRestarting() {
 		if err := resend.Table(ctx, r.bgp, n.address.String()); err != nil {
 			r.log.Warn("routes not sent again", "peer", n.name, "address", n.address, "err", err)
@@ -98,8 +99,9 @@ func (r *Reflector) withdrawAgain(prefixes []netip.Prefix) {
 	}
 }
 
-// bestChanged notes what is withdrawn while a session is being established. What
-// it hears too late for that session is withdrawn once more at once.
+// bestChanged notes the prefixes that are withdrawn while a session is being
+// established. An event may come after the session's resend: such prefixes are
+// withdrawn once more at once.
 func (r *Reflector) bestChanged(paths []*apiutil.Path, at time.Time) {
 	r.order.note(paths, at)
 	r.mu.Lock()
@@ -132,8 +134,8 @@ func (r *Reflector) bestChanged(paths []*apiutil.Path, at time.Time) {
 	}
 }
 
-// neighbour gives the peer at an address: one that the cluster names, or a node
-// called after its address.
+// neighbour returns the peer at an address: one that the cluster lists, or a node
+// whose name is its address.
 func (r *Reflector) neighbour(a netip.Addr) neighbour {
 	if i := slices.IndexFunc(r.named, func(n neighbour) bool { return n.address == a }); i >= 0 {
 		return r.named[i]
@@ -166,7 +168,7 @@ func (r *Reflector) restBFD(ctx context.Context, n neighbour) {
 	})
 }
 
-// later has f called after a time, with r.mu, unless ctx ends before.
+// later calls f after a time, with r.mu locked, unless ctx ends before.
 func (r *Reflector) later(ctx context.Context, after time.Duration, f func()) {
 	r.serving.Go(func() {
 		if !backoff.Sleep(ctx, after) {
@@ -186,8 +188,8 @@ func (r *Reflector) setBFD(ctx context.Context, n neighbour, on bool) {
 	}
 }
 
-// hold drops what is left of a peer that exceeded the limit, which GoBGP would
-// take for a graceful restart, and refuses its connections for a time.
+// hold removes a peer that exceeded the limit, with its routes, which GoBGP would
+// keep as for a graceful restart. It refuses the peer's connections for r.pause.
 func (r *Reflector) hold(ctx context.Context, n neighbour) {
 	shut := r.shut(n)
 	r.replace(ctx, n, shut)
@@ -204,12 +206,12 @@ func (r *Reflector) release(ctx context.Context, n neighbour) {
 	r.log.Info("the node may connect again", "peer", n.name, "address", n.address)
 }
 
-// replace removes a peer with all its routes, and adds it anew if the cluster
-// names it; any other comes back by itself.
+// replace removes a peer with all its routes, and adds it anew if the cluster lists
+// it. Any other peer comes back when it connects.
 func (r *Reflector) replace(ctx context.Context, n neighbour, p *api.Peer) {
 	err := r.bgp.DeletePeer(ctx, &api.DeletePeerRequest{Address: n.address.String()})
 	if err != nil {
-		// One that is not named may be gone already.
+		// A peer that the cluster does not list may be gone already.
 		r.log.Debug("peer not removed", "peer", n.name, "err", err)
 	}
 	delete(r.sent, n.address)
@@ -225,13 +227,12 @@ func (r *Reflector) add(ctx context.Context, n neighbour, p *api.Peer) {
 	}
 }
 
-// resume sees a reflector that was started through the time in which it knows
-// less than before: it admits the core gateways when all named nodes have told
-// their routes, or when the deferral ends. A core gateway keeps what it had
-// until then.
+// resume admits the core gateways of a started reflector when all listed nodes have
+// sent their routes, or when the deferral ends. Until then a core gateway keeps the
+// routes that it had.
 //
-// GoBGP can hold updates to a peer back itself. But it answers a route refresh
-// (RFC 2918) meanwhile, and forgets a withdrawal of what it so told.
+// GoBGP can hold updates to a peer back itself. But it answers a route refresh (RFC
+// 2918) meanwhile, and loses a withdrawal of the routes in that answer.
 func (r *Reflector) resume(ctx context.Context) {
 	bound := time.NewTimer(r.deferral)
 	defer bound.Stop()
@@ -256,17 +257,18 @@ func (r *Reflector) resume(ctx context.Context) {
 		case n.role == RoleCore:
 			r.replace(ctx, n, r.peer(n, n.bfd, true))
 		case !r.been[n.address] && !r.held[n.address]:
-			// Who comes later is not made to wait for those who do not come.
+			// A node that comes later must not wait for those that do not come.
 			r.replace(ctx, n, r.peer(n, n.bfd, false))
 		}
 	}
 }
 
-// resumeLook is how often it is looked whether the nodes are there.
+// resumeLook is how often resume looks whether the nodes are there.
 const resumeLook = 50 * time.Millisecond
 
-// nodesAreIn reports whether all named nodes have told all of their routes:
-// End-of-RIB has come from each that sends it (RFC 4724).
+// nodesAreIn reports whether all listed nodes have sent all of their routes: each
+// has a session, and each that announced graceful restart has sent End-of-RIB (RFC
+// 4724).
 func (r *Reflector) nodesAreIn(ctx context.Context) bool {
 	in := map[string]bool{}
 	err := r.bgp.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
@@ -280,11 +282,11 @@ func (r *Reflector) nodesAreIn(ctx context.Context) bool {
 	return err == nil && !slices.ContainsFunc(r.named, func(n neighbour) bool { return n.role == RoleNode && !in[n.address.String()] })
 }
 
-// lookInterval is how often prefixes that are refused are looked for.
+// lookInterval is how often lookAfter counts the refused prefixes.
 const lookInterval = 10 * time.Second
 
-// lookAfter logs, until ctx ends, which peers announce what is refused: when that
-// begins and when its number changes, not route by route.
+// lookAfter logs, until ctx ends, which peers announce refused prefixes: when their
+// number changes, not route by route.
 func (r *Reflector) lookAfter(ctx context.Context) {
 	tick := time.NewTicker(lookInterval)
 	defer tick.Stop()

@@ -20,17 +20,17 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/peering"
 )
 
-// Config is what a [Router] needs.
+// Config has what a [Router] needs.
 type Config struct {
 	ASN        uint32
-	Address    netip.Addr    // of the router; the source of its sessions
-	Reflectors []fabric.RR   // whom it connects to
+	Address    netip.Addr    // of the router, and the source of its sessions
+	Reflectors []fabric.RR   // the reflectors that it connects to
 	Timers     fabric.Timers // zero: fabric.DefaultTimers
-	// Learned, when set, is told every change of a best route, in order.
+	// Learned, if not nil, gets every change of a best route, in order.
 	Learned func(Route)
 }
 
-// Route is a best route that came, changed or went.
+// Route is a new, changed or gone best route.
 type Route struct {
 	Prefix    netip.Prefix
 	NextHop   netip.Addr // invalid: the route is gone
@@ -38,7 +38,7 @@ type Route struct {
 }
 
 // Router is a small BGP router for labs and demonstrations: a core gateway that
-// tells what it learned. It has no policy, and listens nowhere.
+// passes on the routes that it learns. It has no policy, and listens on no port.
 type Router struct {
 	cfg Config
 	log *slog.Logger
@@ -50,7 +50,7 @@ func New(cfg Config, log *slog.Logger) *Router {
 	return &Router{cfg: cfg, log: log}
 }
 
-// Run has sessions with the reflectors until ctx ends.
+// Run keeps the sessions with the reflectors until ctx ends.
 func (r *Router) Run(ctx context.Context) error {
 	if err := r.run(ctx); err != nil {
 		return fmt.Errorf("bgp: %w", err)

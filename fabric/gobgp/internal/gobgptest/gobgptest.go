@@ -1,5 +1,6 @@
-// Package gobgptest has what tests of the speaker and of the reflector share: a
-// cluster on loopback addresses, its reflector, and a core gateway that hears.
+// Package gobgptest has what the tests of the speaker and of the reflector share: a
+// cluster on loopback addresses, its reflector, and a core gateway that learns
+// routes.
 package gobgptest
 
 import (
@@ -24,8 +25,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/gobgp/router"
 )
 
-// Port is that of the reflector of [Cluster]; tests that have one of their own count
-// from it.
+// Port is the port of the reflector of [Cluster]. Tests that need their own
+// reflector add to it.
 const Port = 11790
 
 // A prefix of each family that a node of [Cluster] may announce.
@@ -34,7 +35,8 @@ var (
 	V6 = netip.MustParsePrefix("2001:db8:100::10/128")
 )
 
-// Cluster is a cluster on loopback addresses: a reflector, a core gateway, a node.
+// Cluster returns a cluster on loopback addresses: a reflector, a core gateway, a
+// node.
 func Cluster() fabric.Cluster {
 	return fabric.Cluster{
 		Name: "lab", ASN: 4200000000,
@@ -80,16 +82,16 @@ func begin(t *testing.T, run func(ctx context.Context) error) (stop func()) {
 	})
 }
 
-// Reflector is one of a test.
+// Reflector is a reflector that a test starts and stops.
 type Reflector struct {
 	*reflector.Reflector
 	t    *testing.T
 	stop func()
 }
 
-// NewReflector makes the first reflector of a cluster, which does not wait for nodes
-// at its start. What is begun after it ends before it, with the test: a reflector that
-// peers miss they would wait for.
+// NewReflector makes the first reflector of a cluster. It does not wait for nodes
+// at its start. Start the peers after it: cleanups run in reverse order, and a peer
+// that outlives its reflector waits for it.
 func NewReflector(t *testing.T, c fabric.Cluster, opts ...reflector.Option) *Reflector {
 	t.Helper()
 	made, err := reflector.New(reflector.Config{Cluster: c, RR: c.Reflectors[0]}, append([]reflector.Option{reflector.WithDeferral(0)}, opts...)...)
@@ -99,7 +101,7 @@ func NewReflector(t *testing.T, c fabric.Cluster, opts ...reflector.Option) *Ref
 	return r
 }
 
-// StartReflector is NewReflector, and starts it.
+// StartReflector makes a reflector as NewReflector does, and starts it.
 func StartReflector(t *testing.T, c fabric.Cluster, opts ...reflector.Option) *Reflector {
 	t.Helper()
 	r := NewReflector(t, c, opts...)
@@ -107,7 +109,7 @@ func StartReflector(t *testing.T, c fabric.Cluster, opts ...reflector.Option) *R
 	return r
 }
 
-// Start has the reflector listen.
+// Start starts the reflector and waits until it listens.
 func (r *Reflector) Start() {
 	r.t.Helper()
 	r.stop = begin(r.t, r.Run)
@@ -118,16 +120,16 @@ func (r *Reflector) Start() {
 	}
 }
 
-// Stop ends it before the end of the test.
+// Stop ends the reflector before the end of the test.
 func (r *Reflector) Stop() { r.stop() }
 
-// Table is what a client of the reflector learned.
+// Table has the routes that a client of the reflector learned.
 type Table struct {
 	mu     sync.Mutex
 	routes map[netip.Prefix]router.Route
 }
 
-// Learn is for [router.Config].
+// Learn takes a change of a route, as [router.Config] passes it.
 func (t *Table) Learn(l router.Route) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -141,7 +143,7 @@ func (t *Table) Learn(l router.Route) {
 	}
 }
 
-// Get gives the next hop to a prefix, if there is a route.
+// Get returns the next hop to a prefix, if there is a route.
 func (t *Table) Get(p netip.Prefix) (netip.Addr, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -149,14 +151,15 @@ func (t *Table) Get(p netip.Prefix) (netip.Addr, bool) {
 	return l.NextHop, ok
 }
 
-// Preference gives the LOCAL_PREF of the route to a prefix; zero where there is none.
+// Preference returns the LOCAL_PREF of the route to a prefix; zero if there is
+// none.
 func (t *Table) Preference(p netip.Prefix) uint32 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.routes[p].LocalPref
 }
 
-// ClusterAt gives the test cluster with its reflector on a port of its own.
+// ClusterAt returns the test cluster with its reflector on another port.
 func ClusterAt(port uint16) fabric.Cluster {
 	c := Cluster()
 	c.Reflectors[0].Port = port
@@ -180,7 +183,7 @@ func (t *Table) All() []netip.Prefix {
 	return slices.SortedFunc(maps.Keys(t.routes), netip.Prefix.Compare)
 }
 
-// Bound is how long a test waits for what is to come.
+// Bound is how long a test waits for an event.
 const Bound = 60 * time.Second
 
 // Eventually waits until f is true.
@@ -189,7 +192,7 @@ func Eventually(t *testing.T, what string, f func() bool) {
 	require.Eventually(t, f, Bound, 20*time.Millisecond, what)
 }
 
-// Patient skips what waits for BGP's timers where only quick tests are wanted.
+// Patient skips a test that waits for BGP's timers if only quick tests are wanted.
 func Patient(t *testing.T) {
 	t.Helper()
 	if testing.Short() {

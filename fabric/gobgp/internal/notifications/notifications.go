@@ -1,5 +1,5 @@
-// Package notifications knows the last NOTIFICATION of each peer of a GoBGP server,
-// which GoBGP tells in its log alone, and why a session ended without one.
+// Package notifications keeps the last NOTIFICATION of each peer of a GoBGP server,
+// and why a session ended without one. GoBGP writes both to its log only.
 package notifications
 
 import (
@@ -18,13 +18,13 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// How GoBGP words, in its log, that it sent or received a NOTIFICATION. It tells
-// what is in one nowhere else: a peer's event has the code of some, and the
-// words of none (RFC 9003).
+// The messages with which GoBGP logs a NOTIFICATION that it sent or received. Only
+// the log has its contents: a peer's event has the code of some, and the text of
+// none (RFC 9003).
 const (
 	loggedSent     = "sent notification"
 	loggedReceived = "received notification"
-	// And that it could not connect, which it logs for who debugs, and tells nowhere
+	// GoBGP logs a failed connection attempt at debug level, and reports it nowhere
 	// else.
 	loggedUnconnected = "failed to connect"
 )
@@ -35,45 +35,45 @@ type Tracker struct {
 	peers map[netip.Addr]noticed
 }
 
-// noticed is what is known of the NOTIFICATIONs of one peer.
+// noticed has the NOTIFICATIONs of one peer, and the state of its session.
 type noticed struct {
-	last   *fabric.Notification // that GoBGP logged, or that it counted
-	heard  *fabric.Notification // from the wire; hearsay until GoBGP counts it
-	logged uint64               // received ones that GoBGP logged
-	others uint64               // and those that it counted beside them
+	last   *fabric.Notification // that GoBGP logged or counted
+	heard  *fabric.Notification // read from the wire; anybody can forge it, so it counts only when GoBGP counts it
+	logged uint64               // how many received ones GoBGP logged
+	others uint64               // how many more GoBGP counted without logging them
 
 	up      bool                   // its session is established
-	failure *fabric.SessionFailure // what ended it, or the last attempt, without one
+	failure *fabric.SessionFailure // why it, or the last attempt, ended without a NOTIFICATION
 }
 
-// New gives a tracker that knows of none.
+// New returns a tracker without peers.
 func New() *Tracker {
 	return &Tracker{peers: map[netip.Addr]noticed{}}
 }
 
-// Of gives the last of a peer; nil where there was none.
+// Of returns the last NOTIFICATION of a peer; nil if there was none.
 func (n *Tracker) Of(peer netip.Addr) *fabric.Notification {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.peers[peer].last
 }
 
-// Failure gives how the session with a peer, or the last attempt at one, ended
-// without a NOTIFICATION; nil where it is up, or that is not known.
+// Failure returns why the session with a peer, or the last attempt at one, ended
+// without a NOTIFICATION; nil if the session is up or the reason is unknown.
 func (n *Tracker) Failure(peer netip.Addr) *fabric.SessionFailure {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.peers[peer].failure
 }
 
-// down tells whether a peer has no session.
+// down reports whether a peer has no session.
 func (n *Tracker) down(peer netip.Addr) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return !n.peers[peer].up
 }
 
-// State takes over how the session of a peer stands.
+// State takes over the state of a peer's session.
 func (n *Tracker) State(p apiutil.PeerState, at time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -89,14 +89,15 @@ func (n *Tracker) State(p apiutil.PeerState, at time.Time) {
 	n.peers[p.NeighborAddress] = one
 }
 
-// brokenOff are the reasons of GoBGP for a connection that ended by itself. The
-// last is in the place of the others where the peer's routes are kept meanwhile.
+// brokenOff has GoBGP's reasons for a connection that ended without a NOTIFICATION.
+// GoBGP gives the last one in place of the others if it keeps the peer's routes for
+// graceful restart.
 var brokenOff = []api.PeerState_DisconnectReason{
 	api.PeerState_DISCONNECT_REASON_READ_FAILED, api.PeerState_DISCONNECT_REASON_WRITE_FAILED,
 	api.PeerState_DISCONNECT_REASON_GRACEFUL_RESTART,
 }
 
-// unconnected takes over why GoBGP could not connect.
+// unconnected notes why GoBGP could not connect.
 func (n *Tracker) unconnected(peer netip.Addr, text string, at time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -107,8 +108,8 @@ func (n *Tracker) unconnected(peer netip.Addr, text string, at time.Time) {
 	n.peers[peer] = p
 }
 
-// Counted takes how many GoBGP has received from a peer. One more than it has
-// logged came while the session opened.
+// Counted takes the number of NOTIFICATIONs that GoBGP has received from a peer. If
+// GoBGP counted one that it did not log, it came while the session opened.
 func (n *Tracker) Counted(peer netip.Addr, received uint64, at time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -116,7 +117,7 @@ func (n *Tracker) Counted(peer netip.Addr, received uint64, at time.Time) {
 }
 
 func (p noticed) count(received uint64, at time.Time) noticed {
-	if received < p.logged+p.others { // GoBGP has begun anew
+	if received < p.logged+p.others { // GoBGP counts from zero again
 		p.logged, p.others = received, 0
 	}
 	if received == p.logged+p.others {
@@ -127,8 +128,8 @@ func (p noticed) count(received uint64, at time.Time) noticed {
 	if p.heard = nil; one == nil {
 		one = fabric.NewNotification(false, 0, 0, "", at)
 	}
-	// GoBGP answers one that it did not expect with one of its own, that it was
-	// not expected.
+	// GoBGP answers a NOTIFICATION that it did not expect with one of its own, an
+	// FSM error.
 	answer := p.last != nil && p.last.Sent && p.last.Code == bgp.BGP_ERROR_FSM_ERROR
 	if p.last == nil || answer || !one.At.Before(p.last.At) {
 		p.last = one
@@ -136,7 +137,7 @@ func (p noticed) count(received uint64, at time.Time) noticed {
 	return p
 }
 
-// Hear takes one that came from a peer's machine.
+// Hear takes a NOTIFICATION that came from a peer's machine.
 func (n *Tracker) Hear(peer netip.Addr, one *fabric.Notification) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -145,14 +146,14 @@ func (n *Tracker) Hear(peer netip.Addr, one *fabric.Notification) {
 	n.peers[peer] = p
 }
 
-// Keep forgets the peers that are not kept.
+// Keep drops the peers for which kept is false.
 func (n *Tracker) Keep(kept func(netip.Addr) bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	maps.DeleteFunc(n.peers, func(a netip.Addr, _ noticed) bool { return !kept(a) })
 }
 
-// note takes one that GoBGP logged.
+// note takes a NOTIFICATION that GoBGP logged.
 func (n *Tracker) note(peer netip.Addr, one *fabric.Notification) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -165,8 +166,8 @@ func (n *Tracker) note(peer netip.Addr, one *fabric.Notification) {
 	n.peers[peer] = p
 }
 
-// Through gives a logger that passes what GoBGP logs on to another, whatever
-// level that has, once the notifications among it are noted.
+// Through returns a logger that notes the notifications in GoBGP's log, whatever
+// the level of the given logger, and passes the records on to it.
 func (n *Tracker) Through(log *slog.Logger) *slog.Logger {
 	return slog.New(noting{log.Handler(), n, netip.Addr{}})
 }
@@ -175,12 +176,12 @@ func (n *Tracker) Through(log *slog.Logger) *slog.Logger {
 type noting struct {
 	slog.Handler
 	notes *Tracker
-	peer  netip.Addr // whom the records are about, where they are about one
+	peer  netip.Addr // the peer that the records are about, if there is one
 }
 
-// Enabled implements [slog.Handler]: GoBGP logs notifications as information. What
-// it logs for who debugs is of interest while a peer has no session: of one that
-// has, that is each update.
+// Enabled implements [slog.Handler]. GoBGP logs notifications at info level, so the
+// handler takes that always. It takes debug records only while the peer has no
+// session: with a session GoBGP logs each update.
 func (h noting) Enabled(ctx context.Context, level slog.Level) bool {
 	return level == slog.LevelInfo || h.Handler.Enabled(ctx, level) ||
 		level == slog.LevelDebug && h.peer.IsValid() && h.notes.down(h.peer)

@@ -8,13 +8,13 @@ const (
 	ExportName  = "out"
 )
 
-// What a statement does with a route that it matches.
+// The actions of a statement on a route that it matches.
 const (
 	Accept = api.RouteAction_ROUTE_ACTION_ACCEPT
 	Reject = api.RouteAction_ROUTE_ACTION_REJECT
 )
 
-// Statement is one of a policy, under a name of its own.
+// Statement returns a statement of a policy. The name must be unique.
 func Statement(name string, match *api.Conditions, do api.RouteAction) *api.Statement {
 	return &api.Statement{Name: name, Conditions: match, Actions: &api.Actions{RouteAction: do}}
 }

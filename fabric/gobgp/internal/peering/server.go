@@ -24,8 +24,8 @@ func Serve(ctx context.Context, log *slog.Logger, wg *sync.WaitGroup, global *ap
 	return b, nil
 }
 
-// Fault is err, but nil where err says only that ctx has ended: a part that is ended
-// while it begins has no fault.
+// Fault returns err, or nil if err says only that ctx has ended: to end a part
+// while it starts is no fault.
 func Fault(ctx context.Context, err error) error {
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		return nil
@@ -33,8 +33,8 @@ func Fault(ctx context.Context, err error) error {
 	return err
 }
 
-// Leave ends a server and its sessions, those without a Cease notification that
-// have graceful restart: their peers keep the routes for the restart time.
+// Leave ends a server and its sessions. A session with graceful restart ends
+// without a Cease notification: its peer keeps the routes for the restart time.
 func Leave(ctx context.Context, b *server.BgpServer) error {
 	return stop(ctx, b, &api.StopBgpRequest{AllowGracefulRestart: true})
 }
@@ -44,13 +44,13 @@ func Stop(ctx context.Context, b *server.BgpServer) error {
 	return stop(ctx, b, &api.StopBgpRequest{})
 }
 
-// stop has a context of its own: that of a server has mostly ended when the server
-// is to. GoBGP waits only for its own goroutines, which its end ends.
+// stop does not use ctx itself, which has mostly ended by then. GoBGP waits only
+// for its own goroutines, and they end with the server.
 func stop(ctx context.Context, b *server.BgpServer, r *api.StopBgpRequest) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopBound)
 	defer cancel()
 	return b.StopBgp(ctx, r)
 }
 
-// stopBound is far longer than the end of a server takes.
+// stopBound is far longer than a server takes to end.
 const stopBound = 10 * time.Second

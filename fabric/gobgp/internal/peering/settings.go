@@ -1,5 +1,5 @@
-// Package peering has what every GoBGP server of the fabric needs: how it is
-// started, how its peers are set up, and what their state is called.
+// Package peering has what every GoBGP server of the fabric needs: its start, the
+// configuration of its peers, and the names of their states.
 package peering
 
 import (
@@ -10,7 +10,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Timers gives the timers of a cluster in GoBGP's terms.
+// Timers returns the timers of a cluster in GoBGP's terms.
 func Timers(t fabric.Timers) *api.Timers {
 	hold := uint64(t.Hold / time.Second)
 	return &api.Timers{Config: &api.TimersConfig{
@@ -18,7 +18,8 @@ func Timers(t fabric.Timers) *api.Timers {
 	}}
 }
 
-// LongLived has a peer keep routes longer (RFC 9494), where the cluster does.
+// LongLived turns long-lived graceful restart (RFC 9494) with a peer on if the
+// cluster has it.
 func LongLived(p *api.Peer, t fabric.Timers) {
 	if t.LongLived == 0 {
 		return
@@ -31,7 +32,7 @@ func LongLived(p *api.Peer, t fabric.Timers) {
 	}
 }
 
-// BothFamilies are IPv4 and IPv6 unicast, each with graceful restart.
+// BothFamilies returns IPv4 and IPv6 unicast, each with graceful restart.
 func BothFamilies() []*api.AfiSafi {
 	var all []*api.AfiSafi
 	for _, afi := range []api.Family_Afi{api.Family_AFI_IP, api.Family_AFI_IP6} {

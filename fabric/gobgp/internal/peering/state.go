@@ -15,15 +15,15 @@ var states = map[api.PeerState_SessionState]string{
 	api.PeerState_SESSION_STATE_OPENCONFIRM: "openconfirm", api.PeerState_SESSION_STATE_ESTABLISHED: "established",
 }
 
-// State gives the state of a peer's session as RFC 4271 (8.2.2) calls it, in lower
-// case; idle where there is no peer.
+// State returns the state of a peer's session by its name in RFC 4271 (8.2.2), in
+// lower case; idle if there is no peer.
 func State(p *api.Peer) string {
 	return cmp.Or(states[p.GetState().GetSessionState()], "idle")
 }
 
-// Negotiated gives the families of an established session: those that the peer
-// offered in its OPEN, of which this side offers both. A peer that has no
-// multiprotocol capability speaks IPv4 (RFC 4760, 8); GoBGP lists that too.
+// Negotiated returns the families of an established session: those of the peer's
+// OPEN, since this side offers both. A peer without the multiprotocol capability
+// speaks IPv4 (RFC 4760, 8); GoBGP lists that too.
 func Negotiated(p *api.Peer) []fabric.Family {
 	if p.GetState().GetSessionState() != api.PeerState_SESSION_STATE_ESTABLISHED {
 		return nil
@@ -45,7 +45,7 @@ func Negotiated(p *api.Peer) []fabric.Family {
 	return slices.Compact(all)
 }
 
-// FamilyOf gives the family of one of a peer's counts.
+// FamilyOf returns the family of one of a peer's counters.
 func FamilyOf(f *api.AfiSafi) fabric.Family {
 	if f.GetState().GetFamily().GetAfi() == api.Family_AFI_IP6 {
 		return fabric.IPv6

@@ -1,9 +1,8 @@
-// Package resend makes up for what GoBGP loses while a session is being
-// established. It first sends the peer what is in the table, as part of telling the
-// change of state, and takes the session for established after that: what changes
-// between the two is in neither. So the table is sent once more when GoBGP has the
-// session for established. A table does not say what was withdrawn: that is
-// withdrawn once more, too.
+// Package resend makes up for the changes that GoBGP loses while a session is being
+// established. GoBGP first sends the peer its table, and marks the session as
+// established after that. A change between the two is in neither. So the table is
+// sent once more when GoBGP has marked the session as established. A table does not
+// have the withdrawn prefixes, so these are withdrawn once more, too.
 package resend
 
 import (
@@ -24,12 +23,13 @@ import (
 
 const (
 	stateLook = time.Millisecond
-	// Wait is far longer than GoBGP takes from one of the two to the other.
+	// Wait is far longer than GoBGP takes from the event of an established session
+	// to the mark.
 	Wait = 10 * time.Second
 )
 
-// Established waits until GoBGP takes a session for established, of which it has
-// told that it is, and gives the peer then; nil when ctx ends, or the session.
+// Established waits until GoBGP marks a session as established after its event said
+// so, and returns the peer; nil if ctx or the session ends before.
 func Established(ctx context.Context, b *server.BgpServer, address string) *api.Peer {
 	ctx, cancel := context.WithTimeout(ctx, Wait)
 	defer cancel()
@@ -52,12 +52,12 @@ func Established(ctx context.Context, b *server.BgpServer, address string) *api.
 	}
 }
 
-// Table sends a peer the whole table.
+// Table sends a peer the whole table again.
 func Table(ctx context.Context, b *server.BgpServer, address string) error {
 	return b.ResetPeer(ctx, &api.ResetPeerRequest{Address: address, Soft: true, Direction: api.ResetPeerRequest_DIRECTION_OUT})
 }
 
-// Removals are the last prefixes that were withdrawn, the oldest first.
+// Removals has the prefixes that were withdrawn lately, the oldest first.
 type Removals []removal
 
 type removal struct {
@@ -65,8 +65,8 @@ type removal struct {
 	at     time.Time
 }
 
-// Add notes prefixes that are withdrawn now, and forgets those that no session
-// which is being established can have missed.
+// Add notes prefixes that are withdrawn now. It drops those older than Wait: every
+// session that is being established now began later.
 func (rs *Removals) Add(now time.Time, prefixes ...netip.Prefix) {
 	old := slices.IndexFunc(*rs, func(r removal) bool { return now.Sub(r.at) < Wait })
 	if old < 0 {
@@ -78,7 +78,7 @@ func (rs *Removals) Add(now time.Time, prefixes ...netip.Prefix) {
 	}
 }
 
-// Since gives those that were withdrawn from a time on.
+// Since returns the prefixes that were withdrawn at or after a time.
 func (rs Removals) Since(from time.Time) []netip.Prefix {
 	var all []netip.Prefix
 	for _, r := range rs {
@@ -89,19 +89,19 @@ func (rs Removals) Since(from time.Time) []netip.Prefix {
 	return all
 }
 
-// unsaid is the LOCAL_PREF of routes that the export policy keeps from every
-// peer (KeptBack). Nothing else has it.
+// unsaid is the LOCAL_PREF of routes that the export policy sends to no peer
+// (KeptBack). No other route has it.
 const unsaid = 1
 
-// KeptBack is the export policy's statement that keeps unsaid routes here.
+// KeptBack returns the statement of the export policy that rejects unsaid routes.
 func KeptBack() *api.Statement {
 	return peering.Statement("kept back", &api.Conditions{LocalPrefEq: &api.LocalPrefEq{Value: unsaid}}, peering.Reject)
 }
 
-// Withdraw tells every peer that the prefixes are withdrawn. GoBGP withdraws
-// only what its table had, and takes no policy into account then: so each prefix
-// gets a route that no peer is told of, which is removed at once. Any other route
-// to the prefix comes before it, and is not touched.
+// Withdraw sends every peer a withdrawal of the prefixes. GoBGP withdraws only a
+// prefix that its table had, and does not apply the policy to a withdrawal. So
+// Withdraw adds an unsaid route for each prefix and removes it at once. Any other
+// route to the prefix ranks before it and stays as it is.
 func Withdraw(b *server.BgpServer, prefixes []netip.Prefix) error {
 	var add, remove []*apiutil.Path
 	for _, prefix := range prefixes {
@@ -118,8 +118,8 @@ func Withdraw(b *server.BgpServer, prefixes []netip.Prefix) error {
 	return errors.Join(err, b.DeletePath(apiutil.DeletePathRequest{Paths: remove}))
 }
 
-// unsaidPath is a route that comes after every other one: GoBGP compares whether
-// a route is stale (RFC 9494) first, then LOCAL_PREF.
+// unsaidPath returns a route that ranks after every other one: GoBGP compares first
+// whether a route is stale (RFC 9494), then LOCAL_PREF.
 func unsaidPath(prefix netip.Prefix) (*apiutil.Path, error) {
 	nlri, err := bgp.NewIPAddrPrefix(prefix)
 	if err != nil {
@@ -143,7 +143,7 @@ func unsaidPath(prefix netip.Prefix) (*apiutil.Path, error) {
 	return &apiutil.Path{Family: family, Nlri: nlri, Attrs: append(attrs, hop), Age: time.Now().Unix()}, nil
 }
 
-// IsUnsaid reports whether a path stands for a withdrawal.
+// IsUnsaid reports whether a path is one of those that Withdraw adds and removes.
 func IsUnsaid(p *apiutil.Path) bool {
 	return slices.ContainsFunc(p.Attrs, func(a bgp.PathAttributeInterface) bool {
 		pref, ok := a.(*bgp.PathAttributeLocalPref)
