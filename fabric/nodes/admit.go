@@ -7,39 +7,40 @@ import (
 	"time"
 )
 
-// What a node that is known may have open does not depend on what others have:
-// strangers, who may turn out to be new nodes, share a small rest.
+// The number of connections from a known node does not depend on the others:
+// strangers, some of which may be new nodes, share a small number.
 const (
-	maxEach      = 32 // connections from one address of a node: its own, and those of its agent before the restart
-	maxStrangers = 64 // connections from all others that have proven nothing yet
-	maxStranger  = 4  // of these, from one address
+	maxEach      = 32 // connections from one address of a node: those of its agent, and those of its agent before a restart
+	maxStrangers = 64 // connections from all other addresses, as long as they have proven nothing
+	maxStranger  = 4  // and from one of these addresses
 )
 
-// standing is what an address is to this node.
-type standing int
+// trust is how far this node trusts an address.
+type trust int
 
 const (
-	nobody   standing = iota + 1
-	stranger          // it may be a new node, which has the key
-	known             // a node of the cluster file, or one that called with the key
+	nobody   trust = iota + 1
+	stranger       // it may be a new node, which has the key
+	known          // a node of the cluster file, or one that called with the key
 )
 
-// visitors are the connections that are open. The lock of [Nodes] guards them.
+// visitors has the open connections from other addresses. The lock of [Nodes]
+// guards it.
 type visitors struct {
 	known     map[netip.Addr][]visitor // the oldest first
-	strangers []visitor                // likewise
+	strangers []visitor                // the oldest first, too
 }
 
 type visitor struct {
 	source netip.Addr
 	conn   io.Closer
-	proven bool // it comes from a node: a line with the right MAC has come
+	proven bool // a line with the right MAC has come, so it comes from a node
 }
 
-// admit reports whether a connection may stay. Where there are too many, the
-// oldest that has proven nothing gives way: an agent proves at once what it is,
-// and on its node there are other programs.
-func (v *visitors) admit(source netip.Addr, s standing, conn io.Closer) bool {
+// admit adds a connection and reports whether it may stay. If there are too many,
+// admit closes the oldest one that has proven nothing: an agent proves at once that
+// it is one, and other programs run on its node, too.
+func (v *visitors) admit(source netip.Addr, s trust, conn io.Closer) bool {
 	came := visitor{source: source, conn: conn}
 	switch s {
 	case known:
@@ -66,7 +67,8 @@ func (v *visitors) admit(source netip.Addr, s standing, conn io.Closer) bool {
 	return false
 }
 
-// makeRoom has the oldest of too many give way that has proven nothing.
+// makeRoom closes and removes the oldest connection that has proven nothing if
+// there are too many. It reports whether there is room.
 func makeRoom(list []visitor, most int) ([]visitor, bool) {
 	if len(list) < most {
 		return list, true
@@ -79,8 +81,8 @@ func makeRoom(list []visitor, most int) ([]visitor, bool) {
 	return slices.Delete(list, i, i+1), true
 }
 
-// prove has a connection count as that of a node. It reports whether there is
-// room for it, and it did not give way already.
+// prove counts a connection as a node's. It reports false if there is no room for
+// that, or if the connection was closed to make room for another.
 func (v *visitors) prove(source netip.Addr, conn io.Closer) bool {
 	if i := at(v.known[source], conn); i >= 0 {
 		v.known[source][i].proven = true
@@ -94,7 +96,7 @@ func (v *visitors) prove(source netip.Addr, conn io.Closer) bool {
 	return v.prove(source, conn)
 }
 
-// leave takes a connection that ended out. One that gave way is gone already.
+// leave removes a connection that ended, if admit has not removed it already.
 func (v *visitors) leave(source netip.Addr, conn io.Closer) {
 	if i := at(v.strangers, conn); i >= 0 {
 		v.strangers = slices.Delete(v.strangers, i, i+1)
@@ -111,9 +113,9 @@ func at(list []visitor, conn io.Closer) int {
 	return slices.IndexFunc(list, func(v visitor) bool { return v.conn == conn })
 }
 
-// standing tells what an address is. Without a key only the addresses of nodes
-// are heard: anybody could say that he is a new one.
-func (n *Nodes) standing(a netip.Addr) standing {
+// trustOf returns how far this node trusts an address. Without a key only the
+// addresses of nodes are heard: anybody could say that it is a new node.
+func (n *Nodes) trustOf(a netip.Addr) trust {
 	if a == n.self.Source(a) {
 		return nobody // a program of this machine
 	}
@@ -127,7 +129,7 @@ func (n *Nodes) standing(a netip.Addr) standing {
 	switch {
 	case called:
 		return known
-	case said: // whoever is there has still to say that it is that node
+	case said: // the caller must still say that it is that node
 		return stranger
 	case n.key == nil, n.reserved[a] != "":
 		return nobody
@@ -137,9 +139,9 @@ func (n *Nodes) standing(a netip.Addr) standing {
 	return nobody
 }
 
-// admit counts a connection, or says that it is not to be.
+// admit counts a connection, or refuses it and logs why.
 func (n *Nodes) admit(source netip.Addr, conn io.Closer) bool {
-	s := n.standing(source)
+	s := n.trustOf(source)
 	if s == nobody {
 		n.refused.Add(1)
 		n.log.Debug("call of a stranger refused", "address", source)
@@ -159,7 +161,7 @@ func (n *Nodes) admit(source netip.Addr, conn io.Closer) bool {
 	return admitted
 }
 
-// Refused counts, since the start, the connections and questions that were
-// refused because they came from no node of the cluster, had another key, or
-// were no questions.
+// Refused counts, since the start, the connections and questions that were refused
+// because they came from no node of the cluster, had another key, or were not
+// readable as questions.
 func (n *Nodes) Refused() uint64 { return n.refused.Load() }

@@ -12,26 +12,27 @@ import (
 )
 
 const (
-	// maxNewcomers is how many nodes that the cluster file lacks are taken.
+	// maxNewcomers bounds the nodes that call and that the cluster file lacks.
 	maxNewcomers = 256
-	// renewed is how long a newcomer has to be silent before another address
-	// can have its name.
+	// renewed is how long a newcomer must be silent before a node at another
+	// address may take its name.
 	renewed = time.Minute
 )
 
 // caller is a node that called.
 type caller struct {
-	// node has the addresses that are known to be its own: those of the cluster
-	// file, those that it called from, and those where it answered.
+	// node has the addresses that are known to be the caller's: those of the
+	// cluster file, those that it called from, and those at which it answered.
 	node fabric.Node
-	// says is an address that it says it has, and that nothing else shows yet.
+	// says is an address that the caller says it has, and that nothing confirms
+	// yet.
 	says netip.Addr
-	at   time.Time // the last time
+	at   time.Time // when it last called
 }
 
 var nodeName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}$`)
 
-// named gives the node that the cluster file has at an address.
+// named returns the node to which the cluster file gives an address.
 func (n *Nodes) named(a netip.Addr) (fabric.Node, bool) {
 	i := slices.IndexFunc(n.cluster.Nodes, func(node fabric.Node) bool { return a.IsValid() && (a == node.Address || a == node.Address6) })
 	if i < 0 {
@@ -40,8 +41,8 @@ func (n *Nodes) named(a netip.Addr) (fabric.Node, bool) {
 	return n.cluster.Nodes[i], true
 }
 
-// calledFrom finds the node that is known to have an address that the cluster
-// file does not give. The caller holds the lock.
+// calledFrom finds the caller that is known to have an address. The caller holds
+// n.mu.
 func (n *Nodes) calledFrom(a netip.Addr) (fabric.Node, bool) {
 	for _, c := range n.callers {
 		if a == c.node.Source(a) {
@@ -51,8 +52,8 @@ func (n *Nodes) calledFrom(a netip.Addr) (fabric.Node, bool) {
 	return fabric.Node{}, false
 }
 
-// saidToBe reports whether a node of the cluster says that it has an address, which
-// nothing shows yet. The caller holds the lock.
+// saidToBe reports whether a node says that it has an address, and nothing confirms
+// it yet. The caller holds n.mu.
 func (n *Nodes) saidToBe(a netip.Addr) bool {
 	for _, c := range n.callers {
 		if a == c.says {
@@ -62,8 +63,7 @@ func (n *Nodes) saidToBe(a netip.Addr) bool {
 	return false
 }
 
-// saidBy reports whether a node has, or says that it has, an address that the
-// cluster file does not give it.
+// saidBy reports whether a node that called has, or says that it has, an address.
 func (n *Nodes) saidBy(name string, a netip.Addr) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -71,8 +71,8 @@ func (n *Nodes) saidBy(name string, a netip.Addr) bool {
 	return a == c.says || a == c.node.Source(a)
 }
 
-// reserve lists the addresses of the cluster's machines that are no nodes, and
-// whose they are: no node can have one, unless the cluster file gives it that.
+// reserve lists the addresses of the cluster's machines that are not nodes, with
+// their owners. A node can have such an address only by the cluster file.
 func reserve(c *fabric.Cluster) map[netip.Addr]string {
 	all := map[netip.Addr]string{}
 	for _, a := range []netip.Addr{c.Gateway.IPv4, c.Gateway.IPv6} {
@@ -88,7 +88,7 @@ func reserve(c *fabric.Cluster) map[netip.Addr]string {
 	return all
 }
 
-// topic gives the key of troubles with who calls from an address.
+// topic returns the key of troubles with the caller at an address.
 func (n *Nodes) topic(a netip.Addr) string {
 	if node, ok := n.named(a); ok {
 		return node.Name
@@ -96,8 +96,9 @@ func (n *Nodes) topic(a netip.Addr) string {
 	return a.String()
 }
 
-// identify finds who calls from an address, saying that it is s, and remembers
-// it. The node that it gives has no address on that word alone.
+// identify finds the node that calls from an address and says that it is s, and
+// remembers it. The node that identify returns has no address that only its own
+// word supports.
 func (n *Nodes) identify(source netip.Addr, s sender) (fabric.Node, error) {
 	says := fabric.Node{Name: s.Name, Address: s.Address, Address6: s.Address6}
 	switch {
@@ -117,7 +118,7 @@ func (n *Nodes) identify(source netip.Addr, s sender) (fabric.Node, error) {
 	case err != nil && taken:
 		return says, disagree("%s says that it is node %s, and has the address of node %s in the cluster file of %s; correct that, or the name that it goes by", source, s.Name, owner.Name, n.self.Name)
 	}
-	// Of a family that the file gives, its word is what counts.
+	// Of a family that the file gives, the file's address counts.
 	says.Address, says.Address6 = cmp.Or(file.Address, says.Address), cmp.Or(file.Address6, says.Address6)
 	if source != says.Source(source) {
 		return says, disagree("node %s says that it is at %s, and calls from %s; correct its addresses in its cluster file", s.Name, addresses(says), source)
@@ -132,8 +133,8 @@ func (n *Nodes) identify(source netip.Addr, s sender) (fabric.Node, error) {
 	return n.remember(source, says, file)
 }
 
-// plausible checks an address that a node which calls from source says it has, to
-// which packets for guests may be sent, and which the cluster file does not give it.
+// plausible checks an address that the caller at source says it has and that the
+// cluster file does not give it: packets for guests may be sent there.
 func (n *Nodes) plausible(source netip.Addr, name string, a netip.Addr) error {
 	owner, taken := n.named(a)
 	pool, _ := n.cluster.PoolOf(a)
@@ -141,7 +142,7 @@ func (n *Nodes) plausible(source netip.Addr, name string, a netip.Addr) error {
 		n.mu.Lock()
 		owner, taken = n.calledFrom(a)
 		n.mu.Unlock()
-		// It may be this one, by the name that it had before.
+		// It may be the caller itself, under an earlier name.
 		taken = taken && source != owner.Source(source)
 	}
 	switch {
@@ -159,7 +160,7 @@ func (n *Nodes) plausible(source netip.Addr, name string, a netip.Addr) error {
 	return nil
 }
 
-// remember has a node be reached at the addresses that are its own.
+// remember keeps a node with the addresses at which it can be reached.
 func (n *Nodes) remember(source netip.Addr, says, file fabric.Node) (fabric.Node, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -173,7 +174,7 @@ func (n *Nodes) remember(source netip.Addr, says, file fabric.Node) (fabric.Node
 		case !called:
 			n.log.Info("a node called that is not in the cluster file", "node", says.Name, "address", source)
 		}
-		// A node has one name: it may have got another.
+		// A node has one name: forget an earlier name of this address.
 		maps.DeleteFunc(n.callers, func(name string, c caller) bool { return name != says.Name && source == c.node.Source(source) })
 	}
 	now := caller{node: fabric.Node{Name: says.Name, Address: file.Address, Address6: file.Address6}, at: time.Now()}
@@ -194,17 +195,17 @@ func (n *Nodes) remember(source netip.Addr, says, file fabric.Node) (fabric.Node
 	return now.node, nil
 }
 
-// same tells whether who calls from source, saying what it says, is a node that
-// called before.
+// same reports whether the node at source, with the addresses that it says it has,
+// is the one that called before.
 func same(before fabric.Node, source netip.Addr, says fabric.Node) bool {
 	if was := before.Source(source); was.IsValid() {
 		return was == source
 	}
-	// Of this family nothing was known.
+	// It had no known address of this family.
 	return before.Address.IsValid() && before.Address == says.Address || before.Address6.IsValid() && before.Address6 == says.Address6
 }
 
-// with gives a node with one more address.
+// with returns a node with one more address.
 func with(node fabric.Node, a netip.Addr) fabric.Node {
 	if a.Is4() {
 		node.Address = a

@@ -17,58 +17,58 @@ import (
 )
 
 const (
-	maxAtOnce = 8 // questions to one node; the others wait
-	maxIdle   = 2 // connections to one node that are kept
+	maxAtOnce = 8 // questions to one node at a time; the others wait
+	maxIdle   = 2 // idle connections to one node that are kept
 	// refusedFor is how long a node that never answered, and on which no agent
-	// listens, is taken for one that is still to be set up, unless it calls: an agent
-	// that starts does so at once. Whoever starts many guests does not call it for each.
+	// listens, counts as not set up yet, unless it calls: an agent that starts does
+	// so at once. So the start of many guests does not call such a node for each.
 	refusedFor = time.Second
-	keepFor    = 45 * time.Second // without a question; the other side keeps them longer
+	keepFor    = 45 * time.Second // without a question; the other side keeps it longer
 )
 
-// How long a node is waited for, unless the context of the question ends before.
-// A kernel answers a call at once, also where the processors are taken; an agent
-// may have to wait for one. The notice about a guest with thousands of prefixes
-// has more time, by its bytes.
+// How long this node waits for another, unless the context of the question ends
+// before. A kernel accepts a connection at once, even on a busy machine; an agent
+// may have to wait for a processor. The notice about a guest with thousands of
+// prefixes gets more time, by its size.
 const (
-	reach    = 2 * time.Second // for a call to be taken; in this time it is sent twice
-	patience = 5 * time.Second // for an answer, from the time when the question was sent
-	slowest  = 1 << 17         // bytes a second
-	part     = 64 << 10        // bytes that are sent at once, and have patience each
+	reach    = 2 * time.Second // to connect; in this time the kernel sends the SYN twice
+	patience = 5 * time.Second // for an answer, once the question was sent
+	slowest  = 1 << 17         // bytes a second that the slowest node handles
+	part     = 64 << 10        // bytes that are sent at once; patience bounds each part
 )
 
 var (
 	errNoFamily = errors.New("it has no address of a family that this node has")
 	errNoWord   = errors.New("closed the connection without a word")
-	past        = time.Unix(1, 0) // a deadline that ends what is under way
+	past        = time.Unix(1, 0) // a deadline that ends reads and writes at once
 )
 
-// peer is a node that is called. The lock of [Nodes] guards all but slots.
+// peer is a node that this one calls. The lock of [Nodes] guards all but slots.
 type peer struct {
 	slots chan struct{}
-	idle  []*conn // the last one used is the last
+	idle  []*conn // the one used last is the last
 
 	refusal   error     // no agent listens on any of its addresses
 	refusedAt time.Time // when that was seen
 	calledAt  time.Time // when it last called, or answered
 
 	met     bool          // it has answered
-	silent  time.Time     // since when it does not; zero: it does, or was not asked
-	why     string        // what to say of that; empty: nothing
-	grace   time.Duration // how long it may be silent before that is said
-	refuses bool          // it answers, but cannot be talked to
+	silent  time.Time     // since when it does not answer; zero: it answers, or was not asked
+	why     string        // the error to report about that; empty: none
+	grace   time.Duration // how long it may be silent before that is reported
+	refuses bool          // it answers, but the two agents disagree
 	pauses  backoff.Backoff
-	due     time.Time // when it is to be greeted
+	due     time.Time // when to greet it next
 }
 
-// peer finds a node that is called.
+// peer returns a node that this one calls.
 func (n *Nodes) peer(name string) *peer {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.peerOf(name)
 }
 
-// peerOf is [Nodes.peer] for who holds the lock.
+// peerOf is [Nodes.peer] for a caller that holds n.mu.
 func (n *Nodes) peerOf(name string) *peer {
 	p := n.peers[name]
 	if p == nil {
@@ -78,7 +78,7 @@ func (n *Nodes) peerOf(name string) *peer {
 	return p
 }
 
-// take gives a connection that waits for a question, or nil.
+// take returns an idle connection to a node, or nil.
 func (n *Nodes) take(p *peer, to fabric.Node) *conn {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -93,7 +93,7 @@ func (n *Nodes) take(p *peer, to fabric.Node) *conn {
 	return nil
 }
 
-// keep has a connection wait for the next question.
+// keep keeps a connection for the next question.
 func (n *Nodes) keep(p *peer, c *conn) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -105,7 +105,7 @@ func (n *Nodes) keep(p *peer, c *conn) {
 	p.idle = append(p.idle, c)
 }
 
-// drop closes the connections that wait.
+// drop closes the idle connections to a node.
 func (n *Nodes) drop(p *peer) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -115,8 +115,8 @@ func (n *Nodes) drop(p *peer) {
 	p.idle = nil
 }
 
-// prune closes the connections of all peers that had no question for a while;
-// all of them when the agent stops.
+// prune closes the connections that were idle for keepFor; with all, every idle
+// one, as when the agent stops.
 func (n *Nodes) prune(all bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -141,12 +141,12 @@ type conn struct {
 	lines  *reader
 	hello  hello // the other side's
 	asked  uint64
-	proven bool // the other side has had a line with the right MAC
+	proven bool // the other side has received a line with the right MAC
 	used   time.Time
 }
 
-// dial calls a node on its IPv4 address, then, where that leads nowhere, on its
-// IPv6 address.
+// dial connects to a node on its IPv4 address and, if that fails, on its IPv6
+// address.
 func (n *Nodes) dial(ctx context.Context, to fabric.Node) (*conn, error) {
 	var ways [][2]netip.Addr
 	for _, way := range [][2]netip.Addr{{n.self.Address, to.Address}, {n.self.Address6, to.Address6}} {
@@ -157,7 +157,7 @@ func (n *Nodes) dial(ctx context.Context, to fabric.Node) (*conn, error) {
 	if len(ways) == 0 {
 		return nil, errNoFamily
 	}
-	var worst error // the first, or better one that waiting does not settle
+	var worst error // the first one, or else the first disagreement: waiting does not settle that
 	none := true    // no agent listens
 	began := time.Now()
 	for _, way := range ways {
@@ -183,8 +183,8 @@ func (n *Nodes) dial(ctx context.Context, to fabric.Node) (*conn, error) {
 	return nil, worst
 }
 
-// refusedLately gives the error of a node that never answered, on which no agent
-// listened a moment ago, and from which none has called since; nil: it is to be called.
+// refusedLately returns the error of a node that never answered, on which no agent
+// listened a moment ago, and that has not called since; nil: call it.
 func (n *Nodes) refusedLately(p *peer) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -194,7 +194,7 @@ func (n *Nodes) refusedLately(p *peer) error {
 	return p.refusal
 }
 
-// call opens a connection and reads its first line.
+// call opens a connection and reads the hello.
 func (n *Nodes) call(ctx context.Context, from, to netip.Addr) (*conn, error) {
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Control: sendsNear, Timeout: reach}
 	nc, err := d.DialContext(ctx, network(to), netip.AddrPortFrom(to, n.port).String())
@@ -225,7 +225,7 @@ func (n *Nodes) call(ctx context.Context, from, to netip.Addr) (*conn, error) {
 	return c, nil
 }
 
-// network gives the words of package net for the family of a.
+// network returns the name that package net has for TCP over the family of a.
 func network(a netip.Addr) string {
 	if a.Is4() {
 		return "tcp4"
@@ -233,7 +233,7 @@ func network(a netip.Addr) string {
 	return "tcp6"
 }
 
-// agrees checks who it is that listens where a node should.
+// agrees checks that the right node listens at an address.
 func (n *Nodes) agrees(h hello, to fabric.Node) error {
 	switch {
 	case h.V < Version:
@@ -246,8 +246,8 @@ func (n *Nodes) agrees(h hello, to fabric.Node) error {
 	return n.sameKind(h)
 }
 
-// ask asks and waits for the answer, or until ctx ends. After an error the
-// connection is of no more use.
+// ask sends a question and waits for the answer, or until ctx ends. After an error
+// the connection is of no more use.
 func (c *conn) ask(ctx context.Context, n *Nodes, body []byte) (fabric.Answer, error) {
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(past) })
 	answer, err := c.prove(ctx, n, len(body))
@@ -260,8 +260,8 @@ func (c *conn) ask(ctx context.Context, n *Nodes, body []byte) (fabric.Answer, e
 	return answer, err
 }
 
-// prove greets before a line with a body of a size that is taken only from who
-// has shown that it has the key.
+// prove greets first if the question is so long that the other side reads it only
+// after a line with the right MAC.
 func (c *conn) prove(ctx context.Context, n *Nodes, size int) (fabric.Answer, error) {
 	first := c.hello.First
 	if first == 0 || c.proven || size+overhead <= first {
@@ -285,7 +285,8 @@ func (c *conn) put(ctx context.Context, n *Nodes, body []byte) (fabric.Answer, e
 	if err != nil {
 		return fabric.Answer{}, err
 	}
-	// Who refuses a line before its end may have said why.
+	// A node that refuses a line before its end may have said why: read that before
+	// a write error counts.
 	werr := c.send(ctx, append(line, '\n'))
 	line, err = c.lines.next(ctx, patience+time.Duration(len(body))*time.Second/slowest)
 	if err != nil {
@@ -296,7 +297,7 @@ func (c *conn) put(ctx context.Context, n *Nodes, body []byte) (fabric.Answer, e
 	return answer, err
 }
 
-// send writes a line. It is given up when no part of it is taken for a while.
+// send writes a line in parts. It gives up when a part takes longer than patience.
 func (c *conn) send(ctx context.Context, line []byte) error {
 	for len(line) > 0 {
 		until(ctx, c.SetWriteDeadline, patience)
@@ -309,7 +310,7 @@ func (c *conn) send(ctx context.Context, line []byte) error {
 	return nil
 }
 
-// read reads the answer to the question with a MAC.
+// read reads the answer to the question with the given MAC.
 func (c *conn) read(n *Nodes, mac, line []byte) (fabric.Answer, error) {
 	s, err := open(line)
 	if err != nil {
@@ -323,7 +324,7 @@ func (c *conn) read(n *Nodes, mac, line []byte) (fabric.Answer, error) {
 	switch err := decode(s.Body, &r, c.hello.Node, "this node"); {
 	case err != nil:
 		return fabric.Answer{}, err
-	case r.Error != "": // may come without a MAC, from who has another key
+	case r.Error != "": // a node with another key cannot add the right MAC
 		return fabric.Answer{}, disagree("%s", r.Error)
 	case !sealed:
 		return fabric.Answer{}, n.otherKey()
@@ -340,7 +341,7 @@ func lost(err error) bool {
 
 func refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
 
-// absent tells of an own address that this machine does not have.
+// absent reports that this machine does not have the source address.
 func absent(err error) bool { return errors.Is(err, syscall.EADDRNOTAVAIL) }
 
 func timeout(err error) bool {

@@ -9,10 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hopLimit is what a packet has that came through no router (RFC 5082).
+// hopLimit is the TTL or hop limit of a packet that came through no router (RFC
+// 5082).
 const hopLimit = 255
 
-// sendsNear has a socket send with the highest TTL.
+// sendsNear makes a socket send with the highest TTL.
 func sendsNear(network, _ string, c syscall.RawConn) error {
 	return control(c, "TTL", func(fd int) error {
 		if strings.HasSuffix(network, "6") {
@@ -22,9 +23,9 @@ func sendsNear(network, _ string, c syscall.RawConn) error {
 	})
 }
 
-// hearsNear has a listener drop, from the first packet on, what was sent with a
-// lower one. Only a listener: who calls must hear the reset of a peer that has
-// no such connection any more, which its kernel sends with its default TTL.
+// hearsNear makes a listener drop packets with a lower TTL, from the first one on.
+// A calling socket must not do so: it needs the reset of a peer that has lost the
+// connection, and the peer's kernel sends that with its default TTL.
 func hearsNear(network, address string, c syscall.RawConn) error {
 	return errors.Join(sendsNear(network, address, c), control(c, "minimal TTL", func(fd int) error {
 		if strings.HasSuffix(network, "6") {

@@ -10,7 +10,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// key is what the MACs are made with, nil where the cluster has none.
+// key makes the MACs; nil if the cluster has none.
 type key []byte
 
 // The directions of a line, as its MAC has them.
@@ -19,14 +19,15 @@ const (
 	response = "response"
 )
 
-// What a cluster's key is made from, in the words of a [hello].
+// The sources of a cluster's key, as a [hello] names them.
 const (
 	fromFile      = "key_file"
 	fromPasswords = "passwords"
 )
 
-// keyOf makes the key of a cluster: from its key file, or where it has none from
-// the reflectors' passwords, which every node has; and says from which.
+// keyOf makes the key of a cluster from its key file or, without one, from the
+// reflectors' passwords, which every node has. It also returns which of the two it
+// used.
 func keyOf(c *fabric.Cluster) (key, string) {
 	if c.Key != "" {
 		h := hmac.New(sha256.New, []byte(c.Key))
@@ -48,8 +49,8 @@ func keyOf(c *fabric.Cluster) (key, string) {
 	return h.Sum(nil), fromPasswords
 }
 
-// mac gives the MAC of the n-th line in a direction of the connection that
-// nonce stands for; to is the MAC of the question that it answers.
+// mac returns the MAC of the n-th line in a direction of the connection with a
+// nonce; to is the MAC of the question that the line answers.
 func (k key) mac(nonce, direction string, n uint64, to, body []byte) []byte {
 	if k == nil {
 		return nil
@@ -65,7 +66,7 @@ const (
 	sameKey       = "give all nodes the same cluster file and key file, and restart their agents"
 )
 
-// otherKey is what to say of a line with another MAC.
+// otherKey is the error of a line with another MAC.
 func (n *Nodes) otherKey() error {
 	if n.keyFrom == fromPasswords {
 		return disagree("the passwords for the reflectors are not the same on both nodes; %s", samePasswords)
@@ -73,10 +74,10 @@ func (n *Nodes) otherKey() error {
 	return disagree("the cluster's keys are not the same on both nodes; %s", sameKey)
 }
 
-// sameKind compares what the other node's key is made from with this one's.
+// sameKind compares the source of the other node's key with that of this one's.
 func (n *Nodes) sameKind(h hello) error {
 	theirs := h.KeyFrom
-	if h.Keyed && theirs == "" { // an agent that knows of no key file
+	if h.Keyed && theirs == "" { // an older agent, which has no key files
 		theirs = fromPasswords
 	}
 	switch {

@@ -17,31 +17,33 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Version is that of the lines. It grows with every change that an older agent
-// must not overlook.
+// Version is the version of the lines. It grows with every change that an older
+// agent must not overlook.
 const Version = 1
 
 const (
 	// maxLine is the longest line, in bytes. The notice about a guest of the
 	// largest size, with the report of its move, has 3 MiB.
 	maxLine = 4 << 20
-	// maxFirst is the longest line of who has not shown yet that it has the key.
-	// It is the buffer of a connection, too: nothing is made larger for him.
+	// maxFirst is the longest line from a caller that has not shown yet that it has
+	// the key. It is also the size of a connection's buffer: such a caller cannot
+	// make it grow.
 	maxFirst = 4 << 10
 )
 
-// hello is the first line of a connection, from who listens. Keys that are not
-// known are skipped: a newer agent may say more, and knows this version.
+// hello is the first line of a connection, sent by the listening side. Unknown keys
+// are skipped: a newer agent may add some, and still knows this version.
 type hello struct {
 	V       int    `json:"v"`
 	Cluster string `json:"cluster"`
 	Node    string `json:"node"`
 	Nonce   string `json:"nonce"`
 	Keyed   bool   `json:"keyed"` // lines carry MACs from here on
-	// KeyFrom says what the key is made from; empty with Keyed: an older agent,
-	// which knows passwords only.
+	// KeyFrom is the source of the key; empty with Keyed: an older agent, whose key
+	// comes from passwords.
 	KeyFrom string `json:"key_from,omitempty"`
-	// First is how long the first line may be, in bytes; zero: as long as any.
+	// First is the greatest length of the first line, in bytes; zero: no limit of
+	// its own.
 	First int `json:"first,omitempty"`
 }
 
@@ -51,38 +53,38 @@ type sealed struct {
 	Body json.RawMessage `json:"body"`
 }
 
-// request is the body of a line that asks. Without a notice it is a greeting: it
-// shows that the sender has the key, and asks for nothing. Only who says First
-// in his [hello] knows it.
+// request is the body of a question. Without a notice it is a greeting: it shows
+// that the sender has the key, and asks for nothing. Only an agent that sends First
+// in its [hello] knows greetings.
 type request struct {
 	V      int            `json:"v"`
-	To     string         `json:"to"`    // the node's name, so that no other answers in its place
-	Nonce  string         `json:"nonce"` // so that no answer of an earlier time fits
+	To     string         `json:"to"`    // the name of the asked node, so that no other answers in its place
+	Nonce  string         `json:"nonce"` // so that no recorded answer fits
 	From   sender         `json:"from"`
 	Notice *fabric.Notice `json:"notice,omitempty"`
 }
 
-// sender is who asks, in its own words.
+// sender is the asking node, as it describes itself.
 type sender struct {
 	Name     string     `json:"name"`
 	Address  netip.Addr `json:"address,omitzero"`
 	Address6 netip.Addr `json:"address6,omitzero"`
 }
 
-// reply is the body of a line that answers: with one of Answer and Error.
+// reply is the body of an answer: either Answer or Error is set.
 type reply struct {
 	V      int            `json:"v"`
 	Answer *fabric.Answer `json:"answer,omitempty"`
 	Error  string         `json:"error,omitempty"` // one line: the thing, the reason, the way out
 }
 
-// version is that of a body.
+// version returns the version of a body.
 func (r *request) version() int { return r.V }
 func (r *reply) version() int   { return r.V }
 
-// decode reads a body into v, request or reply. Keys that are not known are
-// errors: what they ask for would not be done. by and to are the nodes that
-// wrote and read it.
+// decode reads a body into v, a request or reply. Unknown keys are errors: this
+// agent would not do what they ask for. by is the node that wrote the body, to the
+// one that reads it.
 func decode(body []byte, v interface{ version() int }, by, to string) error {
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
@@ -108,7 +110,7 @@ func decode(body []byte, v interface{ version() int }, by, to string) error {
 	return nil
 }
 
-// open reads a line that came; its MAC is not checked yet.
+// open reads a line. The caller still has to check its MAC.
 func open(line []byte) (sealed, error) {
 	var s sealed
 	if err := json.Unmarshal(line, &s); err != nil {
@@ -117,7 +119,7 @@ func open(line []byte) (sealed, error) {
 	return s, nil
 }
 
-// encode gives v without a line end, as it stays inside of another v.
+// encode returns v as JSON without a line end, so that it fits into another line.
 func encode(v any) ([]byte, error) {
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -131,8 +133,8 @@ func encode(v any) ([]byte, error) {
 
 var errTooLong = errors.New("a line that is too long")
 
-// reader reads lines. Until its connection is trusted it keeps no more than
-// maxFirst bytes of one.
+// reader reads lines. Until its connection is trusted it keeps at most maxFirst
+// bytes of one.
 type reader struct {
 	conn    net.Conn
 	buf     *bufio.Reader
@@ -143,9 +145,10 @@ func newReader(c net.Conn) *reader {
 	return &reader{conn: c, buf: bufio.NewReaderSize(c, maxFirst)}
 }
 
-// next gives the next line, or io.EOF. It is valid until the next call. A line
-// that is cut off is an [io.ErrUnexpectedEOF], never the shorter line. It waits
-// so long, and until ctx ends; more of a long line has patience each time.
+// next returns the next line, or io.EOF. The line is valid until the next call. If
+// the connection ends within a line, next returns [io.ErrUnexpectedEOF] and not the
+// part. It waits for the time wait, and until ctx ends. Each further part of a long
+// line has patience.
 func (r *reader) next(ctx context.Context, wait time.Duration) ([]byte, error) {
 	var long []byte
 	until(ctx, r.conn.SetReadDeadline, wait)
@@ -170,8 +173,9 @@ func (r *reader) next(ctx context.Context, wait time.Duration) ([]byte, error) {
 	}
 }
 
-// until sets a deadline that is so far away, or one that is past when ctx has
-// ended: whoever waits for that end may have set it before.
+// until sets a deadline after the time wait, or one in the past if ctx has ended:
+// the function that runs at the end of ctx may have set its deadline before this
+// one.
 func until(ctx context.Context, set func(time.Time) error, wait time.Duration) {
 	set(time.Now().Add(wait))
 	if ctx.Err() != nil {
@@ -179,8 +183,8 @@ func until(ctx context.Context, set func(time.Time) error, wait time.Duration) {
 	}
 }
 
-// disagreement is an error between two agents that do answer each other, which
-// stays until somebody does something about it.
+// disagreement is an error between two agents that answer each other. It stays
+// until somebody corrects its cause.
 type disagreement struct{ text string }
 
 func (d *disagreement) Error() string { return d.text }
@@ -189,7 +193,7 @@ func disagree(format string, args ...any) error {
 	return &disagreement{printable(fmt.Sprintf(format, args...))}
 }
 
-// printable makes what others said fit for an error.
+// printable makes text from another node fit for an error.
 func printable(s string) string {
 	const most = 600
 	if len(s) > most {

@@ -19,11 +19,11 @@ import (
 	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
-// Config is what [New] needs.
+// Config has what [New] needs.
 type Config struct {
 	Cluster fabric.Cluster
-	Node    fabric.Node  // this one, with the addresses to listen on and to call from
-	Logger  *slog.Logger // silent when nil
+	Node    fabric.Node  // this node, with the addresses to listen on and to call from
+	Logger  *slog.Logger // nil: no log
 }
 
 // Nodes talks to the agents of the other nodes. It is safe for concurrent use.
@@ -33,19 +33,19 @@ type Nodes struct {
 	port     uint16
 	key      key
 	keyFrom  string
-	ranges   []netip.Prefix        // where nodes call from
-	reserved map[netip.Addr]string // whose addresses no node can have
+	ranges   []netip.Prefix        // where nodes may call from
+	reserved map[netip.Addr]string // addresses that no node can have, and their owners
 	log      *slog.Logger
 	tally    *tally
 	refused  atomic.Uint64
-	look     signal.Signal // a node is to be greeted at once
+	look     signal.Signal // wakes watch: a node is due to be greeted
 
 	mu       sync.Mutex
-	callers  map[string]caller // who called, by name
-	peers    map[string]*peer  // whom we call, by name
+	callers  map[string]caller // the nodes that called, by name
+	peers    map[string]*peer  // the nodes that this one calls, by name
 	troubles map[string]trouble
-	visitors visitors // whose connections are open
-	closed   bool     // no connection is to be kept
+	visitors visitors // the open connections from other nodes
+	closed   bool     // keep no connection
 }
 
 var (
@@ -53,8 +53,8 @@ var (
 	_ fabric.Diagnoser = (*Nodes)(nil)
 )
 
-// New makes the node's end. It opens nothing: [Nodes.Serve] listens, and
-// [Nodes.Ask] calls, which works without Serve too.
+// New makes this node's end. It opens no socket: [Nodes.Serve] listens, and
+// [Nodes.Ask] calls. Ask works without Serve, too.
 func New(c Config) *Nodes {
 	log := cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	n := &Nodes{
@@ -68,8 +68,8 @@ func New(c Config) *Nodes {
 	return n
 }
 
-// Names implements [fabric.Nodes]: the cluster's other nodes in the order of
-// its file, then those that called, by name.
+// Names implements [fabric.Nodes]: the cluster's other nodes in the order of its
+// file, then the other nodes that called, by name.
 func (n *Nodes) Names() []string {
 	var names []string
 	for _, node := range n.cluster.Nodes {
@@ -87,7 +87,7 @@ func (n *Nodes) Names() []string {
 	return names
 }
 
-// node gives what is known of a node, in the words of its last call where it
+// node returns a node by its name, with the addresses of its last call if it
 // called.
 func (n *Nodes) node(name string) (fabric.Node, error) {
 	if name == n.self.Name {
@@ -101,10 +101,10 @@ func (n *Nodes) node(name string) (fabric.Node, error) {
 	return n.cluster.Node(name)
 }
 
-// Ask implements [fabric.Nodes]. Where the connection of earlier questions is
-// broken, as after a restart of the other agent, it asks once more on a new one;
-// so one question may be answered twice. An agent of before is told what it
-// understands, and cannot be asked about [fabric.Acquiring].
+// Ask implements [fabric.Nodes]. If the connection of earlier questions is broken,
+// for example by a restart of the other agent, Ask asks once more on a new one. So
+// the other agent may answer one question twice. An older agent gets the parts of a
+// notice that it knows, and cannot be asked about [fabric.Acquiring].
 func (n *Nodes) Ask(ctx context.Context, node string, notice fabric.Notice) (fabric.Answer, error) {
 	if err := notice.Validate(); err != nil {
 		return fabric.Answer{}, err
@@ -116,7 +116,7 @@ func (n *Nodes) Ask(ctx context.Context, node string, notice fabric.Notice) (fab
 	return n.say(ctx, to, &notice)
 }
 
-// request is what a node is asked; without a notice it is greeted.
+// request returns the body of a question; without a notice, of a greeting.
 func (n *Nodes) request(to string, notice *fabric.Notice) ([]byte, error) {
 	return encode(request{
 		V: Version, To: to, Nonce: rand.Text(),
@@ -155,8 +155,8 @@ func (n *Nodes) say(ctx context.Context, to fabric.Node, notice *fabric.Notice) 
 	return fabric.Answer{}, explained
 }
 
-// exchange asks on a connection that is there, or else on a new one. An older
-// agent is only called where it is to be greeted. Its errors are raw.
+// exchange asks on an idle connection, or else on a new one. It greets an older
+// agent only by connecting to it. Its errors are raw.
 func (n *Nodes) exchange(ctx context.Context, to fabric.Node, body []byte, notice *fabric.Notice) (fabric.Answer, error) {
 	greeting := notice == nil
 	p := n.peer(to.Name)
@@ -175,7 +175,7 @@ func (n *Nodes) exchange(ctx context.Context, to fabric.Node, body []byte, notic
 		if !lost(err) {
 			return answer, err
 		}
-		n.drop(p) // the others broke for the same reason
+		n.drop(p) // the other idle ones broke for the same reason
 	} else if c != nil {
 		c.Close()
 	}
@@ -195,8 +195,8 @@ func (n *Nodes) exchange(ctx context.Context, to fabric.Node, body []byte, notic
 	return n.ask(ctx, p, c, body, notice)
 }
 
-// ask asks on a connection, and keeps it for the next question where that went
-// well.
+// ask asks on a connection, and keeps it for the next question unless there was an
+// error.
 func (n *Nodes) ask(ctx context.Context, p *peer, c *conn, body []byte, notice *fabric.Notice) (fabric.Answer, error) {
 	if notice != nil && c.hello.older() {
 		told, err := understood(*notice)
@@ -217,7 +217,7 @@ func (n *Nodes) ask(ctx context.Context, p *peer, c *conn, body []byte, notice *
 	return answer, nil
 }
 
-// explain puts an error of exchange, which had so much time, into words that
+// explain words an error of exchange, which took the time most, so that it can
 // follow the node's name.
 func (n *Nodes) explain(err error, to fabric.Node, most time.Duration) error {
 	at := fmt.Sprintf("%s, port %d", addresses(to), n.port)
@@ -240,7 +240,7 @@ func (n *Nodes) explain(err error, to fabric.Node, most time.Duration) error {
 	return fmt.Errorf(" (%s): %w", at, err)
 }
 
-// addresses lists where a node is, for people.
+// addresses lists a node's addresses for people.
 func addresses(node fabric.Node) string {
 	switch {
 	case !node.Address.IsValid():

@@ -19,17 +19,17 @@ import (
 
 const (
 	retry = time.Second      // between two attempts to listen
-	first = 5 * time.Second  // for the first question to arrive, and for an answer to be taken
+	first = 5 * time.Second  // for the first question to arrive, and to write an answer
 	idle  = 60 * time.Second // for the next question
 )
 
 // answerer is the function that Serve gets.
 type answerer func(ctx context.Context, from fabric.Node, n fabric.Notice) fabric.Answer
 
-// Serve implements [fabric.Nodes]. An address that the machine does not have
-// yet, or where something else listens, is tried again each second, and told by
-// [Nodes.Diagnose] meanwhile. When ctx ends, so do the contexts of the questions
-// under way, which are waited for, and all connections.
+// Serve implements [fabric.Nodes]. It tries an address that the machine does not
+// have yet, or that another program uses, again each second, and [Nodes.Diagnose]
+// reports that. When ctx ends, Serve ends the contexts of the open questions, waits
+// for their answers, and closes all connections.
 func (n *Nodes) Serve(ctx context.Context, answer func(ctx context.Context, from fabric.Node, n fabric.Notice) fabric.Answer) error {
 	n.mu.Lock()
 	n.closed = false
@@ -45,7 +45,7 @@ func (n *Nodes) Serve(ctx context.Context, answer func(ctx context.Context, from
 		}
 	}
 	all.Go(func() {
-		tried.Wait() // who is greeted greets back
+		tried.Wait() // a greeted node greets back, so listen before
 		n.watch(ctx)
 	})
 	tick := time.NewTicker(keepFor / 2)
@@ -65,8 +65,8 @@ func (n *Nodes) Serve(ctx context.Context, answer func(ctx context.Context, from
 	return nil
 }
 
-// hear answers on one of the node's addresses until ctx ends. It calls tried once
-// it listens, or cannot yet.
+// hear answers questions on one of the node's addresses until ctx ends. It calls
+// tried once it listens, or cannot yet.
 func (n *Nodes) hear(ctx context.Context, a netip.Addr, answer answerer, tried func()) {
 	defer tried()
 	at := netip.AddrPortFrom(a, n.port)
@@ -74,7 +74,7 @@ func (n *Nodes) hear(ctx context.Context, a netip.Addr, answer answerer, tried f
 	defer n.settle(topic)
 	for ctx.Err() == nil {
 		config := net.ListenConfig{Control: hearsNear}
-		config.SetMultipathTCP(false) // its sockets know no minimal TTL
+		config.SetMultipathTCP(false) // MPTCP sockets have no minimal TTL
 		l, err := config.Listen(ctx, network(a), at.String())
 		tried()
 		if err == nil {
@@ -90,11 +90,11 @@ func (n *Nodes) hear(ctx context.Context, a netip.Addr, answer answerer, tried f
 	}
 }
 
-// unheard says why the agents of other nodes do not reach this one.
+// unheard says why the agents of other nodes cannot reach this one.
 func unheard(at netip.AddrPort, err error) string {
 	var call *net.OpError
 	if errors.As(err, &call) {
-		err = call.Err // it names the address once more
+		err = call.Err // it has the address, too
 	}
 	wayOut := "see the log of the kernel"
 	switch {
@@ -106,7 +106,7 @@ func unheard(at netip.AddrPort, err error) string {
 	return fmt.Sprintf("agents of other nodes do not reach this one on %s: %v; %s", at, err, wayOut)
 }
 
-// accept answers those who call, and waits for the last of them.
+// accept serves the callers, and waits for the last of them.
 func (n *Nodes) accept(ctx context.Context, l *net.TCPListener, answer answerer) error {
 	defer l.Close()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
@@ -119,7 +119,7 @@ func (n *Nodes) accept(ctx context.Context, l *net.TCPListener, answer answerer)
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOMEM):
-			// A full table empties again.
+			// Descriptors and memory get free again.
 			n.tally.warn(time.Now(), "agent of another node not accepted yet; raise LimitNOFILE of the agent if this stays", "err", err)
 			backoff.Sleep(ctx, retry/10)
 			continue
@@ -142,8 +142,8 @@ func (n *Nodes) accept(ctx context.Context, l *net.TCPListener, answer answerer)
 	}
 }
 
-// leave takes a connection out, and reports whether it was the last one from the
-// agent of a node.
+// leave removes a connection, and reports whether it was the last one from a node's
+// agent.
 func (n *Nodes) leave(d *dialogue) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -158,10 +158,10 @@ type dialogue struct {
 	nonce  string
 	count  uint64
 	source netip.Addr
-	name   string // of the node that has shown that it calls
+	name   string // the node that has shown that it calls
 }
 
-// converse answers the questions of one connection until it ends, or ctx does.
+// converse answers the questions of one connection until it or ctx ends.
 func (n *Nodes) converse(ctx context.Context, d *dialogue, answer answerer) {
 	defer context.AfterFunc(ctx, func() { d.SetReadDeadline(past) })()
 	if d.write(hello{Version, n.cluster.Name, n.self.Name, d.nonce, n.key != nil, n.keyFrom, maxFirst}) != nil {
@@ -174,8 +174,9 @@ func (n *Nodes) converse(ctx context.Context, d *dialogue, answer answerer) {
 		}
 		s, err := n.unseal(d, line, err)
 		if err != nil {
-			// Who cannot be known to be one of us gets no MAC, and is no reason
-			// to believe that a node is ill: that is for a question of our own.
+			// A caller that is not known to be a node gets no MAC. What it sent is
+			// no proof that a node has a fault: this node's own greeting finds that
+			// out.
 			n.refused.Add(1)
 			n.doubt(n.topic(d.source))
 			d.answer(nil, nil, reply{Error: err.Error()})
@@ -188,7 +189,8 @@ func (n *Nodes) converse(ctx context.Context, d *dialogue, answer answerer) {
 	}
 }
 
-// unseal checks that a line, or what there is of it, comes from who has the key.
+// unseal checks that a line, or the part of it that was read, comes from a caller
+// that has the key.
 func (n *Nodes) unseal(d *dialogue, line []byte, err error) (sealed, error) {
 	switch {
 	case err != nil && d.lines.trusted:
@@ -204,7 +206,7 @@ func (n *Nodes) unseal(d *dialogue, line []byte, err error) (sealed, error) {
 	return s, err
 }
 
-// answer answers one question, or greeting.
+// answer answers one question or greeting.
 func (n *Nodes) answer(ctx context.Context, d *dialogue, body []byte, answer answerer) reply {
 	var req request
 	caller := n.topic(d.source)
@@ -224,7 +226,7 @@ func (n *Nodes) answer(ctx context.Context, d *dialogue, body []byte, answer ans
 	}
 	if err != nil {
 		if n.key == nil {
-			// The address alone says that it is a node: any program there has it.
+			// Only the address says that it is a node: every program there has it.
 			n.refused.Add(1)
 			n.doubt(caller)
 		} else {
@@ -242,7 +244,7 @@ func (n *Nodes) answer(ctx context.Context, d *dialogue, body []byte, answer ans
 	return reply{Answer: &a}
 }
 
-// prove has a connection count as that of a node, on which longer lines may come.
+// prove counts a connection as a node's, and allows longer lines on it.
 func (n *Nodes) prove(d *dialogue) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -253,7 +255,7 @@ func (n *Nodes) prove(d *dialogue) error {
 	return nil
 }
 
-// answer writes the answer to the question with a MAC.
+// answer writes the answer to the question with the given MAC.
 func (d *dialogue) answer(k key, mac []byte, r reply) error {
 	r.V, r.Error = Version, printable(r.Error)
 	body, err := encode(r)
@@ -263,7 +265,7 @@ func (d *dialogue) answer(k key, mac []byte, r reply) error {
 	return d.write(sealed{k.mac(d.nonce, response, d.count, mac, body), body})
 }
 
-// write writes a line, which is to be taken before long.
+// write writes a line within the time first.
 func (d *dialogue) write(v any) error {
 	b, err := encode(v)
 	if err != nil {

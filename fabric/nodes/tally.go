@@ -7,17 +7,17 @@ import (
 	"time"
 )
 
-// tallyFor is how long what is logged again and again is only counted.
+// tallyFor is how long further log lines of a kind are only counted.
 const tallyFor = time.Minute
 
-// tally logs what strangers can cause as often as they like: the first of a kind
-// at once, and how many more there were a minute later. It is safe for
+// tally logs events that strangers can cause as often as they like: the first of a
+// kind at once, and a minute later how many more there were. It is safe for
 // concurrent use.
 type tally struct {
 	log *slog.Logger
 
 	mu    sync.Mutex
-	kinds map[string]*tallied // by text, of which there are few
+	kinds map[string]*tallied // by text; there are few texts
 }
 
 type tallied struct {
@@ -37,7 +37,7 @@ func (t *tally) warn(now time.Time, text string, args ...any) {
 	t.log.Warn(text, args...)
 }
 
-// flush logs what was counted for a minute.
+// flush logs the counts that are a minute old.
 func (t *tally) flush(now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -8,11 +8,11 @@ import (
 )
 
 const (
-	memory      = 5 * time.Minute // how long a disagreement is told after it was last seen
+	memory      = 5 * time.Minute // how long a disagreement is reported after it was last seen
 	maxTroubles = 64
 )
 
-// trouble is what Diagnose tells until it is settled, or too old.
+// trouble is a problem that Diagnose reports until it is settled or too old.
 type trouble struct {
 	text  string
 	until time.Time // zero: until it is settled
@@ -20,9 +20,10 @@ type trouble struct {
 
 func (t trouble) over(now time.Time) bool { return !t.until.IsZero() && now.After(t.until) }
 
-// Diagnose implements [fabric.Diagnoser]: where this agent cannot listen, which
-// nodes do not answer, and which answer but cannot be talked to, as with another
-// key. What was said by who is not known to be a node is not among them.
+// Diagnose implements [fabric.Diagnoser]: the addresses on which this agent cannot
+// listen, the nodes that do not answer, and those that answer but disagree, for
+// example because they have another key. It reports nothing that a caller said
+// which is not known to be a node.
 func (n *Nodes) Diagnose(context.Context) []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -32,11 +33,11 @@ func (n *Nodes) Diagnose(context.Context) []string {
 		lines = append(lines, t.text)
 	}
 	slices.Sort(lines)
-	return slices.Compact(lines) // what ails questions of both sides
+	return slices.Compact(lines) // the same problem may show in both directions
 }
 
-// note remembers trouble about key for a while, or until it is settled where
-// that is zero, and logs it where it is new.
+// note remembers trouble about key for a while, or until it is settled if while is
+// zero. It logs new trouble.
 func (n *Nodes) note(key, text string, while time.Duration) {
 	t := trouble{text: text}
 	if while > 0 {
@@ -47,8 +48,8 @@ func (n *Nodes) note(key, text string, while time.Duration) {
 	}
 }
 
-// swap remembers trouble, and gives what it takes the place of. Where there is
-// too much already, that is the trouble itself.
+// swap remembers trouble, and returns the trouble that it replaces. If there is too
+// much already, it returns t itself.
 func (n *Nodes) swap(key string, t trouble) (before trouble) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -61,14 +62,14 @@ func (n *Nodes) swap(key string, t trouble) (before trouble) {
 	return before
 }
 
-// settle forgets the trouble about key.
+// settle drops the trouble about key.
 func (n *Nodes) settle(key string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.troubles, key)
 }
 
-// forget drops what is over. The caller holds the lock.
+// forget drops old trouble. The caller holds n.mu.
 func (n *Nodes) forget() {
 	now := time.Now()
 	maps.DeleteFunc(n.troubles, func(_ string, t trouble) bool { return t.over(now) })

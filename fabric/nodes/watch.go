@@ -10,22 +10,22 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Nodes are asked rarely, and each question is one about a guest on its way: who
-// does not answer, or has another key, is to be known before. So each node is
-// greeted when the agent starts, now and then, and when its last connection to
-// this node ends: an agent that is killed takes it along.
+// Questions are rare, and each is about a guest that moves: a node that does not
+// answer, or has another key, must be known before. So each node is greeted when
+// the agent starts, every greetEvery, and when its last connection to this node
+// ends: the connections of an agent that is killed end with it.
 const (
-	greetEvery  = 40 * time.Second // less than keepFor: so a connection always stands
-	greetAgain  = 2 * time.Second  // after it did not answer, or refused; twice as long each time
+	greetEvery  = 40 * time.Second // less than keepFor, so that a connection always stays open
+	greetAgain  = 2 * time.Second  // after no answer or a disagreement; twice as long each time
 	greetMost   = 15 * time.Second
 	greetAtOnce = 8
-	// silentFor is how long a node may not answer before that is told: it may be
-	// busy. goneFor is that of one on which no agent listens: systemd restarts one
-	// after a second, and it listens a moment later.
+	// silentFor is how long a node may not answer before that is reported: it may
+	// be busy. goneFor is that time if no agent listens there: systemd restarts an
+	// agent after a second, and it listens a moment later.
 	silentFor = 10 * time.Second
 	goneFor   = 5 * time.Second
-	// forgetAfter is when a node that the cluster file lacks, and that does not
-	// answer, is one no more.
+	// forgetAfter is how long a node that the cluster file lacks may be silent
+	// before this one forgets it.
 	forgetAfter = time.Hour
 )
 
@@ -64,7 +64,7 @@ func (n *Nodes) watch(ctx context.Context) {
 	}
 }
 
-// takeUp reports whether a node is to be greeted now, and notes that it is.
+// takeUp reports whether a node is due to be greeted, and sets when it is due next.
 func (n *Nodes) takeUp(name string, now time.Time) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -76,7 +76,7 @@ func (n *Nodes) takeUp(name string, now time.Time) bool {
 	return true
 }
 
-// greet asks a node for nothing, to see whether it answers.
+// greet sends a node a question without a notice, to see whether it answers.
 func (n *Nodes) greet(ctx context.Context, name string) {
 	to, err := n.node(name)
 	if err == nil {
@@ -87,8 +87,8 @@ func (n *Nodes) greet(ctx context.Context, name string) {
 	}
 }
 
-// verify calls a node at the address that it says it has, and that nothing else
-// shows to be its own.
+// verify greets a node at an address that it says it has and that nothing confirms
+// yet.
 func (n *Nodes) verify(ctx context.Context, name string) {
 	n.mu.Lock()
 	c := n.callers[name]
@@ -125,25 +125,26 @@ func (n *Nodes) greetAt(ctx context.Context, to fabric.Node, at netip.Addr) erro
 	if err := n.agrees(c.hello, to); err != nil {
 		return err
 	}
-	if c.hello.First == 0 { // an older agent, which knows no greeting
+	if c.hello.First == 0 { // an older agent, which has no greetings
 		return nil
 	}
 	_, err = c.ask(ctx, n, body)
 	return err
 }
 
-// left has a node greeted at once whose last connection to this node ended.
+// left makes a node due to be greeted at once when its last connection to this node
+// has ended.
 func (n *Nodes) left(name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if p := n.peerOf(name); p.silent.IsZero() { // else it is greeted anyway
+	if p := n.peerOf(name); p.silent.IsZero() { // otherwise its retries greet it
 		p.due = time.Time{}
 		n.look.Send()
 	}
 }
 
-// doubt has a node greeted soon: something is odd about it. One that disagrees is
-// greeted less and less often, also where each side doubts the other for that.
+// doubt makes a node due to be greeted soon: something about it is odd. The pauses
+// of a node that disagrees grow all the same, even if each side doubts the other.
 func (n *Nodes) doubt(name string) {
 	if _, err := n.node(name); err != nil {
 		return
@@ -184,8 +185,8 @@ func (n *Nodes) answered(name string) {
 	}
 }
 
-// refuses notes that a node answers, but cannot be talked to, as with another key:
-// that may be mended at any time.
+// refuses notes that a node answers but disagrees, for example because it has
+// another key. Somebody may correct that at any time.
 func (n *Nodes) refuses(name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -194,8 +195,9 @@ func (n *Nodes) refuses(name string) {
 	p.due = time.Now().Add(p.pauses.Next())
 }
 
-// unanswered notes that a node does not answer, and why. One on which no agent
-// ever answered, and none listens, is taken for one that is still to be set up.
+// unanswered notes that a node does not answer, and why. A node on which no agent
+// ever answered, and none listens, counts as not set up yet, and nothing is
+// reported about it.
 func (n *Nodes) unanswered(name string, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -217,12 +219,12 @@ func (n *Nodes) unanswered(name string, err error) {
 	}
 }
 
-// silences lists the nodes that do not answer. The caller holds the lock.
+// silences lists the nodes that do not answer. The caller holds n.mu.
 func (n *Nodes) silences(now time.Time) (lines []string) {
 	for name, p := range n.peers {
 		_, called := n.callers[name]
 		if _, err := n.cluster.Node(name); err != nil && !called {
-			continue // it has another name
+			continue // it has another name now
 		}
 		if p.why != "" && now.Sub(p.silent) >= p.grace {
 			lines = append(lines, p.why)
@@ -232,7 +234,7 @@ func (n *Nodes) silences(now time.Time) (lines []string) {
 }
 
 // forgetCallers drops the nodes that the cluster file lacks and that have been
-// silent for long.
+// silent for forgetAfter.
 func (n *Nodes) forgetCallers(now time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
