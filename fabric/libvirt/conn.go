@@ -17,11 +17,11 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
 )
 
-// libvirtd serves five calls of one connection at a time (max_client_requests)
-// and then stops reading from it. A call about a domain blocks while a hook of
-// that domain runs, for as long as that takes; listing the domains blocks
-// while any hook runs. So some calls may block, and one is always left for the
-// ping that tells a busy libvirtd from a dead one.
+// libvirtd serves five calls of one connection at a time (max_client_requests) and
+// then stops reading from it. A call about a domain blocks while a hook of that
+// domain runs; listing the domains blocks while any hook runs. So the source bounds
+// the calls that may block, and one of the five stays free for the ping that tells
+// a busy libvirtd from a dead one.
 const (
 	domainSlots = 3
 	listSlots   = 1
@@ -30,32 +30,31 @@ const (
 var errHooks = errors.New("hooks of several domains hold it up")
 
 // conn is a connection to libvirtd. Calls on it have no timeout of their own:
-// closing it ends them. A call that is given up goes on at libvirtd, where it
-// holds one of the 20 workers that serve everybody, so giving up and asking
-// again would make a slow libvirtd a dead one; a conn waits instead, and asks
-// nothing twice.
+// closing it ends them. A call whose caller gives up goes on at libvirtd, where it
+// holds one of the 20 workers for all connections. To give up and ask again would
+// occupy more of them, so a conn waits and asks nothing twice.
 type conn struct {
 	lv    *golibvirt.Libvirt
 	raw   *watchedConn
 	path  string
 	lists chan struct{}
 	reads *hypervisor.Reads[golibvirt.UUID, news]
-	wg    sync.WaitGroup // of every goroutine that uses the conn
+	wg    sync.WaitGroup // every goroutine that uses the conn
 
 	events <-chan golibvirt.DomainEventLifecycleMsg // nil: not subscribed
 	heard  func(golibvirt.DomainEventLifecycleMsg)
 
-	version atomic.Uint64 // of libvirt: 9,000,000 is 9.0.0; zero: not known yet
+	version atomic.Uint64 // libvirt's version; 9,000,000 is 9.0.0; zero: not known yet
 
 	mu     sync.Mutex
 	closed bool
-	asked  map[*question]time.Time // what is not answered yet
+	asked  map[*question]time.Time // the questions without an answer yet
 }
 
-// question is what a call asks, in words for people.
+// question is the subject of a call, in words for people.
 type question struct {
-	about string // "all domains"; empty: nobody is told that it takes long
-	whose string // hooks may hold it up: "of it "
+	about string // such as "all domains"; empty: do not report that it takes long
+	whose string // "of it ": the hooks of this domain may hold the call up
 }
 
 // connect opens a connection.
@@ -79,8 +78,8 @@ func (s *Source) connect(ctx context.Context, path string) (*conn, error) {
 	return c, nil
 }
 
-// call runs f until ctx ends or the connection goes. An f that was not waited
-// for goes on until the connection is closed, which Close waits for.
+// call runs f until ctx ends or the connection goes. f may go on after that, until
+// the connection is closed; Close waits for it.
 func (c *conn) call(ctx context.Context, q question, f func() error) error {
 	done := make(chan error, 1)
 	c.mu.Lock()
@@ -107,7 +106,7 @@ func (c *conn) call(ctx context.Context, q question, f func() error) error {
 	}
 }
 
-// Close ends the connection and all that goes on over it.
+// Close ends the connection and all calls on it.
 func (c *conn) Close() {
 	c.raw.Close()
 	c.mu.Lock()
@@ -115,12 +114,12 @@ func (c *conn) Close() {
 	c.mu.Unlock()
 	c.wg.Wait()
 	if c.events != nil {
-		for range c.events { // the library's goroutine waits for who takes them
+		for range c.events { // the library's goroutine blocks until they are taken
 		}
 	}
 }
 
-// diagnose tells what was asked longer ago than patience.
+// diagnose reports the questions that are older than patience.
 func (c *conn) diagnose(patience time.Duration) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -135,8 +134,8 @@ func (c *conn) diagnose(patience time.Duration) []string {
 	return problems
 }
 
-// Subscribe asks for lifecycle events. They come as long as the connection
-// lasts, and not only as long as ctx.
+// Subscribe asks for lifecycle events. They come until the connection ends, even if
+// ctx ends before.
 func (c *conn) Subscribe(ctx context.Context) error {
 	return c.call(ctx, question{}, func() (err error) {
 		c.events, err = c.lv.LifecycleEvents(context.WithoutCancel(ctx))
@@ -144,14 +143,14 @@ func (c *conn) Subscribe(ctx context.Context) error {
 	})
 }
 
-// Run passes the events to heard, one after the other, and reads the domains
-// that they are about.
+// Run passes the events to heard, one after the other, and reads the domains that
+// they are about.
 func (c *conn) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		err := c.reads.Run(ctx)
 		if errors.Is(err, errHooks) {
-			// As many domains as there are slots hang in their hooks. Others
+			// As many domains as there are slots hang in their hooks, and others
 			// must not wait for that.
 			c.raw.end(err)
 		}
@@ -174,7 +173,7 @@ func (c *conn) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// Ping asks for what any libvirtd that is alive answers.
+// Ping makes a call that every libvirtd answers if it works.
 func (c *conn) Ping(ctx context.Context) error {
 	return c.call(ctx, question{}, func() error {
 		version, err := c.lv.ConnectGetLibVersion()
@@ -189,7 +188,7 @@ type watchedConn struct {
 	net.Conn
 	once sync.Once
 	gone chan struct{}
-	why  error // of gone
+	why  error // set before gone is closed
 }
 
 // end notes why the connection ends, unless it has ended.
@@ -214,5 +213,5 @@ func (w *watchedConn) Close() error {
 	return nil
 }
 
-// isNoDomain reports that libvirt does not know the domain (any more).
+// isNoDomain reports that libvirt does not know the domain, or no longer does.
 func isNoDomain(err error) bool { return err != nil && golibvirt.IsNotFound(err) }

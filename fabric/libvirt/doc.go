@@ -1,12 +1,11 @@
-// Package libvirt is a [fabric.Source] that follows libvirt: which domains of
-// ours run here, and what happens to them. It talks to libvirtd, or virtqemud,
-// over the unix socket; no C library is needed.
+// Package libvirt is a [fabric.Source] that follows libvirt: which of the fabric's
+// domains run here, and their changes. It talks to libvirtd, or virtqemud, over the
+// unix socket; it needs no C library.
 //
-// libvirt's hooks tell the agent of starts and stops before they happen. What
-// they do not tell is here: the cutover of a migration, and everything that
-// happened while nobody listened.
+// libvirt's hooks tell the agent of starts and stops before they happen. The source
+// tells it of the rest: the cutover of a migration, and all changes that happened
+// while no agent ran.
 //
-// An event only says that there is news. The source then reads the domain's
-// state, and what it reads is what it tells. The cutover alone is told first
-// and read afterwards.
+// An event says only that there is news. The source then reads the domain's state,
+// and reports what it read. It reports only the cutover before it reads the domain.
 package libvirt

@@ -9,7 +9,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// hear takes up an event. It only sets things going: the next event waits.
+// hear handles an event. It waits for nothing, because the next event waits for it.
 func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
 	what := stepOf(e.Event, e.Detail)
 	s.daemon.Heard()
@@ -30,7 +30,7 @@ func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
 	s.log.Debug("libvirt event", "vm", e.Dom.Name, "event", e.Event, "detail", e.Detail)
 	switch {
 	case what == over && !described:
-		// The agent may know it, from before its description was taken away.
+		// The agent may know it from before its description was removed.
 		c.reads.Request(e.Dom.UUID, news{dom: e.Dom, ended: true})
 	case what == nothing, foreign && what != begin:
 	default:
@@ -39,8 +39,8 @@ func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
 	}
 }
 
-// past notes that a life of a domain is over: what the guest was in it says
-// nothing of its next.
+// past notes that a life of a domain is over: the guest's state in it says nothing
+// about the next.
 func (v *view) past(dom golibvirt.Domain) {
 	delete(v.begun, dom.UUID)
 	if last := v.known[dom.UUID]; last != nil {
@@ -50,12 +50,13 @@ func (v *view) past(dom golibvirt.Domain) {
 	}
 }
 
-// noLife is no number of libvirt's, which are positive, or -1 for what does not run.
+// noLife is not an id of libvirt: these are positive, or -1 for a domain that does
+// not run.
 const noLife = -2
 
-// cutover tells at once that a guest stopped for its migration, or that it runs:
-// every packet to it waits for that. What libvirt answers to a question, a
-// millisecond later or a hundred, is told besides.
+// cutover emits at once that a guest stopped for its migration, or that it runs:
+// every packet to the guest waits for that. The read, a millisecond or a hundred
+// later, emits the state once more.
 func (s *Source) cutover(dom golibvirt.Domain, what step) {
 	if what != arrive && what != goOn && what != leave {
 		return
@@ -64,29 +65,30 @@ func (s *Source) cutover(dom golibvirt.Domain, what step) {
 	last := s.known[dom.UUID]
 	s.mu.Unlock()
 	if last == nil || last.id != dom.ID || what != arrive && last.as.state != fabric.Live {
-		return // of another life of the domain, or of its arrival
+		return // an event of another life of the domain, or of its arrival
 	}
 	d := fabric.Desired{VM: last.vm, State: fabric.Live, Leaving: what == leave, Run: runOf(dom), Since: time.Now()}
 	s.remember(dom, d)
 	s.queue.Put(d)
 }
 
-// news is what is known of the news of a domain before libvirt is asked.
+// news is what the source knows of a domain's news before it asks libvirt.
 type news struct {
-	dom   golibvirt.Domain // as in the newest event
-	fresh bool             // the XML is to be read
-	ended bool             // one that nothing describes: only whether it is off is of interest
+	dom   golibvirt.Domain // as the newest event has it
+	fresh bool             // read the XML, too
+	ended bool             // nothing describes it: find out only whether it is off
 }
 
-// merge makes one of two pieces of news that are read together.
+// merge combines two pieces of news for one read.
 func merge(older, newer news) news {
 	return news{newer.dom, older.fresh || newer.fresh, older.ended || newer.ended}
 }
 
-// read asks libvirt how a domain is, and emits that. It returns when ctx ends;
-// the call goes on until the connection is closed, as any does that was given up.
+// read asks libvirt for a domain's state, and emits it. It returns when ctx ends;
+// the call goes on until the connection is closed.
 func (s *Source) read(ctx context.Context, c *conn, n news) {
-	// An error is the connection's: all that was missed is listed after the next.
+	// An error is the connection's: the list after the next connection makes up for
+	// it.
 	_ = c.call(ctx, question{"domain " + n.dom.Name, "of it "}, func() error {
 		if !n.ended || !s.ended(c, n.dom) {
 			s.follow(c, n.dom, n.fresh)
@@ -95,7 +97,7 @@ func (s *Source) read(ctx context.Context, c *conn, n news) {
 	})
 }
 
-// follow reads a domain and tells how it is.
+// follow reads a domain and emits its state.
 func (s *Source) follow(c *conn, dom golibvirt.Domain, fresh bool) {
 	d, ours, err := s.look(c, dom, fresh)
 	switch {
@@ -103,7 +105,7 @@ func (s *Source) follow(c *conn, dom golibvirt.Domain, fresh bool) {
 		s.vanished(c, dom)
 	case err != nil:
 		select {
-		case <-c.raw.gone: // all that was missed is asked for again
+		case <-c.raw.gone: // the list after the next connection makes up for it
 		default:
 			s.log.Warn("libvirt does not tell of a domain; the next list does", "vm", dom.Name, "err", err)
 		}
@@ -115,7 +117,8 @@ func (s *Source) follow(c *conn, dom golibvirt.Domain, fresh bool) {
 	}
 }
 
-// ended tells that a domain which nothing describes is off, if it is.
+// ended emits that a domain which nothing describes is off, and reports whether it
+// is.
 func (s *Source) ended(c *conn, dom golibvirt.Domain) bool {
 	gone := fabric.Desired{VM: bare(dom), State: fabric.Absent, Since: time.Now()}
 	state, reason, err := c.lv.DomainGetState(dom, 0)
@@ -126,8 +129,8 @@ func (s *Source) ended(c *conn, dom golibvirt.Domain) bool {
 	return true
 }
 
-// vanished tells that a domain is gone so thoroughly that libvirt cannot say
-// what it was: a transient one, or one that was undefined as it ran.
+// vanished emits that a domain is gone and that libvirt knows nothing of it any
+// more: it was transient, or was undefined while it ran.
 func (s *Source) vanished(c *conn, dom golibvirt.Domain) {
 	gone := fabric.Desired{State: fabric.Absent, Since: time.Now()}
 	last := s.forget(dom)
@@ -135,7 +138,7 @@ func (s *Source) vanished(c *conn, dom golibvirt.Domain) {
 		return
 	}
 	gone.VM = last.vm
-	// Another domain may have the name by now, and with it the port.
+	// Another domain may have the name by now, and the port with it.
 	heir, err := c.lv.DomainLookupByName(last.vm.Name)
 	if err == nil {
 		var d fabric.Desired
@@ -149,7 +152,8 @@ func (s *Source) vanished(c *conn, dom golibvirt.Domain) {
 	}
 }
 
-// forget gives what was known of a domain that does not run any more.
+// forget drops a domain that does not run any more, and returns what was known of
+// it.
 func (s *Source) forget(dom golibvirt.Domain) *observed {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -11,32 +11,34 @@ import (
 	"time"
 )
 
-// DefaultHooks is where libvirt has its hooks.
+// DefaultHooks is the directory of libvirt's hooks.
 const DefaultHooks = "/etc/libvirt/hooks"
 
-// dropIns is the first libvirt that calls the hooks in a directory, qemu.d, too.
+// dropIns is the first version of libvirt that also calls the hooks in a directory,
+// qemu.d.
 const dropIns = 6_005_000
 
-// hookFile is a file that libvirt may take for a hook.
+// hookFile is a file that libvirt may use as a hook.
 type hookFile struct {
 	path       string // as libvirtd sees it
 	executable bool
-	changed    time.Time // also by being put there
+	changed    time.Time // when it was put there or changed
 }
 
-// hookState is what tells whether a libvirtd calls the fabric's hook. It looks
-// for hooks when it starts, or reloads, and calls none where there was none;
-// where there was one, it calls those that come later, too.
+// hookState shows whether a libvirtd calls the fabric's hook. libvirtd looks for
+// hooks when it starts or reloads. If it finds none, it calls none until then; if
+// it finds one, it also calls those that come later.
 type hookState struct {
 	dir     string
-	daemon  string // its name
-	dropIns bool   // it calls what is in qemu.d
+	daemon  string // the name of the daemon
+	dropIns bool   // it calls the files in qemu.d
 	started time.Time
-	known   bool // the hook was called by this libvirtd
+	known   bool // this libvirtd has called the hook
 	files   []hookFile
 }
 
-// problem says why libvirtd does not call the hook, and the way out; empty: it does.
+// problem says why libvirtd does not call the hook, and the way out; empty: it
+// does.
 func (h hookState) problem() string {
 	single, own := filepath.Join(h.dir, "qemu"), filepath.Join(h.dir, "qemu.d", "vmfabric")
 	want := own
@@ -44,9 +46,10 @@ func (h hookState) problem() string {
 		want = single
 	}
 	var ours *hookFile
-	found := false // by libvirtd, when it started
+	found := false // libvirtd found a hook when it started
 	for i, f := range h.files {
-		// The one that all share calls the fabric's, as far as anybody knows.
+		// The file qemu, which all programs share, is assumed to call the fabric's
+		// hook.
 		if f.path == own && h.dropIns || f.path == single && ours == nil {
 			ours = &h.files[i]
 		}
@@ -65,16 +68,16 @@ func (h hookState) problem() string {
 	return ""
 }
 
-// HookCalled tells the source that libvirt has called the fabric's hook about a
-// guest, which proves that it knows it.
+// HookCalled notes that libvirt has called the fabric's hook about a guest, which
+// proves that libvirt knows it.
 func (s *Source) HookCalled() {
 	s.mu.Lock()
 	s.hookCalled = time.Now()
 	s.mu.Unlock()
 }
 
-// hookProblem looks whether the libvirtd at the other end of a connection calls
-// the hook; empty: it does, or that cannot be told.
+// hookProblem finds out whether the libvirtd at the other end of a connection calls
+// the hook; empty: it does, or the source cannot tell.
 func (s *Source) hookProblem(c *conn) string {
 	if s.hooks == "" {
 		return ""
@@ -98,8 +101,8 @@ func (s *Source) hookProblem(c *conn) string {
 	return text
 }
 
-// prove notes that a libvirtd knows the hook, whatever file is put in its place
-// from now on: also for the agent that comes with an upgrade.
+// prove notes that a libvirtd knows the hook, in the proof file, too: so the agent
+// after an upgrade, which has replaced the hook's file, knows it.
 func (s *Source) prove(life string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -115,7 +118,7 @@ func (s *Source) prove(life string) {
 	}
 }
 
-// recallProof gives the libvirtd that was last noted to know the hook.
+// recallProof returns the libvirtd that the proof file names.
 func recallProof(path string) string {
 	if path == "" {
 		return ""
@@ -127,9 +130,9 @@ func recallProof(path string) string {
 	return strings.TrimSpace(string(text))
 }
 
-// hookFiles lists what a libvirtd may take for hooks of its QEMU driver. It may
-// see other files than this process does; where those cannot be seen from here,
-// they are taken to be the same.
+// hookFiles lists the files that a libvirtd may use as hooks of its QEMU driver.
+// libvirtd may have another root directory than this process; if that cannot be
+// read, hookFiles uses this process's own.
 func hookFiles(pid int, dir string) ([]hookFile, error) {
 	root := fmt.Sprintf("/proc/%d/root", pid)
 	if _, err := os.Stat(filepath.Join(root, "etc")); err != nil {
@@ -164,7 +167,7 @@ func hookFiles(pid int, dir string) ([]hookFile, error) {
 	return files, nil
 }
 
-// changed gives when a file was put where it is, or last made executable: its
+// changed returns when a file was put in its place, or last made executable: its
 // contents may be older.
 func changed(info fs.FileInfo) time.Time {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {

@@ -2,23 +2,23 @@ package libvirt
 
 import golibvirt "github.com/digitalocean/go-libvirt"
 
-// phase is what a state of a domain (virDomainState, with its reason) says of
+// phase is the meaning of a domain's state (virDomainState, with its reason) for
 // the guest.
 type phase uint8
 
 const (
-	unsaid   phase = iota // nothing that the fabric acts on: it is as it was before
+	unsaid   phase = iota // nothing that the fabric acts on: the guest is as it was before
 	starting              // it does not run yet
 	runs                  // it runs here
-	halted                // it stands still, here: the next thing to happen to it is that it goes on
-	moving                // it stands still for a migration, at whichever end
+	halted                // it is paused here, and will go on here
+	moving                // it is paused for a migration, at the source or at the destination
 	leaving               // it runs elsewhere, or is about to
 	off
 )
 
-// phases has every state and reason of libvirt's. One that is shutting down, or
-// crashed, has not begun to run if it did not run before: so it is for a moment
-// at the destination of a migration that was aborted (libvirt 11.3, QEMU 10).
+// phases has every state and reason of libvirt's. A domain that is shutting down,
+// or has crashed, has not begun to run if it did not run before: a destination has
+// such a domain for a moment after an aborted migration (libvirt 11.3, QEMU 10).
 var phases = map[golibvirt.DomainState]map[int32]phase{
 	golibvirt.DomainNostate: {int32(golibvirt.DomainNostateUnknown): unsaid},
 	golibvirt.DomainRunning: {
@@ -49,10 +49,11 @@ var phases = map[golibvirt.DomainState]map[int32]phase{
 		int32(golibvirt.DomainPausedSnapshot):     halted,
 		int32(golibvirt.DomainPausedCrashed):      unsaid,
 		int32(golibvirt.DomainPausedStartingUp):   starting,
-		int32(golibvirt.DomainPausedPostcopy):     leaving, // of the source alone
-		// The guest stands still between the nodes: nothing is better than what was.
+		int32(golibvirt.DomainPausedPostcopy):     leaving, // only at the source
+		// The guest stands still between the nodes: its state before is the best
+		// guess.
 		int32(golibvirt.DomainPausedPostcopyFailed): unsaid,
-		int32(golibvirt.DomainPausedAPIError):       unsaid, // at a destination: it could not be made to run
+		int32(golibvirt.DomainPausedAPIError):       unsaid, // at a destination: libvirt could not resume it
 	},
 	golibvirt.DomainShutdown: {
 		int32(golibvirt.DomainShutdownUnknown): unsaid,
@@ -76,8 +77,8 @@ var phases = map[golibvirt.DomainState]map[int32]phase{
 	golibvirt.DomainPmsuspended: {int32(golibvirt.DomainPmsuspendedUnknown): halted},
 }
 
-// phaseOf looks a state up. A reason that libvirt has got since says what its
-// state says for sure.
+// phaseOf returns the phase of a state. Of a reason that is newer than the table
+// only a running or a stopped state is certain.
 func phaseOf(state, reason int32) phase {
 	if p, known := phases[golibvirt.DomainState(state)][reason]; known {
 		return p
@@ -91,22 +92,23 @@ func phaseOf(state, reason int32) phase {
 	return unsaid
 }
 
-// step is what the source does about a lifecycle event.
+// step is the source's reaction to a lifecycle event.
 type step uint8
 
 const (
 	nothing step = iota
-	ask          // libvirt is asked how the domain is
-	begin        // a life of the domain begins: its XML is read, and libvirt asked
-	arrive       // the guest runs, which ends its arrival; told at once
-	goOn         // it runs again: told at once of one that ran here before, of another libvirt is asked
-	leave        // it stopped to run elsewhere: told at once of one that ran here
-	over         // that life is over
+	ask          // ask libvirt for the domain's state
+	begin        // a life of the domain begins: read its XML and its state
+	arrive       // the guest runs, so its arrival is over: emit that at once
+	goOn         // it runs again: emit that at once if it ran here before, else ask
+	leave        // it stopped to run elsewhere: emit that at once if it ran here
+	over         // the life is over
 )
 
 // steps has every lifecycle event of libvirt's and its details.
 var steps = map[golibvirt.DomainEventType]map[int32]step{
-	// What runs is as it was started; a new definition waits for the next start.
+	// A running domain stays as it was started; a new definition waits for the next
+	// start.
 	golibvirt.DomainEventDefined: {
 		int32(golibvirt.DomainEventDefinedAdded):        nothing,
 		int32(golibvirt.DomainEventDefinedUpdated):      nothing,
@@ -153,8 +155,8 @@ var steps = map[golibvirt.DomainEventType]map[int32]step{
 		int32(golibvirt.DomainEventStoppedFromSnapshot): over,
 		int32(golibvirt.DomainEventStoppedRecreated):    over,
 	},
-	// It is about to end, and keeps its address until it has; of a guest that was
-	// arriving, it says that it never will.
+	// The guest is about to end, and keeps its address until it has ended. If it
+	// was arriving, it never will.
 	golibvirt.DomainEventShutdown: {
 		int32(golibvirt.DomainEventShutdownFinished): nothing,
 		int32(golibvirt.DomainEventShutdownGuest):    nothing,
@@ -170,8 +172,9 @@ var steps = map[golibvirt.DomainEventType]map[int32]step{
 	},
 }
 
-// stepOf looks an event up. What libvirt has got since is asked about, and what
-// begins or ends a life does so whatever the detail.
+// stepOf returns the step of an event. The source asks libvirt about an event or
+// detail that is newer than the table; every detail of a start or a stop begins or
+// ends a life.
 func stepOf(event, detail int32) step {
 	if s, known := steps[golibvirt.DomainEventType(event)][detail]; known {
 		return s

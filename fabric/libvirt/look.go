@@ -11,8 +11,9 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/libvirt/domxml"
 )
 
-// Describe implements [fabric.Source]: the domain of a name, as it is defined or
-// runs. It is for people, and not for hooks, which libvirt waits for.
+// Describe implements [fabric.Source]. It reads the domain by its name, defined or
+// running. It is for people and not for hooks: a hook that waits for libvirt, which
+// waits for the hook, would hang.
 func (s *Source) Describe(ctx context.Context, name string) (vm fabric.VM, ours bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.daemon.Times.Call)
 	defer cancel()
@@ -51,7 +52,7 @@ func (s *Source) Describe(ctx context.Context, name string) (vm fabric.VM, ours 
 		return vm, false, nil
 	}
 	if d.Resolve {
-		err = d.Plugged() // its NICs are those interfaces
+		err = d.Plugged() // its NICs are the interfaces that Plugged checks
 	}
 	return d.VM(), true, err
 }

@@ -20,11 +20,11 @@ type process struct {
 	pid     int
 	name    string
 	started time.Time
-	life    string // names this start of it among all of the machine
+	life    string // identifies this process among all that ever ran on the machine
 }
 
-// findDaemon finds the process that answers on a connection. Where systemd
-// listens for it (socket activation), the socket's other end is systemd's.
+// findDaemon finds the process that answers on a connection. With socket activation
+// the peer of the socket is systemd, so findDaemon tries the pid file, too.
 func findDaemon(conn net.Conn, socket string) (process, error) {
 	daemon := daemonOf(socket)
 	pids := []int{}
@@ -44,7 +44,7 @@ func findDaemon(conn net.Conn, socket string) (process, error) {
 	return process{}, fmt.Errorf("%s: its process is not known", daemon)
 }
 
-// daemonOf names the daemon of a socket.
+// daemonOf returns the name of a socket's daemon.
 func daemonOf(socket string) string {
 	daemon, _, _ := strings.Cut(filepath.Base(socket), "-")
 	if daemon == "libvirt" {
@@ -53,7 +53,7 @@ func daemonOf(socket string) string {
 	return daemon
 }
 
-// peer gives the process that listens at the other end of a unix socket.
+// peer returns the process that listens at the other end of a unix socket.
 func peer(conn net.Conn) (int, error) {
 	raw, ok := conn.(syscall.Conn)
 	if !ok {
@@ -73,8 +73,8 @@ func peer(conn net.Conn) (int, error) {
 	return int(cred.Pid), nil
 }
 
-// tick is the unit of times in /proc/PID/stat: USER_HZ is 100 on every machine
-// that Go runs on.
+// tick is the unit of times in /proc/PID/stat: USER_HZ is 100 on every machine that
+// Go runs on.
 const tick = 10 * time.Millisecond
 
 // readProcess reads /proc/PID/stat (proc_pid_stat(5)).
@@ -95,7 +95,7 @@ func readProcess(pid int) (process, error) {
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
 		return process{}, err
 	}
-	// A process that was started in a tick may have been so at its end.
+	// A process may have started at the end of its tick.
 	ago := time.Duration(up.Nano()) - time.Duration(ticks+1)*tick
 	return process{
 		pid: pid, name: name, started: time.Now().Add(-ago),
@@ -103,9 +103,9 @@ func readProcess(pid int) (process, error) {
 	}, nil
 }
 
-// parseStat gives a process's name and when it was started, in ticks since the boot.
+// parseStat returns a process's name and its start, in ticks since the boot.
 func parseStat(stat string) (name string, ticks int64, err error) {
-	open, end := strings.IndexByte(stat, '('), strings.LastIndexByte(stat, ')') // the name may have any of them
+	open, end := strings.IndexByte(stat, '('), strings.LastIndexByte(stat, ')') // the name may contain either
 	if open < 0 || end < open {
 		return "", 0, errors.New("its status has no name")
 	}

@@ -22,35 +22,36 @@ import (
 	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
-// defaultSockets are where libvirt listens: the QEMU driver's own daemon, or the
-// one daemon of older installations.
+// defaultSockets are the sockets of libvirt: of the QEMU driver's own daemon, or of
+// the one daemon of older installations.
 var defaultSockets = []string{"/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock"}
 
-// Config is what a [Source] may be told; its zero value serves.
+// Config has the options of a [Source]; its zero value serves.
 type Config struct {
-	// Socket is where libvirtd or virtqemud listens; empty: the first of
+	// Socket is the socket of libvirtd or virtqemud; empty: the first of
 	// /run/libvirt/virtqemud-sock and /run/libvirt/libvirt-sock that answers.
 	Socket string
-	Logger *slog.Logger // nil: silent
-	// Hooks is where libvirtd has its hooks, see [DefaultHooks]. Diagnose tells
-	// then when it does not know the fabric's. Empty: nobody looks.
+	Logger *slog.Logger // nil: no log
+	// Hooks is the directory of libvirtd's hooks, see [DefaultHooks]: Diagnose
+	// reports if libvirtd does not know the fabric's. Empty: it does not check
+	// that.
 	Hooks string
-	// Proof is a file in which it is noted that a libvirtd knows the hook: when
-	// the hook is replaced, that is all that tells. Empty: it is not kept.
+	// Proof is a file in which the source notes that a libvirtd knows the hook:
+	// after the hook's file is replaced, nothing else shows that. Empty: no file.
 	Proof string
 }
 
-// Source follows the domains of one libvirtd. [Source.Run] holds the
-// connection; all methods are safe for concurrent use.
+// Source follows the domains of one libvirtd. [Source.Run] holds the connection;
+// all methods are safe for concurrent use.
 type Source struct {
 	queue  *hypervisor.Queue
 	daemon *hypervisor.Daemon[*conn]
 
-	mu sync.Mutex // of all below
+	mu sync.Mutex // guards the fields below
 	view
 	hooks, proof string
 	hookCalled   time.Time
-	proven       string // the libvirtd that knows the hook
+	proven       string // the libvirtd that is known to know the hook
 }
 
 var (
@@ -58,26 +59,25 @@ var (
 	_ fabric.Diagnoser = (*Source)(nil)
 )
 
-// view is what a source knows of the active domains. It has no lock: that is its
-// owner's.
+// view is what a source knows of the active domains. It has no lock: its owner has.
 type view struct {
 	log        *slog.Logger
 	known      map[golibvirt.UUID]*observed
-	begun      map[golibvirt.UUID]int32  // libvirt's number of a life whose beginning was heard
-	foreign    map[golibvirt.UUID]bool   // active, and none of our business
-	conditions map[golibvirt.UUID]string // what is wrong with domains of ours
+	begun      map[golibvirt.UUID]int32  // libvirt's id of a life whose start event came
+	foreign    map[golibvirt.UUID]bool   // active, and not of the fabric
+	conditions map[golibvirt.UUID]string // the faults of the fabric's domains
 }
 
-// observed is a guest of ours as it was last seen running. One whose
-// <fabric:vm> was taken away meanwhile has no NICs.
+// observed is a guest of the fabric as it was last seen running. Without NICs its
+// <fabric:vm> was removed meanwhile.
 type observed struct {
 	vm fabric.VM
 	as standing
-	id int32 // libvirt's, another with each start
+	id int32 // libvirt's id, another with each start
 	at time.Time
 }
 
-// New makes a source. It connects to nothing yet.
+// New makes a source, which does not connect before Run.
 func New(cfg Config) *Source {
 	sockets := defaultSockets
 	if cfg.Socket != "" {
@@ -90,13 +90,13 @@ func New(cfg Config) *Source {
 	s.daemon = hypervisor.NewDaemon(hypervisor.Config[*conn]{
 		Name: domxml.Origin, Sockets: sockets, Logger: s.log, Queue: s.queue,
 		Dial: s.connect, Unreachable: unreachable,
-		// That libvirtd knows the hook is noted before the hook is replaced.
+		// Note that libvirtd knows the hook before the hook is replaced.
 		Connected: func(c *conn) { s.hookProblem(c) },
 	})
 	return s
 }
 
-// unreachable says why nobody answers on a socket.
+// unreachable says why libvirtd does not answer on a socket.
 func unreachable(socket string, err error) *hypervisor.Unreachable {
 	e := hypervisor.NewUnreachable(domxml.Origin, daemonOf(socket), socket, err)
 	if errors.Is(err, errHooks) {
@@ -108,22 +108,22 @@ func unreachable(socket string, err error) *hypervisor.Unreachable {
 // Name implements [fabric.Source].
 func (s *Source) Name() string { return domxml.Origin }
 
-// Changes implements [fabric.Source]. Changes of one guest that nobody took
-// yet are one change, the newest. The first after each connect has Lost set.
+// Changes implements [fabric.Source]. If the agent has not taken a guest's change
+// yet, a newer one replaces it. The first change after each connect has Lost set.
 // The channel is never closed.
 func (s *Source) Changes() <-chan fabric.Change { return s.queue.Out() }
 
-// Run connects, and connects again whenever the connection is lost, until ctx
-// ends; then it returns nil. It waits for libvirt quietly where there is none.
+// Run connects, and connects again whenever the connection is lost, until ctx ends;
+// then it returns nil. If there never was a libvirt, it waits without a warning.
 // Call it once.
 func (s *Source) Run(ctx context.Context) error { return s.daemon.Run(ctx) }
 
-// Guests implements [fabric.Source]: the active domains of ours, each with the
-// time at which its state was read in Since, and the names of all others. It works without Run too, over a
-// connection of its own. It waits no longer than 10 s: libvirt does not list
-// its domains while a hook runs. A domain whose <fabric:vm> cannot be read is
-// listed as it was when it could be; if it never could, it is not listed, and
-// Diagnose tells.
+// Guests implements [fabric.Source]: the active domains of the fabric, with the
+// time at which the state was read in Since, and the names of all others. Without
+// Run it uses a connection of its own. It waits at most 10 s: libvirt does not list
+// its domains while a hook runs. If a domain's <fabric:vm> cannot be read, Guests
+// lists the domain as it was last readable, or only by its name, and Diagnose
+// reports it.
 func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, s.daemon.Times.Call)
@@ -144,7 +144,8 @@ func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	return guests, nil
 }
 
-// MovesByRestart implements [fabric.Source]: libvirt says when a guest begins to run.
+// MovesByRestart implements [fabric.Source]: libvirt says when a guest begins to
+// run.
 func (*Source) MovesByRestart() bool { return false }
 
 // Status implements [fabric.Source].
@@ -154,8 +155,8 @@ func (s *Source) Status() fabric.SourceStatus {
 	return s.daemon.Status(len(s.known))
 }
 
-// Diagnose implements [fabric.Diagnoser]. That there is no libvirt is no
-// problem on a node where there never was one.
+// Diagnose implements [fabric.Diagnoser]. A missing libvirt is no problem on a node
+// that never had one.
 func (s *Source) Diagnose(context.Context) []string {
 	var problems []string
 	c, connected := s.daemon.Conn()
@@ -178,7 +179,8 @@ func (s *Source) Diagnose(context.Context) []string {
 	return problems
 }
 
-// list asks for all guests, unless somebody still waits for that answer.
+// list asks for all guests. It waits while another list on the connection has no
+// answer.
 func (s *Source) list(ctx context.Context, c *conn) ([]fabric.Desired, error) {
 	select {
 	case c.lists <- struct{}{}:
@@ -200,7 +202,7 @@ func (s *Source) list(ctx context.Context, c *conn) ([]fabric.Desired, error) {
 	return <-answer, nil
 }
 
-// readAll reads all active domains, and forgets those that are not any more.
+// readAll reads all active domains, and forgets those that are no longer active.
 func (s *Source) readAll(c *conn) ([]fabric.Desired, error) {
 	began := time.Now()
 	domains, _, err := c.lv.ConnectListAllDomains(1, golibvirt.ConnectListDomainsActive)
@@ -219,8 +221,8 @@ func (s *Source) readAll(c *conn) ([]fabric.Desired, error) {
 		case ours && d.State != fabric.Absent:
 			guests = append(guests, d)
 		case !ours:
-			// It runs, and nobody can say with what: should it be a guest that the
-			// agent knows, it must not pass for gone.
+			// It runs, and nothing says with which addresses. If the agent knows it
+			// as a guest, the guest must not count as gone.
 			guests = append(guests, fabric.Desired{VM: bare(dom), Run: runOf(dom)})
 		}
 	}
@@ -233,13 +235,13 @@ func (s *Source) readAll(c *conn) ([]fabric.Desired, error) {
 	return guests, nil
 }
 
-// bare is a domain of which nothing says what it has.
+// bare returns a domain of which only the name and the UUID are known.
 func bare(dom golibvirt.Domain) fabric.VM {
 	u := dom.UUID
 	return fabric.VM{Name: dom.Name, UUID: fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:]), Origin: domxml.Origin}
 }
 
-// runOf names a run of a domain: libvirt numbers them.
+// runOf names a run of a domain by libvirt's id of it.
 func runOf(dom golibvirt.Domain) string {
 	if dom.ID <= 0 {
 		return ""
@@ -247,8 +249,8 @@ func runOf(dom golibvirt.Domain) string {
 	return strconv.Itoa(int(dom.ID))
 }
 
-// look reads a domain and remembers what it saw. Unless fresh, the XML of a
-// guest that is known is not read again: the state alone is quicker.
+// look reads a domain and remembers it. It reads the XML of a known guest again
+// only if fresh: the state alone is quicker.
 func (s *Source) look(c *conn, dom golibvirt.Domain, fresh bool) (d fabric.Desired, ours bool, err error) {
 	s.mu.Lock()
 	last, life := s.known[dom.UUID], s.begun[dom.UUID]
@@ -269,7 +271,7 @@ func (s *Source) look(c *conn, dom golibvirt.Domain, fresh bool) (d fabric.Desir
 	switch {
 	case last != nil && last.id == dom.ID:
 		was = last.as
-	case life == dom.ID: // never 0; so far it did not run here
+	case life == dom.ID: // never 0; its start event came, and it has not run here yet
 		was = standing{state: fabric.Wired}
 	case needsSide(state, reason):
 		if was, err = askSide(c, dom, reason); err != nil {
@@ -282,9 +284,9 @@ func (s *Source) look(c *conn, dom golibvirt.Domain, fresh bool) (d fabric.Desir
 	return d, true, nil
 }
 
-// remember notes a guest as it was seen, unless something newer is known by
-// now. One that was seen stopped stays known until that was told: a transient
-// one cannot be read again.
+// remember notes the state of a guest, unless a newer one is known. A guest that
+// was read as stopped stays known until that is emitted: a transient one cannot be
+// read again.
 func (s *Source) remember(dom golibvirt.Domain, d fabric.Desired) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -293,9 +295,10 @@ func (s *Source) remember(dom golibvirt.Domain, d fabric.Desired) {
 	}
 }
 
-// readVM reads a domain's XML. A guest whose <fabric:vm> cannot be understood
-// is as it was last; one that never could be is not ours, but remembered. One
-// that runs as it did and has none any more is still ours, without NICs.
+// readVM reads a domain's XML. If a known guest's <fabric:vm> has a fault, readVM
+// returns the guest as it was; a domain that never had a valid one is not of the
+// fabric, but its fault is remembered. A known guest whose <fabric:vm> was removed
+// while it runs is returned without NICs.
 func (s *Source) readVM(c *conn, dom golibvirt.Domain, last *observed) (vm fabric.VM, ours bool, err error) {
 	xml, err := c.lv.DomainGetXMLDesc(dom, 0)
 	if err != nil {
@@ -329,8 +332,7 @@ func (s *Source) readVM(c *conn, dom golibvirt.Domain, last *observed) (vm fabri
 	return vm, false, nil
 }
 
-// setCondition says what is wrong with a domain of ours, in the log once; nil:
-// nothing is.
+// setCondition sets the fault of a domain, and logs a new one; nil: it has none.
 func (v *view) setCondition(dom golibvirt.Domain, flaw error) {
 	if flaw == nil {
 		delete(v.conditions, dom.UUID)

@@ -8,19 +8,19 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// standing is how a guest is here: the State and the Leaving of a
-// [fabric.Desired]. The zero value is that of a guest that was not seen yet.
+// standing has the State and the Leaving of a guest's [fabric.Desired]. Its zero
+// value is that of a guest that was not seen yet.
 type standing struct {
 	state   fabric.State
 	leaving bool
 }
 
-// stateOf gives the standing of a guest from the state of its domain
-// (virDomainState and its reasons), and from what it was before.
+// stateOf returns the standing of a guest from the state of its domain
+// (virDomainState and its reasons), and from its standing before.
 //
-// A domain that is paused keeps its address: whoever paused it, the next thing
-// to happen to it is that it goes on, here. That is not so while it migrates:
-// libvirt says the same at both ends, so that what was says which end this is.
+// A paused domain keeps its address: whatever paused it, it will go on here. A
+// domain that is paused for a migration may not: libvirt gives the same state at
+// both ends, so the standing before shows which end this is.
 func stateOf(state, reason int32, was standing) standing {
 	switch phaseOf(state, reason) {
 	case runs, halted:
@@ -41,8 +41,8 @@ func stateOf(state, reason int32, was standing) standing {
 	return standing{state: fabric.Wired}
 }
 
-// needsSide reports whether the state of a domain that was not seen before
-// leaves open at which end of a migration it is.
+// needsSide reports whether the state of a domain that was not seen before leaves
+// open at which end of a migration it is.
 func needsSide(state, reason int32) bool {
 	if golibvirt.DomainState(state) != golibvirt.DomainPaused {
 		return false
@@ -51,10 +51,10 @@ func needsSide(state, reason int32) bool {
 	return r == golibvirt.DomainPausedMigration || r == golibvirt.DomainPausedPostcopyFailed
 }
 
-// askSide gives what a domain was before it was paused for a migration, or
-// while it is restored from a file, which is the same state. The statistics of
-// the job tell these apart: they are of a migration at its source, and refused
-// at the destination.
+// askSide returns the standing of a domain before it was paused for a migration, or
+// for its restoring from a file, which has the same state. The statistics of its
+// job tell them apart: at the source of a migration they say so, and at the
+// destination libvirt refuses them.
 func askSide(c *conn, dom golibvirt.Domain, reason int32) (was standing, err error) {
 	_, job, err := c.lv.DomainGetJobStats(dom, 0)
 	var refused golibvirt.Error
@@ -66,12 +66,12 @@ func askSide(c *conn, dom golibvirt.Domain, reason int32) (was standing, err err
 	case goesOut(job):
 		return standing{state: fabric.Live, leaving: failed}, nil
 	case failed && err != nil:
-		return standing{state: fabric.Live}, nil // it ran here
+		return standing{state: fabric.Live}, nil // it ran here before
 	}
 	return standing{state: fabric.Wired}, nil
 }
 
-// goesOut reports whether a job is a migration to elsewhere.
+// goesOut reports whether a job is a migration to another host.
 func goesOut(job []golibvirt.TypedParam) bool {
 	for _, p := range job {
 		if p.Field == golibvirt.DomainJobOperationStr {

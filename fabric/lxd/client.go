@@ -19,13 +19,13 @@ import (
 )
 
 const (
-	maxAnswer = 256 << 20 // bytes; an instance takes some 3,000
+	maxAnswer = 256 << 20 // bytes; an instance has some 3,000
 	maxEvent  = 1 << 20
 )
 
-// apiError is what the daemon answers instead of what it was asked for.
+// apiError is an error that the daemon answers.
 type apiError struct {
-	code int // of HTTP
+	code int // the HTTP status
 	text string
 }
 
@@ -36,7 +36,7 @@ func hasCode(err error, code int) bool {
 	return errors.As(err, &e) && e.code == code
 }
 
-// client asks the daemon behind one socket.
+// client sends requests to the daemon behind one socket.
 type client struct {
 	dialect
 	path string
@@ -47,7 +47,7 @@ func newClient(d dialect, path string) *client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}
-	// One connection a request: a local one costs nothing, and none is left.
+	// One connection a request: a local one costs little, and none is left open.
 	return &client{dialect: d, path: path, http: http.Client{
 		Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true, DisableCompression: true},
 	}}
@@ -58,7 +58,7 @@ func (c *client) url(path string, query url.Values) string {
 	return u.String()
 }
 
-// get asks for what is at a path below the API's.
+// get requests a path below the API's.
 func get[T any](ctx context.Context, c *client, path string, query url.Values) (metadata T, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url(path, query), nil)
 	if err != nil {
@@ -91,7 +91,7 @@ func decode[T any](resp *http.Response) (metadata T, err error) {
 	return answer.Metadata, nil
 }
 
-// server is what the daemon says of itself.
+// server is the daemon's description of itself.
 type server struct {
 	Extensions  []string `json:"api_extensions"`
 	Environment struct {
@@ -102,8 +102,9 @@ type server struct {
 
 func (s server) has(extension string) bool { return slices.Contains(s.Extensions, extension) }
 
-// holds reports whether an instance, or the origin of an event, is here. That
-// of a daemon without a cluster is "none"; a daemon that forms one changes it.
+// holds reports whether the location of an instance or event is this member.
+// Without a cluster the location is "none"; a daemon that forms a cluster changes
+// it.
 func (s server) holds(location string) bool {
 	return !s.Environment.Clustered || location == "" || location == "none" || location == s.Environment.Name
 }
@@ -127,17 +128,17 @@ func (c *client) projects(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// instance reads one.
+// instance reads an instance.
 func (c *client) instance(ctx context.Context, k key) (instance, error) {
 	i, err := get[instance](ctx, c, "/instances/"+k.name, url.Values{"project": {k.project}})
-	i.Project = k.project // which an old daemon does not tell
+	i.Project = k.project // an old daemon does not send it
 	return i, err
 }
 
-// instances lists those of all projects; in a cluster, of all members.
+// instances lists the instances of all projects; in a cluster, of all members.
 //
-// With recursion=2 the daemon would look into every running container too,
-// which takes it a hundred times as long (0.1 s each, seen on LXD 5.0).
+// With recursion=2 the daemon would also look into every running container, which
+// takes it a hundred times as long (0.1 s each, seen on LXD 5.0).
 func (c *client) instances(ctx context.Context, of server) ([]instance, error) {
 	if of.has("instance_all_projects") {
 		return get[[]instance](ctx, c, "/instances", url.Values{"recursion": {"1"}, "all-projects": {"true"}})
@@ -160,8 +161,9 @@ func (c *client) instances(ctx context.Context, of server) ([]instance, error) {
 	return all, nil
 }
 
-// events subscribes to what happens to instances. A daemon that does not tell
-// the project of an event (before LXD 4.0.9) has another word for all of them.
+// events subscribes to the lifecycle events of all projects. A daemon that does not
+// send the project of an event (before LXD 4.0.9) selects all projects by another
+// parameter.
 func (c *client) events(ctx context.Context, of server) (*websocket.Conn, error) {
 	query := url.Values{"type": {"lifecycle"}, "all-projects": {"true"}}
 	if !of.has("event_project") {
@@ -180,8 +182,7 @@ func (c *client) events(ctx context.Context, of server) (*websocket.Conn, error)
 	return nil, reason(err)
 }
 
-// reason shortens an error of a connection to what its reader does not know yet;
-// none stays none.
+// reason shortens an error of a connection to its cause. reason of nil is nil.
 func reason(err error) error {
 	var closed websocket.CloseError
 	if errors.As(err, &closed) {

@@ -15,13 +15,13 @@ import (
 )
 
 const (
-	slots = 4 // requests about single instances at a time
-	// maxWaiting is how many instances may have news that was not read yet; one
-	// list costs less than more of them.
+	slots = 4 // requests about single instances at the same time
+	// maxWaiting is how many instances may have unread news; a list costs less than
+	// more single reads.
 	maxWaiting = 64
 )
 
-// conn is a client of a daemon that is there, and a subscription to events.
+// conn is a client of a running daemon, and a subscription to its events.
 type conn struct {
 	*client
 	ws    *websocket.Conn // nil: not subscribed
@@ -32,8 +32,8 @@ type conn struct {
 	about server
 }
 
-// connect has the daemon behind a socket tell of itself. One that was never
-// used is as good as none.
+// connect connects to the daemon behind a socket and reads its description. A
+// daemon that was never used counts as absent.
 func (s *Source) connect(ctx context.Context, socket string) (*conn, error) {
 	if _, err := os.Stat(filepath.Join(filepath.Dir(socket), s.ran)); !s.given && errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -52,7 +52,7 @@ func (c *conn) Subscribe(ctx context.Context) (err error) {
 	return err
 }
 
-// Run takes up events, and reads the instances that they are about.
+// Run handles the events, and reads the instances that they are about.
 func (c *conn) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.reads.Run(ctx) })
@@ -68,8 +68,8 @@ func (c *conn) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// Ping is answered by a daemon that sends events: it says that it switches
-// protocols before it begins to.
+// Ping asks over the connection of the events: the daemon answers only if it sends
+// events, too.
 func (c *conn) Ping(ctx context.Context) error {
 	return reason(c.ws.Ping(ctx))
 }
@@ -81,7 +81,8 @@ func (c *conn) Close() {
 	}
 }
 
-// request has an instance read, and reports whether there was room for that.
+// request requests a read of an instance, and reports whether there was room for
+// it.
 func (c *conn) request(k key) bool { return c.reads.Request(k, struct{}{}) }
 
 // holds reports whether an instance or an event is of this member.
@@ -91,7 +92,7 @@ func (c *conn) holds(location string) bool {
 	return c.about.holds(location)
 }
 
-// ask has the daemon tell of itself anew.
+// ask reads the daemon's description of itself again.
 func (c *conn) ask(ctx context.Context) (server, error) {
 	about, err := c.server(ctx)
 	if err == nil {

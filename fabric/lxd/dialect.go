@@ -1,16 +1,16 @@
 package lxd
 
-// dialect is the names and places that LXD has, and that a relative of it may
-// have otherwise.
+// dialect has the names and places of LXD, which a relative of it may have
+// otherwise.
 type dialect struct {
-	name    string   // of the source, of the daemon and of its service
+	name    string   // the name of the source, of the daemon and of its service
 	client  string   // the command line program
-	sockets []string // where the daemon listens; the first that answers
-	// ran is what a daemon leaves beside its socket when it first runs.
+	sockets []string // the daemon's sockets; the first that answers is used
+	// ran is the file that a daemon leaves beside its socket when it first runs.
 	ran    string
-	api    string // begins all paths
-	keys   string // begins the fabric's configuration keys; a NIC's number follows
-	moving string // begins the names that instances have while they are copied to another place
+	api    string // the prefix of all paths
+	keys   string // the prefix of the fabric's configuration keys; a NIC's number follows
+	moving string // the prefix of an instance's name while it is copied to another place
 }
 
 var ofLXD = dialect{

@@ -12,7 +12,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// event is something that happened, as /1.0/events tells it.
+// event is an event of /1.0/events.
 type event struct {
 	Type, Location, Project string
 	Metadata                struct {
@@ -23,7 +23,7 @@ type event struct {
 	}
 }
 
-// hear takes up an event. It only sets things going: the next event waits.
+// hear handles an event. It waits for nothing, because the next event waits for it.
 func (s *Source) hear(c *conn, message []byte) {
 	var e event
 	if err := json.Unmarshal(message, &e); err != nil {
@@ -40,7 +40,7 @@ func (s *Source) hear(c *conn, message []byte) {
 	switch what {
 	case "instances", "containers", "virtual-machines":
 	case "profiles", "projects", "cluster":
-		s.queue.PutLost() // many instances may be other than they were
+		s.queue.PutLost() // many instances may have changed
 		return
 	default:
 		return
@@ -63,9 +63,9 @@ func (s *Source) hear(c *conn, message []byte) {
 	}
 }
 
-// subject reads what an event is about out of its source, such as
-// /1.0/instances/web/snapshots/a?project=shop. The project is empty when the
-// daemon does not tell it (before LXD 4.0.9).
+// subject finds the object of an event in its source, such as
+// /1.0/instances/web/snapshots/a?project=shop. The project is empty if the daemon
+// does not send it (before LXD 4.0.9).
 func (c *conn) subject(e event) (what, name, project string) {
 	u, err := url.Parse(e.Metadata.Source)
 	if err != nil {
@@ -77,8 +77,8 @@ func (c *conn) subject(e event) (what, name, project string) {
 	return what, name, cmp.Or(e.Project, u.Query().Get("project"))
 }
 
-// named gives the instances that may be meant by a name: without a project, all
-// that were read.
+// named returns the instances that a name may mean; without a project, all that
+// were read.
 func (s *Source) named(project, name string) []key {
 	if project != "" {
 		return []key{{project, name}}
@@ -94,8 +94,8 @@ func (s *Source) named(project, name string) []key {
 	return keys
 }
 
-// minds reports whether there is anything to be told of an instance that is
-// gone from here.
+// minds reports whether the source has anything to report when an instance is gone
+// from here.
 func (s *Source) minds(k key) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,7 +104,7 @@ func (s *Source) minds(k key) bool {
 	return bad || stopped || s.owns(k)
 }
 
-// follow reads an instance and tells how it is.
+// follow reads an instance and emits its state.
 func (s *Source) follow(ctx context.Context, c *conn, k key) {
 	began := time.Now()
 	reading, cancel := context.WithTimeout(ctx, s.daemon.Times.Call)
@@ -114,7 +114,7 @@ func (s *Source) follow(ctx context.Context, c *conn, k key) {
 		_, err = c.ask(reading) // this member may have another name by now
 	}
 	switch {
-	case ctx.Err() != nil: // all that was missed is asked for again
+	case ctx.Err() != nil: // the list after the next connection makes up for it
 	case hasCode(err, http.StatusNotFound), err == nil && !c.holds(i.Location):
 		s.vanished(k, began)
 	case err != nil:
@@ -125,14 +125,14 @@ func (s *Source) follow(ctx context.Context, c *conn, k key) {
 	}
 }
 
-// arrived tells of an instance that was read.
+// arrived takes an instance that was read, and emits its state.
 func (s *Source) arrived(i instance, at time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	mine := s.owns(i.key())
 	d, ours := s.take(i, at)
 	if !ours && i.Code == codeStopped && s.known[i.Name] == nil {
-		// The agent may know it, from before its keys were taken away.
+		// The agent may know it from before its keys were removed.
 		d, ours = absent(s.bare(i), at), true
 	}
 	if ours {
@@ -140,7 +140,7 @@ func (s *Source) arrived(i instance, at time.Time) {
 	}
 }
 
-// vanished tells that an instance is not here any more.
+// vanished emits that an instance is not here any more.
 func (s *Source) vanished(k key, at time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,10 +160,11 @@ func (s *Source) vanished(k key, at time.Time) {
 	}
 }
 
-// emit tells the agent of a guest; was: it was known before.
+// emit emits a guest's state; was: the source knew the guest before.
 func (v *view) emit(k key, d fabric.Desired, was bool) {
-	// One that was never seen may have been brought up by a hook. But before
-	// the first list the guest of that name may as well be another instance.
+	// A hook may have attached a guest that the source never saw, so emit that it
+	// is absent. But before the first list the guest of that name may be another
+	// instance.
 	if d.State != fabric.Absent || was || v.listed {
 		v.queue.Put(d)
 	}

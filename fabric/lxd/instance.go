@@ -17,8 +17,8 @@ const defaultProject = "default"
 // key names an instance: names are unique within a project.
 type key struct{ project, name string }
 
-// instance is what the daemon tells of one. Config and Devices are its own;
-// those that are expanded have what its profiles add.
+// instance is an instance as the daemon describes it. Config and Devices are its
+// own; the expanded ones include those of its profiles.
 type instance struct {
 	Name, Project, Location, Type string
 
@@ -32,29 +32,29 @@ type instance struct {
 
 type device map[string]string
 
-// bare is an instance of which nothing says what it has.
+// bare returns a guest of which only the name and the UUID are known.
 func (d dialect) bare(i instance) fabric.VM {
 	return fabric.VM{Name: i.Name, UUID: i.uuid(), Origin: d.name}
 }
 
 func (i instance) key() key { return key{cmp.Or(i.Project, defaultProject), i.Name} }
 
-// uuid gives what tells the instance from all others, wherever it is moved to:
-// LXD 4.0 has no UUIDs, and one name in each project.
+// uuid identifies the instance wherever it is moved to. LXD 4.0 has no UUIDs, so
+// there it is the project and the name.
 func (i instance) uuid() string {
 	k := i.key()
 	return cmp.Or(i.ExpandedConfig["volatile.uuid"], k.project+"/"+k.name)
 }
 
-// virtual reports that it is a virtual machine, with a kernel of its own.
+// virtual reports whether it is a virtual machine, with a kernel of its own.
 func (i instance) virtual() bool { return i.Type == "virtual-machine" }
 
-// unreadable reports that the daemon could tell nothing of the instance but its
-// name; any other has at least something volatile in its configuration.
+// unreadable reports whether the daemon knew nothing of the instance but its name;
+// any other has at least a volatile key in its configuration.
 func (i instance) unreadable() bool { return i.Code == codeError && len(i.ExpandedConfig) == 0 }
 
-// guest gives the guest that an instance is. One that is not ours is no error;
-// the error of one of ours says what to do about it.
+// guest returns the guest that an instance is. To be none of the fabric's is no
+// error. The error of one of the fabric's says how to correct it.
 func (d dialect) guest(i instance) (vm fabric.VM, ours bool, err error) {
 	nics, err := d.nics(i)
 	if err != nil || len(nics) == 0 {
@@ -82,7 +82,7 @@ func (d dialect) guest(i instance) (vm fabric.VM, ours bool, err error) {
 	return vm, true, nil
 }
 
-// nics reads what the instance's NICs receive.
+// nics reads the addresses and routes of the instance's NICs.
 func (d dialect) nics(i instance) ([]fabric.NIC, error) {
 	byNumber := map[int]*fabric.NIC{}
 	for _, k := range slices.Sorted(maps.Keys(i.ExpandedConfig)) {
@@ -181,7 +181,7 @@ func (d dialect) plug(i instance, n int) (name string, found bool) {
 	return "", false
 }
 
-// plugged completes a NIC with what its device says.
+// plugged completes a NIC with the settings of its device.
 func (d dialect) plugged(i instance, n int, name string, nic *fabric.NIC) error {
 	dev := i.ExpandedDevices[name]
 	nic.Kind = fabric.Adopt
@@ -191,7 +191,8 @@ func (d dialect) plugged(i instance, n int, name string, nic *fabric.NIC) error 
 			return fmt.Errorf("NIC device %s is physical, which gives a virtual machine a device of the bus and not a link; %s", name, d.replace(i, n, name))
 		}
 	}
-	// Without hwaddr LXD chooses one for a p2p device, once, and keeps it there.
+	// Without hwaddr LXD chooses one for a p2p device, once, and keeps it in this
+	// key.
 	nic.MAC, _ = fabric.ParseMAC(cmp.Or(dev["hwaddr"], i.ExpandedConfig["volatile."+name+".hwaddr"]))
 	nic.Link = cmp.Or(dev["name"], i.ExpandedConfig["volatile."+name+".name"])
 	if mtu := dev["mtu"]; mtu != "" {

@@ -9,9 +9,9 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Describe implements [fabric.Source]. A name is LXC's: that of the instance, after
-// that of its project and an underscore where the project is not the default.
-// Where the default project has no such instance, one of another is meant.
+// Describe implements [fabric.Source]. The name is LXC's: that of the instance,
+// after its project and an underscore unless that is the default one. If the
+// default project has no such instance, Describe looks for one in another project.
 func (s *Source) Describe(ctx context.Context, name string) (vm fabric.VM, ours bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.daemon.Times.Call)
 	defer cancel()
@@ -46,7 +46,8 @@ func (s *Source) Describe(ctx context.Context, name string) (vm fabric.VM, ours 
 	return vm, ours, nil
 }
 
-// keyOf reads a name: neither projects nor instances have underscores in theirs.
+// keyOf splits an LXC name: neither projects nor instances have underscores in
+// theirs.
 func keyOf(name string) key {
 	if project, instance, found := strings.Cut(name, "_"); found {
 		return key{project, instance}
@@ -54,7 +55,8 @@ func keyOf(name string) key {
 	return key{defaultProject, name}
 }
 
-// elsewhere gives the instance of ours that has a name, or is the only one.
+// elsewhere returns the guest with a name or, if there is none, the only stopped
+// instance with it.
 func (s *Source) elsewhere(name string) key {
 	s.mu.Lock()
 	defer s.mu.Unlock()

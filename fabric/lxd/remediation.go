@@ -13,7 +13,7 @@ import (
 // maxLinkName is the longest link name in bytes: IFNAMSIZ without its NUL.
 const maxLinkName = 15
 
-// unplugged says why the n-th NIC has no device, and what gives it one. The
+// unplugged says why the n-th NIC has no device, and how to give it one. The
 // devices in taken are those of other NICs.
 func (d dialect) unplugged(i instance, n int, taken map[string]bool) error {
 	port, peer := fabric.PortName(i.Name, n), fabric.PeerName(i.Name, n)
@@ -36,8 +36,8 @@ func (d dialect) unplugged(i instance, n int, taken map[string]bool) error {
 	}
 }
 
-// candidate finds the device that was most likely meant for the n-th NIC:
-// another one of its kinds, or the one with its name.
+// candidate finds the device that is most likely meant for the n-th NIC: a free one
+// of the right kinds, or the one with the usual name.
 func (i instance) candidate(n int, taken map[string]bool) (string, device) {
 	var free []string
 	for _, name := range slices.Sorted(maps.Keys(i.ExpandedDevices)) {
@@ -59,8 +59,8 @@ func (i instance) candidate(n int, taken map[string]bool) (string, device) {
 	return "", nil
 }
 
-// set is the command that changes a device; that of a profile becomes the
-// instance's own by it.
+// set returns the command that changes a device. For a device of a profile, the
+// command makes it the instance's own.
 func (d dialect) set(i instance, name, change string) string {
 	verb := "override"
 	if _, own := i.Devices[name]; own {
@@ -76,8 +76,9 @@ func (d dialect) add(i instance, n int, name string) string {
 	return d.command(i, "config", "device", "add", i.Name, name, "nic", "nictype=p2p", "host_name="+fabric.PortName(i.Name, n), fmt.Sprintf("name=eth%d", n))
 }
 
-// replace is the command that gives a device another kind: one kind's options
-// are not another's. An own device stands in for that of a profile.
+// replace returns the command that gives a device another kind. Each kind has other
+// options, so the command makes it anew. An instance's own device replaces a
+// profile's with the same name.
 func (d dialect) replace(i instance, n int, name string) string {
 	inside := cmp.Or(i.ExpandedDevices[name]["name"], name)
 	add := d.command(i, "config", "device", "add", i.Name, name, "nic", "nictype=p2p", "host_name="+fabric.PortName(i.Name, n), "name="+inside)
@@ -87,7 +88,8 @@ func (d dialect) replace(i instance, n int, name string) string {
 	return add
 }
 
-// unset is the command that takes a key away, from where it is.
+// unset returns the command that removes a key from the instance or, if it is not
+// there, from its last profile.
 func (d dialect) unset(i instance, k string) string {
 	if _, own := i.Config[k]; own || len(i.Profiles) == 0 {
 		return d.command(i, "config", "unset", i.Name, k)
@@ -95,7 +97,7 @@ func (d dialect) unset(i instance, k string) string {
 	return d.command(i, "profile", "unset", i.Profiles[len(i.Profiles)-1], k)
 }
 
-// command is a line for a shell.
+// command returns a command line for a shell.
 func (d dialect) command(i instance, words ...string) string {
 	if i.Project != "" && i.Project != defaultProject {
 		words = append(words, "--project", i.Project)
@@ -107,7 +109,7 @@ func (d dialect) command(i instance, words ...string) string {
 	return line
 }
 
-// quote writes a word such that a shell reads it back.
+// quote quotes a word so that a shell reads it back.
 func quote(w string) string {
 	plain := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.,:=/@+", r)

@@ -17,17 +17,17 @@ import (
 	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
-// Config is what a [Source] may be told; its zero value serves.
+// Config has the options of a [Source]; its zero value serves.
 type Config struct {
-	// Socket is where LXD listens; empty: the first of
+	// Socket is the socket of LXD; empty: the first of
 	// /var/snap/lxd/common/lxd/unix.socket and /var/lib/lxd/unix.socket that
-	// answers, and whose LXD was used before: systemd listens there for one
-	// that was never, and to connect would start it.
+	// answers and whose LXD was used before. For an LXD that never was, systemd
+	// listens there, and a connection would start it.
 	Socket string
-	Logger *slog.Logger // nil: silent
-	// Links lets the source see that a guest starts before LXD tells, and lets
-	// Diagnose tell of ports that LXD has left behind. Nil: nobody looks. It is
-	// asked for single links at any time, also by several at once.
+	Logger *slog.Logger // nil: no log
+	// Links lets the source see the start of a guest before LXD reports it, and
+	// lets Diagnose report ports that LXD has left behind. Nil: neither. The source
+	// calls Link at any time, also from several goroutines at once.
 	Links Links
 }
 
@@ -35,13 +35,14 @@ type Config struct {
 // [Source.Run] holds the connection; all methods are safe for concurrent use.
 type Source struct {
 	times times
-	// given: the socket was named, so it is connected to whatever it is.
+	// given: the configuration names the socket, so the source connects even if LXD
+	// was never used.
 	given bool
 
-	mu sync.Mutex // of what changes in the view
+	mu sync.Mutex // guards what changes in the view, and the fields below
 	view
-	connected time.Time // when there last was a new connection
-	unlisted  string    // why the last list is missing
+	connected time.Time // when the last connection was made
+	unlisted  string    // why the last list failed; empty: it did not
 }
 
 var (
@@ -49,13 +50,13 @@ var (
 	_ fabric.Diagnoser = (*Source)(nil)
 )
 
-// times are how long things may take that are LXD's alone.
+// times bounds how long things may take that only LXD has.
 type times struct {
-	list time.Duration // a list, for which a cluster's members ask one another
+	list time.Duration // a list, for which the members of a cluster ask one another
 	leak time.Duration // how long a port of a stopped instance may stay
 }
 
-// New makes a source. It connects to nothing yet.
+// New makes a source, which does not connect before Run.
 func New(cfg Config) *Source {
 	s := &Source{given: cfg.Socket != "", times: times{list: 20 * time.Second, leak: 15 * time.Second}, view: view{
 		dialect: ofLXD, log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), links: cfg.Links, queue: hypervisor.NewQueue(),
@@ -74,7 +75,7 @@ func New(cfg Config) *Source {
 	return s
 }
 
-// unreachable says why nobody answers on a socket, or nobody who can be of use.
+// unreachable says why LXD does not answer on a socket, or is of no use yet.
 func (s *Source) unreachable(socket string, err error) *hypervisor.Unreachable {
 	e := hypervisor.NewUnreachable(s.name, s.name, socket, err)
 	if hasCode(err, http.StatusServiceUnavailable) {
@@ -83,40 +84,39 @@ func (s *Source) unreachable(socket string, err error) *hypervisor.Unreachable {
 	return e
 }
 
-// reconnected forgets what holds for one connection.
+// reconnected resets the state of one connection.
 func (s *Source) reconnected(*conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.connected, s.unlisted, s.listed = time.Now(), "", false
 }
 
-// Run connects, and connects again whenever the connection is lost, until ctx
-// ends; then it returns nil. It waits for LXD quietly where there is none.
-// Call it once.
+// Run connects, and connects again whenever the connection is lost, until ctx ends;
+// then it returns nil. If there never was an LXD, it waits without a warning. Call
+// it once.
 func (s *Source) Run(ctx context.Context) error { return s.daemon.Run(ctx, s.watchLinks) }
 
 // Name implements [fabric.Source].
 func (s *Source) Name() string { return s.name }
 
 // MovesByRestart implements [fabric.Source]: LXD starts an instance on the other
-// server before it stops it here, and does not say when that one takes over.
+// server before it stops it here, and does not report when that server takes over.
 func (s *Source) MovesByRestart() bool { return true }
 
-// Changes implements [fabric.Source]. Changes of one guest that nobody took
-// yet are one change, the newest. The first after each connect has Lost set.
+// Changes implements [fabric.Source]. If the agent has not taken a guest's change
+// yet, a newer one replaces it. The first change after each connect has Lost set.
 // The channel is never closed.
 func (s *Source) Changes() <-chan fabric.Change { return s.queue.Out() }
 
-// Guests implements [fabric.Source]: the instances of ours on this member that
-// are not absent, each with the time just before it was read in Since. It
-// works without Run too, and waits no longer than 20 s.
+// Guests implements [fabric.Source]: the fabric's instances on this member that are
+// not absent, with the time just before the read in Since. It works without Run,
+// too, and waits at most 20 s.
 //
-// A guest has the name of its instance, in whatever project that is. Of two
-// with one name, one is a guest: the one that was it before, or else the one
-// that runs, or is in the default project; Diagnose tells of the other. It
-// tells too of an instance that runs and whose keys or devices are wrong, which
-// is listed as it was when they were right, or as one that nothing is known of;
-// so is any other that runs.
+// A guest has the name of its instance, in any project. If two instances have one
+// name, one of them is the guest: the one that was it before, or else the one that
+// runs, or is in the default project. Diagnose reports the other. It also reports a
+// running instance with wrong keys or devices; Guests lists that one as it was when
+// they were right. Every other running instance is listed by its name alone.
 func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.times.list)
 	defer cancel()
@@ -145,8 +145,8 @@ func (s *Source) Status() fabric.SourceStatus {
 	return s.daemon.Status(len(s.known))
 }
 
-// Diagnose implements [fabric.Diagnoser]. That there is no LXD is no problem
-// on a node where there never was one.
+// Diagnose implements [fabric.Diagnoser]. A missing LXD is no problem on a node
+// that never had one.
 func (s *Source) Diagnose(context.Context) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -164,9 +164,9 @@ func (s *Source) Diagnose(context.Context) []string {
 	return append(problems, s.leaks()...)
 }
 
-// list reads all instances that are here, and forgets those that are not.
+// list reads all instances of this member, and forgets those that are gone.
 func (s *Source) list(ctx context.Context, c *conn) ([]fabric.Desired, error) {
-	// Anew each time: a daemon can form a cluster, and a member change its name.
+	// Each time: a daemon can form a cluster, and a member change its name.
 	about, err := c.ask(ctx)
 	if err != nil {
 		return nil, err
@@ -181,10 +181,10 @@ func (s *Source) list(ctx context.Context, c *conn) ([]fabric.Desired, error) {
 		if !i.unreadable() || s.knows(i.key()) {
 			continue
 		}
-		// To leave it out would say that it is gone.
+		// Without it the agent would take it for gone.
 		switch again, err := c.instance(ctx, i.key()); {
 		case hasCode(err, http.StatusNotFound):
-			here[n].Code = codeStopped // for good
+			here[n].Code = codeStopped // it is gone: absent, like a stopped one
 		case err != nil:
 			return nil, fmt.Errorf("instance %s: %w", i.Name, err)
 		default:
@@ -199,7 +199,7 @@ func (s *Source) list(ctx context.Context, c *conn) ([]fabric.Desired, error) {
 // passing reports whether an instance has its name only while it is copied.
 func (s *Source) passing(name string) bool { return strings.HasPrefix(name, s.moving) }
 
-// takeAll takes up a list of all instances that are here.
+// takeAll takes the list of all instances of this member.
 func (s *Source) takeAll(here []instance, began time.Time) []fabric.Desired {
 	listed := map[key]bool{}
 	for _, i := range here {
@@ -225,7 +225,7 @@ func (s *Source) takeAll(here []instance, began time.Time) []fabric.Desired {
 			guests = append(guests, d)
 			s.queue.Refresh(d)
 		case !ours && i.Code != codeStopped && !s.read[i.key()].After(began):
-			// Should it be a guest that the agent knows, it must not pass for gone.
+			// If the agent knows it as a guest, it must not count as gone.
 			others = append(others, fabric.Desired{VM: s.bare(i), Since: began})
 		}
 	}
@@ -238,7 +238,7 @@ func (s *Source) takeAll(here []instance, began time.Time) []fabric.Desired {
 	return guests
 }
 
-// knows is owns, with the lock taken.
+// knows is owns for a caller that does not hold s.mu.
 func (s *Source) knows(k key) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

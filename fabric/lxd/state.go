@@ -11,15 +11,14 @@ const (
 	codeFrozen   = 110
 	codeThawed   = 111
 	codeError    = 112
-	codeReady    = 113 // running, and the guest said that it is up
+	codeReady    = 113 // running, and the guest has reported that it is up
 )
 
-// stateOf gives the state of a guest from the code of its instance; was being
-// the guest's state before, or zero.
+// stateOf returns the state of a guest from the code of its instance; was is the
+// guest's state before, or zero.
 //
-// A frozen instance keeps its address: the next thing to happen to it is that
-// it goes on, or is stopped. A stopped one keeps a port that the fabric makes:
-// LXD does not start it without.
+// A frozen instance keeps its address: it will go on here, or be stopped. A stopped
+// one keeps a port that the fabric makes: LXD does not start it without.
 func stateOf(code int, vm fabric.VM, was fabric.State) fabric.State {
 	switch code {
 	case codeRunning, codeReady, codeStarted, codeFreezing, codeFrozen, codeThawed:
@@ -30,13 +29,13 @@ func stateOf(code int, vm fabric.VM, was fabric.State) fabric.State {
 		}
 		return fabric.Absent
 	case codeError:
-		// LXD cannot tell (the instance's monitor does not answer): nothing is
-		// better than what was.
+		// LXD does not know the state (the instance's monitor does not answer): the
+		// state before is the best guess.
 		if was != 0 {
 			return was
 		}
 	}
-	return fabric.Wired // starting, stopping, or a word that is not known yet
+	return fabric.Wired // starting, stopping, or a code that is newer than this list
 }
 
 // made reports whether the fabric makes a port of the guest.

@@ -10,38 +10,39 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Links tells of the node's links. LXD makes a guest's port (nictype=p2p) half a
-// second and more before it says that the guest was started.
+// Links watches the node's links. LXD makes a guest's port (nictype=p2p) half a
+// second and more before it reports the start of the guest.
 type Links interface {
-	// Changed says that links came, went or changed; coalesced, carries nothing.
+	// Changed wakes after links came, went or changed.
 	Changed() <-chan struct{}
-	// Take gives the names of those links since it was last called. With missed,
-	// it may have been any.
+	// Take returns the names of the links that changed since the last call. With
+	// missed, any other may have changed, too.
 	Take() (names []string, missed bool)
-	// Link gives the number of a link, or 0 when there is none of that name, and
-	// whether both ends of the veth pair that it is an end of are on the node.
+	// Link returns the index of a link, or 0 if there is none of that name, and
+	// whether both ends of its veth pair are on the node.
 	Link(name string) (index int, paired bool)
 }
 
-// noLinks is for a source that is told of none.
+// noLinks is a [Links] that sees nothing.
 type noLinks struct{}
 
 func (noLinks) Changed() <-chan struct{} { return nil }
 func (noLinks) Take() ([]string, bool)   { return nil, false }
 func (noLinks) Link(string) (int, bool)  { return 0, false }
 
-// stoppedInstance is one of ours whose port LXD makes when it starts. LXD removes it with the stop, unless the guest died while LXD did not
-// run; then it stays for good, and every start fails because a link of that name
-// exists.
+// stoppedInstance is a stopped instance of the fabric's whose port LXD makes when
+// it starts. LXD removes the port with the stop, unless the guest died while LXD
+// did not run. Then the port stays, and every start fails because a link of that
+// name exists.
 type stoppedInstance struct {
 	vm    fabric.VM
-	ports map[string]int // the numbers of their links, as last seen: 0 is none
-	seen  time.Time      // when a list first found it stopped, with a pair; or zero
-	often bool           // and another list again
+	ports map[string]int // the indexes of their links, as last seen; 0: no link
+	seen  time.Time      // when a search first found a pair of it; zero: the last one found none
+	often bool           // a search found one again after times.leak
 }
 
-// stoppedInstances are by their keys and by their ports: each change of any link
-// of the node is looked up.
+// stoppedInstances has the stopped instances by their keys and by their ports: each
+// change of any link of the node is looked up.
 type stoppedInstances struct {
 	byKey  map[key]*stoppedInstance
 	byPort map[string][]key
@@ -73,8 +74,8 @@ func (s *stoppedInstances) remove(k key) {
 	}
 }
 
-// startFor is how long LXD may take from a guest's port to the guest: meanwhile
-// it says that the instance is stopped.
+// startFor is how long LXD may take from a guest's port to the guest: until then
+// LXD still reports the instance as stopped.
 const startFor = 30 * time.Second
 
 // setStopped notes whether an instance is stopped.
@@ -103,7 +104,8 @@ func (v *view) setStopped(k key, vm fabric.VM, stopped bool) {
 	v.stopped.put(k, now)
 }
 
-// watchLinks tells of guests that start by their links, until ctx ends.
+// watchLinks emits the starts of guests that it sees by their links, until ctx
+// ends.
 func (s *Source) watchLinks(ctx context.Context) error {
 	for {
 		select {
@@ -126,7 +128,7 @@ func (s *Source) watchLinks(ctx context.Context) error {
 	}
 }
 
-// linkChanged looks at a link that came, went or changed.
+// linkChanged handles a link that came, went or changed.
 func (v *view) linkChanged(name string) {
 	var starting []key
 	for _, k := range v.stopped.byPort[name] {
@@ -136,7 +138,8 @@ func (v *view) linkChanged(name string) {
 			starting = append(starting, k)
 		}
 	}
-	// Of two in different projects, LXD tells which it was.
+	// If instances of several projects have the port, only LXD knows which one
+	// starts.
 	if len(starting) == 1 {
 		v.begin(starting[0])
 	}
@@ -148,28 +151,28 @@ func (v *view) linkChanged(name string) {
 		if g.until.IsZero() || !slices.Contains(g.ports(), name) {
 			continue
 		}
-		// A start that goes wrong is not told.
+		// LXD does not report a start that failed: read the instance.
 		if index, _ := v.links.Link(name); index == 0 && !c.request(g.key) {
 			v.queue.PutLost()
 		}
 	}
 }
 
-// begin tells of a guest that LXD is about to start.
+// begin emits a guest that LXD is about to start.
 func (v *view) begin(k key) {
 	vm := v.stopped.byKey[k].vm
 	if v.known[vm.Name] != nil {
-		return // another of its name is the guest
+		return // another instance with its name is the guest
 	}
 	v.stopped.remove(k)
 	now := time.Now()
 	v.log.Debug(v.name+" instance starts", "vm", vm.Name, "project", k.project)
-	v.read[k] = now // what was asked before does not know of it
+	v.read[k] = now // earlier requests do not show the start
 	v.known[vm.Name] = &observed{key: k, vm: vm, state: fabric.Live, at: now, until: now.Add(startFor)}
 	v.emit(k, fabric.Desired{VM: vm, State: fabric.Live, Since: now}, false)
 }
 
-// ports lists the ports that LXD makes.
+// ports lists the guest's ports that LXD makes.
 func (g *observed) ports() (names []string) {
 	for n, nic := range g.vm.NICs {
 		if nic.Kind == fabric.Adopt {
@@ -179,8 +182,8 @@ func (g *observed) ports() (names []string) {
 	return names
 }
 
-// starts reports whether LXD is about to start a guest that was seen by its
-// link, whatever it says.
+// starts reports whether LXD is about to start a guest whose link came, although it
+// still reports the instance as stopped.
 func (v *view) starts(g *observed) bool {
 	return time.Now().Before(g.until) && slices.ContainsFunc(g.ports(), func(port string) bool {
 		index, _ := v.links.Link(port)
@@ -188,8 +191,8 @@ func (v *view) starts(g *observed) bool {
 	})
 }
 
-// search looks for the ports of stopped instances. That a pair is there says
-// little once: for a moment it is in every start.
+// search looks for the ports of stopped instances. One sight of a pair proves
+// little: every start has it for a moment.
 func (s *Source) search() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -212,7 +215,7 @@ func (s *Source) search() {
 	}
 }
 
-// leaks tells of the ports that LXD left behind and that are still there.
+// leaks reports the ports that LXD left behind and that are still there.
 func (v *view) leaks() []string {
 	var problems []string
 	for k, i := range v.stopped.byKey {

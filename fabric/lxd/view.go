@@ -11,8 +11,8 @@ import (
 	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
-// view is what a source knows of the instances, and how that changes with what
-// is read, listed and seen of links. It has no lock: that is its owner's.
+// view is what a source knows of the instances, and changes with every read, list
+// and link. It has no lock: its owner has.
 type view struct {
 	dialect
 	log    *slog.Logger
@@ -20,32 +20,33 @@ type view struct {
 	queue  *hypervisor.Queue
 	daemon *hypervisor.Daemon[*conn]
 
-	listed     bool                 // known is complete: there was a list since connecting
+	listed     bool                 // a list has been taken on this connection, so known is complete
 	known      map[string]*observed // guests that are not absent, by name
-	read       map[key]time.Time    // when an instance was last read, ours or not
+	read       map[key]time.Time    // when an instance was last read, of the fabric or not
 	conditions map[key]condition
 	stopped    stoppedInstances
 }
 
-// observed is a guest of ours as it was last seen.
+// observed is a guest of the fabric as it was last seen.
 type observed struct {
-	key   key // whose name the guest has
+	key   key // the instance that is the guest
 	vm    fabric.VM
 	state fabric.State
 	at    time.Time
-	// until is not zero of one that was seen to start by its link: before it,
-	// LXD may take it for stopped yet.
+	// until is set if the guest's start was seen by its link: until then LXD may
+	// still report it as stopped.
 	until time.Time
 }
 
-// condition is why an instance of ours is no guest, or not as it is written.
+// condition says why an instance of the fabric is no guest, or not as it is
+// configured.
 type condition struct {
 	text         string
-	nameConflict bool // only because another has its name
+	nameConflict bool // another instance of the same name is the guest
 }
 
-// before orders instances such that of several with one name, the one that
-// shall be the guest comes first.
+// before orders instances so that of several with one name the one that is to be
+// the guest comes first.
 func (v *view) before(a, b instance) int {
 	rank := func(i instance) int {
 		rank := 0
@@ -63,8 +64,7 @@ func (v *view) before(a, b instance) int {
 	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Project, b.Project))
 }
 
-// take takes up what was read of an instance at a time, and gives the guest
-// that it is.
+// take takes the read of an instance at a time, and returns the guest that it is.
 func (v *view) take(i instance, at time.Time) (d fabric.Desired, ours bool) {
 	k := i.key()
 	last := v.known[i.Name]
@@ -82,19 +82,19 @@ func (v *view) take(i instance, at time.Time) (d fabric.Desired, ours bool) {
 		was = last.state
 	}
 	if i.Code == codeStopped && !mine {
-		err = nil // nothing is amiss as long as nobody starts it; who does is told
+		err = nil // a stopped instance may have faults; whoever starts it gets the error
 	}
 	switch {
 	case err != nil && mine:
 		vm = last.vm
 	case !ours && mine && i.Code != codeStopped:
-		// Its keys were taken away: it has what it had, until it ends.
+		// Its keys were removed: it keeps its addresses until it ends.
 		seen := *last
 		seen.state, seen.at = stateOf(i.Code, fabric.VM{}, last.state), at
 		v.known[i.Name] = &seen
 		v.setCondition(k, nil, false)
 		return fabric.Desired{VM: v.bare(i), State: seen.state, Since: at}, true
-	case !ours && mine: // likewise, and it has ended
+	case !ours && mine: // its keys were removed, and it has ended
 		delete(v.known, i.Name)
 		v.stopped.remove(k)
 		v.setCondition(k, nil, false)
@@ -126,14 +126,13 @@ func (v *view) take(i instance, at time.Time) (d fabric.Desired, ours bool) {
 	return d, true
 }
 
-// nameConflict says why an instance is no guest while another of its name is.
+// nameConflict says why an instance is no guest while another with its name is.
 func (v *view) nameConflict(i instance, other *observed) error {
 	return fmt.Errorf("its name is that of the instance in project %s, and a node has one guest of a name; rename one: %s",
 		other.key.project, v.command(i, "rename", i.Name, "NAME"))
 }
 
-// setCondition says what is wrong with an instance of ours, in the log once;
-// nil: nothing is.
+// setCondition sets the fault of an instance, and logs a new one; nil: it has none.
 func (v *view) setCondition(k key, err error, nameConflict bool) {
 	if err == nil {
 		delete(v.conditions, k)
@@ -150,7 +149,7 @@ func (v *view) setCondition(k key, err error, nameConflict bool) {
 	v.conditions[k] = condition{text, nameConflict}
 }
 
-// owns reports whether the guest of its name is this instance.
+// owns reports whether the guest with its name is this instance.
 func (v *view) owns(k key) bool {
 	last := v.known[k.name]
 	return last != nil && last.key == k

@@ -1,9 +1,9 @@
-// Package hypervisor is what every source of a hypervisor's guests needs,
-// whatever hypervisor it is: a connection to its daemon that is made again when
-// it is lost ([Daemon]), guests read one at a time when there is news of them
-// ([Reads]), and the queue of changes that the agent takes ([Queue]).
+// Package hypervisor has what every source of a hypervisor's guests needs: a
+// connection to the hypervisor's daemon that is made again when it is lost
+// ([Daemon]), at most one read at a time of each guest with news ([Reads]), and the
+// queue of changes that the agent takes ([Queue]).
 //
-// What a daemon's states, events and answers mean is not here: a source adapts
+// It does not know what a daemon's states, events and answers mean: a source adapts
 // its hypervisor to this package.
 package hypervisor
 
@@ -26,16 +26,16 @@ import (
 type Connection interface {
 	// Subscribe asks the daemon for events.
 	Subscribe(ctx context.Context) error
-	// Run follows the events until ctx ends or the connection is lost, and says
-	// why. It serves a connection that is subscribed.
+	// Run handles the events until ctx ends or the connection is lost, and returns
+	// why. The connection must be subscribed.
 	Run(ctx context.Context) error
-	// Ping returns nil when the daemon answers. It is called while Run runs.
+	// Ping returns nil if the daemon answers. Daemon calls it while Run runs.
 	Ping(ctx context.Context) error
 	// Close ends the connection, and returns when nothing uses it any more.
 	Close()
 }
 
-// Times are how long things may take.
+// Times bounds how long things may take.
 type Times struct {
 	Call     time.Duration // a call about one guest, or none
 	Ping     time.Duration // between two pings
@@ -43,20 +43,20 @@ type Times struct {
 	RetryMax time.Duration
 }
 
-// Config says which daemon it is.
+// Config describes a daemon and what the source does about it.
 type Config[C Connection] struct {
 	Name    string // of the source
 	Sockets []string
 	Logger  *slog.Logger
 	Queue   *Queue
-	// Dial connects. Its error is the reason alone, and [fs.ErrNotExist] where
-	// there is no daemon.
+	// Dial connects. Its error is the reason alone, and [fs.ErrNotExist] if there
+	// is no daemon.
 	Dial func(ctx context.Context, socket string) (C, error)
 	// Unreachable makes an error of a reason.
 	Unreachable func(socket string, err error) *Unreachable
-	// Connected is called with a new connection, before anybody else has it.
+	// Connected is called with a new connection, before any other part gets it.
 	Connected func(C)
-	// Alive is called after each ping but the first of a connection. Nil: nobody is.
+	// Alive is called after each ping but the first of a connection. It may be nil.
 	Alive func()
 }
 
@@ -69,21 +69,21 @@ type Daemon[C Connection] struct {
 	mu          sync.Mutex
 	conn        C
 	connected   bool
-	since       time.Time // of the connection, or of its absence
+	since       time.Time // of the connection, or since when there is none
 	lastEvent   time.Time
 	met         bool   // there was a connection once
 	unreachable string // the condition; empty while there is a connection
 }
 
-// NewDaemon makes a daemon. It connects to nothing yet.
+// NewDaemon makes a daemon, which does not connect before Run or Borrow.
 func NewDaemon[C Connection](cfg Config[C]) *Daemon[C] {
 	times := Times{Call: 10 * time.Second, Ping: 5 * time.Second, RetryMin: 500 * time.Millisecond, RetryMax: 5 * time.Second}
 	return &Daemon[C]{Config: cfg, Times: times, since: time.Now()}
 }
 
-// Run delivers the queue, connects, and connects again whenever the connection
-// is lost, until ctx ends; then it returns nil. It waits quietly for a daemon
-// that was never there. The parts run beside it, and end with ctx too. Call it
+// Run delivers the queue, connects, and connects again whenever the connection is
+// lost, until ctx ends; then it returns nil. If there never was a daemon, Run waits
+// for it without a warning. The parts run beside it, and end with ctx too. Call it
 // once.
 func (d *Daemon[C]) Run(ctx context.Context, parts ...func(context.Context) error) error {
 	group, ctx := errgroup.WithContext(ctx)
@@ -105,7 +105,7 @@ func (d *Daemon[C]) keepConnected(ctx context.Context) error {
 	}
 }
 
-// follow connects and follows the events until the connection is lost.
+// follow connects and handles the events until the connection is lost.
 func (d *Daemon[C]) follow(ctx context.Context, retry *backoff.Backoff) *Unreachable {
 	c, socket, why := d.dial(ctx)
 	if why != nil {
@@ -131,7 +131,7 @@ func (d *Daemon[C]) follow(ctx context.Context, retry *backoff.Backoff) *Unreach
 	return d.Unreachable(socket, group.Wait())
 }
 
-// watch pings the daemon until it does not answer, and says why.
+// watch pings the daemon until it does not answer, and returns why.
 func (d *Daemon[C]) watch(ctx context.Context, c C) error {
 	ticker := time.NewTicker(d.Times.Ping)
 	defer ticker.Stop()
@@ -175,8 +175,8 @@ func (d *Daemon[C]) dial(ctx context.Context) (c C, socket string, why *Unreacha
 	return c, "", why
 }
 
-// attach gives a connection to everybody, and has the agent list: only what
-// happens from here on is heard.
+// attach gives the connection to all parts, and makes the agent list the guests:
+// events come only from here on.
 func (d *Daemon[C]) attach(c C, socket string) {
 	d.Connected(c)
 	d.mu.Lock()
@@ -193,7 +193,8 @@ func (d *Daemon[C]) detach() {
 	d.conn, d.connected, d.since = none, false, time.Now()
 }
 
-// setUnreachable sets the condition, once the daemon has ever been there.
+// setUnreachable sets the condition that the daemon is unreachable, unless there
+// never was one.
 func (d *Daemon[C]) setUnreachable(why *Unreachable) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -207,15 +208,15 @@ func (d *Daemon[C]) setUnreachable(why *Unreachable) {
 	d.unreachable = why.since(" since " + d.since.Format(time.TimeOnly))
 }
 
-// Conn gives the connection of Run, if there is one.
+// Conn returns the connection of Run, if there is one.
 func (d *Daemon[C]) Conn() (c C, connected bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.conn, d.connected
 }
 
-// Borrow gives the connection of Run, or else one of the caller's own, that is
-// not subscribed. Call release after use.
+// Borrow returns the connection of Run, or else a new one for the caller, without
+// events. Call release after use.
 func (d *Daemon[C]) Borrow(ctx context.Context) (c C, release func(), err error) {
 	if c, connected := d.Conn(); connected {
 		return c, func() {}, nil
@@ -227,22 +228,22 @@ func (d *Daemon[C]) Borrow(ctx context.Context) (c C, release func(), err error)
 	return c, c.Close, nil
 }
 
-// Heard notes that an event came.
+// Heard notes the time of an event.
 func (d *Daemon[C]) Heard() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.lastEvent = time.Now()
 }
 
-// Condition says that the daemon is unreachable, since when, and the way out.
-// It is empty while there is a connection, and where there never was a daemon.
+// Condition says that the daemon is unreachable, since when, and the way out. It is
+// empty while there is a connection, and if there never was a daemon.
 func (d *Daemon[C]) Condition() string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.unreachable
 }
 
-// Status is that of a source with a number of guests.
+// Status returns the status of a source with a number of guests.
 func (d *Daemon[C]) Status(guests int) fabric.SourceStatus {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -10,9 +10,9 @@ import (
 	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
-// Queue is the coalescing queue of a source: it holds changes until the agent
-// takes them. Of each guest it keeps the newest only, so it never holds more
-// than there are guests.
+// Queue is the coalescing queue of a source: it holds changes until the agent takes
+// them. It keeps only the newest change of each guest, so it never holds more than
+// there are guests.
 type Queue struct {
 	out  chan fabric.Change // unbuffered, so that a change is the newest when it is taken
 	wake signal.Signal
@@ -28,10 +28,11 @@ func NewQueue() *Queue {
 	return &Queue{out: make(chan fabric.Change), wake: signal.New(), changes: map[string]fabric.Desired{}}
 }
 
-// Out is where the agent takes changes. It is never closed.
+// Out returns the channel from which the agent takes changes. It is never closed.
 func (q *Queue) Out() <-chan fabric.Change { return q.out }
 
-// Waiting gives the changes that nobody took yet, by the guest's name.
+// Waiting returns the changes that the agent has not taken yet, by the guest's
+// name.
 func (q *Queue) Waiting() map[string]fabric.Desired {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -53,8 +54,8 @@ func (q *Queue) Put(d fabric.Desired) {
 	q.wake.Send()
 }
 
-// Refresh replaces an older change of a guest by what a list says of it. The
-// older one, taken after the list, would undo what the list said.
+// Refresh replaces an older change of a guest by its state in a list. Taken after
+// the list, the older change would undo it.
 func (q *Queue) Refresh(d fabric.Desired) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -64,7 +65,8 @@ func (q *Queue) Refresh(d fabric.Desired) {
 	}
 }
 
-// PutLost says that changes may have been missed, so that the agent lists.
+// PutLost queues that changes may have been missed, so that the agent lists the
+// guests.
 func (q *Queue) PutLost() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -72,7 +74,7 @@ func (q *Queue) PutLost() {
 	q.wake.Send()
 }
 
-// next gives the change that is to be taken first.
+// next returns the change that the agent takes next.
 func (q *Queue) next() (c fabric.Change, any bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -85,7 +87,8 @@ func (q *Queue) next() (c fabric.Change, any bool) {
 	return c, false
 }
 
-// taken removes a change that the agent took; a newer one of the guest stays.
+// taken removes a change that the agent took, unless a newer one of the guest has
+// replaced it.
 func (q *Queue) taken(c fabric.Change) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -12,20 +12,20 @@ import (
 
 // Limits bound the reads of one connection.
 type Limits struct {
-	Parallel int // guests that are read at a time
-	Waiting  int // guests with news that is not read yet; 0: any number
-	// Patience is how long a guest may wait for its turn. Then Run ends with
+	Parallel int // guests that are read at the same time
+	Waiting  int // guests that are read or wait; 0: any number
+	// Patience is how long a guest may wait for its turn. After that Run ends with
 	// Stuck. 0: for ever.
 	Patience time.Duration
 	Stuck    error
 }
 
-// Reads has guests read that there is news of. A guest is read once at a time:
-// news that comes meanwhile is one more read. Guests do not wait for one
-// another. K names a guest, N is what is known of its news.
+// Reads reads the guests of which there is news. It makes one read of a guest at a
+// time; news that comes meanwhile causes one more read. Guests do not wait for one
+// another, except for a slot. K names a guest, N is the news of it.
 //
-// Reads serve one connection: what was not read when Run ends is dropped, and
-// the list after the next connection makes up for it.
+// Reads serves one connection. It drops what it has not read when Run ends; the
+// list after the next connection makes up for that.
 type Reads[K comparable, N any] struct {
 	limits Limits
 	read   func(context.Context, K, N)
@@ -35,17 +35,17 @@ type Reads[K comparable, N any] struct {
 
 	mu     sync.Mutex
 	guests map[K]*guest[N]
-	start  []K // guests for which Run is to start a goroutine
+	start  []K // guests for which Run must start a goroutine
 }
 
-// guest is one that is read, or waits for its turn.
+// guest is a guest that is being read, or waits for its turn.
 type guest[N any] struct {
 	news  N
-	again bool // there is news that no read began with
+	again bool // there is news that came after the last read began
 }
 
-// NewReads makes reads. read must return when its context ends. merge makes one
-// of two pieces of news that one read serves; nil: the newer.
+// NewReads makes reads. read must return when its context ends. merge combines two
+// pieces of news for one read; nil: the newer one counts.
 func NewReads[K comparable, N any](limits Limits, read func(context.Context, K, N), merge func(older, newer N) N) *Reads[K, N] {
 	if merge == nil {
 		merge = func(_, newer N) N { return newer }
@@ -56,7 +56,8 @@ func NewReads[K comparable, N any](limits Limits, read func(context.Context, K, 
 	}
 }
 
-// Request has a guest read. It never waits, and reports whether there was room.
+// Request requests a read of a guest. It never waits, and reports whether there was
+// room.
 func (r *Reads[K, N]) Request(k K, news N) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -76,7 +77,7 @@ func (r *Reads[K, N]) Request(k K, news N) bool {
 	return true
 }
 
-// Run reads until ctx ends, or a guest waits too long for its turn.
+// Run reads guests until ctx ends, or a guest waits too long for its turn.
 func (r *Reads[K, N]) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for {
@@ -91,7 +92,7 @@ func (r *Reads[K, N]) Run(ctx context.Context) error {
 	}
 }
 
-// starting takes the guests that nobody reads yet.
+// starting takes the guests that need a goroutine.
 func (r *Reads[K, N]) starting() []K {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -114,7 +115,7 @@ func (r *Reads[K, N]) follow(ctx context.Context, k K) error {
 	}
 }
 
-// turn waits for a slot. It returns nil without one when ctx ends.
+// turn waits for a slot. If ctx ends first, it returns nil without one.
 func (r *Reads[K, N]) turn(ctx context.Context) error {
 	var expired <-chan time.Time
 	if r.limits.Patience > 0 {
@@ -140,7 +141,7 @@ func (r *Reads[K, N]) begin(k K) N {
 	return g.news
 }
 
-// end reports whether there was more news during the read.
+// end reports whether more news came during the read.
 func (r *Reads[K, N]) end(k K) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

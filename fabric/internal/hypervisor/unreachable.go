@@ -12,18 +12,18 @@ import (
 	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
-// Why a connection to a daemon is of no use.
+// The reasons why a connection to a daemon is of no use.
 var (
 	ErrTimeout = errors.New("timed out")
 	ErrClosed  = errors.New("it closed the connection")
 )
 
-// Unreachable is that no daemon answers on a socket, or none that serves.
+// Unreachable is the error that no daemon answers on a socket, or none that works.
 type Unreachable struct {
-	Source string // libvirt
+	Source string // such as libvirt
 	Socket string
 	Err    error
-	Remedy string // start libvirtd
+	Remedy string // such as "start libvirtd"
 }
 
 // NewUnreachable makes an error with the usual remedy for a daemon.
@@ -41,13 +41,13 @@ func NewUnreachable(source, daemon, socket string, err error) *Unreachable {
 func (e *Unreachable) Unwrap() error { return e.Err }
 func (e *Unreachable) Error() string { return e.since("") }
 
-// since is the error with the time from which on it holds: " since 12:03:04".
+// since returns the error's text with the time since when it holds, such as " since
+// 12:03:04".
 func (e *Unreachable) since(when string) string {
 	return fmt.Sprintf("%s: no answer on %s%s (%s); %s", e.Source, e.Socket, when, oneline.Of(e.Err.Error()), e.Remedy)
 }
 
-// Reason shortens an error of a connection to what its reader does not know yet;
-// none stays none.
+// Reason shortens an error of a connection to its cause. Reason of nil is nil.
 func Reason(err error) error {
 	var errno syscall.Errno
 	var op *net.OpError

@@ -1,6 +1,6 @@
-// Package domxml reads the few elements of a libvirt domain's XML that say
-// what the fabric gives the guest, and through which interfaces. It needs no
-// libvirt client, so that a hook which imports it stays small.
+// Package domxml reads the few elements of a libvirt domain's XML that say which
+// addresses the guest has, and on which interfaces. It needs no libvirt client, so
+// that a hook which imports it stays small.
 package domxml
 
 import (
@@ -16,30 +16,30 @@ import (
 // Namespace is the XML namespace of <fabric:vm> in a domain's <metadata>.
 const Namespace = "urn:vmfabric:domain:1"
 
-// Origin is what [fabric.VM.Origin] says of libvirt's guests.
+// Origin is the [fabric.VM.Origin] of libvirt's guests.
 const Origin = "libvirt"
 
-// family begins the namespaces of every version of <fabric:vm>.
+// family is the prefix of the namespaces of all versions of <fabric:vm>.
 const family = "urn:vmfabric"
 
-// Domain is what a domain's XML says to the fabric.
+// Domain is the part of a domain's XML that the fabric uses.
 type Domain struct {
 	Name string
 	UUID string
-	ID   int  // 0 in the XML of a domain that does not run here
+	ID   int  // 0: it does not run here
 	Ours bool // it has <fabric:vm>; NICs is empty otherwise
 	NICs []NIC
-	// Resolve: <fabric:vm> is empty, so NICs is too. The fabric's are the
-	// interfaces that are called so, and what they receive somebody else knows.
+	// Resolve: <fabric:vm> is empty, so NICs is too. The guest's NICs are the
+	// interfaces with the names of its ports, and a resolver knows their addresses.
 	Resolve bool
-	// Interfaces are all of the domain's, in its order. Those that libvirt
-	// made itself have lost their Dev in the XML of a stopped domain.
+	// Interfaces are all of the domain's, in its order. If libvirt made the link of
+	// one, the XML of the stopped domain has no Dev for it.
 	Interfaces []Interface
 }
 
-// NIC is a <fabric:nic>: what one interface of the guest receives.
+// NIC is a <fabric:nic>: the addresses and routes of one interface of the guest.
 type NIC struct {
-	Addresses []netip.Addr // at least one; without zones and IPv4-mapped ones
+	Addresses []netip.Addr // at least one; none with a zone, none IPv4-mapped
 	Routes    []netip.Prefix
 }
 
@@ -49,17 +49,17 @@ type Interface struct {
 	Dev     string // the host's link
 	Managed bool   // libvirt makes and removes the link (managed='yes', the default)
 	MAC     fabric.MAC
-	Queues  int // 0 when not given; libvirt drops it for models that are not virtio
-	MTU     int // bytes; 0 when not given
+	Queues  int // 0: not given; libvirt drops it for models that are not virtio
+	MTU     int // bytes; 0: not given
 }
 
-// MayBeOurs tells quickly whether [Parse] could find <fabric:vm> in the XML.
+// MayBeOurs reports quickly whether [Parse] could find <fabric:vm> in the XML.
 func MayBeOurs(xml []byte) bool { return bytes.Contains(xml, []byte(family)) }
 
-// Mentioned is [MayBeOurs] for XML that goes on after what was read of it. It
-// reads the rest to where it finds something, and keeps none of it.
+// Mentioned is [MayBeOurs] for XML of which only a part has been read. It reads the
+// rest up to the first match, and keeps none of it.
 func Mentioned(read []byte, rest io.Reader) (bool, error) {
-	const overlap = len(family) - 1 // it may lie across two pieces
+	const overlap = len(family) - 1 // a match may lie across two pieces
 	window := append([]byte(nil), read[max(0, len(read)-overlap):]...)
 	piece := make([]byte, 64<<10)
 	for {
@@ -78,11 +78,11 @@ func Mentioned(read []byte, rest io.Reader) (bool, error) {
 	}
 }
 
-// VM gives the guest. The n-th <fabric:nic> takes its kind, MAC address,
-// queues and MTU from the interface whose target is [fabric.PortName] n; one
-// without such an interface has only its addresses and routes, which is enough
-// to bring a guest down, see [Domain.Plugged]. Of one to be resolved the n-th
-// NIC is that interface, without addresses.
+// VM returns the guest. The n-th <fabric:nic> takes its kind, MAC address, queues
+// and MTU from the interface whose target is [fabric.PortName] n. Without such an
+// interface it has only its addresses and routes, which is enough to tear a guest
+// down, see [Domain.Plugged]. With Resolve the n-th NIC is that interface, without
+// addresses.
 func (d Domain) VM() fabric.VM {
 	nics := d.nics()
 	vm := fabric.VM{Name: d.Name, UUID: d.UUID, Origin: Origin, Resolve: d.Resolve, NICs: make([]fabric.NIC, len(nics))}
@@ -102,8 +102,8 @@ func (d Domain) VM() fabric.VM {
 	return vm
 }
 
-// nics gives those that the metadata names, or else one for each interface
-// that is called like a port, from the first on.
+// nics returns the NICs of the metadata or, with Resolve, one for each interface
+// with the name of a port, from the first on.
 func (d Domain) nics() []NIC {
 	if !d.Resolve {
 		return d.NICs
@@ -118,9 +118,9 @@ func (d Domain) nics() []NIC {
 	return make([]NIC, n)
 }
 
-// Plugged reports the first <fabric:nic> that has no interface of type
-// ethernet, as each needs before the guest can be brought up. An empty
-// <fabric:vm> needs at least one, and none called so after a gap.
+// Plugged returns an error for the first <fabric:nic> without an interface of type
+// ethernet: each needs one before the guest can start. An empty <fabric:vm> needs
+// at least one such interface, and no gap in their numbers.
 func (d Domain) Plugged() error {
 	nics := d.nics()
 	if d.Resolve {
@@ -144,10 +144,10 @@ func (d Domain) Plugged() error {
 	return nil
 }
 
-// Renamed reports the first interface whose target is what its port was called
-// before names of ports were to begin with a letter or a digit
-// ([fabric.FormerPortName]): nil when all have the names of now. A guest that
-// runs has its port all the same; one that is to start would find no such link.
+// Renamed returns an error for the first interface whose target is the earlier name
+// of its port ([fabric.FormerPortName]), from when a port's name could begin with
+// another character than a letter or a digit; nil if there is none. A running guest
+// has its port all the same, but a start would find no such link.
 func (d Domain) Renamed() error {
 	for n := range d.nics() {
 		port := fabric.PortName(d.Name, n)
@@ -159,8 +159,8 @@ func (d Domain) Renamed() error {
 	return nil
 }
 
-// gapless reports what keeps the first n interfaces that are called like ports
-// from being all of them.
+// gapless returns an error unless the first n interfaces with names of ports are
+// all of them.
 func (d Domain) gapless(n int) error {
 	port := fabric.PortName(d.Name, n)
 	if n > fabric.MaxNICs {

@@ -15,18 +15,18 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// MaxBytes is the longest XML that is read. libvirt's own protocol carries
-// 4 MiB (REMOTE_STRING_MAX).
+// MaxBytes is the longest XML that Parse reads. libvirt's own protocol carries 4
+// MiB (REMOTE_STRING_MAX).
 const MaxBytes = 16 << 20
 
 const (
-	maxDepth = 256 // of elements, as in libxml2, so that no domain of libvirt's is deeper
+	maxDepth = 256 // of elements, as in libxml2, so no domain of libvirt is deeper
 	maxText  = 4096
 )
 
 // Parse reads the XML of a domain, up to the end of its root element. A domain
-// without <fabric:vm> is no error. Whatever in <fabric:vm> is not understood
-// is one, so that a slip of the pen does not cost a guest an address.
+// without <fabric:vm> is no error. Anything unknown in <fabric:vm> is one, so that
+// a slip of the pen does not cost a guest an address.
 func Parse(r io.Reader) (Domain, error) { return parse(r, MaxBytes) }
 
 func parse(r io.Reader, most int64) (Domain, error) {
@@ -73,7 +73,7 @@ func (p *parser) document() error {
 		if root.Name != (xml.Name{Local: "domain"}) {
 			return fmt.Errorf("the XML is of a <%.40s>; give that of a <domain>", root.Name.Local)
 		}
-		// libvirt writes an id only where the domain runs.
+		// libvirt writes an id only if the domain runs.
 		p.dom.ID, _ = strconv.Atoi(attr(root, "id"))
 		return p.domain()
 	}
@@ -142,7 +142,7 @@ func (p *parser) nic(e xml.StartElement) error {
 	return nil
 }
 
-// value appends what the element says to those before it.
+// value appends the element's value to the earlier ones.
 func value[T any](p *parser, e xml.StartElement, values []T, parse func(string) (T, error)) ([]T, error) {
 	name := e.Name.Local
 	if len(values) == fabric.MaxAddresses {
@@ -191,8 +191,8 @@ func parseRoute(s string) (netip.Prefix, error) {
 	return r, nil
 }
 
-// device reads an <interface>. What libvirt wrote there it has checked, so a
-// value that cannot be read is taken as not given.
+// device reads an <interface>. libvirt has checked its values, so device treats one
+// that it cannot read as not given.
 func (p *parser) device(e xml.StartElement) error {
 	if e.Name != (xml.Name{Local: "interface"}) {
 		return p.skip()
@@ -223,8 +223,8 @@ func positive(s string) int {
 	return max(n, 0)
 }
 
-// children gives each child of the element that was just entered to element,
-// which reads it to its end, and its text, in pieces, to text.
+// children passes each child of the element that was just entered to element, which
+// must read it to its end, and the text, in pieces, to text.
 func (p *parser) children(element func(xml.StartElement) error, text func([]byte) error) error {
 	if p.depth++; p.depth > maxDepth {
 		return fmt.Errorf("elements are nested deeper than %d", maxDepth)
@@ -250,8 +250,8 @@ func (p *parser) children(element func(xml.StartElement) error, text func([]byte
 	}
 }
 
-// strict is children for an element of ours: it takes no attributes, no text
-// and no elements but those named.
+// strict is children for an element of the fabric: it takes no attributes, no text
+// and no elements but the named ones.
 func (p *parser) strict(parent xml.StartElement, element func(xml.StartElement) error, names ...string) error {
 	if err := bare(parent); err != nil {
 		return err
@@ -274,7 +274,7 @@ func (p *parser) strict(parent xml.StartElement, element func(xml.StartElement) 
 	})
 }
 
-// bare refuses attributes on an element of ours.
+// bare refuses attributes on an element of the fabric.
 func bare(e xml.StartElement) error {
 	for _, a := range e.Attr {
 		if a.Name.Space != "xmlns" && a.Name.Local != "xmlns" {
@@ -284,7 +284,7 @@ func bare(e xml.StartElement) error {
 	return nil
 }
 
-// text reads an element that has text alone.
+// text reads an element that has only text.
 func (p *parser) text(e xml.StartElement) (string, error) {
 	var all []byte
 	err := p.children(func(child xml.StartElement) error {
@@ -314,7 +314,7 @@ func attr(e xml.StartElement, name string) string {
 	return ""
 }
 
-// label writes a domain's name so that it stays on one line.
+// label returns a domain's name, quoted if it would not stay on one line.
 func label(name string) string {
 	if strings.ContainsFunc(name, unicode.IsControl) || len(name) > 200 {
 		return fmt.Sprintf("%.200q", name)
