@@ -16,22 +16,22 @@ import (
 	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
-// ErrNoAgent says that nobody listens on the socket.
+// ErrNoAgent says that no agent listens on the socket.
 var ErrNoAgent = errors.New("no agent")
 
 // redial is the pause between two attempts to reach an agent.
 const redial = 100 * time.Millisecond
 
-// Client asks the agent of this node. The zero value asks the one on
-// [DefaultSocket] and does not wait for it.
+// Client sends requests to the agent of this node. The zero value uses
+// [DefaultSocket] and does not wait for an agent.
 type Client struct {
 	Socket string
-	// Wait is how long an agent that is being restarted is waited for. One
-	// that goes away in the middle of a request is asked again.
+	// Wait is how long the client waits for an agent that restarts. If the agent
+	// goes away during a request, the client sends the request again.
 	Wait time.Duration
 }
 
-// Call asks the agent on the socket, which must be there.
+// Call sends a request to the agent on the socket, and does not wait for one.
 func Call(ctx context.Context, socket string, req Request) (Reply, error) {
 	return Client{Socket: socket}.Call(ctx, req)
 }
@@ -53,7 +53,7 @@ func (c Client) Call(ctx context.Context, req Request) (Reply, error) {
 	began := time.Now()
 	for {
 		reply, err := exchange(ctx, socket, line)
-		again := errors.Is(err, syscall.EAGAIN) || // the agent is there, and its queue of connections full
+		again := errors.Is(err, syscall.EAGAIN) || // the agent listens, and its queue of connections is full
 			(notThere(err) || lost(err)) && time.Since(began)+redial <= c.Wait
 		if !again {
 			return reply, explain(ctx, err, socket, began)
@@ -64,7 +64,7 @@ func (c Client) Call(ctx context.Context, req Request) (Reply, error) {
 	}
 }
 
-// exchange is one attempt. Its errors are raw.
+// exchange makes one attempt. Its errors are raw.
 func exchange(ctx context.Context, socket string, line []byte) (Reply, error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "unix", socket)
@@ -97,14 +97,14 @@ func notThere(err error) bool {
 	return errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// lost tells of a connection that ended before the reply. What was asked can
-// be asked again: every op may be repeated.
+// lost reports that a connection ended before the reply. The request can be sent
+// again: every op may be repeated.
 func lost(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 }
 
-// explain puts an error of exchange into words for people.
+// explain words an error of exchange for people.
 func explain(ctx context.Context, err error, socket string, began time.Time) error {
 	var said *replyError
 	var call *os.SyscallError
@@ -116,7 +116,7 @@ func explain(ctx context.Context, err error, socket string, began time.Time) err
 		return fmt.Errorf("%w answers on %s (%w); start it: systemctl start vmfabric", ErrNoAgent, socket, call)
 	case lost(err):
 		return fmt.Errorf("the agent on %s went away before it answered (%w); see its log: journalctl -u vmfabric", socket, err)
-	case ctx.Err() != nil, errors.As(err, &wait) && wait.Timeout(): // which of the two is first is chance
+	case ctx.Err() != nil, errors.As(err, &wait) && wait.Timeout(): // either may come first
 		waited := time.Since(began)
 		if deadline, ok := ctx.Deadline(); ok {
 			waited = deadline.Sub(began)

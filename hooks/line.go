@@ -1,7 +1,7 @@
-// Package hooks is what a hypervisor's hook or the command line says to the
-// agent of its node: one line of JSON each way over a unix socket. [Client] is
-// the hook's side; [Listen] and [Serve] are the agent's, so that a program
-// which embeds the fabric can serve the shipped hooks.
+// Package hooks is the line between a hypervisor's hook, or the command line, and
+// the agent of its node: one line of JSON each way over a unix socket. [Client] is
+// the hook's side. [Listen] and [Serve] are the agent's, so that a program which
+// embeds the fabric can serve the shipped hooks.
 package hooks
 
 import (
@@ -19,42 +19,41 @@ import (
 	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
-// DefaultSocket is where the agent of a node listens.
+// DefaultSocket is the socket of a node's agent.
 const DefaultSocket = "/run/vmfabric/agent.sock"
 
-// Version is that of the line. It grows with every change that an older agent
-// must not overlook.
+// Version is the version of the line. It grows with every change that an older
+// agent must not overlook.
 const Version = 1
 
-// Longest lines, in bytes. A guest of the largest size is 1.5 MiB; a list of
+// The longest lines, in bytes. A guest of the largest size is 1.5 MiB; a list of
 // 100,000 ports is some 30 MiB.
 const (
 	maxRequest = 4 << 20
 	maxReply   = 64 << 20
 )
 
-// Op is what is asked of the agent.
+// Op names what the agent is to do.
 type Op string
 
-// The ops. All of them may be repeated; see [Guests] and [Node] for what each
-// promises.
+// The ops. All of them may be repeated; [Guests] and [Node] say what each promises.
 const (
 	Wire     Op = "wire"     // bring the guest to [fabric.Wired]
 	Live     Op = "live"     // bring the guest to [fabric.Live]
-	Started  Op = "started"  // live, unless it is arriving by migration
-	Withdraw Op = "withdraw" // take its announcement back, leave its port
+	Started  Op = "started"  // live, unless the guest is arriving by migration
+	Withdraw Op = "withdraw" // withdraw its announcement, leave its port
 	Remove   Op = "remove"   // bring the guest to [fabric.Absent]
-	Expect   Op = "expect"   // a migration to this node was announced; touches nothing
-	Starting Op = "starting" // live, of a guest that the agent has to look up
-	Ended    Op = "ended"    // withdraw, likewise
-	Describe Op = "describe" // what the guest is, whether it runs or not
+	Expect   Op = "expect"   // a migration to this node was announced; changes nothing
+	Starting Op = "starting" // live, for a guest that the agent has to look up
+	Ended    Op = "ended"    // withdraw, for such a guest
+	Describe Op = "describe" // the guest's description, whether it runs or not
 	List     Op = "list"     // the ports
 	Status   Op = "status"   // the node's health
-	Moves    Op = "moves"    // the reports of guests' moves, of all or of the one that is named
-	Sent     Op = "sent"     // what was sent of the prefix to each BGP peer
+	Moves    Op = "moves"    // the reports of moves, of all guests or of the named one
+	Sent     Op = "sent"     // to which BGP peers the prefix was sent
 	Drain    Op = "drain"    // announce everything as [fabric.Draining], take no new guests
-	Undrain  Op = "undrain"  // end that
-	// Forwarding tries whether packets of guests pass the node now.
+	Undrain  Op = "undrain"  // end the drain
+	// Forwarding tests whether packets of guests pass the node now.
 	Forwarding Op = "forwarding"
 )
 
@@ -63,21 +62,21 @@ var (
 	nodeOps  = []Op{List, Status, Moves, Sent, Drain, Undrain, Forwarding}
 )
 
-// Request is the line to the agent. Withdraw, Remove, Expect and Describe need
-// only the name of VM; Starting and Ended the name that its hypervisor has for
-// it, and which that is, in Origin; the others need none of it. Sent needs the
-// prefix.
+// Request is the line to the agent. Withdraw, Remove, Expect and Describe need only
+// the name of VM. Starting and Ended need the name that the hypervisor has for it,
+// and the source's name in Origin. Moves takes the name, if any; the other node ops
+// need no VM. Sent needs the prefix.
 type Request struct {
-	V  int       `json:"v"` // filled in by [Client.Call]
+	V  int       `json:"v"` // set by [Client.Call]
 	Op Op        `json:"op"`
 	VM fabric.VM `json:"vm,omitzero"`
 
 	Prefix netip.Prefix `json:"prefix,omitzero"`
 }
 
-// Reply is the line back. Ports, Status, Moves and Forwarding are those of the ops of that name;
-// with a Status there may be an Error about what of it is not known. Guest
-// answers Describe, Advertisements Sent.
+// Reply is the line back. Ports, Status, Moves and Forwarding answer the ops of
+// that name; with a Status, the Error may say what is unknown. Guest answers
+// Describe, Advertisements Sent.
 type Reply struct {
 	V       int                `json:"v"`
 	OK      bool               `json:"ok"`
@@ -90,18 +89,18 @@ type Reply struct {
 
 	Advertisements []fabric.Advertisement `json:"advertisements,omitzero"`
 	Unsupported    bool                   `json:"unsupported,omitempty"` // the Error is an [errors.ErrUnsupported]
-	// Forwarding says what is in the way of guests' packets.
+	// Forwarding says what blocks guests' packets.
 	Forwarding []fabric.ForwardingFault `json:"forwarding,omitzero"`
 }
 
-// Guest is what a guest needs to know of its network.
+// Guest has what a guest must know of its network.
 type Guest struct {
 	VM      fabric.VM      `json:"vm"`
 	Gateway fabric.Gateway `json:"gateway"`
 }
 
-// replyError is what an agent answered. It is a [fabric.ErrRefused], or an
-// [errors.ErrUnsupported], where the agent said so.
+// replyError is the error in an agent's reply. It is a [fabric.ErrRefused], or an
+// [errors.ErrUnsupported], if the reply says so.
 type replyError struct {
 	text                 string
 	refused, unsupported bool
@@ -112,8 +111,8 @@ func (e *replyError) Is(target error) bool {
 	return e.refused && target == fabric.ErrRefused || e.unsupported && target == errors.ErrUnsupported
 }
 
-// decode reads a request. Keys that are not known are errors: what they ask
-// for would not be done.
+// decode reads a request. Unknown keys are errors: this agent would not do what
+// they ask for.
 func decode(line []byte) (Request, error) {
 	var head struct {
 		V  int `json:"v"`
@@ -156,19 +155,19 @@ func opNames() string {
 	return strings.Join(names, ", ")
 }
 
-// encode gives v as one line.
+// encode returns v as one line.
 func encode(v any) ([]byte, error) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false) // errors speak of <fabric:nic>
+	e.SetEscapeHTML(false) // errors contain <fabric:nic>
 	err := e.Encode(v)
 	return b.Bytes(), err
 }
 
 var errTooLong = errors.New("line too long")
 
-// readLine reads up to and with the next newline. A line that is cut off is an
-// [io.ErrUnexpectedEOF], never the shorter line.
+// readLine reads up to and including the next newline. If the input ends within a
+// line, it returns [io.ErrUnexpectedEOF] and not the part.
 func readLine(r *bufio.Reader, most int) ([]byte, error) {
 	var line []byte
 	for {

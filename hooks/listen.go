@@ -18,12 +18,12 @@ type Listener struct {
 	close func() error
 }
 
-// Listen makes the agent's socket, which only its owner (root) may use, and
-// the folder that it is in. The socket of an agent that is gone is replaced;
-// while another agent listens there, Listen is an error. A lock on PATH.lock
-// decides between agents that start together; that file is never removed.
+// Listen makes the agent's socket, which only its owner (root) may use, and the
+// folder that it is in. It replaces the socket of an agent that is gone, and
+// returns an error while another agent listens there. A lock on PATH.lock decides
+// between agents that start together; that file is never removed.
 func Listen(ctx context.Context, path string) (*Listener, error) {
-	// sun_path of unix(7) has 108 bytes, and the last is its NUL.
+	// The sun_path of unix(7) has 108 bytes, and the last is its NUL.
 	if len(path) > 107 {
 		return nil, fmt.Errorf("socket %s: a path of %d bytes, and 107 is the most; give a shorter --socket", path, len(path))
 	}
@@ -42,7 +42,7 @@ func Listen(ctx context.Context, path string) (*Listener, error) {
 	return l, nil
 }
 
-// listenLocked does what needs the lock, which the listener then keeps.
+// listenLocked does the part that needs the lock. The listener then keeps the lock.
 func listenLocked(ctx context.Context, path string, lock *os.File) (*Listener, error) {
 	err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
@@ -55,7 +55,7 @@ func listenLocked(ctx context.Context, path string, lock *os.File) (*Listener, e
 		return nil, err
 	}
 	// bind gives the file the mode of the socket (unix_bind in the kernel), so
-	// that there is no moment in which others could connect.
+	// others can connect at no moment.
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		return errors.Join(c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), 0o600) }), err)
@@ -65,7 +65,7 @@ func listenLocked(ctx context.Context, path string, lock *os.File) (*Listener, e
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
 	unix := bound.(*net.UnixListener)
-	unix.SetUnlinkOnClose(false) // it would unlink the path, whoever's socket is there
+	unix.SetUnlinkOnClose(false) // it would unlink the path even if another agent's socket is there
 	ours, err := os.Lstat(path)
 	if err != nil {
 		unix.Close()
@@ -90,8 +90,8 @@ func removeStale(ctx context.Context, path string) error {
 	case info.Mode()&os.ModeSocket == 0:
 		return fmt.Errorf("socket %s: there is a file that is no socket; remove it, or give another --socket", path)
 	}
-	// An agent in another mount namespace, or whose lock file was removed, is
-	// known by its answer alone. A full queue (EAGAIN) is an answer too.
+	// Only its answer shows an agent that is in another mount namespace, or whose
+	// lock file was removed. A full queue (EAGAIN) is an answer, too.
 	dialer := net.Dialer{Timeout: time.Second}
 	conn, err := dialer.DialContext(ctx, "unix", path)
 	if err == nil {
@@ -119,8 +119,8 @@ func (l *Listener) Accept() (net.Conn, error) { return l.unix.Accept() }
 // Addr implements [net.Listener].
 func (l *Listener) Addr() net.Addr { return l.unix.Addr() }
 
-// Close stops listening and removes the socket, unless another's has taken
-// its place. It may be called again.
+// Close stops listening and removes the socket, unless another agent's has replaced
+// it. It may be called again.
 func (l *Listener) Close() error { return l.close() }
 
 var _ net.Listener = (*Listener)(nil)

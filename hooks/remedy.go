@@ -2,7 +2,7 @@ package hooks
 
 import "github.com/vmfabric/vmfabric/fabric"
 
-// Remedy gives the way out of a problem by the commands and files of a node, for
+// Remedy returns the way out of a problem in the commands and files of a node, for
 // [github.com/vmfabric/vmfabric/fabric/agent.WithRemedies]; empty: none is known.
 func Remedy(r fabric.Reason) string {
 	return map[fabric.Reason]string{

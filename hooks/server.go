@@ -19,9 +19,9 @@ import (
 	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
-// Guests brings guests up and down. The agent says what each method promises
-// ([github.com/vmfabric/vmfabric/fabric/agent.Agent]); all are idempotent and
-// serve many requests at a time.
+// Guests changes the state of guests. The agent says what each method promises
+// ([github.com/vmfabric/vmfabric/fabric/agent.Agent]). All methods are idempotent
+// and serve many requests at a time.
 type Guests interface {
 	Apply(ctx context.Context, vm fabric.VM, s fabric.State) error
 	Started(ctx context.Context, vm fabric.VM) error
@@ -29,54 +29,54 @@ type Guests interface {
 	Expect(ctx context.Context, vm string) error
 }
 
-// Hypervisors brings guests up and down of which a hook knows only the name
-// that the hypervisor has for them. The agent says what each promises.
+// Hypervisors changes the state of guests of which a hook knows only the
+// hypervisor's name for them. The agent says what each method promises.
 type Hypervisors interface {
 	Starting(ctx context.Context, source, name string) error
 	Ended(ctx context.Context, source, name string) error
 	Describe(ctx context.Context, name string) (fabric.VM, fabric.Gateway, error)
 }
 
-// Node answers for the node as a whole.
+// Node answers requests about the node as a whole.
 type Node interface {
 	List(ctx context.Context) ([]fabric.PortEntry, error)
 	Status(ctx context.Context) (fabric.Status, error)           // with an error, what of it is known
-	Moves(ctx context.Context, vm string) ([]fabric.Move, error) // the newest first; of all guests without a name
-	// Advertisements tells what was sent of a prefix to each BGP peer; an error
-	// that is [errors.ErrUnsupported] says that it is not known.
+	Moves(ctx context.Context, vm string) ([]fabric.Move, error) // the newest first; without a name those of all guests
+	// Advertisements returns to which BGP peers a prefix was sent. The error is
+	// [errors.ErrUnsupported] if the speaker cannot tell.
 	Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error)
 	Drain(ctx context.Context) error
 	Undrain(ctx context.Context) error
 	CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, error)
 }
 
-// Agent does what is asked over the socket: that of package fabric/agent.
+// Agent does what the requests ask for. The agent of package fabric/agent is one.
 type Agent interface {
 	Guests
 	Hypervisors
 	Node
 }
 
-// Reporter answers for something that has no guests, such as a reflector.
+// Reporter reports the status of a program without guests, such as a reflector.
 type Reporter interface {
 	Status(ctx context.Context) (fabric.Status, error) // with an error, what of it is known
 }
 
 const (
-	idle  = 10 * time.Second // for a line to arrive, and for a reply to be taken
-	grace = 5 * time.Second  // for requests in flight when the agent stops
+	idle  = 10 * time.Second // for a line to arrive, and to write a reply
+	grace = 5 * time.Second  // for open requests when the agent stops
 )
 
-// Serve answers the requests that arrive at l, each connection's in order,
-// until ctx ends, and closes l. It then lets requests in flight finish, ends
-// their contexts after 5 s, waits for them, and returns nil. A nil logger is
-// silent. An agent that panics takes the process down.
+// Serve answers the requests that arrive at l, each connection's in order, until
+// ctx ends, and closes l. It then lets open requests finish, ends their contexts
+// after 5 s, waits for them, and returns nil. With a nil logger it logs nothing. A
+// panic of the agent ends the process.
 func Serve(ctx context.Context, l net.Listener, agent Agent, log *slog.Logger) error {
 	return answerAll(ctx, l, log, func(ctx context.Context, req Request) (Reply, error) { return do(ctx, agent, req) })
 }
 
-// ServeStatus is [Serve] for what has no guests: it answers Status, and refuses
-// everything else. what says what it is: "reflector rr1".
+// ServeStatus is [Serve] for a program without guests: it answers Status, and
+// refuses all other ops. what names the program, such as "reflector rr1".
 func ServeStatus(ctx context.Context, l net.Listener, what string, r Reporter, log *slog.Logger) error {
 	return answerAll(ctx, l, log, func(ctx context.Context, req Request) (Reply, error) {
 		if req.Op != Status {
@@ -111,7 +111,7 @@ type server struct {
 	log *slog.Logger
 }
 
-// accept gives each connection to serve until ctx ends.
+// accept passes each connection to serve until ctx ends.
 func (s server) accept(ctx context.Context, l net.Listener, serve func(net.Conn)) error {
 	for {
 		conn, err := l.Accept()
@@ -121,7 +121,8 @@ func (s server) accept(ctx context.Context, l net.Listener, serve func(net.Conn)
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOMEM):
-			// A full table empties again; an agent that ends over it would not help.
+			// Descriptors and memory get free again; to end the agent would not
+			// help.
 			s.log.Warn("hook not accepted yet; raise LimitNOFILE of the agent if this stays", "err", err)
 			backoff.Sleep(ctx, 100*time.Millisecond)
 		default:
@@ -130,15 +131,15 @@ func (s server) accept(ctx context.Context, l net.Listener, serve func(net.Conn)
 	}
 }
 
-// converse answers the lines of one connection until it ends, or ctx does;
-// what they ask is done under the context requests, which ends later.
+// converse answers the lines of one connection until it or ctx ends. The requests
+// run under the context requests, which ends later.
 func (s server) converse(ctx, requests context.Context, conn net.Conn) {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })()
 	r := bufio.NewReader(conn)
 	for {
 		conn.SetReadDeadline(time.Now().Add(idle))
-		if ctx.Err() != nil { // the deadline just set may have replaced the one that ends the read
+		if ctx.Err() != nil { // this deadline may have replaced the one that ends the read
 			return
 		}
 		line, err := readLine(r, maxRequest)
@@ -158,7 +159,7 @@ func (s server) converse(ctx, requests context.Context, conn net.Conn) {
 	}
 }
 
-// send writes a reply, which is to be taken before long.
+// send writes a reply within the time idle.
 func send(conn net.Conn, reply Reply) error {
 	reply.V = Version
 	b, err := encode(reply)

@@ -1,12 +1,12 @@
-// Command libvirt is the hook that libvirt's QEMU driver runs when something
-// happens to a domain: /etc/libvirt/hooks/qemu.d/vmfabric, or
-// /etc/libvirt/hooks/qemu where libvirt is older than 6.5. It tells the agent
-// of this node, and its exit status tells libvirt whether to go on.
+// Command libvirt is the hook that libvirt's QEMU driver runs at each step of a
+// domain's life: /etc/libvirt/hooks/qemu.d/vmfabric, or /etc/libvirt/hooks/qemu for
+// a libvirt before 6.5. It tells the agent of this node, and its exit status tells
+// libvirt whether to go on.
 //
-// libvirt runs it as "vmfabric DOMAIN OPERATION SUB-OPERATION -" with the
-// domain's XML on its standard input (https://libvirt.org/hooks.html). It
-// never prints to its standard output, which would replace the XML of a
-// migrating domain, and never calls libvirt, which waits for it.
+// libvirt runs it as "vmfabric DOMAIN OPERATION SUB-OPERATION -" with the domain's
+// XML on its standard input (https://libvirt.org/hooks.html). It never prints to
+// its standard output, which would replace the XML of a migrating domain, and never
+// calls libvirt, which waits for it.
 package main
 
 import (
@@ -26,17 +26,17 @@ import (
 
 var version = "devel" // set by the linker
 
-// operation is what the fabric does about one of libvirt's.
+// operation is the fabric's part in an operation of libvirt's.
 type operation struct {
 	op   hooks.Op
-	up   bool // needs the NICs and their interfaces; the way down needs the name alone
-	veto bool // when it cannot be done, libvirt shall give up what it was about to do
+	up   bool // the agent needs the NICs and their interfaces; the other way it needs only the name
+	veto bool // if it fails, libvirt must abort the operation
 	patience
 }
 
-// patience is how long libvirt is kept waiting.
+// patience is how long the hook keeps libvirt waiting.
 type patience struct {
-	absent time.Duration // for an agent that is being restarted
+	absent time.Duration // for an agent that restarts
 	silent time.Duration // for its answer
 }
 
@@ -45,9 +45,9 @@ var (
 	running  = patience{time.Second, 5 * time.Second}
 )
 
-// operations lists those of libvirt's that the fabric has a part in. There is
-// no veto once the guest runs: at started and reconnect libvirt kills it over
-// a status other than 0. At stopped and release it ignores the status.
+// operations lists the operations in which the fabric has a part. There is no veto
+// once the guest runs: at started and reconnect libvirt kills it over a status
+// other than 0. At stopped and release libvirt ignores the status.
 var operations = map[string]operation{
 	"prepare":   {op: hooks.Wire, up: true, veto: true, patience: starting},
 	"start":     {op: hooks.Wire, up: true, veto: true, patience: starting},
@@ -59,8 +59,8 @@ var operations = map[string]operation{
 }
 
 func main() {
-	// A write to a standard error that nobody reads would end the hook by
-	// SIGPIPE, which is as bad as a status other than 0.
+	// A write to a standard error that nobody reads would end the hook by SIGPIPE,
+	// which is as bad as a status other than 0.
 	signal.Ignore(syscall.SIGPIPE)
 	if len(os.Args) < 3 {
 		fmt.Fprintf(os.Stderr, "vmfabric's hook for libvirt, version %s\nusage: %s DOMAIN OPERATION SUB-OPERATION - < domain.xml\n",
@@ -69,7 +69,7 @@ func main() {
 	}
 	o := operations[os.Args[2]]
 	err := o.do(context.Background(), os.Args[1], os.Getenv("VMFABRIC_SOCKET"), os.Stdin)
-	// libvirt writes all of the XML, whether it is of interest or not.
+	// libvirt writes all of the XML, so read all of it.
 	io.Copy(io.Discard, os.Stdin)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "vmfabric: %v\n", err)
@@ -79,8 +79,8 @@ func main() {
 	}
 }
 
-// do tells the agent, if the domain is of the fabric. A panic is an error like
-// any other: only the operation decides what it costs the guest.
+// do tells the agent, if the domain is of the fabric. A panic is an error like any
+// other: only the operation decides whether it costs the guest its start.
 func (o operation) do(ctx context.Context, domain, socket string, stdin io.Reader) (err error) {
 	defer func() {
 		if fault := recover(); fault != nil {
@@ -96,7 +96,7 @@ func (o operation) do(ctx context.Context, domain, socket string, stdin io.Reade
 	}
 	ours := domxml.MayBeOurs(xml)
 	if !ours && len(xml) > domxml.MaxBytes {
-		// What it is may be written after all that is read of it.
+		// The fabric's element may come after the part that was read.
 		if ours, err = domxml.Mentioned(xml, stdin); err != nil {
 			return fmt.Errorf("domain %s: read its XML: %w", domain, err)
 		}

@@ -1,20 +1,20 @@
 // Command lxd is the hook that LXC runs for an instance of LXD, as
-// lxc.hook.start-host and lxc.hook.post-stop (lxc.container.conf(5)). It tells
-// the agent of this node, and its exit status tells LXC whether to go on. The
-// fabric serves instances without it, too: with it, one that the fabric refuses
-// does not start, and one that has started is announced.
+// lxc.hook.start-host and lxc.hook.post-stop (lxc.container.conf(5)). It tells the
+// agent of this node, and its exit status tells LXC whether to go on. The fabric
+// serves instances without it, too. With the hook, an instance that the fabric
+// refuses does not start, and one that has started is announced.
 //
 // For one instance, or in a profile for many:
 //
 //	lxc config set web raw.lxc "lxc.hook.start-host = /usr/local/lib/vmfabric/hook-lxd
 //	lxc.hook.post-stop = /usr/local/lib/vmfabric/hook-lxd"
 //
-// For all instances of a Debian package, the two lines in a file below
-// /usr/share/lxc/config/common.conf.d: an instance that is none of the
-// fabric's starts whether there is an agent or not.
+// For all instances of a Debian package, put the two lines into a file below
+// /usr/share/lxc/config/common.conf.d: an instance that is not of the fabric starts
+// even without an agent.
 //
-// LXC names the instance in LXC_NAME, after its project and an underscore where
-// that is not the default one, and the occasion in LXC_HOOK_TYPE.
+// LXC_NAME is the name of the instance, after its project and an underscore unless
+// that is the default one. LXC_HOOK_TYPE is the hook's name.
 package main
 
 import (
@@ -37,27 +37,26 @@ var version = "devel" // set by the linker
 // origin is the name of the agent's source of these guests.
 const origin = "lxd"
 
-// hostfs is where LXD's snap sees the files of the host.
+// hostfs is the folder in which LXD's snap has the files of the host.
 const hostfs = "/var/lib/snapd/hostfs"
 
-// occasion is what the fabric does about one of LXC's hooks.
+// occasion is the fabric's part in one of LXC's hooks.
 type occasion struct {
 	op     hooks.Op
-	veto   bool          // when it cannot be done, the instance shall not start
-	absent time.Duration // how long an agent that is being restarted is waited for
-	silent time.Duration // how long its answer is
+	veto   bool          // if it fails, the instance must not start
+	absent time.Duration // how long the hook waits for an agent that restarts
+	silent time.Duration // how long it waits for the answer
 }
 
-// occasions lists those that the fabric has a part in. When start-host runs, the
-// instance has its links, and its init does not run yet.
+// occasions lists the hooks in which the fabric has a part. When start-host runs,
+// the instance has its links, and its init does not run yet.
 var occasions = map[string]occasion{
 	"start-host": {op: hooks.Starting, veto: true, absent: 4 * time.Second, silent: 20 * time.Second},
 	"post-stop":  {op: hooks.Ended, absent: time.Second, silent: 5 * time.Second},
 }
 
 func main() {
-	// A write to a standard error that nobody reads would end the hook by
-	// SIGPIPE.
+	// A write to a standard error that nobody reads would end the hook by SIGPIPE.
 	signal.Ignore(syscall.SIGPIPE)
 	name, kind := os.Getenv("LXC_NAME"), os.Getenv("LXC_HOOK_TYPE")
 	if name == "" || kind == "" {
@@ -67,7 +66,8 @@ func main() {
 	o, ours := occasions[kind], hasPort(name)
 	if err := o.do(context.Background(), name, ours, os.Getenv("VMFABRIC_SOCKET")); err != nil {
 		fmt.Fprintf(os.Stderr, "vmfabric: %v\n", err)
-		// An agent that does not know does not keep others from starting.
+		// An agent that fails must not keep other instances than the fabric's from
+		// starting.
 		if o.veto && (ours || errors.Is(err, fabric.ErrRefused)) {
 			record(name, os.Getenv("LXC_CONFIG_FILE"), err)
 			os.Exit(1)
@@ -75,8 +75,8 @@ func main() {
 	}
 }
 
-// do tells the agent, which knows best whether the instance is of the fabric. A
-// panic is an error like any other.
+// do tells the agent, which knows whether the instance is of the fabric. A panic is
+// an error like any other.
 func (o occasion) do(ctx context.Context, name string, ours bool, socket string) (err error) {
 	defer func() {
 		if fault := recover(); fault != nil {
@@ -100,9 +100,8 @@ func (o occasion) do(ctx context.Context, name string, ours bool, socket string)
 }
 
 // record writes why an instance does not start into its log, which lxc tells the
-// user to look at (lxc info NAME --show-log). LXC itself logs what a hook prints
-// for debugging only. The configuration that LXC runs the instance with names
-// the log.
+// user to read (lxc info NAME --show-log). LXC itself logs a hook's output only at
+// debug level. The configuration with which LXC runs the instance names the log.
 func record(name, config string, why error) {
 	text, err := os.ReadFile(config)
 	if err != nil {
@@ -123,16 +122,16 @@ func record(name, config string, why error) {
 	}
 }
 
-// hasPort reports whether the node has a link that is the first port of an
-// instance: without an agent nothing else tells that it is of the fabric.
+// hasPort reports whether the node has a link with the name of an instance's first
+// port: without an agent, only that shows that the instance is of the fabric.
 // Neither projects nor instances have underscores in their names.
 func hasPort(name string) bool {
 	_, err := net.InterfaceByName(fabric.PortName(name[strings.LastIndexByte(name, '_')+1:], 0))
 	return err == nil
 }
 
-// locate gives the agent's socket, which in the snap's mount namespace is
-// elsewhere than on the host.
+// locate returns the path of the agent's socket, which differs in the mount
+// namespace of the snap.
 func locate(socket string) string {
 	if socket != "" {
 		return socket
