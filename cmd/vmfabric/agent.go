@@ -100,12 +100,13 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		}
 	}
 	alone := cluster
-	alone.Nodes = []fabric.Node{node} // what other nodes lack is for their agents to say
+	alone.Nodes = []fabric.Node{node} // the other nodes' agents report what those lack
 	for _, w := range clusterfile.NodeWarnings(alone) {
 		log.Warn(w, "config", f.config)
 	}
 
-	// Whoever holds the socket is the agent: before anything is touched.
+	// The process that holds the socket is the agent, so take it before anything
+	// changes.
 	listener, err := hooks.Listen(ctx, socket)
 	if err != nil {
 		return err
@@ -152,8 +153,8 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 
 	ctx, cancel := context.WithCancel(ctx)
 	group, ctx := errgroup.WithContext(ctx)
-	// The speaker outlives those that tell it what to announce: what they withdraw at
-	// the end is withdrawn.
+	// The speaker ends after the parts that announce routes, so it still sends what
+	// they withdraw at their end.
 	speaking, hangUp := context.WithCancel(context.WithoutCancel(ctx))
 	var talk errgroup.Group
 	defer func() {
@@ -184,7 +185,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		return err
 	}
 	talk.Go(func() error {
-		defer cancel() // without a speaker there is no agent
+		defer cancel() // without a speaker the agent is of no use
 		return speaker.Run(speaking)
 	})
 	group.Go(func() error { return agent.Run(ctx) })
@@ -206,8 +207,8 @@ type source interface {
 	Run(ctx context.Context) error
 }
 
-// sources makes those that are not off. Each waits quietly where there is no
-// such hypervisor.
+// sources makes the sources that are not off. A source waits without a warning if
+// there is no such hypervisor.
 func (f agentFlags) sources(dataplane *kernel.Dataplane, log *slog.Logger) (all []source) {
 	path := func(flag string) string {
 		if flag == "auto" {
@@ -242,7 +243,7 @@ func thisNode(c *fabric.Cluster, name string) (fabric.Node, error) {
 	return c.Node(short)
 }
 
-// others lists the addresses of the cluster's machines but this one.
+// others lists the addresses of the cluster's other machines.
 func others(c *fabric.Cluster, node fabric.Node) []netip.Addr {
 	var as []netip.Addr
 	for _, r := range c.Reflectors {
@@ -257,7 +258,7 @@ func others(c *fabric.Cluster, node fabric.Node) []netip.Addr {
 	return slices.DeleteFunc(as, func(a netip.Addr) bool { return !a.IsValid() || a == node.Address || a == node.Address6 })
 }
 
-// pools lists what guests may have and have routed to them.
+// pools lists the prefixes of which guests may have addresses or routes.
 func pools(c *fabric.Cluster) []netip.Prefix {
 	ps := slices.Clone(c.Routed)
 	for _, p := range c.Pools {
@@ -274,8 +275,8 @@ func routers(c *fabric.Cluster) []netip.Addr {
 	return as
 }
 
-// underlay6 finds the IPv6 address of the interface that has the node's IPv4
-// address: the next hop of IPv6 routes where the cluster file names none.
+// underlay6 finds the IPv6 address of the interface with the node's IPv4 address:
+// the next hop of IPv6 routes if the cluster file names none.
 func underlay6(v4 netip.Addr) netip.Addr {
 	interfaces, err := net.Interfaces()
 	if err != nil {
@@ -305,14 +306,14 @@ func underlay6(v4 netip.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// notify tells systemd, where it started us.
+// notify tells systemd, if systemd started the agent.
 func notify(log *slog.Logger, state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
 		log.Warn("systemd not notified", "err", err)
 	}
 }
 
-// ignoreClosed drops the complaint about what the orderly way closed already.
+// ignoreClosed drops the error of closing what the orderly way has closed already.
 func ignoreClosed(err error) error {
 	if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) {
 		return nil

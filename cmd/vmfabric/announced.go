@@ -11,8 +11,8 @@ import (
 	"github.com/vmfabric/vmfabric/hooks"
 )
 
-// prefixOf gives what is announced for an address: the guest's own, or the
-// longest prefix that is routed to one.
+// prefixOf returns the prefix that is announced for an address: the guest's own, or
+// the longest one that is routed to a guest.
 func prefixOf(a netip.Addr, ports []fabric.PortEntry) (found netip.Prefix, ok bool) {
 	for _, p := range ports {
 		if slices.Contains(p.Addresses, a) {
@@ -27,8 +27,8 @@ func prefixOf(a netip.Addr, ports []fabric.PortEntry) (found netip.Prefix, ok bo
 	return found, ok
 }
 
-// sent asks the agent what it has sent of a prefix to each peer; nil where its
-// speaker does not tell.
+// sent asks the agent to which peers it has sent a prefix; nil if its speaker
+// cannot tell.
 func (t *tool) sent(ctx context.Context, p netip.Prefix) ([]fabric.Advertisement, error) {
 	reply, err := t.call(ctx, hooks.Request{Op: hooks.Sent, Prefix: p})
 	if errors.Is(err, errors.ErrUnsupported) {
@@ -37,8 +37,8 @@ func (t *tool) sent(ctx context.Context, p netip.Prefix) ([]fabric.Advertisement
 	return reply.Advertisements, err
 }
 
-// announcedTo says of each session whether the prefix was sent on it, or, where
-// that is not known, whether it could have been.
+// announcedTo says of each session whether the prefix was sent on it or, if that is
+// unknown, whether it could have been.
 func announcedTo(p netip.Prefix, sessions []fabric.Session, sent []fabric.Advertisement) []step {
 	var steps []step
 	for _, a := range sent {
@@ -72,7 +72,7 @@ func orUnknown(reason string) string {
 	return reason
 }
 
-// lastNotification tells the last NOTIFICATION of a session in a few words.
+// lastNotification describes the last NOTIFICATION of a session in a few words.
 func lastNotification(n fabric.Notification) string {
 	way := "received"
 	if n.Sent {

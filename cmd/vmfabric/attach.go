@@ -33,7 +33,7 @@ repeated, also to change a guest's addresses.
 			if err != nil {
 				return usageError{err}
 			}
-			// A line of JSON cannot carry every name that a shell can.
+			// A shell can pass names that a line of JSON cannot.
 			if err := fabric.ValidateName(args[0]); err != nil {
 				return fmt.Errorf("guest %s refused: %w", strings.ToValidUTF8(args[0], "\ufffd"), err)
 			}
@@ -111,7 +111,7 @@ wanted again when the agent next looks at that hypervisor: stop it there instead
 	}
 }
 
-// completeVM offers the guests of the agent for a shell's completion.
+// completeVM lists the agent's guests for a shell's completion.
 func (t *tool) completeVM(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp

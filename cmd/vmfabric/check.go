@@ -67,8 +67,8 @@ func checkCommand(t *tool) *cobra.Command {
 	return cmd
 }
 
-// checkPlugins reports plugins of the cluster that somebody else than root and this
-// user could change, as far as they are on this machine.
+// checkPlugins reports the cluster's plugins that another user than root and this
+// one could change, if they are on this machine.
 func checkPlugins(config string, c fabric.Cluster) error {
 	var errs []error
 	check := func(key, path string) {

@@ -156,8 +156,8 @@ func (d *demo) allEstablished(ctx context.Context) error {
 	return nil
 }
 
-// restore brings back what the demonstration killed: who looks around afterwards
-// is to find everything well.
+// restore starts again what the demonstration killed: a user who looks around
+// afterwards should find everything well.
 func (d *demo) restore(ctx context.Context) error {
 	if err := d.startReflector("rr1"); err != nil {
 		return err
@@ -169,7 +169,8 @@ func (d *demo) restore(ctx context.Context) error {
 	return nil
 }
 
-// until waits for something as long as the processes of the demonstration get on.
+// until calls f until it succeeds, as long as the processes of the demonstration
+// make progress.
 func (d *demo) until(ctx context.Context, f func(ctx context.Context) error) error {
 	return whileWorking(ctx, func() effort { return effortOf(d.lab) }, f)
 }
@@ -195,8 +196,8 @@ func (d *demo) ask(ctx context.Context, node string, req hooks.Request) (hooks.R
 	return hooks.Client{Socket: d.socket(node)}.Call(ctx, req)
 }
 
-// bring starts a guest on a node: what the hypervisor's hook says before the
-// guest runs, the guest, and what the hook says once it runs.
+// bring starts a guest on a node: the request of the hypervisor's hook before the
+// guest runs, the guest, and the request once it runs.
 func (d *demo) bring(ctx context.Context, node string, vm fabric.VM) error {
 	if _, err := d.ask(ctx, node, hooks.Request{Op: hooks.Wire, VM: vm}); err != nil {
 		return err
@@ -225,7 +226,7 @@ func (d *demo) reachable(ctx context.Context, vm fabric.VM) error {
 	return nil
 }
 
-// ping waits for an answer, and gives how long it took.
+// ping waits for an answer, and returns how long it took.
 func (d *demo) ping(ctx context.Context, from *core.Host, to netip.Addr) (rtt time.Duration, err error) {
 	err = d.until(ctx, func(ctx context.Context) (err error) {
 		rtt, err = from.Ping(ctx, to)
@@ -234,7 +235,7 @@ func (d *demo) ping(ctx context.Context, from *core.Host, to netip.Addr) (rtt ti
 	return rtt, err
 }
 
-// trace brings the first guest and tells when what happened.
+// trace starts the first guest and prints when each step happened.
 func (d *demo) trace(ctx context.Context, node string, vm fabric.VM) error {
 	began := time.Now()
 	if err := d.bring(ctx, node, vm); err != nil {
@@ -261,7 +262,7 @@ type event struct {
 	text string
 }
 
-// agentEvents finds in an agent's log what it did for a guest.
+// agentEvents finds the steps for a guest in an agent's log.
 func agentEvents(log, vm string) []event {
 	var events []event
 	for line := range strings.Lines(log) {
@@ -290,7 +291,7 @@ func agentEvents(log, vm string) []event {
 	return events
 }
 
-// pings lets the client and the guests reach each other.
+// pings makes the client and the guests ping each other.
 func (d *demo) pings(ctx context.Context) error {
 	type host struct {
 		name string
@@ -324,7 +325,7 @@ func (d *demo) pings(ctx context.Context) error {
 	return nil
 }
 
-// move brings a guest to the other node while it is being pinged.
+// move moves a guest to the other node while the client pings it.
 func (d *demo) move(ctx context.Context, vm fabric.VM) error {
 	return d.underProbe(ctx, vm, func() error {
 		if _, err := d.ask(ctx, "node2", hooks.Request{Op: hooks.Wire, VM: vm}); err != nil {
@@ -351,7 +352,7 @@ func (d *demo) move(ctx context.Context, vm fabric.VM) error {
 	})
 }
 
-// killReflector ends one reflector without warning while a guest is being pinged.
+// killReflector kills one reflector while the client pings a guest.
 func (d *demo) killReflector(ctx context.Context) error {
 	return d.underProbe(ctx, demoVM("web", 11), func() error {
 		if err := d.rr["rr1"].Kill(); err != nil {
@@ -362,7 +363,7 @@ func (d *demo) killReflector(ctx context.Context) error {
 	})
 }
 
-// underProbe does something while the client pings both addresses of a guest.
+// underProbe runs do while the client pings both addresses of a guest.
 func (d *demo) underProbe(ctx context.Context, vm fabric.VM, do func() error) error {
 	var probes []*core.Prober
 	for _, a := range vm.NICs[0].Addresses {

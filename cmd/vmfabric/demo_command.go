@@ -22,12 +22,12 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
-// demoFlags says how the demonstration runs. A process that was started by
-// another one of the demonstration has hidden ones.
+// demoFlags has the options of the demonstration. The hidden ones are for the
+// processes that it starts itself.
 type demoFlags struct {
 	keep, down bool
-	record     string // where a standing demonstration is noted
-	standing   bool   // this is the process that stays
+	record     string // the note of a standing demonstration
+	standing   bool   // this process stays
 }
 
 func demoCommand(t *tool) *cobra.Command {
@@ -101,7 +101,7 @@ func runDemo(ctx context.Context, out io.Writer, f demoFlags) (err error) {
 		return fmt.Errorf("demo: %w", err)
 	}
 	defer func() { err = errors.Join(err, lab.Close()) }()
-	// Children are started in other namespaces, where /proc/self/exe is theirs.
+	// Children start in other namespaces, where /proc/self/exe is theirs.
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -134,7 +134,7 @@ func runDemo(ctx context.Context, out io.Writer, f demoFlags) (err error) {
 	return nil
 }
 
-// lookAround tells how to look into a standing demonstration.
+// lookAround prints how to look into a standing demonstration.
 func (d *demo) lookAround() {
 	enter := "ip netns exec"
 	at := func(name string) string { return d.lab.Host(name).Namespace() }
@@ -152,10 +152,10 @@ func (d *demo) lookAround() {
 	d.say("To remove it:\n  %s demo --down", d.self)
 }
 
-// standing is the note of a demonstration that was left standing.
+// standing is the note about a demonstration that was left running.
 type standing struct {
 	PID   int    `json:"pid"`
-	Start string `json:"start"` // of the process, so that another one of that number is not taken for it
+	Start string `json:"start"` // when the process started, so that another one with its number does not count as it
 }
 
 func recordStanding(path string) error {
@@ -163,8 +163,8 @@ func recordStanding(path string) error {
 	if err != nil {
 		return err
 	}
-	// Its folder is everybody's: whatever is there by that name, a link perhaps, is
-	// somebody else's.
+	// Everybody can write to its folder: a file or link of that name is somebody
+	// else's.
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -173,9 +173,9 @@ func recordStanding(path string) error {
 	return errors.Join(err, f.Close())
 }
 
-// readStanding finds the process of a standing demonstration, 0 for none. The
-// process is going to be ended: a note that somebody else could have written is
-// refused.
+// readStanding finds the process of a standing demonstration, 0 if there is none.
+// The caller ends that process, so readStanding refuses a note that somebody else
+// could have written.
 func readStanding(path string) (int, error) {
 	err := trusted.Check(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -200,12 +200,13 @@ func readStanding(path string) (int, error) {
 	}
 	var s standing
 	if err := json.Unmarshal(b, &s); err != nil || s.PID <= 1 || s.Start == "" || s.Start != startTime(s.PID) {
-		return 0, os.Remove(path) // of one that has ended
+		return 0, os.Remove(path) // that one has ended
 	}
 	return s.PID, nil
 }
 
-// startTime gives field 22 of /proc/PID/stat (proc_pid_stat(5)), "" for none.
+// startTime returns field 22 of /proc/PID/stat (proc_pid_stat(5)), "" if there is
+// no such process.
 func startTime(pid int) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -258,7 +259,7 @@ func demoKeep(cmd *cobra.Command, f demoFlags) error {
 	}
 	defer done.Close()
 	child := exec.Command("/proc/self/exe", "demo", "--keep", "--standing", "--record", f.record)
-	child.Stdout, child.Stderr = os.Stdout, os.Stderr // themselves: it stays when this process has ended
+	child.Stdout, child.Stderr = os.Stdout, os.Stderr // the files themselves: the process stays when this one has ended
 	child.ExtraFiles = []*os.File{theirs}
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := child.Start(); err != nil {
@@ -267,7 +268,7 @@ func demoKeep(cmd *cobra.Command, f demoFlags) error {
 	theirs.Close()
 	stop := context.AfterFunc(cmd.Context(), func() { _ = child.Process.Signal(syscall.SIGTERM) })
 	defer stop()
-	// One byte when it stands; the end of the pipe when it has failed.
+	// The child writes one byte when it stands. If it fails, the pipe ends.
 	if n, _ := done.Read(make([]byte, 1)); n == 1 {
 		return child.Process.Release()
 	}
@@ -277,8 +278,8 @@ func demoKeep(cmd *cobra.Command, f demoFlags) error {
 	return nil
 }
 
-// letGo tells the process that started this one that all is said, and gives
-// its terminal back.
+// letGo tells the parent process that everything is printed, and gives its terminal
+// back.
 func letGo() error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {

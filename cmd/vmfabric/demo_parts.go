@@ -20,8 +20,8 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
-// demoCoreCommand is what the demonstration runs as the core gateway: it puts
-// what it learns into the kernel.
+// demoCoreCommand is the core gateway of the demonstration: it puts the routes that
+// it learns into the kernel.
 func demoCoreCommand() *cobra.Command {
 	var config string
 	cmd := &cobra.Command{
@@ -53,7 +53,7 @@ func demoCoreCommand() *cobra.Command {
 	return cmd
 }
 
-// routeLog notes when routes to guests come into a host's kernel.
+// routeLog notes when routes to guests arrive in a host's kernel.
 type routeLog struct {
 	mu     sync.Mutex
 	routes map[netip.Prefix]logged
@@ -133,7 +133,7 @@ func (l *routeLog) via(p netip.Prefix) netip.Addr {
 	return l.routes[p].via
 }
 
-// leadsTo says whether the route to a prefix leads to a node.
+// leadsTo returns an error unless the route to a prefix leads to a node.
 func (l *routeLog) leadsTo(p netip.Prefix, n fabric.Node) error {
 	if via := l.via(p); via != n.Source(p.Addr()) {
 		return fmt.Errorf("%s still goes via %s, not %s", p, via, n.Name)

@@ -11,16 +11,16 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
-// How long something of the demonstration may take: a machine that is emulated, or
-// has much else to do, is a hundred times slower than another, and only the
-// processes themselves show whether they get on.
+// How long a step of the demonstration may take. An emulated or busy machine may be
+// a hundred times slower than another, and only the processes themselves show
+// whether they make progress.
 const (
-	window     = 20 * time.Second // after so long it is looked whether they work
-	windows    = 30               // so often at most
-	enoughWork = time.Second      // of processor time, in a window; those that are done take less
+	window     = 20 * time.Second // how long a step runs before their progress is checked
+	windows    = 30               // the most windows of a step
+	enoughWork = time.Second      // of processor time in a window; processes that are done take less
 )
 
-// effort is what processes have done so far.
+// effort is the work that processes have done so far.
 type effort struct {
 	processor time.Duration
 	logged    int64 // bytes
@@ -32,7 +32,7 @@ func (e effort) worked(since effort) bool {
 }
 
 // whileWorking calls f again and again until it returns nil, with a context that
-// lasts for a while. It gives its error when for such a while there was no effort.
+// ends with the window. It returns f's error after a window without effort.
 func whileWorking(ctx context.Context, now func() effort, f func(ctx context.Context) error) error {
 	before := now()
 	for n := 1; ; n++ {
@@ -47,7 +47,7 @@ func whileWorking(ctx context.Context, now func() effort, f func(ctx context.Con
 	}
 }
 
-// effortOf adds up what the daemons of a lab have done.
+// effortOf adds up the work of a lab's daemons.
 func effortOf(lab *core.Lab) (sum effort) {
 	for _, d := range lab.Daemons() {
 		sum.processor += processorTime(d.Pid())
@@ -58,8 +58,8 @@ func effortOf(lab *core.Lab) (sum effort) {
 	return sum
 }
 
-// processorTime gives what a process has used (proc_pid_stat(5), utime and stime),
-// 0 for one that is gone.
+// processorTime returns the processor time of a process (proc_pid_stat(5), utime
+// and stime), 0 if the process is gone.
 func processorTime(pid int) time.Duration {
 	const tick = 10 * time.Millisecond // USER_HZ is 100 on all of Go's architectures
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

@@ -18,11 +18,11 @@ import (
 	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
-// drained is a node out of service, and who is on it still.
+// drained is a node out of service, and the guests that are still on it.
 type drained struct {
 	Node    string         `json:"node"`
 	Since   time.Time      `json:"since"`
-	Already bool           `json:"already"` // it was before it was asked for now
+	Already bool           `json:"already"` // it was drained before this request
 	Guests  []drainedGuest `json:"guests"`
 }
 
@@ -111,13 +111,13 @@ func undrainCommand(t *tool) *cobra.Command {
 	}
 }
 
-// status asks for what the agent knows of its node.
+// status asks the agent for the status of its node.
 func (t *tool) status(ctx context.Context) (fabric.Status, error) {
 	reply, err := t.call(ctx, hooks.Request{Op: hooks.Status})
 	if reply.Status == nil {
 		return fabric.Status{}, err
 	}
-	return *reply.Status, nil // what a backend does not answer is in its problems
+	return *reply.Status, nil // its problems say what a backend did not answer
 }
 
 // drain begins the drain.
@@ -137,8 +137,8 @@ func (t *tool) drain(ctx context.Context) (drained, error) {
 	return drained{Node: now.Node, Since: now.DrainingSince, Already: was.Draining, Guests: guests}, err
 }
 
-// guestsHere lists those that have ports on this node, by name. An agent that is
-// not there is waited for.
+// guestsHere lists the guests that have ports on this node, by name. It waits for
+// an agent that restarts.
 func (t *tool) guestsHere(ctx context.Context, wait time.Duration) ([]drainedGuest, error) {
 	reply, err := hooks.Client{Socket: t.socket, Wait: wait}.Call(ctx, hooks.Request{Op: hooks.List})
 	if err != nil {
@@ -159,7 +159,7 @@ func (t *tool) guestsHere(ctx context.Context, wait time.Duration) ([]drainedGue
 
 const drainPoll = 250 * time.Millisecond
 
-// awaitEmpty waits until no guest is left, and writes down who goes. It gives
+// awaitEmpty waits until no guest is left, and prints each that goes. It returns
 // those that are left after the time.
 func (t *tool) awaitEmpty(ctx context.Context, guests []drainedGuest, most time.Duration, watch io.Writer) ([]drainedGuest, error) {
 	deadline := time.Now().Add(most)

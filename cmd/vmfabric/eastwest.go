@@ -11,9 +11,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 )
 
-// eastWest has the speaker tell peers where other nodes' guests are. Where the
-// cluster does not want that, peers only takes out what an agent left that was
-// told otherwise.
+// eastWest makes the speaker put the routes to other nodes' guests into peers.
+// Without east-west, peers only removes the routes that an earlier agent left.
 func eastWest(c fabric.Cluster, peers *kernel.FIB) ([]gobgp.Option, error) {
 	if !c.EastWest {
 		return nil, peers.Close()
@@ -22,7 +21,7 @@ func eastWest(c fabric.Cluster, peers *kernel.FIB) ([]gobgp.Option, error) {
 }
 
 // elsewhere says through which node the kernel reaches an address that no guest
-// here has, where it was learned.
+// here has, if it has learned a route.
 func elsewhere(a netip.Addr, steps []step) []step {
 	if len(steps) != 1 || steps[0].Good {
 		return steps

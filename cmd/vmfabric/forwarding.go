@@ -9,8 +9,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// forwardingStep says whether packets of an address's family pass the node, which
-// was tried just now.
+// forwardingStep says whether packets of an address's family pass the node, as the
+// test found just now.
 func forwardingStep(a netip.Addr, faults []fabric.ForwardingFault, err error) step {
 	if err != nil {
 		return step{"forwarding", false, err.Error()}
@@ -28,8 +28,8 @@ func forwardingStep(a netip.Addr, faults []fabric.ForwardingFault, err error) st
 	return step{"forwarding", true, fmt.Sprintf("%s packets pass between the underlay and a port, tried now", family)}
 }
 
-// withdrawnFor says why the node announces nothing of an address's family, empty
-// where it does, and gives the other faults.
+// withdrawnFor says why the node announces no address of a family; empty: it does.
+// It also returns the other faults.
 func withdrawnFor(a netip.Addr, faults []fabric.ForwardingFault) (reason string, others []fabric.ForwardingFault) {
 	for _, f := range faults {
 		if f.Withdrawn && concerns(f, a) {
@@ -49,7 +49,7 @@ func concerns(f fabric.ForwardingFault, a netip.Addr) bool {
 	return f.Family == "" || f.Family == familyOf(a)
 }
 
-// samplesOf gives, for each family that the cluster has a pool of, an address
+// samplesOf returns, for each family of which the cluster has a pool, an address
 // that a guest may have: the last of the first pool, where guests are rare.
 func samplesOf(c *fabric.Cluster) []netip.Addr {
 	var all []netip.Addr
@@ -69,7 +69,7 @@ func samplesOf(c *fabric.Cluster) []netip.Addr {
 	return all
 }
 
-// last gives the last address of a prefix.
+// last returns the last address of a prefix.
 func last(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < 8*len(b); i++ {

@@ -8,14 +8,14 @@ import (
 	"github.com/vmfabric/vmfabric/hooks"
 )
 
-// hookCalls is an agent that lets libvirt's source know when libvirt has called
-// the hook.
+// hookCalls is an agent that tells libvirt's source when libvirt has called the
+// hook.
 type hookCalls struct {
 	hooks.Agent
 	libvirt *libvirt.Source
 }
 
-// heard gives the agent that the hooks talk to.
+// heard returns the agent for the hooks' socket.
 func heard(agent hooks.Agent, sources []source) hooks.Agent {
 	for _, s := range sources {
 		if l, ok := s.(*libvirt.Source); ok {

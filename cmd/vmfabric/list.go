@@ -166,7 +166,7 @@ func whyCommand(t *tool) *cobra.Command {
 				p, ok := prefixOf(a, list.Ports)
 				switch last := &steps[len(steps)-1]; {
 				case !ok || !last.Good:
-				case withdrawn != "": // no reflector has it, on purpose: the reason is all there is to say
+				case withdrawn != "": // no reflector has it, on purpose: the reason says everything
 					*last = step{"announcement", false, withdrawn}
 				default:
 					sent, err := t.sent(cmd.Context(), p)
@@ -192,14 +192,14 @@ func whyCommand(t *tool) *cobra.Command {
 	}
 }
 
-// step is one on the way of an address from its guest to the reflectors.
+// step is a step on the way of an address from its guest to the reflectors.
 type step struct {
 	Step string `json:"step"`
 	Good bool   `json:"good"`
 	Text string `json:"text"`
 }
 
-// explain lists the steps up to the first that is missing, or to the
+// explain lists the steps up to the first one that is missing, or to the
 // announcement of a live guest.
 func explain(a netip.Addr, ports []fabric.PortEntry, st fabric.Status) []step {
 	i := slices.IndexFunc(ports, func(p fabric.PortEntry) bool {
@@ -228,7 +228,7 @@ func explain(a netip.Addr, ports []fabric.PortEntry, st fabric.Status) []step {
 	return append(steps, step{"announcement", true, text})
 }
 
-// count gives a number of things, as people would: 1 port, 2 ports.
+// count words a number of things: 1 port, 2 ports.
 func count[N int | uint64](n N, thing string) string {
 	if n == 1 {
 		return "1 " + thing
@@ -244,7 +244,7 @@ func join[T fmt.Stringer](vs []T) string {
 	return strings.Join(ss, ",")
 }
 
-// ago says how long something has been so, as people would.
+// ago words the time since t.
 func ago(t time.Time) string {
 	d := time.Since(t)
 	switch {

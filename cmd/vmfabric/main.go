@@ -32,7 +32,7 @@ const (
 // usageError is a wrong use of the command line.
 type usageError struct{ error }
 
-// errDegraded is a bad answer that was printed already.
+// errDegraded is a bad result that was printed already.
 var errDegraded = errors.New("degraded")
 
 func main() {
@@ -65,7 +65,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitBad
 }
 
-// tool is what the subcommands that speak to an agent share.
+// tool has the flags of the subcommands that talk to an agent.
 type tool struct {
 	socket string
 	json   bool
@@ -102,7 +102,7 @@ host route, and an iBGP announcement to the route reflectors.`,
 	return root
 }
 
-// arguments turns cobra's complaint about the number of arguments into wrong usage.
+// arguments turns cobra's error about the number of arguments into wrong usage.
 func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
@@ -112,12 +112,12 @@ func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
-// call asks the agent.
+// call sends a request to the agent.
 func (t *tool) call(ctx context.Context, req hooks.Request) (hooks.Reply, error) {
 	return hooks.Client{Socket: t.socket}.Call(ctx, req)
 }
 
-// print writes v as JSON when asked to, and says whether it did.
+// print writes v as JSON if the user asked for that, and reports whether it did.
 func (t *tool) print(cmd *cobra.Command, v any) (bool, error) {
 	if !t.json {
 		return false, nil
@@ -128,10 +128,11 @@ func (t *tool) print(cmd *cobra.Command, v any) (bool, error) {
 	return true, e.Encode(v)
 }
 
-// wayOut gives what an error lacks of its way out, as it is a command of ours.
+// wayOut returns the way out that an error lacks because it is a command of this
+// program.
 func wayOut(err error) string {
 	bad, ok := errors.AsType[*clusterfile.Error](err)
-	if ok && bad.Line == 0 && errors.Is(bad, fs.ErrNotExist) { // the file itself, not one that it names
+	if ok && bad.Line == 0 && errors.Is(bad, fs.ErrNotExist) { // the file itself, and no other that it names
 		return ", then verify it with 'vmfabric check'"
 	}
 	return ""

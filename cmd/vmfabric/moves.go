@@ -82,7 +82,7 @@ func printMove(out io.Writer, m fabric.Move) error {
 	return w.Flush()
 }
 
-// momentsOf lists what happened in a move, in order.
+// momentsOf lists the events of a move, in order.
 func momentsOf(m fabric.Move) []moment {
 	all := []moment{
 		{m.Expected, "the destination's hook announced it"},

@@ -18,13 +18,13 @@ import (
 	"github.com/vmfabric/vmfabric/plugins"
 )
 
-// speaker is what the agent needs of what talks BGP.
+// speaker is the agent's speaker, and the part that keeps its sessions.
 type speaker interface {
 	fabric.Speaker
 	Run(ctx context.Context) error // opens the sessions, after the first pass
 }
 
-// pluginSpeaker is a speaker that keeps its sessions itself.
+// pluginSpeaker is a speaker whose plugin keeps the sessions itself.
 type pluginSpeaker struct{ *plugins.Speaker }
 
 func (pluginSpeaker) Run(ctx context.Context) error {
@@ -36,14 +36,14 @@ func (pluginSpeaker) Run(ctx context.Context) error {
 type extensions struct {
 	place     plugins.Place
 	log       *slog.Logger
-	resolver  fabric.Resolver // nil for none
+	resolver  fabric.Resolver // nil: none
 	observers []fabric.Observer
 	closers   []func() error
 }
 
-// openExtensions starts the resolver and the observers that the flags name, or
-// else the cluster. One that cannot be started is no reason for guests that need
-// neither to be without an agent: it is tried again, and status says so.
+// openExtensions starts the resolver and the observers that the flags name, or else
+// the cluster. If one cannot start, it is tried again, and status says so: guests
+// that need neither still get an agent.
 func (f agentFlags) openExtensions(ctx context.Context, c *fabric.Cluster, node fabric.Node, log *slog.Logger) (*extensions, error) {
 	config, err := filepath.Abs(f.config)
 	if err != nil {
@@ -85,7 +85,7 @@ func (x *extensions) program(path string) plugins.Program {
 }
 
 // openSpeaker makes the speaker that the flag names, or else the cluster. The
-// embedded one tells peers where other nodes' guests are; BIRD and FRR see to
+// embedded one passes the routes to other nodes' guests to peers; BIRD and FRR do
 // that themselves.
 func (f agentFlags) openSpeaker(ctx context.Context, c fabric.Cluster, node fabric.Node, x *extensions, peers *kernel.FIB) (speaker, error) {
 	name := cmp.Or(f.speaker, c.Speaker, fabric.SpeakerGoBGP)
@@ -122,9 +122,10 @@ func (f agentFlags) openSpeaker(ctx context.Context, c fabric.Cluster, node fabr
 	return pluginSpeaker{s}, nil
 }
 
-// forgetAnnouncements takes out of the kernel what an agent with another speaker
-// left there for BIRD or FRR: nobody would ever withdraw it. A plugin may have put
-// it there itself before a restart, so with one it stays.
+// forgetAnnouncements removes from the kernel what an agent with another speaker
+// left there for BIRD or FRR: nothing else would ever withdraw it. A plugin may
+// have put it there itself before a restart, so openSpeaker calls it only for the
+// embedded speaker.
 func forgetAnnouncements(ctx context.Context) error {
 	a, err := kernel.NewAnnouncer()
 	if err != nil {
@@ -138,8 +139,8 @@ func forgetAnnouncements(ctx context.Context) error {
 	return errors.Join(err, a.Remove(ctx, prefixes...), a.Close())
 }
 
-// shippedPlugin finds the plugin of a speaker that comes with the agent: beside
-// its executable exe, as a build has it, or where make install puts it.
+// shippedPlugin finds the plugin of a speaker that comes with the agent: beside the
+// agent's executable, as a build has it, or in the folder of make install.
 func shippedPlugin(exe, name string) (string, error) {
 	dir := filepath.Dir(exe)
 	tried := []string{
@@ -148,7 +149,7 @@ func shippedPlugin(exe, name string) (string, error) {
 	}
 	for _, path := range tried {
 		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
-			return path, nil // what is wrong with it, its start tells
+			return path, nil // its start reports what is wrong with it
 		}
 	}
 	return "", fmt.Errorf("speaker %s: its plugin is neither %s; install it, or choose speaker gobgp", name, strings.Join(tried, " nor "))

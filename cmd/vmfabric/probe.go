@@ -13,10 +13,10 @@ import (
 	"github.com/vmfabric/vmfabric/internal/probe"
 )
 
-// The most that a probe may send: it is to measure a network, not to fill it.
+// The most that a probe may send: it must measure a network, not fill it.
 const (
 	probeRate = 1000           // requests a second
-	probeTime = 24 * time.Hour // in all
+	probeTime = 24 * time.Hour // as a whole
 )
 
 type probeFlags struct {
@@ -25,7 +25,7 @@ type probeFlags struct {
 	from string
 }
 
-// probeReport is what became of a probe. Times are in milliseconds.
+// probeReport is the result of a probe. Times are in milliseconds.
 type probeReport struct {
 	Address     netip.Addr `json:"address"`
 	Sent        int        `json:"sent"`
@@ -67,7 +67,7 @@ ends by itself; exit 1 when a request was lost. It needs root.`,
 			}
 			select {
 			case <-p.Sent():
-			case <-cmd.Context().Done(): // what was sent by then counts
+			case <-cmd.Context().Done(): // the requests that were sent so far count
 			}
 			return t.printProbe(cmd, cfg.To, p.Stop())
 		},

@@ -8,16 +8,16 @@ import (
 )
 
 const (
-	// wellIn bounds how long whoever started the agent waits for it to be well: what
-	// is ill is for status to say, and no reason to keep a node from starting. An
-	// embedded reflector refuses an agent that was restarted for 5 s, and takes its
-	// next call, which comes up to 2 s later.
+	// wellIn bounds how long a starting agent waits until all is well before it
+	// says that it is ready: a problem is for status to report, and no reason to
+	// keep a node from starting. An embedded reflector refuses a restarted agent
+	// for 5 s, and the agent's next attempt comes up to 2 s later.
 	wellIn   = 10 * time.Second
 	wellLook = 50 * time.Millisecond
 )
 
-// awaitWell returns once the status says that all is well, after a while without
-// that, or when ctx ends.
+// awaitWell returns when the status says that all is well, when wellIn is over, or
+// when ctx ends.
 func awaitWell(ctx context.Context, status func(context.Context) (fabric.Status, error)) {
 	ctx, cancel := context.WithTimeout(ctx, wellIn)
 	defer cancel()

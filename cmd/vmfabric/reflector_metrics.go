@@ -16,7 +16,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/gobgp/reflector"
 )
 
-// listenMetrics opens the port of the metrics, nil where none is asked for.
+// listenMetrics opens the port of the metrics; nil if the user asked for none.
 func listenMetrics(address string) (net.Listener, error) {
 	if address == "" {
 		return nil, nil
@@ -72,7 +72,7 @@ var (
 	routes     = metric("routes", "Prefixes that the reflector has taken.", "family")
 )
 
-// reading is what a reflector said for one scrape.
+// reading has a reflector's answers for one scrape.
 type reading struct {
 	peers  []reflector.Peer
 	routes map[string]uint64 // by family

@@ -8,11 +8,10 @@ import (
 	"unicode/utf8"
 )
 
-// visibleWriter writes text for people and for programs with everything in it
-// visible: what a guest is called may come from anybody who may define one, and
-// turns a terminal's line around, or hides what comes after it. Characters that
-// show nothing of themselves become \uXXXX, which is what they are in JSON too.
-// Each write has whole characters.
+// visibleWriter writes text for people and for programs so that every character is
+// visible. Everybody who may define a guest chooses its name, and a name can
+// reverse a terminal's line, or hide what follows it. Characters that show nothing
+// become \uXXXX, as in JSON. Each write has whole characters.
 type visibleWriter struct{ w io.Writer }
 
 func (v visibleWriter) Write(p []byte) (int, error) {
@@ -23,9 +22,9 @@ func (v visibleWriter) Write(p []byte) (int, error) {
 	return v.w.Write(p)
 }
 
-// unseen holds for control characters that are no white space of a text, for
-// format characters such as U+200B and U+202E, for separators and spaces but the
-// plain one, and for fillers, of which U+2800 is a symbol by category.
+// unseen reports control characters other than a text's white space, format
+// characters such as U+200B and U+202E, separators and spaces other than the plain
+// one, and fillers. By category U+2800 is a symbol, and yet a filler.
 func unseen(r rune) bool {
 	switch r {
 	case '\n', '\t', ' ', utf8.RuneError:
