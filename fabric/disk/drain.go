@@ -13,15 +13,15 @@ import (
 )
 
 const (
-	drainName  = "drained" // of the file, beside the format's; none: the node is not being drained
+	drainName  = "drained" // the file, beside the format's; none: the node is not being drained
 	drainStart = "vmfabric drained "
 )
 
-// drainFile is in the state directory itself.
+// drainFile returns the file's path, in the state directory itself.
 func (s *Store) drainFile() string { return filepath.Join(filepath.Dir(s.dir), drainName) }
 
-// Drained implements [fabric.Store]. That the file is there counts, also
-// where a power cut has left nothing in it; the time is then that of the file.
+// Drained implements [fabric.Store]. An existing file counts, even if a power cut
+// has left it empty; the time is then the file's.
 func (s *Store) Drained(ctx context.Context) (time.Time, error) {
 	if err := ctx.Err(); err != nil {
 		return time.Time{}, err
@@ -48,8 +48,8 @@ func (s *Store) Drained(ctx context.Context) (time.Time, error) {
 	return info.ModTime(), nil
 }
 
-// SetDrained implements [fabric.Store]. It is safe on the disk when it
-// returns nil; after an error it is as it was, or as it was to be.
+// SetDrained implements [fabric.Store]. The change is safe on the disk when
+// SetDrained returns nil. After an error it may or may not be in effect.
 func (s *Store) SetDrained(ctx context.Context, since time.Time) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -69,7 +69,7 @@ func (s *Store) SetDrained(ctx context.Context, since time.Time) error {
 		err = cmp.Or(err, s.sync(dir))
 	} else {
 		temp := filepath.Join(dir, tempStart+drainName)
-		os.Remove(temp) // of one who was killed
+		os.Remove(temp) // of a writer that was killed
 		err = writeFile(temp, path, []byte(drainStart+since.UTC().Format(time.RFC3339Nano)+"\n"), os.Rename)
 		err = cmp.Or(err, s.sync(path), s.sync(dir))
 	}

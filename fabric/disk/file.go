@@ -12,31 +12,31 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// format is the version of a guest's file and of the directory's layout. A
-// version that cannot be read by this code has a higher number.
+// format is the version of a guest's file and of the directory's layout. It grows
+// with every change that this code could not read.
 const format = 1
 
 const (
-	suffix    = ".json" // of a guest's file
-	newSuffix = ".new"  // after it: a change that is not yet safe on the disk
-	tempStart = ".tmp-" // of a file that a writer has not finished
+	suffix    = ".json" // the suffix of a guest's file
+	newSuffix = ".new"  // after that: a change that is not yet safe on the disk
+	tempStart = ".tmp-" // the prefix of a file that is not finished
 )
 
 // maxFileName leaves room for both suffixes in the 255 bytes of a file name.
 const maxFileName = 255 - len(suffix) - len(newSuffix)
 
 // envelope is the content of a guest's file. The checksum is of Guest without
-// insignificant white space, so that it survives being indented.
+// insignificant white space, so that Guest may be indented.
 type envelope struct {
 	Format int             `json:"format"`
 	Sum    string          `json:"sum"`
 	Guest  json.RawMessage `json:"guest"`
 }
 
-// fileName gives the name of a guest's file without suffix: the guest's own
-// name with % and two hex digits for each byte that is not a plain character.
-// A name too long for that ends in ~ and a hash, and different guests still
-// have different files.
+// fileName returns the name of a guest's file without suffix: the guest's own name,
+// with % and two hex digits for each byte that is not a plain character. A name too
+// long for that ends in ~ and a hash, so that different guests still have different
+// files.
 func fileName(vm string) string {
 	var b strings.Builder
 	for i := range len(vm) {
@@ -58,11 +58,11 @@ func plain(c byte) bool {
 	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.'
 }
 
-// encode gives the content of a guest's file.
+// encode returns the content of a guest's file.
 func encode(d fabric.Desired) ([]byte, error) {
 	var guest bytes.Buffer
 	e := json.NewEncoder(&guest)
-	e.SetEscapeHTML(false) // other tools do not, and would come to another checksum
+	e.SetEscapeHTML(false) // other tools do not escape, and would compute another checksum
 	if err := e.Encode(d); err != nil {
 		return nil, err
 	}
@@ -76,8 +76,8 @@ func encode(d fabric.Desired) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// parse reads the content of a guest's file whose name, without suffix, is
-// name. Its errors say the reason and the way out.
+// parse reads the content of the guest's file with the given name, without suffix.
+// Its errors say the reason and the way out.
 func parse(name string, content []byte) (fabric.Desired, error) {
 	var d fabric.Desired
 	var e envelope
@@ -111,7 +111,7 @@ func parse(name string, content []byte) (fabric.Desired, error) {
 
 const wayOut = "remove it and attach the guest again, or restart the guest"
 
-// check refuses what could not be read back as a guest.
+// check refuses a guest that could not be read back.
 func check(d fabric.Desired) error {
 	switch {
 	case d.VM.Name == "":

@@ -12,7 +12,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-const movesName = "moves.json" // of the file, in the state directory itself
+const movesName = "moves.json" // the file, in the state directory itself
 
 func (s *Store) movesFile() string { return filepath.Join(filepath.Dir(s.dir), movesName) }
 
@@ -37,8 +37,8 @@ func (s *Store) KeptMoves(ctx context.Context) ([]fabric.Move, error) {
 	return moves, nil
 }
 
-// KeepMoves implements [fabric.Store]. Reports are for people: a power cut
-// may take the last ones.
+// KeepMoves implements [fabric.Store]. It does not wait for the disk: reports are
+// for people, and a power cut may take the last ones.
 func (s *Store) KeepMoves(ctx context.Context, moves []fabric.Move) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -54,7 +54,7 @@ func (s *Store) KeepMoves(ctx context.Context, moves []fabric.Move) error {
 	}
 	path := s.movesFile()
 	temp := filepath.Join(filepath.Dir(path), tempStart+movesName)
-	os.Remove(temp) // of one who was killed
+	os.Remove(temp) // of a writer that was killed
 	if err := writeFile(temp, path, append(content, '\n'), os.Rename); err != nil {
 		return fmt.Errorf("reports of moves: %w; %s", err, remedy(err))
 	}

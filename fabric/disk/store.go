@@ -23,17 +23,17 @@ import (
 	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
-// syncDelay is how long changes are collected before they are made safe on
-// the disk, which takes some milliseconds more.
+// syncDelay is how long changes are collected before they are made safe on the
+// disk, which takes some milliseconds more.
 const (
 	syncDelay = 40 * time.Millisecond
-	syncRetry = time.Second // after a change could not be made safe
+	syncRetry = time.Second // after an error, before the next attempt
 )
 
-// Store keeps guests in a directory. It is safe for concurrent use, but only
-// one Store at a time may have the directory open. Close it.
+// Store keeps guests in a directory. It is safe for concurrent use, but only one
+// Store at a time may have the directory open. Close it.
 type Store struct {
-	dir    string // of the guests' files
+	dir    string // the directory of the guests' files
 	fresh  bool
 	delay  time.Duration
 	retry  time.Duration
@@ -42,15 +42,15 @@ type Store struct {
 	closed chan struct{}
 	done   chan struct{} // closed when the syncer has ended
 
-	mu      sync.Mutex // guards what follows and all changes in dir
-	unsafe  map[string]*change
-	spare   string          // an empty temporary file, or ""
-	temp    int             // number of the last temporary file
-	unlinks bool            // a file was removed since dir was made safe
-	lost    map[string]bool // files whose last change a power cut took; until the next
-	syncErr error
-	told    bool // syncErr was returned to a caller
-	isShut  bool
+	mu       sync.Mutex // guards the fields below and all changes in dir
+	unsafe   map[string]*change
+	spare    string          // an empty temporary file, or ""
+	temp     int             // number of the last temporary file
+	unlinks  bool            // a file was removed since dir was made safe
+	lost     map[string]bool // files whose last change a power cut took, until they change again
+	syncErr  error
+	reported bool // a caller got syncErr
+	isShut   bool
 }
 
 var (
@@ -61,20 +61,20 @@ var (
 // change is the content of a file that is not yet safe on the disk.
 type change struct {
 	content []byte
-	redo    bool // an attempt to make it safe did not succeed
+	redo    bool // an attempt to make it safe failed
 }
 
 // Option changes a [Store] at its opening.
 type Option func(*Store)
 
-// WithSyncDelay sets how long changes are collected before they are made safe
-// on the disk; 40 ms without.
+// WithSyncDelay sets how long changes are collected before they are made safe on
+// the disk; 40 ms without this option.
 func WithSyncDelay(d time.Duration) Option { return func(s *Store) { s.delay = d } }
 
-// Open opens the directory and makes it, readable for its owner alone, when it
-// is not there. It removes what a killed writer left unfinished and completes
-// changes that were not yet safe on the disk. A directory of a newer format is
-// an error; guests' files are first read by All.
+// Open opens the directory. If there is none, Open makes it, readable only for its
+// owner. It removes the unfinished files of a killed writer and completes changes
+// that were not yet safe on the disk. It refuses a directory of a newer format; All
+// is the first to read the guests' files.
 func Open(dir string, opts ...Option) (*Store, error) {
 	s := &Store{
 		dir: filepath.Join(dir, "guests"), delay: syncDelay, retry: syncRetry, sync: syncPath,
@@ -96,18 +96,17 @@ func Open(dir string, opts ...Option) (*Store, error) {
 	return s, nil
 }
 
-// Fresh reports that Open found no state: the directory, or what belongs into
-// it, was not there.
+// Fresh reports that Open found no state: the directory, or its marker and files,
+// were not there.
 func (s *Store) Fresh() bool { return s.fresh }
 
-// All returns every guest that can be read. Each file that cannot is in the
-// error, with the reason and the way out; the guests that could be read come
-// with it. Names that do not end in .json are none of its business.
+// All returns every guest that can be read. The error has each file that cannot,
+// with the reason and the way out. All ignores names that do not end in .json.
 func (s *Store) All(ctx context.Context) ([]fabric.Desired, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	s.mu.Lock() // so that no file changes its name meanwhile
+	s.mu.Lock() // no file changes its name meanwhile
 	defer s.mu.Unlock()
 	if s.isShut {
 		return nil, fmt.Errorf("state in %s: %w", s.dir, fs.ErrClosed)
@@ -136,10 +135,10 @@ func (s *Store) All(ctx context.Context) ([]fabric.Desired, error) {
 	return guests, errors.Join(errs...)
 }
 
-// Put keeps a guest. It writes nothing when the same is kept already. After an
-// error the guest is kept as it was before, with one exception: the error that
-// earlier changes are not safe on the disk, which comes once and says so, does
-// not undo this one.
+// Put keeps a guest. It writes nothing if the file has the same content already.
+// After an error the guest is kept as before, with one exception: the error that
+// earlier changes are not safe on the disk. It comes once and says so, and does not
+// undo this change.
 func (s *Store) Put(ctx context.Context, d fabric.Desired) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -165,11 +164,10 @@ func (s *Store) Put(ctx context.Context, d fabric.Desired) error {
 		s.unsafe[name] = &change{content: content}
 		s.wake.Send()
 	}
-	return s.tell()
+	return s.report()
 }
 
-// Delete forgets a guest; one that is not kept is no error. Its errors are
-// those of Put.
+// Delete removes a guest, if it is there. Its errors are those of Put.
 func (s *Store) Delete(ctx context.Context, vm string) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -182,8 +180,8 @@ func (s *Store) Delete(ctx context.Context, vm string) error {
 	name := fileName(vm)
 	delete(s.lost, name)
 	delete(s.unsafe, name)
-	// The change goes last: whoever is killed in between leaves the newest
-	// state of the guest, not one from before.
+	// The change goes last: a process that is killed in between leaves the newest
+	// state of the guest, not an earlier one.
 	for _, file := range []string{name + suffix, name + suffix + newSuffix} {
 		switch err := os.Remove(filepath.Join(s.dir, file)); {
 		case err == nil:
@@ -195,11 +193,11 @@ func (s *Store) Delete(ctx context.Context, vm string) error {
 	if s.unlinks {
 		s.wake.Send()
 	}
-	return s.tell()
+	return s.report()
 }
 
-// Diagnose tells what ails the disk now, and what a power cut took before
-// this Store was opened.
+// Diagnose reports why changes are not safe on the disk, and which changes a power
+// cut took before this Store was opened.
 func (s *Store) Diagnose(context.Context) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -213,7 +211,7 @@ func (s *Store) Diagnose(context.Context) []string {
 	return problems
 }
 
-// Close makes all changes safe on the disk and ends the work of the Store; a
+// Close makes all changes safe on the disk and ends the goroutine of the Store. A
 // second Close does nothing. It returns why a change is not safe.
 func (s *Store) Close() error {
 	s.mu.Lock()
@@ -250,7 +248,7 @@ func (s *Store) prepare(dir string) error {
 	}
 	s.fresh = len(entries) == 0
 	temp := filepath.Join(dir, tempStart+"format")
-	os.Remove(temp) // of one who was killed
+	os.Remove(temp) // of a writer that was killed
 	err = writeFile(temp, marker, fmt.Appendf(nil, "%s%d\n", markerStart, format), os.Rename)
 	if err != nil {
 		return err
@@ -272,8 +270,8 @@ func checkMarker(path string, content []byte) error {
 	return nil
 }
 
-// recover removes what a killed writer left and takes up the changes that were
-// not yet safe on the disk. Those that a power cut damaged are gone.
+// recover removes the unfinished files of a killed writer, and takes up the changes
+// that were not yet safe on the disk. It drops those that a power cut damaged.
 func (s *Store) recover() error {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -282,7 +280,7 @@ func (s *Store) recover() error {
 	for _, e := range entries {
 		path := filepath.Join(s.dir, e.Name())
 		if strings.HasPrefix(e.Name(), tempStart) {
-			os.Remove(path) // where it cannot be removed it does no harm
+			os.Remove(path) // if that fails, it does no harm
 			continue
 		}
 		name, isNew := strings.CutSuffix(e.Name(), suffix+newSuffix)
@@ -305,7 +303,7 @@ func (s *Store) recover() error {
 	return nil
 }
 
-// read gives the guest whose file has that name.
+// read returns the guest from the file of that name.
 func (s *Store) read(name string) (fabric.Desired, error) {
 	for _, file := range []string{name + suffix + newSuffix, name + suffix} {
 		path := filepath.Join(s.dir, file)
@@ -335,7 +333,7 @@ func (s *Store) holds(name string, content []byte) bool {
 	return err == nil && bytes.Equal(have, content)
 }
 
-// write puts a change beside the file that it is to replace. s.mu is held.
+// write puts a change beside the file that it replaces. The caller holds s.mu.
 func (s *Store) write(name string, content []byte) error {
 	temp, path := s.spare, filepath.Join(s.dir, name+suffix+newSuffix)
 	if s.spare = ""; temp == "" {
@@ -352,9 +350,9 @@ func (s *Store) temporary() string {
 	return filepath.Join(s.dir, tempStart+strconv.Itoa(s.temp))
 }
 
-// keepSpare makes the empty file that the next write fills: to make one takes
-// longer than all the rest of it. A file that had content is never used again:
-// after a power cut it could have that content back. s.mu is held.
+// keepSpare makes the empty file that the next write fills: to make a file takes
+// longer than the rest of the write. A file that had content is never used again:
+// after a power cut it could have that content back. The caller holds s.mu.
 func (s *Store) keepSpare() {
 	if s.spare != "" {
 		return
@@ -366,27 +364,26 @@ func (s *Store) keepSpare() {
 	}
 }
 
-// exchange is a rename over a file that is there. A plain one makes ext4
+// exchange renames a file over an existing one. A plain rename makes ext4
 // (auto_da_alloc) write the data out at once, which takes ten times as long.
 func exchange(from, to string) error {
 	if unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_EXCHANGE) != nil {
 		return os.Rename(from, to) // not every file system can exchange
 	}
-	os.Remove(from) // what is left of it, the next Open removes
+	os.Remove(from) // if that fails, the next Open removes it
 	return nil
 }
 
-// tell returns once that earlier changes are not safe on the disk.
-func (s *Store) tell() error {
-	if s.syncErr == nil || s.told {
+// report returns once that earlier changes are not safe on the disk.
+func (s *Store) report() error {
+	if s.syncErr == nil || s.reported {
 		return nil
 	}
-	s.told = true
+	s.reported = true
 	return s.syncErr
 }
 
-// writeFile writes a file that is there as a whole or not at all. temp is
-// empty or not there.
+// writeFile writes a whole file or none. temp must be empty or absent.
 func writeFile(temp, path string, content []byte, rename func(from, to string) error) error {
 	err := fill(temp, content)
 	if err == nil {
@@ -398,8 +395,8 @@ func writeFile(temp, path string, content []byte, rename func(from, to string) e
 	return err
 }
 
-// fill writes an empty file. O_TRUNC, though there is nothing to cut, would
-// make ext4 write the data out on close.
+// fill writes an empty file. O_TRUNC would make ext4 write the data out on close,
+// even if there is nothing to cut.
 func fill(path string, content []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
@@ -409,7 +406,7 @@ func fill(path string, content []byte) error {
 	return cmp.Or(err, f.Close())
 }
 
-// remedy names the way out of an error of the file system.
+// remedy returns the way out of an error of the file system.
 func remedy(err error) string {
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):

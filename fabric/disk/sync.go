@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// syncAtATime is in files; a journalling file system commits them together.
+// syncAtATime is how many files are synced at a time; a journalling file system
+// commits them together.
 const syncAtATime = 8
 
 // syncer makes changes safe on the disk until Close.
@@ -48,7 +49,7 @@ func (s *Store) finish() {
 	}
 }
 
-// settle makes what has changed until now safe and moves it to its place.
+// settle makes all changes so far safe, and moves each to its file.
 func (s *Store) settle() error {
 	s.mu.Lock()
 	batch := maps.Clone(s.unsafe)
@@ -71,7 +72,7 @@ func (s *Store) settle() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keepSpare()
-	s.syncErr, s.told = nil, s.told && err != nil
+	s.syncErr, s.reported = nil, s.reported && err != nil
 	if err != nil {
 		s.unlinks = true
 		for _, c := range batch {
@@ -82,9 +83,9 @@ func (s *Store) settle() error {
 	return err
 }
 
-// rewrite writes anew what could not be made safe before: after an error the
-// kernel takes the pages of a file for clean, and a second fsync would call
-// them safe.
+// rewrite writes again the changes whose sync failed: after an error the kernel
+// takes the pages of a file for clean, and a second fsync would succeed without
+// them.
 func (s *Store) rewrite(batch map[string]*change) error {
 	for name, c := range batch {
 		if !c.redo {
@@ -115,12 +116,12 @@ func (s *Store) syncFiles(names []string) error {
 			errs[i] = nil // deleted meanwhile
 		}
 	}
-	// One is enough to know, and keeps the message short.
+	// One error is enough, and keeps the message short.
 	return cmp.Or(errs...)
 }
 
-// place moves the changes to where they belong, but for those that a newer
-// change or a Delete has overtaken.
+// place renames the changes to their files, except those that a newer change or a
+// Delete has replaced.
 func (s *Store) place(batch map[string]*change) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
