@@ -15,8 +15,8 @@ const (
 )
 
 // Run follows the NOTIFICATIONs of a daemon whose sessions do not keep the last
-// one, until ctx ends, and returns nil then. A daemon that is not there, or does
-// not let us, is tried again. Without Run all else works.
+// one, until ctx ends, and returns nil then. If the daemon is absent or refuses,
+// Run tries again. Everything else works without Run.
 func (s *Speaker) Run(ctx context.Context) error {
 	if s.cfg.Follow == nil {
 		<-ctx.Done()
@@ -39,8 +39,8 @@ func (s *Speaker) Run(ctx context.Context) error {
 	}
 }
 
-// notifications are the last of the sessions, by their names. The zero value has
-// none.
+// notifications has the last NOTIFICATION of each session, by the session's name.
+// The zero value has none.
 type notifications struct {
 	mu     sync.Mutex
 	byPeer map[string]*fabric.Notification
@@ -55,8 +55,8 @@ func (ns *notifications) note(peer string, n *fabric.Notification) {
 	ns.byPeer[peer] = n
 }
 
-// complete adds to the sessions what was followed of their last NOTIFICATIONs.
-// Where they say another, that is newer than any that was followed.
+// complete adds the followed NOTIFICATIONs to the sessions. If a session has
+// another one, that is newer than the followed one and stays.
 func (ns *notifications) complete(sessions []fabric.Session) {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()

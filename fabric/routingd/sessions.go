@@ -11,22 +11,22 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/internal/plural"
 )
 
-// settling is how long a session, or what is announced, may be new before what
-// it carries counts.
+// settling is how long a session, or an announcement, must exist before a missing
+// route on it counts as a problem.
 const settling = 5 * time.Second
 
-// How long a daemon may take to answer: whoever asks for a node's health waits
-// for several such parts of it, and takes a plugin that is silent for long to
+// How long a daemon may take to answer. A request for a node's health waits for
+// several such answers, and an agent takes a plugin that is silent for long to
 // hang.
 const (
 	sessionsBound = 5 * time.Second
 	diagnoseBound = 1500 * time.Millisecond
 )
 
-// Sessions implements [fabric.Speaker], in the order of the cluster's
-// reflectors. One with which the daemon has no session is not among them;
-// Diagnose names it. An error, after five seconds at the latest, says that the
-// daemon does not answer.
+// Sessions implements [fabric.Speaker], in the order of the cluster's reflectors.
+// It leaves out a reflector with which the daemon has no session; Diagnose names
+// it. If the daemon does not answer, it returns an error after five seconds at the
+// latest.
 func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	ctx, cancel := context.WithTimeout(ctx, sessionsBound)
 	defer cancel()
@@ -44,7 +44,7 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	return found, nil
 }
 
-// ask gives all of the daemon's sessions, as the daemon names them.
+// ask returns all of the daemon's sessions, with the daemon's names.
 func (s *Speaker) ask(ctx context.Context) ([]fabric.Session, error) {
 	all, err := s.cfg.Client.Sessions(ctx)
 	if err != nil {
@@ -54,9 +54,8 @@ func (s *Speaker) ask(ctx context.Context) ([]fabric.Session, error) {
 	return all, nil
 }
 
-// Advertisements implements [fabric.Speaker] with the daemon's own
-// word. An error, after five seconds at the latest, says that the daemon does
-// not answer.
+// Advertisements implements [fabric.Speaker] with the daemon's answer. If the
+// daemon does not answer, it returns an error after five seconds at the latest.
 func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error) {
 	ctx, cancel := context.WithTimeout(ctx, sessionsBound)
 	defer cancel()
@@ -90,7 +89,7 @@ func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fa
 	return ads, nil
 }
 
-// configured says how the daemon comes by what its configuration must have.
+// configured says how to load the daemon's configuration.
 func (s *Speaker) configured() string {
 	if s.printed == "" {
 		return "load the configuration that is rendered for this node"
@@ -98,7 +97,7 @@ func (s *Speaker) configured() string {
 	return "load what this prints: " + s.printed
 }
 
-// learns says what the daemon's configuration must have to take routes up.
+// learns says what the daemon's configuration must have so that it takes routes up.
 func (s *Speaker) learns() string {
 	if s.printed == "" {
 		return s.cfg.Learns
@@ -114,9 +113,9 @@ func with(rr fabric.RR, all []fabric.Session) (fabric.Session, bool) {
 	return all[i], true
 }
 
-// Diagnose implements [fabric.Diagnoser]: that the daemon does not answer, has no
-// session with a reflector, or does not send what has been announced for some
-// seconds. It returns after two seconds at the latest.
+// Diagnose implements [fabric.Diagnoser]: the daemon does not answer, has no
+// session with a reflector, or does not send a route that has been announced for
+// some seconds. It returns after two seconds at the latest.
 func (s *Speaker) Diagnose(ctx context.Context) []string {
 	ctx, cancel := context.WithTimeout(ctx, diagnoseBound)
 	defer cancel()
@@ -131,9 +130,9 @@ func (s *Speaker) Diagnose(ctx context.Context) []string {
 	return s.problems(all, routes, s.LastChange(), time.Now())
 }
 
-// problems says what is wrong with a daemon that has these sessions, on a node
-// that announces these routes since last. Those of a family that a session does
-// not carry are left out: that is a problem of its own.
+// problems says what is wrong with a daemon that has these sessions, on a node that
+// announces these routes since last. It leaves out the routes of a family that a
+// session does not carry: that is a problem of its own.
 func (s *Speaker) problems(all []fabric.Session, routes []fabric.Route, last, now time.Time) []string {
 	var problems []string
 	for _, rr := range s.cfg.Cluster.Reflectors {

@@ -10,25 +10,25 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 )
 
-// Client asks a routing daemon. Its methods are safe for concurrent use, and
-// return when ctx ends.
+// Client asks a routing daemon. Its methods are safe for concurrent use, and return
+// when ctx ends.
 type Client interface {
-	// Sessions lists the daemon's BGP sessions, with Peer as the daemon has it.
+	// Sessions lists the daemon's BGP sessions; Peer is the daemon's name for each.
 	Sessions(ctx context.Context) ([]fabric.Session, error)
-	// Sent reports whether a prefix was sent on one of those.
+	// Sent reports whether the daemon has sent a prefix on one of these sessions.
 	Sent(ctx context.Context, s fabric.Session, prefix netip.Prefix) (bool, error)
 }
 
-// Config is what a [Speaker] needs; all but Follow is required.
+// Config has what a [Speaker] needs. Only Follow may be nil.
 type Config struct {
 	Cluster fabric.Cluster
 	Node    fabric.Node
-	Name    string // of the daemon, as errors have it
-	Learns  string // what must be in its configuration for it to take routes up
+	Name    string // the daemon's name in errors
+	Learns  string // the part of its configuration with which it takes routes up
 	Client  Client
-	// Follow hands on the NOTIFICATIONs of the daemon's sessions as they come or
-	// go, with the sessions' Peer, until ctx ends or the daemon does. It is nil
-	// for a daemon whose sessions say which was the last.
+	// Follow passes on the NOTIFICATIONs that the daemon receives and sends, with
+	// the Peer of their session, until ctx or the daemon ends. It is nil if the
+	// daemon's sessions have their last one.
 	Follow func(ctx context.Context, heard func(peer string, n *fabric.Notification)) error
 }
 
@@ -41,18 +41,18 @@ type options struct {
 	printed   string
 }
 
-// WithPrinted says by which command people have the configuration printed that the
-// daemon of this node is to have; what they are told ends with it then.
+// WithPrinted sets the command that prints the configuration of this node's daemon.
+// The errors for people then end with it.
 func WithPrinted(command string) Option { return func(o *options) { o.printed = command } }
 
-// WithLogger sets where the speaker logs; it is silent without.
+// WithLogger sets the speaker's logger; without it the speaker logs nothing.
 func WithLogger(l *slog.Logger) Option {
 	return func(o *options) { o.announcer, o.log = append(o.announcer, kernel.WithAnnouncerLogger(l)), l }
 }
 
-// Speaker announces through the kernel and a routing daemon. Its announcements
-// are a [kernel.Announcer]'s, with the laws of that: they need no daemon, and
-// wait for one that is down. Close ends the announcer; what is announced stays.
+// Speaker announces through the kernel and a routing daemon. Its announcements are
+// those of a [kernel.Announcer]: they need no running daemon, and a daemon that
+// starts later takes them up. Close ends the announcer; the announcements stay.
 type Speaker struct {
 	*kernel.Announcer
 	cfg     Config
@@ -61,8 +61,8 @@ type Speaker struct {
 	last    notifications
 }
 
-// New takes up the announcements that are in the kernel of this network
-// namespace. The daemon need not run.
+// New takes up the announcements that are in the kernel of this network namespace.
+// The daemon need not run.
 func New(cfg Config, opts ...Option) (*Speaker, error) {
 	o := options{log: slog.New(slog.DiscardHandler)}
 	for _, opt := range opts {
@@ -75,8 +75,8 @@ func New(cfg Config, opts ...Option) (*Speaker, error) {
 	return &Speaker{Announcer: a, cfg: cfg, log: o.log, printed: o.printed}, nil
 }
 
-// Competitors implements [fabric.Speaker]: the routes that the daemon hears of other
-// nodes are not followed, so there are none.
+// Competitors implements [fabric.Speaker]: it has none, because the speaker does
+// not follow the daemon's routes of other nodes.
 func (*Speaker) Competitors() <-chan fabric.Competitor { return nil }
 
 var (
