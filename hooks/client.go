@@ -36,10 +36,10 @@ func Call(ctx context.Context, socket string, req Request) (Reply, error) {
 	return Client{Socket: socket}.Call(ctx, req)
 }
 
-// Call sends a request and gives the reply. An error is that of the agent
-// ([fabric.ErrRefused] where it refused; the reply comes with it), an
-// [ErrNoAgent], or says that the agent did not answer before ctx ended; it may
-// then still do what it was asked.
+// Call sends a request and returns the reply. The error is the agent's
+// ([fabric.ErrRefused] if it refused; the reply comes with it), an [ErrNoAgent], or
+// says that the agent did not answer before ctx ended. In the last case the agent
+// may still do what was asked.
 func (c Client) Call(ctx context.Context, req Request) (Reply, error) {
 	req.V = Version
 	line, err := encode(req)

@@ -40,7 +40,7 @@ type Hypervisors interface {
 // Node answers requests about the node as a whole.
 type Node interface {
 	List(ctx context.Context) ([]fabric.PortEntry, error)
-	Status(ctx context.Context) (fabric.Status, error)           // with an error, what of it is known
+	Status(ctx context.Context) (fabric.Status, error)           // with an error: the part that is known
 	Moves(ctx context.Context, vm string) ([]fabric.Move, error) // the newest first; without a name those of all guests
 	// Advertisements returns to which BGP peers a prefix was sent. The error is
 	// [errors.ErrUnsupported] if the speaker cannot tell.
@@ -59,7 +59,7 @@ type Agent interface {
 
 // Reporter reports the status of a program without guests, such as a reflector.
 type Reporter interface {
-	Status(ctx context.Context) (fabric.Status, error) // with an error, what of it is known
+	Status(ctx context.Context) (fabric.Status, error) // with an error: the part that is known
 }
 
 const (

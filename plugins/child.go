@@ -19,31 +19,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// child is the process of a plugin, as go-plugin wants to be given one: go-plugin's
-// own would survive an agent that is killed, get the signals of the agent's
-// terminal, and be taken to run as long as anybody holds its standard output.
+// child is the process of a plugin, as go-plugin uses it. go-plugin's own kind
+// would survive an agent that is killed, get the signals of the agent's terminal,
+// and count as running as long as any process holds its standard output.
 type child struct {
 	cmd    *exec.Cmd
 	log    *slog.Logger
-	stdin  *os.File // the end that we hold
+	stdin  *os.File // the agent's end
 	hello  io.Reader
 	exited chan struct{} // closed when the process has ended
-	ended  error         // how; valid then
+	ended  error         // how it ended; valid after exited is closed
 	outs   sync.WaitGroup
 
 	mu     sync.Mutex
 	pid    int    // 0 before it is started
-	gone   bool   // its number may be given to another process
-	doomed bool   // to be killed once it is started
+	gone   bool   // another process may have its number
+	doomed bool   // kill it once it is started
 	failed error  // why it was not started
-	first  string // line of standard output, the handshake
-	last   string // line of standard error, or that of a panic
+	first  string // the first line of standard output, the handshake
+	last   string // the last line of standard error, or the one of a panic
 }
 
 var _ runner.Runner = (*child)(nil)
 
-// drain is how long children of a plugin that has ended can hold its output.
-// What is in a pipe by then is read: up to mostLeft, which no pipe holds by default.
+// drain is how long the children of an ended plugin may go on writing to its
+// output. After that the rest in a pipe is read: up to mostLeft, which no pipe
+// holds by default.
 const (
 	drain    = 500 * time.Millisecond
 	mostLeft = 1 << 20
@@ -68,7 +69,8 @@ func (c *child) Start(context.Context) error {
 	}
 	if err == nil {
 		c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = its[0], its[1], its[2]
-		// Its own group: Ctrl-C at the agent's terminal is for the agent alone.
+		// Its own process group: Ctrl-C at the agent's terminal is only for the
+		// agent.
 		c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 		started := make(chan error)
 		go c.live(started)
@@ -94,8 +96,8 @@ func (c *child) Start(context.Context) error {
 }
 
 // live starts the process and waits for its end. The kernel sends Pdeathsig when
-// the thread ends that started the process, not when its process does: this
-// goroutine keeps its thread for as long.
+// the thread ends that started the process, not when its process ends, so this
+// goroutine keeps its thread until then.
 func (c *child) live(started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -113,7 +115,7 @@ func (c *child) live(started chan<- error) {
 	if err != nil {
 		return
 	}
-	for { // as long as it is a zombie, its number is nobody else's
+	for { // as long as it is a zombie, no other process gets its number
 		if err := unix.Waitid(unix.P_PID, c.pid, nil, unix.WEXITED|unix.WNOWAIT, nil); !errors.Is(err, unix.EINTR) {
 			break
 		}
@@ -125,7 +127,7 @@ func (c *child) live(started chan<- error) {
 	close(c.exited)
 }
 
-// readStdout hands the first line on, which is the handshake, and logs the rest.
+// readStdout passes on the first line, the handshake, and logs the rest.
 func (c *child) readStdout(r io.Reader, hello *io.PipeWriter) {
 	defer hello.Close()
 	first := true
@@ -154,15 +156,15 @@ func (c *child) readStderr(r io.Reader) {
 	})
 }
 
-// said gives what is known of what the plugin said.
+// said returns the lines that are kept of the plugin's output.
 func (c *child) said() (first, last string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.first, c.last
 }
 
-// settled returns when the process has ended and all that it said was read; at
-// once where it was not started.
+// settled returns when the process has ended and all of its output was read; at
+// once if the process was not started.
 func (c *child) settled() {
 	c.mu.Lock()
 	started := c.pid != 0
@@ -175,7 +177,7 @@ func (c *child) settled() {
 
 // exitReason says how the process ended.
 func (c *child) exitReason() string {
-	c.outs.Wait() // for its last words
+	c.outs.Wait() // for its last lines
 	how := "it ended"
 	if c.ended != nil {
 		how = "it died: " + c.ended.Error()
@@ -196,7 +198,7 @@ func (c *child) hasExited(d time.Duration) bool {
 	}
 }
 
-// kill ends the process, and what it has started and left in its group.
+// kill kills the process, and the processes of its group.
 func (c *child) kill() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -205,8 +207,8 @@ func (c *child) kill() {
 	}
 }
 
-// closeStdin ends the plugin's standard input, by which it is to end. The kernel does
-// the same when this process ends, however that happens.
+// closeStdin closes the plugin's standard input, which tells it to end. The kernel
+// does the same however this process ends.
 func (c *child) closeStdin() { c.stdin.Close() }
 
 // Wait implements [runner.AttachedRunner].
@@ -221,14 +223,14 @@ func (c *child) Diagnose(context.Context) string { return "" }
 // Stdout implements [runner.Runner]: the line of the handshake.
 func (c *child) Stdout() io.ReadCloser { return io.NopCloser(c.hello) }
 
-// Stderr implements [runner.Runner]: nothing, it is read already.
+// Stderr implements [runner.Runner]: nothing, child reads it itself.
 func (c *child) Stderr() io.ReadCloser { return io.NopCloser(strings.NewReader("")) }
 
 // Name implements [runner.Runner].
 func (c *child) Name() string { return c.cmd.Path }
 
-// ID implements [runner.AttachedRunner]. It is never empty, else go-plugin leaves
-// the directory of the socket behind when the start goes wrong.
+// ID implements [runner.AttachedRunner]. It is never empty: otherwise go-plugin
+// leaves the directory of the socket behind when the start fails.
 func (c *child) ID() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// longestLine of what a plugin prints, in bytes; the rest makes another line.
+// longestLine is the longest line of a plugin's output, in bytes; the rest makes
+// another line.
 const longestLine = 4096
 
 // eachLine calls f with each line that is not empty, until r ends.
@@ -29,9 +30,9 @@ func eachLine(r io.Reader, f func(line string)) {
 	}
 }
 
-// output is what comes out of a pipe until everybody who holds its other end has
-// let go, or until its deadline, and then what is in it at that moment: the reader
-// may not have had a turn before.
+// output reads a pipe until every process has closed its other end. After its
+// deadline it reads only what is in the pipe then: the reader may not have had a
+// turn before.
 type output struct {
 	f    *os.File
 	late int // bytes that were read after the deadline
@@ -56,12 +57,12 @@ func (o *output) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// lineWriter logs what a plugin prints through go-plugin, which comes in pieces.
+// lineWriter logs the output of a plugin that comes through go-plugin, in pieces.
 type lineWriter struct {
 	log *slog.Logger
 
 	mu   sync.Mutex
-	part []byte // of a line that has no end yet
+	part []byte // a line that has no end yet
 }
 
 func (w *lineWriter) Write(b []byte) (int, error) {

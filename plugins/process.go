@@ -35,22 +35,22 @@ type process struct {
 
 	socketDir string
 
-	hung    chan string   // why it is taken to hang
+	hung    chan string   // why it counts as hanging
 	doubt   signal.Signal // a call could not reach it
-	strikes atomic.Int32  // calls in a row that their callers gave up
+	strikes atomic.Int32  // calls in a row whose callers gave up
 
 	mu    sync.Mutex
-	conns []*grpc.ClientConn // all that go-plugin made: it forgets one over which it could not say everything
+	conns []*grpc.ClientConn // all connections that go-plugin made: it loses one if an error follows
 }
 
 const (
 	enoughStrikes = 3                      // so many are no accident
 	dying         = 200 * time.Millisecond // from a broken connection to the end of a process that dies
-	farewell      = 4 * time.Second        // for an orderly end: plugins are promised two, of a machine that has time for them
+	farewell      = 4 * time.Second        // for an orderly end: plugins are promised two seconds, on a machine that has time for them
 )
 
-// start runs the program and shakes hands. One that somebody else could change is
-// not run. The error says what is wrong with the plugin, for people.
+// start runs the program and makes the handshake. It refuses a program that another
+// user could change. The error says for people what is wrong with the plugin.
 func start(ctx context.Context, program Program, k kind, o options) (*process, error) {
 	if bad, ok := errors.AsType[*trusted.Error](trusted.Check(program.Path)); ok {
 		return nil, fmt.Errorf("%v: %s", program, bad.Text())
@@ -68,7 +68,7 @@ func start(ctx context.Context, program Program, k kind, o options) (*process, e
 		SyncStderr:       &lineWriter{log: o.log},
 		GRPCDialOptions:  []grpc.DialOption{grpc.WithChainStreamInterceptor(p.noteConn)},
 		StartTimeout:     o.times.Start + time.Second, // ctx ends first
-		SkipHostEnv:      true,                        // it is in cmd, where ours goes before it
+		SkipHostEnv:      true,                        // it is in cmd already, where the program's own variables override it
 		RunnerFunc: func(_ hclog.Logger, spec *exec.Cmd, socketDir string) (runner.Runner, error) {
 			p.socketDir = socketDir
 			cmd.Env = append(cmd.Env, spec.Env...)
@@ -81,8 +81,8 @@ func start(ctx context.Context, program Program, k kind, o options) (*process, e
 		err = ctx.Err()
 	}
 	if err == nil {
-		// The connection is there to stay: nobody else is to make one, and when
-		// this process is killed, nobody else is to clean up.
+		// The connection stays: no other one is made, and if this process is
+		// killed, nothing else removes the directory.
 		_ = os.RemoveAll(p.socketDir)
 		return p, nil
 	}
@@ -96,8 +96,8 @@ func start(ctx context.Context, program Program, k kind, o options) (*process, e
 	return nil, fmt.Errorf("%v: %w", program, err)
 }
 
-// shakeHands starts the process, connects to it, and asks it whether it is of
-// the kind.
+// shakeHands starts the process, connects to it, and asks it whether it is of the
+// kind.
 func (p *process) shakeHands(ctx context.Context, k kind) error {
 	client, err := p.client.Client()
 	if err != nil {
@@ -126,7 +126,7 @@ func (p *process) check(ctx context.Context) error {
 	return err
 }
 
-// watch returns when the plugin has died, hangs, or ctx ends, and says why.
+// watch returns when the plugin has died, hangs, or ctx ends, and says which.
 func (p *process) watch(ctx context.Context, t Times) string {
 	ticks := time.NewTicker(t.Check)
 	defer ticks.Stop()
@@ -154,7 +154,7 @@ func (p *process) watch(ctx context.Context, t Times) string {
 	}
 }
 
-// hangs has the plugin taken to hang, for a reason.
+// hangs reports that the plugin hangs, and why.
 func (p *process) hangs(why string) {
 	select {
 	case p.hung <- why:
@@ -175,24 +175,25 @@ func (p *process) noteConn(
 	return open(ctx, d, c, method, opts...)
 }
 
-// release leaves nothing of a process, and returns when all that it said is in the log.
+// release closes all connections of a process, and returns when its output is in
+// the log.
 func (p *process) release() {
 	p.client.Kill()
 	p.child.settled()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, c := range p.conns {
-		c.Close() // again does no harm
+		c.Close() // a second time does no harm
 	}
 }
 
-// end asks the plugin to end, and kills it when it does not.
+// end asks the plugin to end, and kills it if it does not.
 func (p *process) end() {
 	timer := time.AfterFunc(farewell, p.child.kill)
 	defer timer.Stop()
 	p.child.closeStdin()
 	if client, err := p.client.Client(); err == nil {
-		_ = client.Close() // which asks for it over gRPC, too
+		_ = client.Close() // it also asks over gRPC
 	}
 	<-p.child.exited
 	p.release()
@@ -204,7 +205,7 @@ func (p *process) kill() {
 	p.release()
 }
 
-// quiet has what go-plugin says of itself in the log at debug level.
+// quiet logs go-plugin's own messages at debug level.
 func quiet(log *slog.Logger) hclog.Logger {
 	return hclog.New(&hclog.LoggerOptions{
 		Level: hclog.Debug, DisableTime: true, Output: debugLogger{log},
@@ -218,5 +219,5 @@ func (d debugLogger) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// name is how log lines and short errors call the plugin.
+// name is the plugin's name in log lines and short errors.
 func (p Program) name() string { return "plugin " + filepath.Base(p.Path) }

@@ -9,15 +9,15 @@ import (
 	"time"
 )
 
-// Program is a plugin's program and what it is told.
+// Program is a plugin's program, with its arguments and its environment.
 type Program struct {
-	Path  string   // with a slash in it, or else in the working directory
+	Path  string   // without a slash: in the working directory
 	Args  []string // without the program's name
 	Env   []string // beside this process's own environment, as KEY=value
-	Place Place    // what [Environment] gives in the plugin
+	Place Place    // the result of [Environment] in the plugin
 }
 
-// String gives the name and the path, as errors have it.
+// String returns the name and the path, as errors have it.
 func (p Program) String() string { return fmt.Sprintf("plugin %s (%s)", filepath.Base(p.Path), p.Path) }
 
 // environ is the environment of the plugin, without the handshake's.
@@ -35,9 +35,9 @@ func (p Program) environ() []string {
 // Times bounds what a plugin may take. Zero values stand for the defaults.
 type Times struct {
 	Start time.Duration // from its start to the end of the handshake; 10 s
-	Call  time.Duration // to answer a call, else it is taken to hang; 10 s
+	Call  time.Duration // to answer a call; after that it counts as hanging; 10 s
 	Check time.Duration // between the checks that it is alive; 5 s
-	Wait  time.Duration // of a call for a plugin that is being restarted, before it fails; 3 s
+	Wait  time.Duration // how long a call waits for a plugin that restarts, before it fails; 3 s
 }
 
 func (t Times) withDefaults() Times {
@@ -47,7 +47,7 @@ func (t Times) withDefaults() Times {
 	}
 }
 
-// Option is something optional of a plugin's host.
+// Option is an option of a plugin's host.
 type Option func(*options)
 
 type options struct {
@@ -56,16 +56,16 @@ type options struct {
 	retry bool
 }
 
-// WithLogger says where to log what the plugin prints, and what becomes of it.
-// The default is nowhere.
+// WithLogger sets the logger for the plugin's output and its restarts. Without it,
+// nothing is logged.
 func WithLogger(l *slog.Logger) Option { return func(o *options) { o.log = l } }
 
 // WithTimes bounds what the plugin may take.
 func WithTimes(t Times) Option { return func(o *options) { o.times = t } }
 
-// WithRetry has Open succeed although the plugin cannot be started: it is down
-// then, [fabric.Diagnoser] says why, and it is tried again like one that has died.
-// It is for plugins without which an agent does most of its work.
+// WithRetry lets Open succeed even if the plugin cannot start: the plugin is then
+// down, [fabric.Diagnoser] says why, and it is tried again like one that has died.
+// Use it for plugins without which an agent does most of its work.
 func WithRetry() Option { return func(o *options) { o.retry = true } }
 
 func newOptions(p Program, opts []Option) options {

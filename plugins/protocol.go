@@ -10,15 +10,15 @@ import (
 // agent and a plugin that speak different versions refuse each other.
 const ProtocolVersion = 1
 
-// handshake is how agent and plugin recognise each other. The cookie is no
-// secret: it tells a plugin that an agent started it.
+// handshake lets agent and plugin recognise each other. The cookie is no secret: it
+// tells a plugin that an agent started it.
 var handshake = goplugin.HandshakeConfig{
 	ProtocolVersion:  ProtocolVersion,
 	MagicCookieKey:   "VMFABRIC_PLUGIN",
 	MagicCookieValue: "5d0f7f3a-1c55-4b6e-9a53-2f8d2a4f6b10",
 }
 
-// kind is what a plugin can be, in the words of plugin.proto.
+// kind is a kind of plugin, by its name in plugin.proto.
 type kind string
 
 const (

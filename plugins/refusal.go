@@ -12,10 +12,10 @@ import (
 	"time"
 )
 
-// errNetwork refuses a plugin that listens where everybody can call it.
+// errNetwork refuses a plugin that listens where every user can call it.
 var errNetwork = errors.New("it does not listen on a unix socket; make it listen on one in the directory $PLUGIN_UNIX_SOCKET_DIR")
 
-// wrongKind refuses a plugin that is something else.
+// wrongKind refuses a plugin of another kind.
 type wrongKind struct {
 	want kind
 	is   []string
@@ -46,8 +46,8 @@ func article(s string) string {
 	return "a " + s
 }
 
-// refusal says, for people, why a plugin could not be started. What go-plugin
-// says is for its programmers, so the process is judged by what it did.
+// refusal says, for people, why a plugin could not be started. go-plugin's own
+// errors are for its programmers, so refusal looks at what the process did.
 func (p *process) refusal(program Program, err error, timeout bool, limit time.Duration) error {
 	var wrong wrongKind
 	if errors.As(err, &wrong) || errors.Is(err, errNetwork) {
@@ -85,8 +85,8 @@ func (p *process) refusal(program Program, err error, timeout bool, limit time.D
 	return err
 }
 
-// wrongHello says what is wrong with the line of the handshake, as go-plugin has
-// it: core version, protocol version, network, address, transport.
+// wrongHello says what is wrong with the line of the handshake. The line has
+// go-plugin's fields: core version, protocol version, network, address, transport.
 func wrongHello(line string) error {
 	parts := strings.Split(line, "|")
 	if len(parts) < 4 {

@@ -27,8 +27,8 @@ func OpenResolver(ctx context.Context, p Program, opts ...Option) (*Resolver, er
 	return r, nil
 }
 
-// Resolve implements [fabric.Resolver]. Whether the answer makes sense for the
-// guest is for the agent to say.
+// Resolve implements [fabric.Resolver]. The agent checks whether the answer fits
+// the guest.
 func (r *Resolver) Resolve(ctx context.Context, q fabric.Query) ([]fabric.NIC, error) {
 	var reply *pb.ResolveReply
 	err := r.call(ctx, "resolve "+q.VM, func(ctx context.Context, c grpc.ClientConnInterface) (err error) {

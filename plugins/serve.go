@@ -16,14 +16,14 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Config says what a plugin is: at least one of these.
+// Config has what a plugin implements: at least one of these.
 type Config struct {
 	Speaker  fabric.Speaker // may be a [fabric.Diagnoser] too; see [fabric.NewSpeaker]
 	Resolver fabric.Resolver
 	Observer fabric.Observer
 }
 
-// kinds lists what the plugin is.
+// kinds lists the kinds of the plugin.
 func (c Config) kinds() (ks []kind) {
 	if c.Speaker != nil {
 		ks = append(ks, speaker)
@@ -37,32 +37,31 @@ func (c Config) kinds() (ks []kind) {
 	return ks
 }
 
-// Place is where a plugin works.
+// Place is the cluster file and the node for which a plugin works.
 type Place struct {
 	Config string // the path of the cluster file, see package fabric/clusterfile
-	Node   string // which of its nodes this is
+	Node   string // the one of its nodes that this is
 }
 
-// The environment variables in which an agent tells its plugins their [Place].
+// The environment variables with a plugin's [Place]. The agent sets them.
 const (
 	VariableConfig = "VMFABRIC_CONFIG"
 	VariableNode   = "VMFABRIC_NODE"
 )
 
-// Environment gives the place of this plugin, as the agent that started it has
-// it; empty without an agent.
+// Environment returns the place of this plugin, as the agent set it; empty without
+// an agent.
 func Environment() Place {
 	return Place{Config: os.Getenv(VariableConfig), Node: os.Getenv(VariableNode)}
 }
 
-// Serve makes the program a plugin. It is called by main, once, and returns when
-// the agent is done with the plugin or has gone, or when the plugin gets SIGTERM;
-// main then leaves things as they are to be and ends, in less than two seconds,
-// after which the agent kills it. An agent that is killed takes its plugins with
-// it at once.
+// Serve makes the program a plugin. main calls it once. It returns when the agent
+// ends the plugin or has gone, or when the plugin gets SIGTERM. main then cleans up
+// and ends, in less than two seconds; after that the agent kills it. An agent that
+// is killed takes its plugins with it at once.
 //
-// Started by somebody else than an agent, the program says in one line on
-// standard error what it is for, and exits with 1.
+// If no agent started the program, it says in one line on standard error what it is
+// for, and exits with 1.
 //
 // While it runs, standard output and standard error go to the agent's log.
 func Serve(c Config) {
@@ -75,7 +74,7 @@ func Serve(c Config) {
 		os.Exit(1)
 	}
 	stdout, stderr := os.Stdout, os.Stderr
-	defer func() { os.Stdout, os.Stderr = stdout, stderr }() // goplugin.Serve puts pipes there, which nobody reads any more
+	defer func() { os.Stdout, os.Stderr = stdout, stderr }() // goplugin.Serve puts pipes there, which no longer have a reader
 	goplugin.Serve(&goplugin.ServeConfig{
 		HandshakeConfig: handshake,
 		Plugins:         goplugin.PluginSet{"vmfabric": services{config: c}},
@@ -88,13 +87,13 @@ func Serve(c Config) {
 	})
 }
 
-// stopWithAgent ends the server when nobody holds the other end of standard
-// input any more: it is a pipe from the agent. A signal kills the process that
-// the agent started, which may be a script that waits for this one.
+// stopWithAgent ends the server when the other end of standard input is closed: it
+// is a pipe from the agent. A signal kills the process that the agent started,
+// which may be a script that waits for this one.
 func stopWithAgent(s *grpc.Server) {
 	gone := make(chan os.Signal, 2)
 	signal.Notify(gone, syscall.SIGTERM)
-	if in, err := os.Stdin.Stat(); err == nil && in.Mode()&os.ModeNamedPipe != 0 { // a script's background job has another
+	if in, err := os.Stdin.Stat(); err == nil && in.Mode()&os.ModeNamedPipe != 0 { // a script's background job has another standard input
 		go func() {
 			_, _ = io.Copy(io.Discard, os.Stdin)
 			gone <- syscall.SIGHUP
@@ -104,7 +103,7 @@ func stopWithAgent(s *grpc.Server) {
 	s.Stop()
 }
 
-// purpose says what a program is that somebody started by hand.
+// purpose says what a program is for that somebody started by hand.
 func purpose(program string, ks []kind) string {
 	path, err := filepath.Abs(program)
 	if err != nil || !strings.ContainsRune(program, '/') {

@@ -19,7 +19,7 @@ import (
 	pb "github.com/vmfabric/vmfabric/plugins/internal/pluginpb"
 )
 
-// services registers what a plugin is with its server.
+// services registers the parts of a plugin with its server.
 type services struct {
 	goplugin.NetRPCUnsupportedPlugin
 	config Config
@@ -45,7 +45,8 @@ func (services) GRPCClient(context.Context, *goplugin.GRPCBroker, *grpc.ClientCo
 	return nil, errors.New("this is the plugin's side")
 }
 
-// failure is the error of a call as it goes to the agent: its text, in one line.
+// failure turns the error of a call into the one that the agent gets: its text, in
+// one line.
 func failure(err error) error {
 	if err == nil {
 		return nil
@@ -53,7 +54,7 @@ func failure(err error) error {
 	return status.Error(codes.Unknown, oneLine(err.Error()))
 }
 
-// oneLine is a text in one line, of the UTF-8 that gRPC takes.
+// oneLine returns a text in one line, of the UTF-8 that gRPC takes.
 func oneLine(s string) string { return strings.ToValidUTF8(oneline.Of(s), "?") }
 
 type pluginService struct {
@@ -73,7 +74,7 @@ type speakerService struct {
 	pb.UnimplementedSpeakerServer
 	speaker fabric.Speaker
 
-	listening sync.Mutex    // held by the one call of Changed that hears of changes
+	listening sync.Mutex    // held by the one call of Changed that gets the changes
 	missed    signal.Signal // a change that could not be sent
 }
 
@@ -101,9 +102,9 @@ func (s *speakerService) Remove(ctx context.Context, r *pb.RemoveRequest) (*pb.R
 	return &pb.RemoveReply{}, failure(err)
 }
 
-// Changed hands wake-ups on. Two calls would take them from each other: the one
-// that comes waits until the one before has ended, and then says, by its header,
-// that it listens.
+// Changed passes wake-ups on. Two calls would take them from each other, so a new
+// call waits until the earlier one has ended. It then says by its header that it
+// listens.
 func (s *speakerService) Changed(_ *pb.ChangedRequest, stream grpc.ServerStreamingServer[pb.Change]) error {
 	s.listening.Lock()
 	defer s.listening.Unlock()

@@ -18,11 +18,11 @@ import (
 	pb "github.com/vmfabric/vmfabric/plugins/internal/pluginpb"
 )
 
-// batch is how many routes go in one message: gRPC servers take 4 MB.
+// batch is how many routes one message has: gRPC servers take 4 MB.
 const batch = 5000
 
-// Speaker is a [fabric.Speaker] in a plugin. When the plugin was started anew,
-// or may have had changes that were not heard, Changed fires.
+// Speaker is a [fabric.Speaker] in a plugin. Changed also wakes when the plugin was
+// started anew, or may have had changes that did not arrive.
 type Speaker struct {
 	supervisor
 	changed signal.Signal
@@ -33,9 +33,9 @@ var (
 	_ fabric.Diagnoser = (*Speaker)(nil)
 )
 
-// OpenSpeaker starts a plugin that is a speaker, and keeps it running until
-// Close. It returns when the plugin has answered the handshake, or with the
-// reason why it is none; ctx is for that alone.
+// OpenSpeaker starts a plugin that is a speaker, and keeps it running until Close.
+// It returns when the plugin has answered the handshake, or with the reason why
+// that failed. ctx is only for the start.
 func OpenSpeaker(ctx context.Context, p Program, opts ...Option) (*Speaker, error) {
 	s := &Speaker{changed: signal.New()}
 	s.attend = s.listen
@@ -92,8 +92,8 @@ func (s *Speaker) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
 // Changed implements [fabric.Speaker].
 func (s *Speaker) Changed() <-chan struct{} { return s.changed }
 
-// Sessions implements [fabric.Speaker]; none from a plugin that does not tell
-// them. It does not wait for a plugin that is down.
+// Sessions implements [fabric.Speaker]; it has none if the plugin does not
+// implement it. It does not wait for a plugin that is down.
 func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	if _, _, err := s.now(); err != nil {
 		return nil, err
@@ -113,8 +113,8 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	return sessions, nil
 }
 
-// Advertisements implements [fabric.Speaker]; a plugin that does not tell them
-// is [errors.ErrUnsupported]. It does not wait for a plugin that is down.
+// Advertisements implements [fabric.Speaker]; the error is [errors.ErrUnsupported]
+// if the plugin does not implement it. It does not wait for a plugin that is down.
 func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabric.Advertisement, error) {
 	if _, _, err := s.now(); err != nil {
 		return nil, err
@@ -135,16 +135,17 @@ func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fa
 	return advertisementsIn(reply.GetAdvertisements()), nil
 }
 
-// Competitors implements [fabric.Speaker]: plugins do not tell of other nodes' routes.
+// Competitors implements [fabric.Speaker]: plugins do not report other nodes'
+// routes.
 func (*Speaker) Competitors() <-chan fabric.Competitor { return nil }
 
-// Diagnose implements [fabric.Diagnoser]: that the plugin is down, or what it
-// says of itself.
+// Diagnose implements [fabric.Diagnoser]: that the plugin is down, or the problems
+// that it reports itself.
 func (s *Speaker) Diagnose(ctx context.Context) []string {
 	if _, _, err := s.now(); err != nil {
 		return s.supervisor.Diagnose(ctx)
 	}
-	// Whoever asks for the health of a node does not wait long for one part of it.
+	// A request for the health of a node does not wait long for one part of it.
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	var reply *pb.DiagnoseReply
@@ -162,7 +163,7 @@ func (s *Speaker) Diagnose(ctx context.Context) []string {
 	return problems
 }
 
-// optional makes nothing of the absence of a method that a plugin need not have.
+// optional drops the error that a plugin does not have an optional method.
 func optional(err error) error {
 	if status.Code(err) == codes.Unimplemented {
 		return nil
@@ -170,10 +171,10 @@ func optional(err error) error {
 	return err
 }
 
-// listen hands on what the plugin says of changes, until ctx ends.
+// listen passes on the plugin's changes, until ctx ends.
 func (s *Speaker) listen(ctx context.Context, p *process, again bool) {
 	if again {
-		s.changed.Send() // what it has now is to be looked at
+		s.changed.Send() // the new plugin may have other routes
 	}
 	rests := backoff.Backoff{First: firstRest, Most: mostRest}
 	for {
@@ -193,8 +194,8 @@ func (s *Speaker) listen(ctx context.Context, p *process, again bool) {
 	}
 }
 
-// hear hands on the changes of one stream. When it is one after another, there
-// may have been changes between.
+// hear passes on the changes of one stream. If there was a stream before, changes
+// between the two may be lost, so it sends a wake-up.
 func (s *Speaker) hear(ctx context.Context, p *process, again bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	firstRest = 100 * time.Millisecond // before a plugin that has ended is started anew
-	mostRest  = 10 * time.Second       // it doubles up to this
-	steady    = 30 * time.Second       // after so long, an end is a first one again
+	firstRest = 100 * time.Millisecond // before an ended plugin is started anew
+	mostRest  = 10 * time.Second       // the wait doubles up to this
+	steady    = 30 * time.Second       // a plugin that ran so long starts again with firstRest
 )
 
 // supervisor keeps a plugin running.
@@ -26,8 +26,8 @@ type supervisor struct {
 	program Program
 	kind    kind
 	options options
-	// attend serves the plugin beside the calls while it runs, until ctx ends.
-	// It is told whether the plugin is a new one after another.
+	// attend runs beside the calls while the plugin is up, until ctx ends. again:
+	// it is a new process after another.
 	attend func(ctx context.Context, p *process, again bool)
 
 	stop context.CancelFunc
@@ -35,12 +35,12 @@ type supervisor struct {
 
 	mu     sync.Mutex
 	up     *process      // nil while it is down
-	turn   chan struct{} // closed when that changes
-	outage outage        // while it is down
+	turn   chan struct{} // closed when up changes
+	outage outage        // valid while it is down
 	closed bool
 }
 
-// outage is why and since when a plugin is down.
+// outage says why and since when a plugin is down.
 type outage struct {
 	since, next time.Time
 	reason      string
@@ -61,18 +61,18 @@ func (s *supervisor) open(ctx context.Context, program Program, k kind, opts []O
 	default:
 		return err
 	}
-	life, stop := context.WithCancel(context.WithoutCancel(ctx)) // ctx is for the start alone; Close ends the plugin
+	life, stop := context.WithCancel(context.WithoutCancel(ctx)) // ctx is only for the start; Close ends the plugin
 	s.stop = stop
 	go s.run(life, p)
 	return nil
 }
 
-// Close asks the plugin to end, and returns when it has; one that does not is
-// killed. Calls fail from then on.
+// Close asks the plugin to end, and returns when it has; if it does not end, Close
+// kills it. Calls fail from then on.
 func (s *supervisor) Close() error {
 	s.mu.Lock()
 	s.closed = true
-	close(s.turn) // for those who wait
+	close(s.turn) // for the calls that wait
 	s.turn = make(chan struct{})
 	s.mu.Unlock()
 	s.stop()
@@ -80,7 +80,7 @@ func (s *supervisor) Close() error {
 	return nil
 }
 
-// run has the plugin restarted until ctx ends; p is nil where it is down.
+// run restarts the plugin until ctx ends; p is nil if it is down.
 func (s *supervisor) run(ctx context.Context, p *process) {
 	defer close(s.done)
 	rests := backoff.Backoff{First: firstRest, Most: mostRest}
@@ -108,7 +108,7 @@ func (s *supervisor) run(ctx context.Context, p *process) {
 	}
 }
 
-// serve returns when the plugin is not to be had any more, and says why.
+// serve returns when the plugin has ended or hangs, and says why.
 func (s *supervisor) serve(ctx context.Context, p *process, again bool) string {
 	if s.attend != nil {
 		var attending sync.WaitGroup
@@ -120,7 +120,7 @@ func (s *supervisor) serve(ctx context.Context, p *process, again bool) string {
 	return p.watch(ctx, s.options.times)
 }
 
-// restart tries again and again, after a rest each. It gives nil when ctx ends.
+// restart tries again and again, after a pause each. It returns nil when ctx ends.
 func (s *supervisor) restart(ctx context.Context, rests *backoff.Backoff) *process {
 	for rests.Wait(ctx) {
 		p, err := start(ctx, s.program, s.kind, s.options)
@@ -139,7 +139,7 @@ func (s *supervisor) restart(ctx context.Context, rests *backoff.Backoff) *proce
 	return nil
 }
 
-// unwrapped is the text of an error of start without the plugin's name.
+// unwrapped returns the text of an error of start without the plugin's name.
 func unwrapped(err error) string {
 	if inner := errors.Unwrap(err); inner != nil {
 		err = inner
@@ -147,7 +147,7 @@ func unwrapped(err error) string {
 	return err.Error()
 }
 
-// turnTo says that p is up now, or with nil why none is.
+// turnTo sets the plugin that is up, or with nil why it is down.
 func (s *supervisor) turnTo(p *process, o outage) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -156,8 +156,8 @@ func (s *supervisor) turnTo(p *process, o outage) {
 	s.turn = make(chan struct{})
 }
 
-// now gives the plugin that is up, or why there is none; turn is closed when
-// that changes.
+// now returns the plugin that is up, or why it is down; turn is closed when that
+// changes.
 func (s *supervisor) now() (p *process, turn <-chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -178,7 +178,7 @@ func (o outage) text(p Program) string {
 	return fmt.Sprintf("%v is down since %s (%s); %s", p, o.since.Format(time.TimeOnly), o.reason, next)
 }
 
-// await gives the plugin, for which it waits a little when it is down.
+// await returns the plugin, and waits a little if it is down.
 func (s *supervisor) await(ctx context.Context) (*process, error) {
 	timer := time.NewTimer(s.options.times.Wait)
 	defer timer.Stop()
@@ -197,7 +197,7 @@ func (s *supervisor) await(ctx context.Context) (*process, error) {
 	}
 }
 
-// call calls the plugin; what says for what, such as "list routes".
+// call calls the plugin; what names the call, such as "list routes".
 func (s *supervisor) call(ctx context.Context, what string, f func(context.Context, grpc.ClientConnInterface) error) error {
 	p, err := s.await(ctx)
 	if err != nil {
@@ -208,14 +208,15 @@ func (s *supervisor) call(ctx context.Context, what string, f func(context.Conte
 	return s.judge(ctx, p, what, f(limited, p.conn))
 }
 
-// judge says what the end of a call means for the plugin, and for the caller.
+// judge draws the conclusions from the end of a call for the plugin, and returns
+// the caller's error.
 func (s *supervisor) judge(ctx context.Context, p *process, what string, err error) error {
 	name, limit := s.program.name(), s.options.times.Call
 	code, said := status.Code(err), oneLine(status.Convert(err).Message())
 	silent := code == codes.DeadlineExceeded
 	gaveUp := ctx.Err()
 	if deadline, ok := ctx.Deadline(); err != nil && gaveUp == nil && ok && !time.Now().Before(deadline) {
-		gaveUp = context.DeadlineExceeded // the plugin has the same deadline, and may be faster than our timer
+		gaveUp = context.DeadlineExceeded // the plugin has the same deadline, and may be faster than this timer
 	}
 	switch {
 	case !silent && code != codes.Unavailable && code != codes.Canceled:
@@ -240,7 +241,7 @@ func (s *supervisor) judge(ctx context.Context, p *process, what string, err err
 	return fmt.Errorf("%s: %s", name, said)
 }
 
-// Diagnose implements [fabric.Diagnoser]: a plugin that is down is trouble.
+// Diagnose implements [fabric.Diagnoser]: it reports a plugin that is down.
 func (s *supervisor) Diagnose(context.Context) []string {
 	if _, _, err := s.now(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return []string{err.Error()}

@@ -11,10 +11,11 @@ import (
 	pb "github.com/vmfabric/vmfabric/plugins/internal/pluginpb"
 )
 
-// Values of package fabric as messages of plugin.proto (Out) and back (In). What
-// comes in may be malformed: the other side can be written in any language.
+// Values of package fabric as messages of plugin.proto (Out) and back (In). A
+// message that comes in may be malformed: the other side can be written in any
+// language.
 
-// textIn parses texts; what names what each has to be, such as "a prefix".
+// textIn parses texts; what names what each must be, such as "a prefix".
 func textIn[T any](texts []string, parse func(string) (T, error), what string) ([]T, error) {
 	if len(texts) == 0 {
 		return nil, nil
@@ -96,7 +97,7 @@ func sessionIn(s *pb.Session) fabric.Session {
 		in.Families = []fabric.Family{}
 	}
 	for _, f := range s.GetFamilies() {
-		// A family that is not known here is none that a guest could need.
+		// Guests need no family that is unknown here.
 		if f := fabric.Family(f); in.Families != nil && (f == fabric.IPv4 || f == fabric.IPv6) {
 			in.Families = append(in.Families, f)
 		}

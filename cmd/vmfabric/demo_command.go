@@ -88,7 +88,7 @@ func demoUnprivileged(ctx context.Context, f demoFlags) error {
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit):
-		return errDegraded // it has said why
+		return errDegraded // it has printed why
 	case err != nil:
 		return fmt.Errorf("demo: user namespaces are not allowed here (%w); run it as root, or allow them (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone)", err)
 	}
@@ -273,7 +273,7 @@ func demoKeep(cmd *cobra.Command, f demoFlags) error {
 		return child.Process.Release()
 	}
 	if child.Wait() != nil {
-		return errDegraded // it has said why
+		return errDegraded // it has printed why
 	}
 	return nil
 }

@@ -1,9 +1,9 @@
-// Command bird is the speaker of nodes where a BIRD 2 talks to the reflectors,
-// as a plugin of the agent: `speaker: bird` in the cluster file. What it does is
-// in package fabric/bird, how BIRD is to be set up `vmfabric render bird` says.
+// Command bird is the speaker of nodes whose BIRD 2 talks to the reflectors, as a
+// plugin of the agent: `speaker: bird` in the cluster file. Package fabric/bird is
+// the speaker; `vmfabric render bird` prints the configuration of BIRD.
 //
-// VMFABRIC_BIRD_SOCKET names BIRD's control socket where that is not
-// /run/bird/bird.ctl. It needs CAP_NET_ADMIN, and to be let into BIRD's socket.
+// VMFABRIC_BIRD_SOCKET names BIRD's control socket if it is not /run/bird/bird.ctl.
+// The plugin needs CAP_NET_ADMIN, and access to BIRD's socket.
 package main
 
 import (

@@ -1,10 +1,10 @@
-// Command frr is the speaker of nodes where an FRR talks to the reflectors,
-// as a plugin of the agent: `speaker: frr` in the cluster file. What it does is
-// in package fabric/frr, how FRR is to be set up `vmfabric render frr` says.
+// Command frr is the speaker of nodes whose FRR talks to the reflectors, as a
+// plugin of the agent: `speaker: frr` in the cluster file. Package fabric/frr is
+// the speaker; `vmfabric render frr` prints the configuration of FRR.
 //
-// VMFABRIC_FRR_VTYSH names the program vtysh where that is not in PATH, and
-// VMFABRIC_FRR_PATHSPACE which of several sets of FRR's daemons it is. It needs
-// CAP_NET_ADMIN, and to be let to FRR's daemons (group frrvty).
+// VMFABRIC_FRR_VTYSH names the program vtysh if it is not in PATH, and
+// VMFABRIC_FRR_PATHSPACE selects one of several sets of FRR's daemons. The plugin
+// needs CAP_NET_ADMIN, and access to FRR's daemons (group frrvty).
 package main
 
 import (

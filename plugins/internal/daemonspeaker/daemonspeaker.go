@@ -18,8 +18,8 @@ import (
 // Open makes the speaker of a node.
 type Open func(fabric.Cluster, fabric.Node, ...routingd.Option) (*routingd.Speaker, error)
 
-// Main serves the speaker that is called name in the cluster file, until the
-// agent is done with it. The program exits with 1 where there can be none.
+// Main serves the speaker with this name in the cluster file, until the agent ends
+// the plugin. If it cannot, the program exits with 1.
 func Main(ctx context.Context, name string, open Open) {
 	if err := serve(ctx, plugins.Environment(), name, open); err != nil {
 		fmt.Fprintf(os.Stderr, "plugin %s: %v\n", name, err)
@@ -45,7 +45,7 @@ func serve(ctx context.Context, place plugins.Place, name string, open Open) err
 	if err != nil {
 		return err
 	}
-	defer s.Close() // what is announced stays, as of an agent that is restarted
+	defer s.Close() // the announcements stay, as when an agent restarts
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()
