@@ -40,7 +40,7 @@ type process struct {
 	strikes atomic.Int32  // calls in a row whose callers gave up
 
 	mu    sync.Mutex
-	conns []*grpc.ClientConn // all connections that go-plugin made: it loses one if an error follows
+	conns []*grpc.ClientConn // all connections that go-plugin made: it forgets one if a later step fails
 }
 
 const (

@@ -8,8 +8,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// The longest lists that are read. Overlaps are looked for between all pairs
-// of pools.
+// The longest lists that are read. The check for overlaps compares all pairs of
+// pools.
 const (
 	maxPools = 1024
 	maxItems = 4096
@@ -102,8 +102,8 @@ func timers(t *fabric.Timers) field {
 	)
 }
 
-// node takes an IPv6 address under the key address too, for a node that has
-// no other.
+// node also reads an IPv6 address under the key address, for a node that has no
+// other.
 func node(n *fabric.Node) field {
 	fields := mapping(
 		key{"name", scalar(&n.Name, name)},

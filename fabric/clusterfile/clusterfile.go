@@ -1,10 +1,10 @@
-// Package clusterfile reads the cluster file, /etc/vmfabric/cluster.yaml, into
-// a valid [fabric.Cluster]. A mistake is reported with its file, line and key,
-// and all mistakes of a file are reported together.
+// Package clusterfile reads the cluster file, /etc/vmfabric/cluster.yaml, into a
+// valid [fabric.Cluster]. The error names the file, line and key of each mistake,
+// for all mistakes of a file together.
 //
 // The file is one YAML mapping of plain values, lists and mappings; anchors,
-// aliases, tags and directives are refused. A key without a value counts as
-// absent where a list or a mapping belongs, and is a mistake elsewhere.
+// aliases, tags and directives are refused. A key without a value counts as absent
+// if it takes a list or a mapping, and is a mistake otherwise.
 package clusterfile
 
 import (
@@ -21,14 +21,15 @@ import (
 // Option changes what [Load] and [Parse] do.
 type Option func(*decoder)
 
-// WithoutKey leaves the file with the cluster's key alone, for who is no agent
-// and may not have it, such as a reflector. [fabric.Cluster].Key is empty then.
+// WithoutKey does not read the file with the cluster's key, for a program that is
+// no agent and may not have it, such as a reflector. [fabric.Cluster].Key is empty
+// then.
 func WithoutKey() Option { return func(d *decoder) { d.withoutKey = true } }
 
-// Load reads the cluster file at path, and the key and password files that it names.
-// It refuses those that somebody else than root and this user could change. It
-// has no side effects. The error is as [Parse] gives it; one that comes from
-// the operating system matches its cause, such as [fs.ErrNotExist].
+// Load reads the cluster file at path, and the key and password files that it
+// names. It refuses files that another user than root and this one could change. It
+// has no side effects. The error is that of [Parse]; if it comes from the operating
+// system, it matches its cause, such as [fs.ErrNotExist].
 func Load(path string, opts ...Option) (fabric.Cluster, error) {
 	data, err := read(path)
 	if err != nil {
@@ -37,13 +38,12 @@ func Load(path string, opts ...Option) (fabric.Cluster, error) {
 	return Parse(path, data, opts...)
 }
 
-// Parse reads a cluster file from memory. The name stands for the file in
-// errors, and key and password files with a relative path are looked for in its
-// directory. The cluster comes with its defaults filled in and passes
-// [fabric.Cluster.Validate].
+// Parse reads a cluster file from memory. The name is that of the file in errors;
+// key and password files with a relative path are in its directory. The cluster
+// comes with its defaults and passes [fabric.Cluster.Validate].
 //
-// The error joins one [*Error] for each mistake, in the order of the lines; of
-// more than 20 it holds the first 20 and one that counts the rest.
+// The error joins one [*Error] for each mistake, in the order of the lines. If
+// there are more than 20, it has the first 20 and one that counts the rest.
 func Parse(name string, data []byte, opts ...Option) (fabric.Cluster, error) {
 	root, bad := document(data)
 	if bad != nil {
@@ -77,11 +77,11 @@ func read(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	// One byte over the limit tells Parse that there is more.
+	// One byte over the limit tells Parse that the file is too long.
 	return io.ReadAll(io.LimitReader(f, maxBytes+1))
 }
 
-// explain gives the reason and the way out of an error of read.
+// explain returns the reason and the way out of an error of read.
 func explain(err error) string {
 	if bad, ok := errors.AsType[*trusted.Error](err); ok {
 		return bad.Text()
@@ -92,8 +92,8 @@ func explain(err error) string {
 	return fmt.Sprintf("%v; it must be a file that this user can read", reason(err))
 }
 
-// reason gives what the operating system said, without the path, which our
-// errors name themselves.
+// reason returns the operating system's error without the path, which this
+// package's errors have themselves.
 func reason(err error) error {
 	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err

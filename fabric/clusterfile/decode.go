@@ -9,21 +9,21 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// decoder goes through one document and remembers where everything is.
+// decoder reads one document and remembers the place of each key and item.
 type decoder struct {
 	file   string
-	dir    string           // of relative password files
-	places map[string]place // by path, the words of fabric.Problem; "" is the document
-	bad    map[string]bool  // the paths that have no value because of a mistake that is told
+	dir    string           // the directory of relative key and password files
+	places map[string]place // by path, as in fabric.Problem; "" is the document
+	bad    map[string]bool  // the paths without a value because of a reported mistake
 	errs   []*Error
 
 	withoutKey bool
 }
 
-// place is where a key or a list item stands.
+// place is the place of a key or a list item in the file.
 type place struct {
 	line, column int
-	key          string // its path as the file has it
+	key          string // its path, as in the file
 }
 
 func newDecoder(file string, root ast.Node) *decoder {
@@ -36,7 +36,7 @@ func (d *decoder) mark(path string, t *token.Token) {
 	d.places[path] = place{t.Position.Line, t.Position.Column, path}
 }
 
-// report tells a mistake at path, or where path would be if it were there.
+// report reports a mistake at path, or at the nearest parent that is there.
 func (d *decoder) report(path, text string) {
 	at, there := d.places[path]
 	key := at.key
@@ -54,8 +54,8 @@ func (d *decoder) fail(path, format string, args ...any) {
 	d.report(path, fmt.Sprintf(format, args...))
 }
 
-// follows reports whether a problem at path is, or may be, nothing but the
-// consequence of a mistake that is told already.
+// follows reports whether a problem at path is, or may be, only the consequence of
+// a reported mistake.
 func (d *decoder) follows(path string) bool {
 	for p := path; p != ""; p = parent(p) {
 		if d.bad[p] {
@@ -74,7 +74,7 @@ func (d *decoder) follows(path string) bool {
 	return false
 }
 
-// parent cuts the last key or index off a path.
+// parent removes the last key or index from a path.
 func parent(path string) string { return path[:max(0, strings.LastIndexAny(path, ".["))] }
 
 func child(path, key string) string {
@@ -84,7 +84,7 @@ func child(path, key string) string {
 	return path + "." + key
 }
 
-// field reads the node at path into the variable that it was made for.
+// field reads the node at path into a variable.
 type field func(d *decoder, path string, n ast.Node)
 
 // key is a key that a mapping may have.
@@ -93,7 +93,7 @@ type key struct {
 	read field
 }
 
-// mapping reads a mapping with the keys given, each at most once.
+// mapping reads a mapping with the given keys, each at most once.
 func mapping(keys ...key) field {
 	return func(d *decoder, path string, n ast.Node) {
 		if isNull(n) {
@@ -128,7 +128,7 @@ func mapping(keys ...key) field {
 	}
 }
 
-// unknown reports a key that is none of keys; given has those that are there.
+// unknown reports a key that is none of keys; given has the keys that are there.
 func (d *decoder) unknown(path string, at *token.Token, keys []key, given map[string]int) {
 	guess := nearest(at.Value, keys)
 	if guess == "" {
@@ -147,8 +147,9 @@ func (d *decoder) keyError(path string, at *token.Token, format string, args ...
 	return e
 }
 
-// list reads a list of at most limit items into dst, each with what item makes
-// for it. An item with a mistake keeps its place, so that indexes stay true.
+// list reads a list of at most limit items into dst, each with the field that item
+// returns for it. An item with a mistake keeps its place, so that the indexes stay
+// true.
 func list[T any](dst *[]T, limit int, item func(*T) field) field {
 	return func(d *decoder, path string, n ast.Node) {
 		if isNull(n) {
@@ -199,7 +200,7 @@ func scalar[T any](dst *T, parse func(literal) (T, error)) field {
 	}
 }
 
-// scalars makes the items of a list of plain values.
+// scalars returns the item function of a list of plain values.
 func scalars[T any](parse func(literal) (T, error)) func(*T) field {
 	return func(dst *T) field { return scalar(dst, parse) }
 }
@@ -216,10 +217,10 @@ func oneOrList[T any](dst *[]T, limit int, parse func(literal) (T, error)) field
 	}
 }
 
-// literal is a single value as it is written.
+// literal is a single value as the file has it.
 type literal struct {
 	text  string
-	plain bool // without quotes, so that YAML may take it for a number or a boolean
+	plain bool // without quotes, so YAML may take it for a number or a boolean
 }
 
 func literalOf(n ast.Node) (literal, bool) {

@@ -14,10 +14,9 @@ import (
 	"github.com/goccy/go-yaml/token"
 )
 
-// Bounds that no real cluster file meets. The parser takes stack with the
-// nesting, and time with the square of the nesting, of the keys of a mapping
-// and of the values that are left out: a megabyte of brackets would keep it
-// busy for hours.
+// Bounds that no real cluster file reaches. The parser needs stack for the nesting.
+// It needs time with the square of the nesting, of the keys of a mapping and of the
+// values that are left out: a megabyte of brackets would keep it busy for hours.
 const (
 	maxBytes  = 1 << 20
 	maxTokens = 100_000 // 4096 nodes with two addresses have 60,000
@@ -25,8 +24,8 @@ const (
 	maxKeys   = 256
 )
 
-// document gives the root of the one YAML mapping in data, or the mistake that
-// keeps it from being read; that has no File yet.
+// document returns the root of the one YAML mapping in data, or the mistake because
+// of which it cannot be read, without its File.
 func document(data []byte) (ast.Node, *Error) {
 	text, bad := plainText(data)
 	if bad != nil {
@@ -67,7 +66,7 @@ func document(data []byte) (ast.Node, *Error) {
 	return nil, errorAt(root, "the file is a single value; begin with the keys, as in 'name: msk1'")
 }
 
-// plainText gives the data as UTF-8 text with plain line ends, without a byte
+// plainText returns the data as UTF-8 text with plain line ends, without a byte
 // order mark.
 func plainText(data []byte) (string, *Error) {
 	if len(data) > maxBytes {
@@ -90,8 +89,8 @@ func plainText(data []byte) (string, *Error) {
 	return string(data), nil
 }
 
-// checkTokens refuses the YAML that a cluster file has no use for, and what
-// would overtax the parser.
+// checkTokens refuses YAML that a cluster file does not need, and text that would
+// overload the parser.
 func checkTokens(tokens token.Tokens) *Error {
 	var block []level // the open block mappings and lists, outermost first
 	flow := 0         // the open brackets and braces
@@ -109,7 +108,7 @@ func checkTokens(tokens token.Tokens) *Error {
 		case token.MappingStartType, token.SequenceStartType:
 			flow++
 		case token.MappingEndType, token.SequenceEndType:
-			// Below zero it would lend depth to what follows.
+			// A negative depth would allow more of the text that follows.
 			if flow--; flow < 0 {
 				return tokenError(t, "'%s' closes what was never opened; remove it, or quote it if it belongs to a value", t.Value)
 			}
@@ -136,7 +135,7 @@ func checkTokens(tokens token.Tokens) *Error {
 	return nil
 }
 
-// level is a block mapping or list: what begins in the same column.
+// level is a block mapping or list: the lines that begin in the same column.
 type level struct {
 	column int
 	keys   int
@@ -153,8 +152,8 @@ func enter(block []level, column int) []level {
 	return block
 }
 
-// guard turns a panic into an error. Releases of the YAML module have fallen
-// over malformed text, and a file read anew must not end a running agent.
+// guard turns a panic into an error. Some releases of the YAML module panic over
+// malformed text, and a file that a running agent reads again must not end it.
 func guard[T any](f func() (T, error)) (v T, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -188,8 +187,8 @@ func tokenError(t *token.Token, format string, args ...any) *Error {
 
 func errorAt(n ast.Node, text string) *Error { return tokenError(start(n), "%s", text) }
 
-// start gives the first token of a node. A block mapping calls its first colon
-// that, which can be on a later line than the key.
+// start returns the first token of a node. For a block mapping GetToken returns the
+// first colon, which can be on a later line than the key.
 func start(n ast.Node) *token.Token {
 	if m, ok := n.(*ast.MappingNode); ok && !m.IsFlowStyle && len(m.Values) > 0 {
 		return m.Values[0].Key.GetToken()

@@ -10,15 +10,15 @@ import (
 	"unicode"
 )
 
-// maxErrors is how many mistakes of one file are told one by one.
+// maxErrors is how many mistakes of one file are reported one by one.
 const maxErrors = 20
 
 // Error is one mistake in a cluster file.
 type Error struct {
-	File   string // as it was given to Load or Parse
-	Line   int    // from 1; 0 where the mistake is the file as a whole
-	Column int    // from 1, in characters; 0 where Line is
-	Key    string // such as pools[1].prefix; empty where no key is concerned
+	File   string // as Load or Parse got it
+	Line   int    // from 1; 0: the mistake is the file as a whole
+	Column int    // from 1, in characters; 0 if Line is
+	Key    string // such as pools[1].prefix; empty: the mistake is at no key
 	Text   string // the reason and the way out
 
 	cause error
@@ -38,10 +38,10 @@ func (e *Error) Error() string {
 	return at + ": " + e.Text
 }
 
-// Unwrap gives the error of the operating system behind it, if any.
+// Unwrap returns the error of the operating system behind it, if any.
 func (e *Error) Unwrap() error { return e.cause }
 
-// join makes one error of the mistakes of one file, at least one.
+// join joins the mistakes of one file, at least one.
 func join(errs []*Error) error {
 	slices.SortStableFunc(errs, func(a, b *Error) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
@@ -56,7 +56,7 @@ func join(errs []*Error) error {
 	return errors.Join(shown...)
 }
 
-// quote makes foreign text fit for an error: in quotes, on one line, not long.
+// quote makes text from the file fit for an error: in quotes, on one line, short.
 func quote(s string) string {
 	const most = 64
 	if r := []rune(s); len(r) > most {
@@ -65,8 +65,8 @@ func quote(s string) string {
 	return strconv.Quote(s)
 }
 
-// bare is quote where it is needed: not for the letters, digits and signs of
-// keys and paths.
+// bare quotes text only if it has other characters than the letters, digits and
+// signs of keys and paths.
 func bare(s string) string {
 	plain := func(r rune) bool {
 		return unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune("_-./", r)

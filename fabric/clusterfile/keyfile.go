@@ -48,9 +48,9 @@ func (d *decoder) keyFile(l literal) (string, error) {
 	return s, nil
 }
 
-// readSecret reads a file that nobody else can have read or written.
+// readSecret reads a file that no other user can have read or written.
 func readSecret(path string) ([]byte, error) {
-	// Looked at before it is opened: opening a device can set it off.
+	// Look at it before opening it: to open a device can trigger it.
 	info, err := os.Stat(path)
 	if err == nil {
 		err = secret(info)
@@ -61,7 +61,7 @@ func readSecret(path string) ([]byte, error) {
 	if err != nil {
 		return nil, plain(err)
 	}
-	// It may be another by now: a pipe must not keep us waiting.
+	// It may be another file by now: do not wait for the writer of a pipe.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, plain(err)
@@ -77,7 +77,8 @@ func readSecret(path string) ([]byte, error) {
 	return data, plain(err)
 }
 
-// plain gives an error of the operating system without the path, and the way out.
+// plain returns an error of the operating system without the path, and with the way
+// out.
 func plain(err error) error {
 	if _, ok := errors.AsType[*fs.PathError](err); !ok {
 		return err
@@ -85,7 +86,7 @@ func plain(err error) error {
 	return fmt.Errorf("%w; run this as the file's owner, or correct the path", reason(err))
 }
 
-// secret checks what a file says of who can read and write it.
+// secret checks that only its owner can read and write a file.
 func secret(info fs.FileInfo) error {
 	owner := uint32(0)
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {

@@ -19,7 +19,7 @@ func names(keys []key) string {
 	return strings.Join(all, ", ")
 }
 
-// nearest gives the key that somebody who wrote name most likely meant, or "".
+// nearest returns the key that is most likely meant by name, or "".
 func nearest(name string, keys []key) string {
 	if len(name) > 32 {
 		return ""

@@ -26,8 +26,8 @@ func (d *decoder) password(l literal) (string, error) {
 		path = filepath.Join(d.dir, path)
 	}
 	shown := bare(path)
-	// Looked at before it is opened: opening a pipe waits for a writer, and
-	// opening a device can set it off.
+	// Look at it before opening it: to open a pipe waits for a writer, and to open
+	// a device can trigger it.
 	info, err := os.Stat(path)
 	if err == nil {
 		switch {

@@ -12,8 +12,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// name refuses what would make a mess of the errors in which it stands;
-// fabric.Cluster.Validate sees to the rest.
+// name refuses text that would garble the errors that contain it;
+// fabric.Cluster.Validate checks the rest.
 func name(l literal) (string, error) {
 	if len(l.text) > 64 || strings.ContainsFunc(l.text, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return "", fmt.Errorf("%s is not a name; use 1 to 32 letters, digits, '.', '_' and '-'", quote(l.text))
@@ -31,9 +31,8 @@ func boolean(l literal) (bool, error) {
 	return false, fmt.Errorf("%s is neither true nor false; write one of them, without quotes", quote(l.text))
 }
 
-// digits reports whether the value is a number as people write it: with no
-// base, sign, underscores or leading zeros, which not all YAML readers take for
-// the same number.
+// digits reports whether the value is a plain decimal number: with no base, sign,
+// underscores or leading zeros, which YAML readers take for different numbers.
 func digits(l literal) bool {
 	return l.plain && l.text != "" && (l.text[0] != '0' || l.text == "0") &&
 		!strings.ContainsFunc(l.text, func(r rune) bool { return r < '0' || r > '9' })
@@ -50,8 +49,7 @@ func asn(l literal) (uint32, error) {
 	return uint32(v), nil
 }
 
-// asnForm says how to write what was meant for an AS number, where that can be
-// told.
+// asnForm says how to write a value as an AS number, if its meaning is clear.
 func asnForm(l literal) error {
 	if high, low, dotted := strings.Cut(l.text, "."); dotted {
 		h, err := strconv.ParseUint(high, 10, 16)
@@ -105,7 +103,8 @@ func rate(l literal) (int, error) {
 	return numberOf(l, "packets a second", fabric.DefaultMoves.Rate)
 }
 
-// numberOf reads a number that the file may leave out. Zero stands for that.
+// numberOf reads a number that the file may leave out. Zero would mean that it is
+// left out, so numberOf refuses it.
 func numberOf(l literal, things string, otherwise int) (int, error) {
 	if digits(l) {
 		if v, err := strconv.ParseUint(l.text, 10, 31); err == nil && v != 0 {
@@ -126,8 +125,8 @@ func eastWest(l literal) (direct bool, err error) {
 	return false, fmt.Errorf("%s is neither core nor direct; write direct for routes between the nodes, or leave the key out for the way through the core gateway", quote(l.text))
 }
 
-// program reads the path of a plugin or the name of a speaker, and refuses
-// what would make a mess of the errors in which it stands.
+// program reads the path of a plugin or the name of a speaker, and refuses text
+// that would garble the errors that contain it.
 func program(l literal) (string, error) {
 	if l.text == "" || len(l.text) > 255 || strings.ContainsFunc(l.text, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return "", fmt.Errorf("%s is not the path of a program; write one such as /usr/local/lib/vmfabric/my-plugin", quote(l.text))

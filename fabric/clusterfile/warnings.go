@@ -9,14 +9,14 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Warnings lists what is allowed in a valid cluster and yet seldom meant, one
-// line each with the reason and the way out; nil when there is nothing. It has
-// no side effects.
+// Warnings lists settings that are allowed in a valid cluster and yet seldom meant,
+// one line each with the reason and the way out; nil if there are none. It has no
+// side effects.
 func Warnings(c fabric.Cluster) []string {
 	return slices.Concat(NodeWarnings(c), routerWarnings(c), keyWarnings(c))
 }
 
-// keyWarnings is the part about the agents' messages to each other.
+// keyWarnings has the warnings about the agents' messages to each other.
 func keyWarnings(c fabric.Cluster) []string {
 	const wayOut = "make a key once, (umask 077; head -c 32 /dev/urandom | base64 > /etc/vmfabric/cluster.key), copy it to all nodes, and name it under key_file"
 	switch {
@@ -28,7 +28,7 @@ func keyWarnings(c fabric.Cluster) []string {
 	return []string{"no key_file: nothing proves the messages of the nodes' agents, and whoever can use the address of a node can have guests withdrawn or their packets sent elsewhere; " + wayOut}
 }
 
-// NodeWarnings is the part of [Warnings] that is about nodes.
+// NodeWarnings has the warnings about nodes.
 func NodeWarnings(c fabric.Cluster) []string {
 	var ws []string
 	warn := func(format string, args ...any) { ws = append(ws, fmt.Sprintf(format, args...)) }
@@ -48,7 +48,7 @@ func NodeWarnings(c fabric.Cluster) []string {
 	return ws
 }
 
-// routerWarnings is the part about reflectors and core gateways.
+// routerWarnings has the warnings about reflectors and core gateways.
 func routerWarnings(c fabric.Cluster) []string {
 	var ws []string
 	warn := func(format string, args ...any) { ws = append(ws, fmt.Sprintf(format, args...)) }
@@ -56,7 +56,7 @@ func routerWarnings(c fabric.Cluster) []string {
 	for _, family := range families {
 		p, ok := poolOf(c, family.four)
 		if !ok || len(lacking(c, func(n fabric.Node) bool { return !family.of(n).IsValid() })) > 0 {
-			continue // nothing to carry, or named above
+			continue // nothing to carry, or NodeWarnings has it
 		}
 		if lack := without(c, family.four); len(lack) > 0 {
 			who, _, _, _ := several(lack)
@@ -82,7 +82,7 @@ func routerWarnings(c fabric.Cluster) []string {
 	return ws
 }
 
-// poolOf gives the first pool of a family.
+// poolOf returns the first pool of a family.
 func poolOf(c fabric.Cluster, four bool) (fabric.Pool, bool) {
 	for _, p := range c.Pools {
 		if p.Prefix.Addr().Is4() == four {
@@ -101,7 +101,7 @@ var families = []struct {
 	{false, "IPv6", "IPv4", func(n fabric.Node) netip.Addr { return n.Address6 }},
 }
 
-// without names the reflectors that have no address of a family.
+// without lists the reflectors whose address is of the other family.
 func without(c fabric.Cluster, four bool) []string {
 	var names []string
 	for _, r := range c.Reflectors {
@@ -122,7 +122,7 @@ func lacking(c fabric.Cluster, lacks func(fabric.Node) bool) []string {
 	return names
 }
 
-// several names at most three nodes, and gives the words that go with them.
+// several lists at most three nodes, and returns the words that go with them.
 func several(names []string) (who, has, its, whom string) {
 	if len(names) == 1 {
 		return names[0], "has", "its", names[0]

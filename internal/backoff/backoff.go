@@ -1,4 +1,4 @@
-// Package backoff spaces attempts at something that fails.
+// Package backoff spaces the attempts at an operation that fails.
 package backoff
 
 import (
@@ -7,30 +7,31 @@ import (
 	"time"
 )
 
-// Backoff gives the waits between attempts: First, then twice as long each time,
-// Most at the longest. It is not safe for concurrent use.
+// Backoff returns the waits between attempts: First, then twice as long each time,
+// at most Most. It is not safe for concurrent use.
 type Backoff struct {
 	First, Most time.Duration
-	next        time.Duration // zero for First
+	next        time.Duration // zero: First
 }
 
-// Peek gives the wait before the next attempt.
+// Peek returns the wait before the next attempt.
 func (b *Backoff) Peek() time.Duration { return cmp.Or(b.next, b.First) }
 
-// Next is Peek, and makes the wait after it longer.
+// Next returns the wait before the next attempt, and doubles the one after it.
 func (b *Backoff) Next() time.Duration {
 	wait := b.Peek()
 	b.next = min(2*wait, b.Most)
 	return wait
 }
 
-// Wait waits for Next, and reports false when ctx ended before.
+// Wait waits for the time of Next, and reports false if ctx ended before.
 func (b *Backoff) Wait(ctx context.Context) bool { return Sleep(ctx, b.Next()) }
 
-// Reset makes the next wait First: an attempt succeeded, or its success lasted.
+// Reset makes the next wait First. Call it when an attempt has succeeded, or its
+// success has lasted.
 func (b *Backoff) Reset() { b.next = 0 }
 
-// Sleep waits, and reports false when ctx ended before.
+// Sleep waits, and reports false if ctx ended before.
 func Sleep(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():

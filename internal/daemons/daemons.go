@@ -1,6 +1,6 @@
-// Package daemons finds the programs of routing daemons and hypervisors by what
-// they are: several projects have a bgpd, and it is a matter of the installation
-// which of them is the first in PATH.
+// Package daemons finds the programs of routing daemons and hypervisors, and asks
+// them what they are: several projects have a bgpd, and which one is the first in
+// PATH depends on the installation.
 package daemons
 
 import (
@@ -16,14 +16,15 @@ import (
 	"time"
 )
 
-// identity is how a program is known: by what it says when it is asked.
+// identity identifies a program by its answer to a question.
 type identity struct {
-	of  string // whose program it is, as people call it
+	of  string // the project of the program, as people call it
 	ask string
 	is  func(said string) bool
 }
 
-// identityOf tells how a program is known; the name of any other is enough.
+// identityOf returns the identity of a program; for the other programs, the name is
+// enough.
 func identityOf(name string) (who identity, asked bool) {
 	switch name {
 	case "bird":
@@ -32,19 +33,20 @@ func identityOf(name string) (who identity, asked bool) {
 		return identity{"FRR", "--help", func(said string) bool { return strings.Contains(said, "FRR") }}, true
 	case "zebra", "bgpd", "staticd", "bfdd":
 		return identity{"FRR", "--version", func(said string) bool {
-			// Its version alone would be Quagga's, too; how it was built names its user,
-			// its folders, or both.
+			// Quagga's version line begins like this, too. How FRR was built names
+			// FRR's user, its folders, or both.
 			return strings.HasPrefix(said, name+" version ") && strings.Contains(strings.ToLower(said), "frr")
 		}}, true
 	}
 	return identity{}, false
 }
 
-// folders are where daemons are that are not in the PATH of a user.
+// folders has the folders of daemons that are not in the PATH of a user.
 var folders = []string{"/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/lib/frr", "/usr/libexec/frr", "/usr/lib64/frr"}
 
-// Find gives the path of a program that is what its name stands for here: "bgpd"
-// is FRR's. One that is not there, or is somebody else's, is [exec.ErrNotFound].
+// Find returns the path of the program with this name that is the expected
+// project's: "bgpd" is FRR's. If there is none, or only another project's, the
+// error is [exec.ErrNotFound].
 func Find(name string) (string, error) {
 	return find(name, append(filepath.SplitList(os.Getenv("PATH")), folders...))
 }
@@ -72,7 +74,7 @@ func find(name string, folders []string) (string, error) {
 	return "", fmt.Errorf("program %s: %w; install it", name, exec.ErrNotFound)
 }
 
-// said has what programs said, by path and question, until they change.
+// said has the programs' answers, by path and question, until the program changes.
 var said sync.Map
 
 type question struct {
@@ -81,7 +83,7 @@ type question struct {
 	changed   time.Time
 }
 
-// answerIn bounds how long a program may take to say what it is.
+// answerIn bounds how long a program may take to answer.
 const answerIn = 20 * time.Second
 
 func says(path, ask string) string {
@@ -99,7 +101,7 @@ func says(path, ask string) string {
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) || ctx.Err() != nil {
-		return "" // asked again the next time
+		return "" // not stored: the next call asks again
 	}
 	said.Store(q, string(out))
 	return string(out)

@@ -1,4 +1,4 @@
-// Package executable writes programs that are to run at once.
+// Package executable writes programs that are run at once.
 package executable
 
 import (
@@ -9,13 +9,13 @@ import (
 	"syscall"
 )
 
-// Write writes a script or another program, executable by all and writable by its
-// owner alone. No process is forked meanwhile: one that another goroutine starts
-// would hold the file open for writing until it runs its own program, and as long
-// as that is so the kernel runs this one for nobody (ETXTBSY, execve(2)).
+// Write writes a script or another program, executable by all and writable only by
+// its owner. It forks no process meanwhile: a process that another goroutine starts
+// holds the file open for writing until it runs its own program, and until then the
+// kernel refuses to run this one (ETXTBSY, execve(2)).
 func Write(path string, content []byte) error { return Copy(path, bytes.NewReader(content)) }
 
-// Copy is [Write] for what comes from a reader.
+// Copy is [Write] for content from a reader.
 func Copy(path string, from io.Reader) error {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()

@@ -11,13 +11,13 @@ const (
 	echo6, reply6, unreachable6, exceeded6 = 128, 129, 1, 3
 )
 
-// payload is the size of what a request carries: its sequence number, in full.
+// payload is the size of a request's data: its full sequence number.
 const payload = 8
 
 // message is an ICMP message without its IP header.
 type message struct {
 	six  bool
-	body []byte // from the type on
+	body []byte // begins with the type
 }
 
 // newRequest makes an echo request.
@@ -31,8 +31,8 @@ func newRequest(to netip.Addr, id uint16) message {
 	return m
 }
 
-// number gives a request its sequence number and checksum. The kernel computes
-// that of IPv6.
+// number sets a request's sequence number and checksum. For ICMPv6 the kernel
+// computes the checksum.
 func (m message) number(seq int) {
 	binary.BigEndian.PutUint16(m.body[6:], uint16(seq))
 	binary.BigEndian.PutUint64(m.body[8:], uint64(seq))
@@ -42,7 +42,7 @@ func (m message) number(seq int) {
 	}
 }
 
-// checksum is that of RFC 1071, over an even number of bytes.
+// checksum returns the checksum of RFC 1071 over an even number of bytes.
 func checksum(b []byte) uint16 {
 	var sum uint32
 	for ; len(b) > 1; b = b[2:] {
@@ -54,7 +54,8 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// parse takes what a raw socket gives: with IPv4, the header comes before it.
+// parse reads a message from a raw socket. With IPv4 the socket returns the IP
+// header, too.
 func parse(six bool, b []byte) (m message, ok bool) {
 	if !six {
 		b = afterHeader4(b)
@@ -62,7 +63,7 @@ func parse(six bool, b []byte) (m message, ok bool) {
 	return message{six, b}, len(b) >= 8
 }
 
-// afterHeader4 gives what comes after an IPv4 header, nil when there is nothing.
+// afterHeader4 returns the bytes after an IPv4 header; nil if there are none.
 func afterHeader4(b []byte) []byte {
 	if len(b) == 0 {
 		return nil
@@ -89,8 +90,9 @@ func (m message) isRefusal() bool {
 func (m message) id() uint16   { return binary.BigEndian.Uint16(m.body[4:]) }
 func (m message) data() []byte { return m.body[8:] }
 
-// about gives the id of the request that a refusal quotes: the header and the
-// beginning of the packet; 0, which no request has, when it is something else.
+// about returns the id of the request that an ICMP error quotes: the error has the
+// header and the beginning of the packet. It returns 0, which no request has, for
+// any other packet.
 func (m message) about() uint16 {
 	quoted := m.body[8:]
 	if m.six {

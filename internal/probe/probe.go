@@ -1,5 +1,5 @@
-// Package probe sends ICMP echo requests at a steady rate and accounts for
-// every one of them: what a packet loss of a few milliseconds is found with.
+// Package probe sends ICMP echo requests at a steady rate and accounts for every
+// one of them, to find packet loss of a few milliseconds.
 package probe
 
 import (
@@ -11,16 +11,16 @@ import (
 	"time"
 )
 
-// Config says what is probed, and how often.
+// Config has the target of a probe, and its rate.
 type Config struct {
-	From     netip.Addr // the source; invalid: what the kernel chooses
+	From     netip.Addr // the source; invalid: the kernel chooses
 	To       netip.Addr // without a zone
-	Link     int        // the number of the link that a link-local To is on
+	Link     int        // the index of the link of a link-local To
 	Interval time.Duration
 	Count    int // requests; 0: until Stop
 }
 
-// Prober sends echo requests and notes the answers.
+// Prober sends echo requests and records the answers.
 type Prober struct {
 	cfg     Config
 	sock    *socket
@@ -34,22 +34,22 @@ type Prober struct {
 	at       []time.Time // when each request was sent, by sequence number
 	answered []bool
 	last     time.Time // when the last answer came
-	highest  int       // sequence number answered
+	highest  int       // the highest sequence number that was answered
 	result   Result
 }
 
-// Result is what became of the requests of a [Prober].
+// Result is the result of a [Prober]'s requests.
 type Result struct {
 	Sent, Received  int
 	Lost            int           // sent and never answered
-	Unsent          int           // of the lost: those that the host itself could not send
-	Duplicates      int           // answers to what had been answered
-	Reordered       int           // answers that came after that to a later request
+	Unsent          int           // of the lost ones, those that the host itself could not send
+	Duplicates      int           // answers to a request that had one already
+	Reordered       int           // answers that came after the answer to a later request
 	Refused         int           // ICMP errors about a request: unreachable, time exceeded
-	FirstRTT        time.Duration // of the first answer
+	FirstRTT        time.Duration // the round-trip time of the first answer
 	MaxRTT          time.Duration
-	LongestGap      time.Duration // between two answers, one after the other
-	GapFrom         time.Time     // when the first of these two came
+	LongestGap      time.Duration // between two answers in a row
+	GapFrom         time.Time     // when the first of the two came
 	LongestLossFrom int           // sequence number at which the longest run of lost requests begins
 	LongestLoss     int           // its length
 	Losses          []Loss        // every lost request, in order
@@ -64,10 +64,10 @@ type Loss struct {
 	At  time.Time // when it was sent
 }
 
-// Stall gives the longest time for which one of these paths, of which nothing is
-// to be lost, was without an answer, or a request was late: what the machine alone
-// does to processes on it, against which the loss of another path in the same
-// time is to be judged.
+// Stall returns the longest time for which one of these paths was without an
+// answer, or a request was late. The paths must be ones that lose nothing: a stall
+// on them is the machine's doing, and the loss of another path in the same time
+// must be compared with it.
 func Stall(results ...Result) (longest time.Duration) {
 	for _, r := range results {
 		longest = max(longest, r.LongestGap, r.MaxRTT, r.Late)
@@ -75,8 +75,8 @@ func Stall(results ...Result) (longest time.Duration) {
 	return longest
 }
 
-// LostSince tells when each lost request was sent, relative to an instant;
-// before it is negative.
+// LostSince returns when each lost request was sent, relative to an instant;
+// negative before it.
 func (r Result) LostSince(instant time.Time) []time.Duration {
 	var since []time.Duration
 	for _, l := range r.Losses {
@@ -85,12 +85,11 @@ func (r Result) LostSince(instant time.Time) []time.Duration {
 	return since
 }
 
-// grace is how long Stop waits for answers under way.
+// grace is how long Stop waits for outstanding answers.
 const grace = time.Second
 
-// Start begins to send, from the network namespace of the calling thread.
-// Without the right to open raw sockets it is an error that is
-// [os.ErrPermission].
+// Start begins to send, from the network namespace of the calling thread. Without
+// the right to open raw sockets the error is [os.ErrPermission].
 func Start(cfg Config) (*Prober, error) {
 	p := &Prober{
 		cfg: cfg, id: uint16(1 + rand.IntN(1<<16-1)), highest: -1,
@@ -105,8 +104,8 @@ func Start(cfg Config) (*Prober, error) {
 	return p, nil
 }
 
-// send keeps to a schedule that is fixed at the start: what the machine was too
-// late for is sent at once.
+// send keeps to a schedule that is fixed at the start: it sends a late request at
+// once.
 func (p *Prober) send() {
 	defer close(p.sent)
 	c := newClock()
@@ -137,13 +136,14 @@ func (p *Prober) receive() {
 	for {
 		m, at, err := p.sock.receive()
 		if err != nil {
-			return // closed
+			return // the socket is closed
 		}
 		p.note(m, at)
 	}
 }
 
-// note takes one ICMP message of the host, which may be anybody's.
+// note records an ICMP message that the host received, for this prober or any other
+// program.
 func (p *Prober) note(m message, at time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -179,21 +179,21 @@ func (p *Prober) noteAnswer(seq int, now time.Time) {
 	p.last = now
 }
 
-// Received gives the number of requests answered so far.
+// Received returns the number of requests answered so far.
 func (p *Prober) Received() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.result.Received
 }
 
-// First is closed by the first answer.
+// First returns a channel that the first answer closes.
 func (p *Prober) First() <-chan struct{} { return p.first }
 
-// Sent is closed when the last request was sent.
+// Sent returns a channel that is closed when the last request was sent.
 func (p *Prober) Sent() <-chan struct{} { return p.sent }
 
-// Stop ends the sending, waits up to a second for the answers that are under
-// way, and gives the result. It is to be called once.
+// Stop stops sending, waits up to a second for outstanding answers, and returns the
+// result. Call it once.
 func (p *Prober) Stop() Result { return p.end(grace) }
 
 // Abandon is Stop without the wait.
@@ -201,7 +201,7 @@ func (p *Prober) Abandon() Result { return p.end(0) }
 
 func (p *Prober) end(grace time.Duration) Result {
 	close(p.stop)
-	<-p.sent // or a last request goes out with nobody left to wait for its answer
+	<-p.sent // otherwise a last request goes out, and nothing waits for its answer
 	look := time.NewTicker(5 * time.Millisecond)
 	defer look.Stop()
 	for over := time.Now().Add(grace); p.underWay() && time.Now().Before(over); {

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socket is a raw ICMP socket. The kernel says when each message came, so that
-// the time does not depend on when the program is given a processor.
+// socket is a raw ICMP socket. The kernel notes when each message came, so that the
+// time does not depend on when this program gets a processor.
 type socket struct {
 	file *os.File
 	raw  syscall.RawConn
@@ -23,8 +23,8 @@ type socket struct {
 	oob  []byte
 }
 
-// room is for the answers that come while the program waits for a processor:
-// thousands, of which each takes the kernel about a kilobyte.
+// room is the receive buffer for answers that come while the program waits for a
+// processor: thousands, each of which takes the kernel about a kilobyte.
 const room = 8 << 20
 
 func open(cfg Config) (*socket, error) {
@@ -75,11 +75,11 @@ func sockaddr(a netip.Addr, link int) unix.Sockaddr {
 
 func (s *socket) close() { s.file.Close() }
 
-// send does not wait: what the socket has no room for is not sent.
+// send does not wait: if the socket has no room, the message is not sent.
 func (s *socket) send(m message) error { return unix.Sendto(s.fd, m.body, 0, s.to) }
 
-// receive waits for a message and says when it came. It is an error when the
-// socket was closed. What it gives is good until the next call.
+// receive waits for a message and returns when it came. It returns an error when
+// the socket was closed. The message is valid until the next call.
 func (s *socket) receive() (m message, at time.Time, err error) {
 	for {
 		var n, oobn int
@@ -100,7 +100,7 @@ func (s *socket) receive() (m message, at time.Time, err error) {
 	}
 }
 
-// arrival gives the time that the kernel noted, on the clock of time.Now.
+// arrival returns the time that the kernel noted, on the clock of time.Now.
 func arrival(oob []byte) time.Time {
 	now := time.Now()
 	msgs, err := unix.ParseSocketControlMessage(oob)
@@ -110,8 +110,8 @@ func arrival(oob []byte) time.Time {
 	for _, m := range msgs {
 		if m.Header.Level == unix.SOL_SOCKET && m.Header.Type == unix.SCM_TIMESTAMPNS && len(m.Data) >= int(unsafe.Sizeof(unix.Timespec{})) {
 			ts := (*unix.Timespec)(unsafe.Pointer(&m.Data[0]))
-			// Backwards from now, which keeps the monotonic reading: a wall
-			// clock that is set meanwhile makes no gap.
+			// Count backwards from now, which keeps the monotonic reading: if
+			// somebody sets the wall clock meanwhile, no gap appears.
 			if ago := now.Round(0).Sub(time.Unix(ts.Unix())); ago > 0 && ago < time.Minute {
 				return now.Add(-ago)
 			}
@@ -120,8 +120,8 @@ func arrival(oob []byte) time.Time {
 	return now
 }
 
-// clock sleeps more exactly than Go's timers, which may be a millisecond late.
-// Its thread is its own.
+// clock sleeps more exactly than Go's timers, which may be a millisecond late. It
+// keeps its thread to itself.
 type clock struct{ timer *time.Timer }
 
 func newClock() *clock {
@@ -134,7 +134,7 @@ func (c *clock) close() {
 	runtime.UnlockOSThread()
 }
 
-// coarse is how long before the time Go's timers are left.
+// coarse is how long before the time clock stops using Go's timers.
 const coarse = 3 * time.Millisecond
 
 // sleep waits until a time, and reports whether it has not been stopped.
@@ -156,7 +156,7 @@ func (c *clock) sleep(until time.Time, stop <-chan struct{}) bool {
 	}
 	if left > 0 {
 		ts := unix.NsecToTimespec(int64(left))
-		_ = unix.Nanosleep(&ts, nil) // too early when a signal comes, which is no matter
+		_ = unix.Nanosleep(&ts, nil) // a signal ends it early, which does no harm
 	}
 	return true
 }

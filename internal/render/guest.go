@@ -8,7 +8,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Format names a way in which guests are configured.
+// Format names a format of configuration.
 type Format string
 
 // The formats of [Guest].
@@ -33,26 +33,26 @@ func ParseFormat(s string) (Format, error) {
 	return "", fmt.Errorf("format %q is not one of %s", s, strings.Join(names, ", "))
 }
 
-// Guest gives what a guest has to be told about its network, inside: each
-// address as /32 or /128, and the gateway as default route on the link. No
-// DHCP, no router advertisements. Comments say where the text goes.
+// Guest returns a guest's own network configuration: each address as /32 or /128,
+// and the gateway as default route on the link. There is no DHCP and no router
+// advertisement. Comments say where the text goes.
 //
-// The n-th of interfaces is the name of the link of NIC n in the guest. Where
-// it is missing or empty the link is matched by the NIC's MAC address, and
-// netplan and cloud-init give it the name that the hypervisor knows ([fabric.NIC]
-// Link), if any. Where that cannot be, it is found by that name, or by eth<n>:
-// the MAC address is unknown, ifupdown knows names only, and netplan (which
-// serves cloud-init too) does not match the links of containers, since a veth
-// has no permanent MAC address.
+// The n-th of interfaces is the name of the link of NIC n in the guest. If it is
+// missing or empty, the NIC's MAC address selects the link, and netplan and
+// cloud-init give it the name that the hypervisor knows ([fabric.NIC] Link), if
+// any. In three cases that name, or else eth<n>, selects the link instead: the MAC
+// address is unknown; ifupdown, which knows only names; and the links of containers
+// in netplan (which serves cloud-init too), since a veth has no permanent MAC
+// address.
 //
-// The default route of a family goes through the first NIC with addresses of
-// it. Nodes drop what comes out of a NIC with a source that is not routed to
-// it, so what has the source of another NIC n is sent there by policy: its
-// addresses, and the prefixes routed to it, choose table 100+n. The kernel of
-// the guest needs policy routing then, as all distributions have it.
+// The default route of a family goes through the first NIC with addresses of it.
+// Nodes drop packets from a NIC whose source is not routed to that NIC. So policy
+// routing sends packets with a source of another NIC n out of that NIC: its
+// addresses, and the prefixes routed to it, choose table 100+n. The kernel of the
+// guest then needs policy routing, which all distributions have.
 //
-// The error tells what is wrong with the guest, the gateway or the names; a
-// guest without NICs is one.
+// The error says what is wrong with the guest, the gateway or the names. A guest
+// without NICs is an error.
 func Guest(vm fabric.VM, gw fabric.Gateway, f Format, interfaces []string) (string, error) {
 	if _, err := ParseFormat(string(f)); err != nil {
 		return "", err
@@ -75,14 +75,15 @@ func Guest(vm fabric.VM, gw fabric.Gateway, f Format, interfaces []string) (stri
 	return g.text(f), nil
 }
 
-// guest is what the templates see.
+// guest is the data of the templates.
 type guest struct {
 	VM      string
 	Links   []guestLink
-	Assumed []string // names of links that nobody told
+	Assumed []string // assumed names of links
 }
 
-// name tells the links apart, by the names given or as the format can.
+// name sets how each link is selected: by a given name, or by what the format can
+// use.
 func (g *guest) name(vm fabric.VM, f Format, given []string) error {
 	if len(vm.NICs) == 0 {
 		return fmt.Errorf("no NIC, so there is nothing to configure; give it an address")
@@ -119,9 +120,8 @@ func (g *guest) name(vm fabric.VM, f Format, given []string) error {
 // inContainer reports whether the link of a NIC is a veth.
 func inContainer(vm fabric.VM, nic fabric.NIC) bool { return vm.Container || nic.Kind == fabric.Veth }
 
-// validateLinkName reports what keeps s from being a link's name in all
-// formats. The kernel is more lenient, but shells and globs read ifupdown's
-// and networkd's text.
+// validateLinkName returns an error if s is not a link's name in all formats. The
+// kernel allows more, but shells and globs read the text of ifupdown and networkd.
 func validateLinkName(s string) error {
 	plain := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._-", r)
@@ -132,9 +132,9 @@ func validateLinkName(s string) error {
 	return nil
 }
 
-// route spreads the families of the links over routing tables.
+// route chooses the routing table of each link's families.
 func (g *guest) route() {
-	mainTaken := map[bool]bool{} // by IPv6 or not
+	mainTaken := map[bool]bool{} // by whether it is IPv6
 	for n := range g.Links {
 		for i := range g.Links[n].Families {
 			family := &g.Links[n].Families[i]
@@ -146,7 +146,7 @@ func (g *guest) route() {
 	}
 }
 
-// Rules lists the policy of all links.
+// Rules lists the policy rules of all links.
 func (g guest) Rules() []guestRule {
 	var rs []guestRule
 	for _, l := range g.Links {
@@ -155,13 +155,13 @@ func (g guest) Rules() []guestRule {
 	return rs
 }
 
-// IPv6MTU reports whether a link with an MTU has IPv6 alone.
+// IPv6MTU reports whether a link with an MTU has only IPv6.
 func (g guest) IPv6MTU() bool {
 	return slices.ContainsFunc(g.Links, func(l guestLink) bool { return l.MTU != 0 && len(l.Families) == 1 && l.IPv6() })
 }
 
-// ShellName gives the name of the guest for a command line, or a placeholder
-// where the name is not one that LXD allows.
+// ShellName returns the name of the guest for a command line, or a placeholder if
+// LXD does not allow the name.
 func (g guest) ShellName() string {
 	plain := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-'

@@ -11,15 +11,15 @@ import (
 // guestLink is a NIC as the guest sees it.
 type guestLink struct {
 	Index    int
-	Name     string // empty: matched by MAC, and called as it is
+	Name     string // empty: the MAC selects the link, which keeps its name
 	MAC      fabric.MAC
-	ByMAC    bool // found by it, and called Name if that is known
-	MTU      int  // 0: as it is
+	ByMAC    bool // the MAC selects the link, which is then named Name if that is known
+	MTU      int  // 0: unchanged
 	Families []guestFamily
 	Routed   []netip.Prefix
 }
 
-// newGuestLink gives the link of a NIC, without a name and in the main table.
+// newGuestLink returns the link of a NIC, without a name and in the main table.
 func newGuestLink(n int, nic fabric.NIC, gw fabric.Gateway) (guestLink, error) {
 	l := guestLink{Index: n, MAC: nic.MAC, MTU: nic.MTU, Routed: nic.Routes}
 	v4, v6 := guestFamily{Gateway: gw.IPv4.WithZone("")}, guestFamily{Gateway: gw.IPv6.WithZone(""), IPv6: true}
@@ -52,7 +52,7 @@ func newGuestLink(n int, nic fabric.NIC, gw fabric.Gateway) (guestLink, error) {
 	return l, nil
 }
 
-// ID tells the link from the guest's others.
+// ID identifies the link among the guest's.
 func (l guestLink) ID() string {
 	if l.Name != "" {
 		return l.Name
@@ -65,11 +65,11 @@ func (l guestLink) IPv6() bool {
 	return slices.ContainsFunc(l.Families, func(f guestFamily) bool { return f.IPv6 })
 }
 
-// AcceptRA gives the kernel's switch for router advertisements on the link. A
+// AcceptRA returns the kernel's switch for router advertisements on the link. A
 // guest that runs without IPv6 has no such file.
 func (l guestLink) AcceptRA() string { return "/proc/sys/net/ipv6/conf/" + l.Name + "/accept_ra" }
 
-// Rules lists the policy of all families.
+// Rules lists the policy rules of all families.
 func (l guestLink) Rules() []guestRule {
 	var rs []guestRule
 	for _, f := range l.Families {
@@ -78,16 +78,16 @@ func (l guestLink) Rules() []guestRule {
 	return rs
 }
 
-// guestFamily is what a link has of IPv4 or of IPv6.
+// guestFamily is the IPv4 or the IPv6 part of a link.
 type guestFamily struct {
 	IPv6      bool
 	Addresses []netip.Prefix // at least one
 	Routed    []netip.Prefix // to the guest, through the link
 	Gateway   netip.Addr
-	Table     int // where its default route is; 0: main
+	Table     int // the table of its default route; 0: main
 }
 
-// N tells apart what there is one of for each family.
+// N distinguishes the names that exist once for each family.
 func (f guestFamily) N() string {
 	if f.IPv6 {
 		return "6"
@@ -95,8 +95,8 @@ func (f guestFamily) N() string {
 	return "4"
 }
 
-// Default gives the destination of the default route. The word "default" is
-// younger than the netplan of Ubuntu 20.04.
+// Default returns the destination of the default route. The netplan of Ubuntu 20.04
+// does not have the word "default" yet.
 func (f guestFamily) Default() netip.Prefix {
 	if f.IPv6 {
 		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
@@ -104,16 +104,16 @@ func (f guestFamily) Default() netip.Prefix {
 	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 }
 
-// guestRoute is a route in cloud-init's words: by the unspecified address where
-// there is no router on the way.
+// guestRoute is a route for cloud-init. Via is the unspecified address if no router
+// is on the way.
 type guestRoute struct {
 	To    netip.Prefix
 	Via   netip.Addr
 	Table int
 }
 
-// CloudRoutes lists what cloud-init has to be told beside gateway4 and gateway6:
-// how gateways are reached, and the default routes of other tables.
+// CloudRoutes lists the routes that cloud-init needs beside gateway4 and gateway6:
+// those to the gateways, and the default routes of other tables.
 func (l guestLink) CloudRoutes() []guestRoute {
 	var rs []guestRoute
 	for _, f := range l.Families {
@@ -127,8 +127,8 @@ func (l guestLink) CloudRoutes() []guestRoute {
 	return rs
 }
 
-// onEveryLink reports whether the gateway needs no route to be reached, as
-// link-local addresses of IPv6 do not.
+// onEveryLink reports whether the gateway needs no route, as a link-local address
+// of IPv6 does not.
 func (f guestFamily) onEveryLink() bool { return f.IPv6 && f.Gateway.IsLinkLocalUnicast() }
 
 // Routing tables and priorities of rules, ip-rule(8). Lower priorities come
@@ -139,16 +139,16 @@ const (
 	firstTable = 100 // of NIC 0; also the priority of the rules that choose it
 )
 
-// guestRule sends what is from, or to, a prefix by a table.
+// guestRule makes packets from, or to, a prefix use a table.
 type guestRule struct {
 	Side            string // "from" or "to"
 	Prefix          netip.Prefix
 	Table, Priority int
 }
 
-// Rules gives the policy that sends what has a source of this link out of it.
-// What goes to a prefix that is routed to the guest stays with the link of the
-// guest's own that has it.
+// Rules returns the policy that sends packets with a source of this link out of it.
+// Packets to a prefix that is routed to the guest stay on the guest's own link that
+// has it.
 func (f guestFamily) Rules() []guestRule {
 	if f.Table == 0 {
 		return nil
@@ -163,10 +163,10 @@ func (f guestFamily) Rules() []guestRule {
 	return rs
 }
 
-// Commands gives the lines of an ifupdown stanza that do what its options
-// cannot, for the ip of iproute2 as for busybox's. A route to the gateway puts
-// it on the link: older busyboxes do not know the word onlink. All but the
-// rules can be done twice, those have no "replace".
+// Commands returns the lines of an ifupdown stanza for the settings that its
+// options lack, for the ip of iproute2 and of busybox. A route to the gateway puts
+// it on the link: older busyboxes do not know the word onlink. All commands but the
+// rules can run twice; rules have no "replace".
 func (f guestFamily) Commands(link string) []string {
 	ip, table := "ip -4", ""
 	if f.IPv6 {

@@ -5,7 +5,7 @@ import (
 	"text/template"
 )
 
-// text writes the guest in a format.
+// text writes the guest's configuration in a format.
 func (g guest) text(f Format) string {
 	t := guestTemplates[f]
 	body := execute(t.body, g)
@@ -15,7 +15,7 @@ func (g guest) text(f Format) string {
 	return execute(t.head, g) + body
 }
 
-// execute fills in a template of this package, which has no way to fail.
+// execute fills in a template of this package, which cannot fail.
 func execute(t *template.Template, data any) string {
 	var b strings.Builder
 	if err := t.Execute(&b, data); err != nil {
@@ -40,9 +40,8 @@ func guestTemplate(text string) *template.Template {
 	return template.Must(template.New("guest").Parse(text))
 }
 
-// guestHead makes the comment that a text begins with. %q keeps whatever is
-// in a VM's name inside its line, for YAML too, which knows more line breaks
-// than ASCII has.
+// guestHead makes the comment at the start of a text. %q keeps every VM name inside
+// its line, for YAML too, which knows more line breaks than ASCII has.
 func guestHead(where string) *template.Template {
 	return guestTemplate(`# Network of guest {{printf "%q" .VM}} in the fabric.
 ` + where + `
@@ -76,7 +75,7 @@ const cloudInitHead = `# LXD: lxc config set {{.ShellName}} user.network-config 
 # no netplan, give this guest its network in another format.
 {{- end}}`
 
-// ethernets is version 2 of the network configuration in the words of netplan.
+// ethernets is version 2 of the network configuration in netplan's keys.
 const ethernets = `version: 2
 ethernets:
 {{- range .Links}}
@@ -121,10 +120,9 @@ ethernets:
 {{- end}}
 `
 
-// cloudEthernets is version 2 in the words that every renderer of cloud-init
-// turns into what is meant. Most of them have none for on-link, so that the
-// gateway has a route of its own, and take a default route of IPv6 among the
-// routes for a /64.
+// cloudEthernets is version 2 in keys that every renderer of cloud-init
+// understands. Most renderers have no on-link, so the gateway has a route of its
+// own. They also take a default route of IPv6 among the routes for a /64.
 const cloudEthernets = `version: 2
 ethernets:
 {{- range .Links}}
@@ -177,10 +175,10 @@ ethernets:
 
 const routedLine = `# {{.}} is routed to this guest: put addresses of it on a link of its own.`
 
-// stanzas is interfaces(5). The method static takes one address, and both
-// programs know one stanza for a link and family: the rest is done by command.
-// So is the MTU where there is IPv6 alone: Debian's sets it before the link is
-// up, and the kernel forgets it then.
+// stanzas is interfaces(5). The method static takes one address, and both programs
+// know only one stanza for each link and family: commands do the rest. They also
+// set the MTU of a link with only IPv6: Debian's ifupdown sets it before the link
+// is up, and the kernel forgets it then.
 const stanzas = `{{range .Links}}{{$link := .}}
 auto {{.Name}}
 {{- range .Routed}}

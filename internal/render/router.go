@@ -15,7 +15,7 @@ import (
 const (
 	BIRD  Format = "bird"  // bird.conf of BIRD 2
 	FRR   Format = "frr"   // frr.conf, read by vtysh
-	Junos Format = "junos" // commands in set form, of core gateways alone
+	Junos Format = "junos" // commands in set form, only for core gateways
 )
 
 var routerFormats = []Format{BIRD, FRR, Junos}
@@ -28,8 +28,8 @@ func ParseRouterFormat(s string) (Format, error) {
 	return "", fmt.Errorf("format %q is not one of bird, frr, junos", s)
 }
 
-// Role is what a machine of a cluster is for. Its value is the key of the
-// cluster file's list in the singular.
+// Role is the role of a machine in a cluster. Its value is the singular of the key
+// of the cluster file's list.
 type Role string
 
 // The roles.
@@ -39,7 +39,7 @@ const (
 	Node      Role = "node"
 )
 
-// words is the role for people.
+// words returns the role for people.
 func (r Role) words() string {
 	if r == Core {
 		return "core gateway"
@@ -57,8 +57,8 @@ func ParseRole(s string) (Role, error) {
 	return "", fmt.Errorf("role %q is not one of reflector, core, node", s)
 }
 
-// RoleOf tells what the machine of that name is. A name that several kinds of
-// machine have, or none, is an error.
+// RoleOf returns the role of the machine with a name. If machines of several roles
+// have the name, or none has it, that is an error.
 func RoleOf(c fabric.Cluster, name string) (Role, error) {
 	var found []Role
 	for _, r := range roles {
@@ -107,8 +107,8 @@ func names(c fabric.Cluster, r Role) []string {
 	return all
 }
 
-// Router gives the configuration of the reflector, core gateway or node of that
-// name ([RoleOf]), complete, with comments for people. See [RouterAs].
+// Router returns the complete configuration of the reflector, core gateway or node
+// with a name ([RoleOf]), with comments for people. See [RouterAs].
 func Router(c fabric.Cluster, f Format, name string) (string, error) {
 	role, err := RoleOf(c, name)
 	if err != nil {
@@ -117,14 +117,14 @@ func Router(c fabric.Cluster, f Format, name string) (string, error) {
 	return RouterAs(c, f, name, role)
 }
 
-// RouterAs is [Router] for the machine of that name in a role. The cluster has
-// its defaults filled in ([fabric.Cluster.WithDefaults]); what is wrong with it
-// is one error, several lines long. So is, on one line, what the format cannot
-// say: a password with characters that it cannot hold, Junos for another role
-// than that of a core gateway, a reflector in another AS than the nodes', two
-// machines that have to speak and have no address family in common.
+// RouterAs is [Router] for the machine with a name in a role. The cluster must have
+// its defaults ([fabric.Cluster.WithDefaults]). All faults of the cluster are one
+// error of several lines. An error of one line says what the format cannot express:
+// a password with characters that it cannot hold, Junos for a machine that is no
+// core gateway, a reflector in another AS than the nodes, or two machines that need
+// a session and have no address family in common.
 //
-// The text has the passwords of the sessions in it.
+// The text contains the passwords of the sessions.
 func RouterAs(c fabric.Cluster, f Format, name string, role Role) (string, error) {
 	if _, err := ParseRouterFormat(string(f)); err != nil {
 		return "", err
@@ -155,7 +155,7 @@ func validate(c fabric.Cluster) error {
 	return errors.Join(errs...)
 }
 
-// router is what the templates see.
+// router is the data of the templates.
 type router struct {
 	fabric.Cluster
 
@@ -163,24 +163,24 @@ type router struct {
 	Role     Role
 	Name     string
 	Title    string     // for people
-	Address  netip.Addr // of a reflector or core gateway
+	Address  netip.Addr // only for a reflector or a core gateway
 	ASN      uint32     // its own
 	RouterID netip.Addr
-	RR       fabric.RR   // of a reflector
-	Node     fabric.Node // of a node
+	RR       fabric.RR   // only for a reflector
+	Node     fabric.Node // only for a node
 	Families []family
 	Sessions []session // to core gateways, or to reflectors
-	Apart    []string  // machines that it cannot speak with
+	Apart    []string  // machines with which it has no address family in common
 	Others   []fabric.RR
-	Ranges   []netip.Prefix // where nodes call a reflector from
+	Ranges   []netip.Prefix // the addresses from which nodes connect to a reflector
 }
 
-// session is one with a machine that the cluster file names.
+// session is a session with a machine that the cluster file lists.
 type session struct {
 	Name           string
 	Address, Local netip.Addr
 	ASN            uint32
-	Port           uint16 // to call
+	Port           uint16 // the port to connect to
 	Password       string
 	GTSM, BFD      bool
 	External       bool // eBGP
@@ -244,7 +244,8 @@ func (r *router) reflector() (err error) {
 	}
 	for _, o := range r.Reflectors {
 		inside := slices.ContainsFunc(r.Ranges, func(p netip.Prefix) bool { return p.Contains(o.Address) })
-		// One that has a session already, as a node or as a core gateway, keeps it.
+		// A reflector that has a session already, as a node or as a core gateway,
+		// keeps it.
 		taken := slices.ContainsFunc(r.Nodes, func(n fabric.Node) bool { return n.Source(o.Address) == o.Address }) ||
 			slices.ContainsFunc(r.Cluster.Core, func(g fabric.Core) bool { return g.Address == o.Address })
 		if o.Name != r.Name && inside && !taken {
@@ -291,15 +292,15 @@ func (r *router) node() (err error) {
 	return nil
 }
 
-// to is a session with a reflector.
+// to returns a session with a reflector.
 func (r *router) to(rr fabric.RR, local netip.Addr) session {
 	return session{
 		Name: rr.Name, Address: rr.Address, Local: local, ASN: rr.ASN, Port: rr.Port, Password: rr.Password, GTSM: rr.GTSM,
 	}
 }
 
-// meets reports that the machine has nobody of a kind to speak with, where
-// there are some.
+// meets returns an error if the cluster has machines of a kind and the router has a
+// session with none of them.
 func (r *router) meets(kind string, all int) error {
 	if all == 0 || len(r.Sessions) > 0 {
 		return nil
@@ -308,7 +309,7 @@ func (r *router) meets(kind string, all int) error {
 		r.Address, kind, strings.Join(r.Apart, ", "))
 }
 
-// secrets lists the reflectors whose passwords the text has in it.
+// secrets lists the reflectors whose passwords are in the text.
 func (r *router) secrets() []fabric.RR {
 	if r.Role == Reflector {
 		return []fabric.RR{r.RR}

@@ -13,11 +13,11 @@ import (
 	"github.com/vmfabric/vmfabric/internal/daemons"
 )
 
-// CheckRouter has the daemon of a format parse a text of [Router] on this
-// machine, without running it: BIRD by "bird -p", FRR by "vtysh -C". The error
-// is what the daemon says, or that it is not here. Junos checks on the router
-// itself. For the time of the check the text is in a file that its user alone
-// can read.
+// CheckRouter makes the daemon of a format parse a text of [Router] on this
+// machine, without running it: BIRD by "bird -p", FRR by "vtysh -C". The error is
+// the daemon's message, or that the daemon is not installed. Junos checks on the
+// router itself. During the check the text is in a file that only this user can
+// read.
 func CheckRouter(ctx context.Context, f Format, text string) error {
 	var program string
 	var args []string
@@ -55,9 +55,9 @@ func CheckRouter(ctx context.Context, f Format, text string) error {
 	return nil
 }
 
-// daemonWords leaves out of a daemon's output what is not about the text: our
-// file's name, and vtysh's complaint about its own configuration, which only
-// root can read.
+// daemonWords removes from a daemon's output what is not about the text: the file's
+// name, and vtysh's complaint about its own configuration, which only root can
+// read.
 func daemonWords(out, file string) string {
 	var lines []string
 	for line := range strings.Lines(out) {

@@ -6,11 +6,11 @@ import (
 	"slices"
 )
 
-// sender is a node that the cluster file names, as a reflector sees it.
+// sender is a node that the cluster file lists, as a reflector sees it.
 type sender struct {
 	Name    string
-	Address netip.Addr  // where it calls from
-	NextHop *netip.Addr // its own address of a family, nil: the file has none
+	Address netip.Addr  // the address from which it connects
+	NextHop *netip.Addr // its own address of a family; nil: the file has none
 }
 
 // Senders lists the nodes with their addresses of a family.
@@ -25,19 +25,19 @@ func (r router) Senders(v6 bool) []sender {
 	return all
 }
 
-// Undeclared reports whether the file names nodes without an address of a family
+// Undeclared reports whether the file lists nodes without an address of the family
 // that their sessions do not have.
 func (r router) Undeclared(v6 bool) bool {
 	return slices.ContainsFunc(r.Senders(v6), func(s sender) bool { return s.NextHop == nil })
 }
 
-// HopRanges and HopOthers say where the next hops of those nodes may be, and
+// HopRanges and HopOthers return where the next hops of those nodes may be, and
 // where not.
 func (r router) HopRanges(v6 bool) []netip.Prefix { in, _ := r.NextHopRanges(v6); return in }
 
 func (r router) HopOthers(v6 bool) []netip.Prefix { _, not := r.NextHopRanges(v6); return not }
 
-// UndeclaredList writes both as FRR's prefix list.
+// UndeclaredList writes both as a prefix list of FRR.
 func (r router) UndeclaredList(v6 bool) []string {
 	var lines []string
 	f := family{V6: v6}
@@ -58,5 +58,5 @@ func (r router) UndeclaredList(v6 bool) []string {
 	return lines
 }
 
-// Other is the family that the sessions of a reflector do not have.
+// Other returns the family that the sessions of a reflector do not have.
 func (r router) Other() family { return family{V6: r.Address.Is4()} }

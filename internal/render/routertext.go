@@ -40,11 +40,11 @@ var routerTemplates = template.Must(template.New("router").Funcs(template.FuncMa
 }).ParseFS(routerFiles, "router/*.tmpl"))
 
 const (
-	bfdInterval   = 100 // ms, as the agent has it
+	bfdInterval   = 100 // ms, like the agent's
 	bfdMultiplier = 3
 	// medBase is the MED of LOCAL_PREF 0.
 	medBase = 1000
-	// listenLimit is how many nodes FRR lets call, which is 100 by itself.
+	// listenLimit is how many nodes may connect to FRR, whose default is 100.
 	listenLimit = 5000
 )
 
@@ -56,13 +56,13 @@ func preferences() (all []uint32) {
 	return all
 }
 
-// text writes the router in its format.
+// text writes the router's configuration in its format.
 func (r router) text() string {
 	t := routerTemplates.Lookup(fmt.Sprintf("%s_%s.tmpl", r.Format, r.Role))
 	return strings.TrimSpace(execute(t, r)) + "\n"
 }
 
-// join writes a slice of whatever prints itself.
+// join joins the elements of a slice of any type.
 func join(sep string, all any) string {
 	v := reflect.ValueOf(all)
 	words := make([]string, v.Len())
@@ -72,7 +72,7 @@ func join(sep string, all any) string {
 	return strings.Join(words, sep)
 }
 
-// birdInside writes a set of prefixes and all that is inside of them.
+// birdInside writes a set of prefixes and all prefixes inside of them.
 func birdInside(all []netip.Prefix) string {
 	words := make([]string, len(all))
 	for i, p := range all {
@@ -98,8 +98,8 @@ func birdCommunity(c fabric.Community) string {
 	return fmt.Sprintf("(%d, %d)", c.A, c.B)
 }
 
-// frrList writes the prefix list of a family. FRR wants the bounds of the
-// length beyond that of the prefix itself.
+// frrList writes the prefix list of a family. FRR takes only bounds above the
+// length of the prefix itself.
 func frrList(f family) []string {
 	var lines []string
 	add := func(action string, p netip.Prefix, least, most int) {
@@ -125,7 +125,7 @@ func frrList(f family) []string {
 	return lines
 }
 
-// frrPrefix writes a prefix as FRR does: a reload compares words.
+// frrPrefix writes a prefix as FRR does: a reload compares the text.
 func frrPrefix(p netip.Prefix) string {
 	return strings.Replace(p.String(), "::ffff:0.0.0.0/", "::ffff:0:0/", 1)
 }
@@ -134,7 +134,7 @@ func junosQuote(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }
 
-// quotable reports what keeps a password out of a format.
+// quotable returns an error if a format cannot hold a password.
 func quotable(f Format, s string) error {
 	switch {
 	case strings.ContainsFunc(s, unicode.IsControl):

@@ -8,18 +8,18 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// family is what the templates see of IPv4 or IPv6.
+// family is the IPv4 or the IPv6 part of the templates' data.
 type family struct {
 	V6        bool
 	Excluded  []netip.Prefix
-	Guests    []fabric.PrefixRange // what may be announced
+	Guests    []fabric.PrefixRange // the prefixes that may be announced
 	Pools     []netip.Prefix
 	Martians  []netip.Prefix
-	Announced []netip.Prefix // around all of Guests
+	Announced []netip.Prefix // prefixes that contain all of Guests
 }
 
-// families gives both: a session carries both, and of one that guests do not
-// have nothing passes.
+// families returns both: every session carries both, and the policy passes nothing
+// of a family that guests do not have.
 func families(c fabric.Cluster) []family {
 	var all []family
 	for _, v6 := range []bool{false, true} {
@@ -42,7 +42,7 @@ func families(c fabric.Cluster) []family {
 }
 
 // Title is the family's name for people, Name that of BGP's tables, IP that of
-// FRR's commands, and N tells apart what there is one of for each family.
+// FRR's commands, and N distinguishes the names that exist once for each family.
 func (f family) Title() string { return "IPv" + f.N() }
 
 func (f family) Name() string { return "ipv" + f.N() }
@@ -69,7 +69,7 @@ func (f family) Default() netip.Prefix {
 	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 }
 
-// Command is what renders the text.
+// Command returns the command that renders the text.
 func (r router) Command() string {
 	command := fmt.Sprintf("vmfabric render %s --for %s", r.Format, r.Name)
 	if _, err := RoleOf(r.Cluster, r.Name); err != nil {
@@ -78,7 +78,7 @@ func (r router) Command() string {
 	return command
 }
 
-// Secret reports whether there is a password in the text.
+// Secret reports whether the text has a password.
 func (r router) Secret() bool {
 	for _, rr := range r.secrets() {
 		if rr.Password != "" {
@@ -88,7 +88,7 @@ func (r router) Secret() bool {
 	return false
 }
 
-// BFD reports whether any session has it.
+// BFD reports whether any session has BFD.
 func (r router) BFD() bool {
 	if r.RR.BFD {
 		return true
@@ -114,8 +114,8 @@ func (r router) External() bool {
 // Warning is the number of prefixes of a node at which the log warns.
 func (r router) Warning() int { return r.MaxPrefixes * 8 / 10 }
 
-// Protocol and PortMetric are how the agent marks routes in the kernel, and
-// PeerMetric is for those of others.
+// Protocol and PortMetric are the agent's marks on its routes in the kernel;
+// PeerMetric is that of other nodes' routes.
 func (r router) Protocol() int { return fabric.Protocol }
 
 func (r router) PortMetric() int { return fabric.PortMetric }
@@ -137,7 +137,7 @@ func (r router) communities(large bool) []fabric.Community {
 	return all
 }
 
-// JunosLarge lists the large communities in the words of Junos.
+// JunosLarge lists the large communities as Junos writes them.
 func (r router) JunosLarge() []string {
 	var all []string
 	for _, c := range r.Large() {
@@ -146,8 +146,8 @@ func (r router) JunosLarge() []string {
 	return all
 }
 
-// Hop gives the next hop of a family that a node has to be told, nil where it is
-// the session's own address or where the cluster file has none.
+// Hop returns the next hop of a family that a node's configuration must set; nil if
+// it is the session's own address, or if the cluster file has none.
 func (r router) Hop(v6 bool, local netip.Addr) *netip.Addr {
 	hop := r.Node.Address
 	if v6 {
@@ -159,7 +159,7 @@ func (r router) Hop(v6 bool, local netip.Addr) *netip.Addr {
 	return &hop
 }
 
-// group is a peer group of FRR: sessions that differ in their addresses alone.
+// group is a peer group of FRR: sessions that differ only in their addresses.
 type group struct {
 	Group    string
 	Password string
@@ -170,12 +170,12 @@ type group struct {
 	Members  []session
 }
 
-// NodeGroup is that of a reflector's nodes.
+// NodeGroup returns the peer group of a reflector's nodes.
 func (r router) NodeGroup() group {
 	return group{Group: "NODES", ASN: r.ASN, Password: r.RR.Password, GTSM: r.RR.GTSM}
 }
 
-// Groups gives those of the sessions, in their order.
+// Groups returns the peer groups of the sessions, in their order.
 func (r router) Groups() []group {
 	var gs []group
 	for _, s := range r.Sessions {
@@ -205,7 +205,7 @@ func (g group) takes(s session) bool {
 	return g.Password == s.Password && g.GTSM == s.GTSM && g.ASN == s.ASN && g.External == s.External && g.Local == s.Local
 }
 
-// CustomPort gives the port that a reflector listens on where it is not BGP's.
+// CustomPort returns the port of a reflector; 0 if it is BGP's.
 func (r router) CustomPort() uint16 {
 	if cmp.Or(r.RR.Port, 179) == 179 {
 		return 0
