@@ -177,7 +177,7 @@ func (r Reply) failed(err error) Reply {
 	return r
 }
 
-// answer does what a line asks.
+// answer answers a line.
 func (s server) answer(ctx context.Context, line []byte) Reply {
 	req, err := decode(line)
 	if err != nil {
@@ -199,7 +199,7 @@ func (s server) answer(ctx context.Context, line []byte) Reply {
 	return reply
 }
 
-// do has an agent do what is asked.
+// do passes a request to the agent.
 func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) {
 	vm := req.VM
 	switch req.Op {

@@ -1,7 +1,8 @@
 // Package plugins lets others extend a vmfabric agent with a [fabric.Speaker], a
-// [fabric.Resolver] or a [fabric.Observer] in a program of its own. The agent starts
-// the program and talks to it over gRPC, by hashicorp/go-plugin. plugin.proto is the
-// contract; docs/plugins.md explains it, also for other languages.
+// [fabric.Resolver] or a [fabric.Observer] in a program of its own. The agent
+// starts the program and talks to it over gRPC, by hashicorp/go-plugin.
+// plugin.proto is the contract; docs/plugins.md explains it, also for other
+// languages.
 //
 // A plugin implements the interface and calls [Serve]:
 //
@@ -15,8 +16,8 @@
 //	}
 //
 // A host opens the plugin with [OpenSpeaker], [OpenResolver] or [OpenObserver], and
-// gets a value with the interface. That value keeps the program running: it starts a
-// program that died anew, after 100 ms to 10 s, and first kills one that does not
+// gets a value with the interface. That value keeps the program running: it starts
+// a program that died anew, after 100 ms to 10 s, and first kills one that does not
 // answer a call or a check in time. Calls wait a little for a plugin that is down,
 // then fail and say why. A plugin never outlives its host: the kernel kills it when
 // the host dies, and the child of a script sees the end of its standard input.

@@ -268,7 +268,8 @@ func demoKeep(cmd *cobra.Command, f demoFlags) error {
 	theirs.Close()
 	stop := context.AfterFunc(cmd.Context(), func() { _ = child.Process.Signal(syscall.SIGTERM) })
 	defer stop()
-	// The child writes one byte when it stands. If it fails, the pipe ends.
+	// The child writes one byte when the demonstration is up. If it fails, the pipe
+	// ends.
 	if n, _ := done.Read(make([]byte, 1)); n == 1 {
 		return child.Process.Release()
 	}

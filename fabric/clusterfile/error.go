@@ -24,7 +24,7 @@ type Error struct {
 	cause error
 }
 
-// Error gives one line, such as
+// Error returns one line, such as
 //
 //	cluster.yaml:14: pools[1].prefix: missing; for example 203.0.113.0/24
 func (e *Error) Error() string {

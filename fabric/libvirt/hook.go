@@ -26,8 +26,8 @@ type hookFile struct {
 }
 
 // hookState shows whether a libvirtd calls the fabric's hook. libvirtd looks for
-// hooks when it starts or reloads. If it finds none, it calls none until then; if
-// it finds one, it also calls those that come later.
+// hooks when it starts or reloads. If it finds none, it calls none until it looks
+// again; if it finds one, it also calls those that come later.
 type hookState struct {
 	dir     string
 	daemon  string // the name of the daemon

@@ -1,6 +1,7 @@
-// Package lxd is a [fabric.Source] that follows LXD: which of the fabric's instances
-// run here, and their changes. It talks to the daemon's REST API over the unix
-// socket, and needs nothing that LXD 4.0 does not have, and no module of LXD's.
+// Package lxd is a [fabric.Source] that follows LXD: which of the fabric's
+// instances run here, and their changes. It talks to the daemon's REST API over the
+// unix socket, and needs nothing that LXD 4.0 does not have, and no module of
+// LXD's.
 //
 // An instance is of the fabric if its configuration, or that of its profiles, has
 // the addresses of its NICs:

@@ -184,7 +184,7 @@ func (s *Source) list(ctx context.Context, c *conn) ([]fabric.Desired, error) {
 		// Without it the agent would take it for gone.
 		switch again, err := c.instance(ctx, i.key()); {
 		case hasCode(err, http.StatusNotFound):
-			here[n].Code = codeStopped // it is gone: absent, like a stopped one
+			here[n].Code = codeStopped // it is gone, which counts as stopped
 		case err != nil:
 			return nil, fmt.Errorf("instance %s: %w", i.Name, err)
 		default:

@@ -24,7 +24,8 @@ import (
 // the changes have stopped.
 
 const (
-	// mixWindow is far longer than a change waits for a peer that takes what it is sent.
+	// mixWindow is far longer than a change waits for a peer that reads what it
+	// gets.
 	mixWindow = 5 * time.Second
 	// firstOrder is how long after the last such change the reflector sends the
 	// table again, and lastOrder how long after that it does so once more: the
