@@ -48,8 +48,8 @@ func (s *Speaker) Diagnose(ctx context.Context) []string {
 
 // ribIn has each reflector's routes of other nodes. GoBGP's table of the best
 // routes has none of them (see ownOnly), so ribIn chooses the best among the
-// learned ones. Without a learner it keeps only the routes that rank before what
-// this node may announce.
+// learned ones. Without a learner it keeps only the routes that rank before a usual
+// announcement, whether or not this node announces the prefix.
 type ribIn struct {
 	learner     Learner // nil: none
 	competitors *competitors

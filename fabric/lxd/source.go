@@ -116,7 +116,8 @@ func (s *Source) Changes() <-chan fabric.Change { return s.queue.Out() }
 // name, one of them is the guest: the one that was it before, or else the one that
 // runs, or is in the default project. Diagnose reports the other. It also reports a
 // running instance with wrong keys or devices; Guests lists that one as it was when
-// they were right. Every other running instance is listed by its name alone.
+// they were right. If they never were, it lists only the name, as of every other
+// running instance.
 func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.times.list)
 	defer cancel()

@@ -31,8 +31,8 @@ const (
 	maxFirst = 4 << 10
 )
 
-// hello is the first line of a connection, sent by the listening side. Unknown keys
-// are skipped: a newer agent may add some, and still knows this version.
+// hello is the first line of a connection; the listening side sends it. Unknown
+// keys are skipped: a newer agent may add some, and still knows this version.
 type hello struct {
 	V       int    `json:"v"`
 	Cluster string `json:"cluster"`

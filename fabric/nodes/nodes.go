@@ -155,8 +155,10 @@ func (n *Nodes) say(ctx context.Context, to fabric.Node, notice *fabric.Notice) 
 	return fabric.Answer{}, explained
 }
 
-// exchange asks on an idle connection, or else on a new one. It greets an older
-// agent only by connecting to it. Its errors are raw.
+// exchange asks on an idle connection, or else on a new one. It greets, but does
+// not ask, a node that never answered and on which no agent listened a moment ago
+// (refusedLately). It greets an older agent only by connecting to it. Its errors are
+// raw.
 func (n *Nodes) exchange(ctx context.Context, to fabric.Node, body []byte, notice *fabric.Notice) (fabric.Answer, error) {
 	greeting := notice == nil
 	p := n.peer(to.Name)

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Backoff returns the waits between attempts: First, then twice as long each time,
-// at most Most. It is not safe for concurrent use.
+// Backoff has the waits between attempts: First, then twice as long each time, at
+// most Most. It is not safe for concurrent use.
 type Backoff struct {
 	First, Most time.Duration
 	next        time.Duration // zero: First

@@ -10,9 +10,9 @@ import (
 )
 
 // Write writes a script or another program, executable by all and writable only by
-// its owner. It forks no process meanwhile: a process that another goroutine starts
-// holds the file open for writing until it runs its own program, and until then the
-// kernel refuses to run this one (ETXTBSY, execve(2)).
+// its owner. This process forks no other meanwhile: a child would hold the file
+// open for writing until it runs its own program, and until then the kernel would
+// refuse to run the written one (ETXTBSY, execve(2)).
 func Write(path string, content []byte) error { return Copy(path, bytes.NewReader(content)) }
 
 // Copy is [Write] for content from a reader.

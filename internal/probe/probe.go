@@ -142,8 +142,8 @@ func (p *Prober) receive() {
 	}
 }
 
-// note records an ICMP message that the host received, for this prober or any other
-// program.
+// note handles an ICMP message that the host received. The message may be for
+// another program.
 func (p *Prober) note(m message, at time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
