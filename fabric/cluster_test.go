@@ -30,178 +30,180 @@ func TestClusterIsValid(t *testing.T) {
 	assert.Nil(t, six.Validate(), "IPv6 alone")
 }
 
+// spoiltClusters are clusters with one mistake each, and what is said of it.
+var spoiltClusters = []struct {
+	name  string
+	spoil func(c *fabric.Cluster)
+	path  string
+	text  string // a part of it
+}{
+	{"no name", func(c *fabric.Cluster) { c.Name = "" }, "name", "missing; name the cluster with 1 to 32 letters"},
+	{"name with a colon", func(c *fabric.Cluster) { c.Name = "a:b" }, "name", `"a:b" is not a cluster name`},
+	{"name that is a path", func(c *fabric.Cluster) { c.Name = ".." }, "name", `".." is not a cluster name`},
+	{"name of 33 letters", func(c *fabric.Cluster) { c.Name = "abcdefghijklmnopqrstuvwxyz1234567" }, "name", "use 1 to 32"},
+	{"no AS number", func(c *fabric.Cluster) { c.ASN = 0 }, "asn", "missing; give your own AS number, or a private one (64512 to 65534)"},
+	{"AS_TRANS", func(c *fabric.Cluster) { c.ASN = 23456 }, "asn", "23456 is a reserved AS number"},
+	{"last AS number of two bytes", func(c *fabric.Cluster) { c.ASN = 65535 }, "asn", "65535 is a reserved AS number"},
+	{"last AS number of four bytes", func(c *fabric.Cluster) { c.ASN = 1<<32 - 1 }, "asn", "4294967295 is a reserved AS number"},
+	{"no community", func(c *fabric.Cluster) { c.Communities = nil }, "community", "missing"},
+
+	{"no IPv4 gateway", func(c *fabric.Cluster) { c.Gateway.IPv4 = netip.Addr{} }, "gateway.ipv4", "missing, and pool public4 is IPv4"},
+	{"no IPv6 gateway", func(c *fabric.Cluster) { c.Gateway.IPv6 = netip.Addr{} }, "gateway.ipv6", "missing, and pool public6 is IPv6"},
+	{"IPv4 gateway in a pool", func(c *fabric.Cluster) { c.Gateway.IPv4 = ip("203.0.113.1") }, "gateway.ipv4", "lies in pool public4"},
+	{"IPv4 gateway in a pool, excluded", func(c *fabric.Cluster) { c.Gateway.IPv4 = ip("203.0.113.0") }, "gateway.ipv4", "lies in pool public4"},
+	{"IPv6 gateway in a pool", func(c *fabric.Cluster) { c.Gateway.IPv6 = ip("2001:db8:100::1") }, "gateway.ipv6", "lies in pool public6"},
+	{"IPv6 in the place of IPv4", func(c *fabric.Cluster) { c.Gateway.IPv4 = ip("fe80::2") }, "gateway.ipv4", "fe80::2 is not an IPv4 address"},
+	{"IPv4 in the place of IPv6", func(c *fabric.Cluster) { c.Gateway.IPv6 = ip("169.254.1.2") }, "gateway.ipv6", "169.254.1.2 is not an IPv6 address"},
+	{"multicast IPv4 gateway", func(c *fabric.Cluster) { c.Gateway.IPv4 = ip("224.0.0.1") }, "gateway.ipv4", "cannot be the address of a host"},
+	{"unspecified IPv6 gateway", func(c *fabric.Cluster) { c.Gateway.IPv6 = ip("::") }, "gateway.ipv6", "cannot be the address of a host"},
+	{"multicast MAC address", func(c *fabric.Cluster) { c.Gateway.MAC[0] = 1 }, "gateway.mac", "is not a unicast MAC address"},
+	{"no MAC address", func(c *fabric.Cluster) { c.Gateway.MAC = fabric.MAC{} }, "gateway.mac", "is not a unicast MAC address"},
+
+	{"no pools", func(c *fabric.Cluster) { c.Pools = nil }, "pools", "missing"},
+	{"pool without a name", func(c *fabric.Cluster) { c.Pools[1].Name = "" }, "pools[1].name", "missing; name the pool with"},
+	{"two pools of one name", func(c *fabric.Cluster) { c.Pools[1].Name = "public4" }, "pools[1].name", `pool "public4" is already at pools[0].name`},
+	{"pool without a prefix", func(c *fabric.Cluster) { c.Pools[1].Prefix, c.Pools[1].Exclude = netip.Prefix{}, nil }, "pools[1].prefix", "missing"},
+	{"IPv4 pool with host bits", func(c *fabric.Cluster) { c.Pools[0].Prefix = prefix("203.0.113.7/24") }, "pools[0].prefix", "write 203.0.113.0/24"},
+	{"IPv6 pool with host bits", func(c *fabric.Cluster) { c.Pools[1].Prefix = prefix("2001:db8:100::7/48") }, "pools[1].prefix", "write 2001:db8:100::/48"},
+	{"multicast IPv4 pool", func(c *fabric.Cluster) { c.Pools[0] = fabric.Pool{Name: "m", Prefix: prefix("224.0.0.0/8")} }, "pools[0].prefix", "224.0.0.0/8 holds multicast addresses, which no guest can have; "},
+	{"multicast IPv6 pool", func(c *fabric.Cluster) { c.Pools[1] = fabric.Pool{Name: "m", Prefix: prefix("ff05::/64")} }, "pools[1].prefix", "ff05::/64 holds multicast addresses, which no guest can have; "},
+	{"overlapping IPv4 pools", func(c *fabric.Cluster) {
+		c.Pools = append(c.Pools, fabric.Pool{Name: "more4", Prefix: prefix("203.0.113.128/25")})
+	}, "pools[2].prefix", "overlaps 203.0.113.0/24 of pool public4 (pools[0])"},
+	{"overlapping IPv6 pools", func(c *fabric.Cluster) {
+		c.Pools = append(c.Pools, fabric.Pool{Name: "more6", Prefix: prefix("2001:db8:100::/47")})
+	}, "pools[2].prefix", "overlaps 2001:db8:100::/48 of pool public6 (pools[1])"},
+	{"IPv4 exclude outside its pool", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("203.0.114.0/32") }, "pools[0].exclude[0]", "lies outside 203.0.113.0/24"},
+	{"IPv6 exclude outside its pool", func(c *fabric.Cluster) { c.Pools[1].Exclude[0] = prefix("2001:db8:200::/64") }, "pools[1].exclude[0]", "lies outside 2001:db8:100::/48"},
+	{"exclude larger than its pool", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("203.0.112.0/23") }, "pools[0].exclude[0]", "lies outside 203.0.113.0/24"},
+	{"exclude of the other family", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("2001:db8:100::/64") }, "pools[0].exclude[0]", "lies outside 203.0.113.0/24"},
+	{"IPv4 routed with host bits", func(c *fabric.Cluster) { c.Routed[0] = prefix("198.51.100.7/24") }, "routed[0]", "write 198.51.100.0/24"},
+	{"IPv6 routed with host bits", func(c *fabric.Cluster) { c.Routed[1] = prefix("2001:db8:200::7/48") }, "routed[1]", "write 2001:db8:200::/48"},
+
+	{"no reflectors", func(c *fabric.Cluster) { c.Reflectors = nil }, "reflectors", "missing"},
+	{"two reflectors of one name", func(c *fabric.Cluster) { c.Reflectors[1].Name = "rr1" }, "reflectors[1].name", `reflector "rr1" is already at reflectors[0].name`},
+	{"reflector without an address", func(c *fabric.Cluster) { c.Reflectors[1].Address = netip.Addr{} }, "reflectors[1].address", "missing"},
+	{"IPv4 reflector, a node without", func(c *fabric.Cluster) { c.Nodes[1].Address = netip.Addr{} }, "reflectors[0].address", "10.10.0.11 is IPv4 but node node2 (nodes[1]) has no IPv4 address; give the node an address,"},
+	{"IPv6 reflector, a node without", func(c *fabric.Cluster) { c.Nodes[1].Address6 = netip.Addr{} }, "reflectors[1].address", "fd00::12 is IPv6 but node node2 (nodes[1]) has no IPv6 address; give the node an address6,"},
+	{"reflector in a pool", func(c *fabric.Cluster) { c.Reflectors[0].Address = ip("203.0.113.11") }, "reflectors[0].address", "lies in pool public4"},
+
+	{"two core gateways of one name", func(c *fabric.Cluster) { c.Core[1].Name = "core1" }, "core[1].name", `core gateway "core1" is already at core[0].name`},
+	{"core gateway without an address", func(c *fabric.Cluster) { c.Core[0].Address = netip.Addr{} }, "core[0].address", "missing"},
+
+	{"no nodes", func(c *fabric.Cluster) { c.Nodes = nil }, "nodes", "missing"},
+	{"two nodes of one name", func(c *fabric.Cluster) { c.Nodes[1].Name = "node1" }, "nodes[1].name", `node "node1" is already at nodes[0].name`},
+	{"two nodes at one IPv4 address", func(c *fabric.Cluster) { c.Nodes[1].Address = ip("10.10.0.21") }, "nodes[1].address", "10.10.0.21 is already at nodes[0].address"},
+	{"two nodes at one IPv6 address", func(c *fabric.Cluster) { c.Nodes[1].Address6 = ip("fd00::21") }, "nodes[1].address6", "fd00::21 is already at nodes[0].address6"},
+	{"node at a core gateway's address", func(c *fabric.Cluster) { c.Nodes[0].Address6 = ip("fd00::1") }, "nodes[0].address6", "fd00::1 is already at core[1].address"},
+	{"two reflectors at one address", func(c *fabric.Cluster) { c.Reflectors[1].Address = ip("10.10.0.11") }, "reflectors[1].address", "10.10.0.11 is already at reflectors[0].address; each needs"},
+	{"two core gateways at one address", func(c *fabric.Cluster) { c.Core[1].Address = ip("10.10.0.1") }, "core[1].address", "10.10.0.1 is already at core[0].address; each needs"},
+	{"node without an address", func(c *fabric.Cluster) {
+		c.Nodes[1].Address, c.Nodes[1].Address6 = netip.Addr{}, netip.Addr{}
+	}, "nodes[1].address", "missing; give the node's address"},
+	{"IPv6 in a node's address", func(c *fabric.Cluster) { c.Nodes[1].Address = ip("fd00::23") }, "nodes[1].address", "fd00::23 is not an IPv4 address; write it as address6"},
+	{"IPv4 in a node's address6", func(c *fabric.Cluster) { c.Nodes[1].Address6 = ip("10.10.0.23") }, "nodes[1].address6", "10.10.0.23 is not an IPv6 address; write it as address"},
+	{"node at the IPv4 gateway", func(c *fabric.Cluster) { c.Nodes[0].Address = ip("169.254.1.1") }, "nodes[0].address", "is the guests' gateway"},
+	{"node at the IPv6 gateway", func(c *fabric.Cluster) { c.Nodes[0].Address6 = ip("fe80::1") }, "nodes[0].address6", "is the guests' gateway"},
+	{"node in an IPv4 pool", func(c *fabric.Cluster) { c.Nodes[0].Address = ip("203.0.113.21") }, "nodes[0].address", "lies in pool public4"},
+	{"node in an IPv6 pool", func(c *fabric.Cluster) { c.Nodes[0].Address6 = ip("2001:db8:100:1::21") }, "nodes[0].address6", "lies in pool public6"},
+	{"node at a loopback address", func(c *fabric.Cluster) { c.Nodes[0].Address = ip("127.0.0.1") }, "nodes[0].address", "cannot be the address of a host"},
+	{"node at a multicast address", func(c *fabric.Cluster) { c.Nodes[0].Address6 = ip("ff02::1") }, "nodes[0].address6", "cannot be the address of a host"},
+
+	{"IPv4-mapped gateway", func(c *fabric.Cluster) { c.Gateway.IPv6 = ip("::ffff:169.254.1.2") }, "gateway.ipv6", "::ffff:169.254.1.2 is an IPv4 address in IPv6 form; write 169.254.1.2"},
+	{"gateway with a zone", func(c *fabric.Cluster) { c.Gateway.IPv6 = ip("fe80::1%eth0") }, "gateway.ipv6", "fe80::1%eth0 has a zone, which means nothing to other hosts; write the address without it"},
+	{"IPv4-mapped pool", func(c *fabric.Cluster) {
+		c.Pools[0] = fabric.Pool{Name: "m", Prefix: prefix("::ffff:203.0.113.0/120")}
+	}, "pools[0].prefix", "::ffff:203.0.113.0/120 is an IPv4 prefix in IPv6 form; write 203.0.113.0/24"},
+	{"IPv4-mapped pool and more", func(c *fabric.Cluster) { c.Pools[0] = fabric.Pool{Name: "m", Prefix: prefix("::ffff:0:0/90")} }, "pools[0].prefix", "::ffff:0.0.0.0/90 is an IPv4 prefix in IPv6 form; write it as IPv4"},
+	{"IPv4-mapped exclude", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("::ffff:203.0.113.0/128") }, "pools[0].exclude[0]", "is an IPv4 prefix in IPv6 form; write 203.0.113.0/32"},
+	{"IPv4-mapped routed prefix", func(c *fabric.Cluster) { c.Routed[0] = prefix("::ffff:198.51.100.0/120") }, "routed[0]", "is an IPv4 prefix in IPv6 form; write 198.51.100.0/24"},
+	{"IPv4-mapped reflector", func(c *fabric.Cluster) { c.Reflectors[0].Address = ip("::ffff:10.10.0.11") }, "reflectors[0].address", "::ffff:10.10.0.11 is an IPv4 address in IPv6 form; write 10.10.0.11"},
+	{"core gateway with a zone", func(c *fabric.Cluster) { c.Core[1].Address = ip("fe80::2%eth0") }, "core[1].address", "fe80::2%eth0 has a zone"},
+	{"IPv4-mapped node", func(c *fabric.Cluster) { c.Nodes[1].Address = ip("::ffff:10.10.0.22") }, "nodes[1].address", "::ffff:10.10.0.22 is an IPv4 address in IPv6 form; write 10.10.0.22"},
+	{"node with a zone", func(c *fabric.Cluster) { c.Nodes[1].Address6 = ip("fd00::22%eth0") }, "nodes[1].address6", "fd00::22%eth0 has a zone"},
+	{"link-local IPv4 reflector", func(c *fabric.Cluster) { c.Reflectors[0].Address = ip("169.254.7.7") }, "reflectors[0].address", "169.254.7.7 cannot be the address of a host (link-local); give the one that it has on the private network"},
+	{"link-local IPv6 reflector", func(c *fabric.Cluster) { c.Reflectors[1].Address = ip("fe80::12") }, "reflectors[1].address", "fe80::12 cannot be the address of a host (link-local)"},
+	{"link-local core gateway", func(c *fabric.Cluster) { c.Core[1].Address = ip("fe80::2") }, "core[1].address", "cannot be the address of a host (link-local)"},
+	{"link-local IPv4 node", func(c *fabric.Cluster) { c.Nodes[1].Address = ip("169.254.7.8") }, "nodes[1].address", "cannot be the address of a host (link-local)"},
+	{"link-local IPv6 node", func(c *fabric.Cluster) { c.Nodes[1].Address6 = ip("fe80::22") }, "nodes[1].address6", "cannot be the address of a host (link-local)"},
+	{"broadcast gateway", func(c *fabric.Cluster) { c.Gateway.IPv4 = ip("255.255.255.255") }, "gateway.ipv4", "255.255.255.255 cannot be the address of a host (broadcast); for example 169.254.1.1"},
+	{"broadcast reflector", func(c *fabric.Cluster) { c.Reflectors[0].Address = ip("255.255.255.255") }, "reflectors[0].address", "(broadcast)"},
+	{"broadcast core gateway", func(c *fabric.Cluster) { c.Core[0].Address = ip("255.255.255.255") }, "core[0].address", "(broadcast)"},
+	{"broadcast node", func(c *fabric.Cluster) { c.Nodes[0].Address = ip("255.255.255.255") }, "nodes[0].address", "(broadcast)"},
+
+	{"reserved AS number of a reflector", func(c *fabric.Cluster) { c.Reflectors[0].ASN = 23456 }, "reflectors[0].asn", "23456 is a reserved AS number; leave it out for the cluster's own"},
+	{"reflector with AS number zero", func(c *fabric.Cluster) { c.Reflectors[0].ASN = 0 }, "reflectors[0].asn", "0 is a reserved AS number"},
+	{"reserved AS number of a core gateway", func(c *fabric.Cluster) { c.Core[1].ASN = 65535 }, "core[1].asn", "65535 is a reserved AS number; leave it out for the cluster's own"},
+	{"last AS number of a core gateway", func(c *fabric.Cluster) { c.Core[1].ASN = 1<<32 - 1 }, "core[1].asn", "4294967295 is a reserved AS number"},
+	{"long password", func(c *fabric.Cluster) { c.Reflectors[1].Password = strings.Repeat("x", 81) }, "reflectors[1].password_file", "the password has 81 bytes; Linux takes TCP MD5 keys of at most 80, choose a shorter one"},
+
+	{"community twice", func(c *fabric.Cluster) { c.Communities = append(c.Communities, c.Communities[0]) }, "community[2]", "64512:100 is already at community[0]; remove one"},
+	{"large community twice", func(c *fabric.Cluster) { c.Communities = append(c.Communities, c.Communities[1]) }, "community[2]", "64512:1:100 is already at community[1]; remove one"},
+	{"well-known community", func(c *fabric.Cluster) { c.Communities[0] = fabric.Community{A: 65535, B: 65281} }, "community[0]", "65535:65281 is a well-known community, which means something to every router (RFC 1997); use one of your own, for example \"64512:100\""},
+	{"well-known community alone", func(c *fabric.Cluster) { c.Communities = []fabric.Community{{A: 65535, B: 666}} }, "community", "65535:666 is a well-known community"},
+	{"community with a large half", func(c *fabric.Cluster) { c.Communities[0].A = 4200000001 }, "community[0]", "4200000001:100 has a half above 65535; write a large community, for example \"4200000001:1:100\""},
+	{"community with a large second half", func(c *fabric.Cluster) { c.Communities[0].B = 65536 }, "community[0]", "64512:65536 has a half above 65535; write a large community, for example \"64512:1:65536\""},
+	{"no community, AS number of four bytes", func(c *fabric.Cluster) {
+		*c = withASN(*c, 4200000001)
+		c.Communities = nil
+	}, "community", `for example "4200000001:1:100"`},
+
+	{"IPv4 exclude with host bits", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("203.0.113.9/29") }, "pools[0].exclude[0]", "203.0.113.9/29 has bits beyond its length; write 203.0.113.8/29"},
+	{"IPv6 exclude with host bits", func(c *fabric.Cluster) { c.Pools[1].Exclude[0] = prefix("2001:db8:100::9/64") }, "pools[1].exclude[0]", "write 2001:db8:100::/64"},
+	{"exclude twice", func(c *fabric.Cluster) {
+		c.Pools[0].Exclude = append(c.Pools[0].Exclude, prefix("203.0.113.255/32"), prefix("203.0.113.0/32"))
+	}, "pools[0].exclude[2]", "203.0.113.0/32 is already at pools[0].exclude[0]; remove one"},
+	{"exclude that is no prefix", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = netip.Prefix{} }, "pools[0].exclude[0]", "not a prefix; name an address or a prefix inside 203.0.113.0/24, or remove it"},
+	{"whole IPv4 pool excluded", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("203.0.113.0/24") }, "pools[0].exclude", "leaves no address of 203.0.113.0/24; exclude less, or remove the pool"},
+	{"whole IPv6 pool excluded in parts", func(c *fabric.Cluster) {
+		c.Pools[1].Exclude = []netip.Prefix{prefix("2001:db8:100:8000::/49"), prefix("2001:db8:100::/64"), prefix("2001:db8:100::/49")}
+	}, "pools[1].exclude", "leaves no address of 2001:db8:100::/48"},
+	{"third pool overlaps two", func(c *fabric.Cluster) {
+		c.Pools = append(c.Pools, fabric.Pool{Name: "next4", Prefix: prefix("203.0.112.0/24")}, fabric.Pool{Name: "more4", Prefix: prefix("203.0.112.0/23")})
+	}, "pools[3].prefix", "203.0.112.0/23 overlaps 203.0.113.0/24 of pool public4 (pools[0]); make them disjoint"},
+
+	{"routed that is no prefix", func(c *fabric.Cluster) { c.Routed[0] = netip.Prefix{} }, "routed[0]", "not a prefix; for example 198.51.100.0/24"},
+	{"routed prefixes that overlap", func(c *fabric.Cluster) { c.Routed = append(c.Routed, prefix("198.51.100.8/29")) }, "routed[2]", "198.51.100.8/29 overlaps 198.51.100.0/24 (routed[0]); keep the larger one"},
+	{"IPv6 routed prefixes that overlap", func(c *fabric.Cluster) { c.Routed = append(c.Routed, prefix("2001:db8:200::/47")) }, "routed[2]", "2001:db8:200::/47 overlaps 2001:db8:200::/48 (routed[1]); keep the larger one"},
+	{"routed with a node", func(c *fabric.Cluster) { c.Routed[0] = prefix("10.10.0.20/30") }, "routed[0]", "10.10.0.20/30 holds the address of node node1 (10.10.0.21); name prefixes that are for guests alone"},
+	{"routed with a node's address6", func(c *fabric.Cluster) { c.Routed[1] = prefix("fd00::20/124") }, "routed[1]", "holds the address of node node1 (fd00::21)"},
+	{"routed with a reflector", func(c *fabric.Cluster) { c.Routed[0] = prefix("10.10.0.8/29") }, "routed[0]", "holds the address of reflector rr1 (10.10.0.11)"},
+	{"routed with a core gateway", func(c *fabric.Cluster) { c.Routed[0] = prefix("10.10.0.0/29") }, "routed[0]", "holds the address of core gateway core1 (10.10.0.1)"},
+	{"routed with the gateway", func(c *fabric.Cluster) {
+		c.Gateway.IPv4 = ip("192.0.2.1")
+		c.Routed[0] = prefix("192.0.2.0/24")
+	}, "routed[0]", "holds the address of the gateway (192.0.2.1)"},
+	{"routed link-local", func(c *fabric.Cluster) { c.Routed[1] = prefix("fe80::/64") }, "routed[1]", "fe80::/64 holds link-local addresses"},
+
+	{"hold time with a fraction", func(c *fabric.Cluster) { c.Timers.Hold = 9500 * time.Millisecond }, "timers.hold", "9.5s is not in whole seconds, which is how routers count; write 9s"},
+	{"connect retry with a fraction", func(c *fabric.Cluster) { c.Timers.ConnectRetry = time.Second + time.Nanosecond }, "timers.connect_retry", "write 1s"},
+	{"restart time with a fraction", func(c *fabric.Cluster) { c.Timers.Restart += time.Microsecond }, "timers.restart", "write 2m0s"},
+	{"hold time too short", func(c *fabric.Cluster) { c.Timers.Hold = 2 * time.Second }, "timers.hold", "2s is out of range"},
+	{"hold time too long", func(c *fabric.Cluster) { c.Timers.Hold = 65536 * time.Second }, "timers.hold", "is out of range"},
+	{"restart time too long", func(c *fabric.Cluster) { c.Timers.Restart = 4096 * time.Second }, "timers.restart", "is out of range"},
+	{"long-lived time too long", func(c *fabric.Cluster) { c.Timers.LongLived = 1 << 24 * time.Second }, "timers.long_lived", "is out of range; RFC 9494"},
+
+	{"underlay without a node", func(c *fabric.Cluster) {
+		c.Underlay = []netip.Prefix{prefix("10.11.0.0/16"), prefix("fd00::/16")}
+		c.Nodes = c.Nodes[:1]
+	}, "underlay", "node node1 (nodes[0]) has 10.10.0.21, which is in none of them"},
+	{"underlay with guests", func(c *fabric.Cluster) {
+		c.Underlay = append(c.NodeRanges(), prefix("203.0.0.0/16"))
+	}, "underlay[2]", "203.0.0.0/16 overlaps 203.0.113.0/24 of pool public4, so that a guest could pose as a node"},
+	{"underlay of everybody", func(c *fabric.Cluster) { c.Underlay = append(c.NodeRanges(), prefix("0.0.0.0/0")) }, "underlay[2]", "0.0.0.0/0 is the whole Internet"},
+	{"no prefixes at all", func(c *fabric.Cluster) { c.MaxPrefixes = -1 }, "max_prefixes", "-1 is out of range; give 10 to 1000000"},
+	{"speaker of another name", func(c *fabric.Cluster) { c.Speaker = "birdd" }, "speaker", `"birdd" is not one of gobgp, bird, frr or the absolute path of a plugin`},
+	{"resolver without a path", func(c *fabric.Cluster) { c.Resolver = "inventory" }, "resolver", `"inventory" is not the absolute path of a plugin`},
+	{"observer twice", func(c *fabric.Cluster) { c.Observers = []string{"/a", "/b", "/a"} }, "observers[2]", "/a is already at observers[0]"},
+	{"a rate of moves", func(c *fabric.Cluster) { c.Moves.Rate = -1 }, "moves.packets_per_second", "-1 is out of range; give 1 to 1000000"},
+	{"a pause of moves", func(c *fabric.Cluster) { c.Moves.Pause = time.Microsecond }, "moves.pause", "1µs is out of range; give 1ms to 1m0s"},
+	{"a long pause of moves", func(c *fabric.Cluster) { c.Moves = fabric.Moves{Rate: 1, Pause: time.Minute + 1} }, "moves.pause", "is out of range"},
+	{"a queue of moves", func(c *fabric.Cluster) { c.Moves = fabric.Moves{Rate: 1_000_000, Pause: 901 * time.Millisecond} }, "moves", "are 1001000 packets to hold for one guest; 1000000 are the most"},
+	{"connect retry too short", func(c *fabric.Cluster) { c.Timers.ConnectRetry = time.Millisecond }, "timers.connect_retry", "1ms is out of range"},
+}
+
 func TestClusterValidate(t *testing.T) {
-	ip, prefix := netip.MustParseAddr, netip.MustParsePrefix
-	for _, tt := range []struct {
-		name  string
-		spoil func(c *fabric.Cluster)
-		path  string
-		text  string // a part of it
-	}{
-		{"no name", func(c *fabric.Cluster) { c.Name = "" }, "name", "missing; name the cluster with 1 to 32 letters"},
-		{"name with a colon", func(c *fabric.Cluster) { c.Name = "a:b" }, "name", `"a:b" is not a cluster name`},
-		{"name that is a path", func(c *fabric.Cluster) { c.Name = ".." }, "name", `".." is not a cluster name`},
-		{"name of 33 letters", func(c *fabric.Cluster) { c.Name = "abcdefghijklmnopqrstuvwxyz1234567" }, "name", "use 1 to 32"},
-		{"no AS number", func(c *fabric.Cluster) { c.ASN = 0 }, "asn", "missing; give your own AS number, or a private one (64512 to 65534)"},
-		{"AS_TRANS", func(c *fabric.Cluster) { c.ASN = 23456 }, "asn", "23456 is a reserved AS number"},
-		{"last AS number of two bytes", func(c *fabric.Cluster) { c.ASN = 65535 }, "asn", "65535 is a reserved AS number"},
-		{"last AS number of four bytes", func(c *fabric.Cluster) { c.ASN = 1<<32 - 1 }, "asn", "4294967295 is a reserved AS number"},
-		{"no community", func(c *fabric.Cluster) { c.Communities = nil }, "community", "missing"},
-
-		{"no IPv4 gateway", func(c *fabric.Cluster) { c.Gateway.IPv4 = netip.Addr{} }, "gateway.ipv4", "missing, and pool public4 is IPv4"},
-		{"no IPv6 gateway", func(c *fabric.Cluster) { c.Gateway.IPv6 = netip.Addr{} }, "gateway.ipv6", "missing, and pool public6 is IPv6"},
-		{"IPv4 gateway in a pool", func(c *fabric.Cluster) { c.Gateway.IPv4 = ip("203.0.113.1") }, "gateway.ipv4", "lies in pool public4"},
-		{"IPv4 gateway in a pool, excluded", func(c *fabric.Cluster) { c.Gateway.IPv4 = ip("203.0.113.0") }, "gateway.ipv4", "lies in pool public4"},
-		{"IPv6 gateway in a pool", func(c *fabric.Cluster) { c.Gateway.IPv6 = ip("2001:db8:100::1") }, "gateway.ipv6", "lies in pool public6"},
-		{"IPv6 in the place of IPv4", func(c *fabric.Cluster) { c.Gateway.IPv4 = ip("fe80::2") }, "gateway.ipv4", "fe80::2 is not an IPv4 address"},
-		{"IPv4 in the place of IPv6", func(c *fabric.Cluster) { c.Gateway.IPv6 = ip("169.254.1.2") }, "gateway.ipv6", "169.254.1.2 is not an IPv6 address"},
-		{"multicast IPv4 gateway", func(c *fabric.Cluster) { c.Gateway.IPv4 = ip("224.0.0.1") }, "gateway.ipv4", "cannot be the address of a host"},
-		{"unspecified IPv6 gateway", func(c *fabric.Cluster) { c.Gateway.IPv6 = ip("::") }, "gateway.ipv6", "cannot be the address of a host"},
-		{"multicast MAC address", func(c *fabric.Cluster) { c.Gateway.MAC[0] = 1 }, "gateway.mac", "is not a unicast MAC address"},
-		{"no MAC address", func(c *fabric.Cluster) { c.Gateway.MAC = fabric.MAC{} }, "gateway.mac", "is not a unicast MAC address"},
-
-		{"no pools", func(c *fabric.Cluster) { c.Pools = nil }, "pools", "missing"},
-		{"pool without a name", func(c *fabric.Cluster) { c.Pools[1].Name = "" }, "pools[1].name", "missing; name the pool with"},
-		{"two pools of one name", func(c *fabric.Cluster) { c.Pools[1].Name = "public4" }, "pools[1].name", `pool "public4" is already at pools[0].name`},
-		{"pool without a prefix", func(c *fabric.Cluster) { c.Pools[1].Prefix, c.Pools[1].Exclude = netip.Prefix{}, nil }, "pools[1].prefix", "missing"},
-		{"IPv4 pool with host bits", func(c *fabric.Cluster) { c.Pools[0].Prefix = prefix("203.0.113.7/24") }, "pools[0].prefix", "write 203.0.113.0/24"},
-		{"IPv6 pool with host bits", func(c *fabric.Cluster) { c.Pools[1].Prefix = prefix("2001:db8:100::7/48") }, "pools[1].prefix", "write 2001:db8:100::/48"},
-		{"multicast IPv4 pool", func(c *fabric.Cluster) { c.Pools[0] = fabric.Pool{Name: "m", Prefix: prefix("224.0.0.0/8")} }, "pools[0].prefix", "224.0.0.0/8 holds multicast addresses, which no guest can have; "},
-		{"multicast IPv6 pool", func(c *fabric.Cluster) { c.Pools[1] = fabric.Pool{Name: "m", Prefix: prefix("ff05::/64")} }, "pools[1].prefix", "ff05::/64 holds multicast addresses, which no guest can have; "},
-		{"overlapping IPv4 pools", func(c *fabric.Cluster) {
-			c.Pools = append(c.Pools, fabric.Pool{Name: "more4", Prefix: prefix("203.0.113.128/25")})
-		}, "pools[2].prefix", "overlaps 203.0.113.0/24 of pool public4 (pools[0])"},
-		{"overlapping IPv6 pools", func(c *fabric.Cluster) {
-			c.Pools = append(c.Pools, fabric.Pool{Name: "more6", Prefix: prefix("2001:db8:100::/47")})
-		}, "pools[2].prefix", "overlaps 2001:db8:100::/48 of pool public6 (pools[1])"},
-		{"IPv4 exclude outside its pool", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("203.0.114.0/32") }, "pools[0].exclude[0]", "lies outside 203.0.113.0/24"},
-		{"IPv6 exclude outside its pool", func(c *fabric.Cluster) { c.Pools[1].Exclude[0] = prefix("2001:db8:200::/64") }, "pools[1].exclude[0]", "lies outside 2001:db8:100::/48"},
-		{"exclude larger than its pool", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("203.0.112.0/23") }, "pools[0].exclude[0]", "lies outside 203.0.113.0/24"},
-		{"exclude of the other family", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("2001:db8:100::/64") }, "pools[0].exclude[0]", "lies outside 203.0.113.0/24"},
-		{"IPv4 routed with host bits", func(c *fabric.Cluster) { c.Routed[0] = prefix("198.51.100.7/24") }, "routed[0]", "write 198.51.100.0/24"},
-		{"IPv6 routed with host bits", func(c *fabric.Cluster) { c.Routed[1] = prefix("2001:db8:200::7/48") }, "routed[1]", "write 2001:db8:200::/48"},
-
-		{"no reflectors", func(c *fabric.Cluster) { c.Reflectors = nil }, "reflectors", "missing"},
-		{"two reflectors of one name", func(c *fabric.Cluster) { c.Reflectors[1].Name = "rr1" }, "reflectors[1].name", `reflector "rr1" is already at reflectors[0].name`},
-		{"reflector without an address", func(c *fabric.Cluster) { c.Reflectors[1].Address = netip.Addr{} }, "reflectors[1].address", "missing"},
-		{"IPv4 reflector, a node without", func(c *fabric.Cluster) { c.Nodes[1].Address = netip.Addr{} }, "reflectors[0].address", "10.10.0.11 is IPv4 but node node2 (nodes[1]) has no IPv4 address; give the node an address,"},
-		{"IPv6 reflector, a node without", func(c *fabric.Cluster) { c.Nodes[1].Address6 = netip.Addr{} }, "reflectors[1].address", "fd00::12 is IPv6 but node node2 (nodes[1]) has no IPv6 address; give the node an address6,"},
-		{"reflector in a pool", func(c *fabric.Cluster) { c.Reflectors[0].Address = ip("203.0.113.11") }, "reflectors[0].address", "lies in pool public4"},
-
-		{"two core gateways of one name", func(c *fabric.Cluster) { c.Core[1].Name = "core1" }, "core[1].name", `core gateway "core1" is already at core[0].name`},
-		{"core gateway without an address", func(c *fabric.Cluster) { c.Core[0].Address = netip.Addr{} }, "core[0].address", "missing"},
-
-		{"no nodes", func(c *fabric.Cluster) { c.Nodes = nil }, "nodes", "missing"},
-		{"two nodes of one name", func(c *fabric.Cluster) { c.Nodes[1].Name = "node1" }, "nodes[1].name", `node "node1" is already at nodes[0].name`},
-		{"two nodes at one IPv4 address", func(c *fabric.Cluster) { c.Nodes[1].Address = ip("10.10.0.21") }, "nodes[1].address", "10.10.0.21 is already at nodes[0].address"},
-		{"two nodes at one IPv6 address", func(c *fabric.Cluster) { c.Nodes[1].Address6 = ip("fd00::21") }, "nodes[1].address6", "fd00::21 is already at nodes[0].address6"},
-		{"node at a core gateway's address", func(c *fabric.Cluster) { c.Nodes[0].Address6 = ip("fd00::1") }, "nodes[0].address6", "fd00::1 is already at core[1].address"},
-		{"two reflectors at one address", func(c *fabric.Cluster) { c.Reflectors[1].Address = ip("10.10.0.11") }, "reflectors[1].address", "10.10.0.11 is already at reflectors[0].address; each needs"},
-		{"two core gateways at one address", func(c *fabric.Cluster) { c.Core[1].Address = ip("10.10.0.1") }, "core[1].address", "10.10.0.1 is already at core[0].address; each needs"},
-		{"node without an address", func(c *fabric.Cluster) {
-			c.Nodes[1].Address, c.Nodes[1].Address6 = netip.Addr{}, netip.Addr{}
-		}, "nodes[1].address", "missing; give the node's address"},
-		{"IPv6 in a node's address", func(c *fabric.Cluster) { c.Nodes[1].Address = ip("fd00::23") }, "nodes[1].address", "fd00::23 is not an IPv4 address; write it as address6"},
-		{"IPv4 in a node's address6", func(c *fabric.Cluster) { c.Nodes[1].Address6 = ip("10.10.0.23") }, "nodes[1].address6", "10.10.0.23 is not an IPv6 address; write it as address"},
-		{"node at the IPv4 gateway", func(c *fabric.Cluster) { c.Nodes[0].Address = ip("169.254.1.1") }, "nodes[0].address", "is the guests' gateway"},
-		{"node at the IPv6 gateway", func(c *fabric.Cluster) { c.Nodes[0].Address6 = ip("fe80::1") }, "nodes[0].address6", "is the guests' gateway"},
-		{"node in an IPv4 pool", func(c *fabric.Cluster) { c.Nodes[0].Address = ip("203.0.113.21") }, "nodes[0].address", "lies in pool public4"},
-		{"node in an IPv6 pool", func(c *fabric.Cluster) { c.Nodes[0].Address6 = ip("2001:db8:100:1::21") }, "nodes[0].address6", "lies in pool public6"},
-		{"node at a loopback address", func(c *fabric.Cluster) { c.Nodes[0].Address = ip("127.0.0.1") }, "nodes[0].address", "cannot be the address of a host"},
-		{"node at a multicast address", func(c *fabric.Cluster) { c.Nodes[0].Address6 = ip("ff02::1") }, "nodes[0].address6", "cannot be the address of a host"},
-
-		{"IPv4-mapped gateway", func(c *fabric.Cluster) { c.Gateway.IPv6 = ip("::ffff:169.254.1.2") }, "gateway.ipv6", "::ffff:169.254.1.2 is an IPv4 address in IPv6 form; write 169.254.1.2"},
-		{"gateway with a zone", func(c *fabric.Cluster) { c.Gateway.IPv6 = ip("fe80::1%eth0") }, "gateway.ipv6", "fe80::1%eth0 has a zone, which means nothing to other hosts; write the address without it"},
-		{"IPv4-mapped pool", func(c *fabric.Cluster) {
-			c.Pools[0] = fabric.Pool{Name: "m", Prefix: prefix("::ffff:203.0.113.0/120")}
-		}, "pools[0].prefix", "::ffff:203.0.113.0/120 is an IPv4 prefix in IPv6 form; write 203.0.113.0/24"},
-		{"IPv4-mapped pool and more", func(c *fabric.Cluster) { c.Pools[0] = fabric.Pool{Name: "m", Prefix: prefix("::ffff:0:0/90")} }, "pools[0].prefix", "::ffff:0.0.0.0/90 is an IPv4 prefix in IPv6 form; write it as IPv4"},
-		{"IPv4-mapped exclude", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("::ffff:203.0.113.0/128") }, "pools[0].exclude[0]", "is an IPv4 prefix in IPv6 form; write 203.0.113.0/32"},
-		{"IPv4-mapped routed prefix", func(c *fabric.Cluster) { c.Routed[0] = prefix("::ffff:198.51.100.0/120") }, "routed[0]", "is an IPv4 prefix in IPv6 form; write 198.51.100.0/24"},
-		{"IPv4-mapped reflector", func(c *fabric.Cluster) { c.Reflectors[0].Address = ip("::ffff:10.10.0.11") }, "reflectors[0].address", "::ffff:10.10.0.11 is an IPv4 address in IPv6 form; write 10.10.0.11"},
-		{"core gateway with a zone", func(c *fabric.Cluster) { c.Core[1].Address = ip("fe80::2%eth0") }, "core[1].address", "fe80::2%eth0 has a zone"},
-		{"IPv4-mapped node", func(c *fabric.Cluster) { c.Nodes[1].Address = ip("::ffff:10.10.0.22") }, "nodes[1].address", "::ffff:10.10.0.22 is an IPv4 address in IPv6 form; write 10.10.0.22"},
-		{"node with a zone", func(c *fabric.Cluster) { c.Nodes[1].Address6 = ip("fd00::22%eth0") }, "nodes[1].address6", "fd00::22%eth0 has a zone"},
-		{"link-local IPv4 reflector", func(c *fabric.Cluster) { c.Reflectors[0].Address = ip("169.254.7.7") }, "reflectors[0].address", "169.254.7.7 cannot be the address of a host (link-local); give the one that it has on the private network"},
-		{"link-local IPv6 reflector", func(c *fabric.Cluster) { c.Reflectors[1].Address = ip("fe80::12") }, "reflectors[1].address", "fe80::12 cannot be the address of a host (link-local)"},
-		{"link-local core gateway", func(c *fabric.Cluster) { c.Core[1].Address = ip("fe80::2") }, "core[1].address", "cannot be the address of a host (link-local)"},
-		{"link-local IPv4 node", func(c *fabric.Cluster) { c.Nodes[1].Address = ip("169.254.7.8") }, "nodes[1].address", "cannot be the address of a host (link-local)"},
-		{"link-local IPv6 node", func(c *fabric.Cluster) { c.Nodes[1].Address6 = ip("fe80::22") }, "nodes[1].address6", "cannot be the address of a host (link-local)"},
-		{"broadcast gateway", func(c *fabric.Cluster) { c.Gateway.IPv4 = ip("255.255.255.255") }, "gateway.ipv4", "255.255.255.255 cannot be the address of a host (broadcast); for example 169.254.1.1"},
-		{"broadcast reflector", func(c *fabric.Cluster) { c.Reflectors[0].Address = ip("255.255.255.255") }, "reflectors[0].address", "(broadcast)"},
-		{"broadcast core gateway", func(c *fabric.Cluster) { c.Core[0].Address = ip("255.255.255.255") }, "core[0].address", "(broadcast)"},
-		{"broadcast node", func(c *fabric.Cluster) { c.Nodes[0].Address = ip("255.255.255.255") }, "nodes[0].address", "(broadcast)"},
-
-		{"reserved AS number of a reflector", func(c *fabric.Cluster) { c.Reflectors[0].ASN = 23456 }, "reflectors[0].asn", "23456 is a reserved AS number; leave it out for the cluster's own"},
-		{"reflector with AS number zero", func(c *fabric.Cluster) { c.Reflectors[0].ASN = 0 }, "reflectors[0].asn", "0 is a reserved AS number"},
-		{"reserved AS number of a core gateway", func(c *fabric.Cluster) { c.Core[1].ASN = 65535 }, "core[1].asn", "65535 is a reserved AS number; leave it out for the cluster's own"},
-		{"last AS number of a core gateway", func(c *fabric.Cluster) { c.Core[1].ASN = 1<<32 - 1 }, "core[1].asn", "4294967295 is a reserved AS number"},
-		{"long password", func(c *fabric.Cluster) { c.Reflectors[1].Password = strings.Repeat("x", 81) }, "reflectors[1].password_file", "the password has 81 bytes; Linux takes TCP MD5 keys of at most 80, choose a shorter one"},
-
-		{"community twice", func(c *fabric.Cluster) { c.Communities = append(c.Communities, c.Communities[0]) }, "community[2]", "64512:100 is already at community[0]; remove one"},
-		{"large community twice", func(c *fabric.Cluster) { c.Communities = append(c.Communities, c.Communities[1]) }, "community[2]", "64512:1:100 is already at community[1]; remove one"},
-		{"well-known community", func(c *fabric.Cluster) { c.Communities[0] = fabric.Community{A: 65535, B: 65281} }, "community[0]", "65535:65281 is a well-known community, which means something to every router (RFC 1997); use one of your own, for example \"64512:100\""},
-		{"well-known community alone", func(c *fabric.Cluster) { c.Communities = []fabric.Community{{A: 65535, B: 666}} }, "community", "65535:666 is a well-known community"},
-		{"community with a large half", func(c *fabric.Cluster) { c.Communities[0].A = 4200000001 }, "community[0]", "4200000001:100 has a half above 65535; write a large community, for example \"4200000001:1:100\""},
-		{"community with a large second half", func(c *fabric.Cluster) { c.Communities[0].B = 65536 }, "community[0]", "64512:65536 has a half above 65535; write a large community, for example \"64512:1:65536\""},
-		{"no community, AS number of four bytes", func(c *fabric.Cluster) {
-			*c = withASN(*c, 4200000001)
-			c.Communities = nil
-		}, "community", `for example "4200000001:1:100"`},
-
-		{"IPv4 exclude with host bits", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("203.0.113.9/29") }, "pools[0].exclude[0]", "203.0.113.9/29 has bits beyond its length; write 203.0.113.8/29"},
-		{"IPv6 exclude with host bits", func(c *fabric.Cluster) { c.Pools[1].Exclude[0] = prefix("2001:db8:100::9/64") }, "pools[1].exclude[0]", "write 2001:db8:100::/64"},
-		{"exclude twice", func(c *fabric.Cluster) {
-			c.Pools[0].Exclude = append(c.Pools[0].Exclude, prefix("203.0.113.255/32"), prefix("203.0.113.0/32"))
-		}, "pools[0].exclude[2]", "203.0.113.0/32 is already at pools[0].exclude[0]; remove one"},
-		{"exclude that is no prefix", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = netip.Prefix{} }, "pools[0].exclude[0]", "not a prefix; name an address or a prefix inside 203.0.113.0/24, or remove it"},
-		{"whole IPv4 pool excluded", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("203.0.113.0/24") }, "pools[0].exclude", "leaves no address of 203.0.113.0/24; exclude less, or remove the pool"},
-		{"whole IPv6 pool excluded in parts", func(c *fabric.Cluster) {
-			c.Pools[1].Exclude = []netip.Prefix{prefix("2001:db8:100:8000::/49"), prefix("2001:db8:100::/64"), prefix("2001:db8:100::/49")}
-		}, "pools[1].exclude", "leaves no address of 2001:db8:100::/48"},
-		{"third pool overlaps two", func(c *fabric.Cluster) {
-			c.Pools = append(c.Pools, fabric.Pool{Name: "next4", Prefix: prefix("203.0.112.0/24")}, fabric.Pool{Name: "more4", Prefix: prefix("203.0.112.0/23")})
-		}, "pools[3].prefix", "203.0.112.0/23 overlaps 203.0.113.0/24 of pool public4 (pools[0]); make them disjoint"},
-
-		{"routed that is no prefix", func(c *fabric.Cluster) { c.Routed[0] = netip.Prefix{} }, "routed[0]", "not a prefix; for example 198.51.100.0/24"},
-		{"routed prefixes that overlap", func(c *fabric.Cluster) { c.Routed = append(c.Routed, prefix("198.51.100.8/29")) }, "routed[2]", "198.51.100.8/29 overlaps 198.51.100.0/24 (routed[0]); keep the larger one"},
-		{"IPv6 routed prefixes that overlap", func(c *fabric.Cluster) { c.Routed = append(c.Routed, prefix("2001:db8:200::/47")) }, "routed[2]", "2001:db8:200::/47 overlaps 2001:db8:200::/48 (routed[1]); keep the larger one"},
-		{"routed with a node", func(c *fabric.Cluster) { c.Routed[0] = prefix("10.10.0.20/30") }, "routed[0]", "10.10.0.20/30 holds the address of node node1 (10.10.0.21); name prefixes that are for guests alone"},
-		{"routed with a node's address6", func(c *fabric.Cluster) { c.Routed[1] = prefix("fd00::20/124") }, "routed[1]", "holds the address of node node1 (fd00::21)"},
-		{"routed with a reflector", func(c *fabric.Cluster) { c.Routed[0] = prefix("10.10.0.8/29") }, "routed[0]", "holds the address of reflector rr1 (10.10.0.11)"},
-		{"routed with a core gateway", func(c *fabric.Cluster) { c.Routed[0] = prefix("10.10.0.0/29") }, "routed[0]", "holds the address of core gateway core1 (10.10.0.1)"},
-		{"routed with the gateway", func(c *fabric.Cluster) {
-			c.Gateway.IPv4 = ip("192.0.2.1")
-			c.Routed[0] = prefix("192.0.2.0/24")
-		}, "routed[0]", "holds the address of the gateway (192.0.2.1)"},
-		{"routed link-local", func(c *fabric.Cluster) { c.Routed[1] = prefix("fe80::/64") }, "routed[1]", "fe80::/64 holds link-local addresses"},
-
-		{"hold time with a fraction", func(c *fabric.Cluster) { c.Timers.Hold = 9500 * time.Millisecond }, "timers.hold", "9.5s is not in whole seconds, which is how routers count; write 9s"},
-		{"connect retry with a fraction", func(c *fabric.Cluster) { c.Timers.ConnectRetry = time.Second + time.Nanosecond }, "timers.connect_retry", "write 1s"},
-		{"restart time with a fraction", func(c *fabric.Cluster) { c.Timers.Restart += time.Microsecond }, "timers.restart", "write 2m0s"},
-		{"hold time too short", func(c *fabric.Cluster) { c.Timers.Hold = 2 * time.Second }, "timers.hold", "2s is out of range"},
-		{"hold time too long", func(c *fabric.Cluster) { c.Timers.Hold = 65536 * time.Second }, "timers.hold", "is out of range"},
-		{"restart time too long", func(c *fabric.Cluster) { c.Timers.Restart = 4096 * time.Second }, "timers.restart", "is out of range"},
-		{"long-lived time too long", func(c *fabric.Cluster) { c.Timers.LongLived = 1 << 24 * time.Second }, "timers.long_lived", "is out of range; RFC 9494"},
-
-		{"underlay without a node", func(c *fabric.Cluster) {
-			c.Underlay = []netip.Prefix{prefix("10.11.0.0/16"), prefix("fd00::/16")}
-			c.Nodes = c.Nodes[:1]
-		}, "underlay", "node node1 (nodes[0]) has 10.10.0.21, which is in none of them"},
-		{"underlay with guests", func(c *fabric.Cluster) {
-			c.Underlay = append(c.NodeRanges(), prefix("203.0.0.0/16"))
-		}, "underlay[2]", "203.0.0.0/16 overlaps 203.0.113.0/24 of pool public4, so that a guest could pose as a node"},
-		{"underlay of everybody", func(c *fabric.Cluster) { c.Underlay = append(c.NodeRanges(), prefix("0.0.0.0/0")) }, "underlay[2]", "0.0.0.0/0 is the whole Internet"},
-		{"no prefixes at all", func(c *fabric.Cluster) { c.MaxPrefixes = -1 }, "max_prefixes", "-1 is out of range; give 10 to 1000000"},
-		{"speaker of another name", func(c *fabric.Cluster) { c.Speaker = "birdd" }, "speaker", `"birdd" is not one of gobgp, bird, frr or the absolute path of a plugin`},
-		{"resolver without a path", func(c *fabric.Cluster) { c.Resolver = "inventory" }, "resolver", `"inventory" is not the absolute path of a plugin`},
-		{"observer twice", func(c *fabric.Cluster) { c.Observers = []string{"/a", "/b", "/a"} }, "observers[2]", "/a is already at observers[0]"},
-		{"a rate of moves", func(c *fabric.Cluster) { c.Moves.Rate = -1 }, "moves.packets_per_second", "-1 is out of range; give 1 to 1000000"},
-		{"a pause of moves", func(c *fabric.Cluster) { c.Moves.Pause = time.Microsecond }, "moves.pause", "1µs is out of range; give 1ms to 1m0s"},
-		{"a long pause of moves", func(c *fabric.Cluster) { c.Moves = fabric.Moves{Rate: 1, Pause: time.Minute + 1} }, "moves.pause", "is out of range"},
-		{"a queue of moves", func(c *fabric.Cluster) { c.Moves = fabric.Moves{Rate: 1_000_000, Pause: 901 * time.Millisecond} }, "moves", "are 1001000 packets to hold for one guest; 1000000 are the most"},
-		{"connect retry too short", func(c *fabric.Cluster) { c.Timers.ConnectRetry = time.Millisecond }, "timers.connect_retry", "1ms is out of range"},
-	} {
+	for _, tt := range spoiltClusters {
 		t.Run(tt.name, func(t *testing.T) {
 			c := cluster()
 			tt.spoil(&c)
@@ -227,7 +229,6 @@ func withASN(c fabric.Cluster, asn uint32) fabric.Cluster {
 }
 
 func TestClusterAllows(t *testing.T) {
-	ip, prefix := netip.MustParseAddr, netip.MustParsePrefix
 	for _, tt := range []struct {
 		name   string
 		change func(c *fabric.Cluster)

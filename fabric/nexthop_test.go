@@ -38,7 +38,6 @@ func TestNodeNextHop(t *testing.T) {
 }
 
 func TestNextHopRanges(t *testing.T) {
-	ip, prefix := netip.MustParseAddr, netip.MustParsePrefix
 	c := cluster()
 	in, not := c.NextHopRanges(true)
 	assert.Equal(t, []netip.Prefix{prefix("fd00::/64")}, in)

@@ -12,5 +12,6 @@ var (
 	web     = samples.Web
 	db      = samples.DB
 	texts   = samples.Texts
+	ip      = netip.MustParseAddr
 	prefix  = netip.MustParsePrefix
 )
