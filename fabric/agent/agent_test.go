@@ -155,84 +155,90 @@ func TestApplyRandomWalk(t *testing.T) {
 	}
 }
 
+var (
+	was   = guest("web", "203.0.113.10", "203.0.113.11")
+	moved = guest("web", "203.0.113.12", "203.0.113.11")
+)
+
+// failedSteps are changes of a guest of which one step fails.
+var failedSteps = []struct {
+	name   string
+	before want // zero: not there
+	to     want
+	fail   string
+	err    string
+	did    []string
+}{
+	{"new, store", want{}, want{web(), fabric.Live}, "store", "guest web: boom", nil},
+	{
+		"new, first NIC",
+		want{},
+		want{web(), fabric.Wired},
+		"wire web_net0", "guest web: port web_net0: boom",
+		join("store web wired", "forget web"),
+	},
+	{
+		"new, second NIC",
+		want{},
+		want{web(), fabric.Live},
+		"wire web_net1", "guest web: port web_net1: boom",
+		join("store web live", "wire web_net0", "unwire web_net0", "forget web"),
+	},
+	{
+		"new, first announcement",
+		want{},
+		want{web(), fabric.Live},
+		"announce", "guest web: announce 203.0.113.10: boom",
+		join("store web live", webWired, webUnwired, "forget web"),
+	},
+	{
+		"new, an IPv6 announcement",
+		want{},
+		want{web(), fabric.Live},
+		"announce 2001:db8:100:1::11/128", "guest web: announce 203.0.113.10: boom",
+		join("store web live", webWired, webAnnounced[:4], webWithdrawn[:4], webUnwired, "forget web"),
+	},
+	{"up, store", want{was, fabric.Wired}, want{was, fabric.Live}, "store web live", "guest web: boom", nil},
+	{
+		"up, second announcement",
+		want{was, fabric.Wired},
+		want{was, fabric.Live},
+		"announce 203.0.113.11/32", "guest web: announce 203.0.113.10: boom",
+		join("store web live", "announce 203.0.113.10/32", "store web wired", "withdraw 203.0.113.10/32"),
+	},
+	{
+		"down, withdrawal",
+		want{was, fabric.Live},
+		want{was, fabric.Wired},
+		"withdraw 203.0.113.11/32", "guest web: withdraw 203.0.113.10: boom",
+		join("store web wired", "withdraw 203.0.113.10/32", "store web live", "announce 203.0.113.10/32"),
+	},
+	{
+		"change, announcement",
+		want{was, fabric.Live},
+		want{moved, fabric.Live},
+		"announce 203.0.113.12/32", "guest web: announce 203.0.113.12: boom",
+		join("store web live", "withdraw 203.0.113.10/32", "wire web_net0", "store web live", "wire web_net0", "announce 203.0.113.10/32"),
+	},
+	{
+		"change, a NIC more",
+		want{was, fabric.Live},
+		want{guest("web", "203.0.113.10", "203.0.113.11", "203.0.113.12"), fabric.Live},
+		"wire web_net2", "guest web: port web_net2: boom",
+		join("store web live", "store web live"),
+	},
+	{
+		"change, a NIC less",
+		want{was, fabric.Live},
+		want{guest("web", "203.0.113.10"), fabric.Live},
+		"unwire web_net1", "guest web: remove web_net1: boom",
+		join("store web live", "withdraw 203.0.113.11/32", "store web live", "announce 203.0.113.11/32"),
+	},
+}
+
 // Each step of the way can go wrong. What then is there, is what was there.
 func TestApplyUndoesWhatWentWrong(t *testing.T) {
-	moved := guest("web", "203.0.113.12", "203.0.113.11")
-	was := guest("web", "203.0.113.10", "203.0.113.11")
-	for _, tt := range []struct {
-		name   string
-		before want // zero: not there
-		to     want
-		fail   string
-		err    string
-		did    []string
-	}{
-		{"new, store", want{}, want{web(), fabric.Live}, "store", "guest web: boom", nil},
-		{
-			"new, first NIC",
-			want{},
-			want{web(), fabric.Wired},
-			"wire web_net0", "guest web: port web_net0: boom",
-			join("store web wired", "forget web"),
-		},
-		{
-			"new, second NIC",
-			want{},
-			want{web(), fabric.Live},
-			"wire web_net1", "guest web: port web_net1: boom",
-			join("store web live", "wire web_net0", "unwire web_net0", "forget web"),
-		},
-		{
-			"new, first announcement",
-			want{},
-			want{web(), fabric.Live},
-			"announce", "guest web: announce 203.0.113.10: boom",
-			join("store web live", webWired, webUnwired, "forget web"),
-		},
-		{
-			"new, an IPv6 announcement",
-			want{},
-			want{web(), fabric.Live},
-			"announce 2001:db8:100:1::11/128", "guest web: announce 203.0.113.10: boom",
-			join("store web live", webWired, webAnnounced[:4], webWithdrawn[:4], webUnwired, "forget web"),
-		},
-		{"up, store", want{was, fabric.Wired}, want{was, fabric.Live}, "store web live", "guest web: boom", nil},
-		{
-			"up, second announcement",
-			want{was, fabric.Wired},
-			want{was, fabric.Live},
-			"announce 203.0.113.11/32", "guest web: announce 203.0.113.10: boom",
-			join("store web live", "announce 203.0.113.10/32", "store web wired", "withdraw 203.0.113.10/32"),
-		},
-		{
-			"down, withdrawal",
-			want{was, fabric.Live},
-			want{was, fabric.Wired},
-			"withdraw 203.0.113.11/32", "guest web: withdraw 203.0.113.10: boom",
-			join("store web wired", "withdraw 203.0.113.10/32", "store web live", "announce 203.0.113.10/32"),
-		},
-		{
-			"change, announcement",
-			want{was, fabric.Live},
-			want{moved, fabric.Live},
-			"announce 203.0.113.12/32", "guest web: announce 203.0.113.12: boom",
-			join("store web live", "withdraw 203.0.113.10/32", "wire web_net0", "store web live", "wire web_net0", "announce 203.0.113.10/32"),
-		},
-		{
-			"change, a NIC more",
-			want{was, fabric.Live},
-			want{guest("web", "203.0.113.10", "203.0.113.11", "203.0.113.12"), fabric.Live},
-			"wire web_net2", "guest web: port web_net2: boom",
-			join("store web live", "store web live"),
-		},
-		{
-			"change, a NIC less",
-			want{was, fabric.Live},
-			want{guest("web", "203.0.113.10"), fabric.Live},
-			"unwire web_net1", "guest web: remove web_net1: boom",
-			join("store web live", "withdraw 203.0.113.11/32", "store web live", "announce 203.0.113.11/32"),
-		},
-	} {
+	for _, tt := range failedSteps {
 		t.Run(tt.name, func(t *testing.T) {
 			n := fresh(t)
 			others := want{db(), fabric.Live}

@@ -270,39 +270,43 @@ func TestMoveByAFrame(t *testing.T) {
 	})
 }
 
+// comesBack holds once a move has failed: the first node has the guest as before it.
+func (p *pair) comesBack() {
+	p.t.Helper()
+	time.Sleep(3 * time.Second)
+	ps, err := p.one.dataplane.Diverted(p.t.Context())
+	require.NoError(p.t, err)
+	assert.Empty(p.t, ps)
+	assert.Equal(p.t, map[string]string{"203.0.113.10/32": "normal"}, p.first(p.one))
+	p.two.holds()
+	p.one.holds(want{p.vm, fabric.Live})
+	for _, n := range []*node{p.one, p.two} {
+		assert.Empty(p.t, n.problems())
+		moves, err := n.Moves(p.t.Context(), "web")
+		require.NoError(p.t, err)
+		require.NotEmpty(p.t, moves)
+		assert.NotContains(p.t, []string{"moved", "under way"}, moves[0].Outcome)
+	}
+}
+
+// endsAt has a node's hypervisor end the guest there.
+func (p *pair) endsAt(n *node) {
+	p.t.Helper()
+	require.NoError(p.t, n.Withdraw(p.t.Context(), "web"))
+	require.NoError(p.t, n.Apply(p.t.Context(), p.vm, fabric.Absent))
+	p.src[n].Set(p.vm, fabric.Absent)
+	moment()
+}
+
 // TestMoveThatFails: whichever way, the source has its guest back, first of all.
 func TestMoveThatFails(t *testing.T) {
-	back := func(t *testing.T, p *pair) {
-		t.Helper()
-		time.Sleep(3 * time.Second)
-		ps, err := p.one.dataplane.Diverted(t.Context())
-		require.NoError(t, err)
-		assert.Empty(t, ps)
-		assert.Equal(t, map[string]string{"203.0.113.10/32": "normal"}, p.first(p.one))
-		p.two.holds()
-		p.one.holds(want{p.vm, fabric.Live})
-		for _, n := range []*node{p.one, p.two} {
-			assert.Empty(t, n.problems())
-			moves, err := n.Moves(t.Context(), "web")
-			require.NoError(t, err)
-			require.NotEmpty(t, moves)
-			assert.NotContains(t, []string{"moved", "under way"}, moves[0].Outcome)
-		}
-	}
-	ends := func(t *testing.T, p *pair, n *node) {
-		t.Helper()
-		require.NoError(t, n.Withdraw(t.Context(), "web"))
-		require.NoError(t, n.Apply(t.Context(), p.vm, fabric.Absent))
-		p.src[n].Set(p.vm, fabric.Absent)
-		moment()
-	}
 	t.Run("before the guest stops", func(t *testing.T) {
 		pairs(t, func(t *testing.T, p *pair) {
 			p.arrives(p.two)
 			p.one.journal.Take()
-			ends(t, p, p.two)
+			p.endsAt(p.two)
 			assert.Equal(t, []string{"record web_net0 no more", "record web_net1 no more"}, p.one.journal.Take())
-			back(t, p)
+			p.comesBack()
 		})
 	})
 	t.Run("after it stopped, and it goes on", func(t *testing.T) {
@@ -318,8 +322,8 @@ func TestMoveThatFails(t *testing.T) {
 			for _, l := range lines[:len(p.vm.Prefixes())] {
 				assert.Contains(t, l, "return ")
 			}
-			ends(t, p, p.two)
-			back(t, p)
+			p.endsAt(p.two)
+			p.comesBack()
 
 			// The next attempt, soon after, is a move like any other.
 			p.arrives(p.two)
@@ -339,13 +343,13 @@ func TestMoveThatFails(t *testing.T) {
 			p.arrives(p.two)
 			p.src[p.one].Leave(p.vm)
 			moment()
-			ends(t, p, p.two)
+			p.endsAt(p.two)
 			ps, err := p.one.dataplane.Diverted(t.Context())
 			require.NoError(t, err)
 			assert.Empty(t, ps, "its packets wait in its port again")
 			p.src[p.one].Set(p.vm, fabric.Live)
 			moment()
-			back(t, p)
+			p.comesBack()
 		})
 	})
 	t.Run("after it ran at the destination", func(t *testing.T) {
@@ -359,7 +363,7 @@ func TestMoveThatFails(t *testing.T) {
 			moment()
 			assert.Contains(t, p.one.journal.Take(), "announce 203.0.113.10/32 fresh", "it comes before the destination's again")
 			assert.Empty(t, p.first(p.two))
-			ends(t, p, p.two)
+			p.endsAt(p.two)
 			p.lets(p.one)
 			p.one.holds(want{p.vm, fabric.Live})
 			p.two.holds()

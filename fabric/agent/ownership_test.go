@@ -453,180 +453,214 @@ func before(n fabric.Notice) fabric.Answer {
 	return fabric.Answer{Held: true, Epoch: n.Epoch + 1}
 }
 
+// A guest that is preempted, and the route of the node that has it, there and gone.
+var (
+	preempted  = gold()
+	routeThere = route(preempted, "10.10.0.22")
+	routeGone  = withdrawal(routeThere)
+)
+
+func withdrawal(r fabric.Competitor) fabric.Competitor {
+	r.Gone = true
+	return r
+}
+
+// preemption is a node whose guest another one takes.
+type preemption struct {
+	*node
+	*scripted
+	src *fake.Source
+}
+
+// newPreemption has the other node answer already: its end is to be stopped.
+func newPreemption(t *testing.T) *preemption {
+	t.Helper()
+	c := cluster()
+	ends := fake.NewNodes(nil, c.Nodes[:2]...)
+	s := &preemption{scripted: &scripted{t: t, end: ends["node2"], answer: nothing}, src: fake.NewSource("libvirt")}
+	s.serve()
+	s.node = fresh(t, agent.WithNodes(ends["node1"]), agent.WithSources(s.src))
+	return s
+}
+
+// isLive starts the guest, and waits until it is announced as usual.
+func (s *preemption) isLive() {
+	t := s.scripted.t
+	t.Helper()
+	s.apply(preempted, fabric.Wired)
+	require.NoError(t, s.Started(t.Context(), preempted))
+	s.src.Set(preempted, fabric.Live)
+	time.Sleep(5 * time.Second)
+	require.Equal(t, "normal", s.announced())
+}
+
+// claims has the other node say something of a guest, and whether this one holds it.
+func (s *preemption) claims(kind fabric.NoticeKind, by fabric.VM, mine bool) {
+	t := s.scripted.t
+	t.Helper()
+	n := fabric.Notice{Kind: kind, VM: by.Name, Prefixes: by.Prefixes(), Epoch: uint64(time.Now().UnixMilli()), Identity: by.Identity(), Acquired: time.Now().Add(-time.Hour)}
+	answer, err := s.end.Ask(t.Context(), "node1", n)
+	require.NoError(t, err)
+	require.Equal(t, mine, answer.Held)
+}
+
+// announced is how the guest is announced.
+func (s *preemption) announced() string {
+	t := s.scripted.t
+	t.Helper()
+	routes, err := s.speaker.Actual(t.Context())
+	require.NoError(t, err)
+	if len(routes) == 0 {
+		return "withdrawn"
+	}
+	return routes[0].Preference.String()
+}
+
+// waysIn are the ways into being preempted.
+var waysIn = map[string]struct {
+	in    func(*preemption)
+	named string // what status says of it
+}{
+	"claimed":                   {func(s *preemption) { s.says(later); s.claims(fabric.Claimed, preempted, false) }, "node2 has it"},
+	"claimed for another guest": {func(s *preemption) { s.says(older); s.claims(fabric.Claimed, clone(), false) }, "guest clone on node2"},
+	"claim answered": {func(s *preemption) {
+		s.says(later)
+		require.NoError(s.scripted.t, s.Withdraw(s.scripted.t.Context(), preempted.Name))
+		s.apply(preempted, fabric.Live)
+	}, "node2 has it"},
+	"claim answered for another guest": {func(s *preemption) {
+		s.says(func(n fabric.Notice) fabric.Answer {
+			if n.Kind == fabric.Acquiring {
+				return fabric.Answer{}
+			}
+			return older(n)
+		})
+		require.NoError(s.scripted.t, s.Withdraw(s.scripted.t.Context(), preempted.Name))
+		s.apply(preempted, fabric.Live)
+	}, "guest clone on node2"},
+	"claim answered by an agent of before": {func(s *preemption) {
+		s.says(before)
+		require.NoError(s.scripted.t, s.Withdraw(s.scripted.t.Context(), preempted.Name))
+		s.apply(preempted, fabric.Live)
+	}, "node2 has it"},
+	"seen running, with another guest's address": {func(s *preemption) {
+		s.says(older)
+		s.src.Set(preempted, fabric.Absent)
+		moment()
+		s.src.Set(preempted, fabric.Live)
+	}, "guest clone on node2"},
+	"arrived, with another guest's address": {func(s *preemption) {
+		s.says(older)
+		s.src.Set(preempted, fabric.Absent)
+		moment()
+		require.NoError(s.scripted.t, s.Expect(s.scripted.t.Context(), preempted.Name))
+		s.apply(preempted, fabric.Wired)
+		s.src.Set(preempted, fabric.Wired)
+		require.NoError(s.scripted.t, s.Started(s.scripted.t.Context(), preempted))
+		moment()
+		s.src.Set(preempted, fabric.Live)
+	}, "guest clone on node2"},
+	"a route, and the node answers": {func(s *preemption) { s.says(later); s.speaker.Compete(routeThere) }, "node2 has it"},
+	"a route, and the node is silent": {func(s *preemption) {
+		s.stop()
+		s.speaker.Compete(routeThere)
+		moment()
+		time.Sleep(3 * time.Second)
+		s.says(later)
+		s.serve()
+		time.Sleep(3 * time.Second)
+	}, "node2 has it"},
+}
+
+// waysOut are the ways back, and how the guest is announced then.
+var waysOut = map[string]struct {
+	out  func(*preemption)
+	want string
+}{
+	"the node says that it has not": {func(s *preemption) {
+		s.says(nothing)
+		time.Sleep(2 * time.Second)
+		s.speaker.Compete(routeGone)
+	}, "normal"},
+	"the node lets go": {func(s *preemption) {
+		s.says(nothing)
+		s.claims(fabric.Released, preempted, false)
+	}, "fresh"}, // at once
+	"another guest there lets go": {func(s *preemption) {
+		s.says(nothing)
+		s.claims(fabric.Released, clone(), false)
+	}, "fresh"},
+	"the node is silent": {func(s *preemption) {
+		s.speaker.Compete(routeGone)
+		s.stop()
+		time.Sleep(20 * time.Second)
+	}, "standby"},
+	"the node is silent, and its route goes": {func(s *preemption) {
+		s.speaker.Compete(routeThere)
+		s.stop()
+		time.Sleep(20 * time.Second)
+		assert.Equal(s.scripted.t, "withdrawn", s.announced(), "it has a better route")
+		s.speaker.Compete(routeGone)
+	}, "standby"},
+	"the node is silent, and comes back without it": {func(s *preemption) {
+		s.speaker.Compete(routeGone)
+		s.stop()
+		time.Sleep(20 * time.Second)
+		s.says(nothing)
+		s.serve()
+		time.Sleep(5 * time.Second)
+	}, "normal"},
+	"the node is silent, and comes back with it, and then has it no more": {func(s *preemption) {
+		s.speaker.Compete(routeGone)
+		s.stop()
+		time.Sleep(20 * time.Second)
+		s.serve()
+		time.Sleep(5 * time.Second)
+		assert.Equal(s.scripted.t, "withdrawn", s.announced())
+		s.says(nothing)
+		time.Sleep(5 * time.Second)
+	}, "normal"},
+	"started here anew": {func(s *preemption) {
+		s.says(nothing)
+		require.NoError(s.scripted.t, s.Withdraw(s.scripted.t.Context(), preempted.Name))
+		require.NoError(s.scripted.t, s.Apply(s.scripted.t.Context(), preempted, fabric.Absent))
+		s.apply(preempted, fabric.Wired)
+		require.NoError(s.scripted.t, s.Started(s.scripted.t.Context(), preempted))
+	}, "fresh"},
+	"started here anew, while the node is silent": {func(s *preemption) {
+		s.stop()
+		require.NoError(s.scripted.t, s.Withdraw(s.scripted.t.Context(), preempted.Name))
+		require.NoError(s.scripted.t, s.Apply(s.scripted.t.Context(), preempted, fabric.Absent))
+		s.apply(preempted, fabric.Wired)
+		require.NoError(s.scripted.t, s.Started(s.scripted.t.Context(), preempted))
+	}, "fresh"},
+	"asked for by hand": {func(s *preemption) { s.says(nothing); s.apply(preempted, fabric.Live) }, "fresh"},
+}
+
 // TestEveryWayBack walks every way into being preempted, and from each every way
 // out of it again.
 func TestEveryWayBack(t *testing.T) {
-	vm := gold()
-	r := route(vm, "10.10.0.22")
-	gone := r
-	gone.Gone = true
-	type scene struct {
-		*node
-		*scripted
-		src *fake.Source
-	}
-	claims := func(s *scene, kind fabric.NoticeKind, by fabric.VM, mine bool) {
-		n := fabric.Notice{Kind: kind, VM: by.Name, Prefixes: by.Prefixes(), Epoch: uint64(time.Now().UnixMilli()), Identity: by.Identity(), Acquired: time.Now().Add(-time.Hour)}
-		answer, err := s.end.Ask(s.scripted.t.Context(), "node1", n)
-		require.NoError(s.scripted.t, err)
-		require.Equal(s.scripted.t, mine, answer.Held)
-	}
-	as := func(s *scene) string {
-		routes, err := s.speaker.Actual(s.scripted.t.Context())
-		require.NoError(s.scripted.t, err)
-		if len(routes) == 0 {
-			return "withdrawn"
-		}
-		return routes[0].Preference.String()
-	}
-	// again has its agent started anew.
-	ways := map[string]struct {
-		in    func(*scene)
-		named string // what status says of it
-	}{
-		"claimed":                   {func(s *scene) { s.says(later); claims(s, fabric.Claimed, vm, false) }, "node2 has it"},
-		"claimed for another guest": {func(s *scene) { s.says(older); claims(s, fabric.Claimed, clone(), false) }, "guest clone on node2"},
-		"claim answered": {func(s *scene) {
-			s.says(later)
-			require.NoError(s.scripted.t, s.Withdraw(s.scripted.t.Context(), vm.Name))
-			s.apply(vm, fabric.Live)
-		}, "node2 has it"},
-		"claim answered for another guest": {func(s *scene) {
-			s.says(func(n fabric.Notice) fabric.Answer {
-				if n.Kind == fabric.Acquiring {
-					return fabric.Answer{}
-				}
-				return older(n)
-			})
-			require.NoError(s.scripted.t, s.Withdraw(s.scripted.t.Context(), vm.Name))
-			s.apply(vm, fabric.Live)
-		}, "guest clone on node2"},
-		"claim answered by an agent of before": {func(s *scene) {
-			s.says(before)
-			require.NoError(s.scripted.t, s.Withdraw(s.scripted.t.Context(), vm.Name))
-			s.apply(vm, fabric.Live)
-		}, "node2 has it"},
-		"seen running, with another guest's address": {func(s *scene) {
-			s.says(older)
-			s.src.Set(vm, fabric.Absent)
-			moment()
-			s.src.Set(vm, fabric.Live)
-		}, "guest clone on node2"},
-		"arrived, with another guest's address": {func(s *scene) {
-			s.says(older)
-			s.src.Set(vm, fabric.Absent)
-			moment()
-			require.NoError(s.scripted.t, s.Expect(s.scripted.t.Context(), vm.Name))
-			s.apply(vm, fabric.Wired)
-			s.src.Set(vm, fabric.Wired)
-			require.NoError(s.scripted.t, s.Started(s.scripted.t.Context(), vm))
-			moment()
-			s.src.Set(vm, fabric.Live)
-		}, "guest clone on node2"},
-		"a route, and the node answers": {func(s *scene) { s.says(later); s.speaker.Compete(r) }, "node2 has it"},
-		"a route, and the node is silent": {func(s *scene) {
-			s.stop()
-			s.speaker.Compete(r)
-			moment()
-			time.Sleep(3 * time.Second)
-			s.says(later)
-			s.serve()
-			time.Sleep(3 * time.Second)
-		}, "node2 has it"},
-	}
-	outs := map[string]struct {
-		out  func(*scene)
-		want string
-	}{
-		"the node says that it has not": {func(s *scene) {
-			s.says(nothing)
-			time.Sleep(2 * time.Second)
-			s.speaker.Compete(gone)
-		}, "normal"},
-		"the node lets go": {func(s *scene) {
-			s.says(nothing)
-			claims(s, fabric.Released, vm, false)
-		}, "fresh"}, // at once
-		"another guest there lets go": {func(s *scene) {
-			s.says(nothing)
-			claims(s, fabric.Released, clone(), false)
-		}, "fresh"},
-		"the node is silent": {func(s *scene) {
-			s.speaker.Compete(gone)
-			s.stop()
-			time.Sleep(20 * time.Second)
-		}, "standby"},
-		"the node is silent, and its route goes": {func(s *scene) {
-			s.speaker.Compete(r)
-			s.stop()
-			time.Sleep(20 * time.Second)
-			assert.Equal(s.scripted.t, "withdrawn", as(s), "it has a better route")
-			s.speaker.Compete(gone)
-		}, "standby"},
-		"the node is silent, and comes back without it": {func(s *scene) {
-			s.speaker.Compete(gone)
-			s.stop()
-			time.Sleep(20 * time.Second)
-			s.says(nothing)
-			s.serve()
-			time.Sleep(5 * time.Second)
-		}, "normal"},
-		"the node is silent, and comes back with it, and then has it no more": {func(s *scene) {
-			s.speaker.Compete(gone)
-			s.stop()
-			time.Sleep(20 * time.Second)
-			s.serve()
-			time.Sleep(5 * time.Second)
-			assert.Equal(s.scripted.t, "withdrawn", as(s))
-			s.says(nothing)
-			time.Sleep(5 * time.Second)
-		}, "normal"},
-		"started here anew": {func(s *scene) {
-			s.says(nothing)
-			require.NoError(s.scripted.t, s.Withdraw(s.scripted.t.Context(), vm.Name))
-			require.NoError(s.scripted.t, s.Apply(s.scripted.t.Context(), vm, fabric.Absent))
-			s.apply(vm, fabric.Wired)
-			require.NoError(s.scripted.t, s.Started(s.scripted.t.Context(), vm))
-		}, "fresh"},
-		"started here anew, while the node is silent": {func(s *scene) {
-			s.stop()
-			require.NoError(s.scripted.t, s.Withdraw(s.scripted.t.Context(), vm.Name))
-			require.NoError(s.scripted.t, s.Apply(s.scripted.t.Context(), vm, fabric.Absent))
-			s.apply(vm, fabric.Wired)
-			require.NoError(s.scripted.t, s.Started(s.scripted.t.Context(), vm))
-		}, "fresh"},
-		"asked for by hand": {func(s *scene) { s.says(nothing); s.apply(vm, fabric.Live) }, "fresh"},
-	}
-	for in, way := range ways {
-		for out, back := range outs {
+	for in, way := range waysIn {
+		for out, back := range waysOut {
 			t.Run(in+"/"+out, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					c := cluster()
-					ends := fake.NewNodes(nil, c.Nodes[:2]...)
-					src := fake.NewSource("libvirt")
-					s := &scene{scripted: &scripted{t: t, end: ends["node2"], answer: nothing}, src: src}
-					s.serve()
+					s := newPreemption(t)
 					defer func() { s.stop() }()
-					s.node = fresh(t, agent.WithNodes(ends["node1"]), agent.WithSources(src))
 					s.run(func() {
-						s.apply(vm, fabric.Wired)
-						require.NoError(t, s.Started(t.Context(), vm))
-						src.Set(vm, fabric.Live)
-						time.Sleep(5 * time.Second)
-						require.Equal(t, "normal", as(s))
+						s.isLive()
 						way.in(s)
 						moment()
-						require.Equal(t, "withdrawn", as(s))
+						require.Equal(t, "withdrawn", s.announced())
 						require.Len(t, s.problems(), 1)
 						assert.Contains(t, s.problems()[0], way.named)
 						if way.named == "node2 has it" && in == "a route, and the node answers" {
-							s.speaker.Compete(gone)
+							s.speaker.Compete(routeGone)
 							moment()
-							assert.Equal(t, "withdrawn", as(s), "the node says that it has it")
+							assert.Equal(t, "withdrawn", s.announced(), "the node says that it has it")
 						}
 						back.out(s)
 						moment()
-						assert.Equal(t, back.want, as(s))
+						assert.Equal(t, back.want, s.announced())
 						if back.want == "standby" {
 							assert.Contains(t, strings.Join(s.problems(), ""), "does not answer now")
 						} else {

@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"os"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -528,9 +529,12 @@ func TestCarrierAtTheStart(t *testing.T) {
 	}
 }
 
+// adoptedAnnounced are the announcements of a link that is adopted.
+var adoptedAnnounced = lines("announce", "203.0.113.10/32", "2001:db8:100:1::10/128")
+
 func TestAdoptedLinks(t *testing.T) {
 	vm := guest("web", "203.0.113.10 2001:db8:100:1::10 adopt", "203.0.113.11")
-	announced := lines("announce", "203.0.113.10/32", "2001:db8:100:1::10/128", "203.0.113.11/32")
+	announced := append(slices.Clone(adoptedAnnounced), "announce 203.0.113.11/32")
 	t.Run("taken over when it appears", func(t *testing.T) {
 		for _, state := range []fabric.State{fabric.Wired, fabric.Live} {
 			runs(t, nil, func(t *testing.T, n *node) {
@@ -564,51 +568,8 @@ func TestAdoptedLinks(t *testing.T) {
 			n.holds(want{vm, fabric.Live})
 		})
 	})
-	t.Run("of a guest that starts", func(t *testing.T) {
-		runs(t, nil, func(t *testing.T, n *node) {
-			vm := from("lxd", guest("web", "203.0.113.10 2001:db8:100:1::10 adopt"))
-			n.dataplane.AddLinkDown("web_net0")
-			n.apply(vm, fabric.Live)
-			n.did(join("store web live", "wire web_net0", as("standby", announced[:2]))...)
-			time.Sleep(time.Second)
-			n.dataplane.SetCarrier("web_net0", true)
-			moment()
-			n.did(as("fresh", announced[:2])...)
-			time.Sleep(2 * time.Minute)
-			n.did(announced[:2]...)
-			n.dataplane.SetCarrier("web_net0", false)
-			moment()
-			n.did("withdraw 203.0.113.10/32", "withdraw 2001:db8:100:1::10/128")
-			n.dataplane.RemoveLink("web_net0")
-			moment()
-			n.did()
-			n.dataplane.AddLinkDown("web_net0") // it boots
-			moment()
-			n.did(join("wire web_net0", as("standby", announced[:2]))...)
-			n.dataplane.SetCarrier("web_net0", true)
-			moment()
-			n.did(announced[:2]...)
-			n.holds(want{vm, fabric.Live})
-		})
-	})
-	t.Run("of a guest that died meanwhile", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			n := fresh(t)
-			vm := from("lxd", guest("web", "203.0.113.10 2001:db8:100:1::10 adopt"))
-			n.dataplane.AddLink("web_net0")
-			n.apply(vm, fabric.Live)
-			n.dataplane.SetCarrier("web_net0", false)
-			n.journal.Take()
-			n = n.again()
-			n.run(func() {
-				time.Sleep(time.Minute)
-				n.did()
-				n.dataplane.SetCarrier("web_net0", true)
-				moment()
-				n.did(announced[:2]...)
-			})
-		})
-	})
+	t.Run("of a guest that starts", testLinkOfGuestThatStarts)
+	t.Run("of a guest that died meanwhile", testLinkOfGuestThatDied)
 	t.Run("gone and back", func(t *testing.T) {
 		runs(t, nil, func(t *testing.T, n *node) {
 			n.dataplane.AddLink("web_net0")
@@ -633,104 +594,172 @@ func TestAdoptedLinks(t *testing.T) {
 	})
 }
 
+// testLinkOfGuestThatStarts: its announcements follow the link as the guest boots and
+// ends.
+func testLinkOfGuestThatStarts(t *testing.T) {
+	runs(t, nil, func(t *testing.T, n *node) {
+		vm := from("lxd", guest("web", "203.0.113.10 2001:db8:100:1::10 adopt"))
+		n.dataplane.AddLinkDown("web_net0")
+		n.apply(vm, fabric.Live)
+		n.did(join("store web live", "wire web_net0", as("standby", adoptedAnnounced))...)
+		time.Sleep(time.Second)
+		n.dataplane.SetCarrier("web_net0", true)
+		moment()
+		n.did(as("fresh", adoptedAnnounced)...)
+		time.Sleep(2 * time.Minute)
+		n.did(adoptedAnnounced...)
+		n.dataplane.SetCarrier("web_net0", false)
+		moment()
+		n.did("withdraw 203.0.113.10/32", "withdraw 2001:db8:100:1::10/128")
+		n.dataplane.RemoveLink("web_net0")
+		moment()
+		n.did()
+		n.dataplane.AddLinkDown("web_net0") // it boots
+		moment()
+		n.did(join("wire web_net0", as("standby", adoptedAnnounced))...)
+		n.dataplane.SetCarrier("web_net0", true)
+		moment()
+		n.did(adoptedAnnounced...)
+		n.holds(want{vm, fabric.Live})
+	})
+}
+
+// testLinkOfGuestThatDied: its routes wait for its carrier, over a restart of the
+// agent too.
+func testLinkOfGuestThatDied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := fresh(t)
+		vm := from("lxd", guest("web", "203.0.113.10 2001:db8:100:1::10 adopt"))
+		n.dataplane.AddLink("web_net0")
+		n.apply(vm, fabric.Live)
+		n.dataplane.SetCarrier("web_net0", false)
+		n.journal.Take()
+		n = n.again()
+		n.run(func() {
+			time.Sleep(time.Minute)
+			n.did()
+			n.dataplane.SetCarrier("web_net0", true)
+			moment()
+			n.did(adoptedAnnounced...)
+		})
+	})
+}
+
+// restarted is a guest that its hypervisor moves by starting it anew, and the source
+// that says so.
+type restarted struct {
+	kind string
+	src  *fake.Source
+}
+
+// restartedAnnounced are its announcements.
+var restartedAnnounced = lines("announce", "203.0.113.10/32", "2001:db8:100:1::10/128", "198.51.100.0/29", "2001:db8:200:8::/64")
+
+// options makes the source for the agent of a node.
+func (r *restarted) options(*node) []agent.Option {
+	r.src = fake.NewMovesByRestart("lxd")
+	return []agent.Option{agent.WithSources(r.src)}
+}
+
+// begins starts the guest: it has carrier, and was not heard.
+func (r *restarted) begins(t *testing.T, n *node) {
+	t.Helper()
+	vm := from("lxd", guest("web", "203.0.113.10 2001:db8:100:1::10 198.51.100.0/29 2001:db8:200:8::/64 "+r.kind))
+	if r.kind == "adopt" {
+		n.dataplane.AddLink("web_net0")
+	} else {
+		n.apply(vm, fabric.Wired)
+	}
+	n.dataplane.SetCarrier("web_net0", false)
+	if r.kind == "veth" {
+		n.dataplane.SetCarrier("web_net0", true)
+	}
+	n.journal.Take()
+	n.apply(vm, fabric.Live)
+	r.src.Set(vm, fabric.Live)
+	assert.Subset(t, n.journal.Take(), as("standby", restartedAnnounced))
+	moment()
+	n.dataplane.SetCarrier("web_net0", true)
+	moment()
+	n.did()
+	n.holds(want{vm, fabric.Live})
+}
+
 // A guest that its hypervisor moves by starting it anew takes traffic when it was
 // heard, whoever makes its port.
 func TestGuestsThatAreToBeHeard(t *testing.T) {
-	var src *fake.Source
-	starts := func(*node) []agent.Option {
-		src = fake.NewMovesByRestart("lxd")
-		return []agent.Option{agent.WithSources(src)}
-	}
-	announced := lines("announce", "203.0.113.10/32", "2001:db8:100:1::10/128", "198.51.100.0/29", "2001:db8:200:8::/64")
 	for _, kind := range []string{"adopt", "veth"} {
-		vm := from("lxd", guest("web", "203.0.113.10 2001:db8:100:1::10 198.51.100.0/29 2001:db8:200:8::/64 "+kind))
-		begin := func(t *testing.T, n *node) {
-			t.Helper()
-			if kind == "adopt" {
-				n.dataplane.AddLink("web_net0")
-			} else {
-				n.apply(vm, fabric.Wired)
-			}
-			n.dataplane.SetCarrier("web_net0", false)
-			if kind == "veth" {
-				n.dataplane.SetCarrier("web_net0", true)
-			}
-			n.journal.Take()
-			n.apply(vm, fabric.Live)
-			src.Set(vm, fabric.Live)
-			assert.Subset(t, n.journal.Take(), as("standby", announced))
-			moment()
-			n.dataplane.SetCarrier("web_net0", true)
-			moment()
-			n.did()
-			n.holds(want{vm, fabric.Live})
-		}
+		r := &restarted{kind: kind}
 		t.Run(kind+" heard", func(t *testing.T) {
-			runs(t, starts, func(t *testing.T, n *node) {
-				begin(t, n)
+			runs(t, r.options, func(t *testing.T, n *node) {
+				r.begins(t, n)
 				n.dataplane.Hear("web_net0")
 				synctest.Wait()
-				n.did(as("fresh", announced)...)
+				n.did(as("fresh", restartedAnnounced)...)
 				n.dataplane.Hear("web_net0")
 				time.Sleep(time.Minute)
-				n.did(announced...)
+				n.did(restartedAnnounced...)
 
 				// Its carrier goes for a moment.
 				n.dataplane.SetCarrier("web_net0", false)
 				moment()
-				assert.Len(t, n.journal.Take(), len(announced))
+				assert.Len(t, n.journal.Take(), len(restartedAnnounced))
 				n.dataplane.SetCarrier("web_net0", true)
 				moment()
-				n.did(as("standby", announced)...)
+				n.did(as("standby", restartedAnnounced)...)
 				n.dataplane.Hear("web_net0")
 				synctest.Wait()
-				n.did(announced...)
+				n.did(restartedAnnounced...)
 			})
 		})
 		t.Run(kind+" silent", func(t *testing.T) {
-			runs(t, starts, func(t *testing.T, n *node) {
-				begin(t, n)
+			runs(t, r.options, func(t *testing.T, n *node) {
+				r.begins(t, n)
 				time.Sleep(fabric.ListenFor - time.Second)
 				n.did()
 				time.Sleep(time.Second)
 				moment()
-				n.did(as("fresh", announced)...)
+				n.did(as("fresh", restartedAnnounced)...)
 			})
 		})
 		t.Run(kind+" before the agent", func(t *testing.T) {
-			runs(t, starts, func(t *testing.T, n *node) {
-				begin(t, n)
+			runs(t, r.options, func(t *testing.T, n *node) {
+				r.begins(t, n)
 				n.dataplane.Hear("web_net0")
 				time.Sleep(time.Minute)
 				n.journal.Take()
-				n = n.again(agent.WithSources(src))
+				n = n.again(agent.WithSources(r.src))
 				n.run(func() {
-					assert.Equal(t, announced, n.journal.Take())
+					assert.Equal(t, restartedAnnounced, n.journal.Take())
 				})
 			})
 		})
 	}
-	t.Run("one NIC of two", func(t *testing.T) {
-		runs(t, starts, func(t *testing.T, n *node) {
-			vm := from("lxd", guest("web", "203.0.113.10 adopt", "2001:db8:100:1::10 adopt"))
-			for _, p := range []string{"web_net0", "web_net1"} {
-				n.dataplane.AddLink(p)
-				n.dataplane.SetCarrier(p, false)
-			}
-			n.apply(vm, fabric.Live)
-			src.Set(vm, fabric.Live)
-			for _, p := range []string{"web_net0", "web_net1"} {
-				n.dataplane.SetCarrier(p, true)
-			}
-			moment()
-			n.journal.Take()
-			n.dataplane.Hear("web_net1")
-			synctest.Wait()
-			n.did("announce 2001:db8:100:1::10/128 fresh")
-			n.dataplane.Hear("web_net0")
-			synctest.Wait()
-			n.did("announce 203.0.113.10/32 fresh")
-		})
+	t.Run("one NIC of two", testOneNICHeard)
+}
+
+// testOneNICHeard: a NIC that was heard does not vouch for the other.
+func testOneNICHeard(t *testing.T) {
+	r := new(restarted)
+	runs(t, r.options, func(t *testing.T, n *node) {
+		vm := from("lxd", guest("web", "203.0.113.10 adopt", "2001:db8:100:1::10 adopt"))
+		for _, p := range []string{"web_net0", "web_net1"} {
+			n.dataplane.AddLink(p)
+			n.dataplane.SetCarrier(p, false)
+		}
+		n.apply(vm, fabric.Live)
+		r.src.Set(vm, fabric.Live)
+		for _, p := range []string{"web_net0", "web_net1"} {
+			n.dataplane.SetCarrier(p, true)
+		}
+		moment()
+		n.journal.Take()
+		n.dataplane.Hear("web_net1")
+		synctest.Wait()
+		n.did("announce 2001:db8:100:1::10/128 fresh")
+		n.dataplane.Hear("web_net0")
+		synctest.Wait()
+		n.did("announce 203.0.113.10/32 fresh")
 	})
 }
 
