@@ -175,6 +175,29 @@ func speaksThrough(t *testing.T, g *space, dev string) {
 	ipIn(t, g, "route replace default via 169.254.1.1 dev "+dev+" onlink", "route replace ::/0 via fe80::1 dev "+dev)
 }
 
+// connects opens a connection from a client to a guest, and gives both of its ends.
+func connects(t *testing.T, from, to *space, v4 bool) (conn, peer net.Conn) {
+	t.Helper()
+	var server net.Listener
+	require.NoError(t, within(to, func() (err error) {
+		server, err = net.Listen("tcp", netip.AddrPortFrom(guestAddr[v4], 80).String())
+		return err
+	}))
+	t.Cleanup(func() { _ = server.Close() })
+	require.NoError(t, within(from, func() (err error) {
+		dialer := net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: client[v4].AsSlice()}}
+		conn, err = dialer.Dial("tcp", netip.AddrPortFrom(guestAddr[v4], 80).String())
+		return err
+	}))
+	t.Cleanup(func() { _ = conn.Close() })
+	peer, err := server.Accept()
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = peer.Close() })
+	require.NoError(t, peer.SetDeadline(time.Now().Add(60*time.Second)))
+	require.NoError(t, conn.SetDeadline(time.Now().Add(60*time.Second)))
+	return conn, peer
+}
+
 // TestResendTCP: the segments of a connection that were under way when its guest
 // stopped, of 64 KiB each and without a checksum, arrive cut and checksummed.
 func TestResendTCP(t *testing.T) {
@@ -188,25 +211,7 @@ func TestResendTCP(t *testing.T) {
 		withoutOffload(t, "up0")
 		require.NoError(t, d.Record(t.Context(), p.Name, true))
 
-		var server net.Listener
-		require.NoError(t, within(g, func() (err error) {
-			server, err = net.Listen("tcp", netip.AddrPortFrom(guestAddr[v4], 80).String())
-			return err
-		}))
-		defer server.Close()
-		var conn net.Conn
-		require.NoError(t, within(lab.core, func() (err error) {
-			dialer := net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: client[v4].AsSlice()}}
-			conn, err = dialer.Dial("tcp", netip.AddrPortFrom(guestAddr[v4], 80).String())
-			return err
-		}))
-		defer conn.Close()
-		peer, err := server.Accept()
-		require.NoError(t, err)
-		defer peer.Close()
-		require.NoError(t, peer.SetDeadline(time.Now().Add(60*time.Second)))
-		require.NoError(t, conn.SetDeadline(time.Now().Add(60*time.Second)))
-
+		conn, peer := connects(t, lab.core, g, v4)
 		var received atomic.Int64
 		var stop atomic.Bool
 		var running sync.WaitGroup
