@@ -252,46 +252,68 @@ func TestMigrations(t *testing.T) {
 	}}})
 	require.NoError(t, err)
 	j.from.await(t, "live")
-	run := func(name string, f func(j *journey)) {
-		t.Run(name, func(t *testing.T) {
-			j.T = t
-			f(j)
-		})
-	}
-	leaves, arrives := []string{"live, leaving", "absent"}, []string{"wired", "live"}
-	persistent := []string{"--persistent", "--undefinesource"}
-	slow := append([]string{"--p2p", "--bandwidth", "5"}, persistent...)
+	j.movesInEachWay()
+	j.movesPaused()
+	j.movesAsTransient()
+	j.isRefusedAndRestored()
+	j.survivesFailures()
+}
 
-	run("direct", func(j *journey) {
+// How a guest that moves is told of at its source and its destination, and how
+// virsh moves it: so that it is defined at the destination alone, and so slowly that
+// something can be done meanwhile.
+var (
+	leaves, arrives = []string{"live, leaving", "absent"}, []string{"wired", "live"}
+	persistent      = []string{"--persistent", "--undefinesource"}
+	slow            = slices.Concat([]string{"--p2p", "--bandwidth", "5"}, persistent)
+)
+
+// run runs a part of the journey as a subtest.
+func (j *journey) run(name string, f func(j *journey)) {
+	all := j.T
+	defer func() { j.T = all }()
+	all.Run(name, func(t *testing.T) {
+		j.T = t
+		f(j)
+	})
+}
+
+// movesInEachWay that libvirt has for a guest that runs.
+func (j *journey) movesInEachWay() {
+	j.run("direct", func(j *journey) {
 		j.move(persistent...)
 		j.arrived(leaves, arrives)
 	})
-	run("peer to peer", func(j *journey) {
+	j.run("peer to peer", func(j *journey) {
 		j.move(append(persistent, "--p2p")...)
 		j.arrived(leaves, arrives)
 	})
-	run("tunnelled", func(j *journey) {
+	j.run("tunnelled", func(j *journey) {
 		j.move(append(persistent, "--p2p", "--tunnelled")...)
 		j.arrived(leaves, arrives)
 	})
-	run("post-copy", func(j *journey) {
+	j.run("post-copy", func(j *journey) {
 		j.move(append(slow, "--postcopy")...)
 		j.to.await(j.T, "wired")
 		require.NoError(j, core.Until(lately(j.T), func() error { return j.from.virsh(j.T, "migrate-postcopy", "web") }))
 		j.arrived(leaves, arrives)
 	})
-	run("paused by the user before", func(j *journey) {
+}
+
+// movesPaused by its user: before, after and in the middle of it.
+func (j *journey) movesPaused() {
+	j.run("paused by the user before", func(j *journey) {
 		require.NoError(j, j.from.virsh(j.T, "suspend", "web"))
 		j.move(append(persistent, "--p2p")...)
 		j.arrived([]string{"absent"}, arrives)
 		require.NoError(j, j.from.virsh(j.T, "resume", "web"))
 	})
-	run("to be paused", func(j *journey) {
+	j.run("to be paused", func(j *journey) {
 		j.move(append(persistent, "--p2p", "--suspend")...)
 		j.arrived(leaves, arrives)
 		require.NoError(j, j.from.virsh(j.T, "resume", "web"))
 	})
-	run("paused by the user meanwhile", func(j *journey) {
+	j.run("paused by the user meanwhile", func(j *journey) {
 		// It stops for good at the source: libvirt goes on with it at the destination.
 		j.move(slow...)
 		j.to.await(j.T, "wired")
@@ -302,7 +324,11 @@ func TestMigrations(t *testing.T) {
 		require.NoError(j, j.from.virsh(j.T, "migrate-setspeed", "web", "1000"))
 		j.arrived(leaves, arrives)
 	})
-	run("transient", func(j *journey) {
+}
+
+// movesAsTransient to the other node, back, and there again to be defined.
+func (j *journey) movesAsTransient() {
+	j.run("transient", func(j *journey) {
 		j.move("--p2p", "--undefinesource")
 		j.arrived(leaves, arrives)
 		j.move("--p2p")
@@ -310,7 +336,11 @@ func TestMigrations(t *testing.T) {
 		j.move(append(persistent, "--p2p")...)
 		j.arrived(leaves, arrives)
 	})
-	run("refused by a hook of the destination", func(j *journey) {
+}
+
+// isRefusedAndRestored stays at the source: a hook refuses it, and it is saved and restored there.
+func (j *journey) isRefusedAndRestored() {
+	j.run("refused by a hook of the destination", func(j *journey) {
 		for _, op := range []string{"migrate", "prepare", "start", "started"} {
 			refusal := filepath.Join(j.to.lv.RunDir(), op)
 			require.NoError(j, os.WriteFile(refusal, nil, 0o644))
@@ -321,7 +351,7 @@ func TestMigrations(t *testing.T) {
 			require.NoError(j, os.Remove(refusal))
 		}
 	})
-	run("saved and restored", func(j *journey) {
+	j.run("saved and restored", func(j *journey) {
 		j.began = time.Now()
 		image := filepath.Join(j.TempDir(), "image")
 		require.NoError(j, j.from.virsh(j.T, "save", "web", image))
@@ -332,7 +362,11 @@ func TestMigrations(t *testing.T) {
 		assert.NotContains(j, told, "live, leaving")
 		assert.Equal(j, "absent", told[0])
 	})
-	run("aborted", func(j *journey) {
+}
+
+// survivesFailures of moves, in the middle of the copy and at the cutover.
+func (j *journey) survivesFailures() {
+	j.run("aborted", func(j *journey) {
 		// Each at another moment: how the destination's QEMU ends depends on it.
 		for range 5 {
 			j.move(slow...)
@@ -341,23 +375,23 @@ func TestMigrations(t *testing.T) {
 			j.stayed([]string{}, []string{"wired", "absent"})
 		}
 	})
-	run("aborted at the cutover", func(j *journey) {
+	j.run("aborted at the cutover", func(j *journey) {
 		j.drawOut(slow)
 		require.NoError(j, j.from.virsh(j.T, "domjobabort", "web"))
 		j.stayed([]string{"live, leaving", "live"}, []string{"wired", "absent"})
 	})
-	run("destination killed", func(j *journey) {
+	j.run("destination killed", func(j *journey) {
 		j.move(slow...)
 		j.to.await(j.T, "wired")
 		require.NoError(j, j.to.kill())
 		j.stayed([]string{}, []string{"wired", "absent"})
 	})
-	run("destination killed at the cutover", func(j *journey) {
+	j.run("destination killed at the cutover", func(j *journey) {
 		j.drawOut(slow)
 		require.NoError(j, j.to.kill())
 		j.stayed([]string{"live, leaving", "live"}, []string{"wired", "absent"})
 	})
-	run("post-copy interrupted", func(j *journey) {
+	j.run("post-copy interrupted", func(j *journey) {
 		j.move(append(slow, "--postcopy", "--postcopy-bandwidth", "1")...)
 		j.to.await(j.T, "wired")
 		require.NoError(j, core.Until(lately(j.T), func() error { return j.from.virsh(j.T, "migrate-postcopy", "web") }))

@@ -19,6 +19,49 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
+// sayings are what a node has said, and what of it passes.
+type sayings struct {
+	node       *rogue
+	tags       []string
+	sent, good []netip.Prefix
+}
+
+// say announces a route, of each family that its next hop allows.
+func (s *sayings) say(passes bool, hop netip.Addr, pref uint32) {
+	for _, v6 := range []bool{false, true} {
+		if hop.IsValid() && hop.Is6() != v6 {
+			continue
+		}
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(len(s.sent) + 1)}), 32)
+		if v6 {
+			a := netip.MustParseAddr("2001:db8:100::").As16()
+			a[15] = byte(len(s.sent) + 1)
+			p = netip.PrefixFrom(netip.AddrFrom16(a), 128)
+		}
+		s.node.say(s.node.pathBy(p, hop, pref, s.tags...))
+		if s.sent = append(s.sent, p); passes {
+			s.good = append(s.good, p)
+		}
+	}
+}
+
+// all says what may pass: the node's own next hop, with a LOCAL_PREF of the agents;
+// and then other values of LOCAL_PREF, and other next hops.
+func (s *sayings) all() {
+	for _, pref := range fabric.Preferences() {
+		s.say(true, netip.Addr{}, pref.LocalPref())
+	}
+	for _, pref := range []uint32{0, 1, 9, 11, 99, 101, 199, 201, 1000, math.MaxInt32, math.MaxUint32} {
+		s.say(false, netip.Addr{}, pref)
+	}
+	for _, other := range []string{
+		"127.0.0.1", "127.0.0.3", "127.0.0.4", "127.0.0.5", "127.0.0.99", "169.254.1.1", "203.0.113.1", "192.0.2.1",
+		"2001:db8::1", "2001:db8::3", "2001:db8::4", "2001:db8::99", "::ffff:127.0.0.4", "fe80::1", "::1", "2001:db8:100::1",
+	} {
+		s.say(false, netip.MustParseAddr(other), 100)
+	}
+}
+
 // TestSender: a node's routes pass with the node itself as next hop and a
 // LOCAL_PREF that agents use, whether the cluster names it or not.
 func TestSender(t *testing.T) {
@@ -35,40 +78,12 @@ func TestSender(t *testing.T) {
 			heard := gobgptest.Listen(t, c, "127.0.0.3")
 			node := startRogue(t, c, from.address)
 			tags := strings.Fields(both)
-			var sent, good []netip.Prefix
-			say := func(passes bool, hop netip.Addr, pref uint32) {
-				for _, v6 := range []bool{false, true} {
-					if hop.IsValid() && hop.Is6() != v6 {
-						continue
-					}
-					p := netip.PrefixFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(len(sent) + 1)}), 32)
-					if v6 {
-						a := netip.MustParseAddr("2001:db8:100::").As16()
-						a[15] = byte(len(sent) + 1)
-						p = netip.PrefixFrom(netip.AddrFrom16(a), 128)
-					}
-					node.say(node.pathBy(p, hop, pref, tags...))
-					if sent = append(sent, p); passes {
-						good = append(good, p)
-					}
-				}
-			}
-			for _, pref := range fabric.Preferences() {
-				say(true, netip.Addr{}, pref.LocalPref())
-			}
-			for _, pref := range []uint32{0, 1, 9, 11, 99, 101, 199, 201, 1000, math.MaxInt32, math.MaxUint32} {
-				say(false, netip.Addr{}, pref)
-			}
-			for _, other := range []string{
-				"127.0.0.1", "127.0.0.3", "127.0.0.4", "127.0.0.5", "127.0.0.99", "169.254.1.1", "203.0.113.1", "192.0.2.1",
-				"2001:db8::1", "2001:db8::3", "2001:db8::4", "2001:db8::99", "::ffff:127.0.0.4", "fe80::1", "::1", "2001:db8:100::1",
-			} {
-				say(false, hop(other), 100)
-			}
+			said := &sayings{node: node, tags: tags}
+			said.all()
 
 			// The session is up, and what it sent is judged.
-			gobgptest.Eventually(t, "everything arrives", func() bool { return peerOf(t, r, from.name).Received == uint64(len(sent)) })
-			slices.SortFunc(good, netip.Prefix.Compare)
+			gobgptest.Eventually(t, "everything arrives", func() bool { return peerOf(t, r, from.name).Received == uint64(len(said.sent)) })
+			good := slices.SortedFunc(slices.Values(said.good), netip.Prefix.Compare)
 			gobgptest.Eventually(t, "what may pass passes", func() bool { return len(heard.All()) >= len(good) })
 			assert.Equal(t, good, heard.All())
 			for _, p := range good {
