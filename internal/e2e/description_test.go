@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
 )
 
 const namespace = "urn:vmfabric:domain:1"
@@ -35,6 +36,39 @@ func (a *agent) says(words ...string) {
 	})
 }
 
+// changeMetadata changes the metadata of sea_gold by virsh.
+func changeMetadata(t *testing.T, lv *hypervisors.Libvirt, args ...string) {
+	t.Helper()
+	_, err := lv.Virsh(soon(t), append([]string{"metadata", "sea_gold", namespace}, args...)...)
+	require.NoError(t, err)
+}
+
+// withAddresses are arguments of virsh metadata that give a guest addresses.
+func withAddresses(addresses ...string) []string {
+	text := "<vm><nic>"
+	for _, addr := range addresses {
+		text += "<address>" + addr + "</address>"
+	}
+	return []string{"--key", "fabric", "--set", text + "</nic></vm>"}
+}
+
+// described are changes to the metadata of sea_gold as it runs, and what status says.
+var described = []struct {
+	name string
+	args []string
+	says []string
+}{
+	{
+		"taken away",
+		[]string{"--live", "--remove"},
+		[]string{"guest sea_gold: libvirt does not say any more what it has; it keeps 203.0.113.10, 2001:db8:100::10 while it runs", "stop and start it"},
+	},
+	{
+		"other addresses", append(withAddresses("203.0.113.12", "2001:db8:100::12"), "--live"),
+		[]string{"guest sea_gold: libvirt says now that it has 203.0.113.12, 2001:db8:100::12; it keeps 203.0.113.10, 2001:db8:100::10 while it runs", "stop and start it"},
+	},
+}
+
 // TestRunningGuestKeepsWhatItStartedWith: somebody else touches the metadata of
 // a domain that runs, and agent and libvirtd restart around it.
 func TestRunningGuestKeepsWhatItStartedWith(t *testing.T) {
@@ -52,18 +86,6 @@ func TestRunningGuestKeepsWhatItStartedWith(t *testing.T) {
 		return l.Attrs().Index
 	}
 	made := index()
-	metadata := func(args ...string) {
-		t.Helper()
-		_, err := lv.Virsh(soon(t), append([]string{"metadata", "sea_gold", namespace}, args...)...)
-		require.NoError(t, err)
-	}
-	set := func(addresses ...string) []string {
-		text := "<vm><nic>"
-		for _, addr := range addresses {
-			text += "<address>" + addr + "</address>"
-		}
-		return []string{"--key", "fabric", "--set", text + "</nic></vm>"}
-	}
 	restartAgent := func() {
 		require.NoError(t, a.Kill())
 		a.start()
@@ -76,25 +98,11 @@ func TestRunningGuestKeepsWhatItStartedWith(t *testing.T) {
 		require.NoError(t, err)
 		probes = append(probes, probe)
 	}
-	for _, change := range []struct {
-		name string
-		args []string
-		says []string
-	}{
-		{
-			"taken away",
-			[]string{"--live", "--remove"},
-			[]string{"guest sea_gold: libvirt does not say any more what it has; it keeps 203.0.113.10, 2001:db8:100::10 while it runs", "stop and start it"},
-		},
-		{
-			"other addresses", append(set("203.0.113.12", "2001:db8:100::12"), "--live"),
-			[]string{"guest sea_gold: libvirt says now that it has 203.0.113.12, 2001:db8:100::12; it keeps 203.0.113.10, 2001:db8:100::10 while it runs", "stop and start it"},
-		},
-	} {
+	for _, change := range described {
 		for restart, f := range map[string][]func(){
 			"the agent": {restartAgent}, "libvirtd": {restartLibvirt}, "both": {restartLibvirt, restartAgent}, "both, the agent first": {restartAgent, restartLibvirt},
 		} {
-			metadata(change.args...)
+			changeMetadata(t, lv, change.args...)
 			for _, f := range f {
 				f()
 			}
@@ -102,12 +110,12 @@ func TestRunningGuestKeepsWhatItStartedWith(t *testing.T) {
 			s.coreHas(node, seaGold...)
 			require.Equal(t, made, index(), "%s, %s restarts: its tap", change.name, restart)
 			s.nobodyHas(netip.MustParsePrefix("203.0.113.12/32"), netip.MustParsePrefix("2001:db8:100::12/128"))
-			metadata(append(set("203.0.113.10", "2001:db8:100::10"), "--live")...)
+			changeMetadata(t, lv, append(withAddresses("203.0.113.10", "2001:db8:100::10"), "--live")...)
 			restartAgent()
 			a.says()
 		}
 	}
-	metadata("--live", "--remove")
+	changeMetadata(t, lv, "--live", "--remove")
 	restartAgent()
 	a.says("does not say any more")
 	for i, probe := range probes {
@@ -117,7 +125,7 @@ func TestRunningGuestKeepsWhatItStartedWith(t *testing.T) {
 
 	// It ends although nothing calls it ours by now, and its next life has the
 	// definition's new addresses.
-	metadata(append(set("203.0.113.12", "2001:db8:100::12"), "--config")...)
+	changeMetadata(t, lv, append(withAddresses("203.0.113.12", "2001:db8:100::12"), "--config")...)
 	require.NoError(t, d.Destroy(soon(t)))
 	s.leavesNothing(node, seaGold...)
 	a.says()

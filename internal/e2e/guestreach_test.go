@@ -45,6 +45,13 @@ func accept(t *testing.T, h *core.Host, port string) {
 	}()
 }
 
+// service is one of a machine of the cluster.
+type service struct {
+	host string
+	addr netip.Addr
+	port uint16
+}
+
 // TestGuestsAreKeptFromTheUnderlay: a guest reaches the Internet and its
 // gateway's echo, and of the cluster's machines nothing but what is opened; they
 // reach the guest.
@@ -65,11 +72,6 @@ func TestGuestsAreKeptFromTheUnderlay(t *testing.T) {
 		s.eventually("the Internet", func() error { _, err := g.Ping(soon(t), a); return err })
 		assert.True(t, connects(g.Host, a, 22), a)
 	}
-	type service struct {
-		host string
-		addr netip.Addr
-		port uint16
-	}
 	closed := []service{
 		{"rr1", rr1.Addr4(), 179},
 		{"rr1", rr1.Addr6(), 179},
@@ -88,20 +90,7 @@ func TestGuestsAreKeptFromTheUnderlay(t *testing.T) {
 		assert.False(t, connects(g.Host, c.addr, c.port), c)
 	}
 	s.reaches(g.Host, "169.254.1.1", "fe80::1%eth0", node.Addr4().String(), node.Addr6().String())
-	for _, from := range []*core.Host{node, other, rr1} {
-		s.reaches(from, "203.0.113.10", "2001:db8:100::10")
-		for _, a := range vm.NICs[0].Addresses {
-			s.eventually("the guest's own service from "+from.Name(), func() error {
-				c, err := from.Dial(soon(t), "tcp", netip.AddrPortFrom(a, 22).String())
-				if err != nil {
-					return err
-				}
-				defer c.Close()
-				_, err = io.ReadFull(c, make([]byte, 6))
-				return err
-			})
-		}
-	}
+	guestIsReached(s, vm, node, other, rr1)
 
 	// A restart with more in the file opens that, and the agent's port never.
 	s.cluster.Guests = fabric.Guests{
@@ -127,6 +116,31 @@ func TestGuestsAreKeptFromTheUnderlay(t *testing.T) {
 			assert.False(t, connects(g.Host, c.addr, c.port), c)
 		}
 	}
+	mayNotPose(t, a, node)
+}
+
+// guestIsReached by machines of the cluster, and so is its own service.
+func guestIsReached(s *system, vm fabric.VM, hosts ...*core.Host) {
+	s.t.Helper()
+	for _, from := range hosts {
+		s.reaches(from, "203.0.113.10", "2001:db8:100::10")
+		for _, a := range vm.NICs[0].Addresses {
+			s.eventually("the guest's own service from "+from.Name(), func() error {
+				c, err := from.Dial(soon(s.t), "tcp", netip.AddrPortFrom(a, 22).String())
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				_, err = io.ReadFull(c, make([]byte, 6))
+				return err
+			})
+		}
+	}
+}
+
+// mayNotPose: no guest of a node gets a route to the cluster's machines.
+func mayNotPose(t *testing.T, a *agent, node *core.Host) {
+	t.Helper()
 	_, stderr, code := a.cli("attach", "thief", "--address", "203.0.113.11", "--route", "10.10.0.64/28")
 	assert.Equal(t, 1, code)
 	assert.Contains(t, stderr, "10.10.0.0/24")

@@ -139,128 +139,180 @@ func prefixes(ps ...string) (all []netip.Prefix) {
 	return all
 }
 
+// instance is one of LXD that is called web, and no hook is installed.
+type instance struct {
+	*system
+	lx   *hypervisors.LXD
+	c    *hypervisors.Container
+	a    *agent
+	node *core.Host
+}
+
 // TestLifeOfAnInstance has LXD do with an instance what it can; no hook is
 // installed.
 func TestLifeOfAnInstance(t *testing.T) {
 	t.Parallel()
-	s := start(t, options{noAgent: true})
-	lx := s.lxd("node1")
-	a, node := s.agents["node1"], s.top.Nodes["node1"]
-	c := s.container(lx, hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
-	require.NoError(t, c.Start(soon(t)))
-	s.checkPort(node, "web_net0")
-	s.serves(node, seaGold...)
-	for name := range s.rr {
-		for i, p := range seaGold {
-			r := s.reflected(name, p)
-			assert.Equal(t, []netip.Addr{node.Addr4(), node.Addr6()}[i], r.NextHop)
-			assert.Equal(t, s.cluster.Communities, r.Communities)
-		}
-	}
-	s.coreHears(node, fabric.Normal, seaGold)
-	out, err := c.Exec(soon(t), "ping", "-c1", "-W10", core.ClientAddr4.String())
-	require.NoError(t, err)
-	assert.Contains(t, out, "1 packets received")
-	a.healthy()
-	entry := decode[[]fabric.PortEntry](t, first(a.cli("list", "--json")))[0]
-	assert.Equal(t, fabric.Live, entry.State)
-	assert.Equal(t, fabric.Adopt, entry.Kind)
-	assert.Equal(t, "lxd", entry.Origin)
-
-	// It stays as it is while it is frozen.
+	s := &instance{system: start(t, options{noAgent: true})}
+	s.lx = s.lxd("node1")
+	s.a, s.node = s.agents["node1"], s.top.Nodes["node1"]
+	s.c = s.container(s.lx, hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
+	require.NoError(t, s.c.Start(soon(t)))
+	s.isAnnounced()
 	withdrawn := s.watchWithdrawals()
-	s.lxc(lx, "pause", "web")
-	s.lxc(lx, "start", "web")
-	s.serves(node, seaGold...)
+	s.isFrozen()
 	assert.Empty(t, withdrawn())
-
-	// An address and a prefix come and go while it runs.
-	more := prefixes("203.0.113.11/32", "2001:db8:100::11/128", "198.51.100.0/29")
-	s.lxc(lx, "config", "set", "web", "user.vmfabric.net0.addresses=203.0.113.10,203.0.113.11,2001:db8:100::10,2001:db8:100::11", "user.vmfabric.net0.routes=198.51.100.0/29")
-	s.coreHas(node, more...)
-	s.lxc(lx, "config", "set", "web", "user.vmfabric.net0.addresses=203.0.113.10,2001:db8:100::10", "user.vmfabric.net0.routes=")
-	s.nobodyHas(more...)
-	s.serves(node, seaGold...)
+	s.getsAddresses()
 	for _, p := range withdrawn() {
 		assert.NotContains(t, []string{"203.0.113.10/32", "2001:db8:100::10/128"}, p)
 	}
+	s.getsAProfile()
+	s.getsASecondNIC()
+	s.losesItsKeys()
+	s.endsAndStarts()
+	s.isRestarted()
+	s.isCopied()
+	s.isRenamed()
+}
 
-	// A profile may say it as well.
-	s.lxc(lx, "profile", "create", "more")
-	s.lxc(lx, "profile", "set", "more", "user.vmfabric.net0.routes=198.51.100.8/29")
-	s.lxc(lx, "profile", "add", "web", "more")
-	s.coreHas(node, prefixes("198.51.100.8/29")...)
-	s.lxc(lx, "profile", "set", "more", "user.vmfabric.net0.routes=198.51.100.16/29")
-	s.coreHas(node, prefixes("198.51.100.16/29")...)
+// isAnnounced: it is reached, and reaches others, and is listed as what it is.
+func (s *instance) isAnnounced() {
+	t := s.t
+	t.Helper()
+	s.checkPort(s.node, "web_net0")
+	s.serves(s.node, seaGold...)
+	for name := range s.rr {
+		for i, p := range seaGold {
+			r := s.reflected(name, p)
+			assert.Equal(t, []netip.Addr{s.node.Addr4(), s.node.Addr6()}[i], r.NextHop)
+			assert.Equal(t, s.cluster.Communities, r.Communities)
+		}
+	}
+	s.coreHears(s.node, fabric.Normal, seaGold)
+	out, err := s.c.Exec(soon(t), "ping", "-c1", "-W10", core.ClientAddr4.String())
+	require.NoError(t, err)
+	assert.Contains(t, out, "1 packets received")
+	s.a.healthy()
+	entry := decode[[]fabric.PortEntry](t, first(s.a.cli("list", "--json")))[0]
+	assert.Equal(t, fabric.Live, entry.State)
+	assert.Equal(t, fabric.Adopt, entry.Kind)
+	assert.Equal(t, "lxd", entry.Origin)
+}
+
+// isFrozen for a moment, and stays as it is.
+func (s *instance) isFrozen() {
+	s.t.Helper()
+	s.lxc(s.lx, "pause", "web")
+	s.lxc(s.lx, "start", "web")
+	s.serves(s.node, seaGold...)
+}
+
+// getsAddresses and a prefix as it runs, and loses them again.
+func (s *instance) getsAddresses() {
+	s.t.Helper()
+	more := prefixes("203.0.113.11/32", "2001:db8:100::11/128", "198.51.100.0/29")
+	s.lxc(s.lx, "config", "set", "web", "user.vmfabric.net0.addresses=203.0.113.10,203.0.113.11,2001:db8:100::10,2001:db8:100::11", "user.vmfabric.net0.routes=198.51.100.0/29")
+	s.coreHas(s.node, more...)
+	s.lxc(s.lx, "config", "set", "web", "user.vmfabric.net0.addresses=203.0.113.10,2001:db8:100::10", "user.vmfabric.net0.routes=")
+	s.nobodyHas(more...)
+	s.serves(s.node, seaGold...)
+}
+
+// getsAProfile, which may say as well what it has.
+func (s *instance) getsAProfile() {
+	s.t.Helper()
+	s.lxc(s.lx, "profile", "create", "more")
+	s.lxc(s.lx, "profile", "set", "more", "user.vmfabric.net0.routes=198.51.100.8/29")
+	s.lxc(s.lx, "profile", "add", "web", "more")
+	s.coreHas(s.node, prefixes("198.51.100.8/29")...)
+	s.lxc(s.lx, "profile", "set", "more", "user.vmfabric.net0.routes=198.51.100.16/29")
+	s.coreHas(s.node, prefixes("198.51.100.16/29")...)
 	s.nobodyHas(prefixes("198.51.100.8/29")...)
-	s.lxc(lx, "profile", "remove", "web", "more")
+	s.lxc(s.lx, "profile", "remove", "web", "more")
 	s.nobodyHas(prefixes("198.51.100.16/29")...)
+}
 
-	// A second NIC is plugged in and out.
+// getsASecondNIC plugged in and out.
+func (s *instance) getsASecondNIC() {
+	t := s.t
+	t.Helper()
 	second := prefixes("203.0.113.12/32", "2001:db8:100::12/128")
-	s.lxc(lx, "config", "device", "add", "web", "eth1", "nic", "nictype=p2p", "name=eth1", "host_name=web_net1")
-	s.lxc(lx, "config", "set", "web", "user.vmfabric.net1.addresses=203.0.113.12,2001:db8:100::12")
-	s.coreHas(node, second...)
-	s.checkPort(node, "web_net1")
-	s.lxc(lx, "config", "device", "remove", "web", "eth1")
+	s.lxc(s.lx, "config", "device", "add", "web", "eth1", "nic", "nictype=p2p", "name=eth1", "host_name=web_net1")
+	s.lxc(s.lx, "config", "set", "web", "user.vmfabric.net1.addresses=203.0.113.12,2001:db8:100::12")
+	s.coreHas(s.node, second...)
+	s.checkPort(s.node, "web_net1")
+	s.lxc(s.lx, "config", "device", "remove", "web", "eth1")
 	s.nobodyHas(second...)
-	assert.Contains(t, a.complains("instance web"), "NIC 1 has no device")
-	s.lxc(lx, "config", "unset", "web", "user.vmfabric.net1.addresses")
-	a.healthy()
-	s.serves(node, seaGold...)
+	assert.Contains(t, s.a.complains("instance web"), "NIC 1 has no device")
+	s.lxc(s.lx, "config", "unset", "web", "user.vmfabric.net1.addresses")
+	s.a.healthy()
+	s.serves(s.node, seaGold...)
+}
 
-	// All of its keys are taken away as it runs: that is no wish, and is said.
-	withdrawn = s.watchWithdrawals()
-	s.lxc(lx, "config", "unset", "web", "user.vmfabric.net0.addresses")
+// losesItsKeys as it runs: that is no wish, and is said.
+func (s *instance) losesItsKeys() {
+	t := s.t
+	t.Helper()
+	withdrawn := s.watchWithdrawals()
+	s.lxc(s.lx, "config", "unset", "web", "user.vmfabric.net0.addresses")
 	const keyless = "guest web: lxd does not say any more what it has; it keeps 203.0.113.10, 2001:db8:100::10 while it runs"
-	a.complains(keyless)
-	require.NoError(t, a.Kill())
-	a.start()
-	a.established()
-	a.complains(keyless)
-	s.serves(node, seaGold...)
+	s.a.complains(keyless)
+	require.NoError(t, s.a.Kill())
+	s.a.start()
+	s.a.established()
+	s.a.complains(keyless)
+	s.serves(s.node, seaGold...)
 	assert.Empty(t, withdrawn())
-	s.lxc(lx, "config", "set", "web", "user.vmfabric.net0.addresses=203.0.113.10,2001:db8:100::10")
-	a.healthy()
-	s.serves(node, seaGold...)
+	s.lxc(s.lx, "config", "set", "web", "user.vmfabric.net0.addresses=203.0.113.10,2001:db8:100::10")
+	s.a.healthy()
+	s.serves(s.node, seaGold...)
+}
 
-	// What is stopped is withdrawn, and nothing is left of it, however it ended.
+// endsAndStarts: what is stopped is withdrawn, and nothing is left of it, however it ended.
+func (s *instance) endsAndStarts() {
+	t := s.t
+	t.Helper()
 	kill := func() error {
-		pid, err := c.Pid(soon(t))
+		pid, err := s.c.Pid(soon(t))
 		if err != nil {
 			return err
 		}
 		return syscall.Kill(pid, syscall.SIGKILL)
 	}
 	for what, end := range map[string]func() error{
-		"stop":            func() error { return c.Shutdown(soon(t)) },
-		"stop --force":    func() error { return c.Destroy(soon(t)) },
+		"stop":            func() error { return s.c.Shutdown(soon(t)) },
+		"stop --force":    func() error { return s.c.Destroy(soon(t)) },
 		"kill -9 of init": kill,
 		"poweroff inside": func() error {
-			_, _ = c.Exec(soon(t), "busybox", "kill", "-TERM", "1") // ends with the guest
+			_, _ = s.c.Exec(soon(t), "busybox", "kill", "-TERM", "1") // ends with the guest
 			return nil
 		},
 	} {
 		require.NoError(t, end(), what)
-		s.leavesNothing(node, seaGold...)
-		s.withdrawnFirst(a.Log())
+		s.leavesNothing(s.node, seaGold...)
+		s.withdrawnFirst(s.a.Log())
 		s.eventually("LXD has it stopped after "+what, func() error {
-			if state, err := c.State(soon(t)); err != nil || state != "Stopped" {
+			if state, err := s.c.State(soon(t)); err != nil || state != "Stopped" {
 				return fmt.Errorf("%s %w", state, err)
 			}
 			return nil
 		})
-		s.starts(c)
-		s.serves(node, seaGold...)
+		s.starts(s.c)
+		s.serves(s.node, seaGold...)
 	}
+}
+
+// isRestarted in every way, and has its port and routes again.
+func (s *instance) isRestarted() {
+	t := s.t
+	t.Helper()
 	for what, again := range map[string]func() error{
-		"restart":         func() error { _, err := lx.Lxc(soon(t), "restart", "web", "--timeout", "10"); return err },
-		"restart --force": func() error { _, err := lx.Lxc(soon(t), "restart", "web", "--force"); return err },
+		"restart":         func() error { _, err := s.lx.Lxc(soon(t), "restart", "web", "--timeout", "10"); return err },
+		"restart --force": func() error { _, err := s.lx.Lxc(soon(t), "restart", "web", "--force"); return err },
 		"reboot inside": func() error {
-			before, err := c.Pid(soon(t))
-			_, _ = c.Exec(soon(t), "busybox", "reboot", "-f") // ends with the guest
+			before, err := s.c.Pid(soon(t))
+			_, _ = s.c.Exec(soon(t), "busybox", "reboot", "-f") // ends with the guest
 			s.eventually("it boots", func() error {
-				if pid, err := c.Pid(soon(t)); err != nil || pid == before {
+				if pid, err := s.c.Pid(soon(t)); err != nil || pid == before {
 					return fmt.Errorf("pid %d %w", pid, err)
 				}
 				return nil
@@ -269,39 +321,48 @@ func TestLifeOfAnInstance(t *testing.T) {
 		},
 	} {
 		require.NoError(t, again(), what)
-		require.NoError(t, c.WaitReady(soon(t)), what)
-		s.serves(node, seaGold...)
-		s.checkPort(node, "web_net0")
+		require.NoError(t, s.c.WaitReady(soon(t)), what)
+		s.serves(s.node, seaGold...)
+		s.checkPort(s.node, "web_net0")
 	}
-	a.healthy()
+	s.a.healthy()
+}
 
-	// A copy is not a second guest of the same port, nor of the same address.
-	s.lxc(lx, "copy", "web", "twin", "--instance-only")
+// isCopied: a copy is not a second guest of the same port, nor of the same address.
+func (s *instance) isCopied() {
+	t := s.t
+	t.Helper()
+	s.lxc(s.lx, "copy", "web", "twin", "--instance-only")
 	// As long as it does not run, it is nobody's problem.
-	_, why, code := a.cli("guest-config", "twin")
+	_, why, code := s.a.cli("guest-config", "twin")
 	assert.Equal(t, 1, code)
 	assert.Contains(t, why, "instance twin: NIC device eth0 has the host_name web_net0")
-	a.healthy()
-	s.mends(lx, why)
-	s.lxc(lx, "start", "twin")
-	assert.Contains(t, a.complains("guest twin refused"), `held by VM "web"`)
-	s.serves(node, seaGold...)
-	s.lxc(lx, "delete", "twin", "--force")
-	a.healthy()
+	s.a.healthy()
+	s.mends(s.lx, why)
+	s.lxc(s.lx, "start", "twin")
+	assert.Contains(t, s.a.complains("guest twin refused"), `held by VM "web"`)
+	s.serves(s.node, seaGold...)
+	s.lxc(s.lx, "delete", "twin", "--force")
+	s.a.healthy()
+}
 
-	require.NoError(t, c.Shutdown(soon(t)))
-	s.lxc(lx, "rename", "web", "www")
-	_, why, code = a.cli("guest-config", "www")
+// isRenamed: its port is to be renamed too.
+func (s *instance) isRenamed() {
+	t := s.t
+	t.Helper()
+	require.NoError(t, s.c.Shutdown(soon(t)))
+	s.lxc(s.lx, "rename", "web", "www")
+	_, why, code := s.a.cli("guest-config", "www")
 	assert.Equal(t, 1, code)
 	assert.Contains(t, why, "instance www: NIC device eth0 has the host_name web_net0")
-	a.healthy()
-	s.mends(lx, why)
-	s.lxc(lx, "start", "www")
-	s.serves(node, seaGold...)
-	s.checkPort(node, "www_net0")
-	s.lxc(lx, "delete", "www", "--force")
-	s.leavesNothing(node, seaGold...)
-	a.healthy()
+	s.a.healthy()
+	s.mends(s.lx, why)
+	s.lxc(s.lx, "start", "www")
+	s.serves(s.node, seaGold...)
+	s.checkPort(s.node, "www_net0")
+	s.lxc(s.lx, "delete", "www", "--force")
+	s.leavesNothing(s.node, seaGold...)
+	s.a.healthy()
 }
 
 // TestPhysicalNIC has the fabric make the port before the instance starts, and

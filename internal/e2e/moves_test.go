@@ -360,173 +360,198 @@ func TestMovesBackAndForth(t *testing.T) {
 	m.rests("node1")
 }
 
+// failure is a move that something goes wrong with.
+type failure struct {
+	name string
+	how  hypervisors.MigrateOptions
+	do   func(m *shuttle, from, to string, g *hypervisors.Migration)
+	ends string // where the guest is then: "from", "to", "nowhere", "" for wherever libvirt left it
+}
+
+// copiedSlowly leaves time for what goes wrong.
+var copiedSlowly = hypervisors.MigrateOptions{Bandwidth: 16}
+
+// failures are in groups that run side by side, each in its order.
+var failures = map[string][]failure{
+	"one": {
+		{"aborted while it is copied", copiedSlowly, func(m *shuttle, _, _ string, g *hypervisors.Migration) {
+			inTime(g.Copying(soon(m.t)))
+			inTime(g.Abort(soon(m.t)))
+		}, "from"},
+		{"aborted once it stopped", copiedSlowly, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
+			m.standsStill(from, g)
+			m.sentOn(from, g)
+			inTime(g.Abort(soon(m.t)))
+		}, "from"},
+		{"the destination's QEMU is killed", copiedSlowly, func(m *shuttle, _, to string, g *hypervisors.Migration) {
+			inTime(g.Copying(soon(m.t)))
+			m.killGuest(to)
+		}, "from"},
+		{"the destination's QEMU is killed once the guest stopped", copiedSlowly, func(m *shuttle, from, to string, g *hypervisors.Migration) {
+			m.standsStill(from, g)
+			m.sentOn(from, g)
+			m.killGuest(to)
+		}, "from"},
+		{"the source's QEMU is killed", copiedSlowly, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
+			inTime(g.Copying(soon(m.t)))
+			m.killGuest(from)
+		}, "nowhere"},
+		{"no agent at the destination", hypervisors.MigrateOptions{}, func(m *shuttle, _, to string, g *hypervisors.Migration) {
+			require.ErrorContains(m.t, g.Wait(), "start it: systemctl start vmfabric")
+			m.agents[to].start()
+			m.agents[to].established()
+		}, "from"},
+	},
+	"two": {
+		{"the destination's agent is killed before the cutover", copiedSlowly, func(m *shuttle, _, to string, g *hypervisors.Migration) {
+			inTime(g.Copying(soon(m.t)))
+			m.agents[to].restart(m.agents[to].Kill)
+		}, "to"},
+		{"the source's agent is killed before the cutover", copiedSlowly, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
+			inTime(g.Copying(soon(m.t)))
+			m.agents[from].restart(m.agents[from].Kill)
+		}, "to"},
+		{"the source's agent is killed at the cutover", copiedSlowly, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
+			m.standsStill(from, g)
+			m.sentOn(from, g)
+			m.agents[from].restart(m.agents[from].Kill)
+		}, "to"},
+		{"the source's agent is killed once the guest runs elsewhere", hypervisors.MigrateOptions{}, func(m *shuttle, from, to string, _ *hypervisors.Migration) {
+			m.awaits(to, "the guest runs", func(r fabric.Move) time.Time { return r.Announced })
+			m.agents[from].restart(m.agents[from].Kill)
+		}, "to"},
+		{"the destination's agent is gone from the copy on", copiedSlowly, func(m *shuttle, _, to string, g *hypervisors.Migration) {
+			inTime(g.Copying(soon(m.t)))
+			require.NoError(m.t, m.agents[to].Kill())
+			require.NoError(m.t, g.Wait())
+			m.agents[to].start()
+		}, "to"},
+		{"the source's agent is gone from the copy on", copiedSlowly, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
+			inTime(g.Copying(soon(m.t)))
+			require.NoError(m.t, m.agents[from].Kill())
+			require.NoError(m.t, g.Wait())
+			m.agents[from].start()
+		}, "to"},
+		{"a reflector is killed", copiedSlowly, func(m *shuttle, _, _ string, g *hypervisors.Migration) {
+			inTime(g.Copying(soon(m.t)))
+			require.NoError(m.t, m.rr["rr1"].Kill())
+			require.NoError(m.t, g.Wait())
+			m.startReflector("rr1")
+		}, "to"},
+		{"the source's libvirtd is restarted", copiedSlowly, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
+			inTime(g.Copying(soon(m.t)))
+			require.NoError(m.t, m.lv[from].Kill())
+			_ = g.Wait()
+			require.NoError(m.t, m.lv[from].Start(soon(m.t)))
+		}, ""},
+		{"the destination's libvirtd is restarted", copiedSlowly, func(m *shuttle, _, to string, g *hypervisors.Migration) {
+			inTime(g.Copying(soon(m.t)))
+			require.NoError(m.t, m.lv[to].Kill())
+			_ = g.Wait()
+			require.NoError(m.t, m.lv[to].Start(soon(m.t)))
+		}, ""},
+	},
+}
+
+// killGuest kills the QEMU of the guest on a node.
+func (m *shuttle) killGuest(node string) {
+	m.t.Helper()
+	m.eventually("QEMU is killed", func() error {
+		pid, err := m.lv[node].GuestPid(m.d.Name())
+		if err != nil {
+			return err
+		}
+		return syscall.Kill(pid, syscall.SIGKILL)
+	})
+}
+
+// standsStill has the guest stop at the source for seconds, and waits for that.
+func (m *shuttle) standsStill(from string, g *hypervisors.Migration) {
+	m.t.Helper()
+	inTime(g.Copying(soon(m.t)))
+	_, err := m.lv[from].Virsh(soon(m.t), "migrate-setmaxdowntime", m.d.Name(), "5000")
+	inTime(err)
+}
+
+// sentOn waits until the source has sent the guest's packets on.
+func (m *shuttle) sentOn(from string, g *hypervisors.Migration) {
+	m.t.Helper()
+	m.eventually("the guest has stopped", func() error {
+		select {
+		case <-g.Done():
+			return nil // the step after it finds that
+		default:
+		}
+		return m.has(from, func(r fabric.Move) time.Time { return r.Stopped })
+	})
+}
+
+// fails begins a move, and has go wrong with it what is to. On a busy machine a
+// migration may end before it could fail: then it is tried again, from where the
+// guest is now.
+func (m *shuttle) fails(c failure) (from string, g *hypervisors.Migration) {
+	m.t.Helper()
+	m.t.Logf("%s", c.name)
+	from = m.where()
+	to := other(from)
+	if strings.HasPrefix(c.name, "no agent") {
+		require.NoError(m.t, m.agents[to].Kill())
+	}
+	for attempt := 1; ; attempt++ {
+		g = m.d.StartMigration(context.WithoutCancel(soon(m.t)), m.lv[to], c.how)
+		err := late(func() {
+			c.do(m, from, to, g)
+			if c.ends == "from" || c.ends == "nowhere" {
+				inTime(m.failed(to, g))
+			}
+		})
+		if err == nil {
+			return from, g
+		}
+		require.Less(m.t, attempt, 6, "%s: %v (%v)", c.name, err, g.Wait())
+		m.t.Logf("%s: too late: %v", c.name, err)
+		from = m.goesOn()
+		to = other(from)
+	}
+}
+
+// recovers: once a move from a node has ended, the guest is announced and reached
+// where it is to be, and nothing is left elsewhere.
+func (m *shuttle) recovers(c failure, from string, err error) {
+	m.t.Helper()
+	switch c.ends {
+	case "nowhere":
+		require.Error(m.t, err, c.name)
+		for _, h := range m.top.Nodes {
+			m.leavesNothing(h, m.vm.Prefixes()...)
+			require.Empty(m.t, m.strays(h))
+		}
+		m.begin(from)
+	case "from", "to":
+		node := map[string]string{"from": from, "to": other(from)}[c.ends]
+		require.Equal(m.t, node, m.where(), "%s: %v", c.name, err)
+		m.rests(node)
+	default:
+		node := m.where()
+		m.t.Logf("%s: it is on %s, having been on %s (%v)", c.name, node, from, err)
+		if state, err := m.d.State(soon(m.t)); err == nil && state == "paused" {
+			require.NoError(m.t, m.d.Resume(soon(m.t)))
+		}
+		m.rests(node)
+	}
+}
+
 // TestFailedMoves: after whatever goes wrong one node announces the guest, it
 // is reached there, and nothing is left.
 func TestFailedMoves(t *testing.T) {
 	t.Parallel()
-	slow := hypervisors.MigrateOptions{Bandwidth: 16}
-	type step = func(m *shuttle, from, to string, g *hypervisors.Migration)
-	kill := func(m *shuttle, node string) {
-		m.eventually("QEMU is killed", func() error {
-			pid, err := m.lv[node].GuestPid(m.d.Name())
-			if err != nil {
-				return err
-			}
-			return syscall.Kill(pid, syscall.SIGKILL)
-		})
-	}
-	// standstill has the guest stop at the source for seconds, and waits for that.
-	standstill := func(m *shuttle, from string, g *hypervisors.Migration) {
-		inTime(g.Copying(soon(m.t)))
-		_, err := m.lv[from].Virsh(soon(m.t), "migrate-setmaxdowntime", m.d.Name(), "5000")
-		inTime(err)
-	}
-	// suspended waits until the source has sent the guest's packets on.
-	suspended := func(m *shuttle, from string, g *hypervisors.Migration) {
-		m.eventually("the guest has stopped", func() error {
-			select {
-			case <-g.Done():
-				return nil // the step after it finds that
-			default:
-			}
-			return m.has(from, func(r fabric.Move) time.Time { return r.Stopped })
-		})
-	}
-	for group, cases := range map[string][]struct {
-		name string
-		how  hypervisors.MigrateOptions
-		do   step
-		ends string // where the guest is then: "from", "to", "nowhere", "" for wherever libvirt left it
-	}{
-		"one": {
-			{"aborted while it is copied", slow, func(m *shuttle, _, _ string, g *hypervisors.Migration) {
-				inTime(g.Copying(soon(m.t)))
-				inTime(g.Abort(soon(m.t)))
-			}, "from"},
-			{"aborted once it stopped", slow, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
-				standstill(m, from, g)
-				suspended(m, from, g)
-				inTime(g.Abort(soon(m.t)))
-			}, "from"},
-			{"the destination's QEMU is killed", slow, func(m *shuttle, _, to string, g *hypervisors.Migration) {
-				inTime(g.Copying(soon(m.t)))
-				kill(m, to)
-			}, "from"},
-			{"the destination's QEMU is killed once the guest stopped", slow, func(m *shuttle, from, to string, g *hypervisors.Migration) {
-				standstill(m, from, g)
-				suspended(m, from, g)
-				kill(m, to)
-			}, "from"},
-			{"the source's QEMU is killed", slow, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
-				inTime(g.Copying(soon(m.t)))
-				kill(m, from)
-			}, "nowhere"},
-			{"no agent at the destination", hypervisors.MigrateOptions{}, func(m *shuttle, _, to string, g *hypervisors.Migration) {
-				require.ErrorContains(m.t, g.Wait(), "start it: systemctl start vmfabric")
-				m.agents[to].start()
-				m.agents[to].established()
-			}, "from"},
-		},
-		"two": {
-			{"the destination's agent is killed before the cutover", slow, func(m *shuttle, _, to string, g *hypervisors.Migration) {
-				inTime(g.Copying(soon(m.t)))
-				m.agents[to].restart(m.agents[to].Kill)
-			}, "to"},
-			{"the source's agent is killed before the cutover", slow, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
-				inTime(g.Copying(soon(m.t)))
-				m.agents[from].restart(m.agents[from].Kill)
-			}, "to"},
-			{"the source's agent is killed at the cutover", slow, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
-				standstill(m, from, g)
-				suspended(m, from, g)
-				m.agents[from].restart(m.agents[from].Kill)
-			}, "to"},
-			{"the source's agent is killed once the guest runs elsewhere", hypervisors.MigrateOptions{}, func(m *shuttle, from, to string, _ *hypervisors.Migration) {
-				m.awaits(to, "the guest runs", func(r fabric.Move) time.Time { return r.Announced })
-				m.agents[from].restart(m.agents[from].Kill)
-			}, "to"},
-			{"the destination's agent is gone from the copy on", slow, func(m *shuttle, _, to string, g *hypervisors.Migration) {
-				inTime(g.Copying(soon(m.t)))
-				require.NoError(m.t, m.agents[to].Kill())
-				require.NoError(m.t, g.Wait())
-				m.agents[to].start()
-			}, "to"},
-			{"the source's agent is gone from the copy on", slow, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
-				inTime(g.Copying(soon(m.t)))
-				require.NoError(m.t, m.agents[from].Kill())
-				require.NoError(m.t, g.Wait())
-				m.agents[from].start()
-			}, "to"},
-			{"a reflector is killed", slow, func(m *shuttle, _, _ string, g *hypervisors.Migration) {
-				inTime(g.Copying(soon(m.t)))
-				require.NoError(m.t, m.rr["rr1"].Kill())
-				require.NoError(m.t, g.Wait())
-				m.startReflector("rr1")
-			}, "to"},
-			{"the source's libvirtd is restarted", slow, func(m *shuttle, from, _ string, g *hypervisors.Migration) {
-				inTime(g.Copying(soon(m.t)))
-				require.NoError(m.t, m.lv[from].Kill())
-				_ = g.Wait()
-				require.NoError(m.t, m.lv[from].Start(soon(m.t)))
-			}, ""},
-			{"the destination's libvirtd is restarted", slow, func(m *shuttle, _, to string, g *hypervisors.Migration) {
-				inTime(g.Copying(soon(m.t)))
-				require.NoError(m.t, m.lv[to].Kill())
-				_ = g.Wait()
-				require.NoError(m.t, m.lv[to].Start(soon(m.t)))
-			}, ""},
-		},
-	} {
+	for group, cases := range failures {
 		t.Run(group, func(t *testing.T) {
 			t.Parallel()
 			m := startShuttle(t, options{})
 			for _, c := range cases {
-				t.Logf("%s", c.name)
-				from := m.where()
-				to := other(from)
-				if strings.HasPrefix(c.name, "no agent") {
-					require.NoError(t, m.agents[to].Kill())
-				}
-				// On a busy machine a migration may end before it could fail: then it is
-				// tried again, from where the guest is now.
-				var g *hypervisors.Migration
-				for attempt := 1; ; attempt++ {
-					g = m.d.StartMigration(context.WithoutCancel(soon(t)), m.lv[to], c.how)
-					err := late(func() {
-						c.do(m, from, to, g)
-						if c.ends == "from" || c.ends == "nowhere" {
-							inTime(m.failed(to, g))
-						}
-					})
-					if err == nil {
-						break
-					}
-					require.Less(t, attempt, 6, "%s: %v (%v)", c.name, err, g.Wait())
-					t.Logf("%s: too late: %v", c.name, err)
-					from = m.goesOn()
-					to = other(from)
-				}
-				err := g.Wait()
-				switch c.ends {
-				case "nowhere":
-					require.Error(t, err, c.name)
-					for _, h := range m.top.Nodes {
-						m.leavesNothing(h, m.vm.Prefixes()...)
-						require.Empty(t, m.strays(h))
-					}
-					m.begin(from)
-				case "from", "to":
-					node := map[string]string{"from": from, "to": to}[c.ends]
-					require.Equal(t, node, m.where(), "%s: %v", c.name, err)
-					m.rests(node)
-				default:
-					node := m.where()
-					t.Logf("%s: it is on %s, having been on %s (%v)", c.name, node, from, err)
-					if state, err := m.d.State(soon(t)); err == nil && state == "paused" {
-						require.NoError(t, m.d.Resume(soon(t)))
-					}
-					m.rests(node)
-				}
+				from, g := m.fails(c)
+				m.recovers(c, from, g.Wait())
 			}
 		})
 	}
