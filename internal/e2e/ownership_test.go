@@ -17,114 +17,158 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
-// TestCopyOfAGuest: on another node a guest of another name, UUID and MAC is
-// started with the addresses of one that runs.
-func TestCopyOfAGuest(t *testing.T) {
-	t.Parallel()
-	m := startShuttle(t, options{})
-	node1, node2 := m.top.Nodes["node1"], m.top.Nodes["node2"]
-	nic := m.vm.NICs[0]
-	addresses := append(testAddresses(nic), "198.51.100.3", "2001:db8:200::3")
-	withdrawn := len(m.gone())
+// nic is that of the guest which moves.
+func (m *shuttle) nic() fabric.NIC { return m.vm.NICs[0] }
 
-	// The agents talk: it does not start, in whichever way, nor with a part of it.
+// addresses are what is reached of the guest, one of each of its routes too.
+func (m *shuttle) addresses() []string {
+	return append(testAddresses(m.nic()), "198.51.100.3", "2001:db8:200::3")
+}
+
+func (m *shuttle) nft(args ...string) {
+	m.t.Helper()
+	for _, n := range []*core.Host{m.top.Nodes["node1"], m.top.Nodes["node2"]} {
+		_, err := n.Run(soon(m.t), "nft", args...)
+		require.NoError(m.t, err)
+	}
+}
+
+// cut parts the agents. It does on both nodes: what is said on a connection that is
+// there is to arrive nowhere.
+func (m *shuttle) cut() {
+	m.t.Helper()
+	m.nft(fmt.Sprintf("table inet apart { chain in { type filter hook input priority -300; tcp dport %d drop; tcp sport %[1]d drop; }; }", fabric.DefaultAgentPort))
+}
+
+func (m *shuttle) heal() {
+	m.t.Helper()
+	m.nft("delete", "table", "inet", "apart")
+}
+
+// cloneIsRefused where the agents talk: it does not start, in whichever way, nor
+// with a part of what the guest has.
+func (m *shuttle) cloneIsRefused() {
+	m.t.Helper()
 	for _, one := range []struct {
 		copied fabric.NIC
 		held   string
 	}{
-		{nic, "203.0.113.10"},
-		{fabric.NIC{Addresses: nic.Addresses[:1]}, "203.0.113.10"},
-		{fabric.NIC{Addresses: nic.Addresses[2:3]}, "2001:db8:100::10"},
+		{m.nic(), "203.0.113.10"},
+		{fabric.NIC{Addresses: m.nic().Addresses[:1]}, "203.0.113.10"},
+		{fabric.NIC{Addresses: m.nic().Addresses[2:3]}, "2001:db8:100::10"},
 	} {
 		clone := m.domain(m.lv["node2"], "clone", hypervisors.DomainNIC{NIC: one.copied})
 		for _, paused := range []bool{false, true} {
 			var err error
 			if paused {
-				_, err = m.lv["node2"].Virsh(soon(t), "start", "clone", "--paused")
+				_, err = m.lv["node2"].Virsh(soon(m.t), "start", "clone", "--paused")
 			} else {
-				err = clone.Start(soon(t))
+				err = clone.Start(soon(m.t))
 			}
-			require.ErrorContains(t, err, one.held+" is held by guest sea_gold (libvirt ")
-			require.ErrorContains(t, err, ") on node1; stop that one, or give clone another address")
+			require.ErrorContains(m.t, err, one.held+" is held by guest sea_gold (libvirt ")
+			require.ErrorContains(m.t, err, ") on node1; stop that one, or give clone another address")
 		}
 	}
 	_, stderr, code := m.agents["node2"].cli("attach", "clone", "--address", "2001:db8:100::10", "--kind", "veth")
-	assert.Equal(t, 1, code)
-	assert.Contains(t, stderr, "2001:db8:100::10 is held by guest sea_gold")
+	assert.Equal(m.t, 1, code)
+	assert.Contains(m.t, stderr, "2001:db8:100::10 is held by guest sea_gold")
+}
+
+// clonedApart starts a copy where the agents do not talk, and hear of each other by
+// the reflectors alone: the first keeps its addresses, and the status of both nodes
+// says so.
+func (m *shuttle) clonedApart(paused bool) *hypervisors.Domain {
+	m.t.Helper()
+	m.cut()
+	clone := m.domain(m.lv["node2"], "clone", hypervisors.DomainNIC{NIC: m.nic()})
+	if paused {
+		_, err := m.lv["node2"].Virsh(soon(m.t), "start", "clone", "--paused")
+		require.NoError(m.t, err)
+	} else {
+		require.NoError(m.t, clone.Start(soon(m.t)))
+	}
+	m.agents["node2"].complains("guest clone: another guest on node1 has an address of it, and has had it longer, as its route at rr")
+	m.agents["node1"].complains("guest sea_gold on node1: another guest on node2 has an address of it too, as its route at rr")
+	m.coreHas(m.top.Nodes["node1"], m.nic().Prefixes()...)
+	m.reaches(m.top.Client, m.addresses()...)
+	if !paused { // and it stays so
+		m.agents["node2"].complains("node1 does not answer now, so it is announced with LOCAL_PREF 10, in case nobody else has it")
+		m.eventually("the first comes first, as usual", func() error { return m.announcedBy(m.top.Nodes["node1"]) })
+		m.agents["node1"].complains("guest sea_gold on node1: another guest on node2 has an address of it too")
+		m.reaches(m.top.Client, m.addresses()...)
+	}
+	return clone
+}
+
+// bothAreNamed by the status of both nodes once the agents talk again.
+func (m *shuttle) bothAreNamed() {
+	m.t.Helper()
+	for _, name := range []string{"node1", "node2"} {
+		m.eventually(name+" names both", func() error {
+			for _, problem := range m.agents[name].status().Problems {
+				if strings.Contains(problem, "guest sea_gold on node1") && strings.Contains(problem, "guest clone on node2") ||
+					strings.Contains(problem, "guest sea_gold on node1") && strings.Contains(problem, "clone is not announced on node2") {
+					return nil
+				}
+			}
+			return fmt.Errorf("problems: %q", m.agents[name].status().Problems)
+		})
+	}
+}
+
+// firstAloneIsAnnounced, and its copy has its port, and ends.
+func (m *shuttle) firstAloneIsAnnounced(clone *hypervisors.Domain) {
+	m.t.Helper()
+	m.coreHas(m.top.Nodes["node1"], m.nic().Prefixes()...)
+	m.eventually("the first alone is announced", func() error { return m.announcedBy(m.top.Nodes["node1"]) })
+	m.reaches(m.top.Client, m.addresses()...)
+	ports := m.agents["node2"].ask(hooks.List, fabric.VM{}).Ports
+	require.Len(m.t, ports, 1)
+	assert.Equal(m.t, fabric.Wired, ports[0].State)
+
+	require.NoError(m.t, clone.Destroy(soon(m.t)))
+	m.rests("node1")
+}
+
+// comesLate: the guest starts when its copy has its addresses, which it keeps, even
+// where the newcomer's router id is the lower.
+func (m *shuttle) comesLate() {
+	m.t.Helper()
+	m.eventually("the second is announced as usual", func() error { return m.announcedBy(m.top.Nodes["node2"]) })
+	m.cut()
+	require.NoError(m.t, m.d.Start(soon(m.t)))
+	m.agents["node1"].complains("guest sea_gold: another guest on node2 has an address of it, and has had it longer, as its route at rr")
+	m.agents["node2"].complains("guest clone on node2: another guest on node1 has an address of it too, as its route at rr")
+	m.coreHas(m.top.Nodes["node2"], m.nic().Prefixes()...)
+	m.heal()
+	m.agents["node1"].complains("guest clone on node2 has an address of it, and has had it longer, so sea_gold is not announced on node1")
+	m.coreHas(m.top.Nodes["node2"], m.nic().Prefixes()...)
+}
+
+// TestCopyOfAGuest: on another node a guest of another name, UUID and MAC is
+// started with the addresses of one that runs.
+func TestCopyOfAGuest(t *testing.T) {
+	t.Parallel()
+	m := startShuttle(t, options{})
+	withdrawn := len(m.gone())
+	m.cloneIsRefused()
 	m.rests("node1")
 	assert.Empty(t, m.gone()[withdrawn:], "the core gateway was without a route")
 
-	// They do not, and hear of each other by the reflectors alone: the first keeps
-	// its addresses, and the status of both nodes says so.
-	nft := func(args ...string) {
-		for _, n := range []*core.Host{node1, node2} {
-			_, err := n.Run(soon(t), "nft", args...)
-			require.NoError(t, err)
-		}
-	}
-	cut := func() { // on both: what is said on a connection that is there is to arrive nowhere
-		nft(fmt.Sprintf("table inet apart { chain in { type filter hook input priority -300; tcp dport %d drop; tcp sport %[1]d drop; }; }", fabric.DefaultAgentPort))
-	}
-	heal := func() { nft("delete", "table", "inet", "apart") }
 	for _, paused := range []bool{true, false} {
-		cut()
-		clone := m.domain(m.lv["node2"], "clone", hypervisors.DomainNIC{NIC: nic})
-		if paused {
-			_, err := m.lv["node2"].Virsh(soon(t), "start", "clone", "--paused")
-			require.NoError(t, err)
-		} else {
-			require.NoError(t, clone.Start(soon(t)))
-		}
-		m.agents["node2"].complains("guest clone: another guest on node1 has an address of it, and has had it longer, as its route at rr")
-		m.agents["node1"].complains("guest sea_gold on node1: another guest on node2 has an address of it too, as its route at rr")
-		m.coreHas(node1, nic.Prefixes()...)
-		m.reaches(m.top.Client, addresses...)
-		if !paused { // and it stays so
-			m.agents["node2"].complains("node1 does not answer now, so it is announced with LOCAL_PREF 10, in case nobody else has it")
-			m.eventually("the first comes first, as usual", func() error { return m.announcedBy(node1) })
-			m.agents["node1"].complains("guest sea_gold on node1: another guest on node2 has an address of it too")
-			m.reaches(m.top.Client, addresses...)
-		}
-		heal()
-		for _, name := range []string{"node1", "node2"} {
-			m.eventually(name+" names both", func() error {
-				for _, problem := range m.agents[name].status().Problems {
-					if strings.Contains(problem, "guest sea_gold on node1") && strings.Contains(problem, "guest clone on node2") ||
-						strings.Contains(problem, "guest sea_gold on node1") && strings.Contains(problem, "clone is not announced on node2") {
-						return nil
-					}
-				}
-				return fmt.Errorf("problems: %q", m.agents[name].status().Problems)
-			})
-		}
-		m.coreHas(node1, nic.Prefixes()...)
-		m.eventually("the first alone is announced", func() error { return m.announcedBy(node1) })
-		m.reaches(m.top.Client, addresses...)
-		ports := m.agents["node2"].ask(hooks.List, fabric.VM{}).Ports
-		require.Len(t, ports, 1)
-		assert.Equal(t, fabric.Wired, ports[0].State)
-
-		require.NoError(t, clone.Destroy(soon(t)))
-		m.rests("node1")
+		clone := m.clonedApart(paused)
+		m.heal()
+		m.bothAreNamed()
+		m.firstAloneIsAnnounced(clone)
 	}
 
 	// The first ends, and its addresses are free.
 	require.NoError(t, m.d.Destroy(soon(t)))
-	clone := m.domain(m.lv["node2"], "clone", hypervisors.DomainNIC{NIC: nic})
+	clone := m.domain(m.lv["node2"], "clone", hypervisors.DomainNIC{NIC: m.nic()})
 	require.NoError(t, clone.Start(soon(t)))
-	m.coreHas(node2, nic.Prefixes()...)
+	m.coreHas(m.top.Nodes["node2"], m.nic().Prefixes()...)
 	require.ErrorContains(t, m.d.Start(soon(t)), "held by guest clone (libvirt ")
-
-	// Nor does the newcomer get them whose router id is the lower.
-	m.eventually("the second is announced as usual", func() error { return m.announcedBy(node2) })
-	cut()
-	require.NoError(t, m.d.Start(soon(t)))
-	m.agents["node1"].complains("guest sea_gold: another guest on node2 has an address of it, and has had it longer, as its route at rr")
-	m.agents["node2"].complains("guest clone on node2: another guest on node1 has an address of it too, as its route at rr")
-	m.coreHas(node2, nic.Prefixes()...)
-	heal()
-	m.agents["node1"].complains("guest clone on node2 has an address of it, and has had it longer, so sea_gold is not announced on node1")
-	m.coreHas(node2, nic.Prefixes()...)
+	m.comesLate()
 }
 
 func testAddresses(nic fabric.NIC) (all []string) {

@@ -133,6 +133,43 @@ func withRouted(c *fabric.Cluster) {
 	c.Pools[0].Exclude, c.Pools[1].Exclude = parsed("203.0.113.255/32"), parsed("2001:db8:100:ffff::/64")
 }
 
+// tellsOfRefusals: status has that node2 announces bad, and list that this is no agent.
+func (r *embedded) tellsOfRefusals() {
+	r.s.t.Helper()
+	out, errs, code := runIn(r.s.t, r.host, program, "status", "--json", "--socket", r.socket)
+	st := decode[fabric.Status](r.s.t, out)
+	assert.Equal(r.s.t, exitDegraded, code, errs)
+	assert.Equal(r.s.t, []string{"lab", "rr1", "reflector"}, []string{st.Cluster, st.Node, st.Role})
+	require.Len(r.s.t, st.Problems, 1)
+	assert.Contains(r.s.t, st.Problems[0], "node node2 (10.10.0.22) announces 9 prefixes that are refused")
+	out, _, _ = runIn(r.s.t, r.host, program, "status", "--socket", r.socket)
+	assert.Contains(r.s.t, out, "reflector rr1 of cluster lab is degraded; up ")
+	assert.Regexp(r.s.t, `(?m)^  core core1 +10\.10\.0\.1 +established .* 7 advertised +0 received +0 accepted$`, out)
+	_, errs, code = runIn(r.s.t, r.host, program, "list", "--socket", r.socket)
+	assert.Equal(r.s.t, 1, code)
+	assert.Contains(r.s.t, errs, "this is reflector rr1, not an agent")
+}
+
+// counts: the metrics have the sessions and what goes over them.
+func (r *embedded) counts() {
+	r.s.t.Helper()
+	metrics := r.scrape()
+	for _, line := range []string{
+		`vmfabric_reflector_session_up{address="10.10.0.1",peer="core1",role="core"} 1`,
+		`vmfabric_reflector_session_up{address="10.10.0.23",peer="10.10.0.23",role="node"} 1`,
+		`vmfabric_reflector_received_prefixes{address="10.10.0.22",family="ipv4",peer="node2"} 7`,
+		`vmfabric_reflector_received_prefixes{address="10.10.0.22",family="ipv6",peer="node2"} 6`,
+		`vmfabric_reflector_accepted_prefixes{address="10.10.0.22",family="ipv4",peer="node2"} 2`,
+		`vmfabric_reflector_advertised_prefixes{address="10.10.0.1",family="ipv6",peer="core1"} 3`,
+		`vmfabric_reflector_advertised_prefixes{address="10.10.0.21",family="ipv4",peer="node1"} 0`,
+		`vmfabric_reflector_routes{family="ipv6"} 3`,
+	} {
+		assert.Contains(r.s.t, metrics, line+"\n")
+	}
+	assert.Regexp(r.s.t, `(?m)^go_goroutines \d+$`, metrics)
+	assert.Regexp(r.s.t, `(?m)^process_resident_memory_bytes `, metrics)
+}
+
 // TestEmbeddedReflectors has an agent, a BIRD that the cluster names and one
 // that it does not announce through two embedded reflectors to a core gateway.
 func TestEmbeddedReflectors(t *testing.T) {
@@ -192,34 +229,8 @@ func TestEmbeddedReflectors(t *testing.T) {
 				s.bfdUp(node3, 0) // by address: no BFD
 			}
 
-			out, errs, code := runIn(t, rr1.host, program, "status", "--json", "--socket", rr1.socket)
-			st := decode[fabric.Status](t, out)
-			assert.Equal(t, exitDegraded, code, errs)
-			assert.Equal(t, []string{"lab", "rr1", "reflector"}, []string{st.Cluster, st.Node, st.Role})
-			require.Len(t, st.Problems, 1)
-			assert.Contains(t, st.Problems[0], "node node2 (10.10.0.22) announces 9 prefixes that are refused")
-			out, _, _ = runIn(t, rr1.host, program, "status", "--socket", rr1.socket)
-			assert.Contains(t, out, "reflector rr1 of cluster lab is degraded; up ")
-			assert.Regexp(t, `(?m)^  core core1 +10\.10\.0\.1 +established .* 7 advertised +0 received +0 accepted$`, out)
-			_, errs, code = runIn(t, rr1.host, program, "list", "--socket", rr1.socket)
-			assert.Equal(t, 1, code)
-			assert.Contains(t, errs, "this is reflector rr1, not an agent")
-			metrics := rr1.scrape()
-			for _, line := range []string{
-				`vmfabric_reflector_session_up{address="10.10.0.1",peer="core1",role="core"} 1`,
-				`vmfabric_reflector_session_up{address="10.10.0.23",peer="10.10.0.23",role="node"} 1`,
-				`vmfabric_reflector_received_prefixes{address="10.10.0.22",family="ipv4",peer="node2"} 7`,
-				`vmfabric_reflector_received_prefixes{address="10.10.0.22",family="ipv6",peer="node2"} 6`,
-				`vmfabric_reflector_accepted_prefixes{address="10.10.0.22",family="ipv4",peer="node2"} 2`,
-				`vmfabric_reflector_advertised_prefixes{address="10.10.0.1",family="ipv6",peer="core1"} 3`,
-				`vmfabric_reflector_advertised_prefixes{address="10.10.0.21",family="ipv4",peer="node1"} 0`,
-				`vmfabric_reflector_routes{family="ipv6"} 3`,
-			} {
-				assert.Contains(t, metrics, line+"\n")
-			}
-			assert.Regexp(t, `(?m)^go_goroutines \d+$`, metrics)
-			assert.Regexp(t, `(?m)^process_resident_memory_bytes `, metrics)
-
+			rr1.tellsOfRefusals()
+			rr1.counts()
 			s.agents["node1"].ask(hooks.Remove, vm)
 			require.NoError(t, node2.Configure(soon(t), strings.ReplaceAll(string(read(t, node2.ConfPath())), "bgp_large_community.add((64512, 1, 100));", "")))
 			s.nobodyHas(append(vm.Prefixes(), good...)...)

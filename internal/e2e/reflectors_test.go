@@ -83,25 +83,30 @@ func TestMainAndBackup(t *testing.T) {
 			s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
 			s.checkCommunities(vm.Prefixes())
 
-			// Gone for good: the routes outlive the reflectors, and not for ever.
-			gone := time.Now()
-			require.NoError(t, s.rr["rr1"].Kill())
-			require.NoError(t, s.rr["rr2"].Kill())
-			for time.Since(gone) < restart/2 {
-				s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
-				time.Sleep(200 * time.Millisecond)
-			}
-			for _, p := range vm.Prefixes() {
-				s.eventually(p.String()+" goes after the restart time", func() error {
-					if r, there, err := s.top.Core.Route(p); err != nil || there {
-						return fmt.Errorf("core has %v %w", r, err)
-					}
-					return nil
-				})
-			}
-			t.Logf("both gone: the routes stayed for %v", time.Since(gone).Round(100*time.Millisecond))
+			routesOutliveReflectors(s, vm, restart)
 		})
 	}
+}
+
+// routesOutliveReflectors that are gone for good: for the restart time, not for ever.
+func routesOutliveReflectors(s *system, vm fabric.VM, restart time.Duration) {
+	s.t.Helper()
+	gone := time.Now()
+	require.NoError(s.t, s.rr["rr1"].Kill())
+	require.NoError(s.t, s.rr["rr2"].Kill())
+	for time.Since(gone) < restart/2 {
+		s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
+		time.Sleep(200 * time.Millisecond)
+	}
+	for _, p := range vm.Prefixes() {
+		s.eventually(p.String()+" goes after the restart time", func() error {
+			if r, there, err := s.top.Core.Route(p); err != nil || there {
+				return fmt.Errorf("core has %v %w", r, err)
+			}
+			return nil
+		})
+	}
+	s.t.Logf("both gone: the routes stayed for %v", time.Since(gone).Round(100*time.Millisecond))
 }
 
 // underProbe does something while the client probes a guest's addresses.
