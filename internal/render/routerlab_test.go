@@ -130,6 +130,69 @@ func inKernel(t *testing.T, ctx context.Context, gateway, node *core.Host, want 
 	}
 }
 
+// preferenceFollows what the node says, in what speakers have of it, and a drain.
+func preferenceFollows(t *testing.T, c fabric.Cluster, node *core.Host, speakers ...speaker) {
+	t.Helper()
+	// Preference falls without the route ever being away.
+	announce(t, node, fabric.Normal, good...)
+	withdraw(t, node, fabric.Fresh, good...)
+	for _, s := range speakers {
+		tables(t, soon(t), s, func(rs []routers.BGPRoute) error { return asAnnounced(rs, node, good, c.Communities, 100) })
+	}
+
+	// The node is drained, and is not any more.
+	announce(t, node, fabric.Draining, good...)
+	withdraw(t, node, fabric.Normal, good...)
+	for _, s := range speakers {
+		drained := append(slices.Clone(c.Communities), fabric.GracefulShutdown)
+		tables(t, soon(t), s, func(rs []routers.BGPRoute) error {
+			return asAnnounced(rs, node, good, drained, fabric.Draining.LocalPref())
+		})
+	}
+	announce(t, node, fabric.Normal, good...)
+	withdraw(t, node, fabric.Draining, good...)
+	for _, s := range speakers {
+		tables(t, soon(t), s, func(rs []routers.BGPRoute) error { return asAnnounced(rs, node, good, c.Communities, 100) })
+	}
+}
+
+// rogueIsRefused: the rogue says many things, and at the end what passes.
+func rogueIsRefused(t *testing.T, c fabric.Cluster, top *core.Topology, rrs []speaker, passes []netip.Prefix) {
+	t.Helper()
+	rogue := top.Nodes["node2"]
+	say := routers.Announcer{
+		BGP:      routers.BGP{Password: c.Reflectors[0].Password, BFD: true, LongLived: time.Minute},
+		RouterID: rogue.Addr4(), Reflectors: []netip.Addr{c.Reflectors[0].Address, c.Reflectors[1].Address},
+		Communities: c.Communities, Routes: bad,
+	}
+	b, err := routers.StartBird(soon(t), rogue, rogueConf(say))
+	require.NoError(t, err)
+	say.Routes, say.Communities = slices.Concat(bad, untagged), c.Communities[:1]
+	require.NoError(t, core.Until(soon(t), func() error { return established(soon(t), b, 2) }))
+	require.NoError(t, b.Configure(soon(t), rogueConf(say)))
+	say.Routes, say.Communities = slices.Concat(bad, last), c.Communities
+	require.NoError(t, b.Configure(soon(t), rogueConf(say)))
+	inKernel(t, soon(t), top.Core, rogue, true, passes...)
+	for _, s := range rrs {
+		tables(t, soon(t), s, func(rs []routers.BGPRoute) error {
+			if got := prefixesOf(rs); !slices.Equal(got, sorted(good, passes)) {
+				return fmt.Errorf("it has %v", got)
+			}
+			return nil
+		})
+	}
+	for _, p := range slices.Concat(bad, untagged, last[1:]) {
+		r, there, err := top.Core.Route(p)
+		require.NoError(t, err)
+		if pool := p == c.Pools[0].Prefix || p == c.Pools[1].Prefix; pool {
+			assert.True(t, there, p)
+			assert.Contains(t, []string{"unreachable", "blackhole"}, r.Type, p)
+		} else {
+			assert.False(t, there, "%s", r)
+		}
+	}
+}
+
 // TestRouterLab runs reflectors, a core gateway and a node as they are rendered,
 // and a rogue node beside.
 func TestRouterLab(t *testing.T) {
@@ -150,7 +213,7 @@ func TestRouterLab(t *testing.T) {
 			// IPv6 is its own.
 			c.Nodes = c.Nodes[:1]
 			passes := last[:1]
-			node, rogue := top.Nodes["node1"], top.Nodes["node2"]
+			node := top.Nodes["node1"]
 			port(t, lab, node, slices.Concat(good, last)...)
 			announce(t, node, fabric.Fresh, good...)
 
@@ -159,60 +222,8 @@ func TestRouterLab(t *testing.T) {
 			start(t, soon(t), c, tc.node, node)
 			inKernel(t, soon(t), top.Core, node, true, good...)
 
-			// Preference falls without the route ever being away.
-			announce(t, node, fabric.Normal, good...)
-			withdraw(t, node, fabric.Fresh, good...)
-			for _, s := range append(rrs, gateway) {
-				tables(t, soon(t), s, func(rs []routers.BGPRoute) error { return asAnnounced(rs, node, good, c.Communities, 100) })
-			}
-
-			// The node is drained, and is not any more.
-			announce(t, node, fabric.Draining, good...)
-			withdraw(t, node, fabric.Normal, good...)
-			for _, s := range append(rrs, gateway) {
-				drained := append(slices.Clone(c.Communities), fabric.GracefulShutdown)
-				tables(t, soon(t), s, func(rs []routers.BGPRoute) error {
-					return asAnnounced(rs, node, good, drained, fabric.Draining.LocalPref())
-				})
-			}
-			announce(t, node, fabric.Normal, good...)
-			withdraw(t, node, fabric.Draining, good...)
-			for _, s := range append(rrs, gateway) {
-				tables(t, soon(t), s, func(rs []routers.BGPRoute) error { return asAnnounced(rs, node, good, c.Communities, 100) })
-			}
-
-			// The rogue says many things, and one that is right at the end.
-			say := routers.Announcer{
-				BGP:      routers.BGP{Password: c.Reflectors[0].Password, BFD: true, LongLived: time.Minute},
-				RouterID: rogue.Addr4(), Reflectors: []netip.Addr{c.Reflectors[0].Address, c.Reflectors[1].Address},
-				Communities: c.Communities, Routes: bad,
-			}
-			b, err := routers.StartBird(soon(t), rogue, rogueConf(say))
-			require.NoError(t, err)
-			say.Routes, say.Communities = slices.Concat(bad, untagged), c.Communities[:1]
-			require.NoError(t, core.Until(soon(t), func() error { return established(soon(t), b, 2) }))
-			require.NoError(t, b.Configure(soon(t), rogueConf(say)))
-			say.Routes, say.Communities = slices.Concat(bad, last), c.Communities
-			require.NoError(t, b.Configure(soon(t), rogueConf(say)))
-			inKernel(t, soon(t), top.Core, rogue, true, passes...)
-			for _, s := range rrs {
-				tables(t, soon(t), s, func(rs []routers.BGPRoute) error {
-					if got := prefixesOf(rs); !slices.Equal(got, sorted(good, passes)) {
-						return fmt.Errorf("it has %v", got)
-					}
-					return nil
-				})
-			}
-			for _, p := range slices.Concat(bad, untagged, last[1:]) {
-				r, there, err := top.Core.Route(p)
-				require.NoError(t, err)
-				if pool := p == c.Pools[0].Prefix || p == c.Pools[1].Prefix; pool {
-					assert.True(t, there, p)
-					assert.Contains(t, []string{"unreachable", "blackhole"}, r.Type, p)
-				} else {
-					assert.False(t, there, "%s", r)
-				}
-			}
+			preferenceFollows(t, c, node, append(rrs, gateway)...)
+			rogueIsRefused(t, c, top, rrs, passes)
 
 			withdraw(t, node, fabric.Normal, good...)
 			inKernel(t, soon(t), top.Core, node, false, good...)
