@@ -16,14 +16,14 @@ import (
 // Listener listens at a link for the first frame of a guest.
 type Listener struct {
 	Index int32
-	MAC   fabric.MAC // of the guest, where that is what it is known by; zero: any
+	MAC   fabric.MAC // the guest's MAC, if [Listen] was told it; zero: any
 	file  *os.File
 	stop  chan struct{}
 	done  chan struct{}
 }
 
-// Listen tells on heard, once, the name of a port whose guest is about to
-// arrive, when it has begun to run: QEMU sends a frame for it then (RARP, RFC 903).
+// Listen sends the name of a port on heard, once, when the guest that is about to
+// arrive there has begun to run: then QEMU sends a frame for it (RARP, RFC 903).
 func Listen(name string, index int32, mac fabric.MAC, heard chan<- string) (*Listener, error) {
 	e, err := Open(index, ethernetHeader, func(frame []byte) bool {
 		return len(frame) == ethernetHeader && (mac.IsZero() || mac == fabric.MAC(frame[6:12]))
@@ -39,8 +39,8 @@ func Listen(name string, index int32, mac fabric.MAC, heard chan<- string) (*Lis
 	return e, err
 }
 
-// Open calls tell, once, when a frame has come of which the first bytes are
-// those of the guest.
+// Open calls tell, once, when a frame has come for which theirs returns true.
+// theirs gets as many of its first bytes as bytes says.
 func Open(index int32, bytes int, theirs func(frame []byte) bool, tell func(*Listener)) (*Listener, error) {
 	f, err := Socket(index, unix.PACKET_IGNORE_OUTGOING)
 	if err != nil {
@@ -49,7 +49,7 @@ func Open(index int32, bytes int, theirs func(frame []byte) bool, tell func(*Lis
 	e := &Listener{Index: index, file: f, stop: make(chan struct{}), done: make(chan struct{})}
 	go func() {
 		defer close(e.done)
-		defer f.Close() // last: the kernel takes its time for it
+		defer f.Close() // after tell: closing takes the kernel some time
 		if e.wait(make([]byte, bytes), theirs) {
 			tell(e)
 		}
@@ -57,8 +57,8 @@ func Open(index int32, bytes int, theirs func(frame []byte) bool, tell func(*Lis
 	return e, nil
 }
 
-// wait returns when a frame of the guest's has come, or with false when the frame listener
-// is closed.
+// wait waits for a frame of the guest. It returns false when the frame listener is
+// closed.
 func (e *Listener) wait(frame []byte, theirs func([]byte) bool) (came bool) {
 	raw, err := e.file.SyscallConn()
 	if err != nil {
@@ -85,18 +85,18 @@ func (e *Listener) wait(frame []byte, theirs func([]byte) bool) (came bool) {
 	return err == nil && came
 }
 
-// Close ends the listening. What tell waits for must not wait for this.
+// Close ends the listening, and waits for tell to return.
 func (e *Listener) Close() {
 	close(e.stop)
-	e.file.Close() // which may be closed already
+	e.file.Close() // the goroutine may have closed it already
 	<-e.done
 }
 
 // Closed is closed by Close.
 func (e *Listener) Closed() <-chan struct{} { return e.stop }
 
-// Ask sends frames again and again. It reports whether that was for long enough,
-// and it is not over for another reason.
+// Ask sends frames again and again, for [fabric.ListenFor] or until over is closed.
+// It reports whether it did so for the whole time.
 func (e *Listener) Ask(frames [][]byte, over <-chan struct{}) bool {
 	again, enough := time.NewTicker(askEvery), time.NewTimer(fabric.ListenFor)
 	defer again.Stop()

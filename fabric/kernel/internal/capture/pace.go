@@ -6,21 +6,21 @@ import (
 )
 
 // reaction is how long a guest that has a processor may take from a frame in its
-// queue to the one with which it answers.
+// queue to its answer.
 const reaction = 5 * time.Millisecond
 
-// pace tells how far behind a guest may be with what is sent to it. A guest whose
-// node has no processor for it for a while is silent, and what is sent to it
-// meanwhile waits in its queue; then it begins with the oldest, and may be silent
-// again before it has caught up. So it is behind by no more than all its silences
-// together, as far back as matters.
+// pace estimates how far behind a guest may be with the frames to it. A guest whose
+// node has no processor for it for a while is silent, and the frames to it wait in
+// its queue. Then it begins with the oldest, and may be silent again before it has
+// caught up. So it is behind by no more than all its silences of the last recordFor
+// together.
 type pace struct {
 	last     time.Time // when the last frame came from the guest
-	waiting  time.Time // when the first was sent to it since; zero for none
+	waiting  time.Time // when the first frame to the guest since then came; zero: none
 	silences []silent  // in their order
 }
 
-// silent is a time in which a guest that had something to take said nothing.
+// silent is a time in which frames waited for a guest and it sent none.
 type silent struct {
 	until time.Time
 	took  time.Duration
@@ -49,7 +49,8 @@ func (p *pace) heard(at time.Time) {
 	p.silences = p.silences[old:]
 }
 
-// taken tells what the guest has taken for certain: all that was sent to it before.
+// taken returns the time before which the guest has certainly taken all frames to
+// it.
 func (p *pace) taken() time.Time {
 	behind := reaction
 	for _, s := range p.silences {

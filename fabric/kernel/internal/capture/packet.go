@@ -17,20 +17,21 @@ import (
 // packetBuffer holds some thousand frames.
 const packetBuffer = 8 << 20
 
-// Frames are taken and sent by packet(7) sockets, with a header that says what
-// the kernel has still to do to them (PACKET_VNET_HDR, struct virtio_net_hdr of
-// <linux/virtio_net.h>): a frame from a socket of this machine, or from another
-// guest, may have no checksum yet, and may be of 64 KiB, to be cut into segments.
+// A packet(7) socket gives and takes frames with a header that describes the work
+// that is left to the kernel (PACKET_VNET_HDR, struct virtio_net_hdr of
+// <linux/virtio_net.h>). A frame from a socket of this machine, or from another
+// guest, may have no checksum yet, and may have 64 KiB, which the kernel has to cut
+// into segments.
 const (
 	vnetHeader     = 10 // bytes
 	vnetNeedsCsum  = 1  // VIRTIO_NET_HDR_F_NEEDS_CSUM, in its first byte
-	vnetHdrLen     = 2  // where in it are: the length of the headers,
-	vnetCsumStart  = 6  // and where the checksummed begins
+	vnetHdrLen     = 2  // offset in it of the length of the headers,
+	vnetCsumStart  = 6  // and of the start of the checksummed part
 	ethernetHeader = 14 // bytes
 	maxFrame       = vnetHeader + ethernetHeader + 1<<16 + 4096
 )
 
-// Socket opens a packet socket on a link; index 0 is for one that only sends.
+// Socket opens a packet socket on a link. With index 0 it only sends.
 func Socket(index int32, options ...int) (*os.File, error) {
 	// Protocol 0: nothing arrives before the socket is bound to the link.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -65,7 +66,7 @@ func NetworkUint16(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
 }
 
-// etherType gives the type of an Ethernet frame.
+// etherType returns the type of an Ethernet frame.
 func etherType(frame []byte) uint16 {
 	if len(frame) < ethernetHeader {
 		return 0
@@ -73,7 +74,7 @@ func etherType(frame []byte) uint16 {
 	return binary.BigEndian.Uint16(frame[12:])
 }
 
-// destination gives the IP destination of an Ethernet frame, or the zero Addr.
+// destination returns the IP destination of an Ethernet frame, or the zero Addr.
 func destination(frame []byte) netip.Addr {
 	var at, size int
 	switch etherType(frame) {
@@ -89,17 +90,17 @@ func destination(frame []byte) netip.Addr {
 	return a
 }
 
-// Hop is how frames get to a neighbour.
+// Hop is the way of frames to a neighbour.
 type Hop struct {
 	Index    int32 // of the link
 	From, To fabric.MAC
 	Bare     bool // the link's frames have no Ethernet header
 }
 
-// Sender sends frames that were recorded.
+// Sender sends recorded frames.
 type Sender struct{ file *os.File }
 
-// NewSender opens a socket for it.
+// NewSender opens the socket of a Sender.
 func NewSender() (*Sender, error) {
 	f, err := Socket(0, unix.PACKET_VNET_HDR)
 	if err != nil {
@@ -118,7 +119,7 @@ const (
 	sendAgain    = 100 * time.Microsecond
 )
 
-// Send sends a recorded frame, which it changes, to a neighbour.
+// Send sends a recorded frame to a neighbour. It changes the frame.
 func (s *Sender) Send(ctx context.Context, h Hop, f Frame) error {
 	frame := f.data
 	to := &unix.SockaddrLinklayer{Protocol: NetworkUint16(etherType(frame[vnetHeader:])), Ifindex: int(h.Index), Halen: 6}
@@ -151,7 +152,7 @@ func (s *Sender) Send(ctx context.Context, h Hop, f Frame) error {
 	}
 }
 
-// shift takes an Ethernet header off a length of a virtio_net_hdr.
+// shift subtracts an Ethernet header from a length in a virtio_net_hdr.
 func shift(b []byte) {
 	if v := binary.NativeEndian.Uint16(b); v >= ethernetHeader {
 		binary.NativeEndian.PutUint16(b, v-ethernetHeader)

@@ -11,12 +11,13 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// askEvery is how often a guest that is listened for is asked for its addresses.
-// The kernel, when it has a packet for the guest, asks once a second.
+// askEvery is how often [Listener.Ask] asks a guest for its addresses. The kernel,
+// when it has a packet for the guest, asks once a second.
 const askEvery = 50 * time.Millisecond
 
-// Questions gives the frames that ask who has the first address of each family,
-// as the gateway: an ARP request (RFC 826) and a neighbor solicitation (RFC 4861, 4.3).
+// Questions returns the frames by which the gateway asks for the first address of
+// each family: an ARP request (RFC 826) and a neighbor solicitation (RFC 4861,
+// 4.3).
 func Questions(p fabric.Port) (frames [][]byte) {
 	for _, v4 := range []bool{true, false} {
 		i := slices.IndexFunc(p.NIC.Addresses, func(a netip.Addr) bool { return a.Is4() == v4 })
@@ -38,7 +39,8 @@ func Questions(p fabric.Port) (frames [][]byte) {
 	return frames
 }
 
-// solicitation asks the group of nodes that an address is in (RFC 4291, 2.7.1).
+// solicitation returns a neighbor solicitation to the solicited-node group of an
+// address (RFC 4291, 2.7.1).
 func solicitation(mac fabric.MAC, from, target [16]byte) []byte {
 	group := netip.MustParseAddr("ff02::1:ff00:0").As16()
 	copy(group[13:], target[13:])

@@ -13,17 +13,16 @@ import (
 )
 
 const (
-	// recordAtMost and recordBytes bound what a replay buffer keeps.
+	// recordAtMost and recordBytes bound the frames that a replay buffer keeps.
 	recordAtMost = 32768 // frames
 	recordBytes  = 32 << 20
-	// recordFor is how far back the oldest frame that a guest did not take may be
-	// at its diversion: older ones are not sent again. It is what it was behind when
-	// it stopped, the time from there until this process had a processor for the
-	// diversion, and a margin: 0.6 s and 0.3 s were seen with ten processes for each
-	// processor.
+	// recordFor is the greatest age of frames at a diversion: older ones are not
+	// sent again. It covers how far the guest was behind when it stopped, the time
+	// from there until this process had a processor for the diversion, and a
+	// margin. Tests with ten processes for each processor saw 0.6 s and 0.3 s.
 	recordFor = time.Second
-	// recordBuffer holds what comes while this process has no processor: 10,000 full
-	// frames a second for as long as they matter, with what the kernel counts besides.
+	// recordBuffer holds the frames that come while this process has no processor:
+	// 10,000 full frames a second for recordFor, with the kernel's overhead.
 	recordBuffer = 32 << 20
 )
 
@@ -48,7 +47,7 @@ type Frame struct {
 	data []byte // behind a virtio_net_hdr
 }
 
-// Record begins to keep what goes into a link.
+// Record begins to keep the packets that go into a link.
 func Record(index int32) (*Buffer, error) {
 	f, err := Socket(index, unix.PACKET_VNET_HDR)
 	if err != nil {
@@ -60,13 +59,13 @@ func Record(index int32) (*Buffer, error) {
 	return r, nil
 }
 
-// Close ends it.
+// Close ends the recording.
 func (r *Buffer) Close() {
 	r.file.Close()
 	<-r.done
 }
 
-// readAtOnce is how many frames are read before somebody else has a turn.
+// readAtOnce is how many frames the buffer reads before it lets go of its lock.
 const readAtOnce = 64
 
 func (r *Buffer) run() {
@@ -87,8 +86,8 @@ func (r *Buffer) run() {
 	}) // until the file is closed
 }
 
-// read takes up to n frames from the socket and reports whether there may be
-// more. r.mu is held.
+// read takes up to n frames from the socket and reports whether there may be more.
+// The caller holds r.mu.
 func (r *Buffer) read(fd, n int) (more bool, err error) {
 	for range n {
 		size, nc, _, from, err := unix.Recvmsg(fd, r.buffer, r.control, 0)
@@ -96,7 +95,7 @@ func (r *Buffer) read(fd, n int) (more bool, err error) {
 		case errors.Is(err, unix.EAGAIN):
 			return false, nil
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENETDOWN), errors.Is(err, unix.EINVAL):
-			// The link went down, or a frame is of a kind that the header has no word for.
+			// The link went down, or the header cannot describe a frame.
 			continue
 		case err != nil:
 			return false, err
@@ -115,7 +114,7 @@ func (r *Buffer) read(fd, n int) (more bool, err error) {
 	return true, nil
 }
 
-// keep appends a frame, in the place of those that are too many or too old.
+// keep appends a frame, and drops the oldest frames that are too many or too old.
 func (r *Buffer) keep(f Frame) {
 	r.frames = append(r.frames, f)
 	r.bytes += len(f.data)
@@ -137,17 +136,19 @@ func timestamp(control []byte) time.Time {
 	return time.Now()
 }
 
-// catchUp takes what the kernel has for the replay buffer. r.mu is held.
+// catchUp reads the frames that the kernel has for the replay buffer. The caller
+// holds r.mu.
 func (r *Buffer) catchUp() {
-	// An error is that of a socket that is closed: then what there is, is all.
+	// The only error is that of a closed socket: then the buffer already has all
+	// frames.
 	_ = Control(r.file, func(fd int) error {
 		_, err := r.read(fd, recordAtMost)
 		return err
 	})
 }
 
-// ReplayFrom tells from when on the guest may not have taken what was sent to it,
-// when it is known to have stopped by now.
+// ReplayFrom returns the time from which on a guest that has stopped by now may not
+// have taken the frames to it.
 func (r *Buffer) ReplayFrom(now time.Time) time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -159,7 +160,8 @@ func (r *Buffer) ReplayFrom(now time.Time) time.Time {
 	return earliest
 }
 
-// Take gives the frames since a time whose destination fits, once.
+// Take removes the frames since a time whose destination fits from the buffer, and
+// returns them.
 func (r *Buffer) Take(since time.Time, fits func(to netip.Addr) bool) (taken []Frame) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -175,8 +177,8 @@ func (r *Buffer) Take(since time.Time, fits func(to netip.Addr) bool) (taken []F
 	return taken
 }
 
-// Type gives the EtherType.
+// Type returns the EtherType.
 func (f Frame) Type() uint16 { return etherType(f.data[vnetHeader:]) }
 
-// Destination gives the IP destination.
+// Destination returns the IP destination.
 func (f Frame) Destination() netip.Addr { return destination(f.data[vnetHeader:]) }
