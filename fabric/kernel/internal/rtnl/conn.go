@@ -15,15 +15,14 @@ const (
 	// mostAtOnce holds any datagram of rtnetlink: a listing comes in parts of at
 	// most 32 KiB, a notification has one message.
 	mostAtOnce = 64 << 10
-	// requestsAtOnce is how many requests go out together; they, and the answers to
-	// them, are well within a socket's buffers.
+	// requestsAtOnce is how many requests go out together. They and their answers
+	// fit well into a socket's buffers.
 	requestsAtOnce = 128
 	answerBuffer   = 1 << 20
-	// lostAfter is when an answer counts as lost. The kernel has answered by the
-	// time that a request is sent, so nothing is waited for as a rule.
+	// lostAfter is when an answer counts as lost. As a rule there is no wait: the
+	// kernel has answered by the time that a request is sent.
 	lostAfter = 10 * time.Second
-	// listAgain is how often a listing is made anew that was interrupted, because
-	// what it lists changed meanwhile.
+	// listAgain is how many times Do repeats a listing that a change interrupted.
 	listAgain = 10
 )
 
@@ -60,13 +59,14 @@ func open(flags int) (int, error) {
 		unix.Close(fd)
 		return -1, fmt.Errorf("rtnetlink: %w", err)
 	}
-	// Both are for better diagnosis and cheaper listings; kernels before 4.20 do without.
+	// The options give better error texts and cheaper listings. Kernels before 4.20
+	// lack one of them.
 	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
 	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
 	return fd, nil
 }
 
-// Close closes the socket once nobody uses it.
+// Close waits for requests that are under way, then closes the socket.
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -78,17 +78,17 @@ func (c *Conn) Close() error {
 	return unix.Close(fd)
 }
 
-// Answer is what the kernel says to one request.
+// Answer is the kernel's answer to one request.
 type Answer struct {
-	Messages []netlink.Message // but the acknowledgement
-	Err      error             // an [*Error]: the kernel refused
+	Messages []netlink.Message // without the acknowledgement
+	Err      error             // an [*Error] if the kernel refused
 
 	interrupted bool
 }
 
-// Exchange sends requests, as many at once as the socket's buffers hold, and gives
-// each its own answer. The error that it returns itself says that answers were
-// lost; what became of the requests is not known then.
+// Exchange sends requests, as many at once as the socket's buffers hold, and
+// returns one answer per request. Its own error says that answers were lost; then
+// it is unknown whether the kernel carried the requests out.
 func (c *Conn) Exchange(msgs ...netlink.Message) ([]Answer, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -103,7 +103,7 @@ func (c *Conn) Exchange(msgs ...netlink.Message) ([]Answer, error) {
 	return all, nil
 }
 
-// exchange sends requests in one system call. c.mu is held.
+// exchange sends requests in one system call. The caller holds c.mu.
 func (c *Conn) exchange(msgs []netlink.Message) ([]Answer, error) {
 	if c.fd < 0 {
 		return nil, os.ErrClosed
@@ -145,7 +145,7 @@ func (c *Conn) exchange(msgs []netlink.Message) ([]Answer, error) {
 		parse(c.in[:n], func(m netlink.Message) {
 			i := m.Header.Sequence - first
 			if i >= uint32(len(msgs)) || over[i] {
-				return // to a request that was given up
+				return // the answer to a request that was given up
 			}
 			if answers[i].take(m, msgs[i]) {
 				over[i] = true
@@ -156,8 +156,8 @@ func (c *Conn) exchange(msgs []netlink.Message) ([]Answer, error) {
 	return answers, nil
 }
 
-// asks tells whether a request is one for information, which is answered with
-// it; others are acknowledged.
+// asks reports whether a request asks for information, which is then its answer.
+// The kernel acknowledges other requests.
 func asks(m netlink.Message) bool { return m.Header.Type&3 == unix.RTM_GETLINK&3 }
 
 // take adds a part of an answer and reports whether it is the last one.
@@ -175,8 +175,8 @@ func (a *Answer) take(m, request netlink.Message) (last bool) {
 	return m.Header.Flags&netlink.Multi == 0 && request.Header.Flags&netlink.Acknowledge == 0
 }
 
-// Do sends one request and gives what is answered. A listing that what it lists
-// changed meanwhile is made anew, for a while: notifications tell of the rest.
+// Do sends one request and returns its answer. It repeats a listing that a change
+// interrupted, up to listAgain times: notifications tell of the rest.
 func (c *Conn) Do(m netlink.Message) ([]netlink.Message, error) {
 	for again := 0; ; again++ {
 		answers, err := c.Exchange(m)
@@ -189,8 +189,8 @@ func (c *Conn) Do(m netlink.Message) ([]netlink.Message, error) {
 	}
 }
 
-// Batch sends requests at once, and gives each its own error. That which it
-// returns itself is as of [Conn.Exchange].
+// Batch sends requests at once, and returns one error per request. Its own error is
+// that of [Conn.Exchange].
 func (c *Conn) Batch(msgs ...netlink.Message) ([]error, error) {
 	answers, err := c.Exchange(msgs...)
 	if err != nil {

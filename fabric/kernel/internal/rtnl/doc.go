@@ -1,5 +1,6 @@
-// Package rtnl speaks rtnetlink(7): requests, of which several go out at once,
-// and the notifications of what changes. It uses the socket directly. A request
-// is answered by the time that it is sent, so that nothing has to wait in Go's
-// poller, and a buffer that holds any answer saves the look at its size before.
+// Package rtnl speaks rtnetlink(7): it sends requests, several at once, and
+// receives the notifications of changes. It uses the socket directly. The kernel
+// has answered a request by the time that the call that sends it returns, so that
+// nothing waits in Go's poller. A buffer that holds any answer saves a system call
+// that asks for its size.
 package rtnl

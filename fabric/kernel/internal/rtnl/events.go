@@ -16,12 +16,12 @@ import (
 const (
 	// noticeBuffer holds the notifications of some thousand changes.
 	noticeBuffer = 8 << 20
-	// noticesAtOnce bounds what [Events.Receive] gives at once.
+	// noticesAtOnce bounds the datagrams that [Events.Receive] reads at once.
 	noticesAtOnce = 64
 	skipStats     = 1 << 3 // RTEXT_FILTER_SKIP_STATS
 )
 
-// Events is a socket on which the kernel tells what changes.
+// Events is a socket on which the kernel notifies of changes.
 type Events struct {
 	file *os.File
 	raw  syscall.RawConn
@@ -30,12 +30,12 @@ type Events struct {
 
 	mu       sync.Mutex
 	sequence uint32
-	barriers map[barrier]chan struct{} // who waits for the answer to what
+	barriers map[barrier]chan struct{} // the callers of CatchUp, by the answers for which they wait
 	closed   chan struct{}
 }
 
-// Subscribe opens a socket in the network namespace of the calling thread, which
-// is told of what the groups (RTNLGRP_*) are about.
+// Subscribe opens a socket in the network namespace of the calling thread. It gets
+// the notifications of the groups (RTNLGRP_*).
 func Subscribe(groups ...uint32) (*Events, error) {
 	fd, err := open(unix.SOCK_NONBLOCK)
 	if err != nil {
@@ -66,7 +66,7 @@ func Subscribe(groups ...uint32) (*Events, error) {
 	return e, nil
 }
 
-// Close ends Receive, and the waiting in CatchUp.
+// Close ends Receive, and the waits in CatchUp.
 func (e *Events) Close() error {
 	close(e.closed)
 	return e.file.Close()
@@ -75,9 +75,9 @@ func (e *Events) Close() error {
 // Closed is closed by Close.
 func (e *Events) Closed() <-chan struct{} { return e.closed }
 
-// Receive waits for notifications and gives those that there are. ENOBUFS says
-// that all until now are lost, [os.ErrClosed] that it was closed. It is called by
-// one goroutine.
+// Receive waits for notifications and returns those that there are. ENOBUFS says
+// that notifications until now are lost, [os.ErrClosed] that the socket is closed.
+// Only one goroutine may call it.
 func (e *Events) Receive() (msgs []netlink.Message, err error) {
 	var failed error
 	err = e.raw.Read(func(fd uintptr) bool {
@@ -111,9 +111,9 @@ func (e *Events) Receive() (msgs []netlink.Message, err error) {
 	return msgs, nil
 }
 
-// drain takes what is there out of the socket. Once notifications were lost, the
-// kernel says nothing of others that are, nor of lost answers to who catches up,
-// until it was empty.
+// drain empties the socket. Once notifications were lost, the kernel does not
+// report further losses until the socket is empty, not even those of answers for
+// which CatchUp waits.
 func (e *Events) drain(fd int) {
 	for {
 		if _, _, err := unix.Recvfrom(fd, e.in, 0); err == unix.EAGAIN || err != nil && err != unix.ENOBUFS && err != unix.EINTR {
@@ -122,9 +122,9 @@ func (e *Events) drain(fd int) {
 	}
 }
 
-// CatchUp waits until every notification that the kernel has sent by now has
-// been given to Pass. It asks something on the notifications' own socket, whose
-// answer comes behind them.
+// CatchUp waits until Pass has got every notification that the kernel has sent by
+// now. It sends a request on the notifications' own socket; the answer comes behind
+// them.
 func (e *Events) CatchUp(ctx context.Context) error {
 	done := make(chan struct{})
 	if err := e.ask(done); err != nil {
@@ -140,7 +140,7 @@ func (e *Events) CatchUp(ctx context.Context) error {
 	}
 }
 
-// await is CatchUp for who does not give up.
+// await is CatchUp without a ctx.
 func (e *Events) await() error {
 	done := make(chan struct{})
 	if err := e.ask(done); err != nil {
@@ -154,7 +154,7 @@ func (e *Events) await() error {
 	}
 }
 
-// ask has the kernel send something; done, if any, is closed by Pass.
+// ask makes the kernel send an answer. Pass closes done, if it is not nil.
 func (e *Events) ask(done chan struct{}) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -177,8 +177,7 @@ func (e *Events) ask(done chan struct{}) error {
 	return nil
 }
 
-// Pass lets those through who wait for one of the messages in CatchUp; nil is
-// for all.
+// Pass ends each CatchUp that waits for one of the messages. nil ends all.
 func (e *Events) Pass(msgs []netlink.Message) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -198,6 +197,6 @@ func (e *Events) Pass(msgs []netlink.Message) {
 	}
 }
 
-// barrier tells the answer to a request of ours from the notifications of what
-// others did, which carry the numbers of their requests.
+// barrier identifies the answer to a request of ask. Notifications of changes by
+// others carry the numbers of their requests.
 type barrier struct{ port, sequence uint32 }

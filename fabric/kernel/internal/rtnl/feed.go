@@ -15,46 +15,45 @@ import (
 )
 
 const (
-	// relistEvery is how often views that ask for it start anew, lest something that
-	// the kernel tells nobody of stays unnoticed.
+	// relistEvery is how often views that want it (Wants.Often) load a new listing,
+	// which has changes without a notification, too.
 	relistEvery = time.Minute
 	// relistAgain is the wait after a listing that failed, or a socket that did.
 	relistAgain = time.Second
 )
 
-// View keeps a part of what the kernel has. A [Feed] calls its methods one after
+// View keeps a part of the kernel's state. A [Feed] calls its methods one after
 // another.
 type View interface {
-	// Apply takes notifications over, in their order.
+	// Apply updates the view by notifications, in their order.
 	Apply(msgs []netlink.Message)
-	// Load starts anew with what there is: at first, when notifications were lost,
-	// and when that was asked for.
+	// Load replaces the view's state by a listing: at first, when notifications
+	// were lost, when the view asked for it, and in rounds if it wants them.
 	Load(l Listing)
 }
 
-// Wants says which part of a listing a view needs.
+// Wants is the part of a listing that a view needs.
 type Wants struct {
 	Links, Addresses bool
-	Protocols        []uint8 // those of routes, of all tables
-	Often            bool    // in rounds, not only when notifications were lost
+	Protocols        []uint8 // of routes, in all tables
+	Often            bool    // load in rounds, not only when notifications were lost
 }
 
-// Listing is what there was at one moment.
+// Listing is the kernel's state at one moment.
 type Listing struct {
 	Links, Addresses []netlink.Message
 	Routes           map[uint8][]netlink.Message // by protocol
 }
 
 // Feed follows the kernel for several views. They share one subscription, the
-// goroutine that receives, the barrier, and the listings, which are made when
-// notifications were lost.
+// goroutine that receives, the barrier, and the listings.
 type Feed struct {
 	log     *slog.Logger
 	conn    *Conn // for listings
 	events  *Events
 	running sync.WaitGroup
 
-	turn sync.Mutex // held while views are called
+	turn sync.Mutex // held during calls of views
 
 	mu    sync.Mutex
 	views []*Follower
@@ -67,7 +66,7 @@ type Follower struct {
 	wants Wants
 
 	// The lock of the feed guards these.
-	stale bool  // it is to be loaded before it is told more
+	stale bool  // the view must load a listing before it gets notifications
 	err   error // of the last listing
 }
 
@@ -89,14 +88,14 @@ func Open(log *slog.Logger) (*Feed, error) {
 	return f, nil
 }
 
-// Close ends the following, and what waits in [Feed.CatchUp].
+// Close ends the subscription, and the waits in [Feed.CatchUp].
 func (f *Feed) Close() error {
 	err := f.events.Close()
 	f.running.Wait()
 	return errors.Join(err, f.conn.Close())
 }
 
-// Join adds a view, and returns when it was loaded.
+// Join adds a view, and returns when the view has loaded a listing.
 func (f *Feed) Join(v View, w Wants) (*Follower, error) {
 	m := &Follower{feed: f, view: v, wants: w, stale: true}
 	f.mu.Lock()
@@ -115,11 +114,11 @@ func (f *Feed) Join(v View, w Wants) (*Follower, error) {
 	return m, nil
 }
 
-// CatchUp waits until every notification that the kernel has sent by now is
-// applied by all views.
+// CatchUp waits until all views have applied every notification that the kernel has
+// sent by now.
 func (f *Feed) CatchUp(ctx context.Context) error { return f.events.CatchUp(ctx) }
 
-// Relist loads the view anew, and returns when that is done.
+// Relist makes the view load a new listing, and returns when it has.
 func (m *Follower) Relist(ctx context.Context) error {
 	m.feed.mu.Lock()
 	m.stale = true
@@ -132,7 +131,7 @@ func (m *Follower) Relist(ctx context.Context) error {
 	return m.err
 }
 
-// Leave takes the view out: it is not called any more once this returns.
+// Leave removes the view. The feed does not call it any more once Leave returns.
 func (m *Follower) Leave() {
 	f := m.feed
 	f.turn.Lock()
@@ -142,7 +141,7 @@ func (m *Follower) Leave() {
 	f.views = slices.DeleteFunc(f.views, func(v *Follower) bool { return v == m })
 }
 
-// receive gives what comes to the views until the feed is closed.
+// receive delivers notifications to the views until the feed is closed.
 func (f *Feed) receive() {
 	for {
 		msgs, err := f.events.Receive()
@@ -162,7 +161,7 @@ func (f *Feed) receive() {
 	}
 }
 
-// pause waits, or until the feed is closed, and reports whether it is.
+// pause waits for d, or until the feed is closed, and reports whether it is.
 func (f *Feed) pause(d time.Duration) (closed bool) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -174,7 +173,8 @@ func (f *Feed) pause(d time.Duration) (closed bool) {
 	}
 }
 
-// deliver has the views apply notifications, and loads those that are stale.
+// deliver makes the views apply notifications, and those that are stale load a
+// listing.
 func (f *Feed) deliver(msgs []netlink.Message, lost bool) {
 	f.turn.Lock()
 	defer f.turn.Unlock()
@@ -195,7 +195,7 @@ func (f *Feed) deliver(msgs []netlink.Message, lost bool) {
 	if len(stale) == 0 {
 		return
 	}
-	// What was told until now is older than a listing that begins now.
+	// A listing that begins now includes these notifications.
 	l, err := f.List(union(stale))
 	if err != nil {
 		f.log.Warn("list what the kernel has", "err", err)
@@ -212,8 +212,8 @@ func (f *Feed) deliver(msgs []netlink.Message, lost bool) {
 	}
 }
 
-// remind has the views loaded that ask for it, in rounds, and those whose listing
-// failed again.
+// remind makes views load a new listing: in rounds if they want it, and again if
+// the last listing failed.
 func (f *Feed) remind() {
 	for last := time.Now(); !f.pause(relistAgain); {
 		round := time.Since(last) >= relistEvery
@@ -245,7 +245,7 @@ func union(views []*Follower) (w Wants) {
 	return w
 }
 
-// List asks the kernel for what there is.
+// List lists the wanted part of the kernel's state.
 func (f *Feed) List(w Wants) (l Listing, err error) {
 	if w.Links {
 		l.Links, err = f.conn.Do(Message(unix.RTM_GETLINK, netlink.Dump, IfInfoMsg(0, 0, 0), func(ae *netlink.AttributeEncoder) { ae.Uint32(unix.IFLA_EXT_MASK, skipStats) }))
@@ -266,7 +266,7 @@ func (f *Feed) List(w Wants) (l Listing, err error) {
 				return l, fmt.Errorf("routes: %w", err)
 			}
 			for _, m := range routes {
-				// A kernel before 5.0 lists those of all protocols.
+				// A kernel before 5.0 lists routes of all protocols.
 				if len(m.Data) >= unix.SizeofRtMsg && m.Data[5] == p {
 					l.Routes[p] = append(l.Routes[p], m)
 				}
@@ -276,7 +276,7 @@ func (f *Feed) List(w Wants) (l Listing, err error) {
 	return l, nil
 }
 
-// RoutesOf makes the fixed header of a question for all routes of a protocol.
+// RoutesOf makes the fixed header of a request for all routes of a protocol.
 func RoutesOf(family, protocol uint8) []byte {
 	b := make([]byte, unix.SizeofRtMsg)
 	b[0], b[5] = family, protocol

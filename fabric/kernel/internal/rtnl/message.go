@@ -12,7 +12,7 @@ import (
 // Error is the kernel's refusal of a request.
 type Error struct {
 	Errno unix.Errno
-	Text  string // in the kernel's own words, where it gave some
+	Text  string // in the kernel's own words, if it gave any
 }
 
 func (e *Error) Error() string {
@@ -24,7 +24,7 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Errno }
 
-// Errno gives the number of the error that the kernel or a system call gave, or 0.
+// Errno returns the number of an error of the kernel or of a system call, or 0.
 func Errno(err error) unix.Errno {
 	var e unix.Errno
 	errors.As(err, &e)
@@ -64,7 +64,8 @@ func IfAddrMsg(family, bits uint8, index int32) []byte {
 	return b
 }
 
-// RtMsg makes the fixed header of a message about a unicast route of the main table.
+// RtMsg makes the fixed header of a message about a unicast route of the main
+// table.
 func RtMsg(family, bits, protocol, scope uint8, flags uint32) []byte {
 	b := make([]byte, unix.SizeofRtMsg)
 	b[0], b[1] = family, bits
@@ -73,7 +74,7 @@ func RtMsg(family, bits, protocol, scope uint8, flags uint32) []byte {
 	return b
 }
 
-// parse splits what came in one datagram. The bodies are parts of b.
+// parse splits a datagram into messages. Their bodies are parts of b.
 func parse(b []byte, add func(netlink.Message)) {
 	for len(b) >= unix.SizeofNlMsghdr {
 		n := int(binary.NativeEndian.Uint32(b))
@@ -105,7 +106,7 @@ func encode(b []byte, m netlink.Message) []byte {
 func align(n int) int { return (n + unix.NLMSG_ALIGNTO - 1) &^ (unix.NLMSG_ALIGNTO - 1) }
 
 // verdict reads the error of an acknowledgement or of the end of a listing: a
-// number, and words where the kernel gave some (NLMSGERR_ATTR_MSG).
+// number, and the kernel's words, if it gave any (NLMSGERR_ATTR_MSG).
 func verdict(m netlink.Message) error {
 	if len(m.Data) < 4 {
 		return nil
