@@ -20,17 +20,17 @@ import (
 	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
-// Announcer is a [fabric.Speaker] for a routing daemon on the node that takes
-// its routes from the kernel, such as BIRD (learn) and FRR (redistribute
-// kernel). Beside the route to a guest's port it puts a second one to the same
-// prefix by the same way, of protocol [fabric.Protocol], whose metric is the
-// LOCAL_PREF to announce it with; the daemon's filter turns that into the
-// attribute. Forwarding is as it was.
+// Announcer is a [fabric.Speaker] for a routing daemon on the node that takes its
+// routes from the kernel, such as BIRD (learn) and FRR (redistribute kernel).
+// Beside the route to a guest's port it puts a second one to the same prefix by the
+// same way, of protocol [fabric.Protocol]. The metric of that route is the
+// LOCAL_PREF of the announcement; the daemon's filter turns it into the attribute.
+// Forwarding does not change.
 //
-// So Put needs the port's route, which a [Dataplane] makes, and the kernel
-// removes the announcement with the port. An announcement that leads elsewhere
-// than its port's route goes at once. It has nothing to do with the daemon
-// itself: announcements wait in the kernel for one that starts.
+// So Put needs the port's route, which a [Dataplane] makes, and the kernel removes
+// the announcement with the port. The announcer removes at once an announcement
+// that leads elsewhere than its port's route. It does not talk to the daemon:
+// announcements wait in the kernel until one starts.
 //
 // It acts in the network namespace of the thread that makes it, and needs
 // CAP_NET_ADMIN there. All methods are safe for concurrent use.
@@ -45,26 +45,27 @@ type Announcer struct {
 	strayed signal.Signal // an announcement may lead elsewhere than to its port, or have gone untold
 	wg      sync.WaitGroup
 
-	change sync.Mutex // held by whoever changes announcements
+	change sync.Mutex // held during a change of announcements
 
 	mu       sync.Mutex
 	cache    *routeCache             // nil: not loaded yet
 	want     map[netip.Prefix]uint32 // metrics, as put or found
-	changing map[netip.Prefix]bool   // how these look meanwhile does not count
+	changing map[netip.Prefix]bool   // a change is under way: compare skips them
 	last     time.Time               // when a route of ours last came or went
 }
 
-// AnnouncerOption changes an [Announcer] at its making.
+// AnnouncerOption sets an option of a new [Announcer].
 type AnnouncerOption func(*Announcer)
 
-// WithAnnouncerLogger sets where the announcer logs; it is silent without.
+// WithAnnouncerLogger sets the announcer's logger. By default it logs nothing.
 func WithAnnouncerLogger(l *slog.Logger) AnnouncerOption { return func(a *Announcer) { a.log = l } }
 
-// WithNetlink has the announcer follow the kernel together with others; it has
-// its own [Netlink] without.
+// WithNetlink lets the announcer follow the kernel by a [Netlink] that it shares
+// with others. By default it has its own.
 func WithNetlink(n *Netlink) AnnouncerOption { return func(a *Announcer) { a.netlink = n } }
 
-// NewAnnouncer takes up the announcements that are there, and watches until Close.
+// NewAnnouncer adopts the announcements that are in the kernel, and watches them
+// until Close.
 func NewAnnouncer(opts ...AnnouncerOption) (*Announcer, error) {
 	a := &Announcer{
 		log: slog.New(slog.DiscardHandler), changed: signal.New(), strayed: signal.New(), stop: make(chan struct{}),
@@ -101,16 +102,16 @@ func (a *Announcer) Close() error {
 // Changed implements [fabric.Speaker].
 func (a *Announcer) Changed() <-chan struct{} { return a.changed }
 
-// LastChange says when an announcement, or a route to a port, last came or went.
+// LastChange returns when an announcement, or a route to a port, last came or went.
 func (a *Announcer) LastChange() time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.last
 }
 
-// Actual implements [fabric.Speaker], in the order of the prefixes. Of a prefix
-// that is announced twice, as for a moment while its preference changes, it
-// gives what daemons take.
+// Actual implements [fabric.Speaker], in the order of the prefixes. A prefix can be
+// announced twice for a moment while its preference changes; Actual returns the
+// route that daemons take.
 func (a *Announcer) Actual(ctx context.Context) ([]fabric.Route, error) {
 	if err := a.catchUp(ctx); err != nil {
 		return nil, err
@@ -137,7 +138,7 @@ func preferenceOf(metric uint32) fabric.Preference {
 }
 
 // Put implements [fabric.Speaker]. A prefix to which no port of this node has a
-// route is an error, which keeps the others from nothing.
+// route is an error; Put still announces the others.
 func (a *Announcer) Put(ctx context.Context, routes ...fabric.Route) error {
 	want := make(map[netip.Prefix]uint32, len(routes))
 	var prefixes []netip.Prefix
@@ -175,9 +176,10 @@ func (a *Announcer) Remove(ctx context.Context, prefixes ...netip.Prefix) error 
 	})
 }
 
-// whileChanging lets f change the announcements of some prefixes: it knows what
-// is in the kernel before, and what it did is no news after. After an error
-// they are to be as they are: the caller knows.
+// whileChanging calls f to change the announcements of some prefixes. The cache is
+// up to date before f, and the changes that f makes do not count as drift. After an
+// error the announcements that are in the kernel become the wanted ones: the caller
+// learns of the error.
 func (a *Announcer) whileChanging(ctx context.Context, prefixes []netip.Prefix, f func() error) error {
 	if len(prefixes) == 0 {
 		return nil
@@ -204,7 +206,7 @@ func (a *Announcer) whileChanging(ctx context.Context, prefixes []netip.Prefix, 
 	return nil
 }
 
-// catchUp waits until all that happened in the kernel by now is known.
+// catchUp waits until the cache has every change that the kernel has made by now.
 func (a *Announcer) catchUp(ctx context.Context) error {
 	if err := a.feed.CatchUp(ctx); err != nil {
 		return fmt.Errorf("announcer: %w", err)
@@ -212,7 +214,8 @@ func (a *Announcer) catchUp(ctx context.Context) error {
 	return nil
 }
 
-// adopt takes what is announced for what is to be. a.mu is held.
+// adopt makes the announcements that are in the kernel the wanted ones. The caller
+// holds a.mu.
 func (a *Announcer) adopt(prefixes []netip.Prefix) {
 	for _, p := range prefixes {
 		if rs := a.cache.announcements(p); len(rs) > 0 {
@@ -223,7 +226,8 @@ func (a *Announcer) adopt(prefixes []netip.Prefix) {
 	}
 }
 
-// compare says so when prefixes are not announced as they are to be. a.mu is held.
+// compare signals the prefixes whose announcements differ from the wanted ones. The
+// caller holds a.mu.
 func (a *Announcer) compare(prefixes []netip.Prefix) {
 	for _, p := range prefixes {
 		if a.changing[p] {
@@ -240,8 +244,8 @@ func (a *Announcer) compare(prefixes []netip.Prefix) {
 	}
 }
 
-// put adds what is missing first, and then takes away what is there in its
-// place, so that a daemon sees one change and no withdrawal.
+// put adds the missing announcements before it removes those of another preference,
+// so that a daemon sees one change and no withdrawal.
 func (a *Announcer) put(ctx context.Context, prefixes []netip.Prefix, want map[netip.Prefix]uint32) error {
 	troubles := troubles{verb: "announce"}
 	var astray, missing, stale []route
@@ -291,8 +295,9 @@ func (a *Announcer) put(ctx context.Context, prefixes []netip.Prefix, want map[n
 	return errors.Join(troubles.err(), a.withdraw(stale))
 }
 
-// settle is for an announcement in whose place there is a route already, which
-// was not known of.
+// settle handles a refused announcement: the kernel already has a route in its
+// place that the cache did not have. It is no error if that route is the
+// announcement itself.
 func (a *Announcer) settle(ctx context.Context, r route) error {
 	if err := a.place.Relist(ctx); err != nil {
 		return err
@@ -310,7 +315,7 @@ func (a *Announcer) settle(ctx context.Context, r route) error {
 	return fmt.Errorf("there is one already with metric %d, %w; see ip route show %s", r.metric, fabric.ErrForeign, r.prefix)
 }
 
-// withdraw removes announcements; those that are gone are no error.
+// withdraw removes announcements. One that is gone already is no error.
 func (a *Announcer) withdraw(rs []route) error {
 	errs, err := a.each(unix.RTM_DELROUTE, 0, rs)
 	if err != nil {
@@ -325,7 +330,7 @@ func (a *Announcer) withdraw(rs []route) error {
 	return troubles.err()
 }
 
-// each sends a request about each of the routes, and gives each its own error.
+// each sends one request per route, and returns one error per route.
 func (a *Announcer) each(typ netlink.HeaderType, flags netlink.HeaderFlags, rs []route) ([]error, error) {
 	msgs := make([]netlink.Message, len(rs))
 	for i, r := range rs {
@@ -354,8 +359,9 @@ func (a *Announcer) Apply(msgs []netlink.Message) {
 	}
 }
 
-// Load implements [rtnl.View]. It takes up what is announced at first, and says so
-// when something is not as known later.
+// Load implements [rtnl.View]. The first Load adopts the announcements that are in
+// the kernel. Later ones signal prefixes whose announcements differ from the wanted
+// ones.
 func (a *Announcer) Load(l rtnl.Listing) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -372,7 +378,8 @@ func (a *Announcer) Load(l rtnl.Listing) {
 	a.compare(slices.Collect(maps.Keys(s.routes)))
 }
 
-// attend removes what leads astray, and tells of what has gone.
+// attend removes announcements that lead astray, and tells daemons of those that
+// the kernel dropped silently.
 func (a *Announcer) attend() {
 	for {
 		select {
@@ -404,9 +411,9 @@ func (a *Announcer) straighten() {
 	}
 }
 
-// tell has the kernel tell of announcements that it dropped without a word, by
-// adding and removing each: a daemon that was not told would announce it for
-// long (BIRD until its next scan), or for ever (FRR).
+// tell makes the kernel notify daemons of announcements that it dropped silently,
+// by adding and removing each. A daemon that was not notified would go on
+// announcing them: BIRD until its next scan, FRR for ever.
 func (a *Announcer) tell() {
 	a.change.Lock()
 	defer a.change.Unlock()
@@ -426,7 +433,7 @@ func (a *Announcer) tell() {
 	}
 }
 
-// troubles are errors of single prefixes of a call.
+// troubles collects the errors of the single prefixes of a call.
 type troubles struct {
 	verb  string
 	first error
@@ -441,7 +448,7 @@ func (t *troubles) add(p netip.Prefix, err error) {
 	t.first = fmt.Errorf("%s %s: %w", t.verb, p, err)
 }
 
-// note takes an error that is about no prefix.
+// note adds an error that is about no prefix.
 func (t *troubles) note(err error) {
 	if t.first == nil {
 		t.first = err

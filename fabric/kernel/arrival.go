@@ -15,17 +15,18 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
-// A port whose guest is about to arrive ([fabric.Port.Incoming]) has its routes
-// in a table of their own, in which only packets from the underlay are looked
-// up. They wait in the port's queue, not for an answer to who has the address:
-// a guest that does not run answers nothing, and that queue is a short one.
+// A port whose guest is about to arrive ([fabric.Port.Incoming]) has its routes in
+// a table of their own, in which the kernel looks up only packets from the
+// underlay. These packets wait in the port's queue. They do not wait for neighbour
+// discovery: a guest that does not run answers nothing, and the kernel's queue
+// there is short.
 //
-// The addresses of any guest whose MAC is known are permanent neighbours:
-// nobody has to be asked for them, no neighbour that others make takes their
-// place in the kernel's table, and the guest cannot give them another MAC.
+// The addresses of any guest whose MAC is known are permanent neighbours: the
+// kernel asks nobody for them, drops none of them for other neighbours when its
+// table is full, and the guest cannot give them another MAC.
 
-// neighbours lists what makes the addresses behind a port neighbours at the
-// guest's MAC, where that is known.
+// neighbours lists the changes that make the addresses behind a port neighbours at
+// the guest's MAC. It lists none if the MAC is unknown.
 func neighbours(p fabric.Port, index int32, state uint16) []change {
 	if p.NIC.MAC.IsZero() {
 		return nil
@@ -43,12 +44,12 @@ func neighbours(p fabric.Port, index int32, state uint16) []change {
 	return changes
 }
 
-// sameNeighbours tells whether two ports have the same ones.
+// sameNeighbours reports whether two ports have the same neighbours.
 func sameNeighbours(p, was fabric.Port) bool {
 	return p.NIC.MAC == was.NIC.MAC && slices.Equal(p.NIC.Addresses, was.NIC.Addresses)
 }
 
-// staleNeighbours lists what ends the permanence of neighbours that a port had and
+// staleNeighbours lists the changes that remove the neighbours that a port had and
 // has no more.
 func staleNeighbours(p, was fabric.Port, index int32) []change {
 	if was.NIC.MAC.IsZero() {
@@ -69,15 +70,15 @@ func staleNeighbours(p, was fabric.Port, index int32) []change {
 	return changes
 }
 
-// introduce makes the addresses of a guest that was heard, and whose MAC nobody
-// had told, neighbours, which sends it what waits for them.
+// introduce makes the addresses of a guest neighbours at the MAC that its first
+// frame showed. The kernel then sends the packets that wait for them.
 func (d *Dataplane) introduce(nic fabric.NIC, index int32) {
 	var msgs []netlink.Message
 	for _, c := range neighbours(fabric.Port{NIC: nic}, index, unix.NUD_STALE) {
 		msgs = append(msgs, c.message)
 	}
 	if _, err := d.rtnl.Batch(msgs...); err != nil {
-		d.log.Debug("neighbours not made known", "err", err) // then it is asked for them
+		d.log.Debug("neighbours not made known", "err", err) // then the kernel asks the guest for them
 	}
 }
 
@@ -98,7 +99,7 @@ func familyOf(a netip.Addr) uint8 {
 	return unix.AF_INET6
 }
 
-// neighbour is what the kernel knows of a neighbour.
+// neighbour is an entry of the kernel's neighbour table.
 type neighbour struct {
 	index int32
 	state uint16 // NUD_*
@@ -128,7 +129,7 @@ func parseNeighbour(data []byte) (n neighbour, ok bool) {
 	return n, ad.Err() == nil && n.addr.IsValid()
 }
 
-// neighbours lists a link's, or all where index is 0.
+// neighbours lists the neighbours on a link, or all of them if index is 0.
 func (r *socket) neighbours(family uint8, index int32) ([]neighbour, error) {
 	head := make([]byte, unix.SizeofNdMsg)
 	head[0] = family
@@ -149,9 +150,9 @@ func (r *socket) neighbours(family uint8, index int32) ([]neighbour, error) {
 	return all, nil
 }
 
-// neighbourFaults lists the addresses of a guest that are not permanent
-// neighbours among those of its port. The kernel gives notice of all neighbours
-// or none, so this is looked at in rounds.
+// neighbourFaults lists the addresses of a guest that are not permanent neighbours
+// among those of its port. The kernel notifies of all neighbours or of none, so the
+// watcher checks them in rounds.
 func neighbourFaults(p fabric.Port, have []neighbour) []string {
 	if p.NIC.MAC.IsZero() {
 		return nil
@@ -167,7 +168,8 @@ func neighbourFaults(p fabric.Port, have []neighbour) []string {
 	return faults
 }
 
-// arriving lists what may be behind the ports whose guests are about to arrive.
+// arriving lists the prefixes of guests that are about to arrive, by port, and of
+// those that have just arrived. During a trial it includes the throw-away port.
 func (d *Dataplane) arriving() map[string][]netip.Prefix {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -188,7 +190,8 @@ func (d *Dataplane) arriving() map[string][]netip.Prefix {
 	return all
 }
 
-// attend has the listeners of a port that was put follow it to its link.
+// attend opens the listeners of a port that was put, on the link that the port is
+// now.
 func (d *Dataplane) attend(p fabric.Port, index int32) {
 	d.watch.cache.mu.Lock()
 	here := false
@@ -224,7 +227,7 @@ func (d *Dataplane) Record(_ context.Context, port string, record bool) error {
 	if cluster, _, _, ours := fabric.ParseAlias(l.alias); !ours || cluster != d.cluster {
 		return fmt.Errorf("record port %s: the link of that name is no port of this cluster: %w", port, os.ErrNotExist)
 	}
-	// What a diversion needs is made now, when there is time for it.
+	// Prepare a diversion now, while there is time for it.
 	if err := d.prepareDiversions(); err != nil {
 		return fmt.Errorf("record port %s: %w", port, err)
 	}

@@ -10,7 +10,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
-// Constants of <linux/pkt_sched.h>, <linux/pkt_cls.h> and <linux/tc_act/tc_mirred.h>.
+// Constants of <linux/pkt_sched.h>, <linux/pkt_cls.h> and
+// <linux/tc_act/tc_mirred.h>.
 const (
 	clsactParent   = 0xfffffff1 // TC_H_CLSACT
 	clsactHandle   = 0xffff0000
@@ -38,7 +39,7 @@ func tcmsg(index int32, handle, parent, info uint32) []byte {
 	return b
 }
 
-// clsact lets filters act on what comes in at the peer.
+// clsact lets filters act on packets that come in at the peer.
 func (t *trial) clsact() error {
 	_, err := t.rtnl.Do(rtnl.Message(unix.RTM_NEWQDISC, netlink.Acknowledge|netlink.Create|netlink.Excl, tcmsg(t.peer.index, clsactHandle, clsactParent, 0), func(ae *netlink.AttributeEncoder) {
 		ae.String(tcaKind, "clsact")
@@ -49,12 +50,12 @@ func (t *trial) clsact() error {
 	return nil
 }
 
-// redirect has the course's packets to the guest, once they come in at the peer,
-// come in at the link of the underlay instead.
+// redirect makes the course's packets to the guest, which come in at the peer, come
+// in at the link of the underlay instead.
 func (t *trial) redirect(c course) error {
 	info := uint32(filterPriority)<<16 | uint32(capture.NetworkUint16(protocolOf(c.family)))
 	clear := rtnl.Message(unix.RTM_DELTFILTER, netlink.Acknowledge, tcmsg(t.peer.index, 0, ingressParent, 0), nil)
-	_, _ = t.rtnl.Do(clear) // that of the course before; at first there is none
+	_, _ = t.rtnl.Do(clear) // remove the filter of the course before; at first there is none
 	set := rtnl.Message(unix.RTM_NEWTFILTER, netlink.Acknowledge|netlink.Create|netlink.Excl, tcmsg(t.peer.index, 0, ingressParent, info), func(ae *netlink.AttributeEncoder) {
 		ae.String(tcaKind, "u32")
 		ae.Nested(tcaOptions, func(ae *netlink.AttributeEncoder) error {

@@ -19,39 +19,42 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
-// Config is what a [Dataplane] cannot do without.
+// Config has the required settings of a [Dataplane].
 type Config struct {
-	Cluster string // the name in the mark of what is ours
-	// Underlay lists addresses of the cluster's other machines: what comes in
-	// from a link by which the kernel reaches one of them comes from the underlay.
+	Cluster string // the name in the marks of this dataplane's links
+	// Underlay lists addresses of the cluster's other machines. The links by which
+	// the kernel reaches them are those of the underlay.
 	Underlay []netip.Addr
-	// Private lists the prefixes of the cluster's own machines, which guests do
-	// not reach but for what Guests has ([fabric.Cluster.Private]).
+	// Private lists the prefixes of the cluster's own machines, which guests reach
+	// only as far as Guests allows ([fabric.Cluster.Private]).
 	Private []netip.Prefix
 	Guests  fabric.Guests
 	// AgentPort is the TCP port of the agents, which no guest reaches on any
 	// node; [fabric.DefaultAgentPort] when zero.
 	AgentPort uint16
-	// Samples has one address that a guest may have for each family whose packets
-	// are to pass the node: whether they do is tried with it, see [Dataplane.CheckForwarding].
+	// Samples has one address that a guest may have, for each family whose packets
+	// are to pass the node. The dataplane tries with it whether they do, see
+	// [Dataplane.CheckForwarding].
 	Samples []netip.Addr
-	// Pools lists what guests may have, Routers the core gateways: whether the node
-	// has a way to the outside is asked of what lies in none of Private and Pools.
+	// Pools lists the prefixes of guests, Routers the core gateways. A destination
+	// in none of Private and Pools is outside; the dataplane checks that the node
+	// has a route there.
 	Pools   []netip.Prefix
 	Routers []netip.Addr
-	// NextHop and NextHop6 are what announcements name; the second may be missing.
-	// Dataplane.NextHop tells whether they are addresses of this node.
+	// NextHop and NextHop6 are the next hops of announcements; the second may be
+	// missing. Dataplane.NextHop reports whether they are addresses of this node.
 	NextHop, NextHop6 netip.Addr
-	// Netlink is shared with others that follow the kernel; nil: one of its own.
+	// Netlink is shared with others that follow the kernel. If it is nil, the
+	// dataplane opens its own.
 	Netlink *Netlink
 }
 
 func (c Config) agentPort() uint16 { return cmp.Or(c.AgentPort, fabric.DefaultAgentPort) }
 
-// Option changes a [Dataplane] at its making.
+// Option sets an option of a new [Dataplane].
 type Option func(*Dataplane)
 
-// WithLogger sets where the dataplane logs; it is silent without.
+// WithLogger sets the dataplane's logger. By default it logs nothing.
 func WithLogger(l *slog.Logger) Option { return func(d *Dataplane) { d.log = l } }
 
 // Dataplane is a [fabric.Dataplane] over the kernel of this network namespace.
@@ -74,14 +77,14 @@ type Dataplane struct {
 
 	mu       sync.Mutex
 	want     map[string]fabric.Port // as put; guarded by mu
-	arrived  map[string]fabric.Port // those of them whose guests have just arrived, until they are ordinary ports; guarded by mu
-	ailments map[string]string      // by what they are about; guarded by mu
-	trying   bool                   // a trial sends from the throw-away port; guarded by mu
+	arrived  map[string]fabric.Port // ports whose guests have just arrived, until they are ordinary ports; guarded by mu
+	ailments map[string]string      // the conditions that Diagnose reports, by their subject; guarded by mu
+	trying   bool                   // a trial sends packets from the throw-away port; guarded by mu
 }
 
-// New takes stock of what is ours, lets the node forward, sets up the source
-// checks, and watches until Close; what ctx ends is the trials of the node's
-// forwarding. Without CAP_NET_ADMIN it is an error.
+// New finds the dataplane's own objects in the kernel, enables forwarding on the
+// node, sets up the packet filter, and watches until Close. ctx ends only the
+// trials of the node's forwarding. New fails without CAP_NET_ADMIN.
 func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 	d := &Dataplane{
 		cluster: cfg.Cluster, underlay: cfg.Underlay, log: slog.New(slog.DiscardHandler), ipv6: hasIPv6(),
@@ -109,7 +112,8 @@ func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 	return d, nil
 }
 
-// start opens what a dataplane has; after an error, Close closes what is open.
+// start opens the parts of a dataplane. After an error, Close closes those that are
+// open.
 func (d *Dataplane) start(ctx context.Context, n *Netlink) (err error) {
 	if d.moves, err = newMoves(func() { d.watch.changed.Send() }, d.introduce); err != nil {
 		return err
@@ -168,8 +172,8 @@ func (d *Dataplane) ail(about, text string) {
 	}
 }
 
-// Actual implements [fabric.Dataplane]. It asks the kernel for no listing, and
-// tells what was put before the call.
+// Actual implements [fabric.Dataplane]. It asks the kernel for no listing, and its
+// result includes every Put before the call.
 func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
 	if err := d.feed.CatchUp(ctx); err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
@@ -184,7 +188,7 @@ func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
 		p, known := d.want[l.name]
 		cluster, vm, index, ours := fabric.ParseAlias(l.alias)
 		if known && (!ours || cluster != d.cluster) {
-			// We put this port, and somebody took its mark off.
+			// This dataplane put the port, and somebody took its mark off.
 			cluster, vm, index, ours = p.Cluster, p.VM, p.Index, true
 		}
 		if !ours || cluster != d.cluster {
@@ -206,7 +210,7 @@ func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
 	return states, nil
 }
 
-// nic is what can be seen of a guest's NIC from its port.
+// nic returns a guest's NIC as far as its port shows it.
 func (l *cachedLink) nic() fabric.NIC {
 	n := fabric.NIC{Kind: fabric.Adopt}
 	switch l.kind {
@@ -220,7 +224,7 @@ func (l *cachedLink) nic() fabric.NIC {
 	}
 	for at, r := range l.routes {
 		if _, also := l.routes[place{prefix: at.prefix}]; also && at.table != 0 {
-			continue // a port of which somebody is about to arrive, half way to one in use
+			continue // the port of a guest that arrives: it has both routes for a moment
 		}
 		if r.prefix.IsSingleIP() && !r.via.IsValid() {
 			n.Addresses = append(n.Addresses, r.prefix.Addr())
@@ -233,7 +237,7 @@ func (l *cachedLink) nic() fabric.NIC {
 	return n
 }
 
-// faults lists how a link differs from the port that it is to be.
+// faults lists how a link differs from the wanted port.
 func (d *Dataplane) faults(p fabric.Port, l *cachedLink) []string {
 	faults := l.linkFaults(p)
 	for _, a := range d.gateways(p) {
@@ -258,7 +262,7 @@ func (d *Dataplane) faults(p fabric.Port, l *cachedLink) []string {
 	return slices.Concat(faults, l.neighbours, l.settings)
 }
 
-// linkFaults is the part of faults that the link itself tells.
+// linkFaults lists the faults that the link's own attributes show.
 func (l link) linkFaults(p fabric.Port) []string {
 	var faults []string
 	note := func(bad bool, text string) {
@@ -278,7 +282,7 @@ func (l link) linkFaults(p fabric.Port) []string {
 	return faults
 }
 
-// gateways lists the gateway addresses that a port carries.
+// gateways lists the gateway addresses of a port.
 func (d *Dataplane) gateways(p fabric.Port) []netip.Addr {
 	var as []netip.Addr
 	if p.Gateway.IPv4.IsValid() {
@@ -290,7 +294,7 @@ func (d *Dataplane) gateways(p fabric.Port) []netip.Addr {
 	return as
 }
 
-// queueOf gives the packets that a port's queue holds.
+// queueOf returns the length of a port's queue, in packets.
 func queueOf(p fabric.Port) uint32 {
 	if p.Queue > 0 {
 		return uint32(p.Queue)
@@ -298,10 +302,10 @@ func queueOf(p fabric.Port) uint32 {
 	return txQueueLength
 }
 
-// queueFor gives the packets that a link's queue holds once it is set up as the
-// port. It does not become shorter while a guest has the port open: the kernel
-// throws away what waits beyond the new length, and a guest that arrived on a busy
-// node may be further behind than that for seconds.
+// queueFor returns the queue length that the link gets as the port, in packets. The
+// queue does not become shorter while a guest has the port open: the kernel would
+// drop the packets beyond the new length, and a guest that arrived on a busy node
+// may be further behind than that for seconds.
 func (l link) queueFor(p fabric.Port) uint32 {
 	if l.carrier() {
 		return max(l.queue, queueOf(p))
@@ -309,7 +313,7 @@ func (l link) queueFor(p fabric.Port) uint32 {
 	return queueOf(p)
 }
 
-// portRoutes lists the routes to what is behind a port.
+// portRoutes lists the routes to the addresses and prefixes behind a port.
 func portRoutes(p fabric.Port, index int32) []route {
 	table := uint32(0)
 	if p.Incoming {
@@ -331,7 +335,8 @@ func (d *Dataplane) Put(ctx context.Context, p fabric.Port) error {
 	before, wanted := d.want[p.Name]
 	d.want[p.Name] = p
 	if before.Incoming && !p.Incoming {
-		// Its guest runs: what that sends passes until it is routed to the port.
+		// The guest runs: its packets must pass until its addresses are routed to
+		// the port.
 		d.arrived[p.Name] = before
 		defer func() {
 			d.mu.Lock()
@@ -355,7 +360,7 @@ func (d *Dataplane) Put(ctx context.Context, p fabric.Port) error {
 	return nil
 }
 
-// put makes a port; was is how it was put before, if it was.
+// put makes a port. was is the port as it was put before; zero if it was not.
 func (d *Dataplane) put(ctx context.Context, p, was fabric.Port) error {
 	if !d.ipv6 && len(p.NIC.Addresses) > 0 {
 		for _, a := range p.NIC.Addresses {
@@ -384,7 +389,7 @@ func (d *Dataplane) put(ctx context.Context, p, was fabric.Port) error {
 // ensureLink finds the port's link, or makes it.
 func (d *Dataplane) ensureLink(p fabric.Port) (l link, fresh bool, err error) {
 	if p.NIC.Kind == fabric.Tap && !d.watch.knows(p.Name) {
-		// A new one, as a rule: the kernel says so where it is not.
+		// The link is new, as a rule. If it is not, the kernel says so.
 		if l, err = d.makeLink(p); !errors.Is(err, os.ErrExist) {
 			return l, true, err
 		}
@@ -417,7 +422,7 @@ func (d *Dataplane) ensureLink(p fabric.Port) (l link, fresh bool, err error) {
 	return l, true, err
 }
 
-// claim decides whether a link that is there may become the port.
+// claim returns an error if an existing link may not become the port.
 func (d *Dataplane) claim(p fabric.Port, l link) error {
 	cluster, vm, index, marked := fabric.ParseAlias(l.alias)
 	switch {
@@ -426,15 +431,15 @@ func (d *Dataplane) claim(p fabric.Port, l link) error {
 	case marked:
 		return fmt.Errorf("link %s is port %d of VM %q in cluster %s: %w; detach that VM first", l.name, index, vm, cluster, fabric.ErrForeign)
 	case p.NIC.Kind == fabric.Adopt:
-		return nil // the caller says that its owner means it for us
+		return nil // the caller says that the link's owner means it for this port
 	case l.alias == "" && l.group == fabric.LinkGroup && l.mac == p.Gateway.MAC:
-		return nil // made by us, whom something kept from marking it, or unmarked by somebody
+		return nil // made here and never marked, or somebody took the mark off
 	}
 	return fmt.Errorf("link %s exists and has no mark of vmfabric: %w; rename or remove it (ip link del %s), or attach with --kind adopt to take it over",
 		l.name, fabric.ErrForeign, l.name)
 }
 
-// suits tells whether a link is of the type that the port needs.
+// suits reports whether a link is of the type that the port needs.
 func suits(p fabric.Port, l link) bool {
 	switch p.NIC.Kind {
 	case fabric.Tap:
@@ -463,8 +468,8 @@ func (d *Dataplane) makeLink(p fabric.Port) (l link, err error) {
 	if err != nil {
 		return link{}, err
 	}
-	// Only now: on kernels since 6.8 that also settles the news of the carrier which
-	// the tap lost when it was closed. Once the link is up, it would cost a walk over
+	// Ask only now. Kernels since 6.8 then also process that the tap lost its
+	// carrier when it was closed. Once the link is up, that would cost a walk over
 	// all IPv6 routes.
 	return d.rtnl.linkByName(p.Name)
 }
@@ -490,7 +495,7 @@ func (d *Dataplane) linkMessage(p fabric.Port, l link) netlink.Message {
 	})
 }
 
-// configure makes a link the port, sending only what differs.
+// configure makes a link the port. It sends only the differences.
 func (d *Dataplane) configure(ctx context.Context, p, was fabric.Port, l link) error {
 	if err := d.quieten(p, &l); err != nil {
 		return err
@@ -515,27 +520,30 @@ func (d *Dataplane) configure(ctx context.Context, p, was fabric.Port, l link) e
 	if err := d.unrivalled(ctx, p, l, used); err != nil {
 		return err
 	}
-	// Only when everything else is there, and used: no packet may find no route, or
-	// that which a routing daemon has yet to where the guest was.
+	// Carry out the last changes only when the kernel uses the new routes: before
+	// that, a packet could find no route, or the one that a routing daemon still
+	// has to the guest's former node.
 	if _, err := d.carryOut(l, last); err != nil {
 		return err
 	}
 	if takesAway(p, was) {
-		// A restarted agent need not: what was checked is checked again before it runs.
+		// After a restart nobody knows how the port was put before. Then the
+		// remembered sources expire after learnedFor.
 		if err := d.filter.forget(); err != nil {
-			d.log.Debug("sources not checked anew", "err", err) // then half a minute later
+			d.log.Debug("sources not checked anew", "err", err) // they expire after half a minute anyway
 		}
 	}
 	return nil
 }
 
-// takesAway tells whether a port that was put before had what it has no more.
+// takesAway reports whether a port lacks a prefix that it had when it was put
+// before.
 func takesAway(p, was fabric.Port) bool {
 	return slices.ContainsFunc(was.NIC.Prefixes(), func(q netip.Prefix) bool { return !slices.Contains(p.NIC.Prefixes(), q) })
 }
 
-// carryOut sends changes to the kernel in one batch, with questions behind them.
-// It gives the answers to those, or none where a change had to be settled after.
+// carryOut sends changes to the kernel in one batch, with questions behind them. It
+// returns the answers to the questions, or none if it settled a route afterwards.
 func (d *Dataplane) carryOut(l link, changes []change, questions ...netlink.Message) ([]rtnl.Answer, error) {
 	if len(changes)+len(questions) == 0 {
 		return nil, nil
@@ -567,10 +575,10 @@ func (d *Dataplane) carryOut(l link, changes []change, questions ...netlink.Mess
 	return answers, nil
 }
 
-// quieten takes the link-local address off that the kernel gives a link which
-// somebody else brings up: the gateway is to be the port's only one. Its owner
-// may do so at this moment, so it does not count whether the link is up yet:
-// once the mode is set no other address comes, and what came before goes.
+// quieten removes the link-local address that the kernel gives a link when somebody
+// else brings it up: the port may have only the gateway's. The owner may bring the
+// link up at any moment, so quieten acts even while it is down: it sets the mode in
+// which the kernel adds no address, then removes those that came before.
 func (d *Dataplane) quieten(p fabric.Port, l *link) error {
 	theirs := p.NIC.Kind == fabric.Adopt && l.alias != p.Alias()
 	if len(l.conf6) == 0 || !theirs && (!l.up() || l.genMode == genModeNone) {
@@ -589,7 +597,7 @@ func (d *Dataplane) quieten(p fabric.Port, l *link) error {
 	return err
 }
 
-// change is a message of a batch, and what it does in words for people.
+// change is a message of a batch, and its text for people.
 type change struct {
 	message netlink.Message
 	text    string
@@ -598,7 +606,8 @@ type change struct {
 	stale   bool // the message removes something
 }
 
-// differences lists what makes a link the port, and what is to go after that.
+// differences lists the changes that make a link the port, and those to carry out
+// after them.
 func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []change) {
 	add := func(m netlink.Message, c change) {
 		c.message = m
@@ -608,7 +617,7 @@ func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []chang
 	if faults := append(l.linkFaults(p), l.settingFaults()...); len(faults) > 0 || l.genMode != genModeNone && len(l.conf6) > 0 {
 		set := change{text: "set up the link", message: d.linkMessage(p, l)}
 		if have, _ := l.reversePath(); l.up() && !p.Incoming && have == loosePath {
-			last = append(last, set) // a source has its route to the port before it must have it
+			last = append(last, set) // first the routes to the port, then the check that sources have them
 		} else {
 			first = append(first, set)
 			add(rtnl.Message(unix.RTM_SETLINK, netlink.Acknowledge, rtnl.IfInfoMsg(l.index, unix.IFF_UP, unix.IFF_UP), nil), change{text: "bring the link up"})
@@ -622,7 +631,7 @@ func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []chang
 	turned := was.Name != "" && was.Incoming != p.Incoming
 	wanted := portRoutes(p, l.index)
 	if was.Name != "" {
-		// The notifications of what was done a moment ago may be still to come.
+		// Notifications of the Put before may be still to come.
 		for _, r := range portRoutes(was, l.index) {
 			if turned || !slices.ContainsFunc(wanted, func(w route) bool { return w.place() == r.place() }) {
 				have[r.place()] = r
@@ -637,9 +646,9 @@ func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []chang
 		}
 		if !there || had.metric == r.metric {
 			delete(have, r.place())
-		} // else it stands beside the new one, and goes
+		} // else the old route stands beside the new one, and last removes it
 	}
-	// Neighbours come before the routes, so that nobody has to be asked for them.
+	// Neighbours come before the routes, so that the kernel asks nobody for them.
 	if len(first)+len(routes) > 0 || !sameNeighbours(p, was) || d.watch.lacksNeighbours(l.index) {
 		first = append(first, neighbours(p, l.index, unix.NUD_PERMANENT)...)
 	}
@@ -654,15 +663,16 @@ func foreign(r route) error {
 	return fmt.Errorf("there is one already, of protocol %d, %w; remove it: ip route del %s metric %d", r.proto, fabric.ErrForeign, r.prefix, r.metric)
 }
 
-// A routing daemon that learned a prefix from elsewhere takes its route to it
-// out once it sees ours. That is waited for, for all routes of a port together.
+// A routing daemon that learned a prefix from elsewhere removes its route once it
+// sees the port's. Put waits for that, for all routes of a port together.
 const (
 	givesWayLook = 20 * time.Millisecond
 	givesWayIn   = 3 * time.Second
 )
 
-// lookups ask which routes the kernel uses to what is behind a port. Whoever else
-// has a route to a guest that is about to arrive may keep it until it runs here.
+// lookups returns requests that ask which routes the kernel uses to the prefixes
+// behind a port. For a guest that is about to arrive there are none: a routing
+// daemon may keep its route until the guest runs here.
 func lookups(p fabric.Port, index int32) (msgs []netlink.Message) {
 	if p.Incoming {
 		return nil
@@ -673,8 +683,8 @@ func lookups(p fabric.Port, index int32) (msgs []netlink.Message) {
 	return msgs
 }
 
-// unrivalled reports a route of somebody else's that the kernel uses in the
-// place of one to the port. It has the answers to [lookups], or none.
+// unrivalled returns an error if the kernel uses a route of somebody else's in the
+// place of one to the port. used has the answers to [lookups], or none.
 func (d *Dataplane) unrivalled(ctx context.Context, p fabric.Port, l link, used []rtnl.Answer) error {
 	if p.Incoming {
 		return nil
@@ -691,7 +701,7 @@ func (d *Dataplane) unrivalled(ctx context.Context, p fabric.Port, l link, used 
 				have, err = d.rtnl.lookup(r.prefix)
 			}
 			if err != nil || have.proto == routeProtocol {
-				break // where the kernel shows no entry for the prefix, it uses none
+				break // if the kernel shows no entry for the prefix, no other route is in the way
 			}
 			if have.proto <= unix.RTPROT_STATIC || time.Now().After(bound) {
 				return fmt.Errorf("route %s: %w", r.prefix, foreign(have))
@@ -706,8 +716,8 @@ func (d *Dataplane) unrivalled(ctx context.Context, p fabric.Port, l link, used 
 	return nil
 }
 
-// settleRoute is for a route to a prefix that has one already: ours is
-// replaced, anybody else's is left alone.
+// settleRoute handles a route that the kernel refused because there is one already.
+// It replaces one of this dataplane's; any other is an error.
 func (d *Dataplane) settleRoute(r route) error {
 	have, err := route{}, errOtherTable
 	if r.table == 0 {
@@ -716,7 +726,7 @@ func (d *Dataplane) settleRoute(r route) error {
 	if err == nil && have == r {
 		return nil
 	}
-	if err != nil || have.announces() { // of the same prefix, before that which is in the way
+	if err != nil || have.announces() { // an announcement hides the route that is in the way
 		if have, err = d.rtnl.routeOf(r.place()); err != nil || have == r {
 			return err
 		}
@@ -745,7 +755,7 @@ func addrMessage(typ netlink.HeaderType, flags netlink.HeaderFlags, index int32,
 		ae.Bytes(unix.IFA_LOCAL, a.AsSlice())
 		ae.Bytes(unix.IFA_ADDRESS, a.AsSlice())
 		if a.Is6() {
-			// The same address stands on every port: detecting duplicates would
+			// Every port has the same address: duplicate address detection would
 			// only keep the guest from its gateway for a second.
 			ae.Uint32(unix.IFA_FLAGS, unix.IFA_F_NODAD|unix.IFA_F_PERMANENT)
 		}
@@ -779,8 +789,8 @@ func routeMessage(typ netlink.HeaderType, flags netlink.HeaderFlags, r route) ne
 	})
 }
 
-// routeMatch is RTM_F_FIB_MATCH: the answer is the entry of the table, not the
-// way that a packet would take.
+// routeMatch is RTM_F_FIB_MATCH: the kernel answers with the entry of the table,
+// not with the way that a packet would take.
 const routeMatch = 0x2000
 
 // routeRequest asks for the route to an address.
@@ -820,7 +830,8 @@ func entry(p netip.Prefix, a rtnl.Answer) (route, error) {
 	return route{}, fmt.Errorf("the kernel says that there is a route to %s and does not show it", p)
 }
 
-// routeOf lists our routes for that at a place which is not an announcement.
+// routeOf lists the routes of [fabric.Protocol], and returns the one at a place
+// that is not an announcement.
 func (r *socket) routeOf(p place) (route, error) {
 	family := uint8(unix.AF_INET)
 	if p.prefix.Addr().Is6() {
@@ -838,8 +849,8 @@ func (r *socket) routeOf(p place) (route, error) {
 	return route{}, fmt.Errorf("there is one already, %w; see ip route show table all %s", fabric.ErrForeign, p.prefix)
 }
 
-// Remove implements [fabric.Dataplane]. Removals that are asked for at the
-// same time are made together.
+// Remove implements [fabric.Dataplane]. The reaper makes concurrent removals
+// together.
 func (d *Dataplane) Remove(_ context.Context, names ...string) error {
 	var doomed []int32
 	var errs []error
@@ -861,7 +872,7 @@ func (d *Dataplane) Remove(_ context.Context, names ...string) error {
 		}
 		cluster, _, _, ours := fabric.ParseAlias(l.alias)
 		if !ours || cluster != d.cluster {
-			continue // somebody else's: ours is absent
+			continue // the link is somebody else's, so the port is absent
 		}
 		if wanted && p.NIC.Kind == fabric.Adopt {
 			errs = append(errs, d.giveBack(p, l))
@@ -875,7 +886,8 @@ func (d *Dataplane) Remove(_ context.Context, names ...string) error {
 	return errors.Join(errs...)
 }
 
-// giveBack takes our routes, addresses and mark off a link that is not ours to remove.
+// giveBack takes the fabric's routes, neighbours, addresses and mark off an adopted
+// link, and leaves the link to its owner.
 func (d *Dataplane) giveBack(p fabric.Port, l link) error {
 	var msgs []netlink.Message
 	_, routes, _ := d.watch.seen(l.index)

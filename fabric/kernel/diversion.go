@@ -22,8 +22,8 @@ const (
 	resolveLook = time.Millisecond
 )
 
-// stragglers are the waits after which a replay buffer is looked at again, for
-// packets whose route was chosen before the diversion.
+// stragglers are the waits before further reads of a replay buffer, for packets
+// whose route was chosen before the diversion.
 var stragglers = []time.Duration{2 * time.Millisecond, 8 * time.Millisecond}
 
 // prepareDiversions makes everything that a diversion needs but its routes.
@@ -41,7 +41,7 @@ func (d *Dataplane) prepareDiversions() error {
 	return nil
 }
 
-// findDiversions takes over what an earlier process diverts.
+// findDiversions takes over the diversions of an earlier process.
 func (d *Dataplane) findDiversions(ctx context.Context) error {
 	found, err := d.Diverted(ctx)
 	if err != nil || len(found) == 0 {
@@ -51,9 +51,9 @@ func (d *Dataplane) findDiversions(ctx context.Context) error {
 	return d.moves.rtnl.ensureRules(d.divertedRules())
 }
 
-// Divert implements [fabric.Mover]. The routes are in a table of their own that
-// is looked up before the main one, where routing daemons see nothing of it.
-// They go with the link to the other node.
+// Divert implements [fabric.Mover]. The kernel looks up diversions in a table of
+// their own, before the main one; routing daemons do not see it. A diversion
+// disappears with the link to the other node.
 func (d *Dataplane) Divert(ctx context.Context, ports []fabric.Port, to fabric.Node) (fabric.Diversion, error) {
 	called := time.Now()
 	troubles := troubles{verb: "divert"}
@@ -83,7 +83,7 @@ func (d *Dataplane) Divert(ctx context.Context, ports []fabric.Port, to fabric.N
 	return done, errors.Join(err, troubles.err())
 }
 
-// divert makes the routes and gives the prefixes that have theirs.
+// divert makes the routes, and returns the prefixes whose route is made.
 func (d *Dataplane) divert(prefixes []netip.Prefix, to fabric.Node, troubles *troubles) (diverted []netip.Prefix, err error) {
 	msgs := make([]netlink.Message, len(prefixes))
 	for i, p := range prefixes {
@@ -103,7 +103,8 @@ func (d *Dataplane) divert(prefixes []netip.Prefix, to fabric.Node, troubles *tr
 			troubles.add(p, err)
 		}
 	}
-	// They count for nothing without the rules, which are there since Record.
+	// The routes have no effect without the rules. Record has made these, as a
+	// rule.
 	if !d.moves.diverting.Load() {
 		if err := d.moves.rtnl.ensureRules(d.divertedRules()); err != nil {
 			return nil, err
@@ -120,14 +121,14 @@ func familyName(a netip.Addr) string {
 	return "IPv6"
 }
 
-// diversionMessage makes a request about a diversion. The kernel finds the link
-// by itself, and refuses a next hop that is no neighbour: the router before it
-// might send the packet back.
+// diversionMessage makes a request about a diversion. The kernel finds the link by
+// itself, and refuses a next hop that is no neighbour: a router in between might
+// send the packet back.
 func diversionMessage(typ netlink.HeaderType, flags netlink.HeaderFlags, p netip.Prefix, via netip.Addr) netlink.Message {
 	head := rtnl.RtMsg(familyOf(p.Addr()), uint8(p.Bits()), routeProtocol, unix.RT_SCOPE_UNIVERSE, 0)
 	head[4] = fabric.DivertedTable
 	if typ == unix.RTM_DELROUTE {
-		head[6], head[7] = unix.RT_SCOPE_NOWHERE, unix.RTN_UNSPEC // whatever it is
+		head[6], head[7] = unix.RT_SCOPE_NOWHERE, unix.RTN_UNSPEC // of any scope and type
 	}
 	return rtnl.Message(typ, flags|netlink.Acknowledge, head, func(ae *netlink.AttributeEncoder) {
 		ae.Bytes(unix.RTA_DST, p.Addr().AsSlice())
@@ -177,8 +178,8 @@ func (d *Dataplane) Diverted(context.Context) ([]netip.Prefix, error) {
 	return prefixes, nil
 }
 
-// resend sends what guests did not take any more to the node where they run, and
-// notes in done what it sent.
+// resend sends the frames that the guests may not have taken to the node where they
+// run, and counts them in done.
 func (d *Dataplane) resend(ctx context.Context, ports []fabric.Port, diverted []netip.Prefix, to fabric.Node, called time.Time, done *fabric.Diversion) error {
 	recorders := d.moves.recording(ports)
 	if len(recorders) == 0 || len(diverted) == 0 {
@@ -220,8 +221,8 @@ func (d *Dataplane) resend(ctx context.Context, ports []fabric.Port, diverted []
 	return failed
 }
 
-// resendFrame sends a frame; hops are those that were looked for, by the type of
-// frame, and have no link where there is no way.
+// resendFrame sends a frame. hops caches the way to the node by the type of frame;
+// a hop without a link says that there is none.
 func (d *Dataplane) resendFrame(ctx context.Context, out *capture.Sender, hops map[uint16]capture.Hop, f capture.Frame, to fabric.Node) error {
 	typ := f.Type()
 	h, known := hops[typ]
@@ -241,8 +242,8 @@ func (d *Dataplane) resendFrame(ctx context.Context, out *capture.Sender, hops m
 
 var errNoHop = errors.New("no way to the node")
 
-// hop finds the way to a neighbour, asking for its MAC address where the kernel
-// does not know it yet.
+// hop finds the way to a neighbour. It asks for the MAC address if the kernel does
+// not know it yet.
 func (d *Dataplane) hop(ctx context.Context, a netip.Addr) (capture.Hop, error) {
 	r := d.moves.rtnl
 	replies, err := r.Do(routeRequest(a, 0))
@@ -272,7 +273,7 @@ func (d *Dataplane) hop(ctx context.Context, a netip.Addr) (capture.Hop, error) 
 	return capture.Hop{Index: index, From: l.mac, To: mac}, nil
 }
 
-// resolve gives the MAC address of a neighbour.
+// resolve returns the MAC address of a neighbour.
 func (r *socket) resolve(ctx context.Context, a netip.Addr, index int32) (fabric.MAC, error) {
 	const valid = unix.NUD_PERMANENT | unix.NUD_NOARP | unix.NUD_REACHABLE | unix.NUD_PROBE | unix.NUD_STALE | unix.NUD_DELAY
 	ctx, cancel := context.WithTimeout(ctx, resolveIn)
@@ -298,7 +299,7 @@ func (r *socket) resolve(ctx context.Context, a netip.Addr, index int32) (fabric
 	}
 }
 
-// neighbour gives what the kernel knows of a neighbour, or the zero neighbour.
+// neighbour returns the kernel's entry of a neighbour, or the zero neighbour.
 func (r *socket) neighbour(a netip.Addr, index int32) (neighbour, error) {
 	replies, err := r.Do(rtnl.Message(unix.RTM_GETNEIGH, 0, ndmsg(a, index, 0, 0), func(ae *netlink.AttributeEncoder) {
 		ae.Bytes(unix.NDA_DST, a.AsSlice())

@@ -19,25 +19,26 @@ import (
 	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
-// FIBConfig says which routes are those of a [FIB].
+// FIBConfig defines which routes are those of a [FIB].
 type FIBConfig struct {
-	// Protocol marks them (rtm_protocol, rtnetlink(7)): every route of the main
-	// table that has it is the FIB's, and none that has another.
+	// Protocol marks the FIB's routes (rtm_protocol, rtnetlink(7)): all routes of
+	// this protocol in the main table are the FIB's, and no others.
 	Protocol uint8
 	Metric   uint32 // of every route (RTA_PRIORITY); not zero
 	Logger   *slog.Logger
-	// Netlink is shared with others that follow the kernel; nil: one of its own.
+	// Netlink is shared with others that follow the kernel. If it is nil, the FIB
+	// opens its own.
 	Netlink *Netlink
 }
 
-// FIB is a part of the kernel's forwarding table: routes to prefixes through
-// other routers of a common link, as somebody learns them. It is kept in step
-// with what was put, in batches, and repaired when somebody changes it.
+// FIB is a part of the kernel's forwarding table: learned routes to prefixes
+// through other routers of a common link. It brings the kernel in step with the
+// routes that were put, in batches, and repairs what somebody else changes.
 //
-// A next hop that is not a neighbour on a link of this machine is refused: the
-// router before it might not know the prefix, and would send it back. The
-// packets then go where the kernel's other routes lead, and [FIB.Diagnose]
-// says so. All methods are safe for concurrent use.
+// The kernel refuses a next hop that is not a neighbour on a link of this machine.
+// Otherwise a router in between might not know the prefix, and send the packet
+// back. The packets then go where the kernel's other routes lead, and
+// [FIB.Diagnose] says so. All methods are safe for concurrent use.
 type FIB struct {
 	cfg    FIBConfig
 	log    *slog.Logger
@@ -51,16 +52,16 @@ type FIB struct {
 	mu      sync.Mutex
 	closed  bool
 	want    map[netip.Prefix]netip.Addr
-	have    map[fibKey]netip.Addr // ours in the kernel, by its notifications
-	found   map[fibKey]bool       // of those: there before this process, and not put by it yet
-	dirty   map[fibKey]bool       // to be compared
+	have    map[fibKey]netip.Addr // the FIB's routes in the kernel, by its notifications
+	found   map[fibKey]bool       // routes in have of an earlier process, not put again yet
+	dirty   map[fibKey]bool       // routes to compare
 	refused map[netip.Prefix]error
-	links   map[int32]bool // that routes of ours have led to
+	links   map[int32]bool // to which routes of the FIB have led
 	loaded  bool
-	stale   bool // have is to be listed anew
+	stale   bool // have must be listed anew
 }
 
-// fibKey is what tells routes of ours from each other.
+// fibKey identifies a route of the FIB.
 type fibKey struct {
 	prefix netip.Prefix
 	metric uint32
@@ -70,17 +71,18 @@ const (
 	// fibBatch is how many messages go out at once: their acknowledgements fit
 	// a socket buffer of the default size.
 	fibBatch = 100
-	// fibRetry is the wait before refused routes are tried again. It doubles
-	// up to fibRetryMost, and begins anew when one of the links changes.
+	// fibRetry is the wait before the FIB tries refused routes again. It doubles up
+	// to fibRetryMost, and begins anew when the routes are listed anew, as after a
+	// change of a link.
 	fibRetry     = time.Second
 	fibRetryMost = 30 * time.Second
-	// fibSettle lets the notifications of a link's change come in first.
+	// fibSettle is the wait for all notifications of a link's change.
 	fibSettle = 50 * time.Millisecond
 )
 
-// NewFIB takes stock of the routes that are there already, and keeps them until
-// [FIB.Settle]: what a process before this one learned serves until it is
-// learned again. It works until ctx ends, or Close. It needs CAP_NET_ADMIN.
+// NewFIB adopts the routes that are there already, and keeps them until
+// [FIB.Settle]: the routes of an earlier process serve until they are learned
+// again. The FIB works until ctx ends, or Close. It needs CAP_NET_ADMIN.
 func NewFIB(ctx context.Context, cfg FIBConfig) (*FIB, error) {
 	f := &FIB{
 		cfg: cfg, log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), wake: signal.New(),
@@ -110,8 +112,8 @@ func (f *FIB) open() (err error) {
 
 func (f *FIB) wants() rtnl.Wants { return rtnl.Wants{Protocols: []uint8{f.cfg.Protocol}, Often: true} }
 
-// Put has a prefix routed through the router at via, in place of where it was
-// routed before. It returns at once.
+// Put routes a prefix through the router at via, and replaces its former route. It
+// returns at once.
 func (f *FIB) Put(p netip.Prefix, via netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -123,8 +125,7 @@ func (f *FIB) Put(p netip.Prefix, via netip.Addr) {
 	f.touch(f.key(p))
 }
 
-// Remove takes the route to a prefix out. It returns at once; absence is
-// success.
+// Remove removes the route to a prefix. It returns at once. Absence is success.
 func (f *FIB) Remove(p netip.Prefix) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -137,8 +138,8 @@ func (f *FIB) Remove(p netip.Prefix) {
 	f.touch(f.key(p))
 }
 
-// Settle says that everything that there is has been put: routes that an
-// earlier process left and that were not put again go.
+// Settle ends the initial phase: the caller has put all routes that it has learned.
+// The FIB then removes the routes of an earlier process that were not put again.
 func (f *FIB) Settle() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -151,7 +152,8 @@ func (f *FIB) Settle() {
 	clear(f.found)
 }
 
-// Diagnose says, in words for people, which routes the kernel refuses.
+// Diagnose implements [fabric.Diagnoser]: it names the routes that the kernel
+// refuses.
 func (f *FIB) Diagnose(context.Context) []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -171,7 +173,7 @@ func (f *FIB) Diagnose(context.Context) []string {
 	return []string{fmt.Sprintf("route %s via %s%s is not in the kernel: %v; its packets go by the node's other routes", first, f.want[first], more, f.refused[first])}
 }
 
-// Close takes all routes out and ends the work.
+// Close removes all routes of the FIB and stops it.
 func (f *FIB) Close() error {
 	f.mu.Lock()
 	closed := f.closed
@@ -187,7 +189,7 @@ func (f *FIB) Close() error {
 	clear(f.want)
 	clear(f.found)
 	f.mu.Unlock()
-	// What is there is asked once more: nobody listens now.
+	// List the routes once more: notifications do not come any more.
 	l, err := f.feed.List(f.wants())
 	if err == nil {
 		f.Load(l)
@@ -206,13 +208,13 @@ func (f *FIB) Close() error {
 
 func (f *FIB) key(p netip.Prefix) fibKey { return fibKey{p, f.cfg.Metric} }
 
-// touch has a route compared soon. f.mu is held.
+// touch queues a route for comparison. The caller holds f.mu.
 func (f *FIB) touch(k fibKey) {
 	f.dirty[k] = true
 	f.wake.Send()
 }
 
-// touchAll has every route compared. f.mu is held.
+// touchAll queues every route for comparison. The caller holds f.mu.
 func (f *FIB) touchAll() {
 	for p := range f.want {
 		f.touch(f.key(p))
@@ -250,8 +252,7 @@ func (f *FIB) work(ctx context.Context) {
 	}
 }
 
-// refresh lists the routes anew where it is not certain what is there, and
-// reports whether it did.
+// refresh lists the routes anew if have is stale, and reports whether it was.
 func (f *FIB) refresh(ctx context.Context) bool {
 	f.mu.Lock()
 	stale := f.stale
@@ -288,8 +289,8 @@ func (f *FIB) Load(l rtnl.Listing) {
 	f.touchAll()
 }
 
-// step sends a batch of what differs to the kernel, and reports whether there
-// may be more. It is called by one goroutine at a time, when have is up to date.
+// step sends a batch of changes to the kernel, and reports whether there may be
+// more. One goroutine at a time calls it, when have is up to date.
 func (f *FIB) step() bool {
 	msgs, keys := f.differences()
 	if len(msgs) == 0 {
@@ -311,8 +312,8 @@ func (f *FIB) step() bool {
 	return true
 }
 
-// differences takes a batch of those to be compared, and gives the messages of
-// what differs.
+// differences takes a batch of routes out of dirty, and returns the messages for
+// those that differ.
 func (f *FIB) differences() (msgs []netlink.Message, keys []fibKey) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -328,8 +329,8 @@ func (f *FIB) differences() (msgs []netlink.Message, keys []fibKey) {
 	return msgs, keys
 }
 
-// difference gives the message that makes one route what it is to be. f.mu is
-// held.
+// difference returns the message that brings one route in step. The caller holds
+// f.mu.
 func (f *FIB) difference(k fibKey) (netlink.Message, bool) {
 	have, there := f.have[k]
 	via, wanted := f.want[k.prefix]
@@ -340,15 +341,15 @@ func (f *FIB) difference(k fibKey) (netlink.Message, bool) {
 	case !wanted, there && have == via:
 		return netlink.Message{}, false
 	case there:
-		// Without a moment between the old and the new, and without making one
-		// where ours has gone and somebody's may have come.
+		// Replace alone leaves no moment without a route. Without Create the kernel
+		// refuses if the FIB's route has gone, and somebody else's may have come.
 		return f.message(unix.RTM_NEWROUTE, netlink.Replace, k, via), true
 	}
 	return f.message(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, k, via), true
 }
 
-// note takes the kernel's refusal, or its consent, whose effect is notified.
-// f.mu is held.
+// note handles the kernel's answer to one message: it records or forgets a refusal.
+// have changes only with the notification. The caller holds f.mu.
 func (f *FIB) note(k fibKey, m netlink.Message, err error) {
 	errno := rtnl.Errno(err)
 	if err == nil || m.Header.Type == unix.RTM_DELROUTE && errno == unix.ESRCH {
@@ -358,7 +359,7 @@ func (f *FIB) note(k fibKey, m netlink.Message, err error) {
 	if _, known := f.refused[k.prefix]; !known {
 		f.log.Warn("route refused", "prefix", k.prefix, "via", f.want[k.prefix], "err", err)
 		if errno == unix.EEXIST || errno == unix.ENOENT {
-			f.mistrust() // once: perhaps it is ours
+			f.mistrust() // only at the first refusal: have may have missed a route of the FIB
 		}
 	}
 	switch errno {
@@ -370,14 +371,14 @@ func (f *FIB) note(k fibKey, m netlink.Message, err error) {
 	f.refused[k.prefix] = err
 }
 
-// message makes a request about one of our routes.
+// message makes a request about one of the FIB's routes.
 func (f *FIB) message(typ netlink.HeaderType, flags netlink.HeaderFlags, k fibKey, via netip.Addr) netlink.Message {
 	family, scope, kind := uint8(unix.AF_INET), uint8(unix.RT_SCOPE_UNIVERSE), uint8(unix.RTN_UNICAST)
 	if k.prefix.Addr().Is6() {
 		family = unix.AF_INET6
 	}
 	if typ == unix.RTM_DELROUTE {
-		scope, kind = unix.RT_SCOPE_NOWHERE, unix.RTN_UNSPEC // whatever it is
+		scope, kind = unix.RT_SCOPE_NOWHERE, unix.RTN_UNSPEC // of any scope and type
 	}
 	head := make([]byte, unix.SizeofRtMsg)
 	head[0], head[1] = family, uint8(k.prefix.Bits())
@@ -404,18 +405,20 @@ func (f *FIB) Apply(msgs []netlink.Message) {
 	}
 }
 
-// mistrust has the routes listed anew. f.mu is held.
+// mistrust makes have stale, so that the routes are listed anew. The caller holds
+// f.mu.
 func (f *FIB) mistrust() {
 	f.stale = true
 	f.wake.Send()
 }
 
-// apply takes a notification over. f.mu is held.
+// apply updates have by one notification. The caller holds f.mu.
 func (f *FIB) apply(m netlink.Message) {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		// The kernel drops the IPv4 routes of a link that goes down without a
-		// word. The number is at the same place in ifinfomsg and ifaddrmsg.
+		// notification. The link's index is at the same place in ifinfomsg and
+		// ifaddrmsg.
 		if len(m.Data) >= 8 && f.links[int32(binary.NativeEndian.Uint32(m.Data[4:]))] {
 			f.mistrust()
 		}
@@ -434,10 +437,10 @@ func (f *FIB) apply(m netlink.Message) {
 			f.have[k] = r.via
 			f.links[r.index] = true
 		case gone && f.refused[r.prefix] != nil:
-			f.touch(k) // of what was in the way, perhaps
+			f.touch(k) // perhaps the route that was in the way
 			return
 		case m.Header.Flags&netlink.Replace != 0:
-			delete(f.have, k) // theirs took its place
+			delete(f.have, k) // somebody else's route replaced it
 		default:
 			return
 		}

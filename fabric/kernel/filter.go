@@ -17,47 +17,48 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tableName is our nftables tables, of the families inet and arp. No other
-// table is touched.
+// tableName is the name of the fabric's nftables tables, of the families inet and
+// arp. The filter touches no other table.
 const tableName = "vmfabric"
 
-// arrivingMap leads from the name of a port whose guest is about to arrive to
-// the chain of what that may send.
+// arrivingMap maps the name of a port whose guest is about to arrive to the chain
+// that lets that guest's packets pass.
 const arrivingMap = "arriving"
 
-// filter is what the node lets in from its ports, by nftables. Its work for a
-// packet does not grow with the number of guests, and a guest that starts or
-// stops changes nothing in it.
+// filter decides by nftables which packets the node lets in from its ports. Its
+// work for a packet does not grow with the number of guests, and a guest that
+// starts or stops changes nothing in it.
 //
-//   - A source must be routed to the port (BCP 38), by a lookup in the routing
-//     table. IPv4 has that also as rp_filter, which the host's own setting of
-//     conf.all can loosen; IPv6 has no such sysctl. The lookup of an IPv6 route
-//     costs a quarter of a small packet's way, so that a port and a source that
-//     passed it are remembered for half a minute, and forgotten when we take an
-//     address from a port; that of IPv4 costs no more than a hash set.
-//   - What a destination is decides what becomes of the packet: one map of
-//     ranges, in which guests and the Internet are not. Loopback, multicast and
-//     reserved addresses are dropped whatever route_localnet says. To the underlay
-//     and 169.254.0.0/16 only answers pass: the host must have sent to that guest
-//     within the last day; TCP must not be a SYN, a UDP port must be one that was
-//     written from minutes ago, an ICMP error must not quote what other hosts of
-//     the underlay send each other. No connection tracking: it would count for
-//     every packet of the node.
-//   - To the node itself: echo, errors, neighbor discovery, answers, and what the
-//     cluster file opens.
-//   - ARP and neighbor discovery have a rate for each port, and so have sources
-//     that the node has not seen in them, and link-local sources altogether: the
-//     neighbour tables are the whole host's.
+//   - The routing table must lead to the port for a packet's source (BCP 38). IPv4
+//     has rp_filter for that, too, which the host's own setting of conf.all can
+//     loosen; IPv6 has no such sysctl. The lookup of an IPv6 route costs a quarter
+//     of a small packet's way. So the filter remembers a port and a source that
+//     passed for half a minute, and forgets them when the dataplane takes an
+//     address from a port. The lookup of an IPv4 route costs no more than a hash
+//     set.
+//   - One map of address ranges, without guests and the Internet, decides by the
+//     destination. The filter drops packets to loopback, multicast and reserved
+//     addresses whatever route_localnet says. To the underlay and 169.254.0.0/16
+//     only answers pass: the host must have sent to that guest within the last day.
+//     A TCP segment must not be a SYN, a UDP datagram must answer one of the last
+//     minutes, an ICMP error must not quote a packet between other hosts of the
+//     underlay. The filter does without connection tracking, which every packet of
+//     the node would pay for.
+//   - To the node itself pass echo, errors, neighbor discovery, answers, and
+//     packets to the ports that the cluster file opens.
+//   - ARP and neighbor discovery have a rate limit for each port. Sources that are
+//     new to the node in them have another, and so have new link-local sources of
+//     any packet: the neighbour tables are the whole host's.
 //
-// A guest that is about to arrive is not routed to its port by the main table,
-// and may begin to run before anybody here knows: what it sends from its own
-// addresses passes by a chain of its port.
+// The main table does not route a guest that is about to arrive to its port, and
+// the guest may begin to run before the agent knows. A chain of its port lets
+// packets from its own addresses pass.
 type filter struct {
 	ports     *ruleset // of the family inet
 	neighbour *ruleset // of the family arp
 
 	mu       sync.Mutex
-	seen     uint32 // generation of all tables in which ours were found as they should be; 0: none
+	seen     uint32 // generation of the ruleset at which the fabric's tables were right; 0: none
 	broken   bool   // the last change failed
 	known    bool
 	arriving map[string][]netip.Prefix // by port
@@ -127,7 +128,7 @@ func portRules(cfg Config) *ruleset {
 		r.add(closed, key(f.saddr, f.daddr), found("pairs"+f.digit), goTo("answers"+f.digit))
 		r.add(closed, drop())
 
-		// Answers to a host of the underlay that sends to this guest.
+		// Answers of a guest to a host of the underlay that sent to it.
 		answers := "answers" + f.digit
 		r.add(answers, connected(), accept())
 		r.add(answers, protocol(unix.IPPROTO_UDP), key(f.saddr, sport, f.daddr, dport), found("udp_flows"+f.digit), accept())
@@ -136,7 +137,7 @@ func portRules(cfg Config) *ruleset {
 		r.add(answers, f.lateFragment(), accept())
 		r.add(answers, drop())
 
-		// What a host of the underlay sends to a guest, or one that it routes for.
+		// Packets of a host of the underlay to a guest.
 		toGuests := "to_guests" + f.digit
 		r.add(toGuests, f.in(f.dst, "private"+f.digit, true), destinationIs(unix.RTN_UNICAST, false), key(f.daddr, f.saddr), remember("pairs"+f.digit, pairFor, true))
 		r.add(toGuests, protocol(unix.IPPROTO_UDP), f.in(f.dst, "private"+f.digit, true), destinationIs(unix.RTN_UNICAST, false),
@@ -145,7 +146,7 @@ func portRules(cfg Config) *ruleset {
 		r.add("output", groupIs(expr.MetaKeyOIFGROUP), f.is(), protocol(unix.IPPROTO_UDP),
 			key(f.daddr, dport, f.saddr, sport), remember("udp_flows"+f.digit, flowFor, true))
 	}
-	// Link-local sources and destinations are the port's own.
+	// Link-local sources and destinations reach only the node, on the port itself.
 	r.add("from_link_local", jump("new_source"))
 	r.add("from_link_local", ipv6.destination(expr.CmpOpEq, onLink6), accept())
 	r.add("from_link_local", destinationIs(unix.RTN_LOCAL, true), accept())
@@ -172,7 +173,8 @@ func portRules(cfg Config) *ruleset {
 	for _, n := range solicitations6 {
 		r.add("to_node", ipv6.is(), ipv6.icmpType(n), goTo("resolution"))
 	}
-	// The kernel makes no neighbour of who answers: a guest has as many addresses as it has.
+	// An advertisement alone makes no neighbour in the kernel, so a guest may
+	// answer for all of its addresses.
 	r.add("to_node", ipv6.is(), ipv6.icmpType(advertisement6), meter("advertisements", solicitRate, expr.LimitTimeSecond, solicitBurst, true), drop())
 	r.add("to_node", ipv6.is(), ipv6.icmpType(advertisement6), accept())
 	r.add("to_node", ipv6.is(), ipv6.lateFragment(), accept())
@@ -190,8 +192,9 @@ func portRules(cfg Config) *ruleset {
 	return r.finish()
 }
 
-// addErrors lets ICMP errors through that do not quote what one machine of the
-// underlay sent to another: a guest could slow those down.
+// addErrors lets ICMP errors pass, but for those that quote a packet to the
+// underlay: by these a guest could slow down the connections between machines of
+// the underlay.
 func (r *ruleset) addErrors(chain string, f family) {
 	for _, n := range f.errors {
 		r.add(chain, f.icmpType(n), []expr.Any{
@@ -204,7 +207,8 @@ func (r *ruleset) addErrors(chain string, f family) {
 // arpIn is NF_ARP_IN of <linux/netfilter_arp.h>, which x/sys does not have.
 const arpIn = 0
 
-// arpRules is the table for ARP. The kernel makes a neighbour of who asks.
+// arpRules is the table for ARP. The kernel makes a neighbour of each sender of a
+// request.
 func arpRules() *ruleset {
 	sender := header(expr.PayloadBaseNetworkHeader, 14, 4)
 	reply := []expr.Any{
@@ -224,7 +228,8 @@ func arpRules() *ruleset {
 	r.add("resolution", meter("new_sources", neighbourRate, expr.LimitTimeMinute, neighbourMax, true), drop())
 	r.add("resolution", key(incoming, sender), remember("neighbours", neighbourFor, false), accept())
 	r.add("resolution", drop())
-	// Of who answers it makes one only with arp_accept on; all addresses of a guest may answer.
+	// The kernel makes a neighbour of the sender of a reply only with arp_accept
+	// on. A guest may answer for all of its addresses.
 	r.add("replies", meter("replies", neighbourRate, expr.LimitTimeMinute, replyMax, true), drop())
 	r.add("replies", key(incoming, sender), remember("neighbours", neighbourFor, false), accept())
 	r.add("replies", drop())
@@ -236,7 +241,7 @@ var (
 	onLink6    = netip.MustParsePrefix("ff02::/16") // multicast that no router passes on
 )
 
-// octets are the types of one and of two.
+// octets has the set types of one octet and of two.
 var octets = map[uint32]nftables.SetDatatype{1: nftables.TypeInetProto, 2: nftables.TypeInetService}
 
 func services(cfg Config, protocol string) (elements []nftables.SetElement) {
@@ -250,8 +255,8 @@ func services(cfg Config, protocol string) (elements []nftables.SetElement) {
 
 func portName() []expr.Any { return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}} }
 
-// routed holds for a source to which the way is through the port that it came
-// in from, or with false, for one to which it is not.
+// routed matches a packet whose source is routed to the port that it came in by;
+// with false, one whose source is not.
 func routed(is bool) []expr.Any {
 	op := expr.CmpOpEq
 	if is {
@@ -263,9 +268,9 @@ func routed(is bool) []expr.Any {
 	}
 }
 
-// ensure makes what is not there. Which guests are about to arrive is asked for
-// when nobody else can change it any more: an older list would take away what a
-// port that is made meanwhile was given. With nil they stay as they are.
+// ensure makes the tables that are missing or wrong. It calls arriving under its
+// lock: an older list could take away the chain of a port that another goroutine
+// has just made. If arriving is nil, the chains of arriving guests stay.
 func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -278,7 +283,7 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 		return err
 	}
 	defer func() { _ = c.CloseLasting() }()
-	// What others do after this is looked at the next time.
+	// The next call checks what others change after this.
 	generation, err := rulesGeneration()
 	if err != nil {
 		return err
@@ -306,7 +311,7 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 		return err
 	}
 	if err := c.Flush(); err != nil {
-		f.seen, f.broken = 0, true // all is made anew the next time
+		f.seen, f.broken = 0, true // the next call makes all anew
 		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("this kernel lacks a part of nftables (%w)", err)
 		}
@@ -322,8 +327,8 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 	return nil
 }
 
-// setArriving has the chains of ports whose guests are about to arrive made or
-// removed when c is flushed, in a table that stands or is made anew.
+// setArriving queues on c the changes to the chains of ports whose guests are about
+// to arrive. standing says that the table is there already, and not made anew.
 func (f *filter) setArriving(c *nftables.Conn, list map[string][]netip.Prefix, standing bool) (changed bool, err error) {
 	have, want := f.arriving, list
 	if want == nil {
@@ -378,7 +383,8 @@ func (f *filter) setArriving(c *nftables.Conn, list map[string][]netip.Prefix, s
 	return changed, nil
 }
 
-// arrivingStand tells whether the chains of arriving guests are as they were made.
+// arrivingStand reports whether the chains of arriving guests are as they were
+// made.
 func (f *filter) arrivingStand(c *nftables.Conn) bool {
 	if !f.known {
 		return true // an earlier process made them
@@ -408,7 +414,7 @@ func wayOf(port string) nftables.SetElement {
 	return nftables.SetElement{Key: name, VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: chainOf(port)}}
 }
 
-// listArriving names the ports that have a chain, with no prefixes.
+// listArriving lists the ports that have a chain, without their prefixes.
 func (f *filter) listArriving(c *nftables.Conn) (map[string][]netip.Prefix, error) {
 	chains, err := c.ListChainsOfTableFamily(f.ports.table.Family)
 	if err != nil {
@@ -423,7 +429,8 @@ func (f *filter) listArriving(c *nftables.Conn) (map[string][]netip.Prefix, erro
 	return ports, nil
 }
 
-// forget has every IPv6 source checked anew: one was taken from a port.
+// forget empties the set of checked IPv6 sources, so that the filter checks each
+// anew.
 func (f *filter) forget() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -438,8 +445,8 @@ func (f *filter) forget() error {
 	return nil
 }
 
-// rulesGeneration gives the number that the kernel counts up with each change
-// of any table (NFT_MSG_GETGEN).
+// rulesGeneration returns the generation of the kernel's ruleset, which grows with
+// each change of any table (NFT_MSG_GETGEN).
 func rulesGeneration() (uint32, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {

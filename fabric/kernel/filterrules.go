@@ -20,8 +20,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Limits of one port. What a guest needs is far below them; what it can have
-// the node remember is bounded by them.
+// Limits of one port. A guest's needs are far below them. They bound the state that
+// a guest can make the node keep.
 const (
 	solicitRate, solicitBurst   = 50, 100 // address resolution packets a second
 	neighbourRate, neighbourMax = 20, 32  // new sources of address resolution a minute, and at once
@@ -31,7 +31,7 @@ const (
 
 	learnedFor   = 30 * time.Second // an IPv6 source is checked anew after that
 	neighbourFor = 10 * time.Minute
-	meterFor     = 10 * time.Minute // longer than a meter takes to be as if it were new
+	meterFor     = 10 * time.Minute // after that time a meter is full again, so it can be forgotten
 	pairFor      = 24 * time.Hour   // after the last packet from the underlay to the guest
 	flowFor      = 3 * time.Minute  // the same for UDP, of one pair of ports
 )
@@ -45,16 +45,16 @@ var (
 
 const advertisement6 = 136 // of a neighbor
 
-// family is what differs between the two.
+// family has the differences between IPv4 and IPv6.
 type family struct {
 	digit        string
 	proto        byte // NFPROTO_*
 	src, dst     uint32
 	size         uint32
 	icmp         byte
-	quoted       uint32 // where the destination of the packet stands that an ICMP error quotes
+	quoted       uint32 // offset of the destination in the packet that an ICMP error quotes
 	echo, errors []byte
-	first        uint32 // octets of an address that the sets near4 and near6 have
+	first        uint32 // octets of an address that the set near4 or near6 compares
 	reply        byte   // of echo
 	address      nftables.SetDatatype
 }
@@ -64,14 +64,14 @@ var (
 	ipv6 = family{"6", unix.NFPROTO_IPV6, 8, 24, 16, unix.IPPROTO_ICMPV6, 8 + 24, echo6, errors6, 2, 129, nftables.TypeIP6Addr}
 )
 
-// ruleset is a table in the making, or as it is to be found.
+// ruleset is a table as it should be.
 type ruleset struct {
 	table    *nftables.Table
 	chains   []*nftables.Chain
 	rules    map[string][]*nftables.Rule // by chain
 	sets     []*nftables.Set
 	elements map[string][]nftables.SetElement // of sets that packets do not fill
-	mark     []byte                           // comment of every rule, of one text of all of them
+	mark     []byte                           // comment of every rule, with a hash of them all
 }
 
 func newRuleset(family nftables.TableFamily) *ruleset {
@@ -81,12 +81,12 @@ func newRuleset(family nftables.TableFamily) *ruleset {
 	}
 }
 
-// base adds a chain that the kernel calls.
+// base adds a base chain, which hooks into the kernel.
 func (r *ruleset) base(name string, hook *nftables.ChainHook, priority *nftables.ChainPriority) {
 	r.chains = append(r.chains, &nftables.Chain{Name: name, Table: r.table, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: priority})
 }
 
-// add adds a rule to a chain, and the chain where it is not there.
+// add adds a rule to a chain, and the chain itself if it is missing.
 func (r *ruleset) add(chain string, parts ...[]expr.Any) {
 	i := slices.IndexFunc(r.chains, func(c *nftables.Chain) bool { return c.Name == chain })
 	if i < 0 {
@@ -114,8 +114,8 @@ func (r *ruleset) dynamic(name string, parts ...nftables.SetDatatype) {
 	r.set(nftables.Set{Name: name, KeyType: t, Dynamic: true, HasTimeout: true, Timeout: learnedFor, Size: dynamicSize})
 }
 
-// finish marks the rules, so that a table of another version, of another
-// configuration or with somebody's changes is told from this one.
+// finish marks the rules, so that the filter recognises a table of another version,
+// of another configuration or with somebody's changes.
 func (r *ruleset) finish() *ruleset {
 	h := fnv.New64a()
 	for _, c := range r.chains {
@@ -143,7 +143,7 @@ func (r *ruleset) finish() *ruleset {
 	return r
 }
 
-// rebuild has the table made anew, whatever is there, when c is flushed.
+// rebuild queues on c the removal of the table, if there is one, and its making.
 func (r *ruleset) rebuild(c *nftables.Conn) error {
 	// Adding before deleting makes the deletion valid whether or not the table
 	// is there; all of it is one transaction.
@@ -171,10 +171,10 @@ func (r *ruleset) rebuild(c *nftables.Conn) error {
 	return nil
 }
 
-// elementsAtOnce fit into one message of netlink.
+// elementsAtOnce is how many elements fit into one netlink message.
 const elementsAtOnce = 1000
 
-// standing tells whether the table is there as it was made.
+// standing reports whether the kernel has the table as it should be.
 func (r *ruleset) standing(c *nftables.Conn) bool {
 	if t, err := c.ListTableOfFamily(tableName, r.table.Family); err != nil || t == nil {
 		return false
@@ -208,10 +208,11 @@ func load(base expr.PayloadBase, offset, size, register uint32) *expr.Payload {
 	return &expr.Payload{DestRegister: register, Base: base, Offset: offset, Len: size}
 }
 
-// The first register of four bytes each (NFT_REG32_00); a number of 1 names the first four.
+// firstWord is the first register of four bytes (NFT_REG32_00). Register 1 is the
+// first of sixteen bytes, and covers the same four.
 const firstWord = 8
 
-// fromPort holds for what comes in from a port.
+// fromPort matches a packet that comes in from a port.
 func fromPort() []expr.Any { return groupIs(expr.MetaKeyIIFGROUP) }
 
 func groupIs(key expr.MetaKey) []expr.Any {
@@ -246,7 +247,7 @@ func (f family) compare(offset uint32, op expr.CmpOp, p netip.Prefix) []expr.Any
 	return append(exprs, &expr.Cmp{Op: op, Register: 1, Data: p.Masked().Addr().AsSlice()})
 }
 
-// in holds for an address that is in a set.
+// in matches an address that is in a set; with not, one that is not.
 func (f family) in(offset uint32, set string, not bool) []expr.Any {
 	return []expr.Any{
 		load(expr.PayloadBaseNetworkHeader, offset, f.size, 1),
@@ -254,9 +255,8 @@ func (f family) in(offset uint32, set string, not bool) []expr.Any {
 	}
 }
 
-// near holds for an address whose first octets are in the set of those which
-// private and special ones begin with: one bit to look at, which spares
-// the others a search in ranges.
+// near matches an address that begins like a private or special one; with not, any
+// other. It looks at one bit, and spares the other addresses a search in ranges.
 func (f family) near(offset uint32, not bool) []expr.Any {
 	return []expr.Any{
 		load(expr.PayloadBaseNetworkHeader, offset, f.first, 1),
@@ -299,7 +299,8 @@ func found(set string) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: firstWord, SetName: set}}
 }
 
-// remember puts the key into a set for a time; renew gives it the whole time again.
+// remember puts the key into a set for a time. With renew, each packet starts the
+// time anew.
 func remember(set string, timeout time.Duration, renew bool) []expr.Any {
 	op := uint32(unix.NFT_DYNSET_OP_ADD)
 	if renew {
@@ -308,7 +309,8 @@ func remember(set string, timeout time.Duration, renew bool) []expr.Any {
 	return []expr.Any{&expr.Dynset{SrcRegKey: firstWord, SetName: set, Operation: op, Timeout: timeout}}
 }
 
-// meter holds while a port's packets are within a rate, or with over, above it.
+// meter matches while a port's packets are within a rate; with over, while they are
+// above it.
 func meter(set string, rate uint64, unit expr.LimitTime, burst uint32, over bool) []expr.Any {
 	return slices.Concat(key(incoming), []expr.Any{&expr.Dynset{
 		SrcRegKey: firstWord, SetName: set, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: meterFor,
@@ -337,7 +339,8 @@ func toServices(n byte, set string) []expr.Any {
 	})
 }
 
-// connected holds for a TCP segment that opens nothing: not SYN alone.
+// connected matches a TCP segment that opens no connection: any but SYN without
+// ACK.
 func connected() []expr.Any {
 	const syn, ack = 2, 16
 	return slices.Concat(protocol(unix.IPPROTO_TCP), []expr.Any{
@@ -354,8 +357,8 @@ func (f family) icmpType(n byte) []expr.Any {
 	})
 }
 
-// lateFragment holds for fragments but for the first; if that is dropped, they
-// are no packet.
+// lateFragment matches all fragments but the first. If the first is dropped, the
+// others make no packet.
 func (f family) lateFragment() []expr.Any {
 	mask, first := []byte{0x1f, 0xff}, []expr.Any{load(expr.PayloadBaseNetworkHeader, 6, 2, 1)}
 	if f.proto == unix.NFPROTO_IPV6 {
@@ -366,8 +369,9 @@ func (f family) lateFragment() []expr.Any {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0, 0}})
 }
 
-// destinationIs asks the routing table what kind of address the destination is
-// (RTN_*); of a link-local one, on the port itself.
+// destinationIs matches a destination that is of a kind (RTN_*) in the routing
+// table. onPort restricts the lookup to the port itself, as link-local addresses
+// need.
 func destinationIs(kind uint32, onPort bool) []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: 1, FlagDADDR: true, FlagIIF: onPort, ResultADDRTYPE: true},
@@ -389,7 +393,7 @@ func byMap(register uint32, name string) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: register, SetName: name, IsDestRegSet: true}}
 }
 
-// span is a range of addresses and what becomes of packets to it.
+// span is a range of addresses, and the verdict for packets to it.
 type span struct {
 	first, last netip.Addr
 	verdict     *expr.Verdict
@@ -408,8 +412,8 @@ func (s span) overlaps(o span) bool {
 	return s.first.Compare(o.last) <= 0 && o.first.Compare(s.last) <= 0
 }
 
-// intervals gives the elements of a set or map of addresses. Of spans that
-// overlap the first is kept.
+// intervals returns the elements of a set or map of addresses. Of spans that
+// overlap it keeps the first.
 func intervals(spans []span) []nftables.SetElement {
 	var kept []span
 	for _, s := range spans {
@@ -428,7 +432,8 @@ func intervals(spans []span) []nftables.SetElement {
 	return all
 }
 
-// of picks the prefixes of a family, the larger ones first.
+// of returns the prefixes of a family as spans, in order; of two that begin alike,
+// the larger one first.
 func (f family) of(ps []netip.Prefix) []span {
 	var spans []span
 	for _, p := range ps {
@@ -465,8 +470,8 @@ func (f family) starts(spans []span) (elements []nftables.SetElement) {
 	return elements
 }
 
-// destinations says what becomes of packets from ports by where they go;
-// what is not in it goes on.
+// destinations returns the verdicts on packets from ports by destination. Packets
+// to all other destinations pass.
 func (f family) destinations(private []netip.Prefix) []span {
 	never := &expr.Verdict{Kind: expr.VerdictDrop}
 	closed := &expr.Verdict{Kind: expr.VerdictGoto, Chain: "closed" + f.digit}
@@ -479,7 +484,8 @@ func (f family) destinations(private []netip.Prefix) []span {
 			between("0.0.0.0", "0.255.255.255", never),
 			between("127.0.0.0", "127.255.255.255", never), // also where route_localnet is on
 			between("169.254.0.0", "169.254.255.255", closed),
-			// Of multicast and reserved addresses, the broadcast of a guest that looks for its address.
+			// Multicast and reserved addresses, but not the broadcast of a guest
+			// that looks for its address.
 			between("224.0.0.0", "255.255.255.254", never),
 		}
 	} else {
@@ -487,7 +493,8 @@ func (f family) destinations(private []netip.Prefix) []span {
 			between("::", "::ffff:ffff", never), // the unspecified and the loopback address, and IPv4-compatible ones
 			between("::ffff:0:0", "::ffff:ffff:ffff", never),
 			between("fe80::", "febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff", &expr.Verdict{Kind: expr.VerdictGoto, Chain: "link_local"}),
-			// Between the two is what a link alone has: neighbor discovery.
+			// Between the two is link-local multicast, which neighbor discovery
+			// needs.
 			between("ff00::", "ff01:ffff:ffff:ffff:ffff:ffff:ffff:ffff", never),
 			between("ff03::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", never),
 		}

@@ -21,14 +21,16 @@ import (
 )
 
 const (
-	// Rule sets are loaded in pieces: the first change is waited out.
+	// ruleSettle is the wait after a first change: programs load rule sets in
+	// pieces.
 	ruleSettle = 200 * time.Millisecond
 	// A program that changes rules, or elements of sets, all the time costs the
-	// node no more than one trial in this time.
+	// node no more than one trial in rulesEvery, or elementsEvery.
 	rulesEvery    = 3 * time.Second
 	elementsEvery = time.Minute
-	// What nobody tells of is tried now and then: the rules of iptables-legacy,
-	// and whether something else that was in the way is gone.
+	// Some changes come without a notification: those of the rules of
+	// iptables-legacy, and of other obstacles. These are the intervals of trials
+	// that find them.
 	legacyEvery = time.Minute
 	faultyEvery = 10 * time.Second
 	otherwise   = 10 * time.Minute
@@ -36,34 +38,36 @@ const (
 	trialBound = 10 * time.Second // for a whole trial
 )
 
-// trialMAC is that of the throw-away port, by which a half-made one is known.
+// trialMAC is the MAC of the throw-away port. By it removeTrialLink recognises a
+// half-made one.
 var trialMAC = fabric.MAC{0x02, 0x00, 0x5e, 0x00, 0x01, 0x93}
 
-// forwarding knows whether packets of guests pass the node.
+// forwarding finds out by trials whether packets of guests pass the node.
 type forwarding struct {
-	guests []netip.Addr // of each family that is to pass, one address that a guest may have
+	guests []netip.Addr // one address that a guest may have, of each family that is to pass
 	links  func() ([]string, error)
 	hosts  []netip.Addr // the cluster's other machines
 	rtnl   *socket
 	ipv6   bool
 	log    *slog.Logger
-	rules  *netlink.Conn // says when nftables rules change; nil where there is no nf_tables
-	kick   chan bool     // has one when something changed: true, more than elements of sets
+	rules  *netlink.Conn // notifies of changes of nftables rules; nil without nf_tables
+	kick   chan bool     // something changed; true: more than elements of sets
 	stop   context.CancelFunc
 	wg     sync.WaitGroup
-	exempt func(on bool) // lets the throw-away port's source pass our own source checks
+	exempt func(on bool) // lets the throw-away port's source pass the fabric's own source checks
 
-	try sync.Mutex // held by whoever makes a trial
+	try sync.Mutex // held during a trial
 
 	mu      sync.Mutex
 	faults  []fabric.ForwardingFault
-	failure string         // why it could not be tried
-	unheard bool           // nobody tells when something that is in the way goes
-	indexes map[int32]bool // of the underlay's links, as of the last trial
+	failure string         // why the last trial could not be made
+	unheard bool           // an obstacle goes without a notification
+	indexes map[int32]bool // of the links of the underlay, as of the last trial
 	last    time.Time      // of a trial
 }
 
-// newForwarding is to try with addresses that guests may have; none: nothing is tried.
+// newForwarding returns a forwarding that tries with addresses that guests may
+// have. Without any it makes no trials.
 func newForwarding(samples []netip.Addr, ipv6 bool) *forwarding {
 	f := &forwarding{}
 	for _, a := range samples {
@@ -77,8 +81,8 @@ func newForwarding(samples []netip.Addr, ipv6 bool) *forwarding {
 	return f
 }
 
-// startForwarding removes what a trial of an earlier process left, makes the
-// first, and goes on watching.
+// startForwarding removes the remains of an earlier process's trial, and starts the
+// trials.
 func (d *Dataplane) startForwarding(ctx context.Context) error {
 	f := d.forwarding
 	if len(f.guests) == 0 {
@@ -89,7 +93,7 @@ func (d *Dataplane) startForwarding(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if f.rtnl, err = dial(); err != nil { // a trial waits for the kernel; nobody else is to wait with it
+	if f.rtnl, err = dial(); err != nil { // a trial waits for the kernel; other requests must not wait with it
 		return err
 	}
 	f.rules, err = dialRules()
@@ -116,10 +120,11 @@ func (f *forwarding) close() error {
 	return f.rtnl.Close()
 }
 
-// run makes trials when something changed, and in rounds.
+// run makes trials after changes, and in intervals.
 func (f *forwarding) run(ctx context.Context) {
-	// Guests that were about to arrive when an earlier process ended are put again
-	// first: until then our own table has what that one let through.
+	// Wait until the agent has put again the guests that were about to arrive when
+	// an earlier process ended: until then the fabric's own table has the chains of
+	// that process.
 	start := time.NewTimer(verifyEvery)
 	defer start.Stop()
 	select {
@@ -143,8 +148,9 @@ func (f *forwarding) run(ctx context.Context) {
 	}
 }
 
-// settle waits until rules that are being loaded are there, and until the last
-// trial is long enough ago; a change of rules is not kept waiting by one of elements.
+// settle waits until a program has loaded its rules, and until the last trial is
+// long enough ago. A change of rules shortens the wait that a change of elements
+// began.
 func (f *forwarding) settle(ctx context.Context, rest time.Duration) {
 	f.mu.Lock()
 	at := f.last.Add(rest)
@@ -169,7 +175,7 @@ func (f *forwarding) settle(ctx context.Context, rest time.Duration) {
 	}
 }
 
-// next tells when to try again what nobody tells of.
+// next returns the wait before the next trial that no notification asks for.
 func (f *forwarding) next() time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -182,7 +188,7 @@ func (f *forwarding) next() time.Duration {
 	return otherwise
 }
 
-// reconfigured has a trial made soon when the link is one of the underlay.
+// reconfigured asks for a trial if the link is one of the underlay.
 func (f *forwarding) reconfigured(index int32) {
 	f.mu.Lock()
 	concerns := f.indexes[index]
@@ -192,10 +198,10 @@ func (f *forwarding) reconfigured(index int32) {
 	}
 }
 
-// changed has a trial made soon: with rules, for more than elements of sets.
+// changed asks for a trial. rules says that more than elements of sets changed.
 func (f *forwarding) changed(rules bool) {
 	if f.kick == nil {
-		return // nothing is tried
+		return // there are no trials
 	}
 	for {
 		select {
@@ -206,7 +212,7 @@ func (f *forwarding) changed(rules bool) {
 		if !rules {
 			return
 		}
-		select { // in the place of one about elements
+		select { // make room: a change of elements may be there
 		case <-f.kick:
 		default:
 		}
@@ -222,7 +228,7 @@ func (d *Dataplane) exemptTrial(on bool) {
 	d.keepFilter(d.arriving)
 }
 
-// lines are what [Dataplane.Diagnose] says.
+// lines returns the lines for [Dataplane.Diagnose].
 func (f *forwarding) lines() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -246,7 +252,7 @@ func (d *Dataplane) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFau
 	return append(d.waysOut.list(), faults...), err
 }
 
-// check makes a trial and keeps what comes of it. What seems lost is tried twice.
+// check makes a trial and keeps its result.
 func (f *forwarding) check(ctx context.Context) ([]fabric.ForwardingFault, error) {
 	f.try.Lock()
 	defer f.try.Unlock()
@@ -255,7 +261,7 @@ func (f *forwarding) check(ctx context.Context) ([]fabric.ForwardingFault, error
 	began := time.Now()
 	found, err := f.trial(ctx)
 	if ctx.Err() != nil && err != nil {
-		return nil, fmt.Errorf("forwarding not tried: %w", err) // whoever asked went away
+		return nil, fmt.Errorf("forwarding not tried: %w", err) // the caller went away, or the trial took too long
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -276,7 +282,7 @@ func (f *forwarding) check(ctx context.Context) ([]fabric.ForwardingFault, error
 	return slices.Clone(found), nil
 }
 
-// trial tries every way.
+// trial tries every way of every link and family.
 func (f *forwarding) trial(ctx context.Context) (found []fabric.ForwardingFault, err error) {
 	names, err := f.links()
 	if err != nil {
@@ -294,10 +300,10 @@ func (f *forwarding) trial(ctx context.Context) (found []fabric.ForwardingFault,
 	f.indexes = indexes
 	f.mu.Unlock()
 	if len(links) == 0 {
-		return nil, nil // nothing leads anywhere; the sessions say so
+		return nil, nil // no link leads anywhere; the BGP sessions say so
 	}
-	// What the agent itself puts right is no obstacle: it is put right first. Where
-	// that fails, the watcher says so.
+	// A setting that the agent itself repairs is no obstacle, so repair it first.
+	// If that fails, the watcher says so.
 	_ = enableForwarding()
 	f.exempt(true)
 	defer f.exempt(false)
@@ -326,7 +332,8 @@ func (f *forwarding) trial(ctx context.Context) (found []fabric.ForwardingFault,
 	return faults(all, len(links)), nil
 }
 
-// course tries the ways of one family over one link.
+// course tries the ways of one family over one link. It sends a packet that seems
+// lost a second time.
 func (f *forwarding) course(ctx context.Context, t *trial, l link, guest netip.Addr) ([]lost, error) {
 	c := course{family: familyOf(guest), link: l, guest: guest}
 	c.remote = remotes[c.family]
@@ -344,7 +351,7 @@ func (f *forwarding) course(ctx context.Context, t *trial, l link, guest netip.A
 	}
 	var all []lost
 	if o, off := settingObstacle(way{family: c.family, link: l.name}, evidence); off {
-		// There is no way to try.
+		// All ways of the family are closed; a trial is not needed.
 		err := ways(func(w way) error { all = append(all, lost{w, o, true}); return nil })
 		return all, err
 	}
@@ -355,7 +362,8 @@ func (f *forwarding) course(ctx context.Context, t *trial, l link, guest netip.A
 		o, err := t.send(ctx, c, w, trialWait)
 		if err == nil && !o.passed {
 			if o.dropper().table == tableName {
-				// Somebody made our own table anew meanwhile, us or who flushes all rules.
+				// The fabric's own table was made anew meanwhile, by the watcher or
+				// after somebody flushed all rules.
 				f.exempt(true)
 			}
 			if o, err = t.send(ctx, c, w, t.patience); err == nil && !o.passed && o.dropper().table == "" {
@@ -376,8 +384,8 @@ func (f *forwarding) course(ctx context.Context, t *trial, l link, guest netip.A
 	return all, err
 }
 
-// sender gives a source that the link's own reverse path filter takes: a host of
-// the Internet where the way there is by this link, else a machine of the underlay.
+// sender returns a source that passes the link's own reverse path filter: a host of
+// the Internet if its route is by this link, else a machine of the underlay.
 func (f *forwarding) sender(c course) netip.Addr {
 	for _, a := range append([]netip.Addr{c.remote}, f.hosts...) {
 		if familyOf(a) != c.family {
@@ -425,7 +433,7 @@ func listChains() ([]chain, error) {
 	return chains, nil
 }
 
-// dialRules listens to changes of nftables rules.
+// dialRules opens a socket for notifications of changes of nftables rules.
 func dialRules() (*netlink.Conn, error) {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
@@ -438,7 +446,7 @@ func dialRules() (*netlink.Conn, error) {
 	return conn, nil
 }
 
-// listen has a trial made after changes of rules that are not ours.
+// listen asks for a trial after each change of rules of others.
 func (f *forwarding) listen() {
 	for {
 		msgs, err := f.rules.Receive()
@@ -458,8 +466,8 @@ func (f *forwarding) listen() {
 	}
 }
 
-// ruleChange tells whether a notification is about a table that is not ours, and
-// about more than elements of a set.
+// ruleChange reports whether a notification is about a table that is not the
+// fabric's, and about more than elements of a set.
 func ruleChange(m netlink.Message) (concerns, rules bool) {
 	const sizeofNfgenmsg, attrTable = 4, 1 // NFTA_*_TABLE of every kind of object
 	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < sizeofNfgenmsg {

@@ -26,7 +26,7 @@ const (
 	vethPeer        = 1 // VETH_INFO_PEER
 	routeProtocol   = fabric.Protocol
 	lowerUp         = 1 << 16 // IFF_LOWER_UP
-	txQueueLength   = 1000    // packets; what the kernel gives
+	txQueueLength   = 1000    // packets; the kernel's default
 	devconfForward4 = 1       // IPV4_DEVCONF_*
 	devconfProxyARP = 3
 	devconfAccRedir = 4
@@ -40,7 +40,7 @@ const (
 	devconfDisable6 = 26
 )
 
-// link is a network interface as RTM_NEWLINK tells it.
+// link is a network interface as RTM_NEWLINK describes it.
 type link struct {
 	index      int32
 	name       string
@@ -54,8 +54,8 @@ type link struct {
 	mtu        uint32
 	group      uint32
 	master     uint32
-	peer       uint32 // IFLA_LINK: of a veth, the number of its other end
-	abroad     bool   // and that is in another network namespace
+	peer       uint32 // IFLA_LINK: of a veth, the index of its other end
+	abroad     bool   // the other end is in another network namespace
 	conf4      []byte // int32s: IPV4_DEVCONF_* from 1 on
 	conf6      []byte // int32s: DEVCONF_* from 0 on; empty without IPv6
 	genMode    uint8
@@ -64,7 +64,7 @@ type link struct {
 func (l link) up() bool      { return l.flags&unix.IFF_UP != 0 }
 func (l link) carrier() bool { return l.flags&lowerUp != 0 }
 
-// conf gives an IPv4 or IPv6 device setting, and whether the kernel told it.
+// conf returns an IPv4 or IPv6 device setting, and whether the kernel gave it.
 func (l link) conf(s setting) (int32, bool) {
 	b, i := l.conf6, s.id
 	if s.family == unix.AF_INET {
@@ -163,7 +163,8 @@ func (l *link) parseSpec(ad *netlink.AttributeDecoder) error {
 	return nil
 }
 
-// linkByName asks for one link; the error is os.ErrNotExist when there is none.
+// linkByName asks the kernel for one link. The error is os.ErrNotExist if there is
+// none.
 func (r *socket) linkByName(name string) (link, error) {
 	return r.link(rtnl.IfInfoMsg(0, 0, 0), func(ae *netlink.AttributeEncoder) { ae.String(unix.IFLA_IFNAME, name) })
 }
@@ -191,8 +192,8 @@ func (r *socket) link(head []byte, attrs func(*netlink.AttributeEncoder)) (link,
 	return parseLink(replies[0].Data)
 }
 
-// addVeth makes a veth pair whose host end carries the port group from the
-// first moment, so that a half-made one is recognised.
+// addVeth makes a veth pair. Its host end is in the ports' group from the first
+// moment, so that the dataplane recognises a half-made one.
 func (r *socket) addVeth(name, peer string, mac fabric.MAC, mtu int, queue uint32) error {
 	_, err := r.Do(rtnl.Message(unix.RTM_NEWLINK, netlink.Acknowledge|netlink.Create|netlink.Excl, rtnl.IfInfoMsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.IFLA_IFNAME, name)
@@ -225,7 +226,7 @@ func (r *socket) addVeth(name, peer string, mac fabric.MAC, mtu int, queue uint3
 	return err
 }
 
-// addAltName gives a link its full name; only kernels since 5.5 know how.
+// addAltName gives a link an alternative name, which needs Linux 5.5.
 func (r *socket) addAltName(index int32, name string) error {
 	_, err := r.Do(rtnl.Message(unix.RTM_NEWLINKPROP, netlink.Acknowledge|netlink.Create|netlink.Append|netlink.Excl, rtnl.IfInfoMsg(index, 0, 0), func(ae *netlink.AttributeEncoder) {
 		ae.Nested(unix.IFLA_PROP_LIST, func(ae *netlink.AttributeEncoder) error {
@@ -236,12 +237,13 @@ func (r *socket) addAltName(index int32, name string) error {
 	return err
 }
 
-// addTap makes a tap that stays when nobody holds it (Documentation/networking/tuntap).
-// Until mark has returned it is gone with this process: a tap that is not
-// marked is never left behind. A link of that name that is there already is
-// [os.ErrExist].
+// addTap makes a tap that stays when nobody holds it
+// (Documentation/networking/tuntap). Until mark has returned, the tap would go with
+// this process, so no unmarked tap is ever left behind. The error is [os.ErrExist]
+// if there is a link of that name.
 func addTap(name string, multiQueue bool, mark func() error) error {
-	// Not by package os: Go's poller would have a look at it for nothing.
+	// Not by package os, which would register the file with Go's poller for
+	// nothing.
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open /dev/net/tun: %w; load the tun module: modprobe tun", err)

@@ -11,7 +11,7 @@ import (
 	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
-// Links follows the links of the node, whoever made them, by their names. All
+// Links follows all links of the node by their names, not only the ports. All
 // methods are safe for concurrent use.
 type Links struct {
 	d       *Dataplane
@@ -31,11 +31,12 @@ func (d *Dataplane) Links() *Links {
 	return l
 }
 
-// Changed says that links came, went or changed; coalesced, carries nothing.
+// Changed signals that links came, went or changed. Signals are coalesced and carry
+// nothing.
 func (l *Links) Changed() <-chan struct{} { return l.changed }
 
-// Take gives the names of the links that came, went or changed since it was
-// last called. With missed, it may have been any.
+// Take returns the names of the links that came, went or changed since the last
+// call. If missed is true, any other link may have changed, too.
 func (l *Links) Take() (names []string, missed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -45,8 +46,8 @@ func (l *Links) Take() (names []string, missed bool) {
 	return names, missed
 }
 
-// Link gives the number of a link, or 0 when there is none of that name, and
-// whether it is an end of a veth pair whose other end is on the node too.
+// Link returns the index of a link, or 0 if there is none of that name, and whether
+// it is an end of a veth pair whose other end is on the node, too.
 func (l *Links) Link(name string) (index int, paired bool) {
 	at, err := l.d.rtnl.linkByName(name)
 	if err != nil {
@@ -55,8 +56,8 @@ func (l *Links) Link(name string) (index int, paired bool) {
 	return int(at.index), at.paired()
 }
 
-// paired: the kernel names the namespace of the other end when it is another
-// (IFLA_LINK_NETNSID).
+// paired reports whether a link is a veth whose other end is in this namespace: the
+// kernel names the other end's namespace only if it is another (IFLA_LINK_NETNSID).
 func (l link) paired() bool { return l.kind == "veth" && l.peer != 0 && !l.abroad }
 
 func (l *Links) note(names []string, missed bool) {
@@ -69,7 +70,7 @@ func (l *Links) note(names []string, missed bool) {
 	l.changed.Send()
 }
 
-// publish tells those who follow the links what notifications say.
+// publish passes the names of changed links on to all [Links].
 func (w *watcher) publish(names []string, missed bool) {
 	if len(names) == 0 && !missed {
 		return

@@ -11,14 +11,15 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/capture"
 )
 
-// moves is what a dataplane has open for guests that move: who listens to which
-// port, and sockets of its own, so that a diversion waits for no other request.
+// moves has the listeners and replay buffers that a dataplane has open for guests
+// that move. Its rtnetlink socket is its own, so that a diversion waits for no
+// other request.
 type moves struct {
 	rtnl      *socket
 	heard     chan string
-	changed   func()                         // a guest that was to be heard is not waited for any more
-	introduce func(nic fabric.NIC, at int32) // a guest was heard, with this MAC address
-	diverting atomic.Bool                    // the rules of diversions are needed
+	changed   func()                         // the wait for a guest's first frame ended without one, or nobody takes its name
+	introduce func(nic fabric.NIC, at int32) // the first frame of a guest of unknown MAC came; nic has the MAC
+	diverting atomic.Bool                    // the rules of diversions are there, or must be
 
 	asking sync.WaitGroup
 
@@ -30,8 +31,8 @@ type moves struct {
 	sender    *capture.Sender
 }
 
-// heardAtOnce is how many ports wait in [fabric.Mover.Heard] for somebody to
-// take their names; the others' listeners keep theirs until there is room.
+// heardAtOnce is how many names of ports the channel of [fabric.Mover.Heard] holds.
+// The listeners of other incoming ports wait until there is room.
 const heardAtOnce = 64
 
 func newMoves(changed func(), introduce func(fabric.NIC, int32)) (*moves, error) {
@@ -69,9 +70,9 @@ func (m *moves) close() error {
 	return errors.Join(err, m.rtnl.Close())
 }
 
-// attend listens for the guest of a port that is incoming, on the link that the
-// port is now, and no more once it is not. A replay buffer of the port follows it to
-// a new link.
+// attend opens a listener for the guest of an incoming port, on the link that the
+// port is now, and closes it once the port is not incoming. A replay buffer of the
+// port follows it to a new link.
 func (m *moves) attend(p fabric.Port, index int32) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -100,7 +101,7 @@ func (m *moves) attend(p fabric.Port, index int32) error {
 	return errors.Join(errs...)
 }
 
-// leave ends all that is about a port which is removed.
+// leave closes the listeners and the replay buffer of a removed port.
 func (m *moves) leave(name string) {
 	m.mu.Lock()
 	if e := m.ears[name]; e != nil {
@@ -127,7 +128,7 @@ func (m *moves) record(name string, index int32) error {
 	return m.startRecording(name, index)
 }
 
-// startRecording begins anew. m.mu is held.
+// startRecording opens a replay buffer. The caller holds m.mu.
 func (m *moves) startRecording(name string, index int32) error {
 	r, err := capture.Record(index)
 	if err == nil {
@@ -149,7 +150,7 @@ func (m *moves) forgetRecorder(name string) {
 	}
 }
 
-// recording gives the recorders of those of the ports that are recorded.
+// recording returns the replay buffers of the ports that have one.
 func (m *moves) recording(ports []fabric.Port) []*capture.Buffer {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -162,7 +163,8 @@ func (m *moves) recording(ports []fabric.Port) []*capture.Buffer {
 	return all
 }
 
-// openSender opens the socket for sending, if it is not open.
+// openSender returns the socket for sending. It opens it at the first call. Once
+// the moves are closed, it returns nil if none was open.
 func (m *moves) openSender() (*capture.Sender, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

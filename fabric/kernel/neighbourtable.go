@@ -11,14 +11,14 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/internal/plural"
 )
 
-// neighbourTable is the kernel's table of the neighbours of one family. It is
-// the whole host's: where it is full, nobody finds a new neighbour.
+// neighbourTable is the kernel's table of the neighbours of one family. The whole
+// host shares it: when it is full, no program finds a new neighbour.
 type neighbourTable struct {
 	family  string
 	name    string // of its sysctls and counters
 	counter string
 	limit   int // gc_thresh3
-	entries int // that the limit counts
+	entries int // entries that the limit counts
 }
 
 // Each guest needs some entries, and more for a time while it uses many sources.
@@ -27,7 +27,7 @@ const (
 	nearlyFull                         = 80 // percent
 )
 
-// trouble says what is wrong with the table of a node with so many ports, or "".
+// trouble returns the fault of the table on a node with so many ports, or "".
 func (t neighbourTable) trouble(ports int) string {
 	need := neighboursOfNode + neighboursOfPort*ports
 	wayOut := fmt.Sprintf("raise net.%s.neigh.default.gc_thresh1, 2 and 3 as packaging's 90-vmfabric.conf has them (sysctl -p /etc/sysctl.d/90-vmfabric.conf)", t.name)
@@ -40,8 +40,8 @@ func (t neighbourTable) trouble(ports int) string {
 	return ""
 }
 
-// weighNeighbours tells of neighbour tables that are small or nearly full. Only
-// the first network namespace shows their limits.
+// weighNeighbours reports neighbour tables that are small or nearly full. Only the
+// initial network namespace shows their limits.
 func (d *Dataplane) weighNeighbours(all []neighbour, ports int) {
 	for _, t := range []neighbourTable{
 		{family: "IPv4", name: "ipv4", counter: "arp_cache"},
@@ -61,7 +61,7 @@ func (d *Dataplane) weighNeighbours(all []neighbour, ports int) {
 		if t.entries, err = parseEntries(string(counted)); err != nil {
 			continue
 		}
-		// Permanent ones are beyond the limit (since Linux 5.0).
+		// The limit does not count permanent entries (since Linux 5.0).
 		for _, n := range all {
 			if n.addr.Is4() == (t.name == "ipv4") && n.state&unix.NUD_PERMANENT != 0 {
 				t.entries--

@@ -8,14 +8,13 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
-// Netlink follows what changes in the kernel of a network namespace, for the
-// [Dataplane], the [FIB] and the [Announcer] that are given it: they share one
-// subscription to rtnetlink(7), and see what happens in the same order. Close
-// them before it.
+// Netlink follows the changes in a network namespace. A [Dataplane], a [FIB] and an
+// [Announcer] that get the same one share a subscription to rtnetlink(7), and see
+// changes in the same order. Close them before it.
 type Netlink struct{ feed *rtnl.Feed }
 
-// Open begins to follow, in the namespace of the calling thread. It logs what
-// goes wrong; nil: it is silent.
+// Open begins to follow the namespace of the calling thread. It logs errors to log,
+// if that is not nil.
 func Open(log *slog.Logger) (*Netlink, error) {
 	feed, err := rtnl.Open(cmp.Or(log, slog.New(slog.DiscardHandler)))
 	if err != nil {
@@ -24,10 +23,10 @@ func Open(log *slog.Logger) (*Netlink, error) {
 	return &Netlink{feed}, nil
 }
 
-// Close ends the following.
+// Close ends the subscription.
 func (n *Netlink) Close() error { return n.feed.Close() }
 
-// following is how a view follows: with others, or on its own.
+// following is the feed of a view, which it shares or owns.
 type following struct {
 	*rtnl.Feed
 	own bool
@@ -41,7 +40,7 @@ func connect(n *Netlink, log *slog.Logger) (following, error) {
 	return following{feed, true}, err
 }
 
-// end closes what is nobody else's.
+// end closes the feed if the view owns it.
 func (f following) end() error {
 	if !f.own {
 		return nil

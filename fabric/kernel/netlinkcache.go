@@ -13,13 +13,14 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
-// netlinkCache is what the kernel has of ours, kept by its notifications, so that
-// neither an attach nor a look at all ports has to list the whole node.
+// netlinkCache has the fabric's links, addresses and routes in the kernel.
+// Notifications keep it up to date, so that neither an attach nor a look at all
+// ports has to list the whole node.
 type netlinkCache struct {
 	mu     sync.Mutex
 	links  map[int32]*cachedLink
 	byName map[string]int32
-	owner  map[place]int32 // the link of a route of ours
+	owner  map[place]int32 // the link of each route of the fabric
 
 	// early are addresses of links whose own notification is still to come.
 	early map[int32][]netip.Addr
@@ -27,26 +28,27 @@ type netlinkCache struct {
 	flaps []flap // since this was last reset
 }
 
-// flap is that a link got carrier or lost it.
+// flap is a change of a link's carrier.
 type flap struct {
 	name  string
 	index int32
 	up    bool
 }
 
-// cachedLink is a link that is, or once was, marked as ours.
+// cachedLink is a link that is, or once was, marked as a port.
 type cachedLink struct {
 	link
 	hadCarrier bool
 	found      bool // marked before this process began
 	addrs      map[netip.Addr]bool
 	routes     map[place]route        // of our protocol, but for announcements
-	rivals     map[netip.Prefix]route // somebody else's, which the kernel uses in the place of ours
+	rivals     map[netip.Prefix]route // routes of others, which the kernel uses in the place of the port's
 	settings   []string               // faults of sysctls, as last looked at
-	neighbours []string               // likewise of the neighbours
+	neighbours []string               // faults of the neighbours, as last looked at
 }
 
-// place is where a route stands: each table has its own to a prefix.
+// place is the table and the prefix of a route: each table can have one to the same
+// prefix.
 type place struct {
 	table  uint32
 	prefix netip.Prefix
@@ -64,8 +66,8 @@ type route struct {
 	metric uint32
 }
 
-// announces holds for a route of ours that stands beside that to the port for
-// a routing daemon to read.
+// announces reports whether a route is an announcement: it stands beside the route
+// to the port, for a routing daemon to read.
 func (r route) announces() bool {
 	return r.proto == routeProtocol && r.metric > 0 && r.metric < fabric.PortMetric
 }
@@ -96,20 +98,21 @@ func (m *netlinkCache) load(l rtnl.Listing, first bool) {
 		l.found = first
 		if had := before[i]; had != nil {
 			l.hadCarrier, l.found = l.hadCarrier || had.hadCarrier, had.found
-			// The listing has ours alone; the next Put sees whether they are still there.
+			// The listing has only the fabric's own routes. The next Put finds out
+			// whether the others are still there.
 			l.rivals = had.rivals
 		}
 	}
 }
 
-// apply takes a notification, or a part of a listing, over. It returns the
-// names of the links that are concerned. m.mu is held.
+// apply updates the cache by a notification or a part of a listing. It returns the
+// names of the links that are concerned. The caller holds m.mu.
 func (m *netlinkCache) apply(msg netlink.Message) []string {
 	switch msg.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		l, err := parseLink(msg.Data)
 		if err != nil || msg.Data[0] != unix.AF_UNSPEC {
-			return nil // bridge ports are told again with their own family
+			return nil // the kernel notifies of bridge ports a second time, with their own family
 		}
 		return m.applyLink(l, msg.Header.Type == unix.RTM_DELLINK)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
@@ -143,14 +146,14 @@ func (m *netlinkCache) applyLink(l link, gone bool) []string {
 	switch {
 	case gone && have == nil:
 		delete(m.early, l.index)
-		return []string{l.name} // of an adopted port, perhaps
+		return []string{l.name} // perhaps the link that an adopted port awaits
 	case gone:
 		delete(m.links, l.index)
 		if m.byName[have.name] == l.index {
 			delete(m.byName, have.name)
 		}
 		for at := range have.routes {
-			// The kernel flushes the IPv4 routes of a link without a word.
+			// The kernel flushes the IPv4 routes of a link without a notification.
 			if m.owner[at] == l.index {
 				delete(m.owner, at)
 			}
@@ -182,8 +185,8 @@ func (m *netlinkCache) applyLink(l link, gone bool) []string {
 	return []string{l.name}
 }
 
-// added notes an address that the kernel has accepted. It tells of an IPv6 one
-// only later, out of a work queue.
+// added notes an address that the kernel has accepted. For an IPv6 address, the
+// notification comes only later, out of a work queue.
 func (m *netlinkCache) added(index int32, a netip.Addr) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -245,7 +248,7 @@ func (m *netlinkCache) applyRoute(r route, msg netlink.Message) []string {
 			names = append(names, l.name)
 		}
 	case ours && msg.Header.Flags&netlink.Replace != 0 && r.metric == fabric.PortMetric:
-		drop() // somebody put theirs in the place of ours
+		drop() // somebody replaced the port's route by their own
 	case ours && r.table == 0 && r.metric < fabric.PortMetric:
 		if l := m.links[index]; l != nil {
 			l.rivals[r.prefix] = r
@@ -275,7 +278,7 @@ func parseAddr(data []byte) (index int32, addr netip.Addr, err error) {
 
 var errOtherTable = errors.New("not in the main table")
 
-// parseRoute reads a route of the main table; another is an error.
+// parseRoute reads a route of the main table. A route of another table is an error.
 func parseRoute(data []byte) (route, error) {
 	r, err := parseTableRoute(data)
 	if err == nil && r.table != 0 {
@@ -312,7 +315,7 @@ func parseTableRoute(data []byte) (route, error) {
 			r.index = int32(ad.Uint32())
 		case unix.RTA_GATEWAY:
 			r.via, _ = netip.AddrFromSlice(ad.Bytes())
-		case unix.RTA_VIA: // of the other family, whose number comes first
+		case unix.RTA_VIA: // of the other family; its number comes first
 			if b := ad.Bytes(); len(b) > 2 {
 				r.via, _ = netip.AddrFromSlice(b[2:])
 			}

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nextHops knows on which links the addresses are that announcements name.
+// nextHops knows which links have the next hops of announcements as addresses.
 type nextHops struct {
-	v4, v6 netip.Addr // without an IPv6 one it is the IPv4 one (RFC 4291, 2.5.5.2)
+	v4, v6 netip.Addr // without v6, v4 in IPv6 notation is the next hop of IPv6 routes, too (RFC 4291, 2.5.5.2)
 
 	mu    sync.Mutex
 	links map[netip.Addr]map[int32]bool
@@ -21,12 +21,14 @@ type nextHops struct {
 	off   error     // IPv6 is disabled where v4 is
 }
 
-// readEvery is how long what the kernel tells nobody of is taken for true.
+// readEvery is how long off counts as current: the kernel notifies nobody of that
+// setting.
 const readEvery = time.Second
 
 func newNextHops(v4, v6 netip.Addr) *nextHops { return &nextHops{v4: v4, v6: v6} }
 
-// load starts anew with a listing; with what comes after it, apply keeps it up.
+// load replaces all links by those of a listing. Afterwards apply keeps them up to
+// date.
 func (h *nextHops) load(addresses []netlink.Message) {
 	h.mu.Lock()
 	h.links = map[netip.Addr]map[int32]bool{}
@@ -36,7 +38,8 @@ func (h *nextHops) load(addresses []netlink.Message) {
 	}
 }
 
-// apply takes a notification over, and tells whether a next hop may be another.
+// apply updates the links by a notification, and reports whether the state of a
+// next hop may have changed.
 func (h *nextHops) apply(m netlink.Message) bool {
 	if m.Header.Type != unix.RTM_NEWADDR && m.Header.Type != unix.RTM_DELADDR {
 		return false
@@ -48,14 +51,16 @@ func (h *nextHops) apply(m netlink.Message) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if a != h.v4 && a != h.v6 {
-		// Without an address of its own, IPv6 goes with the link's.
+		// Without v6, the next hop of IPv6 depends on the IPv6 setting of v4's
+		// link.
 		if h.v6.IsValid() || !a.Is6() || !h.links[h.v4][index] {
 			return false
 		}
 		h.read = time.Time{}
 		return true
 	}
-	// One that another machine has too is not used (RFC 4862, 5.4.5).
+	// The kernel does not use an address that another machine has, too (RFC 4862,
+	// 5.4.5).
 	there := m.Header.Type == unix.RTM_NEWADDR && m.Data[2]&unix.IFA_F_DADFAILED == 0
 	if there == h.links[a][index] {
 		return false
@@ -92,7 +97,7 @@ func (d *Dataplane) NextHop(v6 bool) error {
 		}
 	}
 	if !a.IsValid() {
-		return nil // nobody has said which it is
+		return nil // the configuration names none
 	}
 	links := h.on(a)
 	if len(links) == 0 {
@@ -109,7 +114,7 @@ func (d *Dataplane) NextHop(v6 bool) error {
 	return h.off
 }
 
-// disabled6 says why IPv6 is disabled on all of the links; nil: it is not.
+// disabled6 returns an error if IPv6 is disabled on all of the links.
 func (d *Dataplane) disabled6(links []int32) error {
 	var off error
 	for _, index := range links {

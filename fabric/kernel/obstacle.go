@@ -11,26 +11,28 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// obstacle is where packets of a trial are lost, and what lets them pass.
+// obstacle is the part of the node that drops packets of a trial, and the commands
+// that let them pass.
 type obstacle struct {
 	where  string // subject of "... drops them"
 	wayOut string
 }
 
-// chain is one that an nftables table has.
+// chain is a chain of an nftables table.
 type chain struct {
 	family      uint8 // NFPROTO_*
 	table, name string
 }
 
-// evidence is what else is known of the node when a packet got lost.
+// evidence is the state of the node that explains a lost packet when the trace does
+// not.
 type evidence struct {
-	chains  []chain                  // of nf_tables, those of iptables-nft among them
+	chains  []chain                  // of nf_tables, also those of iptables-nft
 	legacy  []string                 // tables of the family that iptables-legacy has
 	setting func(path string) string // of /proc/sys/net; empty: cannot be read
 }
 
-// explain tells where a packet of a trial was lost.
+// explain finds the obstacle that dropped a packet of a trial.
 func explain(w way, o outcome, e evidence) obstacle {
 	if last := o.dropper(); last.table != "" {
 		return chainObstacle(w, last, base(o.steps), e.chains, o.forwarded())
@@ -75,12 +77,13 @@ func explain(w way, o outcome, e evidence) obstacle {
 	return obstacle{"something between nftables' hooks forward and postrouting, and neither nftables nor iptables,", "see bpftool net list; ipvsadm -Ln"}
 }
 
-// forwarded tells whether the packet got as far as the hook forward.
+// forwarded reports whether the packet got as far as the hook forward.
 func (o outcome) forwarded() bool {
 	return slices.ContainsFunc(o.steps, func(s traceStep) bool { return s.ours() && s.chain == "forward" })
 }
 
-// settingObstacle finds a setting of the kernel that keeps a packet from being forwarded.
+// settingObstacle finds a kernel setting that stops the forwarding of a way's
+// packets.
 func settingObstacle(w way, e evidence) (obstacle, bool) {
 	set := func(path, value string) (obstacle, bool) {
 		name := "net." + strings.ReplaceAll(path, "/", ".")
@@ -105,8 +108,8 @@ func settingObstacle(w way, e evidence) (obstacle, bool) {
 	return obstacle{}, false
 }
 
-// base gives the base chain in which a packet was at its last step: the first
-// chain that it entered since another one let it go.
+// base returns the base chain of a packet's last step: the first chain that it
+// entered since another base chain let it pass.
 func base(steps []traceStep) traceStep {
 	entered := steps[0]
 	for i, s := range steps[1:] {
@@ -117,8 +120,8 @@ func base(steps []traceStep) traceStep {
 	return entered
 }
 
-// chainObstacle names a chain of nf_tables that drops, and what its owner has to
-// let packets pass.
+// chainObstacle describes an nf_tables chain that drops packets. The way out
+// depends on the program that owns the chain.
 func chainObstacle(w way, s, base traceStep, chains []chain, forwarded bool) obstacle {
 	o := obstacle{where: s.place()}
 	switch {
@@ -157,8 +160,9 @@ func chainObstacle(w way, s, base traceStep, chains []chain, forwarded bool) obs
 	return o
 }
 
-// iptables gives commands that have a chain let pass what comes from ports and
-// goes to them. Before a packet is routed nobody knows to which it goes.
+// iptables returns the commands that let packets from and to ports pass a chain.
+// Before the kernel has routed a packet, only its destination address can tell that
+// it goes to a port.
 func iptables(command, chain string, forwarded bool) string {
 	from := fmt.Sprintf("%s -I %s -m devgroup --src-group %d -j ACCEPT", command, chain, fabric.LinkGroup)
 	if !forwarded {
@@ -167,7 +171,7 @@ func iptables(command, chain string, forwarded bool) string {
 	return fmt.Sprintf("%s; %s -I %s -m devgroup --dst-group %d -j ACCEPT", from, command, chain, fabric.LinkGroup)
 }
 
-// tableOption names a table to iptables where that must be named.
+// tableOption returns the option by which iptables needs a table other than filter.
 func tableOption(table string) string {
 	if table == "filter" {
 		return ""
@@ -186,7 +190,7 @@ func (s traceStep) place() string {
 	return fmt.Sprintf("table %s %s chain %s", familyWord(s.family), s.table, s.chain)
 }
 
-// familyWord is how nft calls a family of tables.
+// familyWord returns nft's name of a family of tables.
 func familyWord(family uint8) string {
 	switch family {
 	case unix.NFPROTO_IPV4:
@@ -206,14 +210,14 @@ func version(family uint8) int {
 	return 4
 }
 
-// lost is a way on which packets of a trial were lost.
+// lost is a way whose packet got lost in a trial.
 type lost struct {
 	way
 	obstacle
-	unheard bool // nobody tells when the obstacle goes
+	unheard bool // the obstacle goes without a notification
 }
 
-// faults makes lines of the ways that were lost, one for each obstacle and family.
+// faults returns one fault for each obstacle and family.
 func faults(all []lost, links int) []fabric.ForwardingFault {
 	type key struct {
 		family uint8
@@ -239,7 +243,7 @@ func faults(all []lost, links int) []fabric.ForwardingFault {
 	return lines
 }
 
-// describeWays says of which packets some are, such as "(TCP) to guests".
+// describeWays describes the packets of some ways, such as "(TCP) to guests".
 func describeWays(ways []way, links int) string {
 	any := func(f func(way) bool) bool { return slices.ContainsFunc(ways, f) }
 	tcp, udp := any(func(w way) bool { return w.proto == unix.IPPROTO_TCP }), any(func(w way) bool { return w.proto == unix.IPPROTO_UDP })

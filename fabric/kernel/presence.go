@@ -7,22 +7,25 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/capture"
 )
 
-// A guest that was started sends frames before it has its addresses (IPv6's own
-// of its link, to begin with), and its port has carrier before that. So what
-// shows that it answers is the first frame that comes from one of its addresses.
-// Then its addresses are made neighbours: a packet that came before was asked for
-// in vain, and the kernel asks again only after a second.
+// A guest that was started sends frames before it has its addresses (for its IPv6
+// link-local address, to begin with), and its port has carrier before that. So only
+// the first frame from one of its addresses shows that it answers. Then the
+// dataplane makes the addresses of a guest of unknown MAC neighbours: the kernel
+// may have asked for them in vain for an earlier packet, and asks again only after
+// a second.
 
-// presenceDetection is that of a port whose guest is listened for ([fabric.Port.Listen]).
+// presenceDetection waits for the first frame of a port's guest
+// ([fabric.Port.Listen]).
 type presenceDetection struct {
 	index int32
 	port  fabric.Port
-	ear   *capture.Listener // nil: it was heard, or waited for long enough
-	over  chan struct{}     // closed when nobody asks any more; nil without carrier
+	ear   *capture.Listener // nil: the guest was heard, or the wait is over
+	over  chan struct{}     // closed to end the asking; nil if nobody asks
 }
 
-// heed begins to listen for the guest of a port on the link that the port is
-// now. here: it was there before this process, and nobody is to wait for it.
+// heed begins to listen for the guest of a port, on the link that the port is now.
+// here says that the guest was there before this process, so that nobody waits for
+// it.
 func (m *moves) heed(p fabric.Port, index int32, here bool) error {
 	m.mu.Lock()
 	var was *capture.Listener
@@ -45,7 +48,7 @@ func (m *moves) heed(p fabric.Port, index int32, here bool) error {
 	return m.openFor(p.Name, s)
 }
 
-// openFor listens anew. m.mu is held.
+// openFor opens a frame listener for s. The caller holds m.mu.
 func (m *moves) openFor(name string, s *presenceDetection) (err error) {
 	guest := s.port.NIC
 	theirs := func(frame []byte) bool {
@@ -78,7 +81,8 @@ func (m *moves) openFor(name string, s *presenceDetection) (err error) {
 	return err
 }
 
-// end gives the frame listener that is to be closed. moves.mu is held.
+// end ends the detection, and returns its frame listener for the caller to close.
+// The caller holds moves.mu.
 func (s *presenceDetection) end() *capture.Listener {
 	e := s.ear
 	s.ear = nil
@@ -86,7 +90,7 @@ func (s *presenceDetection) end() *capture.Listener {
 	return e
 }
 
-// hold has nobody ask any more. moves.mu is held.
+// hold ends the asking. The caller holds moves.mu.
 func (s *presenceDetection) hold() {
 	if s.over != nil {
 		close(s.over)
@@ -94,16 +98,16 @@ func (s *presenceDetection) hold() {
 	}
 }
 
-// closeListener closes a frame listener, if there is one. moves.mu is not held: what the frame listener has
-// heard may wait for it.
+// closeListener closes a frame listener, if there is one. The caller does not hold
+// moves.mu: the listener's callback, for which Close waits, may wait for that lock.
 func closeListener(e *capture.Listener) {
 	if e != nil {
 		e.Close()
 	}
 }
 
-// carrier takes up that a link got carrier or lost it: then the guest is to be
-// heard again.
+// carrier handles a change of a link's carrier. With carrier, it asks a guest that
+// was not heard yet; without, the guest must be heard again.
 func (m *moves) carrier(name string, index int32, up bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -115,13 +119,13 @@ func (m *moves) carrier(name string, index int32, up bool) {
 	default:
 		s.hold()
 		if s.ear == nil {
-			_ = m.openFor(name, s) // the link has gone meanwhile; without a frame listener nobody waits
+			_ = m.openFor(name, s) // an error says that the link has gone; without a frame listener nobody waits
 		}
 	}
 }
 
-// ask asks a guest that has carrier for its addresses, until it is heard or for
-// long enough. m.mu is held.
+// ask asks a guest that has carrier for its addresses, until it is heard or the
+// wait is over. The caller holds m.mu.
 func (m *moves) ask(s *presenceDetection) {
 	if s.ear == nil || s.over != nil {
 		return
@@ -145,7 +149,8 @@ func (m *moves) ask(s *presenceDetection) {
 	})
 }
 
-// silent reports whether the guest of a port that has carrier is still to be heard.
+// silent reports whether the guest of a port with carrier was not heard yet. It
+// then begins to ask the guest.
 func (m *moves) silent(name string, index int32) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -11,14 +11,14 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
-// doomedGroup is where links wait for their common end. It is far from any
-// group that a person would choose, and a link that is not being removed by
-// the reaper is never in it.
+// doomedGroup is the group of links that the reaper is about to remove together. No
+// person would choose its number, and no other link is ever in it.
 const doomedGroup = 0x766d6661
 
-// reaper removes links. The kernel waits for grace periods when it removes
-// one, about 20 ms each, whether it is one link or a thousand: so removals
-// that are asked for while one is under way are made together, by group.
+// reaper removes links. For each removal the kernel waits for grace periods, about
+// 20 ms, whether it is of one link or of a thousand. So the reaper collects the
+// removals that callers ask for while one is under way, and makes them together, by
+// group.
 type reaper struct {
 	rtnl *socket
 
@@ -33,7 +33,7 @@ type removal struct {
 	done  chan struct{}
 }
 
-// remove removes links and returns when they are gone.
+// remove removes links, and returns when they are gone.
 func (r *reaper) remove(links ...int32) error {
 	job := &removal{links: links, done: make(chan struct{})}
 	r.mu.Lock()
@@ -68,7 +68,7 @@ func (r *reaper) reap(jobs []*removal) {
 		err = r.reapGroup(links)
 	}
 	if e := rtnl.Errno(err); e == unix.ENODEV {
-		err = nil // gone by itself
+		err = nil // the link went by itself
 	}
 	for _, j := range jobs {
 		j.err = err

@@ -11,10 +11,10 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
-// renameFormer gives ports of the cluster that are called [fabric.FormerPortName]
-// their name of now. Their guests keep them: whoever holds a tap holds it under
-// any name. The former name stays as an alternative one where the kernel has
-// such, for programs that know the port by it.
+// renameFormer renames ports of the cluster that still have their
+// [fabric.FormerPortName]. Guests keep their ports: a process that holds a tap
+// holds it under any name. The former name stays as an alternative name if the
+// kernel has these, for programs that know the port by it.
 func (d *Dataplane) renameFormer() error {
 	replies, err := d.rtnl.Do(rtnl.Message(unix.RTM_GETLINK, netlink.Dump, rtnl.IfInfoMsg(0, 0, 0), func(ae *netlink.AttributeEncoder) {
 		ae.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats)
@@ -44,8 +44,8 @@ func (d *Dataplane) renameFormer() error {
 	return errors.Join(errs...)
 }
 
-// rename gives a link another name. Before Linux 6.2 only one that is down takes
-// it; the port's routes go with that, and come again when it is put.
+// rename gives a link another name. Before Linux 6.2 the link must be down for it;
+// its routes go with that, and come again when the agent puts the port.
 func (r *socket) rename(l link, name string) error {
 	set := func(flags, mask uint32, attrs func(*netlink.AttributeEncoder)) error {
 		_, err := r.Do(rtnl.Message(unix.RTM_SETLINK, netlink.Acknowledge, rtnl.IfInfoMsg(l.index, flags, mask), attrs))

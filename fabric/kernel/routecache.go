@@ -12,8 +12,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
-// routeCache is every route of our protocol in the main table, by its prefix: those
-// to ports and those that announce. Notifications keep it, so that an
+// routeCache has every route of [fabric.Protocol] in the main table, by its prefix:
+// routes to ports and announcements. Notifications keep it up to date, so that an
 // announcement needs no listing.
 type routeCache struct {
 	routes map[netip.Prefix][]route
@@ -21,7 +21,8 @@ type routeCache struct {
 	addrs  map[int32]map[netip.Addr]bool   // the IPv4 addresses of each link
 
 	// untold are announcements that the kernel dropped with a link's last IPv4
-	// address, while the link is up: nobody was told, and so no daemon.
+	// address, while the link is up. It notified nobody of them, so no daemon
+	// knows.
 	untold []route
 }
 
@@ -40,13 +41,13 @@ func readRoutes(l rtnl.Listing) *routeCache {
 	return s
 }
 
-// apply takes a notification, or a part of a listing, over, and gives the
+// apply updates the cache by a notification or a part of a listing, and returns the
 // prefixes that are concerned.
 func (s *routeCache) apply(m netlink.Message) []netip.Prefix {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		if len(m.Data) < unix.SizeofIfInfomsg || m.Data[0] != unix.AF_UNSPEC {
-			return nil // bridge ports are told again with their own family
+			return nil // the kernel notifies of bridge ports a second time, with their own family
 		}
 		index, flags := int32(binary.NativeEndian.Uint32(m.Data[4:])), binary.NativeEndian.Uint32(m.Data[8:])
 		if m.Header.Type == unix.RTM_DELLINK || flags&unix.IFF_UP == 0 {
@@ -97,7 +98,7 @@ func (s *routeCache) applyRoute(r route, h netlink.Header) []netip.Prefix {
 	case h.Type == unix.RTM_DELROUTE:
 		drop(func(have route) bool { return have == r })
 		return touched
-	case h.Flags&netlink.Replace != 0: // no word is said of the one in whose place it is
+	case h.Flags&netlink.Replace != 0: // the kernel does not notify of the replaced one
 		drop(func(have route) bool { return have.metric == r.metric })
 	}
 	if r.proto != routeProtocol || slices.Contains(s.routes[r.prefix], r) {
@@ -111,9 +112,9 @@ func (s *routeCache) applyRoute(r route, h netlink.Header) []netip.Prefix {
 	return []netip.Prefix{r.prefix}
 }
 
-// flush forgets routes of a link that went down, was removed or lost its last
-// IPv4 address: the kernel drops the IPv4 ones without a notification, and the
-// IPv6 ones too where net.ipv6.route.skip_notify_on_dev_down is set.
+// flush forgets routes of a link that went down, was removed or lost its last IPv4
+// address. The kernel drops the IPv4 routes without a notification, and the IPv6
+// routes, too, where net.ipv6.route.skip_notify_on_dev_down is set.
 func (s *routeCache) flush(index int32, gone func(netip.Prefix) bool) []netip.Prefix {
 	var touched []netip.Prefix
 	for p := range s.via[index] {
@@ -144,7 +145,7 @@ func (s *routeCache) remove(r route) {
 	}
 }
 
-// port gives the route to the port that has a prefix.
+// port returns the route to the port that has a prefix.
 func (s *routeCache) port(p netip.Prefix) (route, bool) {
 	for _, r := range s.routes[p] {
 		if r.metric == fabric.PortMetric {
@@ -154,8 +155,8 @@ func (s *routeCache) port(p netip.Prefix) (route, bool) {
 	return route{}, false
 }
 
-// announcements lists the routes that announce a prefix, the one that counts
-// first: daemons take that which the kernel would use.
+// announcements lists the routes that announce a prefix. The first one counts:
+// daemons take the one that the kernel would use.
 func (s *routeCache) announcements(p netip.Prefix) []route {
 	var rs []route
 	for _, r := range s.routes[p] {

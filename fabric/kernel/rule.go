@@ -17,12 +17,13 @@ import (
 // toTable is FR_ACT_TO_TBL of <linux/fib_rules.h>, which x/sys does not have.
 const toTable = 1
 
-// rule says which packets are looked up in a table of ours (ip-rule(8)).
+// rule makes the kernel look up some packets in a table of the fabric's
+// (ip-rule(8)).
 //
-// Rules are made when they are first needed, and stay: an empty table costs a
-// packet nothing that can be measured, whereas a rule that came and went with
-// each move would have every cached route of the node looked up anew, at the
-// moment when that matters most.
+// The dataplane makes a rule when it first needs it, and leaves it: an empty table
+// costs a packet nothing that can be measured. If a rule came and went with each
+// move, the kernel would look up every cached route of the node anew, at the moment
+// when that matters most.
 type rule struct {
 	family   uint8
 	priority uint32
@@ -31,7 +32,8 @@ type rule struct {
 	table    uint32
 }
 
-// message asks for the rule; where it is there already the answer is EEXIST.
+// message asks the kernel to make the rule. If there is one already, the answer is
+// EEXIST.
 func (r rule) message() netlink.Message {
 	return r.request(unix.RTM_NEWRULE, netlink.Create|netlink.Excl)
 }
@@ -52,7 +54,7 @@ func (r rule) request(typ netlink.HeaderType, flags netlink.HeaderFlags) netlink
 	})
 }
 
-// families lists the address families that rules are made for.
+// families lists the address families of this node.
 func (d *Dataplane) families() []uint8 {
 	if !d.ipv6 {
 		return []uint8{unix.AF_INET}
@@ -60,7 +62,7 @@ func (d *Dataplane) families() []uint8 {
 	return []uint8{unix.AF_INET, unix.AF_INET6}
 }
 
-// ensureRules makes rules that are not there.
+// ensureRules makes the rules that are missing.
 func (r *socket) ensureRules(rules []rule) error {
 	if len(rules) == 0 {
 		return nil
@@ -81,7 +83,8 @@ func (r *socket) ensureRules(rules []rule) error {
 	return nil
 }
 
-// divertedRules have all packets looked up among the diversions.
+// divertedRules returns the rules by which the kernel looks up all packets among
+// the diversions.
 func (d *Dataplane) divertedRules() []rule {
 	var rules []rule
 	for _, f := range d.families() {
@@ -90,10 +93,10 @@ func (d *Dataplane) divertedRules() []rule {
 	return rules
 }
 
-// forgetRoutes6 has sockets of this machine look up their IPv6 routes anew. For
-// IPv4 the kernel sees to that with each new route, for IPv6 only with one in the
-// table that a socket's route is from, or with a change of rules: this is a
-// second copy of one that is there, for a moment.
+// forgetRoutes6 makes sockets of this machine look up their IPv6 routes anew. For
+// IPv4 every new route does that. For IPv6 only a new route in the table of a
+// socket's route does, or a change of rules. So forgetRoutes6 adds a second copy of
+// a rule for a moment.
 func (d *Dataplane) forgetRoutes6() error {
 	if !d.ipv6 {
 		return nil
@@ -106,8 +109,9 @@ func (d *Dataplane) forgetRoutes6() error {
 	return nil
 }
 
-// expectArrivals has packets from the underlay looked up among the ports whose
-// guests are about to arrive. Without a link of the underlay it is none.
+// expectArrivals makes the rules by which the kernel looks up packets from the
+// underlay among the ports whose guests are about to arrive. If the underlay has no
+// link, there are no rules, and the dataplane reports that.
 func (d *Dataplane) expectArrivals() error {
 	links, err := d.underlayLinks()
 	if err != nil {
@@ -127,8 +131,8 @@ func (d *Dataplane) expectArrivals() error {
 	return d.rtnl.ensureRules(rules)
 }
 
-// keepRules makes the rules anew that somebody removed, as a network manager
-// does when it starts, where something needs them.
+// keepRules makes the rules anew that somebody removed, as a network manager does
+// when it starts, if guests that move need them.
 func (d *Dataplane) keepRules() {
 	arriving := false
 	d.mu.Lock()
@@ -152,8 +156,8 @@ func (d *Dataplane) keepRules() {
 	}
 }
 
-// underlayLinks names the links by which the kernel reaches the cluster's other
-// machines now.
+// underlayLinks returns the names of the links by which the kernel now reaches the
+// cluster's other machines.
 func (d *Dataplane) underlayLinks() ([]string, error) {
 	indexes := map[int32]bool{}
 	for _, a := range d.underlay {
@@ -162,7 +166,7 @@ func (d *Dataplane) underlayLinks() ([]string, error) {
 			if rtnl.Errno(err) == 0 {
 				return nil, err
 			}
-			continue // no route to that one
+			continue // no route to that machine
 		}
 		for _, reply := range replies {
 			for _, index := range routeLinks(reply.Data) {
@@ -184,8 +188,7 @@ func (d *Dataplane) underlayLinks() ([]string, error) {
 	return names, nil
 }
 
-// routeLinks lists the links that a route leads to, several where it has
-// several paths.
+// routeLinks lists the links of a route; there are several if it has several paths.
 func routeLinks(data []byte) []int32 {
 	if len(data) < unix.SizeofRtMsg {
 		return nil
@@ -200,7 +203,7 @@ func routeLinks(data []byte) []int32 {
 		case unix.RTA_OIF:
 			links[int32(ad.Uint32())] = true
 		case unix.RTA_MULTIPATH:
-			// A list of struct rtnexthop: length, flags, hops, number of the link.
+			// A list of struct rtnexthop: length, flags, hops, index of the link.
 			for b := ad.Bytes(); len(b) >= unix.SizeofRtNexthop; {
 				links[int32(nativeUint32(b[4:]))] = true
 				n := (int(nativeUint16(b)) + 3) &^ 3

@@ -13,8 +13,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// setting is a per-interface sysctl (Documentation/networking/ip-sysctl) and
-// the value that a port has.
+// setting is a per-interface sysctl (Documentation/networking/ip-sysctl) and its
+// value for a port.
 type setting struct {
 	family int
 	id     int    // IPV4_DEVCONF_* or DEVCONF_*
@@ -22,8 +22,8 @@ type setting struct {
 	value  int32
 }
 
-// settings are what makes an interface a port: it forwards, believes nobody
-// about routes, and takes only sources that are routed to it.
+// settings make an interface a port: it forwards, ignores redirects, source routes
+// and router advertisements, and sends no redirects.
 var settings = []setting{
 	{unix.AF_INET, devconfForward4, "forwarding", 1},
 	{unix.AF_INET, devconfAccRedir, "accept_redirects", 0},
@@ -38,12 +38,12 @@ var settings = []setting{
 // Values of rp_filter (RFC 3704).
 const (
 	strictPath = 1 // a source must be routed to the port
-	loosePath  = 2 // it must be routed at all
+	loosePath  = 2 // a source must be routed at all
 )
 
-// reversePathOf gives a port's rp_filter. The sources of a guest that is about to
-// arrive are not routed to its port yet; the source checks let through those
-// that are its own.
+// reversePathOf returns the rp_filter of a port. The addresses of a guest that is
+// about to arrive are not routed to its port yet; the packet filter lets only these
+// pass.
 func reversePathOf(p fabric.Port) int32 {
 	if p.Incoming {
 		return loosePath
@@ -51,12 +51,12 @@ func reversePathOf(p fabric.Port) int32 {
 	return strictPath
 }
 
-// reversePath gives a link's, and whether the kernel told it.
+// reversePath returns a link's rp_filter, and whether the kernel gave it.
 func (l link) reversePath() (int32, bool) {
 	return l.conf(setting{family: unix.AF_INET, id: devconfRPFilter})
 }
 
-// reversePathFault says what is wrong with a port's rp_filter.
+// reversePathFault describes a wrong rp_filter of a port, or returns "".
 func (l link) reversePathFault(p fabric.Port) string {
 	have, told := l.reversePath()
 	if want := reversePathOf(p); told && have != want {
@@ -65,7 +65,7 @@ func (l link) reversePathFault(p fabric.Port) string {
 	return ""
 }
 
-// settingFaults lists the settings of a link that are not a port's.
+// settingFaults lists the settings of a link that differ from a port's.
 func (l link) settingFaults() []string {
 	var faults []string
 	for _, s := range settings {
@@ -97,7 +97,8 @@ func encodeSpec(ae *netlink.AttributeEncoder, ipv6 bool, reversePath int32) {
 			return nil
 		})
 		if ipv6 {
-			// The gateway is the port's only link-local address; the kernel makes no other.
+			// The gateway is the port's only link-local address; the kernel makes
+			// no other.
 			ae.Nested(unix.AF_INET6, func(ae *netlink.AttributeEncoder) error {
 				ae.Uint8(inet6GenMode, genModeNone)
 				return nil
@@ -107,8 +108,8 @@ func encodeSpec(ae *netlink.AttributeEncoder, ipv6 bool, reversePath int32) {
 	})
 }
 
-// writeSettings writes the IPv6 settings that differ, which rtnetlink can only
-// read, and the proxy delays where the port proxies, by its own setting or by
+// writeSettings writes the IPv6 settings that differ: rtnetlink can only read them.
+// It also sets the proxy delay to 0 if the port proxies, by its own setting or by
 // that of all interfaces.
 func (l link) writeSettings(all *proxying) error {
 	for _, s := range settings {
@@ -128,7 +129,8 @@ func (l link) writeSettings(all *proxying) error {
 		{setting{family: unix.AF_INET, id: devconfProxyARP}, all.ipv4.Load(), "ipv4/neigh/"},
 		{setting{family: unix.AF_INET6, id: devconfProxyNDP}, all.ipv6.Load(), "ipv6/neigh/"},
 	} {
-		// A guest that asks for a neighbour waits up to 0.8 s for a proxy by default.
+		// By default a proxy answers a guest that asks for a neighbour only after
+		// up to 0.8 s.
 		if on, told := l.conf(proxy.conf); told && (on != 0 || proxy.all) {
 			if err := writeSysctl(proxy.path+l.name+"/proxy_delay", 0); err != nil {
 				return err
@@ -138,7 +140,8 @@ func (l link) writeSettings(all *proxying) error {
 	return nil
 }
 
-// proxying tells whether all interfaces of the host proxy for neighbours.
+// proxying has the settings by which all interfaces of the host proxy for
+// neighbours.
 type proxying struct{ ipv4, ipv6 atomic.Bool }
 
 func (p *proxying) look() {
@@ -150,8 +153,8 @@ func (p *proxying) look() {
 
 const sysctlRoot = "/proc/sys/net/"
 
-// writeSysctl goes around package os, which asks Go's poller about each file that
-// it opens: a port has a setting or two to be written while a guest waits.
+// writeSysctl writes without package os, which registers each file that it opens
+// with Go's poller: a guest waits while its port gets a setting or two.
 func writeSysctl(path string, value int32) error {
 	fd, err := unix.Open(sysctlRoot+path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err == nil {
@@ -169,9 +172,10 @@ func readSysctl(path string) (string, error) {
 	return strings.TrimSpace(string(b)), err
 }
 
-// enableForwarding makes the node a router for both families. IPv6 interfaces
-// that learn their default route from router advertisements would lose it when
-// forwarding goes on, so they are told to go on listening (accept_ra = 2).
+// enableForwarding makes the node a router for both families. IPv6 interfaces that
+// learn their default route from router advertisements would lose it when
+// forwarding goes on, so enableForwarding makes them go on listening (accept_ra =
+// 2).
 func enableForwarding() error {
 	if v, err := readSysctl("ipv4/ip_forward"); err != nil || v != "1" {
 		if err := writeSysctl("ipv4/ip_forward", 1); err != nil {
@@ -198,13 +202,14 @@ func enableForwarding() error {
 	return nil
 }
 
-// hasIPv6 tells whether this kernel has IPv6 at all.
+// hasIPv6 reports whether this kernel has IPv6.
 func hasIPv6() bool {
 	_, err := os.Stat(sysctlRoot + "ipv6/conf")
 	return err == nil
 }
 
-// BootID names this boot of the machine (random(4)); empty where it cannot be read.
+// BootID returns the ID of this boot of the machine (random(4)), or "" if it cannot
+// be read.
 func BootID() string {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
-// socket makes the requests to rtnetlink that this package knows.
+// socket makes this package's requests to rtnetlink.
 type socket struct{ *rtnl.Conn }
 
 func dial() (*socket, error) {
@@ -16,7 +16,7 @@ func dial() (*socket, error) {
 	return &socket{c}, err
 }
 
-// pause waits, or until ctx ends, whose error it gives then.
+// pause waits for d. If ctx ends first, it returns its error.
 func pause(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -31,20 +31,20 @@ const (
 	verdictContinue = -1
 )
 
-// traceStep is one thing that nf_tables says that it did with a packet.
+// traceStep is one step of nf_tables with a packet.
 type traceStep struct {
 	family       uint8 // NFPROTO_* of the table
 	table, chain string
 	rule         uint64 // handle; 0: the chain's policy, or its end
 	policy       bool
-	verdict      int32 // NF_*, or negative for what goes on
+	verdict      int32 // NF_*, or negative if the packet goes on
 	id           uint32
 }
 
 func (s traceStep) ours() bool  { return s.table == trialName }
 func (s traceStep) drops() bool { return s.verdict == verdictDrop }
 
-// dialTrace listens to what nf_tables does with packets that are traced.
+// dialTrace opens a socket for the trace messages of nf_tables.
 func dialTrace() (*netlink.Conn, error) {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
@@ -57,7 +57,7 @@ func dialTrace() (*netlink.Conn, error) {
 	return conn, nil
 }
 
-// drain takes what was said of packets before.
+// drain reads and drops the messages about earlier packets.
 func drain(conn *netlink.Conn) error {
 	for {
 		if err := conn.SetReadDeadline(time.Now()); err != nil {
@@ -75,8 +75,8 @@ func drain(conn *netlink.Conn) error {
 	}
 }
 
-// follow gives what becomes of the next packet of a trial. Once it was dropped,
-// nothing more comes; one of which nothing is heard has got lost elsewhere.
+// follow returns the outcome of the next packet of a trial. A drop is its last
+// step. A packet whose steps end without a drop got lost elsewhere.
 func follow(ctx context.Context, conn *netlink.Conn, wait time.Duration) (outcome, error) {
 	var o outcome
 	var id uint32
@@ -103,7 +103,7 @@ func follow(ctx context.Context, conn *netlink.Conn, wait time.Duration) (outcom
 				continue
 			}
 			if len(o.steps) == 0 && s.ours() {
-				id = s.id // its first step is in the table that has it traced
+				id = s.id // its first step is in the trial's table, which traces it
 			}
 			if s.id != id || len(o.steps) == 0 && !s.ours() {
 				continue

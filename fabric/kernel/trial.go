@@ -22,17 +22,18 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
-// A trial sends packets of its own through the node's forwarding path, between
-// a link of the underlay and a throw-away port, and has nf_tables trace them.
+// A trial sends packets of its own through the node's forwarding path, between a
+// link of the underlay and a throw-away port, and lets nf_tables trace them.
 //
 //	fabric_net147 === fabric_peer147     a veth pair; the first is a port to every filter (group 147)
 //
-// A packet from a guest is sent into the peer, and comes in from the port. One
-// to a guest is sent out of the port, and redirected (tc-mirred(8)) from the peer
-// to the ingress of the underlay's link, as if it had come from the wire. A table
-// of its own marks both when they come in, before all other chains, so that they
-// are routed by a table of their own whatever address they have, and drops them
-// after all other chains: none leaves the node, and conntrack keeps none.
+// The trial sends a packet from a guest into the peer; it comes in from the port.
+// It sends a packet to a guest out of the port; tc-mirred(8) redirects it from the
+// peer to the ingress of the underlay's link, as if it had come from the wire. An
+// nftables table of the trial marks both when they come in, before all other
+// chains, so that a routing table of the trial routes them whatever address they
+// have. It drops them after all other chains: none leaves the node, and conntrack
+// keeps none.
 //
 //	table inet vmfabric-trial {
 //	  chain arrive  { type filter hook prerouting  priority -2147483648; <packet> meta mark set 147 meta nftrace set 1 }
@@ -41,27 +42,27 @@ import (
 //	  chain answers { type filter hook output      priority -2147483648; <reset or ICMP error about packet> drop }
 //	}
 const (
-	// No VM has as many ports, and NetworkManager and systemd-networkd are told
-	// to leave links of such names alone.
+	// No VM has as many ports. The package's configuration tells NetworkManager and
+	// systemd-networkd to leave links of such names alone.
 	trialPort  = "fabric_net147"
 	trialPeer  = "fabric_peer147"
 	trialAlias = "vmfabric-trial"
 	trialName  = "vmfabric-trial" // of the nftables table
 	trialMark  = 147
 
-	// A packet is seen where it ends before the call that sends it returns, unless
-	// the node is too busy. One that nothing is heard of is waited for longer the
-	// second time; once that was in vain, what else gets lost is not.
+	// The trace of a packet is complete before the call that sends it returns,
+	// unless the node is too busy. The trial waits longer for a packet that it
+	// sends a second time. Once that was in vain, it does so no more.
 	trialWait     = 100 * time.Millisecond
 	trialPatience = time.Second
 )
 
-// Ports of the packets, TCP and UDP. Nobody on the node has the source port; the
-// destination port is one that filters which let anything pass let pass.
+// Ports of the packets, TCP and UDP. No program on the node has the source port.
+// Filters that let anything pass let packets to the destination port pass.
 const trialFrom, trialTo = 61147, 443
 
-// remotes are hosts of the Internet for whom nobody has a special rule (root
-// name servers). No packet gets to them.
+// remotes are hosts of the Internet for which nobody has a special rule (root name
+// servers). No packet gets to them.
 var remotes = map[uint8]netip.Addr{
 	unix.AF_INET: netip.MustParseAddr("198.41.0.4"), unix.AF_INET6: netip.MustParseAddr("2001:503:ba3e::2:30"),
 }
@@ -74,13 +75,13 @@ type way struct {
 	link    string // of the underlay
 }
 
-// outcome is where a packet of a trial ended.
+// outcome is the end of a packet of a trial.
 type outcome struct {
 	passed bool
-	steps  []traceStep // what the packet filters did, in order
+	steps  []traceStep // the steps of the packet filters, in order
 }
 
-// dropper gives the step that ended a packet; the zero step where none did.
+// dropper returns the step that dropped a packet, or the zero step.
 func (o outcome) dropper() traceStep {
 	if n := len(o.steps); n > 0 && o.steps[n-1].drops() {
 		return o.steps[n-1]
@@ -88,7 +89,7 @@ func (o outcome) dropper() traceStep {
 	return traceStep{}
 }
 
-// trial is one that is being made.
+// trial is a trial that is under way.
 type trial struct {
 	rtnl       *socket
 	port, peer link
@@ -141,8 +142,9 @@ func openTrial(r *socket, ipv6 bool) (t *trial, err error) {
 	return t, t.clsact()
 }
 
-// settings makes the port forward, and has the reverse path of a packet looked
-// up by its mark; the peer is to say nothing by itself.
+// settings makes the port forward, and makes the kernel look up the reverse path of
+// a packet by its mark. It disables IPv6 on the peer, which would otherwise send
+// packets of its own.
 func (t *trial) settings(ipv6 bool) error {
 	all := []struct {
 		path  string
@@ -178,13 +180,13 @@ func (t *trial) close() error {
 	return errors.Join(append(errs, t.rtnl.removeTrial())...)
 }
 
-// removeTrial removes what a trial makes, of this process or of one before it
-// that was killed. The rule stays, as those of moves do.
+// removeTrial removes everything that a trial makes, also the remains of a killed
+// process's trial. The rule stays, as those of moves do.
 func (r *socket) removeTrial() error {
 	c, err := nftables.New()
 	if err == nil {
 		table := &nftables.Table{Family: nftables.TableFamilyINet, Name: trialName}
-		c.AddTable(table) // so that there is one to delete
+		c.AddTable(table) // the deletion needs a table
 		c.DelTable(table)
 		err = c.Flush()
 	}
@@ -194,7 +196,8 @@ func (r *socket) removeTrial() error {
 	return errors.Join(err, r.removeTrialLink(), r.removeTrialRoutes())
 }
 
-// removeTrialLink removes the throw-away port. One of that name that is not ours is an error.
+// removeTrialLink removes the throw-away port. A link of that name that is not the
+// trial's is an error.
 func (r *socket) removeTrialLink() error {
 	l, err := r.linkByName(trialPort)
 	if errors.Is(err, os.ErrNotExist) {
@@ -242,16 +245,17 @@ func (r *socket) removeTrialRoutes() error {
 	return errors.Join(errs...)
 }
 
-// course is what a trial does with one link of the underlay and one family.
+// course is the part of a trial for one link of the underlay and one family.
 type course struct {
 	family uint8
 	link   link
 	guest  netip.Addr
-	remote netip.Addr // to whom the guest's packets are
-	sender netip.Addr // from whom those to the guest are
+	remote netip.Addr // destination of the guest's packets
+	sender netip.Addr // source of the packets to the guest
 }
 
-// prepare has packets of a course routed, marked, traced and dropped at the end.
+// prepare makes the kernel route, mark, trace and finally drop the packets of a
+// course.
 func (t *trial) prepare(c course) error {
 	if err := t.rtnl.ensureRules([]rule{{family: c.family, priority: fabric.TrialRule, mark: trialMark, table: fabric.TrialTable}}); err != nil {
 		return err
@@ -304,7 +308,7 @@ func (t *trial) table(c course) error {
 		add(leave, packet, drop)
 		answer := addresses(c.family, netip.Addr{}, pair[0], expr.PayloadBaseNetworkHeader, 0)
 		add(answers, answer, payload(expr.PayloadBaseTransportHeader, 0, back), drop)
-		// An ICMP error has the packet that it is about behind its eight bytes.
+		// An ICMP error quotes the packet behind its header of eight bytes.
 		add(answers, answer, addresses(c.family, pair[0], pair[1], expr.PayloadBaseTransportHeader, 8), drop)
 	}
 	return n.Flush()
@@ -333,9 +337,9 @@ func payload(base expr.PayloadBase, offset uint32, data []byte) []expr.Any {
 	}
 }
 
-// send has a packet go its way, and tells what became of it.
+// send sends a packet on its way, and returns its outcome.
 func (t *trial) send(ctx context.Context, c course, w way, wait time.Duration) (outcome, error) {
-	into, mac := t.peer, t.port.mac // what is sent out of one end comes in at the other
+	into, mac := t.peer, t.port.mac // a frame that one end sends comes in at the other
 	from, to := c.guest, c.remote
 	if w.inbound {
 		into, mac, from, to = t.port, t.peer.mac, c.sender, c.guest
@@ -377,7 +381,7 @@ func packet(proto uint8, from, to netip.Addr) []byte {
 	return append(head, body...)
 }
 
-// checksum is that of RFC 1071, of an even number of bytes.
+// checksum returns the checksum of RFC 1071 of an even number of bytes.
 func checksum(b []byte) uint16 {
 	var sum uint32
 	for i := 0; i+1 < len(b); i += 2 {

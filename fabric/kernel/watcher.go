@@ -21,14 +21,14 @@ const (
 	// settleAfter is how long a port may look wrong before it counts: the
 	// notifications of one change come one by one.
 	settleAfter = 20 * time.Millisecond
-	// verifyEvery is how often what the kernel gives no notice of is looked
-	// at, for at most verifyAtMost ports at a time, which bounds the cost to
-	// about one hundredth of a processor.
+	// verifyEvery is how often the watcher checks the settings of which the kernel
+	// gives no notification. It checks at most verifyAtMost ports at a time, which
+	// bounds the cost to about one hundredth of a processor.
 	verifyEvery  = 500 * time.Millisecond
 	verifyAtMost = 250
 )
 
-// watcher is the dataplane's view of what the kernel notifies, and says when a
+// watcher is the dataplane's view of the kernel's notifications. It signals when a
 // port is not as it was put.
 type watcher struct {
 	d       *Dataplane
@@ -42,13 +42,13 @@ type watcher struct {
 	wg      sync.WaitGroup
 
 	mu       sync.Mutex
-	held     map[string]int  // being put: how they look meanwhile does not count
-	puts     int             // how many have ended
-	lastPuts map[string]int  // the last of each port
-	unruled  bool            // somebody removed a rule, ours perhaps
+	held     map[string]int  // a Put is under way: anyFaulty skips them
+	puts     int             // how many Puts have ended
+	lastPuts map[string]int  // the number of each port's last Put
+	unruled  bool            // somebody removed a rule, perhaps one of the fabric's
 	awaited  map[string]bool // adopted ports whose link is to appear
-	suspects map[string]bool // to be looked at
-	links    []*Links        // who follows links that are not ours, too
+	suspects map[string]bool // ports to look at
+	links    []*Links        // followers of all links
 	next     string          // where the round of verifying goes on
 
 	// Of inspect alone.
@@ -65,7 +65,7 @@ func startWatcher(d *Dataplane, feed following) (*watcher, error) {
 	if w.place, err = feed.Join(w, rtnl.Wants{Links: true, Addresses: true, Protocols: []uint8{routeProtocol}}); err != nil {
 		return nil, fmt.Errorf("list ports: %w", err)
 	}
-	d.protect(nil) // what an earlier process let through stays until ports were put
+	d.protect(nil) // the chains of an earlier process stay until the agent has put its ports
 	w.wg.Go(w.inspect)
 	return w, nil
 }
@@ -130,8 +130,8 @@ func (w *watcher) Load(l rtnl.Listing) {
 	w.loaded = true
 }
 
-// reconfigured gives the port whose setting a notification is about
-// (RTM_NEWNETCONF); its value is read by inspect. w.cache.mu is held.
+// reconfigured returns the port whose setting a notification is about
+// (RTM_NEWNETCONF). inspect reads the value. The caller holds w.cache.mu.
 func (w *watcher) reconfigured(data []byte) []string {
 	const sizeofNetconfmsg, attrIndex = 4, 1
 	if len(data) < sizeofNetconfmsg {
@@ -150,7 +150,7 @@ func (w *watcher) reconfigured(data []byte) []string {
 		if l := w.cache.links[index]; l != nil {
 			l.settings = nil
 			w.mu.Lock()
-			w.suspects["/"+l.name] = true // no link is called so: to be read, not only compared
+			w.suspects["/"+l.name] = true // no link has such a name; inspect reads the port's settings, and does not only compare
 			w.mu.Unlock()
 			return []string{l.name}
 		}
@@ -158,7 +158,7 @@ func (w *watcher) reconfigured(data []byte) []string {
 	return nil
 }
 
-// suspect has ports looked at soon.
+// suspect makes inspect look at ports soon.
 func (w *watcher) suspect(names ...string) {
 	if len(names) == 0 {
 		return
@@ -171,7 +171,7 @@ func (w *watcher) suspect(names ...string) {
 	w.wake.Send()
 }
 
-// ruleGone has the rules looked at soon.
+// ruleGone makes inspect look at the rules soon.
 func (w *watcher) ruleGone() {
 	w.mu.Lock()
 	w.unruled = true
@@ -179,7 +179,7 @@ func (w *watcher) ruleGone() {
 	w.wake.Send()
 }
 
-// welcome says that links were told of: one may be what an adopted port waits for.
+// welcome signals if an adopted port awaits one of the links.
 func (w *watcher) welcome(names ...string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -221,7 +221,7 @@ func (w *watcher) forget(name string) {
 	delete(w.lastPuts, name)
 }
 
-// seen gives copies of what the netlink cache has of a link.
+// seen returns copies of a link's addresses and routes in the netlink cache.
 func (w *watcher) seen(index int32) (addrs map[netip.Addr]bool, routes map[place]route, rivals map[netip.Prefix]route) {
 	w.cache.mu.Lock()
 	defer w.cache.mu.Unlock()
@@ -231,7 +231,7 @@ func (w *watcher) seen(index int32) (addrs map[netip.Addr]bool, routes map[place
 	return nil, map[place]route{}, nil
 }
 
-// knows tells whether there was a link of a name by what was notified.
+// knows reports whether the netlink cache has a link of a name.
 func (w *watcher) knows(name string) bool {
 	w.cache.mu.Lock()
 	defer w.cache.mu.Unlock()
@@ -239,7 +239,7 @@ func (w *watcher) knows(name string) bool {
 	return known
 }
 
-// lastPut gives a number that is another after each Put of a port; idle is false
+// lastPut returns a number that changes with each Put of a port. idle is false
 // while one is under way.
 func (w *watcher) lastPut(name string) (n int, idle bool) {
 	w.mu.Lock()
@@ -247,7 +247,8 @@ func (w *watcher) lastPut(name string) (n int, idle bool) {
 	return w.lastPuts[name], w.held[name] == 0
 }
 
-// lacksNeighbours tells whether a link was seen without some of its guest's.
+// lacksNeighbours reports whether the last check found that neighbours of a link
+// are missing.
 func (w *watcher) lacksNeighbours(index int32) bool {
 	w.cache.mu.Lock()
 	defer w.cache.mu.Unlock()
@@ -264,8 +265,8 @@ func (w *watcher) unrivalled(index int32, p netip.Prefix) {
 	}
 }
 
-// inspect looks at suspects once they had time to settle, and at everything
-// that changes without notice in rounds.
+// inspect looks at suspects once they had time to settle, and in rounds at
+// everything that changes without a notification.
 func (w *watcher) inspect() {
 	tick := time.NewTicker(verifyEvery)
 	defer tick.Stop()
@@ -308,7 +309,7 @@ func (w *watcher) inspect() {
 	}
 }
 
-// anyFaulty tells whether one of the ports is not as it was put.
+// anyFaulty reports whether one of the ports is not as it was put.
 func (w *watcher) anyFaulty(names map[string]bool) bool {
 	w.d.mu.Lock()
 	defer w.d.mu.Unlock()
@@ -319,7 +320,7 @@ func (w *watcher) anyFaulty(names map[string]bool) bool {
 	for name := range names {
 		p, wanted := w.d.want[name]
 		if !wanted || w.held[name] > 0 {
-			continue // release comes back to it
+			continue // release makes it a suspect again
 		}
 		l := w.cache.links[w.cache.byName[name]]
 		if l == nil || len(w.d.faults(p, l)) > 0 {
@@ -359,12 +360,12 @@ func (w *watcher) round() {
 	}
 }
 
-// listNeighbours lists all at once, once in all rounds that go through the ports:
-// the kernel goes through all of them for those of one link, too.
+// listNeighbours lists all neighbours at once, one time for the rounds that go
+// through all ports: even for one link the kernel goes through all of them.
 func (w *watcher) listNeighbours(ports int) {
 	all, err := w.d.rtnl.neighbours(unix.AF_UNSPEC, 0)
 	if err != nil {
-		return // as last listed
+		return // keep the last listing
 	}
 	w.neighbours = map[int32][]neighbour{}
 	for _, n := range all {
@@ -373,13 +374,13 @@ func (w *watcher) listNeighbours(ports int) {
 	w.d.weighNeighbours(all, ports)
 }
 
-// verify reads the settings of a port and notes what is wrong with them, and
-// with its neighbours where all are given.
+// verify reads the settings of a port, notes their faults in the cache, and reports
+// whether there are any. With all neighbours, it checks the port's, too.
 func (w *watcher) verify(name string, all map[int32][]neighbour) bool {
 	put, idle := w.lastPut(name)
 	l, err := w.d.rtnl.linkByName(name)
 	if err != nil {
-		return false // a link that is gone has been notified
+		return false // the kernel has notified of a link that is gone
 	}
 	w.d.mu.Lock()
 	p, wanted := w.d.want[name]
@@ -389,14 +390,14 @@ func (w *watcher) verify(name string, all map[int32][]neighbour) bool {
 		neighbours = neighbourFaults(p, all[l.index])
 	}
 	if len(neighbours) > 0 {
-		// It may have been put since all were listed.
+		// The port may have been put since the listing of all.
 		if have, err := w.d.rtnl.neighbours(unix.AF_UNSPEC, l.index); err == nil {
 			neighbours = neighbourFaults(p, have)
 		}
 	}
 	faults := l.settingFaults()
 	if last, still := w.lastPut(name); wanted && !(idle && still && put == last) {
-		return false // what was read is of before; the next round looks again
+		return false // a Put came between; the next round looks again
 	}
 	w.cache.mu.Lock()
 	defer w.cache.mu.Unlock()
@@ -409,9 +410,8 @@ func (w *watcher) verify(name string, all map[int32][]neighbour) bool {
 	return len(faults)+len(neighbours) > 0 || wanted && l.reversePathFault(p) != ""
 }
 
-// protect sees to what the node as a whole needs: that it forwards, and that
-// the filter is in force. With arriving nil, those that are let through stay as
-// they are.
+// protect keeps the node forwarding and the packet filter in force. If arriving is
+// nil, the chains of arriving guests stay as they are.
 func (d *Dataplane) protect(arriving func() map[string][]netip.Prefix) {
 	d.proxying.look()
 	if err := enableForwarding(); err != nil {
@@ -422,7 +422,7 @@ func (d *Dataplane) protect(arriving func() map[string][]netip.Prefix) {
 	d.keepFilter(arriving)
 }
 
-// keepFilter sees to the filter of what comes in from ports.
+// keepFilter keeps the packet filter in force, and reports an error as a condition.
 func (d *Dataplane) keepFilter(arriving func() map[string][]netip.Prefix) {
 	if err := d.filter.ensure(arriving); err != nil {
 		d.ail("filter", fmt.Sprintf("the filter of the ports by nftables is off, a guest can send with another's IPv6 source, and reach the node and the underlay: %v; load nf_tables and nft_fib_inet", err))
@@ -431,7 +431,7 @@ func (d *Dataplane) keepFilter(arriving func() map[string][]netip.Prefix) {
 	}
 }
 
-// mayAdministrate tells whether this process has CAP_NET_ADMIN.
+// mayAdministrate reports whether this process has CAP_NET_ADMIN.
 func mayAdministrate() bool {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3, Pid: int32(os.Getpid())}
 	var data [2]unix.CapUserData

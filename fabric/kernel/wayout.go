@@ -15,31 +15,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// waysOut knows, for each family that guests have, whether the kernel has a way
-// to the outside for what guests send. A trial cannot tell: its packets are routed
-// by a table of their own.
+// waysOut knows, for each family of guests, whether the kernel has a route to the
+// outside for their packets. A trial cannot tell: a table of its own routes its
+// packets.
 type waysOut struct {
-	guests   []netip.Addr   // of each family, one address that a guest may have
-	pools    []netip.Prefix // what guests have
-	inside   []netip.Prefix // what is no outside: the cluster's own machines and its guests
+	guests   []netip.Addr   // one address that a guest may have, of each family
+	pools    []netip.Prefix // the prefixes of guests
+	inside   []netip.Prefix // the prefixes of the cluster's own machines and its guests
 	routers  []netip.Addr   // the core gateways, one of which may be the way
 	rtnl     *socket
 	port     func(v6 bool) (index int32, guest netip.Addr)
-	withheld func(v6 bool) bool // nothing of the family is announced: nobody's packets wait for a way
+	withheld func(v6 bool) bool // the node announces nothing of the family, so no guest needs a way
 	log      func(msg string, args ...any)
 	kick     signal.Signal
 	stop     chan struct{}
 	wg       sync.WaitGroup
 
-	looking sync.Mutex // held by whoever looks
+	looking sync.Mutex // held during a look
 
 	mu     sync.Mutex
 	proven map[uint8]netip.Addr // by family, a destination outside that had a way
 	faults map[uint8]string
 }
 
-// A look at a node without a way lists its routes. It may take one part of so
-// many of the time, however often routes change.
+// lookShare bounds the cost of looks: on a node without a way each lists all
+// routes. After a look, the next waits lookShare times as long as it took.
 const lookShare = 20
 
 func newWaysOut(cfg Config, guests []netip.Addr) *waysOut {
@@ -49,7 +49,8 @@ func newWaysOut(cfg Config, guests []netip.Addr) *waysOut {
 	}
 }
 
-// startWaysOut looks for the first time, and goes on at every change.
+// startWaysOut looks for the first time, and starts run, which looks again after
+// every change.
 func (d *Dataplane) startWaysOut() error {
 	w := d.waysOut
 	if len(w.guests) == 0 {
@@ -75,8 +76,8 @@ func (w *waysOut) close() error {
 	return w.rtnl.Close()
 }
 
-// run looks whenever something changed that a way may depend on: a while later,
-// when who changes it has done so, and rests in proportion to what the look took.
+// run looks after each change that a way may depend on. It waits until the changes
+// have settled, and at least in proportion to the time of the last look.
 func (w *waysOut) run() {
 	rest := time.Duration(0)
 	wait := time.NewTimer(0)
@@ -99,12 +100,12 @@ func (w *waysOut) run() {
 	}
 }
 
-// changed has the ways looked at soon.
+// changed makes run look soon.
 func (w *waysOut) changed() { w.kick.Send() }
 
-// concerns tells whether a notification is about what a way may depend on: routes
-// that are not ours, rules, links and their addresses, with which routes go
-// without a word.
+// concerns reports whether a way may depend on the subject of a notification: a
+// route that is not the fabric's, a rule, or a link or address, with which the
+// kernel drops routes without a notification.
 func (w *waysOut) concerns(m netlink.Message) bool {
 	switch m.Header.Type {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
@@ -115,7 +116,7 @@ func (w *waysOut) concerns(m netlink.Message) bool {
 	return isLink(m)
 }
 
-// look asks the kernel for each family, and keeps what comes of it.
+// look asks the kernel for each family, and keeps the results.
 func (w *waysOut) look() {
 	w.looking.Lock()
 	defer w.looking.Unlock()
@@ -133,7 +134,7 @@ func (w *waysOut) look() {
 	}
 }
 
-// list gives what is missing, by the last look.
+// list returns the faults that the last look found.
 func (w *waysOut) list() (faults []fabric.ForwardingFault) {
 	for _, guest := range w.guests {
 		w.mu.Lock()
@@ -146,8 +147,8 @@ func (w *waysOut) list() (faults []fabric.ForwardingFault) {
 	return faults
 }
 
-// fault says what guests of a family lack; empty: they have a way out. An error
-// says that it could not be found out.
+// fault returns the text of a fault if guests of a family have no way out, or "".
+// An error says that the kernel did not tell.
 func (w *waysOut) fault(guest netip.Addr) (string, error) {
 	family := familyOf(guest)
 	asked := []netip.Addr{remotes[family]}
@@ -188,8 +189,8 @@ func (w *waysOut) fault(guest netip.Addr) (string, error) {
 	return w.sentence(family, why), nil
 }
 
-// marks lists those of which somebody has packets looked up in a table of their
-// own: a rule of a packet filter may mark what comes in from ports so.
+// marks lists the packet marks for which there are routing rules: a packet filter
+// may set such a mark on packets that come in from ports.
 func (w *waysOut) marks(family uint8) ([]uint32, error) {
 	head := make([]byte, 12) // struct fib_rule_hdr
 	head[0] = family
@@ -218,22 +219,23 @@ func (w *waysOut) marks(family uint8) ([]uint32, error) {
 	return all, nil
 }
 
-// noWay is why the kernel routes a packet nowhere.
+// noWay is the reason why the kernel routes a packet nowhere.
 type noWay struct{ error }
 
-// loopbackIndex is that of lo in each network namespace.
+// loopbackIndex is the index of lo in each network namespace.
 const loopbackIndex = 1
 
-// way asks the kernel how it would route a packet, with a mark or none (0), that
-// comes from a guest in by a port. nil: it has a way; [noWay]: it has none.
+// way asks the kernel how it would route a packet that comes in from a guest by a
+// port, with a mark or none (0). It returns nil if there is a way, [noWay] if there
+// is none.
 //
-// The kernel checks the source once it has found a way. What that finds is not of
-// interest here: the source is a guest's only where a port is one's.
+// The kernel checks the source once it has found a way. way ignores a refusal by
+// that check (EXDEV): without a port, the source is no guest's.
 func (w *waysOut) way(guest, to netip.Addr, mark uint32) error {
 	index, from := w.port(guest.Is6())
 	if index == 0 {
-		// No port is there: the loopback link routes like one, but for rules about
-		// the link that a packet comes in by.
+		// Without a port, ask for the loopback link. The kernel routes its packets
+		// like a port's, but for rules about the incoming link.
 		index, from = loopbackIndex, guest
 	}
 	head := routeQuery(to, 0)
@@ -257,7 +259,8 @@ func (w *waysOut) way(guest, to netip.Addr, mark uint32) error {
 		return err
 	}
 	for _, reply := range replies {
-		// An IPv6 route that refuses is told of like one that leads somewhere.
+		// For IPv6 the kernel returns a route that refuses like one that leads
+		// somewhere.
 		if len(reply.Data) >= unix.SizeofRtMsg && reply.Data[7] != unix.RTN_UNICAST && reply.Data[7] != unix.RTN_LOCAL {
 			return noWay{unix.ENETUNREACH}
 		}
@@ -265,10 +268,9 @@ func (w *waysOut) way(guest, to netip.Addr, mark uint32) error {
 	return nil
 }
 
-// outside lists destinations outside to which somebody has routed something, as on
-// a node whose routes are more specific than a default route. Where guests have
-// public addresses, only those that are public count: a private network next door
-// is no outside for them.
+// outside lists destinations of routes to the outside, for a node whose routes are
+// more specific than a default route. If guests have public addresses, only public
+// destinations count: for them a private network next door is not the outside.
 func (w *waysOut) outside(guest netip.Addr) ([]netip.Addr, error) {
 	head := make([]byte, unix.SizeofRtMsg)
 	head[0] = familyOf(guest)
@@ -285,15 +287,15 @@ func (w *waysOut) outside(guest netip.Addr) ([]netip.Addr, error) {
 	return all, nil
 }
 
-// destination gives the first address of a route that may lead outside: one that is
-// not ours, not to a network that the node itself is in, and not to the cluster.
+// destination returns the first address of a route that may lead outside: it is not
+// the fabric's, not to a network of the node itself, and not to the cluster.
 func (w *waysOut) destination(data []byte, public bool) (netip.Addr, bool) {
 	r, err := parseTableRoute(data)
 	if err != nil || r.table == unix.RT_TABLE_LOCAL || r.proto == routeProtocol || r.proto == fabric.PeerProtocol || r.proto == unix.RTPROT_KERNEL {
 		return netip.Addr{}, false
 	}
 	if data[7] != unix.RTN_UNICAST || r.prefix.Bits() == 0 || nativeUint32(data[8:])&unix.RTM_F_CLONED != 0 {
-		return netip.Addr{}, false // of a default route the usual destinations tell
+		return netip.Addr{}, false // fault asks for the usual destinations of a default route
 	}
 	if slices.ContainsFunc(w.inside, r.prefix.Overlaps) {
 		return netip.Addr{}, false
@@ -302,19 +304,19 @@ func (w *waysOut) destination(data []byte, public bool) (netip.Addr, bool) {
 	return a, a.IsGlobalUnicast() && (!public || isPublic(a))
 }
 
-// public tells whether guests have public addresses of a family.
+// public reports whether guests have public addresses of a family.
 func (w *waysOut) public(guest netip.Addr) bool {
 	return isPublic(guest) || slices.ContainsFunc(w.pools, func(p netip.Prefix) bool {
 		return p.Addr().Is4() == guest.Is4() && isPublic(p.Addr())
 	})
 }
 
-// shared is the address space of carriers (RFC 6598), which is as good as private.
+// shared is the address space of carriers (RFC 6598). It counts as private.
 var shared = netip.MustParsePrefix("100.64.0.0/10")
 
 func isPublic(a netip.Addr) bool { return a.IsGlobalUnicast() && !a.IsPrivate() && !shared.Contains(a) }
 
-// sentence says what is missing and how to get it.
+// sentence describes the fault and the way out, for people.
 func (w *waysOut) sentence(family uint8, why noWay) string {
 	v := version(family)
 	text := fmt.Sprintf("IPv%d packets of guests have no way out of this node: its routes lead nowhere outside, such as to %s (%v); ", v, remotes[family], why.error)
@@ -328,8 +330,8 @@ func (w *waysOut) sentence(family uint8, why noWay) string {
 	return text
 }
 
-// router names who may be the way: the core gateway of the family where there is
-// one alone.
+// router returns the core gateway of the family if there is only one, or a
+// placeholder.
 func (w *waysOut) router(family uint8) string {
 	var all []string
 	for _, a := range w.routers {
@@ -343,8 +345,8 @@ func (w *waysOut) router(family uint8) string {
 	return "ROUTER"
 }
 
-// anyPort gives a port that is up, and an address of its guest, of a family; zero
-// where there is none.
+// anyPort returns a port that is up, and an address of a family that its guest has,
+// or zero values.
 func (m *netlinkCache) anyPort(v6 bool) (index int32, guest netip.Addr) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
