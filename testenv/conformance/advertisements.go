@@ -13,8 +13,9 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// speakerAdvertisements holds a speaker to what it says of its advertisements,
-// where it can tell: prefix by prefix, as its peers come to have it.
+// speakerAdvertisements checks a speaker's advertisements, if it supports them:
+// each prefix is reported as sent once it is announced, and as not sent once it is
+// withdrawn.
 func speakerAdvertisements(t *testing.T, s fabric.Speaker, c SpeakerControls) {
 	if _, err := s.Advertisements(t.Context(), both[0]); errors.Is(err, errors.ErrUnsupported) {
 		return

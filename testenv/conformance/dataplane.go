@@ -16,23 +16,23 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Controls is what the dataplane's suite needs beside the dataplane.
+// Controls has the functions that the dataplane's suite needs beside the dataplane.
 type Controls struct {
-	// Again gives a second dataplane over the same links, as after a restart;
-	// the first is not used any more.
+	// Again returns a second dataplane over the same links, as after a restart; the
+	// suite does not use the first any more.
 	Again func(t *testing.T) fabric.Dataplane
-	// Kinds are the kinds of port that can be made here; nil means all. Adopt
-	// needs Breaker.AddLink.
+	// Kinds are the kinds of port that the dataplane can make here; nil means all.
+	// Adopt needs Breaker.AddLink.
 	Kinds []fabric.Kind
-	Mover *Mover // nil: the laws of fabric.Mover are left out
+	Mover *Mover // nil: the suite leaves out the laws of fabric.Mover
 	Breaker
 }
 
 // Breaker does things to links behind the dataplane's back. All of them may
 // return before the dataplane notices.
 type Breaker struct {
-	AddLink    func(t *testing.T, name string)      // makes a link that is not ours, up
-	HasForeign func(t *testing.T, name string) bool // is there a link of that name without our mark, as AddLink made it?
+	AddLink    func(t *testing.T, name string)      // makes a link without the fabric's mark, up
+	HasForeign func(t *testing.T, name string) bool // reports whether there is a link of that name as AddLink made it
 	DelLink    func(t *testing.T, name string)
 	SetDown    func(t *testing.T, name string)
 	DelAddress func(t *testing.T, port string, gateway netip.Addr)
@@ -62,14 +62,14 @@ func port(vm string, index int, kind fabric.Kind, receives ...string) fabric.Por
 	}
 }
 
-// law is something that holds for each dataplane.
+// law is a property of every dataplane.
 type law struct {
 	name string
 	hold func(*testing.T, fabric.Dataplane, Controls)
 }
 
-// Dataplane holds what start makes to the laws of [fabric.Dataplane]. Each
-// call of start gives a dataplane without ports, which lives until its t ends.
+// Dataplane runs the laws of [fabric.Dataplane] as subtests. Each call of start
+// makes a dataplane without ports, which lives until its t ends.
 func Dataplane(t *testing.T, start func(t *testing.T) (fabric.Dataplane, Controls)) {
 	for _, law := range append([]law{
 		{"starts without ports", dataplaneEmpty},
@@ -96,7 +96,7 @@ func Dataplane(t *testing.T, start func(t *testing.T) (fabric.Dataplane, Control
 	}
 }
 
-// need skips a law that these controls cannot try.
+// need skips a law whose controls are missing.
 func need(t *testing.T, have bool, what string) {
 	t.Helper()
 	if !have {
@@ -104,7 +104,7 @@ func need(t *testing.T, have bool, what string) {
 	}
 }
 
-// made is the kind of the ports of laws that hold for each kind alike.
+// made returns the kind of the ports for laws that hold for each kind alike.
 func (c Controls) made() fabric.Kind {
 	if slices.Contains(c.Kinds, fabric.Tap) {
 		return fabric.Tap
@@ -112,7 +112,7 @@ func (c Controls) made() fabric.Kind {
 	return fabric.Veth
 }
 
-// requirePorts checks that there are these ports, as they were put.
+// requirePorts checks that the dataplane has exactly these ports, as they were put.
 func requirePorts(t *testing.T, d fabric.Dataplane, want ...fabric.Port) {
 	t.Helper()
 	got, err := d.Actual(t.Context())
@@ -141,8 +141,8 @@ func requirePorts(t *testing.T, d fabric.Dataplane, want ...fabric.Port) {
 	require.ElementsMatch(t, wants, gots)
 }
 
-// putAdopt puts a port whose link was made a moment ago; the dataplane may
-// not have heard of it yet.
+// putAdopt puts a port whose link was made a moment ago: the dataplane may not know
+// the link yet.
 func putAdopt(t *testing.T, d fabric.Dataplane, p fabric.Port) {
 	t.Helper()
 	eventually(t, "the link of "+p.Name+" is taken over", func() bool {
@@ -154,7 +154,7 @@ func putAdopt(t *testing.T, d fabric.Dataplane, p fabric.Port) {
 	})
 }
 
-// faults gives the faults of a port; ok is false when it is not there.
+// faults returns the faults of a port; ok is false if the port is not there.
 func faults(t *testing.T, d fabric.Dataplane, name string) (faults []string, ok bool) {
 	t.Helper()
 	got, err := d.Actual(t.Context())
@@ -293,7 +293,7 @@ func dataplaneOtherGuest(t *testing.T, d fabric.Dataplane, c Controls) {
 	p := port("web", 0, c.made(), "203.0.113.10", "2001:db8:100::10")
 	require.NoError(t, d.Put(t.Context(), p))
 	rival := port("mail", 0, c.made(), "203.0.113.11", "2001:db8:100::11")
-	rival.Name = p.Name // as two names that shorten alike
+	rival.Name = p.Name // as of two VM names that shorten alike
 	require.ErrorIs(t, d.Put(t.Context(), rival), fabric.ErrForeign)
 	requirePorts(t, d, p)
 }
@@ -382,7 +382,8 @@ func dataplaneCoalesced(t *testing.T, d fabric.Dataplane, c Controls) {
 			c.DelRoute(t, p.Name, r)
 		}
 	}
-	// Nobody has listened meanwhile, and nothing may have waited for it.
+	// Nobody has read Changed meanwhile, and the dataplane must not have waited for
+	// that.
 	eventually(t, "all damage is seen", func() bool {
 		got, err := d.Actual(t.Context())
 		return err == nil && !slices.ContainsFunc(got, func(p fabric.PortState) bool { return len(p.Faults) == 0 })
@@ -486,8 +487,8 @@ func dataplaneWalk(t *testing.T, d fabric.Dataplane, c Controls) {
 	})
 }
 
-// walk visits states in random order, each at least twice, beginning with
-// nothing, and names the way when an arrival fails.
+// walk visits states in random order, each twice, beginning with nothing. When a
+// step fails, it names the two states and the seed.
 func walk[S any](t *testing.T, states map[string]S, step func(t *testing.T, from, to S)) {
 	t.Helper()
 	seed := rand.Uint64()

@@ -1,11 +1,11 @@
-// Package conformance holds the implementations of the interfaces of package
-// fabric to their laws: the same suite runs on the fakes, on a directory, on
-// the kernel and on a BGP speaker.
+// Package conformance tests that the implementations of the interfaces of package
+// fabric obey their laws: the same suite runs on the fakes, on a directory, on the
+// kernel and on a BGP speaker.
 //
-// A suite gets a function that makes the thing under test, fresh for each
-// case, and [Controls] of what lies behind it: how to look at it as after a
-// restart, and how to break it from outside. A control that is nil leaves out
-// the laws that need it.
+// A suite gets a function that makes a new implementation for each case, with
+// [Controls], functions that act on the state behind it: they make a second
+// instance, as after a restart, and break things from outside. A suite leaves out
+// the laws whose control is nil.
 package conformance
 
 import (
@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	patience = 20 * time.Second       // for what must happen
-	quiet    = 150 * time.Millisecond // for what must not; silence this long counts as rest
+	patience = 20 * time.Second       // for events that must come
+	quiet    = 150 * time.Millisecond // for events that must not come; silence this long counts as rest
 )
 
 // eventually polls until ok is true.
@@ -37,7 +37,7 @@ func signalled(t *testing.T, c <-chan struct{}, after string) {
 }
 
 // rest answers each wake-up as an agent would, until none comes any more, and
-// gives their number.
+// returns their number.
 func rest(t *testing.T, c <-chan struct{}, answer func()) (wakeUps int) {
 	t.Helper()
 	deadline := time.After(patience)

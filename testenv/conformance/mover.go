@@ -14,17 +14,17 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Mover is what the suite needs to hold a dataplane to the laws of
-// [fabric.Mover] too.
+// Mover has the controls for the laws of [fabric.Mover].
 type Mover struct {
 	Other fabric.Node                          // another node, a neighbour in both families
-	Hear  func(t *testing.T, port fabric.Port) // has the guest of a port send a frame
-	// Say has the guest of a port, which has carrier, send a packet from an address.
+	Hear  func(t *testing.T, port fabric.Port) // makes the guest of a port send a frame
+	// Say makes the guest of a port, which has carrier, send a packet from an
+	// address.
 	Say   func(t *testing.T, port fabric.Port, from netip.Addr)
 	Quiet time.Duration // how long nothing may be heard; 0: 100 ms
 }
 
-// moverLaws are those of incoming ports and of diversions.
+// moverLaws are the laws of incoming ports and of diversions.
 var moverLaws = []law{
 	{"an incoming port becomes an ordinary one", dataplaneIncoming},
 	{"an incoming port is adopted and repaired", dataplaneIncomingRepair},
@@ -62,7 +62,8 @@ func dataplaneIncoming(t *testing.T, d fabric.Dataplane, c Controls) {
 				require.NoError(t, d.Put(t.Context(), state))
 				requirePorts(t, d, state)
 			}
-			// As an event and the guest's first frame may have it, without a look between.
+			// An event and the guest's first frame can cause these two calls
+			// without an Actual between them.
 			for range 10 {
 				require.NoError(t, d.Put(t.Context(), incoming(p)))
 				require.NoError(t, d.Put(t.Context(), p))

@@ -16,21 +16,22 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// NodesControls is what the suite of the nodes' agents needs beside them.
+// NodesControls has the functions that the suite of [fabric.Nodes] needs beside the
+// ends.
 type NodesControls struct {
-	// Join gives the agent of a node that is in nobody's cluster file, on the
-	// same network.
+	// Join makes the end of one more node on the same network, which is in nobody's
+	// cluster file.
 	Join func(t *testing.T, name string) (fabric.Node, fabric.Nodes)
-	// Cut keeps two agents from each other until heal is called.
+	// Cut cuts two agents off from each other until heal is called.
 	Cut func(t *testing.T, a, b string) (heal func())
 }
 
-// NodeNames are those of the cluster that the suite of [Nodes] needs.
+// NodeNames are the nodes of the cluster that the suite of [Nodes] needs.
 var NodeNames = []string{"node1", "node2", "node3"}
 
-// Nodes holds what start makes to the laws of [fabric.Nodes]. Each call of start
-// gives one agent's end for each of the cluster's nodes, none of which serves
-// yet; they live until its t ends. The cluster has the names of [NodeNames].
+// Nodes runs the laws of [fabric.Nodes] as subtests. Each call of start makes an
+// end for each of the cluster's nodes, which are [NodeNames]. None serves yet; they
+// live until its t ends.
 func Nodes(t *testing.T, start func(t *testing.T) ([]fabric.Node, map[string]fabric.Nodes, NodesControls)) {
 	for _, law := range []struct {
 		name string
@@ -69,7 +70,7 @@ func holds(context.Context, fabric.Node, fabric.Notice) fabric.Answer {
 	return fabric.Answer{Held: true}
 }
 
-// serve has an agent answer until the test ends, or stop is called.
+// serve makes an agent answer until the test ends, or stop is called.
 func serve(t *testing.T, end fabric.Nodes, answer answering) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -88,7 +89,7 @@ func serve(t *testing.T, end fabric.Nodes, answer answering) (stop func()) {
 	return stop
 }
 
-// reached waits until one agent hears the other.
+// reached waits until a node answers.
 func reached(t *testing.T, from fabric.Nodes, to string) {
 	t.Helper()
 	eventually(t, to+" answers", func() bool {
@@ -106,7 +107,7 @@ func nodesNames(t *testing.T, a agents) {
 	require.Equal(t, []string{"node1", "node3"}, a.ends["node2"].Names())
 }
 
-// notices are one of each kind.
+// notices returns one notice of each kind.
 func notices() []fabric.Notice {
 	at := time.Date(2026, 11, 22, 12, 3, 4, 567890123, time.UTC)
 	move := &fabric.Move{
@@ -162,8 +163,8 @@ func nodesLargest(t *testing.T, a agents) {
 		return fabric.Answer{Held: len(got.Prefixes) == len(n.Prefixes), Epoch: uint64(len(got.Prefixes))}
 	})
 	reached(t, a.ends["node1"], "node2")
-	// It takes its time on a machine that is busy: three million bytes are read and
-	// written more than once on each side.
+	// This takes time on a busy machine: each side reads and writes three million
+	// bytes more than once.
 	require.Eventually(t, func() bool {
 		said, err := a.ends["node1"].Ask(t.Context(), "node2", n)
 		return err == nil && assert.Equal(t, fabric.Answer{Held: true, Epoch: uint64(len(n.Prefixes))}, said)
@@ -185,7 +186,7 @@ func nodesUnknown(t *testing.T, a agents) {
 	require.ErrorContains(t, err, "node1", "itself")
 }
 
-// seenByMany is more than a cluster has reflectors.
+// seenByMany has more reflectors than a cluster can have.
 var seenByMany = func() map[string]time.Time {
 	seen := map[string]time.Time{}
 	for n := range 100 {
@@ -310,7 +311,7 @@ func nodesRestart(t *testing.T, a agents) {
 		_, err := a.ends["node1"].Ask(t.Context(), "node2", claim("web"))
 		require.ErrorContains(t, err, "node2")
 		stop = serve(t, a.ends["node2"], holds)
-		reached(t, a.ends["node3"], "node2") // it is up again
+		reached(t, a.ends["node3"], "node2") // node2 is up again
 		_, err = a.ends["node1"].Ask(t.Context(), "node2", claim("web"))
 		require.NoError(t, err, "the first question after a restart")
 	}
@@ -327,9 +328,10 @@ func nodesNewcomer(t *testing.T, a agents) {
 	require.Equal(t, NodeNames, end.Names(), "it knows the others")
 	_, err := a.ends["node1"].Ask(t.Context(), node.Name, claim("web"))
 	require.ErrorContains(t, err, node.Name, "nobody said yet where it is")
-	serve(t, end, holds) // which may call the others at once
+	serve(t, end, holds) // it may call the others at once
 	reached(t, end, "node1")
-	// An address that it only says it has counts once it is seen to be its own.
+	// The others believe an address that the node only claims to have once they
+	// have verified it.
 	eventually(t, "all of its addresses are known", func() bool {
 		reached(t, end, "node1")
 		return <-from == node

@@ -13,17 +13,17 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// ObserverControls is what the observer's suite needs beside the observer.
+// ObserverControls has the functions that the observer's suite needs beside the
+// observer.
 type ObserverControls struct {
-	// Received gives what has arrived, in order; it may lag.
+	// Received returns the events that have arrived, in order; it may lag.
 	Received func(t *testing.T) []fabric.Event
-	// Hang keeps the observer from taking events up for as long as somebody
-	// waits, until release is called.
+	// Hang makes Observe wait until its context ends, or release is called.
 	Hang func(t *testing.T) (release func())
 }
 
-// Observer holds what start makes to the laws of [fabric.Observer]. Each call of
-// start gives an observer that was told nothing yet, and lives until its t ends.
+// Observer runs the laws of [fabric.Observer] as subtests. Each call of start makes
+// an observer without events, which lives until its t ends.
 func Observer(t *testing.T, start func(t *testing.T) (fabric.Observer, ObserverControls)) {
 	for _, law := range []struct {
 		name string
@@ -44,7 +44,7 @@ func Observer(t *testing.T, start func(t *testing.T) (fabric.Observer, ObserverC
 
 var longAgo = time.Date(2026, 11, 22, 12, 3, 4, 567890123, time.UTC)
 
-// events are one of each kind, as an agent tells them.
+// events returns one event of each kind, as an agent emits it.
 func events(ps ...netip.Prefix) []fabric.Event {
 	guest := func(kind fabric.EventKind, ports ...string) fabric.Event {
 		return fabric.Event{
@@ -64,8 +64,8 @@ func events(ps ...netip.Prefix) []fabric.Event {
 	}
 }
 
-// plain is the event without what does not count: zones of times, and whether
-// what is not there is nil.
+// plain returns the event without differences that do not count: time zones, and
+// nil against empty slices.
 func plain(e fabric.Event) fabric.Event {
 	e.At = e.At.UTC().Round(0)
 	if e.Session != nil {
@@ -77,7 +77,7 @@ func plain(e fabric.Event) fabric.Event {
 	return e
 }
 
-// requireReceived waits until exactly these have arrived.
+// requireReceived waits until exactly these events have arrived.
 func requireReceived(t *testing.T, c ObserverControls, want ...fabric.Event) {
 	t.Helper()
 	if c.Received == nil {
@@ -140,7 +140,7 @@ func observerContext(t *testing.T, o fabric.Observer, c ObserverControls) {
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	all := events(both...)
-	_ = o.Observe(gone, all[0]) // it may have taken it up all the same
+	_ = o.Observe(gone, all[0]) // the observer may take the event all the same
 	require.Less(t, time.Since(began), patience)
 
 	need(t, c.Hang != nil, "Hang")

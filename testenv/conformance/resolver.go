@@ -14,25 +14,27 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// ResolverControls is what the resolver's suite needs beside the resolver.
+// ResolverControls has the functions that the resolver's suite needs beside the
+// resolver.
 type ResolverControls struct {
 	// Know puts a guest into the inventory that the resolver asks.
 	Know func(t *testing.T, q fabric.Query, nics ...fabric.NIC)
-	// Known are guests that are in the inventory already, where Know cannot be.
+	// Known are guests that are in the inventory already, for a resolver without
+	// Know.
 	Known []Resolved
-	// Hang keeps the answer about a guest back for as long as somebody waits.
+	// Hang withholds the answer about a guest until the question's context ends.
 	Hang func(t *testing.T, vm string)
 }
 
-// Resolved is a question to a resolver, and the answer.
+// Resolved is a question to a resolver and its answer.
 type Resolved struct {
 	Query fabric.Query
 	NICs  []fabric.NIC // addresses and routes
 }
 
-// Resolver holds what start makes to the laws of [fabric.Resolver]. Each call of
-// start gives a resolver that lives until its t ends, and that does not know a
-// guest called "conformance-unknown".
+// Resolver runs the laws of [fabric.Resolver] as subtests. Each call of start makes
+// a resolver that does not know a guest called "conformance-unknown", and lives
+// until its t ends.
 func Resolver(t *testing.T, start func(t *testing.T) (fabric.Resolver, ResolverControls)) {
 	for _, law := range []struct {
 		name string
@@ -50,8 +52,8 @@ func Resolver(t *testing.T, start func(t *testing.T) (fabric.Resolver, ResolverC
 	}
 }
 
-// inventory is what the suite puts into the inventory: a guest with a NIC that
-// has everything, and with one of each family.
+// inventory returns the guests that the suite puts into the inventory. The first
+// has a NIC with everything, and one of each family.
 func inventory() []Resolved {
 	mac := func(last byte) fabric.MAC { return fabric.MAC{0x52, 0x54, 0, 0, 0, last} }
 	v4, v6 := netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")
@@ -71,7 +73,7 @@ func inventory() []Resolved {
 	}
 }
 
-// fill gives guests that the resolver knows.
+// fill puts guests into the inventory, and returns all that the resolver knows.
 func (c ResolverControls) fill(t *testing.T) []Resolved {
 	t.Helper()
 	if c.Know == nil {
@@ -104,7 +106,7 @@ func resolverAnswers(t *testing.T, r fabric.Resolver, c ResolverControls) {
 	}
 }
 
-// requireReason checks that err is for people.
+// requireReason checks that err gives people a reason, in one line.
 func requireReason(t require.TestingT, err error) {
 	require.Error(t, err)
 	require.NotEmpty(t, strings.TrimSpace(err.Error()), "an error says why")
@@ -117,7 +119,7 @@ func resolverUnknown(t *testing.T, r fabric.Resolver, c ResolverControls) {
 		_, err := r.Resolve(t.Context(), fabric.Query{VM: "conformance-unknown", MACs: macs})
 		requireReason(t, err)
 	}
-	requireResolved(t, r, guests[0]) // the error was about the other
+	requireResolved(t, r, guests[0]) // the error does not concern this guest
 }
 
 func resolverContext(t *testing.T, r fabric.Resolver, c ResolverControls) {
@@ -125,7 +127,7 @@ func resolverContext(t *testing.T, r fabric.Resolver, c ResolverControls) {
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	began := time.Now()
-	_, _ = r.Resolve(gone, guests[0].Query) // it may know without asking
+	_, _ = r.Resolve(gone, guests[0].Query) // the resolver may know the answer without asking
 	require.Less(t, time.Since(began), patience)
 	requireResolved(t, r, guests[0])
 

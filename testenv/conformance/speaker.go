@@ -13,25 +13,27 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// SpeakerControls is what the speaker's suite needs beside the speaker.
+// SpeakerControls has the functions that the speaker's suite needs beside the
+// speaker.
 type SpeakerControls struct {
-	// Prepare makes what the speaker needs before it can announce prefixes,
-	// such as the routes to their ports; it stays. Nil where it needs nothing.
+	// Prepare sets up what the speaker needs before it can announce prefixes, such
+	// as the routes to their ports. Nil if it needs nothing.
 	Prepare func(t *testing.T, ps []netip.Prefix)
-	// Again gives a second speaker over the same routes, as after a restart,
-	// where a speaker leaves its routes with somebody who outlives it.
+	// Again returns a second speaker over the same routes, as after a restart. Nil
+	// if the routes do not outlive the speaker.
 	Again func(t *testing.T) fabric.Speaker
 	// Lose takes a route away behind the speaker's back.
 	Lose func(t *testing.T, p netip.Prefix)
-	// Heard gives what a peer has of us; it may lag. Nil without a peer.
+	// Heard returns the prefixes that a peer has from the speaker; it may lag. Nil
+	// without a peer.
 	Heard func(t *testing.T) []netip.Prefix
-	// Preferred gives the LOCAL_PREF with which a peer has a prefix, or 0; it
-	// may lag. Nil without a peer.
+	// Preferred returns the LOCAL_PREF with which a peer has a prefix, or 0; it may
+	// lag. Nil without a peer.
 	Preferred func(t *testing.T, p netip.Prefix) uint32
 }
 
-// Speaker holds what start makes to the laws of [fabric.Speaker]. Each call of
-// start gives a speaker without routes, which lives until its t ends.
+// Speaker runs the laws of [fabric.Speaker] as subtests. Each call of start makes a
+// speaker without routes, which lives until its t ends.
 func Speaker(t *testing.T, start func(t *testing.T) (fabric.Speaker, SpeakerControls)) {
 	for _, law := range []struct {
 		name string
@@ -55,7 +57,7 @@ func Speaker(t *testing.T, start func(t *testing.T) (fabric.Speaker, SpeakerCont
 	}
 }
 
-// prepare lets prefixes be announced from here on.
+// prepare calls Prepare, if there is one.
 func (c SpeakerControls) prepare(t *testing.T, ps []netip.Prefix) {
 	t.Helper()
 	if c.Prepare != nil {
@@ -79,8 +81,8 @@ func routes(ps []netip.Prefix) []fabric.Route {
 	return out
 }
 
-// requireRoutes checks that these are announced, each once, and that a peer
-// comes to hear them.
+// requireRoutes checks that the speaker announces exactly these prefixes, each
+// once, and waits until a peer has them.
 func requireRoutes(t *testing.T, s fabric.Speaker, c SpeakerControls, want ...netip.Prefix) {
 	t.Helper()
 	got, err := s.Actual(t.Context())

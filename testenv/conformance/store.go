@@ -16,17 +16,17 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// StoreControls is what the store's suite needs beside the store.
+// StoreControls has the functions that the store's suite needs beside the store.
 type StoreControls struct {
-	// Again gives a second store over the same state, as after a restart; the
-	// first is not used any more.
+	// Again returns a second store over the same state, as after a restart; the
+	// suite does not use the first any more.
 	Again func(t *testing.T) fabric.Store
 	// Damage makes the state of a guest unreadable.
 	Damage func(t *testing.T, vm string)
 }
 
-// Store holds what start makes to the laws of [fabric.Store]. Each call of
-// start gives an empty store, which lives until its t ends.
+// Store runs the laws of [fabric.Store] as subtests. Each call of start makes an
+// empty store, which lives until its t ends.
 func Store(t *testing.T, start func(t *testing.T) (fabric.Store, StoreControls)) {
 	for _, law := range []struct {
 		name string
@@ -181,7 +181,7 @@ func storeWalk(t *testing.T, s fabric.Store, _ StoreControls) {
 	})
 }
 
-// storeDrain holds a store to keeping a drain.
+// storeDrain checks that a store keeps a drain.
 func storeDrain(t *testing.T, s fabric.Store, c StoreControls) {
 	requireDrained := func(want time.Time) {
 		t.Helper()
@@ -215,7 +215,7 @@ func storeDrain(t *testing.T, s fabric.Store, c StoreControls) {
 	}
 }
 
-// storeMoves holds a store to keeping the reports of moves.
+// storeMoves checks that a store keeps the reports of moves.
 func storeMoves(t *testing.T, s fabric.Store, c StoreControls) {
 	kept, err := s.KeptMoves(t.Context())
 	require.NoError(t, err)
