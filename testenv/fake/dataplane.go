@@ -31,17 +31,17 @@ type Dataplane struct {
 	heard chan string
 
 	put map[string]bool // ports that were put since the start; kernel.mu guards it
-	had map[string]bool // those of them that had carrier
+	had map[string]bool // ports of put that had carrier
 
-	recorded map[string]int  // frames to send again, by the port that is recorded
+	recorded map[string]int  // the frames that Divert sends again, by recorded port
 	told     map[string]bool // incoming ports that were heard
 
 	found    map[string]bool     // ports that had carrier at the start
-	silences map[string]*silence // of ports whose guests are listened for
+	silences map[string]*silence // of ports with Listen
 }
 
-// silence is that of a guest which was not heard since it got carrier; since is
-// zero as long as it has none.
+// silence says whether a guest was not heard since it got carrier. since is when
+// the port got carrier, zero if it has none; over says that the wait has ended.
 type silence struct {
 	over  bool
 	since time.Time
@@ -55,7 +55,7 @@ type kernel struct {
 	links map[string]*link
 	users []*Dataplane
 	muted bool
-	hops  map[bool]error // why IPv6, or IPv4, has no next hop
+	hops  map[bool]error // why IPv6 (true) or IPv4 has no next hop
 
 	diverted map[netip.Prefix]fabric.Node
 }
@@ -63,7 +63,7 @@ type kernel struct {
 type link struct {
 	ours    bool
 	adopted bool
-	port    fabric.Port // as it was put, when it is ours
+	port    fabric.Port // as it was put, if the link is ours
 	carrier bool
 	faults  []string
 }
@@ -88,7 +88,7 @@ func (k *kernel) dataplane(j *Journal) *Dataplane {
 	return d
 }
 
-// Actual implements [fabric.Dataplane]; ports come by name.
+// Actual implements [fabric.Dataplane]. It sorts the ports by name.
 func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
 	if err := d.before(ctx, "list ports"); err != nil {
 		return nil, err
@@ -186,8 +186,7 @@ func (d *Dataplane) remove(ctx context.Context, name string) error {
 // Changed implements [fabric.Dataplane].
 func (d *Dataplane) Changed() <-chan struct{} { return d.changed }
 
-// Break makes a port differ from what was put, in the words of fault, until
-// it is put again.
+// Break gives a port a fault, with this text, until it is put again.
 func (d *Dataplane) Break(name, fault string) {
 	d.outside(func(links map[string]*link) {
 		if l := links[name]; l != nil {
@@ -196,7 +195,7 @@ func (d *Dataplane) Break(name, fault string) {
 	})
 }
 
-// SetCarrier says whether somebody holds the other end of a port.
+// SetCarrier sets whether a port has carrier.
 func (d *Dataplane) SetCarrier(name string, up bool) {
 	d.outside(func(links map[string]*link) {
 		if l := links[name]; l != nil {
@@ -209,18 +208,18 @@ func (d *Dataplane) SetCarrier(name string, up bool) {
 	})
 }
 
-// AddLink makes a link that is not ours: somebody else's, or one that a
-// hypervisor made for us to adopt.
+// AddLink makes a link that is not a port: somebody else's, or one that a
+// hypervisor made for an agent to adopt.
 func (d *Dataplane) AddLink(name string) {
 	d.outside(func(links map[string]*link) { links[name] = &link{carrier: true} })
 }
 
-// AddLinkDown is AddLink of a link that has no carrier yet.
+// AddLinkDown is AddLink for a link without carrier.
 func (d *Dataplane) AddLinkDown(name string) {
 	d.outside(func(links map[string]*link) { links[name] = &link{} })
 }
 
-// RemoveLink removes a link, ours or not, behind the back of the dataplane.
+// RemoveLink removes a link, port or not, behind the back of the dataplane.
 func (d *Dataplane) RemoveLink(name string) {
 	d.outside(func(links map[string]*link) {
 		delete(links, name)
@@ -233,7 +232,7 @@ func (d *Dataplane) RemoveLink(name string) {
 	})
 }
 
-// Foreign reports whether there is a link of that name that is not ours.
+// Foreign reports whether there is a link of that name that is not a port.
 func (d *Dataplane) Foreign(name string) bool {
 	d.kernel.mu.Lock()
 	defer d.kernel.mu.Unlock()
@@ -241,7 +240,7 @@ func (d *Dataplane) Foreign(name string) bool {
 	return there && !l.ours
 }
 
-// Routed reports whether a port of ours routes packets for a prefix.
+// Routed reports whether a port routes packets for a prefix.
 func (d *Dataplane) Routed(p netip.Prefix) bool {
 	d.kernel.mu.Lock()
 	defer d.kernel.mu.Unlock()
@@ -258,7 +257,7 @@ func has(n *fabric.NIC, p netip.Prefix) bool {
 	return p.IsSingleIP() && slices.Contains(n.Addresses, p.Addr()) || slices.Contains(n.Routes, p)
 }
 
-// SetNextHop says why a family has no next hop; nil: it has one.
+// SetNextHop sets the error that NextHop returns for a family.
 func (d *Dataplane) SetNextHop(v6 bool, err error) {
 	d.outside(func(map[string]*link) {
 		if d.kernel.hops == nil {
@@ -275,7 +274,7 @@ func (d *Dataplane) NextHop(v6 bool) error {
 	return d.kernel.hops[v6]
 }
 
-// CheckForwarding implements [fabric.Dataplane]: it cannot try.
+// CheckForwarding implements [fabric.Dataplane]. It is not supported.
 func (*Dataplane) CheckForwarding(context.Context) ([]fabric.ForwardingFault, error) {
 	return nil, errors.ErrUnsupported
 }
@@ -287,7 +286,7 @@ func (d *Dataplane) Mute(silent bool) {
 	d.kernel.muted = silent
 }
 
-// outside is something that happens to the links, and is noticed.
+// outside changes the links from outside, and signals that.
 func (d *Dataplane) outside(f func(links map[string]*link)) {
 	d.kernel.mu.Lock()
 	defer d.kernel.mu.Unlock()

@@ -5,14 +5,14 @@ import (
 	"sync"
 )
 
-// Journal is what was done, in order. The zero value is ready, a nil Journal
-// keeps nothing. It is safe for concurrent use, and fakes may share one.
+// Journal keeps the effects of fakes, in order. The zero value is ready, a nil
+// Journal keeps nothing. It is safe for concurrent use, and fakes may share one.
 type Journal struct {
 	mu    sync.Mutex
 	lines []string
 }
 
-// Lines gives what was done so far.
+// Lines returns the effects so far.
 func (j *Journal) Lines() []string {
 	if j == nil {
 		return nil
@@ -22,7 +22,7 @@ func (j *Journal) Lines() []string {
 	return slices.Clone(j.lines)
 }
 
-// Take gives what was done since the last Take.
+// Take returns the effects since the last Take.
 func (j *Journal) Take() []string {
 	if j == nil {
 		return nil

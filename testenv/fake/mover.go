@@ -36,8 +36,8 @@ func (d *Dataplane) Record(ctx context.Context, port string, record bool) error 
 	return nil
 }
 
-// Miss has frames go into a port that its guest does not take: what Divert
-// sends again, where the port is recorded.
+// Miss adds frames that went into a recorded port and that its guest did not take.
+// Divert sends them again.
 func (d *Dataplane) Miss(port string, frames int) {
 	d.kernel.mu.Lock()
 	defer d.kernel.mu.Unlock()
@@ -47,7 +47,7 @@ func (d *Dataplane) Miss(port string, frames int) {
 }
 
 // Divert implements [fabric.Mover]; the journal has "divert 203.0.113.10/32 to
-// node2" for each prefix that was not so before.
+// node2" for each prefix that was not diverted to that node before.
 func (d *Dataplane) Divert(ctx context.Context, ports []fabric.Port, to fabric.Node) (fabric.Diversion, error) {
 	var errs []error
 	var done fabric.Diversion
@@ -111,7 +111,7 @@ func (d *Dataplane) Diverted(ctx context.Context) ([]netip.Prefix, error) {
 	return slices.SortedFunc(maps.Keys(d.kernel.diverted), netip.Prefix.Compare), nil
 }
 
-// DivertedTo gives the node that packets for a prefix go to in place of a port.
+// DivertedTo returns the node to which packets for a prefix are diverted.
 func (d *Dataplane) DivertedTo(p netip.Prefix) (to fabric.Node, diverted bool) {
 	d.kernel.mu.Lock()
 	defer d.kernel.mu.Unlock()
@@ -122,8 +122,8 @@ func (d *Dataplane) DivertedTo(p netip.Prefix) (to fabric.Node, diverted bool) {
 // Heard implements [fabric.Mover].
 func (d *Dataplane) Heard() <-chan string { return d.heard }
 
-// lookSilence has a port that got carrier, or has none, be silent until it is
-// heard, or for long enough. kernel.mu is held.
+// lookSilence handles a port's carrier: one that got it is silent until it is
+// heard, or for [fabric.ListenFor]. The caller holds kernel.mu.
 func (d *Dataplane) lookSilence(name string, carrier bool) {
 	s := d.silences[name]
 	switch {
@@ -144,14 +144,15 @@ func (d *Dataplane) lookSilence(name string, carrier bool) {
 	}
 }
 
-// silent reports whether a port with carrier is so. kernel.mu is held.
+// silent reports whether a port with carrier was not heard yet. The caller holds
+// kernel.mu.
 func (d *Dataplane) silent(name string) bool {
 	s := d.silences[name]
 	return s != nil && !s.over
 }
 
-// Hear has the guest of a port send a frame: what Heard tells where the port is
-// incoming, or silent, and was not heard yet.
+// Hear makes the guest of a port send a frame. If the port is incoming, or silent,
+// and was not heard yet, Heard gets its name.
 func (d *Dataplane) Hear(port string) {
 	d.kernel.mu.Lock()
 	defer d.kernel.mu.Unlock()

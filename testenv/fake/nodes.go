@@ -12,23 +12,23 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Nodes is the [fabric.Nodes] of one node of a cluster whose agents talk in
-// memory. What is told is written "node1 tells node2 claimed web" into the
-// journal when it arrives, before it is answered; that is the name of the effect
-// too, for all nodes of the cluster together.
+// Nodes is the [fabric.Nodes] of one node of a cluster whose agents talk in memory.
+// When a notice arrives, before the answer, the journal gets "node1 tells node2
+// claimed web". That is also the name of the effect, for all nodes of the cluster
+// together.
 type Nodes struct {
 	*Trouble
 	self    fabric.Node
 	network *network
 
 	// Guarded by network.mu.
-	callers []string // that the cluster does not name
+	callers []string // nodes that called, and that the cluster does not name
 	serving *serving
 }
 
 var _ fabric.Nodes = (*Nodes)(nil)
 
-// network is what the agents of a cluster have in common.
+// network connects the agents of a cluster.
 type network struct {
 	Trouble
 	journal *Journal
@@ -47,7 +47,7 @@ type serving struct {
 }
 
 // NewNodes makes the ends of a cluster's agents, by the names of their nodes.
-// Each is reached while its Serve runs.
+// Others reach an end while its Serve runs.
 func NewNodes(j *Journal, nodes ...fabric.Node) map[string]*Nodes {
 	w := &network{journal: j, all: map[string]*Nodes{}, cut: map[[2]string]bool{}}
 	ends := map[string]*Nodes{}
@@ -65,11 +65,11 @@ func (w *network) add(n fabric.Node) *Nodes {
 	return w.all[n.Name]
 }
 
-// Join gives the end of one more node, which the others' cluster file does not
-// name: they know it once it has asked them something.
+// Join makes the end of one more node, which the others' cluster file does not
+// name. They know it once it has asked them something.
 func (n *Nodes) Join(node fabric.Node) *Nodes { return n.network.add(node) }
 
-// Cut cuts this node and another off from each other, or ends that.
+// Cut cuts this node and another off from each other, or connects them again.
 func (n *Nodes) Cut(other string, cut bool) {
 	n.network.mu.Lock()
 	defer n.network.mu.Unlock()
@@ -141,7 +141,7 @@ func (w *network) reach(from *Nodes, to string) (*serving, error) {
 	return other.serving, nil
 }
 
-// copied gives what arrives of a notice on its way through a wire.
+// copied returns a notice as it arrives through a wire.
 func copied(n fabric.Notice) (told fabric.Notice, err error) {
 	b, err := json.Marshal(n)
 	if err == nil {

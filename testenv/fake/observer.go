@@ -8,8 +8,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Observer is a [fabric.Observer] that remembers what it was told. Its effects
-// are named "observe" and the kind of event.
+// Observer is a [fabric.Observer] that remembers its events. Its effects are named
+// "observe" and the kind of event.
 type Observer struct {
 	Trouble
 
@@ -19,7 +19,7 @@ type Observer struct {
 
 var _ fabric.Observer = (*Observer)(nil)
 
-// NewObserver makes an observer that was told nothing yet.
+// NewObserver makes an observer without events.
 func NewObserver() *Observer { return &Observer{} }
 
 // Observe implements [fabric.Observer].
@@ -33,7 +33,7 @@ func (o *Observer) Observe(ctx context.Context, e fabric.Event) error {
 	return nil
 }
 
-// Events gives what it was told, in order.
+// Events returns the events so far, in order.
 func (o *Observer) Events() []fabric.Event {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -23,7 +23,7 @@ var _ fabric.Resolver = (*Resolver)(nil)
 // NewResolver makes a resolver that knows no guest.
 func NewResolver() *Resolver { return &Resolver{guests: map[string][]fabric.NIC{}} }
 
-// Know puts a guest into the inventory, in the place of what it had.
+// Know puts a guest into the inventory, or replaces its NICs there.
 func (r *Resolver) Know(vm string, nics ...fabric.NIC) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -10,8 +10,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Source is a [fabric.Source] and a [fabric.Source] whose guests do what a
-// test says.
+// Source is a [fabric.Source] whose guests a test controls.
 type Source struct {
 	Trouble
 	name    string
@@ -31,7 +30,8 @@ func NewSource(name string) *Source {
 	return &Source{name: name, changes: make(chan fabric.Change, 256), guests: map[string]fabric.Desired{}, asleep: map[string]fabric.VM{}}
 }
 
-// NewMovesByRestart makes a source whose guests move by being started anew.
+// NewMovesByRestart makes a source whose guests move by a new start on the other
+// node.
 func NewMovesByRestart(name string) *Source {
 	s := NewSource(name)
 	s.restarts = true
@@ -51,7 +51,8 @@ func (s *Source) Status() fabric.SourceStatus {
 // Name implements [fabric.Source].
 func (s *Source) Name() string { return s.name }
 
-// Guests implements [fabric.Source]; guests come by name, as of now.
+// Guests implements [fabric.Source]. It sorts the guests by name; their Since is
+// the time of the call.
 func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	asOf := time.Now()
 	if err := s.before(ctx, "list guests"); err != nil {
@@ -71,12 +72,13 @@ func (s *Source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 // Changes implements [fabric.Source].
 func (s *Source) Changes() <-chan fabric.Change { return s.changes }
 
-// Set brings a guest to a state and tells it. The guest's origin is the source.
+// Set brings a guest to a state and emits the change. The guest's origin is the
+// source.
 func (s *Source) Set(vm fabric.VM, state fabric.State) {
 	s.tell(fabric.Change{Guest: s.set(vm, state)})
 }
 
-// Leave has a live guest stop because it goes on on another node, and tells it.
+// Leave emits that a live guest stops because it goes on on another node.
 func (s *Source) Leave(vm fabric.VM) {
 	d := s.set(vm, fabric.Live)
 	d.Leaving = true
@@ -89,9 +91,9 @@ func (s *Source) Leave(vm fabric.VM) {
 // SetQuietly is Set with the event lost.
 func (s *Source) SetQuietly(vm fabric.VM, state fabric.State) { s.set(vm, state) }
 
-// Say lists a guest as it is given, with its [fabric.Desired.Run] and with or
-// without NICs, and tells it where its state says that something is known of it.
-// Its origin is the source.
+// Say lists a guest as d describes it, with its [fabric.Desired.Run] and with or
+// without NICs. It emits the change if d has a state. The guest's origin is the
+// source.
 func (s *Source) Say(d fabric.Desired) {
 	s.mu.Lock()
 	d.VM.Origin, d.Since = s.name, time.Now()
@@ -102,7 +104,7 @@ func (s *Source) Say(d fabric.Desired) {
 	}
 }
 
-// Describe implements [fabric.Source]: it knows the guests that run, and those of
+// Describe implements [fabric.Source]. It knows the guests that run, and those of
 // Know.
 func (s *Source) Describe(ctx context.Context, name string) (fabric.VM, bool, error) {
 	if err := s.before(ctx, "look "+name); err != nil {
@@ -117,7 +119,7 @@ func (s *Source) Describe(ctx context.Context, name string) (fabric.VM, bool, er
 	return vm, known, nil
 }
 
-// Know has a guest that does not run, and that the hypervisor knows by a name.
+// Know adds a guest that does not run, and that the hypervisor knows by a name.
 func (s *Source) Know(name string, vm fabric.VM) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -125,7 +127,7 @@ func (s *Source) Know(name string, vm fabric.VM) {
 	s.asleep[name] = vm
 }
 
-// Lose tells that changes may have been missed.
+// Lose emits that changes may have been lost.
 func (s *Source) Lose() { s.tell(fabric.Change{Lost: true}) }
 
 func (s *Source) set(vm fabric.VM, state fabric.State) fabric.Desired {

@@ -32,7 +32,7 @@ func NewSpeaker(j *Journal) *Speaker {
 	return &Speaker{journal: j, changed: signal.New(), competitors: make(chan fabric.Competitor, 16), routes: map[netip.Prefix]fabric.Route{}}
 }
 
-// Actual implements [fabric.Speaker]; routes come by prefix.
+// Actual implements [fabric.Speaker]. It sorts the routes by prefix.
 func (s *Speaker) Actual(ctx context.Context) ([]fabric.Route, error) {
 	if err := s.before(ctx, "list routes"); err != nil {
 		return nil, err
@@ -60,7 +60,7 @@ func (s *Speaker) Put(ctx context.Context, routes ...fabric.Route) error {
 		s.mu.Lock()
 		have, there := s.routes[r.Prefix]
 		s.routes[r.Prefix] = r
-		if have.Holder = r.Holder; !there || have != r { // who holds it is not in the journal
+		if have.Holder = r.Holder; !there || have != r { // the holder is not in the journal
 			s.journal.add(effect)
 		}
 		s.mu.Unlock()
@@ -98,7 +98,7 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	return slices.Clone(s.sessions), nil
 }
 
-// Advertisements implements [fabric.Speaker]: it does not tell.
+// Advertisements implements [fabric.Speaker]. It is not supported.
 func (*Speaker) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertisement, error) {
 	return nil, errors.ErrUnsupported
 }
@@ -106,15 +106,15 @@ func (*Speaker) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertis
 // Competitors implements [fabric.Speaker].
 func (s *Speaker) Competitors() <-chan fabric.Competitor { return s.competitors }
 
-// Compete has a reflector tell of another node's better route.
+// Compete emits another node's competing route, as from a reflector.
 func (s *Speaker) Compete(r fabric.Competitor) { s.competitors <- r }
 
-// SetSessions says how the sessions are from now on.
+// SetSessions sets the sessions.
 func (s *Speaker) SetSessions(sessions ...fabric.Session) {
 	s.outside(func() { s.sessions = sessions })
 }
 
-// Lose takes routes away behind the speaker's back.
+// Lose removes routes behind the speaker's back.
 func (s *Speaker) Lose(prefixes ...netip.Prefix) {
 	s.outside(func() {
 		for _, p := range prefixes {

@@ -38,7 +38,7 @@ func NewStore(j *Journal, guests ...fabric.Desired) *Store {
 	return s
 }
 
-// All implements [fabric.Store]; guests come by name.
+// All implements [fabric.Store]. It sorts the guests by name.
 func (s *Store) All(ctx context.Context) ([]fabric.Desired, error) {
 	if err := s.before(ctx, "load"); err != nil {
 		return nil, err
@@ -131,7 +131,7 @@ func (s *Store) KeptMoves(ctx context.Context) ([]fabric.Move, error) {
 	return slices.Clone(s.moves), nil
 }
 
-// KeepMoves implements [fabric.Store]. The journal has nothing of it.
+// KeepMoves implements [fabric.Store]. It writes nothing into the journal.
 func (s *Store) KeepMoves(ctx context.Context, moves []fabric.Move) error {
 	if err := s.before(ctx, "store moves"); err != nil {
 		return err

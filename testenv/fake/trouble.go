@@ -7,17 +7,18 @@ import (
 	"sync"
 )
 
-// Trouble is what a test makes for a fake. An effect is named as in the
-// [Journal], or by its first words: "wire web_net0" is that port, "wire" all.
-// Looking on has names too: "list ports", "list routes", "load", "list guests".
+// Trouble makes effects of a fake fail or hang, as a test demands. An effect has
+// the name that it has in the [Journal], or the first words of it: "wire web_net0"
+// is that port, "wire" all ports. Reads have names, too: "list ports", "list
+// routes", "load", "list guests".
 type Trouble struct {
 	mu    sync.Mutex
 	fails map[string]error
 	hangs map[string]chan struct{}
 }
 
-// Fail lets an effect end in err, without having happened, until Fail is
-// called for it with nil.
+// Fail makes an effect fail with err, without having happened, until Fail is called
+// for it with nil.
 func (t *Trouble) Fail(effect string, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -29,7 +30,7 @@ func (t *Trouble) Fail(effect string, err error) {
 	}
 }
 
-// Hang lets an effect wait until release is called, or its context ends.
+// Hang makes an effect wait until release is called, or its context ends.
 func (t *Trouble) Hang(effect string) (release func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -48,7 +49,8 @@ func (t *Trouble) Hang(effect string) (release func()) {
 	}
 }
 
-// before is called before an effect, without locks held.
+// before waits for the end of a Hang of an effect, and returns the error of its
+// context or of Fail. The caller holds no lock.
 func (t *Trouble) before(ctx context.Context, effect string) error {
 	t.mu.Lock()
 	hang := match(t.hangs, effect)
