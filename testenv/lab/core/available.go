@@ -7,8 +7,8 @@ import (
 	"github.com/vmfabric/vmfabric/internal/daemons"
 )
 
-// Available reports whether a lab of this process can have a thing that needs
-// these programs, and root as all do, nil when it can.
+// Available returns an error if a lab of this process cannot have a thing that
+// needs these programs, or if the process is not root, which every thing needs.
 func Available(thing string, programs ...string) error {
 	for _, p := range programs {
 		if _, err := daemons.Find(p); err != nil {

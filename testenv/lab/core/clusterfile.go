@@ -8,8 +8,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// ClusterFile writes a cluster the way its file has it, for the agents of a
-// lab. Passwords are left out: they are in files of their own.
+// ClusterFile writes the cluster file of a cluster, for the agents of a lab. It
+// leaves out passwords: they are in files of their own.
 func ClusterFile(c fabric.Cluster) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }

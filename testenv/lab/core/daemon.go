@@ -13,7 +13,7 @@ import (
 	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
-// stopBound is how long a daemon may take to end when asked to.
+// stopBound is how long a daemon may take to end after SIGTERM.
 const stopBound = 5 * time.Second
 
 // Daemon is a program that runs in a host. The lab's Close kills it.
@@ -23,17 +23,18 @@ type Daemon struct {
 	log  string
 	cmd  *exec.Cmd
 	done chan struct{}
-	err  error // of cmd.Wait; to be read after done
+	err  error // of cmd.Wait; read it after done
 }
 
-// StartDaemon starts cmd in the host. What it writes is appended to a log in
-// [Host.Dir] that is called after the name; the output of cmd must not be set.
+// StartDaemon starts cmd in the host. Its output is appended to a log in
+// [Host.Dir], which has the daemon's name; the caller must not set the output of
+// cmd.
 func (h *Host) StartDaemon(name string, cmd *exec.Cmd) (*Daemon, error) {
 	return h.StartDaemonBy(name, cmd, h.Start)
 }
 
-// StartDaemonBy is [Host.StartDaemon] for a daemon that start starts, in the host
-// and perhaps in other namespaces besides.
+// StartDaemonBy is [Host.StartDaemon] with a start function of the caller's, which
+// may start the daemon in further namespaces.
 func (h *Host) StartDaemonBy(name string, cmd *exec.Cmd, start func(*exec.Cmd) error) (*Daemon, error) {
 	d := &Daemon{name: name, host: h, cmd: cmd, done: make(chan struct{}), log: filepath.Join(h.dir, name+".log")}
 	log, err := os.OpenFile(d.log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
@@ -56,7 +57,7 @@ func (h *Host) StartDaemonBy(name string, cmd *exec.Cmd, start func(*exec.Cmd) e
 	return d, nil
 }
 
-// adopt records a daemon.
+// adopt makes the lab own a daemon: Close kills it.
 func (l *Lab) adopt(d *Daemon) error {
 	if err := l.OwnProcess(d.Pid()); err != nil {
 		return err
@@ -67,13 +68,13 @@ func (l *Lab) adopt(d *Daemon) error {
 	return nil
 }
 
-// Name gives the name under which the daemon was started.
+// Name returns the name under which the daemon was started.
 func (d *Daemon) Name() string { return d.name }
 
-// Host gives the host that the daemon runs in.
+// Host returns the host that the daemon runs in.
 func (d *Daemon) Host() *Host { return d.host }
 
-// Pid gives the number of the daemon's process, also when it has ended.
+// Pid returns the number of the daemon's process, also when it has ended.
 func (d *Daemon) Pid() int { return d.cmd.Process.Pid }
 
 // Done is closed when the daemon has ended.
@@ -89,17 +90,17 @@ func (d *Daemon) Running() bool {
 	}
 }
 
-// Wait waits for the daemon's end and gives what exec.Cmd.Wait gave.
+// Wait waits for the daemon's end and returns the error of exec.Cmd.Wait.
 func (d *Daemon) Wait() error {
 	<-d.done
 	return d.err
 }
 
-// Signal sends the daemon a signal. One that has ended is os.ErrProcessDone.
+// Signal sends the daemon a signal. The error is os.ErrProcessDone if it has ended.
 func (d *Daemon) Signal(sig os.Signal) error { return d.cmd.Process.Signal(sig) }
 
-// Stop asks the daemon to end (SIGTERM) and waits until it has; one that has
-// not after five seconds is killed. One that has ended already is no error.
+// Stop asks the daemon to end (SIGTERM) and waits until it has. After five seconds
+// it kills the daemon. It is no error if the daemon has ended already.
 func (d *Daemon) Stop() error {
 	if err := d.Signal(syscall.SIGTERM); err != nil {
 		return d.gone(err)
@@ -113,7 +114,7 @@ func (d *Daemon) Stop() error {
 }
 
 // Kill ends the daemon without warning (SIGKILL) and waits until it has ended.
-// What it started itself goes on.
+// Processes that the daemon started go on.
 func (d *Daemon) Kill() error {
 	if err := d.Signal(syscall.SIGKILL); err != nil {
 		return d.gone(err)
@@ -130,11 +131,11 @@ func (d *Daemon) gone(err error) error {
 	return fmt.Errorf("stop %s on %s: %w", d.name, d.host.name, err)
 }
 
-// LogPath gives the file that the daemon writes to. Daemons of one name on one
-// host, one after the other, append to the same.
+// LogPath returns the file that the daemon writes to. Daemons of one name on one
+// host append to the same log, one after the other.
 func (d *Daemon) LogPath() string { return d.log }
 
-// Log gives what the daemon wrote so far.
+// Log returns the daemon's log so far.
 func (d *Daemon) Log() string {
 	b, err := os.ReadFile(d.log)
 	if err != nil {
@@ -143,7 +144,7 @@ func (d *Daemon) Log() string {
 	return string(b)
 }
 
-// state says whether the daemon runs, or how it ended.
+// state describes whether the daemon runs, or how it ended.
 func (d *Daemon) state() string {
 	if d.Running() {
 		return "running"
@@ -169,8 +170,8 @@ func (d *Daemon) Until(ctx context.Context, f func() error) error {
 	return nil
 }
 
-// failure is the error for a daemon that is not what its user waits for, with
-// the end of its log.
+// failure is the error of a wait for a daemon: that it ended, or else err. It ends
+// with the end of the daemon's log.
 func (d *Daemon) failure(err error) error {
 	if !d.Running() {
 		err = fmt.Errorf("it ended (%s)", d.state())

@@ -15,9 +15,9 @@ import (
 // dumpLines is how much of a log Dump shows.
 const dumpLines = 30
 
-// Dump writes, for people, what each host of the lab looks like: links,
-// addresses, routes of both families, rules, neighbours, its daemons, and how
-// all logs below [Host.Dir] end, those of guests among them.
+// Dump writes the state of each host of the lab for people: links, addresses,
+// routes of both families, rules, neighbours, its daemons, and the ends of all logs
+// below [Host.Dir], also those of guests.
 func (l *Lab) Dump(w io.Writer) {
 	fmt.Fprintf(w, "lab %s\n", l.id)
 	l.mu.Lock()
@@ -38,7 +38,7 @@ func (l *Lab) Dump(w io.Writer) {
 func (h *Host) dumpLogs(w io.Writer) {
 	_ = filepath.WalkDir(h.dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() || filepath.Ext(path) != ".log" {
-			return nil // what can be read is shown
+			return nil // show all that can be read
 		}
 		b, err := os.ReadFile(path)
 		if err != nil {
@@ -90,7 +90,7 @@ func (h *Host) dump(w io.Writer) {
 	}
 }
 
-// Tail gives the last n lines of s.
+// Tail returns the last n lines of s.
 func Tail(s string, n int) string {
 	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")

@@ -24,8 +24,8 @@ type Guest struct {
 	node *Host
 }
 
-// AddGuest adds a guest and plugs it into a node, where the ports of the vm
-// must be by now ([Guest.Plug]). The guest is a host of the vm's name.
+// AddGuest adds a guest and plugs it into a node, which must have the ports of the
+// vm already ([Guest.Plug]). The guest is a host of the vm's name.
 func (l *Lab) AddGuest(node *Host, vm fabric.VM, gw fabric.Gateway) (*Guest, error) {
 	h, err := l.AddHost(vm.Name)
 	if err != nil {
@@ -57,17 +57,17 @@ func (h *Host) answerOn(p netip.Prefix) error {
 	return nil
 }
 
-// Node gives the node that the guest is plugged into, nil for none.
+// Node returns the node that the guest is plugged into, or nil.
 func (g *Guest) Node() *Host {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.node
 }
 
-// Plug connects the guest to a node, with the peer ends of its ports there
-// (fabric.PeerName), and sets its NICs up as a guest does: the addresses as /32
-// and /128, the default route on the link through the gateway. A guest that is
-// plugged in elsewhere is unplugged first, so that this is a move too.
+// Plug connects the guest to a node, by the peer ends of its ports there
+// (fabric.PeerName), and sets its NICs up as a guest does: the addresses as /32 and
+// /128, the default route on the link through the gateway. It first unplugs a guest
+// that is plugged in elsewhere, so that it also moves guests.
 func (g *Guest) Plug(node *Host) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -112,9 +112,9 @@ func (g *Guest) plug(node *Host, n int, nic fabric.NIC) error {
 	return g.routeNIC(n, nic, eth)
 }
 
-// routeNIC sets the way out of a NIC: the default route for the first, and for
-// the others a table that is chosen by source address, so that what leaves a
-// NIC has an address of that NIC.
+// routeNIC sets the way out of a NIC: the default route for the first, and for each
+// other one a table that is chosen by source address, so that packets leave a NIC
+// with an address of that NIC.
 func (g *Guest) routeNIC(n int, nic fabric.NIC, eth string) error {
 	link, err := g.Link(eth)
 	if err != nil {
@@ -149,8 +149,8 @@ func (g *Guest) routeNIC(n int, nic fabric.NIC, eth string) error {
 	return nil
 }
 
-// MAC gives the address of the guest's NIC n, the same on every node: the one
-// that the vm names, or else one of the guest's own.
+// MAC returns the MAC address of the guest's NIC n, the same on every node: the one
+// that the vm has, or one that depends on its name.
 func (g *Guest) MAC(n int) net.HardwareAddr {
 	if m := g.vm.NICs[n].MAC; !m.IsZero() {
 		return m[:]
@@ -158,8 +158,8 @@ func (g *Guest) MAC(n int) net.HardwareAddr {
 	return GuestMAC(g.vm.Name, n)
 }
 
-// Unplug puts the guest's ends back where they were taken from, down, as if
-// the cables were pulled. Ends whose port is gone have gone with it.
+// Unplug moves the guest's links back to the node, down, as if the cables were
+// pulled. Links whose port is gone have gone with it.
 func (g *Guest) Unplug() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -19,8 +19,8 @@ import (
 	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
-// Host is a machine of the lab: a network namespace, with the processes that
-// are started in it. Its methods can be called concurrently.
+// Host is a machine of the lab: a network namespace and the processes in it. Its
+// methods can be called concurrently.
 type Host struct {
 	name string
 	lab  *Lab
@@ -33,9 +33,9 @@ type Host struct {
 	port         string     // the switch's end of its cable
 }
 
-// AddHost adds a host that is connected to nothing. Its loopback is up,
-// duplicate address detection and router advertisements are off, so that its
-// addresses can be used at once, and so is the reverse path filter.
+// AddHost adds a host that is connected to nothing. Its loopback is up. Duplicate
+// address detection and router advertisements are off, so that its addresses work
+// at once. The reverse path filter is off, too.
 func (l *Lab) AddHost(name string) (*Host, error) {
 	h, err := l.addHost(name)
 	if err != nil {
@@ -81,8 +81,8 @@ func plainName(s string) bool {
 	return s != "" && s[0] != '.' && len(s) <= 64 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") == ""
 }
 
-// settle gives a new namespace the settings that all hosts share. Links take
-// those under "default" when they are made.
+// settle gives a new namespace the settings that all hosts share. A new link takes
+// those under "default".
 func (h *Host) settle() error {
 	err := h.SetSysctls(map[string]string{
 		"net.ipv6.conf.all.accept_dad":     "0",
@@ -103,34 +103,34 @@ func (h *Host) close() {
 	h.ns.Close()
 }
 
-// Name gives the name under which the host was added.
+// Name returns the name under which the host was added.
 func (h *Host) Name() string { return h.name }
 
-// Lab gives the lab that the host is in.
+// Lab returns the lab that the host is in.
 func (h *Host) Lab() *Lab { return h.lab }
 
-// Namespace gives the name of the host's network namespace, for people:
-// `ip netns exec` takes it when the lab's namespaces are in /run/netns.
+// Namespace returns the name of the host's network namespace, for people: `ip netns
+// exec` takes it when the lab's namespaces are in /run/netns.
 func (h *Host) Namespace() string { return filepath.Base(h.path) }
 
-// NamespacePath gives the file that the host's network namespace is bound to.
+// NamespacePath returns the file that the host's network namespace is bound to.
 func (h *Host) NamespacePath() string { return h.path }
 
-// Dir gives a directory of the host's own, with the logs of its daemons in it.
-// It goes with the lab.
+// Dir returns a directory of the host's own, with the logs of its daemons in it. It
+// goes with the lab.
 func (h *Host) Dir() string { return h.dir }
 
-// Addr4 gives the host's IPv4 address on the underlay, or the zero Addr.
+// Addr4 returns the host's IPv4 address on the underlay, or the zero Addr.
 func (h *Host) Addr4() netip.Addr { return h.addr4 }
 
-// Addr6 gives the host's IPv6 address on the underlay, or the zero Addr.
+// Addr6 returns the host's IPv6 address on the underlay, or the zero Addr.
 func (h *Host) Addr6() netip.Addr { return h.addr6 }
 
-// Netlink gives a handle on the host's links, addresses and routes. It is the
+// Netlink returns a handle on the host's links, addresses and routes. It is the
 // host's: do not close it.
 func (h *Host) Netlink() *netlink.Handle { return h.nl }
 
-// NsHandle gives the open namespace, for the calls of netlink that want one
+// NsHandle returns the open namespace, for the calls of netlink that want one
 // (subscriptions). It is the host's: do not close it.
 func (h *Host) NsHandle() netns.NsHandle { return h.ns }
 
@@ -142,10 +142,9 @@ func (h *Host) enter() error {
 	return nil
 }
 
-// Do calls f in the host, on a thread of its own, and returns its error.
-// Sockets that f opens stay in the host. Goroutines that f starts are not in
-// the host, and so neither is what the standard library does in one of its
-// own, such as resolving a name.
+// Do calls f in the host, on a thread of its own, and returns its error. Sockets
+// that f opens stay in the host. Goroutines that f starts are not in the host, nor
+// are those of the standard library, such as one that resolves a name.
 func (h *Host) Do(f func() error) error {
 	return onThread(func() error {
 		if err := h.enter(); err != nil {
@@ -158,14 +157,14 @@ func (h *Host) Do(f func() error) error {
 // Start starts cmd in the host, as cmd.Start does. The lab's Close kills it.
 func (h *Host) Start(cmd *exec.Cmd) error { return h.Do(cmd.Start) }
 
-// Run runs a program in the host and gives what it wrote to standard output.
-// The error of one that fails ends with what it wrote.
+// Run runs a program in the host and returns its standard output. If the program
+// fails, the error ends with its output.
 func (h *Host) Run(ctx context.Context, program string, args ...string) (string, error) {
 	return Output(exec.CommandContext(ctx, program, args...), h.Start)
 }
 
-// Output has start start cmd, such as [Host.Start], and gives what it wrote to
-// standard output. The error of one that fails ends with what it wrote.
+// Output starts cmd by start, such as [Host.Start], and returns its standard
+// output. If the program fails, the error ends with its output.
 func Output(cmd *exec.Cmd, start func(*exec.Cmd) error) (string, error) {
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut

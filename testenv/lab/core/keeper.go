@@ -15,8 +15,8 @@ import (
 	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
-// keeperScript is what a keeper does. A shell does it, so that no program that
-// makes labs has to be a keeper too.
+// keeperScript is the program of a keeper. A shell runs it, so that programs that
+// make labs need no code of a keeper.
 //
 //go:embed keeper.sh
 var keeperScript string
@@ -51,7 +51,7 @@ func startKeeper(dir string) (*keeper, error) {
 		Path: "/bin/sh", Args: []string{"sh", "-s", dir}, Stdin: script, Stderr: &k.said, ExtraFiles: []*os.File{theirs},
 		Env: []string{"LC_ALL=C", "PATH=" + os.Getenv("PATH") + ":/usr/sbin:/usr/bin:/sbin:/bin"},
 		Dir: "/",
-		// Out of reach of what the terminal sends to the owner's group.
+		// Out of reach of signals that the terminal sends to the owner's group.
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
 	if err := k.cmd.Start(); err != nil {
@@ -61,7 +61,7 @@ func startKeeper(dir string) (*keeper, error) {
 	return k, nil
 }
 
-// scriptFile gives the keeper's script as a file that has no name.
+// scriptFile returns the keeper's script as a file that has no name.
 func scriptFile() (*os.File, error) {
 	fd, err := unix.MemfdCreate("keeper", unix.MFD_CLOEXEC)
 	if err != nil {
@@ -80,7 +80,7 @@ func scriptFile() (*os.File, error) {
 }
 
 // release tells the keeper that its owner is done, and returns when the lab is
-// removed. Where somebody ended the keeper, another one does it.
+// removed. If the keeper was killed, a second one removes the lab.
 func (k *keeper) release() error {
 	k.life.Close()
 	err := k.cmd.Wait()

@@ -16,21 +16,21 @@ import (
 	"github.com/vmfabric/vmfabric/internal/daemons"
 )
 
-// namePrefix begins every name of a lab that can be seen from outside.
+// namePrefix begins every name of a lab that is visible outside.
 const namePrefix = "vmf-"
 
-// Options are what can be said about a lab. The zero value is a good one.
+// Options are the options of a lab. The zero value is a good one.
 type Options struct {
 	// Name begins the lab's run id, for people who look at the machine: plain
 	// characters, of which at most 16 are used. "lab" when empty.
 	Name string
-	// NetnsDir is where the named namespaces are bound. By default /run/netns,
-	// where `ip netns exec` finds them, or the lab's own directory where
-	// /run/netns cannot be written, as in a user namespace.
+	// NetnsDir is the directory of the named namespaces. By default /run/netns,
+	// where `ip netns exec` finds them, or the lab's own directory where /run/netns
+	// cannot be written, as in a user namespace.
 	NetnsDir string
 }
 
-// Lab is a set of hosts, each a network namespace, and what runs in them. Its
+// Lab is a set of hosts, each a network namespace, and the processes in them. Its
 // methods can be called concurrently.
 type Lab struct {
 	id       string
@@ -50,12 +50,11 @@ type Lab struct {
 	sw   *Host // the switch, when there is one
 }
 
-// New makes an empty lab, after removing what dead runs of this user left
-// behind. It needs root, or a user namespace with mounts of its own. ctx bounds
-// the making of the lab, not its life: that ends with Close, or with the
-// process.
+// New makes an empty lab. It first removes labs of this user whose owner is dead.
+// It needs root, or a user namespace with mounts of its own. ctx bounds the making
+// of the lab, not its life: that ends with Close, or with the process.
 func New(ctx context.Context, o Options) (*Lab, error) {
-	if _, err := daemons.Find("umount"); err != nil { // what the keeper needs, of all that it runs, not every system has
+	if _, err := daemons.Find("umount"); err != nil { // of the programs that the keeper runs, this is one that some systems lack
 		return nil, fmt.Errorf("new lab: %w", err)
 	}
 	l := &Lab{hosts: map[string]*Host{}}
@@ -79,13 +78,13 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 // makeDir makes the lab's directory, with the record in it.
 func (l *Lab) makeDir(ctx context.Context, name string) error {
 	base := baseDir()
-	var unfit error // nothing to wait for
+	var unfit error // an error that no wait can mend
 	err := Until(ctx, func() error {
 		err := makeBase(base)
 		if err == nil {
 			err = l.makeDirBelow(base, name)
 		}
-		// Another lab is being made, or the last one took the base along.
+		// Another process makes a lab, or the last lab removed the base.
 		if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -101,7 +100,7 @@ func (l *Lab) makeDirBelow(base, name string) error {
 		return err
 	}
 	defer unlock()
-	// What cannot be swept hinders no new lab; Sweep tells.
+	// A lab that cannot be swept hinders no new one. Sweep returns the error.
 	_, _ = sweep(base)
 	by, err := newOrigin()
 	if err != nil {
@@ -121,11 +120,11 @@ func (l *Lab) makeDirBelow(base, name string) error {
 	}
 }
 
-// makeBase makes the base directory, where the last lab took it along.
+// makeBase makes the base directory, if the last lab removed it.
 func makeBase(base string) error {
 	// Daemons that do not stay root look for their files in it.
 	if err := os.Mkdir(base, 0o755); err == nil {
-		if err := os.Chmod(base, 0o755); err != nil { // not masked by umask
+		if err := os.Chmod(base, 0o755); err != nil { // Mkdir masks the mode by umask
 			return err
 		}
 	} else if !errors.Is(err, os.ErrExist) {
@@ -134,7 +133,7 @@ func makeBase(base string) error {
 	return trustBase(base)
 }
 
-// runID gives a name for a lab that is most likely its own.
+// runID returns a run id that most likely no other lab has.
 func runID(name string) string {
 	plain := strings.Map(func(r rune) rune {
 		switch {
@@ -157,14 +156,14 @@ func runID(name string) string {
 	return plain + "-" + string(suffix)
 }
 
-// ID gives the run id that is in every name of the lab.
+// ID returns the run id that is in every name of the lab.
 func (l *Lab) ID() string { return l.id }
 
-// Dir gives the lab's directory, which Close removes. Below it each host has
-// one of its own ([Host.Dir]).
+// Dir returns the lab's directory, which Close removes. Below it each host has one
+// of its own ([Host.Dir]).
 func (l *Lab) Dir() string { return l.dir }
 
-// Host gives the host of that name, nil when there is none.
+// Host returns the host of that name, or nil.
 func (l *Lab) Host(name string) *Host {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -178,7 +177,8 @@ func (l *Lab) Hosts() []*Host {
 	return slices.Clone(l.order)
 }
 
-// Daemons lists what was started in the lab, also what has ended, in that order.
+// Daemons lists the daemons of the lab in the order in which they were started,
+// also those that have ended.
 func (l *Lab) Daemons() []*Daemon {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -199,8 +199,8 @@ func (l *Lab) note(kind, what string) error {
 	return err
 }
 
-// OwnTree has the lab remove directories outside of its own, which are then to be
-// made. It is done before they are, so that they go whatever comes between.
+// OwnTree makes the lab remove directories outside of its own at its end. Call it
+// before you make them, so that they go whatever comes between.
 func (l *Lab) OwnTree(dirs ...string) error {
 	for _, dir := range dirs {
 		if err := l.note("tree", dir); err != nil {
@@ -210,8 +210,9 @@ func (l *Lab) OwnTree(dirs ...string) error {
 	return nil
 }
 
-// OwnProcess has the lab end a process. Those in the network namespaces of its
-// hosts it finds by itself; one that has ended already is no error.
+// OwnProcess makes the lab end a process at its end. The lab finds processes in the
+// network namespaces of its hosts by itself. It is no error if the process has
+// ended already.
 func (l *Lab) OwnProcess(pid int) error {
 	p, err := identify(pid)
 	if errors.Is(err, os.ErrNotExist) {
@@ -223,8 +224,8 @@ func (l *Lab) OwnProcess(pid int) error {
 	return l.note("process", p.String())
 }
 
-// OnClose has f called by Close, before anything is removed; last come, first
-// served.
+// OnClose makes Close call f before it removes anything. The last f is called
+// first.
 func (l *Lab) OnClose(f func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Link gives the host's link of that name.
+// Link returns the host's link of that name.
 func (h *Host) Link(name string) (netlink.Link, error) {
 	link, err := h.nl.LinkByName(name)
 	if err != nil {
@@ -47,7 +47,7 @@ func (h *Host) onLink(name, verb string, f func(netlink.Link) error) error {
 	return nil
 }
 
-// AddAddr puts addresses on a link of the host, usable at once.
+// AddAddr adds addresses to a link of the host. They work at once.
 func (h *Host) AddAddr(link string, prefixes ...netip.Prefix) error {
 	for _, p := range prefixes {
 		a := &netlink.Addr{IPNet: ipNet(p)}
@@ -91,8 +91,7 @@ func (l *Lab) Cable(a *Host, linkA string, b *Host, linkB string) error {
 	return errors.Join(a.SetUp(linkA), b.SetUp(linkB))
 }
 
-// dump repeats a listing that the kernel interrupted because what it lists
-// changed meanwhile.
+// dump repeats a listing that a change interrupted.
 func dump[T any](list func() ([]T, error)) ([]T, error) {
 	for {
 		found, err := list()
@@ -106,7 +105,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// prefixOf is the zero Prefix for nil.
+// prefixOf converts n; nil becomes the zero Prefix.
 func prefixOf(n *net.IPNet) netip.Prefix {
 	if n == nil {
 		return netip.Prefix{}
@@ -119,7 +118,7 @@ func prefixOf(n *net.IPNet) netip.Prefix {
 	return netip.PrefixFrom(a, ones)
 }
 
-// addrOf is the zero Addr for nil.
+// addrOf converts ip; nil becomes the zero Addr.
 func addrOf(ip net.IP) netip.Addr {
 	a, _ := netip.AddrFromSlice(ip)
 	return a.Unmap()
@@ -132,8 +131,8 @@ func familyOf(a netip.Addr) int {
 	return netlink.FAMILY_V6
 }
 
-// GuestMAC gives a MAC address that depends on the guest's name and the number
-// of its NIC alone, with the prefix of QEMU's.
+// GuestMAC returns a MAC address with QEMU's prefix that depends only on the
+// guest's name and the number of its NIC.
 func GuestMAC(vm string, n int) net.HardwareAddr {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d", vm, n))
 	return net.HardwareAddr{0x52, 0x54, 0x00, sum[0], sum[1], sum[2]}

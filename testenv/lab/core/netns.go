@@ -15,7 +15,7 @@ import (
 // systemNetnsDir is where ip-netns(8) keeps and looks for named namespaces.
 const systemNetnsDir = "/run/netns"
 
-// UserNamespace gives the attributes with which an unprivileged user starts a
+// UserNamespace returns the attributes with which an unprivileged user starts a
 // program that can make labs: a user namespace where the caller is root, with
 // mounts of its own. A running Go program cannot enter one itself, because the
 // kernel refuses that to a process of several threads (user_namespaces(7)).
@@ -27,11 +27,11 @@ func UserNamespace() *syscall.SysProcAttr {
 	}
 }
 
-// prepareNetnsDir makes dir fit for named namespaces, in the way that
-// ip-netns(8) does: a mount of its own, shared, so that a namespace removed
-// here goes from the mount namespaces of daemons too. Doing it before the first
-// name is made matters: were dir mounted over itself later, the names below the
-// mount could not be removed any more.
+// prepareNetnsDir makes dir fit for named namespaces, in the way that ip-netns(8)
+// does: a mount of its own, shared, so that a namespace removed here goes from the
+// mount namespaces of daemons, too. This must come before the first name: if dir
+// were mounted over itself later, nobody could remove the names below the mount any
+// more.
 func prepareNetnsDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -53,9 +53,9 @@ func prepareNetnsDir(dir string) error {
 	return unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, "")
 }
 
-// chooseNetnsDir gives the directory for a lab's named namespaces, ready for
-// use: the wanted one; by default the system's where it can be written, or
-// else, as in a user namespace, one below the lab's own directory.
+// chooseNetnsDir returns the directory for a lab's named namespaces, ready for use:
+// the wanted one; by default the system's where it can be written, or else, as in a
+// user namespace, one below the lab's own directory.
 func chooseNetnsDir(wanted, labDir string) (string, error) {
 	dir := wanted
 	if dir == "" {
@@ -99,8 +99,8 @@ func newNamespace(path string) (netns.NsHandle, error) {
 // testing.T.FailNow does.
 var errNoReturn = errors.New("the function ended its goroutine instead of returning; report with an error from inside a host")
 
-// onThread runs f on an operating system thread of its own, which ends with
-// it, so that what f does to its thread stays there.
+// onThread runs f on an operating system thread of its own, which ends with it, so
+// that changes that f makes to its thread stay there.
 func onThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {

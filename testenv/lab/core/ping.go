@@ -12,7 +12,7 @@ import (
 // Prober sends ICMP echo requests at a steady rate and notes the answers.
 type Prober = probe.Prober
 
-// ProbeResult is what became of the requests of a [Prober].
+// ProbeResult counts the answers to the requests of a [Prober].
 type ProbeResult = probe.Result
 
 // Ping sends ICMP echo requests from the host, a tenth of a second apart,

@@ -9,18 +9,17 @@ import (
 	"syscall"
 )
 
-// process names a process such that a later one with the same number is not
-// taken for it.
+// process identifies a process: a later one with the same number differs in start.
 type process struct {
 	pid   int
 	start uint64 // clock ticks after boot (proc(5), stat field 22)
 }
 
-// String gives the process as a lab's record has it.
+// String returns the process as a lab's record has it.
 func (p process) String() string { return fmt.Sprint(p.pid, p.start) }
 
-// identify gives the process that has the number pid now. A process that has
-// ended is os.ErrNotExist, also when nobody has waited for it yet.
+// identify returns the process that has the number pid now. The error is
+// os.ErrNotExist if it has ended, also if nobody has waited for it yet.
 func identify(pid int) (process, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if errors.Is(err, syscall.ESRCH) {

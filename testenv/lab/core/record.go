@@ -12,9 +12,9 @@ import (
 	"github.com/vmfabric/vmfabric/internal/trusted"
 )
 
-// recordFile is what a lab leaves on disk about itself, so that others can remove it
-// when its owner is gone. Each thing is recorded before it is made, on a line of its
-// own, for the keeper to read (keeper.sh):
+// recordFile is the file in which a lab records its parts, so that others can
+// remove them when its owner is gone. The lab records each part before it makes it,
+// on a line of its own, for the keeper to read (keeper.sh):
 //
 //	owner PID START     the process that made the lab, and the one below
 //	boot ID             process numbers mean something within one boot only
@@ -25,7 +25,7 @@ import (
 //	tree PATH           a directory outside of the lab's own
 const recordFile = "record"
 
-// origin says who made a lab: the first lines of its record.
+// origin identifies the process that made a lab: the first lines of its record.
 type origin struct {
 	owner process
 	boot  string
@@ -33,10 +33,10 @@ type origin struct {
 }
 
 // baseDir holds one directory per lab of this user, whose number outside of user
-// namespaces is in its name: everybody may make labs. Records of labs are trusted
-// with what to kill and remove, so it is nobody else's to write. Labs with another
-// form of record, as earlier versions make them, would be taken for half-made ones:
-// they are in vmfabric-lab.
+// namespaces is in its name: everybody may make labs. The keeper kills and removes
+// whatever a record names, so nobody else may write there. Labs of earlier
+// versions, whose records have another form and would look half-made, are in
+// vmfabric-lab.
 func baseDir() string {
 	base := filepath.Join(os.TempDir(), "vmfabric-laboratory")
 	if uid := outsideUID(); uid != 0 {
@@ -45,7 +45,7 @@ func baseDir() string {
 	return base
 }
 
-// outsideUID gives the number that this user has in the parent of its user
+// outsideUID returns the number that this user has in the parent of its user
 // namespace (user_namespaces(7), uid_map).
 func outsideUID() int {
 	uid := os.Geteuid()
@@ -89,8 +89,8 @@ func bootAndPIDs() (boot, pids string, err error) {
 	return strings.TrimSpace(string(id)), pids, err
 }
 
-// begin writes the first lines of the record of a lab, and gives the file, to which
-// the others are added.
+// begin writes the first lines of the record of a lab, and returns the file for
+// further lines.
 func (o origin) begin(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, recordFile), os.O_WRONLY|os.O_APPEND|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
@@ -115,8 +115,8 @@ func readOrigin(dir string) (o origin, err error) {
 	return o, nil
 }
 
-// orphaned reports whether the lab's owner is gone, as far as it can be seen
-// from here: the processes of another pid namespace cannot.
+// orphaned reports whether the lab's owner is gone. It cannot see processes of
+// another pid namespace, and takes them for alive.
 func (o origin) orphaned() bool {
 	boot, pids, err := bootAndPIDs()
 	switch {
@@ -130,8 +130,8 @@ func (o origin) orphaned() bool {
 	return !o.owner.alive()
 }
 
-// Sweep removes the labs of this user whose owner process is gone and that
-// nobody removed, and names them. [New] does so too.
+// Sweep removes the labs of this user whose owner process is gone, and returns
+// their names. [New] does so, too.
 func Sweep() ([]string, error) {
 	base := baseDir()
 	err := trustBase(base)
@@ -147,11 +147,11 @@ func Sweep() ([]string, error) {
 	}
 	defer unlock()
 	swept, err := sweep(base)
-	_ = os.Remove(base) // not with something in it
+	_ = os.Remove(base) // fails while a lab is in it
 	return swept, err
 }
 
-// sweep is Sweep for one who holds the lock of base.
+// sweep is Sweep. The caller holds the lock of base.
 func sweep(base string) ([]string, error) {
 	entries, err := os.ReadDir(base)
 	if err != nil {
@@ -185,16 +185,16 @@ func sweep(base string) ([]string, error) {
 	return swept, errors.Join(errs...)
 }
 
-// mine reports whether this user made dir. Records are trusted with what to
-// kill and remove, and everybody can put one into the base directory.
+// mine reports whether this user made dir. The keeper kills and removes whatever a
+// record names, so sweep must not trust those of others.
 func mine(dir string) bool {
 	var st unix.Stat_t
 	return unix.Lstat(dir, &st) == nil && int(st.Uid) == os.Geteuid()
 }
 
-// lockBase takes the lock under which labs are made and swept, so that no
-// sweep sees a half-made one. A base that was removed meanwhile is an
-// [os.ErrNotExist].
+// lockBase takes the lock under which labs are made and swept, so that no sweep
+// sees a half-made one. The error is [os.ErrNotExist] if base was removed
+// meanwhile.
 func lockBase(base string, how int) (unlock func(), err error) {
 	f, err := os.Open(base)
 	if err != nil {

@@ -21,13 +21,13 @@ type Route struct {
 	Type     string // "unicast", "blackhole", ...
 }
 
-// Hop is where a route leads: to a neighbour, or on to a link.
+// Hop is a next hop of a route: a neighbour, or a link alone.
 type Hop struct {
 	Via  netip.Addr // invalid for a destination on the link itself
 	Link string     // its name
 }
 
-// String gives the hop in the words of ip-route(8).
+// String returns the hop in the words of ip-route(8).
 func (p Hop) String() string {
 	if !p.Via.IsValid() {
 		return "dev " + p.Link
@@ -35,7 +35,7 @@ func (p Hop) String() string {
 	return "via " + p.Via.String() + " dev " + p.Link
 }
 
-// String gives the route in the words of ip-route(8).
+// String returns the route in the words of ip-route(8).
 func (r Route) String() string {
 	var b strings.Builder
 	if r.Type != "unicast" {
@@ -107,8 +107,8 @@ func (h *Host) Routes(family, table int) ([]Route, error) {
 	return rs, nil
 }
 
-// Route gives the host's route to exactly the prefix p in the main table; ok
-// is false when there is none.
+// Route returns the host's route to exactly the prefix p in the main table; ok is
+// false when there is none.
 func (h *Host) Route(p netip.Prefix) (r Route, ok bool, err error) {
 	list := h.Routes4
 	if p.Addr().Is6() {

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Session is a TCP connection from a host to something that echoes, such as
-// port 7 of a guest. It sends a line at a steady rate and notes what comes back.
+// Session is a TCP connection from a host to an echo service, such as port 7 of a
+// guest. It sends lines at a steady rate and checks the echoes.
 type Session struct {
 	conn    *net.TCPConn
 	every   time.Duration
@@ -28,7 +28,7 @@ type Session struct {
 	last   time.Time // when a line came back; at first, when the session was opened
 }
 
-// SessionResult is what became of a [Session].
+// SessionResult is the result of a [Session].
 type SessionResult struct {
 	Sent, Echoed int   // lines
 	Bytes        int64 // of the lines echoed
@@ -36,7 +36,7 @@ type SessionResult struct {
 	StallFrom    time.Time // when the longest stall began
 	Retransmits  int       // segments that the host sent again (tcp(7), TCP_INFO)
 	Reset        bool      // the connection was reset
-	Err          error     // what ended the session early, a wrong line included
+	Err          error     // the error that ended the session early, also a wrong line
 }
 
 // sessionGrace is how long Stop waits for lines under way, long enough for a
@@ -56,7 +56,7 @@ func (h *Host) OpenSession(ctx context.Context, to netip.AddrPort, every time.Du
 	return s, nil
 }
 
-// sessionLine gives the n-th line, all of one length.
+// sessionLine returns the n-th line, all of one length.
 func sessionLine(n int) string { return fmt.Sprintf("line %09d\n", n) }
 
 func (s *Session) send() {
@@ -100,7 +100,7 @@ func (s *Session) receive() {
 	}
 }
 
-// note ends a time without a line. s.mu is held.
+// note ends a time without a line. The caller holds s.mu.
 func (s *Session) note(now time.Time) {
 	if stall := now.Sub(s.last); stall > s.result.LongestStall {
 		s.result.LongestStall, s.result.StallFrom = stall, s.last
@@ -108,7 +108,7 @@ func (s *Session) note(now time.Time) {
 	s.last = now
 }
 
-// fail notes the first error, but for the end of a session that is over.
+// fail notes the first error, unless the session itself closed the connection.
 func (s *Session) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,7 +119,7 @@ func (s *Session) fail(err error) {
 	s.result.Reset = errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
-// Echoed gives the number of lines that came back so far.
+// Echoed returns the number of lines that came back so far.
 func (s *Session) Echoed() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -133,7 +133,7 @@ func (s *Session) Ended() bool {
 	return s.result.Err != nil
 }
 
-// settled reports whether nothing is under way any more.
+// settled reports whether no line is under way any more.
 func (s *Session) settled() bool {
 	select {
 	case <-s.sent:
@@ -145,8 +145,8 @@ func (s *Session) settled() bool {
 	return s.result.Echoed == s.result.Sent || s.result.Err != nil
 }
 
-// Stop ends the sending, waits up to five seconds for the lines that are under
-// way, closes the connection and gives the result. It is to be called once.
+// Stop ends the sending, waits up to five seconds for the lines that are under way,
+// closes the connection and returns the result. Call it only once.
 func (s *Session) Stop() SessionResult { return s.end(sessionGrace) }
 
 // Abandon is Stop without the wait.
@@ -158,7 +158,7 @@ func (s *Session) end(grace time.Duration) SessionResult {
 		time.Sleep(5 * time.Millisecond)
 	}
 	retransmits := s.retransmits()
-	// Nothing is to be sent after the end, to a guest that does not answer.
+	// With linger 0 the kernel sends nothing more to a guest that does not answer.
 	_ = s.conn.SetLinger(0)
 	s.conn.Close()
 	s.running.Wait()

@@ -33,12 +33,12 @@ type Sniffer struct {
 	closing bool
 }
 
-// sniffBuffer is what the kernel keeps while the sniffer is busy.
+// sniffBuffer is the kernel's buffer for frames while the sniffer is busy.
 const sniffBuffer = 4 << 20
 
-// Sniff captures the frames on a link of the host for which keep is true, all
-// of them when it is nil, until Close. Whatever passes after Sniff has
-// returned is seen. An empty link stands for all, also those that are made later.
+// Sniff captures the frames on a link of the host for which keep is true, all of
+// them when it is nil, until Close. It sees every frame that passes after Sniff has
+// returned. An empty link stands for all links, also later ones.
 func (h *Host) Sniff(link string, keep func(Frame) bool) (*Sniffer, error) {
 	index := 0
 	if link != "" {
@@ -132,7 +132,7 @@ func readFrame(fd int, data, control []byte) (Frame, error) {
 func (s *Sniffer) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.closing { // then the error is that the file is closed
+	if !s.closing { // while closing, the error is that of the closed file
 		s.lost = errors.Join(s.lost, err)
 	}
 }
@@ -143,14 +143,14 @@ func (s *Sniffer) add(f Frame) {
 	s.frames = append(s.frames, f)
 }
 
-// Frames gives the frames that were kept so far, in the order of the kernel.
+// Frames returns the kept frames so far, in the order of the kernel.
 func (s *Sniffer) Frames() []Frame {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.frames)
 }
 
-// Wait waits until at least n frames were kept, and gives them.
+// Wait waits for at least n kept frames, and returns them all.
 func (s *Sniffer) Wait(ctx context.Context, n int) ([]Frame, error) {
 	err := Until(ctx, func() error {
 		if got := len(s.Frames()); got < n {
@@ -191,8 +191,8 @@ func (s *Sniffer) dropped() error {
 	return err
 }
 
-// EtherType gives the frame's type (RFC 7042): 0x0800 is IPv4, 0x0806 ARP,
-// 0x86dd IPv6, 0x8035 RARP.
+// EtherType returns the frame's type (RFC 7042): 0x0800 is IPv4, 0x0806 ARP, 0x86dd
+// IPv6, 0x8035 RARP.
 func (f Frame) EtherType() uint16 {
 	if len(f.Data) < 14 {
 		return 0
@@ -200,7 +200,7 @@ func (f Frame) EtherType() uint16 {
 	return binary.BigEndian.Uint16(f.Data[12:])
 }
 
-// MACs gives the frame's source and destination.
+// MACs returns the frame's source and destination.
 func (f Frame) MACs() (from, to net.HardwareAddr) {
 	if len(f.Data) < 14 {
 		return nil, nil
@@ -208,7 +208,7 @@ func (f Frame) MACs() (from, to net.HardwareAddr) {
 	return f.Data[6:12], f.Data[:6]
 }
 
-// Addrs gives the source and destination of an IPv4 or IPv6 packet, and the
+// Addrs returns the source and destination of an IPv4 or IPv6 packet, and the
 // sender and target of an ARP one; otherwise zero Addrs.
 func (f Frame) Addrs() (from, to netip.Addr) {
 	at := func(offset, size int) netip.Addr {
@@ -229,15 +229,15 @@ func (f Frame) Addrs() (from, to netip.Addr) {
 	return netip.Addr{}, netip.Addr{}
 }
 
-// Concerns reports whether the packet in the frame is from a or to a. An ARP
-// one concerns whom it asks for.
+// Concerns reports whether the packet in the frame is from a or to a. An ARP packet
+// also concerns the address that it asks for.
 func (f Frame) Concerns(a netip.Addr) bool {
 	from, to := f.Addrs()
 	return a.IsValid() && (from == a || to == a)
 }
 
 // IsEchoReply reports whether the packet in the frame is an ICMP or ICMPv6 echo
-// reply. IPv6 extension headers are not looked behind.
+// reply. It does not look behind IPv6 extension headers.
 func (f Frame) IsEchoReply() bool {
 	at := func(offset int) int {
 		if len(f.Data) <= 14+offset {

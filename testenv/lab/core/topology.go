@@ -23,24 +23,24 @@ var (
 	ClientAddr6 = netip.MustParseAddr("2001:db8:ffff::2")      // likewise
 )
 
-// Underlay4 gives the n-th address of the IPv4 underlay: 10.10.0.n.
+// Underlay4 returns the n-th address of the IPv4 underlay: 10.10.0.n.
 func Underlay4(n byte) netip.Addr {
 	a := UnderlayPrefix4.Addr().As4()
 	a[3] = n
 	return netip.AddrFrom4(a)
 }
 
-// Underlay6 gives the address of the IPv6 underlay that reads like the n-th
-// of the IPv4 one: fd00:10:10::n, n in decimal digits.
+// Underlay6 returns the address of the IPv6 underlay that reads like the n-th of
+// the IPv4 one: fd00:10:10::n, n in decimal digits.
 func Underlay6(n byte) netip.Addr {
 	a := UnderlayPrefix6.Addr().As16()
 	a[14], a[15] = n/100, n/10%10<<4|n%10
 	return netip.AddrFrom16(a)
 }
 
-// SmallCluster gives a valid cluster with that many nodes (node1 is
-// 10.10.0.21), two reflectors (rr1 10.10.0.11, rr2 10.10.0.12), a core gateway
-// (core1, 10.10.0.1) and a pool of each family.
+// SmallCluster returns a valid cluster with that many nodes (node1 is 10.10.0.21),
+// two reflectors (rr1 10.10.0.11, rr2 10.10.0.12), a core gateway (core1,
+// 10.10.0.1) and a pool of each family.
 func SmallCluster(nodes int) fabric.Cluster {
 	c := fabric.Cluster{
 		Name:        "lab",
@@ -74,8 +74,8 @@ type Topology struct {
 }
 
 // Build adds the hosts of a cluster: its nodes, its reflectors, its first core
-// gateway, and a client behind that. Addresses that the cluster does not name
-// are those that [Underlay4] and [Underlay6] give for the same number.
+// gateway, and a client behind that. If the cluster has a host's address of one
+// family only, the other is that of [Underlay4] or [Underlay6] for the same number.
 func (l *Lab) Build(c fabric.Cluster) (*Topology, error) {
 	t := &Topology{Nodes: map[string]*Host{}, Reflectors: map[string]*Host{}}
 	core := fabric.Core{Name: "core", Address: CoreAddr4}
@@ -130,7 +130,7 @@ func (l *Lab) AddNode(name string, addrs ...netip.Addr) (*Host, error) {
 	return l.addRouter(name, addrs, true)
 }
 
-// AddReflector adds a host for a route reflector; it does not forward.
+// AddReflector adds a host for a route reflector. It does not forward.
 func (l *Lab) AddReflector(name string, addrs ...netip.Addr) (*Host, error) {
 	h, err := l.addConnected(name, addrs)
 	if err == nil {
@@ -243,8 +243,8 @@ func (l *Lab) theSwitch() (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Nobody queries for group members here, and a snooping bridge without a
-	// querier forgets who wants neighbour solicitations.
+	// Nobody queries for group members here, and without a querier a snooping
+	// bridge forgets which ports want neighbour solicitations.
 	snoop := false
 	bridge := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs(), MulticastSnooping: &snoop}
 	bridge.Name = "br0"
@@ -258,8 +258,8 @@ func (l *Lab) theSwitch() (*Host, error) {
 	return sw, nil
 }
 
-// Disconnect cuts a host off from the underlay as a fault further away does:
-// its link keeps carrier, and only silence tells.
+// Disconnect cuts a host off from the underlay as a fault further away does: its
+// link keeps carrier.
 func (l *Lab) Disconnect(h *Host) error {
 	sw, err := l.switchOf(h)
 	if err != nil {

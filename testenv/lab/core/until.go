@@ -8,8 +8,8 @@ import (
 	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
-// Until calls f again and again until it returns nil, or ctx ends; then it
-// gives the last error of f, and that of ctx.
+// Until calls f again and again until it returns nil, or ctx ends. Then the error
+// has the last one of f, and that of ctx.
 func Until(ctx context.Context, f func() error) error {
 	var last error
 	waits := backoff.Backoff{First: time.Millisecond, Most: 50 * time.Millisecond}
@@ -18,7 +18,7 @@ func Until(ctx context.Context, f func() error) error {
 		if err == nil {
 			return nil
 		}
-		// What f says when ctx ends in the midst of it says little.
+		// The error of an f that the end of ctx interrupted says little.
 		if last != nil && ctx.Err() != nil {
 			err = last
 		}
