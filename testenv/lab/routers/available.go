@@ -2,8 +2,8 @@ package routers
 
 import "github.com/vmfabric/vmfabric/testenv/lab/core"
 
-// Available reports whether a lab of this process can have a router, "bird" or
-// "frr", nil when it can.
+// Available returns an error if a lab of this process cannot have a router, "bird"
+// or "frr".
 func Available(router string) error {
 	if router == "frr" {
 		return core.Available(router, "zebra", "bgpd", "staticd", "bfdd", "vtysh")

@@ -12,8 +12,8 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
-// BGP is what both ends of the lab's sessions agree on. The zero value of each
-// field is a good one.
+// BGP has the settings that both ends of the lab's sessions share. The zero value
+// of each field is a good one.
 type BGP struct {
 	ASN       uint32        // 64512
 	Password  string        // TCP MD5 key (RFC 2385); none when empty
@@ -30,7 +30,7 @@ func (b BGP) withDefaults() BGP {
 	return b
 }
 
-// BGPOf gives what a cluster's nodes and reflectors agree on, with the
+// BGPOf returns the settings that a cluster's nodes and reflectors share, with the
 // password and BFD of its first reflector.
 func BGPOf(c fabric.Cluster) BGP {
 	b := BGP{ASN: c.ASN, Hold: c.Timers.Hold, Restart: c.Timers.Restart}
@@ -40,16 +40,15 @@ func BGPOf(c fabric.Cluster) BGP {
 	return b
 }
 
-// Reflector is the configuration of a route reflector: everybody on the
-// underlay is its client, by whichever family.
+// Reflector is the configuration of a route reflector: every host on the underlay
+// is its client, by either family.
 type Reflector struct {
 	BGP
 	RouterID  netip.Addr     // its IPv4 address
 	ClusterID netip.Addr     // RFC 4456; the same on both reflectors; 10.10.0.100 when unset
 	Clients   []netip.Prefix // where clients may call from; the underlay when empty
-	// Cores are the core gateways. They are clients without BFD: between
-	// them and a reflector graceful restart is to outlast the reflector's end,
-	// which BFD would cut short.
+	// Cores are the core gateways. They are clients without BFD, which would cut
+	// short the graceful restart between them and a reflector that ended.
 	Cores []netip.Addr
 }
 
@@ -76,8 +75,8 @@ func (c CoreGateway) withDefaults() CoreGateway {
 	return c
 }
 
-// Announcer is the configuration of a speaker that announces routes, with
-// itself as next hop, as a node does.
+// Announcer is the configuration of a speaker that announces routes as a node does,
+// with itself as next hop.
 type Announcer struct {
 	BGP
 	RouterID    netip.Addr
@@ -85,11 +84,10 @@ type Announcer struct {
 	Routes      []netip.Prefix
 	Communities []fabric.Community
 	LocalPref   uint32       // 100 when zero
-	NextHops    []netip.Addr // other ones than itself, at most one of each family
+	NextHops    []netip.Addr // in place of itself, at most one of each family
 }
 
-// Hop gives the next hop of a family that the announcer puts in its own place,
-// if any.
+// Hop returns the next hop of a family from NextHops, or nil.
 func (a Announcer) Hop(family string) *netip.Addr {
 	for _, h := range a.NextHops {
 		if h.Is4() == (family == "ipv4") {
@@ -127,7 +125,7 @@ var confFuncs = template.FuncMap{
 func render(t *template.Template, v any) string {
 	var b strings.Builder
 	if err := t.Execute(&b, v); err != nil {
-		panic(err) // of templates and types that are both below
+		panic(err) // the templates and their types are both in this package
 	}
 	return b.String()
 }

@@ -36,7 +36,7 @@ func StartBird(ctx context.Context, h *core.Host, conf string, args ...string) (
 	if err != nil {
 		return nil, fmt.Errorf("start bird on %s: %w", h.Name(), err)
 	}
-	// A socket of one that was killed would refuse connections for a while.
+	// The socket of a killed BIRD would refuse connections for a while.
 	if err := os.Remove(b.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("start bird on %s: %w", h.Name(), err)
 	}
@@ -60,14 +60,14 @@ func (b *Bird) Configure(ctx context.Context, conf string) error {
 	return err
 }
 
-// Socket gives the path of BIRD's control socket.
+// Socket returns the path of BIRD's control socket.
 func (b *Bird) Socket() string { return b.socket }
 
-// ConfPath gives the path of BIRD's configuration file.
+// ConfPath returns the path of BIRD's configuration file.
 func (b *Bird) ConfPath() string { return b.conf }
 
-// Query sends one command to BIRD's control socket and gives the lines of the
-// answer, as birdc shows them. What BIRD refuses is an error.
+// Query sends one command to BIRD's control socket and returns the lines of the
+// answer, as birdc shows them. A command that BIRD refuses is an error.
 func (b *Bird) Query(ctx context.Context, command string) ([]string, error) {
 	lines, err := bird.Client{Socket: b.socket}.Query(ctx, command)
 	if err != nil {
@@ -126,7 +126,7 @@ func parseBirdRoutes(lines []string) ([]BGPRoute, error) {
 			continue
 		}
 		r := &rs[len(rs)-1]
-		// BIRD leaves the neighbour out where it is the next hop too.
+		// BIRD leaves the neighbour out if it is the next hop, too.
 		if f := strings.Fields(line); len(f) > 1 && f[0] == "via" && !r.From.IsValid() {
 			r.From, _ = netip.ParseAddr(f[1])
 		}
@@ -141,13 +141,13 @@ func parseBirdRoutes(lines []string) ([]BGPRoute, error) {
 	return rs, nil
 }
 
-// setBird takes one attribute in the form of BIRD.
+// setBird sets one attribute from BIRD's output.
 func (r *BGPRoute) setBird(key, value string) error {
 	switch key {
 	case "BGP.origin":
 		r.Origin = value
 	case "BGP.next_hop":
-		// An IPv6 one can be followed by a link-local one.
+		// A link-local next hop can follow an IPv6 one.
 		a, err := netip.ParseAddr(strings.Fields(value)[0])
 		r.NextHop = a
 		return err

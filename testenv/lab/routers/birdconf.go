@@ -1,17 +1,17 @@
 package routers
 
-// Bird gives the reflector's configuration in the language of BIRD 2.
+// Bird returns the reflector's configuration in the language of BIRD 2.
 func (r Reflector) Bird() string { return render(birdReflector, r.withDefaults()) }
 
-// Bird gives the core gateway's configuration in the language of BIRD 2.
+// Bird returns the core gateway's configuration in the language of BIRD 2.
 func (c CoreGateway) Bird() string { return render(birdCore, c.withDefaults()) }
 
-// Bird gives the announcer's configuration in the language of BIRD 2.
+// Bird returns the announcer's configuration in the language of BIRD 2.
 func (a Announcer) Bird() string { return render(birdAnnouncer, a.withDefaults()) }
 
-// birdCommon is what all roles share. "direct" takes the sessions for single
-// hop, where BIRD's default for iBGP is multihop: BFD then uses the port that
-// others expect, and the core gateway may take next hops for neighbours.
+// birdCommon is the configuration that all roles share. "direct" makes the sessions
+// single hop; BIRD's default for iBGP is multihop. BFD then uses the port that
+// others expect, and the core gateway may use next hops as neighbours.
 const birdCommon = `log stderr all;
 debug protocols { states };
 router id {{.RouterID}};

@@ -1,5 +1,5 @@
 // Package routers has the BGP speakers of a laboratory (testenv/lab/core): BIRD
-// ([StartBird]) and FRR ([StartFRR]) as route reflectors, core gateways and announcers,
-// with their configuration ([Reflector], [CoreGateway], [Announcer]), and one that
-// says what no daemon would ([Rogue]).
+// ([StartBird]) and FRR ([StartFRR]) as route reflectors, core gateways and
+// announcers, with their configuration ([Reflector], [CoreGateway], [Announcer]),
+// and one that sends messages that no daemon would ([Rogue]).
 package routers

@@ -20,7 +20,7 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
-// Where FRR keeps what it has, one directory per pathspace.
+// FRR's directories, below which each pathspace has one of its own.
 const (
 	frrConfDir = "/etc/frr"
 	frrRunDir  = "/var/run/frr"
@@ -64,11 +64,12 @@ func startFRR(ctx context.Context, h *core.Host, conf string, args []string) (*F
 	if err := frrDirs(confDir, runDir); err != nil {
 		return nil, err
 	}
-	// vtysh wants a file of its own, however empty.
+	// vtysh needs its file, even an empty one.
 	if err := os.WriteFile(filepath.Join(confDir, "vtysh.conf"), nil, 0o644); err != nil {
 		return nil, err
 	}
-	// Without its option zebra takes an IPv6 route away to change it (docs/core.md).
+	// Without its option zebra removes an IPv6 route in order to change it
+	// (docs/core.md).
 	for _, d := range []struct {
 		daemon **core.Daemon
 		name   string
@@ -81,9 +82,8 @@ func startFRR(ctx context.Context, h *core.Host, conf string, args []string) (*F
 	return f, f.Configure(ctx, conf)
 }
 
-// Configure adds to the configuration, as if it were typed. That takes effect
-// at once, where bgpd lets neighbours that it reads from a file wait for five
-// seconds.
+// Configure adds to the configuration as if it were typed. That takes effect at
+// once; neighbours that bgpd reads from a file wait for five seconds.
 func (f *FRR) Configure(ctx context.Context, conf string) error {
 	commands := []string{"configure terminal"}
 	for line := range strings.Lines(conf) {
@@ -119,7 +119,7 @@ func (f *FRR) start(ctx context.Context, name string, args []string) (*core.Daem
 	if err != nil {
 		return nil, err
 	}
-	// Of one that was killed; vtysh would knock at it in vain.
+	// Remove the socket of a killed daemon; vtysh would try it in vain.
 	vty := filepath.Join(frrRunDir, f.space, name+".vty")
 	_ = os.Remove(vty)
 	args = append([]string{"-N", f.space, "-A", "127.0.0.1", "-f", "/dev/null", "--log", "stdout"}, args...)
@@ -134,10 +134,10 @@ func (f *FRR) start(ctx context.Context, name string, args []string) (*core.Daem
 	return d, d.Until(ctx, func() error { _, err := os.Stat(vty); return err })
 }
 
-// Client gives what talks to this set of daemons.
+// Client returns a client of this set of daemons.
 func (f *FRR) Client() frr.Client { return frr.Client{Vtysh: f.vtysh, Pathspace: f.space} }
 
-// Vtysh runs commands, one after the other, and gives what FRR answers.
+// Vtysh runs commands, one after the other, and returns FRR's output.
 func (f *FRR) Vtysh(ctx context.Context, commands ...string) (string, error) {
 	out, err := f.Client().Run(ctx, commands...)
 	if err != nil {
@@ -152,7 +152,7 @@ func (f *FRR) JSON(ctx context.Context, command string, v any) error {
 	return f.jsons(ctx, []string{command}, func(d *json.Decoder) error { return d.Decode(v) })
 }
 
-// jsons has next read the answer to each of the commands.
+// jsons runs commands and calls next to read the answer to each.
 func (f *FRR) jsons(ctx context.Context, commands []string, next func(*json.Decoder) error) error {
 	if len(commands) == 0 {
 		return nil
@@ -256,7 +256,7 @@ func (f *FRR) Routes(ctx context.Context) ([]BGPRoute, error) {
 	return rs, nil
 }
 
-// prefixes lists those that FRR has BGP routes to, in order.
+// prefixes lists the prefixes of FRR's BGP routes, in order.
 func (f *FRR) prefixes(ctx context.Context, family string) ([]netip.Prefix, error) {
 	var table struct {
 		Routes map[netip.Prefix]json.RawMessage
@@ -269,7 +269,7 @@ func (f *FRR) prefixes(ctx context.Context, family string) ([]netip.Prefix, erro
 
 func (p frrPath) route(prefix netip.Prefix) (BGPRoute, error) {
 	r := BGPRoute{Prefix: prefix, Origin: p.Origin, LocalPref: p.LocalPref, Best: p.Bestpath.Overall}
-	r.From, _ = netip.ParseAddr(p.Peer.PeerID) // "(unspec)" for what FRR itself originates
+	r.From, _ = netip.ParseAddr(p.Peer.PeerID) // "(unspec)" for FRR's own routes
 	for _, hop := range p.Nexthops {
 		if hop.Scope == "global" || hop.Scope == "" {
 			r.NextHop, _ = netip.ParseAddr(hop.IP)

@@ -4,10 +4,10 @@ package routers
 // FRR resets a neighbour for each change to its group, and waits longer with
 // each reset.
 
-// FRR gives the reflector's configuration in the language of FRR.
+// FRR returns the reflector's configuration in the language of FRR.
 func (r Reflector) FRR() string { return render(frrReflector, r.withDefaults()) }
 
-// FRR gives the core gateway's configuration in the language of FRR.
+// FRR returns the core gateway's configuration in the language of FRR.
 func (c CoreGateway) FRR() string { return render(frrCore, c.withDefaults()) }
 
 var frrReflector = confTemplate("frr reflector", `no ip forwarding
@@ -50,8 +50,8 @@ no ipv6 forwarding
 {{- end}}
 `)
 
-// The route map keeps an IPv6 route at the next hop that was announced, where
-// FRR would go through the link-local one that may come with it.
+// The route map makes FRR use the announced IPv6 next hop, and not the link-local
+// one that may come with it.
 var frrCore = confTemplate("frr core", `route-map global permit 10
  set ipv6 next-hop prefer-global
 exit

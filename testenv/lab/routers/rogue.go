@@ -14,8 +14,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Rogue speaks BGP byte by byte, and so says what no daemon would. It listens
-// only as far as a session needs.
+// Rogue speaks BGP byte by byte, and so can send messages that no daemon would. It
+// reads only as much as a session needs.
 type Rogue struct {
 	conn    net.Conn
 	reading sync.WaitGroup
@@ -25,11 +25,11 @@ type Rogue struct {
 	heard [][]byte
 }
 
-// RogueRoute is a route as a [Rogue] tells it, with origin IGP and an empty
+// RogueRoute is a route that a [Rogue] announces, with origin IGP and an empty
 // AS_PATH.
 type RogueRoute struct {
 	Prefix      netip.Prefix
-	NextHops    []netip.Addr // of IPv6 also several, as RFC 2545 has it, or a wrong number
+	NextHops    []netip.Addr // for IPv6 also several, as in RFC 2545, or a wrong number
 	LocalPref   *uint32      // nil: the attribute is missing
 	Communities []fabric.Community
 }
@@ -166,14 +166,15 @@ func (r *Rogue) Announce(route RogueRoute) error {
 	return r.write(bgpUpdate, slices.Concat(body, attrs, nlri))
 }
 
-// Heard gives the bodies of the UPDATE messages that came so far.
+// Heard returns the bodies of the UPDATE messages so far.
 func (r *Rogue) Heard() [][]byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.heard)
 }
 
-// Close ends the connection. The error is why the other end had done so before.
+// Close ends the connection. If the other end closed the session before, the error
+// says why.
 func (r *Rogue) Close() error {
 	err := r.conn.Close()
 	r.reading.Wait()
