@@ -2,15 +2,15 @@ package hypervisors
 
 import "github.com/vmfabric/vmfabric/testenv/lab/core"
 
-// programs are what each hypervisor of a lab needs.
+// programs are the programs that each hypervisor of a lab needs.
 var programs = map[string][]string{
 	"libvirt": {"libvirtd", "virsh"},
 	"lxd":     {"lxd", "lxc", "busybox", "mount"},
 	"qemu":    {"libvirtd", "virsh", "qemu-system-x86_64", "busybox", "apt-get", "apt-cache", "dpkg-deb"},
 }
 
-// Available reports whether a lab of this process can have a hypervisor,
-// nil when it can: "libvirt", "qemu" (guests of libvirt) or "lxd" with its containers.
+// Available returns an error if a lab of this process cannot have a hypervisor:
+// "libvirt", "qemu" (guests of libvirt) or "lxd" with its containers.
 func Available(hypervisor string) error {
 	need, ok := programs[hypervisor]
 	if !ok {

@@ -11,12 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CacheVariable names the environment variable with the directory for what
-// labs need again and is slow to make: guest images, libvirt's knowledge of
+// CacheVariable names the environment variable with the directory for files that
+// labs need again and that are slow to make: guest images, libvirt's knowledge of
 // QEMU. By default it is vmfabric-lab in the user's cache directory.
 const CacheVariable = "VMFABRIC_LAB_CACHE"
 
-// cacheDir gives the cache, made if need be.
+// cacheDir returns the directory of the cache, and makes it if it is missing.
 func cacheDir() (string, error) {
 	dir := os.Getenv(CacheVariable)
 	if dir == "" {
@@ -33,8 +33,8 @@ func cacheDir() (string, error) {
 	return dir, os.MkdirAll(dir, 0o755)
 }
 
-// cached gives the path of the directory of that name in the cache. Where there
-// is none, fill makes it, in a directory that becomes the cached one when fill
+// cached returns the path of the directory of that name in the cache. If there is
+// none, fill makes its files, in a directory that becomes the cached one when fill
 // has succeeded. One process fills, others wait.
 func cached(name string, fill func(dir string) error) (string, error) {
 	base, err := cacheDir()
@@ -72,7 +72,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// fingerprint gives a short name for what the parts say.
+// fingerprint returns a short hash of the parts.
 func fingerprint(parts ...[]byte) string {
 	h := sha256.New()
 	for _, p := range parts {

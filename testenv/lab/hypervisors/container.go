@@ -27,9 +27,9 @@ import (
 //go:embed container-init.sh
 var containerInit []byte
 
-// ContainerImage gives the image of the lab's containers, for `lxc image
-// import`, out of the cache ([CacheVariable]) or made anew: the machine's
-// busybox and a script.
+// ContainerImage returns the path of the image of the lab's containers, for `lxc
+// image import`: the machine's busybox and a script. It takes the image from the
+// cache ([CacheVariable]), or makes it.
 func ContainerImage() (path string, err error) {
 	busybox, err := daemons.Find("busybox")
 	if err != nil {
@@ -48,8 +48,7 @@ func ContainerImage() (path string, err error) {
 	return filepath.Join(dir, "image.tar.gz"), nil
 }
 
-// architectures are Go's names for them in the words of the kernel, which are
-// LXD's.
+// architectures maps Go's names of architectures to the kernel's, which LXD uses.
 var architectures = map[string]string{"amd64": "x86_64", "arm64": "aarch64"}
 
 func makeContainerImage(path string, busybox []byte) error {
@@ -78,21 +77,22 @@ func makeContainerImage(path string, busybox []byte) error {
 	return os.WriteFile(path, b.Bytes(), 0o644)
 }
 
-// obey is the command server: a line of shell comes, its output and exit code go.
+// obey is the command server: it reads a line of shell, runs it, and writes its
+// output and exit code.
 var obey = []byte("#!/bin/sh\nread -r line\nsh -c \"$line\" 2>&1\necho \"exit $?\"\n")
 
-// ContainerOptions say what a container of the lab is like.
+// ContainerOptions describe a container of the lab.
 type ContainerOptions struct {
 	Name    string
 	Project string // "default" when empty
-	Target  string // the member of a cluster where it is made; one of LXD's choice when empty
+	Target  string // the member of a cluster that gets the container; LXD chooses when empty
 	// NICs are the container's eth0, eth1, ... One of kind fabric.Veth is
 	// physical: the peer end of its port must be there when the container
 	// starts. LXD makes the link of any other (p2p).
 	NICs    []fabric.NIC
 	Gateway fabric.Gateway
-	// Config has further keys of the instance, or other values for the
-	// fabric's; an empty one leaves the key out.
+	// Config has further keys of the instance, or other values for the fabric's. An
+	// empty value leaves the key out.
 	Config map[string]string
 }
 
@@ -137,8 +137,7 @@ func (lx *LXD) Launch(ctx context.Context, o ContainerOptions) (*Container, erro
 // containerAlias is the name of the image in LXD.
 const containerAlias = "lab"
 
-// importImage sees to it that LXD has the image, in every project that has
-// images of its own.
+// importImage imports the image into a project of LXD, if it is not there yet.
 func (lx *LXD) importImage(ctx context.Context, project string) error {
 	lx.mu.Lock()
 	defer lx.mu.Unlock()
@@ -149,7 +148,8 @@ func (lx *LXD) importImage(ctx context.Context, project string) error {
 	if err != nil {
 		return err
 	}
-	// It is there when the projects, or the members of a cluster, share it.
+	// The image is there already if the projects, or the members of a cluster,
+	// share it.
 	_, err = lx.Lxc(ctx, "image", "import", path, "--alias", containerAlias, "--project", project)
 	if err != nil && !strings.Contains(err.Error(), "already exists") {
 		return err
@@ -202,20 +202,20 @@ func (o ContainerOptions) devices() map[string]map[string]string {
 	return devices
 }
 
-// Name gives the container's name.
+// Name returns the container's name.
 func (c *Container) Name() string { return c.options.Name }
 
-// LXD gives the LXD that has the container, which is another after a move.
+// LXD returns the LXD that has the container; after a move that is another one.
 func (c *Container) LXD() *LXD {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.lx
 }
 
-// Move moves the container to an LXD that the one that has it trusts
-// ([LXD.Trust]), and returns when it is there. One that runs needs the argument
-// --stateless, which starts it anew there; args go to `lxc move`. Methods of the
-// container are about the LXD that it comes from until then.
+// Move moves the container to an LXD that is a remote of its present one
+// ([LXD.Trust]), and returns when it is there. args go to `lxc move`; a container
+// that runs needs --stateless, which starts it anew there. Until then, methods of
+// the container act on the former LXD.
 func (c *Container) Move(ctx context.Context, to *LXD, args ...string) error {
 	remote := to.host.Name() + ":" + c.Name()
 	if _, err := c.lxc(ctx, []string{"move", "-q"}, append([]string{remote}, args...)...); err != nil {
@@ -227,7 +227,8 @@ func (c *Container) Move(ctx context.Context, to *LXD, args ...string) error {
 	return c.noteProcess(ctx)
 }
 
-// lxc runs a command about the container: the words, its name, and more.
+// lxc runs an lxc command on the container: the words, its name, its project, and
+// more.
 func (c *Container) lxc(ctx context.Context, words []string, more ...string) (string, error) {
 	args := append(words, c.options.Name, "--project", c.options.Project)
 	return c.LXD().Lxc(ctx, append(args, more...)...)
@@ -241,8 +242,8 @@ func (c *Container) Start(ctx context.Context) error {
 	return c.noteProcess(ctx)
 }
 
-// noteProcess records the container for the lab's keeper, which does not find
-// it by its network namespace.
+// noteProcess records the container's first process for the lab's keeper, which
+// cannot find it by its network namespace.
 func (c *Container) noteProcess(ctx context.Context) error {
 	pid, err := c.Pid(ctx)
 	if errors.Is(err, os.ErrProcessDone) {
@@ -273,13 +274,12 @@ func (c *Container) Delete(ctx context.Context) error {
 	return err
 }
 
-// Exec runs a program in the container and gives what it wrote to standard
-// output.
+// Exec runs a program in the container and returns its standard output.
 func (c *Container) Exec(ctx context.Context, args ...string) (string, error) {
 	return c.lxc(ctx, []string{"exec"}, append([]string{"-T", "--"}, args...)...)
 }
 
-// State gives LXD's word for the container's state: "Running", "Stopped",
+// State returns LXD's word for the container's state: "Running", "Stopped",
 // "Frozen".
 func (c *Container) State(ctx context.Context) (string, error) {
 	var state struct{ Status string }
@@ -287,8 +287,8 @@ func (c *Container) State(ctx context.Context) (string, error) {
 	return state.Status, err
 }
 
-// Pid gives the number of the container's first process on its node. Killing
-// it is a crash of the guest.
+// Pid returns the number of the container's first process on its node. Killing it
+// is a crash of the guest.
 func (c *Container) Pid(ctx context.Context) (int, error) {
 	var state struct{ Pid int }
 	if err := c.state(ctx, &state); err != nil {

@@ -21,33 +21,33 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
-// DomainOptions say what a libvirt guest of the lab is like.
+// DomainOptions describe a libvirt guest of the lab.
 type DomainOptions struct {
 	Name    string
 	UUID    string // one that depends on the name when empty
 	NICs    []DomainNIC
 	Gateway fabric.Gateway
-	// Metadata is the content of the domain's <metadata> instead of the
-	// fabric's description of the NICs. A blank makes it none of the fabric's
-	// business.
+	// Metadata is the content of the domain's <metadata> instead of the fabric's
+	// description of the NICs. With a blank the domain has no metadata of the
+	// fabric's.
 	Metadata string
 	// Arguments are words for the guest's kernel command line.
 	Arguments string
-	// Transient makes it one that libvirt forgets when it ends: it is created
-	// by its start instead of defined before.
+	// Transient makes a domain that libvirt forgets when it ends: its start creates
+	// it, and Define does not define it.
 	Transient bool
 }
 
 // DomainNIC is an interface of a libvirt guest.
 type DomainNIC struct {
 	fabric.NIC
-	Managed bool   // libvirt makes the tap, instead of finding it there
+	Managed bool   // libvirt makes the tap; else it must be there
 	Target  string // the tap's name; fabric.PortName when empty
 }
 
-// DomainXML gives the description of a guest that boots the image, with the
-// fabric's metadata. Its serial console is a file in the place of
-// /var/log/libvirt/qemu, which every libvirtd of the lab has for itself.
+// DomainXML returns the description of a guest that boots the image, with the
+// fabric's metadata. Its serial console is a file in /var/log/libvirt/qemu, of
+// which every libvirtd of the lab has its own.
 func DomainXML(image Image, o DomainOptions) string {
 	o.UUID = cmp.Or(o.UUID, uuidOf("domain "+o.Name))
 	var b strings.Builder
@@ -56,12 +56,12 @@ func DomainXML(image Image, o DomainOptions) string {
 		Serial: serialPath(libvirtLogDir, o.Name),
 	})
 	if err != nil {
-		panic(err) // of a template and a type that are both here
+		panic(err) // the template and its type are both in this file
 	}
 	return b.String()
 }
 
-// domainView is what the template of a domain shows.
+// domainView is the data for the template of a domain.
 type domainView struct {
 	DomainOptions
 	Image               Image
@@ -94,7 +94,8 @@ func (o DomainOptions) mac(n int) string {
 	return core.GuestMAC(o.Name, n).String()
 }
 
-// commandLine gives what the guest's first process reads its NICs from.
+// commandLine returns the kernel command line, from which the guest's first process
+// reads its NICs.
 func (o DomainOptions) commandLine() string {
 	words := []string{"console=ttyS0", "quiet", "panic=-1", "mitigations=off", "nokaslr", "tsc=unstable"}
 	if o.Gateway.IPv4.IsValid() {
@@ -181,7 +182,7 @@ func serialPath(dir, domain string) string {
 	return filepath.Join(dir, "qemu", "serial-"+fingerprint([]byte(domain))+".log")
 }
 
-// uuidOf gives a UUID (RFC 9562, version 8) that depends on the name alone.
+// uuidOf returns a UUID (RFC 9562, version 8) that depends only on the name.
 func uuidOf(name string) string {
 	u := sha256.Sum256([]byte(name))
 	u[6] = u[6]&0x0f | 0x80
@@ -189,8 +190,8 @@ func uuidOf(name string) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:16])
 }
 
-// Domain is a guest of a [Libvirt]. Its methods can be called while it
-// migrates; they are about the node that it comes from until it has moved.
+// Domain is a guest of a [Libvirt]. Its methods can be called while it migrates.
+// Until it has moved, they act on its former node.
 type Domain struct {
 	options DomainOptions
 	file    string // its XML
@@ -227,11 +228,11 @@ func (lv *Libvirt) Run(ctx context.Context, o DomainOptions) (*Domain, error) {
 	return d, d.Start(ctx)
 }
 
-// Name gives the guest's name.
+// Name returns the guest's name.
 func (d *Domain) Name() string { return d.options.Name }
 
-// Libvirt gives the libvirtd that has the guest, which is another after a
-// migration.
+// Libvirt returns the libvirtd that has the guest; after a migration that is
+// another one.
 func (d *Domain) Libvirt() *Libvirt {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -259,14 +260,14 @@ func (d *Domain) Destroy(ctx context.Context) error { return d.virsh(ctx, "destr
 // Pause stops the guest's processor.
 func (d *Domain) Pause(ctx context.Context) error { return d.virsh(ctx, "suspend") }
 
-// Resume has a guest that was paused go on.
+// Resume resumes a paused guest.
 func (d *Domain) Resume(ctx context.Context) error { return d.virsh(ctx, "resume") }
 
 // Save writes the guest's state into a file, which ends it here.
 func (d *Domain) Save(ctx context.Context, file string) error { return d.virsh(ctx, "save", file) }
 
-// Restore has a guest that was saved go on from the file, on any node; where it
-// is not defined, it is transient from then on.
+// Restore resumes a saved guest from the file, on any node. On a node that does not
+// define it, it is transient from then on.
 func (d *Domain) Restore(ctx context.Context, on *Libvirt, file string) error {
 	if _, err := on.Virsh(ctx, "restore", file); err != nil {
 		return err
@@ -275,7 +276,7 @@ func (d *Domain) Restore(ctx context.Context, on *Libvirt, file string) error {
 	return nil
 }
 
-// virsh runs a command about the guest: the word, its name, and more.
+// virsh runs a virsh command on the guest: the word, its name, and more.
 func (d *Domain) virsh(ctx context.Context, command string, more ...string) error {
 	_, err := d.Libvirt().Virsh(ctx, append([]string{command, d.Name()}, more...)...)
 	return err
@@ -289,7 +290,7 @@ func (d *Domain) Shutdown(ctx context.Context) error {
 	return core.Until(ctx, func() error {
 		state, err := d.State(ctx)
 		if err != nil && strings.Contains(err.Error(), "failed to get domain") {
-			return nil // a transient one is forgotten
+			return nil // libvirt has forgotten a transient domain
 		}
 		if err == nil && state != "shut off" {
 			err = fmt.Errorf("domain %s is %s", d.Name(), state)
@@ -298,19 +299,19 @@ func (d *Domain) Shutdown(ctx context.Context) error {
 	})
 }
 
-// State gives libvirt's word for the guest's state: "running", "shut off",
+// State returns libvirt's word for the guest's state: "running", "shut off",
 // "paused".
 func (d *Domain) State(ctx context.Context) (string, error) {
 	out, err := d.Libvirt().Virsh(ctx, "domstate", d.Name())
 	return strings.TrimSpace(out), err
 }
 
-// Pid gives the number of the guest's QEMU process on its node. Killing it is
-// a crash of the guest.
+// Pid returns the number of the guest's QEMU process on its node. Killing it is a
+// crash of the guest.
 func (d *Domain) Pid() (int, error) { return d.Libvirt().GuestPid(d.Name()) }
 
-// GuestPid gives the number of the QEMU process that this node has for a
-// guest, one that is still arriving included.
+// GuestPid returns the number of the QEMU process that this node has for a guest,
+// also for one that is still arriving.
 func (lv *Libvirt) GuestPid(name string) (int, error) {
 	b, err := os.ReadFile(filepath.Join(lv.path("run/qemu"), name+".pid"))
 	if err != nil {
@@ -319,9 +320,9 @@ func (lv *Libvirt) GuestPid(name string) (int, error) {
 	return strconv.Atoi(strings.TrimSpace(string(b)))
 }
 
-// Console gives what the guest wrote to its serial console since it was
-// started on this node or came to it. That ends with a dot for each second for
-// which it ran.
+// Console returns the output of the guest's serial console since it was started on
+// this node or came to it. The output ends with a dot for each second for which the
+// guest ran.
 func (d *Domain) Console() string {
 	b, err := os.ReadFile(d.Libvirt().console(d.Name()))
 	if err != nil {
@@ -332,7 +333,8 @@ func (d *Domain) Console() string {
 
 func (lv *Libvirt) console(name string) string { return serialPath(lv.path("log"), name) }
 
-// readyMark is what a guest writes when it answers on its addresses.
+// readyMark is the word that a guest writes to its console when it answers on its
+// addresses.
 const readyMark = "GUEST-READY"
 
 // WaitReady waits until a guest that was started has set up its NICs and
@@ -346,12 +348,12 @@ func (d *Domain) WaitReady(ctx context.Context) error {
 	})
 }
 
-// exitMark begins the last line of what a guest answers to a command.
+// exitMark begins the last line of a guest's answer to a command.
 const exitMark = "exit "
 
-// GuestRun has the libvirt guest at an address, which the host must reach, run
-// a line of shell (busybox), and gives what that wrote. A command that fails is
-// an error.
+// GuestRun makes the libvirt guest at an address run a line of shell (busybox), and
+// returns its output. The host must reach the address. A command that fails is an
+// error.
 func GuestRun(ctx context.Context, h *core.Host, guest netip.Addr, line string) (string, error) {
 	out, err := guestRun(ctx, h, guest, line)
 	if err != nil {

@@ -17,8 +17,8 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
-// Image is what a guest of [Libvirt] boots: a kernel of the distribution, and
-// an initial file system of busybox and a script.
+// Image is the image of a guest of [Libvirt]: a kernel of the distribution, and an
+// initial file system of busybox and a script.
 type Image struct{ Kernel, Initrd string }
 
 // kernelPackage depends on the newest kernel for clouds, whose name has its
@@ -34,8 +34,8 @@ var guestModules = []string{
 //go:embed guest-init.sh
 var guestInit []byte
 
-// GuestImage gives the image of the lab's guests, out of the cache
-// ([CacheVariable]) or made anew: the kernel comes from the machine's package
+// GuestImage returns the image of the lab's guests. It takes the image from the
+// cache ([CacheVariable]), or makes it: the kernel comes from the machine's package
 // mirror by apt, 27 MB once, busybox from the machine.
 func GuestImage(ctx context.Context) (Image, error) {
 	busybox, err := daemons.Find("busybox")
@@ -147,9 +147,10 @@ func makeInitrd(path, kernel string, busybox []byte) error {
 	a.add("init", cpioFile|0o755, guestInit)
 	a.add("bin/busybox", cpioFile|0o755, busybox)
 	a.add("bin/sh", cpioLink|0o777, []byte("busybox"))
-	// What the button that `virsh shutdown` presses does.
+	// The power button, which `virsh shutdown` presses, powers the guest off.
 	a.add("etc/acpi/PWRF/00000080", cpioFile|0o755, []byte("#!/bin/sh\n/bin/busybox poweroff -f\n"))
-	// The command server: a line of shell comes, its output and exit code go.
+	// The command server: it reads a line of shell, runs it, and writes its output
+	// and exit code.
 	a.add("bin/obey", cpioFile|0o755, []byte("#!/bin/sh\nread -r line\nsh -c \"$line\" 2>&1\necho \"exit $?\"\n"))
 	for _, m := range guestModules {
 		ko, err := os.ReadFile(filepath.Join(kernel, m+".ko"))

@@ -20,18 +20,18 @@ import (
 
 const libvirtLogDir = "/var/log/libvirt"
 
-// LibvirtOptions say what a libvirtd of the lab is like. The zero value is one
-// without a hook.
+// LibvirtOptions describe a libvirtd of the lab. The zero value is one without a
+// hook.
 type LibvirtOptions struct {
-	// Hook is a program that is installed as the hook qemu.d/vmfabric before
-	// libvirtd starts.
+	// Hook is a program to install as the hook qemu.d/vmfabric before libvirtd
+	// starts.
 	Hook string
 }
 
-// Libvirt is a libvirtd that runs in a host, with everything of its own that
-// libvirt keeps on a machine: /etc/libvirt, its state, sockets, logs and cache,
-// and besides /run/vmfabric, so that a hook finds the socket of its node's own
-// agent. QEMU guests run in the host.
+// Libvirt is a libvirtd that runs in a host. All of libvirt's directories on a
+// machine are its own: /etc/libvirt, state, sockets, logs and cache. It also has
+// its own /run/vmfabric, so that a hook finds the socket of its node's agent. QEMU
+// guests run in the host.
 type Libvirt struct {
 	host    *core.Host
 	dir     string
@@ -81,7 +81,8 @@ func startLibvirt(ctx context.Context, h *core.Host, o LibvirtOptions) (*Libvirt
 	return lv, nil
 }
 
-// makeFiles makes the files of one libvirtd, and says what they stand in for.
+// makeFiles makes the files of one libvirtd, and returns the places of the
+// machine's files that they replace.
 func (lv *Libvirt) makeFiles() ([]bind, error) {
 	binds := []bind{
 		{lv.path("etc"), "/etc/libvirt"},
@@ -123,29 +124,28 @@ func (lv *Libvirt) makeFiles() ([]bind, error) {
 
 func (lv *Libvirt) path(name string) string { return filepath.Join(lv.dir, name) }
 
-// RunDir gives the directory that libvirtd and its hooks see as /run/vmfabric:
+// RunDir returns the directory that libvirtd and its hooks see as /run/vmfabric:
 // the place for the socket of the node's agent.
 func (lv *Libvirt) RunDir() string { return lv.path("vmfabric") }
 
-// Socket gives the path of libvirtd's socket.
+// Socket returns the path of libvirtd's socket.
 func (lv *Libvirt) Socket() string { return lv.path("run/libvirt-sock") }
 
-// HooksDir gives the directory that libvirtd sees as /etc/libvirt/hooks.
+// HooksDir returns the directory that libvirtd sees as /etc/libvirt/hooks.
 func (lv *Libvirt) HooksDir() string { return lv.path("etc/hooks") }
 
-// Host gives the host that libvirtd runs in.
+// Host returns the host that libvirtd runs in.
 func (lv *Libvirt) Host() *core.Host { return lv.host }
 
-// Daemon gives the libvirtd process, which is another after each start.
+// Daemon returns the libvirtd process of the last start.
 func (lv *Libvirt) Daemon() *core.Daemon {
 	lv.mu.Lock()
 	defer lv.mu.Unlock()
 	return lv.daemon
 }
 
-// Guests run as root, and nothing watches or confines them: what a laboratory
-// must not depend on, and what a distribution without libvirt's system package
-// does not have.
+// Guests run as root, without confinement: a distribution without libvirt's system
+// package has neither its users nor its confinement.
 const qemuConf = `user = "root"
 group = "root"
 dynamic_ownership = 0
@@ -174,9 +174,9 @@ host_uuid = "%s"
 	return conf
 }
 
-// withAccounts gives the machine's passwd or group file with these entries
-// added where their names are missing: libvirtd looks for a user of QEMU even
-// when told to use root.
+// withAccounts returns the machine's passwd or group file, and adds these entries
+// if their names are missing: libvirtd looks for a user of QEMU even when told to
+// use root.
 func withAccounts(path string, entries ...string) string {
 	b, _ := os.ReadFile(path)
 	text := string(b)
@@ -203,14 +203,14 @@ func hostsFile(l *core.Lab) (string, error) {
 	if now, err := os.ReadFile(path); err == nil && string(now) == text {
 		return path, nil
 	}
-	// In place: the file itself is mounted for those that run already.
+	// In place: running daemons have this very file mounted.
 	return path, os.WriteFile(path, []byte(text), 0o644)
 }
 
-// Start starts libvirtd again after Stop or Kill, and returns when it answers.
-// Guests that run are found again.
+// Start starts libvirtd again after Stop or Kill, and returns when it answers. It
+// finds running guests again.
 func (lv *Libvirt) Start(ctx context.Context) error {
-	// One that was killed leaves its socket.
+	// A killed libvirtd leaves its socket.
 	if err := os.Remove(lv.Socket()); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -250,8 +250,8 @@ func (lv *Libvirt) Restart(ctx context.Context) error {
 	return lv.Start(ctx)
 }
 
-// Virsh runs virsh against this libvirtd, on its node, and gives what it wrote
-// to standard output.
+// Virsh runs virsh against this libvirtd, on its node, and returns its standard
+// output.
 func (lv *Libvirt) Virsh(ctx context.Context, args ...string) (string, error) {
 	virsh, err := daemons.Find("virsh")
 	if err != nil {
@@ -263,8 +263,8 @@ func (lv *Libvirt) Virsh(ctx context.Context, args ...string) (string, error) {
 }
 
 // InstallHook installs a program as a hook, under a name such as "qemu" or
-// "qemu.d/vmfabric", and has libvirtd look: one that was started without any
-// hook calls none until it is told to reload.
+// "qemu.d/vmfabric", and makes libvirtd reload: one that was started without any
+// hook calls none before that.
 func (lv *Libvirt) InstallHook(name, path string) error {
 	if err := lv.copyHook(name, path); err != nil {
 		return err
@@ -279,7 +279,7 @@ func (lv *Libvirt) copyHook(name, source string) error {
 	}
 	defer from.Close()
 	path := filepath.Join(lv.HooksDir(), name)
-	// Beside qemu.d, not in it, where libvirtd would call it half written.
+	// Write beside qemu.d: in it, libvirtd could call a half-written hook.
 	whole := filepath.Join(lv.dir, "hook.new")
 	if err := executable.Copy(whole, from); err != nil {
 		return fmt.Errorf("hook %s: %w", name, err)
@@ -287,11 +287,13 @@ func (lv *Libvirt) copyHook(name, source string) error {
 	return os.Rename(whole, path)
 }
 
-// qemuKnowledge is where libvirt keeps what it found out about QEMU, below its
-// cache, which takes seconds. It checks by itself that it still holds.
+// qemuKnowledge is the directory, below libvirt's cache, with its findings about
+// QEMU. To find them out takes seconds. libvirt checks by itself that they still
+// hold.
 const qemuKnowledge = "qemu/capabilities"
 
-// recallQEMU gives libvirt what an earlier one with these programs found out.
+// recallQEMU copies the findings of an earlier libvirtd with the same programs from
+// the lab's cache.
 func (lv *Libvirt) recallQEMU() bool {
 	base, err := cacheDir()
 	if err != nil {
@@ -311,7 +313,8 @@ func (lv *Libvirt) rememberQEMU(ctx context.Context) error {
 	return err
 }
 
-// knowledge names what is known of QEMU in the cache, by its programs.
+// knowledge returns the name of the findings in the lab's cache; it depends on the
+// programs.
 func (lv *Libvirt) knowledge() string {
 	qemu, _ := daemons.Find("qemu-system-x86_64")
 	about := ""

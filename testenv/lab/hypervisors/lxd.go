@@ -21,20 +21,20 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
-// LXDOptions say what an LXD of the lab is like. The zero value is one that is
-// alone, with its storage in a directory and no network of its own.
+// LXDOptions describe an LXD of the lab. The zero value is one that is in no
+// cluster, with its storage in a directory and no network of its own.
 type LXDOptions struct {
-	// Preseed is the YAML for `lxd init --preseed` instead of that: for
-	// another member of a cluster, say, see [LXD.Invite].
+	// Preseed is the YAML for `lxd init --preseed`, in place of the lab's, for
+	// example for another member of a cluster ([LXD.Invite]).
 	Preseed string
 	// LXC has lines of LXC's configuration for all containers: a file below
 	// /usr/share/lxc/config/common.conf.d.
 	LXC string
 }
 
-// LXD is an LXD that runs in a host, with everything of its own that LXD keeps
-// on a machine: /var/lib/lxd, /run, logs and cache, and its part of the control
-// groups. Its containers run in the host. Its name is the host's.
+// LXD is an LXD that runs in a host. All of LXD's directories on a machine are its
+// own: /var/lib/lxd, /run, logs and cache. So is its part of the control groups.
+// Its containers run in the host. Its name is the host's.
 type LXD struct {
 	host    *core.Host
 	dir     string
@@ -101,7 +101,8 @@ func startLXD(ctx context.Context, h *core.Host, o LXDOptions) (*LXD, error) {
 	return lx, err
 }
 
-// makeFiles makes the files of one LXD, and says what they stand in for.
+// makeFiles makes the files of one LXD, and returns the places of the machine's
+// files that they replace.
 func (lx *LXD) makeFiles(lxc string) ([]bind, error) {
 	binds := []bind{
 		{lx.path("lib"), "/var/lib/lxd"},
@@ -117,8 +118,8 @@ func (lx *LXD) makeFiles(lxc string) ([]bind, error) {
 			return nil, err
 		}
 	}
-	// Which users of the machine those of containers are. LXD refuses to run
-	// any without, and not every machine says it.
+	// The users of the machine to which those of containers map. LXD runs no
+	// container without them, and not every machine has them.
 	const ids = "root:1000000:65536\n"
 	for name, text := range map[string]string{"resolv.conf": "", "subuid": ids, "subgid": ids, "common/90-lab.conf": lxc} {
 		if err := os.WriteFile(lx.path(name), []byte(text), 0o644); err != nil {
@@ -135,8 +136,8 @@ func (lx *LXD) makeFiles(lxc string) ([]bind, error) {
 	), nil
 }
 
-// makeControlGroup makes the group below which this LXD makes those of its
-// containers, which would outlive it otherwise. It goes with the lab.
+// makeControlGroup makes the control group below which this LXD makes those of its
+// containers. It goes with the lab, and they with it.
 func (lx *LXD) makeControlGroup() (name string, err error) {
 	root, own, err := controlGroups()
 	if err != nil {
@@ -150,7 +151,7 @@ func (lx *LXD) makeControlGroup() (name string, err error) {
 	return name, os.Mkdir(lx.group, 0o755)
 }
 
-// controlGroups gives the directory where cgroup2 is mounted, and the path of
+// controlGroups returns the directory where cgroup2 is mounted, and the path of
 // this process's group below it.
 func controlGroups() (root, own string, err error) {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
@@ -180,18 +181,17 @@ func controlGroups() (root, own string, err error) {
 	return root, own, nil
 }
 
-// mountControlGroup puts the group in the place of all, which the sandbox's new
-// sysfs does not have.
+// mountControlGroup mounts the group as the sandbox's /sys/fs/cgroup, which its new
+// sysfs lacks.
 func (lx *LXD) mountControlGroup(ctx context.Context, name string) error {
 	const script = `mount -t cgroup2 none /sys/fs/cgroup && mount --bind "/sys/fs/cgroup/$0" /sys/fs/cgroup`
 	_, err := core.Output(exec.CommandContext(ctx, "/bin/sh", "-c", script, name), lx.box.start)
 	return err
 }
 
-// close ends LXD and its containers, and returns when their control group can
-// be removed, or will not be so soon. Containers have network namespaces of
-// their own, where the lab does not look for processes, and end a moment after
-// their monitors.
+// close ends LXD and its containers, and waits until their control group is empty,
+// or for killBound. Containers have network namespaces of their own, where the lab
+// does not look for processes, and end a moment after their monitors.
 func (lx *LXD) close() {
 	if d := lx.Daemon(); d != nil {
 		_ = d.Kill()
@@ -215,7 +215,7 @@ func processesBelow(group string) []int {
 	var found []int
 	_ = filepath.WalkDir(group, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.Name() != "cgroup.procs" {
-			return nil // one that goes meanwhile is what is waited for
+			return nil // a group that goes meanwhile is welcome
 		}
 		pids, _ := os.ReadFile(path)
 		for line := range strings.Lines(string(pids)) {
@@ -230,8 +230,8 @@ func processesBelow(group string) []int {
 
 func (lx *LXD) path(name string) string { return filepath.Join(lx.dir, name) }
 
-// Invite gives the options with which an LXD in another host joins the cluster
-// of this one.
+// Invite returns the options with which an LXD in another host joins the cluster of
+// this one.
 func (lx *LXD) Invite(ctx context.Context, member *core.Host) (LXDOptions, error) {
 	out, err := lx.Lxc(ctx, "cluster", "add", member.Name(), "-q")
 	if err != nil {
@@ -249,12 +249,12 @@ func (lx *LXD) Invite(ctx context.Context, member *core.Host) (LXDOptions, error
 `, netip.AddrPortFrom(member.Addr4(), 8443), words[len(words)-1])}, nil
 }
 
-// Trust makes another LXD, which is not of one cluster with this one, a remote
-// of this one's client, called like its host: containers can move to it. For
-// the way back, the other has to trust this one as well.
+// Trust makes another LXD, of no common cluster, a remote of this one's client,
+// named like its host. Then containers can move there. For the way back, the other
+// must trust this one, too.
 func (lx *LXD) Trust(ctx context.Context, other *LXD) error {
 	for _, one := range []*LXD{lx, other} {
-		// The other one fetches the instance from here.
+		// The other LXD fetches the instance from this one.
 		if _, err := one.Lxc(ctx, "config", "set", "core.https_address", netip.AddrPortFrom(one.host.Addr4(), 8443).String()); err != nil {
 			return err
 		}
@@ -271,25 +271,25 @@ func (lx *LXD) Trust(ctx context.Context, other *LXD) error {
 	return err
 }
 
-// RunDir gives the directory that LXD and its hooks see as /run/vmfabric: the
+// RunDir returns the directory that LXD and its hooks see as /run/vmfabric: the
 // place for the socket of the node's agent.
 func (lx *LXD) RunDir() string { return lx.path("run/vmfabric") }
 
-// Socket gives the path of LXD's socket.
+// Socket returns the path of LXD's socket.
 func (lx *LXD) Socket() string { return lx.path("lib/unix.socket") }
 
-// Host gives the host that LXD runs in.
+// Host returns the host that LXD runs in.
 func (lx *LXD) Host() *core.Host { return lx.host }
 
-// Daemon gives the LXD process, which is another after each start.
+// Daemon returns the LXD process of the last start.
 func (lx *LXD) Daemon() *core.Daemon {
 	lx.mu.Lock()
 	defer lx.mu.Unlock()
 	return lx.daemon
 }
 
-// Start starts LXD again after Stop or Kill, and returns when it is ready.
-// Containers that run are found again.
+// Start starts LXD again after Stop or Kill, and returns when it is ready. It finds
+// running containers again.
 func (lx *LXD) Start(ctx context.Context) error {
 	d, err := lx.host.StartDaemonBy("lxd", lx.command(exec.Command(lx.program)), lx.box.start)
 	if err != nil {
@@ -318,9 +318,9 @@ func (lx *LXD) Restart(ctx context.Context) error {
 	return lx.Start(ctx)
 }
 
-// Lxc runs lxc against this LXD, on its node, and gives what it wrote to
-// standard output. It has no time limit of its own but ctx: `lxc stop` of a
-// guest that does not listen waits for ever.
+// Lxc runs lxc against this LXD, on its node, and returns its standard output. It
+// has no time limit of its own but ctx: `lxc stop` of a guest that does not listen
+// waits for ever.
 func (lx *LXD) Lxc(ctx context.Context, args ...string) (string, error) {
 	return lx.run(ctx, "", lx.client, args...)
 }
@@ -331,7 +331,7 @@ func (lx *LXD) run(ctx context.Context, stdin, program string, args ...string) (
 	return core.Output(cmd, lx.box.start)
 }
 
-// command has a program of LXD's find what is this one's.
+// command sets the environment by which a program of LXD's finds this one's files.
 func (lx *LXD) command(cmd *exec.Cmd) *exec.Cmd {
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "LXD_DIR=/var/lib/lxd", "LXD_CONF="+lx.path("client"))
 	return cmd

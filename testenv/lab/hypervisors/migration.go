@@ -15,18 +15,19 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
-// Transport says who brings a migrating guest's memory to the other node.
+// Transport is the way of a migrating guest's memory to the other node.
 type Transport string
 
 // The transports.
 const (
 	PeerToPeer Transport = ""          // the source's libvirtd speaks with the destination's, its QEMU with the destination's
 	Direct     Transport = "direct"    // virsh speaks with both libvirtds
-	Tunnelled  Transport = "tunnelled" // as peer to peer, and the memory goes from libvirtd to libvirtd
+	Tunnelled  Transport = "tunnelled" // as peer to peer, but the memory goes from libvirtd to libvirtd
 )
 
-// MigrateOptions say how a guest migrates. The zero value is peer to peer,
-// live, as fast as it goes. A persistent guest is one on the other node too.
+// MigrateOptions are the options of a migration. The zero value is peer to peer,
+// live, without a limit of bandwidth. A persistent guest is persistent on the other
+// node, too.
 type MigrateOptions struct {
 	Transport Transport
 	// Bandwidth limits the copy of the memory, in MiB per second. A guest of
@@ -75,18 +76,18 @@ type Migration struct {
 	domain   *Domain
 	from, to *Libvirt
 	done     chan struct{}
-	err      error // of virsh; to be read after done
+	err      error // of virsh; read it after done
 }
 
-// Migrate moves the running guest to another node (peer to peer, persistent),
-// and returns when it is there. args go to `virsh migrate` too.
+// Migrate moves the running guest to another node, peer to peer, and returns when
+// it is there. args go to `virsh migrate`, too.
 func (d *Domain) Migrate(ctx context.Context, to *Libvirt, args ...string) error {
 	return d.StartMigration(ctx, to, MigrateOptions{Arguments: args}).Wait()
 }
 
-// StartMigration begins to move the guest to another node. What becomes of it
-// is to be asked of the migration. The end of ctx ends virsh, which aborts a
-// direct migration and leaves others to libvirtd.
+// StartMigration begins to move the guest to another node. The Migration tells the
+// outcome. The end of ctx ends virsh; that aborts a direct migration and leaves
+// others to libvirtd.
 func (d *Domain) StartMigration(ctx context.Context, to *Libvirt, o MigrateOptions) *Migration {
 	m := &Migration{domain: d, from: d.Libvirt(), to: to, done: make(chan struct{})}
 	go func() {
@@ -101,16 +102,17 @@ func (d *Domain) StartMigration(ctx context.Context, to *Libvirt, o MigrateOptio
 // Done is closed when virsh has ended.
 func (m *Migration) Done() <-chan struct{} { return m.done }
 
-// Wait waits until virsh has ended, and gives its error. When that is nil, the
-// guest is on the other node, and [Domain.Libvirt] that node's. A migration
-// may succeed in spite of an error, such as that of a libvirtd that was
-// restarted: [Domain.Locate] finds out.
+// Wait waits until virsh has ended, and returns its error. If that is nil, the
+// guest is on the other node, and [Domain.Libvirt] that node's. A migration may
+// succeed in spite of an error, such as that of a libvirtd that was restarted:
+// [Domain.Locate] finds out.
 func (m *Migration) Wait() error {
 	<-m.done
 	return m.err
 }
 
-// Copying waits until some of the guest's memory was copied to the destination.
+// Copying waits until libvirt has copied some of the guest's memory to the
+// destination.
 func (m *Migration) Copying(ctx context.Context) error {
 	return m.during(ctx, func() error {
 		out, err := m.from.Virsh(ctx, "domjobinfo", m.domain.Name())
@@ -123,14 +125,15 @@ func (m *Migration) Copying(ctx context.Context) error {
 
 var memoryProcessed = regexp.MustCompile(`Memory processed: +[1-9]`)
 
-// PostCopy has the guest go on at the destination at once, and its memory come
-// after it. It returns when libvirt has begun with that.
+// PostCopy switches the migration to post-copy: the guest goes on at the
+// destination at once, and the rest of its memory follows. It returns when libvirt
+// has begun with that.
 func (m *Migration) PostCopy(ctx context.Context) error {
 	return m.during(ctx, func() error { return m.domain.virsh(ctx, "migrate-postcopy") })
 }
 
-// Abort ends the migration; the guest goes on where it was. It returns when
-// libvirt has taken that, and is an error once the migration is over.
+// Abort ends the migration; the guest goes on where it was. It returns when libvirt
+// has accepted that. It fails once the migration is over.
 func (m *Migration) Abort(ctx context.Context) error {
 	return m.during(ctx, func() error {
 		_, err := m.from.Virsh(ctx, "domjobabort", m.domain.Name())
@@ -159,9 +162,9 @@ func (m *Migration) over() error {
 	return errors.New("the migration has ended")
 }
 
-// Downtime gives how long the guest stood still during its last migration,
-// which was to the node that it is on, as libvirt has it. Of a post-copy
-// libvirt says nothing, which is an error.
+// Downtime returns how long the guest stood still during its last migration, the
+// one to its present node, by libvirt's count. It fails after a post-copy, for
+// which libvirt has no count.
 func (d *Domain) Downtime(ctx context.Context) (time.Duration, error) {
 	out, err := d.Libvirt().Virsh(ctx, "domjobinfo", d.Name(), "--completed", "--keep-completed")
 	if err != nil {
@@ -177,9 +180,9 @@ func (d *Domain) Downtime(ctx context.Context) (time.Duration, error) {
 
 var totalDowntime = regexp.MustCompile(`Total downtime: +(\d+) +ms`)
 
-// Locate finds out on which of the nodes the guest is by now, running or
-// paused, and has the domain's methods be about that node. That it is on none
-// or on several is an error.
+// Locate finds out on which of the nodes the guest now runs or is paused. From then
+// on the domain's methods act on that node. It is an error if the guest is on none,
+// or on several.
 func (d *Domain) Locate(ctx context.Context, among ...*Libvirt) error {
 	var found []*Libvirt
 	var said []string
@@ -203,13 +206,12 @@ func (d *Domain) Locate(ctx context.Context, among ...*Libvirt) error {
 // pulse is how long a guest that runs may be silent.
 const pulse = 4 * time.Second
 
-// Hung reports whether a guest that libvirt calls running does nothing: it
-// neither writes to its console nor answers its own node, which asks it through
-// the port of its first NIC alone, at its IPv6 link-local address, past all
-// routes to it. About one in fifty emulated guests is like that after a
-// migration, whatever the network does; destroy it and start it anew. A guest
-// that shows either sign of life is not hung, even if nobody else can reach it.
-// It takes up to four seconds.
+// Hung reports whether a guest that libvirt calls running does nothing: it neither
+// writes to its console nor answers its own node. The node pings its IPv6
+// link-local address through the port of its first NIC, past all routes to it.
+// About one in fifty emulated guests is like that after a migration, whatever the
+// network does; destroy it and start it anew. A guest that shows either sign of
+// life is not hung, even if nobody else can reach it. It takes up to four seconds.
 func (d *Domain) Hung(ctx context.Context) (bool, error) {
 	state, err := d.State(ctx)
 	if err != nil {
@@ -242,8 +244,8 @@ func (d *Domain) ticks(ctx context.Context) bool {
 	}) == nil
 }
 
-// answersItsNode reports whether the guest answers at the other end of its
-// cable before ctx ends.
+// answersItsNode reports whether the guest answers a ping through the port of its
+// first NIC before ctx ends.
 func (d *Domain) answersItsNode(ctx context.Context) bool {
 	if len(d.options.NICs) == 0 {
 		return false
@@ -257,7 +259,7 @@ func (d *Domain) answersItsNode(ctx context.Context) bool {
 	return err == nil
 }
 
-// linkLocal gives the IPv6 address that a link makes itself from its MAC
+// linkLocal returns the IPv6 link-local address that a link derives from its MAC
 // address (RFC 4291, appendix A).
 func linkLocal(mac fabric.MAC) netip.Addr {
 	return netip.AddrFrom16([16]byte{

@@ -11,14 +11,14 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
-// sandbox is where daemons of a host see files of their own in the places of
-// the machine's, and a host name of their own: a mount and a UTS namespace.
+// sandbox is a mount and a UTS namespace, in which the daemons of a host see files
+// of their own in the places of the machine's, and a host name of their own.
 type sandbox struct {
 	host     *core.Host
 	mnt, uts *os.File
 }
 
-// bind puts source, a file or directory of the lab, in the place of target.
+// bind mounts source, a file or directory of the lab, over target.
 type bind struct{ source, target string }
 
 func newSandbox(h *core.Host, binds []bind) (*sandbox, error) {
@@ -58,7 +58,7 @@ func (s *sandbox) close() {
 
 // mountAll makes the mounts of a sandbox around the calling thread.
 func mountAll(binds []bind) error {
-	// What is mounted here stays here; what goes outside goes here too.
+	// Mounts made here stay here; those removed outside go here, too.
 	if err := unix.Mount("", "/", "none", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("mount /: %w", err)
 	}
@@ -78,7 +78,7 @@ func mountAll(binds []bind) error {
 	return nil
 }
 
-// mountPoint sees to it that there is something to mount over. That alone
+// mountPoint makes the file or directory to mount over, if it is missing. Only that
 // outlives the lab: an empty file or directory.
 func mountPoint(b bind) error {
 	info, err := os.Stat(b.source)
