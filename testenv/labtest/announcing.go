@@ -22,8 +22,8 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
-// Announcing is a lab for speakers that announce through the kernel and a
-// daemon on the node: a node with a port, and a reflector that hears.
+// Announcing is a lab for speakers that announce through the kernel and a daemon on
+// the node: a node with a port, and a reflector.
 type Announcing struct {
 	Cluster   fabric.Cluster // with one reflector and one node
 	Node      *core.Host
@@ -50,7 +50,7 @@ func NewAnnouncing(t testing.TB) *Announcing {
 	return a
 }
 
-// StartReflector starts the reflector, which has ended.
+// StartReflector starts the reflector, at first or after its end.
 func (a *Announcing) StartReflector(t testing.TB) {
 	t.Helper()
 	var err error
@@ -119,12 +119,13 @@ exit
 	return b.String()
 }
 
-// EndIsTold ends the reflector, and checks that the session with it comes to say
-// when the NOTIFICATION came with which it ended. Whoever follows a daemon that
-// has just started may miss the first: the reflector is started again then.
+// EndIsTold ends the reflector, and checks that its session then has the
+// NOTIFICATION by which it ended, with its time. A speaker that follows a daemon
+// that has just started may miss the first one: then EndIsTold starts the reflector
+// again and repeats.
 func (a *Announcing) EndIsTold(t testing.TB, session func() fabric.Session) {
 	t.Helper()
-	for range 25 { // who follows the daemon's log may come to it half a minute late
+	for range 25 { // a speaker may read the daemon's log up to half a minute late
 		is := func(up bool) func() bool {
 			return func() bool { return (session().State == "established") == up }
 		}
@@ -163,7 +164,7 @@ func (a *Announcing) Prepare(t testing.TB, ps []netip.Prefix) {
 	}
 }
 
-// Lose takes an announcement of normal preference away.
+// Lose removes an announcement of normal preference.
 func (a *Announcing) Lose(t testing.TB, p netip.Prefix) {
 	t.Helper()
 	require.NoError(t, a.Node.Netlink().RouteDel(&netlink.Route{
@@ -175,9 +176,9 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// PortEnds takes the port away in several ways, each after announce has
-// announced the prefixes, the first of them IPv4, and checks that the reflector
-// comes to hear of it.
+// PortEnds takes the port out of use in several ways, each after announce has
+// announced the prefixes, the first of them IPv4. It checks that the reflector
+// hears the withdrawals.
 func (a *Announcing) PortEnds(t testing.TB, announce func(), ps []netip.Prefix) {
 	t.Helper()
 	ip := func(args string) {
@@ -206,7 +207,7 @@ func (a *Announcing) PortEnds(t testing.TB, announce func(), ps []netip.Prefix) 
 	}
 }
 
-// Withdrawals counts those that the reflector has received.
+// Withdrawals counts the withdrawals that the reflector has received.
 func (a *Announcing) Withdrawals(t testing.TB) int {
 	t.Helper()
 	lines, err := a.Reflector.Query(t.Context(), "show protocols all")
@@ -246,7 +247,7 @@ func (a *Announcing) ChangesPreference(t testing.TB, announce func(fabric.Prefer
 	require.Equal(t, before, a.Withdrawals(t), "withdrawals by changes of preference")
 }
 
-// Routes lists what the reflector has of the node.
+// Routes lists the reflector's routes from the node.
 func (a *Announcing) Routes(t testing.TB) []routers.BGPRoute {
 	t.Helper()
 	rs, err := a.Reflector.Routes(t.Context())
@@ -254,7 +255,8 @@ func (a *Announcing) Routes(t testing.TB) []routers.BGPRoute {
 	return rs
 }
 
-// Controls gives what the speaker's suite needs; again makes another speaker.
+// Controls returns the controls for the speaker's suite. again makes another
+// speaker.
 func (a *Announcing) Controls(again func(*testing.T) fabric.Speaker) conformance.SpeakerControls {
 	return conformance.SpeakerControls{
 		Prepare: func(t *testing.T, ps []netip.Prefix) { a.Prepare(t, ps) },
@@ -278,8 +280,8 @@ func (a *Announcing) Controls(again func(*testing.T) fabric.Speaker) conformance
 	}
 }
 
-// Hears waits until the reflector has exactly these prefixes of the node, both
-// their next hops right.
+// Hears waits until the reflector has exactly these prefixes of the node, with the
+// right next hops.
 func (a *Announcing) Hears(t testing.TB, want ...netip.Prefix) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -15,15 +15,15 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
-// insideVariable is set in the process whose tests are to be run.
+// insideVariable is set in the process that runs the tests.
 const insideVariable = "VMFABRIC_TEST_INSIDE"
 
 // Inside is for TestMain of a package whose subject acts on the network namespace
-// of its process. It runs the package's tests once more in one of their own, as
-// root in a user namespace where need be, and gives their exit code. There the
-// loopback is up, addresses can be used at once, and settle, if any, has been
-// called. Where there can be no namespace the tests fail; under -short, they are
-// passed over.
+// of its process. It runs the package's tests in a child process with a network
+// namespace of its own, for an ordinary user as root of a user namespace, and
+// returns their exit code. There the loopback is up, addresses work at once, and
+// settle, if any, has been called. Without a namespace the tests fail; under
+// -short, they are skipped, unless [Variable] is "must".
 func Inside(m *testing.M, settle func() error) (code int) {
 	if os.Getenv(insideVariable) != "" {
 		if err := begin(settle); err != nil {
@@ -60,7 +60,7 @@ func Inside(m *testing.M, settle func() error) (code int) {
 
 func begin(settle func() error) error {
 	for _, links := range []string{"all", "default"} {
-		// There is none where the kernel has no IPv6.
+		// A kernel without IPv6 has no such file.
 		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+links+"/accept_dad", []byte("0"), 0)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err

@@ -19,15 +19,14 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
-// Variable names the environment variable that says how serious the absence of
-// something is that a test needs: with the value "must", the test fails; else
-// it is skipped.
+// Variable names the environment variable for tests that lack something that they
+// need. With the value "must" such a test fails; else it is skipped.
 const Variable = "VMFABRIC_LAB"
 
-// New makes a lab that is closed when the test ends. On a busy machine it waits a
-// little for other tests' labs to end. When the test has failed,
-// the test's log shows first what the lab looked like. Where labs cannot be
-// made, see [Missing]. Under -short the test is skipped, see [Long].
+// New makes a lab, and closes it when the test ends. On a busy machine it first
+// waits a little for other tests' labs to end. After a failure, the test's log
+// shows the state of the lab. If the process may not make labs, see [Missing].
+// Under -short New skips the test, see [Long].
 func New(t testing.TB) *core.Lab {
 	t.Helper()
 	Long(t)
@@ -63,9 +62,9 @@ func Build(t testing.TB, c fabric.Cluster) (*core.Lab, *core.Topology) {
 	return lab, top
 }
 
-// Need says what the test needs besides a kernel: "bird", "frr", "libvirt", "qemu"
-// (which includes libvirt), "lxd", the name of a program, "root". Where something is
-// missing, see [Missing]. Under -short the test is skipped, see [Long].
+// Need checks the things that the test needs besides a kernel: "bird", "frr",
+// "libvirt", "qemu" (which includes libvirt), "lxd", the name of a program, "root".
+// If one is missing, see [Missing]. Under -short Need skips the test, see [Long].
 func Need(t testing.TB, things ...string) {
 	t.Helper()
 	Long(t)
@@ -76,7 +75,7 @@ func Need(t testing.TB, things ...string) {
 	}
 }
 
-// available asks the part of the laboratory that has the thing.
+// available calls Available of the package that has the thing.
 func available(thing string) error {
 	switch thing {
 	case "root":
@@ -89,8 +88,8 @@ func available(thing string) error {
 	return core.Available(thing, thing)
 }
 
-// Long skips the test under -short: one that needs root, a daemon or a network
-// namespace, or takes long.
+// Long skips the test under -short. Tests that need root, a daemon or a network
+// namespace, or that take long, call it.
 func Long(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
@@ -98,8 +97,7 @@ func Long(t testing.TB) {
 	}
 }
 
-// Missing skips the test for want of what err says, or fails it, as [Variable]
-// has it.
+// Missing skips the test because of err, or fails it if [Variable] says so.
 func Missing(t testing.TB, err error) {
 	t.Helper()
 	if os.Getenv(Variable) == "must" {
@@ -108,8 +106,8 @@ func Missing(t testing.TB, err error) {
 	t.Skip(err)
 }
 
-// Own gives a copy of a file that nobody else can write, whoever made the
-// checkout that it is in.
+// Own returns the path of a copy of a file that only this user can write, for a
+// checkout that belongs to another user.
 func Own(t testing.TB, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
@@ -123,17 +121,17 @@ func Own(t testing.TB, path string) string {
 	return own
 }
 
-// Soon gives a context for one call, or one wait, that is to succeed: it ends a
-// minute later, which is long enough on a machine that does much else. Each call
-// has one of its own, so that none pays for the time that another took.
+// Soon returns a context for one call, or one wait, that must succeed. It ends
+// after a minute, which is long enough on a busy machine. Use a new one for each
+// call, so that none pays for the time that another took.
 func Soon(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-// Ended reports whether a process runs no more; init may yet have to wait for
-// one whose parent has gone.
+// Ended reports whether a process has ended. It may still be a zombie, if its
+// parent has gone and init has not waited for it yet.
 func Ended(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err != nil || bytes.Contains(stat, []byte(") Z "))

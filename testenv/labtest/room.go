@@ -16,13 +16,13 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
-// roomIn bounds how long a lab waits for others to end: one that waited so long is
-// made all the same.
+// roomIn bounds how long New waits for other labs to end. After that it makes the
+// lab all the same.
 const roomIn = 30 * time.Second
 
-// labsAtOnce tells how many labs are good for a machine of so many processors with
-// such a load (proc_loadavg(5)), that of the labs among it. They wait more than
-// they work, until the machine has no time for them.
+// labsAtOnce returns how many labs may run at once on a machine with so many
+// processors and such a load (proc_loadavg(5)), to which the labs contribute. Labs
+// wait more than they work, until the machine has no time for them.
 func labsAtOnce(load float64, processors int) int {
 	switch each := load / float64(processors); {
 	case each < 2:
@@ -33,9 +33,8 @@ func labsAtOnce(load float64, processors int) int {
 	return 1
 }
 
-// makeRoom waits, for a while, until no more labs of this user are there than are
-// good for the machine, in whatever process. The lab that is made then counts
-// until the test ends.
+// makeRoom waits, at most for roomIn, until this user has fewer labs than
+// labsAtOnce, in all processes. The new lab then counts until the test ends.
 func makeRoom(t testing.TB) {
 	dir := filepath.Join(os.TempDir(), fmt.Sprintf("vmfabric-labs-%d", os.Geteuid()))
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) || trusted.Check(dir) != nil {
@@ -53,7 +52,7 @@ func makeRoom(t testing.TB) {
 	}
 }
 
-// take takes one of so many places.
+// take locks one of the places, each a file in dir.
 func take(dir string, places int) (*os.File, error) {
 	for n := range places {
 		f, err := os.OpenFile(filepath.Join(dir, fmt.Sprint(n)), os.O_RDWR|os.O_CREATE, 0o600)
@@ -68,7 +67,7 @@ func take(dir string, places int) (*os.File, error) {
 	return nil, fmt.Errorf("all of %d places are taken", places)
 }
 
-// load gives the average of the last minute, 0 where it is not to be had.
+// load returns the load average of the last minute, or 0 if it cannot be read.
 func load() float64 {
 	b, err := os.ReadFile("/proc/loadavg")
 	if err != nil {

@@ -1,6 +1,6 @@
-// Prepare fills the lab's cache with what comes from a package mirror: the
-// kernel and the initial file system of the guests. No test then downloads
-// anything in its own time.
+// Prepare fills the lab's cache with the kernel, which comes from a package mirror,
+// and the initial file system of the guests. Then no test downloads anything in its
+// own time.
 package main
 
 import (
