@@ -12,29 +12,29 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// The bounds that the checker holds the agents to.
+// The bounds by which the checker judges the agents.
 const (
-	sampleEvery = 10 * time.Millisecond   // while something is wrong, or may be
-	wellEvery   = 40 * time.Millisecond   // likewise, where nothing was
-	idleEvery   = 200 * time.Millisecond  // likewise, where nothing was done for a while
-	holeBound   = time.Second             // without a way for packets, while the guest's agent is there
-	calmBound   = 150 * time.Millisecond  // likewise, where nothing is out of the ordinary
-	aftermath   = 10 * time.Second        // from something out of the ordinary to when that holds
-	adopted     = 3 * time.Second         // from an agent's start to when it is held to that
-	backAgain   = 1500 * time.Millisecond // from an agent's start to when what one before it announced is not there any more, if it is not so
-	seniority   = 10 * time.Second        // from a guest's start to that of another one which is known to have its addresses later
-	silent      = 20 * time.Second        // until a node that took a guest over, and died, is given up
-	askedAgain  = 3 * time.Second         // from when a node can be reached again to when it has been asked
-	rest        = 3 * time.Minute         // from the last fault to when everything is right
+	sampleEvery = 10 * time.Millisecond   // how often the watcher looks while something is wrong
+	wellEvery   = 40 * time.Millisecond   // likewise, while nothing is wrong
+	idleEvery   = 200 * time.Millisecond  // likewise, while no step was under way for a while
+	holeBound   = time.Second             // how long packets for a guest may be lost while its agent runs
+	calmBound   = 150 * time.Millisecond  // likewise, without a failure
+	aftermath   = 10 * time.Second        // from a failure until calmBound holds
+	adopted     = 3 * time.Second         // from an agent's start until the bounds hold for it
+	backAgain   = 1500 * time.Millisecond // from an agent's start until the wrong announcements of the one before it are gone
+	seniority   = 10 * time.Second        // from a guest's start to that of another one that certainly has its addresses later
+	silent      = 20 * time.Second        // until the agents give up a node that took a guest over and died
+	askedAgain  = 3 * time.Second         // from when a node is reachable again until the others have asked it
+	rest        = 3 * time.Minute         // from the last failure until everything is right
 )
 
-// watcher looks all the time whether packets find each guest that runs.
+// watcher checks all the time whether packets find each guest that runs.
 type watcher struct {
 	world   *world
 	reach   links
 	holes   map[*guest]*hole
-	several map[netip.Prefix]time.Duration // how long more than one node announces a prefix
-	told    map[*guest]time.Time           // when it was last told who is wrong about its addresses
+	several map[netip.Prefix]time.Duration // how long more than one node has announced a prefix
+	told    map[*guest]time.Time           // when the watcher last reported the wrong holder of a guest's addresses
 }
 
 // hole is a time in which packets for a guest are lost.
@@ -43,7 +43,7 @@ type hole struct {
 	told  bool
 }
 
-// watch looks until stop is closed.
+// watch checks the world until stop is closed.
 func (w *world) watch(stop <-chan struct{}) {
 	v := watcher{w, links{}, map[*guest]*hole{}, map[netip.Prefix]time.Duration{}, map[*guest]time.Time{}}
 	last := time.Now()
@@ -70,7 +70,7 @@ func (w *world) watch(stop <-chan struct{}) {
 	}
 }
 
-// lookHolders looks who announces a guest's addresses.
+// lookHolders checks which nodes announce a guest's addresses.
 func (v *watcher) lookHolders(g *guest, passed time.Duration) {
 	for _, prefix := range g.prefixes {
 		who := v.world.holders(prefix)
@@ -88,7 +88,7 @@ func (v *watcher) lookHolders(g *guest, passed time.Duration) {
 	}
 }
 
-// lookPackets looks whether packets for a guest end at it.
+// lookPackets checks whether packets for a guest end at it.
 func (v *watcher) lookPackets(g *guest, passed time.Duration) {
 	w, p := v.world, g.place()
 	if p.at == nil || p.paused || w.disputed(g) || !p.orphan.IsZero() && time.Since(p.orphan) < silent+w.spread {
@@ -97,7 +97,7 @@ func (v *watcher) lookPackets(g *guest, passed time.Duration) {
 	}
 	l := p.at.alive()
 	if l == nil || time.Since(l.since) < adopted {
-		return // nothing gets worse, but what was wrong is not mended
+		return // the agent does not make it worse, but may not have repaired it yet
 	}
 	why := w.astray(g, p.at)
 	if why == "" || v.reach.doubts(p.at, g) || w.stuck(g, p.at) || w.waiting(g, p) || p.untold || p.restarted() {
@@ -105,7 +105,7 @@ func (v *watcher) lookPackets(g *guest, passed time.Duration) {
 		return
 	}
 	h, bound := v.holes[g], w.bound(p)
-	if h == nil { // since when, is not known better
+	if h == nil { // it began after the last look
 		h = &hole{lasts: sampleEvery - passed}
 		v.holes[g] = h
 	}
@@ -115,8 +115,9 @@ func (v *watcher) lookPackets(g *guest, passed time.Duration) {
 	}
 }
 
-// holders lists the nodes that announce a prefix as one that runs there, and whose
-// agents are there, reach each other, and do what they are to do at once.
+// holders lists the nodes that announce a prefix for a guest that runs there. It
+// lists only nodes whose agent runs and is not slow, and none at all if two of them
+// do not reach each other.
 func (w *world) holders(p netip.Prefix) (names []string) {
 	if !w.routers.several(p) {
 		return nil
@@ -138,9 +139,10 @@ func (w *world) holders(p netip.Prefix) (names []string) {
 	return names
 }
 
-// wrongHolder tells what is wrong where no agent was disturbed for a while: a guest
-// that does not run is announced, or of two with one address, which run for a
-// while, another one has it than that which had it first.
+// wrongHolder describes a wrong announcement at a time when nothing disturbed an
+// agent for a while: a node announces a guest that does not run, or of two guests
+// with one address, both running for a while, the one that had it later has it. It
+// returns "" if there is none.
 func (w *world) wrongHolder(g *guest) string {
 	p := g.place()
 	if p.at == nil && p.also == nil && p.to == nil && time.Since(p.since) > holeBound+w.spread && w.isQuiet(aftermath) && !w.copied(g) {
@@ -176,8 +178,8 @@ func (w *world) wrongHolder(g *guest) string {
 	return ""
 }
 
-// unsure reports whether nobody may know which of two guests had an address first:
-// a node lost its disk, or a clock was wrong.
+// unsure reports whether the agents may not know which of two guests had an address
+// first: a node lost its disk, or a clock was wrong.
 func (w *world) unsure() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -208,7 +210,9 @@ func (w *world) forgetful(within time.Duration) bool {
 // no router: the source sends packets on.
 func (w *world) bound(p place) time.Duration {
 	switch {
-	case p.at.slowness() > 1, w.garbles(), w.forgetful(aftermath): // some effects one after the other, or words that have to be said again; who takes a guest for new gives it up
+	case p.at.slowness() > 1, w.garbles(), w.forgetful(aftermath):
+		// Several slow effects come one after the other, or agents repeat messages;
+		// or a node without its disk takes a guest for new, and gives it up.
 		return 5*holeBound + w.spread
 	case !w.isCalm():
 		return holeBound + w.spread
@@ -218,7 +222,7 @@ func (w *world) bound(p place) time.Duration {
 	return calmBound + w.spread
 }
 
-// astray tells why packets do not find a guest on a node, or "".
+// astray returns the reason why packets do not find a guest on a node, or "".
 func (w *world) astray(g *guest, at *node) string {
 	for _, prefix := range g.prefixes {
 		switch end, way := w.way(prefix); {
@@ -231,10 +235,11 @@ func (w *world) astray(g *guest, at *node) string {
 	return ""
 }
 
-// stuck reports whether a guest's packets go to a node whose agent died just
-// after the guest began to run there, and has not come back: the reflectors keep
-// the route with the highest preference there is, which no other node can exceed.
-// The same holds of one that had the guest later, and died before it ended there.
+// stuck reports whether a guest's packets go to a node whose agent died just after
+// the guest began to run there, and has not come back: the reflectors keep the
+// route with the highest preference there is, which no other node can exceed. The
+// same holds for a node that had the guest later, and died before the guest ended
+// there.
 func (w *world) stuck(g *guest, at *node) bool {
 	for _, prefix := range g.prefixes {
 		name := w.routers.best(prefix)
@@ -242,13 +247,15 @@ func (w *world) stuck(g *guest, at *node) bool {
 			continue
 		}
 		if l := w.node(name).alive(); l == nil || time.Since(l.since) < backAgain {
-			return w.routers.preference(name, prefix) == fabric.Fresh || at.lostTo(g) != "" || at.broken() // which keeps no word that another node has it
+			// Its full disk does not record that another node has the guest.
+			return w.routers.preference(name, prefix) == fabric.Fresh || at.lostTo(g) != "" || at.broken()
 		}
 	}
 	return false
 }
 
-// links say of two nodes whether their agents reach each other, and since when.
+// links records for each pair of nodes whether their agents reach each other, and
+// since when.
 type links map[[2]string]link
 
 type link struct {
@@ -256,7 +263,7 @@ type link struct {
 	since time.Time
 }
 
-// look takes up what is so now.
+// look updates the links.
 func (l links) look(w *world) {
 	for i, one := range w.nodes {
 		for _, other := range w.nodes[i+1:] {
@@ -269,9 +276,9 @@ func (l links) look(w *world) {
 	}
 }
 
-// doubts reports whether the node's agent takes it that another node has the guest,
-// and cannot know better yet: it asks that one, and until that answers, or was silent
-// for long enough, the guest is not announced.
+// doubts reports whether the node's agent believes that another node has the guest,
+// and cannot know better yet. The agent asks that node. Until it answers, or was
+// silent for long enough, the agent does not announce the guest.
 func (l links) doubts(n *node, g *guest) bool {
 	other := n.lostTo(g)
 	if other == "" || !n.world.mayBeOn(g, other) {
@@ -279,20 +286,22 @@ func (l links) doubts(n *node, g *guest) bool {
 	}
 	k := l[[2]string{min(n.self.Name, other), max(n.self.Name, other)}]
 	if k.up {
-		// Where a move was taken for a start, or clocks are wrong, it is the other
-		// node's word alone that counts.
+		// If an agent took a move for a start, or clocks are wrong, only the other
+		// node's answer counts.
 		return time.Since(k.since) < askedAgain || n.world.garbles() && (n.world.unsure() || g.wasUntold())
 	}
 	since := k.since
 	if life := n.alive(); life != nil && life.since.After(since) {
 		since = life.since
 	}
-	return time.Since(since) < silent || n.world.copied(g) || g.place().to != nil || n.world.unsure() && g.place().left == n.world.node(other) // it is announced behind all others then, another guest's too, and as far as one that is expected
+	// The agent then announces it as standby, behind another guest's route, too, or
+	// as far as an expected one.
+	return time.Since(since) < silent || n.world.copied(g) || g.place().to != nil || n.world.unsure() && g.place().left == n.world.node(other)
 }
 
-// mayBeOn reports whether a guest may have been lost to a node, as far as the agents
-// can know: it ran there, or a copy does that had the addresses as long, or nobody
-// knows since when it has them.
+// mayBeOn reports whether the agents may believe that a node has the guest: the
+// guest ran there, or a copy ran there that has had the addresses as long, or no
+// agent may know since when the guest has them.
 func (w *world) mayBeOn(g *guest, name string) bool {
 	g.mu.Lock()
 	there, ageless, started := g.ran[w.node(name)], g.ageless, g.started
@@ -307,7 +316,7 @@ func (w *world) mayBeOn(g *guest, name string) bool {
 	})
 }
 
-// lostTo names the node that has the guest as far as the node's agent knows, or "".
+// lostTo returns the node to which this node's agent has lost the guest, or "".
 func (n *node) lostTo(g *guest) string {
 	n.mu.Lock()
 	store := n.store
@@ -325,14 +334,14 @@ func (n *node) lostTo(g *guest) string {
 	return ""
 }
 
-// restarted reports whether an instance moves to a node whose agent began after its
-// start there: it takes the instance for one that answers.
+// restarted reports whether an instance moves to a node whose agent began after the
+// instance's start there. That agent assumes that the instance already answers.
 func (p place) restarted() bool {
 	return p.quiet && p.to != nil && p.to.alive() != p.taker
 }
 
-// waiting reports whether packets wait for a guest that goes on as soon as it
-// came: the routers have not heard yet that it left where it is to go again.
+// waiting reports whether packets wait for a guest that moves again just after it
+// arrived: the routers still have the route to the node to which it now moves.
 func (w *world) waiting(g *guest, p place) bool {
 	if p.to == nil || time.Since(p.since) > w.spread+calmBound {
 		return false
@@ -346,7 +355,7 @@ func (w *world) waiting(g *guest, p place) bool {
 }
 
 // copied reports whether another guest with the addresses of g runs, or did a
-// moment ago: while g does not, that one has them.
+// moment ago. It may have them while g does not run.
 func (w *world) copied(g *guest) bool {
 	for _, other := range w.all()[len(w.guests):] {
 		if other.vm.NICs[0].Addresses[0] == g.vm.NICs[0].Addresses[0] {
@@ -359,15 +368,15 @@ func (w *world) copied(g *guest) bool {
 }
 
 // disputed reports whether another guest with the addresses of g runs, or did a
-// moment ago, and it is for the agents to find out who has them. They know of one
-// that was started long after g as soon as a reflector has told them, although
-// they may not reach each other.
+// moment ago, and the agents still have to find out which has them. One that was
+// started long after g is not in dispute once a reflector has told the agents of
+// it, even if they do not reach each other.
 func (w *world) disputed(g *guest) bool {
 	if p := g.place(); p.also != nil || !p.twice.IsZero() && time.Since(p.twice) < silent {
 		return true
 	}
 	p := g.place()
-	drained := p.at != nil && p.at.isDrained() // which does not defend what its guests have
+	drained := p.at != nil && p.at.isDrained() // a drained node does not defend its guests' addresses
 	g.mu.Lock()
 	started, ageless := g.started, g.ageless
 	g.mu.Unlock()
@@ -386,10 +395,9 @@ func (w *world) disputed(g *guest) bool {
 	return false
 }
 
-// settled checks everything, long after the last fault. Whether the nodes say that
-// they are well is checked after more than
-// diversionMemory, which is how long a node tells
-// of a guest that ran on two.
+// settled checks everything, long after the last failure. With well, it also checks
+// that the nodes report themselves healthy. That takes longer than diversionMemory,
+// for which a node reports a guest that ran on two nodes.
 func (w *world) settled(well bool) {
 	for _, g := range w.all() {
 		p := g.place()
@@ -426,9 +434,9 @@ func (w *world) heldByAnother(prefix netip.Prefix, g *guest) bool {
 	return false
 }
 
-// works checks that nothing is in the way of anybody: each guest starts where it
-// does not run yet, and goes to every node. Where one was, another guest can have its
-// addresses when it has ended.
+// works checks that nothing hinders the guests: each one that does not run starts,
+// and each moves to every node. After the end of a guest, another guest can have
+// its addresses.
 func (w *world) works(rnd *rand.Rand) {
 	d := delays{rnd}
 	for _, g := range w.guests {
@@ -463,14 +471,15 @@ func (w *world) works(rnd *rand.Rand) {
 			continue
 		}
 		c.ends(n, d)
-		time.Sleep(time.Second) // until the hypervisor has said so
+		time.Sleep(time.Second) // until the hypervisor has reported the end
 	}
 	if n := w.nodes[rnd.IntN(nodes)]; !g.starts(n, d) {
 		w.fail("at rest: %s cannot be started again on %s: %s", g.vm.Name, n.self.Name, g.refused)
 	}
 }
 
-// settledNode checks that a node has what its guests need, and nothing else.
+// settledNode checks that a node has the ports and the state of its guests, and
+// nothing else.
 func (w *world) settledNode(n *node, well bool) {
 	ctx := context.Background()
 	var should, have, kept []string

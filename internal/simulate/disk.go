@@ -12,7 +12,7 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/fake"
 )
 
-// disk is the store of an agent as long as it lives.
+// disk is the store of an agent, until the agent is killed.
 type disk struct {
 	*fake.Store
 	*mortal
@@ -47,24 +47,24 @@ func (d disk) Delete(ctx context.Context, vm string) error {
 	return nil
 }
 
-// tries notes what the agent wants to have on the disk, also where it cannot.
+// tries notes the state that the agent wants to store, also if the disk is full.
 func (n *node) tries(d fabric.Desired) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.tried[d.VM.Name] = d
 }
 
-// change is one of what the disk has of a guest.
+// change is a change of a guest's state on the disk.
 type change struct {
 	want fabric.Desired
 	gone bool
 	at   time.Time
 }
 
-// flushed is how long it takes at most until a change is safe on the disk.
+// flushed is the longest time until a change is safe on the disk.
 const flushed = 50 * time.Millisecond
 
-// wrote notes a change, which is lost if the node loses power too soon.
+// wrote notes a change. A loss of power within flushed may undo it.
 func (n *node) wrote(vm string, c change) {
 	c.at = time.Now()
 	safe := c.at.Add(-flushed * n.slowness())
@@ -77,7 +77,7 @@ func (n *node) wrote(vm string, c change) {
 	n.unsafe[vm] = all
 }
 
-// tear takes from the disk what was not flushed, or some of it.
+// tear undoes changes that were not flushed, all or some of them.
 func (n *node) tear() {
 	safe := time.Now().Add(-flushed * n.slowness())
 	n.mu.Lock()
@@ -90,7 +90,7 @@ func (n *node) tear() {
 			first++
 		}
 		c := all[first+rnd.IntN(len(all)-first)]
-		if first == 0 && !all[0].at.Before(safe) && rnd.IntN(2) == 0 { // not even the first one
+		if first == 0 && !all[0].at.Before(safe) && rnd.IntN(2) == 0 { // not even the first one was flushed
 			c.gone = true
 		}
 		n.unsafe[vm] = []change{c}

@@ -1,9 +1,9 @@
-// Package simulate runs a whole cluster in one process: the agents with their
-// real code, over a kernel, a disk, hypervisors, routers and a network between
-// the agents that are in memory. A history of what operators do and of what
-// breaks is made from a seed ([NewHistory]), and run in a bubble of package
-// testing/synctest, where hours take a second ([Run]). A checker looks whether
-// packets find every guest, all the time, and whether everything is right at the
-// end. A history that shows a fault is made as short as it still shows it
-// ([Shrink]), and told as a story.
+// Package simulate runs a whole cluster in one process: the agents with their real
+// code, over a kernel, a disk, hypervisors, routers and a network between the
+// agents that are in memory. [NewHistory] makes a history of operators' actions and
+// of failures from a seed. [Run] runs it in a bubble of package testing/synctest,
+// where hours take a second. A checker tests all the time whether packets find
+// every guest, and at the end whether everything is right. [Shrink] leaves out
+// steps of a history as long as it still shows a fault, and [History.String] tells
+// it as a story.
 package simulate

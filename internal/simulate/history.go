@@ -16,7 +16,7 @@ const (
 	domains = 3 // of the guests, those of libvirt; the others are LXD's
 )
 
-// Kind is what happens in a step of a [History].
+// Kind is the kind of a step of a [History].
 type Kind int
 
 // The kinds of step.
@@ -29,18 +29,18 @@ const (
 	Return                // a move that fails after it stopped: it goes on where it was
 	Kill                  // the node's agent is killed, and started again after a time
 	Cut                   // the agents of two nodes do not reach each other for a time
-	Deafen                // the node's hypervisor tells no event for a time, then that some were lost
-	Copy                  // a copy of the guest, another one with its addresses, runs on the node for a time
-	Damage                // somebody takes a route out of the guest's port
+	Deafen                // the node's hypervisor emits no event for a time, then that some were lost
+	Copy                  // another guest with the addresses of this one runs on the node for a time
+	Damage                // somebody removes a route of the guest's port
 	PowerOff              // the node loses power for a time, and its guests with it
 	Twice                 // the guest is started on a second node while it runs on the first, then ends on one of them
-	Fail                  // a start of the guest on the node that fails in the middle, whether it runs elsewhere or not
-	Forget                // the node's agent is killed, and what it has on the disk is lost
+	Fail                  // a start of the guest on the node fails in the middle, whether it runs elsewhere or not
+	Forget                // the node's agent is killed, and the node loses its disk
 	Slow                  // the node's kernel and disk take 300 times as long, for a time
-	Full                  // nothing can be written to the node's disk for a time
+	Full                  // the node's disk is full for a time
 	DrainNode             // the node is drained for a time
 	SetClock              // the node's clock is set, and wrong from then on
-	Garble                // what the node's agent says, and is told, comes late, twice or out of order for a time
+	Garble                // messages from and to the node's agent come late, twice or out of order for a time
 	kinds
 )
 
@@ -50,7 +50,7 @@ var kindNames = [...]string{
 	SetClock: "set the clock of", Garble: "garble the messages of",
 }
 
-// String gives the step's word.
+// String returns the step's word.
 func (k Kind) String() string {
 	if k < 0 || k >= kinds {
 		return fmt.Sprintf("Kind(%d)", int(k))
@@ -58,29 +58,30 @@ func (k Kind) String() string {
 	return kindNames[k]
 }
 
-// ordinary reports whether the step is nothing that breaks, or disturbs the agents.
+// ordinary reports whether the step is neither a failure nor a disturbance of the
+// agents.
 func (k Kind) ordinary() bool {
 	return slices.Contains([]Kind{Start, Stop, Crash, Migrate, Abort, Return, Fail}, k)
 }
 
-// weights say how often a kind is drawn.
+// weights are the relative frequencies of the kinds.
 var weights = [kinds]int{
 	Start: 8, Stop: 4, Crash: 2, Migrate: 12, Abort: 3, Return: 3, Twice: 6, Fail: 4, Kill: 5, Cut: 3, Deafen: 2, Copy: 4, Damage: 2, PowerOff: 2, Forget: 1, DrainNode: 2, Slow: 2, Full: 2,
 }
 
-// Step is one thing that happens.
+// Step is one event of a history.
 type Step struct {
 	At    time.Duration // since the beginning
 	Kind  Kind
-	Guest int           // whom it is about
-	Node  int           // where
+	Guest int           // the number of the guest
+	Node  int           // the number of the node
 	Other int           // the other node of a cut
 	For   time.Duration // how long
 	By    time.Duration // by how much a clock is ahead
 	Seed  uint64        // of the delays within
 }
 
-// String tells the step as a sentence.
+// String describes the step in a sentence.
 func (s Step) String() string {
 	at := fmt.Sprintf("%8.3fs  ", s.At.Seconds())
 	guest, node := guestName(s.Guest), nodeName(s.Node)
@@ -103,7 +104,7 @@ func (s Step) String() string {
 	}
 }
 
-// History is what happens, in its order.
+// History is a list of steps in the order of their times.
 type History []Step
 
 // String tells the history as a story, a line for each step.
@@ -115,7 +116,7 @@ func (h History) String() string {
 	return b.String()
 }
 
-// Length is when the last step ends.
+// Length returns the time when the last step ends.
 func (h History) Length() (end time.Duration) {
 	for _, s := range h {
 		end = max(end, s.At+s.For)
@@ -138,7 +139,7 @@ func NewHistory(seed uint64) History {
 		}
 		w.at += time.Millisecond
 	}
-	for g := range guests { // a cluster that has something to lose
+	for g := range guests { // start all guests first
 		w.add(Step{Kind: Start, Guest: g, Node: rnd.IntN(nodes)})
 		w.at += between(rnd, 0, 50*time.Millisecond)
 	}
@@ -170,7 +171,7 @@ func NewHistory(seed uint64) History {
 	return w.history
 }
 
-// writer writes a history, and knows where each guest is if all goes well.
+// writer writes a history. It knows where each guest is if all goes well.
 type writer struct {
 	rnd     *rand.Rand
 	history History
@@ -178,7 +179,8 @@ type writer struct {
 	where   [guests]int
 }
 
-// add writes a step at the time that it is, unless it says another.
+// add writes a step, at the writer's present time unless the step has one. It draws
+// the values that the step lacks.
 func (w *writer) add(s Step) {
 	if s.At == 0 {
 		s.At = w.at
@@ -198,12 +200,13 @@ func (w *writer) add(s Step) {
 	w.history = append(w.history, s)
 }
 
-// span is how long a step of a kind takes; zero where it ends by itself.
+// span draws how long a step of a kind takes. It is zero for a step that ends by
+// itself.
 func (w *writer) span(k Kind) time.Duration {
 	switch k {
 	case Kill, Forget:
 		return between(w.rnd, 50*time.Millisecond, 20*time.Second)
-	case Deafen: // until the connection is seen to be broken, and made anew
+	case Deafen: // until the agent notices the broken connection, and makes a new one
 		return between(w.rnd, 50*time.Millisecond, 2*time.Second)
 	case Cut, DrainNode, Slow, Full, Garble:
 		return between(w.rnd, 100*time.Millisecond, time.Minute)
@@ -215,25 +218,25 @@ func (w *writer) span(k Kind) time.Duration {
 	return 0
 }
 
-// wrong is by how much a clock is ahead: nothing, seconds, minutes, or as much as
-// another time zone.
+// wrong draws by how much a clock is wrong: by a second at most, by seconds, by
+// minutes, or by as much as another time zone.
 func (w *writer) wrong() time.Duration {
 	most := [...]time.Duration{time.Second, 10 * time.Second, 10 * time.Minute, 14 * time.Hour}[w.rnd.IntN(4)]
 	return between(w.rnd, -most, most).Round(time.Millisecond)
 }
 
-// copied is how long a live migration takes until its guest stands still, less what
-// its hooks take.
+// copied returns how long a live migration takes until its guest stands still,
+// without its hooks.
 func copied(seed uint64) time.Duration {
 	d := delays{rand.New(rand.NewPCG(seed, stepDelays))}
 	return between(d.rnd, time.Millisecond, 100*time.Millisecond) + between(d.rnd, 10*time.Millisecond, longest(d.rnd))
 }
 
-// stepDelays makes the delays within a step other ones than those of the history.
+// stepDelays makes the random delays within a step independent of those of the
+// history.
 const stepDelays = 0x7374657000000000
 
-// scene writes a step, and in half of all cases what happens to the nodes that it
-// is about while it is under way.
+// scene writes a step, and often failures of its nodes while it is under way.
 func (w *writer) scene(k Kind) {
 	s := Step{Kind: k, Guest: w.rnd.IntN(guests), Node: w.rnd.IntN(nodes), Seed: w.rnd.Uint64()}
 	from := w.where[s.Guest]
@@ -241,7 +244,7 @@ func (w *writer) scene(k Kind) {
 	if between2 && s.Node == from {
 		s.Node = (from + 1 + w.rnd.IntN(nodes-1)) % nodes
 	}
-	if k == Twice && w.rnd.IntN(2) == 0 { // the node of a guest that is started anew is off the network
+	if k == Twice && w.rnd.IntN(2) == 0 { // the guest's first node is off the network
 		s.For = between(w.rnd, 5*time.Second, 40*time.Second)
 		for n := range nodes {
 			if n != from {
@@ -250,16 +253,16 @@ func (w *writer) scene(k Kind) {
 		}
 		w.at += between(w.rnd, time.Millisecond, 5*time.Second)
 	}
-	if k == Copy && w.rnd.IntN(2) == 0 { // whose node does not reach that of the guest, before or after it is started
+	if k == Copy && w.rnd.IntN(2) == 0 { // its node does not reach the guest's, before or after its start
 		s.Node = (from + 1 + w.rnd.IntN(nodes-1)) % nodes
 		s.For = between(w.rnd, 5*time.Second, time.Minute)
 		w.add(Step{Kind: Cut, Node: from, Other: s.Node, At: max(1, w.at+between(w.rnd, -2*time.Second, 5*time.Second)), For: s.For})
 	}
-	if between2 && w.rnd.IntN(4) == 0 { // its hooks find no agent at first
+	if between2 && w.rnd.IntN(4) == 0 { // the hooks find no agent at first
 		at := max(1, w.at-between(w.rnd, 0, time.Second))
 		w.add(Step{Kind: Kill, Node: s.Node, At: at, For: w.at + between(w.rnd, time.Second, 4*time.Second) - at})
 	}
-	if k != Start && (between2 || k == Stop || k == Crash) && w.rnd.IntN(5) == 0 { // an agent asks at that moment which guests run
+	if k != Start && (between2 || k == Stop || k == Crash) && w.rnd.IntN(5) == 0 { // an agent starts at that moment and lists the guests
 		down := between(w.rnd, 50*time.Millisecond, 3*time.Second)
 		w.add(Step{Kind: Kill, Node: from, At: max(1, w.at-down-between(w.rnd, 0, 600*time.Millisecond)), For: down})
 	}
@@ -271,7 +274,7 @@ func (w *writer) scene(k Kind) {
 			}
 		}
 	}
-	if k == DrainNode { // its guests are moved away
+	if k == DrainNode { // its guests move away
 		for g, at := range w.where {
 			if at == s.Node && w.rnd.IntN(3) > 0 {
 				w.add(Step{Kind: Migrate, Guest: g, Node: (at + 1 + w.rnd.IntN(nodes-1)) % nodes, At: w.at + between(w.rnd, 100*time.Millisecond, 10*time.Second)})
@@ -282,10 +285,10 @@ func (w *writer) scene(k Kind) {
 		w.add(Step{Kind: Kill, Node: from, At: w.at + copied(s.Seed) + between(w.rnd, 0, 100*time.Millisecond), For: between(w.rnd, 50*time.Millisecond, 2*time.Second)})
 		return
 	}
-	if k == Migrate && w.rnd.IntN(4) == 0 { // it runs there, and its process may remain here
+	if k == Migrate && w.rnd.IntN(4) == 0 { // the guest runs there, and its process may remain here
 		at := w.at + copied(s.Seed) + between(w.rnd, 200*time.Millisecond, 2*time.Second)
 		w.add(Step{Kind: Kill, Node: from, At: at, For: between(w.rnd, 50*time.Millisecond, time.Second)})
-		if w.rnd.IntN(2) == 0 { // and does not hear who has it now
+		if w.rnd.IntN(2) == 0 { // and its agent does not hear which node has the guest now
 			w.add(Step{Kind: Cut, Node: from, Other: s.Node, At: at, For: between(w.rnd, 5*time.Second, 20*time.Second)})
 		}
 		return
@@ -301,7 +304,7 @@ func (w *writer) scene(k Kind) {
 	if w.rnd.IntN(2) == 0 {
 		t.Node, t.Other = from, s.Node
 	}
-	if t.Kind == Kill && w.rnd.IntN(2) == 0 { // it is back before the move is over
+	if t.Kind == Kill && w.rnd.IntN(2) == 0 { // the agent is back before the move is over
 		t.For = between(w.rnd, 50*time.Millisecond, time.Second)
 	}
 	w.add(t)
@@ -311,7 +314,7 @@ func between(rnd *rand.Rand, least, most time.Duration) time.Duration {
 	return least + time.Duration(rnd.Int64N(int64(most-least)))
 }
 
-// Shrink leaves out steps as long as what is left still fails.
+// Shrink leaves out steps as long as the remaining history still fails.
 func Shrink(h History, fails func(History) bool) History {
 	for size := len(h) / 2; size > 0; size /= 2 {
 		for from := 0; from+size <= len(h); {

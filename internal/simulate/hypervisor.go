@@ -16,7 +16,7 @@ const (
 	waitAfter  = time.Second
 )
 
-// delays draws how long steps within an operation take.
+// delays draws the times of the parts of an operation.
 type delays struct{ rnd *rand.Rand }
 
 func (d delays) sleep(least, most time.Duration) { time.Sleep(between(d.rnd, least, most)) }
@@ -57,14 +57,14 @@ func (g *guest) start(n *node, d delays) bool {
 // on reports whether the node has power.
 func (n *node) on() bool { return n.links() != nil }
 
-// end runs what libvirt does when a guest ended.
+// end ends the guest, and runs libvirt's hooks after that.
 func (g *guest) end(n *node, d delays) {
 	g.set(func(g *guest) { g.at, g.paused, g.settled = nil, false, false })
 	g.release(n, d)
 }
 
-// crashes ends the guest's process while its hypervisor's daemon may be away, which
-// runs the hooks and tells the event when it is back.
+// crashes ends the guest's process. The hypervisor's daemon may be away; it runs
+// the hooks and emits the event when it is back.
 func (g *guest) crashes(n *node, d delays) {
 	g.set(func(g *guest) { g.at, g.paused, g.settled = nil, false, false })
 	g.carrier(n, false)
@@ -75,7 +75,7 @@ func (g *guest) crashes(n *node, d delays) {
 }
 
 // release runs the hooks stopped and release after the guest's process ended, and
-// tells the event. What the kernel tells of that may come later than the hook.
+// emits the event. The kernel's notification may come later than the hook.
 func (g *guest) release(n *node, d delays) {
 	if !n.on() {
 		return
@@ -100,8 +100,8 @@ func (g *guest) release(n *node, d delays) {
 	n.tell(g, fabric.Absent)
 }
 
-// migrate runs the hooks and the events of virsh migrate --live, up to where it
-// fails, if it is to.
+// migrate runs the hooks and the events of virsh migrate --live. An Abort or a
+// Return fails on its way.
 func (g *guest) migrate(to *node, kind Kind, d delays) {
 	from := g.place().at
 	if from == nil || from == to || !to.on() {
@@ -169,7 +169,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	d.sleep(0, 20*time.Millisecond)
 	to.tell(g, fabric.Live)
 	d.sleep(0, 50*time.Millisecond)
-	if d.rnd.IntN(2) == 0 { // its hypervisor's daemon is away, and the process there until it is back
+	if d.rnd.IntN(2) == 0 { // the source's daemon is away, and the process remains until it is back
 		g.remains(from)
 		d.sleep(time.Second, 10*time.Second)
 		g.remains(nil)
@@ -177,8 +177,8 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	g.release(from, d)
 }
 
-// keeps reports whether the node has the guest on its disk, as one that was away when
-// the guest left.
+// keeps reports whether the node still has the guest on its disk, as after an agent
+// that was away when the guest left.
 func (n *node) keeps(g *guest) bool {
 	n.mu.Lock()
 	store := n.store
@@ -187,21 +187,21 @@ func (n *node) keeps(g *guest) bool {
 	return slices.ContainsFunc(all, func(d fabric.Desired) bool { return d.VM.Name == g.vm.Name && d.State == fabric.Live })
 }
 
-// reaches reports whether the node's agent can ask that of another: one which was
-// not there when its hypervisor said that a guest is to come takes the move for a
-// start if it cannot.
+// reaches reports whether the node's agent can ask another node's. An agent that
+// was not there when its hypervisor announced a guest's arrival takes the move for
+// a start if it cannot ask.
 func (n *node) reaches(other *node) bool {
 	return other.alive() != nil && !n.isCut(other.self.Name) && !n.isGarbled() && !other.isGarbled()
 }
 
-// wasUntold reports whether a move of the guest was taken for a start of late.
+// wasUntold reports whether an agent lately took a move of the guest for a start.
 func (g *guest) wasUntold() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.untold || !g.told.IsZero() && time.Since(g.told) < silent
 }
 
-// longest is how long the copy of a live migration takes at most.
+// longest draws the longest time for the copy of a live migration.
 func longest(rnd *rand.Rand) time.Duration {
 	if rnd.IntN(4) == 0 {
 		return 10 * time.Second
@@ -209,14 +209,15 @@ func longest(rnd *rand.Rand) time.Duration {
 	return 3 * time.Second
 }
 
-// remains notes where the process of a guest that left stands still.
+// remains notes the node on which the process of a guest that left still stands.
 func (g *guest) remains(n *node) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.left = n
 }
 
-// withdrew checks what the hook of a guest that stopped was promised.
+// withdrew checks that the node announces nothing of a guest whose stopped hook has
+// succeeded.
 func (n *node) withdrew(g *guest) {
 	l := n.alive()
 	if l == nil || l.mortal.err() != nil {

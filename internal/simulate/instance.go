@@ -67,20 +67,19 @@ func (g *guest) boot(n *node, d delays) bool {
 	return true
 }
 
-// speak has the instance answer for its addresses, and LXD tell that it runs.
+// speak makes the instance answer for its addresses, and LXD emit that it runs.
 func (g *guest) speak(n *node, d delays) {
 	d.sleep(time.Millisecond, 50*time.Millisecond)
 	for range 10 { // the node asks again and again
 		if k := n.links(); k != nil {
 			k.Hear(g.port())
 		}
-		d.sleep(10*time.Millisecond, 60*time.Millisecond) // LXD says so late
+		d.sleep(10*time.Millisecond, 60*time.Millisecond) // LXD emits the event late
 	}
 	n.tell(g, fabric.Live)
 }
 
-// unplug takes the link of an instance away, then runs LXD's hook and tells the
-// event.
+// unplug removes the link of an instance, then runs LXD's hook and emits the event.
 func (g *guest) unplug(n *node, d delays) {
 	g.carrier(n, false)
 	d.sleep(0, 20*time.Millisecond)
@@ -94,8 +93,8 @@ func (g *guest) unplug(n *node, d delays) {
 	n.tell(g, fabric.Absent)
 }
 
-// move starts the instance on another node before it ends on this one, which
-// answers until then.
+// move starts the instance on another node before it ends it on this one, where the
+// instance answers until then.
 func (g *guest) move(to *node, kind Kind, d delays) {
 	from := g.place().at
 	if from == nil || from == to || !to.on() {
@@ -105,7 +104,7 @@ func (g *guest) move(to *node, kind Kind, d delays) {
 	if !g.boot(to, d) {
 		return
 	}
-	if kind != Migrate { // it fails before it says a word
+	if kind != Migrate { // the move fails before the instance sends a frame there
 		d.sleep(0, time.Second)
 		g.unplug(to, d)
 		return
@@ -114,7 +113,7 @@ func (g *guest) move(to *node, kind Kind, d delays) {
 	g.to, g.quiet = to, true
 	g.ran[to] = true
 	g.mu.Unlock()
-	if d.rnd.IntN(2) == 0 { // it takes a while until it answers
+	if d.rnd.IntN(2) == 0 { // the instance takes a while to answer
 		d.sleep(500*time.Millisecond, 4*time.Second)
 	}
 	g.mu.Lock()

@@ -14,7 +14,7 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/fake"
 )
 
-// node is one of the cluster: what stays when its agent ends, and the agent.
+// node is a node of the cluster: the state that outlives its agent, and the agent.
 type node struct {
 	world *world
 	self  fabric.Node
@@ -28,16 +28,16 @@ type node struct {
 	life    *life           // nil: no agent runs
 	boot    int
 	power   bool
-	deaf    bool // the hypervisor tells no event
-	downs   int  // reasons why there is no agent
+	deaf    bool // the hypervisor emits no event
+	downs   int  // reasons why no agent runs
 	slow    int  // reasons why everything takes longer
-	full    int  // reasons why nothing can be written to the disk
+	full    int  // reasons why the disk is full
 	cuts    map[string]int
 	garbled int                       // reasons why messages come late, twice or out of order
-	clear   time.Time                 // when they last were
-	ahead   time.Duration             // by which the clock is wrong
-	unsafe  map[string][]change       // of the state of a guest: the last one that is safe on the disk, and those after
-	tried   map[string]fabric.Desired // what the agent last wanted to have on the disk
+	clear   time.Time                 // when messages were last garbled
+	ahead   time.Duration             // by how much the clock is ahead
+	unsafe  map[string][]change       // changes of each guest's state: the last one that is safe on the disk, and those after it
+	tried   map[string]fabric.Desired // the state that the agent last wanted to store
 }
 
 // life is an agent from its start to its end.
@@ -51,8 +51,8 @@ type life struct {
 	ended   chan struct{}
 }
 
-// mortal is what an agent does to the world: it takes a while, and ends where
-// the agent is killed.
+// mortal delays the effects of an agent, and makes them fail once the agent is
+// killed.
 type mortal struct {
 	node *node
 	mu   sync.Mutex
@@ -75,7 +75,8 @@ func (m *mortal) err() error {
 	return nil
 }
 
-// take spends the time that an effect takes. On an error it does not happen.
+// take waits for the time that an effect takes. After an error the effect must not
+// happen.
 func (m *mortal) take() error {
 	m.mu.Lock()
 	span := between(m.rnd, 0, time.Millisecond)
@@ -84,7 +85,7 @@ func (m *mortal) take() error {
 	return m.err()
 }
 
-// ports are the ports of an agent as long as it lives.
+// ports is the dataplane of an agent, until the agent is killed.
 type ports struct {
 	*fake.Dataplane
 	*mortal
@@ -129,7 +130,8 @@ func (p ports) Return(ctx context.Context, prefixes ...netip.Prefix) error {
 	return p.Dataplane.Return(ctx, prefixes...)
 }
 
-// source is a hypervisor that takes a while to list its guests, in which more happens.
+// source is a hypervisor that takes a while to list its guests. Meanwhile they may
+// change.
 type source struct {
 	*fake.Source
 	*mortal
@@ -145,7 +147,8 @@ func (s source) Guests(ctx context.Context) ([]fabric.Desired, error) {
 	return guests, err
 }
 
-// begin starts the node's agent, if nothing keeps it from running.
+// begin starts the node's agent, unless one runs, or something keeps it from
+// running.
 func (n *node) begin() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -188,7 +191,7 @@ func (n *node) begin() {
 	}()
 }
 
-// kill ends the node's agent where it is.
+// kill ends the node's agent at once.
 func (n *node) kill() {
 	n.mu.Lock()
 	l := n.life
@@ -198,7 +201,7 @@ func (n *node) kill() {
 	if l == nil {
 		return
 	}
-	if n.broken() { // what it could not write, it knows no more
+	if n.broken() { // the node forgets what the agent could not store
 		n.world.forget()
 	}
 	l.mortal.die()
@@ -221,7 +224,7 @@ func (n *node) down(d time.Duration) {
 	n.begin()
 }
 
-// forget loses what the node has on its disk, and its agent for a time.
+// forget empties the node's disk, and keeps the node without an agent for a time.
 func (n *node) forget(d time.Duration) {
 	n.mu.Lock()
 	n.downs++
@@ -237,7 +240,7 @@ func (n *node) forget(d time.Duration) {
 	n.begin()
 }
 
-// powerOff takes everything from the node that is not on its disk, for a time.
+// powerOff takes the node's power for a time. Only its disk survives.
 func (n *node) powerOff(d time.Duration) {
 	n.mu.Lock()
 	if !n.power {
@@ -260,7 +263,8 @@ func (n *node) powerOff(d time.Duration) {
 	n.begin()
 }
 
-// cut cuts the agents of two nodes off from each other, or ends one such cut.
+// cut adds a reason why the agents of two nodes do not reach each other, or removes
+// one.
 func (n *node) cut(other *node, by int) {
 	for _, ends := range [][2]*node{{n, other}, {other, n}} {
 		one, name := ends[0], ends[1].self.Name
@@ -278,7 +282,7 @@ func (n *node) isCut(other string) bool {
 	return n.cuts[other] > 0
 }
 
-// isDrained reports whether the node is drained, or its drain under way.
+// isDrained reports whether the node is drained, or its drain is under way.
 func (n *node) isDrained() bool {
 	n.mu.Lock()
 	store := n.store
@@ -287,14 +291,15 @@ func (n *node) isDrained() bool {
 	return !since.IsZero()
 }
 
-// boots tells how often the node was booted, or is about to be.
+// boots returns the number of the node's last boot, or of the next one while it has
+// no power.
 func (n *node) boots() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.boot
 }
 
-// setClock sets the node's clock ahead, or back.
+// setClock sets by how much the node's clock is ahead.
 func (n *node) setClock(by time.Duration) {
 	n.world.mu.Lock()
 	n.world.clocks = true
@@ -304,14 +309,14 @@ func (n *node) setClock(by time.Duration) {
 	n.ahead = by
 }
 
-// clock is the time of day as the node has it.
+// clock returns the time of day by the node's clock.
 func (n *node) clock() time.Time {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return time.Now().Round(0).Add(n.ahead)
 }
 
-// slowness is by how much everything takes longer.
+// slowness returns the factor by which effects take longer.
 func (n *node) slowness() time.Duration {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -321,14 +326,14 @@ func (n *node) slowness() time.Duration {
 	return 1
 }
 
-// broken reports whether nothing can be written to the disk.
+// broken reports whether the disk is full.
 func (n *node) broken() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.full > 0
 }
 
-// during has a reason for something for a time.
+// during adds a reason to a counter for a time.
 func (n *node) during(reasons *int, d time.Duration) {
 	for _, by := range []int{1, -1} {
 		n.mu.Lock()
@@ -340,14 +345,14 @@ func (n *node) during(reasons *int, d time.Duration) {
 	}
 }
 
-// alive gives the node's agent, or nil.
+// alive returns the node's agent, or nil.
 func (n *node) alive() *life {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.life
 }
 
-// links gives the node's kernel, or nil without power.
+// links returns the node's kernel, or nil without power.
 func (n *node) links() *fake.Dataplane {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -357,8 +362,8 @@ func (n *node) links() *fake.Dataplane {
 	return n.kernel
 }
 
-// tell has the hypervisor tell an event, to whoever listens. Whoever asks is
-// told the truth in any case.
+// tell makes the hypervisor emit an event, unless the node is deaf. A list of its
+// guests is true in any case.
 func (n *node) tell(g *guest, state fabric.State) {
 	n.mu.Lock()
 	l, deaf := n.life, n.deaf
@@ -372,7 +377,7 @@ func (n *node) tell(g *guest, state fabric.State) {
 	}
 }
 
-// leaves has the hypervisor tell that a guest stopped to run elsewhere.
+// leaves makes the hypervisor emit that a guest stopped to run elsewhere.
 func (n *node) leaves(g *guest) {
 	n.mu.Lock()
 	l, deaf := n.life, n.deaf
@@ -382,7 +387,7 @@ func (n *node) leaves(g *guest) {
 	}
 }
 
-// deafen has the hypervisor tell no event for a time, then that some were lost.
+// deafen makes the hypervisor emit no event for a time, then that some were lost.
 func (n *node) deafen(d time.Duration) {
 	n.mu.Lock()
 	if n.deaf {
@@ -404,8 +409,8 @@ func (n *node) deafen(d time.Duration) {
 	}
 }
 
-// hook asks the node's agent as a hook does: it waits for one that is being
-// restarted, and for its answer, in bounds.
+// hook asks the node's agent as a hook does. It waits for an agent that restarts,
+// up to wait, and for the answer.
 func (n *node) hook(wait time.Duration, ask func(ctx context.Context, a *agent.Agent) error) error {
 	end := time.Now().Add(wait)
 	for {

@@ -15,20 +15,20 @@ import (
 // The routers' times.
 const (
 	spread  = 5 * time.Millisecond // from a node to the core gateway
-	restart = 120 * time.Second    // how long routes of a node are kept whose sessions broke without a word
-	hold    = 9 * time.Second      // until a node without power is missed
+	restart = 120 * time.Second    // how long the reflectors keep the routes of a node whose sessions broke
+	hold    = 9 * time.Second      // until the reflectors drop the routes of a node without power
 )
 
-// routers are the reflectors and the core gateway: what each node announces, as
-// they have it.
+// routers are the reflectors and the core gateway. They have the routes that each
+// node announces.
 type routers struct {
 	spread time.Duration // from a node to the core gateway
 
 	mu    sync.Mutex
 	nodes []fabric.Node
 	ribs  map[string]map[netip.Prefix]fabric.Route // by node
-	on    map[string]*speaker                      // who speaks for a node
-	last  map[string]*speaker                      // who did last: what it sent arrives, also when it has ended
+	on    map[string]*speaker                      // the speaker of each node
+	last  map[string]*speaker                      // the last speaker of each node: its messages arrive even after its end
 	seq   map[string]uint64                        // of the newest session, by node
 }
 
@@ -40,17 +40,19 @@ func newRouters(all []fabric.Node, spread time.Duration) *routers {
 	return r
 }
 
-// best is the node that the core gateway sends packets for a prefix to, or "".
+// best returns the node to which the core gateway sends packets for a prefix, or
+// "".
 func (r *routers) best(p netip.Prefix) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.first(p).Name
 }
 
-// first is the node of which the reflectors tell, or the zero one. r.mu guards it.
+// first returns the node with the best route to a prefix, or the zero node. The
+// caller holds r.mu.
 func (r *routers) first(p netip.Prefix) (node fabric.Node) {
 	var is fabric.Route
-	for _, n := range r.nodes { // of two alike, the lower router id
+	for _, n := range r.nodes { // of two equal routes, that of the lower router ID is best
 		route, has := r.ribs[n.Name][p]
 		as, was := route.Preference.LocalPref(), is.Preference.LocalPref()
 		if has && (node.Name == "" || as > was || as == was && route.First && !is.First) {
@@ -60,7 +62,8 @@ func (r *routers) first(p netip.Prefix) (node fabric.Node) {
 	return node
 }
 
-// preference is that with which a node announces a prefix, if it does.
+// preference returns the preference with which a node announces a prefix, or the
+// zero one.
 func (r *routers) preference(node string, p netip.Prefix) fabric.Preference {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -92,7 +95,8 @@ func (r *routers) announcers(p netip.Prefix) (names []string) {
 	return names
 }
 
-// open begins the sessions of a speaker: what it has is all that there is.
+// open begins the sessions of a speaker. Its routes replace all earlier ones of its
+// node.
 func (r *routers) open(s *speaker) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -111,7 +115,8 @@ func (r *routers) open(s *speaker) {
 	}
 }
 
-// lost ends the sessions of a node without a word.
+// lost breaks the sessions of a node. Its routes stay for restart or, if it lost
+// its power, for hold.
 func (r *routers) lost(node string, power bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -135,8 +140,8 @@ func (r *routers) lost(node string, power bool) {
 	})
 }
 
-// take takes over what a speaker said of a prefix. What it said of it before came
-// before.
+// take applies a speaker's message about a prefix. It ignores a message that is
+// older than the last one.
 func (r *routers) take(s *speaker, p netip.Prefix, route fabric.Route, has bool, seq uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -152,9 +157,9 @@ func (r *routers) take(s *speaker, p netip.Prefix, route fabric.Route, has bool,
 	r.tell(p)
 }
 
-// tell has nodes hear of another's route that comes before the usual ones, as
-// reflectors do, of the best alone, once each time that such a route comes, or
-// is another guest's.
+// tell tells nodes of another node's route that is better than a normal one, as
+// reflectors do. It tells only of the best route, once each time that such a route
+// comes, or changes its holder.
 func (r *routers) tell(p netip.Prefix) {
 	first := r.first(p)
 	for _, n := range r.nodes {
@@ -172,7 +177,8 @@ func (r *routers) tell(p netip.Prefix) {
 	}
 }
 
-// speaker announces what an agent says to the routers, as long as it lives.
+// speaker passes an agent's announcements on to the routers, until the agent is
+// killed.
 type speaker struct {
 	node        string
 	routers     *routers
@@ -184,9 +190,9 @@ type speaker struct {
 	told   map[competitor]fabric.Holder
 	opened bool
 	dead   bool
-	said   uint64 // how many changes
+	said   uint64 // how many changes it has sent
 
-	taken map[netip.Prefix]uint64 // the last change that the routers heard of; their lock guards it
+	taken map[netip.Prefix]uint64 // the number of the last change that the routers applied; their lock guards it
 }
 
 type competitor struct {
@@ -257,12 +263,12 @@ func (s *speaker) change(f func() []netip.Prefix) error {
 // Changed implements [fabric.Speaker].
 func (s *speaker) Changed() <-chan struct{} { return s.changed }
 
-// Sessions implements [fabric.Speaker]: it does not tell.
+// Sessions implements [fabric.Speaker]. It is not supported.
 func (*speaker) Sessions(context.Context) ([]fabric.Session, error) {
 	return nil, errors.ErrUnsupported
 }
 
-// Advertisements implements [fabric.Speaker]: likewise.
+// Advertisements implements [fabric.Speaker]. It is not supported.
 func (*speaker) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertisement, error) {
 	return nil, errors.ErrUnsupported
 }
@@ -270,7 +276,8 @@ func (*speaker) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertis
 // Competitors implements [fabric.Speaker].
 func (s *speaker) Competitors() <-chan fabric.Competitor { return s.competitors }
 
-// compete notes whether another node has a better route to a prefix of ours.
+// compete emits that another node has a better route to a prefix of this speaker,
+// or has it no more.
 func (s *speaker) compete(p netip.Prefix, other fabric.Node, route fabric.Route, has bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -288,7 +295,7 @@ func (s *speaker) compete(p netip.Prefix, other fabric.Node, route fabric.Route,
 	}
 }
 
-// die ends the speaker: what its agent still says goes nowhere.
+// die ends the speaker. Later announcements of its agent fail.
 func (s *speaker) die() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

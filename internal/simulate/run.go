@@ -10,9 +10,9 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/agent"
 )
 
-// Run runs a history, and tells what was not right: a line each, with the time.
-// Call it in a bubble of package testing/synctest, which it leaves with nothing
-// running.
+// Run runs a history, and returns its faults: a line each, with the time. Call it
+// in a bubble of package testing/synctest. Nothing that it started still runs when
+// it returns.
 func Run(seed uint64, h History) []string {
 	rnd := rand.New(rand.NewPCG(seed, 0x64656c6179000000))
 	w := newWorld(seed, between(rnd, 0, 20*time.Millisecond), between(rnd, time.Millisecond, 400*time.Millisecond))
@@ -46,11 +46,11 @@ func Run(seed uint64, h History) []string {
 	for _, n := range w.nodes {
 		n.kill()
 	}
-	time.Sleep(restart + time.Minute) // whatever is under way ends
+	time.Sleep(restart + time.Minute) // until everything under way has ended
 	return w.failed()
 }
 
-// do does a step, from its beginning to its end.
+// do carries out a step, from its beginning to its end.
 func (w *world) do(s Step) {
 	w.act(1)
 	defer w.act(-1)
@@ -114,7 +114,8 @@ func (w *world) do(s Step) {
 	case PowerOff:
 		n.powerOff(s.For)
 	case DrainNode:
-		// A second one would wait on a mutex, in which the bubble's time stands still.
+		// A second drain would wait on a mutex, and the bubble's time stands still
+		// meanwhile.
 		if !n.drain.TryLock() {
 			return
 		}
@@ -125,7 +126,7 @@ func (w *world) do(s Step) {
 	}
 }
 
-// another makes a guest with the addresses of one.
+// another makes a further guest with the addresses of guest number.
 func (w *world) another(number int) *guest {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -139,7 +140,8 @@ func (w *world) another(number int) *guest {
 	return c
 }
 
-// copy starts another guest with the addresses of one, and ends it after a time.
+// copy starts a further guest with the addresses of the step's guest, and ends it
+// after a time.
 func (w *world) copy(s Step, d delays) {
 	c := w.another(s.Guest)
 	held := w.guests[s.Guest].place()

@@ -8,7 +8,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/agent"
 )
 
-// fails starts the guest on a node up to where its process does not come up.
+// fails starts the guest on a node; the start fails before the guest runs.
 func (g *guest) fails(n *node, d delays) {
 	switch {
 	case !n.on():
@@ -23,7 +23,7 @@ func (g *guest) fails(n *node, d delays) {
 }
 
 // plug runs the hooks before a guest's process runs. It reports whether none of
-// them refused.
+// them refused, and the node still has power.
 func (g *guest) plug(n *node, d delays) bool {
 	g.begins(n)
 	defer g.begins(nil)
@@ -45,15 +45,15 @@ func (g *guest) plug(n *node, d delays) bool {
 	return n.on()
 }
 
-// begins notes on which node the guest is being started: its hypervisor lists it
-// from then on.
+// begins notes the node on which the guest is being started. From then on its
+// hypervisor lists it.
 func (g *guest) begins(n *node) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.starting = n
 }
 
-// twiceOn runs the guest on a second node too, as somebody does who takes the
+// twiceOn runs the guest on a second node, too, as an operator does who takes the
 // first one for dead. After a time it ends on one of them.
 func (g *guest) twiceOn(n *node, d time.Duration, ds delays) {
 	from := g.place().at

@@ -8,7 +8,8 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/fake"
 )
 
-// wire is an agent's way to the others, with delays, as long as it lives.
+// wire is an agent's connection to the others, with delays, until the agent is
+// killed.
 type wire struct {
 	*fake.Nodes
 	*mortal
@@ -28,14 +29,14 @@ func (w wire) Ask(ctx context.Context, to string, n fabric.Notice) (fabric.Answe
 	return answer, err
 }
 
-// The most that a message comes late, and until one is not waited for any more.
+// The longest delay of a message, and the time after which the caller gives up.
 const (
 	lateBy = 400 * time.Millisecond
 	giveUp = time.Second
 )
 
-// garble is Ask where a message may come late, be it the question or the answer,
-// come again, or be given up before it comes.
+// garble is Ask over a bad network: the question or the answer may come late, the
+// question may come twice, or the caller may give up before it comes.
 func (w wire) garble(ctx context.Context, to string, n fabric.Notice) (fabric.Answer, error) {
 	w.mortal.mu.Lock()
 	how, there, back, again := w.rnd.IntN(6), between(w.rnd, 0, lateBy), between(w.rnd, 0, lateBy), between(w.rnd, 0, 3*time.Second)
@@ -45,7 +46,7 @@ func (w wire) garble(ctx context.Context, to string, n fabric.Notice) (fabric.An
 		_, _ = w.Nodes.Ask(context.Background(), to, n)
 	}
 	switch how {
-	case 0: // it comes when nobody waits for the answer any more
+	case 0: // it comes when the caller has given up
 		go late()
 		if err := pause(ctx, giveUp); err != nil {
 			return fabric.Answer{}, err
@@ -64,7 +65,7 @@ func (w wire) garble(ctx context.Context, to string, n fabric.Notice) (fabric.An
 	return answer, err
 }
 
-// pause waits, as long as ctx does.
+// pause waits for d, or until ctx ends.
 func pause(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -12,61 +12,61 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/fake"
 )
 
-// world is a cluster and its guests, and what is true of them, whatever the
-// agents know.
+// world is a cluster and its guests, and their true state, whatever the agents
+// know.
 type world struct {
 	cluster fabric.Cluster
 	routers *routers
 	nodes   []*node
-	guests  []*guest // those that a history names
+	guests  []*guest // the guests that a history names
 	seed    uint64
 	delay   time.Duration // between two agents, one way
 	spread  time.Duration // from a node to the core gateway
 	began   time.Time
 
 	mu       sync.Mutex
-	copies   []*guest  // others with their addresses
+	copies   []*guest  // further guests with the same addresses
 	steps    int       // under way
 	idle     time.Time // since when there are none
-	faults   int       // steps under way that are out of the ordinary
+	faults   int       // steps under way that are not ordinary
 	calm     time.Time // since when there are none
-	troubles int       // of these, those that disturb an agent
-	quiet    time.Time // since when there are none of them
-	forgot   time.Time // when a node lost its disk, or came back without: nobody knows any more who had an address first
-	clocks   bool      // one is wrong, or was
+	troubles int       // of these, the steps that disturb an agent
+	quiet    time.Time // since when there are no troubles
+	forgot   time.Time // when a node lost its disk, or state that it could not store: the agents may not know any more which guest had an address first
+	clocks   bool      // a clock is wrong, or was
 	failures []string
 }
 
-// guest is a domain and where it truly runs.
+// guest is a guest and its true place.
 type guest struct {
 	vm       fabric.VM
-	prefixes []netip.Prefix // that it has
-	busy     sync.Mutex     // held by whoever starts, stops or moves it, as libvirt's job
+	prefixes []netip.Prefix // of its addresses
+	busy     sync.Mutex     // held during a start, stop or move, like libvirt's job lock
 
 	mu       sync.Mutex
 	at       *node // nil: it does not run
 	since    time.Time
-	paused   bool // its processor stands still, for a move
+	paused   bool // its processor stands still during a move
 	to       *node
-	starting *node          // where its process is about to begin
-	ran      map[*node]bool // where it ran
-	left     *node          // where it moved away, and its process stands still yet
-	quiet    bool           // nobody heard it there yet
-	also     *node          // where it runs a second time
-	twice    time.Time      // when it last ran twice
-	settled  bool           // its hooks are through
-	moved    bool           // it came here by a live migration, when the routers knew where it was
+	starting *node          // the node where its process is about to begin
+	ran      map[*node]bool // the nodes where it ran
+	left     *node          // the node that it left, and where its process still stands
+	quiet    bool           // it has sent no frame at its destination yet
+	also     *node          // the second node where it runs
+	twice    time.Time      // when it last ran on two nodes
+	settled  bool           // its hooks have succeeded
+	moved    bool           // it came by a live migration, and the routers knew its former node
 	started  time.Time
-	first    time.Time // since when it has its addresses, wherever
+	first    time.Time // since when it has its addresses, on any node
 	orphan   time.Time // when the node that was taking it over lost its power
-	untold   bool      // it moves to a node which takes that for a start
-	told     time.Time // when it last did
-	taker    *life     // the agent that its start was told to
-	ageless  bool      // nobody may know any more since when it has its addresses
+	untold   bool      // it moves to a node whose agent takes the move for a start
+	told     time.Time // when an agent last did so
+	taker    *life     // the agent that was asked about its start
+	ageless  bool      // the agents may not know any more since when it has its addresses
 	refused  string
 }
 
-// place is what is true of a guest at one moment.
+// place is the true state of a guest at one moment.
 type place struct {
 	at, to   *node
 	also     *node
@@ -107,9 +107,10 @@ func (g *guest) set(f func(*guest)) {
 	}
 }
 
-// aging watches a move of the guest between two nodes. What it gives is called when
-// the guest has arrived: since when it has its addresses, the one node says to the
-// other, where both are well from the first to the last.
+// aging watches a move of the guest between two nodes. Call arrived when the guest
+// has arrived. The source tells the destination since when the guest has its
+// addresses, if the agents of both run undisturbed during the whole move. If not,
+// arrived notes that the destination may not know.
 func (g *guest) aging(from, to *node) (arrived func()) {
 	well := func() (a, b *life) {
 		for _, n := range []*node{from, to} {
@@ -131,21 +132,21 @@ func (g *guest) aging(from, to *node) (arrived func()) {
 	}
 }
 
-// once notes that the guest runs on a node alone, after it ran on two.
+// once notes that the guest runs on one node alone, after it ran on two.
 func (g *guest) once(at *node) {
 	g.set(func(g *guest) {
 		g.at, g.also, g.paused, g.settled, g.moved, g.twice = at, nil, false, true, false, time.Now()
 	})
 }
 
-// forget notes that a node does not know any more what it knew.
+// forget notes that a node has lost state.
 func (w *world) forget() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.forgot = time.Now()
 }
 
-// disturb notes that a step that is out of the ordinary begins, or ends.
+// disturb notes that a step that is not ordinary begins, or ends.
 func (w *world) disturb(k Kind, by int) {
 	if k == Forget {
 		w.forget()
@@ -162,7 +163,7 @@ func (w *world) disturb(k Kind, by int) {
 	}
 }
 
-// isCalm reports whether nothing out of the ordinary happens, or did lately.
+// isCalm reports whether every step is ordinary, and was so lately.
 func (w *world) isCalm() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -178,21 +179,21 @@ func (w *world) act(by int) {
 	}
 }
 
-// isIdle reports whether nothing happens, or did lately.
+// isIdle reports whether no step is under way, and none was lately.
 func (w *world) isIdle() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.steps == 0 && time.Since(w.idle) > silent
 }
 
-// isQuiet reports whether no agent was disturbed for a time.
+// isQuiet reports whether no step has disturbed an agent for a time.
 func (w *world) isQuiet(d time.Duration) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.troubles == 0 && time.Since(w.quiet) > d
 }
 
-// refuse notes why the guest was not started.
+// refuse notes why the agent refused to start the guest.
 func (g *guest) refuse(err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -229,7 +230,7 @@ func newWorld(seed uint64, delay, spread time.Duration) *world {
 	return w
 }
 
-// domain is a guest of libvirt with an address of each family.
+// domain makes a guest of libvirt with an address of each family.
 func domain(name string, id, address int) fabric.VM {
 	return fabric.VM{
 		Name: name, UUID: fmt.Sprintf("6b9c1c3e-7b0a-4b61-9c59-0000000000%02d", id), Origin: "libvirt",
@@ -240,7 +241,7 @@ func domain(name string, id, address int) fabric.VM {
 	}
 }
 
-// instance makes a guest one of LXD.
+// instance makes a guest of libvirt one of LXD.
 func instance(vm fabric.VM) fabric.VM {
 	vm.Origin = "lxd"
 	vm.NICs[0].Kind = fabric.Adopt
@@ -262,15 +263,15 @@ func (w *world) failed() []string {
 	return slices.Clone(w.failures)
 }
 
-// all lists the guests, copies too.
+// all lists the guests, and copies, too.
 func (w *world) all() []*guest {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Concat(w.guests, w.copies)
 }
 
-// runningOn has the sources of an agent know the guests that run on a node now,
-// and no others.
+// runningOn sets the guests that the sources of an agent list: those that run on
+// the node now, and no others.
 func (w *world) runningOn(n *node, l *life) {
 	for _, g := range w.all() {
 		s := l.sources[g.vm.Origin]
@@ -288,7 +289,7 @@ func (w *world) runningOn(n *node, l *life) {
 	}
 }
 
-// died ends the guests of a node that has no power.
+// died ends the guests of a node that lost its power.
 func (w *world) died(n *node) {
 	for _, g := range w.all() {
 		switch p := g.place(); {
@@ -296,7 +297,7 @@ func (w *world) died(n *node) {
 			g.once(p.at)
 		case p.at == n && p.also != nil:
 			g.once(p.also)
-		case p.at == n && g.instance() && p.to != nil && p.to != n && p.to.on(): // it goes on where it is moved to
+		case p.at == n && g.instance() && p.to != nil && p.to != n && p.to.on(): // it goes on at its destination
 			g.set(func(g *guest) { g.at, g.to, g.paused = p.to, nil, p.quiet })
 		case p.at != nil && p.to == n:
 			g.set(func(g *guest) { g.orphan = time.Now() })
@@ -306,8 +307,9 @@ func (w *world) died(n *node) {
 	}
 }
 
-// way follows a packet for a prefix from the core gateway, and tells where it
-// ends: at a node's port, or nowhere, and why.
+// way follows a packet for a prefix from the core gateway. It returns the node at
+// whose port the packet ends, or nil, and the path, with the reason if the packet
+// is lost.
 func (w *world) way(p netip.Prefix) (at *node, why string) {
 	name := w.routers.best(p)
 	if name == "" {
