@@ -28,10 +28,10 @@ type agent struct {
 	program  string
 	socket   string
 	lxd      string // the socket of the LXD that it follows; "" for none
-	libvirt  string // that of the libvirtd, likewise
-	speaker  string // "" for that of the cluster
+	libvirt  string // the socket of the libvirtd that it follows; "" for none
+	speaker  string // "" for the cluster's speaker
 	file     string // its cluster file; "" for the lab's
-	baseline bool   // the program is a baseline's
+	baseline bool   // the program is the baseline's agent
 }
 
 // startAgent starts an agent on a node and waits until it is ready.
@@ -44,7 +44,7 @@ func (b *bench) startFollower(ctx context.Context, l *lab, node, lxd string) (*a
 	return b.begin(ctx, l, agent{node: l.top.Nodes[node], lxd: lxd})
 }
 
-// startSpeaker starts an agent that has a daemon of the node speak for it.
+// startSpeaker starts an agent whose speaker is a daemon of the node.
 func (b *bench) startSpeaker(ctx context.Context, l *lab, node, speaker string) (*agent, error) {
 	return b.begin(ctx, l, agent{node: l.top.Nodes[node], speaker: speaker})
 }
@@ -62,7 +62,7 @@ func (b *bench) begin(ctx context.Context, l *lab, a agent) (*agent, error) {
 	return &a, a.ready(ctx, 0)
 }
 
-// start starts the agent, also again after it was stopped or killed.
+// start starts the agent, also after it was stopped or killed.
 func (a *agent) start() (err error) {
 	file, state := cmp.Or(a.file, a.lab.file), filepath.Join(a.node.Dir(), "state")
 	if a.baseline {
@@ -80,8 +80,8 @@ func (a *agent) start() (err error) {
 	return err
 }
 
-// ready waits until the agent is healthy, which includes that all its sessions
-// are up, and has that many live ports.
+// ready waits until the agent is healthy, with both its sessions up, and has that
+// many live ports.
 func (a *agent) ready(ctx context.Context, live int) error {
 	return a.until(ctx, func(st fabric.Status) error {
 		if !st.Healthy || st.Live != live || len(st.Sessions) != 2 {
@@ -91,8 +91,8 @@ func (a *agent) ready(ctx context.Context, live int) error {
 	})
 }
 
-// adopted waits until the agent answers and has that many live ports, whatever
-// its sessions do.
+// adopted waits until the agent answers and has that many live ports, whatever the
+// state of its sessions.
 func (a *agent) adopted(ctx context.Context, live int) error {
 	return a.until(ctx, func(st fabric.Status) error {
 		if st.Live != live {
@@ -102,7 +102,7 @@ func (a *agent) adopted(ctx context.Context, live int) error {
 	})
 }
 
-// until waits for an agent's status to pass.
+// until waits until pass accepts the agent's status.
 func (a *agent) until(ctx context.Context, pass func(fabric.Status) error) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -126,8 +126,8 @@ func (a *agent) until(ctx context.Context, pass func(fabric.Status) error) error
 	}
 }
 
-// ask sends one request over a connection of its own, as a hook does, and
-// notes the time from just before the line is written.
+// ask sends one request over a connection of its own, as a hook does. Its time runs
+// from just before the line is written.
 func (a *agent) ask(ctx context.Context, op hooks.Op, vm fabric.VM) (span, error) {
 	line, err := json.Marshal(hooks.Request{V: hooks.Version, Op: op, VM: vm})
 	if err != nil {
@@ -159,7 +159,7 @@ func (a *agent) ask(ctx context.Context, op hooks.Op, vm fabric.VM) (span, error
 	return x, nil
 }
 
-// askAll sends a request for each guest, so many at a time, and gives how long
+// askAll sends a request for each guest, atOnce at a time, and returns how long
 // each took.
 func (a *agent) askAll(ctx context.Context, op hooks.Op, gs []guest, atOnce int) (sample, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -172,7 +172,8 @@ func (a *agent) askAll(ctx context.Context, op hooks.Op, gs []guest, atOnce int)
 		wg.Go(func() {
 			defer func() { <-slots }()
 			began := time.Now()
-			// The shipped client, which tries again while the queue of connections is full.
+			// The shipped client tries again while the queue of connections is
+			// full.
 			_, errs[i] = hooks.Client{Socket: a.socket}.Call(ctx, hooks.Request{Op: op, VM: g.vm(fabric.Tap)})
 			took[i] = time.Since(began)
 		})

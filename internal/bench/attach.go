@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// measureAttach compares a request at the agent's socket with the least that
-// anybody could do: bare netlink calls, and a BIRD that notices them.
+// measureAttach compares a request at the agent's socket with the floor: bare
+// netlink calls, and a BIRD that notices them.
 func measureAttach(ctx context.Context, b *bench) (s section, err error) {
 	l, err := b.newLab(ctx, "attach", 3)
 	if err != nil {

@@ -18,13 +18,13 @@ import (
 // bareGroup is the interface group of bare ports, for their common removal.
 const bareGroup = 77
 
-// bare makes ports on a node with the fewest system calls that the kernel
-// needs, and none of what makes them safe or recognisable: no mark, no
-// settings, no look at what is there.
+// bare makes ports on a node with the fewest system calls that the kernel needs. It
+// leaves out everything that makes them safe or recognisable: marks, settings, a
+// look at existing links.
 type bare struct {
 	node    *core.Host
 	gateway fabric.Gateway
-	// peer gives the guest's addresses to the port as its peers, from which
+	// peer makes the guest's addresses the peer addresses of the port. From these
 	// the kernel makes the routes, and BIRD's protocol direct reads them.
 	peer  bool
 	fd    int
@@ -45,7 +45,7 @@ func newBare(node *core.Host, gateway fabric.Gateway) (*bare, error) {
 
 func (b *bare) close() error { return unix.Close(b.fd) }
 
-// add makes a guest's port and routes, and says when it began and how long it
+// add makes a guest's port and routes, and returns when it began and how long it
 // took.
 func (b *bare) add(g guest) (x span, err error) {
 	err = b.node.Do(func() error {
@@ -119,9 +119,9 @@ func newTap(name string) error {
 	return unix.IoctlSetInt(int(f.Fd()), unix.TUNSETPERSIST, 1)
 }
 
-// indexOf asks for a link's index. On kernels since 6.8 that also settles the
-// news of the carrier that the tap lost when it was closed: once the link is
-// up, it would cost a walk over all IPv6 routes.
+// indexOf asks for a link's index. Kernels since 6.8 then also process that the tap
+// lost its carrier when it was closed. Once the link is up, that would cost a walk
+// over all IPv6 routes.
 func (b *bare) indexOf(name string) (uint32, error) {
 	answer, err := b.exchange(1, request(unix.RTM_GETLINK, 0, linkHead(0, 0), func(ae *netlink.AttributeEncoder) {
 		ae.String(unix.IFLA_IFNAME, name)
@@ -135,9 +135,9 @@ func (b *bare) indexOf(name string) (uint32, error) {
 	return binary.NativeEndian.Uint32(answer[4:]), nil
 }
 
-// setUp gives the messages that make a link a port that is up. They are two:
-// the kernel announces what changed once the link is up (NETDEV_CHANGE), which
-// with no carrier costs that walk again.
+// setUp returns the messages that make a link a port that is up. There are two: the
+// kernel announces a change of a link that is up (NETDEV_CHANGE), which without
+// carrier costs that walk again.
 func (b *bare) setUp(index uint32) []netlink.Message {
 	return []netlink.Message{
 		request(unix.RTM_SETLINK, 0, linkHead(index, 0), func(ae *netlink.AttributeEncoder) {
@@ -148,7 +148,7 @@ func (b *bare) setUp(index uint32) []netlink.Message {
 	}
 }
 
-// addresses gives the messages for the gateway's addresses on a port, and, but
+// addresses returns the messages for the gateway's addresses on a port, and, but
 // for peers, for the routes to the guest.
 func (b *bare) addresses(typ netlink.HeaderType, flags netlink.HeaderFlags, index uint32, g guest) []netlink.Message {
 	if b.peer {
@@ -192,9 +192,9 @@ func (b *bare) batch(msgs ...netlink.Message) error {
 	return err
 }
 
-// exchange sends requests in one system call and reads so many answers,
-// without Go's poller: the kernel has answered by the time the call returns.
-// It gives the body of the last, and the first error.
+// exchange sends requests in one system call and reads so many answers, without
+// Go's poller: the kernel has answered by the time the call returns. It returns the
+// body of the last answer, and the first error.
 func (b *bare) exchange(answers int, msgs ...netlink.Message) (body []byte, err error) {
 	var out []byte
 	for _, m := range msgs {
@@ -241,7 +241,7 @@ func addrRequest(typ netlink.HeaderType, flags netlink.HeaderFlags, index uint32
 	})
 }
 
-// linkHead is the fixed part of a link's message, which sets flags.
+// linkHead makes the fixed header of a link's message, which sets flags.
 func linkHead(index, flags uint32) []byte {
 	b := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(b[4:], index)
@@ -257,7 +257,7 @@ func request(typ netlink.HeaderType, flags netlink.HeaderFlags, head []byte, att
 	}
 	body, err := ae.Encode()
 	if err != nil {
-		panic(err) // of attributes that are all made here
+		panic(err) // all attributes are made here
 	}
 	return netlink.Message{
 		Header: netlink.Header{Type: typ, Flags: netlink.Request | flags},

@@ -25,15 +25,15 @@ type bench struct {
 	mu sync.Mutex // of log
 }
 
-// size says how much is measured.
+// size has the numbers of a run.
 type size struct {
-	guests    int           // up and down, request to core gateway; hooks as often
-	ports     []int         // present on the node while others are attached
+	guests    int           // attaches and detaches; hooks as often
+	ports     []int         // on the node during the attaches
 	attaches  int           // at each of these
-	file      []int         // routes in the route file of a BIRD without an agent
+	file      []int         // routes in the file of a BIRD without an agent
 	peers     int           // hooks at each of these
 	frr       int           // hooks of an FRR
-	instances int           // starts and ends of an LXD instance, with each
+	instances int           // starts and ends of an LXD instance, of each kind
 	combined  int           // guests of each speaker behind each kind of reflector
 	bulk      []int         // routes at once into each kind of reflector
 	storm     int           // guests at once
@@ -42,14 +42,14 @@ type size struct {
 	restarts  int           // of each kind
 	moves     int           // live migrations with each kind of core gateway; baselines half as many
 	fastMoves int           // of each family at the higher rate
-	stills    int           // how often the same is measured without a move
-	still     time.Duration // and for how long
+	stills    int           // measurements without a move
+	still     time.Duration // how long each of these is
 	instMoves int           // of an LXD instance
 	bursts    int           // of packets through a port, with each filter
 	burst     time.Duration // how long each is
-	watch     time.Duration // after a restart
-	watchLast time.Duration // after the last
-	breathing time.Duration // before memory is looked at
+	watch     time.Duration // how long a restart is watched
+	watchLast time.Duration // likewise, the last one
+	breathing time.Duration // before a look at the agent's memory
 }
 
 var (
@@ -70,7 +70,7 @@ const longest = time.Hour
 
 var errTooLong = errors.New("it took longer than an hour; run it on a quiet machine")
 
-// measurement is one that can be asked for by name.
+// measurement is a part of a run, which has a name for --only.
 type measurement struct {
 	name string
 	run  func(ctx context.Context, b *bench) (section, error)
@@ -140,7 +140,7 @@ func (b *bench) measure(ctx context.Context, only string) (report, error) {
 	}
 	for i, m := range wanted {
 		group.Go(func() (err error) {
-			if inGroup.Err() == nil { // no other has failed
+			if inGroup.Err() == nil { // no other measurement has failed
 				r.sections[i], err = b.section(inGroup, m)
 			}
 			return err
@@ -156,8 +156,8 @@ func (b *bench) measure(ctx context.Context, only string) (report, error) {
 	return r, nil
 }
 
-// quickAtOnce is how many measurements of a smoke run go on at the same time:
-// they wait more than they work.
+// quickAtOnce is how many measurements of a smoke run go on at the same time. They
+// wait more than they work.
 const quickAtOnce = 3
 
 // section makes one measurement.

@@ -9,15 +9,15 @@ import (
 	"strings"
 )
 
-// programs are the paths of what is measured.
+// programs has the paths of the measured programs.
 type programs struct {
 	vmfabric, hook   string
-	hello, roundtrip string // what a hook is compared with
+	hello, roundtrip string // the baselines of the hook
 	bulk             string // announces routes without ports
-	baseline         string // a hook that does what hooks alone can do
+	baseline         string // the hook and the agent of the baseline for moves
 }
 
-// build compiles everything as it is released.
+// build compiles all programs with the flags of a release.
 func (b *bench) build(ctx context.Context, dir string) (programs, error) {
 	p := programs{
 		vmfabric: filepath.Join(dir, "vmfabric"), hook: filepath.Join(dir, "hook"),
@@ -39,7 +39,7 @@ func (b *bench) build(ctx context.Context, dir string) (programs, error) {
 	return p, nil
 }
 
-// moduleRoot gives the directory of this module's sources.
+// moduleRoot returns the directory of this module's sources.
 func moduleRoot(ctx context.Context) (string, error) {
 	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Path}} {{.Dir}}").Output()
 	path, dir, _ := strings.Cut(strings.TrimSpace(string(out)), " ")

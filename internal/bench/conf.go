@@ -9,9 +9,9 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
-// nodeBird is the configuration of a BIRD that does a node's announcing
-// without an agent: where it learns guests from is in source, and it announces
-// those of the pools with the node as next hop and the cluster's communities.
+// nodeBird returns the configuration of a BIRD that announces a node's guests
+// without an agent. It learns guests by source, and announces those in the pools
+// with the node as next hop and the cluster's communities.
 func (l *lab) nodeBird(node *core.Host, source string) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
@@ -43,7 +43,7 @@ func (l *lab) nodeBird(node *core.Host, source string) string {
 	return b.String()
 }
 
-// Where such a BIRD learns guests from.
+// The sources from which such a BIRD learns guests.
 const (
 	// Routes that somebody else put into the kernel's main table.
 	birdLearns = `protocol kernel { learn; ipv4 { import all; export none; }; scan time 60; }
@@ -52,7 +52,7 @@ protocol kernel { learn; ipv6 { import all; export none; }; scan time 60; }`
 	birdReads = `protocol direct { ipv4; ipv6; interface "*_net0"; }`
 )
 
-// birdFiles has BIRD read two files of static routes.
+// birdFiles returns a source that reads two files of static routes.
 func birdFiles(file4, file6 string) string {
 	return fmt.Sprintf("protocol static guests4 {\n\tipv4;\ninclude %q;\n}\nprotocol static guests6 {\n\tipv6;\ninclude %q;\n}", file4, file6)
 }
@@ -66,12 +66,12 @@ func (l *lab) startNodeBird(ctx context.Context, node *core.Host, source string)
 	return bird, established(ctx, bird)
 }
 
-// nodeFRR is the configuration of an FRR that announces its static routes.
+// nodeFRR returns the configuration of an FRR that announces its static routes.
 func (l *lab) nodeFRR(node *core.Host) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	// A nexthop object needs a carrier, which the tap of a guest that does not
-	// run yet has not; a plain route does not mind.
+	// A nexthop object needs carrier, which the tap of a guest that does not run
+	// yet lacks. A plain route does not need it.
 	line("no zebra nexthop kernel enable")
 	line("ip prefix-list guests seq 5 permit %s ge 32", pool4)
 	line("ipv6 prefix-list guests6 seq 5 permit %s ge 128", pool6)

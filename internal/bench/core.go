@@ -14,13 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// quietAfter is how long a route must be left alone to count as settled: a
-// second reflector says the same as the first a moment later, and BIRD replaces
-// an IPv6 route by removing and adding it.
+// quietAfter is how long a route must stay unchanged to count as settled: a second
+// reflector sends the same as the first a moment later, and BIRD replaces an IPv6
+// route by removing and adding it.
 const quietAfter = 25 * time.Millisecond
 
-// routes notes when routes to guests come into the kernel of a host, and when
-// they go, by the clock of this process.
+// routes notes when the kernel of a host adds and removes routes to guests, by the
+// clock of this process.
 type routes struct {
 	fd      int
 	running sync.WaitGroup
@@ -30,11 +30,11 @@ type routes struct {
 	seen    map[netip.Prefix]*history
 	woken   chan struct{} // closed and renewed with every change
 	broken  error         // notifications were lost
-	removed int           // of all prefixes, since mark
-	longest time.Duration // absence of a route that came back, since mark
+	removed int           // removals of all prefixes, since mark
+	longest time.Duration // longest absence of a route that came back, since mark
 }
 
-// history is what happened to a prefix since it was armed.
+// history has the changes of a prefix since it was armed.
 type history struct {
 	there       bool
 	first, last time.Time // first addition, last removal
@@ -50,7 +50,7 @@ func watchRoutes(h *core.Host) (*routes, error) {
 	if err == nil {
 		err = errors.Join(
 			unix.SetsockoptInt(r.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20),
-			// So that the blocked reader looks now and then whether it is to stop.
+			// So that the blocked reader notices the end of the watch.
 			unix.SetsockoptTimeval(r.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100_000}),
 			unix.Bind(r.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE}))
 	}
@@ -67,8 +67,8 @@ func (r *routes) close() {
 	unix.Close(r.fd)
 }
 
-// receive reads in a blocking call rather than through Go's poller, so that
-// the time that it notes is not that of the poller's turn.
+// receive reads in a blocking call rather than through Go's poller, which would
+// delay the times that it notes.
 func (r *routes) receive() {
 	buf := make([]byte, 1<<16)
 	for {
@@ -106,7 +106,7 @@ func (r *routes) take(b []byte, now time.Time) {
 	r.wake()
 }
 
-// note takes one change. r.mu is held.
+// note records one change. The caller holds r.mu.
 func (r *routes) note(p netip.Prefix, added bool, now time.Time) {
 	h := r.of(p)
 	switch {
@@ -124,7 +124,7 @@ func (r *routes) note(p netip.Prefix, added bool, now time.Time) {
 	h.there = added
 }
 
-// of gives the history of a prefix. r.mu is held.
+// of returns the history of a prefix. The caller holds r.mu.
 func (r *routes) of(p netip.Prefix) *history {
 	h := r.seen[p]
 	if h == nil {
@@ -134,13 +134,13 @@ func (r *routes) of(p netip.Prefix) *history {
 	return h
 }
 
-// wake is called with r.mu held.
+// wake wakes all waits. The caller holds r.mu.
 func (r *routes) wake() {
 	close(r.woken)
 	r.woken = make(chan struct{})
 }
 
-// arm forgets when the prefixes came and went, before a measurement of them.
+// arm forgets the times of the prefixes, before a measurement.
 func (r *routes) arm(prefixes ...netip.Prefix) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -160,16 +160,16 @@ func (r *routes) mark() {
 	}
 }
 
-// removals gives how many routes to guests were removed since mark, and the
-// longest time for which one that came back was away.
+// removals returns how many routes to guests the kernel has removed since mark, and
+// the longest absence of one that came back.
 func (r *routes) removals() (n int, longest time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.removed, r.longest
 }
 
-// come waits until all prefixes have been added since they were armed, and
-// gives the time when the last was, for the first time.
+// come waits until each prefix has got a route since it was armed, and returns the
+// time when the last one first got it.
 func (r *routes) come(ctx context.Context, prefixes ...netip.Prefix) (time.Time, error) {
 	at, err := r.wait(ctx, prefixes, func(h *history) (bool, time.Time) { return !h.first.IsZero(), h.first })
 	if err != nil {
@@ -201,8 +201,8 @@ func (r *routes) empty(ctx context.Context) error {
 	return err
 }
 
-// gone waits until none of the prefixes has a route any more, and gives the
-// time when the last went.
+// gone waits until none of the prefixes has a route any more, and returns the time
+// when the last one went.
 func (r *routes) gone(ctx context.Context, prefixes ...netip.Prefix) (time.Time, error) {
 	for {
 		at, err := r.wait(ctx, prefixes, func(h *history) (bool, time.Time) { return !h.there, h.last })
@@ -217,7 +217,8 @@ func (r *routes) gone(ctx context.Context, prefixes ...netip.Prefix) (time.Time,
 	}
 }
 
-// wait waits until done says so of all prefixes, and gives the latest of its times.
+// wait waits until done is true for all prefixes, and returns the latest of its
+// times.
 func (r *routes) wait(ctx context.Context, prefixes []netip.Prefix, done func(*history) (bool, time.Time)) (time.Time, error) {
 	next := 0
 	for {
@@ -230,7 +231,7 @@ func (r *routes) wait(ctx context.Context, prefixes []netip.Prefix, done func(*h
 			next++
 		}
 		if next == len(prefixes) {
-			for i, p := range prefixes { // an earlier one may be undone again
+			for i, p := range prefixes { // an earlier prefix may have changed again
 				ok, at := done(r.of(p))
 				if !ok {
 					next = i
@@ -254,14 +255,14 @@ func (r *routes) wait(ctx context.Context, prefixes []netip.Prefix, done func(*h
 	}
 }
 
-// guestPrefix gives the destination of a route of the main table that is a
+// guestPrefix returns the destination of a route of the main table that is a
 // guest's; ok is false for any other message.
 func guestPrefix(m syscall.NetlinkMessage) (p netip.Prefix, ok bool) {
 	if t := m.Header.Type; t != unix.RTM_NEWROUTE && t != unix.RTM_DELROUTE || len(m.Data) < unix.SizeofRtMsg {
 		return p, false
 	}
 	bits, table, kind := int(m.Data[1]), m.Data[4], m.Data[7]
-	if table != unix.RT_TABLE_MAIN || kind != unix.RTN_UNICAST { // a pool as a whole is unreachable
+	if table != unix.RT_TABLE_MAIN || kind != unix.RTN_UNICAST { // the route of a whole pool is unreachable
 		return p, false
 	}
 	for b := m.Data[unix.SizeofRtMsg:]; len(b) >= unix.SizeofRtAttr; {

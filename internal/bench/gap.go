@@ -13,11 +13,11 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
-// goalAdded is what the fabric may add to a gap once the guest answers.
+// goalAdded is the time that the fabric may add to a gap once the guest answers.
 const goalAdded = 5 * time.Millisecond
 
-// gapParts is what the gap of one address in a move is made of, one after the other
-// but for the way of a packet.
+// gapParts are the parts of the gap of one address in a move. They follow each
+// other, but for the time of a packet on its way.
 type gapParts struct {
 	to     netip.Addr
 	waking time.Duration // from the end of the pause to the guest's first frame
@@ -30,11 +30,12 @@ type gapWatch struct {
 	from, dest *core.Sniffer
 }
 
-// watchGap begins to record on the node that a guest leaves and on the one it goes to.
+// watchGap begins to record on the node that a guest leaves and on the node to
+// which it moves.
 func watchGap(from, dest *core.Host, mac net.HardwareAddr) (*gapWatch, error) {
 	mine := func(f core.Frame) bool {
 		src, _ := f.MACs()
-		return !f.Outgoing && bytes.Equal(src, mac) && f.EtherType() != unix.ETH_P_RARP // that is QEMU's word
+		return !f.Outgoing && bytes.Equal(src, mac) && f.EtherType() != unix.ETH_P_RARP // QEMU sends RARP, not the guest
 	}
 	w := &gapWatch{}
 	var err error
@@ -55,8 +56,8 @@ func (w *gapWatch) stop(results []probed, pause time.Duration) (parts []gapParts
 	return gapsOf(w.from.Frames(), w.dest.Frames(), results, pause)
 }
 
-// gapsOf takes gaps apart by the frames of a guest at the node that it leaves, and at
-// the one it goes to.
+// gapsOf takes gaps apart by the frames of a guest at the node that it leaves, and
+// at the node to which it moves.
 func gapsOf(there, here []core.Frame, results []probed, pause time.Duration) (parts []gapParts, err error) {
 	if len(there) == 0 || len(here) == 0 {
 		return nil, fmt.Errorf("%d frames of the guest before its move and %d after", len(there), len(here))
@@ -79,7 +80,7 @@ var gapHead = []string{
 	"the gap taken apart", "core", "family", "moves", "the guest's pause ms", "its waking to its first frame ms", "to its first reply ms", "to the client ms",
 }
 
-// gapRow writes what the gaps of one family are made of.
+// gapRow writes the parts of the gaps of one family.
 func gapRow(t *table, moves []move, core string, four bool) {
 	var pauses, waking, reply, added []time.Duration
 	for _, m := range moves {
@@ -95,7 +96,7 @@ func gapRow(t *table, moves []move, core string, four bool) {
 	t.row("vmfabric", core, map[bool]string{true: "IPv4", false: "IPv6"}[four], count(len(pauses)), spread(pauses, ms), spread(waking, ms), spread(reply, ms), spread(added, ms))
 }
 
-// gapTargets holds what the fabric adds to its goal.
+// gapTargets compares the time that the fabric adds with its goal.
 func gapTargets(m *moving) []target {
 	var added []time.Duration
 	within := 0

@@ -25,7 +25,8 @@ func (g guest) xml() string {
 		"@ADDRESS4@", g.a4.String(), "@ADDRESS6@", g.a6.String()).Replace(domainXML)
 }
 
-// hookCommand is the hook as libvirt runs it, or a program in its place.
+// hookCommand returns the command of the hook as libvirt runs it, or of a program
+// in its place.
 func hookCommand(ctx context.Context, program, socket, op string, g guest) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, program, g.name, op, "begin", "-")
 	cmd.Dir = "/"
@@ -34,14 +35,13 @@ func hookCommand(ctx context.Context, program, socket, op string, g guest) *exec
 	return cmd
 }
 
-// hooked is one program that is run again and again as a hook.
+// hooked is a program that the benchmark runs again and again as a hook.
 type hooked struct {
 	name, program, socket string
 	took                  sample
 }
 
-// measureHook compares whole processes of the hook with the least that a
-// process in Go can be.
+// measureHook compares whole processes of the hook with the least process in Go.
 func measureHook(ctx context.Context, b *bench) (s section, err error) {
 	l, err := b.newLab(ctx, "hook", 1)
 	if err != nil {
@@ -115,7 +115,7 @@ line the agent makes a port for a new guest each time.`, count(len(runs[0].took)
 	return s
 }
 
-// serveIdle serves hooks with an agent that says yes to everything.
+// serveIdle serves hooks by an agent that accepts every request.
 func serveIdle(ctx context.Context, socket string) (stop func() error, err error) {
 	l, err := hooks.Listen(ctx, socket)
 	if err != nil {

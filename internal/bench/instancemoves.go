@@ -15,7 +15,7 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
 )
 
-// instanceMove is what was seen of a move of a running LXD instance.
+// instanceMove is the measurement of a move of a running LXD instance.
 type instanceMove struct {
 	probed  []probed
 	overlap time.Duration // for which the instance ran on both nodes; negative: on neither
@@ -149,8 +149,8 @@ func (st *stateless) move(ctx context.Context) (m instanceMove, err error) {
 	})
 }
 
-// readyAt tells when the instance began to serve, by a file that its first
-// process makes then.
+// readyAt returns when the instance began to serve: its first process makes a file
+// then.
 func (st *stateless) readyAt(ctx context.Context) (time.Time, error) {
 	pid, err := st.container.Pid(ctx)
 	if err != nil {

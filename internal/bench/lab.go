@@ -19,7 +19,7 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
-// The guests' addresses: of guest n, the n-th of each.
+// The guests' addresses: guest n has the n-th of each pool.
 var (
 	pool4 = netip.MustParsePrefix("10.64.0.0/14")
 	pool6 = netip.MustParsePrefix("2001:db8:100::/48")
@@ -28,11 +28,11 @@ var (
 // graceful is the graceful restart time (RFC 4724) of the labs' agents.
 const graceful = 20 * time.Second
 
-// patience bounds what takes seconds at most when all is well.
+// patience bounds waits that take at most seconds when all is well.
 const patience = 2 * time.Minute
 
-// lab is a fabric: nodes, on which nothing runs yet, two reflectors and a core
-// gateway, whose routes are watched.
+// lab is a fabric: nodes, on which nothing runs yet, two reflectors, and a core
+// gateway whose routes it watches.
 type lab struct {
 	*core.Lab
 	top     *core.Topology
@@ -43,7 +43,7 @@ type lab struct {
 	frrCore bool // the core gateway is an FRR
 }
 
-// reflector is a daemon, or several, that reflects.
+// reflector has the processes of a route reflector.
 type reflector struct {
 	pids []int
 }
@@ -53,9 +53,9 @@ func (b *bench) newLab(ctx context.Context, name string, nodes int) (*lab, error
 	return b.newLabOf(ctx, name, nodes, "bird")
 }
 
-// newLabOf makes a lab with reflectors of a kind: bird, frr or embedded. What
-// surrounds the nodes has the configuration that vmfabric renders. The kind open
-// is BIRD without a filter, for baselines that send no community.
+// newLabOf makes a lab with reflectors of a kind: bird, frr or embedded. The
+// reflectors and the core gateway have the configuration that vmfabric renders. The
+// kind open is BIRD without a filter, for baselines that send no community.
 func (b *bench) newLabOf(ctx context.Context, name string, nodes int, kind string) (*lab, error) {
 	return b.makeLab(ctx, name, nodes, kind, false)
 }
@@ -115,7 +115,7 @@ func (l *lab) startCore(ctx context.Context, kind string) (counter, error) {
 	return l.startBird(ctx, l.top.Core)
 }
 
-// startReflector gives the processes that it started.
+// startReflector starts a reflector, and returns its processes.
 func (l *lab) startReflector(ctx context.Context, h *core.Host, kind, program string) ([]int, error) {
 	switch kind {
 	case "bird", "open":
@@ -143,7 +143,8 @@ func (l *lab) startReflector(ctx context.Context, h *core.Host, kind, program st
 	return []int{d.Pid()}, nil
 }
 
-// startBird and startFRR start a machine of the cluster as it is rendered.
+// startBird and startFRR start a router of the cluster with its rendered
+// configuration.
 
 func (l *lab) startBird(ctx context.Context, h *core.Host) (*routers.Bird, error) {
 	conf, err := render.Router(l.cluster, render.BIRD, h.Name())
@@ -170,10 +171,10 @@ func (l *lab) startFRR(ctx context.Context, h *core.Host) (*routers.FRR, error) 
 	return routers.StartFRR(ctx, h, conf)
 }
 
-// ackAtOnce has a host acknowledge what comes over the underlay without delay.
-// BIRD sends the update of each family on its own and leaves Nagle's algorithm
-// on: in a series of guests, the second would wait up to 40 ms for the delayed
-// acknowledgement of the first, which guests that come minutes apart never see.
+// ackAtOnce makes a host acknowledge TCP segments from the underlay without delay.
+// BIRD sends the update of each family on its own and leaves Nagle's algorithm on:
+// in a series of guests, the second update would wait up to 40 ms for the delayed
+// acknowledgement of the first. Guests that come minutes apart never see that.
 func ackAtOnce(h *core.Host) error {
 	eth0, err := h.Link("eth0")
 	if err != nil {
@@ -227,13 +228,13 @@ func established(ctx context.Context, c counter) error {
 	})
 }
 
-// guest is one with an address of each family.
+// guest is a guest with an address of each family.
 type guest struct {
 	name   string
 	a4, a6 netip.Addr
 }
 
-// guestNumber gives guest n; no two of a lab have the same number.
+// guestNumber returns guest n. No two guests of a lab have the same number.
 func guestNumber(n int) guest {
 	a4, a6 := pool4.Addr().As4(), pool6.Addr().As16()
 	for i := range 3 {
@@ -243,7 +244,7 @@ func guestNumber(n int) guest {
 	return guest{fmt.Sprintf("g%06d", n), netip.AddrFrom4(a4), netip.AddrFrom16(a6)}
 }
 
-// guests gives n guests from number first on.
+// guests returns n guests from number first on.
 func guests(first, n int) []guest {
 	gs := make([]guest, n)
 	for i := range gs {
@@ -275,11 +276,11 @@ type method struct {
 	name     string
 	up, down func(ctx context.Context, g guest) (span, error)
 
-	ups, downs         sample // until the core gateway has both routes, or neither
-	upCalls, downCalls sample // until up and down were done
+	ups, downs         sample // times until the core gateway has both routes, or neither
+	upCalls, downCalls sample // times until up and down returned
 }
 
-// span is when something began, and how long it took.
+// span is the start of a call, and how long it took.
 type span struct {
 	began time.Time
 	took  time.Duration
@@ -287,13 +288,13 @@ type span struct {
 
 func since(began time.Time) span { return span{began, time.Since(began)} }
 
-// race measures the methods n times each, by turns, with guests from number
-// first on. A round before that is not counted: daemons take longer over the
-// first route of a session.
+// race measures the methods n times each, by turns, with guests from number first
+// on. It does not count a round before that: daemons take longer over the first
+// route of a session.
 func (l *lab) race(ctx context.Context, methods []*method, first, n int) error {
 	for i := range n + 1 {
 		for k := range methods {
-			m := methods[(i+k)%len(methods)] // nobody always comes after the same
+			m := methods[(i+k)%len(methods)] // no method always follows the same one
 			if err := l.upAndDown(ctx, m, guestNumber(first+i*len(methods)+k)); err != nil {
 				return fmt.Errorf("%s: %w", m.name, err)
 			}

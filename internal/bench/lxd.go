@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// baseline is a way to announce the instances of an LXD.
+// baseline is a way to announce an instance of LXD, and its times.
 type baseline struct {
 	name      string
 	guest     guest
@@ -24,7 +24,7 @@ type baseline struct {
 	port      *portWatch
 
 	ups, downs     sample // from the link, or its carrier, to the core gateway's route
-	starts, deaths sample // from the command, or the kill
+	starts, deaths sample // from the command, or the kill, to the same
 }
 
 // measureLXD compares vmfabric with LXD's own BGP server.
@@ -63,7 +63,7 @@ func measureLXD(ctx context.Context, b *bench) (s section, err error) {
 	return lxdSection(ours, theirs), nil
 }
 
-// ourInstance makes one on node1 whose link LXD makes and the agent takes over.
+// ourInstance makes an instance on node1 whose link LXD makes and the agent adopts.
 func (b *bench) ourInstance(ctx context.Context, l *lab, g guest) (*baseline, error) {
 	node := l.top.Nodes["node1"]
 	lx, err := hypervisors.StartLXD(ctx, node, hypervisors.LXDOptions{})
@@ -81,7 +81,7 @@ func (b *bench) ourInstance(ctx context.Context, l *lab, g guest) (*baseline, er
 	return &baseline{name: "vmfabric", guest: g, container: c, port: port}, err
 }
 
-// bridgedInstance makes one on node2 that LXD's BGP server announces.
+// bridgedInstance makes an instance on node2 that LXD's BGP server announces.
 func (l *lab) bridgedInstance(ctx context.Context, g guest) (*baseline, error) {
 	node := l.top.Nodes["node2"]
 	lx, err := hypervisors.StartLXD(ctx, node, hypervisors.LXDOptions{})
@@ -113,7 +113,7 @@ func (l *lab) bridgedInstance(ctx context.Context, g guest) (*baseline, error) {
 	return &baseline{name: "LXD's BGP server", guest: g, container: c, port: port}, err
 }
 
-// live has the instance start and die once.
+// live starts and kills the instance once.
 func (r *baseline) live(ctx context.Context, l *lab) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -163,8 +163,7 @@ func (r *baseline) live(ctx context.Context, l *lab) error {
 	})
 }
 
-// portWatch notes when a link is made, when it gets its carrier, and when it
-// loses it.
+// portWatch notes when a link appears, and when it gets and loses its carrier.
 type portWatch struct {
 	done  chan struct{}
 	ended chan struct{}
@@ -220,7 +219,7 @@ func (w *portWatch) times() (made, lost time.Time) {
 	return w.made, w.lost
 }
 
-// cameUp tells when the link had a carrier for the first time since it was armed.
+// cameUp returns when the link first had carrier since arm.
 func (w *portWatch) cameUp() time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// machine says what the figures were measured on.
+// machine describes the machine of the run.
 func machine(ctx context.Context, bin programs) []fact {
 	facts := []fact{
 		{"date", time.Now().Format(time.DateOnly)},
@@ -55,13 +55,13 @@ func memory() string {
 	return mib(kib<<10) + " MiB"
 }
 
-// fieldOf gives the value of the first "name : value" line of a file.
+// fieldOf returns the value of the first "name : value" line of a file.
 func fieldOf(path, name string) string {
 	_, value, _ := strings.Cut(valueOf(path, name), ":")
 	return strings.TrimSpace(value)
 }
 
-// valueOf gives the rest of the first line that begins with start.
+// valueOf returns the rest of the first line that begins with start.
 func valueOf(path, start string) string {
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -99,13 +99,13 @@ func version(ctx context.Context, program string, args ...string) string {
 }
 
 const (
-	quietEnough = 0.9              // share of the processors that idles on a quiet machine
-	quietWithin = 10 * time.Second // what came before may still be tidied up by the kernel
+	quietEnough = 0.9              // idle share of the processors of a quiet machine
+	quietWithin = 10 * time.Second // the kernel may still tidy up after the measurement before
 	quietLook   = 300 * time.Millisecond
 )
 
-// quiet waits, within bounds, until the machine is quiet, and gives the share
-// of the processors that idled at last. A smoke run only looks.
+// quiet waits, at most for quietWithin, until the machine is quiet, and returns the
+// last idle share of the processors. A smoke run only looks once.
 func (b *bench) quiet(ctx context.Context) float64 {
 	bound := time.Now()
 	if !b.quick {
@@ -126,12 +126,13 @@ func (b *bench) quiet(ctx context.Context) float64 {
 	}
 }
 
-// ticks gives the processors' idle and whole time since boot (proc_stat(5)).
+// ticks returns the idle and the total time of the processors since boot
+// (proc_stat(5)).
 func ticks() (idle, all uint64) {
 	fields := strings.Fields(valueOf("/proc/stat", "cpu "))
 	for i, f := range fields {
 		n, _ := strconv.ParseUint(f, 10, 64)
-		if i < 8 { // guest time is in user time already
+		if i < 8 { // user time includes guest time
 			all += n
 		}
 		if i == 3 || i == 4 {

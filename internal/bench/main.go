@@ -1,6 +1,6 @@
-// Command bench measures vmfabric against what it competes with, all in one run
-// on one machine, and writes the figures down: docs/performance.md is a run of
-// it. It needs root, BIRD 2, and for one comparison FRR.
+// Command bench measures vmfabric against its baselines, all in one run on one
+// machine, and writes a report of the figures: docs/performance.md is one. It needs
+// root, BIRD 2, and for one comparison FRR.
 //
 //	go run ./internal/bench                 everything, into docs/performance.md
 //	go run ./internal/bench --only attach   one measurement, printed only
@@ -28,7 +28,8 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// run is main but for what belongs to the process. It gives the exit status.
+// run is main without the parts that belong to the process. It returns the exit
+// status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	f, err := parseFlags(args, stderr)
 	if errors.Is(err, flag.ErrHelp) {

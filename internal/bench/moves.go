@@ -22,17 +22,17 @@ import (
 
 const (
 	moveRate   = 1000                   // requests a second to each address
-	fastRate   = 4000                   // in the series of its own
+	fastRate   = 4000                   // requests a second in the fast series
 	lineEvery  = 10 * time.Millisecond  // of the TCP sessions
 	moveLead   = 300 * time.Millisecond // probing before a migration
-	moveTail   = 700 * time.Millisecond // and after everything is as it was
-	silentFor  = 8 * time.Second        // after which it is asked whether the guest hangs
-	mostHung   = 5                      // in one lab, before something else must be wrong
+	moveTail   = 700 * time.Millisecond // probing after everything answers again
+	silentFor  = 8 * time.Second        // silence after which the benchmark asks whether the guest hangs
+	mostHung   = 5                      // hung guests in one lab before the benchmark fails
 	moverNodes = 4
 )
 
-// moving is a lab for live migrations: two nodes whose agents follow libvirt,
-// and two whose agents do what a hook says.
+// moving is a lab for live migrations: two nodes whose agents follow libvirt, and
+// two whose agents follow only hooks.
 type moving struct {
 	*lab
 	core      string
@@ -40,10 +40,10 @@ type moving struct {
 	agents    map[string]*agent
 	ours      *mover
 	baselines []*mover
-	still     []move // what is seen of a guest that does not move
+	still     []move // measurements of a guest that does not move
 }
 
-// mover is a guest that is migrated to and fro between two nodes.
+// mover is a guest that migrates to and fro between two nodes.
 type mover struct {
 	name   string
 	nodes  [2]string
@@ -58,7 +58,7 @@ type mover struct {
 	hung  int
 }
 
-// move is what was seen of one migration.
+// move is the measurement of one migration.
 type move struct {
 	back   bool // to the first node
 	probed []probed
@@ -68,8 +68,8 @@ type move struct {
 	took   time.Duration // virsh
 }
 
-// measureMoves migrates guests under probes, by turns with vmfabric and with
-// what hooks alone can do.
+// measureMoves migrates guests under probes, by turns with vmfabric and with the
+// baselines of hooks alone.
 func measureMoves(ctx context.Context, b *bench) (s section, err error) {
 	if err := hypervisors.Available("qemu"); err != nil {
 		return section{title: movesTitle, method: fmt.Sprintf("Not measured: %v.", err)}, nil
@@ -210,8 +210,8 @@ func newMover(n int, vm, name string, nodes [2]string) *mover {
 	return &mover{name: name, nodes: nodes, guest: g, mac: fabric.MAC{0x52, 0x54, 0, 0, 0, byte(n)}}
 }
 
-// startNode starts a libvirtd and an agent. That of a baseline knows of no other
-// node, so that they have nothing to tell each other.
+// startNode starts a libvirtd and an agent. A baseline's agent has a cluster file
+// with its own node alone, so that it talks to no other.
 func (m *moving) startNode(ctx context.Context, b *bench, name string, baseline bool) (*hypervisors.Libvirt, *agent, error) {
 	hook := b.bin.hook
 	if baseline {
@@ -250,7 +250,7 @@ func (g *mover) vm() fabric.VM {
 	return fabric.VM{Name: g.guest.name, NICs: []fabric.NIC{nic}}
 }
 
-// start starts a guest where it is, and waits until it is reached.
+// start starts a guest on its node, and waits until the client reaches it.
 func (m *moving) start(ctx context.Context, g *mover) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -286,7 +286,7 @@ func (m *moving) reached(ctx context.Context, g *mover) error {
 	return nil
 }
 
-// again starts a guest that hangs anew.
+// again destroys a guest that hangs, and starts it anew.
 func (m *moving) again(ctx context.Context, g *mover) error {
 	if g.hung++; g.hung > mostHung {
 		return fmt.Errorf("the guest hung %d times after a migration", g.hung)
@@ -302,7 +302,8 @@ func (m *moving) again(ctx context.Context, g *mover) error {
 	return m.start(ctx, g)
 }
 
-// move migrates a guest to its other node, until it is a move that counts.
+// move migrates a guest to its other node. It repeats a move after which the guest
+// hangs.
 func (m *moving) move(ctx context.Context, b *bench, g *mover, rate int, to ...netip.Addr) (move, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -371,10 +372,11 @@ func (m *moving) tryMove(ctx context.Context, g *mover, rate int, to []netip.Add
 		return got, err
 	}
 	if gap != nil {
-		// A gap of which frames were missed, on a busy machine, is not taken apart.
+		// On a busy machine the sniffers may miss frames. Such a gap has no parts.
 		got.parts, _ = gap.stop(got.probed, got.pause)
 	}
-	// Nothing of it is left where it was, or the next one would not be alike.
+	// Wait until the first node has removed the port, so that the next move begins
+	// alike.
 	return got, core.Until(ctx, func() error {
 		if port := g.guest.port(); m.top.Nodes[from].HasLink(port) {
 			return fmt.Errorf("%s is still on %s", port, from)
@@ -383,8 +385,8 @@ func (m *moving) tryMove(ctx context.Context, g *mover, rate int, to []netip.Add
 	})
 }
 
-// stay watches a guest that does not move, for as long as one that does: what is
-// lost then is lost by the machine.
+// stay watches a guest that does not move: packets that are lost then, the machine
+// loses by itself.
 func (m *moving) stay(ctx context.Context, b *bench, g *mover) (got move, err error) {
 	w, err := m.watch(ctx, moveRate, []netip.Addr{g.guest.a4, g.guest.a6})
 	if err != nil {
@@ -399,8 +401,8 @@ func (m *moving) stay(ctx context.Context, b *bench, g *mover) (got move, err er
 	return got, err
 }
 
-// answers waits until everything that watches a guest which has moved gets
-// answers again. It is errHung when the guest itself gives none.
+// answers waits until all watchers of a guest that has moved get answers again. The
+// error is errHung if the guest itself hangs.
 func (m *moving) answers(ctx context.Context, g *mover, w *watchers) error {
 	silent, cancel := context.WithTimeout(ctx, silentFor)
 	defer cancel()
@@ -418,7 +420,7 @@ func (m *moving) answers(ctx context.Context, g *mover, w *watchers) error {
 	return core.Until(ctx, w.next())
 }
 
-// watchers are what sees a guest from the client: probes and TCP sessions.
+// watchers watch a guest from the client, by probes and TCP sessions.
 type watchers struct {
 	probers  *probers
 	sessions []*core.Session
@@ -458,8 +460,8 @@ func (w *watchers) stop() ([]probed, []core.SessionResult) {
 	return results, sessions
 }
 
-// next gives a function that is an error until every prober has a further
-// answer, and every session that is not over a further line.
+// next returns a function that returns an error until every prober has a further
+// answer, and every session that has not ended a further line.
 func (w *watchers) next() func() error {
 	var probes, lines []int
 	for _, p := range w.probers.all {

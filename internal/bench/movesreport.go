@@ -18,7 +18,7 @@ const (
 	goalGap      = 40 * time.Millisecond
 )
 
-// spread writes the middle of a sample and its ends.
+// spread writes the median of a sample and its ends.
 func spread[T cmp.Ordered](of []T, write func(T) string) string {
 	if len(of) == 0 {
 		return "–"
@@ -31,7 +31,7 @@ func spread[T cmp.Ordered](of []T, write func(T) string) string {
 	return fmt.Sprintf("%s [%s..%s]", write(mid), write(sorted[0]), write(sorted[len(sorted)-1]))
 }
 
-// perFamily is what probes of one family saw of some moves.
+// perFamily has the results of the probes of one family in some moves.
 type perFamily struct {
 	lost, twice, reordered, refused []int
 	gaps, over                      []time.Duration // over the guest's pause
@@ -77,8 +77,8 @@ type group struct {
 	moves []move
 }
 
-// groups tells the directions of hooks alone apart: of two routes that are
-// equal but for it, that of the lower router ID wins.
+// groups separates the directions of the moves with hooks alone: of two otherwise
+// equal routes, the core gateway uses that of the lower router ID.
 func (g *mover) groups() []group {
 	if g.late || g.nodes[0] == "node1" {
 		return []group{{g.name, g.moves}}
@@ -146,7 +146,7 @@ func sessionRow(t *table, g *mover, core string) {
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.1f", d.Seconds()) }
 
-// moveTargets holds vmfabric's moves to the goals.
+// moveTargets compares vmfabric's moves with the goals.
 func moveTargets(m *moving) []target {
 	var ts []target
 	resets := 0

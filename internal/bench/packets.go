@@ -27,10 +27,11 @@ var (
 	far6 = netip.MustParsePrefix("2001:2::1/128")
 )
 
-// discard is the UDP port that the packets are for (RFC 863).
+// discard is the UDP destination port of the packets (RFC 863).
 const discard = 9
 
-// lookups is a table of the routing table's answer alone, for each packet.
+// lookups is an nftables table that only looks up the source of each packet in the
+// routing table.
 const lookups = `table inet lookups {
 	chain sources {
 		type filter hook prerouting priority raw;
@@ -43,11 +44,11 @@ const lookups = `table inet lookups {
 type way struct {
 	name     string
 	from, to *core.Host
-	link     string // at which they come in there
+	link     string // the link at which the packets come in there
 	src, dst netip.Addr
 }
 
-// filters are what is between the port and the rest, in the order of the table.
+// filters are the filters on the node, in the order of the table.
 var filters = []string{"none", "the routing table asked for each source", "vmfabric's"}
 
 // measurePackets sends small packets through a port, with and without the
@@ -98,8 +99,8 @@ func measurePackets(ctx context.Context, b *bench) (s section, err error) {
 	return packetsSection(b.size, ways, rates), syscall.Kill(a.Pid(), syscall.SIGCONT)
 }
 
-// farEnd gives the node a link to the core gateway, where what comes for
-// discard ends at once, as it does at the guest.
+// farEnd makes a link from the node to the core gateway. There, as at the guest,
+// packets for discard are dropped as they come in.
 func farEnd(ctx context.Context, l *lab, node, guest *core.Host) error {
 	if err := l.Cable(node, "far0", l.top.Core, "far1"); err != nil {
 		return err
@@ -124,7 +125,7 @@ func farEnd(ctx context.Context, l *lab, node, guest *core.Host) error {
 			return err
 		}
 		for _, p := range side.others {
-			// The link is all there is between the two, so that any next hop will do.
+			// Only the link is between the two, so that any next hop will do.
 			via := netip.MustParseAddr("198.18.0.254")
 			if p.Addr().Is6() {
 				via = netip.MustParseAddr("fe80::fe")
@@ -149,14 +150,14 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// install has one of the filters on the node, and the agent stopped, which would
-// put its own back.
+// install installs one of the filters on the node, and leaves the agent stopped,
+// which would put its own back.
 func (b *bench) install(ctx context.Context, a *agent, node *core.Host, filter string) error {
 	nft := func(args ...string) error {
 		_, err := node.Run(ctx, "nft", args...)
 		return err
 	}
-	_ = nft("delete table inet lookups") // there or not
+	_ = nft("delete table inet lookups") // it may be missing
 	if filter == "vmfabric's" {
 		if err := syscall.Kill(a.Pid(), syscall.SIGCONT); err != nil {
 			return err
@@ -182,7 +183,7 @@ func (b *bench) install(ctx context.Context, a *agent, node *core.Host, filter s
 	return nft(lookups)
 }
 
-// arrived counts what has come in at the end of the way.
+// arrived counts the packets that have come in at the end of the way.
 func (w way) arrived() (uint64, error) {
 	l, err := w.to.Link(w.link)
 	if err != nil {
@@ -191,14 +192,14 @@ func (w way) arrived() (uint64, error) {
 	return l.Attrs().Statistics.RxPackets, nil
 }
 
-// blast sends for a time as fast as one sender can, and gives the packets a
-// second that arrive.
+// blast sends for a time as fast as one sender can, and returns how many packets
+// arrive in a second.
 func (w way) blast(ctx context.Context, d time.Duration) (rate float64, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // for ever: the thread ends with its goroutine
-		// Nobody else's work comes between.
+		// No other process gets the processor meanwhile.
 		if err = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0); err == nil {
 			rate, err = w.send(ctx, d)
 		}
@@ -227,7 +228,7 @@ func (w way) send(ctx context.Context, d time.Duration) (rate float64, err error
 	if w.dst.Is6() {
 		send = func() (int, error) { return ipv6.NewPacketConn(conn).WriteBatch(six, 0) }
 	}
-	for range 10 { // neighbours and routes are looked up
+	for range 10 { // the first packets look up neighbours and routes
 		if _, err := send(); err != nil {
 			return 0, err
 		}
@@ -278,7 +279,7 @@ The tables have no entries of guests' and no chain that is longer with more of t
 	return s
 }
 
-// median gives the middle of a list, the higher of two; it is not empty.
+// median returns the median of a list, the higher of two. The list is not empty.
 func median(of []float64) float64 {
 	sorted := slices.Sorted(slices.Values(of))
 	return sorted[len(sorted)/2]

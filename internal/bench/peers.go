@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// portCommands is what a hook in shell does to make a port; with the two routes
-// it is eight commands.
+// portCommands are the commands by which a hook in shell makes a port. With the two
+// routes there are eight.
 const portCommands = `set -e
 ip tuntap add dev "$T" mode tap
 ip link set dev "$T" address "$MAC" up
@@ -26,7 +26,7 @@ ip addr add "$GW4/32" dev "$T"
 ip addr add "$GW6/64" dev "$T" nodad
 `
 
-// Hooks in shell, as they are written where there is no agent.
+// Hooks in shell, as operators write them without an agent.
 const (
 	birdUp = portCommands + `ip route add "$A4/32" dev "$T"
 ip -6 route add "$A6/128" dev "$T"
@@ -40,8 +40,9 @@ sed -i "/^route $A6\/128 /d" "$FILE6"
 birdc -s "$CTL" configure
 ip link del "$T"
 `
-	// FRR makes the routes itself, and would prefer any that are there. A tap
-	// whose guest does not run yet has no carrier, which FRR would mind.
+	// FRR makes the routes itself, and would prefer kernel routes of the same
+	// prefix. A tap whose guest does not run yet has no carrier; `no link-detect`
+	// makes FRR use it all the same.
 	frrUp = portCommands + `vtysh -N "$SPACE" -c 'configure terminal' -c "interface $T" -c 'no link-detect' -c exit \
 	-c "ip route $A4/32 $T" -c "ipv6 route $A6/128 $T"
 `
@@ -51,7 +52,7 @@ ip link del "$T"
 `
 )
 
-// shell is a node that is run by hooks in shell.
+// shell is a node with hooks in shell.
 type shell struct {
 	node     *core.Host
 	up, down string
@@ -95,8 +96,8 @@ func runIn(node *core.Host, cmd *exec.Cmd) (span, error) {
 	return since(began), err
 }
 
-// hooks is the agent with the hooks as libvirt runs them, around a hypervisor
-// that opens the tap.
+// hooks is the agent with its hooks as libvirt runs them, before and after a
+// hypervisor opens the tap.
 func (a *agent) hooks(name, hook string) *method {
 	run := func(ctx context.Context, op string, g guest) (span, error) {
 		return runIn(a.node, hookCommand(ctx, hook, a.socket, op, g))
@@ -141,10 +142,10 @@ func holdTap(node *core.Host, name string) (f *os.File, err error) {
 	return f, err
 }
 
-// duel is a race of vmfabric against one other.
+// duel is a race of vmfabric against one other method.
 type duel struct{ ours, other *method }
 
-// measurePeers compares the hooks with those that people write.
+// measurePeers compares the hooks with those that operators write.
 func measurePeers(ctx context.Context, b *bench) (s section, err error) {
 	l, err := b.newLab(ctx, "peers", 3)
 	if err != nil {
@@ -179,7 +180,7 @@ func measurePeers(ctx context.Context, b *bench) (s section, err error) {
 			return s, err
 		}
 	}
-	// A BIRD on another node would only be in the way.
+	// A BIRD on another node would only disturb the next measurement.
 	if err := errors.Join(l.fill(ctx, bird, files, 0), bird.Stop()); err != nil {
 		return s, err
 	}
@@ -197,14 +198,14 @@ func measurePeers(ctx context.Context, b *bench) (s section, err error) {
 	if err := established(ctx, frr); err != nil {
 		return s, err
 	}
-	space := strings.ReplaceAll(node.Namespace(), ".", "_") // as the lab calls FRR's pathspace
+	space := strings.ReplaceAll(node.Namespace(), ".", "_") // the lab's name of FRR's pathspace
 	if err := fight(duel{a.hooks(us, b.bin.hook), l.newShell(node, frrUp, frrDown, "SPACE="+space).method("shell hook, FRR by vtysh")}, b.size.frr); err != nil {
 		return s, err
 	}
 	return peersSection(duels), nil
 }
 
-// routeFiles are the files that a BIRD reads its static routes from.
+// routeFiles are the files from which a BIRD reads its static routes.
 type routeFiles struct{ four, six string }
 
 func (f routeFiles) write(gs []guest) error {
@@ -223,11 +224,11 @@ func (l *lab) startFileBird(ctx context.Context, files routeFiles) (*routers.Bir
 	return l.startNodeBird(ctx, l.top.Nodes["node2"], birdFiles(files.four, files.six))
 }
 
-// background is the number of the first guest that is only a line in a file.
+// background is the number of the first guest that exists only as a line in a file.
 const background = 100_000
 
-// fill gives BIRD files with n routes, half of each family, and waits until the
-// core gateway has them and no others.
+// fill writes BIRD's files with n routes, half of each family, and waits until the
+// core gateway has them, or for n = 0 until it has none.
 func (l *lab) fill(ctx context.Context, bird *routers.Bird, files routeFiles, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

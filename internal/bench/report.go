@@ -15,10 +15,10 @@ type report struct {
 	quick    bool
 }
 
-// fact is something about the machine.
+// fact is a property of the machine.
 type fact struct{ name, value string }
 
-// section is a measurement.
+// section is the report of one measurement.
 type section struct {
 	title   string
 	method  string // paragraphs of markdown
@@ -110,7 +110,7 @@ func factRows(facts []fact) [][]string {
 	return rows
 }
 
-// write writes a table with its columns aligned in the source too.
+// write writes a table, with its columns also aligned in the source.
 func write(b *strings.Builder, t table) {
 	width := make([]int, len(t.head))
 	for _, row := range append([][]string{t.head}, t.rows...) {
@@ -147,6 +147,6 @@ func write(b *strings.Builder, t table) {
 	}
 }
 
-// figures says whether the columns after the first hold figures: words have
-// none in their heading.
+// figures reports whether the columns after the first hold figures. Tables of words
+// have an empty last heading.
 func (t table) figures() bool { return len(t.head) > 1 && t.head[len(t.head)-1] != "" }

@@ -12,13 +12,13 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
-// restart is one way for an agent to end and come back.
+// restart is one way to end and restart an agent, and its times.
 type restart struct {
 	name    string
 	end     func(*agent) error
 	ended   sample // from the signal until the process was gone
-	adopted sample // from the start of the next one until it answered, with all guests live
-	healthy sample // until it was healthy besides, which takes all BGP sessions
+	adopted sample // from the next start until the agent answered, with all guests live
+	healthy sample // from the next start until the agent was healthy, with all BGP sessions
 	removed int    // routes to guests that the core gateway's kernel removed
 	away    time.Duration
 }
@@ -70,7 +70,7 @@ func measureRestart(ctx context.Context, b *bench) (s section, err error) {
 	return restartSection(b.size, restarts, live, results), err
 }
 
-// plug brings a guest live that is a namespace of its own behind the node.
+// plug attaches a guest that is a network namespace behind the node.
 func (a *agent) plug(ctx context.Context, g guest) (guest, error) {
 	vm := g.vm(fabric.Veth)
 	if _, err := a.ask(ctx, hooks.Wire, vm); err != nil {
@@ -139,13 +139,13 @@ func (r *restart) run(ctx context.Context, l *lab, a *agent, live int, watch tim
 	return a.ready(ctx, live)
 }
 
-// probers are requests to several addresses at once.
+// probers sends requests to several addresses at once.
 type probers struct {
 	to  []netip.Addr
 	all []*core.Prober
 }
 
-// probed is what became of the requests to one address.
+// probed is the result of the requests to one address.
 type probed struct {
 	to netip.Addr
 	core.ProbeResult

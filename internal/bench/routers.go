@@ -17,13 +17,13 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/routers"
 )
 
-// reflectorKinds and their names.
+// reflectorKinds are the kinds of reflectors and their names.
 var reflectorKinds = []struct{ kind, name string }{
 	{"bird", "BIRD"}, {"frr", "FRR"}, {"embedded", "embedded"},
 }
 
-// measureRouters has every speaker behind every kind of reflector, one guest
-// after the other, and then very many routes at once.
+// measureRouters measures every speaker behind every kind of reflector, with one
+// guest after the other, and then with very many routes at once.
 func measureRouters(ctx context.Context, b *bench) (section, error) {
 	s := section{title: "Every speaker behind every reflector"}
 	if err := routers.Available("frr"); err != nil {
@@ -106,7 +106,7 @@ func (b *bench) flood(ctx context.Context, kind, name string, t *table) (err err
 		}
 		nodes = append(nodes, n)
 	}
-	// The core gateway has a session with each before it counts.
+	// Wait until the core gateway has its sessions.
 	time.Sleep(time.Second)
 	idle, err := l.memory()
 	if err != nil {
@@ -140,11 +140,12 @@ func (b *bench) flood(ctx context.Context, kind, name string, t *table) (err err
 	return nil
 }
 
-// floodNodes is how many nodes share the routes of a flood: as many as one is
-// allowed by default are then the most that one has.
+// floodNodes is how many nodes share the routes of a flood. With ten, no node has
+// more routes than max_prefixes allows by default.
 const floodNodes = 10
 
-// timed gives all nodes a command and waits until the core gateway has followed.
+// timed sends a command to all nodes, waits until the core gateway has followed,
+// and returns how long that took.
 func (l *lab) timed(ctx context.Context, nodes []*bulkNode, command string, prefixes []netip.Prefix, until func(context.Context, ...netip.Prefix) (time.Time, error)) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -163,7 +164,7 @@ func (l *lab) timed(ctx context.Context, nodes []*bulkNode, command string, pref
 	return at.Sub(began), err
 }
 
-// memory gives the resident memory of the first reflector, in bytes.
+// memory returns the resident memory of the first reflector, in bytes.
 func (l *lab) memory() (int64, error) {
 	var sum int64
 	for _, pid := range l.rr[0].pids {
@@ -176,16 +177,16 @@ func (l *lab) memory() (int64, error) {
 	return sum, nil
 }
 
-// bulkNode is the program of that name on a node.
+// bulkNode is the program bulk on a node.
 type bulkNode struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser
 	out *bufio.Scanner
 
-	file string // of the prefixes that it takes
+	file string // of the prefixes that it announces
 }
 
-// take notes what the node is to announce.
+// take writes the prefixes that the node shall announce into its file.
 func (n *bulkNode) take(ps []netip.Prefix) error { return writePrefixes(n.file, ps) }
 
 func (b *bench) startBulk(l *lab, node *core.Host) (*bulkNode, error) {

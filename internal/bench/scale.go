@@ -10,23 +10,23 @@ import (
 	"github.com/vmfabric/vmfabric/hooks"
 )
 
-// tier is an attach with so many ports on the node.
+// tier has the attaches at one number of ports on the node.
 type tier struct {
 	ports          int
 	replies, calls sample // of the agent; of bare calls on another node
 	memory         usage  // of the agent
 }
 
-// own is the agent's own share of an attach: what the kernel does not take.
+// own returns the agent's own share of an attach: its reply without the bare calls.
 func (t tier) own() time.Duration { return t.replies.p50() - t.calls.p50() }
 
-// atOnce is how many guests are measured before they are removed together, so
-// that their number hardly changes how many ports there are.
+// atOnce is how many guests are measured before they are removed together. It is
+// small, so that the number of ports on the node hardly changes.
 const atOnce = 10
 
-// aside is the pause after each attach. RTNL, the kernel's lock, is one for all
-// namespaces, and what follows an attach holds it for some milliseconds on a
-// full node: the news of the link's carrier, and the agent's second look.
+// aside is the pause after each attach. All namespaces share RTNL, the kernel's
+// lock. On a full node, the aftermath of an attach holds it for some milliseconds:
+// the kernel's work on the link's carrier, and the agent's second look.
 const aside = 60 * time.Millisecond
 
 // measureScale attaches guests to a node with few, many and very many ports,
@@ -45,7 +45,8 @@ func measureScale(ctx context.Context, b *bench) (s section, err error) {
 	if err != nil {
 		return s, err
 	}
-	// The kernel takes its time over a namespace full of ports: they go before it does.
+	// The kernel takes long to remove a namespace full of ports, so remove these
+	// first.
 	defer func() { err = errors.Join(err, floor.removeAll(), floor.close()) }()
 
 	var tiers []tier
@@ -72,7 +73,7 @@ func measureScale(ctx context.Context, b *bench) (s section, err error) {
 	return scaleSection(empty, tiers), nil
 }
 
-// populate brings the ports of both nodes from a number to a higher one.
+// populate adds ports to both nodes, from one number to a higher one.
 func populate(ctx context.Context, a *agent, floor *bare, from, to int) error {
 	gs := guests(from, to-from)
 	if _, err := a.askAll(ctx, hooks.Live, gs, 64); err != nil {
@@ -134,7 +135,7 @@ func (t *tier) attach(ctx context.Context, a *agent, floor *bare, g guest) error
 	return ctx.Err()
 }
 
-// memory looks at the agent's memory when it has had a moment to itself.
+// memory returns the agent's memory after a short rest.
 func (b *bench) memory(ctx context.Context, a *agent) (usage, error) {
 	select {
 	case <-ctx.Done():
@@ -164,7 +165,8 @@ ports; the agent's must not.`, count(len(tiers[0].replies))),
 	s.tables = []table{t, m}
 	s.notes = []string{"The second table is the agent's memory as the kernel counts it. What the garbage collector has not given back yet is in it."}
 	last := tiers[len(tiers)-1]
-	// A small difference of two large medians: half as much again is noise.
+	// The share is a small difference of two large medians: half as much again is
+	// noise.
 	s.targets = []target{within(fmt.Sprintf("the agent's own share at %s ports against that at %s", count(last.ports), count(tiers[0].ports)),
 		ratio(last.own(), tiers[0].own()), 1.5)}
 	return s

@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// sample is what was measured of one thing, in any order.
+// sample has the measured times of one thing, in any order.
 type sample []time.Duration
 
 func (s *sample) add(d time.Duration) { *s = append(*s, d) }
 
-// quantile gives the smallest value that at least the share q of the sample
-// does not exceed (nearest rank); 0 of an empty sample.
+// quantile returns the smallest value that at least the share q of the sample does
+// not exceed (nearest rank), or 0 if the sample is empty.
 func (s sample) quantile(q float64) time.Duration {
 	if len(s) == 0 {
 		return 0
@@ -28,7 +28,7 @@ func (s sample) p99() time.Duration { return s.quantile(0.99) }
 func (s sample) max() time.Duration { return s.quantile(1) }
 func (s sample) min() time.Duration { return s.quantile(0) }
 
-// ratio says how many times b goes into a; NaN when b is nothing.
+// ratio returns a divided by b, or NaN if b is not positive.
 func ratio(a, b time.Duration) float64 {
 	if b <= 0 {
 		return math.NaN()
@@ -62,7 +62,7 @@ func times(r float64) string {
 // mib writes bytes in MiB.
 func mib(bytes int64) string { return fmt.Sprintf("%.1f", float64(bytes)/(1<<20)) }
 
-// count writes a number as people do: 5,000.
+// count writes a number with commas: 5,000.
 func count(n int) string {
 	if n < 1000 {
 		return fmt.Sprint(n)

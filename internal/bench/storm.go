@@ -9,12 +9,12 @@ import (
 	"github.com/vmfabric/vmfabric/hooks"
 )
 
-// storm is many guests at once, several times over.
+// storm has the times of many guests at once, over several rounds.
 type storm struct {
 	name       string
 	atOnce     int
 	up, down   sample        // until all replies
-	come, gone sample        // until the core gateway has all routes; none of them
+	come, gone sample        // until the core gateway has all routes, or none of them
 	worst      time.Duration // reply to an attach
 }
 
@@ -87,8 +87,8 @@ func (st *storm) blow(ctx context.Context, b *bench, l *lab, a *agent, gs []gues
 	return nil
 }
 
-// removals makes bare ports and removes them one by one, and then again all
-// together.
+// removals makes bare ports and removes them one by one, then makes them again and
+// removes them all together.
 func removals(ctx context.Context, floor *bare, n int) (add, oneByOne, together time.Duration, err error) {
 	gs := guests(0, n)
 	fill := func() (took time.Duration, err error) {

@@ -19,8 +19,8 @@ import (
 	"github.com/vmfabric/vmfabric/hooks"
 )
 
-// deaf is a dataplane that does not notice when the process of a guest ends,
-// which vmfabric's does long before libvirt calls its hook. Nor is it a
+// deaf is a dataplane that does not notice the end of a guest's process, which
+// vmfabric's notices long before libvirt calls its hook. Nor is it a
 // [fabric.Mover].
 type deaf struct{ fabric.Dataplane }
 
@@ -32,7 +32,7 @@ func (d deaf) Actual(ctx context.Context) ([]fabric.PortState, error) {
 	return ports, err
 }
 
-// serve is vmfabric's agent without anything but its hooks.
+// serve runs vmfabric's agent with nothing but its hooks.
 func serve(config, nodeName, state, socket string) (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()

@@ -1,5 +1,5 @@
-// Command baseline is what hooks alone can do about a live migration: the benchmark
-// compares vmfabric with it. It is a hook for libvirt,
+// Command baseline serves a live migration by hooks alone. The benchmark compares
+// vmfabric with it. It is a hook for libvirt,
 //
 //	baseline DOMAIN OPERATION SUB-OPERATION - < domain.xml
 //
@@ -8,9 +8,10 @@
 //
 //	baseline --serve CLUSTERFILE NODE STATE SOCKET
 //
-// A guest is wired at prepare, announced at started, withdrawn at stopped, and
-// removed at release. For one whose name begins with "late" nothing is done but
-// the first: whoever migrates it says the rest when that is over.
+// The hook has the agent wire a guest at prepare, announce it at started, withdraw
+// it at stopped, and remove it at release. If the guest's name begins with "late",
+// the hook does only the first; the benchmark asks for the rest when the migration
+// is over.
 package main
 
 import (

@@ -1,11 +1,11 @@
-// Command bulk is a node without ports: it announces as many routes as it is
-// told to, over the agent's speaker.
+// Command bulk is a node without ports. It announces the routes that it is told to,
+// by the agent's speaker.
 //
 //	bulk CLUSTERFILE NODE
 //
-// It reads lines: "put FILE" announces the prefixes in a file, one a line,
-// "remove FILE" takes them back, "ready" waits for all sessions. Each is
-// answered with a line, "ok" or what went wrong.
+// It reads lines: "put FILE" announces the prefixes in a file, one a line, "remove
+// FILE" withdraws them, "ready" waits for all sessions. It answers each with a
+// line, "ok" or the error.
 package main
 
 import (
@@ -26,8 +26,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
 )
 
-// atOnce is how many routes go into one call of the speaker, which is what a
-// restarted agent's first pass comes to on a full node.
+// atOnce is how many routes go into one call of the speaker: as many as in the
+// first pass of a restarted agent on a full node.
 const atOnce = 1000
 
 func main() {
@@ -61,7 +61,7 @@ func run(ctx context.Context, args []string) error {
 	return group.Wait()
 }
 
-// obey answers lines until there are no more.
+// obey carries out and answers lines until the end of the input.
 func obey(ctx context.Context, speaker *gobgp.Speaker) {
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		answer := "ok"

@@ -1,5 +1,5 @@
-// Command hello is the least that a hook in Go can be: it reads its standard
-// input and says hello. The benchmark compares the shipped hook with it.
+// Command hello is the least process that a hook in Go can be: it reads its
+// standard input and writes hello. The benchmark compares the shipped hook with it.
 package main
 
 import (

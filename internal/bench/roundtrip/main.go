@@ -1,6 +1,6 @@
-// Command roundtrip is a hook that knows nothing: it reads its standard input,
-// sends a fixed line over the socket VMFABRIC_SOCKET and waits for the line
-// back. The benchmark compares the shipped hook with it.
+// Command roundtrip is the least hook: it reads its standard input, sends a fixed
+// line over the socket VMFABRIC_SOCKET and waits for the answer. The benchmark
+// compares the shipped hook with it.
 package main
 
 import (
