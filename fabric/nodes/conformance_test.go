@@ -57,6 +57,9 @@ func cluster(four, six bool, secret string) fabric.Cluster {
 }
 
 func TestConformance(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for real, in a network namespace")
+	}
 	for _, f := range families {
 		t.Run(f.name, func(t *testing.T) {
 			conformance.Nodes(t, func(*testing.T) ([]fabric.Node, map[string]fabric.Nodes, conformance.NodesControls) {

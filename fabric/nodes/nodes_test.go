@@ -359,6 +359,9 @@ func met(t *testing.T, c fabric.Cluster) (one *nodes.Nodes, stop func()) {
 // again in its turn, for the end of its connection tells; and no more once another
 // one is there.
 func TestAgentThatEnds(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for real, in a network namespace")
+	}
 	for name, c := range map[string]fabric.Cluster{"IPv4": cluster(true, false, "a secret"), "IPv6": cluster(false, true, "a secret")} {
 		t.Run(name, func(t *testing.T) {
 			one, stop := met(t, c)
@@ -390,6 +393,9 @@ func TestKeyIsMended(t *testing.T) {
 }
 
 func TestPasswords(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for real, in a network namespace")
+	}
 	none, right, wrong := cluster(true, true, ""), cluster(true, true, "a secret"), cluster(true, true, "another")
 	half, name := cluster(true, true, "a secret"), cluster(true, true, "a secret")
 	half.Reflectors[1].Password = ""
@@ -778,6 +784,9 @@ func BenchmarkAsk(b *testing.B) {
 // TestPacketFilter: a filter between two nodes is told by both, before a guest is
 // on its way, until it is gone.
 func TestPacketFilter(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for real, in a network namespace")
+	}
 	if _, err := exec.LookPath("nft"); err != nil && os.Getenv(labtest.Variable) != "must" {
 		t.Skip("no nft")
 	}
