@@ -69,14 +69,8 @@ var arrivalEffects = [...]string{
 // String gives the name of the effect, as docs/moves.md has it.
 func (e ArrivalEffect) String() string { return arrivalEffects[e] }
 
-// ArrivalTransition is the new state and the effects of an event in a state of an
-// arrival.
-type ArrivalTransition struct {
-	From    Arrival
-	On      ArrivalEvent
-	To      Arrival
-	Effects []ArrivalEffect
-}
+// ArrivalTransition is a step of a move at its destination.
+type ArrivalTransition = Step[Arrival, ArrivalEvent, ArrivalEffect]
 
 // Arrivals has all transitions that change something. [ArrivalsIgnored] has the
 // others.
@@ -161,11 +155,4 @@ var ArrivalsIgnored = map[Arrival]map[ArrivalEvent]string{
 
 // NextArrival gives the transition of an event in a state. If [Arrivals] has none, it
 // gives one that changes nothing.
-func NextArrival(a Arrival, e ArrivalEvent) ArrivalTransition {
-	for _, t := range Arrivals {
-		if t.From == a && t.On == e {
-			return t
-		}
-	}
-	return ArrivalTransition{From: a, On: e, To: a}
-}
+func NextArrival(a Arrival, e ArrivalEvent) ArrivalTransition { return next(Arrivals, a, e) }

@@ -1,8 +1,6 @@
 package migration_test
 
 import (
-	"fmt"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -17,33 +15,6 @@ var (
 		Announced, Prepared, StartedAnew, PortsReady, GuestRuns, RoutesSent, OthersLetGo, Ended, NotHeardAgain,
 	}
 )
-
-// TestEveryArrivalPair: each event in each state has one transition, or a reason
-// why it has none.
-func TestEveryArrivalPair(t *testing.T) {
-	for _, s := range allArrivals {
-		for _, e := range allArrivalEvents {
-			in := 0
-			for _, tr := range Arrivals {
-				if tr.From == s && tr.On == e {
-					in++
-					assert.Equal(t, tr, NextArrival(s, e))
-				}
-			}
-			if reason, ignored := ArrivalsIgnored[s][e]; ignored {
-				assert.NotEmpty(t, reason)
-				assert.Equal(t, ArrivalTransition{From: s, On: e, To: s}, NextArrival(s, e))
-				in++
-			}
-			assert.Equal(t, 1, in, "%v: %v", s, e)
-		}
-	}
-	n := len(Arrivals)
-	for _, ignored := range ArrivalsIgnored {
-		n += len(ignored)
-	}
-	assert.Equal(t, len(allArrivals)*len(allArrivalEvents), n)
-}
 
 // TestOthersHearTheTruth follows every sequence of five events: the others are told of
 // an arrival only while the guest's ports take packets and it does not run here, the
@@ -94,19 +65,4 @@ func TestEveryArrivalEnds(t *testing.T) {
 	for _, s := range allArrivals {
 		assert.Equal(t, NoArrival, NextArrival(s, Ended).To, "%v", s)
 	}
-}
-
-// arrivals draws the table in Mermaid's language.
-func arrivals() string {
-	var b strings.Builder
-	b.WriteString("stateDiagram-v2\n    [*] --> no_arrival\n")
-	state := func(a Arrival) string { return strings.ReplaceAll(a.String(), " ", "_") }
-	for _, tr := range Arrivals {
-		fmt.Fprintf(&b, "    %s --> %s: %v", state(tr.From), state(tr.To), tr.On)
-		for i, effect := range tr.Effects {
-			b.WriteString(map[bool]string{true: " / ", false: ", "}[i == 0] + effect.String())
-		}
-		b.WriteString("\n")
-	}
-	return b.String()
 }

@@ -68,13 +68,17 @@ var effects = [...]string{Record: "record", Divert: "divert", Confirm: "confirm"
 // String gives the name of the effect, as docs/moves.md has it.
 func (e Effect) String() string { return effects[e] }
 
-// Transition is the new state and the effects of an event in a state.
-type Transition struct {
-	From    State
-	On      Event
-	To      State
-	Effects []Effect
+// Step is one transition of a state machine: the new state and the effects of an
+// event in a state. The effects come in this order.
+type Step[S, E comparable, F any] struct {
+	From    S
+	On      E
+	To      S
+	Effects []F
 }
+
+// Transition is a step of a move at its source.
+type Transition = Step[State, Event, Effect]
 
 // Table has all transitions that change something. [Ignored] has the others.
 var Table = []Transition{
@@ -140,11 +144,13 @@ var Ignored = map[State]map[Event]string{
 
 // Next gives the transition of an event in a state. If [Table] has none, it gives one
 // that changes nothing.
-func Next(s State, e Event) Transition {
-	for _, t := range Table {
+func Next(s State, e Event) Transition { return next(Table, s, e) }
+
+func next[S, E comparable, F any](table []Step[S, E, F], s S, e E) Step[S, E, F] {
+	for _, t := range table {
 		if t.From == s && t.On == e {
 			return t
 		}
 	}
-	return Transition{From: s, On: e, To: s}
+	return Step[S, E, F]{From: s, On: e, To: s}
 }

@@ -23,29 +23,32 @@ var (
 // TestEveryPair: each event in each state has one transition, or a reason why it
 // has none.
 func TestEveryPair(t *testing.T) {
-	for _, s := range allStates {
-		for _, e := range allEvents {
+	everyPair(t, allStates, allEvents, Table, Ignored, Next)
+	everyPair(t, allArrivals, allArrivalEvents, Arrivals, ArrivalsIgnored, NextArrival)
+}
+
+func everyPair[S, E comparable, F any](t *testing.T, states []S, events []E, table []Step[S, E, F], ignored map[S]map[E]string, next func(S, E) Step[S, E, F]) {
+	t.Helper()
+	n := len(table)
+	for _, s := range states {
+		n += len(ignored[s])
+		for _, e := range events {
 			in := 0
-			for _, tr := range Table {
+			for _, tr := range table {
 				if tr.From == s && tr.On == e {
 					in++
-					assert.Equal(t, tr, Next(s, e))
+					assert.Equal(t, tr, next(s, e))
 				}
 			}
-			reason, ignored := Ignored[s][e]
-			if ignored {
-				assert.NotEmpty(t, reason)
-				assert.Equal(t, Transition{From: s, On: e, To: s}, Next(s, e))
+			if reason, is := ignored[s][e]; is {
 				in++
+				assert.NotEmpty(t, reason)
+				assert.Equal(t, Step[S, E, F]{From: s, On: e, To: s}, next(s, e))
 			}
 			assert.Equal(t, 1, in, "%v: %v", s, e)
 		}
 	}
-	n := len(Table)
-	for _, ignored := range Ignored {
-		n += len(ignored)
-	}
-	assert.Equal(t, len(allStates)*len(allEvents), n)
+	assert.Equal(t, len(states)*len(events), n)
 }
 
 // TestPacketsGoOneWay follows every sequence of five events: packets go to the
@@ -104,7 +107,7 @@ func TestDiagrams(t *testing.T) {
 	text, err := os.ReadFile(file)
 	require.NoError(t, err)
 	rest := string(text)
-	for _, expected := range []string{diagram(), arrivals()} {
+	for _, expected := range []string{diagram(Staying, Table), diagram(NoArrival, Arrivals)} {
 		_, after, found := strings.Cut(rest, "```mermaid\n")
 		require.True(t, found, "put this into docs/moves.md:\n%s", expected)
 		drawn, left, _ := strings.Cut(after, "```")
@@ -113,14 +116,15 @@ func TestDiagrams(t *testing.T) {
 	}
 }
 
-// diagram draws the table in Mermaid's language.
-func diagram() string {
+// diagram draws a table in Mermaid's language.
+func diagram[S, E comparable, F any](first S, table []Step[S, E, F]) string {
 	var b strings.Builder
-	b.WriteString("stateDiagram-v2\n    [*] --> staying\n")
-	for _, tr := range Table {
-		fmt.Fprintf(&b, "    %v --> %v: %v", tr.From, tr.To, tr.On)
+	name := func(s S) string { return strings.ReplaceAll(fmt.Sprint(s), " ", "_") }
+	fmt.Fprintf(&b, "stateDiagram-v2\n    [*] --> %s\n", name(first))
+	for _, tr := range table {
+		fmt.Fprintf(&b, "    %s --> %s: %v", name(tr.From), name(tr.To), tr.On)
 		for i, effect := range tr.Effects {
-			b.WriteString(map[bool]string{true: " / ", false: ", "}[i == 0] + effect.String())
+			b.WriteString(map[bool]string{true: " / ", false: ", "}[i == 0] + fmt.Sprint(effect))
 		}
 		b.WriteString("\n")
 	}
