@@ -29,7 +29,7 @@ var ownerless = map[string][]string{
 	"time":    {"Sleep", "Tick"},
 }
 
-// TestEveryWaitHasAnOwner holds that what waits heeds the context of its caller:
+// TestEveryWaitHasAnOwner holds that what waits ends with the context of its caller:
 // only main makes one out of nothing, and nobody sleeps. What shall outlive its
 // caller says context.WithoutCancel, and why.
 func TestEveryWaitHasAnOwner(t *testing.T) {

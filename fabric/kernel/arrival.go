@@ -202,13 +202,13 @@ func (d *Dataplane) attend(p fabric.Port, index int32) {
 	d.watch.cache.mu.Unlock()
 	err := d.moves.attend(p, index)
 	if p.Listen {
-		err = errors.Join(err, d.moves.heed(p, index, here))
+		err = errors.Join(err, d.moves.listen(p, index, here))
 	}
 	text := ""
 	if err != nil {
 		text = fmt.Sprintf("what passes port %s is not heard: %v", p.Name, err)
 	}
-	d.ail("hear "+p.Name, text)
+	d.setCondition("hear "+p.Name, text)
 }
 
 // Heard implements [fabric.Mover].

@@ -75,11 +75,11 @@ type Dataplane struct {
 	hops       *nextHops
 	waysOut    *waysOut
 
-	mu       sync.Mutex
-	want     map[string]fabric.Port // as put; guarded by mu
-	arrived  map[string]fabric.Port // ports whose guests have just arrived, until they are ordinary ports; guarded by mu
-	ailments map[string]string      // the conditions that Diagnose reports, by their subject; guarded by mu
-	trying   bool                   // a trial sends packets from the throw-away port; guarded by mu
+	mu         sync.Mutex
+	want       map[string]fabric.Port // as put; guarded by mu
+	arrived    map[string]fabric.Port // ports whose guests have just arrived, until they are ordinary ports; guarded by mu
+	conditions map[string]string      // the conditions that Diagnose reports, by their subject; guarded by mu
+	trying     bool                   // a trial sends packets from the throw-away port; guarded by mu
 }
 
 // New finds the dataplane's own objects in the kernel, enables forwarding on the
@@ -88,7 +88,7 @@ type Dataplane struct {
 func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 	d := &Dataplane{
 		cluster: cfg.Cluster, underlay: cfg.Underlay, log: slog.New(slog.DiscardHandler), ipv6: hasIPv6(),
-		want: map[string]fabric.Port{}, arrived: map[string]fabric.Port{}, ailments: map[string]string{}, filter: newFilter(cfg),
+		want: map[string]fabric.Port{}, arrived: map[string]fabric.Port{}, conditions: map[string]string{}, filter: newFilter(cfg),
 	}
 	d.hops, d.forwarding = newNextHops(cfg.NextHop, cfg.NextHop6), newForwarding(cfg.Samples, d.ipv6)
 	d.waysOut = newWaysOut(cfg, d.forwarding.guests)
@@ -153,7 +153,7 @@ func (d *Dataplane) Diagnose(context.Context) []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var all []string
-	for _, text := range d.ailments {
+	for _, text := range d.conditions {
 		all = append(all, text)
 	}
 	for _, fault := range d.waysOut.list() {
@@ -162,13 +162,13 @@ func (d *Dataplane) Diagnose(context.Context) []string {
 	return append(all, d.forwarding.lines()...)
 }
 
-func (d *Dataplane) ail(about, text string) {
+func (d *Dataplane) setCondition(about, text string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if text == "" {
-		delete(d.ailments, about)
+		delete(d.conditions, about)
 	} else {
-		d.ailments[about] = text
+		d.conditions[about] = text
 	}
 }
 
@@ -861,7 +861,7 @@ func (d *Dataplane) Remove(_ context.Context, names ...string) error {
 		d.mu.Unlock()
 		d.watch.forget(name)
 		d.moves.leave(name)
-		d.ail("hear "+name, "")
+		d.setCondition("hear "+name, "")
 		l, err := d.rtnl.linkByName(name)
 		if errors.Is(err, os.ErrNotExist) {
 			continue

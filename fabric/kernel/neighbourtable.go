@@ -67,7 +67,7 @@ func (d *Dataplane) weighNeighbours(all []neighbour, ports int) {
 				t.entries--
 			}
 		}
-		d.ail("neighbours "+t.name, t.trouble(ports))
+		d.setCondition("neighbours "+t.name, t.trouble(ports))
 	}
 }
 

@@ -23,10 +23,10 @@ type presenceDetection struct {
 	over  chan struct{}     // closed to end the asking; nil if nobody asks
 }
 
-// heed begins to listen for the guest of a port, on the link that the port is now.
+// listen begins to listen for the guest of a port, on the link that the port is now.
 // here says that the guest was there before this process, so that nobody waits for
 // it.
-func (m *moves) heed(p fabric.Port, index int32, here bool) error {
+func (m *moves) listen(p fabric.Port, index int32, here bool) error {
 	m.mu.Lock()
 	var was *capture.Listener
 	defer func() {

@@ -118,9 +118,9 @@ func (d *Dataplane) expectArrivals() error {
 		return fmt.Errorf("underlay: %w", err)
 	}
 	if len(links) == 0 {
-		d.ail("underlay", "no link leads to another machine of the cluster: packets for guests that are about to arrive are not taken; see ip route")
+		d.setCondition("underlay", "no link leads to another machine of the cluster: packets for guests that are about to arrive are not taken; see ip route")
 	} else {
-		d.ail("underlay", "")
+		d.setCondition("underlay", "")
 	}
 	var rules []rule
 	for _, name := range links {
@@ -144,15 +144,15 @@ func (d *Dataplane) keepRules() {
 	if arriving {
 		err = d.expectArrivals()
 	} else {
-		d.ail("underlay", "")
+		d.setCondition("underlay", "")
 	}
 	if d.moves.diverting.Load() {
 		err = errors.Join(err, d.moves.rtnl.ensureRules(d.divertedRules()))
 	}
 	if err != nil {
-		d.ail("rules", fmt.Sprintf("rules of guests that move: %v; see ip rule", err))
+		d.setCondition("rules", fmt.Sprintf("rules of guests that move: %v; see ip rule", err))
 	} else {
-		d.ail("rules", "")
+		d.setCondition("rules", "")
 	}
 }
 

@@ -415,9 +415,9 @@ func (w *watcher) verify(name string, all map[int32][]neighbour) bool {
 func (d *Dataplane) protect(arriving func() map[string][]netip.Prefix) {
 	d.proxying.look()
 	if err := enableForwarding(); err != nil {
-		d.ail("forwarding", "forwarding: "+err.Error())
+		d.setCondition("forwarding", "forwarding: "+err.Error())
 	} else {
-		d.ail("forwarding", "")
+		d.setCondition("forwarding", "")
 	}
 	d.keepFilter(arriving)
 }
@@ -425,9 +425,9 @@ func (d *Dataplane) protect(arriving func() map[string][]netip.Prefix) {
 // keepFilter keeps the packet filter in force, and reports an error as a condition.
 func (d *Dataplane) keepFilter(arriving func() map[string][]netip.Prefix) {
 	if err := d.filter.ensure(arriving); err != nil {
-		d.ail("filter", fmt.Sprintf("the filter of the ports by nftables is off, a guest can send with another's IPv6 source, and reach the node and the underlay: %v; load nf_tables and nft_fib_inet", err))
+		d.setCondition("filter", fmt.Sprintf("the filter of the ports by nftables is off, a guest can send with another's IPv6 source, and reach the node and the underlay: %v; load nf_tables and nft_fib_inet", err))
 	} else {
-		d.ail("filter", "")
+		d.setCondition("filter", "")
 	}
 }
 

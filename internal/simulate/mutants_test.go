@@ -38,7 +38,7 @@ var mutants = []mutant{
 	{"a restart forgets who has a guest", "run.go", "has: owned(d) && d.Epoch > 0, arrival", "has: false, arrival"},
 	{"a migration that was not announced is a start", "agent.go", "|| other.same && !is.known && s.tells(vm.Origin)", "|| other.same && !is.known && false && s.tells(vm.Origin)"},
 
-	{"a start does not heed the epoch that it was answered", "agent.go", "g.heard = max(g.heard, other.epoch)", "_ = other.epoch"},
+	{"a start ignores the epoch that it was answered", "agent.go", "g.heard = max(g.heard, other.epoch)", "_ = other.epoch"},
 	{"an agent that starts asks nobody who has its guests", "run.go", "unasked: a.others()}", "unasked: nil}"},
 	{"any word of a silent node withdraws what is behind it", "internal/ownership/ownership.go", "p.RouteGone || p.Behind ||", "p.RouteGone ||"},
 
