@@ -17,6 +17,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
+	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
 // Config has the required settings of a [Dataplane].
@@ -707,8 +708,8 @@ func (d *Dataplane) unrivalled(ctx context.Context, p fabric.Port, l link, used 
 				return fmt.Errorf("route %s: %w", r.prefix, foreign(have))
 			}
 			known = false
-			if err := pause(ctx, givesWayLook); err != nil {
-				return fmt.Errorf("route %s: %w (%w)", r.prefix, foreign(have), err)
+			if !backoff.Sleep(ctx, givesWayLook) {
+				return fmt.Errorf("route %s: %w (%w)", r.prefix, foreign(have), ctx.Err())
 			}
 		}
 		d.watch.unrivalled(l.index, r.prefix)

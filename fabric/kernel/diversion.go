@@ -14,6 +14,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/capture"
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
+	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
 const (
@@ -213,8 +214,8 @@ func (d *Dataplane) resend(ctx context.Context, ports []fabric.Port, diverted []
 	}
 	once()
 	for _, wait := range stragglers {
-		if err := pause(ctx, wait); err != nil {
-			return errors.Join(failed, err)
+		if !backoff.Sleep(ctx, wait) {
+			return errors.Join(failed, ctx.Err())
 		}
 		once()
 	}
@@ -293,7 +294,7 @@ func (r *socket) resolve(ctx context.Context, a netip.Addr, index int32) (fabric
 				return fabric.MAC{}, fmt.Errorf("neighbour %s: %w", a, err)
 			}
 		}
-		if pause(ctx, resolveLook) != nil {
+		if !backoff.Sleep(ctx, resolveLook) {
 			return fabric.MAC{}, fmt.Errorf("neighbour %s does not answer; see whether it is up: ip neigh show %[1]s", a)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
+	"github.com/vmfabric/vmfabric/internal/backoff"
 	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
@@ -261,7 +262,7 @@ func (f *FIB) refresh(ctx context.Context) bool {
 	if !stale {
 		return false
 	}
-	if pause(ctx, fibSettle) != nil {
+	if !backoff.Sleep(ctx, fibSettle) {
 		return true
 	}
 	if err := f.place.Relist(ctx); err != nil && ctx.Err() == nil {

@@ -1,9 +1,7 @@
 package kernel
 
 import (
-	"context"
 	"encoding/binary"
-	"time"
 
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
@@ -14,18 +12,6 @@ type socket struct{ *rtnl.Conn }
 func dial() (*socket, error) {
 	c, err := rtnl.Dial()
 	return &socket{c}, err
-}
-
-// pause waits for d. If ctx ends first, it returns its error.
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 func nativeUint16(b []byte) uint16 { return binary.NativeEndian.Uint16(b) }

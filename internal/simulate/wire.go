@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/backoff"
 	"github.com/vmfabric/vmfabric/testenv/fake"
 )
 
@@ -48,33 +49,21 @@ func (w wire) garble(ctx context.Context, to string, n fabric.Notice) (fabric.An
 	switch how {
 	case 0: // it comes when the caller has given up
 		go late()
-		if err := pause(ctx, giveUp); err != nil {
-			return fabric.Answer{}, err
+		if !backoff.Sleep(ctx, giveUp) {
+			return fabric.Answer{}, ctx.Err()
 		}
 		return fabric.Answer{}, context.DeadlineExceeded
 	case 1: // it comes twice
 		go late()
 	}
-	if err := pause(ctx, there); err != nil {
-		return fabric.Answer{}, err
+	if !backoff.Sleep(ctx, there) {
+		return fabric.Answer{}, ctx.Err()
 	}
 	answer, err := w.Nodes.Ask(ctx, to, n)
-	if gone := pause(ctx, back); err == nil && gone != nil {
-		return fabric.Answer{}, gone
+	if !backoff.Sleep(ctx, back) && err == nil {
+		return fabric.Answer{}, ctx.Err()
 	}
 	return answer, err
-}
-
-// pause waits for d, or until ctx ends.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
 }
 
 // isGarbled reports whether messages come late, twice or out of order.
