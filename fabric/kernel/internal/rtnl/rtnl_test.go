@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/mdlayher/netlink"
@@ -92,7 +93,7 @@ func TestCatchUp(t *testing.T) {
 	c := dial(t)
 	e, err := rtnl.Subscribe(unix.RTNLGRP_LINK)
 	require.NoError(t, err)
-	seen := 0
+	var seen atomic.Int64 // the kernel may tell more of the link at any time
 	var receiving sync.WaitGroup
 	receiving.Go(func() {
 		for {
@@ -102,22 +103,22 @@ func TestCatchUp(t *testing.T) {
 			}
 			for _, m := range msgs {
 				if m.Header.Sequence == 0 { // of no request on this socket
-					seen++
+					seen.Add(1)
 				}
 			}
 			e.Pass(msgs)
 		}
 	})
 	t.Cleanup(func() { _, _ = c.Do(setLoopback(unix.IFF_UP)) })
-	for n := 1; n <= 20; n++ {
+	for n := range int64(20) {
 		flags := uint32(0)
-		if n%2 == 0 {
+		if n%2 == 1 {
 			flags = unix.IFF_UP
 		}
 		_, err := c.Do(setLoopback(flags))
 		require.NoError(t, err)
 		require.NoError(t, e.CatchUp(t.Context()))
-		assert.GreaterOrEqual(t, seen, n)
+		assert.Greater(t, seen.Load(), n)
 	}
 	require.NoError(t, e.Close())
 	receiving.Wait()
