@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,7 +26,17 @@ type gapParts struct {
 	added  time.Duration // from there to the client's first answer
 }
 
-// gapWatch records the frames that a guest sends on two nodes.
+// lossPlaces counts the lost requests of one address by how far they came.
+type lossPlaces struct {
+	to     netip.Addr
+	before int // into no port of the guest
+	source int // into its port at the node that it left, and no other
+	guest  int // into its port at the node to which it moved; it sent no reply
+	behind int // the guest replied, and the reply was lost
+}
+
+// gapWatch records, on two nodes, the frames that a guest sends and the echo requests
+// that it is sent.
 type gapWatch struct {
 	from, dest *core.Sniffer
 }
@@ -34,8 +45,12 @@ type gapWatch struct {
 // which it moves.
 func watchGap(from, dest *core.Host, mac net.HardwareAddr) (*gapWatch, error) {
 	mine := func(f core.Frame) bool {
-		src, _ := f.MACs()
-		return !f.Outgoing && bytes.Equal(src, mac) && f.EtherType() != unix.ETH_P_RARP // QEMU sends RARP, not the guest
+		src, dst := f.MACs()
+		if f.Outgoing {
+			e, ok := f.Echo()
+			return ok && !e.Reply && bytes.Equal(dst, mac)
+		}
+		return bytes.Equal(src, mac) && f.EtherType() != unix.ETH_P_RARP // QEMU sends RARP, not the guest
 	}
 	w := &gapWatch{}
 	var err error
@@ -48,12 +63,69 @@ func watchGap(from, dest *core.Host, mac net.HardwareAddr) (*gapWatch, error) {
 	return w, nil
 }
 
-// stop ends the recording, and takes the gaps apart.
-func (w *gapWatch) stop(results []probed, pause time.Duration) (parts []gapParts, err error) {
+// stop ends the recording, takes the gaps apart, and finds the places of the losses.
+func (w *gapWatch) stop(results []probed, pause time.Duration) (parts []gapParts, places []lossPlaces, err error) {
 	if err = errors.Join(w.from.Close(), w.dest.Close()); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return gapsOf(w.from.Frames(), w.dest.Frames(), results, pause)
+	there, here := w.from.Frames(), w.dest.Frames()
+	parts, err = gapsOf(sentBy(there), sentBy(here), results, pause)
+	return parts, placesOf(there, here, results), err
+}
+
+// sentBy returns the frames that the guest sent.
+func sentBy(frames []core.Frame) []core.Frame {
+	return slices.DeleteFunc(slices.Clone(frames), func(f core.Frame) bool { return f.Outgoing })
+}
+
+// placesOf finds how far lost requests came, by the frames at the node that the
+// guest leaves, and at the node to which it moves.
+func placesOf(there, here []core.Frame, results []probed) (places []lossPlaces) {
+	for _, p := range results {
+		seen := func(frames []core.Frame, reply bool) map[uint16]bool {
+			seqs := map[uint16]bool{}
+			for _, f := range frames {
+				src, dst := f.Addrs()
+				if e, ok := f.Echo(); ok && e.Reply == reply && (src == p.to || dst == p.to) {
+					seqs[e.Seq] = true
+				}
+			}
+			return seqs
+		}
+		left, arrived, replied, repliedThere := seen(there, false), seen(here, false), seen(here, true), seen(there, true)
+		at := lossPlaces{to: p.to}
+		for _, l := range p.Losses {
+			switch seq := uint16(l.Seq); {
+			case replied[seq] || repliedThere[seq]:
+				at.behind++
+			case arrived[seq]:
+				at.guest++
+			case left[seq]:
+				at.source++
+			default:
+				at.before++
+			}
+		}
+		places = append(places, at)
+	}
+	return places
+}
+
+// lossNote says how far the lost requests of some moves came.
+func lossNote(moves []move) string {
+	var all lossPlaces
+	lost := 0
+	for _, m := range moves {
+		for _, p := range m.places {
+			all.before, all.source, all.guest, all.behind = all.before+p.before, all.source+p.source, all.guest+p.guest, all.behind+p.behind
+			lost += p.before + p.source + p.guest + p.behind
+		}
+	}
+	if lost == 0 {
+		return ""
+	}
+	return fmt.Sprintf("Of %s lost requests, %s came to no port of the guest, %s to the port that it left alone, %s into the port at its new node, where the guest did not reply; %s it replied to, and the reply was lost.",
+		count(lost), count(all.before), count(all.source), count(all.guest), count(all.behind))
 }
 
 // gapsOf takes gaps apart by the frames of a guest at the node that it leaves, and
@@ -66,7 +138,8 @@ func gapsOf(there, here []core.Frame, results []probed, pause time.Duration) (pa
 	for _, p := range results {
 		part := gapParts{to: p.to, waking: first.Sub(last) - pause}
 		for _, f := range here {
-			if src, _ := f.Addrs(); f.IsEchoReply() && src == p.to {
+			src, _ := f.Addrs()
+			if e, ok := f.Echo(); ok && e.Reply && src == p.to {
 				part.reply, part.added = f.At.Sub(first), p.GapFrom.Add(p.LongestGap).Sub(f.At)
 				break
 			}

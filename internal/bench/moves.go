@@ -64,6 +64,7 @@ type move struct {
 	probed []probed
 	tcp    []core.SessionResult
 	parts  []gapParts    // of vmfabric's
+	places []lossPlaces  // likewise
 	pause  time.Duration // libvirt's "Total downtime"
 	took   time.Duration // virsh
 }
@@ -151,6 +152,9 @@ func (m move) String() string {
 	}
 	for _, t := range m.tcp {
 		text += ", TCP " + ms(t.LongestStall)
+	}
+	if note := lossNote([]move{m}); note != "" {
+		text += ". " + note
 	}
 	return text
 }
@@ -344,7 +348,7 @@ func (m *moving) tryMove(ctx context.Context, g *mover, rate int, to []netip.Add
 		}
 		defer func() {
 			if !stopped {
-				_, _ = gap.stop(nil, 0)
+				_, _, _ = gap.stop(nil, 0)
 			}
 		}()
 	}
@@ -373,7 +377,7 @@ func (m *moving) tryMove(ctx context.Context, g *mover, rate int, to []netip.Add
 	}
 	if gap != nil {
 		// On a busy machine the sniffers may miss frames. Such a gap has no parts.
-		got.parts, _ = gap.stop(got.probed, got.pause)
+		got.parts, got.places, _ = gap.stop(got.probed, got.pause)
 	}
 	// Wait until the first node has removed the port, so that the next move begins
 	// alike.

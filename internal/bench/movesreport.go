@@ -115,6 +115,9 @@ func movesSection(labs []*moving, size size) section {
 			gapRow(&gaps, m.ours.moves, m.core, four)
 			familyOf(m.ours.fast, four).row(&fast, m.ours.name, m.core, four)
 		}
+		if note := lossNote(slices.Concat(m.ours.moves, m.ours.fast)); note != "" {
+			s.notes = append(s.notes, "Core "+m.core+": "+note)
+		}
 		s.targets = append(s.targets, slices.Concat(moveTargets(m), gapTargets(m))...)
 	}
 	s.tables = []table{probes, gaps, sessions, fast}

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	echo "github.com/vmfabric/vmfabric/internal/probe"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
@@ -118,4 +119,29 @@ func TestGapTakenApart(t *testing.T) {
 	}}, gapTargets(m))
 	_, err = gapsOf(there, nil, nil, 0)
 	require.EqualError(t, err, "2 frames of the guest before its move and 0 after")
+}
+
+// TestPlacesOfLosses: a lost request is counted at the farthest place that it, or its
+// reply, was seen at.
+func TestPlacesOfLosses(t *testing.T) {
+	t.Parallel()
+	guest := netip.MustParseAddr("203.0.113.10")
+	request := func(seq byte) core.Frame {
+		f := frame(time.Time{}, netip.MustParseAddr("198.51.100.1"), 1, 8)
+		copy(f.Data[14+16:], guest.AsSlice())
+		f.Outgoing, f.Data[14+20+7] = true, seq
+		return f
+	}
+	reply := frame(time.Time{}, guest, 1, 0)
+	reply.Data[14+20+7] = 4
+	there, here := []core.Frame{request(1), request(2), request(4)}, []core.Frame{request(2), request(3), request(4), reply}
+	var losses []echo.Loss
+	for seq := range 5 {
+		losses = append(losses, echo.Loss{Seq: seq})
+	}
+	places := placesOf(there, here, []probed{{guest, core.ProbeResult{Losses: losses}}, {to: netip.MustParseAddr("2001:db8::1")}})
+	assert.Equal(t, []lossPlaces{{to: guest, before: 1, source: 1, guest: 2, behind: 1}, {to: netip.MustParseAddr("2001:db8::1")}}, places)
+	assert.Equal(t, "Of 5 lost requests, 1 came to no port of the guest, 1 to the port that it left alone, 2 into the port at its new node, where "+
+		"the guest did not reply; 1 it replied to, and the reply was lost.", lossNote([]move{{places: places}}))
+	assert.Empty(t, lossNote([]move{{}}))
 }

@@ -236,20 +236,39 @@ func (f Frame) Concerns(a netip.Addr) bool {
 	return a.IsValid() && (from == a || to == a)
 }
 
-// IsEchoReply reports whether the packet in the frame is an ICMP or ICMPv6 echo
-// reply. It does not look behind IPv6 extension headers.
-func (f Frame) IsEchoReply() bool {
-	at := func(offset int) int {
-		if len(f.Data) <= 14+offset {
-			return -1
-		}
-		return int(f.Data[14+offset])
+// Echo is an ICMP (RFC 792) or ICMPv6 echo message (RFC 4443).
+type Echo struct {
+	Reply   bool // otherwise a request
+	ID, Seq uint16
+}
+
+// Echo returns the echo message in the frame. It does not look behind IPv6 extension
+// headers.
+func (f Frame) Echo() (e Echo, ok bool) {
+	const ethernet = 14
+	if len(f.Data) <= ethernet {
+		return e, false
 	}
+	packet := f.Data[ethernet:]
+	var proto, request, reply byte
+	size := 40
 	switch f.EtherType() {
 	case unix.ETH_P_IP:
-		return at(9) == unix.IPPROTO_ICMP && at(4*(at(0)&0xf)) == 0
+		proto, request, reply, size = unix.IPPROTO_ICMP, 8, 0, 4*int(packet[0]&0xf)
 	case unix.ETH_P_IPV6:
-		return at(6) == unix.IPPROTO_ICMPV6 && at(40) == 129
+		proto, request, reply = unix.IPPROTO_ICMPV6, 128, 129
+	default:
+		return e, false
 	}
-	return false
+	if len(packet) < size+8 || size < 20 {
+		return e, false
+	}
+	next, message := packet[6], packet[size:]
+	if f.EtherType() == unix.ETH_P_IP {
+		next = packet[9]
+	}
+	if next != proto || message[0] != request && message[0] != reply {
+		return e, false
+	}
+	return Echo{message[0] == reply, binary.BigEndian.Uint16(message[4:]), binary.BigEndian.Uint16(message[6:])}, true
 }
