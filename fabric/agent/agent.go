@@ -416,16 +416,14 @@ func (t *task) converge(ctx context.Context, d, prev fabric.Desired) error {
 	vm := d.VM.Name
 	s, done := t.state.open()
 	g := s.guests[vm]
-	st := g.nics
+	st, ports, holds := g.nics, s.portsOf(g, d), s.reserved.Held(vm)
 	want := plan.Guest{Standby: d.Standby, Draining: s.draining(), Defends: g.defends(), Holder: s.saysHolder(g, d)}
 	g.reported.incoming = d.Incoming || g.reported.incoming && d.State == fabric.Live
 	done()
 
 	hops := t.missingHops()
-	ports := t.portsOf(d)
 	live := announced(d)
 	var announce []fabric.Route
-	holds := t.holds(d.VM)
 	quiet := without(holds.Prefixes, d.VM.Prefixes())
 	for i, p := range ports {
 		for _, prefix := range p.NIC.Prefixes() {
@@ -607,7 +605,9 @@ func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 func (t *task) tearDown(ctx context.Context, d fabric.Desired) error {
 	vm := d.VM.Name
 	t.ends(d)
-	holds := t.holds(d.VM)
+	s, done := t.state.open()
+	holds := s.reserved.Held(vm) // with what an unfinished change has left
+	done()
 	if err := t.withdraw(ctx, holds.Prefixes); err != nil {
 		return err
 	}
@@ -622,7 +622,7 @@ func (t *task) tearDown(ctx context.Context, d fabric.Desired) error {
 	if err := t.store.Delete(ctx, vm); err != nil {
 		return fmt.Errorf("forget: %w", err)
 	}
-	s, done := t.state.open()
+	s, done = t.state.open()
 	s.reserved.Keep(vm, reservation.Set{})
 	diverted := false
 	if g := s.guests[vm]; g != nil {

@@ -160,18 +160,14 @@ func arrivalOf(d fabric.Desired) migration.Arrival {
 	return migration.NoArrival
 }
 
-// portsOf lists the ports that the dataplane must have for a guest.
-func (t *task) portsOf(d fabric.Desired) []fabric.Port {
-	ports := d.VM.Ports(&t.cluster)
-	s, done := t.state.open()
-	g := s.guests[t.vm]
-	moves := d.Incoming || g != nil && g.arrival != migration.NoArrival
-	done()
+// portsOf lists the ports that the dataplane must have for a guest wanted as in d.
+func (s *state) portsOf(g *guest, d fabric.Desired) []fabric.Port {
+	ports := d.VM.Ports(&s.cluster)
 	for i := range ports {
-		ports[i].Listen = t.restarts[d.VM.Origin]
+		ports[i].Listen = s.restarts[d.VM.Origin]
 		ports[i].Incoming = d.Incoming && d.State == fabric.Wired
-		if moves {
-			ports[i].Queue = t.cluster.Moves.Queue()
+		if d.Incoming || g.arrival != migration.NoArrival {
+			ports[i].Queue = s.cluster.Moves.Queue()
 		}
 	}
 	return ports

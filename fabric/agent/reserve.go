@@ -49,14 +49,6 @@ func (t *task) keepOnly(vm fabric.VM) {
 	s.reserved.Keep(vm.Name, reservationOf(vm))
 }
 
-// holds gives all prefixes and port names that a guest may have on this node: the
-// wanted ones, and those that an unfinished change has left.
-func (t *task) holds(vm fabric.VM) reservation.Set {
-	s, done := t.state.open()
-	defer done()
-	return s.reserved.Held(vm.Name)
-}
-
 // held turns a conflict into a text for people; it gives other errors unchanged.
 func held(vm fabric.VM, err error) error {
 	var c *reservation.Conflict
