@@ -26,7 +26,8 @@ func (a *Agent) Drain(ctx context.Context) error { return a.setDrained(ctx, time
 func (a *Agent) Undrain(ctx context.Context) error { return a.setDrained(ctx, time.Time{}) }
 
 func (a *Agent) setDrained(ctx context.Context, since time.Time) error {
-	defer a.turns.lock(wholeNode)()
+	leave, _ := a.turns.enter(wholeNode, false)
+	defer leave()
 	s, done := a.state.open()
 	is := s.drained
 	done()

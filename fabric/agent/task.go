@@ -10,13 +10,13 @@ type task struct {
 
 // begin waits until no other goroutine works on a guest; end lets the next one begin.
 func (a *Agent) begin(vm string) (t *task, end func()) {
-	end = a.turns.lock(vm)
+	end, _ = a.turns.enter(vm, false)
 	return &task{a, vm}, end
 }
 
 // tryBegin is begin without waiting; ok is false if another goroutine works on the
 // guest.
 func (a *Agent) tryBegin(vm string) (t *task, end func(), ok bool) {
-	end, ok = a.turns.tryLock(vm)
+	end, ok = a.turns.enter(vm, true)
 	return &task{a, vm}, end, ok
 }

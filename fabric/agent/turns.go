@@ -17,33 +17,17 @@ type turn struct {
 	users int           // goroutines that work or wait
 }
 
-// lock waits until no goroutine works at name, and gives the function that ends the
-// turn.
-func (ts *turns) lock(name string) (unlock func()) {
-	t, _ := ts.join(name, false)
-	t.taken <- struct{}{}
-	return func() { ts.leave(name, t) }
-}
-
-// tryLock is lock without waiting; ok is false if a goroutine works or waits at name.
-func (ts *turns) tryLock(name string) (unlock func(), ok bool) {
-	t, ok := ts.join(name, true)
-	if !ok {
+// enter waits until no goroutine works at name, and gives the function that ends the
+// turn. With ifFree it does not wait; ok is then false if a goroutine works or waits
+// at name.
+func (ts *turns) enter(name string, ifFree bool) (leave func(), ok bool) {
+	ts.mu.Lock()
+	t := ts.byName[name]
+	if t != nil && ifFree {
+		ts.mu.Unlock()
 		return nil, false
 	}
-	t.taken <- struct{}{}
-	return func() { ts.leave(name, t) }, true
-}
-
-// join counts a user of name; with first, only if there is no other.
-func (ts *turns) join(name string, first bool) (_ *turn, ok bool) {
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	t := ts.byName[name]
-	switch {
-	case t != nil && first:
-		return nil, false
-	case t == nil:
+	if t == nil {
 		t = &turn{taken: make(chan struct{}, 1)}
 		if ts.byName == nil {
 			ts.byName = map[string]*turn{}
@@ -51,7 +35,9 @@ func (ts *turns) join(name string, first bool) (_ *turn, ok bool) {
 		ts.byName[name] = t
 	}
 	t.users++
-	return t, true
+	ts.mu.Unlock()
+	t.taken <- struct{}{}
+	return func() { ts.leave(name, t) }, true
 }
 
 func (ts *turns) leave(name string, t *turn) {
