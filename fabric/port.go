@@ -87,40 +87,43 @@ func ParseAlias(alias string) (cluster, vm string, index int, ok bool) {
 // digit, otherwise a shortening that depends on the VM's name alone: its first
 // plain characters from the first letter or digit on, seven of a hash, and
 // _net<n>. Programs take a name that begins with '-' for an option.
-func PortName(vm string, n int) string { return linkName(vm, "_net"+strconv.Itoa(n)) }
+func PortName(vm string, n int) string { return linkName(vm, namePart(vm), "_net"+strconv.Itoa(n)) }
 
 // FormerPortName gives the name of the n-th port of a VM by the former rule, under
 // which it could begin with '-', '.' or '_'. It differs from [PortName] only for
 // VMs whose first plain character is one of these. Guests of such VMs that have
 // run since then have the former name, in the kernel and in their definitions.
-func FormerPortName(vm string, n int) string { return formerLinkName(vm, "_net"+strconv.Itoa(n)) }
+func FormerPortName(vm string, n int) string {
+	return linkName(vm, plainPart(vm), "_net"+strconv.Itoa(n))
+}
 
 // PeerName gives the name of the guest's end of a veth port: <vm>_peer<n>,
 // shortened like [PortName].
-func PeerName(vm string, n int) string { return linkName(vm, "_peer"+strconv.Itoa(n)) }
+func PeerName(vm string, n int) string { return linkName(vm, namePart(vm), "_peer"+strconv.Itoa(n)) }
 
 // FullPortName gives <vm>_net<n>, however long: the link's alternative name
 // (altname, Linux 5.5) if Name is a shortening.
 func (p Port) FullPortName() string { return p.VM + "_net" + strconv.Itoa(p.Index) }
 
-func linkName(vm, suffix string) string {
-	former := formerLinkName(vm, suffix)
-	if !leadingSign(rune(former[0])) {
-		return former
-	}
-	return shorten(vm, strings.TrimLeftFunc(plainPart(vm), leadingSign), suffix)
-}
-
-func formerLinkName(vm, suffix string) string {
-	plain := plainPart(vm)
-	if full := vm + suffix; plain == vm && len(full) <= maxLinkName {
+// linkName gives the VM's name and a suffix if part is the whole name and the result
+// fits, otherwise a shortening that begins with part.
+func linkName(vm, part, suffix string) string {
+	if full := vm + suffix; part == vm && vm != "" && len(full) <= maxLinkName {
 		return full
 	}
-	return shorten(vm, plain, suffix)
+	sum := sha256.Sum256([]byte(vm))
+	hash := strings.ToLower(base32.StdEncoding.EncodeToString(sum[:5]))[:7]
+	// The hash has 35 bits: 5,000 long names on one node collide with a chance
+	// of 1 in 2,700, and the agent refuses the second of a pair that does.
+	room := max(0, maxLinkName-len(suffix)-len(hash))
+	return part[:min(room, len(part))] + hash + suffix
 }
 
-// leadingSign reports the plain characters with which no port name begins.
-func leadingSign(r rune) bool { return r == '-' || r == '.' || r == '_' }
+// namePart gives the part of a VM's name that a link name can begin with: the plain
+// characters from the first letter or digit on.
+func namePart(vm string) string {
+	return strings.TrimLeft(plainPart(vm), "-._")
+}
 
 // plainPart gives a name without the characters that are not plain.
 func plainPart(vm string) string {
@@ -130,13 +133,4 @@ func plainPart(vm string) string {
 		}
 		return -1
 	}, vm)
-}
-
-func shorten(vm, plain, suffix string) string {
-	sum := sha256.Sum256([]byte(vm))
-	hash := strings.ToLower(base32.StdEncoding.EncodeToString(sum[:5]))[:7]
-	// The hash has 35 bits: 5,000 long names on one node collide with a chance
-	// of 1 in 2,700, and the agent refuses the second of a pair that does.
-	room := max(0, maxLinkName-len(suffix)-len(hash))
-	return plain[:min(room, len(plain))] + hash + suffix
 }
