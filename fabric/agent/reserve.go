@@ -21,7 +21,7 @@ func (s *state) acceptable(vm fabric.VM, known bool) error {
 	if s.draining() && !known {
 		return s.drainRefusal()
 	}
-	if err := complete(vm); err != nil {
+	if err := complete(vm, fabric.ValidateName); err != nil {
 		return err
 	}
 	if err := s.cluster.Permits(vm); err != nil {

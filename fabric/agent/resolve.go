@@ -99,7 +99,7 @@ func (a *Agent) ask(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 		return vm, unanswered{fmt.Errorf("the resolver answered wrong: %s, but the guest has %s of the fabric; correct its inventory, or the guest's interfaces", count(nics), count(vm.NICs))}
 	}
 	resolved := withNICs(vm, nics)
-	if err := complete(resolved); err != nil {
+	if err := complete(resolved, fabric.ValidateName); err != nil {
 		return vm, unanswered{fmt.Errorf("the resolver answered wrong: %w", err)}
 	}
 	a.log.Info("resolved", "vm", vm.Name, "prefixes", len(resolved.Prefixes()), "took", time.Since(began))

@@ -89,7 +89,7 @@ func (a *Agent) adopt(d fabric.Desired, there map[string]bool) {
 	s, done := a.state.open()
 	defer done()
 	name := d.VM.Name
-	if err := completeAsKnown(d.VM); err != nil {
+	if err := complete(d.VM, fabric.ValidateKnownName); err != nil {
 		a.conditions.say("guest "+name, fmt.Sprintf("guest %s: %v; attach it anew", name, err))
 		a.inventory.damaged()
 		return

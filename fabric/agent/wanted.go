@@ -96,25 +96,12 @@ func withNICs(v fabric.VM, answer []fabric.NIC) fabric.VM {
 	return v
 }
 
-// complete is [fabric.VM.Validate] for a guest about to be brought up: every NIC must
-// have an address, also if a resolver should supply it.
-func complete(v fabric.VM) error {
-	if err := fabric.ValidateName(v.Name); err != nil {
+// complete checks a guest about to be brought up: its name by a rule of fabric, and
+// that every NIC has an address, also if a resolver should supply it.
+func complete(v fabric.VM, name func(string) error) error {
+	if err := name(v.Name); err != nil {
 		return err
 	}
-	return completeNICs(v)
-}
-
-// completeAsKnown is complete for a guest that this node has already: its name may be
-// one that no new guest may have.
-func completeAsKnown(v fabric.VM) error {
-	if err := fabric.ValidateKnownName(v.Name); err != nil {
-		return err
-	}
-	return completeNICs(v)
-}
-
-func completeNICs(v fabric.VM) error {
 	if err := v.ValidateNICs(); err != nil || !v.Unresolved() {
 		return err
 	}
