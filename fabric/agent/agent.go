@@ -254,26 +254,27 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	t, end := a.begin(vm.Name)
 	defer end()
 	began := time.Now()
-	if a.outdated(vm.Name, r.asOf) {
+	s, done := a.state.open()
+	outdated := s.outdated(vm.Name, r.asOf)
+	done()
+	if outdated {
 		return nil // a newer request for this guest was handled since the source looked
 	}
 	if r.runs {
 		vm = t.asStarted(vm)
 	}
 	vm, err := t.resolve(ctx, vm)
-	if a.outdated(vm.Name, r.asOf) {
-		return nil // the guest ended while the resolver was asked
-	}
 	var other holder
 	others := a.others()
 	if err == nil {
-		other, err = t.acquire(ctx, vm, r)
-		if a.outdated(vm.Name, r.asOf) {
-			return nil // the guest ended while the other nodes were asked
-		}
+		other, err = t.acquire(ctx, vm, r, others)
 	}
 
-	s, done := a.state.open()
+	s, done = a.state.open()
+	if s.outdated(vm.Name, r.asOf) {
+		done()
+		return nil // the guest ended while the resolver or the other nodes were asked
+	}
 	var is admission
 	if err == nil {
 		is, err = s.admit(vm, r, other, others, began)
@@ -341,7 +342,8 @@ func (s *state) admit(vm fabric.VM, r request, other holder, others []string, no
 	// A guest that runs on another node arrives by migration even if this agent did
 	// not see the announcement: the hook may have sent it while the agent was
 	// restarting. The source reports when the guest runs here.
-	incoming := s.expects(vm.Name) || other.same && !is.known && s.tells(vm.Origin)
+	expected := s.expects(vm.Name)
+	incoming := expected || other.same && !is.known && s.tells(vm.Origin)
 	d := fabric.Desired{VM: vm, Run: r.run, Since: now, Boot: s.boot}
 	d.State, d.Incoming = r.settle(is.was, is.known, incoming)
 	if is.known {
@@ -372,7 +374,12 @@ func (s *state) admit(vm fabric.VM, r request, other holder, others []string, no
 	case d.State == fabric.Live:
 		event = migration.GuestRuns
 	}
-	is.arrived = s.arrival(vm.Name)
+	switch {
+	case is.known:
+		is.arrived = g.arrival
+	case expected:
+		is.arrived = migration.Expected
+	}
 	delete(s.expected, vm.Name)
 	if !there {
 		g = &guest{want: d}
@@ -389,17 +396,6 @@ func (s *state) admit(vm fabric.VM, r request, other holder, others []string, no
 	s.takeOwnership(g, &d, g.nics, others)
 	is.want = d
 	return is, nil
-}
-
-// arrival gives the state of a guest's move to this node.
-func (s *state) arrival(vm string) migration.Arrival {
-	if g := s.guests[vm]; g != nil && g.want.State != fabric.Absent {
-		return g.arrival
-	}
-	if s.expects(vm) {
-		return migration.Expected
-	}
-	return migration.NoArrival
 }
 
 // expects reports whether the migration of a guest to this node was announced in the
@@ -578,7 +574,10 @@ func (s *state) reassess(vm string, st plan.NICStates, others []string) (is reas
 func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 	t, end := a.begin(vm)
 	defer end()
-	if a.outdated(vm, asOf) {
+	s, done := a.state.open()
+	outdated := s.outdated(vm, asOf)
+	done()
+	if outdated {
 		return nil
 	}
 	began := time.Now()
@@ -665,9 +664,7 @@ func (a *Agent) take(vm string, asOf time.Time) (fabric.Desired, bool) {
 
 // outdated reports whether a request for a guest newer than asOf was handled; never
 // for the zero time, which stands for now.
-func (a *Agent) outdated(vm string, asOf time.Time) bool {
-	s, done := a.state.open()
-	defer done()
+func (s *state) outdated(vm string, asOf time.Time) bool {
 	return !asOf.IsZero() && s.handled[vm].After(asOf)
 }
 

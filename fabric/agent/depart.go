@@ -122,12 +122,9 @@ func (a *Agent) stays(ctx context.Context, at fabric.Node, n fabric.Notice) {
 func (a *Agent) stopped(ctx context.Context, vm string, asOf time.Time) {
 	t, end := a.begin(vm)
 	defer end()
-	if a.outdated(vm, asOf) {
-		return
-	}
 	s, done := a.state.open()
 	g := s.guests[vm]
-	if g == nil || g.want.State != fabric.Live {
+	if s.outdated(vm, asOf) || g == nil || g.want.State != fabric.Live {
 		done()
 		return
 	}
@@ -149,10 +146,11 @@ func (a *Agent) stopped(ctx context.Context, vm string, asOf time.Time) {
 func (a *Agent) resumed(ctx context.Context, vm string, asOf time.Time) {
 	t, end := a.begin(vm)
 	defer end()
-	if a.outdated(vm, asOf) {
+	s, done := a.state.open()
+	if s.outdated(vm, asOf) {
+		done()
 		return
 	}
-	s, done := a.state.open()
 	s.handled[vm] = asOf
 	g := s.guests[vm]
 	var claimed bool

@@ -140,15 +140,14 @@ type holder struct {
 }
 
 // acquire asks the other nodes which guests have the addresses that a guest is about
-// to get here. It does not ask about addresses that the guest has here already. If
-// another guest has one, acquire refuses a start (r.undo). A guest that runs already,
-// here or at the node that it comes from, cannot be refused: then acquire only
-// returns the holder.
-func (t *task) acquire(ctx context.Context, vm fabric.VM, r request) (holder, error) {
-	if t.nodes == nil {
+// to get here. It does not ask about addresses that the guest has here already, or for
+// a request that is refused or outdated anyway. If another guest has one, acquire refuses a
+// start (r.undo). A guest that runs already, here or at the node that it comes from,
+// cannot be refused: then acquire only returns the holder.
+func (t *task) acquire(ctx context.Context, vm fabric.VM, r request, others []string) (holder, error) {
+	if len(others) == 0 {
 		return holder{}, nil
 	}
-	asked := t.nodes.Names()
 	s, done := t.state.open()
 	var prev fabric.Desired
 	g, known := s.guests[vm.Name]
@@ -161,13 +160,14 @@ func (t *task) acquire(ctx context.Context, vm fabric.VM, r request) (holder, er
 		}
 	}
 	_, incoming := r.settle(prev, known, s.expects(vm.Name))
-	refused := s.acceptable(vm, known) != nil // admit refuses it in any case
+	pointless := len(wanted) == 0 || s.acceptable(vm, known) != nil || s.free(vm) != nil || s.outdated(vm.Name, r.asOf)
+	asked := slices.Clone(others)
 	if !r.undo {
 		// For a long list of running guests, do not wait for the same node each time.
 		asked = slices.DeleteFunc(asked, func(n string) bool { return time.Since(s.peers.slow[n]) < slowMemory })
 	}
 	done()
-	if refused || len(wanted) == 0 {
+	if pointless {
 		return holder{}, nil
 	}
 	n := t.notice(fabric.Acquiring, fabric.Desired{VM: vm})

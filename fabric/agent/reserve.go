@@ -15,8 +15,9 @@ func reservationOf(vm fabric.VM) reservation.Set {
 	return reservation.Set{Prefixes: vm.Prefixes(), Ports: portNames(vm)}
 }
 
-// acceptable says why this node cannot take the guest as described, or nil; known:
-// the node has the guest already. It changes nothing.
+// acceptable says which rule the guest breaks as described, or nil; known: the node
+// has the guest already. Whether its addresses are free is for [state.free] and
+// [state.reserve].
 func (s *state) acceptable(vm fabric.VM, known bool) error {
 	if s.draining() && !known {
 		return s.drainRefusal()
@@ -24,10 +25,7 @@ func (s *state) acceptable(vm fabric.VM, known bool) error {
 	if err := complete(vm, fabric.ValidateName); err != nil {
 		return err
 	}
-	if err := s.cluster.Permits(vm); err != nil {
-		return err
-	}
-	return s.free(vm)
+	return s.cluster.Permits(vm)
 }
 
 // free reports an item of the guest that another guest holds.

@@ -45,7 +45,11 @@ func (t *task) resolve(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	}
 	s, done = t.state.open()
 	defer done()
-	if err := s.acceptable(asked, true); err != nil {
+	err = s.acceptable(asked, true)
+	if err == nil {
+		err = s.free(asked)
+	}
+	if err != nil {
 		return vm, unanswered{fmt.Errorf("the resolver answered wrong: %w", err)}
 	}
 	return asked, nil

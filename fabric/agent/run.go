@@ -496,10 +496,11 @@ func (a *Agent) applyList(ctx context.Context, source string, guests []fabric.De
 // its port.
 func (a *Agent) applyChange(ctx context.Context, d fabric.Desired) {
 	name := d.VM.Name
-	if a.outdated(name, d.Since) {
+	s, done := a.state.open()
+	if s.outdated(name, d.Since) {
+		done()
 		return
 	}
-	s, done := a.state.open()
 	w := s.weigh(d)
 	done()
 	d = w.said

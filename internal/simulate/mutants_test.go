@@ -43,7 +43,7 @@ var mutants = []mutant{
 	{"any word of a silent node withdraws what is behind it", "internal/ownership/ownership.go", "p.RouteGone || p.Behind ||", "p.RouteGone ||"},
 
 	// Reservations.
-	{"a refused start holds what it asked for", "ownership.go", "refused := s.acceptable(vm, known) != nil", "refused := s.acceptable(vm, known) != nil || s.reserve(vm) != nil"},
+	{"a refused start holds what it asked for", "ownership.go", "s.acceptable(vm, known) != nil || s.free(vm) != nil", "s.acceptable(vm, known) != nil || s.reserve(vm) != nil"},
 	{"a guest that is gone holds what it had", "agent.go", "	s.reserved.Keep(vm, reservation.Set{})\n", "	_ = reservation.Set{}\n"},
 
 	// Up and down.
