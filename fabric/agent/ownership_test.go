@@ -840,6 +840,35 @@ func TestStateThatIsBehind(t *testing.T) {
 	})
 }
 
+// TestStartThatIsRefusedAsksNobody: no other node delays the refusal, and none gives
+// another reason for it.
+func TestStartThatIsRefusedAsksNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int32
+		ends := fake.NewNodes(nil, cluster().Nodes[:2]...)
+		defer serves(t, ends["node2"], func(_ context.Context, _ fabric.Node, n fabric.Notice) fabric.Answer {
+			if n.Kind == fabric.Acquiring {
+				asked.Add(1)
+			}
+			return fabric.Answer{}
+		})()
+		n := fresh(t, agent.WithNodes(ends["node1"]))
+		n.apply(guest("web", "203.0.113.20 2001:db8:100:1::20"), fabric.Live)
+		assert.EqualValues(t, 1, asked.Load())
+		for address, reason := range map[string]string{
+			"203.0.113.20":       `203.0.113.20: held by VM "web" on this node`,
+			"2001:db8:100:1::20": `2001:db8:100:1::20: held by VM "web" on this node`,
+			"192.0.2.1":          "outside the pools",
+			"2001:db8:999::1":    "outside the pools",
+		} {
+			err := n.Apply(t.Context(), guest("other", address), fabric.Live)
+			require.ErrorIs(t, err, fabric.ErrRefused, address)
+			assert.ErrorContains(t, err, reason)
+		}
+		assert.EqualValues(t, 1, asked.Load())
+	})
+}
+
 // TestGuestThatEndsWhileOthersAreAsked does not come back by what was true before.
 func TestGuestThatEndsWhileOthersAreAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
