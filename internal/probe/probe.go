@@ -58,6 +58,16 @@ type Result struct {
 	Late            time.Duration // the most by which the host was behind the schedule
 }
 
+// String sums the result up in a line, without the single losses.
+func (r Result) String() string {
+	text := fmt.Sprintf("%d sent, %d lost", r.Sent, r.Lost)
+	if len(r.Losses) > 0 {
+		text += fmt.Sprintf(" (numbers %d to %d, at most %d in a row)", r.Losses[0].Seq, r.Losses[len(r.Losses)-1].Seq, r.LongestLoss)
+	}
+	return text + fmt.Sprintf(", %d not sent, %d answered twice, %d out of order, %d refused, longest gap %v, longest round trip %v, at most %v behind the schedule",
+		r.Unsent, r.Duplicates, r.Reordered, r.Refused, r.LongestGap, r.MaxRTT, r.Late)
+}
+
 // Loss is a request that was never answered.
 type Loss struct {
 	Seq int

@@ -1,6 +1,7 @@
 package probe_test
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -107,4 +108,12 @@ func TestRefused(t *testing.T) {
 		assert.Equal(t, r.Sent, r.Lost)
 		assert.Positive(t, r.Refused, to)
 	}
+}
+
+// TestResultInALine: thousands of losses do not make a log that nobody can read.
+func TestResultInALine(t *testing.T) {
+	t.Parallel()
+	r := probe.Result{Sent: 10, Received: 7, Lost: 3, LongestLoss: 2, LongestGap: time.Second, Losses: []probe.Loss{{Seq: 1}, {Seq: 4}, {Seq: 5}}}
+	assert.Equal(t, "10 sent, 3 lost (numbers 1 to 5, at most 2 in a row), 0 not sent, 0 answered twice, 0 out of order, 0 refused, "+
+		"longest gap 1s, longest round trip 0s, at most 0s behind the schedule", fmt.Sprintf("%+v", r))
 }
