@@ -21,7 +21,7 @@ func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fa
 	if err != nil {
 		return nil, err
 	}
-	all, err := fabric.AdvertisementsOn(prefix, s.node.Name, sessions, func(session fabric.Session) (bool, error) {
+	all, err := fabric.AdvertisementsOn(prefix, s.cfg.Node.Name, sessions, func(session fabric.Session) (bool, error) {
 		return s.sent(session.Address, prefix)
 	})
 	if err != nil {
@@ -37,7 +37,7 @@ func (s *Speaker) sent(peer string, prefix netip.Prefix) (bool, error) {
 		family = bgp.RF_IPv6_UC
 	}
 	found := false
-	err := s.server().ListPath(apiutil.ListPathRequest{
+	err := s.announcements.server().ListPath(apiutil.ListPathRequest{
 		TableType: api.TableType_TABLE_TYPE_ADJ_OUT, Name: peer, Family: family,
 		Prefixes: []*apiutil.LookupPrefix{{Prefix: prefix.String()}},
 	}, func(nlri bgp.NLRI, paths []*apiutil.Path) {

@@ -109,7 +109,7 @@ type Reflector struct {
 	named   []neighbour       // in the order of the cluster, core gateways first
 	bgp     *server.BgpServer // set before ready is closed
 	ready   chan struct{}     // closed by Run
-	serving sync.WaitGroup    // the goroutines that Run waits for
+	serving peering.Group     // the goroutines that Run waits for
 	notes   *notifications.Tracker
 	order   *order
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"sync"
 	"time"
 
 	"github.com/osrg/gobgp/v4/api"
@@ -59,9 +58,9 @@ func (r *Router) Run(ctx context.Context) error {
 }
 
 func (r *Router) run(ctx context.Context) error {
-	var serving sync.WaitGroup
+	var group peering.Group
 	id := fabric.RouterID(r.cfg.Address, r.cfg.Address).String()
-	b, err := peering.Serve(ctx, r.log, &serving, &api.Global{Asn: r.cfg.ASN, RouterId: id, ListenPort: -1})
+	b, err := peering.Serve(ctx, r.log, &group, &api.Global{Asn: r.cfg.ASN, RouterId: id, ListenPort: -1})
 	if err != nil {
 		return peering.Fault(ctx, err)
 	}
@@ -69,7 +68,7 @@ func (r *Router) run(ctx context.Context) error {
 		<-ctx.Done()
 	}
 	err = errors.Join(peering.Fault(ctx, err), peering.Stop(ctx, b))
-	serving.Wait()
+	group.Wait()
 	return err
 }
 

@@ -4,21 +4,20 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/osrg/gobgp/v4/api"
 	"github.com/osrg/gobgp/v4/pkg/server"
 )
 
-// Serve starts a GoBGP server in wg. It is running when Serve returns, until
-// [Leave] or [Stop].
-func Serve(ctx context.Context, log *slog.Logger, wg *sync.WaitGroup, global *api.Global) (*server.BgpServer, error) {
+// Serve starts a GoBGP server in g. It is running when Serve returns, until [Leave]
+// or [Stop].
+func Serve(ctx context.Context, log *slog.Logger, g *Group, global *api.Global) (*server.BgpServer, error) {
 	b := server.NewBgpServer(server.LoggerOption(log, &slog.LevelVar{}))
-	wg.Go(b.Serve)
+	g.Go(b.Serve)
 	if err := b.StartBgp(ctx, &api.StartBgpRequest{Global: global}); err != nil {
 		err = errors.Join(err, Stop(ctx, b))
-		wg.Wait()
+		g.Wait()
 		return nil, err
 	}
 	return b, nil
