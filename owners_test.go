@@ -41,31 +41,46 @@ func TestNoCommentStandsForALock(t *testing.T) {
 	}
 }
 
+// smallLocks are the folders whose structs with a lock are small.
+var smallLocks = []string{
+	"fabric/agent",
+	"fabric/bird",
+	"fabric/frr",
+	"fabric/gobgp",
+	"fabric/routingd",
+}
+
 // TestLockedStructsAreSmall: what a lock guards fits into a head.
 func TestLockedStructsAreSmall(t *testing.T) {
 	const most = 12
-	files, at := parsed(t, "fabric/agent")
 	locked := 0
-	for _, f := range files {
-		ast.Inspect(f, func(n ast.Node) bool {
-			s, ok := n.(*ast.StructType)
-			if !ok {
+	for _, root := range smallLocks {
+		files, at := parsed(t, root)
+		for _, f := range files {
+			ast.Inspect(f, func(n ast.Node) bool {
+				if fields, lock := fieldsOf(n); lock {
+					locked++
+					assert.LessOrEqual(t, fields, most, at.Position(n.Pos()))
+				}
 				return true
-			}
-			fields, lock := 0, false
-			for _, field := range s.Fields.List {
-				fields += max(1, len(field.Names))
-				sel, _ := field.Type.(*ast.SelectorExpr)
-				lock = lock || sel != nil && strings.HasSuffix(sel.Sel.Name, "Mutex")
-			}
-			if lock {
-				locked++
-				assert.LessOrEqual(t, fields, most, at.Position(s.Pos()))
-			}
-			return true
-		})
+			})
+		}
 	}
 	assert.Positive(t, locked)
+}
+
+// fieldsOf counts the fields of a struct, and says whether one is a lock.
+func fieldsOf(n ast.Node) (fields int, lock bool) {
+	s, ok := n.(*ast.StructType)
+	if !ok {
+		return 0, false
+	}
+	for _, field := range s.Fields.List {
+		fields += max(1, len(field.Names))
+		sel, _ := field.Type.(*ast.SelectorExpr)
+		lock = lock || sel != nil && strings.HasSuffix(sel.Sel.Name, "Mutex")
+	}
+	return fields, lock
 }
 
 // TestCoreDoesNotKnowItsCallers: the way out that is in commands and files of a node

@@ -132,15 +132,7 @@ func (r *Reflector) keepOrder(ctx context.Context) {
 
 // resendAll sends the table again to every peer that has a session.
 func (r *Reflector) resendAll(ctx context.Context) {
-	r.mu.Lock()
-	var up []neighbour
-	for a, is := range r.up {
-		if is {
-			up = append(up, r.neighbour(a))
-		}
-	}
-	r.mu.Unlock()
-	for _, n := range up {
+	for _, n := range r.peers.up() {
 		if err := resend.Table(ctx, r.bgp, n.address.String()); err != nil && ctx.Err() == nil {
 			r.log.Debug("routes not sent again", "peer", n.name, "address", n.address, "err", err)
 		}

@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/osrg/gobgp/v4/api"
-	"github.com/osrg/gobgp/v4/pkg/apiutil"
-	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/peering"
@@ -44,27 +42,6 @@ func (p Peer) refused() uint64 {
 	return p.Received - p.Accepted
 }
 
-// count is the number of a peer's routes that the policy accepts, after a number of
-// its updates.
-type count struct {
-	updates    uint64
-	received   [2]uint64
-	at         time.Time
-	accepted   [2]uint64
-	refused    []netip.Prefix
-	incomplete bool
-}
-
-// countAge bounds how long a count is used: GoBGP may count an update just before
-// it has the routes of it.
-const countAge = 30 * time.Second
-
-// examples is how many refused prefixes a [Peer] lists.
-const examples = 3
-
-// families are in the order in which GoBGP gets them.
-var families = [2]bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}
-
 // Peers lists the core gateways and nodes of the cluster in its order, and then the
 // nodes that it does not list, for as long as they have a session or the reflector
 // keeps their routes.
@@ -72,50 +49,51 @@ var families = [2]bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}
 // It has a cost: GoBGP counts the routes that it advertises, and the accepted ones
 // if there are new ones, by running the policy over all of them. That takes some 3
 // µs a route each time, and GoBGP does nothing else meanwhile.
-func (r *Reflector) Peers(ctx context.Context) ([]Peer, error) { return r.peers(ctx, true) }
-
-// peers lists as Peers does, on request without the counts of advertised prefixes.
-func (r *Reflector) peers(ctx context.Context, advertised bool) ([]Peer, error) {
-	b, err := r.server()
-	if err != nil {
+func (r *Reflector) Peers(ctx context.Context) ([]Peer, error) {
+	if err := r.started(); err != nil {
 		return nil, err
 	}
+	return r.peers.list(ctx, true)
+}
+
+// list lists as [Reflector.Peers] does, on request without the counts of advertised
+// prefixes.
+func (t *peerTable) list(ctx context.Context, advertised bool) ([]Peer, error) {
 	found := map[netip.Addr]*api.Peer{}
 	list := func(p *api.Peer) {
 		if a, err := netip.ParseAddr(p.GetState().GetNeighborAddress()); err == nil {
 			found[a] = p
 		}
 	}
-	if err := b.ListPeer(ctx, &api.ListPeerRequest{}, list); err != nil {
+	if err := t.bgp.ListPeer(ctx, &api.ListPeerRequest{}, list); err != nil {
 		return nil, fmt.Errorf("bgp: %w", err)
 	}
-	for _, n := range r.named {
-		if advertised && (n.role == RoleCore || r.cluster.EastWest) {
-			if err := b.ListPeer(ctx, &api.ListPeerRequest{Address: n.address.String(), EnableAdvertised: true}, list); err != nil {
+	for _, n := range t.named {
+		if advertised && t.getsAll(n) {
+			if err := t.bgp.ListPeer(ctx, &api.ListPeerRequest{Address: n.address.String(), EnableAdvertised: true}, list); err != nil {
 				return nil, fmt.Errorf("bgp: %w", err)
 			}
 		}
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	peers := make([]Peer, 0, len(found))
-	for _, n := range r.named {
-		peers = append(peers, r.describe(n, found[n.address]))
+	for _, n := range t.named {
+		peers = append(peers, t.describe(n, found[n.address]))
 	}
 	for _, a := range slices.SortedFunc(maps.Keys(found), netip.Addr.Compare) {
-		if !r.isNamed(a) {
-			peers = append(peers, r.describe(r.neighbour(a), found[a]))
+		if !t.isNamed(a) {
+			peers = append(peers, t.describe(t.neighbour(a), found[a]))
 		}
 	}
-	r.forget(ctx, found)
+	t.forget(ctx, found)
 	return peers, nil
 }
 
 // describe reports a peer; p may be nil while the reflector replaces it.
-func (r *Reflector) describe(n neighbour, p *api.Peer) Peer {
-	out := Peer{Named: r.isNamed(n.address), Held: r.held[n.address], Session: fabric.Session{
-		Peer: n.name, Address: n.address.String(), Role: n.role, Since: r.since[n.address],
-		State: peering.State(p), Families: peering.Negotiated(p), Notification: r.notes.Of(n.address), Failure: r.notes.Failure(n.address),
+func (t *peerTable) describe(n neighbour, p *api.Peer) Peer {
+	st := t.stateOf(n.address)
+	out := Peer{Named: t.isNamed(n.address), Held: st.held, Session: fabric.Session{
+		Peer: n.name, Address: n.address.String(), Role: n.role, Since: st.since,
+		State: peering.State(p), Families: peering.Negotiated(p), Notification: t.notifications.Of(n.address), Failure: t.notifications.Failure(n.address),
 	}}
 	if b := p.GetState().GetBfdState(); n.bfd && b != nil {
 		out.BFD = strings.ToLower(strings.TrimPrefix(b.GetSessionState().String(), "BFD_SESSION_STATE_"))
@@ -127,7 +105,7 @@ func (r *Reflector) describe(n neighbour, p *api.Peer) Peer {
 		}
 		c.Received, c.Advertised = f.GetState().GetReceived(), f.GetState().GetAdvertised()
 	}
-	accepted := r.accepted(n, p, [2]uint64{out.IPv4.Received, out.IPv6.Received})
+	accepted := t.counts.of(n.address, p, [2]uint64{out.IPv4.Received, out.IPv6.Received})
 	out.IPv4.Accepted, out.IPv6.Accepted, out.Refused = accepted.accepted[0], accepted.accepted[1], accepted.refused
 	out.Received = out.IPv4.Received + out.IPv6.Received
 	out.Accepted = out.IPv4.Accepted + out.IPv6.Accepted
@@ -135,61 +113,16 @@ func (r *Reflector) describe(n neighbour, p *api.Peer) Peer {
 	return out
 }
 
-// accepted counts the peer's routes that the policy accepts. GoBGP's own number of
-// accepted routes ignores a policy of the whole table.
-func (r *Reflector) accepted(n neighbour, p *api.Peer, received [2]uint64) count {
-	updates := p.GetState().GetMessages().GetReceived().GetUpdate()
-	c, known := r.counted[n.address]
-	if known && c.updates == updates && c.received == received && time.Since(c.at) < countAge && !c.incomplete {
-		return c
-	}
-	c = count{updates: updates, received: received, at: time.Now()}
-	for i, f := range families {
-		if received[i] == 0 {
-			continue
-		}
-		req := apiutil.ListPathRequest{TableType: api.TableType_TABLE_TYPE_ADJ_IN, Name: n.address.String(), Family: f, EnableFiltered: true}
-		err := r.bgp.ListPath(req, func(prefix bgp.NLRI, paths []*apiutil.Path) {
-			if len(paths) > 0 && !paths[0].Filtered {
-				c.accepted[i]++
-			} else if ip, ok := prefix.(*bgp.IPAddrPrefix); ok && len(c.refused) < examples {
-				c.refused = append(c.refused, ip.Prefix)
-			}
-		})
-		if err != nil { // the peer has gone meanwhile
-			c.incomplete = true
-		}
-	}
-	r.counted[n.address] = c
-	return c
-}
-
-// forget drops the nodes that are gone and that the cluster does not list.
-func (r *Reflector) forget(ctx context.Context, found map[netip.Addr]*api.Peer) {
-	r.notes.Keep(func(a netip.Addr) bool { return found[a] != nil || r.isNamed(a) || r.held[a] })
-	for a := range r.since {
-		if found[a] == nil && !r.isNamed(a) && !r.up[a] && !r.held[a] {
-			delete(r.since, a)
-			delete(r.up, a)
-			delete(r.been, a)
-			delete(r.sent, a)
-			delete(r.counted, a)
-			r.dismiss(ctx, a)
-		}
-	}
-}
-
 // Routes counts the prefixes of a family that the reflector has accepted.
 func (r *Reflector) Routes(ctx context.Context, v6 bool) (uint64, error) {
-	b, err := r.server()
-	if err != nil {
+	if err := r.started(); err != nil {
 		return 0, err
 	}
 	family := &api.Family{Afi: api.Family_AFI_IP, Safi: api.Family_SAFI_UNICAST}
 	if v6 {
 		family.Afi = api.Family_AFI_IP6
 	}
-	t, err := b.GetTable(ctx, &api.GetTableRequest{TableType: api.TableType_TABLE_TYPE_GLOBAL, Family: family})
+	t, err := r.bgp.GetTable(ctx, &api.GetTableRequest{TableType: api.TableType_TABLE_TYPE_GLOBAL, Family: family})
 	if err != nil {
 		return 0, fmt.Errorf("bgp: %w", err)
 	}

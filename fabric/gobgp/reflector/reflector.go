@@ -7,10 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
-	"slices"
 	"strconv"
-	"sync"
 	"syscall"
 	"time"
 
@@ -21,7 +18,6 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/notifications"
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/peering"
-	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/resend"
 )
 
 // Config has what a [Reflector] cannot do without.
@@ -73,17 +69,6 @@ const (
 	RoleCore = "core"
 )
 
-// nodeGroup is the peer group of nodes that the cluster does not list.
-const nodeGroup = "nodes"
-
-// neighbour is a peer of the reflector.
-type neighbour struct {
-	name, role string
-	address    netip.Addr
-	asn        uint32
-	bfd        bool
-}
-
 // Reflector is a route reflector (RFC 4456) for laboratories and small clusters.
 //
 // From nodes it accepts the prefixes of [fabric.Cluster.Announceable], less the
@@ -97,49 +82,45 @@ type neighbour struct {
 // The routes of a node whose connection just ends stay for the graceful restart
 // time. A node that falls silent (hold time, BFD) loses its routes at once.
 type Reflector struct {
+	settings
+	policy *policy
+	began  time.Time
+
+	notifications *notifications.Tracker
+	openings      *openings
+	order         *order
+	group         peering.Group
+
+	ready chan struct{}     // closed by Run
+	bgp   *server.BgpServer // set before ready is closed, as are the peers
+	peers *peerTable
+}
+
+// settings has what a reflector is made from. It does not change.
+type settings struct {
 	cluster fabric.Cluster
 	rr      fabric.RR
 	id      string // BGP identifier and cluster id
 	log     *slog.Logger
-	policy  *policy
-	began   time.Time
 
 	deferral, pause time.Duration
 
-	named   []neighbour       // in the order of the cluster, core gateways first
-	bgp     *server.BgpServer // set before ready is closed
-	ready   chan struct{}     // closed by Run
-	serving peering.Group     // the goroutines that Run waits for
-	notes   *notifications.Tracker
-	order   *order
-
-	mu       sync.Mutex // also held while neighbours change
-	closed   bool       // Run is ending
-	up       map[netip.Addr]bool
-	since    map[netip.Addr]time.Time
-	sent     map[netip.Addr]uint64 // the number of notifications sent, as counted when the last session came up
-	been     map[netip.Addr]bool   // had a session since the start
-	held     map[netip.Addr]bool   // refused for too many prefixes
-	counted  map[netip.Addr]count
-	admitted map[netip.Addr]bool // nodes that the cluster does not list and that have statements in the policy
-	opening  map[netip.Addr]opening
-	removals resend.Removals // empty unless a session is being established
+	named []neighbour // in the order of the cluster, core gateways first
 }
 
 // New makes a reflector, which does nothing before Run. The error says what in the
 // cluster a reflector cannot work with.
 func New(cfg Config, opts ...Option) (*Reflector, error) {
 	r := &Reflector{
-		cluster: cfg.Cluster, rr: cfg.RR, id: fabric.RouterID(cfg.RR.Address, cfg.RR.Address).String(), log: slog.New(slog.DiscardHandler),
-		began: time.Now(), deferral: DefaultDeferral, pause: DefaultPause, ready: make(chan struct{}), notes: notifications.New(), order: newOrder(),
-		up: map[netip.Addr]bool{}, since: map[netip.Addr]time.Time{}, sent: map[netip.Addr]uint64{}, been: map[netip.Addr]bool{},
-		held: map[netip.Addr]bool{}, counted: map[netip.Addr]count{},
-		admitted: map[netip.Addr]bool{}, opening: map[netip.Addr]opening{},
+		settings: settings{
+			cluster: cfg.Cluster, rr: cfg.RR, id: fabric.RouterID(cfg.RR.Address, cfg.RR.Address).String(), log: slog.New(slog.DiscardHandler),
+			deferral: DefaultDeferral, pause: DefaultPause, named: neighbours(&cfg.Cluster, cfg.RR),
+		},
+		began: time.Now(), notifications: notifications.New(), openings: newOpenings(), order: newOrder(), ready: make(chan struct{}),
 	}
 	for _, o := range opts {
 		o(r)
 	}
-	r.named = neighbours(&r.cluster, r.rr)
 	if r.rr.ASN != r.cluster.ASN {
 		return nil, fmt.Errorf("reflector %s: it has AS number %d and cluster %s has %d; a reflector reflects within one AS, leave its asn out", r.rr.Name, r.rr.ASN, r.cluster.Name, r.cluster.ASN)
 	}
@@ -157,13 +138,13 @@ func (r *Reflector) Ready() <-chan struct{} { return r.ready }
 // errNotReady is the error of requests before the reflector is ready.
 var errNotReady = errors.New("the reflector does not run yet")
 
-// server returns the server that Run started, or errNotReady.
-func (r *Reflector) server() (*server.BgpServer, error) {
+// started returns errNotReady before Run listens.
+func (r *Reflector) started() error {
 	select {
 	case <-r.ready:
-		return r.bgp, nil
+		return nil
 	default:
-		return nil, errNotReady
+		return errNotReady
 	}
 }
 
@@ -182,7 +163,7 @@ func (r *Reflector) Run(ctx context.Context) error {
 
 func (r *Reflector) run(ctx context.Context) error {
 	port := cmp.Or(r.rr.Port, 179)
-	b, err := peering.Serve(ctx, r.notes.Through(slog.New(quiet{r.log.Handler()})), &r.serving, &api.Global{
+	b, err := peering.Serve(ctx, r.notifications.Through(slog.New(quiet{r.log.Handler()})), &r.group, &api.Global{
 		Asn: r.cluster.ASN, RouterId: r.id, ListenPort: int32(port), ListenAddresses: []string{r.rr.Address.String()},
 	})
 	if err != nil {
@@ -192,18 +173,17 @@ func (r *Reflector) run(ctx context.Context) error {
 		}
 		return err
 	}
-	r.bgp = b
+	r.bgp, r.peers = b, newPeerTable(&r.settings, b, &r.group, r.notifications)
 	working, end := context.WithCancel(ctx)
 	if err = r.open(working); err == nil {
 		close(r.ready)
 		<-ctx.Done()
 	}
-	r.mu.Lock()
-	r.closed = true
-	r.mu.Unlock()
+	r.peers.close()
+	r.group.Close()
 	end()
 	err = errors.Join(peering.Fault(ctx, err), peering.Leave(ctx, b))
-	r.serving.Wait()
+	r.group.Wait()
 	return err
 }
 
@@ -220,41 +200,15 @@ func (r *Reflector) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := r.addNeighbours(ctx); err != nil {
+	if err := r.peers.addAll(ctx); err != nil {
 		return err
 	}
 	if r.resumes() {
-		r.serving.Go(func() { r.resume(ctx) })
+		r.group.Go(func() { r.resume(ctx) })
 	}
-	r.serving.Go(func() { r.lookAfter(ctx) })
-	r.serving.Go(func() { r.keepOrder(ctx) })
+	r.group.Go(func() { r.lookAfter(ctx) })
+	r.group.Go(func() { r.keepOrder(ctx) })
 	return nil
-}
-
-// resumes reports whether the reflector waits for the nodes before it admits the
-// core gateways.
-func (r *Reflector) resumes() bool { return r.deferral >= time.Second }
-
-// neighbours lists the cluster's nodes and core gateways that have a session with a
-// reflector: those with another address of its family. In small clusters the
-// reflector runs on a node or a core gateway.
-func neighbours(c *fabric.Cluster, rr fabric.RR) []neighbour {
-	var all []neighbour
-	add := func(n neighbour) {
-		known := slices.ContainsFunc(all, func(o neighbour) bool { return o.address == n.address })
-		if n.address.IsValid() && n.address.Is4() == rr.Address.Is4() && n.address != rr.Address && !known {
-			all = append(all, n)
-		}
-	}
-	// A machine that is both is a core gateway: the reflector accepts nothing from
-	// it.
-	for _, g := range c.Core {
-		add(neighbour{g.Name, RoleCore, g.Address, g.ASN, g.BFD})
-	}
-	for _, n := range c.Nodes {
-		add(neighbour{n.Name, RoleNode, n.Source(rr.Address), c.ASN, rr.BFD})
-	}
-	return all
 }
 
 // listenProblem says in words for people why the reflector cannot listen on an
@@ -269,93 +223,6 @@ func listenProblem(err error) error {
 		return fmt.Errorf("%w; run the reflector as root, or give it CAP_NET_BIND_SERVICE", syscall.EACCES)
 	}
 	return err
-}
-
-// addNeighbours adds the nodes and core gateways. It locks r.mu itself, so the
-// events of their sessions wait until all are there.
-func (r *Reflector) addNeighbours(ctx context.Context) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	resumes := r.resumes()
-	for _, n := range r.named {
-		r.since[n.address] = time.Now()
-		p := r.peer(n, n.bfd, resumes)
-		if resumes && n.role == RoleCore {
-			p = r.shut(n)
-		}
-		if err := r.bgp.AddPeer(ctx, &api.AddPeerRequest{Peer: p}); err != nil {
-			return fmt.Errorf("%s %s (%s): %w", n.role, n.name, n.address, err)
-		}
-	}
-	group := r.peer(neighbour{role: RoleNode, asn: r.cluster.ASN}, false, false)
-	err := r.bgp.AddPeerGroup(ctx, &api.AddPeerGroupRequest{PeerGroup: &api.PeerGroup{
-		Conf:   &api.PeerGroupConf{PeerGroupName: nodeGroup, PeerAsn: group.Conf.PeerAsn, AuthPassword: group.Conf.AuthPassword},
-		Timers: group.Timers, Transport: group.Transport, RouteReflector: group.RouteReflector,
-		GracefulRestart: group.GracefulRestart, AfiSafis: group.AfiSafis, TtlSecurity: group.TtlSecurity,
-	}})
-	if err != nil {
-		return fmt.Errorf("nodes by address: %w", err)
-	}
-	for _, p := range r.cluster.NodeRanges() {
-		if p.Addr().Is4() != r.rr.Address.Is4() {
-			continue
-		}
-		err := r.bgp.AddDynamicNeighbor(ctx, &api.AddDynamicNeighborRequest{
-			DynamicNeighbor: &api.DynamicNeighbor{Prefix: p.String(), PeerGroup: nodeGroup},
-		})
-		if err != nil {
-			return fmt.Errorf("nodes by address: %s: %w", p, err)
-		}
-	}
-	return nil
-}
-
-// shut returns a neighbour whose connections GoBGP refuses.
-func (r *Reflector) shut(n neighbour) *api.Peer {
-	p := r.peer(n, false, false)
-	p.Conf.AdminDown, p.Transport.PassiveMode = true, true
-	return p
-}
-
-// peer returns a neighbour in GoBGP's terms. If it resumes, its OPEN says so.
-func (r *Reflector) peer(n neighbour, bfd, resumes bool) *api.Peer {
-	t := r.cluster.Timers
-	deferral := max(r.deferral, time.Second)
-	if n.role == RoleCore {
-		deferral = coreDeferral // the reflector admits it when the nodes are there
-	}
-	p := &api.Peer{
-		Conf:      &api.PeerConf{PeerAsn: n.asn, AuthPassword: r.rr.Password, Description: n.name},
-		Timers:    peering.Timers(t),
-		Transport: &api.Transport{LocalAddress: r.rr.Address.String(), PassiveMode: n.role == RoleNode},
-		GracefulRestart: &api.GracefulRestart{
-			Enabled: true, RestartTime: uint32(t.Restart.Seconds()),
-			LocalRestarting: resumes, DeferralTime: uint32(deferral / time.Second),
-		},
-		AfiSafis: peering.BothFamilies(),
-	}
-	if n.address.IsValid() {
-		p.Conf.NeighborAddress = n.address.String()
-	}
-	peering.LongLived(p, t)
-	for _, f := range p.AfiSafis {
-		if n.role == RoleNode {
-			f.PrefixLimits = &api.PrefixLimit{Family: f.Config.Family, MaxPrefixes: uint32(r.cluster.MaxPrefixes), ShutdownThresholdPct: warnAt}
-		}
-	}
-	if n.asn == r.cluster.ASN {
-		p.RouteReflector = &api.RouteReflector{RouteReflectorClient: true, RouteReflectorClusterId: r.id}
-	}
-	switch {
-	case r.rr.GTSM:
-		p.TtlSecurity = &api.TtlSecurity{Enabled: true, TtlMin: 255}
-	case n.asn != r.cluster.ASN:
-		p.EbgpMultihop = &api.EbgpMultihop{Enabled: true, MultihopTtl: 255}
-	}
-	if bfd {
-		p.Bfd = peering.BFD()
-	}
-	return p
 }
 
 // quiet passes on GoBGP's warnings and errors. GoBGP logs several lines for each

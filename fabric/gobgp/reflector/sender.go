@@ -55,37 +55,37 @@ func texts(ps []netip.Prefix) []string {
 
 // admit accepts the routes of a node that the cluster does not list. The policy has
 // rejected them until then, so GoBGP applies it again.
-func (r *Reflector) admit(ctx context.Context, n neighbour) {
-	if r.isNamed(n.address) || r.admitted[n.address] {
+func (t *peerTable) admit(ctx context.Context, n neighbour) {
+	if t.isNamed(n.address) || t.state(n.address).admitted {
 		return
 	}
 	s := newSender(fabric.Node{}, n.address, nil, nil)
-	err := r.bgp.AddDefinedSet(ctx, &api.AddDefinedSetRequest{DefinedSet: s.set})
+	err := t.bgp.AddDefinedSet(ctx, &api.AddDefinedSetRequest{DefinedSet: s.set})
 	if err == nil {
-		err = r.bgp.AddPolicy(ctx, &api.AddPolicyRequest{Policy: &api.Policy{Name: importName, Statements: s.in}})
+		err = t.bgp.AddPolicy(ctx, &api.AddPolicyRequest{Policy: &api.Policy{Name: importName, Statements: s.in}})
 	}
 	if err == nil {
-		err = r.bgp.ResetPeer(ctx, &api.ResetPeerRequest{Address: n.address.String(), Soft: true, Direction: api.ResetPeerRequest_DIRECTION_IN})
+		err = t.bgp.ResetPeer(ctx, &api.ResetPeerRequest{Address: n.address.String(), Soft: true, Direction: api.ResetPeerRequest_DIRECTION_IN})
 	}
 	if err != nil {
-		r.log.Error("the node's routes are refused; restart the reflector", "peer", n.name, "address", n.address, "err", err)
+		t.log.Error("the node's routes are refused; restart the reflector", "peer", n.name, "address", n.address, "err", err)
 	}
-	r.admitted[n.address] = true
+	t.state(n.address).admitted = true
 }
 
 // dismiss undoes admit for a node that has no routes any more.
-func (r *Reflector) dismiss(ctx context.Context, a netip.Addr) {
-	if !r.admitted[a] {
+func (t *peerTable) dismiss(ctx context.Context, a netip.Addr) {
+	if !t.state(a).admitted {
 		return
 	}
 	s := newSender(fabric.Node{}, a, nil, nil)
-	err := r.bgp.DeletePolicy(ctx, &api.DeletePolicyRequest{Policy: &api.Policy{Name: importName, Statements: s.in}, PreserveStatements: true})
+	err := t.bgp.DeletePolicy(ctx, &api.DeletePolicyRequest{Policy: &api.Policy{Name: importName, Statements: s.in}, PreserveStatements: true})
 	for _, st := range s.in {
-		err = errors.Join(err, r.bgp.DeleteStatement(ctx, &api.DeleteStatementRequest{Statement: &api.Statement{Name: st.Name}, All: true}))
+		err = errors.Join(err, t.bgp.DeleteStatement(ctx, &api.DeleteStatementRequest{Statement: &api.Statement{Name: st.Name}, All: true}))
 	}
-	err = errors.Join(err, r.bgp.DeleteDefinedSet(ctx, &api.DeleteDefinedSetRequest{DefinedSet: s.set, All: true}))
+	err = errors.Join(err, t.bgp.DeleteDefinedSet(ctx, &api.DeleteDefinedSetRequest{DefinedSet: s.set, All: true}))
 	if err != nil {
-		r.log.Warn("policy of a node that is gone not removed", "address", a, "err", err)
+		t.log.Warn("policy of a node that is gone not removed", "address", a, "err", err)
 	}
-	delete(r.admitted, a)
+	t.state(a).admitted = false
 }
