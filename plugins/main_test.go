@@ -7,10 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -18,33 +18,60 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/executable"
 	"github.com/vmfabric/vmfabric/plugins"
+	"github.com/vmfabric/vmfabric/plugins/internal/testplugin"
 )
 
 // patience is for what must happen, on a machine that does much else.
 const patience = 60 * time.Second
 
-// binary is the path of internal/testplugin.
+// binary is the path of a program that is the plugin of package testplugin: this test
+// program under another name.
 var binary string
 
+// asPlugin is set in the processes that are the plugin.
+const asPlugin = "PLUGINS_TEST_AS_PLUGIN"
+
 func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "plugins-test")
-	if err == nil {
-		binary = filepath.Join(dir, "testplugin")
-		var out []byte
-		if out, err = exec.Command("go", "build", "-o", binary, "./internal/testplugin").CombinedOutput(); err != nil {
-			err = fmt.Errorf("%w\n%s", err, out)
-		}
+	if os.Getenv(asPlugin) != "" {
+		testplugin.Main()
+		return
 	}
-	code := 1
+	code, err := runTests(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
-	} else {
-		code = m.Run()
 	}
-	os.RemoveAll(dir)
 	os.Exit(code)
+}
+
+func runTests(m *testing.M) (code int, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return 1, err
+	}
+	dir, err := os.MkdirTemp("", "plugins-test")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(dir)
+	binary = filepath.Join(dir, "testplugin")
+	if os.Link(self, binary) != nil { // it is on another file system
+		program, err := os.ReadFile(self)
+		if err == nil {
+			err = executable.Write(binary, program)
+		}
+		if err != nil {
+			return 1, err
+		}
+	}
+	for _, set := range []string{asPlugin + "=1", "GORACE=atexit_sleep_ms=0"} {
+		name, value, _ := strings.Cut(set, "=")
+		if err := os.Setenv(name, value); err != nil {
+			return 1, err
+		}
+	}
+	return m.Run(), nil
 }
 
 // specimen is a test plugin, and how to reach it behind its host's back.
@@ -80,7 +107,7 @@ func newSpecimen(t *testing.T) *specimen {
 	return s
 }
 
-// program is the specimen's, with a mode that main of internal/testplugin knows.
+// program is the specimen's, with a mode of package testplugin.
 func (s *specimen) program(mode string, env ...string) plugins.Program {
 	return plugins.Program{Path: binary, Env: append(env, "TESTPLUGIN_DIR="+s.dir, "TESTPLUGIN_MODE="+mode)}
 }
@@ -100,14 +127,7 @@ func (s *specimen) openSpeaker(t *testing.T, mode string, times plugins.Times) *
 	return sp
 }
 
-// command is that of internal/testplugin.
-type command struct {
-	Do, What string
-	Query    fabric.Query
-	NICs     []fabric.NIC
-	Events   []fabric.Event
-	Env      [2]string
-}
+type command = testplugin.Command
 
 // tell has the plugin do something.
 func (s *specimen) tell(t *testing.T, c command) (answer command) {

@@ -24,6 +24,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/executable"
 	"github.com/vmfabric/vmfabric/plugins"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 var both = []netip.Prefix{netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("2001:db8:100::10/128")}
@@ -116,6 +117,7 @@ func TestHangs(t *testing.T) {
 		}, "it hangs: 3 calls in a row without an answer"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := newSpecimen(t)
 			sp := s.openSpeaker(t, "", tc.times)
 			pid := s.pid(t)
@@ -311,31 +313,44 @@ func TestCloseWhileItIsDown(t *testing.T) {
 	requireNoMore(t, before)
 }
 
-// TestClose has plugins end in order, and those that do not, be killed.
+// TestClose has plugins end in order.
 func TestClose(t *testing.T) {
-	for _, mode := range []string{"", "mark", "stay", "flood", "stopped"} {
-		t.Run("mode "+mode, func(t *testing.T) {
-			s := newSpecimen(t)
-			t.Setenv("TMPDIR", s.dir)
-			before := runtime.NumGoroutine()
-			sp, err := plugins.OpenSpeaker(t.Context(), s.program(strings.TrimPrefix(mode, "stopped")), s.options(plugins.Times{})...)
-			require.NoError(t, err)
-			pid := s.pid(t)
-			if mode == "stopped" {
-				kill(t, pid, syscall.SIGSTOP)
-			}
-			leftovers, err := filepath.Glob(filepath.Join(s.dir, "plugin-dir*"))
-			require.NoError(t, err)
-			assert.Empty(t, leftovers, "the directory of the socket, which nobody could remove if we were killed now")
-			require.NoError(t, sp.Close())
-			assert.False(t, alive(pid))
-			if mode == "mark" {
-				assert.FileExists(t, filepath.Join(s.dir, "ended"))
-				assert.Contains(t, s.logged(), "last words")
-			}
-			requireNoMore(t, before)
-		})
+	for _, mode := range []string{"", "mark", "flood"} {
+		t.Run("mode "+mode, func(t *testing.T) { closes(t, mode) })
 	}
+}
+
+// TestCloseKills has plugins that do not end in time be killed.
+func TestCloseKills(t *testing.T) {
+	labtest.Long(t)
+	for _, mode := range []string{"stay", "stopped"} {
+		t.Run("mode "+mode, func(t *testing.T) { closes(t, mode) })
+	}
+}
+
+// closes checks that Close leaves neither a process nor a file nor a goroutine of a
+// plugin behind.
+func closes(t *testing.T, mode string) {
+	t.Helper()
+	s := newSpecimen(t)
+	t.Setenv("TMPDIR", s.dir)
+	before := runtime.NumGoroutine()
+	sp, err := plugins.OpenSpeaker(t.Context(), s.program(strings.TrimPrefix(mode, "stopped")), s.options(plugins.Times{})...)
+	require.NoError(t, err)
+	pid := s.pid(t)
+	if mode == "stopped" {
+		kill(t, pid, syscall.SIGSTOP)
+	}
+	leftovers, err := filepath.Glob(filepath.Join(s.dir, "plugin-dir*"))
+	require.NoError(t, err)
+	assert.Empty(t, leftovers, "the directory of the socket, which nobody could remove if we were killed now")
+	require.NoError(t, sp.Close())
+	assert.False(t, alive(pid))
+	if mode == "mark" {
+		assert.FileExists(t, filepath.Join(s.dir, "ended"))
+		assert.Contains(t, s.logged(), "last words")
+	}
+	requireNoMore(t, before)
 }
 
 // TestLastWords: what a plugin said is in the log when Close returns, however late
@@ -347,7 +362,7 @@ func TestLastWords(t *testing.T) {
 		if bytes.Contains(b, []byte("last words")) {
 			select {
 			case <-closed: // too late
-			case <-time.After(time.Second):
+			case <-time.After(200 * time.Millisecond):
 				return s.Write(b)
 			}
 		}

@@ -128,7 +128,7 @@ func TestPluginInventory(t *testing.T) {
 	s := start(t, options{noAgent: true})
 	a, dir := s.agents["node1"], t.TempDir()
 	program := filepath.Join(dir, "testplugin")
-	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../../plugins/internal/testplugin").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../../plugins/internal/testplugin/program").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	plugin := func(kind string) (script, control string) {
 		of := filepath.Join(dir, kind+".d")

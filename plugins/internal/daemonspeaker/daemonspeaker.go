@@ -29,7 +29,7 @@ func Main(ctx context.Context, name string, open Open) {
 
 func serve(ctx context.Context, place plugins.Place, name string, open Open) error {
 	if place.Config == "" || place.Node == "" {
-		return fmt.Errorf("the vmfabric agent starts this program, and tells it where it is (%s, %s); write speaker: %s into the cluster file and restart the agent",
+		return fmt.Errorf("the vmfabric agent starts this program, with its place in the cluster (%s, %s); write speaker: %s into the cluster file and restart the agent",
 			plugins.VariableConfig, plugins.VariableNode, name)
 	}
 	cluster, err := clusterfile.Load(place.Config, clusterfile.WithoutKey())

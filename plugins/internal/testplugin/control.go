@@ -1,4 +1,4 @@
-package main
+package testplugin
 
 import (
 	"bufio"
@@ -15,8 +15,8 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/fake"
 )
 
-// command is one line on the control socket; one line answers it.
-type command struct {
+// Command is one line on the control socket; one line answers it.
+type Command struct {
 	Do     string // of the cases in do
 	What   string
 	Query  fabric.Query
@@ -25,7 +25,7 @@ type command struct {
 	Env    [2]string      // likewise
 }
 
-// speaker is a fake that has trouble to tell.
+// speaker is a fake that has a problem to report.
 type speaker struct {
 	*fake.Speaker
 	trouble atomic.Value
@@ -56,14 +56,14 @@ func (p *parts) control(path string) {
 		go func() {
 			defer c.Close()
 			in := bufio.NewReader(c)
-			var cmd command
+			var cmd Command
 			must(json.NewDecoder(in).Decode(&cmd))
 			must(json.NewEncoder(c).Encode(p.do(cmd)))
 		}()
 	}
 }
 
-func (p *parts) do(c command) (answer command) {
+func (p *parts) do(c Command) (answer Command) {
 	troubles := []*fake.Trouble{&p.speaker.Trouble, &p.resolver.Trouble, &p.observer.Trouble}
 	switch c.Do {
 	case "lose":

@@ -1,14 +1,14 @@
-// Command testplugin is a plugin for the tests of package plugins, over the
-// fakes, that can be told to misbehave. Its switches are environment variables:
+// Package testplugin is a plugin for tests, over the fakes, that misbehaves on
+// request. Environment variables set it up:
 //
 //	TESTPLUGIN_DIR   a directory: its process number is in pid there, and a
-//	                 socket called control takes commands, see control
+//	                 socket called control takes commands, see Command
 //	TESTPLUGIN_IS    what it is, of speaker, resolver, observer; all by default
-//	TESTPLUGIN_MODE  how it misbehaves, see main
+//	TESTPLUGIN_MODE  how it misbehaves, see Main
 //
-// With the argument host and the path of a plugin it is a program that hosts
-// that plugin instead.
-package main
+// The tests of package plugins start their own program as the plugin, so that none
+// has to be compiled for them.
+package testplugin
 
 import (
 	"cmp"
@@ -25,7 +25,9 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/fake"
 )
 
-func main() {
+// Main is main of a program that is the plugin. With the arguments host and the path
+// of a plugin, the program hosts that plugin instead.
+func Main() {
 	if len(os.Args) > 2 && os.Args[1] == "host" {
 		host(os.Args[2])
 		return
