@@ -244,9 +244,7 @@ func (o *other) loses(reflectors int, ps ...netip.Prefix) {
 // reflector: each hears which guest the other's route is for, and of two with the
 // highest LOCAL_PREF the one that is to come first does, whichever router id is lower.
 func TestHolders(t *testing.T) {
-	if testing.Short() {
-		t.Skip("makes laboratories")
-	}
+	labtest.Long(t)
 	for _, kind := range []string{"bird", "frr", "embedded"} {
 		t.Run(kind, func(t *testing.T) {
 			if kind != "embedded" {
@@ -309,9 +307,7 @@ func (o *other) toldOf(t *testing.T, want fabric.Holder, of []netip.Prefix) {
 // mark that is announced after something shows that all reflectors had time to
 // pass that on too.
 func TestRivals(t *testing.T) {
-	if testing.Short() {
-		t.Skip("makes laboratories")
-	}
+	labtest.Long(t)
 	guest := gobgptest.Prefixes("203.0.113.10/32", "2001:db8:100::10/128")
 	for _, kind := range []string{"bird", "frr", "embedded"} {
 		t.Run(kind, func(t *testing.T) {

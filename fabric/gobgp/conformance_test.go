@@ -11,11 +11,13 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
 	"github.com/vmfabric/vmfabric/testenv/conformance"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // TestConformance runs the speaker's laws on GoBGP, with a reflector and a
 // peer behind it that hears.
 func TestConformance(t *testing.T) {
+	labtest.Long(t)
 	conformance.Speaker(t, func(t *testing.T) (fabric.Speaker, conformance.SpeakerControls) {
 		c := gobgptest.Cluster()
 		c.Reflectors = slices.Clone(c.Reflectors)

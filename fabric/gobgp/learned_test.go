@@ -17,6 +17,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // listener writes down what it is told.
@@ -100,7 +101,7 @@ type plain struct{ *server.BgpServer }
 
 func reflect(t *testing.T, c fabric.Cluster, n int) plain {
 	t.Helper()
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	rr, ctx := c.Reflectors[n], t.Context()
 	b := server.NewBgpServer()
 	go b.Serve()

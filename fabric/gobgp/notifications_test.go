@@ -17,6 +17,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // script is what a reflector of the test does on each connection.
@@ -156,7 +157,7 @@ func sessionOf(t *testing.T, s *gobgp.Speaker) fabric.Session {
 // TestFamilies: what a reflector takes is known family by family, and prefix by
 // prefix.
 func TestFamilies(t *testing.T) {
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	for n, tc := range []struct {
 		name     string
 		families []bgp.Family
@@ -196,7 +197,7 @@ func TestFamilies(t *testing.T) {
 // TestNotifications: the last NOTIFICATION of a session is known, in whichever
 // state and direction it passed.
 func TestNotifications(t *testing.T) {
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	const text = "planned \u202ework\x1b[2J"
 	families := []bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}
 	shutdown := &bgp.BGPNotification{ErrorCode: 6, ErrorSubcode: 2, Data: append([]byte{byte(len(text))}, text...)}
@@ -239,7 +240,7 @@ func TestNotifications(t *testing.T) {
 // TestFailures: a reflector that ends its sessions without a NOTIFICATION, as one
 // does that is stopped, is not said to have another AS number or password.
 func TestFailures(t *testing.T) {
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	families := []bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}
 	down := func(s *gobgp.Speaker, kind fabric.FailureKind, says string) {
 		t.Helper()

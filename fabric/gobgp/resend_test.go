@@ -10,12 +10,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // TestRemovalWhileSessionOpens: what is withdrawn while a session is being
 // established is withdrawn once it is.
 func TestRemovalWhileSessionOpens(t *testing.T) {
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	for n, prefix := range []netip.Prefix{gobgptest.V4, gobgptest.V6} {
 		t.Run(prefix.String(), func(t *testing.T) {
 			c := gobgptest.ClusterAt(gobgptest.Port + 61 + uint16(n))

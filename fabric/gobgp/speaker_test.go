@@ -15,11 +15,13 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
 	"github.com/vmfabric/vmfabric/fabric/gobgp/reflector"
 	"github.com/vmfabric/vmfabric/fabric/gobgp/router"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // TestRoutesReachCore sends a route of each family through a reflector to a
 // core gateway, all on loopback addresses, and takes them back.
 func TestRoutesReachCore(t *testing.T) {
+	labtest.Long(t)
 	gobgptest.StartReflector(t, gobgptest.Cluster())
 	learned := gobgptest.Listen(t, gobgptest.Cluster(), "127.0.0.3")
 	node := gobgptest.Cluster().Nodes[0]

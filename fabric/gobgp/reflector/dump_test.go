@@ -16,6 +16,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // hearer is a client of a reflector that opens its session at once.
@@ -154,7 +155,7 @@ func (r *rogue) preferred(prefix netip.Prefix, pref uint32) *apiutil.Path {
 // TestChangeWhileSessionOpens has a route change at the very moment at which a
 // client's session is established, again and again: none of the changes is lost.
 func TestChangeWhileSessionOpens(t *testing.T) {
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	c := eastWest(gobgptest.Port + 60)
 	gobgptest.StartReflector(t, c)
 	node := startRogue(t, c, "127.0.0.2")
@@ -178,7 +179,7 @@ func TestChangeWhileSessionOpens(t *testing.T) {
 // very moment at which a client's session is established, again and again: they
 // stay with none.
 func TestWithdrawalWhileSessionOpens(t *testing.T) {
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	c := eastWest(gobgptest.Port + 67)
 	gobgptest.StartReflector(t, c)
 	node := startRogue(t, c, "127.0.0.2")
@@ -217,7 +218,7 @@ func withdrawal(p *apiutil.Path) *apiutil.Path {
 // TestReflectorTellsOfItsSessions: the health of an embedded reflector knows
 // families and NOTIFICATIONs, too.
 func TestReflectorTellsOfItsSessions(t *testing.T) {
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	c := gobgptest.ClusterAt(gobgptest.Port + 65)
 	r := gobgptest.StartReflector(t, c)
 	says := func(want string) {

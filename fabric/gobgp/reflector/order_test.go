@@ -11,13 +11,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // TestNewestOfTwoNodesStays: guests go from one node to another again and again,
 // and the two nodes change their routes at the same time. Whichever of their routes
 // comes first meanwhile, a client is left with the one that is there.
 func TestNewestOfTwoNodesStays(t *testing.T) {
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	c := eastWest(gobgptest.Port + 68)
 	gobgptest.StartReflector(t, c)
 	source, destination := startRogue(t, c, "127.0.0.2"), startRogue(t, c, "127.0.0.4")

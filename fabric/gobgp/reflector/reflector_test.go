@@ -20,6 +20,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
 	"github.com/vmfabric/vmfabric/fabric/gobgp/reflector"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // rogue is a speaker that announces whatever it is told to.
@@ -195,6 +196,7 @@ var announcements = []struct {
 // from a node that the cluster names and from one that it does not, and has a
 // core gateway listen.
 func TestPolicy(t *testing.T) {
+	labtest.Long(t)
 	for n, from := range []struct{ name, address string }{{"node1", "127.0.0.2"}, {"127.0.0.9", "127.0.0.9"}} {
 		t.Run(from.name, func(t *testing.T) {
 			c := gobgptest.ClusterAt(gobgptest.Port + 10 + uint16(n))
@@ -247,7 +249,7 @@ func TestPolicy(t *testing.T) {
 // TestPolicyOfCoreGateways: they are told, and tell nothing, also where a range
 // of nodes has their address, or a node the same.
 func TestPolicyOfCoreGateways(t *testing.T) {
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	c := gobgptest.ClusterAt(gobgptest.Port + 12)
 	c.Nodes = append(c.Nodes, fabric.Node{Name: "onCore", Address: c.Core[0].Address})
 	c.Core = append(c.Core, fabric.Core{Name: "core2", Address: netip.MustParseAddr("127.0.0.4"), ASN: c.ASN})
@@ -275,7 +277,7 @@ func TestPolicyOfCoreGateways(t *testing.T) {
 
 // TestEastWest: nodes are told each other's routes where the cluster says so.
 func TestEastWest(t *testing.T) {
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	c := gobgptest.ClusterAt(gobgptest.Port + 13)
 	c.EastWest = true
 	r := gobgptest.StartReflector(t, c)
@@ -294,7 +296,7 @@ func TestEastWest(t *testing.T) {
 
 // TestCoreOfAnotherAS has the core gateway outside: the next hop stays the node.
 func TestCoreOfAnotherAS(t *testing.T) {
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	c := gobgptest.ClusterAt(gobgptest.Port + 14)
 	c.Core[0].ASN = 64600
 	gobgptest.StartReflector(t, c)
@@ -315,7 +317,7 @@ func TestCoreOfAnotherAS(t *testing.T) {
 // TestPrefixLimit has a node exceed the limit in each family: it loses all of
 // its routes, is refused for the pause, and others do not notice.
 func TestPrefixLimit(t *testing.T) {
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	for n, tc := range []struct{ name, address, prefix string }{
 		{"node1", "127.0.0.2", "203.0.113.%d/32"},
 		{"127.0.0.9", "127.0.0.9", "2001:db8:100::%d/128"},
@@ -396,7 +398,7 @@ func TestReflectorErrors(t *testing.T) {
 // TestNodeRestarts: a node that ends without a word keeps its routes, by name and
 // by address alike; one that is gone for the restart time loses them.
 func TestNodeRestarts(t *testing.T) {
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	if raceOn {
 		t.Skip("GoBGP races with itself as a helper in graceful restart")
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
 	"github.com/vmfabric/vmfabric/testenv/lab/routers"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // sayings are what a node has said, and what of it passes.
@@ -65,7 +66,7 @@ func (s *sayings) all() {
 // TestSender: a node's routes pass with the node itself as next hop and a
 // LOCAL_PREF that agents use, whether the cluster names it or not.
 func TestSender(t *testing.T) {
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	hop := netip.MustParseAddr
 	for n, from := range []struct{ name, address, hop6 string }{
 		{"node1", "127.0.0.2", "2001:db8::2"}, {"127.0.0.9", "127.0.0.9", "::ffff:127.0.0.9"},
@@ -124,7 +125,7 @@ func TestSender(t *testing.T) {
 // TestSenderLinkLocal: a link-local next hop beside the right one is left out,
 // and alone it is refused.
 func TestSenderLinkLocal(t *testing.T) {
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	c := gobgptest.ClusterAt(gobgptest.Port + 32)
 	r := gobgptest.StartReflector(t, c)
 	// GoBGP shows no link-local next hops, and sends none of its own.
@@ -173,7 +174,7 @@ func raw(t *testing.T, c fabric.Cluster, address string) *routers.Rogue {
 // TestSenderUndeclared: of a node that the cluster gives no IPv6 address passes
 // what may be its own, and is nobody else's.
 func TestSenderUndeclared(t *testing.T) {
-	gobgptest.Patient(t)
+	labtest.Long(t)
 	c := gobgptest.ClusterAt(gobgptest.Port + 33)
 	c.Nodes[0].Address6 = netip.Addr{}
 	c.Nodes = append(c.Nodes, fabric.Node{Name: "node2", Address: netip.MustParseAddr("127.0.0.4"), Address6: netip.MustParseAddr("2001:db8::4")})

@@ -192,14 +192,6 @@ func Eventually(t *testing.T, what string, f func() bool) {
 	require.Eventually(t, f, Bound, 20*time.Millisecond, what)
 }
 
-// Patient skips a test that waits for BGP's timers if only quick tests are wanted.
-func Patient(t *testing.T) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("waits for BGP's timers")
-	}
-}
-
 // ReadMessage reads a BGP message.
 func ReadMessage(conn net.Conn) (*bgp.BGPMessage, error) {
 	header := make([]byte, bgp.BGP_HEADER_LENGTH)
