@@ -51,7 +51,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// beSpeaker obeys lines of a preference and prefixes, "fresh 203.0.113.10/32",
+// beSpeaker reads lines of a preference and prefixes, "fresh 203.0.113.10/32",
 // also with who holds them since when, "fresh,7,1000", and before others alike,
 // "fresh,7,1000,first"; or "remove" and prefixes. It writes down who has better routes.
 func beSpeaker(c fabric.Cluster, name string) error {
@@ -159,10 +159,11 @@ func (o *other) does(what string, ps ...netip.Prefix) {
 	require.NoError(o.t, err)
 }
 
-// competitors lists what it was told of better routes, and, apart, of their end.
-func (o *other) rivals() []fabric.Competitor { return o.told(false) }
+// competitors lists the competing routes that it received.
+func (o *other) competitors() []fabric.Competitor { return o.received(false) }
 
-func (o *other) told(gone bool) (rs []fabric.Competitor) {
+// received lists the competing routes that it received, or their ends.
+func (o *other) received(gone bool) (rs []fabric.Competitor) {
 	o.t.Helper()
 	for line := range strings.Lines(o.Log()) {
 		if strings.HasPrefix(line, "{") && strings.HasSuffix(line, "\n") {
@@ -176,9 +177,9 @@ func (o *other) told(gone bool) (rs []fabric.Competitor) {
 	return rs
 }
 
-// hears waits until it was told of the node's route to each prefix by each
-// reflector, and of no other route to these.
-func (o *other) hears(from *core.Host, reflectors int, ps ...netip.Prefix) {
+// learns waits until it has received the node's route to each prefix from each
+// reflector, and no other route to these.
+func (o *other) learns(from *core.Host, reflectors int, ps ...netip.Prefix) {
 	o.t.Helper()
 	var expected []string
 	for n := range reflectors {
@@ -191,58 +192,58 @@ func (o *other) hears(from *core.Host, reflectors int, ps ...netip.Prefix) {
 		}
 	}
 	slices.Sort(expected)
-	var heard []string
-	told := 0
+	var got []string
+	received := 0
 	all := func() bool {
-		rivals := o.rivals()
-		heard, told = nil, len(rivals)
-		for _, r := range rivals[o.seen:] {
+		competitors := o.competitors()
+		got, received = nil, len(competitors)
+		for _, r := range competitors[o.seen:] {
 			assert.False(o.t, r.At.IsZero())
 			if !slices.Contains(ps, r.Prefix) {
 				continue
 			}
-			heard = append(heard, fmt.Sprint(r.Reflector, " ", r.Prefix, " ", r.Via, " ", r.Preference))
+			got = append(got, fmt.Sprint(r.Reflector, " ", r.Prefix, " ", r.Via, " ", r.Preference))
 		}
-		slices.Sort(heard)
-		return slices.Equal(slices.Compact(heard), expected) // a reflector may tell of one route more than once
+		slices.Sort(got)
+		return slices.Equal(slices.Compact(got), expected) // a reflector may send one route more than once
 	}
 	if !assert.Eventually(o.t, all, gobgptest.Bound, 20*time.Millisecond) {
-		require.Fail(o.t, "not told", "%v, not %v\n%s", heard, expected, o.Log())
+		require.Fail(o.t, "not received", "%v, not %v\n%s", got, expected, o.Log())
 	}
-	o.seen = told
+	o.seen = received
 }
 
-// loses waits until it was told that as many have gone, of these prefixes.
+// loses waits until it has received the end of the routes to these prefixes.
 func (o *other) loses(reflectors int, ps ...netip.Prefix) {
 	o.t.Helper()
-	var heard, expected []string
+	var got, expected []string
 	for n := range reflectors {
 		for _, p := range ps {
 			expected = append(expected, fmt.Sprint("rr", n+1, " ", p))
 		}
 	}
 	slices.Sort(expected)
-	told := 0
+	received := 0
 	all := func() bool {
-		gone := o.told(true)
-		heard, told = nil, len(gone)
+		gone := o.received(true)
+		got, received = nil, len(gone)
 		for _, r := range gone[o.gone:] {
 			if slices.Contains(ps, r.Prefix) {
-				heard = append(heard, fmt.Sprint(r.Reflector, " ", r.Prefix))
+				got = append(got, fmt.Sprint(r.Reflector, " ", r.Prefix))
 			}
 		}
-		slices.Sort(heard)
-		return slices.Equal(heard, expected)
+		slices.Sort(got)
+		return slices.Equal(got, expected)
 	}
 	if !assert.Eventually(o.t, all, gobgptest.Bound, 20*time.Millisecond) {
-		require.Fail(o.t, "not told", "%v of %v\n%s", heard, expected, o.Log())
+		require.Fail(o.t, "not received", "%v of %v\n%s", got, expected, o.Log())
 	}
-	o.gone = told
+	o.gone = received
 }
 
 // TestHolders has two nodes announce an address for two guests, behind each kind of
-// reflector: each hears which guest the other's route is for, and of two with the
-// highest LOCAL_PREF the one that is to come first does, whichever router id is lower.
+// reflector: each learns which guest the other's route is for. Of two routes with the
+// highest LOCAL_PREF the one that is First is the best, whichever router id is lower.
 func TestHolders(t *testing.T) {
 	labtest.Long(t)
 	for _, kind := range []string{"bird", "frr", "embedded"} {
@@ -264,16 +265,16 @@ func TestHolders(t *testing.T) {
 				elder, later := speakers[first], speakers[1-first]
 				elder.does("normal,1,1000", guest...)
 				later.does("fresh,4294967295,4294967294", guest...)
-				elder.hears(hosts[1-first], 2, guest...)
-				elder.toldOf(t, fabric.Holder{Guest: 4294967295, Since: 4294967294}, guest)
+				elder.learns(hosts[1-first], 2, guest...)
+				elder.learnsHolder(t, fabric.Holder{Guest: 4294967295, Since: 4294967294}, guest)
 				elder.does("fresh,1,1000,first", guest...)
-				later.hears(hosts[first], 2, guest...)
-				later.toldOf(t, fabric.Holder{Guest: 1, Since: 1000}, guest)
+				later.learns(hosts[first], 2, guest...)
+				later.learnsHolder(t, fabric.Holder{Guest: 1, Since: 1000}, guest)
 				elder.loses(2, guest...)
 				// Another guest in the place of the first is news.
 				elder.does("fresh,3,1000,first", guest...)
-				later.hears(hosts[first], 2, guest...)
-				later.toldOf(t, fabric.Holder{Guest: 3, Since: 1000}, guest)
+				later.learns(hosts[first], 2, guest...)
+				later.learnsHolder(t, fabric.Holder{Guest: 3, Since: 1000}, guest)
 				later.does("remove", guest...)
 				elder.does("remove", guest...)
 				later.loses(2, guest...)
@@ -282,13 +283,13 @@ func TestHolders(t *testing.T) {
 	}
 }
 
-// toldOf waits until the newest that each reflector has told of each prefix is of
-// a holder.
-func (o *other) toldOf(t *testing.T, want fabric.Holder, of []netip.Prefix) {
+// learnsHolder waits until the newest route of each reflector to each prefix is of a
+// holder.
+func (o *other) learnsHolder(t *testing.T, want fabric.Holder, of []netip.Prefix) {
 	t.Helper()
-	gobgptest.Eventually(t, fmt.Sprintf("%+v is told of", want), func() bool {
+	gobgptest.Eventually(t, fmt.Sprintf("%+v is learned", want), func() bool {
 		newest := map[string]fabric.Holder{}
-		for _, r := range o.rivals() {
+		for _, r := range o.competitors() {
 			if !slices.Contains(of, r.Prefix) {
 				continue
 			}
@@ -303,10 +304,10 @@ func (o *other) toldOf(t *testing.T, want fabric.Holder, of []netip.Prefix) {
 	})
 }
 
-// TestRivals has two nodes announce the same, behind each kind of reflector. A
-// mark that is announced after something shows that all reflectors had time to
-// pass that on too.
-func TestRivals(t *testing.T) {
+// TestCompetitors has two nodes announce the same prefixes, behind each kind of
+// reflector. When a node has learned a mark that the other announced after something
+// else, all reflectors had time to pass that on too.
+func TestCompetitors(t *testing.T) {
 	labtest.Long(t)
 	guest := gobgptest.Prefixes("203.0.113.10/32", "2001:db8:100::10/128")
 	for _, kind := range []string{"bird", "frr", "embedded"} {
@@ -323,51 +324,52 @@ func TestRivals(t *testing.T) {
 			one, two := startOther(t, c, node1, "speaker"), startOther(t, c, node2, "speaker")
 			one.does("normal", guest...)
 			marks := 0
-			// mark waits until one has heard all that two has said so far, which was
-			// nothing that it should be told of.
+			// mark waits until one has learned all that two has announced so far, no
+			// competing route among it.
 			mark := func() {
 				t.Helper()
 				marks++
 				ps := gobgptest.Prefixes(fmt.Sprintf("203.0.113.%d/32", 100+marks), fmt.Sprintf("2001:db8:100::%x/128", 0x100+marks))
 				one.does("normal", ps...)
 				two.does("fresh", ps...)
-				one.hears(node2, 2, ps...)
+				one.learns(node2, 2, ps...)
 			}
 			two.does("fresh", guest...)
-			one.hears(node2, 2, guest...)
+			one.learns(node2, 2, guest...)
 			two.does("normal", guest...)
 			one.loses(2, guest...)
 			mark()
 			two.does("fresh", guest...)
-			one.hears(node2, 2, guest...)
+			one.learns(node2, 2, guest...)
 
-			// The end is told also to one that gave way.
+			// A node that has withdrawn its own route receives the end too.
 			one.does("remove", guest...)
 			two.does("remove", guest...)
 			one.loses(2, guest...)
 			one.does("normal", guest...)
 			two.does("fresh", guest...)
-			one.hears(node2, 2, guest...)
+			one.learns(node2, 2, guest...)
 
-			// What stands is told to one that announces anew, and not with another preference.
+			// A node that announces anew receives the route that is there, but not once more
+			// when its own preference changes.
 			one.does("draining", guest...)
 			one.does("normal", guest...)
 			mark()
 			one.does("remove", guest...)
 			one.does("standby", guest...)
-			one.hears(node2, 2, guest...)
+			one.learns(node2, 2, guest...)
 			two.does("remove", guest...)
 			one.loses(2, guest...)
 			mark()
 
-			// Both begin: only the one hears that is not chosen.
+			// Both are fresh: only the node whose route is not the best receives the other.
 			two.does("standby", guest...)
 			one.does("fresh", guest...)
-			two.hears(node1, 2, guest...)
+			two.learns(node1, 2, guest...)
 			two.does("fresh", guest...)
 			mark()
-			assert.Len(t, two.rivals(), two.seen)
-			assert.Len(t, one.rivals(), one.seen)
+			assert.Len(t, two.competitors(), two.seen)
+			assert.Len(t, one.competitors(), one.seen)
 		})
 	}
 }
@@ -388,9 +390,9 @@ func startReflecting(t *testing.T, c fabric.Cluster, kind string, h *core.Host) 
 	require.NoError(t, err)
 }
 
-// TestRivalsWait has nobody listen while another node comes and goes: it is
-// told once of each prefix, and not of what has gone.
-func TestRivalsWait(t *testing.T) {
+// TestCompetitorsWait has nobody read while another node announces and withdraws: the
+// reader gets each prefix once, and none that has gone.
+func TestCompetitorsWait(t *testing.T) {
 	c := learning(11941, 1)
 	rr := reflect(t, c, 0)
 	defer func() { require.NoError(t, rr.Close()) }()
@@ -408,16 +410,16 @@ func TestRivalsWait(t *testing.T) {
 	one.learns(two, gobgptest.V4, gobgptest.V6)
 	two.announces(fabric.Fresh, mark)
 	one.learns(two, mark)
-	told := map[netip.Prefix]int{}
-	for told[mark] == 0 {
+	got := map[netip.Prefix]int{}
+	for got[mark] == 0 {
 		select {
 		case r := <-one.speaker.Competitors():
-			told[r.Prefix]++
+			got[r.Prefix]++
 			assert.Equal(t, two.Source(r.Prefix.Addr()), r.Via)
 			assert.Equal(t, "rr1", r.Reflector)
 		case <-time.After(gobgptest.Bound):
-			require.Fail(t, "not told", "%v", told)
+			require.Fail(t, "not received", "%v", got)
 		}
 	}
-	assert.Equal(t, map[netip.Prefix]int{gobgptest.V4: 1, gobgptest.V6: 1, mark: 1}, told)
+	assert.Equal(t, map[netip.Prefix]int{gobgptest.V4: 1, gobgptest.V6: 1, mark: 1}, got)
 }

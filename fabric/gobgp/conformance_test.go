@@ -14,8 +14,8 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
-// TestConformance runs the speaker's laws on GoBGP, with a reflector and a
-// peer behind it that hears.
+// TestConformance runs the speaker's laws on GoBGP, with a reflector and a core
+// gateway behind it.
 func TestConformance(t *testing.T) {
 	labtest.Long(t)
 	conformance.Speaker(t, func(t *testing.T) (fabric.Speaker, conformance.SpeakerControls) {
@@ -25,11 +25,11 @@ func TestConformance(t *testing.T) {
 		gobgptest.StartReflector(t, c)
 		s, err := gobgp.New(gobgp.Config{Cluster: c, Node: c.Nodes[0]})
 		require.NoError(t, err)
-		heard := gobgptest.Listen(t, c, "127.0.0.3")
+		core := gobgptest.Listen(t, c, "127.0.0.3")
 		run(t, s)
 		return s, conformance.SpeakerControls{
-			Heard:     func(*testing.T) []netip.Prefix { return heard.All() },
-			Preferred: func(_ *testing.T, p netip.Prefix) uint32 { return heard.Preference(p) },
+			Heard:     func(*testing.T) []netip.Prefix { return core.All() },
+			Preferred: func(_ *testing.T, p netip.Prefix) uint32 { return core.Preference(p) },
 		}
 	})
 }

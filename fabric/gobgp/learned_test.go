@@ -20,46 +20,48 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
-// listener writes down what it is told.
-type listener struct {
+// recordingLearner records its calls.
+type recordingLearner struct {
 	mu      sync.Mutex
 	routes  map[netip.Prefix]netip.Addr
-	news    []string
+	changes []string
 	settled int
 }
 
-func newListener() *listener { return &listener{routes: map[netip.Prefix]netip.Addr{}} }
+func newRecordingLearner() *recordingLearner {
+	return &recordingLearner{routes: map[netip.Prefix]netip.Addr{}}
+}
 
-func (l *listener) Put(p netip.Prefix, via netip.Addr) {
+func (l *recordingLearner) Put(p netip.Prefix, via netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.routes[p] = via
-	l.news = append(l.news, p.String()+" via "+via.String())
+	l.changes = append(l.changes, p.String()+" via "+via.String())
 }
 
-func (l *listener) Remove(p netip.Prefix) {
+func (l *recordingLearner) Remove(p netip.Prefix) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.routes, p)
-	l.news = append(l.news, p.String()+" gone")
+	l.changes = append(l.changes, p.String()+" gone")
 }
 
-func (l *listener) Settle() {
+func (l *recordingLearner) Settle() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.settled++
 }
 
-// heard gives the news since it was last asked.
-func (l *listener) heard() []string {
+// takeChanges returns the changes since it was called last.
+func (l *recordingLearner) takeChanges() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	news := l.news
-	l.news = nil
-	return news
+	changes := l.changes
+	l.changes = nil
+	return changes
 }
 
-func (l *listener) has(ps ...learnedRoute) bool {
+func (l *recordingLearner) has(ps ...learnedRoute) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, p := range ps {
@@ -96,7 +98,7 @@ func learning(firstPort uint16, reflectors int) fabric.Cluster {
 	return c.WithDefaults()
 }
 
-// plain is a reflector that filters nothing, and whose end is no restart.
+// plain is a reflector without a filter. Its end is no restart.
 type plain struct{ *server.BgpServer }
 
 func reflect(t *testing.T, c fabric.Cluster, n int) plain {
@@ -133,7 +135,7 @@ func (p plain) Close() error {
 }
 
 type learningNode struct {
-	*listener
+	*recordingLearner
 	fabric.Node
 	speaker *gobgp.Speaker
 	t       *testing.T
@@ -142,12 +144,12 @@ type learningNode struct {
 // newNode makes the speaker of a node.
 func newNode(t *testing.T, c fabric.Cluster, n byte) *learningNode {
 	t.Helper()
-	l := &learningNode{listener: newListener(), t: t, Node: fabric.Node{
+	l := &learningNode{recordingLearner: newRecordingLearner(), t: t, Node: fabric.Node{
 		Name: fmt.Sprintf("node%d", n), Address: netip.AddrFrom4([4]byte{127, 0, 0, n}),
 		Address6: netip.MustParseAddr(fmt.Sprintf("fd00:10:10::%d", n)),
 	}}
 	var err error
-	l.speaker, err = gobgp.New(gobgp.Config{Cluster: c, Node: l.Node}, gobgp.WithLearner(l.listener))
+	l.speaker, err = gobgp.New(gobgp.Config{Cluster: c, Node: l.Node}, gobgp.WithLearner(l.recordingLearner))
 	require.NoError(t, err)
 	return l
 }
@@ -159,13 +161,13 @@ func open(t *testing.T, nodes ...*learningNode) {
 	}
 }
 
-// settles waits until the node has heard everything there is.
+// settles waits until the node has learned everything there is.
 func (n *learningNode) settles() {
 	n.t.Helper()
 	require.Eventually(n.t, func() bool { return n.isSettled() == 1 }, 60*time.Second, 5*time.Millisecond)
 }
 
-func (l *listener) isSettled() int {
+func (l *recordingLearner) isSettled() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.settled
@@ -207,9 +209,9 @@ func (n *learningNode) advertises(routes uint64) {
 	}, 60*time.Second, 5*time.Millisecond, n.Name)
 }
 
-// TestLearnedAndOwn has one prefix of each family on two nodes, in every order
-// and rank: what is one's own is announced whatever one hears, and what is told
-// of the other node does not depend on it.
+// TestLearnedAndOwn has two nodes announce one prefix of each family, in every order
+// and rank: a node announces its own route whatever it learns, and what it learns of
+// the other node does not depend on its own route.
 func TestLearnedAndOwn(t *testing.T) {
 	c := learning(11901, 2)
 	for n := range c.Reflectors {
@@ -225,7 +227,7 @@ func TestLearnedAndOwn(t *testing.T) {
 		two.announces(other, gobgptest.V4, gobgptest.V6)
 		one.learns(two, gobgptest.V4, gobgptest.V6)
 		three.learns(two, gobgptest.V4, gobgptest.V6)
-		one.heard()
+		one.takeChanges()
 		for _, own := range []fabric.Preference{fabric.Standby, fabric.Normal, fabric.Fresh} {
 			if own == other {
 				continue
@@ -235,15 +237,15 @@ func TestLearnedAndOwn(t *testing.T) {
 			winner := one
 			if other.LocalPref() > own.LocalPref() {
 				winner = two
-				assert.Empty(t, one.heard(), "the other is there as before")
+				assert.Empty(t, one.takeChanges(), "the other is there as before")
 			}
 			three.learns(winner, gobgptest.V4, gobgptest.V6)
 			one.withdraws(gobgptest.V4, gobgptest.V6)
 			one.learns(two, gobgptest.V4, gobgptest.V6)
 			three.learns(two, gobgptest.V4, gobgptest.V6)
-			one.heard()
+			one.takeChanges()
 		}
-		// The other comes while there is one's own.
+		// The other node announces while this one does.
 		two.withdraws(gobgptest.V4, gobgptest.V6)
 		one.learns(nil, gobgptest.V4, gobgptest.V6)
 		one.announces(fabric.Normal, gobgptest.V4, gobgptest.V6)
@@ -259,8 +261,8 @@ func TestLearnedAndOwn(t *testing.T) {
 	assert.Empty(t, one.speaker.Diagnose(t.Context()))
 }
 
-// TestLearnedFromTwoReflectors: that both say the same is told once, and that
-// one goes is no news.
+// TestLearnedFromTwoReflectors: the learner gets a route once that both reflectors
+// have, and the end of one reflector is no change.
 func TestLearnedFromTwoReflectors(t *testing.T) {
 	c := learning(11911, 2)
 	first, second := reflect(t, c, 0), reflect(t, c, 1)
@@ -290,11 +292,11 @@ func TestLearnedFromTwoReflectors(t *testing.T) {
 	assert.ElementsMatch(t, []string{
 		gobgptest.V4.String() + " via 127.0.0.22", gobgptest.V6.String() + " via fd00:10:10::22",
 		mark.String() + " via 127.0.0.22", mark.String() + " gone",
-	}, one.heard())
+	}, one.takeChanges())
 }
 
-// TestLearnedWhereReflectorsDiffer: each of two nodes is known to one reflector
-// only, and the better route counts, whoever says it.
+// TestLearnedWhereReflectorsDiffer: each of two nodes has a session with one reflector
+// only, and the better route counts, whichever reflector has it.
 func TestLearnedWhereReflectorsDiffer(t *testing.T) {
 	c := learning(11915, 2)
 	first, second := reflect(t, c, 0), reflect(t, c, 1)
@@ -317,8 +319,8 @@ func TestLearnedWhereReflectorsDiffer(t *testing.T) {
 	one.learns(nil, gobgptest.V4, gobgptest.V6)
 }
 
-// TestLearnsOnlyWhatIsAnnounceable: a reflector without a filter passes
-// everything on, and the node takes what a node of the cluster may announce.
+// TestLearnsOnlyWhatIsAnnounceable: a reflector without a filter passes everything
+// on, and the node accepts the routes that a node of the cluster may announce.
 func TestLearnsOnlyWhatIsAnnounceable(t *testing.T) {
 	c := learning(11921, 1)
 	rr := reflect(t, c, 0)
@@ -347,7 +349,7 @@ func TestLearnsOnlyWhatIsAnnounceable(t *testing.T) {
 	one.mu.Lock()
 	assert.Len(t, one.routes, 5, "%v", one.routes)
 	one.mu.Unlock()
-	// One that was taken comes again without the communities: it is not any more.
+	// An accepted route comes again without the communities: it is accepted no more.
 	sessions, err := three.speaker.Sessions(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, "established", sessions[0].State)
@@ -357,8 +359,8 @@ func TestLearnsOnlyWhatIsAnnounceable(t *testing.T) {
 	one.learns(two, gobgptest.V4)
 }
 
-// TestLearnedSettles: with a reflector that does not answer, after the restart
-// time.
+// TestLearnedSettles: with a reflector that does not answer, the learner settles
+// after the restart time.
 func TestLearnedSettles(t *testing.T) {
 	c := learning(11931, 2)
 	rr := reflect(t, c, 0)

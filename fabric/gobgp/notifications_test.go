@@ -30,7 +30,7 @@ type script struct {
 	end      chan struct{}
 	gone     chan struct{}        // closed: it closes the connection without a word
 	hold     chan struct{}        // it waits for its end before its KEEPALIVE; nil: it does not
-	hear     func(*bgp.BGPUpdate) // each UPDATE
+	update   func(*bgp.BGPUpdate) // each UPDATE
 }
 
 // play stands for the first reflector of a cluster.
@@ -94,13 +94,13 @@ func (s script) serve(conn net.Conn, ended chan struct{}) {
 	if !send(bgp.NewBGPKeepAliveMessage()) {
 		return
 	}
-	for s.hear != nil {
+	for s.update != nil {
 		m, err := gobgptest.ReadMessage(conn)
 		if err != nil {
 			return
 		}
 		if u, ok := m.Body.(*bgp.BGPUpdate); ok {
-			s.hear(u)
+			s.update(u)
 		}
 	}
 	if s.gone != nil {
@@ -229,7 +229,7 @@ func TestNotifications(t *testing.T) {
 			session := sessionOf(t, s)
 			assert.Equal(t, tc.sent, session.Notification.Sent)
 			assert.WithinDuration(t, time.Now(), session.Notification.At, time.Minute)
-			gobgptest.Eventually(t, "the session's end is told with it", func() bool {
+			gobgptest.Eventually(t, "the session has the reason for its end", func() bool {
 				session := sessionOf(t, s)
 				return session.State != "established" && strings.Contains(session.DownReason(), session.Notification.String())
 			})
@@ -238,7 +238,7 @@ func TestNotifications(t *testing.T) {
 }
 
 // TestFailures: a reflector that ends its sessions without a NOTIFICATION, as one
-// does that is stopped, is not said to have another AS number or password.
+// does that is stopped, is not reported to have another AS number or password.
 func TestFailures(t *testing.T) {
 	labtest.Long(t)
 	families := []bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}

@@ -22,7 +22,7 @@ func TestRemovalWhileSessionOpens(t *testing.T) {
 			c := gobgptest.ClusterAt(gobgptest.Port + 61 + uint16(n))
 			var withdrawn atomic.Bool
 			hold := make(chan struct{})
-			play(t, c, script{asn: c.ASN, families: []bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}, hold: hold, hear: func(u *bgp.BGPUpdate) {
+			play(t, c, script{asn: c.ASN, families: []bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}, hold: hold, update: func(u *bgp.BGPUpdate) {
 				for _, w := range u.WithdrawnRoutes {
 					withdrawn.Store(withdrawn.Load() || w.NLRI.String() == prefix.String())
 				}

@@ -125,7 +125,7 @@ func (s *Speaker) open(ctx context.Context, b *server.BgpServer) error {
 	for _, rr := range s.cfg.Cluster.Reflectors {
 		source := s.cfg.Node.Source(rr.Address)
 		s.group.Go(func() {
-			tap(ctx, s.log, source, rr.Address, cmp.Or(rr.Port, bgpPort), func(n *fabric.Notification) { s.notifications.Hear(rr.Address, n) })
+			capture(ctx, s.log, source, rr.Address, cmp.Or(rr.Port, bgpPort), func(n *fabric.Notification) { s.notifications.Captured(rr.Address, n) })
 		})
 		if resumed {
 			s.sessions.resume(rr.Address)
@@ -172,7 +172,7 @@ func ownOnly(ctx context.Context, b *server.BgpServer) error {
 	}}); err != nil {
 		return err
 	}
-	out := &api.Policy{Name: peering.ExportName, Statements: []*api.Statement{resend.KeptBack()}}
+	out := &api.Policy{Name: peering.ExportName, Statements: []*api.Statement{resend.RejectPlaceholders()}}
 	if err := b.AddPolicy(ctx, &api.AddPolicyRequest{Policy: out}); err != nil {
 		return err
 	}

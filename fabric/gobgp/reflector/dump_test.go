@@ -19,23 +19,23 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
-// hearer is a client of a reflector that opens its session at once.
-type hearer struct {
+// client is a client of a reflector that opens its session at once.
+type client struct {
 	conn net.Conn
 
 	mu    sync.Mutex
-	prefs map[string]uint32 // as heard last; none: withdrawn, or not heard
+	prefs map[string]uint32 // of the last UPDATE; none: withdrawn, or not received
 }
 
-// pref is the LOCAL_PREF of a prefix as heard last, or zero.
-func (h *hearer) pref(p netip.Prefix) uint32 {
+// pref is the LOCAL_PREF of a prefix in the last UPDATE, or zero.
+func (h *client) pref(p netip.Prefix) uint32 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.prefs[p.String()]
 }
 
-// take takes over what an UPDATE says.
-func (h *hearer) take(u *bgp.BGPUpdate) {
+// take takes over an UPDATE.
+func (h *client) take(u *bgp.BGPUpdate) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	came, went := u.NLRI, u.WithdrawnRoutes
@@ -58,15 +58,15 @@ func (h *hearer) take(u *bgp.BGPUpdate) {
 	}
 }
 
-// hear opens a session of some families from an address. at is called the moment
+// dial opens a session of some families from an address. at is called the moment
 // before the reflector's side is established.
-func hear(t *testing.T, c fabric.Cluster, from netip.Addr, at func(), families ...bgp.Family) *hearer {
+func dial(t *testing.T, c fabric.Cluster, from netip.Addr, at func(), families ...bgp.Family) *client {
 	t.Helper()
 	rr := c.Reflectors[0]
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: from.AsSlice()}}
 	conn, err := d.DialContext(t.Context(), "tcp", net.JoinHostPort(rr.Address.String(), strconv.Itoa(int(rr.Port))))
 	require.NoError(t, err)
-	h := &hearer{conn: conn, prefs: map[string]uint32{}}
+	h := &client{conn: conn, prefs: map[string]uint32{}}
 	caps := []bgp.ParameterCapabilityInterface{bgp.NewCapFourOctetASNumber(c.ASN)}
 	for _, f := range families {
 		caps = append(caps, bgp.NewCapMultiProtocol(f))
@@ -103,19 +103,19 @@ func hear(t *testing.T, c fabric.Cluster, from netip.Addr, at func(), families .
 	return h
 }
 
-func (h *hearer) read(t *testing.T) *bgp.BGPMessage {
+func (h *client) read(t *testing.T) *bgp.BGPMessage {
 	t.Helper()
 	m, err := gobgptest.ReadMessage(h.conn)
 	require.NoError(t, err)
 	return m
 }
 
-// openings opens sessions with a reflector of many clients, one after the other,
-// and has change called at the very moment at which each is established.
-func openings(t *testing.T, c fabric.Cluster, change func(i int) error, heard func(i int, h *hearer)) {
+// dialMany opens the sessions of many clients with a reflector, one after the other,
+// and calls change at the very moment at which each is established.
+func dialMany(t *testing.T, c fabric.Cluster, change func(i int) error, opened func(i int, h *client)) {
 	// Under the race detector there are fewer, which stay: GoBGP itself has a race
-	// between a session that ends and what others are told.
-	clients, stay := 1500, []*hearer{}
+	// between the end of a session and what others are sent.
+	clients, stay := 1500, []*client{}
 	if raceOn {
 		clients = 60
 	}
@@ -124,22 +124,22 @@ func openings(t *testing.T, c fabric.Cluster, change func(i int) error, heard fu
 			h.conn.Close()
 		}
 	}()
-	// One client of 400 misses such a change of a reflector that does not tell it
+	// One client of 400 misses such a change of a reflector that does not send it
 	// once more.
 	for i := range clients {
 		changed := make(chan error, 1)
-		h := hear(t, c, netip.AddrFrom4([4]byte{127, 0, byte(1 + i/200), byte(1 + i%200)}), func() {
+		h := dial(t, c, netip.AddrFrom4([4]byte{127, 0, byte(1 + i/200), byte(1 + i%200)}), func() {
 			time.AfterFunc(time.Duration(i%40)*10*time.Microsecond, func() { changed <- change(i) })
 		}, bgp.RF_IPv4_UC, bgp.RF_IPv6_UC)
 		require.NoError(t, <-changed)
-		heard(i, h)
+		opened(i, h)
 		if stay = append(stay, h); !raceOn {
 			h.conn.Close()
 		}
 	}
 }
 
-// eastWest is a cluster whose reflector tells every client every route.
+// eastWest is a cluster whose reflector sends every client every route.
 func eastWest(port uint16) fabric.Cluster {
 	c := gobgptest.ClusterAt(gobgptest.Port)
 	c.EastWest = true
@@ -164,13 +164,13 @@ func TestChangeWhileSessionOpens(t *testing.T) {
 		return err
 	}
 	require.NoError(t, announce(100))
-	first := hear(t, c, netip.MustParseAddr("127.0.0.9"), func() {}, bgp.RF_IPv4_UC)
+	first := dial(t, c, netip.MustParseAddr("127.0.0.9"), func() {}, bgp.RF_IPv4_UC)
 	defer first.conn.Close()
 	gobgptest.Eventually(t, "it is there", func() bool { return first.pref(gobgptest.V4) == 100 })
 	pref := func(i int) uint32 {
 		return []uint32{fabric.Fresh.LocalPref(), fabric.Standby.LocalPref()}[i%2]
 	}
-	openings(t, c, func(i int) error { return announce(pref(i)) }, func(i int, h *hearer) {
+	dialMany(t, c, func(i int) error { return announce(pref(i)) }, func(i int, h *client) {
 		require.Eventually(t, func() bool { return h.pref(gobgptest.V4) == pref(i) }, gobgptest.Bound, time.Millisecond, "client %d has %d, not %d", i, h.pref(gobgptest.V4), pref(i))
 	})
 }
@@ -184,7 +184,7 @@ func TestWithdrawalWhileSessionOpens(t *testing.T) {
 	gobgptest.StartReflector(t, c)
 	node := startRogue(t, c, "127.0.0.2")
 	paths := []*apiutil.Path{node.preferred(gobgptest.V4, 100), node.preferred(gobgptest.V6, 100)}
-	first := hear(t, c, netip.MustParseAddr("127.0.0.9"), func() {}, bgp.RF_IPv4_UC, bgp.RF_IPv6_UC)
+	first := dial(t, c, netip.MustParseAddr("127.0.0.9"), func() {}, bgp.RF_IPv4_UC, bgp.RF_IPv6_UC)
 	defer first.conn.Close()
 	begin := func() {
 		_, err := node.bgp.AddPath(apiutil.AddPathRequest{Paths: paths})
@@ -193,9 +193,9 @@ func TestWithdrawalWhileSessionOpens(t *testing.T) {
 	}
 	begin()
 	later := []netip.Prefix{netip.MustParsePrefix("203.0.113.77/32"), netip.MustParsePrefix("2001:db8:100::77/128")}
-	openings(t, c, func(int) error {
+	dialMany(t, c, func(int) error {
 		return node.bgp.DeletePath(apiutil.DeletePathRequest{Paths: []*apiutil.Path{withdrawal(paths[0]), withdrawal(paths[1])}})
-	}, func(i int, h *hearer) {
+	}, func(i int, h *client) {
 		// What is announced now comes after all that was in the table before.
 		pref := fabric.Preferences()[i%2].LocalPref()
 		after := []*apiutil.Path{node.preferred(later[0], pref), node.preferred(later[1], pref)}
@@ -217,11 +217,11 @@ func withdrawal(p *apiutil.Path) *apiutil.Path {
 
 // TestReflectorTellsOfItsSessions: the health of an embedded reflector knows
 // families and NOTIFICATIONs, too.
-func TestReflectorTellsOfItsSessions(t *testing.T) {
+func TestReflectorReportsItsSessions(t *testing.T) {
 	labtest.Long(t)
 	c := gobgptest.ClusterAt(gobgptest.Port + 65)
 	r := gobgptest.StartReflector(t, c)
-	says := func(want string) {
+	reports := func(want string) {
 		t.Helper()
 		gobgptest.Eventually(t, want, func() bool {
 			st, err := r.Status(t.Context())
@@ -229,13 +229,13 @@ func TestReflectorTellsOfItsSessions(t *testing.T) {
 			return !st.Healthy && strings.Contains(strings.Join(st.Problems, "\n"), want)
 		})
 	}
-	core := hear(t, c, netip.MustParseAddr("127.0.0.3"), func() {}, bgp.RF_IPv4_UC)
-	says("core gateway core1 (127.0.0.3) takes no IPv6: its session was negotiated without that family")
+	core := dial(t, c, netip.MustParseAddr("127.0.0.3"), func() {}, bgp.RF_IPv4_UC)
+	reports("core gateway core1 (127.0.0.3) takes no IPv6: its session was negotiated without that family")
 	assert.Equal(t, []fabric.Family{fabric.IPv4}, peerOf(t, r, "core1").Families)
 	end, err := bgp.NewBGPNotificationMessage(6, 2, append([]byte{12}, "planned work"...)).Serialize()
 	require.NoError(t, err)
 	_, err = core.conn.Write(end)
 	require.NoError(t, err)
-	says(`core1 ended it with Cease, Administrative Shutdown (6/2), "planned work"; enable the session there again`)
+	reports(`core1 ended it with Cease, Administrative Shutdown (6/2), "planned work"; enable the session there again`)
 	core.conn.Close()
 }

@@ -62,7 +62,7 @@ func (o *openings) withdrawn(paths []*apiutil.Path, at time.Time) (late []netip.
 	}
 	for _, p := range paths {
 		nlri, ok := p.Nlri.(*bgp.IPAddrPrefix)
-		if !ok || !p.Withdrawal || resend.IsUnsaid(p) {
+		if !ok || !p.Withdrawal || resend.IsPlaceholder(p) {
 			continue
 		}
 		o.removals.Add(at, nlri.Prefix)

@@ -69,7 +69,7 @@ func (o *order) note(paths []*apiutil.Path, at time.Time) {
 	}
 	for _, p := range paths {
 		nlri, ok := p.Nlri.(*bgp.IPAddrPrefix)
-		if !ok || resend.IsUnsaid(p) {
+		if !ok || resend.IsPlaceholder(p) {
 			continue
 		}
 		was, moments := o.last[nlri.Prefix]

@@ -22,13 +22,13 @@ func TestNewestOfTwoNodesStays(t *testing.T) {
 	c := eastWest(gobgptest.Port + 68)
 	gobgptest.StartReflector(t, c)
 	source, destination := startRogue(t, c, "127.0.0.2"), startRogue(t, c, "127.0.0.4")
-	client := hear(t, c, netip.MustParseAddr("127.0.0.9"), func() {}, bgp.RF_IPv4_UC, bgp.RF_IPv6_UC)
+	client := dial(t, c, netip.MustParseAddr("127.0.0.9"), func() {}, bgp.RF_IPv4_UC, bgp.RF_IPv6_UC)
 	defer client.conn.Close()
 	var prefixes []netip.Prefix
 	for i := range 40 {
 		prefixes = append(prefixes, netip.MustParsePrefix(fmt.Sprintf("203.0.113.%d/32", 10+i)), netip.MustParsePrefix(fmt.Sprintf("2001:db8:100::%d/128", 10+i)))
 	}
-	say := func(r *rogue, pref uint32) error {
+	send := func(r *rogue, pref uint32) error {
 		var paths []*apiutil.Path
 		for _, p := range prefixes {
 			paths = append(paths, r.preferred(p, max(pref, 10)))
@@ -57,14 +57,14 @@ func TestNewestOfTwoNodesStays(t *testing.T) {
 		rounds = 4
 	}
 	for i := range rounds {
-		require.NoError(t, say(source, 100))
-		require.NoError(t, say(destination, 200))
+		require.NoError(t, send(source, 100))
+		require.NoError(t, send(destination, 200))
 		require.Eventually(t, all(200), gobgptest.Bound, time.Millisecond, "the destination comes first, round %d", i)
 		done := make(chan error, 1)
-		go func() { done <- say(destination, 50) }()
+		go func() { done <- send(destination, 50) }()
 		time.Sleep(time.Duration(i%10) * 200 * time.Microsecond)
-		require.NoError(t, say(source, 0))
+		require.NoError(t, send(source, 0))
 		require.NoError(t, <-done)
-		require.Eventually(t, all(50), gobgptest.Bound, time.Millisecond, "what the destination says last, round %d", i)
+		require.Eventually(t, all(50), gobgptest.Bound, time.Millisecond, "what the destination sent last, round %d", i)
 	}
 }

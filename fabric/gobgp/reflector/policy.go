@@ -36,16 +36,16 @@ type policy struct {
 // reflector would accept the routes of anybody.
 func newPolicy(c *fabric.Cluster, rr fabric.RR) (*policy, error) {
 	if len(c.Communities) == 0 {
-		return nil, fmt.Errorf("cluster %s has no community, and a reflector would take routes of anybody; name one under community", c.Name)
+		return nil, fmt.Errorf("cluster %s has no community; a reflector accepts only routes with the communities of its cluster, name one under community", c.Name)
 	}
 	if len(c.Announceable(false))+len(c.Announceable(true)) == 0 {
-		return nil, fmt.Errorf("cluster %s has no pools, and a reflector would have nothing to tell guests' routes by; name one under pools", c.Name)
+		return nil, fmt.Errorf("cluster %s has no pools; a reflector accepts only routes to addresses of the pools, name one under pools", c.Name)
 	}
 	p := &policy{
 		// The only local routes of a reflector are those that stand for a
 		// withdrawal.
 		in:  []*api.Statement{peering.Statement("in-own", &api.Conditions{RouteType: api.Conditions_ROUTE_TYPE_LOCAL}, peering.Accept)},
-		out: []*api.Statement{resend.KeptBack()},
+		out: []*api.Statement{resend.RejectPlaceholders()},
 	}
 	p.addCores(c.ASN, c.Core)
 	// The reflector accepts no routes from a core gateway.

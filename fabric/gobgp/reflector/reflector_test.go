@@ -23,7 +23,7 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
-// rogue is a speaker that announces whatever it is told to.
+// rogue is a speaker that announces anything.
 type rogue struct {
 	t   *testing.T
 	bgp *server.BgpServer
@@ -113,10 +113,10 @@ func (r *rogue) pathBy(p netip.Prefix, hop netip.Addr, pref uint32, communities 
 
 func (r *rogue) announce(p netip.Prefix, communities ...string) {
 	r.t.Helper()
-	r.say(r.path(p, communities...))
+	r.send(r.path(p, communities...))
 }
 
-func (r *rogue) say(p *apiutil.Path) {
+func (r *rogue) send(p *apiutil.Path) {
 	r.t.Helper()
 	_, err := r.bgp.AddPath(apiutil.AddPathRequest{Paths: []*apiutil.Path{p}})
 	require.NoError(r.t, err)
@@ -216,12 +216,12 @@ func TestPolicy(t *testing.T) {
 				}
 			}
 			slices.SortFunc(good, netip.Prefix.Compare)
-			heard, other := gobgptest.Listen(t, c, "127.0.0.3"), gobgptest.Listen(t, c, "127.0.0.4")
+			learned, other := gobgptest.Listen(t, c, "127.0.0.3"), gobgptest.Listen(t, c, "127.0.0.4")
 			r.Start()
 
 			gobgptest.Eventually(t, "everything arrives", func() bool { return peerOf(t, r, from.name).Received == uint64(len(announcements)) })
-			gobgptest.Eventually(t, "what may pass passes", func() bool { return len(heard.All()) >= len(good) })
-			assert.Equal(t, good, heard.All())
+			gobgptest.Eventually(t, "what may pass passes", func() bool { return len(learned.All()) >= len(good) })
+			assert.Equal(t, good, learned.All())
 			p := peerOf(t, r, from.name)
 			assert.EqualValues(t, len(good), p.Accepted)
 			assert.Equal(t, uint64(6), p.IPv4.Accepted)
@@ -234,19 +234,19 @@ func TestPolicy(t *testing.T) {
 			assert.Equal(t, []uint64{6, 5}, []uint64{routes4, routes6})
 			assert.EqualValues(t, len(good), peerOf(t, r, "core1").Advertised)
 			gobgptest.Eventually(t, "a node that only listens is there", func() bool { return peerOf(t, r, "127.0.0.4").State == "established" })
-			assert.Empty(t, other.All(), "nodes are told nothing")
+			assert.Empty(t, other.All(), "the reflector sends nodes nothing")
 
 			// Later changes are judged anew.
 			node.announce(good[0], "64512:100")
-			gobgptest.Eventually(t, "a route that loses a community leaves", func() bool { return len(heard.All()) == len(good)-1 })
+			gobgptest.Eventually(t, "a route that loses a community leaves", func() bool { return len(learned.All()) == len(good)-1 })
 			node.announce(good[0], strings.Fields(both)...)
-			gobgptest.Eventually(t, "and comes back with it", func() bool { return slices.Equal(heard.All(), good) })
+			gobgptest.Eventually(t, "and comes back with it", func() bool { return slices.Equal(learned.All(), good) })
 			assert.Empty(t, other.All())
 		})
 	}
 }
 
-// TestPolicyOfCoreGateways: they are told, and tell nothing, also where a range
+// TestPolicyOfCoreGateways: the reflector sends them routes and accepts none, also where a range
 // of nodes has their address, or a node the same.
 func TestPolicyOfCoreGateways(t *testing.T) {
 	labtest.Long(t)
@@ -258,15 +258,15 @@ func TestPolicyOfCoreGateways(t *testing.T) {
 	for _, p := range gobgptest.Prefixes("203.0.113.10/32", "2001:db8:100::10/128", "0.0.0.0/0", "::/0") {
 		core.announce(p, strings.Fields(both)...)
 	}
-	heard := gobgptest.Listen(t, c, "127.0.0.4")
+	learned := gobgptest.Listen(t, c, "127.0.0.4")
 	node := startRogue(t, c, "127.0.0.2")
 	r.Start()
 	gobgptest.Eventually(t, "everything arrives", func() bool { return peerOf(t, r, "core1").Received == 4 })
 	gobgptest.Eventually(t, "the other is there", func() bool { return peerOf(t, r, "core2").State == "established" })
 	node.announce(netip.MustParsePrefix("203.0.113.11/32"), strings.Fields(both)...)
 	node.announce(netip.MustParsePrefix("2001:db8:100::11/128"), strings.Fields(both)...)
-	gobgptest.Eventually(t, "a node's routes pass", func() bool { return len(heard.All()) == 2 })
-	assert.Equal(t, gobgptest.Prefixes("203.0.113.11/32", "2001:db8:100::11/128"), heard.All())
+	gobgptest.Eventually(t, "a node's routes pass", func() bool { return len(learned.All()) == 2 })
+	assert.Equal(t, gobgptest.Prefixes("203.0.113.11/32", "2001:db8:100::11/128"), learned.All())
 	assert.Zero(t, peerOf(t, r, "core1").Accepted)
 	assert.Equal(t, reflector.RoleCore, peerOf(t, r, "core1").Role)
 	assert.Equal(t, reflector.Peer{}, peerOf(t, r, "onCore"))
@@ -275,7 +275,7 @@ func TestPolicyOfCoreGateways(t *testing.T) {
 	assert.True(t, status.Healthy, status.Problems)
 }
 
-// TestEastWest: nodes are told each other's routes where the cluster says so.
+// TestEastWest: an east-west cluster's reflector sends nodes each other's routes.
 func TestEastWest(t *testing.T) {
 	labtest.Long(t)
 	c := gobgptest.ClusterAt(gobgptest.Port + 13)
@@ -287,7 +287,7 @@ func TestEastWest(t *testing.T) {
 	for _, p := range append(gobgptest.Prefixes("0.0.0.0/0", "203.0.113.0/24", "2001:db8:100::/64"), good...) {
 		node.announce(p, strings.Fields(both)...)
 	}
-	gobgptest.Eventually(t, "nodes hear", func() bool { return len(named.All()) == 2 && len(unnamed.All()) == 2 })
+	gobgptest.Eventually(t, "nodes learn", func() bool { return len(named.All()) == 2 && len(unnamed.All()) == 2 })
 	gobgptest.Eventually(t, "all arrived", func() bool { return peerOf(t, r, "127.0.0.9").Received == 5 })
 	assert.Equal(t, good, named.All())
 	assert.Equal(t, good, unnamed.All())
@@ -302,14 +302,14 @@ func TestCoreOfAnotherAS(t *testing.T) {
 	gobgptest.StartReflector(t, c)
 	outside := c
 	outside.ASN = 64600
-	heard := gobgptest.Listen(t, outside, "127.0.0.3")
+	learned := gobgptest.Listen(t, outside, "127.0.0.3")
 	node := startRogue(t, c, "127.0.0.2")
 	for _, p := range []netip.Prefix{gobgptest.V4, gobgptest.V6} {
 		node.announce(p, strings.Fields(both)...)
 	}
-	gobgptest.Eventually(t, "they pass", func() bool { return len(heard.All()) == 2 })
-	hop4, _ := heard.Get(gobgptest.V4)
-	hop6, _ := heard.Get(gobgptest.V6)
+	gobgptest.Eventually(t, "they pass", func() bool { return len(learned.All()) == 2 })
+	hop4, _ := learned.Get(gobgptest.V4)
+	hop6, _ := learned.Get(gobgptest.V6)
 	assert.Equal(t, "127.0.0.2", hop4.String())
 	assert.Equal(t, "2001:db8::2", hop6.String())
 }
@@ -326,21 +326,21 @@ func TestPrefixLimit(t *testing.T) {
 			c := gobgptest.ClusterAt(gobgptest.Port + 15 + uint16(n))
 			c.MaxPrefixes = 10
 			r := gobgptest.StartReflector(t, c, reflector.WithPause(3*time.Second))
-			heard := gobgptest.Listen(t, c, "127.0.0.3")
+			learned := gobgptest.Listen(t, c, "127.0.0.3")
 			good := startRogue(t, c, "127.0.0.20")
 			good.announce(gobgptest.V4, strings.Fields(both)...)
 			node := startRogue(t, c, tc.address)
 			for i := range 10 {
 				node.announce(netip.MustParsePrefix(fmt.Sprintf(tc.prefix, 20+i)), strings.Fields(both)...)
 			}
-			gobgptest.Eventually(t, "ten pass", func() bool { return len(heard.All()) == 11 })
+			gobgptest.Eventually(t, "ten pass", func() bool { return len(learned.All()) == 11 })
 			status, err := r.Status(t.Context())
 			require.NoError(t, err)
 			assert.Contains(t, strings.Join(status.Problems, "\n"), "announces 10 prefixes of a family, and 10 is the most", "the warning")
 
 			node.announce(netip.MustParsePrefix(fmt.Sprintf(tc.prefix, 99)), strings.Fields(both)...)
 			gobgptest.Eventually(t, "it is refused", func() bool { return peerOf(t, r, tc.name).Held })
-			gobgptest.Eventually(t, "its routes leave", func() bool { return len(heard.All()) == 1 })
+			gobgptest.Eventually(t, "its routes leave", func() bool { return len(learned.All()) == 1 })
 			status, err = r.Status(t.Context())
 			require.NoError(t, err)
 			assert.Contains(t, strings.Join(status.Problems, "\n"), "is refused for 3s")
@@ -350,7 +350,7 @@ func TestPrefixLimit(t *testing.T) {
 			over := node.path(netip.MustParsePrefix(fmt.Sprintf(tc.prefix, 99)), strings.Fields(both)...)
 			over.Withdrawal = true
 			require.NoError(t, node.bgp.DeletePath(apiutil.DeletePathRequest{Paths: []*apiutil.Path{over}}))
-			gobgptest.Eventually(t, "then its routes are back", func() bool { return len(heard.All()) == 11 })
+			gobgptest.Eventually(t, "then its routes are back", func() bool { return len(learned.All()) == 11 })
 			assert.Equal(t, "established", peerOf(t, r, "127.0.0.20").State)
 		})
 	}
@@ -406,7 +406,7 @@ func TestNodeRestarts(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			c := gobgptest.ClusterAt(gobgptest.Port + 18 + uint16(n))
 			r := gobgptest.StartReflector(t, c)
-			heard := gobgptest.Listen(t, c, "127.0.0.3")
+			learned := gobgptest.Listen(t, c, "127.0.0.3")
 			node := fabric.Node{Name: "node", Address: netip.MustParseAddr(tc.address)}
 			if tc.name == c.Nodes[0].Name {
 				node = c.Nodes[0]
@@ -418,15 +418,15 @@ func TestNodeRestarts(t *testing.T) {
 				return gobgptest.Run(t, s)
 			}
 			stop := start()
-			gobgptest.Eventually(t, "they pass", func() bool { return len(heard.All()) == 2 })
+			gobgptest.Eventually(t, "they pass", func() bool { return len(learned.All()) == 2 })
 			// It ends without a Cease, as a killed process does.
 			stop()
 			gobgptest.Eventually(t, "the session is down", func() bool { return peerOf(t, r, tc.name).State != "established" })
-			assert.Len(t, heard.All(), 2, "kept")
+			assert.Len(t, learned.All(), 2, "kept")
 			stop = start()
 			gobgptest.Eventually(t, "the session is back", func() bool { return peerOf(t, r, tc.name).State == "established" })
 			for range 50 {
-				require.Len(t, heard.All(), 2, "nothing flaps")
+				require.Len(t, learned.All(), 2, "nothing flaps")
 				time.Sleep(20 * time.Millisecond)
 			}
 			stop()
@@ -436,7 +436,7 @@ func TestNodeRestarts(t *testing.T) {
 			stop = start()
 			gobgptest.Eventually(t, "the session is back", func() bool { return peerOf(t, r, tc.name).State == "established" })
 			stop()
-			gobgptest.Eventually(t, "gone for good", func() bool { return len(heard.All()) == 0 })
+			gobgptest.Eventually(t, "gone for good", func() bool { return len(learned.All()) == 0 })
 		})
 	}
 }

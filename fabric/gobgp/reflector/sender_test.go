@@ -20,15 +20,15 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
-// sayings are what a node has said, and what of it passes.
-type sayings struct {
+// announced has the routes that a node has announced, and those that pass.
+type announced struct {
 	node       *rogue
 	tags       []string
 	sent, good []netip.Prefix
 }
 
-// say announces a route, of each family that its next hop allows.
-func (s *sayings) say(passes bool, hop netip.Addr, pref uint32) {
+// announce announces a route, of each family that its next hop allows.
+func (s *announced) announce(passes bool, hop netip.Addr, pref uint32) {
 	for _, v6 := range []bool{false, true} {
 		if hop.IsValid() && hop.Is6() != v6 {
 			continue
@@ -39,27 +39,27 @@ func (s *sayings) say(passes bool, hop netip.Addr, pref uint32) {
 			a[15] = byte(len(s.sent) + 1)
 			p = netip.PrefixFrom(netip.AddrFrom16(a), 128)
 		}
-		s.node.say(s.node.pathBy(p, hop, pref, s.tags...))
+		s.node.send(s.node.pathBy(p, hop, pref, s.tags...))
 		if s.sent = append(s.sent, p); passes {
 			s.good = append(s.good, p)
 		}
 	}
 }
 
-// all says what may pass: the node's own next hop, with a LOCAL_PREF of the agents;
+// all announces what may pass: the node's own next hop, with a LOCAL_PREF of the agents;
 // and then other values of LOCAL_PREF, and other next hops.
-func (s *sayings) all() {
+func (s *announced) all() {
 	for _, pref := range fabric.Preferences() {
-		s.say(true, netip.Addr{}, pref.LocalPref())
+		s.announce(true, netip.Addr{}, pref.LocalPref())
 	}
 	for _, pref := range []uint32{0, 1, 9, 11, 99, 101, 199, 201, 1000, math.MaxInt32, math.MaxUint32} {
-		s.say(false, netip.Addr{}, pref)
+		s.announce(false, netip.Addr{}, pref)
 	}
 	for _, other := range []string{
 		"127.0.0.1", "127.0.0.3", "127.0.0.4", "127.0.0.5", "127.0.0.99", "169.254.1.1", "203.0.113.1", "192.0.2.1",
 		"2001:db8::1", "2001:db8::3", "2001:db8::4", "2001:db8::99", "::ffff:127.0.0.4", "fe80::1", "::1", "2001:db8:100::1",
 	} {
-		s.say(false, netip.MustParseAddr(other), 100)
+		s.announce(false, netip.MustParseAddr(other), 100)
 	}
 }
 
@@ -76,19 +76,19 @@ func TestSender(t *testing.T) {
 			c.Nodes = append(c.Nodes, fabric.Node{Name: "node2", Address: hop("127.0.0.4"), Address6: hop("2001:db8::4")},
 				fabric.Node{Name: "node3", Address: hop("127.0.0.5")})
 			r := gobgptest.StartReflector(t, c)
-			heard := gobgptest.Listen(t, c, "127.0.0.3")
+			core := gobgptest.Listen(t, c, "127.0.0.3")
 			node := startRogue(t, c, from.address)
 			tags := strings.Fields(both)
-			said := &sayings{node: node, tags: tags}
-			said.all()
+			all := &announced{node: node, tags: tags}
+			all.all()
 
 			// The session is up, and what it sent is judged.
-			gobgptest.Eventually(t, "everything arrives", func() bool { return peerOf(t, r, from.name).Received == uint64(len(said.sent)) })
-			good := slices.SortedFunc(slices.Values(said.good), netip.Prefix.Compare)
-			gobgptest.Eventually(t, "what may pass passes", func() bool { return len(heard.All()) >= len(good) })
-			assert.Equal(t, good, heard.All())
+			gobgptest.Eventually(t, "everything arrives", func() bool { return peerOf(t, r, from.name).Received == uint64(len(all.sent)) })
+			good := slices.SortedFunc(slices.Values(all.good), netip.Prefix.Compare)
+			gobgptest.Eventually(t, "what may pass passes", func() bool { return len(core.All()) >= len(good) })
+			assert.Equal(t, good, core.All())
 			for _, p := range good {
-				got, _ := heard.Get(p)
+				got, _ := core.Get(p)
 				want := from.address
 				if p.Addr().Is6() {
 					want = from.hop6
@@ -100,22 +100,22 @@ func TestSender(t *testing.T) {
 			// A route that was good and is not any more leaves, and comes back.
 			for _, p := range []netip.Prefix{good[0], good[len(good)-1]} {
 				for _, bad := range []*apiutil.Path{node.pathBy(p, netip.Addr{}, 201, tags...), node.pathBy(p, hop(map[bool]string{false: "127.0.0.4", true: "2001:db8::4"}[p.Addr().Is6()]), 200, tags...)} {
-					node.say(bad)
-					gobgptest.Eventually(t, "it leaves", func() bool { return len(heard.All()) == len(good)-1 })
-					node.say(node.pathBy(p, netip.Addr{}, 200, tags...))
-					gobgptest.Eventually(t, "it is back", func() bool { return slices.Equal(heard.All(), good) })
+					node.send(bad)
+					gobgptest.Eventually(t, "it leaves", func() bool { return len(core.All()) == len(good)-1 })
+					node.send(node.pathBy(p, netip.Addr{}, 200, tags...))
+					gobgptest.Eventually(t, "it is back", func() bool { return slices.Equal(core.All(), good) })
 				}
 			}
 
-			// A move: fresh, then standby, then drained, and always told on.
+			// A move: fresh, then standby, then drained; the reflector passes each on.
 			for _, pref := range []fabric.Preference{fabric.Fresh, fabric.Standby, fabric.Draining, fabric.Normal} {
 				for _, p := range []netip.Prefix{good[0], good[len(good)-1]} {
 					path := node.pathBy(p, netip.Addr{}, pref.LocalPref(), tags...)
 					if pref == fabric.Draining {
 						path = node.pathBy(p, netip.Addr{}, pref.LocalPref(), append(tags, fabric.GracefulShutdown.String())...)
 					}
-					node.say(path)
-					gobgptest.Eventually(t, "it is told on", func() bool { return heard.Preference(p) == pref.LocalPref() })
+					node.send(path)
+					gobgptest.Eventually(t, "it is passed on", func() bool { return core.Preference(p) == pref.LocalPref() })
 				}
 			}
 		})
@@ -179,7 +179,7 @@ func TestSenderUndeclared(t *testing.T) {
 	c.Nodes[0].Address6 = netip.Addr{}
 	c.Nodes = append(c.Nodes, fabric.Node{Name: "node2", Address: netip.MustParseAddr("127.0.0.4"), Address6: netip.MustParseAddr("2001:db8::4")})
 	r := gobgptest.StartReflector(t, c)
-	heard := gobgptest.Listen(t, c, "127.0.0.3")
+	core := gobgptest.Listen(t, c, "127.0.0.3")
 	node := startRogue(t, c, "127.0.0.2")
 	var good []netip.Prefix
 	for n, hop := range []string{
@@ -187,14 +187,14 @@ func TestSenderUndeclared(t *testing.T) {
 		"2001:db8::4", "2001:db8:1::2", "2001:db8:100::7", "fe80::1", "::1", "::ffff:127.0.0.4",
 	} {
 		p := netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("2001:db8:100::%d", n+1)), 128)
-		node.say(node.pathBy(p, netip.MustParseAddr(hop), 100, strings.Fields(both)...))
+		node.send(node.pathBy(p, netip.MustParseAddr(hop), 100, strings.Fields(both)...))
 		if n < 3 {
 			good = append(good, p)
 		}
 		high := netip.PrefixFrom(netip.MustParseAddr(fmt.Sprintf("2001:db8:100::1:%d", n+1)), 128)
-		node.say(node.pathBy(high, netip.MustParseAddr(hop), 201, strings.Fields(both)...))
+		node.send(node.pathBy(high, netip.MustParseAddr(hop), 201, strings.Fields(both)...))
 	}
 	gobgptest.Eventually(t, "everything arrives", func() bool { return peerOf(t, r, "node1").Received == 18 })
-	gobgptest.Eventually(t, "what may pass passes", func() bool { return len(heard.All()) >= len(good) })
-	assert.Equal(t, good, heard.All())
+	gobgptest.Eventually(t, "what may pass passes", func() bool { return len(core.All()) >= len(good) })
+	assert.Equal(t, good, core.All())
 }

@@ -169,11 +169,11 @@ func ClusterAt(port uint16) fabric.Cluster {
 // Listen starts a core gateway of the cluster.
 func Listen(t *testing.T, c fabric.Cluster, address string) *Table {
 	t.Helper()
-	heard := &Table{}
+	learned := &Table{}
 	Run(t, router.New(router.Config{
-		ASN: c.ASN, Address: netip.MustParseAddr(address), Reflectors: c.Reflectors, Learned: heard.Learn,
+		ASN: c.ASN, Address: netip.MustParseAddr(address), Reflectors: c.Reflectors, Learned: learned.Learn,
 	}, slog.New(slog.DiscardHandler)))
-	return heard
+	return learned
 }
 
 // All lists the prefixes.

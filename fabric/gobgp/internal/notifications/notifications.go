@@ -32,15 +32,15 @@ const (
 // Tracker keeps the last NOTIFICATION of each peer. It is safe for concurrent use.
 type Tracker struct {
 	mu    sync.Mutex
-	peers map[netip.Addr]noticed
+	peers map[netip.Addr]peerState
 }
 
-// noticed has the NOTIFICATIONs of one peer, and the state of its session.
-type noticed struct {
-	last   *fabric.Notification // that GoBGP logged or counted
-	heard  *fabric.Notification // read from the wire; anybody can forge it, so it counts only when GoBGP counts it
-	logged uint64               // how many received ones GoBGP logged
-	others uint64               // how many more GoBGP counted without logging them
+// peerState has the NOTIFICATIONs of one peer, and the state of its session.
+type peerState struct {
+	last     *fabric.Notification // that GoBGP logged or counted
+	captured *fabric.Notification // read from the wire; anybody can forge it, so it counts only when GoBGP counts it
+	logged   uint64               // how many received ones GoBGP logged
+	unlogged uint64               // how many more GoBGP counted without logging them
 
 	up      bool                   // its session is established
 	failure *fabric.SessionFailure // why it, or the last attempt, ended without a NOTIFICATION
@@ -48,7 +48,7 @@ type noticed struct {
 
 // New returns a tracker without peers.
 func New() *Tracker {
-	return &Tracker{peers: map[netip.Addr]noticed{}}
+	return &Tracker{peers: map[netip.Addr]peerState{}}
 }
 
 // Of returns the last NOTIFICATION of a peer; nil if there was none.
@@ -116,16 +116,16 @@ func (n *Tracker) Counted(peer netip.Addr, received uint64, at time.Time) {
 	n.peers[peer] = n.peers[peer].count(received, at)
 }
 
-func (p noticed) count(received uint64, at time.Time) noticed {
-	if received < p.logged+p.others { // GoBGP counts from zero again
-		p.logged, p.others = received, 0
+func (p peerState) count(received uint64, at time.Time) peerState {
+	if received < p.logged+p.unlogged { // GoBGP counts from zero again
+		p.logged, p.unlogged = received, 0
 	}
-	if received == p.logged+p.others {
+	if received == p.logged+p.unlogged {
 		return p
 	}
-	p.others = received - p.logged
-	one := p.heard
-	if p.heard = nil; one == nil {
+	p.unlogged = received - p.logged
+	one := p.captured
+	if p.captured = nil; one == nil {
 		one = fabric.NewNotification(false, 0, 0, "", at)
 	}
 	// GoBGP answers a NOTIFICATION that it did not expect with one of its own, an
@@ -137,12 +137,12 @@ func (p noticed) count(received uint64, at time.Time) noticed {
 	return p
 }
 
-// Hear takes a NOTIFICATION that came from a peer's machine.
-func (n *Tracker) Hear(peer netip.Addr, one *fabric.Notification) {
+// Captured takes a NOTIFICATION that was captured from the wire.
+func (n *Tracker) Captured(peer netip.Addr, one *fabric.Notification) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	p := n.peers[peer]
-	p.heard = one
+	p.captured = one
 	n.peers[peer] = p
 }
 
@@ -150,18 +150,18 @@ func (n *Tracker) Hear(peer netip.Addr, one *fabric.Notification) {
 func (n *Tracker) Keep(kept func(netip.Addr) bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	maps.DeleteFunc(n.peers, func(a netip.Addr, _ noticed) bool { return !kept(a) })
+	maps.DeleteFunc(n.peers, func(a netip.Addr, _ peerState) bool { return !kept(a) })
 }
 
-// note takes a NOTIFICATION that GoBGP logged.
-func (n *Tracker) note(peer netip.Addr, one *fabric.Notification) {
+// record takes a NOTIFICATION that GoBGP logged.
+func (n *Tracker) record(peer netip.Addr, one *fabric.Notification) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	p := n.peers[peer]
 	p.last = one
 	if !one.Sent {
 		p.logged++
-		p.heard = nil
+		p.captured = nil
 	}
 	n.peers[peer] = p
 }
@@ -169,33 +169,33 @@ func (n *Tracker) note(peer netip.Addr, one *fabric.Notification) {
 // Through returns a logger that notes the notifications in GoBGP's log, whatever
 // the level of the given logger, and passes the records on to it.
 func (n *Tracker) Through(log *slog.Logger) *slog.Logger {
-	return slog.New(noting{log.Handler(), n, netip.Addr{}})
+	return slog.New(handler{log.Handler(), n, netip.Addr{}})
 }
 
-// noting is the handler of GoBGP's log.
-type noting struct {
+// handler is the handler of GoBGP's log.
+type handler struct {
 	slog.Handler
-	notes *Tracker
-	peer  netip.Addr // the peer that the records are about, if there is one
+	tracker *Tracker
+	peer    netip.Addr // the peer that the records are about, if there is one
 }
 
 // Enabled implements [slog.Handler]. GoBGP logs notifications at info level, so the
 // handler takes that always. It takes debug records only while the peer has no
 // session: with a session GoBGP logs each update.
-func (h noting) Enabled(ctx context.Context, level slog.Level) bool {
+func (h handler) Enabled(ctx context.Context, level slog.Level) bool {
 	return level == slog.LevelInfo || h.Handler.Enabled(ctx, level) ||
-		level == slog.LevelDebug && h.peer.IsValid() && h.notes.down(h.peer)
+		level == slog.LevelDebug && h.peer.IsValid() && h.tracker.down(h.peer)
 }
 
 // Handle implements [slog.Handler].
-func (h noting) Handle(ctx context.Context, r slog.Record) error {
+func (h handler) Handle(ctx context.Context, r slog.Record) error {
 	if h.peer.IsValid() && (r.Message == loggedSent || r.Message == loggedReceived) {
-		h.notes.note(h.peer, notified(r))
+		h.tracker.record(h.peer, notificationIn(r))
 	}
 	if h.peer.IsValid() && r.Message == loggedUnconnected {
 		r.Attrs(func(a slog.Attr) bool {
 			if a.Key == "Error" {
-				h.notes.unconnected(h.peer, a.Value.String(), dated(r))
+				h.tracker.unconnected(h.peer, a.Value.String(), timeOf(r))
 			}
 			return true
 		})
@@ -207,7 +207,7 @@ func (h noting) Handle(ctx context.Context, r slog.Record) error {
 }
 
 // WithAttrs implements [slog.Handler].
-func (h noting) WithAttrs(attrs []slog.Attr) slog.Handler {
+func (h handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	for _, a := range attrs {
 		if a.Key != "Key" || a.Value.Kind() != slog.KindString {
 			continue
@@ -221,12 +221,13 @@ func (h noting) WithAttrs(attrs []slog.Attr) slog.Handler {
 }
 
 // WithGroup implements [slog.Handler].
-func (h noting) WithGroup(name string) slog.Handler {
+func (h handler) WithGroup(name string) slog.Handler {
 	h.Handler = h.Handler.WithGroup(name)
 	return h
 }
 
-func notified(r slog.Record) *fabric.Notification {
+// notificationIn returns the NOTIFICATION that a record is about.
+func notificationIn(r slog.Record) *fabric.Notification {
 	var code, subcode int64
 	var communication string
 	r.Attrs(func(a slog.Attr) bool {
@@ -240,10 +241,11 @@ func notified(r slog.Record) *fabric.Notification {
 		}
 		return true
 	})
-	return fabric.NewNotification(r.Message == loggedSent, uint8(code), uint8(subcode), communication, dated(r))
+	return fabric.NewNotification(r.Message == loggedSent, uint8(code), uint8(subcode), communication, timeOf(r))
 }
 
-func dated(r slog.Record) time.Time {
+// timeOf returns the time of a record; now if it has none.
+func timeOf(r slog.Record) time.Time {
 	if r.Time.IsZero() {
 		return time.Now()
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// TestCountedNotifications: one that GoBGP counts and does not log is that which
-// was heard, or one of which no more is known.
+// TestCountedNotifications: a NOTIFICATION that GoBGP counts and does not log is the
+// captured one, or one of which nothing else is known.
 func TestCountedNotifications(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
@@ -22,17 +22,17 @@ func TestCountedNotifications(t *testing.T) {
 	ns := New()
 	ns.Counted(peer, 0, at)
 	assert.Nil(t, ns.Of(peer))
-	ns.Hear(peer, note(false, 2, 2, 0))
+	ns.Captured(peer, note(false, 2, 2, 0))
 	ns.Counted(peer, 0, at)
-	assert.Nil(t, ns.Of(peer), "hearsay")
-	ns.note(peer, note(true, 5, 1, 0)) // GoBGP's answer to it
+	assert.Nil(t, ns.Of(peer), "GoBGP has not counted it")
+	ns.record(peer, note(true, 5, 1, 0)) // GoBGP's answer to it
 	ns.Counted(peer, 1, at)
 	assert.Equal(t, note(false, 2, 2, 0), ns.Of(peer))
 	ns.Counted(peer, 1, at)
 	assert.Equal(t, note(false, 2, 2, 0), ns.Of(peer))
 	ns.Counted(peer, 2, at)
-	assert.Equal(t, note(false, 0, 0, 0), ns.Of(peer), "nobody heard it")
-	ns.note(peer, note(false, 6, 2, -time.Second))
+	assert.Equal(t, note(false, 0, 0, 0), ns.Of(peer), "it was not captured")
+	ns.record(peer, note(false, 6, 2, -time.Second))
 	ns.Counted(peer, 3, at)
 	assert.Equal(t, note(false, 6, 2, -time.Second), ns.Of(peer), "logged and counted once")
 	ns.Counted(peer, 0, at) // it has no such peer any more

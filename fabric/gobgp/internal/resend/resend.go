@@ -89,24 +89,25 @@ func (rs Removals) Since(from time.Time) []netip.Prefix {
 	return all
 }
 
-// unsaid is the LOCAL_PREF of routes that the export policy sends to no peer
-// (KeptBack). No other route has it.
-const unsaid = 1
+// placeholderPref is the LOCAL_PREF of placeholders: routes that the export policy
+// sends to no peer. No other route has it.
+const placeholderPref = 1
 
-// KeptBack returns the statement of the export policy that rejects unsaid routes.
-func KeptBack() *api.Statement {
-	return peering.Statement("kept back", &api.Conditions{LocalPrefEq: &api.LocalPrefEq{Value: unsaid}}, peering.Reject)
+// RejectPlaceholders returns the statement of the export policy that sends no
+// placeholder.
+func RejectPlaceholders() *api.Statement {
+	return peering.Statement("placeholders", &api.Conditions{LocalPrefEq: &api.LocalPrefEq{Value: placeholderPref}}, peering.Reject)
 }
 
 // Withdraw sends every peer a withdrawal of the prefixes. GoBGP withdraws only a
 // prefix that its table had, and does not apply the policy to a withdrawal. So
-// Withdraw adds an unsaid route for each prefix and removes it at once. Any other
+// Withdraw adds a placeholder for each prefix and removes it at once. Any other
 // route to the prefix ranks before it and stays as it is.
 func Withdraw(b *server.BgpServer, prefixes []netip.Prefix) error {
 	var add, remove []*apiutil.Path
 	for _, prefix := range prefixes {
 		for _, paths := range []*[]*apiutil.Path{&add, &remove} {
-			p, err := unsaidPath(prefix)
+			p, err := placeholder(prefix)
 			if err != nil {
 				return fmt.Errorf("route %s: %w", prefix, err)
 			}
@@ -118,15 +119,15 @@ func Withdraw(b *server.BgpServer, prefixes []netip.Prefix) error {
 	return errors.Join(err, b.DeletePath(apiutil.DeletePathRequest{Paths: remove}))
 }
 
-// unsaidPath returns a route that ranks after every other one: GoBGP compares first
+// placeholder returns a route that ranks after every other one: GoBGP compares first
 // whether a route is stale (RFC 9494), then LOCAL_PREF.
-func unsaidPath(prefix netip.Prefix) (*apiutil.Path, error) {
+func placeholder(prefix netip.Prefix) (*apiutil.Path, error) {
 	nlri, err := bgp.NewIPAddrPrefix(prefix)
 	if err != nil {
 		return nil, err
 	}
 	attrs := []bgp.PathAttributeInterface{
-		bgp.NewPathAttributeOrigin(bgp.BGP_ORIGIN_ATTR_TYPE_IGP), bgp.NewPathAttributeLocalPref(unsaid),
+		bgp.NewPathAttributeOrigin(bgp.BGP_ORIGIN_ATTR_TYPE_IGP), bgp.NewPathAttributeLocalPref(placeholderPref),
 		bgp.NewPathAttributeCommunities([]uint32{uint32(bgp.COMMUNITY_LLGR_STALE)}),
 	}
 	family := bgp.RF_IPv4_UC
@@ -143,10 +144,10 @@ func unsaidPath(prefix netip.Prefix) (*apiutil.Path, error) {
 	return &apiutil.Path{Family: family, Nlri: nlri, Attrs: append(attrs, hop), Age: time.Now().Unix()}, nil
 }
 
-// IsUnsaid reports whether a path is one of those that Withdraw adds and removes.
-func IsUnsaid(p *apiutil.Path) bool {
+// IsPlaceholder reports whether a path is one of those that Withdraw adds and removes.
+func IsPlaceholder(p *apiutil.Path) bool {
 	return slices.ContainsFunc(p.Attrs, func(a bgp.PathAttributeInterface) bool {
 		pref, ok := a.(*bgp.PathAttributeLocalPref)
-		return ok && pref.Value == unsaid
+		return ok && pref.Value == placeholderPref
 	})
 }

@@ -16,8 +16,8 @@ import (
 
 // A peer may send a NOTIFICATION in place of its OPEN, or of the KEEPALIVE that
 // answers this side's OPEN, for example because it expects another AS or rejects
-// this node. GoBGP counts such a NOTIFICATION and does not report its contents. A
-// tap reads it from a copy of the packets that the peer's machine sends. It needs
+// this node. GoBGP counts such a NOTIFICATION and does not report its contents.
+// capture reads it from a copy of the packets that the peer's machine sends. It needs
 // CAP_NET_RAW; without that the contents stay unknown.
 const (
 	firstRetry = time.Second
@@ -25,13 +25,13 @@ const (
 	bgpPort    = 179
 )
 
-// tap passes on the NOTIFICATIONs that come from a peer, until ctx ends. They are
+// capture passes on the NOTIFICATIONs that come from a peer, until ctx ends. They are
 // unconfirmed: anybody can send such a packet in the peer's name, and TCP then
 // drops it.
-func tap(ctx context.Context, log *slog.Logger, source, peer netip.Addr, port uint16, heard func(*fabric.Notification)) {
+func capture(ctx context.Context, log *slog.Logger, source, peer netip.Addr, port uint16, emit func(*fabric.Notification)) {
 	retry := backoff.Backoff{First: firstRetry, Most: mostRetry}
 	for {
-		err := tapOnce(ctx, source, peer, port, heard)
+		err := captureOnce(ctx, source, peer, port, emit)
 		if ctx.Err() != nil {
 			return
 		}
@@ -42,7 +42,7 @@ func tap(ctx context.Context, log *slog.Logger, source, peer netip.Addr, port ui
 	}
 }
 
-func tapOnce(ctx context.Context, source, peer netip.Addr, port uint16, heard func(*fabric.Notification)) error {
+func captureOnce(ctx context.Context, source, peer netip.Addr, port uint16, emit func(*fabric.Notification)) error {
 	network := "ip4:tcp"
 	if peer.Is6() {
 		network = "ip6:tcp"
@@ -61,7 +61,7 @@ func tapOnce(ctx context.Context, source, peer netip.Addr, port uint16, heard fu
 			return err
 		}
 		if one := notificationIn(segment[:n], port, time.Now()); one != nil {
-			heard(one)
+			emit(one)
 		}
 	}
 }
