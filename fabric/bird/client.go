@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DefaultSocket is where BIRD listens for commands unless it is told otherwise.
+// DefaultSocket is BIRD's own default for the path of its control socket.
 const DefaultSocket = "/run/bird/bird.ctl"
 
 // replyBound is how long BIRD may take for one command.
@@ -25,9 +25,9 @@ type Client struct {
 	Socket string // the path of its control socket; DefaultSocket when empty
 }
 
-// Query sends one command and gives the lines of the answer, as birdc shows
-// them. What BIRD refuses is an error. It returns when ctx ends, and after ten
-// seconds at the latest.
+// Query sends one command and returns the lines of the answer, as birdc shows them.
+// If BIRD refuses the command, it returns an error. It returns when ctx ends, and
+// after ten seconds at the latest.
 func (c Client) Query(ctx context.Context, command string) (lines []string, err error) {
 	err = c.converse(ctx, command, func(answer []string, _ *bufio.Reader) error {
 		lines = answer
@@ -36,8 +36,8 @@ func (c Client) Query(ctx context.Context, command string) (lines []string, err 
 	return lines, err
 }
 
-// converse sends one command and hands on the answer, for which BIRD has ten
-// seconds, and what comes after it. Reading ends when ctx does.
+// converse sends one command, waits up to ten seconds for the answer, and passes the
+// answer and the rest of the input to then. Reading ends with ctx.
 func (c Client) converse(ctx context.Context, command string, then func(answer []string, in *bufio.Reader) error) error {
 	conn, err := (&net.Dialer{Timeout: replyBound}).DialContext(ctx, "unix", c.socket())
 	if err != nil {
@@ -69,7 +69,7 @@ func (c Client) converse(ctx context.Context, command string, then func(answer [
 
 func (c Client) socket() string { return cmp.Or(c.Socket, DefaultSocket) }
 
-// reason says what it means that the socket cannot be connected to.
+// reason says for people why the connection to the socket failed.
 func (c Client) reason(err error) error {
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -82,9 +82,9 @@ func (c Client) reason(err error) error {
 	return err
 }
 
-// readReply reads an answer: lines that begin with a code of four digits and
-// '-', or ' ' when it is the last line, or with ' ' alone when the code is that
-// of the line before. 8xxx and 9xxx are errors, '+' lines come unasked.
+// readReply reads an answer. A line begins with a code of four digits and '-', or ' '
+// if it is the last line; or with ' ' alone if it has the code of the line before. The
+// codes 8xxx and 9xxx are errors. Lines that begin with '+' belong to no answer.
 func readReply(in *bufio.Reader) ([]string, error) {
 	var lines []string
 	for {

@@ -9,8 +9,8 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// How BIRD words who sent a NOTIFICATION, in its log and beside a session's
-// last error. Other ends of a session have other words there.
+// BIRD's words for the sender of a NOTIFICATION, in its log and in a session's last
+// error. A session that ended without a NOTIFICATION has other words there.
 const (
 	wasReceived = "Received"
 	wasSent     = "BGP Error" // "Error" in the log
@@ -18,13 +18,14 @@ const (
 )
 
 // notification reads the last error of a session, "Received: Bad peer AS", and
-// the message with which a session was shut down; nil where it did not end with
-// a NOTIFICATION. A protocol that is down without an error was disabled here.
+// the message with which a session was shut down. It returns nil if the session did
+// not end with a NOTIFICATION. A protocol that is down without an error was disabled
+// here.
 func notification(lastError, message, state string) *fabric.Notification {
 	who, reason, _ := strings.Cut(lastError, ": ")
 	switch {
 	case who == wasReceived || who == wasSent:
-		return worded(who == wasSent, reason, message, time.Time{})
+		return parseReason(who == wasSent, reason, message, time.Time{})
 	case lastError == routeLimit:
 		return fabric.NewNotification(true, cease, tooManyPrefixes, "", time.Time{})
 	case lastError == "" && state == "down":
@@ -33,12 +34,12 @@ func notification(lastError, message, state string) *fabric.Notification {
 	return nil
 }
 
-// routeLimit is the last error of a session that BIRD ended itself as it was
-// configured to (import limit ... action disable).
+// routeLimit is the last error of a session that BIRD ended itself because of its
+// configuration (import limit ... action disable).
 const routeLimit = "Automatic shutdown: Route limit exceeded"
 
-// worded makes a notification of BIRD's words for it.
-func worded(sent bool, reason, communication string, at time.Time) *fabric.Notification {
+// parseReason returns the NOTIFICATION that BIRD's words describe.
+func parseReason(sent bool, reason, communication string, at time.Time) *fabric.Notification {
 	code, subcode, _ := fabric.NotificationCode(reason)
 	if code != cease || subcode != adminShutdown && subcode != adminReset {
 		communication = ""
@@ -59,7 +60,7 @@ const (
 //	to_rr1: Received: Administrative shutdown: "planned work"
 //	to_rr1: Error: Bad peer AS: 65000
 //
-// and gives the protocol that it is about.
+// and returns the name of the protocol.
 func logged(line string, at time.Time) (protocol string, n *fabric.Notification) {
 	protocol, rest, ok := strings.Cut(line, ": ")
 	who, what, ok2 := strings.Cut(rest, ": ")
@@ -68,14 +69,14 @@ func logged(line string, at time.Time) (protocol string, n *fabric.Notification)
 	}
 	reason, data, _ := strings.Cut(what, ": ")
 	communication := strings.TrimSuffix(strings.TrimPrefix(data, `"`), `"`)
-	return protocol, worded(who != wasReceived, reason, communication, at)
+	return protocol, parseReason(who != wasReceived, reason, communication, at)
 }
 
-// follow hands on the NOTIFICATIONs that BIRD logs, with the protocols' names,
-// until ctx ends or BIRD does. A session's last error, which BIRD shows, is soon
-// that of the next attempt: that the connection was refused. BIRD gives its log
-// over the control socket, which needs no configuration.
-func (c Client) follow(ctx context.Context, heard func(protocol string, n *fabric.Notification)) error {
+// follow passes on the NOTIFICATIONs that BIRD logs, with the protocols' names, until
+// ctx or BIRD ends. The last error that BIRD shows of a session is soon that of the
+// next attempt: the connection was refused. BIRD also writes its log to the control
+// socket, without any configuration.
+func (c Client) follow(ctx context.Context, emit func(protocol string, n *fabric.Notification)) error {
 	return c.converse(ctx, "echo all", func(_ []string, in *bufio.Reader) error {
 		for {
 			line, err := in.ReadString('\n')
@@ -84,7 +85,7 @@ func (c Client) follow(ctx context.Context, heard func(protocol string, n *fabri
 			}
 			if line, ok := strings.CutPrefix(strings.TrimRight(line, "\n"), "+"); ok {
 				if protocol, n := logged(line, time.Now()); n != nil {
-					heard(protocol, n)
+					emit(protocol, n)
 				}
 			}
 		}

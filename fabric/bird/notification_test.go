@@ -43,17 +43,17 @@ func TestLogged(t *testing.T) {
 func TestFollows(t *testing.T) {
 	t.Parallel()
 	const greeting = "0001 BIRD 2.0.12 ready.\n"
-	var heard []string
+	var got []string
 	follow := func(answer string) error {
 		return Client{Socket: listen(t, answer, false)}.follow(t.Context(), func(protocol string, n *fabric.Notification) {
-			heard = append(heard, protocol+" "+n.Reason)
+			got = append(got, protocol+" "+n.Reason)
 		})
 	}
 	require.ErrorIs(t, follow(greeting+"0000 \n+Started\n+to_rr1: Received: Bad peer AS: 65000\n0000 \n+to_rr2: Error: Hold timer expired\n"), io.EOF)
 	assert.Equal(t, []string{
 		"to_rr1 " + fabric.NewNotification(false, 2, 2, "", time.Time{}).Reason,
 		"to_rr2 " + fabric.NewNotification(true, 4, 0, "", time.Time{}).Reason,
-	}, heard)
+	}, got)
 	require.EqualError(t, follow(greeting+"8007 Access denied\n"), "Access denied")
 }
 

@@ -13,8 +13,8 @@ import (
 )
 
 // Sessions lists BIRD's BGP sessions, under the names of their protocols in its
-// configuration. Since is when the protocol came up or went down, to the day
-// where BIRD tells no more.
+// configuration. Since is when the protocol came up or went down; only the day if
+// BIRD shows no more.
 func (c Client) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	lines, err := c.Query(ctx, "show protocols all")
 	if err != nil {
@@ -23,11 +23,11 @@ func (c Client) Sessions(ctx context.Context) ([]fabric.Session, error) {
 	return parseSessions(lines, time.Now()), nil
 }
 
-// parseSessions reads an answer to "show protocols all": a line for each
-// protocol, and what is below it further in.
+// parseSessions reads an answer to "show protocols all": a line for each protocol,
+// with indented lines about it below.
 func parseSessions(lines []string, now time.Time) []fabric.Session {
 	var all []fabric.Session
-	var s *fabric.Session // that the lines are about; nil for a protocol of another kind
+	var s *fabric.Session // the session that the lines are about; nil for a protocol of another kind
 	var state, lastError, message, channel string
 	done := func() {
 		if s != nil && s.Address != "" {
@@ -80,9 +80,9 @@ func parseSessions(lines []string, now time.Time) []fabric.Session {
 	return all
 }
 
-// stateOf gives a state of BIRD's in the words of RFC 4271. BIRD says Passive
-// for Active where it waits to be called, Down for a protocol that is off, and
-// Close for one that is going down.
+// stateOf returns one of BIRD's states by its name in RFC 4271. BIRD has Passive for
+// Active if it waits for the peer's connection, Down for a protocol that is off, and
+// Close for a protocol that is going down.
 func stateOf(s string) string {
 	switch s = strings.ToLower(s); s {
 	case "connect", "active", "opensent", "openconfirm", "established":
@@ -104,8 +104,8 @@ func exported(routes string) uint64 {
 	return 0
 }
 
-// parseSince reads a time in one of BIRD's formats, in fields: the time of a
-// day within the last 24 hours, a date, or both, as `timeformat protocol` has it.
+// parseSince reads the fields of a time in one of BIRD's formats, which
+// `timeformat protocol` sets: a time within the last 24 hours, a date, or both.
 func parseSince(f []string, now time.Time) time.Time {
 	if len(f) > 1 {
 		if t, err := time.ParseInLocation(time.DateTime, f[0]+" "+f[1], now.Location()); err == nil {

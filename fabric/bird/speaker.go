@@ -8,7 +8,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/routingd"
 )
 
-// Config is what a [Speaker] cannot do without.
+// Config has what a [Speaker] cannot do without.
 type Config struct {
 	Cluster fabric.Cluster
 	Node    fabric.Node
@@ -18,11 +18,11 @@ type Config struct {
 // Option changes a [Speaker] at its making.
 type Option = routingd.Option
 
-// WithLogger sets where the speaker logs; it is silent without.
+// WithLogger sets the speaker's logger; without it the speaker logs nothing.
 func WithLogger(l *slog.Logger) Option { return routingd.WithLogger(l) }
 
-// Speaker announces through the kernel and BIRD. Its Run reads BIRD's log, for
-// what NOTIFICATIONs said and when they came.
+// Speaker announces through the kernel and BIRD. Its Run reads the contents and the
+// times of NOTIFICATIONs from BIRD's log.
 type Speaker = routingd.Speaker
 
 // New takes up the announcements that are in the kernel of this network

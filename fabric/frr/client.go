@@ -20,8 +20,8 @@ type Client struct {
 	Pathspace string // which of several sets of daemons (vtysh -N); none when empty
 }
 
-// Run runs commands, one after the other, and gives what FRR answers. What it
-// refuses is an error. It returns when ctx ends.
+// Run runs commands, one after the other, and returns FRR's answers. If FRR refuses a
+// command, it returns an error. It returns when ctx ends.
 func (c Client) Run(ctx context.Context, commands ...string) (string, error) {
 	var args []string
 	if c.Pathspace != "" {
@@ -43,7 +43,7 @@ func (c Client) Run(ctx context.Context, commands ...string) (string, error) {
 	return out.String(), err
 }
 
-// reason says what it means that vtysh failed and wrote this.
+// reason says for people why vtysh failed, by what it wrote.
 func reason(err error, wrote string) error {
 	switch {
 	case errors.Is(err, exec.ErrNotFound):
@@ -53,7 +53,7 @@ func reason(err error, wrote string) error {
 	case strings.Contains(wrote, "bgpd is not running"):
 		return errors.New("FRR's bgpd does not run; set bgpd=yes in /etc/frr/daemons and restart frr")
 	}
-	const most = 400 // bytes of what it wrote: the end says what it died of
+	const most = 400 // bytes, of the end, which has the cause
 	text := oneline.Words(wrote)
 	if len(text) > most {
 		text = "..." + text[len(text)-most:]

@@ -15,7 +15,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// replyBound is how long FRR may take to tell its sessions.
+// replyBound is how long FRR may take for one answer.
 const replyBound = 10 * time.Second
 
 // Sessions lists FRR's BGP sessions of the default VRF, without names. It
@@ -35,8 +35,7 @@ type neighbors map[string]neighbor
 
 type neighbor struct {
 	BGPState string `json:"bgpState"`
-	// How long the session has been up, in milliseconds, and for how long it
-	// has not where it is down.
+	// For how long the session has been up or down, in milliseconds.
 	UpMsec       int64 `json:"bgpTimerUpMsec"`
 	ResetMsec    int64 `json:"lastResetTimerMsecs"`
 	Capabilities *struct {
@@ -45,14 +44,14 @@ type neighbor struct {
 	Families map[string]struct {
 		Sent uint64 `json:"sentPrefixCounter"`
 	} `json:"addressFamilyInfo"`
-	// Of the last NOTIFICATION: code and subcode, two digits (hexadecimal) each,
-	// and who sent it. Another end of a session puts other words here.
+	// Of the last NOTIFICATION: code and subcode, two hexadecimal digits each, and who
+	// sent it. A session that ended without a NOTIFICATION has other words here.
 	Code          string `json:"lastErrorCodeSubcode"`
 	DueTo         string `json:"lastResetDueTo"`
 	Communication string `json:"lastShutdownDescription"`
 }
 
-// capability says which side has announced one.
+// capability has the sides that announced a capability.
 type capability struct {
 	Both     bool `json:"advertisedAndReceived"`
 	Received bool `json:"received"`
@@ -88,8 +87,8 @@ func (ns neighbors) sessions(now time.Time) []fabric.Session {
 	return all
 }
 
-// negotiated gives the families of an established session; nil where FRR does
-// not tell.
+// negotiated returns the families of an established session; nil if FRR does not show
+// them.
 func (n neighbor) negotiated() []fabric.Family {
 	if n.Capabilities == nil {
 		return nil
@@ -101,7 +100,7 @@ func (n neighbor) negotiated() []fabric.Family {
 	}
 	for f, name := range families {
 		_, configured := n.Families[name]
-		// Who has no multiprotocol capability speaks IPv4 (RFC 4760, 8).
+		// A peer without the multiprotocol capability speaks IPv4 (RFC 4760, 8).
 		if n.Capabilities.Multiprotocol[name].Both || !offered && configured && f == fabric.IPv4 {
 			all = append(all, f)
 		}
@@ -123,10 +122,10 @@ func (n neighbor) notification(now time.Time) *fabric.Notification {
 		now.Add(-time.Duration(n.ResetMsec)*time.Millisecond))
 }
 
-// hexByte is how FRR writes a byte of text that is not ASCII.
+// hexByte matches FRR's notation of a byte that is not ASCII.
 var hexByte = regexp.MustCompile(`\\x[0-9a-f]{2}`)
 
-// unescape makes text of what FRR wrote byte by byte.
+// unescape decodes a text in which FRR wrote bytes in hexadecimal.
 func unescape(s string) string {
 	plain := hexByte.ReplaceAllStringFunc(s, func(x string) string {
 		b, _ := strconv.ParseUint(x[2:], 16, 8)
@@ -138,8 +137,8 @@ func unescape(s string) string {
 	return plain
 }
 
-// AdvertisedTo gives the addresses of the peers to which FRR has sent a prefix,
-// of the default VRF. It returns after ten seconds at the latest.
+// AdvertisedTo returns the addresses of the peers in the default VRF to which FRR has
+// sent a prefix. It returns after ten seconds at the latest.
 func (c Client) AdvertisedTo(ctx context.Context, prefix netip.Prefix) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, replyBound)
 	defer cancel()

@@ -8,21 +8,21 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/routingd"
 )
 
-// Config is what a [Speaker] cannot do without.
+// Config has what a [Speaker] cannot do without.
 type Config struct {
 	Cluster fabric.Cluster
 	Node    fabric.Node
-	Client  Client // how FRR is asked
+	Client  Client // of FRR
 }
 
 // Option changes a [Speaker] at its making.
 type Option = routingd.Option
 
-// WithLogger sets where the speaker logs; it is silent without.
+// WithLogger sets the speaker's logger; without it the speaker logs nothing.
 func WithLogger(l *slog.Logger) Option { return routingd.WithLogger(l) }
 
-// Speaker announces through the kernel and FRR. FRR keeps a session's last
-// NOTIFICATION, so that Run has nothing to do.
+// Speaker announces through the kernel and FRR. Its Run does nothing, because FRR
+// keeps each session's last NOTIFICATION.
 type Speaker = routingd.Speaker
 
 // New takes up the announcements that are in the kernel of this network

@@ -34,12 +34,12 @@ type daemon interface {
 	speaker(t *testing.T) *routingd.Speaker
 	start(t *testing.T, conf string)
 	// end ends the daemon, the part last without which it has no sessions, and
-	// gives what the speaker says then.
-	end(t *testing.T) (says string)
+	// returns the speaker's error then.
+	end(t *testing.T) (reason string)
 	conf() string
-	deaf() string   // conf without what takes IPv6 routes from the kernel
-	learns() string // what must be in it, as Diagnose has it
-	absent() string // what the speaker says of a daemon that was not started
+	withoutIPv6() string // conf without what takes IPv6 routes from the kernel
+	learns() string      // what must be in it, as Diagnose has it
+	absent() string      // the speaker's error when the daemon was not started
 }
 
 type birdDaemon struct {
@@ -73,7 +73,7 @@ func (d *birdDaemon) end(t *testing.T) string {
 func (d *birdDaemon) conf() string   { return d.lab.BirdConf() }
 func (d *birdDaemon) absent() string { return "bird: BIRD has no control socket at " + d.socket() }
 
-func (d *birdDaemon) deaf() string {
+func (d *birdDaemon) withoutIPv6() string {
 	return strings.ReplaceAll(d.conf(), "protocol kernel k6 { learn;", "protocol kernel k6 {")
 }
 
@@ -116,7 +116,7 @@ func (d *frrDaemon) end(t *testing.T) string {
 func (d *frrDaemon) conf() string   { return d.lab.FRRConf() }
 func (d *frrDaemon) absent() string { return "frr: vtysh reaches no daemon of FRR" }
 
-func (d *frrDaemon) deaf() string {
+func (d *frrDaemon) withoutIPv6() string {
 	conf := d.conf()
 	last := strings.LastIndex(conf, "  redistribute kernel")
 	return conf[:last] + conf[last+strings.Index(conf[last:], "\n"):]
@@ -164,7 +164,7 @@ func sessions(t *testing.T, s *routingd.Speaker) []fabric.Session {
 }
 
 // TestConformance runs the speaker's laws on a daemon that takes routes from the
-// kernel, with a reflector that hears.
+// kernel, with a reflector.
 func TestConformance(t *testing.T) {
 	overEach(t, func(t *testing.T, over func(*testing.T) (*labtest.Announcing, daemon)) {
 		conformance.Speaker(t, func(t *testing.T) (fabric.Speaker, conformance.SpeakerControls) {
@@ -175,8 +175,8 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// TestLife follows a node whose daemon and reflector end and come back: what is
-// announced stays in the kernel, and is told to whoever is there.
+// TestLife follows a node whose daemon and reflector end and come back: the
+// announcements stay in the kernel, and a new daemon or reflector gets them.
 func TestLife(t *testing.T) {
 	overEach(t, func(t *testing.T, over func(*testing.T) (*labtest.Announcing, daemon)) {
 		lab, d := over(t)
@@ -206,9 +206,9 @@ func TestLife(t *testing.T) {
 		assert.Empty(t, s.Diagnose(t.Context()))
 
 		// The daemon ends, and misses a change.
-		says := d.end(t)
+		reason := d.end(t)
 		_, err = s.Sessions(t.Context())
-		require.ErrorContains(t, err, says)
+		require.ErrorContains(t, err, reason)
 		require.NoError(t, s.Remove(t.Context(), guest[0]))
 		d.start(t, d.conf())
 		lab.Hears(t, guest[1])
@@ -246,12 +246,12 @@ func TestPortEndsUnannounced(t *testing.T) {
 	})
 }
 
-// TestDiagnose: a daemon that is not set up as it must be is told of.
+// TestDiagnose: the speaker reports a daemon that is not set up as it must be.
 func TestDiagnose(t *testing.T) {
 	overEach(t, func(t *testing.T, over func(*testing.T) (*labtest.Announcing, daemon)) {
 		lab, d := over(t)
 		lab.Cluster.Reflectors = append(lab.Cluster.Reflectors, fabric.RR{Name: "rr2", Address: core.Underlay4(12), ASN: lab.Cluster.ASN})
-		d.start(t, d.deaf())
+		d.start(t, d.withoutIPv6())
 		s := d.speaker(t)
 		lab.Prepare(t, guest)
 		require.NoError(t, s.Put(t.Context(), routes(fabric.Normal)...))

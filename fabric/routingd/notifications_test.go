@@ -50,11 +50,11 @@ func TestRunFollowsAgain(t *testing.T) {
 		began := time.Now()
 		s := over(&client{sessions: []fabric.Session{session("10.10.0.11", "idle", 0, 0)}})
 		var tried []time.Duration
-		s.cfg.Follow = func(ctx context.Context, heard func(string, *fabric.Notification)) error {
+		s.cfg.Follow = func(ctx context.Context, emit func(string, *fabric.Notification)) error {
 			tried = append(tried, time.Since(began)/time.Second)
 			switch len(tried) {
 			case 4:
-				heard("to_somebody", fabric.NewNotification(true, 4, 0, "", time.Now()))
+				emit("to_somebody", fabric.NewNotification(true, 4, 0, "", time.Now()))
 				time.Sleep(time.Minute)
 			case 7:
 				<-ctx.Done()
