@@ -19,13 +19,13 @@ import (
 // packs the withdrawals first and then the announcements in no order. So when the
 // best route of a prefix goes from one node's to another's and on within moments,
 // as it may when a guest moves, a peer can keep a route that is no longer the best,
-// or that is withdrawn. No event tells of it. order finds such prefixes by the
+// or that is withdrawn. No event reports that. order finds such prefixes by the
 // changes of the best route. The reflector sends every peer the table again when
 // the changes have stopped.
 
 const (
 	// mixWindow is far longer than a change waits for a peer that reads what it
-	// gets.
+	// receives.
 	mixWindow = 5 * time.Second
 	// firstOrder is how long after the last such change the reflector sends the
 	// table again, and lastOrder how long after that it does so once more: the
@@ -72,10 +72,10 @@ func (o *order) note(paths []*apiutil.Path, at time.Time) {
 		if !ok || resend.IsPlaceholder(p) {
 			continue
 		}
-		was, moments := o.last[nlri.Prefix]
+		last, recent := o.last[nlri.Prefix]
 		o.last[nlri.Prefix] = bestChange{p.PeerAddress, at}
 		_, mixed := o.mixed[nlri.Prefix]
-		if mixed || moments && was.by != p.PeerAddress && at.Sub(was.at) < mixWindow {
+		if mixed || recent && last.by != p.PeerAddress && at.Sub(last.at) < mixWindow {
 			o.mixed[nlri.Prefix] = p.Withdrawal
 			o.found.Send()
 		}

@@ -206,7 +206,7 @@ func (r *Reflector) open(ctx context.Context) error {
 	if r.resumes() {
 		r.group.Go(func() { r.resume(ctx) })
 	}
-	r.group.Go(func() { r.lookAfter(ctx) })
+	r.group.Go(func() { r.logRefused(ctx) })
 	r.group.Go(func() { r.keepOrder(ctx) })
 	return nil
 }

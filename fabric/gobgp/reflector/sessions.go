@@ -71,9 +71,9 @@ func (r *Reflector) bestChanged(paths []*apiutil.Path, at time.Time) {
 func (r *Reflector) resume(ctx context.Context) {
 	bound := time.NewTimer(r.deferral)
 	defer bound.Stop()
-	tick := time.NewTicker(resumeLook)
+	tick := time.NewTicker(resumeInterval)
 	defer tick.Stop()
-	for late := false; !late && !r.nodesAreIn(ctx); {
+	for late := false; !late && !r.nodesHaveSent(ctx); {
 		select {
 		case <-ctx.Done():
 			return
@@ -85,13 +85,13 @@ func (r *Reflector) resume(ctx context.Context) {
 	r.peers.admitCores(ctx)
 }
 
-// resumeLook is how often resume looks whether the nodes are there.
-const resumeLook = 50 * time.Millisecond
+// resumeInterval is how often resume checks whether the nodes have sent their routes.
+const resumeInterval = 50 * time.Millisecond
 
-// nodesAreIn reports whether all listed nodes have sent all of their routes: each
+// nodesHaveSent reports whether all listed nodes have sent all of their routes: each
 // has a session, and each that announced graceful restart has sent End-of-RIB (RFC
 // 4724).
-func (r *Reflector) nodesAreIn(ctx context.Context) bool {
+func (r *Reflector) nodesHaveSent(ctx context.Context) bool {
 	in := map[string]bool{}
 	err := r.bgp.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
 		waits := slices.ContainsFunc(p.GetAfiSafis(), func(f *api.AfiSafi) bool {
@@ -104,13 +104,13 @@ func (r *Reflector) nodesAreIn(ctx context.Context) bool {
 	return err == nil && !slices.ContainsFunc(r.named, func(n neighbour) bool { return n.role == RoleNode && !in[n.address.String()] })
 }
 
-// lookInterval is how often lookAfter counts the refused prefixes.
-const lookInterval = 10 * time.Second
+// refusedInterval is how often logRefused counts the refused prefixes.
+const refusedInterval = 10 * time.Second
 
-// lookAfter logs, until ctx ends, which peers announce refused prefixes: when their
+// logRefused logs, until ctx ends, which peers announce refused prefixes: when their
 // number changes, not route by route.
-func (r *Reflector) lookAfter(ctx context.Context) {
-	tick := time.NewTicker(lookInterval)
+func (r *Reflector) logRefused(ctx context.Context) {
+	tick := time.NewTicker(refusedInterval)
 	defer tick.Stop()
 	logged := map[string]uint64{}
 	for {

@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	stateLook = time.Millisecond
+	stateInterval = time.Millisecond
 	// Wait is far longer than GoBGP takes from the event of an established session
 	// to the mark.
 	Wait = 10 * time.Second
@@ -33,7 +33,7 @@ const (
 func Established(ctx context.Context, b *server.BgpServer, address string) *api.Peer {
 	ctx, cancel := context.WithTimeout(ctx, Wait)
 	defer cancel()
-	tick := time.NewTicker(stateLook)
+	tick := time.NewTicker(stateInterval)
 	defer tick.Stop()
 	for {
 		var peer *api.Peer
