@@ -86,6 +86,7 @@ func TestDies(t *testing.T) {
 // TestHangs has a plugin hang in every way. It is noticed, killed, and another
 // one is there.
 func TestHangs(t *testing.T) {
+	labtest.Long(t)
 	second := plugins.Times{Call: time.Second, Check: patience, Wait: patience}
 	checked := plugins.Times{Call: time.Second, Check: 100 * time.Millisecond, Wait: patience}
 	put := func(ctx context.Context, sp *plugins.Speaker) error { return sp.Put(ctx, bothRoutes()...) }
@@ -188,6 +189,7 @@ func TestErrorsAreOneLine(t *testing.T) {
 // TestPutWhileItRestarts has many guests come while a plugin dies again and
 // again: each is told in bounded time.
 func TestPutWhileItRestarts(t *testing.T) {
+	labtest.Long(t)
 	s := newSpecimen(t)
 	sp := s.openSpeaker(t, "", plugins.Times{Wait: 300 * time.Millisecond})
 	ctx, cancel := context.WithCancel(t.Context())
