@@ -1,12 +1,10 @@
 package kernel
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -41,17 +39,21 @@ type Announcer struct {
 	feed    following
 	place   *rtnl.Follower
 	changed signal.Signal
+	repair  signal.Signal
 	stop    chan struct{}
-	strayed signal.Signal // an announcement may lead elsewhere than to its port, or have gone untold
 	wg      sync.WaitGroup
 
 	change sync.Mutex // held during a change of announcements
 
-	mu       sync.Mutex
-	cache    *routeCache             // nil: not loaded yet
-	want     map[netip.Prefix]uint32 // metrics, as put or found
-	changing map[netip.Prefix]bool   // a change is under way: compare skips them
-	last     time.Time               // when a route of ours last came or went
+	mu    sync.Mutex
+	known announcements
+}
+
+// open locks what is known of the announcements for the caller, until it calls
+// done.
+func (a *Announcer) open() (known *announcements, done func()) {
+	a.mu.Lock()
+	return &a.known, a.mu.Unlock
 }
 
 // AnnouncerOption sets an option of a new [Announcer].
@@ -67,10 +69,8 @@ func WithNetlink(n *Netlink) AnnouncerOption { return func(a *Announcer) { a.net
 // NewAnnouncer adopts the announcements that are in the kernel, and watches them
 // until Close.
 func NewAnnouncer(opts ...AnnouncerOption) (*Announcer, error) {
-	a := &Announcer{
-		log: slog.New(slog.DiscardHandler), changed: signal.New(), strayed: signal.New(), stop: make(chan struct{}),
-		want: map[netip.Prefix]uint32{}, changing: map[netip.Prefix]bool{}, last: time.Now(),
-	}
+	a := &Announcer{log: slog.New(slog.DiscardHandler), changed: signal.New(), repair: signal.New(), stop: make(chan struct{})}
+	a.known = newAnnouncements(a.changed, a.repair)
 	for _, o := range opts {
 		o(a)
 	}
@@ -104,9 +104,9 @@ func (a *Announcer) Changed() <-chan struct{} { return a.changed }
 
 // LastChange returns when an announcement, or a route to a port, last came or went.
 func (a *Announcer) LastChange() time.Time {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.last
+	known, done := a.open()
+	defer done()
+	return known.last
 }
 
 // Actual implements [fabric.Speaker], in the order of the prefixes. A prefix can be
@@ -116,25 +116,9 @@ func (a *Announcer) Actual(ctx context.Context) ([]fabric.Route, error) {
 	if err := a.catchUp(ctx); err != nil {
 		return nil, err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	routes := []fabric.Route{}
-	for p := range a.cache.routes {
-		if rs := a.cache.announcements(p); len(rs) > 0 {
-			routes = append(routes, fabric.Route{Prefix: p, Preference: preferenceOf(rs[0].metric)})
-		}
-	}
-	slices.SortFunc(routes, func(a, b fabric.Route) int {
-		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
-	})
-	return routes, nil
-}
-
-func preferenceOf(metric uint32) fabric.Preference {
-	if metric == fabric.Normal.LocalPref() {
-		return fabric.Normal
-	}
-	return fabric.Preference(metric)
+	known, done := a.open()
+	defer done()
+	return known.routes(), nil
 }
 
 // Put implements [fabric.Speaker]. A prefix to which no port of this node has a
@@ -158,52 +142,38 @@ func (a *Announcer) Put(ctx context.Context, routes ...fabric.Route) error {
 // Remove implements [fabric.Speaker].
 func (a *Announcer) Remove(ctx context.Context, prefixes ...netip.Prefix) error {
 	return a.whileChanging(ctx, prefixes, func() error {
-		var doomed []route
-		a.mu.Lock()
-		for _, p := range prefixes {
-			doomed = append(doomed, a.cache.announcements(p)...)
-		}
-		a.mu.Unlock()
+		known, done := a.open()
+		doomed := known.of(prefixes)
+		done()
 		err := a.withdraw(doomed)
 		if err == nil {
-			a.mu.Lock()
-			for _, p := range prefixes {
-				delete(a.want, p)
-			}
-			a.mu.Unlock()
+			known, done = a.open()
+			defer done()
+			known.removed(prefixes)
 		}
 		return err
 	})
 }
 
 // whileChanging calls f to change the announcements of some prefixes. The cache is
-// up to date before f, and the changes that f makes do not count as drift. After an
-// error the announcements that are in the kernel become the wanted ones: the caller
-// learns of the error.
+// up to date before f, and the changes that f makes do not count as drift.
 func (a *Announcer) whileChanging(ctx context.Context, prefixes []netip.Prefix, f func() error) error {
 	if len(prefixes) == 0 {
 		return nil
 	}
 	a.change.Lock()
 	defer a.change.Unlock()
-	a.mu.Lock()
-	for _, p := range prefixes {
-		a.changing[p] = true
-	}
-	a.mu.Unlock()
+	known, done := a.open()
+	known.begin(prefixes)
+	done()
 	err := a.catchUp(ctx)
 	if err == nil {
 		err = errors.Join(f(), a.catchUp(context.WithoutCancel(ctx)))
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	clear(a.changing)
-	if err != nil {
-		a.adopt(prefixes)
-		return err
-	}
-	a.compare(prefixes)
-	return nil
+	known, done = a.open()
+	defer done()
+	known.end(prefixes, err)
+	return err
 }
 
 // catchUp waits until the cache has every change that the kernel has made by now.
@@ -214,72 +184,25 @@ func (a *Announcer) catchUp(ctx context.Context) error {
 	return nil
 }
 
-// adopt makes the announcements that are in the kernel the wanted ones. The caller
-// holds a.mu.
-func (a *Announcer) adopt(prefixes []netip.Prefix) {
-	for _, p := range prefixes {
-		if rs := a.cache.announcements(p); len(rs) > 0 {
-			a.want[p] = rs[0].metric
-		} else {
-			delete(a.want, p)
-		}
-	}
-}
-
-// compare signals the prefixes whose announcements differ from the wanted ones. The
-// caller holds a.mu.
-func (a *Announcer) compare(prefixes []netip.Prefix) {
-	for _, p := range prefixes {
-		if a.changing[p] {
-			continue
-		}
-		rs := a.cache.announcements(p)
-		metric, wanted := a.want[p]
-		if wanted != (len(rs) > 0) || len(rs) > 1 || wanted && rs[0].metric != metric {
-			a.changed.Send()
-		}
-		if len(a.cache.astray(p)) > 0 {
-			a.strayed.Send()
-		}
-	}
-}
-
 // put adds the missing announcements before it removes those of another preference,
 // so that a daemon sees one change and no withdrawal.
 func (a *Announcer) put(ctx context.Context, prefixes []netip.Prefix, want map[netip.Prefix]uint32) error {
 	troubles := troubles{verb: "announce"}
-	var astray, missing, stale []route
-	a.mu.Lock()
-	for _, p := range prefixes {
-		metric := want[p]
-		r, ok := a.cache.port(p)
-		if !ok {
-			troubles.add(p, errors.New("no port of this node has a route to it; attach the guest first"))
-			continue
-		}
-		r.metric = metric
-		astray = append(astray, a.cache.astray(p)...)
-		have := a.cache.announcements(p)
-		if !slices.Contains(have, r) {
-			missing = append(missing, r)
-		} else {
-			a.want[p] = metric
-		}
-		for _, h := range have {
-			if h.metric != metric {
-				stale = append(stale, h)
-			}
-		}
+	known, done := a.open()
+	steps := known.plan(prefixes, want)
+	done()
+	for _, p := range steps.portless {
+		troubles.add(p, errors.New("no port of this node has a route to it; attach the guest first"))
 	}
-	a.mu.Unlock()
-	if err := a.withdraw(astray); err != nil {
+	if err := a.withdraw(steps.astray); err != nil {
 		return err
 	}
-	errs, err := a.each(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, missing)
+	errs, err := a.each(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, steps.missing)
 	if err != nil {
 		return err
 	}
-	for i, r := range missing {
+	stale := steps.stale
+	for i, r := range steps.missing {
 		if rtnl.Errno(errs[i]) == unix.EEXIST {
 			errs[i] = a.settle(ctx, r)
 		}
@@ -288,9 +211,9 @@ func (a *Announcer) put(ctx context.Context, prefixes []netip.Prefix, want map[n
 			stale = slices.DeleteFunc(stale, func(s route) bool { return s.prefix == r.prefix })
 			continue
 		}
-		a.mu.Lock()
-		a.want[r.prefix] = r.metric
-		a.mu.Unlock()
+		known, done := a.open()
+		known.added(r)
+		done()
 	}
 	return errors.Join(troubles.err(), a.withdraw(stale))
 }
@@ -302,9 +225,9 @@ func (a *Announcer) settle(ctx context.Context, r route) error {
 	if err := a.place.Relist(ctx); err != nil {
 		return err
 	}
-	a.mu.Lock()
-	there := slices.Contains(a.cache.routes[r.prefix], r)
-	a.mu.Unlock()
+	known, done := a.open()
+	there := known.has(r)
+	done()
 	if there {
 		return nil
 	}
@@ -345,37 +268,16 @@ func (a *Announcer) each(typ netlink.HeaderType, flags netlink.HeaderFlags, rs [
 
 // Apply implements [rtnl.View].
 func (a *Announcer) Apply(msgs []netlink.Message) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, m := range msgs {
-		touched := a.cache.apply(m)
-		if len(touched) > 0 {
-			a.compare(touched)
-			a.last = time.Now()
-		}
-	}
-	if len(a.cache.untold) > 0 {
-		a.strayed.Send()
-	}
+	known, done := a.open()
+	defer done()
+	known.apply(msgs)
 }
 
-// Load implements [rtnl.View]. The first Load adopts the announcements that are in
-// the kernel. Later ones signal prefixes whose announcements differ from the wanted
-// ones.
+// Load implements [rtnl.View].
 func (a *Announcer) Load(l rtnl.Listing) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	s := readRoutes(l)
-	if a.cache == nil {
-		a.cache = s
-		a.adopt(slices.Collect(maps.Keys(s.routes)))
-		a.strayed.Send()
-		return
-	}
-	s.untold = a.cache.untold
-	a.cache = s
-	a.compare(slices.Collect(maps.Keys(a.want)))
-	a.compare(slices.Collect(maps.Keys(s.routes)))
+	known, done := a.open()
+	defer done()
+	known.load(l)
 }
 
 // attend removes announcements that lead astray, and tells daemons of those that
@@ -385,7 +287,7 @@ func (a *Announcer) attend() {
 		select {
 		case <-a.stop:
 			return
-		case <-a.strayed:
+		case <-a.repair:
 			a.straighten()
 			a.tell()
 		}
@@ -397,12 +299,9 @@ func (a *Announcer) attend() {
 func (a *Announcer) straighten() {
 	a.change.Lock()
 	defer a.change.Unlock()
-	var astray []route
-	a.mu.Lock()
-	for p := range a.cache.routes {
-		astray = append(astray, a.cache.astray(p)...)
-	}
-	a.mu.Unlock()
+	known, done := a.open()
+	astray := known.astray()
+	done()
 	for _, r := range astray {
 		a.log.Warn("announcement does not lead to its port, removed", "prefix", r.prefix)
 	}
@@ -417,10 +316,9 @@ func (a *Announcer) straighten() {
 func (a *Announcer) tell() {
 	a.change.Lock()
 	defer a.change.Unlock()
-	a.mu.Lock()
-	untold := slices.DeleteFunc(a.cache.untold, func(r route) bool { return slices.Contains(a.cache.routes[r.prefix], r) })
-	a.cache.untold = nil
-	a.mu.Unlock()
+	known, done := a.open()
+	untold := known.takeUntold()
+	done()
 	errs, err := a.each(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, untold)
 	var added []route
 	for i, r := range untold {
