@@ -183,7 +183,7 @@ func (d *Dataplane) arriving() map[string][]netip.Prefix {
 		all[name] = p.NIC.Prefixes()
 	}
 	if d.trying {
-		for _, a := range d.forwarding.guests {
+		for _, a := range d.forwarding.trials.guests {
 			all[trialPort] = append(all[trialPort], fabric.HostPrefix(a))
 		}
 	}

@@ -69,7 +69,7 @@ type Dataplane struct {
 	reaper   reaper
 	proxying proxying
 	filter   *filter
-	underlay []netip.Addr
+	underlay underlay
 	moves    *moves
 
 	forwarding *forwarding
@@ -88,11 +88,11 @@ type Dataplane struct {
 // trials of the node's forwarding. New fails without CAP_NET_ADMIN.
 func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 	d := &Dataplane{
-		cluster: cfg.Cluster, underlay: cfg.Underlay, log: slog.New(slog.DiscardHandler), ipv6: hasIPv6(),
+		cluster: cfg.Cluster, log: slog.New(slog.DiscardHandler), ipv6: hasIPv6(),
 		want: map[string]fabric.Port{}, arrived: map[string]fabric.Port{}, conditions: map[string]string{}, filter: newFilter(cfg),
 	}
 	d.hops, d.forwarding = newNextHops(cfg.NextHop, cfg.NextHop6), newForwarding(cfg.Samples, d.ipv6)
-	d.waysOut = newWaysOut(cfg, d.forwarding.guests)
+	d.waysOut = newWaysOut(cfg, d.forwarding.trials.guests)
 	for _, o := range opts {
 		o(d)
 	}
@@ -106,7 +106,7 @@ func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 	if d.rtnl, err = dial(); err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
-	d.reaper.rtnl = d.rtnl
+	d.reaper.rtnl, d.underlay = d.rtnl, underlay{d.rtnl, cfg.Underlay}
 	if err = d.start(ctx, cfg.Netlink); err != nil {
 		return nil, fmt.Errorf("kernel: %w", errors.Join(err, d.Close()))
 	}

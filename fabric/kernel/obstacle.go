@@ -214,7 +214,7 @@ func version(family uint8) int {
 type lost struct {
 	way
 	obstacle
-	unheard bool // the obstacle goes without a notification
+	unnotified bool // the obstacle goes without a notification
 }
 
 // faults returns one fault for each obstacle and family.

@@ -1,11 +1,8 @@
 package kernel
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -113,7 +110,7 @@ func (d *Dataplane) forgetRoutes6() error {
 // underlay among the ports whose guests are about to arrive. If the underlay has no
 // link, there are no rules, and the dataplane reports that.
 func (d *Dataplane) expectArrivals() error {
-	links, err := d.underlayLinks()
+	links, err := d.underlay.links()
 	if err != nil {
 		return fmt.Errorf("underlay: %w", err)
 	}
@@ -154,62 +151,4 @@ func (d *Dataplane) keepRules() {
 	} else {
 		d.setCondition("rules", "")
 	}
-}
-
-// underlayLinks returns the names of the links by which the kernel now reaches the
-// cluster's other machines.
-func (d *Dataplane) underlayLinks() ([]string, error) {
-	indexes := map[int32]bool{}
-	for _, a := range d.underlay {
-		replies, err := d.rtnl.Do(routeRequest(a, routeMatch))
-		if err != nil {
-			if rtnl.Errno(err) == 0 {
-				return nil, err
-			}
-			continue // no route to that machine
-		}
-		for _, reply := range replies {
-			for _, index := range routeLinks(reply.Data) {
-				indexes[index] = true
-			}
-		}
-	}
-	var names []string
-	for index := range indexes {
-		l, err := d.rtnl.linkByIndex(index)
-		if err != nil {
-			continue // gone meanwhile
-		}
-		if _, _, _, ours := fabric.ParseAlias(l.alias); !ours && l.flags&unix.IFF_LOOPBACK == 0 {
-			names = append(names, l.name)
-		}
-	}
-	slices.Sort(names)
-	return names, nil
-}
-
-// routeLinks lists the links of a route; there are several if it has several paths.
-func routeLinks(data []byte) []int32 {
-	if len(data) < unix.SizeofRtMsg {
-		return nil
-	}
-	ad, err := netlink.NewAttributeDecoder(data[unix.SizeofRtMsg:])
-	if err != nil {
-		return nil
-	}
-	links := map[int32]bool{}
-	for ad.Next() {
-		switch ad.Type() {
-		case unix.RTA_OIF:
-			links[int32(ad.Uint32())] = true
-		case unix.RTA_MULTIPATH:
-			// A list of struct rtnexthop: length, flags, hops, index of the link.
-			for b := ad.Bytes(); len(b) >= unix.SizeofRtNexthop; {
-				links[int32(nativeUint32(b[4:]))] = true
-				n := (int(nativeUint16(b)) + 3) &^ 3
-				b = b[min(len(b), max(n, unix.SizeofRtNexthop)):]
-			}
-		}
-	}
-	return slices.SortedFunc(maps.Keys(links), cmp.Compare)
 }
