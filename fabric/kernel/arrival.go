@@ -171,21 +171,9 @@ func neighbourFaults(p fabric.Port, have []neighbour) []string {
 // arriving lists the prefixes of guests that are about to arrive, by port, and of
 // those that have just arrived. During a trial it includes the throw-away port.
 func (d *Dataplane) arriving() map[string][]netip.Prefix {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	all := map[string][]netip.Prefix{}
-	for name, p := range d.want {
-		if p.Incoming {
-			all[name] = p.NIC.Prefixes()
-		}
-	}
-	for name, p := range d.arrived {
-		all[name] = p.NIC.Prefixes()
-	}
-	if d.trying {
-		for _, a := range d.forwarding.trials.guests {
-			all[trialPort] = append(all[trialPort], fabric.HostPrefix(a))
-		}
+	all := d.ports.arriving()
+	if sources := d.forwarding.trials.exempted(); sources != nil {
+		all[trialPort] = sources
 	}
 	return all
 }
@@ -193,13 +181,7 @@ func (d *Dataplane) arriving() map[string][]netip.Prefix {
 // attend opens the listeners of a port that was put, on the link that the port is
 // now.
 func (d *Dataplane) attend(p fabric.Port, index int32) {
-	d.watch.cache.mu.Lock()
-	here := false
-	if l := d.watch.cache.links[index]; l != nil {
-		l.neighbours = nil
-		here = l.found && l.carrier()
-	}
-	d.watch.cache.mu.Unlock()
+	here := d.watch.cache.put(index)
 	err := d.moves.attend(p, index)
 	if p.Listen {
 		err = errors.Join(err, d.moves.listen(p, index, here))
@@ -208,7 +190,7 @@ func (d *Dataplane) attend(p fabric.Port, index int32) {
 	if err != nil {
 		text = fmt.Sprintf("what passes port %s is not heard: %v", p.Name, err)
 	}
-	d.setCondition("hear "+p.Name, text)
+	d.conditions.set("hear "+p.Name, text)
 }
 
 // Heard implements [fabric.Mover].

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -60,38 +59,29 @@ func WithLogger(l *slog.Logger) Option { return func(d *Dataplane) { d.log = l }
 
 // Dataplane is a [fabric.Dataplane] over the kernel of this network namespace.
 type Dataplane struct {
-	cluster  string
-	log      *slog.Logger
-	ipv6     bool
-	rtnl     *socket
-	feed     following
-	watch    *watcher
-	reaper   reaper
-	proxying proxying
-	filter   *filter
-	underlay underlay
-	moves    *moves
+	cluster    string
+	log        *slog.Logger
+	rtnl       *socket
+	ports      *ports
+	watch      *watcher
+	reaper     reaper
+	host       host
+	moves      *moves
+	conditions *conditions
 
 	forwarding *forwarding
 	hops       *nextHops
 	waysOut    *waysOut
-
-	mu         sync.Mutex
-	want       map[string]fabric.Port // as put; guarded by mu
-	arrived    map[string]fabric.Port // ports whose guests have just arrived, until they are ordinary ports; guarded by mu
-	conditions map[string]string      // the conditions that Diagnose reports, by their subject; guarded by mu
-	trying     bool                   // a trial sends packets from the throw-away port; guarded by mu
 }
 
 // New finds the dataplane's own objects in the kernel, enables forwarding on the
 // node, sets up the packet filter, and watches until Close. ctx ends only the
 // trials of the node's forwarding. New fails without CAP_NET_ADMIN.
 func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
-	d := &Dataplane{
-		cluster: cfg.Cluster, log: slog.New(slog.DiscardHandler), ipv6: hasIPv6(),
-		want: map[string]fabric.Port{}, arrived: map[string]fabric.Port{}, conditions: map[string]string{}, filter: newFilter(cfg),
-	}
-	d.hops, d.forwarding = newNextHops(cfg.NextHop, cfg.NextHop6), newForwarding(cfg.Samples, d.ipv6)
+	d := &Dataplane{cluster: cfg.Cluster, log: slog.New(slog.DiscardHandler), ports: newPorts(), conditions: &conditions{}}
+	d.host.ipv6, d.host.filter, d.host.conditions = hasIPv6(), newFilter(cfg), d.conditions
+	d.watch = newWatcher(d)
+	d.hops, d.forwarding = newNextHops(cfg.NextHop, cfg.NextHop6), newForwarding(cfg.Samples, d.host.ipv6)
 	d.waysOut = newWaysOut(cfg, d.forwarding.trials.guests)
 	for _, o := range opts {
 		o(d)
@@ -106,7 +96,7 @@ func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 	if d.rtnl, err = dial(); err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
-	d.reaper.rtnl, d.underlay = d.rtnl, underlay{d.rtnl, cfg.Underlay}
+	d.reaper.rtnl, d.host.underlay = d.rtnl, underlay{d.rtnl, cfg.Underlay}
 	if err = d.start(ctx, cfg.Netlink); err != nil {
 		return nil, fmt.Errorf("kernel: %w", errors.Join(err, d.Close()))
 	}
@@ -116,16 +106,13 @@ func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 // start opens the parts of a dataplane. After an error, Close closes those that are
 // open.
 func (d *Dataplane) start(ctx context.Context, n *Netlink) (err error) {
-	if d.moves, err = newMoves(func() { d.watch.changed.Send() }, d.introduce); err != nil {
+	if d.moves, err = newMoves(d.watch.changed.Send, d.introduce); err != nil {
 		return err
 	}
 	if err := errors.Join(d.findDiversions(ctx), d.renameFormer()); err != nil {
 		return err
 	}
-	if d.feed, err = connect(n, d.log); err != nil {
-		return err
-	}
-	if d.watch, err = startWatcher(d, d.feed); err != nil {
+	if err := d.watch.start(n); err != nil {
 		return err
 	}
 	return errors.Join(d.startWaysOut(), d.startForwarding(ctx))
@@ -133,13 +120,7 @@ func (d *Dataplane) start(ctx context.Context, n *Netlink) (err error) {
 
 // Close ends the watching. Everything in the kernel stays.
 func (d *Dataplane) Close() error {
-	errs := []error{d.forwarding.close(), d.waysOut.close()}
-	if d.watch != nil {
-		d.watch.close()
-	}
-	if d.feed.Feed != nil {
-		errs = append(errs, d.feed.end())
-	}
+	errs := []error{d.forwarding.close(), d.waysOut.close(), d.watch.close()}
 	if d.moves != nil {
 		errs = append(errs, d.moves.close())
 	}
@@ -151,42 +132,25 @@ func (d *Dataplane) Changed() <-chan struct{} { return d.watch.changed }
 
 // Diagnose implements [fabric.Diagnoser].
 func (d *Dataplane) Diagnose(context.Context) []string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var all []string
-	for _, text := range d.conditions {
-		all = append(all, text)
-	}
+	all := d.conditions.list()
 	for _, fault := range d.waysOut.list() {
 		all = append(all, fault.Text)
 	}
 	return append(all, d.forwarding.lines()...)
 }
 
-func (d *Dataplane) setCondition(about, text string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if text == "" {
-		delete(d.conditions, about)
-	} else {
-		d.conditions[about] = text
-	}
-}
-
 // Actual implements [fabric.Dataplane]. It asks the kernel for no listing, and its
 // result includes every Put before the call.
 func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
-	if err := d.feed.CatchUp(ctx); err != nil {
+	if err := d.watch.feed.CatchUp(ctx); err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	m := d.watch.cache
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	states := make([]fabric.PortState, 0, len(m.links))
 	for _, l := range m.links {
-		p, known := d.want[l.name]
+		p, known := d.ports.get(l.name)
 		cluster, vm, index, ours := fabric.ParseAlias(l.alias)
 		if known && (!ours || cluster != d.cluster) {
 			// This dataplane put the port, and somebody took its mark off.
@@ -289,7 +253,7 @@ func (d *Dataplane) gateways(p fabric.Port) []netip.Addr {
 	if p.Gateway.IPv4.IsValid() {
 		as = append(as, p.Gateway.IPv4)
 	}
-	if p.Gateway.IPv6.IsValid() && d.ipv6 {
+	if p.Gateway.IPv6.IsValid() && d.host.ipv6 {
 		as = append(as, p.Gateway.IPv6)
 	}
 	return as
@@ -332,38 +296,16 @@ func portRoutes(p fabric.Port, index int32) []route {
 
 // Put implements [fabric.Dataplane].
 func (d *Dataplane) Put(ctx context.Context, p fabric.Port) error {
-	d.mu.Lock()
-	before, wanted := d.want[p.Name]
-	d.want[p.Name] = p
-	if before.Incoming && !p.Incoming {
-		// The guest runs: its packets must pass until its addresses are routed to
-		// the port.
-		d.arrived[p.Name] = before
-		defer func() {
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			delete(d.arrived, p.Name)
-		}()
-	}
-	d.mu.Unlock()
-	d.watch.hold(p.Name)
-	defer d.watch.release(p.Name)
-	if err := d.put(ctx, p, before); err != nil {
-		d.mu.Lock()
-		if wanted {
-			d.want[p.Name] = before
-		} else {
-			delete(d.want, p.Name)
-		}
-		d.mu.Unlock()
-		return err
-	}
-	return nil
+	was, end := d.ports.begin(p)
+	err := d.put(ctx, p, was)
+	end(err)
+	d.watch.suspects.addPorts(p.Name)
+	return err
 }
 
 // put makes a port. was is the port as it was put before; zero if it was not.
 func (d *Dataplane) put(ctx context.Context, p, was fabric.Port) error {
-	if !d.ipv6 && len(p.NIC.Addresses) > 0 {
+	if !d.host.ipv6 && len(p.NIC.Addresses) > 0 {
 		for _, a := range p.NIC.Addresses {
 			if a.Is6() {
 				return fmt.Errorf("address %s: this kernel has no IPv6; boot without ipv6.disable=1, or leave the address out", a)
@@ -389,7 +331,7 @@ func (d *Dataplane) put(ctx context.Context, p, was fabric.Port) error {
 
 // ensureLink finds the port's link, or makes it.
 func (d *Dataplane) ensureLink(p fabric.Port) (l link, fresh bool, err error) {
-	if p.NIC.Kind == fabric.Tap && !d.watch.knows(p.Name) {
+	if p.NIC.Kind == fabric.Tap && !d.watch.cache.knows(p.Name) {
 		// The link is new, as a rule. If it is not, the kernel says so.
 		if l, err = d.makeLink(p); !errors.Is(err, os.ErrExist) {
 			return l, true, err
@@ -398,7 +340,7 @@ func (d *Dataplane) ensureLink(p fabric.Port) (l link, fresh bool, err error) {
 	l, err = d.rtnl.linkByName(p.Name)
 	if errors.Is(err, os.ErrNotExist) {
 		if p.NIC.Kind == fabric.Adopt {
-			d.watch.await(p.Name)
+			d.ports.await(p.Name)
 			return link{}, false, fmt.Errorf("link %s: %w; the hypervisor makes it", p.Name, os.ErrNotExist)
 		}
 		l, err = d.makeLink(p)
@@ -501,14 +443,14 @@ func (d *Dataplane) configure(ctx context.Context, p, was fabric.Port, l link) e
 	if err := d.quieten(p, &l); err != nil {
 		return err
 	}
-	if err := l.writeSettings(&d.proxying); err != nil {
+	if err := l.writeSettings(&d.host.proxying); err != nil {
 		return err
 	}
 	if p.Incoming {
-		if err := d.expectArrivals(); err != nil {
+		if err := d.host.expectArrivals(); err != nil {
 			return err
 		}
-		d.keepFilter(d.arriving)
+		d.host.keepFilter(d.arriving)
 	}
 	first, last := d.differences(p, was, l)
 	used, err := d.carryOut(l, first, lookups(p, l.index)...)
@@ -530,7 +472,7 @@ func (d *Dataplane) configure(ctx context.Context, p, was fabric.Port, l link) e
 	if takesAway(p, was) {
 		// After a restart nobody knows how the port was put before. Then the
 		// remembered sources expire after learnedFor.
-		if err := d.filter.forget(); err != nil {
+		if err := d.host.filter.forget(); err != nil {
 			d.log.Debug("sources not checked anew", "err", err) // they expire after half a minute anyway
 		}
 	}
@@ -614,7 +556,7 @@ func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []chang
 		c.message = m
 		first = append(first, c)
 	}
-	addrs, have, rivals := d.watch.seen(l.index)
+	addrs, have, rivals := d.watch.cache.seen(l.index)
 	if faults := append(l.linkFaults(p), l.settingFaults()...); len(faults) > 0 || l.genMode != genModeNone && len(l.conf6) > 0 {
 		set := change{text: "set up the link", message: d.linkMessage(p, l)}
 		if have, _ := l.reversePath(); l.up() && !p.Incoming && have == loosePath {
@@ -650,7 +592,7 @@ func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []chang
 		} // else the old route stands beside the new one, and last removes it
 	}
 	// Neighbours come before the routes, so that the kernel asks nobody for them.
-	if len(first)+len(routes) > 0 || !sameNeighbours(p, was) || d.watch.lacksNeighbours(l.index) {
+	if len(first)+len(routes) > 0 || !sameNeighbours(p, was) || d.watch.cache.lacksNeighbours(l.index) {
 		first = append(first, neighbours(p, l.index, unix.NUD_PERMANENT)...)
 	}
 	first = append(first, routes...)
@@ -712,7 +654,7 @@ func (d *Dataplane) unrivalled(ctx context.Context, p fabric.Port, l link, used 
 				return fmt.Errorf("route %s: %w (%w)", r.prefix, foreign(have), ctx.Err())
 			}
 		}
-		d.watch.unrivalled(l.index, r.prefix)
+		d.watch.cache.unrivalled(l.index, r.prefix)
 	}
 	return nil
 }
@@ -856,13 +798,9 @@ func (d *Dataplane) Remove(_ context.Context, names ...string) error {
 	var doomed []int32
 	var errs []error
 	for _, name := range names {
-		d.mu.Lock()
-		p, wanted := d.want[name]
-		delete(d.want, name)
-		d.mu.Unlock()
-		d.watch.forget(name)
+		p, wanted := d.ports.remove(name)
 		d.moves.leave(name)
-		d.setCondition("hear "+name, "")
+		d.conditions.set("hear "+name, "")
 		l, err := d.rtnl.linkByName(name)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
@@ -891,7 +829,7 @@ func (d *Dataplane) Remove(_ context.Context, names ...string) error {
 // link, and leaves the link to its owner.
 func (d *Dataplane) giveBack(p fabric.Port, l link) error {
 	var msgs []netlink.Message
-	_, routes, _ := d.watch.seen(l.index)
+	_, routes, _ := d.watch.cache.seen(l.index)
 	for _, r := range routes {
 		msgs = append(msgs, routeMessage(unix.RTM_DELROUTE, 0, r))
 	}

@@ -162,7 +162,7 @@ func (d *Dataplane) Return(_ context.Context, prefixes ...netip.Prefix) error {
 // Diverted implements [fabric.Mover].
 func (d *Dataplane) Diverted(context.Context) ([]netip.Prefix, error) {
 	prefixes := []netip.Prefix{}
-	for _, family := range d.families() {
+	for _, family := range d.host.families() {
 		head := rtnl.RoutesOf(family, routeProtocol)
 		head[4] = fabric.DivertedTable
 		replies, err := d.moves.rtnl.Do(rtnl.Message(unix.RTM_GETROUTE, netlink.Dump, head, nil))

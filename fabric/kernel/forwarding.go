@@ -87,7 +87,8 @@ func (d *Dataplane) startForwarding(ctx context.Context) error {
 	if len(f.trials.guests) == 0 {
 		return nil
 	}
-	f.log, f.trials.underlay, f.trials.ipv6, f.trials.exempt = d.log, d.underlay, d.ipv6, d.exemptTrial
+	f.log, f.trials.underlay, f.trials.ipv6 = d.log, d.host.underlay, d.host.ipv6
+	f.trials.filter = func() { d.host.keepFilter(d.arriving) }
 	if err := d.rtnl.removeTrial(); err != nil {
 		return err
 	}
@@ -217,15 +218,6 @@ func (f *forwarding) changed(rules bool) {
 		default:
 		}
 	}
-}
-
-// exemptTrial lets the throw-away port send from guests' addresses, which are
-// routed elsewhere, or nowhere.
-func (d *Dataplane) exemptTrial(on bool) {
-	d.mu.Lock()
-	d.trying = on
-	d.mu.Unlock()
-	d.keepFilter(d.arriving)
 }
 
 // lines returns the lines for [Dataplane.Diagnose].

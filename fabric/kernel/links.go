@@ -14,7 +14,7 @@ import (
 // Links follows all links of the node by their names, not only the ports. All
 // methods are safe for concurrent use.
 type Links struct {
-	d       *Dataplane
+	rtnl    *socket
 	changed signal.Signal
 
 	mu     sync.Mutex
@@ -24,10 +24,8 @@ type Links struct {
 
 // Links begins to follow the links, until the dataplane is closed.
 func (d *Dataplane) Links() *Links {
-	l := &Links{d: d, changed: signal.New(), names: map[string]bool{}}
-	d.watch.mu.Lock()
-	defer d.watch.mu.Unlock()
-	d.watch.links = append(d.watch.links, l)
+	l := &Links{rtnl: d.rtnl, changed: signal.New(), names: map[string]bool{}}
+	d.watch.links.add(l)
 	return l
 }
 
@@ -49,7 +47,7 @@ func (l *Links) Take() (names []string, missed bool) {
 // Link returns the index of a link, or 0 if there is none of that name, and whether
 // it is an end of a veth pair whose other end is on the node, too.
 func (l *Links) Link(name string) (index int, paired bool) {
-	at, err := l.d.rtnl.linkByName(name)
+	at, err := l.rtnl.linkByName(name)
 	if err != nil {
 		return 0, false
 	}
@@ -70,15 +68,27 @@ func (l *Links) note(names []string, missed bool) {
 	l.changed.Send()
 }
 
-// publish passes the names of changed links on to all [Links].
-func (w *watcher) publish(names []string, missed bool) {
+// linkFollowers are all [Links] of a dataplane.
+type linkFollowers struct {
+	mu  sync.Mutex
+	all []*Links
+}
+
+func (f *linkFollowers) add(l *Links) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.all = append(f.all, l)
+}
+
+// publish passes the names of changed links on to all followers.
+func (f *linkFollowers) publish(names []string, missed bool) {
 	if len(names) == 0 && !missed {
 		return
 	}
-	w.mu.Lock()
-	links := w.links
-	w.mu.Unlock()
-	for _, l := range links {
+	f.mu.Lock()
+	all := f.all
+	f.mu.Unlock()
+	for _, l := range all {
 		l.note(names, missed)
 	}
 }

@@ -42,7 +42,7 @@ func (t neighbourTable) trouble(ports int) string {
 
 // weighNeighbours reports neighbour tables that are small or nearly full. Only the
 // initial network namespace shows their limits.
-func (d *Dataplane) weighNeighbours(all []neighbour, ports int) {
+func (v *verifier) weighNeighbours(all []neighbour, ports int) {
 	for _, t := range []neighbourTable{
 		{family: "IPv4", name: "ipv4", counter: "arp_cache"},
 		{family: "IPv6", name: "ipv6", counter: "ndisc_cache"},
@@ -67,7 +67,7 @@ func (d *Dataplane) weighNeighbours(all []neighbour, ports int) {
 				t.entries--
 			}
 		}
-		d.setCondition("neighbours "+t.name, t.trouble(ports))
+		v.conditions.set("neighbours "+t.name, t.trouble(ports))
 	}
 }
 

@@ -3,6 +3,7 @@ package kernel
 import (
 	"encoding/binary"
 	"errors"
+	"maps"
 	"net/netip"
 	"sync"
 
@@ -256,6 +257,55 @@ func (m *netlinkCache) applyRoute(r route, msg netlink.Message) []string {
 		}
 	}
 	return names
+}
+
+// seen returns copies of a link's addresses and routes.
+func (m *netlinkCache) seen(index int32) (addrs map[netip.Addr]bool, routes map[place]route, rivals map[netip.Prefix]route) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if l := m.links[index]; l != nil {
+		return maps.Clone(l.addrs), maps.Clone(l.routes), maps.Clone(l.rivals)
+	}
+	return nil, map[place]route{}, nil
+}
+
+// knows reports whether there is a link of a name in the cache.
+func (m *netlinkCache) knows(name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, known := m.byName[name]
+	return known
+}
+
+// lacksNeighbours reports whether the last check found that neighbours of a link
+// are missing.
+func (m *netlinkCache) lacksNeighbours(index int32) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := m.links[index]
+	return l != nil && len(l.neighbours) > 0
+}
+
+// unrivalled notes that the kernel uses our route to a prefix.
+func (m *netlinkCache) unrivalled(index int32, p netip.Prefix) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if l := m.links[index]; l != nil {
+		delete(l.rivals, p)
+	}
+}
+
+// put notes that a port was put on a link, so that its neighbours were made. It
+// reports whether the port had its guest before this process.
+func (m *netlinkCache) put(index int32) (here bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := m.links[index]
+	if l == nil {
+		return false
+	}
+	l.neighbours = nil
+	return l.found && l.carrier()
 }
 
 func parseAddr(data []byte) (index int32, addr netip.Addr, err error) {

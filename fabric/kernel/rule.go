@@ -51,14 +51,6 @@ func (r rule) request(typ netlink.HeaderType, flags netlink.HeaderFlags) netlink
 	})
 }
 
-// families lists the address families of this node.
-func (d *Dataplane) families() []uint8 {
-	if !d.ipv6 {
-		return []uint8{unix.AF_INET}
-	}
-	return []uint8{unix.AF_INET, unix.AF_INET6}
-}
-
 // ensureRules makes the rules that are missing.
 func (r *socket) ensureRules(rules []rule) error {
 	if len(rules) == 0 {
@@ -84,7 +76,7 @@ func (r *socket) ensureRules(rules []rule) error {
 // the diversions.
 func (d *Dataplane) divertedRules() []rule {
 	var rules []rule
-	for _, f := range d.families() {
+	for _, f := range d.host.families() {
 		rules = append(rules, rule{family: f, priority: fabric.DivertedRule, table: fabric.DivertedTable})
 	}
 	return rules
@@ -95,7 +87,7 @@ func (d *Dataplane) divertedRules() []rule {
 // socket's route does, or a change of rules. So forgetRoutes6 adds a second copy of
 // a rule for a moment.
 func (d *Dataplane) forgetRoutes6() error {
-	if !d.ipv6 {
+	if !d.host.ipv6 {
 		return nil
 	}
 	r := rule{family: unix.AF_INET6, priority: fabric.DivertedRule, table: fabric.DivertedTable}
@@ -106,49 +98,21 @@ func (d *Dataplane) forgetRoutes6() error {
 	return nil
 }
 
-// expectArrivals makes the rules by which the kernel looks up packets from the
-// underlay among the ports whose guests are about to arrive. If the underlay has no
-// link, there are no rules, and the dataplane reports that.
-func (d *Dataplane) expectArrivals() error {
-	links, err := d.underlay.links()
-	if err != nil {
-		return fmt.Errorf("underlay: %w", err)
-	}
-	if len(links) == 0 {
-		d.setCondition("underlay", "no link leads to another machine of the cluster: packets for guests that are about to arrive are not taken; see ip route")
-	} else {
-		d.setCondition("underlay", "")
-	}
-	var rules []rule
-	for _, name := range links {
-		for _, f := range d.families() {
-			rules = append(rules, rule{family: f, priority: fabric.ArrivingRule, iif: name, table: fabric.ArrivingTable})
-		}
-	}
-	return d.rtnl.ensureRules(rules)
-}
-
 // keepRules makes the rules anew that somebody removed, as a network manager does
 // when it starts, if guests that move need them.
 func (d *Dataplane) keepRules() {
-	arriving := false
-	d.mu.Lock()
-	for _, p := range d.want {
-		arriving = arriving || p.Incoming
-	}
-	d.mu.Unlock()
 	var err error
-	if arriving {
-		err = d.expectArrivals()
+	if d.ports.anyIncoming() {
+		err = d.host.expectArrivals()
 	} else {
-		d.setCondition("underlay", "")
+		d.conditions.set("underlay", "")
 	}
 	if d.moves.diverting.Load() {
 		err = errors.Join(err, d.moves.rtnl.ensureRules(d.divertedRules()))
 	}
 	if err != nil {
-		d.setCondition("rules", fmt.Sprintf("rules of guests that move: %v; see ip rule", err))
+		d.conditions.set("rules", fmt.Sprintf("rules of guests that move: %v; see ip rule", err))
 	} else {
-		d.setCondition("rules", "")
+		d.conditions.set("rules", "")
 	}
 }

@@ -7,9 +7,12 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // trials makes trials of all ways of guests' packets through the node. One
@@ -19,7 +22,26 @@ type trials struct {
 	underlay underlay
 	rtnl     *socket
 	ipv6     bool
-	exempt   func(on bool) // lets the throw-away port's source pass the fabric's own source checks
+	filter   func()      // brings the fabric's own source checks in step with exempted
+	trying   atomic.Bool // a trial sends packets from the throw-away port
+}
+
+// exempt lets the throw-away port send from guests' addresses, which are routed
+// elsewhere, or nowhere.
+func (x *trials) exempt(on bool) {
+	x.trying.Store(on)
+	x.filter()
+}
+
+// exempted lists the sources that the throw-away port may send from.
+func (x *trials) exempted() (sources []netip.Prefix) {
+	if !x.trying.Load() {
+		return nil
+	}
+	for _, a := range x.guests {
+		sources = append(sources, fabric.HostPrefix(a))
+	}
+	return sources
 }
 
 // links returns the links of the underlay that are up.

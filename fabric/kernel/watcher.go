@@ -3,10 +3,7 @@ package kernel
 import (
 	"encoding/binary"
 	"fmt"
-	"maps"
-	"net/netip"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -31,49 +28,46 @@ const (
 // watcher is the dataplane's view of the kernel's notifications. It signals when a
 // port is not as it was put.
 type watcher struct {
-	d       *Dataplane
-	feed    following
-	place   *rtnl.Follower
-	loaded  bool // of Load alone: it was called before
-	cache   *netlinkCache
-	changed signal.Signal
-	wake    signal.Signal
-	stop    chan struct{}
-	wg      sync.WaitGroup
-
-	mu       sync.Mutex
-	held     map[string]int  // a Put is under way: anyFaulty skips them
-	puts     int             // how many Puts have ended
-	lastPuts map[string]int  // the number of each port's last Put
-	unruled  bool            // somebody removed a rule, perhaps one of the fabric's
-	awaited  map[string]bool // adopted ports whose link is to appear
-	suspects map[string]bool // ports to look at
-	links    []*Links        // followers of all links
-	next     string          // where the round of verifying goes on
-
-	// Of inspect alone.
-	verified   int // ports since neighbours were listed
-	neighbours map[int32][]neighbour
+	d        *Dataplane
+	feed     following
+	place    *rtnl.Follower
+	loaded   bool // of Load alone: it was called before
+	cache    *netlinkCache
+	changed  signal.Signal
+	suspects *suspects
+	links    linkFollowers
+	stop     chan struct{}
+	wg       sync.WaitGroup
 }
 
-func startWatcher(d *Dataplane, feed following) (*watcher, error) {
-	w := &watcher{
-		d: d, feed: feed, cache: newNetlinkCache(), changed: signal.New(), wake: signal.New(), stop: make(chan struct{}),
-		held: map[string]int{}, lastPuts: map[string]int{}, awaited: map[string]bool{}, suspects: map[string]bool{},
+// newWatcher returns a watcher that watches once it is started.
+func newWatcher(d *Dataplane) *watcher {
+	return &watcher{d: d, cache: newNetlinkCache(), changed: signal.New(), suspects: newSuspects(), stop: make(chan struct{})}
+}
+
+// start begins to follow the kernel. close ends what it began, also after an error.
+func (w *watcher) start(n *Netlink) (err error) {
+	if w.feed, err = connect(n, w.d.log); err != nil {
+		return err
 	}
-	var err error
-	if w.place, err = feed.Join(w, rtnl.Wants{Links: true, Addresses: true, Protocols: []uint8{routeProtocol}}); err != nil {
-		return nil, fmt.Errorf("list ports: %w", err)
+	if w.place, err = w.feed.Join(w, rtnl.Wants{Links: true, Addresses: true, Protocols: []uint8{routeProtocol}}); err != nil {
+		return fmt.Errorf("list ports: %w", err)
 	}
-	d.protect(nil) // the chains of an earlier process stay until the agent has put its ports
+	w.d.host.protect(nil) // the chains of an earlier process stay until the agent has put its ports
 	w.wg.Go(w.inspect)
-	return w, nil
+	return nil
 }
 
-func (w *watcher) close() {
-	w.place.Leave()
+func (w *watcher) close() error {
+	if w.place != nil {
+		w.place.Leave()
+	}
 	close(w.stop)
 	w.wg.Wait()
+	if w.feed.Feed == nil {
+		return nil
+	}
+	return w.feed.end()
 }
 
 // Apply implements [rtnl.View].
@@ -88,7 +82,7 @@ func (w *watcher) Apply(msgs []netlink.Message) {
 			continue
 		}
 		if m.Header.Type == unix.RTM_DELRULE {
-			w.ruleGone()
+			w.suspects.addRules()
 			continue
 		}
 		hops = w.d.hops.apply(m) || hops
@@ -104,16 +98,15 @@ func (w *watcher) Apply(msgs []netlink.Message) {
 	for _, f := range flaps {
 		w.d.moves.carrier(f.name, f.index, f.up)
 	}
-	w.publish(links, false)
-	w.welcome(names...)
-	w.suspect(names...)
+	w.links.publish(links, false)
+	w.suspects.addPorts(names...)
 	if ways {
 		w.d.waysOut.changed()
 	}
 	if hops {
 		w.d.forwarding.changed(true)
 	}
-	if len(flaps) > 0 || hops {
+	if awaited := w.d.ports.appeared(names); awaited || len(flaps) > 0 || hops {
 		w.changed.Send()
 	}
 }
@@ -125,7 +118,7 @@ func (w *watcher) Load(l rtnl.Listing) {
 	if w.loaded { // notifications were lost
 		w.d.waysOut.changed()
 		w.changed.Send()
-		w.publish(nil, true)
+		w.links.publish(nil, true)
 	}
 	w.loaded = true
 }
@@ -149,125 +142,17 @@ func (w *watcher) reconfigured(data []byte) []string {
 		w.d.forwarding.reconfigured(index)
 		if l := w.cache.links[index]; l != nil {
 			l.settings = nil
-			w.mu.Lock()
-			w.suspects["/"+l.name] = true // no link has such a name; inspect reads the port's settings, and does not only compare
-			w.mu.Unlock()
+			w.suspects.addSettings(l.name)
 			return []string{l.name}
 		}
 	}
 	return nil
 }
 
-// suspect makes inspect look at ports soon.
-func (w *watcher) suspect(names ...string) {
-	if len(names) == 0 {
-		return
-	}
-	w.mu.Lock()
-	for _, name := range names {
-		w.suspects[name] = true
-	}
-	w.mu.Unlock()
-	w.wake.Send()
-}
-
-// ruleGone makes inspect look at the rules soon.
-func (w *watcher) ruleGone() {
-	w.mu.Lock()
-	w.unruled = true
-	w.mu.Unlock()
-	w.wake.Send()
-}
-
-// welcome signals if an adopted port awaits one of the links.
-func (w *watcher) welcome(names ...string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, name := range names {
-		if w.awaited[name] {
-			delete(w.awaited, name)
-			w.changed.Send()
-		}
-	}
-}
-
-func (w *watcher) hold(name string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.held[name]++
-}
-
-func (w *watcher) release(name string) {
-	w.mu.Lock()
-	if w.held[name]--; w.held[name] <= 0 {
-		delete(w.held, name)
-	}
-	w.puts++
-	w.lastPuts[name] = w.puts
-	w.mu.Unlock()
-	w.suspect(name)
-}
-
-func (w *watcher) await(name string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.awaited[name] = true
-}
-
-func (w *watcher) forget(name string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	delete(w.awaited, name)
-	delete(w.lastPuts, name)
-}
-
-// seen returns copies of a link's addresses and routes in the netlink cache.
-func (w *watcher) seen(index int32) (addrs map[netip.Addr]bool, routes map[place]route, rivals map[netip.Prefix]route) {
-	w.cache.mu.Lock()
-	defer w.cache.mu.Unlock()
-	if l := w.cache.links[index]; l != nil {
-		return maps.Clone(l.addrs), maps.Clone(l.routes), maps.Clone(l.rivals)
-	}
-	return nil, map[place]route{}, nil
-}
-
-// knows reports whether the netlink cache has a link of a name.
-func (w *watcher) knows(name string) bool {
-	w.cache.mu.Lock()
-	defer w.cache.mu.Unlock()
-	_, known := w.cache.byName[name]
-	return known
-}
-
-// lastPut returns a number that changes with each Put of a port. idle is false
-// while one is under way.
-func (w *watcher) lastPut(name string) (n int, idle bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.lastPuts[name], w.held[name] == 0
-}
-
-// lacksNeighbours reports whether the last check found that neighbours of a link
-// are missing.
-func (w *watcher) lacksNeighbours(index int32) bool {
-	w.cache.mu.Lock()
-	defer w.cache.mu.Unlock()
-	l := w.cache.links[index]
-	return l != nil && len(l.neighbours) > 0
-}
-
-// unrivalled notes that the kernel uses our route to a prefix.
-func (w *watcher) unrivalled(index int32, p netip.Prefix) {
-	w.cache.mu.Lock()
-	defer w.cache.mu.Unlock()
-	if l := w.cache.links[index]; l != nil {
-		delete(l.rivals, p)
-	}
-}
-
 // inspect looks at suspects once they had time to settle, and in rounds at
 // everything that changes without a notification.
 func (w *watcher) inspect() {
+	v := verifier{rtnl: w.d.rtnl, cache: w.cache, ports: w.d.ports, conditions: w.d.conditions}
 	tick := time.NewTicker(verifyEvery)
 	defer tick.Stop()
 	settled := time.NewTimer(0)
@@ -276,51 +161,41 @@ func (w *watcher) inspect() {
 		select {
 		case <-w.stop:
 			return
-		case <-w.wake:
+		case <-w.suspects.wake:
 			settled.Reset(settleAfter)
 			select {
 			case <-w.stop:
 				return
 			case <-settled.C:
 			}
-			w.mu.Lock()
-			suspects := w.suspects
-			w.suspects = map[string]bool{}
-			unruled := w.unruled
-			w.unruled = false
-			w.mu.Unlock()
-			if unruled {
+			what := w.suspects.take()
+			if what.rules {
 				w.d.keepRules()
 			}
-			for name := range suspects {
-				if name[0] == '/' {
-					w.verify(name[1:], nil)
-					delete(suspects, name)
-				}
+			for name := range what.settings {
+				v.verify(name, nil)
 			}
-			if w.anyFaulty(suspects) {
+			if w.anyFaulty(what.ports) {
 				w.changed.Send()
 			}
 		case <-tick.C:
-			w.d.protect(w.d.arriving)
+			w.d.host.protect(w.d.arriving)
 			w.d.keepRules()
-			w.round()
+			if v.round() {
+				w.changed.Send()
+			}
 		}
 	}
 }
 
 // anyFaulty reports whether one of the ports is not as it was put.
 func (w *watcher) anyFaulty(names map[string]bool) bool {
-	w.d.mu.Lock()
-	defer w.d.mu.Unlock()
 	w.cache.mu.Lock()
 	defer w.cache.mu.Unlock()
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	for name := range names {
-		p, wanted := w.d.want[name]
-		if !wanted || w.held[name] > 0 {
-			continue // release makes it a suspect again
+		p, settled := w.d.ports.settled(name)
+		if !settled {
+			continue // the end of a Put makes it a suspect again
 		}
 		l := w.cache.links[w.cache.byName[name]]
 		if l == nil || len(w.d.faults(p, l)) > 0 {
@@ -328,107 +203,6 @@ func (w *watcher) anyFaulty(names map[string]bool) bool {
 		}
 	}
 	return false
-}
-
-// round verifies the next ports in line.
-func (w *watcher) round() {
-	w.d.mu.Lock()
-	names := slices.Sorted(maps.Keys(w.d.want))
-	w.d.mu.Unlock()
-	if len(names) == 0 {
-		return
-	}
-	at, _ := slices.BinarySearch(names, w.next)
-	if w.verified += verifyAtMost; w.verified >= len(names) {
-		w.verified = 0
-		w.listNeighbours(len(names))
-	}
-	faulty := false
-	for range min(len(names), verifyAtMost) {
-		if at >= len(names) {
-			at = 0
-		}
-		faulty = w.verify(names[at], w.neighbours) || faulty
-		at++
-	}
-	if at >= len(names) {
-		at = 0
-	}
-	w.next = names[at]
-	if faulty {
-		w.changed.Send()
-	}
-}
-
-// listNeighbours lists all neighbours at once, one time for the rounds that go
-// through all ports: even for one link the kernel goes through all of them.
-func (w *watcher) listNeighbours(ports int) {
-	all, err := w.d.rtnl.neighbours(unix.AF_UNSPEC, 0)
-	if err != nil {
-		return // keep the last listing
-	}
-	w.neighbours = map[int32][]neighbour{}
-	for _, n := range all {
-		w.neighbours[n.index] = append(w.neighbours[n.index], n)
-	}
-	w.d.weighNeighbours(all, ports)
-}
-
-// verify reads the settings of a port, notes their faults in the cache, and reports
-// whether there are any. With all neighbours, it checks the port's, too.
-func (w *watcher) verify(name string, all map[int32][]neighbour) bool {
-	put, idle := w.lastPut(name)
-	l, err := w.d.rtnl.linkByName(name)
-	if err != nil {
-		return false // the kernel has notified of a link that is gone
-	}
-	w.d.mu.Lock()
-	p, wanted := w.d.want[name]
-	w.d.mu.Unlock()
-	var neighbours []string
-	if wanted && all != nil {
-		neighbours = neighbourFaults(p, all[l.index])
-	}
-	if len(neighbours) > 0 {
-		// The port may have been put since the listing of all.
-		if have, err := w.d.rtnl.neighbours(unix.AF_UNSPEC, l.index); err == nil {
-			neighbours = neighbourFaults(p, have)
-		}
-	}
-	faults := l.settingFaults()
-	if last, still := w.lastPut(name); wanted && !(idle && still && put == last) {
-		return false // a Put came between; the next round looks again
-	}
-	w.cache.mu.Lock()
-	defer w.cache.mu.Unlock()
-	if m := w.cache.links[l.index]; m != nil {
-		m.settings, m.conf4 = faults, l.conf4
-		if all != nil {
-			m.neighbours = neighbours
-		}
-	}
-	return len(faults)+len(neighbours) > 0 || wanted && l.reversePathFault(p) != ""
-}
-
-// protect keeps the node forwarding and the packet filter in force. If arriving is
-// nil, the chains of arriving guests stay as they are.
-func (d *Dataplane) protect(arriving func() map[string][]netip.Prefix) {
-	d.proxying.look()
-	if err := enableForwarding(); err != nil {
-		d.setCondition("forwarding", "forwarding: "+err.Error())
-	} else {
-		d.setCondition("forwarding", "")
-	}
-	d.keepFilter(arriving)
-}
-
-// keepFilter keeps the packet filter in force, and reports an error as a condition.
-func (d *Dataplane) keepFilter(arriving func() map[string][]netip.Prefix) {
-	if err := d.filter.ensure(arriving); err != nil {
-		d.setCondition("filter", fmt.Sprintf("the filter of the ports by nftables is off, a guest can send with another's IPv6 source, and reach the node and the underlay: %v; load nf_tables and nft_fib_inet", err))
-	} else {
-		d.setCondition("filter", "")
-	}
 }
 
 // mayAdministrate reports whether this process has CAP_NET_ADMIN.
