@@ -47,6 +47,7 @@ var smallLocks = []string{
 	"fabric/bird",
 	"fabric/frr",
 	"fabric/gobgp",
+	"fabric/kernel",
 	"fabric/routingd",
 }
 
