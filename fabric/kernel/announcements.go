@@ -41,7 +41,7 @@ func (s *announcements) load(l rtnl.Listing) {
 		s.repair.Send()
 		return
 	}
-	cache.untold = s.cache.untold
+	cache.unnotified = s.cache.unnotified
 	s.cache = cache
 	s.compare(slices.Collect(maps.Keys(s.want)))
 	s.compare(slices.Collect(maps.Keys(cache.routes)))
@@ -55,7 +55,7 @@ func (s *announcements) apply(msgs []netlink.Message) {
 			s.last = time.Now()
 		}
 	}
-	if len(s.cache.untold) > 0 {
+	if len(s.cache.unnotified) > 0 {
 		s.repair.Send()
 	}
 }
@@ -194,8 +194,8 @@ func (s *announcements) astray() (all []route) {
 
 // takeUntold returns the announcements that the kernel dropped without a
 // notification, and forgets them.
-func (s *announcements) takeUntold() []route {
-	untold := slices.DeleteFunc(s.cache.untold, s.has)
-	s.cache.untold = nil
-	return untold
+func (s *announcements) takeUnnotified() []route {
+	unnotified := slices.DeleteFunc(s.cache.unnotified, s.has)
+	s.cache.unnotified = nil
+	return unnotified
 }

@@ -187,12 +187,12 @@ func (a *Announcer) catchUp(ctx context.Context) error {
 // put adds the missing announcements before it removes those of another preference,
 // so that a daemon sees one change and no withdrawal.
 func (a *Announcer) put(ctx context.Context, prefixes []netip.Prefix, want map[netip.Prefix]uint32) error {
-	troubles := troubles{verb: "announce"}
+	failed := prefixErrors{verb: "announce"}
 	known, done := a.open()
 	steps := known.plan(prefixes, want)
 	done()
 	for _, p := range steps.portless {
-		troubles.add(p, errors.New("no port of this node has a route to it; attach the guest first"))
+		failed.add(p, errors.New("no port of this node has a route to it; attach the guest first"))
 	}
 	if err := a.withdraw(steps.astray); err != nil {
 		return err
@@ -207,7 +207,7 @@ func (a *Announcer) put(ctx context.Context, prefixes []netip.Prefix, want map[n
 			errs[i] = a.settle(ctx, r)
 		}
 		if errs[i] != nil {
-			troubles.add(r.prefix, errs[i])
+			failed.add(r.prefix, errs[i])
 			stale = slices.DeleteFunc(stale, func(s route) bool { return s.prefix == r.prefix })
 			continue
 		}
@@ -215,7 +215,7 @@ func (a *Announcer) put(ctx context.Context, prefixes []netip.Prefix, want map[n
 		known.added(r)
 		done()
 	}
-	return errors.Join(troubles.err(), a.withdraw(stale))
+	return errors.Join(failed.err(), a.withdraw(stale))
 }
 
 // settle handles a refused announcement: the kernel already has a route in its
@@ -244,13 +244,13 @@ func (a *Announcer) withdraw(rs []route) error {
 	if err != nil {
 		return err
 	}
-	troubles := troubles{verb: "announce"}
+	failed := prefixErrors{verb: "announce"}
 	for i, r := range rs {
 		if n := rtnl.Errno(errs[i]); errs[i] != nil && n != unix.ESRCH && n != unix.ENODEV {
-			troubles.add(r.prefix, errs[i])
+			failed.add(r.prefix, errs[i])
 		}
 	}
-	return troubles.err()
+	return failed.err()
 }
 
 // each sends one request per route, and returns one error per route.
@@ -289,7 +289,7 @@ func (a *Announcer) attend() {
 			return
 		case <-a.repair:
 			a.straighten()
-			a.tell()
+			a.notifyDaemons()
 		}
 	}
 }
@@ -313,15 +313,15 @@ func (a *Announcer) straighten() {
 // tell makes the kernel notify daemons of announcements that it dropped silently,
 // by adding and removing each. A daemon that was not notified would go on
 // announcing them: BIRD until its next scan, FRR for ever.
-func (a *Announcer) tell() {
+func (a *Announcer) notifyDaemons() {
 	a.change.Lock()
 	defer a.change.Unlock()
 	known, done := a.open()
-	untold := known.takeUntold()
+	unnotified := known.takeUnnotified()
 	done()
-	errs, err := a.each(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, untold)
+	errs, err := a.each(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, unnotified)
 	var added []route
-	for i, r := range untold {
+	for i, r := range unnotified {
 		if err == nil && errs[i] == nil {
 			added = append(added, r)
 		}
@@ -332,13 +332,13 @@ func (a *Announcer) tell() {
 }
 
 // troubles collects the errors of the single prefixes of a call.
-type troubles struct {
+type prefixErrors struct {
 	verb  string
 	first error
 	more  int
 }
 
-func (t *troubles) add(p netip.Prefix, err error) {
+func (t *prefixErrors) add(p netip.Prefix, err error) {
 	if t.first != nil {
 		t.more++
 		return
@@ -347,13 +347,13 @@ func (t *troubles) add(p netip.Prefix, err error) {
 }
 
 // note adds an error that is about no prefix.
-func (t *troubles) note(err error) {
+func (t *prefixErrors) addOther(err error) {
 	if t.first == nil {
 		t.first = err
 	}
 }
 
-func (t *troubles) err() error {
+func (t *prefixErrors) err() error {
 	if t.more > 0 {
 		return fmt.Errorf("%w (and %d more prefixes)", t.first, t.more)
 	}

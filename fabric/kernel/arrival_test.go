@@ -144,15 +144,15 @@ func TestIncomingRival(t *testing.T) {
 		require.NoError(t, d.Put(t.Context(), p))
 		g := plug(t, nil, p.Name)
 		g.run()
-		rival := fabric.HostPrefix(guestAddr[v4]).String() + " via " + node3[v4].String() + " metric 32 proto bird"
-		ipIn(t, nil, "route add "+rival)
+		competing := fabric.HostPrefix(guestAddr[v4]).String() + " via " + node3[v4].String() + " metric 32 proto bird"
+		ipIn(t, nil, "route add "+competing)
 		probes := lab.probe(t, guestAddr[v4], 0)
 		begun(t, probes)
 		p.Incoming = false
 		done := make(chan error, 1)
 		go func() { done <- d.Put(t.Context(), p) }()
 		time.Sleep(100 * time.Millisecond)
-		ipIn(t, nil, "route del "+rival)
+		ipIn(t, nil, "route del "+competing)
 		require.NoError(t, <-done)
 		time.Sleep(50 * time.Millisecond)
 		r := probes.Stop()

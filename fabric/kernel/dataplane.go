@@ -221,7 +221,7 @@ func (d *Dataplane) faults(p fabric.Port, l *cachedLink) []string {
 			faults = append(faults, "route "+at.prefix.String()+" too many")
 		}
 	}
-	for _, r := range l.rivals {
+	for _, r := range l.competing {
 		faults = append(faults, fmt.Sprintf("route %s: %v", r.prefix, foreign(r)))
 	}
 	return slices.Concat(faults, l.neighbours, l.settings)
@@ -349,7 +349,7 @@ func (d *Dataplane) ensureLink(p fabric.Port) (l link, fresh bool, err error) {
 	if err != nil {
 		return link{}, false, fmt.Errorf("link: %w", err)
 	}
-	if err := d.claim(p, l); err != nil {
+	if err := d.checkTakeover(p, l); err != nil {
 		return link{}, false, err
 	}
 	if suits(p, l) {
@@ -366,7 +366,7 @@ func (d *Dataplane) ensureLink(p fabric.Port) (l link, fresh bool, err error) {
 }
 
 // claim returns an error if an existing link may not become the port.
-func (d *Dataplane) claim(p fabric.Port, l link) error {
+func (d *Dataplane) checkTakeover(p fabric.Port, l link) error {
 	cluster, vm, index, marked := fabric.ParseAlias(l.alias)
 	switch {
 	case marked && cluster == p.Cluster && vm == p.VM && index == p.Index:
@@ -440,7 +440,7 @@ func (d *Dataplane) linkMessage(p fabric.Port, l link) netlink.Message {
 
 // configure makes a link the port. It sends only the differences.
 func (d *Dataplane) configure(ctx context.Context, p, was fabric.Port, l link) error {
-	if err := d.quieten(p, &l); err != nil {
+	if err := d.removeLinkLocal(p, &l); err != nil {
 		return err
 	}
 	if err := l.writeSettings(&d.host.proxying); err != nil {
@@ -460,7 +460,7 @@ func (d *Dataplane) configure(ctx context.Context, p, was fabric.Port, l link) e
 	if full := p.FullPortName(); len(first) > 0 && full != p.Name && len(full) < 128 {
 		_ = d.rtnl.addAltName(l.index, full) // there already, or a kernel before 5.5
 	}
-	if err := d.unrivalled(ctx, p, l, used); err != nil {
+	if err := d.checkCompeting(ctx, p, l, used); err != nil {
 		return err
 	}
 	// Carry out the last changes only when the kernel uses the new routes: before
@@ -522,7 +522,7 @@ func (d *Dataplane) carryOut(l link, changes []change, questions ...netlink.Mess
 // else brings it up: the port may have only the gateway's. The owner may bring the
 // link up at any moment, so quieten acts even while it is down: it sets the mode in
 // which the kernel adds no address, then removes those that came before.
-func (d *Dataplane) quieten(p fabric.Port, l *link) error {
+func (d *Dataplane) removeLinkLocal(p fabric.Port, l *link) error {
 	theirs := p.NIC.Kind == fabric.Adopt && l.alias != p.Alias()
 	if len(l.conf6) == 0 || !theirs && (!l.up() || l.genMode == genModeNone) {
 		return nil
@@ -556,7 +556,7 @@ func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []chang
 		c.message = m
 		first = append(first, c)
 	}
-	addrs, have, rivals := d.watch.cache.seen(l.index)
+	addrs, have, competing := d.watch.cache.seen(l.index)
 	if faults := append(l.linkFaults(p), l.settingFaults()...); len(faults) > 0 || l.genMode != genModeNone && len(l.conf6) > 0 {
 		set := change{text: "set up the link", message: d.linkMessage(p, l)}
 		if have, _ := l.reversePath(); l.up() && !p.Incoming && have == loosePath {
@@ -584,7 +584,7 @@ func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []chang
 	var routes []change
 	for _, r := range wanted {
 		had, there := have[r.place()]
-		if _, rival := rivals[r.prefix]; had != r || turned || rival && r.table == 0 {
+		if _, competes := competing[r.prefix]; had != r || turned || competes && r.table == 0 {
 			routes = append(routes, change{message: routeMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, r), text: "route " + r.prefix.String(), route: r})
 		}
 		if !there || had.metric == r.metric {
@@ -628,7 +628,7 @@ func lookups(p fabric.Port, index int32) (msgs []netlink.Message) {
 
 // unrivalled returns an error if the kernel uses a route of somebody else's in the
 // place of one to the port. used has the answers to [lookups], or none.
-func (d *Dataplane) unrivalled(ctx context.Context, p fabric.Port, l link, used []rtnl.Answer) error {
+func (d *Dataplane) checkCompeting(ctx context.Context, p fabric.Port, l link, used []rtnl.Answer) error {
 	if p.Incoming {
 		return nil
 	}
@@ -654,7 +654,7 @@ func (d *Dataplane) unrivalled(ctx context.Context, p fabric.Port, l link, used 
 				return fmt.Errorf("route %s: %w (%w)", r.prefix, foreign(have), ctx.Err())
 			}
 		}
-		d.watch.cache.unrivalled(l.index, r.prefix)
+		d.watch.cache.noneCompetes(l.index, r.prefix)
 	}
 	return nil
 }

@@ -57,7 +57,7 @@ func (d *Dataplane) findDiversions(ctx context.Context) error {
 // disappears with the link to the other node.
 func (d *Dataplane) Divert(ctx context.Context, ports []fabric.Port, to fabric.Node) (fabric.Diversion, error) {
 	called := time.Now()
-	troubles := troubles{verb: "divert"}
+	failed := prefixErrors{verb: "divert"}
 	var prefixes []netip.Prefix
 	for _, p := range ports {
 		for _, prefix := range p.NIC.Prefixes() {
@@ -65,27 +65,27 @@ func (d *Dataplane) Divert(ctx context.Context, ports []fabric.Port, to fabric.N
 				prefixes = append(prefixes, prefix)
 				continue
 			}
-			troubles.add(prefix, fmt.Errorf("node %s has no %s address to send it to; give it one in the cluster file", to.Name, familyName(prefix.Addr())))
+			failed.add(prefix, fmt.Errorf("node %s has no %s address to send it to; give it one in the cluster file", to.Name, familyName(prefix.Addr())))
 		}
 	}
-	diverted, err := d.divert(prefixes, to, &troubles)
+	diverted, err := d.divert(prefixes, to, &failed)
 	now := time.Now()
 	done := fabric.Diversion{At: now, Done: now}
 	if err != nil {
-		return done, errors.Join(err, troubles.err())
+		return done, errors.Join(err, failed.err())
 	}
 	if slices.ContainsFunc(diverted, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
-		troubles.note(d.forgetRoutes6())
+		failed.addOther(d.forgetRoutes6())
 	}
-	err = d.resend(ctx, ports, diverted, to, called, &done)
+	err = d.replay(ctx, ports, diverted, to, called, &done)
 	if err != nil {
 		err = fmt.Errorf("send again to node %s: %w", to.Name, err)
 	}
-	return done, errors.Join(err, troubles.err())
+	return done, errors.Join(err, failed.err())
 }
 
 // divert makes the routes, and returns the prefixes whose route is made.
-func (d *Dataplane) divert(prefixes []netip.Prefix, to fabric.Node, troubles *troubles) (diverted []netip.Prefix, err error) {
+func (d *Dataplane) divert(prefixes []netip.Prefix, to fabric.Node, failed *prefixErrors) (diverted []netip.Prefix, err error) {
 	msgs := make([]netlink.Message, len(prefixes))
 	for i, p := range prefixes {
 		msgs[i] = diversionMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Replace, p, to.Source(p.Addr()))
@@ -99,9 +99,9 @@ func (d *Dataplane) divert(prefixes []netip.Prefix, to fabric.Node, troubles *tr
 		case 0:
 			diverted = append(diverted, p)
 		case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EINVAL:
-			troubles.add(p, fmt.Errorf("node %s (%s) is no neighbour on one of the links: %w; put both nodes on one link", to.Name, to.Source(p.Addr()), err))
+			failed.add(p, fmt.Errorf("node %s (%s) is no neighbour on one of the links: %w; put both nodes on one link", to.Name, to.Source(p.Addr()), err))
 		default:
-			troubles.add(p, err)
+			failed.add(p, err)
 		}
 	}
 	// The routes have no effect without the rules. Record has made these, as a
@@ -142,7 +142,7 @@ func diversionMessage(typ netlink.HeaderType, flags netlink.HeaderFlags, p netip
 
 // Return implements [fabric.Mover].
 func (d *Dataplane) Return(_ context.Context, prefixes ...netip.Prefix) error {
-	troubles := troubles{verb: "end the diversion of"}
+	failed := prefixErrors{verb: "end the diversion of"}
 	msgs := make([]netlink.Message, len(prefixes))
 	for i, p := range prefixes {
 		msgs[i] = diversionMessage(unix.RTM_DELROUTE, 0, p, netip.Addr{})
@@ -153,10 +153,10 @@ func (d *Dataplane) Return(_ context.Context, prefixes ...netip.Prefix) error {
 	}
 	for i, err := range errs {
 		if n := rtnl.Errno(err); err != nil && n != unix.ESRCH && n != unix.ENOENT {
-			troubles.add(prefixes[i], err)
+			failed.add(prefixes[i], err)
 		}
 	}
-	return troubles.err()
+	return failed.err()
 }
 
 // Diverted implements [fabric.Mover].
@@ -181,9 +181,9 @@ func (d *Dataplane) Diverted(context.Context) ([]netip.Prefix, error) {
 
 // resend sends the frames that the guests may not have taken to the node where they
 // run, and counts them in done.
-func (d *Dataplane) resend(ctx context.Context, ports []fabric.Port, diverted []netip.Prefix, to fabric.Node, called time.Time, done *fabric.Diversion) error {
-	recorders := d.moves.recording(ports)
-	if len(recorders) == 0 || len(diverted) == 0 {
+func (d *Dataplane) replay(ctx context.Context, ports []fabric.Port, diverted []netip.Prefix, to fabric.Node, called time.Time, done *fabric.Diversion) error {
+	buffers := d.moves.replayBuffers(ports)
+	if len(buffers) == 0 || len(diverted) == 0 {
 		return nil
 	}
 	out, err := d.moves.openSender()
@@ -193,16 +193,16 @@ func (d *Dataplane) resend(ctx context.Context, ports []fabric.Port, diverted []
 	fits := func(a netip.Addr) bool {
 		return slices.ContainsFunc(diverted, func(p netip.Prefix) bool { return p.Contains(a) })
 	}
-	since := make([]time.Time, len(recorders))
-	for i, r := range recorders {
+	since := make([]time.Time, len(buffers))
+	for i, r := range buffers {
 		since[i] = r.ReplayFrom(called)
 	}
 	hops := map[uint16]capture.Hop{}
 	var failed error
 	once := func() {
-		for i, r := range recorders {
+		for i, r := range buffers {
 			for _, f := range r.Take(since[i], fits) {
-				err := d.resendFrame(ctx, out, hops, f, to)
+				err := d.replayFrame(ctx, out, hops, f, to)
 				if err == nil {
 					done.Resent++
 					done.Done = time.Now()
@@ -224,7 +224,7 @@ func (d *Dataplane) resend(ctx context.Context, ports []fabric.Port, diverted []
 
 // resendFrame sends a frame. hops caches the way to the node by the type of frame;
 // a hop without a link says that there is none.
-func (d *Dataplane) resendFrame(ctx context.Context, out *capture.Sender, hops map[uint16]capture.Hop, f capture.Frame, to fabric.Node) error {
+func (d *Dataplane) replayFrame(ctx context.Context, out *capture.Sender, hops map[uint16]capture.Hop, f capture.Frame, to fabric.Node) error {
 	typ := f.Type()
 	h, known := hops[typ]
 	if !known {

@@ -240,7 +240,7 @@ func (f *FIB) step() bool {
 	defer done()
 	if err != nil {
 		f.log.Warn("routes", "protocol", f.cfg.Protocol, "err", err)
-		r.mistrust()
+		r.markStale()
 		return false
 	}
 	for i, c := range changes {

@@ -36,11 +36,11 @@ func underlay(t testing.TB) netlink.Link {
 	require.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "up0"}, PeerName: "up1"}))
 	t.Cleanup(func() { sweep(t) })
 	require.NoError(t, netlink.LinkSetUp(link(t, "up1")))
-	raise(t)
+	bringUp(t)
 	return link(t, "up0")
 }
 
-func raise(t testing.TB) {
+func bringUp(t testing.TB) {
 	t.Helper()
 	up := link(t, "up0")
 	require.NoError(t, netlink.LinkSetUp(up))
@@ -193,7 +193,7 @@ func TestFIBRepairs(t *testing.T) {
 	require.NoError(t, netlink.LinkSetDown(up))
 	require.Eventually(t, func() bool { return len(f.Diagnose(t.Context())) == 1 }, 30*time.Second, 5*time.Millisecond)
 	assert.Empty(t, learned(t))
-	raise(t)
+	bringUp(t)
 	eventuallyLearned(t, want)
 	well(t, f)
 }

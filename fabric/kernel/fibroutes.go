@@ -139,7 +139,7 @@ func (r *fibRoutes) touchAll() {
 }
 
 // mistrust makes have stale, so that the routes are listed anew.
-func (r *fibRoutes) mistrust() {
+func (r *fibRoutes) markStale() {
 	r.stale = true
 	r.wake.Send()
 }
@@ -168,7 +168,7 @@ func (r *fibRoutes) apply(m netlink.Message) {
 		// notification. The link's index is at the same place in ifinfomsg and
 		// ifaddrmsg.
 		if len(m.Data) >= 8 && r.links[int32(binary.NativeEndian.Uint32(m.Data[4:]))] {
-			r.mistrust()
+			r.markStale()
 		}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		changed, err := parseRoute(m.Data)
@@ -242,7 +242,7 @@ func (r *fibRoutes) note(c fibChange, err error) (first bool) {
 	}
 	_, known := r.refused[c.prefix]
 	if !known && (errno == unix.EEXIST || errno == unix.ENOENT) {
-		r.mistrust() // only at the first refusal: have may have missed a route of the FIB
+		r.markStale() // only at the first refusal: have may have missed a route of the FIB
 	}
 	switch errno {
 	case unix.EEXIST:

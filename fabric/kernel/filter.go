@@ -288,25 +288,25 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 	if err != nil {
 		return err
 	}
-	standing := generation == f.seen && generation != 0
-	if !standing {
-		standing = !f.broken && f.ports.standing(c) && f.arrivingStand(c)
-		if !standing {
+	intact := generation == f.seen && generation != 0
+	if !intact {
+		intact = !f.broken && f.ports.intact(c) && f.arrivingIntact(c)
+		if !intact {
 			if err := f.ports.rebuild(c); err != nil {
 				return err
 			}
 		}
-		if !f.neighbour.standing(c) {
+		if !f.neighbour.intact(c) {
 			if err := f.neighbour.rebuild(c); err != nil {
 				return err
 			}
 			generation = 0
 		}
 	}
-	if !standing {
+	if !intact {
 		generation = 0
 	}
-	changed, err := f.setArriving(c, list, standing)
+	changed, err := f.setArriving(c, list, intact)
 	if err != nil {
 		return err
 	}
@@ -329,13 +329,13 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 
 // setArriving queues on c the changes to the chains of ports whose guests are about
 // to arrive. standing says that the table is there already, and not made anew.
-func (f *filter) setArriving(c *nftables.Conn, list map[string][]netip.Prefix, standing bool) (changed bool, err error) {
+func (f *filter) setArriving(c *nftables.Conn, list map[string][]netip.Prefix, intact bool) (changed bool, err error) {
 	have, want := f.arriving, list
 	if want == nil {
 		want = f.arriving
 	}
 	switch {
-	case !standing:
+	case !intact:
 		have = nil
 	case list == nil:
 		return false, nil
@@ -385,7 +385,7 @@ func (f *filter) setArriving(c *nftables.Conn, list map[string][]netip.Prefix, s
 
 // arrivingStand reports whether the chains of arriving guests are as they were
 // made.
-func (f *filter) arrivingStand(c *nftables.Conn) bool {
+func (f *filter) arrivingIntact(c *nftables.Conn) bool {
 	if !f.known {
 		return true // an earlier process made them
 	}

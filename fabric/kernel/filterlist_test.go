@@ -70,10 +70,10 @@ func TestNeighbourTable(t *testing.T) {
 		small, full, fine := family, family, family
 		small.limit, full.limit, fine.limit = 1024, 1024, 1024
 		small.entries, full.entries, fine.entries = 10, 820, 500
-		assert.Contains(t, small.trouble(33), "the "+family.family+" neighbour table holds 1024 entries, 33 ports may need 1040")
-		assert.Contains(t, full.trouble(1), "has 820 of at most 1024")
-		assert.Contains(t, full.trouble(1), "net."+family.name+".neigh.default.gc_thresh")
-		assert.Empty(t, fine.trouble(32))
+		assert.Contains(t, small.fault(33), "the "+family.family+" neighbour table holds 1024 entries, 33 ports may need 1040")
+		assert.Contains(t, full.fault(1), "has 820 of at most 1024")
+		assert.Contains(t, full.fault(1), "net."+family.name+".neigh.default.gc_thresh")
+		assert.Empty(t, fine.fault(32))
 	}
 	n, err := parseEntries("entries  allocs   destroys\n0000001f 00000028 0000001e\n0000001f 0 0\n")
 	require.NoError(t, err)
@@ -90,5 +90,5 @@ func TestNeighbourSettings(t *testing.T) {
 	for _, want := range []string{"ipv4", "ipv6"} {
 		assert.Contains(t, strings.Split(string(text), "\n"), "net."+want+".neigh.default.gc_thresh3 = 65536")
 	}
-	assert.Empty(t, neighbourTable{limit: 65536}.trouble(4000))
+	assert.Empty(t, neighbourTable{limit: 65536}.fault(4000))
 }

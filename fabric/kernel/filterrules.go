@@ -175,7 +175,7 @@ func (r *ruleset) rebuild(c *nftables.Conn) error {
 const elementsAtOnce = 1000
 
 // standing reports whether the kernel has the table as it should be.
-func (r *ruleset) standing(c *nftables.Conn) bool {
+func (r *ruleset) intact(c *nftables.Conn) bool {
 	if t, err := c.ListTableOfFamily(tableName, r.table.Family); err != nil || t == nil {
 		return false
 	}

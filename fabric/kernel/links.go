@@ -17,9 +17,9 @@ type Links struct {
 	rtnl    *socket
 	changed signal.Signal
 
-	mu     sync.Mutex
-	names  map[string]bool
-	missed bool
+	mu         sync.Mutex
+	names      map[string]bool
+	incomplete bool
 }
 
 // Links begins to follow the links, until the dataplane is closed.
@@ -35,13 +35,13 @@ func (l *Links) Changed() <-chan struct{} { return l.changed }
 
 // Take returns the names of the links that came, went or changed since the last
 // call. If missed is true, any other link may have changed, too.
-func (l *Links) Take() (names []string, missed bool) {
+func (l *Links) Take() (names []string, incomplete bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	names, missed = slices.Sorted(maps.Keys(l.names)), l.missed
+	names, incomplete = slices.Sorted(maps.Keys(l.names)), l.incomplete
 	clear(l.names)
-	l.missed = false
-	return names, missed
+	l.incomplete = false
+	return names, incomplete
 }
 
 // Link returns the index of a link, or 0 if there is none of that name, and whether
@@ -58,12 +58,12 @@ func (l *Links) Link(name string) (index int, paired bool) {
 // kernel names the other end's namespace only if it is another (IFLA_LINK_NETNSID).
 func (l link) paired() bool { return l.kind == "veth" && l.peer != 0 && !l.abroad }
 
-func (l *Links) note(names []string, missed bool) {
+func (l *Links) note(names []string, incomplete bool) {
 	l.mu.Lock()
 	for _, name := range names {
 		l.names[name] = true
 	}
-	l.missed = l.missed || missed
+	l.incomplete = l.incomplete || incomplete
 	l.mu.Unlock()
 	l.changed.Send()
 }
@@ -81,15 +81,15 @@ func (f *linkFollowers) add(l *Links) {
 }
 
 // publish passes the names of changed links on to all followers.
-func (f *linkFollowers) publish(names []string, missed bool) {
-	if len(names) == 0 && !missed {
+func (f *linkFollowers) publish(names []string, incomplete bool) {
+	if len(names) == 0 && !incomplete {
 		return
 	}
 	f.mu.Lock()
 	all := f.all
 	f.mu.Unlock()
 	for _, l := range all {
-		l.note(names, missed)
+		l.note(names, incomplete)
 	}
 }
 

@@ -22,7 +22,7 @@ func await(t *testing.T, l *kernel.Links, name string) {
 	for {
 		select {
 		case <-l.Changed():
-			if names, missed := l.Take(); slices.Contains(names, name) || missed {
+			if names, incomplete := l.Take(); slices.Contains(names, name) || incomplete {
 				return
 			}
 		case <-deadline:

@@ -25,9 +25,9 @@ type moves struct {
 
 	mu        sync.Mutex
 	closed    bool
-	ears      map[string]*capture.Listener
-	silences  map[string]*presenceDetection
-	recorders map[string]*capture.Buffer
+	listeners map[string]*capture.Listener
+	presences map[string]*presenceDetection
+	buffers   map[string]*capture.Buffer
 	sender    *capture.Sender
 }
 
@@ -42,25 +42,25 @@ func newMoves(changed func(), introduce func(fabric.NIC, int32)) (*moves, error)
 	}
 	return &moves{
 		rtnl: r, heard: make(chan string, heardAtOnce), changed: changed, introduce: introduce,
-		ears: map[string]*capture.Listener{}, silences: map[string]*presenceDetection{}, recorders: map[string]*capture.Buffer{},
+		listeners: map[string]*capture.Listener{}, presences: map[string]*presenceDetection{}, buffers: map[string]*capture.Buffer{},
 	}, nil
 }
 
 func (m *moves) close() error {
 	m.mu.Lock()
 	m.closed = true
-	ears, recorders, sender := slices.Collect(maps.Values(m.ears)), m.recorders, m.sender
-	for _, s := range m.silences {
-		ears = append(ears, s.end())
+	listeners, buffers, sender := slices.Collect(maps.Values(m.listeners)), m.buffers, m.sender
+	for _, s := range m.presences {
+		listeners = append(listeners, s.end())
 	}
-	m.ears, m.recorders, m.sender = map[string]*capture.Listener{}, map[string]*capture.Buffer{}, nil
-	clear(m.silences)
+	m.listeners, m.buffers, m.sender = map[string]*capture.Listener{}, map[string]*capture.Buffer{}, nil
+	clear(m.presences)
 	m.mu.Unlock()
-	for _, e := range ears {
+	for _, e := range listeners {
 		closeListener(e)
 	}
 	m.asking.Wait()
-	for _, r := range recorders {
+	for _, r := range buffers {
 		r.Close()
 	}
 	var err error
@@ -80,21 +80,21 @@ func (m *moves) attend(p fabric.Port, index int32) error {
 		return nil
 	}
 	var errs []error
-	if r := m.recorders[p.Name]; r != nil && r.Index != index {
+	if r := m.buffers[p.Name]; r != nil && r.Index != index {
 		r.Close()
-		delete(m.recorders, p.Name)
-		errs = append(errs, m.startRecording(p.Name, index))
+		delete(m.buffers, p.Name)
+		errs = append(errs, m.openBuffer(p.Name, index))
 	}
-	have := m.ears[p.Name]
+	have := m.listeners[p.Name]
 	if have != nil && (!p.Incoming || have.Index != index || have.MAC != p.NIC.MAC) {
 		have.Close()
-		delete(m.ears, p.Name)
+		delete(m.listeners, p.Name)
 		have = nil
 	}
 	if have == nil && p.Incoming {
 		e, err := capture.Listen(p.Name, index, p.NIC.MAC, m.heard)
 		if err == nil {
-			m.ears[p.Name] = e
+			m.listeners[p.Name] = e
 		}
 		errs = append(errs, err)
 	}
@@ -104,16 +104,16 @@ func (m *moves) attend(p fabric.Port, index int32) error {
 // leave closes the listeners and the replay buffer of a removed port.
 func (m *moves) leave(name string) {
 	m.mu.Lock()
-	if e := m.ears[name]; e != nil {
+	if e := m.listeners[name]; e != nil {
 		e.Close()
-		delete(m.ears, name)
+		delete(m.listeners, name)
 	}
 	var listening *capture.Listener
-	if s := m.silences[name]; s != nil {
+	if s := m.presences[name]; s != nil {
 		listening = s.end()
-		delete(m.silences, name)
+		delete(m.presences, name)
 	}
-	m.forgetRecorder(name)
+	m.dropBuffer(name)
 	m.mu.Unlock()
 	closeListener(listening)
 }
@@ -121,42 +121,42 @@ func (m *moves) leave(name string) {
 func (m *moves) record(name string, index int32) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if r := m.recorders[name]; m.closed || r != nil && r.Index == index {
+	if r := m.buffers[name]; m.closed || r != nil && r.Index == index {
 		return nil
 	}
-	m.forgetRecorder(name)
-	return m.startRecording(name, index)
+	m.dropBuffer(name)
+	return m.openBuffer(name, index)
 }
 
 // startRecording opens a replay buffer. The caller holds m.mu.
-func (m *moves) startRecording(name string, index int32) error {
+func (m *moves) openBuffer(name string, index int32) error {
 	r, err := capture.Record(index)
 	if err == nil {
-		m.recorders[name] = r
+		m.buffers[name] = r
 	}
 	return err
 }
 
-func (m *moves) stopRecording(name string) {
+func (m *moves) closeBuffer(name string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.forgetRecorder(name)
+	m.dropBuffer(name)
 }
 
-func (m *moves) forgetRecorder(name string) {
-	if r := m.recorders[name]; r != nil {
+func (m *moves) dropBuffer(name string) {
+	if r := m.buffers[name]; r != nil {
 		r.Close()
-		delete(m.recorders, name)
+		delete(m.buffers, name)
 	}
 }
 
 // recording returns the replay buffers of the ports that have one.
-func (m *moves) recording(ports []fabric.Port) []*capture.Buffer {
+func (m *moves) replayBuffers(ports []fabric.Port) []*capture.Buffer {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var all []*capture.Buffer
 	for _, p := range ports {
-		if r := m.recorders[p.Name]; r != nil {
+		if r := m.buffers[p.Name]; r != nil {
 			all = append(all, r)
 		}
 	}

@@ -28,7 +28,7 @@ const (
 )
 
 // trouble returns the fault of the table on a node with so many ports, or "".
-func (t neighbourTable) trouble(ports int) string {
+func (t neighbourTable) fault(ports int) string {
 	need := neighboursOfNode + neighboursOfPort*ports
 	wayOut := fmt.Sprintf("raise net.%s.neigh.default.gc_thresh1, 2 and 3 as packaging's 90-vmfabric.conf has them (sysctl -p /etc/sysctl.d/90-vmfabric.conf)", t.name)
 	switch {
@@ -67,7 +67,7 @@ func (v *verifier) weighNeighbours(all []neighbour, ports int) {
 				t.entries--
 			}
 		}
-		v.conditions.set("neighbours "+t.name, t.trouble(ports))
+		v.conditions.set("neighbours "+t.name, t.fault(ports))
 	}
 }
 

@@ -43,7 +43,7 @@ type cachedLink struct {
 	found      bool // marked before this process began
 	addrs      map[netip.Addr]bool
 	routes     map[place]route        // of our protocol, but for announcements
-	rivals     map[netip.Prefix]route // routes of others, which the kernel uses in the place of the port's
+	competing  map[netip.Prefix]route // routes of others, which the kernel uses in the place of the port's
 	settings   []string               // faults of sysctls, as last looked at
 	neighbours []string               // faults of the neighbours, as last looked at
 }
@@ -101,7 +101,7 @@ func (m *netlinkCache) load(l rtnl.Listing, first bool) {
 			l.hadCarrier, l.found = l.hadCarrier || had.hadCarrier, had.found
 			// The listing has only the fabric's own routes. The next Put finds out
 			// whether the others are still there.
-			l.rivals = had.rivals
+			l.competing = had.competing
 		}
 	}
 }
@@ -163,7 +163,7 @@ func (m *netlinkCache) applyLink(l link, gone bool) []string {
 	case have == nil && !ours:
 		return []string{l.name}
 	case have == nil:
-		have = &cachedLink{addrs: map[netip.Addr]bool{}, routes: map[place]route{}, rivals: map[netip.Prefix]route{}}
+		have = &cachedLink{addrs: map[netip.Addr]bool{}, routes: map[place]route{}, competing: map[netip.Prefix]route{}}
 		m.links[l.index] = have
 		for _, a := range m.early[l.index] {
 			have.addrs[a] = true
@@ -236,8 +236,8 @@ func (m *netlinkCache) applyRoute(r route, msg netlink.Message) []string {
 		case !ours || l == nil:
 		case r.proto == routeProtocol && index == r.index && l.routes[r.place()].metric == r.metric:
 			drop()
-		case l.rivals[r.prefix] == r:
-			delete(l.rivals, r.prefix)
+		case l.competing[r.prefix] == r:
+			delete(l.competing, r.prefix)
 			names = append(names, l.name)
 		}
 	case r.proto == routeProtocol:
@@ -252,7 +252,7 @@ func (m *netlinkCache) applyRoute(r route, msg netlink.Message) []string {
 		drop() // somebody replaced the port's route by their own
 	case ours && r.table == 0 && r.metric < fabric.PortMetric:
 		if l := m.links[index]; l != nil {
-			l.rivals[r.prefix] = r
+			l.competing[r.prefix] = r
 			names = append(names, l.name)
 		}
 	}
@@ -260,11 +260,11 @@ func (m *netlinkCache) applyRoute(r route, msg netlink.Message) []string {
 }
 
 // seen returns copies of a link's addresses and routes.
-func (m *netlinkCache) seen(index int32) (addrs map[netip.Addr]bool, routes map[place]route, rivals map[netip.Prefix]route) {
+func (m *netlinkCache) seen(index int32) (addrs map[netip.Addr]bool, routes map[place]route, competing map[netip.Prefix]route) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if l := m.links[index]; l != nil {
-		return maps.Clone(l.addrs), maps.Clone(l.routes), maps.Clone(l.rivals)
+		return maps.Clone(l.addrs), maps.Clone(l.routes), maps.Clone(l.competing)
 	}
 	return nil, map[place]route{}, nil
 }
@@ -287,11 +287,11 @@ func (m *netlinkCache) lacksNeighbours(index int32) bool {
 }
 
 // unrivalled notes that the kernel uses our route to a prefix.
-func (m *netlinkCache) unrivalled(index int32, p netip.Prefix) {
+func (m *netlinkCache) noneCompetes(index int32, p netip.Prefix) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if l := m.links[index]; l != nil {
-		delete(l.rivals, p)
+		delete(l.competing, p)
 	}
 }
 

@@ -57,7 +57,7 @@ func TestNextHop(t *testing.T) {
 			d, err := kernel.New(t.Context(), cfg)
 			require.NoError(t, err)
 			t.Cleanup(func() { require.NoError(t, d.Close()) })
-			t.Cleanup(func() { raise(t) })
+			t.Cleanup(func() { bringUp(t) })
 			woken := func(check func() bool) {
 				t.Helper()
 				bound := time.After(10 * time.Second)

@@ -17,10 +17,10 @@ import (
 // presenceDetection waits for the first frame of a port's guest
 // ([fabric.Port.Listen]).
 type presenceDetection struct {
-	index int32
-	port  fabric.Port
-	ear   *capture.Listener // nil: the guest was heard, or the wait is over
-	over  chan struct{}     // closed to end the asking; nil if nobody asks
+	index    int32
+	port     fabric.Port
+	listener *capture.Listener // nil: the guest was heard, or the wait is over
+	over     chan struct{}     // closed to end the asking; nil if nobody asks
 }
 
 // listen begins to listen for the guest of a port, on the link that the port is now.
@@ -33,15 +33,15 @@ func (m *moves) listen(p fabric.Port, index int32, here bool) error {
 		m.mu.Unlock()
 		closeListener(was)
 	}()
-	s := m.silences[p.Name]
-	if m.closed || s != nil && s.index == index && (s.ear == nil || slices.Equal(s.port.NIC.Prefixes(), p.NIC.Prefixes())) {
+	s := m.presences[p.Name]
+	if m.closed || s != nil && s.index == index && (s.listener == nil || slices.Equal(s.port.NIC.Prefixes(), p.NIC.Prefixes())) {
 		return nil
 	}
 	if s != nil {
 		was = s.end()
 	}
 	s = &presenceDetection{index: index, port: p}
-	m.silences[p.Name] = s
+	m.presences[p.Name] = s
 	if here {
 		return nil
 	}
@@ -58,12 +58,12 @@ func (m *moves) openFor(name string, s *presenceDetection) (err error) {
 		}
 		return is
 	}
-	s.ear, err = capture.Open(s.index, capture.Headers, theirs, func(e *capture.Listener) {
+	s.listener, err = capture.Open(s.index, capture.Headers, theirs, func(e *capture.Listener) {
 		if s.port.NIC.MAC.IsZero() {
 			m.introduce(guest, e.Index)
 		}
 		m.mu.Lock()
-		mine := s.ear == e
+		mine := s.listener == e
 		if mine {
 			s.end()
 		}
@@ -84,8 +84,8 @@ func (m *moves) openFor(name string, s *presenceDetection) (err error) {
 // end ends the detection, and returns its frame listener for the caller to close.
 // The caller holds moves.mu.
 func (s *presenceDetection) end() *capture.Listener {
-	e := s.ear
-	s.ear = nil
+	e := s.listener
+	s.listener = nil
 	s.hold()
 	return e
 }
@@ -111,14 +111,14 @@ func closeListener(e *capture.Listener) {
 func (m *moves) carrier(name string, index int32, up bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := m.silences[name]
+	s := m.presences[name]
 	switch {
 	case m.closed || s == nil || s.index != index:
 	case up:
 		m.ask(s)
 	default:
 		s.hold()
-		if s.ear == nil {
+		if s.listener == nil {
 			_ = m.openFor(name, s) // an error says that the link has gone; without a frame listener nobody waits
 		}
 	}
@@ -127,17 +127,17 @@ func (m *moves) carrier(name string, index int32, up bool) {
 // ask asks a guest that has carrier for its addresses, until it is heard or the
 // wait is over. The caller holds m.mu.
 func (m *moves) ask(s *presenceDetection) {
-	if s.ear == nil || s.over != nil {
+	if s.listener == nil || s.over != nil {
 		return
 	}
-	e, over := s.ear, make(chan struct{})
+	e, over := s.listener, make(chan struct{})
 	s.over = over
 	m.asking.Go(func() {
 		if !e.Ask(capture.Questions(s.port), over) {
 			return
 		}
 		m.mu.Lock()
-		last := s.ear == e && s.over == over
+		last := s.listener == e && s.over == over
 		if last {
 			s.end()
 		}
@@ -154,8 +154,8 @@ func (m *moves) ask(s *presenceDetection) {
 func (m *moves) silent(name string, index int32) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := m.silences[name]
-	if s == nil || s.index != index || s.ear == nil {
+	s := m.presences[name]
+	if s == nil || s.index != index || s.listener == nil {
 		return false
 	}
 	m.ask(s)

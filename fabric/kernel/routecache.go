@@ -23,7 +23,7 @@ type routeCache struct {
 	// untold are announcements that the kernel dropped with a link's last IPv4
 	// address, while the link is up. It notified nobody of them, so no daemon
 	// knows.
-	untold []route
+	unnotified []route
 }
 
 func newRouteCache() *routeCache {
@@ -71,7 +71,7 @@ func (s *routeCache) apply(m netlink.Message) []netip.Prefix {
 			is4 := func(p netip.Prefix) bool { return p.Addr().Is4() }
 			for p := range s.via[index] {
 				if is4(p) {
-					s.untold = append(s.untold, s.announcements(p)...)
+					s.unnotified = append(s.unnotified, s.announcements(p)...)
 				}
 			}
 			return s.flush(index, is4)

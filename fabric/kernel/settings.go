@@ -58,8 +58,8 @@ func (l link) reversePath() (int32, bool) {
 
 // reversePathFault describes a wrong rp_filter of a port, or returns "".
 func (l link) reversePathFault(p fabric.Port) string {
-	have, told := l.reversePath()
-	if want := reversePathOf(p); told && have != want {
+	have, known := l.reversePath()
+	if want := reversePathOf(p); known && have != want {
 		return fmt.Sprintf("ipv4.rp_filter is %d, not %d", have, want)
 	}
 	return ""
@@ -69,7 +69,7 @@ func (l link) reversePathFault(p fabric.Port) string {
 func (l link) settingFaults() []string {
 	var faults []string
 	for _, s := range settings {
-		if have, told := l.conf(s); told && have != s.value {
+		if have, known := l.conf(s); known && have != s.value {
 			faults = append(faults, fmt.Sprintf("%s is %d, not %d", s, have, s.value))
 		}
 	}
@@ -113,8 +113,8 @@ func encodeSpec(ae *netlink.AttributeEncoder, ipv6 bool, reversePath int32) {
 // that of all interfaces.
 func (l link) writeSettings(all *proxying) error {
 	for _, s := range settings {
-		have, told := l.conf(s)
-		if s.family != unix.AF_INET6 || !told || have == s.value {
+		have, known := l.conf(s)
+		if s.family != unix.AF_INET6 || !known || have == s.value {
 			continue
 		}
 		if err := writeSysctl("ipv6/conf/"+l.name+"/"+s.name, s.value); err != nil {
@@ -131,7 +131,7 @@ func (l link) writeSettings(all *proxying) error {
 	} {
 		// By default a proxy answers a guest that asks for a neighbour only after
 		// up to 0.8 s.
-		if on, told := l.conf(proxy.conf); told && (on != 0 || proxy.all) {
+		if on, known := l.conf(proxy.conf); known && (on != 0 || proxy.all) {
 			if err := writeSysctl(proxy.path+l.name+"/proxy_delay", 0); err != nil {
 				return err
 			}

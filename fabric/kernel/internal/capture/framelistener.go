@@ -41,7 +41,7 @@ func Listen(name string, index int32, mac fabric.MAC, heard chan<- string) (*Lis
 
 // Open calls tell, once, when a frame has come for which theirs returns true.
 // theirs gets as many of its first bytes as bytes says.
-func Open(index int32, bytes int, theirs func(frame []byte) bool, tell func(*Listener)) (*Listener, error) {
+func Open(index int32, bytes int, theirs func(frame []byte) bool, report func(*Listener)) (*Listener, error) {
 	f, err := Socket(index, unix.PACKET_IGNORE_OUTGOING)
 	if err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func Open(index int32, bytes int, theirs func(frame []byte) bool, tell func(*Lis
 		defer close(e.done)
 		defer f.Close() // after tell: closing takes the kernel some time
 		if e.wait(make([]byte, bytes), theirs) {
-			tell(e)
+			report(e)
 		}
 	}()
 	return e, nil
@@ -125,10 +125,10 @@ func SpeaksFrom(frame []byte, nic fabric.NIC) bool {
 		return false
 	}
 	body := frame[ethernetHeader:]
-	var claims []netip.Addr
+	var addresses []netip.Addr
 	add := func(at, size int) {
 		if a, ok := netip.AddrFromSlice(body[at:min(at+size, len(body))]); ok {
-			claims = append(claims, a)
+			addresses = append(addresses, a)
 		}
 	}
 	switch binary.BigEndian.Uint16(frame[12:]) {
@@ -137,7 +137,7 @@ func SpeaksFrom(frame []byte, nic fabric.NIC) bool {
 			return false
 		}
 		add(14, 4)
-		if claims[0].IsUnspecified() {
+		if addresses[0].IsUnspecified() {
 			add(24, 4)
 		}
 	case unix.ETH_P_IP:
@@ -154,11 +154,11 @@ func SpeaksFrom(frame []byte, nic fabric.NIC) bool {
 		if len(body) < 64 || body[6] != unix.IPPROTO_ICMPV6 {
 			break
 		}
-		if t := body[40]; t == advertisement || t == solicitation && claims[0].IsUnspecified() {
+		if t := body[40]; t == advertisement || t == solicitation && addresses[0].IsUnspecified() {
 			add(48, 16)
 		}
 	}
-	return slices.ContainsFunc(claims, func(a netip.Addr) bool {
+	return slices.ContainsFunc(addresses, func(a netip.Addr) bool {
 		return slices.ContainsFunc(nic.Prefixes(), func(p netip.Prefix) bool { return p.Contains(a) })
 	})
 }

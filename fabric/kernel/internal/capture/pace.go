@@ -15,13 +15,13 @@ const reaction = 5 * time.Millisecond
 // caught up. So it is behind by no more than all its silences of the last recordFor
 // together.
 type pace struct {
-	last     time.Time // when the last frame came from the guest
-	waiting  time.Time // when the first frame to the guest since then came; zero: none
-	silences []silent  // in their order
+	last    time.Time // when the last frame came from the guest
+	waiting time.Time // when the first frame to the guest since then came; zero: none
+	stalls  []stall   // in their order
 }
 
 // silent is a time in which frames waited for a guest and it sent none.
-type silent struct {
+type stall struct {
 	until time.Time
 	took  time.Duration
 }
@@ -39,21 +39,21 @@ func (p *pace) heard(at time.Time) {
 		return
 	}
 	if took := at.Sub(p.waiting); !p.waiting.IsZero() && took > reaction {
-		p.silences = append(p.silences, silent{at, min(took, recordFor)})
+		p.stalls = append(p.stalls, stall{at, min(took, recordFor)})
 	}
 	p.last, p.waiting = at, time.Time{}
-	old := slices.IndexFunc(p.silences, func(s silent) bool { return !s.until.Before(at.Add(-recordFor)) })
+	old := slices.IndexFunc(p.stalls, func(s stall) bool { return !s.until.Before(at.Add(-recordFor)) })
 	if old < 0 {
-		old = len(p.silences)
+		old = len(p.stalls)
 	}
-	p.silences = p.silences[old:]
+	p.stalls = p.stalls[old:]
 }
 
 // taken returns the time before which the guest has certainly taken all frames to
 // it.
 func (p *pace) taken() time.Time {
 	behind := reaction
-	for _, s := range p.silences {
+	for _, s := range p.stalls {
 		behind += s.took
 	}
 	return p.last.Add(-min(behind, recordFor))
