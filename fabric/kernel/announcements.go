@@ -192,7 +192,7 @@ func (s *announcements) astray() (all []route) {
 	return all
 }
 
-// takeUntold returns the announcements that the kernel dropped without a
+// takeUnnotified returns the announcements that the kernel dropped without a
 // notification, and forgets them.
 func (s *announcements) takeUnnotified() []route {
 	unnotified := slices.DeleteFunc(s.cache.unnotified, s.has)

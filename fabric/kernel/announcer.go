@@ -280,8 +280,8 @@ func (a *Announcer) Load(l rtnl.Listing) {
 	known.load(l)
 }
 
-// attend removes announcements that lead astray, and tells daemons of those that
-// the kernel dropped silently.
+// attend removes announcements that lead astray, and makes the kernel notify
+// daemons of those that it dropped silently.
 func (a *Announcer) attend() {
 	for {
 		select {
@@ -310,7 +310,7 @@ func (a *Announcer) straighten() {
 	}
 }
 
-// tell makes the kernel notify daemons of announcements that it dropped silently,
+// notifyDaemons makes the kernel notify daemons of announcements that it dropped silently,
 // by adding and removing each. A daemon that was not notified would go on
 // announcing them: BIRD until its next scan, FRR for ever.
 func (a *Announcer) notifyDaemons() {
@@ -327,37 +327,8 @@ func (a *Announcer) notifyDaemons() {
 		}
 	}
 	if err = errors.Join(err, a.withdraw(added)); err != nil {
-		a.log.Warn("tell of announcements that are gone", "err", err)
+		a.log.Warn("notify daemons of announcements that are gone", "err", err)
 	}
-}
-
-// troubles collects the errors of the single prefixes of a call.
-type prefixErrors struct {
-	verb  string
-	first error
-	more  int
-}
-
-func (t *prefixErrors) add(p netip.Prefix, err error) {
-	if t.first != nil {
-		t.more++
-		return
-	}
-	t.first = fmt.Errorf("%s %s: %w", t.verb, p, err)
-}
-
-// note adds an error that is about no prefix.
-func (t *prefixErrors) addOther(err error) {
-	if t.first == nil {
-		t.first = err
-	}
-}
-
-func (t *prefixErrors) err() error {
-	if t.more > 0 {
-		return fmt.Errorf("%w (and %d more prefixes)", t.first, t.more)
-	}
-	return t.first
 }
 
 var _ fabric.Announcer = (*Announcer)(nil)

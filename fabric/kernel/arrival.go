@@ -188,7 +188,7 @@ func (d *Dataplane) attend(p fabric.Port, index int32) {
 	}
 	text := ""
 	if err != nil {
-		text = fmt.Sprintf("what passes port %s is not heard: %v", p.Name, err)
+		text = fmt.Sprintf("frames of port %s are not listened to: %v", p.Name, err)
 	}
 	d.conditions.set("hear "+p.Name, text)
 }

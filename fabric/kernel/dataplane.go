@@ -365,7 +365,7 @@ func (d *Dataplane) ensureLink(p fabric.Port) (l link, fresh bool, err error) {
 	return l, true, err
 }
 
-// claim returns an error if an existing link may not become the port.
+// checkTakeover returns an error if an existing link may not become the port.
 func (d *Dataplane) checkTakeover(p fabric.Port, l link) error {
 	cluster, vm, index, marked := fabric.ParseAlias(l.alias)
 	switch {
@@ -518,9 +518,9 @@ func (d *Dataplane) carryOut(l link, changes []change, questions ...netlink.Mess
 	return answers, nil
 }
 
-// quieten removes the link-local address that the kernel gives a link when somebody
+// removeLinkLocal removes the link-local address that the kernel gives a link when somebody
 // else brings it up: the port may have only the gateway's. The owner may bring the
-// link up at any moment, so quieten acts even while it is down: it sets the mode in
+// link up at any moment, so removeLinkLocal acts even while it is down: it sets the mode in
 // which the kernel adds no address, then removes those that came before.
 func (d *Dataplane) removeLinkLocal(p fabric.Port, l *link) error {
 	theirs := p.NIC.Kind == fabric.Adopt && l.alias != p.Alias()
@@ -589,7 +589,7 @@ func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []chang
 		}
 		if !there || had.metric == r.metric {
 			delete(have, r.place())
-		} // else the old route stands beside the new one, and last removes it
+		} // else the kernel has the old route beside the new one, and last removes it
 	}
 	// Neighbours come before the routes, so that the kernel asks nobody for them.
 	if len(first)+len(routes) > 0 || !sameNeighbours(p, was) || d.watch.cache.lacksNeighbours(l.index) {
@@ -626,7 +626,7 @@ func lookups(p fabric.Port, index int32) (msgs []netlink.Message) {
 	return msgs
 }
 
-// unrivalled returns an error if the kernel uses a route of somebody else's in the
+// checkCompeting returns an error if the kernel uses a route of somebody else's in the
 // place of one to the port. used has the answers to [lookups], or none.
 func (d *Dataplane) checkCompeting(ctx context.Context, p fabric.Port, l link, used []rtnl.Answer) error {
 	if p.Incoming {

@@ -132,9 +132,9 @@ func TestProxyDelay(t *testing.T) {
 	require.NoError(t, d.Remove(t.Context(), "web_net0"))
 }
 
-// TestRivalRoute: a route of somebody else's that comes before ours is told of
+// TestCompetingRoute: a route of somebody else's that comes before ours is reported
 // until it is gone; an announcement of ours beside it never.
-func TestRivalRoute(t *testing.T) {
+func TestCompetingRoute(t *testing.T) {
 	d := open(t)
 	nic := fabric.NIC{Addresses: addrs("203.0.113.10", "2001:db8:100::10")}
 	require.NoError(t, d.Put(t.Context(), port("web", nic)))

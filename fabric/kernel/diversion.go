@@ -179,7 +179,7 @@ func (d *Dataplane) Diverted(context.Context) ([]netip.Prefix, error) {
 	return prefixes, nil
 }
 
-// resend sends the frames that the guests may not have taken to the node where they
+// replay sends the frames that the guests may not have taken to the node where they
 // run, and counts them in done.
 func (d *Dataplane) replay(ctx context.Context, ports []fabric.Port, diverted []netip.Prefix, to fabric.Node, called time.Time, done *fabric.Diversion) error {
 	buffers := d.moves.replayBuffers(ports)
@@ -222,7 +222,7 @@ func (d *Dataplane) replay(ctx context.Context, ports []fabric.Port, diverted []
 	return failed
 }
 
-// resendFrame sends a frame. hops caches the way to the node by the type of frame;
+// replayFrame sends a frame. hops caches the way to the node by the type of frame;
 // a hop without a link says that there is none.
 func (d *Dataplane) replayFrame(ctx context.Context, out *capture.Sender, hops map[uint16]capture.Hop, f capture.Frame, to fabric.Node) error {
 	typ := f.Type()

@@ -233,7 +233,7 @@ func TestMovesLeaveNothingOpen(t *testing.T) {
 		if remove {
 			fds := open()
 			require.NoError(t, d.Remove(t.Context(), p.Name))
-			assert.Equal(t, fds-2, open(), "the recorder's and the ear's are closed")
+			assert.Equal(t, fds-2, open(), "the replay buffer's and the frame listener's are closed")
 		}
 		require.NoError(t, d.Close())
 	}

@@ -214,7 +214,7 @@ func TestFIBAdopts(t *testing.T) {
 	eventuallyLearned(t, sorted(all, through(node2, late)))
 	f.Remove(late)
 	eventuallyLearned(t, all)
-	f.Remove(more[0]) // told to be gone before everything is told
+	f.Remove(more[0]) // withdrawn before everything is learned
 	eventuallyLearned(t, through(node2, guests[0], guests[1], more[1]))
 	put(f, node3, guests[0])
 	eventuallyLearned(t, sorted(through(node3, guests[0]), through(node2, guests[1], more[1])))
@@ -269,7 +269,7 @@ func TestFIBForeign(t *testing.T) {
 	assert.Equal(t, 2, strings.Count(theirs(), "metric 50"), "those stay")
 }
 
-// TestFIBUnreachable: a next hop that is no neighbour is told of and tried
+// TestFIBUnreachable: a next hop that is no neighbour is reported and tried
 // again; others do not wait for it.
 func TestFIBUnreachable(t *testing.T) {
 	up := underlay(t)

@@ -138,7 +138,7 @@ func (r *fibRoutes) touchAll() {
 	}
 }
 
-// mistrust makes have stale, so that the routes are listed anew.
+// markStale makes have stale, so that the routes are listed anew.
 func (r *fibRoutes) markStale() {
 	r.stale = true
 	r.wake.Send()

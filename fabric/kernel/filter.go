@@ -328,7 +328,7 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 }
 
 // setArriving queues on c the changes to the chains of ports whose guests are about
-// to arrive. standing says that the table is there already, and not made anew.
+// to arrive. intact says that the table is there already, and not made anew.
 func (f *filter) setArriving(c *nftables.Conn, list map[string][]netip.Prefix, intact bool) (changed bool, err error) {
 	have, want := f.arriving, list
 	if want == nil {
@@ -383,7 +383,7 @@ func (f *filter) setArriving(c *nftables.Conn, list map[string][]netip.Prefix, i
 	return changed, nil
 }
 
-// arrivingStand reports whether the chains of arriving guests are as they were
+// arrivingIntact reports whether the chains of arriving guests are as they were
 // made.
 func (f *filter) arrivingIntact(c *nftables.Conn) bool {
 	if !f.known {

@@ -70,7 +70,7 @@ func newGuest(t *testing.T, d *kernel.Dataplane, vm string, a map[bool]netip.Add
 	return g
 }
 
-// pings tells whether one of some echo requests is answered.
+// pings reports whether one of some echo requests is answered.
 func pings(t *testing.T, from *space, to netip.Addr) bool {
 	t.Helper()
 	return in(from, func() error {
@@ -129,7 +129,7 @@ func serve(t *testing.T, s *space, a netip.Addr, number uint16) {
 	}))
 }
 
-// reaches tells whether a service answers. Where it may not, nothing is judged
+// reaches reports whether a service answers. Where it may not, nothing is judged
 // by how long that takes: one that answers does so well before.
 func reaches(s *space, network string, a netip.Addr, number uint16) bool {
 	return in(s, func() error {

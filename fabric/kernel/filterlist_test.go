@@ -64,7 +64,7 @@ func TestArrivingListed(t *testing.T) {
 	assert.Len(t, f.arriving, 2)
 }
 
-// TestNeighbourTable: small and nearly full tables are told of.
+// TestNeighbourTable: small and nearly full tables are reported.
 func TestNeighbourTable(t *testing.T) {
 	for _, family := range []neighbourTable{{family: "IPv4", name: "ipv4"}, {family: "IPv6", name: "ipv6"}} {
 		small, full, fine := family, family, family

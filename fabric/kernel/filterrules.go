@@ -174,7 +174,7 @@ func (r *ruleset) rebuild(c *nftables.Conn) error {
 // elementsAtOnce is how many elements fit into one netlink message.
 const elementsAtOnce = 1000
 
-// standing reports whether the kernel has the table as it should be.
+// intact reports whether the kernel has the table as it should be.
 func (r *ruleset) intact(c *nftables.Conn) bool {
 	if t, err := c.ListTableOfFamily(tableName, r.table.Family); err != nil || t == nil {
 		return false

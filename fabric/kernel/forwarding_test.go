@@ -180,7 +180,7 @@ func diagnosed(t *testing.T, d *kernel.Dataplane, want ...string) {
 }
 
 // TestForwardingIsWatched: what others do to rules is noticed, and so is what
-// nobody tells of once something is in the way; nothing that our own trials do is.
+// comes without a notification once something is in the way; nothing that our own trials do is.
 func TestForwardingIsWatched(t *testing.T) {
 	newMoveLab(t)
 	d := openForwarding(t)
@@ -249,7 +249,7 @@ func TestForwardingLegacy(t *testing.T) {
 }
 
 // TestForwardingLeftovers: what a process left that was killed in a trial is gone
-// when the next one starts; a link of that name that is not ours stays, and is told of.
+// when the next one starts; a link of that name that is not ours stays, and is reported.
 func TestForwardingLeftovers(t *testing.T) {
 	newMoveLab(t)
 	ipIn(t, nil, "link add fabric_net147 type veth peer name fabric_peer147", "link set fabric_net147 alias vmfabric-trial", "link set fabric_net147 up",

@@ -34,7 +34,7 @@ func (d *Dataplane) Links() *Links {
 func (l *Links) Changed() <-chan struct{} { return l.changed }
 
 // Take returns the names of the links that came, went or changed since the last
-// call. If missed is true, any other link may have changed, too.
+// call. If incomplete is true, any other link may have changed, too.
 func (l *Links) Take() (names []string, incomplete bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

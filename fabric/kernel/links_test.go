@@ -15,7 +15,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 )
 
-// await takes names until one of them is told.
+// await takes names until it is among them.
 func await(t *testing.T, l *kernel.Links, name string) {
 	t.Helper()
 	deadline := time.After(20 * time.Second)
@@ -26,7 +26,7 @@ func await(t *testing.T, l *kernel.Links, name string) {
 				return
 			}
 		case <-deadline:
-			require.FailNow(t, "not told", name)
+			require.FailNow(t, "no change of it", name)
 		}
 	}
 }
@@ -70,7 +70,7 @@ func TestLinksAreFollowed(t *testing.T) {
 }
 
 // TestLinkFoundWithoutCarrier: its owner had it in use before, so a guest that
-// starts again is told from one that has died.
+// starts again differs from one that has died.
 func TestLinkFoundWithoutCarrier(t *testing.T) {
 	require.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "web_net0"}, PeerName: "web_peer0"}))
 	t.Cleanup(func() {

@@ -277,7 +277,7 @@ func (g *fakeGuest) run() {
 
 // takeNowAndThen has a guest that does not run take up to so many frames, and
 // answer the requests among them, after each of several pauses, in each of which
-// more than that come. It tells how many wait at the end, at least.
+// more than that come. It returns how many wait at the end, at least.
 func (g *fakeGuest) takeNowAndThen(t *testing.T, times int, pause time.Duration, atOnce int) (waiting int) {
 	t.Helper()
 	buf := make([]byte, 1<<16)

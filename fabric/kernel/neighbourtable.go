@@ -27,7 +27,7 @@ const (
 	nearlyFull                         = 80 // percent
 )
 
-// trouble returns the fault of the table on a node with so many ports, or "".
+// fault returns the fault of the table on a node with so many ports, or "".
 func (t neighbourTable) fault(ports int) string {
 	need := neighboursOfNode + neighboursOfPort*ports
 	wayOut := fmt.Sprintf("raise net.%s.neigh.default.gc_thresh1, 2 and 3 as packaging's 90-vmfabric.conf has them (sysctl -p /etc/sysctl.d/90-vmfabric.conf)", t.name)

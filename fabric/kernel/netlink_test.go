@@ -14,7 +14,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 )
 
-// subscriptions counts the sockets that rtnetlink tells of changes.
+// subscriptions counts the sockets that rtnetlink notifies of changes.
 func subscriptions(t *testing.T) (n int) {
 	t.Helper()
 	b, err := os.ReadFile("/proc/thread-self/net/netlink")

@@ -67,8 +67,8 @@ type route struct {
 	metric uint32
 }
 
-// announces reports whether a route is an announcement: it stands beside the route
-// to the port, for a routing daemon to read.
+// announces reports whether a route is an announcement: the kernel has it beside
+// the route to the port, for a routing daemon to read.
 func (r route) announces() bool {
 	return r.proto == routeProtocol && r.metric > 0 && r.metric < fabric.PortMetric
 }
@@ -286,7 +286,7 @@ func (m *netlinkCache) lacksNeighbours(index int32) bool {
 	return l != nil && len(l.neighbours) > 0
 }
 
-// unrivalled notes that the kernel uses our route to a prefix.
+// noneCompetes notes that the kernel uses our route to a prefix.
 func (m *netlinkCache) noneCompetes(index int32, p netip.Prefix) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -65,7 +65,7 @@ func TestNextHop(t *testing.T) {
 					select {
 					case <-d.Changed():
 					case <-bound:
-						require.Fail(t, "not told")
+						require.Fail(t, "not notified")
 					}
 				}
 			}

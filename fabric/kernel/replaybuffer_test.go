@@ -48,9 +48,9 @@ func checksummed(p []byte) bool {
 	return sum == 0xffff
 }
 
-// TestResendBare: over a link whose frames have no header, and with checksums
+// TestReplayBare: over a link whose frames have no header, and with checksums
 // that the sender had left to its link.
-func TestResendBare(t *testing.T) {
+func TestReplayBare(t *testing.T) {
 	bothFamilies(t, func(t *testing.T, v4 bool) {
 		lab := newMoveLab(t)
 		d := open(t)
@@ -198,9 +198,9 @@ func connects(t *testing.T, from, to *space, v4 bool) (conn, peer net.Conn) {
 	return conn, peer
 }
 
-// TestResendTCP: the segments of a connection that were under way when its guest
+// TestReplayTCP: the segments of a connection that were under way when its guest
 // stopped, of 64 KiB each and without a checksum, arrive cut and checksummed.
-func TestResendTCP(t *testing.T) {
+func TestReplayTCP(t *testing.T) {
 	bothFamilies(t, func(t *testing.T, v4 bool) {
 		lab := newMoveLab(t)
 		d := open(t)

@@ -20,7 +20,7 @@ type routeCache struct {
 	via    map[int32]map[netip.Prefix]bool // the prefixes of a link's routes
 	addrs  map[int32]map[netip.Addr]bool   // the IPv4 addresses of each link
 
-	// untold are announcements that the kernel dropped with a link's last IPv4
+	// unnotified are announcements that the kernel dropped with a link's last IPv4
 	// address, while the link is up. It notified nobody of them, so no daemon
 	// knows.
 	unnotified []route

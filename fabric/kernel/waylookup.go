@@ -29,7 +29,7 @@ func newWayLookup(cfg Config) wayLookup {
 }
 
 // fault returns the text of a fault if guests of a family have no way out, or "".
-// An error says that the kernel did not tell.
+// An error says that the kernel did not answer.
 func (w *wayLookup) fault(guest netip.Addr) (string, error) {
 	family := familyOf(guest)
 	asked := []netip.Addr{remotes[family]}

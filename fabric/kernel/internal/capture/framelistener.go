@@ -16,7 +16,7 @@ import (
 // Listener listens at a link for the first frame of a guest.
 type Listener struct {
 	Index int32
-	MAC   fabric.MAC // the guest's MAC, if [Listen] was told it; zero: any
+	MAC   fabric.MAC // the guest's MAC, if [Listen] was given it; zero: any
 	file  *os.File
 	stop  chan struct{}
 	done  chan struct{}
@@ -39,7 +39,7 @@ func Listen(name string, index int32, mac fabric.MAC, heard chan<- string) (*Lis
 	return e, err
 }
 
-// Open calls tell, once, when a frame has come for which theirs returns true.
+// Open calls report, once, when a frame has come for which theirs returns true.
 // theirs gets as many of its first bytes as bytes says.
 func Open(index int32, bytes int, theirs func(frame []byte) bool, report func(*Listener)) (*Listener, error) {
 	f, err := Socket(index, unix.PACKET_IGNORE_OUTGOING)
@@ -49,7 +49,7 @@ func Open(index int32, bytes int, theirs func(frame []byte) bool, report func(*L
 	e := &Listener{Index: index, file: f, stop: make(chan struct{}), done: make(chan struct{})}
 	go func() {
 		defer close(e.done)
-		defer f.Close() // after tell: closing takes the kernel some time
+		defer f.Close() // after report: closing takes the kernel some time
 		if e.wait(make([]byte, bytes), theirs) {
 			report(e)
 		}
@@ -85,7 +85,7 @@ func (e *Listener) wait(frame []byte, theirs func([]byte) bool) (came bool) {
 	return err == nil && came
 }
 
-// Close ends the listening, and waits for tell to return.
+// Close ends the listening, and waits for report to return.
 func (e *Listener) Close() {
 	close(e.stop)
 	e.file.Close() // the goroutine may have closed it already

@@ -10,17 +10,17 @@ import (
 const reaction = 5 * time.Millisecond
 
 // pace estimates how far behind a guest may be with the frames to it. A guest whose
-// node has no processor for it for a while is silent, and the frames to it wait in
-// its queue. Then it begins with the oldest, and may be silent again before it has
-// caught up. So it is behind by no more than all its silences of the last recordFor
-// together.
+// node has no processor for it for a while stalls: it sends nothing, and the frames
+// to it wait in its queue. Then it begins with the oldest, and may stall again
+// before it has caught up. So it is behind by no more than all its stalls of the
+// last recordFor together.
 type pace struct {
 	last    time.Time // when the last frame came from the guest
 	waiting time.Time // when the first frame to the guest since then came; zero: none
 	stalls  []stall   // in their order
 }
 
-// silent is a time in which frames waited for a guest and it sent none.
+// stall is a time in which frames waited for a guest and it sent none.
 type stall struct {
 	until time.Time
 	took  time.Duration

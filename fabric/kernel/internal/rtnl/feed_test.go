@@ -13,13 +13,13 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
-// view counts what it is told.
+// view counts its calls.
 type view struct {
 	mu            sync.Mutex
 	applied       int // notifications of links
 	loads         int
 	last          rtnl.Listing
-	early         bool          // told before it was loaded
+	early         bool          // a notification came before it was loaded
 	before, until chan struct{} // Apply closes the one, once, and waits for the other
 }
 

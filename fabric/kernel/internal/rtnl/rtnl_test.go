@@ -93,7 +93,7 @@ func TestCatchUp(t *testing.T) {
 	c := dial(t)
 	e, err := rtnl.Subscribe(unix.RTNLGRP_LINK)
 	require.NoError(t, err)
-	var seen atomic.Int64 // the kernel may tell more of the link at any time
+	var seen atomic.Int64 // the kernel may notify of more of the link at any time
 	var receiving sync.WaitGroup
 	receiving.Go(func() {
 		for {
