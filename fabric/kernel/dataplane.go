@@ -145,9 +145,8 @@ func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
 	if err := d.watch.feed.CatchUp(ctx); err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
-	m := d.watch.cache
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m, done := d.watch.cache.open()
+	defer done()
 	states := make([]fabric.PortState, 0, len(m.links))
 	for _, l := range m.links {
 		p, known := d.ports.get(l.name)

@@ -128,7 +128,7 @@ func (m *moves) record(name string, index int32) error {
 	return m.openBuffer(name, index)
 }
 
-// startRecording opens a replay buffer. The caller holds m.mu.
+// openBuffer opens a replay buffer. The caller holds m.mu.
 func (m *moves) openBuffer(name string, index int32) error {
 	r, err := capture.Record(index)
 	if err == nil {
@@ -150,7 +150,7 @@ func (m *moves) dropBuffer(name string) {
 	}
 }
 
-// recording returns the replay buffers of the ports that have one.
+// replayBuffers returns the replay buffers of the ports that have one.
 func (m *moves) replayBuffers(ports []fabric.Port) []*capture.Buffer {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -14,11 +14,23 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
-// netlinkCache has the fabric's links, addresses and routes in the kernel.
+// netlinkCache has the ports and their addresses and routes in the kernel.
 // Notifications keep it up to date, so that neither an attach nor a look at all
 // ports has to list the whole node.
 type netlinkCache struct {
-	mu     sync.Mutex
+	mu    sync.Mutex
+	ports portLinks
+}
+
+// open locks the cache for the caller, until it calls done.
+func (c *netlinkCache) open() (p *portLinks, done func()) {
+	c.mu.Lock()
+	return &c.ports, c.mu.Unlock
+}
+
+// portLinks are the links that are marked as ports, or once were. A goroutine that
+// has them, by [netlinkCache.open], has them alone.
+type portLinks struct {
 	links  map[int32]*cachedLink
 	byName map[string]int32
 	owner  map[place]int32 // the link of each route of the fabric
@@ -74,20 +86,20 @@ func (r route) announces() bool {
 }
 
 func newNetlinkCache() *netlinkCache {
-	m := &netlinkCache{}
-	m.reset()
-	return m
+	c := &netlinkCache{}
+	c.ports.reset()
+	return c
 }
 
-func (m *netlinkCache) reset() {
+func (m *portLinks) reset() {
 	m.links, m.byName, m.owner = map[int32]*cachedLink{}, map[string]int32{}, map[place]int32{}
 	m.early = map[int32][]netip.Addr{}
 }
 
 // load fills the netlink cache from a listing; with first, for the first time.
-func (m *netlinkCache) load(l rtnl.Listing, first bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (c *netlinkCache) load(l rtnl.Listing, first bool) {
+	m, done := c.open()
+	defer done()
 	before := m.links
 	m.reset()
 	for _, part := range [][]netlink.Message{l.Links, l.Addresses, l.Routes[routeProtocol]} {
@@ -107,8 +119,8 @@ func (m *netlinkCache) load(l rtnl.Listing, first bool) {
 }
 
 // apply updates the cache by a notification or a part of a listing. It returns the
-// names of the links that are concerned. The caller holds m.mu.
-func (m *netlinkCache) apply(msg netlink.Message) []string {
+// names of the links that are concerned.
+func (m *portLinks) apply(msg netlink.Message) []string {
 	switch msg.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		l, err := parseLink(msg.Data)
@@ -141,7 +153,7 @@ func (m *netlinkCache) apply(msg netlink.Message) []string {
 	return nil
 }
 
-func (m *netlinkCache) applyLink(l link, gone bool) []string {
+func (m *portLinks) applyLink(l link, gone bool) []string {
 	have := m.links[l.index]
 	_, _, _, ours := fabric.ParseAlias(l.alias)
 	switch {
@@ -188,9 +200,9 @@ func (m *netlinkCache) applyLink(l link, gone bool) []string {
 
 // added notes an address that the kernel has accepted. For an IPv6 address, the
 // notification comes only later, out of a work queue.
-func (m *netlinkCache) added(index int32, a netip.Addr) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (c *netlinkCache) added(index int32, a netip.Addr) {
+	m, done := c.open()
+	defer done()
 	if l := m.links[index]; l != nil {
 		l.addrs[a] = true
 	} else {
@@ -200,7 +212,7 @@ func (m *netlinkCache) added(index int32, a netip.Addr) {
 
 // flush4 forgets the IPv4 routes of a link that went down or lost its last IPv4
 // address: the kernel drops them without a notification.
-func (m *netlinkCache) flush4(l *cachedLink) {
+func (m *portLinks) flush4(l *cachedLink) {
 	for at := range l.routes {
 		if at.prefix.Addr().Is4() {
 			delete(l.routes, at)
@@ -218,7 +230,7 @@ func (l *cachedLink) hasIPv4() bool {
 	return false
 }
 
-func (m *netlinkCache) applyRoute(r route, msg netlink.Message) []string {
+func (m *portLinks) applyRoute(r route, msg netlink.Message) []string {
 	index, ours := m.owner[r.place()]
 	var names []string
 	drop := func() {
@@ -260,9 +272,9 @@ func (m *netlinkCache) applyRoute(r route, msg netlink.Message) []string {
 }
 
 // seen returns copies of a link's addresses and routes.
-func (m *netlinkCache) seen(index int32) (addrs map[netip.Addr]bool, routes map[place]route, competing map[netip.Prefix]route) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (c *netlinkCache) seen(index int32) (addrs map[netip.Addr]bool, routes map[place]route, competing map[netip.Prefix]route) {
+	m, done := c.open()
+	defer done()
 	if l := m.links[index]; l != nil {
 		return maps.Clone(l.addrs), maps.Clone(l.routes), maps.Clone(l.competing)
 	}
@@ -270,26 +282,26 @@ func (m *netlinkCache) seen(index int32) (addrs map[netip.Addr]bool, routes map[
 }
 
 // knows reports whether there is a link of a name in the cache.
-func (m *netlinkCache) knows(name string) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (c *netlinkCache) knows(name string) bool {
+	m, done := c.open()
+	defer done()
 	_, known := m.byName[name]
 	return known
 }
 
 // lacksNeighbours reports whether the last check found that neighbours of a link
 // are missing.
-func (m *netlinkCache) lacksNeighbours(index int32) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (c *netlinkCache) lacksNeighbours(index int32) bool {
+	m, done := c.open()
+	defer done()
 	l := m.links[index]
 	return l != nil && len(l.neighbours) > 0
 }
 
 // noneCompetes notes that the kernel uses our route to a prefix.
-func (m *netlinkCache) noneCompetes(index int32, p netip.Prefix) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (c *netlinkCache) noneCompetes(index int32, p netip.Prefix) {
+	m, done := c.open()
+	defer done()
 	if l := m.links[index]; l != nil {
 		delete(l.competing, p)
 	}
@@ -297,9 +309,9 @@ func (m *netlinkCache) noneCompetes(index int32, p netip.Prefix) {
 
 // put notes that a port was put on a link, so that its neighbours were made. It
 // reports whether the port had its guest before this process.
-func (m *netlinkCache) put(index int32) (here bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (c *netlinkCache) put(index int32) (here bool) {
+	m, done := c.open()
+	defer done()
 	l := m.links[index]
 	if l == nil {
 		return false

@@ -81,9 +81,9 @@ func (v *verifier) verify(name string, all map[int32][]neighbour) bool {
 	if last, still := v.ports.lastPut(name); wanted && !(idle && still && put == last) {
 		return false // a Put came between; the next round looks again
 	}
-	v.cache.mu.Lock()
-	defer v.cache.mu.Unlock()
-	if m := v.cache.links[l.index]; m != nil {
+	cached, done := v.cache.open()
+	defer done()
+	if m := cached.links[l.index]; m != nil {
 		m.settings, m.conf4 = faults, l.conf4
 		if all != nil {
 			m.neighbours = neighbours

@@ -72,13 +72,13 @@ func (w *watcher) close() error {
 
 // Apply implements [rtnl.View].
 func (w *watcher) Apply(msgs []netlink.Message) {
-	w.cache.mu.Lock()
+	cached, done := w.cache.open()
 	var names, links []string
 	hops, ways := false, false
 	for _, m := range msgs {
 		ways = ways || w.d.waysOut.concerns(m)
 		if m.Header.Type == unix.RTM_NEWNETCONF {
-			names = append(names, w.reconfigured(m.Data)...)
+			names = append(names, w.reconfigured(cached, m.Data)...)
 			continue
 		}
 		if m.Header.Type == unix.RTM_DELRULE {
@@ -86,15 +86,15 @@ func (w *watcher) Apply(msgs []netlink.Message) {
 			continue
 		}
 		hops = w.d.hops.apply(m) || hops
-		concerned := w.cache.apply(m)
+		concerned := cached.apply(m)
 		names = append(names, concerned...)
 		if isLink(m) {
 			links = append(links, concerned...)
 		}
 	}
-	flaps := w.cache.flaps
-	w.cache.flaps = nil
-	w.cache.mu.Unlock()
+	flaps := cached.flaps
+	cached.flaps = nil
+	done()
 	for _, f := range flaps {
 		w.d.moves.carrier(f.name, f.index, f.up)
 	}
@@ -124,8 +124,8 @@ func (w *watcher) Load(l rtnl.Listing) {
 }
 
 // reconfigured returns the port whose setting a notification is about
-// (RTM_NEWNETCONF). inspect reads the value. The caller holds w.cache.mu.
-func (w *watcher) reconfigured(data []byte) []string {
+// (RTM_NEWNETCONF). inspect reads the value.
+func (w *watcher) reconfigured(cached *portLinks, data []byte) []string {
 	const sizeofNetconfmsg, attrIndex = 4, 1
 	if len(data) < sizeofNetconfmsg {
 		return nil
@@ -140,7 +140,7 @@ func (w *watcher) reconfigured(data []byte) []string {
 		}
 		index := int32(binary.NativeEndian.Uint32(ad.Bytes()))
 		w.d.forwarding.reconfigured(index)
-		if l := w.cache.links[index]; l != nil {
+		if l := cached.links[index]; l != nil {
 			l.settings = nil
 			w.suspects.addSettings(l.name)
 			return []string{l.name}
@@ -190,14 +190,14 @@ func (w *watcher) inspect() {
 
 // anyFaulty reports whether one of the ports is not as it was put.
 func (w *watcher) anyFaulty(names map[string]bool) bool {
-	w.cache.mu.Lock()
-	defer w.cache.mu.Unlock()
+	cached, done := w.cache.open()
+	defer done()
 	for name := range names {
 		p, settled := w.d.ports.settled(name)
 		if !settled {
 			continue // the end of a Put makes it a suspect again
 		}
-		l := w.cache.links[w.cache.byName[name]]
+		l := cached.links[cached.byName[name]]
 		if l == nil || len(w.d.faults(p, l)) > 0 {
 			return true
 		}

@@ -140,9 +140,9 @@ func (w *waysOut) list() (faults []fabric.ForwardingFault) {
 
 // anyPort returns a port that is up, and an address of a family that its guest has,
 // or zero values.
-func (m *netlinkCache) anyPort(v6 bool) (index int32, guest netip.Addr) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (c *netlinkCache) anyPort(v6 bool) (index int32, guest netip.Addr) {
+	m, done := c.open()
+	defer done()
 	for i, l := range m.links {
 		if _, _, _, ours := fabric.ParseAlias(l.alias); !ours || !l.up() {
 			continue
