@@ -23,12 +23,30 @@ type moves struct {
 
 	asking sync.WaitGroup
 
-	mu        sync.Mutex
+	mu    sync.Mutex
+	ports movingPorts
+}
+
+// open locks what is open for the ports for the caller, until it calls done.
+func (m *moves) open() (p *movingPorts, done func()) {
+	m.mu.Lock()
+	return &m.ports, m.mu.Unlock
+}
+
+// movingPorts has what is open for ports whose guests move, by the ports' names. A
+// goroutine that has it, by [moves.open], has it alone.
+type movingPorts struct {
 	closed    bool
 	listeners map[string]*capture.Listener
 	presences map[string]*presenceDetection
 	buffers   map[string]*capture.Buffer
 	sender    *capture.Sender
+}
+
+func newMovingPorts() movingPorts {
+	return movingPorts{
+		listeners: map[string]*capture.Listener{}, presences: map[string]*presenceDetection{}, buffers: map[string]*capture.Buffer{},
+	}
 }
 
 // heardAtOnce is how many names of ports the channel of [fabric.Mover.Heard] holds.
@@ -40,32 +58,29 @@ func newMoves(changed func(), introduce func(fabric.NIC, int32)) (*moves, error)
 	if err != nil {
 		return nil, err
 	}
-	return &moves{
-		rtnl: r, heard: make(chan string, heardAtOnce), changed: changed, introduce: introduce,
-		listeners: map[string]*capture.Listener{}, presences: map[string]*presenceDetection{}, buffers: map[string]*capture.Buffer{},
-	}, nil
+	return &moves{rtnl: r, heard: make(chan string, heardAtOnce), changed: changed, introduce: introduce, ports: newMovingPorts()}, nil
 }
 
 func (m *moves) close() error {
-	m.mu.Lock()
-	m.closed = true
-	listeners, buffers, sender := slices.Collect(maps.Values(m.listeners)), m.buffers, m.sender
-	for _, s := range m.presences {
+	p, done := m.open()
+	last := *p
+	*p = newMovingPorts()
+	p.closed = true
+	listeners := slices.Collect(maps.Values(last.listeners))
+	for _, s := range last.presences {
 		listeners = append(listeners, s.end())
 	}
-	m.listeners, m.buffers, m.sender = map[string]*capture.Listener{}, map[string]*capture.Buffer{}, nil
-	clear(m.presences)
-	m.mu.Unlock()
+	done()
 	for _, e := range listeners {
 		closeListener(e)
 	}
 	m.asking.Wait()
-	for _, r := range buffers {
+	for _, r := range last.buffers {
 		r.Close()
 	}
 	var err error
-	if sender != nil {
-		err = sender.Close()
+	if last.sender != nil {
+		err = last.sender.Close()
 	}
 	return errors.Join(err, m.rtnl.Close())
 }
@@ -74,27 +89,27 @@ func (m *moves) close() error {
 // port is now, and closes it once the port is not incoming. A replay buffer of the
 // port follows it to a new link.
 func (m *moves) attend(p fabric.Port, index int32) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closed {
+	open, done := m.open()
+	defer done()
+	if open.closed {
 		return nil
 	}
 	var errs []error
-	if r := m.buffers[p.Name]; r != nil && r.Index != index {
+	if r := open.buffers[p.Name]; r != nil && r.Index != index {
 		r.Close()
-		delete(m.buffers, p.Name)
-		errs = append(errs, m.openBuffer(p.Name, index))
+		delete(open.buffers, p.Name)
+		errs = append(errs, open.record(p.Name, index))
 	}
-	have := m.listeners[p.Name]
+	have := open.listeners[p.Name]
 	if have != nil && (!p.Incoming || have.Index != index || have.MAC != p.NIC.MAC) {
 		have.Close()
-		delete(m.listeners, p.Name)
+		delete(open.listeners, p.Name)
 		have = nil
 	}
 	if have == nil && p.Incoming {
 		e, err := capture.Listen(p.Name, index, p.NIC.MAC, m.heard)
 		if err == nil {
-			m.listeners[p.Name] = e
+			open.listeners[p.Name] = e
 		}
 		errs = append(errs, err)
 	}
@@ -103,60 +118,61 @@ func (m *moves) attend(p fabric.Port, index int32) error {
 
 // leave closes the listeners and the replay buffer of a removed port.
 func (m *moves) leave(name string) {
-	m.mu.Lock()
-	if e := m.listeners[name]; e != nil {
+	open, done := m.open()
+	if e := open.listeners[name]; e != nil {
 		e.Close()
-		delete(m.listeners, name)
+		delete(open.listeners, name)
 	}
 	var listening *capture.Listener
-	if s := m.presences[name]; s != nil {
+	if s := open.presences[name]; s != nil {
 		listening = s.end()
-		delete(m.presences, name)
+		delete(open.presences, name)
 	}
-	m.dropBuffer(name)
-	m.mu.Unlock()
+	open.dropBuffer(name)
+	done()
 	closeListener(listening)
 }
 
 func (m *moves) record(name string, index int32) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if r := m.buffers[name]; m.closed || r != nil && r.Index == index {
+	open, done := m.open()
+	defer done()
+	if r := open.buffers[name]; open.closed || r != nil && r.Index == index {
 		return nil
 	}
-	m.dropBuffer(name)
-	return m.openBuffer(name, index)
+	open.dropBuffer(name)
+	return open.record(name, index)
 }
 
-// openBuffer opens a replay buffer. The caller holds m.mu.
-func (m *moves) openBuffer(name string, index int32) error {
+// record opens a replay buffer.
+func (p *movingPorts) record(name string, index int32) error {
 	r, err := capture.Record(index)
 	if err == nil {
-		m.buffers[name] = r
+		p.buffers[name] = r
 	}
 	return err
 }
 
 func (m *moves) closeBuffer(name string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.dropBuffer(name)
+	open, done := m.open()
+	defer done()
+	open.dropBuffer(name)
 }
 
-func (m *moves) dropBuffer(name string) {
-	if r := m.buffers[name]; r != nil {
+// dropBuffer closes the replay buffer of a port, if it has one.
+func (p *movingPorts) dropBuffer(name string) {
+	if r := p.buffers[name]; r != nil {
 		r.Close()
-		delete(m.buffers, name)
+		delete(p.buffers, name)
 	}
 }
 
 // replayBuffers returns the replay buffers of the ports that have one.
 func (m *moves) replayBuffers(ports []fabric.Port) []*capture.Buffer {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	open, done := m.open()
+	defer done()
 	var all []*capture.Buffer
 	for _, p := range ports {
-		if r := m.buffers[p.Name]; r != nil {
+		if r := open.buffers[p.Name]; r != nil {
 			all = append(all, r)
 		}
 	}
@@ -166,11 +182,11 @@ func (m *moves) replayBuffers(ports []fabric.Port) []*capture.Buffer {
 // openSender returns the socket for sending. It opens it at the first call. Once
 // the moves are closed, it returns nil if none was open.
 func (m *moves) openSender() (*capture.Sender, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	open, done := m.open()
+	defer done()
 	var err error
-	if m.sender == nil && !m.closed {
-		m.sender, err = capture.NewSender()
+	if open.sender == nil && !open.closed {
+		open.sender, err = capture.NewSender()
 	}
-	return m.sender, err
+	return open.sender, err
 }

@@ -15,7 +15,7 @@ import (
 // a second.
 
 // presenceDetection waits for the first frame of a port's guest
-// ([fabric.Port.Listen]).
+// ([fabric.Port.Listen]). It belongs to the [movingPorts] that have it.
 type presenceDetection struct {
 	index    int32
 	port     fabric.Port
@@ -27,28 +27,28 @@ type presenceDetection struct {
 // here says that the guest was there before this process, so that nobody waits for
 // it.
 func (m *moves) listen(p fabric.Port, index int32, here bool) error {
-	m.mu.Lock()
+	open, done := m.open()
 	var was *capture.Listener
 	defer func() {
-		m.mu.Unlock()
+		done()
 		closeListener(was)
 	}()
-	s := m.presences[p.Name]
-	if m.closed || s != nil && s.index == index && (s.listener == nil || slices.Equal(s.port.NIC.Prefixes(), p.NIC.Prefixes())) {
+	s := open.presences[p.Name]
+	if open.closed || s != nil && s.index == index && (s.listener == nil || slices.Equal(s.port.NIC.Prefixes(), p.NIC.Prefixes())) {
 		return nil
 	}
 	if s != nil {
 		was = s.end()
 	}
 	s = &presenceDetection{index: index, port: p}
-	m.presences[p.Name] = s
+	open.presences[p.Name] = s
 	if here {
 		return nil
 	}
 	return m.openFor(p.Name, s)
 }
 
-// openFor opens a frame listener for s. The caller holds m.mu.
+// openFor opens a frame listener for s.
 func (m *moves) openFor(name string, s *presenceDetection) (err error) {
 	guest := s.port.NIC
 	theirs := func(frame []byte) bool {
@@ -62,12 +62,12 @@ func (m *moves) openFor(name string, s *presenceDetection) (err error) {
 		if s.port.NIC.MAC.IsZero() {
 			m.introduce(guest, e.Index)
 		}
-		m.mu.Lock()
+		_, done := m.open()
 		mine := s.listener == e
 		if mine {
 			s.end()
 		}
-		m.mu.Unlock()
+		done()
 		if !mine {
 			return
 		}
@@ -82,24 +82,23 @@ func (m *moves) openFor(name string, s *presenceDetection) (err error) {
 }
 
 // end ends the detection, and returns its frame listener for the caller to close.
-// The caller holds moves.mu.
 func (s *presenceDetection) end() *capture.Listener {
 	e := s.listener
 	s.listener = nil
-	s.hold()
+	s.stopAsking()
 	return e
 }
 
-// hold ends the asking. The caller holds moves.mu.
-func (s *presenceDetection) hold() {
+// stopAsking ends the asking.
+func (s *presenceDetection) stopAsking() {
 	if s.over != nil {
 		close(s.over)
 		s.over = nil
 	}
 }
 
-// closeListener closes a frame listener, if there is one. The caller does not hold
-// moves.mu: the listener's callback, for which Close waits, may wait for that lock.
+// closeListener closes a frame listener, if there is one. The caller has not opened
+// the moves: the listener's callback, for which Close waits, may wait for them.
 func closeListener(e *capture.Listener) {
 	if e != nil {
 		e.Close()
@@ -109,15 +108,15 @@ func closeListener(e *capture.Listener) {
 // carrier handles a change of a link's carrier. With carrier, it asks a guest that
 // was not heard yet; without, the guest must be heard again.
 func (m *moves) carrier(name string, index int32, up bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	s := m.presences[name]
+	open, done := m.open()
+	defer done()
+	s := open.presences[name]
 	switch {
-	case m.closed || s == nil || s.index != index:
+	case open.closed || s == nil || s.index != index:
 	case up:
 		m.ask(s)
 	default:
-		s.hold()
+		s.stopAsking()
 		if s.listener == nil {
 			_ = m.openFor(name, s) // an error says that the link has gone; without a frame listener nobody waits
 		}
@@ -125,7 +124,7 @@ func (m *moves) carrier(name string, index int32, up bool) {
 }
 
 // ask asks a guest that has carrier for its addresses, until it is heard or the
-// wait is over. The caller holds m.mu.
+// wait is over.
 func (m *moves) ask(s *presenceDetection) {
 	if s.listener == nil || s.over != nil {
 		return
@@ -136,12 +135,12 @@ func (m *moves) ask(s *presenceDetection) {
 		if !e.Ask(capture.Questions(s.port), over) {
 			return
 		}
-		m.mu.Lock()
+		_, done := m.open()
 		last := s.listener == e && s.over == over
 		if last {
 			s.end()
 		}
-		m.mu.Unlock()
+		done()
 		if last {
 			e.Close()
 			m.changed()
@@ -152,9 +151,9 @@ func (m *moves) ask(s *presenceDetection) {
 // silent reports whether the guest of a port with carrier was not heard yet. It
 // then begins to ask the guest.
 func (m *moves) silent(name string, index int32) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	s := m.presences[name]
+	open, done := m.open()
+	defer done()
+	s := open.presences[name]
 	if s == nil || s.index != index || s.listener == nil {
 		return false
 	}
