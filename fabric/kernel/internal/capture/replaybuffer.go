@@ -33,7 +33,19 @@ type Buffer struct {
 	file  *os.File
 	done  chan struct{}
 
-	mu      sync.Mutex
+	mu   sync.Mutex
+	kept recording
+}
+
+// open locks what is kept for the caller, until it calls done.
+func (r *Buffer) open() (kept *recording, done func()) {
+	r.mu.Lock()
+	return &r.kept, r.mu.Unlock
+}
+
+// recording has the frames of a [Buffer]. A goroutine that has it, by
+// [Buffer.open], has it alone.
+type recording struct {
 	buffer  []byte
 	control []byte
 	frames  []Frame // in their order
@@ -54,7 +66,7 @@ func Record(index int32) (*Buffer, error) {
 		return nil, err
 	}
 	_ = Control(f, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, recordBuffer) })
-	r := &Buffer{Index: index, file: f, done: make(chan struct{}), buffer: make([]byte, maxFrame), control: make([]byte, 256)}
+	r := &Buffer{Index: index, file: f, done: make(chan struct{}), kept: recording{buffer: make([]byte, maxFrame), control: make([]byte, 256)}}
 	go r.run()
 	return r, nil
 }
@@ -76,9 +88,9 @@ func (r *Buffer) run() {
 	}
 	_ = raw.Read(func(fd uintptr) bool {
 		for {
-			r.mu.Lock()
-			more, err := r.read(int(fd), readAtOnce)
-			r.mu.Unlock()
+			kept, done := r.open()
+			more, err := kept.read(int(fd), readAtOnce)
+			done()
 			if err != nil || !more {
 				return err != nil
 			}
@@ -87,8 +99,7 @@ func (r *Buffer) run() {
 }
 
 // read takes up to n frames from the socket and reports whether there may be more.
-// The caller holds r.mu.
-func (r *Buffer) read(fd, n int) (more bool, err error) {
+func (r *recording) read(fd, n int) (more bool, err error) {
 	for range n {
 		size, nc, _, from, err := unix.Recvmsg(fd, r.buffer, r.control, 0)
 		switch {
@@ -115,7 +126,7 @@ func (r *Buffer) read(fd, n int) (more bool, err error) {
 }
 
 // keep appends a frame, and drops the oldest frames that are too many or too old.
-func (r *Buffer) keep(f Frame) {
+func (r *recording) keep(f Frame) {
 	r.frames = append(r.frames, f)
 	r.bytes += len(f.data)
 	gone := 0
@@ -136,12 +147,11 @@ func timestamp(control []byte) time.Time {
 	return time.Now()
 }
 
-// catchUp reads the frames that the kernel has for the replay buffer. The caller
-// holds r.mu.
-func (r *Buffer) catchUp() {
+// catchUp reads the frames that the kernel has for the replay buffer.
+func (r *recording) catchUp(file *os.File) {
 	// The only error is that of a closed socket: then the buffer already has all
 	// frames.
-	_ = Control(r.file, func(fd int) error {
+	_ = Control(file, func(fd int) error {
 		_, err := r.read(fd, recordAtMost)
 		return err
 	})
@@ -150,11 +160,11 @@ func (r *Buffer) catchUp() {
 // ReplayFrom returns the time from which on a guest that has stopped by now may not
 // have taken the frames to it.
 func (r *Buffer) ReplayFrom(now time.Time) time.Time {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.catchUp()
+	kept, done := r.open()
+	defer done()
+	kept.catchUp(r.file)
 	earliest := now.Add(-recordFor)
-	if since := r.pace.taken(); since.After(earliest) {
+	if since := kept.pace.taken(); since.After(earliest) {
 		return since
 	}
 	return earliest
@@ -163,14 +173,14 @@ func (r *Buffer) ReplayFrom(now time.Time) time.Time {
 // Take removes the frames since a time whose destination fits from the buffer, and
 // returns them.
 func (r *Buffer) Take(since time.Time, fits func(to netip.Addr) bool) (taken []Frame) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.catchUp()
-	r.frames = slices.DeleteFunc(r.frames, func(f Frame) bool {
+	kept, done := r.open()
+	defer done()
+	kept.catchUp(r.file)
+	kept.frames = slices.DeleteFunc(kept.frames, func(f Frame) bool {
 		chosen := !f.at.Before(since) && fits(f.Destination())
 		if chosen {
 			taken = append(taken, f)
-			r.bytes -= len(f.data)
+			kept.bytes -= len(f.data)
 		}
 		return chosen
 	})

@@ -30,9 +30,21 @@ const (
 // serial, as the kernel's own lock makes them anyway.
 type Conn struct {
 	mu       sync.Mutex
+	requests requests
+}
+
+// requests is the socket and its buffers. A goroutine that has it, by [Conn.open],
+// has it alone.
+type requests struct {
 	fd       int // -1: closed
 	sequence uint32
 	in, out  []byte
+}
+
+// open locks the socket for the caller, until it calls done.
+func (c *Conn) open() (r *requests, done func()) {
+	c.mu.Lock()
+	return &c.requests, c.mu.Unlock
 }
 
 // Dial opens a socket in the network namespace of the calling thread.
@@ -47,7 +59,7 @@ func Dial() (*Conn, error) {
 		return nil, fmt.Errorf("rtnetlink: %w", err)
 	}
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, answerBuffer)
-	return &Conn{fd: fd, in: make([]byte, mostAtOnce)}, nil
+	return &Conn{requests: requests{fd: fd, in: make([]byte, mostAtOnce)}}, nil
 }
 
 func open(flags int) (int, error) {
@@ -68,13 +80,13 @@ func open(flags int) (int, error) {
 
 // Close waits for requests that are under way, then closes the socket.
 func (c *Conn) Close() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.fd < 0 {
+	r, done := c.open()
+	defer done()
+	if r.fd < 0 {
 		return os.ErrClosed
 	}
-	fd := c.fd
-	c.fd = -1
+	fd := r.fd
+	r.fd = -1
 	return unix.Close(fd)
 }
 
@@ -90,11 +102,11 @@ type Answer struct {
 // returns one answer per request. Its own error says that answers were lost; then
 // it is unknown whether the kernel carried the requests out.
 func (c *Conn) Exchange(msgs ...netlink.Message) ([]Answer, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	r, done := c.open()
+	defer done()
 	all := make([]Answer, 0, len(msgs))
 	for some := range slices.Chunk(msgs, requestsAtOnce) {
-		answers, err := c.exchange(some)
+		answers, err := r.exchange(some)
 		if err != nil {
 			return nil, err
 		}
@@ -103,23 +115,23 @@ func (c *Conn) Exchange(msgs ...netlink.Message) ([]Answer, error) {
 	return all, nil
 }
 
-// exchange sends requests in one system call. The caller holds c.mu.
-func (c *Conn) exchange(msgs []netlink.Message) ([]Answer, error) {
-	if c.fd < 0 {
+// exchange sends requests in one system call.
+func (r *requests) exchange(msgs []netlink.Message) ([]Answer, error) {
+	if r.fd < 0 {
 		return nil, os.ErrClosed
 	}
-	first := c.sequence + 1
-	c.out = c.out[:0]
+	first := r.sequence + 1
+	r.out = r.out[:0]
 	for _, m := range msgs {
-		c.sequence++
-		m.Header.Sequence = c.sequence
+		r.sequence++
+		m.Header.Sequence = r.sequence
 		if !asks(m) {
 			m.Header.Flags |= netlink.Acknowledge
 		}
-		c.out = encode(c.out, m)
+		r.out = encode(r.out, m)
 	}
 	for {
-		err := unix.Sendto(c.fd, c.out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		err := unix.Sendto(r.fd, r.out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 		if err == unix.EINTR {
 			continue
 		}
@@ -131,7 +143,7 @@ func (c *Conn) exchange(msgs []netlink.Message) ([]Answer, error) {
 	answers := make([]Answer, len(msgs))
 	over := make([]bool, len(msgs))
 	for left := len(msgs); left > 0; {
-		n, _, err := unix.Recvfrom(c.fd, c.in, unix.MSG_TRUNC)
+		n, _, err := unix.Recvfrom(r.fd, r.in, unix.MSG_TRUNC)
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -139,10 +151,10 @@ func (c *Conn) exchange(msgs []netlink.Message) ([]Answer, error) {
 			return nil, fmt.Errorf("rtnetlink: no answer in %v", lostAfter)
 		case err != nil:
 			return nil, fmt.Errorf("rtnetlink: receive: %w", err)
-		case n > len(c.in):
+		case n > len(r.in):
 			return nil, fmt.Errorf("rtnetlink: an answer of %d bytes", n)
 		}
-		parse(c.in[:n], func(m netlink.Message) {
+		parse(r.in[:n], func(m netlink.Message) {
 			i := m.Header.Sequence - first
 			if i >= uint32(len(msgs)) || over[i] {
 				return // the answer to a request that was given up

@@ -20,7 +20,7 @@ func TestAnswersThatWereGivenUp(t *testing.T) {
 	t.Cleanup(func() { _ = c.Close() })
 	stray := Message(unix.RTM_GETLINK, 0, IfInfoMsg(1, 0, 0), nil)
 	stray.Header.Sequence = 99
-	require.NoError(t, unix.Sendto(c.fd, encode(nil, stray), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
+	require.NoError(t, unix.Sendto(c.requests.fd, encode(nil, stray), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
 	_, err = c.Do(Message(unix.RTM_GETLINK, 0, IfInfoMsg(4711, 0, 0), nil))
 	assert.ErrorIs(t, err, unix.ENODEV)
 }
