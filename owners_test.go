@@ -33,10 +33,12 @@ func parsed(t *testing.T, root string) (files map[string]*ast.File, at *token.Fi
 // what they get with it, such as a state or a task, and not to a comment.
 func TestNoCommentStandsForALock(t *testing.T) {
 	held := regexp.MustCompile(`(?i)\b(mu|lock|mutex)('s)? (is|must be|are) held|\bmu guards|holds (the |its |a\.|[a-z]\.)?(mu|lock)\b`)
-	files, at := parsed(t, "fabric/agent")
-	for _, f := range files {
-		for _, c := range f.Comments {
-			assert.NotRegexp(t, held, c.Text(), at.Position(c.Pos()))
+	for _, root := range []string{"fabric/agent", "fabric/kernel"} {
+		files, at := parsed(t, root)
+		for _, f := range files {
+			for _, c := range f.Comments {
+				assert.NotRegexp(t, held, c.Text(), at.Position(c.Pos()))
+			}
 		}
 	}
 }
