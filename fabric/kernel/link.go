@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/capture"
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
@@ -190,6 +191,30 @@ func (r *socket) link(head []byte, attrs func(*netlink.AttributeEncoder)) (link,
 		return link{}, errors.New("rtnetlink: no reply about a link")
 	}
 	return parseLink(replies[0].Data)
+}
+
+// counts returns the counts of the frames that went into a link.
+func (r *socket) counts(index int32) (c capture.Counts, err error) {
+	const sent, dropped, size = 8, 56, 64 // in struct rtnl_link_stats64
+	replies, err := r.Do(rtnl.Message(unix.RTM_GETLINK, 0, rtnl.IfInfoMsg(index, 0, 0), nil))
+	if err != nil {
+		return c, err
+	}
+	for _, reply := range replies {
+		if len(reply.Data) < unix.SizeofIfInfomsg {
+			continue
+		}
+		ad, err := netlink.NewAttributeDecoder(reply.Data[unix.SizeofIfInfomsg:])
+		if err != nil {
+			return c, err
+		}
+		for ad.Next() {
+			if b := ad.Bytes(); ad.Type() == unix.IFLA_STATS64 && len(b) >= size {
+				return capture.Counts{Sent: binary.NativeEndian.Uint64(b[sent:]), Dropped: binary.NativeEndian.Uint64(b[dropped:])}, nil
+			}
+		}
+	}
+	return c, errors.New("rtnetlink: a link without counts")
 }
 
 // addVeth makes a veth pair. Its host end is in the ports' group from the first

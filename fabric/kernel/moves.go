@@ -98,7 +98,7 @@ func (m *moves) attend(p fabric.Port, index int32) error {
 	if r := open.buffers[p.Name]; r != nil && r.Index != index {
 		r.Close()
 		delete(open.buffers, p.Name)
-		errs = append(errs, open.record(p.Name, index))
+		errs = append(errs, open.record(p.Name, index, m.rtnl))
 	}
 	have := open.listeners[p.Name]
 	if have != nil && (!p.Incoming || have.Index != index || have.MAC != p.NIC.MAC) {
@@ -140,12 +140,12 @@ func (m *moves) record(name string, index int32) error {
 		return nil
 	}
 	open.dropBuffer(name)
-	return open.record(name, index)
+	return open.record(name, index, m.rtnl)
 }
 
 // record opens a replay buffer.
-func (p *movingPorts) record(name string, index int32) error {
-	r, err := capture.Record(index)
+func (p *movingPorts) record(name string, index int32, rtnl *socket) error {
+	r, err := capture.Record(index, func() (capture.Counts, error) { return rtnl.counts(index) })
 	if err == nil {
 		p.buffers[name] = r
 	}

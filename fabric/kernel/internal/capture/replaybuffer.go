@@ -17,10 +17,17 @@ const (
 	recordAtMost = 32768 // frames
 	recordBytes  = 32 << 20
 	// recordFor is the greatest age of frames at a diversion: older ones are not
-	// sent again. It covers how far the guest was behind when it stopped, the time
-	// from there until this process had a processor for the diversion, and a
-	// margin. Tests with ten processes for each processor saw 0.6 s and 0.3 s.
+	// sent again, unless they wait in the port's queue. It covers how far the guest
+	// was behind with what its hypervisor had read when it stopped, the time from
+	// there until this process had a processor for the diversion, and a margin. Tests
+	// with ten processes for each processor saw 0.6 s and 0.3 s.
 	recordFor = time.Second
+	// waitingFor is the greatest age of frames that wait in the port's queue. The
+	// queue ends with the hypervisor's process, and all that is in it is lost there.
+	waitingFor = 10 * time.Second
+	// countEvery is how often the buffer reads the counts of the link, while frames
+	// come.
+	countEvery = 50 * time.Millisecond
 	// recordBuffer holds the frames that come while this process has no processor:
 	// 10,000 full frames a second for recordFor, with the kernel's overhead.
 	recordBuffer = 32 << 20
@@ -29,9 +36,10 @@ const (
 // Buffer keeps the last IP packets that went into a port, and knows when the
 // guest was last heard.
 type Buffer struct {
-	Index int32
-	file  *os.File
-	done  chan struct{}
+	Index  int32
+	file   *os.File
+	counts func() (Counts, error) // of the link
+	done   chan struct{}
 
 	mu   sync.Mutex
 	kept recording
@@ -51,22 +59,25 @@ type recording struct {
 	frames  []Frame // in their order
 	bytes   int
 	pace    pace
+	queue   queue
 }
 
 // Frame is a packet that went into a port.
 type Frame struct {
-	at   time.Time
-	data []byte // behind a virtio_net_hdr
+	at     time.Time
+	number uint64 // of all frames that went into the port since the recording began
+	data   []byte // behind a virtio_net_hdr
 }
 
-// Record begins to keep the packets that go into a link.
-func Record(index int32) (*Buffer, error) {
+// Record begins to keep the packets that go into a link. counts returns the kernel's
+// counts of that link.
+func Record(index int32, counts func() (Counts, error)) (*Buffer, error) {
 	f, err := Socket(index, unix.PACKET_VNET_HDR)
 	if err != nil {
 		return nil, err
 	}
 	_ = Control(f, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, recordBuffer) })
-	r := &Buffer{Index: index, file: f, done: make(chan struct{}), kept: recording{buffer: make([]byte, maxFrame), control: make([]byte, 256)}}
+	r := &Buffer{Index: index, file: f, counts: counts, done: make(chan struct{}), kept: recording{buffer: make([]byte, maxFrame), control: make([]byte, 256)}}
 	go r.run()
 	return r, nil
 }
@@ -86,16 +97,33 @@ func (r *Buffer) run() {
 	if err != nil {
 		return
 	}
+	var counted time.Time
 	_ = raw.Read(func(fd uintptr) bool {
+		var counts *Counts
+		if time.Since(counted) >= countEvery {
+			counts, counted = r.count(), time.Now()
+		}
 		for {
 			kept, done := r.open()
 			more, err := kept.read(int(fd), readAtOnce)
+			if !more && counts != nil {
+				kept.queue.update(*counts)
+			}
 			done()
 			if err != nil || !more {
 				return err != nil
 			}
 		}
 	}) // until the file is closed
+}
+
+// count reads the counts of the link; nil if that is gone.
+func (r *Buffer) count() *Counts {
+	c, err := r.counts()
+	if err != nil {
+		return nil
+	}
+	return &c
 }
 
 // read takes up to n frames from the socket and reports whether there may be more.
@@ -117,9 +145,13 @@ func (r *recording) read(fd, n int) (more bool, err error) {
 		case !ok:
 		case ll.Pkttype != unix.PACKET_OUTGOING:
 			r.pace.heard(at)
-		case size > vnetHeader && destination(r.buffer[vnetHeader:size]).IsValid():
-			r.pace.sent(at)
-			r.keep(Frame{at, slices.Clone(r.buffer[:size])})
+		default:
+			number := r.queue.into
+			r.queue.into++
+			if size > vnetHeader && destination(r.buffer[vnetHeader:size]).IsValid() {
+				r.pace.sent(at)
+				r.keep(Frame{at, number, slices.Clone(r.buffer[:size])})
+			}
 		}
 	}
 	return true, nil
@@ -129,8 +161,11 @@ func (r *recording) read(fd, n int) (more bool, err error) {
 func (r *recording) keep(f Frame) {
 	r.frames = append(r.frames, f)
 	r.bytes += len(f.data)
+	old := func(one Frame) bool {
+		return one.at.Before(f.at.Add(-waitingFor)) || one.at.Before(f.at.Add(-recordFor)) && !r.queue.waits(one.number)
+	}
 	gone := 0
-	for ; len(r.frames)-gone > recordAtMost || r.bytes > recordBytes || r.frames[gone].at.Before(f.at.Add(-recordFor)); gone++ {
+	for ; len(r.frames)-gone > recordAtMost || r.bytes > recordBytes || old(r.frames[gone]); gone++ {
 		r.bytes -= len(r.frames[gone].data)
 		r.frames[gone] = Frame{}
 	}
@@ -158,16 +193,27 @@ func (r *recording) catchUp(file *os.File) {
 }
 
 // ReplayFrom returns the time from which on a guest that has stopped by now may not
-// have taken the frames to it.
+// have taken the frames to it: the hypervisor has not read them, or the guest was
+// behind with what had been read.
 func (r *Buffer) ReplayFrom(now time.Time) time.Time {
+	counts := r.count()
 	kept, done := r.open()
 	defer done()
 	kept.catchUp(r.file)
-	earliest := now.Add(-recordFor)
-	if since := kept.pace.taken(); since.After(earliest) {
-		return since
+	if counts != nil {
+		kept.queue.update(*counts)
 	}
-	return earliest
+	since := now.Add(-recordFor)
+	if taken := kept.pace.taken(); taken.After(since) {
+		since = taken
+	}
+	for _, f := range kept.frames {
+		if f.at.Before(since) && kept.queue.waits(f.number) {
+			since = f.at.Add(-reaction) // some frames came between the counts and the last one that the buffer had seen
+			break
+		}
+	}
+	return since
 }
 
 // Take removes the frames since a time whose destination fits from the buffer, and
