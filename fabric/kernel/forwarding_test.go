@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"os/exec"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -177,6 +179,34 @@ func diagnosed(t *testing.T, d *kernel.Dataplane, want ...string) {
 			}
 		}
 	}, 30*time.Second, 50*time.Millisecond)
+}
+
+// TestForwardingOfABusyNode: somewhere on the machine many links come up and go
+// down. The kernel is then slow to notice that a new link has a carrier, and drops what
+// that sends until then. No trial takes that for an obstacle.
+func TestForwardingOfABusyNode(t *testing.T) {
+	newMoveLab(t)
+	d := openForwarding(t)
+	elsewhere := newSpace(t)
+	var links []string
+	for i := range 500 {
+		links = append(links, fmt.Sprintf("link add busy%d group 7 type veth peer name busier%d group 7", i, i))
+	}
+	ipIn(t, elsewhere, links...)
+	var stop atomic.Bool
+	var flapping sync.WaitGroup
+	flapping.Go(func() {
+		for !stop.Load() {
+			ipIn(t, elsewhere, "link set group 7 up", "link set group 7 down")
+		}
+	})
+	for range 10 {
+		began := time.Now()
+		assert.Empty(t, faultLines(t, d))
+		t.Logf("%v", time.Since(began))
+	}
+	stop.Store(true)
+	flapping.Wait()
 }
 
 // TestForwardingIsWatched: what others do to rules is noticed, and so is what

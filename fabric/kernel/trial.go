@@ -20,6 +20,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/capture"
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
+	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
 // A trial sends packets of its own through the node's forwarding path, between a
@@ -99,7 +100,7 @@ type trial struct {
 }
 
 // openTrial makes the throw-away port and begins to listen.
-func openTrial(r *socket, ipv6 bool) (t *trial, err error) {
+func openTrial(ctx context.Context, r *socket, ipv6 bool) (t *trial, err error) {
 	t = &trial{rtnl: r, patience: trialPatience}
 	defer func() {
 		if err != nil {
@@ -139,7 +140,35 @@ func openTrial(r *socket, ipv6 bool) (t *trial, err error) {
 	if t.trace, err = dialTrace(); err != nil {
 		return t, err
 	}
-	return t, t.clsact()
+	if err = t.clsact(); err != nil {
+		return t, err
+	}
+	return t, t.awaitCarriers(ctx)
+}
+
+// carrierLook is how often awaitCarriers looks.
+const carrierLook = 2 * time.Millisecond
+
+// awaitCarriers waits until both ends of the veth pair can send. The end that came up
+// first had no carrier then. The kernel drops what it sends without a word until a
+// worker has noticed the carrier, which waits for everybody who changes links
+// (linkwatch): for seconds on a busy node.
+func (t *trial) awaitCarriers(ctx context.Context) error {
+	for _, end := range []*link{&t.port, &t.peer} {
+		for {
+			l, err := t.rtnl.linkByIndex(end.index)
+			if err != nil {
+				return fmt.Errorf("link %s: %w", end.name, err)
+			}
+			if l.flags&unix.IFF_RUNNING != 0 {
+				break
+			}
+			if !backoff.Sleep(ctx, carrierLook) {
+				return fmt.Errorf("link %s has no carrier yet: %w", end.name, ctx.Err())
+			}
+		}
+	}
+	return nil
 }
 
 // settings makes the port forward, and makes the kernel look up the reverse path of

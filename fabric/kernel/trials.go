@@ -65,7 +65,7 @@ func (x *trials) run(ctx context.Context, links []link) (found findings, err err
 	_ = enableForwarding()
 	x.exempt(true)
 	defer x.exempt(false)
-	t, err := openTrial(x.rtnl, x.ipv6)
+	t, err := openTrial(ctx, x.rtnl, x.ipv6)
 	if err != nil {
 		return found, err
 	}

@@ -18,6 +18,10 @@ type queue struct {
 	dropped uint64 // the frames dropped until then
 }
 
+// readAhead is how many frames a hypervisor may have read and not passed on: while the
+// guest has no buffer for it, QEMU keeps the next one.
+const readAhead = 2
+
 // update takes counts. The buffer must have seen all frames that are in them.
 func (q *queue) update(c Counts) {
 	ahead := int64(q.into - c.Sent - c.Dropped)
@@ -27,6 +31,9 @@ func (q *queue) update(c Counts) {
 	// Dropped frames have numbers too, and any of those that were dropped since may be
 	// behind the first one that waits.
 	waiting := uint64(ahead-q.empty) + c.Dropped - q.dropped
+	if waiting > 0 {
+		waiting += readAhead
+	}
 	q.first = q.into - min(waiting, q.into)
 }
 

@@ -18,12 +18,12 @@ func TestQueue(t *testing.T) {
 	}{
 		"nothing came":            {[]step{{}}, 0},
 		"all were read":           {[]step{{}, {10, 10, 0}, {10, 10, 0}}, 20},
-		"none was read":           {[]step{{}, {10, 10, 0}, {10, 0, 0}}, 10},
-		"some were read":          {[]step{{}, {10, 4, 0}, {10, 3, 0}}, 7},
-		"it caught up":            {[]step{{}, {10, 4, 0}, {0, 6, 0}, {5, 0, 0}}, 10},
-		"some did not fit":        {[]step{{}, {10, 10, 0}, {10, 2, 5}}, 12},
-		"some did not fit before": {[]step{{}, {10, 2, 5}, {0, 3, 0}, {4, 1, 0}}, 11},
-		"frames of before the recording waited, which is known once they were read": {[]step{{}, {10, 12, 0}, {5, 5, 0}, {7, 2, 0}}, 15 + 2},
+		"none was read":           {[]step{{}, {10, 10, 0}, {10, 0, 0}}, 10 - readAhead},
+		"some were read":          {[]step{{}, {10, 4, 0}, {10, 3, 0}}, 7 - readAhead},
+		"it caught up":            {[]step{{}, {10, 4, 0}, {0, 6, 0}, {5, 0, 0}}, 10 - readAhead},
+		"some did not fit":        {[]step{{}, {10, 10, 0}, {10, 2, 5}}, 12 - readAhead},
+		"some did not fit before": {[]step{{}, {10, 2, 5}, {0, 3, 0}, {4, 1, 0}}, 11 - readAhead},
+		"frames of before the recording waited, which is known once they were read": {[]step{{}, {10, 12, 0}, {5, 5, 0}, {7, 2, 0}}, 15 + 2 - readAhead},
 	} {
 		t.Run(name, func(t *testing.T) {
 			counts := Counts{Sent: 1000, Dropped: 7} // of before
