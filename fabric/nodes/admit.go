@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -24,9 +25,10 @@ const (
 	known          // a node of the cluster file, or one that called with the key
 )
 
-// visitors has the open connections from other addresses. The lock of [Nodes]
-// guards it.
+// visitors has the open connections from other addresses. It is safe for concurrent
+// use.
 type visitors struct {
+	mu        sync.Mutex
 	known     map[netip.Addr][]visitor // the oldest first
 	strangers []visitor                // the oldest first, too
 }
@@ -41,6 +43,8 @@ type visitor struct {
 // admit closes the oldest one that has proven nothing: an agent proves at once that
 // it is one, and other programs run on its node, too.
 func (v *visitors) admit(source netip.Addr, s trust, conn io.Closer) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	came := visitor{source: source, conn: conn}
 	switch s {
 	case known:
@@ -84,20 +88,29 @@ func makeRoom(list []visitor, most int) ([]visitor, bool) {
 // prove counts a connection as a node's. It reports false if there is no room for
 // that, or if the connection was closed to make room for another.
 func (v *visitors) prove(source netip.Addr, conn io.Closer) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	if i := at(v.known[source], conn); i >= 0 {
 		v.known[source][i].proven = true
 		return true
 	}
 	i := at(v.strangers, conn)
-	if i < 0 || !v.admit(source, known, conn) {
+	if i < 0 {
 		return false
 	}
-	v.strangers = slices.Delete(v.strangers, i, i+1)
-	return v.prove(source, conn)
+	list, room := makeRoom(v.known[source], maxEach)
+	if room {
+		v.strangers = slices.Delete(v.strangers, i, i+1)
+		v.known[source] = append(list, visitor{source: source, conn: conn, proven: true})
+	}
+	return room
 }
 
-// leave removes a connection that ended, if admit has not removed it already.
-func (v *visitors) leave(source netip.Addr, conn io.Closer) {
+// leave removes a connection that ended, if admit has not removed it already. It
+// reports whether no other one from that address is a node's.
+func (v *visitors) leave(source netip.Addr, conn io.Closer) (last bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	if i := at(v.strangers, conn); i >= 0 {
 		v.strangers = slices.Delete(v.strangers, i, i+1)
 	}
@@ -107,49 +120,22 @@ func (v *visitors) leave(source netip.Addr, conn io.Closer) {
 	if len(v.known[source]) == 0 {
 		delete(v.known, source)
 	}
+	return !slices.ContainsFunc(v.known[source], func(other visitor) bool { return other.proven })
 }
 
 func at(list []visitor, conn io.Closer) int {
 	return slices.IndexFunc(list, func(v visitor) bool { return v.conn == conn })
 }
 
-// trustOf returns how far this node trusts an address. Without a key only the
-// addresses of nodes are heard: anybody could say that it is a new node.
-func (n *Nodes) trustOf(a netip.Addr) trust {
-	if a == n.self.Source(a) {
-		return nobody // a program of this machine
-	}
-	if _, named := n.named(a); named {
-		return known
-	}
-	n.mu.Lock()
-	_, called := n.calledFrom(a)
-	said := n.saidToBe(a)
-	n.mu.Unlock()
-	switch {
-	case called:
-		return known
-	case said: // the caller must still say that it is that node
-		return stranger
-	case n.key == nil, n.reserved[a] != "":
-		return nobody
-	case slices.ContainsFunc(n.ranges, func(p netip.Prefix) bool { return p.Contains(a) }):
-		return stranger
-	}
-	return nobody
-}
-
 // admit counts a connection, or refuses it and logs why.
 func (n *Nodes) admit(source netip.Addr, conn io.Closer) bool {
-	s := n.trustOf(source)
+	s := n.directory.trustOf(source)
 	if s == nobody {
 		n.refused.Add(1)
 		n.log.Debug("call of a stranger refused", "address", source)
 		return false
 	}
-	n.mu.Lock()
 	admitted := n.visitors.admit(source, s, conn)
-	n.mu.Unlock()
 	if !admitted {
 		n.refused.Add(1)
 		text := "call refused: too many connections from one node"

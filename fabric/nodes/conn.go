@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
 const (
@@ -42,97 +41,6 @@ var (
 	errNoWord   = errors.New("closed the connection without a word")
 	past        = time.Unix(1, 0) // a deadline that ends reads and writes at once
 )
-
-// peer is a node that this one calls. The lock of [Nodes] guards all but slots.
-type peer struct {
-	slots chan struct{}
-	idle  []*conn // the one used last is the last
-
-	refusal   error     // no agent listens on any of its addresses
-	refusedAt time.Time // when that was seen
-	calledAt  time.Time // when it last called, or answered
-
-	met     bool          // it has answered
-	silent  time.Time     // since when it does not answer; zero: it answers, or was not asked
-	why     string        // the error to report about that; empty: none
-	grace   time.Duration // how long it may be silent before that is reported
-	refuses bool          // it answers, but the two agents disagree
-	pauses  backoff.Backoff
-	due     time.Time // when to greet it next
-}
-
-// peer returns a node that this one calls.
-func (n *Nodes) peer(name string) *peer {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.peerOf(name)
-}
-
-// peerOf is [Nodes.peer] for a caller that holds n.mu.
-func (n *Nodes) peerOf(name string) *peer {
-	p := n.peers[name]
-	if p == nil {
-		p = &peer{slots: make(chan struct{}, maxAtOnce), pauses: backoff.Backoff{First: greetAgain, Most: greetMost}}
-		n.peers[name] = p
-	}
-	return p
-}
-
-// take returns an idle connection to a node, or nil.
-func (n *Nodes) take(p *peer, to fabric.Node) *conn {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for len(p.idle) > 0 {
-		c := p.idle[len(p.idle)-1]
-		p.idle = p.idle[:len(p.idle)-1]
-		if c.remote == to.Source(c.remote) && time.Since(c.used) < keepFor {
-			return c
-		}
-		c.Close()
-	}
-	return nil
-}
-
-// keep keeps a connection for the next question.
-func (n *Nodes) keep(p *peer, c *conn) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.closed || len(p.idle) >= maxIdle {
-		c.Close()
-		return
-	}
-	c.used = time.Now()
-	p.idle = append(p.idle, c)
-}
-
-// drop closes the idle connections to a node.
-func (n *Nodes) drop(p *peer) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, c := range p.idle {
-		c.Close()
-	}
-	p.idle = nil
-}
-
-// prune closes the connections that were idle for keepFor; with all, every idle
-// one, as when the agent stops.
-func (n *Nodes) prune(all bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, p := range n.peers {
-		kept := p.idle[:0]
-		for _, c := range p.idle {
-			if all || time.Since(c.used) >= keepFor {
-				c.Close()
-			} else {
-				kept = append(kept, c)
-			}
-		}
-		clear(p.idle[len(kept):])
-		p.idle = kept
-	}
-}
 
 // conn is a connection on which this node asks, one question at a time.
 type conn struct {
@@ -174,24 +82,9 @@ func (n *Nodes) dial(ctx context.Context, to fabric.Node) (*conn, error) {
 		}
 	}
 	if none {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		if p := n.peerOf(to.Name); !p.met && !p.calledAt.After(began) {
-			p.refusal, p.refusedAt = worst, time.Now()
-		}
+		n.peers.refuseConnections(to.Name, worst, began)
 	}
 	return nil, worst
-}
-
-// refusedLately returns the error of a node that never answered, on which no agent
-// listened a moment ago, and that has not called since; nil: call it.
-func (n *Nodes) refusedLately(p *peer) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if time.Since(p.refusedAt) >= refusedFor {
-		return nil
-	}
-	return p.refusal
 }
 
 // call opens a connection and reads the hello.

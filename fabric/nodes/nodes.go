@@ -7,16 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"os"
-	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
 // Config has what [New] needs.
@@ -28,24 +24,19 @@ type Config struct {
 
 // Nodes talks to the agents of the other nodes. It is safe for concurrent use.
 type Nodes struct {
-	cluster  fabric.Cluster
-	self     fabric.Node
-	port     uint16
-	key      key
-	keyFrom  string
-	ranges   []netip.Prefix        // where nodes may call from
-	reserved map[netip.Addr]string // addresses that no node can have, and their owners
-	log      *slog.Logger
-	tally    *tally
-	refused  atomic.Uint64
-	look     signal.Signal // wakes watch: a node is due to be greeted
+	cluster fabric.Cluster
+	self    fabric.Node
+	port    uint16
+	key     key
+	keyFrom string
+	log     *slog.Logger
+	tally   *tally
+	refused atomic.Uint64
 
-	mu       sync.Mutex
-	callers  map[string]caller // the nodes that called, by name
-	peers    map[string]*peer  // the nodes that this one calls, by name
-	troubles map[string]trouble
-	visitors visitors // the open connections from other nodes
-	closed   bool     // keep no connection
+	directory *directory // the nodes, and their addresses
+	peers     *peers     // the nodes that this one calls
+	visitors  *visitors  // the open connections from other nodes
+	troubles  *troubles
 }
 
 var (
@@ -58,48 +49,18 @@ var (
 func New(c Config) *Nodes {
 	log := cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	n := &Nodes{
-		cluster: c.Cluster, self: c.Node, port: cmp.Or(c.Cluster.AgentPort, fabric.DefaultAgentPort),
-		ranges: c.Cluster.NodeRanges(), reserved: reserve(&c.Cluster), log: log,
-		tally: &tally{log: log, kinds: map[string]*tallied{}}, look: signal.New(),
-		callers: map[string]caller{}, peers: map[string]*peer{}, troubles: map[string]trouble{},
-		visitors: visitors{known: map[netip.Addr][]visitor{}},
+		cluster: c.Cluster, self: c.Node, port: cmp.Or(c.Cluster.AgentPort, fabric.DefaultAgentPort), log: log,
+		tally: &tally{log: log, kinds: map[string]*tallied{}}, peers: newPeers(log),
+		visitors: &visitors{known: map[netip.Addr][]visitor{}}, troubles: &troubles{log: log, all: map[string]trouble{}},
 	}
 	n.key, n.keyFrom = keyOf(&c.Cluster)
+	n.directory = newDirectory(c, n.key != nil, log)
 	return n
 }
 
 // Names implements [fabric.Nodes]: the cluster's other nodes in the order of its
 // file, then the other nodes that called, by name.
-func (n *Nodes) Names() []string {
-	var names []string
-	for _, node := range n.cluster.Nodes {
-		if node.Name != n.self.Name {
-			names = append(names, node.Name)
-		}
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, name := range slices.Sorted(maps.Keys(n.callers)) {
-		if !slices.Contains(names, name) {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
-// node returns a node by its name, with the addresses of its last call if it
-// called.
-func (n *Nodes) node(name string) (fabric.Node, error) {
-	if name == n.self.Name {
-		return fabric.Node{}, fmt.Errorf("node %s is this one; ask another", name)
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if c, called := n.callers[name]; called {
-		return c.node, nil
-	}
-	return n.cluster.Node(name)
-}
+func (n *Nodes) Names() []string { return n.directory.names() }
 
 // Ask implements [fabric.Nodes]. If the connection of earlier questions is broken,
 // for example by a restart of the other agent, Ask asks once more on a new one. So
@@ -109,7 +70,7 @@ func (n *Nodes) Ask(ctx context.Context, node string, notice fabric.Notice) (fab
 	if err := notice.Validate(); err != nil {
 		return fabric.Answer{}, err
 	}
-	to, err := n.node(node)
+	to, err := n.directory.node(node)
 	if err != nil {
 		return fabric.Answer{}, err
 	}
@@ -134,11 +95,11 @@ func (n *Nodes) say(ctx context.Context, to fabric.Node, notice *fabric.Notice) 
 	answer, err := n.exchange(ctx, to, body, notice)
 	switch {
 	case err == nil:
-		n.settle("to " + to.Name)
-		n.answered(to.Name)
+		n.troubles.settle("to " + to.Name)
+		n.peers.answered(to.Name)
 		return answer, nil
 	case errors.Is(err, errOlder):
-		n.answered(to.Name)
+		n.peers.answered(to.Name)
 		return fabric.Answer{}, fmt.Errorf("node %s: %w", to.Name, err)
 	case ctx.Err() != nil:
 		n.doubt(to.Name)
@@ -147,10 +108,10 @@ func (n *Nodes) say(ctx context.Context, to fabric.Node, notice *fabric.Notice) 
 	explained := fmt.Errorf("node %s%w", to.Name, n.explain(err, to, time.Since(began)))
 	switch {
 	case disagrees(err):
-		n.note("to "+to.Name, explained.Error(), memory)
-		n.refuses(to.Name)
+		n.troubles.note("to "+to.Name, explained.Error(), memory)
+		n.peers.disagreed(to.Name)
 	case !absent(err) && !errors.Is(err, errNoFamily):
-		n.unanswered(to.Name, explained)
+		n.peers.unanswered(to.Name, explained)
 	}
 	return fabric.Answer{}, explained
 }
@@ -161,28 +122,28 @@ func (n *Nodes) say(ctx context.Context, to fabric.Node, notice *fabric.Notice) 
 // raw.
 func (n *Nodes) exchange(ctx context.Context, to fabric.Node, body []byte, notice *fabric.Notice) (fabric.Answer, error) {
 	greeting := notice == nil
-	p := n.peer(to.Name)
+	slots := n.peers.slots(to.Name)
 	wait := time.NewTimer(patience)
 	defer wait.Stop()
 	select {
-	case p.slots <- struct{}{}:
-		defer func() { <-p.slots }()
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
 	case <-wait.C:
 		return fabric.Answer{}, os.ErrDeadlineExceeded
 	case <-ctx.Done():
 		return fabric.Answer{}, ctx.Err()
 	}
-	if c := n.take(p, to); c != nil && (!greeting || !c.hello.older()) {
-		answer, err := n.ask(ctx, p, c, body, notice)
+	if c := n.peers.take(to); c != nil && (!greeting || !c.hello.older()) {
+		answer, err := n.ask(ctx, to.Name, c, body, notice)
 		if !lost(err) {
 			return answer, err
 		}
-		n.drop(p) // the other idle ones broke for the same reason
+		n.peers.drop(to.Name) // the other idle ones broke for the same reason
 	} else if c != nil {
 		c.Close()
 	}
 	if !greeting {
-		if err := n.refusedLately(p); err != nil {
+		if err := n.peers.refusedLately(to.Name); err != nil {
 			return fabric.Answer{}, err
 		}
 	}
@@ -191,22 +152,22 @@ func (n *Nodes) exchange(ctx context.Context, to fabric.Node, body []byte, notic
 		return fabric.Answer{}, err
 	}
 	if greeting && c.hello.older() {
-		n.keep(p, c)
+		n.peers.keep(to.Name, c)
 		return fabric.Answer{}, nil
 	}
-	return n.ask(ctx, p, c, body, notice)
+	return n.ask(ctx, to.Name, c, body, notice)
 }
 
 // ask asks on a connection, and keeps it for the next question unless there was an
 // error.
-func (n *Nodes) ask(ctx context.Context, p *peer, c *conn, body []byte, notice *fabric.Notice) (fabric.Answer, error) {
+func (n *Nodes) ask(ctx context.Context, to string, c *conn, body []byte, notice *fabric.Notice) (fabric.Answer, error) {
 	if notice != nil && c.hello.older() {
 		told, err := understood(*notice)
 		if err == nil {
 			body, err = n.request(c.hello.Node, &told)
 		}
 		if err != nil {
-			n.keep(p, c)
+			n.peers.keep(to, c)
 			return fabric.Answer{}, err
 		}
 	}
@@ -215,7 +176,7 @@ func (n *Nodes) ask(ctx context.Context, p *peer, c *conn, body []byte, notice *
 		c.Close()
 		return answer, err
 	}
-	n.keep(p, c)
+	n.peers.keep(to, c)
 	return answer, nil
 }
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -31,9 +30,7 @@ type answerer func(ctx context.Context, from fabric.Node, n fabric.Notice) fabri
 // reports that. When ctx ends, Serve ends the contexts of the open questions, waits
 // for their answers, and closes all connections.
 func (n *Nodes) Serve(ctx context.Context, answer func(ctx context.Context, from fabric.Node, n fabric.Notice) fabric.Answer) error {
-	n.mu.Lock()
-	n.closed = false
-	n.mu.Unlock()
+	n.peers.start()
 	if n.key == nil {
 		n.log.Warn("no key_file in the cluster file, and no passwords: only the nodes that are named there are heard, and whoever has the address of one is believed; give the cluster a key_file")
 	}
@@ -53,15 +50,12 @@ func (n *Nodes) Serve(ctx context.Context, answer func(ctx context.Context, from
 	for ctx.Err() == nil {
 		select {
 		case <-tick.C:
-			n.prune(false)
+			n.peers.prune()
 		case <-ctx.Done():
 		}
 	}
 	all.Wait()
-	n.mu.Lock()
-	n.closed = true
-	n.mu.Unlock()
-	n.prune(true)
+	n.peers.stop()
 	return nil
 }
 
@@ -71,21 +65,21 @@ func (n *Nodes) hear(ctx context.Context, a netip.Addr, answer answerer, tried f
 	defer tried()
 	at := netip.AddrPortFrom(a, n.port)
 	topic := "listen " + at.String()
-	defer n.settle(topic)
+	defer n.troubles.settle(topic)
 	for ctx.Err() == nil {
 		config := net.ListenConfig{Control: hearsNear}
 		config.SetMultipathTCP(false) // MPTCP sockets have no minimal TTL
 		l, err := config.Listen(ctx, network(a), at.String())
 		tried()
 		if err == nil {
-			n.settle(topic)
+			n.troubles.settle(topic)
 			n.log.Info("agents of other nodes are heard", "address", at)
 			err = n.accept(ctx, l.(*net.TCPListener), answer)
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		n.note(topic, unheard(at, err), 0)
+		n.troubles.note(topic, unheard(at, err), 0)
 		backoff.Sleep(ctx, retry)
 	}
 }
@@ -135,20 +129,11 @@ func (n *Nodes) accept(ctx context.Context, l *net.TCPListener, answer answerer)
 			d := &dialogue{Conn: c, lines: newReader(c), nonce: rand.Text(), source: source}
 			n.converse(ctx, d, answer)
 			c.Close()
-			if n.leave(d) && ctx.Err() == nil {
-				n.left(d.name)
+			if n.visitors.leave(d.source, d.Conn) && d.name != "" && ctx.Err() == nil {
+				n.peers.left(d.name)
 			}
 		})
 	}
-}
-
-// leave removes a connection, and reports whether it was the last one from a node's
-// agent.
-func (n *Nodes) leave(d *dialogue) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.visitors.leave(d.source, d.Conn)
-	return d.name != "" && !slices.ContainsFunc(n.visitors.known[d.source], func(v visitor) bool { return v.proven })
 }
 
 // dialogue is a connection on which this node answers.
@@ -178,7 +163,7 @@ func (n *Nodes) converse(ctx context.Context, d *dialogue, answer answerer) {
 			// no proof that a node has a fault: this node's own greeting finds that
 			// out.
 			n.refused.Add(1)
-			n.doubt(n.topic(d.source))
+			n.doubt(n.directory.topic(d.source))
 			d.answer(nil, nil, reply{Error: err.Error()})
 			return
 		}
@@ -209,7 +194,7 @@ func (n *Nodes) unseal(d *dialogue, line []byte, err error) (sealed, error) {
 // answer answers one question or greeting.
 func (n *Nodes) answer(ctx context.Context, d *dialogue, body []byte, answer answerer) reply {
 	var req request
-	caller := n.topic(d.source)
+	caller := n.directory.topic(d.source)
 	err := decode(body, &req, caller, n.self.Name)
 	if err == nil && req.To != n.self.Name {
 		err = disagree("%s asked for %.40q and reached %s; correct the addresses in the cluster file, or the name that an agent goes by", caller, req.To, n.self.Name)
@@ -230,13 +215,13 @@ func (n *Nodes) answer(ctx context.Context, d *dialogue, body []byte, answer ans
 			n.refused.Add(1)
 			n.doubt(caller)
 		} else {
-			n.note("from "+caller, fmt.Sprintf("node %s: %v", caller, err), memory)
+			n.troubles.note("from "+caller, fmt.Sprintf("node %s: %v", caller, err), memory)
 		}
 		return reply{Error: err.Error()}
 	}
 	d.name = from.Name
-	n.settle("from " + caller)
-	n.heard(from.Name)
+	n.troubles.settle("from " + caller)
+	n.peers.heard(from.Name)
 	if req.Notice == nil {
 		return reply{Answer: &fabric.Answer{}}
 	}
@@ -244,10 +229,18 @@ func (n *Nodes) answer(ctx context.Context, d *dialogue, body []byte, answer ans
 	return reply{Answer: &a}
 }
 
+// identify finds the node that calls, as [directory.identify] does. It has the node
+// greeted at an address that only its own word supports.
+func (n *Nodes) identify(source netip.Addr, s sender) (fabric.Node, error) {
+	from, unconfirmed, err := n.directory.identify(source, s)
+	if unconfirmed {
+		n.peers.greetNow(from.Name)
+	}
+	return from, err
+}
+
 // prove counts a connection as a node's, and allows longer lines on it.
 func (n *Nodes) prove(d *dialogue) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	if !d.lines.trusted && !n.visitors.prove(d.source, d.Conn) {
 		return disagree("%s has %d connections open, or more; close some, or see what runs there", d.source, maxEach)
 	}

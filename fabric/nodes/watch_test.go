@@ -45,16 +45,16 @@ func TestSilentNode(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				n := New(Config{Cluster: c, Node: c.Nodes[0]})
 				fail := func() {
-					n.unanswered("node2", fmt.Errorf("node node2%w", n.explain(tt.err, c.Nodes[1], patience)))
+					n.peers.unanswered("node2", fmt.Errorf("node node2%w", n.explain(tt.err, c.Nodes[1], patience)))
 				}
 				if tt.met {
-					n.answered("node2")
+					n.peers.answered("node2")
 					for range 4 {
 						fail()
 						time.Sleep(time.Second)
 					}
 					assert.Empty(t, n.Diagnose(t.Context()), "an agent that is restarted is no problem")
-					n.answered("node2")
+					n.peers.answered("node2")
 					time.Sleep(time.Second)
 				}
 				began := time.Now()
@@ -70,7 +70,7 @@ func TestSilentNode(t *testing.T) {
 				assert.Contains(t, line, tt.want)
 				assert.Contains(t, line, "no answer since "+began.Format(time.TimeOnly))
 				assert.NotContains(t, line, "\n")
-				n.answered("node2")
+				n.peers.answered("node2")
 				assert.Empty(t, n.Diagnose(t.Context()))
 			})
 		})
@@ -86,22 +86,22 @@ func TestGreetings(t *testing.T) {
 		var pauses []time.Duration
 		last := time.Now()
 		for range 120 {
-			if n.takeUp("node2", time.Now()) {
+			if n.peers.takeUp("node2", time.Now()) {
 				pauses = append(pauses, time.Since(last))
 				last = time.Now()
-				n.unanswered("node2", errors.New("silent"))
+				n.peers.unanswered("node2", errors.New("silent"))
 			}
 			time.Sleep(time.Second)
 		}
 		assert.Equal(t, []time.Duration{0, 2 * time.Second, 4 * time.Second, 8 * time.Second, 15 * time.Second, 15 * time.Second}, pauses[:6])
-		assert.False(t, n.takeUp("node2", last.Add(time.Second)))
-		n.heard("node2")
-		assert.True(t, n.takeUp("node2", time.Now()))
-		n.answered("node2")
-		assert.False(t, n.takeUp("node2", time.Now()))
+		assert.False(t, n.peers.takeUp("node2", last.Add(time.Second)))
+		n.peers.heard("node2")
+		assert.True(t, n.peers.takeUp("node2", time.Now()))
+		n.peers.answered("node2")
+		assert.False(t, n.peers.takeUp("node2", time.Now()))
 		n.doubt("node2")
-		assert.False(t, n.takeUp("node2", time.Now().Add(time.Second)), "however often")
-		assert.True(t, n.takeUp("node2", time.Now().Add(greetAgain)))
+		assert.False(t, n.peers.takeUp("node2", time.Now().Add(time.Second)), "however often")
+		assert.True(t, n.peers.takeUp("node2", time.Now().Add(greetAgain)))
 		n.doubt("10.10.0.99") // whoever that is
 	})
 }
@@ -115,22 +115,22 @@ func TestRefusals(t *testing.T) {
 		var pauses []time.Duration
 		last := time.Now()
 		for range 120 {
-			if n.takeUp("node2", time.Now()) {
+			if n.peers.takeUp("node2", time.Now()) {
 				pauses = append(pauses, time.Since(last))
 				last = time.Now()
-				n.refuses("node2")
+				n.peers.disagreed("node2")
 			}
 			n.doubt("node2")
 			time.Sleep(time.Second)
 		}
 		assert.Equal(t, []time.Duration{0, 2 * time.Second, 4 * time.Second, 8 * time.Second, 15 * time.Second, 15 * time.Second}, pauses[:6])
-		n.refuses("node2")
-		assert.False(t, n.takeUp("node2", time.Now()))
-		n.heard("node2")
-		assert.True(t, n.takeUp("node2", time.Now()))
-		n.answered("node2")
-		n.heard("node2")
-		assert.False(t, n.takeUp("node2", time.Now().Add(greetAgain)))
+		n.peers.disagreed("node2")
+		assert.False(t, n.peers.takeUp("node2", time.Now()))
+		n.peers.heard("node2")
+		assert.True(t, n.peers.takeUp("node2", time.Now()))
+		n.peers.answered("node2")
+		n.peers.heard("node2")
+		assert.False(t, n.peers.takeUp("node2", time.Now().Add(greetAgain)))
 	})
 }
 
@@ -139,17 +139,17 @@ func TestRefusals(t *testing.T) {
 func TestNodeWithoutAnAgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := New(Config{Cluster: core.SmallCluster(2), Node: core.SmallCluster(2).Nodes[0]})
-		p := n.peer("node2")
-		refuse := func() { p.refusal, p.refusedAt = syscall.ECONNREFUSED, time.Now() }
-		require.NoError(t, n.refusedLately(p))
+		refuse := func() { n.peers.refuseConnections("node2", syscall.ECONNREFUSED, time.Now()) }
+		require.NoError(t, n.peers.refusedLately("node2"))
 		refuse()
-		require.ErrorIs(t, n.refusedLately(p), syscall.ECONNREFUSED)
+		require.ErrorIs(t, n.peers.refusedLately("node2"), syscall.ECONNREFUSED)
 		time.Sleep(refusedFor)
-		require.NoError(t, n.refusedLately(p))
-		for _, there := range []func(string){n.heard, n.answered} {
+		require.NoError(t, n.peers.refusedLately("node2"))
+		for _, there := range []func(string){n.peers.heard, n.peers.answered} {
 			refuse()
+			require.ErrorIs(t, n.peers.refusedLately("node2"), syscall.ECONNREFUSED)
 			there("node2")
-			require.NoError(t, n.refusedLately(p))
+			require.NoError(t, n.peers.refusedLately("node2"))
 		}
 	})
 }
@@ -163,9 +163,9 @@ func TestForgetsCallers(t *testing.T) {
 		n := New(Config{Cluster: c, Node: c.Nodes[0]})
 		_, err := n.identify(core.Underlay4(30), sender{Name: "node30", Address: core.Underlay4(30)})
 		require.NoError(t, err)
-		n.answered("node30")
-		n.unanswered("node30", errors.New("node node30: silent"))
-		n.unanswered("node3", errors.New("node node3: silent"))
+		n.peers.answered("node30")
+		n.peers.unanswered("node30", errors.New("node node30: silent"))
+		n.peers.unanswered("node3", errors.New("node node3: silent"))
 		time.Sleep(forgetAfter)
 		n.forgetCallers(time.Now())
 		assert.Equal(t, []string{"node2", "node3", "node30"}, n.Names())
