@@ -51,6 +51,13 @@ var smallLocks = []string{
 	"fabric/gobgp",
 	"fabric/kernel",
 	"fabric/routingd",
+	"fabric/disk",
+	"fabric/internal",
+	"fabric/libvirt",
+	"fabric/lxd",
+	"fabric/nodes",
+	"cmd",
+	"hooks",
 }
 
 // TestLockedStructsAreSmall: what a lock guards fits into a head.

@@ -22,10 +22,10 @@ func TestConforms(t *testing.T) {
 				return s
 			},
 			Damage: func(t *testing.T, vm string) {
-				s.mu.Lock()
-				defer s.mu.Unlock()
+				s.guests.mu.Lock()
+				defer s.guests.mu.Unlock()
 				path := filepath.Join(dir, "guests", fileName(vm)+suffix)
-				if s.unsafe[fileName(vm)] != nil {
+				if s.guests.unsafe[fileName(vm)] != nil {
 					path += newSuffix
 				}
 				require.NoError(t, os.Truncate(path, 99))

@@ -18,17 +18,17 @@ const (
 )
 
 // drainFile returns the file's path, in the state directory itself.
-func (s *Store) drainFile() string { return filepath.Join(filepath.Dir(s.dir), drainName) }
+func (n *nodeFiles) drainFile() string { return filepath.Join(n.dir, drainName) }
 
 // Drained implements [fabric.Store]. An existing file counts, even if a power cut
 // has left it empty; the time is then the file's.
-func (s *Store) Drained(ctx context.Context) (time.Time, error) {
+func (n *nodeFiles) Drained(ctx context.Context) (time.Time, error) {
 	if err := ctx.Err(); err != nil {
 		return time.Time{}, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	path := s.drainFile()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	path := n.drainFile()
 	content, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return time.Time{}, nil
@@ -50,28 +50,28 @@ func (s *Store) Drained(ctx context.Context) (time.Time, error) {
 
 // SetDrained implements [fabric.Store]. The change is safe on the disk when
 // SetDrained returns nil. After an error it may or may not be in effect.
-func (s *Store) SetDrained(ctx context.Context, since time.Time) error {
+func (n *nodeFiles) SetDrained(ctx context.Context, since time.Time) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.isShut {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if isClosed(n.closed) {
 		return fmt.Errorf("state: %w", fs.ErrClosed)
 	}
-	path := s.drainFile()
+	path := n.drainFile()
 	dir := filepath.Dir(path)
 	var err error
 	if since.IsZero() {
 		if err = os.Remove(path); errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
-		err = cmp.Or(err, s.sync(dir))
+		err = cmp.Or(err, n.sync(dir))
 	} else {
 		temp := filepath.Join(dir, tempStart+drainName)
 		os.Remove(temp) // of a writer that was killed
 		err = writeFile(temp, path, []byte(drainStart+since.UTC().Format(time.RFC3339Nano)+"\n"), os.Rename)
-		err = cmp.Or(err, s.sync(path), s.sync(dir))
+		err = cmp.Or(err, n.sync(path), n.sync(dir))
 	}
 	if err != nil {
 		return fmt.Errorf("state: %w; %s", err, remedy(err))

@@ -14,16 +14,16 @@ import (
 
 const movesName = "moves.json" // the file, in the state directory itself
 
-func (s *Store) movesFile() string { return filepath.Join(filepath.Dir(s.dir), movesName) }
+func (n *nodeFiles) movesFile() string { return filepath.Join(n.dir, movesName) }
 
 // KeptMoves implements [fabric.Store].
-func (s *Store) KeptMoves(ctx context.Context) ([]fabric.Move, error) {
+func (n *nodeFiles) KeptMoves(ctx context.Context) ([]fabric.Move, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	content, err := os.ReadFile(s.movesFile())
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	content, err := os.ReadFile(n.movesFile())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -32,14 +32,14 @@ func (s *Store) KeptMoves(ctx context.Context) ([]fabric.Move, error) {
 	}
 	var moves []fabric.Move
 	if err := json.Unmarshal(content, &moves); err != nil {
-		return nil, fmt.Errorf("reports of moves in %s: damaged (%v); remove the file", s.movesFile(), err)
+		return nil, fmt.Errorf("reports of moves in %s: damaged (%v); remove the file", n.movesFile(), err)
 	}
 	return moves, nil
 }
 
 // KeepMoves implements [fabric.Store]. It does not wait for the disk: reports are
 // for people, and a power cut may take the last ones.
-func (s *Store) KeepMoves(ctx context.Context, moves []fabric.Move) error {
+func (n *nodeFiles) KeepMoves(ctx context.Context, moves []fabric.Move) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -47,12 +47,12 @@ func (s *Store) KeepMoves(ctx context.Context, moves []fabric.Move) error {
 	if err != nil {
 		return fmt.Errorf("reports of moves: %w", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.isShut {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if isClosed(n.closed) {
 		return fmt.Errorf("reports of moves: %w", fs.ErrClosed)
 	}
-	path := s.movesFile()
+	path := n.movesFile()
 	temp := filepath.Join(filepath.Dir(path), tempStart+movesName)
 	os.Remove(temp) // of a writer that was killed
 	if err := writeFile(temp, path, append(content, '\n'), os.Rename); err != nil {

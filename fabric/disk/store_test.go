@@ -387,7 +387,7 @@ func (b *badDisk) sync(path string) error {
 func TestDiskThatCannotSyncIsTold(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	disk := &badDisk{synced: map[string]int{}}
-	s := open(t, dir, func(s *Store) { s.sync, s.retry = disk.sync, 50*time.Millisecond })
+	s := open(t, dir, func(o *options) { o.sync, o.retry = disk.sync, 50*time.Millisecond })
 	disk.set(true)
 	require.NoError(t, s.Put(t.Context(), guest("web", fabric.Live)))
 	require.Eventually(t, func() bool { return len(s.Diagnose(t.Context())) == 1 }, 10*time.Second, time.Millisecond)
@@ -412,7 +412,7 @@ func TestDiskThatCannotSyncIsTold(t *testing.T) {
 
 func TestCloseTellsWhatIsNotSafe(t *testing.T) {
 	disk := &badDisk{broken: false, synced: map[string]int{}}
-	s := open(t, filepath.Join(t.TempDir(), "state"), WithSyncDelay(time.Hour), func(s *Store) { s.sync = disk.sync })
+	s := open(t, filepath.Join(t.TempDir(), "state"), WithSyncDelay(time.Hour), func(o *options) { o.sync = disk.sync })
 	require.NoError(t, s.Put(t.Context(), guest("web", fabric.Live)))
 	disk.set(true)
 	assert.ErrorContains(t, s.Close(), "not safe from a power cut")
