@@ -24,20 +24,17 @@ import (
 // and count as running as long as any process holds its standard output.
 type child struct {
 	cmd    *exec.Cmd
-	log    *slog.Logger
 	stdin  *os.File // the agent's end
 	hello  io.Reader
+	out    *transcript
 	exited chan struct{} // closed when the process has ended
 	ended  error         // how it ended; valid after exited is closed
-	outs   sync.WaitGroup
 
 	mu     sync.Mutex
-	pid    int    // 0 before it is started
-	gone   bool   // another process may have its number
-	doomed bool   // kill it once it is started
-	failed error  // why it was not started
-	first  string // the first line of standard output, the handshake
-	last   string // the last line of standard error, or the one of a panic
+	pid    int   // 0 before it is started
+	gone   bool  // another process may have its number
+	doomed bool  // kill it once it is started
+	failed error // why it was not started
 }
 
 var _ runner.Runner = (*child)(nil)
@@ -51,7 +48,7 @@ const (
 )
 
 func newChild(cmd *exec.Cmd, log *slog.Logger) *child {
-	return &child{cmd: cmd, log: log, exited: make(chan struct{})}
+	return &child{cmd: cmd, out: &transcript{log: log}, exited: make(chan struct{})}
 }
 
 // Start implements [runner.Runner].
@@ -83,13 +80,13 @@ func (c *child) Start(context.Context) error {
 	}
 	hello, say := io.Pipe()
 	c.stdin, c.hello = ours[0], hello
-	c.outs.Go(func() { c.readStdout(&output{f: ours[1]}, say) })
-	c.outs.Go(func() { c.readStderr(&output{f: ours[2]}) })
+	c.out.readers.Go(func() { c.out.readStdout(&output{f: ours[1]}, say) })
+	c.out.readers.Go(func() { c.out.readStderr(&output{f: ours[2]}) })
 	go func() {
 		<-c.exited
 		_ = ours[1].SetReadDeadline(time.Now().Add(drain))
 		_ = ours[2].SetReadDeadline(time.Now().Add(drain))
-		c.outs.Wait()
+		c.out.readers.Wait()
 		closeAll(ours)
 	}()
 	return nil
@@ -127,42 +124,6 @@ func (c *child) live(started chan<- error) {
 	close(c.exited)
 }
 
-// readStdout passes on the first line, the handshake, and logs the rest.
-func (c *child) readStdout(r io.Reader, hello *io.PipeWriter) {
-	defer hello.Close()
-	first := true
-	eachLine(r, func(line string) {
-		if !first {
-			c.log.Info(line)
-			return
-		}
-		first = false
-		c.mu.Lock()
-		c.first = line
-		c.mu.Unlock()
-		_, _ = io.WriteString(hello, line+"\n")
-		hello.Close()
-	})
-}
-
-func (c *child) readStderr(r io.Reader) {
-	eachLine(r, func(line string) {
-		c.mu.Lock()
-		if !strings.HasPrefix(c.last, "panic: ") && !strings.HasPrefix(c.last, "fatal error: ") {
-			c.last = line
-		}
-		c.mu.Unlock()
-		c.log.Info(line)
-	})
-}
-
-// said returns the lines that are kept of the plugin's output.
-func (c *child) said() (first, last string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.first, c.last
-}
-
 // settled returns when the process has ended and all of its output was read; at
 // once if the process was not started.
 func (c *child) settled() {
@@ -171,18 +132,18 @@ func (c *child) settled() {
 	c.mu.Unlock()
 	if started {
 		<-c.exited
-		c.outs.Wait()
+		c.out.readers.Wait()
 	}
 }
 
 // exitReason says how the process ended.
 func (c *child) exitReason() string {
-	c.outs.Wait() // for its last lines
+	c.out.readers.Wait() // for its last lines
 	how := "it ended"
 	if c.ended != nil {
 		how = "it died: " + c.ended.Error()
 	}
-	if _, last := c.said(); last != "" {
+	if _, last := c.out.lines(); last != "" {
 		how += fmt.Sprintf(", saying %.200q", last)
 	}
 	return how

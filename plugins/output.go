@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -55,6 +56,53 @@ func (o *output) Read(b []byte) (int, error) {
 	}
 	o.late += n
 	return n, nil
+}
+
+// transcript logs the output of a process, and keeps the lines that tell why it does
+// not work. It is safe for concurrent use.
+type transcript struct {
+	log     *slog.Logger
+	readers sync.WaitGroup
+
+	mu    sync.Mutex
+	first string // the first line of standard output, the handshake
+	last  string // the last line of standard error, or the one of a panic
+}
+
+// readStdout passes on the first line, the handshake, and logs the rest.
+func (t *transcript) readStdout(r io.Reader, hello *io.PipeWriter) {
+	defer hello.Close()
+	first := true
+	eachLine(r, func(line string) {
+		if !first {
+			t.log.Info(line)
+			return
+		}
+		first = false
+		t.mu.Lock()
+		t.first = line
+		t.mu.Unlock()
+		_, _ = io.WriteString(hello, line+"\n")
+		hello.Close()
+	})
+}
+
+func (t *transcript) readStderr(r io.Reader) {
+	eachLine(r, func(line string) {
+		t.mu.Lock()
+		if !strings.HasPrefix(t.last, "panic: ") && !strings.HasPrefix(t.last, "fatal error: ") {
+			t.last = line
+		}
+		t.mu.Unlock()
+		t.log.Info(line)
+	})
+}
+
+// lines returns the lines that are kept of the plugin's output.
+func (t *transcript) lines() (first, last string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.first, t.last
 }
 
 // lineWriter logs the output of a plugin that comes through go-plugin, in pieces.

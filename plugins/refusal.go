@@ -64,9 +64,9 @@ func (p *process) refusal(program Program, err error, timeout bool, limit time.D
 	}
 	exited := p.child.hasExited(dying)
 	if exited {
-		p.child.outs.Wait()
+		p.child.out.readers.Wait()
 	}
-	first, last := p.child.said()
+	first, last := p.child.out.lines()
 	if first != "" {
 		if why := wrongHello(first); why != nil {
 			return why
