@@ -26,16 +26,9 @@ type Prober struct {
 	sock    *socket
 	id      uint16
 	stop    chan struct{}
-	first   chan struct{} // closed by the first answer
 	sent    chan struct{} // closed when the last request is sent
 	running sync.WaitGroup
-
-	mu       sync.Mutex
-	at       []time.Time // when each request was sent, by sequence number
-	answered []bool
-	last     time.Time // when the last answer came
-	highest  int       // the highest sequence number that was answered
-	result   Result
+	ledger  *ledger
 }
 
 // Result is the result of a [Prober]'s requests.
@@ -102,8 +95,8 @@ const grace = time.Second
 // the right to open raw sockets the error is [os.ErrPermission].
 func Start(cfg Config) (*Prober, error) {
 	p := &Prober{
-		cfg: cfg, id: uint16(1 + rand.IntN(1<<16-1)), highest: -1,
-		stop: make(chan struct{}), first: make(chan struct{}), sent: make(chan struct{}),
+		cfg: cfg, id: uint16(1 + rand.IntN(1<<16-1)), ledger: newLedger(),
+		stop: make(chan struct{}), sent: make(chan struct{}),
 	}
 	var err error
 	if p.sock, err = open(cfg); err != nil {
@@ -129,15 +122,9 @@ func (p *Prober) send() {
 		}
 		m.number(seq)
 		now := time.Now()
-		p.mu.Lock()
-		p.at = append(p.at, now)
-		p.answered = append(p.answered, false)
-		p.result.Late = max(p.result.Late, now.Sub(due))
-		p.mu.Unlock()
+		p.ledger.request(now, now.Sub(due))
 		if err := p.sock.send(m); err != nil {
-			p.mu.Lock()
-			p.result.Unsent++
-			p.mu.Unlock()
+			p.ledger.unsent()
 		}
 	}
 }
@@ -155,49 +142,22 @@ func (p *Prober) receive() {
 // note handles an ICMP message that the host received. The message may be for
 // another program.
 func (p *Prober) note(m message, at time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	switch {
 	case m.isReply() && m.id() == p.id && len(m.data()) == payload:
-		if seq := binary.BigEndian.Uint64(m.data()); seq < uint64(len(p.at)) {
-			p.noteAnswer(int(seq), at)
-		}
+		p.ledger.answer(binary.BigEndian.Uint64(m.data()), at)
 	case m.isRefusal() && m.about() == p.id:
-		p.result.Refused++
+		p.ledger.refusal()
 	}
-}
-
-func (p *Prober) noteAnswer(seq int, now time.Time) {
-	r := &p.result
-	if p.answered[seq] {
-		r.Duplicates++
-		return
-	}
-	p.answered[seq] = true
-	if seq < p.highest {
-		r.Reordered++
-	}
-	p.highest = max(p.highest, seq)
-	rtt := now.Sub(p.at[seq])
-	if r.Received++; r.Received == 1 {
-		r.FirstRTT = rtt
-		close(p.first)
-	} else if gap := now.Sub(p.last); gap > r.LongestGap {
-		r.LongestGap, r.GapFrom = gap, p.last
-	}
-	r.MaxRTT = max(r.MaxRTT, rtt)
-	p.last = now
 }
 
 // Received returns the number of requests answered so far.
 func (p *Prober) Received() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.result.Received
+	received, _ := p.ledger.counts()
+	return received
 }
 
 // First returns a channel that the first answer closes.
-func (p *Prober) First() <-chan struct{} { return p.first }
+func (p *Prober) First() <-chan struct{} { return p.ledger.first }
 
 // Sent returns a channel that is closed when the last request was sent.
 func (p *Prober) Sent() <-chan struct{} { return p.sent }
@@ -219,30 +179,10 @@ func (p *Prober) end(grace time.Duration) Result {
 	}
 	p.sock.close()
 	p.running.Wait()
-
-	r := p.result
-	r.Sent = len(p.at)
-	r.Lost = r.Sent - r.Received
-	if r.Sent > 0 {
-		r.Began = p.at[0]
-		r.Took = p.at[r.Sent-1].Sub(p.at[0])
-	}
-	run := 0
-	for seq, ok := range p.answered {
-		if run++; ok {
-			run = 0
-			continue
-		}
-		r.Losses = append(r.Losses, Loss{seq, p.at[seq]})
-		if run > r.LongestLoss {
-			r.LongestLoss, r.LongestLossFrom = run, seq-run+1
-		}
-	}
-	return r
+	return p.ledger.close()
 }
 
 func (p *Prober) underWay() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.result.Received < len(p.at)
+	received, sent := p.ledger.counts()
+	return received < sent
 }
