@@ -58,6 +58,10 @@ var smallLocks = []string{
 	"fabric/nodes",
 	"cmd",
 	"hooks",
+	"internal/bench",
+	"internal/probe",
+	"plugins",
+	"testenv",
 }
 
 // TestLockedStructsAreSmall: what a lock guards fits into a head.

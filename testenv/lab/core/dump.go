@@ -21,7 +21,7 @@ const dumpLines = 30
 func (l *Lab) Dump(w io.Writer) {
 	fmt.Fprintf(w, "lab %s\n", l.id)
 	l.mu.Lock()
-	hosts, daemons := slices.Clone(l.order), slices.Clone(l.daemons)
+	hosts, daemons := slices.Clone(l.hosts), slices.Clone(l.daemons)
 	l.mu.Unlock()
 	for _, h := range hosts {
 		fmt.Fprintf(w, "\n=== %s (%s)\n", h.name, h.Namespace())

@@ -72,8 +72,7 @@ func (l *Lab) addHost(name string) (*Host, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.hosts[name] = h
-	l.order = append(l.order, h)
+	l.hosts = append(l.hosts, h)
 	return h, nil
 }
 

@@ -40,14 +40,12 @@ type Lab struct {
 
 	mu      sync.Mutex
 	record  *os.File
-	hosts   map[string]*Host
-	order   []*Host // as added
+	hosts   []*Host // as added
 	daemons []*Daemon
 	closers []func()
 	closed  bool
 
-	swMu sync.Mutex
-	sw   *Host // the switch, when there is one
+	underlay underlay
 }
 
 // New makes an empty lab. It first removes labs of this user whose owner is dead.
@@ -57,7 +55,7 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 	if _, err := daemons.Find("umount"); err != nil { // of the programs that the keeper runs, this is one that some systems lack
 		return nil, fmt.Errorf("new lab: %w", err)
 	}
-	l := &Lab{hosts: map[string]*Host{}}
+	l := &Lab{}
 	if err := l.makeDir(ctx, o.Name); err != nil {
 		return nil, fmt.Errorf("new lab: %w", err)
 	}
@@ -167,14 +165,18 @@ func (l *Lab) Dir() string { return l.dir }
 func (l *Lab) Host(name string) *Host {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.hosts[name]
+	i := slices.IndexFunc(l.hosts, func(h *Host) bool { return h.name == name })
+	if i < 0 {
+		return nil
+	}
+	return l.hosts[i]
 }
 
 // Hosts lists the hosts in the order in which they were added.
 func (l *Lab) Hosts() []*Host {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Clone(l.order)
+	return slices.Clone(l.hosts)
 }
 
 // Daemons lists the daemons of the lab in the order in which they were started,
@@ -242,7 +244,7 @@ func (l *Lab) Close() error {
 		return nil
 	}
 	l.closed = true
-	hosts, daemons, closers := l.order, l.daemons, l.closers
+	hosts, daemons, closers := l.hosts, l.daemons, l.closers
 	l.record.Close()
 	l.mu.Unlock()
 

@@ -3,6 +3,7 @@ package core
 import (
 	"fmt"
 	"net/netip"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 
@@ -201,7 +202,7 @@ const switchName = "switch"
 
 // addConnected adds a host with its eth0 on the underlay.
 func (l *Lab) addConnected(name string, addrs []netip.Addr) (*Host, error) {
-	sw, err := l.theSwitch()
+	sw, err := l.underlay.theSwitch(l)
 	if err != nil {
 		return nil, err
 	}
@@ -233,11 +234,18 @@ func (l *Lab) addConnected(name string, addrs []netip.Addr) (*Host, error) {
 	return h, l.Reconnect(h)
 }
 
-func (l *Lab) theSwitch() (*Host, error) {
-	l.swMu.Lock()
-	defer l.swMu.Unlock()
-	if l.sw != nil {
-		return l.sw, nil
+// underlay is the network between the hosts of a lab. It is safe for concurrent use.
+type underlay struct {
+	mu sync.Mutex
+	sw *Host // the switch, when there is one
+}
+
+// theSwitch returns the switch; the first call adds it to the lab.
+func (u *underlay) theSwitch(l *Lab) (*Host, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.sw != nil {
+		return u.sw, nil
 	}
 	sw, err := l.AddHost(switchName)
 	if err != nil {
@@ -254,7 +262,7 @@ func (l *Lab) theSwitch() (*Host, error) {
 	if err := sw.SetUp("br0"); err != nil {
 		return nil, err
 	}
-	l.sw = sw
+	u.sw = sw
 	return sw, nil
 }
 
@@ -285,5 +293,5 @@ func (l *Lab) switchOf(h *Host) (*Host, error) {
 	if h.port == "" {
 		return nil, fmt.Errorf("host %s is not on the underlay; add it as a node, a reflector or a core gateway", h.name)
 	}
-	return l.theSwitch()
+	return l.underlay.theSwitch(l)
 }
