@@ -97,6 +97,19 @@ func fieldsOf(n ast.Node) (fields int, lock bool) {
 	return fields, lock
 }
 
+// TestNoTypeAssertionDecides: what the agent needs of a backend is in its interface.
+func TestNoTypeAssertionDecides(t *testing.T) {
+	files, at := parsed(t, "fabric/agent")
+	for _, f := range files {
+		ast.Inspect(f, func(n ast.Node) bool {
+			if _, asserts := n.(*ast.TypeAssertExpr); asserts { // also that of a switch
+				assert.Fail(t, "a type assertion; put what is asked for into the interface", "%v", at.Position(n.Pos()))
+			}
+			return true
+		})
+	}
+}
+
 // TestCoreDoesNotKnowItsCallers: the way out that is in commands and files of a node
 // is told by whoever has these, see [fabric.Reason].
 func TestCoreDoesNotKnowItsCallers(t *testing.T) {

@@ -33,6 +33,7 @@ type Dataplane interface {
 	CheckForwarding(ctx context.Context) ([]ForwardingFault, error)
 
 	Mover
+	Diagnoser
 }
 
 // Announcer takes the routes that this node announces. Put and Remove return when
@@ -61,10 +62,12 @@ type Speaker interface {
 	// announce the prefix any more. The channel is nil if the speaker does not
 	// learn of such routes.
 	Competitors() <-chan Competitor
+
+	Diagnoser
 }
 
 // NewSpeaker makes a [Speaker] of an [Announcer]. The speaker reports nothing about
-// sessions and routes.
+// sessions and routes, and no problems.
 func NewSpeaker(a Announcer) Speaker { return silentSpeaker{a} }
 
 type silentSpeaker struct{ Announcer }
@@ -79,6 +82,8 @@ func (silentSpeaker) Advertisements(context.Context, netip.Prefix) ([]Advertisem
 
 func (silentSpeaker) Competitors() <-chan Competitor { return nil }
 
+func (silentSpeaker) Diagnose(context.Context) []string { return nil }
+
 // Store keeps the wanted state over restarts.
 //
 // All returns every guest that it can read. If it cannot read something, the
@@ -86,6 +91,11 @@ func (silentSpeaker) Competitors() <-chan Competitor { return nil }
 // caller must not remove a guest because the store did not list it.
 type Store interface {
 	All(ctx context.Context) ([]Desired, error)
+	// Fresh reports that this store has no earlier state: nobody stored any, or it
+	// is lost. Then it does not follow from an empty All that no guest is wanted, so
+	// the agent removes no port that it finds. Fresh is false for a store whose
+	// guests were all deleted.
+	Fresh() bool
 	Put(ctx context.Context, d Desired) error
 	Delete(ctx context.Context, vm string) error
 
@@ -97,6 +107,8 @@ type Store interface {
 	// KeptMoves returns the reports of the last KeepMoves; none before the first.
 	KeptMoves(ctx context.Context) ([]Move, error)
 	KeepMoves(ctx context.Context, moves []Move) error
+
+	Diagnoser
 }
 
 // Source is a hypervisor that knows which guests run.
@@ -129,6 +141,8 @@ type Source interface {
 	MovesByRestart() bool
 	// Status gives the state of the source.
 	Status() SourceStatus
+
+	Diagnoser
 }
 
 // Change is something that happened to a guest.
@@ -140,9 +154,9 @@ type Change struct {
 	Lost  bool // changes may be missing; Guest is empty
 }
 
-// Diagnoser is implemented by a backend that can say, in words for people,
-// what it cannot do on this machine or what is wrong with it now. It answers in
-// bounded time.
+// Diagnoser says, in words for people, what a part of the agent cannot do on this
+// machine, or what is wrong with it now. Every backend is one; a backend that knows
+// of no problem returns nothing. It answers in bounded time.
 type Diagnoser interface {
 	Diagnose(ctx context.Context) []string
 }

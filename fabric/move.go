@@ -70,6 +70,8 @@ type Nodes interface {
 	// It calls answer for several nodes at the same time, and only for nodes of the
 	// cluster.
 	Serve(ctx context.Context, answer func(ctx context.Context, from Node, n Notice) Answer) error
+
+	Diagnoser
 }
 
 // NoticeKind says what a [Notice] is about.

@@ -18,7 +18,7 @@ import (
 
 // Config has what a plugin implements: at least one of these.
 type Config struct {
-	Speaker  fabric.Speaker // may be a [fabric.Diagnoser] too; see [fabric.NewSpeaker]
+	Speaker  fabric.Speaker // see [fabric.NewSpeaker]
 	Resolver fabric.Resolver
 	Observer fabric.Observer
 }

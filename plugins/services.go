@@ -155,13 +155,9 @@ func (s *speakerService) Advertisements(ctx context.Context, r *pb.Advertisement
 	return &pb.AdvertisementsReply{Advertisements: advertisementsOut(all)}, nil
 }
 
-func (s *speakerService) Diagnose(ctx context.Context, r *pb.DiagnoseRequest) (*pb.DiagnoseReply, error) {
-	d, ok := s.speaker.(fabric.Diagnoser)
-	if !ok {
-		return s.UnimplementedSpeakerServer.Diagnose(ctx, r)
-	}
+func (s *speakerService) Diagnose(ctx context.Context, _ *pb.DiagnoseRequest) (*pb.DiagnoseReply, error) {
 	reply := &pb.DiagnoseReply{}
-	for _, problem := range d.Diagnose(ctx) {
+	for _, problem := range s.speaker.Diagnose(ctx) {
 		reply.Problems = append(reply.Problems, oneLine(problem))
 	}
 	return reply, nil

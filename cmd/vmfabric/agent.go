@@ -165,7 +165,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	}()
 	sources := f.sources(dataplane, log)
 	options := []agent.Option{
-		agent.WithLogger(log), agent.WithBoot(kernel.BootID()), agent.WithRemedies(hooks.Remedy), agent.WithObservers(extensions.observers...),
+		agent.WithLogger(log), agent.WithBoot(kernel.BootID()), agent.WithRemedies(hooks.Remedy), agent.WithObservers(extensions.observers...), agent.WithDiagnosers(extensions.diagnosers...),
 		agent.WithNodes(nodes.New(nodes.Config{Cluster: cluster, Node: node, Logger: log})),
 	}
 	if extensions.resolver != nil {

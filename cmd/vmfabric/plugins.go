@@ -38,7 +38,9 @@ type extensions struct {
 	log       *slog.Logger
 	resolver  fabric.Resolver // nil: none
 	observers []fabric.Observer
-	closers   []func() error
+	// diagnosers are the resolver and the observers, too.
+	diagnosers []fabric.Diagnoser
+	closers    []func() error
 }
 
 // openExtensions starts the resolver and the observers that the flags name, or else
@@ -55,7 +57,7 @@ func (f agentFlags) openExtensions(ctx context.Context, c *fabric.Cluster, node 
 		if err != nil {
 			return nil, fmt.Errorf("resolver: %w", err)
 		}
-		x.resolver, x.closers = r, append(x.closers, r.Close)
+		x.resolver, x.diagnosers, x.closers = r, append(x.diagnosers, r), append(x.closers, r.Close)
 	}
 	paths := c.Observers
 	if len(f.observers) > 0 {
@@ -66,7 +68,7 @@ func (f agentFlags) openExtensions(ctx context.Context, c *fabric.Cluster, node 
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("observer: %w", err), x.Close())
 		}
-		x.observers, x.closers = append(x.observers, o), append(x.closers, o.Close)
+		x.observers, x.diagnosers, x.closers = append(x.observers, o), append(x.diagnosers, o), append(x.closers, o.Close)
 	}
 	return x, nil
 }

@@ -51,8 +51,10 @@ func TestExtensionsThatCannotStart(t *testing.T) {
 	assert.True(t, filepath.IsAbs(x.place.Config))
 	assert.Equal(t, "node1", x.place.Node)
 	require.Len(t, x.observers, 1, "the flags come before the cluster file")
-	for backend, says := range map[any]string{x.resolver: "plugin one (/nowhere/one) is down", x.observers[0]: "plugin two (/nowhere/two) is down"} {
-		problems := backend.(fabric.Diagnoser).Diagnose(t.Context())
+	require.NotNil(t, x.resolver)
+	require.Len(t, x.diagnosers, 2)
+	for i, says := range []string{"plugin one (/nowhere/one) is down", "plugin two (/nowhere/two) is down"} {
+		problems := x.diagnosers[i].Diagnose(t.Context())
 		require.Len(t, problems, 1)
 		assert.Contains(t, problems[0], says)
 	}
@@ -62,5 +64,6 @@ func TestExtensionsThatCannotStart(t *testing.T) {
 	require.NoError(t, err)
 	assert.Nil(t, x.resolver)
 	assert.Empty(t, x.observers)
+	assert.Empty(t, x.diagnosers)
 	require.NoError(t, x.Close())
 }

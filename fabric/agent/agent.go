@@ -117,6 +117,8 @@ type parts struct {
 	nodes     fabric.Nodes    // nil: the agent can ask no other node
 	resolver  fabric.Resolver // nil: none
 	log       *slog.Logger
+
+	diagnosers []fabric.Diagnoser // of further parts
 }
 
 // expectation is how long after its announcement a migration to this node may begin.

@@ -83,10 +83,8 @@ func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 	}
 	st.Sessions = append(st.Sessions, sessions...)
 	st.Problems = append(st.Problems, a.cluster.SessionProblems(a.node, sessions)...)
-	for _, backend := range a.backends() {
-		if d, ok := backend.(fabric.Diagnoser); ok {
-			st.Problems = append(st.Problems, d.Diagnose(ctx)...)
-		}
+	for _, d := range a.allDiagnosers() {
+		st.Problems = append(st.Problems, d.Diagnose(ctx)...)
 	}
 	for _, s := range a.sources {
 		st.Sources = append(st.Sources, s.Status())
@@ -98,15 +96,22 @@ func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 	return st, err
 }
 
-func (a *Agent) backends() []any {
-	all := []any{a.dataplane, a.speaker, a.store, a.resolver, a.nodes}
+// WithDiagnosers makes [Agent.Status] report the problems of further parts, too, such
+// as a resolver or an observer that runs in a program of its own.
+func WithDiagnosers(d ...fabric.Diagnoser) Option {
+	return func(a *Agent) { a.diagnosers = append(a.diagnosers, d...) }
+}
+
+// allDiagnosers lists the backends, and then the further parts.
+func (a *Agent) allDiagnosers() []fabric.Diagnoser {
+	all := []fabric.Diagnoser{a.dataplane, a.speaker, a.store}
+	if a.nodes != nil {
+		all = append(all, a.nodes)
+	}
 	for _, s := range a.sources {
 		all = append(all, s)
 	}
-	for _, l := range a.events.listeners {
-		all = append(all, l.observer)
-	}
-	return all
+	return append(all, a.diagnosers...)
 }
 
 func (g *guest) troubleText(node string) string {

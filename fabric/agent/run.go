@@ -46,7 +46,7 @@ func (a *Agent) Adopt(ctx context.Context) error {
 	}
 	a.recallDrain(ctx)
 	desired, storeErr := a.store.All(ctx)
-	if f, ok := a.store.(interface{ Fresh() bool }); ok && storeErr == nil && f.Fresh() && len(ports) > 0 {
+	if storeErr == nil && a.store.Fresh() && len(ports) > 0 {
 		storeErr = fmt.Errorf("the state is empty although %s here; they are kept as they are. Detach those that are not wanted, then restart the agent", plural.Of(len(ports), "port is", "ports are"))
 	}
 	if storeErr != nil {

@@ -290,11 +290,6 @@ func TestUnreadableStateRemovesNothing(t *testing.T) {
 	}
 }
 
-// freshStore is a store that found nothing where its state should be.
-type freshStore struct{ *fake.Store }
-
-func (freshStore) Fresh() bool { return true }
-
 func TestStateThatIsGoneRemovesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		before := fresh(t)
@@ -303,8 +298,8 @@ func TestStateThatIsGoneRemovesNothing(t *testing.T) {
 		before.dataplane.SetCarrier("old_net0", false)
 		before.journal.Take()
 		n := &node{t: t, journal: before.journal, dataplane: before.dataplane.Again(), speaker: fake.NewSpeaker(before.journal), store: fake.NewStore(before.journal)}
-		n.make(freshStore{n.store})
-		require.NoError(t, n.Adopt(t.Context()))
+		n.store.Lose()
+		n.start()
 		n.did(webAnnounced...)
 		n.run(func() {
 			time.Sleep(time.Minute)
@@ -315,8 +310,8 @@ func TestStateThatIsGoneRemovesNothing(t *testing.T) {
 	})
 	t.Run("no ports either", func(t *testing.T) {
 		n := fresh(t)
-		n.make(freshStore{n.store})
-		require.NoError(t, n.Adopt(t.Context()))
+		n.store.Lose()
+		n.start()
 		assert.Empty(t, n.problems())
 	})
 }

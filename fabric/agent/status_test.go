@@ -1,7 +1,6 @@
 package agent_test
 
 import (
-	"context"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -135,20 +134,28 @@ func TestStatusIsToldAsFarAsItIsKnown(t *testing.T) {
 	assert.NotNil(t, st.Sessions)
 }
 
-// ailing is a source that tells how it fares.
-type ailing struct{ *fake.Source }
+// counting is a source that knows three guests.
+type counting struct{ *fake.Source }
 
-func (a ailing) Diagnose(context.Context) []string { return []string{"libvirt: no answer; restart it"} }
-
-func (a ailing) Status() fabric.SourceStatus {
-	return fabric.SourceStatus{Name: a.Name(), Connected: true, Guests: 3}
+func (c counting) Status() fabric.SourceStatus {
+	return fabric.SourceStatus{Name: c.Name(), Connected: true, Guests: 3}
 }
 
 func TestStatusAsksTheBackends(t *testing.T) {
-	n := fresh(t, agent.WithSources(ailing{fake.NewSource("libvirt")}, fake.NewSource("lxd")))
+	source, resolver := counting{fake.NewSource("libvirt")}, new(fake.Trouble)
+	end := fake.NewNodes(nil, cluster().Nodes...)["node1"]
+	n := fresh(t, agent.WithSources(source, fake.NewSource("lxd")), agent.WithNodes(end), agent.WithDiagnosers(resolver))
+	assert.Empty(t, n.problems())
+	for text, backend := range map[string]*fake.Trouble{
+		"port is not ours": &n.dataplane.Trouble, "bird: start it": &n.speaker.Trouble, "disk: check it": &n.store.Trouble,
+		"node2: no answer": end.Trouble, "libvirt: no answer; restart it": &source.Trouble, "inventory: it is down": resolver,
+	} {
+		backend.Report(text)
+		assert.Equal(t, []string{text}, n.problems())
+		backend.Report()
+	}
 	st, err := n.Status(t.Context())
 	require.NoError(t, err)
-	assert.Equal(t, []string{"libvirt: no answer; restart it"}, st.Problems)
 	assert.Equal(t, `[{"name":"libvirt","connected":true,"guests":3},{"name":"lxd","connected":true,"guests":0}]`, asJSON(t, st.Sources))
 }
 

@@ -77,8 +77,8 @@ func Open(dir string, opts ...Option) (*Store, error) {
 	return s, nil
 }
 
-// Fresh reports that Open found no state: the directory, or its marker and files,
-// were not there.
+// Fresh implements [fabric.Store]. It reports that Open found no state: the
+// directory, or its marker and files, were not there.
 func (s *Store) Fresh() bool { return s.fresh }
 
 // All returns every guest that can be read. The error has each file that cannot,

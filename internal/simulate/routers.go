@@ -276,6 +276,9 @@ func (*speaker) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertis
 // Competitors implements [fabric.Speaker].
 func (s *speaker) Competitors() <-chan fabric.Competitor { return s.competitors }
 
+// Diagnose implements [fabric.Speaker].
+func (s *speaker) Diagnose(context.Context) []string { return nil }
+
 // compete emits that another node has a better route to a prefix of this speaker,
 // or has it no more.
 func (s *speaker) compete(p netip.Prefix, other fabric.Node, route fabric.Route, has bool) {

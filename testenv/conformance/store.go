@@ -118,8 +118,12 @@ func storeAgain(t *testing.T, s fabric.Store, c StoreControls) {
 	require.NoError(t, s.Delete(t.Context(), "db"))
 	second := c.Again(t)
 	requireGuests(t, second, desired("web", fabric.Live))
+	require.False(t, second.Fresh())
+	require.Empty(t, second.Diagnose(t.Context()))
 	require.NoError(t, second.Delete(t.Context(), "web"))
-	requireGuests(t, c.Again(t))
+	third := c.Again(t)
+	requireGuests(t, third)
+	require.False(t, third.Fresh(), "that no guest is wanted is a state, too")
 }
 
 func storeDamage(t *testing.T, s fabric.Store, c StoreControls) {

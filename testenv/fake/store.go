@@ -25,6 +25,7 @@ type Store struct {
 	damaged map[string]error
 	drained time.Time
 	moves   []fabric.Move
+	fresh   bool
 }
 
 var _ fabric.Store = (*Store)(nil)
@@ -57,6 +58,22 @@ func (s *Store) All(ctx context.Context) ([]fabric.Desired, error) {
 	return guests, errors.Join(errs...)
 }
 
+// Fresh implements [fabric.Store]. A new Store counts as one that kept state before.
+func (s *Store) Fresh() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fresh
+}
+
+// Lose makes the store lose all that it kept. It is fresh until a guest is put or
+// deleted.
+func (s *Store) Lose() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.guests, s.damaged = map[string]fabric.Desired{}, map[string]error{}
+	s.drained, s.moves, s.fresh = time.Time{}, nil, true
+}
+
 // Put implements [fabric.Store].
 func (s *Store) Put(ctx context.Context, d fabric.Desired) error {
 	name := d.VM.Name
@@ -69,6 +86,7 @@ func (s *Store) Put(ctx context.Context, d fabric.Desired) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.fresh = false
 	if have, there := s.guests[name]; !there || s.damaged[name] != nil || !reflect.DeepEqual(have, d) {
 		s.guests[name] = d
 		delete(s.damaged, name)
@@ -85,6 +103,7 @@ func (s *Store) Delete(ctx context.Context, vm string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.fresh = false
 	if _, there := s.guests[vm]; there {
 		delete(s.guests, vm)
 		delete(s.damaged, vm)

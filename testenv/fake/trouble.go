@@ -3,6 +3,7 @@ package fake
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -10,11 +11,26 @@ import (
 // Trouble makes effects of a fake fail or hang, as a test demands. An effect has
 // the name that it has in the [Journal], or the first words of it: "wire web_net0"
 // is that port, "wire" all ports. Reads have names, too: "list ports", "list
-// routes", "load", "list guests".
+// routes", "load", "list guests". It also has the problems that the fake reports.
 type Trouble struct {
-	mu    sync.Mutex
-	fails map[string]error
-	hangs map[string]chan struct{}
+	mu       sync.Mutex
+	fails    map[string]error
+	hangs    map[string]chan struct{}
+	problems []string
+}
+
+// Report makes Diagnose report these problems; none ends that.
+func (t *Trouble) Report(problems ...string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.problems = slices.Clone(problems)
+}
+
+// Diagnose implements [fabric.Diagnoser].
+func (t *Trouble) Diagnose(context.Context) []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.problems)
 }
 
 // Fail makes an effect fail with err, without having happened, until Fail is called
