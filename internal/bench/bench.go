@@ -113,7 +113,7 @@ func (b *bench) measure(ctx context.Context, only string) (report, error) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeoutCause(ctx, longest, errTooLong)
 	defer cancel()
-	if err := routers.Available("bird"); err != nil {
+	if err := routers.Available(ctx, "bird"); err != nil {
 		return report{}, err
 	}
 	dir, err := os.MkdirTemp("", "vmfabric-bench-")

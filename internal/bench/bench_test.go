@@ -53,15 +53,15 @@ func TestQuick(t *testing.T) {
 	} {
 		assert.Contains(t, printed.String(), want)
 	}
-	if routers.Available("frr") == nil {
+	if routers.Available(t.Context(), "frr") == nil {
 		assert.Contains(t, printed.String(), "shell hook, FRR by vtysh")
 	}
-	if hypervisors.Available("qemu") == nil {
+	if hypervisors.Available(t.Context(), "qemu") == nil {
 		for _, want := range []string{"hook only, to the higher router ID", "when virsh returns", "4,000 a second", "live migrations, core BIRD, IPv6: never more than 10 lost"} {
 			assert.Contains(t, printed.String(), want)
 		}
 	}
-	if hypervisors.Available("lxd") == nil {
+	if hypervisors.Available(t.Context(), "lxd") == nil {
 		assert.Contains(t, printed.String(), "`lxc move --stateless`")
 	}
 	assert.NotContains(t, printed.String(), "NaN")

@@ -35,7 +35,7 @@ type stateless struct {
 
 // instanceMoves adds the moves of an LXD instance to a section.
 func (b *bench) instanceMoves(ctx context.Context, s *section) (err error) {
-	if err := hypervisors.Available("lxd"); err != nil {
+	if err := hypervisors.Available(ctx, "lxd"); err != nil {
 		s.notes = append(s.notes, fmt.Sprintf("Moves between LXD servers were not measured: %v.", err))
 		return nil
 	}

@@ -29,7 +29,7 @@ type baseline struct {
 
 // measureLXD compares vmfabric with LXD's own BGP server.
 func measureLXD(ctx context.Context, b *bench) (s section, err error) {
-	if err := hypervisors.Available("lxd"); err != nil {
+	if err := hypervisors.Available(ctx, "lxd"); err != nil {
 		return section{title: lxdTitle, method: fmt.Sprintf("Not measured: %v.", err)}, nil
 	}
 	if _, err := exec.LookPath("dnsmasq"); err != nil {

@@ -72,11 +72,11 @@ type move struct {
 // measureMoves migrates guests under probes, by turns with vmfabric and with the
 // baselines of hooks alone.
 func measureMoves(ctx context.Context, b *bench) (s section, err error) {
-	if err := hypervisors.Available("qemu"); err != nil {
+	if err := hypervisors.Available(ctx, "qemu"); err != nil {
 		return section{title: movesTitle, method: fmt.Sprintf("Not measured: %v.", err)}, nil
 	}
 	cores := []string{"BIRD", "FRR"}
-	if b.quick || routers.Available("frr") != nil {
+	if b.quick || routers.Available(ctx, "frr") != nil {
 		cores = cores[:1]
 	}
 	idle0, all0 := ticks()

@@ -184,7 +184,7 @@ func measurePeers(ctx context.Context, b *bench) (s section, err error) {
 	if err := errors.Join(l.fill(ctx, bird, files, 0), bird.Stop()); err != nil {
 		return s, err
 	}
-	if missing := routers.Available("frr"); missing != nil {
+	if missing := routers.Available(ctx, "frr"); missing != nil {
 		s = peersSection(duels)
 		s.notes = append(s.notes, fmt.Sprintf("FRR was not measured: %v.", missing))
 		return s, nil

@@ -26,7 +26,7 @@ var reflectorKinds = []struct{ kind, name string }{
 // guest after the other, and then with very many routes at once.
 func measureRouters(ctx context.Context, b *bench) (section, error) {
 	s := section{title: "Every speaker behind every reflector"}
-	if err := routers.Available("frr"); err != nil {
+	if err := routers.Available(ctx, "frr"); err != nil {
 		s.method = fmt.Sprintf("Not measured: %v.", err)
 		return s, nil
 	}

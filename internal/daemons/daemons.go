@@ -46,12 +46,13 @@ var folders = []string{"/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/lib/frr", 
 
 // Find returns the path of the program with this name that is the expected
 // project's: "bgpd" is FRR's. If there is none, or only another project's, the
-// error is [exec.ErrNotFound].
-func Find(name string) (string, error) {
-	return find(name, append(filepath.SplitList(os.Getenv("PATH")), folders...))
+// error is [exec.ErrNotFound]. Find asks a program which project's it is, unless the
+// name tells; if ctx ends before the answer, the error is that of ctx.
+func Find(ctx context.Context, name string) (string, error) {
+	return find(ctx, name, append(filepath.SplitList(os.Getenv("PATH")), folders...))
 }
 
-func find(name string, folders []string) (string, error) {
+func find(ctx context.Context, name string, folders []string) (string, error) {
 	who, asked := identityOf(name)
 	var foreign string
 	var tried []string
@@ -61,8 +62,11 @@ func find(name string, folders []string) (string, error) {
 			continue
 		}
 		tried = append(tried, path)
-		if !asked || who.is(says(path, who.ask)) {
+		if !asked || who.is(says(ctx, path, who.ask)) {
 			return path, nil
+		}
+		if err := ctx.Err(); err != nil {
+			return "", fmt.Errorf("program %s: %s has not said whether it is %s's: %w", name, path, who.of, err)
 		}
 		if foreign == "" {
 			foreign = path
@@ -86,7 +90,7 @@ type question struct {
 // answerIn bounds how long a program may take to answer.
 const answerIn = 20 * time.Second
 
-func says(path, ask string) string {
+func says(ctx context.Context, path, ask string) string {
 	info, err := os.Stat(path)
 	if err != nil {
 		return ""
@@ -95,7 +99,7 @@ func says(path, ask string) string {
 	if before, ok := said.Load(q); ok {
 		return before.(string)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), answerIn)
+	ctx, cancel := context.WithTimeout(ctx, answerIn)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, ask)
 	cmd.WaitDelay = time.Second

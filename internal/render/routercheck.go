@@ -29,7 +29,7 @@ func CheckRouter(ctx context.Context, f Format, text string) error {
 	default:
 		return fmt.Errorf("%s is checked on the router; load it there and say: commit check", f)
 	}
-	path, err := daemons.Find(program)
+	path, err := daemons.Find(ctx, program)
 	if err != nil {
 		return fmt.Errorf("%s is not on this machine, so nothing was checked; install %s, or check on the machine that this is for", program, f)
 	}

@@ -69,23 +69,23 @@ func Need(t testing.TB, things ...string) {
 	t.Helper()
 	Long(t)
 	for _, thing := range things {
-		if err := available(thing); err != nil {
+		if err := available(t.Context(), thing); err != nil {
 			Missing(t, err)
 		}
 	}
 }
 
 // available calls Available of the package that has the thing.
-func available(thing string) error {
+func available(ctx context.Context, thing string) error {
 	switch thing {
 	case "root":
-		return core.Available(thing)
+		return core.Available(ctx, thing)
 	case "bird", "frr":
-		return routers.Available(thing)
+		return routers.Available(ctx, thing)
 	case "libvirt", "qemu", "lxd":
-		return hypervisors.Available(thing)
+		return hypervisors.Available(ctx, thing)
 	}
-	return core.Available(thing, thing)
+	return core.Available(ctx, thing, thing)
 }
 
 // Long skips the test under -short. Tests that need root, a daemon or a network

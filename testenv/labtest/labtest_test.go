@@ -2,6 +2,7 @@ package labtest_test
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -18,6 +19,8 @@ type recorder struct {
 }
 
 func (*recorder) Helper() {}
+
+func (*recorder) Context() context.Context { return context.Background() }
 
 func (r *recorder) Skip(args ...any) { r.end = cmp.Or(r.end, "skipped: "+fmt.Sprint(args...)) }
 

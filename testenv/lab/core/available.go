@@ -1,6 +1,7 @@
 package core
 
 import (
+	"context"
 	"fmt"
 	"os"
 
@@ -9,9 +10,9 @@ import (
 
 // Available returns an error if a lab of this process cannot have a thing that
 // needs these programs, or if the process is not root, which every thing needs.
-func Available(thing string, programs ...string) error {
+func Available(ctx context.Context, thing string, programs ...string) error {
 	for _, p := range programs {
-		if _, err := daemons.Find(p); err != nil {
+		if _, err := daemons.Find(ctx, p); err != nil {
 			return fmt.Errorf("no %s here: %w", thing, err)
 		}
 	}

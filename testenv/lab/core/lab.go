@@ -52,7 +52,7 @@ type Lab struct {
 // It needs root, or a user namespace with mounts of its own. ctx bounds the making
 // of the lab, not its life: that ends with Close, or with the process.
 func New(ctx context.Context, o Options) (*Lab, error) {
-	if _, err := daemons.Find("umount"); err != nil { // of the programs that the keeper runs, this is one that some systems lack
+	if _, err := daemons.Find(ctx, "umount"); err != nil { // of the programs that the keeper runs, this is one that some systems lack
 		return nil, fmt.Errorf("new lab: %w", err)
 	}
 	l := &Lab{}

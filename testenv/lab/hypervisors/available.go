@@ -1,6 +1,10 @@
 package hypervisors
 
-import "github.com/vmfabric/vmfabric/testenv/lab/core"
+import (
+	"context"
+
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+)
 
 // programs are the programs that each hypervisor of a lab needs.
 var programs = map[string][]string{
@@ -11,10 +15,10 @@ var programs = map[string][]string{
 
 // Available returns an error if a lab of this process cannot have a hypervisor:
 // "libvirt", "qemu" (guests of libvirt) or "lxd" with its containers.
-func Available(hypervisor string) error {
+func Available(ctx context.Context, hypervisor string) error {
 	need, ok := programs[hypervisor]
 	if !ok {
 		need = []string{hypervisor}
 	}
-	return core.Available(hypervisor, need...)
+	return core.Available(ctx, hypervisor, need...)
 }

@@ -30,8 +30,8 @@ var containerInit []byte
 // ContainerImage returns the path of the image of the lab's containers, for `lxc
 // image import`: the machine's busybox and a script. It takes the image from the
 // cache ([CacheVariable]), or makes it.
-func ContainerImage() (path string, err error) {
-	busybox, err := daemons.Find("busybox")
+func ContainerImage(ctx context.Context) (path string, err error) {
+	busybox, err := daemons.Find(ctx, "busybox")
 	if err != nil {
 		return "", fmt.Errorf("container image: %w (busybox-static)", err)
 	}
@@ -144,7 +144,7 @@ func (lx *LXD) importImage(ctx context.Context, project string) error {
 	if lx.imported[project] {
 		return nil
 	}
-	path, err := ContainerImage()
+	path, err := ContainerImage(ctx)
 	if err != nil {
 		return err
 	}

@@ -38,7 +38,7 @@ var guestInit []byte
 // cache ([CacheVariable]), or makes it: the kernel comes from the machine's package
 // mirror by apt, 27 MB once, busybox from the machine.
 func GuestImage(ctx context.Context) (Image, error) {
-	busybox, err := daemons.Find("busybox")
+	busybox, err := daemons.Find(ctx, "busybox")
 	if err != nil {
 		return Image{}, fmt.Errorf("guest image: %w (busybox-static)", err)
 	}

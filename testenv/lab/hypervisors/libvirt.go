@@ -56,7 +56,7 @@ func StartLibvirt(ctx context.Context, h *core.Host, o LibvirtOptions) (*Libvirt
 func startLibvirt(ctx context.Context, h *core.Host, o LibvirtOptions) (*Libvirt, error) {
 	lv := &Libvirt{host: h, dir: filepath.Join(h.Dir(), "libvirt")}
 	var err error
-	if lv.program, err = daemons.Find("libvirtd"); err != nil {
+	if lv.program, err = daemons.Find(ctx, "libvirtd"); err != nil {
 		return nil, err
 	}
 	binds, err := lv.makeFiles()
@@ -68,7 +68,7 @@ func startLibvirt(ctx context.Context, h *core.Host, o LibvirtOptions) (*Libvirt
 			return nil, err
 		}
 	}
-	known := lv.recallQEMU()
+	known := lv.recallQEMU(ctx)
 	if lv.box, err = newSandbox(h, binds); err != nil {
 		return nil, err
 	}
@@ -253,7 +253,7 @@ func (lv *Libvirt) Restart(ctx context.Context) error {
 // Virsh runs virsh against this libvirtd, on its node, and returns its standard
 // output.
 func (lv *Libvirt) Virsh(ctx context.Context, args ...string) (string, error) {
-	virsh, err := daemons.Find("virsh")
+	virsh, err := daemons.Find(ctx, "virsh")
 	if err != nil {
 		return "", err
 	}
@@ -294,12 +294,12 @@ const qemuKnowledge = "qemu/capabilities"
 
 // recallQEMU copies the findings of an earlier libvirtd with the same programs from
 // the lab's cache.
-func (lv *Libvirt) recallQEMU() bool {
+func (lv *Libvirt) recallQEMU(ctx context.Context) bool {
 	base, err := cacheDir()
 	if err != nil {
 		return false
 	}
-	from := filepath.Join(base, lv.knowledge())
+	from := filepath.Join(base, lv.knowledge(ctx))
 	return exists(from) && copyDir(from, filepath.Join(lv.path("cache"), qemuKnowledge)) == nil
 }
 
@@ -307,7 +307,7 @@ func (lv *Libvirt) rememberQEMU(ctx context.Context) error {
 	if _, err := lv.Virsh(ctx, "capabilities"); err != nil {
 		return err
 	}
-	_, err := cached(lv.knowledge(), func(dir string) error {
+	_, err := cached(lv.knowledge(ctx), func(dir string) error {
 		return copyDir(filepath.Join(lv.path("cache"), qemuKnowledge), dir)
 	})
 	return err
@@ -315,8 +315,8 @@ func (lv *Libvirt) rememberQEMU(ctx context.Context) error {
 
 // knowledge returns the name of the findings in the lab's cache; it depends on the
 // programs.
-func (lv *Libvirt) knowledge() string {
-	qemu, _ := daemons.Find("qemu-system-x86_64")
+func (lv *Libvirt) knowledge(ctx context.Context) string {
+	qemu, _ := daemons.Find(ctx, "qemu-system-x86_64")
 	about := ""
 	for _, program := range []string{lv.program, qemu} {
 		if info, err := os.Stat(program); err == nil {

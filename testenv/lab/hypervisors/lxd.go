@@ -70,10 +70,10 @@ profiles:
 func startLXD(ctx context.Context, h *core.Host, o LXDOptions) (*LXD, error) {
 	lx := &LXD{host: h, dir: filepath.Join(h.Dir(), "lxd"), imported: map[string]bool{}}
 	var err error
-	if lx.program, err = daemons.Find("lxd"); err != nil {
+	if lx.program, err = daemons.Find(ctx, "lxd"); err != nil {
 		return nil, err
 	}
-	if lx.client, err = daemons.Find("lxc"); err != nil {
+	if lx.client, err = daemons.Find(ctx, "lxc"); err != nil {
 		return nil, err
 	}
 	binds, err := lx.makeFiles(o.LXC)

@@ -32,7 +32,7 @@ func StartBird(ctx context.Context, h *core.Host, conf string, args ...string) (
 	if err := os.WriteFile(b.conf, []byte(conf), 0o644); err != nil {
 		return nil, fmt.Errorf("start bird on %s: %w", h.Name(), err)
 	}
-	program, err := daemons.Find("bird")
+	program, err := daemons.Find(ctx, "bird")
 	if err != nil {
 		return nil, fmt.Errorf("start bird on %s: %w", h.Name(), err)
 	}

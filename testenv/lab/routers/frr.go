@@ -54,7 +54,7 @@ func startFRR(ctx context.Context, h *core.Host, conf string, args []string) (*F
 	// A pathspace has no dots.
 	f := &FRR{host: h, space: strings.ReplaceAll(h.Namespace(), ".", "_")}
 	var err error
-	if f.vtysh, err = daemons.Find("vtysh"); err != nil {
+	if f.vtysh, err = daemons.Find(ctx, "vtysh"); err != nil {
 		return nil, err
 	}
 	confDir, runDir := filepath.Join(frrConfDir, f.space), filepath.Join(frrRunDir, f.space)
@@ -115,7 +115,7 @@ func frrDirs(dirs ...string) error {
 }
 
 func (f *FRR) start(ctx context.Context, name string, args []string) (*core.Daemon, error) {
-	program, err := daemons.Find(name)
+	program, err := daemons.Find(ctx, name)
 	if err != nil {
 		return nil, err
 	}
