@@ -58,8 +58,7 @@ var smallLocks = []string{
 	"fabric/nodes",
 	"cmd",
 	"hooks",
-	"internal/bench",
-	"internal/probe",
+	"internal",
 	"plugins",
 	"testenv",
 }

@@ -90,7 +90,7 @@ func (v *watcher) lookHolders(g *guest, passed time.Duration) {
 
 // lookPackets checks whether packets for a guest end at it.
 func (v *watcher) lookPackets(g *guest, passed time.Duration) {
-	w, p := v.world, g.place()
+	w, p := v.world, g.now()
 	if p.at == nil || p.paused || w.disputed(g) || !p.orphan.IsZero() && time.Since(p.orphan) < silent+w.spread {
 		delete(v.holes, g)
 		return
@@ -144,7 +144,7 @@ func (w *world) holders(p netip.Prefix) (names []string) {
 // with one address, both running for a while, the one that had it later has it. It
 // returns "" if there is none.
 func (w *world) wrongHolder(g *guest) string {
-	p := g.place()
+	p := g.now()
 	if p.at == nil && p.also == nil && p.to == nil && time.Since(p.since) > holeBound+w.spread && w.isQuiet(aftermath) && !w.copied(g) {
 		for _, prefix := range g.prefixes {
 			for _, name := range w.routers.announcers(prefix) {
@@ -158,7 +158,7 @@ func (w *world) wrongHolder(g *guest) string {
 		return ""
 	}
 	for _, c := range w.all()[len(w.guests):] {
-		o := c.place()
+		o := c.now()
 		if c.vm.NICs[0].Addresses[0] != g.vm.NICs[0].Addresses[0] || o.at == nil || p.at == nil || o.at == p.at || p.to != nil || p.also != nil || p.ageless {
 			continue
 		}
@@ -189,10 +189,7 @@ func (w *world) unsure() bool {
 // garbles reports whether messages come late, twice or out of order, or did lately.
 func (w *world) garbles() bool {
 	for _, n := range w.nodes {
-		n.mu.Lock()
-		garbled := n.garbled > 0 || !n.clear.IsZero() && time.Since(n.clear) < askedAgain
-		n.mu.Unlock()
-		if garbled {
+		if n.garbledWithin(askedAgain) {
 			return true
 		}
 	}
@@ -228,7 +225,7 @@ func (w *world) astray(g *guest, at *node) string {
 		switch end, way := w.way(prefix); {
 		case end == nil:
 			return fmt.Sprintf("%s: %s", prefix, way)
-		case end != at && (!g.instance() || end != g.place().to || g.place().quiet):
+		case end != at && (!g.instance() || end != g.now().to || g.now().quiet):
 			return fmt.Sprintf("%s: it is brought to %s (%s)", prefix, end.self.Name, way)
 		}
 	}
@@ -296,7 +293,7 @@ func (l links) doubts(n *node, g *guest) bool {
 	}
 	// The agent then announces it as standby, behind another guest's route, too, or
 	// as far as an expected one.
-	return time.Since(since) < silent || n.world.copied(g) || g.place().to != nil || n.world.unsure() && g.place().left == n.world.node(other)
+	return time.Since(since) < silent || n.world.copied(g) || g.now().to != nil || n.world.unsure() && g.now().left == n.world.node(other)
 }
 
 // mayBeOn reports whether the agents may believe that a node has the guest: the
@@ -318,14 +315,10 @@ func (w *world) mayBeOn(g *guest, name string) bool {
 
 // lostTo returns the node to which this node's agent has lost the guest, or "".
 func (n *node) lostTo(g *guest) string {
-	n.mu.Lock()
-	store := n.store
-	d, known := n.tried[g.vm.Name]
-	n.mu.Unlock()
-	if known {
+	if d, known := n.storage.lastTried(g.vm.Name); known {
 		return d.Lost
 	}
-	all, _ := store.All(context.Background())
+	all, _ := n.storage.current().All(context.Background())
 	for _, d := range all {
 		if d.VM.Name == g.vm.Name {
 			return d.Lost
@@ -359,7 +352,7 @@ func (w *world) waiting(g *guest, p place) bool {
 func (w *world) copied(g *guest) bool {
 	for _, other := range w.all()[len(w.guests):] {
 		if other.vm.NICs[0].Addresses[0] == g.vm.NICs[0].Addresses[0] {
-			if p := other.place(); p.at != nil || time.Since(p.since) < adopted {
+			if p := other.now(); p.at != nil || time.Since(p.since) < adopted {
 				return true
 			}
 		}
@@ -372,10 +365,10 @@ func (w *world) copied(g *guest) bool {
 // started long after g is not in dispute once a reflector has told the agents of
 // it, even if they do not reach each other.
 func (w *world) disputed(g *guest) bool {
-	if p := g.place(); p.also != nil || !p.twice.IsZero() && time.Since(p.twice) < silent {
+	if p := g.now(); p.also != nil || !p.twice.IsZero() && time.Since(p.twice) < silent {
 		return true
 	}
-	p := g.place()
+	p := g.now()
 	drained := p.at != nil && p.at.isDrained() // a drained node does not defend its guests' addresses
 	g.mu.Lock()
 	started, ageless := g.started, g.ageless
@@ -400,7 +393,7 @@ func (w *world) disputed(g *guest) bool {
 // for which a node reports a guest that ran on two nodes.
 func (w *world) settled(well bool) {
 	for _, g := range w.all() {
-		p := g.place()
+		p := g.now()
 		for _, prefix := range g.prefixes {
 			who := w.routers.announcers(prefix)
 			var should []string
@@ -427,7 +420,7 @@ func (w *world) settled(well bool) {
 
 func (w *world) heldByAnother(prefix netip.Prefix, g *guest) bool {
 	for _, other := range w.all() {
-		if other != g && other.place().at != nil && slices.Contains(other.prefixes, prefix) {
+		if other != g && other.now().at != nil && slices.Contains(other.prefixes, prefix) {
 			return true
 		}
 	}
@@ -440,27 +433,27 @@ func (w *world) heldByAnother(prefix netip.Prefix, g *guest) bool {
 func (w *world) works(rnd *rand.Rand) {
 	d := delays{rnd}
 	for _, g := range w.guests {
-		if g.place().at == nil && !g.starts(w.nodes[rnd.IntN(nodes)], d) {
+		if g.now().at == nil && !g.starts(w.nodes[rnd.IntN(nodes)], d) {
 			w.fail("at rest: %s cannot be started: %s", g.vm.Name, g.refused)
 			continue
 		}
 		for _, n := range w.nodes {
 			switch {
-			case g.place().at == n:
+			case g.now().at == n:
 				continue
 			case g.instance():
 				g.move(n, Migrate, d)
 			default:
 				g.migrate(n, Migrate, d)
 			}
-			if at := g.place().at; at != n {
+			if at := g.now().at; at != n {
 				w.fail("at rest: %s cannot be moved to %s: %s", g.vm.Name, n.self.Name, g.refused)
 			}
 		}
 	}
 	number := rnd.IntN(guests)
 	g := w.guests[number]
-	if at := g.place().at; at != nil {
+	if at := g.now().at; at != nil {
 		g.ends(at, d)
 		time.Sleep(time.Second)
 	}
@@ -484,7 +477,7 @@ func (w *world) settledNode(n *node, well bool) {
 	ctx := context.Background()
 	var should, have, kept []string
 	for _, g := range w.all() {
-		if g.place().at == n {
+		if g.now().at == n {
 			should = append(should, g.vm.Name)
 		}
 	}
@@ -498,7 +491,7 @@ func (w *world) settledNode(n *node, well bool) {
 			w.fail("at rest: %s: port %s: %s", n.self.Name, p.Name, strings.Join(p.Faults, ", "))
 		}
 	}
-	stored, err := n.store.All(ctx)
+	stored, err := n.storage.current().All(ctx)
 	if err != nil {
 		w.fail("at rest: %s: %v", n.self.Name, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -22,14 +23,14 @@ func (d disk) Put(ctx context.Context, g fabric.Desired) error {
 	if err := d.take(); err != nil {
 		return err
 	}
-	d.node.tries(g)
+	d.node.storage.tries(g)
 	if d.node.broken() {
 		return errDisk
 	}
 	if err := d.Store.Put(ctx, g); err != nil {
 		return err
 	}
-	d.node.wrote(g.VM.Name, change{want: g})
+	d.node.storage.wrote(g.VM.Name, change{want: g}, d.node.slowness())
 	return nil
 }
 
@@ -43,15 +44,57 @@ func (d disk) Delete(ctx context.Context, vm string) error {
 	if err := d.Store.Delete(ctx, vm); err != nil {
 		return err
 	}
-	d.node.wrote(vm, change{gone: true})
+	d.node.storage.wrote(vm, change{gone: true}, d.node.slowness())
 	return nil
 }
 
+// storage is a node's disk with the state of its guests. It is safe for concurrent
+// use.
+type storage struct {
+	mu     sync.Mutex
+	store  *fake.Store
+	unsafe map[string][]change       // changes of each guest's state: the last one that is safe on the disk, and those after it
+	tried  map[string]fabric.Desired // the state that the agent last wanted to store
+}
+
+func newStorage() *storage {
+	return &storage{store: fake.NewStore(nil), unsafe: map[string][]change{}, tried: map[string]fabric.Desired{}}
+}
+
+// current returns what is on the disk.
+func (s *storage) current() *fake.Store {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.store
+}
+
+// begin notes that another agent begins to use the disk.
+func (s *storage) begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tried = map[string]fabric.Desired{}
+}
+
+// lose empties the disk.
+func (s *storage) lose() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.store, s.unsafe = fake.NewStore(nil), map[string][]change{}
+}
+
 // tries notes the state that the agent wants to store, also if the disk is full.
-func (n *node) tries(d fabric.Desired) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.tried[d.VM.Name] = d
+func (s *storage) tries(d fabric.Desired) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tried[d.VM.Name] = d
+}
+
+// lastTried returns the state of a guest that the agent last wanted to store.
+func (s *storage) lastTried(vm string) (fabric.Desired, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d, known := s.tried[vm]
+	return d, known
 }
 
 // change is a change of a guest's state on the disk.
@@ -65,26 +108,26 @@ type change struct {
 const flushed = 50 * time.Millisecond
 
 // wrote notes a change. A loss of power within flushed may undo it.
-func (n *node) wrote(vm string, c change) {
+func (s *storage) wrote(vm string, c change, slowness time.Duration) {
 	c.at = time.Now()
-	safe := c.at.Add(-flushed * n.slowness())
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	all := append(n.unsafe[vm], c)
+	safe := c.at.Add(-flushed * slowness)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := append(s.unsafe[vm], c)
 	for len(all) > 1 && all[1].at.Before(safe) {
 		all = all[1:]
 	}
-	n.unsafe[vm] = all
+	s.unsafe[vm] = all
 }
 
 // tear undoes changes that were not flushed, all or some of them.
-func (n *node) tear() {
-	safe := time.Now().Add(-flushed * n.slowness())
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	rnd := rand.New(rand.NewPCG(uint64(time.Since(n.world.began)), n.world.seed))
-	for _, vm := range slices.Sorted(maps.Keys(n.unsafe)) {
-		all := n.unsafe[vm]
+func (s *storage) tear(slowness time.Duration, w setting) {
+	safe := time.Now().Add(-flushed * slowness)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rnd := rand.New(rand.NewPCG(uint64(time.Since(w.began)), w.seed))
+	for _, vm := range slices.Sorted(maps.Keys(s.unsafe)) {
+		all := s.unsafe[vm]
 		first := 0
 		for first+1 < len(all) && all[first+1].at.Before(safe) {
 			first++
@@ -93,11 +136,11 @@ func (n *node) tear() {
 		if first == 0 && !all[0].at.Before(safe) && rnd.IntN(2) == 0 { // not even the first one was flushed
 			c.gone = true
 		}
-		n.unsafe[vm] = []change{c}
+		s.unsafe[vm] = []change{c}
 		if c.gone {
-			_ = n.store.Delete(context.Background(), vm)
+			_ = s.store.Delete(context.Background(), vm)
 		} else {
-			_ = n.store.Put(context.Background(), c.want)
+			_ = s.store.Put(context.Background(), c.want)
 		}
 	}
 }

@@ -103,7 +103,7 @@ func (g *guest) release(n *node, d delays) {
 // migrate runs the hooks and the events of virsh migrate --live. An Abort or a
 // Return fails on its way.
 func (g *guest) migrate(to *node, kind Kind, d delays) {
-	from := g.place().at
+	from := g.now().at
 	if from == nil || from == to || !to.on() {
 		return
 	}
@@ -142,7 +142,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	to.tell(g, fabric.Wired)
 	_ = to.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error { return a.Started(ctx, g.vm) })
 	d.sleep(10*time.Millisecond, longest(d.rnd)) // the copy
-	if kind == Abort || g.place().at != from || to.boots() != boot {
+	if kind == Abort || g.now().at != from || to.boots() != boot {
 		g.release(to, d)
 		return
 	}
@@ -150,8 +150,8 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	d.sleep(0, 5*time.Millisecond)
 	from.leaves(g)
 	d.sleep(5*time.Millisecond, 80*time.Millisecond) // the last of the copy
-	if kind == Return || to.boots() != boot || g.place().at != from {
-		if g.place().at == from {
+	if kind == Return || to.boots() != boot || g.now().at != from {
+		if g.now().at == from {
 			g.set(func(g *guest) { g.paused = false })
 			from.tell(g, fabric.Live)
 		}
@@ -180,10 +180,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 // keeps reports whether the node still has the guest on its disk, as after an agent
 // that was away when the guest left.
 func (n *node) keeps(g *guest) bool {
-	n.mu.Lock()
-	store := n.store
-	n.mu.Unlock()
-	all, _ := store.All(context.Background())
+	all, _ := n.storage.current().All(context.Background())
 	return slices.ContainsFunc(all, func(d fabric.Desired) bool { return d.VM.Name == g.vm.Name && d.State == fabric.Live })
 }
 

@@ -96,7 +96,7 @@ func (g *guest) unplug(n *node, d delays) {
 // move starts the instance on another node before it ends it on this one, where the
 // instance answers until then.
 func (g *guest) move(to *node, kind Kind, d delays) {
-	from := g.place().at
+	from := g.now().at
 	if from == nil || from == to || !to.on() {
 		return
 	}
@@ -124,7 +124,7 @@ func (g *guest) move(to *node, kind Kind, d delays) {
 	g.mu.Unlock()
 	g.speak(to, d)
 	d.sleep(10*time.Millisecond, 500*time.Millisecond)
-	switch p := g.place(); {
+	switch p := g.now(); {
 	case p.at == to: // the other one lost its power
 		return
 	case !to.on() || p.at != from:

@@ -19,25 +19,17 @@ type node struct {
 	world *world
 	self  fabric.Node
 	end   *fake.Nodes
-	store *fake.Store
+	faults
+	storage *storage
 
 	drain sync.Mutex // held while somebody drains the node
 
-	mu      sync.Mutex
-	kernel  *fake.Dataplane // as the newest agent sees it
-	life    *life           // nil: no agent runs
-	boot    int
-	power   bool
-	deaf    bool // the hypervisor emits no event
-	downs   int  // reasons why no agent runs
-	slow    int  // reasons why everything takes longer
-	full    int  // reasons why the disk is full
-	cuts    map[string]int
-	garbled int                       // reasons why messages come late, twice or out of order
-	clear   time.Time                 // when messages were last garbled
-	ahead   time.Duration             // by how much the clock is ahead
-	unsafe  map[string][]change       // changes of each guest's state: the last one that is safe on the disk, and those after it
-	tried   map[string]fabric.Desired // the state that the agent last wanted to store
+	mu     sync.Mutex
+	kernel *fake.Dataplane // as the newest agent sees it
+	life   *life           // nil: no agent runs
+	boot   int
+	power  bool
+	downs  int // reasons why no agent runs
 }
 
 // life is an agent from its start to its end.
@@ -167,7 +159,7 @@ func (n *node) begin() {
 	n.world.runningOn(n, l)
 	agent, err := agent.New(agent.Config{
 		Cluster: n.world.cluster, Node: n.self.Name,
-		Dataplane: ports{n.kernel, l.mortal}, Speaker: l.speaker, Store: disk{n.store, l.mortal},
+		Dataplane: ports{n.kernel, l.mortal}, Speaker: l.speaker, Store: disk{n.storage.current(), l.mortal},
 	}, agent.WithSources(l.sources["libvirt"], l.sources["lxd"]), agent.WithNodes(wire{n.end, l.mortal, n.world.delay}), agent.WithBoot(fmt.Sprint("boot ", n.boot)), agent.WithClock(n.clock))
 	if err != nil {
 		n.world.fail("node %s: %v", n.self.Name, err)
@@ -175,7 +167,8 @@ func (n *node) begin() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	l.agent, l.cancel = agent, cancel
-	n.life, n.tried = l, map[string]fabric.Desired{}
+	n.life = l
+	n.storage.begin()
 	go func() {
 		defer close(l.ended)
 		if err := agent.Adopt(ctx); err != nil && l.mortal.err() == nil {
@@ -230,9 +223,7 @@ func (n *node) forget(d time.Duration) {
 	n.downs++
 	n.mu.Unlock()
 	n.kill()
-	n.mu.Lock()
-	n.store, n.unsafe = fake.NewStore(nil), map[string][]change{}
-	n.mu.Unlock()
+	n.storage.lose()
 	time.Sleep(d)
 	n.mu.Lock()
 	n.downs--
@@ -255,7 +246,7 @@ func (n *node) powerOff(d time.Duration) {
 	n.mu.Lock()
 	n.kernel = nil
 	n.mu.Unlock()
-	n.tear()
+	n.storage.tear(n.slowness(), n.world.setting)
 	time.Sleep(d)
 	n.mu.Lock()
 	n.power = true
@@ -267,27 +258,13 @@ func (n *node) powerOff(d time.Duration) {
 // one.
 func (n *node) cut(other *node, by int) {
 	for _, ends := range [][2]*node{{n, other}, {other, n}} {
-		one, name := ends[0], ends[1].self.Name
-		one.mu.Lock()
-		one.cuts[name] += by
-		one.end.Cut(name, one.cuts[name] > 0)
-		one.mu.Unlock()
+		ends[0].addCut(ends[0].end, ends[1].self.Name, by)
 	}
-}
-
-// isCut reports whether the agents of two nodes do not reach each other.
-func (n *node) isCut(other string) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.cuts[other] > 0
 }
 
 // isDrained reports whether the node is drained, or its drain is under way.
 func (n *node) isDrained() bool {
-	n.mu.Lock()
-	store := n.store
-	n.mu.Unlock()
-	since, _ := store.Drained(context.Background())
+	since, _ := n.storage.current().Drained(context.Background())
 	return !since.IsZero()
 }
 
@@ -304,45 +281,7 @@ func (n *node) setClock(by time.Duration) {
 	n.world.mu.Lock()
 	n.world.clocks = true
 	n.world.mu.Unlock()
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.ahead = by
-}
-
-// clock returns the time of day by the node's clock.
-func (n *node) clock() time.Time {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return time.Now().Round(0).Add(n.ahead)
-}
-
-// slowness returns the factor by which effects take longer.
-func (n *node) slowness() time.Duration {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.slow > 0 {
-		return 300
-	}
-	return 1
-}
-
-// broken reports whether the disk is full.
-func (n *node) broken() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.full > 0
-}
-
-// during adds a reason to a counter for a time.
-func (n *node) during(reasons *int, d time.Duration) {
-	for _, by := range []int{1, -1} {
-		n.mu.Lock()
-		*reasons += by
-		n.mu.Unlock()
-		if by > 0 {
-			time.Sleep(d)
-		}
-	}
+	n.faults.setAhead(by)
 }
 
 // alive returns the node's agent, or nil.
@@ -365,9 +304,7 @@ func (n *node) links() *fake.Dataplane {
 // tell makes the hypervisor emit an event, unless the node is deaf. A list of its
 // guests is true in any case.
 func (n *node) tell(g *guest, state fabric.State) {
-	n.mu.Lock()
-	l, deaf := n.life, n.deaf
-	n.mu.Unlock()
+	l, deaf := n.alive(), n.isDeaf()
 	switch {
 	case l == nil:
 	case deaf:
@@ -379,9 +316,7 @@ func (n *node) tell(g *guest, state fabric.State) {
 
 // leaves makes the hypervisor emit that a guest stopped to run elsewhere.
 func (n *node) leaves(g *guest) {
-	n.mu.Lock()
-	l, deaf := n.life, n.deaf
-	n.mu.Unlock()
+	l, deaf := n.alive(), n.isDeaf()
 	if l != nil && !deaf {
 		l.sources[g.vm.Origin].Leave(g.vm)
 	}
@@ -389,18 +324,12 @@ func (n *node) leaves(g *guest) {
 
 // deafen makes the hypervisor emit no event for a time, then that some were lost.
 func (n *node) deafen(d time.Duration) {
-	n.mu.Lock()
-	if n.deaf {
-		n.mu.Unlock()
+	if !n.setDeaf(true) {
 		return
 	}
-	n.deaf = true
-	n.mu.Unlock()
 	time.Sleep(d)
-	n.mu.Lock()
-	n.deaf = false
-	l := n.life
-	n.mu.Unlock()
+	n.setDeaf(false)
+	l := n.alive()
 	if l != nil {
 		n.world.runningOn(n, l)
 		for _, s := range l.sources {

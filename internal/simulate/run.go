@@ -66,7 +66,7 @@ func (w *world) do(s Step) {
 			return
 		}
 		defer g.busy.Unlock()
-		at := g.place().at
+		at := g.now().at
 		switch {
 		case s.Kind == Start && at == nil:
 			g.starts(n, d)
@@ -95,7 +95,7 @@ func (w *world) do(s Step) {
 	case Copy:
 		w.copy(s, d)
 	case Damage:
-		if at := g.place().at; at != nil && at.links() != nil {
+		if at := g.now().at; at != nil && at.links() != nil {
 			at.links().Break(g.port(), fmt.Sprint("no route ", g.vm.Prefixes()[0]))
 		}
 	case Slow:
@@ -107,10 +107,7 @@ func (w *world) do(s Step) {
 	case SetClock:
 		n.setClock(s.By)
 	case Garble:
-		n.during(&n.garbled, s.For)
-		n.mu.Lock()
-		n.clear = time.Now()
-		n.mu.Unlock()
+		n.garble(s.For)
 	case PowerOff:
 		n.powerOff(s.For)
 	case DrainNode:
@@ -144,16 +141,16 @@ func (w *world) another(number int) *guest {
 // after a time.
 func (w *world) copy(s Step, d delays) {
 	c := w.another(s.Guest)
-	held := w.guests[s.Guest].place()
+	held := w.guests[s.Guest].now()
 	taken := w.isQuiet(silent) && held.at != nil && held.to == nil && held.also == nil && held.settled && time.Since(held.since) > aftermath
 	if !c.starts(w.nodes[s.Node], d) {
 		return
 	}
-	if now := w.guests[s.Guest].place(); taken && w.isQuiet(silent) && now.at == held.at {
+	if now := w.guests[s.Guest].now(); taken && w.isQuiet(silent) && now.at == held.at {
 		w.fail("%s was started on %s beside %s, which runs on %s", c.vm.Name, w.nodes[s.Node].self.Name, w.guests[s.Guest].vm.Name, held.at.self.Name)
 	}
 	time.Sleep(s.For)
-	if at := c.place().at; at != nil {
+	if at := c.now().at; at != nil {
 		c.ends(at, d)
 	}
 }

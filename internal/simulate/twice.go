@@ -56,13 +56,13 @@ func (g *guest) begins(n *node) {
 // twiceOn runs the guest on a second node, too, as an operator does who takes the
 // first one for dead. After a time it ends on one of them.
 func (g *guest) twiceOn(n *node, d time.Duration, ds delays) {
-	from := g.place().at
+	from := g.now().at
 	if from == n || !n.on() {
 		return
 	}
 	arrived := g.aging(from, n)
 	also := func() bool {
-		if !n.on() || g.place().at != from {
+		if !n.on() || g.now().at != from {
 			return false
 		}
 		g.set(func(g *guest) { g.also = n })
@@ -91,7 +91,7 @@ func (g *guest) twiceOn(n *node, d time.Duration, ds delays) {
 	}
 	arrived()
 	time.Sleep(d)
-	if p := g.place(); p.also == nil || p.at == nil { // one of them lost its power
+	if p := g.now(); p.also == nil || p.at == nil { // one of them lost its power
 		return
 	}
 	ends, stays := from, n

@@ -65,10 +65,3 @@ func (w wire) garble(ctx context.Context, to string, n fabric.Notice) (fabric.An
 	}
 	return answer, err
 }
-
-// isGarbled reports whether messages come late, twice or out of order.
-func (n *node) isGarbled() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.garbled > 0
-}

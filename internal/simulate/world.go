@@ -19,22 +19,22 @@ type world struct {
 	routers *routers
 	nodes   []*node
 	guests  []*guest // the guests that a history names
-	seed    uint64
-	delay   time.Duration // between two agents, one way
-	spread  time.Duration // from a node to the core gateway
-	began   time.Time
+	setting
+	activity
 
 	mu       sync.Mutex
 	copies   []*guest  // further guests with the same addresses
-	steps    int       // under way
-	idle     time.Time // since when there are none
-	faults   int       // steps under way that are not ordinary
-	calm     time.Time // since when there are none
-	troubles int       // of these, the steps that disturb an agent
-	quiet    time.Time // since when there are no troubles
 	forgot   time.Time // when a node lost its disk, or state that it could not store: the agents may not know any more which guest had an address first
 	clocks   bool      // a clock is wrong, or was
 	failures []string
+}
+
+// setting is what never changes in a world.
+type setting struct {
+	seed   uint64
+	delay  time.Duration // between two agents, one way
+	spread time.Duration // from a node to the core gateway
+	began  time.Time
 }
 
 // guest is a guest and its true place.
@@ -43,52 +43,39 @@ type guest struct {
 	prefixes []netip.Prefix // of its addresses
 	busy     sync.Mutex     // held during a start, stop or move, like libvirt's job lock
 
-	mu       sync.Mutex
-	at       *node // nil: it does not run
-	since    time.Time
-	paused   bool // its processor stands still during a move
-	to       *node
-	starting *node          // the node where its process is about to begin
-	ran      map[*node]bool // the nodes where it ran
-	left     *node          // the node that it left, and where its process still stands
-	quiet    bool           // it has sent no frame at its destination yet
-	also     *node          // the second node where it runs
-	twice    time.Time      // when it last ran on two nodes
-	settled  bool           // its hooks have succeeded
-	moved    bool           // it came by a live migration, and the routers knew its former node
-	started  time.Time
-	first    time.Time // since when it has its addresses, on any node
-	orphan   time.Time // when the node that was taking it over lost its power
-	untold   bool      // it moves to a node whose agent takes the move for a start
-	told     time.Time // when an agent last did so
-	taker    *life     // the agent that was asked about its start
-	ageless  bool      // the agents may not know any more since when it has its addresses
-	refused  string
+	mu sync.Mutex
+	place
+	started time.Time
+	ran     map[*node]bool // the nodes where it ran
+	told    time.Time      // when an agent last took its move for a start
+	refused string
 }
 
 // place is the true state of a guest at one moment.
 type place struct {
-	at, to   *node
-	also     *node
-	left     *node
-	starting *node
-	quiet    bool
-	twice    time.Time
+	at       *node // nil: it does not run
 	since    time.Time
-	paused   bool
-	settled  bool
-	moved    bool
-	orphan   time.Time
-	first    time.Time
-	ageless  bool
-	untold   bool
-	taker    *life
+	paused   bool // its processor stands still during a move
+	to       *node
+	starting *node     // the node where its process is about to begin
+	left     *node     // the node that it left, and where its process still stands
+	quiet    bool      // it has sent no frame at its destination yet
+	also     *node     // the second node where it runs
+	twice    time.Time // when it last ran on two nodes
+	settled  bool      // its hooks have succeeded
+	moved    bool      // it came by a live migration, and the routers knew its former node
+	first    time.Time // since when it has its addresses, on any node
+	orphan   time.Time // when the node that was taking it over lost its power
+	untold   bool      // it moves to a node whose agent takes the move for a start
+	taker    *life     // the agent that was asked about its start
+	ageless  bool      // the agents may not know any more since when it has its addresses
 }
 
-func (g *guest) place() place {
+// now returns the guest's place.
+func (g *guest) now() place {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return place{g.at, g.to, g.also, g.left, g.starting, g.quiet, g.twice, g.since, g.paused, g.settled, g.moved, g.orphan, g.first, g.ageless, g.untold, g.taker}
+	return g.place
 }
 
 func (g *guest) set(f func(*guest)) {
@@ -151,46 +138,7 @@ func (w *world) disturb(k Kind, by int) {
 	if k == Forget {
 		w.forget()
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if k != Copy && k != Twice {
-		if w.troubles += by; w.troubles == 0 {
-			w.quiet = time.Now()
-		}
-	}
-	if w.faults += by; w.faults == 0 {
-		w.calm = time.Now()
-	}
-}
-
-// isCalm reports whether every step is ordinary, and was so lately.
-func (w *world) isCalm() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.faults == 0 && time.Since(w.calm) > aftermath
-}
-
-// act notes that a step begins, or ends.
-func (w *world) act(by int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.steps += by; w.steps == 0 {
-		w.idle = time.Now()
-	}
-}
-
-// isIdle reports whether no step is under way, and none was lately.
-func (w *world) isIdle() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.steps == 0 && time.Since(w.idle) > silent
-}
-
-// isQuiet reports whether no step has disturbed an agent for a time.
-func (w *world) isQuiet(d time.Duration) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.troubles == 0 && time.Since(w.quiet) > d
+	w.disturbed(by, k != Copy && k != Twice)
 }
 
 // refuse notes why the agent refused to start the guest.
@@ -202,7 +150,7 @@ func (g *guest) refuse(err error) {
 
 func newWorld(seed uint64, delay, spread time.Duration) *world {
 	ip, prefix := netip.MustParseAddr, netip.MustParsePrefix
-	w := &world{seed: seed, delay: delay, spread: spread, began: time.Now(), cluster: fabric.Cluster{
+	w := &world{setting: setting{seed: seed, delay: delay, spread: spread, began: time.Now()}, cluster: fabric.Cluster{
 		Name: "sim", ASN: 64512, Communities: []fabric.Community{{A: 64512, B: 100}},
 		Gateway:    fabric.Gateway{IPv4: ip("169.254.1.1"), IPv6: ip("fe80::1")},
 		Pools:      []fabric.Pool{{Name: "public4", Prefix: prefix("203.0.113.0/24")}, {Name: "public6", Prefix: prefix("2001:db8:100::/48")}},
@@ -218,7 +166,7 @@ func newWorld(seed uint64, delay, spread time.Duration) *world {
 	w.routers = newRouters(w.cluster.Nodes, spread)
 	ends := fake.NewNodes(nil, w.cluster.Nodes...)
 	for _, self := range w.cluster.Nodes {
-		w.nodes = append(w.nodes, &node{world: w, self: self, end: ends[self.Name], store: fake.NewStore(nil), power: true, boot: 1, cuts: map[string]int{}, unsafe: map[string][]change{}, tried: map[string]fabric.Desired{}})
+		w.nodes = append(w.nodes, &node{world: w, self: self, end: ends[self.Name], power: true, boot: 1, faults: faults{cuts: map[string]int{}}, storage: newStorage()})
 	}
 	for i := range guests {
 		vm := domain(guestName(i), i, i)
@@ -276,7 +224,7 @@ func (w *world) runningOn(n *node, l *life) {
 	for _, g := range w.all() {
 		s := l.sources[g.vm.Origin]
 		s.Know(g.vm.Name, g.vm)
-		switch p := g.place(); {
+		switch p := g.now(); {
 		case p.at == n || p.also == n || g.instance() && p.to == n:
 			s.SetQuietly(g.vm, fabric.Live)
 		case p.to == n || p.starting == n:
@@ -292,7 +240,7 @@ func (w *world) runningOn(n *node, l *life) {
 // died ends the guests of a node that lost its power.
 func (w *world) died(n *node) {
 	for _, g := range w.all() {
-		switch p := g.place(); {
+		switch p := g.now(); {
 		case p.also == n:
 			g.once(p.at)
 		case p.at == n && p.also != nil:
