@@ -106,7 +106,7 @@ func (p *process) shakeHands(ctx context.Context, k kind) error {
 	p.conn = client.(*goplugin.GRPCClient).Conn
 	reply, err := pb.NewPluginClient(p.conn).Describe(ctx, &pb.DescribeRequest{})
 	if err != nil {
-		return fmt.Errorf("asked what it is: %s", oneLine(status.Convert(err).Message()))
+		return fmt.Errorf("asked for its kind: %s", oneLine(status.Convert(err).Message()))
 	}
 	if !slices.Contains(reply.GetKinds(), string(k)) {
 		return wrongKind{want: k, is: reply.GetKinds()}

@@ -117,7 +117,7 @@ func notExecuted(path string, err error) error {
 	case errors.Is(err, syscall.ENOEXEC):
 		return errors.New("it is no program of this machine: exec format error; install the one for its architecture")
 	case errors.Is(err, fs.ErrNotExist):
-		return errors.New("what it is to be run with is missing: the interpreter in its first line, or its dynamic loader; install that")
+		return errors.New("the interpreter in its first line, or its dynamic loader, is missing; install that")
 	case errors.As(err, &sys):
 		return fmt.Errorf("it cannot be executed: %w", sys)
 	}

@@ -121,7 +121,7 @@ func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fa
 	}
 	var reply *pb.AdvertisementsReply
 	supported := true
-	err := s.call(ctx, "tell what is sent of "+prefix.String(), func(ctx context.Context, c grpc.ClientConnInterface) (err error) {
+	err := s.call(ctx, "list the peers that were sent "+prefix.String(), func(ctx context.Context, c grpc.ClientConnInterface) (err error) {
 		reply, err = pb.NewSpeakerClient(c).Advertisements(ctx, &pb.AdvertisementsRequest{Prefix: prefix.String()})
 		supported = status.Code(err) != codes.Unimplemented
 		return optional(err)
@@ -130,7 +130,7 @@ func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fa
 		return nil, err
 	}
 	if !supported {
-		return nil, fmt.Errorf("%s: what it sends of a prefix is not known: %w", s.program.name(), errors.ErrUnsupported)
+		return nil, fmt.Errorf("%s: it cannot say which prefixes it sends: %w", s.program.name(), errors.ErrUnsupported)
 	}
 	return advertisementsIn(reply.GetAdvertisements()), nil
 }

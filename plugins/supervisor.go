@@ -236,7 +236,7 @@ func (s *supervisor) judge(ctx context.Context, p *process, what string, err err
 	case silent:
 		return fmt.Errorf("%s: %s: no answer within %v; it is being killed and started anew", name, what, limit)
 	case code == codes.Unavailable:
-		return fmt.Errorf("%s: %s: %s; it is looked after", name, what, said)
+		return fmt.Errorf("%s: %s: %s; if it has died, it is started anew", name, what, said)
 	}
 	return fmt.Errorf("%s: %s", name, said)
 }

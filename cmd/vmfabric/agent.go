@@ -62,9 +62,9 @@ node out of service, see vmfabric drain.`,
 	fl.StringVar(&f.state, "state", "/var/lib/vmfabric", "the directory of the wanted state")
 	fl.StringVar(&f.libvirt, "libvirt", "auto", "libvirt to follow: auto, off, or the path of its socket")
 	fl.StringVar(&f.lxd, "lxd", "auto", "LXD to follow: auto, off, or the path of its socket")
-	fl.StringVar(&f.speaker, "speaker", "", "what talks BGP: gobgp, bird, frr, or the path of a plugin (default: as the cluster file has it)")
+	fl.StringVar(&f.speaker, "speaker", "", "the BGP speaker: gobgp, bird, frr, or the path of a plugin (default: as the cluster file has it)")
 	fl.StringVar(&f.resolver, "resolver", "", "the path of a plugin that knows guests' addresses (default: likewise)")
-	fl.StringArrayVar(&f.observers, "observer", nil, "the path of a plugin that is told what happens; may be repeated (default: likewise)")
+	fl.StringArrayVar(&f.observers, "observer", nil, "the path of a plugin that gets the events of this node; may be repeated (default: likewise)")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fl.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	return cmd

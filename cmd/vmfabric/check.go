@@ -23,7 +23,7 @@ func checkCommand(t *tool) *cobra.Command {
 	var config string
 	cmd := &cobra.Command{
 		Use:   "check [FILE]",
-		Short: "Check a cluster file, and what it names; no side effects",
+		Short: "Check a cluster file, and the files and plugins that it names; no side effects",
 		Example: `  vmfabric check
   vmfabric check ./cluster.yaml --json`,
 		Args: arguments(cobra.MaximumNArgs(1)),

@@ -63,8 +63,8 @@ namespaces; it leaves nothing behind.`,
 		},
 	}
 	fl := cmd.Flags()
-	fl.BoolVar(&f.keep, "keep", false, "leave it standing")
-	fl.BoolVar(&f.down, "down", false, "remove one that was left standing")
+	fl.BoolVar(&f.keep, "keep", false, "leave the demo standing")
+	fl.BoolVar(&f.down, "down", false, "remove a demo that was left standing")
 	fl.StringVar(&f.record, "record", "", "where a standing demonstration is noted")
 	fl.BoolVar(&f.standing, "standing", false, "be the process that stays")
 	for _, hidden := range []string{"record", "standing"} {

@@ -87,7 +87,7 @@ func undrainCommand(t *tool) *cobra.Command {
 	return &cobra.Command{
 		Use:     "undrain",
 		Short:   "Put this node back into service",
-		Long:    `Undrain ends a drain: what this node announces is announced as usual, and new guests are taken.`,
+		Long:    `Undrain ends a drain: this node announces its guests as before, and takes new ones.`,
 		Example: "  vmfabric undrain",
 		Args:    arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -131,7 +131,7 @@ func (a *Agent) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fabr
 	all, err := a.speaker.Advertisements(ctx, prefix)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
-		return nil, fmt.Errorf("speaker: what it sends of a prefix is not known: %w", errors.ErrUnsupported)
+		return nil, fmt.Errorf("speaker: it cannot say which prefixes it sends: %w", errors.ErrUnsupported)
 	case err != nil:
 		return nil, fmt.Errorf("speaker: %w", err)
 	}

@@ -294,7 +294,7 @@ var mistakes = []struct{ name, old, new, want string }{
 	{"not a boolean", "10.10.0.11", "10.10.0.11\n    bfd: yes", `16: reflectors[0].bfd: "yes" is neither true nor false; write one of them, without quotes`},
 	{"boolean in quotes", "10.10.0.11", "10.10.0.11\n    gtsm: \"true\"", `16: reflectors[0].gtsm: "true" is neither true nor false; write one of them, without quotes`},
 	{"not a duration", "name: msk1", "name: msk1\ntimers: {hold: 9 seconds}", `2: timers.hold: "9 seconds" is not a duration; write 9s, or 9 for seconds`},
-	{"no time", "name: msk1", "name: msk1\ntimers:\n  hold: 0", `3: timers.hold: no time at all; give some, or leave the key out for the default`},
+	{"no time", "name: msk1", "name: msk1\ntimers:\n  hold: 0", `3: timers.hold: a duration of zero; give a longer one, or leave the key out for the default`},
 	{"hold time out of range", "name: msk1", "name: msk1\ntimers:\n  hold: 2s", `3: timers.hold: 2s is out of range; RFC 4271 allows 3s to 65535s`},
 	{"agents' port zero", "name: msk1", "name: msk1\nagent_port: 0", `2: agent_port: "0" is not a TCP port; write a number from 1 to 65535, or leave the key out for 7147`},
 	{"agents' port in words", "name: msk1", "name: msk1\nagent_port: ssh", `2: agent_port: "ssh" is not a TCP port; write a number from 1 to 65535, or leave the key out for 7147`},
@@ -304,7 +304,7 @@ var mistakes = []struct{ name, old, new, want string }{
 	{"too many packets", "name: msk1", "name: msk1\nmoves:\n  packets_per_second: 1000001\n  pause: 1ms", `3: moves.packets_per_second: 1000001 is out of range; give 1 to 1000000, or leave it out for 10000`},
 	{"a pause too long", "name: msk1", "name: msk1\nmoves:\n  packets_per_second: 1000\n  pause: 61s", `4: moves.pause: 1m1s is out of range; give 1ms to 1m0s, or leave it out for 900ms`},
 	{"more packets than can wait", "name: msk1", "name: msk1\nmoves:\n  pause: 10s\n  packets_per_second: 100000", `2: moves: 100000 packets a second for 10s and a little more are 1010000 packets to hold for one guest; 1000000 are the most, give less of one of the two`},
-	{"no pause", "name: msk1", "name: msk1\nmoves: {pause: 0}", `2: moves.pause: no time at all; give some, or leave the key out for the default`},
+	{"no pause", "name: msk1", "name: msk1\nmoves: {pause: 0}", `2: moves.pause: a duration of zero; give a longer one, or leave the key out for the default`},
 	{"negative time", "name: msk1", "name: msk1\ntimers: {restart: -1s}", `2: timers.restart: -1s is out of range; RFC 4724 allows 1s to 4095s`},
 
 	// The cluster as a whole.
@@ -357,7 +357,7 @@ func TestNotAClusterFile(t *testing.T) {
 		{"colon at the end of a value", "gateway:\n  ipv4: 1.2.3.4\n  ipv6: fe80::\n", "3: not YAML: mapping value is not allowed in this context" + wayOut},
 		{"open bracket", "name: a\nrouted: [10.0.0.0/8\n", "2: not YAML: sequence end token ']' not found" + wayOut},
 		{"open quote", "name: a\ncommunity: \"64512:100\n", "2: not YAML: could not find end character of double-quoted text" + wayOut},
-		{"closing bracket alone", "name: ]\n", "1: ']' closes what was never opened; remove it, or quote it if it belongs to a value"},
+		{"closing bracket alone", "name: ]\n", "1: ']' closes no list and no mapping; remove it, or quote it if it belongs to a value"},
 		{"bad indentation", "name: a\n  asn: 1\n", "1: not YAML: mapping value is not allowed in this context" + wayOut},
 		{"anchor", "name: &n a\n", "1: '&' makes an anchor or an alias, which are not allowed here; write the value out, or quote it if the sign belongs to it"},
 		{"alias", "name: a\nasn: *n\n", "2: '*' makes an anchor or an alias, which are not allowed here; write the value out, or quote it if the sign belongs to it"},

@@ -110,7 +110,7 @@ func checkTokens(tokens token.Tokens) *Error {
 		case token.MappingEndType, token.SequenceEndType:
 			// A negative depth would allow more of the text that follows.
 			if flow--; flow < 0 {
-				return tokenError(t, "'%s' closes what was never opened; remove it, or quote it if it belongs to a value", t.Value)
+				return tokenError(t, "'%s' closes no list and no mapping; remove it, or quote it if it belongs to a value", t.Value)
 			}
 		case token.SequenceEntryType, token.MappingKeyType:
 			block = enter(block, t.Position.Column)

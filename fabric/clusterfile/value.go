@@ -150,7 +150,7 @@ func duration(l literal) (time.Duration, error) {
 		return 0, fmt.Errorf("%s is not a duration; write 9s, or 9 for seconds", quote(l.text))
 	case v == 0:
 		// Zero stands for "not given" in fabric.Timers.
-		return 0, errors.New("no time at all; give some, or leave the key out for the default")
+		return 0, errors.New("a duration of zero; give a longer one, or leave the key out for the default")
 	}
 	return v, nil
 }

@@ -23,9 +23,9 @@ func keyWarnings(c fabric.Cluster) []string {
 	case c.Key != "":
 		return nil
 	case slices.ContainsFunc(c.Reflectors, func(r fabric.RR) bool { return r.Password != "" }):
-		return []string{"no key_file: the messages of the nodes' agents are proven with the reflectors' passwords, so that whoever knows these can take guests off the air; " + wayOut}
+		return []string{"no key_file: the messages of the nodes' agents are proven with the reflectors' passwords, so that anybody who knows them can take guests off the air; " + wayOut}
 	}
-	return []string{"no key_file: nothing proves the messages of the nodes' agents, and whoever can use the address of a node can have guests withdrawn or their packets sent elsewhere; " + wayOut}
+	return []string{"no key_file: nothing proves the messages of the nodes' agents, and anybody who can use the address of a node can have guests withdrawn or their packets sent elsewhere; " + wayOut}
 }
 
 // NodeWarnings has the warnings about nodes.
