@@ -3,6 +3,7 @@ package core_test
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -167,9 +168,10 @@ func TestTrafficOfTwoGuestsStaysApart(t *testing.T) {
 	require.NoError(t, err)
 	_, err = top.Client.Ping(labtest.Soon(t), addrs["a"])
 	require.NoError(t, err)
-	frames, err := own.Wait(labtest.Soon(t), 2)
+	_, err = own.Wait(labtest.Soon(t), 2)
 	require.NoError(t, err)
-	assert.Equal(t, uint16(0x0800), frames[len(frames)-1].EtherType())
+	frames := own.Frames() // the answered request is among them
+	assert.True(t, slices.ContainsFunc(frames, func(f core.Frame) bool { return f.EtherType() == 0x0800 }), "ARP may come before and after the packets")
 	assert.WithinDuration(t, time.Now(), frames[0].At, time.Minute)
 	require.NoError(t, own.Close())
 	require.NoError(t, other.Close())
