@@ -65,9 +65,51 @@ type Follower struct {
 	view  View
 	wants Wants
 
-	// The lock of the feed guards these.
-	stale bool  // the view must load a listing before it gets notifications
-	err   error // of the last listing
+	loading
+}
+
+// loading says whether a view must load a listing before it gets notifications, and
+// how the last one went. It is safe for concurrent use.
+type loading struct {
+	mu  sync.Mutex
+	due bool
+	err error // of the last listing
+}
+
+// ask makes a listing due.
+func (l *loading) ask() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.due = true
+}
+
+// isDue reports whether a listing is due.
+func (l *loading) isDue() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.due
+}
+
+// take reports whether a listing is due, for a caller that makes it.
+func (l *loading) take() (due bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	due, l.due = l.due, false
+	return due
+}
+
+// loaded notes how a listing went. It is due again if it failed.
+func (l *loading) loaded(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err, l.due = err, l.due || err != nil
+}
+
+// last returns the error of the last listing.
+func (l *loading) last() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
 }
 
 // Open begins to follow the kernel in the network namespace of the calling thread.
@@ -97,15 +139,14 @@ func (f *Feed) Close() error {
 
 // Join adds a view, and returns when the view has loaded a listing.
 func (f *Feed) Join(v View, w Wants) (*Follower, error) {
-	m := &Follower{feed: f, view: v, wants: w, stale: true}
+	m := &Follower{feed: f, view: v, wants: w}
+	m.ask()
 	f.mu.Lock()
 	f.views = append(f.views, m)
 	f.mu.Unlock()
 	err := f.events.await()
 	if err == nil {
-		f.mu.Lock()
-		err = m.err
-		f.mu.Unlock()
+		err = m.last()
 	}
 	if err != nil {
 		m.Leave()
@@ -120,15 +161,11 @@ func (f *Feed) CatchUp(ctx context.Context) error { return f.events.CatchUp(ctx)
 
 // Relist makes the view load a new listing, and returns when it has.
 func (m *Follower) Relist(ctx context.Context) error {
-	m.feed.mu.Lock()
-	m.stale = true
-	m.feed.mu.Unlock()
+	m.ask()
 	if err := m.feed.CatchUp(ctx); err != nil {
 		return err
 	}
-	m.feed.mu.Lock()
-	defer m.feed.mu.Unlock()
-	return m.err
+	return m.last()
 }
 
 // Leave removes the view. The feed does not call it any more once Leave returns.
@@ -178,19 +215,13 @@ func (f *Feed) pause(d time.Duration) (closed bool) {
 func (f *Feed) deliver(msgs []netlink.Message, lost bool) {
 	f.turn.Lock()
 	defer f.turn.Unlock()
-	f.mu.Lock()
-	var stale, fresh []*Follower
-	for _, m := range f.views {
-		if m.stale = m.stale || lost; m.stale {
+	var stale []*Follower
+	for _, m := range f.followers() {
+		if m.take() || lost {
 			stale = append(stale, m)
-			m.stale = false
 		} else {
-			fresh = append(fresh, m)
+			m.view.Apply(msgs)
 		}
-	}
-	f.mu.Unlock()
-	for _, m := range fresh {
-		m.view.Apply(msgs)
 	}
 	if len(stale) == 0 {
 		return
@@ -204,12 +235,16 @@ func (f *Feed) deliver(msgs []netlink.Message, lost bool) {
 			m.view.Load(l)
 		}
 	}
+	for _, m := range stale {
+		m.loaded(err)
+	}
+}
+
+// followers lists the views that have joined.
+func (f *Feed) followers() []*Follower {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, m := range stale {
-		m.err = err
-		m.stale = m.stale || err != nil
-	}
+	return slices.Clone(f.views)
 }
 
 // remind makes views load a new listing: in rounds if they want it, and again if
@@ -220,13 +255,13 @@ func (f *Feed) remind() {
 		if round {
 			last = time.Now()
 		}
-		f.mu.Lock()
 		due := false
-		for _, m := range f.views {
-			m.stale = m.stale || round && m.wants.Often
-			due = due || m.stale
+		for _, m := range f.followers() {
+			if round && m.wants.Often {
+				m.ask()
+			}
+			due = due || m.isDue()
 		}
-		f.mu.Unlock()
 		if due {
 			_ = f.events.ask(nil) // its answer wakes receive
 		}
