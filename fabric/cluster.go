@@ -274,15 +274,13 @@ const MinKey = 16
 const DefaultAgentPort = 7147
 
 // Moves is the load for which live migrations are planned. While a guest runs on
-// neither node, its port holds the packets that come for it; so does its port at the
-// source while it hardly runs, because its memory is being copied.
+// neither node, its port holds the packets that come for it.
 type Moves struct {
 	Rate  int           // packets per second to one guest; zero: 10,000
 	Pause time.Duration // longest pause of the guest; zero: 900 ms
 }
 
-// Queue gives the number of packets that the port of a guest must hold which arrives,
-// or is about to leave.
+// Queue gives the number of packets that the port of an arriving guest must hold.
 func (m Moves) Queue() int {
 	const slack = 100 * time.Millisecond
 	return int(math.Ceil(float64(m.Rate) * (m.Pause + slack).Seconds()))

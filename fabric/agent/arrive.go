@@ -166,7 +166,7 @@ func (s *state) portsOf(g *guest, d fabric.Desired) []fabric.Port {
 	for i := range ports {
 		ports[i].Listen = s.restarts[d.VM.Origin]
 		ports[i].Incoming = d.Incoming && d.State == fabric.Wired
-		if d.Incoming || g.arrival != migration.NoArrival || g.departure.recorded {
+		if d.Incoming || g.arrival != migration.NoArrival {
 			ports[i].Queue = s.cluster.Moves.Queue()
 		}
 	}

@@ -267,9 +267,7 @@ func (t *task) restore(ctx context.Context, d fabric.Desired, was departure, out
 	t.signal()
 }
 
-// record switches the recording of a guest's ports. Those of a guest that is about to
-// leave get a longer queue, too: it may hardly have a processor until it stops, as when
-// the hypervisor throttles it so that its memory can be copied.
+// record switches the recording of a guest's ports.
 func (t *task) record(ctx context.Context, on bool) {
 	s, done := t.state.open()
 	g := s.guests[t.vm]
@@ -277,17 +275,12 @@ func (t *task) record(ctx context.Context, on bool) {
 		done()
 		return
 	}
+	names := portNames(g.want.VM)
 	g.departure.recorded = on
-	ports := s.portsOf(g, g.want)
 	done()
-	for _, p := range ports {
-		if on {
-			if err := t.dataplane.Put(ctx, p); err != nil {
-				t.log.Debug("queue of the port not longer", "port", p.Name, "err", err)
-			}
-		}
-		if err := t.dataplane.Record(ctx, p.Name, on); err != nil {
-			t.log.Debug("port not recorded", "port", p.Name, "err", err)
+	for _, name := range names {
+		if err := t.dataplane.Record(ctx, name, on); err != nil {
+			t.log.Debug("port not recorded", "port", name, "err", err)
 		}
 	}
 }

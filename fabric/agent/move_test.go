@@ -132,10 +132,7 @@ func TestMove(t *testing.T) {
 		p.arrives(p.two)
 		assert.Equal(t, join("store web wired", as("incoming", webWired)), p.two.journal.Take())
 		assert.Contains(t, p.talk.Take(), "node2 tells node1 arriving web")
-		assert.Equal(t, []string{"wire web_net0", "record web_net0", "wire web_net1", "record web_net1"}, p.one.journal.Take())
-		for _, name := range []string{"web_net0", "web_net1"} {
-			assert.Equal(t, fabric.DefaultMoves.Queue(), p.one.dataplane.Port(name).Queue, "it may hardly run while it is copied")
-		}
+		assert.Equal(t, []string{"record web_net0", "record web_net1"}, p.one.journal.Take())
 		time.Sleep(10 * time.Second) // the copy takes its time
 		assert.Empty(t, p.first(p.two), "not announced before it runs")
 		p.forget()

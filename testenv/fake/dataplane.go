@@ -149,16 +149,6 @@ func (d *Dataplane) Put(ctx context.Context, p fabric.Port) error {
 	return nil
 }
 
-// Port returns a port as it was put last, or the zero Port.
-func (d *Dataplane) Port(name string) fabric.Port {
-	d.kernel.mu.Lock()
-	defer d.kernel.mu.Unlock()
-	if l := d.kernel.links[name]; l != nil {
-		return l.port
-	}
-	return fabric.Port{}
-}
-
 // Remove implements [fabric.Dataplane]. Links that are not ours stay.
 func (d *Dataplane) Remove(ctx context.Context, names ...string) error {
 	var errs []error

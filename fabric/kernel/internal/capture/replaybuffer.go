@@ -24,7 +24,7 @@ const (
 	recordFor = time.Second
 	// waitingFor is the greatest age of frames that wait in the port's queue. The
 	// queue ends with the hypervisor's process, and all that is in it is lost there.
-	waitingFor = time.Minute
+	waitingFor = 10 * time.Second
 	// countEvery is how often the buffer reads the counts of the link, while frames
 	// come.
 	countEvery = 50 * time.Millisecond
