@@ -196,11 +196,18 @@ func (a *agent) ask(op hooks.Op, vm fabric.VM) hooks.Reply {
 	return reply
 }
 
-func (a *agent) status() fabric.Status {
+// status waits for an answer: on a busy machine the agent may take a speaker in a
+// program of its own for hung, and start it anew.
+func (a *agent) status() (st fabric.Status) {
 	a.s.t.Helper()
-	reply, err := a.try(hooks.Request{Op: hooks.Status})
-	require.NoError(a.s.t, err)
-	return *reply.Status
+	a.eventually("the agent tells its status", func() error {
+		reply, err := a.try(hooks.Request{Op: hooks.Status})
+		if err == nil {
+			st = *reply.Status
+		}
+		return err
+	})
+	return st
 }
 
 // established waits until all sessions of the agent are up.
