@@ -34,7 +34,7 @@ type Sniffer struct {
 }
 
 // sniffBuffer is the kernel's buffer for frames while the sniffer is busy.
-const sniffBuffer = 4 << 20
+const sniffBuffer = 16 << 20
 
 // Sniff captures the frames on a link of the host for which keep is true, all of
 // them when it is nil, until Close. It sees every frame that passes after Sniff has
@@ -68,8 +68,10 @@ func packetSocket(index int) (int, error) {
 		return -1, os.NewSyscallError("socket", err)
 	}
 	all := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
-	err = errors.Join(
-		os.NewSyscallError("setsockopt SO_RCVBUF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, sniffBuffer)),
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, sniffBuffer) != nil { // without root
+		err = os.NewSyscallError("setsockopt SO_RCVBUF", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, sniffBuffer))
+	}
+	err = errors.Join(err,
 		os.NewSyscallError("setsockopt SO_TIMESTAMPNS", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1)),
 		os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: index})),
 	)
