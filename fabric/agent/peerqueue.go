@@ -200,12 +200,13 @@ func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, ans
 
 // isPast reports whether a notice says that a guest arrived here which has gone on
 // since. The node that it came from must not hear that any more: the guest may be
-// there again.
+// there again. Until the task that brought the guest up has settled it, the agent has
+// it with an older epoch than the notice.
 func (a *Agent) isPast(n fabric.Notice) bool {
 	s, done := a.state.open()
 	defer done()
 	g := s.guests[n.VM]
-	return n.Kind == fabric.Arrived && (g == nil || !g.has || g.want.Epoch != n.Epoch || g.departure.state.Stops())
+	return n.Kind == fabric.Arrived && (g == nil || !g.has || g.want.Epoch > n.Epoch || g.departure.state.Stops())
 }
 
 // askNode sends a notice to a node, and notes whether the node answers.
