@@ -76,7 +76,7 @@ func (a *announcements) all() []fabric.Route {
 		routes = append(routes, r)
 	}
 	slices.SortFunc(routes, func(a, b fabric.Route) int {
-		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
+		return a.Prefix.Compare(b.Prefix)
 	})
 	return routes
 }

@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -98,7 +97,7 @@ func (s *announcements) routes() []fabric.Route {
 		}
 	}
 	slices.SortFunc(routes, func(a, b fabric.Route) int {
-		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
+		return a.Prefix.Compare(b.Prefix)
 	})
 	return routes
 }

@@ -199,7 +199,7 @@ func (d *Dataplane) Heard() <-chan string { return d.moves.heard }
 // Record implements [fabric.Mover].
 func (d *Dataplane) Record(_ context.Context, port string, record bool) error {
 	if !record {
-		d.moves.closeBuffer(port)
+		d.moves.endRecording(port)
 		return nil
 	}
 	l, err := d.rtnl.linkByName(port)

@@ -28,19 +28,25 @@ func known(t *testing.T, p fabric.Port) {
 	}
 }
 
+// moving gives a port of the node's to a guest that is about to move, and one at the
+// other node.
+func (lab *moveLab) moving(t *testing.T, routes ...netip.Prefix) (d *kernel.Dataplane, p fabric.Port, here, there *fakeGuest) {
+	t.Helper()
+	d = open(t)
+	p = movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}, Routes: routes})
+	require.NoError(t, d.Put(t.Context(), p))
+	known(t, p)
+	lab.otherPort(t, p)
+	return d, p, plug(t, nil, p.Name), plug(t, lab.other, p.Name)
+}
+
 // TestDivertLosesNothing: a guest stops, and goes on at the other node a while
 // later; the diversion comes late, too. Every request is answered, by one or
 // the other.
 func TestDivertLosesNothing(t *testing.T) {
 	bothFamilies(t, func(t *testing.T, v4 bool) {
 		lab := newMoveLab(t)
-		d := open(t)
-		nic := fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}, Routes: routed}
-		p := movePort("web", nic)
-		require.NoError(t, d.Put(t.Context(), p))
-		known(t, p)
-		lab.otherPort(t, p)
-		here, there := plug(t, nil, p.Name), plug(t, lab.other, p.Name)
+		d, p, here, there := lab.moving(t, routed...)
 		here.run()
 		for _, to := range []netip.Addr{guestAddr[v4], routed[map[bool]int{true: 0, false: 1}[v4]].Addr().Next()} {
 			require.NoError(t, d.Record(t.Context(), p.Name, true))
@@ -94,12 +100,7 @@ func TestDivertOfABusyGuest(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bothFamilies(t, func(t *testing.T, v4 bool) {
 				lab := newMoveLab(t)
-				d := open(t)
-				p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
-				require.NoError(t, d.Put(t.Context(), p))
-				known(t, p)
-				lab.otherPort(t, p)
-				here, there := plug(t, nil, p.Name), plug(t, lab.other, p.Name)
+				d, p, here, there := lab.moving(t)
 				here.run()
 				require.NoError(t, d.Record(t.Context(), p.Name, true))
 				probes := lab.probe(t, guestAddr[v4], 0)
@@ -266,13 +267,7 @@ func TestMovesLeaveNothingOpen(t *testing.T) {
 func TestDivertLocal(t *testing.T) {
 	bothFamilies(t, func(t *testing.T, v4 bool) {
 		lab := newMoveLab(t)
-		d := open(t)
-		p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
-		require.NoError(t, d.Put(t.Context(), p))
-		known(t, p)
-		lab.otherPort(t, p)
-		plug(t, nil, p.Name)
-		there := plug(t, lab.other, p.Name)
+		d, p, _, there := lab.moving(t)
 		require.NoError(t, d.Record(t.Context(), p.Name, true))
 		dialer := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(via(guestAddr[v4])), 0))}
 		conn, err := dialer.Dial("udp", netip.AddrPortFrom(guestAddr[v4], 9).String())

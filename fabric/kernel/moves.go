@@ -89,6 +89,8 @@ func (m *moves) close() error {
 // port is now, and closes it once the port is not incoming. A replay buffer of the
 // port follows it to a new link.
 func (m *moves) attend(p fabric.Port, index int32) error {
+	var old *capture.Buffer
+	defer func() { closeBuffer(old) }()
 	open, done := m.open()
 	defer done()
 	if open.closed {
@@ -96,8 +98,7 @@ func (m *moves) attend(p fabric.Port, index int32) error {
 	}
 	var errs []error
 	if r := open.buffers[p.Name]; r != nil && r.Index != index {
-		r.Close()
-		delete(open.buffers, p.Name)
+		old = open.takeBuffer(p.Name)
 		errs = append(errs, open.record(p.Name, index, m.rtnl))
 	}
 	have := open.listeners[p.Name]
@@ -128,18 +129,21 @@ func (m *moves) leave(name string) {
 		listening = s.end()
 		delete(open.presences, name)
 	}
-	open.dropBuffer(name)
+	buffer := open.takeBuffer(name)
 	done()
 	closeListener(listening)
+	closeBuffer(buffer)
 }
 
 func (m *moves) record(name string, index int32) error {
+	var old *capture.Buffer
+	defer func() { closeBuffer(old) }()
 	open, done := m.open()
 	defer done()
 	if r := open.buffers[name]; open.closed || r != nil && r.Index == index {
 		return nil
 	}
-	open.dropBuffer(name)
+	old = open.takeBuffer(name)
 	return open.record(name, index, m.rtnl)
 }
 
@@ -152,17 +156,26 @@ func (p *movingPorts) record(name string, index int32, rtnl *socket) error {
 	return err
 }
 
-func (m *moves) closeBuffer(name string) {
+// endRecording closes the replay buffer of a port, if it has one.
+func (m *moves) endRecording(name string) {
 	open, done := m.open()
-	defer done()
-	open.dropBuffer(name)
+	buffer := open.takeBuffer(name)
+	done()
+	closeBuffer(buffer)
 }
 
-// dropBuffer closes the replay buffer of a port, if it has one.
-func (p *movingPorts) dropBuffer(name string) {
-	if r := p.buffers[name]; r != nil {
+// takeBuffer removes the replay buffer of a port, and returns it; nil if it has none.
+func (p *movingPorts) takeBuffer(name string) *capture.Buffer {
+	r := p.buffers[name]
+	delete(p.buffers, name)
+	return r
+}
+
+// closeBuffer closes a replay buffer, if there is one. That waits for an answer of the
+// kernel, so nobody who has the moving ports calls it.
+func closeBuffer(r *capture.Buffer) {
+	if r != nil {
 		r.Close()
-		delete(p.buffers, name)
 	}
 }
 

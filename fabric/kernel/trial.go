@@ -164,7 +164,7 @@ func (t *trial) awaitCarriers(ctx context.Context) error {
 				break
 			}
 			if !backoff.Sleep(ctx, carrierLook) {
-				return fmt.Errorf("link %s has no carrier yet: %w", end.name, ctx.Err())
+				return fmt.Errorf("link %s cannot send yet (%w): too many links of this machine change; ask again later", end.name, ctx.Err())
 			}
 		}
 	}
