@@ -556,6 +556,23 @@ func TestDiversionOfALostState(t *testing.T) {
 	})
 }
 
+// TestArrivalIsToldAtOnce: the node that a guest came from hears that it arrived
+// although its start is not over: the disk is slow.
+func TestArrivalIsToldAtOnce(t *testing.T) {
+	pairs(t, func(t *testing.T, p *pair) {
+		p.arrives(p.two)
+		p.src[p.one].Leave(p.vm)
+		moment()
+		p.forget()
+		release := p.two.store.Hang("store web live")
+		p.src[p.two].Set(p.vm, fabric.Live)
+		time.Sleep(time.Second)
+		told := p.talk.Take()
+		release()
+		assert.Contains(t, told, "node2 tells node1 arrived web")
+	})
+}
+
 // TestArrivalThatIsPast: that a guest arrived, which has gone on since, is not told
 // when the other node can be reached again.
 func TestArrivalThatIsPast(t *testing.T) {
