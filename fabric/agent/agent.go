@@ -415,7 +415,7 @@ func (t *task) converge(ctx context.Context, d, prev fabric.Desired) error {
 	s, done := t.state.open()
 	g := s.guests[vm]
 	st, ports, holds := g.nics, s.portsOf(g, d), s.reserved.Held(vm)
-	want := plan.Guest{Standby: d.Standby, Draining: s.draining(), Defends: g.defends(), Holder: s.saysHolder(g, d)}
+	want := plan.Guest{Standby: d.Standby, Draining: s.draining(), Defends: g.defends(time.Now()), Holder: s.saysHolder(g, d)}
 	g.reported.incoming = d.Incoming || g.reported.incoming && d.State == fabric.Live
 	done()
 

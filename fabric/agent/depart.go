@@ -187,9 +187,12 @@ func (t *task) step(ctx context.Context, e migration.Event, to fabric.Node, outc
 		done()
 		return
 	}
-	d, was := g.want, g.departure
+	d, was, defended := g.want, g.departure, g.defends(now)
 	effects := g.move(e, to, now)
 	confirmed := g.departure.state == migration.Confirmed
+	if defended && !g.defends(now) {
+		t.signal() // wherever it is to run, it ranks first there
+	}
 	done()
 	if e == migration.DestinationReady && was.to.Name != to.Name {
 		t.moves.leave(d.VM, t.node, to.Name)

@@ -302,6 +302,32 @@ func TestGuestThatDefendsItsAddressMoves(t *testing.T) {
 	})
 }
 
+// TestGuestWhoseDestinationIsQuietDefendsItsAddress: the guest runs here yet, and no
+// route of the destination needs to rank first before that one says again that the
+// guest is to arrive.
+func TestGuestWhoseDestinationIsQuietDefendsItsAddress(t *testing.T) {
+	golds(t, func(t *testing.T, p *pair) {
+		p.arrives(p.two)
+		r := route(p.vm, "10.10.0.22")
+		r.Holder = fabric.Holder{Guest: 1, Since: uint32(time.Now().Add(time.Hour).Unix())}
+		p.one.speaker.Compete(r)
+		time.Sleep(10 * time.Second)
+		assert.Equal(t, "normal", announces(t, p.one), "the guest is about to leave")
+		p.ends[p.two].Cut("node1", true)
+		time.Sleep(5 * time.Second)
+		assert.Equal(t, "fresh first", announces(t, p.one))
+		p.ends[p.two].Cut("node1", false)
+		time.Sleep(3 * time.Second)
+		assert.Equal(t, "normal", announces(t, p.one))
+
+		p.ends[p.two].Cut("node1", true)
+		time.Sleep(5 * time.Second)
+		p.src[p.one].Leave(p.vm)
+		moment()
+		assert.Equal(t, "normal", announces(t, p.one), "the hypervisor has stopped it here")
+	})
+}
+
 // TestHolderAfterARestart: the first route that an agent sends says its holder, where
 // the one before it waited for a node.
 func TestHolderAfterARestart(t *testing.T) {

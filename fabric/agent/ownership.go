@@ -21,6 +21,7 @@ const (
 	contestMemory = 30 * time.Second       // Status lists a contest so long after the other guest was last seen
 	oddMemory     = 5 * time.Minute        // Status lists a node with an implausible epoch so long
 	slowMemory    = 10 * time.Second       // a list of running guests skips a node so long that did not answer in time
+	quietAfter    = 3 * repeatEvery        // the destination of a move is quiet if it has not repeated Arriving for so long
 )
 
 // peers is what an agent knows of the other nodes. [peerQueues] has the messages to
@@ -530,7 +531,7 @@ func (c competitor) compare(other competitor) int {
 // competes.
 func (s *state) saysHolder(g *guest, d fabric.Desired) fabric.Holder {
 	now := time.Now()
-	apart := len(s.peers.silent) > 0 || g.defends() || g.kept && len(d.Unreleased) > 0 // which the agent before this one waited for
+	apart := len(s.peers.silent) > 0 || g.defends(now) || g.kept && len(d.Unreleased) > 0 // which the agent before this one waited for
 	for _, at := range s.peers.slow {
 		apart = apart || now.Sub(at) < slowMemory
 	}
@@ -542,8 +543,12 @@ func (s *state) saysHolder(g *guest, d fabric.Desired) fabric.Holder {
 
 // defends reports whether the guest's routes must rank before those of another guest
 // that got an address of it later. A guest that moves to another node does not
-// defend: the route of that node must rank first.
-func (g *guest) defends() bool { return !g.defended.IsZero() && g.departure.to.Name == "" }
+// defend: the route of that node must rank first. While that node is quiet and the
+// guest runs here yet, it does.
+func (g *guest) defends(now time.Time) bool {
+	quiet := g.departure.to.Name == "" || now.Sub(g.departure.heard) > quietAfter
+	return !g.defended.IsZero() && quiet && !g.departure.state.Stops() && !g.departure.state.Diverts()
+}
 
 // findings are the guests that reconsider has to act upon.
 type findings struct {
@@ -602,7 +607,9 @@ func (s *state) contend(vm string, g *guest, now time.Time, found *findings) {
 	if now.Sub(g.defended) >= contestMemory {
 		g.defended = time.Time{}
 	}
-	if defended.IsZero() != g.defended.IsZero() {
+	// The destination of a move may have become quiet.
+	moves := !g.defended.IsZero() && g.departure.to.Name != ""
+	if moves || defended.IsZero() != g.defended.IsZero() {
 		found.defends = append(found.defends, vm)
 	}
 	if len(g.competing) == 0 || !g.preemptible(s.fresh(g, now)) {

@@ -370,7 +370,7 @@ func (a *Agent) wanted() map[string]plan.Guest {
 		w := plan.Guest{
 			Managed: g.want.VM.Origin != "", Retry: g.trouble != nil || g.want.State == fabric.Absent,
 			Leaving: g.departure.state.Stops() || g.departure.state.Diverts(), Fresh: s.fresh(g, now), Standby: g.want.Standby,
-			Defends: g.defends(), Holder: s.saysHolder(g, g.want), NICs: g.nics, Hops: hops,
+			Defends: g.defends(now), Holder: s.saysHolder(g, g.want), NICs: g.nics, Hops: hops,
 		}
 		if g.want.State != fabric.Absent {
 			w.Ports, w.Live = g.want.VM.Ports(&a.cluster), announced(g.want)

@@ -61,6 +61,14 @@ func TestSimulate(t *testing.T) {
 	t.Logf("%v simulated", simulated.Round(time.Minute))
 }
 
+// TestFoundBefore runs the histories in which faults of the agents were found that
+// the first seeds do not show.
+func TestFoundBefore(t *testing.T) {
+	for _, seed := range []uint64{12001773} {
+		holds(t, seed)
+	}
+}
+
 // TestFresh runs histories from fresh seeds, as many as its time allows.
 func TestFresh(t *testing.T) {
 	if *budget == 0 {
