@@ -25,13 +25,9 @@ const (
 // maxFileName leaves room for both suffixes in the 255 bytes of a file name.
 const maxFileName = 255 - len(suffix) - len(newSuffix)
 
-// envelope is the content of a guest's file. The checksum is of Guest without
-// insignificant white space, so that Guest may be indented.
-type envelope struct {
-	Format int             `json:"format"`
-	Sum    string          `json:"sum"`
-	Guest  json.RawMessage `json:"guest"`
-}
+// A file is JSON: its format, a checksum, and the value under a key that says what it
+// is. The checksum is of the value without insignificant white space, so that it may
+// be indented.
 
 // fileName returns the name of a guest's file without suffix: the guest's own name,
 // with % and two hex digits for each byte that is not a plain character. A name too
@@ -59,16 +55,19 @@ func plain(c byte) bool {
 }
 
 // encode returns the content of a guest's file.
-func encode(d fabric.Desired) ([]byte, error) {
-	var guest bytes.Buffer
-	e := json.NewEncoder(&guest)
+func encode(d fabric.Desired) ([]byte, error) { return encodeAs("guest", d) }
+
+// encodeAs returns the content of a file that has a value under a key.
+func encodeAs(key string, v any) ([]byte, error) {
+	var value bytes.Buffer
+	e := json.NewEncoder(&value)
 	e.SetEscapeHTML(false) // other tools do not escape, and would compute another checksum
-	if err := e.Encode(d); err != nil {
+	if err := e.Encode(v); err != nil {
 		return nil, err
 	}
-	compact := bytes.TrimSuffix(guest.Bytes(), []byte("\n"))
+	compact := bytes.TrimSuffix(value.Bytes(), []byte("\n"))
 	var out bytes.Buffer
-	fmt.Fprintf(&out, "{\n  \"format\": %d,\n  \"sum\": %q,\n  \"guest\": ", format, checksum(compact))
+	fmt.Fprintf(&out, "{\n  \"format\": %d,\n  \"sum\": %q,\n  %q: ", format, checksum(compact), key)
 	if err := json.Indent(&out, compact, "  ", "  "); err != nil {
 		return nil, err
 	}
@@ -80,25 +79,8 @@ func encode(d fabric.Desired) ([]byte, error) {
 // Its errors say the reason and the way out.
 func parse(name string, content []byte) (fabric.Desired, error) {
 	var d fabric.Desired
-	var e envelope
-	if err := json.Unmarshal(content, &e); err != nil {
-		return d, fmt.Errorf("damaged (%v); %s", err, wayOut)
-	}
-	switch {
-	case e.Format > format:
-		return d, fmt.Errorf("written in format %d, this version reads %d; run the newer version that wrote it", e.Format, format)
-	case e.Format != format:
-		return d, fmt.Errorf("damaged (no format); %s", wayOut)
-	}
-	var compact bytes.Buffer
-	if err := json.Compact(&compact, e.Guest); err != nil {
-		return d, fmt.Errorf("damaged (no guest); %s", wayOut)
-	}
-	if sum := checksum(compact.Bytes()); sum != e.Sum {
-		return d, fmt.Errorf("damaged (its checksum is %s, not %q); if you edited it, write that sum into it, else %s", sum, e.Sum, wayOut)
-	}
-	if err := json.Unmarshal(e.Guest, &d); err != nil {
-		return fabric.Desired{}, fmt.Errorf("damaged (%v); %s", err, wayOut)
+	if err := decodeAs("guest", content, &d, wayOut); err != nil {
+		return fabric.Desired{}, err
 	}
 	if err := check(d); err != nil {
 		return fabric.Desired{}, fmt.Errorf("damaged (%v); %s", err, wayOut)
@@ -107,6 +89,42 @@ func parse(name string, content []byte) (fabric.Desired, error) {
 		return fabric.Desired{}, fmt.Errorf("it is of guest %q, whose file is %s; move it there, or remove it", d.VM.Name, want+suffix)
 	}
 	return d, nil
+}
+
+// validGuest reports why the content of a guest's file cannot be read.
+func validGuest(name string, content []byte) error {
+	_, err := parse(name, content)
+	return err
+}
+
+// decodeAs reads the value under a key of a file's content. wayOut is what to do with
+// a damaged file.
+func decodeAs(key string, content []byte, v any, wayOut string) error {
+	var e map[string]json.RawMessage
+	var is int
+	var sum string
+	if err := json.Unmarshal(content, &e); err != nil {
+		return fmt.Errorf("damaged (%v); %s", err, wayOut)
+	}
+	_ = json.Unmarshal(e["format"], &is)
+	_ = json.Unmarshal(e["sum"], &sum)
+	switch {
+	case is > format:
+		return fmt.Errorf("written in format %d, this version reads %d; run the newer version that wrote it", is, format)
+	case is != format:
+		return fmt.Errorf("damaged (no format); %s", wayOut)
+	}
+	var compact bytes.Buffer
+	if err := json.Compact(&compact, e[key]); err != nil {
+		return fmt.Errorf("damaged (no %s); %s", key, wayOut)
+	}
+	if real := checksum(compact.Bytes()); real != sum {
+		return fmt.Errorf("damaged (its checksum is %s, not %q); if you edited it, write that sum into it, else %s", real, sum, wayOut)
+	}
+	if err := json.Unmarshal(e[key], v); err != nil {
+		return fmt.Errorf("damaged (%v); %s", err, wayOut)
+	}
+	return nil
 }
 
 const wayOut = "remove it and attach the guest again, or restart the guest"

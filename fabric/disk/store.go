@@ -28,7 +28,7 @@ const (
 // Store at a time may have the directory open. Close it.
 type Store struct {
 	fresh  bool
-	guests *guestFiles
+	guests *directory
 	syncer *syncer
 	*nodeFiles
 }
@@ -43,14 +43,18 @@ type options struct {
 	delay time.Duration           // how long changes are collected before they are made safe
 	retry time.Duration           // after an error, before the next attempt
 	sync  func(path string) error // waits until a file, or the names in a directory, are on the disk
+	clock func() time.Time        // of quarantines
 }
 
-// Option changes how a [Store] is opened.
+// Option changes how a [Store] or a [Registry] is opened.
 type Option func(*options)
 
 // WithSyncDelay sets how long changes are collected before they are made safe on
 // the disk; 40 ms without this option.
 func WithSyncDelay(d time.Duration) Option { return func(o *options) { o.delay = d } }
+
+// WithClock gives the registry another clock than the machine's.
+func WithClock(now func() time.Time) Option { return func(o *options) { o.clock = now } }
 
 // Open opens the directory. If there is none, Open makes it, readable only for its
 // owner. It removes the unfinished files of a killed writer and completes changes
@@ -63,7 +67,7 @@ func Open(dir string, opts ...Option) (*Store, error) {
 	}
 	closed := make(chan struct{})
 	s := &Store{
-		guests:    newGuestFiles(filepath.Join(dir, "guests"), o.sync, closed),
+		guests:    newDirectory(filepath.Join(dir, "guests"), validGuest, o.sync, closed),
 		nodeFiles: &nodeFiles{dir: dir, sync: o.sync, closed: closed},
 	}
 	var err error
@@ -87,7 +91,15 @@ func (s *Store) All(ctx context.Context) ([]fabric.Desired, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	return s.guests.all()
+	var guests []fabric.Desired
+	err := s.guests.each(func(name string, content []byte) error {
+		d, err := parse(name, content)
+		if err == nil {
+			guests = append(guests, d)
+		}
+		return err
+	})
+	return guests, err
 }
 
 // Put keeps a guest. It writes nothing if the file has the same content already.

@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// syncer makes the changes of guests' files safe on the disk, in a goroutine of its
+// syncer makes the changes of files safe on the disk, in a goroutine of its
 // own. It is safe for concurrent use.
 type syncer struct {
-	guests       *guestFiles
+	files        *directory
 	delay, retry time.Duration
 	closed       chan struct{} // closed by close
 	done         chan struct{} // closed when the goroutine has ended
@@ -22,10 +22,10 @@ type syncer struct {
 	reported bool  // a caller got err
 }
 
-func startSyncer(guests *guestFiles, delay, retry time.Duration, closed chan struct{}) *syncer {
-	s := &syncer{guests: guests, delay: delay, retry: retry, closed: closed, done: make(chan struct{})}
+func startSyncer(files *directory, delay, retry time.Duration, closed chan struct{}) *syncer {
+	s := &syncer{files: files, delay: delay, retry: retry, closed: closed, done: make(chan struct{})}
 	go s.run()
-	guests.changed.Send() // for the changes that an earlier process left
+	files.changed.Send() // for the changes that an earlier process left
 	return s
 }
 
@@ -37,7 +37,7 @@ func (s *syncer) run() {
 		case <-s.closed:
 			s.finish()
 			return
-		case <-s.guests.changed:
+		case <-s.files.changed:
 		}
 		wait := s.delay
 		for again := true; again; wait = s.retry {
@@ -55,12 +55,12 @@ func (s *syncer) run() {
 // finish makes the last changes safe.
 func (s *syncer) finish() {
 	_ = s.settle() // close returns the error
-	s.guests.dropSpare()
+	s.files.dropSpare()
 }
 
 // settle makes all changes so far safe, and keeps the error.
 func (s *syncer) settle() error {
-	err := s.guests.settle()
+	err := s.files.settle()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.err, s.reported = nil, s.reported && err != nil

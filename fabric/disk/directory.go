@@ -16,7 +16,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
@@ -24,10 +23,11 @@ import (
 // commits them together.
 const syncAtATime = 8
 
-// guestFiles are the files of the guests, and the changes beside them that are not
+// directory has the JSON files of one directory, and the changes beside them that are not
 // yet safe on the disk. It is safe for concurrent use.
-type guestFiles struct {
+type directory struct {
 	dir     string
+	valid   func(name string, content []byte) error // reports a damaged file
 	sync    func(path string) error
 	closed  <-chan struct{} // from then on nothing changes
 	changed signal.Signal   // there is something to settle
@@ -39,9 +39,9 @@ type guestFiles struct {
 	lost    map[string]bool // files whose last change a power cut took, until they change again
 }
 
-func newGuestFiles(dir string, sync func(path string) error, closed <-chan struct{}) *guestFiles {
-	return &guestFiles{
-		dir: dir, sync: sync, closed: closed, changed: signal.New(),
+func newDirectory(dir string, valid func(name string, content []byte) error, sync func(path string) error, closed <-chan struct{}) *directory {
+	return &directory{
+		dir: dir, valid: valid, sync: sync, closed: closed, changed: signal.New(),
 		unsafe: map[string]*change{}, spare: spare{dir: dir}, lost: map[string]bool{},
 	}
 }
@@ -64,7 +64,7 @@ type change struct {
 
 // recover removes the unfinished files of a killed writer, and takes up the changes
 // that were not yet safe on the disk. It drops those that a power cut damaged.
-func (g *guestFiles) recover() error {
+func (g *directory) recover() error {
 	entries, err := os.ReadDir(g.dir)
 	if err != nil {
 		return err
@@ -83,7 +83,7 @@ func (g *guestFiles) recover() error {
 		if err != nil {
 			return err
 		}
-		if _, err := parse(name, content); err != nil {
+		if g.valid(name, content) != nil {
 			g.lost[name] = true
 			if err := os.Remove(path); err != nil {
 				return err
@@ -96,16 +96,17 @@ func (g *guestFiles) recover() error {
 	return nil
 }
 
-// all returns every guest that can be read, and an error with each file that cannot.
-func (g *guestFiles) all() ([]fabric.Desired, error) {
+// each calls use with the content of every file, in the order of the names. Its error
+// has each file that cannot be read, or that use refused.
+func (g *directory) each(use func(name string, content []byte) error) error {
 	g.mu.Lock() // no file changes its name meanwhile
 	defer g.mu.Unlock()
 	if isClosed(g.closed) {
-		return nil, fmt.Errorf("state in %s: %w", g.dir, fs.ErrClosed)
+		return fmt.Errorf("state in %s: %w", g.dir, fs.ErrClosed)
 	}
 	entries, err := os.ReadDir(g.dir)
 	if err != nil {
-		return nil, fmt.Errorf("state: %w; %s", err, remedy(err))
+		return fmt.Errorf("state: %w; %s", err, remedy(err))
 	}
 	names := map[string]bool{}
 	for _, e := range entries {
@@ -114,22 +115,22 @@ func (g *guestFiles) all() ([]fabric.Desired, error) {
 			names[base] = true
 		}
 	}
-	var guests []fabric.Desired
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		d, err := g.read(name)
-		if err != nil {
-			errs = append(errs, err)
-			continue
+		path, content, err := g.read(name)
+		if err == nil {
+			if err = use(name, content); err != nil {
+				err = fmt.Errorf("state: %s: %w", path, err)
+			}
 		}
-		guests = append(guests, d)
+		errs = append(errs, err)
 	}
-	return guests, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
-// put replaces the content of a guest's file, unless that is there already. After
+// put replaces the content of a file, unless that is there already. After
 // an error the file is as before.
-func (g *guestFiles) put(name string, content []byte) error {
+func (g *directory) put(name string, content []byte) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if isClosed(g.closed) {
@@ -148,8 +149,8 @@ func (g *guestFiles) put(name string, content []byte) error {
 	return nil
 }
 
-// remove removes a guest's file, if it is there.
-func (g *guestFiles) remove(name string) error {
+// remove removes a file, if it is there.
+func (g *directory) remove(name string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if isClosed(g.closed) {
@@ -158,7 +159,7 @@ func (g *guestFiles) remove(name string) error {
 	delete(g.lost, name)
 	delete(g.unsafe, name)
 	// The change goes last: a process that is killed in between leaves the newest
-	// state of the guest, not an earlier one.
+	// content, not an earlier one.
 	for _, file := range []string{name + suffix, name + suffix + newSuffix} {
 		switch err := os.Remove(filepath.Join(g.dir, file)); {
 		case err == nil:
@@ -174,34 +175,30 @@ func (g *guestFiles) remove(name string) error {
 }
 
 // lostChanges lists the files whose last change a power cut took.
-func (g *guestFiles) lostChanges() []string {
+func (g *directory) lostChanges() []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return slices.Sorted(maps.Keys(g.lost))
 }
 
-// read returns the guest from the file of that name.
-func (g *guestFiles) read(name string) (fabric.Desired, error) {
+// read returns the newest content of the file of that name, and where it is.
+func (g *directory) read(name string) (path string, content []byte, err error) {
 	for _, file := range []string{name + suffix + newSuffix, name + suffix} {
-		path := filepath.Join(g.dir, file)
-		content, err := os.ReadFile(path)
+		path = filepath.Join(g.dir, file)
+		content, err = os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return fabric.Desired{}, fmt.Errorf("state: %w; %s", err, remedy(err))
+			return path, nil, fmt.Errorf("state: %w; %s", err, remedy(err))
 		}
-		d, err := parse(name, content)
-		if err != nil {
-			return d, fmt.Errorf("state: %s: %w", path, err)
-		}
-		return d, nil
+		return path, content, nil
 	}
-	return fabric.Desired{}, fmt.Errorf("state: %s went away; only one agent may use the directory", filepath.Join(g.dir, name+suffix))
+	return path, nil, fmt.Errorf("state: %s went away; only one agent may use the directory", path)
 }
 
 // holds reports whether the file of that name has that content.
-func (g *guestFiles) holds(name string, content []byte) bool {
+func (g *directory) holds(name string, content []byte) bool {
 	path := filepath.Join(g.dir, name+suffix)
 	if g.unsafe[name] != nil {
 		path += newSuffix
@@ -256,7 +253,7 @@ func (s *spare) keep() {
 }
 
 // settle makes all changes so far safe, and moves each to its file.
-func (g *guestFiles) settle() error {
+func (g *directory) settle() error {
 	g.mu.Lock()
 	batch := maps.Clone(g.unsafe)
 	unlinks := g.unlinks
@@ -288,7 +285,7 @@ func (g *guestFiles) settle() error {
 }
 
 // dropSpare removes the empty temporary file.
-func (g *guestFiles) dropSpare() {
+func (g *directory) dropSpare() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.spare.path != "" {
@@ -299,7 +296,7 @@ func (g *guestFiles) dropSpare() {
 // rewrite writes again the changes whose sync failed: after an error the kernel
 // takes the pages of a file for clean, and a second fsync would succeed without
 // them.
-func (g *guestFiles) rewrite(batch map[string]*change) error {
+func (g *directory) rewrite(batch map[string]*change) error {
 	for name, c := range batch {
 		if !c.redo {
 			continue
@@ -313,7 +310,7 @@ func (g *guestFiles) rewrite(batch map[string]*change) error {
 	return nil
 }
 
-func (g *guestFiles) syncFiles(names []string) error {
+func (g *directory) syncFiles(names []string) error {
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, syncAtATime)
 	errs := make([]error, len(names))
@@ -336,7 +333,7 @@ func (g *guestFiles) syncFiles(names []string) error {
 
 // place renames the changes to their files, except those that a newer change or a
 // Delete has replaced.
-func (g *guestFiles) place(batch map[string]*change) error {
+func (g *directory) place(batch map[string]*change) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for name, c := range batch {
