@@ -155,6 +155,38 @@ type Pool struct {
 	Name    string
 	Prefix  netip.Prefix
 	Exclude []netip.Prefix // addresses and prefixes inside Prefix that no guest may have
+	// Reserve lists addresses and prefixes inside Prefix that a [Registry] gives to no
+	// guest by itself. A guest whose description names one of them may have it.
+	Reserve []Reservation
+	// Quarantine is how long an address that a guest gave back is given to no other
+	// guest; zero: [DefaultQuarantine].
+	Quarantine time.Duration
+	// Nodes lists the names of the nodes whose guests get addresses from the pool;
+	// empty: all nodes. A guest that has one keeps it on every node.
+	Nodes []string
+}
+
+// Reservation keeps an address, or a prefix, of a pool for something that the
+// operator knows.
+type Reservation struct {
+	Prefix netip.Prefix
+	Note   string // for people
+}
+
+// DefaultQuarantine is the [Pool.Quarantine] of a pool that names none: longer than
+// routers, name servers and clients usually keep what they knew of an address.
+const DefaultQuarantine = 10 * time.Minute
+
+// Serves reports whether guests of a node get addresses from the pool.
+func (p Pool) Serves(node string) bool { return len(p.Nodes) == 0 || slices.Contains(p.Nodes, node) }
+
+// Reserved gives the reservation that has the address a, if there is one.
+func (p Pool) Reserved(a netip.Addr) (Reservation, bool) {
+	i := slices.IndexFunc(p.Reserve, func(r Reservation) bool { return r.Prefix.Contains(a) })
+	if i < 0 {
+		return Reservation{}, false
+	}
+	return p.Reserve[i], true
 }
 
 // Contains reports whether a guest may have the address a from this pool.
@@ -383,6 +415,10 @@ func (c Cluster) WithDefaults() Cluster {
 	}
 	for i := range c.Core {
 		c.Core[i].ASN = cmp.Or(c.Core[i].ASN, c.ASN)
+	}
+	c.Pools = slices.Clone(c.Pools)
+	for i := range c.Pools {
+		c.Pools[i].Quarantine = cmp.Or(c.Pools[i].Quarantine, DefaultQuarantine)
 	}
 	c.MaxPrefixes = cmp.Or(c.MaxPrefixes, DefaultMaxPrefixes)
 	c.Speaker = cmp.Or(c.Speaker, SpeakerGoBGP)

@@ -224,6 +224,62 @@ func (v *validator) pools() {
 			v.add(at+"prefix", "%s overlaps %s of pool %s (pools[%d]); make them disjoint", p.Prefix, q.Prefix, q.Name, j)
 		}
 		v.exclude(at+"exclude", p)
+		v.reserve(at+"reserve", p)
+		v.poolNodes(at+"nodes", p)
+		if q := p.Quarantine; q < 0 || q > maxQuarantine {
+			v.add(at+"quarantine", "%v is out of range; give at most %v, or leave the key out for %v", q, maxQuarantine, DefaultQuarantine)
+		}
+		if p.Name == AutoPool {
+			v.add(at+"name", "%q stands for the first pool of each family where a guest asks for addresses; choose another name", p.Name)
+		}
+	}
+}
+
+// maxQuarantine is the longest [Pool.Quarantine].
+const maxQuarantine = 365 * 24 * time.Hour
+
+// maxNote is the longest note of a reservation, in bytes.
+const maxNote = 200
+
+func (v *validator) reserve(at string, p Pool) {
+	seen := map[netip.Prefix]int{}
+	for i, r := range p.Reserve {
+		path := fmt.Sprintf("%s[%d]", at, i)
+		x := r.Prefix
+		first, dup := seen[x]
+		switch {
+		case !x.IsValid():
+			v.add(path+".address", "missing; name an address or a prefix inside %s", p.Prefix)
+		case x.Addr().Is4In6():
+			v.add(path+".address", "%s", mapped(x))
+		case !within(x, p.Prefix):
+			v.add(path+".address", "%s lies outside %s; remove it or correct it", x, p.Prefix)
+		case x != x.Masked():
+			v.add(path+".address", "%s has bits beyond its length; write %s", x, x.Masked())
+		case dup:
+			v.add(path+".address", "%s is already at %s[%d]; remove one", x, at, first)
+		case slices.ContainsFunc(p.Exclude, x.Overlaps):
+			v.add(path+".address", "%s is excluded, too; remove one of the two", x)
+		}
+		if err := plain(r.Note, maxNote); err != nil {
+			v.add(path+".note", "%v; write one line for people", err)
+		}
+		seen[x] = i
+	}
+}
+
+func (v *validator) poolNodes(at string, p Pool) {
+	seen := map[string]int{}
+	for i, name := range p.Nodes {
+		path := fmt.Sprintf("%s[%d]", at, i)
+		first, dup := seen[name]
+		switch {
+		case dup:
+			v.add(path, "%q is already at %s[%d]; remove one", name, at, first)
+		case !slices.ContainsFunc(v.c.Nodes, func(n Node) bool { return n.Name == name }):
+			v.add(path, "%q is no node of this file; correct the name, or add it under nodes", name)
+		}
+		seen[name] = i
 	}
 }
 

@@ -98,11 +98,16 @@ type VM struct {
 type NIC struct {
 	Addresses []netip.Addr   `json:"addresses"`
 	Routes    []netip.Prefix `json:"routes,omitempty"` // prefixes behind the guest, reached through its first address of that family
-	Kind      Kind           `json:"kind,omitempty"`   // empty: Tap
-	MAC       MAC            `json:"mac,omitzero"`     // of the guest's end; zero: not known
-	Queues    int            `json:"queues,omitempty"` // of a multi-queue tap; 0 and 1: one queue
-	MTU       int            `json:"mtu,omitempty"`    // bytes; 0: the kernel's default
-	Link      string         `json:"link,omitempty"`   // its name in the guest; empty: not known
+	// Pools are those of which the NIC gets an address each, from the [Registry]; also
+	// [AutoPool].
+	Pools []string `json:"pools,omitempty"`
+	// Dynamic is how many Addresses, the last ones, the registry gave the NIC.
+	Dynamic int    `json:"dynamic,omitempty"`
+	Kind    Kind   `json:"kind,omitempty"`   // empty: Tap
+	MAC     MAC    `json:"mac,omitzero"`     // of the guest's end; zero: not known
+	Queues  int    `json:"queues,omitempty"` // of a multi-queue tap; 0 and 1: one queue
+	MTU     int    `json:"mtu,omitempty"`    // bytes; 0: the kernel's default
+	Link    string `json:"link,omitempty"`   // its name in the guest; empty: not known
 }
 
 // Desired is the wanted state of a guest on this node. A [Store] keeps it, a
@@ -210,11 +215,20 @@ func (p Preference) String() string {
 	return fmt.Sprintf("Preference(%d)", uint32(p))
 }
 
-// Unresolved reports whether a [Resolver] still has to supply the guest's
-// addresses.
+// Unresolved reports whether a [Resolver] or a [Registry] still has to supply
+// addresses of the guest.
 func (v VM) Unresolved() bool {
-	return v.Resolve && !slices.ContainsFunc(v.NICs, func(n NIC) bool { return len(n.Addresses)+len(n.Routes) > 0 })
+	return v.Resolve && !slices.ContainsFunc(v.NICs, func(n NIC) bool { return len(n.Addresses)+len(n.Routes) > 0 }) ||
+		slices.ContainsFunc(v.NICs, NIC.Unallocated)
 }
+
+// Unallocated reports whether the NIC asks for addresses of pools and has none of them
+// yet.
+func (n NIC) Unallocated() bool { return len(n.Pools) > 0 && n.Dynamic == 0 }
+
+// Static lists the addresses that the guest's description gives the NIC: those that
+// the registry did not.
+func (n NIC) Static() []netip.Addr { return n.Addresses[:len(n.Addresses)-n.Dynamic] }
 
 // Validate reports the first fault in the guest's name and NICs, without the
 // rules of a cluster ([Cluster.Permits]); nil: they are well formed. A NIC may
@@ -239,6 +253,17 @@ func (v VM) ValidateNICs() error {
 	for n, nic := range v.NICs {
 		if len(nic.Addresses) > MaxAddresses || len(nic.Routes) > MaxAddresses {
 			return fmt.Errorf("NIC %d: more than %d addresses or routes", n, MaxAddresses)
+		}
+		if nic.Dynamic < 0 || nic.Dynamic > len(nic.Addresses) {
+			return fmt.Errorf("NIC %d: %d of %d addresses are said to come from pools", n, nic.Dynamic, len(nic.Addresses))
+		}
+		if len(nic.Pools) > MaxAddresses {
+			return fmt.Errorf("NIC %d: more than %d pools", n, MaxAddresses)
+		}
+		for _, pool := range nic.Pools {
+			if !plainName(pool) {
+				return fmt.Errorf("NIC %d: %q is not the name of a pool; write one such as public4, or %s", n, pool, AutoPool)
+			}
 		}
 		if len(nic.Addresses) == 0 && !unresolved {
 			return fmt.Errorf("NIC %d: no address; give it at least one from the pools", n)
@@ -266,7 +291,7 @@ func (v VM) ValidateNICs() error {
 				return fmt.Errorf("NIC %d: route %s has bits beyond its length; write %s", n, r, r.Masked())
 			case r.Bits() == 0:
 				return fmt.Errorf("NIC %d: route %s is the whole Internet; route a prefix that is yours", n, r)
-			case !nic.Via(r).IsValid():
+			case !nic.Via(r).IsValid() && !nic.Unallocated():
 				return fmt.Errorf("NIC %d: route %s has no address of its family to be routed through; add one to the NIC", n, r)
 			}
 		}

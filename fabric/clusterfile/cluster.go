@@ -69,6 +69,16 @@ func pool(p *fabric.Pool) field {
 		key{"name", scalar(&p.Name, name)},
 		key{"prefix", scalar(&p.Prefix, prefix)},
 		key{"exclude", list(&p.Exclude, maxItems, scalars(addrOrPrefix))},
+		key{"reserve", list(&p.Reserve, maxItems, reservation)},
+		key{"quarantine", scalar(&p.Quarantine, duration)},
+		key{"nodes", list(&p.Nodes, maxItems, scalars(name))},
+	)
+}
+
+func reservation(r *fabric.Reservation) field {
+	return mapping(
+		key{"address", scalar(&r.Prefix, addrOrPrefix)},
+		key{"note", scalar(&r.Note, note)},
 	)
 }
 

@@ -21,6 +21,14 @@ func name(l literal) (string, error) {
 	return l.text, nil
 }
 
+// note reads a text for people.
+func note(l literal) (string, error) {
+	if strings.ContainsFunc(l.text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return "", fmt.Errorf("%s is not one line of text; write what the address is for", quote(l.text))
+	}
+	return l.text, nil
+}
+
 func boolean(l literal) (bool, error) {
 	switch {
 	case l.plain && l.text == "true":

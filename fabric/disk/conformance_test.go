@@ -4,7 +4,9 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -30,6 +32,26 @@ func TestConforms(t *testing.T) {
 				}
 				require.NoError(t, os.Truncate(path, 99))
 			},
+		}
+	})
+}
+
+func TestRegistryConforms(t *testing.T) {
+	conformance.Registry(t, func(t *testing.T) (fabric.Registry, conformance.RegistryControls) {
+		dir, passed := t.TempDir(), time.Duration(0)
+		again := func(t *testing.T) fabric.Registry {
+			r, err := OpenRegistry(dir, conformance.RegistryCluster(), "node1", WithClock(func() time.Time { return time.Now().Add(passed) }))
+			require.NoError(t, err)
+			t.Cleanup(func() { assert.NoError(t, r.Close()) })
+			return r
+		}
+		r := again(t)
+		return r, conformance.RegistryControls{
+			Again: func(t *testing.T) fabric.Registry {
+				require.NoError(t, r.(*Registry).Close())
+				return again(t)
+			},
+			Pass: func(_ *testing.T, d time.Duration) { passed += d },
 		}
 	})
 }

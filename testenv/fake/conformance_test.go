@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/testenv/conformance"
@@ -98,6 +99,16 @@ func TestNodesConform(t *testing.T) {
 				fakes[a].Cut(b, true)
 				return func() { fakes[a].Cut(b, false) }
 			},
+		}
+	})
+}
+
+func TestRegistryConforms(t *testing.T) {
+	conformance.Registry(t, func(*testing.T) (fabric.Registry, conformance.RegistryControls) {
+		r := fake.NewRegistry(nil, conformance.RegistryCluster())
+		return r, conformance.RegistryControls{
+			Again: func(*testing.T) fabric.Registry { return r },
+			Pass:  func(_ *testing.T, d time.Duration) { r.Pass(d) },
 		}
 	})
 }

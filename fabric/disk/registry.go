@@ -1,0 +1,242 @@
+package disk
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/allocator"
+)
+
+// Registry is a [fabric.Registry] in the state directory of one node: one file for
+// each address, which a person can read.
+//
+//	/var/lib/vmfabric/addresses/203.0.113.10_32.json
+//
+// It knows nothing of other nodes. So in a cluster of several it gives addresses only
+// from pools that serve its node alone. It keeps the addresses that guests' descriptions
+// name, whatever their pool. It is safe for concurrent use. Close it.
+type Registry struct {
+	cluster *fabric.Cluster
+	node    string
+	clock   func() time.Time
+	files   *directory
+	syncer  *syncer
+
+	mu      sync.Mutex
+	table   allocator.Table
+	random  *rand.Rand
+	damaged error // files that could not be read
+}
+
+var _ fabric.Registry = (*Registry)(nil)
+
+// OpenRegistry opens the registry in a state directory. If a file in it cannot be
+// read, the registry gives no new addresses from the pools: it could be the one that
+// says who has an address. Diagnose names the file.
+func OpenRegistry(dir string, cluster *fabric.Cluster, node string, opts ...Option) (*Registry, error) {
+	o := options{delay: syncDelay, retry: syncRetry, sync: syncPath, clock: time.Now}
+	for _, set := range opts {
+		set(&o)
+	}
+	closed := make(chan struct{})
+	files := newDirectory(filepath.Join(dir, "addresses"), validAllocation, o.sync, closed)
+	_, err := prepare(dir, files.dir, o.sync)
+	if err == nil {
+		err = files.recover()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("registry: %w; %s", err, remedy(err))
+	}
+	r := &Registry{
+		cluster: cluster, node: node, clock: o.clock, files: files,
+		random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
+	}
+	r.damaged = files.each(func(name string, content []byte) error {
+		a, err := parseAllocation(name, content)
+		if err == nil {
+			r.table.Put(a)
+		}
+		return err
+	})
+	r.syncer = startSyncer(files, o.delay, o.retry, closed)
+	return r, nil
+}
+
+// Allocate implements [fabric.Registry]. It writes nothing if the guest has everything
+// already.
+func (r *Registry) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]fabric.Allocation, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	given, change, err := r.table.Allocate(r.cluster, a, r.clock(), r.random, r.mayGive)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.record(change); err != nil {
+		return nil, err
+	}
+	return given, r.syncer.report()
+}
+
+// mayGive says why the registry gives no address from a pool; nil: it may.
+func (r *Registry) mayGive(p fabric.Pool) error {
+	alone := len(r.cluster.Nodes) <= 1 || slices.Equal(p.Nodes, []string{r.node})
+	switch {
+	case !alone:
+		return fmt.Errorf("pool %s serves several nodes, and this node's own registry cannot keep them apart; write nodes: [%s] to a pool of its own, or give the cluster a registry", p.Name, r.node)
+	case r.damaged != nil:
+		return fmt.Errorf("the registry cannot say what is free in pool %s: %w", p.Name, r.damaged)
+	}
+	return nil
+}
+
+// Release implements [fabric.Registry].
+func (r *Registry) Release(ctx context.Context, of fabric.ReleaseRequest) ([]fabric.Allocation, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	released, change := r.table.Release(r.cluster, of, r.clock())
+	if err := r.record(change); err != nil {
+		return nil, err
+	}
+	return released, r.syncer.report()
+}
+
+// Allocations implements [fabric.Registry].
+func (r *Registry) Allocations(ctx context.Context) ([]fabric.Allocation, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.expire()
+	return r.table.All(), r.damaged
+}
+
+// Shared implements [fabric.Registry]: the registry is that of one node.
+func (r *Registry) Shared() bool { return len(r.cluster.Nodes) <= 1 }
+
+// Diagnose reports files that cannot be read, and why changes are not safe on the disk.
+func (r *Registry) Diagnose(context.Context) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var problems []string
+	for _, name := range r.files.lostChanges() {
+		problems = append(problems, fmt.Sprintf("registry: a power cut took the last change of %s; start its guest again, or reserve the address", addressOf(name)))
+	}
+	if r.damaged != nil {
+		problems = append(problems, "registry: "+strings.ReplaceAll(r.damaged.Error(), "\n", "; "))
+	}
+	if err := r.syncer.notSafe(); err != nil {
+		problems = append(problems, "registry: "+err.Error())
+	}
+	return problems
+}
+
+// Close makes all changes safe on the disk. A second Close does nothing.
+func (r *Registry) Close() error { return r.syncer.close() }
+
+// expire forgets the quarantines that are over. A file that cannot be removed is
+// tried again.
+func (r *Registry) expire() {
+	for _, p := range r.table.Expired(r.clock()).Delete {
+		if r.files.remove(allocationFile(p)) == nil {
+			r.table.Delete(p)
+		}
+	}
+}
+
+// record carries a change out. If a file cannot be written, those before it are put
+// back.
+func (r *Registry) record(c allocator.Change) error {
+	r.expire()
+	var undo []func()
+	back := func(p netip.Prefix) func() {
+		had, there := r.table.Get(p)
+		return func() {
+			if !there {
+				_ = r.files.remove(allocationFile(p))
+			} else if content, err := encodeAs(allocationKey, had); err == nil {
+				_ = r.files.put(allocationFile(p), content)
+			}
+		}
+	}
+	fail := func(err error) error {
+		for _, f := range undo {
+			f()
+		}
+		return fmt.Errorf("registry: %w", err)
+	}
+	for _, a := range c.Put {
+		content, err := encodeAs(allocationKey, a)
+		if err == nil {
+			undo = append(undo, back(a.Prefix))
+			err = r.files.put(allocationFile(a.Prefix), content)
+		}
+		if err != nil {
+			return fail(err)
+		}
+	}
+	for _, p := range c.Delete {
+		undo = append(undo, back(p))
+		if err := r.files.remove(allocationFile(p)); err != nil {
+			return fail(err)
+		}
+	}
+	r.table.Apply(c)
+	return nil
+}
+
+const (
+	allocationKey    = "allocation"
+	allocationWayOut = "remove it if nobody has the address, or start its guest again"
+)
+
+// allocationFile returns the name of an allocation's file, without suffix.
+func allocationFile(p netip.Prefix) string {
+	return strings.NewReplacer("/", "_", ":", "-").Replace(p.String())
+}
+
+// addressOf gives the prefix of a file's name, for people.
+func addressOf(name string) string {
+	p := strings.NewReplacer("_", "/", "-", ":").Replace(name)
+	return strings.TrimSuffix(strings.TrimSuffix(p, "/32"), "/128")
+}
+
+// parseAllocation reads the content of the allocation's file with the given name,
+// without suffix.
+func parseAllocation(name string, content []byte) (fabric.Allocation, error) {
+	var a fabric.Allocation
+	if err := decodeAs(allocationKey, content, &a, allocationWayOut); err != nil {
+		return a, err
+	}
+	switch {
+	case !a.Prefix.IsValid() || a.Prefix != a.Prefix.Masked():
+		return a, fmt.Errorf("damaged (no address); %s", allocationWayOut)
+	case allocationFile(a.Prefix) != name:
+		return a, fmt.Errorf("it is of %s, whose file is %s; move it there, or remove it", a.Prefix, allocationFile(a.Prefix)+suffix)
+	case !slices.Contains([]fabric.AllocationState{fabric.Allocated, fabric.Reserved, fabric.Quarantined}, a.State):
+		return a, fmt.Errorf("damaged (state %q); %s", a.State, allocationWayOut)
+	case a.State == fabric.Allocated && a.Guest == "":
+		return a, fmt.Errorf("damaged (no guest); %s", allocationWayOut)
+	}
+	return a, nil
+}
+
+// validAllocation reports why the content of an allocation's file cannot be read.
+func validAllocation(name string, content []byte) error {
+	_, err := parseAllocation(name, content)
+	return err
+}

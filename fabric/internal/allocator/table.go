@@ -1,0 +1,319 @@
+// Package allocator decides which addresses of the pools a guest gets. It is pure:
+// the caller passes the time and the randomness in, and carries the decision out.
+package allocator
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/text"
+)
+
+// Table has the allocations of a cluster's pools. The zero value is empty.
+type Table struct {
+	all     map[netip.Prefix]fabric.Allocation
+	guests  map[fabric.Identity]map[netip.Prefix]bool // the prefixes of each guest, not those it gave back
+	lengths map[int]int                               // how many prefixes there are of each length
+	kept    map[netip.Prefix]bool                     // the prefixes in quarantine
+}
+
+// Put adds an allocation, or replaces that of its prefix.
+func (t *Table) Put(a fabric.Allocation) {
+	if t.all == nil {
+		t.all, t.guests = map[netip.Prefix]fabric.Allocation{}, map[fabric.Identity]map[netip.Prefix]bool{}
+		t.lengths, t.kept = map[int]int{}, map[netip.Prefix]bool{}
+	}
+	t.Delete(a.Prefix)
+	t.all[a.Prefix] = a
+	t.lengths[a.Prefix.Bits()]++
+	switch a.State {
+	case fabric.Quarantined:
+		t.kept[a.Prefix] = true
+	case fabric.Allocated:
+		if t.guests[a.Guest] == nil {
+			t.guests[a.Guest] = map[netip.Prefix]bool{}
+		}
+		t.guests[a.Guest][a.Prefix] = true
+	}
+}
+
+// Delete removes the allocation of a prefix, if there is one.
+func (t *Table) Delete(p netip.Prefix) {
+	a, there := t.all[p]
+	if !there {
+		return
+	}
+	delete(t.all, p)
+	delete(t.kept, p)
+	if t.lengths[p.Bits()]--; t.lengths[p.Bits()] == 0 {
+		delete(t.lengths, p.Bits())
+	}
+	delete(t.guests[a.Guest], p)
+	if len(t.guests[a.Guest]) == 0 {
+		delete(t.guests, a.Guest)
+	}
+}
+
+// Get gives the allocation of a prefix, if there is one.
+func (t *Table) Get(p netip.Prefix) (fabric.Allocation, bool) {
+	a, there := t.all[p]
+	return a, there
+}
+
+// Apply carries a change out.
+func (t *Table) Apply(c Change) {
+	for _, p := range c.Delete {
+		t.Delete(p)
+	}
+	for _, a := range c.Put {
+		t.Put(a)
+	}
+}
+
+// All lists the allocations in the order of their prefixes.
+func (t *Table) All() []fabric.Allocation {
+	all := slices.AppendSeq(make([]fabric.Allocation, 0, len(t.all)), maps.Values(t.all))
+	slices.SortFunc(all, func(a, b fabric.Allocation) int { return a.Prefix.Compare(b.Prefix) })
+	return all
+}
+
+// Of lists the allocations of a guest in the order of their prefixes.
+func (t *Table) Of(guest fabric.Identity) []fabric.Allocation {
+	var all []fabric.Allocation
+	for p := range t.guests[guest] {
+		all = append(all, t.all[p])
+	}
+	slices.SortFunc(all, func(a, b fabric.Allocation) int { return a.Prefix.Compare(b.Prefix) })
+	return all
+}
+
+// Expired returns the change that ends the quarantines that are over.
+func (t *Table) Expired(now time.Time) (c Change) {
+	for p := range t.kept {
+		if over(t.all[p], now) {
+			c.Delete = append(c.Delete, p)
+		}
+	}
+	slices.SortFunc(c.Delete, netip.Prefix.Compare)
+	return c
+}
+
+func over(a fabric.Allocation, now time.Time) bool {
+	return a.State == fabric.Quarantined && !now.Before(a.Until)
+}
+
+// Change is what has to be recorded. A prefix occurs once.
+type Change struct {
+	Put    []fabric.Allocation
+	Delete []netip.Prefix
+}
+
+// Empty reports whether there is nothing to record.
+func (c Change) Empty() bool { return len(c.Put)+len(c.Delete) == 0 }
+
+// overlapping gives an allocation that has an address in common with p, if there is
+// one. Quarantines that are over do not count.
+func (t *Table) overlapping(p netip.Prefix, now time.Time) (fabric.Allocation, bool) {
+	shorter := 0
+	for bits, n := range t.lengths {
+		if bits > p.Addr().BitLen() {
+			continue
+		}
+		if bits <= p.Bits() {
+			if around, err := p.Addr().Prefix(bits); err == nil {
+				if a, there := t.all[around]; there && !over(a, now) {
+					return a, true
+				}
+			}
+			continue
+		}
+		shorter += n
+	}
+	if shorter == 0 {
+		return fabric.Allocation{}, false
+	}
+	for at, a := range t.all {
+		if p.Overlaps(at) && !over(a, now) {
+			return a, true
+		}
+	}
+	return fabric.Allocation{}, false
+}
+
+// Allocate decides what a guest gets: everything that it asks for, or nothing. What
+// the guest had and does not ask for any more goes into quarantine. The allocations
+// are in the order of the wants. mayGive says why the caller gives no address from a
+// pool; nil: it may.
+func (t *Table) Allocate(c *fabric.Cluster, a fabric.AllocationRequest, now time.Time, rnd *rand.Rand, mayGive func(fabric.Pool) error) ([]fabric.Allocation, Change, error) {
+	d := decision{table: t, cluster: c, asking: a, now: now, rnd: rnd, mayGive: mayGive, taken: map[netip.Prefix]bool{}}
+	for _, w := range a.Wants {
+		if w.Prefix.IsValid() {
+			d.taken[w.Prefix] = true // no other want of the guest gets it
+		}
+	}
+	for _, w := range a.Wants {
+		given, err := d.want(w)
+		if err != nil {
+			err.NIC = w.NIC
+			return nil, Change{}, err
+		}
+		d.given = append(d.given, given)
+	}
+	return d.given, d.change(), nil
+}
+
+// decision is an answer in the making.
+type decision struct {
+	table   *Table
+	cluster *fabric.Cluster
+	asking  fabric.AllocationRequest
+	now     time.Time
+	rnd     *rand.Rand
+	mayGive func(fabric.Pool) error
+
+	taken map[netip.Prefix]bool // by this answer
+	given []fabric.Allocation
+}
+
+// want decides one want.
+func (d *decision) want(w fabric.Want) (fabric.Allocation, *fabric.AllocationError) {
+	a := fabric.Allocation{
+		State: fabric.Allocated, Guest: d.asking.Guest, VM: d.asking.VM, NIC: w.NIC, N: w.N,
+		Dynamic: !w.Prefix.IsValid(), Node: d.asking.Node, Note: w.Note, Since: d.now,
+	}
+	if d.asking.Guest == "" {
+		a.State = fabric.Reserved
+	}
+	var bad *fabric.AllocationError
+	if w.Prefix.IsValid() {
+		a.Prefix = w.Prefix
+		bad = d.name(&a)
+	} else if had, there := d.before(w); there {
+		a.Prefix, a.Pool, a.Since, a.Note = had.Prefix, had.Pool, had.Since, had.Note
+	} else {
+		bad = d.pick(&a, w)
+	}
+	if bad != nil {
+		return a, bad
+	}
+	d.taken[a.Prefix] = true
+	return a, nil
+}
+
+// before gives the allocation that answered the same want before, also one that the
+// guest gave back and that nobody else has got since.
+func (d *decision) before(w fabric.Want) (fabric.Allocation, bool) {
+	if d.asking.Guest == "" {
+		return fabric.Allocation{}, false
+	}
+	for p := range d.table.guests[d.asking.Guest] {
+		if a := d.table.all[p]; w.Answers(a) && !d.taken[p] {
+			return a, true
+		}
+	}
+	for p := range d.table.kept {
+		if a := d.table.all[p]; a.Guest == d.asking.Guest && w.Answers(a) && !d.taken[p] {
+			a.Since = d.now
+			return a, true
+		}
+	}
+	return fabric.Allocation{}, false
+}
+
+// name decides about an address that the guest's description names, or that is to be
+// reserved. It takes the address out of its quarantine or reservation, but from no
+// other guest.
+func (d *decision) name(a *fabric.Allocation) *fabric.AllocationError {
+	if pool, in := d.cluster.PoolOf(a.Prefix.Addr()); in {
+		a.Pool = pool.Name
+		if r, reserved := pool.Reserved(a.Prefix.Addr()); reserved {
+			a.Note = cmp.Or(a.Note, r.Note)
+		}
+	}
+	held, taken := d.table.overlapping(a.Prefix, d.now)
+	switch {
+	case !taken:
+	case held.Prefix == a.Prefix && held.Guest == a.Guest && held.State == a.State:
+		a.Since, a.Note = held.Since, cmp.Or(a.Note, held.Note)
+	case held.Prefix == a.Prefix && held.State == fabric.Quarantined && a.State == fabric.Allocated:
+	case held.Prefix == a.Prefix && held.State == fabric.Reserved && a.State == fabric.Allocated:
+		a.Note, a.Reserved = held.Note, true
+	default:
+		return &fabric.AllocationError{Reason: fabric.AddressHeld, Pool: a.Pool, Prefix: a.Prefix, Holder: held, Text: heldText(a.Prefix, held)}
+	}
+	if held.Prefix == a.Prefix && held.Reserved {
+		a.Reserved = true
+	}
+	return nil
+}
+
+// heldText says for people who has an address.
+func heldText(p netip.Prefix, held fabric.Allocation) string {
+	what := text.Prefix(p)
+	if held.Prefix != p {
+		what = fmt.Sprintf("%s has %s in common with it, which", what, text.Prefix(held.Prefix))
+	}
+	switch held.State {
+	case fabric.Reserved:
+		if held.Note != "" {
+			return fmt.Sprintf("%s is reserved (%s); end the reservation, or choose another", what, held.Note)
+		}
+		return what + " is reserved; end the reservation, or choose another"
+	case fabric.Quarantined:
+		return fmt.Sprintf("%s was given back by guest %s, and is kept until %s; wait, or choose another", what, held.VM, held.Until.UTC().Format(time.RFC3339))
+	}
+	return fmt.Sprintf("%s is allocated to guest %s (%s), which got it on %s; give that one another address, or choose another", what, held.VM, held.Guest, held.Node)
+}
+
+// change gives what the answer changes in the table.
+func (d *decision) change() (c Change) {
+	for _, a := range d.given {
+		if had, there := d.table.all[a.Prefix]; !there || had != a {
+			c.Put = append(c.Put, a)
+		}
+	}
+	if d.asking.Guest != "" {
+		for _, a := range d.table.Of(d.asking.Guest) {
+			if !d.taken[a.Prefix] {
+				c.release(d.cluster, a, d.now, false)
+			}
+		}
+	}
+	return c
+}
+
+// Release decides what ends the allocations that r names. The released ones are as
+// they were before.
+func (t *Table) Release(cluster *fabric.Cluster, r fabric.ReleaseRequest, now time.Time) (released []fabric.Allocation, c Change) {
+	if r.Guest != "" {
+		released = t.Of(r.Guest)
+	} else if a, there := t.all[r.Prefix]; there && !over(a, now) && (a.State != fabric.Quarantined || r.Now) {
+		released = []fabric.Allocation{a}
+	}
+	for _, a := range released {
+		c.release(cluster, a, now, r.Now)
+	}
+	return released, c
+}
+
+// release adds the end of an allocation to a change: a reserved address is reserved
+// again, one of a guest is quarantined, and the others are free.
+func (c *Change) release(cluster *fabric.Cluster, a fabric.Allocation, now time.Time, at bool) {
+	if a.Reserved {
+		c.Put = append(c.Put, fabric.Allocation{Prefix: a.Prefix, Pool: a.Pool, State: fabric.Reserved, Note: a.Note, Since: now})
+		return
+	}
+	pool, in := cluster.PoolOf(a.Prefix.Addr())
+	if at || a.State != fabric.Allocated || !in {
+		c.Delete = append(c.Delete, a.Prefix)
+		return
+	}
+	a.State, a.Since, a.Until = fabric.Quarantined, now, now.Add(pool.Quarantine)
+	c.Put = append(c.Put, a)
+}

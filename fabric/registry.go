@@ -1,0 +1,144 @@
+package fabric
+
+import (
+	"context"
+	"fmt"
+	"math/big"
+	"net/netip"
+	"time"
+)
+
+// Registry keeps which guest has which address of the pools, whether the guest runs
+// or not, and gives addresses from the pools. A guest that runs does not depend on
+// it: the agent asks only before a guest starts whose addresses it does not know, and
+// when a guest is gone for good.
+//
+// After an error nothing has changed, or the same call finds out what has. All
+// methods are safe for concurrent use, and end with their context.
+type Registry interface {
+	// Allocate gives a guest everything that it asks for, or nothing. Asked again, it
+	// gives the same. An error that is an [*AllocationError] refuses the request.
+	Allocate(ctx context.Context, a AllocationRequest) ([]Allocation, error)
+	// Release ends the allocations of a guest, or the allocation of a prefix. The
+	// addresses are quarantined for the time of their pool. It returns what it
+	// released; nothing to release is success.
+	Release(ctx context.Context, r ReleaseRequest) ([]Allocation, error)
+	// Allocations lists all allocations, reservations and quarantined addresses in the
+	// order of their prefixes.
+	Allocations(ctx context.Context) ([]Allocation, error)
+	// Shared reports whether all nodes of the cluster have this registry. The agents
+	// ask each other what a guest has if they do not.
+	Shared() bool
+
+	Diagnoser
+}
+
+// AutoPool is the name of no pool. In place of one it asks for an address from the
+// first pool of each family that serves the guest's node.
+const AutoPool = "auto"
+
+// AllocationRequest is what [Registry.Allocate] is asked for.
+type AllocationRequest struct {
+	Guest Identity // empty: the prefixes are reserved for no guest
+	VM    string   // the guest's name
+	Node  string   // where it is about to run
+	Wants []Want
+}
+
+// Want is one address of an [AllocationRequest]. Guest, NIC and N are the identity of the
+// request: whoever repeats it gets the same address.
+type Want struct {
+	NIC int
+	N   int // counts the wants of one NIC
+	// Pool is the pool to take an address from, or AutoPool; empty: Prefix says which
+	// address.
+	Pool string
+	V6   bool // with AutoPool: an IPv6 address
+	// Prefix is an address that the guest has by its description, or one to reserve.
+	Prefix netip.Prefix
+	Note   string // for people
+}
+
+// Answers reports whether an allocation of the guest is the one that a want got.
+func (w Want) Answers(a Allocation) bool {
+	if a.NIC != w.NIC || a.Dynamic == w.Prefix.IsValid() {
+		return false
+	}
+	if w.Prefix.IsValid() {
+		return a.Prefix == w.Prefix
+	}
+	return a.N == w.N && (a.Pool == w.Pool || w.Pool == AutoPool && a.Prefix.Addr().Is6() == w.V6)
+}
+
+// AllocationState says for whom an address is kept.
+type AllocationState string
+
+// The states of an allocation.
+const (
+	Allocated   AllocationState = "allocated"   // to a guest
+	Reserved    AllocationState = "reserved"    // by the operator
+	Quarantined AllocationState = "quarantined" // a guest gave it back
+)
+
+// Allocation is what a [Registry] knows of one address or prefix.
+type Allocation struct {
+	Prefix netip.Prefix    `json:"prefix"`
+	Pool   string          `json:"pool"`
+	State  AllocationState `json:"state"`
+	// The guest that has the address, or had it before the quarantine.
+	Guest    Identity  `json:"guest,omitempty"`
+	VM       string    `json:"vm,omitempty"`
+	NIC      int       `json:"nic"`
+	N        int       `json:"n"`
+	Dynamic  bool      `json:"dynamic,omitempty"` // the registry chose the address; otherwise the guest's description names it
+	Node     string    `json:"node,omitempty"`    // where the guest was when it got the address
+	Note     string    `json:"note,omitempty"`
+	Reserved bool      `json:"reserved,omitempty"` // it was reserved, and is again when the guest gives it back
+	Since    time.Time `json:"since"`
+	Until    time.Time `json:"until,omitzero"` // the end of the quarantine
+}
+
+// PoolUsage says how much of a pool is used. The numbers do not count the addresses
+// that the pool excludes.
+type PoolUsage struct {
+	Pool        string       `json:"pool"`
+	Prefix      netip.Prefix `json:"prefix"`
+	Nodes       []string     `json:"nodes,omitempty"`
+	Size        *big.Int     `json:"size"` // addresses that guests may have
+	Allocated   int          `json:"allocated"`
+	Reserved    *big.Int     `json:"reserved"` // by the cluster file or the operator, and not allocated
+	Quarantined int          `json:"quarantined"`
+	Free        *big.Int     `json:"free"`
+	NextFree    time.Time    `json:"next_free,omitzero"` // when the first quarantine ends
+}
+
+// Addresses is what a node's registry knows.
+type Addresses struct {
+	Pools       []PoolUsage  `json:"pools"`
+	Allocations []Allocation `json:"allocations"`
+}
+
+// ReleaseRequest is what [Registry.Release] is to end: all allocations of a guest, or, if
+// Guest is empty, the allocation or reservation of Prefix.
+type ReleaseRequest struct {
+	Guest  Identity
+	Prefix netip.Prefix
+	// Now releases without a quarantine.
+	Now bool
+}
+
+// AllocationError says why a [Registry] does not give an address. It is an
+// [ErrRefused].
+type AllocationError struct {
+	Reason Reason
+	NIC    int
+	Pool   string
+	Prefix netip.Prefix // the address that was asked for, if one was
+	Holder Allocation   // with [AddressHeld]
+	Text   string       // in words
+}
+
+func (e *AllocationError) Error() string { return fmt.Sprintf("NIC %d: %s", e.NIC, e.Text) }
+
+// Is reports whether target is ErrRefused.
+func (e *AllocationError) Is(target error) bool { return target == ErrRefused }

@@ -1,0 +1,329 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// RegistryControls has the functions that the registry's suite needs beside the
+// registry.
+type RegistryControls struct {
+	// Again returns a second registry over the same state, as after a restart; the
+	// suite does not use the first any more.
+	Again func(t *testing.T) fabric.Registry
+	// Pass lets time pass for the registry, as for the end of a quarantine.
+	Pass func(t *testing.T, d time.Duration)
+}
+
+// RegistryCluster is the cluster whose pools the registry's suite uses. Its only node
+// is node1.
+func RegistryCluster() *fabric.Cluster {
+	c := fabric.Cluster{Name: "conformance", Pools: []fabric.Pool{
+		{Name: "few4", Prefix: netip.MustParsePrefix("203.0.113.8/29"), Exclude: prefixes("203.0.113.8/32", "203.0.113.15/32"), Quarantine: 10 * time.Minute},
+		{Name: "many4", Prefix: netip.MustParsePrefix("198.51.100.0/24"), Quarantine: 10 * time.Minute},
+		{
+			Name: "many6", Prefix: netip.MustParsePrefix("2001:db8:100::/48"), Quarantine: time.Minute,
+			Reserve: []fabric.Reservation{{Prefix: netip.MustParsePrefix("2001:db8:100::/64"), Note: "by hand"}},
+		},
+	}, Nodes: []fabric.Node{{Name: "node1", Address: netip.MustParseAddr("10.10.0.21")}}}
+	return &c
+}
+
+// Registry runs the laws of [fabric.Registry] as subtests. Each call of start makes an
+// empty registry of [RegistryCluster] for node1, which lives until its t ends.
+func Registry(t *testing.T, start func(t *testing.T) (fabric.Registry, RegistryControls)) {
+	for _, law := range []struct {
+		name string
+		hold func(*testing.T, fabric.Registry, RegistryControls)
+	}{
+		{"a guest gets addresses, and the same when it asks again", registryGives},
+		{"the first pool of each family", registryAuto},
+		{"a guest gets everything or nothing", registryAllOrNothing},
+		{"an address that another guest has is refused", registryHeld},
+		{"what a guest does not ask for any more is given back", registryChange},
+		{"an address that was given back is kept for a while", registryQuarantine},
+		{"a reserved address is for a guest that names it", registryReserves},
+		{"a release without a quarantine", registryReleaseNow},
+		{"a second instance has it all", registryAgain},
+		{"an ended context changes nothing", registryContext},
+		{"many guests at the same time", registryConcurrent},
+	} {
+		t.Run(law.name, func(t *testing.T) {
+			r, c := start(t)
+			requireAllocations(t, r)
+			law.hold(t, r, c)
+		})
+	}
+}
+
+// asks is the request of a guest, from pools or for addresses by name.
+func asks(vm string, things ...string) fabric.AllocationRequest {
+	a := fabric.AllocationRequest{Guest: fabric.Identity("libvirt " + vm), VM: vm, Node: "node1"}
+	for n, thing := range things {
+		w := fabric.Want{NIC: n % 2, N: n / 2, Pool: thing}
+		if p, err := netip.ParsePrefix(thing); err == nil {
+			w.Pool, w.Prefix = "", p
+		}
+		a.Wants = append(a.Wants, w)
+	}
+	return a
+}
+
+func allocate(t *testing.T, r fabric.Registry, a fabric.AllocationRequest) []netip.Prefix {
+	t.Helper()
+	given, err := r.Allocate(t.Context(), a)
+	require.NoError(t, err)
+	require.Len(t, given, len(a.Wants))
+	var ps []netip.Prefix
+	for n, g := range given {
+		require.Equal(t, a.Guest, g.Guest)
+		require.Equal(t, a.Wants[n].NIC, g.NIC, "in the order of the wants")
+		ps = append(ps, g.Prefix)
+	}
+	return ps
+}
+
+func refused(t *testing.T, r fabric.Registry, a fabric.AllocationRequest, reason fabric.Reason) *fabric.AllocationError {
+	t.Helper()
+	before, err := r.Allocations(t.Context())
+	require.NoError(t, err)
+	_, err = r.Allocate(t.Context(), a)
+	requireReason(t, err)
+	require.ErrorIs(t, err, fabric.ErrRefused)
+	var bad *fabric.AllocationError
+	require.True(t, errors.As(err, &bad), "%T: %[1]v", err)
+	require.Equal(t, reason, bad.Reason, err)
+	after, err := r.Allocations(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, len(before), len(after), "what is refused changes nothing")
+	return bad
+}
+
+// requireAllocations compares the registry's list with lines such as "203.0.113.10/32
+// allocated web".
+func requireAllocations(t *testing.T, r fabric.Registry, want ...string) {
+	t.Helper()
+	all, err := r.Allocations(t.Context())
+	require.NoError(t, err)
+	lines := []string{}
+	for _, a := range all {
+		line := fmt.Sprintf("%s %s", a.Prefix, a.State)
+		if a.VM != "" {
+			line += " " + a.VM
+		}
+		lines = append(lines, line)
+	}
+	require.Equal(t, append([]string{}, want...), lines)
+	require.True(t, slices.IsSortedFunc(all, func(a, b fabric.Allocation) int { return a.Prefix.Compare(b.Prefix) }))
+}
+
+func release(t *testing.T, r fabric.Registry, of fabric.ReleaseRequest) (vms []string) {
+	t.Helper()
+	released, err := r.Release(t.Context(), of)
+	require.NoError(t, err)
+	for _, a := range released {
+		vms = append(vms, a.Prefix.String()+" "+a.VM)
+	}
+	return vms
+}
+
+func registryGives(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	web := asks("web", "few4", "many6", "many4", "many6")
+	first := allocate(t, r, web)
+	for n, p := range first {
+		require.True(t, p.IsSingleIP())
+		pool, in := RegistryCluster().PoolOf(p.Addr())
+		require.True(t, in)
+		require.Equal(t, web.Wants[n].Pool, pool.Name)
+		require.True(t, pool.Contains(p.Addr()), "%s is excluded", p)
+		_, reserved := pool.Reserved(p.Addr())
+		require.False(t, reserved, "%s is reserved", p)
+	}
+	require.NotEqual(t, first[1], first[3])
+	require.Equal(t, first, allocate(t, r, web))
+	web.Node, web.VM = "node2", "renamed"
+	require.Equal(t, first, allocate(t, r, web), "on another node, and renamed")
+	all, err := r.Allocations(t.Context())
+	require.NoError(t, err)
+	require.Len(t, all, 4)
+	for _, a := range all {
+		require.Equal(t, "renamed", a.VM)
+		require.True(t, a.Dynamic)
+		require.NotZero(t, a.Since)
+	}
+}
+
+func registryAuto(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	web := asks("web", fabric.AutoPool, fabric.AutoPool)
+	web.Wants[1].V6 = true
+	given := allocate(t, r, web)
+	assert.True(t, RegistryCluster().Pools[0].Contains(given[0].Addr()))
+	assert.True(t, RegistryCluster().Pools[2].Contains(given[1].Addr()))
+}
+
+func registryAllOrNothing(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	for _, vm := range []string{"a", "b", "c", "d", "e", "f"} {
+		allocate(t, r, asks(vm, "few4"))
+	}
+	require.Equal(t, "few4", refused(t, r, asks("x", "many6", "few4"), fabric.PoolFull).Pool)
+	refused(t, r, asks("y", "many6", "198.51.100.9/32", "few4"), fabric.PoolFull)
+	allocate(t, r, asks("x", "many6", "198.51.100.9/32"))
+	require.Equal(t, 1, refused(t, r, asks("z", "many6", "none"), fabric.PoolUnknown).NIC)
+}
+
+func registryHeld(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	allocate(t, r, asks("web", "203.0.113.9/32", "2001:db8:100::9/128"))
+	for _, p := range []string{"203.0.113.9/32", "2001:db8:100::9/128", "2001:db8:100::/64"} {
+		bad := refused(t, r, asks("db", "203.0.113.10/32", p), fabric.AddressHeld)
+		require.Equal(t, "web", bad.Holder.VM)
+		require.Equal(t, fabric.Identity("libvirt web"), bad.Holder.Guest)
+		require.Equal(t, "node1", bad.Holder.Node)
+	}
+	requireAllocations(t, r, "203.0.113.9/32 allocated web", "2001:db8:100::9/128 allocated web")
+	outside := allocate(t, r, asks("other", "192.0.2.7/32"))
+	require.Equal(t, netip.MustParsePrefix("192.0.2.7/32"), outside[0], "an address of no pool is kept, too")
+}
+
+func registryChange(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	allocate(t, r, asks("web", "203.0.113.9/32", "2001:db8:100::9/128"))
+	allocate(t, r, asks("web", "203.0.113.10/32", "2001:db8:100::9/128"))
+	requireAllocations(t, r, "203.0.113.9/32 quarantined web", "203.0.113.10/32 allocated web", "2001:db8:100::9/128 allocated web")
+	allocate(t, r, asks("web", "203.0.113.9/32"))
+	requireAllocations(t, r, "203.0.113.9/32 allocated web", "203.0.113.10/32 quarantined web", "2001:db8:100::9/128 quarantined web")
+}
+
+func registryQuarantine(t *testing.T, r fabric.Registry, c RegistryControls) {
+	for _, vm := range []string{"a", "b", "c", "d", "e", "f"} {
+		allocate(t, r, asks(vm, "few4"))
+	}
+	had := allocate(t, r, asks("c", "few4"))[0]
+	require.Equal(t, []string{had.String() + " c"}, release(t, r, fabric.ReleaseRequest{Guest: "libvirt c"}))
+	require.Empty(t, release(t, r, fabric.ReleaseRequest{Guest: "libvirt c"}), "it is released already")
+	require.Empty(t, release(t, r, fabric.ReleaseRequest{Prefix: had}))
+	refused(t, r, asks("new", "few4"), fabric.PoolFull)
+	all, err := r.Allocations(t.Context())
+	require.NoError(t, err)
+	i := slices.IndexFunc(all, func(a fabric.Allocation) bool { return a.Prefix == had })
+	require.Equal(t, 10*time.Minute, all[i].Until.Sub(all[i].Since))
+
+	// The guest itself gets it again.
+	require.Equal(t, had, allocate(t, r, asks("c", "few4"))[0])
+	release(t, r, fabric.ReleaseRequest{Guest: "libvirt c"})
+
+	// A guest that names the address may have it: its owner made it anew.
+	allocate(t, r, asks("anew", had.String()))
+	release(t, r, fabric.ReleaseRequest{Prefix: had})
+
+	need(t, c.Pass != nil, "Pass")
+	c.Pass(t, 11*time.Minute)
+	require.Equal(t, had, allocate(t, r, asks("new", "few4"))[0])
+}
+
+func registryReserves(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	lb := netip.MustParsePrefix("203.0.113.12/32")
+	reserve := fabric.AllocationRequest{Wants: []fabric.Want{{Prefix: lb, Note: "load balancer"}}}
+	for range 2 {
+		allocate(t, r, reserve)
+		requireAllocations(t, r, "203.0.113.12/32 reserved")
+	}
+	for _, vm := range []string{"a", "b", "c", "d", "e"} {
+		require.NotEqual(t, lb, allocate(t, r, asks(vm, "few4"))[0])
+	}
+	refused(t, r, asks("f", "few4"), fabric.PoolFull)
+	given, err := r.Allocate(t.Context(), asks("lb", lb.String()))
+	require.NoError(t, err)
+	require.Equal(t, "load balancer", given[0].Note)
+	require.Equal(t, "lb", refused(t, r, reserve, fabric.AddressHeld).Holder.VM)
+	release(t, r, fabric.ReleaseRequest{Guest: "libvirt lb"})
+	refused(t, r, asks("f", "few4"), fabric.PoolFull)
+	require.Len(t, release(t, r, fabric.ReleaseRequest{Prefix: lb}), 1)
+	require.Equal(t, lb, allocate(t, r, asks("f", "few4"))[0])
+}
+
+func registryReleaseNow(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	allocate(t, r, asks("web", "203.0.113.9/32"))
+	web := fabric.ReleaseRequest{Prefix: netip.MustParsePrefix("203.0.113.9/32")}
+	release(t, r, web)
+	requireAllocations(t, r, "203.0.113.9/32 quarantined web")
+	web.Now = true
+	require.Len(t, release(t, r, web), 1, "also out of its quarantine")
+	requireAllocations(t, r)
+	require.Empty(t, release(t, r, web))
+}
+
+func registryAgain(t *testing.T, r fabric.Registry, c RegistryControls) {
+	given := allocate(t, r, asks("web", "few4", "many6"))
+	allocate(t, r, asks("db", "few4"))
+	release(t, r, fabric.ReleaseRequest{Guest: "libvirt db"})
+	allocate(t, r, fabric.AllocationRequest{Wants: []fabric.Want{{Prefix: netip.MustParsePrefix("198.51.100.7/32"), Note: "printer"}}})
+	before, err := r.Allocations(t.Context())
+	require.NoError(t, err)
+
+	need(t, c.Again != nil, "Again")
+	r = c.Again(t)
+	after, err := r.Allocations(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, len(before), len(after))
+	for i, a := range after {
+		require.WithinDuration(t, before[i].Since, a.Since, 0)
+		require.WithinDuration(t, before[i].Until, a.Until, 0)
+		a.Since, a.Until, before[i].Since, before[i].Until = time.Time{}, time.Time{}, time.Time{}, time.Time{}
+		require.Equal(t, before[i], a)
+	}
+	require.Equal(t, given, allocate(t, r, asks("web", "few4", "many6")))
+}
+
+func registryContext(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := r.Allocate(gone, asks("web", "few4"))
+	require.ErrorIs(t, err, context.Canceled)
+	_, err = r.Release(gone, fabric.ReleaseRequest{Guest: "libvirt web"})
+	require.ErrorIs(t, err, context.Canceled)
+	_, err = r.Allocations(gone)
+	require.ErrorIs(t, err, context.Canceled)
+	requireAllocations(t, r)
+}
+
+func registryConcurrent(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	const guests = 50
+	var wg sync.WaitGroup
+	got := make([]netip.Prefix, guests)
+	var mu sync.Mutex
+	for n := range guests {
+		wg.Go(func() {
+			given, err := r.Allocate(t.Context(), asks(fmt.Sprintf("vm%d", n), "few4"))
+			var bad *fabric.AllocationError
+			if errors.As(err, &bad) {
+				assert.Equal(t, fabric.PoolFull, bad.Reason)
+				return
+			}
+			if assert.NoError(t, err) {
+				mu.Lock()
+				defer mu.Unlock()
+				got[n] = given[0].Prefix
+			}
+		})
+	}
+	wg.Wait()
+	seen := map[netip.Prefix]int{}
+	for n, p := range got {
+		if p.IsValid() {
+			first, twice := seen[p]
+			require.False(t, twice, "%s was given to vm%d and to vm%d", p, first, n)
+			seen[p] = n
+		}
+	}
+	require.Len(t, seen, 6)
+}
