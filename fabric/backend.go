@@ -152,6 +152,10 @@ type Change struct {
 	// has no description any more.
 	Guest Desired
 	Lost  bool // changes may be missing; Guest is empty
+	// Gone: the hypervisor forgot the guest: it was undefined or deleted. Guest has its
+	// name, UUID and origin, and State Absent. The guest may have moved to another node
+	// before: the agent finds that out.
+	Gone bool
 }
 
 // Diagnoser says, in words for people, what a part of the agent cannot do on this

@@ -85,6 +85,10 @@ const (
 	Claimed   NoticeKind = "claimed"   // the sender has the guest: a node that had it before withdraws it
 	Released  NoticeKind = "released"  // the sender does not announce the guest any more
 	Acquiring NoticeKind = "acquiring" // the sender is about to start the guest: does another guest have an address of it?
+	// Describing: the sender is about to start the guest, which does not say what it
+	// has. Which addresses has it? Nodes whose registries are their own ask that.
+	Describing NoticeKind = "describing"
+	Forgotten  NoticeKind = "forgotten" // the guest is gone for good, after it was at the sender: its addresses can be given back
 )
 
 // Notice is a message about a guest from the agent of one node to that of another.
@@ -116,6 +120,8 @@ type Answer struct {
 	Identity Identity     `json:"identity,omitempty"`
 	Acquired time.Time    `json:"acquired,omitzero"`
 	Prefix   netip.Prefix `json:"prefix,omitzero"` // to [Acquiring]: the first of the prefixes that is not free
+	// NICs, to [Describing], have the addresses of the guest; Held is set with them.
+	NICs []NIC `json:"nics,omitempty"`
 }
 
 // Move is the report of a guest's move, as one node saw it, or both. A time is

@@ -10,7 +10,7 @@ import (
 	"unicode/utf8"
 )
 
-var noticeKinds = []NoticeKind{Arriving, Arrived, Cancelled, Claimed, Released, Acquiring}
+var noticeKinds = []NoticeKind{Arriving, Arrived, Cancelled, Claimed, Released, Acquiring, Describing, Forgotten}
 
 // maxPrefixes is how many prefixes a guest may have: MaxAddresses addresses and
 // as many routes on each of MaxNICs NICs.

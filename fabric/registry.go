@@ -50,18 +50,18 @@ type AllocationRequest struct {
 type Want struct {
 	NIC int
 	N   int // counts the wants of one NIC
-	// Pool is the pool to take an address from, or AutoPool; empty: Prefix says which
-	// address.
+	// Pool is the pool to take an address from, or AutoPool. Empty: Prefix says which
+	// address, by the guest's description, or to reserve it.
 	Pool string
 	V6   bool // with AutoPool: an IPv6 address
-	// Prefix is an address that the guest has by its description, or one to reserve.
+	// Prefix, with a Pool, is the address that the guest has already: it runs with it.
 	Prefix netip.Prefix
 	Note   string // for people
 }
 
 // Answers reports whether an allocation of the guest is the one that a want got.
 func (w Want) Answers(a Allocation) bool {
-	if a.NIC != w.NIC || a.Dynamic == w.Prefix.IsValid() {
+	if a.NIC != w.NIC || a.Dynamic != (w.Pool != "") {
 		return false
 	}
 	if w.Prefix.IsValid() {

@@ -76,6 +76,8 @@ type Agent struct {
 	events     events
 	conditions conditions
 	inventory  inventory
+
+	registration registration
 }
 
 // facts are the properties of an agent that never change.
@@ -116,6 +118,7 @@ type parts struct {
 	sources   []fabric.Source
 	nodes     fabric.Nodes    // nil: the agent can ask no other node
 	resolver  fabric.Resolver // nil: none
+	registry  fabric.Registry // nil: none
 	log       *slog.Logger
 
 	diagnosers []fabric.Diagnoser // of further parts
@@ -145,6 +148,7 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 			dataplane: cfg.Dataplane, speaker: cfg.Speaker, store: cfg.Store, log: slog.New(slog.DiscardHandler),
 		},
 		wake: make(chan struct{}, 1), review: make(chan struct{}, 1), questions: make(chan struct{}, maxQuestions),
+		registration: newRegistration(),
 	}
 	a.moves.ended = make(chan struct{}, 1)
 	for _, o := range opts {
@@ -266,6 +270,10 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 		vm = t.asStarted(vm)
 	}
 	vm, err := t.resolve(ctx, vm)
+	var got allotment
+	if err == nil {
+		vm, got, err = t.allocate(ctx, vm, r)
+	}
 	var other holder
 	others := a.others()
 	if err == nil {
@@ -281,9 +289,15 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	if err == nil {
 		is, err = s.admit(vm, r, other, others, began)
 	}
+	if err == nil {
+		if s.guests[vm.Name].registered = got.registered; !got.registered && a.registry != nil {
+			signal(a.registration.wake)
+		}
+	}
 	s.handled[vm.Name] = cmp.Or(r.asOf, began)
 	done()
 	if err != nil {
+		t.giveBack(ctx, got.fresh)
 		return refused(vm.Name, err)
 	}
 	a.recovered(vm)
@@ -306,6 +320,7 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	err = errors.Join(stored, converged)
 	if err != nil && r.undo {
 		t.undo(ctx, is)
+		t.giveBack(ctx, got.fresh)
 		return fmt.Errorf("guest %s: %w", vm.Name, err)
 	}
 	if !known || prev.State != d.State {
@@ -598,6 +613,9 @@ func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 		return fmt.Errorf("guest %s: %w; the agent keeps trying", vm, err)
 	}
 	a.log.Info("absent", "vm", vm, "port", fabric.PortName(vm, 0), "took", time.Since(began))
+	if d.VM.Origin == "" { // nobody else keeps a description of it
+		a.goneForGood(d.VM)
+	}
 	return nil
 }
 

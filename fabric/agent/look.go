@@ -50,6 +50,11 @@ func (a *Agent) look(ctx context.Context, source, name string) (fabric.VM, bool,
 	return fabric.VM{}, false, fmt.Errorf("this agent does not follow %s; start it with --%[1]s auto", source)
 }
 
+// unknownGuest is the error for a guest that no hypervisor of the node has.
+func (a *Agent) unknownGuest(name string) error {
+	return fmt.Errorf("guest %s: %s (%w)", name, a.withRemedy("no hypervisor of this node has one of the fabric", fabric.GuestUnknown), os.ErrNotExist)
+}
+
 // Describe gives a guest, running or not, and its gateway: as its hypervisor
 // describes it, or as it was attached. It may ask the [fabric.Resolver] for the
 // addresses. Its error is [os.ErrNotExist] if neither a hypervisor nor the agent
@@ -84,5 +89,5 @@ func (a *Agent) Describe(ctx context.Context, name string) (fabric.VM, fabric.Ga
 	case len(flaws) > 0:
 		return fabric.VM{}, fabric.Gateway{}, fmt.Errorf("guest %s: %w", name, errors.Join(flaws...))
 	}
-	return fabric.VM{}, fabric.Gateway{}, fmt.Errorf("guest %s: %s (%w)", name, a.withRemedy("no hypervisor of this node has one of the fabric", fabric.GuestUnknown), os.ErrNotExist)
+	return fabric.VM{}, fabric.Gateway{}, a.unknownGuest(name)
 }

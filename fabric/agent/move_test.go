@@ -25,6 +25,7 @@ type pair struct {
 	ends     map[*node]*fake.Nodes
 	talk     *fake.Journal // of what the agents tell each other
 	vm       fabric.VM
+	more     []func(node string) []agent.Option
 }
 
 // pairs runs two agents while f works with them. The guest runs on the first.
@@ -37,10 +38,10 @@ func pairs(t *testing.T, f func(*testing.T, *pair)) {
 }
 
 // pairsOf runs two agents of which each follows a hypervisor while f works with them.
-func pairsOf(t *testing.T, source func(string) *fake.Source, vm fabric.VM, f func(*testing.T, *pair)) {
+func pairsOf(t *testing.T, source func(string) *fake.Source, vm fabric.VM, f func(*testing.T, *pair), more ...func(node string) []agent.Option) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		p := &pair{t: t, src: map[*node]*fake.Source{}, ends: map[*node]*fake.Nodes{}, talk: new(fake.Journal), vm: vm}
+		p := &pair{t: t, src: map[*node]*fake.Source{}, ends: map[*node]*fake.Nodes{}, talk: new(fake.Journal), vm: vm, more: more}
 		c := cluster()
 		ends := fake.NewNodes(p.talk, c.Nodes[:2]...)
 		for i, at := range []**node{&p.one, &p.two} {
@@ -57,7 +58,11 @@ func pairsOf(t *testing.T, source func(string) *fake.Source, vm fabric.VM, f fun
 }
 
 func (p *pair) options(n *node) []agent.Option {
-	return []agent.Option{agent.WithSources(p.src[n]), agent.WithNodes(p.ends[n])}
+	options := []agent.Option{agent.WithSources(p.src[n]), agent.WithNodes(p.ends[n])}
+	for _, more := range p.more {
+		options = append(options, more(n.name)...)
+	}
+	return options
 }
 
 // boots starts the guest on a node, and waits until all have let go of it.

@@ -286,6 +286,10 @@ func (a *Agent) noticed(ctx context.Context, from fabric.Node, n fabric.Notice) 
 	switch {
 	case n.Kind == fabric.Acquiring:
 		return a.holder(n)
+	case n.Kind == fabric.Describing:
+		return a.describes(ctx, from.Name, n)
+	case n.Kind == fabric.Forgotten:
+		a.forgottenAt(ctx, from.Name, n)
 	case n.Kind == fabric.Claimed:
 		return a.claimed(ctx, from, n)
 	case n.Kind == fabric.Released:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -36,7 +37,7 @@ func (t *task) resolve(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	have, known := s.answered(vm)
 	refused := s.draining() || vm.Validate() != nil // admit refuses it whatever the answer
 	done()
-	if known || refused {
+	if known || refused || !vm.Resolve || t.resolver == nil && t.registry != nil {
 		return have, nil
 	}
 	asked, err := t.ask(ctx, vm)
@@ -66,11 +67,14 @@ func (a *Agent) describe(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
 	if known {
 		return have, nil
 	}
+	if !vm.Resolve || a.resolver == nil && a.registry != nil {
+		return a.allocated(ctx, vm)
+	}
 	return a.ask(ctx, vm)
 }
 
-// answered gives the guest the addresses that the resolver gave it when it was
-// brought up; false: it is not here.
+// answered gives the guest the addresses that the resolver or the registry gave it
+// when it was brought up; false: it is not here.
 func (s *state) answered(vm fabric.VM) (fabric.VM, bool) {
 	g, here := s.guests[vm.Name]
 	if !here || g.want.State == fabric.Absent || !resolvesTo(vm, g.want.VM) {
@@ -79,9 +83,19 @@ func (s *state) answered(vm fabric.VM) (fabric.VM, bool) {
 	return withNICs(vm, g.want.VM.NICs), true
 }
 
-// resolvesTo reports whether b is the unresolved guest a with a resolver's answer.
+// resolvesTo reports whether b is the unresolved guest a with an answer of the
+// resolver or the registry.
 func resolvesTo(a, b fabric.VM) bool {
-	return a.Unresolved() && b.Resolve && !b.Unresolved() && a.UUID == b.UUID && len(a.NICs) == len(b.NICs)
+	if !a.Unresolved() || b.Unresolved() || a.Resolve != b.Resolve || a.UUID != b.UUID || len(a.NICs) != len(b.NICs) {
+		return false
+	}
+	for n := 0; n < len(a.NICs) && !a.Resolve; n++ {
+		asks, has := a.NICs[n], b.NICs[n]
+		if !slices.Equal(asks.Pools, has.Pools) || !slices.Equal(asks.Addresses, has.Static()) || !slices.Equal(asks.Routes, has.Routes) {
+			return false
+		}
+	}
+	return true
 }
 
 // ask gives a guest the addresses of the resolver's answer. It does not apply the

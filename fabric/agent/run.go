@@ -165,6 +165,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.serve(ctx) })
 	wg.Go(func() { a.listen(ctx) })
 	wg.Go(func() { a.keepMoves(ctx) })
+	wg.Go(func() { a.keepRegistered(ctx) })
 	defer a.alarm.stop()
 	defer a.events.deliver(ctx, a.log)()
 	defer wg.Wait()
@@ -402,7 +403,12 @@ func (a *Agent) follow(ctx context.Context, s fabric.Source) {
 			return
 		case c := <-s.Changes():
 			if !c.Lost && !a.asks(c.Guest) {
-				work.Go(func() { a.applyChange(ctx, c.Guest) })
+				work.Go(func() {
+					a.applyChange(ctx, c.Guest)
+					if c.Gone {
+						a.goneForGood(c.Guest.VM)
+					}
+				})
 				continue
 			}
 			select {

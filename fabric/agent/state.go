@@ -49,6 +49,7 @@ type guest struct {
 	departure    departure         // its move to another node
 	doubted      time.Time         // when the agent ended an unconfirmed diversion of its packets
 	orphan       bool              // no readable file describes the guest: leave its file alone
+	registered   bool              // the registry has its addresses
 	arrival      migration.Arrival // its move to this node
 	from         string            // the node that it comes from
 	restart      restart           // its move by a start

@@ -58,8 +58,11 @@ func asItStarted(v, said fabric.VM) (_ fabric.VM, difference string) {
 			v.Origin, inWords(v.Prefixes()))
 	}
 	has := "it has " + inWords(said.Prefixes())
-	if said.Unresolved() {
+	switch {
+	case said.Resolve && said.Unresolved():
 		has = "a resolver knows what it has"
+	case said.Unresolved():
+		has = "it asks for addresses of pools"
 	}
 	difference = fmt.Sprintf("%s says now that %s; it keeps %s while it runs; stop and start it to change that, or put its description back",
 		v.Origin, has, inWords(v.Prefixes()))
@@ -92,18 +95,24 @@ func withNICs(v fabric.VM, answer []fabric.NIC) fabric.VM {
 	v.NICs = slices.Clone(v.NICs)
 	for n := range v.NICs {
 		v.NICs[n].Addresses, v.NICs[n].Routes = slices.Clone(answer[n].Addresses), slices.Clone(answer[n].Routes)
+		v.NICs[n].Pools, v.NICs[n].Dynamic = answer[n].Pools, answer[n].Dynamic
 	}
 	return v
 }
 
 // complete checks a guest about to be brought up: its name by a rule of fabric, and
-// that every NIC has an address, also if a resolver should supply it.
+// that every NIC has its addresses, also those that somebody else should supply.
 func complete(v fabric.VM, name func(string) error) error {
 	if err := name(v.Name); err != nil {
 		return err
 	}
 	if err := v.ValidateNICs(); err != nil || !v.Unresolved() {
 		return err
+	}
+	for n, nic := range v.NICs {
+		if nic.Unallocated() {
+			return fmt.Errorf("NIC %d: no address from pool %s yet", n, nic.Pools[0])
+		}
 	}
 	v.Resolve = false
 	return v.ValidateNICs()

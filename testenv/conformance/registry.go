@@ -56,6 +56,7 @@ func Registry(t *testing.T, start func(t *testing.T) (fabric.Registry, RegistryC
 		{"a reserved address is for a guest that names it", registryReserves},
 		{"a release without a quarantine", registryReleaseNow},
 		{"a second instance has it all", registryAgain},
+		{"an address that a guest has already is recorded", registryRecords},
 		{"an ended context changes nothing", registryContext},
 		{"many guests at the same time", registryConcurrent},
 	} {
@@ -282,6 +283,17 @@ func registryAgain(t *testing.T, r fabric.Registry, c RegistryControls) {
 		require.Equal(t, before[i], a)
 	}
 	require.Equal(t, given, allocate(t, r, asks("web", "few4", "many6")))
+}
+
+func registryRecords(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	runs := asks("web", "few4", "many6")
+	runs.Wants[0].Prefix = netip.MustParsePrefix("203.0.113.13/32")
+	runs.Wants[1].Prefix = netip.MustParsePrefix("2001:db8:100:1::7/128")
+	given := allocate(t, r, runs)
+	require.Equal(t, []netip.Prefix{runs.Wants[0].Prefix, runs.Wants[1].Prefix}, given)
+	require.Equal(t, given, allocate(t, r, asks("web", "few4", "many6")), "it gets the same when it asks the pools")
+	runs.Guest, runs.VM = "libvirt other", "other"
+	refused(t, r, runs, fabric.AddressHeld)
 }
 
 func registryContext(t *testing.T, r fabric.Registry, _ RegistryControls) {

@@ -18,6 +18,7 @@ type Registry struct {
 	Trouble
 	journal *Journal
 	cluster *fabric.Cluster
+	private bool
 
 	mu     sync.Mutex
 	passed time.Duration
@@ -29,6 +30,12 @@ var _ fabric.Registry = (*Registry)(nil)
 // NewRegistry makes an empty registry of a cluster's pools.
 func NewRegistry(j *Journal, c *fabric.Cluster) *Registry {
 	return &Registry{journal: j, cluster: c, all: map[netip.Prefix]fabric.Allocation{}}
+}
+
+// OfOneNode makes the registry that of one node: it is not [fabric.Registry.Shared].
+func (r *Registry) OfOneNode() *Registry {
+	r.private = true
+	return r
 }
 
 // Pass lets time pass for the quarantines.
@@ -76,10 +83,10 @@ func (r *Registry) want(a fabric.AllocationRequest, w fabric.Want, given map[net
 	if a.Guest == "" {
 		is.State = fabric.Reserved
 	}
+	is.Dynamic = w.Pool != ""
 	if w.Prefix.IsValid() {
 		return r.named(is)
 	}
-	is.Dynamic = true
 	for _, state := range []fabric.AllocationState{fabric.Allocated, fabric.Quarantined} {
 		for p, had := range r.all {
 			if had.State == state && had.Guest == a.Guest && w.Answers(had) {
@@ -95,20 +102,18 @@ func (r *Registry) want(a fabric.AllocationRequest, w fabric.Want, given map[net
 			continue
 		}
 		is.Pool = pool.Name
+		kept := slices.Clone(pool.Exclude)
+		for _, reservation := range pool.Reserve {
+			kept = append(kept, reservation.Prefix)
+		}
 		for addr := pool.Prefix.Masked().Addr(); pool.Prefix.Contains(addr); addr = addr.Next() {
-			p := fabric.HostPrefix(addr)
-			if reservation, reserved := pool.Reserved(addr); reserved { // go on behind it
-				for reservation.Prefix.Contains(addr.Next()) && addr.BitLen()-reservation.Prefix.Bits() < 16 {
-					addr = addr.Next()
-				}
-				if addr.BitLen()-reservation.Prefix.Bits() >= 16 {
-					addr = lastOf(reservation.Prefix)
-				}
+			if i := slices.IndexFunc(kept, func(k netip.Prefix) bool { return k.Contains(addr) }); i >= 0 {
+				addr = lastOf(kept[i])
 				continue
 			}
+			p := fabric.HostPrefix(addr)
 			_, mine := given[p]
-			_, taken := r.overlaps(p)
-			if pool.Contains(addr) && !mine && !taken {
+			if _, taken := r.overlaps(p); !mine && !taken {
 				is.Prefix = p
 				return is, nil
 			}
@@ -186,7 +191,7 @@ func (r *Registry) end(a fabric.Allocation, now bool) {
 }
 
 // Shared implements [fabric.Registry].
-func (r *Registry) Shared() bool { return true }
+func (r *Registry) Shared() bool { return !r.private }
 
 // Release implements [fabric.Registry].
 func (r *Registry) Release(ctx context.Context, of fabric.ReleaseRequest) ([]fabric.Allocation, error) {

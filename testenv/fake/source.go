@@ -127,6 +127,21 @@ func (s *Source) Know(name string, vm fabric.VM) {
 	s.asleep[name] = vm
 }
 
+// Forget makes the hypervisor forget a guest, as when it is undefined, and emits the
+// change.
+func (s *Source) Forget(vm fabric.VM) {
+	s.ForgetQuietly(vm.Name)
+	s.tell(fabric.Change{Guest: s.set(vm, fabric.Absent), Gone: true})
+}
+
+// ForgetQuietly is Forget with the event lost.
+func (s *Source) ForgetQuietly(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.asleep, name)
+	delete(s.guests, name)
+}
+
 // Lose emits that changes may have been lost.
 func (s *Source) Lose() { s.tell(fabric.Change{Lost: true}) }
 

@@ -185,7 +185,7 @@ type decision struct {
 func (d *decision) want(w fabric.Want) (fabric.Allocation, *fabric.AllocationError) {
 	a := fabric.Allocation{
 		State: fabric.Allocated, Guest: d.asking.Guest, VM: d.asking.VM, NIC: w.NIC, N: w.N,
-		Dynamic: !w.Prefix.IsValid(), Node: d.asking.Node, Note: w.Note, Since: d.now,
+		Dynamic: w.Pool != "", Node: d.asking.Node, Note: w.Note, Since: d.now,
 	}
 	if d.asking.Guest == "" {
 		a.State = fabric.Reserved

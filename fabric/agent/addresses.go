@@ -1,0 +1,169 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/allocator"
+	"github.com/vmfabric/vmfabric/fabric/internal/text"
+)
+
+// Addresses lists what the node's registry knows: which guest has which address, and
+// how much of each pool is used. After an error it has the part that could be read.
+func (a *Agent) Addresses(ctx context.Context) (fabric.Addresses, error) {
+	if a.registry == nil {
+		return fabric.Addresses{}, a.noRegistry()
+	}
+	ctx, cancel := context.WithTimeout(ctx, registryTime)
+	defer cancel()
+	all, err := a.registry.Allocations(ctx)
+	is := fabric.Addresses{Allocations: all}
+	for _, p := range a.cluster.Pools {
+		is.Pools = append(is.Pools, allocator.Usage(p, slices.Values(all), a.clock()))
+	}
+	if err != nil {
+		return is, fmt.Errorf("registry: %w", err)
+	}
+	return is, nil
+}
+
+// Allocate gives a guest the addresses that it asks for, before it starts, and records
+// those that its description names. It is idempotent. Its errors are those of
+// [Agent.Apply]. A guest that was not described (it has no NICs) is looked up with
+// the hypervisors.
+func (a *Agent) Allocate(ctx context.Context, vm fabric.VM) ([]fabric.Allocation, error) {
+	if a.registry == nil {
+		return nil, a.noRegistry()
+	}
+	if len(vm.NICs) == 0 {
+		known, err := a.describedBySource(ctx, vm.Name)
+		if err != nil {
+			return nil, err
+		}
+		vm = known
+	}
+	t, end := a.begin(vm.Name)
+	defer end()
+	err := vm.Validate()
+	if err == nil {
+		err = a.cluster.Permits(vm)
+	}
+	s, done := a.state.open()
+	g := s.guests[vm.Name]
+	runs := g != nil && g.want.State != fabric.Absent
+	done()
+	if err == nil && runs && g.want.VM.Identity() != vm.Identity() {
+		err = fmt.Errorf("another guest of that name is here (%s); detach it first, or take another name", g.want.VM.Identity())
+	}
+	if err != nil {
+		return nil, refused(vm.Name, err)
+	}
+	if runs { // it has what it started with
+		return a.allocationsOf(ctx, vm.Identity())
+	}
+	ctx, cancel := context.WithTimeout(ctx, registryTime)
+	defer cancel()
+	given, err := t.registry.Allocate(ctx, t.allocationRequest(vm))
+	if err != nil {
+		return nil, refused(vm.Name, a.unallocated(err))
+	}
+	return given, nil
+}
+
+// describedBySource gives a guest as its hypervisor describes it.
+func (a *Agent) describedBySource(ctx context.Context, name string) (fabric.VM, error) {
+	var flaws []error
+	for _, s := range a.sources {
+		vm, ours, err := s.Describe(ctx, name)
+		if ours && err == nil {
+			return vm, nil
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			flaws = append(flaws, err)
+		}
+	}
+	if len(flaws) > 0 {
+		return fabric.VM{}, fmt.Errorf("guest %s: %w", name, errors.Join(flaws...))
+	}
+	return fabric.VM{}, a.unknownGuest(name)
+}
+
+// allocationsOf lists the allocations of a guest.
+func (a *Agent) allocationsOf(ctx context.Context, guest fabric.Identity) ([]fabric.Allocation, error) {
+	all, err := a.registry.Allocations(ctx)
+	return slices.DeleteFunc(all, func(h fabric.Allocation) bool { return h.State != fabric.Allocated || h.Guest != guest }), err
+}
+
+// Reserve keeps an address, or a prefix, of a pool for something that the operator
+// knows. The registry gives it to no guest, but a guest whose description names it may
+// have it. It is idempotent.
+func (a *Agent) Reserve(ctx context.Context, p netip.Prefix, note string) (fabric.Allocation, error) {
+	if a.registry == nil {
+		return fabric.Allocation{}, a.noRegistry()
+	}
+	pool, in := a.cluster.PoolOf(p.Addr())
+	switch {
+	case p != p.Masked():
+		return fabric.Allocation{}, fmt.Errorf("%s %w: it has bits beyond its length; write %s", p, fabric.ErrRefused, p.Masked())
+	case !in || p.Bits() < pool.Prefix.Bits():
+		return fabric.Allocation{}, fmt.Errorf("%s %w: it is in no pool of cluster %s, so no guest gets it", text.Prefix(p), fabric.ErrRefused, a.cluster.Name)
+	}
+	ctx, cancel := context.WithTimeout(ctx, registryTime)
+	defer cancel()
+	given, err := a.registry.Allocate(ctx, fabric.AllocationRequest{Node: a.node, Wants: []fabric.Want{{Prefix: p, Note: note}}})
+	var bad *fabric.AllocationError
+	switch {
+	case errors.As(err, &bad):
+		return fabric.Allocation{}, fmt.Errorf("%w: %s", fabric.ErrRefused, bad.Text)
+	case err != nil:
+		return fabric.Allocation{}, err
+	}
+	return given[0], nil
+}
+
+// Release ends the allocation or the reservation of an address, or all allocations of
+// a guest. They are quarantined, unless r.Now is set. The agent refuses to release what
+// a guest has that is here, or on a node that answers.
+func (a *Agent) Release(ctx context.Context, r fabric.ReleaseRequest) ([]fabric.Allocation, error) {
+	if a.registry == nil {
+		return nil, a.noRegistry()
+	}
+	ctx, cancel := context.WithTimeout(ctx, registryTime)
+	defer cancel()
+	all, err := a.registry.Allocations(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	for _, h := range all {
+		if h.State != fabric.Allocated || r.Guest != "" && h.Guest != r.Guest || r.Guest == "" && h.Prefix != r.Prefix {
+			continue
+		}
+		if node, vm := a.runs(ctx, h); node != "" {
+			return nil, fmt.Errorf("%s %w: guest %s has it on %s; stop that one first", text.Prefix(h.Prefix), fabric.ErrRefused, vm, node)
+		}
+	}
+	return a.registry.Release(ctx, r)
+}
+
+// runs gives the node where a guest has an address, and the guest's name there; empty:
+// no node that answers says so.
+func (a *Agent) runs(ctx context.Context, h fabric.Allocation) (node, vm string) {
+	s, done := a.state.open()
+	here := s.reserved.Holders(h.Prefix)
+	done()
+	if len(here) > 0 {
+		return a.node, here[0]
+	}
+	others := a.others()
+	if len(others) == 0 {
+		return "", ""
+	}
+	n := fabric.Notice{Kind: fabric.Acquiring, VM: h.VM, Identity: h.Guest, Prefixes: []netip.Prefix{h.Prefix}}
+	other, _ := a.whoHas(ctx, n, others)
+	return other.node, other.vm
+}

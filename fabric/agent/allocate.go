@@ -1,0 +1,314 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/text"
+)
+
+const (
+	registryTime = 5 * time.Second // how long the agent waits for the registry; a hook waits longer
+	recordTime   = time.Second     // how long a guest waits for it that has its addresses: the agent can record them later
+)
+
+// WithRegistry lets the agent take addresses from r for guests that ask for them, and
+// record there which guest has which. Without a registry the agent refuses guests
+// that ask.
+func WithRegistry(r fabric.Registry) Option { return func(a *Agent) { a.registry = r } }
+
+// wants lists what a guest has by its description, what it has from pools already, and,
+// if it has nothing of them yet, what it asks for. A guest that does not say what it has
+// asks for an address of each family on each NIC.
+func (a *Agent) wants(vm fabric.VM) (wants []fabric.Want) {
+	for n, nic := range vm.NICs {
+		for i, addr := range nic.Static() {
+			wants = append(wants, fabric.Want{NIC: n, N: i, Prefix: fabric.HostPrefix(addr)})
+		}
+		asked := a.poolWants(n, vm, nic)
+		if nic.Dynamic == 0 {
+			wants = append(wants, asked...)
+			continue
+		}
+		for i, addr := range nic.Addresses[len(nic.Addresses)-nic.Dynamic:] {
+			pool, _ := a.cluster.PoolOf(addr)
+			of := slices.IndexFunc(asked, func(w fabric.Want) bool {
+				return w.Pool == pool.Name || w.Pool == fabric.AutoPool && addr.Is6() == w.V6
+			})
+			is := fabric.Want{NIC: n, N: maxAsked + i, Pool: cmp.Or(pool.Name, fabric.AutoPool), V6: addr.Is6()} // of a pool that it does not ask any more
+			if of >= 0 {
+				is = asked[of]
+				asked = slices.Delete(asked, of, of+1)
+			}
+			is.Prefix = fabric.HostPrefix(addr)
+			wants = append(wants, is)
+		}
+	}
+	return wants
+}
+
+// maxAsked is above each number of a want that asks a pool.
+const maxAsked = 2 * fabric.MaxAddresses
+
+// poolWants lists what a NIC asks of pools.
+func (a *Agent) poolWants(n int, vm fabric.VM, nic fabric.NIC) (wants []fabric.Want) {
+	pools := nic.Pools
+	if vm.Resolve && a.resolver == nil {
+		pools = []string{fabric.AutoPool}
+	}
+	for i, pool := range pools {
+		if pool != fabric.AutoPool {
+			wants = append(wants, fabric.Want{NIC: n, N: 2 * i, Pool: pool})
+			continue
+		}
+		for second, v6 := range []bool{false, true} {
+			if slices.ContainsFunc(a.cluster.Pools, func(p fabric.Pool) bool { return p.Prefix.Addr().Is6() == v6 }) {
+				wants = append(wants, fabric.Want{NIC: n, N: 2*i + second, Pool: fabric.AutoPool, V6: v6})
+			}
+		}
+	}
+	return wants
+}
+
+// allotment is what a registry did for a guest.
+type allotment struct {
+	registered bool // it has all addresses of the guest
+	// fresh are the addresses that the guest did not have before: whoever refuses the
+	// guest afterwards gives them back.
+	fresh []fabric.Allocation
+}
+
+// allocate gives a guest the addresses that it asks for, and records all that it has.
+// It does nothing for a guest that is here with the same addresses.
+//
+// A guest that runs already does not depend on the registry: it keeps what its
+// description gives it, whatever the registry says, and Status lists the difference.
+func (t *task) allocate(ctx context.Context, vm fabric.VM, r request) (_ fabric.VM, got allotment, err error) {
+	s, done := t.state.open()
+	got.registered = s.registered(vm)
+	pointless := got.registered || s.refuses(vm) || s.outdated(vm.Name, r.asOf)
+	vm = s.fromPort(vm)
+	done()
+	switch {
+	case pointless:
+		return vm, got, nil
+	case t.registry == nil && vm.Unresolved():
+		return vm, got, unanswered{t.asksInVain()}
+	case t.registry == nil:
+		return vm, got, nil
+	}
+	began := t.clock()
+	wait := recordTime
+	if vm.Unresolved() {
+		wait = registryTime
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	if vm.Unresolved() {
+		if vm, err = t.remembered(ctx, vm, r); err != nil {
+			return vm, got, err
+		}
+	}
+	given, err := t.registry.Allocate(ctx, t.allocationRequest(vm))
+	if bad, held := errors.AsType[*fabric.AllocationError](err); held && bad.Reason == fabric.AddressHeld && t.outlived(ctx, bad.Holder) {
+		given, err = t.registry.Allocate(ctx, t.allocationRequest(vm))
+	}
+	unrecorded := "unrecorded " + vm.Name
+	switch {
+	case err == nil:
+		t.conditions.clear(unrecorded)
+	case vm.Unresolved():
+		return vm, got, unanswered{t.unallocated(err)}
+	case r.undo && errors.Is(err, fabric.ErrRefused):
+		return vm, got, t.unallocated(err)
+	default: // it has its addresses, and may run with them
+		t.conditions.set(unrecorded, fmt.Errorf("guest %s: the registry does not have its addresses: %w", vm.Name, err))
+		return vm, got, nil
+	}
+	for _, a := range given {
+		if !a.Since.Before(began) {
+			got.fresh = append(got.fresh, a)
+		}
+	}
+	got.registered = true
+	t.log.Debug("allocated", "vm", vm.Name, "addresses", len(given), "new", len(got.fresh), "took", t.clock().Sub(began))
+	return answeredBy(vm, given), got, nil
+}
+
+// allocationRequest is what the agent asks the registry for a guest.
+func (a *Agent) allocationRequest(vm fabric.VM) fabric.AllocationRequest {
+	return fabric.AllocationRequest{Guest: vm.Identity(), VM: vm.Name, Node: a.node, Wants: a.wants(vm)}
+}
+
+// unallocated adds the reason of a registry's refusal, and its way out.
+func (a *Agent) unallocated(err error) error {
+	var bad *fabric.AllocationError
+	switch {
+	case errors.As(err, &bad):
+		return a.because(bad.Reason, err)
+	case errors.Is(err, context.DeadlineExceeded):
+		return a.because(fabric.RegistrySilent, fmt.Errorf("the registry did not answer within %v", registryTime))
+	}
+	return a.because(fabric.RegistryFailed, fmt.Errorf("no addresses from the registry: %w", shortened{err}))
+}
+
+// registered reports whether the guest is here with all these addresses, so that the
+// registry has them.
+func (s *state) registered(vm fabric.VM) bool {
+	g := s.guests[vm.Name]
+	if g == nil || g.want.State == fabric.Absent || !g.registered || vm.Unresolved() || g.want.VM.Identity() != vm.Identity() || len(vm.NICs) != len(g.want.VM.NICs) {
+		return false
+	}
+	for n, nic := range vm.NICs {
+		if has := g.want.VM.NICs[n]; !slices.Equal(nic.Addresses, has.Addresses) || nic.Dynamic != has.Dynamic {
+			return false
+		}
+	}
+	return true
+}
+
+// refuses reports whether the node does not take a guest, whatever the registry says.
+func (s *state) refuses(vm fabric.VM) bool {
+	g, known := s.guests[vm.Name]
+	known = known && g.want.State != fabric.Absent
+	return s.draining() && !known || vm.Validate() != nil || s.cluster.Permits(vm) != nil
+}
+
+// allocated gives a guest that need not run on this node the addresses that the
+// registry has for it already.
+func (a *Agent) allocated(ctx context.Context, vm fabric.VM) (fabric.VM, error) {
+	if a.registry == nil {
+		return vm, unanswered{a.asksInVain()}
+	}
+	ctx, cancel := context.WithTimeout(ctx, registryTime)
+	defer cancel()
+	all, err := a.registry.Allocations(ctx)
+	if err != nil {
+		return vm, unanswered{a.unallocated(err)}
+	}
+	var given []fabric.Allocation
+	for _, w := range a.wants(vm) {
+		i := slices.IndexFunc(all, func(h fabric.Allocation) bool {
+			return h.State == fabric.Allocated && h.Guest == vm.Identity() && w.Answers(h)
+		})
+		if i < 0 && w.Pool != "" {
+			return vm, unanswered{errors.New("it has no address yet, and gets one when it starts")}
+		}
+		if i < 0 {
+			given = append(given, fabric.Allocation{Prefix: w.Prefix, NIC: w.NIC})
+			continue
+		}
+		given = append(given, all[i])
+	}
+	return answeredBy(vm, given), nil
+}
+
+// fromPort gives a guest that asks for addresses those of its port, if no state is
+// kept of it: it runs with them.
+func (s *state) fromPort(vm fabric.VM) fabric.VM {
+	g := s.guests[vm.Name]
+	if g == nil || !g.orphan || !vm.Unresolved() || len(vm.NICs) != len(g.want.VM.NICs) {
+		return vm
+	}
+	vm = withNICs(vm, g.want.VM.NICs)
+	for n := range vm.NICs {
+		vm.NICs[n].Dynamic = len(vm.NICs[n].Addresses)
+	}
+	return vm
+}
+
+// answeredBy gives a guest the addresses of a registry's answer, which is in the order
+// of [Agent.wants].
+func answeredBy(vm fabric.VM, given []fabric.Allocation) fabric.VM {
+	vm.NICs = slices.Clone(vm.NICs)
+	for n := range vm.NICs {
+		nic := &vm.NICs[n]
+		nic.Addresses, nic.Dynamic = nil, 0
+		for _, a := range given {
+			if a.NIC != n {
+				continue
+			}
+			nic.Addresses = append(nic.Addresses, a.Prefix.Addr())
+			if a.Dynamic {
+				nic.Dynamic++
+			}
+		}
+	}
+	return vm
+}
+
+// giveBack ends the allocations of a guest that was refused, or could not be brought
+// up, after it got them.
+func (t *task) giveBack(ctx context.Context, fresh []fabric.Allocation) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), registryTime)
+	defer cancel()
+	for _, a := range fresh {
+		if _, err := t.registry.Release(ctx, fabric.ReleaseRequest{Prefix: a.Prefix, Now: true}); err != nil {
+			t.log.Warn("address of a guest that did not start not given back; it gets the same when it starts", "vm", t.vm, "address", text.Prefix(a.Prefix), "err", err)
+		}
+	}
+}
+
+// register lets the registry know of the guests that it may not know. If it does not
+// take one, it may be away: register leaves the others for later, so as not to wait
+// for it once for each guest.
+func (a *Agent) register(ctx context.Context) {
+	for _, name := range a.unregistered() {
+		t, end, free := a.tryBegin(name)
+		if !free {
+			continue
+		}
+		registered := t.register(ctx)
+		end()
+		if !registered {
+			return
+		}
+	}
+}
+
+// unregistered lists the guests whose addresses the registry may not have.
+func (a *Agent) unregistered() (names []string) {
+	s, done := a.state.open()
+	defer done()
+	for name, g := range s.guests {
+		if !g.registered && !g.orphan && g.want.State != fabric.Absent {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// register is [Agent.register] for one guest.
+func (t *task) register(ctx context.Context) bool {
+	s, done := t.state.open()
+	g := s.guests[t.vm]
+	var vm fabric.VM
+	if g != nil {
+		vm = g.want.VM
+	}
+	done()
+	if g == nil {
+		return true // it is gone
+	}
+	_, got, err := t.allocate(ctx, vm, request{})
+	_, done = t.state.open()
+	defer done()
+	g.registered = err == nil && got.registered
+	return g.registered
+}
+
+// asksInVain is the error of a guest that asks for an address on a node without a registry.
+func (a *Agent) asksInVain() error {
+	return a.because(fabric.RegistryNone, errors.New("it asks for an address, and this node has no registry to give one"))
+}
+
+// noRegistry is the error of a node without a registry.
+func (a *Agent) noRegistry() error {
+	return a.because(fabric.RegistryNone, errors.New("this node has no registry of addresses"))
+}

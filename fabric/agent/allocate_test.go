@@ -1,0 +1,314 @@
+package agent_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent"
+	"github.com/vmfabric/vmfabric/testenv/fake"
+)
+
+// asking is a guest of libvirt whose NIC asks for addresses of pools.
+func asking(name string, pools ...string) fabric.VM {
+	vm := known(name, "uuid-of-"+name, "")
+	vm.NICs[0].Pools = pools
+	return vm
+}
+
+func newRegistry(j *fake.Journal) *fake.Registry {
+	c := cluster()
+	return fake.NewRegistry(j, &c)
+}
+
+// allocations gives what a registry has, as lines such as "203.0.113.1/32 allocated web node1".
+func allocations(t *testing.T, r fabric.Registry) []string {
+	t.Helper()
+	all, err := r.Allocations(t.Context())
+	require.NoError(t, err)
+	lines := []string{}
+	for _, a := range all {
+		lines = append(lines, fmt.Sprintf("%s %s %s %s", a.Prefix, a.State, a.VM, a.Node))
+	}
+	return lines
+}
+
+// has gives the addresses of a guest that is on a node.
+func has(n *node, vm string) []netip.Addr {
+	n.t.Helper()
+	kept, err := n.store.All(n.t.Context())
+	require.NoError(n.t, err)
+	for _, d := range kept {
+		if d.VM.Name == vm {
+			return d.VM.NICs[0].Addresses
+		}
+	}
+	return nil
+}
+
+// TestGuestGetsAddressesOfPools, and the same at each start, also after the agent's.
+func TestGuestGetsAddressesOfPools(t *testing.T) {
+	for name, vm := range map[string]fabric.VM{
+		"pools by name":     asking("web", "public4", "public6"),
+		"the first of each": asking("web", fabric.AutoPool),
+		"it does not say":   func() fabric.VM { vm := asking("web"); vm.Resolve = true; return vm }(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRegistry(nil)
+			n := fresh(t, agent.WithRegistry(r))
+			n.apply(vm, fabric.Wired)
+			got := has(n, "web")
+			assert.Equal(t, addrs("203.0.113.1", "2001:db8:100:1::"), got)
+			assert.Equal(t, []string{"203.0.113.1/32 allocated web node1", "2001:db8:100:1::/128 allocated web node1"}, allocations(t, r))
+			require.NoError(t, n.Started(t.Context(), vm))
+			_, announced := n.actual()
+			assert.ElementsMatch(t, []string{"203.0.113.1/32", "2001:db8:100:1::/128"}, announced)
+			assert.Empty(t, n.problems())
+
+			n.apply(asking("db", "public4"), fabric.Live)
+			n = n.again(agent.WithRegistry(r))
+			n.apply(vm, fabric.Live)
+			assert.Equal(t, got, has(n, "web"))
+			n.apply(vm, fabric.Absent)
+			n.apply(vm, fabric.Live)
+			assert.Equal(t, got, has(n, "web"))
+			assert.Equal(t, addrs("203.0.113.2"), has(n, "db"))
+		})
+	}
+}
+
+func addrs(ss ...string) (as []netip.Addr) {
+	for _, s := range ss {
+		as = append(as, netip.MustParseAddr(s))
+	}
+	return as
+}
+
+// TestAddressesByHandAndOfPools are on one NIC, those by hand first.
+func TestAddressesByHandAndOfPools(t *testing.T) {
+	r := newRegistry(nil)
+	n := fresh(t, agent.WithRegistry(r))
+	vm := asking("web", "public4")
+	vm.NICs[0].Addresses = addrs("203.0.113.1")
+	n.apply(vm, fabric.Live)
+	assert.Equal(t, addrs("203.0.113.1", "203.0.113.2"), has(n, "web"))
+	d, _, err := n.Describe(t.Context(), "web")
+	require.NoError(t, err)
+	assert.Equal(t, 1, d.NICs[0].Dynamic)
+	n.apply(d, fabric.Live)
+	assert.Equal(t, addrs("203.0.113.1", "203.0.113.2"), has(n, "web"))
+}
+
+// TestRefusedByTheRegistry: nothing changes, and the caller hears why.
+func TestRefusedByTheRegistry(t *testing.T) {
+	r := newRegistry(nil)
+	n := fresh(t, agent.WithRegistry(r), agent.WithRemedies(func(r fabric.Reason) string { return "remedy of " + string(r) }))
+	n.apply(known("db", "uuid-of-db", "203.0.113.9"), fabric.Live)
+	n.apply(known("db", "uuid-of-db", "203.0.113.9"), fabric.Absent) // it is stopped, and keeps it
+	before := allocations(t, r)
+	assert.Equal(t, []string{"203.0.113.9/32 allocated db node1"}, before)
+	for _, tc := range []struct {
+		vm     fabric.VM
+		reason fabric.Reason
+		says   string
+	}{
+		{asking("web", "none"), fabric.PoolUnknown, `guest web refused: NIC 0: no pool "none" for node node1; name another; remedy of pool unknown`},
+		{known("web", "uuid-of-web", "203.0.113.9"), fabric.AddressHeld, "guest web refused: NIC 0: 203.0.113.9/32 is allocated (guest db on node1); choose another; remedy of address held"},
+	} {
+		err := n.Apply(t.Context(), tc.vm, fabric.Wired)
+		require.ErrorIs(t, err, fabric.ErrRefused)
+		var refused *fabric.RefusedError
+		require.True(t, errors.As(err, &refused))
+		assert.Equal(t, tc.reason, refused.Reason)
+		assert.EqualError(t, err, tc.says)
+		assert.Equal(t, before, allocations(t, r))
+		n.holds()
+	}
+	none := fresh(t)
+	assert.EqualError(t, none.Apply(t.Context(), asking("web", "public4"), fabric.Wired), "guest web refused: it asks for an address, and this node has no registry to give one")
+}
+
+// TestGuestThatCannotStartGivesItsAddressesBack: what it got for this start, not what
+// it had before.
+func TestGuestThatCannotStartGivesItsAddressesBack(t *testing.T) {
+	r := newRegistry(nil)
+	n := fresh(t, agent.WithRegistry(r))
+	vm := asking("web", "public4")
+	n.dataplane.Fail("wire web_net0", errors.New("no tap"))
+	require.Error(t, n.Apply(t.Context(), vm, fabric.Wired))
+	assert.Empty(t, allocations(t, r))
+	n.dataplane.Fail("wire web_net0", nil)
+	n.apply(vm, fabric.Wired)
+	n.apply(vm, fabric.Absent)
+	n.dataplane.Fail("wire web_net0", errors.New("no tap"))
+	require.Error(t, n.Apply(t.Context(), vm, fabric.Wired))
+	assert.Equal(t, []string{"203.0.113.1/32 allocated web node1"}, allocations(t, r))
+}
+
+// TestRegistryThatIsAway: guests run on, one that says what it has starts and is
+// recorded later, one that asks is refused.
+func TestRegistryThatIsAway(t *testing.T) {
+	for name, spoil := range map[string]func(*fake.Registry) (mend func()){
+		"it fails": func(r *fake.Registry) func() {
+			r.Fail("allocate", errors.New("no quorum"))
+			r.Fail("list addresses", errors.New("no quorum"))
+			return func() { r.Fail("allocate", nil); r.Fail("list addresses", nil) }
+		},
+		"it hangs": func(r *fake.Registry) func() {
+			first, second := r.Hang("allocate"), r.Hang("list addresses")
+			return func() { first(); second() }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRegistry(nil)
+				n := fresh(t, agent.WithRegistry(r))
+				n.run(func() {
+					n.apply(asking("web", "public4"), fabric.Live)
+					mend := spoil(r)
+					n.apply(asking("web", "public4"), fabric.Live)
+					assert.Empty(t, n.problems(), "it is here")
+					began := time.Now()
+					err := n.Apply(t.Context(), asking("new", "public4"), fabric.Wired)
+					require.ErrorIs(t, err, fabric.ErrRefused)
+					assert.LessOrEqual(t, time.Since(began), 5*time.Second)
+					began = time.Now()
+					n.apply(known("db", "uuid-of-db", "203.0.113.9"), fabric.Live)
+					assert.LessOrEqual(t, time.Since(began), time.Second)
+					require.Len(t, n.problems(), 1)
+					assert.Contains(t, n.problems()[0], "guest db: the registry does not have its addresses: ")
+					mend()
+					time.Sleep(time.Minute)
+					assert.Empty(t, n.problems())
+					assert.Equal(t, []string{"203.0.113.1/32 allocated web node1", "203.0.113.9/32 allocated db node1"}, allocations(t, r))
+				})
+			})
+		})
+	}
+}
+
+// TestGuestsOfBeforeAreRecorded: those that a node had before it had a registry, and
+// those whose registry lost what it knew.
+func TestGuestsOfBeforeAreRecorded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := fresh(t)
+		n.apply(known("db", "uuid-of-db", "203.0.113.9"), fabric.Live)
+		first := newRegistry(nil)
+		n = n.again(agent.WithRegistry(first))
+		n.run(func() { n.apply(asking("web", "public4", "public6"), fabric.Live) })
+		second := newRegistry(nil)
+		n = n.again(agent.WithRegistry(second))
+		n.run(func() {
+			time.Sleep(time.Second)
+			assert.Equal(t, allocations(t, first), allocations(t, second))
+			assert.Len(t, allocations(t, second), 3)
+			all, err := second.Allocations(t.Context())
+			require.NoError(t, err)
+			assert.True(t, all[0].Dynamic)
+		})
+	})
+}
+
+// TestGuestThatRunsGetsNoNewAddress: nobody knows which one it runs with.
+func TestGuestThatRunsGetsNoNewAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, src := newRegistry(nil), fake.NewSource("libvirt")
+		src.SetQuietly(asking("web", "public4"), fabric.Live)
+		n := fresh(t, agent.WithRegistry(r), agent.WithSources(src))
+		n.run(func() {
+			time.Sleep(time.Second)
+			assert.Empty(t, allocations(t, r))
+			require.Len(t, n.problems(), 1)
+			assert.Equal(t, "guest web runs, but it asks for addresses of pools, and the registry does not know which it runs with; stop and start it", n.problems()[0])
+		})
+	})
+}
+
+// TestRegistriesOfTheirOwn: a guest keeps its address where it moves, and the node that
+// gave it knows where it is, and when it is gone for good.
+func TestRegistriesOfTheirOwn(t *testing.T) {
+	registries := map[string]*fake.Registry{"node1": newRegistry(nil).OfOneNode(), "node2": newRegistry(nil).OfOneNode()}
+	vm := asking("web", fabric.AutoPool)
+	with := func(node string) []agent.Option { return []agent.Option{agent.WithRegistry(registries[node])} }
+	pairsOf(t, fake.NewSource, vm, func(t *testing.T, p *pair) {
+		p.runs(p.one, vm)
+		got := has(p.one, "web")
+		require.Len(t, got, 2)
+		p.arrives(p.two)
+		assert.Equal(t, got, has(p.two, "web"))
+		p.src[p.two].Set(vm, fabric.Live)
+		moment()
+		p.leaves(p.one)
+		there := []string{"203.0.113.1/32 allocated web node2", "2001:db8:100:1::/128 allocated web node2"}
+		assert.Equal(t, there, allocations(t, registries["node1"]))
+		assert.Subset(t, allocations(t, registries["node2"]), there[:1])
+
+		p.src[p.one].Forget(vm)
+		time.Sleep(time.Second)
+		assert.Equal(t, there, allocations(t, registries["node1"]), "it is on the other node")
+		p.over(p.two, vm)
+		p.src[p.two].Forget(vm)
+		time.Sleep(time.Second)
+		assert.Equal(t, []string{"203.0.113.1/32 quarantined web node2", "2001:db8:100:1::/128 quarantined web node2"}, allocations(t, registries["node1"]))
+	}, with)
+}
+
+// TestGuestByHandIsGoneForGood when it is detached: nobody else has a description of it.
+func TestGuestByHandIsGoneForGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRegistry(nil)
+		n := fresh(t, agent.WithRegistry(r))
+		n.run(func() {
+			vm := fabric.VM{Name: "web", NICs: []fabric.NIC{{Pools: []string{"public4"}}}}
+			n.apply(vm, fabric.Live)
+			n.apply(vm, fabric.Absent)
+			time.Sleep(time.Second)
+			assert.Equal(t, []string{"203.0.113.1/32 quarantined web node1"}, allocations(t, r))
+			n.apply(vm, fabric.Live)
+			assert.Equal(t, []string{"203.0.113.1/32 allocated web node1"}, allocations(t, r), "it came back in time")
+		})
+	})
+}
+
+// TestSilentNodeKeepsAddresses: a guest that is gone may be there.
+func TestSilentNodeKeepsAddresses(t *testing.T) {
+	r := newRegistry(nil)
+	pairsOf(t, fake.NewSource, asking("web", "public4"), func(t *testing.T, p *pair) {
+		p.runs(p.one, p.vm)
+		time.Sleep(10 * time.Second)
+		p.ends[p.one].Cut("node2", true)
+		p.over(p.one, p.vm)
+		p.src[p.one].Forget(p.vm)
+		time.Sleep(time.Minute)
+		assert.Equal(t, []string{"203.0.113.1/32 allocated web node1"}, allocations(t, r))
+		p.ends[p.one].Cut("node2", false)
+		time.Sleep(time.Minute)
+		assert.Equal(t, []string{"203.0.113.1/32 quarantined web node1"}, allocations(t, r))
+	}, func(string) []agent.Option { return []agent.Option{agent.WithRegistry(r)} })
+}
+
+// TestAddressOfAGuestThatIsNoMore: its hypervisor does not know it, although nobody
+// said that it is gone.
+func TestAddressOfAGuestThatIsNoMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, src := newRegistry(nil), fake.NewSource("libvirt")
+		n := fresh(t, agent.WithRegistry(r), agent.WithSources(src))
+		n.run(func() {
+			old, young := known("old", "uuid-of-old", "203.0.113.9"), known("young", "uuid-of-young", "203.0.113.9")
+			src.Know("old", old)
+			n.apply(old, fabric.Wired)
+			n.apply(old, fabric.Absent)
+			require.ErrorIs(t, n.Apply(t.Context(), young, fabric.Wired), fabric.ErrRefused, "it is defined yet")
+			src.ForgetQuietly("old")
+			n.apply(young, fabric.Wired)
+			assert.Equal(t, []string{"203.0.113.9/32 allocated young node1"}, allocations(t, r))
+		})
+	})
+}

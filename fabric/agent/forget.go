@@ -1,0 +1,193 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// registerEvery is how long the agent waits before it tries again what the registry
+// could not take.
+const registerEvery = 10 * time.Second
+
+// registration is what the registry does not know yet. It is safe for concurrent use.
+type registration struct {
+	wake chan struct{} // there is something to do
+
+	mu   sync.Mutex
+	gone map[fabric.Identity]fabric.VM // guests that are gone for good, and whose addresses are to be given back
+}
+
+func newRegistration() registration {
+	return registration{wake: make(chan struct{}, 1), gone: map[fabric.Identity]fabric.VM{}}
+}
+
+func (r *registration) forget(guest fabric.VM) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.gone[guest.Identity()] = guest
+	signal(r.wake)
+}
+
+func (r *registration) forgotten(guest fabric.Identity) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.gone, guest)
+}
+
+func (r *registration) list() []fabric.VM {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Values(r.gone))
+}
+
+// keepRegistered lets the registry know of guests that it could not take when they
+// started, or that were here before this agent, and gives back what guests had that are
+// gone for good, until ctx ends.
+func (a *Agent) keepRegistered(ctx context.Context) {
+	if a.registry == nil {
+		return
+	}
+	again := time.NewTicker(registerEvery)
+	defer again.Stop()
+	for {
+		a.register(ctx)
+		for _, guest := range a.registration.list() {
+			settled, err := a.forget(ctx, guest)
+			if err != nil && ctx.Err() == nil {
+				a.log.Warn("addresses of a guest that is gone not given back yet", "vm", guest.Name, "err", err)
+			}
+			if settled {
+				a.registration.forgotten(guest.Identity())
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-again.C:
+		case <-a.registration.wake:
+		}
+	}
+}
+
+// goneForGood gives back the addresses of a guest that its hypervisor forgot, or that
+// was detached by hand. It does nothing if the guest is on another node now, and tries
+// again later if one does not answer that may have it. It returns at once.
+func (a *Agent) goneForGood(guest fabric.VM) {
+	if a.registry != nil {
+		a.registration.forget(guest)
+	}
+}
+
+// forget gives back what a guest had that is gone for good. It reports whether nothing
+// is left to do.
+func (a *Agent) forget(ctx context.Context, guest fabric.VM) (settled bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, registryTime)
+	defer cancel()
+	has, err := a.allocationsOf(ctx, guest.Identity())
+	if err != nil {
+		return false, err
+	}
+	// Another node has had it since, and gives the addresses back.
+	has = slices.DeleteFunc(has, func(h fabric.Allocation) bool { return h.Node != a.node })
+	if len(has) == 0 || a.isHere(guest.Name, guest.Identity()) {
+		return true, nil
+	}
+	n := fabric.Notice{Kind: fabric.Acquiring, VM: guest.Name, Identity: guest.Identity()}
+	for _, h := range has {
+		n.Prefixes = append(n.Prefixes, h.Prefix)
+	}
+	answers, silent := a.askAll(ctx, n, a.others())
+	for node, answer := range answers {
+		if answer.Held && answer.Identity == guest.Identity() {
+			a.log.Info("guest is on another node; it keeps its addresses", "vm", guest.Name, "node", node)
+			_, err := a.registry.Allocate(ctx, moved(guest.Identity(), guest.Name, has, node))
+			return err == nil, err
+		}
+	}
+	if len(silent) > 0 {
+		return false, fmt.Errorf("node %s may have it, and does not answer", silent[0])
+	}
+	released, err := a.registry.Release(ctx, fabric.ReleaseRequest{Guest: guest.Identity()})
+	if err != nil {
+		return false, err
+	}
+	a.log.Info("addresses given back", "vm", guest.Name, "addresses", len(released))
+	if !a.registry.Shared() {
+		n.Kind, n.UUID = fabric.Forgotten, guest.UUID
+		a.peerQueues.send(n, a.others()...)
+	}
+	return true, nil
+}
+
+// isHere reports whether a guest is on this node, running or wired.
+func (a *Agent) isHere(vm string, guest fabric.Identity) bool {
+	s, done := a.state.open()
+	defer done()
+	g := s.guests[vm]
+	return g != nil && g.want.State != fabric.Absent && g.want.VM.Identity() == guest
+}
+
+// moved is the request that records that a guest is on another node.
+func moved(guest fabric.Identity, vm string, has []fabric.Allocation, node string) fabric.AllocationRequest {
+	r := fabric.AllocationRequest{Guest: guest, VM: vm, Node: node}
+	for _, h := range has {
+		w := fabric.Want{NIC: h.NIC, N: h.N, Prefix: h.Prefix, Note: h.Note}
+		if h.Dynamic {
+			w.Pool = cmp.Or(h.Pool, fabric.AutoPool)
+		}
+		r.Wants = append(r.Wants, w)
+	}
+	return r
+}
+
+// forgottenAt handles Forgotten: this node's own registry gives back what a guest has
+// that went to the other node, or had by its description, and is gone for good there.
+func (a *Agent) forgottenAt(ctx context.Context, node string, n fabric.Notice) {
+	if a.registry == nil || a.registry.Shared() || a.isHere(n.VM, n.Identity) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, registryTime)
+	defer cancel()
+	has, err := a.allocationsOf(ctx, n.Identity)
+	kept := slices.ContainsFunc(has, func(h fabric.Allocation) bool { return h.Dynamic && h.Node != node })
+	if err == nil && len(has) > 0 && !kept {
+		_, err = a.registry.Release(ctx, fabric.ReleaseRequest{Guest: n.Identity})
+	}
+	if err != nil {
+		a.log.Warn("addresses of a guest that is gone not given back", "vm", n.VM, "node", node, "err", err)
+	}
+}
+
+// outlived reports whether the guest that has an address is gone for good, and gives
+// its addresses back then: this node had it last, its hypervisor does not know it any
+// more, and no node runs it. So the agent finds out what it was not told.
+func (a *Agent) outlived(ctx context.Context, h fabric.Allocation) bool {
+	if h.State != fabric.Allocated || h.Node != a.node {
+		return false
+	}
+	source, _, _ := strings.Cut(string(h.Guest), " ")
+	i := slices.IndexFunc(a.sources, func(s fabric.Source) bool { return s.Name() == source })
+	if i < 0 {
+		return false
+	}
+	vm, ours, err := a.sources[i].Describe(ctx, h.VM)
+	if err != nil || ours && vm.Identity() == h.Guest {
+		return false
+	}
+	if node, _ := a.runs(ctx, h); node != "" {
+		return false
+	}
+	_, err = a.registry.Release(ctx, fabric.ReleaseRequest{Guest: h.Guest})
+	if err == nil {
+		a.log.Info("addresses of a guest that is gone given back", "vm", h.VM, "guest", string(h.Guest))
+	}
+	return err == nil
+}

@@ -1,0 +1,122 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"sync"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// remembered gives a guest that asks for addresses those that another node knows it
+// by, if this node's registry is its own and has none for it. A guest that runs
+// already, and of which nobody knows what it has, gets no new ones.
+func (t *task) remembered(ctx context.Context, vm fabric.VM, r request) (fabric.VM, error) {
+	has, err := t.allocationsOf(ctx, vm.Identity())
+	if err != nil {
+		return vm, unanswered{t.unallocated(err)}
+	}
+	if len(has) == 0 && !t.registry.Shared() {
+		if as, known := t.describedElsewhere(ctx, vm); known {
+			return as, nil
+		}
+	}
+	if !r.undo && t.tells(vm.Origin) && slices.ContainsFunc(t.wants(vm), func(w fabric.Want) bool { return w.Pool != "" && !slices.ContainsFunc(has, w.Answers) }) {
+		return vm, unanswered{errors.New("it asks for addresses of pools, and the registry does not know which it runs with; stop and start it")}
+	}
+	return vm, nil
+}
+
+// describedElsewhere asks the other nodes which addresses a guest has.
+func (t *task) describedElsewhere(ctx context.Context, vm fabric.VM) (_ fabric.VM, known bool) {
+	answers, _ := t.askAll(ctx, t.notice(fabric.Describing, fabric.Desired{VM: vm}), t.others())
+	for _, node := range sortedKeys(answers) {
+		answer := answers[node]
+		if !answer.Held || answer.Identity != vm.Identity() || len(answer.NICs) != len(vm.NICs) {
+			continue
+		}
+		as := vm
+		as.NICs = slices.Clone(vm.NICs)
+		for n, nic := range answer.NICs {
+			as.NICs[n].Addresses, as.NICs[n].Dynamic = nic.Addresses, nic.Dynamic
+		}
+		if err := cmp.Or(complete(as, fabric.ValidateKnownName), t.cluster.Permits(as)); err != nil || !resolvesTo(vm, as) {
+			t.log.Warn("what another node says of a guest's addresses is not what the guest asks for", "vm", vm.Name, "node", node, "err", err)
+			continue
+		}
+		t.log.Info("another node knows its addresses", "vm", vm.Name, "node", node)
+		return as, true
+	}
+	return vm, false
+}
+
+// askAll asks nodes, all at the same time, and waits askFor at most. silent are those
+// that did not answer.
+func (a *Agent) askAll(ctx context.Context, n fabric.Notice, nodes []string) (answers map[string]fabric.Answer, silent []string) {
+	ctx, cancel := context.WithTimeout(ctx, askFor)
+	defer cancel()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	answers = map[string]fabric.Answer{}
+	for _, node := range nodes {
+		wg.Go(func() {
+			answer, err := a.nodes.Ask(ctx, node, n)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				silent = append(silent, node)
+				return
+			}
+			answers[node] = a.believable(node, n.VM, answer)
+		})
+	}
+	wg.Wait()
+	slices.Sort(silent)
+	return answers, silent
+}
+
+// describes answers a node that is about to start a guest which does not say what it
+// has: by the guest that is here, or by this node's own registry, which notes where
+// the guest is from now on.
+func (a *Agent) describes(ctx context.Context, from string, n fabric.Notice) fabric.Answer {
+	if a.registry == nil || a.registry.Shared() {
+		return fabric.Answer{}
+	}
+	ctx, cancel := context.WithTimeout(ctx, registryTime)
+	defer cancel()
+	has, err := a.allocationsOf(ctx, n.Identity)
+	if err != nil || len(has) == 0 {
+		return fabric.Answer{}
+	}
+	answer := fabric.Answer{Held: true, VM: n.VM, Identity: n.Identity}
+	slices.SortFunc(has, func(x, y fabric.Allocation) int {
+		return cmp.Or(cmp.Compare(x.NIC, y.NIC), boolOrder(x.Dynamic, y.Dynamic), cmp.Compare(x.N, y.N))
+	})
+	for _, h := range has {
+		for len(answer.NICs) <= h.NIC {
+			answer.NICs = append(answer.NICs, fabric.NIC{})
+		}
+		nic := &answer.NICs[h.NIC]
+		nic.Addresses = append(nic.Addresses, h.Prefix.Addr())
+		if h.Dynamic {
+			nic.Dynamic++
+		}
+	}
+	if _, err := a.registry.Allocate(ctx, moved(n.Identity, n.VM, has, from)); err != nil {
+		a.log.Warn("where a guest is was not recorded", "vm", n.VM, "node", from, "err", err)
+	}
+	return answer
+}
+
+// boolOrder sorts false before true.
+func boolOrder(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
