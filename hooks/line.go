@@ -55,23 +55,30 @@ const (
 	Undrain  Op = "undrain"  // end the drain
 	// Forwarding tests whether packets of guests pass the node now.
 	Forwarding Op = "forwarding"
+	Addresses  Op = "addresses" // what the registry knows
+	Allocate   Op = "allocate"  // give the guest its addresses before it starts
+	Reserve    Op = "reserve"   // keep the prefix for something that the operator knows
+	Release    Op = "release"   // end the allocation of the prefix, or all of the guest with that identity
 )
 
 var (
-	guestOps = []Op{Wire, Live, Started, Withdraw, Remove, Expect, Starting, Ended, Describe}
-	nodeOps  = []Op{List, Status, Moves, Sent, Drain, Undrain, Forwarding}
+	guestOps = []Op{Wire, Live, Started, Withdraw, Remove, Expect, Starting, Ended, Describe, Allocate}
+	nodeOps  = []Op{List, Status, Moves, Sent, Drain, Undrain, Forwarding, Addresses, Reserve, Release}
 )
 
 // Request is the line to the agent. Withdraw, Remove, Expect and Describe need only
 // the name of VM. Starting and Ended need the name that the hypervisor has for it,
 // and the source's name in Origin. Moves takes the name, if any; the other node ops
-// need no VM. Sent needs the prefix.
+// need no VM. Sent and Reserve need the prefix, Release needs the prefix or the guest.
 type Request struct {
 	V  int       `json:"v"` // set by [Client.Call]
 	Op Op        `json:"op"`
 	VM fabric.VM `json:"vm,omitzero"`
 
-	Prefix netip.Prefix `json:"prefix,omitzero"`
+	Prefix netip.Prefix    `json:"prefix,omitzero"`
+	Note   string          `json:"note,omitempty"`  // with Reserve, for people
+	Guest  fabric.Identity `json:"guest,omitempty"` // with Release
+	Now    bool            `json:"now,omitempty"`   // with Release: without a quarantine
 }
 
 // Reply is the line back. Ports, Status, Moves and Forwarding answer the ops of
@@ -91,6 +98,10 @@ type Reply struct {
 	Unsupported    bool                   `json:"unsupported,omitempty"` // the Error is an [errors.ErrUnsupported]
 	// Forwarding says what blocks guests' packets.
 	Forwarding []fabric.ForwardingFault `json:"forwarding,omitzero"`
+	// Addresses answers the op of that name; with an Error it has the part that is
+	// known. Allocations answers Allocate, Reserve and Release.
+	Addresses   *fabric.Addresses   `json:"addresses,omitzero"`
+	Allocations []fabric.Allocation `json:"allocations,omitzero"`
 }
 
 // Guest has what a guest must know of its network.
@@ -138,7 +149,7 @@ func decode(line []byte) (Request, error) {
 	if err := d.Decode(&req); err != nil {
 		return bad(err)
 	}
-	if req.Op == Sent && !req.Prefix.IsValid() {
+	if (req.Op == Sent || req.Op == Reserve || req.Op == Release && req.Guest == "") && !req.Prefix.IsValid() {
 		return Request{}, fmt.Errorf(`op %q without a prefix; send "prefix":"203.0.113.10/32" with it`, req.Op)
 	}
 	if req.VM.Name == "" && slices.Contains(guestOps, req.Op) {

@@ -50,11 +50,21 @@ type Node interface {
 	CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, error)
 }
 
+// Registry answers requests about the addresses of the pools. The agent says what each
+// method promises.
+type Registry interface {
+	Addresses(ctx context.Context) (fabric.Addresses, error) // with an error: the part that is known
+	Allocate(ctx context.Context, vm fabric.VM) ([]fabric.Allocation, error)
+	Reserve(ctx context.Context, p netip.Prefix, note string) (fabric.Allocation, error)
+	Release(ctx context.Context, r fabric.ReleaseRequest) ([]fabric.Allocation, error)
+}
+
 // Agent does what the requests ask for. The agent of package fabric/agent is one.
 type Agent interface {
 	Guests
 	Hypervisors
 	Node
+	Registry
 }
 
 // Reporter reports the status of a program without guests, such as a reflector.
@@ -236,6 +246,19 @@ func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) 
 		err = agent.Drain(ctx)
 	case Undrain:
 		err = agent.Undrain(ctx)
+	case Addresses:
+		var known fabric.Addresses
+		known, err = agent.Addresses(ctx)
+		reply.Addresses = &known
+	case Allocate:
+		reply.Allocations, err = agent.Allocate(ctx, vm)
+	case Reserve:
+		var reserved fabric.Allocation
+		if reserved, err = agent.Reserve(ctx, req.Prefix, req.Note); err == nil {
+			reply.Allocations = []fabric.Allocation{reserved}
+		}
+	case Release:
+		reply.Allocations, err = agent.Release(ctx, fabric.ReleaseRequest{Guest: req.Guest, Prefix: req.Prefix, Now: req.Now})
 	case Forwarding:
 		reply.Forwarding, err = agent.CheckForwarding(ctx)
 	}

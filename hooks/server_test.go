@@ -101,6 +101,24 @@ func (f *fake) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, e
 	return []fabric.ForwardingFault{{Family: "IPv4", Text: "in the way"}}, f.note(ctx, fabric.VM{}, "forwarding")
 }
 
+func (f *fake) Addresses(ctx context.Context) (fabric.Addresses, error) {
+	return fabric.Addresses{Allocations: []fabric.Allocation{allocation}}, f.note(ctx, fabric.VM{}, "addresses")
+}
+
+func (f *fake) Allocate(ctx context.Context, vm fabric.VM) ([]fabric.Allocation, error) {
+	return []fabric.Allocation{allocation}, f.note(ctx, vm, "%s allocated", vm.Name)
+}
+
+func (f *fake) Reserve(ctx context.Context, p netip.Prefix, note string) (fabric.Allocation, error) {
+	return allocation, f.note(ctx, fabric.VM{}, "%s reserved for %s", p, note)
+}
+
+func (f *fake) Release(ctx context.Context, r fabric.ReleaseRequest) ([]fabric.Allocation, error) {
+	return []fabric.Allocation{allocation}, f.note(ctx, fabric.VM{}, "%s of %q released, now %v", r.Prefix, r.Guest, r.Now)
+}
+
+var allocation = fabric.Allocation{Prefix: netip.MustParsePrefix("203.0.113.10/32"), Pool: "public4", State: fabric.Allocated, Guest: "libvirt a", VM: "web", Dynamic: true}
+
 var guest = fabric.VM{Name: "web", UUID: "aaaaaaaa-0000-4000-8000-000000000001", Origin: "libvirt", NICs: []fabric.NIC{{
 	Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")},
 	Routes:    []netip.Prefix{netip.MustParsePrefix("198.51.100.0/29"), netip.MustParsePrefix("2001:db8:200::/56")},
@@ -159,11 +177,22 @@ func TestOps(t *testing.T) {
 		Undrain:  {fabric.VM{}, "undrain", fabric.VM{}},
 
 		Forwarding: {fabric.VM{}, "forwarding", fabric.VM{}},
+		Addresses:  {fabric.VM{}, "addresses", fabric.VM{}},
+		Allocate:   {guest, "web allocated", guest},
+		Reserve:    {fabric.VM{}, "203.0.113.10/32 reserved for a printer", fabric.VM{}},
+		Release:    {fabric.VM{}, `203.0.113.10/32 of "libvirt a" released, now true`, fabric.VM{}},
 	} {
 		t.Run(string(op), func(t *testing.T) {
 			agent := &fake{}
 			req := Request{Op: op, VM: want.vm}
-			if op == Sent {
+			switch op {
+			case Release:
+				req.Guest, req.Now = "libvirt a", true
+				fallthrough
+			case Reserve, Sent:
+				if op == Reserve {
+					req.Note = "a printer"
+				}
 				req.Prefix = netip.MustParsePrefix("203.0.113.10/32")
 			}
 			reply, err := Call(within(t, time.Minute), serve(t, agent), req)
@@ -182,6 +211,12 @@ func TestOps(t *testing.T) {
 			assert.Equal(t, op == Moves, len(reply.Moves) == 1)
 			assert.Equal(t, op == Sent, len(reply.Advertisements) == 1)
 			assert.Equal(t, op == Forwarding, len(reply.Forwarding) == 1)
+			if op == Addresses {
+				assert.Equal(t, []fabric.Allocation{allocation}, reply.Addresses.Allocations)
+			} else {
+				assert.Nil(t, reply.Addresses)
+			}
+			assert.Equal(t, op == Allocate || op == Reserve || op == Release, len(reply.Allocations) == 1)
 		})
 	}
 }
@@ -289,7 +324,7 @@ func TestLines(t *testing.T) {
 		want  []string // an error each, "" for ok
 		asked int
 	}{
-		"in order":      {`{"v":1,"op":"drain"}` + "\n" + `{"v":1,"op":"nonsense"}` + "\n" + list, []string{"", `op "nonsense" is not known; send one of wire, live, started, withdraw, remove, expect, starting, ended, describe, list, status, moves, sent, drain, undrain, forwarding, or upgrade the agent`, ""}, 2},
+		"in order":      {`{"v":1,"op":"drain"}` + "\n" + `{"v":1,"op":"nonsense"}` + "\n" + list, []string{"", `op "nonsense" is not known; send one of wire, live, started, withdraw, remove, expect, starting, ended, describe, allocate, list, status, moves, sent, drain, undrain, forwarding, addresses, reserve, release, or upgrade the agent`, ""}, 2},
 		"newer":         {`{"v":2,"op":"summon","spell":true}` + "\n", []string{"the hook speaks version 2 of the line, this agent 1; upgrade the agent"}, 0},
 		"no version":    {`{"op":"list"}` + "\n", []string{`the request has no version; send "v":1`}, 0},
 		"not JSON":      {"list\n", []string{`the request cannot be read (invalid character 'l' looking for beginning of value); send one line such as {"v":1,"op":"list"}`}, 0},

@@ -121,6 +121,11 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		return errors.Join(fmt.Errorf("state: %w", err), store.Close())
 	}
 	defer closing(store)
+	registry, err := disk.OpenRegistry(f.state, &cluster, node.Name)
+	if err != nil {
+		return err
+	}
+	defer closing(registry)
 	following, err := kernel.Open(log)
 	if err != nil {
 		return err
@@ -166,7 +171,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	sources := f.sources(dataplane, log)
 	options := []agent.Option{
 		agent.WithLogger(log), agent.WithBoot(kernel.BootID()), agent.WithRemedies(hooks.Remedy), agent.WithObservers(extensions.observers...), agent.WithDiagnosers(extensions.diagnosers...),
-		agent.WithNodes(nodes.New(nodes.Config{Cluster: cluster, Node: node, Logger: log})),
+		agent.WithRegistry(registry), agent.WithNodes(nodes.New(nodes.Config{Cluster: cluster, Node: node, Logger: log})),
 	}
 	if extensions.resolver != nil {
 		options = append(options, agent.WithResolver(extensions.resolver))

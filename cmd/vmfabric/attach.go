@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -12,24 +13,29 @@ import (
 )
 
 func attachCommand(t *tool) *cobra.Command {
-	var addresses, routes []string
+	var addresses, routes, pools []string
 	var kind, mac string
 	var wired bool
 	cmd := &cobra.Command{
-		Use:   "attach VM --address A[,A]",
+		Use:   "attach VM --address A[,A] | --pool P[,P]",
 		Short: "Give a guest its port and announce its addresses",
 		Long: `Attach does by hand what the hypervisor's hook does at a guest's start: it
 makes the port VM_net0, routes the addresses to it and announces them. It may be
-repeated, also to change a guest's addresses.
+repeated, also to change a guest's addresses. With --pool the registry gives the guest an
+address of each pool, which it keeps until it is detached.
 
   tap    a tap that a hypervisor such as QEMU opens (the default)
   veth   a veth pair; its other end, VM_peer0, is for a container or a namespace
   adopt  a link of that name that somebody else made and removes`,
 		Example: `  vmfabric attach web --address 203.0.113.10,2001:db8:100::10
+  vmfabric attach web --pool auto
   vmfabric attach box --kind veth --address 203.0.113.11 --route 198.51.100.0/29`,
 		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			nic, err := parseNIC(addresses, routes, kind, mac)
+			nic, err := parseNIC(addresses, routes, pools, kind, mac)
+			if err == nil && len(addresses)+len(pools) == 0 {
+				err = errors.New("a guest without an address; give it one with --address, or let a pool do so with --pool")
+			}
 			if err != nil {
 				return usageError{err}
 			}
@@ -50,21 +56,21 @@ repeated, also to change a guest's addresses.
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&addresses, "address", nil, "the guest's addresses, IPv4 and IPv6, from the pools")
+	f.StringSliceVar(&pools, "pool", nil, "pools to take an address from, or auto for the first of each family")
 	f.StringSliceVar(&routes, "route", nil, "prefixes behind the guest, routed through its address")
 	f.StringVar(&kind, "kind", string(fabric.Tap), "tap, veth or adopt")
 	f.StringVar(&mac, "mac", "", "the guest's own MAC address, where it is known")
 	f.BoolVar(&wired, "wired", false, "make the port, announce nothing")
-	_ = cmd.MarkFlagRequired("address")
 	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions([]string{"tap", "veth", "adopt"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-func parseNIC(addresses, routes []string, kind, mac string) (fabric.NIC, error) {
+func parseNIC(addresses, routes, pools []string, kind, mac string) (fabric.NIC, error) {
 	k, err := fabric.ParseKind(kind)
 	if err != nil {
 		return fabric.NIC{}, fmt.Errorf("--kind: %w", err)
 	}
-	nic := fabric.NIC{Kind: k}
+	nic := fabric.NIC{Kind: k, Pools: pools}
 	if mac != "" {
 		if nic.MAC, err = fabric.ParseMAC(mac); err != nil {
 			return fabric.NIC{}, fmt.Errorf("--mac: %w", err)

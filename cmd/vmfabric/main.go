@@ -82,6 +82,7 @@ host route, and an iBGP announcement to the route reflectors.`,
   vmfabric check /etc/vmfabric/cluster.yaml         is the cluster file good?
   vmfabric agent                                    the resident agent of a node
   vmfabric attach web --address 203.0.113.10        a port for a guest, by hand
+  vmfabric attach web --pool auto                   with addresses that the pools give
   vmfabric status                                   is this node well?
   vmfabric reflector --name rr1                     a route reflector, for small clusters`,
 		SilenceUsage:  true,
@@ -95,7 +96,7 @@ host route, and an iBGP announcement to the route reflectors.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		agentCommand(t), attachCommand(t), detachCommand(t), listCommand(t), statusCommand(t), whyCommand(t),
-		drainCommand(t), undrainCommand(t), movesCommand(t),
+		drainCommand(t), undrainCommand(t), movesCommand(t), poolCommand(t), addressCommand(t),
 		probeCommand(t), guestConfigCommand(t), renderCommand(t), reflectorCommand(), checkCommand(t), portNameCommand(t),
 		versionCommand(t), demoCommand(t),
 	)

@@ -48,6 +48,7 @@ func TestMain(m *testing.M) {
 // fake is an agent that writes down what it was asked, and answers err.
 type fake struct {
 	hooks.Hypervisors // which libvirt's hook does not ask
+	hooks.Registry    // likewise
 	mu                sync.Mutex
 	asked             []string
 	vms               []fabric.VM

@@ -34,6 +34,7 @@ type fake struct {
 	hooks.Guests
 	hooks.Hypervisors
 	hooks.Node
+	hooks.Registry
 
 	mu    sync.Mutex
 	asked []string

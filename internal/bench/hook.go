@@ -140,6 +140,20 @@ func (idleAgent) Advertisements(context.Context, netip.Prefix) ([]fabric.Adverti
 	return nil, nil
 }
 func (idleAgent) Undrain(context.Context) error { return nil }
+func (idleAgent) Addresses(context.Context) (fabric.Addresses, error) {
+	return fabric.Addresses{}, nil
+}
+
+func (idleAgent) Allocate(context.Context, fabric.VM) ([]fabric.Allocation, error) { return nil, nil }
+
+func (idleAgent) Reserve(context.Context, netip.Prefix, string) (fabric.Allocation, error) {
+	return fabric.Allocation{}, nil
+}
+
+func (idleAgent) Release(context.Context, fabric.ReleaseRequest) ([]fabric.Allocation, error) {
+	return nil, nil
+}
+
 func (idleAgent) CheckForwarding(context.Context) ([]fabric.ForwardingFault, error) {
 	return nil, nil
 }
