@@ -105,7 +105,7 @@ func TestTheWayOfAnAttach(t *testing.T) {
 		}
 	}
 	tables := attachTables(t)
-	require.Len(t, tables, 2)
+	require.Len(t, tables, 3)
 	var way []*ast.FuncDecl
 	for _, table := range tables {
 		sum := 0

@@ -2,8 +2,8 @@ package fabric
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
-	"math/big"
 	"net/netip"
 	"time"
 )
@@ -99,16 +99,17 @@ type Allocation struct {
 }
 
 // PoolUsage says how much of a pool is used. The numbers do not count the addresses
-// that the pool excludes.
+// that the pool excludes. Those that can be larger than any integer type are in decimal
+// digits.
 type PoolUsage struct {
 	Pool        string       `json:"pool"`
 	Prefix      netip.Prefix `json:"prefix"`
 	Nodes       []string     `json:"nodes,omitempty"`
-	Size        *big.Int     `json:"size"` // addresses that guests may have
+	Size        json.Number  `json:"size"` // addresses that guests may have
 	Allocated   int          `json:"allocated"`
-	Reserved    *big.Int     `json:"reserved"` // by the cluster file or the operator, and not allocated
+	Reserved    json.Number  `json:"reserved"` // by the cluster file or the operator, and not allocated
 	Quarantined int          `json:"quarantined"`
-	Free        *big.Int     `json:"free"`
+	Free        json.Number  `json:"free"`
 	NextFree    time.Time    `json:"next_free,omitzero"` // when the first quarantine ends
 }
 

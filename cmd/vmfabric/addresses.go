@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/big"
@@ -49,9 +50,10 @@ func poolCommand(t *tool) *cobra.Command {
 }
 
 // large words a number of addresses: one that nobody can read as a power of two.
-func large(n *big.Int) string {
+func large(digits json.Number) string {
+	n, good := new(big.Int).SetString(digits.String(), 10)
 	switch {
-	case n == nil:
+	case !good:
 		return "-"
 	case n.BitLen() <= 24:
 		return n.String()
@@ -61,15 +63,16 @@ func large(n *big.Int) string {
 	return fmt.Sprintf("<2^%d", n.BitLen())
 }
 
-// bar draws which part of a pool cannot be given now.
+// bar draws which part of a pool cannot be given now, rounded up: one address shows.
 func bar(p fabric.PoolUsage) string {
 	const width = 10
-	if p.Size == nil || p.Size.Sign() <= 0 {
+	size, good := new(big.Int).SetString(p.Size.String(), 10)
+	free, known := new(big.Int).SetString(p.Free.String(), 10)
+	if !good || !known || size.Sign() <= 0 {
 		return ""
 	}
-	used := new(big.Int).Sub(p.Size, p.Free)
-	part := new(big.Int).Mul(used, big.NewInt(width))
-	part.Add(part, new(big.Int).Sub(p.Size, big.NewInt(1))).Div(part, p.Size) // rounded up: one address shows
+	part := new(big.Int).Sub(size, free)
+	part.Mul(part, big.NewInt(width)).Add(part, size).Sub(part, big.NewInt(1)).Div(part, size)
 	n := int(min(max(part.Int64(), 0), width))
 	return "[" + strings.Repeat("#", n) + strings.Repeat(".", width-n) + "]"
 }

@@ -2,6 +2,7 @@ package allocator
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"iter"
 	"maps"
@@ -145,9 +146,10 @@ func anycast(pool fabric.Pool, a netip.Addr) bool {
 
 // Usage counts the addresses of a pool. all are the allocations of a registry.
 func Usage(pool fabric.Pool, all iter.Seq[fabric.Allocation], now time.Time) fabric.PoolUsage {
-	u := fabric.PoolUsage{Pool: pool.Name, Prefix: pool.Prefix, Nodes: pool.Nodes, Size: addresses(pool.Prefix), Reserved: new(big.Int)}
+	u := fabric.PoolUsage{Pool: pool.Name, Prefix: pool.Prefix, Nodes: pool.Nodes}
+	size, held := addresses(pool.Prefix), new(big.Int)
 	for _, x := range disjoint(pool.Exclude) {
-		u.Size.Sub(u.Size, addresses(x))
+		size.Sub(size, addresses(x))
 	}
 	var static []netip.Prefix
 	for _, r := range pool.Reserve {
@@ -155,7 +157,7 @@ func Usage(pool fabric.Pool, all iter.Seq[fabric.Allocation], now time.Time) fab
 	}
 	static = disjoint(static)
 	for _, r := range static {
-		u.Reserved.Add(u.Reserved, addresses(r))
+		held.Add(held, addresses(r))
 	}
 	one := big.NewInt(1)
 	for a := range all {
@@ -167,11 +169,11 @@ func Usage(pool fabric.Pool, all iter.Seq[fabric.Allocation], now time.Time) fab
 		case a.State == fabric.Allocated:
 			u.Allocated++
 			if reserved {
-				u.Reserved.Sub(u.Reserved, one)
+				held.Sub(held, one)
 			}
 		case reserved: // counted already
 		case a.State == fabric.Reserved:
-			u.Reserved.Add(u.Reserved, addresses(a.Prefix))
+			held.Add(held, addresses(a.Prefix))
 		default:
 			u.Quarantined++
 			if u.NextFree.IsZero() || a.Until.Before(u.NextFree) {
@@ -179,8 +181,9 @@ func Usage(pool fabric.Pool, all iter.Seq[fabric.Allocation], now time.Time) fab
 			}
 		}
 	}
-	u.Free = new(big.Int).Sub(u.Size, u.Reserved)
-	u.Free.Sub(u.Free, big.NewInt(int64(u.Allocated+u.Quarantined)))
+	free := new(big.Int).Sub(size, held)
+	free.Sub(free, big.NewInt(int64(u.Allocated+u.Quarantined)))
+	u.Size, u.Reserved, u.Free = json.Number(size.String()), json.Number(held.String()), json.Number(free.String())
 	return u
 }
 
