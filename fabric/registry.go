@@ -37,6 +37,15 @@ type Registry interface {
 // first pool of each family that serves the guest's node.
 const AutoPool = "auto"
 
+// ValidatePool reports why s cannot be the name of a pool that a guest asks for; nil: it
+// can, or is AutoPool.
+func ValidatePool(s string) error {
+	if !plainName(s) {
+		return fmt.Errorf("%.60q is not the name of a pool; write one such as public4, or %s", s, AutoPool)
+	}
+	return nil
+}
+
 // AllocationRequest is what [Registry.Allocate] is asked for.
 type AllocationRequest struct {
 	Guest Identity // empty: the prefixes are reserved for no guest

@@ -261,8 +261,8 @@ func (v VM) ValidateNICs() error {
 			return fmt.Errorf("NIC %d: more than %d pools", n, MaxAddresses)
 		}
 		for _, pool := range nic.Pools {
-			if !plainName(pool) {
-				return fmt.Errorf("NIC %d: %q is not the name of a pool; write one such as public4, or %s", n, pool, AutoPool)
+			if err := ValidatePool(pool); err != nil {
+				return fmt.Errorf("NIC %d: %w", n, err)
 			}
 		}
 		if len(nic.Addresses) == 0 && !unresolved {

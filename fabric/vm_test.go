@@ -136,6 +136,21 @@ func TestVMIsValid(t *testing.T) {
 	}
 }
 
+func TestPoolsOfAGuest(t *testing.T) {
+	for _, pool := range []string{"public4", fabric.AutoPool, "a.b_c-d", strings.Repeat("x", 32)} {
+		vm := fabric.VM{Name: "web", NICs: []fabric.NIC{{Pools: []string{pool}}}}
+		assert.NoError(t, fabric.ValidatePool(pool))
+		assert.NoError(t, vm.Validate())
+		assert.True(t, vm.Unresolved())
+	}
+	for _, pool := range []string{"", " ", "a b", ".a", "-a", "a,b", "a/b", "a\nb", "é", strings.Repeat("x", 33)} {
+		err := fabric.ValidatePool(pool)
+		require.EqualError(t, err, fmt.Sprintf("%q is not the name of a pool; write one such as public4, or auto", pool))
+		vm := fabric.VM{Name: "web", NICs: []fabric.NIC{{Pools: []string{"public4"}}, {Pools: []string{pool}}}}
+		assert.EqualError(t, vm.Validate(), "NIC 1: "+err.Error())
+	}
+}
+
 // A name that looks like another, or blank, or turns around what is shown beside it, is
 // refused; letters of every script are not.
 func TestNamesCanBeSeen(t *testing.T) {
