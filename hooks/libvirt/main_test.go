@@ -285,12 +285,53 @@ func TestResolve(t *testing.T) {
 			status, said = run(t, serve(t, agent), op, strings.ReplaceAll(xml, "sea_gold_net", "vnet"))
 			assert.Equal(t, refusal(op), status)
 			if c.file == "started.xml" {
-				assert.Equal(t, "vmfabric: domain sea_gold: <fabric:vm> is empty, and no interface has <target dev='sea_gold_net0'>; add <interface type='ethernet'><target dev='sea_gold_net0' managed='no'/><model type='virtio'/></interface> for the resolver's addresses, or a <fabric:nic> with its own", said)
+				assert.Equal(t, "vmfabric: domain sea_gold: <fabric:vm> is empty, and no interface has <target dev='sea_gold_net0'>; add <interface type='ethernet'><target dev='sea_gold_net0' managed='no'/><model type='virtio'/></interface> for addresses of the resolver or the pools, or a <fabric:nic> with its own", said)
 				assert.Empty(t, agent.asked)
 			} else {
 				assert.Empty(t, said)
 				assert.Equal(t, []string{c.asked}, agent.asked)
 			}
+		})
+	}
+}
+
+// A guest that asks for addresses of pools passes with what it asks for, and needs no
+// more than its name on the way down.
+func TestPools(t *testing.T) {
+	t.Parallel()
+	for op, c := range map[string]struct{ file, asked string }{
+		"prepare":   {"started.xml", "sea_gold wired"},
+		"start":     {"started.xml", "sea_gold wired"},
+		"started":   {"started.xml", "sea_gold started"},
+		"reconnect": {"started.xml", "sea_gold started"},
+		"stopped":   {"stopped.xml", "sea_gold withdrawn"},
+		"release":   {"release.xml", "sea_gold absent"},
+		"migrate":   {"stopped.xml", "sea_gold expected"},
+	} {
+		t.Run(op, func(t *testing.T) {
+			t.Parallel()
+			agent := &fake{}
+			xml := strings.Replace(emptied(t, c.file), "</fabric:vm>",
+				`<fabric:nic><fabric:address>203.0.113.10</fabric:address><fabric:address pool="public6"/></fabric:nic><fabric:nic/></fabric:vm>`, 1)
+			status, said := run(t, serve(t, agent), op, xml)
+			assert.Zero(t, status)
+			assert.Empty(t, said)
+			require.Equal(t, []string{c.asked}, agent.asked)
+			if c.file != "started.xml" {
+				return
+			}
+			vm := agent.vms[0]
+			assert.False(t, vm.Resolve)
+			require.Len(t, vm.NICs, 2)
+			assert.Equal(t, "[203.0.113.10]", fmt.Sprint(vm.NICs[0].Addresses))
+			assert.Equal(t, []string{"public6"}, vm.NICs[0].Pools)
+			assert.Equal(t, []string{fabric.AutoPool}, vm.NICs[1].Pools)
+			assert.True(t, vm.Unresolved())
+			assert.NoError(t, vm.Validate())
+
+			status, said = run(t, serve(t, agent), op, strings.Replace(xml, "public6", "", 1))
+			assert.Equal(t, refusal(op), status)
+			assert.Equal(t, `vmfabric: domain sea_gold: <fabric:nic> 0: <fabric:address pool=""/>: "" is not the name of a pool; write one such as public4, or auto`, said)
 		})
 	}
 }

@@ -30,16 +30,19 @@ type Domain struct {
 	Ours bool // it has <fabric:vm>; NICs is empty otherwise
 	NICs []NIC
 	// Resolve: <fabric:vm> is empty, so NICs is too. The guest's NICs are the
-	// interfaces with the names of its ports, and a resolver knows their addresses.
+	// interfaces with the names of its ports. A resolver knows their addresses, or
+	// else they get some from the pools.
 	Resolve bool
 	// Interfaces are all of the domain's, in its order. If libvirt made the link of
 	// one, the XML of the stopped domain has no Dev for it.
 	Interfaces []Interface
 }
 
-// NIC is a <fabric:nic>: the addresses and routes of one interface of the guest.
+// NIC is a <fabric:nic>: the addresses and routes of one interface of the guest. It has
+// an address or a pool.
 type NIC struct {
-	Addresses []netip.Addr // at least one; none with a zone, none IPv4-mapped
+	Addresses []netip.Addr // none with a zone, none IPv4-mapped
+	Pools     []string     // one address more is to come from each; an empty <fabric:nic> has [fabric.AutoPool]
 	Routes    []netip.Prefix
 }
 
@@ -87,7 +90,7 @@ func (d Domain) VM() fabric.VM {
 	nics := d.nics()
 	vm := fabric.VM{Name: d.Name, UUID: d.UUID, Origin: Origin, Resolve: d.Resolve, NICs: make([]fabric.NIC, len(nics))}
 	for n, nic := range nics {
-		vm.NICs[n] = fabric.NIC{Addresses: nic.Addresses, Routes: nic.Routes}
+		vm.NICs[n] = fabric.NIC{Addresses: nic.Addresses, Pools: nic.Pools, Routes: nic.Routes}
 		i, found := d.plug(n)
 		if !found {
 			continue
@@ -173,7 +176,7 @@ func (d Domain) gapless(n int) error {
 	}
 	if n == 0 {
 		return fmt.Errorf("<fabric:vm> is empty, and no interface has <target dev='%s'>; "+
-			"add <interface type='ethernet'><target dev='%[1]s' managed='no'/><model type='virtio'/></interface> for the resolver's addresses, or a <fabric:nic> with its own", port)
+			"add <interface type='ethernet'><target dev='%[1]s' managed='no'/><model type='virtio'/></interface> for addresses of the resolver or the pools, or a <fabric:nic> with its own", port)
 	}
 	return nil
 }

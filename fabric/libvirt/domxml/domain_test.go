@@ -123,7 +123,7 @@ func TestResolve(t *testing.T) {
 		plug2   = `<interface type='ethernet'><target dev='sea_gold_net2' managed='no'/></interface>`
 		another = `<interface type='bridge'><source bridge='br0'/><target dev='vnet3'/></interface>`
 		noDev   = `<interface type='ethernet'><mac address='52:54:00:00:00:0a'/></interface>`
-		add     = "domain sea_gold: <fabric:vm> is empty, and no interface has <target dev='sea_gold_net0'>; add <interface type='ethernet'><target dev='sea_gold_net0' managed='no'/><model type='virtio'/></interface> for the resolver's addresses, or a <fabric:nic> with its own"
+		add     = "domain sea_gold: <fabric:vm> is empty, and no interface has <target dev='sea_gold_net0'>; add <interface type='ethernet'><target dev='sea_gold_net0' managed='no'/><model type='virtio'/></interface> for addresses of the resolver or the pools, or a <fabric:nic> with its own"
 	)
 	tap := fabric.NIC{Kind: fabric.Tap}
 	adopted := fabric.NIC{Kind: fabric.Adopt, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 0x0b}, Queues: 4, MTU: 9000}
@@ -250,18 +250,19 @@ func TestParseErrors(t *testing.T) {
 		"text for a NIC":   {ours(`203.0.113.10`), in + `<fabric:vm> has the text "203.0.113.10"; it takes <fabric:nic>`},
 		"attribute on VM":  {domain(`<f:vm xmlns:f="urn:vmfabric:domain:1" resolve="yes"/>`, plug0), in + `<fabric:vm> has the attribute "resolve"; it takes none, write values as elements`},
 		"empty and full":   {domain(`<vm xmlns="urn:vmfabric:domain:1"/><vm xmlns="urn:vmfabric:domain:1"><nic><address>::2</address></nic></vm>`, ``), in + "<fabric:vm> is given twice; put all <fabric:nic> into one"},
-		"no address":       {ours(nic("::2") + `<fabric:nic/>`), in + "<fabric:nic> 1: no <fabric:address>; add one"},
+		"route alone":      {ours(nic("::2") + `<fabric:nic><fabric:route>198.51.100.0/29</fabric:route></fabric:nic>`), in + `<fabric:nic> 1: no <fabric:address> for its <fabric:route>; add one, or <fabric:address pool="auto"/> for one of the pools`},
 		"unknown element":  {ours(`<fabric:nik/>`), in + "<fabric:vm> has <fabric:nik>; it takes <fabric:nic>"},
 		"unknown in NIC":   {ours(`<fabric:nic><fabric:adress/></fabric:nic>`), in + "<fabric:nic> 0: <fabric:nic> has <fabric:adress>; it takes <fabric:address> and <fabric:route>"},
 		"no prefix":        {ours(`<nic/>`), in + "<nic> in <fabric:vm> is not of the namespace urn:vmfabric:domain:1; it takes <fabric:nic>"},
 		"text":             {ours(`<fabric:nic>203.0.113.10</fabric:nic>`), in + `<fabric:nic> 0: <fabric:nic> has the text "203.0.113.10"; it takes <fabric:address> and <fabric:route>`},
 		"attribute":        {ours(`<fabric:nic address="2001:db8::1"/>`), in + `<fabric:nic> 0: <fabric:nic> has the attribute "address"; it takes none, write values as elements`},
-		"attribute on one": {ours(`<fabric:nic><fabric:address family="ipv6">::2</fabric:address></fabric:nic>`), in + `<fabric:nic> 0: <fabric:address> has the attribute "family"; it takes none, write values as elements`},
+		"attribute on one": {ours(`<fabric:nic><fabric:address family="ipv6">::2</fabric:address></fabric:nic>`), in + `<fabric:nic> 0: <fabric:address> has the attribute "family"; it takes pool="NAME" alone, or no attribute and an address as text`},
+		"on a route":       {ours(`<fabric:nic><fabric:route pool="public4">198.51.100.0/29</fabric:route></fabric:nic>`), in + `<fabric:nic> 0: <fabric:route> has the attribute "pool"; it takes none, write values as elements`},
 		"nested":           {ours(nic(`<b>::2</b>`)), in + "<fabric:nic> 0: <address> has <b>; it takes text alone"},
 
 		"no IP address":  {ours(nic("203.0.113")), in + `<fabric:nic> 0: <fabric:address> "203.0.113" is not an IP address; write one such as 203.0.113.10 or 2001:db8:100::10`},
 		"lines":          {ours(nic("a\nb")), in + `<fabric:nic> 0: <fabric:address> "a\nb" is not an IP address; write one such as 203.0.113.10 or 2001:db8:100::10`},
-		"empty address":  {ours(nic(" ")), in + `<fabric:nic> 0: <fabric:address> "" is not an IP address; write one such as 203.0.113.10 or 2001:db8:100::10`},
+		"empty address":  {ours(nic(" ")), in + `<fabric:nic> 0: <fabric:address> is empty; write an address, or <fabric:address pool="auto"/> for one of the pools`},
 		"prefix":         {ours(nic("203.0.113.10/32")), in + `<fabric:nic> 0: <fabric:address> "203.0.113.10/32" is a prefix; write the address alone, and a prefix behind the guest as <fabric:route>`},
 		"zone":           {ours(nic("fe80::1%eth0")), in + `<fabric:nic> 0: <fabric:address> "fe80::1%eth0" has a zone, which means nothing outside one host; write an address of a pool`},
 		"mapped":         {ours(nic("::ffff:203.0.113.10")), in + `<fabric:nic> 0: <fabric:address> "::ffff:203.0.113.10" is an IPv4 address written as IPv6; write 203.0.113.10`},
@@ -269,6 +270,75 @@ func TestParseErrors(t *testing.T) {
 		"IPv4 no length": {ours(`<fabric:nic><fabric:route>198.51.100.7</fabric:route></fabric:nic>`), in + `<fabric:nic> 0: <fabric:route> "198.51.100.7" has no length; write 198.51.100.7/32`},
 		"IPv6 no length": {ours(`<fabric:nic><fabric:route>2001:db8::</fabric:route></fabric:nic>`), in + `<fabric:nic> 0: <fabric:route> "2001:db8::" has no length; write 2001:db8::/128`},
 		"mapped route":   {ours(`<fabric:nic><fabric:route>::ffff:198.51.100.0/125</fabric:route></fabric:nic>`), in + `<fabric:nic> 0: <fabric:route> "::ffff:198.51.100.0/125" is an IPv4 prefix written as IPv6; write it as one such as 198.51.100.0/29`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := parseString(c.xml)
+			assert.EqualError(t, err, c.err)
+		})
+	}
+}
+
+// pool is a NIC with one element that asks for an address of a pool.
+func pool(attributes, text string) string {
+	return ours(`<fabric:nic><fabric:address ` + attributes + `>` + text + `</fabric:address></fabric:nic>`)
+}
+
+func TestPools(t *testing.T) {
+	static, tap := addrs("203.0.113.10"), fabric.Tap
+	for name, c := range map[string]struct {
+		xml  string
+		want fabric.NIC
+	}{
+		"empty NIC":      {ours(`<fabric:nic/>`), fabric.NIC{Pools: []string{"auto"}, Kind: tap}},
+		"empty on lines": {ours("<fabric:nic>\n<!-- any -->\n</fabric:nic>"), fabric.NIC{Pools: []string{"auto"}, Kind: tap}},
+		"one":            {ours(`<fabric:nic><fabric:address pool="public4"/></fabric:nic>`), fabric.NIC{Pools: []string{"public4"}, Kind: tap}},
+		"on lines":       {pool(`pool='public4'`, "\n  "), fabric.NIC{Pools: []string{"public4"}, Kind: tap}},
+		"by its name":    {pool(`pool="auto"`, ""), fabric.NIC{Pools: []string{"auto"}, Kind: tap}},
+		"namespace too":  {pool(`xmlns:x="urn:x" pool="public4"`, ""), fabric.NIC{Pools: []string{"public4"}, Kind: tap}},
+		"two of a pool and another's": {
+			ours(`<fabric:nic><fabric:address pool="b"/><fabric:address pool="a"/><fabric:address pool="b"/></fabric:nic>`),
+			fabric.NIC{Pools: []string{"b", "a", "b"}, Kind: tap},
+		},
+		"static comes first": {
+			ours(`<fabric:nic><fabric:address pool="public6"/><fabric:address>203.0.113.10</fabric:address></fabric:nic>`),
+			fabric.NIC{Addresses: static, Pools: []string{"public6"}, Kind: tap},
+		},
+		"with a route": {
+			ours(`<fabric:nic><fabric:address pool="public4"/><fabric:route>198.51.100.0/29</fabric:route></fabric:nic>`),
+			fabric.NIC{Pools: []string{"public4"}, Routes: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/29")}, Kind: tap},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, err := parseString(c.xml)
+			require.NoError(t, err)
+			assert.False(t, d.Resolve)
+			assert.NoError(t, d.Plugged())
+			vm := d.VM()
+			assert.Equal(t, []fabric.NIC{c.want}, vm.NICs)
+			assert.True(t, vm.Unresolved())
+			assert.NoError(t, vm.Validate())
+		})
+	}
+}
+
+func TestFlawsOfPools(t *testing.T) {
+	const in = "domain sea_gold: <fabric:nic> 0: <fabric:address"
+	for name, c := range map[string]struct{ xml, err string }{
+		"and text":     {pool(`pool="public4"`, "203.0.113.10"), in + `> has both pool="public4" and the text "203.0.113.10"; keep one of them, or write two elements`},
+		"empty":        {pool(`pool=""`, ""), in + ` pool=""/>: "" is not the name of a pool; write one such as public4, or auto`},
+		"blank":        {pool(`pool=" "`, ""), in + ` pool=" "/>: " " is not the name of a pool; write one such as public4, or auto`},
+		"no name":      {pool(`pool="public4,public6"`, ""), in + ` pool="public4,public6"/>: "public4,public6" is not the name of a pool; write one such as public4, or auto`},
+		"prefix":       {pool(`pool="203.0.113.0/24"`, ""), in + ` pool="203.0.113.0/24"/>: "203.0.113.0/24" is not the name of a pool; write one such as public4, or auto`},
+		"lines":        {pool("pool=\"a&#10;b\"", ""), in + ` pool="a\nb"/>: "a\nb" is not the name of a pool; write one such as public4, or auto`},
+		"misspelt":     {pool(`pol="public4"`, ""), in + `> has the attribute "pol"; it takes pool="NAME" alone, or no attribute and an address as text`},
+		"one too many": {pool(`pool="public4" family="ipv4"`, ""), in + `> has the attribute "family"; it takes pool="NAME" alone, or no attribute and an address as text`},
+		"another's":    {pool(`fabric:pool="public4"`, ""), in + `> has the attribute "pool"; it takes pool="NAME" alone, or no attribute and an address as text`},
+		"twice":        {pool(`pool="a" pool="b"`, ""), in + `> has the attribute pool twice; write an element for each`},
+		"an element":   {pool(`pool="a"`, "<b/>"), "domain sea_gold: <fabric:nic> 0: <address> has <b>; it takes text alone"},
+		"too many": {
+			ours(`<fabric:nic>` + strings.Repeat(`<fabric:address pool="a"/>`, fabric.MaxAddresses) + `<fabric:address>::2</fabric:address></fabric:nic>`),
+			"domain sea_gold: <fabric:nic> 0: more than 256 <fabric:address>; a NIC takes at most that many",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := parseString(c.xml)
@@ -344,6 +414,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(string(b))
 	}
 	f.Add(ours(nic("203.0.113.10") + nic("2001:db8:100::10")))
+	f.Add(ours(`<fabric:nic><fabric:address pool="public4"/><fabric:address>203.0.113.10</fabric:address></fabric:nic><fabric:nic/>`))
 	f.Add(domain(`<vm xmlns="urn:vmfabric:domain:2"/>`, ``))
 	f.Add(empty(plug0))
 	f.Add(empty(`<interface type="bridge"><target dev="sea_gold_net0"/></interface><interface><target dev="sea_gold_net2"/></interface>`))
@@ -363,7 +434,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		assert.NotEmpty(t, vm.Name)
-		assert.Equal(t, d.Resolve, vm.Unresolved())
+		assert.Equal(t, d.Resolve || slices.ContainsFunc(vm.NICs, fabric.NIC.Unallocated), vm.Unresolved())
 		plugged := d.Plugged()
 		if plugged != nil {
 			assert.NotContains(t, plugged.Error(), "\n")
@@ -379,8 +450,12 @@ func FuzzParse(f *testing.F) {
 		assert.NotEmpty(t, vm.NICs)
 		assert.LessOrEqual(t, len(vm.NICs), fabric.MaxNICs)
 		for _, n := range vm.NICs {
-			assert.NotEmpty(t, n.Addresses)
-			assert.LessOrEqual(t, len(n.Addresses), fabric.MaxAddresses)
+			assert.NotZero(t, len(n.Addresses)+len(n.Pools))
+			assert.LessOrEqual(t, len(n.Addresses)+len(n.Pools), fabric.MaxAddresses)
+			assert.Zero(t, n.Dynamic)
+			for _, pool := range n.Pools {
+				assert.NoError(t, fabric.ValidatePool(pool))
+			}
 			for _, a := range n.Addresses {
 				assert.True(t, a.IsValid() && !a.Is4In6() && a.Zone() == "", a)
 			}

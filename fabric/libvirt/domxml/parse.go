@@ -126,14 +126,18 @@ func (p *parser) nic(e xml.StartElement) error {
 	err := p.strict(e, func(e xml.StartElement) (err error) {
 		switch e.Name.Local {
 		case "address":
-			nic.Addresses, err = value(p, e, nic.Addresses, parseAddress)
+			err = p.address(e, &nic)
 		case "route":
 			nic.Routes, err = value(p, e, nic.Routes, parseRoute)
 		}
 		return err
 	}, "address", "route")
-	if err == nil && len(nic.Addresses) == 0 {
-		err = errors.New("no <fabric:address>; add one")
+	switch {
+	case err != nil || len(nic.Addresses)+len(nic.Pools) > 0:
+	case len(nic.Routes) > 0:
+		err = fmt.Errorf("no <fabric:address> for its <fabric:route>; add one, or <fabric:address pool=%q/> for one of the pools", fabric.AutoPool)
+	default:
+		nic.Pools = []string{fabric.AutoPool}
 	}
 	if err != nil {
 		return fmt.Errorf("<fabric:nic> %d: %w", n, err)
@@ -142,11 +146,56 @@ func (p *parser) nic(e xml.StartElement) error {
 	return nil
 }
 
+// address reads a <fabric:address>: an address, or the pool of one.
+func (p *parser) address(e xml.StartElement, nic *NIC) (err error) {
+	if len(nic.Addresses)+len(nic.Pools) == fabric.MaxAddresses {
+		return tooMany(e)
+	}
+	pool, given, err := poolOf(e)
+	if err != nil {
+		return err
+	}
+	if !given {
+		nic.Addresses, err = value(p, e, nic.Addresses, parseAddress)
+		return err
+	}
+	s, err := p.text(e)
+	if err != nil {
+		return err
+	}
+	if s = strings.TrimSpace(s); s != "" {
+		return fmt.Errorf("<fabric:address> has both pool=%.60q and the text %.60q; keep one of them, or write two elements", pool, s)
+	}
+	if err := fabric.ValidatePool(pool); err != nil {
+		return fmt.Errorf("<fabric:address pool=%.60q/>: %w", pool, err)
+	}
+	nic.Pools = append(nic.Pools, pool)
+	return nil
+}
+
+// poolOf returns the attribute pool of a <fabric:address>, the only one that it takes.
+func poolOf(e xml.StartElement) (pool string, given bool, err error) {
+	for _, a := range attributes(e) {
+		if a.Name != (xml.Name{Local: "pool"}) {
+			return "", false, fmt.Errorf("<fabric:address> has the attribute %.40q; it takes pool=\"NAME\" alone, or no attribute and an address as text", a.Name.Local)
+		}
+		if given {
+			return "", false, errors.New("<fabric:address> has the attribute pool twice; write an element for each")
+		}
+		pool, given = a.Value, true
+	}
+	return pool, given, nil
+}
+
+func tooMany(e xml.StartElement) error {
+	return fmt.Errorf("more than %d <fabric:%s>; a NIC takes at most that many", fabric.MaxAddresses, e.Name.Local)
+}
+
 // value appends the element's value to the earlier ones.
 func value[T any](p *parser, e xml.StartElement, values []T, parse func(string) (T, error)) ([]T, error) {
 	name := e.Name.Local
 	if len(values) == fabric.MaxAddresses {
-		return nil, fmt.Errorf("more than %d <fabric:%s>; a NIC takes at most that many", fabric.MaxAddresses, name)
+		return nil, tooMany(e)
 	}
 	if err := bare(e); err != nil {
 		return nil, err
@@ -165,6 +214,8 @@ func value[T any](p *parser, e xml.StartElement, values []T, parse func(string) 
 func parseAddress(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
 	switch {
+	case s == "":
+		return a, fmt.Errorf("is empty; write an address, or <fabric:address pool=%q/> for one of the pools", fabric.AutoPool)
 	case err != nil && strings.Contains(s, "/"):
 		return a, fmt.Errorf("%.60q is a prefix; write the address alone, and a prefix behind the guest as <fabric:route>", s)
 	case err != nil:
@@ -276,12 +327,15 @@ func (p *parser) strict(parent xml.StartElement, element func(xml.StartElement) 
 
 // bare refuses attributes on an element of the fabric.
 func bare(e xml.StartElement) error {
-	for _, a := range e.Attr {
-		if a.Name.Space != "xmlns" && a.Name.Local != "xmlns" {
-			return fmt.Errorf("<fabric:%s> has the attribute %.40q; it takes none, write values as elements", e.Name.Local, a.Name.Local)
-		}
+	if all := attributes(e); len(all) > 0 {
+		return fmt.Errorf("<fabric:%s> has the attribute %.40q; it takes none, write values as elements", e.Name.Local, all[0].Name.Local)
 	}
 	return nil
+}
+
+// attributes lists an element's attributes without the declarations of namespaces.
+func attributes(e xml.StartElement) []xml.Attr {
+	return slices.DeleteFunc(slices.Clone(e.Attr), func(a xml.Attr) bool { return a.Name.Space == "xmlns" || a.Name.Local == "xmlns" })
 }
 
 // text reads an element that has only text.
