@@ -9,7 +9,10 @@
 //	user.vmfabric.net0.addresses = 203.0.113.10,2001:db8:100::10
 //	user.vmfabric.net0.routes    = 198.51.100.0/29
 //
-// and one of its NIC devices is plugged into the port: nictype=p2p with
+// In place of an address, pool:public4 asks for one of that pool, and auto for one of
+// each family ([fabric.NIC]).
+//
+// Each of those NICs has a device that is plugged into its port: nictype=p2p with
 // host_name=<vm>_net0, where LXD makes the link and the fabric adopts it, or
 // nictype=physical with parent=<vm>_peer0, where the fabric makes both ends before
 // the start ([fabric.PortName], [fabric.PeerName]).

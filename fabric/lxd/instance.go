@@ -82,7 +82,7 @@ func (d dialect) guest(i instance) (vm fabric.VM, ours bool, err error) {
 	return vm, true, nil
 }
 
-// nics reads the addresses and routes of the instance's NICs.
+// nics reads the addresses, pools and routes of the instance's NICs.
 func (d dialect) nics(i instance) ([]fabric.NIC, error) {
 	byNumber := map[int]*fabric.NIC{}
 	for _, k := range slices.Sorted(maps.Keys(i.ExpandedConfig)) {
@@ -109,13 +109,17 @@ func (d dialect) nics(i instance) ([]fabric.NIC, error) {
 			return nil, fmt.Errorf("NIC %d has no addresses, and one with a higher number has; %s",
 				n, d.command(i, "config", "set", i.Name, fmt.Sprintf("%s%d.addresses=...", d.keys, n)))
 		}
-		if len(nic.Addresses) == 0 {
+		if len(nic.Addresses)+len(nic.Pools) == 0 {
 			return nil, fmt.Errorf("NIC %d has no address; %s", n, d.command(i, "config", "set", i.Name, fmt.Sprintf("%s%d.addresses=...", d.keys, n)))
 		}
 		nics[n] = *nic
 	}
 	return nics, nil
 }
+
+// poolPrefix is before the name of a pool in a list of addresses. [fabric.AutoPool]
+// stands there without it.
+const poolPrefix = "pool:"
 
 // read reads a key's value, a list with commas.
 func read(nic *fabric.NIC, what, value string) error {
@@ -129,6 +133,14 @@ func read(nic *fabric.NIC, what, value string) error {
 				return err
 			}
 			nic.Routes = append(nic.Routes, p)
+			continue
+		}
+		pool, asks := strings.CutPrefix(word, poolPrefix)
+		if asks = asks || word == fabric.AutoPool; asks {
+			if fabric.ValidatePool(pool) != nil {
+				return fmt.Errorf("%.60q names no pool, write one such as %spublic4, or %s", word, poolPrefix, fabric.AutoPool)
+			}
+			nic.Pools = append(nic.Pools, pool)
 			continue
 		}
 		a, err := parseAddr(word)
@@ -146,7 +158,7 @@ func parseAddr(s string) (netip.Addr, error) {
 	case err != nil && strings.Contains(s, "/"):
 		return a, fmt.Errorf("%.60q is a prefix, write the address alone", s)
 	case err != nil:
-		return a, fmt.Errorf("%.60q is not an IP address, write one such as 203.0.113.10 or 2001:db8:100::10", s)
+		return a, fmt.Errorf("%.60q is not an IP address, write one such as 203.0.113.10 or 2001:db8:100::10, or %s for one of the pools", s, fabric.AutoPool)
 	case a.Zone() != "":
 		return a, fmt.Errorf("%.60q has a zone, which means nothing outside one host, write an address of a pool", s)
 	case a.Is4In6():

@@ -83,6 +83,32 @@ func TestGuestOfAnInstance(t *testing.T) {
 	}
 }
 
+func TestPoolsOfAnInstance(t *testing.T) {
+	static := []netip.Addr{netip.MustParseAddr("203.0.113.10")}
+	for value, want := range map[string]fabric.NIC{
+		"auto":                       {Pools: []string{fabric.AutoPool}},
+		" auto , ":                   {Pools: []string{fabric.AutoPool}},
+		"pool:auto":                  {Pools: []string{fabric.AutoPool}},
+		"pool:public4,pool:public6":  {Pools: []string{"public4", "public6"}},
+		"pool:public4, pool:public4": {Pools: []string{"public4", "public4"}},
+		"203.0.113.10,pool:public6":  {Addresses: static, Pools: []string{"public6"}},
+		"pool:public6, 203.0.113.10": {Addresses: static, Pools: []string{"public6"}},
+		"pool:public6,203.0.113.10, auto, pool:a.b": {Addresses: static, Pools: []string{"public6", "auto", "a.b"}},
+	} {
+		t.Run(value, func(t *testing.T) {
+			i := p2p("web", 10)
+			i.ExpandedConfig = config("user.vmfabric.net0.addresses=" + value)
+			vm, ours, err := ofLXD.guest(i)
+			require.NoError(t, err)
+			assert.True(t, ours)
+			want.Kind, want.Link = fabric.Adopt, "eth0"
+			assert.Equal(t, []fabric.NIC{want}, vm.NICs)
+			assert.True(t, vm.Unresolved())
+			assert.NoError(t, vm.Validate())
+		})
+	}
+}
+
 // A long name's port is not <vm>_net0, and the user is told which it is.
 func TestGuestWithALongName(t *testing.T) {
 	const long = "a-machine-with-a-long-name"
@@ -106,16 +132,24 @@ func TestFlawsOfKeys(t *testing.T) {
 		config []string
 		err    string
 	}{
-		"no address":      {[]string{a + "=203.0.113.666"}, a + `: "203.0.113.666" is not an IP address, write one such as 203.0.113.10 or 2001:db8:100::10; ` + key0},
-		"second of two":   {[]string{a + "=::2,x"}, a + `: "x" is not an IP address, write one such as 203.0.113.10 or 2001:db8:100::10; ` + key0},
+		"no address":      {[]string{a + "=203.0.113.666"}, a + `: "203.0.113.666" is not an IP address, write one such as 203.0.113.10 or 2001:db8:100::10, or auto for one of the pools; ` + key0},
+		"second of two":   {[]string{a + "=::2,x"}, a + `: "x" is not an IP address, write one such as 203.0.113.10 or 2001:db8:100::10, or auto for one of the pools; ` + key0},
 		"prefix":          {[]string{a + "=203.0.113.10/32"}, a + `: "203.0.113.10/32" is a prefix, write the address alone; ` + key0},
 		"IPv6 prefix":     {[]string{a + "=2001:db8::1/64"}, a + `: "2001:db8::1/64" is a prefix, write the address alone; ` + key0},
 		"zone":            {[]string{a + "=fe80::1%eth0"}, a + `: "fe80::1%eth0" has a zone, which means nothing outside one host, write an address of a pool; ` + key0},
 		"mapped":          {[]string{a + "=::ffff:203.0.113.10"}, a + `: "::ffff:203.0.113.10" is an IPv4 address written as IPv6, write 203.0.113.10; ` + key0},
-		"lines":           {[]string{a + "=a\nb"}, a + `: "a\nb" is not an IP address, write one such as 203.0.113.10 or 2001:db8:100::10; ` + key0},
+		"lines":           {[]string{a + "=a\nb"}, a + `: "a\nb" is not an IP address, write one such as 203.0.113.10 or 2001:db8:100::10, or auto for one of the pools; ` + key0},
 		"empty":           {[]string{a + "=, "}, "NIC 0 has no address; " + key0},
 		"twice":           {[]string{a + "=::2,::2"}, "NIC 0: ::2 is given twice (also to NIC 0); remove one; see lxc config show web --expanded"},
 		"routes alone":    {[]string{"user.vmfabric.net0.routes=198.51.100.0/29"}, "NIC 0 has no address; " + key0},
+		"pool, no name":   {[]string{a + "=pool:"}, a + `: "pool:" names no pool, write one such as pool:public4, or auto; ` + key0},
+		"pool, a blank":   {[]string{a + "=pool: public4"}, a + `: "pool: public4" names no pool, write one such as pool:public4, or auto; ` + key0},
+		"pool, a prefix":  {[]string{a + "=::2, pool:203.0.113.0/24"}, a + `: "pool:203.0.113.0/24" names no pool, write one such as pool:public4, or auto; ` + key0},
+		"pool, lines":     {[]string{a + "=pool:a\nb"}, a + `: "pool:a\nb" names no pool, write one such as pool:public4, or auto; ` + key0},
+		"a pool's name":   {[]string{a + "=public4"}, a + `: "public4" is not an IP address, write one such as 203.0.113.10 or 2001:db8:100::10, or auto for one of the pools; ` + key0},
+		"not quite auto":  {[]string{a + "=Auto"}, a + `: "Auto" is not an IP address, write one such as 203.0.113.10 or 2001:db8:100::10, or auto for one of the pools; ` + key0},
+		"pool for routes": {[]string{a + "=auto", "user.vmfabric.net0.routes=pool:public4"}, `user.vmfabric.net0.routes: "pool:public4" is not a prefix, write one such as 198.51.100.0/29 or 2001:db8:200::/56; lxc config set web user.vmfabric.net0.routes=...`},
+		"too many pools":  {[]string{a + "=" + strings.Repeat("auto,", 257)}, "NIC 0: more than 256 pools; see lxc config show web --expanded"},
 		"no route":        {[]string{a + "=::2", "user.vmfabric.net0.routes=x"}, `user.vmfabric.net0.routes: "x" is not a prefix, write one such as 198.51.100.0/29 or 2001:db8:200::/56; lxc config set web user.vmfabric.net0.routes=...`},
 		"no length":       {[]string{"user.vmfabric.net0.routes=198.51.100.7"}, `user.vmfabric.net0.routes: "198.51.100.7" has no length, write 198.51.100.7/32; lxc config set web user.vmfabric.net0.routes=...`},
 		"no IPv6 length":  {[]string{"user.vmfabric.net0.routes=2001:db8::"}, `user.vmfabric.net0.routes: "2001:db8::" has no length, write 2001:db8::/128; lxc config set web user.vmfabric.net0.routes=...`},

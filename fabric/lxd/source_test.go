@@ -238,6 +238,44 @@ func TestGuestWithAFlawStaysAsItWas(t *testing.T) {
 	assert.Empty(t, s.Diagnose(t.Context()))
 }
 
+// Keys that ask for addresses of pools count at once, as addresses do. Lists and
+// descriptions have them, too.
+func TestPoolsOfARunningInstance(t *testing.T) {
+	d := newDaemon(t).start()
+	asks := func(addresses string) instance {
+		return with(p2p("web", 10), func(i *instance) { i.ExpandedConfig = config("user.vmfabric.net0.addresses=" + addresses) })
+	}
+	d.set(asks("auto"))
+	s := follow(t, d)
+	guests, err := s.Guests(t.Context())
+	require.NoError(t, err)
+	require.Len(t, guests, 1)
+	assert.Equal(t, []string{fabric.AutoPool}, guests[0].VM.NICs[0].Pools)
+	vm, ours, err := s.Describe(t.Context(), "web")
+	require.NoError(t, err)
+	assert.True(t, ours)
+	assert.Equal(t, guests[0].VM, vm)
+
+	d.set(asks("203.0.113.10, pool:public6"))
+	d.tell("instance-updated", "web")
+	now := requireNext(t, s, "web", fabric.Live).VM.NICs[0]
+	assert.Equal(t, []netip.Addr{netip.MustParseAddr("203.0.113.10")}, now.Addresses)
+	assert.Equal(t, []string{"public6"}, now.Pools)
+
+	d.set(asks("pool:"))
+	d.tell("instance-updated", "web")
+	assert.Equal(t, now, requireNext(t, s, "web", fabric.Live).VM.NICs[0], "one with a fault stays as it was")
+	require.Len(t, s.Diagnose(t.Context()), 1)
+
+	d.set(with(asks(""), func(i *instance) { i.ExpandedConfig = config("volatile.uuid=uuid of web") }))
+	d.tell("instance-updated", "web")
+	assert.Empty(t, requireNext(t, s, "web", fabric.Live).VM.NICs)
+	d.set(p2p("web", 10))
+	d.tell("instance-updated", "web")
+	assert.Empty(t, requireNext(t, s, "web", fabric.Live).VM.NICs[0].Pools)
+	assert.Empty(t, s.Diagnose(t.Context()))
+}
+
 // Its keys were taken away as it ran: it is still that guest, and what happens
 // to it is told. A source that is new to it knows no more than its name.
 func TestGuestWithoutKeysIsNotGone(t *testing.T) {
