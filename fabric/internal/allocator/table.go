@@ -17,6 +17,10 @@ import (
 
 // Table has the allocations of a cluster's pools. The zero value is empty.
 type Table struct {
+	// UntilDeleted says that a quarantine lasts until it is deleted, whatever its end:
+	// the clock of another machine decides.
+	UntilDeleted bool
+
 	all     map[netip.Prefix]fabric.Allocation
 	guests  map[fabric.Identity]map[netip.Prefix]bool // the prefixes of each guest, not those it gave back
 	lengths map[int]int                               // how many prefixes there are of each length
@@ -96,7 +100,7 @@ func (t *Table) Of(guest fabric.Identity) []fabric.Allocation {
 // Expired returns the change that ends the quarantines that are over.
 func (t *Table) Expired(now time.Time) (c Change) {
 	for p := range t.kept {
-		if over(t.all[p], now) {
+		if t.over(t.all[p], now) {
 			c.Delete = append(c.Delete, p)
 		}
 	}
@@ -106,6 +110,10 @@ func (t *Table) Expired(now time.Time) (c Change) {
 
 func over(a fabric.Allocation, now time.Time) bool {
 	return a.State == fabric.Quarantined && !now.Before(a.Until)
+}
+
+func (t *Table) over(a fabric.Allocation, now time.Time) bool {
+	return !t.UntilDeleted && over(a, now)
 }
 
 // Change is what has to be recorded. A prefix occurs once.
@@ -127,7 +135,7 @@ func (t *Table) overlapping(p netip.Prefix, now time.Time) (fabric.Allocation, b
 		}
 		if bits <= p.Bits() {
 			if around, err := p.Addr().Prefix(bits); err == nil {
-				if a, there := t.all[around]; there && !over(a, now) {
+				if a, there := t.all[around]; there && !t.over(a, now) {
 					return a, true
 				}
 			}
@@ -139,7 +147,7 @@ func (t *Table) overlapping(p netip.Prefix, now time.Time) (fabric.Allocation, b
 		return fabric.Allocation{}, false
 	}
 	for at, a := range t.all {
-		if p.Overlaps(at) && !over(a, now) {
+		if p.Overlaps(at) && !t.over(a, now) {
 			return a, true
 		}
 	}
@@ -293,7 +301,7 @@ func (d *decision) change() (c Change) {
 func (t *Table) Release(cluster *fabric.Cluster, r fabric.ReleaseRequest, now time.Time) (released []fabric.Allocation, c Change) {
 	if r.Guest != "" {
 		released = t.Of(r.Guest)
-	} else if a, there := t.all[r.Prefix]; there && !over(a, now) && (a.State != fabric.Quarantined || r.Now) {
+	} else if a, there := t.all[r.Prefix]; there && !t.over(a, now) && (a.State != fabric.Quarantined || r.Now) {
 		released = []fabric.Allocation{a}
 	}
 	for _, a := range released {

@@ -259,3 +259,22 @@ func TestNobodyGetsWhatAnotherHas(t *testing.T) {
 		}
 	})
 }
+
+// TestQuarantineUntilDeleted: where another machine ends the quarantines, this one's clock
+// ends none.
+func TestQuarantineUntilDeleted(t *testing.T) {
+	for _, address := range []string{"192.0.2.9", "2001:db8:100::9"} {
+		l := newLab(t)
+		l.table.UntilDeleted = true
+		kept := fabric.Allocation{Prefix: prefix(address), State: fabric.Quarantined, Guest: "libvirt web", VM: "web", Since: noon, Until: noon.Add(time.Minute)}
+		l.table.Put(kept)
+		l.now = noon.Add(time.Hour)
+		assert.Empty(t, l.table.Expired(l.now))
+		_, err := l.tries(fabric.AllocationRequest{Node: "node1", Wants: []fabric.Want{{Prefix: kept.Prefix}}})
+		require.ErrorIs(t, err, fabric.ErrRefused)
+		released, _ := l.table.Release(l.cluster, fabric.ReleaseRequest{Prefix: kept.Prefix, Now: true}, l.now)
+		assert.Equal(t, []fabric.Allocation{kept}, released)
+		l.table.Delete(kept.Prefix)
+		l.gets(fabric.AllocationRequest{Node: "node1", Wants: []fabric.Want{{Prefix: kept.Prefix}}})
+	}
+}
