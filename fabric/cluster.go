@@ -295,9 +295,29 @@ type Cluster struct {
 	// AgentPort is the TCP port on which the agents listen for each other, on the
 	// nodes' addresses; zero: [DefaultAgentPort].
 	AgentPort uint16
+	Registry  RegistryConfig
 	Moves     Moves
 	Guests    Guests
 }
+
+// RegistryConfig says which [Registry] the nodes share. The zero value is none: each
+// node has its own.
+type RegistryConfig struct {
+	Etcd *EtcdConfig // nil: no etcd
+}
+
+// EtcdConfig says where the etcd is that has the registry of a cluster.
+type EtcdConfig struct {
+	Endpoints []string // URLs, https://10.10.0.11:2379; one for each member
+	// CA has the certificates, in PEM, of which one signed the members' certificates;
+	// empty: those that the system trusts. Cert and Key are this node's certificate
+	// and its key; empty: none.
+	CA, Cert, Key string
+	Prefix        string // of all keys, /vmfabric; the cluster's name follows; empty: [DefaultEtcdPrefix]
+}
+
+// DefaultEtcdPrefix is the [EtcdConfig.Prefix] of a cluster that names none.
+const DefaultEtcdPrefix = "/vmfabric"
 
 // MinKey is the least length of [Cluster.Key] in bytes.
 const MinKey = 16
@@ -423,6 +443,11 @@ func (c Cluster) WithDefaults() Cluster {
 	c.MaxPrefixes = cmp.Or(c.MaxPrefixes, DefaultMaxPrefixes)
 	c.Speaker = cmp.Or(c.Speaker, SpeakerGoBGP)
 	c.AgentPort = cmp.Or(c.AgentPort, DefaultAgentPort)
+	if c.Registry.Etcd != nil {
+		e := *c.Registry.Etcd
+		e.Prefix = cmp.Or(e.Prefix, DefaultEtcdPrefix)
+		c.Registry.Etcd = &e
+	}
 	c.Moves.Rate = cmp.Or(c.Moves.Rate, DefaultMoves.Rate)
 	c.Moves.Pause = cmp.Or(c.Moves.Pause, DefaultMoves.Pause)
 	return c

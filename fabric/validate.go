@@ -1,8 +1,11 @@
 package fabric
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"net/url"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -85,6 +88,7 @@ func (c *Cluster) Validate() []Problem {
 	v.limits()
 	v.key()
 	v.plugins()
+	v.etcd()
 	v.moves()
 	v.guests()
 	return v.problems
@@ -551,6 +555,48 @@ func (v *validator) plugins() {
 		if j := slices.Index(v.c.Observers[:i], o); j >= 0 {
 			v.add(fmt.Sprintf("observers[%d]", i), "%s is already at observers[%d]; remove one", o, j)
 		}
+	}
+}
+
+// etcd checks where the shared registry is.
+func (v *validator) etcd() {
+	e := v.c.Registry.Etcd
+	if e == nil {
+		return
+	}
+	if len(e.Endpoints) == 0 {
+		v.add("registry.etcd.endpoints", "missing; name the members of etcd, for example https://10.10.0.11:2379")
+	}
+	secured := e.CA != "" || e.Cert != "" || e.Key != ""
+	seen, first := map[string]int{}, ""
+	for i, text := range e.Endpoints {
+		at := fmt.Sprintf("registry.etcd.endpoints[%d]", i)
+		u, err := url.Parse(text)
+		before, dup := seen[text]
+		switch {
+		case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Path != "":
+			v.add(at, "%q is not the URL of a member of etcd; write it as https://10.10.0.11:2379", text)
+			continue
+		case u.Port() == "":
+			v.add(at, "%s has no port; write %s:2379, which is etcd's own", text, text)
+		case dup:
+			v.add(at, "%s is already at registry.etcd.endpoints[%d]; remove one", text, before)
+		case u.Scheme == "http" && secured:
+			v.add(at, "%s is not encrypted, and there are files for TLS; write https, or leave ca_file, cert_file and key_file out", text)
+		case first != "" && u.Scheme != first:
+			v.add(at, "%s is %s and registry.etcd.endpoints[0] is %s; all members need the same", text, u.Scheme, first)
+		}
+		seen[text] = i
+		first = cmp.Or(first, u.Scheme)
+	}
+	switch {
+	case e.Cert != "" && e.Key == "":
+		v.add("registry.etcd.cert_file", "there is no key to the certificate; name its file under key_file")
+	case e.Key != "" && e.Cert == "":
+		v.add("registry.etcd.key_file", "there is no certificate to the key; name its file under cert_file")
+	}
+	if p := e.Prefix; p != path.Clean(p) || !strings.HasPrefix(p, "/") || p == "/" || len(p) > 128 || strings.ContainsFunc(p, func(r rune) bool { return !plainRune(r) && r != '/' }) {
+		v.add("registry.etcd.prefix", "%q is not the beginning of the keys; write one such as %s, or leave the key out for that", p, DefaultEtcdPrefix)
 	}
 }
 

@@ -1,6 +1,7 @@
 package clusterfile
 
 import (
+	"crypto/tls"
 	"net/netip"
 
 	"github.com/goccy/go-yaml/ast"
@@ -13,6 +14,8 @@ import (
 const (
 	maxPools = 1024
 	maxItems = 4096
+	// maxMembers is more than etcd has members: seven are the most that make sense.
+	maxMembers = 16
 )
 
 // The keys of the file, in the order in which errors list them.
@@ -37,9 +40,40 @@ func (d *decoder) cluster(c *fabric.Cluster) field {
 		key{"observers", list(&c.Observers, maxItems, scalars(program))},
 		key{"key_file", scalar(&c.Key, d.keyFile)},
 		key{"agent_port", scalar(&c.AgentPort, agentPort)},
+		key{"registry", registry(&c.Registry)},
 		key{"moves", moves(&c.Moves)},
 		key{"guests", guests(&c.Guests)},
 	)
+}
+
+func registry(r *fabric.RegistryConfig) field {
+	return func(d *decoder, path string, v ast.Node) {
+		mapping(key{"etcd", func(d *decoder, path string, v ast.Node) {
+			r.Etcd = &fabric.EtcdConfig{}
+			etcd(r.Etcd)(d, path, v)
+		}})(d, path, v)
+		if r.Etcd == nil && !d.follows(path) {
+			d.fail(path, "empty; say under etcd where the cluster's registry is, or leave the key out")
+		}
+	}
+}
+
+func etcd(e *fabric.EtcdConfig) field {
+	return func(d *decoder, path string, v ast.Node) {
+		mapping(
+			key{"endpoints", list(&e.Endpoints, maxMembers, scalars(endpoint))},
+			key{"ca_file", scalar(&e.CA, d.certificates)},
+			key{"cert_file", scalar(&e.Cert, d.certificates)},
+			key{"key_file", scalar(&e.Key, d.privateKey)},
+			key{"prefix", scalar(&e.Prefix, prefixOfKeys)},
+		)(d, path, v)
+		if e.Cert == "" || e.Key == "" || d.follows(path) {
+			return
+		}
+		if _, err := tls.X509KeyPair([]byte(e.Cert), []byte(e.Key)); err != nil {
+			d.fail(child(path, "cert_file"), "it does not fit the key of key_file (%v); name the two files that were made together", err)
+		}
+	}
 }
 
 func guests(g *fabric.Guests) field {

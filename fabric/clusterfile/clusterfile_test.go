@@ -90,6 +90,7 @@ func TestEveryKey(t *testing.T) {
 		Resolver:    "/usr/local/lib/vmfabric/inventory",
 		Observers:   []string{"/usr/local/lib/vmfabric/billing", "/usr/local/lib/vmfabric/dns"},
 		AgentPort:   7148,
+		Registry:    fabric.RegistryConfig{Etcd: &fabric.EtcdConfig{Endpoints: []string{"http://10.10.0.11:2379", "http://[fd00::12]:2379"}, Prefix: "/lab/vmfabric"}},
 		Moves:       fabric.Moves{Rate: 20_000, Pause: 1500 * time.Millisecond},
 		Guests: fabric.Guests{
 			Reach:     []netip.Prefix{prefix("10.10.0.53/32"), prefix("fd00::35/128"), prefix("169.254.169.254/32")},
@@ -225,7 +226,7 @@ func TestMany(t *testing.T) {
 // reason and way out.
 var mistakes = []struct{ name, old, new, want string }{
 	// Keys.
-	{"unknown key", "name: msk1", "name: msk1\nvlan: 7", `2: vlan: unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, key_file, agent_port, moves, guests`},
+	{"unknown key", "name: msk1", "name: msk1\nvlan: 7", `2: vlan: unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, key_file, agent_port, registry, moves, guests`},
 	{"misspelt key", "prefix: 203", "prefx: 203", `9: pools[0].prefx: unknown key; did you mean prefix?`},
 	{"misspelt key of a node", "address: 10.10.0.21", "adress: 10.10.0.21", `23: nodes[0].adress: unknown key; did you mean address?`},
 	{"shortened key", "address: 10.10.0.1\n", "addr: 10.10.0.1\n", `20: core[0].addr: unknown key; did you mean address?`},
@@ -233,8 +234,8 @@ var mistakes = []struct{ name, old, new, want string }{
 	{"key with a hyphen", "name: msk1", "name: msk1\ntimers: {connect-retry: 5s}", `2: timers.connect-retry: unknown key; did you mean connect_retry?`},
 	{"password in the file", "10.10.0.11", "10.10.0.11\n    password: x", `16: reflectors[0].password: unknown key; did you mean password_file?`},
 	{"singular", "pools:", "pool:", `7: pool: unknown key; did you mean pools?`},
-	{"key with line breaks", "name: msk1", "name: msk1\n\"a\\nb\": 1", `2: "a\nb": unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, key_file, agent_port, moves, guests`},
-	{"merge key", "name: msk1", "name: msk1\n<<: {asn: 1}", `2: "<<": unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, key_file, agent_port, moves, guests`},
+	{"key with line breaks", "name: msk1", "name: msk1\n\"a\\nb\": 1", `2: "a\nb": unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, key_file, agent_port, registry, moves, guests`},
+	{"merge key", "name: msk1", "name: msk1\n<<: {asn: 1}", `2: "<<": unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, key_file, agent_port, registry, moves, guests`},
 	{"key given twice", "address: 10.10.0.21", "address: 10.10.0.21\n    address: 10.10.0.23", `24: nodes[0].address: given twice, first in line 23; remove one`},
 	{"key given twice at the top", "core:", "asn: 64513\ncore:", `18: asn: given twice, first in line 2; remove one`},
 

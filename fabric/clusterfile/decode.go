@@ -62,6 +62,10 @@ func (d *decoder) follows(path string) bool {
 			return true
 		}
 	}
+	// A certificate that could not be read is not missing.
+	if strings.HasPrefix(path, etcdPath) && strings.HasSuffix(path, "_file") && (d.bad[etcdPath+"cert_file"] || d.bad[etcdPath+"key_file"]) {
+		return true
+	}
 	// A node that lost its address to a mistake has no family in common with
 	// the reflectors.
 	if strings.HasPrefix(path, "reflectors[") && strings.HasSuffix(path, ".address") {
@@ -73,6 +77,8 @@ func (d *decoder) follows(path string) bool {
 	}
 	return false
 }
+
+const etcdPath = "registry.etcd."
 
 // parent removes the last key or index from a path.
 func parent(path string) string { return path[:max(0, strings.LastIndexAny(path, ".["))] }

@@ -31,7 +31,7 @@ func (d *decoder) keyFile(l literal) (string, error) {
 		path = filepath.Join(d.dir, path)
 	}
 	shown := bare(path)
-	data, err := readSecret(path)
+	data, err := readSecret(path, "the cluster's key", maxKey)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("%s does not exist; make it once, and copy it to all nodes: (umask 077; head -c 32 /dev/urandom | base64 > %s)", shown, shown)
@@ -48,12 +48,13 @@ func (d *decoder) keyFile(l literal) (string, error) {
 	return s, nil
 }
 
-// readSecret reads a file that no other user can have read or written.
-func readSecret(path string) ([]byte, error) {
+// readSecret reads a file of at most most bytes that no other user can have read or
+// written.
+func readSecret(path, what string, most int64) ([]byte, error) {
 	// Look at it before opening it: to open a device can trigger it.
 	info, err := os.Stat(path)
 	if err == nil {
-		err = secret(info)
+		err = secret(info, what, most)
 	}
 	if bad, ok := errors.AsType[*trusted.Error](trusted.Check(path)); ok && err == nil { // the folders above it
 		err = errors.New(bad.Text())
@@ -68,12 +69,12 @@ func readSecret(path string) ([]byte, error) {
 	}
 	defer f.Close()
 	if info, err = f.Stat(); err == nil {
-		err = secret(info)
+		err = secret(info, what, most)
 	}
 	if err != nil {
 		return nil, plain(err)
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxKey))
+	data, err := io.ReadAll(io.LimitReader(f, most))
 	return data, plain(err)
 }
 
@@ -87,20 +88,20 @@ func plain(err error) error {
 }
 
 // secret checks that only its owner can read and write a file.
-func secret(info fs.FileInfo) error {
+func secret(info fs.FileInfo, what string, most int64) error {
 	owner := uint32(0)
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
 		owner = st.Uid
 	}
 	switch {
 	case !info.Mode().IsRegular():
-		return errors.New("not a regular file; name the file with the cluster's key")
+		return fmt.Errorf("not a regular file; name the file with %s", what)
 	case info.Mode().Perm()&0o077 != 0:
 		return fmt.Errorf("open to others (mode %04o); run 'chmod 600' on it, and make a new key if they may have read it", info.Mode().Perm())
 	case owner != 0 && owner != uint32(os.Geteuid()):
 		return fmt.Errorf("belongs to user %d, who can read and change it; run 'chown root' on it, and make a new key if that user may have read it", owner)
-	case info.Size() > maxKey:
-		return fmt.Errorf("%d bytes; a key has at most %d", info.Size(), maxKey)
+	case info.Size() > most:
+		return fmt.Errorf("%d bytes; a key has at most %d", info.Size(), most)
 	}
 	return nil
 }

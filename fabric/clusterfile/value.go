@@ -142,6 +142,22 @@ func program(l literal) (string, error) {
 	return l.text, nil
 }
 
+// endpoint refuses text that would garble the errors that contain it;
+// fabric.Cluster.Validate checks the rest. A slash at the end means nothing.
+func endpoint(l literal) (string, error) {
+	if l.text == "" || len(l.text) > 255 || strings.ContainsFunc(l.text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return "", fmt.Errorf("%s is not the URL of a member of etcd; write it as https://10.10.0.11:2379", quote(l.text))
+	}
+	return strings.TrimSuffix(l.text, "/"), nil
+}
+
+func prefixOfKeys(l literal) (string, error) {
+	if l.text == "" || len(l.text) > 255 || strings.ContainsFunc(l.text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return "", fmt.Errorf("%s is not the beginning of the keys; write one such as %s, or leave the key out for that", quote(l.text), fabric.DefaultEtcdPrefix)
+	}
+	return strings.TrimSuffix(l.text, "/"), nil
+}
+
 func duration(l literal) (time.Duration, error) {
 	var v time.Duration
 	var err error

@@ -13,7 +13,7 @@ import (
 // one line each with the reason and the way out; nil if there are none. It has no
 // side effects.
 func Warnings(c fabric.Cluster) []string {
-	return slices.Concat(NodeWarnings(c), routerWarnings(c), keyWarnings(c))
+	return slices.Concat(NodeWarnings(c), routerWarnings(c), keyWarnings(c), registryWarnings(c))
 }
 
 // keyWarnings has the warnings about the agents' messages to each other.
@@ -26,6 +26,25 @@ func keyWarnings(c fabric.Cluster) []string {
 		return []string{"no key_file: the messages of the nodes' agents are proven with the reflectors' passwords, so that anybody who knows them can take guests off the air; " + wayOut}
 	}
 	return []string{"no key_file: nothing proves the messages of the nodes' agents, and anybody who can use the address of a node can have guests withdrawn or their packets sent elsewhere; " + wayOut}
+}
+
+// registryWarnings has the warnings about the shared registry.
+func registryWarnings(c fabric.Cluster) (ws []string) {
+	e := c.Registry.Etcd
+	if e == nil {
+		return nil
+	}
+	plain := slices.ContainsFunc(e.Endpoints, func(u string) bool { return strings.HasPrefix(u, "http://") })
+	switch n := len(e.Endpoints); {
+	case n == 1:
+		ws = append(ws, fmt.Sprintf("%s is the only member of etcd that is named: while it is down no guest gets new addresses; name all three of an etcd of three under registry.etcd.endpoints", e.Endpoints[0]))
+	case n == 2:
+		ws = append(ws, "two members of etcd are named: if etcd has no third, either one that is down stops it; name all three of an etcd of three under registry.etcd.endpoints")
+	}
+	if plain {
+		ws = append(ws, "registry.etcd.endpoints are http: anybody who can reach etcd can give and take the guests' addresses; give etcd and the nodes certificates, and write https, ca_file, cert_file and key_file")
+	}
+	return ws
 }
 
 // NodeWarnings has the warnings about nodes.

@@ -2,6 +2,7 @@ package clusterfile_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -91,4 +92,14 @@ func TestReferenceFileWarnings(t *testing.T) {
 	assert.Equal(t, []string{
 		"pool public6 is IPv6 but node1 and node2 have no address6: reflectors cannot tell their next hop of IPv6 routes from that of a machine that the file does not name, and without an IPv6 address in the nodes' network most routers cannot use it; give each an address6",
 	}, clusterfile.Warnings(c))
+}
+
+func TestRegistryWarnings(t *testing.T) {
+	with := func(endpoints ...string) string {
+		return strings.Join(clusterfile.Warnings(fabric.Cluster{Key: "the key of the cluster", Registry: fabric.RegistryConfig{Etcd: &fabric.EtcdConfig{Endpoints: endpoints}}}), "\n")
+	}
+	assert.Contains(t, with("https://a:2379"), "https://a:2379 is the only member of etcd that is named")
+	assert.Contains(t, with("https://a:2379", "https://b:2379"), "either one that is down stops it")
+	assert.Contains(t, with("http://a:2379", "http://b:2379", "http://c:2379"), "registry.etcd.endpoints are http")
+	assert.NotContains(t, with("https://a:2379", "https://b:2379", "https://c:2379"), "etcd")
 }
