@@ -77,3 +77,12 @@ func TestLaboratoryDoesNothingByItself(t *testing.T) {
 		}
 	}
 }
+
+// TestEtcdIsOnlyInItsBackend: the hooks, which start for each event of a guest, and
+// those who embed the agent with a registry of their own do without etcd's client.
+func TestEtcdIsOnlyInItsBackend(t *testing.T) {
+	t.Parallel()
+	const etcd = "go.etcd.io/"
+	assert.NotEmpty(t, linked(t, etcd, "./fabric/etcd"))
+	assert.Empty(t, linked(t, etcd, "./fabric", "./fabric/agent", "./fabric/clusterfile", "./fabric/disk", "./hooks/...", "./plugins/..."))
+}

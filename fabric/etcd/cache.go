@@ -1,0 +1,236 @@
+package etcd
+
+import (
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/allocator"
+)
+
+// cache is a node's copy of the keys. It has everything up to the revision known, and
+// of later revisions what this node wrote or happened to read.
+type cache struct {
+	keys    keys
+	cluster *fabric.Cluster
+
+	mu      sync.Mutex
+	table   allocator.Table
+	random  *rand.Rand
+	known   int64            // zero: nothing was read yet
+	revs    map[string]int64 // the revision of each key
+	deleted map[string]int64 // when keys were deleted, if that was after known
+	flaws   map[string]error // of keys that cannot be read
+}
+
+func newCache(c *fabric.Cluster) *cache {
+	return &cache{
+		keys: keysOf(c), cluster: c, table: allocator.Table{UntilDeleted: true},
+		random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
+		revs:   map[string]int64{}, deleted: map[string]int64{}, flaws: map[string]error{},
+	}
+}
+
+// load takes all keys as they were at a revision.
+func (c *cache) load(all []*mvccpb.KeyValue, rev int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if rev <= c.known {
+		return // what is known is later
+	}
+	there := make(map[string]bool, len(all))
+	for _, kv := range all {
+		there[string(kv.Key)] = true
+		c.put(string(kv.Key), kv.Value, kv.ModRevision)
+	}
+	for key, at := range c.revs {
+		if !there[key] && at <= rev {
+			c.forget(key)
+		}
+	}
+	c.advance(rev)
+}
+
+// watched takes what a watch delivered: all that followed what is known, in order.
+func (c *cache) watched(kvs []change) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, kv := range kvs {
+		c.change(kv)
+	}
+	if len(kvs) > 0 {
+		c.advance(kvs[len(kvs)-1].rev)
+	}
+}
+
+// learn takes single keys that were written or read.
+func (c *cache) learn(kvs []change) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, kv := range kvs {
+		c.change(kv)
+	}
+}
+
+// change is a key with its new value, or its absence, at a revision.
+type change struct {
+	key    string
+	value  []byte
+	absent bool
+	rev    int64
+}
+
+func (c *cache) change(kv change) {
+	switch {
+	case kv.rev <= c.known: // the watch was faster
+	case !kv.absent:
+		c.put(kv.key, kv.value, kv.rev)
+	case kv.rev > max(c.revs[kv.key], c.deleted[kv.key]):
+		c.forget(kv.key)
+		c.deleted[kv.key] = kv.rev
+	}
+}
+
+func (c *cache) advance(rev int64) {
+	c.known = max(c.known, rev)
+	maps.DeleteFunc(c.deleted, func(_ string, at int64) bool { return at <= c.known })
+}
+
+func (c *cache) put(key string, value []byte, rev int64) {
+	if rev <= max(c.revs[key], c.deleted[key]) {
+		return
+	}
+	c.revs[key] = rev
+	delete(c.deleted, key)
+	if !strings.HasPrefix(key, c.keys.root+"addr/") {
+		return
+	}
+	p, err := c.keys.prefixOf(key)
+	if err == nil {
+		var a fabric.Allocation
+		a, err = c.keys.allocation(p, value)
+		c.table.Put(a)
+	}
+	delete(c.flaws, key)
+	if err != nil {
+		c.flaws[key] = err
+	}
+}
+
+func (c *cache) forget(key string) {
+	delete(c.revs, key)
+	delete(c.flaws, key)
+	if p, err := c.keys.prefixOf(key); err == nil {
+		c.table.Delete(p)
+	}
+}
+
+// all lists the allocations, and says whether anything was read yet.
+func (c *cache) all() ([]fabric.Allocation, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.table.All(), c.known > 0
+}
+
+// revision gives the revision up to which everything is known.
+func (c *cache) revision() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.known
+}
+
+// problems lists the keys that cannot be read.
+func (c *cache) problems() (texts []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, key := range slices.Sorted(maps.Keys(c.flaws)) {
+		texts = append(texts, c.flaws[key].Error())
+	}
+	return texts
+}
+
+// request is what a decision is asked for: exactly one of the two is set.
+type request struct {
+	allocate *fabric.AllocationRequest
+	release  *fabric.ReleaseRequest
+}
+
+// decide makes the plan that answers a request.
+func (c *cache) decide(r request, now time.Time) (*plan, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := &plan{keys: c.keys, known: c.known, revs: map[string]int64{}, guests: map[fabric.Identity]string{}}
+	depends := func(at netip.Prefix) {
+		key := c.keys.address(at)
+		p.revs[key] = c.revs[key]
+		if had, there := c.table.Get(at); there && had.State == fabric.Allocated {
+			p.guests[had.Guest] = ""
+		}
+	}
+	if a := r.allocate; a != nil {
+		var err error
+		if p.answer, p.change, err = c.table.Allocate(c.cluster, *a, now, c.random, anyPool); err != nil {
+			return nil, err
+		}
+		if a.Guest != "" {
+			p.guests[a.Guest] = ""
+		}
+		for _, given := range p.answer {
+			depends(given.Prefix)
+		}
+	} else {
+		p.answer, p.change = c.table.Release(c.cluster, *r.release, now)
+		if r.release.Guest != "" {
+			p.guests[r.release.Guest] = ""
+		} else {
+			depends(r.release.Prefix)
+		}
+	}
+	for _, a := range p.change.Put {
+		depends(a.Prefix)
+		if a.State != fabric.Quarantined {
+			p.revs[c.keys.prefixes()] = c.revs[c.keys.prefixes()]
+		}
+		if !a.Prefix.IsSingleIP() && p.revs[c.keys.address(a.Prefix)] == 0 {
+			p.wide = append(p.wide, a.Prefix)
+		}
+	}
+	for _, at := range p.change.Delete {
+		depends(at)
+	}
+	for guest := range p.guests {
+		key := c.keys.guest(guest)
+		p.revs[key] = c.revs[key]
+		p.guests[guest] = c.left(guest, p.change)
+	}
+	return p, nil
+}
+
+func anyPool(fabric.Pool) error { return nil }
+
+// left gives the name of a guest that has addresses after a change; empty: it has none.
+func (c *cache) left(guest fabric.Identity, after allocator.Change) (vm string) {
+	changed := map[netip.Prefix]bool{}
+	for _, a := range after.Put {
+		changed[a.Prefix] = true
+		if a.State == fabric.Allocated && a.Guest == guest {
+			vm = a.VM
+		}
+	}
+	for _, p := range after.Delete {
+		changed[p] = true
+	}
+	for _, a := range c.table.Of(guest) {
+		if !changed[a.Prefix] && vm == "" {
+			vm = a.VM
+		}
+	}
+	return vm
+}

@@ -1,0 +1,110 @@
+package etcd
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// format is the version of the values. A node does not read a later one.
+const format = 1
+
+// entry is the value of a key.
+type entry struct {
+	Format int `json:"format"`
+	// Write is the same in all that one transaction writes: whoever does not know how
+	// it ended finds out by it.
+	Write      string             `json:"write"`
+	Allocation *fabric.Allocation `json:"allocation,omitempty"` // of an address
+	VM         string             `json:"vm,omitempty"`         // of a guest, for people
+}
+
+func (e entry) encode() string {
+	b, err := json.Marshal(e)
+	if err != nil {
+		panic(err) // all of it can be encoded
+	}
+	return string(b)
+}
+
+// writeOf gives the Write of a value; empty: it has none.
+func writeOf(value []byte) string {
+	var e entry
+	if json.Unmarshal(value, &e) != nil {
+		return ""
+	}
+	return e.Write
+}
+
+// keys has the names of a cluster's keys.
+type keys struct{ root string }
+
+func keysOf(c *fabric.Cluster) keys { return keys{c.Registry.Etcd.Prefix + "/" + c.Name + "/"} }
+
+func (k keys) address(p netip.Prefix) string {
+	return k.root + "addr/" + hex.EncodeToString(p.Addr().AsSlice()) + "/" + strconv.Itoa(p.Bits())
+}
+
+func (k keys) guest(id fabric.Identity) string { return k.root + "guest/" + url.PathEscape(string(id)) }
+
+func (k keys) prefixes() string { return k.root + "prefixes" }
+
+// inside gives the range of keys that has all addresses and prefixes inside of p. A few
+// others can be in it.
+func (k keys) inside(p netip.Prefix) (first, end string) {
+	last := p.Masked().Addr().AsSlice()
+	for bit := p.Bits(); bit < 8*len(last); bit++ {
+		last[bit/8] |= 0x80 >> (bit % 8)
+	}
+	addr := k.root + "addr/"
+	return addr + hex.EncodeToString(p.Masked().Addr().AsSlice()) + "/", addr + hex.EncodeToString(last) + "0" // 0 follows the slash
+}
+
+// prefixOf reads the key of an address.
+func (k keys) prefixOf(key string) (netip.Prefix, error) {
+	bad := fmt.Errorf("key %s is no address of the registry; remove it if nobody needs it", key)
+	digits, length, _ := strings.Cut(strings.TrimPrefix(key, k.root+"addr/"), "/")
+	b, err := hex.DecodeString(digits)
+	addr, ok := netip.AddrFromSlice(b)
+	bits, err2 := strconv.Atoi(length)
+	if err != nil || err2 != nil || !ok {
+		return netip.Prefix{}, bad
+	}
+	if p, err := addr.Prefix(bits); err == nil && k.address(p) == key {
+		return p, nil
+	}
+	return netip.Prefix{}, bad
+}
+
+// unreadable takes the place of an allocation that cannot be read: its address is
+// given to nobody.
+const unreadable fabric.Identity = "unreadable"
+
+// allocation reads the value of an address's key. After an error it has what keeps the
+// address from being given away.
+func (k keys) allocation(p netip.Prefix, value []byte) (fabric.Allocation, error) {
+	var e entry
+	err := json.Unmarshal(value, &e)
+	wayOut := "release " + p.String() + " if nobody has it"
+	switch {
+	case e.Format > format:
+		err = fmt.Errorf("key %s is of a later version (%d); bring this node to the version of the others", k.address(p), e.Format)
+	case err != nil || e.Allocation == nil:
+		err = fmt.Errorf("key %s is damaged; %s", k.address(p), wayOut)
+	case e.Allocation.Prefix != p:
+		err = fmt.Errorf("key %s is of %s by what is in it; %s", k.address(p), e.Allocation.Prefix, wayOut)
+	case !slices.Contains([]fabric.AllocationState{fabric.Allocated, fabric.Reserved, fabric.Quarantined}, e.Allocation.State) ||
+		e.Allocation.State == fabric.Allocated && e.Allocation.Guest == "":
+		err = fmt.Errorf("key %s is damaged (state %q, guest %q); %s", k.address(p), e.Allocation.State, e.Allocation.Guest, wayOut)
+	default:
+		return *e.Allocation, nil
+	}
+	return fabric.Allocation{Prefix: p, State: fabric.Allocated, Guest: unreadable, VM: "unreadable", Note: "cannot be read"}, err
+}

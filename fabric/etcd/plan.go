@@ -1,0 +1,170 @@
+package etcd
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/allocator"
+)
+
+// maxKeys is how many keys one transaction may depend on; etcd takes 128.
+const maxKeys = 120
+
+// plan is a decision with what it depends on.
+type plan struct {
+	keys   keys
+	answer []fabric.Allocation
+	change allocator.Change
+
+	known  int64                      // the revision that the decision is of
+	revs   map[string]int64           // the revisions of the keys that it depends on; zero: absent
+	guests map[fabric.Identity]string // the guests whose addresses it changes, and their names; empty: they have none afterwards
+	wide   []netip.Prefix             // new prefixes of several addresses
+}
+
+// lifetime gives how long a quarantine lasts, in whole seconds, which leases are in.
+func lifetime(a fabric.Allocation) int64 {
+	return max(1, int64((a.Until.Sub(a.Since)+time.Second-1)/time.Second))
+}
+
+// leases lists the lifetimes of the quarantines that begin.
+func (p *plan) leases() []int64 {
+	ttls := map[int64]bool{}
+	for _, a := range p.change.Put {
+		if a.State == fabric.Quarantined {
+			ttls[lifetime(a)] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(ttls))
+}
+
+// operation is a plan as etcd gets it.
+type operation struct {
+	id     string // the Write of all values
+	names  []string
+	ifs    []clientv3.Cmp
+	then   []clientv3.Op
+	reads  []clientv3.Op
+	writes []change // what then writes, without the revision
+}
+
+// operation makes the transaction. The leases are by lifetime. Without them, as in an
+// etcd that is full and takes nothing new, what would be quarantined is deleted.
+func (p *plan) operation(id string, leases map[int64]clientv3.LeaseID, full bool) operation {
+	o := operation{id: id, names: slices.Sorted(maps.Keys(p.revs))}
+	for _, key := range o.names {
+		o.ifs = append(o.ifs, clientv3.Compare(clientv3.ModRevision(key), "=", p.revs[key]))
+		o.reads = append(o.reads, clientv3.OpGet(key))
+	}
+	for _, w := range p.wide { // nothing inside has changed, or is new
+		first, end := p.keys.inside(w)
+		o.ifs = append(o.ifs, clientv3.Compare(clientv3.ModRevision(first), "<", p.known+1).WithRange(end))
+	}
+	for _, a := range p.change.Put {
+		switch {
+		case a.State != fabric.Quarantined:
+			o.put(p.keys.address(a.Prefix), entry{Allocation: &a})
+		case full:
+			o.delete(p.keys.address(a.Prefix))
+		default:
+			o.put(p.keys.address(a.Prefix), entry{Allocation: &a}, clientv3.WithLease(leases[lifetime(a)]))
+		}
+	}
+	for _, at := range p.change.Delete {
+		o.delete(p.keys.address(at))
+	}
+	if !p.change.Empty() {
+		for _, guest := range slices.Sorted(maps.Keys(p.guests)) {
+			if vm := p.guests[guest]; vm != "" && !full {
+				o.put(p.keys.guest(guest), entry{VM: vm})
+			} else {
+				o.delete(p.keys.guest(guest))
+			}
+		}
+	}
+	if len(p.wide) > 0 {
+		o.put(p.keys.prefixes(), entry{})
+	}
+	if len(o.then) == 0 {
+		// A transaction that reads nothing is answered by the member that it meets,
+		// which may be late.
+		o.then = o.reads[:1]
+	}
+	return o
+}
+
+func (o *operation) put(key string, e entry, opts ...clientv3.OpOption) {
+	e.Format, e.Write = format, o.id
+	value := e.encode()
+	o.then = append(o.then, clientv3.OpPut(key, value, opts...))
+	o.writes = append(o.writes, change{key: key, value: []byte(value)})
+}
+
+func (o *operation) delete(key string) {
+	o.then = append(o.then, clientv3.OpDelete(key))
+	o.writes = append(o.writes, change{key: key, absent: true})
+}
+
+// written gives what the transaction wrote at a revision.
+func (o *operation) written(rev int64) []change {
+	all := slices.Clone(o.writes)
+	for i := range all {
+		all[i].rev = rev
+	}
+	return all
+}
+
+// read gives what a transaction read whose comparison failed.
+func (o *operation) read(r *clientv3.TxnResponse) []change {
+	all := make([]change, 0, len(o.names))
+	for i, key := range o.names {
+		kvs := r.Responses[i].GetResponseRange().GetKvs()
+		if len(kvs) == 0 {
+			all = append(all, change{key: key, absent: true, rev: r.Header.Revision})
+			continue
+		}
+		all = append(all, change{key: key, value: kvs[0].Value, rev: kvs[0].ModRevision})
+	}
+	return all
+}
+
+// happened reports whether an earlier try of the transaction, whose answer was lost,
+// did what it should: one of its values is there, or all that it deletes is gone.
+func (o *operation) happened(read []change) bool {
+	is := map[string]change{}
+	for _, kv := range read {
+		is[kv.key] = kv
+	}
+	puts, gone := false, len(o.writes) > 0
+	for _, w := range o.writes {
+		if !w.absent {
+			puts = true
+			if writeOf(is[w.key].value) == o.id {
+				return true
+			}
+			continue
+		}
+		gone = gone && is[w.key].absent
+	}
+	return !puts && gone
+}
+
+// narrow reports whether a transaction failed only because addresses that were thought
+// to be free are taken. Otherwise more has changed than it read.
+func (p *plan) narrow(read []change) bool {
+	for _, kv := range read {
+		rev := kv.rev
+		if kv.absent {
+			rev = 0
+		}
+		if _, err := p.keys.prefixOf(kv.key); err != nil && rev != p.revs[kv.key] {
+			return false
+		}
+	}
+	return len(p.wide) == 0
+}

@@ -1,0 +1,319 @@
+package etcd
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/backoff"
+	"github.com/vmfabric/vmfabric/internal/signal"
+)
+
+const (
+	// tryTime is how long one call may take. The next one meets another member. An
+	// agent waits for 5 s for all of them and for the reason.
+	tryTime = 1200 * time.Millisecond
+	tries   = 3
+	// mostDecisions bounds how often a request is decided anew because others were
+	// faster. Each time another one got what it wanted.
+	mostDecisions = 100
+)
+
+// Registry is a [fabric.Registry] in etcd. Run it: until then, and afterwards, all
+// methods wait for their context.
+type Registry struct {
+	cluster *fabric.Cluster
+	cache   *cache
+	past    past
+	prober  *prober
+	tls     *tls.Config
+
+	client  atomic.Pointer[clientv3.Client]
+	running chan struct{} // closed when there is a client
+	refresh chan struct{} // holds one: the list of all keys is read once at a time
+
+	watching  atomic.Bool
+	away      atomic.Pointer[string] // why nothing answers, as of the last look
+	listed    atomic.Int64           // counts the lists
+	lookAgain signal.Signal
+}
+
+var _ fabric.Registry = (*Registry)(nil)
+
+// New makes the registry of a cluster that has [fabric.RegistryConfig.Etcd]. It
+// connects to nothing. The error names what is wrong with the certificates.
+func New(cluster *fabric.Cluster) (*Registry, error) {
+	conf := cluster.Registry.Etcd
+	if conf == nil {
+		return nil, errors.New("registry: the cluster names no etcd; name its members under registry.etcd.endpoints")
+	}
+	secure, err := tlsOf(conf)
+	if err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	return &Registry{
+		cluster: cluster, cache: newCache(cluster), tls: secure, prober: newProber(conf.Endpoints, secure),
+		running: make(chan struct{}), refresh: make(chan struct{}, 1), lookAgain: signal.New(),
+	}, nil
+}
+
+func tlsOf(conf *fabric.EtcdConfig) (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	if conf.CA != "" {
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM([]byte(conf.CA)) {
+			return nil, errors.New("the file of the authority (ca_file) has no certificate; name one that has")
+		}
+	}
+	if conf.Cert != "" {
+		pair, err := tls.X509KeyPair([]byte(conf.Cert), []byte(conf.Key))
+		if err != nil {
+			return nil, fmt.Errorf("this node's certificate and its key do not fit (%w); name two files that were made together", err)
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
+}
+
+// Shared implements [fabric.Registry]: all nodes of the cluster have the registry.
+func (r *Registry) Shared() bool { return true }
+
+// Allocate implements [fabric.Registry].
+func (r *Registry) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]fabric.Allocation, error) {
+	return r.answer(ctx, request{allocate: &a})
+}
+
+// Release implements [fabric.Registry]. While etcd's database is full, what is released
+// has no quarantine.
+func (r *Registry) Release(ctx context.Context, of fabric.ReleaseRequest) ([]fabric.Allocation, error) {
+	return r.answer(ctx, request{release: &of})
+}
+
+// Allocations implements [fabric.Registry]. The list can be a few seconds old. If etcd
+// does not answer, it is what was known last, with an error.
+func (r *Registry) Allocations(ctx context.Context) ([]fabric.Allocation, error) {
+	var err error
+	if err = ctx.Err(); err != nil {
+		return nil, err
+	}
+	if !r.watching.Load() || r.away.Load() != nil {
+		err = r.list(ctx)
+	}
+	all, known := r.cache.all()
+	switch {
+	case err == nil:
+		err = r.past.broken()
+	case known:
+		err = fmt.Errorf("%w; the addresses are those that were known before", err)
+	}
+	return all, err
+}
+
+// answer decides a request, and decides it anew while others change what it depends on.
+func (r *Registry) answer(ctx context.Context, asked request) ([]fabric.Allocation, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := r.past.broken(); err != nil {
+		return nil, err
+	}
+	listed := false // since the request came
+	if _, known := r.cache.all(); !known {
+		if err := r.list(ctx); err != nil {
+			return nil, err
+		}
+		listed = true
+	}
+	w := writer{r: r, leases: map[int64]clientv3.LeaseID{}}
+	for range mostDecisions {
+		p, err := r.cache.decide(asked, time.Now())
+		if err == nil {
+			var done, narrow bool
+			if done, narrow, err = w.write(ctx, p); err != nil {
+				return nil, err
+			}
+			if done {
+				return p.answer, nil
+			}
+			if narrow {
+				continue
+			}
+		} else if listed { // the refusal is of what is, not of what was
+			return nil, err
+		}
+		if err := r.list(ctx); err != nil {
+			return nil, err
+		}
+		listed = true
+	}
+	return nil, errors.New("registry: others changed the same addresses all the time; try again")
+}
+
+// writer carries the plans of one request out.
+type writer struct {
+	r      *Registry
+	leases map[int64]clientv3.LeaseID // by lifetime
+	full   bool                       // etcd takes nothing new
+}
+
+// write carries a plan out, if nothing that it depends on has changed. Otherwise narrow
+// says that the cache has what changed.
+func (w *writer) write(ctx context.Context, p *plan) (done, narrow bool, err error) {
+	if len(p.revs) > maxKeys || len(p.change.Put)+len(p.change.Delete)+len(p.guests) > maxKeys {
+		return false, false, fmt.Errorf("registry: %d addresses are too many for one request, which may have %d; give the guest fewer, or release them one by one", len(p.revs), maxKeys-3)
+	}
+	if err := w.grant(ctx, p.leases()); err != nil {
+		return false, false, err
+	}
+	o := p.operation(fmt.Sprintf("%016x%016x", rand.Uint64(), rand.Uint64()), w.leases, w.full)
+	var answer *clientv3.TxnResponse
+	unsure := false // whether an earlier try happened
+	err = w.r.call(ctx, func(ctx context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
+		var err error
+		if answer, err = c.Txn(ctx).If(o.ifs...).Then(o.then...).Else(o.reads...).Commit(); err != nil {
+			unsure = unsure || !final(err)
+			return nil, err
+		}
+		return answer.Header, nil
+	})
+	if err != nil {
+		return false, false, err
+	}
+	if answer.Succeeded {
+		w.r.cache.learn(o.written(answer.Header.Revision))
+		return true, false, nil
+	}
+	read := o.read(answer)
+	if unsure && o.happened(read) {
+		return true, false, w.r.list(ctx)
+	}
+	if !p.narrow(read) {
+		return false, false, nil
+	}
+	w.r.cache.learn(read)
+	return false, true, nil
+}
+
+// grant makes leases of these lifetimes. A lease that no key gets ends by itself.
+func (w *writer) grant(ctx context.Context, ttls []int64) error {
+	for _, ttl := range ttls {
+		if w.leases[ttl] != 0 || w.full {
+			continue
+		}
+		err := w.r.call(ctx, func(ctx context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
+			lease, err := c.Grant(ctx, ttl)
+			if err != nil {
+				return nil, err
+			}
+			w.leases[ttl] = lease.ID
+			return lease.ResponseHeader, nil
+		})
+		if errors.Is(err, rpctypes.ErrNoSpace) {
+			w.full = true
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// list reads all keys. Of those who ask at the same time one reads for all that had
+// asked before it began.
+func (r *Registry) list(ctx context.Context) error {
+	asked := r.listed.Load()
+	select {
+	case r.refresh <- struct{}{}:
+		defer func() { <-r.refresh }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if r.listed.Load() > asked+1 { // the second one since began later
+		return nil
+	}
+	err := r.call(ctx, func(ctx context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
+		before := r.past.highest()
+		all, err := c.Get(ctx, r.cache.keys.root, clientv3.WithPrefix())
+		if err != nil {
+			return nil, err
+		}
+		if err := r.past.check(all.Header, before); err != nil {
+			return nil, err
+		}
+		r.cache.load(all.Kvs, all.Header.Revision)
+		return all.Header, nil
+	})
+	if err == nil {
+		r.listed.Add(1)
+	}
+	return err
+}
+
+// call does something with etcd, at most tries times: f is the same each time. An error
+// does not say that nothing has happened.
+func (r *Registry) call(ctx context.Context, f func(context.Context, *clientv3.Client) (*etcdserverpb.ResponseHeader, error)) error {
+	select {
+	case <-r.running:
+	case <-ctx.Done():
+		return fmt.Errorf("registry: the connection to etcd has not begun: %w", ctx.Err())
+	}
+	client := r.client.Load()
+	wait := backoff.Backoff{First: 50 * time.Millisecond, Most: 200 * time.Millisecond}
+	for n := 1; ; n++ {
+		before := r.past.highest()
+		one, cancel := context.WithTimeout(ctx, tryTime)
+		header, err := f(one, client)
+		cancel()
+		switch {
+		case err == nil:
+			return r.past.check(header, before)
+		case r.past.broken() != nil:
+			return r.past.broken()
+		case ctx.Err() != nil:
+			return fmt.Errorf("registry: %s: %w", cmp.Or(r.reason(), "etcd did not answer"), ctx.Err())
+		case final(err):
+			return refusal(err, r.cache.keys.root)
+		case n == tries || r.away.Load() != nil:
+			r.lookAgain.Send()
+			return fmt.Errorf("registry: %s", r.prober.reason(ctx, client, err))
+		}
+		if !wait.Wait(ctx) {
+			return ctx.Err()
+		}
+	}
+}
+
+// reason says why nothing answers; empty: it did when it was tried last.
+func (r *Registry) reason() string {
+	if why := r.away.Load(); why != nil {
+		return *why
+	}
+	return ""
+}
+
+// final reports the errors of etcd after which nothing has happened and nothing will.
+func final(err error) bool {
+	var e rpctypes.EtcdError
+	return errors.Is(err, rpctypes.ErrNoSpace) || errors.As(err, &e) && refuses[e.Code()]
+}
+
+// refusal says for people why etcd refuses a call.
+func refusal(err error, root string) error {
+	switch {
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return fmt.Errorf("registry: etcd's database is full; compact and defragment it, and end the alarm (etcdctl alarm disarm): %w", err)
+	case errors.Is(err, rpctypes.ErrPermissionDenied):
+		return fmt.Errorf("registry: etcd does not let this node's user read and write %s; grant it that: %w", root, err)
+	}
+	return fmt.Errorf("registry: etcd refuses it: %w", err)
+}

@@ -1,0 +1,146 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	grpcbackoff "google.golang.org/grpc/backoff"
+
+	"github.com/vmfabric/vmfabric/internal/backoff"
+)
+
+const (
+	lookEvery  = 3 * time.Second // whether etcd answers
+	lookAway   = time.Second     // the same while it does not
+	probeEvery = 20              // how many looks until each member is asked
+)
+
+// Run connects to etcd and keeps the copy of its keys up to date until ctx ends. Call it
+// once. An etcd that does not answer is no error: Diagnose has it.
+func (r *Registry) Run(ctx context.Context) error {
+	client, err := clientv3.New(clientv3.Config{
+		Context: ctx, Endpoints: r.cluster.Registry.Etcd.Endpoints, TLS: r.tls, DialTimeout: 3 * time.Second,
+		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 2 * time.Second,
+		Logger: zap.NewNop(), // its words are about calls; Diagnose has what people need
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+			// By itself it would wait for minutes after a long outage.
+			Backoff:           grpcbackoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+			MinConnectTimeout: 3 * time.Second,
+		})},
+	})
+	if err != nil {
+		return err
+	}
+	r.client.Store(client)
+	close(r.running)
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { r.follow(ctx, client); return nil })
+	tasks.Go(func() error { r.look(ctx, client); return nil })
+	err = tasks.Wait()
+	r.watching.Store(false)
+	if closed := client.Close(); !errors.Is(closed, context.Canceled) {
+		err = errors.Join(err, closed)
+	}
+	return err
+}
+
+// follow keeps the cache up to date by a watch, and begins anew when that ends.
+func (r *Registry) follow(ctx context.Context, client *clientv3.Client) {
+	wait := backoff.Backoff{First: 50 * time.Millisecond, Most: 2 * time.Second}
+	for {
+		if r.list(ctx) == nil && r.watch(ctx, client) {
+			wait.Reset()
+		}
+		r.watching.Store(false)
+		if !wait.Wait(ctx) {
+			return
+		}
+	}
+}
+
+// watch feeds the cache until the watch ends. It reports whether it began. While no
+// member answers, it waits for one.
+func (r *Registry) watch(ctx context.Context, client *clientv3.Client) (began bool) {
+	// A member that is cut off from the others ends the watch.
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	// What follows the revision is delivered in order, and the events of one revision
+	// together. The revision of an answer without events says nothing: members before
+	// 3.4.25 send it too early.
+	events := client.Watch(ctx, r.cache.keys.root, clientv3.WithPrefix(), clientv3.WithRev(r.cache.revision()+1), clientv3.WithCreatedNotify())
+	for answer := range events {
+		if answer.Err() != nil { // also that the revision is compacted: the list comes first then
+			return began
+		}
+		began = true
+		r.watching.Store(true)
+		changes := make([]change, len(answer.Events))
+		for i, e := range answer.Events {
+			changes[i] = change{key: string(e.Kv.Key), value: e.Kv.Value, absent: e.Type == clientv3.EventTypeDelete, rev: e.Kv.ModRevision}
+		}
+		r.cache.watched(changes)
+	}
+	return began
+}
+
+// look asks regularly whether etcd answers, and whether it is the one it was. A watch
+// is silent if not.
+func (r *Registry) look(ctx context.Context, client *clientv3.Client) {
+	for n := 0; ; n++ {
+		one, cancel := context.WithTimeout(ctx, tryTime)
+		before := r.past.highest()
+		answer, err := client.Get(one, r.cache.keys.prefixes(), clientv3.WithKeysOnly())
+		cancel()
+		wait := lookEvery
+		switch was := r.away.Load(); {
+		case err == nil:
+			_ = r.past.check(answer.Header, before) // it stays there
+			r.away.Store(nil)
+			if was != nil {
+				_ = r.list(ctx) // the watch may take a moment; an error is found again
+			}
+			if n%probeEvery == 0 || was != nil {
+				r.prober.look(ctx, client)
+			}
+		case ctx.Err() != nil:
+			return
+		case final(err):
+			why := refusal(err, r.cache.keys.root).Error()
+			r.away.Store(&why)
+		default:
+			why := r.prober.reason(ctx, client, err)
+			r.away.Store(&why)
+			wait = lookAway
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.lookAgain:
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Diagnose says why etcd does not answer, which members of it do not, and which keys
+// cannot be read.
+func (r *Registry) Diagnose(context.Context) []string {
+	var texts []string
+	if err := r.past.broken(); err != nil {
+		texts = append(texts, err.Error())
+	}
+	why := r.reason()
+	if why != "" {
+		texts = append(texts, "registry: "+strings.TrimPrefix(why, "registry: "))
+	}
+	for _, text := range slices.Concat(r.prober.problems(time.Now(), why == ""), r.cache.problems()) {
+		texts = append(texts, "registry: "+text)
+	}
+	return texts
+}

@@ -1,0 +1,151 @@
+package labtest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vmfabric/vmfabric/internal/daemons"
+)
+
+// Etcd is an etcd on the loopback, of one or several members. All of it ends with its
+// test.
+type Etcd struct {
+	Endpoints []string
+	t         testing.TB
+	program   string
+	members   []*etcdMember
+}
+
+type etcdMember struct {
+	args   []string
+	health string
+	log    string
+	cmd    *exec.Cmd
+}
+
+// EtcdOptions are what a test may want of an [Etcd].
+type EtcdOptions struct {
+	Members int // zero: one
+	// CA, Cert and Key are files. With them clients need a certificate.
+	CA, Cert, Key string
+	Args          []string // of every member
+}
+
+// NewEtcd starts an etcd, and waits until it serves. It skips the test where [Need] would.
+func NewEtcd(t testing.TB, o EtcdOptions) *Etcd {
+	t.Helper()
+	Long(t)
+	program, err := daemons.Find(t.Context(), "etcd")
+	if err != nil {
+		Missing(t, err)
+	}
+	e := &Etcd{t: t, program: program}
+	scheme := "http"
+	if o.Cert != "" {
+		scheme = "https"
+	}
+	n, dir := max(1, o.Members), t.TempDir()
+	ports := freePorts(t, 3*n)
+	var all []string
+	for i := range n {
+		all = append(all, fmt.Sprintf("m%d=http://127.0.0.1:%d", i, ports[n+i]))
+	}
+	for i := range n {
+		client, peer := fmt.Sprintf("%s://127.0.0.1:%d", scheme, ports[i]), fmt.Sprintf("http://127.0.0.1:%d", ports[n+i])
+		m := &etcdMember{health: fmt.Sprintf("http://127.0.0.1:%d", ports[2*n+i]), log: filepath.Join(dir, fmt.Sprintf("m%d.log", i))}
+		m.args = append([]string{
+			"--name", fmt.Sprintf("m%d", i), "--data-dir", filepath.Join(dir, fmt.Sprintf("m%d", i)),
+			"--listen-client-urls", client, "--advertise-client-urls", client,
+			"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+			"--initial-cluster", strings.Join(all, ","), "--initial-cluster-token", filepath.Base(dir),
+			"--listen-metrics-urls", m.health, "--pre-vote", "--logger", "zap", "--log-outputs", m.log,
+		}, o.Args...)
+		if o.Cert != "" {
+			m.args = append(m.args, "--cert-file", o.Cert, "--key-file", o.Key, "--trusted-ca-file", o.CA, "--client-cert-auth")
+		}
+		e.members = append(e.members, m)
+		e.Endpoints = append(e.Endpoints, client)
+		e.Start(i)
+	}
+	t.Cleanup(func() {
+		for i, m := range e.members {
+			e.Kill(i)
+			if log, err := os.ReadFile(m.log); err == nil && t.Failed() {
+				t.Logf("end of the log of member %d:\n%s", i, log[max(0, len(log)-4000):])
+			}
+		}
+	})
+	for i := range n {
+		e.Ready(i)
+	}
+	return e
+}
+
+// Start starts a member that does not run, and does not wait for it.
+func (e *Etcd) Start(member int) {
+	e.t.Helper()
+	m := e.members[member]
+	m.cmd = exec.Command(e.program, m.args...)
+	m.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "ETCD_UNSUPPORTED_ARCH=" + os.Getenv("ETCD_UNSUPPORTED_ARCH")}
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := m.cmd.Start(); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// Ready waits until a member serves and has a leader.
+func (e *Etcd) Ready(member int) {
+	e.t.Helper()
+	ctx, cancel := context.WithTimeout(e.t.Context(), time.Minute)
+	defer cancel()
+	for {
+		ask, err := http.NewRequestWithContext(ctx, http.MethodGet, e.members[member].health+"/health", nil)
+		if err != nil {
+			e.t.Fatal(err)
+		}
+		if answer, err := http.DefaultClient.Do(ask); err == nil {
+			said, _ := io.ReadAll(answer.Body)
+			_ = answer.Body.Close()
+			if strings.Contains(string(said), `"true"`) {
+				return
+			}
+		}
+		select {
+		case <-ctx.Done():
+			e.t.Fatalf("member %d of etcd does not serve", member)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Kill ends a member at once, as a power cut does, if it runs.
+func (e *Etcd) Kill(member int) {
+	if m := e.members[member]; m.cmd != nil {
+		_ = m.cmd.Process.Kill()
+		_ = m.cmd.Wait()
+		m.cmd = nil
+	}
+}
+
+// freePorts gives TCP ports of the loopback on which nothing listens.
+func freePorts(t testing.TB, n int) (ports []int) {
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports
+}
