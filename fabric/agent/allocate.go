@@ -176,7 +176,7 @@ func (s *state) registered(vm fabric.VM) bool {
 func (s *state) refuses(vm fabric.VM) bool {
 	g, known := s.guests[vm.Name]
 	known = known && g.want.State != fabric.Absent
-	return s.draining() && !known || vm.Validate() != nil || s.cluster.Permits(vm) != nil
+	return s.draining() && !known || vm.Validate() != nil || s.cluster.Permits(vm) != nil || s.free(vm) != nil
 }
 
 // allocated gives a guest that need not run on this node the addresses that the

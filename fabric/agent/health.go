@@ -108,6 +108,9 @@ func (a *Agent) allDiagnosers() []fabric.Diagnoser {
 	if a.nodes != nil {
 		all = append(all, a.nodes)
 	}
+	if a.registry != nil {
+		all = append(all, a.registry)
+	}
 	for _, s := range a.sources {
 		all = append(all, s)
 	}

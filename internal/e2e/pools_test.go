@@ -1,0 +1,75 @@
+package e2e
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+// TestPools: a guest gets its addresses from the pools by the command line, keeps them
+// over a kill of the agent, and gives them back when it is detached.
+func TestPools(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{})
+	a := s.agents["node1"]
+	does := func(args ...string) string {
+		t.Helper()
+		out, errs, code := a.cli(args...)
+		require.Zero(t, code, "%v: %s", args, errs)
+		return out
+	}
+	does("attach", "web", "--pool", "auto")
+	given := decode[[]fabric.Allocation](t, does("address", "show", "web", "--json"))
+	require.Len(t, given, 2)
+	v4, v6 := given[0].Prefix, given[1].Prefix
+	s.coreHas(a.node, v4, v6)
+	assert.Contains(t, does("pool", "list"), "public4")
+	usage := decode[[]fabric.PoolUsage](t, does("pool", "list", "--json"))
+	assert.Equal(t, 1, usage[0].Allocated)
+
+	a.restart(a.Kill)
+	does("attach", "web", "--pool", "auto")
+	assert.Equal(t, given[0].Prefix, decode[[]fabric.Allocation](t, does("address", "show", "web", "--json"))[0].Prefix)
+
+	does("address", "reserve", "203.0.113.77", "--note", "printer")
+	for _, tc := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"attach", "other", "--pool", "none"}, 1, `pool "none" is not in cluster`},
+		{[]string{"attach", "other", "--address", v4.Addr().String()}, 1, `held by VM "web"`},
+		{[]string{"address", "release", v4.Addr().String()}, 1, "guest web has it on node1"},
+		{[]string{"address", "release", "nobody"}, 1, "no guest that has one"},
+		{[]string{"address", "show", "203.0.113.78"}, 1, "no such address"},
+		{[]string{"address", "reserve", "192.0.2.1"}, 1, "in no pool"},
+		{[]string{"address", "reserve", v4.Addr().String()}, 1, "is allocated to guest web"},
+		{[]string{"address", "reserve", "here"}, 2, "no address and no prefix"},
+		{[]string{"address", "list", "--pool", "none"}, 1, `pool "none"`},
+		{[]string{"address", "allocate", "nobody"}, 1, "guest nobody"},
+		{[]string{"attach", "other", "--pool", "a b"}, 1, "a b"},
+	} {
+		_, errs, code := a.cli(tc.args...)
+		assert.Equal(t, tc.code, code, "%v: %s", tc.args, errs)
+		assert.Contains(t, errs, tc.says, "%v", tc.args)
+	}
+	does("address", "release", "203.0.113.77")
+	does("address", "allocate", "later", "--pool", "public4")
+	later := decode[[]fabric.Allocation](t, does("address", "show", "later", "--json"))[0].Prefix
+	does("attach", "later", "--pool", "public4")
+	s.coreHas(a.node, later)
+
+	does("detach", "web")
+	require.Eventually(t, func() bool {
+		all := decode[[]fabric.Allocation](t, does("address", "show", v4.Addr().String(), "--json"))
+		return all[0].State == fabric.Quarantined
+	}, time.Minute, 50*time.Millisecond)
+	does("attach", "web", "--pool", "auto")
+	s.coreHas(a.node, v4, v6)
+	out, _, code := a.cli("status")
+	assert.Zero(t, code, out)
+}
