@@ -152,9 +152,22 @@ type Change struct {
 	// has no description any more.
 	Guest Desired
 	Lost  bool // changes may be missing; Guest is empty
-	// Gone: the hypervisor forgot the guest: it was undefined or deleted. Guest has its
-	// name, UUID and origin, and State Absent. The guest may have moved to another node
-	// before: the agent finds that out.
+	// Gone: the hypervisor forgot the guest, because it was undefined or deleted. Guest
+	// is Absent, and has the name, the UUID and the origin; NICs only if the source
+	// knew the guest. Such a change comes for guests of others than the fabric, too:
+	// their descriptions cannot be read any more. Another guest may have the name by
+	// now.
+	//
+	// A guest without a definition (libvirt: a transient domain, as is one that was
+	// undefined while it ran) is gone when it stops, and not before.
+	//
+	// A hypervisor also forgets a guest that moved to another node. A source does not
+	// report what it knows to be a move, but it does not know all moves: the agent
+	// decides whether the guest is gone for good, by what the other nodes have.
+	//
+	// A source may miss that a guest is gone, as it may miss any change (Lost), and no
+	// list makes up for it. The guest's addresses then stay its own until another guest
+	// of the node wants one, or the operator releases them.
 	Gone bool
 }
 

@@ -17,8 +17,10 @@ func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
 	foreign := s.foreign[e.Dom.UUID]
 	_, bad := s.conditions[e.Dom.UUID]
 	described := s.known[e.Dom.UUID] != nil || !foreign && !bad
+	n := news{dom: e.Dom, fresh: what == begin, last: what == over || what == forget}
 	switch what {
 	case over:
+		n.outlived = s.outlives(e)
 		s.past(e.Dom)
 	case begin:
 		s.begun[e.Dom.UUID] = e.Dom.ID
@@ -31,12 +33,27 @@ func (s *Source) hear(c *conn, e golibvirt.DomainEventLifecycleMsg) {
 	switch {
 	case what == over && !described:
 		// The agent may know it from before its description was removed.
-		c.reads.Request(e.Dom.UUID, news{dom: e.Dom, ended: true})
-	case what == nothing, foreign && what != begin:
+		n.ended = true
+		c.reads.Request(e.Dom.UUID, n)
+	case what == nothing, foreign && what != begin && what != forget:
 	default:
 		s.cutover(e.Dom, what)
-		c.reads.Request(e.Dom.UUID, news{dom: e.Dom, fresh: what == begin})
+		c.reads.Request(e.Dom.UUID, n)
 	}
+}
+
+// outlives reports whether the guest of a domain that stopped may go on: it moved to
+// another node, it was saved to a file, or it never ran here because it was to come
+// from another node or a file.
+func (v *view) outlives(e golibvirt.DomainEventLifecycleMsg) bool {
+	detail, last := golibvirt.DomainEventStoppedDetailType(e.Detail), v.known[e.Dom.UUID]
+	switch {
+	case detail == golibvirt.DomainEventStoppedMigrated, detail == golibvirt.DomainEventStoppedSaved:
+		return true
+	case last == nil:
+		return detail == golibvirt.DomainEventStoppedFailed
+	}
+	return last.as != standing{state: fabric.Live}
 }
 
 // past notes that a life of a domain is over: the guest's state in it says nothing
@@ -77,11 +94,21 @@ type news struct {
 	dom   golibvirt.Domain // as the newest event has it
 	fresh bool             // read the XML, too
 	ended bool             // nothing describes it: find out only whether it is off
+	// last: it was undefined, or stopped. If libvirt does not know it any more, its
+	// guest is gone for good, unless it was outlived: see outlives.
+	last, outlived bool
 }
+
+// gone reports whether the guest is gone for good if libvirt does not know the domain.
+func (n news) gone() bool { return n.last && !n.outlived }
 
 // merge combines two pieces of news for one read.
 func merge(older, newer news) news {
-	return news{newer.dom, older.fresh || newer.fresh, older.ended || newer.ended}
+	return news{
+		dom: newer.dom, fresh: older.fresh || newer.fresh, ended: older.ended || newer.ended,
+		// A new life is not over with the one before.
+		last: older.last && !newer.fresh || newer.last, outlived: older.outlived && !newer.fresh || newer.outlived,
+	}
 }
 
 // read asks libvirt for a domain's state, and emits it. It returns when ctx ends;
@@ -90,19 +117,20 @@ func (s *Source) read(ctx context.Context, c *conn, n news) {
 	// An error is the connection's: the list after the next connection makes up for
 	// it.
 	_ = c.call(ctx, question{"domain " + n.dom.Name, "of it "}, func() error {
-		if !n.ended || !s.ended(c, n.dom) {
-			s.follow(c, n.dom, n.fresh)
+		if !n.ended || !s.ended(c, n) {
+			s.follow(c, n)
 		}
 		return nil
 	})
 }
 
 // follow reads a domain and emits its state.
-func (s *Source) follow(c *conn, dom golibvirt.Domain, fresh bool) {
-	d, ours, err := s.look(c, dom, fresh)
+func (s *Source) follow(c *conn, n news) {
+	dom := n.dom
+	d, ours, err := s.look(c, dom, n.fresh)
 	switch {
 	case isNoDomain(err):
-		s.vanished(c, dom)
+		s.vanished(c, n)
 	case err != nil:
 		select {
 		case <-c.raw.gone: // the list after the next connection makes up for it
@@ -119,35 +147,44 @@ func (s *Source) follow(c *conn, dom golibvirt.Domain, fresh bool) {
 
 // ended emits that a domain which nothing describes is off, and reports whether it
 // is.
-func (s *Source) ended(c *conn, dom golibvirt.Domain) bool {
-	gone := fabric.Desired{VM: bare(dom), State: fabric.Absent, Since: time.Now()}
-	state, reason, err := c.lv.DomainGetState(dom, 0)
-	if !isNoDomain(err) && (err != nil || phaseOf(state, reason) != off) {
+func (s *Source) ended(c *conn, n news) bool {
+	gone := fabric.Desired{VM: bare(n.dom), State: fabric.Absent, Since: time.Now()}
+	state, reason, err := c.lv.DomainGetState(n.dom, 0)
+	switch {
+	case isNoDomain(err) && n.gone():
+		s.queue.PutGone(gone)
+	case isNoDomain(err), err == nil && phaseOf(state, reason) == off:
+		s.queue.Put(gone)
+	default:
 		return false
 	}
-	s.queue.Put(gone)
 	return true
 }
 
 // vanished emits that a domain is gone and that libvirt knows nothing of it any
-// more: it was transient, or was undefined while it ran.
-func (s *Source) vanished(c *conn, dom golibvirt.Domain) {
-	gone := fabric.Desired{State: fabric.Absent, Since: time.Now()}
-	last := s.forget(dom)
+// more: it was transient, or was undefined.
+func (s *Source) vanished(c *conn, n news) {
+	gone := fabric.Desired{VM: bare(n.dom), State: fabric.Absent, Since: time.Now()}
+	last := s.forget(n.dom)
+	if last != nil {
+		gone.VM = last.vm
+	}
+	if n.gone() {
+		s.queue.PutGone(gone)
+	}
 	if last == nil {
 		return
 	}
-	gone.VM = last.vm
 	// Another domain may have the name by now, and the port with it.
+	d, ours := gone, false
 	heir, err := c.lv.DomainLookupByName(last.vm.Name)
 	if err == nil {
-		var d fabric.Desired
-		var ours bool
-		if d, ours, err = s.look(c, heir, true); err == nil && ours {
-			gone = d
-		}
+		d, ours, err = s.look(c, heir, true)
 	}
-	if err == nil || isNoDomain(err) {
+	switch {
+	case err == nil && ours:
+		s.queue.Put(d)
+	case !n.gone() && (err == nil || isNoDomain(err)):
 		s.queue.Put(gone)
 	}
 }

@@ -90,6 +90,10 @@ func (e *end) listen(ctx context.Context, t *testing.T) {
 		case <-ctx.Done():
 			return
 		case c := <-e.s.Changes():
+			if c.Gone {
+				e.note(&e.told, "gone")
+				continue
+			}
 			if !c.Lost {
 				e.note(&e.told, inWords(c.Guest))
 				continue

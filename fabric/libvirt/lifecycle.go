@@ -103,6 +103,7 @@ const (
 	goOn         // it runs again: emit that at once if it ran here before, else ask
 	leave        // it stopped to run elsewhere: emit that at once if it ran here
 	over         // the life is over
+	forget       // libvirt forgets the domain, at once or when it stops
 )
 
 // steps has every lifecycle event of libvirt's and its details.
@@ -116,7 +117,7 @@ var steps = map[golibvirt.DomainEventType]map[int32]step{
 		int32(golibvirt.DomainEventDefinedFromSnapshot): nothing,
 	},
 	golibvirt.DomainEventUndefined: {
-		int32(golibvirt.DomainEventUndefinedRemoved): ask,
+		int32(golibvirt.DomainEventUndefinedRemoved): forget,
 		int32(golibvirt.DomainEventUndefinedRenamed): ask,
 	},
 	golibvirt.DomainEventStarted: {

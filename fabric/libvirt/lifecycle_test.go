@@ -109,7 +109,7 @@ func TestEveryState(t *testing.T) {
 func TestEveryEvent(t *testing.T) {
 	want := map[string]step{
 		"DefinedAdded": nothing, "DefinedUpdated": nothing, "DefinedRenamed": nothing, "DefinedFromSnapshot": nothing,
-		"UndefinedRemoved": ask, "UndefinedRenamed": ask,
+		"UndefinedRemoved": forget, "UndefinedRenamed": ask,
 		"StartedBooted": begin, "StartedMigrated": begin, "StartedRestored": begin, "StartedFromSnapshot": begin, "StartedWakeup": begin, "StartedRecreated": begin,
 		"SuspendedPaused": ask, "SuspendedMigrated": leave, "SuspendedIoerror": ask, "SuspendedWatchdog": ask, "SuspendedRestored": ask,
 		"SuspendedFromSnapshot": ask, "SuspendedAPIError": ask, "SuspendedPostcopy": leave, "SuspendedPostcopyFailed": ask,

@@ -96,8 +96,23 @@ func requireNext(t *testing.T, s *Source, name string, state fabric.State) fabri
 	t.Helper()
 	c := next(t, s)
 	require.False(t, c.Lost)
+	require.False(t, c.Gone)
 	require.Equal(t, name, c.Guest.VM.Name)
 	require.Equal(t, state.String(), c.Guest.State.String())
+	require.WithinDuration(t, time.Now(), c.Guest.Since, patience)
+	return c.Guest
+}
+
+// requireGone takes the next change, which says that a guest is gone for good.
+func requireGone(t *testing.T, s *Source, name string) fabric.Desired {
+	t.Helper()
+	c := next(t, s)
+	require.True(t, c.Gone, "%+v", c)
+	require.False(t, c.Lost)
+	require.Equal(t, name, c.Guest.VM.Name)
+	require.Equal(t, "libvirt", c.Guest.VM.Origin)
+	require.NotEmpty(t, c.Guest.VM.UUID)
+	require.Equal(t, fabric.Absent, c.Guest.State)
 	require.WithinDuration(t, time.Now(), c.Guest.Since, patience)
 	return c.Guest
 }
@@ -376,7 +391,7 @@ func TestTransientDomainIsGoneByItsName(t *testing.T) {
 	d.event("web", golibvirt.DomainEventStarted, 0)
 	requireNext(t, s, "web", fabric.Live)
 	d.eventOf(d.remove("web"), golibvirt.DomainEventStopped, 0)
-	gone := requireNext(t, s, "web", fabric.Absent)
+	gone := requireGone(t, s, "web")
 	assert.Len(t, gone.VM.NICs, 1)
 
 	t.Run("unless another has the name", func(t *testing.T) {
@@ -386,7 +401,9 @@ func TestTransientDomainIsGoneByItsName(t *testing.T) {
 		old := d.remove("db")
 		d.set("db", running, 1, ours("db", 12))
 		d.eventOf(old, golibvirt.DomainEventStopped, 0)
-		heir := requireNext(t, s, "db", fabric.Live)
+		gone, heir := requireGone(t, s, "db"), requireNext(t, s, "db", fabric.Live)
+		assert.NotEqual(t, gone.VM.UUID, heir.VM.UUID)
+		assert.True(t, gone.Since.Before(heir.Since))
 		assert.Equal(t, "203.0.113.12", heir.VM.NICs[0].Addresses[0].String())
 	})
 	t.Run("also when it is a stranger's now", func(t *testing.T) {
@@ -396,12 +413,13 @@ func TestTransientDomainIsGoneByItsName(t *testing.T) {
 		old := d.remove("mx")
 		d.set("mx", running, 1, foreign("mx"))
 		d.eventOf(old, golibvirt.DomainEventStopped, 0)
-		requireNext(t, s, "mx", fabric.Absent)
+		requireGone(t, s, "mx")
+		requireQuiet(t, s)
 	})
-	t.Run("and one that was never known is nothing", func(t *testing.T) {
+	t.Run("and one that was never known, too", func(t *testing.T) {
 		d.set("brief", running, 1, ours("brief", 14))
 		d.eventOf(d.remove("brief"), golibvirt.DomainEventStopped, 0)
-		requireQuiet(t, s)
+		requireGone(t, s, "brief")
 	})
 }
 

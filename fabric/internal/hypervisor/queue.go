@@ -12,7 +12,8 @@ import (
 
 // Queue is the coalescing queue of a source: it holds changes until the agent takes
 // them. It keeps only the newest change of each guest, so it never holds more than
-// there are guests.
+// there are guests. Of a guest that is gone for good it keeps that: another guest may
+// have the name by now.
 type Queue struct {
 	out  chan fabric.Change // unbuffered, so that a change is the newest when it is taken
 	wake signal.Signal
@@ -21,6 +22,7 @@ type Queue struct {
 	lost    bool
 	order   []string // names of guests
 	changes map[string]fabric.Desired
+	gone    []fabric.Desired // guests that are gone for good; the first one is the next to be taken
 }
 
 // NewQueue makes an empty queue.
@@ -54,6 +56,25 @@ func (q *Queue) Put(d fabric.Desired) {
 	q.wake.Send()
 }
 
+// PutGone adds that a guest is gone for good. That replaces older changes of it.
+func (q *Queue) PutGone(d fabric.Desired) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	id, name := d.VM.Identity(), d.VM.Name
+	if had, there := q.changes[name]; there && had.VM.Identity() == id && !had.Since.After(d.Since) {
+		q.drop(name)
+	}
+	q.gone = slices.DeleteFunc(q.gone, func(g fabric.Desired) bool { return g.VM.Identity() == id })
+	q.gone = append(q.gone, d)
+	q.wake.Send()
+}
+
+// drop removes the change of a guest.
+func (q *Queue) drop(name string) {
+	delete(q.changes, name)
+	q.order = slices.DeleteFunc(q.order, func(n string) bool { return n == name })
+}
+
 // Refresh replaces an older change of a guest by its state in a list. Taken after
 // the list, the older change would undo it.
 func (q *Queue) Refresh(d fabric.Desired) {
@@ -81,6 +102,8 @@ func (q *Queue) next() (c fabric.Change, any bool) {
 	switch {
 	case q.lost:
 		return fabric.Change{Lost: true}, true
+	case len(q.gone) > 0: // before the changes of a guest that has its name now
+		return fabric.Change{Guest: q.gone[0], Gone: true}, true
 	case len(q.order) > 0:
 		return fabric.Change{Guest: q.changes[q.order[0]]}, true
 	}
@@ -92,14 +115,15 @@ func (q *Queue) next() (c fabric.Change, any bool) {
 func (q *Queue) taken(c fabric.Change) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if c.Lost {
+	switch name := c.Guest.VM.Name; {
+	case c.Lost:
 		q.lost = false
-		return
-	}
-	name := c.Guest.VM.Name
-	if !q.changes[name].Since.After(c.Guest.Since) {
-		delete(q.changes, name)
-		q.order = slices.DeleteFunc(q.order, func(n string) bool { return n == name })
+	case c.Gone:
+		q.gone = slices.DeleteFunc(q.gone, func(g fabric.Desired) bool {
+			return g.VM.Identity() == c.Guest.VM.Identity() && g.Since.Equal(c.Guest.Since)
+		})
+	case !q.changes[name].Since.After(c.Guest.Since):
+		q.drop(name)
 	}
 }
 
