@@ -42,6 +42,10 @@ type size struct {
 	restarts  int           // of each kind
 	moves     int           // live migrations with each kind of core gateway; baselines half as many
 	fastMoves int           // of each family at the higher rate
+	moveRate  int           // requests a second to each address during a move
+	fastRate  int           // requests a second in the fast series
+	lineEvery time.Duration // of the TCP sessions during a move
+	stalls    int           // moves of a guest that may stall, and are repeated
 	stills    int           // measurements without a move
 	still     time.Duration // how long each of these is
 	instMoves int           // of an LXD instance
@@ -56,12 +60,14 @@ var (
 	fullSize = size{
 		guests: 200, ports: []int{10, 1000, 5000}, attaches: 200,
 		file: []int{100, 1000, 10000}, peers: 60, frr: 40, instances: 20, combined: 100, bulk: []int{1000, 10_000, 100_000},
-		storm: 1000, storms: 3, live: 1000, restarts: 3, moves: 40, fastMoves: 6, stills: 5, still: 4 * time.Second, instMoves: 20, bursts: 15, burst: 300 * time.Millisecond, watch: 3 * time.Second, watchLast: graceful + 2*time.Second, breathing: 3 * time.Second,
+		storm: 1000, storms: 3, live: 1000, restarts: 3, moves: 40, fastMoves: 6, moveRate: 1000, fastRate: 4000, lineEvery: 10 * time.Millisecond, stills: 5, still: 4 * time.Second, instMoves: 20, bursts: 15, burst: 300 * time.Millisecond, watch: 3 * time.Second, watchLast: graceful + 2*time.Second, breathing: 3 * time.Second,
 	}
+	// An emulated guest without a processor of its own answers few packets. A smoke
+	// run sends few, and repeats a move that such a guest does not bring to its end.
 	quickSize = size{
 		guests: 10, ports: []int{10, 50}, attaches: 10,
 		file: []int{100}, peers: 3, frr: 2, instances: 1, combined: 2, bulk: []int{100},
-		storm: 30, storms: 1, live: 20, restarts: 1, moves: 1, fastMoves: 1, stills: 1, still: time.Second, instMoves: 1, bursts: 1, burst: 100 * time.Millisecond, watch: 2 * time.Second, watchLast: 2 * time.Second, breathing: 100 * time.Millisecond,
+		storm: 30, storms: 1, live: 20, restarts: 1, moves: 1, fastMoves: 1, moveRate: 50, fastRate: 100, lineEvery: 100 * time.Millisecond, stalls: 2, stills: 1, still: time.Second, instMoves: 1, bursts: 1, burst: 100 * time.Millisecond, watch: 2 * time.Second, watchLast: 2 * time.Second, breathing: 100 * time.Millisecond,
 	}
 )
 

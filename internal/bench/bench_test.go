@@ -57,7 +57,7 @@ func TestQuick(t *testing.T) {
 		assert.Contains(t, printed.String(), "shell hook, FRR by vtysh")
 	}
 	if hypervisors.Available(t.Context(), "qemu") == nil {
-		for _, want := range []string{"hook only, to the ", "when virsh returns", "4,000 a second", "live migrations, core BIRD, IPv6: never more than 10 lost"} {
+		for _, want := range []string{"hook only, to the ", "when virsh returns", "100 a second", "live migrations, core BIRD, IPv6: never more than 10 lost"} {
 			assert.Contains(t, printed.String(), want)
 		}
 	}

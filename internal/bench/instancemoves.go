@@ -52,7 +52,7 @@ func (b *bench) instanceMoves(ctx context.Context, s *section) (err error) {
 	}
 	var moves []instanceMove
 	for range b.size.instMoves {
-		m, err := st.move(ctx)
+		m, err := st.move(ctx, b.size.moveRate)
 		if err != nil {
 			return fmt.Errorf("move of an LXD instance: %w", err)
 		}
@@ -97,8 +97,8 @@ func (st *stateless) stopWatching() {
 	}
 }
 
-// move moves the instance to the other node.
-func (st *stateless) move(ctx context.Context) (m instanceMove, err error) {
+// move moves the instance to the other node, under so many requests a second.
+func (st *stateless) move(ctx context.Context, rate int) (m instanceMove, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	to := []netip.Addr{st.guest.a4, st.guest.a6}
@@ -107,7 +107,7 @@ func (st *stateless) move(ctx context.Context) (m instanceMove, err error) {
 			return m, err
 		}
 	}
-	probers, err := probeEvery(st.top.Client, time.Second/moveRate, to...)
+	probers, err := probeEvery(st.top.Client, time.Second/time.Duration(rate), to...)
 	if err != nil {
 		return m, err
 	}

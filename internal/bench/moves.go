@@ -21,9 +21,6 @@ import (
 )
 
 const (
-	moveRate   = 1000                   // requests a second to each address
-	fastRate   = 4000                   // requests a second in the fast series
-	lineEvery  = 10 * time.Millisecond  // of the TCP sessions
 	moveLead   = 300 * time.Millisecond // probing before a migration
 	moveTail   = 700 * time.Millisecond // probing after everything answers again
 	silentFor  = 8 * time.Second        // silence after which the benchmark asks whether the guest hangs
@@ -53,9 +50,10 @@ type mover struct {
 	domain *hypervisors.Domain
 	late   bool // announced only when virsh has returned
 
-	moves []move
-	fast  []move // at the higher rate
-	hung  int
+	moves  []move
+	fast   []move // at the higher rate
+	hung   int
+	stalls int // moves that did not end
 }
 
 // move is the measurement of one migration.
@@ -111,7 +109,7 @@ func (b *bench) moveAll(ctx context.Context, core string) (m *moving, err error)
 			}
 		}
 		for _, g := range turn {
-			got, err := m.move(ctx, b, g, moveRate, g.guest.a4, g.guest.a6)
+			got, err := m.move(ctx, b, g, b.size.moveRate, g.guest.a4, g.guest.a6)
 			if err != nil {
 				return m, fmt.Errorf("%s: %w", g.name, err)
 			}
@@ -130,12 +128,12 @@ func (b *bench) moveAll(ctx context.Context, core string) (m *moving, err error)
 	}
 	for i := range b.size.fastMoves {
 		for _, to := range []netip.Addr{g.guest.a4, g.guest.a6} {
-			got, err := m.move(ctx, b, g, fastRate, to)
+			got, err := m.move(ctx, b, g, b.size.fastRate, to)
 			if err != nil {
-				return m, fmt.Errorf("%s, %d a second: %w", g.name, fastRate, err)
+				return m, fmt.Errorf("%s, %d a second: %w", g.name, b.size.fastRate, err)
 			}
 			g.fast = append(g.fast, got)
-			b.say("    %d a second, %d: %s", fastRate, i+1, got)
+			b.say("    %d a second, %d: %s", b.size.fastRate, i+1, got)
 		}
 	}
 	return m, nil
@@ -290,46 +288,89 @@ func (m *moving) reached(ctx context.Context, g *mover) error {
 	return nil
 }
 
-// again destroys a guest that hangs, and starts it anew.
+// again destroys a guest, and starts it anew.
 func (m *moving) again(ctx context.Context, g *mover) error {
-	if g.hung++; g.hung > mostHung {
-		return fmt.Errorf("the guest hung %d times after a migration", g.hung)
-	}
 	if err := g.domain.Destroy(ctx); err != nil {
 		return err
 	}
 	if g.late {
-		if _, err := m.agents[g.nodes[g.at]].ask(ctx, hooks.Remove, g.vm()); err != nil {
-			return err
+		for _, node := range g.nodes { // a move that stalled may have left it on both
+			if _, err := m.agents[node].ask(ctx, hooks.Remove, g.vm()); err != nil {
+				return err
+			}
 		}
 	}
 	return m.start(ctx, g)
 }
 
 // move migrates a guest to its other node. It repeats a move after which the guest
-// hangs.
-func (m *moving) move(ctx context.Context, b *bench, g *mover, rate int, to ...netip.Addr) (move, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	for {
-		got, err := m.tryMove(ctx, g, rate, to)
-		if !errors.Is(err, errHung) {
-			return got, err
+// hangs, and in a smoke run a few that stall.
+func (m *moving) move(ctx context.Context, b *bench, g *mover, rate int, to ...netip.Addr) (got move, err error) {
+	err = g.attempt(ctx, b, func(ctx context.Context) (err error) {
+		got, err = m.tryMove(ctx, b.size, g, rate, to)
+		return err
+	}, func(ctx context.Context, stalled bool) error {
+		if stalled {
+			if err := m.rest(ctx, g); err != nil {
+				return err
+			}
 		}
-		b.say("    %s: the guest hangs; it is started anew, and the move does not count", g.name)
-		if err := m.again(ctx, g); err != nil {
-			return got, err
-		}
-	}
+		return m.again(ctx, g)
+	})
+	return got, err
 }
 
 var errHung = errors.New("the guest hangs")
 
-func (m *moving) tryMove(ctx context.Context, g *mover, rate int, to []netip.Addr) (got move, err error) {
+// attempt tries a move, and has the guest started anew after one that does not count:
+// the guest hangs, or patience ended before the move did.
+func (g *mover) attempt(ctx context.Context, b *bench, try func(context.Context) error, anew func(_ context.Context, stalled bool) error) error {
+	within := func(f func(context.Context) error) (late bool, err error) {
+		bounded, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		err = f(bounded)
+		return bounded.Err() != nil && ctx.Err() == nil, err
+	}
+	for {
+		late, err := within(try)
+		stalled := false
+		switch {
+		case errors.Is(err, errHung):
+			if g.hung++; g.hung > mostHung {
+				return fmt.Errorf("the guest hung %d times after a migration", g.hung)
+			}
+			b.say("    %s: the guest hangs; it is started anew, and the move does not count", g.name)
+		case err != nil && late && g.stalls < b.size.stalls:
+			g.stalls++
+			stalled = true
+			b.say("    %s: the move stalls (%v); the guest is started anew, and the move does not count", g.name, err)
+		default:
+			return err
+		}
+		if _, err := within(func(ctx context.Context) error { return anew(ctx, stalled) }); err != nil {
+			return err
+		}
+	}
+}
+
+// rest ends the migration of a guest, and finds out on which node that left it.
+func (m *moving) rest(ctx context.Context, g *mover) error {
+	from, dest := m.lvs[g.nodes[g.at]], m.lvs[g.nodes[1-g.at]]
+	err := core.Until(ctx, func() error {
+		_, _ = from.Virsh(ctx, "domjobabort", g.guest.name) // it fails once the migration is over
+		return g.domain.Locate(ctx, from, dest)
+	})
+	if err == nil && g.domain.Libvirt() == dest {
+		g.at = 1 - g.at
+	}
+	return err
+}
+
+func (m *moving) tryMove(ctx context.Context, size size, g *mover, rate int, to []netip.Addr) (got move, err error) {
 	if err := m.reached(ctx, g); err != nil {
 		return got, err
 	}
-	w, err := m.watch(ctx, rate, to)
+	w, err := m.watch(ctx, size, rate, to)
 	if err != nil {
 		return got, err
 	}
@@ -392,7 +433,7 @@ func (m *moving) tryMove(ctx context.Context, g *mover, rate int, to []netip.Add
 // stay watches a guest that does not move: packets that are lost then, the machine
 // loses by itself.
 func (m *moving) stay(ctx context.Context, b *bench, g *mover) (got move, err error) {
-	w, err := m.watch(ctx, moveRate, []netip.Addr{g.guest.a4, g.guest.a6})
+	w, err := m.watch(ctx, b.size, b.size.moveRate, []netip.Addr{g.guest.a4, g.guest.a6})
 	if err != nil {
 		return got, err
 	}
@@ -431,10 +472,10 @@ type watchers struct {
 }
 
 // watch begins to probe addresses of a guest, and opens a session to each.
-func (m *moving) watch(ctx context.Context, rate int, to []netip.Addr) (*watchers, error) {
+func (m *moving) watch(ctx context.Context, size size, rate int, to []netip.Addr) (*watchers, error) {
 	w := &watchers{}
 	for _, a := range to {
-		s, err := m.top.Client.OpenSession(ctx, netip.AddrPortFrom(a, 7), lineEvery)
+		s, err := m.top.Client.OpenSession(ctx, netip.AddrPortFrom(a, 7), size.lineEvery)
 		if err != nil {
 			w.abandon()
 			return nil, err

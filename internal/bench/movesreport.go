@@ -100,7 +100,7 @@ func movesSection(labs []*moving, size size) section {
 		"", "core", "moves", "pause ms", "TCP stall ms", "stall less pause ms", "sent again", "resets", "ended otherwise", "virsh s", "guests that hung",
 	}}
 	gaps, fast := table{head: gapHead}, table{head: slices.Clone(probeHead)}
-	fast.head[0] = fmt.Sprintf("%s a second", count(fastRate))
+	fast.head[0] = fmt.Sprintf("%s a second", count(size.fastRate))
 	for _, m := range labs {
 		for _, g := range append([]*mover{m.ours}, m.baselines...) {
 			for _, part := range g.groups() {
@@ -115,6 +115,9 @@ func movesSection(labs []*moving, size size) section {
 			gapRow(&gaps, m.ours.moves, m.core, four)
 			familyOf(m.ours.fast, four).row(&fast, m.ours.name, m.core, four)
 		}
+		if note := m.stallNote(); note != "" {
+			s.notes = append(s.notes, note)
+		}
 		if note := lossNote(slices.Concat(m.ours.moves, m.ours.fast)); note != "" {
 			s.notes = append(s.notes, "Core "+m.core+": "+note)
 		}
@@ -122,6 +125,18 @@ func movesSection(labs []*moving, size size) section {
 	}
 	s.tables = []table{probes, gaps, sessions, fast}
 	return s
+}
+
+// stallNote says how many moves stalled.
+func (m *moving) stallNote() string {
+	n := 0
+	for _, g := range append([]*mover{m.ours}, m.baselines...) {
+		n += g.stalls
+	}
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("Core %s: moves that stalled, and were repeated with the guest started anew: %s. They are in no table.", m.core, count(n))
 }
 
 func sessionRow(t *table, g *mover, core string) {
@@ -191,7 +206,7 @@ half and FRR in the other, a client behind it. An emulated guest (QEMU without K
 migrated to and fro, live and peer to peer, %d times with each. From 0.3 s before `+"`virsh migrate`"+` until 0.7 s after everything answers again, the
 client sends %s echo requests a second to each address at the same time, on a schedule that is fixed at the start, and accounts for every
 one by its number: lost (no answer within a second of the end), answered twice, answered after a later one, refused by a router (ICMP errors). The gap is the longest time
-between two answers, by the kernel's time stamps. A TCP session to each address sends a line every 10 ms, which the guest echoes; its
+between two answers, by the kernel's time stamps. A TCP session to each address sends a line every %s ms, which the guest echoes; its
 stall is the longest time without a line. The pause is libvirt's "Total downtime": nobody can answer meanwhile, and the goal for the
 gap is relative to it. Sent again are TCP segments of the client.
 
@@ -211,5 +226,5 @@ Goals: nothing lost in at least %d of %d moves, never more than %d; the gap at m
 about 30); no session reset. Figures are the median [least..most]. An emulated guest hangs after about one migration in fifty, whoever
 announces it: it then neither writes to its console nor answers its own node over its port. Such a move is counted in the last column of
 the third table, nowhere else, and repeated with the guest started anew. The fourth table is a series of its own at %s requests a
-second to one address, each family in its turn.`, size.moves, count(moveRate), seconds(size.still), goalLossless, goalMoves, goalLost, ms(goalGap), count(fastRate))
+second to one address, each family in its turn.`, size.moves, count(size.moveRate), count(int(size.lineEvery.Milliseconds())), seconds(size.still), goalLossless, goalMoves, goalLost, ms(goalGap), count(size.fastRate))
 }

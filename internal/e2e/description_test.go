@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
@@ -92,11 +91,12 @@ func TestRunningGuestKeepsWhatItStartedWith(t *testing.T) {
 	}
 	restartLibvirt := func() { require.NoError(t, lv.Restart(soon(t))) }
 
-	var probes []*core.Prober
+	watch := s.watchGuest(node, "sea_gold_net0")
+	probes := map[netip.Addr]*core.Prober{}
 	for _, p := range seaGold {
 		probe, err := s.top.Client.Probe(p.Addr(), 10*time.Millisecond)
 		require.NoError(t, err)
-		probes = append(probes, probe)
+		probes[p.Addr()] = probe
 	}
 	for _, change := range described {
 		for restart, f := range map[string][]func(){
@@ -118,10 +118,11 @@ func TestRunningGuestKeepsWhatItStartedWith(t *testing.T) {
 	changeMetadata(t, lv, "--live", "--remove")
 	restartAgent()
 	a.says("does not say any more")
-	for i, probe := range probes {
-		r := probe.Stop()
-		assert.Zero(t, r.Lost, "%s: %+v", seaGold[i], r)
+	results := map[netip.Addr]core.ProbeResult{}
+	for to, probe := range probes {
+		results[to] = probe.Stop()
 	}
+	watch.lostNothing(results)
 
 	// It ends although nothing calls it ours by now, and its next life has the
 	// definition's new addresses.

@@ -284,6 +284,7 @@ func TestAgentAndLibvirtComeAndGo(t *testing.T) {
 	require.NoError(t, goes.Start(soon(t)))
 	require.NoError(t, stays.WaitReady(soon(t)))
 	s.reaches(s.top.Client, "203.0.113.10", "2001:db8:100::10")
+	watch := s.watchGuest(node, "stays_net0")
 	probe, err := s.top.Client.Probe(netip.MustParseAddr("203.0.113.10"), 10*time.Millisecond)
 	require.NoError(t, err)
 
@@ -337,8 +338,7 @@ func TestAgentAndLibvirtComeAndGo(t *testing.T) {
 	a.start()
 	s.coreHas(node, seaGold...)
 
-	r := probe.Stop()
-	assert.Zero(t, r.Lost, "%+v", r)
+	watch.lostNothing(map[netip.Addr]core.ProbeResult{netip.MustParseAddr("203.0.113.10"): probe.Stop()})
 	state, err := stays.State(soon(t))
 	require.NoError(t, err)
 	assert.Equal(t, "running", state)

@@ -33,6 +33,7 @@ type Prober struct {
 
 // Result is the result of a [Prober]'s requests.
 type Result struct {
+	ID              uint16 // of every request, in its ICMP header
 	Sent, Received  int
 	Lost            int           // sent and never answered
 	Unsent          int           // of the lost ones, those that the host itself could not send
@@ -179,7 +180,9 @@ func (p *Prober) end(grace time.Duration) Result {
 	}
 	p.sock.close()
 	p.running.Wait()
-	return p.ledger.close()
+	r := p.ledger.close()
+	r.ID = p.id
+	return r
 }
 
 func (p *Prober) underWay() bool {
