@@ -127,7 +127,7 @@ func TestHypervisorCoreKnowsNoHypervisor(t *testing.T) {
 // what nobody ends: they make no context out of nothing, and do not sleep.
 func TestWaitsHaveAnOwner(t *testing.T) {
 	for _, dir := range []string{
-		"fabric/internal/hypervisor", "fabric/libvirt", "fabric/lxd",
+		"fabric/etcd", "fabric/internal/hypervisor", "fabric/libvirt", "fabric/lxd",
 		"fabric/kernel", "fabric/kernel/internal/rtnl", "fabric/kernel/internal/capture",
 	} {
 		files, err := filepath.Glob(dir + "/*.go")

@@ -50,18 +50,25 @@ func newProber(endpoints []string, secure *tls.Config) *prober {
 
 // reason says why a call failed with err, for people.
 func (p *prober) reason(ctx context.Context, client *clientv3.Client, err error) string {
-	faults := p.look(ctx, client)
+	faults := p.look(ctx, client, reasonAge)
 	if len(faults) == 0 {
 		return fmt.Sprintf("etcd answers, and does not do it (%s); see whether its disks and its network are overloaded", oneline.Of(err.Error()))
 	}
 	return "etcd does not answer: " + textOf(faults, len(p.endpoints))
 }
 
-// look asks each member, unless one did just now.
-func (p *prober) look(ctx context.Context, client *clientv3.Client) map[string]string {
+// faulty reports whether the last look found a fault.
+func (p *prober) faulty() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if time.Since(p.at) < reasonAge {
+	return len(p.faults) > 0
+}
+
+// look asks each member, unless that was done a shorter time ago than age.
+func (p *prober) look(ctx context.Context, client *clientv3.Client, age time.Duration) map[string]string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if time.Since(p.at) < age {
 		return p.faults
 	}
 	found := make([]string, len(p.endpoints))

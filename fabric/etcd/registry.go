@@ -137,7 +137,7 @@ func (r *Registry) answer(ctx context.Context, asked request) ([]fabric.Allocati
 	}
 	w := writer{r: r, leases: map[int64]clientv3.LeaseID{}}
 	for range mostDecisions {
-		p, err := r.cache.decide(asked, time.Now())
+		p, err := r.cache.decide(asked, time.Now().UTC().Round(0)) // as it is read again
 		if err == nil {
 			var done, narrow bool
 			if done, narrow, err = w.write(ctx, p); err != nil {

@@ -93,7 +93,15 @@ func (r *Registry) watch(ctx context.Context, client *clientv3.Client) (began bo
 // look asks regularly whether etcd answers, and whether it is the one it was. A watch
 // is silent if not.
 func (r *Registry) look(ctx context.Context, client *clientv3.Client) {
+	next := time.NewTimer(0)
+	defer next.Stop()
 	for n := 0; ; n++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.lookAgain:
+		case <-next.C:
+		}
 		one, cancel := context.WithTimeout(ctx, tryTime)
 		before := r.past.highest()
 		answer, err := client.Get(one, r.cache.keys.prefixes(), clientv3.WithKeysOnly())
@@ -102,29 +110,24 @@ func (r *Registry) look(ctx context.Context, client *clientv3.Client) {
 		switch was := r.away.Load(); {
 		case err == nil:
 			_ = r.past.check(answer.Header, before) // it stays there
-			r.away.Store(nil)
 			if was != nil {
 				_ = r.list(ctx) // the watch may take a moment; an error is found again
 			}
-			if n%probeEvery == 0 || was != nil {
-				r.prober.look(ctx, client)
+			r.away.Store(nil)
+			if n%probeEvery == 0 || r.prober.faulty() {
+				r.prober.look(ctx, client, 0)
 			}
 		case ctx.Err() != nil:
 			return
 		case final(err):
-			why := refusal(err, r.cache.keys.root).Error()
+			why := strings.TrimPrefix(refusal(err, r.cache.keys.root).Error(), "registry: ")
 			r.away.Store(&why)
 		default:
 			why := r.prober.reason(ctx, client, err)
 			r.away.Store(&why)
 			wait = lookAway
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-r.lookAgain:
-		case <-time.After(wait):
-		}
+		next.Reset(wait)
 	}
 }
 
@@ -137,7 +140,7 @@ func (r *Registry) Diagnose(context.Context) []string {
 	}
 	why := r.reason()
 	if why != "" {
-		texts = append(texts, "registry: "+strings.TrimPrefix(why, "registry: "))
+		texts = append(texts, "registry: "+why)
 	}
 	for _, text := range slices.Concat(r.prober.problems(time.Now(), why == ""), r.cache.problems()) {
 		texts = append(texts, "registry: "+text)

@@ -28,6 +28,7 @@ type Etcd struct {
 
 type etcdMember struct {
 	args   []string
+	dir    string
 	health string
 	log    string
 	cmd    *exec.Cmd
@@ -62,9 +63,9 @@ func NewEtcd(t testing.TB, o EtcdOptions) *Etcd {
 	}
 	for i := range n {
 		client, peer := fmt.Sprintf("%s://127.0.0.1:%d", scheme, ports[i]), fmt.Sprintf("http://127.0.0.1:%d", ports[n+i])
-		m := &etcdMember{health: fmt.Sprintf("http://127.0.0.1:%d", ports[2*n+i]), log: filepath.Join(dir, fmt.Sprintf("m%d.log", i))}
+		m := &etcdMember{dir: filepath.Join(dir, fmt.Sprintf("m%d", i)), health: fmt.Sprintf("http://127.0.0.1:%d", ports[2*n+i]), log: filepath.Join(dir, fmt.Sprintf("m%d.log", i))}
 		m.args = append([]string{
-			"--name", fmt.Sprintf("m%d", i), "--data-dir", filepath.Join(dir, fmt.Sprintf("m%d", i)),
+			"--name", fmt.Sprintf("m%d", i), "--data-dir", m.dir,
 			"--listen-client-urls", client, "--advertise-client-urls", client,
 			"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
 			"--initial-cluster", strings.Join(all, ","), "--initial-cluster-token", filepath.Base(dir),
@@ -134,6 +135,14 @@ func (e *Etcd) Kill(member int) {
 		_ = m.cmd.Process.Kill()
 		_ = m.cmd.Wait()
 		m.cmd = nil
+	}
+}
+
+// Erase removes all that a member that does not run has kept.
+func (e *Etcd) Erase(member int) {
+	e.t.Helper()
+	if err := os.RemoveAll(e.members[member].dir); err != nil {
+		e.t.Fatal(err)
 	}
 }
 

@@ -1,0 +1,161 @@
+package etcd
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+func testCache() *cache {
+	c := fabric.Cluster{Name: "msk1", Registry: fabric.RegistryConfig{Etcd: &fabric.EtcdConfig{}}}.WithDefaults()
+	return newCache(&c)
+}
+
+func TestKeys(t *testing.T) {
+	k := testCache().keys
+	for text, key := range map[string]string{
+		"203.0.113.10/32":     "/vmfabric/msk1/addr/cb00710a/32",
+		"203.0.113.0/28":      "/vmfabric/msk1/addr/cb007100/28",
+		"2001:db8:100::9/128": "/vmfabric/msk1/addr/20010db8010000000000000000000009/128",
+		"2001:db8:100::/64":   "/vmfabric/msk1/addr/20010db8010000000000000000000000/64",
+	} {
+		p := netip.MustParsePrefix(text)
+		assert.Equal(t, key, k.address(p))
+		back, err := k.prefixOf(key)
+		require.NoError(t, err)
+		assert.Equal(t, p, back)
+	}
+	for _, key := range []string{"addr/cb00710a", "addr/cb00710a/33", "addr/cb00710a/24", "addr/CB00710A/32", "addr/cb0071/32", "addr/x/32", "guest/x", "prefixes"} {
+		_, err := k.prefixOf(k.root + key)
+		assert.ErrorContains(t, err, key)
+	}
+	assert.Equal(t, "/vmfabric/msk1/guest/lxd%20default%2Fweb", k.guest("lxd default/web"))
+}
+
+// TestRangeOfAPrefix: it has every address and prefix inside, and neither neighbour.
+func TestRangeOfAPrefix(t *testing.T) {
+	k := testCache().keys
+	for _, tt := range []struct {
+		wide    string
+		in, out []string
+	}{
+		{"203.0.113.8/29", []string{"203.0.113.8/32", "203.0.113.15/32", "203.0.113.12/30", "203.0.113.8/29"}, []string{"203.0.113.7/32", "203.0.113.16/32"}},
+		{"2001:db8:100:1::/64", []string{"2001:db8:100:1::/128", "2001:db8:100:1:ffff:ffff:ffff:ffff/128", "2001:db8:100:1:8000::/65"}, []string{"2001:db8:100::ffff/128", "2001:db8:100:2::/128"}},
+	} {
+		first, end := k.inside(netip.MustParsePrefix(tt.wide))
+		has := func(p string) bool { key := k.address(netip.MustParsePrefix(p)); return first <= key && key < end }
+		for _, p := range tt.in {
+			assert.True(t, has(p), p)
+		}
+		for _, p := range tt.out {
+			assert.False(t, has(p), p)
+		}
+	}
+}
+
+// TestCacheTakesNothingOlder: lists, a watch, and what this node wrote or read come in
+// any order.
+func TestCacheTakesNothingOlder(t *testing.T) {
+	c := testCache()
+	at := netip.MustParsePrefix("203.0.113.10/32")
+	key := c.keys.address(at)
+	put := func(guest fabric.Identity, rev int64) change {
+		e := entry{Format: format, Allocation: &fabric.Allocation{Prefix: at, State: fabric.Allocated, Guest: guest}}
+		return change{key: key, value: []byte(e.encode()), rev: rev}
+	}
+	holds := func(want ...fabric.Identity) {
+		t.Helper()
+		all, _ := c.all()
+		guests := []fabric.Identity{}
+		for _, a := range all {
+			guests = append(guests, a.Guest)
+		}
+		assert.Equal(t, append([]fabric.Identity{}, want...), guests)
+	}
+	c.load(nil, 10)
+	c.learn([]change{put("a", 12)}) // written
+	c.watched([]change{put("b", 11), {key: key, absent: true, rev: 11}})
+	holds("a")
+	c.learn([]change{{key: key, absent: true, rev: 14}}) // deleted
+	c.watched([]change{put("a", 12)})
+	holds()
+	c.watched([]change{put("c", 13)})
+	holds()
+	c.watched([]change{{key: key, absent: true, rev: 14}, put("d", 15)})
+	holds("d")
+	c.watched([]change{{key: key, absent: true, rev: 16}})
+	c.learn([]change{put("d", 15)}) // read before, told after
+	holds()
+	c.load([]*mvccpb.KeyValue{{Key: []byte(key), Value: put("e", 15).value, ModRevision: 15}}, 15)
+	holds()
+	c.learn([]change{put("f", 20)})
+	c.load([]*mvccpb.KeyValue{}, 19) // it began before
+	holds("f")
+	c.load([]*mvccpb.KeyValue{}, 21)
+	holds()
+}
+
+func TestUnreadableValuesKeepTheirAddresses(t *testing.T) {
+	for text, want := range map[string]string{
+		`{"format":2,"allocation":{}}`: "is of a later version (2)",
+		`{"format":1}`:                 "is damaged; release 203.0.113.10/32 if nobody has it",
+		`x`:                            "is damaged; release 203.0.113.10/32 if nobody has it",
+		`{"format":1,"allocation":{"prefix":"203.0.113.11/32","state":"allocated","guest":"a"}}`: "is of 203.0.113.11/32 by what is in it",
+		`{"format":1,"allocation":{"prefix":"203.0.113.10/32","state":"lost"}}`:                  `is damaged (state "lost", guest "")`,
+		`{"format":1,"allocation":{"prefix":"203.0.113.10/32","state":"allocated"}}`:             `is damaged (state "allocated", guest "")`,
+	} {
+		c := testCache()
+		at := netip.MustParsePrefix("203.0.113.10/32")
+		c.load([]*mvccpb.KeyValue{{Key: []byte(c.keys.address(at)), Value: []byte(text), ModRevision: 3}}, 3)
+		require.Len(t, c.problems(), 1, text)
+		assert.Contains(t, c.problems()[0], want)
+		_, err := c.decide(request{allocate: &fabric.AllocationRequest{Guest: "b", Wants: []fabric.Want{{Prefix: at}}}}, time.Now())
+		require.ErrorIs(t, err, fabric.ErrRefused, text)
+		p, err := c.decide(request{release: &fabric.ReleaseRequest{Prefix: at, Now: true}}, time.Now())
+		require.NoError(t, err)
+		assert.Equal(t, []netip.Prefix{at}, p.change.Delete, "the way out")
+		c.watched([]change{{key: c.keys.address(at), absent: true, rev: 4}})
+		assert.Empty(t, c.problems())
+	}
+}
+
+// TestLostAnswer: a transaction whose answer was lost is known by what it wrote.
+func TestLostAnswer(t *testing.T) {
+	c := testCache()
+	c.load(nil, 1)
+	p, err := c.decide(request{allocate: &fabric.AllocationRequest{Guest: "a", VM: "a", Wants: []fabric.Want{{Prefix: netip.MustParsePrefix("192.0.2.1/32")}}}}, time.Now())
+	require.NoError(t, err)
+	mine, other := p.operation("mine", nil, false), p.operation("other", nil, false)
+	assert.True(t, mine.happened(mine.written(7)))
+	assert.False(t, mine.happened(other.written(7)))
+	assert.False(t, mine.happened(nil))
+	c.learn(mine.written(7))
+	p, err = c.decide(request{release: &fabric.ReleaseRequest{Guest: "a", Now: true}}, time.Now())
+	require.NoError(t, err)
+	ends := p.operation("ends", nil, false)
+	assert.True(t, ends.happened(ends.written(8)), "all that it deletes is gone")
+	assert.False(t, ends.happened(mine.written(7)))
+}
+
+// TestPast: answers that come in another order than the questions are no restored backup.
+func TestPast(t *testing.T) {
+	var p past
+	header := func(cluster uint64, rev int64) *etcdserverpb.ResponseHeader {
+		return &etcdserverpb.ResponseHeader{ClusterId: cluster, Revision: rev}
+	}
+	require.NoError(t, p.check(header(1, 10), 0))
+	require.NoError(t, p.check(header(1, 12), p.highest()))
+	require.NoError(t, p.check(header(1, 11), 10), "asked before, answered after")
+	require.ErrorContains(t, p.check(header(1, 11), p.highest()), "etcd is older than it was (revision 11, was 12)")
+	require.Error(t, p.check(header(1, 99), p.highest()), "until the agent starts anew")
+	p = past{}
+	require.NoError(t, p.check(header(1, 10), 0))
+	require.ErrorContains(t, p.check(header(2, 12), 10), "etcd is another one than before (cluster id 2, was 1)")
+}
