@@ -652,6 +652,7 @@ func (t *task) tearDown(ctx context.Context, d fabric.Desired) error {
 	if diverted {
 		t.diverted.confirm(vm)
 	}
+	t.setUnrecorded(vm, nil)
 	t.recovered(d.VM)
 	return nil
 }

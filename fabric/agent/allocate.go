@@ -14,6 +14,7 @@ import (
 
 const (
 	registryTime = 5 * time.Second // how long the agent waits for the registry; a hook waits longer
+	lookTime     = 2 * time.Second // the part of it in which it says what a guest has already
 	recordTime   = time.Second     // how long a guest waits for it that has its addresses: the agent can record them later
 )
 
@@ -84,19 +85,29 @@ type allotment struct {
 }
 
 // allocate gives a guest the addresses that it asks for, and records all that it has.
-// It does nothing for a guest that is here with the same addresses.
+// It does nothing for a guest that is here with the same addresses: nothing that such a
+// guest does waits for the registry.
+func (t *task) allocate(ctx context.Context, vm fabric.VM, r request) (_ fabric.VM, got allotment, err error) {
+	s, done := t.state.open()
+	here := s.has(vm)
+	if here {
+		got.registered = s.guests[vm.Name].registered
+	}
+	pointless := here || s.refuses(vm) || s.outdated(vm.Name, r.asOf)
+	vm = s.fromPort(vm)
+	done()
+	if pointless {
+		return vm, got, nil
+	}
+	return t.askRegistry(ctx, vm, r)
+}
+
+// askRegistry is allocate for a guest that is not here, or not with these addresses.
 //
 // A guest that runs already does not depend on the registry: it keeps what its
 // description gives it, whatever the registry says, and Status lists the difference.
-func (t *task) allocate(ctx context.Context, vm fabric.VM, r request) (_ fabric.VM, got allotment, err error) {
-	s, done := t.state.open()
-	got.registered = s.registered(vm)
-	pointless := got.registered || s.refuses(vm) || s.outdated(vm.Name, r.asOf)
-	vm = s.fromPort(vm)
-	done()
+func (t *task) askRegistry(ctx context.Context, vm fabric.VM, r request) (_ fabric.VM, got allotment, err error) {
 	switch {
-	case pointless:
-		return vm, got, nil
 	case t.registry == nil && vm.Unresolved():
 		return vm, got, unanswered{t.asksInVain()}
 	case t.registry == nil:
@@ -118,16 +129,15 @@ func (t *task) allocate(ctx context.Context, vm fabric.VM, r request) (_ fabric.
 	if bad, held := errors.AsType[*fabric.AllocationError](err); held && bad.Reason == fabric.AddressHeld && t.outlived(ctx, bad.Holder) {
 		given, err = t.registry.Allocate(ctx, t.allocationRequest(vm))
 	}
-	unrecorded := "unrecorded " + vm.Name
 	switch {
 	case err == nil:
-		t.conditions.clear(unrecorded)
+		t.setUnrecorded(vm.Name, nil)
 	case vm.Unresolved():
 		return vm, got, unanswered{t.unallocated(err)}
 	case r.undo && errors.Is(err, fabric.ErrRefused):
 		return vm, got, t.unallocated(err)
 	default: // it has its addresses, and may run with them
-		t.conditions.set(unrecorded, fmt.Errorf("guest %s: the registry does not have its addresses: %w", vm.Name, err))
+		t.setUnrecorded(vm.Name, err)
 		return vm, got, nil
 	}
 	for _, a := range given {
@@ -157,11 +167,10 @@ func (a *Agent) unallocated(err error) error {
 	return a.because(fabric.RegistryFailed, fmt.Errorf("no addresses from the registry: %w", shortened{err}))
 }
 
-// registered reports whether the guest is here with all these addresses, so that the
-// registry has them.
-func (s *state) registered(vm fabric.VM) bool {
+// has reports whether the guest is here with these addresses.
+func (s *state) has(vm fabric.VM) bool {
 	g := s.guests[vm.Name]
-	if g == nil || g.want.State == fabric.Absent || !g.registered || vm.Unresolved() || g.want.VM.Identity() != vm.Identity() || len(vm.NICs) != len(g.want.VM.NICs) {
+	if g == nil || g.want.State == fabric.Absent || vm.Unresolved() || g.want.VM.Identity() != vm.Identity() || len(vm.NICs) != len(g.want.VM.NICs) {
 		return false
 	}
 	for n, nic := range vm.NICs {
@@ -258,49 +267,52 @@ func (t *task) giveBack(ctx context.Context, fresh []fabric.Allocation) {
 // take one, it may be away: register leaves the others for later, so as not to wait
 // for it once for each guest.
 func (a *Agent) register(ctx context.Context) {
-	for _, name := range a.unregistered() {
-		t, end, free := a.tryBegin(name)
-		if !free {
-			continue
-		}
-		registered := t.register(ctx)
-		end()
-		if !registered {
+	for _, vm := range a.unregistered() {
+		if !a.registerGuest(ctx, vm) {
 			return
 		}
 	}
 }
 
-// unregistered lists the guests whose addresses the registry may not have.
-func (a *Agent) unregistered() (names []string) {
+// registerGuest records what a guest has that is here, and reports whether the registry
+// took it. Other work on the guest does not wait for that.
+func (a *Agent) registerGuest(ctx context.Context, vm fabric.VM) bool {
+	ctx, cancel := context.WithTimeout(ctx, recordTime)
+	defer cancel()
+	_, err := a.registry.Allocate(ctx, a.allocationRequest(vm))
+	a.setUnrecorded(vm.Name, err)
 	s, done := a.state.open()
 	defer done()
-	for name, g := range s.guests {
-		if !g.registered && !g.orphan && g.want.State != fabric.Absent {
-			names = append(names, name)
-		}
+	switch g := s.guests[vm.Name]; {
+	case g == nil:
+	case s.has(vm):
+		g.registered = err == nil
+	default: // it has other addresses by now, which this may have replaced
+		g.registered = false
+		signal(a.registration.wake)
 	}
-	slices.Sort(names)
-	return names
+	return err == nil
 }
 
-// register is [Agent.register] for one guest.
-func (t *task) register(ctx context.Context) bool {
-	s, done := t.state.open()
-	g := s.guests[t.vm]
-	var vm fabric.VM
-	if g != nil {
-		vm = g.want.VM
+// setUnrecorded sets or clears the condition that the registry does not have what a
+// guest has.
+func (a *Agent) setUnrecorded(vm string, err error) {
+	if err != nil {
+		err = fmt.Errorf("guest %s: the registry does not have its addresses: %w", vm, err)
 	}
-	done()
-	if g == nil {
-		return true // it is gone
-	}
-	_, got, err := t.allocate(ctx, vm, request{})
-	_, done = t.state.open()
+	a.conditions.set("unrecorded "+vm, err)
+}
+
+// unregistered lists the guests whose addresses the registry may not have.
+func (a *Agent) unregistered() (vms []fabric.VM) {
+	s, done := a.state.open()
 	defer done()
-	g.registered = err == nil && got.registered
-	return g.registered
+	for _, name := range sortedKeys(s.guests) {
+		if g := s.guests[name]; !g.registered && !g.orphan && g.want.State != fabric.Absent {
+			vms = append(vms, g.want.VM)
+		}
+	}
+	return vms
 }
 
 // asksInVain is the error of a guest that asks for an address on a node without a registry.

@@ -184,6 +184,9 @@ func TestRegistryThatIsAway(t *testing.T) {
 					assert.LessOrEqual(t, time.Since(began), time.Second)
 					require.Len(t, n.problems(), 1)
 					assert.Contains(t, n.problems()[0], "guest db: the registry does not have its addresses: ")
+					n.apply(known("mx", "uuid-of-mx", "203.0.113.8"), fabric.Live)
+					n.apply(known("mx", "uuid-of-mx", "203.0.113.8"), fabric.Absent)
+					assert.Len(t, n.problems(), 1, "what is not here any more is no problem of the node")
 					mend()
 					time.Sleep(time.Minute)
 					assert.Empty(t, n.problems())
@@ -258,6 +261,34 @@ func TestRegistriesOfTheirOwn(t *testing.T) {
 		time.Sleep(time.Second)
 		assert.Equal(t, []string{"203.0.113.1/32 quarantined web node2", "2001:db8:100:1::/128 quarantined web node2"}, allocations(t, registries["node1"]))
 	}, with)
+}
+
+// TestGuestMovesWithoutTheRegistry: the node that it leaves says what it has.
+func TestGuestMovesWithoutTheRegistry(t *testing.T) {
+	for name, spoil := range map[string]func(*fake.Registry){
+		"it fails": func(r *fake.Registry) {
+			r.Fail("allocate", errors.New("no quorum"))
+			r.Fail("list addresses", errors.New("no quorum"))
+		},
+		"it hangs": func(r *fake.Registry) { r.Hang("allocate"); r.Hang("list addresses") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, vm := newRegistry(nil), asking("web", "public4", "public6")
+			pairsOf(t, fake.NewSource, vm, func(t *testing.T, p *pair) {
+				p.runs(p.one, vm)
+				got := has(p.one, "web")
+				require.Len(t, got, 2)
+				spoil(r)
+				p.arrives(p.two)
+				assert.Equal(t, got, has(p.two, "web"))
+				p.src[p.two].Set(vm, fabric.Live)
+				moment()
+				p.leaves(p.one)
+				_, announced := p.two.actual()
+				assert.Len(t, announced, 2)
+			}, func(string) []agent.Option { return []agent.Option{agent.WithRegistry(r)} })
+		})
+	}
 }
 
 // TestGuestByHandIsGoneForGood when it is detached: nobody else has a description of it.

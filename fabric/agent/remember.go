@@ -11,17 +11,20 @@ import (
 )
 
 // remembered gives a guest that asks for addresses those that another node knows it
-// by, if this node's registry is its own and has none for it. A guest that runs
-// already, and of which nobody knows what it has, gets no new ones.
+// by, if this node's registry is its own and has none for it, or does not answer: so a
+// guest can move meanwhile. A guest that runs already, and of which nobody knows what
+// it has, gets no new ones.
 func (t *task) remembered(ctx context.Context, vm fabric.VM, r request) (fabric.VM, error) {
-	has, err := t.allocationsOf(ctx, vm.Identity())
-	if err != nil {
-		return vm, unanswered{t.unallocated(err)}
-	}
-	if len(has) == 0 && !t.registry.Shared() {
+	looking, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	has, err := t.allocationsOf(looking, vm.Identity())
+	if err != nil || len(has) == 0 && !t.registry.Shared() {
 		if as, known := t.describedElsewhere(ctx, vm); known {
 			return as, nil
 		}
+	}
+	if err != nil {
+		return vm, unanswered{t.unallocated(err)}
 	}
 	if !r.undo && t.tells(vm.Origin) && slices.ContainsFunc(t.wants(vm), func(w fabric.Want) bool { return w.Pool != "" && !slices.ContainsFunc(has, w.Answers) }) {
 		return vm, unanswered{errors.New("it asks for addresses of pools, and the registry does not know which it runs with; stop and start it")}
@@ -78,36 +81,52 @@ func (a *Agent) askAll(ctx context.Context, n fabric.Notice, nodes []string) (an
 }
 
 // describes answers a node that is about to start a guest which does not say what it
-// has: by the guest that is here, or by this node's own registry, which notes where
+// has: by the guest that is here, or by this node's own registry. That one notes where
 // the guest is from now on.
-func (a *Agent) describes(ctx context.Context, from string, n fabric.Notice) fabric.Answer {
-	if a.registry == nil || a.registry.Shared() {
-		return fabric.Answer{}
+func (a *Agent) describes(ctx context.Context, from string, n fabric.Notice) (answer fabric.Answer) {
+	s, done := a.state.open()
+	if g := s.guests[n.VM]; g != nil && g.want.State != fabric.Absent && g.want.VM.Identity() == n.Identity {
+		for _, nic := range g.want.VM.NICs {
+			answer.NICs = append(answer.NICs, fabric.NIC{Addresses: slices.Clone(nic.Addresses), Dynamic: nic.Dynamic})
+		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, registryTime)
-	defer cancel()
-	has, err := a.allocationsOf(ctx, n.Identity)
-	if err != nil || len(has) == 0 {
-		return fabric.Answer{}
+	done()
+	if a.registry != nil && !a.registry.Shared() {
+		ctx, cancel := context.WithTimeout(ctx, recordTime)
+		defer cancel()
+		has, err := a.allocationsOf(ctx, n.Identity)
+		if err == nil && len(has) > 0 {
+			if answer.NICs == nil {
+				answer.NICs = nicsOf(has)
+			}
+			_, err = a.registry.Allocate(ctx, moved(n.Identity, n.VM, has, from))
+		}
+		if err != nil {
+			a.log.Warn("where a guest is was not recorded", "vm", n.VM, "node", from, "err", err)
+		}
 	}
-	answer := fabric.Answer{Held: true, VM: n.VM, Identity: n.Identity}
+	if answer.NICs != nil {
+		answer.Held, answer.VM, answer.Identity = true, n.VM, n.Identity
+	}
+	return answer
+}
+
+// nicsOf gives the NICs of a guest by its allocations.
+func nicsOf(has []fabric.Allocation) (nics []fabric.NIC) {
 	slices.SortFunc(has, func(x, y fabric.Allocation) int {
 		return cmp.Or(cmp.Compare(x.NIC, y.NIC), boolOrder(x.Dynamic, y.Dynamic), cmp.Compare(x.N, y.N))
 	})
 	for _, h := range has {
-		for len(answer.NICs) <= h.NIC {
-			answer.NICs = append(answer.NICs, fabric.NIC{})
+		for len(nics) <= h.NIC {
+			nics = append(nics, fabric.NIC{})
 		}
-		nic := &answer.NICs[h.NIC]
+		nic := &nics[h.NIC]
 		nic.Addresses = append(nic.Addresses, h.Prefix.Addr())
 		if h.Dynamic {
 			nic.Dynamic++
 		}
 	}
-	if _, err := a.registry.Allocate(ctx, moved(n.Identity, n.VM, has, from)); err != nil {
-		a.log.Warn("where a guest is was not recorded", "vm", n.VM, "node", from, "err", err)
-	}
-	return answer
+	return nics
 }
 
 // boolOrder sorts false before true.
