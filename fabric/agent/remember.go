@@ -81,8 +81,8 @@ func (a *Agent) askAll(ctx context.Context, n fabric.Notice, nodes []string) (an
 }
 
 // describes answers a node that is about to start a guest which does not say what it
-// has: by the guest that is here, or by this node's own registry. That one notes where
-// the guest is from now on.
+// has: by the guest that is here, or else by this node's own registry, which notes
+// where the guest is from now on. A guest that is here may stay.
 func (a *Agent) describes(ctx context.Context, from string, n fabric.Notice) (answer fabric.Answer) {
 	s, done := a.state.open()
 	if g := s.guests[n.VM]; g != nil && g.want.State != fabric.Absent && g.want.VM.Identity() == n.Identity {
@@ -91,14 +91,12 @@ func (a *Agent) describes(ctx context.Context, from string, n fabric.Notice) (an
 		}
 	}
 	done()
-	if a.registry != nil && !a.registry.Shared() {
+	if answer.NICs == nil && a.registry != nil && !a.registry.Shared() {
 		ctx, cancel := context.WithTimeout(ctx, recordTime)
 		defer cancel()
 		has, err := a.allocationsOf(ctx, n.Identity)
 		if err == nil && len(has) > 0 {
-			if answer.NICs == nil {
-				answer.NICs = nicsOf(has)
-			}
+			answer.NICs = nicsOf(has)
 			_, err = a.registry.Allocate(ctx, moved(n.Identity, n.VM, has, from))
 		}
 		if err != nil {

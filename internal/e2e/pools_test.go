@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -72,4 +73,59 @@ func TestPools(t *testing.T) {
 	s.coreHas(a.node, v4, v6)
 	out, _, code := a.cli("status")
 	assert.Zero(t, code, out)
+}
+
+// TestPoolsOfDomains: a domain of libvirt that asks the pools keeps what it got until
+// it is undefined, on a node whose registry is its own and where it moves.
+func TestPoolsOfDomains(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{nodes: 2, change: func(c *fabric.Cluster) {
+		for i := range c.Pools {
+			c.Pools[i].Nodes = []string{"node1"}
+		}
+	}})
+	lv, other := s.hypervisor("node1"), s.hypervisor("node2")
+	one, two := s.agents["node1"], s.agents["node2"]
+	d := s.domain(lv, "sea_gold", tap("203.0.113.10", "2001:db8:100::10"))
+	changeMetadata(t, lv, "--config", "--key", "fabric", "--set", "<vm><nic/></vm>")
+	require.NoError(t, d.Start(soon(t)))
+	shown := func(a *agent, what string) []fabric.Allocation {
+		t.Helper()
+		out, errs, code := a.cli("address", "show", what, "--json")
+		require.Zero(t, code, errs)
+		return decode[[]fabric.Allocation](t, out)
+	}
+	given := shown(one, "sea_gold")
+	require.Len(t, given, 2)
+	s.coreHas(one.node, given[0].Prefix, given[1].Prefix)
+
+	one.restart(one.Kill)
+	require.NoError(t, d.Destroy(soon(t)))
+	s.leavesNothing(one.node, given[0].Prefix, given[1].Prefix)
+	require.NoError(t, d.Start(soon(t)))
+	s.coreHas(one.node, given[0].Prefix, given[1].Prefix)
+
+	require.NoError(t, d.Migrate(soon(t), other))
+	s.coreHas(two.node, given[0].Prefix, given[1].Prefix)
+	s.eventually("the node that gave it knows where it is", func() error {
+		if is := shown(one, "sea_gold")[0]; is.Node != "node2" {
+			return fmt.Errorf("it is on %s", is.Node)
+		}
+		return nil
+	})
+	assert.Equal(t, given[0].Prefix, shown(two, "sea_gold")[0].Prefix)
+
+	require.NoError(t, d.Destroy(soon(t)))
+	_, err := other.Virsh(soon(t), "undefine", "sea_gold")
+	require.NoError(t, err)
+	for _, a := range []*agent{one, two} {
+		s.eventually("the addresses are given back", func() error {
+			if is := shown(a, given[0].Prefix.Addr().String())[0]; is.State != fabric.Quarantined {
+				return fmt.Errorf("%s is %s on %s", is.Prefix, is.State, a.node.Name())
+			}
+			return nil
+		})
+	}
+	one.healthy()
+	two.healthy()
 }

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -40,7 +41,8 @@ func ClusterFile(c fabric.Cluster) string {
 	}
 	line("pools:")
 	for _, p := range c.Pools {
-		line("  - {name: %s, prefix: %q, exclude: [%s]}", p.Name, p.Prefix, quotedList(p.Exclude))
+		line("  - {name: %s, prefix: %q, exclude: [%s], nodes: [%s], quarantine: %s}", p.Name, p.Prefix, quotedList(p.Exclude),
+			quotedList(p.Nodes), cmp.Or(p.Quarantine, fabric.DefaultQuarantine))
 	}
 	line("reflectors:")
 	for _, r := range c.Reflectors {

@@ -16,6 +16,7 @@ import (
 func TestClusterFileIsRead(t *testing.T) {
 	changed := core.SmallCluster(2)
 	changed.AgentPort = 7148
+	changed.Pools[0].Nodes, changed.Pools[1].Quarantine = []string{"node2"}, time.Hour
 	changed.Moves = fabric.Moves{Rate: 4000, Pause: 1500 * time.Millisecond}
 	changed.Guests = fabric.Guests{
 		Reach: []netip.Prefix{netip.MustParsePrefix("169.254.169.254/32"), netip.MustParsePrefix("fd00:10:10::35/128")}, NodePorts: []fabric.Service{{Protocol: "udp", Port: 53}},
@@ -30,5 +31,6 @@ func TestClusterFileIsRead(t *testing.T) {
 		assert.Equal(t, want.Moves, got.Moves, name)
 		assert.Equal(t, want.Guests, got.Guests, name)
 		assert.Equal(t, want.Nodes, got.Nodes, name)
+		assert.Equal(t, want.Pools, got.Pools, name)
 	}
 }
