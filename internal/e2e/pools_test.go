@@ -2,6 +2,9 @@ package e2e
 
 import (
 	"fmt"
+	"net/netip"
+	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -9,6 +12,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/daemons"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // TestPools: a guest gets its addresses from the pools by the command line, keeps them
@@ -128,4 +134,65 @@ func TestPoolsOfDomains(t *testing.T) {
 	}
 	one.healthy()
 	two.healthy()
+}
+
+// startEtcd runs an etcd of one member on a host, with what it had before.
+func (s *system) startEtcd(h *core.Host) *core.Daemon {
+	s.t.Helper()
+	program, err := daemons.Find(soon(s.t), "etcd")
+	if err != nil {
+		labtest.Missing(s.t, err)
+	}
+	url := "http://" + netip.AddrPortFrom(h.Addr4(), 2379).String()
+	d, err := h.StartDaemon("etcd", exec.Command(program, "--data-dir", filepath.Join(h.Dir(), "etcd"),
+		"--listen-client-urls", url, "--advertise-client-urls", url, "--listen-peer-urls", "http://127.0.0.1:2380"))
+	require.NoError(s.t, err)
+	return d
+}
+
+// TestPoolsOfEtcd: two nodes share a registry. What runs does not depend on it.
+func TestPoolsOfEtcd(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{nodes: 2, noAgent: true, change: func(c *fabric.Cluster) {
+		c.Registry.Etcd = &fabric.EtcdConfig{Endpoints: []string{"http://" + netip.AddrPortFrom(c.Reflectors[0].Address, 2379).String()}, Prefix: fabric.DefaultEtcdPrefix}
+	}})
+	h := s.top.Reflectors[s.cluster.Reflectors[0].Name]
+	etcd := s.startEtcd(h)
+	one, two := s.newAgent("node1", s.top.Nodes["node1"]), s.newAgent("node2", s.top.Nodes["node2"])
+	one.start()
+	two.start()
+	does := func(a *agent, args ...string) string {
+		t.Helper()
+		out, errs, code := a.cli(args...)
+		require.Zero(t, code, "%v: %s", args, errs)
+		return out
+	}
+	does(one, "attach", "web", "--pool", "auto")
+	does(two, "attach", "db", "--pool", "auto")
+	all := decode[[]fabric.Allocation](t, does(one, "address", "list", "--json"))
+	require.Len(t, all, 4)
+	assert.Equal(t, all, decode[[]fabric.Allocation](t, does(two, "address", "list", "--json")))
+	web := decode[[]fabric.Allocation](t, does(two, "address", "show", "web", "--json"))
+	s.coreHas(one.node, web[0].Prefix, web[1].Prefix)
+	_, errs, code := two.cli("attach", "other", "--address", web[0].Prefix.Addr().String())
+	assert.Equal(t, 1, code)
+	assert.Contains(t, errs, "is allocated to guest web (attached web), which got it on node1")
+
+	require.NoError(t, etcd.Kill())
+	one.complains("nothing listens there; start etcd")
+	does(one, "attach", "web", "--pool", "auto")
+	one.restart(one.Kill)
+	s.coreHas(one.node, web[0].Prefix, web[1].Prefix)
+	does(one, "attach", "named", "--address", "203.0.113.200")
+	_, errs, code = two.cli("attach", "other", "--pool", "auto")
+	assert.Equal(t, 1, code)
+	assert.Contains(t, errs, "nothing listens there; start etcd")
+	assert.Contains(t, errs, "vmfabric status says more")
+
+	s.startEtcd(h)
+	one.healthy()
+	two.healthy()
+	assert.Equal(t, "named", decode[[]fabric.Allocation](t, does(two, "address", "show", "203.0.113.200", "--json"))[0].VM)
+	does(two, "attach", "other", "--pool", "auto")
+	assert.Len(t, decode[[]fabric.Allocation](t, does(one, "address", "list", "--json")), 7)
 }

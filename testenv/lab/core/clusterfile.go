@@ -39,6 +39,9 @@ func ClusterFile(c fabric.Cluster) string {
 	if g := c.Guests; len(g.Reach)+len(g.NodePorts) > 0 {
 		line("guests: {reach: [%s], node_ports: [%s]}", quotedList(g.Reach), quotedList(g.NodePorts))
 	}
+	if e := c.Registry.Etcd; e != nil {
+		line("registry: {etcd: {endpoints: [%s]}}", quotedList(e.Endpoints))
+	}
 	line("pools:")
 	for _, p := range c.Pools {
 		line("  - {name: %s, prefix: %q, exclude: [%s], nodes: [%s], quarantine: %s}", p.Name, p.Prefix, quotedList(p.Exclude),
