@@ -182,7 +182,7 @@ func (m *shuttle) probed(do func()) []core.ProbeResult {
 	return m.underProbe(fabric.VM{NICs: []fabric.NIC{{Addresses: []netip.Addr{a[0], a[2]}}}}, probeEvery, do)
 }
 
-// byAddress gives the results of probed their addresses.
+// byAddress gives the results of probed by the addresses that it probes.
 func (m *shuttle) byAddress(results []core.ProbeResult) map[netip.Addr]core.ProbeResult {
 	a := m.vm.NICs[0].Addresses
 	return map[netip.Addr]core.ProbeResult{a[0]: results[0], a[2]: results[1]}
