@@ -125,10 +125,7 @@ func (t *task) askRegistry(ctx context.Context, vm fabric.VM, r request) (_ fabr
 			return vm, got, err
 		}
 	}
-	given, err := t.registry.Allocate(ctx, t.allocationRequest(vm))
-	if bad, held := errors.AsType[*fabric.AllocationError](err); held && bad.Reason == fabric.AddressHeld && t.outlived(ctx, bad.Holder) {
-		given, err = t.registry.Allocate(ctx, t.allocationRequest(vm))
-	}
+	given, err := t.takeAddresses(ctx, vm)
 	switch {
 	case err == nil:
 		t.setUnrecorded(vm.Name, nil)
@@ -148,6 +145,19 @@ func (t *task) askRegistry(ctx context.Context, vm fabric.VM, r request) (_ fabr
 	got.registered = true
 	t.log.Debug("allocated", "vm", vm.Name, "addresses", len(given), "new", len(got.fresh), "took", t.clock().Sub(began))
 	return answeredBy(vm, given), got, nil
+}
+
+// takeAddresses has the registry give a guest what it asks for, and record what it
+// names, also what another guest had that does not need it any more.
+func (a *Agent) takeAddresses(ctx context.Context, vm fabric.VM) ([]fabric.Allocation, error) {
+	r := a.allocationRequest(vm)
+	for range r.Wants {
+		given, err := a.registry.Allocate(ctx, r)
+		if !a.freed(ctx, err) {
+			return given, err
+		}
+	}
+	return a.registry.Allocate(ctx, r)
 }
 
 // allocationRequest is what the agent asks the registry for a guest.
@@ -279,7 +289,7 @@ func (a *Agent) register(ctx context.Context) {
 func (a *Agent) registerGuest(ctx context.Context, vm fabric.VM) bool {
 	ctx, cancel := context.WithTimeout(ctx, recordTime)
 	defer cancel()
-	_, err := a.registry.Allocate(ctx, a.allocationRequest(vm))
+	_, err := a.takeAddresses(ctx, vm)
 	a.setUnrecorded(vm.Name, err)
 	s, done := a.state.open()
 	defer done()

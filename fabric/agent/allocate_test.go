@@ -110,17 +110,17 @@ func TestAddressesByHandAndOfPools(t *testing.T) {
 func TestRefusedByTheRegistry(t *testing.T) {
 	r := newRegistry(nil)
 	n := fresh(t, agent.WithRegistry(r), agent.WithRemedies(func(r fabric.Reason) string { return "remedy of " + string(r) }))
-	n.apply(known("db", "uuid-of-db", "203.0.113.9"), fabric.Live)
-	n.apply(known("db", "uuid-of-db", "203.0.113.9"), fabric.Absent) // it is stopped, and keeps it
+	n.apply(asking("db", "public4"), fabric.Live)
+	n.apply(asking("db", "public4"), fabric.Absent) // it is stopped, and keeps it
 	before := allocations(t, r)
-	assert.Equal(t, []string{"203.0.113.9/32 allocated db node1"}, before)
+	assert.Equal(t, []string{"203.0.113.1/32 allocated db node1"}, before)
 	for _, tc := range []struct {
 		vm     fabric.VM
 		reason fabric.Reason
 		says   string
 	}{
 		{asking("web", "none"), fabric.PoolUnknown, `guest web refused: NIC 0: no pool "none" for node node1; name another; remedy of pool unknown`},
-		{known("web", "uuid-of-web", "203.0.113.9"), fabric.AddressHeld, "guest web refused: NIC 0: 203.0.113.9/32 is allocated (guest db on node1); choose another; remedy of address held"},
+		{known("web", "uuid-of-web", "203.0.113.1"), fabric.AddressHeld, "guest web refused: NIC 0: 203.0.113.1/32 is allocated (guest db on node1); choose another; remedy of address held"},
 	} {
 		err := n.Apply(t.Context(), tc.vm, fabric.Wired)
 		require.ErrorIs(t, err, fabric.ErrRefused)
@@ -347,14 +347,30 @@ func TestAddressOfAGuestThatIsNoMore(t *testing.T) {
 		r, src := newRegistry(nil), fake.NewSource("libvirt")
 		n := fresh(t, agent.WithRegistry(r), agent.WithSources(src))
 		n.run(func() {
-			old, young := known("old", "uuid-of-old", "203.0.113.9"), known("young", "uuid-of-young", "203.0.113.9")
+			old, young := asking("old", "public4"), known("young", "uuid-of-young", "203.0.113.1")
 			src.Know("old", old)
 			n.apply(old, fabric.Wired)
 			n.apply(old, fabric.Absent)
 			require.ErrorIs(t, n.Apply(t.Context(), young, fabric.Wired), fabric.ErrRefused, "it is defined yet")
 			src.ForgetQuietly("old")
 			n.apply(young, fabric.Wired)
-			assert.Equal(t, []string{"203.0.113.9/32 allocated young node1"}, allocations(t, r))
+			assert.Equal(t, []string{"203.0.113.1/32 allocated young node1"}, allocations(t, r))
 		})
 	})
+}
+
+// TestAddressThatAGuestNamesIsThatOfTheOneThatRuns: as it is without a registry.
+func TestAddressThatAGuestNamesIsThatOfTheOneThatRuns(t *testing.T) {
+	r := newRegistry(nil)
+	first, second := known("web", "uuid-of-web", "203.0.113.9 203.0.113.8"), known("copy", "uuid-of-copy", "203.0.113.9 203.0.113.8")
+	pairsOf(t, fake.NewSource, first, func(t *testing.T, p *pair) {
+		p.runs(p.one, first)
+		require.ErrorIs(t, p.one.Apply(t.Context(), second, fabric.Wired), fabric.ErrRefused)
+		require.ErrorIs(t, p.two.Apply(t.Context(), second, fabric.Wired), fabric.ErrRefused)
+		assert.Len(t, allocations(t, r), 2)
+		p.over(p.one, first)
+		p.runs(p.two, second)
+		assert.Equal(t, []string{"203.0.113.8/32 allocated copy node2", "203.0.113.9/32 allocated copy node2"}, allocations(t, r))
+		assert.Empty(t, p.two.problems())
+	}, func(string) []agent.Option { return []agent.Option{agent.WithRegistry(r)} })
 }

@@ -3,14 +3,17 @@ package agent
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/text"
 )
 
 // registerEvery is how long the agent waits before it tries again what the registry
@@ -166,11 +169,30 @@ func (a *Agent) forgottenAt(ctx context.Context, node string, n fabric.Notice) {
 	}
 }
 
-// outlived reports whether the guest that has an address is gone for good, and gives
-// its addresses back then: this node had it last, its hypervisor does not know it any
-// more, and no node runs it. So the agent finds out what it was not told.
+// freed gives an address back that another guest had, and does not need any more, if
+// err says that there is such a guest. An address that a guest named is that of the
+// guest that runs with it, and of nobody while none does. One of a pool is its guest's
+// until that is gone for good.
+func (a *Agent) freed(ctx context.Context, err error) bool {
+	bad, held := errors.AsType[*fabric.AllocationError](err)
+	if !held || bad.Reason != fabric.AddressHeld || bad.Holder.State != fabric.Allocated {
+		return false
+	}
+	h := bad.Holder
+	if h.Dynamic && !a.outlived(ctx, h) || a.runsSomewhere(ctx, h) {
+		return false
+	}
+	if _, err := a.registry.Release(ctx, fabric.ReleaseRequest{Prefix: h.Prefix, Now: !h.Dynamic}); err != nil {
+		return false
+	}
+	a.log.Info("address of a guest that does not need it any more given back", "vm", h.VM, "guest", string(h.Guest), "address", text.Prefix(h.Prefix))
+	return true
+}
+
+// outlived reports whether the guest that has an address is gone for good although
+// nobody said so: this node had it last, and its hypervisor does not know it any more.
 func (a *Agent) outlived(ctx context.Context, h fabric.Allocation) bool {
-	if h.State != fabric.Allocated || h.Node != a.node {
+	if h.Node != a.node {
 		return false
 	}
 	source, _, _ := strings.Cut(string(h.Guest), " ")
@@ -179,15 +201,24 @@ func (a *Agent) outlived(ctx context.Context, h fabric.Allocation) bool {
 		return false
 	}
 	vm, ours, err := a.sources[i].Describe(ctx, h.VM)
-	if err != nil || ours && vm.Identity() == h.Guest {
+	return err == nil && (!ours || vm.Identity() != h.Guest)
+}
+
+// runsSomewhere reports whether a guest that has an address is on this node, or on one
+// that says so.
+func (a *Agent) runsSomewhere(ctx context.Context, h fabric.Allocation) bool {
+	if a.isHere(h.VM, h.Guest) {
+		return true
+	}
+	others := a.others()
+	if len(others) == 0 {
 		return false
 	}
-	if node, _ := a.runs(ctx, h); node != "" {
-		return false
+	answers, _ := a.askAll(ctx, fabric.Notice{Kind: fabric.Acquiring, VM: h.VM, Identity: h.Guest, Prefixes: []netip.Prefix{h.Prefix}}, others)
+	for _, answer := range answers {
+		if answer.Held && answer.Identity == h.Guest {
+			return true
+		}
 	}
-	_, err = a.registry.Release(ctx, fabric.ReleaseRequest{Guest: h.Guest})
-	if err == nil {
-		a.log.Info("addresses of a guest that is gone given back", "vm", h.VM, "guest", string(h.Guest))
-	}
-	return err == nil
+	return false
 }

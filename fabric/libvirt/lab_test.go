@@ -261,6 +261,7 @@ func TestMigrations(t *testing.T) {
 	j.movesAsTransient()
 	j.isRefusedAndRestored()
 	j.survivesFailures()
+	j.isGoneForGood(cluster.Gateway)
 }
 
 // How a guest that moves is told of at its source and its destination, and how
@@ -415,6 +416,57 @@ func (j *journey) survivesFailures() {
 		require.Error(j, <-j.job)
 		j.from.await(j.T, "absent")
 		j.to.await(j.T, "absent")
+	})
+}
+
+// isGoneForGood when it is undefined or, without a definition, has stopped.
+func (j *journey) isGoneForGood(gateway fabric.Gateway) {
+	options := hypervisors.DomainOptions{Name: "db", Gateway: gateway, NICs: []hypervisors.DomainNIC{{Managed: true, NIC: fabric.NIC{Pools: []string{fabric.AutoPool}}}}}
+	told := func(e *end) []string { return texts(e.notes(&e.told, j.began)) }
+	j.run("undefined", func(j *journey) {
+		j.began = time.Now()
+		_, err := j.from.lv.Define(lately(j.T), options)
+		require.NoError(j, err)
+		require.NoError(j, j.from.virsh(j.T, "undefine", "db"))
+		j.from.await(j.T, "gone")
+		assert.Equal(j, []string{"gone"}, told(j.from))
+	})
+	j.run("moved while it was off", func(j *journey) {
+		_, err := j.from.lv.Define(lately(j.T), options)
+		require.NoError(j, err)
+		j.began = time.Now()
+		require.NoError(j, j.from.virsh(j.T, "migrate", "--offline", "--persistent", "--undefinesource", "--p2p", "db", "qemu+tcp://"+j.to.lv.Host().Addr4().String()+"/system"))
+		require.NoError(j, j.to.virsh(j.T, "undefine", "db"))
+		j.to.await(j.T, "gone")
+		assert.Equal(j, []string{"gone"}, told(j.to))
+		assert.Empty(j, told(j.from), "libvirt reports nothing at the source")
+	})
+	j.run("undefined while it runs", func(j *journey) {
+		j.began = time.Now()
+		_, err := j.from.lv.Run(lately(j.T), options)
+		require.NoError(j, err)
+		j.from.await(j.T, "live")
+		require.NoError(j, j.from.virsh(j.T, "undefine", "db"))
+		require.NoError(j, j.from.virsh(j.T, "suspend", "db"))
+		require.NoError(j, j.from.virsh(j.T, "resume", "db"))
+		require.NoError(j, core.Until(lately(j.T), func() error {
+			if heard := texts(j.from.notes(&j.from.events, j.began)); !slices.Contains(heard, "3/0") {
+				return fmt.Errorf("heard %q", heard)
+			}
+			return nil
+		}))
+		assert.NotContains(j, told(j.from), "gone")
+		require.NoError(j, j.from.virsh(j.T, "destroy", "db"))
+		j.from.await(j.T, "gone")
+	})
+	j.run("transient", func(j *journey) {
+		transient := options
+		transient.Transient = true
+		_, err := j.from.lv.Run(lately(j.T), transient)
+		require.NoError(j, err)
+		j.from.await(j.T, "live")
+		require.NoError(j, j.from.virsh(j.T, "destroy", "db"))
+		j.from.await(j.T, "gone")
 	})
 }
 

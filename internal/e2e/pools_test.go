@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -42,7 +43,9 @@ func TestPools(t *testing.T) {
 	does("attach", "web", "--pool", "auto")
 	assert.Equal(t, given[0].Prefix, decode[[]fabric.Allocation](t, does("address", "show", "web", "--json"))[0].Prefix)
 
-	does("address", "reserve", "203.0.113.77", "--note", "printer")
+	free := []string{"203.0.113.77", "203.0.113.78", "203.0.113.79"}
+	free = slices.DeleteFunc(free, func(a string) bool { return a == v4.Addr().String() })
+	does("address", "reserve", free[0], "--note", "printer")
 	for _, tc := range []struct {
 		args []string
 		code int
@@ -52,7 +55,7 @@ func TestPools(t *testing.T) {
 		{[]string{"attach", "other", "--address", v4.Addr().String()}, 1, `held by VM "web"`},
 		{[]string{"address", "release", v4.Addr().String()}, 1, "guest web has it on node1"},
 		{[]string{"address", "release", "nobody"}, 1, "no guest that has one"},
-		{[]string{"address", "show", "203.0.113.78"}, 1, "no such address"},
+		{[]string{"address", "show", free[1]}, 1, "no such address"},
 		{[]string{"address", "reserve", "192.0.2.1"}, 1, "in no pool"},
 		{[]string{"address", "reserve", v4.Addr().String()}, 1, "is allocated to guest web"},
 		{[]string{"address", "reserve", "here"}, 2, "no address and no prefix"},
@@ -64,7 +67,7 @@ func TestPools(t *testing.T) {
 		assert.Equal(t, tc.code, code, "%v: %s", tc.args, errs)
 		assert.Contains(t, errs, tc.says, "%v", tc.args)
 	}
-	does("address", "release", "203.0.113.77")
+	does("address", "release", free[0])
 	does("address", "allocate", "later", "--pool", "public4")
 	later := decode[[]fabric.Allocation](t, does("address", "show", "later", "--json"))[0].Prefix
 	does("attach", "later", "--pool", "public4")

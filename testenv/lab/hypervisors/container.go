@@ -174,6 +174,9 @@ func (o ContainerOptions) config() map[string]string {
 	for n, nic := range o.NICs {
 		addresses, routes := strings.TrimPrefix(joined(nic.Addresses), ","), strings.TrimPrefix(joined(nic.Routes), ",")
 		set(fmt.Sprintf("environment.nic%d", n), addresses)
+		for _, pool := range nic.Pools {
+			addresses = strings.TrimPrefix(addresses+",pool:"+pool, ",")
+		}
 		set(fmt.Sprintf("environment.route%d", n), routes)
 		set(fmt.Sprintf("user.vmfabric.net%d.addresses", n), addresses)
 		set(fmt.Sprintf("user.vmfabric.net%d.routes", n), routes)

@@ -136,6 +136,9 @@ var domainTemplate = template.Must(template.New("domain").Funcs(template.FuncMap
       {{- range .Addresses}}
         <fabric:address>{{.}}</fabric:address>
       {{- end}}
+      {{- range .Pools}}
+        <fabric:address pool='{{xml .}}'/>
+      {{- end}}
       {{- range .Routes}}
         <fabric:route>{{.}}</fabric:route>
       {{- end}}
