@@ -643,14 +643,15 @@ func (t *task) tearDown(ctx context.Context, d fabric.Desired) error {
 	}
 	s, done = t.state.open()
 	s.reserved.Keep(vm, reservation.Set{})
-	diverted := false
+	diverted, to := false, ""
 	if g := s.guests[vm]; g != nil {
-		diverted = s.gone(g)
+		diverted, to = s.gone(g), g.departure.to.Name
 	}
 	delete(s.guests, vm)
 	done()
 	if diverted {
 		t.diverted.confirm(vm)
+		t.wentFor(d.VM, to)
 	}
 	t.setUnrecorded(vm, nil)
 	t.recovered(d.VM)

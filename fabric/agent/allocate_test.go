@@ -251,6 +251,8 @@ func TestRegistriesOfTheirOwn(t *testing.T) {
 		p.leaves(p.one)
 		there := []string{"203.0.113.1/32 allocated web node2", "2001:db8:100:1::/128 allocated web node2"}
 		assert.Equal(t, there, allocations(t, registries["node2"]))
+		time.Sleep(time.Second)
+		assert.Equal(t, there, allocations(t, registries["node1"]), "nobody said that it is gone there")
 
 		p.src[p.one].Forget(vm)
 		time.Sleep(time.Second)
@@ -365,6 +367,7 @@ func TestAddressThatAGuestNamesIsThatOfTheOneThatRuns(t *testing.T) {
 	first, second := known("web", "uuid-of-web", "203.0.113.9 203.0.113.8"), known("copy", "uuid-of-copy", "203.0.113.9 203.0.113.8")
 	pairsOf(t, fake.NewSource, first, func(t *testing.T, p *pair) {
 		p.runs(p.one, first)
+		time.Sleep(time.Second)
 		require.ErrorIs(t, p.one.Apply(t.Context(), second, fabric.Wired), fabric.ErrRefused)
 		require.ErrorIs(t, p.two.Apply(t.Context(), second, fabric.Wired), fabric.ErrRefused)
 		assert.Len(t, allocations(t, r), 2)

@@ -26,10 +26,17 @@ type registration struct {
 
 	mu   sync.Mutex
 	gone map[fabric.Identity]fabric.VM // guests that are gone for good, and whose addresses are to be given back
+	left map[fabric.Identity]departed  // guests that went to another node, which this node's own registry is to know
+}
+
+// departed is a guest that went to another node.
+type departed struct {
+	vm   fabric.VM
+	node string
 }
 
 func newRegistration() registration {
-	return registration{wake: make(chan struct{}, 1), gone: map[fabric.Identity]fabric.VM{}}
+	return registration{wake: make(chan struct{}, 1), gone: map[fabric.Identity]fabric.VM{}, left: map[fabric.Identity]departed{}}
 }
 
 func (r *registration) forget(guest fabric.VM) {
@@ -51,6 +58,40 @@ func (r *registration) list() []fabric.VM {
 	return slices.Collect(maps.Values(r.gone))
 }
 
+// takeLeft returns the guests that went to other nodes, and forgets them.
+func (r *registration) takeLeft() []departed {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := slices.Collect(maps.Values(r.left))
+	clear(r.left)
+	return all
+}
+
+// wentFor notes that a guest went to another node. A registry that all nodes share
+// hears it from that one.
+func (a *Agent) wentFor(vm fabric.VM, node string) {
+	if a.registry == nil || a.registry.Shared() || node == "" {
+		return
+	}
+	a.registration.mu.Lock()
+	defer a.registration.mu.Unlock()
+	a.registration.left[vm.Identity()] = departed{vm, node}
+	signal(a.registration.wake)
+}
+
+// recordLeft has the node's own registry know that a guest is on another node now.
+func (a *Agent) recordLeft(ctx context.Context, d departed) {
+	ctx, cancel := context.WithTimeout(ctx, recordTime)
+	defer cancel()
+	has, err := a.allocationsOf(ctx, d.vm.Identity())
+	if err == nil && len(has) > 0 && !a.isHere(d.vm.Name, d.vm.Identity()) {
+		_, err = a.registry.Allocate(ctx, moved(d.vm.Identity(), d.vm.Name, has, d.node))
+	}
+	if err != nil {
+		a.log.Warn("where a guest is was not recorded", "vm", d.vm.Name, "node", d.node, "err", err)
+	}
+}
+
 // keepRegistered lets the registry know of guests that it could not take when they
 // started, or that were here before this agent, and gives back what guests had that are
 // gone for good, until ctx ends.
@@ -62,6 +103,9 @@ func (a *Agent) keepRegistered(ctx context.Context) {
 	defer again.Stop()
 	for {
 		a.register(ctx)
+		for _, d := range a.registration.takeLeft() {
+			a.recordLeft(ctx, d)
+		}
 		for _, guest := range a.registration.list() {
 			settled, err := a.forget(ctx, guest)
 			if err != nil && ctx.Err() == nil {
