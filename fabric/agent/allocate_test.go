@@ -271,6 +271,7 @@ func TestGuestThatStartsElsewhere(t *testing.T) {
 	with := func(node string) []agent.Option { return []agent.Option{agent.WithRegistry(registries[node])} }
 	pairsOf(t, fake.NewSource, vm, func(t *testing.T, p *pair) {
 		p.runs(p.one, vm)
+		time.Sleep(time.Second)
 		got := has(p.one, "web")
 		p.over(p.one, vm)
 		assert.Contains(t, allocations(t, registries["node1"]), "203.0.113.1/32 allocated web node1")
