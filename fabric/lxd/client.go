@@ -161,13 +161,13 @@ func (c *client) instances(ctx context.Context, of server) ([]instance, error) {
 	return all, nil
 }
 
-// events subscribes to the lifecycle events of all projects. A daemon that does not
+// events subscribes to the lifecycle events and operations of all projects. A daemon that does not
 // send the project of an event (before LXD 4.0.9) selects all projects by another
 // parameter.
 func (c *client) events(ctx context.Context, of server) (*websocket.Conn, error) {
-	query := url.Values{"type": {"lifecycle"}, "all-projects": {"true"}}
+	query := url.Values{"type": {"lifecycle,operation"}, "all-projects": {"true"}}
 	if !of.has("event_project") {
-		query = url.Values{"type": {"lifecycle"}, "project": {"*"}}
+		query = url.Values{"type": {"lifecycle,operation"}, "project": {"*"}}
 	}
 	ws, resp, err := websocket.Dial(ctx, c.url("/events", query), &websocket.DialOptions{HTTPClient: &c.http})
 	switch {

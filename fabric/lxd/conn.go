@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/coder/websocket"
@@ -26,7 +27,7 @@ type conn struct {
 	*client
 	ws    *websocket.Conn // nil: not subscribed
 	heard func(message []byte)
-	reads *hypervisor.Reads[key, struct{}]
+	reads *hypervisor.Reads[key, deleted]
 
 	mu    sync.Mutex
 	about server
@@ -41,7 +42,8 @@ func (s *Source) connect(ctx context.Context, socket string) (*conn, error) {
 	c := &conn{client: newClient(s.dialect, socket)}
 	c.heard = func(message []byte) { s.hear(c, message) }
 	c.reads = hypervisor.NewReads(hypervisor.Limits{Parallel: slots, Waiting: maxWaiting},
-		func(ctx context.Context, k key, _ struct{}) { s.follow(ctx, c, k) }, nil)
+		func(ctx context.Context, k key, gone deleted) { s.follow(ctx, c, k, gone) },
+		func(older, newer deleted) deleted { return slices.Concat(older, newer) })
 	_, err := c.ask(ctx)
 	return c, err
 }
@@ -82,8 +84,8 @@ func (c *conn) Close() {
 }
 
 // request requests a read of an instance, and reports whether there was room for
-// it.
-func (c *conn) request(k key) bool { return c.reads.Request(k, struct{}{}) }
+// it. gone are instances that were deleted under its name.
+func (c *conn) request(k key, gone deleted) bool { return c.reads.Request(k, gone) }
 
 // holds reports whether an instance or an event is of this member.
 func (c *conn) holds(location string) bool {

@@ -20,4 +20,8 @@
 // An event says only that there is news. LXD sends it up to seconds late, and some
 // are spurious: LXD reports that an instance is paused before it stops it. So the
 // source then reads the instance, and reports what it read.
+//
+// An instance that was deleted is gone for good, unless it moved: LXD deletes it at the
+// source of a move, too. The source knows a move within LXD because LXD has the UUID
+// elsewhere, and one to another server by the operation that sends the instance there.
 package lxd

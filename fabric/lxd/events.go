@@ -16,10 +16,13 @@ import (
 type event struct {
 	Type, Location, Project string
 	Metadata                struct {
-		Action, Source string
+		Action, Source string // of a lifecycle event
 		Context        struct {
 			OldName string `json:"old_name"`
 		}
+		Description string // of an operation
+		Code        int    `json:"status_code"`
+		Resources   json.RawMessage
 	}
 }
 
@@ -31,12 +34,17 @@ func (s *Source) hear(c *conn, message []byte) {
 		s.queue.PutLost()
 		return
 	}
-	if e.Type != "lifecycle" {
+	switch e.Type {
+	case "operation":
+		s.noteMigration(c, e)
+		return
+	case "lifecycle":
+	default:
 		return
 	}
 	s.daemon.Heard()
 	s.log.Debug(s.name+" event", "action", e.Metadata.Action, "source", e.Metadata.Source, "project", e.Project, "location", e.Location)
-	what, name, project := c.subject(e)
+	what, name, project := c.subject(e.Metadata.Source, e.Project)
 	switch what {
 	case "instances", "containers", "virtual-machines":
 	case "profiles", "projects", "cluster":
@@ -53,8 +61,14 @@ func (s *Source) hear(c *conn, message []byte) {
 		keys := s.named(project, n)
 		room := len(keys) > 0 || !here
 		for _, k := range keys {
-			if here || s.minds(k) {
-				room = c.request(k) && room
+			switch {
+			case here && e.says("created"):
+				s.returned(k)
+				room = c.request(k, nil) && room
+			case here && e.says("deleted"):
+				room = c.request(k, s.deletedAs(k)) && room
+			case here || s.minds(k):
+				room = c.request(k, nil) && room
 			}
 		}
 		if !room {
@@ -66,15 +80,15 @@ func (s *Source) hear(c *conn, message []byte) {
 // subject finds the object of an event in its source, such as
 // /1.0/instances/web/snapshots/a?project=shop. The project is empty if the daemon
 // does not send it (before LXD 4.0.9).
-func (c *conn) subject(e event) (what, name, project string) {
-	u, err := url.Parse(e.Metadata.Source)
+func (c *conn) subject(source, ofEvent string) (what, name, project string) {
+	u, err := url.Parse(source)
 	if err != nil {
 		return "", "", ""
 	}
 	rest, _ := strings.CutPrefix(u.Path, c.api+"/")
 	what, name, _ = strings.Cut(rest, "/")
 	name, _, _ = strings.Cut(name, "/")
-	return what, name, cmp.Or(e.Project, u.Query().Get("project"))
+	return what, name, cmp.Or(ofEvent, u.Query().Get("project"))
 }
 
 // named returns the instances that a name may mean; without a project, all that
@@ -104,8 +118,9 @@ func (s *Source) minds(k key) bool {
 	return bad || stopped || s.owns(k)
 }
 
-// follow reads an instance and emits its state.
-func (s *Source) follow(ctx context.Context, c *conn, k key) {
+// follow reads an instance and emits its state, and which instances of its name are
+// gone for good.
+func (s *Source) follow(ctx context.Context, c *conn, k key, gone deleted) {
 	began := time.Now()
 	reading, cancel := context.WithTimeout(ctx, s.daemon.Times.Call)
 	defer cancel()
@@ -123,6 +138,7 @@ func (s *Source) follow(ctx context.Context, c *conn, k key) {
 	default:
 		s.arrived(i, began)
 	}
+	s.emitGone(ctx, c, k, gone, began)
 }
 
 // arrived takes an instance that was read, and emits its state.

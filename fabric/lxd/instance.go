@@ -43,8 +43,11 @@ func (i instance) key() key { return key{cmp.Or(i.Project, defaultProject), i.Na
 // there it is the project and the name.
 func (i instance) uuid() string {
 	k := i.key()
-	return cmp.Or(i.ExpandedConfig["volatile.uuid"], k.project+"/"+k.name)
+	return cmp.Or(i.ExpandedConfig[uuidKey], k.project+"/"+k.name)
 }
+
+// uuidKey is LXD's own key of an instance's UUID.
+const uuidKey = "volatile.uuid"
 
 // virtual reports whether it is a virtual machine, with a kernel of its own.
 func (i instance) virtual() bool { return i.Type == "virtual-machine" }

@@ -3,6 +3,7 @@ package lxd
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -25,7 +26,7 @@ type real struct {
 	host *core.Host
 	lx   *hypervisors.LXD
 	now  map[string]fabric.State // of the guests, as told; absent ones are not in it
-	log  []string                // states as they were told, of all guests
+	log  []string                // states as they were told, of all guests, and those that are gone for good
 }
 
 func followReal(t *testing.T, host *core.Host, lx *hypervisors.LXD) *real {
@@ -93,7 +94,7 @@ func (r *real) lost() {
 		select {
 		case c := <-r.Changes():
 			if !c.Lost {
-				r.heed(c.Guest)
+				r.heed(c)
 				continue
 			}
 			r.list()
@@ -114,9 +115,13 @@ func (r *real) list() {
 	}
 }
 
-func (r *real) heed(d fabric.Desired) {
-	name := d.VM.Name
-	r.log = append(r.log, name+" "+d.State.String())
+func (r *real) heed(c fabric.Change) {
+	d, name := c.Guest, c.Guest.VM.Name
+	word := d.State.String()
+	if c.Gone {
+		word = "gone " + d.VM.UUID
+	}
+	r.log = append(r.log, name+" "+word)
 	delete(r.now, name)
 	if d.State != fabric.Absent {
 		r.now[name] = d.State
@@ -132,7 +137,7 @@ func (r *real) until(want map[string]fabric.State) {
 			if c.Lost {
 				r.list()
 			} else {
-				r.heed(c.Guest)
+				r.heed(c)
 			}
 		case <-time.After(patience):
 			require.FailNow(r.t, "guests are not as they should be", "want %v, have %v, was told %v; %v", want, r.now, r.log, r.Diagnose(r.t.Context()))
@@ -147,7 +152,7 @@ func (r *real) quiet() []string {
 		select {
 		case c := <-r.Changes():
 			if !c.Lost {
-				r.heed(c.Guest)
+				r.heed(c)
 			}
 		case <-time.After(300 * time.Millisecond):
 			return r.log[before:]
@@ -244,8 +249,58 @@ func TestRealLifeOfAGuest(t *testing.T) {
 	r.until(states{"web": fabric.Live})
 	require.NoError(t, c.Destroy(r.soon()))
 	r.until(states{})
+	assert.NotContains(t, strings.Join(r.log, ", "), "gone")
 	require.NoError(t, c.Delete(r.soon()))
+	r.untilGone("web", vm.UUID)
 	assert.Empty(t, r.Diagnose(r.t.Context()))
+}
+
+// TestRealDeletedInstances are gone for good, and no others.
+func TestRealDeletedInstances(t *testing.T) {
+	r := newReal(t)
+	uuidOf := func(name string) string {
+		out, err := r.lx.Lxc(r.soon(), "config", "get", name, "volatile.uuid")
+		require.NoError(t, err)
+		return strings.TrimSpace(out)
+	}
+	_, err := r.lx.Init(r.soon(), hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{{Pools: []string{fabric.AutoPool}}}})
+	require.NoError(t, err)
+	web := uuidOf("web")
+	r.lxc("snapshot", "web", "a")
+	r.lxc("delete", "web/a")
+	r.lxc("rename", "web", "www")
+	r.lxc("copy", "www", "copy")
+	other := uuidOf("copy")
+	require.NotEqual(t, web, other)
+	r.lxc("delete", "copy")
+	r.untilGone("copy", other)
+	r.lxc("project", "create", "shop", "-c", "features.images=false", "-c", "features.profiles=false")
+	r.lxc("move", "www", "--target-project", "shop")
+	assert.NotContains(t, r.quiet(), "www gone "+web)
+	r.lxc("delete", "www", "--project", "shop")
+	r.untilGone("www", web)
+	_, err = r.lx.Init(r.soon(), hypervisors.ContainerOptions{Name: "other"})
+	require.NoError(t, err)
+	foreign := uuidOf("other")
+	r.lxc("delete", "other")
+	r.untilGone("other", foreign)
+}
+
+// untilGone takes changes until a guest is gone for good.
+func (r *real) untilGone(name, uuid string) {
+	r.t.Helper()
+	for !slices.Contains(r.log, name+" gone "+uuid) {
+		select {
+		case c := <-r.Changes():
+			if c.Lost {
+				r.list()
+			} else {
+				r.heed(c)
+			}
+		case <-time.After(patience):
+			require.FailNow(r.t, "guest is not gone", "%s %s; was told %v", name, uuid, r.log)
+		}
+	}
 }
 
 func TestRealPortsOfTheFabric(t *testing.T) {
@@ -420,6 +475,7 @@ func TestRealCluster(t *testing.T) {
 	for _, r := range []*real{a, b} {
 		r.quiet()
 		assert.NotContains(t, strings.Join(r.log, ", "), "lxd-move-of")
+		assert.NotContains(t, strings.Join(r.log, ", "), "gone")
 		assert.Empty(t, r.Diagnose(r.t.Context()))
 	}
 }

@@ -61,6 +61,9 @@ func newSide(r *real) *side {
 }
 
 func (s *side) heed(ctx context.Context, c fabric.Change) {
+	if c.Gone {
+		assert.Fail(s.t, "a guest that moves is gone for good", "%s: %+v", s.host.Name(), c.Guest.VM)
+	}
 	guests := []fabric.Desired{c.Guest}
 	if c.Lost {
 		var err error
@@ -202,11 +205,11 @@ func TestRealMovesBetweenServers(t *testing.T) {
 	db, err := a.lx.Init(a.soon(), hypervisors.ContainerOptions{Name: "db", NICs: []fabric.NIC{dbNIC}})
 	require.NoError(t, err)
 	a.settles(t, states{"db": fabric.Wired})
-	for range 2 {
-		require.NoError(t, db.Move(a.soon(), b.lx))
+	for _, mode := range []string{"pull", "push", "relay"} {
+		require.NoError(t, db.Move(a.soon(), b.lx, "--mode", mode))
 		a.settles(t, states{})
 		b.settles(t, states{"db": fabric.Wired})
-		require.NoError(t, db.Move(a.soon(), a.lx))
+		require.NoError(t, db.Move(a.soon(), a.lx, "--mode", mode))
 		b.settles(t, states{})
 		a.settles(t, states{"db": fabric.Wired})
 	}

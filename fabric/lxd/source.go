@@ -60,7 +60,7 @@ type times struct {
 func New(cfg Config) *Source {
 	s := &Source{given: cfg.Socket != "", times: times{list: 20 * time.Second, leak: 15 * time.Second}, view: view{
 		dialect: ofLXD, log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), links: cfg.Links, queue: hypervisor.NewQueue(),
-		known: map[string]*observed{}, read: map[key]time.Time{}, conditions: map[key]condition{}, stopped: newStoppedInstances(),
+		known: map[string]*observed{}, read: map[key]time.Time{}, seen: map[key]lastSeen{}, migrations: map[key]time.Time{}, conditions: map[key]condition{}, stopped: newStoppedInstances(),
 	}}
 	if s.links == nil {
 		s.links = noLinks{}
@@ -89,6 +89,7 @@ func (s *Source) reconnected(*conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.connected, s.unlisted, s.listed = time.Now(), "", false
+	clear(s.migrations) // whose ends were missed
 }
 
 // Run connects, and connects again whenever the connection is lost, until ctx ends;
@@ -216,6 +217,8 @@ func (s *Source) takeAll(here []instance, began time.Time) []fabric.Desired {
 			s.stopped.remove(k)
 		}
 	}
+	maps.DeleteFunc(s.seen, func(_ key, was lastSeen) bool { return began.Sub(was.at) > forgetAfter })
+	maps.DeleteFunc(s.migrations, func(k key, _ time.Time) bool { return !s.migrated(k) })
 	maps.DeleteFunc(s.read, func(k key, _ time.Time) bool { return gone(k) })
 
 	slices.SortStableFunc(here, s.before)

@@ -152,7 +152,7 @@ func TestProjectsOneByOneOnAnOldDaemon(t *testing.T) {
 	s := follow(t, d)
 	assert.Equal(t, map[string]fabric.State{"web": fabric.Live, "db": fabric.Live}, list(t, s))
 	assert.Equal(t, 2, d.asked("/1.0/instances?"))
-	assert.Equal(t, []string{"project=%2A&type=lifecycle"}, d.subscriptions())
+	assert.Equal(t, []string{"project=%2A&type=lifecycle%2Coperation"}, d.subscriptions())
 
 	d.set(in("shop", stopped(p2p("db", 11))))
 	d.send(nil, "container-shutdown", "/1.0/containers/db", nil)
@@ -368,7 +368,7 @@ func TestLifeOfAGuest(t *testing.T) {
 	d := newDaemon(t).start()
 	s := follow(t, d)
 	list(t, s)
-	assert.Equal(t, []string{"all-projects=true&type=lifecycle"}, d.subscriptions())
+	assert.Equal(t, []string{"all-projects=true&type=lifecycle%2Coperation"}, d.subscriptions())
 
 	for kind, c := range map[string]struct {
 		i       instance

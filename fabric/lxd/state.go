@@ -12,6 +12,11 @@ const (
 	codeThawed   = 111
 	codeError    = 112
 	codeReady    = 113 // running, and the guest has reported that it is up
+
+	// Of operations.
+	codeSuccess   = 200
+	codeFailure   = 400
+	codeCancelled = 401
 )
 
 // stateOf returns the state of a guest from the code of its instance; was is the

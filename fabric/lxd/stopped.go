@@ -152,7 +152,7 @@ func (v *view) linkChanged(name string) {
 			continue
 		}
 		// LXD does not report a start that failed: read the instance.
-		if index, _ := v.links.Link(name); index == 0 && !c.request(g.key) {
+		if index, _ := v.links.Link(name); index == 0 && !c.request(g.key, nil) {
 			v.queue.PutLost()
 		}
 	}

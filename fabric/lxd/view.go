@@ -23,6 +23,8 @@ type view struct {
 	listed     bool                 // a list has been taken on this connection, so known is complete
 	known      map[string]*observed // guests that are not absent, by name
 	read       map[key]time.Time    // when an instance was last read, of the fabric or not
+	seen       map[key]lastSeen
+	migrations map[key]time.Time // of instances to other servers: when they ended; zero: under way
 	conditions map[key]condition
 	stopped    stoppedInstances
 }
@@ -76,6 +78,9 @@ func (v *view) take(i instance, at time.Time) (d fabric.Desired, ours bool) {
 		return d, false
 	}
 	v.read[k] = at
+	if !i.unreadable() {
+		v.seen[k] = lastSeen{i.uuid(), at}
+	}
 	vm, ours, err := v.guest(i)
 	var was fabric.State
 	if mine {
