@@ -54,16 +54,18 @@ func (a *Agent) Allocate(ctx context.Context, vm fabric.VM) ([]fabric.Allocation
 		err = a.cluster.Permits(vm)
 	}
 	s, done := a.state.open()
-	g := s.guests[vm.Name]
-	runs := g != nil && g.want.State != fabric.Absent
+	var here fabric.Identity // of the guest of that name on this node; empty: there is none
+	if g := s.guests[vm.Name]; g != nil && g.want.State != fabric.Absent {
+		here = g.want.VM.Identity()
+	}
 	done()
-	if err == nil && runs && g.want.VM.Identity() != vm.Identity() {
-		err = fmt.Errorf("another guest of that name is here (%s); detach it first, or take another name", g.want.VM.Identity())
+	if err == nil && here != "" && here != vm.Identity() {
+		err = fmt.Errorf("another guest of that name is here (%s); stop that one first, or take another name", here)
 	}
 	if err != nil {
 		return nil, refused(vm.Name, err)
 	}
-	if runs { // it has what it started with
+	if here != "" { // it has what it started with
 		return a.allocationsOf(ctx, vm.Identity())
 	}
 	ctx, cancel := context.WithTimeout(ctx, registryTime)
@@ -111,7 +113,7 @@ func (a *Agent) Reserve(ctx context.Context, p netip.Prefix, note string) (fabri
 	case p != p.Masked():
 		return fabric.Allocation{}, fmt.Errorf("%s %w: it has bits beyond its length; write %s", p, fabric.ErrRefused, p.Masked())
 	case !in || p.Bits() < pool.Prefix.Bits():
-		return fabric.Allocation{}, fmt.Errorf("%s %w: it is in no pool of cluster %s, so no guest gets it", text.Prefix(p), fabric.ErrRefused, a.cluster.Name)
+		return fabric.Allocation{}, fmt.Errorf("%s %w: it is in no pool of cluster %s, so no guest gets it, and nothing is to reserve", text.Prefix(p), fabric.ErrRefused, a.cluster.Name)
 	}
 	ctx, cancel := context.WithTimeout(ctx, registryTime)
 	defer cancel()

@@ -94,7 +94,7 @@ func (r *real) lost() {
 		select {
 		case c := <-r.Changes():
 			if !c.Lost {
-				r.heed(c)
+				r.collect(c)
 				continue
 			}
 			r.list()
@@ -115,7 +115,7 @@ func (r *real) list() {
 	}
 }
 
-func (r *real) heed(c fabric.Change) {
+func (r *real) collect(c fabric.Change) {
 	d, name := c.Guest, c.Guest.VM.Name
 	word := d.State.String()
 	if c.Gone {
@@ -137,7 +137,7 @@ func (r *real) until(want map[string]fabric.State) {
 			if c.Lost {
 				r.list()
 			} else {
-				r.heed(c)
+				r.collect(c)
 			}
 		case <-time.After(patience):
 			require.FailNow(r.t, "guests are not as they should be", "want %v, have %v, was told %v; %v", want, r.now, r.log, r.Diagnose(r.t.Context()))
@@ -152,7 +152,7 @@ func (r *real) quiet() []string {
 		select {
 		case c := <-r.Changes():
 			if !c.Lost {
-				r.heed(c)
+				r.collect(c)
 			}
 		case <-time.After(300 * time.Millisecond):
 			return r.log[before:]
@@ -295,7 +295,7 @@ func (r *real) untilGone(name, uuid string) {
 			if c.Lost {
 				r.list()
 			} else {
-				r.heed(c)
+				r.collect(c)
 			}
 		case <-time.After(patience):
 			require.FailNow(r.t, "guest is not gone", "%s %s; was told %v", name, uuid, r.log)
