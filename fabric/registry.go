@@ -23,8 +23,14 @@ type Registry interface {
 	// addresses are quarantined for the time of their pool. It returns what it
 	// released; nothing to release is success.
 	Release(ctx context.Context, r ReleaseRequest) ([]Allocation, error)
+	// Acquire makes a node the owner of a guest that has allocations, and returns the
+	// epoch of that ownership: it is higher than that of each owner before. It is a
+	// compare-and-swap: an error that is an [*OwnerError] names the owner if that is
+	// not the one that the caller knows; another [ErrRefused], that the guest has no
+	// allocations. Asked again by the same node, it returns the same. No clock takes part.
+	Acquire(ctx context.Context, a AcquireRequest) (Owner, error)
 	// Allocations lists all allocations, reservations and quarantined addresses in the
-	// order of their prefixes.
+	// order of their prefixes. Beside an error it can list what was known before.
 	Allocations(ctx context.Context) ([]Allocation, error)
 	// Shared reports whether all nodes of the cluster have this registry. The agents
 	// ask each other what a guest has if they do not.
@@ -100,11 +106,15 @@ type Allocation struct {
 	NIC      int       `json:"nic"`
 	N        int       `json:"n"`
 	Dynamic  bool      `json:"dynamic,omitempty"` // the registry chose the address; otherwise the guest's description names it
-	Node     string    `json:"node,omitempty"`    // where the guest was when it got the address
+	Node     string    `json:"node,omitempty"`    // the guest's owner; before it has one, where it was when it got the address
+	Epoch    uint64    `json:"epoch,omitempty"`   // of the owner; zero: the guest has none yet
 	Note     string    `json:"note,omitempty"`
 	Reserved bool      `json:"reserved,omitempty"` // it was reserved, and is again when the guest gives it back
 	Since    time.Time `json:"since"`
 	Until    time.Time `json:"until,omitzero"` // the end of the quarantine
+	// New, in the answer of [Registry.Allocate], says that the guest did not have the
+	// address before. A registry does not keep it.
+	New bool `json:"-"`
 }
 
 // PoolUsage says how much of a pool is used. The numbers do not count the addresses
@@ -136,6 +146,45 @@ type ReleaseRequest struct {
 	// Now releases without a quarantine.
 	Now bool
 }
+
+// RegistryEpoch is the lowest epoch that a [Registry] of several nodes gives. An agent
+// without one takes its epochs from a clock, in milliseconds: those are lower until the
+// year 2527.
+const RegistryEpoch = 1 << 44
+
+// AcquireRequest is what [Registry.Acquire] is asked for.
+type AcquireRequest struct {
+	Guest Identity
+	VM    string // the guest's name
+	Node  string // the new owner
+	Over  uint64 // the epoch of the owner before, as the caller knows it; zero: there was none
+	// Least is the lowest epoch that the caller can use: the one that the guest runs
+	// with already, or one above what other nodes said. Zero: any.
+	Least uint64
+}
+
+// Owner is the node that a guest runs on, or ran on last.
+type Owner struct {
+	Node  string `json:"node"`
+	Epoch uint64 `json:"epoch"` // of two owners of a guest, the later one has the higher
+}
+
+// Owner gives the owner of the guest that has the address.
+func (a Allocation) Owner() Owner { return Owner{a.Node, a.Epoch} }
+
+// OwnerError says that the owner of a guest is not the one that [Registry.Acquire] was
+// to end. It is an [ErrRefused].
+type OwnerError struct {
+	VM    string
+	Owner Owner
+}
+
+func (e *OwnerError) Error() string {
+	return fmt.Sprintf("node %s acquired guest %s in the meantime (epoch %d); see whether it runs there, then try again", e.Owner.Node, e.VM, e.Owner.Epoch)
+}
+
+// Is reports whether target is ErrRefused.
+func (e *OwnerError) Is(target error) bool { return target == ErrRefused }
 
 // AllocationError says why a [Registry] does not give an address. It is an
 // [ErrRefused].

@@ -114,6 +114,24 @@ func (r *Registry) Release(ctx context.Context, of fabric.ReleaseRequest) ([]fab
 	return released, r.syncer.report()
 }
 
+// Acquire implements [fabric.Registry]. Epochs count up from one for each guest: only
+// this node has this registry.
+func (r *Registry) Acquire(ctx context.Context, a fabric.AcquireRequest) (fabric.Owner, error) {
+	if err := ctx.Err(); err != nil {
+		return fabric.Owner{}, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	is, change, err := r.table.Acquire(a, 1)
+	if err == nil {
+		err = r.record(change)
+	}
+	if err != nil {
+		return fabric.Owner{}, err
+	}
+	return is, r.syncer.report()
+}
+
 // Allocations implements [fabric.Registry].
 func (r *Registry) Allocations(ctx context.Context) ([]fabric.Allocation, error) {
 	if err := ctx.Err(); err != nil {

@@ -109,6 +109,9 @@ func (c *cache) put(key string, value []byte, rev int64) {
 	}
 	c.revs[key] = rev
 	delete(c.deleted, key)
+	if guest, ok := c.keys.guestOf(key); ok {
+		c.table.SetOwner(guest, c.keys.owner(value))
+	}
 	if !strings.HasPrefix(key, c.keys.root+"addr/") {
 		return
 	}
@@ -127,6 +130,9 @@ func (c *cache) put(key string, value []byte, rev int64) {
 func (c *cache) forget(key string) {
 	delete(c.revs, key)
 	delete(c.flaws, key)
+	if guest, ok := c.keys.guestOf(key); ok {
+		c.table.SetOwner(guest, fabric.Owner{})
+	}
 	if p, err := c.keys.prefixOf(key); err == nil {
 		c.table.Delete(p)
 	}
@@ -156,23 +162,27 @@ func (c *cache) problems() (texts []string) {
 	return texts
 }
 
-// request is what a decision is asked for: exactly one of the two is set.
+// request is what a decision is asked for: exactly one of them is set.
 type request struct {
 	allocate *fabric.AllocationRequest
 	release  *fabric.ReleaseRequest
+	acquire  *fabric.AcquireRequest
 }
 
 // decide makes the plan that answers a request.
 func (c *cache) decide(r request, now time.Time) (*plan, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p := &plan{keys: c.keys, known: c.known, revs: map[string]int64{}, guests: map[fabric.Identity]string{}}
+	p := &plan{keys: c.keys, known: c.known, revs: map[string]int64{}, guests: map[fabric.Identity]guestValue{}}
 	depends := func(at netip.Prefix) {
 		key := c.keys.address(at)
 		p.revs[key] = c.revs[key]
 		if had, there := c.table.Get(at); there && had.State == fabric.Allocated {
-			p.guests[had.Guest] = ""
+			p.guests[had.Guest] = guestValue{}
 		}
+	}
+	if r.acquire != nil {
+		return p, c.acquire(*r.acquire, p)
 	}
 	if a := r.allocate; a != nil {
 		var err error
@@ -180,7 +190,7 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 			return nil, err
 		}
 		if a.Guest != "" {
-			p.guests[a.Guest] = ""
+			p.guests[a.Guest] = guestValue{}
 		}
 		for _, given := range p.answer {
 			depends(given.Prefix)
@@ -188,7 +198,7 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 	} else {
 		p.answer, p.change = c.table.Release(c.cluster, *r.release, now)
 		if r.release.Guest != "" {
-			p.guests[r.release.Guest] = ""
+			p.guests[r.release.Guest] = guestValue{}
 		} else {
 			depends(r.release.Prefix)
 		}
@@ -208,9 +218,34 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 	for guest := range p.guests {
 		key := c.keys.guest(guest)
 		p.revs[key] = c.revs[key]
-		p.guests[guest] = c.left(guest, p.change)
+		is, _ := c.table.Owner(guest)
+		p.guests[guest] = guestValue{c.left(guest, p.change), is}
 	}
 	return p, nil
+}
+
+// acquire makes the plan that answers a request for the ownership of a guest. It changes
+// the guest's key alone, however many addresses the guest has, if one of them is there
+// yet.
+func (c *cache) acquire(a fabric.AcquireRequest, p *plan) error {
+	key := c.keys.guest(a.Guest)
+	p.revs[key] = c.revs[key]
+	if has := c.table.Of(a.Guest); len(has) > 0 {
+		at := c.keys.address(has[0].Prefix)
+		p.revs[at] = c.revs[at]
+	}
+	// A guest that was gone in between has no epoch there, but its key is of a later
+	// revision than the one of then.
+	least := fabric.RegistryEpoch + uint64(max(c.known, c.revs[key])) + 1
+	var err error
+	var change allocator.Change
+	if p.owner, change, err = c.table.Acquire(a, least); err != nil {
+		return err
+	}
+	if !change.Empty() {
+		p.guests[a.Guest] = guestValue{a.VM, p.owner}
+	}
+	return nil
 }
 
 func anyPool(fabric.Pool) error { return nil }

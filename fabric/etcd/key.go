@@ -24,6 +24,7 @@ type entry struct {
 	Write      string             `json:"write"`
 	Allocation *fabric.Allocation `json:"allocation,omitempty"` // of an address
 	VM         string             `json:"vm,omitempty"`         // of a guest, for people
+	Owner      *fabric.Owner      `json:"owner,omitempty"`      // of a guest
 }
 
 func (e entry) encode() string {
@@ -53,6 +54,26 @@ func (k keys) address(p netip.Prefix) string {
 }
 
 func (k keys) guest(id fabric.Identity) string { return k.root + "guest/" + url.PathEscape(string(id)) }
+
+// guestOf reads the key of a guest.
+func (k keys) guestOf(key string) (id fabric.Identity, ok bool) {
+	escaped, ok := strings.CutPrefix(key, k.root+"guest/")
+	if !ok {
+		return "", false
+	}
+	unescaped, err := url.PathUnescape(escaped)
+	return fabric.Identity(unescaped), err == nil
+}
+
+// owner reads the value of a guest's key. Without one that can be read, the owner is as
+// the guest's addresses say.
+func (k keys) owner(value []byte) fabric.Owner {
+	var e entry
+	if json.Unmarshal(value, &e) != nil || e.Format > format || e.Owner == nil {
+		return fabric.Owner{}
+	}
+	return *e.Owner
+}
 
 func (k keys) prefixes() string { return k.root + "prefixes" }
 

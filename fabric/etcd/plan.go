@@ -19,12 +19,27 @@ const maxKeys = 120
 type plan struct {
 	keys   keys
 	answer []fabric.Allocation
+	owner  fabric.Owner // the answer about an ownership
 	change allocator.Change
 
-	known  int64                      // the revision that the decision is of
-	revs   map[string]int64           // the revisions of the keys that it depends on; zero: absent
-	guests map[fabric.Identity]string // the guests whose addresses it changes, and their names; empty: they have none afterwards
-	wide   []netip.Prefix             // new prefixes of several addresses
+	known  int64                          // the revision that the decision is of
+	revs   map[string]int64               // the revisions of the keys that it depends on; zero: absent
+	guests map[fabric.Identity]guestValue // the guests that it changes
+	wide   []netip.Prefix                 // new prefixes of several addresses
+}
+
+// guestValue is what the key of a guest has.
+type guestValue struct {
+	vm    string // its name; empty: it has no addresses, and no key
+	owner fabric.Owner
+}
+
+// entry gives the value as it is written.
+func (g guestValue) entry() entry {
+	if g.owner.Epoch == 0 {
+		return entry{VM: g.vm}
+	}
+	return entry{VM: g.vm, Owner: &g.owner}
 }
 
 // lifetime gives how long a quarantine lasts, in whole seconds, which leases are in.
@@ -78,10 +93,10 @@ func (p *plan) operation(id string, leases map[int64]clientv3.LeaseID, full bool
 	for _, at := range p.change.Delete {
 		o.delete(p.keys.address(at))
 	}
-	if !p.change.Empty() {
+	if !p.change.Empty() || p.owner != (fabric.Owner{}) {
 		for _, guest := range slices.Sorted(maps.Keys(p.guests)) {
-			if vm := p.guests[guest]; vm != "" && !full {
-				o.put(p.keys.guest(guest), entry{VM: vm})
+			if is := p.guests[guest]; is.vm != "" && !full {
+				o.put(p.keys.guest(guest), is.entry())
 			} else {
 				o.delete(p.keys.guest(guest))
 			}
@@ -155,8 +170,12 @@ func (o *operation) happened(read []change) bool {
 }
 
 // narrow reports whether a transaction failed only because addresses that were thought
-// to be free are taken. Otherwise more has changed than it read.
+// to be free are taken, or another node acquired the guest. Otherwise more has changed
+// than it read.
 func (p *plan) narrow(read []change) bool {
+	if p.owner != (fabric.Owner{}) {
+		return true
+	}
 	for _, kv := range read {
 		rev := kv.rev
 		if kv.absent {

@@ -91,23 +91,38 @@ func (r *Registry) Shared() bool { return true }
 
 // Allocate implements [fabric.Registry].
 func (r *Registry) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]fabric.Allocation, error) {
-	return r.answer(ctx, request{allocate: &a})
+	p, err := r.decide(ctx, request{allocate: &a})
+	if err != nil {
+		return nil, err
+	}
+	return p.answer, nil
 }
 
 // Release implements [fabric.Registry]. While etcd's database is full, what is released
 // has no quarantine.
 func (r *Registry) Release(ctx context.Context, of fabric.ReleaseRequest) ([]fabric.Allocation, error) {
-	return r.answer(ctx, request{release: &of})
+	p, err := r.decide(ctx, request{release: &of})
+	if err != nil {
+		return nil, err
+	}
+	return p.answer, nil
+}
+
+// Acquire implements [fabric.Registry]. An epoch is above the revision of etcd before it,
+// so that those of a guest which was gone in between grow, too.
+func (r *Registry) Acquire(ctx context.Context, a fabric.AcquireRequest) (fabric.Owner, error) {
+	p, err := r.decide(ctx, request{acquire: &a})
+	if err != nil {
+		return fabric.Owner{}, err
+	}
+	return p.owner, nil
 }
 
 // Allocations implements [fabric.Registry]. The list can be a few seconds old. If etcd
 // does not answer, it is what was known last, with an error.
 func (r *Registry) Allocations(ctx context.Context) ([]fabric.Allocation, error) {
-	var err error
-	if err = ctx.Err(); err != nil {
-		return nil, err
-	}
-	if !r.watching.Load() || r.away.Load() != nil {
+	err := ctx.Err()
+	if err == nil && (!r.watching.Load() || r.away.Load() != nil) {
 		err = r.list(ctx)
 	}
 	all, known := r.cache.all()
@@ -120,8 +135,9 @@ func (r *Registry) Allocations(ctx context.Context) ([]fabric.Allocation, error)
 	return all, err
 }
 
-// answer decides a request, and decides it anew while others change what it depends on.
-func (r *Registry) answer(ctx context.Context, asked request) ([]fabric.Allocation, error) {
+// decide decides a request and carries the plan out, and does so anew while others change
+// what it depends on.
+func (r *Registry) decide(ctx context.Context, asked request) (*plan, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -144,7 +160,7 @@ func (r *Registry) answer(ctx context.Context, asked request) ([]fabric.Allocati
 				return nil, err
 			}
 			if done {
-				return p.answer, nil
+				return p, nil
 			}
 			if narrow {
 				continue

@@ -59,6 +59,10 @@ func Registry(t *testing.T, start func(t *testing.T) (fabric.Registry, RegistryC
 		{"an address that a guest has already is recorded", registryRecords},
 		{"an ended context changes nothing", registryContext},
 		{"many guests at the same time", registryConcurrent},
+		{"a guest has one owner, with epochs that grow", registryOwner},
+		{"nobody takes a guest over from another owner than he knows", registryOwnerRefused},
+		{"a second instance knows the owner", registryOwnerAgain},
+		{"of nodes that take over at the same time one does", registryOwnerConcurrent},
 	} {
 		t.Run(law.name, func(t *testing.T) {
 			r, c := start(t)
@@ -83,6 +87,8 @@ func asks(vm string, things ...string) fabric.AllocationRequest {
 
 func allocate(t *testing.T, r fabric.Registry, a fabric.AllocationRequest) []netip.Prefix {
 	t.Helper()
+	before, err := r.Allocations(t.Context())
+	require.NoError(t, err)
 	given, err := r.Allocate(t.Context(), a)
 	require.NoError(t, err)
 	require.Len(t, given, len(a.Wants))
@@ -90,6 +96,10 @@ func allocate(t *testing.T, r fabric.Registry, a fabric.AllocationRequest) []net
 	for n, g := range given {
 		require.Equal(t, a.Guest, g.Guest)
 		require.Equal(t, a.Wants[n].NIC, g.NIC, "in the order of the wants")
+		had := slices.ContainsFunc(before, func(b fabric.Allocation) bool {
+			return b.Prefix == g.Prefix && b.Guest == a.Guest && b.State == g.State
+		})
+		require.Equal(t, !had, g.New, "%s", g.Prefix)
 		ps = append(ps, g.Prefix)
 	}
 	return ps

@@ -2,6 +2,7 @@ package fake
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -12,7 +13,7 @@ import (
 )
 
 // Registry is a [fabric.Registry] in memory, for all nodes of a cluster. It gives the
-// first free address of a pool. Its effects are named "allocate" and "release", with
+// first free address of a pool. Its effects are named "allocate", "acquire" and "release", with
 // the guest's name or the prefix; its reads are named "list addresses".
 type Registry struct {
 	Trouble
@@ -20,9 +21,10 @@ type Registry struct {
 	cluster *fabric.Cluster
 	private bool
 
-	mu     sync.Mutex
-	passed time.Duration
-	all    map[netip.Prefix]fabric.Allocation
+	mu       sync.Mutex
+	passed   time.Duration
+	acquired uint64 // how many times a guest was
+	all      map[netip.Prefix]fabric.Allocation
 }
 
 var _ fabric.Registry = (*Registry)(nil)
@@ -64,6 +66,8 @@ func (r *Registry) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]
 			return nil, err
 		}
 		given[is.Prefix] = is
+		had, there := r.all[is.Prefix]
+		is.New = !there || had.State != is.State || had.Guest != is.Guest
 		answer = append(answer, is)
 	}
 	for p, had := range r.all {
@@ -82,6 +86,8 @@ func (r *Registry) want(a fabric.AllocationRequest, w fabric.Want, given map[net
 	is := fabric.Allocation{Prefix: w.Prefix, State: fabric.Allocated, Guest: a.Guest, VM: a.VM, NIC: w.NIC, N: w.N, Node: a.Node, Note: w.Note, Since: r.now()}
 	if a.Guest == "" {
 		is.State = fabric.Reserved
+	} else if owner, owned := r.ownerOf(a.Guest); owned {
+		is.Node, is.Epoch = owner.Node, owner.Epoch
 	}
 	is.Dynamic = w.Pool != ""
 	if w.Prefix.IsValid() {
@@ -143,7 +149,9 @@ func (r *Registry) named(is fabric.Allocation) (fabric.Allocation, *fabric.Alloc
 	switch {
 	case !taken:
 		return is, nil
-	case held.Prefix == is.Prefix && (held.Guest == is.Guest && held.State == is.State || guest && held.State == fabric.Quarantined):
+	case held.Prefix == is.Prefix && held.Guest == is.Guest && held.State == is.State:
+		is.Since = held.Since
+	case held.Prefix == is.Prefix && guest && held.State == fabric.Quarantined:
 	case held.Prefix == is.Prefix && guest && held.State == fabric.Reserved:
 		is.Reserved, is.Note = true, held.Note
 	default:
@@ -188,6 +196,43 @@ func (r *Registry) end(a fabric.Allocation, now bool) {
 		a.Until = a.Since.Add(pool.Quarantine)
 		r.all[a.Prefix] = a
 	}
+}
+
+// Acquire implements [fabric.Registry]. Epochs count up from [fabric.RegistryEpoch].
+func (r *Registry) Acquire(ctx context.Context, a fabric.AcquireRequest) (fabric.Owner, error) {
+	if err := r.before(ctx, "acquire "+a.VM); err != nil {
+		return fabric.Owner{}, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	is, known := r.ownerOf(a.Guest)
+	switch {
+	case !known:
+		return fabric.Owner{}, &fabric.RefusedError{VM: a.VM, Reason: fabric.RuleBroken, Err: errors.New("it has no address here; allocate one")}
+	case is.Node == a.Node && is.Epoch > a.Over && is.Epoch >= a.Least:
+		return is, nil
+	case is.Epoch != a.Over:
+		return fabric.Owner{}, &fabric.OwnerError{VM: a.VM, Owner: is}
+	}
+	r.acquired++
+	is = fabric.Owner{Node: a.Node, Epoch: max(fabric.RegistryEpoch+r.acquired, a.Over+1, a.Least)}
+	for p, had := range r.all {
+		if had.Guest == a.Guest && had.State == fabric.Allocated {
+			had.Node, had.Epoch = is.Node, is.Epoch
+			r.all[p] = had
+		}
+	}
+	r.journal.add("acquire " + a.VM)
+	return is, nil
+}
+
+func (r *Registry) ownerOf(guest fabric.Identity) (is fabric.Owner, known bool) {
+	for _, a := range r.all {
+		if a.Guest == guest && a.State == fabric.Allocated && (!known || a.Epoch > is.Epoch) {
+			is, known = a.Owner(), true
+		}
+	}
+	return is, known
 }
 
 // Shared implements [fabric.Registry].

@@ -25,6 +25,7 @@ type Table struct {
 	guests  map[fabric.Identity]map[netip.Prefix]bool // the prefixes of each guest, not those it gave back
 	lengths map[int]int                               // how many prefixes there are of each length
 	kept    map[netip.Prefix]bool                     // the prefixes in quarantine
+	owners  map[fabric.Identity]fabric.Owner          // of guests, where they are kept apart from the allocations
 }
 
 // Put adds an allocation, or replaces that of its prefix.
@@ -34,6 +35,9 @@ func (t *Table) Put(a fabric.Allocation) {
 		t.lengths, t.kept = map[int]int{}, map[netip.Prefix]bool{}
 	}
 	t.Delete(a.Prefix)
+	if is, known := t.owners[a.Guest]; known && a.State == fabric.Allocated {
+		a.Node, a.Epoch = is.Node, is.Epoch
+	}
 	t.all[a.Prefix] = a
 	t.lengths[a.Prefix.Bits()]++
 	switch a.State {
@@ -173,7 +177,12 @@ func (t *Table) Allocate(c *fabric.Cluster, a fabric.AllocationRequest, now time
 		}
 		d.given = append(d.given, given)
 	}
-	return d.given, d.change(), nil
+	change := d.change()
+	for i, a := range d.given {
+		had, there := t.all[a.Prefix]
+		d.given[i].New = !there || had.State != a.State || had.Guest != a.Guest
+	}
+	return d.given, change, nil
 }
 
 // decision is an answer in the making.
@@ -197,6 +206,8 @@ func (d *decision) want(w fabric.Want) (fabric.Allocation, *fabric.AllocationErr
 	}
 	if d.asking.Guest == "" {
 		a.State = fabric.Reserved
+	} else if is, owned := d.table.Owner(d.asking.Guest); owned {
+		a.Node, a.Epoch = is.Node, is.Epoch // only Acquire changes it
 	}
 	var bad *fabric.AllocationError
 	if w.Prefix.IsValid() {

@@ -117,7 +117,12 @@ func TestGuestKeepsWhatItGot(t *testing.T) {
 	there := asking("web", auto()...)
 	there.Node = "node2"
 	assert.Equal(t, first, l.gets(there), "another pool comes first there")
-	assert.Equal(t, "node2", l.table.Of("libvirt web")[0].Node)
+	assert.Equal(t, "node1", l.table.Of("libvirt web")[0].Node, "asking for addresses is no start")
+	is, change, err := l.table.Acquire(fabric.AcquireRequest{Guest: "libvirt web", VM: "web", Node: "node2"}, 7)
+	require.NoError(t, err)
+	assert.Equal(t, fabric.Owner{Node: "node2", Epoch: 7}, is)
+	l.table.Apply(change)
+	assert.Equal(t, is, l.table.Of("libvirt web")[0].Owner())
 	assert.NotEqual(t, first[0], l.gets(asking("db", auto()...))[0])
 }
 
