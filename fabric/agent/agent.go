@@ -88,6 +88,7 @@ type facts struct {
 	began    time.Time
 	clock    func() time.Time // the time of day
 	alone    bool             // the agent can ask no other node
+	fenced   bool             // the epochs are those of a registry that all nodes share
 	remedies func(fabric.Reason) string
 	restarts map[string]bool // the names of its sources; true: see [fabric.Source.MovesByRestart]
 }
@@ -159,6 +160,7 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		a.restarts[s.Name()] = s.MovesByRestart()
 	}
 	a.alone = a.nodes == nil
+	a.fenced = a.registry != nil && a.registry.Shared() && !a.alone
 	a.alarm.do = a.signal
 	a.state = newGuarded(state{facts: &a.facts, later: a.alarm.after})
 	return a, nil
@@ -270,14 +272,15 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 		vm = t.asStarted(vm)
 	}
 	vm, err := t.resolve(ctx, vm)
-	var got allotment
+	found := inquiry{others: a.others()}
 	if err == nil {
-		vm, got, err = t.allocate(ctx, vm, r)
+		vm, found.allotment, err = t.allocate(ctx, vm, r)
 	}
-	var other holder
-	others := a.others()
 	if err == nil {
-		other, err = t.acquire(ctx, vm, r, others)
+		found.holder, err = t.acquire(ctx, vm, r, found.others)
+	}
+	if err == nil && a.fenced {
+		found.grant, err = t.own(ctx, vm, r, found)
 	}
 
 	s, done = a.state.open()
@@ -287,20 +290,24 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	}
 	var is admission
 	if err == nil {
-		is, err = s.admit(vm, r, other, others, began)
+		is, err = s.admit(vm, r, found, began)
 	}
 	if err == nil {
-		if s.guests[vm.Name].registered = got.registered; !got.registered && a.registry != nil {
+		if s.guests[vm.Name].registered = found.registered; a.registry != nil && !s.recorded(s.guests[vm.Name]) {
 			signal(a.registration.wake)
 		}
 	}
 	s.handled[vm.Name] = cmp.Or(r.asOf, began)
 	done()
 	if err != nil {
-		t.giveBack(ctx, got.fresh)
+		t.giveBack(ctx, found.fresh)
+		a.handBack(vm, found.grant)
 		return refused(vm.Name, err)
 	}
 	a.recovered(vm)
+	if found.asked {
+		a.setUnrecorded(vm.Name, found.unrecorded)
+	}
 	d, prev, known := is.want, is.was, is.known
 
 	if !known || d.Incoming {
@@ -320,7 +327,10 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	err = errors.Join(stored, converged)
 	if err != nil && r.undo {
 		t.undo(ctx, is)
-		t.giveBack(ctx, got.fresh)
+		t.giveBack(ctx, found.fresh)
+		if !is.known {
+			a.handBack(vm, found.grant)
+		}
 		return fmt.Errorf("guest %s: %w", vm.Name, err)
 	}
 	if !known || prev.State != d.State {
@@ -346,23 +356,36 @@ type admission struct {
 	arrived   migration.Arrival // the state of its move to this node before
 }
 
-// admit admits a guest and reserves its addresses and port names, or says why not.
-// other is the guest that has an address of it on another node; others are all other
-// nodes.
-func (s *state) admit(vm fabric.VM, r request, other holder, others []string, now time.Time) (admission, error) {
-	var is admission
-	g, there := s.guests[vm.Name]
-	if there {
+// inquiry is what a task found out about a guest before it is admitted.
+type inquiry struct {
+	holder             // the guest that has an address of it on another node
+	allotment          // what the registry did
+	grant     grant    // the ownership that the registry gave this node for its start
+	others    []string // all other nodes
+}
+
+// settles says how a request finds a guest, and what it makes of it.
+func (s *state) settles(vm fabric.VM, r request, other holder) (is admission) {
+	if g, there := s.guests[vm.Name]; there {
 		// A guest whose removal is not finished is not here, but its remains are.
 		is.was, is.known = g.want, g.want.State != fabric.Absent
 	}
 	// A guest that runs on another node arrives by migration even if this agent did
 	// not see the announcement: the hook may have sent it while the agent was
 	// restarting. The source reports when the guest runs here.
+	incoming := s.expects(vm.Name) || other.same && !is.known && s.tells(vm.Origin)
+	is.want = fabric.Desired{VM: vm, Run: r.run, Boot: s.boot}
+	is.want.State, is.want.Incoming = r.settle(is.was, is.known, incoming)
+	return is
+}
+
+// admit admits a guest and reserves its addresses and port names, or says why not.
+func (s *state) admit(vm fabric.VM, r request, found inquiry, now time.Time) (admission, error) {
+	g, there := s.guests[vm.Name]
 	expected := s.expects(vm.Name)
-	incoming := expected || other.same && !is.known && s.tells(vm.Origin)
-	d := fabric.Desired{VM: vm, Run: r.run, Since: now, Boot: s.boot}
-	d.State, d.Incoming = r.settle(is.was, is.known, incoming)
+	is, other := s.settles(vm, r, found.holder), found.holder
+	d := is.want
+	d.Since = now
 	if is.known {
 		d.Epoch, d.Unreleased, d.Acquired = is.was.Epoch, is.was.Unreleased, is.was.Acquired
 		lostAs(&d, is.was)
@@ -403,14 +426,17 @@ func (s *state) admit(vm fabric.VM, r request, other holder, others []string, no
 		s.guests[vm.Name] = g
 	}
 	g.orphan = false
-	g.heard = max(g.heard, other.epoch)                            // this start is later, whatever the clocks say
+	g.heard = max(g.heard, other.epoch, found.ownedBefore(s.node)) // this start is later, whatever the clocks say
+	if found.grant != (grant{}) {
+		g.grant = found.grant
+	}
 	g.nics = plan.Begin(vm, is.was, g.nics, s.restarts[vm.Origin]) // the next pass finds the actual states
 	g.arrival = migration.NextArrival(is.arrived, event).To
 	g.acquires(&d, is.was)
 	if r.anew {
 		g.differs = ""
 	}
-	s.takeOwnership(g, &d, g.nics, others)
+	s.takeOwnership(g, &d, g.nics, found.others)
 	is.want = d
 	return is, nil
 }
@@ -626,7 +652,9 @@ func (t *task) tearDown(ctx context.Context, d fabric.Desired) error {
 	t.ends(d)
 	s, done := t.state.open()
 	holds := s.reserved.Held(vm) // with what an unfinished change has left
+	unused := s.takeGrant(vm)
 	done()
+	t.handBack(d.VM, unused)
 	if err := t.withdraw(ctx, holds.Prefixes); err != nil {
 		return err
 	}

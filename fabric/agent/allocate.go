@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -81,7 +82,10 @@ type allotment struct {
 	registered bool // it has all addresses of the guest
 	// fresh are the addresses that the guest did not have before: whoever refuses the
 	// guest afterwards gives them back.
-	fresh []fabric.Allocation
+	fresh      []fabric.Allocation
+	owner      fabric.Owner // of the guest, as the registry knows it
+	asked      bool         // the registry was asked
+	unrecorded error        // why it did not record the addresses of a guest that has them
 }
 
 // allocate gives a guest the addresses that it asks for, and records all that it has.
@@ -113,7 +117,7 @@ func (t *task) askRegistry(ctx context.Context, vm fabric.VM, r request) (_ fabr
 	case t.registry == nil:
 		return vm, got, nil
 	}
-	began := t.clock()
+	began := time.Now()
 	wait := recordTime
 	if vm.Unresolved() {
 		wait = registryTime
@@ -126,24 +130,28 @@ func (t *task) askRegistry(ctx context.Context, vm fabric.VM, r request) (_ fabr
 		}
 	}
 	given, err := t.takeAddresses(ctx, vm)
+	got.asked = true
 	switch {
 	case err == nil:
-		t.setUnrecorded(vm.Name, nil)
 	case vm.Unresolved():
 		return vm, got, unanswered{t.unallocated(err)}
 	case r.undo && errors.Is(err, fabric.ErrRefused):
 		return vm, got, t.unallocated(err)
 	default: // it has its addresses, and may run with them
-		t.setUnrecorded(vm.Name, err)
+		got.unrecorded = err
+		got.owner = t.knownOwner(ctx, vm.Identity())
 		return vm, got, nil
 	}
+	if len(given) > 0 {
+		got.owner = given[0].Owner()
+	}
 	for _, a := range given {
-		if !a.Since.Before(began) {
+		if a.New {
 			got.fresh = append(got.fresh, a)
 		}
 	}
 	got.registered = true
-	t.log.Debug("allocated", "vm", vm.Name, "addresses", len(given), "new", len(got.fresh), "took", t.clock().Sub(began))
+	t.log.Debug("allocated", "vm", vm.Name, "addresses", len(given), "new", len(got.fresh), "took", time.Since(began))
 	return answeredBy(vm, given), got, nil
 }
 
@@ -151,13 +159,17 @@ func (t *task) askRegistry(ctx context.Context, vm fabric.VM, r request) (_ fabr
 // names, also what another guest had that does not need it any more.
 func (a *Agent) takeAddresses(ctx context.Context, vm fabric.VM) ([]fabric.Allocation, error) {
 	r := a.allocationRequest(vm)
+	given, err := a.registry.Allocate(ctx, r)
 	for range r.Wants {
-		given, err := a.registry.Allocate(ctx, r)
 		if !a.freed(ctx, err) {
-			return given, err
+			break
 		}
+		given, err = a.registry.Allocate(ctx, r)
 	}
-	return a.registry.Allocate(ctx, r)
+	if err == nil && !a.registry.Shared() {
+		err = a.recordNode(ctx, vm.Identity(), vm.Name, given, a.node)
+	}
+	return given, err
 }
 
 // allocationRequest is what the agent asks the registry for a guest.
@@ -289,8 +301,11 @@ func (a *Agent) register(ctx context.Context) {
 func (a *Agent) registerGuest(ctx context.Context, vm fabric.VM) bool {
 	ctx, cancel := context.WithTimeout(ctx, recordTime)
 	defer cancel()
-	_, err := a.takeAddresses(ctx, vm)
+	given, err := a.takeAddresses(ctx, vm)
 	a.setUnrecorded(vm.Name, err)
+	if err == nil {
+		err = a.recordOwner(ctx, vm, given)
+	}
 	s, done := a.state.open()
 	defer done()
 	switch g := s.guests[vm.Name]; {
@@ -313,12 +328,40 @@ func (a *Agent) setUnrecorded(vm string, err error) {
 	a.conditions.set("unrecorded "+vm, err)
 }
 
-// unregistered lists the guests whose addresses the registry may not have.
+// compareRegistered finds the guests here of which the registry does not have all, or not
+// this node as the owner, for register.
+func (a *Agent) compareRegistered(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, registryTime)
+	defer cancel()
+	all, err := a.registry.Allocations(ctx)
+	if err != nil {
+		return // Diagnose has it
+	}
+	has := make(map[netip.Prefix]fabric.Allocation, len(all))
+	for _, h := range all {
+		if h.State == fabric.Allocated {
+			has[h.Prefix] = h
+		}
+	}
+	s, done := a.state.open()
+	defer done()
+	for _, g := range s.guests {
+		for _, nic := range g.want.VM.NICs {
+			for _, addr := range nic.Addresses {
+				h, there := has[fabric.HostPrefix(addr)]
+				g.registered = g.registered && there && h.Guest == g.want.VM.Identity()
+				g.acquired = g.acquired && h.Node == s.node && h.Epoch >= g.want.Epoch
+			}
+		}
+	}
+}
+
+// unregistered lists the guests whose addresses or owner the registry may not have.
 func (a *Agent) unregistered() (vms []fabric.VM) {
 	s, done := a.state.open()
 	defer done()
 	for _, name := range sortedKeys(s.guests) {
-		if g := s.guests[name]; !g.registered && !g.orphan && g.want.State != fabric.Absent {
+		if g := s.guests[name]; !s.recorded(g) && !g.orphan && g.want.State != fabric.Absent {
 			vms = append(vms, g.want.VM)
 		}
 	}

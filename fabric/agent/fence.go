@@ -56,7 +56,7 @@ func (s *state) takeOwnership(g *guest, d *fabric.Desired, nics plan.NICStates, 
 		return false
 	}
 	g.claimed, g.kept = time.Now(), false
-	d.Epoch = ownership.Next(s.clock(), g.heard, d.Epoch)
+	d.Epoch = s.nextEpoch(g, d.Epoch)
 	if d.Acquired.IsZero() {
 		d.Acquired = s.clock()
 	}

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +19,10 @@ import (
 // could not take.
 const registerEvery = 10 * time.Second
 
+// compareEvery is how often the agent compares the registry with its guests: somebody may
+// have released what a guest has that runs here.
+const compareEvery = time.Minute
+
 // registration is what the registry does not know yet. It is safe for concurrent use.
 type registration struct {
 	wake chan struct{} // there is something to do
@@ -27,6 +30,9 @@ type registration struct {
 	mu   sync.Mutex
 	gone map[fabric.Identity]fabric.VM // guests that are gone for good, and whose addresses are to be given back
 	left map[fabric.Identity]departed  // guests that went to another node, which this node's own registry is to know
+	// unused are the ownerships of guests that did not start here, as requests that
+	// hand them back.
+	unused map[fabric.Identity]fabric.AcquireRequest
 }
 
 // departed is a guest that went to another node.
@@ -36,7 +42,7 @@ type departed struct {
 }
 
 func newRegistration() registration {
-	return registration{wake: make(chan struct{}, 1), gone: map[fabric.Identity]fabric.VM{}, left: map[fabric.Identity]departed{}}
+	return registration{wake: make(chan struct{}, 1), gone: map[fabric.Identity]fabric.VM{}, left: map[fabric.Identity]departed{}, unused: map[fabric.Identity]fabric.AcquireRequest{}}
 }
 
 func (r *registration) forget(guest fabric.VM) {
@@ -67,6 +73,24 @@ func (r *registration) takeLeft() []departed {
 	return all
 }
 
+// handBack keeps the ownership of a guest that did not start here, until it is taken.
+func (r *registration) handBack(unused fabric.AcquireRequest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if had, there := r.unused[unused.Guest]; !there || had.Over < unused.Over {
+		r.unused[unused.Guest] = unused
+	}
+}
+
+// takeUnused returns the ownerships to hand back, and forgets them.
+func (r *registration) takeUnused() []fabric.AcquireRequest {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := slices.Collect(maps.Values(r.unused))
+	clear(r.unused)
+	return all
+}
+
 // wentFor notes that a guest went to another node. A registry that all nodes share
 // hears it from that one.
 func (a *Agent) wentFor(vm fabric.VM, node string) {
@@ -85,7 +109,7 @@ func (a *Agent) recordLeft(ctx context.Context, d departed) {
 	defer cancel()
 	has, err := a.allocationsOf(ctx, d.vm.Identity())
 	if err == nil && len(has) > 0 && !a.isHere(d.vm.Name, d.vm.Identity()) {
-		_, err = a.registry.Allocate(ctx, moved(d.vm.Identity(), d.vm.Name, has, d.node))
+		err = a.recordNode(ctx, d.vm.Identity(), d.vm.Name, has, d.node)
 	}
 	if err != nil {
 		a.log.Warn("where a guest is was not recorded", "vm", d.vm.Name, "node", d.node, "err", err)
@@ -99,9 +123,11 @@ func (a *Agent) keepRegistered(ctx context.Context) {
 	if a.registry == nil {
 		return
 	}
-	again := time.NewTicker(registerEvery)
+	again, compare := time.NewTicker(registerEvery), time.NewTicker(compareEvery)
 	defer again.Stop()
+	defer compare.Stop()
 	for {
+		a.handAllBack(ctx)
 		a.register(ctx)
 		for _, d := range a.registration.takeLeft() {
 			a.recordLeft(ctx, d)
@@ -119,6 +145,8 @@ func (a *Agent) keepRegistered(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-again.C:
+		case <-compare.C:
+			a.compareRegistered(ctx)
 		case <-a.registration.wake:
 		}
 	}
@@ -155,7 +183,9 @@ func (a *Agent) forget(ctx context.Context, guest fabric.VM) (settled bool, err 
 	for node, answer := range answers {
 		if answer.Held && answer.Identity == guest.Identity() {
 			a.log.Info("guest is on another node; it keeps its addresses", "vm", guest.Name, "node", node)
-			_, err := a.registry.Allocate(ctx, moved(guest.Identity(), guest.Name, has, node))
+			if !a.registry.Shared() { // which that node does by itself
+				err = a.recordNode(ctx, guest.Identity(), guest.Name, has, node)
+			}
 			return err == nil, err
 		}
 	}
@@ -180,19 +210,6 @@ func (a *Agent) isHere(vm string, guest fabric.Identity) bool {
 	defer done()
 	g := s.guests[vm]
 	return g != nil && g.want.State != fabric.Absent && g.want.VM.Identity() == guest
-}
-
-// moved is the request that records that a guest is on another node.
-func moved(guest fabric.Identity, vm string, has []fabric.Allocation, node string) fabric.AllocationRequest {
-	r := fabric.AllocationRequest{Guest: guest, VM: vm, Node: node}
-	for _, h := range has {
-		w := fabric.Want{NIC: h.NIC, N: h.N, Prefix: h.Prefix, Note: h.Note}
-		if h.Dynamic {
-			w.Pool = cmp.Or(h.Pool, fabric.AutoPool)
-		}
-		r.Wants = append(r.Wants, w)
-	}
-	return r
 }
 
 // forgottenAt handles Forgotten: this node's own registry gives back what a guest has
@@ -249,7 +266,7 @@ func (a *Agent) outlived(ctx context.Context, h fabric.Allocation) bool {
 }
 
 // runsSomewhere reports whether a guest that has an address is on this node, or on one
-// that says so.
+// that says so. It may run on the node that owns it, if that does not answer.
 func (a *Agent) runsSomewhere(ctx context.Context, h fabric.Allocation) bool {
 	if a.isHere(h.VM, h.Guest) {
 		return true
@@ -258,11 +275,11 @@ func (a *Agent) runsSomewhere(ctx context.Context, h fabric.Allocation) bool {
 	if len(others) == 0 {
 		return false
 	}
-	answers, _ := a.askAll(ctx, fabric.Notice{Kind: fabric.Acquiring, VM: h.VM, Identity: h.Guest, Prefixes: []netip.Prefix{h.Prefix}}, others)
+	answers, silent := a.askAll(ctx, fabric.Notice{Kind: fabric.Acquiring, VM: h.VM, Identity: h.Guest, Prefixes: []netip.Prefix{h.Prefix}}, others)
 	for _, answer := range answers {
 		if answer.Held && answer.Identity == h.Guest {
 			return true
 		}
 	}
-	return false
+	return slices.Contains(silent, h.Node)
 }

@@ -453,8 +453,14 @@ func (a *Agent) reconsider(ctx context.Context) {
 			a.competes(ctx, r)
 		}
 		found := a.preempted()
+		owners := a.owners(ctx, found.lost)
 		for vm, l := range found.lost {
-			a.preemptByRoute(ctx, vm, l)
+			s, done := a.state.open()
+			keeps := s.keepsByRegistry(vm, l, owners)
+			done()
+			if !keeps {
+				a.preemptByRoute(ctx, vm, l)
+			}
 		}
 		for vm, on := range found.standby {
 			a.setStandby(ctx, vm, on)

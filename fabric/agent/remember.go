@@ -82,8 +82,13 @@ func (a *Agent) askAll(ctx context.Context, n fabric.Notice, nodes []string) (an
 
 // describes answers a node that is about to start a guest which does not say what it
 // has: by the guest that is here, or else by this node's own registry, which notes
-// where the guest is from now on. A guest that is here may stay.
+// where the guest is from now on. A guest that is here may stay. One that is being
+// started here, or ended, counts as here.
 func (a *Agent) describes(ctx context.Context, from string, n fabric.Notice) (answer fabric.Answer) {
+	_, end, free := a.tryBegin(n.VM)
+	if free {
+		end()
+	}
 	s, done := a.state.open()
 	if g := s.guests[n.VM]; g != nil && g.want.State != fabric.Absent && g.want.VM.Identity() == n.Identity {
 		for _, nic := range g.want.VM.NICs {
@@ -97,13 +102,13 @@ func (a *Agent) describes(ctx context.Context, from string, n fabric.Notice) (an
 		has, err := a.allocationsOf(ctx, n.Identity)
 		if err == nil && len(has) > 0 {
 			answer.NICs = nicsOf(has)
-			_, err = a.registry.Allocate(ctx, moved(n.Identity, n.VM, has, from))
+			err = a.recordNode(ctx, n.Identity, n.VM, has, from)
 		}
 		if err != nil {
 			a.log.Warn("where a guest is was not recorded", "vm", n.VM, "node", from, "err", err)
 		}
 	}
-	if answer.NICs != nil {
+	if answer.NICs != nil || !free {
 		answer.Held, answer.VM, answer.Identity = true, n.VM, n.Identity
 	}
 	return answer

@@ -50,6 +50,8 @@ type guest struct {
 	doubted      time.Time         // when the agent ended an unconfirmed diversion of its packets
 	orphan       bool              // no readable file describes the guest: leave its file alone
 	registered   bool              // the registry has its addresses
+	grant        grant             // the ownership that the registry gave this node for a start that has not begun yet
+	acquired     bool              // the registry has this node, or a later one, as its owner
 	arrival      migration.Arrival // its move to this node
 	from         string            // the node that it comes from
 	restart      restart           // its move by a start

@@ -5,6 +5,8 @@ package ownership
 import (
 	"math"
 	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // Claim describes a guest that has an address on a node, or is about to start
@@ -106,8 +108,21 @@ func before(a, b Claim) bool {
 // have caught up.
 const Ahead = 36 * time.Hour
 
-// Plausible reports whether another node can have given the epoch by now.
-func Plausible(epoch uint64, now time.Time) bool { return epoch <= of(now.Add(Ahead)) }
+// MostAdoptions bounds the epochs of registries: it is how often one registry can have
+// been adopted after it was restored.
+const MostAdoptions = 1 << 16
+
+// ByRegistry reports whether an epoch is one of a registry. All others are those of
+// clocks, and lower.
+func ByRegistry(epoch uint64) bool { return epoch >= fabric.RegistryEpoch }
+
+// Plausible reports whether another node can have the epoch by now.
+func Plausible(epoch uint64, now time.Time) bool {
+	if ByRegistry(epoch) {
+		return epoch/fabric.RegistryEpoch <= MostAdoptions
+	}
+	return epoch <= of(now.Add(Ahead))
+}
 
 // Next gives the epoch of a start: that of now, or one more than the highest of
 // heard and own. It ignores implausible epochs, so the result never wraps.
@@ -119,6 +134,14 @@ func Next(now time.Time, heard, own uint64) uint64 {
 		}
 	}
 	return next
+}
+
+// Following gives the epoch of a start on a node with a registry: the one that the
+// registry granted, or, if it granted none or something later was heard of, the one
+// after the highest of heard and own. The registry is told of that one. No clock takes
+// part, and the result is above the epochs of all clocks.
+func Following(granted, heard, own uint64) uint64 {
+	return max(granted, fabric.RegistryEpoch, heard+1, own+1)
 }
 
 // of gives the epoch of a time, in milliseconds since 1970.

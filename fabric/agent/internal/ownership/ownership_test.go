@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vmfabric/vmfabric/fabric"
 	. "github.com/vmfabric/vmfabric/fabric/agent/internal/ownership"
 )
 
@@ -143,4 +144,28 @@ func TestPure(t *testing.T) {
 	for _, word := range []string{`"sync"`, `"context"`, `"log`, `"net"`, `time\.Now`, `time\.Since`, `time\.Until`} {
 		assert.NotRegexp(t, regexp.MustCompile(word), string(text))
 	}
+}
+
+// TestEpochsOfRegistries are above those of clocks, and count on without them.
+func TestEpochsOfRegistries(t *testing.T) {
+	const least = fabric.RegistryEpoch
+	for _, tc := range []struct {
+		name                      string
+		granted, heard, own, next uint64
+	}{
+		{"granted", least + 7, 0, 0, least + 7},
+		{"granted after others", least + 7, least + 6, least + 3, least + 7},
+		{"not granted, and nothing before", 0, 0, 0, least},
+		{"not granted, after one of a clock", 0, uint64(noon.UnixMilli()), 0, least},
+		{"not granted, after another node", 0, least + 6, least + 3, least + 7},
+		{"not granted, after itself", 0, least + 3, least + 6, least + 7},
+		{"something later was heard of since", least + 7, least + 9, 0, least + 10},
+	} {
+		t.Run(tc.name, func(t *testing.T) { assert.Equal(t, tc.next, Following(tc.granted, tc.heard, tc.own)) })
+	}
+	assert.True(t, Plausible(least, noon))
+	assert.True(t, Plausible(MostAdoptions*least, noon))
+	assert.False(t, Plausible((MostAdoptions+1)*least, noon))
+	assert.False(t, ByRegistry(uint64(time.Date(2500, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli())))
+	assert.Equal(t, uint64(least+5), Next(noon, least+4, 0), "a node without the registry goes on from it")
 }

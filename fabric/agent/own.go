@@ -1,0 +1,221 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent/internal/ownership"
+)
+
+// grant is an ownership that the registry gave this node for a start. The zero value: it
+// gave none.
+type grant struct {
+	epoch  uint64
+	before string // the node that owned the guest before; empty: none did
+}
+
+// own makes this node the owner of a guest that is about to start here, in a registry
+// that all nodes share. It refuses the start if another node acquired the guest since
+// this one asked the others. There is no grant if the registry does not answer, nor for
+// a guest that runs already, here or at the node that it comes from: such a guest waits
+// for no registry, which is told afterwards (recordOwner).
+func (t *task) own(ctx context.Context, vm fabric.VM, r request, found inquiry) (grant, error) {
+	s, done := t.state.open()
+	start := s.settles(vm, r, found.holder)
+	done()
+	if !found.registered || found.owner.Node == "" || !r.undo || start.want.Incoming {
+		return grant{}, nil
+	}
+	owner, err := t.acquireSoon(ctx, fabric.AcquireRequest{
+		Guest: vm.Identity(), VM: vm.Name, Node: t.node, Over: found.owner.Epoch, Least: max(found.epoch, start.was.Epoch) + 1,
+	})
+	switch {
+	case errors.Is(err, fabric.ErrRefused):
+		return grant{}, err
+	case err != nil:
+		t.log.Warn("the registry does not know yet where a guest runs", "vm", vm.Name, "err", err)
+		return grant{}, nil
+	}
+	is := grant{epoch: owner.Epoch}
+	if found.owner.Epoch > 0 {
+		is.before = found.owner.Node
+	}
+	return is, nil
+}
+
+// takeGrant returns the ownership that a guest did not use, and forgets it.
+func (s *state) takeGrant(vm string) (unused grant) {
+	if g := s.guests[vm]; g != nil {
+		unused, g.grant = g.grant, grant{}
+	}
+	return unused
+}
+
+// handBack makes the node that owned a guest before its owner again, after a start here
+// that failed: the guest may run there all the time. It returns at once.
+func (a *Agent) handBack(vm fabric.VM, unused grant) {
+	if unused.before == "" || unused.before == a.node {
+		return
+	}
+	a.registration.handBack(fabric.AcquireRequest{Guest: vm.Identity(), VM: vm.Name, Node: unused.before, Over: unused.epoch})
+	signal(a.registration.wake)
+}
+
+// handAllBack tells the registry of the ownerships that were not used. It tries again
+// later what fails, unless another node has acquired the guest since.
+func (a *Agent) handAllBack(ctx context.Context) {
+	var failed error
+	for _, r := range a.registration.takeUnused() {
+		if failed == nil { // else it may be away: do not wait for it again
+			if _, err := a.acquireSoon(ctx, r); !errors.Is(err, fabric.ErrRefused) {
+				failed = err
+			}
+		}
+		if failed != nil {
+			a.log.Warn("the registry does not know yet that a guest did not start here", "vm", r.VM, "err", failed)
+			a.registration.handBack(r)
+		}
+	}
+}
+
+// acquireSoon asks the registry once, for a short time.
+func (a *Agent) acquireSoon(ctx context.Context, r fabric.AcquireRequest) (fabric.Owner, error) {
+	ctx, cancel := context.WithTimeout(ctx, recordTime)
+	defer cancel()
+	return a.registry.Acquire(ctx, r)
+}
+
+// ownedBefore gives the epoch of the other node that owned the guest last, as the
+// registry knows it; zero: none did.
+func (a allotment) ownedBefore(self string) uint64 {
+	if a.owner.Node == self {
+		return 0
+	}
+	return a.owner.Epoch
+}
+
+// nextEpoch gives the epoch with which a guest begins to run here.
+func (s *state) nextEpoch(g *guest, own uint64) uint64 {
+	if !s.fenced {
+		return ownership.Next(s.clock(), g.heard, own)
+	}
+	next := ownership.Following(g.grant.epoch, g.heard, own)
+	g.acquired, g.grant = next == g.grant.epoch, grant{}
+	return next
+}
+
+// recorded reports whether the registry has a guest's addresses, and its owner if there
+// is one.
+func (s *state) recorded(g *guest) bool { return g.registered && (!s.fenced || !g.has || g.acquired) }
+
+// recordOwner lets the registry know that a guest runs here. given are the guest's
+// allocations. If by the registry another node began to run the guest later, that node
+// is asked: the owner stays while it has the guest, or does not answer, and the agent
+// comes back to it.
+func (a *Agent) recordOwner(ctx context.Context, vm fabric.VM, given []fabric.Allocation) error {
+	s, done := a.state.open()
+	g := s.guests[vm.Name]
+	runs := g != nil && g.has && g.want.VM.Identity() == vm.Identity()
+	var epoch uint64
+	if runs {
+		epoch = g.want.Epoch
+	}
+	done()
+	is := ownerOf(given)
+	if !a.fenced || !runs || is.Node == "" {
+		return nil
+	}
+	if is.Epoch > epoch && is.Node != a.node && !a.letGoOf(ctx, is.Node, vm) {
+		return nil
+	}
+	if is.Epoch < epoch || is.Node != a.node {
+		if _, err := a.registry.Acquire(ctx, fabric.AcquireRequest{Guest: vm.Identity(), VM: vm.Name, Node: a.node, Over: is.Epoch, Least: epoch}); err != nil {
+			return fmt.Errorf("that it runs here: %w", err)
+		}
+	}
+	s, done = a.state.open()
+	defer done()
+	if g := s.guests[vm.Name]; g != nil && g.want.Epoch == epoch {
+		g.acquired = true
+	}
+	return nil
+}
+
+// letGoOf reports whether a node says that it does not have a guest, not even one that
+// does not run there yet.
+func (a *Agent) letGoOf(ctx context.Context, node string, vm fabric.VM) bool {
+	n := fabric.Notice{Kind: fabric.Describing, VM: vm.Name, Identity: vm.Identity(), Prefixes: vm.Prefixes()}
+	answers, _ := a.askAll(ctx, n, []string{node})
+	answer, answered := answers[node]
+	return answered && !(answer.Held && answer.Identity == vm.Identity())
+}
+
+// recordNode lets this node's own registry know on which node a guest is.
+func (a *Agent) recordNode(ctx context.Context, guest fabric.Identity, vm string, has []fabric.Allocation, node string) error {
+	if is := ownerOf(has); len(has) > 0 && is.Node != node {
+		_, err := a.registry.Acquire(ctx, fabric.AcquireRequest{Guest: guest, VM: vm, Node: node, Over: is.Epoch})
+		return err
+	}
+	return nil
+}
+
+// ownerOf gives the owner of the guest that has all these allocations.
+func ownerOf(has []fabric.Allocation) fabric.Owner {
+	if len(has) == 0 {
+		return fabric.Owner{}
+	}
+	return has[0].Owner()
+}
+
+// owners reads the owners of guests that would be withdrawn for a competing route of a
+// node that does not answer. It reads the registry once for all of them; it has nothing
+// if the registry does not answer.
+func (a *Agent) owners(ctx context.Context, lost map[string]loss) map[fabric.Identity]fabric.Owner {
+	if silent := slices.ContainsFunc(slices.Collect(maps.Values(lost)), func(l loss) bool { return !l.other }); !a.fenced || !silent {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, recordTime)
+	defer cancel()
+	all, err := a.registry.Allocations(ctx)
+	if err != nil {
+		return nil
+	}
+	is := map[fabric.Identity]fabric.Owner{}
+	for _, h := range all {
+		if h.State == fabric.Allocated {
+			is[h.Guest] = h.Owner()
+		}
+	}
+	return is
+}
+
+// keepsByRegistry reports whether a guest stays announced although a node that does not
+// answer has a competing route: by the registry, this node is its owner. A node that
+// begins to run the guest becomes its owner, unless it cannot reach the registry either.
+func (s *state) keepsByRegistry(vm string, l loss, owners map[fabric.Identity]fabric.Owner) bool {
+	g := s.guests[vm]
+	if g == nil || l.other {
+		return false
+	}
+	if is := owners[g.want.VM.Identity()]; is.Node != s.node || is.Epoch < g.want.Epoch {
+		return false
+	}
+	if g.contests == nil {
+		g.contests = map[string]remark{}
+	}
+	g.contests[l.node] = remark{text: fmt.Sprintf(
+		"guest %s: a route for it via %s comes before this node's at %s, and the agent there does not answer; by the registry %s has the guest, which stays announced: see what runs on %[2]s",
+		vm, l.node, l.reflector, s.node), at: time.Now()}
+	return true
+}
+
+// knownOwner gives the owner of a guest as it was when the registry was last read.
+func (a *Agent) knownOwner(ctx context.Context, guest fabric.Identity) fabric.Owner {
+	has, _ := a.allocationsOf(ctx, guest)
+	return ownerOf(has)
+}

@@ -1,0 +1,284 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent"
+	"github.com/vmfabric/vmfabric/testenv/fake"
+)
+
+// reach is how a node reaches a registry that all nodes share: not at all while away is
+// set. Before it acquires a guest, meanwhile happens.
+type reach struct {
+	fabric.Registry
+	away      atomic.Bool
+	meanwhile func()
+	known     []fabric.Allocation
+}
+
+var errAway = errors.New("no quorum")
+
+func (r *reach) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]fabric.Allocation, error) {
+	if r.away.Load() {
+		return nil, errAway
+	}
+	return r.Registry.Allocate(ctx, a)
+}
+
+func (r *reach) Release(ctx context.Context, of fabric.ReleaseRequest) ([]fabric.Allocation, error) {
+	if r.away.Load() {
+		return nil, errAway
+	}
+	return r.Registry.Release(ctx, of)
+}
+
+func (r *reach) Acquire(ctx context.Context, a fabric.AcquireRequest) (fabric.Owner, error) {
+	if r.away.Load() {
+		return fabric.Owner{}, errAway
+	}
+	if f := r.meanwhile; f != nil {
+		r.meanwhile = nil
+		f()
+	}
+	return r.Registry.Acquire(ctx, a)
+}
+
+// Allocations lists what was known, with an error, while the registry is away.
+func (r *reach) Allocations(ctx context.Context) ([]fabric.Allocation, error) {
+	if r.away.Load() {
+		return r.known, errAway
+	}
+	var err error
+	r.known, err = r.Registry.Allocations(ctx)
+	return r.known, err
+}
+
+// shared runs two agents that share a registry, and whose clocks are wrong by hours,
+// while f works with them. The guest runs on none of them yet.
+func shared(t *testing.T, f func(*testing.T, *pair, map[string]*reach)) {
+	t.Helper()
+	all := newRegistry(nil)
+	reaches := map[string]*reach{"node1": {Registry: all}, "node2": {Registry: all}}
+	wrong := map[string]time.Duration{"node1": 20 * time.Hour, "node2": -20 * time.Hour}
+	pairsOf(t, fake.NewSource, gold(), func(t *testing.T, p *pair) { f(t, p, reaches) }, func(node string) []agent.Option {
+		return []agent.Option{
+			agent.WithRegistry(reaches[node]),
+			agent.WithClock(func() time.Time { return time.Now().Add(wrong[node]) }),
+		}
+	})
+}
+
+// epoch is that of the guest at a node.
+func (p *pair) epoch(n *node) uint64 {
+	p.t.Helper()
+	kept, err := n.store.All(p.t.Context())
+	require.NoError(p.t, err)
+	for _, d := range kept {
+		if d.VM.Name == p.vm.Name {
+			return d.Epoch
+		}
+	}
+	return 0
+}
+
+// owner is that of the guest in a registry.
+func (p *pair) owner(r fabric.Registry) (is fabric.Owner) {
+	p.t.Helper()
+	all, err := r.Allocations(p.t.Context())
+	require.NoError(p.t, err)
+	for _, a := range all {
+		if a.Guest == p.vm.Identity() {
+			is = a.Owner()
+		}
+	}
+	return is
+}
+
+// TestEpochsAreThoseOfTheRegistry: no clock takes part, and each start is the registry's
+// word before the guest runs.
+func TestEpochsAreThoseOfTheRegistry(t *testing.T) {
+	shared(t, func(t *testing.T, p *pair, r map[string]*reach) {
+		var before uint64
+		for range 3 {
+			for _, n := range []*node{p.one, p.two} {
+				n.apply(p.vm, fabric.Wired)
+				granted := p.owner(r["node1"])
+				assert.Equal(t, n.name, granted.Node)
+				assert.Greater(t, granted.Epoch, before)
+				require.NoError(t, n.Started(t.Context(), p.vm))
+				p.src[n].Set(p.vm, fabric.Live)
+				p.lets(n)
+				assert.Equal(t, granted, fabric.Owner{Node: n.name, Epoch: p.epoch(n)})
+				time.Sleep(time.Minute)
+				assert.Equal(t, granted, p.owner(r["node1"]), "it is written once")
+				assert.Empty(t, n.problems())
+				before = granted.Epoch
+				p.over(n, p.vm)
+			}
+		}
+	})
+}
+
+// TestGuestThatStartsOnTwoNodes: the one that acquires it second does not start it.
+func TestGuestThatStartsOnTwoNodes(t *testing.T) {
+	shared(t, func(t *testing.T, p *pair, r map[string]*reach) {
+		p.runs(p.one, p.vm)
+		time.Sleep(time.Second)
+		p.over(p.one, p.vm)
+		was := p.owner(r["node1"])
+		r["node1"].meanwhile = func() { p.two.apply(p.vm, fabric.Wired) }
+		err := p.one.Apply(t.Context(), p.vm, fabric.Wired)
+		require.ErrorIs(t, err, fabric.ErrRefused)
+		is := p.owner(r["node1"])
+		assert.Equal(t, "node2", is.Node)
+		assert.Greater(t, is.Epoch, was.Epoch)
+		assert.ErrorContains(t, err, "guest sea_gold refused: node node2 acquired guest sea_gold in the meantime")
+		p.one.holds()
+		p.two.holds(want{p.vm, fabric.Wired})
+	})
+}
+
+// TestStartThatFails elsewhere leaves the guest to the node where it runs.
+func TestStartThatFails(t *testing.T) {
+	shared(t, func(t *testing.T, p *pair, r map[string]*reach) {
+		p.runs(p.one, p.vm)
+		p.lets(p.one)
+		was := p.owner(r["node1"])
+		for name, fails := range map[string]func(){
+			"after its port was made": func() {
+				p.two.apply(p.vm, fabric.Wired)
+				assert.Equal(t, "node1", p.owner(r["node1"]).Node, "it arrives: node1 has it")
+				p.two.apply(p.vm, fabric.Absent)
+			},
+			"started by hand, and its port cannot be made": func() {
+				p.two.dataplane.Fail("wire sea_gold_net0", errors.New("no memory"))
+				require.Error(t, p.two.Apply(t.Context(), p.vm, fabric.Live))
+				p.two.dataplane.Fail("wire sea_gold_net0", nil)
+			},
+		} {
+			fails()
+			time.Sleep(time.Second)
+			is := p.owner(r["node1"])
+			assert.Equal(t, "node1", is.Node, name)
+			assert.GreaterOrEqual(t, is.Epoch, was.Epoch, name)
+			time.Sleep(time.Minute)
+			assert.Equal(t, is, p.owner(r["node1"]), name)
+			p.one.holds(want{p.vm, fabric.Live})
+		}
+
+		p.over(p.one, p.vm)
+		p.two.apply(p.vm, fabric.Wired)
+		assert.Equal(t, "node2", p.owner(r["node1"]).Node)
+		r["node2"].away.Store(true)
+		p.two.apply(p.vm, fabric.Absent)
+		time.Sleep(time.Second)
+		r["node2"].away.Store(false)
+		time.Sleep(15 * time.Second)
+		assert.Equal(t, "node1", p.owner(r["node1"]).Node, "handed back when the registry is there again")
+	})
+}
+
+// TestMovesAreWrittenAfterwards: a move waits for no registry. While that is away, the
+// agents' own words are enough, whatever the clocks say.
+func TestMovesAreWrittenAfterwards(t *testing.T) {
+	shared(t, func(t *testing.T, p *pair, r map[string]*reach) {
+		p.runs(p.one, p.vm)
+		p.lets(p.one)
+		first := p.owner(r["node1"])
+		for _, away := range []bool{false, true} {
+			for _, way := range [][2]*node{{p.one, p.two}, {p.two, p.one}} {
+				from, to := way[0], way[1]
+				r["node1"].away.Store(away)
+				r["node2"].away.Store(away)
+				before := p.epoch(from)
+				p.arrives(to)
+				r["node1"].meanwhile = func() { t.Error("the registry is asked before the guest runs there") }
+				r["node2"].meanwhile = r["node1"].meanwhile
+				p.src[from].Leave(p.vm)
+				moment()
+				r["node1"].meanwhile, r["node2"].meanwhile = nil, nil
+				p.src[to].Set(p.vm, fabric.Live)
+				moment()
+				assert.Greater(t, p.epoch(to), before)
+				p.leaves(from)
+				p.lets(to)
+				r["node1"].away.Store(false)
+				r["node2"].away.Store(false)
+				time.Sleep(15 * time.Second)
+				is := p.owner(r["node1"])
+				assert.Equal(t, to.name, is.Node)
+				assert.GreaterOrEqual(t, is.Epoch, p.epoch(to))
+				assert.Greater(t, is.Epoch, first.Epoch)
+				first = is
+				assert.Empty(t, to.problems())
+				to.holds(want{p.vm, fabric.Live})
+				from.holds()
+			}
+		}
+	})
+}
+
+// TestStartWithoutTheRegistry of a guest whose node knows its addresses: it is written
+// when the registry is back.
+func TestStartWithoutTheRegistry(t *testing.T) {
+	shared(t, func(t *testing.T, p *pair, r map[string]*reach) {
+		r["node1"].away.Store(true)
+		p.runs(p.one, p.vm)
+		p.lets(p.one)
+		assert.GreaterOrEqual(t, p.epoch(p.one), uint64(fabric.RegistryEpoch), "above those of all clocks")
+		r["node1"].away.Store(false)
+		time.Sleep(15 * time.Second)
+		is := p.owner(r["node1"])
+		assert.Equal(t, "node1", is.Node)
+		assert.GreaterOrEqual(t, is.Epoch, p.epoch(p.one))
+		assert.Empty(t, p.one.problems())
+		again := p.one.again(p.options(p.one)...)
+		again.run(func() {
+			time.Sleep(time.Minute)
+			assert.Equal(t, is, p.owner(r["node1"]), "the next agent has nothing to write")
+		})
+	})
+}
+
+// TestRegistryDecidesWhileAgentsDoNotTalk: the guest runs on both nodes, and a reflector
+// passes the other one's route. The node that acquired it last has it.
+func TestRegistryDecidesWhileAgentsDoNotTalk(t *testing.T) {
+	for name, away := range map[string]bool{
+		"acquired on the second node":                false,
+		"started on the second without the registry": true,
+	} {
+		t.Run(name, func(t *testing.T) {
+			shared(t, func(t *testing.T, p *pair, r map[string]*reach) {
+				p.runs(p.one, p.vm)
+				p.lets(p.one)
+				p.reflects(false)
+				p.ends[p.one].Cut("node2", true)
+				_, err := r["node2"].Allocations(t.Context())
+				require.NoError(t, err)
+				r["node2"].away.Store(away)
+				p.runs(p.two, p.vm)
+				time.Sleep(10 * time.Second)
+				if !away {
+					assert.Empty(t, announces(t, p.one))
+					assert.NotEmpty(t, announces(t, p.two))
+					return
+				}
+				assert.NotEmpty(t, announces(t, p.one))
+				assert.Contains(t, p.one.problems(), "guest sea_gold: a route for it via node2 comes before this node's at rr1, and the agent there does not answer; by the registry node1 has the guest, which stays announced: see what runs on node2")
+				r["node2"].away.Store(false)
+				time.Sleep(15 * time.Second)
+				assert.Empty(t, announces(t, p.one), "the second node has acquired it")
+				assert.NotEmpty(t, announces(t, p.two))
+				assert.NotContains(t, p.one.problems(), "by the registry")
+			})
+		})
+	}
+}
