@@ -159,7 +159,7 @@ func (w *world) wrongHolder(g *guest) string {
 	}
 	for _, c := range w.all()[len(w.guests):] {
 		o := c.now()
-		if c.vm.NICs[0].Addresses[0] != g.vm.NICs[0].Addresses[0] || o.at == nil || p.at == nil || o.at == p.at || p.to != nil || p.also != nil || p.ageless {
+		if c.prefixes[0] != g.prefixes[0] || o.at == nil || p.at == nil || o.at == p.at || p.to != nil || p.also != nil || p.ageless {
 			continue
 		}
 		if min(time.Since(p.since), time.Since(o.since)) < silent || time.Since(p.twice) < 2*silent || p.first.Sub(o.first).Abs() < adopted {
@@ -351,7 +351,7 @@ func (w *world) waiting(g *guest, p place) bool {
 // moment ago. It may have them while g does not run.
 func (w *world) copied(g *guest) bool {
 	for _, other := range w.all()[len(w.guests):] {
-		if other.vm.NICs[0].Addresses[0] == g.vm.NICs[0].Addresses[0] {
+		if other.prefixes[0] == g.prefixes[0] {
 			if p := other.now(); p.at != nil || time.Since(p.since) < adopted {
 				return true
 			}
@@ -374,7 +374,7 @@ func (w *world) disputed(g *guest) bool {
 	started, ageless := g.started, g.ageless
 	g.mu.Unlock()
 	for _, other := range w.all()[len(w.guests):] {
-		if other.vm.NICs[0].Addresses[0] != g.vm.NICs[0].Addresses[0] {
+		if other.prefixes[0] != g.prefixes[0] {
 			continue
 		}
 		other.mu.Lock()
@@ -416,6 +416,7 @@ func (w *world) settled(well bool) {
 	for _, n := range w.nodes {
 		w.settledNode(n, well)
 	}
+	w.settledRegistry()
 }
 
 func (w *world) heldByAnother(prefix netip.Prefix, g *guest) bool {
@@ -452,6 +453,9 @@ func (w *world) works(rnd *rand.Rand) {
 		}
 	}
 	number := rnd.IntN(guests)
+	if g := w.guests[number]; g.asks() { // its address is its own also while it does not run
+		number = (number + 1) % guests
+	}
 	g := w.guests[number]
 	if at := g.now().at; at != nil {
 		g.ends(at, d)

@@ -9,14 +9,15 @@ import (
 
 // faults are what is wrong with a node. It is safe for concurrent use.
 type faults struct {
-	mu      sync.Mutex
-	deaf    bool           // the hypervisor emits no event
-	slow    int            // reasons why everything takes longer
-	full    int            // reasons why the disk is full
-	cuts    map[string]int // reasons why its agent does not reach that of another node, by name
-	garbled int            // reasons why messages come late, twice or out of order
-	clear   time.Time      // when messages were last garbled
-	ahead   time.Duration  // by how much the clock is ahead
+	mu        sync.Mutex
+	deaf      bool           // the hypervisor emits no event
+	slow      int            // reasons why everything takes longer
+	full      int            // reasons why the disk is full
+	cuts      map[string]int // reasons why its agent does not reach that of another node, by name
+	unreached int            // reasons why the registry does not answer
+	garbled   int            // reasons why messages come late, twice or out of order
+	clear     time.Time      // when messages were last garbled
+	ahead     time.Duration  // by how much the clock is ahead
 }
 
 // addCut adds a reason why the agent at an end does not reach that of another node,
@@ -81,6 +82,13 @@ func (f *faults) broken() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.full > 0
+}
+
+// reachesRegistry reports whether the registry answers.
+func (f *faults) reachesRegistry() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.unreached == 0
 }
 
 // during adds a reason to a counter for a time.

@@ -41,6 +41,9 @@ const (
 	DrainNode             // the node is drained for a time
 	SetClock              // the node's clock is set, and wrong from then on
 	Garble                // messages from and to the node's agent come late, twice or out of order for a time
+	Share                 // the nodes share a registry from the beginning
+	Unreach               // the registry does not answer the node for a time
+	Away                  // the registry answers no node for a time
 	kinds
 )
 
@@ -48,6 +51,7 @@ var kindNames = [...]string{
 	Start: "start", Stop: "stop", Crash: "crash", Migrate: "migrate", Abort: "abort", Return: "return", Kill: "kill",
 	Twice: "run twice", Fail: "fail to start", Forget: "lose the disk of", Cut: "cut", Deafen: "deafen", Copy: "copy", Damage: "damage", PowerOff: "power off", Slow: "slow down", Full: "fill the disk of", DrainNode: "drain",
 	SetClock: "set the clock of", Garble: "garble the messages of",
+	Share: "share a registry", Unreach: "cut off from the registry", Away: "take the registry away",
 }
 
 // String returns the step's word.
@@ -97,6 +101,10 @@ func (s Step) String() string {
 		return fmt.Sprintf("%srun %s on %s too for %v", at, guest, node, span)
 	case SetClock:
 		return fmt.Sprintf("%s%s %s %+v off", at, s.Kind, node, s.By)
+	case Share:
+		return at + s.Kind.String()
+	case Away:
+		return fmt.Sprintf("%s%s for %v", at, s.Kind, span)
 	case Copy:
 		return fmt.Sprintf("%sa copy of %s runs on %s for %v", at, guest, node, span)
 	default:
@@ -169,6 +177,25 @@ func NewHistory(seed uint64) History {
 	}
 	slices.SortStableFunc(w.history, func(a, b Step) int { return cmp.Compare(a.At, b.At) })
 	return w.history
+}
+
+// Shared gives a history in which the nodes share a registry, which is away at times. It
+// is the history of the same seed otherwise.
+func Shared(seed uint64, h History) History {
+	w := writer{rnd: rand.New(rand.NewPCG(seed, 0x7265676973740000))}
+	end := h.Length()
+	w.add(Step{Kind: Share, At: 1})
+	for range 1 + w.rnd.IntN(4) {
+		w.at = between(w.rnd, 2, end)
+		s := Step{Kind: Away, Node: w.rnd.IntN(nodes), For: between(w.rnd, 100*time.Millisecond, 2*time.Minute)}
+		if w.rnd.IntN(2) == 0 {
+			s.Kind = Unreach
+		}
+		w.add(s)
+	}
+	all := slices.Concat(w.history, h)
+	slices.SortStableFunc(all, func(a, b Step) int { return cmp.Compare(a.At, b.At) })
+	return all
 }
 
 // writer writes a history. It knows where each guest is if all goes well.

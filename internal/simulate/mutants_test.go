@@ -38,9 +38,18 @@ var mutants = []mutant{
 	{"a restart forgets who has a guest", "run.go", "has: owned(d) && d.Epoch > 0, arrival", "has: false, arrival"},
 	{"a migration that was not announced is a start", "agent.go", "|| other.same && !is.known && s.tells(vm.Origin)", "|| other.same && !is.known && false && s.tells(vm.Origin)"},
 
-	{"a start ignores the epoch that it was answered", "agent.go", "g.heard = max(g.heard, other.epoch)", "_ = other.epoch"},
+	{"a start ignores the epoch that it was answered", "agent.go", "g.heard = max(g.heard, other.epoch, found.ownedBefore(s.node))", "_ = other.epoch"},
 	{"an agent that starts asks nobody who has its guests", "run.go", "unasked: a.others()}", "unasked: nil}"},
 	{"any word of a silent node withdraws what is behind it", "internal/ownership/ownership.go", "p.RouteGone || p.Behind ||", "p.RouteGone ||"},
+
+	// The registry's word.
+	{"nobody is written as the owner", "own.go", "	if is.Epoch < epoch || is.Node != a.node {", "	if false && is.Epoch < epoch {"},
+	{"a start that failed has the guest", "own.go", "	if unused.before == \"\" || unused.before == a.node {", "	if unused.before != a.node {"},
+	{"the owner is taken from a node that has the guest", "own.go", "is.Node != a.node && !a.letGoOf(ctx, is.Node, vm)", "is.Node != a.node && false"},
+	{"a node whose guest was acquired elsewhere never gets it back", "own.go", "is.Node != a.node && !a.letGoOf(ctx, is.Node, vm)", "is.Node != a.node"},
+	{"the epoch of a start without the registry is that of before", "internal/ownership/ownership.go", "return max(granted, fabric.RegistryEpoch, heard+1, own+1)", "return max(granted, fabric.RegistryEpoch, heard, own)"},
+	{"what a silent node announces withdraws what the registry gave", "own.go", "is.Node != s.node || is.Epoch < g.want.Epoch", "is.Node != s.node || is.Epoch > 0"},
+	{"a guest that asks is forgotten with its state", "remember.go", "if err != nil || len(has) == 0 && !t.registry.Shared() {", "if err == nil && len(has) == 0 && !t.registry.Shared() {"},
 
 	// Reservations.
 	{"a refused start holds what it asked for", "ownership.go", "s.acceptable(vm, known) != nil || s.free(vm) != nil", "s.acceptable(vm, known) != nil || s.reserve(vm) != nil"},

@@ -157,10 +157,17 @@ func (n *node) begin() {
 		l.sources[name] = source{s, l.mortal}
 	}
 	n.world.runningOn(n, l)
+	options := []agent.Option{
+		agent.WithSources(l.sources["libvirt"], l.sources["lxd"]), agent.WithNodes(wire{n.end, l.mortal, n.world.delay}),
+		agent.WithBoot(fmt.Sprint("boot ", n.boot)), agent.WithClock(n.clock),
+	}
+	if shared := n.world.shared; shared != nil {
+		options = append(options, agent.WithRegistry(reach{shared, l.mortal}))
+	}
 	agent, err := agent.New(agent.Config{
 		Cluster: n.world.cluster, Node: n.self.Name,
 		Dataplane: ports{n.kernel, l.mortal}, Speaker: l.speaker, Store: disk{n.storage.current(), l.mortal},
-	}, agent.WithSources(l.sources["libvirt"], l.sources["lxd"]), agent.WithNodes(wire{n.end, l.mortal, n.world.delay}), agent.WithBoot(fmt.Sprint("boot ", n.boot)), agent.WithClock(n.clock))
+	}, options...)
 	if err != nil {
 		n.world.fail("node %s: %v", n.self.Name, err)
 		return
@@ -312,6 +319,7 @@ func (n *node) tell(g *guest, state fabric.State) {
 	default:
 		l.sources[g.vm.Origin].Set(g.vm, state)
 	}
+	time.Sleep(time.Microsecond) // what the hypervisor does next is later
 }
 
 // leaves makes the hypervisor emit that a guest stopped to run elsewhere.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,6 +17,9 @@ import (
 func Run(seed uint64, h History) []string {
 	rnd := rand.New(rand.NewPCG(seed, 0x64656c6179000000))
 	w := newWorld(seed, between(rnd, 0, 20*time.Millisecond), between(rnd, time.Millisecond, 400*time.Millisecond))
+	if slices.ContainsFunc(h, func(s Step) bool { return s.Kind == Share }) {
+		w.share()
+	}
 	for _, n := range w.nodes {
 		n.begin()
 	}
@@ -96,7 +100,7 @@ func (w *world) do(s Step) {
 		w.copy(s, d)
 	case Damage:
 		if at := g.now().at; at != nil && at.links() != nil {
-			at.links().Break(g.port(), fmt.Sprint("no route ", g.vm.Prefixes()[0]))
+			at.links().Break(g.port(), fmt.Sprint("no route ", g.prefixes[0]))
 		}
 	case Slow:
 		n.during(&n.slow, s.For)
@@ -108,6 +112,11 @@ func (w *world) do(s Step) {
 		n.setClock(s.By)
 	case Garble:
 		n.garble(s.For)
+	case Share: // before the nodes begin
+	case Unreach:
+		n.during(&n.unreached, s.For)
+	case Away:
+		w.away(s.For)
 	case PowerOff:
 		n.powerOff(s.For)
 	case DrainNode:

@@ -29,9 +29,18 @@ func run(t *testing.T, seed uint64, h History) (failures []string) {
 // fresh is a seed that nobody has seen.
 func fresh() uint64 { return uint64(time.Now().UnixNano() % 1_000_000_000) }
 
-// holds runs the history of a seed. One that fails is told as short as it still does.
-func holds(t *testing.T, seed uint64) (simulated time.Duration) {
+// ofSeed gives the history of a seed. In that of every third one the nodes share a
+// registry.
+func ofSeed(seed uint64) History {
 	h := NewHistory(seed)
+	if seed%3 == 0 {
+		return Shared(seed, h)
+	}
+	return h
+}
+
+// holds runs a history. One that fails is told as short as it still does.
+func holds(t *testing.T, seed uint64, h History) (simulated time.Duration) {
 	failures := run(t, seed, h)
 	if len(failures) == 0 {
 		return h.Length() + rest
@@ -56,7 +65,7 @@ func TestSimulate(t *testing.T) {
 	var simulated time.Duration
 	for seed := first; seed < first+*seeds; seed++ {
 		t.Logf("history %d", seed)
-		simulated += holds(t, seed)
+		simulated += holds(t, seed, ofSeed(seed))
 	}
 	t.Logf("%v simulated", simulated.Round(time.Minute))
 }
@@ -65,7 +74,7 @@ func TestSimulate(t *testing.T) {
 // the first seeds do not show.
 func TestFoundBefore(t *testing.T) {
 	for _, seed := range []uint64{12001773} {
-		holds(t, seed)
+		holds(t, seed, NewHistory(seed))
 	}
 }
 
@@ -78,7 +87,7 @@ func TestFresh(t *testing.T) {
 	seed := first
 	t.Logf("the first seed is %d", first)
 	for ; time.Now().Before(until); seed++ {
-		holds(t, seed)
+		holds(t, seed, ofSeed(seed))
 	}
 	t.Logf("%d histories hold", seed-first)
 }

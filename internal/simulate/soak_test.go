@@ -25,7 +25,7 @@ func TestSoak(t *testing.T) {
 	var steps [kinds]int
 	began, seed, failed := time.Now(), first, 0
 	for ; simulated < time.Duration(*days*float64(24*time.Hour)); seed++ {
-		h := NewHistory(seed)
+		h := ofSeed(seed)
 		for _, s := range h {
 			steps[s.Kind]++
 		}

@@ -18,7 +18,8 @@ type world struct {
 	cluster fabric.Cluster
 	routers *routers
 	nodes   []*node
-	guests  []*guest // the guests that a history names
+	guests  []*guest  // the guests that a history names
+	shared  *registry // of all nodes; nil: there is none
 	setting
 	activity
 
