@@ -48,6 +48,7 @@ const (
 	HadEarlier  Reason = "another guest, which got the address later"
 	CameLater   Reason = "another guest, which had the address before"
 	HeldByOther Reason = "another guest has the address"
+	OneEpoch    Reason = "the same guest with the same epoch, on the node whose name sorts first"
 	NoEpoch     Reason = "the same guest, as far as the route says, which has no epoch"
 )
 
@@ -57,7 +58,8 @@ func Same(a, b string) bool { return a == "" || b == "" || a == b }
 
 // Decide says what happens to mine, given theirs. Two nodes that decide about the
 // same two running guests come to opposite verdicts. If both claims are to one
-// guest, the later start wins. Of two guests, the one that has had the address
+// guest, the later start wins; with equal epochs, which two nodes give that could ask
+// nobody, the node whose name sorts first. Of two guests, the one that has had the address
 // longer wins; with equal times, the node whose name sorts first wins.
 func Decide(mine, theirs Claim) (Verdict, Reason) {
 	same := Same(mine.Identity, theirs.Identity)
@@ -70,6 +72,8 @@ func Decide(mine, theirs Claim) (Verdict, Reason) {
 		return Keep, ByHand
 	case same && theirs.Epoch > mine.Epoch:
 		return Relinquish, RanEarlier
+	case same && theirs.Epoch == mine.Epoch && theirs.Node < mine.Node:
+		return Relinquish, OneEpoch
 	case same:
 		return Keep, RunsLater
 	case before(mine, theirs):
