@@ -302,14 +302,18 @@ func (a *Agent) registerGuest(ctx context.Context, vm fabric.VM) bool {
 	ctx, cancel := context.WithTimeout(ctx, recordTime)
 	defer cancel()
 	given, err := a.takeAddresses(ctx, vm)
-	a.setUnrecorded(vm.Name, err)
+	unrecorded := err
 	if err == nil {
 		err = a.recordOwner(ctx, vm, given)
 	}
 	s, done := a.state.open()
 	defer done()
-	switch g := s.guests[vm.Name]; {
-	case g == nil:
+	g := s.guests[vm.Name]
+	if g == nil { // gone meanwhile, and its condition with it
+		return err == nil
+	}
+	a.setUnrecorded(vm.Name, unrecorded)
+	switch {
 	case s.has(vm):
 		g.registered = err == nil
 	default: // it has other addresses by now, which this may have replaced
