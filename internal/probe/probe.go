@@ -89,8 +89,12 @@ func (r Result) LostSince(instant time.Time) []time.Duration {
 	return since
 }
 
-// grace is how long Stop waits for outstanding answers.
-const grace = time.Second
+// grace is how long Stop waits for the next outstanding answer, and longestGrace for all
+// of them: a host that had no processor for a while answers late, and answers all.
+const (
+	grace        = time.Second
+	longestGrace = 10 * time.Second
+)
 
 // Start begins to send, from the network namespace of the calling thread. Without
 // the right to open raw sockets the error is [os.ErrPermission].
@@ -108,21 +112,27 @@ func Start(cfg Config) (*Prober, error) {
 	return p, nil
 }
 
-// send keeps to a schedule that is fixed at the start: it sends a late request at
-// once.
+// send keeps to a schedule that is fixed at the start. It catches up with it at twice the
+// rate at most: all late requests at once would overflow queues that the schedule does
+// not fill.
 func (p *Prober) send() {
 	defer close(p.sent)
 	c := newClock()
 	defer c.close()
 	m := newRequest(p.cfg.To, p.id)
-	began := time.Now()
+	began, last := time.Now(), time.Time{}
 	for seq := 0; p.cfg.Count == 0 || seq < p.cfg.Count; seq++ {
 		due := began.Add(time.Duration(seq) * p.cfg.Interval)
-		if !c.sleep(due, p.stop) {
+		at := due
+		if soonest := last.Add(p.cfg.Interval / 2); at.Before(soonest) {
+			at = soonest
+		}
+		if !c.sleep(at, p.stop) {
 			return
 		}
 		m.number(seq)
 		now := time.Now()
+		last = now
 		p.ledger.request(now, now.Sub(due))
 		if err := p.sock.send(m); err != nil {
 			p.ledger.unsent()
@@ -163,8 +173,8 @@ func (p *Prober) First() <-chan struct{} { return p.ledger.first }
 // Sent returns a channel that is closed when the last request was sent.
 func (p *Prober) Sent() <-chan struct{} { return p.sent }
 
-// Stop stops sending, waits up to a second for outstanding answers, and returns the
-// result. Call it once.
+// Stop stops sending, waits for outstanding answers as long as they come, and returns
+// the result. Call it once.
 func (p *Prober) Stop() Result { return p.end(grace) }
 
 // Abandon is Stop without the wait.
@@ -175,8 +185,15 @@ func (p *Prober) end(grace time.Duration) Result {
 	<-p.sent // otherwise a last request goes out, and nothing waits for its answer
 	look := time.NewTicker(5 * time.Millisecond)
 	defer look.Stop()
-	for over := time.Now().Add(grace); p.underWay() && time.Now().Before(over); {
+	over, most := time.Now().Add(grace), time.Now().Add(longestGrace)
+	for was := p.Received(); p.underWay() && time.Now().Before(over); {
 		<-look.C
+		if now := p.Received(); now > was && grace > 0 {
+			was, over = now, time.Now().Add(grace)
+			if over.After(most) {
+				over = most
+			}
+		}
 	}
 	p.sock.close()
 	p.running.Wait()
