@@ -100,7 +100,7 @@ func (v *watcher) lookPackets(g *guest, passed time.Duration) {
 		return // the agent does not make it worse, but may not have repaired it yet
 	}
 	why := w.astray(g, p.at)
-	if why == "" || v.reach.doubts(p.at, g) || w.stuck(g, p.at) || w.waiting(g, p) || p.untold || p.restarted() {
+	if why == "" || v.reach.doubts(p.at, g) || p.at.ignorant(l.since) || w.stuck(g, p.at) || w.waiting(g, p) || p.untold || p.restarted() {
 		delete(v.holes, g)
 		return
 	}

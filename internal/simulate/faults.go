@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/testenv/fake"
 )
 
@@ -15,9 +16,12 @@ type faults struct {
 	full      int            // reasons why the disk is full
 	cuts      map[string]int // reasons why its agent does not reach that of another node, by name
 	unreached int            // reasons why the registry does not answer
-	garbled   int            // reasons why messages come late, twice or out of order
-	clear     time.Time      // when messages were last garbled
-	ahead     time.Duration  // by how much the clock is ahead
+	away      time.Time      // when the first of them began
+	back      time.Time      // when it last answered again
+	remembers []fabric.Allocation
+	garbled   int           // reasons why messages come late, twice or out of order
+	clear     time.Time     // when messages were last garbled
+	ahead     time.Duration // by how much the clock is ahead
 }
 
 // addCut adds a reason why the agent at an end does not reach that of another node,
@@ -82,6 +86,39 @@ func (f *faults) broken() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.full > 0
+}
+
+// unreach has the registry not answer for a time. The agent that runs then remembers what
+// it was like.
+func (f *faults) unreach(d time.Duration, was []fabric.Allocation) {
+	f.mu.Lock()
+	if f.unreached == 0 {
+		f.remembers, f.away = was, time.Now()
+	}
+	f.mu.Unlock()
+	f.during(&f.unreached, d)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.back = time.Now()
+}
+
+// remembered gives what an agent remembers of the registry that does not answer: nothing,
+// if the agent began after that.
+func (f *faults) remembered(began time.Time) []fabric.Allocation {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !began.Before(f.away) {
+		return nil
+	}
+	return f.remembers
+}
+
+// ignorant reports whether an agent that began at a time may never have heard of the
+// registry, or did so lately.
+func (f *faults) ignorant(began time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return began.After(f.away) && (f.unreached > 0 || began.Before(f.back) && time.Since(f.back) < silent)
 }
 
 // reachesRegistry reports whether the registry answers.

@@ -162,7 +162,7 @@ func (n *node) begin() {
 		agent.WithBoot(fmt.Sprint("boot ", n.boot)), agent.WithClock(n.clock),
 	}
 	if shared := n.world.shared; shared != nil {
-		options = append(options, agent.WithRegistry(reach{shared, l.mortal}))
+		options = append(options, agent.WithRegistry(reach{shared, l.mortal, l.since}))
 	}
 	agent, err := agent.New(agent.Config{
 		Cluster: n.world.cluster, Node: n.self.Name,

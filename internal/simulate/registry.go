@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -46,10 +47,11 @@ func (w *world) share() {
 
 // away takes the registry away from all nodes for a time.
 func (w *world) away(d time.Duration) {
-	for _, n := range w.nodes[1:] {
-		go n.during(&n.unreached, d)
+	var all sync.WaitGroup
+	for _, n := range w.nodes {
+		all.Go(func() { n.unreach(d, w.allocations()) })
 	}
-	w.nodes[0].during(&w.nodes[0].unreached, d)
+	all.Wait()
 }
 
 // reach is an agent's connection to the registry, with delays, until the agent is killed.
@@ -57,6 +59,7 @@ func (w *world) away(d time.Duration) {
 type reach struct {
 	*registry
 	*mortal
+	began time.Time // the agent
 }
 
 var errAway = errors.New("no quorum")
@@ -118,17 +121,31 @@ func (r reach) Acquire(ctx context.Context, a fabric.AcquireRequest) (is fabric.
 // Allocations implements [fabric.Registry].
 func (r reach) Allocations(ctx context.Context) (all []fabric.Allocation, err error) {
 	err = r.ask(ctx, func() (err error) { all, err = r.registry.Allocations(ctx); return err })
+	if err != nil {
+		return r.node.remembered(r.began), err
+	}
 	return all, err
 }
 
 // Diagnose implements [fabric.Registry].
 func (r reach) Diagnose(context.Context) []string { return nil }
 
+// allocations lists what the registry has, if there is one.
+func (w *world) allocations() []fabric.Allocation {
+	if w.shared == nil {
+		return nil
+	}
+	all, err := w.shared.Allocations(context.Background())
+	if err != nil {
+		w.fail("registry: %v", err)
+	}
+	return all
+}
+
 // owners are those of the guests.
 func (w *world) owners() map[fabric.Identity]fabric.Owner {
-	all, _ := w.shared.Allocations(context.Background())
 	is := map[fabric.Identity]fabric.Owner{}
-	for _, a := range all {
+	for _, a := range w.allocations() {
 		if a.State == fabric.Allocated {
 			is[a.Guest] = a.Owner()
 		}
@@ -142,11 +159,7 @@ func (w *world) settledRegistry() {
 	if w.shared == nil {
 		return
 	}
-	all, err := w.shared.Allocations(context.Background())
-	if err != nil {
-		w.fail("at rest: %v", err)
-	}
-	owners := w.owners()
+	all, owners := w.allocations(), w.owners()
 	for _, g := range w.guests {
 		at, is := g.now().at, owners[g.vm.Identity()]
 		if at == nil && !g.asks() {

@@ -114,7 +114,7 @@ func (w *world) do(s Step) {
 		n.garble(s.For)
 	case Share: // before the nodes begin
 	case Unreach:
-		n.during(&n.unreached, s.For)
+		n.unreach(s.For, w.allocations())
 	case Away:
 		w.away(s.For)
 	case PowerOff:
