@@ -353,6 +353,7 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 type admission struct {
 	want, was fabric.Desired
 	known     bool              // the guest was here before
+	orphan    bool              // only its port was known
 	arrived   migration.Arrival // the state of its move to this node before
 }
 
@@ -425,7 +426,7 @@ func (s *state) admit(vm fabric.VM, r request, found inquiry, now time.Time) (ad
 		g = &guest{want: d}
 		s.guests[vm.Name] = g
 	}
-	g.orphan = false
+	is.orphan, g.orphan = g.orphan, false
 	g.heard = max(g.heard, other.epoch, found.ownedBefore(s.node)) // this start is later, whatever the clocks say
 	if found.grant != (grant{}) {
 		g.grant = found.grant
@@ -438,6 +439,9 @@ func (s *state) admit(vm fabric.VM, r request, found inquiry, now time.Time) (ad
 	}
 	s.takeOwnership(g, &d, g.nics, found.others)
 	is.want = d
+	if is.orphan {
+		g.want = d // its port says no identity: nobody may take it for another guest meanwhile
+	}
 	return is, nil
 }
 
@@ -531,7 +535,7 @@ func (t *task) undo(ctx context.Context, is admission) {
 	defer cancel()
 	if is.known {
 		s, done := t.state.open()
-		s.guests[t.vm].arrival = is.arrived
+		s.guests[t.vm].arrival, s.guests[t.vm].orphan = is.arrived, is.orphan
 		done()
 		err := t.store.Put(ctx, prev)
 		if err == nil {

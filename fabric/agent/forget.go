@@ -266,7 +266,8 @@ func (a *Agent) outlived(ctx context.Context, h fabric.Allocation) bool {
 }
 
 // runsSomewhere reports whether a guest that has an address is on this node, or on one
-// that says so. It may run on the node that owns it, if that does not answer.
+// that says so. It may run on a node that does not answer: on its owner, or, if it moved
+// while the registry was away, on any whose agent answered before.
 func (a *Agent) runsSomewhere(ctx context.Context, h fabric.Allocation) bool {
 	if a.isHere(h.VM, h.Guest) {
 		return true
@@ -281,5 +282,7 @@ func (a *Agent) runsSomewhere(ctx context.Context, h fabric.Allocation) bool {
 			return true
 		}
 	}
-	return slices.Contains(silent, h.Node)
+	s, done := a.state.open()
+	defer done()
+	return slices.ContainsFunc(silent, func(n string) bool { return n == h.Node || s.peers.met[n] })
 }

@@ -101,8 +101,24 @@ func (r reach) Allocate(ctx context.Context, a fabric.AllocationRequest) (given 
 
 // Release implements [fabric.Registry].
 func (r reach) Release(ctx context.Context, of fabric.ReleaseRequest) (released []fabric.Allocation, err error) {
-	err = r.ask(ctx, func() (err error) { released, err = r.registry.Release(ctx, of); return err })
+	err = r.ask(ctx, func() (err error) {
+		if released, err = r.registry.Release(ctx, of); err == nil {
+			r.world.released(r.node, released)
+		}
+		return err
+	})
 	return released, err
+}
+
+// released checks that no guest that runs loses an address.
+func (w *world) released(by *node, all []fabric.Allocation) {
+	for _, a := range all {
+		for _, g := range w.guests {
+			if p := g.now(); g.vm.Identity() == a.Guest && p.at != nil && p.also == nil {
+				w.fail("%s released %s of %s, which runs on %s", by.self.Name, a.Prefix, g.vm.Name, p.at.self.Name)
+			}
+		}
+	}
 }
 
 // Acquire implements [fabric.Registry].

@@ -76,7 +76,7 @@ func TestFoundBefore(t *testing.T) {
 	for _, seed := range []uint64{12001773} {
 		holds(t, seed, NewHistory(seed))
 	}
-	for _, seed := range []uint64{219, 41000088, 41001123} {
+	for _, seed := range []uint64{219, 441, 41000088, 41001123} {
 		holds(t, seed, Shared(seed, NewHistory(seed)))
 	}
 }
