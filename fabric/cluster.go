@@ -150,51 +150,6 @@ func (g Gateway) Addr(a netip.Addr) netip.Addr {
 	return g.IPv6
 }
 
-// Pool is a prefix whose addresses guests may have.
-type Pool struct {
-	Name    string
-	Prefix  netip.Prefix
-	Exclude []netip.Prefix // addresses and prefixes inside Prefix that no guest may have
-	// Reserve lists addresses and prefixes inside Prefix that a [Registry] gives to no
-	// guest by itself. A guest whose description names one of them may have it.
-	Reserve []Reservation
-	// Quarantine is how long an address that a guest gave back is given to no other
-	// guest; zero: [DefaultQuarantine].
-	Quarantine time.Duration
-	// Nodes lists the names of the nodes whose guests get addresses from the pool;
-	// empty: all nodes. A guest that has one keeps it on every node.
-	Nodes []string
-}
-
-// Reservation keeps an address, or a prefix, of a pool for something that the
-// operator knows.
-type Reservation struct {
-	Prefix netip.Prefix
-	Note   string // for people
-}
-
-// DefaultQuarantine is the [Pool.Quarantine] of a pool that names none: longer than
-// routers, name servers and clients usually keep what they knew of an address.
-const DefaultQuarantine = 10 * time.Minute
-
-// Serves reports whether guests of a node get addresses from the pool.
-func (p Pool) Serves(node string) bool { return len(p.Nodes) == 0 || slices.Contains(p.Nodes, node) }
-
-// Reserved gives the reservation that has the address a, if there is one.
-func (p Pool) Reserved(a netip.Addr) (Reservation, bool) {
-	i := slices.IndexFunc(p.Reserve, func(r Reservation) bool { return r.Prefix.Contains(a) })
-	if i < 0 {
-		return Reservation{}, false
-	}
-	return p.Reserve[i], true
-}
-
-// Contains reports whether a guest may have the address a from this pool.
-func (p Pool) Contains(a netip.Addr) bool {
-	return p.Prefix.Contains(a) &&
-		!slices.ContainsFunc(p.Exclude, func(x netip.Prefix) bool { return x.Contains(a) })
-}
-
 // RR is a route reflector (RFC 4456) as the nodes see it.
 type RR struct {
 	Name     string
@@ -268,6 +223,7 @@ type Cluster struct {
 	Reflectors  []RR
 	Core        []Core
 	Nodes       []Node
+	Labels      map[string][]string // of nodes, by their names: see [Pool.NodeLabels]
 	Timers      Timers
 	// Underlay lists the prefixes from which nodes may open sessions to the
 	// reflectors, so that a new node needs no change there. Empty: see
@@ -364,13 +320,20 @@ func (r PrefixRange) Contains(p netip.Prefix) bool {
 }
 
 // Announceable lists the prefixes of a family that a node may announce, pools
-// first: the host routes of the pools, and every prefix inside those routed to
-// guests. [Cluster.Excluded] lists the exceptions.
+// first: the host routes of the pools, the prefixes of guests in pools with
+// [Pool.PerGuest], and every prefix inside those routed to guests. [Cluster.Excluded]
+// lists the exceptions.
 func (c *Cluster) Announceable(v6 bool) []PrefixRange {
 	var rs []PrefixRange
 	for _, p := range c.Pools {
-		if a := p.Prefix.Addr(); a.Is6() == v6 {
-			rs = append(rs, PrefixRange{p.Prefix, a.BitLen(), a.BitLen()})
+		if p.Is6() != v6 {
+			continue
+		}
+		for _, b := range p.Blocks() {
+			if p.PerGuest > 0 {
+				rs = append(rs, PrefixRange{b, p.PerGuest, p.PerGuest})
+			}
+			rs = append(rs, PrefixRange{b, b.Addr().BitLen(), b.Addr().BitLen()})
 		}
 	}
 	for _, r := range c.Routed {
@@ -386,7 +349,7 @@ func (c *Cluster) Announceable(v6 bool) []PrefixRange {
 func (c *Cluster) Excluded(v6 bool) []netip.Prefix {
 	var ps []netip.Prefix
 	for _, p := range c.Pools {
-		if p.Prefix.Addr().Is6() == v6 {
+		if p.Is6() == v6 {
 			ps = append(ps, p.Exclude...)
 		}
 	}
@@ -467,7 +430,7 @@ func (c *Cluster) NodeRanges() []netip.Prefix {
 		switch {
 		case !a.IsValid():
 			return
-		case slices.ContainsFunc(c.Pools, func(pool Pool) bool { return pool.Prefix.Overlaps(p) }), slices.ContainsFunc(c.Routed, p.Overlaps):
+		case slices.ContainsFunc(c.Pools, func(pool Pool) bool { return pool.Overlaps(p) }), slices.ContainsFunc(c.Routed, p.Overlaps):
 			p = HostPrefix(a)
 		}
 		ps = append(ps, p)
@@ -485,10 +448,10 @@ func (c *Cluster) Node(name string) (Node, error) {
 	return named(c, "node", "nodes", name, c.Nodes, func(n Node) string { return n.Name })
 }
 
-// PoolOf gives the pool whose prefix contains a, even if the pool excludes a.
+// PoolOf gives the pool that has a, even if the pool excludes a.
 func (c *Cluster) PoolOf(a netip.Addr) (Pool, bool) {
 	for _, p := range c.Pools {
-		if p.Prefix.Contains(a) {
+		if p.Has(a) {
 			return p, true
 		}
 	}

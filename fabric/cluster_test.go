@@ -73,6 +73,56 @@ var spoiltClusters = []struct {
 	{"overlapping IPv6 pools", func(c *fabric.Cluster) {
 		c.Pools = append(c.Pools, fabric.Pool{Name: "more6", Prefix: prefix("2001:db8:100::/47")})
 	}, "pools[2].prefix", "overlaps 2001:db8:100::/48 of pool public6 (pools[1])"},
+	{"a prefix of the other family in a pool", func(c *fabric.Cluster) {
+		c.Pools[0].Prefixes = []netip.Prefix{prefix("192.0.2.0/24"), prefix("2001:db8:300::/48")}
+	}, "pools[0].prefixes[1]", "2001:db8:300::/48 is of another family than 203.0.113.0/24 (pools[0].prefix); a pool has one, make two pools"},
+	{"a prefix twice in a pool", func(c *fabric.Cluster) {
+		c.Pools[1].Prefixes = []netip.Prefix{prefix("2001:db8:300::/48"), prefix("2001:db8:300:1::/64")}
+	}, "pools[1].prefixes[1]", "2001:db8:300:1::/64 overlaps 2001:db8:300::/48 (pools[1].prefixes[0]); leave out what is in both"},
+	{"a range inside the prefix", func(c *fabric.Cluster) {
+		c.Pools[0].Ranges = []fabric.AddressRange{{First: ip("203.0.113.10"), Last: ip("203.0.113.99")}}
+	}, "pools[0].ranges[0]", "203.0.113.10-203.0.113.99 overlaps 203.0.113.0/24 (pools[0].prefix); leave out what is in both"},
+	{"a range that overlaps another pool", func(c *fabric.Cluster) {
+		c.Pools = append(c.Pools, fabric.Pool{Name: "more", Ranges: []fabric.AddressRange{{First: ip("203.0.112.10"), Last: ip("203.0.113.5")}}})
+	}, "pools[2].ranges[0]", "203.0.112.10-203.0.113.5 overlaps 203.0.113.0/24 of pool public4 (pools[0]); make them disjoint"},
+	{"a pool that overlaps a range", func(c *fabric.Cluster) {
+		c.Pools = append([]fabric.Pool{{Name: "more", Ranges: []fabric.AddressRange{{First: ip("2001:db8:100::5"), Last: ip("2001:db8:100::9")}}}}, c.Pools...)
+	}, "pools[2].prefix", "2001:db8:100::/48 overlaps 2001:db8:100::5-2001:db8:100::9 of pool more (pools[0]); make them disjoint"},
+	{"a range that ends before it begins", func(c *fabric.Cluster) {
+		c.Pools[0] = fabric.Pool{Name: "r", Ranges: []fabric.AddressRange{{First: ip("192.0.2.9"), Last: ip("192.0.2.1")}}}
+	}, "pools[0].ranges[0]", "192.0.2.9-192.0.2.1 ends before it begins; write 192.0.2.1-192.0.2.9"},
+	{"a range of two families", func(c *fabric.Cluster) {
+		c.Pools[0] = fabric.Pool{Name: "r", Ranges: []fabric.AddressRange{{First: ip("192.0.2.9"), Last: ip("2001:db8::1")}}}
+	}, "pools[0].ranges[0]", "192.0.2.9-2001:db8::1 is from IPv4 to IPv6; give two addresses of one family"},
+	{"a range of multicast", func(c *fabric.Cluster) {
+		c.Pools[0] = fabric.Pool{Name: "r", Ranges: []fabric.AddressRange{{First: ip("223.255.255.0"), Last: ip("224.0.0.9")}}}
+	}, "pools[0].ranges[0]", "223.255.255.0-224.0.0.9 holds multicast addresses, which no guest can have"},
+	{"a range that is none", func(c *fabric.Cluster) {
+		c.Pools[0] = fabric.Pool{Name: "r", Ranges: []fabric.AddressRange{{}}}
+	}, "pools[0].ranges[0]", "not a range of addresses; for example 203.0.113.10-203.0.113.99"},
+	{"a further prefix that is none", func(c *fabric.Cluster) { c.Pools[0].Prefixes = make([]netip.Prefix, 1) }, "pools[0].prefixes[0]", "not a prefix; for example 203.0.113.0/24"},
+	{"a prefix per guest of one address", func(c *fabric.Cluster) { c.Pools[0].PerGuest = 32 }, "pools[0].per_guest", "32 is no length of a prefix of several addresses; give one up to 31, such as 29, or leave the key out for single addresses"},
+	{"an IPv6 prefix per guest of one address", func(c *fabric.Cluster) { c.Pools[1].PerGuest = 128 }, "pools[1].per_guest", "give one up to 127, such as 64"},
+	{"a prefix per guest larger than the pool", func(c *fabric.Cluster) { c.Pools[1].PerGuest = 40 }, "pools[1].prefix", "2001:db8:100::/48 is not made of whole prefixes of length 40, of which each guest gets one (per_guest); give it ends that fit, or a longer per_guest"},
+	{"a range of broken prefixes", func(c *fabric.Cluster) {
+		c.Pools = append(c.Pools, fabric.Pool{Name: "r", PerGuest: 29, Ranges: []fabric.AddressRange{{First: ip("192.0.2.8"), Last: ip("192.0.2.20")}}})
+	}, "pools[2].ranges[0]", "192.0.2.8-192.0.2.20 is not made of whole prefixes of length 29"},
+	{"a label of no node", func(c *fabric.Cluster) { c.Pools[0].NodeLabels = []string{"ssd"} }, "pools[0].node_labels[0]", `no node of this file has the label "ssd"; correct it, or add it to the labels of a node`},
+	{"a label twice", func(c *fabric.Cluster) { c.Labels = map[string][]string{"node1": {"ssd", "rack1", "ssd"}} }, "nodes[0].labels[2]", `"ssd" is already at nodes[0].labels[0]; remove one`},
+	{"a label of a pool twice", func(c *fabric.Cluster) {
+		c.Labels, c.Pools[1].NodeLabels = map[string][]string{"node2": {"ssd"}}, []string{"ssd", "ssd"}
+	}, "pools[1].node_labels[1]", `"ssd" is already at pools[1].node_labels[0]; remove one`},
+	{"a label with a blank", func(c *fabric.Cluster) { c.Labels = map[string][]string{"node1": {"a b"}} }, "nodes[0].labels[0]", `"a b" is not a label; use 1 to 32 letters`},
+	{"an excluded address of a hole", func(c *fabric.Cluster) {
+		c.Pools[0].Prefixes = []netip.Prefix{prefix("203.0.115.0/24")}
+		c.Pools[0].Exclude = []netip.Prefix{prefix("203.0.114.9/32")}
+	}, "pools[0].exclude[0]", "203.0.114.9/32 lies outside 203.0.113.0/24, 203.0.115.0/24; remove it or correct it"},
+	{"all of a prefix and a range excluded", func(c *fabric.Cluster) {
+		c.Pools = append(c.Pools, fabric.Pool{
+			Name: "r", Prefixes: []netip.Prefix{prefix("192.0.2.0/31")}, Ranges: []fabric.AddressRange{{First: ip("192.0.2.9"), Last: ip("192.0.2.12")}},
+			Exclude: []netip.Prefix{prefix("192.0.2.0/31"), prefix("192.0.2.9/32"), prefix("192.0.2.10/31"), prefix("192.0.2.12/32")},
+		})
+	}, "pools[2].exclude", "leaves no address of 192.0.2.0/31, 192.0.2.9-192.0.2.12; exclude less, or remove the pool"},
 	{"IPv4 exclude outside its pool", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("203.0.114.0/32") }, "pools[0].exclude[0]", "lies outside 203.0.113.0/24"},
 	{"IPv6 exclude outside its pool", func(c *fabric.Cluster) { c.Pools[1].Exclude[0] = prefix("2001:db8:200::/64") }, "pools[1].exclude[0]", "lies outside 2001:db8:100::/48"},
 	{"exclude larger than its pool", func(c *fabric.Cluster) { c.Pools[0].Exclude[0] = prefix("203.0.112.0/23") }, "pools[0].exclude[0]", "lies outside 203.0.113.0/24"},
@@ -252,6 +302,25 @@ func TestClusterAllows(t *testing.T) {
 		{"a routed prefix around a pool", func(c *fabric.Cluster) { c.Routed[1] = prefix("2001:db8:100::/40") }},
 		{"all but one address excluded", func(c *fabric.Cluster) {
 			c.Pools[0].Prefix, c.Pools[0].Exclude = prefix("203.0.113.0/30"), []netip.Prefix{prefix("203.0.113.0/31"), prefix("203.0.113.3/32")}
+		}},
+		{"prefixes and ranges", func(c *fabric.Cluster) {
+			c.Pools[0].Prefixes, c.Pools[0].Ranges = []netip.Prefix{prefix("192.0.2.0/25")}, []fabric.AddressRange{{First: ip("192.0.2.200"), Last: ip("192.0.2.209")}}
+			c.Pools[0].Exclude = append(c.Pools[0].Exclude, prefix("192.0.2.200/29"))
+			c.Pools[0].Reserve = []fabric.Reservation{{Prefix: prefix("192.0.2.9/32")}, {Prefix: prefix("192.0.2.208/31")}}
+		}},
+		{"a range alone", func(c *fabric.Cluster) {
+			c.Pools[1] = fabric.Pool{Name: "r", Ranges: []fabric.AddressRange{{First: ip("2001:db8:100::5"), Last: ip("2001:db8:100::5")}}}
+		}},
+		{"a prefix per guest", func(c *fabric.Cluster) {
+			c.Pools[0].PerGuest, c.Pools[1].PerGuest = 29, 64
+			c.Pools[0].Ranges = []fabric.AddressRange{{First: ip("192.0.2.8"), Last: ip("192.0.2.23")}}
+		}},
+		{"one prefix for one guest", func(c *fabric.Cluster) {
+			c.Pools[1].Prefix, c.Pools[1].Exclude, c.Pools[1].PerGuest = prefix("2001:db8:100:5::/64"), nil, 64
+		}},
+		{"labels", func(c *fabric.Cluster) {
+			c.Labels = map[string][]string{"node1": {"rack1", "ssd"}, "node2": {"ssd"}}
+			c.Pools[0].NodeLabels, c.Pools[0].Nodes = []string{"rack1"}, []string{"node2"}
 		}},
 		{"exclude in exclude", func(c *fabric.Cluster) { c.Pools[0].Exclude = append(c.Pools[0].Exclude, prefix("203.0.113.0/29")) }},
 		{"a pool of one address", func(c *fabric.Cluster) { c.Pools[0] = fabric.Pool{Name: "one", Prefix: prefix("203.0.113.7/32")} }},
@@ -451,9 +520,13 @@ func TestNodeRanges(t *testing.T) {
 func TestAnnounceable(t *testing.T) {
 	c := cluster()
 	c.Routed = []netip.Prefix{prefix("198.51.100.0/24"), prefix("2001:db8:200::/40")}
+	c.Pools = append(c.Pools, fabric.Pool{Name: "own6", Prefix: prefix("2001:db8:300::/48"), PerGuest: 64},
+		fabric.Pool{Name: "own4", Ranges: []fabric.AddressRange{{First: ip("192.0.2.8"), Last: ip("192.0.2.23")}}, PerGuest: 29})
 	for text, want := range map[string]bool{
 		"203.0.113.10/32": true, "203.0.113.0/24": false, "203.0.113.128/25": false, "0.0.0.0/0": false, "203.0.114.1/32": false,
 		"198.51.100.0/24": true, "198.51.100.8/29": true, "198.51.100.8/32": true, "198.51.0.0/16": false,
+		"192.0.2.8/29": true, "192.0.2.16/30": false, "192.0.2.24/29": false, "192.0.2.8/32": true, "192.0.2.0/24": false,
+		"2001:db8:300:5::/64": true, "2001:db8:300:5::/65": false, "2001:db8:300::/63": false, "2001:db8:300:5::1/128": true,
 		"2001:db8:100::10/128": true, "2001:db8:100::/64": false, "2001:db8:200::/56": true, "2001:db8::/32": false, "::/0": false,
 	} {
 		p := prefix(text)

@@ -50,7 +50,7 @@ func (c *Cluster) NextHopRanges(v6 bool) (in, not []netip.Prefix) {
 		not = append(not, HostPrefix(h.addr.WithZone("")))
 	}
 	for _, p := range c.Pools {
-		not = append(not, p.Prefix)
+		not = append(not, p.Blocks()...)
 	}
 	not = slices.DeleteFunc(append(not, c.Routed...), func(p netip.Prefix) bool { return !family(p) })
 	not = append(not, Martians(v6)...)

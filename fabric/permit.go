@@ -3,6 +3,7 @@ package fabric
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Permits applies the cluster's rules to the addresses and routes of a guest's
@@ -37,13 +38,13 @@ func (c *Cluster) permitAddress(a netip.Addr) error {
 		return fmt.Errorf("zones and IPv4-mapped addresses are not for guests; write the plain address")
 	case !in:
 		for _, p := range c.Pools {
-			if p.Prefix.Addr().Is4() == a.Is4() {
-				return fmt.Errorf("outside the pools of cluster %s; choose one from %s (%s), or add a pool", c.Name, p.Name, p.Prefix)
+			if p.Is6() == a.Is6() {
+				return fmt.Errorf("outside the pools of cluster %s; choose one from %s (%s), or add a pool", c.Name, p.Name, p.Extent())
 			}
 		}
 		return fmt.Errorf("cluster %s has no %s pool; add one, or leave the address out", c.Name, family)
 	case !pool.Contains(a):
-		return fmt.Errorf("excluded from pool %s; choose another from %s", pool.Name, pool.Prefix)
+		return fmt.Errorf("excluded from pool %s; choose another from %s", pool.Name, pool.Extent())
 	case !c.Gateway.Addr(a).IsValid():
 		return fmt.Errorf("cluster %s has no %s gateway; add it to the cluster file", c.Name, family)
 	}
@@ -59,12 +60,13 @@ func (c *Cluster) permitRoute(r netip.Prefix) error {
 	}
 	var inside bool
 	for _, p := range c.Pools {
-		if r.Overlaps(p.Prefix) {
-			if r.Bits() <= p.Prefix.Bits() {
-				return fmt.Errorf("it holds all of pool %s; route a prefix that is not other guests'", p.Name)
-			}
-			inside = true
+		if !p.Overlaps(r) {
+			continue
 		}
+		if err := p.permitRoute(r); err != nil {
+			return err
+		}
+		inside = true
 	}
 	if err := c.permitUnderlay(r); err != nil {
 		return err
@@ -74,6 +76,19 @@ func (c *Cluster) permitRoute(r netip.Prefix) error {
 	}
 	if !inside && len(c.Routed) > 0 {
 		return fmt.Errorf("outside the prefixes that cluster %s routes to guests (%s); choose one there, or add it under routed", c.Name, c.Routed[0])
+	}
+	return nil
+}
+
+// permitRoute applies the pool's rules to a route that has addresses of it.
+func (p Pool) permitRoute(r netip.Prefix) error {
+	inside := p.HasPrefix(r)
+	all := !slices.ContainsFunc(p.Blocks(), func(b netip.Prefix) bool { return !within(b, r) })
+	switch {
+	case all && !(inside && r.Bits() == p.PerGuest):
+		return fmt.Errorf("it holds all of pool %s; route a prefix that is not other guests'", p.Name)
+	case !inside:
+		return fmt.Errorf("it is partly in pool %s (%s); route a prefix that is inside of it, or outside", p.Name, p.Extent())
 	}
 	return nil
 }

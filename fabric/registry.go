@@ -16,8 +16,10 @@ import (
 // After an error nothing has changed, or the same call finds out what has. All
 // methods are safe for concurrent use, and end with their context.
 type Registry interface {
-	// Allocate gives a guest everything that it asks for, or nothing. Asked again, it
-	// gives the same. An error that is an [*AllocationError] refuses the request.
+	// Allocate gives a guest everything that it asks for, or nothing, in the order of
+	// the wants. Asked again, it gives the same. What is inside of a prefix that the guest
+	// gets, too, is not listed for itself. An error that is an [*AllocationError] refuses
+	// the request.
 	Allocate(ctx context.Context, a AllocationRequest) ([]Allocation, error)
 	// Release ends the allocations of a guest, or the allocation of a prefix. The
 	// addresses are quarantined for the time of their pool. It returns what it
@@ -40,7 +42,7 @@ type Registry interface {
 }
 
 // AutoPool is the name of no pool. In place of one it asks for an address from the
-// first pool of each family that serves the guest's node.
+// first pool of each family that serves the guest's node and is not full.
 const AutoPool = "auto"
 
 // ValidatePool reports why s cannot be the name of a pool that a guest asks for; nil: it
@@ -60,16 +62,16 @@ type AllocationRequest struct {
 	Wants []Want
 }
 
-// Want is one address of an [AllocationRequest]. Guest, NIC and N are the identity of the
-// request: whoever repeats it gets the same address.
+// Want is one address, or prefix, of an [AllocationRequest]. Guest, NIC and N are the
+// identity of the request: whoever repeats it gets the same.
 type Want struct {
 	NIC int
 	N   int // counts the wants of one NIC
-	// Pool is the pool to take an address from, or AutoPool. Empty: Prefix says which
-	// address, by the guest's description, or to reserve it.
+	// Pool is the pool to take an address or a prefix from, or AutoPool. Empty: Prefix
+	// says which, by the guest's description, or to reserve it.
 	Pool string
 	V6   bool // with AutoPool: an IPv6 address
-	// Prefix, with a Pool, is the address that the guest has already: it runs with it.
+	// Prefix, with a Pool, is what the guest has already: it runs with it.
 	Prefix netip.Prefix
 	Note   string // for people
 }
@@ -113,23 +115,35 @@ type Allocation struct {
 	Since    time.Time `json:"since"`
 	Until    time.Time `json:"until,omitzero"` // the end of the quarantine
 	// New, in the answer of [Registry.Allocate], says that the guest did not have the
-	// address before. A registry does not keep it.
+	// address before, and that it is listed now. A registry does not keep it.
 	New bool `json:"-"`
 }
 
-// PoolUsage says how much of a pool is used. The numbers do not count the addresses
-// that the pool excludes. Those that can be larger than any integer type are in decimal
-// digits.
+// Address gives the address that the guest has on its NIC: that of the allocation, or
+// the first one behind the base address of a prefix.
+func (a Allocation) Address() netip.Addr {
+	if a.Prefix.IsSingleIP() {
+		return a.Prefix.Addr()
+	}
+	return a.Prefix.Masked().Addr().Next()
+}
+
+// PoolUsage says how much of a pool is used: how many addresses, or prefixes if the pool
+// gives these. The numbers do not count what the pool excludes. Those that can be larger
+// than any integer type are in decimal digits.
 type PoolUsage struct {
-	Pool        string       `json:"pool"`
-	Prefix      netip.Prefix `json:"prefix"`
-	Nodes       []string     `json:"nodes,omitempty"`
-	Size        json.Number  `json:"size"` // addresses that guests may have
-	Allocated   int          `json:"allocated"`
-	Reserved    json.Number  `json:"reserved"` // by the cluster file or the operator, and not allocated
-	Quarantined int          `json:"quarantined"`
-	Free        json.Number  `json:"free"`
-	NextFree    time.Time    `json:"next_free,omitzero"` // when the first quarantine ends
+	Pool        string         `json:"pool"`
+	Prefix      netip.Prefix   `json:"prefix,omitzero"` // as in the cluster file
+	Prefixes    []netip.Prefix `json:"prefixes"`        // all that together are the pool
+	Extent      string         `json:"extent"`          // the same for people
+	PerGuest    int            `json:"per_guest,omitempty"`
+	Nodes       []string       `json:"nodes,omitempty"`
+	Size        json.Number    `json:"size"` // what guests may have
+	Allocated   int            `json:"allocated"`
+	Reserved    json.Number    `json:"reserved"` // by the cluster file or the operator, and not allocated
+	Quarantined int            `json:"quarantined"`
+	Free        json.Number    `json:"free"`
+	NextFree    time.Time      `json:"next_free,omitzero"` // when the first quarantine ends
 }
 
 // Addresses is what a node's registry knows.

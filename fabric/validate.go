@@ -182,7 +182,7 @@ func (v *validator) gateway(path string, a netip.Addr, family, example string) {
 	four := family == "IPv4"
 	if !a.IsValid() {
 		for _, p := range v.c.Pools {
-			if p.Prefix.IsValid() && p.Prefix.Addr().Is4() == four {
+			if len(p.Blocks()) > 0 && p.Is6() != four {
 				v.add(path, "missing, and pool %s is %s; any address that is used nowhere else will do, for example %s", p.Name, family, example)
 				return
 			}
@@ -214,27 +214,85 @@ func (v *validator) pools() {
 		v.add("pools", "missing; name at least one prefix whose addresses guests may have")
 	}
 	name := v.names("pool")
+	parts := make([][]poolPart, 0, len(v.c.Pools))
 	for i, p := range v.c.Pools {
 		at := fmt.Sprintf("pools[%d].", i)
 		name(at+"name", p.Name)
-		if !p.Prefix.IsValid() {
+		parts = append(parts, p.parts())
+		if len(parts[i]) == 0 {
 			v.add(at+"prefix", "missing; for example 203.0.113.0/24")
 			continue
 		}
-		if text := unfit(p.Prefix); text != "" {
-			v.add(at+"prefix", "%s", text)
-		} else if j := slices.IndexFunc(v.c.Pools[:i], func(q Pool) bool { return q.Prefix.Overlaps(p.Prefix) }); j >= 0 {
-			q := v.c.Pools[j]
-			v.add(at+"prefix", "%s overlaps %s of pool %s (pools[%d]); make them disjoint", p.Prefix, q.Prefix, q.Name, j)
+		for j, part := range parts[i] {
+			v.poolPart(at, part, parts[i][:j], parts[:i])
 		}
+		if len(p.Blocks()) == 0 {
+			continue
+		}
+		v.perGuest(at, p)
 		v.exclude(at+"exclude", p)
 		v.reserve(at+"reserve", p)
 		v.poolNodes(at+"nodes", p)
+		v.nodeLabels(at+"node_labels", p)
 		if q := p.Quarantine; q < 0 || q > maxQuarantine {
 			v.add(at+"quarantine", "%v is out of range; give at most %v, or leave the key out for %v", q, maxQuarantine, DefaultQuarantine)
 		}
 		if p.Name == AutoPool {
 			v.add(at+"name", "%q stands for the first pool of each family where a guest asks for addresses; choose another name", p.Name)
+		}
+	}
+}
+
+// poolPart checks a prefix or a range of a pool. own are those of the pool before it,
+// pools those of the pools before.
+func (v *validator) poolPart(at string, part poolPart, own []poolPart, pools [][]poolPart) {
+	if part.flaw != "" {
+		v.add(at+part.key, "%s", part.flaw)
+		return
+	}
+	for _, o := range own {
+		switch {
+		case o.flaw != "":
+		case o.addresses.First.Is4() != part.addresses.First.Is4():
+			v.add(at+part.key, "%s is of another family than %s (%s%s); a pool has one, make two pools", part.text, o.text, at, o.key)
+			return
+		case o.addresses.Overlaps(part.addresses):
+			v.add(at+part.key, "%s overlaps %s (%s%s); leave out what is in both", part.text, o.text, at, o.key)
+			return
+		}
+	}
+	for i, of := range pools {
+		for _, o := range of {
+			if o.addresses.Overlaps(part.addresses) {
+				v.add(at+part.key, "%s overlaps %s of pool %s (pools[%d]); make them disjoint", part.text, o.text, v.c.Pools[i].Name, i)
+				return
+			}
+		}
+	}
+}
+
+// perGuest checks that the pool is made of whole prefixes for guests.
+func (v *validator) perGuest(at string, p Pool) {
+	n, most, usual := p.PerGuest, 31, 29
+	if p.Is6() {
+		most, usual = 127, 64
+	}
+	switch {
+	case n == 0:
+		return
+	case n < 0 || n > most:
+		v.add(at+"per_guest", "%d is no length of a prefix of several addresses; give one up to %d, such as %d, or leave the key out for single addresses", n, most, usual)
+		return
+	}
+	for _, part := range p.parts() {
+		if part.flaw != "" {
+			continue
+		}
+		for _, b := range part.addresses.Prefixes() {
+			if b.Bits() > n {
+				v.add(at+part.key, "%s is not made of whole prefixes of length %d, of which each guest gets one (per_guest); give it ends that fit, or a longer per_guest", part.text, n)
+				break
+			}
 		}
 	}
 }
@@ -253,11 +311,11 @@ func (v *validator) reserve(at string, p Pool) {
 		first, dup := seen[x]
 		switch {
 		case !x.IsValid():
-			v.add(path+".address", "missing; name an address or a prefix inside %s", p.Prefix)
+			v.add(path+".address", "missing; name an address or a prefix inside %s", p.Extent())
 		case x.Addr().Is4In6():
 			v.add(path+".address", "%s", mapped(x))
-		case !within(x, p.Prefix):
-			v.add(path+".address", "%s lies outside %s; remove it or correct it", x, p.Prefix)
+		case !p.HasPrefix(x):
+			v.add(path+".address", "%s lies outside %s; remove it or correct it", x, p.Extent())
 		case x != x.Masked():
 			v.add(path+".address", "%s has bits beyond its length; write %s", x, x.Masked())
 		case dup:
@@ -287,6 +345,39 @@ func (v *validator) poolNodes(at string, p Pool) {
 	}
 }
 
+// nodeLabels checks that there are nodes of a pool's labels.
+func (v *validator) nodeLabels(at string, p Pool) {
+	label := v.labels(at)
+	for i, name := range p.NodeLabels {
+		if !label(i, name) {
+			continue
+		}
+		if !slices.ContainsFunc(v.c.Nodes, func(n Node) bool { return slices.Contains(v.c.Labels[n.Name], name) }) {
+			v.add(fmt.Sprintf("%s[%d]", at, i), "no node of this file has the label %q; correct it, or add it to the labels of a node", name)
+		}
+	}
+}
+
+// labels gives a function that checks the labels of one list, and reports whether one is
+// good.
+func (v *validator) labels(at string) func(i int, label string) bool {
+	seen := map[string]int{}
+	return func(i int, label string) bool {
+		path := fmt.Sprintf("%s[%d]", at, i)
+		first, dup := seen[label]
+		switch {
+		case !plainName(label):
+			v.add(path, "%q is not a label; use 1 to 32 letters, digits, '.', '_' and '-'", label)
+			return false
+		case dup:
+			v.add(path, "%q is already at %s[%d]; remove one", label, at, first)
+			return false
+		}
+		seen[label] = i
+		return true
+	}
+}
+
 func (v *validator) exclude(at string, p Pool) {
 	seen := map[netip.Prefix]int{}
 	for i, x := range p.Exclude {
@@ -294,11 +385,11 @@ func (v *validator) exclude(at string, p Pool) {
 		first, dup := seen[x]
 		switch {
 		case !x.IsValid():
-			v.add(path, "not a prefix; name an address or a prefix inside %s, or remove it", p.Prefix)
+			v.add(path, "not a prefix; name an address or a prefix inside %s, or remove it", p.Extent())
 		case x.Addr().Is4In6():
 			v.add(path, "%s", mapped(x))
-		case !within(x, p.Prefix):
-			v.add(path, "%s lies outside %s; remove it or correct it", x, p.Prefix)
+		case !p.HasPrefix(x):
+			v.add(path, "%s lies outside %s; remove it or correct it", x, p.Extent())
 		case x != x.Masked():
 			v.add(path, "%s has bits beyond its length; write %s", x, x.Masked())
 		case dup:
@@ -307,38 +398,30 @@ func (v *validator) exclude(at string, p Pool) {
 		seen[x] = i
 	}
 	if p.exhausted() {
-		v.add(at, "leaves no address of %s; exclude less, or remove the pool", p.Prefix)
+		v.add(at, "leaves no address of %s; exclude less, or remove the pool", p.Extent())
 	}
 }
 
 // exhausted reports whether the pool excludes all of its addresses.
 func (p Pool) exhausted() bool {
-	xs := slices.DeleteFunc(slices.Clone(p.Exclude), func(x netip.Prefix) bool { return !within(x, p.Prefix) })
+	xs := slices.DeleteFunc(slices.Clone(p.Exclude), func(x netip.Prefix) bool { return !p.HasPrefix(x) })
 	slices.SortFunc(xs, func(a, b netip.Prefix) int { return a.Masked().Addr().Compare(b.Masked().Addr()) })
-	free := p.Prefix.Masked().Addr() // the first address that is not known to be excluded
-	for _, x := range xs {
-		if free.Less(x.Masked().Addr()) {
+	for _, part := range p.parts() {
+		free := part.addresses.First // the first address that is not known to be excluded
+		for _, x := range xs {
+			if is := RangeOf(x); is.Contains(free) {
+				free = is.Last.Next()
+			}
+		}
+		if part.addresses.Contains(free) {
 			return false
 		}
-		if end := last(x); !end.Less(free) {
-			free = end.Next()
-		}
 	}
-	return !p.Prefix.Contains(free)
+	return true
 }
 
 // within reports whether around contains all of p.
 func within(p, around netip.Prefix) bool { return p.Overlaps(around) && p.Bits() >= around.Bits() }
-
-// last gives the last address of a prefix.
-func last(p netip.Prefix) netip.Addr {
-	b := p.Addr().AsSlice()
-	for bit := p.Bits(); bit < len(b)*8; bit++ {
-		b[bit/8] |= 0x80 >> (bit % 8)
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
-}
 
 func (v *validator) routed() {
 	hosts := v.c.hosts()
@@ -432,6 +515,10 @@ func (v *validator) nodes() {
 	for i, n := range v.c.Nodes {
 		at := fmt.Sprintf("nodes[%d].", i)
 		name(at+"name", n.Name)
+		label := v.labels(at + "labels")
+		for j, l := range v.c.Labels[n.Name] {
+			label(j, l)
+		}
 		if !n.Address.IsValid() && !n.Address6.IsValid() {
 			v.add(at+"address", "missing; give the node's address on the private network")
 		}
@@ -492,7 +579,7 @@ func (v *validator) underlay() {
 	for i, p := range v.c.Underlay {
 		at := fmt.Sprintf("underlay[%d]", i)
 		around := slices.IndexFunc(v.c.Underlay[:i], func(q netip.Prefix) bool { return q.Overlaps(p) })
-		pool := slices.IndexFunc(v.c.Pools, func(q Pool) bool { return q.Prefix.IsValid() && q.Prefix.Overlaps(p) })
+		pool := slices.IndexFunc(v.c.Pools, func(q Pool) bool { return q.Overlaps(p) })
 		switch {
 		case !p.IsValid():
 			v.add(at, "not a prefix; for example 10.10.0.0/24")
@@ -503,7 +590,7 @@ func (v *validator) underlay() {
 		case slices.ContainsFunc(v.c.Routed, p.Overlaps):
 			v.add(at, "%s overlaps what is routed to guests, so that a guest could pose as a node; name the private network's own prefixes", p)
 		case pool >= 0:
-			v.add(at, "%s overlaps %s of pool %s, so that a guest could pose as a node; name the private network's own prefixes", p, v.c.Pools[pool].Prefix, v.c.Pools[pool].Name)
+			v.add(at, "%s overlaps %s of pool %s, so that a guest could pose as a node; name the private network's own prefixes", p, v.c.Pools[pool].Extent(), v.c.Pools[pool].Name)
 		}
 	}
 	for i, n := range v.c.Nodes {

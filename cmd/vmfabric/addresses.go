@@ -40,13 +40,21 @@ func poolCommand(t *tool) *cobra.Command {
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
 			fmt.Fprintln(w, "POOL\tPREFIX\tNODES\tSIZE\tALLOCATED\tRESERVED\tQUARANTINED\tFREE\tUSED")
 			for _, p := range known.Pools {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%d\t%s\t%s\n", p.Pool, p.Prefix, cmp.Or(strings.Join(p.Nodes, ","), "all"),
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%d\t%s\t%s\n", p.Pool, extent(p), cmp.Or(strings.Join(p.Nodes, ","), "all"),
 					large(p.Size), p.Allocated, large(p.Reserved), p.Quarantined, large(p.Free), bar(p))
 			}
 			return errors.Join(err, w.Flush())
 		},
 	})
 	return cmd
+}
+
+// extent words the addresses of a pool, and what a guest gets of them.
+func extent(p fabric.PoolUsage) string {
+	if p.PerGuest == 0 {
+		return p.Extent
+	}
+	return fmt.Sprintf("%s (a /%d each)", p.Extent, p.PerGuest)
 }
 
 // large words a number of addresses: one that nobody can read as a power of two.

@@ -295,7 +295,7 @@ func others(c *fabric.Cluster, node fabric.Node) []netip.Addr {
 func pools(c *fabric.Cluster) []netip.Prefix {
 	ps := slices.Clone(c.Routed)
 	for _, p := range c.Pools {
-		ps = append(ps, p.Prefix)
+		ps = append(ps, p.Blocks()...)
 	}
 	return ps
 }

@@ -54,27 +54,28 @@ func concerns(f fabric.ForwardingFault, a netip.Addr) bool {
 func samplesOf(c *fabric.Cluster) []netip.Addr {
 	var all []netip.Addr
 	for _, p := range c.Pools {
-		if slices.ContainsFunc(all, func(a netip.Addr) bool { return a.Is4() == p.Prefix.Addr().Is4() }) {
+		if slices.ContainsFunc(all, func(a netip.Addr) bool { return a.Is6() == p.Is6() }) {
 			continue
 		}
-		for a := last(p.Prefix); p.Prefix.Contains(a); a = a.Prev() {
-			x := slices.IndexFunc(p.Exclude, func(x netip.Prefix) bool { return x.Contains(a) })
-			if x < 0 {
+		blocks := p.Blocks()
+		for i := len(blocks) - 1; i >= 0; i-- {
+			if a, any := lastOf(blocks[i], p.Exclude); any {
 				all = append(all, a)
 				break
 			}
-			a = p.Exclude[x].Masked().Addr()
 		}
 	}
 	return all
 }
 
-// last returns the last address of a prefix.
-func last(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < 8*len(b); i++ {
-		b[i/8] |= 0x80 >> (i % 8)
+// lastOf returns the last address of a prefix that is in none of exclude.
+func lastOf(p netip.Prefix, exclude []netip.Prefix) (netip.Addr, bool) {
+	for a := fabric.RangeOf(p).Last; p.Contains(a); a = a.Prev() {
+		x := slices.IndexFunc(exclude, func(x netip.Prefix) bool { return x.Contains(a) })
+		if x < 0 {
+			return a, true
+		}
+		a = exclude[x].Masked().Addr()
 	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
+	return netip.Addr{}, false
 }

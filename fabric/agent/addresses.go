@@ -24,7 +24,7 @@ func (a *Agent) Addresses(ctx context.Context) (fabric.Addresses, error) {
 	all, err := a.registry.Allocations(ctx)
 	is := fabric.Addresses{Allocations: all}
 	for _, p := range a.cluster.Pools {
-		is.Pools = append(is.Pools, allocator.Usage(p, slices.Values(all), a.clock()))
+		is.Pools = append(is.Pools, allocator.Usage(&a.cluster, p, slices.Values(all), a.clock()))
 	}
 	if err != nil {
 		return is, fmt.Errorf("registry: %w", err)
@@ -112,7 +112,7 @@ func (a *Agent) Reserve(ctx context.Context, p netip.Prefix, note string) (fabri
 	switch {
 	case p != p.Masked():
 		return fabric.Allocation{}, fmt.Errorf("%s %w: it has bits beyond its length; write %s", p, fabric.ErrRefused, p.Masked())
-	case !in || p.Bits() < pool.Prefix.Bits():
+	case !in || !pool.HasPrefix(p):
 		return fabric.Allocation{}, fmt.Errorf("%s %w: it is in no pool of cluster %s, so no guest gets it, and nothing is to reserve", text.Prefix(p), fabric.ErrRefused, a.cluster.Name)
 	}
 	ctx, cancel := context.WithTimeout(ctx, registryTime)

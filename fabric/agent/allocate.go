@@ -69,7 +69,7 @@ func (a *Agent) poolWants(n int, vm fabric.VM, nic fabric.NIC) (wants []fabric.W
 			continue
 		}
 		for second, v6 := range []bool{false, true} {
-			if slices.ContainsFunc(a.cluster.Pools, func(p fabric.Pool) bool { return p.Prefix.Addr().Is6() == v6 }) {
+			if slices.ContainsFunc(a.cluster.Pools, func(p fabric.Pool) bool { return p.Is6() == v6 }) {
 				wants = append(wants, fabric.Want{NIC: n, N: 2*i + second, Pool: fabric.AutoPool, V6: v6})
 			}
 		}

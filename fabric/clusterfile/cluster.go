@@ -14,6 +14,11 @@ import (
 const (
 	maxPools = 1024
 	maxItems = 4096
+	// maxParts limits the prefixes, and the ranges, of one pool: each can be many
+	// prefixes in the routers' filters.
+	maxParts = 64
+	// maxLabels limits the labels of one node.
+	maxLabels = 64
 	// maxMembers is more than etcd has members: seven are the most that make sense.
 	maxMembers = 16
 )
@@ -30,7 +35,7 @@ func (d *decoder) cluster(c *fabric.Cluster) field {
 		key{"routed", list(&c.Routed, maxItems, scalars(prefix))},
 		key{"reflectors", list(&c.Reflectors, maxItems, d.reflector)},
 		key{"core", list(&c.Core, maxItems, core)},
-		key{"nodes", list(&c.Nodes, maxItems, node)},
+		key{"nodes", list(&c.Nodes, maxItems, func(n *fabric.Node) field { return node(c, n) })},
 		key{"timers", timers(&c.Timers)},
 		key{"underlay", list(&c.Underlay, maxItems, scalars(prefix))},
 		key{"max_prefixes", scalar(&c.MaxPrefixes, count)},
@@ -102,10 +107,14 @@ func pool(p *fabric.Pool) field {
 	return mapping(
 		key{"name", scalar(&p.Name, name)},
 		key{"prefix", scalar(&p.Prefix, prefix)},
+		key{"prefixes", list(&p.Prefixes, maxParts, scalars(prefix))},
+		key{"ranges", list(&p.Ranges, maxParts, scalars(addressRange))},
+		key{"per_guest", scalar(&p.PerGuest, prefixLength)},
 		key{"exclude", list(&p.Exclude, maxItems, scalars(addrOrPrefix))},
 		key{"reserve", list(&p.Reserve, maxItems, reservation)},
 		key{"quarantine", scalar(&p.Quarantine, duration)},
 		key{"nodes", list(&p.Nodes, maxItems, scalars(name))},
+		key{"node_labels", list(&p.NodeLabels, maxItems, scalars(name))},
 	)
 }
 
@@ -148,14 +157,22 @@ func timers(t *fabric.Timers) field {
 
 // node also reads an IPv6 address under the key address, for a node that has no
 // other.
-func node(n *fabric.Node) field {
+func node(c *fabric.Cluster, n *fabric.Node) field {
+	var labels []string
 	fields := mapping(
 		key{"name", scalar(&n.Name, name)},
 		key{"address", scalar(&n.Address, addr)},
 		key{"address6", scalar(&n.Address6, addr6)},
+		key{"labels", list(&labels, maxLabels, scalars(name))},
 	)
 	return func(d *decoder, path string, v ast.Node) {
 		fields(d, path, v)
+		if len(labels) > 0 {
+			if c.Labels == nil {
+				c.Labels = map[string][]string{}
+			}
+			c.Labels[n.Name] = labels
+		}
 		if !n.Address.Is6() {
 			return
 		}

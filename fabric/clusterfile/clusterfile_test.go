@@ -68,6 +68,11 @@ func TestEveryKey(t *testing.T) {
 				Reserve:    []fabric.Reservation{{Prefix: prefix("2001:db8:100::53/128"), Note: "name server"}, {Prefix: prefix("2001:db8:100:fe00::/56")}},
 				Quarantine: time.Hour, Nodes: []string{"node2"},
 			},
+			{
+				Name: "own6", Prefixes: []netip.Prefix{prefix("2001:db8:300::/48"), prefix("2001:db8:400::/56")}, PerGuest: 64,
+				Quarantine: 10 * time.Minute, NodeLabels: []string{"ssd"},
+			},
+			{Name: "odd4", Ranges: []fabric.AddressRange{{First: ip("192.0.2.10"), Last: ip("192.0.2.99")}, {First: ip("192.0.2.101"), Last: ip("192.0.2.101")}}, Quarantine: 10 * time.Minute},
 		},
 		Routed: []netip.Prefix{prefix("198.51.100.0/24"), prefix("2001:db8:200::/40")},
 		Reflectors: []fabric.RR{
@@ -82,6 +87,7 @@ func TestEveryKey(t *testing.T) {
 			{Name: "node1", Address: ip("10.10.0.21"), Address6: ip("fd00::21")},
 			{Name: "node2", Address: ip("10.10.0.22"), Address6: ip("fd00::22")},
 		},
+		Labels:      map[string][]string{"node1": {"rack1", "ssd"}},
 		Timers:      fabric.Timers{Hold: 30 * time.Second, ConnectRetry: 5 * time.Second, Restart: 2 * time.Minute, LongLived: time.Hour},
 		Underlay:    []netip.Prefix{prefix("10.10.0.0/23"), prefix("fd00::/64")},
 		MaxPrefixes: 500,
@@ -254,7 +260,7 @@ var mistakes = []struct{ name, old, new, want string }{
 
 	// Shapes.
 	{"list where a mapping belongs", "gateway:\n  ipv4: 169.254.1.1\n  ipv6: fe80::1", "gateway: [169.254.1.1]", `4: gateway: a list where a mapping belongs; give it the keys ipv4, ipv6, mac`},
-	{"value where a mapping belongs", "  - name: node1\n    address: 10.10.0.21", "  - node1", `22: nodes[0]: a single value where a mapping belongs; give it the keys name, address, address6`},
+	{"value where a mapping belongs", "  - name: node1\n    address: 10.10.0.21", "  - node1", `22: nodes[0]: a single value where a mapping belongs; give it the keys name, address, address6, labels`},
 	{"value where a list belongs", "[203.0.113.0]", "203.0.113.0", `10: pools[0].exclude: a single value where a list belongs; put each item on a line of its own that begins with '-', or all in [ ]`},
 	{"mapping where a list belongs", "core:\n  - name: core1\n    address: 10.10.0.1", "core:\n  name: core1\n  address: 10.10.0.1", `18: core: a mapping where a list belongs; put each item on a line of its own that begins with '-', or all in [ ]`},
 	{"list where a value belongs", "name: msk1", "name: [msk1]", `1: name: a list where a single value belongs; give one value`},
@@ -331,6 +337,14 @@ var mistakes = []struct{ name, old, new, want string }{
 	{"service beyond all", "name: msk1", "name: msk1\nguests: {node_ports: [tcp/65536]}", `2: guests.node_ports[0]: "tcp/65536" is not a service; write tcp/53 or udp/53`},
 	{"service twice", "name: msk1", "name: msk1\nguests: {node_ports: [tcp/53, udp/53, tcp/53]}", `2: guests.node_ports[2]: tcp/53 is already at guests.node_ports[0]; remove one`},
 	{"service of the agents", "name: msk1", "name: msk1\nguests: {node_ports: [tcp/53, tcp/7147]}", `2: guests.node_ports[1]: tcp/7147 is the port on which the agents hear each other (agent_port), which no guest may reach; remove it`},
+	{"overlapping range", "prefix: 2001:db8:100::/48", "ranges:\n      - 192.0.2.1-192.0.2.9\n      - 203.0.113.128-203.0.114.9", `14: pools[1].ranges[1]: 203.0.113.128-203.0.114.9 overlaps 203.0.113.0/24 of pool public4 (pools[0]); make them disjoint`},
+	{"no range", "prefix: 2001:db8:100::/48", "ranges: [203.0.113.9]", `12: pools[1].ranges[0]: "203.0.113.9" is not a range of addresses; write one such as 203.0.113.10-203.0.113.99`},
+	{"a prefix for a range", "prefix: 2001:db8:100::/48", "ranges: [192.0.2.0/24]", `12: pools[1].ranges[0]: 192.0.2.0/24 is a prefix; write it under prefixes, or as its first and last address, 192.0.2.0-192.0.2.255`},
+	{"prefix of the other family", "exclude: [203.0.113.0]", "prefixes: [192.0.2.0/24, 2001:db8:300::/48]", `10: pools[0].prefixes[1]: 2001:db8:300::/48 is of another family than 203.0.113.0/24 (pools[0].prefix); a pool has one, make two pools`},
+	{"no prefix length", "exclude: [203.0.113.0]", "per_guest: no", `10: pools[0].per_guest: "no" is no length of a prefix; write one such as 64 or, of IPv4, 29, or leave the key out for single addresses`},
+	{"prefix length of IPv6", "exclude: [203.0.113.0]", "per_guest: 64", `10: pools[0].per_guest: 64 is no length of a prefix of several addresses; give one up to 31, such as 29, or leave the key out for single addresses`},
+	{"prefix length of more than the pool", "exclude: [203.0.113.0]", "per_guest: 20", `9: pools[0].prefix: 203.0.113.0/24 is not made of whole prefixes of length 20, of which each guest gets one (per_guest); give it ends that fit, or a longer per_guest`},
+	{"label of no node", "exclude: [203.0.113.0]", "node_labels: [ssd]", `10: pools[0].node_labels[0]: no node of this file has the label "ssd"; correct it, or add it to the labels of a node`},
 	{"overlapping pools", "2001:db8:100::/48", "203.0.113.128/25", `12: pools[1].prefix: 203.0.113.128/25 overlaps 203.0.113.0/24 of pool public4 (pools[0]); make them disjoint`},
 	{"overlapping IPv6 pools", "203.0.113.0/24\n    exclude: [203.0.113.0]", "2001:db8::/32", `11: pools[1].prefix: 2001:db8:100::/48 overlaps 2001:db8::/32 of pool public4 (pools[0]); make them disjoint`},
 	{"gateway in a pool", "169.254.1.1", "203.0.113.1", `5: gateway.ipv4: 203.0.113.1 lies in pool public4; the gateway must be an address that no guest can have, for example 169.254.1.1`},

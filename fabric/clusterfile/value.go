@@ -237,6 +237,24 @@ func prefix(l literal) (netip.Prefix, error) {
 	return netip.Prefix{}, fmt.Errorf("%s is not a prefix; write one such as 203.0.113.0/24 or \"2001:db8:100::/48\"", quote(l.text))
 }
 
+// addressRange reads a range of addresses.
+func addressRange(l literal) (fabric.AddressRange, error) {
+	r, err := fabric.ParseAddressRange(l.text)
+	if p, e := netip.ParsePrefix(l.text); e == nil {
+		return r, fmt.Errorf("%s is a prefix; write it under prefixes, or as its first and last address, %s", p, fabric.RangeOf(p))
+	}
+	return r, err
+}
+
+// prefixLength reads the length of a prefix, also with the slash before it.
+func prefixLength(l literal) (int, error) {
+	n, err := strconv.ParseUint(strings.TrimPrefix(l.text, "/"), 10, 8)
+	if err != nil || n == 0 || n > 127 {
+		return 0, fmt.Errorf("%s is no length of a prefix; write one such as 64 or, of IPv4, 29, or leave the key out for single addresses", quote(l.text))
+	}
+	return int(n), nil
+}
+
 func addrOrPrefix(l literal) (netip.Prefix, error) {
 	if strings.Contains(l.text, "/") {
 		return prefix(l)

@@ -104,7 +104,7 @@ func routerWarnings(c fabric.Cluster) []string {
 // poolOf returns the first pool of a family.
 func poolOf(c fabric.Cluster, four bool) (fabric.Pool, bool) {
 	for _, p := range c.Pools {
-		if p.Prefix.Addr().Is4() == four {
+		if p.Is6() != four {
 			return p, true
 		}
 	}

@@ -90,7 +90,7 @@ func (r *Registry) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]
 
 // mayGive says why the registry gives no address from a pool; nil: it may.
 func (r *Registry) mayGive(p fabric.Pool) error {
-	alone := len(r.cluster.Nodes) <= 1 || slices.Equal(p.Nodes, []string{r.node})
+	alone := len(r.cluster.Nodes) <= 1 || slices.Equal(r.cluster.NodesOf(p), []string{r.node})
 	switch {
 	case !alone:
 		return fmt.Errorf("pool %s serves several nodes, and this node's own registry cannot keep them apart; write nodes: [%s] to a pool of its own, or give the cluster a registry", p.Name, r.node)

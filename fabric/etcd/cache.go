@@ -28,13 +28,14 @@ type cache struct {
 	revs    map[string]int64 // the revision of each key
 	deleted map[string]int64 // when keys were deleted, if that was after known
 	flaws   map[string]error // of keys that cannot be read
+	lengths map[length]bool  // those of prefixes of several addresses that are in use, or were
 }
 
 func newCache(c *fabric.Cluster) *cache {
 	return &cache{
 		keys: keysOf(c), cluster: c, table: allocator.Table{UntilDeleted: true},
 		random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
-		revs:   map[string]int64{}, deleted: map[string]int64{}, flaws: map[string]error{},
+		revs:   map[string]int64{}, deleted: map[string]int64{}, flaws: map[string]error{}, lengths: map[length]bool{},
 	}
 }
 
@@ -112,6 +113,9 @@ func (c *cache) put(key string, value []byte, rev int64) {
 	if guest, ok := c.keys.guestOf(key); ok {
 		c.table.SetOwner(guest, c.keys.owner(value))
 	}
+	if l, is := c.keys.readLength(key); is {
+		c.lengths[l] = true
+	}
 	if !strings.HasPrefix(key, c.keys.root+"addr/") {
 		return
 	}
@@ -132,6 +136,9 @@ func (c *cache) forget(key string) {
 	delete(c.flaws, key)
 	if guest, ok := c.keys.guestOf(key); ok {
 		c.table.SetOwner(guest, fabric.Owner{})
+	}
+	if l, is := c.keys.readLength(key); is {
+		delete(c.lengths, l)
 	}
 	if p, err := c.keys.prefixOf(key); err == nil {
 		c.table.Delete(p)
@@ -173,7 +180,7 @@ type request struct {
 func (c *cache) decide(r request, now time.Time) (*plan, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p := &plan{keys: c.keys, known: c.known, revs: map[string]int64{}, guests: map[fabric.Identity]guestValue{}}
+	p := &plan{keys: c.keys, known: c.known, revs: map[string]int64{}, guests: map[fabric.Identity]guestValue{}, lengths: map[length]bool{}}
 	depends := func(at netip.Prefix) {
 		key := c.keys.address(at)
 		p.revs[key] = c.revs[key]
@@ -205,12 +212,10 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 	}
 	for _, a := range p.change.Put {
 		depends(a.Prefix)
-		if a.State != fabric.Quarantined {
-			p.revs[c.keys.prefixes()] = c.revs[c.keys.prefixes()]
+		if a.State == fabric.Quarantined {
+			continue
 		}
-		if !a.Prefix.IsSingleIP() && p.revs[c.keys.address(a.Prefix)] == 0 {
-			p.wide = append(p.wide, a.Prefix)
-		}
+		c.guard(p, a.Prefix, depends)
 	}
 	for _, at := range p.change.Delete {
 		depends(at)
@@ -246,6 +251,28 @@ func (c *cache) acquire(a fabric.AcquireRequest, p *plan) error {
 		p.guests[a.Guest] = guestValue{a.VM, p.owner}
 	}
 	return nil
+}
+
+// guard lets a plan depend on that nothing overlaps a prefix that it puts: neither in it
+// nor around it. What is around it has one of the lengths that are in use. Whoever is the
+// first to use one notes it, in a key that is never deleted, and changes the key that
+// every plan depends on. So guests that get prefixes of one length at the same time do
+// not get in each other's way.
+func (c *cache) guard(p *plan, at netip.Prefix, depends func(netip.Prefix)) {
+	p.revs[c.keys.prefixes()] = c.revs[c.keys.prefixes()]
+	for bits := range at.Bits() {
+		around := netip.PrefixFrom(at.Addr(), bits).Masked()
+		if c.lengths[lengthOf(around)] || c.table.HasLength(around) {
+			depends(around)
+		}
+	}
+	if at.IsSingleIP() || c.revs[c.keys.address(at)] != 0 {
+		return
+	}
+	p.wide = append(p.wide, at)
+	if l := lengthOf(at); !c.lengths[l] {
+		p.lengths[l] = true
+	}
 }
 
 func anyPool(fabric.Pool) error { return nil }

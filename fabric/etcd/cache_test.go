@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -144,6 +145,78 @@ func TestLostAnswer(t *testing.T) {
 	assert.False(t, ends.happened(mine.written(7)))
 }
 
+// TestPrefixesDoNotMeet: guests that get a prefix and an address each from the same pools
+// at the same time do not get in each other's way, once a prefix of that length was given.
+// The first one of a length makes everybody decide anew.
+func TestPrefixesDoNotMeet(t *testing.T) {
+	cluster := fabric.Cluster{Name: "msk1", Registry: fabric.RegistryConfig{Etcd: &fabric.EtcdConfig{}}, Pools: []fabric.Pool{
+		{Name: "own4", Prefix: netip.MustParsePrefix("203.0.113.0/24"), PerGuest: 29},
+		{Name: "own6", Prefix: netip.MustParsePrefix("2001:db8:100::/48"), PerGuest: 64},
+		{Name: "many4", Prefix: netip.MustParsePrefix("198.51.0.0/16")},
+		{Name: "many6", Prefix: netip.MustParsePrefix("2001:db8:200::/48")},
+	}}.WithDefaults()
+	c := newCache(&cluster)
+	c.load(nil, 1)
+	plans := func(guest fabric.Identity, pools ...string) (*plan, operation) {
+		a := fabric.AllocationRequest{Guest: guest, VM: string(guest)}
+		for n, pool := range pools {
+			a.Wants = append(a.Wants, fabric.Want{N: n, Pool: pool})
+		}
+		p, err := c.decide(request{allocate: &a}, time.Now())
+		require.NoError(t, err)
+		return p, p.operation(string(guest), nil, false)
+	}
+	meet := func(p *plan, o operation) bool {
+		return slices.ContainsFunc(o.writes, func(w change) bool {
+			_, depends := p.revs[w.key]
+			return depends
+		})
+	}
+	all := []string{"own4", "own6", "many4", "many6"}
+	one, first := plans("a", all...)
+	two, _ := plans("b", "many4")
+	require.True(t, meet(two, first))
+	require.False(t, two.narrow([]change{{key: c.keys.prefixes(), rev: 2}}), "more has changed than it read")
+
+	c.learn(first.written(2))
+	require.Equal(t, prefixesOf(one.answer), prefixesOf(allocationsOf(c, "a")))
+	one, first = plans("b", all...)
+	two, second := plans("c", all...)
+	require.False(t, meet(two, first) || meet(one, second))
+	for _, w := range one.wide {
+		assert.Zero(t, c.revs[c.keys.address(w)])
+	}
+	// What may be around an address is one of the prefixes in use.
+	at := netip.MustParsePrefix("2001:db8:300:5::7/128")
+	p, err := c.decide(request{allocate: &fabric.AllocationRequest{Guest: "d", Wants: []fabric.Want{{Prefix: at}}}}, time.Now())
+	require.NoError(t, err)
+	_, depends := p.revs[c.keys.address(netip.MustParsePrefix("2001:db8:300:5::/64"))]
+	assert.True(t, depends)
+	assert.Len(t, p.revs, 4, "the address, the prefix around it, the guest, and the lengths of prefixes")
+
+	// The lengths are known to a node that lists all anew, and as long as their keys are there.
+	again := newCache(&cluster)
+	again.watched(append(first.written(3), change{key: c.keys.length(length{128, 56}), value: []byte("{}"), rev: 4}))
+	assert.Equal(t, map[length]bool{{128, 56}: true}, again.lengths)
+	again.load(nil, 5)
+	assert.Empty(t, again.lengths)
+	for _, key := range []string{"prefixes", "prefixes/128", "prefixes/128/064", "prefixes/x/64", "addr/128/64"} {
+		_, is := c.keys.readLength(c.keys.root + key)
+		assert.False(t, is, key)
+	}
+}
+
+func allocationsOf(c *cache, guest fabric.Identity) (all []fabric.Allocation) {
+	known, _ := c.all()
+	for _, a := range known {
+		if a.Guest == guest {
+			all = append(all, a)
+		}
+	}
+	slices.SortFunc(all, func(x, y fabric.Allocation) int { return x.N - y.N })
+	return all
+}
+
 // TestPast: answers that come in another order than the questions are no restored backup.
 func TestPast(t *testing.T) {
 	var p past
@@ -158,4 +231,11 @@ func TestPast(t *testing.T) {
 	p = past{}
 	require.NoError(t, p.check(header(1, 10), 0))
 	require.ErrorContains(t, p.check(header(2, 12), 10), "etcd is another one than before (cluster id 2, was 1)")
+}
+
+func prefixesOf(all []fabric.Allocation) (ps []netip.Prefix) {
+	for _, a := range all {
+		ps = append(ps, a.Prefix)
+	}
+	return ps
 }

@@ -75,17 +75,34 @@ func (k keys) owner(value []byte) fabric.Owner {
 	return *e.Owner
 }
 
+// prefixes is changed when a length of prefixes is used that none had before.
 func (k keys) prefixes() string { return k.root + "prefixes" }
+
+// length is that of prefixes of a family, whose addresses have so many bits.
+type length struct{ family, bits int }
+
+func lengthOf(p netip.Prefix) length { return length{p.Addr().BitLen(), p.Bits()} }
+
+// length is there since the first prefix of a length was recorded.
+func (k keys) length(l length) string {
+	return fmt.Sprintf("%s/%d/%d", k.prefixes(), l.family, l.bits)
+}
+
+// readLength reads the key of a length.
+func (k keys) readLength(key string) (l length, is bool) {
+	rest, is := strings.CutPrefix(key, k.prefixes()+"/")
+	if !is {
+		return l, false
+	}
+	_, err := fmt.Sscanf(rest, "%d/%d", &l.family, &l.bits)
+	return l, err == nil && k.length(l) == key
+}
 
 // inside gives the range of keys that has all addresses and prefixes inside of p. A few
 // others can be in it.
 func (k keys) inside(p netip.Prefix) (first, end string) {
-	last := p.Masked().Addr().AsSlice()
-	for bit := p.Bits(); bit < 8*len(last); bit++ {
-		last[bit/8] |= 0x80 >> (bit % 8)
-	}
-	addr := k.root + "addr/"
-	return addr + hex.EncodeToString(p.Masked().Addr().AsSlice()) + "/", addr + hex.EncodeToString(last) + "0" // 0 follows the slash
+	addr, all := k.root+"addr/", fabric.RangeOf(p)
+	return addr + hex.EncodeToString(all.First.AsSlice()) + "/", addr + hex.EncodeToString(all.Last.AsSlice()) + "0" // 0 follows the slash
 }
 
 // prefixOf reads the key of an address.

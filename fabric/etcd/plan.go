@@ -26,6 +26,8 @@ type plan struct {
 	revs   map[string]int64               // the revisions of the keys that it depends on; zero: absent
 	guests map[fabric.Identity]guestValue // the guests that it changes
 	wide   []netip.Prefix                 // new prefixes of several addresses
+	// lengths are those of such prefixes that nobody used before.
+	lengths map[length]bool
 }
 
 // guestValue is what the key of a guest has.
@@ -102,8 +104,11 @@ func (p *plan) operation(id string, leases map[int64]clientv3.LeaseID, full bool
 			}
 		}
 	}
-	if len(p.wide) > 0 {
+	if len(p.lengths) > 0 {
 		o.put(p.keys.prefixes(), entry{})
+	}
+	for l := range p.lengths {
+		o.put(p.keys.length(l), entry{})
 	}
 	if len(o.then) == 0 {
 		// A transaction that reads nothing is answered by the member that it meets,
@@ -169,21 +174,26 @@ func (o *operation) happened(read []change) bool {
 	return !puts && gone
 }
 
-// narrow reports whether a transaction failed only because addresses that were thought
-// to be free are taken, or another node acquired the guest. Otherwise more has changed
-// than it read.
+// narrow reports whether a transaction failed because addresses that were thought to be
+// free are taken, or another node acquired the guest, and for no other reason that it
+// read. Otherwise more has changed than it read.
 func (p *plan) narrow(read []change) bool {
 	if p.owner != (fabric.Owner{}) {
 		return true
 	}
+	taken := false
 	for _, kv := range read {
 		rev := kv.rev
 		if kv.absent {
 			rev = 0
 		}
-		if _, err := p.keys.prefixOf(kv.key); err != nil && rev != p.revs[kv.key] {
+		if rev == p.revs[kv.key] {
+			continue
+		}
+		if _, err := p.keys.prefixOf(kv.key); err != nil {
 			return false
 		}
+		taken = true
 	}
-	return len(p.wide) == 0
+	return taken || len(p.wide) == 0
 }

@@ -146,6 +146,43 @@ func TestReservationAgainstGuests(t *testing.T) {
 	t.Logf("%d of 40 went to the guest", given)
 }
 
+// TestPrefixAgainstItsParts: an allocation of a prefix and one inside of it, or around it,
+// on two nodes at the same time exclude each other, whatever lengths were in use before.
+func TestPrefixAgainstItsParts(t *testing.T) {
+	e := labtest.NewEtcd(t, labtest.EtcdOptions{})
+	nodes := []node{start(t, cluster(e.Endpoints...)), start(t, cluster(e.Endpoints...))}
+	ctx := labtest.Soon(t)
+	for round := range 60 {
+		bits := []int{64, 60, 56, 64, 127, 65}[round%6]
+		base := netip.MustParseAddr(fmt.Sprintf("2001:db8:%x::", 0x1000+round))
+		wide := netip.PrefixFrom(base, bits)
+		other := fabric.HostPrefix(base.Next())
+		if round%4 == 1 {
+			other = netip.PrefixFrom(base, bits-3)
+		}
+		var errs [2]error
+		var racing sync.WaitGroup
+		for i, p := range []netip.Prefix{wide, other} {
+			racing.Go(func() {
+				_, errs[i] = nodes[i].Allocate(ctx, asks(fmt.Sprintf("vm%d-%d", round, i), "node1", p.String()))
+			})
+		}
+		racing.Wait()
+		require.True(t, (errs[0] == nil) != (errs[1] == nil), "%s: %v, %s: %v", wide, errs[0], other, errs[1])
+		for _, err := range errs {
+			if err != nil {
+				require.ErrorIs(t, err, fabric.ErrRefused)
+			}
+		}
+		if round%7 == 3 { // the last prefix of a length may go
+			for i := range nodes {
+				_, err := nodes[i].Release(ctx, fabric.ReleaseRequest{Guest: fabric.Identity(fmt.Sprintf("libvirt vm%d-%d", round, i)), Now: true})
+				require.NoError(t, err)
+			}
+		}
+	}
+}
+
 // TestCompactionUnderTheWatch: a node whose watch cannot go on lists everything anew.
 func TestCompactionUnderTheWatch(t *testing.T) {
 	e := labtest.NewEtcd(t, labtest.EtcdOptions{})

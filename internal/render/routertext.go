@@ -107,7 +107,7 @@ func frrList(f family) []string {
 		if least > p.Bits() {
 			line += fmt.Sprintf(" ge %d", least)
 		}
-		if most > p.Bits() && least < most {
+		if most > p.Bits() && (least < most || most < p.Addr().BitLen()) {
 			line += fmt.Sprintf(" le %d", most)
 		}
 		lines = append(lines, line)

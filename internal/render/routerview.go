@@ -25,8 +25,8 @@ func families(c fabric.Cluster) []family {
 	for _, v6 := range []bool{false, true} {
 		f := family{V6: v6, Excluded: c.Excluded(v6), Guests: c.Announceable(v6), Martians: fabric.Martians(v6)}
 		for _, p := range c.Pools {
-			if p.Prefix.Addr().Is6() == v6 {
-				f.Pools = append(f.Pools, p.Prefix)
+			if p.Is6() == v6 {
+				f.Pools = append(f.Pools, p.Blocks()...)
 			}
 		}
 		seen := map[netip.Prefix]bool{}

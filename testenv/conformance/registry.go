@@ -36,7 +36,11 @@ func RegistryCluster() *fabric.Cluster {
 			Name: "many6", Prefix: netip.MustParsePrefix("2001:db8:100::/48"), Quarantine: time.Minute,
 			Reserve: []fabric.Reservation{{Prefix: netip.MustParsePrefix("2001:db8:100::/64"), Note: "by hand"}},
 		},
-	}, Nodes: []fabric.Node{{Name: "node1", Address: netip.MustParseAddr("10.10.0.21")}}}
+		{Name: "own4", Prefix: netip.MustParsePrefix("192.0.2.128/27"), PerGuest: 29, Exclude: prefixes("192.0.2.130/32"), Quarantine: 10 * time.Minute},
+		{Name: "own6", Prefixes: prefixes("2001:db8:200::/49", "2001:db8:300::/49"), PerGuest: 64, NodeLabels: []string{"ssd", "nvme"}, Quarantine: time.Minute},
+		{Name: "odd4", Ranges: []fabric.AddressRange{{First: netip.MustParseAddr("192.0.2.9"), Last: netip.MustParseAddr("192.0.2.11")}}, Quarantine: time.Minute},
+		{Name: "elsewhere4", Prefix: netip.MustParsePrefix("192.0.2.240/28"), NodeLabels: []string{"hdd"}},
+	}, Nodes: []fabric.Node{{Name: "node1", Address: netip.MustParseAddr("10.10.0.21")}}, Labels: map[string][]string{"node1": {"rack1", "nvme"}}}
 	return &c
 }
 
@@ -49,6 +53,11 @@ func Registry(t *testing.T, start func(t *testing.T) (fabric.Registry, RegistryC
 	}{
 		{"a guest gets addresses, and the same when it asks again", registryGives},
 		{"the first pool of each family", registryAuto},
+		{"the next pool of the family when the first is full", registryNextPool},
+		{"a pool of ranges, and one for other nodes", registryOddPools},
+		{"a prefix for each guest", registryPrefixes},
+		{"what is in a prefix and what is around it exclude each other", registryPrefixHeld},
+		{"an address in the guest's own prefix", registryOwnPrefix},
 		{"a guest gets everything or nothing", registryAllOrNothing},
 		{"an address that another guest has is refused", registryHeld},
 		{"what a guest does not ask for any more is given back", registryChange},
@@ -59,6 +68,7 @@ func Registry(t *testing.T, start func(t *testing.T) (fabric.Registry, RegistryC
 		{"an address that a guest has already is recorded", registryRecords},
 		{"an ended context changes nothing", registryContext},
 		{"many guests at the same time", registryConcurrent},
+		{"many guests that get prefixes at the same time", registryConcurrentPrefixes},
 		{"a guest has one owner, with epochs that grow", registryOwner},
 		{"nobody takes a guest over from another owner than he knows", registryOwnerRefused},
 		{"a second instance knows the owner", registryOwnerAgain},
@@ -92,14 +102,16 @@ func allocate(t *testing.T, r fabric.Registry, a fabric.AllocationRequest) []net
 	given, err := r.Allocate(t.Context(), a)
 	require.NoError(t, err)
 	require.Len(t, given, len(a.Wants))
+	after, err := r.Allocations(t.Context())
+	require.NoError(t, err)
 	var ps []netip.Prefix
 	for n, g := range given {
 		require.Equal(t, a.Guest, g.Guest)
 		require.Equal(t, a.Wants[n].NIC, g.NIC, "in the order of the wants")
-		had := slices.ContainsFunc(before, func(b fabric.Allocation) bool {
+		same := func(b fabric.Allocation) bool {
 			return b.Prefix == g.Prefix && b.Guest == a.Guest && b.State == g.State
-		})
-		require.Equal(t, !had, g.New, "%s", g.Prefix)
+		}
+		require.Equal(t, !slices.ContainsFunc(before, same) && slices.ContainsFunc(after, same), g.New, "%s", g.Prefix)
 		ps = append(ps, g.Prefix)
 	}
 	return ps
@@ -181,6 +193,97 @@ func registryAuto(t *testing.T, r fabric.Registry, _ RegistryControls) {
 	given := allocate(t, r, web)
 	assert.True(t, RegistryCluster().Pools[0].Contains(given[0].Addr()))
 	assert.True(t, RegistryCluster().Pools[2].Contains(given[1].Addr()))
+}
+
+func registryNextPool(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	for n := range 6 {
+		allocate(t, r, asks(fmt.Sprintf("few%d", n), "few4"))
+	}
+	next := allocate(t, r, asks("web", fabric.AutoPool))[0]
+	require.True(t, RegistryCluster().Pools[1].Contains(next.Addr()), "%s", next)
+	release(t, r, fabric.ReleaseRequest{Guest: "libvirt few0", Now: true})
+	require.Equal(t, next, allocate(t, r, asks("web", fabric.AutoPool))[0], "it keeps what it has")
+	require.Equal(t, "few4", refused(t, r, asks("db", "few4", "few4"), fabric.PoolFull).Pool)
+}
+
+func registryOddPools(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	seen := map[netip.Prefix]bool{}
+	for _, vm := range []string{"a", "b", "c"} {
+		p := allocate(t, r, asks(vm, "odd4"))[0]
+		require.True(t, RegistryCluster().Pools[5].Contains(p.Addr()), "%s", p)
+		require.False(t, seen[p], "%s is given already", p)
+		seen[p] = true
+	}
+	refused(t, r, asks("d", "odd4"), fabric.PoolFull)
+	refused(t, r, asks("d", "elsewhere4"), fabric.PoolUnknown)
+}
+
+func registryPrefixes(t *testing.T, r fabric.Registry, c RegistryControls) {
+	web := asks("web", "own4", "own6")
+	given := allocate(t, r, web)
+	require.Equal(t, []int{29, 64}, []int{given[0].Bits(), given[1].Bits()})
+	for n, p := range given {
+		require.Equal(t, p.Masked(), p)
+		require.True(t, RegistryCluster().Pools[3+n].HasPrefix(p), "%s", p)
+	}
+	require.Equal(t, given, allocate(t, r, web))
+	seen := map[netip.Prefix]bool{given[0]: true, given[1]: true}
+	for _, vm := range []string{"a", "b"} {
+		for _, p := range allocate(t, r, asks(vm, "own4", "own6")) {
+			require.False(t, seen[p], "%s is given already", p)
+			require.False(t, p.Overlaps(netip.MustParsePrefix("192.0.2.130/32")), "a part of %s is excluded", p)
+			seen[p] = true
+		}
+	}
+	require.Equal(t, "own4", refused(t, r, asks("c", "own4"), fabric.PoolFull).Pool)
+
+	release(t, r, fabric.ReleaseRequest{Guest: "libvirt web"})
+	refused(t, r, asks("c", "own4"), fabric.PoolFull)
+	require.Equal(t, given, allocate(t, r, web), "out of its quarantine")
+	require.Len(t, release(t, r, fabric.ReleaseRequest{Prefix: given[1]}), 1)
+	need(t, c.Again != nil && c.Pass != nil, "Again and Pass")
+	r = c.Again(t)
+	require.Equal(t, given[:1], allocate(t, r, asks("web", "own4")))
+	release(t, r, fabric.ReleaseRequest{Guest: "libvirt web"})
+	c.Pass(t, 11*time.Minute)
+	require.Equal(t, given[0], allocate(t, r, asks("c", "own4"))[0])
+}
+
+func registryPrefixHeld(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	given := allocate(t, r, asks("web", "own4", "own6"))
+	for _, p := range given {
+		inside, around := fabric.HostPrefix(fabric.RangeOf(p).Last), netip.PrefixFrom(p.Addr(), p.Bits()-2).Masked()
+		for _, x := range []netip.Prefix{p, inside, around} {
+			require.Equal(t, "web", refused(t, r, asks("db", x.String()), fabric.AddressHeld).Holder.VM, "%s", x)
+			reserve := fabric.AllocationRequest{Wants: []fabric.Want{{Prefix: x}}}
+			require.Equal(t, "web", refused(t, r, reserve, fabric.AddressHeld).Holder.VM, "%s", x)
+		}
+	}
+	// An address that a guest names keeps its prefix from the others.
+	release(t, r, fabric.ReleaseRequest{Guest: "libvirt web", Now: true})
+	for n, address := range []string{"192.0.2.137/32", "192.0.2.145/32", "192.0.2.153/32"} {
+		allocate(t, r, asks(fmt.Sprintf("named%d", n), address))
+	}
+	refused(t, r, asks("web", "own4"), fabric.PoolFull)
+	allocate(t, r, asks("named0"))
+	release(t, r, fabric.ReleaseRequest{Prefix: netip.MustParsePrefix("192.0.2.137/32"), Now: true})
+	require.Equal(t, netip.MustParsePrefix("192.0.2.136/29"), allocate(t, r, asks("web", "own4"))[0])
+}
+
+func registryOwnPrefix(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	own := allocate(t, r, asks("web", "own4", "own6"))
+	inside := []string{fabric.HostPrefix(fabric.RangeOf(own[0]).Last).String(), fabric.HostPrefix(fabric.RangeOf(own[1]).Last).String()}
+	both := asks("web", "own4", "own6", inside[0], inside[1])
+	given := allocate(t, r, both)
+	require.Equal(t, own, given[:2])
+	requireAllocations(t, r, own[0].String()+" allocated web", own[1].String()+" allocated web")
+	require.Equal(t, given, allocate(t, r, both))
+
+	// The addresses in the place of the prefixes, and prefixes in the place of addresses.
+	allocate(t, r, asks("web", inside...))
+	requireAllocations(t, r, inside[0]+" allocated web", inside[1]+" allocated web")
+	allocate(t, r, asks("web", inside[0], inside[1], own[0].String(), own[1].String()))
+	requireAllocations(t, r, own[0].String()+" allocated web", own[1].String()+" allocated web")
 }
 
 func registryAllOrNothing(t *testing.T, r fabric.Registry, _ RegistryControls) {
@@ -316,6 +419,38 @@ func registryContext(t *testing.T, r fabric.Registry, _ RegistryControls) {
 	_, err = r.Allocations(gone)
 	require.ErrorIs(t, err, context.Canceled)
 	requireAllocations(t, r)
+}
+
+// registryConcurrentPrefixes lets guests get a prefix and an address each, or name an
+// address that may be in a prefix of another one.
+func registryConcurrentPrefixes(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	const guests = 30
+	var wg sync.WaitGroup
+	for n := range guests {
+		wg.Go(func() {
+			a := asks(fmt.Sprintf("vm%d", n), "own6", "many4")
+			if n%3 == 0 {
+				a = asks(fmt.Sprintf("vm%d", n), fmt.Sprintf("192.0.2.%d/32", 128+n))
+			}
+			if n%3 == 1 {
+				a.Wants = append(a.Wants, fabric.Want{N: 7, Pool: "own4"})
+			}
+			_, err := r.Allocate(t.Context(), a)
+			var bad *fabric.AllocationError
+			if !errors.As(err, &bad) || bad.Reason != fabric.AddressHeld && bad.Reason != fabric.PoolFull {
+				assert.NoError(t, err)
+			}
+		})
+	}
+	wg.Wait()
+	all, err := r.Allocations(t.Context())
+	require.NoError(t, err)
+	for i, a := range all {
+		for _, b := range all[i+1:] {
+			require.False(t, a.Prefix.Overlaps(b.Prefix), "%s of %s and %s of %s", a.Prefix, a.VM, b.Prefix, b.VM)
+		}
+	}
+	require.GreaterOrEqual(t, len(all), 20, "ten guests of two prefixes each meet nobody")
 }
 
 func registryConcurrent(t *testing.T, r fabric.Registry, _ RegistryControls) {

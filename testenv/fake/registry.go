@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -57,33 +58,51 @@ func (r *Registry) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.expire()
-	given := map[netip.Prefix]fabric.Allocation{}
-	var answer []fabric.Allocation
-	for _, w := range a.Wants {
-		is, err := r.want(a, w, given)
+	given, answer := map[netip.Prefix]fabric.Allocation{}, make([]fabric.Allocation, len(a.Wants))
+	for _, i := range inOrder(a.Wants) {
+		is, covered, err := r.want(a, a.Wants[i], given)
 		if err != nil {
-			err.NIC = w.NIC
+			err.NIC = a.Wants[i].NIC
 			return nil, err
 		}
-		given[is.Prefix] = is
-		had, there := r.all[is.Prefix]
-		is.New = !there || had.State != is.State || had.Guest != is.Guest
-		answer = append(answer, is)
+		if !covered {
+			given[is.Prefix] = is
+			had, there := r.all[is.Prefix]
+			is.New = !there || had.State != is.State || had.Guest != is.Guest
+		}
+		answer[i] = is
 	}
 	for p, had := range r.all {
-		if _, still := given[p]; a.Guest != "" && had.Guest == a.Guest && had.State == fabric.Allocated && !still {
+		_, still := given[p]
+		switch {
+		case a.Guest == "" || had.Guest != a.Guest || still:
+		case slices.ContainsFunc(slices.Collect(maps.Keys(given)), p.Overlaps):
+			delete(r.all, p)
+		case had.State == fabric.Allocated:
 			r.end(had, false)
 		}
 	}
-	for p, is := range given {
-		r.all[p] = is
-	}
+	maps.Copy(r.all, given)
 	r.journal.add("allocate " + a.VM)
 	return answer, nil
 }
 
-func (r *Registry) want(a fabric.AllocationRequest, w fabric.Want, given map[netip.Prefix]fabric.Allocation) (fabric.Allocation, *fabric.AllocationError) {
-	is := fabric.Allocation{Prefix: w.Prefix, State: fabric.Allocated, Guest: a.Guest, VM: a.VM, NIC: w.NIC, N: w.N, Node: a.Node, Note: w.Note, Since: r.now()}
+// inOrder gives the order in which wants are answered: what pools give, and then what is
+// named, prefixes before the addresses that may be in them.
+func inOrder(wants []fabric.Want) (order []int) {
+	for bits := -1; bits <= 128; bits++ {
+		for i, w := range wants {
+			if w.Pool != "" && bits < 0 || w.Pool == "" && w.Prefix.Bits() == bits {
+				order = append(order, i)
+			}
+		}
+	}
+	return order
+}
+
+// want answers one want. covered: it is inside of a prefix that is given already.
+func (r *Registry) want(a fabric.AllocationRequest, w fabric.Want, given map[netip.Prefix]fabric.Allocation) (is fabric.Allocation, covered bool, bad *fabric.AllocationError) {
+	is = fabric.Allocation{Prefix: w.Prefix, State: fabric.Allocated, Guest: a.Guest, VM: a.VM, NIC: w.NIC, N: w.N, Node: a.Node, Note: w.Note, Since: r.now()}
 	if a.Guest == "" {
 		is.State = fabric.Reserved
 	} else if owner, owned := r.ownerOf(a.Guest); owned {
@@ -91,7 +110,14 @@ func (r *Registry) want(a fabric.AllocationRequest, w fabric.Want, given map[net
 	}
 	is.Dynamic = w.Pool != ""
 	if w.Prefix.IsValid() {
-		return r.named(is)
+		for p, by := range given {
+			if p.Bits() <= w.Prefix.Bits() && p.Overlaps(w.Prefix) {
+				is.Pool, is.Since = by.Pool, by.Since
+				return is, true, nil
+			}
+		}
+		is, bad = r.named(is, given)
+		return is, false, bad
 	}
 	for _, state := range []fabric.AllocationState{fabric.Allocated, fabric.Quarantined} {
 		for p, had := range r.all {
@@ -99,52 +125,69 @@ func (r *Registry) want(a fabric.AllocationRequest, w fabric.Want, given map[net
 				if is.Prefix, is.Pool = p, had.Pool; state == fabric.Allocated {
 					is.Since = had.Since
 				}
-				return is, nil
+				return is, false, nil
 			}
 		}
 	}
+	bad = &fabric.AllocationError{Reason: fabric.PoolUnknown, Pool: w.Pool, Text: fmt.Sprintf("no pool %q for node %s; name another", w.Pool, a.Node)}
+	full := ""
 	for _, pool := range r.cluster.Pools {
-		if !pool.Serves(a.Node) || pool.Name != w.Pool && (w.Pool != fabric.AutoPool || pool.Prefix.Addr().Is6() != w.V6) {
+		if !r.cluster.Serves(pool, a.Node) || pool.Name != w.Pool && (w.Pool != fabric.AutoPool || pool.Is6() != w.V6) {
 			continue
 		}
-		is.Pool = pool.Name
-		kept := slices.Clone(pool.Exclude)
-		for _, reservation := range pool.Reserve {
-			kept = append(kept, reservation.Prefix)
+		if p, found := r.free(pool, a.Wants, given); found {
+			is.Prefix, is.Pool = p, pool.Name
+			return is, false, nil
 		}
-		for addr := pool.Prefix.Masked().Addr(); pool.Prefix.Contains(addr); addr = addr.Next() {
-			if i := slices.IndexFunc(kept, func(k netip.Prefix) bool { return k.Contains(addr) }); i >= 0 {
-				addr = lastOf(kept[i])
-				continue
-			}
-			p := fabric.HostPrefix(addr)
-			_, mine := given[p]
-			if _, taken := r.overlaps(p); !mine && !taken {
-				is.Prefix = p
-				return is, nil
-			}
-		}
-		return is, &fabric.AllocationError{Reason: fabric.PoolFull, Pool: pool.Name, Text: "pool " + pool.Name + " is full; add another"}
+		full += "pool " + pool.Name + " is full; "
+		bad = &fabric.AllocationError{Reason: fabric.PoolFull, Pool: pool.Name, Text: full + "add another"}
 	}
-	return is, &fabric.AllocationError{Reason: fabric.PoolUnknown, Pool: w.Pool, Text: fmt.Sprintf("no pool %q for node %s; name another", w.Pool, a.Node)}
+	return is, false, bad
 }
 
-// lastOf gives the last address of a prefix.
-func lastOf(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for bit := p.Bits(); bit < 8*len(b); bit++ {
-		b[bit/8] |= 0x80 >> (bit % 8)
+// free gives the first address of a pool, or the first prefix of a guest, that nobody has
+// and no want names.
+func (r *Registry) free(pool fabric.Pool, wants []fabric.Want, given map[netip.Prefix]fabric.Allocation) (netip.Prefix, bool) {
+	kept := slices.Clone(pool.Exclude)
+	for _, reservation := range pool.Reserve {
+		kept = append(kept, reservation.Prefix)
 	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
+	for _, w := range wants {
+		kept = append(kept, w.Prefix)
+	}
+	for _, block := range pool.Blocks() {
+		for addr := block.Masked().Addr(); block.Contains(addr); addr = addr.Next() {
+			p := fabric.HostPrefix(addr)
+			if pool.PerGuest > 0 {
+				p = netip.PrefixFrom(addr, pool.PerGuest)
+			}
+			addr = fabric.RangeOf(p).Last
+			if i := slices.IndexFunc(kept, p.Overlaps); i >= 0 {
+				if last := fabric.RangeOf(kept[i]).Last; addr.Less(last) {
+					addr = last
+				}
+				continue
+			}
+			_, mine := given[p]
+			if _, taken := r.overlaps(p); !mine && !taken {
+				return p, true
+			}
+		}
+	}
+	return netip.Prefix{}, false
 }
 
 // named takes an address that the guest names, or that is to be reserved.
-func (r *Registry) named(is fabric.Allocation) (fabric.Allocation, *fabric.AllocationError) {
+func (r *Registry) named(is fabric.Allocation, given map[netip.Prefix]fabric.Allocation) (fabric.Allocation, *fabric.AllocationError) {
 	if pool, in := r.cluster.PoolOf(is.Prefix.Addr()); in {
 		is.Pool = pool.Name
 	}
-	held, taken := r.overlaps(is.Prefix)
+	held, taken := r.heldBesides(is)
+	for p, by := range given {
+		if p.Overlaps(is.Prefix) { // inside of it: a pool gave it to the same guest
+			held, taken = by, true
+		}
+	}
 	guest := is.State == fabric.Allocated
 	switch {
 	case !taken:
@@ -162,6 +205,21 @@ func (r *Registry) named(is fabric.Allocation) (fabric.Allocation, *fabric.Alloc
 	}
 	is.Reserved = is.Reserved || held.Reserved
 	return is, nil
+}
+
+// heldBesides gives the allocation of a prefix, or one that overlaps it and is not the
+// guest's own.
+func (r *Registry) heldBesides(is fabric.Allocation) (fabric.Allocation, bool) {
+	if a, there := r.all[is.Prefix]; there {
+		return a, true
+	}
+	for at, a := range r.all {
+		own := is.Guest != "" && a.Guest == is.Guest && !a.Reserved
+		if !own && at.Overlaps(is.Prefix) {
+			return a, true
+		}
+	}
+	return fabric.Allocation{}, false
 }
 
 func (r *Registry) overlaps(p netip.Prefix) (fabric.Allocation, bool) {

@@ -2,67 +2,86 @@ package allocator
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
-	"iter"
 	"maps"
-	"math/big"
-	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-const (
-	// probes is how many random addresses are tried before a pool is searched through.
-	probes = 64
-	// searchable is the number of host bits of the largest pool that is searched
-	// through. A larger one is sparse.
-	searchable = 24
-)
-
-// pick chooses an address of a pool for a want. Any free address of the pool is
+// pick chooses an address, or a prefix, of a pool for a want. Any free one of the pool is
 // equally likely: so an IPv6 guest is hard to find by a scan, several nodes that
 // choose at one time seldom choose the same, and an address that became free is not
-// the next one that is given.
+// the next one that is given. With AutoPool the next pool takes the place of one that is
+// full.
 func (d *decision) pick(a *fabric.Allocation, w fabric.Want) *fabric.AllocationError {
-	pool, bad := d.pool(w)
-	if bad != nil {
+	pools, bad := d.pools(w)
+	if len(pools) == 0 {
 		return bad
 	}
-	a.Pool = pool.Name
-	free := func(addr netip.Addr) bool {
-		p := fabric.HostPrefix(addr)
-		if !pool.Contains(addr) || anycast(pool, addr) || d.taken[p] {
-			return false
+	var full []fabric.PoolUsage
+	for _, pool := range pools {
+		if p, found := spaceOf(pool).choose(d.rnd, d.free(pool)); found {
+			a.Prefix, a.Pool = p, pool.Name
+			return nil
 		}
-		if _, reserved := pool.Reserved(addr); reserved {
-			return false
-		}
-		_, taken := d.table.overlapping(p, d.now)
-		return !taken
+		full = append(full, Usage(d.cluster, pool, maps.Values(d.table.all), d.now))
 	}
-	addr, found := choose(pool.Prefix, d.rnd, free)
-	if !found {
-		u := Usage(pool, maps.Values(d.table.all), d.now)
-		return &fabric.AllocationError{Reason: fabric.PoolFull, Pool: pool.Name, Text: fullText(u, d.now)}
+	text := fullText(full, d.now)
+	if bad.Reason == fabric.RegistryNone {
+		text += "; " + bad.Text
 	}
-	a.Prefix = fabric.HostPrefix(addr)
-	return nil
+	return &fabric.AllocationError{Reason: fabric.PoolFull, Pool: pools[0].Name, Text: text}
 }
 
-// pool gives the pool of a want: with AutoPool the first one of the family that may
-// give an address.
-func (d *decision) pool(w fabric.Want) (fabric.Pool, *fabric.AllocationError) {
-	bad := &fabric.AllocationError{Reason: fabric.PoolUnknown, Pool: w.Pool}
+// free gives the function that reports whether a guest may get an address, or a prefix,
+// of a pool.
+func (d *decision) free(pool fabric.Pool) func(netip.Prefix) bool {
+	s := spaceOf(pool)
+	taken := map[netip.Prefix]bool{} // prefixes of guests of which a part is not free
+	for a := range d.table.longer(length{s.bits, pool.Is6()}, d.now) {
+		if pool.Has(a.Prefix.Addr()) {
+			taken[s.unit(a.Prefix)] = true
+		}
+	}
+	var wide []netip.Prefix // what has several units
+	keep := func(p netip.Prefix) {
+		if p.Bits() < s.bits {
+			wide = append(wide, p)
+		}
+		taken[s.unit(p)] = true
+	}
+	for p := range d.wanted {
+		keep(p)
+	}
+	for _, x := range pool.Exclude {
+		keep(x)
+	}
+	for _, r := range pool.Reserve {
+		keep(r.Prefix)
+	}
+	return func(p netip.Prefix) bool {
+		if taken[p] || anycast(pool, p) || slices.ContainsFunc(wide, p.Overlaps) {
+			return false
+		}
+		_, held := d.table.around(p, d.now)
+		return !held
+	}
+}
+
+// pools lists the pools that may answer a want, in the order in which they are tried:
+// that of its name, or with AutoPool those of the family. bad says why one may not.
+func (d *decision) pools(w fabric.Want) (pools []fabric.Pool, bad *fabric.AllocationError) {
+	bad = &fabric.AllocationError{Reason: fabric.PoolUnknown, Pool: w.Pool}
 	for _, p := range d.cluster.Pools {
-		if w.Pool == fabric.AutoPool && p.Prefix.Addr().Is6() != w.V6 || w.Pool != fabric.AutoPool && w.Pool != p.Name {
+		if w.Pool == fabric.AutoPool && p.Is6() != w.V6 || w.Pool != fabric.AutoPool && w.Pool != p.Name {
 			continue
 		}
-		if !p.Serves(d.asking.Node) {
-			bad.Text = cmp.Or(bad.Text, fmt.Sprintf("pool %s does not serve node %s; write the node under its nodes, or take another pool", p.Name, d.asking.Node))
+		if !d.cluster.Serves(p, d.asking.Node) {
+			bad.Text = cmp.Or(bad.Text, unservedText(p, d.asking.Node))
 			continue
 		}
 		if err := d.mayGive(p); err != nil {
@@ -71,7 +90,7 @@ func (d *decision) pool(w fabric.Want) (fabric.Pool, *fabric.AllocationError) {
 			}
 			continue
 		}
-		return p, nil
+		pools = append(pools, p)
 	}
 	switch {
 	case bad.Text != "":
@@ -80,7 +99,15 @@ func (d *decision) pool(w fabric.Want) (fabric.Pool, *fabric.AllocationError) {
 	default:
 		bad.Text = fmt.Sprintf("pool %q is not in cluster %s; name one of %s", w.Pool, d.cluster.Name, poolNames(d.cluster.Pools))
 	}
-	return fabric.Pool{}, bad
+	return pools, bad
+}
+
+// unservedText says for people that a pool is not for a node.
+func unservedText(p fabric.Pool, node string) string {
+	if len(p.NodeLabels) == 0 {
+		return fmt.Sprintf("pool %s does not serve node %s; write the node under its nodes, or take another pool", p.Name, node)
+	}
+	return fmt.Sprintf("pool %s does not serve node %s; write the node under its nodes, give the node the label %s, or take another pool", p.Name, node, strings.Join(p.NodeLabels, " or "))
 }
 
 func poolNames(pools []fabric.Pool) string {
@@ -98,117 +125,35 @@ func poolNames(pools []fabric.Pool) string {
 	return names
 }
 
-// choose gives a free address of a prefix. It tries some at random, and then
-// searches a prefix that is not too large from a random address on.
-func choose(p netip.Prefix, rnd *rand.Rand, free func(netip.Addr) bool) (netip.Addr, bool) {
-	for range probes {
-		if a := random(p, rnd); free(a) {
-			return a, true
-		}
-	}
-	if p.Addr().BitLen()-p.Bits() > searchable {
-		return netip.Addr{}, false
-	}
-	start := random(p, rnd)
-	for a := start; ; {
-		if free(a) {
-			return a, true
-		}
-		if a = a.Next(); !p.Contains(a) {
-			a = p.Masked().Addr()
-		}
-		if a == start {
-			return netip.Addr{}, false
-		}
-	}
-}
-
-// random gives a random address of a prefix.
-func random(p netip.Prefix, rnd *rand.Rand) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for bit := p.Bits(); bit < len(b)*8; bit++ {
-		if rnd.Uint32()&1 == 1 {
-			b[bit/8] |= 0x80 >> (bit % 8)
-		}
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
-}
-
 // anycast reports whether an address may be the subnet-router anycast address of its
 // pool or /64 (RFC 4291, 2.6.1), which some guests refuse to have.
-func anycast(pool fabric.Pool, a netip.Addr) bool {
-	if a.Is4() {
+func anycast(pool fabric.Pool, p netip.Prefix) bool {
+	if p.Addr().Is4() || !p.IsSingleIP() {
 		return false
 	}
-	return a == netip.PrefixFrom(a, max(64, pool.Prefix.Bits())).Masked().Addr() && pool.Prefix.Bits() < 128
-}
-
-// Usage counts the addresses of a pool. all are the allocations of a registry.
-func Usage(pool fabric.Pool, all iter.Seq[fabric.Allocation], now time.Time) fabric.PoolUsage {
-	u := fabric.PoolUsage{Pool: pool.Name, Prefix: pool.Prefix, Nodes: pool.Nodes}
-	size, held := addresses(pool.Prefix), new(big.Int)
-	for _, x := range disjoint(pool.Exclude) {
-		size.Sub(size, addresses(x))
-	}
-	var static []netip.Prefix
-	for _, r := range pool.Reserve {
-		static = append(static, r.Prefix)
-	}
-	static = disjoint(static)
-	for _, r := range static {
-		held.Add(held, addresses(r))
-	}
-	one := big.NewInt(1)
-	for a := range all {
-		if !pool.Prefix.Overlaps(a.Prefix) || over(a, now) {
-			continue
-		}
-		reserved := slices.ContainsFunc(static, a.Prefix.Overlaps)
-		switch {
-		case a.State == fabric.Allocated:
-			u.Allocated++
-			if reserved {
-				held.Sub(held, one)
-			}
-		case reserved: // counted already
-		case a.State == fabric.Reserved:
-			held.Add(held, addresses(a.Prefix))
-		default:
-			u.Quarantined++
-			if u.NextFree.IsZero() || a.Until.Before(u.NextFree) {
-				u.NextFree = a.Until
-			}
+	subnet := 64
+	for _, q := range append([]netip.Prefix{pool.Prefix}, pool.Prefixes...) {
+		if q.Contains(p.Addr()) {
+			subnet = max(subnet, q.Bits())
 		}
 	}
-	free := new(big.Int).Sub(size, held)
-	free.Sub(free, big.NewInt(int64(u.Allocated+u.Quarantined)))
-	u.Size, u.Reserved, u.Free = json.Number(size.String()), json.Number(held.String()), json.Number(free.String())
-	return u
+	return subnet < 128 && p.Addr() == netip.PrefixFrom(p.Addr(), subnet).Masked().Addr()
 }
 
-// addresses counts the addresses of a prefix.
-func addresses(p netip.Prefix) *big.Int {
-	return new(big.Int).Lsh(big.NewInt(1), uint(p.Addr().BitLen()-p.Bits()))
-}
-
-// disjoint leaves out prefixes that lie inside of others.
-func disjoint(ps []netip.Prefix) (kept []netip.Prefix) {
-	ps = slices.Clone(ps)
-	slices.SortFunc(ps, func(a, b netip.Prefix) int { return a.Bits() - b.Bits() })
-	for _, p := range ps {
-		if !slices.ContainsFunc(kept, p.Overlaps) {
-			kept = append(kept, p)
+// fullText says for people that pools are full.
+func fullText(pools []fabric.PoolUsage, now time.Time) string {
+	var texts []string
+	thing := "an address"
+	for _, u := range pools {
+		things := "addresses"
+		if u.PerGuest > 0 {
+			things, thing = fmt.Sprintf("prefixes of length %d", u.PerGuest), "a prefix"
 		}
+		t := fmt.Sprintf("pool %s is full: of %v %s %d are allocated, %v reserved, %d quarantined", u.Pool, u.Size, things, u.Allocated, u.Reserved, u.Quarantined)
+		if !u.NextFree.IsZero() {
+			t += fmt.Sprintf(", the first of them for %v more", u.NextFree.Sub(now).Round(time.Second))
+		}
+		texts = append(texts, t)
 	}
-	return kept
-}
-
-// fullText says for people that a pool is full.
-func fullText(u fabric.PoolUsage, now time.Time) string {
-	t := fmt.Sprintf("pool %s is full: of %v addresses %d are allocated, %v reserved, %d quarantined", u.Pool, u.Size, u.Allocated, u.Reserved, u.Quarantined)
-	if !u.NextFree.IsZero() {
-		t += fmt.Sprintf(", the first of them for %v more", u.NextFree.Sub(now).Round(time.Second))
-	}
-	return t + "; release an address, or add a pool"
+	return strings.Join(texts, "; ") + "; release " + thing + ", or add a pool"
 }

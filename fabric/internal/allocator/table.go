@@ -5,6 +5,7 @@ package allocator
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -23,23 +24,31 @@ type Table struct {
 
 	all     map[netip.Prefix]fabric.Allocation
 	guests  map[fabric.Identity]map[netip.Prefix]bool // the prefixes of each guest, not those it gave back
-	lengths map[int]int                               // how many prefixes there are of each length
+	lengths map[length]int                            // how many prefixes there are of each length
 	kept    map[netip.Prefix]bool                     // the prefixes in quarantine
 	owners  map[fabric.Identity]fabric.Owner          // of guests, where they are kept apart from the allocations
 }
+
+// length is that of prefixes of a family.
+type length struct {
+	bits int
+	v6   bool
+}
+
+func lengthOf(p netip.Prefix) length { return length{p.Bits(), p.Addr().Is6()} }
 
 // Put adds an allocation, or replaces that of its prefix.
 func (t *Table) Put(a fabric.Allocation) {
 	if t.all == nil {
 		t.all, t.guests = map[netip.Prefix]fabric.Allocation{}, map[fabric.Identity]map[netip.Prefix]bool{}
-		t.lengths, t.kept = map[int]int{}, map[netip.Prefix]bool{}
+		t.lengths, t.kept = map[length]int{}, map[netip.Prefix]bool{}
 	}
 	t.Delete(a.Prefix)
 	if is, known := t.owners[a.Guest]; known && a.State == fabric.Allocated {
 		a.Node, a.Epoch = is.Node, is.Epoch
 	}
 	t.all[a.Prefix] = a
-	t.lengths[a.Prefix.Bits()]++
+	t.lengths[lengthOf(a.Prefix)]++
 	switch a.State {
 	case fabric.Quarantined:
 		t.kept[a.Prefix] = true
@@ -59,8 +68,8 @@ func (t *Table) Delete(p netip.Prefix) {
 	}
 	delete(t.all, p)
 	delete(t.kept, p)
-	if t.lengths[p.Bits()]--; t.lengths[p.Bits()] == 0 {
-		delete(t.lengths, p.Bits())
+	if t.lengths[lengthOf(p)]--; t.lengths[lengthOf(p)] == 0 {
+		delete(t.lengths, lengthOf(p))
 	}
 	delete(t.guests[a.Guest], p)
 	if len(t.guests[a.Guest]) == 0 {
@@ -129,60 +138,90 @@ type Change struct {
 // Empty reports whether there is nothing to record.
 func (c Change) Empty() bool { return len(c.Put)+len(c.Delete) == 0 }
 
-// overlapping gives an allocation that has an address in common with p, if there is
-// one. Quarantines that are over do not count.
-func (t *Table) overlapping(p netip.Prefix, now time.Time) (fabric.Allocation, bool) {
-	shorter := 0
-	for bits, n := range t.lengths {
-		if bits > p.Addr().BitLen() {
+// around gives an allocation that has all of p, if there is one. Quarantines that are
+// over do not count.
+func (t *Table) around(p netip.Prefix, now time.Time) (fabric.Allocation, bool) {
+	for l := range t.lengths {
+		if l.bits > p.Bits() || l.v6 != p.Addr().Is6() {
 			continue
 		}
-		if bits <= p.Bits() {
-			if around, err := p.Addr().Prefix(bits); err == nil {
-				if a, there := t.all[around]; there && !t.over(a, now) {
-					return a, true
-				}
-			}
-			continue
-		}
-		shorter += n
-	}
-	if shorter == 0 {
-		return fabric.Allocation{}, false
-	}
-	for at, a := range t.all {
-		if p.Overlaps(at) && !t.over(a, now) {
+		around := netip.PrefixFrom(p.Addr(), l.bits).Masked()
+		if a, there := t.all[around]; there && !t.over(a, now) {
 			return a, true
 		}
 	}
 	return fabric.Allocation{}, false
 }
 
-// Allocate decides what a guest gets: everything that it asks for, or nothing. What
-// the guest had and does not ask for any more goes into quarantine. The allocations
-// are in the order of the wants. mayGive says why the caller gives no address from a
-// pool; nil: it may.
-func (t *Table) Allocate(c *fabric.Cluster, a fabric.AllocationRequest, now time.Time, rnd *rand.Rand, mayGive func(fabric.Pool) error) ([]fabric.Allocation, Change, error) {
-	d := decision{table: t, cluster: c, asking: a, now: now, rnd: rnd, mayGive: mayGive, taken: map[netip.Prefix]bool{}}
-	for _, w := range a.Wants {
-		if w.Prefix.IsValid() {
-			d.taken[w.Prefix] = true // no other want of the guest gets it
+// HasLength reports whether there are allocations of prefixes of the family and length
+// of p.
+func (t *Table) HasLength(p netip.Prefix) bool { return t.lengths[lengthOf(p)] > 0 }
+
+// longer iterates over the allocations of the prefixes of a family that are longer.
+// Quarantines that are over do not count.
+func (t *Table) longer(than length, now time.Time) iter.Seq[fabric.Allocation] {
+	is := func(l length) bool { return l.v6 == than.v6 && l.bits > than.bits }
+	return func(yield func(fabric.Allocation) bool) {
+		some := false
+		for l := range t.lengths {
+			some = some || is(l)
+		}
+		if !some {
+			return
+		}
+		for p, a := range t.all {
+			if is(lengthOf(p)) && !t.over(a, now) && !yield(a) {
+				return
+			}
 		}
 	}
+}
+
+// Allocate decides what a guest gets: everything that it asks for, or nothing. What
+// the guest had and does not ask for any more goes into quarantine. The allocations
+// are in the order of the wants. An address inside of a prefix that the guest gets, too,
+// is not recorded for itself. mayGive says why the caller gives no address from a
+// pool; nil: it may.
+func (t *Table) Allocate(c *fabric.Cluster, a fabric.AllocationRequest, now time.Time, rnd *rand.Rand, mayGive func(fabric.Pool) error) ([]fabric.Allocation, Change, error) {
+	d := decision{
+		table: t, cluster: c, asking: a, now: now, rnd: rnd, mayGive: mayGive,
+		wanted: map[netip.Prefix]bool{}, given: make([]fabric.Allocation, len(a.Wants)),
+	}
 	for _, w := range a.Wants {
-		given, err := d.want(w)
+		if w.Prefix.IsValid() {
+			d.wanted[w.Prefix] = true // no other want of the guest gets it
+		}
+	}
+	for _, i := range inOrder(a.Wants) {
+		given, err := d.want(a.Wants[i])
 		if err != nil {
-			err.NIC = w.NIC
+			err.NIC = a.Wants[i].NIC
 			return nil, Change{}, err
 		}
-		d.given = append(d.given, given)
+		d.given[i] = given
 	}
 	change := d.change()
 	for i, a := range d.given {
 		had, there := t.all[a.Prefix]
-		d.given[i].New = !there || had.State != a.State || had.Guest != a.Guest
+		recorded := slices.ContainsFunc(d.gets, func(g fabric.Allocation) bool { return g.Prefix == a.Prefix })
+		d.given[i].New = recorded && (!there || had.State != a.State || had.Guest != a.Guest)
 	}
 	return d.given, change, nil
+}
+
+// inOrder gives the order in which wants are decided: what pools give before what may lie
+// in it, and of what is named a prefix before what may lie in it.
+func inOrder(wants []fabric.Want) []int {
+	order := make([]int, len(wants))
+	rank := make([]int, len(wants))
+	for i, w := range wants {
+		order[i] = i
+		if w.Pool == "" {
+			rank[i] = 1 + w.Prefix.Bits()
+		}
+	}
+	slices.SortStableFunc(order, func(x, y int) int { return cmp.Compare(rank[x], rank[y]) })
+	return order
 }
 
 // decision is an answer in the making.
@@ -194,8 +233,9 @@ type decision struct {
 	rnd     *rand.Rand
 	mayGive func(fabric.Pool) error
 
-	taken map[netip.Prefix]bool // by this answer
-	given []fabric.Allocation
+	wanted map[netip.Prefix]bool // the prefixes that wants name, or got
+	gets   []fabric.Allocation   // what is to be recorded
+	given  []fabric.Allocation   // in the order of the wants
 }
 
 // want decides one want.
@@ -212,6 +252,10 @@ func (d *decision) want(w fabric.Want) (fabric.Allocation, *fabric.AllocationErr
 	var bad *fabric.AllocationError
 	if w.Prefix.IsValid() {
 		a.Prefix = w.Prefix
+		if i := slices.IndexFunc(d.gets, func(g fabric.Allocation) bool { return holds(g.Prefix, a.Prefix) }); i >= 0 {
+			a.Pool, a.Since = d.gets[i].Pool, d.gets[i].Since
+			return a, nil
+		}
 		bad = d.name(&a)
 	} else if had, there := d.before(w); there {
 		a.Prefix, a.Pool, a.Since, a.Note = had.Prefix, had.Pool, had.Since, had.Note
@@ -221,7 +265,8 @@ func (d *decision) want(w fabric.Want) (fabric.Allocation, *fabric.AllocationErr
 	if bad != nil {
 		return a, bad
 	}
-	d.taken[a.Prefix] = true
+	d.wanted[a.Prefix] = true
+	d.gets = append(d.gets, a)
 	return a, nil
 }
 
@@ -232,12 +277,12 @@ func (d *decision) before(w fabric.Want) (fabric.Allocation, bool) {
 		return fabric.Allocation{}, false
 	}
 	for p := range d.table.guests[d.asking.Guest] {
-		if a := d.table.all[p]; w.Answers(a) && !d.taken[p] {
+		if a := d.table.all[p]; w.Answers(a) && !d.wanted[p] {
 			return a, true
 		}
 	}
 	for p := range d.table.kept {
-		if a := d.table.all[p]; a.Guest == d.asking.Guest && w.Answers(a) && !d.taken[p] {
+		if a := d.table.all[p]; a.Guest == d.asking.Guest && w.Answers(a) && !d.wanted[p] {
 			a.Since = d.now
 			return a, true
 		}
@@ -255,7 +300,10 @@ func (d *decision) name(a *fabric.Allocation) *fabric.AllocationError {
 			a.Note = cmp.Or(a.Note, r.Note)
 		}
 	}
-	held, taken := d.table.overlapping(a.Prefix, d.now)
+	held, taken := d.held(a.Prefix)
+	if i := slices.IndexFunc(d.gets, func(g fabric.Allocation) bool { return holds(a.Prefix, g.Prefix) }); i >= 0 {
+		held, taken = d.gets[i], true // which a pool gave to the same guest
+	}
 	switch {
 	case !taken:
 	case held.Prefix == a.Prefix && held.Guest == a.Guest && held.State == a.State:
@@ -271,6 +319,31 @@ func (d *decision) name(a *fabric.Allocation) *fabric.AllocationError {
 	}
 	return nil
 }
+
+// held gives the allocation of a prefix, or else one that has an address in common with
+// it and is not the guest's own: what the guest has there is replaced.
+func (d *decision) held(p netip.Prefix) (fabric.Allocation, bool) {
+	if a, there := d.table.all[p]; there && !d.table.over(a, d.now) {
+		return a, true
+	}
+	if a, there := d.table.around(p, d.now); there && !d.replaces(a) {
+		return a, true
+	}
+	for a := range d.table.longer(lengthOf(p), d.now) {
+		if holds(p, a.Prefix) && !d.replaces(a) {
+			return a, true
+		}
+	}
+	return fabric.Allocation{}, false
+}
+
+// replaces reports whether an allocation is the guest's own, or was.
+func (d *decision) replaces(a fabric.Allocation) bool {
+	return d.asking.Guest != "" && a.Guest == d.asking.Guest && a.State != fabric.Reserved && !a.Reserved
+}
+
+// holds reports whether all of q is in p.
+func holds(p, q netip.Prefix) bool { return p.Bits() <= q.Bits() && p.Overlaps(q) }
 
 // heldText says for people who has an address.
 func heldText(p netip.Prefix, held fabric.Allocation) string {
@@ -290,18 +363,40 @@ func heldText(p netip.Prefix, held fabric.Allocation) string {
 	return fmt.Sprintf("%s is allocated to guest %s (%s), which got it on %s; give that one another address, or choose another", what, held.VM, held.Guest, held.Node)
 }
 
-// change gives what the answer changes in the table.
+// change gives what the answer changes in the table. What the guest had and does not
+// get any more is given back; what overlaps with something that it gets is in that.
 func (d *decision) change() (c Change) {
-	for _, a := range d.given {
+	gets, wide := map[netip.Prefix]bool{}, []netip.Prefix{}
+	for _, a := range d.gets {
+		gets[a.Prefix] = true
+		if !a.Prefix.IsSingleIP() {
+			wide = append(wide, a.Prefix)
+		}
 		if had, there := d.table.all[a.Prefix]; !there || had != a {
 			c.Put = append(c.Put, a)
 		}
 	}
-	if d.asking.Guest != "" {
-		for _, a := range d.table.Of(d.asking.Guest) {
-			if !d.taken[a.Prefix] {
-				c.release(d.cluster, a, d.now, false)
-			}
+	if d.asking.Guest == "" {
+		return c
+	}
+	replaced := func(p netip.Prefix) bool {
+		if p.IsSingleIP() {
+			return slices.ContainsFunc(wide, p.Overlaps)
+		}
+		return slices.ContainsFunc(d.gets, func(g fabric.Allocation) bool { return g.Prefix.Overlaps(p) })
+	}
+	for _, a := range d.table.Of(d.asking.Guest) {
+		switch {
+		case gets[a.Prefix]:
+		case replaced(a.Prefix):
+			c.Delete = append(c.Delete, a.Prefix)
+		default:
+			c.release(d.cluster, a, d.now, false)
+		}
+	}
+	for p := range d.table.kept {
+		if a := d.table.all[p]; a.Guest == d.asking.Guest && !gets[p] && replaced(p) {
+			c.Delete = append(c.Delete, p)
 		}
 	}
 	return c

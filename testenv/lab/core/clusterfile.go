@@ -44,8 +44,9 @@ func ClusterFile(c fabric.Cluster) string {
 	}
 	line("pools:")
 	for _, p := range c.Pools {
-		line("  - {name: %s, prefix: %q, exclude: [%s], nodes: [%s], quarantine: %s}", p.Name, p.Prefix, quotedList(p.Exclude),
-			quotedList(p.Nodes), cmp.Or(p.Quarantine, fabric.DefaultQuarantine))
+		line("  - {name: %s%s, prefixes: [%s], ranges: [%s]%s, exclude: [%s], nodes: [%s], node_labels: [%s], quarantine: %s}", p.Name,
+			optional("prefix", p.Prefix), quotedList(p.Prefixes), quotedList(p.Ranges), optional("per_guest", p.PerGuest), quotedList(p.Exclude),
+			quotedList(p.Nodes), quotedList(p.NodeLabels), cmp.Or(p.Quarantine, fabric.DefaultQuarantine))
 	}
 	line("reflectors:")
 	for _, r := range c.Reflectors {
@@ -57,7 +58,7 @@ func ClusterFile(c fabric.Cluster) string {
 	}
 	line("nodes:")
 	for _, n := range c.Nodes {
-		line("  - {name: %s, address: %q, address6: %q}", n.Name, n.Address, n.Address6)
+		line("  - {name: %s, address: %q, address6: %q, labels: [%s]}", n.Name, n.Address, n.Address6, quotedList(c.Labels[n.Name]))
 	}
 	return b.String()
 }
@@ -68,6 +69,14 @@ func quotedList[T any](values []T) string {
 		quoted[i] = fmt.Sprintf("%q", fmt.Sprint(v))
 	}
 	return strings.Join(quoted, ", ")
+}
+
+// optional gives a key of a mapping that is left out if the value is zero.
+func optional[T comparable](key string, value T) string {
+	if value == *new(T) {
+		return ""
+	}
+	return fmt.Sprintf(", %s: %q", key, fmt.Sprint(value))
 }
 
 func longLived(d time.Duration) string {

@@ -17,6 +17,11 @@ func TestClusterFileIsRead(t *testing.T) {
 	changed := core.SmallCluster(2)
 	changed.AgentPort = 7148
 	changed.Pools[0].Nodes, changed.Pools[1].Quarantine = []string{"node2"}, time.Hour
+	changed.Pools[1].PerGuest, changed.Labels = 64, map[string][]string{"node1": {"rack1", "ssd"}}
+	changed.Pools = append(changed.Pools, fabric.Pool{
+		Name: "more4", Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28")}, NodeLabels: []string{"ssd"},
+		Ranges: []fabric.AddressRange{{First: netip.MustParseAddr("192.0.2.20"), Last: netip.MustParseAddr("192.0.2.29")}},
+	})
 	changed.Moves = fabric.Moves{Rate: 4000, Pause: 1500 * time.Millisecond}
 	changed.Guests = fabric.Guests{
 		Reach: []netip.Prefix{netip.MustParsePrefix("169.254.169.254/32"), netip.MustParsePrefix("fd00:10:10::35/128")}, NodePorts: []fabric.Service{{Protocol: "udp", Port: 53}},
@@ -31,6 +36,7 @@ func TestClusterFileIsRead(t *testing.T) {
 		assert.Equal(t, want.Moves, got.Moves, name)
 		assert.Equal(t, want.Guests, got.Guests, name)
 		assert.Equal(t, want.Nodes, got.Nodes, name)
+		assert.Equal(t, want.Labels, got.Labels, name)
 		assert.Equal(t, want.Pools, got.Pools, name)
 	}
 }
