@@ -98,16 +98,19 @@ type VM struct {
 type NIC struct {
 	Addresses []netip.Addr   `json:"addresses"`
 	Routes    []netip.Prefix `json:"routes,omitempty"` // prefixes behind the guest, reached through its first address of that family
-	// Pools are those of which the NIC gets an address each, from the [Registry]; also
-	// [AutoPool].
+	// Pools are those of which the NIC gets an address or a prefix each, from the
+	// [Registry]; also [AutoPool].
 	Pools []string `json:"pools,omitempty"`
-	// Dynamic is how many Addresses, the last ones, the registry gave the NIC.
-	Dynamic int    `json:"dynamic,omitempty"`
-	Kind    Kind   `json:"kind,omitempty"`   // empty: Tap
-	MAC     MAC    `json:"mac,omitzero"`     // of the guest's end; zero: not known
-	Queues  int    `json:"queues,omitempty"` // of a multi-queue tap; 0 and 1: one queue
-	MTU     int    `json:"mtu,omitempty"`    // bytes; 0: the kernel's default
-	Link    string `json:"link,omitempty"`   // its name in the guest; empty: not known
+	// Dynamic and DynamicRoutes are how many Addresses and Routes, the last ones, the
+	// registry gave the NIC. A prefix is in Routes, and the guest's address in it
+	// ([Allocation.Address]) in Addresses.
+	Dynamic       int    `json:"dynamic,omitempty"`
+	DynamicRoutes int    `json:"dynamic_routes,omitempty"`
+	Kind          Kind   `json:"kind,omitempty"`   // empty: Tap
+	MAC           MAC    `json:"mac,omitzero"`     // of the guest's end; zero: not known
+	Queues        int    `json:"queues,omitempty"` // of a multi-queue tap; 0 and 1: one queue
+	MTU           int    `json:"mtu,omitempty"`    // bytes; 0: the kernel's default
+	Link          string `json:"link,omitempty"`   // its name in the guest; empty: not known
 }
 
 // Desired is the wanted state of a guest on this node. A [Store] keeps it, a
@@ -226,9 +229,39 @@ func (v VM) Unresolved() bool {
 // yet.
 func (n NIC) Unallocated() bool { return len(n.Pools) > 0 && n.Dynamic == 0 }
 
-// Static lists the addresses that the guest's description gives the NIC: those that
-// the registry did not.
-func (n NIC) Static() []netip.Addr { return n.Addresses[:len(n.Addresses)-n.Dynamic] }
+// Static gives the NIC with the addresses and routes of the guest's description: without
+// those that the registry gave it.
+func (n NIC) Static() NIC {
+	n.Addresses = slices.Clone(n.Addresses[:len(n.Addresses)-n.Dynamic])
+	n.Routes = slices.Clone(n.Routes[:len(n.Routes)-n.DynamicRoutes])
+	n.Dynamic, n.DynamicRoutes = 0, 0
+	return n
+}
+
+// Allocated lists what the registry gave the NIC, in the order of the addresses: those,
+// or the prefixes that they are in.
+func (n NIC) Allocated() (ps []netip.Prefix) {
+	routes := n.Routes[len(n.Routes)-n.DynamicRoutes:]
+	for _, a := range n.Addresses[len(n.Addresses)-n.Dynamic:] {
+		p := HostPrefix(a)
+		if i := slices.IndexFunc(routes, func(r netip.Prefix) bool { return r.Contains(a) }); i >= 0 {
+			p = routes[i]
+		}
+		if !slices.Contains(ps, p) {
+			ps = append(ps, p)
+		}
+	}
+	return ps
+}
+
+// WithAllocated gives the NIC what the registry has for it, beside what it has already.
+func (n NIC) WithAllocated(a Allocation) NIC {
+	n.Addresses, n.Dynamic = append(slices.Clone(n.Addresses), a.Address()), n.Dynamic+1
+	if !a.Prefix.IsSingleIP() {
+		n.Routes, n.DynamicRoutes = append(slices.Clone(n.Routes), a.Prefix), n.DynamicRoutes+1
+	}
+	return n
+}
 
 // Validate reports the first fault in the guest's name and NICs, without the
 // rules of a cluster ([Cluster.Permits]); nil: they are well formed. A NIC may
@@ -254,8 +287,8 @@ func (v VM) ValidateNICs() error {
 		if len(nic.Addresses) > MaxAddresses || len(nic.Routes) > MaxAddresses {
 			return fmt.Errorf("NIC %d: more than %d addresses or routes", n, MaxAddresses)
 		}
-		if nic.Dynamic < 0 || nic.Dynamic > len(nic.Addresses) {
-			return fmt.Errorf("NIC %d: %d of %d addresses are said to come from pools", n, nic.Dynamic, len(nic.Addresses))
+		if nic.Dynamic < 0 || nic.Dynamic > len(nic.Addresses) || nic.DynamicRoutes < 0 || nic.DynamicRoutes > len(nic.Routes) {
+			return fmt.Errorf("NIC %d: %d of %d addresses and %d of %d routes are said to come from pools", n, nic.Dynamic, len(nic.Addresses), nic.DynamicRoutes, len(nic.Routes))
 		}
 		if len(nic.Pools) > MaxAddresses {
 			return fmt.Errorf("NIC %d: more than %d pools", n, MaxAddresses)

@@ -173,3 +173,20 @@ func TestNamesCanBeSeen(t *testing.T) {
 		assert.NoError(t, fabric.ValidateName(name), name)
 	}
 }
+
+// TestAllocatedPart tells what the registry gave a NIC from what its description has.
+func TestAllocatedPart(t *testing.T) {
+	ip := netip.MustParseAddr
+	described := fabric.NIC{Addresses: []netip.Addr{ip("203.0.113.9")}, Routes: []netip.Prefix{prefix("198.51.100.0/29")}, MTU: 1400}
+	is := described.
+		WithAllocated(fabric.Allocation{Prefix: prefix("203.0.113.10/32")}).
+		WithAllocated(fabric.Allocation{Prefix: prefix("2001:db8:100:5::/64")}).
+		WithAllocated(fabric.Allocation{Prefix: prefix("203.0.113.64/29")})
+	assert.Equal(t, []netip.Addr{ip("203.0.113.9"), ip("203.0.113.10"), ip("2001:db8:100:5::1"), ip("203.0.113.65")}, is.Addresses)
+	assert.Equal(t, []netip.Prefix{prefix("198.51.100.0/29"), prefix("2001:db8:100:5::/64"), prefix("203.0.113.64/29")}, is.Routes)
+	assert.Equal(t, []netip.Prefix{prefix("203.0.113.10/32"), prefix("2001:db8:100:5::/64"), prefix("203.0.113.64/29")}, is.Allocated())
+	assert.Equal(t, described, is.Static())
+	assert.NoError(t, fabric.VM{Name: "web", NICs: []fabric.NIC{is}}.Validate())
+	is.DynamicRoutes = 4
+	assert.EqualError(t, fabric.VM{Name: "web", NICs: []fabric.NIC{is}}.Validate(), "NIC 0: 3 of 4 addresses and 4 of 3 routes are said to come from pools")
+}

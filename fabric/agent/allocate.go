@@ -29,25 +29,26 @@ func WithRegistry(r fabric.Registry) Option { return func(a *Agent) { a.registry
 // asks for an address of each family on each NIC.
 func (a *Agent) wants(vm fabric.VM) (wants []fabric.Want) {
 	for n, nic := range vm.NICs {
-		for i, addr := range nic.Static() {
-			wants = append(wants, fabric.Want{NIC: n, N: i, Prefix: fabric.HostPrefix(addr)})
+		for i, p := range nic.Static().Prefixes() {
+			wants = append(wants, fabric.Want{NIC: n, N: i, Prefix: p})
 		}
-		asked := a.poolWants(n, vm, nic)
-		if nic.Dynamic == 0 {
+		asked, has := a.poolWants(n, vm, nic), nic.Allocated()
+		if len(has) == 0 {
 			wants = append(wants, asked...)
 			continue
 		}
-		for i, addr := range nic.Addresses[len(nic.Addresses)-nic.Dynamic:] {
-			pool, _ := a.cluster.PoolOf(addr)
-			of := slices.IndexFunc(asked, func(w fabric.Want) bool {
-				return w.Pool == pool.Name || w.Pool == fabric.AutoPool && addr.Is6() == w.V6
-			})
-			is := fabric.Want{NIC: n, N: maxAsked + i, Pool: cmp.Or(pool.Name, fabric.AutoPool), V6: addr.Is6()} // of a pool that it does not ask any more
+		for i, p := range has {
+			pool, _ := a.cluster.PoolOf(p.Addr())
+			of := slices.IndexFunc(asked, func(w fabric.Want) bool { return w.Pool == pool.Name })
+			if of < 0 {
+				of = slices.IndexFunc(asked, func(w fabric.Want) bool { return w.Pool == fabric.AutoPool && p.Addr().Is6() == w.V6 })
+			}
+			is := fabric.Want{NIC: n, N: maxAsked + i, Pool: cmp.Or(pool.Name, fabric.AutoPool), V6: p.Addr().Is6()} // of a pool that it does not ask any more
 			if of >= 0 {
 				is = asked[of]
 				asked = slices.Delete(asked, of, of+1)
 			}
-			is.Prefix = fabric.HostPrefix(addr)
+			is.Prefix = p
 			wants = append(wants, is)
 		}
 	}
@@ -189,14 +190,15 @@ func (a *Agent) unallocated(err error) error {
 	return a.because(fabric.RegistryFailed, fmt.Errorf("no addresses from the registry: %w", shortened{err}))
 }
 
-// has reports whether the guest is here with these addresses.
+// has reports whether the guest is here with these addresses and routes.
 func (s *state) has(vm fabric.VM) bool {
 	g := s.guests[vm.Name]
 	if g == nil || g.want.State == fabric.Absent || vm.Unresolved() || g.want.VM.Identity() != vm.Identity() || len(vm.NICs) != len(g.want.VM.NICs) {
 		return false
 	}
 	for n, nic := range vm.NICs {
-		if has := g.want.VM.NICs[n]; !slices.Equal(nic.Addresses, has.Addresses) || nic.Dynamic != has.Dynamic {
+		has := g.want.VM.NICs[n]
+		if !slices.Equal(nic.Prefixes(), has.Prefixes()) || len(nic.Addresses) != len(has.Addresses) || nic.Dynamic != has.Dynamic || nic.DynamicRoutes != has.DynamicRoutes {
 			return false
 		}
 	}
@@ -230,11 +232,9 @@ func (a *Agent) allocated(ctx context.Context, vm fabric.VM) (fabric.VM, error) 
 		if i < 0 && w.Pool != "" {
 			return vm, unanswered{errors.New("it has no address yet, and gets one when it starts")}
 		}
-		if i < 0 {
-			given = append(given, fabric.Allocation{Prefix: w.Prefix, NIC: w.NIC})
-			continue
+		if i >= 0 {
+			given = append(given, all[i])
 		}
-		given = append(given, all[i])
 	}
 	return answeredBy(vm, given), nil
 }
@@ -246,29 +246,40 @@ func (s *state) fromPort(vm fabric.VM) fabric.VM {
 	if g == nil || !g.orphan || !vm.Unresolved() || len(vm.NICs) != len(g.want.VM.NICs) {
 		return vm
 	}
-	vm = withNICs(vm, g.want.VM.NICs)
-	for n := range vm.NICs {
-		vm.NICs[n].Dynamic = len(vm.NICs[n].Addresses)
+	vm.NICs = slices.Clone(vm.NICs)
+	for n, port := range g.want.VM.NICs {
+		vm.NICs[n] = ofPort(vm.NICs[n], port)
 	}
 	return vm
 }
 
-// answeredBy gives a guest the addresses of a registry's answer, which is in the order
-// of [Agent.wants].
+// ofPort gives a NIC what its port has beyond the NIC's description.
+func ofPort(nic, port fabric.NIC) fabric.NIC {
+	nic = nic.Static()
+	nic.Addresses, nic.Dynamic = inFront(port.Addresses, nic.Addresses)
+	nic.Routes, nic.DynamicRoutes = inFront(port.Routes, nic.Routes)
+	return nic
+}
+
+// inFront gives all with those of first in front, and how many others there are.
+func inFront[T comparable](all, first []T) (sorted []T, others int) {
+	sorted = slices.DeleteFunc(slices.Clone(first), func(x T) bool { return !slices.Contains(all, x) })
+	rest := slices.DeleteFunc(slices.Clone(all), func(x T) bool { return slices.Contains(first, x) })
+	return append(sorted, rest...), len(rest)
+}
+
+// answeredBy gives a guest the addresses and prefixes of a registry's answer, which is in
+// the order of [Agent.wants].
 func answeredBy(vm fabric.VM, given []fabric.Allocation) fabric.VM {
 	vm.NICs = slices.Clone(vm.NICs)
-	for n := range vm.NICs {
-		nic := &vm.NICs[n]
-		nic.Addresses, nic.Dynamic = nil, 0
+	for n, nic := range vm.NICs {
+		nic = nic.Static()
 		for _, a := range given {
-			if a.NIC != n {
-				continue
-			}
-			nic.Addresses = append(nic.Addresses, a.Prefix.Addr())
-			if a.Dynamic {
-				nic.Dynamic++
+			if a.NIC == n && a.Dynamic {
+				nic = nic.WithAllocated(a)
 			}
 		}
+		vm.NICs[n] = nic
 	}
 	return vm
 }

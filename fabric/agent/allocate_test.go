@@ -23,8 +23,17 @@ func asking(name string, pools ...string) fabric.VM {
 	return vm
 }
 
+// prefixPools are pools of which each guest gets a prefix.
+func prefixPools() []fabric.Pool {
+	return []fabric.Pool{
+		{Name: "own4", Prefix: prefix("192.0.2.0/24"), PerGuest: 29, Quarantine: fabric.DefaultQuarantine},
+		{Name: "own6", Prefix: prefix("2001:db8:300::/48"), PerGuest: 64, Quarantine: fabric.DefaultQuarantine},
+	}
+}
+
 func newRegistry(j *fake.Journal) *fake.Registry {
 	c := cluster()
+	c.Pools = append(c.Pools, prefixPools()...)
 	return fake.NewRegistry(j, &c)
 }
 
@@ -104,6 +113,118 @@ func TestAddressesByHandAndOfPools(t *testing.T) {
 	assert.Equal(t, 1, d.NICs[0].Dynamic)
 	n.apply(d, fabric.Live)
 	assert.Equal(t, addrs("203.0.113.1", "203.0.113.2"), has(n, "web"))
+}
+
+// withPrefixes is a node whose cluster has the pools of prefixPools, too.
+func withPrefixes(t *testing.T, r fabric.Registry) *node {
+	j := new(fake.Journal)
+	return (&node{
+		t: t, pools: prefixPools(), journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j),
+	}).start(agent.WithRegistry(r))
+}
+
+// nic gives the first NIC of a guest that is on a node, as its store has it.
+func nic(n *node, vm string) fabric.NIC {
+	n.t.Helper()
+	kept, err := n.store.All(n.t.Context())
+	require.NoError(n.t, err)
+	for _, d := range kept {
+		if d.VM.Name == vm {
+			return d.VM.NICs[0]
+		}
+	}
+	return fabric.NIC{}
+}
+
+// TestGuestGetsPrefixes: they are routed to it and announced, the first address of each is
+// its own, and it has the same at each start, also after the agent's, and after the agent
+// lost its state.
+func TestGuestGetsPrefixes(t *testing.T) {
+	r := newRegistry(nil)
+	n := withPrefixes(t, r)
+	vm := asking("web", "own6", "public4", "own4")
+	vm.NICs[0].Addresses, vm.NICs[0].Routes = addrs("203.0.113.1", "2001:db8:300::7"), prefixes("198.51.100.0/29")
+	n.apply(vm, fabric.Wired)
+	require.NoError(t, n.Started(t.Context(), vm))
+	got := nic(n, "web")
+	assert.Equal(t, addrs("203.0.113.1", "2001:db8:300::7", "2001:db8:300:1::1", "203.0.113.2", "192.0.2.1"), got.Addresses)
+	assert.Equal(t, prefixes("198.51.100.0/29", "2001:db8:300:1::/64", "192.0.2.0/29"), got.Routes)
+	assert.Equal(t, []int{3, 2}, []int{got.Dynamic, got.DynamicRoutes})
+	_, announced := n.actual()
+	assert.ElementsMatch(t, texts(got.Prefixes()), announced)
+	assert.Empty(t, n.problems())
+	recorded := []string{
+		"192.0.2.0/29 allocated web node1", "198.51.100.0/29 allocated web node1", "203.0.113.1/32 allocated web node1", "203.0.113.2/32 allocated web node1",
+		"2001:db8:300::7/128 allocated web node1", "2001:db8:300:1::/64 allocated web node1",
+	}
+	assert.Equal(t, recorded, allocations(t, r))
+
+	n.apply(asking("db", "own6"), fabric.Live)
+	assert.Equal(t, prefixes("2001:db8:300:2::/64"), nic(n, "db").Routes)
+	n = n.again(agent.WithRegistry(r))
+	n.apply(vm, fabric.Live)
+	assert.Equal(t, got, nic(n, "web"))
+	n.apply(vm, fabric.Absent)
+	n.apply(vm, fabric.Live)
+	assert.Equal(t, got, nic(n, "web"))
+
+	n.dataplane.SetCarrier("web_net0", true)
+	n.store = fake.NewStore(n.journal)
+	n = n.again(agent.WithRegistry(r))
+	n.apply(vm, fabric.Live)
+	assert.Equal(t, []int{3, 2}, []int{nic(n, "web").Dynamic, nic(n, "web").DynamicRoutes})
+	assert.ElementsMatch(t, got.Addresses, nic(n, "web").Addresses)
+	assert.ElementsMatch(t, got.Routes, nic(n, "web").Routes)
+	assert.Subset(t, allocations(t, r), recorded)
+	n.apply(vm, fabric.Absent)
+	n.apply(vm, fabric.Live)
+	assert.Equal(t, got, nic(n, "web"), "what it asks for at its next start is what it has")
+}
+
+// TestAddressInTheGuestsOwnPrefix: a guest may name addresses of the prefix that a pool
+// gave it, also while it has another one.
+func TestAddressInTheGuestsOwnPrefix(t *testing.T) {
+	r := newRegistry(nil)
+	n := withPrefixes(t, r)
+	n.apply(asking("web", "own6"), fabric.Live)
+	n.apply(asking("web", "own6"), fabric.Absent)
+	vm := asking("web", "own6")
+	vm.NICs[0].Addresses = addrs("2001:db8:300::7")
+	n.apply(vm, fabric.Live)
+	got := nic(n, "web")
+	assert.Equal(t, addrs("2001:db8:300::7", "2001:db8:300::1"), got.Addresses)
+	assert.Equal(t, prefixes("2001:db8:300::/64"), got.Routes)
+	assert.Equal(t, []string{"2001:db8:300::/64 allocated web node1"}, allocations(t, r))
+	n = n.again(agent.WithRegistry(r))
+	n.apply(vm, fabric.Live)
+	assert.Equal(t, got, nic(n, "web"))
+	err := n.Apply(t.Context(), known("db", "uuid-of-db", "2001:db8:300::9"), fabric.Live)
+	require.ErrorIs(t, err, fabric.ErrRefused)
+}
+
+// TestRoutesAreRecorded: the registry keeps two nodes from routing one prefix to two
+// guests, and gives nothing of it away.
+func TestRoutesAreRecorded(t *testing.T) {
+	r := newRegistry(nil)
+	first, second := known("web", "uuid-of-web", "203.0.113.9 198.51.100.0/29 192.0.2.0/29"), known("copy", "uuid-of-copy", "203.0.113.10 198.51.100.4/30")
+	pairsOf(t, fake.NewSource, first, func(t *testing.T, p *pair) {
+		p.runs(p.one, first)
+		time.Sleep(time.Second)
+		assert.Contains(t, allocations(t, r), "198.51.100.0/29 allocated web node1")
+		require.ErrorIs(t, p.two.Apply(t.Context(), second, fabric.Wired), fabric.ErrRefused)
+		p.two.apply(asking("own", "own4"), fabric.Live)
+		assert.Equal(t, prefixes("192.0.2.8/29"), nic(p.two, "own").Routes)
+		p.over(p.one, first)
+		p.runs(p.two, second)
+		assert.Contains(t, allocations(t, r), "198.51.100.4/30 allocated copy node2")
+	}, func(string) []agent.Option { return []agent.Option{agent.WithRegistry(r)} })
+}
+
+func prefixes(ss ...string) (ps []netip.Prefix) {
+	for _, s := range ss {
+		ps = append(ps, prefix(s))
+	}
+	return ps
 }
 
 // TestRefusedByTheRegistry: nothing changes, and the caller hears why.
@@ -234,50 +355,69 @@ func TestGuestThatRunsGetsNoNewAddress(t *testing.T) {
 	})
 }
 
-// TestRegistriesOfTheirOwn: a guest keeps its address where it moves, and the node that
-// gave it knows where it is, and when it is gone for good.
+// TestRegistriesOfTheirOwn: a guest keeps its addresses and prefixes where it moves, and
+// the node that gave them knows where it is, and when it is gone for good.
 func TestRegistriesOfTheirOwn(t *testing.T) {
-	registries := map[string]*fake.Registry{"node1": newRegistry(nil).OfOneNode(), "node2": newRegistry(nil).OfOneNode()}
-	vm := asking("web", fabric.AutoPool)
-	with := func(node string) []agent.Option { return []agent.Option{agent.WithRegistry(registries[node])} }
-	pairsOf(t, fake.NewSource, vm, func(t *testing.T, p *pair) {
-		p.runs(p.one, vm)
-		got := has(p.one, "web")
-		require.Len(t, got, 2)
-		p.arrives(p.two)
-		assert.Equal(t, got, has(p.two, "web"))
-		p.src[p.two].Set(vm, fabric.Live)
-		moment()
-		p.leaves(p.one)
-		there := []string{"203.0.113.1/32 allocated web node2", "2001:db8:100:1::/128 allocated web node2"}
-		assert.Equal(t, there, allocations(t, registries["node2"]))
-		time.Sleep(time.Second)
-		assert.Equal(t, there, allocations(t, registries["node1"]), "nobody said that it is gone there")
+	for name, tt := range map[string]struct {
+		pools []string
+		has   []string
+	}{
+		"addresses": {[]string{fabric.AutoPool}, []string{"203.0.113.1/32", "2001:db8:100:1::/128"}},
+		"prefixes":  {[]string{"own6", "own4", "public6"}, []string{"192.0.2.0/29", "2001:db8:100:1::/128", "2001:db8:300::/64"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			registries := map[string]*fake.Registry{"node1": newRegistry(nil).OfOneNode(), "node2": newRegistry(nil).OfOneNode()}
+			vm := asking("web", tt.pools...)
+			with := func(node string) []agent.Option { return []agent.Option{agent.WithRegistry(registries[node])} }
+			are := func(state string) (lines []string) {
+				for _, p := range tt.has {
+					lines = append(lines, p+" "+state+" web node2")
+				}
+				return lines
+			}
+			pairsOf(t, fake.NewSource, vm, func(t *testing.T, p *pair) {
+				p.runs(p.one, vm)
+				got := nic(p.one, "web")
+				require.Len(t, got.Allocated(), len(tt.has))
+				p.arrives(p.two)
+				assert.Equal(t, got, nic(p.two, "web"))
+				p.src[p.two].Set(vm, fabric.Live)
+				moment()
+				p.leaves(p.one)
+				_, announced := p.two.actual()
+				assert.ElementsMatch(t, texts(got.Prefixes()), announced)
+				assert.Equal(t, are("allocated"), allocations(t, registries["node2"]))
+				time.Sleep(time.Second)
+				assert.Equal(t, are("allocated"), allocations(t, registries["node1"]), "nobody said that it is gone there")
 
-		p.src[p.one].Forget(vm)
-		time.Sleep(time.Second)
-		assert.Equal(t, there, allocations(t, registries["node1"]), "it is on the other node")
-		p.over(p.two, vm)
-		p.src[p.two].Forget(vm)
-		time.Sleep(time.Second)
-		assert.Equal(t, []string{"203.0.113.1/32 quarantined web node2", "2001:db8:100:1::/128 quarantined web node2"}, allocations(t, registries["node1"]))
-	}, with)
+				p.src[p.one].Forget(vm)
+				time.Sleep(time.Second)
+				assert.Equal(t, are("allocated"), allocations(t, registries["node1"]), "it is on the other node")
+				p.over(p.two, vm)
+				p.src[p.two].Forget(vm)
+				time.Sleep(time.Second)
+				assert.Equal(t, are("quarantined"), allocations(t, registries["node1"]))
+			}, with)
+		})
+	}
 }
 
-// TestGuestThatStartsElsewhere keeps the address of its node's own registry.
+// TestGuestThatStartsElsewhere keeps the address and the prefix of its node's own registry.
 func TestGuestThatStartsElsewhere(t *testing.T) {
 	registries := map[string]*fake.Registry{"node1": newRegistry(nil).OfOneNode(), "node2": newRegistry(nil).OfOneNode()}
-	vm := asking("web", fabric.AutoPool)
+	vm := asking("web", fabric.AutoPool, "own6")
+	vm.NICs[0].Addresses = addrs("203.0.113.77")
 	with := func(node string) []agent.Option { return []agent.Option{agent.WithRegistry(registries[node])} }
 	pairsOf(t, fake.NewSource, vm, func(t *testing.T, p *pair) {
 		p.runs(p.one, vm)
 		time.Sleep(time.Second)
-		got := has(p.one, "web")
+		got := nic(p.one, "web")
 		p.over(p.one, vm)
 		assert.Contains(t, allocations(t, registries["node1"]), "203.0.113.1/32 allocated web node1")
 		p.runs(p.two, vm)
-		assert.Equal(t, got, has(p.two, "web"))
+		assert.Equal(t, got, nic(p.two, "web"))
 		assert.Contains(t, allocations(t, registries["node1"]), "203.0.113.1/32 allocated web node2")
+		assert.Contains(t, allocations(t, registries["node1"]), "2001:db8:300::/64 allocated web node2")
 	}, with)
 }
 
@@ -291,19 +431,19 @@ func TestGuestMovesWithoutTheRegistry(t *testing.T) {
 		"it hangs": func(r *fake.Registry) { r.Hang("allocate"); r.Hang("list addresses") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			r, vm := newRegistry(nil), asking("web", "public4", "public6")
+			r, vm := newRegistry(nil), asking("web", "public4", "public6", "own6")
 			pairsOf(t, fake.NewSource, vm, func(t *testing.T, p *pair) {
 				p.runs(p.one, vm)
-				got := has(p.one, "web")
-				require.Len(t, got, 2)
+				got := nic(p.one, "web")
+				require.Len(t, got.Allocated(), 3)
 				spoil(r)
 				p.arrives(p.two)
-				assert.Equal(t, got, has(p.two, "web"))
+				assert.Equal(t, got, nic(p.two, "web"))
 				p.src[p.two].Set(vm, fabric.Live)
 				moment()
 				p.leaves(p.one)
 				_, announced := p.two.actual()
-				assert.Len(t, announced, 2)
+				assert.Len(t, announced, 4)
 			}, func(string) []agent.Option { return []agent.Option{agent.WithRegistry(r)} })
 		})
 	}

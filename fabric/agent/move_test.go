@@ -46,7 +46,7 @@ func pairsOf(t *testing.T, source func(string) *fake.Source, vm fabric.VM, f fun
 		ends := fake.NewNodes(p.talk, c.Nodes[:2]...)
 		for i, at := range []**node{&p.one, &p.two} {
 			j := new(fake.Journal)
-			n := &node{t: t, name: c.Nodes[i].Name, journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j)}
+			n := &node{t: t, name: c.Nodes[i].Name, pools: prefixPools(), journal: j, dataplane: fake.NewDataplane(j), speaker: fake.NewSpeaker(j), store: fake.NewStore(j)}
 			p.src[n], p.ends[n] = source(vm.Origin), ends[n.name]
 			*at = n.start(p.options(n)...)
 		}

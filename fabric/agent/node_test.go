@@ -20,7 +20,8 @@ import (
 type node struct {
 	*agent.Agent
 	t         *testing.T
-	name      string // node1 when empty
+	name      string        // node1 when empty
+	pools     []fabric.Pool // of the cluster, beside the usual ones
 	journal   *fake.Journal
 	dataplane *fake.Dataplane
 	speaker   *fake.Speaker
@@ -37,7 +38,7 @@ func fresh(t *testing.T, opts ...agent.Option) *node {
 // speaker begins anew.
 func (n *node) again(opts ...agent.Option) *node {
 	n.t.Helper()
-	return (&node{t: n.t, name: n.name, journal: n.journal, dataplane: n.dataplane.Again(), speaker: fake.NewSpeaker(n.journal), store: n.store}).start(opts...)
+	return (&node{t: n.t, name: n.name, pools: n.pools, journal: n.journal, dataplane: n.dataplane.Again(), speaker: fake.NewSpeaker(n.journal), store: n.store}).start(opts...)
 }
 
 func (n *node) start(opts ...agent.Option) *node {
@@ -50,8 +51,10 @@ func (n *node) start(opts ...agent.Option) *node {
 func (n *node) make(store fabric.Store, opts ...agent.Option) {
 	n.t.Helper()
 	var err error
+	c := cluster()
+	c.Pools = append(c.Pools, n.pools...)
 	n.Agent, err = agent.New(agent.Config{
-		Cluster: cluster(), Node: cmp.Or(n.name, "node1"), Dataplane: n.dataplane, Speaker: n.speaker, Store: store,
+		Cluster: c, Node: cmp.Or(n.name, "node1"), Dataplane: n.dataplane, Speaker: n.speaker, Store: store,
 	}, opts...)
 	require.NoError(n.t, err)
 }

@@ -40,11 +40,7 @@ func (t *task) describedElsewhere(ctx context.Context, vm fabric.VM) (_ fabric.V
 		if !answer.Held || answer.Identity != vm.Identity() || len(answer.NICs) != len(vm.NICs) {
 			continue
 		}
-		as := vm
-		as.NICs = slices.Clone(vm.NICs)
-		for n, nic := range answer.NICs {
-			as.NICs[n].Addresses, as.NICs[n].Dynamic = nic.Addresses, nic.Dynamic
-		}
+		as := withAllocated(vm, answer.NICs)
 		if err := cmp.Or(complete(as, fabric.ValidateKnownName), t.cluster.Permits(as)); err != nil || !resolvesTo(vm, as) {
 			t.log.Warn("what another node says of a guest's addresses is not what the guest asks for", "vm", vm.Name, "node", node, "err", err)
 			continue
@@ -53,6 +49,19 @@ func (t *task) describedElsewhere(ctx context.Context, vm fabric.VM) (_ fabric.V
 		return as, true
 	}
 	return vm, false
+}
+
+// withAllocated gives a guest what the registry gave NICs that another node describes.
+func withAllocated(vm fabric.VM, said []fabric.NIC) fabric.VM {
+	vm.NICs = slices.Clone(vm.NICs)
+	for n, nic := range vm.NICs {
+		is, addresses, routes := nic.Static(), said[n].Addresses, said[n].Routes
+		is.Dynamic, is.DynamicRoutes = min(max(said[n].Dynamic, 0), len(addresses)), min(max(said[n].DynamicRoutes, 0), len(routes))
+		is.Addresses = append(is.Addresses, addresses[len(addresses)-is.Dynamic:]...)
+		is.Routes = append(is.Routes, routes[len(routes)-is.DynamicRoutes:]...)
+		vm.NICs[n] = is
+	}
+	return vm
 }
 
 // askAll asks nodes, all at the same time, and waits askFor at most. silent are those
@@ -92,7 +101,9 @@ func (a *Agent) describes(ctx context.Context, from string, n fabric.Notice) (an
 	s, done := a.state.open()
 	if g := s.guests[n.VM]; g != nil && g.want.State != fabric.Absent && g.want.VM.Identity() == n.Identity {
 		for _, nic := range g.want.VM.NICs {
-			answer.NICs = append(answer.NICs, fabric.NIC{Addresses: slices.Clone(nic.Addresses), Dynamic: nic.Dynamic})
+			answer.NICs = append(answer.NICs, fabric.NIC{
+				Addresses: slices.Clone(nic.Addresses), Dynamic: nic.Dynamic, Routes: slices.Clone(nic.Routes), DynamicRoutes: nic.DynamicRoutes,
+			})
 		}
 	}
 	done()
@@ -123,10 +134,11 @@ func nicsOf(has []fabric.Allocation) (nics []fabric.NIC) {
 		for len(nics) <= h.NIC {
 			nics = append(nics, fabric.NIC{})
 		}
-		nic := &nics[h.NIC]
-		nic.Addresses = append(nic.Addresses, h.Prefix.Addr())
-		if h.Dynamic {
-			nic.Dynamic++
+		switch nic := &nics[h.NIC]; {
+		case h.Dynamic:
+			*nic = nic.WithAllocated(h)
+		case h.Prefix.IsSingleIP():
+			nic.Addresses = append(nic.Addresses, h.Prefix.Addr())
 		}
 	}
 	return nics

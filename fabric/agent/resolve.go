@@ -90,8 +90,8 @@ func resolvesTo(a, b fabric.VM) bool {
 		return false
 	}
 	for n := 0; n < len(a.NICs) && !a.Resolve; n++ {
-		asks, has := a.NICs[n], b.NICs[n]
-		if !slices.Equal(asks.Pools, has.Pools) || !slices.Equal(asks.Addresses, has.Static()) || !slices.Equal(asks.Routes, has.Routes) {
+		asks, has := a.NICs[n], b.NICs[n].Static()
+		if !slices.Equal(asks.Pools, has.Pools) || !slices.Equal(asks.Addresses, has.Addresses) || !slices.Equal(asks.Routes, has.Routes) {
 			return false
 		}
 	}

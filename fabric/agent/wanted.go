@@ -95,7 +95,7 @@ func withNICs(v fabric.VM, answer []fabric.NIC) fabric.VM {
 	v.NICs = slices.Clone(v.NICs)
 	for n := range v.NICs {
 		v.NICs[n].Addresses, v.NICs[n].Routes = slices.Clone(answer[n].Addresses), slices.Clone(answer[n].Routes)
-		v.NICs[n].Pools, v.NICs[n].Dynamic = answer[n].Pools, answer[n].Dynamic
+		v.NICs[n].Pools, v.NICs[n].Dynamic, v.NICs[n].DynamicRoutes = answer[n].Pools, answer[n].Dynamic, answer[n].DynamicRoutes
 	}
 	return v
 }
