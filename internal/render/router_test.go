@@ -31,7 +31,10 @@ func everything() fabric.Cluster {
 		Pools: []fabric.Pool{
 			{Name: "public4", Prefix: prefix("203.0.113.0/24"), Exclude: []netip.Prefix{prefix("203.0.113.0/32"), prefix("203.0.113.248/29")}},
 			{Name: "one4", Prefix: prefix("198.51.100.200/32")},
+			{Name: "odd4", Prefixes: []netip.Prefix{prefix("192.0.2.128/26")}, Ranges: []fabric.AddressRange{{First: addr("192.0.2.10"), Last: addr("192.0.2.21")}}},
+			{Name: "own4", Prefix: prefix("192.0.2.64/27"), PerGuest: 29},
 			{Name: "public6", Prefix: prefix("2001:db8:100::/48"), Exclude: []netip.Prefix{prefix("2001:db8:100:ffff::/64")}},
+			{Name: "own6", Prefix: prefix("2001:db8:300::/48"), Prefixes: []netip.Prefix{prefix("2001:db8:400:5::/64")}, PerGuest: 64},
 		},
 		Routed: []netip.Prefix{prefix("198.51.100.0/25"), prefix("198.51.100.201/32"), prefix("2001:db8:200::/40")},
 		Reflectors: []fabric.RR{

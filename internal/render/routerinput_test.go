@@ -163,7 +163,7 @@ func TestRouterRole(t *testing.T) {
 // takes no IPv4 from anybody.
 func TestRouterIPv6Alone(t *testing.T) {
 	c := everything()
-	c.Pools, c.Routed = c.Pools[2:], c.Routed[2:]
+	c.Pools, c.Routed = c.Pools[4:], c.Routed[2:]
 	c.Reflectors, c.Core = c.Reflectors[2:], c.Core[2:]
 	for i := range c.Nodes {
 		c.Nodes[i].Address = netip.Addr{}

@@ -87,6 +87,8 @@ func labCluster() fabric.Cluster {
 	c := core.SmallCluster(2)
 	c.Pools[0].Exclude = []netip.Prefix{prefix("203.0.113.255/32")}
 	c.Pools[1].Exclude = []netip.Prefix{prefix("2001:db8:100:ffff::/64")}
+	c.Pools = append(c.Pools, fabric.Pool{Name: "own6", Prefix: prefix("2001:db8:300::/48"), PerGuest: 64},
+		fabric.Pool{Name: "own4", Ranges: []fabric.AddressRange{{First: addr("192.0.2.8"), Last: addr("192.0.2.39")}}, PerGuest: 29})
 	c.Routed = []netip.Prefix{prefix("198.51.100.0/24"), prefix("2001:db8:200::/40")}
 	c.MaxPrefixes = 20
 	c.Timers.LongLived = time.Minute
@@ -99,10 +101,12 @@ func labCluster() fabric.Cluster {
 var (
 	good = []netip.Prefix{
 		prefix("203.0.113.10/32"), prefix("2001:db8:100::10/128"), prefix("198.51.100.8/29"), prefix("2001:db8:200:8::/64"),
+		prefix("192.0.2.16/29"), prefix("192.0.2.39/32"), prefix("2001:db8:300:5::/64"), prefix("2001:db8:300:6::1/128"),
 	}
 	bad = []netip.Prefix{
 		prefix("203.0.113.0/24"), prefix("203.0.113.128/25"), prefix("0.0.0.0/0"), prefix("192.0.2.77/32"), prefix("203.0.113.255/32"), prefix("198.51.0.0/16"),
 		prefix("2001:db8:100::/48"), prefix("2001:db8:100:1::/64"), prefix("::/0"), prefix("2001:db8:9::7/128"), prefix("2001:db8:100:ffff::7/128"), prefix("2001:db8::/32"),
+		prefix("192.0.2.24/30"), prefix("192.0.2.32/28"), prefix("192.0.2.40/32"), prefix("2001:db8:300:7::/65"), prefix("2001:db8:300::/56"),
 	}
 	untagged = []netip.Prefix{prefix("203.0.113.66/32"), prefix("2001:db8:100::66/128")}
 	last     = []netip.Prefix{prefix("203.0.113.99/32"), prefix("2001:db8:100::99/128")}

@@ -154,6 +154,10 @@ var announcements = []struct {
 	{"2001:db8:200::/56", both, true},
 	{"2001:db8:200::/48", both, true},
 	{"2001:db8:200::77/128", both, true},
+	{"192.0.2.136/29", both, true}, // a guest's, of a pool that gives such prefixes
+	{"192.0.2.137/32", both, true},
+	{"2001:db8:300:5::/64", both, true},
+	{"2001:db8:300:6::1/128", both, true},
 
 	{"0.0.0.0/0", both, false},
 	{"203.0.113.0/24", both, false},
@@ -175,6 +179,11 @@ var announcements = []struct {
 	{"224.0.0.1/32", both, false},
 	{"0.0.0.1/32", both, false},
 	{"240.0.0.1/32", both, false},
+
+	{"192.0.2.144/30", both, false},
+	{"192.0.2.160/28", both, false},
+	{"2001:db8:300:7::/65", both, false},
+	{"2001:db8:300::/56", both, false},
 
 	{"::/0", both, false},
 	{"2001:db8:100::/48", both, false},
@@ -203,6 +212,8 @@ func TestPolicy(t *testing.T) {
 			// Pools that hold martians: no cluster file has them, and no reflector takes them.
 			c.Pools = append(c.Pools, fabric.Pool{Name: "odd4", Prefix: netip.MustParsePrefix("0.0.0.0/1")}, fabric.Pool{Name: "odd6", Prefix: netip.MustParsePrefix("::/64")},
 				fabric.Pool{Name: "all4", Prefix: netip.MustParsePrefix("224.0.0.0/3")}, fabric.Pool{Name: "all6", Prefix: netip.MustParsePrefix("f000::/4")})
+			c.Pools = append(c.Pools, fabric.Pool{Name: "own4", Prefix: netip.MustParsePrefix("192.0.2.128/25"), PerGuest: 29},
+				fabric.Pool{Name: "own6", Prefix: netip.MustParsePrefix("2001:db8:300::/48"), PerGuest: 64})
 			c.Underlay = gobgptest.Prefixes("127.0.0.0/24")
 			r := gobgptest.NewReflector(t, c)
 			// It announces before there is a reflector: nothing passes while that starts.
@@ -224,14 +235,14 @@ func TestPolicy(t *testing.T) {
 			assert.Equal(t, good, learned.All())
 			p := peerOf(t, r, from.name)
 			assert.EqualValues(t, len(good), p.Accepted)
-			assert.Equal(t, uint64(6), p.IPv4.Accepted)
-			assert.Equal(t, uint64(5), p.IPv6.Accepted)
+			assert.Equal(t, uint64(8), p.IPv4.Accepted)
+			assert.Equal(t, uint64(7), p.IPv6.Accepted)
 			assert.Len(t, p.Refused, 3)
 			routes4, err := r.Routes(t.Context(), false)
 			require.NoError(t, err)
 			routes6, err := r.Routes(t.Context(), true)
 			require.NoError(t, err)
-			assert.Equal(t, []uint64{6, 5}, []uint64{routes4, routes6})
+			assert.Equal(t, []uint64{8, 7}, []uint64{routes4, routes6})
 			assert.EqualValues(t, len(good), peerOf(t, r, "core1").Advertised)
 			gobgptest.Eventually(t, "a node that only listens is there", func() bool { return peerOf(t, r, "127.0.0.4").State == "established" })
 			assert.Empty(t, other.All(), "the reflector sends nodes nothing")
