@@ -18,11 +18,47 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
-// TestPools: a guest gets its addresses from the pools by the command line, keeps them
-// over a kill of the agent, and gives them back when it is detached.
+// withPrefixes adds pools that give each guest a prefix to a cluster.
+func withPrefixes(c *fabric.Cluster) {
+	c.Pools = append(c.Pools, fabric.Pool{Name: "own4", Prefix: netip.MustParsePrefix("198.51.100.0/24"), PerGuest: 29},
+		fabric.Pool{Name: "own6", Prefix: netip.MustParsePrefix("2001:db8:200::/48"), PerGuest: 64})
+}
+
+// hasPrefixes attaches a guest that asks for prefixes, and reaches it from outside at the
+// first and the last address of each, also after the agent was killed.
+func (s *system) hasPrefixes(a *agent, does func(args ...string) string) {
+	s.t.Helper()
+	attach := []string{"attach", "own", "--pool", "own6,own4", "--kind", "veth"}
+	does(attach...)
+	own := decode[[]fabric.Allocation](s.t, does("address", "show", "own", "--json"))
+	require.Len(s.t, own, 2)
+	vm := fabric.VM{Name: "own", NICs: make([]fabric.NIC, 1)}
+	for _, has := range own {
+		vm.NICs[0] = vm.NICs[0].WithAllocated(has)
+	}
+	require.Len(s.t, vm.Prefixes(), 4)
+	s.coreHas(a.node, vm.Prefixes()...)
+	_, err := s.lab.AddGuest(a.node, vm, s.cluster.Gateway)
+	require.NoError(s.t, err)
+	for _, has := range own {
+		s.reaches(s.top.Client, has.Address().String(), fabric.RangeOf(has.Prefix).Last.String())
+	}
+	a.restart(a.Kill)
+	does(attach...)
+	for i, has := range decode[[]fabric.Allocation](s.t, does("address", "show", "own", "--json")) {
+		assert.Equal(s.t, own[i].Prefix, has.Prefix)
+	}
+	for _, has := range own {
+		s.reaches(s.top.Client, has.Address().String(), fabric.RangeOf(has.Prefix).Last.String())
+	}
+	assert.Contains(s.t, does("pool", "list"), "2001:db8:200::/48 (a /64 each)")
+}
+
+// TestPools: a guest gets its addresses and prefixes from the pools by the command line,
+// keeps them over a kill of the agent, and gives them back when it is detached.
 func TestPools(t *testing.T) {
 	t.Parallel()
-	s := start(t, options{})
+	s := start(t, options{change: withPrefixes})
 	a := s.agents["node1"]
 	does := func(args ...string) string {
 		t.Helper()
@@ -39,7 +75,7 @@ func TestPools(t *testing.T) {
 	usage := decode[[]fabric.PoolUsage](t, does("pool", "list", "--json"))
 	assert.Equal(t, 1, usage[0].Allocated)
 
-	a.restart(a.Kill)
+	s.hasPrefixes(a, does) // kills the agent
 	does("attach", "web", "--pool", "auto")
 	assert.Equal(t, given[0].Prefix, decode[[]fabric.Allocation](t, does("address", "show", "web", "--json"))[0].Prefix)
 
@@ -89,6 +125,7 @@ func TestPools(t *testing.T) {
 func TestPoolsOfDomains(t *testing.T) {
 	t.Parallel()
 	s := start(t, options{nodes: 2, change: func(c *fabric.Cluster) {
+		withPrefixes(c)
 		for i := range c.Pools {
 			c.Pools[i].Nodes = []string{"node1"}
 		}
@@ -96,7 +133,7 @@ func TestPoolsOfDomains(t *testing.T) {
 	lv, other := s.hypervisor("node1"), s.hypervisor("node2")
 	one, two := s.agents["node1"], s.agents["node2"]
 	d := s.domain(lv, "sea_gold", tap("203.0.113.10", "2001:db8:100::10"))
-	changeMetadata(t, lv, "--config", "--key", "fabric", "--set", "<vm><nic/></vm>")
+	changeMetadata(t, lv, "--config", "--key", "fabric", "--set", `<vm><nic><address pool="auto"/><address pool="own6"/></nic></vm>`)
 	require.NoError(t, d.Start(soon(t)))
 	shown := func(a *agent, what string) []fabric.Allocation {
 		t.Helper()
@@ -105,17 +142,21 @@ func TestPoolsOfDomains(t *testing.T) {
 		return decode[[]fabric.Allocation](t, out)
 	}
 	given := shown(one, "sea_gold")
-	require.Len(t, given, 2)
-	s.coreHas(one.node, given[0].Prefix, given[1].Prefix)
+	require.Len(t, given, 3)
+	var has []netip.Prefix
+	for _, g := range given {
+		has = append(has, g.Prefix, fabric.HostPrefix(g.Address()))
+	}
+	s.coreHas(one.node, has...)
 
 	one.restart(one.Kill)
 	require.NoError(t, d.Destroy(soon(t)))
-	s.leavesNothing(one.node, given[0].Prefix, given[1].Prefix)
+	s.leavesNothing(one.node, has...)
 	require.NoError(t, d.Start(soon(t)))
-	s.coreHas(one.node, given[0].Prefix, given[1].Prefix)
+	s.coreHas(one.node, has...)
 
 	require.NoError(t, d.Migrate(soon(t), other))
-	s.coreHas(two.node, given[0].Prefix, given[1].Prefix)
+	s.coreHas(two.node, has...)
 	s.eventually("the node that gave it knows where it is", func() error {
 		if is := shown(one, "sea_gold")[0]; is.Node != "node2" {
 			return fmt.Errorf("it is on %s", is.Node)
@@ -129,8 +170,10 @@ func TestPoolsOfDomains(t *testing.T) {
 	require.NoError(t, err)
 	for _, a := range []*agent{one, two} {
 		s.eventually("the addresses are given back", func() error {
-			if is := shown(a, given[0].Prefix.Addr().String())[0]; is.State != fabric.Quarantined {
-				return fmt.Errorf("%s is %s on %s", is.Prefix, is.State, a.node.Name())
+			for _, g := range given {
+				if is := shown(a, g.Prefix.String())[0]; is.State != fabric.Quarantined {
+					return fmt.Errorf("%s is %s on %s", is.Prefix, is.State, a.node.Name())
+				}
 			}
 			return nil
 		})
