@@ -41,13 +41,8 @@ func (d *decision) pick(a *fabric.Allocation, w fabric.Want) *fabric.AllocationE
 // of a pool.
 func (d *decision) free(pool fabric.Pool) func(netip.Prefix) bool {
 	s := spaceOf(pool)
-	taken := map[netip.Prefix]bool{} // prefixes of guests of which a part is not free
-	for a := range d.table.longer(length{s.bits, pool.Is6()}, d.now) {
-		if pool.Has(a.Prefix.Addr()) {
-			taken[s.unit(a.Prefix)] = true
-		}
-	}
-	var wide []netip.Prefix // what has several units
+	taken := map[netip.Prefix]bool{} // units of which a part is not free
+	var wide []netip.Prefix          // what has several units
 	keep := func(p netip.Prefix) {
 		if p.Bits() < s.bits {
 			wide = append(wide, p)
@@ -68,7 +63,7 @@ func (d *decision) free(pool fabric.Pool) func(netip.Prefix) bool {
 			return false
 		}
 		_, held := d.table.around(p, d.now)
-		return !held
+		return !held && (p.IsSingleIP() || !d.table.partly(pool, p, d.now))
 	}
 }
 

@@ -106,6 +106,54 @@ func (s space) random(block netip.Prefix, rnd *rand.Rand) netip.Prefix {
 	return netip.PrefixFrom(a, s.bits)
 }
 
+// parts has the prefixes of a pool's guests of which only parts are allocated, such as
+// an address that a guest names, with these parts.
+type parts struct {
+	space
+	pool  fabric.Pool
+	units map[netip.Prefix]map[netip.Prefix]bool
+}
+
+func (of *parts) add(p netip.Prefix) {
+	if p.Bits() <= of.bits || !of.pool.Has(p.Addr()) {
+		return
+	}
+	unit := of.unit(p)
+	if of.units[unit] == nil {
+		of.units[unit] = map[netip.Prefix]bool{}
+	}
+	of.units[unit][p] = true
+}
+
+func (of *parts) remove(p netip.Prefix) {
+	unit := of.unit(p)
+	if delete(of.units[unit], p); len(of.units[unit]) == 0 {
+		delete(of.units, unit)
+	}
+}
+
+// partly reports whether a part of a prefix of a pool is allocated. The first call for a
+// pool looks through all allocations.
+func (t *Table) partly(pool fabric.Pool, p netip.Prefix, now time.Time) bool {
+	of := t.parts[pool.Name]
+	if of == nil {
+		of = &parts{spaceOf(pool), pool, map[netip.Prefix]map[netip.Prefix]bool{}}
+		for p := range t.all {
+			of.add(p)
+		}
+		if t.parts == nil {
+			t.parts = map[string]*parts{}
+		}
+		t.parts[pool.Name] = of
+	}
+	for part := range of.units[p] {
+		if !t.over(t.all[part], now) {
+			return true
+		}
+	}
+	return false
+}
+
 // Usage counts the addresses of a pool, or the prefixes if it gives these. all are the
 // allocations of a registry.
 func Usage(c *fabric.Cluster, pool fabric.Pool, all iter.Seq[fabric.Allocation], now time.Time) fabric.PoolUsage {

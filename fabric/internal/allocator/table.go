@@ -27,6 +27,7 @@ type Table struct {
 	lengths map[length]int                            // how many prefixes there are of each length
 	kept    map[netip.Prefix]bool                     // the prefixes in quarantine
 	owners  map[fabric.Identity]fabric.Owner          // of guests, where they are kept apart from the allocations
+	parts   map[string]*parts                         // of the pools that gave prefixes, by their names
 }
 
 // length is that of prefixes of a family.
@@ -48,6 +49,9 @@ func (t *Table) Put(a fabric.Allocation) {
 		a.Node, a.Epoch = is.Node, is.Epoch
 	}
 	t.all[a.Prefix] = a
+	for _, of := range t.parts {
+		of.add(a.Prefix)
+	}
 	t.lengths[lengthOf(a.Prefix)]++
 	switch a.State {
 	case fabric.Quarantined:
@@ -68,6 +72,9 @@ func (t *Table) Delete(p netip.Prefix) {
 	}
 	delete(t.all, p)
 	delete(t.kept, p)
+	for _, of := range t.parts {
+		of.remove(p)
+	}
 	if t.lengths[lengthOf(p)]--; t.lengths[lengthOf(p)] == 0 {
 		delete(t.lengths, lengthOf(p))
 	}
