@@ -236,6 +236,9 @@ func has(rt *rapid.T, l *lab, a fabric.AllocationRequest, given []netip.Prefix) 
 		if !slices.ContainsFunc(of, inside) {
 			rt.Fatalf("%s got %s, and has %v", a.VM, p, prefixesOf(of))
 		}
+		if slices.Contains(given[:i], p) {
+			rt.Fatalf("%s got %s twice", a.VM, p)
+		}
 		if _, in := l.cluster.PoolOf(p.Addr()); !in {
 			rt.Fatalf("%s is in no pool", p)
 		}
