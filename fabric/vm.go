@@ -227,7 +227,7 @@ func (v VM) Unresolved() bool {
 
 // Unallocated reports whether the NIC asks for addresses of pools and has none of them
 // yet.
-func (n NIC) Unallocated() bool { return len(n.Pools) > 0 && n.Dynamic == 0 }
+func (n NIC) Unallocated() bool { return len(n.Pools) > 0 && n.Dynamic+n.DynamicRoutes == 0 }
 
 // Static gives the NIC with the addresses and routes of the guest's description: without
 // those that the registry gave it.
@@ -251,12 +251,19 @@ func (n NIC) Allocated() (ps []netip.Prefix) {
 			ps = append(ps, p)
 		}
 	}
+	for _, r := range routes { // the description may name the address
+		if !slices.Contains(ps, r) {
+			ps = append(ps, r)
+		}
+	}
 	return ps
 }
 
 // WithAllocated gives the NIC what the registry has for it, beside what it has already.
 func (n NIC) WithAllocated(a Allocation) NIC {
-	n.Addresses, n.Dynamic = append(slices.Clone(n.Addresses), a.Address()), n.Dynamic+1
+	if !slices.Contains(n.Addresses, a.Address()) {
+		n.Addresses, n.Dynamic = append(slices.Clone(n.Addresses), a.Address()), n.Dynamic+1
+	}
 	if !a.Prefix.IsSingleIP() {
 		n.Routes, n.DynamicRoutes = append(slices.Clone(n.Routes), a.Prefix), n.DynamicRoutes+1
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -188,16 +189,25 @@ func TestAddressInTheGuestsOwnPrefix(t *testing.T) {
 	n := withPrefixes(t, r)
 	n.apply(asking("web", "own6"), fabric.Live)
 	n.apply(asking("web", "own6"), fabric.Absent)
-	vm := asking("web", "own6")
-	vm.NICs[0].Addresses = addrs("2001:db8:300::7")
-	n.apply(vm, fabric.Live)
-	got := nic(n, "web")
-	assert.Equal(t, addrs("2001:db8:300::7", "2001:db8:300::1"), got.Addresses)
-	assert.Equal(t, prefixes("2001:db8:300::/64"), got.Routes)
-	assert.Equal(t, []string{"2001:db8:300::/64 allocated web node1"}, allocations(t, r))
-	n = n.again(agent.WithRegistry(r))
-	n.apply(vm, fabric.Live)
-	assert.Equal(t, got, nic(n, "web"))
+	for _, named := range [][]netip.Addr{addrs("2001:db8:300::7"), addrs("2001:db8:300::1"), addrs("2001:db8:300::7", "2001:db8:300::1")} {
+		vm := asking("web", "own6")
+		vm.NICs[0].Addresses = named
+		n.apply(vm, fabric.Live)
+		got := nic(n, "web")
+		if slices.Contains(named, netip.MustParseAddr("2001:db8:300::1")) {
+			assert.Equal(t, named, got.Addresses, "it names the one that the prefix gives it")
+		} else {
+			assert.Equal(t, addrs("2001:db8:300::7", "2001:db8:300::1"), got.Addresses)
+		}
+		assert.Equal(t, prefixes("2001:db8:300::/64"), got.Routes)
+		assert.Equal(t, prefixes("2001:db8:300::/64"), got.Allocated())
+		assert.Equal(t, []string{"2001:db8:300::/64 allocated web node1"}, allocations(t, r))
+		assert.Empty(t, n.problems())
+		n = n.again(agent.WithRegistry(r))
+		n.apply(vm, fabric.Live)
+		assert.Equal(t, got, nic(n, "web"))
+		n.apply(vm, fabric.Absent)
+	}
 	err := n.Apply(t.Context(), known("db", "uuid-of-db", "2001:db8:300::9"), fabric.Live)
 	require.ErrorIs(t, err, fabric.ErrRefused)
 }
