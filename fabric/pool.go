@@ -93,7 +93,11 @@ func (p Pool) Blocks() []netip.Prefix {
 	if p.Prefix.IsValid() {
 		all = append(all, p.Prefix)
 	}
-	all = append(all, p.Prefixes...)
+	for _, q := range p.Prefixes {
+		if q.IsValid() {
+			all = append(all, q)
+		}
+	}
 	for _, r := range p.Ranges {
 		all = append(all, r.Prefixes()...)
 	}

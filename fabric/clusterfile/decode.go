@@ -54,6 +54,22 @@ func (d *decoder) fail(path, format string, args ...any) {
 	d.report(path, fmt.Sprintf(format, args...))
 }
 
+// lessAddresses reports whether path is about the addresses of a pool of which some were
+// lost to a mistake.
+func (d *decoder) lessAddresses(path string) bool {
+	pool, key, _ := strings.Cut(path, ".")
+	about := func(key string) bool { return strings.HasPrefix(key, "prefix") || strings.HasPrefix(key, "ranges") }
+	if !strings.HasPrefix(pool, "pools[") || !about(key) && !strings.HasPrefix(key, "exclude") && !strings.HasPrefix(key, "reserve") {
+		return false
+	}
+	for p := range d.bad {
+		if of, lost, _ := strings.Cut(p, "."); of == pool && about(lost) {
+			return true
+		}
+	}
+	return false
+}
+
 // follows reports whether a problem at path is, or may be, only the consequence of
 // a reported mistake.
 func (d *decoder) follows(path string) bool {
@@ -64,6 +80,9 @@ func (d *decoder) follows(path string) bool {
 	}
 	// A certificate that could not be read is not missing.
 	if strings.HasPrefix(path, etcdPath) && strings.HasSuffix(path, "_file") && (d.bad[etcdPath+"cert_file"] || d.bad[etcdPath+"key_file"]) {
+		return true
+	}
+	if d.lessAddresses(path) {
 		return true
 	}
 	// A node that lost its address to a mistake has no family in common with
