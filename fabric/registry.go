@@ -31,9 +31,11 @@ type Registry interface {
 	// not the one that the caller knows; another [ErrRefused], that the guest has no
 	// allocations. Asked again by the same node, it returns the same. No clock takes part.
 	Acquire(ctx context.Context, a AcquireRequest) (Owner, error)
-	// Allocations lists all allocations, reservations and quarantined addresses in the
-	// order of their prefixes. Beside an error it can list what was known before.
-	Allocations(ctx context.Context) ([]Allocation, error)
+	// Allocations lists, in the order of their prefixes, the allocations, reservations
+	// and quarantined addresses that a filter selects. What one guest has, and who has
+	// one address, costs the same whatever the number of addresses in the cluster. Beside
+	// an error it can list what was known before.
+	Allocations(ctx context.Context, f AllocationFilter) ([]Allocation, error)
 	// Shared reports whether all nodes of the cluster have this registry. The agents
 	// ask each other what a guest has if they do not.
 	Shared() bool
@@ -60,6 +62,13 @@ type AllocationRequest struct {
 	VM    string   // the guest's name
 	Node  string   // where it is about to run
 	Wants []Want
+	// From is the guest that has the prefixes of the wants, and from which Guest takes
+	// them over. Guest then keeps what it has besides, except what answered the same
+	// wants. Empty: what Guest has and does not ask for, it gives back.
+	From Identity
+	// FromEpoch is the epoch of the owner of From, as the caller knows it: if a node has
+	// acquired that guest since, it may run with the prefixes, and keeps them.
+	FromEpoch uint64
 }
 
 // Want is one address, or prefix, of an [AllocationRequest]. Guest, NIC and N are the
@@ -126,6 +135,18 @@ func (a Allocation) Address() netip.Addr {
 		return a.Prefix.Addr()
 	}
 	return a.Prefix.Masked().Addr().Next()
+}
+
+// AllocationFilter selects allocations by all of its fields that are set. The zero value
+// selects all.
+type AllocationFilter struct {
+	Guest  Identity     // what this guest has, without what it gave back
+	Prefix netip.Prefix // what has an address in common with this prefix
+}
+
+// Selects reports whether the filter selects an allocation.
+func (f AllocationFilter) Selects(a Allocation) bool {
+	return (f.Guest == "" || a.Guest == f.Guest && a.State == Allocated) && (!f.Prefix.IsValid() || a.Prefix.Overlaps(f.Prefix))
 }
 
 // PoolUsage says how much of a pool is used: how many addresses, or prefixes if the pool

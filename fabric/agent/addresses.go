@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -21,7 +20,7 @@ func (a *Agent) Addresses(ctx context.Context) (fabric.Addresses, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, registryTime)
 	defer cancel()
-	all, err := a.registry.Allocations(ctx)
+	all, err := a.registry.Allocations(ctx, fabric.AllocationFilter{})
 	is := fabric.Addresses{Allocations: all}
 	for _, p := range a.cluster.Pools {
 		is.Pools = append(is.Pools, allocator.Usage(&a.cluster, p, slices.Values(all), a.clock()))
@@ -41,7 +40,7 @@ func (a *Agent) Allocate(ctx context.Context, vm fabric.VM) ([]fabric.Allocation
 		return nil, a.noRegistry()
 	}
 	if len(vm.NICs) == 0 {
-		known, err := a.describedBySource(ctx, vm.Name)
+		known, err := a.describedBy(ctx, a.sources, vm.Name)
 		if err != nil {
 			return nil, err
 		}
@@ -77,28 +76,12 @@ func (a *Agent) Allocate(ctx context.Context, vm fabric.VM) ([]fabric.Allocation
 	return given, nil
 }
 
-// describedBySource gives a guest as its hypervisor describes it.
-func (a *Agent) describedBySource(ctx context.Context, name string) (fabric.VM, error) {
-	var flaws []error
-	for _, s := range a.sources {
-		vm, ours, err := s.Describe(ctx, name)
-		if ours && err == nil {
-			return vm, nil
-		}
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			flaws = append(flaws, err)
-		}
-	}
-	if len(flaws) > 0 {
-		return fabric.VM{}, fmt.Errorf("guest %s: %w", name, errors.Join(flaws...))
-	}
-	return fabric.VM{}, a.unknownGuest(name)
-}
-
-// allocationsOf lists the allocations of a guest.
+// allocationsOf lists the allocations of a guest. Nobody has no identity.
 func (a *Agent) allocationsOf(ctx context.Context, guest fabric.Identity) ([]fabric.Allocation, error) {
-	all, err := a.registry.Allocations(ctx)
-	return slices.DeleteFunc(all, func(h fabric.Allocation) bool { return h.State != fabric.Allocated || h.Guest != guest }), err
+	if guest == "" {
+		return nil, nil
+	}
+	return a.registry.Allocations(ctx, fabric.AllocationFilter{Guest: guest})
 }
 
 // Reserve keeps an address, or a prefix, of a pool for something that the operator
@@ -137,35 +120,70 @@ func (a *Agent) Release(ctx context.Context, r fabric.ReleaseRequest) ([]fabric.
 	}
 	ctx, cancel := context.WithTimeout(ctx, registryTime)
 	defer cancel()
-	all, err := a.registry.Allocations(ctx)
+	filter := fabric.AllocationFilter{Guest: r.Guest}
+	if r.Guest == "" {
+		filter.Prefix = r.Prefix
+	}
+	all, err := a.registry.Allocations(ctx, filter)
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
 	for _, h := range all {
-		if h.State != fabric.Allocated || r.Guest != "" && h.Guest != r.Guest || r.Guest == "" && h.Prefix != r.Prefix {
+		if h.State != fabric.Allocated || r.Guest == "" && h.Prefix != r.Prefix {
 			continue
 		}
-		if node, vm := a.runs(ctx, h); node != "" {
-			return nil, fmt.Errorf("%s %w: guest %s has it on %s; stop that one first", text.Prefix(h.Prefix), fabric.ErrRefused, vm, node)
+		if has, _ := a.userOf(ctx, h); has.node != "" {
+			return nil, has.keeps(h)
 		}
 	}
 	return a.registry.Release(ctx, r)
 }
 
-// runs gives the node where a guest has an address, and the guest's name there; empty:
-// no node that answers says so.
-func (a *Agent) runs(ctx context.Context, h fabric.Allocation) (node, vm string) {
+// user is a guest that has an address on a node, running or about to.
+type user struct {
+	node, vm string
+	guest    fabric.Identity
+}
+
+// keeps is the error of a request that would take the address from its user.
+func (u user) keeps(h fabric.Allocation) error {
+	return fmt.Errorf("%s %w: guest %s has it on %s; stop that one first", text.Prefix(h.Prefix), fabric.ErrRefused, u.vm, u.node)
+}
+
+// userOf gives the guest that has an allocated address on this node, or on one that says
+// so: the guest of the allocation rather than another one. The zero value: none has it.
+// perhaps is a node that does not answer, and on which that guest may be: its owner, or,
+// if it moved while the registry was away, any whose agent answered before.
+func (a *Agent) userOf(ctx context.Context, h fabric.Allocation) (found user, perhaps string) {
 	s, done := a.state.open()
-	here := s.reserved.Holders(h.Prefix)
-	done()
-	if len(here) > 0 {
-		return a.node, here[0]
+	for _, vm := range s.reserved.Holders(h.Prefix) {
+		is := user{node: a.node, vm: vm}
+		if g := s.guests[vm]; g != nil {
+			is.guest = g.want.VM.Identity()
+		}
+		if found.node == "" || is.guest == h.Guest {
+			found = is
+		}
 	}
-	others := a.others()
-	if len(others) == 0 {
-		return "", ""
+	done()
+	if found.guest == h.Guest {
+		return found, ""
 	}
 	n := fabric.Notice{Kind: fabric.Acquiring, VM: h.VM, Identity: h.Guest, Prefixes: []netip.Prefix{h.Prefix}}
-	other, _ := a.whoHas(ctx, n, others)
-	return other.node, other.vm
+	answers, silent := a.askAll(ctx, n, a.others())
+	for _, node := range sortedKeys(answers) {
+		switch is := answers[node]; {
+		case !is.Held:
+		case is.Identity == h.Guest:
+			return user{node, is.VM, is.Identity}, ""
+		case found.node == "":
+			found = user{node, is.VM, is.Identity}
+		}
+	}
+	s, done = a.state.open()
+	defer done()
+	if i := slices.IndexFunc(silent, func(n string) bool { return n == h.Node || s.peers.met[n] }); i >= 0 {
+		perhaps = silent[i]
+	}
+	return found, perhaps
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -130,7 +129,7 @@ func (t *task) askRegistry(ctx context.Context, vm fabric.VM, r request) (_ fabr
 			return vm, got, err
 		}
 	}
-	given, err := t.takeAddresses(ctx, vm)
+	given, err := t.takeAddresses(ctx, t.allocationRequest(vm))
 	got.asked = true
 	switch {
 	case err == nil:
@@ -158,8 +157,7 @@ func (t *task) askRegistry(ctx context.Context, vm fabric.VM, r request) (_ fabr
 
 // takeAddresses has the registry give a guest what it asks for, and record what it
 // names, also what another guest had that does not need it any more.
-func (a *Agent) takeAddresses(ctx context.Context, vm fabric.VM) ([]fabric.Allocation, error) {
-	r := a.allocationRequest(vm)
+func (a *Agent) takeAddresses(ctx context.Context, r fabric.AllocationRequest) ([]fabric.Allocation, error) {
 	given, err := a.registry.Allocate(ctx, r)
 	for range r.Wants {
 		if !a.freed(ctx, err) {
@@ -168,7 +166,7 @@ func (a *Agent) takeAddresses(ctx context.Context, vm fabric.VM) ([]fabric.Alloc
 		given, err = a.registry.Allocate(ctx, r)
 	}
 	if err == nil && !a.registry.Shared() {
-		err = a.recordNode(ctx, vm.Identity(), vm.Name, given, a.node)
+		err = a.recordNode(ctx, r.Guest, r.VM, given, r.Node)
 	}
 	return given, err
 }
@@ -220,20 +218,18 @@ func (a *Agent) allocated(ctx context.Context, vm fabric.VM) (fabric.VM, error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, registryTime)
 	defer cancel()
-	all, err := a.registry.Allocations(ctx)
+	has, err := a.allocationsOf(ctx, vm.Identity())
 	if err != nil {
 		return vm, unanswered{a.unallocated(err)}
 	}
 	var given []fabric.Allocation
 	for _, w := range a.wants(vm) {
-		i := slices.IndexFunc(all, func(h fabric.Allocation) bool {
-			return h.State == fabric.Allocated && h.Guest == vm.Identity() && w.Answers(h)
-		})
+		i := slices.IndexFunc(has, w.Answers)
 		if i < 0 && w.Pool != "" {
 			return vm, unanswered{errors.New("it has no address yet, and gets one when it starts")}
 		}
 		if i >= 0 {
-			given = append(given, all[i])
+			given = append(given, has[i])
 		}
 	}
 	return answeredBy(vm, given), nil
@@ -312,7 +308,7 @@ func (a *Agent) register(ctx context.Context) {
 func (a *Agent) registerGuest(ctx context.Context, vm fabric.VM) bool {
 	ctx, cancel := context.WithTimeout(ctx, recordTime)
 	defer cancel()
-	given, err := a.takeAddresses(ctx, vm)
+	given, err := a.takeAddresses(ctx, a.allocationRequest(vm))
 	unrecorded := err
 	if err == nil {
 		err = a.recordOwner(ctx, vm, given)
@@ -348,27 +344,32 @@ func (a *Agent) setUnrecorded(vm string, err error) {
 func (a *Agent) compareRegistered(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, registryTime)
 	defer cancel()
-	all, err := a.registry.Allocations(ctx)
-	if err != nil {
-		return // Diagnose has it
-	}
-	has := make(map[netip.Prefix]fabric.Allocation, len(all))
-	for _, h := range all {
-		if h.State == fabric.Allocated {
-			has[h.Prefix] = h
-		}
-	}
 	s, done := a.state.open()
-	defer done()
-	for _, g := range s.guests {
-		for _, nic := range g.want.VM.NICs {
-			for _, addr := range nic.Addresses {
-				h, there := has[fabric.HostPrefix(addr)]
-				g.registered = g.registered && there && h.Guest == g.want.VM.Identity()
-				g.acquired = g.acquired && h.Node == s.node && h.Epoch >= g.want.Epoch
-			}
+	names := sortedKeys(s.guests)
+	done()
+	for _, name := range names {
+		guest := a.identityOf(name)
+		has, err := a.allocationsOf(ctx, guest)
+		if err != nil {
+			return // Diagnose has it
 		}
+		s, done := a.state.open()
+		if g := s.guests[name]; g != nil && g.want.VM.Identity() == guest {
+			s.compareWith(g, has)
+		}
+		done()
 	}
+}
+
+// compareWith notes what the registry does not have of a guest. has are the guest's
+// allocations.
+func (s *state) compareWith(g *guest, has []fabric.Allocation) {
+	for _, p := range g.want.VM.Prefixes() {
+		// An address in a prefix that the guest has, too, is not recorded for itself.
+		g.registered = g.registered && slices.ContainsFunc(has, func(h fabric.Allocation) bool { return h.Prefix.Bits() <= p.Bits() && h.Prefix.Overlaps(p) })
+	}
+	is := ownerOf(has)
+	g.acquired = g.acquired && is.Node == s.node && is.Epoch >= g.want.Epoch
 }
 
 // unregistered lists the guests whose addresses or owner the registry may not have.

@@ -41,7 +41,7 @@ func newRegistry(j *fake.Journal) *fake.Registry {
 // allocations gives what a registry has, as lines such as "203.0.113.1/32 allocated web node1".
 func allocations(t *testing.T, r fabric.Registry) []string {
 	t.Helper()
-	all, err := r.Allocations(t.Context())
+	all, err := r.Allocations(t.Context(), fabric.AllocationFilter{})
 	require.NoError(t, err)
 	lines := []string{}
 	for _, a := range all {
@@ -343,7 +343,7 @@ func TestGuestsOfBeforeAreRecorded(t *testing.T) {
 			time.Sleep(time.Second)
 			assert.Equal(t, allocations(t, first), allocations(t, second))
 			assert.Len(t, allocations(t, second), 3)
-			all, err := second.Allocations(t.Context())
+			all, err := second.Allocations(t.Context(), fabric.AllocationFilter{})
 			require.NoError(t, err)
 			assert.True(t, all[0].Dynamic)
 		})

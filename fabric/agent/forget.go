@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -240,7 +239,10 @@ func (a *Agent) freed(ctx context.Context, err error) bool {
 		return false
 	}
 	h := bad.Holder
-	if h.Dynamic && !a.outlived(ctx, h) || a.runsSomewhere(ctx, h) {
+	if h.Dynamic && !a.outlived(ctx, h) || a.isHere(h.VM, h.Guest) {
+		return false
+	}
+	if has, perhaps := a.userOf(ctx, h); has.guest == h.Guest || perhaps != "" {
 		return false
 	}
 	if _, err := a.registry.Release(ctx, fabric.ReleaseRequest{Prefix: h.Prefix, Now: !h.Dynamic}); err != nil {
@@ -263,26 +265,4 @@ func (a *Agent) outlived(ctx context.Context, h fabric.Allocation) bool {
 	}
 	vm, ours, err := a.sources[i].Describe(ctx, h.VM)
 	return err == nil && (!ours || vm.Identity() != h.Guest)
-}
-
-// runsSomewhere reports whether a guest that has an address is on this node, or on one
-// that says so. It may run on a node that does not answer: on its owner, or, if it moved
-// while the registry was away, on any whose agent answered before.
-func (a *Agent) runsSomewhere(ctx context.Context, h fabric.Allocation) bool {
-	if a.isHere(h.VM, h.Guest) {
-		return true
-	}
-	others := a.others()
-	if len(others) == 0 {
-		return false
-	}
-	answers, silent := a.askAll(ctx, fabric.Notice{Kind: fabric.Acquiring, VM: h.VM, Identity: h.Guest, Prefixes: []netip.Prefix{h.Prefix}}, others)
-	for _, answer := range answers {
-		if answer.Held && answer.Identity == h.Guest {
-			return true
-		}
-	}
-	s, done := a.state.open()
-	defer done()
-	return slices.ContainsFunc(silent, func(n string) bool { return n == h.Node || s.peers.met[n] })
 }

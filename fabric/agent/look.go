@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/vmfabric/vmfabric/fabric"
 )
@@ -67,27 +68,40 @@ func (a *Agent) Describe(ctx context.Context, name string) (fabric.VM, fabric.Ga
 		have = g.want.VM
 	}
 	done()
-	var flaws []error
-	for _, s := range a.sources {
-		if attached && s.Name() != have.Origin {
-			continue
-		}
-		vm, ours, err := s.Describe(ctx, name)
-		if ours && err == nil {
-			vm, err = a.describe(ctx, vm)
-		}
-		if ours && err == nil {
-			return vm, a.cluster.Gateway, nil
-		}
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			flaws = append(flaws, err)
+	sources := a.sources
+	if attached {
+		sources = slices.DeleteFunc(slices.Clone(sources), func(s fabric.Source) bool { return s.Name() != have.Origin })
+	}
+	vm, err := a.describedBy(ctx, sources, name)
+	if err == nil {
+		if vm, err = a.describe(ctx, vm); err != nil {
+			err = fmt.Errorf("guest %s: %w", name, err)
 		}
 	}
 	switch {
+	case err == nil:
+		return vm, a.cluster.Gateway, nil
 	case attached: // by hand, or its hypervisor cannot describe it now
 		return have, a.cluster.Gateway, nil
-	case len(flaws) > 0:
-		return fabric.VM{}, fabric.Gateway{}, fmt.Errorf("guest %s: %w", name, errors.Join(flaws...))
 	}
-	return fabric.VM{}, fabric.Gateway{}, a.unknownGuest(name)
+	return fabric.VM{}, fabric.Gateway{}, err
+}
+
+// describedBy gives a guest as the first of the sources describes it that can. Its error
+// is [os.ErrNotExist] if none of them knows the guest.
+func (a *Agent) describedBy(ctx context.Context, sources []fabric.Source, name string) (fabric.VM, error) {
+	var flaws []error
+	for _, s := range sources {
+		vm, ours, err := s.Describe(ctx, name)
+		switch {
+		case ours && err == nil:
+			return vm, nil
+		case err != nil && !errors.Is(err, os.ErrNotExist):
+			flaws = append(flaws, err)
+		}
+	}
+	if len(flaws) > 0 {
+		return fabric.VM{}, fmt.Errorf("guest %s: %w", name, errors.Join(flaws...))
+	}
+	return fabric.VM{}, a.unknownGuest(name)
 }

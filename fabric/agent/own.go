@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -173,25 +171,38 @@ func ownerOf(has []fabric.Allocation) fabric.Owner {
 }
 
 // owners reads the owners of guests that would be withdrawn for a competing route of a
-// node that does not answer. It reads the registry once for all of them; it has nothing
-// if the registry does not answer.
+// node that does not answer. It has nothing if the registry does not answer.
 func (a *Agent) owners(ctx context.Context, lost map[string]loss) map[fabric.Identity]fabric.Owner {
-	if silent := slices.ContainsFunc(slices.Collect(maps.Values(lost)), func(l loss) bool { return !l.other }); !a.fenced || !silent {
+	if !a.fenced {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, recordTime)
 	defer cancel()
-	all, err := a.registry.Allocations(ctx)
-	if err != nil {
-		return nil
-	}
 	is := map[fabric.Identity]fabric.Owner{}
-	for _, h := range all {
-		if h.State == fabric.Allocated {
-			is[h.Guest] = h.Owner()
+	for vm, l := range lost {
+		guest := a.identityOf(vm)
+		if l.other || guest == "" {
+			continue
+		}
+		has, err := a.allocationsOf(ctx, guest)
+		if err != nil {
+			return nil
+		}
+		if len(has) > 0 {
+			is[guest] = ownerOf(has)
 		}
 	}
 	return is
+}
+
+// identityOf gives the identity of a guest of this node; empty: there is none.
+func (a *Agent) identityOf(vm string) fabric.Identity {
+	s, done := a.state.open()
+	defer done()
+	if g := s.guests[vm]; g != nil {
+		return g.want.VM.Identity()
+	}
+	return ""
 }
 
 // keepsByRegistry reports whether a guest stays announced although a node that does not

@@ -3,6 +3,8 @@ package agent_test
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -21,7 +23,9 @@ type reach struct {
 	fabric.Registry
 	away      atomic.Bool
 	meanwhile func()
-	known     []fabric.Allocation
+
+	mu    sync.Mutex
+	known []fabric.Allocation
 }
 
 var errAway = errors.New("no quorum")
@@ -52,13 +56,14 @@ func (r *reach) Acquire(ctx context.Context, a fabric.AcquireRequest) (fabric.Ow
 }
 
 // Allocations lists what was known, with an error, while the registry is away.
-func (r *reach) Allocations(ctx context.Context) ([]fabric.Allocation, error) {
-	if r.away.Load() {
-		return r.known, errAway
+func (r *reach) Allocations(ctx context.Context, f fabric.AllocationFilter) ([]fabric.Allocation, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err := errAway
+	if !r.away.Load() {
+		r.known, err = r.Registry.Allocations(ctx, fabric.AllocationFilter{})
 	}
-	var err error
-	r.known, err = r.Registry.Allocations(ctx)
-	return r.known, err
+	return slices.DeleteFunc(slices.Clone(r.known), func(a fabric.Allocation) bool { return !f.Selects(a) }), err
 }
 
 // shared runs two agents that share a registry, and whose clocks are wrong by hours,
@@ -92,7 +97,7 @@ func (p *pair) epoch(n *node) uint64 {
 // owner is that of the guest in a registry.
 func (p *pair) owner(r fabric.Registry) (is fabric.Owner) {
 	p.t.Helper()
-	all, err := r.Allocations(p.t.Context())
+	all, err := r.Allocations(p.t.Context(), fabric.AllocationFilter{})
 	require.NoError(p.t, err)
 	for _, a := range all {
 		if a.Guest == p.vm.Identity() {
@@ -261,7 +266,7 @@ func TestRegistryDecidesWhileAgentsDoNotTalk(t *testing.T) {
 				p.lets(p.one)
 				p.reflects(false)
 				p.ends[p.one].Cut("node2", true)
-				_, err := r["node2"].Allocations(t.Context())
+				_, err := r["node2"].Allocations(t.Context(), fabric.AllocationFilter{})
 				require.NoError(t, err)
 				r["node2"].away.Store(away)
 				p.runs(p.two, p.vm)

@@ -69,24 +69,29 @@ func withAllocated(vm fabric.VM, said []fabric.NIC) fabric.VM {
 func (a *Agent) askAll(ctx context.Context, n fabric.Notice, nodes []string) (answers map[string]fabric.Answer, silent []string) {
 	ctx, cancel := context.WithTimeout(ctx, askFor)
 	defer cancel()
+	answers, failed := a.askNodes(ctx, n, nodes)
+	return answers, sortedKeys(failed)
+}
+
+// askNodes is askAll until ctx ends. failed has the reasons of those that did not answer.
+func (a *Agent) askNodes(ctx context.Context, n fabric.Notice, nodes []string) (answers map[string]fabric.Answer, failed map[string]error) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	answers = map[string]fabric.Answer{}
+	answers, failed = map[string]fabric.Answer{}, map[string]error{}
 	for _, node := range nodes {
 		wg.Go(func() {
 			answer, err := a.nodes.Ask(ctx, node, n)
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
-				silent = append(silent, node)
+				failed[node] = err
 				return
 			}
 			answers[node] = a.believable(node, n.VM, answer)
 		})
 	}
 	wg.Wait()
-	slices.Sort(silent)
-	return answers, silent
+	return answers, failed
 }
 
 // describes answers a node that is about to start a guest which does not say what it

@@ -133,14 +133,14 @@ func (r *Registry) Acquire(ctx context.Context, a fabric.AcquireRequest) (fabric
 }
 
 // Allocations implements [fabric.Registry].
-func (r *Registry) Allocations(ctx context.Context) ([]fabric.Allocation, error) {
+func (r *Registry) Allocations(ctx context.Context, f fabric.AllocationFilter) ([]fabric.Allocation, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.expire()
-	return r.table.All(), r.damaged
+	return r.table.List(f), r.damaged
 }
 
 // Shared implements [fabric.Registry]: the registry is that of one node.

@@ -45,7 +45,7 @@ func TestAway(t *testing.T) {
 		assert.NotErrorIs(t, err, context.DeadlineExceeded)
 		diagnoses(t, n, "nothing listens there; start etcd")
 	}
-	all, err := n.Allocations(labtest.Soon(t))
+	all, err := n.Allocations(labtest.Soon(t), fabric.AllocationFilter{})
 	require.ErrorContains(t, err, "the addresses are those that were known before")
 	assert.ElementsMatch(t, prefixes(given), prefixes(all))
 	e.Start(0)
@@ -142,7 +142,7 @@ func TestKilledUnderLoad(t *testing.T) {
 // themselves: each guest asks for one of each family.
 func requireOneGuestEach(t *testing.T, client *clientv3.Client) {
 	n := start(t, cluster(client.Endpoints()...))
-	all, err := n.Allocations(labtest.Soon(t))
+	all, err := n.Allocations(labtest.Soon(t), fabric.AllocationFilter{})
 	require.NoError(t, err)
 	wants := map[string]netip.Prefix{}
 	for _, a := range all {
@@ -170,7 +170,7 @@ func TestOlderThanBefore(t *testing.T) {
 	diagnoses(t, n, "then restart the agent on every node")
 	_, err := n.Allocate(labtest.Soon(t), asks("new", "node1", "many6"))
 	require.ErrorContains(t, err, "no addresses are given")
-	all, err := n.Allocations(labtest.Soon(t))
+	all, err := n.Allocations(labtest.Soon(t), fabric.AllocationFilter{})
 	require.ErrorContains(t, err, "no addresses are given")
 	assert.Len(t, all, 2, "what was known is told")
 	_, err = start(t, cluster(e.Endpoints...)).Allocate(labtest.Soon(t), asks("new", "node1", "many6"))
@@ -192,7 +192,7 @@ func TestFull(t *testing.T) {
 	released, err := n.Release(labtest.Soon(t), fabric.ReleaseRequest{Guest: "libvirt web"})
 	require.NoError(t, err)
 	assert.Len(t, released, 2)
-	all, err := n.Allocations(labtest.Soon(t))
+	all, err := n.Allocations(labtest.Soon(t), fabric.AllocationFilter{})
 	require.NoError(t, err)
 	assert.Empty(t, all)
 }

@@ -145,14 +145,17 @@ func (c *cache) forget(key string) {
 	}
 }
 
-// all lists the allocations, and says whether anything was read yet.
-func (c *cache) all() ([]fabric.Allocation, bool) {
+// list lists the allocations that a filter selects, and says whether anything was read
+// yet.
+func (c *cache) list(f fabric.AllocationFilter) ([]fabric.Allocation, bool) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.table.All(), c.known > 0
+	all, known := c.table.Select(f), c.known > 0
+	c.mu.Unlock()
+	return allocator.Sort(all), known
 }
 
-// revision gives the revision up to which everything is known.
+// revision gives the revision up to which everything is known; zero: nothing was read
+// yet.
 func (c *cache) revision() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()

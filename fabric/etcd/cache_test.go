@@ -73,7 +73,7 @@ func TestCacheTakesNothingOlder(t *testing.T) {
 	}
 	holds := func(want ...fabric.Identity) {
 		t.Helper()
-		all, _ := c.all()
+		all, _ := c.list(fabric.AllocationFilter{})
 		guests := []fabric.Identity{}
 		for _, a := range all {
 			guests = append(guests, a.Guest)
@@ -207,7 +207,7 @@ func TestPrefixesDoNotMeet(t *testing.T) {
 }
 
 func allocationsOf(c *cache, guest fabric.Identity) (all []fabric.Allocation) {
-	known, _ := c.all()
+	known, _ := c.list(fabric.AllocationFilter{})
 	for _, a := range known {
 		if a.Guest == guest {
 			all = append(all, a)

@@ -67,7 +67,7 @@ func TestLateCopy(t *testing.T) {
 	require.NoError(t, err)
 	again, err := one.Allocate(ctx, byName)
 	require.NoError(t, err)
-	all, err := late(t, e).Allocations(ctx)
+	all, err := late(t, e).Allocations(ctx, fabric.AllocationFilter{})
 	require.NoError(t, err)
 	again[0].New = false
 	assert.Contains(t, all, again[0], "what it says to have given is recorded")

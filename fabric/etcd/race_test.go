@@ -71,7 +71,7 @@ func TestTwoNodesRaceForFewAddresses(t *testing.T) {
 	assert.Len(t, got, 12)
 	for _, n := range nodes {
 		assert.EventuallyWithT(t, func(t *assert.CollectT) {
-			all, err := n.Allocations(ctx)
+			all, err := n.Allocations(ctx, fabric.AllocationFilter{})
 			assert.NoError(t, err)
 			assert.Len(t, all, 12)
 		}, time.Minute, 10*time.Millisecond)
@@ -188,7 +188,7 @@ func TestCompactionUnderTheWatch(t *testing.T) {
 	e := labtest.NewEtcd(t, labtest.EtcdOptions{})
 	ctx, client := labtest.Soon(t), raw(t, e.Endpoints...)
 	writer, reader := start(t, cluster(e.Endpoints...)), start(t, cluster(e.Endpoints...))
-	_, err := reader.Allocations(ctx)
+	_, err := reader.Allocations(ctx, fabric.AllocationFilter{})
 	require.NoError(t, err)
 	e.Kill(0) // the watch of the reader is to go on from here
 	e.Start(0)
@@ -204,7 +204,7 @@ func TestCompactionUnderTheWatch(t *testing.T) {
 	_, err = client.Compact(ctx, now.Header.Revision, clientv3.WithCompactPhysical())
 	require.NoError(t, err)
 	assert.EventuallyWithT(t, func(t *assert.CollectT) {
-		all, err := reader.Allocations(ctx)
+		all, err := reader.Allocations(ctx, fabric.AllocationFilter{})
 		assert.NoError(t, err)
 		assert.Equal(t, prefixes(last), prefixes(all))
 	}, time.Minute, 10*time.Millisecond)

@@ -120,12 +120,12 @@ func (r *Registry) Acquire(ctx context.Context, a fabric.AcquireRequest) (fabric
 
 // Allocations implements [fabric.Registry]. The list can be a few seconds old. If etcd
 // does not answer, it is what was known last, with an error.
-func (r *Registry) Allocations(ctx context.Context) ([]fabric.Allocation, error) {
+func (r *Registry) Allocations(ctx context.Context, f fabric.AllocationFilter) ([]fabric.Allocation, error) {
 	err := ctx.Err()
 	if err == nil && (!r.watching.Load() || r.away.Load() != nil) {
 		err = r.list(ctx)
 	}
-	all, known := r.cache.all()
+	all, known := r.cache.list(f)
 	switch {
 	case err == nil:
 		err = r.past.broken()
@@ -145,7 +145,7 @@ func (r *Registry) decide(ctx context.Context, asked request) (*plan, error) {
 		return nil, err
 	}
 	listed := false // since the request came
-	if _, known := r.cache.all(); !known {
+	if r.cache.revision() == 0 {
 		if err := r.list(ctx); err != nil {
 			return nil, err
 		}

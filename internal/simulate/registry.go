@@ -135,10 +135,10 @@ func (r reach) Acquire(ctx context.Context, a fabric.AcquireRequest) (is fabric.
 }
 
 // Allocations implements [fabric.Registry].
-func (r reach) Allocations(ctx context.Context) (all []fabric.Allocation, err error) {
-	err = r.ask(ctx, func() (err error) { all, err = r.registry.Allocations(ctx); return err })
+func (r reach) Allocations(ctx context.Context, f fabric.AllocationFilter) (all []fabric.Allocation, err error) {
+	err = r.ask(ctx, func() (err error) { all, err = r.registry.Allocations(ctx, f); return err })
 	if err != nil {
-		return r.node.remembered(r.began), err
+		return slices.DeleteFunc(slices.Clone(r.node.remembered(r.began)), func(a fabric.Allocation) bool { return !f.Selects(a) }), err
 	}
 	return all, err
 }
@@ -151,7 +151,7 @@ func (w *world) allocations() []fabric.Allocation {
 	if w.shared == nil {
 		return nil
 	}
-	all, err := w.shared.Allocations(context.Background())
+	all, err := w.shared.Allocations(context.Background(), fabric.AllocationFilter{})
 	if err != nil {
 		w.fail("registry: %v", err)
 	}

@@ -30,7 +30,7 @@ func acquire(t *testing.T, r fabric.Registry, a fabric.AcquireRequest) fabric.Ow
 // requireOwner compares the owner in all allocations of web.
 func requireOwner(t *testing.T, r fabric.Registry, want fabric.Owner) {
 	t.Helper()
-	all, err := r.Allocations(t.Context())
+	all, err := r.Allocations(t.Context(), fabric.AllocationFilter{})
 	require.NoError(t, err)
 	found := false
 	for _, a := range all {

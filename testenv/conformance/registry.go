@@ -64,6 +64,8 @@ func Registry(t *testing.T, start func(t *testing.T) (fabric.Registry, RegistryC
 		{"an address that was given back is kept for a while", registryQuarantine},
 		{"a reserved address is for a guest that names it", registryReserves},
 		{"a release without a quarantine", registryReleaseNow},
+		{"a guest takes an address over from another one", registryTakesOver},
+		{"what one guest has, and who has an address", registryFilters},
 		{"a second instance has it all", registryAgain},
 		{"an address that a guest has already is recorded", registryRecords},
 		{"an ended context changes nothing", registryContext},
@@ -97,12 +99,12 @@ func asks(vm string, things ...string) fabric.AllocationRequest {
 
 func allocate(t *testing.T, r fabric.Registry, a fabric.AllocationRequest) []netip.Prefix {
 	t.Helper()
-	before, err := r.Allocations(t.Context())
+	before, err := r.Allocations(t.Context(), fabric.AllocationFilter{})
 	require.NoError(t, err)
 	given, err := r.Allocate(t.Context(), a)
 	require.NoError(t, err)
 	require.Len(t, given, len(a.Wants))
-	after, err := r.Allocations(t.Context())
+	after, err := r.Allocations(t.Context(), fabric.AllocationFilter{})
 	require.NoError(t, err)
 	var ps []netip.Prefix
 	for n, g := range given {
@@ -119,7 +121,7 @@ func allocate(t *testing.T, r fabric.Registry, a fabric.AllocationRequest) []net
 
 func refused(t *testing.T, r fabric.Registry, a fabric.AllocationRequest, reason fabric.Reason) *fabric.AllocationError {
 	t.Helper()
-	before, err := r.Allocations(t.Context())
+	before, err := r.Allocations(t.Context(), fabric.AllocationFilter{})
 	require.NoError(t, err)
 	_, err = r.Allocate(t.Context(), a)
 	requireReason(t, err)
@@ -127,7 +129,7 @@ func refused(t *testing.T, r fabric.Registry, a fabric.AllocationRequest, reason
 	var bad *fabric.AllocationError
 	require.True(t, errors.As(err, &bad), "%T: %[1]v", err)
 	require.Equal(t, reason, bad.Reason, err)
-	after, err := r.Allocations(t.Context())
+	after, err := r.Allocations(t.Context(), fabric.AllocationFilter{})
 	require.NoError(t, err)
 	require.Equal(t, len(before), len(after), "what is refused changes nothing")
 	return bad
@@ -137,7 +139,7 @@ func refused(t *testing.T, r fabric.Registry, a fabric.AllocationRequest, reason
 // allocated web".
 func requireAllocations(t *testing.T, r fabric.Registry, want ...string) {
 	t.Helper()
-	all, err := r.Allocations(t.Context())
+	all, err := r.Allocations(t.Context(), fabric.AllocationFilter{})
 	require.NoError(t, err)
 	lines := []string{}
 	for _, a := range all {
@@ -177,7 +179,7 @@ func registryGives(t *testing.T, r fabric.Registry, _ RegistryControls) {
 	require.Equal(t, first, allocate(t, r, web))
 	web.Node, web.VM = "node2", "renamed"
 	require.Equal(t, first, allocate(t, r, web), "on another node, and renamed")
-	all, err := r.Allocations(t.Context())
+	all, err := r.Allocations(t.Context(), fabric.AllocationFilter{})
 	require.NoError(t, err)
 	require.Len(t, all, 4)
 	for _, a := range all {
@@ -326,7 +328,7 @@ func registryQuarantine(t *testing.T, r fabric.Registry, c RegistryControls) {
 	require.Empty(t, release(t, r, fabric.ReleaseRequest{Guest: "libvirt c"}), "it is released already")
 	require.Empty(t, release(t, r, fabric.ReleaseRequest{Prefix: had}))
 	refused(t, r, asks("new", "few4"), fabric.PoolFull)
-	all, err := r.Allocations(t.Context())
+	all, err := r.Allocations(t.Context(), fabric.AllocationFilter{})
 	require.NoError(t, err)
 	i := slices.IndexFunc(all, func(a fabric.Allocation) bool { return a.Prefix == had })
 	require.Equal(t, 10*time.Minute, all[i].Until.Sub(all[i].Since))
@@ -376,17 +378,96 @@ func registryReleaseNow(t *testing.T, r fabric.Registry, _ RegistryControls) {
 	require.Empty(t, release(t, r, web))
 }
 
+func registryTakesOver(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	had := allocate(t, r, asks("web", "few4", "many6"))
+	kept := allocate(t, r, asks("db", "many4"))
+	over := asks("db", "few4", "many6")
+	over.From = "libvirt web"
+	over.Wants[0].N, over.Wants[1].N = 7, 7 // beside what it has
+	over.Wants[0].Prefix, over.Wants[1].Prefix = had[0], had[1]
+	for range 2 {
+		require.Equal(t, had, allocate(t, r, over))
+		requireAllocations(t, r, kept[0].String()+" allocated db", had[0].String()+" allocated db", had[1].String()+" allocated db")
+	}
+
+	// One that answered the same want is given back.
+	other := allocate(t, r, asks("other", "many4"))
+	over = asks("db", "many4")
+	over.From, over.Wants[0].Prefix = "libvirt other", other[0]
+	allocate(t, r, over)
+	state := func(p netip.Prefix) fabric.AllocationState {
+		all, err := r.Allocations(t.Context(), fabric.AllocationFilter{Prefix: p})
+		require.NoError(t, err)
+		require.Len(t, all, 1)
+		return all[0].State
+	}
+	require.Equal(t, fabric.Quarantined, state(kept[0]))
+	require.Equal(t, fabric.Allocated, state(had[0]))
+
+	// Nobody takes it over if a node has acquired the other guest since.
+	owner := acquire(t, r, fabric.AcquireRequest{Guest: "libvirt db", VM: "db", Node: "node2"})
+	over = asks("late", "few4")
+	over.From, over.Wants[0].Prefix = "libvirt db", had[0]
+	require.Equal(t, owner, refused(t, r, over, fabric.AddressHeld).Holder.Owner())
+	over.FromEpoch = owner.Epoch
+	require.Equal(t, had[:1], allocate(t, r, over))
+	require.Equal(t, had[:1], allocate(t, r, over))
+	over.Guest, over.VM, over.From, over.FromEpoch = "libvirt db", "db", "libvirt late", 0
+	require.Equal(t, had[:1], allocate(t, r, over))
+
+	// Nobody takes over what the other guest does not have.
+	over = asks("late", "many4")
+	over.From, over.Wants[0].Prefix = "libvirt web", had[0]
+	require.Equal(t, "db", refused(t, r, over, fabric.AddressHeld).Holder.VM)
+	over.Wants[0].Prefix = kept[0]
+	refused(t, r, over, fabric.AddressHeld)
+	over.Wants[0].Prefix = netip.MustParsePrefix("198.51.100.250/32")
+	if slices.Contains(slices.Concat(kept, other), over.Wants[0].Prefix) {
+		over.Wants[0].Prefix = netip.MustParsePrefix("203.0.113.14/32")
+	}
+	refused(t, r, over, fabric.RuleBroken)
+}
+
+func registryFilters(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	web := allocate(t, r, asks("web", "203.0.113.9/32", "2001:db8:100:1::9/128"))
+	allocate(t, r, asks("db", "203.0.113.10/32", "2001:db8:100:2::9/128"))
+	allocate(t, r, fabric.AllocationRequest{Wants: []fabric.Want{{Prefix: netip.MustParsePrefix("2001:db8:100:3::/64")}}})
+	release(t, r, fabric.ReleaseRequest{Prefix: web[1]})
+	for _, tc := range []struct {
+		filter fabric.AllocationFilter
+		want   []string
+	}{
+		{fabric.AllocationFilter{}, []string{"203.0.113.9/32", "203.0.113.10/32", "2001:db8:100:1::9/128", "2001:db8:100:2::9/128", "2001:db8:100:3::/64"}},
+		{fabric.AllocationFilter{Guest: "libvirt web"}, []string{"203.0.113.9/32"}},
+		{fabric.AllocationFilter{Guest: "libvirt nobody"}, nil},
+		{fabric.AllocationFilter{Prefix: web[1]}, []string{"2001:db8:100:1::9/128"}},
+		{fabric.AllocationFilter{Prefix: netip.MustParsePrefix("2001:db8:100:3::7/128")}, []string{"2001:db8:100:3::/64"}},
+		{fabric.AllocationFilter{Prefix: netip.MustParsePrefix("2001:db8:100:2::/63")}, []string{"2001:db8:100:2::9/128", "2001:db8:100:3::/64"}},
+		{fabric.AllocationFilter{Prefix: netip.MustParsePrefix("203.0.113.11/32")}, nil},
+		{fabric.AllocationFilter{Guest: "libvirt db", Prefix: netip.MustParsePrefix("203.0.113.8/29")}, []string{"203.0.113.10/32"}},
+	} {
+		all, err := r.Allocations(t.Context(), tc.filter)
+		require.NoError(t, err)
+		var got []string
+		for _, a := range all {
+			require.True(t, tc.filter.Selects(a))
+			got = append(got, a.Prefix.String())
+		}
+		require.Equal(t, tc.want, got, "%+v", tc.filter)
+	}
+}
+
 func registryAgain(t *testing.T, r fabric.Registry, c RegistryControls) {
 	given := allocate(t, r, asks("web", "few4", "many6"))
 	allocate(t, r, asks("db", "few4"))
 	release(t, r, fabric.ReleaseRequest{Guest: "libvirt db"})
 	allocate(t, r, fabric.AllocationRequest{Wants: []fabric.Want{{Prefix: netip.MustParsePrefix("198.51.100.7/32"), Note: "printer"}}})
-	before, err := r.Allocations(t.Context())
+	before, err := r.Allocations(t.Context(), fabric.AllocationFilter{})
 	require.NoError(t, err)
 
 	need(t, c.Again != nil, "Again")
 	r = c.Again(t)
-	after, err := r.Allocations(t.Context())
+	after, err := r.Allocations(t.Context(), fabric.AllocationFilter{})
 	require.NoError(t, err)
 	require.Equal(t, len(before), len(after))
 	for i, a := range after {
@@ -416,7 +497,7 @@ func registryContext(t *testing.T, r fabric.Registry, _ RegistryControls) {
 	require.ErrorIs(t, err, context.Canceled)
 	_, err = r.Release(gone, fabric.ReleaseRequest{Guest: "libvirt web"})
 	require.ErrorIs(t, err, context.Canceled)
-	_, err = r.Allocations(gone)
+	_, err = r.Allocations(gone, fabric.AllocationFilter{})
 	require.ErrorIs(t, err, context.Canceled)
 	requireAllocations(t, r)
 }
@@ -443,7 +524,7 @@ func registryConcurrentPrefixes(t *testing.T, r fabric.Registry, _ RegistryContr
 		})
 	}
 	wg.Wait()
-	all, err := r.Allocations(t.Context())
+	all, err := r.Allocations(t.Context(), fabric.AllocationFilter{})
 	require.NoError(t, err)
 	for i, a := range all {
 		for _, b := range all[i+1:] {

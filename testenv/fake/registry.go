@@ -78,6 +78,9 @@ func (r *Registry) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]
 		case a.Guest == "" || had.Guest != a.Guest || still:
 		case slices.ContainsFunc(slices.Collect(maps.Keys(given)), p.Overlaps):
 			delete(r.all, p)
+		case a.From != "" && !slices.ContainsFunc(answer, func(is fabric.Allocation) bool {
+			return is.Dynamic && had.Dynamic && is.NIC == had.NIC && is.N == had.N
+		}): // it keeps what it has besides
 		case had.State == fabric.Allocated:
 			r.end(had, false)
 		}
@@ -116,7 +119,7 @@ func (r *Registry) want(a fabric.AllocationRequest, w fabric.Want, given map[net
 				return is, true, nil
 			}
 		}
-		is, bad = r.named(is, given)
+		is, bad = r.named(is, a, given)
 		return is, false, bad
 	}
 	for _, state := range []fabric.AllocationState{fabric.Allocated, fabric.Quarantined} {
@@ -177,8 +180,9 @@ func (r *Registry) free(pool fabric.Pool, wants []fabric.Want, given map[netip.P
 	return netip.Prefix{}, false
 }
 
-// named takes an address that the guest names, or that is to be reserved.
-func (r *Registry) named(is fabric.Allocation, given map[netip.Prefix]fabric.Allocation) (fabric.Allocation, *fabric.AllocationError) {
+// named takes an address that the guest names, that is to be reserved, or that the guest
+// takes over from another one.
+func (r *Registry) named(is fabric.Allocation, asked fabric.AllocationRequest, given map[netip.Prefix]fabric.Allocation) (fabric.Allocation, *fabric.AllocationError) {
 	if pool, in := r.cluster.PoolOf(is.Prefix.Addr()); in {
 		is.Pool = pool.Name
 	}
@@ -188,14 +192,17 @@ func (r *Registry) named(is fabric.Allocation, given map[netip.Prefix]fabric.All
 			held, taken = by, true
 		}
 	}
-	guest := is.State == fabric.Allocated
+	guest, from := is.State == fabric.Allocated, asked.From
 	switch {
+	case !taken && from != "":
+		return is, &fabric.AllocationError{Reason: fabric.RuleBroken, Prefix: is.Prefix, Text: fmt.Sprintf("%s is nobody's; ask again", is.Prefix)}
 	case !taken:
 		return is, nil
 	case held.Prefix == is.Prefix && held.Guest == is.Guest && held.State == is.State:
 		is.Since = held.Since
-	case held.Prefix == is.Prefix && guest && held.State == fabric.Quarantined:
-	case held.Prefix == is.Prefix && guest && held.State == fabric.Reserved:
+	case from != "" && held.Prefix == is.Prefix && held.Guest == from && held.State == is.State && held.Epoch == asked.FromEpoch:
+	case held.Prefix == is.Prefix && from == "" && guest && held.State == fabric.Quarantined:
+	case held.Prefix == is.Prefix && from == "" && guest && held.State == fabric.Reserved:
 		is.Reserved, is.Note = true, held.Note
 	default:
 		return is, &fabric.AllocationError{
@@ -322,14 +329,14 @@ func (r *Registry) Release(ctx context.Context, of fabric.ReleaseRequest) ([]fab
 }
 
 // Allocations implements [fabric.Registry].
-func (r *Registry) Allocations(ctx context.Context) ([]fabric.Allocation, error) {
+func (r *Registry) Allocations(ctx context.Context, f fabric.AllocationFilter) ([]fabric.Allocation, error) {
 	if err := r.before(ctx, "list addresses"); err != nil {
 		return nil, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.expire()
-	return r.list(), nil
+	return slices.DeleteFunc(r.list(), func(a fabric.Allocation) bool { return !f.Selects(a) }), nil
 }
 
 func (r *Registry) list() []fabric.Allocation {

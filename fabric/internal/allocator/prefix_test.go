@@ -54,6 +54,30 @@ func TestPrefixForEachGuest(t *testing.T) {
 	assert.Equal(t, second, l.gets(asking("mx", fabric.Want{Pool: "own4"})))
 }
 
+// TestPrefixChangesHands: another guest takes it over as it is, in the place of its own,
+// which is given back.
+func TestPrefixChangesHands(t *testing.T) {
+	l := perGuest(t)
+	had, own := l.gets(asking("web", auto()...)), l.gets(asking("db", auto()...))
+	over := asking("db", auto()...)
+	over.From = "libvirt web"
+	for i := range over.Wants {
+		over.Wants[i].Prefix = had[i]
+	}
+	assert.Equal(t, had, l.gets(over))
+	assert.Equal(t, had, l.gets(asking("db", auto()...)), "when it starts")
+	for _, p := range own {
+		a, there := l.table.Get(p)
+		assert.True(t, there)
+		assert.Equal(t, fabric.Quarantined, a.State)
+	}
+	assert.Empty(t, l.table.Of("libvirt web"))
+	over.Wants = over.Wants[:1]
+	over.Wants[0].Prefix = fabric.HostPrefix(had[0].Addr())
+	l.refused(asking("mx", over.Wants[0]), fabric.AddressHeld, fmt.Sprintf(
+		"NIC 0: %s has %s in common with it, which is allocated to guest db (libvirt db), which got it on node1; give that one another address, or choose another", had[0].Addr(), had[0]))
+}
+
 // TestNextPoolOfTheFamily is taken when the first is full, and all are named when all are.
 func TestNextPoolOfTheFamily(t *testing.T) {
 	l := perGuest(t)
@@ -96,8 +120,8 @@ func TestAddressInTheGuestsOwnPrefix(t *testing.T) {
 		inside := fabric.HostPrefix(fabric.RangeOf(own).Last)
 		both := asking("web", ask, fabric.Want{Prefix: inside})
 		assert.Equal(t, []netip.Prefix{own, inside}, l.gets(both))
-		require.Len(t, l.table.All(), 1, "the address is in the prefix")
-		since := l.table.All()[0].Since
+		require.Len(t, l.table.List(fabric.AllocationFilter{}), 1, "the address is in the prefix")
+		since := l.table.List(fabric.AllocationFilter{})[0].Since
 		l.now = l.now.Add(time.Minute)
 		given, change, err := l.table.Allocate(l.cluster, both, l.now, l.rnd, anyPool)
 		require.NoError(t, err)
@@ -108,13 +132,13 @@ func TestAddressInTheGuestsOwnPrefix(t *testing.T) {
 
 		// The description names what it got, and asks no pool: then it is recorded for itself.
 		assert.Equal(t, []netip.Prefix{inside}, l.gets(asking("web", fabric.Want{Prefix: inside})))
-		assert.Equal(t, []netip.Prefix{inside}, prefixesOf(l.table.All()))
+		assert.Equal(t, []netip.Prefix{inside}, prefixesOf(l.table.List(fabric.AllocationFilter{})))
 		// A route around it, in the place of it.
 		assert.Equal(t, []netip.Prefix{inside, own}, l.gets(asking("web", fabric.Want{Prefix: inside}, fabric.Want{N: 1, Prefix: own})))
-		assert.Equal(t, []netip.Prefix{own}, prefixesOf(l.table.All()))
+		assert.Equal(t, []netip.Prefix{own}, prefixesOf(l.table.List(fabric.AllocationFilter{})))
 		assert.Empty(t, l.releasesAll("web"))
 		assert.Equal(t, []netip.Prefix{inside}, l.gets(asking("web", fabric.Want{Prefix: inside})), "out of its own quarantine")
-		assert.Equal(t, []netip.Prefix{inside}, prefixesOf(l.table.All()))
+		assert.Equal(t, []netip.Prefix{inside}, prefixesOf(l.table.List(fabric.AllocationFilter{})))
 	}
 }
 
@@ -163,7 +187,7 @@ func TestSparsePrefixes(t *testing.T) {
 func TestUsage(t *testing.T) {
 	l := perGuest(t)
 	usage := func(i int) fabric.PoolUsage {
-		return Usage(l.cluster, l.cluster.Pools[i], slices.Values(l.table.All()), l.now)
+		return Usage(l.cluster, l.cluster.Pools[i], slices.Values(l.table.List(fabric.AllocationFilter{})), l.now)
 	}
 	is := usage(0)
 	assert.Equal(t, "3 0 1 0 2", words(is))
@@ -252,7 +276,7 @@ func has(rt *rapid.T, l *lab, a fabric.AllocationRequest, given []netip.Prefix) 
 
 // disjoint checks that nothing in the table overlaps.
 func disjoint(rt *rapid.T, l *lab) {
-	all := l.table.All()
+	all := l.table.List(fabric.AllocationFilter{})
 	for i, a := range all {
 		for _, b := range all[i+1:] {
 			if a.Prefix.Overlaps(b.Prefix) {

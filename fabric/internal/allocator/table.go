@@ -100,9 +100,23 @@ func (t *Table) Apply(c Change) {
 	}
 }
 
-// All lists the allocations in the order of their prefixes.
-func (t *Table) All() []fabric.Allocation {
-	all := slices.AppendSeq(make([]fabric.Allocation, 0, len(t.all)), maps.Values(t.all))
+// List lists the allocations that a filter selects, in the order of their prefixes.
+func (t *Table) List(f fabric.AllocationFilter) []fabric.Allocation { return Sort(t.Select(f)) }
+
+// Select is List in no order, which takes a fraction of the time: the caller can
+// [Sort] what it got while others use the table.
+func (t *Table) Select(f fabric.AllocationFilter) []fabric.Allocation {
+	switch {
+	case f.Guest != "":
+		return slices.DeleteFunc(t.Of(f.Guest), func(a fabric.Allocation) bool { return !f.Selects(a) })
+	case f.Prefix.IsValid():
+		return t.sharing(f.Prefix)
+	}
+	return slices.AppendSeq(make([]fabric.Allocation, 0, len(t.all)), maps.Values(t.all))
+}
+
+// Sort puts allocations into the order of their prefixes.
+func Sort(all []fabric.Allocation) []fabric.Allocation {
 	slices.SortFunc(all, func(a, b fabric.Allocation) int { return a.Prefix.Compare(b.Prefix) })
 	return all
 }
@@ -113,8 +127,7 @@ func (t *Table) Of(guest fabric.Identity) []fabric.Allocation {
 	for p := range t.guests[guest] {
 		all = append(all, t.all[p])
 	}
-	slices.SortFunc(all, func(a, b fabric.Allocation) int { return a.Prefix.Compare(b.Prefix) })
-	return all
+	return Sort(all)
 }
 
 // Expired returns the change that ends the quarantines that are over.
@@ -158,6 +171,24 @@ func (t *Table) around(p netip.Prefix, now time.Time) (fabric.Allocation, bool) 
 		}
 	}
 	return fabric.Allocation{}, false
+}
+
+// sharing lists the allocations that have an address in common with p, also quarantines
+// that are over. It looks at all allocations only if p has room for one inside.
+func (t *Table) sharing(p netip.Prefix) (all []fabric.Allocation) {
+	for l := range t.lengths {
+		if l.bits <= p.Bits() && l.v6 == p.Addr().Is6() {
+			if a, there := t.all[netip.PrefixFrom(p.Addr(), l.bits).Masked()]; there {
+				all = append(all, a)
+			}
+		}
+	}
+	for a := range t.longer(lengthOf(p), time.Time{}) {
+		if holds(p, a.Prefix) {
+			all = append(all, a)
+		}
+	}
+	return all
 }
 
 // HasLength reports whether there are allocations of prefixes of the family and length
@@ -299,7 +330,7 @@ func (d *decision) before(w fabric.Want) (fabric.Allocation, bool) {
 
 // name decides about an address that the guest's description names, or that is to be
 // reserved. It takes the address out of its quarantine or reservation, but from no
-// other guest.
+// guest except the one that the request names.
 func (d *decision) name(a *fabric.Allocation) *fabric.AllocationError {
 	if pool, in := d.cluster.PoolOf(a.Prefix.Addr()); in {
 		a.Pool = pool.Name
@@ -311,12 +342,25 @@ func (d *decision) name(a *fabric.Allocation) *fabric.AllocationError {
 	if i := slices.IndexFunc(d.gets, func(g fabric.Allocation) bool { return holds(a.Prefix, g.Prefix) }); i >= 0 {
 		held, taken = d.gets[i], true // which a pool gave to the same guest
 	}
+	from, same := d.asking.From, held.Prefix == a.Prefix && held.State == a.State
 	switch {
+	case from != "" && !taken:
+		return &fabric.AllocationError{
+			Reason: fabric.RuleBroken, Pool: a.Pool, Prefix: a.Prefix,
+			Text: fmt.Sprintf("%s is not allocated to %s any more, nor to another guest; see who is to have it, and ask again", text.Prefix(a.Prefix), from),
+		}
 	case !taken:
-	case held.Prefix == a.Prefix && held.Guest == a.Guest && held.State == a.State:
+	case from != "" && same && held.Guest == from && held.Epoch != d.asking.FromEpoch:
+		return &fabric.AllocationError{
+			Reason: fabric.AddressHeld, Pool: a.Pool, Prefix: a.Prefix, Holder: held,
+			Text: fmt.Sprintf("%s is that of guest %s, which node %s acquired in the meantime; see whether it runs there, then try again", text.Prefix(a.Prefix), held.VM, held.Node),
+		}
+	case from != "" && same && held.Guest == from:
+		a.Note = cmp.Or(a.Note, held.Note)
+	case same && held.Guest == a.Guest:
 		a.Since, a.Note = held.Since, cmp.Or(a.Note, held.Note)
-	case held.Prefix == a.Prefix && held.State == fabric.Quarantined && a.State == fabric.Allocated:
-	case held.Prefix == a.Prefix && held.State == fabric.Reserved && a.State == fabric.Allocated:
+	case from == "" && held.Prefix == a.Prefix && held.State == fabric.Quarantined && a.State == fabric.Allocated:
+	case from == "" && held.Prefix == a.Prefix && held.State == fabric.Reserved && a.State == fabric.Allocated:
 		a.Note, a.Reserved = held.Note, true
 	default:
 		return &fabric.AllocationError{Reason: fabric.AddressHeld, Pool: a.Pool, Prefix: a.Prefix, Holder: held, Text: heldText(a.Prefix, held)}
@@ -397,6 +441,7 @@ func (d *decision) change() (c Change) {
 		case gets[a.Prefix]:
 		case replaced(a.Prefix):
 			c.Delete = append(c.Delete, a.Prefix)
+		case d.asking.From != "" && !d.answersAnew(a): // it keeps what it has besides
 		default:
 			c.release(d.cluster, a, d.now, false)
 		}
@@ -407,6 +452,12 @@ func (d *decision) change() (c Change) {
 		}
 	}
 	return c
+}
+
+// answersAnew reports whether a pool gave the guest something for a want that has another
+// answer now.
+func (d *decision) answersAnew(had fabric.Allocation) bool {
+	return had.Dynamic && slices.ContainsFunc(d.gets, func(a fabric.Allocation) bool { return a.Dynamic && a.NIC == had.NIC && a.N == had.N })
 }
 
 // Release decides what ends the allocations that r names. The released ones are as

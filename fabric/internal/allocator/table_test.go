@@ -81,14 +81,14 @@ func (l *lab) gets(a fabric.AllocationRequest) []netip.Prefix {
 
 func (l *lab) refused(a fabric.AllocationRequest, reason fabric.Reason, text string) {
 	l.t.Helper()
-	before := l.table.All()
+	before := l.table.List(fabric.AllocationFilter{})
 	_, err := l.tries(a)
 	var bad *fabric.AllocationError
 	require.True(l.t, errors.As(err, &bad), "%v", err)
 	assert.ErrorIs(l.t, err, fabric.ErrRefused)
 	assert.Equal(l.t, reason, bad.Reason)
 	assert.Equal(l.t, text, err.Error())
-	assert.Equal(l.t, before, l.table.All(), "what is refused changes nothing")
+	assert.Equal(l.t, before, l.table.List(fabric.AllocationFilter{}), "what is refused changes nothing")
 }
 
 func (l *lab) releases(vm string) {
@@ -167,7 +167,7 @@ func TestPoolsThatCannotBe(t *testing.T) {
 func TestAddressThatAGuestNames(t *testing.T) {
 	l := newLab(t)
 	l.gets(asking("web", named("203.0.113.2", "2001:db8:100::2")...))
-	assert.Equal(t, "public6", l.table.All()[1].Pool)
+	assert.Equal(t, "public6", l.table.List(fabric.AllocationFilter{})[1].Pool)
 	l.refused(asking("db", named("203.0.113.3", "203.0.113.2")...), fabric.AddressHeld,
 		"NIC 0: 203.0.113.2 is allocated to guest web (libvirt web), which got it on node1; give that one another address, or choose another")
 	l.refused(asking("db", named("2001:db8:100::/64")...), fabric.AddressHeld,
