@@ -262,6 +262,14 @@ type RegistryConfig struct {
 	Etcd *EtcdConfig // nil: no etcd
 }
 
+// Kind names the registry that the nodes have: "etcd", or "file" for each node's own.
+func (r RegistryConfig) Kind() string {
+	if r.Etcd != nil {
+		return "etcd"
+	}
+	return "file"
+}
+
 // EtcdConfig says where the etcd is that has the registry of a cluster.
 type EtcdConfig struct {
 	Endpoints []string // URLs, https://10.10.0.11:2379; one for each member

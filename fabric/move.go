@@ -64,7 +64,9 @@ type Nodes interface {
 	Names() []string
 	// Ask sends a notice to the agent of a node and returns its answer. It returns
 	// an error if no answer comes before ctx ends, or within some seconds, the time
-	// that an agent may need on a busy machine.
+	// that an agent may need on a busy machine. An error that is
+	// [errors.ErrUnsupported] says that the agent is an older one, which does not know
+	// the kind of notice.
 	Ask(ctx context.Context, node string, n Notice) (Answer, error)
 	// Serve answers the notices of the other nodes until ctx ends, then returns nil.
 	// It calls answer for several nodes at the same time, and only for nodes of the
@@ -89,6 +91,10 @@ const (
 	// has. Which addresses has it? Nodes whose registries are their own ask that.
 	Describing NoticeKind = "describing"
 	Forgotten  NoticeKind = "forgotten" // the guest is gone for good, after it was at the sender: its addresses can be given back
+	// Listing: which guests has the node? The answer has those whose names come after
+	// that of the notice, which may be empty, as many as fit a message.
+	Listing    NoticeKind = "listing"
+	Explaining NoticeKind = "explaining" // what does the node know of an address, the only prefix of the notice?
 )
 
 // Notice is a message about a guest from the agent of one node to that of another.
@@ -122,6 +128,12 @@ type Answer struct {
 	Prefix   netip.Prefix `json:"prefix,omitzero"` // to [Acquiring]: the first of the prefixes that is not free
 	// NICs, to [Describing], have the addresses of the guest; Held is set with them.
 	NICs []NIC `json:"nics,omitempty"`
+	// Guests answers [Listing], in the order of their names; More: there are others
+	// after the last one.
+	Guests []GuestEntry `json:"guests,omitempty"`
+	More   bool         `json:"more,omitempty"`
+	// Finding answers [Explaining].
+	Finding *Finding `json:"finding,omitempty"`
 }
 
 // Move is the report of a guest's move, as one node saw it, or both. A time is

@@ -10,7 +10,7 @@ import (
 	"unicode/utf8"
 )
 
-var noticeKinds = []NoticeKind{Arriving, Arrived, Cancelled, Claimed, Released, Acquiring, Describing, Forgotten}
+var noticeKinds = []NoticeKind{Arriving, Arrived, Cancelled, Claimed, Released, Acquiring, Describing, Forgotten, Listing, Explaining}
 
 // maxPrefixes is how many prefixes a guest may have: MaxAddresses addresses and
 // as many routes on each of MaxNICs NICs.
@@ -33,8 +33,13 @@ func (n Notice) Validate() error {
 		}
 		return fmt.Errorf("notice %.40q is not known; there are %s, upgrade the agent if it is newer", string(n.Kind), strings.Join(names, ", "))
 	}
-	if err := ValidateKnownName(n.VM); err != nil {
-		return fmt.Errorf("notice %q: %w", n.Kind, err)
+	if n.VM != "" || n.Kind != Listing && n.Kind != Explaining { // these are about no guest
+		if err := ValidateKnownName(n.VM); err != nil {
+			return fmt.Errorf("notice %q: %w", n.Kind, err)
+		}
+	}
+	if n.Kind == Explaining && (len(n.Prefixes) != 1 || !n.Prefixes[0].IsSingleIP()) {
+		return fmt.Errorf("notice %q with %d prefixes; it is about one address", n.Kind, len(n.Prefixes))
 	}
 	if err := errors.Join(n.Identity.Validate(), n.Move.validate()); err != nil {
 		return fmt.Errorf("notice %q of VM %q: %w", n.Kind, n.VM, err)

@@ -16,6 +16,39 @@ type PortEntry struct {
 	Since     time.Time      `json:"since"`
 	Origin    string         `json:"origin,omitempty"`
 	Trouble   string         `json:"trouble,omitempty"` // why the port is not as it is wanted
+	Node      string         `json:"node,omitempty"`    // where it is; empty: on the node that lists it
+}
+
+// GuestEntry is a guest of a node, as the node's agent lists it.
+type GuestEntry struct {
+	VM      VM        `json:"vm"`
+	States  []State   `json:"states"` // of the ports: Wired or Live, as they are, not as they are wanted
+	Since   time.Time `json:"since"`
+	Trouble string    `json:"trouble,omitempty"` // why the guest is not as it is wanted
+	// Orphan: the agent lost what it knew of the guest. What it has is read from its
+	// ports, and its identity is not known.
+	Orphan bool `json:"orphan,omitempty"`
+}
+
+// Ports lists the guest's ports.
+func (g GuestEntry) Ports(c *Cluster) []PortEntry {
+	entries := make([]PortEntry, len(g.States))
+	for i, p := range g.VM.Ports(c) {
+		entries[i] = PortEntry{
+			VM: g.VM.Name, Port: p.Name, Kind: p.NIC.Kind, State: g.States[i], Addresses: p.NIC.Addresses, Routes: p.NIC.Routes,
+			Since: g.Since, Origin: g.VM.Origin, Trouble: g.Trouble,
+		}
+		if entries[i].Routes == nil {
+			entries[i].Routes = []netip.Prefix{}
+		}
+	}
+	return entries
+}
+
+// PortPage is a part of the list of a node's ports, in the order of VM name and index.
+type PortPage struct {
+	Ports []PortEntry `json:"ports"`
+	Next  string      `json:"next,omitempty"` // the guest after which the next part begins; empty: there is none
 }
 
 // SourceStatus is the state of a [Source].
@@ -44,8 +77,18 @@ type Status struct {
 	Ports         int            `json:"ports"`
 	Live          int            `json:"live"`     // ports whose guest is announced
 	Problems      []string       `json:"problems"` // one line each: the thing, the reason, the way out
+	// Registry is the node's registry of addresses; nil: it has none.
+	Registry *RegistryStatus `json:"registry,omitempty"`
 
 	Diversions []DiversionStatus `json:"diversions,omitempty"` // under way, or ended in the last minutes
+}
+
+// RegistryStatus is the health of a node's [Registry].
+type RegistryStatus struct {
+	Kind     string   `json:"kind"`     // see [RegistryConfig.Kind]
+	Shared   bool     `json:"shared"`   // all nodes of the cluster have it
+	Healthy  bool     `json:"healthy"`  // no problems
+	Problems []string `json:"problems"` // of the registry itself; the status has them, too
 }
 
 // DiversionStatus describes the forwarding of a guest's packets to another node,

@@ -47,7 +47,7 @@ const (
 	Starting Op = "starting" // live, for a guest that the agent has to look up
 	Ended    Op = "ended"    // withdraw, for such a guest
 	Describe Op = "describe" // the guest's description, whether it runs or not
-	List     Op = "list"     // the ports
+	List     Op = "list"     // the ports, or a part of those of another node
 	Status   Op = "status"   // the node's health
 	Moves    Op = "moves"    // the reports of moves, of all guests or of the named one
 	Sent     Op = "sent"     // to which BGP peers the prefix was sent
@@ -59,17 +59,25 @@ const (
 	Allocate   Op = "allocate"  // give the guest its addresses before it starts
 	Reserve    Op = "reserve"   // keep the prefix for something that the operator knows
 	Release    Op = "release"   // end the allocation of the prefix, or all of the guest with that identity
+	Reassign   Op = "reassign"  // give the guest the prefix that another guest has
+	Nodes      Op = "nodes"     // the nodes of the cluster
+	Explain    Op = "explain"   // where the address of the prefix is on its way from the pool to the reflectors
+	Import     Op = "import"    // compare what all guests have with the registry, and record it
 )
 
 var (
-	guestOps = []Op{Wire, Live, Started, Withdraw, Remove, Expect, Starting, Ended, Describe, Allocate}
-	nodeOps  = []Op{List, Status, Moves, Sent, Drain, Undrain, Forwarding, Addresses, Reserve, Release}
+	guestOps = []Op{Wire, Live, Started, Withdraw, Remove, Expect, Starting, Ended, Describe, Allocate, Reassign}
+	nodeOps  = []Op{List, Status, Moves, Sent, Drain, Undrain, Forwarding, Addresses, Reserve, Release, Nodes, Explain, Import}
 )
+
+// prefixOps are the ops that need a prefix.
+var prefixOps = []Op{Sent, Reserve, Reassign, Explain}
 
 // Request is the line to the agent. Withdraw, Remove, Expect and Describe need only
 // the name of VM. Starting and Ended need the name that the hypervisor has for it,
 // and the source's name in Origin. Moves takes the name, if any; the other node ops
-// need no VM. Sent and Reserve need the prefix, Release needs the prefix or the guest.
+// need no VM. Sent, Reserve, Reassign and Explain need the prefix, Release needs the
+// prefix or the guest, Reassign the name of the guest that is to get it.
 type Request struct {
 	V  int       `json:"v"` // set by [Client.Call]
 	Op Op        `json:"op"`
@@ -79,6 +87,9 @@ type Request struct {
 	Note   string          `json:"note,omitempty"`  // with Reserve, for people
 	Guest  fabric.Identity `json:"guest,omitempty"` // with Release
 	Now    bool            `json:"now,omitempty"`   // with Release: without a quarantine
+	Node   string          `json:"node,omitempty"`  // with List: a part of the ports of that node
+	After  string          `json:"after,omitempty"` // with Node: those of the guests after that one
+	Write  bool            `json:"write,omitempty"` // with Import: record it
 }
 
 // Reply is the line back. Ports, Status, Moves and Forwarding answer the ops of
@@ -99,9 +110,16 @@ type Reply struct {
 	// Forwarding says what blocks guests' packets.
 	Forwarding []fabric.ForwardingFault `json:"forwarding,omitzero"`
 	// Addresses answers the op of that name; with an Error it has the part that is
-	// known. Allocations answers Allocate, Reserve and Release.
+	// known. Allocations answers Allocate, Reserve, Release and Reassign.
 	Addresses   *fabric.Addresses   `json:"addresses,omitzero"`
 	Allocations []fabric.Allocation `json:"allocations,omitzero"`
+	// Next, to List with a node, is the guest after which the next part begins; empty:
+	// there is none.
+	Next  string   `json:"next,omitempty"`
+	Nodes []string `json:"nodes,omitzero"`
+	// Steps answers Explain, Import the op of that name.
+	Steps  []fabric.Step  `json:"steps,omitzero"`
+	Import *fabric.Import `json:"import,omitzero"`
 }
 
 // Guest has what a guest must know of its network.
@@ -149,7 +167,7 @@ func decode(line []byte) (Request, error) {
 	if err := d.Decode(&req); err != nil {
 		return bad(err)
 	}
-	if (req.Op == Sent || req.Op == Reserve || req.Op == Release && req.Guest == "") && !req.Prefix.IsValid() {
+	if (slices.Contains(prefixOps, req.Op) || req.Op == Release && req.Guest == "") && !req.Prefix.IsValid() {
 		return Request{}, fmt.Errorf(`op %q without a prefix; send "prefix":"203.0.113.10/32" with it`, req.Op)
 	}
 	if req.VM.Name == "" && slices.Contains(guestOps, req.Op) {

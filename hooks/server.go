@@ -57,6 +57,16 @@ type Registry interface {
 	Allocate(ctx context.Context, vm fabric.VM) ([]fabric.Allocation, error)
 	Reserve(ctx context.Context, p netip.Prefix, note string) (fabric.Allocation, error)
 	Release(ctx context.Context, r fabric.ReleaseRequest) ([]fabric.Allocation, error)
+	Reassign(ctx context.Context, p netip.Prefix, to string) ([]fabric.Allocation, error)
+}
+
+// Cluster answers requests that need the other nodes. The agent says what each method
+// promises.
+type Cluster interface {
+	Nodes(ctx context.Context) ([]string, error)
+	ListNode(ctx context.Context, node, after string) (fabric.PortPage, error)
+	Explain(ctx context.Context, a netip.Addr) ([]fabric.Step, error)
+	Import(ctx context.Context, write bool) (fabric.Import, error)
 }
 
 // Agent does what the requests ask for. The agent of package fabric/agent is one.
@@ -65,6 +75,7 @@ type Agent interface {
 	Hypervisors
 	Node
 	Registry
+	Cluster
 }
 
 // Reporter reports the status of a program without guests, such as a reflector.
@@ -233,7 +244,7 @@ func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) 
 		reply.Guest = &Guest{}
 		reply.Guest.VM, reply.Guest.Gateway, err = agent.Describe(ctx, vm.Name)
 	case List:
-		reply.Ports, err = agent.List(ctx)
+		reply.Ports, reply.Next, err = list(ctx, agent, req)
 	case Status:
 		var status fabric.Status
 		status, err = agent.Status(ctx)
@@ -261,6 +272,26 @@ func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) 
 		reply.Allocations, err = agent.Release(ctx, fabric.ReleaseRequest{Guest: req.Guest, Prefix: req.Prefix, Now: req.Now})
 	case Forwarding:
 		reply.Forwarding, err = agent.CheckForwarding(ctx)
+	case Reassign:
+		reply.Allocations, err = agent.Reassign(ctx, req.Prefix, vm.Name)
+	case Nodes:
+		reply.Nodes, err = agent.Nodes(ctx)
+	case Explain:
+		reply.Steps, err = agent.Explain(ctx, req.Prefix.Addr())
+	case Import:
+		var is fabric.Import
+		is, err = agent.Import(ctx, req.Write)
+		reply.Import = &is
 	}
 	return reply, err
+}
+
+// list lists the ports of this node, or a part of those of the one that is named.
+func list(ctx context.Context, agent Agent, req Request) (ports []fabric.PortEntry, next string, err error) {
+	if req.Node == "" {
+		ports, err = agent.List(ctx)
+		return ports, "", err
+	}
+	part, err := agent.ListNode(ctx, req.Node, req.After)
+	return part.Ports, part.Next, err
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -117,6 +118,26 @@ func (f *fake) Release(ctx context.Context, r fabric.ReleaseRequest) ([]fabric.A
 	return []fabric.Allocation{allocation}, f.note(ctx, fabric.VM{}, "%s of %q released, now %v", r.Prefix, r.Guest, r.Now)
 }
 
+func (f *fake) Reassign(ctx context.Context, p netip.Prefix, to string) ([]fabric.Allocation, error) {
+	return []fabric.Allocation{allocation}, f.note(ctx, fabric.VM{}, "%s reassigned to %s", p, to)
+}
+
+func (f *fake) Nodes(ctx context.Context) ([]string, error) {
+	return []string{"node1", "node2"}, f.note(ctx, fabric.VM{}, "nodes")
+}
+
+func (f *fake) ListNode(ctx context.Context, node, after string) (fabric.PortPage, error) {
+	return fabric.PortPage{Ports: []fabric.PortEntry{{VM: "db", Kind: fabric.Tap, State: fabric.Wired, Node: node}}, Next: "db"}, f.note(ctx, fabric.VM{}, "list of %s after %s", node, after)
+}
+
+func (f *fake) Explain(ctx context.Context, a netip.Addr) ([]fabric.Step, error) {
+	return []fabric.Step{{Step: "guest", Good: true, Text: "web"}}, f.note(ctx, fabric.VM{}, "%s explained", a)
+}
+
+func (f *fake) Import(ctx context.Context, write bool) (fabric.Import, error) {
+	return fabric.Import{Guests: 2, Known: 3}, f.note(ctx, fabric.VM{}, "imported %v", write)
+}
+
 var allocation = fabric.Allocation{Prefix: netip.MustParsePrefix("203.0.113.10/32"), Pool: "public4", State: fabric.Allocated, Guest: "libvirt a", VM: "web", Dynamic: true}
 
 var guest = fabric.VM{Name: "web", UUID: "aaaaaaaa-0000-4000-8000-000000000001", Origin: "libvirt", NICs: []fabric.NIC{{
@@ -181,6 +202,10 @@ func TestOps(t *testing.T) {
 		Allocate:   {guest, "web allocated", guest},
 		Reserve:    {fabric.VM{}, "203.0.113.10/32 reserved for a printer", fabric.VM{}},
 		Release:    {fabric.VM{}, `203.0.113.10/32 of "libvirt a" released, now true`, fabric.VM{}},
+		Reassign:   {named, "203.0.113.10/32 reassigned to web", fabric.VM{}},
+		Nodes:      {fabric.VM{}, "nodes", fabric.VM{}},
+		Explain:    {fabric.VM{}, "203.0.113.10 explained", fabric.VM{}},
+		Import:     {fabric.VM{}, "imported true", fabric.VM{}},
 	} {
 		t.Run(string(op), func(t *testing.T) {
 			agent := &fake{}
@@ -189,11 +214,13 @@ func TestOps(t *testing.T) {
 			case Release:
 				req.Guest, req.Now = "libvirt a", true
 				fallthrough
-			case Reserve, Sent:
+			case Reserve, Sent, Reassign, Explain:
 				if op == Reserve {
 					req.Note = "a printer"
 				}
 				req.Prefix = netip.MustParsePrefix("203.0.113.10/32")
+			case Import:
+				req.Write = true
 			}
 			reply, err := Call(within(t, time.Minute), serve(t, agent), req)
 			require.NoError(t, err)
@@ -216,9 +243,22 @@ func TestOps(t *testing.T) {
 			} else {
 				assert.Nil(t, reply.Addresses)
 			}
-			assert.Equal(t, op == Allocate || op == Reserve || op == Release, len(reply.Allocations) == 1)
+			assert.Equal(t, slices.Contains([]Op{Allocate, Reserve, Release, Reassign}, op), len(reply.Allocations) == 1)
+			assert.Equal(t, op == Nodes, len(reply.Nodes) == 2)
+			assert.Equal(t, op == Explain, len(reply.Steps) == 1)
+			assert.Equal(t, op == Import, reply.Import != nil)
 		})
 	}
+}
+
+// TestListOfAnotherNode is a part of it, after a guest.
+func TestListOfAnotherNode(t *testing.T) {
+	agent := &fake{}
+	reply, err := Call(within(t, time.Minute), serve(t, agent), Request{Op: List, Node: "node2", After: "a"})
+	require.NoError(t, err)
+	assert.Equal(t, []string{"list of node2 after a"}, agent.all())
+	assert.Equal(t, "node2", reply.Ports[0].Node)
+	assert.Equal(t, "db", reply.Next)
 }
 
 // TestServeStatus: what has no guests tells its status, and refuses the rest.
@@ -235,7 +275,7 @@ func TestServeStatus(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "msk1", reply.Status.Cluster)
 	for _, op := range append(append([]Op{}, guestOps...), List, Moves, Drain, Undrain, Forwarding) {
-		_, err := Call(within(t, time.Minute), socket, Request{Op: op, VM: guest})
+		_, err := Call(within(t, time.Minute), socket, Request{Op: op, VM: guest, Prefix: allocation.Prefix})
 		require.ErrorIs(t, err, fabric.ErrRefused)
 		assert.EqualError(t, err, fmt.Sprintf("op %q refused: this is reflector rr1, not an agent, and has no guests; ask the agent of a node, on its own socket", op))
 	}
@@ -324,7 +364,7 @@ func TestLines(t *testing.T) {
 		want  []string // an error each, "" for ok
 		asked int
 	}{
-		"in order":      {`{"v":1,"op":"drain"}` + "\n" + `{"v":1,"op":"nonsense"}` + "\n" + list, []string{"", `op "nonsense" is not known; send one of wire, live, started, withdraw, remove, expect, starting, ended, describe, allocate, list, status, moves, sent, drain, undrain, forwarding, addresses, reserve, release, or upgrade the agent`, ""}, 2},
+		"in order":      {`{"v":1,"op":"drain"}` + "\n" + `{"v":1,"op":"nonsense"}` + "\n" + list, []string{"", `op "nonsense" is not known; send one of wire, live, started, withdraw, remove, expect, starting, ended, describe, allocate, reassign, list, status, moves, sent, drain, undrain, forwarding, addresses, reserve, release, nodes, explain, import, or upgrade the agent`, ""}, 2},
 		"newer":         {`{"v":2,"op":"summon","spell":true}` + "\n", []string{"the hook speaks version 2 of the line, this agent 1; upgrade the agent"}, 0},
 		"no version":    {`{"op":"list"}` + "\n", []string{`the request has no version; send "v":1`}, 0},
 		"not JSON":      {"list\n", []string{`the request cannot be read (invalid character 'l' looking for beginning of value); send one line such as {"v":1,"op":"list"}`}, 0},

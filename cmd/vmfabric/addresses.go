@@ -91,7 +91,7 @@ func addressCommand(t *tool) *cobra.Command {
 		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(addressListCommand(t), addressShowCommand(t), addressAllocateCommand(t), addressReserveCommand(t), addressReleaseCommand(t))
+	cmd.AddCommand(addressListCommand(t), addressShowCommand(t), addressAllocateCommand(t), addressReserveCommand(t), addressReleaseCommand(t), addressMoveCommand(t))
 	return cmd
 }
 
@@ -246,6 +246,34 @@ that asks a pool before the pool's quarantine is over, unless with --now.`,
 		},
 	}
 	cmd.Flags().BoolVar(&now, "now", false, "without a quarantine: another guest may get it at once")
+	return cmd
+}
+
+func addressMoveCommand(t *tool) *cobra.Command {
+	var to string
+	cmd := &cobra.Command{
+		Use:   "move ADDRESS --to GUEST",
+		Short: "Give an address that one guest has to another guest",
+		Long: `Move gives an address that one guest has to another one, in one change, without a
+quarantine. Neither of the two may run: the other guest gets the address when it starts, by
+name or from the pool that it asks, where it takes the place of one that it had from there.
+It may be repeated.`,
+		Example: "  vmfabric address move 203.0.113.10 --to web2\n  vmfabric address move 2001:db8:100::10 --to web2",
+		Args:    arguments(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := parsePrefix(args[0])
+			if err != nil {
+				return usageError{fmt.Errorf("%q is no address and no prefix; write 203.0.113.10 or 2001:db8:100::10", args[0])}
+			}
+			reply, err := t.call(cmd.Context(), hooks.Request{Op: hooks.Reassign, Prefix: p, VM: fabric.VM{Name: to}})
+			if err != nil {
+				return err
+			}
+			return t.printAllocations(cmd, reply.Allocations)
+		},
+	}
+	cmd.Flags().StringVar(&to, "to", "", "the name of the guest that is to get it")
+	_ = cmd.MarkFlagRequired("to")
 	return cmd
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 
@@ -20,19 +21,16 @@ func eastWest(c fabric.Cluster, peers *kernel.FIB) ([]gobgp.Option, error) {
 	return []gobgp.Option{gobgp.WithLearner(peers)}, nil
 }
 
-// elsewhere says through which node the kernel reaches an address that no guest
-// here has, if it has learned a route.
-func elsewhere(a netip.Addr, steps []step) []step {
-	if len(steps) != 1 || steps[0].Good {
-		return steps
-	}
+// elsewhere says through which node the kernel reaches an address, if it has learned a
+// route. That the steps name no guest means that a reflector has a route to nobody.
+func elsewhere(a netip.Addr, steps []fabric.Step) []fabric.Step {
 	family := netlink.FAMILY_V4
 	if a.Is6() {
 		family = netlink.FAMILY_V6
 	}
 	routes, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: fabric.PeerProtocol}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
-		return steps
+		return nil
 	}
 	longest, text := -1, ""
 	for _, r := range routes {
@@ -44,7 +42,10 @@ func elsewhere(a netip.Addr, steps []step) []step {
 		}
 	}
 	if longest < 0 {
-		return steps
+		return nil
 	}
-	return []step{{"guest", true, text}}
+	if !slices.ContainsFunc(steps, func(s fabric.Step) bool { return s.Step == "guest" && s.Good }) {
+		return []fabric.Step{{Step: fabric.Disagreement, Text: text + ", and no node that answers has a guest with it"}}
+	}
+	return []fabric.Step{{Step: "path", Good: true, Text: text}}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -35,13 +34,4 @@ func TestSamplesOf(t *testing.T) {
 		got := samplesOf(&fabric.Cluster{Pools: c.pools})
 		assert.Equal(t, c.want, fmt.Sprint(got))
 	}
-}
-
-func TestForwardingStep(t *testing.T) {
-	faults := []fabric.ForwardingFault{{Family: "IPv4", Text: "a"}, {Family: "IPv6", Text: "b"}, {Text: "c"}}
-	v4, v6 := netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")
-	assert.Equal(t, step{"forwarding", false, "a; c"}, forwardingStep(v4, faults, nil))
-	assert.Equal(t, step{"forwarding", false, "b; c"}, forwardingStep(v6, faults, nil))
-	assert.True(t, forwardingStep(v6, faults[:1], nil).Good)
-	assert.Equal(t, step{"forwarding", false, "no tc"}, forwardingStep(v6, nil, errors.New("no tc")))
 }

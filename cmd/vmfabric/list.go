@@ -2,6 +2,8 @@ package main
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -10,19 +12,30 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
 )
 
 func listCommand(t *tool) *cobra.Command {
-	return &cobra.Command{
-		Use:     "list",
-		Short:   "List the ports of this node",
-		Example: "  vmfabric list\n  vmfabric list --json | jq -r '.[] | select(.state != \"live\") | .vm'",
+	var cluster bool
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List the ports of this node, or of the cluster",
+		Long: `List lists the ports of this node. With --cluster its agent asks those of all other
+nodes; a node that does not tell its ports is named, and the exit code is 1.`,
+		Example: "  vmfabric list\n  vmfabric list --json | jq -r '.[] | select(.state != \"live\") | .vm'\n  vmfabric list --cluster",
 		Args:    arguments(cobra.NoArgs),
-		RunE:    func(cmd *cobra.Command, _ []string) error { return t.printPorts(cmd, "") },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cluster {
+				return t.printClusterPorts(cmd)
+			}
+			return t.printPorts(cmd, "")
+		},
 	}
+	cmd.Flags().BoolVar(&cluster, "cluster", false, "those of all nodes")
+	return cmd
 }
 
 // printPorts prints all ports, or those of one guest.
@@ -41,9 +54,22 @@ func (t *tool) printPorts(cmd *cobra.Command, vm string) error {
 	if done, err := t.print(cmd, ports); done {
 		return err
 	}
+	return printPortTable(cmd, ports, false)
+}
+
+// printPortTable prints ports as a table, with their nodes if those are asked for, and on
+// standard error why some are not as they are wanted.
+func printPortTable(cmd *cobra.Command, ports []fabric.PortEntry, nodes bool) error {
 	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "VM\tPORT\tKIND\tSTATE\tADDRESSES\tROUTES\tSINCE")
+	head := ""
+	if nodes {
+		head = "NODE\t"
+	}
+	fmt.Fprintln(w, head+"VM\tPORT\tKIND\tSTATE\tADDRESSES\tROUTES\tSINCE")
 	for _, p := range ports {
+		if nodes {
+			fmt.Fprintf(w, "%s\t", p.Node)
+		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.VM, p.Port, p.Kind, p.State,
 			join(p.Addresses), cmp.Or(join(p.Routes), "-"), ago(p.Since))
 	}
@@ -51,11 +77,69 @@ func (t *tool) printPorts(cmd *cobra.Command, vm string) error {
 		return err
 	}
 	for _, p := range ports {
-		if p.Trouble != "" {
+		switch {
+		case p.Trouble == "":
+		case nodes:
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s on %s: %s\n", p.VM, p.Node, p.Trouble)
+		default:
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", p.VM, p.Trouble)
 		}
 	}
 	return nil
+}
+
+// askedAtOnce is how many nodes the tools have the agent ask at a time.
+const askedAtOnce = 32
+
+// printClusterPorts prints the ports of all nodes, and names the nodes that do not tell
+// theirs. The agent passes on one part of a node's list at a time, so that it does not
+// hold them all.
+func (t *tool) printClusterPorts(cmd *cobra.Command) error {
+	reply, err := t.call(cmd.Context(), hooks.Request{Op: hooks.Nodes})
+	if err != nil {
+		return err
+	}
+	lists, errs := make([][]fabric.PortEntry, len(reply.Nodes)), make([]error, len(reply.Nodes))
+	var asking errgroup.Group
+	asking.SetLimit(askedAtOnce)
+	for i, node := range reply.Nodes {
+		asking.Go(func() error {
+			lists[i], errs[i] = t.portsOf(cmd.Context(), node)
+			return nil
+		})
+	}
+	_ = asking.Wait()
+	all := slices.Concat(append([][]fabric.PortEntry{{}}, lists...)...)
+	done, err := t.print(cmd, all)
+	if !done {
+		err = printPortTable(cmd, all, true)
+	}
+	for _, e := range errs {
+		if e != nil {
+			fmt.Fprintf(cmd.ErrOrStderr(), "vmfabric: %s\n", e)
+		}
+	}
+	if err == nil && errors.Join(errs...) != nil {
+		err = errDegraded
+	}
+	return err
+}
+
+// portsOf lists the ports of a node. After an error it gives those that are known.
+func (t *tool) portsOf(ctx context.Context, node string) (all []fabric.PortEntry, err error) {
+	const mostParts = 1000 // a node has far fewer
+	after := ""
+	for range mostParts {
+		reply, err := t.call(ctx, hooks.Request{Op: hooks.List, Node: node, After: after})
+		if err != nil {
+			return all, err
+		}
+		if all = append(all, reply.Ports...); reply.Next == "" {
+			return all, nil
+		}
+		after = reply.Next
+	}
+	return all, fmt.Errorf("node %s: its list has no end; see what runs there", node)
 }
 
 func statusCommand(t *tool) *cobra.Command {
@@ -116,6 +200,11 @@ func printStatus(cmd *cobra.Command, st fabric.Status) {
 		}
 		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", s.Name, state, count(s.Guests, "guest"), last)
 	}
+	if r := st.Registry; r != nil {
+		fmt.Fprintf(w, "  registry\t%s\t%s\t%s\n", r.Kind,
+			map[bool]string{true: "shared by all nodes", false: "this node's own"}[r.Shared],
+			map[bool]string{true: "well", false: count(len(r.Problems), "problem")}[r.Healthy])
+	}
 	w.Flush()
 	for _, d := range st.Diversions {
 		fmt.Fprintf(out, "  %s\n", diversionText(d))
@@ -123,6 +212,19 @@ func printStatus(cmd *cobra.Command, st fabric.Status) {
 	for _, p := range st.Problems {
 		fmt.Fprintf(out, "  ! %s\n", p)
 	}
+}
+
+// lastNotification describes the last NOTIFICATION of a session in a few words.
+func lastNotification(n fabric.Notification) string {
+	way := "received"
+	if n.Sent {
+		way = "sent"
+	}
+	when := ""
+	if !n.At.IsZero() {
+		when = " " + ago(n.At) + " ago"
+	}
+	return fmt.Sprintf("last NOTIFICATION %s%s: %s", way, when, n)
 }
 
 // diversionText says where a guest's packets go, or went.
@@ -142,46 +244,27 @@ func diversionText(d fabric.DiversionStatus) string {
 func whyCommand(t *tool) *cobra.Command {
 	return &cobra.Command{
 		Use:   "why ADDRESS",
-		Short: "Follow one address step by step and name the first that is missing",
+		Short: "Follow one address step by step, wherever its guest is; exit 1 when a step is missing",
+		Long: `Why follows an address from its pool to the reflectors, on whatever node its guest is,
+and names what disagrees about it: the registry, the nodes, their kernels, the reflectors.`,
 		Example: `  vmfabric why 203.0.113.10
   vmfabric why 2001:db8:100::10 --json`,
 		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a, err := netip.ParseAddr(args[0])
-			if err != nil {
+			if err != nil || a.Zone() != "" || a.Is4In6() {
 				return usageError{fmt.Errorf("%q is not an address; write 203.0.113.10 or 2001:db8:100::10", args[0])}
 			}
-			list, err := t.call(cmd.Context(), hooks.Request{Op: hooks.List})
+			reply, err := t.call(cmd.Context(), hooks.Request{Op: hooks.Explain, Prefix: fabric.HostPrefix(a)})
 			if err != nil {
 				return err
 			}
-			status, err := t.call(cmd.Context(), hooks.Request{Op: hooks.Status})
-			if status.Status == nil {
-				return err
-			}
-			steps := elsewhere(a, explain(a, list.Ports, *status.Status))
-			if steps[0].Step == "guest" && steps[0].Good {
-				reply, ferr := t.call(cmd.Context(), hooks.Request{Op: hooks.Forwarding})
-				withdrawn, faults := withdrawnFor(a, reply.Forwarding)
-				p, ok := prefixOf(a, list.Ports)
-				switch last := &steps[len(steps)-1]; {
-				case !ok || !last.Good:
-				case withdrawn != "": // no reflector has it, on purpose: the reason says everything
-					*last = step{"announcement", false, withdrawn}
-				default:
-					sent, err := t.sent(cmd.Context(), p)
-					if err != nil {
-						return err
-					}
-					steps = append(steps, announcedTo(p, status.Status.Sessions, sent)...)
-				}
-				steps = append(steps, forwardingStep(a, faults, ferr))
-			}
-			bad := slices.ContainsFunc(steps, func(s step) bool { return !s.Good })
+			steps := append(reply.Steps, elsewhere(a, reply.Steps)...)
+			bad := slices.ContainsFunc(steps, func(s fabric.Step) bool { return !s.Good })
 			done, err := t.print(cmd, steps)
 			if !done {
 				for _, s := range steps {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s %s: %s\n", map[bool]string{true: "ok     ", false: "MISSING"}[s.Good], s.Step, s.Text)
+					fmt.Fprintf(cmd.OutOrStdout(), "%s %s: %s\n", mark(s), s.Step, s.Text)
 				}
 			}
 			if err == nil && bad {
@@ -192,40 +275,15 @@ func whyCommand(t *tool) *cobra.Command {
 	}
 }
 
-// step is a step on the way of an address from its guest to the reflectors.
-type step struct {
-	Step string `json:"step"`
-	Good bool   `json:"good"`
-	Text string `json:"text"`
-}
-
-// explain lists the steps up to the first one that is missing, or to the
-// announcement of a live guest.
-func explain(a netip.Addr, ports []fabric.PortEntry, st fabric.Status) []step {
-	i := slices.IndexFunc(ports, func(p fabric.PortEntry) bool {
-		return slices.Contains(p.Addresses, a) || slices.ContainsFunc(p.Routes, func(r netip.Prefix) bool { return r.Contains(a) })
-	})
-	if i < 0 {
-		return []step{{"guest", false, fmt.Sprintf("no guest on %s has %s; start it here, or ask the node where it runs", st.Node, a)}}
+// mark says in the margin whether a step is there.
+func mark(s fabric.Step) string {
+	switch {
+	case s.Good:
+		return "ok     "
+	case s.Step == fabric.Disagreement:
+		return "WRONG  "
 	}
-	p := ports[i]
-	steps := []step{{"guest", true, fmt.Sprintf("%s on %s", p.VM, st.Node)}}
-	if p.Trouble != "" {
-		return append(steps, step{"port", false, p.Trouble})
-	}
-	text := fmt.Sprintf("%s (%s), up and routed", p.Port, p.Kind)
-	if p.Kind == fabric.Adopt && p.State != fabric.Live {
-		text = fmt.Sprintf("%s, taken over when its owner has made it", p.Port)
-	}
-	steps = append(steps, step{"port", true, text})
-	if p.State != fabric.Live {
-		return append(steps, step{"announcement", false, "not announced: the guest does not run yet, or nobody holds the other end of its port"})
-	}
-	text = "live since " + p.Since.Format(time.DateTime)
-	if st.Draining {
-		text += fmt.Sprintf("; this node is draining since %s, and another one that announces it too comes first", st.DrainingSince.Format(time.DateTime))
-	}
-	return append(steps, step{"announcement", true, text})
+	return "MISSING"
 }
 
 // count words a number of things: 1 port, 2 ports.

@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,6 +71,10 @@ func TestExitCodes(t *testing.T) {
 		{"attach web --address 203.0.113.10 --route x", exitUsage, "not a prefix"},
 		{"attach web --address 203.0.113.10 --mac x", exitUsage, "not a MAC address"},
 		{"why here", exitUsage, "not an address"},
+		{"why fe80::1%eth0", exitUsage, "not an address"},
+		{"address move 203.0.113.10", exitUsage, "required flag"},
+		{"address move here --to web", exitUsage, "no address and no prefix"},
+		{"import now", exitUsage, "unknown command"},
 		{"port-name web 64", exitUsage, "NIC number"},
 		{"demo --json", exitUsage, "for people"},
 		{"render bird --for rr1 --config ../../fabric/clusterfile/testdata/cluster.yaml", exitGood, ""},
@@ -143,135 +147,122 @@ func TestJSON(t *testing.T) {
 	assert.Contains(t, out, `"ok": false`)
 }
 
-func TestWhyNamesTheFirstThatIsMissing(t *testing.T) {
-	a, prefix := netip.MustParseAddr("203.0.113.10"), netip.MustParsePrefix("198.51.100.0/29")
-	live := fabric.PortEntry{
-		VM: "web", Port: "web_net0", Kind: fabric.Tap, State: fabric.Live,
-		Addresses: []netip.Addr{a}, Routes: []netip.Prefix{prefix}, Since: time.Now(),
-	}
-	wired, broken := live, live
-	wired.State = fabric.Wired
-	broken.Trouble = "port web_net0: no such device"
-	up := fabric.Status{Node: "node1", Sessions: []fabric.Session{{Peer: "rr1", State: "established"}, {Peer: "rr2", State: "active"}}}
-	for _, tc := range []struct {
-		name    string
-		ask     netip.Addr
-		port    fabric.PortEntry
-		missing string
-		text    string
-	}{
-		{"nobody has it", netip.MustParseAddr("203.0.113.11"), live, "guest", "no guest on node1"},
-		{"trouble", a, broken, "port", "no such device"},
-		{"not announced", a, wired, "announcement", "does not run yet"},
-		{"session down", a, live, "reflector rr2", "active"},
-		{"routed prefix", prefix.Addr().Next(), live, "reflector rr2", "active"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			steps := explain(tc.ask, []fabric.PortEntry{tc.port}, up)
-			if p, ok := prefixOf(tc.ask, []fabric.PortEntry{tc.port}); ok && steps[len(steps)-1].Good {
-				steps = append(steps, announcedTo(p, up.Sessions, nil)...)
-			}
-			last := steps[len(steps)-1]
-			assert.False(t, last.Good)
-			assert.Equal(t, tc.missing, last.Step)
-			assert.Contains(t, last.Text, tc.text)
-			for _, s := range steps[:len(steps)-1] {
-				assert.True(t, s.Good, s)
-			}
-		})
-	}
-}
-
-// TestWhyTellsWhatWasSent: sessions that are up say nothing of a prefix.
-func TestWhyTellsWhatWasSent(t *testing.T) {
-	p := netip.MustParsePrefix("2001:db8:100::10/128")
-	up := fabric.Session{Peer: "rr1", Address: "10.10.0.11", State: "established", Advertised: 2}
-	deaf := fabric.Session{Peer: "rr2", Address: "10.10.0.12", State: "established", Families: []fabric.Family{fabric.IPv4}}
-	shut := fabric.Session{Peer: "rr3", State: "active", Notification: fabric.NewNotification(false, 6, 2, "planned work", time.Time{})}
-	sessions := []fabric.Session{up, deaf, shut}
-	good := func(steps []step) (all []bool) {
-		for _, s := range steps {
-			all = append(all, s.Good)
-		}
-		return all
-	}
-	guessed := announcedTo(p, sessions, nil)
-	assert.Equal(t, []bool{true, false, false}, good(guessed))
-	assert.Contains(t, guessed[1].Text, "it takes no IPv6")
-	assert.Contains(t, guessed[2].Text, `Cease, Administrative Shutdown (6/2), "planned work"`)
-	told := announcedTo(p, sessions, []fabric.Advertisement{
-		{Peer: "rr1", Address: "10.10.0.11"}, {Peer: "rr2", Address: "10.10.0.12", Reason: "it takes no IPv6"}, {Peer: "rr3", Sent: true},
-	})
-	assert.Equal(t, []bool{false, false, true}, good(told), "what the speaker says counts")
-	assert.Equal(t, "10.10.0.11, 2001:db8:100::10/128 was not sent: the speaker does not say why; see vmfabric status", told[0].Text)
-	assert.Equal(t, step{"reflector rr2", false, "10.10.0.12, 2001:db8:100::10/128 was not sent: it takes no IPv6"}, told[1])
-	assert.Empty(t, announcedTo(p, sessions, []fabric.Advertisement{}))
-}
-
-// whyAgent has one guest of both families, and speaks to one reflector.
-type whyAgent struct {
+// viewsAgent answers as an agent of node1 in a cluster of three nodes.
+type viewsAgent struct {
 	hooks.Agent
-	faults []fabric.ForwardingFault
+	steps    []fabric.Step
+	imported fabric.Import
+	wrote    *bool
+}
+
+func (a viewsAgent) Explain(context.Context, netip.Addr) ([]fabric.Step, error) { return a.steps, nil }
+
+func (a viewsAgent) Nodes(context.Context) ([]string, error) {
+	return []string{"node1", "node2", "node3"}, nil
+}
+
+// ListNode tells node2's two guests in two parts, and nothing of node3's.
+func (a viewsAgent) ListNode(_ context.Context, node, after string) (fabric.PortPage, error) {
+	port := fabric.PortEntry{VM: "web", Port: "web_net0", Kind: fabric.Tap, State: fabric.Live, Addresses: dual, Node: node, Since: time.Now()}
+	switch {
+	case node == "node3":
+		return fabric.PortPage{}, errors.New("node node3: its agent is older and does not tell its ports; upgrade it")
+	case node == "node2" && after == "":
+		return fabric.PortPage{Ports: []fabric.PortEntry{port}, Next: "web"}, nil
+	case node == "node2":
+		port.VM, port.Port, port.State, port.Trouble = "zoo", "zoo_net0", fabric.Wired, "no tap"
+		return fabric.PortPage{Ports: []fabric.PortEntry{port}}, nil
+	}
+	return fabric.PortPage{Ports: []fabric.PortEntry{}}, nil
+}
+
+func (a viewsAgent) Import(_ context.Context, write bool) (fabric.Import, error) {
+	*a.wrote = write
+	return a.imported, nil
 }
 
 var dual = []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")}
 
-func (whyAgent) List(context.Context) ([]fabric.PortEntry, error) {
-	return []fabric.PortEntry{{VM: "web", Port: "web_net0", Kind: fabric.Tap, State: fabric.Live, Addresses: dual, Since: time.Now()}}, nil
-}
-
-func (whyAgent) Status(context.Context) (fabric.Status, error) {
-	return fabric.Status{Node: "node1", Sessions: []fabric.Session{{Peer: "rr1", Address: "10.10.0.11", State: "established"}}}, nil
-}
-
-func (a whyAgent) Advertisements(_ context.Context, p netip.Prefix) ([]fabric.Advertisement, error) {
-	sent := !slices.ContainsFunc(a.faults, func(f fabric.ForwardingFault) bool { return f.Withdrawn && f.Family == familyOf(p.Addr()) })
-	return []fabric.Advertisement{{Peer: "rr1", Address: "10.10.0.11", Sent: sent}}, nil
-}
-
-func (a whyAgent) CheckForwarding(context.Context) ([]fabric.ForwardingFault, error) {
-	return a.faults, nil
-}
-
-// TestWhyOfAWithdrawnFamily: what the node withdrew on purpose has that reason,
-// once, and nobody is said not to say why.
-func TestWhyOfAWithdrawnFamily(t *testing.T) {
-	for _, a := range dual {
-		t.Run(familyOf(a), func(t *testing.T) {
-			gone := fabric.ForwardingFault{Family: familyOf(a), Text: "announced for no guest: next hop is gone; give it back", Withdrawn: true}
-			blocked := fabric.ForwardingFault{Family: familyOf(a), Text: "packets are dropped by a chain"}
-			socket := serveAgent(t, whyAgent{faults: []fabric.ForwardingFault{gone, blocked}})
-			out, errs, code := try("why", a.String(), "--socket", socket)
-			assert.Equal(t, exitBad, code, errs)
-			lines := strings.Split(strings.TrimSpace(out), "\n")
-			require.Len(t, lines, 4, out)
-			assert.Equal(t, "MISSING announcement: "+gone.Text, lines[2])
-			assert.Equal(t, "MISSING forwarding: "+blocked.Text, lines[3])
-			for _, other := range dual {
-				if other != a {
-					out, errs, code := try("why", other.String(), "--socket", socket)
-					assert.Zero(t, code, out+errs)
-				}
-			}
-		})
-	}
-}
-
-func TestPrefixOf(t *testing.T) {
-	a6 := netip.MustParseAddr("2001:db8:100::10")
-	ports := []fabric.PortEntry{{
-		Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), a6},
-		Routes:    []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("198.51.100.0/29")},
-	}}
-	for ask, want := range map[string]string{
-		"203.0.113.10": "203.0.113.10/32", a6.String(): a6.String() + "/128", "198.51.100.3": "198.51.100.0/29", "198.51.100.9": "198.51.100.0/24",
+// TestWhyPrints what the agent says, and exits 1 when something is missing or disagrees.
+func TestWhyPrints(t *testing.T) {
+	good := fabric.Step{Step: "guest", Good: true, Text: "web on node2", Node: "node2"}
+	missing, wrong := fabric.Step{Step: "reflector rr1", Text: "was not sent"}, fabric.Step{Step: fabric.Disagreement, Text: "two have it"}
+	for _, tc := range []struct {
+		steps []fabric.Step
+		code  int
+		out   string
+	}{
+		{[]fabric.Step{good}, exitGood, "ok      guest: web on node2\n"},
+		{[]fabric.Step{good, missing}, exitBad, "ok      guest: web on node2\nMISSING reflector rr1: was not sent\n"},
+		{[]fabric.Step{good, wrong}, exitBad, "ok      guest: web on node2\nWRONG   disagreement: two have it\n"},
 	} {
-		p, ok := prefixOf(netip.MustParseAddr(ask), ports)
-		assert.True(t, ok)
-		assert.Equal(t, want, p.String())
+		socket := serveAgent(t, viewsAgent{steps: tc.steps})
+		for _, a := range dual {
+			out, errs, code := try("why", a.String(), "--socket", socket)
+			assert.Equal(t, tc.code, code, errs)
+			assert.Equal(t, tc.out, out)
+		}
+		out, errs, code := try("why", "203.0.113.10", "--json", "--socket", socket)
+		assert.Equal(t, tc.code, code, errs)
+		var steps []fabric.Step
+		require.NoError(t, json.Unmarshal([]byte(out), &steps))
+		assert.Equal(t, tc.steps, steps)
 	}
-	_, ok := prefixOf(netip.MustParseAddr("203.0.113.11"), ports)
-	assert.False(t, ok)
+}
+
+// TestListCluster has all parts of all nodes, and names the node that does not tell.
+func TestListCluster(t *testing.T) {
+	socket := serveAgent(t, viewsAgent{})
+	const silent = "vmfabric: node node3: its agent is older and does not tell its ports; upgrade it\n"
+	out, errs, code := try("list", "--cluster", "--socket", socket)
+	assert.Equal(t, exitBad, code)
+	assert.Equal(t, "zoo on node2: no tap\n"+silent, errs)
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	require.Len(t, lines, 3)
+	assert.Equal(t, []string{"NODE", "VM", "PORT", "KIND", "STATE", "ADDRESSES", "ROUTES", "SINCE"}, strings.Fields(lines[0]))
+	assert.Equal(t, []string{"node2", "web", "web_net0", "tap", "live", "203.0.113.10,2001:db8:100::10", "-", "0s"}, strings.Fields(lines[1]))
+	assert.Equal(t, "zoo", strings.Fields(lines[2])[1])
+
+	out, errs, code = try("list", "--cluster", "--json", "--socket", socket)
+	assert.Equal(t, exitBad, code)
+	assert.Equal(t, silent, errs)
+	var ports []map[string]any
+	require.NoError(t, json.Unmarshal([]byte(out), &ports))
+	require.Len(t, ports, 2)
+	assert.Equal(t, "node2", ports[0]["node"])
+	assert.Equal(t, "wired", ports[1]["state"])
+}
+
+// TestImportPrints what was compared; nothing is written without --yes.
+func TestImportPrints(t *testing.T) {
+	var wrote bool
+	record := fabric.ImportEntry{Node: "node2", VM: "web", Guest: "libvirt 1", Prefix: fabric.HostPrefix(dual[0]), Outcome: fabric.ToRecord}
+	bad := fabric.ImportEntry{Node: "node2", VM: "db", Guest: "libvirt 2", Prefix: fabric.HostPrefix(dual[1]), Outcome: fabric.Conflict, Text: "it is reserved"}
+	for _, tc := range []struct {
+		is      fabric.Import
+		args    []string
+		code    int
+		out     string
+		errs    string
+		written bool
+	}{
+		{fabric.Import{Guests: 2, Known: 4}, nil, exitGood, "2 guests: 4 addresses known, 0 to record, 0 in conflict, 0 held back\n", "", false},
+		{fabric.Import{Guests: 1, Entries: []fabric.ImportEntry{record}}, nil, exitGood, "NODE   VM   NIC  ADDRESS       OUTCOME    WHY\nnode2  web  0    203.0.113.10  to record  -\n1 guest: 0 addresses known, 1 to record, 0 in conflict, 0 held back\nnothing was written; vmfabric import --yes records it\n", "", false},
+		{fabric.Import{Guests: 1, Entries: []fabric.ImportEntry{bad}}, []string{"--yes"}, exitBad, "NODE   VM  NIC  ADDRESS           OUTCOME   WHY\nnode2  db  0    2001:db8:100::10  conflict  it is reserved\n1 guest: 0 addresses known, 0 recorded now, 1 in conflict, 0 held back\n", "", true},
+		{fabric.Import{Guests: 1, Silent: []string{"node node3: no answer"}}, nil, exitBad, "1 guest: 0 addresses known, 0 to record, 0 in conflict, 0 held back\n", "vmfabric: node node3: no answer\n", false},
+	} {
+		socket := serveAgent(t, viewsAgent{imported: tc.is, wrote: &wrote})
+		out, errs, code := try(append([]string{"import", "--socket", socket}, tc.args...)...)
+		assert.Equal(t, tc.code, code)
+		assert.Equal(t, tc.out, out)
+		assert.Equal(t, tc.errs, errs)
+		assert.Equal(t, tc.written, wrote)
+		out, _, code = try(append([]string{"import", "--json", "--socket", socket}, tc.args...)...)
+		assert.Equal(t, tc.code, code)
+		var is fabric.Import
+		require.NoError(t, json.Unmarshal([]byte(out), &is))
+		assert.Equal(t, tc.is, is)
+	}
 }
 
 func TestCount(t *testing.T) {

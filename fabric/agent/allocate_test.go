@@ -412,6 +412,24 @@ func TestRegistriesOfTheirOwn(t *testing.T) {
 	}
 }
 
+// TestOlderNodeIsNotToldTwice what it does not know, and hears the rest.
+func TestOlderNodeIsNotToldTwice(t *testing.T) {
+	registries := map[string]*fake.Registry{"node1": newRegistry(nil).OfOneNode(), "node2": newRegistry(nil).OfOneNode()}
+	vm := asking("web", fabric.AutoPool)
+	pairsOf(t, fake.NewSource, vm, func(t *testing.T, p *pair) {
+		p.ends[p.one].Fail("node1 tells node2 forgotten", fmt.Errorf("it is older: %w", errors.ErrUnsupported))
+		p.runs(p.one, vm)
+		p.over(p.one, vm)
+		p.src[p.one].Forget(vm)
+		moment()
+		p.forget()
+		p.runs(p.one, known("mx", "uuid-of-mx", "203.0.113.9"))
+		moment()
+		assert.Contains(t, p.talk.Take(), "node1 tells node2 claimed mx")
+		assert.Empty(t, p.one.problems())
+	}, func(node string) []agent.Option { return []agent.Option{agent.WithRegistry(registries[node])} })
+}
+
 // TestGuestThatStartsElsewhere keeps the address and the prefix of its node's own registry.
 func TestGuestThatStartsElsewhere(t *testing.T) {
 	registries := map[string]*fake.Registry{"node1": newRegistry(nil).OfOneNode(), "node2": newRegistry(nil).OfOneNode()}

@@ -5,43 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
 )
-
-// List gives all ports that are wanted on this node, in the order of VM name and
-// index. Its error is always nil.
-func (a *Agent) List(context.Context) ([]fabric.PortEntry, error) {
-	s, done := a.state.open()
-	defer done()
-	entries := make([]fabric.PortEntry, 0, len(s.guests))
-	for _, name := range sortedKeys(s.guests) {
-		g := s.guests[name]
-		if g.want.State == fabric.Absent {
-			continue
-		}
-		for _, p := range g.want.VM.Ports(&a.cluster) {
-			state := fabric.Wired
-			if g.announced && g.nics[p.Index] != plan.Down {
-				state = fabric.Live
-			}
-			e := fabric.PortEntry{
-				VM: name, Port: p.Name, Kind: p.NIC.Kind, State: state,
-				Addresses: slices.Clone(p.NIC.Addresses), Routes: slices.Clone(p.NIC.Routes),
-				Since: g.want.Since, Origin: g.want.VM.Origin, Trouble: g.troubleText(a.node),
-			}
-			if e.Routes == nil {
-				e.Routes = []netip.Prefix{}
-			}
-			entries = append(entries, e)
-		}
-	}
-	return entries, nil
-}
 
 // Status gives the health of the node. If the speaker cannot list its sessions,
 // Status returns that error together with everything else.
@@ -86,6 +54,13 @@ func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 	for _, d := range a.allDiagnosers() {
 		st.Problems = append(st.Problems, d.Diagnose(ctx)...)
 	}
+	if a.registry != nil {
+		problems := append([]string{}, a.registry.Diagnose(ctx)...)
+		st.Registry = &fabric.RegistryStatus{
+			Kind: a.cluster.Registry.Kind(), Shared: a.registry.Shared(), Healthy: len(problems) == 0, Problems: problems,
+		}
+		st.Problems = append(st.Problems, problems...)
+	}
 	for _, s := range a.sources {
 		st.Sources = append(st.Sources, s.Status())
 	}
@@ -102,14 +77,11 @@ func WithDiagnosers(d ...fabric.Diagnoser) Option {
 	return func(a *Agent) { a.diagnosers = append(a.diagnosers, d...) }
 }
 
-// allDiagnosers lists the backends, and then the further parts.
+// allDiagnosers lists the backends but for the registry, and then the further parts.
 func (a *Agent) allDiagnosers() []fabric.Diagnoser {
 	all := []fabric.Diagnoser{a.dataplane, a.speaker, a.store}
 	if a.nodes != nil {
 		all = append(all, a.nodes)
-	}
-	if a.registry != nil {
-		all = append(all, a.registry)
 	}
 	for _, s := range a.sources {
 		all = append(all, s)

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"sync"
@@ -175,7 +176,7 @@ func (a *Agent) round(ctx context.Context, node string) (wait time.Duration, ans
 			break
 		}
 		if !a.isPast(n) {
-			if _, err := a.askNode(ctx, node, n); err != nil {
+			if _, err := a.askNode(ctx, node, n); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 				return askRetry, false
 			}
 		}
@@ -212,13 +213,13 @@ func (a *Agent) isPast(n fabric.Notice) bool {
 // askNode sends a notice to a node, and notes whether the node answers.
 func (a *Agent) askNode(ctx context.Context, node string, n fabric.Notice) (fabric.Answer, error) {
 	answer, err := a.nodes.Ask(ctx, node, n)
-	if err != nil {
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		a.log.Debug("not told", "node", node, "notice", string(n.Kind), "vm", n.VM, "err", err)
 		a.unanswered(node)
 		return answer, err
 	}
 	a.meet(fabric.Node{Name: node})
-	return a.believable(node, n.VM, answer), nil
+	return a.believable(node, n.VM, answer), err
 }
 
 // meet notes that the agent of a node answered, or called.
@@ -284,6 +285,11 @@ func (a *Agent) noticed(ctx context.Context, from fabric.Node, n fabric.Notice) 
 	n.Epoch = a.plausible(from.Name, n.VM, n.Epoch)
 	another := a.isAnother(n)
 	switch {
+	case n.Kind == fabric.Listing:
+		guests, more := a.page(n.VM)
+		return fabric.Answer{Guests: guests, More: more}
+	case n.Kind == fabric.Explaining:
+		return a.explains(ctx, n.Prefixes[0].Addr())
 	case n.Kind == fabric.Acquiring:
 		return a.holder(n)
 	case n.Kind == fabric.Describing:

@@ -159,6 +159,24 @@ func TestStatusAsksTheBackends(t *testing.T) {
 	assert.Equal(t, `[{"name":"libvirt","connected":true,"guests":3},{"name":"lxd","connected":true,"guests":0}]`, asJSON(t, st.Sources))
 }
 
+func TestStatusOfTheRegistry(t *testing.T) {
+	r := newRegistry(nil)
+	n := fresh(t, agent.WithRegistry(r))
+	status := func() string {
+		st, err := n.Status(t.Context())
+		require.NoError(t, err)
+		return asJSON(t, st.Registry)
+	}
+	assert.Equal(t, `{"kind":"file","shared":true,"healthy":true,"problems":[]}`, status())
+	r.Report("registry: no quorum")
+	assert.Equal(t, []string{"registry: no quorum"}, n.problems(), "once")
+	assert.Equal(t, `{"kind":"file","shared":true,"healthy":false,"problems":["registry: no quorum"]}`, status())
+	n = fresh(t, agent.WithRegistry(newRegistry(nil).OfOneNode()))
+	assert.Equal(t, `{"kind":"file","shared":false,"healthy":true,"problems":[]}`, status())
+	n = fresh(t)
+	assert.Equal(t, "null", status())
+}
+
 func TestProblemsAreOneLineEach(t *testing.T) {
 	runs(t, nil, func(t *testing.T, n *node) {
 		n.apply(web(), fabric.Live)

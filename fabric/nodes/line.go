@@ -45,6 +45,9 @@ type hello struct {
 	// First is the greatest length of the first line, in bytes; zero: no limit of
 	// its own.
 	First int `json:"first,omitempty"`
+	// Asks are the kinds of notice that the agent answers, of those that not all of its
+	// version do.
+	Asks []fabric.NoticeKind `json:"asks,omitempty"`
 }
 
 // sealed is every other line.

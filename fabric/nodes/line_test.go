@@ -2,6 +2,7 @@ package nodes
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 
@@ -11,12 +12,34 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
+// TestLaterKinds: an agent is asked what it said that it answers.
+func TestLaterKinds(t *testing.T) {
+	of := func(kind fabric.NoticeKind) fabric.Notice {
+		return fabric.Notice{Kind: kind, VM: "web", Identity: "libvirt 1"}
+	}
+	between, now := hello{First: maxFirst}, hello{First: maxFirst, Asks: laterKinds}
+	for _, kind := range laterKinds {
+		_, err := between.understood(of(kind))
+		require.ErrorIs(t, err, errors.ErrUnsupported)
+		require.ErrorContains(t, err, "its agent is older and does not ")
+		told, err := now.understood(of(kind))
+		require.NoError(t, err)
+		require.Equal(t, of(kind), told)
+	}
+	for _, kind := range []fabric.NoticeKind{fabric.Acquiring, fabric.Claimed} {
+		told, err := between.understood(of(kind))
+		require.NoError(t, err)
+		require.Equal(t, of(kind), told)
+	}
+}
+
 // FuzzQuestion: whatever a node asks, it is answered or refused in one line, and
 // only what is a notice of a node gets to the agent.
 func FuzzQuestion(f *testing.F) {
 	const good = `{"v":1,"to":"node1","nonce":"n","from":{"name":"node2","address":"10.10.0.22"},"notice":{"kind":"claimed","vm":"web","prefixes":["203.0.113.10/32","2001:db8:100::10/128"]}}`
 	for _, s := range []string{
 		good, "", "{}", "null", "[]", strings.Replace(good, "claimed", "x", 1), strings.Replace(good, `"v":1`, `"v":9`, 1),
+		strings.Replace(good, `"claimed","vm":"web"`, `"listing","vm":""`, 1), strings.Replace(good, `"claimed","vm":"web"`, `"explaining","vm":""`, 1),
 		strings.Replace(good, "node2", "node3", 1), strings.Replace(good, "node2", "node9", 1), strings.Replace(good, "10.10.0.22", "fd00::1%eth0", 1),
 		strings.Replace(good, `"prefixes"`, `"move":{"vm":"web","prefixes":null,"outcome":"","resent":0,"seen":{"rr1":"2026-11-22T12:03:04Z"}},"prefixes"`, 1),
 	} {

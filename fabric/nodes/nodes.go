@@ -65,7 +65,7 @@ func (n *Nodes) Names() []string { return n.directory.names() }
 // Ask implements [fabric.Nodes]. If the connection of earlier questions is broken,
 // for example by a restart of the other agent, Ask asks once more on a new one. So
 // the other agent may answer one question twice. An older agent gets the parts of a
-// notice that it knows, and cannot be asked about [fabric.Acquiring].
+// notice that it knows.
 func (n *Nodes) Ask(ctx context.Context, node string, notice fabric.Notice) (fabric.Answer, error) {
 	if err := notice.Validate(); err != nil {
 		return fabric.Answer{}, err
@@ -93,12 +93,13 @@ func (n *Nodes) say(ctx context.Context, to fabric.Node, notice *fabric.Notice) 
 	}
 	began := time.Now()
 	answer, err := n.exchange(ctx, to, body, notice)
+	_, older := errors.AsType[*olderError](err)
 	switch {
 	case err == nil:
 		n.troubles.settle("to " + to.Name)
 		n.peers.answered(to.Name)
 		return answer, nil
-	case errors.Is(err, errOlder):
+	case older:
 		n.peers.answered(to.Name)
 		return fabric.Answer{}, fmt.Errorf("node %s: %w", to.Name, err)
 	case ctx.Err() != nil:
@@ -161,9 +162,9 @@ func (n *Nodes) exchange(ctx context.Context, to fabric.Node, body []byte, notic
 // ask asks on a connection, and keeps it for the next question unless there was an
 // error.
 func (n *Nodes) ask(ctx context.Context, to string, c *conn, body []byte, notice *fabric.Notice) (fabric.Answer, error) {
-	if notice != nil && c.hello.older() {
-		told, err := understood(*notice)
-		if err == nil {
+	if notice != nil {
+		told, err := c.hello.understood(*notice)
+		if err == nil && c.hello.older() {
 			body, err = n.request(c.hello.Node, &told)
 		}
 		if err != nil {

@@ -2,6 +2,7 @@ package nodes_test
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -63,7 +64,11 @@ func TestOlderAgent(t *testing.T) {
 			}
 			n.Kind = fabric.Acquiring
 			_, err = two.Ask(t.Context(), "node1", n)
-			require.ErrorContains(t, err, "node node1: its agent is an older one")
+			require.ErrorContains(t, err, "node node1: its agent is older and does not say who holds an address; upgrade it")
+			n = fabric.Notice{Kind: fabric.Listing}
+			_, err = two.Ask(t.Context(), "node1", n)
+			require.ErrorIs(t, err, errors.ErrUnsupported)
+			require.EqualError(t, err, "node node1: its agent is older and does not tell its ports; upgrade it")
 			assert.Empty(t, lines)
 			assert.Empty(t, two.Diagnose(t.Context()), "an upgrade goes from node to node")
 

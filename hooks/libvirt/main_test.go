@@ -49,6 +49,7 @@ func TestMain(m *testing.M) {
 type fake struct {
 	hooks.Hypervisors // which libvirt's hook does not ask
 	hooks.Registry    // likewise
+	hooks.Cluster     // likewise
 	mu                sync.Mutex
 	asked             []string
 	vms               []fabric.VM

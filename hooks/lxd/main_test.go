@@ -35,6 +35,7 @@ type fake struct {
 	hooks.Hypervisors
 	hooks.Node
 	hooks.Registry
+	hooks.Cluster
 
 	mu    sync.Mutex
 	asked []string

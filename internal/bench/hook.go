@@ -127,7 +127,11 @@ func serveIdle(ctx context.Context, socket string) (stop func() error, err error
 	return func() error { cancel(); return <-done }, nil
 }
 
-type idleAgent struct{ hooks.Hypervisors }
+type idleAgent struct {
+	hooks.Hypervisors
+	hooks.Registry
+	hooks.Cluster
+}
 
 func (idleAgent) Apply(context.Context, fabric.VM, fabric.State) error { return nil }
 func (idleAgent) Started(context.Context, fabric.VM) error             { return nil }
@@ -140,20 +144,6 @@ func (idleAgent) Advertisements(context.Context, netip.Prefix) ([]fabric.Adverti
 	return nil, nil
 }
 func (idleAgent) Undrain(context.Context) error { return nil }
-func (idleAgent) Addresses(context.Context) (fabric.Addresses, error) {
-	return fabric.Addresses{}, nil
-}
-
-func (idleAgent) Allocate(context.Context, fabric.VM) ([]fabric.Allocation, error) { return nil, nil }
-
-func (idleAgent) Reserve(context.Context, netip.Prefix, string) (fabric.Allocation, error) {
-	return fabric.Allocation{}, nil
-}
-
-func (idleAgent) Release(context.Context, fabric.ReleaseRequest) ([]fabric.Allocation, error) {
-	return nil, nil
-}
-
 func (idleAgent) CheckForwarding(context.Context) ([]fabric.ForwardingFault, error) {
 	return nil, nil
 }

@@ -196,6 +196,66 @@ func (s *system) startEtcd(h *core.Host) *core.Daemon {
 	return d
 }
 
+// viewsOfTheCluster asks each of two nodes about guests of both: web is on the first, and
+// db on the second. It leaves everything as it was.
+func (s *system) viewsOfTheCluster(one, two *agent, web []fabric.Allocation) {
+	s.t.Helper()
+	cli := func(a *agent, code int, args ...string) string {
+		s.t.Helper()
+		out, errs, got := a.cli(args...)
+		require.Equal(s.t, code, got, "%v: %s%s", args, out, errs)
+		return out + errs
+	}
+	for _, a := range []*agent{one, two} {
+		a.healthy()
+		var where []string
+		for _, p := range decode[[]fabric.PortEntry](s.t, cli(a, 0, "list", "--cluster", "--json")) {
+			where = append(where, p.VM+" on "+p.Node)
+		}
+		slices.Sort(where)
+		assert.Equal(s.t, []string{"db on node2", "web on node1"}, where)
+		for _, has := range web {
+			out := cli(a, 0, "why", has.Prefix.Addr().String())
+			assert.Contains(s.t, out, "allocation: guest web (attached web) on node1, epoch 17592")
+			assert.Contains(s.t, out, "guest: web on node1")
+			assert.Regexp(s.t, "ok      reflector rr1: .*was sent", out)
+			assert.Contains(s.t, cli(a, 1, "address", "move", has.Prefix.Addr().String(), "--to", "db"), "guest web has it on node1; stop that one first")
+		}
+		assert.Contains(s.t, cli(a, 1, "why", "203.0.113.250"), "MISSING guest: no guest of the cluster has 203.0.113.250")
+		assert.Contains(s.t, cli(a, 0, "import", "--yes"), "2 guests: 4 addresses known, 0 recorded now, 0 in conflict")
+	}
+	// A guest that does not run gives its addresses to one that does not run either.
+	cli(one, 0, "address", "allocate", "old", "--pool", "auto")
+	cli(one, 0, "address", "allocate", "new", "--pool", "auto")
+	old := decode[[]fabric.Allocation](s.t, cli(one, 0, "address", "show", "old", "--json"))
+	require.Len(s.t, old, 2)
+	for _, has := range old {
+		assert.Contains(s.t, cli(one, 1, "why", has.Prefix.Addr().String()), "guest old, whose it is, runs nowhere")
+		cli(one, 0, "address", "move", has.Prefix.Addr().String(), "--to", "new")
+		cli(one, 0, "address", "move", has.Prefix.Addr().String(), "--to", "new")
+	}
+	for _, is := range decode[[]fabric.Allocation](s.t, cli(one, 0, "address", "show", "new", "--json")) {
+		assert.True(s.t, slices.ContainsFunc(old, func(o fabric.Allocation) bool { return o.Prefix == is.Prefix }), is)
+		cli(one, 0, "address", "release", is.Prefix.Addr().String(), "--now")
+	}
+	for _, a := range decode[[]fabric.Allocation](s.t, cli(one, 0, "address", "list", "--json")) {
+		if a.State == fabric.Quarantined {
+			cli(one, 0, "address", "release", a.Prefix.Addr().String(), "--now")
+		}
+	}
+	require.NoError(s.t, two.Kill())
+	out := cli(one, 1, "list", "--cluster")
+	assert.Regexp(s.t, "(?m)^node1 +web +web_net0 +tap +live ", out)
+	assert.Regexp(s.t, "(?m)^vmfabric: node node2 .*no agent listens there", out)
+	out = cli(one, 1, "why", "203.0.113.251")
+	assert.Contains(s.t, out, "; node node2 may have it, and does not say")
+	assert.Contains(s.t, cli(one, 0, "why", web[0].Prefix.Addr().String()), "what it has is not known")
+	assert.Contains(s.t, cli(one, 1, "import"), "1 guest: 2 addresses known, 0 to record, 0 in conflict")
+	two.start()
+	registry := decode[fabric.Status](s.t, cli(one, 0, "status", "--json")).Registry
+	assert.Equal(s.t, &fabric.RegistryStatus{Kind: "etcd", Shared: true, Healthy: true, Problems: []string{}}, registry)
+}
+
 // TestPoolsOfEtcd: two nodes share a registry. What runs does not depend on it.
 func TestPoolsOfEtcd(t *testing.T) {
 	t.Parallel()
@@ -234,6 +294,7 @@ func TestPoolsOfEtcd(t *testing.T) {
 	assert.Equal(t, 1, code)
 	assert.Contains(t, errs, "is allocated to guest web (attached web), which got it on node1")
 
+	s.viewsOfTheCluster(one, two, web)
 	require.NoError(t, etcd.Kill())
 	one.complains("nothing listens there; start etcd")
 	does(one, "attach", "web", "--pool", "auto")

@@ -122,6 +122,12 @@ func notices() []fabric.Notice {
 		{Kind: fabric.Claimed, VM: "web", Prefixes: both, Epoch: 1<<64 - 1, Identity: "libvirt " + fabric.Identity(move.UUID), Acquired: at},
 		{Kind: fabric.Released, VM: "web", Prefixes: both, Epoch: 3, Move: move},
 		{Kind: fabric.Acquiring, VM: "мой <сервер>", Prefixes: routed, Identity: "attached мой <сервер>"},
+		{Kind: fabric.Describing, VM: "web", Prefixes: both, Identity: "lxd default/web"},
+		{Kind: fabric.Forgotten, VM: "web", Prefixes: both, Identity: "lxd default/web"},
+		{Kind: fabric.Listing},
+		{Kind: fabric.Listing, VM: "мой <сервер>"},
+		{Kind: fabric.Explaining, Prefixes: both[:1]},
+		{Kind: fabric.Explaining, Prefixes: both[1:]},
 	}
 }
 
@@ -134,6 +140,15 @@ func nodesUnchanged(t *testing.T, a agents) {
 	answer := fabric.Answer{
 		Held: true, Epoch: 1<<64 - 1, VM: "мой <сервер>", Identity: "lxd default/web",
 		Acquired: time.Date(2026, 11, 22, 12, 3, 4, 567890123, time.UTC), Prefix: both[1],
+		Guests: []fabric.GuestEntry{{
+			VM:     fabric.VM{Name: "мой <сервер>", NICs: []fabric.NIC{{Addresses: []netip.Addr{both[0].Addr(), both[1].Addr()}, Dynamic: 1, Kind: fabric.Veth}}},
+			States: []fabric.State{fabric.Live}, Since: time.Date(2026, 11, 22, 12, 3, 4, 0, time.UTC), Trouble: "no <tap>",
+		}}, More: true,
+		Finding: &fabric.Finding{
+			Node: "node2", Guest: &fabric.FoundGuest{VM: "web", Guest: "lxd default/web", State: fabric.Wired, Epoch: 7},
+			Ports: []fabric.FoundPort{{Port: "web_net0", VM: "web"}}, Announced: true, Sent: []string{"rr1"},
+			Routes: []fabric.FoundRoute{{Reflector: "rr1", Via: both[1].Addr()}}, Steps: []fabric.Step{{Step: "guest", Good: true, Text: "web"}},
+		},
 	}
 	for _, name := range []string{"node2", "node3"} {
 		serve(t, a.ends[name], func(_ context.Context, from fabric.Node, n fabric.Notice) fabric.Answer {
@@ -205,6 +220,8 @@ func nodesRefuse(t *testing.T, a agents) {
 		"no kind":              func(n *fabric.Notice) { n.Kind = "" },
 		"an unknown kind":      func(n *fabric.Notice) { n.Kind = "evacuated" },
 		"no guest":             func(n *fabric.Notice) { n.VM = "" },
+		"two addresses":        func(n *fabric.Notice) { n.Kind = fabric.Explaining },
+		"a whole network":      func(n *fabric.Notice) { n.Kind, n.Prefixes = fabric.Explaining, prefixes("203.0.113.0/24") },
 		"no prefix":            func(n *fabric.Notice) { n.Prefixes = make([]netip.Prefix, 1) },
 		"a broken identity":    func(n *fabric.Notice) { n.Identity = "libvirt\n1" },
 		"a broken outcome":     func(n *fabric.Notice) { n.Move = &fabric.Move{Outcome: "moved\x1b[2J"} },
