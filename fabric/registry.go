@@ -173,6 +173,20 @@ type Addresses struct {
 	Allocations []Allocation `json:"allocations"`
 }
 
+// Adoption is what a node says of a registry that was restored from a backup, or
+// replaced, before or after the operator has adopted it.
+type Adoption struct {
+	Doubt       string       `json:"doubt,omitempty"` // why no node trusts it; empty: they do
+	Incarnation int64        `json:"incarnation"`     // that it has; zero: none
+	Next        int64        `json:"next"`            // that begins when it is adopted
+	Addresses   int          `json:"addresses"`       // that it knows of
+	Allocations []Allocation `json:"-"`
+	// Differences says what this node's guests have that the registry does not know, or
+	// that it gave others.
+	Differences []string `json:"differences"`
+	Adopted     bool     `json:"adopted"`
+}
+
 // ReleaseRequest is what [Registry.Release] is to end: all allocations of a guest, or, if
 // Guest is empty, the allocation or reservation of Prefix.
 type ReleaseRequest struct {

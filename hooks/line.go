@@ -63,11 +63,14 @@ const (
 	Nodes      Op = "nodes"     // the nodes of the cluster
 	Explain    Op = "explain"   // where the address of the prefix is on its way from the pool to the reflectors
 	Import     Op = "import"    // compare what all guests have with the registry, and record it
+	// AdoptRegistry asks what a registry has that was restored or replaced; with Write it
+	// is the right one from now on.
+	AdoptRegistry Op = "adopt-registry"
 )
 
 var (
 	guestOps = []Op{Wire, Live, Started, Withdraw, Remove, Expect, Starting, Ended, Describe, Allocate, Reassign}
-	nodeOps  = []Op{List, Status, Moves, Sent, Drain, Undrain, Forwarding, Addresses, Reserve, Release, Nodes, Explain, Import}
+	nodeOps  = []Op{List, Status, Moves, Sent, Drain, Undrain, Forwarding, Addresses, Reserve, Release, Nodes, Explain, Import, AdoptRegistry}
 )
 
 // prefixOps are the ops that need a prefix.
@@ -89,7 +92,7 @@ type Request struct {
 	Now    bool            `json:"now,omitempty"`   // with Release: without a quarantine
 	Node   string          `json:"node,omitempty"`  // with List: a part of the ports of that node
 	After  string          `json:"after,omitempty"` // with Node: those of the guests after that one
-	Write  bool            `json:"write,omitempty"` // with Import: record it
+	Write  bool            `json:"write,omitempty"` // with Import: record it; with AdoptRegistry: adopt it
 }
 
 // Reply is the line back. Ports, Status, Moves and Forwarding answer the ops of
@@ -118,8 +121,9 @@ type Reply struct {
 	Next  string   `json:"next,omitempty"`
 	Nodes []string `json:"nodes,omitzero"`
 	// Steps answers Explain, Import the op of that name.
-	Steps  []fabric.Step  `json:"steps,omitzero"`
-	Import *fabric.Import `json:"import,omitzero"`
+	Steps    []fabric.Step    `json:"steps,omitzero"`
+	Import   *fabric.Import   `json:"import,omitzero"`
+	Adoption *fabric.Adoption `json:"adoption,omitzero"` // answers AdoptRegistry
 }
 
 // Guest has what a guest must know of its network.

@@ -58,6 +58,7 @@ type Registry interface {
 	Reserve(ctx context.Context, p netip.Prefix, note string) (fabric.Allocation, error)
 	Release(ctx context.Context, r fabric.ReleaseRequest) ([]fabric.Allocation, error)
 	Reassign(ctx context.Context, p netip.Prefix, to string) ([]fabric.Allocation, error)
+	AdoptRegistry(ctx context.Context, really bool) (fabric.Adoption, error)
 }
 
 // Cluster answers requests that need the other nodes. The agent says what each method
@@ -270,6 +271,11 @@ func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) 
 		}
 	case Release:
 		reply.Allocations, err = agent.Release(ctx, fabric.ReleaseRequest{Guest: req.Guest, Prefix: req.Prefix, Now: req.Now})
+	case AdoptRegistry:
+		var adoption fabric.Adoption
+		if adoption, err = agent.AdoptRegistry(ctx, req.Write); err == nil {
+			reply.Adoption = &adoption
+		}
 	case Forwarding:
 		reply.Forwarding, err = agent.CheckForwarding(ctx)
 	case Reassign:

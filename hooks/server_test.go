@@ -138,6 +138,10 @@ func (f *fake) Import(ctx context.Context, write bool) (fabric.Import, error) {
 	return fabric.Import{Guests: 2, Known: 3}, f.note(ctx, fabric.VM{}, "imported %v", write)
 }
 
+func (f *fake) AdoptRegistry(ctx context.Context, really bool) (fabric.Adoption, error) {
+	return fabric.Adoption{Adopted: really}, f.note(ctx, fabric.VM{}, "registry adopted: %v", really)
+}
+
 var allocation = fabric.Allocation{Prefix: netip.MustParsePrefix("203.0.113.10/32"), Pool: "public4", State: fabric.Allocated, Guest: "libvirt a", VM: "web", Dynamic: true}
 
 var guest = fabric.VM{Name: "web", UUID: "aaaaaaaa-0000-4000-8000-000000000001", Origin: "libvirt", NICs: []fabric.NIC{{
@@ -206,6 +210,8 @@ func TestOps(t *testing.T) {
 		Nodes:      {fabric.VM{}, "nodes", fabric.VM{}},
 		Explain:    {fabric.VM{}, "203.0.113.10 explained", fabric.VM{}},
 		Import:     {fabric.VM{}, "imported true", fabric.VM{}},
+
+		AdoptRegistry: {fabric.VM{}, "registry adopted: true", fabric.VM{}},
 	} {
 		t.Run(string(op), func(t *testing.T) {
 			agent := &fake{}
@@ -219,7 +225,7 @@ func TestOps(t *testing.T) {
 					req.Note = "a printer"
 				}
 				req.Prefix = netip.MustParsePrefix("203.0.113.10/32")
-			case Import:
+			case Import, AdoptRegistry:
 				req.Write = true
 			}
 			reply, err := Call(within(t, time.Minute), serve(t, agent), req)
@@ -235,6 +241,7 @@ func TestOps(t *testing.T) {
 				assert.Nil(t, reply.Guest)
 			}
 			assert.Equal(t, op == Status, reply.Status != nil)
+			assert.Equal(t, op == AdoptRegistry, reply.Adoption != nil)
 			assert.Equal(t, op == Moves, len(reply.Moves) == 1)
 			assert.Equal(t, op == Sent, len(reply.Advertisements) == 1)
 			assert.Equal(t, op == Forwarding, len(reply.Forwarding) == 1)
@@ -364,7 +371,7 @@ func TestLines(t *testing.T) {
 		want  []string // an error each, "" for ok
 		asked int
 	}{
-		"in order":      {`{"v":1,"op":"drain"}` + "\n" + `{"v":1,"op":"nonsense"}` + "\n" + list, []string{"", `op "nonsense" is not known; send one of wire, live, started, withdraw, remove, expect, starting, ended, describe, allocate, reassign, list, status, moves, sent, drain, undrain, forwarding, addresses, reserve, release, nodes, explain, import, or upgrade the agent`, ""}, 2},
+		"in order":      {`{"v":1,"op":"drain"}` + "\n" + `{"v":1,"op":"nonsense"}` + "\n" + list, []string{"", `op "nonsense" is not known; send one of wire, live, started, withdraw, remove, expect, starting, ended, describe, allocate, reassign, list, status, moves, sent, drain, undrain, forwarding, addresses, reserve, release, nodes, explain, import, adopt-registry, or upgrade the agent`, ""}, 2},
 		"newer":         {`{"v":2,"op":"summon","spell":true}` + "\n", []string{"the hook speaks version 2 of the line, this agent 1; upgrade the agent"}, 0},
 		"no version":    {`{"op":"list"}` + "\n", []string{`the request has no version; send "v":1`}, 0},
 		"not JSON":      {"list\n", []string{`the request cannot be read (invalid character 'l' looking for beginning of value); send one line such as {"v":1,"op":"list"}`}, 0},

@@ -20,7 +20,6 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/fabric/disk"
-	"github.com/vmfabric/vmfabric/fabric/etcd"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/fabric/libvirt"
 	"github.com/vmfabric/vmfabric/fabric/lxd"
@@ -173,7 +172,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	sources := f.sources(dataplane, log)
 	options := []agent.Option{
 		agent.WithLogger(log), agent.WithBoot(kernel.BootID()), agent.WithRemedies(hooks.Remedy), agent.WithObservers(extensions.observers...), agent.WithDiagnosers(extensions.diagnosers...),
-		agent.WithRegistry(registry.Registry), agent.WithNodes(nodes.New(nodes.Config{Cluster: cluster, Node: node, Logger: log})),
+		agent.WithRegistry(registry.Registry), agent.WithAdoption(registry.adoption), agent.WithNodes(nodes.New(nodes.Config{Cluster: cluster, Node: node, Logger: log})),
 	}
 	if extensions.resolver != nil {
 		options = append(options, agent.WithResolver(extensions.resolver))
@@ -206,32 +205,6 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	notify(log, daemon.SdNotifyStopping)
 	log.Info("stopping; ports and routes stay")
 	return nil
-}
-
-// addressRegistry is the registry of a node, with what it needs at work and at its end.
-type addressRegistry struct {
-	fabric.Registry
-	run   func(ctx context.Context) error
-	close func() error
-}
-
-func (r addressRegistry) Close() error { return r.close() }
-
-// openRegistry opens the registry that the cluster names, or else the node's own in its
-// state directory.
-func openRegistry(state string, c *fabric.Cluster, node string) (addressRegistry, error) {
-	if c.Registry.Etcd != nil {
-		r, err := etcd.New(c)
-		if err != nil {
-			return addressRegistry{}, err
-		}
-		return addressRegistry{r, r.Run, func() error { return nil }}, nil
-	}
-	r, err := disk.OpenRegistry(state, c, node)
-	if err != nil {
-		return addressRegistry{}, err
-	}
-	return addressRegistry{r, func(context.Context) error { return nil }, r.Close}, nil
 }
 
 // source is a hypervisor that the agent follows.

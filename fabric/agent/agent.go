@@ -120,6 +120,7 @@ type parts struct {
 	nodes     fabric.Nodes    // nil: the agent can ask no other node
 	resolver  fabric.Resolver // nil: none
 	registry  fabric.Registry // nil: none
+	adoption  Adoption        // of the registry
 	log       *slog.Logger
 
 	diagnosers []fabric.Diagnoser // of further parts

@@ -293,19 +293,19 @@ func (t *task) giveBack(ctx context.Context, fresh []fabric.Allocation) {
 }
 
 // register lets the registry know of the guests that it may not know. If it does not
-// take one, it may be away: register leaves the others for later, so as not to wait
-// for it once for each guest.
+// answer for one, it may be away: register leaves the others for later, so as not to
+// wait for it once for each guest.
 func (a *Agent) register(ctx context.Context) {
 	for _, vm := range a.unregistered() {
-		if !a.registerGuest(ctx, vm) {
+		if err := a.registerGuest(ctx, vm); err != nil && !errors.Is(err, fabric.ErrRefused) {
 			return
 		}
 	}
 }
 
-// registerGuest records what a guest has that is here, and reports whether the registry
-// took it. Other work on the guest does not wait for that.
-func (a *Agent) registerGuest(ctx context.Context, vm fabric.VM) bool {
+// registerGuest records what a guest has that is here. Other work on the guest does not
+// wait for that.
+func (a *Agent) registerGuest(ctx context.Context, vm fabric.VM) error {
 	ctx, cancel := context.WithTimeout(ctx, recordTime)
 	defer cancel()
 	given, err := a.takeAddresses(ctx, a.allocationRequest(vm))
@@ -317,7 +317,7 @@ func (a *Agent) registerGuest(ctx context.Context, vm fabric.VM) bool {
 	defer done()
 	g := s.guests[vm.Name]
 	if g == nil { // gone meanwhile, and its condition with it
-		return err == nil
+		return err
 	}
 	a.setUnrecorded(vm.Name, unrecorded)
 	switch {
@@ -327,7 +327,7 @@ func (a *Agent) registerGuest(ctx context.Context, vm fabric.VM) bool {
 		g.registered = false
 		signal(a.registration.wake)
 	}
-	return err == nil
+	return err
 }
 
 // setUnrecorded sets or clears the condition that the registry does not have what a
@@ -340,8 +340,8 @@ func (a *Agent) setUnrecorded(vm string, err error) {
 }
 
 // compareRegistered finds the guests here of which the registry does not have all, or not
-// this node as the owner, for register.
-func (a *Agent) compareRegistered(ctx context.Context) {
+// this node as the owner, for register. It reports whether the registry answers.
+func (a *Agent) compareRegistered(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, registryTime)
 	defer cancel()
 	s, done := a.state.open()
@@ -351,7 +351,7 @@ func (a *Agent) compareRegistered(ctx context.Context) {
 		guest := a.identityOf(name)
 		has, err := a.allocationsOf(ctx, guest)
 		if err != nil {
-			return // Diagnose has it
+			return false // Diagnose has it
 		}
 		s, done := a.state.open()
 		if g := s.guests[name]; g != nil && g.want.VM.Identity() == guest {
@@ -359,6 +359,7 @@ func (a *Agent) compareRegistered(ctx context.Context) {
 		}
 		done()
 	}
+	return true
 }
 
 // compareWith notes what the registry does not have of a guest. has are the guest's
@@ -369,7 +370,7 @@ func (s *state) compareWith(g *guest, has []fabric.Allocation) {
 		g.registered = g.registered && slices.ContainsFunc(has, func(h fabric.Allocation) bool { return h.Prefix.Bits() <= p.Bits() && h.Prefix.Overlaps(p) })
 	}
 	is := ownerOf(has)
-	g.acquired = g.acquired && is.Node == s.node && is.Epoch >= g.epoch()
+	g.acquired = g.acquired && is.Node == s.node && is.Epoch >= g.want.Epoch
 }
 
 // unregistered lists the guests whose addresses or owner the registry may not have.

@@ -147,6 +147,11 @@ func (a *Agent) keepRegistered(ctx context.Context) {
 		case <-compare.C:
 			a.compareRegistered(ctx)
 		case <-a.registration.wake:
+		case <-a.adoption.Adopted:
+			a.log.Info("the registry was adopted; it is told what it lacks of the guests here")
+			if !a.compareRegistered(ctx) {
+				a.unregister()
+			}
 		}
 	}
 }

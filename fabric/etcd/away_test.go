@@ -155,28 +155,6 @@ func requireOneGuestEach(t *testing.T, client *clientv3.Client) {
 	}
 }
 
-// TestOlderThanBefore: an etcd that knows less than it did gives no addresses.
-func TestOlderThanBefore(t *testing.T) {
-	e := labtest.NewEtcd(t, labtest.EtcdOptions{})
-	n := start(t, cluster(e.Endpoints...))
-	for _, vm := range []string{"web", "db"} {
-		_, err := n.Allocate(labtest.Soon(t), asks(vm, "node1", "many6"))
-		require.NoError(t, err)
-	}
-	e.Kill(0)
-	e.Erase(0)
-	e.Start(0)
-	e.Ready(0)
-	diagnoses(t, n, "then restart the agent on every node")
-	_, err := n.Allocate(labtest.Soon(t), asks("new", "node1", "many6"))
-	require.ErrorContains(t, err, "no addresses are given")
-	all, err := n.Allocations(labtest.Soon(t), fabric.AllocationFilter{})
-	require.ErrorContains(t, err, "no addresses are given")
-	assert.Len(t, all, 2, "what was known is told")
-	_, err = start(t, cluster(e.Endpoints...)).Allocate(labtest.Soon(t), asks("new", "node1", "many6"))
-	require.NoError(t, err, "an agent that was restarted takes it as it is")
-}
-
 // TestFull: an etcd that takes nothing new still lets guests give addresses back.
 func TestFull(t *testing.T) {
 	e := labtest.NewEtcd(t, labtest.EtcdOptions{Args: []string{"--quota-backend-bytes", "1000000"}})

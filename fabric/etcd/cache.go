@@ -39,6 +39,17 @@ func newCache(c *fabric.Cluster) *cache {
 	}
 }
 
+// reset forgets all keys: they are of another registry.
+func (c *cache) reset() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.table, c.known = allocator.Table{UntilDeleted: true}, 0
+	clear(c.revs)
+	clear(c.deleted)
+	clear(c.flaws)
+	clear(c.lengths)
+}
+
 // load takes all keys as they were at a revision.
 func (c *cache) load(all []*mvccpb.KeyValue, rev int64) {
 	c.mu.Lock()
@@ -177,6 +188,8 @@ type request struct {
 	allocate *fabric.AllocationRequest
 	release  *fabric.ReleaseRequest
 	acquire  *fabric.AcquireRequest
+
+	incarnation int64 // of the registry
 }
 
 // decide makes the plan that answers a request.
@@ -192,7 +205,7 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 		}
 	}
 	if r.acquire != nil {
-		return p, c.acquire(*r.acquire, p)
+		return p, c.acquire(*r.acquire, r.incarnation, p)
 	}
 	if a := r.allocate; a != nil {
 		var err error
@@ -202,8 +215,9 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 		if a.Guest != "" {
 			p.guests[a.Guest] = guestValue{}
 		}
-		for _, given := range p.answer {
+		for i, given := range p.answer {
 			depends(given.Prefix)
+			p.picks = p.picks || given.New && !a.Wants[i].Prefix.IsValid()
 		}
 	} else {
 		p.answer, p.change = c.table.Release(c.cluster, *r.release, now)
@@ -235,7 +249,7 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 // acquire makes the plan that answers a request for the ownership of a guest. It changes
 // the guest's key alone, however many addresses the guest has, if one of them is there
 // yet.
-func (c *cache) acquire(a fabric.AcquireRequest, p *plan) error {
+func (c *cache) acquire(a fabric.AcquireRequest, incarnation int64, p *plan) error {
 	key := c.keys.guest(a.Guest)
 	p.revs[key] = c.revs[key]
 	if has := c.table.Of(a.Guest); len(has) > 0 {
@@ -243,8 +257,9 @@ func (c *cache) acquire(a fabric.AcquireRequest, p *plan) error {
 		p.revs[at] = c.revs[at]
 	}
 	// A guest that was gone in between has no epoch there, but its key is of a later
-	// revision than the one of then.
-	least := fabric.RegistryEpoch + uint64(max(c.known, c.revs[key])) + 1
+	// revision than the one of then. Revisions go back where etcd was restored, and
+	// incarnations do not.
+	least := uint64(max(incarnation, 1))*fabric.RegistryEpoch + uint64(max(c.known, c.revs[key])) + 1
 	var err error
 	var change allocator.Change
 	if p.owner, change, err = c.table.Acquire(a, least); err != nil {

@@ -8,7 +8,6 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -215,22 +214,6 @@ func allocationsOf(c *cache, guest fabric.Identity) (all []fabric.Allocation) {
 	}
 	slices.SortFunc(all, func(x, y fabric.Allocation) int { return x.N - y.N })
 	return all
-}
-
-// TestPast: answers that come in another order than the questions are no restored backup.
-func TestPast(t *testing.T) {
-	var p past
-	header := func(cluster uint64, rev int64) *etcdserverpb.ResponseHeader {
-		return &etcdserverpb.ResponseHeader{ClusterId: cluster, Revision: rev}
-	}
-	require.NoError(t, p.check(header(1, 10), 0))
-	require.NoError(t, p.check(header(1, 12), p.highest()))
-	require.NoError(t, p.check(header(1, 11), 10), "asked before, answered after")
-	require.ErrorContains(t, p.check(header(1, 11), p.highest()), "etcd is older than it was (revision 11, was 12)")
-	require.Error(t, p.check(header(1, 99), p.highest()), "until the agent starts anew")
-	p = past{}
-	require.NoError(t, p.check(header(1, 10), 0))
-	require.ErrorContains(t, p.check(header(2, 12), 10), "etcd is another one than before (cluster id 2, was 1)")
 }
 
 func prefixesOf(all []fabric.Allocation) (ps []netip.Prefix) {

@@ -25,6 +25,9 @@ type entry struct {
 	Allocation *fabric.Allocation `json:"allocation,omitempty"` // of an address
 	VM         string             `json:"vm,omitempty"`         // of a guest, for people
 	Owner      *fabric.Owner      `json:"owner,omitempty"`      // of a guest
+
+	Incarnation *Incarnation `json:"incarnation,omitempty"` // of the registry
+	Restored    *mark        `json:"restored,omitempty"`    // of a registry that was restored or replaced
 }
 
 func (e entry) encode() string {
@@ -45,9 +48,14 @@ func writeOf(value []byte) string {
 }
 
 // keys has the names of a cluster's keys.
-type keys struct{ root string }
+type keys struct {
+	root string
+	node string // this node; empty: it has no name
+}
 
-func keysOf(c *fabric.Cluster) keys { return keys{c.Registry.Etcd.Prefix + "/" + c.Name + "/"} }
+func keysOf(c *fabric.Cluster) keys {
+	return keys{root: c.Registry.Etcd.Prefix + "/" + c.Name + "/"}
+}
 
 func (k keys) address(p netip.Prefix) string {
 	return k.root + "addr/" + hex.EncodeToString(p.Addr().AsSlice()) + "/" + strconv.Itoa(p.Bits())

@@ -14,12 +14,12 @@ import (
 )
 
 // late is a registry that runs without its watch: it knows no more than what it asks for.
-func late(t *testing.T, e *labtest.Etcd) *Registry {
+func late(t *testing.T, e *labtest.Etcd, opts ...Option) *Registry {
 	t.Helper()
 	c := *conformance.RegistryCluster()
 	c.Registry.Etcd = &fabric.EtcdConfig{Endpoints: e.Endpoints}
 	c = c.WithDefaults()
-	r, err := New(&c)
+	r, err := New(&c, opts...)
 	require.NoError(t, err)
 	client, err := clientv3.New(clientv3.Config{Endpoints: e.Endpoints, Logger: zap.NewNop()})
 	require.NoError(t, err)
@@ -71,4 +71,39 @@ func TestLateCopy(t *testing.T) {
 	require.NoError(t, err)
 	again[0].New = false
 	assert.Contains(t, all, again[0], "what it says to have given is recorded")
+}
+
+// TestTransactionMeetsARestoredEtcd before anybody has looked, and when its revision is later
+// than it was: it changes nothing.
+func TestTransactionMeetsARestoredEtcd(t *testing.T) {
+	t.Parallel()
+	e := labtest.NewEtcd(t, labtest.EtcdOptions{})
+	ctx := labtest.Soon(t)
+	r, other := late(t, e, WithMemory("node1", &note{})), late(t, e, WithMemory("node2", &note{}))
+	ask := func(vm string) fabric.AllocationRequest {
+		return fabric.AllocationRequest{Guest: fabric.Identity("libvirt " + vm), VM: vm, Node: "node1", Wants: []fabric.Want{{Pool: "many6"}}}
+	}
+	backup := e.Backup(0)
+	_, err := r.Allocate(ctx, ask("web"))
+	require.NoError(t, err)
+	e.Restore(backup)
+	client := r.client.Load()
+	for rev := int64(0); rev <= r.past.ask().rev; {
+		put, err := client.Put(ctx, "/other", "x")
+		require.NoError(t, err)
+		rev = put.Header.Revision
+	}
+	_, err = r.Allocate(ctx, ask("db"))
+	require.ErrorContains(t, err, "lacks what this node wrote last")
+	_, err = r.Release(ctx, fabric.ReleaseRequest{Guest: "libvirt web"})
+	require.ErrorContains(t, err, "no addresses are given")
+	mine, err := client.Get(ctx, r.cache.keys.root+"addr/", clientv3.WithPrefix())
+	require.NoError(t, err)
+	assert.Empty(t, mine.Kvs)
+
+	answer, err := client.Txn(ctx).Then(r.cache.keys.views()...).Commit()
+	require.NoError(t, err)
+	r.inspect(ctx, client, r.cache.keys.viewOf(answer.Header, answer.Responses), r.past.ask())
+	_, err = other.Allocate(ctx, ask("db"))
+	require.ErrorContains(t, err, "node node1 says that etcd lacks what this node wrote last", "it has not looked")
 }

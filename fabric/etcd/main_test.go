@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/disk"
 	"github.com/vmfabric/vmfabric/fabric/etcd"
 	"github.com/vmfabric/vmfabric/testenv/conformance"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
@@ -30,9 +31,9 @@ type node struct {
 	stop func()
 }
 
-func start(t *testing.T, c *fabric.Cluster) node {
+func start(t *testing.T, c *fabric.Cluster, opts ...etcd.Option) node {
 	t.Helper()
-	r, err := etcd.New(c)
+	r, err := etcd.New(c, opts...)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -78,11 +79,14 @@ func TestRegistryConforms(t *testing.T) {
 	conformance.Registry(t, func(t *testing.T) (fabric.Registry, conformance.RegistryControls) {
 		_, err := c.Delete(labtest.Soon(t), "/vmfabric/", clientv3.WithPrefix())
 		require.NoError(t, err)
-		r := start(t, cluster(e.Endpoints...))
+		seen, err := disk.OpenValue(t.TempDir(), "etcd", "seen")
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = seen.Close() })
+		r := start(t, cluster(e.Endpoints...), etcd.WithMemory("node1", seen))
 		return r, conformance.RegistryControls{
 			Again: func(t *testing.T) fabric.Registry {
 				r.stop()
-				return start(t, cluster(e.Endpoints...))
+				return start(t, cluster(e.Endpoints...), etcd.WithMemory("node1", seen))
 			},
 			Pass: func(t *testing.T, d time.Duration) { pass(t, c, d) },
 		}

@@ -13,11 +13,12 @@ import (
 )
 
 // maxKeys is how many keys one transaction may depend on; etcd takes 128.
-const maxKeys = 120
+const maxKeys = 112
 
 // plan is a decision with what it depends on.
 type plan struct {
 	keys   keys
+	guard  guard
 	answer []fabric.Allocation
 	owner  fabric.Owner // the answer about an ownership
 	change allocator.Change
@@ -28,6 +29,7 @@ type plan struct {
 	wide   []netip.Prefix                 // new prefixes of several addresses
 	// lengths are those of such prefixes that nobody used before.
 	lengths map[length]bool
+	picks   bool // it takes addresses that the request does not name
 }
 
 // guestValue is what the key of a guest has.
@@ -64,6 +66,8 @@ func (p *plan) leases() []int64 {
 type operation struct {
 	id     string // the Write of all values
 	names  []string
+	about  int  // how many of the reads are about the registry itself
+	signs  bool // it puts the key of this node
 	ifs    []clientv3.Cmp
 	then   []clientv3.Op
 	reads  []clientv3.Op
@@ -73,7 +77,11 @@ type operation struct {
 // operation makes the transaction. The leases are by lifetime. Without them, as in an
 // etcd that is full and takes nothing new, what would be quarantined is deleted.
 func (p *plan) operation(id string, leases map[int64]clientv3.LeaseID, full bool) operation {
-	o := operation{id: id, names: slices.Sorted(maps.Keys(p.revs))}
+	o := operation{id: id, names: slices.Sorted(maps.Keys(p.revs)), ifs: p.guard.ifs(), reads: p.keys.views()}
+	o.about = len(o.reads)
+	if p.picks { // others are about to record theirs
+		o.ifs = append(o.ifs, clientv3.Compare(clientv3.CreateRevision(p.keys.recording()), "=", 0))
+	}
 	for _, key := range o.names {
 		o.ifs = append(o.ifs, clientv3.Compare(clientv3.ModRevision(key), "=", p.revs[key]))
 		o.reads = append(o.reads, clientv3.OpGet(key))
@@ -110,10 +118,14 @@ func (p *plan) operation(id string, leases map[int64]clientv3.LeaseID, full bool
 	for l := range p.lengths {
 		o.put(p.keys.length(l), entry{})
 	}
-	if len(o.then) == 0 {
+	switch {
+	case len(o.then) > 0 && p.keys.last() != "" && !full:
+		o.signs = true
+		o.then = append(o.then, clientv3.OpPut(p.keys.last(), entry{Format: format, Write: id}.encode()))
+	case len(o.then) == 0:
 		// A transaction that reads nothing is answered by the member that it meets,
 		// which may be late.
-		o.then = o.reads[:1]
+		o.then = o.reads[:o.about]
 	}
 	return o
 }
@@ -143,7 +155,7 @@ func (o *operation) written(rev int64) []change {
 func (o *operation) read(r *clientv3.TxnResponse) []change {
 	all := make([]change, 0, len(o.names))
 	for i, key := range o.names {
-		kvs := r.Responses[i].GetResponseRange().GetKvs()
+		kvs := r.Responses[o.about+i].GetResponseRange().GetKvs()
 		if len(kvs) == 0 {
 			all = append(all, change{key: key, absent: true, rev: r.Header.Revision})
 			continue

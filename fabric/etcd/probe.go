@@ -19,6 +19,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
@@ -220,4 +221,25 @@ func (p *prober) serves(ctx context.Context, client *clientv3.Client, endpoint s
 		return oneline.Of(strings.Join(is.Errors, ", ")) + "; see what its log says"
 	}
 	return ""
+}
+
+// Check asks each member of an etcd how it is, once, and says what is wrong with it. The
+// error says what is wrong with the certificates of conf.
+func Check(ctx context.Context, conf *fabric.EtcdConfig) ([]string, error) {
+	secure, err := tlsOf(conf)
+	if err != nil {
+		return nil, err
+	}
+	client, err := connect(ctx, conf, secure)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	var texts []string
+	p := newProber(conf.Endpoints, secure)
+	faults := p.look(ctx, client, 0)
+	for _, endpoint := range slices.Sorted(maps.Keys(faults)) {
+		texts = append(texts, endpoint+": "+faults[endpoint])
+	}
+	return texts, nil
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
@@ -42,6 +41,8 @@ type Registry struct {
 	client  atomic.Pointer[clientv3.Client]
 	running chan struct{} // closed when there is a client
 	refresh chan struct{} // holds one: the list of all keys is read once at a time
+	renew   signal.Signal // the registry is another one from now on, or not to be trusted
+	adopted func()        // is called when it is another one
 
 	watching  atomic.Bool
 	away      atomic.Pointer[string] // why nothing answers, as of the last look
@@ -51,9 +52,23 @@ type Registry struct {
 
 var _ fabric.Registry = (*Registry)(nil)
 
+// Option changes how a [Registry] is made.
+type Option func(*Registry)
+
+// WithMemory lets a node recognise after its agent's restart that etcd was restored
+// from a backup, or replaced: m keeps what it saw, and each write leaves its mark in the
+// key of the node.
+func WithMemory(node string, m Memory) Option {
+	return func(r *Registry) { r.cache.keys.node, r.past.keys.node, r.past.memory = node, node, m }
+}
+
+// WithAdopted has f called when the operator has adopted an etcd that was restored or
+// replaced. It may lack what guests have that run: record that again. f returns soon.
+func WithAdopted(f func()) Option { return func(r *Registry) { r.adopted = f } }
+
 // New makes the registry of a cluster that has [fabric.RegistryConfig.Etcd]. It
 // connects to nothing. The error names what is wrong with the certificates.
-func New(cluster *fabric.Cluster) (*Registry, error) {
+func New(cluster *fabric.Cluster, opts ...Option) (*Registry, error) {
 	conf := cluster.Registry.Etcd
 	if conf == nil {
 		return nil, errors.New("registry: the cluster names no etcd; name its members under registry.etcd.endpoints")
@@ -62,10 +77,17 @@ func New(cluster *fabric.Cluster) (*Registry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
-	return &Registry{
+	r := &Registry{
 		cluster: cluster, cache: newCache(cluster), tls: secure, prober: newProber(conf.Endpoints, secure),
 		running: make(chan struct{}), refresh: make(chan struct{}, 1), lookAgain: signal.New(),
-	}, nil
+		renew: signal.New(), adopted: func() {},
+	}
+	r.past.keys, r.past.reset = r.cache.keys, r.cache.reset
+	for _, set := range opts {
+		set(r)
+	}
+	r.past.remember()
+	return r, nil
 }
 
 func tlsOf(conf *fabric.EtcdConfig) (*tls.Config, error) {
@@ -122,7 +144,7 @@ func (r *Registry) Acquire(ctx context.Context, a fabric.AcquireRequest) (fabric
 // does not answer, it is what was known last, with an error.
 func (r *Registry) Allocations(ctx context.Context, f fabric.AllocationFilter) ([]fabric.Allocation, error) {
 	err := ctx.Err()
-	if err == nil && (!r.watching.Load() || r.away.Load() != nil) {
+	if err == nil && (r.cache.revision() == 0 || !r.watching.Load() || r.away.Load() != nil) {
 		err = r.list(ctx)
 	}
 	all, known := r.cache.list(f)
@@ -153,9 +175,12 @@ func (r *Registry) decide(ctx context.Context, asked request) (*plan, error) {
 	}
 	w := writer{r: r, leases: map[int64]clientv3.LeaseID{}}
 	for range mostDecisions {
+		guard := r.past.guard() // before the decision: of the same registry as what it is made of
+		asked.incarnation = guard.number
 		p, err := r.cache.decide(asked, time.Now().UTC().Round(0)) // as it is read again
 		if err == nil {
 			var done, narrow bool
+			p.guard = guard
 			if done, narrow, err = w.write(ctx, p); err != nil {
 				return nil, err
 			}
@@ -186,13 +211,13 @@ type writer struct {
 // write carries a plan out, if nothing that it depends on has changed. Otherwise narrow
 // says that the cache has what changed.
 func (w *writer) write(ctx context.Context, p *plan) (done, narrow bool, err error) {
-	if len(p.revs) > maxKeys || len(p.change.Put)+len(p.change.Delete)+len(p.guests) > maxKeys {
+	if len(p.revs)+len(p.wide) > maxKeys || len(p.change.Put)+len(p.change.Delete)+len(p.guests) > maxKeys {
 		return false, false, fmt.Errorf("registry: %d addresses are too many for one request, which may have %d; give the guest fewer, or release them one by one", len(p.revs), maxKeys-3)
 	}
 	if err := w.grant(ctx, p.leases()); err != nil {
 		return false, false, err
 	}
-	o := p.operation(fmt.Sprintf("%016x%016x", rand.Uint64(), rand.Uint64()), w.leases, w.full)
+	o := p.operation(randomID(), w.leases, w.full)
 	var answer *clientv3.TxnResponse
 	unsure := false // whether an earlier try happened
 	err = w.r.call(ctx, func(ctx context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
@@ -207,14 +232,25 @@ func (w *writer) write(ctx context.Context, p *plan) (done, narrow bool, err err
 		return false, false, err
 	}
 	if answer.Succeeded {
+		if o.signs {
+			w.r.past.wrote(p.guard, answer.Header.Revision)
+		}
 		w.r.cache.learn(o.written(answer.Header.Revision))
 		return true, false, nil
 	}
+	v := p.keys.viewOf(answer.Header, answer.Responses)
+	is := w.r.judge(v, p.guard.asked, func() {})
+	if is == doubted {
+		return false, false, w.r.past.broken()
+	}
+	if p.picks && v.recording {
+		return false, false, errRecording
+	}
 	read := o.read(answer)
-	if unsure && o.happened(read) {
+	if unsure && (v.lastID == o.id || o.happened(read)) {
 		return true, false, w.r.list(ctx)
 	}
-	if !p.narrow(read) {
+	if is != trusted || !p.narrow(read) {
 		return false, false, nil
 	}
 	w.r.cache.learn(read)
@@ -257,27 +293,63 @@ func (r *Registry) list(ctx context.Context) error {
 	if r.listed.Load() > asked+1 { // the second one since began later
 		return nil
 	}
-	err := r.call(ctx, func(ctx context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
-		before := r.past.highest()
-		all, err := c.Get(ctx, r.cache.keys.root, clientv3.WithPrefix())
-		if err != nil {
-			return nil, err
-		}
-		if err := r.past.check(all.Header, before); err != nil {
-			return nil, err
-		}
-		r.cache.load(all.Kvs, all.Header.Revision)
-		return all.Header, nil
-	})
+	err := r.read(ctx)
 	if err == nil {
+		r.past.save()
 		r.listed.Add(1)
 	}
 	return err
 }
 
-// call does something with etcd, at most tries times: f is the same each time. An error
-// does not say that nothing has happened.
+// read reads all keys, and begins the first incarnation where there is none.
+func (r *Registry) read(ctx context.Context) error {
+	for range tries {
+		is, rev := outdated, int64(0)
+		err := r.call(ctx, func(ctx context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
+			a := r.past.ask()
+			all, err := c.Get(ctx, r.cache.keys.root, clientv3.WithPrefix())
+			if err != nil {
+				return nil, err
+			}
+			rev = all.Header.Revision
+			is = r.judge(r.cache.keys.view(all.Header, all.Kvs), a, func() { r.cache.load(all.Kvs, rev) })
+			return nil, nil
+		})
+		if err == nil && is == unfounded {
+			err = r.begin(ctx, rev)
+		} else if is != outdated {
+			return err
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return errors.New("registry: others changed what it is all the time; try again")
+}
+
+// call does something with the registry, at most tries times: f is the same each time. An
+// error does not say that nothing has happened.
 func (r *Registry) call(ctx context.Context, f func(context.Context, *clientv3.Client) (*etcdserverpb.ResponseHeader, error)) error {
+	var header *etcdserverpb.ResponseHeader
+	var before asked
+	err := r.reach(ctx, func(ctx context.Context, c *clientv3.Client) (err error) {
+		before = r.past.ask()
+		header, err = f(ctx, c)
+		return err
+	})
+	if err != nil {
+		header = nil
+	}
+	broken := r.past.check(header, before)
+	if broken != nil {
+		r.lookAgain.Send() // it may have been adopted
+		return broken
+	}
+	return err
+}
+
+// reach is call for an etcd that is not to be trusted.
+func (r *Registry) reach(ctx context.Context, f func(context.Context, *clientv3.Client) error) error {
 	select {
 	case <-r.running:
 	case <-ctx.Done():
@@ -286,15 +358,12 @@ func (r *Registry) call(ctx context.Context, f func(context.Context, *clientv3.C
 	client := r.client.Load()
 	wait := backoff.Backoff{First: 50 * time.Millisecond, Most: 200 * time.Millisecond}
 	for n := 1; ; n++ {
-		before := r.past.highest()
 		one, cancel := context.WithTimeout(ctx, tryTime)
-		header, err := f(one, client)
+		err := f(one, client)
 		cancel()
 		switch {
 		case err == nil:
-			return r.past.check(header, before)
-		case r.past.broken() != nil:
-			return r.past.broken()
+			return nil
 		case ctx.Err() != nil:
 			return fmt.Errorf("registry: %s: %w", cmp.Or(r.reason(), "etcd did not answer"), ctx.Err())
 		case final(err):

@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	grpcbackoff "google.golang.org/grpc/backoff"
 
+	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/backoff"
 )
 
@@ -25,16 +27,7 @@ const (
 // Run connects to etcd and keeps the copy of its keys up to date until ctx ends. Call it
 // once. An etcd that does not answer is no error: Diagnose has it.
 func (r *Registry) Run(ctx context.Context) error {
-	client, err := clientv3.New(clientv3.Config{
-		Context: ctx, Endpoints: r.cluster.Registry.Etcd.Endpoints, TLS: r.tls, DialTimeout: 3 * time.Second,
-		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 2 * time.Second,
-		Logger: zap.NewNop(), // its words are about calls; Diagnose has what people need
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
-			// By itself it would wait for minutes after a long outage.
-			Backoff:           grpcbackoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
-			MinConnectTimeout: 3 * time.Second,
-		})},
-	})
+	client, err := connect(ctx, r.cluster.Registry.Etcd, r.tls)
 	if err != nil {
 		return err
 	}
@@ -45,28 +38,49 @@ func (r *Registry) Run(ctx context.Context) error {
 	tasks.Go(func() error { r.look(ctx, client); return nil })
 	err = tasks.Wait()
 	r.watching.Store(false)
+	r.past.save()
 	if closed := client.Close(); !errors.Is(closed, context.Canceled) {
 		err = errors.Join(err, closed)
 	}
 	return err
 }
 
+// connect makes a client. It waits for no member.
+func connect(ctx context.Context, conf *fabric.EtcdConfig, secure *tls.Config) (*clientv3.Client, error) {
+	return clientv3.New(clientv3.Config{
+		Context: ctx, Endpoints: conf.Endpoints, TLS: secure, DialTimeout: 3 * time.Second,
+		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 2 * time.Second,
+		Logger: zap.NewNop(), // its words are about calls; Diagnose has what people need
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+			// By itself it would wait for minutes after a long outage.
+			Backoff:           grpcbackoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+			MinConnectTimeout: 3 * time.Second,
+		})},
+	})
+}
+
 // follow keeps the cache up to date by a watch, and begins anew when that ends.
 func (r *Registry) follow(ctx context.Context, client *clientv3.Client) {
 	wait := backoff.Backoff{First: 50 * time.Millisecond, Most: 2 * time.Second}
 	for {
-		if r.list(ctx) == nil && r.watch(ctx, client) {
+		if r.past.broken() == nil && r.list(ctx) == nil && r.watch(ctx, client) {
 			wait.Reset()
 		}
 		r.watching.Store(false)
+		if r.past.broken() != nil { // look finds out when that is over
+			select {
+			case <-r.renew:
+			case <-ctx.Done():
+			}
+		}
 		if !wait.Wait(ctx) {
 			return
 		}
 	}
 }
 
-// watch feeds the cache until the watch ends. It reports whether it began. While no
-// member answers, it waits for one.
+// watch feeds the cache until the watch ends, or the registry is another one. It reports
+// whether it began. While no member answers, it waits for one.
 func (r *Registry) watch(ctx context.Context, client *clientv3.Client) (began bool) {
 	// A member that is cut off from the others ends the watch.
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
@@ -75,8 +89,15 @@ func (r *Registry) watch(ctx context.Context, client *clientv3.Client) (began bo
 	// together. The revision of an answer without events says nothing: members before
 	// 3.4.25 send it too early.
 	events := client.Watch(ctx, r.cache.keys.root, clientv3.WithPrefix(), clientv3.WithRev(r.cache.revision()+1), clientv3.WithCreatedNotify())
-	for answer := range events {
-		if answer.Err() != nil { // also that the revision is compacted: the list comes first then
+	for {
+		var answer clientv3.WatchResponse
+		var open bool
+		select {
+		case <-r.renew:
+			return began
+		case answer, open = <-events:
+		}
+		if !open || answer.Err() != nil { // also that the revision is compacted: the list comes first then
 			return began
 		}
 		began = true
@@ -86,8 +107,10 @@ func (r *Registry) watch(ctx context.Context, client *clientv3.Client) (began bo
 			changes[i] = change{key: string(e.Kv.Key), value: e.Kv.Value, absent: e.Type == clientv3.EventTypeDelete, rev: e.Kv.ModRevision}
 		}
 		r.cache.watched(changes)
+		if slices.ContainsFunc(changes, func(c change) bool { return r.cache.keys.about(c.key) }) {
+			r.lookAgain.Send()
+		}
 	}
-	return began
 }
 
 // look asks regularly whether etcd answers, and whether it is the one it was. A watch
@@ -103,17 +126,20 @@ func (r *Registry) look(ctx context.Context, client *clientv3.Client) {
 		case <-next.C:
 		}
 		one, cancel := context.WithTimeout(ctx, tryTime)
-		before := r.past.highest()
-		answer, err := client.Get(one, r.cache.keys.prefixes(), clientv3.WithKeysOnly())
+		asked := r.past.ask()
+		answer, err := client.Txn(one).Then(r.cache.keys.views()...).Commit()
 		cancel()
 		wait := lookEvery
 		switch was := r.away.Load(); {
 		case err == nil:
-			_ = r.past.check(answer.Header, before) // it stays there
+			r.inspect(ctx, client, r.cache.keys.viewOf(answer.Header, answer.Responses), asked)
 			if was != nil {
 				_ = r.list(ctx) // the watch may take a moment; an error is found again
 			}
 			r.away.Store(nil)
+			if n%probeEvery == 0 {
+				r.past.save()
+			}
 			if n%probeEvery == 0 || r.prober.faulty() {
 				r.prober.look(ctx, client, 0)
 			}
@@ -142,7 +168,7 @@ func (r *Registry) Diagnose(context.Context) []string {
 	if why != "" {
 		texts = append(texts, "registry: "+why)
 	}
-	for _, text := range slices.Concat(r.prober.problems(time.Now(), why == ""), r.cache.problems()) {
+	for _, text := range slices.Concat(r.past.problems(), r.prober.problems(time.Now(), why == ""), r.cache.problems()) {
 		texts = append(texts, "registry: "+text)
 	}
 	return texts

@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -256,12 +257,65 @@ func (s *system) viewsOfTheCluster(one, two *agent, web []fabric.Allocation) {
 	assert.Equal(s.t, &fabric.RegistryStatus{Kind: "etcd", Shared: true, Healthy: true, Problems: []string{}}, registry)
 }
 
+// ofEtcd gives the cluster a registry in an etcd of one member on its first reflector.
+func ofEtcd(c *fabric.Cluster) {
+	c.Registry.Etcd = &fabric.EtcdConfig{Endpoints: []string{"http://" + netip.AddrPortFrom(c.Reflectors[0].Address, 2379).String()}, Prefix: fabric.DefaultEtcdPrefix}
+}
+
+// TestAdoptedRegistry: an etcd that lost what it had gives no address until the operator
+// adopts it. Guests run on, and then it has what they have.
+func TestAdoptedRegistry(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{nodes: 2, noAgent: true, change: ofEtcd})
+	h := s.top.Reflectors[s.cluster.Reflectors[0].Name]
+	etcd := s.startEtcd(h)
+	one, two := s.newAgent("node1", s.top.Nodes["node1"]), s.newAgent("node2", s.top.Nodes["node2"])
+	one.start()
+	two.start()
+	does := func(a *agent, args ...string) string {
+		t.Helper()
+		out, errs, code := a.cli(args...)
+		require.Zero(t, code, "%v: %s", args, errs)
+		return out
+	}
+	does(one, "attach", "web", "--pool", "auto")
+	does(two, "attach", "db", "--pool", "auto")
+	web := decode[[]fabric.Allocation](t, does(one, "address", "show", "web", "--json"))
+	assert.Contains(t, does(one, "registry", "adopt", "--yes"), "nothing is to adopt")
+
+	require.NoError(t, etcd.Kill())
+	require.NoError(t, os.RemoveAll(filepath.Join(h.Dir(), "etcd")))
+	s.startEtcd(h)
+	one.restart(one.Kill)
+	for _, a := range []*agent{one, two} {
+		a.complains("adopt it once it has what the guests have: vmfabric registry adopt")
+		_, errs, code := a.cli("attach", "other", "--pool", "auto")
+		assert.Equal(t, 1, code)
+		assert.Contains(t, errs, "no addresses are given")
+	}
+	s.coreHas(one.node, web[0].Prefix, web[1].Prefix)
+	said := does(two, "registry", "adopt")
+	assert.Contains(t, said, "guest db has ")
+	assert.Contains(t, said, ", and by the registry nobody has it")
+	assert.Contains(t, said, "Nothing was changed")
+	two.complains("vmfabric registry adopt")
+	assert.Contains(t, does(two, "registry", "adopt", "--yes"), "Adopted: incarnation 2 has begun")
+	one.healthy()
+	two.healthy()
+	s.eventually("the registry has what the guests of both nodes have", func() error {
+		all := decode[[]fabric.Allocation](t, does(two, "address", "list", "--json"))
+		if len(all) != 4 || !slices.ContainsFunc(all, func(a fabric.Allocation) bool { return a.VM == "web" && a.Prefix == web[0].Prefix && a.Dynamic }) {
+			return fmt.Errorf("it has %v", all)
+		}
+		return nil
+	})
+	s.coreHas(one.node, web[0].Prefix, web[1].Prefix)
+}
+
 // TestPoolsOfEtcd: two nodes share a registry. What runs does not depend on it.
 func TestPoolsOfEtcd(t *testing.T) {
 	t.Parallel()
-	s := start(t, options{nodes: 2, noAgent: true, change: func(c *fabric.Cluster) {
-		c.Registry.Etcd = &fabric.EtcdConfig{Endpoints: []string{"http://" + netip.AddrPortFrom(c.Reflectors[0].Address, 2379).String()}, Prefix: fabric.DefaultEtcdPrefix}
-	}})
+	s := start(t, options{nodes: 2, noAgent: true, change: ofEtcd})
 	h := s.top.Reflectors[s.cluster.Reflectors[0].Name]
 	etcd := s.startEtcd(h)
 	one, two := s.newAgent("node1", s.top.Nodes["node1"]), s.newAgent("node2", s.top.Nodes["node2"])

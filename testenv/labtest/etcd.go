@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,6 +22,7 @@ import (
 // test.
 type Etcd struct {
 	Endpoints []string
+	Token     string // of its members, by which they know each other
 	t         testing.TB
 	program   string
 	members   []*etcdMember
@@ -28,6 +30,7 @@ type Etcd struct {
 
 type etcdMember struct {
 	args   []string
+	as     []string // that of its arguments which a restore needs, too
 	dir    string
 	health string
 	log    string
@@ -50,7 +53,7 @@ func NewEtcd(t testing.TB, o EtcdOptions) *Etcd {
 	if err != nil {
 		Missing(t, err)
 	}
-	e := &Etcd{t: t, program: program}
+	e := &Etcd{t: t, program: program, Token: "first"}
 	scheme := "http"
 	if o.Cert != "" {
 		scheme = "https"
@@ -64,12 +67,13 @@ func NewEtcd(t testing.TB, o EtcdOptions) *Etcd {
 	for i := range n {
 		client, peer := fmt.Sprintf("%s://127.0.0.1:%d", scheme, ports[i]), fmt.Sprintf("http://127.0.0.1:%d", ports[n+i])
 		m := &etcdMember{dir: filepath.Join(dir, fmt.Sprintf("m%d", i)), health: fmt.Sprintf("http://127.0.0.1:%d", ports[2*n+i]), log: filepath.Join(dir, fmt.Sprintf("m%d.log", i))}
-		m.args = append([]string{
+		m.as = []string{
 			"--name", fmt.Sprintf("m%d", i), "--data-dir", m.dir,
-			"--listen-client-urls", client, "--advertise-client-urls", client,
-			"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
-			"--initial-cluster", strings.Join(all, ","), "--initial-cluster-token", filepath.Base(dir),
-			"--listen-metrics-urls", m.health, "--pre-vote", "--logger", "zap", "--log-outputs", m.log,
+			"--initial-advertise-peer-urls", peer, "--initial-cluster", strings.Join(all, ","),
+		}
+		m.args = append([]string{
+			"--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer,
+			"--listen-metrics-urls", m.health, "--pre-vote", "--logger", "zap", "--log-outputs", filepath.Base(m.log), // of several, with commas: a test's folder may have one
 		}, o.Args...)
 		if o.Cert != "" {
 			m.args = append(m.args, "--cert-file", o.Cert, "--key-file", o.Key, "--trusted-ca-file", o.CA, "--client-cert-auth")
@@ -96,7 +100,8 @@ func NewEtcd(t testing.TB, o EtcdOptions) *Etcd {
 func (e *Etcd) Start(member int) {
 	e.t.Helper()
 	m := e.members[member]
-	m.cmd = exec.Command(e.program, m.args...)
+	m.cmd = exec.Command(e.program, slices.Concat(m.as, []string{"--initial-cluster-token", e.Token}, m.args)...)
+	m.cmd.Dir = filepath.Dir(m.log)
 	m.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "ETCD_UNSUPPORTED_ARCH=" + os.Getenv("ETCD_UNSUPPORTED_ARCH")}
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := m.cmd.Start(); err != nil {
@@ -143,6 +148,47 @@ func (e *Etcd) Erase(member int) {
 	e.t.Helper()
 	if err := os.RemoveAll(e.members[member].dir); err != nil {
 		e.t.Fatal(err)
+	}
+}
+
+// Backup saves what a member has, and returns the file.
+func (e *Etcd) Backup(member int) (file string) {
+	e.t.Helper()
+	file = filepath.Join(e.t.TempDir(), "backup.db")
+	e.ctl("etcdctl", "--endpoints", e.Endpoints[member], "snapshot", "save", file)
+	return file
+}
+
+// Restore starts all members anew with what a backup has. With e.Token as it was it is the
+// same etcd by what its members say.
+func (e *Etcd) Restore(file string) {
+	e.t.Helper()
+	tool := "etcdctl"
+	if _, err := daemons.Find(e.t.Context(), "etcdutl"); err == nil { // of 3.5 and later
+		tool = "etcdutl"
+	}
+	for i := range e.members {
+		e.Kill(i)
+		e.Erase(i)
+		e.ctl(tool, slices.Concat([]string{"snapshot", "restore", file, "--initial-cluster-token", e.Token}, e.members[i].as)...)
+		e.Start(i)
+	}
+	for i := range e.members {
+		e.Ready(i)
+	}
+}
+
+// ctl runs a program of etcd's.
+func (e *Etcd) ctl(name string, args ...string) {
+	e.t.Helper()
+	program, err := daemons.Find(e.t.Context(), name)
+	if err != nil {
+		Missing(e.t, err)
+	}
+	cmd := exec.CommandContext(e.t.Context(), program, args...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "ETCDCTL_API=3"}
+	if said, err := cmd.CombinedOutput(); err != nil {
+		e.t.Fatalf("%s %v: %v\n%s", name, args, err, said)
 	}
 }
 
