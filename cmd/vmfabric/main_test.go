@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/internal/render"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -86,6 +88,13 @@ func TestExitCodes(t *testing.T) {
 		{"render bird --for rr1 --role core --config ../../fabric/clusterfile/testdata/cluster.yaml", exitBad, "not in cluster msk1"},
 		{"render ios --for rr1", exitUsage, "not one of bird, frr, junos"},
 		{"render bird --for rr1 --role router", exitUsage, "not one of reflector, core, node"},
+		{"render etcd --for rr1 --config ../../packaging/cluster.yaml.example", exitBad, "names no etcd"},
+		{"render etcd --for rr1 --part none", exitUsage, "is not one of environment, unit,"},
+		{"render etcd --for rr1 --role core", exitUsage, "--role is for routers"},
+		{"render etcd --for rr1 --restored -1", exitUsage, "counts from 0"},
+		{"render bird --for rr1 --part unit", exitUsage, "are for etcd"},
+		{"registry adopt more", exitUsage, "unknown command"},
+		{"registry adopt --socket " + nowhere, exitBad, nowhere},
 		{"render bird", exitUsage, "for"},
 		{"render --for rr1", exitUsage, "accepts 1 arg"},
 	} {
@@ -100,6 +109,26 @@ func TestExitCodes(t *testing.T) {
 			assert.Equal(t, 1, strings.Count(errs, "\n"), errs)
 		})
 	}
+}
+
+// TestRenderEtcd prints a member's files of a cluster that has an etcd.
+func TestRenderEtcd(t *testing.T) {
+	text, err := os.ReadFile("../../packaging/cluster.yaml.example")
+	require.NoError(t, err)
+	file := filepath.Join(t.TempDir(), "cluster.yaml")
+	with := string(text) + "\nregistry: {etcd: {endpoints: ['https://10.10.0.11:2379'], ca_file: none, cert_file: none, key_file: none}}\n"
+	require.NoError(t, os.WriteFile(file, []byte(with), 0o600))
+	out, errs, code := try("render", "etcd", "--for", "rr1", "--restored", "2", "--config", file)
+	assert.Equal(t, exitGood, code, errs)
+	assert.Contains(t, out, "ETCD_NAME=rr1\n")
+	assert.Contains(t, out, "ETCD_INITIAL_CLUSTER_TOKEN=vmfabric-msk1-3\n")
+	out, errs, code = try("render", "etcd", "--for", "rr1", "--part", "backup", "--json", "--config", file)
+	assert.Equal(t, exitGood, code, errs)
+	assert.Contains(t, out, "snapshot save")
+	out, errs, code = try("render", "etcd", "--for", "rr1", "--check", "--config", file)
+	assert.Equal(t, exitBad, code)
+	assert.Empty(t, out)
+	assert.Contains(t, errs, render.EtcdEnvironmentFile)
 }
 
 // TestCheckWarns: a good file may have what is seldom meant, a line for each.
