@@ -370,7 +370,7 @@ func (s *state) compareWith(g *guest, has []fabric.Allocation) {
 		g.registered = g.registered && slices.ContainsFunc(has, func(h fabric.Allocation) bool { return h.Prefix.Bits() <= p.Bits() && h.Prefix.Overlaps(p) })
 	}
 	is := ownerOf(has)
-	g.acquired = g.acquired && is.Node == s.node && is.Epoch >= g.want.Epoch
+	g.acquired = g.acquired && is.Node == s.node && is.Epoch >= g.epoch()
 }
 
 // unregistered lists the guests whose addresses or owner the registry may not have.

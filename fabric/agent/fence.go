@@ -57,6 +57,7 @@ func (s *state) takeOwnership(g *guest, d *fabric.Desired, nics plan.NICStates, 
 	}
 	g.claimed, g.kept = time.Now(), false
 	d.Epoch = s.nextEpoch(g, d.Epoch)
+	g.taken = d.Epoch
 	if d.Acquired.IsZero() {
 		d.Acquired = s.clock()
 	}

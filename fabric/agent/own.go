@@ -121,7 +121,7 @@ func (a *Agent) recordOwner(ctx context.Context, vm fabric.VM, given []fabric.Al
 	runs := g != nil && g.has && g.want.VM.Identity() == vm.Identity()
 	var epoch uint64
 	if runs {
-		epoch = g.want.Epoch
+		epoch = g.epoch()
 	}
 	done()
 	is := ownerOf(given)
@@ -138,11 +138,14 @@ func (a *Agent) recordOwner(ctx context.Context, vm fabric.VM, given []fabric.Al
 	}
 	s, done = a.state.open()
 	defer done()
-	if g := s.guests[vm.Name]; g != nil && g.want.Epoch == epoch {
+	if g := s.guests[vm.Name]; g != nil && g.epoch() == epoch {
 		g.acquired = true
 	}
 	return nil
 }
+
+// epoch is the one with which the guest runs here, or is about to.
+func (g *guest) epoch() uint64 { return max(g.want.Epoch, g.taken) }
 
 // letGoOf reports whether a node says that it does not have a guest, not even one that
 // does not run there yet.

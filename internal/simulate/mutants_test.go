@@ -43,8 +43,8 @@ var mutants = []mutant{
 	{"any word of a silent node withdraws what is behind it", "internal/ownership/ownership.go", "p.RouteGone || p.Behind ||", "p.RouteGone ||"},
 
 	// The registry's word.
-	{"an address is taken from a guest whose node is silent", "addresses.go", "return n == h.Node || s.peers.met[n]", "return n == \"\""},
-	{"the registry is not compared with what runs", "allocate.go", "g.acquired = g.acquired && is.Node == s.node && is.Epoch >= g.want.Epoch", "_ = is.Node"},
+	{"an address is taken from a guest whose node is silent", "addresses.go", "return n == h.Node || s.peers.met[n]", "return n == \"\" && s.peers.met[n]"},
+	{"the registry is not compared with what runs", "allocate.go", "g.acquired = g.acquired && is.Node == s.node && is.Epoch >= g.epoch()", "_ = is.Node"},
 	{"nobody is written as the owner", "own.go", "	if is.Epoch < epoch || is.Node != a.node {", "	if false && is.Epoch < epoch {"},
 	{"a node whose guest was acquired elsewhere never gets it back", "own.go", "is.Node != a.node && !a.letGoOf(ctx, is.Node, vm)", "is.Node != a.node"},
 	{"the epoch of a start without the registry is that of before", "internal/ownership/ownership.go", "return max(granted, fabric.RegistryEpoch, heard+1, own+1)", "return max(granted, fabric.RegistryEpoch, heard, own)"},
