@@ -108,6 +108,11 @@ type Store interface {
 	KeptMoves(ctx context.Context) ([]Move, error)
 	KeepMoves(ctx context.Context, moves []Move) error
 
+	// KeptGone returns the guests of the last KeepGone; none before the first. They are
+	// gone for good, and their addresses are to be given back.
+	KeptGone(ctx context.Context) ([]VM, error)
+	KeepGone(ctx context.Context, guests []VM) error
+
 	Diagnoser
 }
 

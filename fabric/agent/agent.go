@@ -635,18 +635,28 @@ func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 			return fmt.Errorf("guest %s: forget: %w", vm, err)
 		}
 		a.recovered(fabric.VM{Name: vm})
+		if a.registry != nil { // an agent that was killed can have allocated for one that was attached by hand
+			a.registration.forget(fabric.VM{Name: vm})
+		}
 		return nil
 	}
 	d.State = fabric.Absent
-	if err := t.tearDown(ctx, d); err != nil {
+	byHand := d.VM.Origin == "" // nobody else keeps a description of it
+	if byHand {
+		a.endsForGood(ctx, d.VM)
+	}
+	err := t.tearDown(ctx, d)
+	if err != nil {
 		t.settle(d, false, err)
 		a.signal()
+	}
+	if byHand {
+		a.goneForGood(ctx, d.VM)
+	}
+	if err != nil {
 		return fmt.Errorf("guest %s: %w; the agent keeps trying", vm, err)
 	}
 	a.log.Info("absent", "vm", vm, "port", fabric.PortName(vm, 0), "took", time.Since(began))
-	if d.VM.Origin == "" { // nobody else keeps a description of it
-		a.goneForGood(d.VM)
-	}
 	return nil
 }
 

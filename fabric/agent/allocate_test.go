@@ -494,6 +494,79 @@ func TestGuestByHandIsGoneForGood(t *testing.T) {
 	})
 }
 
+// TestAgentDiesBetweenAllocationAndPort: what the guest got is its own when it starts, and
+// is given back when it never does.
+func TestAgentDiesBetweenAllocationAndPort(t *testing.T) {
+	byHand := fabric.VM{Name: "web", NICs: []fabric.NIC{{Pools: []string{"public4"}}}}
+	for name, then := range map[string]struct {
+		vm   fabric.VM
+		does func(*node, *fake.Source)
+		left string
+	}{
+		"it starts":                       {asking("web", "public4"), func(n *node, _ *fake.Source) { n.apply(asking("web", "public4"), fabric.Live) }, "allocated"},
+		"its hypervisor forgets it":       {asking("web", "public4"), func(_ *node, src *fake.Source) { src.Forget(asking("web", "public4")) }, "quarantined"},
+		"it is attached by hand again":    {byHand, func(n *node, _ *fake.Source) { n.apply(byHand, fabric.Live) }, "allocated"},
+		"it was by hand, and is detached": {byHand, func(n *node, _ *fake.Source) { n.apply(fabric.VM{Name: "web"}, fabric.Absent) }, "quarantined"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r, src := newRegistry(nil), fake.NewSource("libvirt")
+				dead := fresh(t, agent.WithRegistry(r))
+				defer dead.dataplane.Hang("wire web_net0")()
+				go func() { _ = dead.Apply(t.Context(), then.vm, fabric.Live) }()
+				synctest.Wait()
+				require.Equal(t, []string{"203.0.113.1/32 allocated web node1"}, allocations(t, r))
+				n := dead.again(agent.WithRegistry(r), agent.WithSources(src))
+				n.run(func() {
+					then.does(n, src)
+					time.Sleep(time.Second)
+					assert.Equal(t, []string{"203.0.113.1/32 " + then.left + " web node1"}, allocations(t, r))
+				})
+			})
+		})
+	}
+}
+
+// TestAgentDiesBetweenEndAndRelease: the agent after it gives back what guests had that
+// were gone for good, however long the registry was away.
+func TestAgentDiesBetweenEndAndRelease(t *testing.T) {
+	for name, tc := range map[string]struct {
+		vm   fabric.VM
+		ends func(*node, *fake.Source)
+	}{
+		"its hypervisor forgot it": {asking("web", "public4"), func(n *node, src *fake.Source) {
+			n.apply(asking("web", "public4"), fabric.Absent)
+			src.Forget(asking("web", "public4"))
+		}},
+		"it was detached": {fabric.VM{Name: "web", NICs: []fabric.NIC{{Pools: []string{"public4"}}}}, func(n *node, _ *fake.Source) {
+			n.apply(fabric.VM{Name: "web"}, fabric.Absent)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r, src := newRegistry(nil), fake.NewSource("libvirt")
+				n := fresh(t, agent.WithRegistry(r), agent.WithSources(src))
+				n.run(func() {
+					n.apply(tc.vm, fabric.Live)
+					r.Fail("release", errors.New("no quorum"))
+					tc.ends(n, src)
+					time.Sleep(time.Minute)
+				})
+				assert.Equal(t, []string{"203.0.113.1/32 allocated web node1"}, allocations(t, r))
+				for range 2 { // the first one has no more luck
+					n = n.again(agent.WithRegistry(r), agent.WithSources(fake.NewSource("libvirt")))
+					n.run(func() { time.Sleep(time.Minute) })
+					r.Fail("release", nil)
+				}
+				assert.Equal(t, []string{"203.0.113.1/32 quarantined web node1"}, allocations(t, r))
+				kept, err := n.store.KeptGone(t.Context())
+				require.NoError(t, err)
+				assert.Empty(t, kept)
+			})
+		})
+	}
+}
+
 // TestSilentNodeKeepsAddresses: a guest that is gone may be there.
 func TestSilentNodeKeepsAddresses(t *testing.T) {
 	r := newRegistry(nil)

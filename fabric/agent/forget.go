@@ -26,7 +26,11 @@ const compareEvery = time.Minute
 type registration struct {
 	wake chan struct{} // there is something to do
 
+	saving sync.Mutex
+	saved  []fabric.Identity // what an agent after this one is to know, as it was kept last
+
 	mu   sync.Mutex
+	ends map[fabric.Identity]fabric.VM // guests that are being brought down, and are gone for good then
 	gone map[fabric.Identity]fabric.VM // guests that are gone for good, and whose addresses are to be given back
 	left map[fabric.Identity]departed  // guests that went to another node, which this node's own registry is to know
 	// unused are the ownerships of guests that did not start here, as requests that
@@ -41,12 +45,19 @@ type departed struct {
 }
 
 func newRegistration() registration {
-	return registration{wake: make(chan struct{}, 1), gone: map[fabric.Identity]fabric.VM{}, left: map[fabric.Identity]departed{}, unused: map[fabric.Identity]fabric.AcquireRequest{}}
+	return registration{wake: make(chan struct{}, 1), ends: map[fabric.Identity]fabric.VM{}, gone: map[fabric.Identity]fabric.VM{}, left: map[fabric.Identity]departed{}, unused: map[fabric.Identity]fabric.AcquireRequest{}}
+}
+
+func (r *registration) end(guest fabric.VM) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ends[guest.Identity()] = guest
 }
 
 func (r *registration) forget(guest fabric.VM) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	delete(r.ends, guest.Identity())
 	r.gone[guest.Identity()] = guest
 	signal(r.wake)
 }
@@ -61,6 +72,19 @@ func (r *registration) list() []fabric.VM {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Collect(maps.Values(r.gone))
+}
+
+// kept lists what an agent after this one is to know.
+func (r *registration) kept() (guests []fabric.VM, ids []fabric.Identity) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := maps.Clone(r.gone)
+	maps.Copy(all, r.ends)
+	ids = slices.Sorted(maps.Keys(all))
+	for _, id := range ids {
+		guests = append(guests, all[id])
+	}
+	return guests, ids
 }
 
 // takeLeft returns the guests that went to other nodes, and forgets them.
@@ -138,6 +162,7 @@ func (a *Agent) keepRegistered(ctx context.Context) {
 			}
 			if settled {
 				a.registration.forgotten(guest.Identity())
+				a.keepGone(ctx)
 			}
 		}
 		select {
@@ -156,18 +181,63 @@ func (a *Agent) keepRegistered(ctx context.Context) {
 	}
 }
 
+// endsForGood notes that a guest is gone for good as soon as it is down, also for an agent
+// after this one.
+func (a *Agent) endsForGood(ctx context.Context, guest fabric.VM) {
+	if a.registry != nil {
+		a.registration.end(guest)
+		a.keepGone(ctx)
+	}
+}
+
 // goneForGood gives back the addresses of a guest that its hypervisor forgot, or that
 // was detached by hand. It does nothing if the guest is on another node now, and tries
-// again later if one does not answer that may have it. It returns at once.
-func (a *Agent) goneForGood(guest fabric.VM) {
+// again later if one does not answer that may have it, also after a restart. It does not
+// wait for that.
+func (a *Agent) goneForGood(ctx context.Context, guest fabric.VM) {
 	if a.registry != nil {
 		a.registration.forget(guest)
+		a.keepGone(ctx)
 	}
+}
+
+// keepGone keeps which guests are gone for good, for an agent after this one.
+func (a *Agent) keepGone(ctx context.Context) {
+	r := &a.registration
+	r.saving.Lock()
+	defer r.saving.Unlock()
+	guests, ids := r.kept()
+	if slices.Equal(ids, r.saved) {
+		return
+	}
+	if err := a.store.KeepGone(context.WithoutCancel(ctx), guests); err != nil {
+		a.log.Warn("guests that are gone not kept; after a restart, release their addresses by hand", "err", err)
+		return
+	}
+	r.saved = ids
+}
+
+// recallGone reads which guests an earlier agent knew to be gone for good.
+func (a *Agent) recallGone(ctx context.Context) {
+	if a.registry == nil {
+		return
+	}
+	guests, err := a.store.KeptGone(ctx)
+	if err != nil {
+		a.log.Warn("guests that are gone not known; release their addresses by hand", "err", err)
+	}
+	for _, guest := range guests {
+		a.registration.forget(guest)
+	}
+	_, a.registration.saved = a.registration.kept()
 }
 
 // forget gives back what a guest had that is gone for good. It reports whether nothing
 // is left to do.
 func (a *Agent) forget(ctx context.Context, guest fabric.VM) (settled bool, err error) {
+	if a.isLeaving(guest.Name, guest.Identity()) {
+		return false, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, registryTime)
 	defer cancel()
 	has, err := a.allocationsOf(ctx, guest.Identity())
@@ -214,6 +284,14 @@ func (a *Agent) isHere(vm string, guest fabric.Identity) bool {
 	defer done()
 	g := s.guests[vm]
 	return g != nil && g.want.State != fabric.Absent && g.want.VM.Identity() == guest
+}
+
+// isLeaving reports whether something of a guest is still on this node that is to go.
+func (a *Agent) isLeaving(vm string, guest fabric.Identity) bool {
+	s, done := a.state.open()
+	defer done()
+	g := s.guests[vm]
+	return g != nil && g.want.State == fabric.Absent && g.want.VM.Identity() == guest
 }
 
 // forgottenAt handles Forgotten: this node's own registry gives back what a guest has

@@ -68,6 +68,7 @@ func (a *Agent) Adopt(ctx context.Context) error {
 	}
 	a.adoptOrphans(ports)
 	a.recallMoves(ctx)
+	a.recallGone(ctx)
 	a.settleDiversions(ctx) // notes which diversions an earlier agent left
 	a.repair(ctx, plan.Decide(a.wanted(), ports, nil, false).Repairs)
 	return nil
@@ -406,7 +407,7 @@ func (a *Agent) follow(ctx context.Context, s fabric.Source) {
 				work.Go(func() {
 					a.applyChange(ctx, c.Guest)
 					if c.Gone {
-						a.goneForGood(c.Guest.VM)
+						a.goneForGood(ctx, c.Guest.VM)
 					}
 				})
 				continue

@@ -41,6 +41,7 @@ func Store(t *testing.T, start func(t *testing.T) (fabric.Store, StoreControls))
 		{"different guests at the same time", storeConcurrent},
 		{"a drain comes back as it was", storeDrain},
 		{"reports of moves come back as they were", storeMoves},
+		{"guests that are gone for good come back as they were", storeGone},
 		{"any state is reached from any other", storeWalk},
 	} {
 		t.Run(law.name, func(t *testing.T) {
@@ -216,6 +217,19 @@ func storeDrain(t *testing.T, s fabric.Store, c StoreControls) {
 	if c.Again != nil {
 		s = c.Again(t)
 		requireDrained(time.Time{})
+	}
+}
+
+// storeGone checks that a store keeps which guests are gone for good.
+func storeGone(t *testing.T, s fabric.Store, c StoreControls) {
+	for _, guests := range [][]fabric.VM{nil, {desired("web", fabric.Live).VM}, {desired("web", fabric.Live).VM, {Name: "db"}}, nil} {
+		require.NoError(t, s.KeepGone(t.Context(), guests))
+		if c.Again != nil {
+			s = c.Again(t)
+		}
+		kept, err := s.KeptGone(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, guests, kept)
 	}
 }
 

@@ -25,6 +25,7 @@ type Store struct {
 	damaged map[string]error
 	drained time.Time
 	moves   []fabric.Move
+	gone    []fabric.VM
 	fresh   bool
 }
 
@@ -71,7 +72,7 @@ func (s *Store) Lose() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.guests, s.damaged = map[string]fabric.Desired{}, map[string]error{}
-	s.drained, s.moves, s.fresh = time.Time{}, nil, true
+	s.drained, s.moves, s.gone, s.fresh = time.Time{}, nil, nil, true
 }
 
 // Put implements [fabric.Store].
@@ -158,6 +159,27 @@ func (s *Store) KeepMoves(ctx context.Context, moves []fabric.Move) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.moves = slices.Clone(moves)
+	return nil
+}
+
+// KeptGone implements [fabric.Store].
+func (s *Store) KeptGone(ctx context.Context) ([]fabric.VM, error) {
+	if err := s.before(ctx, "load gone"); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.gone), nil
+}
+
+// KeepGone implements [fabric.Store]. It writes nothing into the journal.
+func (s *Store) KeepGone(ctx context.Context, guests []fabric.VM) error {
+	if err := s.before(ctx, "store gone"); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gone = slices.Clone(guests)
 	return nil
 }
 
