@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -494,6 +495,15 @@ func TestGuestByHandIsGoneForGood(t *testing.T) {
 	})
 }
 
+// unheard is a registry whose answers to allocations come when nobody waits any more.
+type unheard struct{ fabric.Registry }
+
+func (r unheard) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]fabric.Allocation, error) {
+	_, _ = r.Registry.Allocate(ctx, a)
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
 // TestAgentDiesBetweenAllocationAndPort: what the guest got is its own when it starts, and
 // is given back when it never does.
 func TestAgentDiesBetweenAllocationAndPort(t *testing.T) {
@@ -508,22 +518,28 @@ func TestAgentDiesBetweenAllocationAndPort(t *testing.T) {
 		"it is attached by hand again":    {byHand, func(n *node, _ *fake.Source) { n.apply(byHand, fabric.Live) }, "allocated"},
 		"it was by hand, and is detached": {byHand, func(n *node, _ *fake.Source) { n.apply(fabric.VM{Name: "web"}, fabric.Absent) }, "quarantined"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				r, src := newRegistry(nil), fake.NewSource("libvirt")
-				dead := fresh(t, agent.WithRegistry(r))
-				defer dead.dataplane.Hang("wire web_net0")()
-				go func() { _ = dead.Apply(t.Context(), then.vm, fabric.Live) }()
-				synctest.Wait()
-				require.Equal(t, []string{"203.0.113.1/32 allocated web node1"}, allocations(t, r))
-				n := dead.again(agent.WithRegistry(r), agent.WithSources(src))
-				n.run(func() {
-					then.does(n, src)
-					time.Sleep(time.Second)
-					assert.Equal(t, []string{"203.0.113.1/32 " + then.left + " web node1"}, allocations(t, r))
+		for _, stored := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, stored %v", name, stored), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					r, src := newRegistry(nil), fake.NewSource("libvirt")
+					dead := fresh(t, agent.WithRegistry(r))
+					if stored {
+						defer dead.dataplane.Hang("wire web_net0")()
+					} else {
+						dead = fresh(t, agent.WithRegistry(unheard{r}))
+					}
+					go func() { _ = dead.Apply(t.Context(), then.vm, fabric.Live) }()
+					synctest.Wait()
+					require.Equal(t, []string{"203.0.113.1/32 allocated web node1"}, allocations(t, r))
+					n := dead.again(agent.WithRegistry(r), agent.WithSources(src))
+					n.run(func() {
+						then.does(n, src)
+						time.Sleep(time.Second)
+						assert.Equal(t, []string{"203.0.113.1/32 " + then.left + " web node1"}, allocations(t, r))
+					})
 				})
 			})
-		})
+		}
 	}
 }
 
