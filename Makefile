@@ -11,7 +11,7 @@ TOOLS    := $(CURDIR)/.cache/tools
 # Static binaries: one build runs on every distribution of the architecture.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help simulate fresh soak mutants build demo deps test e2e lab race unit lint bench fuzz install clean
+.PHONY: help histories simulate fresh soak mutants build demo deps test e2e lab race unit lint bench fuzz install clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -94,6 +94,11 @@ soak: ## run histories of a simulated cluster for DAYS of its time, from seed FR
 HISTORIES ?= 400
 mutants: ## look for faults that are put into the code on purpose, in at most HISTORIES each
 	$(GO) test ./internal/simulate -count=1 -run '^TestMutants$$' -timeout 0 -v -mutants $(HISTORIES)
+
+LENGTH ?= 60s
+COUNT  ?= 4
+histories: ## check COUNT histories of the registry in etcd under faults, each of LENGTH, and its mutants (root)
+	VMFABRIC_LAB=must $(GO) test ./internal/histories -count=1 -run '^Test(LongHistories|Mutants)$$' -timeout 0 -v -histories $(COUNT) -length $(LENGTH) -from $(FROM) -mutants
 
 bench: ## measure, and write docs/performance.md (root)
 	$(GO) run ./internal/bench --out docs/performance.md

@@ -214,6 +214,8 @@ func (w *writer) write(ctx context.Context, p *plan) (done, narrow bool, err err
 	if len(p.revs)+len(p.wide) > maxKeys || len(p.change.Put)+len(p.change.Delete)+len(p.guests) > maxKeys {
 		return false, false, fmt.Errorf("registry: %d addresses are too many for one request, which may have %d; give the guest fewer, or release them one by one", len(p.revs), maxKeys-3)
 	}
+	// A lease of an earlier decision would end too early: its time has begun.
+	clear(w.leases)
 	if err := w.grant(ctx, p.leases()); err != nil {
 		return false, false, err
 	}

@@ -1,19 +1,17 @@
 package simulate
 
 import (
-	"encoding/json"
 	"flag"
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 var hunt = flag.Uint64("mutants", 0, "look for each mutant in at most so many histories")
@@ -81,13 +79,13 @@ var mutants = []mutant{
 // TestMutantsStand: each mutant changes one place of the code as it is.
 func TestMutantsStand(t *testing.T) {
 	for _, m := range mutants {
-		code, err := os.ReadFile(m.path())
-		require.NoError(t, err)
-		assert.Equal(t, 1, strings.Count(string(code), m.old), "%s: %q in %s", m.name, m.old, m.file)
+		m.inAgent().Stands(t)
 	}
 }
 
-func (m mutant) path() string { return filepath.Join("../../fabric/agent", m.file) }
+func (m mutant) inAgent() labtest.Mutant {
+	return labtest.Mutant{Name: m.name, File: filepath.Join("../../fabric/agent", m.file), Old: m.old, New: m.new}
+}
 
 // TestMutants: each mutant is found, and in how many histories.
 func TestMutants(t *testing.T) {
@@ -105,27 +103,15 @@ func TestMutants(t *testing.T) {
 	}()
 	for _, m := range mutants {
 		t.Run(m.name, func(t *testing.T) {
-			code, err := os.ReadFile(m.path())
-			require.NoError(t, err)
-			at, err := filepath.Abs(m.path())
-			require.NoError(t, err)
-			dir := t.TempDir()
-			mutated, overlay := filepath.Join(dir, "mutated.go"), filepath.Join(dir, "overlay.json")
-			require.NoError(t, os.WriteFile(mutated, []byte(strings.Replace(string(code), m.old, m.new, 1)), 0o644))
-			replace, err := json.Marshal(map[string]map[string]string{"Replace": {at: mutated}})
-			require.NoError(t, err)
-			require.NoError(t, os.WriteFile(overlay, replace, 0o644))
-			out, err := exec.CommandContext(t.Context(), "go", "test", "-overlay", overlay, "-run", "^TestSimulate$", ".",
-				"-v", "-seeds", fmt.Sprint(*hunt), "-from", "1", "-shrink=false").CombinedOutput()
-			require.NotContains(t, string(out), "[build failed]")
+			out, err := m.inAgent().Test(t, "-run", "^TestSimulate$", "-seeds", fmt.Sprint(*hunt), "-from", "1", "-shrink=false")
 			table[m.name] = fmt.Sprintf("not in %d", *hunt)
 			require.Error(t, err, "not found in %d histories", *hunt)
-			run := history.FindAllSubmatch(out, -1) // the last one failed, or ended the process
+			run := history.FindAllStringSubmatch(out, -1) // the last one failed, or ended the process
 			require.NotEmpty(t, run, "%s", out)
-			n, err := strconv.Atoi(string(run[len(run)-1][1]))
+			n, err := strconv.Atoi(run[len(run)-1][1])
 			require.NoError(t, err)
 			table[m.name] = strconv.Itoa(n)
-			last := strings.Split(strings.TrimSpace(string(out)), "\n")
+			last := strings.Split(strings.TrimSpace(out), "\n")
 			t.Logf("found by history %d: %s", n, last[len(last)-min(len(last), 4)])
 		})
 	}

@@ -251,19 +251,23 @@ func (u *underlay) theSwitch(l *Lab) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Nobody queries for group members here, and without a querier a snooping
-	// bridge forgets which ports want neighbour solicitations.
-	snoop := false
-	bridge := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs(), MulticastSnooping: &snoop}
-	bridge.Name = "br0"
-	if err := sw.nl.LinkAdd(bridge); err != nil {
-		return nil, fmt.Errorf("bridge of the underlay: %w", err)
-	}
-	if err := sw.SetUp("br0"); err != nil {
+	if err := sw.addBridge("br0"); err != nil {
 		return nil, err
 	}
 	u.sw = sw
 	return sw, nil
+}
+
+func (h *Host) addBridge(name string) error {
+	// Nobody queries for group members here, and without a querier a snooping
+	// bridge forgets which ports want neighbour solicitations.
+	snoop := false
+	bridge := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs(), MulticastSnooping: &snoop}
+	bridge.Name = name
+	if err := h.nl.LinkAdd(bridge); err != nil {
+		return fmt.Errorf("bridge of the underlay: %w", err)
+	}
+	return h.SetUp(name)
 }
 
 // Disconnect cuts a host off from the underlay as a fault further away does: its
@@ -287,6 +291,31 @@ func (l *Lab) Reconnect(h *Host) error {
 		return err
 	}
 	return sw.onLink(h.port, "connect", func(port netlink.Link) error { return sw.nl.LinkSetMaster(port, bridge) })
+}
+
+// Split cuts hosts off from the rest of the underlay, as [Lab.Disconnect] does, but not
+// from each other. [Lab.Reconnect] undoes it for each.
+func (l *Lab) Split(hosts ...*Host) error {
+	const name = "br1"
+	for _, h := range hosts {
+		sw, err := l.switchOf(h)
+		if err != nil {
+			return err
+		}
+		if !sw.HasLink(name) {
+			if err := sw.addBridge(name); err != nil {
+				return err
+			}
+		}
+		bridge, err := sw.Link(name)
+		if err == nil {
+			err = sw.onLink(h.port, "split off", func(port netlink.Link) error { return sw.nl.LinkSetMaster(port, bridge) })
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (l *Lab) switchOf(h *Host) (*Host, error) {

@@ -75,6 +75,24 @@ func TestDisconnectIsSilent(t *testing.T) {
 	assert.NoError(t, err)
 }
 
+func TestSplitCutsOffTogether(t *testing.T) {
+	t.Parallel()
+	lab, top := labtest.Build(t, core.SmallCluster(2))
+	one, two := top.Nodes["node1"], top.Nodes["node2"]
+	require.NoError(t, lab.Split(one, two))
+	_, err := one.Ping(labtest.Soon(t), two.Addr4())
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err = top.Core.Ping(ctx, one.Addr4())
+	assert.ErrorContains(t, err, "none answered")
+	for _, h := range []*core.Host{one, two} {
+		require.NoError(t, lab.Reconnect(h))
+		_, err = top.Core.Ping(labtest.Soon(t), h.Addr6())
+		assert.NoError(t, err)
+	}
+}
+
 // port makes what a node's agent makes for a guest's NIC of kind veth.
 func port(t testing.TB, node *core.Host, p fabric.Port) {
 	t.Helper()
