@@ -13,6 +13,7 @@ import (
 type programs struct {
 	vmfabric, hook   string
 	hello, roundtrip string // the baselines of the hook
+	registrar        string // nodes of a registry
 	bulk             string // announces routes without ports
 	baseline         string // the hook and the agent of the baseline for moves
 }
@@ -22,11 +23,11 @@ func (b *bench) build(ctx context.Context, dir string) (programs, error) {
 	p := programs{
 		vmfabric: filepath.Join(dir, "vmfabric"), hook: filepath.Join(dir, "hook"),
 		hello: filepath.Join(dir, "hello"), roundtrip: filepath.Join(dir, "roundtrip"), bulk: filepath.Join(dir, "bulk"),
-		baseline: filepath.Join(dir, "baseline"),
+		baseline: filepath.Join(dir, "baseline"), registrar: filepath.Join(dir, "registrar"),
 	}
 	for out, pkg := range map[string]string{
 		p.vmfabric: "./cmd/vmfabric", p.hook: "./hooks/libvirt",
-		p.hello: "./internal/bench/hello", p.roundtrip: "./internal/bench/roundtrip", p.bulk: "./internal/bench/bulk", p.baseline: "./internal/bench/baseline",
+		p.hello: "./internal/bench/hello", p.roundtrip: "./internal/bench/roundtrip", p.bulk: "./internal/bench/bulk", p.baseline: "./internal/bench/baseline", p.registrar: "./internal/bench/registrar",
 		p.vmfabric + "-plugin-bird": "./plugins/bird", p.vmfabric + "-plugin-frr": "./plugins/frr", // where the agent looks for them
 	} {
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, pkg)

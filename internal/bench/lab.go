@@ -57,10 +57,15 @@ func (b *bench) newLab(ctx context.Context, name string, nodes int) (*lab, error
 // reflectors and the core gateway have the configuration that vmfabric renders. The
 // kind open is BIRD without a filter, for baselines that send no community.
 func (b *bench) newLabOf(ctx context.Context, name string, nodes int, kind string) (*lab, error) {
-	return b.makeLab(ctx, name, nodes, kind, false)
+	return b.makeLab(ctx, name, nodes, kind, false, nil)
 }
 
-func (b *bench) makeLab(ctx context.Context, name string, nodes int, kind string, frrCore bool) (*lab, error) {
+// changedLab makes a lab with BIRD as reflectors of a cluster that is not like the others.
+func (b *bench) changedLab(ctx context.Context, name string, nodes int, change func(*fabric.Cluster)) (*lab, error) {
+	return b.makeLab(ctx, name, nodes, "bird", false, change)
+}
+
+func (b *bench) makeLab(ctx context.Context, name string, nodes int, kind string, frrCore bool, change func(*fabric.Cluster)) (*lab, error) {
 	made, err := core.New(ctx, core.Options{Name: "bench" + name})
 	if err != nil {
 		return nil, err
@@ -69,6 +74,9 @@ func (b *bench) makeLab(ctx context.Context, name string, nodes int, kind string
 	l.cluster.Timers.Restart = graceful
 	l.cluster.MaxPrefixes = 1_000_000
 	l.cluster.Pools = []fabric.Pool{{Name: "public4", Prefix: pool4}, {Name: "public6", Prefix: pool6}}
+	if change != nil {
+		change(&l.cluster)
+	}
 	if err := l.start(ctx, kind, b.bin.vmfabric); err != nil {
 		return nil, errors.Join(err, l.close())
 	}

@@ -161,7 +161,7 @@ func familyName(a netip.Addr) string { return map[bool]string{true: "IPv4", fals
 
 // newMoving makes the lab, with its guests up.
 func (b *bench) newMoving(ctx context.Context, core string) (*moving, error) {
-	l, err := b.makeLab(ctx, "moves", moverNodes, "bird", core == "FRR")
+	l, err := b.makeLab(ctx, "moves", moverNodes, "bird", core == "FRR", nil)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,339 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+)
+
+// registrar is a process of internal/bench/registrar.
+type registrar struct {
+	cmd   *exec.Cmd
+	lines *bufio.Scanner
+	stdin io.WriteCloser
+}
+
+func (b *bench) registrar(h *core.Host, what string, e *etcd, numbers ...int) (*registrar, error) {
+	args := []string{what, strings.Join(e.endpoints, ",")}
+	for _, n := range numbers {
+		args = append(args, fmt.Sprint(n))
+	}
+	r := &registrar{cmd: exec.Command(b.bin.registrar, args...)}
+	out, err := r.cmd.StdoutPipe()
+	if err == nil {
+		r.stdin, err = r.cmd.StdinPipe()
+	}
+	var said strings.Builder
+	r.cmd.Stderr = &said
+	if err == nil {
+		err = h.Start(r.cmd)
+	}
+	if err == nil {
+		err = h.Lab().OwnProcess(r.cmd.Process.Pid)
+	}
+	r.lines = bufio.NewScanner(out)
+	r.lines.Buffer(nil, 16<<20)
+	return r, err
+}
+
+// says reads the next line.
+func (r *registrar) says(into any) error {
+	if !r.lines.Scan() {
+		return errors.Join(errors.New("the registrar ended"), r.lines.Err(), r.cmd.Wait())
+	}
+	return json.Unmarshal(r.lines.Bytes(), into)
+}
+
+// end ends a registrar and reads its last line, if into is not nil.
+func (r *registrar) end(into any) error {
+	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	var err error
+	if into != nil {
+		err = r.says(into)
+	}
+	return errors.Join(err, r.cmd.Wait())
+}
+
+// known, crowded and changed are what a registrar says.
+type known struct {
+	Addresses int
+	Took      time.Duration
+	Heap      int64
+	rss       int64
+}
+
+type crowded struct {
+	Nodes       int
+	Took, First time.Duration
+	Events      int64
+	Bytes       int64
+}
+
+type changed struct {
+	Allocate, Release, Put sample
+	Failed                 int
+	CPU                    time.Duration
+	what                   string
+}
+
+// crowdSize is how large the crowd is.
+type crowdSize struct {
+	addresses int
+	agents    []int // numbers of nodes, which begin at once
+	changes   int
+}
+
+// crowdRun is what was measured of a crowd.
+type crowdRun struct {
+	empty, full      known
+	stampede         []crowded
+	changes          []changed
+	rest, most, last int64 // memory of the largest member: full, in the stampede, at the end
+	size             crowdSize
+}
+
+// atOnceIn is how many nodes of a crowd are in one process.
+const atOnceIn = 125
+
+// measureCrowd measures the registry in etcd with many addresses and many nodes.
+func measureCrowd(ctx context.Context, b *bench) (s section, err error) {
+	l, err := core.New(ctx, core.Options{Name: "benchcrowd"})
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	var hosts []*core.Host
+	for n := range byte(4) {
+		h, err := l.AddReflector(fmt.Sprintf("h%d", n), core.Underlay4(11+n))
+		if err != nil {
+			return s, err
+		}
+		hosts = append(hosts, h)
+	}
+	e, err := startEtcd(ctx, hosts[:3]...)
+	if err != nil {
+		return s, err
+	}
+	run := crowdRun{size: b.size.crowd}
+	at := hosts[3]
+	if run.empty, err = b.knows(ctx, at, e); err != nil {
+		return s, err
+	}
+	b.say("  %s addresses", count(run.size.addresses))
+	fills, err := b.registrar(at, "fill", e, run.size.addresses)
+	if err != nil {
+		return s, err
+	}
+	if err := errors.Join(fills.says(&known{}), fills.cmd.Wait()); err != nil {
+		return s, err
+	}
+	if run.full, err = b.knows(ctx, at, e); err != nil {
+		return s, err
+	}
+	if run.rest, err = e.memory(); err != nil {
+		return s, err
+	}
+	for _, agents := range run.size.agents {
+		if err := b.crowded(ctx, at, e, agents, &run); err != nil {
+			return s, err
+		}
+	}
+	run.last, err = e.memory()
+	return run.section(), err
+}
+
+// knows looks at the memory of a node that knows all that etcd has.
+func (b *bench) knows(ctx context.Context, h *core.Host, e *etcd) (k known, err error) {
+	r, err := b.registrar(h, "know", e)
+	if err != nil {
+		return k, err
+	}
+	if err := r.says(&k); err != nil {
+		return k, err
+	}
+	select {
+	case <-ctx.Done():
+		return k, ctx.Err()
+	case <-time.After(2 * b.size.breathing):
+	}
+	u, err := usageOf(r.cmd.Process.Pid)
+	k.rss = u.rss
+	return k, errors.Join(err, r.end(nil))
+}
+
+// crowded has so many nodes begin, and makes changes while they watch.
+func (b *bench) crowded(ctx context.Context, h *core.Host, e *etcd, agents int, run *crowdRun) (err error) {
+	b.say("  %s nodes", count(agents))
+	var crowds []*registrar
+	defer func() {
+		for _, r := range crowds {
+			var is crowded
+			err = errors.Join(err, r.end(&is))
+		}
+	}()
+	for left := agents; left > 0; left -= atOnceIn {
+		r, err := b.registrar(h, "crowd", e, min(left, atOnceIn))
+		if err != nil {
+			return err
+		}
+		crowds = append(crowds, r)
+		if err := r.says(&crowded{}); err != nil {
+			return err
+		}
+	}
+	for _, r := range crowds {
+		_ = r.stdin.Close()
+	}
+	began, all := time.Now(), crowded{Nodes: agents}
+	for i, r := range crowds {
+		var is crowded
+		if err := r.says(&is); err != nil {
+			return err
+		}
+		all.Bytes += is.Bytes
+		if i == 0 {
+			all.First = is.First
+		}
+		all.First = min(all.First, is.First)
+	}
+	all.Took = time.Since(began)
+	run.stampede = append(run.stampede, all)
+	most, err := e.memory()
+	run.most = max(run.most, most)
+	if err != nil {
+		return err
+	}
+	return b.changesIn(ctx, h, e, agents, run)
+}
+
+// changesIn makes ten changes a second: at rest, while the leader is killed, and while
+// etcd compacts and defragments.
+func (b *bench) changesIn(ctx context.Context, h *core.Host, e *etcd, agents int, run *crowdRun) error {
+	for _, at := range []struct {
+		what    string
+		disturb func(context.Context) error
+	}{
+		{"ten changes a second", nil},
+		{"the leader is killed", func(ctx context.Context) error { return e.failOver(ctx, h) }},
+		{"compaction, defragmentation", func(ctx context.Context) error { return e.compact(ctx, h) }},
+	} {
+		r, err := b.registrar(h, "change", e, run.size.changes, 100)
+		if err != nil {
+			return err
+		}
+		if err := r.says(&known{}); err != nil {
+			return err
+		}
+		var disturbed error
+		var disturbing sync.WaitGroup
+		if at.disturb != nil {
+			disturbing.Go(func() { disturbed = at.disturb(ctx) })
+		}
+		is := changed{what: fmt.Sprintf("%s nodes: %s", count(agents), at.what)}
+		err = errors.Join(r.says(&is), r.cmd.Wait())
+		disturbing.Wait()
+		if err := errors.Join(err, disturbed); err != nil {
+			return fmt.Errorf("%s: %w", at.what, err)
+		}
+		run.changes = append(run.changes, is)
+	}
+	return nil
+}
+
+// failOver kills the leader, and starts it again.
+func (e *etcd) failOver(ctx context.Context, h *core.Host) error {
+	c, err := e.client(h)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for i, endpoint := range e.endpoints {
+		is, err := c.Status(ctx, endpoint)
+		if err != nil {
+			return err
+		}
+		if is.Leader != is.Header.MemberId {
+			continue
+		}
+		if err := e.members[i].Kill(); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(3 * time.Second):
+		}
+		e.members[i], err = e.begin(i)
+		return err
+	}
+	return errors.New("etcd has no leader")
+}
+
+// compact has etcd forget its history, and give the space back.
+func (e *etcd) compact(ctx context.Context, h *core.Host) error {
+	c, err := e.client(h)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	now, err := c.Get(ctx, "bench")
+	if err != nil {
+		return err
+	}
+	if _, err := c.Compact(ctx, now.Header.Revision, clientv3.WithCompactPhysical()); err != nil {
+		return err
+	}
+	for _, endpoint := range e.endpoints {
+		if _, err := c.Defragment(ctx, endpoint); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mostGrowth is how much an agent may grow by the addresses of a full run.
+const mostGrowth = 30 << 20
+
+func (r crowdRun) section() section {
+	s := section{
+		title: "The registry at many nodes",
+		method: fmt.Sprintf(`
+An etcd of three members has %s addresses of %s guests. One process has the registry of one node, as the agent does. A
+crowd of nodes, each with a connection of its own, %d in a process, lists all addresses and watches them all at once, as when all agents start;
+what they list they do not keep, since the copies of that many nodes would not fit into this machine. Then another node makes
+ten changes a second, by turns an allocation and a release, and a bare client on it puts a value of 300 bytes before each. All processes,
+members and nodes, share this machine's processors.`, count(r.size.addresses), count(r.size.addresses/2), atOnceIn),
+	}
+	m := table{head: []string{"one node", "heap MiB", "RSS MiB", "all known after ms"}}
+	m.row("no addresses", mib(r.empty.Heap), mib(r.empty.rss), ms(r.empty.Took))
+	m.row(count(r.full.Addresses)+" addresses", mib(r.full.Heap), mib(r.full.rss), ms(r.full.Took))
+	st := table{head: []string{"nodes that start at once", "the first knows all after s", "the last s", "MiB listed", "MiB a second"}}
+	for _, c := range r.stampede {
+		st.row(count(c.Nodes), fmt.Sprintf("%.1f", c.First.Seconds()), fmt.Sprintf("%.1f", c.Took.Seconds()), mib(c.Bytes), mib(int64(float64(c.Bytes)/c.Took.Seconds())))
+	}
+	ch := table{head: []string{"changes", "put p50 ms", "put p99 ms", "allocate p50 ms", "allocate p99 ms", "in puts p50", "release p50 ms", "longest ms", "failed", "CPU ms a change"}}
+	for _, c := range r.changes {
+		n := len(c.Allocate) + len(c.Release)
+		ch.row(c.what, ms(c.Put.p50()), ms(c.Put.p99()), ms(c.Allocate.p50()), ms(c.Allocate.p99()), times(ratio(c.Allocate.p50(), c.Put.p50())), ms(c.Release.p50()),
+			ms(max(c.Allocate.max(), c.Release.max())), count(c.Failed), ms(c.CPU/time.Duration(max(1, n))))
+	}
+	s.tables = []table{m, st, ch}
+	s.notes = []string{fmt.Sprintf("The largest member of etcd had %s MiB with all addresses, %s MiB while the nodes started, and %s MiB at the end.", mib(r.rest), mib(r.most), mib(r.last))}
+	grown := r.full.rss - r.empty.rss
+	s.targets = []target{{promise: fmt.Sprintf("an agent grows by %s addresses: at most %s MiB", count(r.full.Addresses), mib(mostGrowth)), result: mib(grown) + " MiB", kept: grown <= mostGrowth}}
+	return s
+}
