@@ -71,6 +71,7 @@ func cluster(endpoints []string) *fabric.Cluster {
 const (
 	allocate = "allocate" // an address of the pool, or the one that is named
 	release  = "release"  // all that a guest has, or an address
+	acquire  = "acquire"  // a guest, for the worker, as if that was a node
 	list     = "list"
 	look     = "look" // a list of a node that begins anew
 )
@@ -85,10 +86,12 @@ type entry struct {
 	VM     string       `json:",omitempty"` // no two clients have a name in common
 	Prefix netip.Prefix `json:",omitzero"`
 	Now    bool         `json:",omitempty"`
+	Over   uint64       `json:",omitempty"`
 
 	Got     []fabric.Allocation `json:",omitempty"`
 	Refused fabric.Reason       `json:",omitempty"`
 	Holder  int                 `json:",omitempty"`
+	Owner   *fabric.Owner       `json:",omitempty"` // of an acquisition, also of one that was refused
 	Error   string              `json:",omitempty"` // nobody knows what has happened
 }
 
@@ -112,6 +115,7 @@ func now() int64 {
 type registry interface {
 	Allocate(context.Context, fabric.AllocationRequest) ([]fabric.Allocation, error)
 	Release(context.Context, fabric.ReleaseRequest) ([]fabric.Allocation, error)
+	Acquire(context.Context, fabric.AcquireRequest) (fabric.Owner, error)
 	Allocations(context.Context) ([]fabric.Allocation, error)
 }
 
@@ -156,7 +160,7 @@ func client(text string) int {
 	}
 	var working sync.WaitGroup
 	for n := range s.Workers {
-		w := worker{registry: works, number: s.Number*100 + n, rnd: rand.New(rand.NewPCG(s.Seed, uint64(s.Number*100+n))), vms: map[int]string{}}
+		w := worker{registry: works, number: s.Number*100 + n, rnd: rand.New(rand.NewPCG(s.Seed, uint64(s.Number*100+n))), vms: map[int]string{}, epochs: map[int]uint64{}}
 		working.Go(func() { w.work(asked, ctx) })
 	}
 	working.Wait()
@@ -176,6 +180,7 @@ type worker struct {
 	done   int
 	names  int
 	vms    map[int]string // the name that it calls a guest next; missing: a new one
+	epochs map[int]uint64 // of the owner of a guest, as it knows
 }
 
 func (w *worker) work(asked, ctx context.Context) {
@@ -196,7 +201,7 @@ func (w *worker) look(ctx context.Context) {
 		got, err := w.Allocations(ctx)
 		if err == nil {
 			say(is)
-			say(entry{ID: is.ID, At: now(), Got: got})
+			say(entry{ID: is.ID, At: now(), Got: plain(got)})
 			return
 		}
 	}
@@ -209,11 +214,29 @@ func (w *worker) one(ctx context.Context) {
 	is.ID, is.At = w.number*1_000_000+w.done, now()
 	say(is)
 	patience := 5 * time.Second // of an agent
-	if is.Kind != list && w.rnd.IntN(20) == 0 {
+	if is.Kind != list && w.rnd.IntN(10) == 0 {
 		patience = time.Duration(w.rnd.IntN(8000)) * time.Microsecond // it was killed, or had no more patience
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	answer := w.does(ctx, is)
+	// A name with which something was written is used once more at most, and none
+	// whose fate is not known: so a value tells which operation wrote it.
+	switch _, again := w.vms[is.Guest]; {
+	case is.Kind != allocate || answer.Refused != "":
+	case answer.Error == "" && !again:
+		w.vms[is.Guest] = is.VM
+	default:
+		delete(w.vms, is.Guest)
+	}
+	if answer.Owner != nil {
+		w.epochs[is.Guest] = answer.Owner.Epoch
+	}
+	say(answer)
+}
+
+// does does an operation and returns the answer.
+func (w *worker) does(ctx context.Context, is entry) entry {
 	var err error
 	answer := entry{ID: is.ID}
 	switch is.Kind {
@@ -225,33 +248,50 @@ func (w *worker) one(ctx context.Context) {
 			r.Guest = guest(is.Guest)
 		}
 		answer.Got, err = w.Release(ctx, r)
+	case acquire:
+		var owner fabric.Owner
+		if owner, err = w.Acquire(ctx, fabric.AcquireRequest{Guest: guest(is.Guest), VM: "guest", Node: nodeName(w.number), Over: is.Over}); err == nil {
+			answer.Owner = &owner
+		}
 	case list:
 		answer.Got, err = w.Allocations(ctx)
 	}
-	answer.At = now()
-	var bad *fabric.AllocationError
+	answer.At, answer.Got = now(), plain(answer.Got)
+	var (
+		bad   *fabric.AllocationError
+		owned *fabric.OwnerError
+		none  *fabric.RefusedError
+	)
 	switch {
 	case errors.As(err, &bad):
 		answer.Refused, answer.Holder = bad.Reason, guestOf(bad.Holder.Guest)
+	case errors.As(err, &owned):
+		answer.Refused, answer.Owner = notOver, &owned.Owner
+	case errors.As(err, &none):
+		answer.Refused = none.Reason
 	case err != nil:
 		answer.Error = err.Error()
 	}
-	// A name with which something was written is used once more at most, and none
-	// whose fate is not known: so a value tells which operation wrote it.
-	switch _, again := w.vms[is.Guest]; {
-	case is.Kind != allocate || bad != nil:
-	case err == nil && !again:
-		w.vms[is.Guest] = is.VM
-	default:
-		delete(w.vms, is.Guest)
+	return answer
+}
+
+// notOver is that the owner is not the one that an acquisition was to end.
+const notOver fabric.Reason = "another owner"
+
+func nodeName(worker int) string { return fmt.Sprintf("w%d", worker) }
+
+// plain gives allocations without their owners, which are kept apart.
+func plain(all []fabric.Allocation) []fabric.Allocation {
+	for i := range all {
+		all[i].Node, all[i].Epoch = "", 0
 	}
-	say(answer)
+	return all
 }
 
 func (w *worker) choose() entry {
 	is := entry{Guest: 1 + w.rnd.IntN(guests)}
 	switch n := w.rnd.IntN(100); {
-	case n < 65:
+	case n < 55:
 		is.Kind, is.VM = allocate, w.vms[is.Guest]
 		if is.VM == "" {
 			w.names++
@@ -260,9 +300,11 @@ func (w *worker) choose() entry {
 		if n < 15 {
 			is.Prefix = named[w.rnd.IntN(len(named))]
 		}
-	case n < 85:
+	case n < 70:
+		is.Kind, is.Over = acquire, w.epochs[is.Guest]
+	case n < 88:
 		is.Kind, is.Now = release, w.rnd.IntN(2) == 0
-	case n < 92:
+	case n < 94:
 		is = entry{Kind: release, Prefix: places[w.rnd.IntN(len(places))], Now: w.rnd.IntN(2) == 0}
 	default:
 		is = entry{Kind: list}

@@ -183,18 +183,20 @@ func (w *world) fills(ctx context.Context) {
 // window is a time by the machine's clock.
 type window struct{ from, to int64 }
 
-// fail makes faults one after the other until ctx ends, each as often as the others.
-func (w *world) fail(ctx context.Context, of []fault) {
+// fail makes faults one after the other, each as often as the others, until that was
+// enough, or ctx ends.
+func (w *world) fail(ctx context.Context, of []fault, enough func() bool) {
 	of = slices.Clone(of)
 	for n := 0; ; n++ {
-		if len(of) == 0 {
-			<-ctx.Done()
-		} else if n%len(of) == 0 && !w.inOrder {
-			w.rnd.Shuffle(len(of), func(i, j int) { of[i], of[j] = of[j], of[i] })
-		}
 		w.waits(ctx, w.least/2)
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || enough() {
 			return
+		}
+		if len(of) == 0 {
+			continue
+		}
+		if n%len(of) == 0 && !w.inOrder {
+			w.rnd.Shuffle(len(of), func(i, j int) { of[i], of[j] = of[j], of[i] })
 		}
 		next := of[n%len(of)]
 		w.t.Logf("%v: %s", time.Duration(now()), next.name)

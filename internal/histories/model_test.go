@@ -18,6 +18,8 @@ type asked struct {
 	guest int // zero: the place counts
 	place int // -1: an address of the pool, or all that the guest has
 	now   bool
+	node  string // that acquires the guest
+	over  uint64
 	full  bool // etcd may have had no space for a quarantine
 }
 
@@ -25,6 +27,7 @@ type answered struct {
 	place   int // what was given
 	refused fabric.Reason
 	holder  int
+	owner   fabric.Owner
 	ended   mask  // what was given back
 	kept    mask  // what of that is quarantined
 	is      state // what there is
@@ -44,7 +47,7 @@ func (m mask) has(place int) bool { return m&(1<<place) != 0 }
 
 // asked gives the operation of a call; the answer to it is answered's.
 func (e entry) asked() asked {
-	a := asked{kind: e.Kind, guest: e.Guest, place: -1, now: e.Now}
+	a := asked{kind: e.Kind, guest: e.Guest, place: -1, now: e.Now, node: nodeName(e.ID / 1_000_000), over: e.Over}
 	if e.Prefix.IsValid() {
 		a.place = place(e.Prefix)
 	}
@@ -55,12 +58,15 @@ func (e entry) asked() asked {
 // asked for otherwise.
 func (c call) answered() answered {
 	a := answered{place: -1, refused: c.answer.Refused, holder: c.answer.Holder}
+	if c.answer.Owner != nil {
+		a.owner = *c.answer.Owner
+	}
 	for _, is := range c.answer.Got {
 		switch n := place(is.Prefix); c.Kind {
 		case allocate:
 			a.place = n
 		case look:
-			a.is[n] = slot{guest: int8(guestOf(is.Guest)), kept: is.State == fabric.Quarantined, dynamic: is.Dynamic}
+			a.is.has[n] = slot{guest: int8(guestOf(is.Guest)), kept: is.State == fabric.Quarantined, dynamic: is.Dynamic}
 		case release:
 			a.ended = a.ended.with(n, true)
 			a.kept = a.kept.with(n, !c.Now && is.State == fabric.Allocated)
@@ -76,9 +82,11 @@ type slot struct {
 	dynamic bool // the registry chose it
 }
 
-// state is all that the registry knows. What else it is to know, such as who runs a guest,
-// goes here.
-type state [16]slot
+// state is all that the registry knows: who has the addresses, and who owns the guests.
+type state struct {
+	has    [16]slot
+	owners [guests + 1]fabric.Owner
+}
 
 // model is the registry as one machine that does one thing after the other.
 var model = porcupine.Model{
@@ -90,57 +98,96 @@ var model = porcupine.Model{
 	DescribeState: func(s any) string { return s.(state).String() },
 }
 
-func (s state) step(in asked, out answered) (bool, state) {
-	switch in.kind {
+func (s state) step(in asked, out answered) (ok bool, then state) {
+	switch then = s; in.kind {
 	case allocate:
-		return s.allocate(in, out)
+		ok = then.allocate(in, out)
 	case release:
-		return s.release(in, out)
+		ok = then.release(in, out)
+	case acquire:
+		ok = then.acquire(in, out)
 	case look:
-		return s == out.is, s
+		ok = s.has == out.is.has
+	case expires:
+		ok = s.has[in.place].kept
+		then.has[in.place] = slot{}
 	}
-	is := s[in.place] // expires
-	s[in.place] = slot{}
-	return is.kept, s
+	if !ok {
+		return false, s
+	}
+	for g := 1; g <= guests; g++ {
+		if then.of(g) == 0 {
+			then.owners[g] = fabric.Owner{} // a guest that has nothing has no owner
+		}
+	}
+	return true, then
+}
+
+// of gives the places of the addresses that a guest has.
+func (s *state) of(g int) (has mask) {
+	for n, is := range s.has {
+		if int(is.guest) == g && !is.kept {
+			has = has.with(n, true)
+		}
+	}
+	return has
+}
+
+func (s *state) acquire(in asked, out answered) bool {
+	is, again := s.owners[in.guest], false
+	if is.Node == in.node && is.Epoch > in.over {
+		again = true
+	}
+	switch out.refused {
+	case fabric.RuleBroken:
+		return s.of(in.guest) == 0
+	case notOver:
+		return s.of(in.guest) != 0 && !again && is.Epoch != in.over && out.owner.Epoch == is.Epoch && (is.Epoch == 0 || out.owner == is)
+	}
+	s.owners[in.guest] = out.owner
+	if again {
+		return out.owner == is
+	}
+	return s.of(in.guest) != 0 && is.Epoch == in.over && out.owner.Node == in.node && out.owner.Epoch > is.Epoch
 }
 
 // pooled is how many of the places are of the pool.
 const pooled = 6
 
-func (s state) allocate(in asked, out answered) (bool, state) {
+func (s *state) allocate(in asked, out answered) bool {
 	g := int8(in.guest)
 	may, full := s.may(in)
 	switch out.refused {
 	case "":
 		if out.place < 0 || !may.has(out.place) {
-			return false, s
+			return false
 		}
 	case fabric.PoolFull:
-		return full, s
+		return full
 	case fabric.AddressHeld:
-		return in.place >= 0 && may == 0 && int(s[in.place].guest) == out.holder, s
+		return in.place >= 0 && may == 0 && int(s.has[in.place].guest) == out.holder
 	default:
-		return false, s
+		return false
 	}
-	for n, is := range s {
+	for n, is := range s.has {
 		if is.guest == g && !is.kept && n != out.place {
-			s[n].kept = true // the guest does not ask for it any more
+			s.has[n].kept = true // the guest does not ask for it any more
 		}
 	}
-	s[out.place] = slot{guest: g, dynamic: in.place < 0}
-	return true, s
+	s.has[out.place] = slot{guest: g, dynamic: in.place < 0}
+	return true
 }
 
 // may gives the places of which a guest gets one, and says whether it gets none because
 // the pool is full.
-func (s state) may(in asked) (may mask, full bool) {
+func (s *state) may(in asked) (may mask, full bool) {
 	g := int8(in.guest)
 	if in.place >= 0 {
-		is := s[in.place]
+		is := s.has[in.place]
 		return may.with(in.place, is.guest == 0 || is.guest == g || is.kept), false
 	}
 	var has, had, free mask
-	for n, is := range s {
+	for n, is := range s.has {
 		switch {
 		case is.guest == g && is.dynamic && !is.kept:
 			has = has.with(n, true)
@@ -159,34 +206,34 @@ func (s state) may(in asked) (may mask, full bool) {
 	return free, free == 0
 }
 
-func (s state) release(in asked, out answered) (bool, state) {
-	for n, is := range s {
+func (s *state) release(in asked, out answered) bool {
+	for n, is := range s.has {
 		ends := in.guest != 0 && int(is.guest) == in.guest && !is.kept ||
 			in.guest == 0 && n == in.place && is.guest != 0 && (!is.kept || in.now)
 		switch {
 		case ends != out.ended.has(n):
-			return false, s
+			return false
 		case !ends:
 		case out.kept.has(n) && in.now, !out.kept.has(n) && !in.now && !in.full:
-			return false, s
+			return false
 		case out.kept.has(n):
-			s[n].kept = true
+			s.has[n].kept = true
 		default:
-			s[n] = slot{}
+			s.has[n] = slot{}
 		}
 	}
-	return true, s
+	return true
 }
 
 func (s state) String() string {
 	var b strings.Builder
-	for n, is := range s {
+	for n, is := range s.has {
 		if is.guest != 0 {
 			fmt.Fprintf(&b, "%s: guest %d", places[n].Addr(), is.guest)
 			if is.kept {
 				b.WriteString(" (quarantined)")
 			}
-			b.WriteString("\n")
+			fmt.Fprintf(&b, ", owner %v\n", s.owners[is.guest])
 		}
 	}
 	return b.String()
@@ -206,6 +253,8 @@ func describe(in asked, out answered) string {
 	}
 	switch {
 	case in.kind == expires:
+	case in.kind == acquire:
+		fmt.Fprintf(&b, " for %s over %d: %s %v", in.node, in.over, out.refused, out.owner)
 	case out.refused != "":
 		fmt.Fprintf(&b, ": %s %d", out.refused, out.holder)
 	case in.kind == allocate && out.place >= 0:

@@ -33,6 +33,19 @@ type version struct {
 	is   *fabric.Allocation // nil: it was free
 }
 
+// ownership is what etcd had of a guest's owner from a revision on.
+type ownership struct {
+	rev, seen int64
+	is        fabric.Owner // zero: there was none
+	told      bool         // the operation that did it was answered
+}
+
+// past is etcd's own history: of the addresses by place, and of the guests by number.
+type past struct {
+	places [][]version
+	owners [][]ownership
+}
+
 // replay is etcd's own history of the addresses. Each member tells it, so that it is
 // known soon, whichever of them fails.
 type replay struct {
@@ -41,7 +54,7 @@ type replay struct {
 	known  atomic.Int64 // the revision up to which all is known
 
 	mu     sync.Mutex
-	places [][]version // by place
+	all    past
 	broken error
 }
 
@@ -58,7 +71,7 @@ func startReplay(t *testing.T, host *core.Host, endpoints []string) *replay {
 		return c
 	}
 	made := cluster(endpoints)
-	r := &replay{client: connect(endpoints...), root: made.Registry.Etcd.Prefix + "/" + made.Name + "/", places: make([][]version, len(places))}
+	r := &replay{client: connect(endpoints...), root: made.Registry.Etcd.Prefix + "/" + made.Name + "/", all: past{make([][]version, len(places)), make([][]ownership, guests+1)}}
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	for _, endpoint := range endpoints {
@@ -103,17 +116,24 @@ func (r *replay) take(events []*clientv3.Event) {
 		if e.Kv.ModRevision <= known {
 			continue
 		}
-		if p, ok := addressOf(strings.TrimPrefix(string(e.Kv.Key), r.root+"addr/")); ok && place(p) >= 0 {
-			v := version{rev: e.Kv.ModRevision, seen: at}
-			if e.Type == clientv3.EventTypePut {
-				var value struct{ Allocation *fabric.Allocation }
-				if err := json.Unmarshal(e.Kv.Value, &value); err != nil || value.Allocation == nil {
-					r.broken = cmp.Or(r.broken, fmt.Errorf("%s at %d: %s", e.Kv.Key, v.rev, e.Kv.Value))
-					continue
-				}
-				v.is = value.Allocation
+		var value struct {
+			Allocation *fabric.Allocation
+			Owner      fabric.Owner
+		}
+		if e.Type == clientv3.EventTypePut && strings.HasPrefix(string(e.Kv.Key), r.root) && len(e.Kv.Value) > 0 {
+			if err := json.Unmarshal(e.Kv.Value, &value); err != nil {
+				r.broken = cmp.Or(r.broken, fmt.Errorf("%s at %d: %s", e.Kv.Key, e.Kv.ModRevision, e.Kv.Value))
 			}
-			r.places[place(p)] = append(r.places[place(p)], v)
+		}
+		if p, ok := addressOf(strings.TrimPrefix(string(e.Kv.Key), r.root+"addr/")); ok && place(p) >= 0 {
+			v := version{rev: e.Kv.ModRevision, seen: at, is: value.Allocation}
+			if v.is != nil {
+				v.is.Node, v.is.Epoch = "", 0
+			}
+			r.all.places[place(p)] = append(r.all.places[place(p)], v)
+		}
+		if g := guestOf(fabric.Identity(strings.ReplaceAll(strings.TrimPrefix(string(e.Kv.Key), r.root+"guest/"), "%20", " "))); g > 0 && g <= guests {
+			r.all.owners[g] = append(r.all.owners[g], ownership{rev: e.Kv.ModRevision, seen: at, is: value.Owner})
 		}
 		r.known.Store(max(r.known.Load(), e.Kv.ModRevision))
 	}
@@ -130,7 +150,7 @@ func addressOf(key string) (netip.Prefix, bool) {
 
 // ends waits until all is known that has been written, and returns what came after a
 // revision.
-func (r *replay) ends(t *testing.T, ctx context.Context, after int64) [][]version {
+func (r *replay) ends(t *testing.T, ctx context.Context, after int64) past {
 	t.Helper()
 	last, err := r.client.Put(ctx, r.root+"last", "")
 	require.NoError(t, err)
@@ -142,10 +162,12 @@ func (r *replay) ends(t *testing.T, ctx context.Context, after int64) [][]versio
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	require.NoError(t, r.broken)
-	all := make([][]version, len(places))
-	for n, versions := range r.places {
-		first, _ := slices.BinarySearchFunc(versions, after+1, func(v version, rev int64) int { return cmp.Compare(v.rev, rev) })
-		all[n] = slices.Clone(versions[first:])
+	all := past{make([][]version, len(places)), make([][]ownership, guests+1)}
+	for n, versions := range r.all.places {
+		all.places[n] = slices.DeleteFunc(slices.Clone(versions), func(v version) bool { return v.rev <= after })
+	}
+	for g, owners := range r.all.owners {
+		all.owners[g] = slices.DeleteFunc(slices.Clone(owners), func(o ownership) bool { return o.rev <= after })
 	}
 	return all
 }
@@ -212,14 +234,17 @@ type op struct {
 }
 
 // resolve finds out by etcd's history what the operations did that nobody was told of.
-func resolve(calls []call, all [][]version, full []window) *resolved {
+func resolve(calls []call, all past, full []window) *resolved {
 	r := &resolved{full: full}
-	txns := transactions(all)
+	txns := transactions(all.places)
+	acquired := r.acquisitions(all.owners)
 	for _, c := range calls {
 		switch {
 		case c.Kind == list:
 		case c.unknown():
 			r.unknown++
+		case c.Kind == acquire:
+			r.owned(c, acquired[c.Guest])
 		default:
 			r.known(c, txns)
 		}
@@ -240,8 +265,50 @@ func resolve(calls []call, all [][]version, full []window) *resolved {
 			r.end(w, open, calls)
 		}
 	}
+	for g, owners := range acquired {
+		for _, o := range owners {
+			if !o.told {
+				r.add(&written{rev: o.rev, seen: o.seen}, calls, op{out: answered{owner: o.is}}, fmt.Sprintf("guest %d was acquired by %s (epoch %d)", g, o.is.Node, o.is.Epoch), func(c call) bool {
+					return c.Kind == acquire && c.Guest == g && nodeName(c.ID/1_000_000) == o.is.Node && c.Over < o.is.Epoch
+				})
+			}
+		}
+	}
 	r.narrow()
 	return r
+}
+
+// acquisitions gives the changes of the guests' owners to others. Their epochs grow,
+// also over times without an owner.
+func (r *resolved) acquisitions(all [][]ownership) [][]*ownership {
+	acquired := make([][]*ownership, len(all))
+	for g, owners := range all {
+		var was fabric.Owner
+		highest := uint64(0)
+		for _, o := range owners {
+			if o.is != (fabric.Owner{}) && o.is != was {
+				if o.is.Epoch <= highest {
+					r.flaws = append(r.flaws, fmt.Sprintf("revision %d: guest %d has the owner %v after one with epoch %d", o.rev, g, o.is, highest))
+				}
+				highest = max(highest, o.is.Epoch)
+				acquired[g] = append(acquired[g], &o)
+			}
+			was = o.is
+		}
+	}
+	return acquired
+}
+
+// owned adds an acquisition that was answered, and finds what it wrote.
+func (r *resolved) owned(c call, acquired []*ownership) {
+	o := op{call: c.At, back: c.answer.At, in: c.asked(), out: c.answered()}
+	for _, a := range acquired {
+		if c.answer.Refused == "" && !a.told && a.is == *c.answer.Owner && a.seen >= c.At {
+			a.told, o.wrote = true, &written{rev: a.rev, seen: a.seen}
+			break
+		}
+	}
+	r.ops = append(r.ops, o)
 }
 
 // narrow has each operation that wrote something happen no later than that was seen, and
