@@ -13,6 +13,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/internal/allocator"
+	"github.com/vmfabric/vmfabric/fabric/internal/packed"
 )
 
 // cache is a node's copy of the keys. It has everything up to the revision known, and
@@ -25,7 +26,7 @@ type cache struct {
 	table   allocator.Table
 	random  *rand.Rand
 	known   int64            // zero: nothing was read yet
-	revs    map[string]int64 // the revision of each key
+	revs    revisions        // the revision of each key
 	deleted map[string]int64 // when keys were deleted, if that was after known
 	flaws   map[string]error // of keys that cannot be read
 	lengths map[length]bool  // those of prefixes of several addresses that are in use, or were
@@ -35,7 +36,7 @@ func newCache(c *fabric.Cluster) *cache {
 	return &cache{
 		keys: keysOf(c), cluster: c, table: allocator.Table{UntilDeleted: true},
 		random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
-		revs:   map[string]int64{}, deleted: map[string]int64{}, flaws: map[string]error{}, lengths: map[length]bool{},
+		revs:   revisions{keys: keysOf(c)}, deleted: map[string]int64{}, flaws: map[string]error{}, lengths: map[length]bool{},
 	}
 }
 
@@ -44,7 +45,7 @@ func (c *cache) reset() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.table, c.known = allocator.Table{UntilDeleted: true}, 0
-	clear(c.revs)
+	c.revs.clear()
 	clear(c.deleted)
 	clear(c.flaws)
 	clear(c.lengths)
@@ -57,15 +58,19 @@ func (c *cache) load(all []*mvccpb.KeyValue, rev int64) {
 	if rev <= c.known {
 		return // what is known is later
 	}
-	there := make(map[string]bool, len(all))
+	var there packed.Map
 	for _, kv := range all {
-		there[string(kv.Key)] = true
+		there.Put(c.revs.pack(string(kv.Key)), nil)
 		c.put(string(kv.Key), kv.Value, kv.ModRevision)
 	}
-	for key, at := range c.revs {
-		if !there[key] && at <= rev {
-			c.forget(key)
+	var gone []string
+	for key, at := range c.revs.each() {
+		if _, is := there.Get(key); !is && at <= rev {
+			gone = append(gone, c.revs.unpack(key))
 		}
+	}
+	for _, key := range gone {
+		c.forget(key)
 	}
 	c.advance(rev)
 }
@@ -104,7 +109,7 @@ func (c *cache) change(kv change) {
 	case kv.rev <= c.known: // the watch was faster
 	case !kv.absent:
 		c.put(kv.key, kv.value, kv.rev)
-	case kv.rev > max(c.revs[kv.key], c.deleted[kv.key]):
+	case kv.rev > max(c.revs.of(kv.key), c.deleted[kv.key]):
 		c.forget(kv.key)
 		c.deleted[kv.key] = kv.rev
 	}
@@ -116,10 +121,10 @@ func (c *cache) advance(rev int64) {
 }
 
 func (c *cache) put(key string, value []byte, rev int64) {
-	if rev <= max(c.revs[key], c.deleted[key]) {
+	if rev <= max(c.revs.of(key), c.deleted[key]) {
 		return
 	}
-	c.revs[key] = rev
+	c.revs.set(key, rev)
 	delete(c.deleted, key)
 	if guest, ok := c.keys.guestOf(key); ok {
 		c.table.SetOwner(guest, c.keys.owner(value))
@@ -143,7 +148,7 @@ func (c *cache) put(key string, value []byte, rev int64) {
 }
 
 func (c *cache) forget(key string) {
-	delete(c.revs, key)
+	c.revs.delete(key)
 	delete(c.flaws, key)
 	if guest, ok := c.keys.guestOf(key); ok {
 		c.table.SetOwner(guest, fabric.Owner{})
@@ -199,7 +204,7 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 	p := &plan{keys: c.keys, known: c.known, revs: map[string]int64{}, guests: map[fabric.Identity]guestValue{}, lengths: map[length]bool{}}
 	depends := func(at netip.Prefix) {
 		key := c.keys.address(at)
-		p.revs[key] = c.revs[key]
+		p.revs[key] = c.revs.of(key)
 		if had, there := c.table.Get(at); there && had.State == fabric.Allocated {
 			p.guests[had.Guest] = guestValue{}
 		}
@@ -239,7 +244,7 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 	}
 	for guest := range p.guests {
 		key := c.keys.guest(guest)
-		p.revs[key] = c.revs[key]
+		p.revs[key] = c.revs.of(key)
 		is, _ := c.table.Owner(guest)
 		p.guests[guest] = guestValue{c.left(guest, p.change), is}
 	}
@@ -251,15 +256,15 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 // yet.
 func (c *cache) acquire(a fabric.AcquireRequest, incarnation int64, p *plan) error {
 	key := c.keys.guest(a.Guest)
-	p.revs[key] = c.revs[key]
+	p.revs[key] = c.revs.of(key)
 	if has := c.table.Of(a.Guest); len(has) > 0 {
 		at := c.keys.address(has[0].Prefix)
-		p.revs[at] = c.revs[at]
+		p.revs[at] = c.revs.of(at)
 	}
 	// A guest that was gone in between has no epoch there, but its key is of a later
 	// revision than the one of then. Revisions go back where etcd was restored, and
 	// incarnations do not.
-	least := uint64(max(incarnation, 1))*fabric.RegistryEpoch + uint64(max(c.known, c.revs[key])) + 1
+	least := uint64(max(incarnation, 1))*fabric.RegistryEpoch + uint64(max(c.known, c.revs.of(key))) + 1
 	var err error
 	var change allocator.Change
 	if p.owner, change, err = c.table.Acquire(a, least); err != nil {
@@ -277,14 +282,14 @@ func (c *cache) acquire(a fabric.AcquireRequest, incarnation int64, p *plan) err
 // every plan depends on. So guests that get prefixes of one length at the same time do
 // not get in each other's way.
 func (c *cache) guard(p *plan, at netip.Prefix, depends func(netip.Prefix)) {
-	p.revs[c.keys.prefixes()] = c.revs[c.keys.prefixes()]
+	p.revs[c.keys.prefixes()] = c.revs.of(c.keys.prefixes())
 	for bits := range at.Bits() {
 		around := netip.PrefixFrom(at.Addr(), bits).Masked()
 		if c.lengths[lengthOf(around)] || c.table.HasLength(around) {
 			depends(around)
 		}
 	}
-	if at.IsSingleIP() || c.revs[c.keys.address(at)] != 0 {
+	if at.IsSingleIP() || c.revs.of(c.keys.address(at)) != 0 {
 		return
 	}
 	p.wide = append(p.wide, at)

@@ -183,7 +183,7 @@ func TestPrefixesDoNotMeet(t *testing.T) {
 	two, second := plans("c", all...)
 	require.False(t, meet(two, first) || meet(one, second))
 	for _, w := range one.wide {
-		assert.Zero(t, c.revs[c.keys.address(w)])
+		assert.Zero(t, c.revs.of(c.keys.address(w)))
 	}
 	// What may be around an address is one of the prefixes in use.
 	at := netip.MustParsePrefix("2001:db8:300:5::7/128")

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -306,27 +307,60 @@ func (r *Registry) list(ctx context.Context) error {
 // read reads all keys, and begins the first incarnation where there is none.
 func (r *Registry) read(ctx context.Context) error {
 	for range tries {
-		is, rev := outdated, int64(0)
-		err := r.call(ctx, func(ctx context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
-			a := r.past.ask()
-			all, err := c.Get(ctx, r.cache.keys.root, clientv3.WithPrefix())
-			if err != nil {
-				return nil, err
-			}
-			rev = all.Header.Revision
-			is = r.judge(r.cache.keys.view(all.Header, all.Kvs), a, func() { r.cache.load(all.Kvs, rev) })
-			return nil, nil
-		})
-		if err == nil && is == unfounded {
+		all, header, a, err := r.readAll(ctx)
+		if errors.Is(err, rpctypes.ErrCompacted) {
+			continue // what was being read is forgotten
+		}
+		if err != nil {
+			return err
+		}
+		rev := header.Revision
+		is := r.judge(r.cache.keys.view(header, all), a, func() { r.cache.load(all, rev) })
+		if is == unfounded {
 			err = r.begin(ctx, rev)
 		} else if is != outdated {
-			return err
+			return nil
 		}
 		if err != nil {
 			return err
 		}
 	}
 	return errors.New("registry: others changed what it is all the time; try again")
+}
+
+// pageSize is how many keys are read at a time: all of a large cluster would take longer
+// than one call may. For each page etcd 3.4 looks at all keys that follow, so a small one
+// costs it much.
+const pageSize = 5000
+
+// readAll reads all keys, as they are at one revision. header is that of the first answer,
+// and a what was known when it was asked for.
+func (r *Registry) readAll(ctx context.Context) (all []*mvccpb.KeyValue, header *etcdserverpb.ResponseHeader, a asked, err error) {
+	root := r.cache.keys.root
+	for from, more := root, true; more; {
+		err = r.call(ctx, func(ctx context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
+			before, rev := r.past.ask(), int64(0)
+			if header != nil {
+				rev = header.Revision
+			}
+			page, err := c.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(root)), clientv3.WithLimit(pageSize), clientv3.WithRev(rev))
+			if err != nil {
+				return nil, err
+			}
+			if header == nil {
+				header, a = page.Header, before
+			}
+			all = append(all, page.Kvs...)
+			if more = page.More; more {
+				from = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
+			}
+			return nil, nil // it is judged as a whole
+		})
+		if err != nil {
+			return nil, nil, a, err
+		}
+	}
+	return all, header, a, nil
 }
 
 // call does something with the registry, at most tries times: f is the same each time. An
@@ -391,7 +425,7 @@ func (r *Registry) reason() string {
 // final reports the errors of etcd after which nothing has happened and nothing will.
 func final(err error) bool {
 	var e rpctypes.EtcdError
-	return errors.Is(err, rpctypes.ErrNoSpace) || errors.As(err, &e) && refuses[e.Code()]
+	return errors.Is(err, rpctypes.ErrNoSpace) || errors.Is(err, rpctypes.ErrCompacted) || errors.As(err, &e) && refuses[e.Code()]
 }
 
 // refusal says for people why etcd refuses a call.

@@ -20,7 +20,7 @@ var mutants = []labtest.Mutant{
 	{Name: "a quarantine ends too early", File: "../../fabric/etcd/plan.go", Old: "return max(1, int64((a.Until.Sub(a.Since)+time.Second-1)/time.Second))", New: "return 1"},
 	{Name: "a refusal is of what was", File: "../../fabric/etcd/registry.go", Old: "	listed := false //", New: "	listed := true //"},
 	{Name: "what nobody answered was done", File: "../../fabric/etcd/registry.go", Old: "if unsure && o.happened(read) {", New: "if unsure {"},
-	{Name: "older news replaces newer", File: "../../fabric/etcd/cache.go", Old: "	if rev <= max(c.revs[key], c.deleted[key]) {", New: "	if rev < 0 {"},
+	{Name: "older news replaces newer", File: "../../fabric/etcd/cache.go", Old: "	if rev <= max(c.revs.of(key), c.deleted[key]) {", New: "	if rev < 0 {"},
 }
 
 // TestMutantsStand: each mutant changes one place of the code as it is.

@@ -8,8 +8,8 @@ import (
 
 // Owner gives the owner of a guest that has allocations.
 func (t *Table) Owner(guest fabric.Identity) (is fabric.Owner, known bool) {
-	for p := range t.guests[guest] {
-		if a := t.all[p]; !known || a.Epoch > is.Epoch {
+	for _, a := range t.Of(guest) {
+		if !known || a.Epoch > is.Epoch {
 			is, known = a.Owner(), true
 		}
 	}
@@ -20,18 +20,13 @@ func (t *Table) Owner(guest fabric.Identity) (is fabric.Owner, known bool) {
 // [Table.Put] adds. It is for registries that keep owners apart from allocations. The
 // zero value: the owner is as each allocation says.
 func (t *Table) SetOwner(guest fabric.Identity, is fabric.Owner) {
+	t.rows.setOwner(guest, is)
 	if is == (fabric.Owner{}) {
-		delete(t.owners, guest)
 		return
 	}
-	if t.owners == nil {
-		t.owners = map[fabric.Identity]fabric.Owner{}
-	}
-	t.owners[guest] = is
-	for p := range t.guests[guest] {
-		a := t.all[p]
+	for _, a := range t.Of(guest) {
 		a.Node, a.Epoch = is.Node, is.Epoch
-		t.all[p] = a
+		t.rows.put(a)
 	}
 }
 

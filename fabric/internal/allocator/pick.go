@@ -3,7 +3,6 @@ package allocator
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -28,7 +27,7 @@ func (d *decision) pick(a *fabric.Allocation, w fabric.Want) *fabric.AllocationE
 			a.Prefix, a.Pool = p, pool.Name
 			return nil
 		}
-		full = append(full, Usage(d.cluster, pool, maps.Values(d.table.all), d.now))
+		full = append(full, Usage(d.cluster, pool, d.table.rows.values(), d.now))
 	}
 	text := fullText(full, d.now)
 	if bad.Reason == fabric.RegistryNone {

@@ -138,8 +138,8 @@ func (t *Table) partly(pool fabric.Pool, p netip.Prefix, now time.Time) bool {
 	of := t.parts[pool.Name]
 	if of == nil {
 		of = &parts{spaceOf(pool), pool, map[netip.Prefix]map[netip.Prefix]bool{}}
-		for p := range t.all {
-			of.add(p)
+		for a := range t.rows.values() {
+			of.add(a.Prefix)
 		}
 		if t.parts == nil {
 			t.parts = map[string]*parts{}
@@ -147,7 +147,7 @@ func (t *Table) partly(pool fabric.Pool, p netip.Prefix, now time.Time) bool {
 		t.parts[pool.Name] = of
 	}
 	for part := range of.units[p] {
-		if !t.over(t.all[part], now) {
+		if a, _ := t.rows.get(part); !t.over(a, now) {
 			return true
 		}
 	}

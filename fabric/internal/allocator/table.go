@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"fmt"
 	"iter"
-	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -22,12 +21,10 @@ type Table struct {
 	// the clock of another machine decides.
 	UntilDeleted bool
 
-	all     map[netip.Prefix]fabric.Allocation
-	guests  map[fabric.Identity]map[netip.Prefix]bool // the prefixes of each guest, not those it gave back
-	lengths map[length]int                            // how many prefixes there are of each length
-	kept    map[netip.Prefix]bool                     // the prefixes in quarantine
-	owners  map[fabric.Identity]fabric.Owner          // of guests, where they are kept apart from the allocations
-	parts   map[string]*parts                         // of the pools that gave prefixes, by their names
+	rows    rows
+	lengths map[length]int        // how many prefixes there are of each length
+	kept    map[netip.Prefix]bool // the prefixes in quarantine
+	parts   map[string]*parts     // of the pools that gave prefixes, by their names
 }
 
 // length is that of prefixes of a family.
@@ -40,37 +37,30 @@ func lengthOf(p netip.Prefix) length { return length{p.Bits(), p.Addr().Is6()} }
 
 // Put adds an allocation, or replaces that of its prefix.
 func (t *Table) Put(a fabric.Allocation) {
-	if t.all == nil {
-		t.all, t.guests = map[netip.Prefix]fabric.Allocation{}, map[fabric.Identity]map[netip.Prefix]bool{}
+	if t.lengths == nil {
 		t.lengths, t.kept = map[length]int{}, map[netip.Prefix]bool{}
 	}
 	t.Delete(a.Prefix)
-	if is, known := t.owners[a.Guest]; known && a.State == fabric.Allocated {
+	if is, known := t.rows.owner(a.Guest); known && a.State == fabric.Allocated {
 		a.Node, a.Epoch = is.Node, is.Epoch
 	}
-	t.all[a.Prefix] = a
+	t.rows.put(a)
 	for _, of := range t.parts {
 		of.add(a.Prefix)
 	}
 	t.lengths[lengthOf(a.Prefix)]++
-	switch a.State {
-	case fabric.Quarantined:
+	if a.State == fabric.Quarantined {
 		t.kept[a.Prefix] = true
-	case fabric.Allocated:
-		if t.guests[a.Guest] == nil {
-			t.guests[a.Guest] = map[netip.Prefix]bool{}
-		}
-		t.guests[a.Guest][a.Prefix] = true
 	}
 }
 
 // Delete removes the allocation of a prefix, if there is one.
 func (t *Table) Delete(p netip.Prefix) {
-	a, there := t.all[p]
+	a, there := t.rows.get(p)
 	if !there {
 		return
 	}
-	delete(t.all, p)
+	t.rows.delete(a)
 	delete(t.kept, p)
 	for _, of := range t.parts {
 		of.remove(p)
@@ -78,16 +68,11 @@ func (t *Table) Delete(p netip.Prefix) {
 	if t.lengths[lengthOf(p)]--; t.lengths[lengthOf(p)] == 0 {
 		delete(t.lengths, lengthOf(p))
 	}
-	delete(t.guests[a.Guest], p)
-	if len(t.guests[a.Guest]) == 0 {
-		delete(t.guests, a.Guest)
-	}
 }
 
 // Get gives the allocation of a prefix, if there is one.
 func (t *Table) Get(p netip.Prefix) (fabric.Allocation, bool) {
-	a, there := t.all[p]
-	return a, there
+	return t.rows.get(p)
 }
 
 // Apply carries a change out.
@@ -112,7 +97,7 @@ func (t *Table) Select(f fabric.AllocationFilter) []fabric.Allocation {
 	case f.Prefix.IsValid():
 		return t.sharing(f.Prefix)
 	}
-	return slices.AppendSeq(make([]fabric.Allocation, 0, len(t.all)), maps.Values(t.all))
+	return slices.AppendSeq(make([]fabric.Allocation, 0, t.rows.all.Len()), t.rows.values())
 }
 
 // Sort puts allocations into the order of their prefixes.
@@ -124,16 +109,17 @@ func Sort(all []fabric.Allocation) []fabric.Allocation {
 // Of lists the allocations of a guest in the order of their prefixes.
 func (t *Table) Of(guest fabric.Identity) []fabric.Allocation {
 	var all []fabric.Allocation
-	for p := range t.guests[guest] {
-		all = append(all, t.all[p])
+	for _, p := range t.rows.of(guest) {
+		a, _ := t.rows.get(p)
+		all = append(all, a)
 	}
-	return Sort(all)
+	return all
 }
 
 // Expired returns the change that ends the quarantines that are over.
 func (t *Table) Expired(now time.Time) (c Change) {
 	for p := range t.kept {
-		if t.over(t.all[p], now) {
+		if a, _ := t.rows.get(p); t.over(a, now) {
 			c.Delete = append(c.Delete, p)
 		}
 	}
@@ -166,7 +152,7 @@ func (t *Table) around(p netip.Prefix, now time.Time) (fabric.Allocation, bool) 
 			continue
 		}
 		around := netip.PrefixFrom(p.Addr(), l.bits).Masked()
-		if a, there := t.all[around]; there && !t.over(a, now) {
+		if a, there := t.rows.get(around); there && !t.over(a, now) {
 			return a, true
 		}
 	}
@@ -178,7 +164,7 @@ func (t *Table) around(p netip.Prefix, now time.Time) (fabric.Allocation, bool) 
 func (t *Table) sharing(p netip.Prefix) (all []fabric.Allocation) {
 	for l := range t.lengths {
 		if l.bits <= p.Bits() && l.v6 == p.Addr().Is6() {
-			if a, there := t.all[netip.PrefixFrom(p.Addr(), l.bits).Masked()]; there {
+			if a, there := t.rows.get(netip.PrefixFrom(p.Addr(), l.bits).Masked()); there {
 				all = append(all, a)
 			}
 		}
@@ -207,8 +193,8 @@ func (t *Table) longer(than length, now time.Time) iter.Seq[fabric.Allocation] {
 		if !some {
 			return
 		}
-		for p, a := range t.all {
-			if is(lengthOf(p)) && !t.over(a, now) && !yield(a) {
+		for a := range t.rows.values() {
+			if is(lengthOf(a.Prefix)) && !t.over(a, now) && !yield(a) {
 				return
 			}
 		}
@@ -240,7 +226,7 @@ func (t *Table) Allocate(c *fabric.Cluster, a fabric.AllocationRequest, now time
 	}
 	change := d.change()
 	for i, a := range d.given {
-		had, there := t.all[a.Prefix]
+		had, there := t.rows.get(a.Prefix)
 		recorded := slices.ContainsFunc(d.gets, func(g fabric.Allocation) bool { return g.Prefix == a.Prefix })
 		d.given[i].New = recorded && (!there || had.State != a.State || had.Guest != a.Guest)
 	}
@@ -314,13 +300,13 @@ func (d *decision) before(w fabric.Want) (fabric.Allocation, bool) {
 	if d.asking.Guest == "" {
 		return fabric.Allocation{}, false
 	}
-	for p := range d.table.guests[d.asking.Guest] {
-		if a := d.table.all[p]; w.Answers(a) && !d.wanted[p] {
+	for _, a := range d.table.Of(d.asking.Guest) {
+		if w.Answers(a) && !d.wanted[a.Prefix] {
 			return a, true
 		}
 	}
 	for p := range d.table.kept {
-		if a := d.table.all[p]; a.Guest == d.asking.Guest && w.Answers(a) && !d.wanted[p] {
+		if a, _ := d.table.rows.get(p); a.Guest == d.asking.Guest && w.Answers(a) && !d.wanted[p] {
 			a.Since = d.now
 			return a, true
 		}
@@ -374,7 +360,7 @@ func (d *decision) name(a *fabric.Allocation) *fabric.AllocationError {
 // held gives the allocation of a prefix, or else one that has an address in common with
 // it and is not the guest's own: what the guest has there is replaced.
 func (d *decision) held(p netip.Prefix) (fabric.Allocation, bool) {
-	if a, there := d.table.all[p]; there && !d.table.over(a, d.now) {
+	if a, there := d.table.rows.get(p); there && !d.table.over(a, d.now) {
 		return a, true
 	}
 	if a, there := d.table.around(p, d.now); there && !d.replaces(a) {
@@ -423,7 +409,7 @@ func (d *decision) change() (c Change) {
 		if !a.Prefix.IsSingleIP() {
 			wide = append(wide, a.Prefix)
 		}
-		if had, there := d.table.all[a.Prefix]; !there || had != a {
+		if had, there := d.table.rows.get(a.Prefix); !there || had != a {
 			c.Put = append(c.Put, a)
 		}
 	}
@@ -447,7 +433,7 @@ func (d *decision) change() (c Change) {
 		}
 	}
 	for p := range d.table.kept {
-		if a := d.table.all[p]; a.Guest == d.asking.Guest && !gets[p] && replaced(p) {
+		if a, _ := d.table.rows.get(p); a.Guest == d.asking.Guest && !gets[p] && replaced(p) {
 			c.Delete = append(c.Delete, p)
 		}
 	}
@@ -465,7 +451,7 @@ func (d *decision) answersAnew(had fabric.Allocation) bool {
 func (t *Table) Release(cluster *fabric.Cluster, r fabric.ReleaseRequest, now time.Time) (released []fabric.Allocation, c Change) {
 	if r.Guest != "" {
 		released = t.Of(r.Guest)
-	} else if a, there := t.all[r.Prefix]; there && !t.over(a, now) && (a.State != fabric.Quarantined || r.Now) {
+	} else if a, there := t.rows.get(r.Prefix); there && !t.over(a, now) && (a.State != fabric.Quarantined || r.Now) {
 		released = []fabric.Allocation{a}
 	}
 	for _, a := range released {

@@ -181,7 +181,7 @@ func crowd(ctx context.Context, endpoints []string, n int) error {
 
 // watches lists and watches as a node does, until something fails.
 func watches(ctx context.Context, c *clientv3.Client, events, bytes *atomic.Int64, ready func()) {
-	const root, page = "/vmfabric/bench/", 1000
+	const root, page = "/vmfabric/bench/", 5000
 	from, rev := root, int64(0)
 	for {
 		one, cancel := context.WithTimeout(ctx, time.Minute)
