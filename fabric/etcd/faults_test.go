@@ -43,7 +43,7 @@ func TestFiftyNodesAskAtOnce(t *testing.T) {
 	nodes := make([]node, many)
 	for n := range nodes {
 		nodes[n] = start(t, c)
-		_, err := nodes[n].Allocations(ctx)
+		_, err := nodes[n].Allocations(ctx, fabric.AllocationFilter{})
 		require.NoError(t, err)
 	}
 	handled := func(method string) int {
@@ -164,13 +164,13 @@ func TestPoolThatIsGone(t *testing.T) {
 	require.ErrorContains(t, err, `NIC 0: pool "few4" is not in cluster conformance; name one of many4, many6`)
 	_, err = after.Allocate(labtest.Soon(t), asks("db", "node1", given[0].Prefix.String()))
 	require.ErrorContains(t, err, "is allocated to guest web")
-	all, err := after.Allocations(labtest.Soon(t))
+	all, err := after.Allocations(labtest.Soon(t), fabric.AllocationFilter{})
 	require.NoError(t, err)
 	assert.ElementsMatch(t, prefixes(given), prefixes(all))
 	released, err := after.Release(labtest.Soon(t), fabric.ReleaseRequest{Guest: "libvirt web"})
 	require.NoError(t, err)
 	assert.ElementsMatch(t, prefixes(given), prefixes(released))
-	all, err = after.Allocations(labtest.Soon(t))
+	all, err = after.Allocations(labtest.Soon(t), fabric.AllocationFilter{})
 	require.NoError(t, err)
 	require.Len(t, all, 1, "what is of no pool has no quarantine")
 	assert.Equal(t, given[1].Prefix, all[0].Prefix)
@@ -247,7 +247,7 @@ func TestSlowDisk(t *testing.T) {
 		stop()
 		standing.Wait()
 	}
-	all, err := n.Allocations(labtest.Soon(t))
+	all, err := n.Allocations(labtest.Soon(t), fabric.AllocationFilter{})
 	require.NoError(t, err)
 	assert.Len(t, all, 21)
 }

@@ -116,14 +116,14 @@ type registry interface {
 	Allocate(context.Context, fabric.AllocationRequest) ([]fabric.Allocation, error)
 	Release(context.Context, fabric.ReleaseRequest) ([]fabric.Allocation, error)
 	Acquire(context.Context, fabric.AcquireRequest) (fabric.Owner, error)
-	Allocations(context.Context) ([]fabric.Allocation, error)
+	Allocations(context.Context, fabric.AllocationFilter) ([]fabric.Allocation, error)
 }
 
 // fromCache is a registry that answers without a transaction what it knows already.
 type fromCache struct{ *etcd.Registry }
 
 func (r fromCache) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]fabric.Allocation, error) {
-	if all, err := r.Allocations(ctx); err == nil {
+	if all, err := r.Allocations(ctx, fabric.AllocationFilter{}); err == nil {
 		for _, is := range all {
 			if is.State == fabric.Allocated && is.Guest == a.Guest && a.Wants[0].Answers(is) {
 				return []fabric.Allocation{is}, nil
@@ -198,7 +198,7 @@ func (w *worker) look(ctx context.Context) {
 	for ctx.Err() == nil {
 		w.done++
 		is := entry{ID: w.number*1_000_000 + w.done, At: now(), Kind: look}
-		got, err := w.Allocations(ctx)
+		got, err := w.Allocations(ctx, fabric.AllocationFilter{})
 		if err == nil {
 			say(is)
 			say(entry{ID: is.ID, At: now(), Got: plain(got)})
@@ -254,7 +254,7 @@ func (w *worker) does(ctx context.Context, is entry) entry {
 			answer.Owner = &owner
 		}
 	case list:
-		answer.Got, err = w.Allocations(ctx)
+		answer.Got, err = w.Allocations(ctx, fabric.AllocationFilter{})
 	}
 	answer.At, answer.Got = now(), plain(answer.Got)
 	var (

@@ -1,7 +1,7 @@
 // Command registrar is what agents of a cluster do with their registry in etcd, without
 // the agents: the bench runs it. It says what it measured in lines of JSON.
 //
-//	registrar know ENDPOINTS            one registry: it lists all, and waits
+//	registrar know ENDPOINTS            one registry: it learns all, and lists it when the input ends
 //	registrar crowd ENDPOINTS N         N nodes: each lists all, keeps nothing, and watches
 //	registrar change ENDPOINTS N EVERY  one registry: N changes, one in a time
 //	registrar fill ENDPOINTS N          N addresses for the others
@@ -112,16 +112,24 @@ type Known struct {
 func know(ctx context.Context, endpoints []string) error {
 	began := time.Now()
 	return with(ctx, endpoints, func(r *etcd.Registry) error {
-		all, err := r.Allocations(ctx)
+		if _, err := r.Allocations(ctx, fabric.AllocationFilter{Guest: "of nobody"}); err != nil {
+			return err
+		}
+		took := time.Since(began)
+		said := func(n int, took time.Duration) {
+			runtime.GC()
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			say(Known{n, took, m.HeapAlloc})
+		}
+		said(0, took)
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		began = time.Now()
+		all, err := r.Allocations(ctx, fabric.AllocationFilter{})
 		if err != nil {
 			return err
 		}
-		took, n := time.Since(began), len(all)
-		all = nil
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		say(Known{n, took, m.HeapAlloc})
+		said(len(all), time.Since(began))
 		<-ctx.Done()
 		return nil
 	})
@@ -242,7 +250,7 @@ func change(ctx context.Context, endpoints []string, n int, every time.Duration)
 	}
 	defer c.Close()
 	return with(ctx, endpoints, func(r *etcd.Registry) error {
-		if _, err := r.Allocations(ctx); err != nil {
+		if _, err := r.Allocations(ctx, fabric.AllocationFilter{Guest: "of nobody"}); err != nil {
 			return err
 		}
 		say(Known{})
