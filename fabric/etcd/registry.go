@@ -122,7 +122,8 @@ func (r *Registry) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]
 }
 
 // Release implements [fabric.Registry]. While etcd's database is full, what is released
-// has no quarantine.
+// has no quarantine. If the answer to a release without one is lost, the node cannot know
+// whether it was itself that ended what is gone, and says that it was.
 func (r *Registry) Release(ctx context.Context, of fabric.ReleaseRequest) ([]fabric.Allocation, error) {
 	p, err := r.decide(ctx, request{release: &of})
 	if err != nil {

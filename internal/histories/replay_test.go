@@ -349,11 +349,18 @@ func (r *resolved) known(c call, txns []*written) {
 				break
 			}
 			i := slices.IndexFunc(w.ended, func(x *removal) bool { return c.Kind == release && same(x.was, a) })
-			if i >= 0 {
-				w.ended[i].told = true
-				o.out.kept, o.wrote = o.out.kept.with(w.ended[i].place, w.ended[i].kept), w
-				break
+			if i < 0 {
+				continue
 			}
+			if x := w.ended[i]; x.told {
+				// Another one did it. This one found it done after the answer to its first try
+				// was lost, and cannot know by whom.
+				o.out.ended, o.out.kept = o.out.ended.with(x.place, false), o.out.kept.with(x.place, false)
+			} else {
+				x.told, o.wrote = true, w
+				o.out.kept = o.out.kept.with(x.place, x.kept)
+			}
+			break
 		}
 	}
 	r.ops = append(r.ops, o)
