@@ -90,7 +90,11 @@ func (p *plan) operation(id string, leases map[int64]clientv3.LeaseID, full bool
 		first, end := p.keys.inside(w)
 		o.ifs = append(o.ifs, clientv3.Compare(clientv3.ModRevision(first), "<", p.known+1).WithRange(end))
 	}
+	lasts := map[fabric.Identity]int64{} // the quarantines of what a guest gives back
 	for _, a := range p.change.Put {
+		if a.State == fabric.Quarantined && !full {
+			lasts[a.Guest] = max(lasts[a.Guest], lifetime(a))
+		}
 		switch {
 		case a.State != fabric.Quarantined:
 			o.put(p.keys.address(a.Prefix), entry{Allocation: &a})
@@ -105,10 +109,15 @@ func (p *plan) operation(id string, leases map[int64]clientv3.LeaseID, full bool
 	}
 	if !p.change.Empty() || p.owner != (fabric.Owner{}) {
 		for _, guest := range slices.Sorted(maps.Keys(p.guests)) {
-			if is := p.guests[guest]; is.vm != "" && !full {
-				o.put(p.keys.guest(guest), is.entry())
-			} else {
-				o.delete(p.keys.guest(guest))
+			switch is, key := p.guests[guest], p.keys.guest(guest); {
+			case is.vm != "" && !full:
+				o.put(key, is.entry())
+			case lasts[guest] > 0:
+				// Without the key a node that has not heard of the guest at all would decide
+				// as if there was no quarantine of its.
+				o.put(key, entry{}, clientv3.WithLease(leases[lasts[guest]]))
+			default:
+				o.delete(key)
 			}
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -317,6 +318,12 @@ func (r *Registry) read(ctx context.Context) error {
 		}
 		rev := header.Revision
 		is := r.judge(r.cache.keys.view(header, all), a, func() { r.cache.load(all, rev) })
+		if len(all) > pageSize {
+			// What was read is garbage several times as large as what is kept of it. It
+			// would stay with the process for minutes.
+			all = nil
+			debug.FreeOSMemory()
+		}
 		if is == unfounded {
 			err = r.begin(ctx, rev)
 		} else if is != outdated {

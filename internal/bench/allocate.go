@@ -20,6 +20,7 @@ type starts struct {
 	given, first, again sample // addresses by hand; of a pool, the first time; the same guest once more
 	none                sample // addresses by hand, on a node without a registry
 	puts                sample // bare ones into the same etcd
+	rest                usage  // of the agent's memory, without a guest
 }
 
 // measureAllocate compares the start of a guest that gets its addresses from the pools
@@ -88,12 +89,16 @@ func (b *bench) starts(ctx context.Context, name string, members int) (x starts,
 	if err != nil {
 		return x, err
 	}
+	rest, err := b.memory(ctx, a)
+	if err != nil {
+		return x, err
+	}
 	for n := range b.size.guests {
 		if err := x.round(ctx, a, bare, n, put); err != nil {
 			return x, err
 		}
 		if n == 0 { // connections are made then
-			x = starts{name: name}
+			x = starts{name: name, rest: rest}
 		}
 	}
 	return x, nil
@@ -145,6 +150,7 @@ registry adds is the difference to the node without one. All start with nothing 
 	}
 	t := table{head: []string{"registry", "start", "p50 ms", "p99 ms", "added p50 ms", "added p99 ms", "added p50 in puts"}}
 	puts := table{head: []string{"a bare put", "p50 ms", "p99 ms"}}
+	rest := table{head: []string{"the agent without a guest", "RSS MiB", "PSS MiB"}}
 	for _, x := range all {
 		row := func(what string, is sample) {
 			more := is.p50() - x.none.p50()
@@ -154,11 +160,12 @@ registry adds is the difference to the node without one. All start with nothing 
 		row("the first time from the pools", x.first)
 		row("again from the pools", x.again)
 		t.row(x.name, "no registry, names its addresses", ms(x.none.p50()), ms(x.none.p99()), "–", "–", "–")
+		rest.row(x.name, mib(x.rest.rss), mib(x.rest.pss))
 		if len(x.puts) > 0 {
 			puts.row(x.name, ms(x.puts.p50()), ms(x.puts.p99()))
 			s.targets = append(s.targets, within(fmt.Sprintf("what an address of the pools adds to a start, in bare puts, p50 (%s)", x.name), ratio(x.first.p50()-x.none.p50(), x.puts.p50()), 2))
 		}
 	}
-	s.tables = []table{t, puts}
+	s.tables = []table{t, puts, rest}
 	return s
 }

@@ -110,50 +110,63 @@ type crowdRun struct {
 const atOnceIn = 125
 
 // measureCrowd measures the registry in etcd with many addresses and many nodes.
-func measureCrowd(ctx context.Context, b *bench) (s section, err error) {
+func measureCrowd(ctx context.Context, b *bench) (section, error) {
+	var runs []crowdRun
+	for _, size := range b.size.crowds {
+		run, err := b.crowdOf(ctx, size)
+		if err != nil {
+			return section{}, err
+		}
+		runs = append(runs, run)
+	}
+	return crowdSection(runs), nil
+}
+
+// crowdOf measures the registry in an etcd of its own.
+func (b *bench) crowdOf(ctx context.Context, size crowdSize) (run crowdRun, err error) {
+	run.size = size
 	l, err := core.New(ctx, core.Options{Name: "benchcrowd"})
 	if err != nil {
-		return s, err
+		return run, err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 	var hosts []*core.Host
 	for n := range byte(4) {
 		h, err := l.AddReflector(fmt.Sprintf("h%d", n), core.Underlay4(11+n))
 		if err != nil {
-			return s, err
+			return run, err
 		}
 		hosts = append(hosts, h)
 	}
 	e, err := startEtcd(ctx, hosts[:3]...)
 	if err != nil {
-		return s, err
+		return run, err
 	}
-	run := crowdRun{size: b.size.crowd}
 	at := hosts[3]
 	if run.empty, err = b.knows(ctx, at, e); err != nil {
-		return s, err
+		return run, err
 	}
 	b.say("  %s addresses", count(run.size.addresses))
 	fills, err := b.registrar(at, "fill", e, run.size.addresses)
 	if err != nil {
-		return s, err
+		return run, err
 	}
 	if err := errors.Join(fills.says(&known{}), fills.cmd.Wait()); err != nil {
-		return s, err
+		return run, err
 	}
 	if run.full, err = b.knows(ctx, at, e); err != nil {
-		return s, err
+		return run, err
 	}
 	if run.rest, err = e.memory(); err != nil {
-		return s, err
+		return run, err
 	}
 	for _, agents := range run.size.agents {
 		if err := b.crowded(ctx, at, e, agents, &run); err != nil {
-			return s, err
+			return run, err
 		}
 	}
 	run.last, err = e.memory()
-	return run.section(), err
+	return run, err
 }
 
 // knows looks at the memory of a node that knows all that etcd has, before it lists all and
@@ -315,40 +328,43 @@ func (e *etcd) compact(ctx context.Context, h *core.Host) error {
 // mostGrowth is how much an agent may grow by the addresses of a full run.
 const mostGrowth = 30 << 20
 
-func (r crowdRun) section() section {
+func crowdSection(runs []crowdRun) section {
 	s := section{
 		title: "The registry at many nodes",
 		method: fmt.Sprintf(`
-An etcd of three members has %s addresses of %s guests. One process has the registry of one node, as the agent does. A
-crowd of nodes, each with a connection of its own, %d in a process, lists all addresses and watches them all at once, as when all agents start;
+An etcd of three members has many addresses, two of each guest. One process has the registry of one node, as the agent does. A
+crowd of nodes, each with a connection of its own, %d in a process, lists all addresses and watches them, all at once, as when all agents start;
 what they list they do not keep, since the copies of that many nodes would not fit into this machine. Then another node makes
 ten changes a second, by turns an allocation and a release, and a bare client on it puts a value of 300 bytes before each. All processes,
-members and nodes, share this machine's processors.`, count(r.size.addresses), count(r.size.addresses/2), atOnceIn),
+members and nodes, share this machine's processors.`, atOnceIn),
 	}
 	m := table{head: []string{"one node", "heap MiB", "RSS MiB", "took ms"}}
-	for _, is := range []struct {
-		what string
-		known
-	}{
-		{"it knows that there are no addresses", r.empty[0]},
-		{"it knows all " + count(r.size.addresses), r.full[0]},
-		{"it has listed them all for somebody", r.full[1]},
-	} {
-		m.row(is.what, mib(is.Heap), mib(is.rss), ms(is.Took))
-	}
 	st := table{head: []string{"nodes that start at once", "the first knows all after s", "the last s", "MiB listed", "MiB a second"}}
-	for _, c := range r.stampede {
-		st.row(count(c.Nodes), fmt.Sprintf("%.1f", c.First.Seconds()), fmt.Sprintf("%.1f", c.Took.Seconds()), mib(c.Bytes), mib(int64(float64(c.Bytes)/c.Took.Seconds())))
-	}
 	ch := table{head: []string{"changes", "put p50 ms", "put p99 ms", "allocate p50 ms", "allocate p99 ms", "in puts p50", "release p50 ms", "longest ms", "failed", "CPU ms a change"}}
-	for _, c := range r.changes {
-		n := len(c.Allocate) + len(c.Release)
-		ch.row(c.what, ms(c.Put.p50()), ms(c.Put.p99()), ms(c.Allocate.p50()), ms(c.Allocate.p99()), times(ratio(c.Allocate.p50(), c.Put.p50())), ms(c.Release.p50()),
-			ms(max(c.Allocate.max(), c.Release.max())), count(c.Failed), ms(c.CPU/time.Duration(max(1, n))))
+	for _, r := range runs {
+		addresses := count(r.size.addresses) + " addresses"
+		for _, is := range []struct {
+			what string
+			known
+		}{
+			{"it knows that there are none", r.empty[0]},
+			{"it knows " + addresses, r.full[0]},
+			{"it has listed " + addresses + " for somebody", r.full[1]},
+		} {
+			m.row(is.what, mib(is.Heap), mib(is.rss), ms(is.Took))
+		}
+		for _, c := range r.stampede {
+			st.row(count(c.Nodes)+", "+addresses, fmt.Sprintf("%.1f", c.First.Seconds()), fmt.Sprintf("%.1f", c.Took.Seconds()), mib(c.Bytes), mib(int64(float64(c.Bytes)/c.Took.Seconds())))
+		}
+		for _, c := range r.changes {
+			n := len(c.Allocate) + len(c.Release)
+			ch.row(addresses+", "+c.what, ms(c.Put.p50()), ms(c.Put.p99()), ms(c.Allocate.p50()), ms(c.Allocate.p99()), times(ratio(c.Allocate.p50(), c.Put.p50())), ms(c.Release.p50()),
+				ms(max(c.Allocate.max(), c.Release.max())), count(c.Failed), ms(c.CPU/time.Duration(max(1, n))))
+		}
+		s.notes = append(s.notes, fmt.Sprintf("With %s the largest member of etcd had %s MiB, %s MiB while the nodes started, and %s MiB at the end.", addresses, mib(r.rest), mib(r.most), mib(r.last)))
+		grown := r.full[0].rss - r.empty[0].rss
+		s.targets = append(s.targets, target{promise: fmt.Sprintf("an agent grows by %s: at most %s MiB", addresses, mib(mostGrowth)), result: mib(grown) + " MiB", kept: grown <= mostGrowth})
 	}
 	s.tables = []table{m, st, ch}
-	s.notes = []string{fmt.Sprintf("The largest member of etcd had %s MiB with all addresses, %s MiB while the nodes started, and %s MiB at the end.", mib(r.rest), mib(r.most), mib(r.last))}
-	grown := r.full[0].rss - r.empty[0].rss
-	s.targets = []target{{promise: fmt.Sprintf("an agent grows by %s addresses: at most %s MiB", count(r.size.addresses), mib(mostGrowth)), result: mib(grown) + " MiB", kept: grown <= mostGrowth}}
 	return s
 }

@@ -200,6 +200,8 @@ func (s *state) may(in asked) (may mask, full bool) {
 	switch {
 	case has != 0:
 		return has, false
+	case had != 0 && in.full: // what was given back then has no key that says so
+		return had | free, false
 	case had != 0:
 		return had, false
 	}

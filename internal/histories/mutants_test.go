@@ -3,6 +3,7 @@ package histories
 import (
 	"flag"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -13,14 +14,14 @@ import (
 
 var hunt = flag.Bool("mutants", false, "look for each mutant in a short history")
 
-// mutants are faults of the registry that a short history is to find.
+// mutants are faults of the registry that a history is to find.
 var mutants = []labtest.Mutant{
 	{Name: "what a decision depends on is not compared", File: "../../fabric/etcd/plan.go", Old: `clientv3.Compare(clientv3.ModRevision(key), "=", p.revs[key])`, New: `clientv3.Compare(clientv3.ModRevision(key), ">", -1)`},
 	{Name: "an answer that changes nothing is of the member that is asked", File: "../../fabric/etcd/plan.go", Old: "		o.then = o.reads[:1]\n", New: ""},
-	{Name: "a quarantine ends too early", File: "../../fabric/etcd/plan.go", Old: "return max(1, int64((a.Until.Sub(a.Since)+time.Second-1)/time.Second))", New: "return 1"},
+	{Name: "a quarantine ends too early", File: "../../fabric/etcd/plan.go", Old: "return max(1, int64((a.Until.Sub(a.Since)+time.Second-1)/time.Second))", New: "return max(1, int64((a.Until.Sub(a.Since)-time.Second)/time.Second))"},
 	{Name: "a refusal is of what was", File: "../../fabric/etcd/registry.go", Old: "	listed := false //", New: "	listed := true //"},
 	{Name: "what nobody answered was done", File: "../../fabric/etcd/registry.go", Old: "if unsure && o.happened(read) {", New: "if unsure {"},
-	{Name: "older news replaces newer", File: "../../fabric/etcd/cache.go", Old: "	if rev <= max(c.revs.of(key), c.deleted[key]) {", New: "	if rev < 0 {"},
+	{Name: "a lease is of an earlier decision", File: "../../fabric/etcd/registry.go", Old: "	clear(w.leases)\n", New: ""},
 }
 
 // TestMutantsStand: each mutant changes one place of the code as it is.
@@ -39,12 +40,16 @@ func TestMutants(t *testing.T) {
 	defer func() { fmt.Println(strings.Join(table, "\n")) }()
 	for _, m := range mutants {
 		t.Run(m.Name, func(t *testing.T) {
-			out, err := m.Test(t, "-run", "^TestHistories$")
-			if found := assert.Error(t, err, "not found"); found {
-				lines := strings.Split(strings.TrimSpace(out), "\n")
-				t.Log(strings.Join(lines[max(0, len(lines)-20):], "\n"))
+			by := "the short history"
+			_, err := m.Test(t, "-run", "^TestHistories$")
+			if err == nil {
+				by = fmt.Sprintf("a history of %v", *length)
+				_, err = m.Test(t, "-run", "^TestLongHistories$", "-timeout", "0", "-histories", "1", "-from", "1", "-length", fmt.Sprint(*length))
 			}
-			table = append(table, fmt.Sprintf("| %s | %v |", m.Name, err != nil))
+			if !assert.Error(t, err, "not found") {
+				by = "not found"
+			}
+			table = append(table, fmt.Sprintf("| %s | `%s` | %s |", m.Name, filepath.Base(m.File), by))
 		})
 	}
 }

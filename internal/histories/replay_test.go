@@ -37,6 +37,7 @@ type version struct {
 type ownership struct {
 	rev, seen int64
 	is        fabric.Owner // zero: there was none
+	over      []uint64     // the epochs of the owners that it may have ended
 	told      bool         // the operation that did it was answered
 }
 
@@ -269,7 +270,7 @@ func resolve(calls []call, all past, full []window) *resolved {
 		for _, o := range owners {
 			if !o.told {
 				r.add(&written{rev: o.rev, seen: o.seen}, calls, op{out: answered{owner: o.is}}, fmt.Sprintf("guest %d was acquired by %s (epoch %d)", g, o.is.Node, o.is.Epoch), func(c call) bool {
-					return c.Kind == acquire && c.Guest == g && nodeName(c.ID/1_000_000) == o.is.Node && c.Over < o.is.Epoch
+					return c.Kind == acquire && c.Guest == g && nodeName(c.ID/1_000_000) == o.is.Node && slices.Contains(o.over, c.Over)
 				})
 			}
 		}
@@ -284,16 +285,19 @@ func (r *resolved) acquisitions(all [][]ownership) [][]*ownership {
 	acquired := make([][]*ownership, len(all))
 	for g, owners := range all {
 		var was fabric.Owner
-		highest := uint64(0)
+		highest, before := uint64(0), uint64(0)
 		for _, o := range owners {
-			if o.is != (fabric.Owner{}) && o.is != was {
-				if o.is.Epoch <= highest {
-					r.flaws = append(r.flaws, fmt.Sprintf("revision %d: guest %d has the owner %v after one with epoch %d", o.rev, g, o.is, highest))
-				}
-				highest = max(highest, o.is.Epoch)
-				acquired[g] = append(acquired[g], &o)
+			o.over, before = []uint64{before, was.Epoch}, o.is.Epoch
+			// A full etcd forgets the owner of a guest that gives a part back, and the nodes
+			// do not.
+			if o.is == (fabric.Owner{}) || o.is == was {
+				continue
 			}
-			was = o.is
+			if o.is.Epoch <= highest {
+				r.flaws = append(r.flaws, fmt.Sprintf("revision %d: guest %d has the owner %v after one with epoch %d", o.rev, g, o.is, highest))
+			}
+			highest, was = max(highest, o.is.Epoch), o.is
+			acquired[g] = append(acquired[g], &o)
 		}
 	}
 	return acquired
@@ -399,12 +403,20 @@ func (r *resolved) end(w *written, open []*removal, calls []call) {
 	})
 }
 
-// add adds what the last of the operations did that can have done it. One that was
+// afterwards is how long after its call an operation that was not answered may happen.
+const afterwards = 20 * time.Second
+
+// add adds what one of the operations did that can have done it: of those that were not
+// answered the one that was called first, which leaves the most orders. One that was
 // answered did it with an earlier try, whose answer was lost, and did more afterwards.
 func (r *resolved) add(w *written, calls []call, o op, what string, fits func(call) bool) {
 	by := call{}
 	for _, c := range calls {
-		if fits(c) && c.At <= w.seen && (by.ID == 0 || c.unknown() || !by.unknown() && c.answer.At > by.answer.At) {
+		if !fits(c) || c.At > w.seen || c.unknown() && c.At < w.seen-int64(afterwards) {
+			continue
+		}
+		switch {
+		case by.ID == 0, c.unknown() && !by.unknown(), c.unknown() && c.At < by.At, !c.unknown() && !by.unknown() && c.answer.At > by.answer.At:
 			by = c
 		}
 	}
