@@ -258,31 +258,34 @@ func change(ctx context.Context, endpoints []string, n int, every time.Duration)
 		before := cpu()
 		tick := time.NewTicker(every)
 		defer tick.Stop()
-		timed := func(into *[]time.Duration, do func(context.Context) error) {
+		timed := func(into *[]time.Duration, do func(context.Context) error) error {
 			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 			defer cancel()
 			began := time.Now()
-			if do(ctx) != nil {
-				is.Failed++
-			}
+			err := do(ctx)
 			*into = append(*into, time.Since(began))
+			return err
 		}
 		for i := range n {
 			guest := fabric.Identity(fmt.Sprintf("libvirt change-%d-%d", os.Getpid(), i/2))
-			timed(&is.Put, func(ctx context.Context) error {
+			_ = timed(&is.Put, func(ctx context.Context) error {
 				_, err := c.Put(ctx, "bench", strings.Repeat("x", 300))
 				return err
 			})
+			var err error
 			if i%2 == 0 {
-				timed(&is.Allocate, func(ctx context.Context) error {
+				err = timed(&is.Allocate, func(ctx context.Context) error {
 					_, err := r.Allocate(ctx, fabric.AllocationRequest{Guest: guest, VM: "change", Node: "node1", Wants: []fabric.Want{{Pool: "public4"}}})
 					return err
 				})
 			} else {
-				timed(&is.Release, func(ctx context.Context) error {
+				err = timed(&is.Release, func(ctx context.Context) error {
 					_, err := r.Release(ctx, fabric.ReleaseRequest{Guest: guest, Now: true})
 					return err
 				})
+			}
+			if err != nil {
+				is.Failed++
 			}
 			select {
 			case <-tick.C:
