@@ -62,6 +62,9 @@ type AllocationRequest struct {
 	VM    string   // the guest's name
 	Node  string   // where it is about to run
 	Wants []Want
+	// Starts says that the guest starts on Node now: that is its owner from now on if it
+	// has none yet. Otherwise [Registry.Acquire] changes the owner.
+	Starts bool
 	// From is the guest that has the prefixes of the wants, and from which Guest takes
 	// them over. Guest then keeps what it has besides, except what answered the same
 	// wants. Empty: what Guest has and does not ask for, it gives back.

@@ -84,6 +84,7 @@ type allotment struct {
 	// guest afterwards gives them back.
 	fresh      []fabric.Allocation
 	owner      fabric.Owner // of the guest, as the registry knows it
+	allNew     bool         // the guest had none of its addresses before
 	asked      bool         // the registry was asked
 	unrecorded error        // why it did not record the addresses of a guest that has them
 }
@@ -129,7 +130,9 @@ func (t *task) askRegistry(ctx context.Context, vm fabric.VM, r request) (_ fabr
 			return vm, got, err
 		}
 	}
-	given, err := t.takeAddresses(ctx, t.allocationRequest(vm))
+	asks := t.allocationRequest(vm)
+	asks.Starts = t.fenced && t.starts(vm, r)
+	given, err := t.takeAddresses(ctx, asks)
 	got.asked = true
 	switch {
 	case err == nil:
@@ -142,15 +145,13 @@ func (t *task) askRegistry(ctx context.Context, vm fabric.VM, r request) (_ fabr
 		got.owner = t.knownOwner(ctx, vm.Identity())
 		return vm, got, nil
 	}
-	if len(given) > 0 {
-		got.owner = given[0].Owner()
-	}
+	got.owner = ownerOf(given)
 	for _, a := range given {
 		if a.New {
 			got.fresh = append(got.fresh, a)
 		}
 	}
-	got.registered = true
+	got.registered, got.allNew = true, len(got.fresh) == len(given)
 	t.log.Debug("allocated", "vm", vm.Name, "addresses", len(given), "new", len(got.fresh), "took", time.Since(began))
 	return answeredBy(vm, given), got, nil
 }

@@ -22,6 +22,9 @@ type grant struct {
 // this one asked the others. There is no grant if the registry does not answer, nor for
 // a guest that runs already, here or at the node that it comes from: such a guest waits
 // for no registry, which is told afterwards (recordOwner).
+//
+// A guest that had no address yet has no owner either: the answer that gave it its
+// addresses made this node the owner, and nothing is left to ask.
 func (t *task) own(ctx context.Context, vm fabric.VM, r request, found inquiry) (grant, error) {
 	s, done := t.state.open()
 	start := s.settles(vm, r, found.holder)
@@ -29,9 +32,11 @@ func (t *task) own(ctx context.Context, vm fabric.VM, r request, found inquiry) 
 	if !found.registered || found.owner.Node == "" || !r.undo || start.want.Incoming {
 		return grant{}, nil
 	}
-	owner, err := t.acquireSoon(ctx, fabric.AcquireRequest{
-		Guest: vm.Identity(), VM: vm.Name, Node: t.node, Over: found.owner.Epoch, Least: max(found.epoch, start.was.Epoch) + 1,
-	})
+	least := max(found.epoch, start.was.Epoch) + 1
+	if found.allNew && found.owner.Node == t.node && found.owner.Epoch >= least {
+		return grant{epoch: found.owner.Epoch}, nil
+	}
+	owner, err := t.acquireSoon(ctx, fabric.AcquireRequest{Guest: vm.Identity(), VM: vm.Name, Node: t.node, Over: found.owner.Epoch, Least: least})
 	switch {
 	case errors.Is(err, fabric.ErrRefused):
 		return grant{}, err
@@ -44,6 +49,14 @@ func (t *task) own(ctx context.Context, vm fabric.VM, r request, found inquiry) 
 		is.before = found.owner.Node
 	}
 	return is, nil
+}
+
+// starts reports whether a request starts a guest here that does not arrive by a
+// migration, as far as this node knows by itself.
+func (t *task) starts(vm fabric.VM, r request) bool {
+	s, done := t.state.open()
+	defer done()
+	return r.undo && !s.settles(vm, r, holder{}).want.Incoming
 }
 
 // takeGrant returns the ownership that a guest did not use, and forgets it.

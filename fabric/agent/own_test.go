@@ -287,3 +287,22 @@ func TestRegistryDecidesWhileAgentsDoNotTalk(t *testing.T) {
 		})
 	}
 }
+
+// TestFirstStartAsksOnce: the answer that gives a guest its addresses makes its node the
+// owner.
+func TestFirstStartAsksOnce(t *testing.T) {
+	shared(t, func(t *testing.T, p *pair, r map[string]*reach) {
+		acquired := 0
+		r["node1"].meanwhile = func() { acquired++ }
+		p.runs(p.one, p.vm)
+		p.lets(p.one)
+		time.Sleep(time.Minute)
+		assert.Zero(t, acquired)
+		first := p.owner(r["node1"])
+		assert.Equal(t, fabric.Owner{Node: "node1", Epoch: p.epoch(p.one)}, first)
+		p.over(p.one, p.vm)
+		p.runs(p.one, p.vm)
+		assert.Equal(t, 1, acquired)
+		assert.Greater(t, p.owner(r["node1"]).Epoch, first.Epoch)
+	})
+}

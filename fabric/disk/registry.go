@@ -122,7 +122,7 @@ func (r *Registry) Acquire(ctx context.Context, a fabric.AcquireRequest) (fabric
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	is, change, err := r.table.Acquire(a, 1)
+	is, change, err := r.table.Acquire(a)
 	if err == nil {
 		err = r.record(change)
 	}

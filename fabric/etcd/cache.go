@@ -210,9 +210,11 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 		}
 	}
 	if r.acquire != nil {
-		return p, c.acquire(*r.acquire, r.incarnation, p)
+		c.table.Least = c.least(r.acquire.Guest, r.incarnation)
+		return p, c.acquire(*r.acquire, p)
 	}
 	if a := r.allocate; a != nil {
+		c.table.Least = c.least(a.Guest, r.incarnation)
 		var err error
 		if p.answer, p.change, err = c.table.Allocate(c.cluster, *a, now, c.random, anyPool); err != nil {
 			return nil, err
@@ -246,28 +248,34 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 		key := c.keys.guest(guest)
 		p.revs[key] = c.revs.of(key)
 		is, _ := c.table.Owner(guest)
+		if a := r.allocate; a != nil && a.Guest == guest && len(p.answer) > 0 {
+			is = p.answer[0].Owner()
+		}
 		p.guests[guest] = guestValue{c.left(guest, p.change), is}
 	}
 	return p, nil
 }
 
+// least gives the lowest epoch of a guest's next owner. A guest that was gone in between
+// has no epoch there, but its key is of a later revision than the one of then. Revisions
+// go back where etcd was restored, and incarnations do not.
+func (c *cache) least(guest fabric.Identity, incarnation int64) uint64 {
+	return uint64(max(incarnation, 1))*fabric.RegistryEpoch + uint64(max(c.known, c.revs.of(c.keys.guest(guest)))) + 1
+}
+
 // acquire makes the plan that answers a request for the ownership of a guest. It changes
 // the guest's key alone, however many addresses the guest has, if one of them is there
 // yet.
-func (c *cache) acquire(a fabric.AcquireRequest, incarnation int64, p *plan) error {
+func (c *cache) acquire(a fabric.AcquireRequest, p *plan) error {
 	key := c.keys.guest(a.Guest)
 	p.revs[key] = c.revs.of(key)
 	if has := c.table.Of(a.Guest); len(has) > 0 {
 		at := c.keys.address(has[0].Prefix)
 		p.revs[at] = c.revs.of(at)
 	}
-	// A guest that was gone in between has no epoch there, but its key is of a later
-	// revision than the one of then. Revisions go back where etcd was restored, and
-	// incarnations do not.
-	least := uint64(max(incarnation, 1))*fabric.RegistryEpoch + uint64(max(c.known, c.revs.of(key))) + 1
 	var err error
 	var change allocator.Change
-	if p.owner, change, err = c.table.Acquire(a, least); err != nil {
+	if p.owner, change, err = c.table.Acquire(a); err != nil {
 		return err
 	}
 	if !change.Empty() {

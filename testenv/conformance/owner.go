@@ -103,6 +103,30 @@ func registryOwnerRefused(t *testing.T, r fabric.Registry, _ RegistryControls) {
 	requireOwner(t, r, fabric.Owner{Node: "node1"})
 }
 
+func registryOwnerAtStart(t *testing.T, r fabric.Registry, _ RegistryControls) {
+	for _, before := range []bool{false, true} {
+		if before {
+			allocate(t, r, asks("web", "few4"))
+			requireOwner(t, r, fabric.Owner{Node: "node1"})
+		}
+		web := asks("web", "few4", "many6", "203.0.113.14/32")
+		web.Starts, web.Node = true, "node1"
+		given, err := r.Allocate(t.Context(), web)
+		require.NoError(t, err)
+		is := given[0].Owner()
+		require.Equal(t, "node1", is.Node)
+		require.Positive(t, is.Epoch)
+		requireOwner(t, r, is)
+		web.Node = "node2"
+		given, err = r.Allocate(t.Context(), web)
+		require.NoError(t, err)
+		require.Equal(t, is, given[0].Owner(), "it has an owner, which Acquire changes")
+		requireOwner(t, r, is)
+		acquire(t, r, acquires("node2", is.Epoch))
+		release(t, r, fabric.ReleaseRequest{Guest: "libvirt web", Now: true})
+	}
+}
+
 func registryOwnerAgain(t *testing.T, r fabric.Registry, c RegistryControls) {
 	allocate(t, r, asks("web", "few4", "many6"))
 	is := acquire(t, r, acquires("node2", 0))

@@ -73,6 +73,7 @@ func Registry(t *testing.T, start func(t *testing.T) (fabric.Registry, RegistryC
 		{"many guests that get prefixes at the same time", registryConcurrentPrefixes},
 		{"a guest has one owner, with epochs that grow", registryOwner},
 		{"nobody takes a guest over from another owner than he knows", registryOwnerRefused},
+		{"a guest that starts has an owner at once", registryOwnerAtStart},
 		{"a second instance knows the owner", registryOwnerAgain},
 		{"of nodes that take over at the same time one does", registryOwnerConcurrent},
 	} {

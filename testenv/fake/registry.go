@@ -59,6 +59,7 @@ func (r *Registry) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]
 	defer r.mu.Unlock()
 	r.expire()
 	given, answer := map[netip.Prefix]fabric.Allocation{}, make([]fabric.Allocation, len(a.Wants))
+	owner, _ := r.ownerOf(a.Guest)
 	for _, i := range inOrder(a.Wants) {
 		is, covered, err := r.want(a, a.Wants[i], given)
 		if err != nil {
@@ -86,6 +87,9 @@ func (r *Registry) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]
 		}
 	}
 	maps.Copy(r.all, given)
+	if a.Starts && owner.Epoch == 0 {
+		r.acquired++
+	}
 	r.journal.add("allocate " + a.VM)
 	return answer, nil
 }
@@ -108,8 +112,10 @@ func (r *Registry) want(a fabric.AllocationRequest, w fabric.Want, given map[net
 	is = fabric.Allocation{Prefix: w.Prefix, State: fabric.Allocated, Guest: a.Guest, VM: a.VM, NIC: w.NIC, N: w.N, Node: a.Node, Note: w.Note, Since: r.now()}
 	if a.Guest == "" {
 		is.State = fabric.Reserved
-	} else if owner, owned := r.ownerOf(a.Guest); owned {
+	} else if owner, owned := r.ownerOf(a.Guest); owner.Epoch > 0 || owned && !a.Starts {
 		is.Node, is.Epoch = owner.Node, owner.Epoch
+	} else if a.Starts {
+		is.Epoch = fabric.RegistryEpoch + r.acquired + 1
 	}
 	is.Dynamic = w.Pool != ""
 	if w.Prefix.IsValid() {

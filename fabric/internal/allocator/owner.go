@@ -30,11 +30,10 @@ func (t *Table) SetOwner(guest fabric.Identity, is fabric.Owner) {
 	}
 }
 
-// Acquire decides who owns a guest from now on. least is the lowest epoch that the
-// registry may give; its caller sees to it that the answer holds only if the owner has
-// not changed meanwhile. The change has the guest's allocations with the new owner; it is
+// Acquire decides who owns a guest from now on. Its caller sees to it that the answer
+// holds only if the owner has not changed meanwhile. The change has the guest's allocations with the new owner; it is
 // empty if the request was answered before.
-func (t *Table) Acquire(a fabric.AcquireRequest, least uint64) (fabric.Owner, Change, error) {
+func (t *Table) Acquire(a fabric.AcquireRequest) (fabric.Owner, Change, error) {
 	is, known := t.Owner(a.Guest)
 	switch {
 	case !known:
@@ -44,7 +43,7 @@ func (t *Table) Acquire(a fabric.AcquireRequest, least uint64) (fabric.Owner, Ch
 	case is.Epoch != a.Over:
 		return is, Change{}, &fabric.OwnerError{VM: a.VM, Owner: is}
 	}
-	is = fabric.Owner{Node: a.Node, Epoch: max(a.Over+1, a.Least, least)}
+	is = fabric.Owner{Node: a.Node, Epoch: max(a.Over+1, a.Least, t.Least)}
 	var c Change
 	for _, had := range t.Of(a.Guest) {
 		had.Node, had.Epoch = is.Node, is.Epoch

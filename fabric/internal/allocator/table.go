@@ -20,6 +20,8 @@ type Table struct {
 	// UntilDeleted says that a quarantine lasts until it is deleted, whatever its end:
 	// the clock of another machine decides.
 	UntilDeleted bool
+	// Least is the lowest epoch that an owner gets.
+	Least uint64
 
 	rows    rows
 	lengths map[length]int        // how many prefixes there are of each length
@@ -270,8 +272,10 @@ func (d *decision) want(w fabric.Want) (fabric.Allocation, *fabric.AllocationErr
 	}
 	if d.asking.Guest == "" {
 		a.State = fabric.Reserved
-	} else if is, owned := d.table.Owner(d.asking.Guest); owned {
+	} else if is, owned := d.table.Owner(d.asking.Guest); is.Epoch > 0 || owned && !d.asking.Starts {
 		a.Node, a.Epoch = is.Node, is.Epoch // only Acquire changes it
+	} else if d.asking.Starts {
+		a.Epoch = max(1, d.table.Least)
 	}
 	var bad *fabric.AllocationError
 	if w.Prefix.IsValid() {

@@ -118,7 +118,8 @@ func TestGuestKeepsWhatItGot(t *testing.T) {
 	there.Node = "node2"
 	assert.Equal(t, first, l.gets(there), "another pool comes first there")
 	assert.Equal(t, "node1", l.table.Of("libvirt web")[0].Node, "asking for addresses is no start")
-	is, change, err := l.table.Acquire(fabric.AcquireRequest{Guest: "libvirt web", VM: "web", Node: "node2"}, 7)
+	l.table.Least = 7
+	is, change, err := l.table.Acquire(fabric.AcquireRequest{Guest: "libvirt web", VM: "web", Node: "node2"})
 	require.NoError(t, err)
 	assert.Equal(t, fabric.Owner{Node: "node2", Epoch: 7}, is)
 	l.table.Apply(change)
