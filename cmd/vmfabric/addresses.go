@@ -18,13 +18,19 @@ import (
 	"github.com/vmfabric/vmfabric/hooks"
 )
 
-func poolCommand(t *tool) *cobra.Command {
+// group makes a command that has others below it, and alone prints its help.
+func group(use, short, example string, below ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "pool", Short: "Tell how much of the pools is used", Example: "  vmfabric pool list",
+		Use: use, Short: short, Example: example,
 		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(&cobra.Command{
+	cmd.AddCommand(below...)
+	return cmd
+}
+
+func poolCommand(t *tool) *cobra.Command {
+	return group("pool", "Tell how much of the pools is used", "  vmfabric pool list", &cobra.Command{
 		Use:     "list",
 		Short:   "List the pools, and how much of each is used",
 		Example: "  vmfabric pool list\n  vmfabric pool list --json | jq -r '.[] | select(.free < 10) | .pool'",
@@ -46,7 +52,6 @@ func poolCommand(t *tool) *cobra.Command {
 			return errors.Join(err, w.Flush())
 		},
 	})
-	return cmd
 }
 
 // extent words the addresses of a pool, and what a guest gets of them.
@@ -86,13 +91,8 @@ func bar(p fabric.PoolUsage) string {
 }
 
 func addressCommand(t *tool) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "address", Short: "Show, give, reserve and release addresses of the pools", Example: "  vmfabric address list",
-		Args: arguments(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(addressListCommand(t), addressShowCommand(t), addressAllocateCommand(t), addressReserveCommand(t), addressReleaseCommand(t), addressMoveCommand(t))
-	return cmd
+	return group("address", "Show, give, reserve and release addresses of the pools", "  vmfabric address list",
+		addressListCommand(t), addressShowCommand(t), addressAllocateCommand(t), addressReserveCommand(t), addressReleaseCommand(t), addressMoveCommand(t))
 }
 
 func addressListCommand(t *tool) *cobra.Command {

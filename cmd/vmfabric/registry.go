@@ -74,13 +74,7 @@ func (r etcdRegistry) Diagnose(ctx context.Context) []string {
 }
 
 func registryCommand(t *tool) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "registry", Short: "Adopt a registry of addresses that was restored or replaced", Example: "  vmfabric registry adopt",
-		Args: arguments(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(adoptCommand(t))
-	return cmd
+	return group("registry", "Adopt a registry of addresses that was restored or replaced", "  vmfabric registry adopt", adoptCommand(t))
 }
 
 func adoptCommand(t *tool) *cobra.Command {

@@ -27,11 +27,11 @@ func withPrefixes(c *fabric.Cluster) {
 
 // hasPrefixes attaches a guest that asks for prefixes, and reaches it from outside at the
 // first and the last address of each, also after the agent was killed.
-func (s *system) hasPrefixes(a *agent, does func(args ...string) string) {
+func (s *system) hasPrefixes(a *agent) {
 	s.t.Helper()
 	attach := []string{"attach", "own", "--pool", "own6,own4", "--kind", "veth"}
-	does(attach...)
-	own := decode[[]fabric.Allocation](s.t, does("address", "show", "own", "--json"))
+	a.does(attach...)
+	own := decode[[]fabric.Allocation](s.t, a.does("address", "show", "own", "--json"))
 	require.Len(s.t, own, 2)
 	vm := fabric.VM{Name: "own", NICs: make([]fabric.NIC, 1)}
 	for _, has := range own {
@@ -45,14 +45,14 @@ func (s *system) hasPrefixes(a *agent, does func(args ...string) string) {
 		s.reaches(s.top.Client, has.Address().String(), fabric.RangeOf(has.Prefix).Last.String())
 	}
 	a.restart(a.Kill)
-	does(attach...)
-	for i, has := range decode[[]fabric.Allocation](s.t, does("address", "show", "own", "--json")) {
+	a.does(attach...)
+	for i, has := range decode[[]fabric.Allocation](s.t, a.does("address", "show", "own", "--json")) {
 		assert.Equal(s.t, own[i].Prefix, has.Prefix)
 	}
 	for _, has := range own {
 		s.reaches(s.top.Client, has.Address().String(), fabric.RangeOf(has.Prefix).Last.String())
 	}
-	assert.Contains(s.t, does("pool", "list"), "2001:db8:200::/48 (a /64 each)")
+	assert.Contains(s.t, a.does("pool", "list"), "2001:db8:200::/48 (a /64 each)")
 }
 
 // TestPools: a guest gets its addresses and prefixes from the pools by the command line,
@@ -61,28 +61,22 @@ func TestPools(t *testing.T) {
 	t.Parallel()
 	s := start(t, options{change: withPrefixes})
 	a := s.agents["node1"]
-	does := func(args ...string) string {
-		t.Helper()
-		out, errs, code := a.cli(args...)
-		require.Zero(t, code, "%v: %s", args, errs)
-		return out
-	}
-	does("attach", "web", "--pool", "auto")
-	given := decode[[]fabric.Allocation](t, does("address", "show", "web", "--json"))
+	a.does("attach", "web", "--pool", "auto")
+	given := decode[[]fabric.Allocation](t, a.does("address", "show", "web", "--json"))
 	require.Len(t, given, 2)
 	v4, v6 := given[0].Prefix, given[1].Prefix
 	s.coreHas(a.node, v4, v6)
-	assert.Contains(t, does("pool", "list"), "public4")
-	usage := decode[[]fabric.PoolUsage](t, does("pool", "list", "--json"))
+	assert.Contains(t, a.does("pool", "list"), "public4")
+	usage := decode[[]fabric.PoolUsage](t, a.does("pool", "list", "--json"))
 	assert.Equal(t, 1, usage[0].Allocated)
 
-	s.hasPrefixes(a, does) // kills the agent
-	does("attach", "web", "--pool", "auto")
-	assert.Equal(t, given[0].Prefix, decode[[]fabric.Allocation](t, does("address", "show", "web", "--json"))[0].Prefix)
+	s.hasPrefixes(a) // kills the agent
+	a.does("attach", "web", "--pool", "auto")
+	assert.Equal(t, given[0].Prefix, decode[[]fabric.Allocation](t, a.does("address", "show", "web", "--json"))[0].Prefix)
 
 	free := []string{"203.0.113.77", "203.0.113.78", "203.0.113.79"}
 	free = slices.DeleteFunc(free, func(a string) bool { return a == v4.Addr().String() })
-	does("address", "reserve", free[0], "--note", "printer")
+	a.does("address", "reserve", free[0], "--note", "printer")
 	for _, tc := range []struct {
 		args []string
 		code int
@@ -104,18 +98,18 @@ func TestPools(t *testing.T) {
 		assert.Equal(t, tc.code, code, "%v: %s", tc.args, errs)
 		assert.Contains(t, errs, tc.says, "%v", tc.args)
 	}
-	does("address", "release", free[0])
-	does("address", "allocate", "later", "--pool", "public4")
-	later := decode[[]fabric.Allocation](t, does("address", "show", "later", "--json"))[0].Prefix
-	does("attach", "later", "--pool", "public4")
+	a.does("address", "release", free[0])
+	a.does("address", "allocate", "later", "--pool", "public4")
+	later := decode[[]fabric.Allocation](t, a.does("address", "show", "later", "--json"))[0].Prefix
+	a.does("attach", "later", "--pool", "public4")
 	s.coreHas(a.node, later)
 
-	does("detach", "web")
+	a.does("detach", "web")
 	require.Eventually(t, func() bool {
-		all := decode[[]fabric.Allocation](t, does("address", "show", v4.Addr().String(), "--json"))
+		all := decode[[]fabric.Allocation](t, a.does("address", "show", v4.Addr().String(), "--json"))
 		return all[0].State == fabric.Quarantined
 	}, time.Minute, 50*time.Millisecond)
-	does("attach", "web", "--pool", "auto")
+	a.does("attach", "web", "--pool", "auto")
 	s.coreHas(a.node, v4, v6)
 	out, _, code := a.cli("status")
 	assert.Zero(t, code, out)
@@ -262,26 +256,36 @@ func ofEtcd(c *fabric.Cluster) {
 	c.Registry.Etcd = &fabric.EtcdConfig{Endpoints: []string{"http://" + netip.AddrPortFrom(c.Reflectors[0].Address, 2379).String()}, Prefix: fabric.DefaultEtcdPrefix}
 }
 
+// startOfEtcd starts two nodes with a registry in etcd, and on each a guest with addresses
+// of the pools: web and db.
+func startOfEtcd(t *testing.T) (s *system, at *core.Host, etcd *core.Daemon, one, two *agent) {
+	t.Helper()
+	s = start(t, options{nodes: 2, noAgent: true, change: ofEtcd})
+	at = s.top.Reflectors[s.cluster.Reflectors[0].Name]
+	etcd = s.startEtcd(at)
+	one, two = s.newAgent("node1", s.top.Nodes["node1"]), s.newAgent("node2", s.top.Nodes["node2"])
+	one.start()
+	two.start()
+	one.does("attach", "web", "--pool", "auto")
+	two.does("attach", "db", "--pool", "auto")
+	return s, at, etcd, one, two
+}
+
+// does runs a command that must succeed, and gives what it prints.
+func (a *agent) does(args ...string) string {
+	a.s.t.Helper()
+	out, errs, code := a.cli(args...)
+	require.Zero(a.s.t, code, "%v: %s", args, errs)
+	return out
+}
+
 // TestAdoptedRegistry: an etcd that lost what it had gives no address until the operator
 // adopts it. Guests run on, and then it has what they have.
 func TestAdoptedRegistry(t *testing.T) {
 	t.Parallel()
-	s := start(t, options{nodes: 2, noAgent: true, change: ofEtcd})
-	h := s.top.Reflectors[s.cluster.Reflectors[0].Name]
-	etcd := s.startEtcd(h)
-	one, two := s.newAgent("node1", s.top.Nodes["node1"]), s.newAgent("node2", s.top.Nodes["node2"])
-	one.start()
-	two.start()
-	does := func(a *agent, args ...string) string {
-		t.Helper()
-		out, errs, code := a.cli(args...)
-		require.Zero(t, code, "%v: %s", args, errs)
-		return out
-	}
-	does(one, "attach", "web", "--pool", "auto")
-	does(two, "attach", "db", "--pool", "auto")
-	web := decode[[]fabric.Allocation](t, does(one, "address", "show", "web", "--json"))
-	assert.Contains(t, does(one, "registry", "adopt", "--yes"), "nothing is to adopt")
+	s, h, etcd, one, two := startOfEtcd(t)
+	web := decode[[]fabric.Allocation](t, one.does("address", "show", "web", "--json"))
+	assert.Contains(t, one.does("registry", "adopt", "--yes"), "nothing is to adopt")
 
 	require.NoError(t, etcd.Kill())
 	require.NoError(t, os.RemoveAll(filepath.Join(h.Dir(), "etcd")))
@@ -294,16 +298,16 @@ func TestAdoptedRegistry(t *testing.T) {
 		assert.Contains(t, errs, "no addresses are given")
 	}
 	s.coreHas(one.node, web[0].Prefix, web[1].Prefix)
-	said := does(two, "registry", "adopt")
+	said := two.does("registry", "adopt")
 	assert.Contains(t, said, "guest db has ")
 	assert.Contains(t, said, ", and by the registry nobody has it")
 	assert.Contains(t, said, "Nothing was changed")
 	two.complains("vmfabric registry adopt")
-	assert.Contains(t, does(two, "registry", "adopt", "--yes"), "Adopted: incarnation 2 has begun")
+	assert.Contains(t, two.does("registry", "adopt", "--yes"), "Adopted: incarnation 2 has begun")
 	one.healthy()
 	two.healthy()
 	s.eventually("the registry has what the guests of both nodes have", func() error {
-		all := decode[[]fabric.Allocation](t, does(two, "address", "list", "--json"))
+		all := decode[[]fabric.Allocation](t, two.does("address", "list", "--json"))
 		if len(all) != 4 || !slices.ContainsFunc(all, func(a fabric.Allocation) bool { return a.VM == "web" && a.Prefix == web[0].Prefix && a.Dynamic }) {
 			return fmt.Errorf("it has %v", all)
 		}
@@ -315,34 +319,21 @@ func TestAdoptedRegistry(t *testing.T) {
 // TestPoolsOfEtcd: two nodes share a registry. What runs does not depend on it.
 func TestPoolsOfEtcd(t *testing.T) {
 	t.Parallel()
-	s := start(t, options{nodes: 2, noAgent: true, change: ofEtcd})
-	h := s.top.Reflectors[s.cluster.Reflectors[0].Name]
-	etcd := s.startEtcd(h)
-	one, two := s.newAgent("node1", s.top.Nodes["node1"]), s.newAgent("node2", s.top.Nodes["node2"])
-	one.start()
-	two.start()
-	does := func(a *agent, args ...string) string {
-		t.Helper()
-		out, errs, code := a.cli(args...)
-		require.Zero(t, code, "%v: %s", args, errs)
-		return out
-	}
-	does(one, "attach", "web", "--pool", "auto")
-	does(two, "attach", "db", "--pool", "auto")
+	s, h, etcd, one, two := startOfEtcd(t)
 	var all []fabric.Allocation
 	s.eventually("a node knows what the other one gave", func() error {
-		if all = decode[[]fabric.Allocation](t, does(one, "address", "list", "--json")); len(all) != 4 {
+		if all = decode[[]fabric.Allocation](t, one.does("address", "list", "--json")); len(all) != 4 {
 			return fmt.Errorf("it has %v", all)
 		}
 		return nil
 	})
 	s.eventually("both nodes know the same", func() error {
-		if there := decode[[]fabric.Allocation](t, does(two, "address", "list", "--json")); !slices.Equal(all, there) {
+		if there := decode[[]fabric.Allocation](t, two.does("address", "list", "--json")); !slices.Equal(all, there) {
 			return fmt.Errorf("one has %v, the other %v", all, there)
 		}
 		return nil
 	})
-	web := decode[[]fabric.Allocation](t, does(two, "address", "show", "web", "--json"))
+	web := decode[[]fabric.Allocation](t, two.does("address", "show", "web", "--json"))
 	s.coreHas(one.node, web[0].Prefix, web[1].Prefix)
 	_, errs, code := two.cli("attach", "other", "--address", web[0].Prefix.Addr().String())
 	assert.Equal(t, 1, code)
@@ -351,10 +342,10 @@ func TestPoolsOfEtcd(t *testing.T) {
 	s.viewsOfTheCluster(one, two, web)
 	require.NoError(t, etcd.Kill())
 	one.complains("nothing listens there; start etcd")
-	does(one, "attach", "web", "--pool", "auto")
+	one.does("attach", "web", "--pool", "auto")
 	one.restart(one.Kill)
 	s.coreHas(one.node, web[0].Prefix, web[1].Prefix)
-	does(one, "attach", "named", "--address", "203.0.113.200")
+	one.does("attach", "named", "--address", "203.0.113.200")
 	_, errs, code = two.cli("attach", "other", "--pool", "auto")
 	assert.Equal(t, 1, code)
 	assert.Contains(t, errs, "nothing listens there; start etcd")
@@ -363,9 +354,9 @@ func TestPoolsOfEtcd(t *testing.T) {
 	s.startEtcd(h)
 	one.healthy()
 	two.healthy()
-	does(two, "attach", "other", "--pool", "auto")
+	two.does("attach", "other", "--pool", "auto")
 	s.eventually("what was missed is there, and what came since", func() error {
-		all := decode[[]fabric.Allocation](t, does(one, "address", "list", "--json"))
+		all := decode[[]fabric.Allocation](t, one.does("address", "list", "--json"))
 		if len(all) != 7 || !slices.ContainsFunc(all, func(a fabric.Allocation) bool { return a.VM == "named" }) {
 			return fmt.Errorf("it has %v", all)
 		}
