@@ -368,9 +368,11 @@ func (a *Agent) plausible(node, vm string, epoch uint64) uint64 {
 	}
 	s, done := a.state.open()
 	defer done()
-	s.peers.odd[node] = remark{text: fmt.Sprintf(
-		"node %s says that guest %s has generation %d, which is that of a time far ahead of this node's clock; it is not heeded: set the clocks of both (timedatectl), and see what runs there",
-		node, vm, epoch), at: time.Now()}
+	why := "which is that of a time far ahead of this node's clock; it is not heeded: set the clocks of both (timedatectl), and see what runs there"
+	if ownership.ByRegistry(epoch) {
+		why = "which no clock and no registry gives; it is not heeded: see what runs there, and stop its agent if that is not yours"
+	}
+	s.peers.odd[node] = remark{text: fmt.Sprintf("node %s says that guest %s has epoch %d, %s", node, vm, epoch, why), at: time.Now()}
 	return 0
 }
 

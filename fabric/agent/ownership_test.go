@@ -890,22 +890,27 @@ func TestGuestThatEndsWhileOthersAreAsked(t *testing.T) {
 	})
 }
 
-// TestGenerationsOfTheFarFuture are heeded in no notice and no answer, and said.
-func TestGenerationsOfTheFarFuture(t *testing.T) {
+// TestEpochsOfTheFarFuture are heeded in no notice and no answer, and said.
+func TestEpochsOfTheFarFuture(t *testing.T) {
 	vm := gold()
-	for _, generation := range []uint64{math.MaxUint64, math.MaxUint64 - 1, uint64(time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli())} {
+	for epoch, why := range map[uint64]string{
+		math.MaxUint64:     "which no clock and no registry gives",
+		math.MaxUint64 - 1: "which no clock and no registry gives",
+		uint64(time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli()): "set the clocks of both",
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			ends := fake.NewNodes(nil, cluster().Nodes[:2]...)
 			src := fake.NewSource("libvirt")
 			n := fresh(t, agent.WithNodes(ends["node1"]), agent.WithSources(src))
 			stop := serves(t, ends["node2"], func(_ context.Context, _ fabric.Node, n fabric.Notice) fabric.Answer {
-				return fabric.Answer{Held: true, Epoch: generation, VM: n.VM, Identity: n.Identity}
+				return fabric.Answer{Held: true, Epoch: epoch, VM: n.VM, Identity: n.Identity}
 			})
 			defer func() { stop() }()
 			said := func() {
 				t.Helper()
 				require.Len(t, n.problems(), 1)
-				assert.Contains(t, n.problems()[0], "node node2 says that guest sea_gold has generation ")
+				assert.Contains(t, n.problems()[0], "node node2 says that guest sea_gold has epoch ")
+				assert.Contains(t, n.problems()[0], why)
 			}
 			live := func() {
 				t.Helper()
@@ -927,7 +932,7 @@ func TestGenerationsOfTheFarFuture(t *testing.T) {
 				time.Sleep(10 * time.Minute)
 				assert.Empty(t, n.problems())
 				for _, kind := range []fabric.NoticeKind{fabric.Claimed, fabric.Arriving, fabric.Arrived, fabric.Cancelled, fabric.Released} {
-					_, err := ends["node2"].Ask(t.Context(), "node1", fabric.Notice{Kind: kind, VM: vm.Name, Prefixes: vm.Prefixes(), Epoch: generation, Identity: vm.Identity()})
+					_, err := ends["node2"].Ask(t.Context(), "node1", fabric.Notice{Kind: kind, VM: vm.Name, Prefixes: vm.Prefixes(), Epoch: epoch, Identity: vm.Identity()})
 					require.NoError(t, err)
 					said()
 				}
@@ -939,7 +944,7 @@ func TestGenerationsOfTheFarFuture(t *testing.T) {
 				live()
 			})
 			// What an agent of before has taken up ends with it.
-			d := fabric.Desired{VM: vm, State: fabric.Live, Epoch: generation, Since: time.Now()}
+			d := fabric.Desired{VM: vm, State: fabric.Live, Epoch: epoch, Since: time.Now()}
 			require.NoError(t, n.store.Put(t.Context(), d))
 			n = n.again(agent.WithNodes(ends["node1"]), agent.WithSources(src))
 			n.run(live)

@@ -281,7 +281,7 @@ func (a *Agent) notice(kind fabric.NoticeKind, d fabric.Desired) fabric.Notice {
 // noticed answers a notice of another node.
 func (a *Agent) noticed(ctx context.Context, from fabric.Node, n fabric.Notice) fabric.Answer {
 	a.meet(from)
-	a.log.Debug("told", "node", from.Name, "notice", string(n.Kind), "vm", n.VM, "generation", n.Epoch)
+	a.log.Debug("told", "node", from.Name, "notice", string(n.Kind), "vm", n.VM, "epoch", n.Epoch)
 	n.Epoch = a.plausible(from.Name, n.VM, n.Epoch)
 	another := a.isAnother(n)
 	switch {
