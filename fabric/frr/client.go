@@ -31,7 +31,7 @@ func (c Client) Run(ctx context.Context, commands ...string) (string, error) {
 		args = append(args, "-c", command)
 	}
 	cmd := exec.CommandContext(ctx, cmp.Or(c.Vtysh, "vtysh"), args...)
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 5 * time.Second // a busy node may need a moment to read what is in the pipes
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := cmd.Run()

@@ -102,7 +102,7 @@ func says(ctx context.Context, path, ask string) string {
 	ctx, cancel := context.WithTimeout(ctx, answerIn)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, ask)
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 5 * time.Second
 	out, err := cmd.CombinedOutput()
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) || ctx.Err() != nil {
 		return "" // not stored: the next call asks again

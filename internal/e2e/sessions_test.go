@@ -56,9 +56,10 @@ func TestReflectorsWithoutAFamily(t *testing.T) {
 				assert.Equal(t, 1, code, "%s %s", out, errs)
 				st := decode[fabric.Status](t, out)
 				assert.False(t, st.Healthy)
-				require.Len(t, st.Problems, 2, "%s: %s", node, st.Problems)
 				for i, rr := range []string{"rr1", "rr2"} {
-					assert.Contains(t, st.Problems[i], fmt.Sprintf("%s takes no %s", rr, tc.family), node)
+					assert.True(t, slices.ContainsFunc(st.Problems, func(p string) bool {
+						return strings.HasPrefix(p, fmt.Sprintf("%s takes no %s:", rr, tc.family))
+					}), "%s: %s", node, st.Problems)
 					assert.NotContains(t, st.Sessions[i].Families, tc.family)
 					assert.Len(t, st.Sessions[i].Families, 1, node)
 				}

@@ -356,9 +356,10 @@ func (r *resolved) known(c call, txns []*written) {
 			if i < 0 {
 				continue
 			}
-			if x := w.ended[i]; x.told {
-				// Another one did it. This one found it done after the answer to its first try
-				// was lost, and cannot know by whom.
+			if x := w.ended[i]; x.told || len(w.gave) > 0 || c.Now && x.kept {
+				// Another one did it: an allocation if the transaction gave something, a release
+				// with quarantine if it left one. This one found the address free after the
+				// answer to its first try was lost, and cannot know by whom.
 				o.out.ended, o.out.kept = o.out.ended.with(x.place, false), o.out.kept.with(x.place, false)
 			} else {
 				x.told, o.wrote = true, w
