@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// Guests says what guests may reach beside each other and the Internet. By
+// Guests says what guests may reach beside each other and the Internet, and what the
+// node tells them of their network. By
 // default the node itself gives a guest address resolution, echo replies and ICMP
 // errors, and nothing more. The node forwards no packets of guests to the
 // underlay or to 169.254.0.0/16, except replies to packets that came from there.
@@ -19,6 +20,15 @@ type Guests struct {
 	// NodePorts lists services of the node that its guests may reach, on any
 	// address of the node.
 	NodePorts []Service
+
+	// The node answers its guests' DHCPv4 and DHCPv6 requests and router
+	// solicitations: a guest learns its addresses, its gateway and what follows here.
+	NoDHCP bool         // the node answers no DHCP
+	NoRA   bool         // the node sends no router advertisements
+	DNS    []netip.Addr // resolvers
+	Search []string     // domains in which guests look names up
+	NTP    []netip.Addr // time servers
+	MTU    int          // of guests' links whose NIC has none of its own, in bytes; 0: nothing is said
 }
 
 // Service is a TCP or UDP port.

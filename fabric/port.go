@@ -30,6 +30,8 @@ type Port struct {
 	// takes none (txqueuelen of a tap); 0: 1,000, the kernel's default. A longer
 	// queue stays as it is while a guest has the port open.
 	Queue int
+	// NoDHCP and NoRA are those of the [VM].
+	NoDHCP, NoRA bool
 	// Listen: the guest has carrier before it answers, and may run elsewhere until
 	// then. The dataplane listens for its first frame: see [PortState.Silent].
 	Listen bool
@@ -54,6 +56,9 @@ type PortState struct {
 	// carrier at most [ListenFor] ago, and no frame has come from an address of
 	// the guest since. False if the port had carrier when the dataplane started.
 	Silent bool
+	// Contacts has the last request of the guest for its configuration by each
+	// protocol, since the dataplane started.
+	Contacts []Contact
 	// Faults lists, in words, how the port differs from what Put made; empty: it
 	// does not differ. A port that was not put since the dataplane started has the
 	// fault that it is unverified.

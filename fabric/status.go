@@ -15,16 +15,20 @@ type PortEntry struct {
 	Routes    []netip.Prefix `json:"routes"`
 	Since     time.Time      `json:"since"`
 	Origin    string         `json:"origin,omitempty"`
-	Trouble   string         `json:"trouble,omitempty"` // why the port is not as it is wanted
-	Node      string         `json:"node,omitempty"`    // where it is; empty: on the node that lists it
+	Trouble   string         `json:"trouble,omitempty"`  // why the port is not as it is wanted
+	Node      string         `json:"node,omitempty"`     // where it is; empty: on the node that lists it
+	Contacts  []Contact      `json:"contacts,omitempty"` // the guest's last requests for its configuration; empty: it never asked
 }
 
 // GuestEntry is a guest of a node, as the node's agent lists it.
 type GuestEntry struct {
-	VM      VM        `json:"vm"`
-	States  []State   `json:"states"` // of the ports: Wired or Live, as they are, not as they are wanted
-	Since   time.Time `json:"since"`
-	Trouble string    `json:"trouble,omitempty"` // why the guest is not as it is wanted
+	VM     VM        `json:"vm"`
+	States []State   `json:"states"` // of the ports: Wired or Live, as they are, not as they are wanted
+	Since  time.Time `json:"since"`
+	// Contacts has the last requests for its configuration of the guest, by port; the
+	// outer list is empty if it never asked.
+	Contacts [][]Contact `json:"contacts,omitempty"`
+	Trouble  string      `json:"trouble,omitempty"` // why the guest is not as it is wanted
 	// Orphan: the agent lost what it knew of the guest. What it has is read from its
 	// ports, and its identity is not known.
 	Orphan bool `json:"orphan,omitempty"`
@@ -37,6 +41,9 @@ func (g GuestEntry) Ports(c *Cluster) []PortEntry {
 		entries[i] = PortEntry{
 			VM: g.VM.Name, Port: p.Name, Kind: p.NIC.Kind, State: g.States[i], Addresses: p.NIC.Addresses, Routes: p.NIC.Routes,
 			Since: g.Since, Origin: g.VM.Origin, Trouble: g.Trouble,
+		}
+		if i < len(g.Contacts) {
+			entries[i].Contacts = g.Contacts[i]
 		}
 		if entries[i].Routes == nil {
 			entries[i].Routes = []netip.Prefix{}

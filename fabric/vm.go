@@ -89,6 +89,10 @@ type VM struct {
 	// Resolve: the hypervisor does not know the addresses of the NICs, so the
 	// agent asks a [Resolver]. It stays true after the resolver has answered.
 	Resolve bool `json:"resolve,omitempty"`
+	// NoDHCP and NoRA: the node answers no DHCP requests of the guest, and sends it no
+	// router advertisements ([Guests] says so for all).
+	NoDHCP bool `json:"no_dhcp,omitempty"`
+	NoRA   bool `json:"no_ra,omitempty"`
 	// Container: the guest shares the node's kernel. Its links have no permanent
 	// MAC address, by which some programs find links.
 	Container bool `json:"container,omitempty"`
@@ -414,7 +418,7 @@ func (v VM) Ports(c *Cluster) []Port {
 		if nic.Kind == "" {
 			nic.Kind = Tap
 		}
-		ports[n] = Port{Name: PortName(v.Name, n), Cluster: c.Name, VM: v.Name, Index: n, NIC: nic, Gateway: c.Gateway}
+		ports[n] = Port{Name: PortName(v.Name, n), Cluster: c.Name, VM: v.Name, Index: n, NIC: nic, Gateway: c.Gateway, NoDHCP: v.NoDHCP, NoRA: v.NoRA}
 	}
 	return ports
 }
