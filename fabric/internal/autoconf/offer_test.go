@@ -1,0 +1,72 @@
+package autoconf
+
+import (
+	"encoding/hex"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+
+	"github.com/vmfabric/vmfabric/fabric"
+)
+
+func hexOf(b []byte) string { return hex.EncodeToString(b) }
+
+func TestOfferOf(t *testing.T) {
+	t.Parallel()
+	want := web()
+	p := fabric.Port{
+		VM: "web-1", Gateway: want.Gateway,
+		NIC: fabric.NIC{Addresses: want.Addresses, Routes: want.Routes, MAC: guestMAC},
+	}
+	g := fabric.Guests{DNS: want.DNS, Search: want.Search, NTP: want.NTP, MTU: 1450}
+	assert.Equal(t, want, OfferOf(p, g))
+	p.NIC.MTU = 9000
+	assert.Equal(t, 9000, OfferOf(p, g).MTU, "the NIC's own comes first")
+	for _, off := range []func(*fabric.Port, *fabric.Guests){
+		func(p *fabric.Port, g *fabric.Guests) { p.NoDHCP, g.NoRA = true, true },
+		func(p *fabric.Port, g *fabric.Guests) { g.NoDHCP, p.NoRA = true, true },
+	} {
+		p, g := p, g
+		off(&p, &g)
+		o := OfferOf(p, g)
+		assert.False(t, o.DHCP || o.RA)
+	}
+}
+
+// TestHostname: a guest is told its name if that can be one (RFC 1123, 2.1).
+func TestHostname(t *testing.T) {
+	t.Parallel()
+	for vm, want := range map[string]string{
+		"web-1": "web-1", "web.example.net": "web.example.net", "3com": "3com", "Web": "Web",
+		"sea_gold": "", "web.": "", "-web": "", "web-": "", "a..b": "", "": "", "wéb": "", "my vm": "",
+		"203.0.113.10": "", "xn--99999999": "", strings.Repeat("a", 64): "",
+	} {
+		assert.Equal(t, want, OfferOf(fabric.Port{VM: vm}, fabric.Guests{}).Hostname, vm)
+	}
+}
+
+// TestCompressedNames: RFC 1035, 4.1.4, and its example in RFC 3397.
+func TestCompressedNames(t *testing.T) {
+	t.Parallel()
+	assert.Equal(t, []byte("\x03eng\x05apple\x03com\x00\x09marketing\xc0\x04"), compressed([]string{"eng.apple.com", "marketing.apple.com"}))
+	assert.Equal(t, []byte("\x01a\x00\xc0\x00"), compressed([]string{"a", "A"}))
+	assert.Empty(t, compressed(nil))
+}
+
+// TestPartialChecksum: a packet of a guest on this machine may have left its checksum
+// to a device that does not exist.
+func TestPartialChecksum(t *testing.T) {
+	t.Parallel()
+	r := udpRequest("[fe80::2]:546", "[ff02::1:2]:547", []byte{1, 2, 3})
+	pseudo := fold(pseudoHeader(netip.MustParseAddr("fe80::2"), netip.MustParseAddr("ff02::1:2"), protocolUDP, 11))
+	r.Packet[46], r.Packet[47] = byte(pseudo>>8), byte(pseudo)
+	d, ok := parse(r.Packet)
+	assert.True(t, ok)
+	assert.Empty(t, d.fault)
+	assert.Equal(t, []byte{1, 2, 3}, d.payload)
+	r.Packet[47]++
+	d, _ = parse(r.Packet)
+	assert.Equal(t, "its checksum is wrong", d.fault)
+}
