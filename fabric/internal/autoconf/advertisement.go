@@ -94,7 +94,7 @@ func (o Offer) Advertisement() []byte {
 		Options:              o.neighborOptions(),
 	}, o.Gateway.IPv6, allNodes)
 	if err != nil {
-		return nil // nothing that can be encoded, such as an MTU below zero
+		return nil // never: all that an option could not have is left out before
 	}
 	return append(frame(o.Gateway.MAC, allNodesMAC, o.Gateway.IPv6, allNodes, protocolICMPv6, hopsOnLink, len(body)), body...)
 }

@@ -59,9 +59,10 @@ func TestAdvertisement(t *testing.T) {
 	}, advertised(t, web().Advertisement()))
 	off := plain()
 	off.DHCP = false
+	off.Routes = []netip.Prefix{netip.MustParsePrefix("2001:db8:300::/48"), netip.MustParsePrefix("2001:db8:200:2::1/64")}
 	ra := advertised(t, off.Advertisement())
 	assert.False(t, ra.ManagedConfiguration || ra.OtherConfiguration, "nobody answers DHCPv6")
-	assert.Len(t, ra.Options, 2)
+	assert.Len(t, ra.Options, 2, "a guest makes addresses in a /64 alone")
 }
 
 // TestLargeAdvertisement: what does not fit into an option is left out.

@@ -180,7 +180,11 @@ func TestNothingIsAsked(t *testing.T) {
 	message := discover().ToBytes()
 	fromGateway := udpRequest("0.0.0.0:68", "255.255.255.255:67", message)
 	fromGateway.From = gatewayMAC
+	longer := udpRequest("0.0.0.0:68", "255.255.255.255:67", message)
+	longer.Packet[25]++ // the length in the header of UDP
+	longer.Packet = append(longer.Packet, 0)
 	for name, r := range map[string]Request{
+		"UDP beyond its packet":    longer,
 		"nothing":                  {},
 		"an IP version":            {Packet: []byte{0x50}},
 		"another port":             udpRequest("203.0.113.10:68", "169.254.1.1:53", message),

@@ -58,7 +58,7 @@ func prefixOf(o dhcpv6.Option) (p netip.Prefix, ok bool) {
 		}
 		return netip.PrefixFrom(netip.AddrFrom16([16]byte(data)), 128), true
 	case dhcpv6.OptionIAPrefix: // two lifetimes, length, prefix
-		if len(data) < 25 || data[8] > 128 {
+		if len(data) < 25 {
 			return p, false
 		}
 		return netip.PrefixFrom(netip.AddrFrom16([16]byte(data[9:])), int(data[8])), true

@@ -46,6 +46,7 @@ func ask4(t *testing.T, o Offer, m *dhcpv4.DHCPv4) (*dhcpv4.DHCPv4, datagram, fa
 	assert.Equal(t, dhcpv4.OpcodeBootReply, reply.OpCode)
 	assert.Equal(t, m.TransactionID, reply.TransactionID)
 	assert.Equal(t, m.ClientHWAddr, reply.ClientHWAddr)
+	assert.Equal(t, m.Flags, reply.Flags)
 	assert.Equal(t, gateway4.AsSlice(), []byte(reply.ServerIdentifier()))
 	return reply, d, contact
 }
@@ -170,6 +171,7 @@ func TestWhereAnswersGo(t *testing.T) {
 	a = web().Answer(udpRequest("0.0.0.0:68", "255.255.255.255:67", m.ToBytes()))
 	assert.Equal(t, broadcastMAC[:], a.Frames[0][:6])
 	assert.Equal(t, broadcast4, sane(t, web(), Request{From: guestMAC}, a)[0].dst)
+	ask4(t, web(), m)
 }
 
 // TestInform: a guest with a static address gets the rest, without a lease.
@@ -277,6 +279,10 @@ func TestRoom(t *testing.T) {
 	assert.LessOrEqual(t, n, 1450)
 	require.Len(t, reply.DomainSearch().Labels, 15, "in options of 255 bytes each")
 	assert.Equal(t, o.Search[14], reply.DomainSearch().Labels[14])
+	o.MTU = 1000
+	n, _ = size(1500)
+	assert.LessOrEqual(t, n, 1000, "what the link takes")
+	assert.Greater(t, n, 900)
 	m := discover()
 	m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionClientIdentifier, bytes.Repeat([]byte{1}, 255)))
 	reply, _, _ = ask4(t, o, m)

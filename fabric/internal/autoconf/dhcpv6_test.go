@@ -203,6 +203,14 @@ func TestManyAddresses(t *testing.T) {
 	assert.Equal(t, guest6.String(), addresses[len(addresses)-1].IPv6Addr.String())
 	assert.Len(t, reply.Options.OneIAPD().Options.Prefixes(), maxForeign+maxPrefixes)
 	assert.Len(t, reply.Options.IANA(), 1+maxRefusals)
+	m.UpdateOption(&dhcpv6.OptionGeneric{OptionCode: dhcpv6.OptionClientID, OptionData: make([]byte, maxDUID)})
+	m.AddOption(dhcpv6.OptRequestedOption(dhcpv6.OptionNTPServer, dhcpv6.OptionFQDN))
+	for i := range maxServers {
+		o.NTP = append(o.NTP, netip.AddrFrom16([16]byte{0x20, 1, 15: byte(i)}))
+	}
+	d, _ := answerOf(t, o, multicast(m))
+	assert.LessOrEqual(t, len(d.payload), maxMessage6)
+	assert.Greater(t, len(d.payload), maxMessage6-200, "more was wanted than fits")
 	reply, _ = ask6(t, o, message6(dhcpv6.MessageTypeInformationRequest))
 	assert.Len(t, reply.Options.DomainSearchList().Labels, maxDomains)
 }
@@ -308,6 +316,7 @@ func TestSilence6(t *testing.T) {
 		{web(), message6(dhcpv6.MessageTypeInformationRequest, iaNA(1)), "it asks for addresses, which an INFORMATION-REQUEST cannot"},
 		{web(), message6(dhcpv6.MessageTypeConfirm, iaNA(1)), "it has no addresses to confirm"},
 		{web(), without(solicit(), dhcpv6.OptionClientID), "it has no client identifier of at most 130 bytes"},
+		{web(), message6(dhcpv6.MessageTypeInformationRequest, &dhcpv6.OptionGeneric{OptionCode: dhcpv6.OptionElapsedTime}, iaPD(1)), "it asks for addresses, which an INFORMATION-REQUEST cannot"},
 		{web(), message6(dhcpv6.MessageTypeAdvertise), "it is not a message of a client"},
 		{web(), message6(dhcpv6.MessageTypeReconfigure), "it is not a message of a client"},
 		{web(), message6(99), "it is not a message of a client"},
@@ -318,6 +327,9 @@ func TestSilence6(t *testing.T) {
 		assert.Empty(t, a.Frames, test.why)
 		assert.Equal(t, test.why, a.Contact.Refused)
 	}
+	long := solicit()
+	long.UpdateOption(&dhcpv6.OptionGeneric{OptionCode: dhcpv6.OptionClientID, OptionData: make([]byte, maxDUID+1)})
+	assert.Equal(t, "it has no client identifier of at most 130 bytes", web().Answer(multicast(long)).Contact.Refused)
 	relay := udpRequest("["+linkLocal.String()+"]:547", "[ff02::1:2]:547", append([]byte{12, 0}, make([]byte, 32)...))
 	assert.Equal(t, "a relay sent it", web().Answer(relay).Contact.Refused)
 	global := udpRequest("[2001:db8:100::10]:546", "[ff02::1:2]:547", solicit().ToBytes())

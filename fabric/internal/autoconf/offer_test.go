@@ -70,3 +70,16 @@ func TestPartialChecksum(t *testing.T) {
 	d, _ = parse(r.Packet)
 	assert.Equal(t, "its checksum is wrong", d.fault)
 }
+
+// TestChecksumOfZero: a sum of 0 is written as 0xffff, since 0 says that there is none.
+func TestChecksumOfZero(t *testing.T) {
+	t.Parallel()
+	src, dst := netip.MustParseAddrPort("[fe80::1]:547"), netip.MustParseAddrPort("[fe80::2]:546")
+	b := udpFrame(gatewayMAC, guestMAC, src, dst, []byte{0, 0})
+	at := ethernetLen + ipv6Len + 6
+	b = udpFrame(gatewayMAC, guestMAC, src, dst, b[at:at+2]) // the sum of all is now 0
+	assert.Equal(t, []byte{0xff, 0xff}, b[at:at+2])
+	d, ok := parse(b[ethernetLen:])
+	assert.True(t, ok)
+	assert.Empty(t, d.fault)
+}
