@@ -123,6 +123,36 @@ func TestHypervisorCoreKnowsNoHypervisor(t *testing.T) {
 	}
 }
 
+// TestAnswersDependOnTheirInput holds that what a guest is told of its network is
+// decided by plain values: nothing there has a socket, a clock, a lock, randomness or a
+// log.
+func TestAnswersDependOnTheirInput(t *testing.T) {
+	const dir = "./fabric/internal/autoconf"
+	out, err := exec.Command("go", "list", "-f", `{{join .Imports "\n"}}`, dir).Output()
+	require.NoError(t, err)
+	imports := strings.Fields(string(out))
+	assert.Contains(t, imports, "github.com/insomniacslk/dhcp/dhcpv4")
+	for _, i := range imports {
+		for _, part := range []string{"context", "io", "log", "math/rand", "os", "sync", "syscall", "golang.org/x/sys"} {
+			assert.False(t, i == part || strings.HasPrefix(i, part+"/"), "%s imports %s", dir, i)
+		}
+	}
+	files, _ := parsed(t, "fabric/internal/autoconf")
+	for path, f := range files {
+		ast.Inspect(f, func(n ast.Node) bool {
+			s, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			if x, _ := s.X.(*ast.Ident); x != nil {
+				name := x.Name + "." + s.Sel.Name
+				assert.NotContains(t, []string{"time.Now", "time.Since", "net.Dial", "net.Listen", "net.Interfaces", "dhcpv4.New", "dhcpv6.NewMessage"}, name, path)
+			}
+			return true
+		})
+	}
+}
+
 // TestWaitsHaveAnOwner holds that no source, and nothing of the kernel, waits for
 // what nobody ends: they make no context out of nothing, and do not sleep.
 func TestWaitsHaveAnOwner(t *testing.T) {
