@@ -122,7 +122,7 @@ func answerOf(t require.TestingT, o Offer, r Request) (datagram, fabric.Contact)
 func TestRealClients(t *testing.T) {
 	t.Parallel()
 	answers := map[string]string{
-		"DISCOVER": "OFFER", "REQUEST": "ACK", "RENEW": "ACK", "RELEASE": "", "INIT-REBOOT": "ACK",
+		"DISCOVER": "OFFER", "REQUEST": "ACK", "RENEW": "ACK", "RELEASE": "", "DECLINE": "", "INIT-REBOOT": "ACK",
 		"SOLICITATION": "ADVERTISEMENT",
 		"SOLICIT":      "ADVERTISE", "INFORMATION-REQUEST": "REPLY", "CONFIRM": "REPLY",
 	}
@@ -146,7 +146,8 @@ func TestRealClients(t *testing.T) {
 		default:
 			assert.Equal(t, want, got, "packet %d of %s", i, p.client)
 		}
-		if p.client == "udhcpc-1.35.0" && p.message != "RELEASE" {
+		assert.Equal(t, p.message == "DECLINE", a.Contact.Declined == guest4, "it had seen another machine with the address")
+		if p.client == "udhcpc-1.35.0" && p.message != "RELEASE" && p.message != "DECLINE" {
 			assert.Equal(t, "PXEClient:Arch:00000:UNDI:002001", a.Contact.Client)
 		}
 		if p.client == "networkd-252" && (p.message == "SOLICIT" || p.message == "DISCOVER") {
