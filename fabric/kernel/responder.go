@@ -1,0 +1,283 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/autoconf"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/capture"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/nflog"
+	"github.com/vmfabric/vmfabric/internal/signal"
+)
+
+// requestGroups are the groups of nfnetlink_log of which a dataplane takes one.
+var requestGroups = []uint16{147, 148, 149, 150}
+
+// Router advertisements that nobody asked for. A guest that got none for 18 h loses
+// its IPv6 default route.
+const (
+	advertiseLeast = 5 * time.Minute
+	advertiseMost  = 10 * time.Minute
+	advertiseLook  = 2 * time.Second // how often the responder looks which ports are due
+)
+
+// responder answers the guests' DHCP requests and router solicitations, and
+// advertises the node as a router. It owns what each port is told.
+//
+// The packet filter logs the requests to the responder and drops them, on ways that
+// no forwarded packet takes. So there is one socket for all ports, and none that
+// another DHCP server on the node could be in the way of, or that would be in its
+// way. A packet that comes while no agent runs is dropped.
+type responder struct {
+	guests   fabric.Guests
+	log      *slog.Logger
+	requests *nflog.Listener // nil: there are no requests
+	sender   *capture.Sender
+	due      signal.Signal // a port is to be advertised to at once
+	stop     chan struct{}
+	wg       sync.WaitGroup
+
+	mu    sync.Mutex
+	table toldPorts
+}
+
+// toldPorts has the ports that this process has put, by the index of their link. A
+// goroutine that has it, by [responder.open], has it alone.
+type toldPorts struct {
+	byIndex map[int32]*toldPort
+	byName  map[string]int32
+}
+
+// toldPort is a port and what its guest is told.
+type toldPort struct {
+	port     fabric.Port
+	offer    autoconf.Offer
+	contacts []fabric.Contact // the newest of each protocol
+	next     time.Time        // of the next advertisement
+}
+
+func newResponder(cfg Config) *responder {
+	return &responder{
+		guests: cfg.Guests, log: slog.New(slog.DiscardHandler), due: signal.New(), stop: make(chan struct{}),
+		table: toldPorts{byIndex: map[int32]*toldPort{}, byName: map[string]int32{}},
+	}
+}
+
+// open locks the table for the caller, until it calls done.
+func (r *responder) open() (t *toldPorts, done func()) {
+	r.mu.Lock()
+	return &r.table, r.mu.Unlock
+}
+
+// listen opens the sockets, unless the cluster has no use for them. close closes
+// them, also after an error.
+func (r *responder) listen() (err error) {
+	if r.guests.NoDHCP && r.guests.NoRA {
+		return nil
+	}
+	if r.sender, err = capture.NewSender(); err != nil {
+		return err
+	}
+	if err := logsPackets(); err != nil {
+		return err
+	}
+	r.requests, err = nflog.Listen(requestGroups...)
+	return err
+}
+
+// refusal says for people why guests are not answered.
+func refusal(err error) string {
+	way := "load nfnetlink_log and nft_log, and restart the agent"
+	switch {
+	case errors.Is(err, nflog.ErrTaken):
+		way = "free one of them (cat /proc/net/netfilter/nfnetlink_log), and restart the agent"
+	case errors.Is(err, os.ErrPermission) || errors.Is(err, unix.EAFNOSUPPORT):
+		way = "then restart the agent"
+	}
+	return fmt.Sprintf("guests get no answer to DHCP requests and router solicitations: %v; %s", err, way)
+}
+
+// start begins to answer and to advertise.
+func (r *responder) start() {
+	if r.requests != nil {
+		r.wg.Go(r.answer)
+	}
+	if r.sender != nil && !r.guests.NoRA {
+		r.wg.Go(r.advertise)
+	}
+}
+
+// close ends what start began. The guests keep what they were told.
+func (r *responder) close() error {
+	close(r.stop)
+	var errs []error
+	if r.requests != nil {
+		errs = append(errs, r.requests.Close())
+	}
+	r.wg.Wait()
+	if r.sender != nil {
+		errs = append(errs, r.sender.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// attend tells the guest of a port from now on what the port says.
+func (r *responder) attend(p fabric.Port, index int32) {
+	t, done := r.open()
+	defer done()
+	had := t.byIndex[index]
+	if had != nil && reflect.DeepEqual(had.port, p) {
+		return
+	}
+	next := &toldPort{port: p, offer: autoconf.OfferOf(p, r.guests), next: time.Now()}
+	if had != nil && had.port.Name == p.Name {
+		next.contacts = had.contacts
+	}
+	t.forget(p.Name)
+	t.byIndex[index], t.byName[p.Name] = next, index
+	r.due.Send()
+}
+
+// leave forgets a port that is being removed.
+func (r *responder) leave(name string) {
+	t, done := r.open()
+	defer done()
+	t.forget(name)
+}
+
+func (t *toldPorts) forget(name string) {
+	if i, there := t.byName[name]; there {
+		delete(t.byIndex, i)
+		delete(t.byName, name)
+	}
+}
+
+// gone forgets the port of a link that was deleted.
+func (r *responder) gone(index int32) {
+	t, done := r.open()
+	defer done()
+	if p := t.byIndex[index]; p != nil {
+		t.forget(p.port.Name)
+	}
+}
+
+// contacts returns the last contact of a port's guest by each protocol.
+func (r *responder) contacts(index int32) []fabric.Contact {
+	t, done := r.open()
+	defer done()
+	if p := t.byIndex[index]; p != nil {
+		return slices.Clone(p.contacts)
+	}
+	return nil
+}
+
+// offer returns what the guest behind a link is told; ok is false for a link that
+// is no port.
+func (t *toldPorts) offer(index int32) (o autoconf.Offer, ok bool) {
+	if p := t.byIndex[index]; p != nil {
+		return p.offer, true
+	}
+	return autoconf.Offer{}, false
+}
+
+// note keeps a contact of the guest behind a link.
+func (t *toldPorts) note(index int32, c fabric.Contact) {
+	p := t.byIndex[index]
+	if p == nil {
+		return // removed meanwhile
+	}
+	same := func(o fabric.Contact) bool { return o.Protocol == c.Protocol }
+	p.contacts = append(slices.DeleteFunc(p.contacts, same), c)
+}
+
+// answer answers requests one after the other, as they come.
+func (r *responder) answer() {
+	for {
+		packets, err := r.requests.Receive()
+		if err != nil {
+			if !errors.Is(err, os.ErrClosed) {
+				r.log.Error("guests get no answers any more", "err", err)
+			}
+			return
+		}
+		for _, p := range packets {
+			r.respond(p)
+		}
+	}
+}
+
+// respond answers a request. A port that this process has not put gets no answer:
+// what its guest may have is not known yet.
+func (r *responder) respond(p nflog.Packet) {
+	t, done := r.open()
+	o, known := t.offer(p.Index)
+	done()
+	if !known {
+		return
+	}
+	a := o.Answer(autoconf.Request{From: p.From, Packet: p.Data})
+	for _, f := range a.Frames {
+		r.send(p.Index, f)
+	}
+	if a.Contact.Protocol == "" {
+		return // nobody's request
+	}
+	a.Contact.At = time.Now()
+	t, done = r.open()
+	t.note(p.Index, a.Contact)
+	done()
+}
+
+// send sends a frame to a guest, which asks again if there is no room for it now.
+func (r *responder) send(index int32, frame []byte) {
+	if err := r.sender.SendNow(index, frame); err != nil {
+		r.log.Debug("answer lost", "link", index, "err", err)
+	}
+}
+
+// advertise sends router advertisements that nobody asked for: to a port that was
+// made or has changed at once, to the others at random times.
+func (r *responder) advertise() {
+	look := time.NewTicker(advertiseLook)
+	defer look.Stop()
+	for {
+		select {
+		case <-r.stop:
+			return
+		case <-r.due:
+		case <-look.C:
+		}
+		t, done := r.open()
+		due := t.due(time.Now())
+		done()
+		for index, o := range due {
+			if f := o.Advertisement(); f != nil {
+				r.send(index, f)
+			}
+		}
+	}
+}
+
+// due returns the ports to which an advertisement is due, by the index of their link,
+// and sets the times of their next.
+func (t *toldPorts) due(now time.Time) map[int32]autoconf.Offer {
+	due := map[int32]autoconf.Offer{}
+	for index, p := range t.byIndex {
+		if p.next.After(now) {
+			continue
+		}
+		due[index] = p.offer
+		p.next = now.Add(advertiseLeast + rand.N(advertiseMost-advertiseLeast))
+	}
+	return due
+}
