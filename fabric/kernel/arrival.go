@@ -179,8 +179,9 @@ func (d *Dataplane) arriving() map[string][]netip.Prefix {
 }
 
 // attend opens the listeners of a port that was put, on the link that the port is
-// now.
+// now, and has its guest's requests answered.
 func (d *Dataplane) attend(p fabric.Port, index int32) {
+	d.responder.attend(p, index)
 	here := d.watch.cache.put(index)
 	err := d.moves.attend(p, index)
 	if p.Listen {

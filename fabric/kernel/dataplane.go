@@ -68,6 +68,7 @@ type Dataplane struct {
 	host       host
 	moves      *moves
 	conditions *conditions
+	responder  *responder
 
 	forwarding *forwarding
 	hops       *nextHops
@@ -78,8 +79,8 @@ type Dataplane struct {
 // node, sets up the packet filter, and watches until Close. ctx ends only the
 // trials of the node's forwarding. New fails without CAP_NET_ADMIN.
 func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
-	d := &Dataplane{cluster: cfg.Cluster, log: slog.New(slog.DiscardHandler), ports: newPorts(), conditions: &conditions{}}
-	d.host.ipv6, d.host.filter, d.host.conditions = hasIPv6(), newFilter(cfg), d.conditions
+	d := &Dataplane{cluster: cfg.Cluster, log: slog.New(slog.DiscardHandler), ports: newPorts(), conditions: &conditions{}, responder: newResponder(cfg)}
+	d.host.ipv6, d.host.conditions = hasIPv6(), d.conditions
 	d.watch = newWatcher(d)
 	d.hops, d.forwarding = newNextHops(cfg.NextHop, cfg.NextHop6), newForwarding(cfg.Samples, d.host.ipv6)
 	d.waysOut = newWaysOut(cfg, d.forwarding.trials.guests)
@@ -97,7 +98,7 @@ func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
 	d.reaper.rtnl, d.host.underlay = d.rtnl, underlay{d.rtnl, cfg.Underlay}
-	if err = d.start(ctx, cfg.Netlink); err != nil {
+	if err = d.start(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("kernel: %w", errors.Join(err, d.Close()))
 	}
 	return d, nil
@@ -105,22 +106,39 @@ func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 
 // start opens the parts of a dataplane. After an error, Close closes those that are
 // open.
-func (d *Dataplane) start(ctx context.Context, n *Netlink) (err error) {
+func (d *Dataplane) start(ctx context.Context, cfg Config) (err error) {
+	d.listenToRequests(cfg)
 	if d.moves, err = newMoves(d.watch.changed.Send, d.introduce); err != nil {
 		return err
 	}
 	if err := errors.Join(d.findDiversions(ctx), d.renameFormer()); err != nil {
 		return err
 	}
-	if err := d.watch.start(n); err != nil {
+	if err := d.watch.start(cfg.Netlink); err != nil {
 		return err
 	}
+	d.responder.start()
 	return errors.Join(d.startWaysOut(), d.startForwarding(ctx))
+}
+
+// listenToRequests opens the responder's sockets, and makes the filter, which sends it
+// the guests' requests. Without the sockets everything else works as ever.
+func (d *Dataplane) listenToRequests(cfg Config) {
+	d.responder.log = d.log
+	if err := d.responder.listen(); err != nil {
+		d.conditions.set("requests", refusal(err))
+		d.log.Warn("requests of guests", "err", err)
+	}
+	var q requests
+	if l := d.responder.requests; l != nil {
+		q = requestsOf(cfg.Guests, l.Group)
+	}
+	d.host.filter = newFilter(cfg, q)
 }
 
 // Close ends the watching. Everything in the kernel stays.
 func (d *Dataplane) Close() error {
-	errs := []error{d.forwarding.close(), d.waysOut.close(), d.watch.close()}
+	errs := []error{d.forwarding.close(), d.waysOut.close(), d.watch.close(), d.responder.close()}
 	if d.moves != nil {
 		errs = append(errs, d.moves.close())
 	}
@@ -160,7 +178,7 @@ func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
 		}
 		s := fabric.PortState{
 			Name: l.name, Cluster: cluster, VM: vm, Index: index,
-			NIC: l.nic(), Carrier: l.carrier(), Lost: l.hadCarrier && l.up() && !l.carrier(),
+			NIC: l.nic(), Carrier: l.carrier(), Lost: l.hadCarrier && l.up() && !l.carrier(), Contacts: d.responder.contacts(l.index),
 		}
 		if known {
 			s.NIC.Kind, s.Faults = p.NIC.Kind, d.faults(p, l)
@@ -799,6 +817,7 @@ func (d *Dataplane) Remove(_ context.Context, names ...string) error {
 	for _, name := range names {
 		p, wanted := d.ports.remove(name)
 		d.moves.leave(name)
+		d.responder.leave(name)
 		d.conditions.set("hear "+name, "")
 		l, err := d.rtnl.linkByName(name)
 		if errors.Is(err, os.ErrNotExist) {

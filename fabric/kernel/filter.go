@@ -15,6 +15,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // tableName is the name of the fabric's nftables tables, of the families inet and
@@ -45,7 +47,8 @@ const arrivingMap = "arriving"
 //     underlay. The filter does without connection tracking, which every packet of
 //     the node would pay for.
 //   - To the node itself pass echo, errors, neighbor discovery, answers, and
-//     packets to the ports that the cluster file opens.
+//     packets to the ports that the cluster file opens. DHCP requests and router
+//     solicitations are logged for the responder, and dropped.
 //   - ARP and neighbor discovery have a rate limit for each port. Sources that are
 //     new to the node in them have another, and so have new link-local sources of
 //     any packet: the neighbour tables are the whole host's.
@@ -64,12 +67,12 @@ type filter struct {
 	arriving map[string][]netip.Prefix // by port
 }
 
-func newFilter(cfg Config) *filter {
-	return &filter{ports: portRules(cfg), neighbour: arpRules()}
+func newFilter(cfg Config, q requests) *filter {
+	return &filter{ports: portRules(cfg, q), neighbour: arpRules()}
 }
 
 // portRules is the table for IP.
-func portRules(cfg Config) *ruleset {
+func portRules(cfg Config, q requests) *ruleset {
 	r := newRuleset(nftables.TableFamilyINet)
 	r.base("sources", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
 	r.base("input", nftables.ChainHookInput, nftables.ChainPriorityFilter)
@@ -80,8 +83,8 @@ func portRules(cfg Config) *ruleset {
 		r.set(nftables.Set{Name: "private" + f.digit, KeyType: f.address, Interval: true}, intervals(f.of(cfg.Private))...)
 		r.set(nftables.Set{Name: "reach" + f.digit, KeyType: f.address, Interval: true}, intervals(f.of(cfg.Guests.Reach))...)
 		r.set(nftables.Set{Name: "destinations" + f.digit, KeyType: f.address, Interval: true, IsMap: true, DataType: nftables.TypeVerdict},
-			intervals(f.destinations(cfg.Private))...)
-		r.set(nftables.Set{Name: "near" + f.digit, KeyType: octets[f.first]}, f.starts(f.destinations(cfg.Private))...)
+			intervals(f.destinations(cfg.Private, q))...)
+		r.set(nftables.Set{Name: "near" + f.digit, KeyType: octets[f.first]}, f.starts(f.destinations(cfg.Private, q))...)
 		r.dynamic("pairs"+f.digit, f.address, f.address)
 		r.dynamic("udp_flows"+f.digit, f.address, nftables.TypeInetService, f.address, nftables.TypeInetService)
 	}
@@ -91,6 +94,7 @@ func portRules(cfg Config) *ruleset {
 	r.dynamic("advertisements", nftables.TypeIFIndex)
 	r.dynamic("new_sources", nftables.TypeIFIndex)
 	r.dynamic("neighbours", nftables.TypeIFIndex, nftables.TypeIP6Addr)
+	r.dynamic("requesting", nftables.TypeIFIndex)
 	r.set(nftables.Set{Name: arrivingMap, KeyType: nftables.TypeIFName, IsMap: true, DataType: nftables.TypeVerdict})
 	r.set(nftables.Set{Name: "tcp_ports", KeyType: nftables.TypeInetService}, services(cfg, "tcp")...)
 	r.set(nftables.Set{Name: "udp_ports", KeyType: nftables.TypeInetService}, services(cfg, "udp")...)
@@ -105,7 +109,10 @@ func portRules(cfg Config) *ruleset {
 	r.add("from4", routed(true), ipv4.near(ipv4.dst, true), accept()) // most packets
 	r.add("from4", routed(true), goTo("destination4"))
 	r.add("from4", portName(), byMap(1, arrivingMap))
-	r.add("from4", ipv4.source(expr.CmpOpEq, unspecified), ipv4.destination(expr.CmpOpEq, netip.MustParsePrefix("255.255.255.255/32")), accept())
+	if q.dhcp4 {
+		r.add("from4", ipv4.source(expr.CmpOpEq, unspecified), ipv4.destination(expr.CmpOpEq, broadcast4), toService(unix.IPPROTO_UDP, serverPort4), goTo("requests"))
+	}
+	r.add("from4", ipv4.source(expr.CmpOpEq, unspecified), ipv4.destination(expr.CmpOpEq, broadcast4), accept())
 	r.add("from4", drop())
 	r.add("from6", key(incoming, ipv6.saddr), found("checked"), ipv6.near(ipv6.dst, true), accept()) // most packets
 	r.add("from6", key(incoming, ipv6.saddr), found("checked"), goTo("destination6"))
@@ -146,7 +153,15 @@ func portRules(cfg Config) *ruleset {
 		r.add("output", groupIs(expr.MetaKeyOIFGROUP), f.is(), protocol(unix.IPPROTO_UDP),
 			key(f.daddr, dport, f.saddr, sport), remember("udp_flows"+f.digit, flowFor, true))
 	}
+	if q.dhcp4 {
+		r.add("broadcast4", toService(unix.IPPROTO_UDP, serverPort4), goTo("requests"))
+		r.add("broadcast4", accept())
+	}
 	// Link-local sources and destinations reach only the node, on the port itself.
+	if q.dhcp6 {
+		// The kernel does not join ff02::1:2 and would drop these before input.
+		r.add("from_link_local", ipv6.destination(expr.CmpOpEq, onLink6), toService(unix.IPPROTO_UDP, serverPort6), goTo("requests"))
+	}
 	r.add("from_link_local", jump("new_source"))
 	r.add("from_link_local", ipv6.destination(expr.CmpOpEq, onLink6), accept())
 	r.add("from_link_local", destinationIs(unix.RTN_LOCAL, true), accept())
@@ -161,6 +176,7 @@ func portRules(cfg Config) *ruleset {
 	r.add("input", fromPort(), goTo("to_node"))
 	r.add("to_node", agents, drop())
 	r.add("to_node", connected(), accept())
+	r.addRequests("to_node", q)
 	r.add("to_node", toServices(unix.IPPROTO_TCP, "tcp_ports"), accept())
 	r.add("to_node", toServices(unix.IPPROTO_UDP, "udp_ports"), accept())
 	for _, f := range []family{ipv4, ipv6} {
@@ -190,6 +206,60 @@ func portRules(cfg Config) *ruleset {
 	r.add("resolution", jump("new_source"))
 	r.add("resolution", accept())
 	return r.finish()
+}
+
+// requests says which requests of guests the filter logs for the responder, and to
+// which group of nfnetlink_log.
+type requests struct {
+	dhcp4, dhcp6, ra bool
+	group            uint16
+}
+
+// requestsOf returns what a cluster's guests ask the responder. A DHCP server that
+// the operator runs on the nodes, and lets the guests reach, has precedence.
+func requestsOf(g fabric.Guests, group uint16) requests {
+	served := func(port uint16) bool {
+		return slices.Contains(g.NodePorts, fabric.Service{Protocol: "udp", Port: port})
+	}
+	return requests{
+		dhcp4: !g.NoDHCP && !served(serverPort4), dhcp6: !g.NoDHCP && !served(serverPort6), ra: !g.NoRA, group: group,
+	}
+}
+
+// addRequests takes the requests to the node itself, and makes the chain of all.
+// They end there: the node has no socket for them, and would answer by an ICMP error.
+func (r *ruleset) addRequests(chain string, q requests) {
+	if q.dhcp4 {
+		r.add(chain, ipv4.is(), toService(unix.IPPROTO_UDP, serverPort4), goTo("requests"))
+	}
+	if q.dhcp6 {
+		r.add(chain, ipv6.is(), toService(unix.IPPROTO_UDP, serverPort6), goTo("requests"))
+	}
+	if q.ra {
+		r.add(chain, ipv6.is(), ipv6.icmpType(solicitation6), goTo("requests"))
+	}
+	if q == (requests{}) {
+		return
+	}
+	r.add("requests", meter("requesting", requestRate, expr.LimitTimeSecond, requestBurst, true), drop())
+	r.add("requests", logTo(q.group), drop())
+}
+
+// logsPackets returns an error if this kernel cannot log packets for the responder.
+// Its one transaction leaves nothing.
+func logsPackets() error {
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	trial := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: tableName + "_trial"})
+	chain := c.AddChain(&nftables.Chain{Name: "requests", Table: trial})
+	c.AddRule(&nftables.Rule{Table: trial, Chain: chain, Exprs: logTo(requestGroups[0])})
+	c.DelTable(trial)
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("this kernel lacks the log statement of nftables (%w)", err)
+	}
+	return nil
 }
 
 // addErrors lets ICMP errors pass, but for those that quote a packet to the
@@ -237,6 +307,7 @@ func arpRules() *ruleset {
 }
 
 var (
+	broadcast4 = netip.MustParsePrefix("255.255.255.255/32")
 	linkLocal6 = netip.MustParsePrefix("fe80::/10")
 	onLink6    = netip.MustParsePrefix("ff02::/16") // multicast that no router passes on
 )
@@ -278,7 +349,7 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 	if arriving != nil {
 		list = arriving()
 	}
-	c, err := nftables.New(nftables.AsLasting())
+	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
 	if err != nil {
 		return err
 	}
@@ -326,6 +397,11 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 	}
 	return nil
 }
+
+// roomForAnswers makes room in a socket for the kernel's answers to one transaction.
+// There are two to each rule, all at once, and they fill what a socket has room for by
+// default.
+func roomForAnswers(c *netlink.Conn) error { return c.SetReadBuffer(answerBuffer) }
 
 // setArriving queues on c the changes to the chains of ports whose guests are about
 // to arrive. intact says that the table is there already, and not made anew.

@@ -62,7 +62,7 @@ func newGuest(t *testing.T, d *kernel.Dataplane, vm string, a map[bool]netip.Add
 	ipIn(t, nil, "link set "+fabric.PeerName(vm, 0)+fmt.Sprintf(" netns /proc/%d/fd/%d", os.Getpid(), int(g.handle)))
 	ipIn(t, g, "link set "+fabric.PeerName(vm, 0)+" name eth0 address "+mac.String()+" up", "link set lo up",
 		"addr add "+a[true].String()+"/32 dev eth0", "addr add "+a[false].String()+"/128 dev eth0 nodad",
-		"route add 169.254.1.1 dev eth0", "route add default via 169.254.1.1", "route add default via fe80::1 dev eth0")
+		"route add 169.254.1.1 dev eth0", "route add default via 169.254.1.1", "route replace default via fe80::1 dev eth0") // it may have heard of that one
 	// The link is up at both ends once its guest is answered.
 	for _, v4 := range []bool{true, false} {
 		awaitPing(t, g, map[bool]netip.Addr{true: gateway.IPv4, false: gateway.IPv6.WithZone("eth0")}[v4])

@@ -18,7 +18,7 @@ import (
 // TestArrivingListed: a round that listed the arriving guests before a port was
 // made does not take away what the port was given.
 func TestArrivingListed(t *testing.T) {
-	f := newFilter(Config{})
+	f := newFilter(Config{}, requests{})
 	var mu sync.Mutex
 	ports := map[string][]netip.Prefix{"web_net0": {netip.MustParsePrefix("203.0.113.10/32")}}
 	list := func() map[string][]netip.Prefix {

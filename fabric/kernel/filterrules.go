@@ -26,6 +26,7 @@ const (
 	solicitRate, solicitBurst   = 50, 100 // address resolution packets a second
 	neighbourRate, neighbourMax = 20, 32  // new sources of address resolution a minute, and at once
 	learnRate, learnBurst       = 20, 64  // new sources a second that are remembered as checked
+	requestRate, requestBurst   = 20, 60  // DHCP requests and router solicitations a second
 	replyMax                    = fabric.MaxAddresses
 	dynamicSize                 = 65536 // elements of a set that packets fill
 
@@ -40,10 +41,16 @@ const (
 var (
 	echo4, errors4 = []byte{0, 8}, []byte{3, 11, 12}
 	echo6, errors6 = []byte{128, 129}, []byte{1, 2, 3, 4}
-	solicitations6 = []byte{133, 135} // for routers and neighbors
+	solicitations6 = []byte{solicitation6, 135} // for routers and neighbors
 )
 
-const advertisement6 = 136 // of a neighbor
+const (
+	solicitation6  = 133 // for a router
+	advertisement6 = 136 // of a neighbor
+)
+
+// Ports of DHCP servers (RFC 2131, RFC 8415).
+const serverPort4, serverPort6 = 67, 547
 
 // family has the differences between IPv4 and IPv6.
 type family struct {
@@ -171,8 +178,10 @@ func (r *ruleset) rebuild(c *nftables.Conn) error {
 	return nil
 }
 
-// elementsAtOnce is how many elements fit into one netlink message.
-const elementsAtOnce = 1000
+const (
+	elementsAtOnce = 1000    // that fit into one netlink message
+	answerBuffer   = 4 << 20 // bytes
+)
 
 // intact reports whether the kernel has the table as it should be.
 func (r *ruleset) intact(c *nftables.Conn) bool {
@@ -389,6 +398,11 @@ func jump(chain string) []expr.Any { return verdict(expr.VerdictJump, chain) }
 func goTo(chain string) []expr.Any { return verdict(expr.VerdictGoto, chain) }
 func drop() []expr.Any             { return append([]expr.Any{&expr.Counter{}}, verdict(expr.VerdictDrop, "")...) }
 
+// logTo sends a packet to a group of nfnetlink_log.
+func logTo(group uint16) []expr.Any {
+	return []expr.Any{&expr.Log{Key: 1 << unix.NFTA_LOG_GROUP, Group: group}}
+}
+
 func byMap(register uint32, name string) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: register, SetName: name, IsDestRegSet: true}}
 }
@@ -472,7 +486,7 @@ func (f family) starts(spans []span) (elements []nftables.SetElement) {
 
 // destinations returns the verdicts on packets from ports by destination. Packets
 // to all other destinations pass.
-func (f family) destinations(private []netip.Prefix) []span {
+func (f family) destinations(private []netip.Prefix, q requests) []span {
 	never := &expr.Verdict{Kind: expr.VerdictDrop}
 	closed := &expr.Verdict{Kind: expr.VerdictGoto, Chain: "closed" + f.digit}
 	between := func(first, last string, v *expr.Verdict) span {
@@ -487,6 +501,9 @@ func (f family) destinations(private []netip.Prefix) []span {
 			// Multicast and reserved addresses, but not the broadcast of a guest
 			// that looks for its address.
 			between("224.0.0.0", "255.255.255.254", never),
+		}
+		if q.dhcp4 {
+			spans = append(spans, between("255.255.255.255", "255.255.255.255", &expr.Verdict{Kind: expr.VerdictGoto, Chain: "broadcast4"}))
 		}
 	} else {
 		spans = []span{

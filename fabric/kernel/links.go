@@ -96,3 +96,11 @@ func (f *linkFollowers) publish(names []string, incomplete bool) {
 func isLink(m netlink.Message) bool {
 	return m.Header.Type == unix.RTM_NEWLINK || m.Header.Type == unix.RTM_DELLINK
 }
+
+// deletedLink returns the index of the link that a notification says was deleted.
+func deletedLink(m netlink.Message) (index int32, deleted bool) {
+	if m.Header.Type != unix.RTM_DELLINK || len(m.Data) < unix.SizeofIfInfomsg || m.Data[0] != unix.AF_UNSPEC {
+		return 0, false // the end of a bridge port is one of the bridge's family
+	}
+	return int32(nativeUint32(m.Data[4:])), true
+}

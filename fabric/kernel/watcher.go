@@ -85,6 +85,9 @@ func (w *watcher) Apply(msgs []netlink.Message) {
 			w.suspects.addRules()
 			continue
 		}
+		if index, deleted := deletedLink(m); deleted {
+			w.d.responder.gone(index)
+		}
 		hops = w.d.hops.apply(m) || hops
 		concerned := cached.apply(m)
 		names = append(names, concerned...)

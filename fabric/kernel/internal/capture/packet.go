@@ -97,7 +97,7 @@ type Hop struct {
 	Bare     bool // the link's frames have no Ethernet header
 }
 
-// Sender sends recorded frames.
+// Sender sends frames.
 type Sender struct{ file *os.File }
 
 // NewSender opens the socket of a Sender.
@@ -150,6 +150,14 @@ func (s *Sender) Send(ctx context.Context, h Hop, f Frame) error {
 			return err
 		}
 	}
+}
+
+// SendNow sends an Ethernet frame by a link. It does not wait for room in the link's
+// queue.
+func (s *Sender) SendNow(index int32, frame []byte) error {
+	to := &unix.SockaddrLinklayer{Protocol: NetworkUint16(etherType(frame)), Ifindex: int(index)}
+	whole := append(make([]byte, vnetHeader, vnetHeader+len(frame)), frame...) // nothing is left to the kernel
+	return Control(s.file, func(fd int) error { return unix.Sendto(fd, whole, 0, to) })
 }
 
 // shift subtracts an Ethernet header from a length in a virtio_net_hdr.
