@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -22,8 +23,12 @@ import (
 func TestConformance(t *testing.T) {
 	conformance.Dataplane(t, func(t *testing.T) (fabric.Dataplane, conformance.Controls) {
 		underlay(t)
-		d := openFor(t, conformance.ClusterName)
-		t.Cleanup(func() { sweep(t) })
+		d := newFor(t, conformance.ClusterName)
+		last := d
+		t.Cleanup(func() {
+			require.NoError(t, last.Close())
+			sweep(t)
+		})
 		holders := map[string]*os.File{}
 		t.Cleanup(func() {
 			for _, f := range holders {
@@ -31,7 +36,18 @@ func TestConformance(t *testing.T) {
 			}
 		})
 		return d, conformance.Controls{
-			Again: func(t *testing.T) fabric.Dataplane { return openFor(t, conformance.ClusterName) },
+			Again: func(t *testing.T) fabric.Dataplane {
+				require.NoError(t, last.Close()) // one agent runs at a time
+				last = newFor(t, conformance.ClusterName)
+				return last
+			},
+			Guest: &conformance.Guest{
+				Send: func(t *testing.T, port string, frame []byte) {
+					_, err := holders[port].Write(frame)
+					require.NoError(t, err)
+				},
+				Received: func(t *testing.T, port string) [][]byte { return waiting(t, holders[port]) },
+			},
 			Mover: &conformance.Mover{
 				Other: fabric.Node{Name: "node2", Address: node2[true], Address6: node2[false]},
 				Hear:  func(t *testing.T, p fabric.Port) { speak(t, p.Name, p.NIC.MAC) },
@@ -76,6 +92,22 @@ func TestConformance(t *testing.T) {
 			},
 		}
 	})
+}
+
+// waiting reads the frames that wait in a tap.
+func waiting(t *testing.T, tap *os.File) (frames [][]byte) {
+	t.Helper()
+	fd := int(tap.Fd())
+	require.NoError(t, unix.SetNonblock(fd, true))
+	buf := make([]byte, 2048)
+	for {
+		n, err := unix.Read(fd, buf)
+		if errors.Is(err, unix.EAGAIN) {
+			return frames
+		}
+		require.NoError(t, err)
+		frames = append(frames, slices.Clone(buf[:n]))
+	}
 }
 
 // speak sends a reverse ARP request (RFC 903) into a tap, as QEMU does for its guest.

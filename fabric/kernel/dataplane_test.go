@@ -23,10 +23,17 @@ func open(t *testing.T) *kernel.Dataplane { return openFor(t, "lab") }
 
 func openFor(t *testing.T, cluster string) *kernel.Dataplane {
 	t.Helper()
+	d := newFor(t, cluster)
+	t.Cleanup(func() { require.NoError(t, d.Close()) })
+	return d
+}
+
+// newFor leaves the closing to the caller.
+func newFor(t *testing.T, cluster string) *kernel.Dataplane {
+	t.Helper()
 	labtest.Long(t)
 	d, err := kernel.New(t.Context(), kernel.Config{Cluster: cluster, Underlay: []netip.Addr{node2[true], node3[false], afar[true]}})
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, d.Close()) })
 	return d
 }
 

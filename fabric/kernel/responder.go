@@ -192,12 +192,9 @@ func (t *toldPorts) offer(index int32) (o autoconf.Offer, ok bool) {
 
 // note keeps a contact of the guest behind a link.
 func (t *toldPorts) note(index int32, c fabric.Contact) {
-	p := t.byIndex[index]
-	if p == nil {
-		return // removed meanwhile
+	if p := t.byIndex[index]; p != nil { // else it was removed meanwhile
+		p.contacts = autoconf.Newest(p.contacts, c)
 	}
-	same := func(o fabric.Contact) bool { return o.Protocol == c.Protocol }
-	p.contacts = append(slices.DeleteFunc(p.contacts, same), c)
 }
 
 // answer answers requests one after the other, as they come.

@@ -25,6 +25,7 @@ type Controls struct {
 	// Adopt needs Breaker.AddLink.
 	Kinds []fabric.Kind
 	Mover *Mover // nil: the suite leaves out the laws of fabric.Mover
+	Guest *Guest // nil: the suite leaves out what guests are told
 	Breaker
 }
 
@@ -85,7 +86,7 @@ func Dataplane(t *testing.T, start func(t *testing.T) (fabric.Dataplane, Control
 		{"carrier is told", dataplaneCarrier},
 		{"different ports at the same time", dataplaneConcurrent},
 		{"any state is reached from any other", dataplaneWalk},
-	}, moverLaws...) {
+	}, slices.Concat(guestLaws, moverLaws)...) {
 		t.Run(law.name, func(t *testing.T) {
 			d, c := start(t)
 			if c.Kinds == nil {

@@ -16,8 +16,22 @@ import (
 func TestDataplaneConforms(t *testing.T) {
 	conformance.Dataplane(t, func(*testing.T) (fabric.Dataplane, conformance.Controls) {
 		d := fake.NewDataplane(nil)
+		last, came := d, map[string][][]byte{}
 		return d, conformance.Controls{
-			Again: func(*testing.T) fabric.Dataplane { return d.Again() },
+			Again: func(*testing.T) fabric.Dataplane {
+				last = d.Again()
+				return last
+			},
+			Guest: &conformance.Guest{
+				Send: func(_ *testing.T, port string, frame []byte) {
+					came[port] = append(came[port], last.Ask(port, frame)...)
+				},
+				Received: func(_ *testing.T, port string) [][]byte {
+					frames := came[port]
+					delete(came, port)
+					return frames
+				},
+			},
 			Mover: &conformance.Mover{
 				Other: fabric.Node{Name: "node2", Address: netip.MustParseAddr("10.10.0.22"), Address6: netip.MustParseAddr("fd00:10:10::22")},
 				Hear:  func(_ *testing.T, p fabric.Port) { d.Hear(p.Name) },

@@ -38,6 +38,7 @@ type Dataplane struct {
 
 	found    map[string]bool     // ports that had carrier at the start
 	silences map[string]*silence // of ports with Listen
+	contacts map[string][]fabric.Contact
 }
 
 // silence says whether a guest was not heard since it got carrier. since is when
@@ -56,6 +57,8 @@ type kernel struct {
 	users []*Dataplane
 	muted bool
 	hops  map[bool]error // why IPv6 (true) or IPv4 has no next hop
+
+	guests fabric.Guests // what guests are told
 
 	diverted map[netip.Prefix]fabric.Node
 }
@@ -79,7 +82,7 @@ func (d *Dataplane) Again() *Dataplane { return d.kernel.dataplane(d.journal) }
 func (k *kernel) dataplane(j *Journal) *Dataplane {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	d := &Dataplane{journal: j, kernel: k, changed: signal.New(), put: map[string]bool{}, had: map[string]bool{}, heard: make(chan string, 64), recorded: map[string]int{}, told: map[string]bool{}, found: map[string]bool{}, silences: map[string]*silence{}}
+	d := &Dataplane{journal: j, kernel: k, changed: signal.New(), put: map[string]bool{}, had: map[string]bool{}, heard: make(chan string, 64), recorded: map[string]int{}, told: map[string]bool{}, found: map[string]bool{}, silences: map[string]*silence{}, contacts: map[string][]fabric.Contact{}}
 	for name, l := range k.links {
 		d.had[name] = l.adopted // its owner brought it into use before
 		d.found[name] = l.carrier
@@ -108,6 +111,7 @@ func (d *Dataplane) Actual(ctx context.Context) ([]fabric.PortState, error) {
 		ports = append(ports, fabric.PortState{
 			Name: name, Cluster: l.port.Cluster, VM: l.port.VM, Index: l.port.Index, NIC: l.port.NIC,
 			Carrier: l.carrier, Lost: d.had[name] && !l.carrier, Faults: faults, Silent: l.carrier && l.port.Listen && d.silent(name),
+			Contacts: slices.Clone(d.contacts[name]),
 		})
 	}
 	return ports, nil
@@ -179,6 +183,7 @@ func (d *Dataplane) remove(ctx context.Context, name string) error {
 	delete(d.told, name)
 	delete(d.silences, name)
 	delete(d.found, name)
+	delete(d.contacts, name)
 	d.journal.add("unwire " + name)
 	return nil
 }
@@ -228,6 +233,7 @@ func (d *Dataplane) RemoveLink(name string) {
 			delete(u.put, name)
 			delete(u.silences, name)
 			delete(u.found, name)
+			delete(u.contacts, name)
 		}
 	})
 }

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	message = unix.NFNL_SUBSYS_ULOG<<8 | 0 // NFULNL_MSG_PACKET
+	message = unix.NFNL_SUBSYS_ULOG << 8   // NFULNL_MSG_PACKET
 	command = unix.NFNL_SUBSYS_ULOG<<8 | 1 // NFULNL_MSG_CONFIG
 
 	attributeCommand  = 1 // NFULA_CFG_CMD, struct nfulnl_msg_config_cmd
