@@ -129,17 +129,30 @@ func (r *ruleset) finish() *ruleset {
 		fmt.Fprintln(h, c.Name)
 		for _, rule := range r.rules[c.Name] {
 			for _, e := range rule.Exprs {
-				fmt.Fprintf(h, "%T%+v\n", e, e)
-				if d, ok := e.(*expr.Dynset); ok {
-					for _, e := range d.Exprs {
-						fmt.Fprintf(h, "%T%+v\n", e, e)
-					}
+				d, ok := e.(*expr.Dynset)
+				if !ok {
+					fmt.Fprintf(h, "%T%+v\n", e, e)
+					continue
+				}
+				// What it points to is elsewhere in each process.
+				plain := *d
+				plain.Exprs = nil
+				fmt.Fprintf(h, "%+v\n", plain)
+				for _, e := range d.Exprs {
+					fmt.Fprintf(h, "%T%+v\n", e, e)
 				}
 			}
 		}
 	}
 	for _, s := range r.sets {
-		fmt.Fprintln(h, s.Name, s.KeyType, r.elements[s.Name])
+		fmt.Fprintln(h, s.Name, s.KeyType)
+		for _, e := range r.elements[s.Name] {
+			fmt.Fprintf(h, "%x %v", e.Key, e.IntervalEnd)
+			if e.VerdictData != nil {
+				fmt.Fprintf(h, " %+v", *e.VerdictData)
+			}
+			fmt.Fprintln(h)
+		}
 	}
 	r.mark = userdata.AppendString(nil, userdata.TypeComment, fmt.Sprintf("vmfabric %x", h.Sum64()))
 	for _, rules := range r.rules {
