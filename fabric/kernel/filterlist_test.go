@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"os"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // TestArrivingListed: a round that listed the arriving guests before a port was
@@ -91,4 +94,79 @@ func TestNeighbourSettings(t *testing.T) {
 		assert.Contains(t, strings.Split(string(text), "\n"), "net."+want+".neigh.default.gc_thresh3 = 65536")
 	}
 	assert.Empty(t, neighbourTable{limit: 65536}.fault(4000))
+}
+
+var ruleConfig = Config{
+	Private: []netip.Prefix{netip.MustParsePrefix("10.10.0.0/24"), netip.MustParsePrefix("fd00:10:10::/64")},
+	Guests:  fabric.Guests{NodePorts: []fabric.Service{{Protocol: "tcp", Port: 53}}},
+}
+
+// TestMarkOfRules: the rules of one configuration have one mark, so that a restarted
+// agent finds the tables intact, and those of another configuration have another.
+func TestMarkOfRules(t *testing.T) {
+	mark := func(c Config, q requests) string { return string(portRules(c, q).mark) }
+	all := requestsOf(ruleConfig.Guests, 147)
+	seen := map[string]string{}
+	for name, rules := range map[string]func() string{
+		"as it is":      func() string { return mark(ruleConfig, all) },
+		"another group": func() string { return mark(ruleConfig, requestsOf(ruleConfig.Guests, 148)) },
+		"no requests":   func() string { return mark(ruleConfig, requests{}) },
+		"no DHCP":       func() string { return mark(ruleConfig, requestsOf(fabric.Guests{NoDHCP: true}, 147)) },
+		"no RA":         func() string { return mark(ruleConfig, requestsOf(fabric.Guests{NoRA: true}, 147)) },
+		"no networks":   func() string { return mark(Config{Guests: ruleConfig.Guests}, all) },
+		"ARP":           func() string { return string(arpRules().mark) },
+	} {
+		assert.Equal(t, rules(), rules(), name)
+		assert.Empty(t, seen[rules()], name)
+		seen[rules()] = name
+	}
+}
+
+// TestRequestsCostNoOthers: the rules for forwarded packets are the same with requests
+// and without.
+func TestRequestsCostNoOthers(t *testing.T) {
+	with, without := portRules(ruleConfig, requestsOf(ruleConfig.Guests, 147)), portRules(ruleConfig, requests{})
+	text := func(r *ruleset, chain string) (rules []string) {
+		for _, rule := range r.rules[chain] {
+			line := ""
+			for _, e := range rule.Exprs {
+				line += fmt.Sprintf("%T%+v ", e, e)
+			}
+			rules = append(rules, line)
+		}
+		return rules
+	}
+	for _, chain := range []string{"sources", "from6", "destination4", "destination6", "closed4", "closed6", "answers4", "answers6", "to_guests4", "to_guests6"} {
+		assert.NotEmpty(t, text(without, chain), chain)
+		assert.Len(t, text(with, chain), len(text(without, chain)), chain)
+	}
+	assert.Equal(t, text(without, "from4")[:3], text(with, "from4")[:3], "those with a source that is routed there end here")
+	for _, set := range []string{"near4", "near6", "private4", "private6", "reach4", "reach6", "destinations6"} {
+		assert.Equal(t, len(without.elements[set]), len(with.elements[set]), set)
+	}
+	assert.Len(t, with.elements["destinations4"], len(without.elements["destinations4"])+1, "the limited broadcast")
+}
+
+// TestServicesFirst: a DHCP server of the operator's takes the place of the responder.
+func TestServicesFirst(t *testing.T) {
+	of := func(ports ...uint16) fabric.Guests {
+		var g fabric.Guests
+		for _, p := range ports {
+			g.NodePorts = append(g.NodePorts, fabric.Service{Protocol: "udp", Port: p})
+		}
+		return g
+	}
+	for name, c := range map[string]struct {
+		guests fabric.Guests
+		want   requests
+	}{
+		"all":       {of(53), requests{dhcp4: true, dhcp6: true, ra: true}},
+		"their v4":  {of(67), requests{dhcp6: true, ra: true}},
+		"their v6":  {of(547), requests{dhcp4: true, ra: true}},
+		"only RA":   {fabric.Guests{NoDHCP: true}, requests{ra: true}},
+		"only DHCP": {fabric.Guests{NoRA: true}, requests{dhcp4: true, dhcp6: true}},
+		"nothing":   {fabric.Guests{NoRA: true, NoDHCP: true}, requests{}},
+	} {
+		assert.Equal(t, c.want, requestsOf(c.guests, 0), name)
+	}
 }

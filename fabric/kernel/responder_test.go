@@ -1,0 +1,303 @@
+package kernel_test
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/mdlayher/ndp"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/nflog"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
+)
+
+var broadcast = netip.MustParseAddr("255.255.255.255")
+
+// dhcp4 is a DHCPv4 message of a guest in a frame; a DHCPDISCOVER without more.
+func dhcp4(t testing.TB, mac fabric.MAC, src, dst netip.Addr, more ...dhcpv4.Modifier) []byte {
+	t.Helper()
+	m, err := dhcpv4.NewDiscovery(mac[:], more...)
+	require.NoError(t, err)
+	b := m.ToBytes()
+	b = append([]byte{0, 68, 0, 67, byte((8 + len(b)) >> 8), byte(8 + len(b)), 0, 0}, b...)
+	if dst == broadcast {
+		return ipBroadcast(mac, src, dst, unix.IPPROTO_UDP, 64, sealed(src, dst, unix.IPPROTO_UDP, 6, b))
+	}
+	return ipFrame(mac, src, dst, unix.IPPROTO_UDP, 64, sealed(src, dst, unix.IPPROTO_UDP, 6, b))
+}
+
+func discovery(t testing.TB, mac fabric.MAC) []byte {
+	t.Helper()
+	return dhcp4(t, mac, netip.IPv4Unspecified(), broadcast)
+}
+
+// is4 reads a DHCPv4 message of a type.
+func is4(want dhcpv4.MessageType) func([]byte) bool {
+	return func(f []byte) bool {
+		if len(f) < 42 || f[12] != 8 || f[13] != 0 || f[23] != unix.IPPROTO_UDP {
+			return false
+		}
+		m, err := dhcpv4.FromBytes(f[42:])
+		return err == nil && m.MessageType() == want
+	}
+}
+
+// isICMP4 reads an ICMP packet.
+func isICMP4(f []byte) bool { return len(f) > 34 && f[12] == 8 && f[13] == 0 && f[23] == unix.IPPROTO_ICMP }
+
+// isAdvertisement reads a router advertisement.
+func isAdvertisement(f []byte) bool {
+	return len(f) > 54 && f[12] == 0x86 && f[20] == unix.IPPROTO_ICMPV6 && f[54] == 134
+}
+
+// asks sends a request into a tap now and then until an answer has come that read takes,
+// and returns all frames that came.
+func asks(t *testing.T, tap *os.File, request []byte, read func([]byte) bool) (came [][]byte) {
+	t.Helper()
+	looks := 0
+	require.Eventually(t, func() bool {
+		if looks%50 == 0 {
+			_, err := tap.Write(request)
+			require.NoError(t, err)
+		}
+		looks++
+		came = append(came, waiting(t, tap)...)
+		return slices.ContainsFunc(came, read)
+	}, 20*time.Second, 10*time.Millisecond)
+	return came
+}
+
+func plugged(t *testing.T, name string) *os.File {
+	t.Helper()
+	tap := hold(t, name, 0)
+	t.Cleanup(func() { tap.Close() })
+	return tap
+}
+
+// TestRequestsOfAnOldLease: a guest that has its address asks for it again, to the
+// gateway and to everybody, also while it arrives, and gets no ICMP error beside the
+// answer.
+func TestRequestsOfAnOldLease(t *testing.T) {
+	newMoveLab(t)
+	d := openGuarded(t, fabric.Guests{})
+	p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
+	own := dhcpv4.WithClientIP(guestAddr[true].AsSlice())
+	again := dhcpv4.WithMessageType(dhcpv4.MessageTypeRequest)
+	for _, p.Incoming = range []bool{true, false} {
+		require.NoError(t, d.Put(t.Context(), p))
+		tap := plugged(t, p.Name)
+		asks(t, tap, discovery(t, guestMAC), is4(dhcpv4.MessageTypeOffer))
+		for name, request := range map[string][]byte{
+			"renew":  dhcp4(t, guestMAC, guestAddr[true], gateway.IPv4, again, own),
+			"rebind": dhcp4(t, guestMAC, guestAddr[true], broadcast, again, own),
+			"inform": dhcp4(t, guestMAC, guestAddr[true], gateway.IPv4, dhcpv4.WithMessageType(dhcpv4.MessageTypeInform), own),
+		} {
+			t.Run(fmt.Sprintf("%s, arriving %v", name, p.Incoming), func(t *testing.T) {
+				came := asks(t, tap, request, is4(dhcpv4.MessageTypeAck))
+				assert.False(t, slices.ContainsFunc(came, isICMP4))
+			})
+		}
+		release := dhcp4(t, guestMAC, guestAddr[true], gateway.IPv4, dhcpv4.WithMessageType(dhcpv4.MessageTypeRelease), own)
+		_, err := tap.Write(release)
+		require.NoError(t, err)
+		came := asks(t, tap, discovery(t, guestMAC), is4(dhcpv4.MessageTypeOffer))
+		assert.False(t, slices.ContainsFunc(came, isICMP4), "a release")
+		require.NoError(t, tap.Close())
+	}
+	require.NoError(t, d.Remove(t.Context(), p.Name))
+}
+
+// TestFarDHCPServer: what a guest sends to a DHCP server elsewhere passes.
+func TestFarDHCPServer(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, v4 bool) {
+		lab := newMoveLab(t)
+		d := openGuarded(t, fabric.Guests{})
+		g := newGuest(t, d, "web", guestAddr, guestMAC)
+		for _, number := range []uint16{67, 547} {
+			serve(t, lab.core, client[v4], number)
+			awaitReach(t, g, "udp", client[v4], number)
+		}
+	})
+}
+
+// TestUnaskedAdvertisements: a port is advertised to when it is made, and when what its
+// guest is told changes.
+func TestUnaskedAdvertisements(t *testing.T) {
+	newMoveLab(t)
+	d := openGuarded(t, fabric.Guests{})
+	p := movePort("web", fabric.NIC{Kind: fabric.Veth, Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
+	p.NIC.Kind = fabric.Tap
+	require.NoError(t, d.Put(t.Context(), p))
+	tap := plugged(t, p.Name)
+	asks(t, tap, discovery(t, guestMAC), is4(dhcpv4.MessageTypeOffer)) // the link is up
+	for _, mtu := range []int{1400, 1300} {
+		p.NIC.MTU = mtu
+		require.NoError(t, d.Put(t.Context(), p))
+		require.Eventually(t, func() bool {
+			return slices.ContainsFunc(waiting(t, tap), func(f []byte) bool {
+				m, err := ndp.ParseMessage(f[min(54, len(f)):])
+				ra, is := m.(*ndp.RouterAdvertisement)
+				return isAdvertisement(f) && err == nil && is && slices.ContainsFunc(ra.Options, func(o ndp.Option) bool {
+					said, is := o.(*ndp.MTU)
+					return is && said.MTU == uint32(mtu)
+				})
+			})
+		}, 20*time.Second, 10*time.Millisecond)
+	}
+	require.NoError(t, d.Remove(t.Context(), p.Name))
+}
+
+// logGroup returns the group to which the rules log; 0: to none.
+func logGroup(t *testing.T) (group int) {
+	t.Helper()
+	out, err := exec.Command("nft", "list", "table", "inet", "vmfabric").CombinedOutput()
+	require.NoError(t, err, string(out))
+	if _, rest, found := strings.Cut(string(out), "log group "); found {
+		_, err := fmt.Sscan(rest, &group)
+		require.NoError(t, err)
+	}
+	return group
+}
+
+// TestRequestGroups: a dataplane does without a group that another program has, keeps
+// the rules of the one before, and works without a group.
+func TestRequestGroups(t *testing.T) {
+	labtest.Need(t, "nft")
+	newMoveLab(t)
+	p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
+	handles := func() string {
+		out, err := exec.Command("nft", "-s", "-a", "list", "chain", "inet", "vmfabric", "requests").CombinedOutput()
+		require.NoError(t, err, string(out))
+		return string(out)
+	}
+	take := func(group uint16) func() {
+		l, err := nflog.Listen(group)
+		require.NoError(t, err)
+		return func() { require.NoError(t, l.Close()) }
+	}
+	served := func(group int) {
+		t.Helper()
+		d := guarded(t, fabric.Guests{})
+		assert.Equal(t, group, logGroup(t))
+		require.NoError(t, d.Put(t.Context(), p))
+		tap := plugged(t, p.Name)
+		asks(t, tap, discovery(t, guestMAC), is4(dhcpv4.MessageTypeOffer))
+		require.NoError(t, tap.Close())
+		require.NoError(t, d.Close())
+	}
+	served(147)
+	had := handles()
+	served(147)
+	assert.Equal(t, had, handles(), "a restart changes no rule")
+	give := take(147)
+	served(148)
+	for _, group := range []uint16{148, 149, 150} {
+		defer take(group)()
+	}
+	d := unanswering(t, "other programs have the groups 147 to 150; free one of them (cat /proc/net/netfilter/nfnetlink_log), and restart the agent")
+	assert.Zero(t, logGroup(t))
+	require.NoError(t, d.Put(t.Context(), p))
+	states, err := d.Actual(t.Context())
+	require.NoError(t, err)
+	require.Len(t, states, 1)
+	assert.Empty(t, states[0].Faults)
+	require.NoError(t, d.Close())
+	give()
+	served(147)
+}
+
+// unanswering opens a dataplane that reports why it answers no guest.
+func unanswering(t *testing.T, why string) *kernel.Dataplane {
+	t.Helper()
+	d := newFor(t, "lab")
+	assert.Contains(t, strings.Join(d.Diagnose(t.Context()), "\n"), "guests get no answer to DHCP requests and router solicitations: nfnetlink_log: "+why)
+	return d
+}
+
+// TestServicesBeforeAnswers: an operator's DHCP server on the node, which guests may
+// reach, gets their requests.
+func TestServicesBeforeAnswers(t *testing.T) {
+	newMoveLab(t)
+	d := openGuarded(t, fabric.Guests{NodePorts: []fabric.Service{{Protocol: "udp", Port: 67}}})
+	p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
+	require.NoError(t, d.Put(t.Context(), p))
+	server, err := net.ListenUDP("udp4", &net.UDPAddr{Port: 67})
+	require.NoError(t, err)
+	defer server.Close()
+	tap := plugged(t, p.Name)
+	got := make(chan struct{})
+	go func() {
+		defer close(got)
+		_, _, _ = server.ReadFromUDP(make([]byte, 1500))
+	}()
+	require.Eventually(t, func() bool {
+		_, err := tap.Write(discovery(t, guestMAC))
+		require.NoError(t, err)
+		select {
+		case <-got:
+			return true
+		default:
+			return false
+		}
+	}, 20*time.Second, 50*time.Millisecond)
+	came := asks(t, tap, routerSolicitation(t, guestMAC), isAdvertisement)
+	assert.False(t, slices.ContainsFunc(came, is4(dhcpv4.MessageTypeOffer)))
+	require.NoError(t, d.Remove(t.Context(), p.Name))
+}
+
+func routerSolicitation(t testing.TB, mac fabric.MAC) []byte {
+	t.Helper()
+	from := netip.MustParseAddr("fe80::5054:ff:fe00:a")
+	b, err := ndp.MarshalMessageChecksum(&ndp.RouterSolicitation{}, from, netip.IPv6LinkLocalAllRouters())
+	require.NoError(t, err)
+	f := ipFrame(mac, from, netip.IPv6LinkLocalAllRouters(), unix.IPPROTO_ICMPV6, 255, b)
+	copy(f, []byte{0x33, 0x33, 0, 0, 0, 2})
+	return f
+}
+
+// TestRequestFlood: a guest that asks without an end gets as many answers as the limit
+// allows, and others get theirs.
+func TestRequestFlood(t *testing.T) {
+	newMoveLab(t)
+	d := openGuarded(t, fabric.Guests{})
+	p := movePort("evil", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
+	q := movePort("web", fabric.NIC{MAC: secondMAC, Addresses: []netip.Addr{second[true], second[false]}})
+	require.NoError(t, d.Put(t.Context(), p))
+	require.NoError(t, d.Put(t.Context(), q))
+	evil, web := plugged(t, p.Name), plugged(t, q.Name)
+	asks(t, web, discovery(t, secondMAC), is4(dhcpv4.MessageTypeOffer))
+	began, offers := time.Now(), 0
+	frame := discovery(t, guestMAC)
+	count := func() {
+		for _, f := range waiting(t, evil) {
+			if is4(dhcpv4.MessageTypeOffer)(f) {
+				offers++
+			}
+		}
+	}
+	for i := range 5000 {
+		_, err := evil.Write(frame)
+		require.NoError(t, err)
+		if i%500 == 0 {
+			count()
+			asks(t, web, dhcp4(t, secondMAC, second[true], gateway.IPv4, dhcpv4.WithMessageType(dhcpv4.MessageTypeRequest), dhcpv4.WithClientIP(second[true].AsSlice())), is4(dhcpv4.MessageTypeAck))
+		}
+	}
+	asks(t, web, discovery(t, secondMAC), is4(dhcpv4.MessageTypeOffer))
+	count()
+	assert.Positive(t, offers)
+	assert.LessOrEqual(t, offers, 60+20*int(time.Since(began).Seconds()+1))
+	require.NoError(t, d.Remove(t.Context(), p.Name, q.Name))
+}
