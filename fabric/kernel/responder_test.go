@@ -55,7 +55,9 @@ func is4(want dhcpv4.MessageType) func([]byte) bool {
 }
 
 // isICMP4 reads an ICMP packet.
-func isICMP4(f []byte) bool { return len(f) > 34 && f[12] == 8 && f[13] == 0 && f[23] == unix.IPPROTO_ICMP }
+func isICMP4(f []byte) bool {
+	return len(f) > 34 && f[12] == 8 && f[13] == 0 && f[23] == unix.IPPROTO_ICMP
+}
 
 // isAdvertisement reads a router advertisement.
 func isAdvertisement(f []byte) bool {
@@ -300,4 +302,67 @@ func TestRequestFlood(t *testing.T) {
 	assert.Positive(t, offers)
 	assert.LessOrEqual(t, offers, 60+20*int(time.Since(began).Seconds()+1))
 	require.NoError(t, d.Remove(t.Context(), p.Name, q.Name))
+}
+
+// startDnsmasq starts a DHCP server on a bridge, as libvirt does for its default
+// network. With everywhere it binds to 0.0.0.0, as without libvirt.
+func startDnsmasq(t *testing.T, everywhere bool) (stop func()) {
+	t.Helper()
+	dir := t.TempDir()
+	conf := "strict-order\nuser=root\npid-file=\nexcept-interface=lo\ninterface=virbr0\ndhcp-range=192.168.122.2,192.168.122.254,255.255.255.0\n" +
+		"dhcp-no-override\ndhcp-authoritative\ndhcp-lease-max=253\nno-ping\ndhcp-leasefile=" + dir + "/leases\n"
+	if !everywhere {
+		conf += "bind-dynamic\n"
+	}
+	require.NoError(t, os.WriteFile(dir+"/conf", []byte(conf), 0o600))
+	var said strings.Builder
+	cmd := exec.Command("dnsmasq", "--conf-file="+dir+"/conf", "--keep-in-foreground", "--log-facility=-")
+	cmd.Stdout, cmd.Stderr = &said, &said
+	require.NoError(t, cmd.Start())
+	return func() {
+		require.NoError(t, cmd.Process.Signal(unix.Signal(0)), "dnsmasq ended: %s", &said)
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+}
+
+// TestBesideAnotherDHCPServer: the node's guests and those of a bridge with its own
+// server each get theirs, whichever server starts first.
+func TestBesideAnotherDHCPServer(t *testing.T) {
+	labtest.Need(t, "dnsmasq", "root")
+	p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
+	for name, everywhere := range map[string]bool{"libvirt's": false, "everywhere": true} {
+		for _, first := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, first %v", name, first), func(t *testing.T) {
+				newMoveLab(t)
+				ipIn(t, nil, "link add virbr0 type bridge", "addr add 192.168.122.1/24 dev virbr0", "link set virbr0 up",
+					"tuntap add vnet0 mode tap", "link set vnet0 master virbr0 up")
+				t.Cleanup(func() { _, _ = execIP("link", "del", "virbr0") })
+				stop := func() {}
+				if first {
+					stop = startDnsmasq(t, everywhere)
+				}
+				d := openGuarded(t, fabric.Guests{})
+				require.NoError(t, d.Put(t.Context(), p))
+				ours, theirs := plugged(t, p.Name), plugged(t, "vnet0")
+				asks(t, ours, discovery(t, guestMAC), is4(dhcpv4.MessageTypeOffer))
+				if !first {
+					stop = startDnsmasq(t, everywhere)
+				}
+				servers := func(came [][]byte) (all []string) {
+					for _, f := range came {
+						if is4(dhcpv4.MessageTypeOffer)(f) {
+							m, _ := dhcpv4.FromBytes(f[42:])
+							all = append(all, m.ServerIdentifier().String())
+						}
+					}
+					return slices.Compact(all)
+				}
+				assert.Equal(t, []string{"192.168.122.1"}, servers(asks(t, theirs, discovery(t, secondMAC), is4(dhcpv4.MessageTypeOffer))))
+				assert.Equal(t, []string{"169.254.1.1"}, servers(asks(t, ours, discovery(t, guestMAC), is4(dhcpv4.MessageTypeOffer))))
+				stop()
+				require.NoError(t, d.Remove(t.Context(), p.Name))
+			})
+		}
+	}
 }
