@@ -28,7 +28,8 @@ var requestGroups = []uint16{147, 148, 149, 150}
 const (
 	advertiseLeast = 5 * time.Minute
 	advertiseMost  = 10 * time.Minute
-	advertiseLook  = 2 * time.Second // how often the responder looks which ports are due
+	advertiseLook  = 2 * time.Second        // how often the responder looks which ports are due
+	advertiseSoon  = 100 * time.Millisecond // after a port was made or has changed; many are made together
 )
 
 // responder answers the guests' DHCP requests and router solicitations, and
@@ -43,7 +44,7 @@ type responder struct {
 	log      *slog.Logger
 	requests *nflog.Listener // nil: there are no requests
 	sender   *capture.Sender
-	due      signal.Signal // a port is to be advertised to at once
+	changed  signal.Signal // a port was made, or has changed
 	stop     chan struct{}
 	wg       sync.WaitGroup
 
@@ -56,6 +57,7 @@ type responder struct {
 type toldPorts struct {
 	byIndex map[int32]*toldPort
 	byName  map[string]int32
+	changed []int32 // those that nothing was advertised to since they were made or changed
 }
 
 // toldPort is a port and what its guest is told.
@@ -63,12 +65,12 @@ type toldPort struct {
 	port     fabric.Port
 	offer    autoconf.Offer
 	contacts []fabric.Contact // the newest of each protocol
-	next     time.Time        // of the next advertisement
+	next     time.Time        // of the next advertisement that nobody asks for
 }
 
 func newResponder(cfg Config) *responder {
 	return &responder{
-		guests: cfg.Guests, log: slog.New(slog.DiscardHandler), due: signal.New(), stop: make(chan struct{}),
+		guests: cfg.Guests, log: slog.New(slog.DiscardHandler), changed: signal.New(), stop: make(chan struct{}),
 		table: toldPorts{byIndex: map[int32]*toldPort{}, byName: map[string]int32{}},
 	}
 }
@@ -139,13 +141,14 @@ func (r *responder) attend(p fabric.Port, index int32) {
 	if had != nil && reflect.DeepEqual(had.port, p) {
 		return
 	}
-	next := &toldPort{port: p, offer: autoconf.OfferOf(p, r.guests), next: time.Now()}
+	next := &toldPort{port: p, offer: autoconf.OfferOf(p, r.guests)}
 	if had != nil && had.port.Name == p.Name {
 		next.contacts = had.contacts
 	}
 	t.forget(p.Name)
 	t.byIndex[index], t.byName[p.Name] = next, index
-	r.due.Send()
+	t.changed = append(t.changed, index)
+	r.changed.Send()
 }
 
 // leave forgets a port that is being removed.
@@ -242,22 +245,28 @@ func (r *responder) send(index int32, frame []byte) {
 	}
 }
 
-// advertise sends router advertisements that nobody asked for: to a port that was
-// made or has changed at once, to the others at random times.
+// advertise sends router advertisements that nobody asked for: soon to a port that was
+// made or has changed, to the others at random times.
 func (r *responder) advertise() {
-	look := time.NewTicker(advertiseLook)
+	look, soon := time.NewTicker(advertiseLook), time.NewTimer(0)
 	defer look.Stop()
+	defer soon.Stop()
 	for {
+		due := (*toldPorts).takeChanged
 		select {
 		case <-r.stop:
 			return
-		case <-r.due:
+		case <-r.changed:
+			soon.Reset(advertiseSoon)
+			continue
+		case <-soon.C:
 		case <-look.C:
+			due = (*toldPorts).due
 		}
 		t, done := r.open()
-		due := t.due(time.Now())
+		offers := due(t, time.Now())
 		done()
-		for index, o := range due {
+		for index, o := range offers {
 			if f := o.Advertisement(); f != nil {
 				r.send(index, f)
 			}
@@ -265,16 +274,33 @@ func (r *responder) advertise() {
 	}
 }
 
-// due returns the ports to which an advertisement is due, by the index of their link,
-// and sets the times of their next.
+// takeChanged returns the ports that were made or have changed, by the index of their
+// link, and sets the times of their next advertisement.
+func (t *toldPorts) takeChanged(now time.Time) map[int32]autoconf.Offer {
+	due := map[int32]autoconf.Offer{}
+	for _, index := range t.changed {
+		if p := t.byIndex[index]; p != nil && p.next.IsZero() {
+			due[index] = p.advertised(now)
+		}
+	}
+	t.changed = nil
+	return due
+}
+
+// due is takeChanged of all ports whose next advertisement is due. While ports are
+// made without a pause, it is what advertises to them.
 func (t *toldPorts) due(now time.Time) map[int32]autoconf.Offer {
 	due := map[int32]autoconf.Offer{}
 	for index, p := range t.byIndex {
-		if p.next.After(now) {
-			continue
+		if !p.next.After(now) {
+			due[index] = p.advertised(now)
 		}
-		due[index] = p.offer
-		p.next = now.Add(advertiseLeast + rand.N(advertiseMost-advertiseLeast))
 	}
 	return due
+}
+
+// advertised sets the time of a port's next advertisement, and returns its offer.
+func (p *toldPort) advertised(now time.Time) autoconf.Offer {
+	p.next = now.Add(advertiseLeast + rand.N(advertiseMost-advertiseLeast))
+	return p.offer
 }
