@@ -472,6 +472,7 @@ func TestPathMTU(t *testing.T) {
 // TestFilterRepair: what others do to our tables is undone.
 func TestFilterRepair(t *testing.T) {
 	labtest.Need(t, "nft")
+	nft(t, "flush ruleset") // a dataplane keeps the tables of the one before, with what their sets have learned
 	d := openGuarded(t, fabric.Guests{NodePorts: []fabric.Service{{Protocol: "tcp", Port: 53}}})
 	p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
 	p.Incoming = true
