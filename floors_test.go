@@ -127,7 +127,7 @@ func TestHypervisorCoreKnowsNoHypervisor(t *testing.T) {
 // decided by plain values: nothing there has a socket, a clock, a lock, randomness or a
 // log.
 func TestAnswersDependOnTheirInput(t *testing.T) {
-	const dir = "./fabric/internal/autoconf"
+	const dir = "./fabric/autoconf"
 	out, err := exec.Command("go", "list", "-f", `{{join .Imports "\n"}}`, dir).Output()
 	require.NoError(t, err)
 	imports := strings.Fields(string(out))
@@ -137,7 +137,7 @@ func TestAnswersDependOnTheirInput(t *testing.T) {
 			assert.False(t, i == part || strings.HasPrefix(i, part+"/"), "%s imports %s", dir, i)
 		}
 	}
-	files, _ := parsed(t, "fabric/internal/autoconf")
+	files, _ := parsed(t, "fabric/autoconf")
 	for path, f := range files {
 		ast.Inspect(f, func(n ast.Node) bool {
 			s, ok := n.(*ast.SelectorExpr)
@@ -158,7 +158,7 @@ func TestAnswersDependOnTheirInput(t *testing.T) {
 func TestWaitsHaveAnOwner(t *testing.T) {
 	for _, dir := range []string{
 		"fabric/etcd", "fabric/internal/hypervisor", "fabric/libvirt", "fabric/lxd",
-		"fabric/kernel", "fabric/kernel/internal/rtnl", "fabric/kernel/internal/capture",
+		"fabric/kernel", "fabric/kernel/internal/rtnl", "fabric/kernel/internal/capture", "fabric/kernel/internal/nflog",
 	} {
 		files, err := filepath.Glob(dir + "/*.go")
 		require.NoError(t, err)
@@ -207,6 +207,7 @@ func TestKernelHasOneNetlink(t *testing.T) {
 	for dir, ours := range map[string][]string{
 		"./fabric/kernel/internal/rtnl":    {},
 		"./fabric/kernel/internal/capture": {module + "/fabric"},
+		"./fabric/kernel/internal/nflog":   {module + "/fabric"},
 	} {
 		out, err := exec.Command("go", "list", "-f", `{{join .Imports "\n"}}`, dir).Output()
 		require.NoError(t, err)

@@ -13,7 +13,9 @@ import (
 // alike; it refuses ([ErrForeign]) a link of the port's name that is not ours.
 // For a port of kind [Adopt] whose link does not exist yet it returns an error
 // that is [os.ErrNotExist]; Changed fires when the link appears. Removing an
-// absent port succeeds. Remove takes the mark off an adopted link and leaves the
+// absent port succeeds. A guest that asks for its configuration ([ContactProtocol]) is
+// told what its port was put with; a port that was not put since the dataplane started is
+// told nothing. Remove takes the mark off an adopted link and leaves the
 // link to its owner. Actual lists only ports of ours. All methods are safe for
 // concurrent use, for different ports at the same time.
 type Dataplane interface {
