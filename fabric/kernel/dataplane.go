@@ -79,8 +79,8 @@ type Dataplane struct {
 // node, sets up the packet filter, and watches until Close. ctx ends only the
 // trials of the node's forwarding. New fails without CAP_NET_ADMIN.
 func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
-	d := &Dataplane{cluster: cfg.Cluster, log: slog.New(slog.DiscardHandler), ports: newPorts(), conditions: &conditions{}, responder: newResponder(cfg)}
-	d.host.ipv6, d.host.conditions = hasIPv6(), d.conditions
+	d := &Dataplane{cluster: cfg.Cluster, log: slog.New(slog.DiscardHandler), ports: newPorts(), conditions: &conditions{}}
+	d.host.ipv6, d.host.conditions, d.responder = hasIPv6(), d.conditions, newResponder(cfg, d.conditions)
 	d.watch = newWatcher(d)
 	d.hops, d.forwarding = newNextHops(cfg.NextHop, cfg.NextHop6), newForwarding(cfg.Samples, d.host.ipv6)
 	d.waysOut = newWaysOut(cfg, d.forwarding.trials.guests)
@@ -126,8 +126,7 @@ func (d *Dataplane) start(ctx context.Context, cfg Config) (err error) {
 func (d *Dataplane) listenToRequests(cfg Config) {
 	d.responder.log = d.log
 	if err := d.responder.listen(); err != nil {
-		d.conditions.set("requests", refusal(err))
-		d.log.Warn("requests of guests", "err", err)
+		d.responder.fail(err)
 	}
 	var q requests
 	if l := d.responder.requests; l != nil {

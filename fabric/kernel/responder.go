@@ -40,13 +40,14 @@ const (
 // another DHCP server on the node could be in the way of, or that would be in its
 // way. A packet that comes while no agent runs is dropped.
 type responder struct {
-	guests   fabric.Guests
-	log      *slog.Logger
-	requests *nflog.Listener // nil: there are no requests
-	sender   *capture.Sender
-	changed  signal.Signal // a port was made, or has changed
-	stop     chan struct{}
-	wg       sync.WaitGroup
+	guests     fabric.Guests
+	log        *slog.Logger
+	conditions *conditions
+	requests   *nflog.Listener // nil: there are no requests
+	sender     *capture.Sender
+	changed    signal.Signal // a port was made, or has changed
+	stop       chan struct{}
+	wg         sync.WaitGroup
 
 	mu    sync.Mutex
 	table toldPorts
@@ -68,9 +69,9 @@ type toldPort struct {
 	next     time.Time        // of the next advertisement that nobody asks for
 }
 
-func newResponder(cfg Config) *responder {
+func newResponder(cfg Config, c *conditions) *responder {
 	return &responder{
-		guests: cfg.Guests, log: slog.New(slog.DiscardHandler), changed: signal.New(), stop: make(chan struct{}),
+		guests: cfg.Guests, conditions: c, log: slog.New(slog.DiscardHandler), changed: signal.New(), stop: make(chan struct{}),
 		table: toldPorts{byIndex: map[int32]*toldPort{}, byName: map[string]int32{}},
 	}
 }
@@ -95,6 +96,12 @@ func (r *responder) listen() (err error) {
 	}
 	r.requests, err = nflog.Listen(requestGroups...)
 	return err
+}
+
+// fail reports why guests are not answered.
+func (r *responder) fail(err error) {
+	r.conditions.set("requests", refusal(err))
+	r.log.Warn("requests of guests", "err", err)
 }
 
 // refusal says for people why guests are not answered.
@@ -206,7 +213,7 @@ func (r *responder) answer() {
 		packets, err := r.requests.Receive()
 		if err != nil {
 			if !errors.Is(err, os.ErrClosed) {
-				r.log.Error("guests get no answers any more", "err", err)
+				r.fail(err)
 			}
 			return
 		}

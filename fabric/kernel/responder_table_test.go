@@ -18,7 +18,7 @@ func toldPortOf(name string, a string) fabric.Port {
 
 // TestToldPorts: a port is told what it was put with, until it or its link is gone.
 func TestToldPorts(t *testing.T) {
-	r := newResponder(Config{})
+	r := newResponder(Config{}, &conditions{})
 	has := func(index int32) (addresses []netip.Addr) {
 		table, done := r.open()
 		defer done()
@@ -67,7 +67,7 @@ func TestToldPorts(t *testing.T) {
 // TestAdvertisementsAreSpread: a port is due when it is new or has changed, and then at
 // random times.
 func TestAdvertisementsAreSpread(t *testing.T) {
-	r := newResponder(Config{})
+	r := newResponder(Config{}, &conditions{})
 	const ports = 1000
 	for i := range int32(ports) {
 		r.attend(toldPortOf(string(rune('a'+i)), "2001:db8:100::10"), i+1)

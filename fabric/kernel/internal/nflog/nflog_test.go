@@ -1,0 +1,99 @@
+package nflog_test
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/nflog"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
+)
+
+// TestListenTakesAFreeGroup: a group is one socket's, and free again when that closes.
+func TestListenTakesAFreeGroup(t *testing.T) {
+	labtest.Long(t)
+	first, err := nflog.Listen(7, 8)
+	require.NoError(t, err)
+	second, err := nflog.Listen(7, 8)
+	require.NoError(t, err)
+	assert.Equal(t, []uint16{7, 8}, []uint16{first.Group, second.Group})
+	_, err = nflog.Listen(7, 8)
+	require.ErrorIs(t, err, nflog.ErrTaken)
+	require.NoError(t, first.Close())
+	third, err := nflog.Listen(7, 8)
+	require.NoError(t, err)
+	assert.EqualValues(t, 7, third.Group)
+	require.NoError(t, third.Close())
+	require.NoError(t, second.Close())
+}
+
+// TestReceive: packets come as they were sent, also after more came than there was room
+// for, and until the listener is closed.
+func TestReceive(t *testing.T) {
+	labtest.Need(t, "nft")
+	l, err := nflog.Listen(7)
+	require.NoError(t, err)
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader("table inet t { chain c { type filter hook prerouting priority raw; udp dport 9999 log group 7 drop; }; }")
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, string(out))
+	lo, err := net.InterfaceByName("lo")
+	require.NoError(t, err)
+	conn, err := net.Dial("udp", "127.0.0.1:9999")
+	require.NoError(t, err)
+	defer conn.Close()
+	send := func(text string) {
+		_, err := conn.Write([]byte(text))
+		require.NoError(t, err)
+	}
+	// comes receives until a packet with the text has come.
+	comes := func(text string) (before int) {
+		for {
+			packets, err := l.Receive()
+			require.NoError(t, err)
+			for _, p := range packets {
+				assert.EqualValues(t, lo.Index, p.Index)
+				assert.EqualValues(t, 0x45, p.Data[0])
+				if bytes.HasSuffix(p.Data, []byte(text)) {
+					return before
+				}
+				before++
+			}
+		}
+	}
+	send("one")
+	assert.Zero(t, comes("one"))
+	const many = 20000
+	for i := range many {
+		send(fmt.Sprint(i))
+	}
+	received := make(chan int)
+	go func() { received <- comes("last") }()
+	for n := -1; n < 0; { // there is no room for it at first
+		send("last")
+		select {
+		case n = <-received:
+			assert.Less(t, n, many)
+			assert.Positive(t, n)
+		default:
+		}
+	}
+	ended := make(chan error)
+	go func() {
+		for {
+			if _, err := l.Receive(); err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	require.NoError(t, l.Close())
+	require.ErrorIs(t, <-ended, os.ErrClosed)
+}
