@@ -83,8 +83,8 @@ func portRules(cfg Config, q requests) *ruleset {
 		r.set(nftables.Set{Name: "private" + f.digit, KeyType: f.address, Interval: true}, intervals(f.of(cfg.Private))...)
 		r.set(nftables.Set{Name: "reach" + f.digit, KeyType: f.address, Interval: true}, intervals(f.of(cfg.Guests.Reach))...)
 		r.set(nftables.Set{Name: "destinations" + f.digit, KeyType: f.address, Interval: true, IsMap: true, DataType: nftables.TypeVerdict},
-			intervals(f.destinations(cfg.Private, q))...)
-		r.set(nftables.Set{Name: "near" + f.digit, KeyType: octets[f.first]}, f.starts(f.destinations(cfg.Private, q))...)
+			intervals(f.destinations(cfg.Private))...)
+		r.set(nftables.Set{Name: "near" + f.digit, KeyType: octets[f.first]}, f.starts(f.destinations(cfg.Private))...)
 		r.dynamic("pairs"+f.digit, f.address, f.address)
 		r.dynamic("udp_flows"+f.digit, f.address, nftables.TypeInetService, f.address, nftables.TypeInetService)
 	}
@@ -109,16 +109,13 @@ func portRules(cfg Config, q requests) *ruleset {
 	r.add("from4", routed(true), ipv4.near(ipv4.dst, true), accept()) // most packets
 	r.add("from4", routed(true), goTo("destination4"))
 	r.add("from4", portName(), byMap(1, arrivingMap))
-	if q.dhcp4 {
-		r.add("from4", ipv4.source(expr.CmpOpEq, unspecified), ipv4.destination(expr.CmpOpEq, broadcast4), toService(unix.IPPROTO_UDP, serverPort4), goTo("requests"))
-	}
-	r.add("from4", ipv4.source(expr.CmpOpEq, unspecified), ipv4.destination(expr.CmpOpEq, broadcast4), accept())
+	r.add("from4", ipv4.source(expr.CmpOpEq, unspecified), ipv4.destination(expr.CmpOpEq, netip.MustParsePrefix("255.255.255.255/32")), goTo("broadcast4"))
 	r.add("from4", drop())
 	r.add("from6", key(incoming, ipv6.saddr), found("checked"), ipv6.near(ipv6.dst, true), accept()) // most packets
 	r.add("from6", key(incoming, ipv6.saddr), found("checked"), goTo("destination6"))
 	r.add("from6", ipv6.source(expr.CmpOpEq, linkLocal6), goTo("from_link_local"))
 	r.add("from6", portName(), byMap(1, arrivingMap))
-	r.add("from6", ipv6.source(expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 128)), ipv6.destination(expr.CmpOpEq, onLink6), accept())
+	r.add("from6", ipv6.source(expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 128)), ipv6.destination(expr.CmpOpEq, onLink6), goTo("from_nobody6"))
 	r.add("from6", routed(false), drop())
 	r.add("from6", meter("learning", learnRate, expr.LimitTimeSecond, learnBurst, false),
 		key(incoming, ipv6.saddr), remember("checked", learnedFor, false))
@@ -129,7 +126,7 @@ func portRules(cfg Config, q requests) *ruleset {
 		r.add("destination"+f.digit, accept())
 
 		closed := "closed" + f.digit
-		r.add(closed, destinationIs(unix.RTN_LOCAL, false), accept()) // the chain to_node decides
+		r.add(closed, destinationIs(unix.RTN_LOCAL, false), goTo("local"+f.digit))
 		r.add(closed, agents, drop())
 		r.add(closed, f.in(f.dst, "reach"+f.digit, false), accept())
 		r.add(closed, key(f.saddr, f.daddr), found("pairs"+f.digit), goTo("answers"+f.digit))
@@ -153,15 +150,19 @@ func portRules(cfg Config, q requests) *ruleset {
 		r.add("output", groupIs(expr.MetaKeyOIFGROUP), f.is(), protocol(unix.IPPROTO_UDP),
 			key(f.daddr, dport, f.saddr, sport), remember("udp_flows"+f.digit, flowFor, true))
 	}
-	if q.dhcp4 {
-		r.add("broadcast4", toService(unix.IPPROTO_UDP, serverPort4), goTo("requests"))
-		r.add("broadcast4", accept())
+	// Where they can, the rules take requests before the hook input: there the node's
+	// own firewall may drop them first, and before it the kernel those for ff02::1:2,
+	// which it does not join.
+	for _, chain := range []string{"broadcast4", "local4", "local6", "from_nobody6"} {
+		f := ipv4
+		if strings.HasSuffix(chain, ipv6.digit) {
+			f = ipv6
+		}
+		r.addRequests(chain, f, q)
+		r.add(chain, accept()) // the chain to_node decides
 	}
 	// Link-local sources and destinations reach only the node, on the port itself.
-	if q.dhcp6 {
-		// The kernel does not join ff02::1:2 and would drop these before input.
-		r.add("from_link_local", ipv6.destination(expr.CmpOpEq, onLink6), toService(unix.IPPROTO_UDP, serverPort6), goTo("requests"))
-	}
+	r.addRequests("from_link_local", ipv6, q)
 	r.add("from_link_local", jump("new_source"))
 	r.add("from_link_local", ipv6.destination(expr.CmpOpEq, onLink6), accept())
 	r.add("from_link_local", destinationIs(unix.RTN_LOCAL, true), accept())
@@ -176,7 +177,9 @@ func portRules(cfg Config, q requests) *ruleset {
 	r.add("input", fromPort(), goTo("to_node"))
 	r.add("to_node", agents, drop())
 	r.add("to_node", connected(), accept())
-	r.addRequests("to_node", q)
+	for _, f := range []family{ipv4, ipv6} {
+		r.addRequests("to_node", f, q) // to gateways that are not link-local, and from other sources
+	}
 	r.add("to_node", toServices(unix.IPPROTO_TCP, "tcp_ports"), accept())
 	r.add("to_node", toServices(unix.IPPROTO_UDP, "udp_ports"), accept())
 	for _, f := range []family{ipv4, ipv6} {
@@ -205,6 +208,7 @@ func portRules(cfg Config, q requests) *ruleset {
 	r.add("resolution", ipv6.source(expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 128)), accept())
 	r.add("resolution", jump("new_source"))
 	r.add("resolution", accept())
+	r.addAnswering(q)
 	return r.finish()
 }
 
@@ -226,18 +230,23 @@ func requestsOf(g fabric.Guests, group uint16) requests {
 	}
 }
 
-// addRequests takes the requests to the node itself, and makes the chain of all.
-// They end there: the node has no socket for them, and would answer by an ICMP error.
-func (r *ruleset) addRequests(chain string, q requests) {
-	if q.dhcp4 {
-		r.add(chain, ipv4.is(), toService(unix.IPPROTO_UDP, serverPort4), goTo("requests"))
+// addRequests takes requests out of a chain that no forwarded packet passes.
+func (r *ruleset) addRequests(chain string, f family, q requests) {
+	four := f.proto == ipv4.proto
+	if four && q.dhcp4 {
+		r.add(chain, f.is(), toService(unix.IPPROTO_UDP, serverPort4), goTo("requests"))
 	}
-	if q.dhcp6 {
-		r.add(chain, ipv6.is(), toService(unix.IPPROTO_UDP, serverPort6), goTo("requests"))
+	if !four && q.dhcp6 {
+		r.add(chain, f.is(), toService(unix.IPPROTO_UDP, serverPort6), goTo("requests"))
 	}
-	if q.ra {
-		r.add(chain, ipv6.is(), ipv6.icmpType(solicitation6), goTo("requests"))
+	if !four && q.ra {
+		r.add(chain, f.is(), f.icmpType(solicitation6), goTo("requests"))
 	}
+}
+
+// addAnswering logs requests for the responder. They end there: the node has no socket
+// for them, and would answer by an ICMP error.
+func (r *ruleset) addAnswering(q requests) {
 	if q == (requests{}) {
 		return
 	}
@@ -307,7 +316,6 @@ func arpRules() *ruleset {
 }
 
 var (
-	broadcast4 = netip.MustParsePrefix("255.255.255.255/32")
 	linkLocal6 = netip.MustParsePrefix("fe80::/10")
 	onLink6    = netip.MustParsePrefix("ff02::/16") // multicast that no router passes on
 )

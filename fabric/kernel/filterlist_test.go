@@ -136,15 +136,14 @@ func TestRequestsCostNoOthers(t *testing.T) {
 		}
 		return rules
 	}
-	for _, chain := range []string{"sources", "from6", "destination4", "destination6", "closed4", "closed6", "answers4", "answers6", "to_guests4", "to_guests6"} {
+	for _, chain := range []string{"sources", "from4", "from6", "destination4", "destination6", "closed4", "closed6", "answers4", "answers6", "to_guests4", "to_guests6"} {
 		assert.NotEmpty(t, text(without, chain), chain)
 		assert.Len(t, text(with, chain), len(text(without, chain)), chain)
 	}
-	assert.Equal(t, text(without, "from4")[:3], text(with, "from4")[:3], "those with a source that is routed there end here")
-	for _, set := range []string{"near4", "near6", "private4", "private6", "reach4", "reach6", "destinations6"} {
-		assert.Equal(t, len(without.elements[set]), len(with.elements[set]), set)
+	for set := range without.elements {
+		assert.Len(t, with.elements[set], len(without.elements[set]), set)
 	}
-	assert.Len(t, with.elements["destinations4"], len(without.elements["destinations4"])+1, "the limited broadcast")
+	assert.Len(t, text(with, "local4"), len(text(without, "local4"))+1, "to the node itself")
 }
 
 // TestServicesFirst: a DHCP server of the operator's takes the place of the responder.

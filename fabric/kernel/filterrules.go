@@ -499,7 +499,7 @@ func (f family) starts(spans []span) (elements []nftables.SetElement) {
 
 // destinations returns the verdicts on packets from ports by destination. Packets
 // to all other destinations pass.
-func (f family) destinations(private []netip.Prefix, q requests) []span {
+func (f family) destinations(private []netip.Prefix) []span {
 	never := &expr.Verdict{Kind: expr.VerdictDrop}
 	closed := &expr.Verdict{Kind: expr.VerdictGoto, Chain: "closed" + f.digit}
 	between := func(first, last string, v *expr.Verdict) span {
@@ -514,9 +514,7 @@ func (f family) destinations(private []netip.Prefix, q requests) []span {
 			// Multicast and reserved addresses, but not the broadcast of a guest
 			// that looks for its address.
 			between("224.0.0.0", "255.255.255.254", never),
-		}
-		if q.dhcp4 {
-			spans = append(spans, between("255.255.255.255", "255.255.255.255", &expr.Verdict{Kind: expr.VerdictGoto, Chain: "broadcast4"}))
+			between("255.255.255.255", "255.255.255.255", &expr.Verdict{Kind: expr.VerdictGoto, Chain: "broadcast4"}),
 		}
 	} else {
 		spans = []span{

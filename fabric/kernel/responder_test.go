@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/mdlayher/ndp"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -90,9 +91,12 @@ func plugged(t *testing.T, name string) *os.File {
 
 // TestRequestsOfAnOldLease: a guest that has its address asks for it again, to the
 // gateway and to everybody, also while it arrives, and gets no ICMP error beside the
-// answer.
+// answer. The node's own firewall is in nobody's way.
 func TestRequestsOfAnOldLease(t *testing.T) {
+	labtest.Need(t, "nft")
 	newMoveLab(t)
+	nft(t, "table inet node { chain input { type filter hook input priority -10; iifgroup 147 drop; }; }")
+	t.Cleanup(func() { nft(t, "delete table inet node") })
 	d := openGuarded(t, fabric.Guests{})
 	p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
 	own := dhcpv4.WithClientIP(guestAddr[true].AsSlice())
@@ -111,6 +115,8 @@ func TestRequestsOfAnOldLease(t *testing.T) {
 				assert.False(t, slices.ContainsFunc(came, isICMP4))
 			})
 		}
+		asks(t, tap, routerSolicitation(t, guestMAC), isAdvertisement)
+		asks(t, tap, solicit6(t, guestMAC), isReply6)
 		release := dhcp4(t, guestMAC, guestAddr[true], gateway.IPv4, dhcpv4.WithMessageType(dhcpv4.MessageTypeRelease), own)
 		_, err := tap.Write(release)
 		require.NoError(t, err)
@@ -267,6 +273,24 @@ func routerSolicitation(t testing.TB, mac fabric.MAC) []byte {
 	f := ipFrame(mac, from, netip.IPv6LinkLocalAllRouters(), unix.IPPROTO_ICMPV6, 255, b)
 	copy(f, []byte{0x33, 0x33, 0, 0, 0, 2})
 	return f
+}
+
+// solicit6 is a Solicit of DHCPv6.
+func solicit6(t testing.TB, mac fabric.MAC) []byte {
+	t.Helper()
+	from, to := netip.MustParseAddr("fe80::5054:ff:fe00:a"), netip.MustParseAddr("ff02::1:2")
+	m, err := dhcpv6.NewSolicit(mac[:])
+	require.NoError(t, err)
+	b := m.ToBytes()
+	b = append([]byte{2, 34, 2, 35, byte((8 + len(b)) >> 8), byte(8 + len(b)), 0, 0}, b...)
+	f := ipFrame(mac, from, to, unix.IPPROTO_UDP, 1, sealed(from, to, unix.IPPROTO_UDP, 6, b))
+	copy(f, []byte{0x33, 0x33, 0, 1, 0, 2})
+	return f
+}
+
+// isReply6 reads an answer of DHCPv6.
+func isReply6(f []byte) bool {
+	return len(f) > 62 && f[12] == 0x86 && f[20] == unix.IPPROTO_UDP && f[54] == 2 && f[55] == 35
 }
 
 // TestRequestFlood: a guest that asks without an end gets as many answers as the limit
