@@ -58,7 +58,7 @@ type responder struct {
 type toldPorts struct {
 	byIndex map[int32]*toldPort
 	byName  map[string]int32
-	changed []int32 // those that nothing was advertised to since they were made or changed
+	changed map[int32]bool // those that nothing was advertised to since they were made or changed
 }
 
 // toldPort is a port and what its guest is told.
@@ -72,7 +72,7 @@ type toldPort struct {
 func newResponder(cfg Config, c *conditions) *responder {
 	return &responder{
 		guests: cfg.Guests, conditions: c, log: slog.New(slog.DiscardHandler), changed: signal.New(), stop: make(chan struct{}),
-		table: toldPorts{byIndex: map[int32]*toldPort{}, byName: map[string]int32{}},
+		table: toldPorts{byIndex: map[int32]*toldPort{}, byName: map[string]int32{}, changed: map[int32]bool{}},
 	}
 }
 
@@ -149,12 +149,14 @@ func (r *responder) attend(p fabric.Port, index int32) {
 		return
 	}
 	next := &toldPort{port: p, offer: autoconf.OfferOf(p, r.guests)}
-	if had != nil && had.port.Name == p.Name {
-		next.contacts = had.contacts
+	if had != nil {
+		if had.port.Name == p.Name {
+			next.contacts = had.contacts
+		}
+		t.forget(had.port.Name)
 	}
-	t.forget(p.Name)
-	t.byIndex[index], t.byName[p.Name] = next, index
-	t.changed = append(t.changed, index)
+	t.forget(p.Name) // on the link that it had before
+	t.byIndex[index], t.byName[p.Name], t.changed[index] = next, index, true
 	r.changed.Send()
 }
 
@@ -168,6 +170,7 @@ func (r *responder) leave(name string) {
 func (t *toldPorts) forget(name string) {
 	if i, there := t.byName[name]; there {
 		delete(t.byIndex, i)
+		delete(t.changed, i)
 		delete(t.byName, name)
 	}
 }
@@ -285,12 +288,12 @@ func (r *responder) advertise() {
 // link, and sets the times of their next advertisement.
 func (t *toldPorts) takeChanged(now time.Time) map[int32]autoconf.Offer {
 	due := map[int32]autoconf.Offer{}
-	for _, index := range t.changed {
-		if p := t.byIndex[index]; p != nil && p.next.IsZero() {
+	for index := range t.changed {
+		if p := t.byIndex[index]; p.next.IsZero() {
 			due[index] = p.advertised(now)
 		}
 	}
-	t.changed = nil
+	clear(t.changed)
 	return due
 }
 

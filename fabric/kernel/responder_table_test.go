@@ -55,13 +55,17 @@ func TestToldPorts(t *testing.T) {
 	assert.NotNil(t, has(17))
 	r.gone(17)
 	assert.Nil(t, has(17))
+	r.attend(web, 8) // the link of a port that is gone, under another name
 	r.leave(db.Name)
-	r.leave(db.Name)
+	assert.NotNil(t, has(8))
+	r.leave(web.Name)
+	r.leave(web.Name)
 	assert.Nil(t, has(8))
 	table, done := r.open()
 	defer done()
 	assert.Empty(t, table.byIndex)
 	assert.Empty(t, table.byName)
+	assert.Empty(t, table.changed)
 }
 
 // TestAdvertisementsAreSpread: a port is due when it is new or has changed, and then at
