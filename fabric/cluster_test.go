@@ -249,6 +249,47 @@ var spoiltClusters = []struct {
 	{"a pause of moves", func(c *fabric.Cluster) { c.Moves.Pause = time.Microsecond }, "moves.pause", "1µs is out of range; give 1ms to 1m0s"},
 	{"a long pause of moves", func(c *fabric.Cluster) { c.Moves = fabric.Moves{Rate: 1, Pause: time.Minute + 1} }, "moves.pause", "is out of range"},
 	{"a queue of moves", func(c *fabric.Cluster) { c.Moves = fabric.Moves{Rate: 1_000_000, Pause: 901 * time.Millisecond} }, "moves", "are 1001000 packets to hold for one guest; 1000000 are the most"},
+	{"a resolver of nobody", func(c *fabric.Cluster) { c.Guests.DNS = make([]netip.Addr, 1) }, "guests.dns[0]", "not an address; for example 9.9.9.9"},
+	{"a resolver with a zone", func(c *fabric.Cluster) { c.Guests.DNS = []netip.Addr{ip("fe80::1%eth0")} }, "guests.dns[0]", "fe80::1%eth0 has a zone"},
+	{"a resolver in IPv6 form", func(c *fabric.Cluster) { c.Guests.DNS = []netip.Addr{ip("::ffff:9.9.9.9")} }, "guests.dns[0]", "write 9.9.9.9"},
+	{"a resolver twice", func(c *fabric.Cluster) {
+		c.Guests.DNS = []netip.Addr{ip("9.9.9.9"), ip("2620:fe::fe"), ip("9.9.9.9")}
+	}, "guests.dns[2]", "9.9.9.9 is already at guests.dns[0]; remove one"},
+	{"a resolver in the guest", func(c *fabric.Cluster) { c.Guests.DNS = []netip.Addr{ip("127.0.0.53")} }, "guests.dns[0]", "127.0.0.53 cannot be the address of a resolver (loopback)"},
+	{"a resolver for all", func(c *fabric.Cluster) { c.Guests.DNS = []netip.Addr{ip("ff02::fb")} }, "guests.dns[0]", "ff02::fb cannot be the address of a resolver (multicast)"},
+	{"a resolver on the link", func(c *fabric.Cluster) { c.Guests.DNS = []netip.Addr{ip("fe80::53")} }, "guests.dns[0]", "fe80::53 is link-local, and on a guest's link there is nothing but the gateway"},
+	{"a resolver of the underlay", func(c *fabric.Cluster) { c.Guests.DNS = []netip.Addr{ip("10.10.0.53")} }, "guests.dns[0]", "10.10.0.53 is in the underlay or in 169.254.0.0/16, which guests do not reach; add 10.10.0.53/32 to guests.reach, or name a resolver elsewhere"},
+	{"a resolver of the IPv6 underlay", func(c *fabric.Cluster) { c.Guests.DNS = []netip.Addr{ip("fd00::53")} }, "guests.dns[0]", "add fd00::53/128 to guests.reach"},
+	{"a resolver of a cloud", func(c *fabric.Cluster) { c.Guests.DNS = []netip.Addr{ip("169.254.169.253")} }, "guests.dns[0]", "add 169.254.169.253/32 to guests.reach"},
+	{"a resolver on the nodes", func(c *fabric.Cluster) {
+		c.Guests.DNS, c.Guests.NodePorts = []netip.Addr{ip("169.254.1.1")}, []fabric.Service{{Protocol: "tcp", Port: 53}}
+	}, "guests.dns[0]", "169.254.1.1 is the gateway, which is the node itself, and guests do not reach its udp/53; add udp/53 to guests.node_ports and run a resolver on every node, or name another"},
+	{"a time server on the nodes", func(c *fabric.Cluster) { c.Guests.NTP = []netip.Addr{ip("fe80::1")} }, "guests.ntp[0]", "guests do not reach its udp/123"},
+	{"too many resolvers", func(c *fabric.Cluster) {
+		for i := range fabric.MaxResolvers + 1 {
+			c.Guests.DNS = append(c.Guests.DNS, netip.AddrFrom4([4]byte{9, 9, 9, byte(i)}), netip.AddrFrom16([16]byte{0x26, 0x20, 15: byte(i)}))
+		}
+		c.Guests.DNS = c.Guests.DNS[1:]
+	}, "guests.dns[12]", "more than 6 resolvers of one family"},
+	{"a domain in Unicode", func(c *fabric.Cluster) { c.Guests.Search = []string{"пример.рф"} }, "guests.search[0]", "with xn-- (idn2 prints it)"},
+	{"a domain that is an address", func(c *fabric.Cluster) { c.Guests.Search = []string{"9.9.9.9"} }, "guests.search[0]", "9.9.9.9 is an address; resolvers go under dns"},
+	{"a domain with a dot after", func(c *fabric.Cluster) { c.Guests.Search = []string{"example.net."} }, "guests.search[0]", "write it without"},
+	{"an empty domain", func(c *fabric.Cluster) { c.Guests.Search = []string{""} }, "guests.search[0]", "an empty domain"},
+	{"a domain with an empty part", func(c *fabric.Cluster) { c.Guests.Search = []string{"a..b"} }, "guests.search[0]", `its part "" is not`},
+	{"a domain with a mark", func(c *fabric.Cluster) { c.Guests.Search = []string{"my_net.example"} }, "guests.search[0]", `its part "my_net" is not 1 to 63 letters`},
+	{"a domain with '-' at an end", func(c *fabric.Cluster) { c.Guests.Search = []string{"a-.example"} }, "guests.search[0]", `its part "a-"`},
+	{"a domain with a long part", func(c *fabric.Cluster) { c.Guests.Search = []string{strings.Repeat("a", 64) + ".net"} }, "guests.search[0]", "is not 1 to 63"},
+	{"a long domain", func(c *fabric.Cluster) { c.Guests.Search = []string{strings.Repeat("a.", 127) + "b"} }, "guests.search[0]", "has 255 characters; a domain has at most 253"},
+	{"a domain twice", func(c *fabric.Cluster) { c.Guests.Search = []string{"example.net", "Example.NET"} }, "guests.search[1]", "Example.NET is already at guests.search[0]"},
+	{"many domains", func(c *fabric.Cluster) { c.Guests.Search = strings.Split("a b c d e f g", " ") }, "guests.search", "7 domains; at most 6"},
+	{"long domains", func(c *fabric.Cluster) {
+		long := strings.Repeat("a", 60) + "." + strings.Repeat("b", 61) + ".net"
+		c.Guests.Search = []string{long, "x" + long[1:]}
+	}, "guests.search", "domains of 256 bytes"},
+	{"a small MTU", func(c *fabric.Cluster) { c.Guests.MTU = 1279 }, "guests.mtu", "1279 is out of range; IPv6 needs 1280, a tap takes at most 65521"},
+	{"a large MTU", func(c *fabric.Cluster) { c.Guests.MTU = 65522 }, "guests.mtu", "65522 is out of range"},
+	{"another DHCP server", func(c *fabric.Cluster) { c.Guests.NodePorts = []fabric.Service{{Protocol: "udp", Port: 67}} }, "guests.node_ports[0]", "at udp/67 the agent answers the guests' DHCP itself; remove it, or write dhcp: false for a server of your own"},
+	{"another DHCPv6 server", func(c *fabric.Cluster) { c.Guests.NodePorts = []fabric.Service{{Protocol: "udp", Port: 547}} }, "guests.node_ports[0]", "at udp/547 the agent answers"},
 	{"connect retry too short", func(c *fabric.Cluster) { c.Timers.ConnectRetry = time.Millisecond }, "timers.connect_retry", "1ms is out of range"},
 }
 
@@ -553,4 +594,24 @@ func TestMartians(t *testing.T) {
 			assert.Equal(t, v6, p.Addr().Is6(), p)
 		}
 	}
+}
+
+// TestGuestsAreTold accepts what fits, up to the limits.
+func TestGuestsAreTold(t *testing.T) {
+	c := cluster()
+	c.Guests = fabric.Guests{
+		Reach:     []netip.Prefix{prefix("10.10.0.53/32"), prefix("fd00::/120"), prefix("169.254.169.0/24")},
+		NodePorts: []fabric.Service{{Protocol: "udp", Port: 53}, {Protocol: "udp", Port: 123}},
+		DNS:       []netip.Addr{ip("9.9.9.9"), ip("2620:fe::fe"), ip("10.10.0.53"), ip("fd00::53"), ip("169.254.169.253"), ip("169.254.1.1"), ip("fe80::1"), ip("203.0.113.53"), ip("192.168.7.7")},
+		NTP:       []netip.Addr{ip("169.254.1.1"), ip("2001:db8:100::123")},
+		Search:    []string{"example.net", "xn--e1afmkfd.xn--p1ai", "lan", strings.Repeat("a", 63) + ".1.net"},
+		MTU:       fabric.MinMTU,
+	}
+	assert.Empty(t, c.Validate())
+	c.Guests.MTU = fabric.MaxMTU
+	assert.Empty(t, c.Validate())
+	c.Guests = fabric.Guests{NoDHCP: true, NodePorts: []fabric.Service{{Protocol: "udp", Port: 67}, {Protocol: "udp", Port: 547}}}
+	assert.Empty(t, c.Validate(), "a server of the operator's own")
+	c.Guests = fabric.Guests{NodePorts: []fabric.Service{{Protocol: "tcp", Port: 67}}}
+	assert.Empty(t, c.Validate(), "DHCP is UDP")
 }

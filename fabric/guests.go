@@ -9,10 +9,10 @@ import (
 )
 
 // Guests says what guests may reach beside each other and the Internet, and what the
-// node tells them of their network. By
-// default the node itself gives a guest address resolution, echo replies and ICMP
-// errors, and nothing more. The node forwards no packets of guests to the
-// underlay or to 169.254.0.0/16, except replies to packets that came from there.
+// node tells them of their network. By default the node itself gives a guest address
+// resolution, echo replies, ICMP errors and its configuration, and nothing more. The
+// node forwards no packets of guests to the underlay or to 169.254.0.0/16, except
+// replies to packets that came from there.
 type Guests struct {
 	// Reach lists prefixes of the underlay and of 169.254.0.0/16 that guests may
 	// reach nevertheless.

@@ -91,6 +91,7 @@ func (c *Cluster) Validate() []Problem {
 	v.etcd()
 	v.moves()
 	v.guests()
+	v.told()
 	return v.problems
 }
 

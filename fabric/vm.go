@@ -317,8 +317,8 @@ func (v VM) ValidateNICs() error {
 		default:
 			return fmt.Errorf("NIC %d: kind %q is not one of tap, veth, adopt", n, nic.Kind)
 		}
-		if nic.MTU != 0 && (nic.MTU < 1280 || nic.MTU > 65521) {
-			return fmt.Errorf("NIC %d: MTU %d is out of range; IPv6 needs 1280, a tap takes at most 65521", n, nic.MTU)
+		if nic.MTU != 0 && !ValidMTU(nic.MTU) {
+			return fmt.Errorf("NIC %d: MTU %d is out of range; IPv6 needs %d, a tap takes at most %d", n, nic.MTU, MinMTU, MaxMTU)
 		}
 		for _, p := range nic.Prefixes() {
 			if !p.IsValid() {

@@ -65,6 +65,10 @@ func TestClusterExampleUncommented(t *testing.T) {
 	assert.Len(t, c.Routed, 2)
 	assert.Len(t, c.Guests.Reach, 2)
 	assert.Len(t, c.Guests.NodePorts, 2)
+	assert.Equal(t, []string{"example.net"}, c.Guests.Search)
+	assert.Len(t, c.Guests.NTP, 1)
+	assert.Equal(t, 1500, c.Guests.MTU)
+	assert.False(t, c.Guests.NoDHCP || c.Guests.NoRA)
 	assert.Equal(t, fabric.RR{
 		Name: "rr1", Address: netip.MustParseAddr("10.10.0.11"), ASN: 64512, Port: 179, Password: "s3cret", GTSM: true, BFD: true,
 	}, c.Reflectors[0])

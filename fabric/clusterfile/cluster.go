@@ -85,6 +85,12 @@ func guests(g *fabric.Guests) field {
 	return mapping(
 		key{"reach", list(&g.Reach, maxItems, scalars(prefix))},
 		key{"node_ports", list(&g.NodePorts, maxItems, scalars(service))},
+		key{"dhcp", scalar(&g.NoDHCP, off)},
+		key{"ra", scalar(&g.NoRA, off)},
+		key{"dns", list(&g.DNS, maxItems, scalars(addr))},
+		key{"search", list(&g.Search, maxItems, scalars(domain))},
+		key{"ntp", list(&g.NTP, maxItems, scalars(addr))},
+		key{"mtu", scalar(&g.MTU, mtu)},
 	)
 }
 

@@ -70,6 +70,19 @@ func (d *decoder) lessAddresses(path string) bool {
 	return false
 }
 
+// lessReach reports whether path is about servers that guests may reach by what was lost
+// to a mistake, or about a service of the node that another mistake decides on.
+func (d *decoder) lessReach(path string) bool {
+	for p := range d.bad {
+		opens := strings.HasPrefix(p, "guests.reach") || strings.HasPrefix(p, "guests.node_ports")
+		server := strings.HasPrefix(path, "guests.dns[") || strings.HasPrefix(path, "guests.ntp[")
+		if opens && server || p == "guests.dhcp" && strings.HasPrefix(path, "guests.node_ports[") {
+			return true
+		}
+	}
+	return false
+}
+
 // follows reports whether a problem at path is, or may be, only the consequence of
 // a reported mistake.
 func (d *decoder) follows(path string) bool {
@@ -82,7 +95,7 @@ func (d *decoder) follows(path string) bool {
 	if strings.HasPrefix(path, etcdPath) && strings.HasSuffix(path, "_file") && (d.bad[etcdPath+"cert_file"] || d.bad[etcdPath+"key_file"]) {
 		return true
 	}
-	if d.lessAddresses(path) {
+	if d.lessAddresses(path) || d.lessReach(path) {
 		return true
 	}
 	// A node that lost its address to a mistake has no family in common with

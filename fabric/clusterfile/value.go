@@ -39,6 +39,31 @@ func boolean(l literal) (bool, error) {
 	return false, fmt.Errorf("%s is neither true nor false; write one of them, without quotes", quote(l.text))
 }
 
+// off reads a boolean that is true by default, as its opposite.
+func off(l literal) (bool, error) {
+	on, err := boolean(l)
+	return !on, err
+}
+
+// domain refuses text that would garble the errors that contain it;
+// fabric.Cluster.Validate checks the rest.
+func domain(l literal) (string, error) {
+	if strings.ContainsFunc(l.text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return "", fmt.Errorf("%s is not a domain; write one such as example.net", quote(l.text))
+	}
+	return l.text, nil
+}
+
+// mtu refuses zero, which would mean that the key is left out.
+func mtu(l literal) (int, error) {
+	if digits(l) {
+		if v, err := strconv.ParseUint(l.text, 10, 31); err == nil && v != 0 {
+			return int(v), nil
+		}
+	}
+	return 0, fmt.Errorf("%s is not an MTU; write a number of bytes such as 1500, or leave the key out to say nothing", quote(l.text))
+}
+
 // digits reports whether the value is a plain decimal number: with no base, sign,
 // underscores or leading zeros, which YAML readers take for different numbers.
 func digits(l literal) bool {

@@ -13,7 +13,7 @@ import (
 // one line each with the reason and the way out; nil if there are none. It has no
 // side effects.
 func Warnings(c fabric.Cluster) []string {
-	return slices.Concat(NodeWarnings(c), routerWarnings(c), keyWarnings(c), registryWarnings(c))
+	return slices.Concat(NodeWarnings(c), routerWarnings(c), keyWarnings(c), registryWarnings(c), guestWarnings(c))
 }
 
 // keyWarnings has the warnings about the agents' messages to each other.
@@ -43,6 +43,36 @@ func registryWarnings(c fabric.Cluster) (ws []string) {
 	}
 	if plain {
 		ws = append(ws, "registry.etcd.endpoints are http: anybody who can reach etcd can give and take the guests' addresses; give etcd and the nodes certificates, and write https, ca_file, cert_file and key_file")
+	}
+	return ws
+}
+
+// guestWarnings has the warnings about what guests are told of their network.
+func guestWarnings(c fabric.Cluster) (ws []string) {
+	warn := func(format string, args ...any) { ws = append(ws, fmt.Sprintf(format, args...)) }
+	g := c.Guests
+	if g.NoDHCP && g.NoRA && len(g.DNS)+len(g.Search)+len(g.NTP)+g.MTU > 0 {
+		warn("guests.dhcp and guests.ra are false, so that no guest learns what dns, search, ntp and mtu say; configure it in the guests")
+		return ws
+	}
+	if len(g.DNS) == 0 && len(c.Pools) > 0 && !(g.NoDHCP && g.NoRA) {
+		warn("no guests.dns: guests that configure themselves learn addresses and routes, and no resolver; name two under guests.dns")
+	}
+	if g.NoDHCP && len(g.NTP) > 0 {
+		warn("guests.ntp is told by DHCP alone, and guests.dhcp is false; configure time servers in the guests")
+	}
+	if _, has6 := poolOf(c, false); has6 && g.NoRA && !g.NoDHCP {
+		warn("guests.ra is false: no guest learns a default route of IPv6, and most ask for an address by DHCPv6 only when a router advertisement says so; leave it out, or configure IPv6 in the guests")
+	}
+	for _, family := range families {
+		if _, has := poolOf(c, family.four); has {
+			continue
+		}
+		for _, a := range slices.Concat(g.DNS, g.NTP) {
+			if a.Is4() == family.four {
+				warn("%s is %s and no pool is: guests have no address to ask it from; name one of the other family", a, family.name)
+			}
+		}
 	}
 	return ws
 }

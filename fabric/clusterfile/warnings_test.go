@@ -2,6 +2,7 @@ package clusterfile_test
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -64,6 +65,7 @@ func TestWarnings(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.c.Key = "the key of the cluster"
+			tt.c.Guests.NoDHCP, tt.c.Guests.NoRA = true, true
 			assert.Equal(t, tt.want, clusterfile.Warnings(tt.c))
 		})
 	}
@@ -72,17 +74,13 @@ func TestWarnings(t *testing.T) {
 func TestKeyWarnings(t *testing.T) {
 	c, err := clusterfile.Load("testdata/cluster.yaml")
 	require.NoError(t, err)
-	last := func(c fabric.Cluster) string {
-		ws := clusterfile.Warnings(c)
-		require.NotEmpty(t, ws)
-		return ws[len(ws)-1]
-	}
+	all := func(c fabric.Cluster) string { return strings.Join(clusterfile.Warnings(c), "\n") }
 	c.Reflectors[0].Password = ""
-	assert.Contains(t, last(c), "no key_file: nothing proves the messages of the nodes' agents")
+	assert.Contains(t, all(c), "no key_file: nothing proves the messages of the nodes' agents")
 	c.Reflectors[0].Password = "s3cret"
-	assert.Contains(t, last(c), "no key_file: the messages of the nodes' agents are proven with the reflectors' passwords")
+	assert.Contains(t, all(c), "no key_file: the messages of the nodes' agents are proven with the reflectors' passwords")
 	c.Key = "the key of the cluster"
-	assert.NotContains(t, last(c), "key_file")
+	assert.NotContains(t, all(c), "key_file")
 }
 
 func TestReferenceFileWarnings(t *testing.T) {
@@ -91,7 +89,42 @@ func TestReferenceFileWarnings(t *testing.T) {
 	c.Key = "the key of the cluster"
 	assert.Equal(t, []string{
 		"pool public6 is IPv6 but node1 and node2 have no address6: reflectors cannot tell their next hop of IPv6 routes from that of a machine that the file does not name, and without an IPv6 address in the nodes' network most routers cannot use it; give each an address6",
+		"no guests.dns: guests that configure themselves learn addresses and routes, and no resolver; name two under guests.dns",
 	}, clusterfile.Warnings(c))
+}
+
+func TestGuestWarnings(t *testing.T) {
+	four, six := fabric.Pool{Name: "public4", Prefix: prefix("203.0.113.0/24")}, fabric.Pool{Name: "public6", Prefix: prefix("2001:db8:100::/48")}
+	both := []fabric.Pool{four, six}
+	dns4, dns6 := []netip.Addr{ip("9.9.9.9")}, []netip.Addr{ip("2620:fe::fe")}
+	for _, tt := range []struct {
+		name   string
+		pools  []fabric.Pool
+		guests fabric.Guests
+		want   []string
+	}{
+		{"nothing to say", both, fabric.Guests{DNS: dns4, NTP: dns6}, nil},
+		{"no resolver", both, fabric.Guests{}, []string{"no guests.dns"}},
+		{"no resolver, and nobody to tell it", both, fabric.Guests{NoDHCP: true, NoRA: true}, nil},
+		{"told to nobody", both, fabric.Guests{NoDHCP: true, NoRA: true, MTU: 1500}, []string{"no guest learns what dns, search, ntp and mtu say"}},
+		{"time without DHCP", both, fabric.Guests{NoDHCP: true, DNS: dns6, NTP: dns4}, []string{"guests.ntp is told by DHCP alone"}},
+		{"DHCPv6 without advertisements", both, fabric.Guests{NoRA: true, DNS: dns4}, []string{"guests.ra is false: no guest learns a default route of IPv6"}},
+		{"IPv4 alone without advertisements", both[:1], fabric.Guests{NoRA: true, DNS: dns4}, nil},
+		{"a resolver of no family", both[:1], fabric.Guests{DNS: append(dns4, dns6...)}, []string{"2620:fe::fe is IPv6 and no pool is"}},
+		{"a time server of no family", both[1:], fabric.Guests{DNS: dns6, NTP: dns4}, []string{"9.9.9.9 is IPv4 and no pool is"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ws := clusterfile.Warnings(fabric.Cluster{
+				Key: "the key of the cluster", Pools: tt.pools, Guests: tt.guests,
+				Reflectors: []fabric.RR{{Name: "rr1"}, {Name: "rr2"}}, Core: []fabric.Core{{Name: "core1"}},
+				Nodes: []fabric.Node{{Name: "node1", Address: ip("10.10.0.21"), Address6: ip("fd00::21")}},
+			})
+			require.Len(t, ws, len(tt.want), "%q", ws)
+			for i, want := range tt.want {
+				assert.Contains(t, ws[i], want)
+			}
+		})
+	}
 }
 
 func TestRegistryWarnings(t *testing.T) {

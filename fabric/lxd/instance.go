@@ -212,8 +212,8 @@ func (d dialect) plugged(i instance, n int, name string, nic *fabric.NIC) error 
 	nic.Link = cmp.Or(dev["name"], i.ExpandedConfig["volatile."+name+".name"])
 	if mtu := dev["mtu"]; mtu != "" {
 		value, err := strconv.Atoi(mtu)
-		if err != nil || value < 1280 || value > 65521 {
-			return fmt.Errorf("NIC device %s has the MTU %.20q, and IPv6 needs 1280, a link takes at most 65521; %s", name, mtu, d.set(i, name, "mtu=1500"))
+		if err != nil || !fabric.ValidMTU(value) {
+			return fmt.Errorf("NIC device %s has the MTU %.20q, and IPv6 needs %d, a link takes at most %d; %s", name, mtu, fabric.MinMTU, fabric.MaxMTU, d.set(i, name, "mtu=1500"))
 		}
 		nic.MTU = value
 	}

@@ -36,9 +36,9 @@ func ClusterFile(c fabric.Cluster) string {
 	if m := c.WithDefaults().Moves; m != fabric.DefaultMoves {
 		line("moves: {packets_per_second: %d, pause: %s}", m.Rate, m.Pause)
 	}
-	if g := c.Guests; len(g.Reach)+len(g.NodePorts) > 0 {
-		line("guests: {reach: [%s], node_ports: [%s]}", quotedList(g.Reach), quotedList(g.NodePorts))
-	}
+	g := c.Guests
+	line("guests: {reach: [%s], node_ports: [%s], dns: [%s], search: [%s], ntp: [%s], dhcp: %t, ra: %t%s}", quotedList(g.Reach), quotedList(g.NodePorts),
+		quotedList(g.DNS), strings.Join(g.Search, ", "), quotedList(g.NTP), !g.NoDHCP, !g.NoRA, strings.ReplaceAll(optional("mtu", g.MTU), `"`, ""))
 	if e := c.Registry.Etcd; e != nil {
 		line("registry: {etcd: {endpoints: [%s]}}", quotedList(e.Endpoints))
 	}
