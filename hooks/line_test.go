@@ -51,6 +51,21 @@ func TestUnresolvedGuest(t *testing.T) {
 	require.ErrorContains(t, err, `unknown field "resolves"`)
 }
 
+// What a guest turns off is in a line only then: an agent that does not know the keys
+// refuses such a guest alone.
+func TestGuestWithoutAnswers(t *testing.T) {
+	vm := fabric.VM{Name: "web", NoDHCP: true, NoRA: true}
+	b, err := encode(Request{V: Version, Op: Wire, VM: vm})
+	require.NoError(t, err)
+	assert.Equal(t, `{"v":1,"op":"wire","vm":{"name":"web","nics":null,"no_dhcp":true,"no_ra":true}}`+"\n", string(b))
+	req, err := decode(b)
+	require.NoError(t, err)
+	assert.Equal(t, vm, req.VM)
+	b, err = encode(Request{V: Version, Op: Wire, VM: fabric.VM{Name: "web"}})
+	require.NoError(t, err)
+	assert.Equal(t, `{"v":1,"op":"wire","vm":{"name":"web","nics":null}}`+"\n", string(b))
+}
+
 func FuzzRequest(f *testing.F) {
 	for _, req := range []Request{{V: 1, Op: Wire, VM: guest}, {V: 1, Op: List}, {V: 1, Op: Remove, VM: fabric.VM{Name: "web"}}} {
 		b, err := encode(req)

@@ -15,20 +15,22 @@ import (
 func attachCommand(t *tool) *cobra.Command {
 	var addresses, routes, pools []string
 	var kind, mac string
-	var wired bool
+	var wired, dhcp, ra bool
 	cmd := &cobra.Command{
 		Use:   "attach VM --address A[,A] | --pool P[,P]",
 		Short: "Give a guest its port and announce its addresses",
 		Long: `Attach does by hand what the hypervisor's hook does at a guest's start: it
 makes the port VM_net0, routes the addresses to it and announces them. It may be
 repeated, also to change a guest's addresses. With --pool the registry gives the guest an
-address of each pool, which it keeps until it is detached.
+address of each pool, which it keeps until it is detached. The node answers the guest's
+DHCP and router solicitations with its addresses, unless --dhcp=false and --ra=false.
 
   tap    a tap that a hypervisor such as QEMU opens (the default)
   veth   a veth pair; its other end, VM_peer0, is for a container or a namespace
   adopt  a link of that name that somebody else made and removes`,
 		Example: `  vmfabric attach web --address 203.0.113.10,2001:db8:100::10
   vmfabric attach web --pool auto
+  vmfabric attach pfsense --address 203.0.113.12 --dhcp=false --ra=false
   vmfabric attach box --kind veth --address 203.0.113.11 --route 198.51.100.0/29`,
 		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -43,7 +45,7 @@ address of each pool, which it keeps until it is detached.
 			if err := fabric.ValidateName(args[0]); err != nil {
 				return fmt.Errorf("guest %s refused: %w", strings.ToValidUTF8(args[0], "\ufffd"), err)
 			}
-			vm := fabric.VM{Name: args[0], NICs: []fabric.NIC{nic}}
+			vm := fabric.VM{Name: args[0], NICs: []fabric.NIC{nic}, NoDHCP: !dhcp, NoRA: !ra}
 			req := hooks.Request{Op: hooks.Live, VM: vm}
 			if wired {
 				req.Op = hooks.Wire
@@ -60,6 +62,8 @@ address of each pool, which it keeps until it is detached.
 	f.StringSliceVar(&routes, "route", nil, "prefixes behind the guest, routed through its address")
 	f.StringVar(&kind, "kind", string(fabric.Tap), "tap, veth or adopt")
 	f.StringVar(&mac, "mac", "", "the guest's own MAC address, where it is known")
+	f.BoolVar(&dhcp, "dhcp", true, "answer the guest's DHCP; --dhcp=false: do not")
+	f.BoolVar(&ra, "ra", true, "answer its router solicitations; --ra=false: do not")
 	f.BoolVar(&wired, "wired", false, "make the port, announce nothing")
 	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions([]string{"tap", "veth", "adopt"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd

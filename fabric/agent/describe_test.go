@@ -26,6 +26,12 @@ func domain(nics ...string) fabric.VM {
 	return vm
 }
 
+// quiet gives a guest whose requests for its configuration are not answered.
+func quiet(vm fabric.VM, dhcp, ra bool) fabric.VM {
+	vm.NoDHCP, vm.NoRA = dhcp, ra
+	return vm
+}
+
 var began = domain("203.0.113.10 2001:db8:100:1::10", "203.0.113.11 198.51.100.0/29")
 
 // descriptions are what may become of a running guest's, and what status says.
@@ -57,6 +63,18 @@ var descriptions = map[string]struct {
 	"an address that nobody may have": {
 		domain("192.0.2.1", "203.0.113.11 198.51.100.0/29"),
 		"guest web: libvirt says now that it has 192.0.2.1, 203.0.113.11, 198.51.100.0/29; it keeps 203.0.113.10, 2001:db8:100:1::10, 203.0.113.11, 198.51.100.0/29 while it runs; stop and start it to change that, or put its description back",
+	},
+	"without DHCP": {
+		quiet(began, true, false),
+		"guest web: libvirt says now that it gets router advertisements and no DHCP; it keeps DHCP and router advertisements while it runs; stop and start it to change that, or put its description back",
+	},
+	"without advertisements": {
+		quiet(began, false, true),
+		"guest web: libvirt says now that it gets DHCP and no router advertisements; it keeps DHCP and router advertisements while it runs; stop and start it to change that, or put its description back",
+	},
+	"without any answer, and another address": {
+		quiet(domain("203.0.113.10 2001:db8:100:1::12", "203.0.113.11 198.51.100.0/29"), true, true),
+		"guest web: libvirt says now that it has 203.0.113.10, 2001:db8:100:1::12, 203.0.113.11, 198.51.100.0/29 and it gets no DHCP and no router advertisements; it keeps 203.0.113.10, 2001:db8:100:1::10, 203.0.113.11, 198.51.100.0/29 and DHCP and router advertisements while it runs; stop and start it to change that, or put its description back",
 	},
 	"left to a resolver": {
 		fabric.VM{Name: "web", Origin: "libvirt", UUID: uuid, Resolve: true, NICs: make([]fabric.NIC, 2)},

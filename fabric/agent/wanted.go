@@ -41,37 +41,59 @@ func concerns(d, said fabric.Desired) bool {
 }
 
 // asItStarted merges a running guest v with its description now: the guest keeps the
-// addresses and routes that it started with. difference says, for people, how the
-// description differs from them; empty: it does not.
+// addresses, the routes and the answers that it started with. difference says, for
+// people, how the description differs from them; empty: it does not.
 func asItStarted(v, said fabric.VM) (_ fabric.VM, difference string) {
 	same := len(v.NICs) == len(said.NICs)
 	for n := 0; same && n < len(v.NICs); n++ {
 		was, is := v.NICs[n].Prefixes(), said.NICs[n].Prefixes()
 		same = len(was) == len(is) && len(v.NICs[n].Addresses) == len(said.NICs[n].Addresses) && len(without(was, is)) == 0
 	}
+	var has, keeps []string
 	switch {
-	case same:
+	case same && switches(v) == switches(said):
 		said.Resolve = v.Resolve
 		return said, ""
 	case len(said.NICs) == 0:
 		return v, fmt.Sprintf("%s does not say any more what it has; it keeps %s while it runs; put its description back, or stop and start it",
 			v.Origin, inWords(v.Prefixes()))
-	}
-	has := "it has " + inWords(said.Prefixes())
-	switch {
+	case same:
 	case said.Resolve && said.Unresolved():
-		has = "a resolver knows what it has"
+		has, keeps = append(has, "a resolver knows what it has"), append(keeps, inWords(v.Prefixes()))
 	case said.Unresolved():
-		has = "it asks for addresses of pools"
+		has, keeps = append(has, "it asks for addresses of pools"), append(keeps, inWords(v.Prefixes()))
+	default:
+		has, keeps = append(has, "it has "+inWords(said.Prefixes())), append(keeps, inWords(v.Prefixes()))
+	}
+	if was, is := switches(v), switches(said); was != is {
+		has, keeps = append(has, "it gets "+is.String()), append(keeps, was.String())
 	}
 	difference = fmt.Sprintf("%s says now that %s; it keeps %s while it runs; stop and start it to change that, or put its description back",
-		v.Origin, has, inWords(v.Prefixes()))
+		v.Origin, strings.Join(has, " and "), strings.Join(keeps, " and "))
 	if len(v.NICs) != len(said.NICs) {
 		return v, difference
 	}
 	said = withNICs(said, v.NICs) // other properties of the NICs, such as the MTU, are the current ones
-	said.Resolve = v.Resolve
+	said.Resolve, said.NoDHCP, said.NoRA = v.Resolve, v.NoDHCP, v.NoRA
 	return said, difference
+}
+
+// answers says which requests for its configuration a guest has answered.
+type answers struct{ noDHCP, noRA bool }
+
+// switches gives the answers that a guest's description says.
+func switches(v fabric.VM) answers { return answers{v.NoDHCP, v.NoRA} }
+
+func (a answers) String() string {
+	switch {
+	case a.noDHCP && a.noRA:
+		return "no DHCP and no router advertisements"
+	case a.noDHCP:
+		return "router advertisements and no DHCP"
+	case a.noRA:
+		return "DHCP and no router advertisements"
+	}
+	return "DHCP and router advertisements"
 }
 
 // inWords lists the first prefixes for people.

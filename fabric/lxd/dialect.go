@@ -9,7 +9,7 @@ type dialect struct {
 	// ran is the file that a daemon leaves beside its socket when it first runs.
 	ran    string
 	api    string // the prefix of all paths
-	keys   string // the prefix of the fabric's configuration keys; a NIC's number follows
+	keys   string // the prefix of the fabric's configuration keys: dhcp, ra, and net with the number of a NIC
 	moving string // the prefix of an instance's name while it is copied to another place
 }
 
@@ -19,6 +19,6 @@ var ofLXD = dialect{
 	sockets: []string{"/var/snap/lxd/common/lxd/unix.socket", "/var/lib/lxd/unix.socket"},
 	ran:     "database",
 	api:     "/1.0",
-	keys:    "user.vmfabric.net",
+	keys:    "user.vmfabric.",
 	moving:  "lxd-move-of-",
 }

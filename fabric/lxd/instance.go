@@ -64,6 +64,9 @@ func (d dialect) guest(i instance) (vm fabric.VM, ours bool, err error) {
 		return vm, false, err
 	}
 	vm = fabric.VM{Name: i.Name, UUID: i.uuid(), Origin: d.name, NICs: nics, Container: !i.virtual()}
+	if err := d.switches(i, &vm); err != nil {
+		return vm, false, err
+	}
 	if err := vm.Validate(); err != nil {
 		return vm, false, fmt.Errorf("%w; see %s", err, d.command(i, "config", "show", i.Name, "--expanded"))
 	}
@@ -85,18 +88,38 @@ func (d dialect) guest(i instance) (vm fabric.VM, ours bool, err error) {
 	return vm, true, nil
 }
 
+// Keys of an instance after the fabric's prefix. The number of a NIC follows nicKey.
+const (
+	nicKey  = "net"
+	dhcpKey = "dhcp"
+	raKey   = "ra"
+)
+
+// switches reads what the instance turns off.
+func (d dialect) switches(i instance, vm *fabric.VM) error {
+	for name, off := range map[string]*bool{dhcpKey: &vm.NoDHCP, raKey: &vm.NoRA} {
+		k := d.keys + name
+		value, given := i.ExpandedConfig[k]
+		if given && value != "true" && value != "false" {
+			return fmt.Errorf("%s is %.20q, and it takes true or false; %s", k, value, d.command(i, "config", "set", i.Name, k+"=false"))
+		}
+		*off = value == "false"
+	}
+	return nil
+}
+
 // nics reads the addresses, pools and routes of the instance's NICs.
 func (d dialect) nics(i instance) ([]fabric.NIC, error) {
 	byNumber := map[int]*fabric.NIC{}
 	for _, k := range slices.Sorted(maps.Keys(i.ExpandedConfig)) {
-		rest, ours := strings.CutPrefix(k, d.keys)
+		rest, ours := strings.CutPrefix(k, d.keys+nicKey)
 		if !ours {
 			continue
 		}
 		digits, what, _ := strings.Cut(rest, ".")
 		n, err := strconv.Atoi(digits)
 		if err != nil || n < 0 || n >= fabric.MaxNICs || strconv.Itoa(n) != digits || what != "addresses" && what != "routes" {
-			return nil, fmt.Errorf("%s is not a key of the fabric, which has %[2]s<N>.addresses and %[2]s<N>.routes; %s", k, d.keys, d.unset(i, k))
+			return nil, fmt.Errorf("%s is not a key of the fabric, which has %[2]s<N>.addresses and %[2]s<N>.routes; %s", k, d.keys+nicKey, d.unset(i, k))
 		}
 		if byNumber[n] == nil {
 			byNumber[n] = new(fabric.NIC)
@@ -110,10 +133,10 @@ func (d dialect) nics(i instance) ([]fabric.NIC, error) {
 		nic := byNumber[n]
 		if nic == nil {
 			return nil, fmt.Errorf("NIC %d has no addresses, and one with a higher number has; %s",
-				n, d.command(i, "config", "set", i.Name, fmt.Sprintf("%s%d.addresses=...", d.keys, n)))
+				n, d.command(i, "config", "set", i.Name, fmt.Sprintf("%s%s%d.addresses=...", d.keys, nicKey, n)))
 		}
 		if len(nic.Addresses)+len(nic.Pools) == 0 {
-			return nil, fmt.Errorf("NIC %d has no address; %s", n, d.command(i, "config", "set", i.Name, fmt.Sprintf("%s%d.addresses=...", d.keys, n)))
+			return nil, fmt.Errorf("NIC %d has no address; %s", n, d.command(i, "config", "set", i.Name, fmt.Sprintf("%s%s%d.addresses=...", d.keys, nicKey, n)))
 		}
 		nics[n] = *nic
 	}

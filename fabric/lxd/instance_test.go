@@ -83,6 +83,35 @@ func TestGuestOfAnInstance(t *testing.T) {
 	}
 }
 
+func TestSwitchesOfAnInstance(t *testing.T) {
+	for keys, want := range map[string][2]bool{
+		"": {}, "dhcp=true ra=true": {}, "dhcp=false": {true, false}, "ra=false": {false, true}, "dhcp=false ra=false": {true, true},
+	} {
+		i := p2p("web", 10)
+		for pair := range strings.FieldsSeq(keys) {
+			k, v, _ := strings.Cut(pair, "=")
+			i.ExpandedConfig["user.vmfabric."+k] = v
+		}
+		vm, ours, err := ofLXD.guest(i)
+		require.NoError(t, err, keys)
+		assert.True(t, ours)
+		assert.Equal(t, want, [2]bool{vm.NoDHCP, vm.NoRA}, keys)
+	}
+	for _, value := range []string{"no", "", "FALSE", "0", "tr\nue"} {
+		i := p2p("web", 10)
+		i.ExpandedConfig["user.vmfabric.ra"] = value
+		_, ours, err := ofLXD.guest(i)
+		require.ErrorContains(t, err, "and it takes true or false; lxc config set web user.vmfabric.ra=false", value)
+		assert.NotContains(t, err.Error(), "\n")
+		assert.False(t, ours)
+	}
+	i := p2p("web", 10)
+	i.ExpandedConfig = config("user.vmfabric.dhcp=maybe")
+	_, ours, err := ofLXD.guest(i)
+	assert.NoError(t, err, "none of the fabric's")
+	assert.False(t, ours)
+}
+
 func TestPoolsOfAnInstance(t *testing.T) {
 	static := []netip.Addr{netip.MustParseAddr("203.0.113.10")}
 	for value, want := range map[string]fabric.NIC{

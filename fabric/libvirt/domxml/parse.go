@@ -104,6 +104,10 @@ func (p *parser) metadata(e xml.StartElement) error {
 			return errors.New("<fabric:vm> is given twice; put all <fabric:nic> into one")
 		}
 		p.dom.Ours = true
+		if err := p.switches(e); err != nil {
+			return err
+		}
+		e.Attr = nil // switches has read them
 		if err := p.strict(e, p.nic, "nic"); err != nil {
 			return err
 		}
@@ -115,6 +119,25 @@ func (p *parser) metadata(e xml.StartElement) error {
 		return fmt.Errorf("<vm> is in the namespace %.60q; write xmlns:fabric=%q", e.Name.Space, Namespace)
 	}
 	return p.skip()
+}
+
+// switches reads the attributes of <fabric:vm>: dhcp and ra, each yes (the default) or
+// no.
+func (p *parser) switches(e xml.StartElement) error {
+	given := map[string]bool{}
+	for _, a := range attributes(e) {
+		off := map[xml.Name]*bool{{Local: "dhcp"}: &p.dom.NoDHCP, {Local: "ra"}: &p.dom.NoRA}[a.Name]
+		switch {
+		case off == nil:
+			return fmt.Errorf("<fabric:vm> has the attribute %.40q; it takes dhcp=\"no\" and ra=\"no\", write other values as elements", a.Name.Local)
+		case given[a.Name.Local]:
+			return fmt.Errorf("<fabric:vm> has the attribute %s twice; remove one", a.Name.Local)
+		case a.Value != "yes" && a.Value != "no":
+			return fmt.Errorf("<fabric:vm> has %s=%.40q; write yes or no", a.Name.Local, a.Value)
+		}
+		given[a.Name.Local], *off = true, a.Value == "no"
+	}
+	return nil
 }
 
 func (p *parser) nic(e xml.StartElement) error {
