@@ -15,6 +15,19 @@ const (
 	RouterSolicitation ContactProtocol = "ra"     // RFC 4861, 6.3.7
 )
 
+// String gives "DHCPv4", "DHCPv6" or "router solicitation", for people.
+func (p ContactProtocol) String() string {
+	switch p {
+	case DHCPv4:
+		return "DHCPv4"
+	case DHCPv6:
+		return "DHCPv6"
+	case RouterSolicitation:
+		return "router solicitation"
+	}
+	return string(p)
+}
+
 // Contact is the last time that a guest asked for its configuration by a protocol. What
 // the guest says of itself is text of at most 64 printable characters.
 type Contact struct {

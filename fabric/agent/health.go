@@ -18,6 +18,7 @@ func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 		Cluster: a.cluster.Name, Node: a.node, Since: a.began,
 		Sessions: []fabric.Session{}, Sources: []fabric.SourceStatus{}, Problems: []string{},
 	}
+	asked := a.contacts(ctx)
 	s, done := a.state.open()
 	st.Draining, st.DrainingSince = s.draining(), s.drained
 	if st.Draining {
@@ -34,6 +35,7 @@ func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 		if text := g.troubleText(a.node); text != "" {
 			st.Problems = append(st.Problems, fmt.Sprintf("guest %s: %s", name, text))
 		}
+		st.Problems = append(st.Problems, asked.declined(g.want.VM)...)
 	}
 	st.Problems = append(st.Problems, a.conditions.list()...)
 	st.Problems = append(st.Problems, s.contests()...)

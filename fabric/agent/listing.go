@@ -20,21 +20,23 @@ const (
 
 // List gives all ports that are wanted on this node, in the order of VM name and
 // index. Its error is always nil.
-func (a *Agent) List(context.Context) ([]fabric.PortEntry, error) {
+func (a *Agent) List(ctx context.Context) ([]fabric.PortEntry, error) {
+	asked := a.contacts(ctx)
 	s, done := a.state.open()
 	defer done()
 	entries := make([]fabric.PortEntry, 0, len(s.guests))
 	for _, name := range sortedKeys(s.guests) {
 		if g := s.guests[name]; g.want.State != fabric.Absent {
-			entries = append(entries, s.entry(g).Ports(&a.cluster)...)
+			entries = append(entries, s.entry(g, asked).Ports(&a.cluster)...)
 		}
 	}
 	return entries, nil
 }
 
-// entry gives a guest as it is listed. It shares nothing with the guest.
-func (s *state) entry(g *guest) fabric.GuestEntry {
-	e := fabric.GuestEntry{VM: g.want.VM, Since: g.want.Since, Trouble: g.troubleText(s.node), Orphan: g.orphan}
+// entry gives a guest as it is listed, with its requests. It shares nothing with the
+// guest.
+func (s *state) entry(g *guest, asked contacts) fabric.GuestEntry {
+	e := fabric.GuestEntry{VM: g.want.VM, Since: g.want.Since, Trouble: g.troubleText(s.node), Orphan: g.orphan, Contacts: asked.of(g.want.VM)}
 	e.VM.NICs = slices.Clone(e.VM.NICs)
 	for n := range e.VM.NICs {
 		nic := &e.VM.NICs[n]
@@ -50,7 +52,8 @@ func (s *state) entry(g *guest) fabric.GuestEntry {
 
 // page gives the guests whose names come after a name, as many as fit a message, and
 // whether there are others.
-func (a *Agent) page(after string) (guests []fabric.GuestEntry, more bool) {
+func (a *Agent) page(ctx context.Context, after string) (guests []fabric.GuestEntry, more bool) {
+	asked := a.contacts(ctx)
 	s, done := a.state.open()
 	defer done()
 	size := 0
@@ -59,7 +62,7 @@ func (a *Agent) page(after string) (guests []fabric.GuestEntry, more bool) {
 		if name <= after || g.want.State == fabric.Absent {
 			continue
 		}
-		e := s.entry(g)
+		e := s.entry(g, asked)
 		e.Trouble = cut(e.Trouble, maxText)
 		if size += entrySize(e); size > pageBytes && len(guests) > 0 {
 			return guests, true
@@ -76,6 +79,11 @@ func entrySize(e fabric.GuestEntry) int {
 		size += 256 + 48*(len(nic.Addresses)+len(nic.Routes))
 		for _, pool := range nic.Pools {
 			size += len(pool) + 4
+		}
+	}
+	for _, cs := range e.Contacts {
+		for _, c := range cs {
+			size += 256 + 6*(len(c.Message)+len(c.Hostname)+len(c.Client)+len(c.Refused))
 		}
 	}
 	return size
@@ -115,7 +123,7 @@ func (a *Agent) ListNode(ctx context.Context, node, after string) (fabric.PortPa
 // guestsOf gives a part of the guests of a node: see [Agent.page].
 func (a *Agent) guestsOf(ctx context.Context, node, after string) ([]fabric.GuestEntry, bool, error) {
 	if node == a.node {
-		guests, more := a.page(after)
+		guests, more := a.page(ctx, after)
 		return guests, more, nil
 	}
 	if a.nodes == nil {
@@ -129,6 +137,11 @@ func (a *Agent) guestsOf(ctx context.Context, node, after string) ([]fabric.Gues
 	}
 	if err := listable(answer, after); err != nil {
 		return nil, false, fmt.Errorf("node %s: its list of guests cannot be used: %w; see what runs there", node, err)
+	}
+	for _, g := range answer.Guests {
+		for n, cs := range g.Contacts {
+			g.Contacts[n] = shown(cs)
+		}
 	}
 	return answer.Guests, answer.More, nil
 }
@@ -147,7 +160,7 @@ func listable(answer fabric.Answer, after string) error {
 		if len(g.States) != len(g.VM.NICs) || slices.ContainsFunc(g.States, func(s fabric.State) bool { return s != fabric.Wired && s != fabric.Live }) {
 			return fmt.Errorf("guest %q has %d NICs and the states of %d", g.VM.Name, len(g.VM.NICs), len(g.States))
 		}
-		if err := errors.Join(g.VM.Identity().Validate(), g.VM.ValidateNICs()); err != nil {
+		if err := errors.Join(g.VM.Identity().Validate(), g.VM.ValidateNICs(), contactable(g)); err != nil {
 			return fmt.Errorf("guest %q: %w", g.VM.Name, err)
 		}
 		if slices.ContainsFunc(g.VM.Prefixes(), func(p netip.Prefix) bool { return !p.IsValid() }) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,6 +27,7 @@ type node struct {
 	dataplane *fake.Dataplane
 	speaker   *fake.Speaker
 	store     *fake.Store
+	asked     sync.Map // the requests of guests for their configuration, by port
 }
 
 // fresh gives a node without guests.
@@ -54,7 +56,7 @@ func (n *node) make(store fabric.Store, opts ...agent.Option) {
 	c := cluster()
 	c.Pools = append(c.Pools, n.pools...)
 	n.Agent, err = agent.New(agent.Config{
-		Cluster: c, Node: cmp.Or(n.name, "node1"), Dataplane: n.dataplane, Speaker: n.speaker, Store: store,
+		Cluster: c, Node: cmp.Or(n.name, "node1"), Dataplane: asked{n.dataplane, n}, Speaker: n.speaker, Store: store,
 	}, opts...)
 	require.NoError(n.t, err)
 }

@@ -286,7 +286,7 @@ func (a *Agent) noticed(ctx context.Context, from fabric.Node, n fabric.Notice) 
 	another := a.isAnother(n)
 	switch {
 	case n.Kind == fabric.Listing:
-		guests, more := a.page(n.VM)
+		guests, more := a.page(ctx, n.VM)
 		return fabric.Answer{Guests: guests, More: more}
 	case n.Kind == fabric.Explaining:
 		return a.explains(ctx, n.Prefixes[0].Addr())

@@ -95,11 +95,11 @@ func (a *Agent) finding(ctx context.Context, addr netip.Addr) fabric.Finding {
 	p := fabric.HostPrefix(addr)
 	f := fabric.Finding{Node: a.node}
 	var ports []fabric.PortEntry
-	f.Guest, ports, f.Routes = a.holding(addr)
-	states, err := a.dataplane.Actual(ctx)
-	if err != nil {
-		f.Flaws = append(f.Flaws, "its kernel: "+cut(oneLine(err), maxText))
+	states, kernelErr := a.dataplane.Actual(ctx)
+	if kernelErr != nil {
+		f.Flaws = append(f.Flaws, "its kernel: "+cut(oneLine(kernelErr), maxText))
 	}
+	f.Guest, ports, f.Routes = a.holding(addr, contactsOf(states))
 	for _, s := range states {
 		if slices.ContainsFunc(s.NIC.Prefixes(), p.Overlaps) {
 			f.Ports = append(f.Ports, fabric.FoundPort{Port: s.Name, VM: s.VM})
@@ -136,7 +136,11 @@ func (a *Agent) finding(ctx context.Context, addr netip.Addr) fabric.Finding {
 		f.Allocations, f.OwnRegistry = all, err == nil
 	}
 	if f.Guest != nil {
-		f.Steps = a.steps(ctx, addr, explain.Local{Node: a.node, Ports: ports, Sent: sent, SentError: sentErr})
+		l := explain.Local{Node: a.node, Ports: ports, Sent: sent, SentError: sentErr}
+		if kernelErr == nil {
+			l.Answers = a.answersTo(f.Guest.VM)
+		}
+		f.Steps = a.steps(ctx, addr, l)
 	}
 	return f
 }
@@ -158,9 +162,20 @@ func (a *Agent) steps(ctx context.Context, addr netip.Addr, l explain.Local) []f
 	return explain.Steps(addr, l)
 }
 
+// answersTo says which requests of a guest for its configuration the node answers.
+func (a *Agent) answersTo(vm string) *explain.Answers {
+	s, done := a.state.open()
+	defer done()
+	is := &explain.Answers{Now: a.clock(), Since: a.began, NoDHCP: a.cluster.Guests.NoDHCP, NoRA: a.cluster.Guests.NoRA}
+	if g := s.guests[vm]; g != nil {
+		is.NoDHCP, is.NoRA = is.NoDHCP || g.want.VM.NoDHCP, is.NoRA || g.want.VM.NoRA
+	}
+	return is
+}
+
 // holding gives the guest of this node that has an address, its ports, and the routes of
 // other nodes to the address that reflectors have.
-func (a *Agent) holding(addr netip.Addr) (found *fabric.FoundGuest, ports []fabric.PortEntry, routes []fabric.FoundRoute) {
+func (a *Agent) holding(addr netip.Addr, asked contacts) (found *fabric.FoundGuest, ports []fabric.PortEntry, routes []fabric.FoundRoute) {
 	p := fabric.HostPrefix(addr)
 	s, done := a.state.open()
 	defer done()
@@ -175,7 +190,7 @@ func (a *Agent) holding(addr netip.Addr) (found *fabric.FoundGuest, ports []fabr
 			Routed: !slices.ContainsFunc(d.VM.NICs, func(n fabric.NIC) bool { return slices.Contains(n.Addresses, addr) }),
 			Moving: d.Incoming || g.arrival.Awaits() || g.departs(),
 		}
-		ports = s.entry(g).Ports(&a.cluster)
+		ports = s.entry(g, asked).Ports(&a.cluster)
 		for at, r := range g.competing {
 			if at.prefix.Contains(addr) {
 				routes = append(routes, fabric.FoundRoute{Reflector: at.reflector, Node: r.node})

@@ -46,7 +46,7 @@ func TestWhyOnAnyNode(t *testing.T) {
 		for _, a := range []string{"203.0.113.10", "2001:db8:100:1::10", "198.51.100.3"} {
 			for _, n := range []*node{p.one, p.two} {
 				good, bad := why(t, n, a)
-				assert.Equal(t, []string{"pool", "allocation", "guest node2", "port node2", "announcement node2", "reflector rr1 node2", "forwarding node2", "owner node2"}, good, a)
+				assert.Equal(t, []string{"pool", "allocation", "guest node2", "port node2", "announcement node2", "reflector rr1 node2", "forwarding node2", "configuration node2", "owner node2"}, good, a)
 				assert.Empty(t, bad, a)
 			}
 		}
@@ -54,7 +54,7 @@ func TestWhyOnAnyNode(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, fabric.Identity("libvirt uuid-of-web"), lines[1].Allocation.Guest)
 		assert.Contains(t, lines[1].Text, "guest web (libvirt uuid-of-web) on node2, epoch 17592186044417, since ")
-		assert.Contains(t, lines[7].Text, "guest web (libvirt uuid-of-web) on node2, epoch 17592186044417, has had it since ")
+		assert.Contains(t, lines[8].Text, "guest web (libvirt uuid-of-web) on node2, epoch 17592186044417, has had it since ")
 
 		_, bad := why(t, p.one, "203.0.113.11")
 		assert.Equal(t, []string{"guest: no guest of the cluster has 203.0.113.11"}, bad)

@@ -23,6 +23,16 @@ type Local struct {
 	SentError     error
 	Faults        []fabric.ForwardingFault
 	FaultsError   error // why forwarding could not be tried
+	// Answers to the guest's requests for its configuration, which the ports have; nil:
+	// not known.
+	Answers *Answers
+}
+
+// Answers says which requests of a guest for its configuration its node answers.
+type Answers struct {
+	NoDHCP, NoRA bool
+	Since        time.Time // when the agent began to listen for requests
+	Now          time.Time
 }
 
 // Steps follows an address from its guest to the reflectors, and names the first step
@@ -45,6 +55,9 @@ func Steps(a netip.Addr, l Local) []fabric.Step {
 		steps = append(steps, announcedTo(p, l.Sessions, l.Sent)...)
 	}
 	steps = append(steps, forwardingStep(a, faults, l.FaultsError))
+	if l.Answers != nil {
+		steps = append(steps, l.Answers.step(a, l.Ports[i].Contacts))
+	}
 	for i := range steps {
 		steps[i].Node = l.Node
 	}

@@ -128,3 +128,32 @@ func TestPrefixOf(t *testing.T) {
 	_, ok := PrefixOf(netip.MustParseAddr("203.0.113.11"), ports)
 	assert.False(t, ok)
 }
+
+// TestConfiguration is always good, and says what the node knows of its guest's requests.
+func TestConfiguration(t *testing.T) {
+	at := func(p fabric.ContactProtocol, age time.Duration, message string) fabric.Contact {
+		return fabric.Contact{Protocol: p, At: noon.Add(-age), Message: message}
+	}
+	refused, declined := at(fabric.DHCPv4, time.Hour, "REQUEST"), at(fabric.DHCPv6, time.Second, "DECLINE")
+	refused.Refused, declined.Declined = "203.0.113.11 is not its address", six
+	for _, tc := range []struct {
+		ask      netip.Addr
+		answers  Answers
+		contacts []fabric.Contact
+		want     string
+	}{
+		{four, Answers{}, nil, "the guest never asked by DHCPv4, as far as the agent knows, which listens since 2026-11-30 11:00:00; a guest configured by hand does not"},
+		{six, Answers{}, []fabric.Contact{refused}, "the guest never asked by DHCPv6 or router solicitation, as far as the agent knows, which listens since 2026-11-30 11:00:00; a guest configured by hand does not"},
+		{four, Answers{}, []fabric.Contact{declined, refused}, "the guest asked by DHCPv4 1h0m0s ago (REQUEST), refused: 203.0.113.11 is not its address"},
+		{six, Answers{}, []fabric.Contact{at(fabric.RouterSolicitation, -time.Minute, "SOLICITATION"), declined}, "the guest asked by DHCPv6 1s ago (DECLINE), declined 2001:db8:100::10 and by router solicitation 0s ago (SOLICITATION)"},
+		{four, Answers{NoDHCP: true}, []fabric.Contact{refused}, "the guest is configured by hand; DHCP is off"},
+		{six, Answers{NoRA: true}, nil, "the guest never asked by DHCPv6, as far as the agent knows, which listens since 2026-11-30 11:00:00; a guest configured by hand does not; router advertisement is off"},
+		{six, Answers{NoDHCP: true, NoRA: true}, nil, "the guest is configured by hand; DHCP and router advertisement are off"},
+	} {
+		port := web()
+		port.Contacts = tc.contacts
+		tc.answers.Now, tc.answers.Since = noon, noon.Add(-time.Hour)
+		steps := Steps(tc.ask, Local{Node: "node1", Ports: []fabric.PortEntry{port}, Answers: &tc.answers})
+		assert.Equal(t, fabric.Step{Step: "configuration", Good: true, Node: "node1", Text: tc.want}, steps[len(steps)-1])
+	}
+}
