@@ -23,8 +23,10 @@ func listCommand(t *tool) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the ports of this node, or of the cluster",
-		Long: `List lists the ports of this node. With --cluster its agent asks those of all other
-nodes; a node that does not tell its ports is named, and the exit code is 1.`,
+		Long: `List lists the ports of this node, and when the guest of each last asked for its
+configuration by DHCP or router solicitation, since the agent started. With --cluster the
+agent asks those of all other nodes; a node that does not tell its ports is named, and the
+exit code is 1.`,
 		Example: "  vmfabric list\n  vmfabric list --json | jq -r '.[] | select(.state != \"live\") | .vm'\n  vmfabric list --cluster",
 		Args:    arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -65,13 +67,14 @@ func printPortTable(cmd *cobra.Command, ports []fabric.PortEntry, nodes bool) er
 	if nodes {
 		head = "NODE\t"
 	}
-	fmt.Fprintln(w, head+"VM\tPORT\tKIND\tSTATE\tADDRESSES\tROUTES\tSINCE")
+	fmt.Fprintln(w, head+"VM\tPORT\tKIND\tSTATE\tADDRESSES\tROUTES\tSINCE\tASKED\tCLIENT")
 	for _, p := range ports {
 		if nodes {
 			fmt.Fprintf(w, "%s\t", p.Node)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.VM, p.Port, p.Kind, p.State,
-			join(p.Addresses), cmp.Or(join(p.Routes), "-"), ago(p.Since))
+		asked, client := lastContact(p.Contacts)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.VM, p.Port, p.Kind, p.State,
+			join(p.Addresses), cmp.Or(join(p.Routes), "-"), ago(p.Since), asked, client)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -86,6 +89,34 @@ func printPortTable(cmd *cobra.Command, ports []fabric.PortEntry, nodes bool) er
 		}
 	}
 	return nil
+}
+
+// lastContact says when, and by which protocol, a guest last asked for its configuration,
+// and who it said that it is: of its requests the last one that says so.
+func lastContact(contacts []fabric.Contact) (asked, client string) {
+	const most = 24
+	newest := slices.SortedFunc(slices.Values(contacts), func(x, y fabric.Contact) int { return y.At.Compare(x.At) })
+	for i, c := range newest {
+		if i == 0 {
+			short := map[fabric.ContactProtocol]string{fabric.RouterSolicitation: "RS"}[c.Protocol]
+			asked = ago(c.At) + " " + cmp.Or(short, c.Protocol.String())
+		}
+		if host, agent := cutText(c.Hostname, most), cutText(c.Client, most); client == "" && host+agent != "" {
+			client = cmp.Or(host, agent)
+			if host != "" && agent != "" {
+				client += " (" + agent + ")"
+			}
+		}
+	}
+	return cmp.Or(asked, "-"), cmp.Or(client, "-")
+}
+
+// cutText shortens a text to so many characters, for a table.
+func cutText(s string, most int) string {
+	if r := []rune(s); len(r) > most {
+		return string(r[:most]) + "..."
+	}
+	return s
 }
 
 // askedAtOnce is how many nodes the tools have the agent ask at a time.

@@ -139,6 +139,8 @@ func TestCheckWarns(t *testing.T) {
 	assert.Contains(t, errs, "no key_file: ")
 	assert.Contains(t, out, " pools, 2 reflectors, 1 core gateway, ")
 	assert.Equal(t, 2, strings.Count(errs, "\n"), errs)
+	_, errs, _ = try("check", "../../fabric/clusterfile/testdata/cluster.yaml")
+	assert.Contains(t, errs, "no guests.dns: ")
 }
 
 func TestEveryCommandHasAnExample(t *testing.T) {
@@ -193,6 +195,7 @@ func (a viewsAgent) Nodes(context.Context) ([]string, error) {
 // ListNode tells node2's two guests in two parts, and nothing of node3's.
 func (a viewsAgent) ListNode(_ context.Context, node, after string) (fabric.PortPage, error) {
 	port := fabric.PortEntry{VM: "web", Port: "web_net0", Kind: fabric.Tap, State: fabric.Live, Addresses: dual, Node: node, Since: time.Now()}
+	port.Contacts = []fabric.Contact{{Protocol: fabric.DHCPv4, At: time.Now().Add(-5 * time.Second), Message: "REQUEST", Hostname: "web", Client: "udhcp"}}
 	switch {
 	case node == "node3":
 		return fabric.PortPage{}, errors.New("node node3: its agent is older and does not tell its ports; upgrade it")
@@ -200,6 +203,7 @@ func (a viewsAgent) ListNode(_ context.Context, node, after string) (fabric.Port
 		return fabric.PortPage{Ports: []fabric.PortEntry{port}, Next: "web"}, nil
 	case node == "node2":
 		port.VM, port.Port, port.State, port.Trouble = "zoo", "zoo_net0", fabric.Wired, "no tap"
+		port.Contacts = nil
 		return fabric.PortPage{Ports: []fabric.PortEntry{port}}, nil
 	}
 	return fabric.PortPage{Ports: []fabric.PortEntry{}}, nil
@@ -248,9 +252,10 @@ func TestListCluster(t *testing.T) {
 	assert.Equal(t, "zoo on node2: no tap\n"+silent, errs)
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	require.Len(t, lines, 3)
-	assert.Equal(t, []string{"NODE", "VM", "PORT", "KIND", "STATE", "ADDRESSES", "ROUTES", "SINCE"}, strings.Fields(lines[0]))
-	assert.Equal(t, []string{"node2", "web", "web_net0", "tap", "live", "203.0.113.10,2001:db8:100::10", "-", "0s"}, strings.Fields(lines[1]))
+	assert.Equal(t, []string{"NODE", "VM", "PORT", "KIND", "STATE", "ADDRESSES", "ROUTES", "SINCE", "ASKED", "CLIENT"}, strings.Fields(lines[0]))
+	assert.Equal(t, []string{"node2", "web", "web_net0", "tap", "live", "203.0.113.10,2001:db8:100::10", "-", "0s", "5s", "DHCPv4", "web", "(udhcp)"}, strings.Fields(lines[1]))
 	assert.Equal(t, "zoo", strings.Fields(lines[2])[1])
+	assert.Equal(t, []string{"-", "-"}, strings.Fields(lines[2])[8:], "it never asked")
 
 	out, errs, code = try("list", "--cluster", "--json", "--socket", socket)
 	assert.Equal(t, exitBad, code)
@@ -259,6 +264,8 @@ func TestListCluster(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(out), &ports))
 	require.Len(t, ports, 2)
 	assert.Equal(t, "node2", ports[0]["node"])
+	require.Len(t, ports[0]["contacts"], 1)
+	assert.NotContains(t, ports[1], "contacts")
 	assert.Equal(t, "wired", ports[1]["state"])
 }
 
@@ -312,6 +319,28 @@ func TestAgo(t *testing.T) {
 		assert.Equal(t, want, ago(time.Now().Add(-d-time.Millisecond)))
 	}
 	assert.Equal(t, "-", ago(time.Time{}))
+}
+
+// TestLastContact is of the latest request, with the name that the guest last gave.
+func TestLastContact(t *testing.T) {
+	at := func(p fabric.ContactProtocol, age time.Duration, host, client string) fabric.Contact {
+		return fabric.Contact{Protocol: p, At: time.Now().Add(-age - time.Millisecond), Hostname: host, Client: client}
+	}
+	dhcp, ra := at(fabric.DHCPv4, time.Minute, "web", "udhcp 1.36"), at(fabric.RouterSolicitation, 3*time.Second, "", "")
+	for _, tc := range []struct {
+		contacts      []fabric.Contact
+		asked, client string
+	}{
+		{nil, "-", "-"},
+		{[]fabric.Contact{ra}, "3s RS", "-"},
+		{[]fabric.Contact{dhcp, ra}, "3s RS", "web (udhcp 1.36)"},
+		{[]fabric.Contact{ra, dhcp}, "3s RS", "web (udhcp 1.36)"},
+		{[]fabric.Contact{dhcp, at(fabric.DHCPv6, time.Second, "db", "")}, "1s DHCPv6", "db"},
+		{[]fabric.Contact{at("new", time.Second, "", strings.Repeat("ж", 30))}, "1s new", strings.Repeat("ж", 24) + "..."},
+	} {
+		asked, client := lastContact(tc.contacts)
+		assert.Equal(t, [2]string{tc.asked, tc.client}, [2]string{asked, client})
+	}
 }
 
 func TestDiversionText(t *testing.T) {
