@@ -25,6 +25,19 @@ const (
 // ValidMTU reports whether a guest's link can have that MTU.
 func ValidMTU(mtu int) bool { return mtu >= MinMTU && mtu <= MaxMTU }
 
+// Network is what a guest of a cluster must know to configure itself by hand.
+type Network struct {
+	Gateway Gateway      `json:"gateway"`
+	DNS     []netip.Addr `json:"dns,omitempty"`
+	Search  []string     `json:"search,omitempty"`
+	MTU     int          `json:"mtu,omitempty"` // of a link whose NIC has none of its own; 0: not known
+}
+
+// Network gives the network of the cluster's guests.
+func (c *Cluster) Network() Network {
+	return Network{c.Gateway, c.Guests.DNS, c.Guests.Search, c.Guests.MTU}
+}
+
 // Servers of DHCPv4 and DHCPv6 listen there.
 var dhcpServices = []Service{{"udp", 67}, {"udp", 547}}
 

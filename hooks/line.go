@@ -128,8 +128,8 @@ type Reply struct {
 
 // Guest has what a guest must know of its network.
 type Guest struct {
-	VM      fabric.VM      `json:"vm"`
-	Gateway fabric.Gateway `json:"gateway"`
+	VM fabric.VM `json:"vm"`
+	fabric.Network
 }
 
 // replyError is the error in an agent's reply. It is a [fabric.ErrRefused], or an

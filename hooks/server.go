@@ -34,7 +34,7 @@ type Guests interface {
 type Hypervisors interface {
 	Starting(ctx context.Context, source, name string) error
 	Ended(ctx context.Context, source, name string) error
-	Describe(ctx context.Context, name string) (fabric.VM, fabric.Gateway, error)
+	Describe(ctx context.Context, name string) (fabric.VM, fabric.Network, error)
 }
 
 // Node answers requests about the node as a whole.
@@ -243,7 +243,7 @@ func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) 
 		err = agent.Ended(ctx, vm.Origin, vm.Name)
 	case Describe:
 		reply.Guest = &Guest{}
-		reply.Guest.VM, reply.Guest.Gateway, err = agent.Describe(ctx, vm.Name)
+		reply.Guest.VM, reply.Guest.Network, err = agent.Describe(ctx, vm.Name)
 	case List:
 		reply.Ports, reply.Next, err = list(ctx, agent, req)
 	case Status:

@@ -74,8 +74,8 @@ func (f *fake) Ended(ctx context.Context, source, name string) error {
 	return f.note(ctx, fabric.VM{}, "%s of %s ended", name, source)
 }
 
-func (f *fake) Describe(ctx context.Context, name string) (fabric.VM, fabric.Gateway, error) {
-	return guest, gateway, f.note(ctx, fabric.VM{}, "%s described", name)
+func (f *fake) Describe(ctx context.Context, name string) (fabric.VM, fabric.Network, error) {
+	return guest, network, f.note(ctx, fabric.VM{}, "%s described", name)
 }
 
 func (f *fake) List(ctx context.Context) ([]fabric.PortEntry, error) {
@@ -150,7 +150,10 @@ var guest = fabric.VM{Name: "web", UUID: "aaaaaaaa-0000-4000-8000-000000000001",
 	Kind:      fabric.Adopt, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 0x0a}, Queues: 2, MTU: 9000,
 }}}
 
-var gateway = fabric.Gateway{IPv4: netip.MustParseAddr("169.254.1.1"), IPv6: netip.MustParseAddr("fe80::1"), MAC: fabric.DefaultMAC}
+var network = fabric.Network{
+	Gateway: fabric.Gateway{IPv4: netip.MustParseAddr("169.254.1.1"), IPv6: netip.MustParseAddr("fe80::1"), MAC: fabric.DefaultMAC},
+	DNS:     []netip.Addr{netip.MustParseAddr("9.9.9.9")}, Search: []string{"example.net"}, MTU: 1400,
+}
 
 // serve runs an agent on a socket of its own until the test ends.
 var _ Agent = (*agent.Agent)(nil)
@@ -236,7 +239,7 @@ func TestOps(t *testing.T) {
 			assert.True(t, reply.OK)
 			assert.Equal(t, op == List, len(reply.Ports) == 1)
 			if op == Describe {
-				assert.Equal(t, &Guest{guest, gateway}, reply.Guest)
+				assert.Equal(t, &Guest{guest, network}, reply.Guest)
 			} else {
 				assert.Nil(t, reply.Guest)
 			}

@@ -15,11 +15,12 @@ func guestConfigCommand(t *tool) *cobra.Command {
 	var interfaces []string
 	cmd := &cobra.Command{
 		Use:   "guest-config VM",
-		Short: "Print what a guest configures inside to use its addresses",
+		Short: "Print what a guest configures inside if it does not ask by DHCP",
 		Long: `Guest-config prints the network configuration for the inside of a guest: its
-addresses, and the gateway as default route on the link. The agent asks the
-guest's hypervisor (libvirt, LXD) what it has; the guest need not run. The
-comment at the top says where the text goes.
+addresses, and the gateway as default route on the link. A guest that asks by DHCP needs
+none of it, unless it has several IPv4 addresses, or several NICs of one family, of which
+DHCP can tell neither. The agent asks the guest's hypervisor (libvirt, LXD) what it has;
+the guest need not run. The comment at the top says where the text goes.
 
   netplan, ifupdown, networkd   files of the guest
   cloud-init                    network-config version 2, for LXD and NoCloud`,
@@ -37,7 +38,7 @@ comment at the top says where the text goes.
 			if err != nil {
 				return err
 			}
-			text, err := render.Guest(reply.Guest.VM, reply.Guest.Gateway, f, interfaces)
+			text, err := render.Guest(reply.Guest.VM, reply.Guest.Network, f, interfaces)
 			if err != nil {
 				return err
 			}

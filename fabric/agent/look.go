@@ -56,11 +56,11 @@ func (a *Agent) unknownGuest(name string) error {
 	return fmt.Errorf("guest %s: %s (%w)", name, a.withRemedy("no hypervisor of this node has one of the fabric", fabric.GuestUnknown), os.ErrNotExist)
 }
 
-// Describe gives a guest, running or not, and its gateway: as its hypervisor
+// Describe gives a guest, running or not, and its network: as its hypervisor
 // describes it, or as it was attached. It may ask the [fabric.Resolver] for the
 // addresses. Its error is [os.ErrNotExist] if neither a hypervisor nor the agent
 // knows the guest.
-func (a *Agent) Describe(ctx context.Context, name string) (fabric.VM, fabric.Gateway, error) {
+func (a *Agent) Describe(ctx context.Context, name string) (fabric.VM, fabric.Network, error) {
 	s, done := a.state.open()
 	g, attached := s.guests[name]
 	var have fabric.VM
@@ -80,11 +80,11 @@ func (a *Agent) Describe(ctx context.Context, name string) (fabric.VM, fabric.Ga
 	}
 	switch {
 	case err == nil:
-		return vm, a.cluster.Gateway, nil
+		return vm, a.cluster.Network(), nil
 	case attached: // by hand, or its hypervisor cannot describe it now
-		return have, a.cluster.Gateway, nil
+		return have, a.cluster.Network(), nil
 	}
-	return fabric.VM{}, fabric.Gateway{}, err
+	return fabric.VM{}, fabric.Network{}, err
 }
 
 // describedBy gives a guest as the first of the sources describes it that can. Its error

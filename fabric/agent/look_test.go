@@ -84,8 +84,8 @@ func TestDescribe(t *testing.T) {
 			vm, gw, err := n.Describe(t.Context(), name)
 			require.NoError(t, err)
 			assert.Equal(t, want, vm)
-			assert.True(t, gw.IPv4.IsValid())
-			assert.True(t, gw.IPv6.IsValid())
+			assert.True(t, gw.Gateway.IPv4.IsValid())
+			assert.True(t, gw.Gateway.IPv6.IsValid())
 		}
 		_, _, err := n.Describe(t.Context(), "nobody")
 		require.ErrorIs(t, err, os.ErrNotExist)

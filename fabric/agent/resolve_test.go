@@ -616,7 +616,7 @@ func TestDescribeResolved(t *testing.T) {
 		vm, gw, err := n.Describe(t.Context(), "web")
 		require.NoError(t, err)
 		assert.Equal(t, resolvedWeb(), vm)
-		assert.True(t, gw.IPv4.IsValid() && gw.IPv6.IsValid())
+		assert.True(t, gw.Gateway.IPv4.IsValid() && gw.Gateway.IPv6.IsValid())
 		n.did()
 		assert.Equal(t, []string{"web"}, inv.questions(), "it does not run: it is asked about")
 

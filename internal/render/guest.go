@@ -34,8 +34,8 @@ func ParseFormat(s string) (Format, error) {
 }
 
 // Guest returns a guest's own network configuration: each address as /32 or /128,
-// and the gateway as default route on the link. There is no DHCP and no router
-// advertisement. Comments say where the text goes.
+// and the gateway as default route on the link. The guest asks neither by DHCP nor for
+// router advertisements. Comments say where the text goes.
 //
 // The n-th of interfaces is the name of the link of NIC n in the guest. If it is
 // missing or empty, the NIC's MAC address selects the link, and netplan and
@@ -53,7 +53,7 @@ func ParseFormat(s string) (Format, error) {
 //
 // The error says what is wrong with the guest, the gateway or the names. A guest
 // without NICs is an error.
-func Guest(vm fabric.VM, gw fabric.Gateway, f Format, interfaces []string) (string, error) {
+func Guest(vm fabric.VM, network fabric.Network, f Format, interfaces []string) (string, error) {
 	if _, err := ParseFormat(string(f)); err != nil {
 		return "", err
 	}
@@ -62,7 +62,7 @@ func Guest(vm fabric.VM, gw fabric.Gateway, f Format, interfaces []string) (stri
 	}
 	g := guest{VM: vm.Name, Links: make([]guestLink, len(vm.NICs))}
 	for n, nic := range vm.NICs {
-		l, err := newGuestLink(n, nic, gw)
+		l, err := newGuestLink(n, nic, network)
 		if err != nil {
 			return "", fmt.Errorf("guest %q: NIC %d: %w", vm.Name, n, err)
 		}
@@ -72,6 +72,7 @@ func Guest(vm fabric.VM, gw fabric.Gateway, f Format, interfaces []string) (stri
 		return "", fmt.Errorf("guest %q: %w", vm.Name, err)
 	}
 	g.route()
+	g.resolve(network)
 	return g.text(f), nil
 }
 
@@ -80,6 +81,21 @@ type guest struct {
 	VM      string
 	Links   []guestLink
 	Assumed []string // assumed names of links
+	DNS     bool     // a link has resolvers
+}
+
+// resolve gives the first link the cluster's resolvers of the guest's families, and the
+// domains.
+func (g *guest) resolve(network fabric.Network) {
+	first := &g.Links[0]
+	for _, a := range network.DNS {
+		if slices.ContainsFunc(g.Links, func(l guestLink) bool { return l.has(a.Is6()) }) {
+			first.DNS = append(first.DNS, a)
+		}
+	}
+	if g.DNS = len(first.DNS) > 0; g.DNS {
+		first.Search = network.Search
+	}
 }
 
 // name sets how each link is selected: by a given name, or by what the format can

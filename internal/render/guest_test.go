@@ -83,7 +83,7 @@ func TestGuestGolden(t *testing.T) {
 	for _, tt := range guests {
 		for _, f := range formats {
 			t.Run(fmt.Sprintf("%s/%s", tt.name, f), func(t *testing.T) {
-				text, err := render.Guest(tt.vm, gateway, f, tt.interfaces)
+				text, err := render.Guest(tt.vm, fabric.Network{Gateway: gateway}, f, tt.interfaces)
 				require.NoError(t, err)
 				path := filepath.Join("testdata", "guest", tt.name+"."+string(f))
 				if *update {
@@ -94,11 +94,44 @@ func TestGuestGolden(t *testing.T) {
 				require.NoError(t, err)
 				assert.Equal(t, string(want), text)
 
-				again, err := render.Guest(tt.vm, gateway, f, tt.interfaces)
+				again, err := render.Guest(tt.vm, fabric.Network{Gateway: gateway}, f, tt.interfaces)
 				require.NoError(t, err)
 				assert.Equal(t, text, again)
 			})
 		}
+	}
+}
+
+// TestGuestResolvers: the first link has those of the guest's families, and the domains.
+func TestGuestResolvers(t *testing.T) {
+	network := fabric.Network{
+		Gateway: gateway, MTU: 1400, Search: []string{"example.net", "lan"},
+		DNS: []netip.Addr{netip.MustParseAddr("9.9.9.9"), netip.MustParseAddr("2620:fe::fe")},
+	}
+	dual := guest(nic(0x10, "203.0.113.10 2001:db8:100::10"), nic(0x11, "203.0.113.20"))
+	dual.NICs[1].MTU = 9000
+	for f, want := range map[render.Format][]string{
+		render.Netplan:   {"      nameservers:\n        addresses:\n          - \"9.9.9.9\"\n          - \"2620:fe::fe\"\n        search:\n          - \"example.net\"\n          - \"lan\"\n", "mtu: 1400", "mtu: 9000"},
+		render.CloudInit: {"    nameservers:\n      addresses:\n        - \"9.9.9.9\"\n        - \"2620:fe::fe\"\n      search:\n        - \"example.net\"\n        - \"lan\"\n", "mtu: 1400", "mtu: 9000"},
+		render.Networkd:  {"DNS=9.9.9.9\nDNS=2620:fe::fe\nDomains=example.net lan\n", "MTUBytes=1400", "MTUBytes=9000"},
+		render.Ifupdown:  {"    dns-nameservers 9.9.9.9 2620:fe::fe\n    dns-search example.net lan\n", "mtu 1400", "mtu 9000", "need the package resolvconf"},
+	} {
+		text, err := render.Guest(dual, network, f, nil)
+		require.NoError(t, err)
+		for _, w := range want {
+			assert.Equal(t, 1, strings.Count(text, w), "%s\n%s", w, text)
+		}
+		assert.NotContains(t, text, "Add yours here")
+		six, err := render.Guest(guest(nic(0x10, "2001:db8:100::10")), network, f, nil)
+		require.NoError(t, err)
+		assert.NotContains(t, six, "9.9.9.9", "the guest has no IPv4")
+		assert.Contains(t, six, "2620:fe::fe")
+		network := network
+		network.DNS = network.DNS[:1]
+		six, err = render.Guest(guest(nic(0x10, "2001:db8:100::10")), network, f, nil)
+		require.NoError(t, err)
+		assert.NotContains(t, six, "example.net")
+		assert.Contains(t, six, "Add yours here")
 	}
 }
 
@@ -109,7 +142,7 @@ func TestGuestMeaning(t *testing.T) {
 		want := wanted(tt.vm)
 		for _, f := range []render.Format{render.Netplan, render.CloudInit, render.Networkd} {
 			t.Run(fmt.Sprintf("%s/%s", tt.name, f), func(t *testing.T) {
-				text, err := render.Guest(tt.vm, gateway, f, tt.interfaces)
+				text, err := render.Guest(tt.vm, fabric.Network{Gateway: gateway}, f, tt.interfaces)
 				require.NoError(t, err)
 				got := readGuest(t, f, text)
 				require.Len(t, got, len(want))
@@ -150,7 +183,7 @@ func TestGuestNames(t *testing.T) {
 		{[]string{"", "ens4"}, "02:00:00:00:00:10 ens4", "eth0 ens4", "# eth0: assumed;"},
 		{[]string{"lan.5", "wan-1"}, "lan.5 wan-1", "lan.5 wan-1", ""},
 	} {
-		text, err := render.Guest(vm, gateway, render.Netplan, tt.interfaces)
+		text, err := render.Guest(vm, fabric.Network{Gateway: gateway}, render.Netplan, tt.interfaces)
 		require.NoError(t, err)
 		var got []string
 		for _, l := range readGuest(t, render.Netplan, text) {
@@ -158,7 +191,7 @@ func TestGuestNames(t *testing.T) {
 		}
 		assert.Equal(t, tt.want, strings.Join(got, " "))
 
-		text, err = render.Guest(vm, gateway, render.Ifupdown, tt.interfaces)
+		text, err = render.Guest(vm, fabric.Network{Gateway: gateway}, render.Ifupdown, tt.interfaces)
 		require.NoError(t, err)
 		got = nil
 		for line := range strings.Lines(text) {
@@ -179,7 +212,7 @@ func TestGuestNames(t *testing.T) {
 func TestGuestForeignGateway(t *testing.T) {
 	gw := fabric.Gateway{IPv4: netip.MustParseAddr("10.0.0.1"), IPv6: netip.MustParseAddr("2001:db8:ffff::1")}
 	vm := guest(nic(0, "203.0.113.10 2001:db8:100::10"), nic(0, "203.0.113.20 2001:db8:100::20"))
-	text, err := render.Guest(vm, gw, render.Ifupdown, nil)
+	text, err := render.Guest(vm, fabric.Network{Gateway: gw}, render.Ifupdown, nil)
 	require.NoError(t, err)
 	for _, line := range []string{
 		"up ip -4 route replace 10.0.0.1/32 dev eth0\n",
@@ -265,7 +298,7 @@ func TestGuestRefused(t *testing.T) {
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			text, err := render.Guest(tt.vm, tt.gw, tt.format, tt.interfaces)
+			text, err := render.Guest(tt.vm, fabric.Network{Gateway: tt.gw}, tt.format, tt.interfaces)
 			require.EqualError(t, err, tt.want)
 			assert.Empty(t, text)
 		})
@@ -276,7 +309,7 @@ func TestGuestShellName(t *testing.T) {
 	for name, want := range map[string]string{
 		"web-1": "lxc config set web-1 user.network-config", "$(reboot)": "lxc config set NAME user.network-config", "-v": "lxc config set NAME user.network-config",
 	} {
-		text, err := render.Guest(with(guest(nic(0, "203.0.113.10 2001:db8:100::10")), func(vm *fabric.VM) { vm.Name = name }), gateway, render.CloudInit, nil)
+		text, err := render.Guest(with(guest(nic(0, "203.0.113.10 2001:db8:100::10")), func(vm *fabric.VM) { vm.Name = name }), fabric.Network{Gateway: gateway}, render.CloudInit, nil)
 		require.NoError(t, err)
 		assert.Contains(t, text, want)
 	}
@@ -306,9 +339,9 @@ func FuzzGuest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, name, link string) {
 		vm := guest(nic(0x10, "203.0.113.10 2001:db8:100::10"))
 		for _, format := range formats {
-			plain, err := render.Guest(vm, gateway, format, []string{"eth0"})
+			plain, err := render.Guest(vm, fabric.Network{Gateway: gateway}, format, []string{"eth0"})
 			require.NoError(t, err)
-			hostile, err := render.Guest(with(vm, func(vm *fabric.VM) { vm.Name = name }), gateway, format, []string{link})
+			hostile, err := render.Guest(with(vm, func(vm *fabric.VM) { vm.Name = name }), fabric.Network{Gateway: gateway}, format, []string{link})
 			if err != nil {
 				require.NotContains(t, err.Error(), "\n")
 				continue

@@ -92,7 +92,7 @@ func TestGuestByCloudInit(t *testing.T) {
 				}
 				p := plugIn(t, vm, tt.gw)
 				p.hearsRA = way.hearsRA
-				text, err := render.Guest(p.vm, p.gw, render.CloudInit, way.names)
+				text, err := render.Guest(p.vm, fabric.Network{Gateway: p.gw}, render.CloudInit, way.names)
 				require.NoError(t, err)
 				root := cloudInit(t, p.guest, text, way.renderer)
 				if way.apply == nil {

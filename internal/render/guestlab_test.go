@@ -326,7 +326,7 @@ func (p plugged) speaks(t *testing.T, ctx context.Context, a netip.Addr) {
 // interfaces writes the guest's ifupdown text to a file.
 func (p plugged) interfaces(t *testing.T) string {
 	t.Helper()
-	text, err := render.Guest(p.vm, gateway, render.Ifupdown, nil)
+	text, err := render.Guest(p.vm, fabric.Network{Gateway: gateway}, render.Ifupdown, nil)
 	require.NoError(t, err)
 	path := filepath.Join(t.TempDir(), "interfaces")
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o644))
@@ -382,7 +382,7 @@ func busyboxes(t *testing.T) string {
 // MAC addresses.
 func filesOf(t *testing.T, vm fabric.VM) string {
 	t.Helper()
-	text, err := render.Guest(vm, gateway, render.Networkd, nil)
+	text, err := render.Guest(vm, fabric.Network{Gateway: gateway}, render.Networkd, nil)
 	require.NoError(t, err)
 	dir := t.TempDir()
 	for _, file := range networkFiles(t, text) {
@@ -415,7 +415,7 @@ func networkd(t *testing.T, p plugged, files string) {
 func netplanned(t *testing.T, vm fabric.VM, interfaces ...string) string {
 	t.Helper()
 	installed(t, "netplan")
-	text, err := render.Guest(vm, gateway, render.Netplan, interfaces)
+	text, err := render.Guest(vm, fabric.Network{Gateway: gateway}, render.Netplan, interfaces)
 	require.NoError(t, err)
 	root := t.TempDir()
 	path := filepath.Join(root, "etc/netplan/50-vmfabric.yaml")

@@ -1,6 +1,7 @@
 package render
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -17,11 +18,14 @@ type guestLink struct {
 	MTU      int  // 0: unchanged
 	Families []guestFamily
 	Routed   []netip.Prefix
+	DNS      []netip.Addr // resolvers, of the first link alone
+	Search   []string
 }
 
 // newGuestLink returns the link of a NIC, without a name and in the main table.
-func newGuestLink(n int, nic fabric.NIC, gw fabric.Gateway) (guestLink, error) {
-	l := guestLink{Index: n, MAC: nic.MAC, MTU: nic.MTU, Routed: nic.Routes}
+func newGuestLink(n int, nic fabric.NIC, network fabric.Network) (guestLink, error) {
+	gw := network.Gateway
+	l := guestLink{Index: n, MAC: nic.MAC, MTU: cmp.Or(nic.MTU, network.MTU), Routed: nic.Routes}
 	v4, v6 := guestFamily{Gateway: gw.IPv4.WithZone("")}, guestFamily{Gateway: gw.IPv6.WithZone(""), IPv6: true}
 	for _, a := range nic.Addresses {
 		if a.Zone() != "" || a.Is4In6() {
@@ -61,8 +65,11 @@ func (l guestLink) ID() string {
 }
 
 // IPv6 reports whether the link has IPv6 addresses.
-func (l guestLink) IPv6() bool {
-	return slices.ContainsFunc(l.Families, func(f guestFamily) bool { return f.IPv6 })
+func (l guestLink) IPv6() bool { return l.has(true) }
+
+// has reports whether the link has addresses of a family.
+func (l guestLink) has(v6 bool) bool {
+	return slices.ContainsFunc(l.Families, func(f guestFamily) bool { return f.IPv6 == v6 })
 }
 
 // AcceptRA returns the kernel's switch for router advertisements on the link. A

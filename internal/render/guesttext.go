@@ -48,7 +48,9 @@ func guestHead(where string) *template.Template {
 {{- if .Assumed}}
 # {{range $n, $name := .Assumed}}{{if $n}}, {{end}}{{$name}}{{end}}: assumed; where the guest's links have other names, give those.
 {{- end}}
-# Nameservers: the fabric knows none. Add yours here, or in /etc/resolv.conf.
+{{- if not .DNS}}
+# Nameservers: the cluster file names none. Add yours here, or in /etc/resolv.conf.
+{{- end}}
 `)
 }
 
@@ -57,7 +59,11 @@ const netplanHead = `# File: /etc/netplan/50-vmfabric.yaml, owner root, mode 060
 
 const ifupdownHead = `# File: /etc/network/interfaces.d/vmfabric, or a part of /etc/network/interfaces
 # where nothing reads that folder. There must be no other stanzas for the same
-# links. To apply it: ifup -a (to replace it later, ifdown the links first)`
+# links. To apply it: ifup -a (to replace it later, ifdown the links first)
+{{- if .DNS}}
+# dns-nameservers and dns-search need the package resolvconf; without it, write them
+# into /etc/resolv.conf.
+{{- end}}`
 
 const networkdHead = `# Files: the line above each names it. Other files in that folder must not match
 # the same links. To apply them: networkctl reload`
@@ -109,6 +115,18 @@ ethernets:
         {{- with .Table}}
         table: {{.}}
         {{- end}}
+    {{- end}}
+    {{- if .DNS}}
+    nameservers:
+      addresses:
+      {{- range .DNS}}
+        - "{{.}}"
+      {{- end}}
+      {{- with .Search}}
+      search:
+      {{- range .}}
+        - "{{.}}"
+      {{- end}}{{end}}
     {{- end}}
     {{- with .Rules}}
     routing-policy:
@@ -163,6 +181,18 @@ ethernets:
         scope: link
         {{- end}}
     {{- end}}{{end}}
+    {{- if .DNS}}
+    nameservers:
+      addresses:
+      {{- range .DNS}}
+        - "{{.}}"
+      {{- end}}
+      {{- with .Search}}
+      search:
+      {{- range .}}
+        - "{{.}}"
+      {{- end}}{{end}}
+    {{- end}}
     {{- with .Rules}}
     routing-policy:
     {{- range .}}
@@ -196,6 +226,12 @@ iface {{$link.Name}} {{if .IPv6}}inet6{{else}}inet{{end}} static
     {{- end}}
     pre-up test ! -f {{$link.AcceptRA}} || echo 0 > {{$link.AcceptRA}}
 {{- end}}
+{{- if and (not $n) $link.DNS}}
+    dns-nameservers{{range $link.DNS}} {{.}}{{end}}
+    {{- with $link.Search}}
+    dns-search{{range .}} {{.}}{{end}}
+    {{- end}}
+{{- end}}
 {{- range .Commands $link.Name}}
     {{.}}
 {{- end}}
@@ -226,6 +262,12 @@ LinkLocalAddressing={{if .IPv6}}ipv6{{else}}no{{end}}
 {{- range .Families}}{{range .Addresses}}
 Address={{.}}
 {{- end}}{{end}}
+{{- range .DNS}}
+DNS={{.}}
+{{- end}}
+{{- with .Search}}
+Domains={{range $n, $d := .}}{{if $n}} {{end}}{{$d}}{{end}}
+{{- end}}
 {{- range .Families}}
 
 [Route]
