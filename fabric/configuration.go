@@ -8,12 +8,12 @@ import (
 	"unicode"
 )
 
-// The most that guests are told. A DHCPv4 option has at most 255 bytes, and what a
-// guest asks for has to fit into one frame together.
+// The most that guests are told. An option of DHCPv4 or of a router advertisement has
+// some 250 bytes, and what a guest asks for has to fit into one frame together.
 const (
 	MaxResolvers   = 6   // of each family; the same limit holds for time servers
 	MaxSearch      = 6   // domains; older resolvers in guests read no more
-	MaxSearchBytes = 255 // of all domains as DNS writes them: each is two bytes longer than its text
+	MaxSearchBytes = 240 // of all domains as DNS writes them: each is two bytes longer than its text
 )
 
 // MTUs of guests' links: IPv6 needs the least, a tap takes no more than the most.
@@ -153,6 +153,6 @@ func (v *validator) search(domains []string) {
 	case len(domains) > MaxSearch:
 		v.add("guests.search", "%d domains; at most %d, which is what older guests read", len(domains), MaxSearch)
 	case size > MaxSearchBytes:
-		v.add("guests.search", "domains of %d bytes together; at most %d, which is what fits into a DHCP option", size, MaxSearchBytes)
+		v.add("guests.search", "domains of %d bytes together; at most %d, which is what fits into an option", size, MaxSearchBytes)
 	}
 }

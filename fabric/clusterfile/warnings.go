@@ -64,6 +64,9 @@ func guestWarnings(c fabric.Cluster) (ws []string) {
 	if _, has6 := poolOf(c, false); has6 && g.NoRA && !g.NoDHCP {
 		warn("guests.ra is false: no guest learns a default route of IPv6, and most ask for an address by DHCPv6 only when a router advertisement says so; leave it out, or configure IPv6 in the guests")
 	}
+	if gw := c.Gateway.IPv6; gw.IsValid() && !gw.IsLinkLocalUnicast() && !g.NoRA {
+		warn("gateway.ipv6 %s is not link-local: hosts ignore router advertisements from it, so that no guest learns a default route of IPv6; make it fe80::1, or configure IPv6 in the guests", gw)
+	}
 	for _, family := range families {
 		if _, has := poolOf(c, family.four); has {
 			continue

@@ -96,6 +96,7 @@ func TestReferenceFileWarnings(t *testing.T) {
 func TestGuestWarnings(t *testing.T) {
 	four, six := fabric.Pool{Name: "public4", Prefix: prefix("203.0.113.0/24")}, fabric.Pool{Name: "public6", Prefix: prefix("2001:db8:100::/48")}
 	both := []fabric.Pool{four, six}
+	const global = 1499 // the MTU of the case whose gateway is not link-local
 	dns4, dns6 := []netip.Addr{ip("9.9.9.9")}, []netip.Addr{ip("2620:fe::fe")}
 	for _, tt := range []struct {
 		name   string
@@ -112,10 +113,15 @@ func TestGuestWarnings(t *testing.T) {
 		{"IPv4 alone without advertisements", both[:1], fabric.Guests{NoRA: true, DNS: dns4}, nil},
 		{"a resolver of no family", both[:1], fabric.Guests{DNS: append(dns4, dns6...)}, []string{"2620:fe::fe is IPv6 and no pool is"}},
 		{"a time server of no family", both[1:], fabric.Guests{DNS: dns6, NTP: dns4}, []string{"9.9.9.9 is IPv4 and no pool is"}},
+		{"a gateway that is not link-local", both, fabric.Guests{DNS: dns6, MTU: global}, []string{"gateway.ipv6 2001:db8::1 is not link-local"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			gw := fabric.Gateway{IPv6: ip("fe80::1")}
+			if tt.guests.MTU == global {
+				gw.IPv6 = ip("2001:db8::1")
+			}
 			ws := clusterfile.Warnings(fabric.Cluster{
-				Key: "the key of the cluster", Pools: tt.pools, Guests: tt.guests,
+				Gateway: gw, Key: "the key of the cluster", Pools: tt.pools, Guests: tt.guests,
 				Reflectors: []fabric.RR{{Name: "rr1"}, {Name: "rr2"}}, Core: []fabric.Core{{Name: "core1"}},
 				Nodes: []fabric.Node{{Name: "node1", Address: ip("10.10.0.21"), Address6: ip("fd00::21")}},
 			})
