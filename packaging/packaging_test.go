@@ -205,6 +205,21 @@ func TestReadmeProgram(t *testing.T) {
 	require.NoError(t, err, "%s", out)
 }
 
+// TestGuestConfigDocument: the netplan of two NICs is what guest-config prints, which the
+// tests of the renderer apply.
+func TestGuestConfigDocument(t *testing.T) {
+	vm := fabric.VM{Name: "web", NICs: []fabric.NIC{
+		{MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 0x10}, Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10")}},
+		{MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 0x11}, Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.20"), netip.MustParseAddr("2001:db8:100::20")}},
+	}}
+	c, err := clusterfile.Load(labtest.Own(t, "cluster.yaml.example"))
+	require.NoError(t, err)
+	text, err := render.Guest(vm, c.Network(), render.Netplan, nil)
+	require.NoError(t, err)
+	text = regexp.MustCompile(`(?m)^#.*\n`).ReplaceAllString(text, "")
+	assert.Contains(t, read(t, "../docs/guest-config.md"), "```yaml\n"+text+"```\n")
+}
+
 // TestLinks: the documents lead to files that are there.
 func TestLinks(t *testing.T) {
 	documents, err := filepath.Glob("../*.md")
