@@ -54,7 +54,12 @@ type demo struct {
 	rr      map[string]*core.Daemon
 	guests  map[string]*core.Guest
 	core    *routeLog
+	told    []event // what the guest that configures itself was told
 }
+
+// selfConfigured is the guest that asks its node for its addresses and routes. The lab
+// configures the others.
+const selfConfigured = "sea_gold"
 
 func (d *demo) say(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
 
@@ -71,7 +76,7 @@ func (d *demo) play(ctx context.Context) error {
 		node string
 		vm   fabric.VM
 	}{{"node1", demoVM("sea_gold", 10)}, {"node1", demoVM("web", 11)}, {"node2", demoVM("box", 12)}}
-	d.say("\n1. One guest, from prepare to the first ping\n")
+	d.say("\n1. One guest, from prepare to the first ping; it configures itself by DHCP\n")
 	if err := d.trace(ctx, vms[0].node, vms[0].vm); err != nil {
 		return err
 	}
@@ -202,15 +207,32 @@ func (d *demo) bring(ctx context.Context, node string, vm fabric.VM) error {
 	if _, err := d.ask(ctx, node, hooks.Request{Op: hooks.Wire, VM: vm}); err != nil {
 		return err
 	}
-	g, err := d.lab.AddGuest(d.top.Nodes[node], vm, d.cluster.Gateway)
-	if err != nil {
+	if err := d.plug(ctx, node, vm); err != nil {
 		return err
 	}
-	d.guests[vm.Name] = g
 	if _, err := d.ask(ctx, node, hooks.Request{Op: hooks.Started, VM: vm}); err != nil {
 		return err
 	}
 	return d.reachable(ctx, vm)
+}
+
+// plug plugs a guest into its node.
+func (d *demo) plug(ctx context.Context, node string, vm fabric.VM) (err error) {
+	if vm.Name != selfConfigured {
+		d.guests[vm.Name], err = d.lab.AddGuest(d.top.Nodes[node], vm, d.cluster.Gateway)
+		return err
+	}
+	g, err := d.lab.AddUnconfigured(d.top.Nodes[node], vm, d.cluster.Gateway)
+	if err != nil {
+		return err
+	}
+	d.guests[vm.Name] = g
+	out, err := g.Run(ctx, d.self, "demo", "guest", "eth0")
+	if err != nil {
+		return err
+	}
+	d.told, err = readTold(vm.Name, out)
+	return err
 }
 
 func (d *demo) reachable(ctx context.Context, vm fabric.VM) error {
@@ -242,7 +264,7 @@ func (d *demo) trace(ctx context.Context, node string, vm fabric.VM) error {
 		return err
 	}
 	ended := time.Now()
-	events := agentEvents(d.agents[node].Log(), vm.Name)
+	events := append(agentEvents(d.agents[node].Log(), vm.Name), d.told...)
 	for _, a := range vm.NICs[0].Addresses {
 		p := fabric.HostPrefix(a)
 		events = append(events, event{d.core.seen(p), fmt.Sprintf("core1    %s via %s is in the core gateway's kernel", p, d.core.via(p))})

@@ -37,8 +37,8 @@ func demoCommand(t *tool) *cobra.Command {
 		Short: "Show the whole system in network namespaces of this machine",
 		Long: `Demo builds two nodes, two reflectors, a core gateway, a client and three
 guests as network namespaces, wires them by the same agent that runs on a real
-node, and shows one guest from its prepare to the first ping, a move, and the
-death of a reflector. It needs a Linux kernel and nothing else, and root or user
+node, and shows one guest from its prepare to the first ping, which configures itself by
+DHCP and router advertisements, a move, and the death of a reflector. It needs a Linux kernel and nothing else, and root or user
 namespaces; it leaves nothing behind.`,
 		Example: `  vmfabric demo
   vmfabric demo --keep     and leave it standing, to look around
@@ -70,7 +70,7 @@ namespaces; it leaves nothing behind.`,
 	for _, hidden := range []string{"record", "standing"} {
 		_ = fl.MarkHidden(hidden)
 	}
-	cmd.AddCommand(demoCoreCommand())
+	cmd.AddCommand(demoCoreCommand(), demoGuestCommand())
 	return cmd
 }
 

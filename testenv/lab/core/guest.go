@@ -27,6 +27,25 @@ type Guest struct {
 // AddGuest adds a guest and plugs it into a node, which must have the ports of the
 // vm already ([Guest.Plug]). The guest is a host of the vm's name.
 func (l *Lab) AddGuest(node *Host, vm fabric.VM, gw fabric.Gateway) (*Guest, error) {
+	g, err := l.newGuest(vm, gw)
+	if err != nil {
+		return nil, err
+	}
+	return g, g.Plug(node)
+}
+
+// AddUnconfigured is AddGuest for a guest that asks its node for its configuration: its
+// NICs are up, and have no addresses and no routes until the next [Guest.Plug].
+func (l *Lab) AddUnconfigured(node *Host, vm fabric.VM, gw fabric.Gateway) (*Guest, error) {
+	g, err := l.newGuest(vm, gw)
+	if err != nil {
+		return nil, err
+	}
+	return g, g.plugAll(node, func(_ int, _ fabric.NIC, eth string) error { return g.SetUp(eth) })
+}
+
+// newGuest adds a guest that is not plugged in.
+func (l *Lab) newGuest(vm fabric.VM, gw fabric.Gateway) (*Guest, error) {
 	h, err := l.AddHost(vm.Name)
 	if err != nil {
 		return nil, err
@@ -39,7 +58,7 @@ func (l *Lab) AddGuest(node *Host, vm fabric.VM, gw fabric.Gateway) (*Guest, err
 			}
 		}
 	}
-	return g, g.Plug(node)
+	return g, nil
 }
 
 // answerOn makes every address of a prefix the host's own.
@@ -68,14 +87,22 @@ func (g *Guest) Node() *Host {
 // (fabric.PeerName), and sets its NICs up as a guest does: the addresses as /32 and
 // /128, the default route on the link through the gateway. It first unplugs a guest
 // that is plugged in elsewhere, so that it also moves guests.
-func (g *Guest) Plug(node *Host) error {
+func (g *Guest) Plug(node *Host) error { return g.plugAll(node, g.configure) }
+
+// plugAll plugs the NICs in, and configures each.
+func (g *Guest) plugAll(node *Host, configure func(n int, nic fabric.NIC, eth string) error) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if err := g.unplug(); err != nil {
 		return err
 	}
 	for n, nic := range g.vm.NICs {
-		if err := g.plug(node, n, nic); err != nil {
+		eth := fmt.Sprintf("eth%d", n)
+		err := g.plug(node, n, eth)
+		if err == nil {
+			err = configure(n, nic, eth)
+		}
+		if err != nil {
 			return fmt.Errorf("plug %s into %s: %w", g.vm.Name, node.name, err)
 		}
 	}
@@ -83,7 +110,8 @@ func (g *Guest) Plug(node *Host) error {
 	return nil
 }
 
-func (g *Guest) plug(node *Host, n int, nic fabric.NIC) error {
+// plug makes the peer end of a port the guest's link.
+func (g *Guest) plug(node *Host, n int, eth string) error {
 	peer, err := node.Link(fabric.PeerName(g.vm.Name, n))
 	if err != nil {
 		return err
@@ -91,16 +119,16 @@ func (g *Guest) plug(node *Host, n int, nic fabric.NIC) error {
 	if err := node.nl.LinkSetNsFd(peer, int(g.ns)); err != nil {
 		return fmt.Errorf("take %s: %w", peer.Attrs().Name, err)
 	}
-	eth := fmt.Sprintf("eth%d", n)
-	err = g.onLink(peer.Attrs().Name, "name "+eth, func(l netlink.Link) error {
+	return g.onLink(peer.Attrs().Name, "name "+eth, func(l netlink.Link) error {
 		if err := g.nl.LinkSetName(l, eth); err != nil {
 			return err
 		}
 		return g.nl.LinkSetHardwareAddr(l, g.MAC(n))
 	})
-	if err != nil {
-		return err
-	}
+}
+
+// configure gives a NIC its addresses and routes.
+func (g *Guest) configure(n int, nic fabric.NIC, eth string) error {
 	for _, a := range nic.Addresses {
 		if err := g.AddAddr(eth, fabric.HostPrefix(a)); err != nil {
 			return err
