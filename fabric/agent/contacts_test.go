@@ -4,15 +4,18 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/mdlayher/ndp"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/agent"
 	"github.com/vmfabric/vmfabric/testenv/fake"
 )
 
@@ -171,4 +174,50 @@ func TestWhyWithoutAnswers(t *testing.T) {
 	assert.Equal(t, "the guest is configured by hand; DHCP is off", configuration(t, n, "203.0.113.10"))
 	n.asks("web_net0", request(fabric.RouterSolicitation, "SOLICITATION"))
 	assert.Equal(t, "the guest asked by router solicitation 0s ago (SOLICITATION, web, systemd-networkd); DHCP is off", configuration(t, n, "2001:db8:100:1::10"))
+}
+
+// solicitation gives the frame by which a guest looks for routers.
+func solicitation(t *testing.T) []byte {
+	t.Helper()
+	from, to := netip.MustParseAddr("fe80::10"), netip.MustParseAddr("ff02::2")
+	body, err := ndp.MarshalMessageChecksum(&ndp.RouterSolicitation{}, from, to)
+	require.NoError(t, err)
+	const icmp, hops = 58, 255
+	header := slices.Concat([]byte{0x33, 0x33, 0, 0, 0, 2, 2, 0, 0, 0, 0, 0x10, 0x86, 0xdd, 0x60, 0, 0, 0, 0, byte(len(body)), icmp, hops}, from.AsSlice(), to.AsSlice())
+	return append(header, body...)
+}
+
+// TestAnswersFollowTheDescription: what a guest turns off reaches its port, and so does a
+// change of it.
+func TestAnswersFollowTheDescription(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := fake.NewSource("lxd")
+		n := fresh(t, agent.WithSources(src))
+		ask := func() [][]byte { return n.dataplane.Ask("web_net0", solicitation(t)) }
+		n.run(func() {
+			vm := guest("web", "203.0.113.10 2001:db8:100:1::10 adopt")
+			n.dataplane.AddLink("web_net0")
+			src.Say(fabric.Desired{VM: vm, State: fabric.Live})
+			settle()
+			assert.Len(t, ask(), 1)
+			ports, err := n.List(t.Context())
+			require.NoError(t, err)
+			require.Len(t, ports[0].Contacts, 1)
+			assert.Equal(t, fabric.RouterSolicitation, ports[0].Contacts[0].Protocol)
+
+			src.Say(fabric.Desired{VM: quiet(vm, false, true), State: fabric.Live})
+			settle()
+			assert.Empty(t, ask(), "LXD's keys count at once")
+			src.Say(fabric.Desired{VM: quiet(vm, true, false), State: fabric.Live})
+			settle()
+			assert.Len(t, ask(), 1)
+			kept, err := n.store.All(t.Context())
+			require.NoError(t, err)
+			assert.True(t, kept[0].VM.NoDHCP)
+			assert.False(t, kept[0].VM.NoRA)
+		})
+		n = n.again(agent.WithSources(fake.NewSource("lxd")))
+		assert.Len(t, n.dataplane.Ask("web_net0", solicitation(t)), 1)
+		assert.Contains(t, configuration(t, n, "203.0.113.10"), "DHCP is off")
+	})
 }

@@ -610,6 +610,9 @@ func TestDemo(t *testing.T) {
 			out, err := cmd.CombinedOutput()
 			require.NoError(t, err, "%s", out)
 			assert.Contains(t, string(out), "203.0.113.10/32 via 10.10.0.21 is in the core gateway's kernel")
+			for _, protocol := range []string{"DHCPv4: 203.0.113.10/32", "a router advertisement: default via fe80::1", "DHCPv6: 2001:db8:100::10"} {
+				assert.Contains(t, string(out), "sea_gold is told by "+protocol)
+			}
 			assert.Contains(t, string(out), "Done in")
 			for line := range strings.Lines(string(out)[strings.Index(string(out), "Reflector rr1 is killed"):]) {
 				if strings.Contains(line, "sent,") {
