@@ -103,6 +103,7 @@ var spoiltClusters = []struct {
 	{"a further prefix that is none", func(c *fabric.Cluster) { c.Pools[0].Prefixes = make([]netip.Prefix, 1) }, "pools[0].prefixes[0]", "not a prefix; for example 203.0.113.0/24"},
 	{"a prefix per guest of one address", func(c *fabric.Cluster) { c.Pools[0].PerGuest = 32 }, "pools[0].per_guest", "32 is no length of a prefix of several addresses; give one up to 31, such as 29, or leave the key out for single addresses"},
 	{"an IPv6 prefix per guest of one address", func(c *fabric.Cluster) { c.Pools[1].PerGuest = 128 }, "pools[1].per_guest", "give one up to 127, such as 64"},
+	{"IPv6 addresses without an address", func(c *fabric.Cluster) { c.Pools[1].NoAddress = true }, "pools[1].guest_address", "give the length of a prefix for each guest under per_guest, such as 64"},
 	{"a prefix per guest larger than the pool", func(c *fabric.Cluster) { c.Pools[1].PerGuest = 40 }, "pools[1].prefix", "2001:db8:100::/48 is not made of whole prefixes of length 40, of which each guest gets one (per_guest); give it ends that fit, or a longer per_guest"},
 	{"a range of broken prefixes", func(c *fabric.Cluster) {
 		c.Pools = append(c.Pools, fabric.Pool{Name: "r", PerGuest: 29, Ranges: []fabric.AddressRange{{First: ip("192.0.2.8"), Last: ip("192.0.2.20")}}})

@@ -20,7 +20,10 @@ type Pool struct {
 	// zero: it gives single addresses. A guest's prefix is routed to it, and
 	// [Allocation.Address] is its address on the NIC.
 	PerGuest int
-	Exclude  []netip.Prefix // addresses and prefixes of the pool that no guest may have
+	// NoAddress: the guest gets a prefix without an address in it. The prefix is routed
+	// through another address of the NIC, and [AutoPool] passes the pool over.
+	NoAddress bool
+	Exclude   []netip.Prefix // addresses and prefixes of the pool that no guest may have
 	// Reserve lists addresses and prefixes of the pool that a [Registry] gives to no
 	// guest by itself. A guest whose description names one of them may have it.
 	Reserve []Reservation

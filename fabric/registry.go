@@ -44,7 +44,7 @@ type Registry interface {
 }
 
 // AutoPool is the name of no pool. In place of one it asks for an address from the
-// first pool of each family that serves the guest's node and is not full.
+// first pool of each family that gives addresses, serves the guest's node and is not full.
 const AutoPool = "auto"
 
 // ValidatePool reports why s cannot be the name of a pool that a guest asks for; nil: it
@@ -85,7 +85,9 @@ type Want struct {
 	V6   bool // with AutoPool: an IPv6 address
 	// Prefix, with a Pool, is what the guest has already: it runs with it.
 	Prefix netip.Prefix
-	Note   string // for people
+	// NoAddress, with a Pool and a Prefix, says that the guest has no address in it.
+	NoAddress bool
+	Note      string // for people
 }
 
 // Answers reports whether an allocation of the guest is the one that a want got.
@@ -96,7 +98,7 @@ func (w Want) Answers(a Allocation) bool {
 	if w.Prefix.IsValid() {
 		return a.Prefix == w.Prefix
 	}
-	return a.N == w.N && (a.Pool == w.Pool || w.Pool == AutoPool && a.Prefix.Addr().Is6() == w.V6)
+	return a.N == w.N && (a.Pool == w.Pool || w.Pool == AutoPool && a.Prefix.Addr().Is6() == w.V6 && !a.NoAddress)
 }
 
 // AllocationState says for whom an address is kept.
@@ -115,27 +117,32 @@ type Allocation struct {
 	Pool   string          `json:"pool"`
 	State  AllocationState `json:"state"`
 	// The guest that has the address, or had it before the quarantine.
-	Guest    Identity  `json:"guest,omitempty"`
-	VM       string    `json:"vm,omitempty"`
-	NIC      int       `json:"nic"`
-	N        int       `json:"n"`
-	Dynamic  bool      `json:"dynamic,omitempty"` // the registry chose the address; otherwise the guest's description names it
-	Node     string    `json:"node,omitempty"`    // the guest's owner; before it has one, where it was when it got the address
-	Epoch    uint64    `json:"epoch,omitempty"`   // of the owner; zero: the guest has none yet
-	Note     string    `json:"note,omitempty"`
-	Reserved bool      `json:"reserved,omitempty"` // it was reserved, and is again when the guest gives it back
-	Since    time.Time `json:"since"`
-	Until    time.Time `json:"until,omitzero"` // the end of the quarantine
+	Guest   Identity `json:"guest,omitempty"`
+	VM      string   `json:"vm,omitempty"`
+	NIC     int      `json:"nic"`
+	N       int      `json:"n"`
+	Dynamic bool     `json:"dynamic,omitempty"` // the registry chose the address; otherwise the guest's description names it
+	// NoAddress: the guest got the prefix without an address in it ([Pool.NoAddress]).
+	NoAddress bool      `json:"no_address,omitempty"`
+	Node      string    `json:"node,omitempty"`  // the guest's owner; before it has one, where it was when it got the address
+	Epoch     uint64    `json:"epoch,omitempty"` // of the owner; zero: the guest has none yet
+	Note      string    `json:"note,omitempty"`
+	Reserved  bool      `json:"reserved,omitempty"` // it was reserved, and is again when the guest gives it back
+	Since     time.Time `json:"since"`
+	Until     time.Time `json:"until,omitzero"` // the end of the quarantine
 	// New, in the answer of [Registry.Allocate], says that the guest did not have the
 	// address before, and that it is listed now. A registry does not keep it.
 	New bool `json:"-"`
 }
 
 // Address gives the address that the guest has on its NIC: that of the allocation, or
-// the first one behind the base address of a prefix.
+// the first one behind the base address of a prefix. The zero Addr: it has none.
 func (a Allocation) Address() netip.Addr {
-	if a.Prefix.IsSingleIP() {
+	switch {
+	case a.Prefix.IsSingleIP():
 		return a.Prefix.Addr()
+	case a.NoAddress:
+		return netip.Addr{}
 	}
 	return a.Prefix.Masked().Addr().Next()
 }
@@ -161,6 +168,7 @@ type PoolUsage struct {
 	Prefixes    []netip.Prefix `json:"prefixes"`        // all that together are the pool
 	Extent      string         `json:"extent"`          // the same for people
 	PerGuest    int            `json:"per_guest,omitempty"`
+	NoAddress   bool           `json:"no_address,omitempty"` // the guest gets no address in its prefix
 	Nodes       []string       `json:"nodes,omitempty"`
 	Size        json.Number    `json:"size"` // what guests may have
 	Allocated   int            `json:"allocated"`

@@ -278,6 +278,9 @@ func (v *validator) perGuest(at string, p Pool) {
 	if p.Is6() {
 		most, usual = 127, 64
 	}
+	if p.NoAddress && n == 0 {
+		v.add(at+"guest_address", "pool %s gives single addresses, which are the guests'; leave the key out, or give the length of a prefix for each guest under per_guest, such as %d", p.Name, usual)
+	}
 	switch {
 	case n == 0:
 		return

@@ -106,8 +106,8 @@ type NIC struct {
 	// [Registry]; also [AutoPool].
 	Pools []string `json:"pools,omitempty"`
 	// Dynamic and DynamicRoutes are how many Addresses and Routes, the last ones, the
-	// registry gave the NIC. A prefix is in Routes, and the guest's address in it
-	// ([Allocation.Address]) in Addresses.
+	// registry gave the NIC. A prefix is in Routes, and the guest's address in it, if it
+	// has one ([Allocation.Address]), in Addresses.
 	Dynamic       int    `json:"dynamic,omitempty"`
 	DynamicRoutes int    `json:"dynamic_routes,omitempty"`
 	Kind          Kind   `json:"kind,omitempty"`   // empty: Tap
@@ -255,7 +255,7 @@ func (n NIC) Allocated() (ps []netip.Prefix) {
 			ps = append(ps, p)
 		}
 	}
-	for _, r := range routes { // the description may name the address
+	for _, r := range routes { // the description may name the address, or there is none
 		if !slices.Contains(ps, r) {
 			ps = append(ps, r)
 		}
@@ -263,10 +263,16 @@ func (n NIC) Allocated() (ps []netip.Prefix) {
 	return ps
 }
 
+// Bare reports whether a prefix that the registry gave the NIC has no address of the NIC
+// in its place: it is routed through another one.
+func (n NIC) Bare(p netip.Prefix) bool {
+	return !slices.Contains(n.Addresses, Allocation{Prefix: p}.Address())
+}
+
 // WithAllocated gives the NIC what the registry has for it, beside what it has already.
 func (n NIC) WithAllocated(a Allocation) NIC {
-	if !slices.Contains(n.Addresses, a.Address()) {
-		n.Addresses, n.Dynamic = append(slices.Clone(n.Addresses), a.Address()), n.Dynamic+1
+	if at := a.Address(); at.IsValid() && !slices.Contains(n.Addresses, at) {
+		n.Addresses, n.Dynamic = append(slices.Clone(n.Addresses), at), n.Dynamic+1
 	}
 	if !a.Prefix.IsSingleIP() {
 		n.Routes, n.DynamicRoutes = append(slices.Clone(n.Routes), a.Prefix), n.DynamicRoutes+1

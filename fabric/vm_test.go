@@ -187,6 +187,11 @@ func TestAllocatedPart(t *testing.T) {
 	assert.Equal(t, []netip.Prefix{prefix("203.0.113.10/32"), prefix("2001:db8:100:5::/64"), prefix("203.0.113.64/29")}, is.Allocated())
 	assert.Equal(t, described, is.Static())
 	assert.NoError(t, fabric.VM{Name: "web", NICs: []fabric.NIC{is}}.Validate())
+	bare := is.WithAllocated(fabric.Allocation{Prefix: prefix("2001:db8:100:6::/64"), NoAddress: true})
+	assert.Equal(t, is.Addresses, bare.Addresses)
+	assert.Equal(t, append(is.Allocated(), prefix("2001:db8:100:6::/64")), bare.Allocated())
+	assert.Equal(t, []bool{false, true}, []bool{bare.Bare(prefix("2001:db8:100:5::/64")), bare.Bare(prefix("2001:db8:100:6::/64"))})
+	assert.Equal(t, described, bare.Static())
 	is.DynamicRoutes = 4
 	assert.EqualError(t, fabric.VM{Name: "web", NICs: []fabric.NIC{is}}.Validate(), "NIC 0: 3 of 4 addresses and 4 of 3 routes are said to come from pools")
 }

@@ -59,6 +59,9 @@ func extent(p fabric.PoolUsage) string {
 	if p.PerGuest == 0 {
 		return p.Extent
 	}
+	if p.NoAddress {
+		return fmt.Sprintf("%s (a /%d each, without an address)", p.Extent, p.PerGuest)
+	}
 	return fmt.Sprintf("%s (a /%d each)", p.Extent, p.PerGuest)
 }
 

@@ -39,7 +39,8 @@ func (a *Agent) wants(vm fabric.VM) (wants []fabric.Want) {
 		for i, p := range has {
 			pool, _ := a.cluster.PoolOf(p.Addr())
 			of := slices.IndexFunc(asked, func(w fabric.Want) bool { return w.Pool == pool.Name })
-			if of < 0 {
+			bare := nic.Bare(p)
+			if of < 0 && !bare {
 				of = slices.IndexFunc(asked, func(w fabric.Want) bool { return w.Pool == fabric.AutoPool && p.Addr().Is6() == w.V6 })
 			}
 			is := fabric.Want{NIC: n, N: maxAsked + i, Pool: cmp.Or(pool.Name, fabric.AutoPool), V6: p.Addr().Is6()} // of a pool that it does not ask any more
@@ -47,7 +48,7 @@ func (a *Agent) wants(vm fabric.VM) (wants []fabric.Want) {
 				is = asked[of]
 				asked = slices.Delete(asked, of, of+1)
 			}
-			is.Prefix = p
+			is.Prefix, is.NoAddress = p, bare
 			wants = append(wants, is)
 		}
 	}
@@ -69,7 +70,7 @@ func (a *Agent) poolWants(n int, vm fabric.VM, nic fabric.NIC) (wants []fabric.W
 			continue
 		}
 		for second, v6 := range []bool{false, true} {
-			if slices.ContainsFunc(a.cluster.Pools, func(p fabric.Pool) bool { return p.Is6() == v6 }) {
+			if slices.ContainsFunc(a.cluster.Pools, func(p fabric.Pool) bool { return p.Is6() == v6 && !p.NoAddress }) {
 				wants = append(wants, fabric.Want{NIC: n, N: 2*i + second, Pool: fabric.AutoPool, V6: v6})
 			}
 		}

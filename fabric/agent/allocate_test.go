@@ -30,6 +30,8 @@ func prefixPools() []fabric.Pool {
 	return []fabric.Pool{
 		{Name: "own4", Prefix: prefix("192.0.2.0/24"), PerGuest: 29, Quarantine: fabric.DefaultQuarantine},
 		{Name: "own6", Prefix: prefix("2001:db8:300::/48"), PerGuest: 64, Quarantine: fabric.DefaultQuarantine},
+		{Name: "bare4", Prefix: prefix("192.0.3.0/24"), PerGuest: 29, NoAddress: true, Quarantine: fabric.DefaultQuarantine},
+		{Name: "bare6", Prefix: prefix("2001:db8:400::/48"), PerGuest: 64, NoAddress: true, Quarantine: fabric.DefaultQuarantine},
 	}
 }
 
@@ -181,6 +183,49 @@ func TestGuestGetsPrefixes(t *testing.T) {
 	n.apply(vm, fabric.Absent)
 	n.apply(vm, fabric.Live)
 	assert.Equal(t, got, nic(n, "web"), "what it asks for at its next start is what it has")
+}
+
+// TestPrefixWithoutAddress: it is routed through another address of the NIC, and refused
+// where there is none. The guest keeps what it runs with.
+func TestPrefixWithoutAddress(t *testing.T) {
+	r := newRegistry(nil)
+	n := withPrefixes(t, r)
+	for _, pools := range [][]string{{"bare4"}, {"bare6"}, {"bare6", "public4"}, {"bare4", "public6"}} {
+		require.ErrorIs(t, n.Apply(t.Context(), asking("web", pools...), fabric.Live), fabric.ErrRefused)
+	}
+	assert.Empty(t, allocations(t, r))
+	vm := asking("web", "bare6", "bare4", fabric.AutoPool)
+	n.apply(vm, fabric.Live)
+	got := nic(n, "web")
+	assert.Equal(t, addrs("203.0.113.1", "2001:db8:100:1::"), got.Addresses)
+	assert.Equal(t, prefixes("2001:db8:400::/64", "192.0.3.0/29"), got.Routes)
+	assert.Equal(t, []int{2, 2}, []int{got.Dynamic, got.DynamicRoutes})
+	_, announced := n.actual()
+	assert.ElementsMatch(t, texts(got.Prefixes()), announced)
+	recorded := allocations(t, r)
+	for _, lost := range []bool{false, true} { // the second time the node's state is lost, and the guest runs
+		if lost {
+			n.dataplane.SetCarrier("web_net0", true)
+			n.store = fake.NewStore(n.journal)
+		}
+		n = n.again(agent.WithRegistry(r))
+		n.apply(vm, fabric.Live)
+		assert.ElementsMatch(t, got.Addresses, nic(n, "web").Addresses)
+		assert.ElementsMatch(t, got.Routes, nic(n, "web").Routes)
+		assert.Equal(t, recorded, allocations(t, r))
+		assert.Empty(t, n.problems())
+	}
+	n.apply(vm, fabric.Absent)
+	vm = asking("db", "bare6")
+	vm.NICs[0].Addresses = addrs("2001:db8:100::9")
+	assert.ErrorContains(t, n.Apply(t.Context(), vm, fabric.Live), "excluded from pool public6")
+	vm.NICs[0].Addresses = addrs("2001:db8:100:9::9")
+	n.apply(vm, fabric.Live)
+	assert.Equal(t, addrs("2001:db8:100:9::9"), nic(n, "db").Addresses)
+	copied := asking("copy", "bare6")
+	copied.NICs[0].Addresses = addrs("2001:db8:100:9::9")
+	assert.ErrorContains(t, n.Apply(t.Context(), copied, fabric.Live), `held by VM "db"`)
+	assert.Equal(t, prefixes("2001:db8:400:1::/64"), nic(n, "db").Allocated())
 }
 
 // TestAddressInTheGuestsOwnPrefix: a guest may name addresses of the prefix that a pool
@@ -375,6 +420,7 @@ func TestRegistriesOfTheirOwn(t *testing.T) {
 	}{
 		"addresses": {[]string{fabric.AutoPool}, []string{"203.0.113.1/32", "2001:db8:100:1::/128"}},
 		"prefixes":  {[]string{"own6", "own4", "public6"}, []string{"192.0.2.0/29", "2001:db8:100:1::/128", "2001:db8:300::/64"}},
+		"without":   {[]string{"bare6", "bare4", fabric.AutoPool}, []string{"192.0.3.0/29", "203.0.113.1/32", "2001:db8:100:1::/128", "2001:db8:400::/64"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			registries := map[string]*fake.Registry{"node1": newRegistry(nil).OfOneNode(), "node2": newRegistry(nil).OfOneNode()}

@@ -152,7 +152,7 @@ func (a *Agent) reassignment(ctx context.Context, h fabric.Allocation, to recipi
 	if !asks {
 		return r, refuse("guest %s neither names it nor asks a pool that has it; change its description first", to.vm.Name)
 	}
-	w.Prefix, w.Note = h.Prefix, h.Note
+	w.Prefix, w.NoAddress, w.Note = h.Prefix, h.NoAddress, h.Note
 	return fabric.AllocationRequest{Guest: to.identity, VM: to.vm.Name, Node: to.node, From: h.Guest, FromEpoch: h.Epoch, Wants: []fabric.Want{w}}, nil
 }
 
@@ -189,7 +189,7 @@ func (a *Agent) placeOf(h fabric.Allocation, to recipient) (place fabric.Want, a
 		switch {
 		case w.Prefix == h.Prefix:
 			return w, true
-		case w.Prefix.IsValid() || w.Pool != h.Pool && (w.Pool != fabric.AutoPool || w.V6 != h.Prefix.Addr().Is6()):
+		case w.Prefix.IsValid() || w.Pool != h.Pool && (w.Pool != fabric.AutoPool || w.V6 != h.Prefix.Addr().Is6() || h.NoAddress):
 		case !asks, !slices.ContainsFunc(to.has, w.Answers) && slices.ContainsFunc(to.has, place.Answers):
 			place, asks = w, true
 		}

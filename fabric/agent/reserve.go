@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -22,10 +23,15 @@ func (s *state) acceptable(vm fabric.VM, known bool) error {
 	if s.draining() && !known {
 		return s.drainRefusal()
 	}
-	if err := complete(vm, fabric.ValidateName); err != nil {
+	if err := cmp.Or(vm.Validate(), s.cluster.Permits(vm)); err != nil {
 		return err
 	}
-	return s.cluster.Permits(vm)
+	if vm.Unresolved() { // if this refuses it, nobody was asked for its addresses
+		if err := s.free(vm); err != nil {
+			return err
+		}
+	}
+	return complete(vm, fabric.ValidateName)
 }
 
 // free reports an item of the guest that another guest holds.

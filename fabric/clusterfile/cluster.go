@@ -116,6 +116,7 @@ func pool(p *fabric.Pool) field {
 		key{"prefixes", list(&p.Prefixes, maxParts, scalars(prefix))},
 		key{"ranges", list(&p.Ranges, maxParts, scalars(addressRange))},
 		key{"per_guest", scalar(&p.PerGuest, prefixLength)},
+		key{"guest_address", scalar(&p.NoAddress, off)},
 		key{"exclude", list(&p.Exclude, maxItems, scalars(addrOrPrefix))},
 		key{"reserve", list(&p.Reserve, maxItems, reservation)},
 		key{"quarantine", scalar(&p.Quarantine, duration)},

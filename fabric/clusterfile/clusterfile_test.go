@@ -69,7 +69,7 @@ func TestEveryKey(t *testing.T) {
 				Quarantine: time.Hour, Nodes: []string{"node2"},
 			},
 			{
-				Name: "own6", Prefixes: []netip.Prefix{prefix("2001:db8:300::/48"), prefix("2001:db8:400::/56")}, PerGuest: 64,
+				Name: "own6", Prefixes: []netip.Prefix{prefix("2001:db8:300::/48"), prefix("2001:db8:400::/56")}, PerGuest: 64, NoAddress: true,
 				Quarantine: 10 * time.Minute, NodeLabels: []string{"ssd"},
 			},
 			{Name: "odd4", Ranges: []fabric.AddressRange{{First: ip("192.0.2.10"), Last: ip("192.0.2.99")}, {First: ip("192.0.2.101"), Last: ip("192.0.2.101")}}, Quarantine: 10 * time.Minute},
@@ -362,6 +362,8 @@ var mistakes = []struct{ name, old, new, want string }{
 	{"ranges that are no list", "prefix: 2001:db8:100::/48", "ranges: 5", `12: pools[1].ranges: a single value where a list belongs; put each item on a line of its own that begins with '-', or all in [ ]`},
 	{"a further prefix without a length", "exclude: [203.0.113.0]", "prefixes: [192.0.2.0]\n    exclude: [192.0.2.9]", `10: pools[0].prefixes[0]: 192.0.2.0 has no length; write 192.0.2.0/32 for this one address, or the length of the prefix`},
 	{"no prefix length", "exclude: [203.0.113.0]", "per_guest: no", `10: pools[0].per_guest: "no" is no length of a prefix; write one such as 64 or, of IPv4, 29, or leave the key out for single addresses`},
+	{"no address without a prefix", "exclude: [203.0.113.0]", "guest_address: false", `10: pools[0].guest_address: pool public4 gives single addresses, which are the guests'; leave the key out, or give the length of a prefix for each guest under per_guest, such as 29`},
+	{"guest_address in quotes", "exclude: [203.0.113.0]", `guest_address: "no"`, `10: pools[0].guest_address: "no" is neither true nor false; write one of them, without quotes`},
 	{"prefix length of IPv6", "exclude: [203.0.113.0]", "per_guest: 64", `10: pools[0].per_guest: 64 is no length of a prefix of several addresses; give one up to 31, such as 29, or leave the key out for single addresses`},
 	{"prefix length of more than the pool", "exclude: [203.0.113.0]", "per_guest: 20", `9: pools[0].prefix: 203.0.113.0/24 is not made of whole prefixes of length 20, of which each guest gets one (per_guest); give it ends that fit, or a longer per_guest`},
 	{"label of no node", "exclude: [203.0.113.0]", "node_labels: [ssd]", `10: pools[0].node_labels[0]: no node of this file has the label "ssd"; correct it, or add it to the labels of a node`},

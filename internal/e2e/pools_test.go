@@ -22,7 +22,9 @@ import (
 // withPrefixes adds pools that give each guest a prefix to a cluster.
 func withPrefixes(c *fabric.Cluster) {
 	c.Pools = append(c.Pools, fabric.Pool{Name: "own4", Prefix: netip.MustParsePrefix("198.51.100.0/24"), PerGuest: 29},
-		fabric.Pool{Name: "own6", Prefix: netip.MustParsePrefix("2001:db8:200::/48"), PerGuest: 64})
+		fabric.Pool{Name: "own6", Prefix: netip.MustParsePrefix("2001:db8:200::/48"), PerGuest: 64},
+		fabric.Pool{Name: "bare4", Prefix: netip.MustParsePrefix("192.0.2.0/24"), PerGuest: 29, NoAddress: true},
+		fabric.Pool{Name: "bare6", Prefix: netip.MustParsePrefix("2001:db8:300::/48"), PerGuest: 64, NoAddress: true})
 }
 
 // hasPrefixes attaches a guest that asks for prefixes, and reaches it from outside at the
@@ -52,7 +54,36 @@ func (s *system) hasPrefixes(a *agent) {
 	for _, has := range own {
 		s.reaches(s.top.Client, has.Address().String(), fabric.RangeOf(has.Prefix).Last.String())
 	}
-	assert.Contains(s.t, a.does("pool", "list"), "2001:db8:200::/48 (a /64 each)")
+	usage := a.does("pool", "list")
+	assert.Contains(s.t, usage, "2001:db8:200::/48 (a /64 each)")
+	assert.Contains(s.t, usage, "192.0.2.0/24 (a /29 each, without an address)")
+}
+
+// hasBarePrefixes attaches a guest with prefixes in which it has no address, and reaches it
+// from outside at the first and the last address of each, through those that it has.
+func (s *system) hasBarePrefixes(a *agent) {
+	s.t.Helper()
+	_, errs, code := a.cli("attach", "bare", "--pool", "public4,bare6", "--kind", "veth")
+	assert.Equal(s.t, 1, code)
+	assert.Contains(s.t, errs, "pool bare6 gives a prefix without an address in it, and the NIC has no other IPv6 address to route it through")
+	a.does("attach", "bare", "--pool", "bare4,bare6,auto", "--kind", "veth")
+	vm := fabric.VM{Name: "bare", NICs: make([]fabric.NIC, 1)}
+	var bare []netip.Prefix
+	for _, has := range decode[[]fabric.Allocation](s.t, a.does("address", "show", "bare", "--json")) {
+		vm.NICs[0] = vm.NICs[0].WithAllocated(has)
+		if has.NoAddress {
+			bare = append(bare, has.Prefix)
+		}
+	}
+	require.Len(s.t, vm.Prefixes(), 4)
+	require.Len(s.t, bare, 2)
+	s.coreHas(a.node, vm.Prefixes()...)
+	_, err := s.lab.AddGuest(a.node, vm, s.cluster.Gateway)
+	require.NoError(s.t, err)
+	for _, p := range bare {
+		s.reaches(s.top.Client, p.Addr().String(), fabric.RangeOf(p).Last.String())
+	}
+	a.does("detach", "bare")
 }
 
 // TestPools: a guest gets its addresses and prefixes from the pools by the command line,
@@ -70,6 +101,7 @@ func TestPools(t *testing.T) {
 	usage := decode[[]fabric.PoolUsage](t, a.does("pool", "list", "--json"))
 	assert.Equal(t, 1, usage[0].Allocated)
 
+	s.hasBarePrefixes(a)
 	s.hasPrefixes(a) // kills the agent
 	a.does("attach", "web", "--pool", "auto")
 	assert.Equal(t, given[0].Prefix, decode[[]fabric.Allocation](t, a.does("address", "show", "web", "--json"))[0].Prefix)
@@ -87,7 +119,7 @@ func TestPools(t *testing.T) {
 		{[]string{"address", "release", v4.Addr().String()}, 1, "guest web has it on node1"},
 		{[]string{"address", "release", "nobody"}, 1, "no guest that has one"},
 		{[]string{"address", "show", free[1]}, 1, "no such address"},
-		{[]string{"address", "reserve", "192.0.2.1"}, 1, "in no pool"},
+		{[]string{"address", "reserve", "198.51.101.1"}, 1, "in no pool"},
 		{[]string{"address", "reserve", v4.Addr().String()}, 1, "is allocated to guest web"},
 		{[]string{"address", "reserve", "here"}, 2, "no address and no prefix"},
 		{[]string{"address", "list", "--pool", "none"}, 1, `pool "none"`},
@@ -128,7 +160,7 @@ func TestPoolsOfDomains(t *testing.T) {
 	lv, other := s.hypervisor("node1"), s.hypervisor("node2")
 	one, two := s.agents["node1"], s.agents["node2"]
 	d := s.domain(lv, "sea_gold", tap("203.0.113.10", "2001:db8:100::10"))
-	changeMetadata(t, lv, "--config", "--key", "fabric", "--set", `<vm><nic><address pool="auto"/><address pool="own6"/></nic></vm>`)
+	changeMetadata(t, lv, "--config", "--key", "fabric", "--set", `<vm><nic><address pool="auto"/><address pool="own6"/><address pool="bare6"/></nic></vm>`)
 	require.NoError(t, d.Start(soon(t)))
 	shown := func(a *agent, what string) []fabric.Allocation {
 		t.Helper()
@@ -137,10 +169,12 @@ func TestPoolsOfDomains(t *testing.T) {
 		return decode[[]fabric.Allocation](t, out)
 	}
 	given := shown(one, "sea_gold")
-	require.Len(t, given, 3)
+	require.Len(t, given, 4)
 	var has []netip.Prefix
 	for _, g := range given {
-		has = append(has, g.Prefix, fabric.HostPrefix(g.Address()))
+		if has = append(has, g.Prefix); !g.NoAddress {
+			has = append(has, fabric.HostPrefix(g.Address()))
+		}
 	}
 	s.coreHas(one.node, has...)
 

@@ -40,6 +40,8 @@ func RegistryCluster() *fabric.Cluster {
 		{Name: "own6", Prefixes: prefixes("2001:db8:200::/49", "2001:db8:300::/49"), PerGuest: 64, NodeLabels: []string{"ssd", "nvme"}, Quarantine: time.Minute},
 		{Name: "odd4", Ranges: []fabric.AddressRange{{First: netip.MustParseAddr("192.0.2.9"), Last: netip.MustParseAddr("192.0.2.11")}}, Quarantine: time.Minute},
 		{Name: "elsewhere4", Prefix: netip.MustParsePrefix("192.0.2.240/28"), NodeLabels: []string{"hdd"}},
+		{Name: "bare4", Prefix: netip.MustParsePrefix("192.0.2.208/28"), PerGuest: 30, NoAddress: true, Quarantine: 10 * time.Minute},
+		{Name: "bare6", Prefix: netip.MustParsePrefix("2001:db8:400::/48"), PerGuest: 64, NoAddress: true, Quarantine: 10 * time.Minute},
 	}, Nodes: []fabric.Node{{Name: "node1", Address: netip.MustParseAddr("10.10.0.21")}}, Labels: map[string][]string{"node1": {"rack1", "nvme"}}}
 	return &c
 }
@@ -56,6 +58,7 @@ func Registry(t *testing.T, start func(t *testing.T) (fabric.Registry, RegistryC
 		{"the next pool of the family when the first is full", registryNextPool},
 		{"a pool of ranges, and one for other nodes", registryOddPools},
 		{"a prefix for each guest", registryPrefixes},
+		{"a prefix without an address in it", registryBarePrefixes},
 		{"what is in a prefix and what is around it exclude each other", registryPrefixHeld},
 		{"an address in the guest's own prefix", registryOwnPrefix},
 		{"a guest gets everything or nothing", registryAllOrNothing},
@@ -250,6 +253,52 @@ func registryPrefixes(t *testing.T, r fabric.Registry, c RegistryControls) {
 	release(t, r, fabric.ReleaseRequest{Guest: "libvirt web"})
 	c.Pass(t, 11*time.Minute)
 	require.Equal(t, given[0], allocate(t, r, asks("c", "own4"))[0])
+}
+
+func registryBarePrefixes(t *testing.T, r fabric.Registry, c RegistryControls) {
+	for pool, others := range map[string][]string{"bare4": {"many4", "own6"}, "bare6": {"many6", "own4"}} {
+		require.Equal(t, pool, refused(t, r, asks("web", pool), fabric.RuleBroken).Pool)
+		require.Equal(t, pool, refused(t, r, asks("web", append([]string{pool}, others...)...), fabric.RuleBroken).Pool, "the address is on another NIC, or of the other family")
+	}
+	web := asks("web", "bare4", "bare6", "many4", "own6") // two on each NIC
+	given := allocate(t, r, web)
+	require.Equal(t, given, allocate(t, r, web))
+	has := func() (bare []netip.Prefix) {
+		all, err := r.Allocations(t.Context(), fabric.AllocationFilter{Guest: web.Guest})
+		require.NoError(t, err)
+		require.Len(t, all, len(given))
+		for _, a := range all {
+			require.Equal(t, a.NoAddress, !a.Address().IsValid(), "%s", a.Prefix)
+			if a.NoAddress {
+				bare = append(bare, a.Prefix)
+			}
+		}
+		return bare
+	}
+	require.Equal(t, given[:2], has())
+	// It runs with the prefix, and with an address in it or without, whatever the pool says.
+	for n := range web.Wants {
+		web.Wants[n].Prefix, web.Wants[n].NoAddress = given[n], n == 0
+	}
+	require.Equal(t, given, allocate(t, r, web))
+	require.Equal(t, given[:1], has())
+	for n := range web.Wants {
+		web.Wants[n].Prefix = netip.Prefix{}
+	}
+	need(t, c.Again != nil, "Again")
+	r = c.Again(t)
+	require.Equal(t, given, allocate(t, r, web), "it keeps what it has")
+	require.Equal(t, given[:1], has())
+
+	// What asks for an address gets one, also where it had a prefix without.
+	auto := asks("auto", fabric.AutoPool, fabric.AutoPool)
+	auto.Wants[1].V6 = true
+	for _, p := range allocate(t, r, auto) {
+		require.True(t, p.IsSingleIP(), "%s", p)
+	}
+	auto = asks("web", fabric.AutoPool, fabric.AutoPool)
+	auto.Wants[1].V6 = true
+	require.NotContains(t, allocate(t, r, auto), given[0])
 }
 
 func registryPrefixHeld(t *testing.T, r fabric.Registry, _ RegistryControls) {

@@ -73,6 +73,9 @@ func (r *Registry) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]
 		}
 		answer[i] = is
 	}
+	if err := unrouted(a, answer); err != nil {
+		return nil, err
+	}
 	for p, had := range r.all {
 		_, still := given[p]
 		switch {
@@ -119,6 +122,7 @@ func (r *Registry) want(a fabric.AllocationRequest, w fabric.Want, given map[net
 	}
 	is.Dynamic = w.Pool != ""
 	if w.Prefix.IsValid() {
+		is.NoAddress = w.NoAddress && is.Dynamic
 		for p, by := range given {
 			if p.Bits() <= w.Prefix.Bits() && p.Overlaps(w.Prefix) {
 				is.Pool, is.Since = by.Pool, by.Since
@@ -131,7 +135,7 @@ func (r *Registry) want(a fabric.AllocationRequest, w fabric.Want, given map[net
 	for _, state := range []fabric.AllocationState{fabric.Allocated, fabric.Quarantined} {
 		for p, had := range r.all {
 			if had.State == state && had.Guest == a.Guest && w.Answers(had) {
-				if is.Prefix, is.Pool = p, had.Pool; state == fabric.Allocated {
+				if is.Prefix, is.NoAddress, is.Pool = p, had.NoAddress, had.Pool; state == fabric.Allocated {
 					is.Since = had.Since
 				}
 				return is, false, nil
@@ -141,17 +145,29 @@ func (r *Registry) want(a fabric.AllocationRequest, w fabric.Want, given map[net
 	bad = &fabric.AllocationError{Reason: fabric.PoolUnknown, Pool: w.Pool, Text: fmt.Sprintf("no pool %q for node %s; name another", w.Pool, a.Node)}
 	full := ""
 	for _, pool := range r.cluster.Pools {
-		if !r.cluster.Serves(pool, a.Node) || pool.Name != w.Pool && (w.Pool != fabric.AutoPool || pool.Is6() != w.V6) {
+		if !r.cluster.Serves(pool, a.Node) || pool.Name != w.Pool && (w.Pool != fabric.AutoPool || pool.Is6() != w.V6 || pool.NoAddress) {
 			continue
 		}
 		if p, found := r.free(pool, a.Wants, given); found {
-			is.Prefix, is.Pool = p, pool.Name
+			is.Prefix, is.NoAddress, is.Pool = p, pool.NoAddress, pool.Name
 			return is, false, nil
 		}
 		full += "pool " + pool.Name + " is full; "
 		bad = &fabric.AllocationError{Reason: fabric.PoolFull, Pool: pool.Name, Text: full + "add another"}
 	}
 	return is, false, bad
+}
+
+// unrouted refuses prefixes without an address where the NIC has no other of the family.
+func unrouted(a fabric.AllocationRequest, answer []fabric.Allocation) error {
+	for _, is := range answer {
+		if is.NoAddress && a.From == "" && !slices.ContainsFunc(answer, func(o fabric.Allocation) bool {
+			return o.NIC == is.NIC && o.Prefix.Addr().Is6() == is.Prefix.Addr().Is6() && (o.Dynamic && !o.NoAddress || o.Prefix.IsSingleIP())
+		}) {
+			return &fabric.AllocationError{Reason: fabric.RuleBroken, NIC: is.NIC, Pool: is.Pool, Text: "nothing to route " + is.Prefix.String() + " through; name an address"}
+		}
+	}
+	return nil
 }
 
 // free gives the first address of a pool, or the first prefix of a guest, that nobody has

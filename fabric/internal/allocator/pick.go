@@ -24,7 +24,7 @@ func (d *decision) pick(a *fabric.Allocation, w fabric.Want) *fabric.AllocationE
 	var full []fabric.PoolUsage
 	for _, pool := range pools {
 		if p, found := spaceOf(pool).choose(d.rnd, d.free(pool)); found {
-			a.Prefix, a.Pool = p, pool.Name
+			a.Prefix, a.NoAddress, a.Pool = p, pool.NoAddress, pool.Name
 			return nil
 		}
 		full = append(full, Usage(d.cluster, pool, d.table.rows.values(), d.now))
@@ -71,7 +71,7 @@ func (d *decision) free(pool fabric.Pool) func(netip.Prefix) bool {
 func (d *decision) pools(w fabric.Want) (pools []fabric.Pool, bad *fabric.AllocationError) {
 	bad = &fabric.AllocationError{Reason: fabric.PoolUnknown, Pool: w.Pool}
 	for _, p := range d.cluster.Pools {
-		if w.Pool == fabric.AutoPool && p.Is6() != w.V6 || w.Pool != fabric.AutoPool && w.Pool != p.Name {
+		if w.Pool == fabric.AutoPool && (p.Is6() != w.V6 || p.NoAddress) || w.Pool != fabric.AutoPool && w.Pool != p.Name {
 			continue
 		}
 		if !d.cluster.Serves(p, d.asking.Node) {
@@ -89,7 +89,7 @@ func (d *decision) pools(w fabric.Want) (pools []fabric.Pool, bad *fabric.Alloca
 	switch {
 	case bad.Text != "":
 	case w.Pool == fabric.AutoPool:
-		bad.Text = fmt.Sprintf("cluster %s has no %s pool; add one", d.cluster.Name, map[bool]string{false: "IPv4", true: "IPv6"}[w.V6])
+		bad.Text = fmt.Sprintf("cluster %s has no %s pool of addresses; add one", d.cluster.Name, map[bool]string{false: "IPv4", true: "IPv6"}[w.V6])
 	default:
 		bad.Text = fmt.Sprintf("pool %q is not in cluster %s; name one of %s", w.Pool, d.cluster.Name, poolNames(d.cluster.Pools))
 	}

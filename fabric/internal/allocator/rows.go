@@ -82,6 +82,7 @@ const (
 	isDynamic = 1 << iota
 	isReserved
 	hasUntil
+	hasNoAddress
 )
 
 func (r *rows) encode(b []byte, a fabric.Allocation) []byte {
@@ -94,6 +95,9 @@ func (r *rows) encode(b []byte, a fabric.Allocation) []byte {
 	}
 	if !a.Until.IsZero() {
 		bits |= hasUntil
+	}
+	if a.NoAddress {
+		bits |= hasNoAddress
 	}
 	b = append(b, bits)
 	for _, n := range []uint64{r.words.of(string(a.State)), r.words.of(a.Pool), r.words.of(a.Node), a.Epoch} {
@@ -130,7 +134,7 @@ func (r *rows) decode(key, b []byte) (a fabric.Allocation) {
 		return s
 	}
 	a.Prefix, _ = readPrefix(key)
-	a.Dynamic, a.Reserved = bits&isDynamic != 0, bits&isReserved != 0
+	a.Dynamic, a.Reserved, a.NoAddress = bits&isDynamic != 0, bits&isReserved != 0, bits&hasNoAddress != 0
 	a.State = fabric.AllocationState(r.words.texts[unsigned()])
 	a.Pool, a.Node, a.Epoch = r.words.texts[unsigned()], r.words.texts[unsigned()], unsigned()
 	a.NIC, a.N = int(signed()), int(signed())

@@ -34,7 +34,7 @@ func TestRowsKeepAllocations(t *testing.T) {
 			Prefix: prefix.Draw(t, "prefix"), Pool: text.Draw(t, "pool"), State: rapid.SampledFrom([]fabric.AllocationState{fabric.Allocated, fabric.Reserved, fabric.Quarantined}).Draw(t, "state"),
 			Guest: identity.Draw(t, "guest"), VM: text.Draw(t, "vm"), NIC: rapid.IntRange(-1, 300).Draw(t, "nic"), N: rapid.IntRange(0, 300).Draw(t, "n"),
 			Dynamic: rapid.Bool().Draw(t, "dynamic"), Node: text.Draw(t, "node"), Epoch: rapid.Uint64().Draw(t, "epoch"), Note: text.Draw(t, "note"),
-			Reserved: rapid.Bool().Draw(t, "reserved"), Since: moment.Draw(t, "since"), Until: moment.Draw(t, "until"),
+			Reserved: rapid.Bool().Draw(t, "reserved"), NoAddress: rapid.Bool().Draw(t, "no address"), Since: moment.Draw(t, "since"), Until: moment.Draw(t, "until"),
 		}
 		r.put(a)
 		is, there := r.get(a.Prefix)

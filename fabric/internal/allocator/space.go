@@ -158,7 +158,7 @@ func (t *Table) partly(pool fabric.Pool, p netip.Prefix, now time.Time) bool {
 // allocations of a registry.
 func Usage(c *fabric.Cluster, pool fabric.Pool, all iter.Seq[fabric.Allocation], now time.Time) fabric.PoolUsage {
 	s := spaceOf(pool)
-	u := fabric.PoolUsage{Pool: pool.Name, Prefix: pool.Prefix, Prefixes: s.blocks, Extent: pool.Extent(), PerGuest: pool.PerGuest, Nodes: c.NodesOf(pool)}
+	u := fabric.PoolUsage{Pool: pool.Name, Prefix: pool.Prefix, Prefixes: s.blocks, Extent: pool.Extent(), PerGuest: pool.PerGuest, NoAddress: pool.NoAddress, Nodes: c.NodesOf(pool)}
 	size, free, held := new(big.Int), new(big.Int), new(big.Int)
 	for _, b := range s.blocks {
 		size.Add(size, s.count(b))

@@ -226,6 +226,9 @@ func (t *Table) Allocate(c *fabric.Cluster, a fabric.AllocationRequest, now time
 		}
 		d.given[i] = given
 	}
+	if err := d.unrouted(); err != nil {
+		return nil, Change{}, err
+	}
 	change := d.change()
 	for i, a := range d.given {
 		had, there := t.rows.get(a.Prefix)
@@ -279,14 +282,14 @@ func (d *decision) want(w fabric.Want) (fabric.Allocation, *fabric.AllocationErr
 	}
 	var bad *fabric.AllocationError
 	if w.Prefix.IsValid() {
-		a.Prefix = w.Prefix
+		a.Prefix, a.NoAddress = w.Prefix, w.NoAddress && a.Dynamic
 		if i := slices.IndexFunc(d.gets, func(g fabric.Allocation) bool { return holds(g.Prefix, a.Prefix) }); i >= 0 {
 			a.Pool, a.Since = d.gets[i].Pool, d.gets[i].Since
 			return a, nil
 		}
 		bad = d.name(&a)
 	} else if had, there := d.before(w); there {
-		a.Prefix, a.Pool, a.Since, a.Note = had.Prefix, had.Pool, had.Since, had.Note
+		a.Prefix, a.NoAddress, a.Pool, a.Since, a.Note = had.Prefix, had.NoAddress, had.Pool, had.Since, had.Note
 	} else {
 		bad = d.pick(&a, w)
 	}
@@ -296,6 +299,29 @@ func (d *decision) want(w fabric.Want) (fabric.Allocation, *fabric.AllocationErr
 	d.wanted[a.Prefix] = true
 	d.gets = append(d.gets, a)
 	return a, nil
+}
+
+// unrouted refuses a prefix without an address in it if the NIC has no other address of the
+// family, through which it is routed: on the link itself anybody could fill the node's
+// neighbour table, which all guests share, with addresses of the prefix that nothing has.
+func (d *decision) unrouted() *fabric.AllocationError {
+	if d.asking.From != "" { // the guest's other addresses are not in this request
+		return nil
+	}
+	for _, a := range d.given {
+		via := func(o fabric.Allocation) bool {
+			return o.NIC == a.NIC && o.Prefix.Addr().Is6() == a.Prefix.Addr().Is6() && (o.Dynamic || o.Prefix.IsSingleIP()) && o.Address().IsValid()
+		}
+		if !a.NoAddress || slices.ContainsFunc(d.given, via) {
+			continue
+		}
+		family := map[bool]string{false: "IPv4", true: "IPv6"}[a.Prefix.Addr().Is6()]
+		return &fabric.AllocationError{
+			Reason: fabric.RuleBroken, NIC: a.NIC, Pool: a.Pool,
+			Text: fmt.Sprintf("pool %s gives a prefix without an address in it, and the NIC has no other %s address to route it through; name one or ask a pool that gives one, or set guest_address of the pool to true", a.Pool, family),
+		}
+	}
+	return nil
 }
 
 // before gives the allocation that answered the same want before, also one that the

@@ -157,7 +157,7 @@ func TestPoolsThatCannotBe(t *testing.T) {
 	l.refused(asking("web", fabric.Want{NIC: 1, Pool: "publik4"}), fabric.PoolUnknown, `NIC 1: pool "publik4" is not in cluster msk1; name one of own2, public4, public6`)
 	l.refused(asking("web", fabric.Want{Pool: "own2"}), fabric.PoolUnknown, "NIC 0: pool own2 does not serve node node1; write the node under its nodes, or take another pool")
 	l.cluster.Pools = l.cluster.Pools[:2]
-	l.refused(asking("web", auto()...), fabric.PoolUnknown, "NIC 0: cluster msk1 has no IPv6 pool; add one")
+	l.refused(asking("web", auto()...), fabric.PoolUnknown, "NIC 0: cluster msk1 has no IPv6 pool of addresses; add one")
 	why := errors.New("not that one")
 	_, change, err := l.table.Allocate(l.cluster, asking("web", auto()[0]), noon, l.rnd, func(fabric.Pool) error { return why })
 	assert.EqualError(t, err, "NIC 0: not that one")

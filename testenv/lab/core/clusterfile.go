@@ -44,8 +44,8 @@ func ClusterFile(c fabric.Cluster) string {
 	}
 	line("pools:")
 	for _, p := range c.Pools {
-		line("  - {name: %s%s, prefixes: [%s], ranges: [%s]%s, exclude: [%s], nodes: [%s], node_labels: [%s], quarantine: %s}", p.Name,
-			optional("prefix", p.Prefix), quotedList(p.Prefixes), quotedList(p.Ranges), optional("per_guest", p.PerGuest), quotedList(p.Exclude),
+		line("  - {name: %s%s, prefixes: [%s], ranges: [%s]%s%s, exclude: [%s], nodes: [%s], node_labels: [%s], quarantine: %s}", p.Name,
+			optional("prefix", p.Prefix), quotedList(p.Prefixes), quotedList(p.Ranges), optional("per_guest", p.PerGuest), map[bool]string{true: ", guest_address: false"}[p.NoAddress], quotedList(p.Exclude),
 			quotedList(p.Nodes), quotedList(p.NodeLabels), cmp.Or(p.Quarantine, fabric.DefaultQuarantine))
 	}
 	line("reflectors:")

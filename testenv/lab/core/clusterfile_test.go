@@ -17,6 +17,7 @@ func TestClusterFileIsRead(t *testing.T) {
 	changed := core.SmallCluster(2)
 	changed.AgentPort = 7148
 	changed.Pools[0].Nodes, changed.Pools[1].Quarantine = []string{"node2"}, time.Hour
+	changed.Pools[1].NoAddress = true
 	changed.Pools[1].PerGuest, changed.Labels = 64, map[string][]string{"node1": {"rack1", "ssd"}}
 	changed.Pools = append(changed.Pools, fabric.Pool{
 		Name: "more4", Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28")}, NodeLabels: []string{"ssd"},
