@@ -21,6 +21,7 @@ type addressRegistry struct {
 	run      func(ctx context.Context) error
 	close    func() error
 	adoption agent.Adoption
+	epoch    func() uint64 // the highest that it gave, as far as this node has seen
 }
 
 func (r addressRegistry) Close() error { return r.close() }
@@ -35,7 +36,7 @@ func openRegistry(state string, c *fabric.Cluster, node string) (addressRegistry
 	if err != nil {
 		return addressRegistry{}, err
 	}
-	return addressRegistry{Registry: r, run: func(context.Context) error { return nil }, close: r.Close}, nil
+	return addressRegistry{Registry: r, run: func(context.Context) error { return nil }, close: r.Close, epoch: func() uint64 { return 0 }}, nil
 }
 
 // openEtcd opens the registry in etcd, and what this node remembers of it.
@@ -51,7 +52,7 @@ func openEtcd(state string, c *fabric.Cluster, node string) (addressRegistry, er
 	}
 	return addressRegistry{
 		Registry: etcdRegistry{r, seen}, run: r.Run, close: seen.Close,
-		adoption: agent.Adoption{Adopt: r.Adopt, Adopted: adopted},
+		adoption: agent.Adoption{Adopt: r.Adopt, Adopted: adopted}, epoch: r.Epoch,
 	}, nil
 }
 

@@ -121,7 +121,9 @@ type parts struct {
 	resolver  fabric.Resolver // nil: none
 	registry  fabric.Registry // nil: none
 	adoption  Adoption        // of the registry
-	log       *slog.Logger
+	// highestEpoch is that of all guests by the registry, as far as this node has seen.
+	highestEpoch func() uint64
+	log          *slog.Logger
 
 	diagnosers []fabric.Diagnoser // of further parts
 }
@@ -148,6 +150,7 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		facts: facts{cluster: c, node: cfg.Node, began: time.Now(), clock: time.Now, restarts: map[string]bool{}},
 		parts: parts{
 			dataplane: cfg.Dataplane, speaker: cfg.Speaker, store: cfg.Store, log: slog.New(slog.DiscardHandler),
+			highestEpoch: func() uint64 { return 0 },
 		},
 		wake: make(chan struct{}, 1), review: make(chan struct{}, 1), questions: make(chan struct{}, maxQuestions),
 		registration: newRegistration(),

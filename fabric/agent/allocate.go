@@ -23,6 +23,12 @@ const (
 // that ask.
 func WithRegistry(r fabric.Registry) Option { return func(a *Agent) { a.registry = r } }
 
+// WithEpochs tells the agent the highest epoch that any guest can have by the registry, as
+// far as this node has ever seen, also before the agent started. A guest that starts while
+// the registry does not answer, and of which nobody says which epoch it had, gets a higher
+// one.
+func WithEpochs(highest func() uint64) Option { return func(a *Agent) { a.highestEpoch = highest } }
+
 // wants lists what a guest has by its description, what it has from pools already, and,
 // if it has nothing of them yet, what it asks for. A guest that does not say what it has
 // asks for an address of each family on each NIC.
@@ -143,7 +149,7 @@ func (t *task) askRegistry(ctx context.Context, vm fabric.VM, r request) (_ fabr
 		return vm, got, t.unallocated(err)
 	default: // it has its addresses, and may run with them
 		got.unrecorded = err
-		got.owner = t.knownOwner(ctx, vm.Identity())
+		got.owner = t.knownOwner(ctx, vm.Identity(), r.undo)
 		return vm, got, nil
 	}
 	got.owner = ownerOf(given)

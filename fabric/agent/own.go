@@ -241,8 +241,14 @@ func (s *state) keepsByRegistry(vm string, l loss, owners map[fabric.Identity]fa
 	return true
 }
 
-// knownOwner gives the owner of a guest as it was when the registry was last read.
-func (a *Agent) knownOwner(ctx context.Context, guest fabric.Identity) fabric.Owner {
+// knownOwner gives the owner of a guest as it was when the registry was last read. If it
+// was not read since the agent started, that is an unnamed node with the highest epoch that
+// it can have, for a guest that starts. A guest that runs already, of which this node's
+// state is lost, may have begun to run elsewhere since.
+func (a *Agent) knownOwner(ctx context.Context, guest fabric.Identity, starts bool) fabric.Owner {
 	has, _ := a.allocationsOf(ctx, guest)
+	if len(has) == 0 && starts && a.fenced {
+		return fabric.Owner{Epoch: a.highestEpoch()}
+	}
 	return ownerOf(has)
 }

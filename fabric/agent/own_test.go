@@ -22,6 +22,7 @@ import (
 type reach struct {
 	fabric.Registry
 	away      atomic.Bool
+	highest   atomic.Uint64 // that the node has seen
 	meanwhile func()
 
 	mu    sync.Mutex
@@ -75,7 +76,7 @@ func shared(t *testing.T, f func(*testing.T, *pair, map[string]*reach)) {
 	wrong := map[string]time.Duration{"node1": 20 * time.Hour, "node2": -20 * time.Hour}
 	pairsOf(t, fake.NewSource, gold(), func(t *testing.T, p *pair) { f(t, p, reaches) }, func(node string) []agent.Option {
 		return []agent.Option{
-			agent.WithRegistry(reaches[node]),
+			agent.WithRegistry(reaches[node]), agent.WithEpochs(reaches[node].highest.Load),
 			agent.WithClock(func() time.Time { return time.Now().Add(wrong[node]) }),
 		}
 	})
@@ -256,9 +257,10 @@ func TestStartWithoutTheRegistry(t *testing.T) {
 // TestRegistryDecidesWhileAgentsDoNotTalk: the guest runs on both nodes, and a reflector
 // passes the other one's route. The node that acquired it last has it.
 func TestRegistryDecidesWhileAgentsDoNotTalk(t *testing.T) {
-	for name, away := range map[string]bool{
-		"acquired on the second node":                false,
-		"started on the second without the registry": true,
+	for name, is := range map[string]struct{ away, unread bool }{
+		"acquired on the second node":                                {},
+		"started on the second without the registry":                 {away: true},
+		"which knows nothing of it, by an agent that has just begun": {away: true, unread: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			shared(t, func(t *testing.T, p *pair, r map[string]*reach) {
@@ -266,12 +268,15 @@ func TestRegistryDecidesWhileAgentsDoNotTalk(t *testing.T) {
 				p.lets(p.one)
 				p.reflects(false)
 				p.ends[p.one].Cut("node2", true)
-				_, err := r["node2"].Allocations(t.Context(), fabric.AllocationFilter{})
-				require.NoError(t, err)
-				r["node2"].away.Store(away)
+				if _, err := r["node2"].Allocations(t.Context(), fabric.AllocationFilter{}); is.unread {
+					require.NoError(t, err)
+					r["node2"].known = nil
+					r["node2"].highest.Store(p.epoch(p.one))
+				}
+				r["node2"].away.Store(is.away)
 				p.runs(p.two, p.vm)
 				time.Sleep(10 * time.Second)
-				if !away {
+				if !is.away {
 					assert.Empty(t, announces(t, p.one))
 					assert.NotEmpty(t, announces(t, p.two))
 					return

@@ -30,6 +30,7 @@ type cache struct {
 	deleted map[string]int64 // when keys were deleted, if that was after known
 	flaws   map[string]error // of keys that cannot be read
 	lengths map[length]bool  // those of prefixes of several addresses that are in use, or were
+	owned   uint64           // the highest epoch of an owner, also in a registry before
 }
 
 func newCache(c *fabric.Cluster) *cache {
@@ -127,7 +128,9 @@ func (c *cache) put(key string, value []byte, rev int64) {
 	c.revs.set(key, rev)
 	delete(c.deleted, key)
 	if guest, ok := c.keys.guestOf(key); ok {
-		c.table.SetOwner(guest, c.keys.owner(value))
+		is := c.keys.owner(value)
+		c.table.SetOwner(guest, is)
+		c.owned = max(c.owned, is.Epoch)
 	}
 	if l, is := c.keys.readLength(key); is {
 		c.lengths[l] = true
@@ -176,6 +179,13 @@ func (c *cache) revision() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.known
+}
+
+// highest gives the highest epoch of an owner.
+func (c *cache) highest() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.owned
 }
 
 // problems lists the keys that cannot be read.

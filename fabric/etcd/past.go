@@ -8,6 +8,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc/codes"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // refuses has the codes of the errors of etcd that say that it does not do it.
@@ -21,6 +23,7 @@ type Seen struct {
 	Incarnation Incarnation `json:"incarnation"`
 	Revision    int64       `json:"revision"`        // the highest that it saw
 	Wrote       int64       `json:"wrote,omitempty"` // the revision of its own last write
+	Epoch       uint64      `json:"epoch,omitempty"` // the highest of all owners
 	Doubt       string      `json:"doubt,omitempty"` // what it saw of a registry that is not the one it was
 }
 
@@ -34,9 +37,8 @@ type Memory interface {
 
 // past is what etcd's answers said before. It is safe for concurrent use.
 type past struct {
-	keys   keys
+	cache  *cache // of the registry that it is the past of
 	memory Memory // nil: none
-	reset  func() // is called when the registry is another one from now on
 
 	mu     sync.Mutex
 	seen   Seen
@@ -81,7 +83,7 @@ func (p *past) ask() asked {
 func (p *past) guard() guard {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return guard{p.keys, asked{p.life, p.seen.Revision, p.seen.Wrote}, p.seen.Incarnation.Number, p.isRev}
+	return guard{p.cache.keys, asked{p.life, p.seen.Revision, p.seen.Wrote}, p.seen.Incarnation.Number, p.isRev}
 }
 
 // incarnation gives the number of the incarnation, which grows with each adoption; zero:
@@ -163,6 +165,19 @@ const (
 	outdated          // the answer is of the registry before
 )
 
+// highest gives an epoch that no owner had exceeded when the registry was last seen: the
+// registry gives the next one by its revision, unless a caller needs a higher one.
+func (p *past) highest() uint64 {
+	owned := p.cache.highest()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	by := uint64(0)
+	if n := p.seen.Incarnation.Number; n > 0 {
+		by = uint64(n)*fabric.RegistryEpoch + uint64(p.seen.Revision)
+	}
+	return max(owned, p.seen.Epoch, by)
+}
+
 // judge looks at an answer about the registry itself. If it trusts the registry, it has
 // the answer taken before it judges another. For a registry in which it sees by itself
 // that it is not the one that it was, it gives the mark that is missing there.
@@ -196,7 +211,7 @@ func (p *past) judge(v view, a asked, take func()) (verdict, *mark) {
 	}
 	p.doubt(saw)
 	if p.seen.Doubt != "" || p.marked != "" {
-		m := mark{Node: p.keys.node, Saw: saw, Number: known.Number}
+		m := mark{Node: p.cache.keys.node, Saw: saw, Number: known.Number}
 		if saw == "" || v.markRev > 0 && v.restored.Number >= known.Number {
 			return doubted, nil
 		}
@@ -206,7 +221,7 @@ func (p *past) judge(v view, a asked, take func()) (verdict, *mark) {
 		p.life++ // what was asked before may be answered by an etcd that had no registry yet
 	}
 	p.isRev = v.isRev
-	p.seen = Seen{Cluster: v.cluster, Incarnation: v.is, Revision: max(p.seen.Revision, v.rev), Wrote: max(p.seen.Wrote, v.last)}
+	p.seen = Seen{Cluster: v.cluster, Incarnation: v.is, Revision: max(p.seen.Revision, v.rev), Wrote: max(p.seen.Wrote, v.last), Epoch: p.seen.Epoch}
 	take()
 	return trusted, nil
 }
@@ -222,8 +237,8 @@ func (p *past) trust() {
 func (p *past) accept(v view) {
 	p.life++
 	p.isRev, p.unread, p.marked = v.isRev, nil, ""
-	p.seen = Seen{Cluster: v.cluster, Incarnation: v.is, Revision: v.rev, Wrote: v.last}
-	p.reset()
+	p.seen = Seen{Cluster: v.cluster, Incarnation: v.is, Revision: v.rev, Wrote: v.last, Epoch: p.seen.Epoch}
+	p.cache.reset()
 }
 
 // wrote notes a write of this node, before anybody relies on it.
@@ -243,7 +258,9 @@ func (p *past) save() {
 	}
 	p.saving.Lock()
 	defer p.saving.Unlock()
+	owned := p.cache.highest()
 	p.mu.Lock()
+	p.seen.Epoch = max(p.seen.Epoch, owned)
 	is, known := p.seen, p.unread == nil
 	p.mu.Unlock()
 	if !known || is == p.saved {

@@ -30,7 +30,7 @@ func (n *note) Put(v any) (err error) {
 
 // newPast makes the past of an agent that starts.
 func newPast(m Memory) *past {
-	p := &past{keys: keys{"/vmfabric/msk1/", "node1"}, memory: m, reset: func() {}}
+	p := &past{cache: &cache{keys: keys{"/vmfabric/msk1/", "node1"}}, memory: m}
 	p.remember()
 	return p
 }
@@ -110,17 +110,18 @@ func TestDoubtStays(t *testing.T) {
 
 	taken := 0
 	next := view{cluster: "c1", rev: 401, is: Incarnation{Number: 2, ID: "b"}, isRev: 401}
-	p.reset = func() { taken++ }
+	p.cache.known = 400
 	before := p.ask()
 	is, _ = p.judge(next, before, func() { taken++ })
 	assert.Equal(t, renewed, is)
-	assert.Equal(t, 2, taken, "forgotten, and taken")
+	assert.Zero(t, p.cache.revision(), "forgotten")
+	assert.Equal(t, 1, taken)
 	require.NoError(t, p.broken())
 	assert.EqualValues(t, 2, p.incarnation())
 	late, _ := p.judge(changed(first, func(v *view) { v.rev = 402 }), before, func() { taken++ })
 	assert.Equal(t, outdated, late)
 	require.NoError(t, p.check(&etcdserverpb.ResponseHeader{ClusterId: 0xc1, Revision: 3}, before), "it was asked of the registry before")
-	assert.Equal(t, 2, taken)
+	assert.Equal(t, 1, taken)
 	p.save()
 	assert.Equal(t, trusted, newPast(&note{content: m.content}).sees(next), "it was kept: %s", m.content)
 }

@@ -61,7 +61,7 @@ type Option func(*Registry)
 // from a backup, or replaced: m keeps what it saw, and each write leaves its mark in the
 // key of the node.
 func WithMemory(node string, m Memory) Option {
-	return func(r *Registry) { r.cache.keys.node, r.past.keys.node, r.past.memory = node, node, m }
+	return func(r *Registry) { r.cache.keys.node, r.past.memory = node, m }
 }
 
 // WithAdopted has f called when the operator has adopted an etcd that was restored or
@@ -84,7 +84,7 @@ func New(cluster *fabric.Cluster, opts ...Option) (*Registry, error) {
 		running: make(chan struct{}), refresh: make(chan struct{}, 1), lookAgain: signal.New(),
 		renew: signal.New(), adopted: func() {},
 	}
-	r.past.keys, r.past.reset = r.cache.keys, r.cache.reset
+	r.past.cache = r.cache
 	for _, set := range opts {
 		set(r)
 	}
@@ -112,6 +112,10 @@ func tlsOf(conf *fabric.EtcdConfig) (*tls.Config, error) {
 
 // Shared implements [fabric.Registry]: all nodes of the cluster have the registry.
 func (r *Registry) Shared() bool { return true }
+
+// Epoch gives the highest epoch that any guest had by the registry when this node, with its
+// memory, last saw it. It needs no etcd.
+func (r *Registry) Epoch() uint64 { return r.past.highest() }
 
 // Allocate implements [fabric.Registry].
 func (r *Registry) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]fabric.Allocation, error) {

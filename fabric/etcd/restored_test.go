@@ -273,3 +273,30 @@ func TestKilledAgent(t *testing.T) {
 	assert.Equal(t, last.Kvs[0].ModRevision, seen.Wrote)
 	assert.EqualValues(t, 1, seen.Incarnation.Number)
 }
+
+// TestHighestEpoch: a node that begins while etcd is away knows how high an epoch it or
+// another node had got when it last saw the registry, also one above etcd's revision.
+func TestHighestEpoch(t *testing.T) {
+	e := labtest.NewEtcd(t, labtest.EtcdOptions{})
+	one, two := keep(t, cluster(e.Endpoints...), "node1"), keep(t, cluster(e.Endpoints...), "node2")
+	assert.Zero(t, one.Epoch())
+	web := asks("web", "node1", "few4")
+	web.Starts = true
+	given, err := one.Allocate(labtest.Soon(t), web)
+	require.NoError(t, err)
+	highest := given[0].Epoch
+	for _, least := range []uint64{0, highest + 5000} {
+		is, err := one.Acquire(labtest.Soon(t), fabric.AcquireRequest{Guest: web.Guest, VM: "web", Node: "node3", Over: highest, Least: least})
+		require.NoError(t, err)
+		require.Greater(t, is.Epoch, highest)
+		highest = is.Epoch
+		assert.Eventually(t, func() bool { return two.Epoch() >= highest }, time.Minute, 10*time.Millisecond, "it heard of it")
+	}
+	two.end(t)
+	e.Kill(0)
+	for range 2 {
+		two.start(t)
+		assert.GreaterOrEqual(t, two.Epoch(), highest)
+		two.end(t)
+	}
+}

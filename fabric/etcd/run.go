@@ -22,6 +22,7 @@ const (
 	lookEvery  = 3 * time.Second // whether etcd answers
 	lookAway   = time.Second     // the same while it does not
 	probeEvery = 20              // how many looks until each member is asked
+	saveEvery  = 4               // how many looks until what was seen is kept: an agent after this one begins with that
 )
 
 // Run connects to etcd and keeps the copy of its keys up to date until ctx ends. Call it
@@ -137,7 +138,7 @@ func (r *Registry) look(ctx context.Context, client *clientv3.Client) {
 				_ = r.list(ctx) // the watch may take a moment; an error is found again
 			}
 			r.away.Store(nil)
-			if n%probeEvery == 0 {
+			if n%saveEvery == 0 {
 				r.past.save()
 			}
 			if n%probeEvery == 0 || r.prober.faulty() {
