@@ -328,9 +328,10 @@ func (a *Agent) registerGuest(ctx context.Context, vm fabric.VM) error {
 		return err
 	}
 	a.setUnrecorded(vm.Name, unrecorded)
+	s.tried(g, err)
 	switch {
 	case s.has(vm):
-		g.registered = err == nil
+		g.registered = unrecorded == nil
 	default: // it has other addresses by now, which this may have replaced
 		g.registered = false
 		signal(a.registration.wake)

@@ -38,6 +38,9 @@ func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 		st.Problems = append(st.Problems, asked.declined(g.want.VM)...)
 	}
 	st.Problems = append(st.Problems, a.conditions.list()...)
+	if text := s.ownersProblem(); text != "" {
+		st.Problems = append(st.Problems, text)
+	}
 	st.Problems = append(st.Problems, s.contests()...)
 	done()
 	for _, err := range a.missingHops().Errors() {

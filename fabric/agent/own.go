@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/ownership"
+	"github.com/vmfabric/vmfabric/fabric/internal/plural"
 )
 
 // grant is an ownership that the registry gave this node for a start. The zero value: it
@@ -116,18 +118,68 @@ func (s *state) nextEpoch(g *guest, own uint64) uint64 {
 		return ownership.Next(s.clock(), g.heard, own)
 	}
 	next := ownership.Following(g.grant.epoch, g.heard, own)
-	g.acquired, g.grant = next == g.grant.epoch, grant{}
+	g.acquired, g.grant, g.unowned = next == g.grant.epoch, grant{}, unowned{}
 	return next
 }
 
 // recorded reports whether the registry has a guest's addresses, and its owner if there
 // is one.
-func (s *state) recorded(g *guest) bool { return g.registered && (!s.fenced || !g.has || g.acquired) }
+func (s *state) recorded(g *guest) bool { return g.registered && !s.lacksOwner(g) }
+
+// lacksOwner reports whether the registry may not know that a guest runs here.
+func (s *state) lacksOwner(g *guest) bool { return s.fenced && g.has && !g.acquired }
+
+// unowned says since when and why the registry has not been told that a guest runs here,
+// although the agent tried. The zero value: it has not tried in vain.
+type unowned struct {
+	since time.Time
+	why   string
+}
+
+// tried notes an attempt to let the registry know of a guest.
+func (s *state) tried(g *guest, err error) {
+	switch {
+	case !s.lacksOwner(g):
+		g.unowned = unowned{}
+	case err != nil:
+		g.unowned.why = oneLine(err)
+		if g.unowned.since.IsZero() {
+			g.unowned.since = s.clock()
+		}
+	}
+}
+
+// ownersProblem says for people of which guests the registry does not know that they run
+// here, if the agent could not tell it so; empty: there are none.
+func (s *state) ownersProblem() string {
+	const most = 3
+	var names []string
+	var first unowned
+	for _, name := range sortedKeys(s.guests) {
+		g := s.guests[name]
+		if !s.lacksOwner(g) {
+			continue
+		}
+		names = append(names, name) // also one that waits because the registry did not answer for another
+		if is := g.unowned; !is.since.IsZero() && (first.since.IsZero() || is.since.Before(first.since)) {
+			first = is
+		}
+	}
+	if first.since.IsZero() {
+		return ""
+	}
+	which := strings.Join(names[:min(len(names), most)], ", ")
+	if more := len(names) - most; more > 0 {
+		which += fmt.Sprintf(" and %d more", more)
+	}
+	return fmt.Sprintf("the registry does not know that %s here since %s (%s), so the nodes decide by their own words alone which has one; it is told every %v until it does: %s",
+		plural.Of(len(names), "guest runs", "guests run"), first.since.Format(time.DateTime), which, registerEvery, first.why)
+}
 
 // recordOwner lets the registry know that a guest runs here. given are the guest's
 // allocations. If by the registry another node began to run the guest later, that node
-// is asked: the owner stays while it has the guest, or does not answer, and the agent
-// comes back to it.
+// is asked: the owner stays while it has the guest, or does not answer, which is an
+// [*fabric.OwnerError], and the agent comes back to it.
 func (a *Agent) recordOwner(ctx context.Context, vm fabric.VM, given []fabric.Allocation) error {
 	s, done := a.state.open()
 	g := s.guests[vm.Name]
@@ -142,7 +194,7 @@ func (a *Agent) recordOwner(ctx context.Context, vm fabric.VM, given []fabric.Al
 		return nil
 	}
 	if is.Epoch > epoch && is.Node != a.node && !a.letGoOf(ctx, is.Node, vm) {
-		return nil
+		return &fabric.OwnerError{VM: vm.Name, Owner: is}
 	}
 	if is.Epoch < epoch || is.Node != a.node {
 		if _, err := a.registry.Acquire(ctx, fabric.AcquireRequest{Guest: vm.Identity(), VM: vm.Name, Node: a.node, Over: is.Epoch, Least: epoch}); err != nil {

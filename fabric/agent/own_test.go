@@ -3,7 +3,9 @@ package agent_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -22,6 +24,7 @@ import (
 type reach struct {
 	fabric.Registry
 	away      atomic.Bool
+	deaf      atomic.Bool   // it acquires nothing
 	highest   atomic.Uint64 // that the node has seen
 	meanwhile func()
 
@@ -46,7 +49,7 @@ func (r *reach) Release(ctx context.Context, of fabric.ReleaseRequest) ([]fabric
 }
 
 func (r *reach) Acquire(ctx context.Context, a fabric.AcquireRequest) (fabric.Owner, error) {
-	if r.away.Load() {
+	if r.away.Load() || r.deaf.Load() {
 		return fabric.Owner{}, errAway
 	}
 	if f := r.meanwhile; f != nil {
@@ -309,5 +312,41 @@ func TestFirstStartAsksOnce(t *testing.T) {
 		p.runs(p.one, p.vm)
 		assert.Equal(t, 1, acquired)
 		assert.Greater(t, p.owner(r["node1"]).Epoch, first.Epoch)
+	})
+}
+
+// TestOwnerThatCannotBeRecorded: status says so in one line, since when and of how many
+// guests, until the registry knows it.
+func TestOwnerThatCannotBeRecorded(t *testing.T) {
+	shared(t, func(t *testing.T, p *pair, r map[string]*reach) {
+		r["node1"].deaf.Store(true)
+		vms := []fabric.VM{p.vm}
+		for n := range 4 {
+			vm := known(fmt.Sprintf("other%d", n), fmt.Sprintf("uuid-of-other%d", n), fmt.Sprintf("203.0.113.%d", 50+n))
+			vms = append(vms, vm)
+		}
+		for _, vm := range vms { // what ran before has an owner, and no start makes another one
+			_, err := r["node2"].Registry.Allocate(t.Context(), fabric.AllocationRequest{Guest: vm.Identity(), VM: vm.Name, Node: "node2", Starts: true, Wants: []fabric.Want{{Prefix: fabric.HostPrefix(vm.NICs[0].Addresses[0])}}})
+			require.NoError(t, err)
+		}
+		says := func() string { return strings.Join(p.one.problems(), "\n") }
+		began := time.Now().Add(20 * time.Hour) // by the node's clock
+		p.runs(p.one, vms[0])
+		time.Sleep(15 * time.Second)
+		assert.Contains(t, says(), "the registry does not know that 1 guest runs here since "+began.Format(time.DateOnly))
+		assert.Contains(t, says(), "(sea_gold)")
+		for _, vm := range vms[1:] {
+			p.runs(p.one, vm)
+		}
+		time.Sleep(15 * time.Second)
+		said := says()
+		assert.Contains(t, said, "the registry does not know that 5 guests run here since ")
+		assert.Contains(t, said, "(other0, other1, other2 and 2 more)")
+		assert.Contains(t, said, errAway.Error())
+		assert.Equal(t, 1, strings.Count(said, "the registry does not know that"))
+		r["node1"].deaf.Store(false)
+		time.Sleep(15 * time.Second)
+		assert.Empty(t, p.one.problems())
+		assert.Equal(t, "node1", p.owner(r["node1"]).Node)
 	})
 }

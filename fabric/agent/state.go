@@ -53,6 +53,7 @@ type guest struct {
 	grant        grant             // the ownership that the registry gave this node for a start that has not begun yet
 	taken        uint64            // the epoch with which it last began to run here; want has it only when that start is over
 	acquired     bool              // the registry has this node, or a later one, as its owner
+	unowned      unowned           // that the registry could not be told so
 	arrival      migration.Arrival // its move to this node
 	from         string            // the node that it comes from
 	restart      restart           // its move by a start
