@@ -118,7 +118,8 @@ type Reply struct {
 	Allocations []fabric.Allocation `json:"allocations,omitzero"`
 	// Next, to List with a node, is the guest after which the next part begins; empty:
 	// there is none.
-	Next  string   `json:"next,omitempty"`
+	Next string `json:"next,omitempty"`
+	// Nodes answers the op of that name; to Release, they are those that did not answer.
 	Nodes []string `json:"nodes,omitzero"`
 	// Steps answers Explain, Import the op of that name.
 	Steps    []fabric.Step    `json:"steps,omitzero"`

@@ -56,7 +56,7 @@ type Registry interface {
 	Addresses(ctx context.Context) (fabric.Addresses, error) // with an error: the part that is known
 	Allocate(ctx context.Context, vm fabric.VM) ([]fabric.Allocation, error)
 	Reserve(ctx context.Context, p netip.Prefix, note string) (fabric.Allocation, error)
-	Release(ctx context.Context, r fabric.ReleaseRequest) ([]fabric.Allocation, error)
+	Release(ctx context.Context, r fabric.ReleaseRequest) (released []fabric.Allocation, silent []string, err error)
 	Reassign(ctx context.Context, p netip.Prefix, to string) ([]fabric.Allocation, error)
 	AdoptRegistry(ctx context.Context, really bool) (fabric.Adoption, error)
 }
@@ -270,7 +270,7 @@ func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) 
 			reply.Allocations = []fabric.Allocation{reserved}
 		}
 	case Release:
-		reply.Allocations, err = agent.Release(ctx, fabric.ReleaseRequest{Guest: req.Guest, Prefix: req.Prefix, Now: req.Now})
+		reply.Allocations, reply.Nodes, err = agent.Release(ctx, fabric.ReleaseRequest{Guest: req.Guest, Prefix: req.Prefix, Now: req.Now})
 	case AdoptRegistry:
 		var adoption fabric.Adoption
 		if adoption, err = agent.AdoptRegistry(ctx, req.Write); err == nil {

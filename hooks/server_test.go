@@ -114,8 +114,8 @@ func (f *fake) Reserve(ctx context.Context, p netip.Prefix, note string) (fabric
 	return allocation, f.note(ctx, fabric.VM{}, "%s reserved for %s", p, note)
 }
 
-func (f *fake) Release(ctx context.Context, r fabric.ReleaseRequest) ([]fabric.Allocation, error) {
-	return []fabric.Allocation{allocation}, f.note(ctx, fabric.VM{}, "%s of %q released, now %v", r.Prefix, r.Guest, r.Now)
+func (f *fake) Release(ctx context.Context, r fabric.ReleaseRequest) ([]fabric.Allocation, []string, error) {
+	return []fabric.Allocation{allocation}, []string{"node9"}, f.note(ctx, fabric.VM{}, "%s of %q released, now %v", r.Prefix, r.Guest, r.Now)
 }
 
 func (f *fake) Reassign(ctx context.Context, p netip.Prefix, to string) ([]fabric.Allocation, error) {
@@ -255,6 +255,7 @@ func TestOps(t *testing.T) {
 			}
 			assert.Equal(t, slices.Contains([]Op{Allocate, Reserve, Release, Reassign}, op), len(reply.Allocations) == 1)
 			assert.Equal(t, op == Nodes, len(reply.Nodes) == 2)
+			assert.Equal(t, op == Release, slices.Equal(reply.Nodes, []string{"node9"}))
 			assert.Equal(t, op == Explain, len(reply.Steps) == 1)
 			assert.Equal(t, op == Import, reply.Import != nil)
 		})

@@ -221,7 +221,7 @@ func addressReleaseCommand(t *tool) *cobra.Command {
 		Use:   "release ADDRESS|VM [--now]",
 		Short: "End an allocation, a reservation, or all that a guest has",
 		Long: `Release ends what the registry knows of an address, or all that a guest has. It
-refuses what a guest has that runs. An address that a guest had is given to no other one
+refuses what a guest has that runs, and names the nodes that did not say so. An address that a guest had is given to no other one
 that asks a pool before the pool's quarantine is over, unless with --now.`,
 		Example: "  vmfabric address release 203.0.113.9\n  vmfabric address release web",
 		Args:    arguments(cobra.ExactArgs(1)),
@@ -235,6 +235,9 @@ that asks a pool before the pool's quarantine is over, unless with --now.`,
 			reply, err := t.call(cmd.Context(), req)
 			if err != nil {
 				return err
+			}
+			if len(reply.Nodes) > 0 && len(reply.Allocations) > 0 {
+				fmt.Fprintf(cmd.ErrOrStderr(), "vmfabric: no answer from %s; see that guest %s does not run there\n", strings.Join(reply.Nodes, ", "), reply.Allocations[0].VM)
 			}
 			if done, err := t.print(cmd, orEmpty(reply.Allocations)); done {
 				return err

@@ -335,7 +335,7 @@ func join[T fmt.Stringer](vs []T) string {
 
 // ago words the time since t.
 func ago(t time.Time) string {
-	d := time.Since(t)
+	d := max(0, time.Since(t)) // another node's clock may be ahead
 	switch {
 	case t.IsZero():
 		return "-"

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/internal/allocator"
@@ -26,7 +27,7 @@ func (a *Agent) Addresses(ctx context.Context) (fabric.Addresses, error) {
 		is.Pools = append(is.Pools, allocator.Usage(&a.cluster, p, slices.Values(all), a.clock()))
 	}
 	if err != nil {
-		return is, fmt.Errorf("registry: %w", err)
+		return is, ofRegistry(err)
 	}
 	return is, nil
 }
@@ -113,10 +114,11 @@ func (a *Agent) Reserve(ctx context.Context, p netip.Prefix, note string) (fabri
 
 // Release ends the allocation or the reservation of an address, or all allocations of
 // a guest. They are quarantined, unless r.Now is set. The agent refuses to release what
-// a guest has that is here, or on a node that answers.
-func (a *Agent) Release(ctx context.Context, r fabric.ReleaseRequest) ([]fabric.Allocation, error) {
+// a guest has that is here, or on a node that answers. silent lists the nodes that do
+// not: the guest may run there.
+func (a *Agent) Release(ctx context.Context, r fabric.ReleaseRequest) (released []fabric.Allocation, silent []string, err error) {
 	if a.registry == nil {
-		return nil, a.noRegistry()
+		return nil, nil, a.noRegistry()
 	}
 	ctx, cancel := context.WithTimeout(ctx, registryTime)
 	defer cancel()
@@ -126,17 +128,29 @@ func (a *Agent) Release(ctx context.Context, r fabric.ReleaseRequest) ([]fabric.
 	}
 	all, err := a.registry.Allocations(ctx, filter)
 	if err != nil {
-		return nil, fmt.Errorf("registry: %w", err)
+		return nil, nil, ofRegistry(err)
 	}
 	for _, h := range all {
 		if h.State != fabric.Allocated || r.Guest == "" && h.Prefix != r.Prefix {
 			continue
 		}
-		if has, _ := a.userOf(ctx, h); has.node != "" {
-			return nil, has.keeps(h)
+		has, unheard := a.userOf(ctx, h)
+		if has.node != "" {
+			return nil, nil, has.keeps(h)
 		}
+		silent = append(silent, unheard...)
 	}
-	return a.registry.Release(ctx, r)
+	slices.Sort(silent)
+	released, err = a.registry.Release(ctx, r)
+	return released, slices.Compact(silent), err
+}
+
+// ofRegistry says once that an error is the registry's: most registries say so themselves.
+func ofRegistry(err error) error {
+	if strings.HasPrefix(err.Error(), "registry: ") {
+		return err
+	}
+	return fmt.Errorf("registry: %w", err)
 }
 
 // user is a guest that has an address on a node, running or about to.
@@ -152,9 +166,8 @@ func (u user) keeps(h fabric.Allocation) error {
 
 // userOf gives the guest that has an allocated address on this node, or on one that says
 // so: the guest of the allocation rather than another one. The zero value: none has it.
-// perhaps is a node that does not answer, and on which that guest may be: its owner, or,
-// if it moved while the registry was away, any whose agent answered before.
-func (a *Agent) userOf(ctx context.Context, h fabric.Allocation) (found user, perhaps string) {
+// silent lists the nodes that did not answer.
+func (a *Agent) userOf(ctx context.Context, h fabric.Allocation) (found user, silent []string) {
 	s, done := a.state.open()
 	for _, vm := range s.reserved.Holders(h.Prefix) {
 		is := user{node: a.node, vm: vm}
@@ -167,7 +180,7 @@ func (a *Agent) userOf(ctx context.Context, h fabric.Allocation) (found user, pe
 	}
 	done()
 	if found.guest == h.Guest {
-		return found, ""
+		return found, nil
 	}
 	n := fabric.Notice{Kind: fabric.Acquiring, VM: h.VM, Identity: h.Guest, Prefixes: []netip.Prefix{h.Prefix}}
 	answers, silent := a.askAll(ctx, n, a.others())
@@ -175,15 +188,22 @@ func (a *Agent) userOf(ctx context.Context, h fabric.Allocation) (found user, pe
 		switch is := answers[node]; {
 		case !is.Held:
 		case is.Identity == h.Guest:
-			return user{node, is.VM, is.Identity}, ""
+			return user{node, is.VM, is.Identity}, nil
 		case found.node == "":
 			found = user{node, is.VM, is.Identity}
 		}
 	}
-	s, done = a.state.open()
+	return found, silent
+}
+
+// perhapsOn gives one of the nodes that did not answer on which the guest of an allocation
+// may be: its owner, or, if it moved while the registry was away, any whose agent answered
+// before; empty: it is on none of them.
+func (a *Agent) perhapsOn(h fabric.Allocation, silent []string) string {
+	s, done := a.state.open()
 	defer done()
 	if i := slices.IndexFunc(silent, func(n string) bool { return n == h.Node || s.peers.met[n] }); i >= 0 {
-		perhaps = silent[i]
+		return silent[i]
 	}
-	return found, perhaps
+	return ""
 }

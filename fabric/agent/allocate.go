@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -191,9 +192,10 @@ func (a *Agent) unallocated(err error) error {
 	case errors.As(err, &bad):
 		return a.because(bad.Reason, err)
 	case errors.Is(err, context.DeadlineExceeded):
-		return a.because(fabric.RegistrySilent, fmt.Errorf("the registry did not answer within %v", registryTime))
+		why := strings.TrimSuffix(shortened{err}.Error(), context.DeadlineExceeded.Error()) // a registry says more
+		return a.because(fabric.RegistrySilent, fmt.Errorf("the registry did not answer in time%s", strings.TrimRight(": "+why, ": ")))
 	}
-	return a.because(fabric.RegistryFailed, fmt.Errorf("no addresses from the registry: %w", shortened{err}))
+	return a.because(fabric.RegistryFailed, fmt.Errorf("no addresses: %w", shortened{ofRegistry(err)}))
 }
 
 // has reports whether the guest is here with these addresses and routes.

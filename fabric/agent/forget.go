@@ -325,7 +325,7 @@ func (a *Agent) freed(ctx context.Context, err error) bool {
 	if h.Dynamic && !a.outlived(ctx, h) || a.isHere(h.VM, h.Guest) {
 		return false
 	}
-	if has, perhaps := a.userOf(ctx, h); has.guest == h.Guest || perhaps != "" {
+	if has, silent := a.userOf(ctx, h); has.guest == h.Guest || a.perhapsOn(h, silent) != "" {
 		return false
 	}
 	if _, err := a.registry.Release(ctx, fabric.ReleaseRequest{Prefix: h.Prefix, Now: !h.Dynamic}); err != nil {

@@ -30,7 +30,7 @@ func (a *Agent) Import(ctx context.Context, write bool) (fabric.Import, error) {
 	guests, silent := a.everyGuest(ctx)
 	all, err := a.registry.Allocations(ctx, fabric.AllocationFilter{})
 	if err != nil {
-		return fabric.Import{}, fmt.Errorf("registry: %w", err)
+		return fabric.Import{}, ofRegistry(err)
 	}
 	plan := census.Decide(&a.cluster, guests, all, len(silent) == 0)
 	if write {

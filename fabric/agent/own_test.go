@@ -350,3 +350,26 @@ func TestOwnerThatCannotBeRecorded(t *testing.T) {
 		assert.Equal(t, "node1", p.owner(r["node1"]).Node)
 	})
 }
+
+// TestReleaseWithoutAnAnswer names the nodes that did not say that the guest is not there.
+func TestReleaseWithoutAnAnswer(t *testing.T) {
+	shared(t, func(t *testing.T, p *pair, r map[string]*reach) {
+		p.runs(p.two, p.vm)
+		p.lets(p.two)
+		_, _, err := p.one.Release(t.Context(), fabric.ReleaseRequest{Guest: p.vm.Identity()})
+		require.ErrorIs(t, err, fabric.ErrRefused)
+		r["node1"].away.Store(true)
+		_, _, err = p.one.Release(t.Context(), fabric.ReleaseRequest{Guest: p.vm.Identity()})
+		assert.EqualError(t, err, "registry: "+errAway.Error())
+		r["node1"].away.Store(false)
+		p.ends[p.one].Cut("node2", true)
+		released, silent, err := p.one.Release(t.Context(), fabric.ReleaseRequest{Guest: p.vm.Identity()})
+		require.NoError(t, err)
+		assert.Len(t, released, 2)
+		assert.Equal(t, []string{"node2"}, silent)
+		p.ends[p.one].Cut("node2", false)
+		_, silent, err = p.one.Release(t.Context(), fabric.ReleaseRequest{Guest: p.vm.Identity()})
+		require.NoError(t, err)
+		assert.Empty(t, silent)
+	})
+}

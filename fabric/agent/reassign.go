@@ -88,7 +88,7 @@ func (a *Agent) recipientByRegistry(ctx context.Context, name string) (recipient
 	is := recipient{vm: fabric.VM{Name: name}}
 	all, err := a.registry.Allocations(ctx, fabric.AllocationFilter{})
 	if err != nil {
-		return is, fmt.Errorf("registry: %w", err)
+		return is, ofRegistry(err)
 	}
 	for _, h := range all {
 		switch {
@@ -110,7 +110,7 @@ func (a *Agent) recipientByRegistry(ctx context.Context, name string) (recipient
 func (a *Agent) allocationAt(ctx context.Context, p netip.Prefix, to recipient) (fabric.Allocation, error) {
 	all, err := a.registry.Allocations(ctx, fabric.AllocationFilter{Prefix: p})
 	if err != nil {
-		return fabric.Allocation{}, fmt.Errorf("registry: %w", err)
+		return fabric.Allocation{}, ofRegistry(err)
 	}
 	refuse := func(format string, args ...any) (fabric.Allocation, error) {
 		return fabric.Allocation{}, fmt.Errorf("%s %w: "+format, append([]any{text.Prefix(p), fabric.ErrRefused}, args...)...)
@@ -138,7 +138,8 @@ func (a *Agent) reassignment(ctx context.Context, h fabric.Allocation, to recipi
 	if !a.registry.Shared() && h.Node != a.node {
 		return r, refuse("this node has a registry of its own, and guest %s went to %s; ask there", h.VM, h.Node)
 	}
-	has, perhaps := a.userOf(ctx, h)
+	has, silent := a.userOf(ctx, h)
+	perhaps := a.perhapsOn(h, silent)
 	switch {
 	case has.node != "":
 		return r, has.keeps(h)

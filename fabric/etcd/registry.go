@@ -297,7 +297,7 @@ func (r *Registry) list(ctx context.Context) error {
 	case r.refresh <- struct{}{}:
 		defer func() { <-r.refresh }()
 	case <-ctx.Done():
-		return ctx.Err()
+		return r.late(ctx)
 	}
 	if r.listed.Load() > asked+1 { // the second one since began later
 		return nil
@@ -413,7 +413,7 @@ func (r *Registry) reach(ctx context.Context, f func(context.Context, *clientv3.
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
-			return fmt.Errorf("registry: %s: %w", cmp.Or(r.reason(), "etcd did not answer"), ctx.Err())
+			return r.late(ctx)
 		case final(err):
 			return refusal(err, r.cache.keys.root)
 		case n == tries || r.away.Load() != nil:
@@ -421,9 +421,14 @@ func (r *Registry) reach(ctx context.Context, f func(context.Context, *clientv3.
 			return fmt.Errorf("registry: %s", r.prober.reason(ctx, client, err))
 		}
 		if !wait.Wait(ctx) {
-			return ctx.Err()
+			return r.late(ctx)
 		}
 	}
+}
+
+// late is the error of a call whose context has ended.
+func (r *Registry) late(ctx context.Context) error {
+	return fmt.Errorf("registry: %s: %w", cmp.Or(r.reason(), "etcd did not answer"), ctx.Err())
 }
 
 // reason says why nothing answers; empty: it did when it was tried last.
