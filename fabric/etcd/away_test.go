@@ -167,6 +167,7 @@ func TestFull(t *testing.T) {
 	}
 	_, err = n.Allocate(labtest.Soon(t), asks("db", "node1", "few4"))
 	require.ErrorContains(t, err, "etcd's database is full; compact and defragment it")
+	diagnoses(t, n, "its database is full")
 	released, err := n.Release(labtest.Soon(t), fabric.ReleaseRequest{Guest: "libvirt web"})
 	require.NoError(t, err)
 	assert.Len(t, released, 2)

@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -106,4 +107,72 @@ func TestTransactionMeetsARestoredEtcd(t *testing.T) {
 	r.inspect(ctx, client, r.cache.keys.viewOf(answer.Header, answer.Responses), r.past.ask())
 	_, err = other.Allocate(ctx, ask("db"))
 	require.ErrorContains(t, err, "node node1 says that etcd lacks what this node wrote last", "it has not looked")
+}
+
+// TestFullPoolIsConfirmed: a node that asks a full pool reads that pool's keys, and all
+// values only if something there is not as it knows.
+func TestFullPoolIsConfirmed(t *testing.T) {
+	e := labtest.NewEtcd(t, labtest.EtcdOptions{})
+	ctx := labtest.Soon(t)
+	one, other := late(t, e), late(t, e)
+	ask := func(vm string, pools ...string) fabric.AllocationRequest {
+		a := fabric.AllocationRequest{Guest: fabric.Identity("libvirt " + vm), VM: vm, Node: "node1"}
+		for n, pool := range pools {
+			a.Wants = append(a.Wants, fabric.Want{N: n, Pool: pool, V6: pool == fabric.AutoPool})
+		}
+		return a
+	}
+	named := func(vm, p string) fabric.AllocationRequest {
+		return fabric.AllocationRequest{Guest: fabric.Identity("libvirt " + vm), VM: vm, Node: "node1", Wants: []fabric.Want{{Prefix: netip.MustParsePrefix(p)}}}
+	}
+	full := func(lists int64) {
+		t.Helper()
+		before := other.listed.Load()
+		for _, pools := range [][]string{{"few4"}, {"few4", fabric.AutoPool}} {
+			_, err := other.Allocate(ctx, ask("x", pools...))
+			require.ErrorContains(t, err, "pool few4 is full")
+		}
+		assert.Equal(t, lists, other.listed.Load()-before)
+	}
+	free := func() {
+		t.Helper()
+		given, err := other.Allocate(ctx, ask("x", "few4"))
+		require.NoError(t, err, "what this node did not hear of is free")
+		_, err = one.Release(ctx, fabric.ReleaseRequest{Prefix: given[0].Prefix, Now: true})
+		require.NoError(t, err)
+		require.NoError(t, other.list(ctx))
+	}
+	var got netip.Prefix
+	for _, vm := range []string{"a", "b", "c", "d", "e", "f"} {
+		given, err := one.Allocate(ctx, ask(vm, "few4"))
+		require.NoError(t, err)
+		got = given[0].Prefix
+	}
+	require.NoError(t, other.list(ctx))
+	full(0)
+	_, err := one.Allocate(ctx, ask("y", "many4"))
+	require.NoError(t, err)
+	full(0)
+
+	_, err = one.Release(ctx, fabric.ReleaseRequest{Prefix: got, Now: true})
+	require.NoError(t, err)
+	_, err = one.Allocate(ctx, named("g", got.String()))
+	require.NoError(t, err)
+	full(1) // the key is there, of a later revision
+
+	_, err = one.Release(ctx, fabric.ReleaseRequest{Prefix: got, Now: true})
+	require.NoError(t, err)
+	free()
+
+	for _, vm := range []string{"a", "b", "c", "d", "e"} {
+		_, err := one.Release(ctx, fabric.ReleaseRequest{Guest: fabric.Identity("libvirt " + vm), Now: true})
+		require.NoError(t, err)
+	}
+	_, err = one.Allocate(ctx, named("wide", "203.0.113.0/24"))
+	require.NoError(t, err)
+	require.NoError(t, other.list(ctx))
+	full(0)
+	_, err = one.Release(ctx, fabric.ReleaseRequest{Guest: "libvirt wide", Now: true})
+	require.NoError(t, err)
+	free()
 }

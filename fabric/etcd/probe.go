@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -39,6 +40,7 @@ const (
 type prober struct {
 	endpoints []string
 	tls       *tls.Config
+	due       atomic.Bool // a call has shown that a member is not well
 
 	mu     sync.Mutex
 	at     time.Time

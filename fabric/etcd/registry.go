@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -164,6 +165,22 @@ func (r *Registry) Allocations(ctx context.Context, f fabric.AllocationFilter) (
 	return all, err
 }
 
+// freshness says what of the copy is known to be as it was after a request came.
+type freshness int
+
+const (
+	pools      freshness = iota + 1 // what may make its pools full
+	everything                      // all keys
+)
+
+// freshen has the copy confirmed if it says that pools are full, and else reads all keys.
+func (r *Registry) freshen(ctx context.Context, full []netip.Prefix) (freshness, error) {
+	if same, err := r.confirms(ctx, full); same || err != nil {
+		return pools, err
+	}
+	return everything, r.list(ctx)
+}
+
 // decide decides a request and carries the plan out, and does so anew while others change
 // what it depends on.
 func (r *Registry) decide(ctx context.Context, asked request) (*plan, error) {
@@ -173,17 +190,18 @@ func (r *Registry) decide(ctx context.Context, asked request) (*plan, error) {
 	if err := r.past.broken(); err != nil {
 		return nil, err
 	}
-	listed := false // since the request came
+	var fresh freshness
 	if r.cache.revision() == 0 {
 		if err := r.list(ctx); err != nil {
 			return nil, err
 		}
-		listed = true
+		fresh = everything
 	}
 	w := writer{r: r, leases: map[int64]clientv3.LeaseID{}}
 	for range mostDecisions {
 		guard := r.past.guard() // before the decision: of the same registry as what it is made of
 		asked.incarnation = guard.number
+		var full []netip.Prefix                                    // of the pools, if that is why it is refused
 		p, err := r.cache.decide(asked, time.Now().UTC().Round(0)) // as it is read again
 		if err == nil {
 			var done, narrow bool
@@ -197,13 +215,12 @@ func (r *Registry) decide(ctx context.Context, asked request) (*plan, error) {
 			if narrow {
 				continue
 			}
-		} else if listed { // the refusal is of what is, not of what was
+		} else if full = r.blocksOf(asked, err); fresh == everything || fresh == pools && full != nil {
+			return nil, err // the refusal is of what is, not of what was
+		}
+		if fresh, err = r.freshen(ctx, full); err != nil {
 			return nil, err
 		}
-		if err := r.list(ctx); err != nil {
-			return nil, err
-		}
-		listed = true
 	}
 	return nil, errors.New("registry: others changed the same addresses all the time; try again")
 }
@@ -415,6 +432,10 @@ func (r *Registry) reach(ctx context.Context, f func(context.Context, *clientv3.
 		case ctx.Err() != nil:
 			return r.late(ctx)
 		case final(err):
+			if errors.Is(err, rpctypes.ErrNoSpace) {
+				r.prober.due.Store(true)
+				r.lookAgain.Send()
+			}
 			return refusal(err, r.cache.keys.root)
 		case n == tries || r.away.Load() != nil:
 			r.lookAgain.Send()

@@ -141,7 +141,7 @@ func (r *Registry) look(ctx context.Context, client *clientv3.Client) {
 			if n%saveEvery == 0 {
 				r.past.save()
 			}
-			if n%probeEvery == 0 || r.prober.faulty() {
+			if n%probeEvery == 0 || r.prober.faulty() || r.prober.due.Swap(false) {
 				r.prober.look(ctx, client, 0)
 			}
 		case ctx.Err() != nil:

@@ -259,7 +259,7 @@ func TestHistories(t *testing.T) {
 	assert.NotEqual(t, porcupine.Ok, w.judge(calls, true).ordered, "that an error means that nothing was done")
 
 	w.settings.FromCache = true
-	assert.NotEqual(t, porcupine.Ok, w.judge(w.history(2*time.Second, 600, nil), false).ordered, "a registry that answers from its copy")
+	assert.NotEqual(t, porcupine.Ok, w.judge(w.history(4*time.Second, 1500, nil), false).ordered, "a registry that answers from its copy")
 }
 
 // TestLongHistories: the same under all faults, as often as one is told.

@@ -18,7 +18,7 @@ var hunt = flag.Bool("mutants", false, "look for each mutant in a short history"
 var mutants = []labtest.Mutant{
 	{Name: "what a decision depends on is not compared", File: "../../fabric/etcd/plan.go", Old: `clientv3.Compare(clientv3.ModRevision(key), "=", p.revs[key])`, New: `clientv3.Compare(clientv3.ModRevision(key), ">", -1)`},
 	{Name: "a quarantine ends too early", File: "../../fabric/etcd/plan.go", Old: "return max(1, int64((a.Until.Sub(a.Since)+time.Second-1)/time.Second))", New: "return max(1, int64((a.Until.Sub(a.Since)-time.Second)/time.Second))"},
-	{Name: "a refusal is of what was", File: "../../fabric/etcd/registry.go", Old: "	listed := false //", New: "	listed := true //"},
+	{Name: "a refusal is of what was", File: "../../fabric/etcd/registry.go", Old: "	var fresh freshness\n", New: "	fresh := everything\n"},
 	{Name: "what nobody answered was done", File: "../../fabric/etcd/registry.go", Old: "if unsure && (v.lastID == o.id || o.happened(read)) {", New: "if unsure && (v.lastID == o.id || true) {"},
 	{Name: "a lease is of an earlier decision", File: "../../fabric/etcd/registry.go", Old: "	clear(w.leases)\n", New: ""},
 }
