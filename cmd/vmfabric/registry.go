@@ -45,13 +45,18 @@ func openEtcd(state string, c *fabric.Cluster, node string) (addressRegistry, er
 	if err != nil {
 		return addressRegistry{}, err
 	}
-	adopted := signal.New()
-	r, err := etcd.New(c, etcd.WithMemory(node, seen), etcd.WithAdopted(adopted.Send))
+	own, err := disk.OpenValue(state, "etcd", "own")
 	if err != nil {
 		return addressRegistry{}, errors.Join(err, seen.Close())
 	}
+	closeAll := func() error { return errors.Join(seen.Close(), own.Close()) }
+	adopted := signal.New()
+	r, err := etcd.New(c, etcd.WithMemory(node, seen), etcd.WithOwn(own), etcd.WithAdopted(adopted.Send))
+	if err != nil {
+		return addressRegistry{}, errors.Join(err, closeAll())
+	}
 	return addressRegistry{
-		Registry: etcdRegistry{r, seen}, run: r.Run, close: seen.Close,
+		Registry: etcdRegistry{r, []*disk.Value{seen, own}}, run: r.Run, close: closeAll,
 		adoption: agent.Adoption{Adopt: r.Adopt, Adopted: adopted}, epoch: r.Epoch,
 	}, nil
 }
@@ -59,7 +64,7 @@ func openEtcd(state string, c *fabric.Cluster, node string) (addressRegistry, er
 // etcdRegistry is a registry in etcd that tells the way out by commands.
 type etcdRegistry struct {
 	*etcd.Registry
-	seen *disk.Value
+	values []*disk.Value // that it keeps
 }
 
 // Diagnose implements [fabric.Diagnoser].
@@ -68,8 +73,10 @@ func (r etcdRegistry) Diagnose(ctx context.Context) []string {
 	if r.Doubted() {
 		texts[0] += ": vmfabric registry adopt"
 	}
-	for _, text := range r.seen.Diagnose(ctx) {
-		texts = append(texts, "registry: "+text)
+	for _, v := range r.values {
+		for _, text := range v.Diagnose(ctx) {
+			texts = append(texts, "registry: "+text)
+		}
 	}
 	return texts
 }

@@ -232,17 +232,27 @@ func (a *Agent) allocated(ctx context.Context, vm fabric.VM) (fabric.VM, error) 
 	if err != nil {
 		return vm, unanswered{a.unallocated(err)}
 	}
+	as, missing := a.withKnown(vm, has)
+	if missing {
+		return vm, unanswered{errors.New("it has no address yet, and gets one when it starts")}
+	}
+	return as, nil
+}
+
+// withKnown gives a guest what it has by the registry already; missing: that is not all
+// that it asks for.
+func (a *Agent) withKnown(vm fabric.VM, has []fabric.Allocation) (_ fabric.VM, missing bool) {
 	var given []fabric.Allocation
 	for _, w := range a.wants(vm) {
 		i := slices.IndexFunc(has, w.Answers)
 		if i < 0 && w.Pool != "" {
-			return vm, unanswered{errors.New("it has no address yet, and gets one when it starts")}
+			return vm, true
 		}
 		if i >= 0 {
 			given = append(given, has[i])
 		}
 	}
-	return answeredBy(vm, given), nil
+	return answeredBy(vm, given), false
 }
 
 // fromPort gives a guest that asks for addresses those of its port, if no state is

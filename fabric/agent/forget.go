@@ -149,6 +149,7 @@ func (a *Agent) keepRegistered(ctx context.Context) {
 	again, compare := time.NewTicker(registerEvery), time.NewTicker(compareEvery)
 	defer again.Stop()
 	defer compare.Stop()
+	said := map[fabric.Identity]string{} // in the log, of guests that are tried again and again
 	for {
 		a.handAllBack(ctx)
 		a.register(ctx)
@@ -157,10 +158,12 @@ func (a *Agent) keepRegistered(ctx context.Context) {
 		}
 		for _, guest := range a.registration.list() {
 			settled, err := a.forget(ctx, guest)
-			if err != nil && ctx.Err() == nil {
+			if err != nil && ctx.Err() == nil && said[guest.Identity()] != err.Error() {
+				said[guest.Identity()] = err.Error()
 				a.log.Warn("addresses of a guest that is gone not given back yet", "vm", guest.Name, "err", err)
 			}
 			if settled {
+				delete(said, guest.Identity())
 				a.registration.forgotten(guest.Identity())
 				a.keepGone(ctx)
 			}

@@ -373,3 +373,35 @@ func TestReleaseWithoutAnAnswer(t *testing.T) {
 		assert.Empty(t, silent)
 	})
 }
+
+// TestStopAndStartWithoutTheRegistry: a guest that has addresses of pools has them again,
+// on each node that has read the registry; one that has none yet gets none.
+func TestStopAndStartWithoutTheRegistry(t *testing.T) {
+	shared(t, func(t *testing.T, p *pair, r map[string]*reach) {
+		vm := asking("web", fabric.AutoPool, "own6")
+		p.runs(p.one, vm)
+		time.Sleep(time.Second)
+		had := nic(p.one, "web")
+		require.Len(t, had.Prefixes(), 4)
+		for _, n := range []*node{p.one, p.two} {
+			_, err := r[n.name].Allocations(t.Context(), fabric.AllocationFilter{})
+			require.NoError(t, err)
+			r[n.name].away.Store(true)
+		}
+		at := p.one
+		for _, n := range []*node{p.one, p.two, p.one} {
+			p.over(at, vm)
+			p.runs(n, vm)
+			assert.Equal(t, had, nic(n, "web"))
+			at = n
+		}
+		require.ErrorContains(t, p.two.Apply(t.Context(), asking("new", fabric.AutoPool), fabric.Wired), errAway.Error())
+		r["node1"].away.Store(false)
+		r["node2"].away.Store(false)
+		time.Sleep(15 * time.Second)
+		assert.Empty(t, p.one.problems())
+		for _, a := range allocations(t, r["node1"]) {
+			assert.Contains(t, a, "allocated web node1")
+		}
+	})
+}

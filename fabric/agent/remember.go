@@ -12,7 +12,8 @@ import (
 
 // remembered gives a guest that asks for addresses those that another node knows it
 // by, if this node's registry is its own and has none for it, or does not answer: so a
-// guest can move meanwhile. A guest that runs already, and of which nobody knows what
+// guest can move meanwhile. If no node knows it and the registry does not answer, it gets
+// what it had when the registry was last read: so it can stop and start. A guest that runs already, and of which nobody knows what
 // it has, gets no new ones.
 func (t *task) remembered(ctx context.Context, vm fabric.VM, r request) (fabric.VM, error) {
 	looking, cancel := context.WithTimeout(ctx, lookTime)
@@ -24,6 +25,10 @@ func (t *task) remembered(ctx context.Context, vm fabric.VM, r request) (fabric.
 		}
 	}
 	if err != nil {
+		if as, missing := t.withKnown(vm, has); !missing {
+			t.log.Info("the registry does not answer; the guest gets what it had by it", "vm", vm.Name, "err", err)
+			return as, nil
+		}
 		return vm, unanswered{t.unallocated(err)}
 	}
 	if !r.undo && t.tells(vm.Origin) && slices.ContainsFunc(t.wants(vm), func(w fabric.Want) bool { return w.Pool != "" && !slices.ContainsFunc(has, w.Answers) }) {

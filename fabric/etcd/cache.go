@@ -31,6 +31,7 @@ type cache struct {
 	flaws   map[string]error // of keys that cannot be read
 	lengths map[length]bool  // those of prefixes of several addresses that are in use, or were
 	owned   uint64           // the highest epoch of an owner, also in a registry before
+	changed bool             // something of this node, since ownChanged
 }
 
 func newCache(c *fabric.Cluster) *cache {
@@ -128,8 +129,11 @@ func (c *cache) put(key string, value []byte, rev int64) {
 	c.revs.set(key, rev)
 	delete(c.deleted, key)
 	if guest, ok := c.keys.guestOf(key); ok {
+		was, _ := c.table.Owner(guest)
 		is := c.keys.owner(value)
 		c.table.SetOwner(guest, is)
+		c.changes(was.Node)
+		c.changes(is.Node)
 		c.owned = max(c.owned, is.Epoch)
 	}
 	if l, is := c.keys.readLength(key); is {
@@ -142,7 +146,11 @@ func (c *cache) put(key string, value []byte, rev int64) {
 	if err == nil {
 		var a fabric.Allocation
 		a, err = c.keys.allocation(p, value)
+		was, _ := c.table.Get(p)
 		c.table.Put(a)
+		is, _ := c.table.Get(p)
+		c.changes(was.Node)
+		c.changes(is.Node)
 	}
 	delete(c.flaws, key)
 	if err != nil {
@@ -160,6 +168,8 @@ func (c *cache) forget(key string) {
 		delete(c.lengths, l)
 	}
 	if p, err := c.keys.prefixOf(key); err == nil {
+		was, _ := c.table.Get(p)
+		c.changes(was.Node)
 		c.table.Delete(p)
 	}
 }

@@ -38,6 +38,7 @@ type Registry struct {
 	cluster *fabric.Cluster
 	cache   *cache
 	past    past
+	own     own
 	prober  *prober
 	tls     *tls.Config
 
@@ -90,6 +91,7 @@ func New(cluster *fabric.Cluster, opts ...Option) (*Registry, error) {
 		set(r)
 	}
 	r.past.remember()
+	r.own.recall()
 	return r, nil
 }
 
@@ -149,13 +151,18 @@ func (r *Registry) Acquire(ctx context.Context, a fabric.AcquireRequest) (fabric
 }
 
 // Allocations implements [fabric.Registry]. The list can be a few seconds old. If etcd
-// does not answer, it is what was known last, with an error.
+// does not answer, it is what was known last, with an error: all addresses, or those of
+// this node's guests if it has not answered yet.
 func (r *Registry) Allocations(ctx context.Context, f fabric.AllocationFilter) ([]fabric.Allocation, error) {
 	err := ctx.Err()
 	if err == nil && (r.cache.revision() == 0 || !r.watching.Load() || r.away.Load() != nil) {
 		err = r.list(ctx)
 	}
 	all, known := r.cache.list(f)
+	if !known {
+		all = r.own.list(f)
+		known = len(all) > 0
+	}
 	switch {
 	case err == nil:
 		err = r.past.broken()

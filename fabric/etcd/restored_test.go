@@ -26,6 +26,7 @@ type keeper struct {
 	cluster *fabric.Cluster
 	state   string
 	seen    *disk.Value
+	own     *disk.Value
 	adopted atomic.Int32
 }
 
@@ -40,8 +41,11 @@ func (k *keeper) start(t *testing.T) {
 	seen, err := disk.OpenValue(k.state, "etcd", "seen")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = seen.Close() })
-	k.seen = seen
-	k.node = start(t, k.cluster, etcd.WithMemory(k.name, k.seen), etcd.WithAdopted(func() { k.adopted.Add(1) }))
+	own, err := disk.OpenValue(k.state, "etcd", "own")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = own.Close() })
+	k.seen, k.own = seen, own
+	k.node = start(t, k.cluster, etcd.WithMemory(k.name, k.seen), etcd.WithOwn(k.own), etcd.WithAdopted(func() { k.adopted.Add(1) }))
 }
 
 // end ends the agent.
@@ -49,6 +53,7 @@ func (k *keeper) end(t *testing.T) {
 	t.Helper()
 	k.stop()
 	require.NoError(t, k.seen.Close())
+	require.NoError(t, k.own.Close())
 }
 
 func (k *keeper) gives(t *testing.T, vm string) []netip.Prefix {
@@ -279,7 +284,6 @@ func TestKilledAgent(t *testing.T) {
 func TestHighestEpoch(t *testing.T) {
 	e := labtest.NewEtcd(t, labtest.EtcdOptions{})
 	one, two := keep(t, cluster(e.Endpoints...), "node1"), keep(t, cluster(e.Endpoints...), "node2")
-	assert.Zero(t, one.Epoch())
 	web := asks("web", "node1", "few4")
 	web.Starts = true
 	given, err := one.Allocate(labtest.Soon(t), web)
@@ -299,4 +303,52 @@ func TestHighestEpoch(t *testing.T) {
 		assert.GreaterOrEqual(t, two.Epoch(), highest)
 		two.end(t)
 	}
+}
+
+// TestOwnGuestsAreKnown: a node that begins while etcd is away knows what the guests have
+// that it had, and no others.
+func TestOwnGuestsAreKnown(t *testing.T) {
+	e := labtest.NewEtcd(t, labtest.EtcdOptions{})
+	one, two := keep(t, cluster(e.Endpoints...), "node1"), keep(t, cluster(e.Endpoints...), "node2")
+	started := func(k *keeper, vm string) []netip.Prefix {
+		a := asks(vm, k.name, "few4", "many6")
+		a.Starts = true
+		given, err := k.Allocate(labtest.Soon(t), a)
+		require.NoError(t, err)
+		return prefixes(given)
+	}
+	web, moved, other := started(one, "web"), started(one, "moved"), started(two, "other")
+	started(one, "gone")
+	_, err := one.Release(labtest.Soon(t), fabric.ReleaseRequest{Guest: "libvirt gone"})
+	require.NoError(t, err)
+	two.owns(t, "moved")
+	knows := func(k *keeper, vm string) []netip.Prefix {
+		all, err := k.Allocations(labtest.Soon(t), fabric.AllocationFilter{Guest: fabric.Identity("libvirt " + vm)})
+		require.Error(t, err)
+		return prefixes(all)
+	}
+	require.Eventually(t, func() bool {
+		all, err := one.Allocations(labtest.Soon(t), fabric.AllocationFilter{Guest: "libvirt moved"})
+		return err == nil && all[0].Node == "node2"
+	}, time.Minute, 10*time.Millisecond)
+	one.end(t)
+	two.end(t)
+	e.Kill(0)
+	for range 2 {
+		one.start(t)
+		two.start(t)
+		assert.Equal(t, web, knows(one, "web"))
+		assert.Empty(t, slices.Concat(knows(one, "moved"), knows(one, "other"), knows(one, "gone"), knows(two, "web")))
+		assert.Equal(t, [][]netip.Prefix{moved, other}, [][]netip.Prefix{knows(two, "moved"), knows(two, "other")})
+		one.end(t)
+		two.end(t)
+	}
+	e.Start(0)
+	one.start(t)
+	_, err = one.Release(labtest.Soon(t), fabric.ReleaseRequest{Guest: "libvirt web"})
+	require.NoError(t, err)
+	one.end(t)
+	e.Kill(0)
+	one.start(t)
+	assert.Empty(t, knows(one, "web"))
 }

@@ -40,6 +40,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	err = tasks.Wait()
 	r.watching.Store(false)
 	r.past.save()
+	r.own.keep(r.cache)
 	if closed := client.Close(); !errors.Is(closed, context.Canceled) {
 		err = errors.Join(err, closed)
 	}
@@ -140,6 +141,7 @@ func (r *Registry) look(ctx context.Context, client *clientv3.Client) {
 			r.away.Store(nil)
 			if n%saveEvery == 0 {
 				r.past.save()
+				r.own.keep(r.cache)
 			}
 			if n%probeEvery == 0 || r.prober.faulty() || r.prober.due.Swap(false) {
 				r.prober.look(ctx, client, 0)
@@ -169,7 +171,7 @@ func (r *Registry) Diagnose(context.Context) []string {
 	if why != "" {
 		texts = append(texts, "registry: "+why)
 	}
-	for _, text := range slices.Concat(r.past.problems(), r.prober.problems(time.Now(), why == ""), r.cache.problems()) {
+	for _, text := range slices.Concat(r.past.problems(), r.own.problems(), r.prober.problems(time.Now(), why == ""), r.cache.problems()) {
 		texts = append(texts, "registry: "+text)
 	}
 	return texts

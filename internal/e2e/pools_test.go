@@ -211,6 +211,69 @@ func TestPoolsOfDomains(t *testing.T) {
 	two.healthy()
 }
 
+// TestDomainsOfEtcd: a domain keeps its addresses where it moves, also while etcd is away and an
+// agent has begun anew meanwhile; the registry has its owner afterwards, and gives back
+// what it had when it is undefined.
+func TestDomainsOfEtcd(t *testing.T) {
+	t.Parallel()
+	s := start(t, options{nodes: 2, noAgent: true, change: ofEtcd})
+	at := s.top.Reflectors[s.cluster.Reflectors[0].Name]
+	etcd := s.startEtcd(at)
+	lv, other := s.hypervisor("node1"), s.hypervisor("node2")
+	one, two := s.agents["node1"], s.agents["node2"]
+	d := s.domain(lv, "sea_gold", tap("203.0.113.10", "2001:db8:100::10"))
+	changeMetadata(t, lv, "--config", "--key", "fabric", "--set", `<vm/>`)
+	require.NoError(t, d.Start(soon(t)))
+	given := decode[[]fabric.Allocation](t, two.does("address", "show", "sea_gold", "--json"))
+	require.Len(t, given, 2)
+	v4, v6 := given[0].Prefix, given[1].Prefix
+	s.coreHas(one.node, v4, v6)
+	last := given[0].Epoch
+	ownedBy := func(node string) {
+		t.Helper()
+		s.eventually("the registry has the owner", func() error {
+			for _, a := range []*agent{one, two} {
+				is := decode[[]fabric.Allocation](t, a.does("address", "show", "sea_gold", "--json"))
+				if len(is) != 2 || is[0].Prefix != v4 || is[1].Prefix != v6 || is[0].Node != node || is[0].Epoch <= last {
+					return fmt.Errorf("%s knows %+v, after epoch %d", a.node.Name(), is, last)
+				}
+				given = is
+			}
+			return nil
+		})
+		last = given[0].Epoch
+	}
+	require.NoError(t, d.Migrate(soon(t), other))
+	s.coreHas(two.node, v4, v6)
+	ownedBy("node2")
+
+	require.NoError(t, etcd.Kill())
+	one.complains("nothing listens there; start etcd")
+	one.restart(one.Kill)
+	require.NoError(t, d.Migrate(soon(t), lv))
+	s.coreHas(one.node, v4, v6)
+	require.NoError(t, d.Destroy(soon(t)))
+	s.leavesNothing(one.node, v4, v6)
+	require.NoError(t, d.Start(soon(t)))
+	s.coreHas(one.node, v4, v6)
+	s.startEtcd(at)
+	ownedBy("node1")
+	one.healthy()
+	two.healthy()
+
+	require.NoError(t, d.Destroy(soon(t)))
+	_, err := lv.Virsh(soon(t), "undefine", "sea_gold")
+	require.NoError(t, err)
+	s.eventually("the addresses are given back", func() error {
+		for _, is := range decode[[]fabric.Allocation](t, two.does("address", "list", "--json")) {
+			if is.State != fabric.Quarantined {
+				return fmt.Errorf("%s is %s", is.Prefix, is.State)
+			}
+		}
+		return nil
+	})
+}
+
 // startEtcd runs an etcd of one member on a host, with what it had before.
 func (s *system) startEtcd(h *core.Host) *core.Daemon {
 	s.t.Helper()
