@@ -171,7 +171,33 @@ func TestLifeOfAnInstance(t *testing.T) {
 	s.endsAndStarts()
 	s.isRestarted()
 	s.isCopied()
+	s.asksPools()
 	s.isRenamed()
+}
+
+// asksPools for its addresses, and keeps them over stops and a kill of the agent.
+func (s *instance) asksPools() {
+	t := s.t
+	t.Helper()
+	says := func(addresses string) {
+		t.Helper()
+		require.NoError(t, s.c.Destroy(soon(t)))
+		s.leavesNothing(s.node, seaGold...)
+		s.lxc(s.lx, "config", "set", "web", "user.vmfabric.net0.addresses="+addresses)
+		s.starts(s.c)
+	}
+	says("pool:public6,auto")
+	given := decode[[]fabric.Allocation](t, s.a.does("address", "show", "web", "--json"))
+	require.Len(t, given, 3)
+	has := []netip.Prefix{given[0].Prefix, given[1].Prefix, given[2].Prefix}
+	s.coreHas(s.node, has...)
+	s.a.restart(s.a.Kill)
+	require.NoError(t, s.c.Destroy(soon(t)))
+	s.leavesNothing(s.node, has...)
+	s.starts(s.c)
+	s.coreHas(s.node, has...)
+	says("203.0.113.10,2001:db8:100::10")
+	s.serves(s.node, seaGold...)
 }
 
 // isAnnounced: it is reached, and reaches others, and is listed as what it is.
