@@ -1,7 +1,9 @@
 package etcd
 
 import (
+	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -175,4 +177,25 @@ func TestFullPoolIsConfirmed(t *testing.T) {
 	_, err = one.Release(ctx, fabric.ReleaseRequest{Guest: "libvirt wide", Now: true})
 	require.NoError(t, err)
 	free()
+}
+
+// TestOwnerThatAFullEtcdForgets: nobody takes the owner before it for the present one.
+func TestOwnerThatAFullEtcdForgets(t *testing.T) {
+	e := labtest.NewEtcd(t, labtest.EtcdOptions{Args: []string{"--quota-backend-bytes", "1000000"}})
+	ctx := labtest.Soon(t)
+	one := late(t, e)
+	web := fabric.AllocationRequest{Guest: "libvirt web", VM: "web", Node: "node1", Starts: true, Wants: []fabric.Want{{Pool: "few4"}, {N: 1, Pool: "many6"}}}
+	given, err := one.Allocate(ctx, web)
+	require.NoError(t, err)
+	last, err := one.Acquire(ctx, fabric.AcquireRequest{Guest: web.Guest, VM: "web", Node: "node2", Over: given[0].Epoch})
+	require.NoError(t, err)
+	for i := 0; err == nil; i++ {
+		_, err = one.client.Load().Put(ctx, fmt.Sprintf("other/%d", i), strings.Repeat("x", 100_000))
+	}
+	_, err = one.Release(ctx, fabric.ReleaseRequest{Prefix: given[0].Prefix})
+	require.NoError(t, err)
+	has, err := late(t, e).Allocations(ctx, fabric.AllocationFilter{Guest: web.Guest})
+	require.NoError(t, err)
+	require.Len(t, has, 1)
+	assert.Zero(t, has[0].Epoch, "node2 had epoch %d last", last.Epoch)
 }

@@ -97,6 +97,9 @@ func (p *plan) operation(id string, leases map[int64]clientv3.LeaseID, full bool
 		}
 		switch {
 		case a.State != fabric.Quarantined:
+			// The guest's key alone has the epoch. One that is here, too, would be that of an
+			// earlier owner by the time that an etcd which is full forgets the key.
+			a.Epoch = 0
 			o.put(p.keys.address(a.Prefix), entry{Allocation: &a})
 		case full:
 			o.delete(p.keys.address(a.Prefix))
