@@ -36,7 +36,7 @@ type cache struct {
 
 func newCache(c *fabric.Cluster) *cache {
 	return &cache{
-		keys: keysOf(c), cluster: c, table: allocator.Table{UntilDeleted: true},
+		keys: keysOf(c), cluster: c, changed: true, table: allocator.Table{UntilDeleted: true},
 		random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 		revs:   revisions{keys: keysOf(c)}, deleted: map[string]int64{}, flaws: map[string]error{}, lengths: map[length]bool{},
 	}
@@ -46,7 +46,7 @@ func newCache(c *fabric.Cluster) *cache {
 func (c *cache) reset() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.table, c.known = allocator.Table{UntilDeleted: true}, 0
+	c.table, c.known, c.changed = allocator.Table{UntilDeleted: true}, 0, true
 	c.revs.clear()
 	clear(c.deleted)
 	clear(c.flaws)
