@@ -299,7 +299,7 @@ func (s *state) keepsByRegistry(vm string, l loss, owners map[fabric.Identity]fa
 // state is lost, may have begun to run elsewhere since.
 func (a *Agent) knownOwner(ctx context.Context, guest fabric.Identity, starts bool) fabric.Owner {
 	has, _ := a.allocationsOf(ctx, guest)
-	if len(has) == 0 && starts && a.fenced {
+	if ownerOf(has).Epoch == 0 && starts && a.fenced {
 		return fabric.Owner{Epoch: a.highestEpoch()}
 	}
 	return ownerOf(has)

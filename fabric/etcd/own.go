@@ -41,8 +41,14 @@ func (o *own) keep(c *cache) {
 	if !changed {
 		return
 	}
+	o.set(func([]fabric.Allocation) []fabric.Allocation { return has })
+}
+
+// set changes what is kept.
+func (o *own) set(next func(has []fabric.Allocation) []fabric.Allocation) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	has := next(o.has)
 	if slices.Equal(has, o.has) && o.flaw == nil {
 		return
 	}
@@ -50,6 +56,39 @@ func (o *own) keep(c *cache) {
 	if err := o.memory.Put(has); err != nil {
 		o.flaw = fmt.Errorf("what the guests of this node have is not kept, so that they cannot start after the agent's next start while etcd does not answer: %w", err)
 	}
+}
+
+// note keeps what a guest runs with here that could not be recorded: it can have come from
+// another node since etcd answered last.
+func (o *own) note(a fabric.AllocationRequest) {
+	if o.memory == nil || a.Guest == "" || slices.ContainsFunc(a.Wants, func(w fabric.Want) bool { return !w.Prefix.IsValid() }) {
+		return
+	}
+	var runs []fabric.Allocation
+	for _, w := range a.Wants {
+		runs = append(runs, fabric.Allocation{
+			Prefix: w.Prefix, Pool: w.Pool, State: fabric.Allocated, Guest: a.Guest, VM: a.VM, NIC: w.NIC, N: w.N, Dynamic: w.Pool != "", NoAddress: w.NoAddress, Node: a.Node,
+		})
+	}
+	same := func(is, was fabric.Allocation) bool {
+		return is.Prefix == was.Prefix && is.NIC == was.NIC && is.N == was.N
+	}
+	o.set(func(all []fabric.Allocation) []fabric.Allocation {
+		var had, others []fabric.Allocation
+		for _, is := range all {
+			if is.Guest == a.Guest {
+				had = append(had, is)
+			} else {
+				others = append(others, is)
+			}
+		}
+		if len(had) == len(runs) && !slices.ContainsFunc(runs, func(is fabric.Allocation) bool {
+			return !slices.ContainsFunc(had, func(was fabric.Allocation) bool { return same(is, was) })
+		}) {
+			return all
+		}
+		return append(others, runs...)
+	})
 }
 
 // list lists what a filter selects.

@@ -124,6 +124,9 @@ func (r *Registry) Epoch() uint64 { return r.past.highest() }
 func (r *Registry) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]fabric.Allocation, error) {
 	p, err := r.decide(ctx, request{allocate: &a})
 	if err != nil {
+		if !errors.Is(err, fabric.ErrRefused) {
+			r.own.note(a)
+		}
 		return nil, err
 	}
 	return p.answer, nil

@@ -341,9 +341,18 @@ func TestOwnGuestsAreKnown(t *testing.T) {
 	one.end(t)
 	two.end(t)
 	e.Kill(0)
-	for range 2 {
+	came := netip.MustParsePrefix("198.51.100.77/32")
+	for n := range 2 {
 		one.start(t)
 		two.start(t)
+		if n == 0 { // it moves here meanwhile
+			_, err := one.Allocate(labtest.Soon(t), fabric.AllocationRequest{Guest: "libvirt came", VM: "came", Node: "node1", Wants: []fabric.Want{{Pool: "many4", Prefix: came}}})
+			require.Error(t, err)
+			_, err = one.Allocate(labtest.Soon(t), asks("new", "node1", "many4"))
+			require.Error(t, err)
+		}
+		assert.Equal(t, []netip.Prefix{came}, knows(one, "came"))
+		assert.Empty(t, knows(one, "new"))
 		assert.Equal(t, web, knows(one, "web"))
 		assert.Empty(t, slices.Concat(knows(one, "moved"), knows(one, "other"), knows(one, "gone"), knows(two, "web")))
 		assert.Equal(t, [][]netip.Prefix{moved, other}, [][]netip.Prefix{knows(two, "moved"), knows(two, "other")})
