@@ -233,7 +233,11 @@ func TestDomainsOfEtcd(t *testing.T) {
 		t.Helper()
 		s.eventually("the registry has the owner", func() error {
 			for _, a := range []*agent{one, two} {
-				is := decode[[]fabric.Allocation](t, a.does("address", "show", "sea_gold", "--json"))
+				out, errs, code := a.cli("address", "show", "sea_gold", "--json")
+				if code != 0 {
+					return fmt.Errorf("%s: %s", a.node.Name(), errs)
+				}
+				is := decode[[]fabric.Allocation](t, out)
 				if len(is) != 2 || is[0].Prefix != v4 || is[1].Prefix != v6 || is[0].Node != node || is[0].Epoch <= last {
 					return fmt.Errorf("%s knows %+v, after epoch %d", a.node.Name(), is, last)
 				}
