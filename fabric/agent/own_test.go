@@ -405,3 +405,27 @@ func TestStopAndStartWithoutTheRegistry(t *testing.T) {
 		}
 	})
 }
+
+// TestAttachedOnTwoNodes: of a guest that was attached by hand only its user knows where it
+// runs, so no node withdraws it. The node that is not its owner by the registry says so.
+func TestAttachedOnTwoNodes(t *testing.T) {
+	shared(t, func(t *testing.T, p *pair, _ map[string]*reach) {
+		vm := guest("box", "203.0.113.10 2001:db8:100:1::10")
+		p.one.apply(vm, fabric.Live)
+		time.Sleep(time.Second)
+		p.two.apply(vm, fabric.Live)
+		time.Sleep(2 * time.Minute)
+		moment()
+		for _, n := range []*node{p.one, p.two} {
+			assert.Equal(t, map[string]string{"203.0.113.10/32": "normal"}, p.first(n))
+		}
+		problems := p.one.problems()
+		require.Len(t, problems, 1)
+		assert.Contains(t, problems[0], "node2 acquired guest box")
+		assert.Empty(t, p.two.problems())
+		require.NoError(t, p.one.Apply(t.Context(), vm, fabric.Absent))
+		time.Sleep(2 * time.Minute)
+		assert.Empty(t, p.one.problems())
+		assert.Empty(t, p.first(p.one))
+	})
+}
