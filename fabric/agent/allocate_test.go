@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -680,4 +681,38 @@ func TestAddressThatAGuestNamesIsThatOfTheOneThatRuns(t *testing.T) {
 		assert.Equal(t, []string{"203.0.113.8/32 allocated copy node2", "203.0.113.9/32 allocated copy node2"}, allocations(t, r))
 		assert.Empty(t, p.two.problems())
 	}, func(string) []agent.Option { return []agent.Option{agent.WithRegistry(r)} })
+}
+
+// TestAddressOfAGuestThatIsWithdrawnElsewhere: it runs, and has its address again when
+// the other guest has ended.
+func TestAddressOfAGuestThatIsWithdrawnElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, web := newRegistry(nil), known("web", "uuid-of-web", "203.0.113.9")
+		_, err := r.Allocate(t.Context(), fabric.AllocationRequest{Guest: web.Identity(), VM: "web", Node: "node2", Wants: []fabric.Want{{Prefix: prefix("203.0.113.9/32")}}})
+		require.NoError(t, err)
+		ends := fake.NewNodes(nil, cluster().Nodes[:2]...)
+		ctx, cancel := context.WithCancel(t.Context())
+		var here atomic.Bool
+		here.Store(true)
+		served := make(chan error)
+		go func() {
+			served <- ends["node2"].Serve(ctx, func(_ context.Context, _ fabric.Node, n fabric.Notice) fabric.Answer {
+				if n.Kind != fabric.Describing || !here.Load() {
+					return fabric.Answer{}
+				}
+				return fabric.Answer{Held: true, VM: "web", Identity: web.Identity(), NICs: web.NICs}
+			})
+		}()
+		n := fresh(t, agent.WithNodes(ends["node1"]), agent.WithRegistry(r))
+		n.run(func() {
+			other := known("copy", "uuid-of-copy", "203.0.113.9")
+			require.ErrorIs(t, n.Apply(t.Context(), other, fabric.Live), fabric.ErrRefused)
+			assert.Equal(t, []string{"203.0.113.9/32 allocated web node2"}, allocations(t, r))
+			here.Store(false)
+			n.apply(other, fabric.Live)
+			assert.Equal(t, []string{"203.0.113.9/32 allocated copy node1"}, allocations(t, r))
+		})
+		cancel()
+		require.NoError(t, <-served)
+	})
 }

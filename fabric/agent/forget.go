@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -328,7 +329,7 @@ func (a *Agent) freed(ctx context.Context, err error) bool {
 	if h.Dynamic && !a.outlived(ctx, h) || a.isHere(h.VM, h.Guest) {
 		return false
 	}
-	if has, silent := a.userOf(ctx, h); has.guest == h.Guest || a.perhapsOn(h, silent) != "" {
+	if has, silent := a.userOf(ctx, h); has.guest == h.Guest || a.perhapsOn(h, silent) != "" || a.isElsewhere(ctx, h) {
 		return false
 	}
 	if _, err := a.registry.Release(ctx, fabric.ReleaseRequest{Prefix: h.Prefix, Now: !h.Dynamic}); err != nil {
@@ -336,6 +337,22 @@ func (a *Agent) freed(ctx context.Context, err error) bool {
 	}
 	a.log.Info("address of a guest that does not need it any more given back", "vm", h.VM, "guest", string(h.Guest), "address", text.Prefix(h.Prefix))
 	return true
+}
+
+// isElsewhere reports whether the guest of an allocation is on another node, also if it
+// is withdrawn there in favour of another guest: it needs the address as long as it runs.
+func (a *Agent) isElsewhere(ctx context.Context, h fabric.Allocation) bool {
+	if !a.registry.Shared() { // the others have registries of their own, which would take this question for a start here
+		return false
+	}
+	n := fabric.Notice{Kind: fabric.Describing, VM: h.VM, Identity: h.Guest, Prefixes: []netip.Prefix{h.Prefix}}
+	answers, _ := a.askAll(ctx, n, a.others())
+	for _, answer := range answers {
+		if answer.Held && answer.Identity == h.Guest {
+			return true
+		}
+	}
+	return false
 }
 
 // outlived reports whether the guest that has an address is gone for good although
