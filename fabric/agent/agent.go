@@ -430,6 +430,7 @@ func (s *state) admit(vm fabric.VM, r request, found inquiry, now time.Time) (ad
 		g = &guest{want: d}
 		s.guests[vm.Name] = g
 	}
+	g.admitted = time.Now()
 	is.orphan, g.orphan = g.orphan, false
 	g.heard = max(g.heard, other.epoch, found.ownedBefore(s.node)) // this start is later, whatever the clocks say
 	if found.grant != (grant{}) {

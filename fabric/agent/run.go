@@ -24,7 +24,7 @@ const (
 	passRest      = 50 * time.Millisecond  // least time between passes: changes come in bursts
 	listEvery     = time.Minute            // between full lists of a source, in case it missed a change
 	listRetry     = time.Second            // until the next list, after a source did not answer
-	listGrace     = 5 * time.Second        // a list may lack a guest that was handled so shortly before it began
+	listGrace     = 5 * time.Second        // a list may lack a guest that was handled, or admitted, so shortly before it began
 	handledMemory = 10 * time.Minute       // how long the agent remembers the last request about a guest
 )
 
@@ -456,8 +456,8 @@ func (a *Agent) listed(source string) {
 }
 
 // applyList applies a full list that a source began at began. Guests of the source
-// that the list lacks are gone, except those that were handled since shortly before
-// began.
+// that the list lacks are gone, except those that were handled or admitted since
+// shortly before began.
 func (a *Agent) applyList(ctx context.Context, source string, guests []fabric.Desired, began time.Time) {
 	listed := map[string]bool{}
 	var unresolved []fabric.Desired
@@ -481,7 +481,7 @@ func (a *Agent) applyList(ctx context.Context, source string, guests []fabric.De
 	var gone []string
 	s, done := a.state.open()
 	for name, g := range s.guests {
-		if g.want.VM.Origin == source && !listed[name] && s.handled[name].Before(began.Add(-listGrace)) {
+		if g.want.VM.Origin == source && !listed[name] && s.handled[name].Before(began.Add(-listGrace)) && g.admitted.Before(began.Add(-listGrace)) {
 			gone = append(gone, name)
 		}
 	}

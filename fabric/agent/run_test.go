@@ -869,6 +869,29 @@ func TestSourceListThatIsOldRemovesNothing(t *testing.T) {
 	})
 }
 
+// A request can wait for its answers for as long as a list may lack its guest.
+func TestSourceListDuringASlowStartRemovesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, registry := fake.NewSource("libvirt"), newRegistry(nil)
+		n := fresh(t, agent.WithSources(src), agent.WithRegistry(registry))
+		n.run(func() {
+			moment()
+			answer := registry.Hang("allocate web")
+			started := make(chan error)
+			go func() { started <- n.Apply(t.Context(), asking("web", "public4"), fabric.Wired) }()
+			time.Sleep(4500 * time.Millisecond)
+			answer()
+			require.NoError(t, <-started)
+			time.Sleep(time.Second)
+			src.Lose() // its hypervisor lists it once it runs
+			moment()
+			assert.Len(t, has(n, "web"), 1)
+			time.Sleep(2 * time.Minute)
+			assert.Empty(t, has(n, "web"))
+		})
+	})
+}
+
 func TestSourceNewsOlderThanARequestIsNoNews(t *testing.T) {
 	vm := from("libvirt", web())
 	for _, tt := range []struct {

@@ -39,6 +39,7 @@ type guest struct {
 	reported  lastReported   // what the observers know of the guest
 	differs   string         // how the hypervisor's description differs from that at the start; empty: it does not
 	trouble   error          // why the last attempt to reach the wanted state failed
+	admitted  time.Time      // when a request for it was last admitted: asking the resolver and the registry can take seconds
 
 	has          bool              // this node has the guest: see takeOwnership
 	claimed      time.Time         // when this node acquired the guest
