@@ -203,7 +203,8 @@ func (a *Agent) Started(ctx context.Context, vm fabric.VM) error {
 }
 
 // Expect remembers for five minutes that a guest is about to arrive by migration. It
-// does nothing if a guest of that name is here already. Its error is a
+// does nothing if a guest of that name is here already, unless all its ports have lost
+// carrier: that one has ended, and the agent has not heard of it. Its error is a
 // [fabric.RefusedError] for an invalid name.
 func (a *Agent) Expect(_ context.Context, vm string) error {
 	if err := fabric.ValidateName(vm); err != nil {
@@ -211,13 +212,18 @@ func (a *Agent) Expect(_ context.Context, vm string) error {
 	}
 	s, done := a.state.open()
 	defer done()
-	if g, here := s.guests[vm]; here && g.want.State != fabric.Absent {
+	if g, here := s.guests[vm]; here && g.want.State != fabric.Absent && !g.hasNoCarrier() {
 		a.log.Info("migration to this node announced for a guest that is here; left alone", "vm", vm)
 		return nil
 	}
 	s.expected[vm] = time.Now()
 	a.moves.expect(vm, a.node)
 	return nil
+}
+
+// hasNoCarrier reports whether a live guest has no port with carrier: its process is gone.
+func (g *guest) hasNoCarrier() bool {
+	return g.want.State == fabric.Live && len(g.want.VM.NICs) > 0 && g.nics.Down() == len(g.want.VM.NICs)
 }
 
 // Withdraw withdraws the routes of a guest and leaves its ports. It does nothing
@@ -608,7 +614,7 @@ func (s *state) reassess(vm string, st plan.NICStates, others []string) (is reas
 		g.nics = st
 	}
 	d := g.want
-	if g.has && g.nics.Down() == len(d.VM.NICs) {
+	if g.has && g.hasNoCarrier() {
 		lostAs(&d, fabric.Desired{}) // the guest's process is gone; its next start is later than that of the other node
 	}
 	if d.State == fabric.Live && !s.fresh(g, time.Now()) {

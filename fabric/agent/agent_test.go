@@ -408,6 +408,36 @@ func TestMigrationToThisNode(t *testing.T) {
 	})
 }
 
+// A guest that ended while nobody could say so comes back by a migration.
+func TestMigrationOfAGuestThatEndedUnheard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		vm := from("libvirt", web())
+		n := fresh(t, agent.WithSources(fake.NewSource("libvirt")))
+		n.run(func() {
+			carrier := func(up bool) {
+				n.dataplane.SetCarrier("web_net0", up)
+				n.dataplane.SetCarrier("web_net1", up)
+				moment()
+			}
+			expected := func() (is bool) {
+				require.NoError(t, n.Expect(t.Context(), "web"))
+				n.apply(vm, fabric.Wired)
+				require.NoError(t, n.Started(t.Context(), vm))
+				kept, err := n.store.All(t.Context())
+				require.NoError(t, err)
+				return kept[0].Incoming
+			}
+			n.apply(vm, fabric.Live)
+			carrier(true)
+			assert.False(t, expected(), "it runs")
+			carrier(false)
+			assert.True(t, expected())
+			_, announced := n.actual()
+			assert.Empty(t, announced)
+		})
+	})
+}
+
 func TestMigrationSurvivesARestart(t *testing.T) {
 	n := fresh(t)
 	require.NoError(t, n.Expect(t.Context(), "web"))
