@@ -641,6 +641,7 @@ func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 	began := time.Now()
 	d, known := a.take(vm, cmp.Or(asOf, began))
 	if !known {
+		a.moves.close(vm) // it was only expected
 		if err := a.store.Delete(ctx, vm); err != nil {
 			return fmt.Errorf("guest %s: forget: %w", vm, err)
 		}
@@ -685,6 +686,7 @@ func (t *task) tearDown(ctx context.Context, d fabric.Desired) error {
 	}
 	t.arrive(d, migration.Ended)
 	t.release(d)
+	t.moves.close(vm)
 	began := time.Now()
 	if err := t.dataplane.Remove(ctx, holds.Ports...); err != nil {
 		return fmt.Errorf("remove %s: %w", fabric.PortName(vm, 0), err)

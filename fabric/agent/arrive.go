@@ -141,10 +141,10 @@ func (t *task) hasArrived(d fabric.Desired) {
 
 // cancel tells all other nodes that a guest does not arrive here.
 func (t *task) cancel(d fabric.Desired) {
+	t.moves.end(t.vm, "it did not arrive here")
 	if t.nodes == nil {
 		return
 	}
-	t.moves.end(t.vm, "it did not arrive here")
 	t.peerQueues.send(t.notice(fabric.Cancelled, d), t.nodes.Names()...)
 }
 

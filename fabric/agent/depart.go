@@ -455,7 +455,7 @@ func (t *task) release(d fabric.Desired) {
 	n := t.notice(fabric.Released, d)
 	if left {
 		t.moves.at(vm, func(m *fabric.Move, now time.Time) { m.Withdrawn = now })
-		n.Move = t.moves.end(vm, "moved")
+		n.Move = t.moves.end(vm, moved)
 	}
 	t.peerQueues.send(n, to...)
 }

@@ -189,6 +189,73 @@ func TestMove(t *testing.T) {
 }
 
 // TestReportsOutlastARestart: also that of a move whose end nobody saw.
+// A report ends with the guest, and with what makes it clear that nothing more is heard
+// of the move.
+func TestReportsEnd(t *testing.T) {
+	vm := from("libvirt", web())
+	for _, tt := range []struct {
+		name    string
+		then    func(t *testing.T, n *node, src *fake.Source)
+		outcome string
+	}{
+		{"announced, and given up", func(t *testing.T, n *node, _ *fake.Source) {
+			n.apply(vm, fabric.Absent)
+		}, "not heard of any more"},
+		{"announced, and it does not come", func(*testing.T, *node, *fake.Source) {
+			time.Sleep(6 * time.Minute)
+		}, "not heard of any more"},
+		{"on its way, and given up", func(t *testing.T, n *node, _ *fake.Source) {
+			n.apply(vm, fabric.Wired)
+			n.apply(vm, fabric.Absent)
+		}, "it did not arrive here"},
+		{"arrived, and ends", func(t *testing.T, n *node, src *fake.Source) {
+			n.apply(vm, fabric.Wired)
+			src.Set(vm, fabric.Live)
+			moment()
+			n.apply(vm, fabric.Absent)
+		}, "moved"},
+		{"arrived, and expected again", func(t *testing.T, n *node, src *fake.Source) {
+			n.apply(vm, fabric.Wired)
+			src.Set(vm, fabric.Live)
+			moment()
+			n.apply(vm, fabric.Absent)
+			require.NoError(t, n.Expect(t.Context(), vm.Name))
+			n.apply(vm, fabric.Absent)
+		}, "not heard of any more"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			following(t, func(t *testing.T, n *node, src *fake.Source) {
+				require.NoError(t, n.Expect(t.Context(), vm.Name))
+				tt.then(t, n, src)
+				moves, err := n.Moves(t.Context(), "")
+				require.NoError(t, err)
+				assert.Equal(t, tt.outcome, moves[0].Outcome)
+				assert.False(t, slices.ContainsFunc(moves, func(m fabric.Move) bool { return m.Outcome == "under way" }))
+			})
+		})
+	}
+}
+
+// TestReportOfAMoveThatGoesOn: the guest goes back before its source has let go.
+func TestReportOfAMoveThatGoesOn(t *testing.T) {
+	pairs(t, func(t *testing.T, p *pair) {
+		p.arrives(p.two)
+		p.src[p.one].Leave(p.vm)
+		moment()
+		p.src[p.two].Set(p.vm, fabric.Live)
+		moment()
+		_, err := p.ends[p.one].Ask(t.Context(), "node2", fabric.Notice{
+			Kind: fabric.Arriving, VM: p.vm.Name, UUID: p.vm.UUID, Prefixes: p.vm.Prefixes(),
+		})
+		require.NoError(t, err)
+		moves, err := p.two.Moves(t.Context(), p.vm.Name)
+		require.NoError(t, err)
+		require.Len(t, moves, 2)
+		assert.Equal(t, []string{"node2", "under way"}, []string{moves[0].From, moves[0].Outcome})
+		assert.Equal(t, []string{"node2", "moved"}, []string{moves[1].To, moves[1].Outcome})
+	})
+}
+
 func TestReportsOutlastARestart(t *testing.T) {
 	pairs(t, func(t *testing.T, p *pair) {
 		p.arrives(p.two)

@@ -14,6 +14,7 @@ import (
 
 const (
 	underWay   = "under way"
+	moved      = "moved"
 	maxReports = 200
 )
 
@@ -95,6 +96,7 @@ func (l *moveLog) current(vm string) *report {
 func (l *moveLog) begin(vm fabric.VM, arrival bool) *report {
 	m := l.current(vm.Name)
 	if m == nil || m.Outcome != underWay || m.arrival != arrival {
+		m.supersede()
 		m = &report{fabric.Move{Outcome: underWay, VM: vm.Name}, arrival}
 		if l.all = append(l.all, m); len(l.all) > maxReports {
 			l.all = slices.Delete(l.all, 0, len(l.all)-maxReports)
@@ -112,9 +114,7 @@ func (l *moveLog) begin(vm fabric.VM, arrival bool) *report {
 func (l *moveLog) expect(vm, node string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if m := l.current(vm); m != nil && m.Outcome == underWay {
-		m.Outcome = "not heard of any more"
-	}
+	l.current(vm).supersede()
 	m := l.begin(fabric.VM{Name: vm}, true)
 	m.Expected, m.To = time.Now(), node
 }
@@ -175,6 +175,37 @@ func (l *moveLog) end(vm, outcome string) *fabric.Move {
 	return &c
 }
 
+// close ends the report of a guest that is not here any more.
+func (l *moveLog) close(vm string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.current(vm).supersede() {
+		l.keep()
+	}
+}
+
+// closeExpected ends the report of an announced arrival that did not begin.
+func (l *moveLog) closeExpected(vm string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if m := l.current(vm); m != nil && m.arrival && m.PortReady.IsZero() && m.supersede() {
+		l.keep()
+	}
+}
+
+// supersede ends a report whose move nothing further will be heard of: the guest has
+// begun another one, or ended. It reports whether the move was under way.
+func (r *report) supersede() bool {
+	if r == nil || r.Outcome != underWay {
+		return false
+	}
+	r.Outcome = "not heard of any more"
+	if r.arrival && !r.Announced.IsZero() {
+		r.Outcome = moved
+	}
+	return true
+}
+
 // keep lets keepMoves store the reports.
 func (l *moveLog) keep() { signal(l.ended) }
 
@@ -189,7 +220,7 @@ func (r *report) copy() fabric.Move {
 // the move is over.
 func (l *moveLog) settled(vm string) {
 	l.at(vm, func(m *fabric.Move, now time.Time) { m.Normal = now })
-	l.end(vm, "moved")
+	l.end(vm, moved)
 }
 
 // merge adds the source node's report of a move to this node.

@@ -40,7 +40,7 @@ func (t *task) wentTo(d fabric.Desired, to string, claimed, withdrawn time.Time)
 	t.moves.leave(d.VM, t.node, to)
 	t.moves.at(d.VM.Name, func(m *fabric.Move, _ time.Time) { m.Learned, m.Withdrawn = claimed, withdrawn })
 	n := t.notice(fabric.Released, d)
-	n.Move = t.moves.end(d.VM.Name, "moved")
+	n.Move = t.moves.end(d.VM.Name, moved)
 	t.peerQueues.send(n, to)
 }
 

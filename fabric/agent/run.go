@@ -366,7 +366,13 @@ func (a *Agent) wanted() map[string]plan.Guest {
 	defer done()
 	now := time.Now()
 	maps.DeleteFunc(s.handled, func(_ string, at time.Time) bool { return now.Sub(at) > handledMemory })
-	maps.DeleteFunc(s.expected, func(_ string, at time.Time) bool { return now.Sub(at) > expectation })
+	maps.DeleteFunc(s.expected, func(vm string, at time.Time) bool {
+		over := now.Sub(at) > expectation
+		if over {
+			a.moves.closeExpected(vm)
+		}
+		return over
+	})
 	view := make(map[string]plan.Guest, len(s.guests))
 	for name, g := range s.guests {
 		w := plan.Guest{
