@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -24,7 +25,9 @@ const (
 	backAgain   = 1500 * time.Millisecond // from an agent's start until the wrong announcements of the one before it are gone
 	seniority   = 10 * time.Second        // from a guest's start to that of another one that certainly has its addresses later
 	silent      = 20 * time.Second        // until the agents give up a node that took a guest over and died
+	laterHas    = 5 * time.Second         // from the start of a guest on a second node until that node has its packets
 	askedAgain  = 3 * time.Second         // from when a node is reachable again until the others have asked it
+	expected    = 6 * time.Minute         // until an agent does not expect an announced guest any more
 	rest        = 3 * time.Minute         // from the last failure until everything is right
 )
 
@@ -82,7 +85,8 @@ func (v *watcher) lookHolders(g *guest, passed time.Duration) {
 			v.world.fail("%s of %s is announced by %s, and the agents of all are there for %v", prefix, g.vm.Name, strings.Join(who, " and "), silent)
 		}
 	}
-	if why := v.world.wrongHolder(g); why != "" && time.Since(v.told[g]) > silent {
+	why := cmp.Or(v.world.wrongHolder(g), v.wrongStart(g))
+	if why != "" && time.Since(v.told[g]) > silent {
 		v.told[g] = time.Now()
 		v.world.fail("%s", why)
 	}
@@ -178,12 +182,39 @@ func (w *world) wrongHolder(g *guest) string {
 	return ""
 }
 
+// wrongStart describes packets for a guest that runs on two nodes, and that come to the
+// one where it was started first. It returns "" if they do not, or if the agents may not
+// know the later start.
+func (v *watcher) wrongStart(g *guest) string {
+	w, p := v.world, g.now()
+	if p.at == nil || p.also == nil || !p.later || time.Since(p.since) < laterHas+w.spread || w.cloned(g) || w.garbles() || w.hasLostDisk() {
+		return ""
+	}
+	if p.ageless && (w.unsure() || w.shared != nil) { // the later node may not have heard of the epoch of the first
+		return ""
+	}
+	for _, n := range []*node{p.at, p.also} {
+		if l := n.alive(); l == nil || time.Since(l.since) < adopted || n.slowness() > 1 {
+			return ""
+		}
+	}
+	if k := v.reach.between(p.at, p.also); !k.up || time.Since(k.since) < laterHas {
+		return ""
+	}
+	for _, prefix := range g.prefixes {
+		if end, way := w.way(prefix); end == p.at {
+			return fmt.Sprintf("%s was started on %s, and then on %s, and packets for %s come to the first: %s", g.vm.Name, p.at.self.Name, p.also.self.Name, prefix, way)
+		}
+	}
+	return ""
+}
+
 // unsure reports whether the agents may not know which of two guests had an address
 // first: a node lost its disk, or a clock was wrong.
 func (w *world) unsure() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.clocks || !w.forgot.IsZero() && time.Since(w.forgot) < time.Hour
+	return w.lost.clocks || !w.lost.last.IsZero() && time.Since(w.lost.last) < time.Hour
 }
 
 // garbles reports whether messages come late, twice or out of order, or did lately.
@@ -200,7 +231,7 @@ func (w *world) garbles() bool {
 func (w *world) forgetful(within time.Duration) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return !w.forgot.IsZero() && time.Since(w.forgot) < within
+	return !w.lost.last.IsZero() && time.Since(w.lost.last) < within
 }
 
 // bound is how long packets for a guest may be lost. A live migration waits for
@@ -273,6 +304,11 @@ func (l links) look(w *world) {
 	}
 }
 
+// between gives the link of two nodes.
+func (l links) between(one, other *node) link {
+	return l[[2]string{min(one.self.Name, other.self.Name), max(one.self.Name, other.self.Name)}]
+}
+
 // doubts reports whether the node's agent believes that another node has the guest,
 // and cannot know better yet. The agent asks that node. Until it answers, or was
 // silent for long enough, the agent does not announce the guest.
@@ -281,7 +317,7 @@ func (l links) doubts(n *node, g *guest) bool {
 	if other == "" || !n.world.mayBeOn(g, other) {
 		return false
 	}
-	k := l[[2]string{min(n.self.Name, other), max(n.self.Name, other)}]
+	k := l.between(n, n.world.node(other))
 	if k.up {
 		// If an agent took a move for a start, or clocks are wrong, only the other
 		// node's answer counts.
@@ -347,9 +383,11 @@ func (w *world) waiting(g *guest, p place) bool {
 	return true
 }
 
-// copied reports whether another guest with the addresses of g runs, or did a
-// moment ago. It may have them while g does not run.
-func (w *world) copied(g *guest) bool {
+// copied reports whether another guest with the addresses of g may have them.
+func (w *world) copied(g *guest) bool { return w.cloned(g) || w.disputed(g) }
+
+// cloned reports whether another guest with the addresses of g runs, or did a moment ago.
+func (w *world) cloned(g *guest) bool {
 	for _, other := range w.all()[len(w.guests):] {
 		if other.prefixes[0] == g.prefixes[0] {
 			if p := other.now(); p.at != nil || time.Since(p.since) < adopted {
@@ -357,7 +395,7 @@ func (w *world) copied(g *guest) bool {
 			}
 		}
 	}
-	return w.disputed(g)
+	return false
 }
 
 // disputed reports whether another guest with the addresses of g runs, or did a
@@ -515,6 +553,9 @@ func (w *world) settledNode(n *node, well bool) {
 	if diverted, err := n.links().Diverted(ctx); err != nil || len(diverted) > 0 {
 		w.fail("at rest: %s diverts %v (%v)", n.self.Name, diverted, err)
 	}
+	if recorded := n.links().Recorded(); len(recorded) > 0 {
+		w.fail("at rest: %s records %v", n.self.Name, recorded)
+	}
 	l := n.alive()
 	if l == nil {
 		w.fail("at rest: %s has no agent", n.self.Name)
@@ -524,10 +565,29 @@ func (w *world) settledNode(n *node, well bool) {
 	if err != nil || well && !st.Healthy {
 		w.fail("at rest: %s is not well: %s (%v)", n.self.Name, strings.Join(st.Problems, "; "), err)
 	}
+	w.settledMoves(n, l)
 	routes, _ := l.speaker.Actual(ctx)
 	for _, r := range routes {
 		if r.Preference != fabric.Normal {
 			w.fail("at rest: %s announces %s as %v", n.self.Name, r.Prefix, r.Preference)
+		}
+	}
+}
+
+// settledMoves checks that every report of a move to a node has ended, and every one of
+// a move from it, unless it lost touch with the destination since, which knows the end.
+func (w *world) settledMoves(n *node, l *life) {
+	moves, _ := l.agent.Moves(context.Background(), "")
+	for _, m := range moves {
+		began, over := m.Learned, false
+		if m.From != n.self.Name {
+			began, over = m.Expected, !m.PortReady.IsZero() || time.Since(m.Expected) > expected
+		} else if to := w.node(m.To); to != nil {
+			t := to.alive()
+			over = t != nil && t.since.Before(began) && n.reachedSince(m.To, began) && to.reachedSince(n.self.Name, began)
+		}
+		if m.Outcome == "under way" && l.since.Before(began) && over {
+			w.fail("at rest: by %s the move of %s from %s to %s is under way", n.self.Name, m.VM, m.From, m.To)
 		}
 	}
 }

@@ -11,17 +11,23 @@ import (
 // faults are what is wrong with a node. It is safe for concurrent use.
 type faults struct {
 	mu        sync.Mutex
-	deaf      bool           // the hypervisor emits no event
-	slow      int            // reasons why everything takes longer
-	full      int            // reasons why the disk is full
-	cuts      map[string]int // reasons why its agent does not reach that of another node, by name
-	unreached int            // reasons why the registry does not answer
-	away      time.Time      // when the first of them began
-	back      time.Time      // when it last answered again
+	deaf      bool              // the hypervisor emits no event
+	slow      int               // reasons why everything takes longer
+	full      int               // reasons why the disk is full
+	cuts      map[string]cutOff // by the node whose agent it does not reach, or did not
+	unreached int               // reasons why the registry does not answer
+	away      time.Time         // when the first of them began
+	back      time.Time         // when it last answered again
 	remembers []fabric.Allocation
 	garbled   int           // reasons why messages come late, twice or out of order
 	clear     time.Time     // when messages were last garbled
 	ahead     time.Duration // by how much the clock is ahead
+}
+
+// cutOff is the connection to another agent.
+type cutOff struct {
+	reasons int       // why it is broken
+	last    time.Time // when it last was
 }
 
 // addCut adds a reason why the agent at an end does not reach that of another node,
@@ -29,15 +35,25 @@ type faults struct {
 func (f *faults) addCut(end *fake.Nodes, other string, by int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.cuts[other] += by
-	end.Cut(other, f.cuts[other] > 0)
+	reasons := f.cuts[other].reasons + by
+	f.cuts[other] = cutOff{reasons, time.Now()}
+	end.Cut(other, reasons > 0)
 }
 
 // isCut reports whether the agents of two nodes do not reach each other.
 func (f *faults) isCut(other string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.cuts[other] > 0
+	return f.cuts[other].reasons > 0
+}
+
+// reachedSince reports whether the agent of another node was in reach since a time, and
+// messages to and from this one came in time.
+func (f *faults) reachedSince(other string, at time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c := f.cuts[other]
+	return c.reasons == 0 && c.last.Before(at) && f.garbled == 0 && f.clear.Before(at)
 }
 
 // isDeaf reports whether the hypervisor emits no event.

@@ -259,6 +259,18 @@ func copied(seed uint64) time.Duration {
 	return between(d.rnd, time.Millisecond, 100*time.Millisecond) + between(d.rnd, 10*time.Millisecond, longest(d.rnd))
 }
 
+// remains reports whether the process of a guest that moves live stands still at its
+// source for a while, if nothing else happens. It draws what guest.migrate draws.
+func remains(seed uint64) bool {
+	d := delays{rand.New(rand.NewPCG(seed, stepDelays))}
+	between(d.rnd, time.Millisecond, 100*time.Millisecond)
+	longest := longest(d.rnd)
+	for _, most := range []time.Duration{longest, 5 * time.Millisecond, 80 * time.Millisecond, 3 * time.Millisecond, 20 * time.Millisecond, 50 * time.Millisecond} {
+		between(d.rnd, 0, most)
+	}
+	return d.rnd.IntN(2) == 0
+}
+
 // stepDelays makes the random delays within a step independent of those of the
 // history.
 const stepDelays = 0x7374657000000000

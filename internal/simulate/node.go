@@ -2,6 +2,7 @@ package simulate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -40,6 +41,7 @@ type life struct {
 	since   time.Time
 	mortal  *mortal
 	cancel  context.CancelFunc
+	adopted chan struct{} // closed when the agent answers hooks
 	ended   chan struct{}
 }
 
@@ -123,7 +125,7 @@ func (p ports) Return(ctx context.Context, prefixes ...netip.Prefix) error {
 }
 
 // source is a hypervisor that takes a while to list its guests. Meanwhile they may
-// change.
+// change. It does not answer while its daemon is away.
 type source struct {
 	*fake.Source
 	*mortal
@@ -131,12 +133,22 @@ type source struct {
 
 // Guests implements [fabric.Source].
 func (s source) Guests(ctx context.Context) ([]fabric.Desired, error) {
+	if s.Name() == "libvirt" && s.node.isHypervisorAway() {
+		return nil, errDaemon
+	}
 	guests, err := s.Source.Guests(ctx)
 	s.mortal.mu.Lock()
 	span := between(s.mortal.rnd, 0, 500*time.Millisecond)
 	s.mortal.mu.Unlock()
 	time.Sleep(span)
 	return guests, err
+}
+
+var errDaemon = errors.New("connection refused")
+
+// isHypervisorAway reports whether the node's libvirt says nothing of its guests.
+func (n *node) isHypervisorAway() bool {
+	return slices.ContainsFunc(n.world.all(), func(g *guest) bool { p := g.now(); return p.left == n && p.away })
 }
 
 // begin starts the node's agent, unless one runs, or something keeps it from
@@ -152,7 +164,7 @@ func (n *node) begin() {
 	} else {
 		n.kernel = n.kernel.Again()
 	}
-	l := &life{mortal: &mortal{node: n, rnd: rand.New(rand.NewPCG(uint64(time.Since(n.world.began)), n.world.seed))}, since: time.Now(), sources: map[string]source{}, speaker: newSpeaker(n.self.Name, n.world.routers), ended: make(chan struct{})}
+	l := &life{mortal: &mortal{node: n, rnd: rand.New(rand.NewPCG(uint64(time.Since(n.world.began)), n.world.seed))}, since: time.Now(), sources: map[string]source{}, speaker: newSpeaker(n.self.Name, n.world.routers), adopted: make(chan struct{}), ended: make(chan struct{})}
 	for name, s := range map[string]*fake.Source{"libvirt": fake.NewSource("libvirt"), "lxd": fake.NewMovesByRestart("lxd")} {
 		l.sources[name] = source{s, l.mortal}
 	}
@@ -185,6 +197,7 @@ func (n *node) begin() {
 			return
 		}
 		n.world.routers.open(l.speaker)
+		close(l.adopted)
 		if err := agent.Run(ctx); err != nil {
 			n.world.fail("node %s: %v", n.self.Name, err)
 		}
@@ -275,6 +288,14 @@ func (n *node) isDrained() bool {
 	return !since.IsZero()
 }
 
+// hasEpoch reports whether the disk has the epoch with which a guest runs.
+func (n *node) hasEpoch(g *guest) bool {
+	all, _ := n.storage.current().All(context.Background())
+	return slices.ContainsFunc(all, func(d fabric.Desired) bool {
+		return d.VM.Name == g.vm.Name && d.State == fabric.Live && d.Epoch > 0
+	})
+}
+
 // boots returns the number of the node's last boot, or of the next one while it has
 // no power.
 func (n *node) boots() int {
@@ -286,7 +307,7 @@ func (n *node) boots() int {
 // setClock sets by how much the node's clock is ahead.
 func (n *node) setClock(by time.Duration) {
 	n.world.mu.Lock()
-	n.world.clocks = true
+	n.world.lost.clocks = true
 	n.world.mu.Unlock()
 	n.faults.setAhead(by)
 }
@@ -353,7 +374,12 @@ func (n *node) hook(wait time.Duration, ask func(ctx context.Context, a *agent.A
 	for {
 		if l := n.alive(); l != nil {
 			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-			err := ask(ctx, l.agent)
+			err := errDead
+			select {
+			case <-l.adopted:
+				err = ask(ctx, l.agent)
+			case <-l.ended:
+			}
 			cancel()
 			if l.mortal.err() == nil {
 				return err

@@ -30,13 +30,13 @@ func run(t *testing.T, seed uint64, h History) (failures []string) {
 func fresh() uint64 { return uint64(time.Now().UnixNano() % 1_000_000_000) }
 
 // ofSeed gives the history of a seed. In that of every third one the nodes share a
-// registry.
+// registry. All end with a combination of failures.
 func ofSeed(seed uint64) History {
 	h := NewHistory(seed)
 	if seed%3 == 0 {
-		return Shared(seed, h)
+		h = Shared(seed, h)
 	}
-	return h
+	return Combined(seed, h)
 }
 
 // holds runs a history. One that fails is told as short as it still does.
@@ -76,8 +76,11 @@ func TestFoundBefore(t *testing.T) {
 	for _, seed := range []uint64{12001773} {
 		holds(t, seed, NewHistory(seed))
 	}
-	for _, seed := range []uint64{219, 441, 41000088, 41001123} {
+	for _, seed := range []uint64{219, 441, 41000088, 41001123, 61000173, 61002756} {
 		holds(t, seed, Shared(seed, NewHistory(seed)))
+	}
+	for _, seed := range []uint64{63000040} {
+		holds(t, seed, ofSeed(seed))
 	}
 }
 

@@ -60,12 +60,12 @@ func (g *guest) twiceOn(n *node, d time.Duration, ds delays) {
 	if from == n || !n.on() {
 		return
 	}
-	arrived := g.aging(from, n)
+	arrived, known := g.aging(from, n), from.hasEpoch(g)
 	also := func() bool {
 		if !n.on() || g.now().at != from {
 			return false
 		}
-		g.set(func(g *guest) { g.also = n })
+		g.set(func(g *guest) { g.also, g.later = n, known })
 		return true
 	}
 	if g.instance() {

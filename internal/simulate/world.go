@@ -24,10 +24,16 @@ type world struct {
 	activity
 
 	mu       sync.Mutex
-	copies   []*guest  // further guests with the same addresses
-	forgot   time.Time // when a node lost its disk, or state that it could not store: the agents may not know any more which guest had an address first
-	clocks   bool      // a clock is wrong, or was
+	copies   []*guest // further guests with the same addresses
+	lost     losses
 	failures []string
+}
+
+// losses are what the agents cannot know any more.
+type losses struct {
+	last   time.Time // when a node lost its disk, or state that it could not store: the agents may not know any more which guest had an address first
+	disk   bool      // a node lost its disk
+	clocks bool      // a clock is wrong, or was
 }
 
 // setting is what never changes in a world.
@@ -60,8 +66,10 @@ type place struct {
 	to       *node
 	starting *node     // the node where its process is about to begin
 	left     *node     // the node that it left, and where its process still stands
+	away     bool      // the hypervisor's daemon there is away, and does not say so
 	quiet    bool      // it has sent no frame at its destination yet
 	also     *node     // the second node where it runs
+	later    bool      // the first of the two nodes knew that it runs there, and with which epoch, when the second began
 	twice    time.Time // when it last ran on two nodes
 	settled  bool      // its hooks have succeeded
 	moved    bool      // it came by a live migration, and the routers knew its former node
@@ -131,13 +139,23 @@ func (g *guest) once(at *node) {
 func (w *world) forget() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.forgot = time.Now()
+	w.lost.last = time.Now()
+}
+
+// hasLostDisk reports whether a node lost its disk.
+func (w *world) hasLostDisk() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lost.disk
 }
 
 // disturb notes that a step that is not ordinary begins, or ends.
 func (w *world) disturb(k Kind, by int) {
 	if k == Forget {
 		w.forget()
+		w.mu.Lock()
+		w.lost.disk = true
+		w.mu.Unlock()
 	}
 	w.disturbed(by, k != Copy && k != Twice)
 }
@@ -167,7 +185,7 @@ func newWorld(seed uint64, delay, spread time.Duration) *world {
 	w.routers = newRouters(w.cluster.Nodes, spread)
 	ends := fake.NewNodes(nil, w.cluster.Nodes...)
 	for _, self := range w.cluster.Nodes {
-		w.nodes = append(w.nodes, &node{world: w, self: self, end: ends[self.Name], power: true, boot: 1, faults: faults{cuts: map[string]int{}}, storage: newStorage()})
+		w.nodes = append(w.nodes, &node{world: w, self: self, end: ends[self.Name], power: true, boot: 1, faults: faults{cuts: map[string]cutOff{}}, storage: newStorage()})
 	}
 	for i := range guests {
 		vm := domain(guestName(i), i, i)
@@ -230,7 +248,7 @@ func (w *world) runningOn(n *node, l *life) {
 			s.SetQuietly(g.vm, fabric.Live)
 		case p.to == n || p.starting == n:
 			s.SetQuietly(g.vm, fabric.Wired)
-		case p.left == n:
+		case p.left == n && !p.away:
 			s.Leave(g.vm)
 		default:
 			s.SetQuietly(g.vm, fabric.Absent)

@@ -36,6 +36,13 @@ func (d *Dataplane) Record(ctx context.Context, port string, record bool) error 
 	return nil
 }
 
+// Recorded lists the ports that are recorded.
+func (d *Dataplane) Recorded() []string {
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	return slices.Sorted(maps.Keys(d.recorded))
+}
+
 // Miss adds frames that went into a recorded port and that its guest did not take.
 // Divert sends them again.
 func (d *Dataplane) Miss(port string, frames int) {
