@@ -327,7 +327,7 @@ func (a *Agent) runsHere(ctx context.Context, vm string, asOf time.Time) {
 		return g != nil && g.departure.state == migration.Diverted && asOf.After(g.departure.since)
 	}
 	s, done := a.state.open()
-	diverted := len(s.forwarding) > 0 || contradicts(s.guests[vm])
+	diverted := len(s.forwarding) > 0 || contradicts(s.guests[vm]) || s.guests[vm] != nil && s.guests[vm].sentOn
 	done()
 	if !diverted {
 		return
@@ -340,6 +340,10 @@ func (a *Agent) runsHere(ctx context.Context, vm string, asOf time.Time) {
 	var is fabric.VM
 	if here {
 		is = g.want.VM
+		if g.sentOn {
+			g.sentOn = false
+			a.signal() // it may come first again
+		}
 	}
 	done()
 	switch {
@@ -347,6 +351,18 @@ func (a *Agent) runsHere(ctx context.Context, vm string, asOf time.Time) {
 		t.step(ctx, migration.WordUnconfirmed, fabric.Node{}, runsOn)
 	case here:
 		t.stopForwarding(ctx, is)
+	}
+}
+
+// recallDiversions notes the guests whose packets an agent before this one sent to
+// another node: they run there, as far as that one knew.
+func (a *Agent) recallDiversions() {
+	s, done := a.state.open()
+	defer done()
+	for p := range s.forwarding {
+		if vm, held := s.reserved.Holder(p); held && s.guests[vm] != nil {
+			s.guests[vm].sentOn = true
+		}
 	}
 }
 

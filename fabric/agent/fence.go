@@ -55,7 +55,7 @@ func (s *state) takeOwnership(g *guest, d *fabric.Desired, nics plan.NICStates, 
 	if !has || had || s.alone {
 		return false
 	}
-	g.claimed, g.kept = time.Now(), false
+	g.claimed, g.kept, g.sentOn = time.Now(), false, false
 	d.Epoch = s.nextEpoch(g, d.Epoch)
 	g.taken = d.Epoch
 	if d.Acquired.IsZero() {
@@ -86,6 +86,8 @@ func (s *state) fresh(g *guest, now time.Time) bool {
 	switch {
 	case s.alone:
 		return g.want.VM.Origin != "" && now.Sub(g.want.Since) < freshFor
+	case g.sentOn: // it is first where its packets went
+		return false
 	case g.departure.to.Name != "": // it is about to go on to another node, which then comes first
 		return slices.ContainsFunc(g.want.Unreleased, func(n string) bool {
 			_, silent := s.peers.silent[n]

@@ -579,6 +579,41 @@ func TestFreshOutlastsARestart(t *testing.T) {
 	})
 }
 
+// TestGuestWhosePacketsAnAgentBeforeSentOn: it runs at the other node, as far as that
+// agent knew, and comes first there until the hypervisor says that it runs here.
+func TestGuestWhosePacketsAnAgentBeforeSentOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, vm, src := cluster(), from("libvirt", web()), fake.NewSource("libvirt")
+		ends := fake.NewNodes(nil, c.Nodes[:2]...)
+		n := fresh(t, agent.WithNodes(ends["node1"]), agent.WithSources(src))
+		n.run(func() {
+			n.apply(vm, fabric.Wired)
+			require.NoError(t, n.Started(t.Context(), vm))
+			src.Set(vm, fabric.Live)
+			moment()
+			_, err := n.dataplane.Divert(t.Context(), vm.Ports(&c), c.Nodes[1])
+			require.NoError(t, err)
+		})
+		says := src.Hang("list guests")
+		n = n.again(agent.WithNodes(ends["node1"]), agent.WithSources(src))
+		n.run(func() {
+			as := func() fabric.Preference {
+				routes, err := n.speaker.Actual(t.Context())
+				require.NoError(t, err)
+				return routes[0].Preference
+			}
+			time.Sleep(time.Minute)
+			diverted, err := n.dataplane.Diverted(t.Context())
+			require.NoError(t, err)
+			require.Empty(t, diverted)
+			assert.Equal(t, fabric.Normal, as())
+			says()
+			time.Sleep(time.Second)
+			assert.Equal(t, fabric.Fresh, as(), "node2 does not answer")
+		})
+	})
+}
+
 // TestStoppedGuestOfALostState: an agent that has lost its state does not take a guest
 // which was stopped to run elsewhere for one that has just begun to run.
 func TestStoppedGuestOfALostState(t *testing.T) {

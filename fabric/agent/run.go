@@ -70,6 +70,7 @@ func (a *Agent) Adopt(ctx context.Context) error {
 	a.recallMoves(ctx)
 	a.recallGone(ctx)
 	a.settleDiversions(ctx) // notes which diversions an earlier agent left
+	a.recallDiversions()
 	a.repair(ctx, plan.Decide(a.wanted(), ports, nil, false).Repairs)
 	return nil
 }

@@ -49,6 +49,7 @@ type guest struct {
 	waitingNodes []string          // nodes that get Released when this node does not announce the guest any more
 	departure    departure         // its move to another node
 	doubted      time.Time         // when the agent ended an unconfirmed diversion of its packets
+	sentOn       bool              // an agent before this one sent its packets to another node, and nobody has said since that it runs here
 	orphan       bool              // no readable file describes the guest: leave its file alone
 	registered   bool              // the registry has its addresses
 	grant        grant             // the ownership that the registry gave this node for a start that has not begun yet
