@@ -27,7 +27,7 @@ var combinations = []combination{{domains, standsStill}, {guests, laterClock}, {
 // Combined adds one combination of failures to the end of a history, which is that of
 // the same seed otherwise.
 func Combined(seed uint64, h History) History {
-	w := writer{rnd: rand.New(rand.NewPCG(seed, 0x636f6d62696e6500)), history: h}
+	w := writer{rnd: rand.New(rand.NewPCG(seed, 0x636f6d62696e6500)), history: slices.Clone(h)}
 	c, all := combinations[w.rnd.IntN(len(combinations))], w.rnd.Perm(nodes)
 	guest, from, to, third := w.rnd.IntN(c.guests), all[0], all[1], all[2]
 	w.at = h.Length() + calm

@@ -81,6 +81,7 @@ var mutants = []mutant{
 var rare = []mutant{
 	{"a list removes a guest whose start waited for the registry", "run.go", " && g.admitted.Before(began.Add(-listGrace))", ""},
 	{"the address of a guest that is withdrawn is given back", "forget.go", " || a.isElsewhere(ctx, h)", ""},
+	{"a guest whose packets went on before a restart comes first", "fence.go", "case g.sentOn: //", "case false: //"},
 	{"a migration to a node that missed the guest's end is a start", "agent.go", "here && g.want.State != fabric.Absent && !g.hasNoCarrier() {", "here && g.want.State != fabric.Absent {"},
 }
 
@@ -129,7 +130,7 @@ var (
 
 // find gives the history that shows the mutant.
 func (m mutant) find(t *testing.T, test ...string) (history string) {
-	out, err := m.inAgent().Test(t, append(test, "-vet=off", "-shrink=false")...)
+	out, err := m.inAgent().Test(t, append(test, "-vet=off", "-timeout", "0", "-shrink=false")...)
 	require.Error(t, err, "not found")
 	is := begun.FindAllStringSubmatch(out, -1) // the last one failed, or ended the process
 	if failing := failed.FindAllStringSubmatch(out, -1); failing != nil {

@@ -79,7 +79,7 @@ func TestFoundBefore(t *testing.T) {
 	for _, seed := range []uint64{219, 441, 41000088, 41001123, 61000173, 61002756} {
 		holds(t, seed, Shared(seed, NewHistory(seed)))
 	}
-	for _, seed := range []uint64{63000040} {
+	for _, seed := range []uint64{63000040, 65001262} {
 		holds(t, seed, ofSeed(seed))
 	}
 }
@@ -102,6 +102,19 @@ func TestFresh(t *testing.T) {
 func TestHistoryIsOfItsSeed(t *testing.T) {
 	assert.Equal(t, NewHistory(7), NewHistory(7))
 	assert.NotEqual(t, NewHistory(7), NewHistory(8))
+}
+
+// TestCombinedIsTheHistoryAndMore: what was printed of a seed stays as it is.
+func TestCombinedIsTheHistoryAndMore(t *testing.T) {
+	for seed := range uint64(50) {
+		h := NewHistory(seed)
+		c := Combined(seed, h)
+		assert.Equal(t, h, c[:len(h)])
+		for _, s := range c[len(h):] {
+			assert.GreaterOrEqual(t, s.At, h.Length()+calm, "%s", s)
+		}
+		assert.Equal(t, c, Combined(seed, h))
+	}
 }
 
 // TestShrink leaves what is needed, and in its order.
