@@ -289,6 +289,7 @@ type links map[[2]string]link
 type link struct {
 	up    bool
 	since time.Time
+	out   time.Time // since when it is not up, but for moments
 }
 
 // look updates the links.
@@ -298,7 +299,11 @@ func (l links) look(w *world) {
 			k := [2]string{one.self.Name, other.self.Name}
 			up := one.alive() != nil && other.alive() != nil && !one.isCut(other.self.Name)
 			if was, known := l[k]; !known || was.up != up {
-				l[k] = link{up, time.Now()}
+				is := link{up, time.Now(), was.out}
+				if !up && (!known || is.since.Sub(was.since) > askedAgain) {
+					is.out = is.since
+				}
+				l[k] = is
 			}
 		}
 	}
@@ -324,6 +329,9 @@ func (l links) doubts(n *node, g *guest) bool {
 		return time.Since(k.since) < askedAgain || n.world.garbles() && (n.world.unsure() || g.wasUntold())
 	}
 	since := k.since
+	if !n.world.node(other).keeps(g) {
+		since = k.out // it cannot have said that it has the guest
+	}
 	if life := n.alive(); life != nil && life.since.After(since) {
 		since = life.since
 	}

@@ -22,7 +22,7 @@ type combination struct {
 
 // combinations are failures that come together seldom by chance, and that each showed
 // a fault.
-var combinations = []combination{{domains, standsStill}, {guests, laterClock}, {guests, fullDisk}, {domains, movesOn}, {guests, cameBack}}
+var combinations = []combination{{domains, standsStill}, {guests, laterClock}, {guests, fullDisk}, {domains, movesOn}, {guests, cameBack}, {domains, speaksForAMoment}}
 
 // Combined adds one combination of failures to the end of a history, which is that of
 // the same seed otherwise.
@@ -93,4 +93,28 @@ func cameBack(w *writer, guest, from, to, _ int) {
 	w.add(Step{Kind: Cut, Node: from, Other: to, For: c.For})
 	w.at += between(w.rnd, 0, 2*time.Second)
 	w.add(c)
+}
+
+// speaksForAMoment: a guest that ran on a second node, too, is where it was, and the
+// second node cannot say so. The agents reach each other for moments, in which the second
+// speaks of another guest.
+func speaksForAMoment(w *writer, guest, from, to, third int) {
+	other := (guest + 1 + w.rnd.IntN(guests-1)) % guests
+	w.add(Step{Kind: Start, Guest: other, Node: third})
+	w.at += 3 * time.Second
+	w.add(Step{Kind: Migrate, Guest: other, Node: third})
+	w.at += placed
+	s := Step{Kind: Twice, Guest: guest, Node: to, Seed: w.rnd.Uint64(), For: between(w.rnd, 20*time.Second, 30*time.Second)}
+	for !staysFirst(s.Seed) {
+		s.Seed = w.rnd.Uint64()
+	}
+	w.add(s)
+	w.add(Step{Kind: Kill, Node: from, At: w.at + 5*time.Second, For: time.Second}) // it does not know the second node's route any more
+	w.at += 10 * time.Second
+	w.add(Step{Kind: Migrate, Guest: other, Node: to, At: w.at + time.Second})
+	for range 4 {
+		s := Step{Kind: Cut, Node: from, Other: to, At: w.at, For: between(w.rnd, 40*time.Second, 50*time.Second)}
+		w.add(s)
+		w.at += s.For + between(w.rnd, 50*time.Millisecond, 1500*time.Millisecond)
+	}
 }

@@ -271,6 +271,15 @@ func remains(seed uint64) bool {
 	return d.rnd.IntN(2) == 0
 }
 
+// staysFirst reports whether a guest of libvirt that runs on two nodes stays on the first,
+// if nothing else happens. It draws what guest.twiceOn draws.
+func staysFirst(seed uint64) bool {
+	d := delays{rand.New(rand.NewPCG(seed, stepDelays))}
+	between(d.rnd, 0, 99*time.Millisecond)
+	between(d.rnd, 0, 5*time.Millisecond)
+	return d.rnd.IntN(3) == 0
+}
+
 // stepDelays makes the random delays within a step independent of those of the
 // history.
 const stepDelays = 0x7374657000000000
