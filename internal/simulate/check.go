@@ -325,8 +325,11 @@ func (l links) doubts(n *node, g *guest) bool {
 	k := l.between(n, n.world.node(other))
 	if k.up {
 		// If an agent took a move for a start, or clocks are wrong, only the other
-		// node's answer counts.
-		return time.Since(k.since) < askedAgain || n.world.garbles() && (n.world.unsure() || g.wasUntold())
+		// node's answer counts. It has the guest as long as its hypervisor says nothing,
+		// if it could not be asked for its epoch.
+		p := g.now()
+		unasked := n.world.unsure() && p.left == n.world.node(other) && p.ageless
+		return time.Since(k.since) < askedAgain || unasked || n.world.garbles() && (n.world.unsure() || g.wasUntold())
 	}
 	since := k.since
 	if !n.world.node(other).keeps(g) {
