@@ -406,6 +406,7 @@ func (a *Agent) settleDiversions(ctx context.Context) {
 		}
 	}
 	for _, vm := range idle {
+		a.endUnheard(ctx, vm)
 		if t, end, free := a.tryBegin(vm); free {
 			t.record(ctx, false)
 			end()
@@ -443,6 +444,33 @@ func (s *state) idleRecords(now time.Time) (vms []string) {
 		}
 	}
 	return vms
+}
+
+// endUnheard ends a move of which nothing was heard for long, if its destination says
+// that the guest is not to arrive there: its word was about an attempt that is over.
+func (a *Agent) endUnheard(ctx context.Context, vm string) {
+	s, done := a.state.open()
+	var was departure
+	var is fabric.VM
+	if g := s.guests[vm]; g != nil {
+		was, is = g.departure, g.want.VM
+	}
+	done()
+	if was.state != migration.Awaited || !a.letGoOf(ctx, was.to.Name, is) {
+		return
+	}
+	t, end, free := a.tryBegin(vm)
+	if !free {
+		return
+	}
+	defer end()
+	s, done = a.state.open()
+	g := s.guests[vm]
+	still := g != nil && g.departure.state == migration.Awaited && g.departure.heard.Equal(was.heard)
+	done()
+	if still {
+		t.step(ctx, migration.DestinationCancelled, was.to, "not heard of any more")
+	}
 }
 
 // departs reports whether the guest is on its way to another node.

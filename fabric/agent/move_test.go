@@ -256,6 +256,28 @@ func TestReportOfAMoveThatGoesOn(t *testing.T) {
 	})
 }
 
+// TestMoveThatIsNotHeardOf: a notice that comes late is about an attempt that is over.
+func TestMoveThatIsNotHeardOf(t *testing.T) {
+	pairs(t, func(t *testing.T, p *pair) {
+		outcome := func() string {
+			moves, err := p.one.Moves(t.Context(), p.vm.Name)
+			require.NoError(t, err)
+			require.Len(t, moves, 1)
+			return moves[0].Outcome
+		}
+		p.says(p.ends[p.two], fabric.Arriving)
+		p.ends[p.one].Cut("node2", true)
+		time.Sleep(2 * time.Minute)
+		assert.Equal(t, "under way", outcome(), "nobody can say")
+
+		p.ends[p.one].Cut("node2", false)
+		p.says(p.ends[p.two], fabric.Arriving)
+		assert.Equal(t, "under way", outcome())
+		time.Sleep(2 * time.Minute)
+		assert.Equal(t, "not heard of any more", outcome())
+	})
+}
+
 func TestReportsOutlastARestart(t *testing.T) {
 	pairs(t, func(t *testing.T, p *pair) {
 		p.arrives(p.two)
