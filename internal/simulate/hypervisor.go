@@ -107,7 +107,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	if from == nil || from == to || !to.on() {
 		return
 	}
-	arrived, boot := g.aging(from, to), to.boots()
+	arrived, boot, waited := g.aging(from, to), to.boots(), from.waits(g)
 	var told *agent.Agent
 	_ = to.hook(waitAfter, func(ctx context.Context, a *agent.Agent) error {
 		told = a
@@ -170,9 +170,9 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	to.tell(g, fabric.Live)
 	d.sleep(0, 50*time.Millisecond)
 	if d.rnd.IntN(2) == 0 { // the source's daemon hangs or is away, and the process remains until it is back
-		g.remains(from)
+		g.remains(from, waited)
 		d.sleep(time.Second, 10*time.Second)
-		g.remains(nil)
+		g.remains(nil, false)
 	}
 	g.release(from, d)
 }
@@ -206,12 +206,19 @@ func longest(rnd *rand.Rand) time.Duration {
 	return 3 * time.Second
 }
 
+// waits reports whether the node's agent still waits for another node to let go of the
+// guest.
+func (n *node) waits(g *guest) bool {
+	all, _ := n.storage.current().All(context.Background())
+	return slices.ContainsFunc(all, func(d fabric.Desired) bool { return d.VM.Name == g.vm.Name && len(d.Unreleased) > 0 })
+}
+
 // remains notes the node on which the process of a guest that left still stands. In half
 // of the cases the hypervisor's daemon there is away, so that the agent hears of nothing.
-func (g *guest) remains(n *node) {
+func (g *guest) remains(n *node, waited bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.left, g.away = n, n != nil && time.Since(n.world.began)/time.Microsecond%2 == 0
+	g.left, g.waited, g.away = n, waited, n != nil && time.Since(n.world.began)/time.Microsecond%2 == 0
 }
 
 // withdrew checks that the node announces nothing of a guest whose stopped hook has

@@ -67,6 +67,7 @@ type place struct {
 	starting *node     // the node where its process is about to begin
 	left     *node     // the node that it left, and where its process still stands
 	away     bool      // the hypervisor's daemon there is away, and does not say so
+	waited   bool      // the agent there still waited for another node to let go of it when it began to leave
 	quiet    bool      // it has sent no frame at its destination yet
 	also     *node     // the second node where it runs
 	later    bool      // the first of the two nodes knew that it runs there, and with which epoch, when the second began
