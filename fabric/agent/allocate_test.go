@@ -716,3 +716,22 @@ func TestAddressOfAGuestThatIsWithdrawnElsewhere(t *testing.T) {
 		require.NoError(t, <-served)
 	})
 }
+
+// TestAddressOfAGuestOnANodeThatWasNotMet: an agent that has just begun waits a minute for
+// a node that does not answer; perhaps no agent runs there.
+func TestAddressOfAGuestOnANodeThatWasNotMet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, web := newRegistry(nil), known("web", "uuid-of-web", "203.0.113.9")
+		_, err := r.Allocate(t.Context(), fabric.AllocationRequest{Guest: web.Identity(), VM: "web", Node: "node9", Wants: []fabric.Want{{Prefix: prefix("203.0.113.9/32")}}})
+		require.NoError(t, err)
+		n := fresh(t, agent.WithNodes(fake.NewNodes(nil, cluster().Nodes[:2]...)["node1"]), agent.WithRegistry(r))
+		n.run(func() {
+			other := known("copy", "uuid-of-copy", "203.0.113.9")
+			time.Sleep(50 * time.Second)
+			require.ErrorIs(t, n.Apply(t.Context(), other, fabric.Live), fabric.ErrRefused)
+			time.Sleep(10 * time.Second)
+			n.apply(other, fabric.Live)
+			assert.Equal(t, []string{"203.0.113.9/32 allocated copy node1"}, allocations(t, r))
+		})
+	})
+}

@@ -41,7 +41,7 @@ var mutants = []mutant{
 	{"any word of a silent node withdraws what is behind it", "internal/ownership/ownership.go", "p.RouteGone || p.Behind ||", "p.RouteGone ||"},
 
 	// The registry's word.
-	{"an address is taken from a guest whose node is silent", "addresses.go", "return n == h.Node || s.peers.met[n]", "return n == \"\" && s.peers.met[n]"},
+	{"an address is taken from a guest whose node is silent", "addresses.go", "return n == h.Node || s.peers.met[n] || begun", "return n == \"\" && s.peers.met[n] && begun"},
 	{"the registry is not compared with what runs", "allocate.go", "g.acquired = g.acquired && is.Node == s.node && is.Epoch >= g.epoch()", "_ = is.Node"},
 	{"nobody is written as the owner", "own.go", "	if is.Epoch < epoch || is.Node != a.node {", "	if false && is.Epoch < epoch {"},
 	{"a node whose guest was acquired elsewhere never gets it back", "own.go", "is.Node != a.node && !a.letGoOf(ctx, is.Node, vm)", "is.Node != a.node"},
@@ -81,6 +81,7 @@ var mutants = []mutant{
 var rare = []mutant{
 	{"a list removes a guest whose start waited for the registry", "run.go", " && g.admitted.Before(began.Add(-listGrace))", ""},
 	{"the address of a guest that is withdrawn is given back", "forget.go", " || a.isElsewhere(ctx, h)", ""},
+	{"an agent that has just begun takes the address of a guest that it cannot ask for", "addresses.go", " || begun })", " || begun && false })"},
 	{"a guest whose packets went on before a restart comes first", "fence.go", "case g.sentOn: //", "case false: //"},
 	{"a migration to a node that missed the guest's end is a start", "agent.go", "here && g.want.State != fabric.Absent && !g.hasNoCarrier() {", "here && g.want.State != fabric.Absent {"},
 }
