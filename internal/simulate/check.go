@@ -328,12 +328,12 @@ func (l links) doubts(n *node, g *guest) bool {
 	}
 	k := l.between(n, n.world.node(other))
 	if k.up {
-		// If an agent took a move for a start, or clocks are wrong, only the other
-		// node's answer counts. It has the guest as long as its hypervisor says nothing,
-		// if it could not be asked for its epoch.
+		// Only the other node's answer counts, which can be lost any number of times
+		// while messages are garbled. It has the guest as long as its hypervisor says
+		// nothing, if it could not be asked for its epoch, and clocks are wrong.
 		p := g.now()
 		unasked := n.world.unsure() && p.left == n.world.node(other) && p.ageless
-		return time.Since(k.since) < askedAgain || unasked || n.world.garbles() && (n.world.unsure() || g.wasUntold())
+		return time.Since(k.since) < askedAgain || unasked || n.world.garbles()
 	}
 	since := k.since
 	if !n.world.node(other).keeps(g) {
