@@ -369,6 +369,24 @@ func TestGuestThatCameBackDefendsItsAddress(t *testing.T) {
 	})
 }
 
+// TestReportOfAGuestThatCameBack ends when the other node gives the guest back.
+func TestReportOfAGuestThatCameBack(t *testing.T) {
+	golds(t, func(t *testing.T, p *pair) {
+		outcome := func() string {
+			moves, err := p.one.Moves(t.Context(), gold().Name)
+			require.NoError(t, err)
+			require.NotEmpty(t, moves)
+			return moves[0].Outcome
+		}
+		p.runs(p.two, gold())
+		time.Sleep(5 * time.Second)
+		assert.Equal(t, "under way", outcome())
+		p.over(p.two, gold())
+		time.Sleep(5 * time.Second)
+		assert.Equal(t, "it does not run at node2 any more", outcome())
+	})
+}
+
 // TestHolderOf: what a route says of its holder comes back, and nothing from what
 // is not whole, or is the cluster's own.
 func TestHolderOf(t *testing.T) {

@@ -70,7 +70,6 @@ var mutants = []mutant{
 	{"packets are sent on for ever", "depart.go", "case !now.Before(until):", "case !now.Before(until) && false:"},
 	{"a move that fails leaves the packets where they went", "depart.go", "	if was.state.Diverts() {", "	if was.state.Diverts() && false {"},
 	{"a diversion of before stays where the guest runs", "run.go", "		if d.State == fabric.Live {\n			a.runsHere(ctx, name, d.Since)", "		if d.State == fabric.Live {\n			_ = a.runsHere"},
-	{"a guest that was given back is on its way yet", "fence.go", "	if returned {", "	if returned && false {"},
 	{"a guest that stops for an unknown node stays first", "depart.go", "		a.signal() // wherever that is", "		// wherever that is"},
 	{"a guest that moves on gives way to a silent node", "fence.go", "			return silent && n != g.departure.to.Name", "			return false && silent && n != g.departure.to.Name"},
 	{"a move is never announced", "agent.go", "	return announced && time.Since(at) < expectation", "	return announced && time.Since(at) < 0"},
