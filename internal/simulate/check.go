@@ -267,18 +267,19 @@ func (w *world) astray(g *guest, at *node) string {
 // the guest began to run there, and has not come back: the reflectors keep the
 // route with the highest preference there is, which no other node can exceed. The
 // same holds for a node that had the guest later, and died before the guest ended
-// there; and for one that the guest left just after it began to run there, if nobody can
-// tell its agent that the guest is gone.
+// there; and for one that the guest left just after it began to run there, if its agent
+// began after that, and nobody and nothing can tell it that the guest is gone.
 func (w *world) stuck(g *guest, at *node) bool {
 	for _, prefix := range g.prefixes {
 		name := w.routers.best(prefix)
 		if name == "" || name == at.self.Name {
 			continue
 		}
-		if p := g.now(); p.left == w.node(name) && p.away && p.waited && p.left.isCut(at.self.Name) {
+		l := w.node(name).alive()
+		if p := g.now(); l != nil && p.left == w.node(name) && p.away && p.waited && p.left.isCut(at.self.Name) && l.since.After(p.since) && !l.diverted[g] {
 			return true
 		}
-		if l := w.node(name).alive(); l == nil || time.Since(l.since) < backAgain {
+		if l == nil || time.Since(l.since) < backAgain {
 			// Its full disk does not record that another node has the guest.
 			return w.routers.preference(name, prefix) == fabric.Fresh || at.lostTo(g) != "" || at.broken()
 		}

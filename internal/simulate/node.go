@@ -35,14 +35,15 @@ type node struct {
 
 // life is an agent from its start to its end.
 type life struct {
-	agent   *agent.Agent
-	sources map[string]source // by the origin of their guests
-	speaker *speaker
-	since   time.Time
-	mortal  *mortal
-	cancel  context.CancelFunc
-	adopted chan struct{} // closed when the agent answers hooks
-	ended   chan struct{}
+	agent    *agent.Agent
+	sources  map[string]source // by the origin of their guests
+	speaker  *speaker
+	since    time.Time
+	mortal   *mortal
+	cancel   context.CancelFunc
+	adopted  chan struct{}   // closed when the agent answers hooks
+	diverted map[*guest]bool // the guests whose packets the node sent to another one when the agent began
+	ended    chan struct{}
 }
 
 // mortal delays the effects of an agent, and makes them fail once the agent is
@@ -164,11 +165,14 @@ func (n *node) begin() {
 	} else {
 		n.kernel = n.kernel.Again()
 	}
-	l := &life{mortal: &mortal{node: n, rnd: rand.New(rand.NewPCG(uint64(time.Since(n.world.began)), n.world.seed))}, since: time.Now(), sources: map[string]source{}, speaker: newSpeaker(n.self.Name, n.world.routers), adopted: make(chan struct{}), ended: make(chan struct{})}
+	l := &life{mortal: &mortal{node: n, rnd: rand.New(rand.NewPCG(uint64(time.Since(n.world.began)), n.world.seed))}, since: time.Now(), sources: map[string]source{}, speaker: newSpeaker(n.self.Name, n.world.routers), adopted: make(chan struct{}), diverted: map[*guest]bool{}, ended: make(chan struct{})}
 	for name, s := range map[string]*fake.Source{"libvirt": fake.NewSource("libvirt"), "lxd": fake.NewMovesByRestart("lxd")} {
 		l.sources[name] = source{s, l.mortal}
 	}
 	n.world.runningOn(n, l)
+	for _, g := range n.world.all() {
+		_, l.diverted[g] = n.kernel.DivertedTo(g.prefixes[0])
+	}
 	options := []agent.Option{
 		agent.WithSources(l.sources["libvirt"], l.sources["lxd"]), agent.WithNodes(wire{n.end, l.mortal, n.world.delay}),
 		agent.WithBoot(fmt.Sprint("boot ", n.boot)), agent.WithClock(n.clock),
