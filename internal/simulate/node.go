@@ -292,11 +292,12 @@ func (n *node) isDrained() bool {
 	return !since.IsZero()
 }
 
-// hasEpoch reports whether the disk has the epoch with which a guest runs.
+// hasEpoch reports whether the disk has the epoch with which a guest runs, and the node
+// has not lost it to another one: it says the epoch to a node that asks.
 func (n *node) hasEpoch(g *guest) bool {
 	all, _ := n.storage.current().All(context.Background())
 	return slices.ContainsFunc(all, func(d fabric.Desired) bool {
-		return d.VM.Name == g.vm.Name && d.State == fabric.Live && d.Epoch > 0
+		return d.VM.Name == g.vm.Name && d.State == fabric.Live && d.Lost == "" && d.Epoch > 0
 	})
 }
 
