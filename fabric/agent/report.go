@@ -219,8 +219,12 @@ func (r *report) copy() fabric.Move {
 // settled records that the routes of a guest which arrived are not Fresh any more:
 // the move is over.
 func (l *moveLog) settled(vm string) {
-	l.at(vm, func(m *fabric.Move, now time.Time) { m.Normal = now })
-	l.end(vm, moved)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if m := l.current(vm); m != nil && m.arrival && m.Outcome == underWay { // else it has gone on already
+		m.Normal, m.Outcome = time.Now(), moved
+		l.keep()
+	}
 }
 
 // merge adds the source node's report of a move to this node.
