@@ -193,7 +193,10 @@ func TestAnswersFollowTheDescription(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src := fake.NewSource("lxd")
 		n := fresh(t, agent.WithSources(src))
-		ask := func() [][]byte { return n.dataplane.Ask("web_net0", solicitation(t)) }
+		ask := func() [][]byte {
+			answers, _ := n.dataplane.Ask("web_net0", solicitation(t))
+			return answers
+		}
 		n.run(func() {
 			vm := guest("web", "203.0.113.10 2001:db8:100:1::10 adopt")
 			n.dataplane.AddLink("web_net0")
@@ -217,7 +220,8 @@ func TestAnswersFollowTheDescription(t *testing.T) {
 			assert.False(t, kept[0].VM.NoRA)
 		})
 		n = n.again(agent.WithSources(fake.NewSource("lxd")))
-		assert.Len(t, n.dataplane.Ask("web_net0", solicitation(t)), 1)
+		answers, _ := n.dataplane.Ask("web_net0", solicitation(t))
+		assert.Len(t, answers, 1)
 		assert.Contains(t, configuration(t, n, "203.0.113.10"), "DHCP is off")
 	})
 }

@@ -180,7 +180,9 @@ func (d *Dataplane) Diverted(context.Context) ([]netip.Prefix, error) {
 }
 
 // replay sends the frames that the guests may not have taken to the node where they
-// run, and counts them in done.
+// run, and counts them in done. Those of the gateway stay: they are this node's own,
+// such as answers by DHCP, and another node takes none that come from an address of
+// its own.
 func (d *Dataplane) replay(ctx context.Context, ports []fabric.Port, diverted []netip.Prefix, to fabric.Node, called time.Time, done *fabric.Diversion) error {
 	buffers := d.moves.replayBuffers(ports)
 	if len(buffers) == 0 || len(diverted) == 0 {
@@ -190,8 +192,13 @@ func (d *Dataplane) replay(ctx context.Context, ports []fabric.Port, diverted []
 	if err != nil || out == nil {
 		return err
 	}
-	fits := func(a netip.Addr) bool {
-		return slices.ContainsFunc(diverted, func(p netip.Prefix) bool { return p.Contains(a) })
+	var own []netip.Addr
+	for _, p := range ports {
+		own = append(own, p.Gateway.IPv4, p.Gateway.IPv6)
+	}
+	fits := func(f capture.Frame) bool {
+		to := f.Destination()
+		return !slices.Contains(own, f.Source()) && slices.ContainsFunc(diverted, func(p netip.Prefix) bool { return p.Contains(to) })
 	}
 	since := make([]time.Time, len(buffers))
 	for i, r := range buffers {

@@ -74,20 +74,21 @@ func etherType(frame []byte) uint16 {
 	return binary.BigEndian.Uint16(frame[12:])
 }
 
-// destination returns the IP destination of an Ethernet frame, or the zero Addr.
-func destination(frame []byte) netip.Addr {
+// addresses returns the IP source and destination of an Ethernet frame, or zero Addrs.
+func addresses(frame []byte) (from, to netip.Addr) {
 	var at, size int
 	switch etherType(frame) {
 	case unix.ETH_P_IP:
-		at, size = ethernetHeader+16, 4
+		at, size = ethernetHeader+12, 4
 	case unix.ETH_P_IPV6:
-		at, size = ethernetHeader+24, 16
+		at, size = ethernetHeader+8, 16
 	}
-	if size == 0 || len(frame) < at+size {
-		return netip.Addr{}
+	if size == 0 || len(frame) < at+2*size {
+		return netip.Addr{}, netip.Addr{}
 	}
-	a, _ := netip.AddrFromSlice(frame[at : at+size])
-	return a
+	from, _ = netip.AddrFromSlice(frame[at : at+size])
+	to, _ = netip.AddrFromSlice(frame[at+size : at+2*size])
+	return from, to
 }
 
 // Hop is the way of frames to a neighbour.

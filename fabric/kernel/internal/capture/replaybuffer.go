@@ -148,7 +148,7 @@ func (r *recording) read(fd, n int) (more bool, err error) {
 		default:
 			number := r.queue.into
 			r.queue.into++
-			if size > vnetHeader && destination(r.buffer[vnetHeader:size]).IsValid() {
+			if size > vnetHeader && (Frame{data: r.buffer[:size]}).Destination().IsValid() {
 				r.pace.sent(at)
 				r.keep(Frame{at, number, slices.Clone(r.buffer[:size])})
 			}
@@ -216,14 +216,13 @@ func (r *Buffer) ReplayFrom(now time.Time) time.Time {
 	return since
 }
 
-// Take removes the frames since a time whose destination fits from the buffer, and
-// returns them.
-func (r *Buffer) Take(since time.Time, fits func(to netip.Addr) bool) (taken []Frame) {
+// Take removes the frames since a time that fit from the buffer, and returns them.
+func (r *Buffer) Take(since time.Time, fits func(Frame) bool) (taken []Frame) {
 	kept, done := r.open()
 	defer done()
 	kept.catchUp(r.file)
 	kept.frames = slices.DeleteFunc(kept.frames, func(f Frame) bool {
-		chosen := !f.at.Before(since) && fits(f.Destination())
+		chosen := !f.at.Before(since) && fits(f)
 		if chosen {
 			taken = append(taken, f)
 			kept.bytes -= len(f.data)
@@ -237,4 +236,13 @@ func (r *Buffer) Take(since time.Time, fits func(to netip.Addr) bool) (taken []F
 func (f Frame) Type() uint16 { return etherType(f.data[vnetHeader:]) }
 
 // Destination returns the IP destination.
-func (f Frame) Destination() netip.Addr { return destination(f.data[vnetHeader:]) }
+func (f Frame) Destination() netip.Addr {
+	_, to := addresses(f.data[vnetHeader:])
+	return to
+}
+
+// Source returns the IP source.
+func (f Frame) Source() netip.Addr {
+	from, _ := addresses(f.data[vnetHeader:])
+	return from
+}
