@@ -38,6 +38,7 @@ type watcher struct {
 	holes   map[*guest]*hole
 	several map[netip.Prefix]time.Duration // how long more than one node has announced a prefix
 	told    map[*guest]time.Time           // when the watcher last reported the wrong holder of a guest's addresses
+	askers  askers
 }
 
 // hole is a time in which packets for a guest are lost.
@@ -48,7 +49,7 @@ type hole struct {
 
 // watch checks the world until stop is closed.
 func (w *world) watch(stop <-chan struct{}) {
-	v := watcher{w, links{}, map[*guest]*hole{}, map[netip.Prefix]time.Duration{}, map[*guest]time.Time{}}
+	v := watcher{w, links{}, map[*guest]*hole{}, map[netip.Prefix]time.Duration{}, map[*guest]time.Time{}, askers{unheard: map[*guest]bool{}}}
 	last := time.Now()
 	for {
 		wait := wellEvery
@@ -66,6 +67,7 @@ func (w *world) watch(stop <-chan struct{}) {
 		passed := time.Since(last)
 		last = time.Now()
 		v.reach.look(w)
+		v.askers.look(w)
 		for _, g := range w.guests {
 			v.lookHolders(g, passed)
 			v.lookPackets(g, passed)
@@ -103,7 +105,7 @@ func (v *watcher) lookPackets(g *guest, passed time.Duration) {
 	if l == nil || time.Since(l.since) < adopted {
 		return // the agent does not make it worse, but may not have repaired it yet
 	}
-	why := w.astray(g, p.at)
+	why := cmp.Or(w.astray(g, p.at), v.askers.why(g))
 	if why == "" || v.reach.doubts(p.at, g) || p.at.ignorant(l.since) || w.stuck(g, p.at) || w.waiting(g, p) || p.untold || p.restarted() {
 		delete(v.holes, g)
 		return

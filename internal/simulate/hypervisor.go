@@ -146,6 +146,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 		g.release(to, d)
 		return
 	}
+	from.world.asksAll(g, from)
 	g.set(func(g *guest) { g.paused = true })
 	d.sleep(0, 5*time.Millisecond)
 	from.leaves(g)
@@ -161,6 +162,7 @@ func (g *guest) migrate(to *node, kind Kind, d delays) {
 	g.set(func(g *guest) {
 		g.at, g.to, g.paused, g.settled, g.moved = to, nil, false, true, time.Since(g.started) > time.Second
 	})
+	to.world.asksAll(g, to)
 	arrived()
 	d.sleep(0, 3*time.Millisecond)
 	if links := to.links(); links != nil {

@@ -74,6 +74,11 @@ var mutants = []mutant{
 	{"a guest that moves on gives way to a silent node", "fence.go", "			return silent && n != g.departure.to.Name", "			return false && silent && n != g.departure.to.Name"},
 	{"a move is never announced", "agent.go", "	return announced && time.Since(at) < expectation", "	return announced && time.Since(at) < 0"},
 	{"the report of a move that goes on never ends", "report.go", "		m.supersede()\n", ""},
+
+	// What guests are told.
+	{"an arriving guest is told nothing", "arrive.go", "		ports[i].Incoming = d.Incoming && d.State == fabric.Wired\n", "		ports[i].Incoming = d.Incoming && d.State == fabric.Wired\n		ports[i].NoDHCP, ports[i].NoRA = ports[i].Incoming, ports[i].Incoming\n"},
+	{"a guest that another node has is told nothing", "arrive.go", "		ports[i].Incoming = d.Incoming && d.State == fabric.Wired\n", "		ports[i].Incoming = d.Incoming && d.State == fabric.Wired\n		ports[i].NoDHCP = ports[i].NoDHCP || d.Lost != \"\"\n"},
+	{"a request of an arriving guest is answered to whoever sent it", "../autoconf/offer.go", "		MAC:       p.NIC.MAC,\n", "		MAC:       map[bool]fabric.MAC{false: p.NIC.MAC}[p.Incoming],\n"},
 }
 
 // rare are mutants that few histories show: those of TestFoundBefore do.

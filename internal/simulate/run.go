@@ -141,7 +141,7 @@ func (w *world) another(number int) *guest {
 	if number >= domains {
 		vm = instance(vm)
 	}
-	c := &guest{vm: vm, prefixes: vm.Prefixes(), ran: map[*node]bool{}}
+	c := w.describe(vm)
 	w.copies = append(w.copies, c)
 	return c
 }

@@ -48,7 +48,8 @@ type setting struct {
 type guest struct {
 	vm       fabric.VM
 	prefixes []netip.Prefix // of its addresses
-	busy     sync.Mutex     // held during a start, stop or move, like libvirt's job lock
+	lease    lease
+	busy     sync.Mutex // held during a start, stop or move, like libvirt's job lock
 
 	mu sync.Mutex
 	place
@@ -193,9 +194,14 @@ func newWorld(seed uint64, delay, spread time.Duration) *world {
 		if i >= domains {
 			vm = instance(vm)
 		}
-		w.guests = append(w.guests, &guest{vm: vm, prefixes: vm.Prefixes(), ran: map[*node]bool{}})
+		w.guests = append(w.guests, w.describe(vm))
 	}
 	return w
+}
+
+// describe makes a guest.
+func (w *world) describe(vm fabric.VM) *guest {
+	return &guest{vm: vm, prefixes: vm.Prefixes(), lease: leaseOf(vm, &w.cluster), ran: map[*node]bool{}}
 }
 
 // domain makes a guest of libvirt with an address of each family.
