@@ -405,14 +405,27 @@ func (m *shuttle) reportsTell(from, to string) {
 	}
 }
 
-// TestMovesBackAndForth moves a guest ten times as fast as libvirt can.
+// TestMovesBackAndForth moves a guest ten times as fast as libvirt can, while it asks for
+// its address.
 func TestMovesBackAndForth(t *testing.T) {
 	t.Parallel()
 	m := startShuttle(t, options{})
+	watch := m.watchDHCP()
+	m.orders(m.vm.NICs[0].Addresses[0], clients)
 	for range 10 {
 		require.NoError(t, m.d.Migrate(context.WithoutCancel(soon(t)), m.lv[other(m.where())]))
 	}
+	hung, err := m.d.Hung(soon(t))
+	require.NoError(t, err)
+	if !hung {
+		m.orders(m.vm.NICs[0].Addresses[0], "kill $(cat /run/clients); killall udhcpc; true")
+	}
 	m.rests("node1")
+	heard := watch.answeredOnce()
+	t.Logf("requests that the nodes heard: %v", heard)
+	for node := range m.top.Nodes {
+		assert.True(t, hung || heard[node] > 0, node)
+	}
 }
 
 // failure is a move that something goes wrong with.

@@ -130,12 +130,13 @@ func answered(t testing.TB, more int, probes ...*core.Prober) {
 }
 
 // TestRestartsLoseNothing ends the agent in both ways under a probe of 1,000
-// packets a second, and watches the core gateway's routes.
+// packets a second, and watches the core gateway's routes. The guest asks for its
+// addresses all the time.
 func TestRestartsLoseNothing(t *testing.T) {
 	t.Parallel()
 	s := start(t, options{})
 	vm := veth("web", "203.0.113.10", "2001:db8:100::10")
-	s.run("node1", vm)
+	asker := s.asks(s.run("node1", vm), vm)
 	s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
 	s.reaches(s.top.Client, "203.0.113.10", "2001:db8:100::10")
 	a := s.agents["node1"]
@@ -166,6 +167,7 @@ func TestRestartsLoseNothing(t *testing.T) {
 		assert.Greater(t, r.Sent, 500)
 	}
 	assert.Empty(t, withdrawn(), "the core gateway lost a route")
+	t.Logf("longest time in which the guest had no answer to a request: %v", asker.answeredAlike())
 	assert.NotContains(t, a.Log(), "DATA RACE")
 	entries := a.ask(hooks.List, fabric.VM{}).Ports
 	require.Len(t, entries, 1)
