@@ -50,21 +50,11 @@ func (s *system) watchDHCP() *dhcpWatch {
 	s.t.Helper()
 	w := &dhcpWatch{s.t, map[string]*core.Sniffer{}}
 	for name, node := range s.top.Nodes {
-		sniffer, err := node.Sniff("", func(f core.Frame) bool { return dhcpOf(f) != nil })
+		sniffer, err := node.SniffUDP("", 67, 68)
 		require.NoError(s.t, err)
 		w.sniffers[name] = sniffer
 	}
 	return w
-}
-
-// dhcpOf reads a DHCPv4 message; nil: the frame is none.
-func dhcpOf(f core.Frame) *dhcpv4.DHCPv4 {
-	b := f.Data
-	if len(b) < requests.Payload4 || b[12] != 8 || b[13] != 0 || b[23] != 17 || b[34] != 0 || b[35] != 67 && b[35] != 68 {
-		return nil
-	}
-	m, _ := dhcpv4.FromBytes(b[requests.Payload4:])
-	return m
 }
 
 // exchange is what a client asked, and the node that heard it.
@@ -85,7 +75,8 @@ func (w *dhcpWatch) answeredOnce() (heard map[string]int) {
 	for node, s := range w.sniffers {
 		require.NoError(w.t, s.Close())
 		for _, f := range s.Frames() {
-			m := dhcpOf(f)
+			m, err := dhcpv4.FromBytes(f.Data[requests.Payload4:])
+			require.NoError(w.t, err)
 			if m.OpCode == dhcpv4.OpcodeBootRequest {
 				asked[exchange{node, m.TransactionID, m.MessageType()}]++
 				heard[node]++

@@ -64,6 +64,11 @@ var mutants = []mutant{
 	{"a guest that is expected comes before where it runs", "../vm.go", "Standby  Preference = 10 ", "Standby  Preference = 150 "},
 	{"faults of ports are not repaired", "internal/plan/plan.go", "case len(have.Faults) > 0:", "case false && len(have.Faults) > 0:"},
 
+	// What guests are told.
+	{"an arriving guest is told nothing", "arrive.go", "		ports[i].Incoming = d.Incoming && d.State == fabric.Wired\n", "		ports[i].Incoming = d.Incoming && d.State == fabric.Wired\n		ports[i].NoDHCP, ports[i].NoRA = ports[i].Incoming, ports[i].Incoming\n"},
+	{"a guest that another node has is told nothing", "arrive.go", "		ports[i].Incoming = d.Incoming && d.State == fabric.Wired\n", "		ports[i].Incoming = d.Incoming && d.State == fabric.Wired\n		ports[i].NoDHCP = ports[i].NoDHCP || d.Lost != \"\"\n"},
+	{"a request of an arriving guest is answered to whoever sent it", "../autoconf/offer.go", "		MAC:       p.NIC.MAC,\n", "		MAC:       map[bool]fabric.MAC{false: p.NIC.MAC}[p.Incoming],\n"},
+
 	// Moves.
 	{"packets are not sent on", "depart.go", "done, err := t.dataplane.Divert(ctx, d.VM.Ports(&t.cluster), to)", "done, err := t.dataplane.Divert(ctx, nil, to)"},
 	{"packets are sent on for a moment only", "depart.go", "		s.forwarding[p] = time.Now().Add(forwardingGrace)\n	}\n	s.later(forwardingGrace)", "		s.forwarding[p] = time.Now()\n	}\n	s.later(0)"},
@@ -74,11 +79,6 @@ var mutants = []mutant{
 	{"a guest that moves on gives way to a silent node", "fence.go", "			return silent && n != g.departure.to.Name", "			return false && silent && n != g.departure.to.Name"},
 	{"a move is never announced", "agent.go", "	return announced && time.Since(at) < expectation", "	return announced && time.Since(at) < 0"},
 	{"the report of a move that goes on never ends", "report.go", "		m.supersede()\n", ""},
-
-	// What guests are told.
-	{"an arriving guest is told nothing", "arrive.go", "		ports[i].Incoming = d.Incoming && d.State == fabric.Wired\n", "		ports[i].Incoming = d.Incoming && d.State == fabric.Wired\n		ports[i].NoDHCP, ports[i].NoRA = ports[i].Incoming, ports[i].Incoming\n"},
-	{"a guest that another node has is told nothing", "arrive.go", "		ports[i].Incoming = d.Incoming && d.State == fabric.Wired\n", "		ports[i].Incoming = d.Incoming && d.State == fabric.Wired\n		ports[i].NoDHCP = ports[i].NoDHCP || d.Lost != \"\"\n"},
-	{"a request of an arriving guest is answered to whoever sent it", "../autoconf/offer.go", "		MAC:       p.NIC.MAC,\n", "		MAC:       map[bool]fabric.MAC{false: p.NIC.MAC}[p.Incoming],\n"},
 }
 
 // rare are mutants that few histories show: those of TestFoundBefore do.

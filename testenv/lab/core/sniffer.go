@@ -40,6 +40,27 @@ const sniffBuffer = 16 << 20
 // them when it is nil, until Close. It sees every frame that passes after Sniff has
 // returned. An empty link stands for all links, also later ones.
 func (h *Host) Sniff(link string, keep func(Frame) bool) (*Sniffer, error) {
+	return h.sniff(link, nil, keep)
+}
+
+// SniffUDP is Sniff for UDP datagrams over IPv4 to the ports, which the kernel picks: it
+// drops none of them while much else passes.
+func (h *Host) SniffUDP(link string, ports ...uint16) (*Sniffer, error) {
+	pick := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 12},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.ETH_P_IP, Jf: uint8(3 + len(ports))},
+		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 23},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.IPPROTO_UDP, Jf: uint8(1 + len(ports))},
+		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 36}, // of a header without options
+	}
+	for i, p := range ports {
+		pick = append(pick, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: uint32(p), Jt: uint8(len(ports) - i)})
+	}
+	pick = append(pick, unix.SockFilter{Code: unix.BPF_RET}, unix.SockFilter{Code: unix.BPF_RET, K: 1 << 16})
+	return h.sniff(link, pick, nil)
+}
+
+func (h *Host) sniff(link string, pick []unix.SockFilter, keep func(Frame) bool) (*Sniffer, error) {
 	index := 0
 	if link != "" {
 		l, err := h.Link(link)
@@ -50,7 +71,7 @@ func (h *Host) Sniff(link string, keep func(Frame) bool) (*Sniffer, error) {
 	}
 	var fd int
 	err := h.Do(func() (err error) {
-		fd, err = packetSocket(index)
+		fd, err = packetSocket(index, pick)
 		return err
 	})
 	if err != nil {
@@ -61,11 +82,17 @@ func (h *Host) Sniff(link string, keep func(Frame) bool) (*Sniffer, error) {
 	return s, nil
 }
 
-func packetSocket(index int) (int, error) {
+func packetSocket(index int, pick []unix.SockFilter) (int, error) {
 	// Protocol 0: nothing arrives before the socket is bound to the link.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
+	}
+	if len(pick) > 0 {
+		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(pick)), Filter: &pick[0]}); err != nil {
+			unix.Close(fd)
+			return -1, os.NewSyscallError("setsockopt SO_ATTACH_FILTER", err)
+		}
 	}
 	all := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, sniffBuffer) != nil { // without root
