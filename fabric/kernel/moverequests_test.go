@@ -156,7 +156,7 @@ func (g *traveller) judges(sides ...*side) {
 			if q.at == s && !q.lost && q.kind == requests.Solicitation {
 				solicited++
 			} else if q.at == s && q.kind != requests.Solicitation {
-				assert.Equal(g.t, map[bool]int{false: 1}[q.lost], answers[number], "answers to %d (%d) at %s", number, q.kind, s.name)
+				assert.Equal(g.t, map[bool]int{false: 1}[q.lost], answers[number], "answers to %d (%v) at %s", number, q.kind, s.name)
 			}
 		}
 		assert.GreaterOrEqual(g.t, advertised, solicited)

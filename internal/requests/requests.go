@@ -33,6 +33,11 @@ const (
 	Kinds                    // how many there are
 )
 
+// String returns the kind's words.
+func (k Kind) String() string {
+	return [...]string{"discover", "select", "reboot", "renew by DHCPv4", "rebind by DHCPv4", "solicit", "renew by DHCPv6", "rebind by DHCPv6", "router solicitation"}[k]
+}
+
 // Guest is who asks.
 type Guest struct {
 	MAC       fabric.MAC

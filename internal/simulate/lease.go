@@ -52,10 +52,10 @@ func (w *world) asksAt(g *guest, n *node, k requests.Kind) (heard bool) {
 		return false
 	}
 	if len(answers) != 1 || !bytes.Equal(answers[0], g.lease.told[k]) {
-		w.fail("%s runs on %s, and is told %x when it asks (%d), and not %x", g.vm.Name, n.self.Name, answers, k, g.lease.told[k])
+		w.fail("%s runs on %s, and is told %x by its %v, and not %x", g.vm.Name, n.self.Name, answers, k, g.lease.told[k])
 	}
 	if answers, _ := links.Ask(g.port(), g.lease.strange[k]); len(answers) > 0 {
-		w.fail("%s runs on %s, and somebody else on its port is told %x (%d)", g.vm.Name, n.self.Name, answers, k)
+		w.fail("%s runs on %s, and somebody else on its port is told %x by its %v", g.vm.Name, n.self.Name, answers, k)
 	}
 	return true
 }
