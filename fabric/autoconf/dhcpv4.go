@@ -161,9 +161,20 @@ func (x *exchange4) request() Answer {
 		return refused(x.contact, "it asks for no address")
 	case !slices.Contains(x.Addresses, wanted):
 		x.contact.Refused = wanted.String() + " is not an address of the NIC"
-		return x.send(broadcast4, x.reply(dhcpv4.MessageTypeNak))
+		return x.deny()
 	}
 	return x.grant(dhcpv4.MessageTypeAck, wanted)
+}
+
+// deny tells the client that it cannot have the address. A client that renews may hear
+// only what comes to that address (RFC 2131, 4.4.5), and not the broadcast (4.3.2).
+func (x *exchange4) deny() Answer {
+	nak := x.reply(dhcpv4.MessageTypeNak)
+	a := x.send(broadcast4, nak)
+	if x.contact.Message == "RENEW" {
+		a.Frames = append(a.Frames, x.send(x.client(), nak).Frames...)
+	}
+	return a
 }
 
 // decline notes that another machine has the address.

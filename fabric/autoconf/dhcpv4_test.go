@@ -157,8 +157,13 @@ func TestRenewal(t *testing.T) {
 	assert.Equal(t, "RENEW", a.Contact.Message)
 	m.ClientIPAddr = net.IP{192, 0, 2, 7}
 	a = web().Answer(udpRequest("203.0.113.10:68", "169.254.1.1:67", m.ToBytes()))
-	require.Len(t, a.Frames, 1)
+	sent := sane(t, web(), Request{From: guestMAC}, a)
+	require.Len(t, sent, 2)
 	assert.Equal(t, broadcastMAC[:], a.Frames[0][:6], "a NAK")
+	assert.Equal(t, broadcast4, sent[0].dst)
+	assert.Equal(t, guestMAC[:], a.Frames[1][:6], "to those that hear only what is for their address")
+	assert.Equal(t, netip.MustParseAddr("192.0.2.7"), sent[1].dst)
+	assert.Equal(t, sent[0].payload, sent[1].payload)
 }
 
 // TestWhereAnswersGo: to the guest's new address, unless it asks for broadcast.

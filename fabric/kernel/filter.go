@@ -109,8 +109,7 @@ func portRules(cfg Config, q requests) *ruleset {
 	r.add("from4", routed(true), ipv4.near(ipv4.dst, true), accept()) // most packets
 	r.add("from4", routed(true), goTo("destination4"))
 	r.add("from4", portName(), byMap(1, arrivingMap))
-	r.add("from4", ipv4.source(expr.CmpOpEq, unspecified), ipv4.destination(expr.CmpOpEq, netip.MustParsePrefix("255.255.255.255/32")), goTo("broadcast4"))
-	r.add("from4", drop())
+	r.add("from4", goTo("unrouted4"))
 	r.add("from6", key(incoming, ipv6.saddr), found("checked"), ipv6.near(ipv6.dst, true), accept()) // most packets
 	r.add("from6", key(incoming, ipv6.saddr), found("checked"), goTo("destination6"))
 	r.add("from6", ipv6.source(expr.CmpOpEq, linkLocal6), goTo("from_link_local"))
@@ -161,6 +160,12 @@ func portRules(cfg Config, q requests) *ruleset {
 		r.addRequests(chain, f, q)
 		r.add(chain, accept()) // the chain to_node decides
 	}
+	// A guest that lost its address asks for it from there, and must hear that it has
+	// another one.
+	r.add("unrouted4", ipv4.source(expr.CmpOpEq, unspecified), ipv4.destination(expr.CmpOpEq, everybody4), goTo("broadcast4"))
+	r.addRequests("unrouted4", ipv4, q, ipv4.destination(expr.CmpOpEq, everybody4)...)
+	r.addRequests("unrouted4", ipv4, q, destinationIs(unix.RTN_LOCAL, false)...)
+	r.add("unrouted4", drop())
 	// Link-local sources and destinations reach only the node, on the port itself.
 	r.addRequests("from_link_local", ipv6, q)
 	r.add("from_link_local", jump("new_source"))
@@ -230,17 +235,18 @@ func requestsOf(g fabric.Guests, group uint16) requests {
 	}
 }
 
-// addRequests takes requests out of a chain that no forwarded packet passes.
-func (r *ruleset) addRequests(chain string, f family, q requests) {
+// addRequests takes requests out of a chain, if need be only those that match, so that
+// it takes no forwarded packet.
+func (r *ruleset) addRequests(chain string, f family, q requests, match ...expr.Any) {
 	four := f.proto == ipv4.proto
 	if four && q.dhcp4 {
-		r.add(chain, f.is(), toService(unix.IPPROTO_UDP, serverPort4), goTo("requests"))
+		r.add(chain, f.is(), toService(unix.IPPROTO_UDP, serverPort4), match, goTo("requests"))
 	}
 	if !four && q.dhcp6 {
-		r.add(chain, f.is(), toService(unix.IPPROTO_UDP, serverPort6), goTo("requests"))
+		r.add(chain, f.is(), toService(unix.IPPROTO_UDP, serverPort6), match, goTo("requests"))
 	}
 	if !four && q.ra {
-		r.add(chain, f.is(), f.icmpType(solicitation6), goTo("requests"))
+		r.add(chain, f.is(), f.icmpType(solicitation6), match, goTo("requests"))
 	}
 }
 
@@ -316,6 +322,7 @@ func arpRules() *ruleset {
 }
 
 var (
+	everybody4 = netip.MustParsePrefix("255.255.255.255/32")
 	linkLocal6 = netip.MustParsePrefix("fe80::/10")
 	onLink6    = netip.MustParsePrefix("ff02::/16") // multicast that no router passes on
 )

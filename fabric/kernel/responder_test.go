@@ -127,6 +127,43 @@ func TestRequestsOfAnOldLease(t *testing.T) {
 	require.NoError(t, d.Remove(t.Context(), p.Name))
 }
 
+// TestRequestsOfALostAddress: a guest that renews an address that it has no more hears
+// so, whether it asks the gateway or everybody. Nothing else of that address passes.
+func TestRequestsOfALostAddress(t *testing.T) {
+	newMoveLab(t)
+	d := openGuarded(t, fabric.Guests{NodePorts: []fabric.Service{{Protocol: "udp", Port: 53}}})
+	p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
+	server, err := net.ListenUDP("udp4", &net.UDPAddr{Port: 53})
+	require.NoError(t, err)
+	defer server.Close()
+	lost := second[true]
+	renew := []dhcpv4.Modifier{dhcpv4.WithMessageType(dhcpv4.MessageTypeRequest), dhcpv4.WithClientIP(lost.AsSlice())}
+	for _, p.Incoming = range []bool{true, false} {
+		require.NoError(t, d.Put(t.Context(), p))
+		tap := plugged(t, p.Name)
+		asks(t, tap, discovery(t, guestMAC), is4(dhcpv4.MessageTypeOffer))
+		for _, to := range []netip.Addr{gateway.IPv4, broadcast} {
+			_, err := tap.Write(udpFrame(guestMAC, lost, to, 53, "lost"))
+			require.NoError(t, err)
+			came := asks(t, tap, dhcp4(t, guestMAC, lost, to, renew...), is4(dhcpv4.MessageTypeNak))
+			assert.Equal(t, to == gateway.IPv4, slices.ContainsFunc(came, func(f []byte) bool {
+				return is4(dhcpv4.MessageTypeNak)(f) && [4]byte(f[30:34]) == lost.As4()
+			}), "to the address itself")
+		}
+		if !p.Incoming {
+			_, err := tap.Write(udpFrame(guestMAC, guestAddr[true], gateway.IPv4, 53, "own"))
+			require.NoError(t, err)
+		}
+		require.NoError(t, tap.Close())
+	}
+	require.NoError(t, server.SetReadDeadline(time.Now().Add(20*time.Second)))
+	b := make([]byte, 1500)
+	n, _, err := server.ReadFromUDP(b)
+	require.NoError(t, err)
+	assert.Equal(t, "own", string(b[:n]), "the first that the node's own service hears")
+	require.NoError(t, d.Remove(t.Context(), p.Name))
+}
+
 // TestFarDHCPServer: what a guest sends to a DHCP server elsewhere passes.
 func TestFarDHCPServer(t *testing.T) {
 	bothFamilies(t, func(t *testing.T, v4 bool) {
