@@ -9,6 +9,8 @@ import (
 	"time"
 	"unicode"
 
+	"golang.org/x/net/idna"
+
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
@@ -51,6 +53,9 @@ func domain(l literal) (string, error) {
 	if strings.ContainsFunc(l.text, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return "", fmt.Errorf("%s is not a domain; write one such as example.net", quote(l.text))
 	}
+	if _, err := idna.ToASCII(l.text); err != nil { // guests would be told nothing of it
+		return "", fmt.Errorf("%s has a part that begins with xn-- and stands for no name; correct it (idn2 prints what a name is in DNS)", quote(l.text))
+	}
 	return l.text, nil
 }
 
@@ -61,7 +66,7 @@ func mtu(l literal) (int, error) {
 			return int(v), nil
 		}
 	}
-	return 0, fmt.Errorf("%s is not an MTU; write a number of bytes such as 1500, or leave the key out to say nothing", quote(l.text))
+	return 0, fmt.Errorf("%s is not an MTU; write a number of bytes such as 1500, without quotes, or leave the key out to say nothing", quote(l.text))
 }
 
 // digits reports whether the value is a plain decimal number: with no base, sign,
