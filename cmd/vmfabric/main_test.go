@@ -72,6 +72,8 @@ func TestExitCodes(t *testing.T) {
 		{"attach web --address x", exitUsage, "not an address"},
 		{"attach web --address 203.0.113.10 --route x", exitUsage, "not a prefix"},
 		{"attach web --address 203.0.113.10 --mac x", exitUsage, "not a MAC address"},
+		{"attach web --address 203.0.113.10 --mac 01:00:5e:00:01:01", exitUsage, `--mac: "01:00:5e:00:01:01" is not a unicast address`},
+		{"attach web --address 203.0.113.10 --mac 00:00:00:00:00:00", exitUsage, "not a unicast address"},
 		{"why here", exitUsage, "not an address"},
 		{"why fe80::1%eth0", exitUsage, "not an address"},
 		{"address move 203.0.113.10", exitUsage, "required flag"},
