@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync/atomic"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -48,8 +49,9 @@ type Packet struct {
 
 // Listener receives the packets of one group.
 type Listener struct {
-	Group uint16
-	conn  *netlink.Conn
+	Group  uint16
+	conn   *netlink.Conn
+	closed atomic.Bool
 }
 
 // ErrTaken says that other programs have all of the groups.
@@ -122,7 +124,7 @@ func (l *Listener) Receive() ([]Packet, error) {
 		switch {
 		case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EINTR):
 			continue
-		case err != nil && (errors.Is(err, unix.EBADF) || errors.Is(err, os.ErrClosed)):
+		case err != nil && l.closed.Load(): // what the error is depends on the moment
 			return nil, os.ErrClosed
 		case err != nil:
 			return nil, fmt.Errorf("nfnetlink_log: %w", err)
@@ -140,7 +142,10 @@ func (l *Listener) Receive() ([]Packet, error) {
 }
 
 // Close gives the group back, and ends Receive.
-func (l *Listener) Close() error { return l.conn.Close() }
+func (l *Listener) Close() error {
+	l.closed.Store(true)
+	return l.conn.Close()
+}
 
 // parse reads a message. ok is false if it is not a packet that came in by a link
 // from an Ethernet address.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -32,6 +33,26 @@ func TestListenTakesAFreeGroup(t *testing.T) {
 	assert.EqualValues(t, 7, third.Group)
 	require.NoError(t, third.Close())
 	require.NoError(t, second.Close())
+}
+
+// TestCloseEndsReceive: Close says the same to a goroutine that waits for packets as to
+// one that has yet to.
+func TestCloseEndsReceive(t *testing.T) {
+	labtest.Long(t)
+	for _, yields := range []int{0, 1, 10, 1000} {
+		l, err := nflog.Listen(7)
+		require.NoError(t, err)
+		ended := make(chan error)
+		go func() {
+			_, err := l.Receive()
+			ended <- err
+		}()
+		for range yields {
+			runtime.Gosched()
+		}
+		require.NoError(t, l.Close())
+		require.ErrorIs(t, <-ended, os.ErrClosed)
+	}
 }
 
 // TestReceive: packets come as they were sent, also after more came than there was room
