@@ -97,13 +97,14 @@ const (
 
 // switches reads what the instance turns off.
 func (d dialect) switches(i instance, vm *fabric.VM) error {
-	for name, off := range map[string]*bool{dhcpKey: &vm.NoDHCP, raKey: &vm.NoRA} {
+	off := map[string]*bool{dhcpKey: &vm.NoDHCP, raKey: &vm.NoRA}
+	for _, name := range slices.Sorted(maps.Keys(off)) { // of two wrong ones the same is named each time
 		k := d.keys + name
 		value, given := i.ExpandedConfig[k]
 		if given && value != "true" && value != "false" {
 			return fmt.Errorf("%s is %.20q, and it takes true or false; %s", k, value, d.command(i, "config", "set", i.Name, k+"=false"))
 		}
-		*off = value == "false"
+		*off[name] = value == "false"
 	}
 	return nil
 }

@@ -106,6 +106,11 @@ func TestSwitchesOfAnInstance(t *testing.T) {
 		assert.False(t, ours)
 	}
 	i := p2p("web", 10)
+	i.ExpandedConfig["user.vmfabric.ra"], i.ExpandedConfig["user.vmfabric.dhcp"] = "no", "no"
+	for range 20 {
+		_, _, err := ofLXD.guest(i)
+		require.ErrorContains(t, err, "user.vmfabric.dhcp is", "the same of two each time: a new text is a new problem")
+	}
 	i.ExpandedConfig = config("user.vmfabric.dhcp=maybe")
 	_, ours, err := ofLXD.guest(i)
 	assert.NoError(t, err, "none of the fabric's")
