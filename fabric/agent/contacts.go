@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -13,6 +14,7 @@ import (
 const (
 	contactsTime = time.Second // how long a list waits for what the dataplane knows of guests' requests
 	maxContacts  = 8           // of a port, from another node; there are fewer protocols
+	acceptTime   = time.Minute // in which a guest declines an address that it got
 	maxGuestText = 64          // characters of a text that a guest says of itself
 )
 
@@ -68,17 +70,24 @@ func (c contacts) of(vm fabric.VM) (all [][]fabric.Contact) {
 	return all
 }
 
-// declined lists the addresses of a guest that it declined, until it asks for them anew.
-func (c contacts) declined(vm fabric.VM) (problems []string) {
-	for _, cs := range c.of(vm) {
+// declined lists the addresses of a guest that it declined and has not got since.
+func (c contacts) declined(vm fabric.VM, now time.Time) (problems []string) {
+	for n, cs := range c.of(vm) {
 		for _, contact := range cs {
-			if contact.Declined.IsValid() {
-				problems = append(problems, fmt.Sprintf("guest %s: it declined %s by %s at %s, because something on its link answers for that address, and the node does not; see whether another link, a bridge or a container in the guest has the address, then let the guest ask again",
-					vm.Name, contact.Declined, contact.Protocol, contact.At.Format(time.DateTime)))
+			if !slices.Contains(vm.NICs[n].Addresses, contact.Declined) || accepted(contact, now) {
+				continue
 			}
+			problems = append(problems, fmt.Sprintf("guest %s: it declined %s by %s (last asked at %s), because something on its link answers for that address, and the node does not; see whether another link, a bridge or a container in the guest has the address, then let the guest ask again",
+				vm.Name, contact.Declined, contact.Protocol, contact.At.Format(time.DateTime)))
 		}
 	}
 	return problems
+}
+
+// accepted reports whether the guest has kept an address that it had declined before: it
+// got it anew, and would have declined it by now.
+func accepted(c fabric.Contact, now time.Time) bool {
+	return (c.Message == "REQUEST" || c.Message == "SOLICIT") && now.Sub(c.At) > acceptTime
 }
 
 // contactable reports why the requests in another node's entry of a guest cannot be used.

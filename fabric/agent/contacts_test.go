@@ -123,12 +123,33 @@ func TestADeclinedAddress(t *testing.T) {
 		n.asks("web_net0", c)
 		problems := n.problems()
 		require.Len(t, problems, 1)
-		assert.Contains(t, problems[0], "guest web: it declined "+tc.address+" by "+tc.name+" at ")
+		assert.Contains(t, problems[0], "guest web: it declined "+tc.address+" by "+tc.name+" (last asked at ")
 		assert.Contains(t, problems[0], "let the guest ask again")
 		assert.Contains(t, configuration(t, n, tc.address), ", declined "+tc.address)
 		n.asks("web_net0", request(tc.protocol, "REQUEST"))
 		assert.Empty(t, n.problems())
 	}
+}
+
+// TestADeclinedAddressThatTheGuestTakes, or that it has no more, is no problem.
+func TestADeclinedAddressThatTheGuestTakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := fresh(t)
+		n.apply(web(), fabric.Live)
+		for message, ends := range map[string]bool{"DISCOVER": false, "REQUEST": true, "DECLINE": false} {
+			c := request(fabric.DHCPv4, message)
+			c.Declined = netip.MustParseAddr("203.0.113.10")
+			n.asks("web_net0", c)
+			time.Sleep(30 * time.Second)
+			assert.Len(t, n.problems(), 1, message)
+			time.Sleep(40 * time.Second)
+			assert.Equal(t, ends, len(n.problems()) == 0, message)
+		}
+		c := request(fabric.DHCPv4, "DECLINE")
+		c.Declined = netip.MustParseAddr("203.0.113.99")
+		n.asks("web_net0", c)
+		assert.Empty(t, n.problems(), "another address was given to the guest")
+	})
 }
 
 // TestWhatGuestsWrite cannot garble a line, on this node or from another.

@@ -35,7 +35,7 @@ func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 		if text := g.troubleText(a.node); text != "" {
 			st.Problems = append(st.Problems, fmt.Sprintf("guest %s: %s", name, text))
 		}
-		st.Problems = append(st.Problems, asked.declined(g.want.VM)...)
+		st.Problems = append(st.Problems, asked.declined(g.want.VM, a.clock())...)
 	}
 	st.Problems = append(st.Problems, a.conditions.list()...)
 	if text := s.ownersProblem(); text != "" {
