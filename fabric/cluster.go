@@ -44,6 +44,20 @@ const (
 	DivertedRule  = 14800
 	TrialTable    = 149 // routes for the packets of [Dataplane.CheckForwarding]
 	TrialRule     = 14600
+	MetadataTable = 150 // the route by which guests' packets to [Metadata4] reach the node; see [Guests]
+	MetadataRule  = 14900
+)
+
+// MetadataMark is the mark (SO_MARK) of guests' packets to the metadata service on this
+// node. The packet filter sets it on packets from ports, and on no others.
+const MetadataMark = 0x766d6d64
+
+// The addresses at which a guest finds its metadata, TCP port 80. No node has the first
+// as its own: on a node that is itself a guest of a cloud, it leads to that cloud's
+// service. The second is an address of the port.
+var (
+	Metadata4 = netip.AddrFrom4([4]byte{169, 254, 169, 254})
+	Metadata6 = netip.MustParseAddr("fe80::a9fe:a9fe")
 )
 
 // LinkGroup is the interface group (IFLA_GROUP) of every port, one match for

@@ -29,6 +29,9 @@ type Guests struct {
 	Search []string     // domains in which guests look names up
 	NTP    []netip.Addr // time servers
 	MTU    int          // of guests' links whose NIC has none of its own, in bytes; 0: nothing is said
+
+	// Metadata: the node serves each guest its metadata, at [Metadata4] and [Metadata6].
+	Metadata bool
 }
 
 // Service is a TCP or UDP port.

@@ -30,8 +30,8 @@ type Port struct {
 	// takes none (txqueuelen of a tap); 0: 1,000, the kernel's default. A longer
 	// queue stays as it is while a guest has the port open.
 	Queue int
-	// NoDHCP and NoRA are those of the [VM].
-	NoDHCP, NoRA bool
+	// NoDHCP, NoRA and NoMetadata are those of the [VM].
+	NoDHCP, NoRA, NoMetadata bool
 	// Listen: the guest has carrier before it answers, and may run elsewhere until
 	// then. The dataplane listens for its first frame: see [PortState.Silent].
 	Listen bool

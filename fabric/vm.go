@@ -93,6 +93,8 @@ type VM struct {
 	// router advertisements ([Guests] says so for all).
 	NoDHCP bool `json:"no_dhcp,omitempty"`
 	NoRA   bool `json:"no_ra,omitempty"`
+	// NoMetadata: the node serves the guest no metadata, also if [Guests.Metadata] is set.
+	NoMetadata bool `json:"no_metadata,omitempty"`
 	// Container: the guest shares the node's kernel. Its links have no permanent
 	// MAC address, by which some programs find links.
 	Container bool `json:"container,omitempty"`
@@ -424,7 +426,7 @@ func (v VM) Ports(c *Cluster) []Port {
 		if nic.Kind == "" {
 			nic.Kind = Tap
 		}
-		ports[n] = Port{Name: PortName(v.Name, n), Cluster: c.Name, VM: v.Name, Index: n, NIC: nic, Gateway: c.Gateway, NoDHCP: v.NoDHCP, NoRA: v.NoRA}
+		ports[n] = Port{Name: PortName(v.Name, n), Cluster: c.Name, VM: v.Name, Index: n, NIC: nic, Gateway: c.Gateway, NoDHCP: v.NoDHCP, NoRA: v.NoRA, NoMetadata: v.NoMetadata}
 	}
 	return ports
 }

@@ -69,6 +69,7 @@ type Dataplane struct {
 	moves      *moves
 	conditions *conditions
 	responder  *responder
+	metadata   *metadata
 
 	forwarding *forwarding
 	hops       *nextHops
@@ -81,6 +82,7 @@ type Dataplane struct {
 func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 	d := &Dataplane{cluster: cfg.Cluster, log: slog.New(slog.DiscardHandler), ports: newPorts(), conditions: &conditions{}}
 	d.host.ipv6, d.host.conditions, d.responder = hasIPv6(), d.conditions, newResponder(cfg, d.conditions)
+	d.metadata = newMetadata(d.responder.portOf)
 	d.watch = newWatcher(d)
 	d.hops, d.forwarding = newNextHops(cfg.NextHop, cfg.NextHop6), newForwarding(cfg.Samples, d.host.ipv6)
 	d.waysOut = newWaysOut(cfg, d.forwarding.trials.guests)
@@ -107,11 +109,12 @@ func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 // start opens the parts of a dataplane. After an error, Close closes those that are
 // open.
 func (d *Dataplane) start(ctx context.Context, cfg Config) (err error) {
+	d.startMetadata(ctx, cfg.Guests)
 	d.listenToRequests(cfg)
 	if d.moves, err = newMoves(d.watch.changed.Send, d.introduce); err != nil {
 		return err
 	}
-	if err := errors.Join(d.findDiversions(ctx), d.renameFormer()); err != nil {
+	if err := errors.Join(d.findDiversions(ctx), d.renameFormer(), d.leadToMetadata()); err != nil {
 		return err
 	}
 	if err := d.watch.start(cfg.Netlink); err != nil {
@@ -132,12 +135,13 @@ func (d *Dataplane) listenToRequests(cfg Config) {
 	if l := d.responder.requests; l != nil {
 		q = requestsOf(cfg.Guests, l.Group)
 	}
+	q.metadata = d.metadata.number
 	d.host.filter = newFilter(cfg, q)
 }
 
 // Close ends the watching. Everything in the kernel stays.
 func (d *Dataplane) Close() error {
-	errs := []error{d.forwarding.close(), d.waysOut.close(), d.watch.close(), d.responder.close()}
+	errs := []error{d.forwarding.close(), d.waysOut.close(), d.watch.close(), d.responder.close(), d.metadata.close()}
 	if d.moves != nil {
 		errs = append(errs, d.moves.close())
 	}
@@ -223,7 +227,7 @@ func (d *Dataplane) faults(p fabric.Port, l *cachedLink) []string {
 	faults := l.linkFaults(p)
 	for _, a := range d.gateways(p) {
 		if !l.addrs[a] {
-			faults = append(faults, "gateway "+a.String()+" missing")
+			faults = append(faults, "address "+a.String()+" missing")
 		}
 	}
 	wanted := portRoutes(p, l.index)
@@ -263,7 +267,8 @@ func (l link) linkFaults(p fabric.Port) []string {
 	return faults
 }
 
-// gateways lists the gateway addresses of a port.
+// gateways lists the node's own addresses on a port: the gateway's, and that of the
+// metadata service.
 func (d *Dataplane) gateways(p fabric.Port) []netip.Addr {
 	var as []netip.Addr
 	if p.Gateway.IPv4.IsValid() {
@@ -271,6 +276,9 @@ func (d *Dataplane) gateways(p fabric.Port) []netip.Addr {
 	}
 	if p.Gateway.IPv6.IsValid() && d.host.ipv6 {
 		as = append(as, p.Gateway.IPv6)
+	}
+	if d.metadata.number != 0 && d.host.ipv6 && !p.NoMetadata {
+		as = append(as, fabric.Metadata6) // after the gateway's, which the kernel so prefers as a source
 	}
 	return as
 }
@@ -518,7 +526,7 @@ func (d *Dataplane) carryOut(l link, changes []change, questions ...netlink.Mess
 	answers := all[len(changes):]
 	for i, c := range changes {
 		err := all[i].Err
-		if n := rtnl.Errno(err); (n == unix.ESRCH || n == unix.ENOENT) && c.stale {
+		if n := rtnl.Errno(err); (n == unix.ESRCH || n == unix.ENOENT || n == unix.EADDRNOTAVAIL) && c.stale {
 			continue
 		}
 		if rtnl.Errno(err) == unix.EEXIST && c.route.prefix.IsValid() {
@@ -586,6 +594,9 @@ func (d *Dataplane) differences(p, was fabric.Port, l link) (first, last []chang
 		if !addrs[a] {
 			add(addrMessage(unix.RTM_NEWADDR, netlink.Create|netlink.Replace, l.index, a), change{text: "gateway " + a.String(), addr: a})
 		}
+	}
+	if addrs[fabric.Metadata6] && !slices.Contains(d.gateways(p), fabric.Metadata6) {
+		last = append(last, change{text: "remove address " + fabric.Metadata6.String(), stale: true, message: addrMessage(unix.RTM_DELADDR, 0, l.index, fabric.Metadata6)})
 	}
 	turned := was.Name != "" && was.Incoming != p.Incoming
 	wanted := portRoutes(p, l.index)

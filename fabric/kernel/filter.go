@@ -119,7 +119,9 @@ func portRules(cfg Config, q requests) *ruleset {
 	r.add("from6", meter("learning", learnRate, expr.LimitTimeSecond, learnBurst, false),
 		key(incoming, ipv6.saddr), remember("checked", learnedFor, false))
 	r.add("from6", goTo("destination6"))
+	r.addMetadata(q.metadata)
 	for _, f := range []family{ipv4, ipv6} {
+		r.toMetadata(q.metadata, "closed"+f.digit, f)
 		r.add("destination"+f.digit, f.near(f.dst, true), accept())
 		r.add("destination"+f.digit, key(f.daddr), byMap(firstWord, "destinations"+f.digit))
 		r.add("destination"+f.digit, accept())
@@ -169,9 +171,11 @@ func portRules(cfg Config, q requests) *ruleset {
 	// Link-local sources and destinations reach only the node, on the port itself.
 	r.addRequests("from_link_local", ipv6, q)
 	r.add("from_link_local", jump("new_source"))
+	r.toMetadata(q.metadata, "from_link_local", ipv6)
 	r.add("from_link_local", ipv6.destination(expr.CmpOpEq, onLink6), accept())
 	r.add("from_link_local", destinationIs(unix.RTN_LOCAL, true), accept())
 	r.add("from_link_local", drop())
+	r.toMetadata(q.metadata, "link_local", ipv6)
 	r.add("link_local", destinationIs(unix.RTN_LOCAL, true), accept())
 	r.add("link_local", drop())
 	r.add("new_source", key(incoming, ipv6.saddr), found("neighbours"), leave())
@@ -184,6 +188,9 @@ func portRules(cfg Config, q requests) *ruleset {
 	r.add("to_node", connected(), accept())
 	for _, f := range []family{ipv4, ipv6} {
 		r.addRequests("to_node", f, q) // to gateways that are not link-local, and from other sources
+	}
+	if q.metadata != 0 {
+		r.add("to_node", marked(fabric.MetadataMark), goTo("metadata_clients"))
 	}
 	r.add("to_node", toServices(unix.IPPROTO_TCP, "tcp_ports"), accept())
 	r.add("to_node", toServices(unix.IPPROTO_UDP, "udp_ports"), accept())
@@ -217,11 +224,12 @@ func portRules(cfg Config, q requests) *ruleset {
 	return r.finish()
 }
 
-// requests says which requests of guests the filter logs for the responder, and to
-// which group of nfnetlink_log.
+// requests says which requests of guests the filter logs for the responder, to
+// which group of nfnetlink_log, and where those for metadata go.
 type requests struct {
 	dhcp4, dhcp6, ra bool
 	group            uint16
+	metadata         uint16 // the TCP port of the metadata service; 0: there is none
 }
 
 // requestsOf returns what a cluster's guests ask the responder. A DHCP server that
@@ -253,11 +261,39 @@ func (r *ruleset) addRequests(chain string, f family, q requests, match ...expr.
 // addAnswering logs requests for the responder. They end there: the node has no socket
 // for them, and would answer by an ICMP error.
 func (r *ruleset) addAnswering(q requests) {
-	if q == (requests{}) {
+	if !q.dhcp4 && !q.dhcp6 && !q.ra {
 		return
 	}
 	r.add("requests", meter("requesting", requestRate, expr.LimitTimeSecond, requestBurst, true), drop())
 	r.add("requests", logTo(q.group), drop())
+}
+
+// toMetadata takes the packets to the metadata service. They come from closed4, before
+// what is decided of 169.254.0.0/16, and from chains of link-local addresses: no other
+// packet is looked at.
+func (r *ruleset) toMetadata(number uint16, chain string, f family) {
+	switch {
+	case number == 0:
+	case f.size == 4:
+		r.add(chain, f.destination(expr.CmpOpEq, fabric.HostPrefix(fabric.Metadata4)), toService(unix.IPPROTO_TCP, metadataPort), goTo("metadata"))
+	case chain != "closed6":
+		// A port whose guest is to have no metadata lacks the address.
+		r.add(chain, f.destination(expr.CmpOpEq, fabric.HostPrefix(fabric.Metadata6)), toService(unix.IPPROTO_TCP, metadataPort), destinationIs(unix.RTN_LOCAL, true), goTo("metadata"))
+	}
+}
+
+// addMetadata adds the chains of the packets to the metadata service, and the rules that
+// give its answers the port to which the guest connected.
+func (r *ruleset) addMetadata(number uint16) {
+	if number == 0 {
+		return
+	}
+	r.add("metadata", setPort(2, number), setMark(fabric.MetadataMark), accept())
+	r.add("metadata_clients", meter("metadata_rate", requestRate, expr.LimitTimeSecond, requestBurst, true), drop())
+	r.add("metadata_clients", accept())
+	r.dynamic("metadata_rate", nftables.TypeIFIndex)
+	r.add("output", groupIs(expr.MetaKeyOIFGROUP), ipv4.is(), ipv4.source(expr.CmpOpEq, fabric.HostPrefix(fabric.Metadata4)), fromService(number), setPort(0, metadataPort))
+	r.add("output", groupIs(expr.MetaKeyOIFGROUP), ipv6.is(), ipv6.source(expr.CmpOpEq, fabric.HostPrefix(fabric.Metadata6)), fromService(number), setPort(0, metadataPort))
 }
 
 // logsPackets returns an error if this kernel cannot log packets for the responder.

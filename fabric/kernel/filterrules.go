@@ -354,6 +354,41 @@ func toService(n byte, port uint16) []expr.Any {
 	})
 }
 
+// fromService matches a TCP segment from a port.
+func fromService(port uint16) []expr.Any {
+	return slices.Concat(protocol(unix.IPPROTO_TCP), []expr.Any{
+		load(expr.PayloadBaseTransportHeader, 0, 2, 1),
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
+	})
+}
+
+// setPort changes a port in the header of a TCP segment, at an offset.
+func setPort(offset uint32, port uint16) []expr.Any {
+	const checksum = 16 // its offset in the header
+	return []expr.Any{
+		&expr.Immediate{Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
+		&expr.Payload{
+			OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2,
+			CsumType: expr.CsumTypeInet, CsumOffset: checksum,
+		},
+	}
+}
+
+// setMark gives a packet a mark, which marked matches.
+func setMark(mark uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(mark)},
+		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
+	}
+}
+
+func marked(mark uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(mark)},
+	}
+}
+
 func toServices(n byte, set string) []expr.Any {
 	return slices.Concat(protocol(n), []expr.Any{
 		load(expr.PayloadBaseTransportHeader, 2, 2, 1),

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"reflect"
 	"slices"
@@ -201,6 +202,34 @@ func (t *toldPorts) offer(index int32) (o autoconf.Offer, ok bool) {
 		return p.offer, true
 	}
 	return autoconf.Offer{}, false
+}
+
+// portOf returns the port of a guest by an address of its: of a link-local one, of which
+// each link has its own, with the index of the link.
+func (r *responder) portOf(a netip.Addr, index int32) (fabric.Port, bool) {
+	t, done := r.open()
+	defer done()
+	if a.IsLinkLocalUnicast() {
+		if p := t.byIndex[index]; p != nil {
+			return p.port, true
+		}
+		return fabric.Port{}, false
+	}
+	return t.portOf(a)
+}
+
+// portOf returns the port to which the kernel routes an address: that of the longest
+// prefix. Two ports never have one prefix at the same time.
+func (t *toldPorts) portOf(a netip.Addr) (port fabric.Port, found bool) {
+	longest := -1
+	for _, p := range t.byIndex {
+		for _, prefix := range p.port.NIC.Prefixes() {
+			if prefix.Contains(a) && prefix.Bits() > longest {
+				port, longest, found = p.port, prefix.Bits(), true
+			}
+		}
+	}
+	return port, found
 }
 
 // note keeps a contact of the guest behind a link.

@@ -99,7 +99,7 @@ func (d *Dataplane) forgetRoutes6() error {
 }
 
 // keepRules makes the rules anew that somebody removed, as a network manager does
-// when it starts, if guests that move need them.
+// when it starts, if guests that move, or the metadata service, need them.
 func (d *Dataplane) keepRules() {
 	var err error
 	if d.ports.anyIncoming() {
@@ -110,8 +110,9 @@ func (d *Dataplane) keepRules() {
 	if d.moves.diverting.Load() {
 		err = errors.Join(err, d.moves.rtnl.ensureRules(d.divertedRules()))
 	}
+	err = errors.Join(err, d.leadToMetadata())
 	if err != nil {
-		d.conditions.set("rules", fmt.Sprintf("rules of guests that move: %v; see ip rule", err))
+		d.conditions.set("rules", fmt.Sprintf("rules of guests that move, or for their metadata: %v; see ip rule", err))
 	} else {
 		d.conditions.set("rules", "")
 	}
