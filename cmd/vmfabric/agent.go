@@ -195,6 +195,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		return speaker.Run(speaking)
 	})
 	group.Go(func() error { return agent.Run(ctx) })
+	group.Go(func() error { return serveMetadata(ctx, &cluster, dataplane, agent, log) })
 	group.Go(func() error { return hooks.Serve(ctx, listener, heard(agent, sources), log) })
 	awaitWell(ctx, agent.Status)
 	if ctx.Err() == nil {

@@ -56,6 +56,17 @@ func (a *Agent) unknownGuest(name string) error {
 	return fmt.Errorf("guest %s: %s (%w)", name, a.withRemedy("no hypervisor of this node has one of the fabric", fabric.GuestUnknown), os.ErrNotExist)
 }
 
+// Guest returns a guest of this node with what it has now.
+func (a *Agent) Guest(name string) (vm fabric.VM, ok bool) {
+	s, done := a.state.open()
+	defer done()
+	g := s.guests[name]
+	if g == nil {
+		return vm, false
+	}
+	return g.want.VM, true
+}
+
 // Describe gives a guest, running or not, and its network: as its hypervisor
 // describes it, or as it was attached. It may ask the [fabric.Resolver] for the
 // addresses. Its error is [os.ErrNotExist] if neither a hypervisor nor the agent
