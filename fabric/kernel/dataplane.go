@@ -114,7 +114,7 @@ func (d *Dataplane) start(ctx context.Context, cfg Config) (err error) {
 	if d.moves, err = newMoves(d.watch.changed.Send, d.introduce); err != nil {
 		return err
 	}
-	if err := errors.Join(d.findDiversions(ctx), d.renameFormer(), d.leadToMetadata()); err != nil {
+	if err := errors.Join(d.findDiversions(ctx), d.renameFormer()); err != nil {
 		return err
 	}
 	if err := d.watch.start(cfg.Netlink); err != nil {

@@ -46,7 +46,9 @@ var documents = map[string]document{
 	"/openstack/latest/meta_data.json":    {asJSON, openStackMetaData},
 	"/openstack/latest/network_data.json": {asJSON, networkData},
 	"/openstack/latest/vendor_data.json":  {asJSON, func(Guest, *fabric.Cluster) ([]byte, bool) { return []byte("{}\n"), true }},
-	"/openstack/latest/user_data":         {anything, func(g Guest, _ *fabric.Cluster) ([]byte, bool) { return g.UserData, len(g.UserData) > 0 }},
+	"/latest/meta-data":                   {plainText, func(Guest, *fabric.Cluster) ([]byte, bool) { return nil, true }}, // EC2's; the source OpenStack asks again for seconds without it
+
+	"/openstack/latest/user_data": {anything, func(g Guest, _ *fabric.Cluster) ([]byte, bool) { return g.UserData, len(g.UserData) > 0 }},
 }
 
 func list(names ...string) document {

@@ -88,7 +88,7 @@ func TestPaths(t *testing.T) {
 		_, _, ok := metadata.Document(path, dual, &cluster)
 		assert.True(t, ok, path)
 	}
-	for _, path := range []string{"//", "/meta-data//", "/latest/meta-data/", "/openstack/latest/../latest", "/META-DATA", "meta-data", "/openstack/2018-08-27/meta_data.json"} {
+	for _, path := range []string{"//", "/meta-data//", "/latest/meta-data/instance-id", "/openstack/latest/../latest", "/META-DATA", "meta-data", "/openstack/2018-08-27/meta_data.json"} {
 		_, _, ok := metadata.Document(path, dual, &cluster)
 		assert.False(t, ok, path)
 	}
