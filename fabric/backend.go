@@ -139,6 +139,10 @@ type Source interface {
 	// [os.ErrNotExist] says that this machine has no such hypervisor. Describe
 	// answers in bounded time.
 	Describe(ctx context.Context, name string) (vm VM, ours bool, err error)
+	// UserData returns what the owner of a guest left for the programs in it; nil: there
+	// is none. It never returns another guest's, also if that has the name by now. It
+	// answers in bounded time.
+	UserData(ctx context.Context, vm VM) ([]byte, error)
 	// MovesByRestart reports whether the hypervisor moves a guest by a second start:
 	// it starts the guest on the other node before it ends it on this one, and the
 	// guest on this node answers until then. So neither the start nor carrier says

@@ -15,9 +15,10 @@ import (
 // Limits of one guest. They are far above the number of devices that a
 // hypervisor's machine types take, and they bound the work of one request.
 const (
-	MaxNICs      = 64  // NICs of a guest
-	MaxAddresses = 256 // addresses of a NIC; the same limit holds for its routed prefixes
-	MaxNameBytes = 180 // so that the mark of a port fits a link alias (IFALIASZ, 256)
+	MaxNICs      = 64       // NICs of a guest
+	MaxAddresses = 256      // addresses of a NIC; the same limit holds for its routed prefixes
+	MaxUserData  = 64 << 10 // bytes of [Source.UserData], which no clouds exceed
+	MaxNameBytes = 180      // so that the mark of a port fits a link alias (IFALIASZ, 256)
 )
 
 // State is how far a guest is brought up on this node. States are ordered;

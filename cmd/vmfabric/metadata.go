@@ -13,10 +13,7 @@ import (
 // serveMetadata serves the guests of this node their metadata, if the cluster file says so.
 func serveMetadata(ctx context.Context, cluster *fabric.Cluster, dataplane *kernel.Dataplane, agent *agent.Agent, log *slog.Logger) error {
 	return metadata.Serve(ctx, metadata.Config{
-		Cluster: cluster, Listeners: dataplane.MetadataListeners(), PortOf: kernel.PortOf, Logger: log,
-		Guest: func(_ context.Context, name string) (metadata.Guest, bool) {
-			vm, known := agent.Guest(name)
-			return metadata.Guest{VM: vm}, known
-		},
+		Cluster: cluster, Listeners: dataplane.MetadataListeners(), PortOf: kernel.PortOf,
+		Guest: agent.Guest, UserData: agent.UserData, Logger: log,
 	})
 }

@@ -67,6 +67,22 @@ func (a *Agent) Guest(name string) (vm fabric.VM, ok bool) {
 	return g.want.VM, true
 }
 
+// UserData returns what the owner of a guest left for the programs in it, from the guest's
+// hypervisor; nil: there is none, as for guests attached by hand.
+func (a *Agent) UserData(ctx context.Context, vm fabric.VM) ([]byte, error) {
+	for _, s := range a.sources {
+		if s.Name() != vm.Origin {
+			continue
+		}
+		data, err := s.UserData(ctx, vm)
+		if err == nil && len(data) > fabric.MaxUserData {
+			return nil, fmt.Errorf("guest %s: user data of %d bytes; at most %d, compress it", vm.Name, len(data), fabric.MaxUserData)
+		}
+		return data, err
+	}
+	return nil, nil
+}
+
 // Describe gives a guest, running or not, and its network: as its hypervisor
 // describes it, or as it was attached. It may ask the [fabric.Resolver] for the
 // addresses. Its error is [os.ErrNotExist] if neither a hypervisor nor the agent

@@ -19,7 +19,7 @@ import (
 )
 
 // serveMetadata serves the metadata of guests.
-func serveMetadata(t *testing.T, d *kernel.Dataplane, guests fabric.Guests, g service.Guest) {
+func serveMetadata(t *testing.T, d *kernel.Dataplane, guests fabric.Guests, vm fabric.VM) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -27,7 +27,10 @@ func serveMetadata(t *testing.T, d *kernel.Dataplane, guests fabric.Guests, g se
 	go func() {
 		ended <- service.Serve(ctx, service.Config{
 			Cluster: &cluster, Listeners: d.MetadataListeners(), PortOf: kernel.PortOf,
-			Guest: func(_ context.Context, name string) (service.Guest, bool) { return g, name == g.VM.Name },
+			Guest: func(name string) (fabric.VM, bool) { return vm, name == vm.Name },
+			UserData: func(context.Context, fabric.VM) ([]byte, error) {
+				return []byte("#cloud-config\nfqdn: by-user-data.example.net\n"), nil
+			},
 		})
 	}()
 	t.Cleanup(func() {
@@ -79,7 +82,7 @@ func TestCloudInit(t *testing.T) {
 			d := openGuarded(t, guests)
 			nic := fabric.NIC{Kind: fabric.Veth, MAC: guestMAC, Addresses: []netip.Addr{guestAddr[true], extra, guestAddr[false]}}
 			vm := fabric.VM{Name: "web", UUID: "aaaaaaaa-0000-4000-8000-000000000001", Origin: "libvirt", NICs: []fabric.NIC{nic}}
-			serveMetadata(t, d, guests, service.Guest{VM: vm})
+			serveMetadata(t, d, guests, vm)
 			require.NoError(t, d.Put(t.Context(), port("web", nic)))
 			g := newSpace(t)
 			ipIn(t, nil, "link set "+fabric.PeerName("web", 0)+fmt.Sprintf(" netns /proc/%d/fd/%d", os.Getpid(), int(g.handle)))

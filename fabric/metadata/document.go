@@ -16,7 +16,7 @@ import (
 // Guest is what documents are made of.
 type Guest struct {
 	VM       fabric.VM
-	UserData []byte // for the programs of the guest; nil: there is none
+	UserData []byte // for the programs of the guest, if the document has it; nil: there is none
 }
 
 // Types of media.
@@ -65,8 +65,17 @@ func Document(path string, g Guest, c *fabric.Cluster) (body []byte, media strin
 	return body, d.media, ok
 }
 
+// hasUserData reports whether the document at a path is the guest's user data.
+func hasUserData(path string) bool {
+	path = strings.TrimSuffix(path, "/")
+	return path == "/user-data" || path == "/openstack/latest/user_data"
+}
+
 // instance identifies the guest for its programs, which set it up anew when it changes.
-func instance(vm fabric.VM) string { return strings.Replace(string(vm.Identity()), " ", "-", 1) }
+// Programs of the guest use it as the name of a directory.
+func instance(vm fabric.VM) string {
+	return strings.ReplaceAll(strings.Replace(string(vm.Identity()), " ", "-", 1), "/", "_")
+}
 
 // hostname returns the name that the guest is told, which may be empty.
 func hostname(vm fabric.VM, c *fabric.Cluster) string {

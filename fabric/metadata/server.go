@@ -26,8 +26,10 @@ type Config struct {
 	// known whose it is.
 	PortOf func(net.Conn) (p fabric.Port, ok bool)
 	// Guest returns a guest of this node by its name.
-	Guest func(ctx context.Context, name string) (Guest, bool)
-	// Logger logs faults of connections; nil: they are not logged.
+	Guest func(name string) (vm fabric.VM, ok bool)
+	// UserData returns what the owner of a guest left for the programs in it.
+	UserData func(ctx context.Context, vm fabric.VM) ([]byte, error)
+	// Logger logs faults of user data, and of connections; nil: they are not logged.
 	Logger *slog.Logger
 }
 
@@ -40,10 +42,11 @@ const (
 
 // Serve answers guests until ctx ends. It closes the listeners.
 func Serve(ctx context.Context, cfg Config) error {
+	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
 	s := &http.Server{
 		Handler:     handler{cfg},
 		ReadTimeout: readWithin, ReadHeaderTimeout: readWithin, WriteTimeout: writeWithin, MaxHeaderBytes: maxHeader,
-		ErrorLog: slog.NewLogLogger(cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)).Handler(), slog.LevelDebug),
+		ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			p, known := cfg.PortOf(c)
 			if !known {
@@ -83,12 +86,19 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p, known := r.Context().Value(portKey{}).(fabric.Port)
 	var g Guest
 	if known {
-		g, known = h.Guest(r.Context(), p.VM)
+		g.VM, known = h.Guest(p.VM)
 	}
 	if !known {
-		w.Header().Set("Retry-After", "1")
-		http.Error(w, "the node does not know yet whose port this is; ask again", http.StatusServiceUnavailable)
+		later(w, "the node does not know yet whose port this is; ask again")
 		return
+	}
+	if hasUserData(r.URL.Path) {
+		var err error
+		if g.UserData, err = h.UserData(r.Context(), g.VM); err != nil {
+			h.Logger.Warn("user data", "vm", p.VM, "err", err)
+			later(w, "the node cannot read it now; ask again, or see the log of its agent")
+			return
+		}
 	}
 	body, media, ok := Document(r.URL.Path, g, h.Cluster)
 	if !ok {
@@ -98,6 +108,11 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", media)
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	_, _ = w.Write(body) // the guest went away
+}
+
+func later(w http.ResponseWriter, why string) {
+	w.Header().Set("Retry-After", "1")
+	http.Error(w, why, http.StatusServiceUnavailable)
 }
 
 // refusal says why a request gets no answer, and the code of HTTP; empty: it gets one.

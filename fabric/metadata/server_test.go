@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -34,10 +35,16 @@ func server(t testing.TB, port func() string) string {
 				name := port()
 				return fabric.Port{VM: name}, name != ""
 			},
-			Guest: func(_ context.Context, name string) (metadata.Guest, bool) {
-				g := dual
-				g.VM.Name = name
-				return g, name != "gone"
+			Guest: func(name string) (fabric.VM, bool) {
+				vm := dual.VM
+				vm.Name = name
+				return vm, name != "gone"
+			},
+			UserData: func(_ context.Context, vm fabric.VM) ([]byte, error) {
+				if vm.Name == "db" {
+					return nil, errors.New("no answer")
+				}
+				return []byte("#!/bin/sh\n"), nil
 			},
 		})
 	}()
@@ -87,6 +94,10 @@ func TestServe(t *testing.T) {
 	}
 	r, _ = ask(t, addr, get("/nothing"))
 	assert.Equal(t, http.StatusNotFound, r.StatusCode)
+	for _, path := range []string{"/user-data", "/openstack/latest/user_data"} {
+		_, body = ask(t, addr, get(path))
+		assert.Equal(t, "#!/bin/sh\n", body)
+	}
 }
 
 // TestRefused: what a guest asks for others, or was made to ask.
@@ -139,6 +150,16 @@ func TestWhose(t *testing.T) {
 	}
 }
 
+// TestUserDataUnread: a guest does not take what cannot be read for nothing.
+func TestUserDataUnread(t *testing.T) {
+	addr := server(t, func() string { return "db" })
+	for path, code := range map[string]int{"/user-data": http.StatusServiceUnavailable, "/openstack/latest/user_data": http.StatusServiceUnavailable, "/meta-data": http.StatusOK} {
+		r, body := ask(t, addr, get(path))
+		assert.Equal(t, code, r.StatusCode, path)
+		assert.NotContains(t, body, "no answer")
+	}
+}
+
 // FuzzServe: nothing that a guest sends ends the service, or is answered with another
 // text than one of the guest's documents.
 func FuzzServe(f *testing.F) {
@@ -170,7 +191,9 @@ func FuzzServe(f *testing.F) {
 		for _, name := range []string{"Via", "Forwarded", "X-Forwarded-For"} {
 			assert.NotContains(t, sent.Header, name)
 		}
-		want, _, ok := metadata.Document(sent.URL.Path, dual, &cluster)
+		g := dual
+		g.UserData = []byte("#!/bin/sh\n")
+		want, _, ok := metadata.Document(sent.URL.Path, g, &cluster)
 		assert.True(t, ok)
 		if sent.Method == http.MethodGet {
 			assert.Equal(t, string(want), string(body))

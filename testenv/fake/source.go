@@ -21,13 +21,14 @@ type Source struct {
 	mu     sync.Mutex
 	guests map[string]fabric.Desired
 	asleep map[string]fabric.VM // by the hypervisor's name for them
+	data   map[fabric.Identity][]byte
 }
 
 var _ fabric.Source = (*Source)(nil)
 
 // NewSource makes a source without guests.
 func NewSource(name string) *Source {
-	return &Source{name: name, changes: make(chan fabric.Change, 256), guests: map[string]fabric.Desired{}, asleep: map[string]fabric.VM{}}
+	return &Source{name: name, changes: make(chan fabric.Change, 256), guests: map[string]fabric.Desired{}, asleep: map[string]fabric.VM{}, data: map[fabric.Identity][]byte{}}
 }
 
 // NewMovesByRestart makes a source whose guests move by a new start on the other
@@ -117,6 +118,23 @@ func (s *Source) Describe(ctx context.Context, name string) (fabric.VM, bool, er
 	}
 	vm, known := s.asleep[name]
 	return vm, known, nil
+}
+
+// UserData implements [fabric.Source].
+func (s *Source) UserData(ctx context.Context, vm fabric.VM) ([]byte, error) {
+	if err := s.before(ctx, "user data of "+vm.Name); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.data[vm.Identity()], nil
+}
+
+// SetUserData sets the user data of a guest.
+func (s *Source) SetUserData(guest fabric.Identity, data []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.data[guest] = data
 }
 
 // Know adds a guest that does not run, and that the hypervisor knows by a name.
