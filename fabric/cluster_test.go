@@ -288,6 +288,11 @@ var spoiltClusters = []struct {
 		c.Guests.Search = []string{long, "x" + long[1:]}
 	}, "guests.search", "domains of 256 bytes"},
 	{"a small MTU", func(c *fabric.Cluster) { c.Guests.MTU = 1279 }, "guests.mtu", "1279 is out of range; IPv6 needs 1280, a tap takes at most 65521"},
+	{"metadata at the gateway", func(c *fabric.Cluster) { c.Guests.Metadata, c.Gateway.IPv4 = true, fabric.Metadata4 }, "gateway.ipv4", "169.254.169.254 is where guests find their metadata"},
+	{"metadata at the gateway, IPv6", func(c *fabric.Cluster) { c.Guests.Metadata, c.Gateway.IPv6 = true, fabric.Metadata6 }, "gateway.ipv6", "fe80::a9fe:a9fe is where guests find their metadata"},
+	{"metadata of two", func(c *fabric.Cluster) {
+		c.Guests.Metadata, c.Guests.Reach = true, []netip.Prefix{fabric.HostPrefix(fabric.Metadata4)}
+	}, "guests.reach[0]", "the node itself serves guests their metadata at 169.254.169.254"},
 	{"a large MTU", func(c *fabric.Cluster) { c.Guests.MTU = 65522 }, "guests.mtu", "65522 is out of range"},
 	{"another DHCP server", func(c *fabric.Cluster) { c.Guests.NodePorts = []fabric.Service{{Protocol: "udp", Port: 67}} }, "guests.node_ports[0]", "at udp/67 the agent answers the guests' DHCP itself; remove it, or write dhcp: false for a server of your own"},
 	{"another DHCPv6 server", func(c *fabric.Cluster) { c.Guests.NodePorts = []fabric.Service{{Protocol: "udp", Port: 547}} }, "guests.node_ports[0]", "at udp/547 the agent answers"},

@@ -80,10 +80,26 @@ func (v *validator) told() {
 	if g.MTU != 0 && !ValidMTU(g.MTU) {
 		v.add("guests.mtu", "%d is out of range; IPv6 needs %d, a tap takes at most %d", g.MTU, MinMTU, MaxMTU)
 	}
+	v.metadata()
 	for i, s := range g.NodePorts {
 		if !g.NoDHCP && slices.Contains(dhcpServices, s) {
 			v.add(fmt.Sprintf("guests.node_ports[%d]", i), "at %s the agent answers the guests' DHCP itself; remove it, or write dhcp: false for a server of your own", s)
 		}
+	}
+}
+
+// metadata checks that nothing else is to be at the addresses of the metadata service.
+func (v *validator) metadata() {
+	if !v.c.Guests.Metadata {
+		return
+	}
+	for at, a := range map[string]netip.Addr{"gateway.ipv4": v.c.Gateway.IPv4, "gateway.ipv6": v.c.Gateway.IPv6} {
+		if a == Metadata4 || a == Metadata6 {
+			v.add(at, "%s is where guests find their metadata (guests.metadata); use another address, or remove metadata", a)
+		}
+	}
+	if i := slices.Index(v.c.Guests.Reach, HostPrefix(Metadata4)); i >= 0 {
+		v.add(fmt.Sprintf("guests.reach[%d]", i), "the node itself serves guests their metadata at %s (guests.metadata); remove one of the two", Metadata4)
 	}
 }
 

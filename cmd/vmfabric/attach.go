@@ -15,7 +15,7 @@ import (
 func attachCommand(t *tool) *cobra.Command {
 	var addresses, routes, pools []string
 	var kind, mac string
-	var wired, dhcp, ra bool
+	var wired, dhcp, ra, metadata bool
 	cmd := &cobra.Command{
 		Use:   "attach VM --address A[,A] | --pool P[,P]",
 		Short: "Give a guest its port and announce its addresses",
@@ -45,7 +45,7 @@ DHCP and router solicitations with its addresses, unless --dhcp=false and --ra=f
 			if err := fabric.ValidateName(args[0]); err != nil {
 				return fmt.Errorf("guest %s refused: %w", strings.ToValidUTF8(args[0], "\ufffd"), err)
 			}
-			vm := fabric.VM{Name: args[0], NICs: []fabric.NIC{nic}, NoDHCP: !dhcp, NoRA: !ra}
+			vm := fabric.VM{Name: args[0], NICs: []fabric.NIC{nic}, NoDHCP: !dhcp, NoRA: !ra, NoMetadata: !metadata}
 			req := hooks.Request{Op: hooks.Live, VM: vm}
 			if wired {
 				req.Op = hooks.Wire
@@ -64,6 +64,7 @@ DHCP and router solicitations with its addresses, unless --dhcp=false and --ra=f
 	f.StringVar(&mac, "mac", "", "the guest's own MAC address, where it is known")
 	f.BoolVar(&dhcp, "dhcp", true, "answer the guest's DHCP; --dhcp=false: do not")
 	f.BoolVar(&ra, "ra", true, "answer its router solicitations; --ra=false: do not")
+	f.BoolVar(&metadata, "metadata", true, "serve the guest metadata, if the cluster file says so; --metadata=false: do not")
 	f.BoolVar(&wired, "wired", false, "make the port, announce nothing")
 	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions([]string{"tap", "veth", "adopt"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd

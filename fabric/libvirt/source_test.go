@@ -266,6 +266,29 @@ func TestGuestsToBeResolved(t *testing.T) {
 	assert.True(t, ours)
 }
 
+// TestUserDataOfADomain is that of the same domain alone.
+func TestUserDataOfADomain(t *testing.T) {
+	d := newDaemon(t).start()
+	text := strings.Replace(ours("web", 10), "</metadata>", `<u:user-data xmlns:u="urn:vmfabric:user-data:1">#cloud-config</u:user-data></metadata>`, 1)
+	d.set("web", running, 1, text)
+	s := New(Config{Socket: d.path})
+	guests, err := s.Guests(t.Context())
+	require.NoError(t, err)
+	require.Len(t, guests, 1)
+	data, err := s.UserData(t.Context(), guests[0].VM)
+	require.NoError(t, err)
+	assert.Equal(t, "#cloud-config", string(data))
+	other := guests[0].VM
+	other.UUID = "aaaaaaaa-0000-4000-8000-00000000ffff"
+	data, err = s.UserData(t.Context(), other)
+	require.ErrorContains(t, err, "libvirt: domain web is another one by now")
+	assert.Empty(t, data)
+	other.Name = "nobody"
+	data, err = s.UserData(t.Context(), other)
+	require.NoError(t, err)
+	assert.Empty(t, data)
+}
+
 func TestGuestThatCannotBeReadAnyMoreStays(t *testing.T) {
 	d := newDaemon(t).start()
 	d.set("web", running, 1, ours("web", 10))

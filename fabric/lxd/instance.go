@@ -93,11 +93,13 @@ const (
 	nicKey  = "net"
 	dhcpKey = "dhcp"
 	raKey   = "ra"
+
+	metadataKey = "metadata"
 )
 
 // switches reads what the instance turns off.
 func (d dialect) switches(i instance, vm *fabric.VM) error {
-	off := map[string]*bool{dhcpKey: &vm.NoDHCP, raKey: &vm.NoRA}
+	off := map[string]*bool{dhcpKey: &vm.NoDHCP, raKey: &vm.NoRA, metadataKey: &vm.NoMetadata}
 	for _, name := range slices.Sorted(maps.Keys(off)) { // of two wrong ones the same is named each time
 		k := d.keys + name
 		value, given := i.ExpandedConfig[k]

@@ -84,8 +84,8 @@ func TestGuestOfAnInstance(t *testing.T) {
 }
 
 func TestSwitchesOfAnInstance(t *testing.T) {
-	for keys, want := range map[string][2]bool{
-		"": {}, "dhcp=true ra=true": {}, "dhcp=false": {true, false}, "ra=false": {false, true}, "dhcp=false ra=false": {true, true},
+	for keys, want := range map[string][3]bool{
+		"": {}, "dhcp=true ra=true metadata=true": {}, "dhcp=false": {true, false, false}, "ra=false": {false, true, false}, "dhcp=false ra=false": {true, true, false}, "metadata=false": {false, false, true},
 	} {
 		i := p2p("web", 10)
 		for pair := range strings.FieldsSeq(keys) {
@@ -95,7 +95,7 @@ func TestSwitchesOfAnInstance(t *testing.T) {
 		vm, ours, err := ofLXD.guest(i)
 		require.NoError(t, err, keys)
 		assert.True(t, ours)
-		assert.Equal(t, want, [2]bool{vm.NoDHCP, vm.NoRA}, keys)
+		assert.Equal(t, want, [3]bool{vm.NoDHCP, vm.NoRA, vm.NoMetadata}, keys)
 	}
 	for _, value := range []string{"no", "", "FALSE", "0", "tr\nue"} {
 		i := p2p("web", 10)

@@ -811,3 +811,28 @@ func TestRunLeavesNothingBehind(t *testing.T) {
 		}
 	}
 }
+
+// TestUserDataOfAnInstance is what LXD gives cloud-init, and of the same instance alone.
+func TestUserDataOfAnInstance(t *testing.T) {
+	d := newDaemon(t).start()
+	d.set(p2p("none", 9))
+	d.set(with(p2p("old", 10), func(i *instance) { i.ExpandedConfig[formerUserDataKey] = "#old" }))
+	d.set(with(p2p("web", 11), func(i *instance) {
+		i.ExpandedConfig[formerUserDataKey], i.ExpandedConfig[userDataKey] = "#old", "#new"
+	}))
+	s := follow(t, d)
+	list(t, s)
+	for name, want := range map[string]string{"none": "", "old": "#old", "web": "#new"} {
+		vm, _, err := s.Describe(t.Context(), name)
+		require.NoError(t, err)
+		data, err := s.UserData(t.Context(), vm)
+		require.NoError(t, err)
+		assert.Equal(t, want, string(data), name)
+	}
+	vm, _, err := s.Describe(t.Context(), "web")
+	require.NoError(t, err)
+	vm.UUID = "another"
+	data, err := s.UserData(t.Context(), vm)
+	require.ErrorContains(t, err, "lxd: instance web is another one by now")
+	assert.Empty(t, data)
+}

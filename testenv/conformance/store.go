@@ -60,7 +60,7 @@ func desired(vm string, state fabric.State) fabric.Desired {
 			Kind:      fabric.Tap, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 1}, Queues: 4, MTU: 9000,
 		}, {
 			Addresses: []netip.Addr{netip.MustParseAddr("2001:db8:100::11")}, Kind: fabric.Adopt,
-		}}, NoDHCP: true, NoRA: true},
+		}}, NoDHCP: true, NoRA: true, NoMetadata: true},
 		State: state, Incoming: state == fabric.Wired, Since: time.Date(2026, 11, 22, 12, 3, 4, 5678, time.UTC), Boot: "boot", Run: "7",
 	}
 }

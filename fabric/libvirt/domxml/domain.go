@@ -33,8 +33,8 @@ type Domain struct {
 	// interfaces with the names of its ports. A resolver knows their addresses, or
 	// else they get some from the pools.
 	Resolve bool
-	// NoDHCP and NoRA: <fabric:vm dhcp='no' ra='no'>.
-	NoDHCP, NoRA bool
+	// NoDHCP, NoRA and NoMetadata: <fabric:vm dhcp='no' ra='no' metadata='no'>.
+	NoDHCP, NoRA, NoMetadata bool
 	// Interfaces are all of the domain's, in its order. If libvirt made the link of
 	// one, the XML of the stopped domain has no Dev for it.
 	Interfaces []Interface
@@ -90,7 +90,7 @@ func Mentioned(read []byte, rest io.Reader) (bool, error) {
 // addresses.
 func (d Domain) VM() fabric.VM {
 	nics := d.nics()
-	vm := fabric.VM{Name: d.Name, UUID: d.UUID, Origin: Origin, Resolve: d.Resolve, NoDHCP: d.NoDHCP, NoRA: d.NoRA, NICs: make([]fabric.NIC, len(nics))}
+	vm := fabric.VM{Name: d.Name, UUID: d.UUID, Origin: Origin, Resolve: d.Resolve, NoDHCP: d.NoDHCP, NoRA: d.NoRA, NoMetadata: d.NoMetadata, NICs: make([]fabric.NIC, len(nics))}
 	for n, nic := range nics {
 		vm.NICs[n] = fabric.NIC{Addresses: nic.Addresses, Pools: nic.Pools, Routes: nic.Routes}
 		i, found := d.plug(n)

@@ -248,11 +248,11 @@ func TestParseErrors(t *testing.T) {
 		"other element":    {domain(`<f:guest xmlns:f="urn:vmfabric:domain:1"/>`, ``), in + `<metadata> has <fabric:guest>; it takes <fabric:vm>`},
 		"twice":            {domain(strings.Repeat(`<vm xmlns="urn:vmfabric:domain:1"><nic><address>::2</address></nic></vm>`, 2), ``), in + "<fabric:vm> is given twice; put all <fabric:nic> into one"},
 		"text for a NIC":   {ours(`203.0.113.10`), in + `<fabric:vm> has the text "203.0.113.10"; it takes <fabric:nic>`},
-		"attribute on VM":  {domain(`<f:vm xmlns:f="urn:vmfabric:domain:1" resolve="yes"/>`, plug0), in + `<fabric:vm> has the attribute "resolve"; it takes dhcp="no" and ra="no", write other values as elements`},
+		"attribute on VM":  {domain(`<f:vm xmlns:f="urn:vmfabric:domain:1" resolve="yes"/>`, plug0), in + `<fabric:vm> has the attribute "resolve"; it takes dhcp="no", ra="no" and metadata="no", write other values as elements`},
 		"a word for no":    {domain(`<f:vm xmlns:f="urn:vmfabric:domain:1" dhcp="off"/>`, plug0), in + `<fabric:vm> has dhcp="off"; write yes or no`},
 		"no word at all":   {domain(`<f:vm xmlns:f="urn:vmfabric:domain:1" ra=""/>`, plug0), in + `<fabric:vm> has ra=""; write yes or no`},
 		"switch twice":     {domain(`<f:vm xmlns:f="urn:vmfabric:domain:1" ra="no" ra="yes"/>`, plug0), in + `<fabric:vm> has the attribute ra twice; remove one`},
-		"another's switch": {domain(`<f:vm xmlns:f="urn:vmfabric:domain:1" f:ra="no"/>`, plug0), in + `<fabric:vm> has the attribute "ra"; it takes dhcp="no" and ra="no", write other values as elements`},
+		"another's switch": {domain(`<f:vm xmlns:f="urn:vmfabric:domain:1" f:ra="no"/>`, plug0), in + `<fabric:vm> has the attribute "ra"; it takes dhcp="no", ra="no" and metadata="no", write other values as elements`},
 		"empty and full":   {domain(`<vm xmlns="urn:vmfabric:domain:1"/><vm xmlns="urn:vmfabric:domain:1"><nic><address>::2</address></nic></vm>`, ``), in + "<fabric:vm> is given twice; put all <fabric:nic> into one"},
 		"route alone":      {ours(nic("::2") + `<fabric:nic><fabric:route>198.51.100.0/29</fabric:route></fabric:nic>`), in + `<fabric:nic> 1: no <fabric:address> for its <fabric:route>; add one, or <fabric:address pool="auto"/> for one of the pools`},
 		"unknown element":  {ours(`<fabric:nik/>`), in + "<fabric:vm> has <fabric:nik>; it takes <fabric:nic>"},
@@ -284,13 +284,13 @@ func TestParseErrors(t *testing.T) {
 
 // pool is a NIC with one element that asks for an address of a pool.
 func TestSwitches(t *testing.T) {
-	for attributes, want := range map[string][2]bool{
-		``: {}, ` dhcp="yes" ra="yes"`: {}, ` dhcp="no"`: {true, false}, ` ra='no'`: {false, true}, ` ra="no" dhcp="no"`: {true, true},
+	for attributes, want := range map[string][3]bool{
+		``: {}, ` dhcp="yes" ra="yes" metadata="yes"`: {}, ` dhcp="no"`: {true, false, false}, ` ra='no'`: {false, true, false}, ` ra="no" dhcp="no"`: {true, true, false}, ` metadata="no"`: {false, false, true},
 	} {
 		for _, nics := range []string{`/>`, `><f:nic><f:address>203.0.113.10</f:address></f:nic></f:vm>`} {
 			d, err := parseString(domain(`<f:vm xmlns:f="urn:vmfabric:domain:1"`+attributes+nics, plug0))
 			require.NoError(t, err, attributes)
-			assert.Equal(t, want, [2]bool{d.VM().NoDHCP, d.VM().NoRA}, attributes)
+			assert.Equal(t, want, [3]bool{d.VM().NoDHCP, d.VM().NoRA, d.VM().NoMetadata}, attributes)
 		}
 	}
 }

@@ -121,15 +121,15 @@ func (p *parser) metadata(e xml.StartElement) error {
 	return p.skip()
 }
 
-// switches reads the attributes of <fabric:vm>: dhcp and ra, each yes (the default) or
+// switches reads the attributes of <fabric:vm>: dhcp, ra and metadata, each yes (the default) or
 // no.
 func (p *parser) switches(e xml.StartElement) error {
 	given := map[string]bool{}
 	for _, a := range attributes(e) {
-		off := map[xml.Name]*bool{{Local: "dhcp"}: &p.dom.NoDHCP, {Local: "ra"}: &p.dom.NoRA}[a.Name]
+		off := map[xml.Name]*bool{{Local: "dhcp"}: &p.dom.NoDHCP, {Local: "ra"}: &p.dom.NoRA, {Local: "metadata"}: &p.dom.NoMetadata}[a.Name]
 		switch {
 		case off == nil:
-			return fmt.Errorf("<fabric:vm> has the attribute %.40q; it takes dhcp=\"no\" and ra=\"no\", write other values as elements", a.Name.Local)
+			return fmt.Errorf("<fabric:vm> has the attribute %.40q; it takes dhcp=\"no\", ra=\"no\" and metadata=\"no\", write other values as elements", a.Name.Local)
 		case given[a.Name.Local]:
 			return fmt.Errorf("<fabric:vm> has the attribute %s twice; remove one", a.Name.Local)
 		case a.Value != "yes" && a.Value != "no":
