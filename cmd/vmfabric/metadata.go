@@ -7,7 +7,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/agent"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
-	"github.com/vmfabric/vmfabric/fabric/metadata"
+	"github.com/vmfabric/vmfabric/internal/metadata"
 )
 
 // serveMetadata serves the guests of this node their metadata, if the cluster file says so.

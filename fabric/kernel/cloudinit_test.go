@@ -14,7 +14,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
-	service "github.com/vmfabric/vmfabric/fabric/metadata"
+	service "github.com/vmfabric/vmfabric/internal/metadata"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 

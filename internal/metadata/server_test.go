@@ -17,7 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/fabric/metadata"
+	"github.com/vmfabric/vmfabric/internal/metadata"
 )
 
 // server serves on a TCP port of the machine. The guests' ports are those of the names

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/fabric/metadata"
+	"github.com/vmfabric/vmfabric/internal/metadata"
 )
 
 const uuid = "aaaaaaaa-0000-4000-8000-000000000001"
