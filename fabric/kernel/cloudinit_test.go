@@ -102,7 +102,7 @@ func TestCloudInit(t *testing.T) {
 			})
 			assert.Contains(t, string(said), "id=libvirt-aaaaaaaa-0000-4000-8000-000000000001 name=web source="+strings.ToLower(name))
 			awaitPing(t, lab.core, guestAddr[true])
-			if name == "OpenStack" { // NoCloud reads no network configuration from the service before cloud-init 24.3
+			if name == "OpenStack" { // NoCloud reads no network configuration from the service in cloud-init 22.4
 				awaitPing(t, lab.core, extra)
 				awaitPing(t, lab.core, guestAddr[false])
 			}
