@@ -113,6 +113,8 @@ func TestMarkOfRules(t *testing.T) {
 		"no requests":   func() string { return mark(ruleConfig, requests{}) },
 		"no DHCP":       func() string { return mark(ruleConfig, requestsOf(fabric.Guests{NoDHCP: true}, 147)) },
 		"no RA":         func() string { return mark(ruleConfig, requestsOf(fabric.Guests{NoRA: true}, 147)) },
+		"metadata":      func() string { return mark(ruleConfig, requests{metadata: 14780}) },
+		"another port":  func() string { return mark(ruleConfig, requests{metadata: 14781}) },
 		"no networks":   func() string { return mark(Config{Guests: ruleConfig.Guests}, all) },
 		"ARP":           func() string { return string(arpRules().mark) },
 	} {
@@ -144,6 +146,21 @@ func TestRequestsCostNoOthers(t *testing.T) {
 		assert.Len(t, with.elements[set], len(without.elements[set]), set)
 	}
 	assert.Len(t, text(with, "local4"), len(text(without, "local4"))+1, "to the node itself")
+}
+
+// TestMetadataCostsNoOthers: the rules for forwarded packets are the same with metadata and
+// without, and only those to 169.254.0.0/16 and to the underlay meet one more.
+func TestMetadataCostsNoOthers(t *testing.T) {
+	with, without := portRules(ruleConfig, requests{metadata: 14780}), portRules(ruleConfig, requests{})
+	for _, chain := range []string{"sources", "from4", "from6", "destination4", "destination6", "closed6", "answers4", "answers6", "to_guests4", "to_guests6"} {
+		assert.Len(t, with.rules[chain], len(without.rules[chain]), chain)
+	}
+	for chain, more := range map[string]int{"closed4": 1, "link_local": 1, "from_link_local": 1, "to_node": 1, "output": 2} {
+		assert.Len(t, with.rules[chain], len(without.rules[chain])+more, chain)
+	}
+	for set, elements := range without.elements {
+		assert.Len(t, with.elements[set], len(elements), set)
+	}
 }
 
 // TestServicesFirst: a DHCP server of the operator's takes the place of the responder.

@@ -129,6 +129,11 @@ func TestMetadata(t *testing.T) {
 			assert.Empty(t, tells(beyond, netip.Addr{}, netip.AddrPortFrom(fabric.Metadata4, 80)), "answers of the service end at the guest")
 		}
 
+		// No guest is another one.
+		ipIn(t, g, "addr add "+fabric.HostPrefix(second[v4]).String()+" dev lo")
+		assert.Empty(t, tells(g, second[v4], netip.AddrPortFrom(metadataAt[v4], 80)))
+		ipIn(t, g, "addr del "+fabric.HostPrefix(second[v4]).String()+" dev lo")
+
 		// Nothing else of the node, or of what is at the address for the node.
 		for _, number := range []uint16{14780, 443} {
 			assert.Empty(t, tells(g, netip.Addr{}, netip.AddrPortFrom(metadataAt[v4], number)), number)

@@ -24,7 +24,9 @@ func TestMetadata(t *testing.T) {
 		s.coreHas(s.top.Nodes["node1"], vm.Prefixes()...)
 		want := fmt.Sprintf("instance-id: \"attached-%s\"\nlocal-hostname: \"%[1]s\"\n", vm.Name)
 		for _, ask := range [][]string{
-			{"curl", "-sfg", url4}, {"curl", "-sfg", url6}, {"wget", "-qO-", "--tries=1", url4},
+			{"curl", "-sfg", url4},
+			{"curl", "-sfg", url6},
+			{"wget", "-qO-", "--tries=1", url4},
 			{"curl", "-sfg", "--interface", vm.NICs[0].Addresses[1].String(), url6},
 		} {
 			s.eventually(strings.Join(ask, " "), func() error {
