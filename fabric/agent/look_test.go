@@ -103,3 +103,38 @@ func TestDescribe(t *testing.T) {
 		require.ErrorContains(t, err, "no hypervisor of this node has one of the fabric")
 	})
 }
+
+// TestUserDataOfAGuest: the source of the guest is asked, and no other.
+func TestUserDataOfAGuest(t *testing.T) {
+	looking(t, func(t *testing.T, n *node, src *fake.Source) {
+		web := from("lxd", guest("web", "203.0.113.10 2001:db8:100:1::10 adopt"))
+		n.apply(web, fabric.Live)
+		n.apply(db(), fabric.Live)
+		vm, known := n.Guest("web")
+		assert.True(t, known)
+		assert.Equal(t, web, vm)
+		_, known = n.Guest("nobody")
+		assert.False(t, known)
+
+		src.SetUserData(web.Identity(), []byte("#cloud-config"))
+		src.SetUserData(db().Identity(), []byte("another's"))
+		data, err := n.UserData(t.Context(), web)
+		require.NoError(t, err)
+		assert.Equal(t, "#cloud-config", string(data))
+		data, err = n.UserData(t.Context(), db())
+		require.NoError(t, err)
+		assert.Empty(t, data, "attached by hand")
+
+		src.SetUserData(web.Identity(), make([]byte, fabric.MaxUserData))
+		data, err = n.UserData(t.Context(), web)
+		require.NoError(t, err)
+		assert.Len(t, data, fabric.MaxUserData)
+		src.SetUserData(web.Identity(), make([]byte, fabric.MaxUserData+1))
+		data, err = n.UserData(t.Context(), web)
+		require.EqualError(t, err, "guest web: user data of 65537 bytes; at most 65536, compress it")
+		assert.Empty(t, data)
+		src.Fail("user data of web", errBoom)
+		_, err = n.UserData(t.Context(), web)
+		require.ErrorIs(t, err, errBoom)
+	})
+}

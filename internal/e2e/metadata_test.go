@@ -16,7 +16,7 @@ import (
 // file says so.
 func TestMetadata(t *testing.T) {
 	t.Parallel()
-	labtest.Need(t, "curl", "wget")
+	labtest.Need(t, "curl", "busybox")
 	s := start(t, options{change: func(c *fabric.Cluster) { c.Guests.Metadata = true }})
 	const url4, url6 = "http://169.254.169.254/meta-data", "http://[fe80::a9fe:a9fe%25eth0]/meta-data"
 	for _, vm := range []fabric.VM{veth("web", "203.0.113.10", "2001:db8:100::10"), veth("db", "203.0.113.11", "2001:db8:100::11")} {
@@ -26,7 +26,7 @@ func TestMetadata(t *testing.T) {
 		for _, ask := range [][]string{
 			{"curl", "-sfg", url4},
 			{"curl", "-sfg", url6},
-			{"wget", "-qO-", "--tries=1", url4},
+			{"busybox", "wget", "-qO-", url4},
 			{"curl", "-sfg", "--interface", vm.NICs[0].Addresses[1].String(), url6},
 		} {
 			s.eventually(strings.Join(ask, " "), func() error {
