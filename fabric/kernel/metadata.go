@@ -246,17 +246,13 @@ func (d *Dataplane) startMetadata(ctx context.Context, g fabric.Guests) {
 	if !g.Metadata {
 		return
 	}
-	err := d.metadata.listen(ctx, d.host.ipv6)
-	if err == nil {
-		err = d.leadToMetadata() // keepRules tries again
-	}
-	if err != nil {
-		text, way := "guests get no metadata: "+err.Error(), "see ip rule"
-		if d.metadata.number == 0 {
-			way = fmt.Sprintf("free one of the TCP ports %d to %d (ss -ltnp), and restart the agent", metadataPorts[0], metadataPorts[len(metadataPorts)-1])
-		}
-		d.conditions.set("metadata", text+"; "+way)
+	if err := d.metadata.listen(ctx, d.host.ipv6); err != nil {
+		d.conditions.set("metadata", fmt.Sprintf("guests get no metadata: %v; free one of the TCP ports %d to %d (ss -ltnp), and restart the agent",
+			err, metadataPorts[0], metadataPorts[len(metadataPorts)-1]))
 		d.log.Warn("metadata service", "err", err)
+	}
+	if err := d.leadToMetadata(); err != nil {
+		d.log.Warn("metadata service", "err", err) // keepRules tries again, and reports it
 	}
 }
 
