@@ -21,6 +21,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 
 	"github.com/vmfabric/vmfabric/internal/daemons"
+	"github.com/vmfabric/vmfabric/testenv/lab/cache"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
@@ -29,7 +30,7 @@ var containerInit []byte
 
 // ContainerImage returns the path of the image of the lab's containers, for `lxc
 // image import`: the machine's busybox and a script. It takes the image from the
-// cache ([CacheVariable]), or makes it.
+// cache ([cache.Variable]), or makes it.
 func ContainerImage(ctx context.Context) (path string, err error) {
 	busybox, err := daemons.Find(ctx, "busybox")
 	if err != nil {
@@ -39,7 +40,7 @@ func ContainerImage(ctx context.Context) (path string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("container image: %w", err)
 	}
-	dir, err := cached("container-"+fingerprint(tool, containerInit), func(dir string) error {
+	dir, err := cache.Dir("container-"+cache.Fingerprint(tool, containerInit), func(dir string) error {
 		return makeContainerImage(filepath.Join(dir, "image.tar.gz"), tool)
 	})
 	if err != nil {

@@ -3,5 +3,5 @@
 // ([StartLibvirt]), and LXD with containers ([StartLXD]).
 //
 // Guests boot the machine's busybox and its distribution's kernel ([GuestImage],
-// [ContainerImage]); a cache keeps their images ([CacheVariable]).
+// [ContainerImage]); a cache keeps their images ([cache.Variable]).
 package hypervisors

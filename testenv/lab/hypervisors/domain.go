@@ -18,6 +18,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/oneline"
+	"github.com/vmfabric/vmfabric/testenv/lab/cache"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
@@ -182,7 +183,7 @@ var domainTemplate = template.Must(template.New("domain").Funcs(template.FuncMap
 `))
 
 func serialPath(dir, domain string) string {
-	return filepath.Join(dir, "qemu", "serial-"+fingerprint([]byte(domain))+".log")
+	return filepath.Join(dir, "qemu", "serial-"+cache.Fingerprint([]byte(domain))+".log")
 }
 
 // uuidOf returns a UUID (RFC 9562, version 8) that depends only on the name.
@@ -210,7 +211,7 @@ func (lv *Libvirt) Define(ctx context.Context, o DomainOptions) (*Domain, error)
 	if err != nil {
 		return nil, err
 	}
-	d := &Domain{lv: lv, options: o, file: filepath.Join(lv.host.Dir(), "domain-"+fingerprint([]byte(o.Name))+".xml")}
+	d := &Domain{lv: lv, options: o, file: filepath.Join(lv.host.Dir(), "domain-"+cache.Fingerprint([]byte(o.Name))+".xml")}
 	if err := os.WriteFile(d.file, []byte(DomainXML(image, o)), 0o600); err != nil {
 		return nil, err
 	}

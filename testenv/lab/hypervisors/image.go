@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/vmfabric/vmfabric/internal/daemons"
+	"github.com/vmfabric/vmfabric/testenv/lab/cache"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
@@ -35,7 +36,7 @@ var guestModules = []string{
 var guestInit []byte
 
 // GuestImage returns the image of the lab's guests. It takes the image from the
-// cache ([CacheVariable]), or makes it: the kernel comes from the machine's package
+// cache ([cache.Variable]), or makes it: the kernel comes from the machine's package
 // mirror by apt, 27 MB once, busybox from the machine.
 func GuestImage(ctx context.Context) (Image, error) {
 	busybox, err := daemons.Find(ctx, "busybox")
@@ -46,7 +47,7 @@ func GuestImage(ctx context.Context) (Image, error) {
 	if err != nil {
 		return Image{}, fmt.Errorf("guest image: %w", err)
 	}
-	kernel, err := cached("kernel", func(dir string) error { return fetchKernel(ctx, dir) })
+	kernel, err := cache.Dir("kernel", func(dir string) error { return fetchKernel(ctx, dir) })
 	if err != nil {
 		return Image{}, fmt.Errorf("guest image: kernel: %w", err)
 	}
@@ -54,7 +55,7 @@ func GuestImage(ctx context.Context) (Image, error) {
 	if err != nil {
 		return Image{}, fmt.Errorf("guest image: %w", err)
 	}
-	initrd, err := cached("initrd-"+fingerprint(version, tool, guestInit), func(dir string) error {
+	initrd, err := cache.Dir("initrd-"+cache.Fingerprint(version, tool, guestInit), func(dir string) error {
 		return makeInitrd(filepath.Join(dir, "initrd"), kernel, tool)
 	})
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/vmfabric/vmfabric/internal/executable"
 
 	"github.com/vmfabric/vmfabric/internal/daemons"
+	"github.com/vmfabric/vmfabric/testenv/lab/cache"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
@@ -295,19 +296,15 @@ const qemuKnowledge = "qemu/capabilities"
 // recallQEMU copies the findings of an earlier libvirtd with the same programs from
 // the lab's cache.
 func (lv *Libvirt) recallQEMU(ctx context.Context) bool {
-	base, err := cacheDir()
-	if err != nil {
-		return false
-	}
-	from := filepath.Join(base, lv.knowledge(ctx))
-	return exists(from) && copyDir(from, filepath.Join(lv.path("cache"), qemuKnowledge)) == nil
+	from, ok := cache.Find(lv.knowledge(ctx))
+	return ok && copyDir(from, filepath.Join(lv.path("cache"), qemuKnowledge)) == nil
 }
 
 func (lv *Libvirt) rememberQEMU(ctx context.Context) error {
 	if _, err := lv.Virsh(ctx, "capabilities"); err != nil {
 		return err
 	}
-	_, err := cached(lv.knowledge(ctx), func(dir string) error {
+	_, err := cache.Dir(lv.knowledge(ctx), func(dir string) error {
 		return copyDir(filepath.Join(lv.path("cache"), qemuKnowledge), dir)
 	})
 	return err
@@ -323,7 +320,7 @@ func (lv *Libvirt) knowledge(ctx context.Context) string {
 			about += fmt.Sprintln(program, info.Size(), info.ModTime())
 		}
 	}
-	return "libvirt-" + fingerprint([]byte(about))
+	return "libvirt-" + cache.Fingerprint([]byte(about))
 }
 
 // copyDir copies the files of a directory that has no directories.
