@@ -23,7 +23,8 @@ const (
 
 	attributeCommand  = 1 // NFULA_CFG_CMD, struct nfulnl_msg_config_cmd
 	attributeMode     = 2 // NFULA_CFG_MODE, struct nfulnl_msg_config_mode
-	attributeAtOnce   = 5 // NFULA_CFG_QTHRESH
+	attributeHold     = 4 // NFULA_CFG_TIMEOUT, in hundredths of a second
+	attributeMost     = 5 // NFULA_CFG_QTHRESH
 	bind              = 1 // NFULNL_CFG_CMD_BIND
 	copyPacket        = 2 // NFULNL_COPY_PACKET
 	attributeIncoming = 4 // NFULA_IFINDEX_INDEV
@@ -36,6 +37,11 @@ const (
 	packetBytes = 2048
 	// receiveBuffer holds about a thousand packets.
 	receiveBuffer = 4 << 20
+	// hold is how long the kernel keeps packets, in hundredths of a second, unless there
+	// are mostHeld. Some clients lose an answer that comes before they are back from
+	// sending: threads of dhclient 4.4.1 read it too early, and the socket by which
+	// udhcpc renews takes it. They then wait for seconds.
+	hold, mostHeld = 1, 64
 	// answerWithin bounds how many packets come before the answer to the bind.
 	answerWithin = 10000
 )
@@ -91,7 +97,8 @@ func (l *Listener) bind() error {
 	ae.ByteOrder = binary.BigEndian
 	ae.Bytes(attributeCommand, []byte{bind})
 	ae.Bytes(attributeMode, []byte{0, 0, packetBytes >> 8, packetBytes & 0xff, copyPacket, 0})
-	ae.Uint32(attributeAtOnce, 1) // each packet comes at once
+	ae.Uint32(attributeHold, hold)
+	ae.Uint32(attributeMost, mostHeld)
 	attributes, err := ae.Encode()
 	if err != nil {
 		return err

@@ -55,25 +55,50 @@ func TestCloseEndsReceive(t *testing.T) {
 	}
 }
 
-// TestReceive: packets come as they were sent, also after more came than there was room
-// for, and until the listener is closed.
-func TestReceive(t *testing.T) {
+// logged gives a listener to group 7, and what sends a packet that is logged to it.
+func logged(t *testing.T) (l *nflog.Listener, send func(text string)) {
 	labtest.Need(t, "nft")
 	l, err := nflog.Listen(7)
 	require.NoError(t, err)
 	cmd := exec.Command("nft", "-f", "-")
-	cmd.Stdin = strings.NewReader("table inet t { chain c { type filter hook prerouting priority raw; udp dport 9999 log group 7 drop; }; }")
+	cmd.Stdin = strings.NewReader("table inet t; delete table inet t; table inet t { chain c { type filter hook prerouting priority raw; udp dport 9999 log group 7 drop; }; }")
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, string(out))
-	lo, err := net.InterfaceByName("lo")
-	require.NoError(t, err)
 	conn, err := net.Dial("udp", "127.0.0.1:9999")
 	require.NoError(t, err)
-	defer conn.Close()
-	send := func(text string) {
+	t.Cleanup(func() { conn.Close() })
+	return l, func(text string) {
 		_, err := conn.Write([]byte(text))
 		require.NoError(t, err)
 	}
+}
+
+// TestPacketsAreHeld: a packet does not come at once, but with those that follow it.
+func TestPacketsAreHeld(t *testing.T) {
+	l, send := logged(t)
+	most := 0
+	for range 50 { // a machine that stops in between parts them
+		send("one")
+		send("two")
+		for got := 0; got < 2; {
+			packets, err := l.Receive()
+			require.NoError(t, err)
+			got, most = got+len(packets), max(most, len(packets))
+		}
+		if most == 2 {
+			break
+		}
+	}
+	assert.Equal(t, 2, most)
+	require.NoError(t, l.Close())
+}
+
+// TestReceive: packets come as they were sent, also after more came than there was room
+// for, and until the listener is closed.
+func TestReceive(t *testing.T) {
+	l, send := logged(t)
+	lo, err := net.InterfaceByName("lo")
+	require.NoError(t, err)
 	// comes receives until a packet with the text has come.
 	comes := func(text string) (before int) {
 		for {
@@ -91,7 +116,7 @@ func TestReceive(t *testing.T) {
 	}
 	send("one")
 	assert.Zero(t, comes("one"))
-	const many = 20000
+	const many = 200000
 	for i := range many {
 		send(fmt.Sprint(i))
 	}
