@@ -11,7 +11,7 @@ TOOLS    := $(CURDIR)/.cache/tools
 # Static binaries: one build runs on every distribution of the architecture.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help histories simulate fresh soak mutants build demo deps test e2e lab race unit lint bench fuzz install clean
+.PHONY: help guests histories simulate fresh soak mutants build demo deps test e2e lab race unit lint bench fuzz install clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -99,6 +99,13 @@ LENGTH ?= 60s
 COUNT  ?= 4
 histories: ## check COUNT histories of the registry in etcd under faults, each of LENGTH, and its mutants (root)
 	VMFABRIC_LAB=must $(GO) test ./internal/histories -count=1 -run '^Test(LongHistories|Mutants)$$' -timeout 0 -v -histories $(COUNT) -length $(LENGTH) -from $(FROM) -mutants
+
+# Clients that are tried by nothing else come in here, and not with deps.
+CLIENT ?= .*
+guests: deps ## try what guests of Debian 11, 12 and 13 configure themselves with, and print the table of docs/guests.md (root)
+	@./.ci/deps mmdebstrap ipxe
+	$(GO) run ./testenv/prepare -clients
+	VMFABRIC_LAB=must $(GO) test ./internal/e2e -count=1 -run '^TestClient(s|Firmware|InContainer)$$/./$(CLIENT)' -timeout 0 -v -clients
 
 bench: ## measure, and write docs/performance.md (root)
 	$(GO) run ./internal/bench --out docs/performance.md

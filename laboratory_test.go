@@ -51,7 +51,7 @@ func TestPartsOfTheLaboratory(t *testing.T) {
 	t.Parallel()
 	const lab = module + "/testenv/lab/"
 	for part, needs := range map[string][]string{
-		"core": {"core"}, "routers": {"core", "routers"}, "hypervisors": {"cache", "core", "hypervisors"},
+		"core": {"core"}, "routers": {"core", "routers"}, "hypervisors": {"cache", "core", "hypervisors"}, "clients": {"cache", "core", "clients"},
 	} {
 		var want []string
 		for _, need := range needs {

@@ -1,22 +1,41 @@
 // Prepare fills the lab's cache with the kernel, which comes from a package mirror,
 // and the initial file system of the guests. Then no test downloads anything in its
-// own time.
+// own time. With -clients it makes the root file systems of TestClients, too.
 package main
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 
+	"github.com/vmfabric/vmfabric/testenv/lab/clients"
 	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if _, err := hypervisors.GuestImage(ctx); err != nil {
+	withClients := flag.Bool("clients", false, "make the root file systems of guests that configure themselves")
+	flag.Parse()
+	if err := prepare(ctx, *withClients); err != nil {
 		fmt.Fprintf(os.Stderr, "prepare: %v\n", err)
 		os.Exit(1)
 	}
+}
+
+func prepare(ctx context.Context, withClients bool) error {
+	if _, err := hypervisors.GuestImage(ctx); err != nil {
+		return err
+	}
+	if !withClients {
+		return nil
+	}
+	for _, release := range clients.Releases {
+		if _, err := clients.Debian(ctx, release); err != nil {
+			return err
+		}
+	}
+	return nil
 }
