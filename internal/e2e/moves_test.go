@@ -411,14 +411,14 @@ func TestMovesBackAndForth(t *testing.T) {
 	t.Parallel()
 	m := startShuttle(t, options{})
 	watch := m.watchDHCP()
-	m.orders(m.vm.NICs[0].Addresses[0], clients)
+	m.orders(m.vm.NICs[0].Addresses[0], askingClients)
 	for range 10 {
 		require.NoError(t, m.d.Migrate(context.WithoutCancel(soon(t)), m.lv[other(m.where())]))
 	}
 	hung, err := m.d.Hung(soon(t))
 	require.NoError(t, err)
 	if !hung {
-		m.orders(m.vm.NICs[0].Addresses[0], "kill $(cat /run/clients); killall udhcpc; true")
+		m.orders(m.vm.NICs[0].Addresses[0], "kill $(cat /run/clients); kill $(pidof udhcpc); true")
 	}
 	m.rests("node1")
 	heard := watch.answeredOnce()

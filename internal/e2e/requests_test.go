@@ -21,10 +21,10 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
-// clients is a line of shell for a guest: from then on DHCP clients ask for its address, one
+// askingClients is a line of shell for a guest: from then on DHCP clients ask for its address, one
 // after the other. Each asks once, takes what it is offered, and asks again after a second
 // without an answer. They ask fewer times a second than requests are limited to.
-const clients = `link=$(ip route show default | sed 's/.* dev //;s/ .*//;q'); ` +
+const askingClients = `link=$(ip route show default | sed 's/.* dev //;s/ .*//;q'); ` +
 	`(while :; do udhcpc -i $link -f -q -n -t 5 -T 1 -s /bin/true; usleep 150000; done) </dev/null >/dev/null 2>&1 & echo $! >/run/clients`
 
 // orders has a lab guest carry out a line of shell.
