@@ -103,7 +103,7 @@ func TestSolicit(t *testing.T) {
 	assert.Equal(t, uint8(255), reply.Options.Preference())
 	ia, pd := reply.Options.OneIANA(), reply.Options.OneIAPD()
 	assert.Equal(t, [4]byte{3: 7}, ia.IaId)
-	assert.Equal(t, []time.Duration{time.Hour, 144 * time.Hour}, []time.Duration{ia.T1, ia.T2})
+	assert.Equal(t, []time.Duration{time.Hour, 2 * time.Hour}, []time.Duration{ia.T1, ia.T2})
 	assert.Equal(t, []string{ours}, leases(ia.Options.Options))
 	assert.Equal(t, [4]byte{3: 8}, pd.IaId)
 	assert.Equal(t, []string{behind}, leases(pd.Options.Options))

@@ -14,8 +14,8 @@ import (
 // The times of a lease, in both families: see the package's documentation.
 const (
 	lease  = 7 * 24 * time.Hour
-	renew  = time.Hour          // T1: ask the server that gave the lease
-	rebind = 6 * 24 * time.Hour // T2: ask any server
+	renew  = time.Hour     // T1: ask the server that gave the lease
+	rebind = 2 * time.Hour // T2: ask any server
 )
 
 // The most that one answer has of a kind, so that it fits into a packet.

@@ -115,3 +115,23 @@ func TestClients(t *testing.T) {
 		})
 	}
 }
+
+// TestGuestWithoutDHCPv6 makes an address of its own in the /64 that is routed to it. The
+// node reaches it by the NIC's MAC, though the guest does not have the address through
+// which the /64 is routed.
+func TestGuestWithoutDHCPv6(t *testing.T) {
+	lab := newMoveLab(t)
+	d := openGuarded(t, fabric.Guests{})
+	own := netip.MustParsePrefix("2001:db8:300:5::/64")
+	ipIn(t, lab.core, "route add "+own.String()+" via "+via(own.Addr()))
+	p := movePort("web", fabric.NIC{Kind: fabric.Veth, Addresses: []netip.Addr{guestAddr[false]}, Routes: []netip.Prefix{own}})
+	require.NoError(t, d.Put(t.Context(), p))
+	g := newSpace(t)
+	ipIn(t, nil, "link set "+fabric.PeerName("web", 0)+fmt.Sprintf(" netns /proc/%d/fd/%d", os.Getpid(), int(g.handle)))
+	ipIn(t, g, "link set "+fabric.PeerName("web", 0)+" name eth0 address "+guestMAC.String(), "link set lo up", "link set eth0 up")
+	b := own.Addr().As16()
+	copy(b[8:], []byte{guestMAC[0] ^ 2, guestMAC[1], guestMAC[2], 0xff, 0xfe, guestMAC[3], guestMAC[4], guestMAC[5]}) // RFC 4291, appendix A
+	awaitPing(t, lab.core, netip.AddrFrom16(b))
+	awaitPing(t, g, client[false])
+	require.NoError(t, d.Remove(t.Context(), p.Name))
+}
