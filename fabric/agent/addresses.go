@@ -199,12 +199,13 @@ func (a *Agent) userOf(ctx context.Context, h fabric.Allocation) (found user, si
 
 // perhapsOn gives one of the nodes that did not answer on which the guest of an allocation
 // may be: its owner, or, if it moved while the registry was away, any whose agent answered
-// before. An agent that has just begun does not know which ones those are. Empty: it is on
-// none of them.
+// before. An agent that has just begun does not know which ones those are, and where the
+// nodes share the registry it waits until it does; a registry of its own binds no other
+// node, which is asked at each start instead. Empty: it is on none of them.
 func (a *Agent) perhapsOn(h fabric.Allocation, silent []string) string {
 	s, done := a.state.open()
 	defer done()
-	begun := time.Since(a.began) < unmetFor
+	begun := a.fenced && time.Since(a.began) < unmetFor
 	if i := slices.IndexFunc(silent, func(n string) bool { return n == h.Node || s.peers.met[n] || begun }); i >= 0 {
 		return silent[i]
 	}

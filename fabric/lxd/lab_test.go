@@ -225,7 +225,7 @@ func TestRealLifeOfAGuest(t *testing.T) {
 	vm := guests[0].VM
 	assert.NotEmpty(t, vm.UUID)
 	assert.False(t, vm.NICs[0].MAC.IsZero(), "LXD chose one")
-	inside, err := c.Exec(r.soon(), "cat", "/sys/class/net/eth0/address")
+	inside, err := c.Exec(r.soon(), "busybox", "cat", "/sys/class/net/eth0/address") // its other names come while it boots
 	require.NoError(t, err)
 	assert.Equal(t, strings.TrimSpace(inside), vm.NICs[0].MAC.String())
 	r.quiet()
