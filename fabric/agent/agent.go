@@ -558,7 +558,7 @@ func (t *task) undo(ctx context.Context, is admission) {
 	}
 	d.State = fabric.Absent
 	t.settle(d, false, nil)
-	if err := t.tearDown(ctx, d); err != nil {
+	if err := t.tearDown(ctx, d, false); err != nil {
 		t.settle(d, false, err)
 		t.log.Warn("half-made guest not undone yet; trying again", "vm", d.VM.Name, "err", err)
 		t.signal()
@@ -577,7 +577,7 @@ func (t *task) reconcile(ctx context.Context, st plan.NICStates) error {
 	}
 	d := is.want
 	if d.State == fabric.Absent {
-		err := t.tearDown(ctx, d)
+		err := t.tearDown(ctx, d, false)
 		if err != nil {
 			t.settle(d, false, err)
 		}
@@ -653,10 +653,7 @@ func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 	}
 	d.State = fabric.Absent
 	byHand := d.VM.Origin == "" // nobody else keeps a description of it
-	if byHand {
-		a.endsForGood(ctx, d.VM)
-	}
-	err := t.tearDown(ctx, d)
+	err := t.tearDown(ctx, d, byHand)
 	if err != nil {
 		t.settle(d, false, err)
 		a.signal()
@@ -672,8 +669,9 @@ func (a *Agent) remove(ctx context.Context, vm string, asOf time.Time) error {
 }
 
 // tearDown withdraws a guest's routes, then removes its ports, then deletes its
-// state.
-func (t *task) tearDown(ctx context.Context, d fabric.Desired) error {
+// state. Of a guest that is gone for good the agent keeps that before its state goes, and
+// no withdrawal waits for the disk.
+func (t *task) tearDown(ctx context.Context, d fabric.Desired, forGood bool) error {
 	vm := d.VM.Name
 	t.ends(d)
 	s, done := t.state.open()
@@ -683,6 +681,9 @@ func (t *task) tearDown(ctx context.Context, d fabric.Desired) error {
 	t.handBack(d.VM, unused)
 	if err := t.withdraw(ctx, holds.Prefixes); err != nil {
 		return err
+	}
+	if forGood {
+		t.endsForGood(ctx, d.VM)
 	}
 	t.arrive(d, migration.Ended)
 	t.release(d)

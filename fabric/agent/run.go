@@ -283,7 +283,7 @@ func (t *task) dropOrphan(ctx context.Context, gone func(*guest) bool) {
 	done()
 	t.log.Info("a guest without state has no port any more", "vm", t.vm)
 	d.State = fabric.Absent
-	if err := t.tearDown(ctx, d); err != nil {
+	if err := t.tearDown(ctx, d, false); err != nil {
 		t.settle(d, false, err)
 		t.signal()
 	}
