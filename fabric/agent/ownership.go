@@ -349,7 +349,7 @@ func (s *state) contests() (lines []string) {
 			continue
 		}
 		lines = append(lines, fmt.Sprintf(
-			"a route for %s via %s, which is no node, comes before this node's at %s; it is not heeded, but takes the packets: see there who announces it, or add the node to the cluster file",
+			"a route for %s via %s, which is no node, comes before this node's at %s; it is ignored, but takes the packets: see there who announces it, or add the node to the cluster file",
 			text.Prefix(r.Prefix), r.Via, r.Reflector))
 	}
 	maps.DeleteFunc(s.peers.odd, func(_ string, r remark) bool { return now.Sub(r.at) > oddMemory })
@@ -368,9 +368,9 @@ func (a *Agent) plausible(node, vm string, epoch uint64) uint64 {
 	}
 	s, done := a.state.open()
 	defer done()
-	why := "which is that of a time far ahead of this node's clock; it is not heeded: set the clocks of both (timedatectl), and see what runs there"
+	why := "which is that of a time far ahead of this node's clock; it is ignored: set the clocks of both (timedatectl), and see what runs there"
 	if ownership.ByRegistry(epoch) {
-		why = "which no clock and no registry gives; it is not heeded: see what runs there, and stop its agent if that is not yours"
+		why = "which no clock and no registry gives; it is ignored: see what runs there, and stop its agent if that is not yours"
 	}
 	s.peers.odd[node] = remark{text: fmt.Sprintf("node %s says that guest %s has epoch %d, %s", node, vm, epoch, why), at: time.Now()}
 	return 0
@@ -740,7 +740,7 @@ func (a *Agent) competes(ctx context.Context, r fabric.Competitor) {
 	}
 	done()
 	if !known && !r.Gone && !strayed {
-		a.log.Warn("a route that leads to no node comes before this node's; not heeded", "prefix", r.Prefix, "via", r.Via, "reflector", r.Reflector)
+		a.log.Warn("a route that leads to no node comes before this node's; ignored", "prefix", r.Prefix, "via", r.Via, "reflector", r.Reflector)
 	}
 	competes := known && !r.Gone
 	for _, vm := range a.concerned([]netip.Prefix{r.Prefix}) {

@@ -355,7 +355,7 @@ func route(vm fabric.VM, via string) fabric.Competitor {
 	return fabric.Competitor{Prefix: vm.Prefixes()[0], Via: netip.MustParseAddr(via), Preference: fabric.Fresh, Reflector: "rr1", At: time.Now()}
 }
 
-// TestRouteThatLeadsToNoNode is heeded by nobody, and told while it is there.
+// TestRouteThatLeadsToNoNode is followed by nobody, and reported while it is there.
 func TestRouteThatLeadsToNoNode(t *testing.T) {
 	golds(t, func(t *testing.T, p *pair) {
 		for _, prefix := range p.vm.Prefixes() {
@@ -890,7 +890,7 @@ func TestGuestThatEndsWhileOthersAreAsked(t *testing.T) {
 	})
 }
 
-// TestEpochsOfTheFarFuture are heeded in no notice and no answer, and said.
+// TestEpochsOfTheFarFuture are refused in every notice and answer, and reported.
 func TestEpochsOfTheFarFuture(t *testing.T) {
 	vm := gold()
 	for epoch, why := range map[uint64]string{

@@ -1054,7 +1054,7 @@ func TestSourceNewsThatGrewOldWhileItWaited(t *testing.T) {
 	release()
 	require.NoError(t, <-done)
 	require.NoError(t, <-done)
-	eventually(t, func() bool { return n.states()["db_net0"] == fabric.Live }) // so the news before was heeded
+	eventually(t, func() bool { return n.states()["db_net0"] == fabric.Live }) // so the news before was taken up
 	n.holds(want{vm, fabric.Live}, want{db(), fabric.Live})
 }
 

@@ -43,8 +43,8 @@ func (o Offer) answerSolicitation(from fabric.MAC, d datagram) Answer {
 	return Answer{Frames: [][]byte{o.Advertisement()}, Contact: contact}
 }
 
-// invalidSolicitation says why a router does not heed a solicitation (RFC 4861, 6.1.1);
-// empty: it does.
+// invalidSolicitation says why a router discards a solicitation (RFC 4861, 6.1.1);
+// empty: it does not.
 func invalidSolicitation(d datagram) string {
 	if d.fault != "" {
 		return d.fault

@@ -136,7 +136,7 @@ func (x *exchange6) unauthorized() string {
 	return ""
 }
 
-// invalid says why a server does not heed the message (RFC 8415, 16); empty: it does.
+// invalid says why a server discards the message (RFC 8415, 16); empty: it does not.
 func (x *exchange6) invalid() string {
 	client := x.value(dhcpv6.OptionClientID)
 	switch x.asked.MessageType {

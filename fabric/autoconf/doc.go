@@ -35,12 +35,12 @@
 //
 // # Lifetimes
 //
-// Leases last a week and are renewed every hour, by those clients that heed T1: a
+// Leases last a week and are renewed every hour, by those clients that honor T1: a
 // change reaches the guest within an hour, and a day without an agent costs nothing. T2 is
 // two hours: some clients ask once at T1 and not again before T2, and a guest that has an
 // address no more is not told the gateway's MAC, so only its broadcasts are heard. The
 // lifetime of a default router ends after 65,535 s at most. The advertisement therefore
-// also has a route to ::/0 without an end (RFC 4191), which Linux and others heed.
+// also has a route to ::/0 without an end (RFC 4191), which Linux and others accept.
 //
 // # Advertisements are multicast
 //

@@ -14,7 +14,7 @@
 // the other addresses. The default route of a family is that of the first NIC with
 // addresses of it. The form has no word for policy routing, without which packets from the
 // addresses of another NIC leave by the wrong one. network-config, version 2, has it, and
-// says all of the network without DHCP; only netplan heeds it all.
+// says all of the network without DHCP; only netplan applies it all.
 //
 // A guest of which a NIC cannot be told by its MAC address or name gets no network
 // document: it goes on with DHCP.

@@ -81,6 +81,20 @@ const cloudInitHead = `# LXD: lxc config set {{.ShellName}} user.network-config 
 # no netplan, give this guest its network in another format.
 {{- end}}`
 
+// nameservers has a link's resolvers and search domains, in netplan's keys.
+const nameservers = `    {{- if .DNS}}
+    nameservers:
+      addresses:
+      {{- range .DNS}}
+        - "{{.}}"
+      {{- end}}
+      {{- with .Search}}
+      search:
+      {{- range .}}
+        - "{{.}}"
+      {{- end}}{{end}}
+    {{- end}}`
+
 // ethernets is version 2 of the network configuration in netplan's keys.
 const ethernets = `version: 2
 ethernets:
@@ -116,18 +130,7 @@ ethernets:
         table: {{.}}
         {{- end}}
     {{- end}}
-    {{- if .DNS}}
-    nameservers:
-      addresses:
-      {{- range .DNS}}
-        - "{{.}}"
-      {{- end}}
-      {{- with .Search}}
-      search:
-      {{- range .}}
-        - "{{.}}"
-      {{- end}}{{end}}
-    {{- end}}
+` + nameservers + `
     {{- with .Rules}}
     routing-policy:
     {{- range .}}
@@ -181,18 +184,7 @@ ethernets:
         scope: link
         {{- end}}
     {{- end}}{{end}}
-    {{- if .DNS}}
-    nameservers:
-      addresses:
-      {{- range .DNS}}
-        - "{{.}}"
-      {{- end}}
-      {{- with .Search}}
-      search:
-      {{- range .}}
-        - "{{.}}"
-      {{- end}}{{end}}
-    {{- end}}
+` + nameservers + `
     {{- with .Rules}}
     routing-policy:
     {{- range .}}
