@@ -66,11 +66,17 @@ func (k *keeper) gives(t *testing.T, vm string) []netip.Prefix {
 // owns acquires a guest from whoever owns it, and returns the epoch.
 func (k *keeper) owns(t *testing.T, vm string) uint64 {
 	t.Helper()
-	all, err := k.Allocations(labtest.Soon(t), fabric.AllocationFilter{})
-	require.NoError(t, err)
-	i := slices.IndexFunc(all, func(a fabric.Allocation) bool { return a.VM == vm })
-	require.GreaterOrEqual(t, i, 0)
-	owner, err := k.Acquire(labtest.Soon(t), fabric.AcquireRequest{Guest: all[i].Guest, VM: vm, Node: k.name, Over: all[i].Epoch})
+	var has fabric.Allocation
+	require.Eventually(t, func() bool {
+		all, err := k.Allocations(labtest.Soon(t), fabric.AllocationFilter{})
+		i := slices.IndexFunc(all, func(a fabric.Allocation) bool { return a.VM == vm })
+		if err != nil || i < 0 {
+			return false
+		}
+		has = all[i]
+		return true
+	}, time.Minute, 10*time.Millisecond, "it heard of %s", vm)
+	owner, err := k.Acquire(labtest.Soon(t), fabric.AcquireRequest{Guest: has.Guest, VM: vm, Node: k.name, Over: has.Epoch})
 	require.NoError(t, err)
 	return owner.Epoch
 }

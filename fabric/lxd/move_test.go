@@ -128,13 +128,14 @@ func (s *side) since(began time.Time, vm string) (told string, at time.Time) {
 	return strings.Join(words, ", "), at
 }
 
-// moved checks what both sides told of a guest that moved.
+// moved checks what both sides told of a guest that moved, by patterns. Between the start of
+// a container and its first list its link may come up: then it was never seen wired.
 func (s *side) moved(t *testing.T, to *side, began time.Time, vm string, wantFrom, wantTo string) {
 	t.Helper()
 	from, left := s.since(began, vm)
 	there, came := to.since(began, vm)
-	assert.Equal(t, wantFrom, from, "source, of %s", vm)
-	assert.Equal(t, wantTo, there, "destination, of %s", vm)
+	assert.Regexp(t, "^"+wantFrom+"$", from, "source, of %s", vm)
+	assert.Regexp(t, "^"+wantTo+"$", there, "destination, of %s", vm)
 	t.Logf("%s: absent at the source %v after it was live at the destination", vm, left.Sub(came).Round(time.Millisecond))
 }
 
@@ -227,7 +228,7 @@ func TestRealMovesBetweenServers(t *testing.T) {
 		require.NoError(t, db.Move(a.soon(), to.lx, "--stateless"))
 		from.settles(t, states{})
 		to.settles(t, states{"db": fabric.Live, "web": fabric.Live})
-		from.moved(t, to, began, "db", "wired, absent", "wired, live")
+		from.moved(t, to, began, "db", "wired, absent", "(wired, )?live")
 	}
 
 	// One that cannot start there stays.
@@ -272,14 +273,14 @@ func TestRealMovesInACluster(t *testing.T) {
 		a.settles(t, states{})
 		b.settles(t, states{"db": fabric.Live, "web": fabric.Live})
 		a.moved(t, b, began, "web", "absent", "live")
-		a.moved(t, b, began, "db", "wired, absent", "wired, live")
+		a.moved(t, b, began, "db", "wired, absent", "(wired, )?live")
 
 		began = time.Now()
 		a.lxc("cluster", "restore", "node1", "--force")
 		b.settles(t, states{})
 		a.settles(t, states{"db": fabric.Live, "web": fabric.Live})
 		b.moved(t, a, began, "web", "absent", "live")
-		b.moved(t, a, began, "db", "wired, absent", "wired, live")
+		b.moved(t, a, began, "db", "wired, absent", "(wired, )?live")
 	}
 
 	// One that the cluster does not move is stopped where it is.
