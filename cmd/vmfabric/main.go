@@ -98,7 +98,7 @@ host route, and an iBGP announcement to the route reflectors.`,
 		agentCommand(t), attachCommand(t), detachCommand(t), listCommand(t), statusCommand(t), whyCommand(t),
 		drainCommand(t), undrainCommand(t), movesCommand(t), poolCommand(t), addressCommand(t), importCommand(t), registryCommand(t),
 		probeCommand(t), guestConfigCommand(t), renderCommand(t), reflectorCommand(), checkCommand(t), portNameCommand(t),
-		versionCommand(t), demoCommand(t), initCommand(),
+		versionCommand(t), demoCommand(t), initCommand(), manCommand(),
 	)
 	return root
 }
