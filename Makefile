@@ -7,14 +7,15 @@ PREFIX   ?= /usr/local
 BIN      ?= bin
 SYSCTL   ?= sysctl
 TOOLS    := $(CURDIR)/.cache/tools
+NFPM     := $(CURDIR)/.cache/nfpm
 
 # Static binaries: one build runs on every distribution of the architecture.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help guests histories simulate fresh soak mutants build demo deps test e2e lab race unit lint bench fuzz install clean
+.PHONY: help packages packages-check guests histories simulate fresh soak mutants build demo deps test e2e lab race unit lint bench fuzz install clean
 
 help: ## list the targets
-	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
 build: ## build bin/vmfabric, and the hooks and plugins beside it
 	$(BUILD) -o $(BIN)/vmfabric ./cmd/vmfabric
@@ -149,10 +150,24 @@ install: built ## install the program, the hooks, the plugins and the units belo
 	@test -n "$(DESTDIR)" || $(SYSCTL) -q -p /etc/sysctl.d/90-vmfabric.conf || \
 		echo "make install: the settings of /etc/sysctl.d/90-vmfabric.conf count from the next boot on, or after sysctl -p of it" >&2
 
-clean: ## remove what was built
-	rm -rf bin .cache
+DIST ?= dist
+packages: build $(NFPM) ## build the deb and rpm packages into dist
+	NFPM=$(NFPM)/nfpm packaging/packages/build $(abspath $(BIN)) $(abspath $(DIST))
+	@ls -1 $(DIST)
 
-# A module of their own holds the tools at a version, with their checksums.
+packages-check: ## build the packages, and check them with lintian and rpmlint (root)
+	@./.ci/deps lintian rpm rpmlint
+	@$(MAKE) --no-print-directory packages
+	NFPM=$(NFPM)/nfpm $(GO) test ./packaging -count=1 -run '^TestPackages$$' -v -packages $(abspath $(DIST))
+
+clean: ## remove what was built
+	rm -rf bin dist .cache
+
+# Modules of their own hold the tools at a version, with their checksums.
 $(TOOLS): .ci/tools/go.mod .ci/tools/go.sum
 	CGO_ENABLED=0 $(GO) -C .ci/tools build -o $@/ tool
+	@touch $@
+
+$(NFPM): .ci/nfpm/go.mod .ci/nfpm/go.sum
+	CGO_ENABLED=0 $(GO) -C .ci/nfpm build -o $@/ tool
 	@touch $@

@@ -51,7 +51,9 @@ func writePages(root *cobra.Command, dir string, when time.Time) error {
 		return err
 	}
 	root.DisableAutoGenTag = true
-	root.CompletionOptions.HiddenDefaultCmd = true // packages have the completions
+	for _, c := range root.Commands() {
+		c.Hidden = c.Hidden || c.Name() == "completion" // packages have the completions
+	}
 	preformat(root)
 	header := &doc.GenManHeader{Section: "8", Source: "vmfabric " + version, Manual: "vmfabric", Date: &when}
 	if err := doc.GenManTree(root, header, man); err != nil {
