@@ -32,18 +32,20 @@ deps: ## install what the tests need (Debian, Ubuntu), and fetch their guests' k
 	@test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || $(GO) run ./testenv/prepare
 
 # Programs of the race detector sleep for a second when they end. The labs wait
-# more than they work, so a few run at a time. They have real daemons in them, on
+# more than they work, so a few run at a time, of two packages; fewer where the
+# machine is busy (testenv/labtest). They have real daemons in them, on
 # machines that are busy: a test that failed is run once more by itself, and the
-# summary names it. A data race fails at once.
+# summary names it. A data race fails at once. Lint has vetted the tests.
 GOTEST = VMFABRIC_LAB=$${VMFABRIC_LAB:-$$(test "$$(id -u)" = 0 && echo must)} GORACE=atexit_sleep_ms=0 \
 	$(TOOLS)/gotestsum --format pkgname --hide-summary skipped --rerun-fails=$(RERUNS) --rerun-fails-max-failures 5 \
 		--rerun-fails-run-root-test --rerun-fails-abort-on-data-race --packages "$(1)" -- \
-		-count=1 -parallel 3 -p 1 -timeout 45m
+		-count=1 -vet=off -parallel 3 -p 2 -timeout 45m
 RERUNS ?= 1
 
 # Those that start whole clusters of processes, which the race detector sees
-# nothing of.
-WHOLE  = ./internal/e2e ./internal/bench ./testenv/lab/...
+# nothing of. Those of the built program take as long as all others.
+WHOLE  = ./internal/e2e
+LABS   = ./internal/bench ./testenv/lab/...
 # GoBGP v4.8.0 races with itself: it sets the time of a path, to count what a peer
 # was sent, that it reads for whoever watches the best paths. And the servers of one
 # process, as tests have them, share settings, which each sets when it starts.
@@ -52,17 +54,17 @@ OTHERS = $$($(GO) list ./... | grep -vE '/(internal/(e2e|bench)|testenv/lab/[a-z
 
 test: deps $(TOOLS) ## install what is needed, then run every test; the race detector looks at most
 	@test "$$(id -u)" = 0 || echo "make test: not root, tests that need real daemons are skipped" >&2
-	@$(MAKE) --no-print-directory -k -j2 e2e lab
+	@$(MAKE) --no-print-directory -k -j3 e2e lab $(BESIDE)
 
-e2e: $(TOOLS) ## run the tests that start whole clusters
+e2e: $(TOOLS) ## run the tests that start whole clusters of the built program
 	$(call GOTEST,$(WHOLE))
 
-lab: $(TOOLS) ## run all others, with the race detector
-	$(call GOTEST,$(OTHERS)) -race
-	$(call GOTEST,$(RACY))
+lab: $(TOOLS) ## run all others, most with the race detector
+	red=; $(call GOTEST,$(OTHERS)) -race || red=1; \
+	$(call GOTEST,$(LABS) $(RACY)) || red=1; test -z "$$red"
 
 race: deps $(TOOLS) ## run every test but those of GoBGP with the race detector
-	$(call GOTEST,$(WHOLE) $(OTHERS)) -race
+	$(call GOTEST,$(WHOLE) $(LABS) $(OTHERS)) -race
 
 unit: ## run the tests that need no daemon, no root and no namespace
 	$(GO) test -short ./...
