@@ -203,16 +203,17 @@ func (a *Agent) Started(ctx context.Context, vm fabric.VM) error {
 }
 
 // Expect remembers for five minutes that a guest is about to arrive by migration. It
-// does nothing if a guest of that name is here already, unless all its ports have lost
-// carrier: that one has ended, and the agent has not heard of it. Its error is a
-// [fabric.RefusedError] for an invalid name.
+// does nothing if a guest of that name is here already, unless that one may have ended
+// unheard: all its ports have lost carrier, or it is known from the store alone, as its
+// hypervisor has not listed its guests yet. Its error is a [fabric.RefusedError] for an
+// invalid name.
 func (a *Agent) Expect(_ context.Context, vm string) error {
 	if err := fabric.ValidateName(vm); err != nil {
 		return &fabric.RefusedError{VM: vm, Reason: fabric.RuleBroken, Err: err}
 	}
 	s, done := a.state.open()
 	defer done()
-	if g, here := s.guests[vm]; here && g.want.State != fabric.Absent && !g.hasNoCarrier() {
+	if g, here := s.guests[vm]; here && g.want.State != fabric.Absent && !g.hasNoCarrier() && !a.inventory.awaits(g.want.VM.Origin) {
 		a.log.Info("migration to this node announced for a guest that is here; left alone", "vm", vm)
 		return nil
 	}
@@ -732,7 +733,9 @@ func (a *Agent) take(vm string, asOf time.Time) (fabric.Desired, bool) {
 	s, done := a.state.open()
 	defer done()
 	s.handled[vm] = asOf
-	delete(s.expected, vm)
+	if !s.expected[vm].After(asOf) { // else this end came before the guest's return was announced
+		delete(s.expected, vm)
+	}
 	g, known := s.guests[vm]
 	if !known {
 		return fabric.Desired{}, false

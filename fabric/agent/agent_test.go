@@ -438,6 +438,42 @@ func TestMigrationOfAGuestThatEndedUnheard(t *testing.T) {
 	})
 }
 
+// slow is a source that takes a second to list its guests, of which it has none.
+type slow struct{ *fake.Source }
+
+func (s slow) Guests(ctx context.Context) ([]fabric.Desired, error) {
+	defer time.Sleep(time.Second)
+	return s.Source.Guests(ctx)
+}
+
+// A guest that ended while no agent ran comes back by a migration, before or after the
+// hypervisor has said that it is gone.
+func TestMigrationBeforeTheFirstList(t *testing.T) {
+	for name, wait := range map[string]time.Duration{"before": 0, "after": time.Second} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				vm := from("libvirt", web())
+				n := fresh(t, agent.WithSources(fake.NewSource("libvirt")))
+				n.apply(vm, fabric.Live)
+				n = n.again(agent.WithSources(slow{fake.NewSource("libvirt")}))
+				n.run(func() {
+					time.Sleep(500 * time.Millisecond)
+					require.NoError(t, n.Expect(t.Context(), "web"))
+					time.Sleep(wait)
+					n.apply(vm, fabric.Wired)
+					require.NoError(t, n.Started(t.Context(), vm))
+					time.Sleep(time.Second)
+					n.holds(want{vm, fabric.Wired})
+					kept, err := n.store.All(t.Context())
+					require.NoError(t, err)
+					require.Len(t, kept, 1)
+					assert.True(t, kept[0].Incoming)
+				})
+			})
+		})
+	}
+}
+
 func TestMigrationSurvivesARestart(t *testing.T) {
 	n := fresh(t)
 	require.NoError(t, n.Expect(t.Context(), "web"))

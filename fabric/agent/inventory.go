@@ -26,6 +26,13 @@ func (i *inventory) await(source string) {
 	i.unlisted[source] = true
 }
 
+// awaits reports whether a source has not listed its guests yet.
+func (i *inventory) awaits(source string) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.unlisted[source]
+}
+
 // listed notes that a source has listed its guests, and reports whether it is the
 // first time.
 func (i *inventory) listed(source string) (first bool) {
