@@ -32,14 +32,15 @@ deps: ## install what the tests need (Debian, Ubuntu), and fetch their guests' k
 	@test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || $(GO) run ./testenv/prepare
 
 # Programs of the race detector sleep for a second when they end. The labs wait
-# more than they work, so a few run at a time, of two packages; fewer where the
-# machine is busy (testenv/labtest). They have real daemons in them, on
-# machines that are busy: a test that failed is run once more by itself, and the
-# summary names it. A data race fails at once. Lint has vetted the tests.
+# more than they work, so a few run at a time, of two packages or as many as the
+# second argument says; fewer while the machine is busy (testenv/labtest). They have
+# real daemons in them, on machines that are busy: a test that failed is run once
+# more by itself, and the summary names it. A data race fails at once. To vet is a
+# part of lint.
 GOTEST = VMFABRIC_LAB=$${VMFABRIC_LAB:-$$(test "$$(id -u)" = 0 && echo must)} GORACE=atexit_sleep_ms=0 \
 	$(TOOLS)/gotestsum --format pkgname --hide-summary skipped --rerun-fails=$(RERUNS) --rerun-fails-max-failures 5 \
 		--rerun-fails-run-root-test --rerun-fails-abort-on-data-race --packages "$(1)" -- \
-		-count=1 -vet=off -parallel 3 -p 2 -timeout 45m
+		-count=1 -vet=off -parallel 3 -p $(or $(2),2) -timeout 45m
 RERUNS ?= 1
 
 # Those that start whole clusters of processes, which the race detector sees
@@ -61,7 +62,7 @@ e2e: $(TOOLS) ## run the tests that start whole clusters of the built program
 
 lab: $(TOOLS) ## run all others, most with the race detector
 	red=; $(call GOTEST,$(OTHERS)) -race || red=1; \
-	$(call GOTEST,$(LABS) $(RACY)) || red=1; test -z "$$red"
+	$(call GOTEST,$(LABS) $(RACY),3) || red=1; test -z "$$red"
 
 race: deps $(TOOLS) ## run every test but those of GoBGP with the race detector
 	$(call GOTEST,$(WHOLE) $(LABS) $(OTHERS)) -race
