@@ -39,6 +39,8 @@ const (
 	devconfAccRed6  = 4
 	devconfProxyNDP = 22
 	devconfDisable6 = 26
+	devconfSegments = 44
+	devconfRPLRoute = 51
 )
 
 // link is a network interface as RTM_NEWLINK describes it.

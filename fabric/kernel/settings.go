@@ -22,8 +22,10 @@ type setting struct {
 	value  int32
 }
 
-// settings make an interface a port: it forwards, ignores redirects, source routes
-// and router advertisements, and sends no redirects.
+// settings make an interface a port: it forwards, ignores redirects, source routes of
+// each kind and router advertisements, and sends no redirects. A new link takes over what
+// the host has under "default", such as segment routing between its own routers: by that
+// a guest would reach every machine that the node reaches.
 var settings = []setting{
 	{unix.AF_INET, devconfForward4, "forwarding", 1},
 	{unix.AF_INET, devconfAccRedir, "accept_redirects", 0},
@@ -33,6 +35,8 @@ var settings = []setting{
 	{unix.AF_INET6, devconfForward6, "forwarding", 1},
 	{unix.AF_INET6, devconfAcceptRA, "accept_ra", 0},
 	{unix.AF_INET6, devconfAccRed6, "accept_redirects", 0},
+	{unix.AF_INET6, devconfSegments, "seg6_enabled", 0},
+	{unix.AF_INET6, devconfRPLRoute, "rpl_seg_enabled", 0},
 }
 
 // Values of rp_filter (RFC 3704).
