@@ -115,6 +115,9 @@ func portRules(cfg Config, q requests) *ruleset {
 	r.add("from6", ipv6.source(expr.CmpOpEq, linkLocal6), goTo("from_link_local"))
 	r.add("from6", portName(), byMap(1, arrivingMap))
 	r.add("from6", ipv6.source(expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 128)), ipv6.destination(expr.CmpOpEq, onLink6), goTo("from_nobody6"))
+	// The lookup lets ICMPv6 from there to link-local addresses pass, and the node would
+	// send its answer to the underlay.
+	r.add("from6", ipv6.source(expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 128)), drop())
 	r.add("from6", routed(false), drop())
 	r.add("from6", meter("learning", learnRate, expr.LimitTimeSecond, learnBurst, false),
 		key(incoming, ipv6.saddr), remember("checked", learnedFor, false))
@@ -142,8 +145,12 @@ func portRules(cfg Config, q requests) *ruleset {
 		r.add(answers, f.lateFragment(), accept())
 		r.add(answers, drop())
 
-		// Packets of a host of the underlay to a guest.
+		// Packets of a host of the underlay to a guest. Its ICMP errors are answers, which a
+		// guest gets from any router by a packet with a low hop limit.
 		toGuests := "to_guests" + f.digit
+		for _, n := range f.errors {
+			r.add(toGuests, f.icmpType(n), leave())
+		}
 		r.add(toGuests, f.in(f.dst, "private"+f.digit, true), destinationIs(unix.RTN_UNICAST, false), key(f.daddr, f.saddr), remember("pairs"+f.digit, pairFor, true))
 		r.add(toGuests, protocol(unix.IPPROTO_UDP), f.in(f.dst, "private"+f.digit, true), destinationIs(unix.RTN_UNICAST, false),
 			key(f.daddr, dport, f.saddr, sport), remember("udp_flows"+f.digit, flowFor, true))
@@ -169,6 +176,7 @@ func portRules(cfg Config, q requests) *ruleset {
 	r.addRequests("unrouted4", ipv4, q, destinationIs(unix.RTN_LOCAL, false)...)
 	r.add("unrouted4", drop())
 	// Link-local sources and destinations reach only the node, on the port itself.
+	r.add("from_link_local", sourceIs(unix.RTN_LOCAL), drop()) // the gateway's
 	r.addRequests("from_link_local", ipv6, q)
 	r.add("from_link_local", jump("new_source"))
 	r.toMetadata(q.metadata, "from_link_local", ipv6)

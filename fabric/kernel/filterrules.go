@@ -436,6 +436,15 @@ func destinationIs(kind uint32, onPort bool) []expr.Any {
 	}
 }
 
+// sourceIs matches a source that is of a kind (RTN_*) on the port itself, as link-local
+// addresses need.
+func sourceIs(kind uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(kind)},
+	}
+}
+
 func verdict(kind expr.VerdictKind, chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}
 }
