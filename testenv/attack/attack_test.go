@@ -1,7 +1,12 @@
 package attack_test
 
 import (
+	"flag"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -92,4 +97,47 @@ func TestJudge(t *testing.T) {
 	assert.Equal(t, []string{"another, IPv4: changed a route"}, keeps.Judge(attack.Finding{Family: attack.IPv4, Changed: "a route"}, true, seen))
 	assert.Equal(t, []string{"another, IPv4: changed nothing without the packet filter, so its check shows nothing"}, keeps.Judge(attack.Finding{Family: attack.IPv4}, false, seen))
 	assert.Empty(t, keeps.Judge(attack.Finding{Family: attack.IPv4}, true, seen))
+}
+
+var update = flag.Bool("update", false, "write the tables of docs/security.md anew")
+
+// TestDocumentation: docs/security.md has the tables of this package, and each test that
+// they name exists.
+func TestDocumentation(t *testing.T) {
+	const file, begin, end = "../../docs/security.md", "<!-- tables of testenv/attack -->\n", "<!-- end of the tables -->"
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	head, rest, found := strings.Cut(string(text), begin)
+	require.True(t, found)
+	tables, tail, found := strings.Cut(rest, end)
+	require.True(t, found)
+	if *update {
+		require.NoError(t, os.WriteFile(file, []byte(head+begin+attack.Table()+end+tail), 0o644))
+		return
+	}
+	assert.Equal(t, attack.Table(), tables, "write them anew: go test ./testenv/attack -run TestDocumentation -update")
+	for _, r := range attack.Rows {
+		require.NotEmpty(t, r.Shown, r.Attack)
+		for _, shown := range r.Shown {
+			folder, name, _ := strings.Cut(shown, " ")
+			assert.True(t, declares(t, filepath.Join("../..", folder), name), "%s has no test %s", folder, name)
+		}
+	}
+	assert.True(t, declares(t, "../../internal/e2e", "TestHostileFrames"))
+}
+
+// declares reports whether a package has a test.
+func declares(t *testing.T, folder, name string) bool {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(folder, "*_test.go"))
+	require.NoError(t, err)
+	test := regexp.MustCompile(`(?m)^func ` + name + `\(t \*testing\.T\)`)
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		if test.Match(text) {
+			return true
+		}
+	}
+	return false
 }

@@ -72,12 +72,15 @@ const (
 // String returns the places in words.
 func (p Place) String() string {
 	var words []string
-	for place, word := range map[Place]string{Underlay: "the underlay", OtherGuest: "another guest", NodeItself: "the node", Answer: "the attacker"} {
-		if p&place != 0 {
+	for i, word := range []string{"the underlay", "another guest", "the node", "the attacker"} {
+		if p&(1<<i) != 0 {
 			words = append(words, word)
 		}
 	}
-	return strings.Join(words, " and ")
+	if last := len(words) - 1; last > 0 {
+		return strings.Join(words[:last], ", ") + " or " + words[last]
+	}
+	return strings.Join(words, "")
 }
 
 // Everywhere is where a frame that is dropped is not seen.
