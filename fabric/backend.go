@@ -33,6 +33,10 @@ type Dataplane interface {
 	// pass. An error says that the test could not run; one that is
 	// [errors.ErrUnsupported] says that it never can.
 	CheckForwarding(ctx context.Context) ([]ForwardingFault, error)
+	// Drops counts the packets from ports and to them that the node dropped, by the
+	// port's name, in the order of [DropReasons] and without those of which there were
+	// none. An error that is [errors.ErrUnsupported] says that it counts nothing.
+	Drops(ctx context.Context) (map[string][]Drops, error)
 
 	Mover
 	Diagnoser

@@ -18,6 +18,7 @@ type PortEntry struct {
 	Trouble   string         `json:"trouble,omitempty"`  // why the port is not as it is wanted
 	Node      string         `json:"node,omitempty"`     // where it is; empty: on the node that lists it
 	Contacts  []Contact      `json:"contacts,omitempty"` // the guest's last requests for its configuration; empty: it never asked
+	Drops     []Drops        `json:"drops,omitempty"`    // packets that this node dropped; of other nodes' ports they are not known
 }
 
 // GuestEntry is a guest of a node, as the node's agent lists it.

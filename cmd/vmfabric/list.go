@@ -19,24 +19,31 @@ import (
 )
 
 func listCommand(t *tool) *cobra.Command {
-	var cluster bool
+	var cluster, counters bool
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the ports of this node, or of the cluster",
 		Long: `List lists the ports of this node, and when the guest of each last asked for its
 configuration by DHCP or router solicitation, since the agent started. With --cluster the
 agent asks those of all other nodes; a node that does not tell its ports is named, and the
-exit code is 1.`,
-		Example: "  vmfabric list\n  vmfabric list --json | jq -r '.[] | select(.state != \"live\") | .vm'\n  vmfabric list --cluster",
+exit code is 1. With --counters it lists the packets of each port that the node dropped, by
+reason, and when the last one was.`,
+		Example: "  vmfabric list\n  vmfabric list --counters\n  vmfabric list --json | jq -r '.[] | select(.state != \"live\") | .vm'\n  vmfabric list --cluster",
 		Args:    arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if cluster {
+			switch {
+			case cluster && counters:
+				return usageError{errors.New("--counters are this node's own; leave --cluster out, and run it on the node of the guest")}
+			case cluster:
 				return t.printClusterPorts(cmd)
+			case counters:
+				return t.printDrops(cmd)
 			}
 			return t.printPorts(cmd, "")
 		},
 	}
 	cmd.Flags().BoolVar(&cluster, "cluster", false, "those of all nodes")
+	cmd.Flags().BoolVar(&counters, "counters", false, "the packets that this node dropped, by port and reason")
 	return cmd
 }
 
@@ -57,6 +64,39 @@ func (t *tool) printPorts(cmd *cobra.Command, vm string) error {
 		return err
 	}
 	return printPortTable(cmd, ports, false)
+}
+
+// portDrops is a port of list --counters --json.
+type portDrops struct {
+	VM    string         `json:"vm"`
+	Port  string         `json:"port"`
+	Drops []fabric.Drops `json:"drops"`
+}
+
+// printDrops prints what the node dropped, by port and reason.
+func (t *tool) printDrops(cmd *cobra.Command) error {
+	reply, err := t.call(cmd.Context(), hooks.Request{Op: hooks.List})
+	if err != nil {
+		return err
+	}
+	all := []portDrops{}
+	for _, p := range reply.Ports {
+		all = append(all, portDrops{p.VM, p.Port, append([]fabric.Drops{}, p.Drops...)})
+	}
+	if done, err := t.print(cmd, all); done {
+		return err
+	}
+	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "VM\tPORT\tDROPPED BY\tPACKETS\tBYTES\tLAST")
+	for _, p := range all {
+		if len(p.Drops) == 0 {
+			fmt.Fprintf(w, "%s\t%s\t-\t0\t0\t-\n", p.VM, p.Port)
+		}
+		for _, d := range p.Drops {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\n", p.VM, p.Port, d.Reason, d.Packets, d.Bytes, ago(d.Last))
+		}
+	}
+	return w.Flush()
 }
 
 // printPortTable prints ports as a table, with their nodes if those are asked for, and on

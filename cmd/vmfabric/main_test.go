@@ -274,6 +274,40 @@ func TestListCluster(t *testing.T) {
 	assert.Equal(t, "wired", ports[1]["state"])
 }
 
+// TestListCounters prints what the node dropped, by port and reason.
+func TestListCounters(t *testing.T) {
+	socket := serveAgent(t, dropsAgent{})
+	out, errs, code := try("list", "--counters", "--socket", socket)
+	assert.Equal(t, exitGood, code, errs)
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	require.Len(t, lines, 4)
+	assert.Equal(t, []string{"VM", "PORT", "DROPPED", "BY", "PACKETS", "BYTES", "LAST"}, strings.Fields(lines[0]))
+	assert.Equal(t, []string{"db", "db_net0", "-", "0", "0", "-"}, strings.Fields(lines[1]))
+	assert.Equal(t, []string{"web", "web_net0", "source", "3", "180", "5s"}, strings.Fields(lines[2]))
+	assert.Equal(t, []string{"web", "web_net0", "node_port", "1", "60", "-"}, strings.Fields(lines[3]))
+
+	out, errs, code = try("list", "--counters", "--json", "--socket", socket)
+	assert.Equal(t, exitGood, code, errs)
+	var ports []portDrops
+	require.NoError(t, json.Unmarshal([]byte(out), &ports))
+	require.Len(t, ports, 2)
+	assert.NotNil(t, ports[0].Drops)
+	assert.Empty(t, ports[0].Drops)
+	assert.Equal(t, uint64(180), ports[1].Drops[0].Bytes)
+
+	_, errs, code = try("list", "--counters", "--cluster", "--socket", socket)
+	assert.Equal(t, exitUsage, code)
+	assert.Contains(t, errs, "this node's own")
+}
+
+type dropsAgent struct{ hooks.Agent }
+
+func (dropsAgent) List(context.Context) ([]fabric.PortEntry, error) {
+	return []fabric.PortEntry{{VM: "db", Port: "db_net0", State: fabric.Live}, {VM: "web", Port: "web_net0", State: fabric.Live, Drops: []fabric.Drops{
+		{Reason: fabric.DropSource, Packets: 3, Bytes: 180, Last: time.Now().Add(-5500 * time.Millisecond)}, {Reason: fabric.DropNodePort, Packets: 1, Bytes: 60},
+	}}}, nil
+}
+
 // TestImportPrints what was compared; nothing is written without --yes.
 func TestImportPrints(t *testing.T) {
 	var wrote bool

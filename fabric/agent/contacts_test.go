@@ -57,6 +57,32 @@ func configuration(t *testing.T, n *node, address string) string {
 	return strings.Join(texts, "\n")
 }
 
+// TestDropsAreShown in the list of the port's own node, and by why on every node.
+func TestDropsAreShown(t *testing.T) {
+	pairsOf(t, fake.NewSource, known("web", "uuid-of-web", "203.0.113.10 2001:db8:100:1::10", "203.0.113.11"), func(t *testing.T, p *pair) {
+		p.runs(p.two, p.vm)
+		time.Sleep(time.Minute)
+		p.two.dataplane.SetDrops("web_net0", fabric.Drops{Reason: fabric.DropSource, Packets: 3, Bytes: 180})
+		own, err := p.two.List(t.Context())
+		require.NoError(t, err)
+		require.Len(t, own, 2)
+		require.Len(t, own[0].Drops, 1)
+		assert.Equal(t, uint64(180), own[0].Drops[0].Bytes)
+		assert.Empty(t, own[1].Drops, "the other NIC lost nothing")
+		for _, n := range []*node{p.one, p.two} {
+			steps, err := n.Explain(t.Context(), netip.MustParseAddr("2001:db8:100:1::10"))
+			require.NoError(t, err)
+			assert.True(t, slices.ContainsFunc(steps, func(s fabric.Step) bool {
+				return s.Step == "drops" && s.Text == "packets of web_net0 that the node dropped: 3 by source"
+			}), steps)
+		}
+		p.two.dataplane.Fail("read drops", errors.New("no nf_tables"))
+		own, err = p.two.List(t.Context())
+		require.NoError(t, err)
+		assert.Len(t, own, 2, "the list has the rest")
+	})
+}
+
 // TestRequestsAreShown on every node, each with its port.
 func TestRequestsAreShown(t *testing.T) {
 	pairsOf(t, fake.NewSource, known("web", "uuid-of-web", "203.0.113.10 2001:db8:100:1::10", "203.0.113.11"), func(t *testing.T, p *pair) {

@@ -21,16 +21,38 @@ const (
 // List gives all ports that are wanted on this node, in the order of VM name and
 // index. Its error is always nil.
 func (a *Agent) List(ctx context.Context) ([]fabric.PortEntry, error) {
-	asked := a.contacts(ctx)
+	asked, drops := a.contacts(ctx), a.drops(ctx)
 	s, done := a.state.open()
 	defer done()
 	entries := make([]fabric.PortEntry, 0, len(s.guests))
 	for _, name := range sortedKeys(s.guests) {
 		if g := s.guests[name]; g.want.State != fabric.Absent {
-			entries = append(entries, s.entry(g, asked).Ports(&a.cluster)...)
+			entries = append(entries, drops.with(s.entry(g, asked).Ports(&a.cluster))...)
 		}
 	}
 	return entries, nil
+}
+
+// drops are the packets that the node dropped, by port.
+type drops map[string][]fabric.Drops
+
+// drops gives what the node dropped; nil: not known. Lists have the rest also then.
+func (a *Agent) drops(ctx context.Context) drops {
+	ctx, cancel := context.WithTimeout(ctx, contactsTime)
+	defer cancel()
+	all, err := a.dataplane.Drops(ctx)
+	if err != nil {
+		return nil
+	}
+	return all
+}
+
+// with gives ports what the node dropped of theirs.
+func (d drops) with(ports []fabric.PortEntry) []fabric.PortEntry {
+	for i := range ports {
+		ports[i].Drops = d[ports[i].Port]
+	}
+	return ports
 }
 
 // entry gives a guest as it is listed, with its requests. It shares nothing with the

@@ -100,6 +100,7 @@ func (a *Agent) finding(ctx context.Context, addr netip.Addr) fabric.Finding {
 		f.Flaws = append(f.Flaws, "its kernel: "+cut(oneLine(kernelErr), maxText))
 	}
 	f.Guest, ports, f.Routes = a.holding(addr, contactsOf(states))
+	ports = a.drops(ctx).with(ports)
 	for _, s := range states {
 		if slices.ContainsFunc(s.NIC.Prefixes(), p.Overlaps) {
 			f.Ports = append(f.Ports, fabric.FoundPort{Port: s.Name, VM: s.VM})

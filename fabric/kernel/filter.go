@@ -65,6 +65,7 @@ type filter struct {
 	broken   bool   // the last change failed
 	known    bool
 	arriving map[string][]netip.Prefix // by port
+	dropped  dropCounts
 }
 
 func newFilter(cfg Config, q requests) *filter {
@@ -88,6 +89,7 @@ func portRules(cfg Config, q requests) *ruleset {
 		r.dynamic("pairs"+f.digit, f.address, f.address)
 		r.dynamic("udp_flows"+f.digit, f.address, nftables.TypeInetService, f.address, nftables.TypeInetService)
 	}
+	r.counted()
 	r.dynamic("checked", nftables.TypeIFIndex, nftables.TypeIP6Addr)
 	r.dynamic("learning", nftables.TypeIFIndex)
 	r.dynamic("solicitations", nftables.TypeIFIndex)
@@ -117,8 +119,8 @@ func portRules(cfg Config, q requests) *ruleset {
 	r.add("from6", ipv6.source(expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 128)), ipv6.destination(expr.CmpOpEq, onLink6), goTo("from_nobody6"))
 	// The lookup lets ICMPv6 from there to link-local addresses pass, and the node would
 	// send its answer to the underlay.
-	r.add("from6", ipv6.source(expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 128)), drop())
-	r.add("from6", routed(false), drop())
+	r.add("from6", ipv6.source(expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 128)), r.drop(fabric.DropSource))
+	r.add("from6", routed(false), r.drop(fabric.DropSource))
 	r.add("from6", meter("learning", learnRate, expr.LimitTimeSecond, learnBurst, false),
 		key(incoming, ipv6.saddr), remember("checked", learnedFor, false))
 	r.add("from6", goTo("destination6"))
@@ -131,10 +133,10 @@ func portRules(cfg Config, q requests) *ruleset {
 
 		closed := "closed" + f.digit
 		r.add(closed, destinationIs(unix.RTN_LOCAL, false), goTo("local"+f.digit))
-		r.add(closed, agents, drop())
+		r.add(closed, agents, r.drop(fabric.DropDestination))
 		r.add(closed, f.in(f.dst, "reach"+f.digit, false), accept())
 		r.add(closed, key(f.saddr, f.daddr), found("pairs"+f.digit), goTo("answers"+f.digit))
-		r.add(closed, drop())
+		r.add(closed, r.drop(fabric.DropDestination))
 
 		// Answers of a guest to a host of the underlay that sent to it.
 		answers := "answers" + f.digit
@@ -143,7 +145,7 @@ func portRules(cfg Config, q requests) *ruleset {
 		r.add(answers, f.icmpType(f.reply), accept())
 		r.addErrors(answers, f)
 		r.add(answers, f.lateFragment(), accept())
-		r.add(answers, drop())
+		r.add(answers, r.drop(fabric.DropDestination))
 
 		// Packets of a host of the underlay to a guest. Its ICMP errors are answers, which a
 		// guest gets from any router by a packet with a low hop limit.
@@ -174,25 +176,25 @@ func portRules(cfg Config, q requests) *ruleset {
 	r.add("unrouted4", ipv4.source(expr.CmpOpEq, unspecified), ipv4.destination(expr.CmpOpEq, everybody4), goTo("broadcast4"))
 	r.addRequests("unrouted4", ipv4, q, ipv4.destination(expr.CmpOpEq, everybody4)...)
 	r.addRequests("unrouted4", ipv4, q, destinationIs(unix.RTN_LOCAL, false)...)
-	r.add("unrouted4", drop())
+	r.add("unrouted4", r.drop(fabric.DropSource))
 	// Link-local sources and destinations reach only the node, on the port itself.
-	r.add("from_link_local", sourceIs(unix.RTN_LOCAL), drop()) // the gateway's
+	r.add("from_link_local", sourceIs(unix.RTN_LOCAL), r.drop(fabric.DropSource)) // the gateway's
 	r.addRequests("from_link_local", ipv6, q)
 	r.add("from_link_local", jump("new_source"))
 	r.toMetadata(q.metadata, "from_link_local", ipv6)
 	r.add("from_link_local", ipv6.destination(expr.CmpOpEq, onLink6), accept())
 	r.add("from_link_local", destinationIs(unix.RTN_LOCAL, true), accept())
-	r.add("from_link_local", drop())
+	r.add("from_link_local", r.drop(fabric.DropDestination))
 	r.toMetadata(q.metadata, "link_local", ipv6)
 	r.add("link_local", destinationIs(unix.RTN_LOCAL, true), accept())
-	r.add("link_local", drop())
+	r.add("link_local", r.drop(fabric.DropDestination))
 	r.add("new_source", key(incoming, ipv6.saddr), found("neighbours"), leave())
-	r.add("new_source", meter("new_sources", neighbourRate, expr.LimitTimeMinute, neighbourMax, true), drop())
+	r.add("new_source", meter("new_sources", neighbourRate, expr.LimitTimeMinute, neighbourMax, true), r.drop(fabric.DropNewSource))
 	r.add("new_source", key(incoming, ipv6.saddr), remember("neighbours", neighbourFor, false), leave())
-	r.add("new_source", drop())
+	r.add("new_source", r.drop(fabric.DropNewSource))
 
 	r.add("input", fromPort(), goTo("to_node"))
-	r.add("to_node", agents, drop())
+	r.add("to_node", agents, r.drop(fabric.DropNodePort))
 	r.add("to_node", connected(), accept())
 	for _, f := range []family{ipv4, ipv6} {
 		r.addRequests("to_node", f, q) // to gateways that are not link-local, and from other sources
@@ -214,16 +216,16 @@ func portRules(cfg Config, q requests) *ruleset {
 	}
 	// An advertisement alone makes no neighbour in the kernel, so a guest may
 	// answer for all of its addresses.
-	r.add("to_node", ipv6.is(), ipv6.icmpType(advertisement6), meter("advertisements", solicitRate, expr.LimitTimeSecond, solicitBurst, true), drop())
+	r.add("to_node", ipv6.is(), ipv6.icmpType(advertisement6), meter("advertisements", solicitRate, expr.LimitTimeSecond, solicitBurst, true), r.drop(fabric.DropNeighbour))
 	r.add("to_node", ipv6.is(), ipv6.icmpType(advertisement6), accept())
 	r.add("to_node", ipv6.is(), ipv6.lateFragment(), accept())
 	r.add("to_node", ipv6.is(), protocol(ipv6.icmp), goTo("errors6"))
-	r.add("to_node", drop())
+	r.add("to_node", r.drop(fabric.DropNodePort))
 	for _, f := range []family{ipv4, ipv6} {
 		r.addErrors("errors"+f.digit, f)
-		r.add("errors"+f.digit, drop())
+		r.add("errors"+f.digit, r.drop(fabric.DropNodePort))
 	}
-	r.add("resolution", meter("solicitations", solicitRate, expr.LimitTimeSecond, solicitBurst, true), drop())
+	r.add("resolution", meter("solicitations", solicitRate, expr.LimitTimeSecond, solicitBurst, true), r.drop(fabric.DropNeighbour))
 	r.add("resolution", ipv6.source(expr.CmpOpEq, linkLocal6), accept()) // counted before
 	r.add("resolution", ipv6.source(expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 128)), accept())
 	r.add("resolution", jump("new_source"))
@@ -272,8 +274,8 @@ func (r *ruleset) addAnswering(q requests) {
 	if !q.dhcp4 && !q.dhcp6 && !q.ra {
 		return
 	}
-	r.add("requests", meter("requesting", requestRate, expr.LimitTimeSecond, requestBurst, true), drop())
-	r.add("requests", logTo(q.group), drop())
+	r.add("requests", meter("requesting", requestRate, expr.LimitTimeSecond, requestBurst, true), r.drop(fabric.DropRequest))
+	r.add("requests", logTo(q.group), discard())
 }
 
 // toMetadata takes the packets to the metadata service. They come from closed4, before
@@ -297,7 +299,7 @@ func (r *ruleset) addMetadata(number uint16) {
 		return
 	}
 	r.add("metadata", setPort(2, number), setMark(fabric.MetadataMark), accept())
-	r.add("metadata_clients", meter("metadata_rate", requestRate, expr.LimitTimeSecond, requestBurst, true), drop())
+	r.add("metadata_clients", meter("metadata_rate", requestRate, expr.LimitTimeSecond, requestBurst, true), r.drop(fabric.DropMetadata))
 	r.add("metadata_clients", accept())
 	r.dynamic("metadata_rate", nftables.TypeIFIndex)
 	r.add("output", groupIs(expr.MetaKeyOIFGROUP), ipv4.is(), ipv4.source(expr.CmpOpEq, fabric.HostPrefix(fabric.Metadata4)), fromService(number), setPort(0, metadataPort))
@@ -346,22 +348,23 @@ func arpRules() *ruleset {
 	}
 	r := newRuleset(nftables.TableFamilyARP)
 	r.base("input", nftables.ChainHookRef(arpIn), nftables.ChainPriorityFilter)
+	r.counted()
 	r.dynamic("solicitations", nftables.TypeIFIndex)
 	r.dynamic("new_sources", nftables.TypeIFIndex)
 	r.dynamic("replies", nftables.TypeIFIndex)
 	r.dynamic("neighbours", nftables.TypeIFIndex, nftables.TypeIPAddr)
 	r.add("input", fromPort(), goTo("resolution"))
-	r.add("resolution", meter("solicitations", solicitRate, expr.LimitTimeSecond, solicitBurst, true), drop())
+	r.add("resolution", meter("solicitations", solicitRate, expr.LimitTimeSecond, solicitBurst, true), r.drop(fabric.DropNeighbour))
 	r.add("resolution", key(incoming, sender), found("neighbours"), accept())
 	r.add("resolution", reply, goTo("replies"))
-	r.add("resolution", meter("new_sources", neighbourRate, expr.LimitTimeMinute, neighbourMax, true), drop())
+	r.add("resolution", meter("new_sources", neighbourRate, expr.LimitTimeMinute, neighbourMax, true), r.drop(fabric.DropNewSource))
 	r.add("resolution", key(incoming, sender), remember("neighbours", neighbourFor, false), accept())
-	r.add("resolution", drop())
+	r.add("resolution", r.drop(fabric.DropNewSource))
 	// The kernel makes a neighbour of the sender of a reply only with arp_accept
 	// on. A guest may answer for all of its addresses.
-	r.add("replies", meter("replies", neighbourRate, expr.LimitTimeMinute, replyMax, true), drop())
+	r.add("replies", meter("replies", neighbourRate, expr.LimitTimeMinute, replyMax, true), r.drop(fabric.DropNewSource))
 	r.add("replies", key(incoming, sender), remember("neighbours", neighbourFor, false), accept())
-	r.add("replies", drop())
+	r.add("replies", r.drop(fabric.DropNewSource))
 	return r.finish()
 }
 
@@ -422,6 +425,7 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 	if !intact {
 		intact = !f.broken && f.ports.intact(c) && f.arrivingIntact(c)
 		if !intact {
+			f.readDrops(c) // what the tables have counted goes with them
 			if err := f.ports.rebuild(c); err != nil {
 				return err
 			}

@@ -453,7 +453,7 @@ func accept() []expr.Any           { return verdict(expr.VerdictAccept, "") }
 func leave() []expr.Any            { return verdict(expr.VerdictReturn, "") }
 func jump(chain string) []expr.Any { return verdict(expr.VerdictJump, chain) }
 func goTo(chain string) []expr.Any { return verdict(expr.VerdictGoto, chain) }
-func drop() []expr.Any             { return append([]expr.Any{&expr.Counter{}}, verdict(expr.VerdictDrop, "")...) }
+func discard() []expr.Any          { return verdict(expr.VerdictDrop, "") }
 
 // logTo sends a packet to a group of nfnetlink_log.
 func logTo(group uint16) []expr.Any {
@@ -544,7 +544,7 @@ func (f family) starts(spans []span) (elements []nftables.SetElement) {
 // destinations returns the verdicts on packets from ports by destination. Packets
 // to all other destinations pass.
 func (f family) destinations(private []netip.Prefix) []span {
-	never := &expr.Verdict{Kind: expr.VerdictDrop}
+	never := &expr.Verdict{Kind: expr.VerdictGoto, Chain: droppedChain(fabric.DropDestination, false)}
 	closed := &expr.Verdict{Kind: expr.VerdictGoto, Chain: "closed" + f.digit}
 	between := func(first, last string, v *expr.Verdict) span {
 		return span{netip.MustParseAddr(first), netip.MustParseAddr(last), v}

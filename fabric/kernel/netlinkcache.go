@@ -289,6 +289,21 @@ func (c *netlinkCache) knows(name string) bool {
 	return known
 }
 
+// nameOf returns the name of a port's link.
+func (c *netlinkCache) nameOf(index int32) (name string, known bool) {
+	m, done := c.open()
+	defer done()
+	if l := m.links[index]; l != nil {
+		return l.name, true
+	}
+	return "", false
+}
+
+func (c *netlinkCache) isPort(index int32) bool {
+	_, known := c.nameOf(index)
+	return known
+}
+
 // lacksNeighbours reports whether the last check found that neighbours of a link
 // are missing.
 func (c *netlinkCache) lacksNeighbours(index int32) bool {

@@ -158,6 +158,8 @@ func (w *watcher) inspect() {
 	v := verifier{rtnl: w.d.rtnl, cache: w.cache, ports: w.d.ports, conditions: w.d.conditions}
 	tick := time.NewTicker(verifyEvery)
 	defer tick.Stop()
+	sample := time.NewTicker(sampleDrops)
+	defer sample.Stop()
 	settled := time.NewTimer(0)
 	defer settled.Stop()
 	for {
@@ -180,6 +182,10 @@ func (w *watcher) inspect() {
 			}
 			if w.anyFaulty(what.ports) {
 				w.changed.Send()
+			}
+		case <-sample.C:
+			if _, err := w.d.host.filter.drops(w.cache.isPort); err != nil {
+				w.d.log.Debug("drops not read", "err", err) // the next round may
 			}
 		case <-tick.C:
 			w.d.host.protect(w.d.arriving)

@@ -61,6 +61,7 @@ type kernel struct {
 	guests fabric.Guests // what guests are told
 
 	diverted map[netip.Prefix]fabric.Node
+	drops    map[string][]fabric.Drops // by port
 }
 
 type link struct {
@@ -283,6 +284,26 @@ func (d *Dataplane) NextHop(v6 bool) error {
 // CheckForwarding implements [fabric.Dataplane]. It is not supported.
 func (*Dataplane) CheckForwarding(context.Context) ([]fabric.ForwardingFault, error) {
 	return nil, errors.ErrUnsupported
+}
+
+// SetDrops sets what Drops says of a port.
+func (d *Dataplane) SetDrops(port string, drops ...fabric.Drops) {
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	if d.kernel.drops == nil {
+		d.kernel.drops = map[string][]fabric.Drops{}
+	}
+	d.kernel.drops[port] = drops
+}
+
+// Drops implements [fabric.Dataplane].
+func (d *Dataplane) Drops(ctx context.Context) (map[string][]fabric.Drops, error) {
+	if err := d.before(ctx, "read drops"); err != nil {
+		return nil, err
+	}
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	return maps.Clone(d.kernel.drops), nil
 }
 
 // Mute keeps Changed silent, as if events were lost.

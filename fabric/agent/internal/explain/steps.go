@@ -58,6 +58,9 @@ func Steps(a netip.Addr, l Local) []fabric.Step {
 	if l.Answers != nil {
 		steps = append(steps, l.Answers.step(a, l.Ports[i].Contacts))
 	}
+	if drops := l.Ports[i].Drops; len(drops) > 0 {
+		steps = append(steps, dropStep(l.Ports[i].Port, drops))
+	}
 	for i := range steps {
 		steps[i].Node = l.Node
 	}
@@ -158,6 +161,21 @@ func forwardingStep(a netip.Addr, faults []fabric.ForwardingFault, err error) fa
 		return fabric.Step{Step: "forwarding", Text: strings.Join(texts, "; ")}
 	}
 	return fabric.Step{Step: "forwarding", Good: true, Text: fmt.Sprintf("%s packets pass between the underlay and a port, tried now", familyOf(a))}
+}
+
+// dropStep says what the node dropped of a port, the last first. A filter does its work,
+// so the step is good.
+func dropStep(port string, drops []fabric.Drops) fabric.Step {
+	newest := slices.SortedStableFunc(slices.Values(drops), func(x, y fabric.Drops) int { return y.Last.Compare(x.Last) })
+	var texts []string
+	for _, d := range newest {
+		text := fmt.Sprintf("%d by %s", d.Packets, d.Reason)
+		if !d.Last.IsZero() {
+			text += ", the last at " + d.Last.Format(time.DateTime)
+		}
+		texts = append(texts, text)
+	}
+	return fabric.Step{Step: "drops", Good: true, Text: fmt.Sprintf("packets of %s that the node dropped: %s", port, strings.Join(texts, "; "))}
 }
 
 // withdrawnFor says why the node announces no address of a family; empty: it does. It

@@ -129,6 +129,23 @@ func TestPrefixOf(t *testing.T) {
 	assert.False(t, ok)
 }
 
+// TestDropStep names what was dropped last first, and is no fault.
+func TestDropStep(t *testing.T) {
+	port := web()
+	port.Drops = []fabric.Drops{
+		{Reason: fabric.DropSource, Packets: 3, Last: noon}, {Reason: fabric.DropNodePort, Packets: 7}, {Reason: fabric.DropEgress, Packets: 1, Last: noon.Add(time.Minute)},
+	}
+	steps := Steps(four, Local{Node: "node1", Ports: []fabric.PortEntry{port}})
+	assert.Equal(t, fabric.Step{
+		Step: "drops", Good: true, Node: "node1",
+		Text: "packets of web_net0 that the node dropped: 1 by firewall_egress, the last at 2026-11-30 12:01:00; 3 by source, the last at 2026-11-30 12:00:00; 7 by node_port",
+	}, steps[len(steps)-1])
+	port.Drops = nil
+	for _, s := range Steps(four, Local{Ports: []fabric.PortEntry{port}}) {
+		assert.NotEqual(t, "drops", s.Step)
+	}
+}
+
 // TestConfiguration is always good, and says what the node knows of its guest's requests.
 func TestConfiguration(t *testing.T) {
 	at := func(p fabric.ContactProtocol, age time.Duration, message string) fabric.Contact {
