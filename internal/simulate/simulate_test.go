@@ -78,7 +78,7 @@ func TestFoundBefore(t *testing.T) {
 	for _, seed := range []uint64{12001773} {
 		holds(t, seed, NewHistory(seed))
 	}
-	for _, seed := range []uint64{219, 441, 41000088, 41001123, 61000173, 61002756} {
+	for _, seed := range []uint64{219, 441, 3234, 41000088, 41001123, 61000173, 61002756} {
 		holds(t, seed, Shared(seed, NewHistory(seed)))
 	}
 	for _, seed := range []uint64{63000040, 65001262, 67002299, 68000463} {
