@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -109,10 +110,9 @@ func (r *replay) fail(err error) {
 }
 
 func (r *replay) take(events []*clientv3.Event) {
-	at := now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	known := r.known.Load() // another member was faster
+	at, known := now(), r.known.Load() // another member was faster
 	for _, e := range events {
 		if e.Kv.ModRevision <= known {
 			continue
@@ -239,6 +239,7 @@ func resolve(calls []call, all past, full []window) *resolved {
 	r := &resolved{full: full}
 	txns := transactions(all.places)
 	acquired := r.acquisitions(all.owners)
+	date(calls, txns, acquired)
 	for _, c := range calls {
 		switch {
 		case c.Kind == list:
@@ -303,6 +304,73 @@ func (r *resolved) acquisitions(all [][]ownership) [][]*ownership {
 	return acquired
 }
 
+// date has what was written be seen no later than somebody was told of it, or of what was
+// written later. On a busy machine etcd's own history comes late: a call that came
+// afterwards could pass for the one that did it.
+func date(calls []call, txns []*written, acquired [][]*ownership) {
+	seen := map[int64][]*int64{}
+	gave, ended, owned := map[life]int64{}, map[life]int64{}, map[fabric.Owner]int64{} // the revisions
+	note := func(of map[life]int64, a fabric.Allocation, rev int64) {
+		if _, earlier := of[lifeOf(a)]; !earlier {
+			of[lifeOf(a)] = rev
+		}
+	}
+	for _, w := range txns {
+		seen[w.rev] = append(seen[w.rev], &w.seen)
+		for _, a := range w.gave {
+			note(gave, a, w.rev)
+		}
+		for _, x := range w.ended {
+			note(ended, x.was, w.rev)
+		}
+	}
+	for _, owners := range acquired {
+		for _, o := range owners {
+			seen[o.rev], owned[o.is] = append(seen[o.rev], &o.seen), o.rev
+		}
+	}
+	told := map[int64]int64{}
+	for _, c := range calls {
+		if c.unknown() || c.answer.Refused != "" {
+			continue
+		}
+		of := map[string]map[life]int64{allocate: gave, release: ended}[c.Kind]
+		revs := []int64{}
+		for _, a := range c.answer.Got {
+			revs = append(revs, of[lifeOf(a)])
+		}
+		if c.answer.Owner != nil {
+			revs = append(revs, owned[*c.answer.Owner])
+		}
+		for _, rev := range revs {
+			if at, is := told[rev]; !is || c.answer.At < at {
+				told[rev] = c.answer.At
+			}
+		}
+	}
+	last := int64(math.MaxInt64)
+	for _, rev := range slices.Backward(slices.Sorted(maps.Keys(seen))) {
+		if at, is := told[rev]; is {
+			last = min(last, at)
+		}
+		for _, at := range seen[rev] {
+			last = min(last, *at)
+		}
+		for _, at := range seen[rev] {
+			*at = last
+		}
+	}
+}
+
+// life is one life of an address: what it had from one change to the next.
+type life struct {
+	prefix netip.Prefix
+	state  fabric.AllocationState
+	since  int64
+}
+
+func lifeOf(a fabric.Allocation) life { return life{a.Prefix, a.State, a.Since.UnixNano()} }
+
 // owned adds an acquisition that was answered, and finds what it wrote.
 func (r *resolved) owned(c call, acquired []*ownership) {
 	o := op{call: c.At, back: c.answer.At, in: c.asked(), out: c.answered()}
@@ -337,18 +405,15 @@ func (r *resolved) narrow() {
 }
 
 // same reports whether two values are of one life of an address.
-func same(a, b fabric.Allocation) bool {
-	return a.Prefix == b.Prefix && a.State == b.State && a.Since.Equal(b.Since)
-}
+func same(a, b fabric.Allocation) bool { return lifeOf(a) == lifeOf(b) }
 
 // known adds an operation that was answered, and finds what it wrote.
 func (r *resolved) known(c call, txns []*written) {
 	o := op{call: c.At, back: c.answer.At, in: c.asked(), out: c.answered()}
-	// What was seen before the call was written before it.
-	first, _ := slices.BinarySearchFunc(txns, c.At, func(w *written, at int64) int { return cmp.Compare(w.seen, at) })
 	for _, a := range c.answer.Got {
-		for _, w := range txns[first:] {
-			if c.Kind == allocate && !w.told && len(w.gave) > 0 && w.gave[0].VM == c.VM && same(w.gave[0], a) {
+		for _, w := range txns {
+			before := w.seen < c.At // it was written before the call
+			if c.Kind == allocate && !before && !w.told && len(w.gave) > 0 && w.gave[0].VM == c.VM && same(w.gave[0], a) {
 				w.told, o.wrote = true, w
 				break
 			}
@@ -356,7 +421,7 @@ func (r *resolved) known(c call, txns []*written) {
 			if i < 0 {
 				continue
 			}
-			if x := w.ended[i]; x.told || len(w.gave) > 0 || c.Now && x.kept {
+			if x := w.ended[i]; before || x.told || len(w.gave) > 0 || c.Now && x.kept {
 				// Another one did it: an allocation if the transaction gave something, a release
 				// with quarantine if it left one. This one found the address free after the
 				// answer to its first try was lost, and cannot know by whom.
@@ -382,8 +447,8 @@ func (r *resolved) gift(w *written, a fabric.Allocation, calls []call) {
 // end adds a transaction that ended what addresses had, and of which nobody was told.
 func (r *resolved) end(w *written, open []*removal, calls []call) {
 	x := open[0]
-	if x.was.State == fabric.Quarantined && !x.kept && w.seen >= mono(x.was.Until) {
-		r.ops = append(r.ops, op{call: mono(x.was.Until), back: w.seen, in: asked{kind: expires, place: x.place}, wrote: w})
+	if until := mono(x.was.Until); x.was.State == fabric.Quarantined && !x.kept && w.seen >= until {
+		r.ops = append(r.ops, op{call: until, back: w.seen, in: asked{kind: expires, place: x.place}, wrote: w})
 		return
 	}
 	// While etcd was full, what was given back had no quarantine.
