@@ -27,6 +27,10 @@ const (
 	// agent waits for 5 s for all of them and for the reason.
 	tryTime = 1200 * time.Millisecond
 	tries   = 3
+	// mostPageTime bounds how long a page of the list of all keys may take. When all nodes
+	// of a large cluster start at once, their pages take many seconds each; if every node
+	// gave up after tryTime and asked again, etcd would answer nobody.
+	mostPageTime = 40 * time.Second
 	// mostDecisions bounds how often a request is decided anew because others were
 	// faster. Each time another one got what it wanted.
 	mostDecisions = 100
@@ -51,6 +55,7 @@ type Registry struct {
 	watching  atomic.Bool
 	away      atomic.Pointer[string] // why nothing answers, as of the last look
 	listed    atomic.Int64           // counts the lists
+	late      atomic.Int64           // counts the pages that came too late since the last list
 	lookAgain signal.Signal
 }
 
@@ -324,7 +329,7 @@ func (r *Registry) list(ctx context.Context) error {
 	case r.refresh <- struct{}{}:
 		defer func() { <-r.refresh }()
 	case <-ctx.Done():
-		return r.late(ctx)
+		return r.tooLate(ctx)
 	}
 	if r.listed.Load() > asked+1 { // the second one since began later
 		return nil
@@ -377,13 +382,18 @@ const pageSize = 5000
 func (r *Registry) readAll(ctx context.Context) (all []*mvccpb.KeyValue, header *etcdserverpb.ResponseHeader, a asked, err error) {
 	root := r.cache.keys.root
 	for from, more := root, true; more; {
-		err = r.call(ctx, func(ctx context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
+		err = r.call(ctx, func(_ context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
 			before, rev := r.past.ask(), int64(0)
 			if header != nil {
 				rev = header.Revision
 			}
-			page, err := c.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(root)), clientv3.WithLimit(pageSize), clientv3.WithRev(rev))
+			one, cancel := context.WithTimeout(ctx, pageTime(r.late.Load()))
+			defer cancel()
+			page, err := c.Get(one, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(root)), clientv3.WithLimit(pageSize), clientv3.WithRev(rev))
 			if err != nil {
+				if one.Err() != nil && ctx.Err() == nil {
+					r.late.Add(1)
+				}
 				return nil, err
 			}
 			if header == nil {
@@ -399,8 +409,12 @@ func (r *Registry) readAll(ctx context.Context) (all []*mvccpb.KeyValue, header 
 			return nil, nil, a, err
 		}
 	}
+	r.late.Store(0)
 	return all, header, a, nil
 }
+
+// pageTime gives how long a page may take after so many that came too late.
+func pageTime(late int64) time.Duration { return min(tryTime<<min(late, 10), mostPageTime) }
 
 // call does something with the registry, at most tries times: f is the same each time. An
 // error does not say that nothing has happened.
@@ -440,7 +454,7 @@ func (r *Registry) reach(ctx context.Context, f func(context.Context, *clientv3.
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
-			return r.late(ctx)
+			return r.tooLate(ctx)
 		case final(err):
 			if errors.Is(err, rpctypes.ErrNoSpace) {
 				r.prober.due.Store(true)
@@ -452,13 +466,13 @@ func (r *Registry) reach(ctx context.Context, f func(context.Context, *clientv3.
 			return fmt.Errorf("registry: %s", r.prober.reason(ctx, client, err))
 		}
 		if !wait.Wait(ctx) {
-			return r.late(ctx)
+			return r.tooLate(ctx)
 		}
 	}
 }
 
-// late is the error of a call whose context has ended.
-func (r *Registry) late(ctx context.Context) error {
+// tooLate is the error of a call whose context has ended.
+func (r *Registry) tooLate(ctx context.Context) error {
 	return fmt.Errorf("registry: %s: %w", cmp.Or(r.reason(), "etcd did not answer"), ctx.Err())
 }
 
