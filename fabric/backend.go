@@ -62,6 +62,10 @@ type Speaker interface {
 	Sessions(ctx context.Context) ([]Session, error)
 	// Advertisements reports, peer by peer, whether a prefix was sent.
 	Advertisements(ctx context.Context, prefix netip.Prefix) ([]Advertisement, error)
+	// Received lists the routes of other nodes to these prefixes, and to none in or
+	// around them, that reflectors have sent, whether or not the speaker uses them. A
+	// reflector sends a node only what its configuration lets it.
+	Received(ctx context.Context, prefixes ...netip.Prefix) ([]ReceivedRoute, error)
 	// Competitors reports, for each reflector, that another node announces a prefix
 	// of this node as [Fresh], and reports it again when that route comes back. It
 	// also reports when a reported route is gone, even if this node does not
@@ -83,6 +87,10 @@ func (silentSpeaker) Sessions(context.Context) ([]Session, error) {
 }
 
 func (silentSpeaker) Advertisements(context.Context, netip.Prefix) ([]Advertisement, error) {
+	return nil, errors.ErrUnsupported
+}
+
+func (silentSpeaker) Received(context.Context, ...netip.Prefix) ([]ReceivedRoute, error) {
 	return nil, errors.ErrUnsupported
 }
 

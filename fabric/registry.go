@@ -130,6 +130,9 @@ type Allocation struct {
 	Reserved  bool      `json:"reserved,omitempty"` // it was reserved, and is again when the guest gives it back
 	Since     time.Time `json:"since"`
 	Until     time.Time `json:"until,omitzero"` // the end of the quarantine
+	// Waits says, on the node where the guest was, why what a guest has that is gone is not
+	// given back yet. A registry does not keep it.
+	Waits string `json:"waits,omitempty"`
 	// New, in the answer of [Registry.Allocate], says that the guest did not have the
 	// address before, and that it is listed now. A registry does not keep it.
 	New bool `json:"-"`

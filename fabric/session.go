@@ -68,12 +68,12 @@ type Session struct {
 	Failure *SessionFailure `json:"failure,omitempty"`
 }
 
-// established is the state of a session that carries routes.
-const established = "established"
+// Established is the state of a session that carries routes.
+const Established = "established"
 
 // Lacks reports whether the session is established but does not carry a family.
 func (s Session) Lacks(f Family) bool {
-	return s.State == established && s.Families != nil && !slices.Contains(s.Families, f)
+	return s.State == Established && s.Families != nil && !slices.Contains(s.Families, f)
 }
 
 // downSlack is how long before the end of a session its NOTIFICATION may be
@@ -115,7 +115,7 @@ func (s Session) roles() [2]string {
 func (c *Cluster) SessionProblems(node string, sessions []Session) []string {
 	var problems []string
 	for _, s := range sessions {
-		if s.State != established {
+		if s.State != Established {
 			problems = append(problems, fmt.Sprintf("session with %s (%s) is %s since %s; %s",
 				s.Peer, s.Address, s.State, s.Since.Format(time.TimeOnly), s.DownReason()))
 		}
@@ -143,6 +143,14 @@ type Advertisement struct {
 	Reason string `json:"reason,omitempty"`
 }
 
+// ReceivedRoute is a route that a reflector has sent to a node: an entry of its
+// Adj-RIB-In (RFC 4271, 3.2).
+type ReceivedRoute struct {
+	Prefix netip.Prefix
+	Via    netip.Addr // the next hop
+	Peer   string     // the name of the reflector
+}
+
 // AdvertisementsOn reports for each session whether a prefix was sent. It calls
 // sent for the sessions that are established and carry the prefix's family, and
 // returns the first error of sent.
@@ -152,7 +160,7 @@ func AdvertisementsOn(prefix netip.Prefix, node string, sessions []Session, sent
 		a := Advertisement{Peer: s.Peer, Address: s.Address}
 		f := FamilyOf(prefix)
 		switch {
-		case s.State != established:
+		case s.State != Established:
 			a.Reason = fmt.Sprintf("%s since %s: %s", s.State, s.Since.Format(time.TimeOnly), s.DownReason())
 		case s.Lacks(f):
 			a.Reason = fmt.Sprintf("it takes no %s: the session was negotiated without that family; %s", f, familyRemedy(f, cmp.Or(node, "this node"), s.Peer))

@@ -135,6 +135,11 @@ func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fa
 	return advertisementsIn(reply.GetAdvertisements()), nil
 }
 
+// Received implements [fabric.Speaker]: plugins do not report other nodes' routes.
+func (*Speaker) Received(context.Context, ...netip.Prefix) ([]fabric.ReceivedRoute, error) {
+	return nil, errors.ErrUnsupported
+}
+
 // Competitors implements [fabric.Speaker]: plugins do not report other nodes'
 // routes.
 func (*Speaker) Competitors() <-chan fabric.Competitor { return nil }

@@ -332,7 +332,15 @@ func (t *tool) printAllocations(cmd *cobra.Command, all []fabric.Allocation) err
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", addressText(a.Prefix), cmp.Or(a.Pool, "-"), state,
 			cmp.Or(a.VM, "-"), nic, cmp.Or(a.Node, "-"), ago(a.Since), cmp.Or(a.Note, "-"))
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, a := range all {
+		if a.Waits != "" {
+			fmt.Fprintf(cmd.OutOrStdout(), "%s: guest %s is gone for good, and this is not given back yet: %s; or vmfabric address release %[1]s\n", addressText(a.Prefix), a.VM, a.Waits)
+		}
+	}
+	return nil
 }
 
 // addressText writes the prefix of one address without its length.

@@ -24,6 +24,11 @@ func (a *Agent) Addresses(ctx context.Context) (fabric.Addresses, error) {
 	defer cancel()
 	all, err := a.registry.Allocations(ctx, fabric.AllocationFilter{})
 	is := fabric.Addresses{Allocations: all}
+	for i, h := range all {
+		if h.State == fabric.Allocated {
+			all[i].Waits = a.registration.waitsFor(h.Guest)
+		}
+	}
 	for _, p := range a.cluster.Pools {
 		is.Pools = append(is.Pools, allocator.Usage(&a.cluster, p, slices.Values(all), a.clock()))
 	}
@@ -201,13 +206,31 @@ func (a *Agent) userOf(ctx context.Context, h fabric.Allocation) (found user, si
 // may be: its owner, or, if it moved while the registry was away, any whose agent answered
 // before. An agent that has just begun does not know which ones those are, and where the
 // nodes share the registry it waits until it does; a registry of its own binds no other
-// node, which is asked at each start instead. Empty: it is on none of them.
-func (a *Agent) perhapsOn(h fabric.Allocation, silent []string) string {
+// node, which is asked at each start instead. The zero value: it is on none of them.
+func (a *Agent) perhapsOn(h fabric.Allocation, silent []string) absentee {
 	s, done := a.state.open()
 	defer done()
 	begun := a.fenced && time.Since(a.began) < unmetFor
-	if i := slices.IndexFunc(silent, func(n string) bool { return n == h.Node || s.peers.met[n] || begun }); i >= 0 {
-		return silent[i]
+	i := slices.IndexFunc(silent, func(n string) bool { return n == h.Node || s.peers.met[n] || begun })
+	if i < 0 {
+		return absentee{}
 	}
-	return ""
+	if known := slices.IndexFunc(silent, func(n string) bool { return n == h.Node || s.peers.met[n] }); known >= 0 {
+		return absentee{node: silent[known]}
+	}
+	return absentee{node: silent[i], until: a.began.Add(unmetFor)}
+}
+
+// absentee is a node that does not answer, and on which a guest may be.
+type absentee struct {
+	node  string
+	until time.Time // when the agent waits for it no longer; zero: that has no end
+}
+
+func (n absentee) mayHave(h fabric.Allocation) string {
+	text := fmt.Sprintf("guest %s may be on %s, whose agent does not answer: start that, or see that the guest is off, and release the address", h.VM, n.node)
+	if !n.until.IsZero() {
+		text += fmt.Sprintf("; this agent has just begun, and waits for %s until %s: try again then", n.node, n.until.Format(time.TimeOnly))
+	}
+	return text
 }

@@ -169,7 +169,8 @@ func (t *task) askRegistry(ctx context.Context, vm fabric.VM, r request) (_ fabr
 func (a *Agent) takeAddresses(ctx context.Context, r fabric.AllocationRequest) ([]fabric.Allocation, error) {
 	given, err := a.registry.Allocate(ctx, r)
 	for range r.Wants {
-		if !a.freed(ctx, err) {
+		var free bool
+		if free, err = a.freed(ctx, err); !free {
 			break
 		}
 		given, err = a.registry.Allocate(ctx, r)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -218,7 +219,7 @@ func TestPrefixWithoutAddress(t *testing.T) {
 	}
 	n.apply(vm, fabric.Absent)
 	vm = asking("db", "bare6")
-	vm.NICs[0].Addresses = addrs("2001:db8:100::9")
+	vm.NICs[0].Addresses = addrs("2001:db8:100:5::9")
 	assert.ErrorContains(t, n.Apply(t.Context(), vm, fabric.Live), "excluded from pool public6")
 	vm.NICs[0].Addresses = addrs("2001:db8:100:9::9")
 	n.apply(vm, fabric.Live)
@@ -727,11 +728,126 @@ func TestAddressOfAGuestOnANodeThatWasNotMet(t *testing.T) {
 		n := fresh(t, agent.WithNodes(fake.NewNodes(nil, cluster().Nodes[:2]...)["node1"]), agent.WithRegistry(r))
 		n.run(func() {
 			other := known("copy", "uuid-of-copy", "203.0.113.9")
+			until := time.Now().Add(time.Minute).Format(time.TimeOnly)
 			time.Sleep(50 * time.Second)
-			require.ErrorIs(t, n.Apply(t.Context(), other, fabric.Live), fabric.ErrRefused)
+			err := n.Apply(t.Context(), other, fabric.Live)
+			require.ErrorIs(t, err, fabric.ErrRefused)
+			require.ErrorContains(t, err, "guest web may be on node2, whose agent does not answer: start that, or see that the guest is off, and release the address; this agent has just begun, and waits for node2 until "+until+": try again then")
+			assert.NotContains(t, err.Error(), "\n")
 			time.Sleep(10 * time.Second)
 			n.apply(other, fabric.Live)
 			assert.Equal(t, []string{"203.0.113.9/32 allocated copy node1"}, allocations(t, r))
 		})
 	})
+}
+
+// TestAddressOfAGuestOnASilentNode: its owner is waited for without an end, and named.
+func TestAddressOfAGuestOnASilentNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, web := newRegistry(nil), known("web", "uuid-of-web", "2001:db8:100:5::9")
+		_, err := r.Allocate(t.Context(), fabric.AllocationRequest{Guest: web.Identity(), VM: "web", Node: "node2", Wants: []fabric.Want{{Prefix: prefix("2001:db8:100:5::9/128")}}})
+		require.NoError(t, err)
+		n := fresh(t, agent.WithNodes(fake.NewNodes(nil, cluster().Nodes[:2]...)["node1"]), agent.WithRegistry(r))
+		n.run(func() {
+			for range 2 {
+				err := n.Apply(t.Context(), known("copy", "uuid-of-copy", "2001:db8:100:5::9"), fabric.Live)
+				require.ErrorIs(t, err, fabric.ErrRefused)
+				require.ErrorContains(t, err, "guest web may be on node2, whose agent does not answer: start that")
+				assert.NotContains(t, err.Error(), "try again then")
+				time.Sleep(2 * time.Minute)
+			}
+		})
+	})
+}
+
+// TestReflectorKeepsAddresses: what a guest had that is gone is not given back while a
+// reflector has a route of another node to it, or may have one of this node.
+func TestReflectorKeepsAddresses(t *testing.T) {
+	elsewhere := func(ps ...string) (all []fabric.ReceivedRoute) {
+		for _, p := range ps {
+			all = append(all, fabric.ReceivedRoute{Prefix: netip.MustParsePrefix(p), Via: netip.MustParseAddr("10.10.0.99"), Peer: "rr1"})
+		}
+		return all
+	}
+	ends := fabric.DefaultTimers.Hold + fabric.DefaultTimers.Restart
+	for name, tc := range map[string]struct {
+		has     func(*node)
+		says    string
+		over    func(*testing.T, *node) // and it is given back at once; nil: it is after ends
+		forever bool                    // it is never given back without over
+	}{
+		"IPv4 elsewhere": {
+			has: func(n *node) { n.speaker.SetReceived(elsewhere("203.0.113.1/32")...) }, says: "reflector rr1 has a route to 203.0.113.1 via 10.10.0.99",
+			over: func(_ *testing.T, n *node) { n.speaker.SetReceived() }, forever: true,
+		},
+		"IPv6 elsewhere": {
+			has: func(n *node) { n.speaker.SetReceived(elsewhere("2001:db8:100:5::1/128", "203.0.113.77/32")...) }, says: "reflector rr1 has a route to 2001:db8:100:5::1 via 10.10.0.99",
+			over: func(_ *testing.T, n *node) { n.speaker.SetReceived(elsewhere("203.0.113.77/32")...) }, forever: true,
+		},
+		"its session comes back": {
+			has: func(n *node) { n.speaker.SetSessions(fabric.Session{Peer: "rr2", State: "active", Since: time.Now()}) }, says: "reflector rr2 may keep this node's route until",
+			over: func(_ *testing.T, n *node) {
+				n.speaker.SetSessions(fabric.Session{Peer: "rr2", State: fabric.Established, Since: time.Now()})
+			},
+		},
+		"its session stays down": {
+			has: func(n *node) { n.speaker.SetSessions(fabric.Session{Peer: "rr2", State: "active", Since: time.Now()}) }, says: "reflector rr2 may keep this node's route until",
+		},
+		"the speaker does not answer": {
+			has: func(n *node) { n.speaker.Fail("list received routes", errors.New("boom")) }, says: "the speaker does not say which routes the reflectors have (boom)",
+		},
+		"the operator releases it": {
+			has: func(n *node) { n.speaker.SetReceived(elsewhere("203.0.113.1/32")...) }, says: "reflector rr1 has a route to 203.0.113.1",
+			over: func(t *testing.T, n *node) {
+				for _, p := range []string{"203.0.113.1/32", "2001:db8:100:5::1/128"} {
+					_, _, err := n.Release(t.Context(), fabric.ReleaseRequest{Prefix: netip.MustParsePrefix(p)})
+					require.NoError(t, err)
+				}
+			}, forever: true,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRegistry(nil)
+				n := fresh(t, agent.WithRegistry(r))
+				n.run(func() {
+					vm := fabric.VM{Name: "web", NICs: []fabric.NIC{{Pools: []string{"public4"}, Addresses: addrs("2001:db8:100:5::1")}}}
+					n.apply(vm, fabric.Live)
+					tc.has(n)
+					n.apply(vm, fabric.Absent)
+					time.Sleep(time.Minute)
+					n.waitsFor(tc.says)
+					if tc.forever {
+						time.Sleep(2 * ends)
+						n.waitsFor(tc.says)
+					}
+					if tc.over != nil {
+						tc.over(t, n)
+					} else {
+						time.Sleep(ends - time.Minute)
+					}
+					time.Sleep(11 * time.Second)
+					assert.Equal(t, []string{"203.0.113.1/32 quarantined web node1", "2001:db8:100:5::1/128 quarantined web node1"}, allocations(t, r))
+					st, err := n.Status(t.Context())
+					require.NoError(t, err)
+					assert.NotContains(t, strings.Join(st.Problems, "\n"), "web")
+				})
+			})
+		})
+	}
+}
+
+// waitsFor checks that the two addresses of web, which is gone, wait for something.
+func (n *node) waitsFor(what string) {
+	n.t.Helper()
+	all, err := n.Addresses(n.t.Context())
+	require.NoError(n.t, err)
+	for _, a := range all.Allocations {
+		assert.Equal(n.t, fabric.Allocated, a.State)
+		assert.Contains(n.t, a.Waits, what)
+	}
+	require.Len(n.t, all.Allocations, 2)
+	st, err := n.Status(n.t.Context())
+	require.NoError(n.t, err)
+	assert.Contains(n.t, strings.Join(st.Problems, "\n"), "guest web is gone for good, and its addresses are not given back yet: "+what)
 }

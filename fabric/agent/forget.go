@@ -37,6 +37,7 @@ type registration struct {
 	// unused are the ownerships of guests that did not start here, as requests that
 	// hand them back.
 	unused map[fabric.Identity]fabric.AcquireRequest
+	delays map[fabric.Identity]delay // of guests that are gone
 }
 
 // departed is a guest that went to another node.
@@ -46,7 +47,7 @@ type departed struct {
 }
 
 func newRegistration() registration {
-	return registration{wake: make(chan struct{}, 1), ends: map[fabric.Identity]fabric.VM{}, gone: map[fabric.Identity]fabric.VM{}, left: map[fabric.Identity]departed{}, unused: map[fabric.Identity]fabric.AcquireRequest{}}
+	return registration{wake: make(chan struct{}, 1), ends: map[fabric.Identity]fabric.VM{}, gone: map[fabric.Identity]fabric.VM{}, left: map[fabric.Identity]departed{}, unused: map[fabric.Identity]fabric.AcquireRequest{}, delays: map[fabric.Identity]delay{}}
 }
 
 func (r *registration) end(guest fabric.VM) {
@@ -67,6 +68,7 @@ func (r *registration) forgotten(guest fabric.Identity) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.gone, guest)
+	delete(r.delays, guest)
 }
 
 func (r *registration) list() []fabric.VM {
@@ -159,6 +161,7 @@ func (a *Agent) keepRegistered(ctx context.Context) {
 		}
 		for _, guest := range a.registration.list() {
 			settled, err := a.forget(ctx, guest)
+			a.noteDelay(guest, err)
 			if err != nil && ctx.Err() == nil && said[guest.Identity()] != err.Error() {
 				said[guest.Identity()] = err.Error()
 				a.log.Warn("addresses of a guest that is gone not given back yet", "vm", guest.Name, "err", err)
@@ -166,6 +169,7 @@ func (a *Agent) keepRegistered(ctx context.Context) {
 			if settled {
 				delete(said, guest.Identity())
 				a.registration.forgotten(guest.Identity())
+				a.conditions.clear(delayed(guest.Identity()))
 				a.keepGone(ctx)
 			}
 		}
@@ -268,7 +272,10 @@ func (a *Agent) forget(ctx context.Context, guest fabric.VM) (settled bool, err 
 		}
 	}
 	if len(silent) > 0 {
-		return false, fmt.Errorf("node %s may have it, and does not answer", silent[0])
+		return false, waiting(fmt.Sprintf("node %s may have it, and its agent does not answer: start that, or take the node out of the cluster file", silent[0]))
+	}
+	if err := a.remaining(ctx, guest.Identity(), n.Prefixes); err != nil {
+		return false, err
 	}
 	released, err := a.registry.Release(ctx, fabric.ReleaseRequest{Guest: guest.Identity()})
 	if err != nil {
@@ -319,24 +326,34 @@ func (a *Agent) forgottenAt(ctx context.Context, node string, n fabric.Notice) {
 // freed gives an address back that another guest had, and does not need any more, if
 // err says that there is such a guest. An address that a guest named is that of the
 // guest that runs with it, and of nobody while none does. One of a pool is its guest's
-// until that is gone for good.
-func (a *Agent) freed(ctx context.Context, err error) bool {
+// until that is gone for good. why is err, and names the node that keeps the address by
+// its silence.
+func (a *Agent) freed(ctx context.Context, err error) (is bool, why error) {
 	bad, held := errors.AsType[*fabric.AllocationError](err)
 	if !held || bad.Reason != fabric.AddressHeld || bad.Holder.State != fabric.Allocated {
-		return false
+		return false, err
 	}
 	h := bad.Holder
 	if h.Dynamic && !a.outlived(ctx, h) || a.isHere(h.VM, h.Guest) {
-		return false
+		return false, err
 	}
-	if has, silent := a.userOf(ctx, h); has.guest == h.Guest || a.perhapsOn(h, silent) != "" || a.isElsewhere(ctx, h) {
-		return false
+	has, silent := a.userOf(ctx, h)
+	if has.guest == h.Guest {
+		return false, err
 	}
-	if _, err := a.registry.Release(ctx, fabric.ReleaseRequest{Prefix: h.Prefix, Now: !h.Dynamic}); err != nil {
-		return false
+	if perhaps := a.perhapsOn(h, silent); perhaps.node != "" {
+		says := *bad
+		says.Text += "; " + perhaps.mayHave(h)
+		return false, &says
+	}
+	if a.isElsewhere(ctx, h) {
+		return false, err
+	}
+	if _, failed := a.registry.Release(ctx, fabric.ReleaseRequest{Prefix: h.Prefix, Now: !h.Dynamic}); failed != nil {
+		return false, err
 	}
 	a.log.Info("address of a guest that does not need it any more given back", "vm", h.VM, "guest", string(h.Guest), "address", text.Prefix(h.Prefix))
-	return true
+	return true, nil
 }
 
 // isElsewhere reports whether the guest of an allocation is on another node, also if it

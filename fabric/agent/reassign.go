@@ -143,8 +143,8 @@ func (a *Agent) reassignment(ctx context.Context, h fabric.Allocation, to recipi
 	switch {
 	case has.node != "":
 		return r, has.keeps(h)
-	case perhaps != "":
-		return r, refuse("guest %s may be on %s, whose agent does not answer; see that the guest is off, and release the address", h.VM, perhaps)
+	case perhaps.node != "":
+		return r, refuse("%s", perhaps.mayHave(h))
 	}
 	if node := a.nodeOf(ctx, to); node != "" {
 		return r, refuse("guest %s is on %s; stop it first, it gets the address when it starts", to.vm.Name, node)

@@ -128,15 +128,39 @@ func parseSince(f []string, now time.Time) time.Time {
 
 // Sent reports whether a prefix was sent on one of the sessions.
 func (c Client) Sent(ctx context.Context, s fabric.Session, prefix netip.Prefix) (bool, error) {
-	lines, err := c.Query(ctx, fmt.Sprintf("show route %s exported '%s'", prefix, s.Peer))
+	lines, err := c.routes(ctx, fmt.Sprintf("show route %s exported '%s'", prefix, s.Peer))
 	if err != nil && strings.Contains(err.Error(), "syntax error") { // before 2.0.8
-		lines, err = c.Query(ctx, fmt.Sprintf("show route %s export '%s'", prefix, s.Peer))
+		lines, err = c.routes(ctx, fmt.Sprintf("show route %s export '%s'", prefix, s.Peer))
 	}
-	if err != nil {
-		if text := err.Error(); strings.Contains(text, "Network not found") || strings.Contains(text, "No valid tables") {
-			err = nil
+	return slices.ContainsFunc(lines, func(line string) bool { return strings.HasPrefix(line, prefix.String()+" ") }), err
+}
+
+// Received gives the next hops of the routes to a prefix that came on one of the
+// sessions, those too that the import filter rejects, if its channel has
+// "import keep filtered".
+func (c Client) Received(ctx context.Context, s fabric.Session, prefix netip.Prefix) (hops []netip.Addr, err error) {
+	for _, which := range []string{"", " filtered"} {
+		lines, err := c.routes(ctx, fmt.Sprintf("show route %s%s all protocol '%s'", prefix, which, s.Peer))
+		if err != nil {
+			return nil, err
 		}
-		return false, err
+		for _, line := range lines {
+			// Of IPv6, a global address and perhaps a link-local one.
+			if hop, is := strings.CutPrefix(strings.TrimSpace(line), "BGP.next_hop: "); is {
+				if via, err := netip.ParseAddr(strings.Fields(hop + " -")[0]); err == nil {
+					hops = append(hops, via)
+				}
+			}
+		}
 	}
-	return slices.ContainsFunc(lines, func(line string) bool { return strings.HasPrefix(line, prefix.String()+" ") }), nil
+	return hops, nil
+}
+
+// routes answers a "show route"; no lines: there is none.
+func (c Client) routes(ctx context.Context, command string) ([]string, error) {
+	lines, err := c.Query(ctx, command)
+	if err != nil && (strings.Contains(err.Error(), "Network not found") || strings.Contains(err.Error(), "No valid tables")) {
+		return nil, nil
+	}
+	return lines, err
 }

@@ -2,6 +2,7 @@ package frr
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -155,4 +156,53 @@ func (c Client) AdvertisedTo(ctx context.Context, prefix netip.Prefix) ([]string
 func (c Client) Sent(ctx context.Context, s fabric.Session, prefix netip.Prefix) (bool, error) {
 	to, err := c.AdvertisedTo(ctx, prefix)
 	return slices.Contains(to, s.Address), err
+}
+
+// Received gives the next hops of the routes to a prefix that came on one of the
+// sessions, those too that the route map rejects, if the neighbor has
+// "soft-reconfiguration inbound". It returns after ten seconds at the latest.
+func (c Client) Received(ctx context.Context, s fabric.Session, prefix netip.Prefix) (hops []netip.Addr, err error) {
+	ctx, cancel := context.WithTimeout(ctx, replyBound)
+	defer cancel()
+	family := string(fabric.FamilyOf(prefix))
+	var used struct {
+		Paths []struct {
+			Peer struct {
+				PeerID string `json:"peerId"`
+			}
+			Nexthops []struct{ IP, Scope string }
+		}
+	}
+	if err := c.JSON(ctx, fmt.Sprintf("show bgp %s unicast %s json", family, prefix), &used); err != nil {
+		return nil, err
+	}
+	add := func(hop string) {
+		if via, err := netip.ParseAddr(hop); err == nil && !slices.Contains(hops, via) && !via.IsLinkLocalUnicast() {
+			hops = append(hops, via)
+		}
+	}
+	for _, p := range used.Paths {
+		for _, hop := range p.Nexthops {
+			if p.Peer.PeerID == s.Address {
+				add(hop.IP)
+			}
+		}
+	}
+	var kept struct {
+		Routes map[string]struct {
+			NextHop       string `json:"nextHop"`
+			NextHopGlobal string `json:"nextHopGlobal"`
+		} `json:"receivedRoutes"`
+	}
+	out, err := c.Run(ctx, fmt.Sprintf("show bgp %s unicast neighbors %s received-routes json", family, s.Address))
+	if err != nil {
+		return nil, err
+	}
+	if json.Unmarshal([]byte(out), &kept) != nil { // a text that says that they are not kept
+		return hops, nil
+	}
+	is := kept.Routes[prefix.String()]
+	add(is.NextHop)
+	add(is.NextHopGlobal)
+	return hops, nil
 }

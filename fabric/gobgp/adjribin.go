@@ -3,11 +3,9 @@ package gobgp
 import (
 	"context"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
-	"github.com/osrg/gobgp/v4/api"
 	"github.com/osrg/gobgp/v4/pkg/apiutil"
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/osrg/gobgp/v4/pkg/server"
@@ -85,7 +83,7 @@ func (r *adjRIBIn) endOfRIB(e endOfRIB) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for p, routes := range r.routes {
-		if p.Addr().Is4() != (e.family == bgp.RF_IPv4_UC) {
+		if familyOf(p) != e.family {
 			continue
 		}
 		if have, ok := routes[e.peer]; ok && have.session != r.sessions[e.peer] {
@@ -154,19 +152,9 @@ func (r *adjRIBIn) lookUp(ctx context.Context, b *server.BgpServer) {
 
 // has reports whether GoBGP's Adj-RIB-In has another node's route from a reflector.
 func (r *adjRIBIn) has(b *server.BgpServer, k competing) (there bool, err error) {
-	family := bgp.RF_IPv4_UC
-	if k.prefix.Addr().Is6() {
-		family = bgp.RF_IPv6_UC
-	}
-	err = b.ListPath(apiutil.ListPathRequest{
-		TableType: api.TableType_TABLE_TYPE_ADJ_IN, Name: k.peer.String(), Family: family,
-		Prefixes: []*apiutil.LookupPrefix{{Prefix: k.prefix.String()}},
-	}, func(nlri bgp.NLRI, paths []*apiutil.Path) {
-		p, ok := nlri.(*bgp.IPAddrPrefix)
-		there = there || ok && p.Prefix == k.prefix && slices.ContainsFunc(paths, func(p *apiutil.Path) bool {
-			_, ok := r.filter.accept(k.prefix, p)
-			return ok
-		})
+	err = received(b, k.peer.String(), k.prefix, func(p *apiutil.Path) {
+		_, ok := r.filter.accept(k.prefix, p)
+		there = there || ok
 	})
 	return there, err
 }

@@ -32,13 +32,9 @@ func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fa
 
 // sent reports whether a prefix is in the Adj-RIB-Out of a peer.
 func (s *Speaker) sent(peer string, prefix netip.Prefix) (bool, error) {
-	family := bgp.RF_IPv4_UC
-	if prefix.Addr().Is6() {
-		family = bgp.RF_IPv6_UC
-	}
 	found := false
 	err := s.announcements.server().ListPath(apiutil.ListPathRequest{
-		TableType: api.TableType_TABLE_TYPE_ADJ_OUT, Name: peer, Family: family,
+		TableType: api.TableType_TABLE_TYPE_ADJ_OUT, Name: peer, Family: familyOf(prefix),
 		Prefixes: []*apiutil.LookupPrefix{{Prefix: prefix.String()}},
 	}, func(nlri bgp.NLRI, paths []*apiutil.Path) {
 		p, ok := nlri.(*bgp.IPAddrPrefix)

@@ -56,15 +56,11 @@ func (f *importFilter) accept(prefix netip.Prefix, p *apiutil.Path) (r learnedRo
 	if p.Withdrawal {
 		return learnedRoute{}, false
 	}
-	r = learnedRoute{localPref: defaultLocalPref, originator: p.PeerID}
+	r = learnedRoute{via: nextHop(p), localPref: defaultLocalPref, originator: p.PeerID}
 	var plain []uint32
 	var large []*bgp.LargeCommunity
 	for _, a := range p.Attrs {
 		switch a := a.(type) {
-		case *bgp.PathAttributeNextHop:
-			r.via = a.Value
-		case *bgp.PathAttributeMpReachNLRI:
-			r.via = a.Nexthop
 		case *bgp.PathAttributeLocalPref:
 			r.localPref = a.Value
 		case *bgp.PathAttributeOriginatorId:

@@ -89,6 +89,38 @@ func (s *Speaker) Advertisements(ctx context.Context, prefix netip.Prefix) ([]fa
 	return ads, nil
 }
 
+// Received implements [fabric.Speaker] with the daemon's answer: routes that its
+// configuration neither uses nor keeps are not in it. If the daemon does not answer, it
+// returns an error after five seconds at the latest.
+func (s *Speaker) Received(ctx context.Context, prefixes ...netip.Prefix) ([]fabric.ReceivedRoute, error) {
+	ctx, cancel := context.WithTimeout(ctx, sessionsBound)
+	defer cancel()
+	all, err := s.ask(ctx)
+	if err != nil {
+		return nil, err
+	}
+	own := []netip.Addr{s.cfg.Node.Address, s.cfg.Node.Address6}
+	var routes []fabric.ReceivedRoute
+	for _, rr := range s.cfg.Cluster.Reflectors {
+		theirs, ok := with(rr, all)
+		if !ok {
+			continue
+		}
+		for _, p := range prefixes {
+			hops, err := s.cfg.Client.Received(ctx, theirs, p)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", s.cfg.Name, err)
+			}
+			for _, via := range hops {
+				if !slices.Contains(own, via) {
+					routes = append(routes, fabric.ReceivedRoute{Prefix: p, Via: via, Peer: rr.Name})
+				}
+			}
+		}
+	}
+	return routes, nil
+}
+
 // configured says how to load the daemon's configuration.
 func (s *Speaker) configured() string {
 	if s.printed == "" {

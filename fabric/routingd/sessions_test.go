@@ -26,6 +26,7 @@ var (
 type client struct {
 	sessions []fabric.Session
 	sent     func(fabric.Session) (bool, error)
+	received []netip.Addr
 	err      error
 }
 
@@ -35,6 +36,10 @@ func (c *client) Sessions(context.Context) ([]fabric.Session, error) {
 
 func (c *client) Sent(_ context.Context, s fabric.Session, _ netip.Prefix) (bool, error) {
 	return c.sent(s)
+}
+
+func (c *client) Received(context.Context, fabric.Session, netip.Prefix) ([]netip.Addr, error) {
+	return c.received, c.err
 }
 
 // over gives a speaker over a daemon, which can announce nothing.

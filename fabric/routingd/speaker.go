@@ -17,6 +17,9 @@ type Client interface {
 	Sessions(ctx context.Context) ([]fabric.Session, error)
 	// Sent reports whether the daemon has sent a prefix on one of these sessions.
 	Sent(ctx context.Context, s fabric.Session, prefix netip.Prefix) (bool, error)
+	// Received gives the next hops of the routes to a prefix that the daemon has
+	// received on one of these sessions and has kept, used or not.
+	Received(ctx context.Context, s fabric.Session, prefix netip.Prefix) ([]netip.Addr, error)
 }
 
 // Config has what a [Speaker] needs. Only Follow may be nil.

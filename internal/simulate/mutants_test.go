@@ -84,7 +84,7 @@ var mutants = []mutant{
 // rare are mutants that few histories show: those of TestFoundBefore do.
 var rare = []mutant{
 	{"a list removes a guest whose start waited for the registry", "run.go", " && g.admitted.Before(began.Add(-listGrace))", ""},
-	{"the address of a guest that is withdrawn is given back", "forget.go", " || a.isElsewhere(ctx, h)", ""},
+	{"the address of a guest that is withdrawn is given back", "forget.go", "	if a.isElsewhere(ctx, h) {", "	if false && a.isElsewhere(ctx, h) {"},
 	{"an agent that has just begun takes the address of a guest that it cannot ask for", "addresses.go", " || begun })", " || begun && false })"},
 	{"a guest whose packets went on before a restart comes first", "fence.go", "case g.sentOn: //", "case false: //"},
 	{"a migration to a node that missed the guest's end is a start", "agent.go", "here && g.want.State != fabric.Absent && !g.hasNoCarrier() && !a.inventory.awaits(g.want.VM.Origin) {", "here && g.want.State != fabric.Absent {"},

@@ -273,6 +273,11 @@ func (*speaker) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertis
 	return nil, errors.ErrUnsupported
 }
 
+// Received implements [fabric.Speaker]. It is not supported.
+func (*speaker) Received(context.Context, ...netip.Prefix) ([]fabric.ReceivedRoute, error) {
+	return nil, errors.ErrUnsupported
+}
+
 // Competitors implements [fabric.Speaker].
 func (s *speaker) Competitors() <-chan fabric.Competitor { return s.competitors }
 

@@ -22,6 +22,7 @@ type Speaker struct {
 	mu       sync.Mutex
 	routes   map[netip.Prefix]fabric.Route
 	sessions []fabric.Session
+	received []fabric.ReceivedRoute
 	muted    bool
 }
 
@@ -101,6 +102,21 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 // Advertisements implements [fabric.Speaker]. It is not supported.
 func (*Speaker) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertisement, error) {
 	return nil, errors.ErrUnsupported
+}
+
+// Received implements [fabric.Speaker].
+func (s *Speaker) Received(ctx context.Context, prefixes ...netip.Prefix) ([]fabric.ReceivedRoute, error) {
+	if err := s.before(ctx, "list received routes"); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(s.received), func(r fabric.ReceivedRoute) bool { return !slices.Contains(prefixes, r.Prefix) }), nil
+}
+
+// SetReceived sets what the reflectors have sent.
+func (s *Speaker) SetReceived(routes ...fabric.ReceivedRoute) {
+	s.outside(func() { s.received = routes })
 }
 
 // Competitors implements [fabric.Speaker].
