@@ -654,3 +654,25 @@ func TestUnresolvedIsValid(t *testing.T) {
 	vm.NICs[0].MTU = 3
 	require.ErrorContains(t, vm.Validate(), "MTU 3")
 }
+
+// TestInventoryBesideARegistry: what the inventory answers is recorded as what a
+// description names, and refused when another guest has it.
+func TestInventoryBesideARegistry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRegistry(nil)
+		web, copied := known("web", "uuid-of-web", "203.0.113.9 2001:db8:100:5::9"), known("copy", "uuid-of-copy", "203.0.113.9")
+		n := fresh(t, agent.WithRegistry(r), agent.WithResolver(knowing(web, copied)))
+		ask := func(vm fabric.VM) fabric.VM {
+			vm.Resolve, vm.NICs = true, []fabric.NIC{{}}
+			return vm
+		}
+		n.run(func() {
+			n.apply(ask(web), fabric.Live)
+			assert.Equal(t, []string{"203.0.113.9/32 allocated web node1", "2001:db8:100:5::9/128 allocated web node1"}, allocations(t, r))
+			require.ErrorIs(t, n.Apply(t.Context(), ask(copied), fabric.Live), fabric.ErrRefused)
+			n.apply(ask(web), fabric.Wired)
+			require.ErrorIs(t, n.Apply(t.Context(), ask(copied), fabric.Live), fabric.ErrRefused)
+			assert.Len(t, allocations(t, r), 2)
+		})
+	})
+}
