@@ -44,6 +44,7 @@ func TestReceived(t *testing.T) {
 	for _, kind := range []string{"bird", "frr"} {
 		for _, eastWest := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, east_west %v", kind, eastWest), func(t *testing.T) {
+				t.Parallel()
 				labtest.Need(t, "bird", kind)
 				c := core.SmallCluster(2)
 				c.Reflectors, c.EastWest = c.Reflectors[:1], eastWest

@@ -1,14 +1,15 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -86,6 +87,47 @@ func (s *system) hasBarePrefixes(a *agent) {
 	a.does("detach", "bare")
 }
 
+// givesBack detaches a guest while a reflector that is down may have its routes yet. The
+// addresses are given back when it is up again.
+func (s *system) givesBack(a *agent, vm string, ps ...netip.Prefix) {
+	s.t.Helper()
+	require.NoError(s.t, s.rr["rr2"].Kill())
+	s.eventually("the session with rr2 is down", func() error {
+		for _, session := range a.status().Sessions {
+			if session.Peer == "rr2" && session.State == fabric.Established {
+				return errors.New(session.State)
+			}
+		}
+		return nil
+	})
+	a.does("detach", vm)
+	shows := func(p netip.Prefix) fabric.Allocation {
+		return decode[[]fabric.Allocation](s.t, a.does("address", "show", p.Addr().String(), "--json"))[0]
+	}
+	for _, p := range ps {
+		s.eventually(p.String()+" waits", func() error {
+			if is := shows(p); !strings.Contains(is.Waits, "reflector rr2 may keep this node's route until") {
+				return fmt.Errorf("%+v", is)
+			}
+			return nil
+		})
+		assert.Equal(s.t, fabric.Allocated, shows(p).State)
+		assert.Contains(s.t, a.does("address", "show", p.Addr().String()), "or vmfabric address release "+p.Addr().String())
+	}
+	out, _, code := a.cli("status")
+	assert.Equal(s.t, 1, code)
+	assert.Contains(s.t, out, "guest "+vm+" is gone for good, and its addresses are not given back yet: reflector rr2")
+	s.startReflector("rr2")
+	for _, p := range ps {
+		s.eventually(p.String()+" is given back", func() error {
+			if is := shows(p); is.State != fabric.Quarantined {
+				return fmt.Errorf("%+v", is)
+			}
+			return nil
+		})
+	}
+}
+
 // TestPools: a guest gets its addresses and prefixes from the pools by the command line,
 // keeps them over a kill of the agent, and gives them back when it is detached.
 func TestPools(t *testing.T) {
@@ -136,11 +178,7 @@ func TestPools(t *testing.T) {
 	a.does("attach", "later", "--pool", "public4")
 	s.coreHas(a.node, later)
 
-	a.does("detach", "web")
-	require.Eventually(t, func() bool {
-		all := decode[[]fabric.Allocation](t, a.does("address", "show", v4.Addr().String(), "--json"))
-		return all[0].State == fabric.Quarantined
-	}, time.Minute, 50*time.Millisecond)
+	s.givesBack(a, "web", v4, v6)
 	a.does("attach", "web", "--pool", "auto")
 	s.coreHas(a.node, v4, v6)
 	out, _, code := a.cli("status")
