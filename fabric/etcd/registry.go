@@ -30,7 +30,7 @@ const (
 	// mostPageTime bounds how long a page of the list of all keys may take. When all nodes
 	// of a large cluster start at once, their pages take many seconds each; if every node
 	// gave up after tryTime and asked again, etcd would answer nobody.
-	mostPageTime = 40 * time.Second
+	mostPageTime = 2 * time.Minute
 	// mostDecisions bounds how often a request is decided anew because others were
 	// faster. Each time another one got what it wanted.
 	mostDecisions = 100
