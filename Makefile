@@ -12,7 +12,7 @@ NFPM     := $(CURDIR)/.cache/nfpm
 # Static binaries: one build runs on every distribution of the architecture.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help packages packages-check guests histories simulate fresh soak mutants build demo deps test e2e lab race unit lint bench fuzz install clean
+.PHONY: help packages packages-check guests histories simulate fresh soak mutants build demo deps test e2e lab race unit lint bench crowd fuzz install clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -113,6 +113,12 @@ guests: deps ## try what guests of Debian 11, 12 and 13 configure themselves wit
 
 bench: ## measure, and write docs/performance.md (root)
 	$(GO) run ./internal/bench --out docs/performance.md
+
+NODES     ?= 10,1000
+ADDRESSES ?= 100000
+COPIES    ?= 50
+crowd: ## measure an etcd of three members with ADDRESSES and with NODES that start at once, COPIES of them with all that an agent keeps (root)
+	$(GO) run ./internal/bench --only crowd --nodes $(NODES) --addresses $(ADDRESSES) --copies $(COPIES)
 
 FUZZTIME ?= 20s
 fuzz: ## run each fuzz target for FUZZTIME

@@ -23,6 +23,8 @@ func TestFlags(t *testing.T) {
 	}{
 		{"no such measurement", "--only nonsense: no such measurement; give one of attach, hook, scale, packets, peers, storm, restart", []string{"--only", "nonsense"}},
 		{"no flag", `"attach" is not a flag; see --help`, []string{"attach"}},
+		{"no nodes", `"0" is not a number of nodes`, []string{"--only", "crowd", "--addresses", "10", "--nodes", "10,0"}},
+		{"addresses of nothing", "--addresses 10: it is for --only crowd", []string{"--addresses", "10"}},
 		{"nobody", "--guests 0: nothing to measure", []string{"--guests", "0"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

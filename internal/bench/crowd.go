@@ -23,6 +23,7 @@ type registrar struct {
 	cmd   *exec.Cmd
 	lines *bufio.Scanner
 	stdin io.WriteCloser
+	said  strings.Builder // on its standard error
 }
 
 func (b *bench) registrar(h *core.Host, what string, e *etcd, numbers ...int) (*registrar, error) {
@@ -35,8 +36,7 @@ func (b *bench) registrar(h *core.Host, what string, e *etcd, numbers ...int) (*
 	if err == nil {
 		r.stdin, err = r.cmd.StdinPipe()
 	}
-	var said strings.Builder
-	r.cmd.Stderr = &said
+	r.cmd.Stderr = &r.said
 	if err == nil {
 		err = h.Start(r.cmd)
 	}
@@ -51,7 +51,8 @@ func (b *bench) registrar(h *core.Host, what string, e *etcd, numbers ...int) (*
 // says reads the next line.
 func (r *registrar) says(into any) error {
 	if !r.lines.Scan() {
-		return errors.Join(errors.New("the registrar ended"), r.lines.Err(), r.cmd.Wait())
+		err := errors.Join(r.lines.Err(), r.cmd.Wait()) // after that all is said
+		return errors.Join(errors.New("the registrar ended: "+strings.TrimSpace(r.said.String())), err)
 	}
 	return json.Unmarshal(r.lines.Bytes(), into)
 }
@@ -81,6 +82,10 @@ type crowded struct {
 	Took, First time.Duration
 	Events      int64
 	Bytes       int64
+	Heap        int64
+	copies      int
+	copied      time.Duration // until the last of the copies was whole
+	rss         int64         // of the processes that have the copies
 }
 
 type changed struct {
@@ -94,6 +99,7 @@ type changed struct {
 type crowdSize struct {
 	addresses int
 	agents    []int // numbers of nodes, which begin at once
+	copies    int   // how many of them, if there are so many, keep what they list, as agents do
 	changes   int
 }
 
@@ -151,7 +157,10 @@ func (b *bench) crowdOf(ctx context.Context, size crowdSize) (run crowdRun, err 
 	if err != nil {
 		return run, err
 	}
-	if err := errors.Join(fills.says(&known{}), fills.cmd.Wait()); err != nil {
+	if err := fills.says(&known{}); err != nil {
+		return run, err
+	}
+	if err := fills.cmd.Wait(); err != nil {
 		return run, err
 	}
 	if run.full, err = b.knows(ctx, at, e); err != nil {
@@ -198,6 +207,7 @@ func (b *bench) knows(ctx context.Context, h *core.Host, e *etcd) (ks [2]known, 
 // crowded has so many nodes begin, and makes changes while they watch.
 func (b *bench) crowded(ctx context.Context, h *core.Host, e *etcd, agents int, run *crowdRun) (err error) {
 	b.say("  %s nodes", count(agents))
+	all := crowded{Nodes: agents, copies: min(agents, run.size.copies)}
 	var crowds []*registrar
 	defer func() {
 		for _, r := range crowds {
@@ -205,39 +215,63 @@ func (b *bench) crowded(ctx context.Context, h *core.Host, e *etcd, agents int, 
 			err = errors.Join(err, r.end(&is))
 		}
 	}()
-	for left := agents; left > 0; left -= atOnceIn {
-		r, err := b.registrar(h, "crowd", e, min(left, atOnceIn))
-		if err != nil {
-			return err
+	gather := func(what string, nodes int) error {
+		for left := nodes; left > 0; left -= atOnceIn {
+			r, err := b.registrar(h, what, e, min(left, atOnceIn))
+			if err != nil {
+				return err
+			}
+			crowds = append(crowds, r)
+			if err := r.says(&crowded{}); err != nil {
+				return err
+			}
 		}
-		crowds = append(crowds, r)
-		if err := r.says(&crowded{}); err != nil {
-			return err
-		}
+		return nil
+	}
+	if err := gather("copies", all.copies); err != nil {
+		return err
+	}
+	copying := len(crowds)
+	if err := gather("crowd", agents-all.copies); err != nil {
+		return err
 	}
 	for _, r := range crowds {
 		_ = r.stdin.Close()
 	}
-	began, all := time.Now(), crowded{Nodes: agents}
+	began := time.Now()
 	for i, r := range crowds {
-		var is crowded
-		if err := r.says(&is); err != nil {
+		if err := all.add(r, i < copying); err != nil {
 			return err
 		}
-		all.Bytes += is.Bytes
-		if i == 0 {
-			all.First = is.First
-		}
-		all.First = min(all.First, is.First)
 	}
 	all.Took = time.Since(began)
 	run.stampede = append(run.stampede, all)
+	b.say("    all know all after %.1f s, the copies after %.1f s", all.Took.Seconds(), all.copied.Seconds())
 	most, err := e.memory()
 	run.most = max(run.most, most)
 	if err != nil {
 		return err
 	}
 	return b.changesIn(ctx, h, e, agents, run)
+}
+
+// add adds the nodes of a process, when they know all.
+func (c *crowded) add(r *registrar, copying bool) error {
+	var is crowded
+	if err := r.says(&is); err != nil {
+		return err
+	}
+	if c.First == 0 || is.First < c.First {
+		c.First = is.First
+	}
+	c.Bytes, c.Heap = c.Bytes+is.Bytes, c.Heap+is.Heap
+	if !copying {
+		return nil
+	}
+	c.copied = max(c.copied, is.Took)
+	u, err := usageOf(r.cmd.Process.Pid)
+	c.rss += u.rss
+	return err
 }
 
 // changesIn makes ten changes a second: at rest, while the leader is killed, and while
@@ -270,6 +304,7 @@ func (b *bench) changesIn(ctx context.Context, h *core.Host, e *etcd, agents int
 			return fmt.Errorf("%s: %w", at.what, err)
 		}
 		run.changes = append(run.changes, is)
+		b.say("    %s: put %s ms, allocate %s ms, longest %s ms, %d failed", at.what, ms(is.Put.p50()), ms(is.Allocate.p50()), ms(max(is.Allocate.max(), is.Release.max())), is.Failed)
 	}
 	return nil
 }
@@ -334,12 +369,12 @@ func crowdSection(runs []crowdRun) section {
 		method: fmt.Sprintf(`
 An etcd of three members has many addresses, two of each guest. One process has the registry of one node, as the agent does. A
 crowd of nodes, each with a connection of its own, %d in a process, lists all addresses and watches them, all at once, as when all agents start;
-what they list they do not keep, since the copies of that many nodes would not fit into this machine. Then another node makes
+what they list they do not keep, since the copies of that many nodes would not fit into this machine, except for those that have copies: these are registries as agents have them. Then another node makes
 ten changes a second, by turns an allocation and a release, and a bare client on it puts a value of 300 bytes before each. All processes,
 members and nodes, share this machine's processors.`, atOnceIn),
 	}
 	m := table{head: []string{"one node", "heap MiB", "RSS MiB", "took ms"}}
-	st := table{head: []string{"nodes that start at once", "the first knows all after s", "the last s", "MiB listed", "MiB a second"}}
+	st := table{head: []string{"nodes that start at once", "the first knows all after s", "the last s", "MiB listed without copies", "copies", "the last copy s", "heap MiB each", "RSS MiB each"}}
 	ch := table{head: []string{"changes", "put p50 ms", "put p99 ms", "allocate p50 ms", "allocate p99 ms", "in puts p50", "release p50 ms", "longest ms", "failed", "CPU ms a change"}}
 	for _, r := range runs {
 		addresses := count(r.size.addresses) + " addresses"
@@ -354,7 +389,9 @@ members and nodes, share this machine's processors.`, atOnceIn),
 			m.row(is.what, mib(is.Heap), mib(is.rss), ms(is.Took))
 		}
 		for _, c := range r.stampede {
-			st.row(count(c.Nodes)+", "+addresses, fmt.Sprintf("%.1f", c.First.Seconds()), fmt.Sprintf("%.1f", c.Took.Seconds()), mib(c.Bytes), mib(int64(float64(c.Bytes)/c.Took.Seconds())))
+			each := int64(max(1, c.copies))
+			st.row(count(c.Nodes)+", "+addresses, fmt.Sprintf("%.1f", c.First.Seconds()), fmt.Sprintf("%.1f", c.Took.Seconds()), mib(c.Bytes),
+				count(c.copies), fmt.Sprintf("%.1f", c.copied.Seconds()), mib(c.Heap/each), mib(c.rss/each))
 		}
 		for _, c := range r.changes {
 			n := len(c.Allocate) + len(c.Release)

@@ -4,6 +4,7 @@
 //
 //	go run ./internal/bench                 everything, into docs/performance.md
 //	go run ./internal/bench --only attach   one measurement, printed only
+//	go run ./internal/bench --only crowd --addresses 100000   1,000 nodes with one registry
 //	go run ./internal/bench --quick         a smoke run: the figures mean nothing
 package main
 
@@ -16,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -50,16 +52,30 @@ type flags struct {
 	only, out string
 	guests    int
 	quick     bool
+	crowd     crowdSize // of --only crowd; without addresses: several, as in a full run
 }
 
 func parseFlags(args []string, stderr io.Writer) (flags, error) {
-	var f flags
+	f := flags{crowd: crowdSize{agents: []int{10, 1000}}}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.StringVar(&f.only, "only", "", "the measurement to make: "+strings.Join(names(), ", "))
 	fs.StringVar(&f.out, "out", "", "the file to write; "+document+" for a full run, none for a partial one")
 	fs.IntVar(&f.guests, "guests", 200, "how often an attach and a hook are measured")
 	fs.BoolVar(&f.quick, "quick", false, "a smoke run with small numbers")
+	fs.Func("nodes", "with --addresses, how many nodes start at once, one number after the other (default 10,1000)", func(s string) error {
+		f.crowd.agents = nil
+		for part := range strings.SplitSeq(s, ",") {
+			n, err := strconv.Atoi(part)
+			if err != nil || n < 1 {
+				return fmt.Errorf("%q is not a number of nodes", part)
+			}
+			f.crowd.agents = append(f.crowd.agents, n)
+		}
+		return nil
+	})
+	fs.IntVar(&f.crowd.addresses, "addresses", 0, "measure the registry (--only crowd) with so many addresses")
+	fs.IntVar(&f.crowd.copies, "copies", 50, "with --addresses, how many of the nodes keep what they list, as agents do")
 	if err := fs.Parse(args); err != nil {
 		return f, err
 	}
@@ -68,6 +84,10 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 		return f, fmt.Errorf("%q is not a flag; see --help", fs.Arg(0))
 	case f.only != "" && find(f.only) == nil:
 		return f, fmt.Errorf("--only %s: no such measurement; give one of %s", f.only, strings.Join(names(), ", "))
+	case f.crowd.addresses != 0 && f.only != "crowd":
+		return f, fmt.Errorf("--addresses %d: it is for --only crowd; give both", f.crowd.addresses)
+	case f.crowd.addresses < 0 || f.crowd.copies < 0:
+		return f, errors.New("--addresses and --copies are no numbers below zero; give 100000 and 50")
 	case f.guests < 1:
 		return f, fmt.Errorf("--guests %d: nothing to measure; give 200 for figures that mean something", f.guests)
 	}
@@ -87,6 +107,10 @@ func (f flags) run(ctx context.Context, stdout, stderr io.Writer) error {
 		b.size, b.quick = quickSize, true
 	} else {
 		b.size.guests = f.guests
+	}
+	if f.crowd.addresses > 0 {
+		f.crowd.changes = b.size.crowds[0].changes
+		b.size.crowds = []crowdSize{f.crowd}
 	}
 	r, err := b.measure(ctx, f.only)
 	if err != nil {

@@ -3,6 +3,7 @@
 //
 //	registrar know ENDPOINTS            one registry: it learns all, and lists it when the input ends
 //	registrar crowd ENDPOINTS N         N nodes: each lists all, keeps nothing, and watches
+//	registrar copies ENDPOINTS N        N registries as agents have them, each with its copy
 //	registrar change ENDPOINTS N EVERY  one registry: N changes, one in a time
 //	registrar fill ENDPOINTS N          N addresses for the others
 package main
@@ -17,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,6 +61,8 @@ func run(ctx context.Context, args []string) error {
 		return know(ctx, endpoints)
 	case args[0] == "crowd" && len(numbers) == 1:
 		return crowd(ctx, endpoints, numbers[0])
+	case args[0] == "copies" && len(numbers) == 1:
+		return copies(ctx, endpoints, numbers[0])
 	case args[0] == "change" && len(numbers) == 2:
 		return change(ctx, endpoints, numbers[0], time.Duration(numbers[1])*time.Millisecond)
 	case args[0] == "fill" && len(numbers) == 1:
@@ -141,7 +145,8 @@ type Crowd struct {
 	Took   time.Duration // until all had listed and watched
 	First  time.Duration // until the first had
 	Events int64
-	Bytes  int64 // that were listed
+	Bytes  int64  // that were listed
+	Heap   uint64 // that is reachable, in bytes, once all had
 }
 
 // crowd has n nodes with connections of their own, which begin when the input ends.
@@ -185,6 +190,49 @@ func crowd(ctx context.Context, endpoints []string, n int) error {
 	all.Wait()
 	say(Crowd{Nodes: n, Events: events.Load()})
 	return nil
+}
+
+// copies has n registries, each with its own connection, copy and watch, which begin when
+// the input ends.
+func copies(ctx context.Context, endpoints []string, n int) error {
+	debug.SetGCPercent(25) // the copies of many nodes are to fit into one machine
+	say(Crowd{Nodes: n})
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	began, ready, ended := time.Now(), make(chan time.Duration, n), make(chan error, n)
+	for range n {
+		go func() {
+			ended <- with(ctx, endpoints, func(r *etcd.Registry) error {
+				for ctx.Err() == nil {
+					if _, err := r.Allocations(ctx, fabric.AllocationFilter{Guest: "of nobody"}); err == nil {
+						ready <- time.Since(began)
+						<-ctx.Done()
+						return nil
+					}
+				}
+				return nil
+			})
+		}()
+	}
+	var took []time.Duration
+	for len(took) < n && ctx.Err() == nil {
+		select {
+		case d := <-ready:
+			took = append(took, d)
+		case <-ctx.Done():
+		}
+	}
+	if ctx.Err() == nil {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		say(Crowd{Nodes: n, Took: slices.Max(took), First: slices.Min(took), Heap: m.HeapAlloc})
+	}
+	var err error
+	for range n {
+		err = errors.Join(err, <-ended)
+	}
+	say(Crowd{Nodes: n})
+	return err
 }
 
 // watches lists and watches as a node does, until something fails.
@@ -322,10 +370,14 @@ func fillBy(ctx context.Context, r *etcd.Registry, guests int) error {
 	for range 32 {
 		all.Go(func() {
 			for i := next.Add(1); i <= int64(guests) && ctx.Err() == nil && failed.Load() == nil; i = next.Add(1) {
-				_, err := r.Allocate(ctx, fabric.AllocationRequest{
+				asks := fabric.AllocationRequest{
 					Guest: fabric.Identity(fmt.Sprintf("libvirt aaaaaaaa-0000-4000-8000-%012d", i)), VM: fmt.Sprintf("guest%06d", i), Node: fmt.Sprintf("node%d", i%1000),
 					Wants: []fabric.Want{{Pool: "public4"}, {N: 1, Pool: "public6"}},
-				})
+				}
+				_, err := r.Allocate(ctx, asks)
+				for again := 0; err != nil && again < 10; again++ { // a busy machine
+					_, err = r.Allocate(ctx, asks)
+				}
 				if err != nil {
 					failed.Store(&err)
 				}
