@@ -1,90 +1,103 @@
 package etcd
 
 import (
-	"io"
-	"net"
-	"strings"
+	"context"
+	"fmt"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 
-	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/testenv/conformance"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
-// behind gives an address where an etcd answers everything so much later.
-func behind(t *testing.T, endpoint string, delay time.Duration) string {
+// paging is a registry without a copy, on an etcd with more than one page of keys, each of
+// whose reads is seen, and may be held up.
+func paging(t *testing.T, e *labtest.Etcd, reads func(context.Context, *etcdserverpb.RangeRequest) error) *Registry {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	r := late(t, e)
+	for n := 0; n <= pageSize; n += 100 {
+		var puts []clientv3.Op
+		for i := range 100 {
+			puts = append(puts, clientv3.OpPut(fmt.Sprintf("%snode/filler%06d/last", r.cache.keys.root, n+i), "x"))
+		}
+		_, err := r.client.Load().Txn(labtest.Soon(t)).Then(puts...).Commit()
+		require.NoError(t, err)
+	}
+	client, err := clientv3.New(clientv3.Config{Endpoints: e.Endpoints, Logger: zap.NewNop(), DialOptions: []grpc.DialOption{
+		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, in, out any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			if page, is := in.(*etcdserverpb.RangeRequest); is {
+				if err := reads(ctx, page); err != nil {
+					return err
+				}
+			}
+			return invoke(ctx, method, in, out, conn, opts...)
+		}),
+	}})
 	require.NoError(t, err)
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			in, err := l.Accept()
-			if err != nil {
-				return
-			}
-			out, err := net.Dial("tcp", strings.TrimPrefix(endpoint, "http://"))
-			if err != nil {
-				_ = in.Close()
-				return
-			}
-			go func() { _, _ = io.Copy(out, in); _ = out.Close() }()
-			go delayed(in, out, delay)
-		}
-	}()
-	return "http://" + l.Addr().String()
-}
-
-// delayed passes on what in says, so much later, in its order.
-func delayed(out io.WriteCloser, in io.Reader, delay time.Duration) {
-	type part struct {
-		at   time.Time
-		text []byte
-	}
-	parts := make(chan part, 1000)
-	go func() {
-		defer close(parts)
-		for b := make([]byte, 32<<10); ; {
-			n, err := in.Read(b)
-			if err != nil {
-				return
-			}
-			parts <- part{time.Now().Add(delay), append([]byte(nil), b[:n]...)}
-		}
-	}()
-	for p := range parts {
-		<-time.After(time.Until(p.at))
-		_, _ = out.Write(p.text)
-	}
-	_ = out.Close()
+	t.Cleanup(func() { _ = client.Close() })
+	r.client.Store(client)
+	return r
 }
 
 // TestSlowPages: an etcd that takes longer for a page of its keys than for a call, as when
 // all nodes of a large cluster start at once, is read all the same.
 func TestSlowPages(t *testing.T) {
-	e := labtest.NewEtcd(t, labtest.EtcdOptions{})
-	given, err := late(t, e).Allocate(labtest.Soon(t), fabric.AllocationRequest{Guest: "libvirt a", VM: "a", Node: "node1", Wants: []fabric.Want{{Pool: "few4"}}})
+	r := paging(t, labtest.NewEtcd(t, labtest.EtcdOptions{}), func(ctx context.Context, asked *etcdserverpb.RangeRequest) error {
+		if !asked.Serializable {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		case <-time.After(tryTime + tryTime/4):
+			return nil
+		}
+	})
+	all, _, _, err := r.readAll(labtest.Soon(t))
 	require.NoError(t, err)
-	c := *conformance.RegistryCluster()
-	c.Registry.Etcd = &fabric.EtcdConfig{Endpoints: []string{behind(t, e.Endpoints[0], tryTime+tryTime/4)}}
-	c = c.WithDefaults()
-	r, err := New(&c)
-	require.NoError(t, err)
-	client, err := clientv3.New(clientv3.Config{Endpoints: c.Registry.Etcd.Endpoints, Logger: zap.NewNop()})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = client.Close() })
-	r.client.Store(client)
-	close(r.running)
-	require.Eventually(t, func() bool { return r.list(labtest.Soon(t)) == nil }, time.Minute, time.Millisecond)
-	all, known := r.cache.list(fabric.AllocationFilter{})
-	assert.True(t, known)
-	require.Len(t, all, 1)
-	assert.Equal(t, given[0].Prefix, all[0].Prefix)
+	assert.Greater(t, len(all), pageSize)
 	assert.Zero(t, r.late.Load(), "the next list begins with short calls again")
+}
+
+// TestPagesOfAnyMember: the pages are read from any member, as they were at one revision; if
+// a member does not have that yet, the leader is asked. An etcd that does not say its
+// revision is not waited for longer than for any call.
+func TestPagesOfAnyMember(t *testing.T) {
+	var asked []*etcdserverpb.RangeRequest
+	behind, away := false, false
+	r := paging(t, labtest.NewEtcd(t, labtest.EtcdOptions{}), func(ctx context.Context, page *etcdserverpb.RangeRequest) error {
+		asked = append(asked, page)
+		switch {
+		case away:
+			<-ctx.Done()
+			return status.FromContextError(ctx.Err()).Err()
+		case behind && page.Serializable:
+			return rpctypes.ErrGRPCFutureRev
+		}
+		return nil
+	})
+	for _, behind = range []bool{false, true} {
+		asked = nil
+		all, header, _, err := r.readAll(labtest.Soon(t))
+		require.NoError(t, err)
+		assert.Greater(t, len(all), pageSize)
+		assert.True(t, asked[0].CountOnly && !asked[0].Serializable)
+		for n, page := range asked[1:] {
+			assert.Equal(t, header.Revision, page.Revision)
+			assert.Equal(t, behind && n%2 == 1, !page.Serializable)
+		}
+	}
+	away, asked = true, nil
+	_, _, _, err := r.readAll(labtest.Soon(t))
+	require.Error(t, err)
+	assert.Len(t, asked, tries)
+	assert.Zero(t, r.late.Load())
 }

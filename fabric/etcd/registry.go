@@ -377,40 +377,59 @@ func (r *Registry) read(ctx context.Context) error {
 // costs it much.
 const pageSize = 5000
 
-// readAll reads all keys, as they are at one revision. header is that of the first answer,
-// and a what was known when it was asked for.
+// readAll reads all keys, as they are at one revision. header is that of the answer which
+// says the revision, and a what was known when it was asked for.
 func (r *Registry) readAll(ctx context.Context) (all []*mvccpb.KeyValue, header *etcdserverpb.ResponseHeader, a asked, err error) {
 	root := r.cache.keys.root
-	for from, more := root, true; more; {
-		err = r.call(ctx, func(_ context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
-			before, rev := r.past.ask(), int64(0)
-			if header != nil {
-				rev = header.Revision
-			}
-			one, cancel := context.WithTimeout(ctx, pageTime(r.late.Load()))
-			defer cancel()
-			page, err := c.Get(one, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(root)), clientv3.WithLimit(pageSize), clientv3.WithRev(rev))
-			if err != nil {
-				if one.Err() != nil && ctx.Err() == nil {
-					r.late.Add(1)
-				}
-				return nil, err
-			}
-			if header == nil {
-				header, a = page.Header, before
-			}
-			all = append(all, page.Kvs...)
-			if more = page.More; more {
-				from = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
-			}
-			return nil, nil // it is judged as a whole
-		})
+	err = r.call(ctx, func(ctx context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
+		a = r.past.ask()
+		now, err := c.Get(ctx, root, clientv3.WithCountOnly())
 		if err != nil {
-			return nil, nil, a, err
+			return nil, err
 		}
+		header = now.Header
+		return nil, nil // it is judged as a whole
+	})
+	for from, more := root, true; more && err == nil; {
+		var page *clientv3.GetResponse
+		if page, err = r.page(ctx, from, header); err != nil {
+			break
+		}
+		all = append(all, page.Kvs...)
+		if more = page.More; more {
+			from = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
+		}
+	}
+	if err != nil {
+		return nil, nil, a, err
 	}
 	r.late.Store(0)
 	return all, header, a, nil
+}
+
+// page reads the keys from one on, as they were at a revision. Each member has them, and
+// need not ask the leader; one that is behind does. A page may take longer than a call, the
+// longer the more came too late.
+func (r *Registry) page(ctx context.Context, from string, at *etcdserverpb.ResponseHeader) (page *clientv3.GetResponse, err error) {
+	options := []clientv3.OpOption{
+		clientv3.WithRange(clientv3.GetPrefixRangeEnd(r.cache.keys.root)), clientv3.WithLimit(pageSize), clientv3.WithRev(at.Revision),
+	}
+	any := append(options[:len(options):len(options)], clientv3.WithSerializable())
+	err = r.call(ctx, func(_ context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
+		one, cancel := context.WithTimeout(ctx, pageTime(r.late.Load()))
+		defer cancel()
+		if page, err = c.Get(one, from, any...); errors.Is(err, rpctypes.ErrFutureRev) {
+			page, err = c.Get(one, from, options...)
+		}
+		switch {
+		case err != nil && one.Err() != nil && ctx.Err() == nil:
+			r.late.Add(1)
+		case err == nil && page.Header.ClusterId != at.ClusterId:
+			err = errors.New("the endpoints are members of several etcds; name those of one")
+		}
+		return nil, err
+	})
+	return page, err
 }
 
 // pageTime gives how long a page may take after so many that came too late.

@@ -235,28 +235,39 @@ func copies(ctx context.Context, endpoints []string, n int) error {
 	return err
 }
 
-// watches lists and watches as a node does, until something fails.
-func watches(ctx context.Context, c *clientv3.Client, events, bytes *atomic.Int64, ready func()) {
-	const root, page = "/vmfabric/bench/", 5000
-	from, rev := root, int64(0)
-	for {
+const root = "/vmfabric/bench/"
+
+// lists reads all keys as a node does, and gives the revision of what it read. What comes
+// too late is asked for again.
+func lists(ctx context.Context, c *clientv3.Client, bytes *atomic.Int64) (rev int64) {
+	const page = 5000
+	for from, more := root, true; more && ctx.Err() == nil; {
+		options := []clientv3.OpOption{clientv3.WithCountOnly()}
+		if rev != 0 {
+			options = []clientv3.OpOption{clientv3.WithRange(clientv3.GetPrefixRangeEnd(root)), clientv3.WithLimit(page), clientv3.WithRev(rev), clientv3.WithSerializable()}
+		}
 		one, cancel := context.WithTimeout(ctx, time.Minute)
-		got, err := c.Get(one, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(root)), clientv3.WithLimit(page), clientv3.WithRev(rev))
+		got, err := c.Get(one, from, options...)
 		cancel()
 		if err != nil {
-			return
+			continue
 		}
 		if rev == 0 {
 			rev = got.Header.Revision
+			continue
 		}
 		for _, kv := range got.Kvs {
 			bytes.Add(int64(len(kv.Key) + len(kv.Value)))
 			from = string(kv.Key) + "\x00"
 		}
-		if !got.More {
-			break
-		}
+		more = got.More
 	}
+	return rev
+}
+
+// watches lists and watches as a node does, until something fails.
+func watches(ctx context.Context, c *clientv3.Client, events, bytes *atomic.Int64, ready func()) {
+	rev := lists(ctx, c, bytes)
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
 	go func() {
