@@ -3,7 +3,6 @@ package kernel
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -89,6 +88,9 @@ func (d *Dataplane) startForwarding(ctx context.Context) error {
 	}
 	f.log, f.trials.underlay, f.trials.ipv6 = d.log, d.host.underlay, d.host.ipv6
 	f.trials.filter = func() { d.host.keepFilter(d.arriving) }
+	// A setting that the agent itself repairs is no obstacle, so repair it first. If
+	// that fails, the watcher says so.
+	f.trials.repair = func() { _ = enableForwarding() }
 	if err := d.rtnl.removeTrial(); err != nil {
 		return err
 	}
@@ -259,8 +261,9 @@ func (f *forwarding) check(ctx context.Context) ([]fabric.ForwardingFault, error
 	defer f.mu.Unlock()
 	f.ended = time.Now()
 	if err != nil {
-		f.found.failure = fmt.Sprintf("whether guests' packets pass this node could not be tried: %v", err)
-		return nil, errors.New(f.found.failure)
+		err = untried(err)
+		f.found.failure = err.Error()
+		return nil, err
 	}
 	if !slices.Equal(found.faults, f.found.faults) || f.found.failure != "" {
 		for _, fault := range found.faults {
@@ -272,6 +275,11 @@ func (f *forwarding) check(ctx context.Context) ([]fabric.ForwardingFault, error
 	}
 	f.found = found
 	return slices.Clone(found.faults), nil
+}
+
+// untried says that a trial could not be made.
+func untried(err error) error {
+	return fmt.Errorf("whether guests' packets pass this node could not be tried: %w", err)
 }
 
 // attempt makes a trial over the links of the underlay. From its beginning on,

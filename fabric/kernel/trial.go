@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -40,6 +41,7 @@ import (
 //	  chain arrive  { type filter hook prerouting  priority -2147483648; <packet> meta mark set 147 meta nftrace set 1 }
 //	  chain forward { type filter hook forward     priority -2147483648; }
 //	  chain leave   { type filter hook postrouting priority  2147483646; <packet> drop }
+//	                  (hook input for packets to the node itself)
 //	  chain answers { type filter hook output      priority -2147483648; <reset or ICMP error about packet> drop }
 //	}
 const (
@@ -278,14 +280,23 @@ func (r *socket) removeTrialRoutes() error {
 type course struct {
 	family uint8
 	link   link
-	guest  netip.Addr
+	guest  netip.Addr // with service, an address of the node itself
 	remote netip.Addr // destination of the guest's packets
 	sender netip.Addr // source of the packets to the guest
+	// service is the TCP port of the node to which the packets go; 0: they go to a guest.
+	service uint16
 }
+
+// port is the destination port of a course's packets.
+func (c course) port() uint16 { return cmp.Or(c.service, trialTo) }
 
 // prepare makes the kernel route, mark, trace and finally drop the packets of a
 // course.
 func (t *trial) prepare(c course) error {
+	if c.service != 0 {
+		// The kernel's own table routes them.
+		return t.intercept(c)
+	}
 	if err := t.rtnl.ensureRules([]rule{{family: c.family, priority: fabric.TrialRule, mark: trialMark, table: fabric.TrialTable}}); err != nil {
 		return err
 	}
@@ -296,6 +307,11 @@ func (t *trial) prepare(c course) error {
 	if err = errors.Join(append(errs, err)...); err != nil {
 		return fmt.Errorf("route by %s: %w", c.link.name, err)
 	}
+	return t.intercept(c)
+}
+
+// intercept makes nf_tables trace the packets of a course, and drop them in the end.
+func (t *trial) intercept(c course) error {
 	if err := t.table(c); err != nil {
 		return fmt.Errorf("nftables table %s: %w", trialName, err)
 	}
@@ -317,16 +333,20 @@ func (t *trial) table(c course) error {
 		return n.AddChain(&nftables.Chain{Name: name, Table: table, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: &at})
 	}
 	arrive := chain("arrive", nftables.ChainHookPrerouting, first)
+	end, pairs := nftables.ChainHookPostrouting, [][2]netip.Addr{{c.guest, c.remote}, {c.sender, c.guest}}
+	if c.service != 0 {
+		end, pairs = nftables.ChainHookInput, pairs[1:]
+	}
 	chain("forward", nftables.ChainHookForward, first)
-	leave := chain("leave", nftables.ChainHookPostrouting, last)
+	leave := chain("leave", end, last)
 	answers := chain("answers", nftables.ChainHookOutput, first)
 	add := func(chain *nftables.Chain, parts ...[]expr.Any) {
 		n.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: slices.Concat(parts...)})
 	}
 	drop := []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
-	ports := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, trialFrom), trialTo)
-	back := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, trialTo), trialFrom)
-	for _, pair := range [][2]netip.Addr{{c.guest, c.remote}, {c.sender, c.guest}} {
+	ports := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, trialFrom), c.port())
+	back := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, c.port()), trialFrom)
+	for _, pair := range pairs {
 		packet := slices.Concat(addresses(c.family, pair[0], pair[1], expr.PayloadBaseNetworkHeader, 0), payload(expr.PayloadBaseTransportHeader, 0, ports))
 		add(arrive, packet, []expr.Any{
 			&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(trialMark)},
@@ -373,7 +393,7 @@ func (t *trial) send(ctx context.Context, c course, w way, wait time.Duration) (
 	if w.inbound {
 		into, mac, from, to = t.port, t.peer.mac, c.sender, c.guest
 	}
-	frame := slices.Concat(mac[:], into.mac[:], binary.BigEndian.AppendUint16(nil, protocolOf(c.family)), packet(w.proto, from, to))
+	frame := slices.Concat(mac[:], into.mac[:], binary.BigEndian.AppendUint16(nil, protocolOf(c.family)), packet(w.proto, from, to, c.port()))
 	addr := &unix.SockaddrLinklayer{Protocol: capture.NetworkUint16(protocolOf(c.family)), Ifindex: int(into.index), Halen: 6}
 	copy(addr.Addr[:], mac[:])
 	if err := drain(t.trace); err != nil {
@@ -393,9 +413,9 @@ func protocolOf(family uint8) uint16 {
 }
 
 // packet makes a TCP SYN (RFC 9293) or a UDP datagram that dies at the next router.
-func packet(proto uint8, from, to netip.Addr) []byte {
+func packet(proto uint8, from, to netip.Addr, port uint16) []byte {
 	const hops = 2
-	ports := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, trialFrom), trialTo)
+	ports := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, trialFrom), port)
 	body, at := slices.Concat(ports, []byte{0, 0, 0, 1, 0, 0, 0, 0, 5 << 4, 2, 0xff, 0xff, 0, 0, 0, 0}), 16
 	if proto == unix.IPPROTO_UDP {
 		body, at = slices.Concat(ports, []byte{0, 16, 0, 0}, []byte("vmfabric")), 6

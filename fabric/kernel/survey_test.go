@@ -1,0 +1,137 @@
+package kernel_test
+
+import (
+	"net/netip"
+	"os/exec"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel"
+)
+
+var node1 = map[bool]netip.Addr{true: netip.MustParseAddr("10.10.0.21"), false: netip.MustParseAddr("fd00:10:10::21")}
+
+func openSurvey(t *testing.T) *kernel.Survey {
+	t.Helper()
+	// Other tests leave the tables of their dataplanes, and the rule of their trials.
+	nft(t, "add table inet vmfabric; delete table inet vmfabric; add table arp vmfabric; delete table arp vmfabric")
+	for _, family := range []string{"-4", "-6"} {
+		_ = exec.Command("ip", family, "rule", "del", "priority", "14600").Run() // those of dataplanes' trials stay
+	}
+	s, err := kernel.NewSurvey(kernel.Config{Cluster: "lab", Underlay: []netip.Addr{node2[true], node2[false]}, Samples: trialGuests})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	return s
+}
+
+// state is what a survey must leave as it was.
+func state(t *testing.T) string {
+	t.Helper()
+	all := ""
+	for _, args := range [][]string{{"nft", "list", "ruleset"}, {"ip", "-br", "link"}, {"ip", "rule"}, {"ip", "-6", "rule"}, {"ip", "route", "show", "table", "all"}, {"sysctl", "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"}} {
+		out, err := exec.Command(args[0], args[1:]...).Output()
+		require.NoError(t, err, "%v", args)
+		all += string(out)
+	}
+	return all
+}
+
+// A survey finds what is in the way of guests without a dataplane, and leaves all as it
+// was.
+func TestSurveyForwarding(t *testing.T) {
+	newMoveLab(t)
+	s := openSurvey(t)
+	look := func() (lines []string) {
+		faults, err := s.CheckForwarding(t.Context())
+		require.NoError(t, err)
+		for _, f := range faults {
+			lines = append(lines, f.Text)
+		}
+		return lines
+	}
+	sysctls(t, nil, map[string]string{"ipv4/ip_forward": "0", "ipv6/conf/all/forwarding": "0"})
+	before := state(t)
+	lines := look()
+	require.Len(t, lines, 2)
+	assert.Contains(t, lines[0], "IPv4 packets to and from guests do not pass this node: setting net.ipv4.ip_forward = 0 drops them; ")
+	assert.Contains(t, lines[1], "IPv6 packets to and from guests do not pass this node: setting net.ipv6.conf.all.forwarding = 0 drops them; ")
+	assert.Equal(t, before, state(t))
+
+	sysctls(t, nil, map[string]string{"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"})
+	ipIn(t, nil, "route replace default via fd00:10:10::1")
+	assert.Empty(t, look())
+	nft(t, "table inet filter { chain forward { type filter hook forward priority filter; policy drop; }; }")
+	lines = look()
+	nft(t, "delete table inet filter")
+	require.Len(t, lines, 2)
+	for i, family := range []string{"IPv4", "IPv6"} {
+		assert.Contains(t, lines[i], family+" packets to and from guests do not pass this node: table inet filter chain forward (policy drop) drops them; nft insert rule inet filter forward iifgroup 147 accept")
+	}
+}
+
+var closings = map[string]struct{ rules, gone, says string }{
+	"policy":   {"table inet f { chain in { type filter hook input priority filter; policy drop; ct state established accept; }; }", "delete table inet f", "table inet f chain in (policy drop) drops them; nft insert rule inet f in ip"},
+	"reject":   {"table inet f { chain in { type filter hook input priority filter; tcp dport 7147 reject with tcp reset; }; }", "delete table inet f", "table inet f chain in drops them; nft insert rule inet f in ip"},
+	"raw":      {"table inet f { chain pre { type filter hook prerouting priority raw; tcp dport 7147 drop; }; }", "delete table inet f", "table inet f chain pre drops them"},
+	"iptables": {"table ip filter { chain INPUT { type filter hook input priority filter; policy drop; }; }; table ip6 filter { chain INPUT { type filter hook input priority filter; policy drop; }; }", "delete table ip filter; delete table ip6 filter", "chain INPUT (policy drop) drops them; ip"},
+	"ufw":      {"table ip filter { chain ufw-user-input { tcp dport 7147 drop; }; chain INPUT { type filter hook input priority filter; jump ufw-user-input; }; }; table ip6 filter { chain ufw6-user-input { tcp dport 7147 drop; }; chain INPUT { type filter hook input priority filter; jump ufw6-user-input; }; }", "delete table ip filter; delete table ip6 filter", "ufw allow proto tcp from "},
+	"open":     {"table inet f { chain in { type filter hook input priority filter; policy drop; tcp dport 7147 accept; }; }", "delete table inet f", ""},
+}
+
+// TestSurveyService: packets to the agents' port are kept out by this node's own filter,
+// and a dataplane's table is no obstacle to them.
+func TestSurveyService(t *testing.T) {
+	newMoveLab(t)
+	s := openSurvey(t)
+	before := state(t)
+	for name, c := range closings {
+		t.Run(name, func(t *testing.T) {
+			nft(t, c.rules)
+			defer nft(t, c.gone)
+			for _, four := range []bool{true, false} {
+				text, err := s.CheckService(t.Context(), node2[four], node1[four], fabric.DefaultAgentPort)
+				require.NoError(t, err)
+				if c.says == "" {
+					assert.Empty(t, text)
+					continue
+				}
+				assert.Contains(t, text, "packets of "+node2[four].String()+" to TCP port 7147 of this node ("+node1[four].String()+") do not come in: ")
+				assert.Contains(t, text, c.says)
+			}
+		})
+	}
+	assert.Equal(t, before, state(t))
+}
+
+func TestSurveyOfPortsAndTables(t *testing.T) {
+	newMoveLab(t)
+	s := openSurvey(t)
+	links, err := s.Underlay()
+	require.NoError(t, err)
+	require.Len(t, links, 1)
+	assert.Equal(t, "up0", links[0].Name)
+	assert.Equal(t, 1500, links[0].MTU)
+	has, err := s.HasFilter()
+	require.NoError(t, err)
+	assert.False(t, has)
+	require.NoError(t, s.RestoreFilter())
+	has, err = s.HasFilter()
+	require.NoError(t, err)
+	assert.True(t, has)
+	nft(t, "delete table arp vmfabric")
+	has, err = s.HasFilter()
+	require.NoError(t, err)
+	assert.False(t, has)
+	nft(t, "delete table inet vmfabric")
+	ports, err := s.Ports()
+	require.NoError(t, err)
+	assert.Empty(t, ports)
+	ipIn(t, nil, "link add web_net0 type veth peer name web_peer0", "link set web_net0 alias vmfabric:lab:web:0")
+	ports, err = s.Ports()
+	require.NoError(t, err)
+	assert.Equal(t, []string{"web_net0"}, ports)
+	ipIn(t, nil, "link del web_net0")
+}
