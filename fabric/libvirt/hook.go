@@ -79,26 +79,32 @@ func (s *Source) HookCalled() {
 // hookProblem finds out whether the libvirtd at the other end of a connection calls
 // the hook; empty: it does, or the source cannot tell.
 func (s *Source) hookProblem(c *conn) string {
+	text, p := s.lookAtHook(c)
+	if text == "" && p.life != "" {
+		s.prove(p.life)
+	}
+	return text
+}
+
+// lookAtHook is hookProblem without a note for later, with the libvirtd; without a life
+// if the source cannot tell.
+func (s *Source) lookAtHook(c *conn) (string, process) {
 	if s.hooks == "" {
-		return ""
+		return "", process{}
 	}
 	p, err := findDaemon(c.raw.Conn, c.path)
 	if err != nil {
-		return ""
+		return "", process{}
 	}
 	version := c.version.Load()
 	h := hookState{dir: s.hooks, daemon: p.name, dropIns: version == 0 || version >= dropIns, started: p.started}
-	if h.files, err = hookFiles(p.pid, s.hooks); err != nil {
-		return ""
+	if h.files, err = hookFiles(rootOf(p.pid), s.hooks); err != nil {
+		return "", process{}
 	}
 	s.mu.Lock()
 	h.known = s.hookCalled.After(p.started) || s.proven == p.life
 	s.mu.Unlock()
-	text := h.problem()
-	if text == "" {
-		s.prove(p.life)
-	}
-	return text
+	return h.problem(), p
 }
 
 // prove notes that a libvirtd knows the hook, in the proof file, too: so the agent
@@ -130,14 +136,19 @@ func recallProof(path string) string {
 	return strings.TrimSpace(string(text))
 }
 
-// hookFiles lists the files that a libvirtd may use as hooks of its QEMU driver.
-// libvirtd may have another root directory than this process; if that cannot be
-// read, hookFiles uses this process's own.
-func hookFiles(pid int, dir string) ([]hookFile, error) {
+// rootOf returns the root directory of a process, which may be another than this
+// process's own; this one if that cannot be read.
+func rootOf(pid int) string {
 	root := fmt.Sprintf("/proc/%d/root", pid)
 	if _, err := os.Stat(filepath.Join(root, "etc")); err != nil {
 		root = "/"
 	}
+	return root
+}
+
+// hookFiles lists the files that a libvirtd with that root directory may use as hooks
+// of its QEMU driver.
+func hookFiles(root, dir string) ([]hookFile, error) {
 	var files []hookFile
 	add := func(path string) error {
 		info, err := os.Stat(filepath.Join(root, path))

@@ -63,7 +63,7 @@ func TestWhetherTheHookIsKnown(t *testing.T) {
 func TestHookFiles(t *testing.T) {
 	began := time.Now()
 	dir := t.TempDir()
-	files, err := hookFiles(os.Getpid(), dir)
+	files, err := hookFiles(rootOf(os.Getpid()), dir)
 	require.NoError(t, err)
 	assert.Empty(t, files)
 	require.NoError(t, os.MkdirAll(filepath.Join(dir, "qemu.d", "directory"), 0o755))
@@ -73,7 +73,7 @@ func TestHookFiles(t *testing.T) {
 	long := began.Add(-time.Hour)
 	require.NoError(t, os.Chtimes(own, long, long)) // as a package has it
 	require.NoError(t, os.Symlink(own, filepath.Join(dir, "qemu.d", "link")))
-	files, err = hookFiles(os.Getpid(), dir)
+	files, err = hookFiles(rootOf(os.Getpid()), dir)
 	require.NoError(t, err)
 	require.Len(t, files, 3)
 	for i, want := range []hookFile{{filepath.Join(dir, "qemu"), false, began}, {filepath.Join(dir, "qemu.d", "link"), true, began}, {own, true, began}} {
@@ -81,7 +81,7 @@ func TestHookFiles(t *testing.T) {
 		assert.Equal(t, want.executable, files[i].executable, want.path)
 		assert.WithinDuration(t, began, files[i].changed, time.Minute, "%s: when it was put there", want.path)
 	}
-	_, err = hookFiles(-1, dir) // whose files cannot be seen
+	_, err = hookFiles(rootOf(-1), dir) // whose files cannot be seen
 	assert.NoError(t, err)
 }
 

@@ -48,6 +48,8 @@ type conn struct {
 	remote netip.Addr
 	lines  *reader
 	hello  hello // the other side's
+	// greeting has what the hello says of the other side's clock.
+	greeting Greeting
 	asked  uint64
 	proven bool // the other side has received a line with the right MAC
 	used   time.Time
@@ -89,6 +91,7 @@ func (n *Nodes) dial(ctx context.Context, to fabric.Node) (*conn, error) {
 
 // call opens a connection and reads the hello.
 func (n *Nodes) call(ctx context.Context, from, to netip.Addr) (*conn, error) {
+	began := time.Now()
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Control: sendsNear, Timeout: reach}
 	nc, err := d.DialContext(ctx, network(to), netip.AddrPortFrom(to, n.port).String())
 	if err != nil {
@@ -110,6 +113,7 @@ func (n *Nodes) call(ctx context.Context, from, to netip.Addr) (*conn, error) {
 	case lost(err):
 		err = errNoWord
 	}
+	c.greeting = greetingOf(c.hello, began, time.Now())
 	if err != nil {
 		c.Close()
 		return nil, err

@@ -5,7 +5,7 @@
 // IPv4 and IPv6, never on a wildcard. One JSON line asks and one answers. The
 // listening side sends the first line:
 //
-//	◀ {"v":1,"cluster":"msk1","node":"node2","nonce":"V4QX...","keyed":true,"key_from":"key_file","first":4096,"asks":["listing",...]}
+//	◀ {"v":1,"cluster":"msk1","node":"node2","nonce":"V4QX...","keyed":true,"key_from":"key_file","first":4096,"asks":["listing",...],"now":"2026-11-29T12:03:04Z"}
 //	▶ {"mac":"h0K...","body":{"v":1,"to":"node2","nonce":"7GHZ...","from":{"name":"node1","address":"10.10.0.21"},"notice":{"kind":"claimed","vm":"web",...}}}
 //	◀ {"mac":"9rW...","body":{"v":1,"answer":{"held":false}}}
 //

@@ -48,6 +48,9 @@ type hello struct {
 	// Asks are the kinds of notice that the agent answers, of those that not all of its
 	// version do.
 	Asks []fabric.NoticeKind `json:"asks,omitempty"`
+	// Now is the clock of the node. No MAC covers it: it is for people, and decides
+	// nothing. Zero: an older agent.
+	Now time.Time `json:"now,omitzero"`
 }
 
 // sealed is every other line.

@@ -149,7 +149,7 @@ type dialogue struct {
 // converse answers the questions of one connection until it or ctx ends.
 func (n *Nodes) converse(ctx context.Context, d *dialogue, answer answerer) {
 	defer context.AfterFunc(ctx, func() { d.SetReadDeadline(past) })()
-	if d.write(hello{Version, n.cluster.Name, n.self.Name, d.nonce, n.key != nil, n.keyFrom, maxFirst, laterKinds}) != nil {
+	if d.write(hello{Version, n.cluster.Name, n.self.Name, d.nonce, n.key != nil, n.keyFrom, maxFirst, laterKinds, time.Now()}) != nil {
 		return
 	}
 	for wait := first; ; wait = idle {
