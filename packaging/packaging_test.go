@@ -1,5 +1,3 @@
-// Package packaging has the files that a node gets besides the program. Its
-// tests hold them, and the examples in the documents, to the code.
 package packaging
 
 import (

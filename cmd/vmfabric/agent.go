@@ -131,12 +131,9 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		return err
 	}
 	defer closing(following)
-	dataplane, err := kernel.New(ctx, kernel.Config{
-		Cluster: cluster.Name, Underlay: others(&cluster, node),
-		Private: cluster.Private(), Guests: cluster.Guests, AgentPort: cluster.AgentPort,
-		Samples: samplesOf(&cluster), NextHop: node.Address, NextHop6: node.Address6,
-		Pools: pools(&cluster), Routers: routers(&cluster), Netlink: following,
-	}, kernel.WithLogger(log))
+	config := kernelConfig(&cluster, node)
+	config.Netlink = following
+	dataplane, err := kernel.New(ctx, config, kernel.WithLogger(log))
 	if err != nil {
 		return err
 	}
@@ -206,6 +203,14 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	notify(log, daemon.SdNotifyStopping)
 	log.Info("stopping; ports and routes stay")
 	return nil
+}
+
+// kernelConfig says how a node uses its kernel.
+func kernelConfig(c *fabric.Cluster, node fabric.Node) kernel.Config {
+	return kernel.Config{
+		Cluster: c.Name, Underlay: others(c, node), Private: c.Private(), Guests: c.Guests, AgentPort: c.AgentPort,
+		Samples: samplesOf(c), NextHop: node.Address, NextHop6: node.Address6, Pools: pools(c), Routers: routers(c),
+	}
 }
 
 // source is a hypervisor that the agent follows.

@@ -27,10 +27,15 @@ const (
 	exitGood  = 0
 	exitBad   = 1
 	exitUsage = 2
+
+	exitUnable = 2 // of doctor: it could not look
 )
 
 // usageError is a wrong use of the command line.
 type usageError struct{ error }
+
+// unableError is why a command could not do what it is for.
+type unableError struct{ error }
 
 // errDegraded is a bad result that was printed already.
 var errDegraded = errors.New("degraded")
@@ -50,6 +55,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
 	var usage usageError
+	var unable unableError
 	switch {
 	case err == nil:
 		return exitGood
@@ -61,6 +67,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	for line := range strings.Lines(err.Error() + wayOut(err)) {
 		fmt.Fprintf(stderr, "vmfabric: %s\n", strings.TrimRight(line, "\n"))
+	}
+	if errors.As(err, &unable) {
+		return exitUnable
 	}
 	return exitBad
 }
@@ -80,6 +89,7 @@ func newRoot() *cobra.Command {
 host route, and an iBGP announcement to the route reflectors.`,
 		Example: `  vmfabric demo                                     the whole system in network namespaces
   vmfabric check /etc/vmfabric/cluster.yaml         is the cluster file good?
+  vmfabric doctor                                   is this machine fit to be a node?
   vmfabric agent                                    the resident agent of a node
   vmfabric attach web --address 203.0.113.10        a port for a guest, by hand
   vmfabric attach web --pool auto                   with addresses that the pools give
@@ -97,7 +107,7 @@ host route, and an iBGP announcement to the route reflectors.`,
 	root.AddCommand(
 		agentCommand(t), attachCommand(t), detachCommand(t), listCommand(t), statusCommand(t), whyCommand(t),
 		drainCommand(t), undrainCommand(t), movesCommand(t), poolCommand(t), addressCommand(t), importCommand(t), registryCommand(t),
-		probeCommand(t), guestConfigCommand(t), renderCommand(t), reflectorCommand(), checkCommand(t), portNameCommand(t),
+		probeCommand(t), guestConfigCommand(t), renderCommand(t), reflectorCommand(), checkCommand(t), doctorCommand(t), kernelProbeCommand(t), portNameCommand(t),
 		versionCommand(t), demoCommand(t), initCommand(), manCommand(),
 	)
 	return root
