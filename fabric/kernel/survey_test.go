@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
@@ -104,6 +105,28 @@ func TestSurveyService(t *testing.T) {
 		})
 	}
 	assert.Equal(t, before, state(t))
+}
+
+// TestProbeFeatures: this kernel has all that a node needs, and what is taken from it is
+// found, in the words of the dataplane.
+func TestProbeFeatures(t *testing.T) {
+	clean := func() {
+		sweep(t)
+		for _, l := range []string{"under0", "probe_net0", "probe_net1"} {
+			_ = exec.Command("ip", "link", "del", l).Run()
+		}
+	}
+	clean()
+	defer clean()
+	require.Empty(t, kernel.ProbeFeatures(t.Context()))
+	clean()
+	// The tests have a mount namespace of their own.
+	require.NoError(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	require.NoError(t, unix.Mount("/dev/null", "/dev/net/tun", "", unix.MS_BIND, ""))
+	defer func() { require.NoError(t, unix.Unmount("/dev/net/tun", 0)) }()
+	lines := kernel.ProbeFeatures(t.Context())
+	require.Len(t, lines, 1)
+	assert.Contains(t, lines[0], "a port of kind tap cannot be made: ")
 }
 
 func TestSurveyOfPortsAndTables(t *testing.T) {

@@ -50,9 +50,9 @@ type conn struct {
 	hello  hello // the other side's
 	// greeting has what the hello says of the other side's clock.
 	greeting Greeting
-	asked  uint64
-	proven bool // the other side has received a line with the right MAC
-	used   time.Time
+	asked    uint64
+	proven   bool // the other side has received a line with the right MAC
+	used     time.Time
 }
 
 // dial connects to a node on its IPv4 address and, if that fails, on its IPv6

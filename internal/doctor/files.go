@@ -36,7 +36,7 @@ func lookAtCluster(_ context.Context, e *examination) (found []Finding) {
 	for line := range strings.Lines(e.loading.Error()) {
 		f := sentence(Wrong, strings.TrimSpace(line))
 		if path, ok := e.ownFile(f.What); ok {
-			f.fix = func() error { return makePrivate(e.root.at(path), e.secrets()[path]) }
+			f.fix = func() error { return makePrivate(path, path != e.File) }
 		}
 		found = append(found, f)
 	}
@@ -52,17 +52,16 @@ func (e *examination) ownFile(text string) (string, bool) {
 	if !strings.Contains(text, "(mode ") && !strings.Contains(text, "belongs to ") || strings.Contains(text, " on its way ") {
 		return "", false
 	}
-	for path := range e.secrets() {
+	for _, path := range e.secrets() {
 		if strings.Contains(text, path) {
 			return path, true
 		}
 	}
-	return "", false
+	return e.File, strings.HasPrefix(text, e.File+": it ")
 }
 
-// secrets lists the cluster file, and the files that it names which only root may read;
-// these are true.
-func (e *examination) secrets() map[string]bool {
+// secrets lists the files that the cluster file names and only root may read.
+func (e *examination) secrets() (all []string) {
 	var doc struct {
 		KeyFile    string `yaml:"key_file"`
 		Reflectors []struct {
@@ -74,10 +73,9 @@ func (e *examination) secrets() map[string]bool {
 			} `yaml:"etcd"`
 		} `yaml:"registry"`
 	}
-	all := map[string]bool{e.File: false}
 	text, err := os.ReadFile(e.File)
 	if err != nil || yaml.Unmarshal(text, &doc) != nil {
-		return all // what is wrong with it is another finding
+		return nil // what is wrong with it is another finding
 	}
 	names := []string{doc.KeyFile, doc.Registry.Etcd.KeyFile}
 	for _, r := range doc.Reflectors {
@@ -88,7 +86,7 @@ func (e *examination) secrets() map[string]bool {
 			name = filepath.Join(filepath.Dir(e.File), name)
 		}
 		if name != "" {
-			all[name] = true
+			all = append(all, name)
 		}
 	}
 	return all

@@ -43,12 +43,15 @@ func lookAtForwarding(ctx context.Context, e *examination) (found []Finding) {
 	default:
 		faults, err = e.survey.CheckForwarding(ctx)
 	}
+	ours := parseSysctls("", e.Settings)
 	for _, f := range faults {
 		line := sentence(Wrong, f.Text)
-		if ours := parseSysctls("", e.Settings); strings.HasPrefix(f.Text, "IPv4") && slices.ContainsFunc(ours, func(a assignment) bool {
-			return strings.Contains(f.Text, "setting "+a.name()+" = ")
-		}) {
+		named := func(a assignment) bool { return strings.Contains(f.Text, "setting "+a.name()+" = ") }
+		switch {
+		case slices.ContainsFunc(ours, named):
 			line.fix = func() error { return e.apply(ours) }
+		case slices.ContainsFunc(kept, named) && !e.runs():
+			line.State, line.WayOut = Note, "the agent turns it on when it starts; whether a filter is in the way was not tried"
 		}
 		found = append(found, line)
 	}

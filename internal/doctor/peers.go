@@ -35,12 +35,12 @@ func lookAtAgent(_ context.Context, e *examination) (found []Finding) {
 		return unknown("the agent's status", e.silent)
 	}
 	if ports, err := e.survey.Ports(); err == nil && len(ports) > 0 {
-		f := sentence(Wrong, e.silent.Error()+"; start it: systemctl start vmfabric")
+		f := sentence(Wrong, e.silent.Error())
 		f.What += fmt.Sprintf(", and %d ports of guests are here", len(ports))
 		f.Why = "guests go on, none can start or move, and nothing is repaired"
 		return []Finding{f}
 	}
-	return []Finding{note(e.silent.Error(), "when the rest is well: systemctl enable --now vmfabric")}
+	return []Finding{sentence(Note, e.silent.Error())}
 }
 
 // lookAtReflectors opens a connection to each reflector; an agent has its sessions.
@@ -175,7 +175,9 @@ func lookAtNodes(_ context.Context, e *examination) (found []Finding) {
 	for _, name := range names(all) {
 		switch err := all[name].err; {
 		case err == nil:
-		case e.status != nil && slices.ContainsFunc(e.status.Problems, func(p string) bool { return strings.HasPrefix(p, "node "+name+" ") || strings.HasPrefix(p, "node "+name+":") }):
+		case e.status != nil && slices.ContainsFunc(e.status.Problems, func(p string) bool {
+			return strings.HasPrefix(p, "node "+name+" ") || strings.HasPrefix(p, "node "+name+":")
+		}):
 			// The agent says so, and since when.
 		case errors.Is(err, syscall.ECONNREFUSED):
 			found = append(found, sentence(Note, err.Error())) // it may not be set up yet

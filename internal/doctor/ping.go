@@ -48,7 +48,9 @@ func pathTakes(ctx context.Context, from, to netip.Addr, size int) error {
 	}
 	whole := func(_, _ string, c syscall.RawConn) error { // fragment nothing, whatever the kernel has learned of the path
 		var err error
-		return errors.Join(c.Control(func(fd uintptr) { err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), level, option, unix.IP_PMTUDISC_PROBE)) }), err)
+		return errors.Join(c.Control(func(fd uintptr) {
+			err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), level, option, unix.IP_PMTUDISC_PROBE))
+		}), err)
 	}
 	conn, err := (&net.ListenConfig{Control: whole}).ListenPacket(ctx, network, from.String())
 	if err != nil {

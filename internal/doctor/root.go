@@ -58,18 +58,30 @@ func (r root) glob(pattern string) []string {
 // starts reports whether systemd starts a unit at boot, or by its socket.
 func (r root) starts(unit string) bool {
 	for _, dir := range []string{"/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"} {
-		links, _ := filepath.Glob(r.at(dir + "/*.wants/" + unit)) // only a bad pattern is an error
-		if slices.ContainsFunc(links, isLink) {
-			return true
+		if slices.ContainsFunc(r.glob(dir+"/*.wants/"+unit), r.leads) {
+			return !r.masked(unit)
 		}
 	}
 	return false
 }
 
-// isLink reports whether there is a file or a symbolic link, wherever that leads.
-func isLink(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
+// leads reports whether a file is there, or a link leads to one. What a program that was
+// removed leaves behind leads nowhere.
+func (r root) leads(path string) bool {
+	target, err := os.Readlink(r.at(path))
+	switch {
+	case err != nil:
+		return r.exists(path)
+	case filepath.IsAbs(target):
+		return r.exists(target)
+	}
+	return r.exists(filepath.Join(filepath.Dir(path), target))
+}
+
+// masked reports whether systemd may not start a unit.
+func (r root) masked(unit string) bool {
+	target, err := os.Readlink(r.at("/etc/systemd/system/" + unit))
+	return err == nil && target == os.DevNull
 }
 
 // dropIns lists the files with a suffix in some directories in the order of their names,

@@ -153,16 +153,23 @@ func lookAtSysctls(_ context.Context, e *examination) (found []Finding) {
 		found = append(found, f)
 	}
 	found = append(found, undone(files, ours, own)...)
-	for _, a := range ours {
-		have := strings.Join(strings.Fields(e.sysctl(a.key)), " ")
-		if have == "" || serves(a.key, have, a.value) {
-			continue // of a kernel, or a network namespace, without it there is nothing to set
-		}
-		f := wrong(fmt.Sprintf("%s is %s, and %s has %s", a.name(), have, target, a.value), fmt.Sprintf("sysctl -w %s=%s", a.name(), a.value))
-		f.fix = func() error { return e.apply([]assignment{a}) }
+	if differ := e.differing(ours); own != "" && len(differ) > 0 {
+		f := wrong(own+" is not in force: "+strings.Join(differ, ", "), "sysctl -p "+own)
+		f.fix = func() error { return e.apply(ours) }
 		found = append(found, f)
 	}
 	return found
+}
+
+// differing describes the settings of the kernel that do not serve. Of a kernel, or a
+// network namespace, that has not got one there is nothing to set.
+func (e *examination) differing(want []assignment) (texts []string) {
+	for _, a := range want {
+		if have := e.sysctl(a.key); have != "" && !serves(a.key, have, a.value) {
+			texts = append(texts, fmt.Sprintf("%s is %s, not %s", a.name(), have, a.value))
+		}
+	}
+	return texts
 }
 
 // writeSettings writes our file as a whole, or not at all.
