@@ -129,7 +129,7 @@ fuzz: ## run each fuzz target for FUZZTIME
 
 INSTALLED = $(addprefix $(BIN)/,vmfabric vmfabric-hook-libvirt vmfabric-hook-lxd vmfabric-plugin-bird vmfabric-plugin-frr)
 
-SOURCES   = go.mod go.sum cmd fabric hooks internal plugins testenv
+SOURCES   = go.mod go.sum cmd fabric hooks internal packaging plugins testenv
 
 # What is newer than its sources is installed as it is, and what is not where there
 # is no Go: a node needs none, and root's PATH may have none.
@@ -137,7 +137,7 @@ SOURCES   = go.mod go.sum cmd fabric hooks internal plugins testenv
 built:
 	@why=; for p in $(INSTALLED); do \
 		test -f "$$p" || { why="$$p is not built"; break; }; \
-		test -z "$$(find $(SOURCES) \( -name '*.go' ! -name '*_test.go' -o -name '*.tmpl' -o -name 'go.*' \) -newer "$$p" 2>/dev/null | head -n 1)" || why="$$p is older than its sources"; \
+		test -z "$$(find $(SOURCES) \( -name '*.go' ! -name '*_test.go' -o -name '*.tmpl' -o -name '90-vmfabric.conf' -o -name 'go.*' \) -newer "$$p" 2>/dev/null | head -n 1)" || why="$$p is older than its sources"; \
 	done; \
 	if test -z "$$why"; then exit 0; fi; \
 	if command -v $(GO) >/dev/null; then echo "make install: $$why: make build"; $(MAKE) --no-print-directory build; exit; fi; \

@@ -68,6 +68,8 @@ func TestExitCodes(t *testing.T) {
 		{"reflector --name rr1 --config ../../packaging/cluster.yaml.example --metrics 192.0.2.1:9179 --socket " + nowhere, exitBad, "give --metrics an address of this machine"},
 		{"reflector --name rr1 --config ../../packaging/cluster.yaml.example --socket " + nowhere, exitBad, "reflector rr1: listen on 10.10.0.11:179"},
 		{"nonsense", exitUsage, "unknown command"},
+		{"doctor nonsense", exitUsage, "no check is called"},
+		{"doctor --config nowhere.yaml", exitUnable, "name the cluster file"},
 		{"list --nonsense", exitUsage, "unknown flag"},
 		{"list more", exitUsage, "unknown command"},
 		{"attach", exitUsage, "accepts 1 arg"},

@@ -16,6 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/etcd"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -38,7 +39,15 @@ func TestAway(t *testing.T) {
 	n := start(t, cluster(e.Endpoints...))
 	given, err := n.Allocate(labtest.Soon(t), asks("web", "node1", "few4", "many6"))
 	require.NoError(t, err)
+	looker, err := etcd.New(cluster(e.Endpoints...))
+	require.NoError(t, err)
+	texts, err := looker.Examine(labtest.Soon(t))
+	require.NoError(t, err)
+	assert.Empty(t, texts)
 	e.Kill(0)
+	texts, err = looker.Examine(labtest.Soon(t))
+	require.NoError(t, err)
+	assert.ErrorContains(t, errors.New(strings.Join(texts, "\n")), "nothing listens there; start etcd", "who is no client learns it, too")
 	for range 2 { // before and after the registry knows that etcd is away
 		_, err = n.Allocate(labtest.Soon(t), asks("db", "node1", "few4"))
 		require.ErrorContains(t, err, "nothing listens there; start etcd")

@@ -39,7 +39,7 @@ func NewSurvey(cfg Config) (*Survey, error) {
 	if s.rtnl, err = dial(); err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
-	s.trials = newForwarding(cfg.Samples, hasIPv6()).trials
+	s.trials.guests = newForwarding(cfg.Samples, hasIPv6()).trials.guests
 	s.trials.rtnl, s.trials.underlay, s.trials.ipv6 = s.rtnl, underlay{s.rtnl, cfg.Underlay}, hasIPv6()
 	s.ways.rtnl = s.rtnl
 	s.ways.port = func(bool) (int32, netip.Addr) { return 0, netip.Addr{} }

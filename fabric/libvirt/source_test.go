@@ -3,6 +3,7 @@ package libvirt
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -656,4 +657,39 @@ func TestRunLeavesNothingBehind(t *testing.T) {
 			require.FailNow(t, "goroutines are left", "%s", stacks[:runtime.Stack(stacks, true)])
 		}
 	}
+}
+
+// TestExamine: a libvirt says what it is on a connection for that alone, and whether it
+// calls the hook.
+func TestExamine(t *testing.T) {
+	d := newDaemon(t).start()
+	s := New(Config{Socket: d.path, Hooks: t.TempDir()})
+	x, err := s.Examine(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, "9.0.0", x.Version)
+	assert.True(t, x.Managed)
+	assert.Equal(t, "libvirtd", x.Daemon)
+	assert.Empty(t, x.Hook, "the process is no libvirtd")
+	_, err = New(Config{Socket: d.path + ".none"}).Examine(t.Context())
+	assert.ErrorIs(t, err, fs.ErrNotExist)
+}
+
+func TestHookOfALibvirtThatDoesNotRun(t *testing.T) {
+	root := t.TempDir()
+	fault := func() string {
+		text, err := HookFault(root, DefaultHooks, "virtqemud")
+		require.NoError(t, err)
+		return text
+	}
+	assert.Contains(t, fault(), "there is no hook /etc/libvirt/hooks/qemu.d/vmfabric")
+	assert.Contains(t, fault(), "systemctl restart virtqemud")
+	file := filepath.Join(root, DefaultHooks, "qemu.d/vmfabric")
+	require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
+	require.NoError(t, os.WriteFile(file, nil, 0o644))
+	assert.Contains(t, fault(), "is not executable")
+	require.NoError(t, os.Chmod(file, 0o755))
+	assert.Empty(t, fault())
+	require.NoError(t, os.Remove(file))
+	require.NoError(t, os.WriteFile(filepath.Join(root, DefaultHooks, "qemu"), nil, 0o755))
+	assert.Empty(t, fault(), "enough for an older libvirt")
 }

@@ -88,7 +88,6 @@ type check struct {
 type examination struct {
 	Config
 	root
-	checks []string // empty: all
 
 	cluster *fabric.Cluster // nil: not known
 	loading error           // why it is not
@@ -214,7 +213,7 @@ func (e *examination) askAgent(ctx context.Context) {
 // runs reports whether an agent runs, as far as that can be seen.
 func (e *examination) runs() bool { return e.status != nil || !errors.Is(e.silent, hooks.ErrNoAgent) }
 
-// source6 reports whether the machine has the node's address of the family of peer.
+// from returns the node's address of the family of peer, and whether this machine has it.
 func (e *examination) from(peer netip.Addr) (netip.Addr, bool) {
 	a := e.node.Source(peer)
 	return a, a.IsValid() && e.source[a.Is6()]
