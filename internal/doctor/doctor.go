@@ -258,7 +258,11 @@ func good(format string, args ...any) []Finding {
 }
 func note(what, wayOut string) Finding { return Finding{State: Note, What: what, WayOut: wayOut} }
 
-// unknown says what could not be looked at.
+// blind says what could not be looked at because the cluster, or the node in it, is not
+// known.
+func blind(what string) []Finding { return []Finding{{State: Unknown, What: what}} }
+
+// unknown says what could not be looked at for want of rights, or by an error.
 func unknown(what string, err error) []Finding {
 	wayOut := ""
 	if errors.Is(err, fs.ErrPermission) || os.Geteuid() != 0 && err == nil {

@@ -27,7 +27,7 @@ import (
 // TestWell: a node on which everything is right has no line that says otherwise, and
 // everything was looked at.
 func TestWell(t *testing.T) {
-	l := newLab(t)
+	l := newLab(t, "")
 	report, err := doctor.Examine(t.Context(), l.cfg)
 	require.NoError(t, err)
 	assert.True(t, report.Healthy)
@@ -63,7 +63,7 @@ func TestEachLine(t *testing.T) {
 	for _, a := range ailments() {
 		broken[a.check] = true
 		t.Run(a.check+"/"+a.name, func(t *testing.T) {
-			l := newLab(t)
+			l := newLab(t, a.check)
 			before := l.examine(a.check)
 			require.NotContains(t, lines(before), a.says, "the control")
 			a.harm(l)
@@ -350,7 +350,7 @@ func TestOrdinaryUser(t *testing.T) {
 	if os.Getenv("USER") == "" && os.Geteuid() != 0 {
 		t.Skip("not root")
 	}
-	l := newLab(t)
+	l := newLab(t, "")
 	require.NoError(t, syscall.Seteuid(65534))
 	defer func() { require.NoError(t, syscall.Seteuid(0)) }()
 	report := l.examine()
@@ -368,7 +368,7 @@ func TestOrdinaryUser(t *testing.T) {
 
 // TestEnds: it ends with its context, and says so.
 func TestEnds(t *testing.T) {
-	l := newLab(t)
+	l := newLab(t, "")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err := doctor.Examine(ctx, l.cfg)
@@ -377,7 +377,7 @@ func TestEnds(t *testing.T) {
 
 // TestReportIsJSON: programs find a line's parts.
 func TestReportIsJSON(t *testing.T) {
-	l := newLab(t)
+	l := newLab(t, "")
 	l.write("etc/sysctl.d/95-router.conf", "net.ipv4.ip_forward = 0\n")
 	b, err := json.Marshal(l.examine("sysctl"))
 	require.NoError(t, err)
@@ -389,7 +389,7 @@ func TestReportIsJSON(t *testing.T) {
 
 // TestInstalledFile: what --fix installs is the package's file.
 func TestInstalledFile(t *testing.T) {
-	l := newLab(t)
+	l := newLab(t, "")
 	file := filepath.Join(l.root, "etc/sysctl.d/90-vmfabric.conf")
 	require.NoError(t, os.RemoveAll(filepath.Dir(file)))
 	l.sysctl("net/ipv4/ip_forward", "0")

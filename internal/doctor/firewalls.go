@@ -43,7 +43,7 @@ func lookAtFirewalld(_ context.Context, e *examination) []Finding {
 		return good("firewalld has direct rules for the ports")
 	}
 	if e.cluster == nil {
-		return unknown("whether firewalld lets the pools pass", nil)
+		return blind("whether firewalld lets the pools pass: the cluster is not known")
 	}
 	zone, missing := e.zoneOfPools()
 	if len(missing) > 0 {

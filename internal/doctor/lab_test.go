@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -92,9 +93,15 @@ guests: {dns: [9.9.9.9, "2620:fe::fe"]}
 key_file: cluster.key
 `
 
-func newLab(t *testing.T) *lab {
+// unwired are the checks that need nothing of the network.
+var unwired = []string{
+	"cluster", "files", "kernel", "sysctl", "networkmanager", "networkd", "netplan", "firewalld", "ufw", "docker", "libvirt", "virtqemud", "denials",
+}
+
+// newLab makes what a check needs; all without a check.
+func newLab(t *testing.T, check string) *lab {
 	l := &lab{t: t, far: &far{}, root: t.TempDir(), name: "node2"}
-	l.network()
+	l.settings()
 	l.files()
 	l.cfg = doctor.Config{
 		Root: l.root, File: filepath.Join(l.root, "etc/vmfabric/cluster.yaml"), Socket: filepath.Join(l.root, "agent.sock"),
@@ -109,8 +116,11 @@ func newLab(t *testing.T) *lab {
 		},
 		Features: func(context.Context) ([]string, error) { return nil, nil },
 	}
-	l.listen("10.10.0.11:179", "the password")
-	l.agent()
+	if !slices.Contains(unwired, check) {
+		l.network()
+		l.listen("10.10.0.11:179", "the password")
+		l.agent()
+	}
 	return l
 }
 
@@ -135,6 +145,10 @@ func (l *lab) network() {
 		_ = exec.Command("ip", "link", "del", "up0").Run()
 		_ = exec.Command("nft", "flush", "ruleset").Run() // of this namespace
 	})
+}
+
+// settings puts those of the node in force.
+func (l *lab) settings() {
 	l.sysctl("net/ipv4/ip_forward", "1")
 	l.sysctl("net/ipv6/conf/all/forwarding", "1")
 	l.sysctl("net/ipv4/conf/all/send_redirects", "0")

@@ -47,7 +47,7 @@ func lookAtAgent(_ context.Context, e *examination) (found []Finding) {
 func lookAtReflectors(ctx context.Context, e *examination) (found []Finding) {
 	switch {
 	case e.cluster == nil || e.noNode != nil:
-		return unknown("whether the reflectors answer: the node is not known", nil)
+		return blind("whether the reflectors answer: the node is not known")
 	case e.status != nil:
 		for _, text := range e.cluster.SessionProblems(e.node.Name, e.status.Sessions) {
 			found = append(found, sentence(Wrong, text))
@@ -83,7 +83,7 @@ func lookAtReflectors(ctx context.Context, e *examination) (found []Finding) {
 
 const (
 	atOnce  = 16              // connections to other machines
-	dialFor = 3 * time.Second // the SYN is sent twice in this time
+	dialFor = 2 * time.Second // the SYN is sent twice in this time
 )
 
 var errNoSource = errors.New("this machine does not have the node's address of that family")
@@ -169,7 +169,7 @@ func names(all map[string]greeted) []string {
 
 func lookAtNodes(_ context.Context, e *examination) (found []Finding) {
 	if e.cluster == nil || e.noNode != nil {
-		return unknown("whether the other nodes' agents answer: the node is not known", nil)
+		return blind("whether the other nodes' agents answer: the node is not known")
 	}
 	all := e.greeted()
 	for _, name := range names(all) {
@@ -197,7 +197,7 @@ func lookAtNodes(_ context.Context, e *examination) (found []Finding) {
 // that shows: each keeps a connection open. Without one, packets of our own are tried.
 func lookAtPort(ctx context.Context, e *examination) (found []Finding) {
 	if e.cluster == nil || e.noNode != nil {
-		return unknown("whether the agents' port is open: the node is not known", nil)
+		return blind("whether the agents' port is open: the node is not known")
 	}
 	if e.status != nil {
 		return e.callers()
@@ -231,6 +231,9 @@ func lookAtPort(ctx context.Context, e *examination) (found []Finding) {
 	return good("packets of other nodes get to TCP port %d of this node, as tried with our own", e.cluster.AgentPort)
 }
 
+// settled is how long an agent runs until all others have called it.
+const settled = time.Minute
+
 // callers says which nodes' agents answer this node, and have no connection here.
 func (e *examination) callers() (found []Finding) {
 	all := e.greeted()
@@ -238,13 +241,16 @@ func (e *examination) callers() (found []Finding) {
 	for _, path := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
 		now = append(now, connected(e.read(path), e.cluster.AgentPort)...)
 	}
+	state := Wrong
+	if time.Since(e.status.Since) < settled {
+		state = Unknown // they find it in their own time
+	}
 	for _, name := range names(all) {
 		n, err := e.cluster.Node(name)
 		if all[name].err != nil || err != nil || slices.Contains(now, n.Address) || slices.Contains(now, n.Address6) {
 			continue
 		}
-		found = append(found, wrong(fmt.Sprintf("the agent of %s answers this node, and has no connection to TCP port %d here", name, e.cluster.AgentPort),
-			fmt.Sprintf("see vmfabric status there, and that this node's filter lets its address in (ufw allow proto tcp from %s to any port %d; nft list ruleset)", n.Source(e.node.Address), e.cluster.AgentPort)))
+		found = append(found, Finding{State: state, What: fmt.Sprintf("the agent of %s answers this node, and has no connection to TCP port %d here", name, e.cluster.AgentPort), WayOut: fmt.Sprintf("see vmfabric status there, and that this node's filter lets its address in (ufw allow proto tcp from %s to any port %d; nft list ruleset)", n.Source(e.node.Address), e.cluster.AgentPort)})
 	}
 	if len(found) == 0 {
 		return good("the agents of the nodes that answer have connections to this one")
@@ -325,7 +331,7 @@ func clocks(all map[string]greeted) (found []Finding) {
 func lookAtRegistry(ctx context.Context, e *examination) (found []Finding) {
 	switch {
 	case e.cluster == nil:
-		return unknown("the registry: the cluster is not known", nil)
+		return blind("the registry: the cluster is not known")
 	case e.status != nil && e.status.Registry != nil:
 		for _, p := range e.status.Registry.Problems {
 			found = append(found, sentence(Wrong, p))

@@ -127,7 +127,7 @@ var setUp = []struct {
 func TestWellSetUp(t *testing.T) {
 	for _, s := range setUp {
 		t.Run(s.check+"/"+s.name, func(t *testing.T) {
-			l := newLab(t)
+			l := newLab(t, s.check)
 			s.up(l)
 			report := l.examine(s.check)
 			require.Len(t, report.Findings, 1, lines(report))
