@@ -54,6 +54,10 @@ func newEnd(t *testing.T, host *core.Host) *end {
 	lv, err := hypervisors.StartLibvirt(lately(t), host, hypervisors.LibvirtOptions{Hook: script})
 	require.NoError(t, err)
 	e := &end{lv: lv, s: New(Config{Socket: lv.Socket()})}
+	x, err := e.s.Examine(lately(t)) // before there is another connection
+	require.NoError(t, err)
+	assert.Regexp(t, `^\d+\.\d+\.\d+$`, x.Version)
+	assert.True(t, x.Managed)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { assert.NoError(t, e.s.Run(ctx)) })
