@@ -181,10 +181,11 @@ const kernelProbe = "probe-kernel"
 // kernelProbeCommand is for doctor alone, which runs it in an empty network namespace.
 func kernelProbeCommand(*tool) *cobra.Command {
 	return &cobra.Command{
-		Use:    kernelProbe,
-		Short:  "Try in this network namespace what a node needs of its kernel; for doctor",
-		Hidden: true,
-		Args:   arguments(cobra.NoArgs),
+		Use:     kernelProbe,
+		Short:   "Try in this network namespace what a node needs of its kernel; for doctor",
+		Hidden:  true,
+		Example: "  vmfabric probe-kernel",
+		Args:    arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if links, err := os.ReadDir("/proc/sys/net/ipv4/conf"); err != nil || len(links) > 3 { // all, default, lo
 				return errors.New("this network namespace is in use; vmfabric doctor makes an empty one")

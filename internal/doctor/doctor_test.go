@@ -323,7 +323,7 @@ var peerAilments = []ailment{
 		l.farNft("table inet f { chain c { type filter hook input priority filter; tcp dport 7147 drop; }; }")
 	}, says: "node node2 (10.10.0.22 and fd00:10:10::22, port 7147): no answer within", wayOut: "that no packet filter on either node drops TCP port 7147"},
 	{check: "nodes", name: "another key", harm: func(l *lab) { l.secret("etc/vmfabric/cluster.key", "another key of a cluster") }, says: "node node2: the cluster's keys are not the same on both nodes", wayOut: "give all nodes the same"},
-	{check: "nodes", name: "another node", harm: func(l *lab) { l.name = "node3" }, says: `what answers there is node "node3"`, wayOut: "correct the addresses"},
+	{check: "nodes", name: "another node", harm: func(l *lab) { l.node2.Store(&identity{name: "node3"}) }, says: `what answers there is node "node3"`, wayOut: "correct the addresses"},
 	{check: "port", name: "this node's filter", harm: func(l *lab) {
 		l.nft("table inet f { chain in { type filter hook input priority filter; policy drop; ct state established,related accept; }; }")
 	}, says: "packets of 10.10.0.22 to TCP port 7147 of this node (10.10.0.21) do not come in: table inet f chain in (policy drop) drops them", wayOut: "nft insert rule inet f in ip saddr 10.10.0.22 tcp dport 7147 accept"},
@@ -331,7 +331,7 @@ var peerAilments = []ailment{
 		l.nft("table ip6 filter { chain INPUT { type filter hook input priority filter; tcp dport 7147 reject; }; }")
 	}, says: "packets of fd00:10:10::22 to TCP port 7147 of this node (fd00:10:10::21) do not come in: table ip6 filter chain INPUT drops them", wayOut: "ip6tables -I INPUT -p tcp -s fd00:10:10::22 --dport 7147 -j ACCEPT"},
 	{check: "port", name: "nobody calls the agent", harm: func(l *lab) { l.status(hooks.Reply{Status: &fabric.Status{}}) }, says: "the agent of node2 answers this node, and has no connection to TCP port 7147 here", wayOut: "vmfabric status there"},
-	{check: "clock", name: "behind", harm: func(l *lab) { l.ahead = 5 * time.Minute }, says: "the clock of node2 is 5m0s ahead of this node's", wayOut: "timedatectl"},
+	{check: "clock", name: "another time", harm: func(l *lab) { l.node2.Store(&identity{"node2", 5 * time.Minute}) }, says: "the clock of node2 is 5m0s ahead of this node's", wayOut: "timedatectl"},
 	{check: "registry", name: "etcd is away", harm: func(l *lab) {
 		l.edit("etc/vmfabric/cluster.yaml", "key_file", "registry: {etcd: {endpoints: [\"http://10.10.0.1:2379\"]}}\nkey_file")
 	}, says: "registry: etcd does not answer: ", wayOut: ""},

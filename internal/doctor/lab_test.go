@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -71,8 +72,13 @@ type lab struct {
 	root string
 	cfg  doctor.Config
 
-	ahead time.Duration
-	name  string // of node2, as its agent says
+	node2 atomic.Pointer[identity]
+}
+
+// identity is what the agent of node2 says of itself.
+type identity struct {
+	name  string
+	ahead time.Duration // its clock
 }
 
 const clusterFile = `name: lab
@@ -100,7 +106,8 @@ var unwired = []string{
 
 // newLab makes what a check needs; all without a check.
 func newLab(t *testing.T, check string) *lab {
-	l := &lab{t: t, far: &far{}, root: t.TempDir(), name: "node2"}
+	l := &lab{t: t, far: &far{}, root: t.TempDir()}
+	l.node2.Store(&identity{name: "node2"})
 	l.settings()
 	l.files()
 	l.cfg = doctor.Config{

@@ -34,7 +34,7 @@ func (l *lab) answer(listener net.Listener) {
 			return
 		}
 		hello, _ := json.Marshal(map[string]any{
-			"v": 1, "cluster": "lab", "node": l.name, "nonce": "n", "keyed": true, "key_from": "key_file", "first": 4096, "now": time.Now().Add(l.ahead),
+			"v": 1, "cluster": "lab", "node": l.node2.Load().name, "nonce": "n", "keyed": true, "key_from": "key_file", "first": 4096, "now": time.Now().Add(l.node2.Load().ahead),
 		})
 		_, _ = c.Write(append(hello, '\n'))
 		var question struct{ MAC []byte }
