@@ -182,6 +182,9 @@ var kernelAilments = []ailment{
 			return []string{"make a veth pair: operation not supported; load veth"}, nil
 		}
 	}, says: "make a veth pair: operation not supported", wayOut: "load veth"},
+	{check: "kernel", name: "a part that says no way out", harm: func(l *lab) {
+		l.cfg.Features = func(context.Context) ([]string, error) { return []string{"make tap: no such device"}, nil }
+	}, says: "make tap: no such device", wayOut: "modprobe tun"},
 	{check: "forwarding", name: "off", harm: func(l *lab) { l.sysctl("net/ipv4/ip_forward", "0") }, says: "IPv4 packets to and from guests do not pass this node: setting net.ipv4.ip_forward = 0", wayOut: "sysctl -w", fixed: true},
 	{check: "forwarding", name: "IPv6 off before the agent", harm: func(l *lab) { l.sysctl("net/ipv6/conf/all/forwarding", "0") }, state: doctor.Note, says: "IPv6 packets to and from guests do not pass this node", wayOut: "the agent turns it on"},
 	{check: "forwarding", name: "a policy", harm: func(l *lab) {

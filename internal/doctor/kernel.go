@@ -23,7 +23,11 @@ func lookAtKernel(ctx context.Context, e *examination) (found []Finding) {
 		return unknown("what the kernel can was not tried", err)
 	}
 	for _, line := range lines {
-		found = append(found, sentence(Wrong, line))
+		f := sentence(Wrong, line)
+		if f.WayOut == "" {
+			f.WayOut = "see that the kernel has it, and this user may use it: modprobe tun, veth, nf_tables, nft_fib_inet, nfnetlink_log, act_mirred; ls -l /dev/net/tun"
+		}
+		found = append(found, f)
 	}
 	return found
 }
