@@ -190,7 +190,7 @@ func begin(ctx context.Context, cfg Config) (*examination, error) {
 }
 
 // outside is the configuration of a node of which no cluster file says anything: the
-// links to the Internet are its underlay.
+// links to the Internet are its underlay. Whether guests are to have IPv6 is not known.
 func outside() kernel.Config {
 	return kernel.Config{
 		Underlay: []netip.Addr{netip.MustParseAddr("198.41.0.4"), netip.MustParseAddr("2001:503:ba3e::2:30")},

@@ -369,6 +369,28 @@ func TestOrdinaryUser(t *testing.T) {
 	}
 }
 
+// TestBareMachine: before there is a cluster file or anything else of the fabric, each
+// check says something, and what it could not look at.
+func TestBareMachine(t *testing.T) {
+	l := newLab(t, "")
+	require.NoError(t, os.RemoveAll(filepath.Join(l.root, "etc/vmfabric")))
+	require.NoError(t, os.RemoveAll(filepath.Join(l.root, "var/lib/vmfabric")))
+	report := l.examine()
+	states := map[string]doctor.State{}
+	for _, f := range report.Findings {
+		states[f.Check] = f.State
+		assert.NotEqual(t, doctor.Wrong, f.State, "%+v", f)
+	}
+	for _, name := range doctor.Names() {
+		assert.NotEmpty(t, states[name], name)
+	}
+	for _, name := range []string{"cluster", "address", "reflectors", "nodes", "port", "registry"} {
+		assert.Equal(t, doctor.Unknown, states[name], name)
+	}
+	assert.Equal(t, doctor.Good, states["forwarding"], "tried by the links to the Internet")
+	assert.True(t, report.Healthy)
+}
+
 // TestEnds: it ends with its context, and says so.
 func TestEnds(t *testing.T) {
 	l := newLab(t, "")

@@ -45,12 +45,14 @@ func lookAtFirewalld(_ context.Context, e *examination) []Finding {
 	if e.cluster == nil {
 		return blind("whether firewalld lets the pools pass: the cluster is not known")
 	}
-	zone, missing := e.zoneOfPools()
+	zones, missing := e.zonesOfPools()
 	if len(missing) > 0 {
 		return []Finding{wrong(fmt.Sprintf("firewalld starts at boot, and no zone has %s as a source", join(missing)), "make a zone of the pools and two policies "+firewallHelp)}
 	}
-	if !e.policies(zone) {
-		return []Finding{wrong(fmt.Sprintf("firewalld has a zone of the pools, %s, and not a policy with the target ACCEPT for each way", zone), "make the two policies "+firewallHelp)}
+	for _, zone := range zones {
+		if !e.policies(zone) {
+			return []Finding{wrong(fmt.Sprintf("firewalld has a zone of the pools, %s, and not a policy with the target ACCEPT for each way", zone), "make the two policies "+firewallHelp)}
+		}
 	}
 	return good("firewalld has a zone of the pools, and policies that let it pass")
 }
@@ -94,9 +96,9 @@ func passes(rule, way string) bool {
 	return strings.Contains(rule, fmt.Sprintf("%s %d", way, fabric.LinkGroup)) && strings.Contains(rule, "ACCEPT")
 }
 
-// zoneOfPools returns firewalld's zone that has the pools as sources, and those that none
-// has.
-func (e *examination) zoneOfPools() (zone string, missing []netip.Prefix) {
+// zonesOfPools lists firewalld's zones that have the pools as sources, and the pools that
+// none has.
+func (e *examination) zonesOfPools() (zones []string, missing []netip.Prefix) {
 	of := map[netip.Prefix]string{}
 	for _, path := range e.dropIns(".xml", "/etc/firewalld/zones", "/usr/lib/firewalld/zones") {
 		var doc struct {
@@ -115,14 +117,15 @@ func (e *examination) zoneOfPools() (zone string, missing []netip.Prefix) {
 		found := false
 		for have, name := range of {
 			if have.Bits() <= p.Bits() && have.Contains(p.Addr()) {
-				zone, found = name, true
+				zones, found = append(zones, name), true
 			}
 		}
 		if !found {
 			missing = append(missing, p)
 		}
 	}
-	return zone, missing
+	slices.Sort(zones)
+	return slices.Compact(zones), missing
 }
 
 // policies reports whether firewalld accepts what is forwarded to a zone and from it.

@@ -145,8 +145,11 @@ func lookAtMTU(ctx context.Context, e *examination) []Finding {
 		want = e.cluster.Guests.MTU
 	}
 	found := narrow(links, want)
-	if len(found) > 0 || e.cluster == nil || e.noNode != nil {
+	switch {
+	case len(found) > 0:
 		return found
+	case e.cluster == nil || e.noNode != nil:
+		return good("the underlay's links take packets of %d bytes, as guests send them", want)
 	}
 	if os.Geteuid() != 0 {
 		return append(found, unknown("whether large packets get to the core gateways and the reflectors was not tried", nil)...)

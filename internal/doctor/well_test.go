@@ -3,6 +3,7 @@ package doctor_test
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -65,6 +66,14 @@ var setUp = []struct {
 		l.write("etc/firewalld/zones/guests.xml", zone)
 		l.write("etc/firewalld/policies/to-guests.xml", in)
 		l.write("etc/firewalld/policies/from-guests.xml", out)
+	}, "firewalld has a zone of the pools"},
+	{"a zone for each family", "firewalld", func(l *lab) {
+		l.enable("firewalld.service")
+		for name, source := range map[string]string{"four": "203.0.113.0/24", "six": "2001:db8::/32"} {
+			l.write("etc/firewalld/zones/"+name+".xml", `<zone><source address="`+source+`"/></zone>`)
+			l.write("etc/firewalld/policies/to-"+name+".xml", strings.ReplaceAll(in, "guests", name))
+			l.write("etc/firewalld/policies/from-"+name+".xml", strings.ReplaceAll(out, "guests", name))
+		}
 	}, "firewalld has a zone of the pools"},
 	{"direct rules", "firewalld", func(l *lab) {
 		l.write("run/firewalld/pid", "")
