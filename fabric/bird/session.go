@@ -145,15 +145,24 @@ func (c Client) Received(ctx context.Context, s fabric.Session, prefix netip.Pre
 			return nil, err
 		}
 		for _, line := range lines {
-			// Of IPv6, a global address and perhaps a link-local one.
-			if hop, is := strings.CutPrefix(strings.TrimSpace(line), "BGP.next_hop: "); is {
-				if via, err := netip.ParseAddr(strings.Fields(hop + " -")[0]); err == nil {
-					hops = append(hops, via)
-				}
+			if via, is := nextHop(line); is {
+				hops = append(hops, via)
 			}
 		}
 	}
 	return hops, nil
+}
+
+// nextHop gives the next hop that a line of "show route all" names: an address, which for
+// IPv6 a link-local one may follow. BIRD 3 calls it by another name than BIRD 2.
+func nextHop(line string) (via netip.Addr, is bool) {
+	key, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+	fields := strings.Fields(value)
+	if key != "BGP.next_hop" && key != "bgp_next_hop" || len(fields) == 0 {
+		return netip.Addr{}, false
+	}
+	via, err := netip.ParseAddr(fields[0])
+	return via, err == nil
 }
 
 // routes answers a "show route"; no lines: there is none.

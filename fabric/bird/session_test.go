@@ -173,3 +173,22 @@ func TestClientSaysWhatIsWrong(t *testing.T) {
 	_, err = Client{Socket: filepath.Join(shut, "bird.ctl")}.Query(t.Context(), "show status")
 	require.ErrorContains(t, err, "run as root, or in BIRD's group")
 }
+
+func TestNextHop(t *testing.T) {
+	t.Parallel()
+	for line, want := range map[string]string{
+		"\tBGP.next_hop: 10.10.0.21":             "10.10.0.21",
+		"\tbgp_next_hop: 10.10.0.21":             "10.10.0.21", // BIRD 3
+		"\tBGP.next_hop: fd00:10:10::21 fe80::1": "fd00:10:10::21",
+		"\tbgp_next_hop: fd00:10:10::21 fe80::1": "fd00:10:10::21",
+		"\tBGP.next_hop: ":                       "",
+		"\tBGP.local_pref: 100":                  "",
+		"":                                       "",
+	} {
+		via, is := nextHop(line)
+		assert.Equal(t, want != "", is, line)
+		if is {
+			assert.Equal(t, want, via.String())
+		}
+	}
+}

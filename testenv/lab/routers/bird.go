@@ -143,6 +143,9 @@ func parseBirdRoutes(lines []string) ([]BGPRoute, error) {
 
 // setBird sets one attribute from BIRD's output.
 func (r *BGPRoute) setBird(key, value string) error {
+	if name, is := strings.CutPrefix(key, "bgp_"); is { // BIRD 3
+		key = "BGP." + name
+	}
 	switch key {
 	case "BGP.origin":
 		r.Origin = value
