@@ -84,6 +84,9 @@ func ParseMAC(s string) (MAC, error) {
 // IsZero reports whether m is unset.
 func (m MAC) IsZero() bool { return m == MAC{} }
 
+// Multicast reports whether m is a group address (IEEE 802, 8.2), as broadcast is.
+func (m MAC) Multicast() bool { return m[0]&1 != 0 }
+
 // String gives the address in lower case with colons, "" when unset.
 func (m MAC) String() string {
 	if m.IsZero() {

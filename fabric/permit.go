@@ -6,11 +6,14 @@ import (
 	"slices"
 )
 
-// Permits applies the cluster's rules to the addresses and routes of a guest's
-// NICs. It does not look at other guests. Its error names the NIC, the address or
-// route, and the way out.
+// Permits applies the cluster's rules to the addresses, routes and MAC addresses of a
+// guest's NICs. It does not look at other guests. Its error names the NIC, the address
+// or route, and the way out.
 func (c *Cluster) Permits(vm VM) error {
 	for n, nic := range vm.NICs {
+		if err := c.permitMAC(nic.MAC); err != nil {
+			return fmt.Errorf("NIC %d: MAC address %s: %w", n, nic.MAC, err)
+		}
 		for _, a := range nic.Addresses {
 			if err := c.permitAddress(a); err != nil {
 				return fmt.Errorf("NIC %d: address %s: %w", n, a, err)
@@ -21,6 +24,18 @@ func (c *Cluster) Permits(vm VM) error {
 				return fmt.Errorf("NIC %d: route %s: %w", n, r, err)
 			}
 		}
+	}
+	return nil
+}
+
+// permitMAC refuses MAC addresses with which no frame reaches the guest. Two guests may
+// have the same one: each is alone on its link.
+func (c *Cluster) permitMAC(m MAC) error {
+	switch {
+	case m == c.Gateway.MAC && !m.IsZero():
+		return fmt.Errorf("it is the gateway's, which the other end of the link has; give the NIC another one")
+	case m.Multicast():
+		return fmt.Errorf("it is not that of one host; give the NIC a unicast address, such as 52:54:00:12:34:56")
 	}
 	return nil
 }

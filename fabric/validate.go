@@ -205,7 +205,7 @@ func (v *validator) gateway(path string, a netip.Addr, family, example string) {
 }
 
 func (v *validator) mac() {
-	if m := v.c.Gateway.MAC; m[0]&1 != 0 || m.IsZero() {
+	if m := v.c.Gateway.MAC; m.Multicast() || m.IsZero() {
 		v.add("gateway.mac", "%q is not a unicast MAC address; leave it out for %s", m, DefaultMAC)
 	}
 }

@@ -80,7 +80,7 @@ func parseNIC(addresses, routes, pools []string, kind, mac string) (fabric.NIC, 
 		if nic.MAC, err = fabric.ParseMAC(mac); err != nil {
 			return fabric.NIC{}, fmt.Errorf("--mac: %w", err)
 		}
-		if nic.MAC.IsZero() || nic.MAC[0]&1 != 0 {
+		if nic.MAC.IsZero() || nic.MAC.Multicast() {
 			return fabric.NIC{}, fmt.Errorf("--mac: %q is not a unicast address; leave it out where the guest's own is not known", mac)
 		}
 	}

@@ -25,6 +25,13 @@ func manyNICs(n int) (nics []string) {
 	return nics
 }
 
+// ofMAC gives a guest whose NIC has a MAC address.
+func ofMAC(m fabric.MAC) fabric.VM {
+	vm := guest("web", "203.0.113.10")
+	vm.NICs[0].MAC = m
+	return vm
+}
+
 // refusals are guests that are not admitted beside neighbour, and why.
 var refusals = []struct {
 	name string
@@ -70,6 +77,18 @@ var refusals = []struct {
 	{
 		"no address", guest("web", "203.0.113.10", ""),
 		"NIC 1: no address; give it at least one from the pools",
+	},
+	{
+		"the gateway's MAC", ofMAC(fabric.DefaultMAC),
+		"NIC 0: MAC address 02:00:5e:00:01:01: it is the gateway's, which the other end of the link has; give the NIC another one",
+	},
+	{
+		"multicast MAC", ofMAC(fabric.MAC{0x01, 0x00, 0x5e, 0, 0, 1}),
+		"NIC 0: MAC address 01:00:5e:00:00:01: it is not that of one host; give the NIC a unicast address, such as 52:54:00:12:34:56",
+	},
+	{
+		"broadcast MAC", ofMAC(fabric.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}),
+		"NIC 0: MAC address ff:ff:ff:ff:ff:ff: it is not that of one host; give the NIC a unicast address, such as 52:54:00:12:34:56",
 	},
 	{
 		"empty address",

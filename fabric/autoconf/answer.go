@@ -32,7 +32,7 @@ type Answer struct {
 // the packet.
 func (o Offer) Answer(r Request) Answer {
 	d, ok := parse(r.Packet)
-	if !ok || r.From == o.Gateway.MAC {
+	if !ok {
 		return Answer{}
 	}
 	switch {
@@ -48,7 +48,10 @@ func (o Offer) Answer(r Request) Answer {
 
 // stranger says why the sender of a frame is not the guest; empty: it is.
 func (o Offer) stranger(from fabric.MAC) string {
-	if !o.MAC.IsZero() && from != o.MAC {
+	switch {
+	case from == o.Gateway.MAC:
+		return "it came from " + from.String() + ", which is the gateway's; give the NIC another one"
+	case !o.MAC.IsZero() && from != o.MAC:
 		return "it came from " + from.String() + ", and the NIC has " + o.MAC.String()
 	}
 	return ""

@@ -179,8 +179,8 @@ func kindOf(t *testing.T, d datagram) string {
 func TestNothingIsAsked(t *testing.T) {
 	t.Parallel()
 	message := discover().ToBytes()
-	fromGateway := udpRequest("0.0.0.0:68", "255.255.255.255:67", message)
-	fromGateway.From = gatewayMAC
+	whole := udpRequest("0.0.0.0:68", "255.255.255.255:67", message)
+	own := Request{From: gatewayMAC, Packet: web().Answer(whole).Frames[0][ethernetLen:]}
 	longer := udpRequest("0.0.0.0:68", "255.255.255.255:67", message)
 	longer.Packet[25]++ // the length in the header of UDP
 	longer.Packet = append(longer.Packet, 0)
@@ -192,13 +192,13 @@ func TestNothingIsAsked(t *testing.T) {
 		"a server far away":        udpRequest("203.0.113.10:68", "192.0.2.1:67", message),
 		"a server far away, IPv6":  udpRequest("[fe80::2]:546", "[2001:db8::1]:547", solicit().ToBytes()),
 		"another port, IPv6":       udpRequest("[fe80::2]:546", "[ff02::1:2]:546", solicit().ToBytes()),
-		"our own frame":            fromGateway,
+		"our own answer":           own,
 		"a neighbor solicitation":  icmpRequest(linkLocal, allRouters, 255, &ndp.NeighborSolicitation{TargetAddress: gateway6}),
 		"to another router":        icmpRequest(linkLocal, netip.MustParseAddr("fe80::99"), 255, &ndp.RouterSolicitation{}),
-		"a cut IPv4 header":        {Packet: fromGateway.Packet[:19]},
-		"a cut IPv4 packet":        {Packet: fromGateway.Packet[:100]},
+		"a cut IPv4 header":        {Packet: whole.Packet[:19]},
+		"a cut IPv4 packet":        {Packet: whole.Packet[:100]},
 		"a cut IPv6 packet":        {Packet: udpRequest("[fe80::2]:546", "[ff02::1:2]:547", solicit().ToBytes()).Packet[:60]},
-		"an IPv4 header too short": {Packet: append([]byte{0x44}, fromGateway.Packet[1:]...)},
+		"an IPv4 header too short": {Packet: append([]byte{0x44}, whole.Packet[1:]...)},
 	} {
 		assert.Equal(t, Answer{}, web().Answer(r), name)
 	}
@@ -235,24 +235,42 @@ func TestBrokenPackets(t *testing.T) {
 	assert.Equal(t, web().Answer(four), web().Answer(padded), "a frame may be padded")
 }
 
-// TestGuestOfAnotherMAC: where the NIC's address is known, no other machine on the link
-// gets an answer.
-func TestGuestOfAnotherMAC(t *testing.T) {
-	t.Parallel()
-	other := fabric.MAC{0x52, 0x54, 0, 0, 0, 1}
+// fromMAC gives a request of each protocol from a MAC address.
+func fromMAC(mac fabric.MAC) []Request {
 	m := discover()
-	m.ClientHWAddr = other[:]
+	m.ClientHWAddr = mac[:]
 	requests := []Request{
 		udpRequest("0.0.0.0:68", "255.255.255.255:67", m.ToBytes()),
 		udpRequest("["+linkLocal.String()+"]:546", "[ff02::1:2]:547", solicit().ToBytes()),
 		icmpRequest(linkLocal, allRouters, 255, &ndp.RouterSolicitation{}),
 	}
-	for _, r := range requests {
-		r.From = other
+	for i := range requests {
+		requests[i].From = mac
+	}
+	return requests
+}
+
+// TestGuestOfAnotherMAC: where the NIC's address is known, no other machine on the link
+// gets an answer.
+func TestGuestOfAnotherMAC(t *testing.T) {
+	t.Parallel()
+	for _, r := range fromMAC(fabric.MAC{0x52, 0x54, 0, 0, 0, 1}) {
 		a := web().Answer(r)
 		assert.Empty(t, a.Frames)
 		assert.Equal(t, "it came from 52:54:00:00:00:01, and the NIC has 52:54:00:12:34:56", a.Contact.Refused)
 		assert.NotEmpty(t, plain().Answer(r).Frames, "the address is not known")
+	}
+}
+
+// TestGuestOfTheGatewaysMAC gets no answer, and why it does not is noted.
+func TestGuestOfTheGatewaysMAC(t *testing.T) {
+	t.Parallel()
+	for _, o := range []Offer{web(), plain()} {
+		for _, r := range fromMAC(gatewayMAC) {
+			a := o.Answer(r)
+			assert.Empty(t, a.Frames)
+			assert.Equal(t, "it came from 02:00:5e:00:01:01, which is the gateway's; give the NIC another one", a.Contact.Refused)
+		}
 	}
 }
 

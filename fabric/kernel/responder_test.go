@@ -164,6 +164,25 @@ func TestRequestsOfALostAddress(t *testing.T) {
 	require.NoError(t, d.Remove(t.Context(), p.Name))
 }
 
+// TestTwoGuestsOfOneMAC: each is alone on its link. Each is told its own addresses, and is
+// reached by them.
+func TestTwoGuestsOfOneMAC(t *testing.T) {
+	lab := newMoveLab(t)
+	d := openGuarded(t, fabric.Guests{})
+	for name, a := range map[string]map[bool]netip.Addr{"web": guestAddr, "twin": second} {
+		newGuest(t, d, name, a, guestMAC)
+		p := movePort(name+"-tap", fabric.NIC{Addresses: []netip.Addr{a[true].Next().Next().Next()}})
+		require.NoError(t, d.Put(t.Context(), p))
+		asks(t, plugged(t, p.Name), discovery(t, guestMAC), func(f []byte) bool {
+			return is4(dhcpv4.MessageTypeOffer)(f) && [4]byte(f[30:34]) == p.NIC.Addresses[0].As4()
+		})
+	}
+	bothFamilies(t, func(t *testing.T, v4 bool) {
+		awaitPing(t, lab.core, guestAddr[v4])
+		awaitPing(t, lab.core, second[v4])
+	})
+}
+
 // TestFarDHCPServer: what a guest sends to a DHCP server elsewhere passes.
 func TestFarDHCPServer(t *testing.T) {
 	bothFamilies(t, func(t *testing.T, v4 bool) {

@@ -172,12 +172,15 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 
 	// The fabric refuses: each with its reason in virsh's own error.
 	s.agents["node1"].ask(hooks.Live, veth("web", "203.0.113.20"))
+	clash := tap("203.0.113.77")
+	clash.MAC = fabric.DefaultMAC
 	for _, tc := range []struct {
 		name     string
 		nics     []hypervisors.DomainNIC
 		metadata string
 		reason   string
 	}{
+		{name: "clash", nics: []hypervisors.DomainNIC{clash}, reason: "MAC address 02:00:5e:00:01:01: it is the gateway's"},
 		{name: "outside", nics: []hypervisors.DomainNIC{tap("192.0.2.77")}, reason: "outside the pools"},
 		{name: "held", nics: []hypervisors.DomainNIC{tap("203.0.113.20")}, reason: `held by VM "web"`},
 		{name: "gateway", nics: []hypervisors.DomainNIC{tap("169.254.1.1")}, reason: "gateway"},

@@ -526,6 +526,20 @@ func TestHookOfLXD(t *testing.T) {
 		return nil
 	})
 	a.ask(hooks.Remove, fabric.VM{Name: "other"})
+
+	// So is one with the gateway's MAC address.
+	set := func(verb, what string) { // LXD is busy with the failed start for a moment
+		s.eventually("its MAC address is "+verb, func() error {
+			_, err := lx.Lxc(soon(t), "config", "device", verb, "web", "eth0", what)
+			return err
+		})
+	}
+	set("set", "hwaddr="+fabric.DefaultMAC.String())
+	require.Error(t, c.Start(soon(t)))
+	out, err = lx.Lxc(soon(t), "info", "web", "--show-log")
+	require.NoError(t, err)
+	assert.Contains(t, out, "NIC 0: MAC address 02:00:5e:00:01:01: it is the gateway's")
+	set("unset", "hwaddr")
 	s.starts(c)
 	s.serves(node, seaGold...)
 	require.NoError(t, c.Destroy(soon(t)))

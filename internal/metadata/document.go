@@ -110,9 +110,22 @@ func encoded(v any) []byte {
 	return append(b, '\n')
 }
 
+// ambiguous reports whether two NICs of the guest have one MAC address, by which it would
+// take one link for the other.
+func ambiguous(vm fabric.VM) bool {
+	seen := map[fabric.MAC]bool{}
+	for _, n := range vm.NICs {
+		if seen[n.MAC] {
+			return true
+		}
+		seen[n.MAC] = !n.MAC.IsZero()
+	}
+	return false
+}
+
 // networkConfig is version 2 of cloud-init's own form.
 func networkConfig(g Guest, c *fabric.Cluster) ([]byte, bool) {
-	if slices.ContainsFunc(g.VM.NICs, func(n fabric.NIC) bool {
+	if ambiguous(g.VM) || slices.ContainsFunc(g.VM.NICs, func(n fabric.NIC) bool {
 		return n.Link == "" && (n.MAC.IsZero() || g.VM.Container || n.Kind == fabric.Veth)
 	}) {
 		return nil, false
@@ -156,6 +169,9 @@ type (
 
 // networkData is OpenStack's form.
 func networkData(g Guest, c *fabric.Cluster) ([]byte, bool) {
+	if ambiguous(g.VM) {
+		return nil, false
+	}
 	d := netData{Links: []netLink{}, Networks: []netNetwork{}, Services: []netService{}}
 	routed := map[bool]bool{} // the families that have their default route, by whether they are IPv6
 	for n, p := range g.VM.Ports(c) {

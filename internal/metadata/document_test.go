@@ -180,7 +180,8 @@ func TestUnknownLinks(t *testing.T) {
 		data, config bool
 	}{
 		"known": {dual, true, true}, "one unknown": {guest(nic(0x10, "203.0.113.10"), unknown), false, false},
-		"veth": {guest(veth), true, false}, "container": {container, true, false}, // its MAC is none that netplan finds it by
+		"one MAC twice": {guest(nic(0x10, "203.0.113.10"), nic(0x10, "203.0.113.11")), false, false},
+		"veth":          {guest(veth), true, false}, "container": {container, true, false}, // its MAC is none that netplan finds it by
 	} {
 		for path, want := range map[string]bool{"/openstack/latest/network_data.json": tc.data, "/network-config": tc.config} {
 			_, _, ok := metadata.Document(path, tc.guest, &cluster)
