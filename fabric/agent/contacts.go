@@ -15,6 +15,7 @@ const (
 	contactsTime = time.Second // how long a list waits for what the dataplane knows of guests' requests
 	maxContacts  = 8           // of a port, from another node; there are fewer protocols
 	acceptTime   = time.Minute // in which a guest declines an address that it got
+	declineTime  = time.Hour   // how long a guest that declined an address and asks no more is a problem
 	maxGuestText = 64          // characters of a text that a guest says of itself
 )
 
@@ -70,15 +71,16 @@ func (c contacts) of(vm fabric.VM) (all [][]fabric.Contact) {
 	return all
 }
 
-// declined lists the addresses of a guest that it declined and has not got since.
+// declined lists the addresses of a guest that it declined and has not got since. A guest
+// that asks no more may have been configured by hand, so that ends after a while.
 func (c contacts) declined(vm fabric.VM, now time.Time) (problems []string) {
 	for n, cs := range c.of(vm) {
 		for _, contact := range cs {
-			if !slices.Contains(vm.NICs[n].Addresses, contact.Declined) || accepted(contact, now) {
+			if !slices.Contains(vm.NICs[n].Addresses, contact.Declined) || accepted(contact, now) || now.Sub(contact.At) > declineTime {
 				continue
 			}
-			problems = append(problems, fmt.Sprintf("guest %s: it declined %s by %s (last asked at %s), because something on its link answers for that address, and the node does not; see whether another link, a bridge or a container in the guest has the address, then let the guest ask again",
-				vm.Name, contact.Declined, contact.Protocol, contact.At.Format(time.DateTime)))
+			problems = append(problems, fmt.Sprintf("guest %s: it declined %s by %s (last asked at %s), because something on its link answers for that address, and the node does not; see whether another link, a bridge or a container in the guest has the address, then let the guest ask again: this ends a minute after it took the address, or at %s if it asks no more",
+				vm.Name, contact.Declined, contact.Protocol, contact.At.Format(time.DateTime), contact.At.Add(declineTime).Format(time.DateTime)))
 		}
 	}
 	return problems

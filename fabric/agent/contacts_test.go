@@ -150,7 +150,7 @@ func TestADeclinedAddress(t *testing.T) {
 		problems := n.problems()
 		require.Len(t, problems, 1)
 		assert.Contains(t, problems[0], "guest web: it declined "+tc.address+" by "+tc.name+" (last asked at ")
-		assert.Contains(t, problems[0], "let the guest ask again")
+		assert.Contains(t, problems[0], "let the guest ask again: this ends a minute after it took the address, or at "+c.At.Add(time.Hour).Format(time.DateTime)+" if it asks no more")
 		assert.Contains(t, configuration(t, n, tc.address), ", declined "+tc.address)
 		n.asks("web_net0", request(tc.protocol, "REQUEST"))
 		assert.Empty(t, n.problems())
@@ -175,6 +175,25 @@ func TestADeclinedAddressThatTheGuestTakes(t *testing.T) {
 		c.Declined = netip.MustParseAddr("203.0.113.99")
 		n.asks("web_net0", c)
 		assert.Empty(t, n.problems(), "another address was given to the guest")
+	})
+}
+
+// TestADeclinedAddressOfASilentGuest is no problem an hour after it last asked. A guest
+// that declines again and again is one for as long as it does.
+func TestADeclinedAddressOfASilentGuest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := fresh(t)
+		n.apply(web(), fabric.Live)
+		for range 10 {
+			c := request(fabric.DHCPv6, "DECLINE")
+			c.Declined = netip.MustParseAddr("2001:db8:100:1::10")
+			n.asks("web_net0", c)
+			time.Sleep(50 * time.Minute)
+			assert.Len(t, n.problems(), 1)
+		}
+		time.Sleep(11 * time.Minute)
+		assert.Empty(t, n.problems())
+		assert.Contains(t, configuration(t, n, "2001:db8:100:1::10"), ", declined 2001:db8:100:1::10", "why still says so")
 	})
 }
 
