@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Guests says what guests may reach beside each other and the Internet, and what the
@@ -30,8 +31,24 @@ type Guests struct {
 	NTP    []netip.Addr // time servers
 	MTU    int          // of guests' links whose NIC has none of its own, in bytes; 0: nothing is said
 
+	// Lifetimes are how long what a guest is told holds. The zero value is for all
+	// clusters but those that want to see what happens at the end of them: see package
+	// autoconf. The cluster file has no key for it.
+	Lifetimes Lifetimes
+
 	// Metadata: the node serves each guest its metadata, at [Metadata4] and [Metadata6].
 	Metadata bool
+}
+
+// Lifetimes are how long what a guest is told holds. A zero one is autoconf's own.
+type Lifetimes struct {
+	Lease  time.Duration // of addresses, prefixes, resolvers and search domains
+	Renew  time.Duration // after which the guest asks its server (T1)
+	Rebind time.Duration // after which it asks all servers (T2)
+	Router time.Duration // of the node as a default router
+	// Advertise is the longest time between two router advertisements that no guest asks
+	// for; the shortest is half of it.
+	Advertise time.Duration
 }
 
 // Service is a TCP or UDP port.

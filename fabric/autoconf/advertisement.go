@@ -2,7 +2,6 @@ package autoconf
 
 import (
 	"net/netip"
-	"time"
 
 	"github.com/mdlayher/ndp"
 
@@ -12,11 +11,10 @@ import (
 // typeSolicitation is the ICMPv6 type of a router solicitation.
 const typeSolicitation = 133
 
-// What an advertisement says of the router (RFC 4861, 4.2; RFC 8319).
+// What an advertisement says of the router (RFC 4861, 4.2).
 const (
-	hopsOnLink     = 255 // shows a receiver that no router sent the packet on
-	hopLimit       = 64
-	routerLifetime = 65535 * time.Second
+	hopsOnLink = 255 // shows a receiver that no router sent the packet on
+	hopLimit   = 64
 )
 
 // maxNames is the most that names take in an option of an advertisement, whose length
@@ -90,7 +88,7 @@ func (o Offer) Advertisement() []byte {
 		CurrentHopLimit:      hopLimit,
 		ManagedConfiguration: o.DHCP,
 		OtherConfiguration:   o.DHCP,
-		RouterLifetime:       routerLifetime,
+		RouterLifetime:       o.lifetimes().Router,
 		Options:              o.neighborOptions(),
 	}, o.Gateway.IPv6, allNodes)
 	if err != nil {
@@ -101,6 +99,7 @@ func (o Offer) Advertisement() []byte {
 
 // neighborOptions lists the options of an advertisement.
 func (o Offer) neighborOptions() []ndp.Option {
+	lease := o.lifetimes().Lease
 	options := []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: o.Gateway.MAC[:]}}
 	if o.MTU > 0 {
 		options = append(options, ndp.NewMTU(uint32(o.MTU)))

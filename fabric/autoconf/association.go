@@ -94,7 +94,8 @@ func (x *exchange6) assign(ia association) {
 	ours := x.addresses6()
 	ours = ours[:min(len(ours), maxAddresses)]
 	slices.Reverse(ours)
-	option := &dhcpv6.OptIANA{IaId: ia.id, T1: renew, T2: rebind}
+	last := x.lifetimes()
+	option := &dhcpv6.OptIANA{IaId: ia.id, T1: last.Renew, T2: last.Rebind}
 	foreign := x.foreign(ia, func(p netip.Prefix) bool { return slices.Contains(x.Addresses, p.Addr()) })
 	if x.asked.MessageType == dhcpv6.MessageTypeRequest && len(foreign) > 0 { // RFC 8415, 18.3.2
 		x.contact.Refused = foreign[0].Addr().String() + " is not an address of the NIC"
@@ -107,7 +108,7 @@ func (x *exchange6) assign(ia association) {
 		option.Options.Add(&dhcpv6.OptIAAddress{IPv6Addr: p.Addr().AsSlice()})
 	}
 	for _, a := range ours {
-		option.Options.Add(&dhcpv6.OptIAAddress{IPv6Addr: a.AsSlice(), PreferredLifetime: lease, ValidLifetime: lease})
+		option.Options.Add(&dhcpv6.OptIAAddress{IPv6Addr: a.AsSlice(), PreferredLifetime: last.Lease, ValidLifetime: last.Lease})
 	}
 	if len(ours) == 0 {
 		x.contact.Refused = "the NIC has no IPv6 address"
@@ -120,13 +121,14 @@ func (x *exchange6) assign(ia association) {
 // delegate answers the IA_PD that gets the prefixes routed to the NIC.
 func (x *exchange6) delegate(ia association) {
 	ours := x.prefixes()
-	option := &dhcpv6.OptIAPD{IaId: ia.id, T1: renew, T2: rebind}
+	last := x.lifetimes()
+	option := &dhcpv6.OptIAPD{IaId: ia.id, T1: last.Renew, T2: last.Rebind}
 	foreign := x.foreign(ia, func(p netip.Prefix) bool { return slices.Contains(ours, p) })
 	for _, p := range x.ended(foreign) {
 		option.Options.Add(&dhcpv6.OptIAPrefix{Prefix: ipNet(p)})
 	}
 	for _, p := range ours {
-		option.Options.Add(&dhcpv6.OptIAPrefix{Prefix: ipNet(p), PreferredLifetime: lease, ValidLifetime: lease})
+		option.Options.Add(&dhcpv6.OptIAPrefix{Prefix: ipNet(p), PreferredLifetime: last.Lease, ValidLifetime: last.Lease})
 	}
 	if len(ours) == 0 {
 		option.T1, option.T2 = 0, 0

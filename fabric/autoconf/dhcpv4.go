@@ -192,9 +192,10 @@ func (x *exchange4) grant(t dhcpv4.MessageType, address netip.Addr) Answer {
 	m := x.reply(t)
 	if address.IsValid() {
 		m.YourIPAddr = address.AsSlice()
-		m.UpdateOption(dhcpv4.OptIPAddressLeaseTime(lease))
-		m.UpdateOption(dhcpv4.OptRenewTimeValue(renew))
-		m.UpdateOption(dhcpv4.OptRebindingTimeValue(rebind))
+		last := x.lifetimes()
+		m.UpdateOption(dhcpv4.OptIPAddressLeaseTime(last.Lease))
+		m.UpdateOption(dhcpv4.OptRenewTimeValue(last.Renew))
+		m.UpdateOption(dhcpv4.OptRebindingTimeValue(last.Rebind))
 	}
 	x.configure(m)
 	switch {

@@ -221,7 +221,7 @@ func (x *exchange6) reply() Answer {
 	case dhcpv6.MessageTypeInformationRequest:
 		x.configure()
 		if x.wants(dhcpv6.OptionInformationRefreshTime) {
-			x.add(dhcpv6.OptInformationRefreshTime(renew))
+			x.add(dhcpv6.OptInformationRefreshTime(x.lifetimes().Renew))
 		}
 	}
 	return x.send()

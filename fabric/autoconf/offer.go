@@ -1,6 +1,7 @@
 package autoconf
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -11,12 +12,13 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// The times of a lease, in both families: see the package's documentation.
-const (
-	lease  = 7 * 24 * time.Hour
-	renew  = time.Hour     // T1: ask the server that gave the lease
-	rebind = 2 * time.Hour // T2: ask any server
-)
+// defaultLifetimes are the same in both families: see the package's documentation.
+var defaultLifetimes = fabric.Lifetimes{
+	Lease:  7 * 24 * time.Hour,
+	Renew:  time.Hour,
+	Rebind: 2 * time.Hour,
+	Router: 65535 * time.Second, // the most there is (RFC 8319)
+}
 
 // The most that one answer has of a kind, so that it fits into a packet.
 const (
@@ -38,6 +40,7 @@ type Offer struct {
 	Search    []string
 	NTP       []netip.Addr
 	DHCP, RA  bool // answer DHCP; answer router solicitations
+	Lifetimes fabric.Lifetimes
 }
 
 // OfferOf gives the offer for the guest of a port, under what the cluster says of its
@@ -54,6 +57,7 @@ func OfferOf(p fabric.Port, g fabric.Guests) Offer {
 		NTP:       g.NTP,
 		DHCP:      !p.NoDHCP && !g.NoDHCP,
 		RA:        !p.NoRA && !g.NoRA,
+		Lifetimes: g.Lifetimes,
 	}
 	if p.NIC.MTU != 0 {
 		o.MTU = p.NIC.MTU
@@ -62,6 +66,16 @@ func OfferOf(p fabric.Port, g fabric.Guests) Offer {
 		o.Hostname = p.VM
 	}
 	return o
+}
+
+// lifetimes gives the lifetimes with the defaults of those that are zero.
+func (o Offer) lifetimes() fabric.Lifetimes {
+	return fabric.Lifetimes{
+		Lease:  cmp.Or(o.Lifetimes.Lease, defaultLifetimes.Lease),
+		Renew:  cmp.Or(o.Lifetimes.Renew, defaultLifetimes.Renew),
+		Rebind: cmp.Or(o.Lifetimes.Rebind, defaultLifetimes.Rebind),
+		Router: cmp.Or(o.Lifetimes.Router, defaultLifetimes.Router),
+	}
 }
 
 // addresses4 lists the IPv4 addresses of the NIC.

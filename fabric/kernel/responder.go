@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -27,10 +28,9 @@ var requestGroups = []uint16{147, 148, 149, 150}
 // Router advertisements that nobody asked for. A guest that got none for 18 h loses
 // its IPv6 default route.
 const (
-	advertiseLeast = 5 * time.Minute
-	advertiseMost  = 10 * time.Minute
-	advertiseLook  = 2 * time.Second        // how often the responder looks which ports are due
-	advertiseSoon  = 100 * time.Millisecond // after a port was made or has changed; many are made together
+	advertiseMost = 10 * time.Minute       // between two, and half of that at least: see [fabric.Lifetimes]
+	advertiseLook = 2 * time.Second        // how often the responder looks which ports are due
+	advertiseSoon = 100 * time.Millisecond // after a port was made or has changed; many are made together
 )
 
 // responder answers the guests' DHCP requests and router solicitations, and
@@ -68,6 +68,7 @@ type toldPort struct {
 	offer    autoconf.Offer
 	contacts []fabric.Contact // the newest of each protocol
 	next     time.Time        // of the next advertisement that nobody asks for
+	most     time.Duration    // between two of these
 }
 
 func newResponder(cfg Config, c *conditions) *responder {
@@ -149,7 +150,7 @@ func (r *responder) attend(p fabric.Port, index int32) {
 	if had != nil && reflect.DeepEqual(had.port, p) {
 		return
 	}
-	next := &toldPort{port: p, offer: autoconf.OfferOf(p, r.guests)}
+	next := &toldPort{port: p, offer: autoconf.OfferOf(p, r.guests), most: cmp.Or(r.guests.Lifetimes.Advertise, advertiseMost)}
 	if had != nil {
 		if had.port.Name == p.Name {
 			next.contacts = had.contacts
@@ -340,6 +341,6 @@ func (t *toldPorts) due(now time.Time) map[int32]autoconf.Offer {
 
 // advertised sets the time of a port's next advertisement, and returns its offer.
 func (p *toldPort) advertised(now time.Time) autoconf.Offer {
-	p.next = now.Add(advertiseLeast + rand.N(advertiseMost-advertiseLeast))
+	p.next = now.Add(p.most/2 + rand.N(p.most/2))
 	return p.offer
 }

@@ -71,7 +71,16 @@ func TestToldPorts(t *testing.T) {
 // TestAdvertisementsAreSpread: a port is due when it is new or has changed, and then at
 // random times.
 func TestAdvertisementsAreSpread(t *testing.T) {
-	r := newResponder(Config{}, &conditions{})
+	for set, between := range map[time.Duration]time.Duration{0: advertiseMost, time.Hour: time.Hour} {
+		r := newResponder(Config{Guests: fabric.Guests{Lifetimes: fabric.Lifetimes{Advertise: set}}}, &conditions{})
+		areSpread(t, r, between)
+	}
+}
+
+// areSpread checks that ports are advertised to at most so long after the last time, half of
+// it at least, and not together.
+func areSpread(t *testing.T, r *responder, between time.Duration) {
+	t.Helper()
 	const ports = 1000
 	for i := range int32(ports) {
 		r.attend(toldPortOf(string(rune('a'+i)), "2001:db8:100::10"), i+1)
@@ -83,9 +92,9 @@ func TestAdvertisementsAreSpread(t *testing.T) {
 	assert.Len(t, table.takeChanged(now), ports-1)
 	assert.Empty(t, table.takeChanged(now))
 	assert.Empty(t, table.due(now))
-	table.byIndex[1].next = now.Add(advertiseLeast)
+	table.byIndex[1].next = now.Add(between / 2)
 	again, most, all := map[int32]bool{}, 0, 0
-	for at := now.Add(advertiseLeast); at.Before(now.Add(advertiseMost + advertiseLook)); at = at.Add(advertiseLook) {
+	for at := now.Add(between / 2); at.Before(now.Add(between + advertiseLook)); at = at.Add(advertiseLook) {
 		n := 0
 		for index := range table.due(at) {
 			if !again[index] {

@@ -39,20 +39,12 @@ func TestClients(t *testing.T) {
 	}
 	labtest.Need(t, "nsenter", "nft", "dhclient", "udhcpc")
 	s := withResolvers(t)
-	roots, few := []clients.Root{clients.Host()}, []string{"dhclient", "udhcpc", "systemd-networkd"}
-	if *allClients {
-		roots, few = nil, nil
-		for _, release := range clients.Releases {
-			root, err := clients.Debian(t.Context(), release) // made by make guests
-			require.NoError(t, err)
-			roots = append(roots, root)
-		}
-	}
+	few := []string{"dhclient", "udhcpc", "systemd-networkd"}
 	var table []*trial
-	for _, root := range roots {
+	for _, root := range roots(t) {
 		t.Run(root.Name, func(t *testing.T) {
 			for _, c := range clients.In(root) {
-				if few != nil && !slices.Contains(few, c.Name) {
+				if !*allClients && !slices.Contains(few, c.Name) {
 					continue
 				}
 				tr := s.trial(root, c, len(table))
@@ -67,6 +59,19 @@ func TestClients(t *testing.T) {
 		})
 	}
 	printTrials(t, table)
+}
+
+// roots lists the roots of guests: the machine's own, or with -clients those of Debian.
+func roots(t *testing.T) (all []clients.Root) {
+	if !*allClients {
+		return []clients.Root{clients.Host()}
+	}
+	for _, release := range clients.Releases {
+		root, err := clients.Debian(t.Context(), release) // made by make guests
+		require.NoError(t, err)
+		all = append(all, root)
+	}
+	return all
 }
 
 // withResolvers starts a cluster of two nodes that tell their guests of resolvers.
@@ -127,22 +132,9 @@ func (s *system) trial(root clients.Root, c clients.Client, n int) *trial {
 }
 
 func (tr *trial) run(t *testing.T) {
-	tr.t = t
-	var err error
-	tr.version, err = tr.root.Version(t.Context(), tr.client.Package)
-	require.NoError(t, err)
 	node1, node2 := tr.s.top.Nodes["node1"], tr.s.top.Nodes["node2"]
-	tr.guest, err = clients.New(tr.s.lab, tr.vm.Name, tr.root)
-	require.NoError(t, err)
-	tr.s.agents["node1"].ask(hooks.Wire, tr.vm)
-	require.NoError(t, tr.guest.Take(node1, fabric.PeerName(tr.vm.Name, 0)))
-	require.NoError(t, tr.guest.Connect(t.Context(), node1))
-	tr.s.agents["node1"].ask(hooks.Live, tr.vm)
-	tr.s.coreHas(node1, tr.vm.Prefixes()...)
-	tr.wire, err = tr.guest.Sniff()
-	require.NoError(t, err)
+	tr.starts(t, node1)
 	defer tr.wire.Close()
-	tr.boots()
 	defer func() { assert.NoError(t, tr.guest.End()) }()
 	defer func() {
 		if t.Failed() {
@@ -163,6 +155,25 @@ func (tr *trial) run(t *testing.T) {
 	tr.tell()
 }
 
+// starts has the guest boot on a node.
+func (tr *trial) starts(t *testing.T, node *core.Host) {
+	tr.t = t
+	var err error
+	tr.version, err = tr.root.Version(t.Context(), tr.client.Package)
+	require.NoError(t, err)
+	tr.guest, err = clients.New(tr.s.lab, tr.vm.Name, tr.root)
+	require.NoError(t, err)
+	agent := tr.s.agents[node.Name()]
+	agent.ask(hooks.Wire, tr.vm)
+	require.NoError(t, tr.guest.Take(node, fabric.PeerName(tr.vm.Name, 0)))
+	require.NoError(t, tr.guest.Connect(t.Context(), node))
+	agent.ask(hooks.Live, tr.vm)
+	tr.s.coreHas(node, tr.vm.Prefixes()...)
+	tr.wire, err = tr.guest.Sniff()
+	require.NoError(t, err)
+	tr.boots()
+}
+
 // extent is how far the client is to get in a family.
 func (tr *trial) extent(family int) clients.Extent {
 	return []clients.Extent{tr.client.IPv4, tr.client.IPv6}[family]
@@ -181,18 +192,7 @@ func (tr *trial) online(family int, a netip.Addr) {
 	if tr.extent(family) == clients.Nothing {
 		return
 	}
-	gateway := tr.s.cluster.Gateway.Addr(a)
-	everything := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	if a.Is6() {
-		everything = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-	}
-	tr.eventually("a default route", func() error {
-		r, ok, err := tr.guest.Route(everything)
-		if err != nil || !ok || !slices.Contains(r.Vias(), gateway) {
-			return fmt.Errorf("it has %v %t %w", r, ok, err)
-		}
-		return nil
-	})
+	tr.eventually("a default route", func() error { return tr.routed(a) })
 	saw.route = "yes"
 	if tr.extent(family) == clients.RouteOnly {
 		has, err := tr.guest.Addrs(clients.NIC)
@@ -211,6 +211,20 @@ func (tr *trial) online(family int, a netip.Addr) {
 		return err
 	})
 	saw.dns = "yes"
+}
+
+// routed reports an error unless the default route of an address's family leads to the
+// gateway.
+func (tr *trial) routed(a netip.Addr) error {
+	everything := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	if a.Is6() {
+		everything = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	r, ok, err := tr.guest.Route(everything)
+	if err != nil || !ok || !slices.Contains(r.Vias(), tr.s.cluster.Gateway.Addr(a)) {
+		return fmt.Errorf("it has %v %t %w", r, ok, err)
+	}
+	return nil
 }
 
 // has reports an error unless the NIC has the address, ready to be used.

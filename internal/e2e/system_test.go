@@ -66,6 +66,7 @@ type options struct {
 	change   func(*fabric.Cluster) // before anything is built
 	noRR     bool                  // reflectors are started by the test
 	noAgent  bool
+	program  string                         // runs the agents; empty: vmfabric
 	resumes  bool                           // BIRD reflectors say that they resume, as docs/reflector.md has it
 	unmanned []string                       // nodes on which nothing runs
 	edit     func(name, conf string) string // changes what was rendered for a router
@@ -152,7 +153,7 @@ func (s *system) startReflector(name string) {
 
 func (a *agent) start() {
 	a.s.t.Helper()
-	cmd := exec.Command(program, a.args...)
+	cmd := exec.Command(cmp.Or(a.s.o.program, program), a.args...)
 	cmd.Env = append(os.Environ(), a.env()...)
 	d, err := a.node.StartDaemon("agent", cmd)
 	require.NoError(a.s.t, err)
