@@ -109,7 +109,7 @@ CLIENT ?= .*
 guests: deps ## try what guests of Debian 11, 12 and 13 configure themselves with, and print the table of docs/guests.md (root)
 	@./.ci/deps mmdebstrap ipxe
 	$(GO) run ./testenv/prepare -clients
-	VMFABRIC_LAB=must $(GO) test ./internal/e2e -count=1 -run '^TestClient(s|Firmware|InContainer)$$/./$(CLIENT)' -timeout 0 -v -clients
+	VMFABRIC_LAB=must $(GO) test ./internal/e2e -count=1 -run '^(TestClient(s|sWithoutAnAgent|Firmware|Initramfs|InContainer|InDebianContainer|OfTheReadme)|TestLeaseOfAnInstance)$$/./$(CLIENT)' -timeout 0 -v -clients
 
 bench: ## measure, and write docs/performance.md (root)
 	$(GO) run ./internal/bench --out docs/performance.md

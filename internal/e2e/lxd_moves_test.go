@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
@@ -258,5 +259,60 @@ func TestMovesOfMembers(t *testing.T) {
 	f.lxc(f.lx["node1"], "delete", "web", "--force")
 	for _, h := range f.top.Nodes {
 		f.leavesNothing(h, f.vm.Prefixes()...)
+	}
+}
+
+// TestLeaseOfAnInstance: an instance that asks for its address is told the same, byte for
+// byte, by the node on which it runs, and by no other: started anew after a move, and moved
+// while it runs, between two servers and, with -clients, within a cluster.
+func TestLeaseOfAnInstance(t *testing.T) {
+	t.Parallel()
+	for name, cluster := range map[string]bool{"servers": false, "cluster": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if cluster && !*allClients {
+				t.Skip("by hand: make guests")
+			}
+			f := startFerry(t, "", cluster)
+			own := netip.MustParsePrefix("203.0.113.10/32")
+			f.lxc(f.lx["node1"], "config", "set", "web", "environment.nic0=", "environment.dhcp=yes")
+			watch := f.watchDHCP()
+			online := func(node string) {
+				f.coreHas(f.top.Nodes[node], own)
+				f.reaches(f.top.Client, own.Addr().String())
+			}
+			moves := func(to string, args ...string) {
+				if !cluster {
+					require.NoError(t, f.c.Move(soon(t), f.lx[to], args...))
+					return
+				}
+				f.lxc(f.lx["node1"], "move", "web", "--target", to)
+			}
+			f.starts(f.c)
+			online("node1")
+			for _, to := range []string{"node2", "node1"} {
+				f.ends()
+				moves(to)
+				f.starts(f.c)
+				online(to)
+			}
+			if cluster {
+				f.lxc(f.lx["node1"], "cluster", "evacuate", "node1", "--force")
+			} else {
+				moves("node2", "--stateless")
+			}
+			online("node2")
+			asked, answered := watch.alike()
+			acknowledged := map[string]int{}
+			for x, n := range answered {
+				assert.LessOrEqual(t, n, asked[x], "%+v", x)
+				if x.what == dhcpv4.MessageTypeRequest {
+					acknowledged[x.node]++
+				}
+			}
+			t.Logf("%d requests, %d answered; leases: %v", len(asked), len(answered), acknowledged)
+			assert.GreaterOrEqual(t, acknowledged["node1"], 2)
+			assert.GreaterOrEqual(t, acknowledged["node2"], 2)
+		})
 	}
 }

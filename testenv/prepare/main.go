@@ -1,6 +1,6 @@
 // Prepare fills the lab's cache with the kernel, which comes from a package mirror,
 // and the initial file system of the guests. Then no test downloads anything in its
-// own time. With -clients it makes the root file systems of TestClients, too.
+// own time. With -clients it makes the root and initial file systems of TestClients, too.
 package main
 
 import (
@@ -37,5 +37,11 @@ func prepare(ctx context.Context, withClients bool) error {
 			return err
 		}
 	}
-	return nil
+	for _, i := range clients.Initramfses {
+		if _, _, err := i.Files(ctx); err != nil {
+			return err
+		}
+	}
+	_, err := hypervisors.DebianImage(ctx)
+	return err
 }

@@ -1,6 +1,7 @@
 #!/bin/sh
 # First process of a lab container. The environment says what its NICs are:
 #   nic0=ADDRESS,... route0=PREFIX,... gw4=ADDRESS gw6=ADDRESS
+# With dhcp=yes eth0 asks for its address instead.
 # It answers to ping, echoes on TCP port 7 and runs lines of shell on TCP port 8.
 trap 'exit 0' PWR TERM INT 37
 /bin/busybox --install -s /bin
@@ -43,6 +44,8 @@ while eval "addresses=\$nic$i routes=\$route$i" && [ "$addresses" ]; do
 	done
 	i=$((i + 1))
 done
+
+[ -z "$dhcp" ] || udhcpc -i eth0 -b -t 1000 -s /bin/lease
 
 nc -ll -p 7 -e /bin/cat &
 nc -ll -p 8 -e /bin/obey &

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -28,6 +29,9 @@ import (
 //go:embed container-init.sh
 var containerInit []byte
 
+//go:embed container-lease.sh
+var containerLease []byte
+
 // ContainerImage returns the path of the image of the lab's containers, for `lxc
 // image import`: the machine's busybox and a script. It takes the image from the
 // cache ([cache.Variable]), or makes it.
@@ -40,7 +44,7 @@ func ContainerImage(ctx context.Context) (path string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("container image: %w", err)
 	}
-	dir, err := cache.Dir("container-"+cache.Fingerprint(tool, containerInit), func(dir string) error {
+	dir, err := cache.Dir("container-"+cache.Fingerprint(tool, containerInit, containerLease), func(dir string) error {
 		return makeContainerImage(filepath.Join(dir, "image.tar.gz"), tool)
 	})
 	if err != nil {
@@ -52,6 +56,11 @@ func ContainerImage(ctx context.Context) (path string, err error) {
 // architectures maps Go's names of architectures to the kernel's, which LXD uses.
 var architectures = map[string]string{"amd64": "x86_64", "arm64": "aarch64"}
 
+// imageMetadata is the file metadata.yaml of an image.
+func imageMetadata() []byte {
+	return []byte(fmt.Sprintf("architecture: %s\ncreation_date: 1\n", cmp.Or(architectures[runtime.GOARCH], runtime.GOARCH)))
+}
+
 func makeContainerImage(path string, busybox []byte) error {
 	var b bytes.Buffer
 	packed := gzip.NewWriter(&b)
@@ -62,20 +71,56 @@ func makeContainerImage(path string, busybox []byte) error {
 		_, err := a.Write(content)
 		errs = append(errs, err)
 	}
-	about := fmt.Sprintf("architecture: %s\ncreation_date: 1\n", cmp.Or(architectures[runtime.GOARCH], runtime.GOARCH))
-	add("metadata.yaml", 0o644, tar.TypeReg, []byte(about), "")
+	add("metadata.yaml", 0o644, tar.TypeReg, imageMetadata(), "")
 	for _, dir := range []string{"", "bin", "sbin", "dev", "proc", "sys", "run", "tmp", "etc", "root"} {
 		add("rootfs/"+dir, 0o755, tar.TypeDir, nil, "")
 	}
 	add("rootfs/bin/busybox", 0o755, tar.TypeReg, busybox, "")
 	add("rootfs/bin/sh", 0o777, tar.TypeSymlink, nil, "busybox")
 	add("rootfs/bin/obey", 0o755, tar.TypeReg, obey, "")
+	add("rootfs/bin/lease", 0o755, tar.TypeReg, containerLease, "")
 	add("rootfs/sbin/init", 0o755, tar.TypeReg, containerInit, "")
 	errs = append(errs, a.Close(), packed.Close())
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	return os.WriteFile(path, b.Bytes(), 0o644)
+}
+
+// debianNetwork is the file of systemd-networkd by which eth0 asks for its addresses.
+const debianNetwork = "[Match]\\nName=eth0\\n[Network]\\nDHCP=yes\\n"
+
+// DebianImage returns the two files of an image for `lxc image import`: a Debian 13 with
+// systemd, which sets its network up by DHCP and router advertisements. It takes them from
+// the cache ([cache.Variable]), or makes them by mmdebstrap, which takes minutes.
+func DebianImage(ctx context.Context) (files []string, err error) {
+	args := []string{
+		"--quiet", "--variant=minbase", "--include=systemd-sysv,udev,dbus,iproute2,iputils-ping",
+		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
+		"--customize-hook=printf '" + debianNetwork + "' >\"$1\"/etc/systemd/network/10.network",
+		"--customize-hook=chroot \"$1\" systemctl enable systemd-networkd",
+	}
+	dir, err := cache.Dir("container-debian-"+cache.Fingerprint([]byte(strings.Join(args, " "))), func(dir string) error {
+		var about bytes.Buffer
+		packed := gzip.NewWriter(&about)
+		a := tar.NewWriter(packed)
+		text := imageMetadata()
+		err := a.WriteHeader(&tar.Header{Name: "metadata.yaml", Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(text))})
+		_, werr := a.Write(text)
+		err = errors.Join(err, werr,
+			a.Close(), packed.Close(),
+			os.WriteFile(filepath.Join(dir, "metadata.tar.gz"), about.Bytes(), 0o644),
+		)
+		if err != nil {
+			return err
+		}
+		_, err = core.Output(exec.CommandContext(ctx, "mmdebstrap", append(args, "trixie", filepath.Join(dir, "rootfs.tar"))...), (*exec.Cmd).Start)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("Debian's image: %w", err)
+	}
+	return []string{filepath.Join(dir, "metadata.tar.gz"), filepath.Join(dir, "rootfs.tar")}, nil
 }
 
 // obey is the command server: it reads a line of shell, runs it, and writes its
@@ -92,6 +137,7 @@ type ContainerOptions struct {
 	// starts. LXD makes the link of any other (p2p).
 	NICs    []fabric.NIC
 	Gateway fabric.Gateway
+	Debian  bool // a whole Debian ([DebianImage]), which asks for its addresses, in place of busybox
 	// Config has further keys of the instance, or other values for the fabric's. An
 	// empty value leaves the key out.
 	Config map[string]string
@@ -108,7 +154,11 @@ type Container struct {
 // Init makes a container. It does not run yet.
 func (lx *LXD) Init(ctx context.Context, o ContainerOptions) (*Container, error) {
 	o.Project = cmp.Or(o.Project, "default")
-	if err := lx.importImage(ctx, o.Project); err != nil {
+	image := containerAlias
+	if o.Debian {
+		image = debianAlias
+	}
+	if err := lx.importImage(ctx, o.Project, image); err != nil {
 		return nil, err
 	}
 	// lxc reads YAML, which JSON is.
@@ -116,7 +166,7 @@ func (lx *LXD) Init(ctx context.Context, o ContainerOptions) (*Container, error)
 	if err != nil {
 		return nil, err
 	}
-	args := []string{"init", containerAlias, o.Name, "-q", "--project", o.Project}
+	args := []string{"init", image, o.Name, "-q", "--project", o.Project}
 	if o.Target != "" {
 		args = append(args, "--target", o.Target)
 	}
@@ -135,27 +185,33 @@ func (lx *LXD) Launch(ctx context.Context, o ContainerOptions) (*Container, erro
 	return c, c.Start(ctx)
 }
 
-// containerAlias is the name of the image in LXD.
-const containerAlias = "lab"
+// The names of the images in LXD.
+const containerAlias, debianAlias = "lab", "debian"
 
-// importImage imports the image into a project of LXD, if it is not there yet.
-func (lx *LXD) importImage(ctx context.Context, project string) error {
+// importImage imports an image into a project of LXD, if it is not there yet.
+func (lx *LXD) importImage(ctx context.Context, project, alias string) error {
 	lx.mu.Lock()
 	defer lx.mu.Unlock()
-	if lx.imported[project] {
+	if lx.imported[project+"/"+alias] {
 		return nil
 	}
-	path, err := ContainerImage(ctx)
+	files := make([]string, 1)
+	var err error
+	if alias == debianAlias {
+		files, err = DebianImage(ctx)
+	} else {
+		files[0], err = ContainerImage(ctx)
+	}
 	if err != nil {
 		return err
 	}
 	// The image is there already if the projects, or the members of a cluster,
 	// share it.
-	_, err = lx.Lxc(ctx, "image", "import", path, "--alias", containerAlias, "--project", project)
+	_, err = lx.Lxc(ctx, append(append([]string{"image", "import"}, files...), "--alias", alias, "--project", project)...)
 	if err != nil && !strings.Contains(err.Error(), "already exists") {
 		return err
 	}
-	lx.imported[project] = true
+	lx.imported[project+"/"+alias] = true
 	return nil
 }
 

@@ -45,7 +45,7 @@ type LXD struct {
 
 	mu       sync.Mutex
 	daemon   *core.Daemon
-	imported map[string]bool // projects that have the image of the lab's containers
+	imported map[string]bool // images that projects have, as "project/alias"
 }
 
 // StartLXD starts an LXD in the host and returns when it answers. A host can
