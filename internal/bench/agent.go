@@ -108,6 +108,7 @@ func (a *agent) until(ctx context.Context, pass func(fabric.Status) error) error
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
+	var why error
 	for {
 		reply, err := hooks.Client{Socket: a.socket}.Call(ctx, hooks.Request{Op: hooks.Status})
 		if err == nil {
@@ -116,12 +117,15 @@ func (a *agent) until(ctx context.Context, pass func(fabric.Status) error) error
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() == nil { // else it says only that there is no more time
+			why = err
+		}
 		select {
 		case <-tick.C:
 		case <-a.Done():
 			return fmt.Errorf("the agent ended: %s", a.Log())
 		case <-ctx.Done():
-			return fmt.Errorf("the agent is not ready: %w", err)
+			return fmt.Errorf("the agent is not ready: %w", why)
 		}
 	}
 }

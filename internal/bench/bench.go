@@ -94,6 +94,7 @@ func all() []measurement {
 		{"packets", measurePackets},
 		{"peers", measurePeers},
 		{"storm", measureStorm},
+		{"boots", measureBoots},
 		{"restart", measureRestart},
 		{"moves", measureMoves},
 		{"lxd", measureLXD},

@@ -21,7 +21,7 @@ func TestFlags(t *testing.T) {
 		name, says string
 		args       []string
 	}{
-		{"no such measurement", "--only nonsense: no such measurement; give one of attach, hook, scale, packets, peers, storm, restart", []string{"--only", "nonsense"}},
+		{"no such measurement", "--only nonsense: no such measurement; give one of attach, hook, scale, packets, peers, storm, boots, restart", []string{"--only", "nonsense"}},
 		{"no flag", `"attach" is not a flag; see --help`, []string{"attach"}},
 		{"no nodes", `"0" is not a number of nodes`, []string{"--only", "crowd", "--addresses", "10", "--nodes", "10,0"}},
 		{"addresses of nothing", "--addresses 10: it is for --only crowd", []string{"--addresses", "10"}},

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -49,7 +51,11 @@ type way struct {
 }
 
 // filters are the filters on the node, in the order of the table.
-var filters = []string{"none", "the routing table asked for each source", "vmfabric's"}
+var filters = []string{"none", "the routing table asked for each source", silent, "vmfabric's"}
+
+// silent is vmfabric's filter where the agent answers no guest: it has no rules for
+// requests.
+const silent = "vmfabric's without dhcp and ra"
 
 // measurePackets sends small packets through a port, with and without the
 // agent's tables of nftables.
@@ -59,6 +65,12 @@ func measurePackets(ctx context.Context, b *bench) (s section, err error) {
 		return s, err
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
+	mute := l.cluster
+	mute.Guests.NoDHCP, mute.Guests.NoRA = true, true
+	file := filepath.Join(l.Dir(), "silent.yaml")
+	if err := os.WriteFile(file, []byte(core.ClusterFile(mute)), 0o600); err != nil {
+		return s, err
+	}
 	a, err := b.startAgent(ctx, l, "node1")
 	if err != nil {
 		return s, err
@@ -84,6 +96,11 @@ func measurePackets(ctx context.Context, b *bench) (s section, err error) {
 	rates := map[string][]float64{}
 	for range b.size.bursts {
 		for _, f := range filters {
+			if f == silent || a.file != "" {
+				if err := a.restartWith(ctx, map[bool]string{true: file}[f == silent]); err != nil {
+					return s, err
+				}
+			}
 			if err := b.install(ctx, a, node, f); err != nil {
 				return s, err
 			}
@@ -97,6 +114,18 @@ func measurePackets(ctx context.Context, b *bench) (s section, err error) {
 		}
 	}
 	return packetsSection(b.size, ways, rates), syscall.Kill(a.Pid(), syscall.SIGCONT)
+}
+
+// restartWith starts the agent anew, with a cluster file; "": the lab's.
+func (a *agent) restartWith(ctx context.Context, file string) error {
+	if err := errors.Join(syscall.Kill(a.Pid(), syscall.SIGCONT), a.Stop()); err != nil {
+		return err
+	}
+	a.file = file
+	if err := a.start(); err != nil {
+		return err
+	}
+	return a.adopted(ctx, 1)
 }
 
 // farEnd makes a link from the node to the core gateway. There, as at the guest,
@@ -158,7 +187,7 @@ func (b *bench) install(ctx context.Context, a *agent, node *core.Host, filter s
 		return err
 	}
 	_ = nft("delete table inet lookups") // it may be missing
-	if filter == "vmfabric's" {
+	if strings.HasPrefix(filter, "vmfabric's") {
 		if err := syscall.Kill(a.Pid(), syscall.SIGCONT); err != nil {
 			return err
 		}

@@ -134,10 +134,13 @@ func holdTap(node *core.Host, name string) (f *os.File, err error) {
 	}
 	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
 	err = node.Do(func() error {
-		if f, err = os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err != nil {
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err != nil {
 			return err
 		}
-		return unix.IoctlIfreq(int(f.Fd()), unix.TUNSETIFF, ifr)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
+		f = os.NewFile(uintptr(fd), name) // only now, or it cannot be waited for
+		return err
 	})
 	return f, err
 }
