@@ -432,6 +432,17 @@ func (v VM) Ports(c *Cluster) []Port {
 	return ports
 }
 
+// SharesMAC reports whether another NIC of the guest has the MAC address of the n-th, which
+// then selects neither link.
+func (v VM) SharesMAC(n int) bool {
+	for i, other := range v.NICs {
+		if i != n && other.MAC == v.NICs[n].MAC && !other.MAC.IsZero() {
+			return true
+		}
+	}
+	return false
+}
+
 // Prefixes lists what all NICs of the guest receive.
 func (v VM) Prefixes() []netip.Prefix {
 	var ps []netip.Prefix

@@ -110,15 +110,12 @@ func encoded(v any) []byte {
 	return append(b, '\n')
 }
 
-// ambiguous reports whether two NICs of the guest have one MAC address, by which it would
-// take one link for the other.
+// ambiguous reports whether the guest would take one of its links for another.
 func ambiguous(vm fabric.VM) bool {
-	seen := map[fabric.MAC]bool{}
-	for _, n := range vm.NICs {
-		if seen[n.MAC] {
+	for n := range vm.NICs {
+		if vm.SharesMAC(n) {
 			return true
 		}
-		seen[n.MAC] = !n.MAC.IsZero()
 	}
 	return false
 }

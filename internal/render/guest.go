@@ -40,8 +40,8 @@ func ParseFormat(s string) (Format, error) {
 // The n-th of interfaces is the name of the link of NIC n in the guest. If it is
 // missing or empty, the NIC's MAC address selects the link, and netplan and
 // cloud-init give it the name that the hypervisor knows ([fabric.NIC] Link), if
-// any. In three cases that name, or else eth<n>, selects the link instead: the MAC
-// address is unknown; ifupdown, which knows only names; and the links of containers
+// any. In these cases that name, or else eth<n>, selects the link instead: the MAC
+// address is unknown, or that of two NICs; ifupdown, which knows only names; and the links of containers
 // in netplan (which serves cloud-init too), since a veth has no permanent MAC
 // address.
 //
@@ -114,7 +114,7 @@ func (g *guest) name(vm fabric.VM, f Format, given []string) error {
 		switch {
 		case n < len(given) && given[n] != "":
 			l.Name = given[n]
-		case f == Ifupdown, nic.MAC.IsZero(), f != Networkd && inContainer(vm, nic):
+		case f == Ifupdown, nic.MAC.IsZero(), vm.SharesMAC(n), f != Networkd && inContainer(vm, nic):
 			if l.Name == "" {
 				l.Name = fmt.Sprintf("eth%d", n)
 				g.Assumed = append(g.Assumed, l.Name)

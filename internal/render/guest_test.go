@@ -208,6 +208,19 @@ func TestGuestNames(t *testing.T) {
 	}
 }
 
+// TestGuestOfOneMAC: a MAC address that two NICs have selects neither.
+func TestGuestOfOneMAC(t *testing.T) {
+	for _, f := range []render.Format{render.Netplan, render.Networkd} {
+		text, err := render.Guest(guest(nic(0x10, "203.0.113.10"), nic(0x10, "203.0.113.20")), fabric.Network{Gateway: gateway}, f, nil)
+		require.NoError(t, err)
+		var got []string
+		for _, l := range readGuest(t, f, text) {
+			got = append(got, l.match)
+		}
+		assert.Equal(t, []string{"eth0", "eth1"}, got, f)
+	}
+}
+
 // TestGuestForeignGateway: a gateway of any kind of address is on the link.
 func TestGuestForeignGateway(t *testing.T) {
 	gw := fabric.Gateway{IPv4: netip.MustParseAddr("10.0.0.1"), IPv6: netip.MustParseAddr("2001:db8:ffff::1")}
