@@ -198,6 +198,10 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	if ctx.Err() == nil {
 		log.Info("ready", "cluster", cluster.Name, "node", node.Name, "socket", socket, "version", version)
 		notify(log, daemon.SdNotifyReady)
+		group.Go(func() error {
+			keepAlive(ctx, watchdogInterval(log), func() { agent.Guest("") }, func() { notify(log, daemon.SdNotifyWatchdog) })
+			return nil
+		})
 	}
 	<-ctx.Done()
 	notify(log, daemon.SdNotifyStopping)

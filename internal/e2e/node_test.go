@@ -634,7 +634,7 @@ func TestDemoThatStands(t *testing.T) {
 // TestSystemdIsTold listens in the place of systemd (sd_notify(3)). Who is ready
 // is well, also when it was restarted and the reflectors let it wait, unless that
 // takes too long: status right after systemctl start or restart has nothing to
-// complain of.
+// complain of. Then its watchdog hears that it lives.
 func TestSystemdIsTold(t *testing.T) {
 	t.Parallel()
 	s := start(t, options{rr: "embedded", noAgent: true})
@@ -645,7 +645,7 @@ func TestSystemdIsTold(t *testing.T) {
 	defer l.Close()
 	for range 2 {
 		cmd := exec.Command(program, a.args...)
-		cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+path)
+		cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+path, "WATCHDOG_USEC=300000")
 		d, err := a.node.StartDaemon("agent", cmd)
 		require.NoError(t, err)
 		hear := func() string {
@@ -661,8 +661,12 @@ func TestSystemdIsTold(t *testing.T) {
 			st := a.status()
 			assert.True(t, st.Healthy, "%v", st.Problems)
 		}
+		assert.Equal(t, "WATCHDOG=1", hear())
+		assert.Equal(t, "WATCHDOG=1", hear(), "again and again")
 		require.NoError(t, d.Signal(syscall.SIGTERM))
-		assert.Equal(t, "STOPPING=1", hear())
+		for heard := hear(); heard != "STOPPING=1"; heard = hear() {
+			assert.Equal(t, "WATCHDOG=1", heard)
+		}
 		require.NoError(t, d.Wait())
 	}
 }
