@@ -602,7 +602,7 @@ func (a *Agent) preempted() findings {
 func (s *state) contend(vm string, g *guest, now time.Time, found *findings) {
 	older, later := g.others(s.node)
 	if older.node != "" {
-		found.lost[vm] = older
+		s.yieldTo(vm, g, older, now, found)
 		return
 	}
 	defended := g.defended
@@ -630,6 +630,20 @@ func (s *state) contend(vm string, g *guest, now time.Time, found *findings) {
 	case settled: // its guest got the address later, whether its node answers or not
 	case !s.peers.silent[g.contested].last.Before(g.contestedAt):
 		found.lost[vm] = loss{node: g.contested, reflector: g.reflectorOf(g.contested)}
+	}
+}
+
+// yieldTo decides about a competing route of another guest that has had an address of g
+// longer, as the route says. A reflector can make that up, and so can a node that makes
+// up when its guest got the address. So the agent of that node is asked first, and the
+// route decides only when that does not answer.
+func (s *state) yieldTo(vm string, g *guest, older loss, now time.Time, found *findings) {
+	switch _, silent := s.peers.silent[older.node]; {
+	case silent:
+		found.lost[vm] = older
+	case g.contested != older.node:
+		g.contested, g.contestedAt = older.node, now
+		found.asks = true
 	}
 }
 
