@@ -23,7 +23,8 @@ type setting struct {
 }
 
 // settings make an interface a port: it forwards, ignores redirects, source routes of
-// each kind and router advertisements, and sends no redirects. A new link takes over what
+// each kind, router advertisements and advertisements of neighbours that it did not
+// ask, and sends no redirects. A new link takes over what
 // the host has under "default", such as segment routing between its own routers: by that
 // a guest would reach every machine that the node reaches.
 var settings = []setting{
@@ -37,6 +38,7 @@ var settings = []setting{
 	{unix.AF_INET6, devconfAccRed6, "accept_redirects", 0},
 	{unix.AF_INET6, devconfSegments, "seg6_enabled", 0},
 	{unix.AF_INET6, devconfRPLRoute, "rpl_seg_enabled", 0},
+	{unix.AF_INET6, devconfUntracked, "accept_untracked_na", 0}, // each would make a neighbour
 }
 
 // Values of rp_filter (RFC 3704).
