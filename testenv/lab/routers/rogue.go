@@ -166,6 +166,17 @@ func (r *Rogue) Announce(route RogueRoute) error {
 	return r.write(bgpUpdate, slices.Concat(body, attrs, nlri))
 }
 
+// Update sends an UPDATE message with a body that may be anything.
+func (r *Rogue) Update(body []byte) error { return r.write(bgpUpdate, body) }
+
+// Break sends a message that no speaker sends, and waits until the other end has closed
+// the session: it has read what was sent before.
+func (r *Rogue) Break() {
+	_ = r.write(255, nil) // it may have closed it already
+	r.reading.Wait()
+	_ = r.conn.Close()
+}
+
 // Heard returns the bodies of the UPDATE messages so far.
 func (r *Rogue) Heard() [][]byte {
 	r.mu.Lock()
