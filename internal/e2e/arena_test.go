@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
@@ -87,9 +88,12 @@ func linkMAC(t testing.TB, h *core.Host, link string) fabric.MAC {
 }
 
 // newArena builds the cluster, its guests and its watchers.
-func newArena(t *testing.T) *arena {
+func newArena(t *testing.T, change func(*fabric.Cluster)) *arena {
 	t.Helper()
-	s := start(t, options{})
+	s := start(t, options{change: func(c *fabric.Cluster) {
+		c.Timers.Hold = 10 * time.Minute // the agent will stand still
+		change(c)
+	}})
 	a := &arena{system: s, node: s.top.Nodes["node1"], gun: newGun(t), seen: map[string]attack.Place{}}
 	a.loosen()
 	neighbor, err := s.lab.AddReflector("neighbor", core.Underlay4(77), core.Underlay6(77))

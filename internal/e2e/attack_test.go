@@ -24,7 +24,7 @@ import (
 // must show itself, or the check could not fail.
 func TestHostileFrames(t *testing.T) {
 	t.Parallel()
-	a := newArena(t)
+	a := newArena(t, func(*fabric.Cluster) {})
 	before := a.routes()
 	var probes []*core.Prober
 	for _, f := range attack.Families {

@@ -41,10 +41,7 @@ func (v *Volley) discovery(src, dst netip.Addr, kind byte, rest uint32, body ...
 	return packet{src: src, dst: dst, protocol: unix.IPPROTO_ICMPV6, hops: 255, payload: icmp(src, dst, kind, 0, rest, payload)}
 }
 
-var (
-	allNodes   = addr("ff02::1")
-	allRouters = addr("ff02::2")
-)
+var allNodes = addr("ff02::1")
 
 // advertises sends neighbour advertisements for an address that is another's.
 func advertises(of func(Cast) Pair) func(*Volley) {

@@ -51,6 +51,8 @@ var Rows = []Row{
 	{node, "says by the cluster's key that it has another machine's address", "Is refused, and reported.", []string{"fabric/nodes TestForgedAddresses"}},
 	{node, "starts a guest with another guest's addresses", "Does not keep them.", []string{"internal/e2e TestCopyOfAGuest"}},
 
+	{reflector, "tells a node that another one has its guest, that another guest has had the address longer, or of wider and default routes, with every preference", "The node asks the other one's agent, goes on announcing, and changes no route; the guest loses nothing.", []string{"internal/e2e TestRogueReflectors", "fabric/agent TestOlderRouteOfANodeThatAnswers"}},
+	{reflector, "sends 49 kinds of broken UPDATEs", "Loses its session at most; those with others stay up.", []string{"internal/e2e TestRogueReflectors"}},
 	{reflector, "sends a node routes that no node may announce", "The node does not take them over.", []string{"fabric/gobgp TestLearnsOnlyWhatIsAnnounceable"}},
 	{reflector, "sends a node better routes to its own guests", "The node goes on announcing them.", []string{"fabric/gobgp TestLearnedAndOwn"}},
 
@@ -66,6 +68,14 @@ func Table() string {
 	fmt.Fprintf(&b, "| a guest's frame | promised | without the packet filter |\n| --- | --- | --- |\n")
 	for _, k := range Kinds() {
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", k.Name, k.promise(), k.unfiltered())
+	}
+	fmt.Fprintf(&b, "\n| a guest's flood | without the packet filter |\n| --- | --- |\n")
+	for _, f := range Floods {
+		unfiltered := "does not fill anything either"
+		if f.Fills != "" {
+			unfiltered = "fills the " + string(f.Fills)
+		}
+		fmt.Fprintf(&b, "| %s | %s |\n", f.Name, unfiltered)
 	}
 	fmt.Fprintf(&b, "\n| attacker | what it does | promised | shown by |\n| --- | --- | --- | --- |\n")
 	for _, r := range Rows {
