@@ -56,6 +56,7 @@ var Rows = []Row{
 	{reflector, "sends a node routes that no node may announce", "The node does not take them over.", []string{"fabric/gobgp TestLearnsOnlyWhatIsAnnounceable"}},
 	{reflector, "sends a node better routes to its own guests", "The node goes on announcing them.", []string{"fabric/gobgp TestLearnedAndOwn"}},
 
+	{user, "connects to the sockets of a running agent and its plugin, and reads and writes its state", "May not.", []string{"internal/e2e TestLocalUser"}},
 	{user, "connects to the agent's socket", "May not, from the first moment on.", []string{"hooks TestModeFromTheStart", "hooks TestNotRoot"}},
 	{user, "reads the agent's state", "May not.", []string{"fabric/disk TestOnlyTheOwnerReads"}},
 	{user, "writes the cluster file, a key, a password or a plugin, or a folder above it", "The agent refuses to use it.", []string{"fabric/clusterfile TestWhatOthersCouldWrite", "fabric/clusterfile TestKeyFile", "fabric/clusterfile TestPasswordFile", "plugins TestWhatOthersCouldWrite", "internal/trusted TestCheck", "internal/trusted TestLinks"}},
