@@ -19,29 +19,29 @@ import (
 const (
 	extFilterSkipStats = 1 << 3 // RTEXT_FILTER_SKIP_STATS
 
-	inetConf         = 1 // IFLA_INET_CONF
-	inet6Conf        = 2 // IFLA_INET6_CONF
-	inet6GenMode     = 8 // IFLA_INET6_ADDR_GEN_MODE
-	genModeNone      = 1 // IN6_ADDR_GEN_MODE_NONE
-	tunMultiQueue    = 7 // IFLA_TUN_MULTI_QUEUE
-	vethPeer         = 1 // VETH_INFO_PEER
-	routeProtocol    = fabric.Protocol
-	lowerUp          = 1 << 16 // IFF_LOWER_UP
-	txQueueLength    = 1000    // packets; the kernel's default
-	devconfForward4  = 1       // IPV4_DEVCONF_*
-	devconfProxyARP  = 3
-	devconfAccRedir  = 4
-	devconfSndRedir  = 6
-	devconfRPFilter  = 8
-	devconfAccSrcRt  = 9
-	devconfForward6  = 0 // DEVCONF_*
-	devconfAcceptRA  = 3
-	devconfAccRed6   = 4
-	devconfProxyNDP  = 22
-	devconfDisable6  = 26
-	devconfSegments  = 44
-	devconfRPLRoute  = 51
-	devconfUntracked = 57
+	inetConf        = 1 // IFLA_INET_CONF
+	inet6Conf       = 2 // IFLA_INET6_CONF
+	inet6GenMode    = 8 // IFLA_INET6_ADDR_GEN_MODE
+	genModeNone     = 1 // IN6_ADDR_GEN_MODE_NONE
+	tunMultiQueue   = 7 // IFLA_TUN_MULTI_QUEUE
+	vethPeer        = 1 // VETH_INFO_PEER
+	routeProtocol   = fabric.Protocol
+	lowerUp         = 1 << 16 // IFF_LOWER_UP
+	txQueueLength   = 1000    // packets; the kernel's default
+	devconfForward4 = 1       // IPV4_DEVCONF_*
+	devconfProxyARP = 3
+	devconfAccRedir = 4
+	devconfSndRedir = 6
+	devconfRPFilter = 8
+	devconfAccSrcRt = 9
+	devconfForward6 = 0 // DEVCONF_*
+	devconfAcceptRA = 3
+	devconfAccRed6  = 4
+	devconfProxyNDP = 22
+	devconfDisable6 = 26
+	devconfSegments = 44
+	devconfRPLRoute = 51
+	devconfAcceptNA = 57
 )
 
 // link is a network interface as RTM_NEWLINK describes it.

@@ -38,7 +38,7 @@ var settings = []setting{
 	{unix.AF_INET6, devconfAccRed6, "accept_redirects", 0},
 	{unix.AF_INET6, devconfSegments, "seg6_enabled", 0},
 	{unix.AF_INET6, devconfRPLRoute, "rpl_seg_enabled", 0},
-	{unix.AF_INET6, devconfUntracked, "accept_untracked_na", 0}, // each would make a neighbour
+	{unix.AF_INET6, devconfAcceptNA, "accept_untracked_na", 0}, // each would make a neighbour
 }
 
 // Values of rp_filter (RFC 3704).
