@@ -219,7 +219,7 @@ func TestPrefixWithoutAddress(t *testing.T) {
 	}
 	n.apply(vm, fabric.Absent)
 	vm = asking("db", "bare6")
-	vm.NICs[0].Addresses = addrs("2001:db8:100:5::9")
+	vm.NICs[0].Addresses = addrs("2001:db8:100::9")
 	assert.ErrorContains(t, n.Apply(t.Context(), vm, fabric.Live), "excluded from pool public6")
 	vm.NICs[0].Addresses = addrs("2001:db8:100:9::9")
 	n.apply(vm, fabric.Live)
