@@ -36,6 +36,9 @@ type Guests struct {
 	// autoconf. The cluster file has no key for it.
 	Lifetimes Lifetimes
 
+	// Isolate: no packets pass between guests ([VM.Isolated] says so for one).
+	Isolate bool
+
 	// Metadata: the node serves each guest its metadata, at [Metadata4] and [Metadata6].
 	Metadata bool
 }
@@ -82,6 +85,16 @@ func (c *Cluster) Private() []netip.Prefix {
 		ps = append(ps, HostPrefix(h.addr))
 	}
 	return disjoint(ps)
+}
+
+// GuestPrefixes lists the prefixes of which guests have addresses and routes: the blocks
+// of the pools, and [Cluster.Routed]. They may overlap.
+func (c *Cluster) GuestPrefixes() []netip.Prefix {
+	ps := slices.Clone(c.Routed)
+	for _, p := range c.Pools {
+		ps = append(ps, p.Blocks()...)
+	}
+	return ps
 }
 
 // disjoint leaves out prefixes that lie in another one, and sorts.

@@ -32,6 +32,10 @@ type Port struct {
 	Queue int
 	// NoDHCP, NoRA and NoMetadata are those of the [VM].
 	NoDHCP, NoRA, NoMetadata bool
+	// Isolated and Firewall are those of the [VM]. A dataplane that cannot do what they
+	// ask for refuses the port. They hold from before its first packet on.
+	Isolated bool
+	Firewall *Firewall // nil: none
 	// Listen: the guest has carrier before it answers, and may run elsewhere until
 	// then. The dataplane listens for its first frame: see [PortState.Silent].
 	Listen bool

@@ -18,7 +18,11 @@ type PortEntry struct {
 	Trouble   string         `json:"trouble,omitempty"`  // why the port is not as it is wanted
 	Node      string         `json:"node,omitempty"`     // where it is; empty: on the node that lists it
 	Contacts  []Contact      `json:"contacts,omitempty"` // the guest's last requests for its configuration; empty: it never asked
-	Drops     []Drops        `json:"drops,omitempty"`    // packets that this node dropped; of other nodes' ports they are not known
+	// Isolated, Firewall and Drops, the packets that this node dropped, are not known of
+	// other nodes' ports.
+	Isolated bool      `json:"isolated,omitempty"`
+	Firewall *Firewall `json:"firewall,omitempty"`
+	Drops    []Drops   `json:"drops,omitempty"`
 }
 
 // GuestEntry is a guest of a node, as the node's agent lists it.
@@ -41,7 +45,7 @@ func (g GuestEntry) Ports(c *Cluster) []PortEntry {
 	for i, p := range g.VM.Ports(c) {
 		entries[i] = PortEntry{
 			VM: g.VM.Name, Port: p.Name, Kind: p.NIC.Kind, State: g.States[i], Addresses: p.NIC.Addresses, Routes: p.NIC.Routes,
-			Since: g.Since, Origin: g.VM.Origin, Trouble: g.Trouble,
+			Since: g.Since, Origin: g.VM.Origin, Trouble: g.Trouble, Isolated: p.Isolated, Firewall: p.Firewall,
 		}
 		if i < len(g.Contacts) {
 			entries[i].Contacts = g.Contacts[i]

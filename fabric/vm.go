@@ -96,6 +96,11 @@ type VM struct {
 	NoRA   bool `json:"no_ra,omitempty"`
 	// NoMetadata: the node serves the guest no metadata, also if [Guests.Metadata] is set.
 	NoMetadata bool `json:"no_metadata,omitempty"`
+	// Isolated: no packets pass between the guest and other guests of the cluster
+	// ([Guests] says so for all).
+	Isolated bool `json:"isolated,omitempty"`
+	// Firewall is the guest's own; nil: none. Nobody changes what it points to.
+	Firewall *Firewall `json:"firewall,omitempty"`
 	// Container: the guest shares the node's kernel. Its links have no permanent
 	// MAC address, by which some programs find links.
 	Container bool `json:"container,omitempty"`
@@ -349,7 +354,7 @@ func (v VM) ValidateNICs() error {
 			}
 		}
 	}
-	return nil
+	return v.Firewall.Validate()
 }
 
 // ValidateName reports why s cannot be the name of a new VM; nil: it can.
@@ -427,7 +432,7 @@ func (v VM) Ports(c *Cluster) []Port {
 		if nic.Kind == "" {
 			nic.Kind = Tap
 		}
-		ports[n] = Port{Name: PortName(v.Name, n), Cluster: c.Name, VM: v.Name, Index: n, NIC: nic, Gateway: c.Gateway, NoDHCP: v.NoDHCP, NoRA: v.NoRA, NoMetadata: v.NoMetadata}
+		ports[n] = Port{Name: PortName(v.Name, n), Cluster: c.Name, VM: v.Name, Index: n, NIC: nic, Gateway: c.Gateway, NoDHCP: v.NoDHCP, NoRA: v.NoRA, NoMetadata: v.NoMetadata, Isolated: v.Isolated, Firewall: v.Firewall}
 	}
 	return ports
 }

@@ -132,7 +132,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	}
 	defer closing(following)
 	config := kernelConfig(&cluster, node)
-	config.Netlink = following
+	config.Netlink, config.Known = following, guarded(ctx, store, &cluster)
 	dataplane, err := kernel.New(ctx, config, kernel.WithLogger(log))
 	if err != nil {
 		return err
@@ -213,7 +213,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 func kernelConfig(c *fabric.Cluster, node fabric.Node) kernel.Config {
 	return kernel.Config{
 		Cluster: c.Name, Underlay: others(c, node), Private: c.Private(), Guests: c.Guests, AgentPort: c.AgentPort,
-		Samples: samplesOf(c), NextHop: node.Address, NextHop6: node.Address6, Pools: pools(c), Routers: routers(c),
+		Samples: samplesOf(c), NextHop: node.Address, NextHop6: node.Address6, Pools: c.GuestPrefixes(), Routers: routers(c),
 	}
 }
 
@@ -274,13 +274,16 @@ func others(c *fabric.Cluster, node fabric.Node) []netip.Addr {
 	return slices.DeleteFunc(as, func(a netip.Addr) bool { return !a.IsValid() || a == node.Address || a == node.Address6 })
 }
 
-// pools lists the prefixes of which guests may have addresses or routes.
-func pools(c *fabric.Cluster) []netip.Prefix {
-	ps := slices.Clone(c.Routed)
-	for _, p := range c.Pools {
-		ps = append(ps, p.Blocks()...)
+// guarded lists the ports of stored guests that are isolated or have a firewall. Of what
+// the store cannot read the agent reports more.
+func guarded(ctx context.Context, store fabric.Store, c *fabric.Cluster) (ports []fabric.Port) {
+	guests, _ := store.All(ctx)
+	for _, d := range guests {
+		if d.State != fabric.Absent && (d.VM.Isolated || d.VM.Firewall != nil) {
+			ports = append(ports, d.VM.Ports(c)...)
+		}
 	}
-	return ps
+	return ports
 }
 
 func routers(c *fabric.Cluster) []netip.Addr {

@@ -16,6 +16,7 @@ func attachCommand(t *tool) *cobra.Command {
 	var addresses, routes, pools []string
 	var kind, mac string
 	var wired, dhcp, ra, metadata bool
+	var rules firewallFlags
 	cmd := &cobra.Command{
 		Use:   "attach VM --address A[,A] | --pool P[,P]",
 		Short: "Give a guest its port and announce its addresses",
@@ -24,6 +25,8 @@ makes the port VM_net0, routes the addresses to it and announces them. It may be
 repeated, also to change a guest's addresses. With --pool the registry gives the guest an
 address of each pool, which it keeps until it is detached. The node answers the guest's
 DHCP and router solicitations with its addresses, unless --dhcp=false and --ra=false.
+--ingress and --egress have the rules of the guest's firewall, --isolate keeps other guests
+from it and it from them (docs/firewall.md).
 
   tap    a tap that a hypervisor such as QEMU opens (the default)
   veth   a veth pair; its other end, VM_peer0, is for a container or a namespace
@@ -31,6 +34,7 @@ DHCP and router solicitations with its addresses, unless --dhcp=false and --ra=f
 		Example: `  vmfabric attach web --address 203.0.113.10,2001:db8:100::10
   vmfabric attach web --pool auto
   vmfabric attach pfsense --address 203.0.113.12 --dhcp=false --ra=false
+  vmfabric attach db --address 203.0.113.13 --isolate --ingress "accept tcp 22 from 198.51.100.0/24; accept icmp; drop"
   vmfabric attach box --kind veth --address 203.0.113.11 --route 198.51.100.0/29`,
 		Args: arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -45,7 +49,10 @@ DHCP and router solicitations with its addresses, unless --dhcp=false and --ra=f
 			if err := fabric.ValidateName(args[0]); err != nil {
 				return fmt.Errorf("guest %s refused: %w", strings.ToValidUTF8(args[0], "\ufffd"), err)
 			}
-			vm := fabric.VM{Name: args[0], NICs: []fabric.NIC{nic}, NoDHCP: !dhcp, NoRA: !ra, NoMetadata: !metadata}
+			vm := fabric.VM{Name: args[0], NICs: []fabric.NIC{nic}, NoDHCP: !dhcp, NoRA: !ra, NoMetadata: !metadata, Isolated: rules.isolate}
+			if vm.Firewall, err = rules.firewall(); err != nil {
+				return usageError{err}
+			}
 			req := hooks.Request{Op: hooks.Live, VM: vm}
 			if wired {
 				req.Op = hooks.Wire
@@ -65,9 +72,41 @@ DHCP and router solicitations with its addresses, unless --dhcp=false and --ra=f
 	f.BoolVar(&dhcp, "dhcp", true, "answer the guest's DHCP; --dhcp=false: do not")
 	f.BoolVar(&ra, "ra", true, "answer its router solicitations; --ra=false: do not")
 	f.BoolVar(&metadata, "metadata", true, "serve the guest metadata, if the cluster file says so; --metadata=false: do not")
+	rules.add(cmd)
 	f.BoolVar(&wired, "wired", false, "make the port, announce nothing")
 	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions([]string{"tap", "veth", "adopt"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
+}
+
+// firewallFlags are the flags about what the guest sends and gets.
+type firewallFlags struct {
+	ingress, egress   string
+	stateful, isolate bool
+}
+
+func (w *firewallFlags) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&w.ingress, "ingress", "", `rules for packets to the guest, such as "accept tcp 22,443 from 198.51.100.0/24; accept icmp; drop"`)
+	f.StringVar(&w.egress, "egress", "", `rules for packets from the guest, such as "drop tcp 25"`)
+	f.BoolVar(&w.stateful, "stateful", false, "let answers by UDP and to pings pass the rules")
+	f.BoolVar(&w.isolate, "isolate", false, "no packets between the guest and other guests")
+}
+
+// firewall gives the firewall of the flags; nil: none.
+func (w *firewallFlags) firewall() (*fabric.Firewall, error) {
+	if w.ingress == "" && w.egress == "" && !w.stateful {
+		return nil, nil
+	}
+	in, err := fabric.ParseFilter(w.ingress, fabric.Ingress)
+	if err != nil {
+		return nil, fmt.Errorf("--ingress: %w", err)
+	}
+	out, err := fabric.ParseFilter(w.egress, fabric.Egress)
+	if err != nil {
+		return nil, fmt.Errorf("--egress: %w", err)
+	}
+	is := &fabric.Firewall{Ingress: in, Egress: out, Stateful: w.stateful}
+	return is, is.Validate()
 }
 
 func parseNIC(addresses, routes, pools []string, kind, mac string) (fabric.NIC, error) {

@@ -29,7 +29,7 @@ func main() {
 
 	cluster := must(clusterfile.Load(*config))
 	node := must(cluster.Node(*name))
-	ports := must(kernel.New(ctx, kernel.Config{Cluster: cluster.Name, Private: cluster.Private(), Guests: cluster.Guests}))
+	ports := must(kernel.New(ctx, kernel.Config{Cluster: cluster.Name, Private: cluster.Private(), Guests: cluster.Guests, Pools: cluster.GuestPrefixes()}))
 	defer ports.Close()
 	speaker := must(gobgp.New(gobgp.Config{Cluster: cluster, Node: node}))
 	store := must(disk.Open(*state))

@@ -86,6 +86,9 @@ func (a *Agent) page(ctx context.Context, after string) (guests []fabric.GuestEn
 		}
 		e := s.entry(g, asked)
 		e.Trouble = cut(e.Trouble, maxText)
+		// No list shows them, and agents of before, which do not know the keys, could not
+		// read the answer.
+		e.VM.Isolated, e.VM.Firewall = false, nil
 		if size += entrySize(e); size > pageBytes && len(guests) > 0 {
 			return guests, true
 		}

@@ -606,7 +606,8 @@ func (s *state) weigh(d fabric.Desired) (w weighed) {
 }
 
 func sameVM(a, b fabric.VM) bool {
-	if a.Name != b.Name || a.UUID != b.UUID || a.Origin != b.Origin || a.Resolve != b.Resolve || switches(a) != switches(b) || len(a.NICs) != len(b.NICs) {
+	if a.Name != b.Name || a.UUID != b.UUID || a.Origin != b.Origin || a.Resolve != b.Resolve || switches(a) != switches(b) ||
+		a.NoMetadata != b.NoMetadata || a.Isolated != b.Isolated || !a.Firewall.Equal(b.Firewall) || len(a.NICs) != len(b.NICs) {
 		return false
 	}
 	for i := range a.NICs {

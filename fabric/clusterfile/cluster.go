@@ -88,6 +88,7 @@ func guests(g *fabric.Guests) field {
 		key{"dhcp", scalar(&g.NoDHCP, off)},
 		key{"ra", scalar(&g.NoRA, off)},
 		key{"metadata", scalar(&g.Metadata, boolean)},
+		key{"isolate", scalar(&g.Isolate, boolean)},
 		key{"dns", list(&g.DNS, maxItems, scalars(addr))},
 		key{"search", list(&g.Search, maxItems, scalars(domain))},
 		key{"ntp", list(&g.NTP, maxItems, scalars(addr))},

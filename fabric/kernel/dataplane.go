@@ -36,14 +36,18 @@ type Config struct {
 	// are to pass the node. The dataplane tries with it whether they do, see
 	// [Dataplane.CheckForwarding].
 	Samples []netip.Addr
-	// Pools lists the prefixes of guests, Routers the core gateways. A destination
-	// in none of Private and Pools is outside; the dataplane checks that the node
-	// has a route there.
+	// Pools lists the prefixes of guests ([fabric.Cluster.GuestPrefixes]), Routers the
+	// core gateways. A destination in none of Private and Pools is outside; the dataplane
+	// checks that the node has a route there. Isolation needs Pools.
 	Pools   []netip.Prefix
 	Routers []netip.Addr
 	// NextHop and NextHop6 are the next hops of announcements; the second may be
 	// missing. Dataplane.NextHop reports whether they are addresses of this node.
 	NextHop, NextHop6 netip.Addr
+	// Known lists the ports of guests that were on the node before, as far as their
+	// guests are isolated or have firewalls. These stand from the start on, also if the
+	// filter has to be made anew, until the ports are put or removed.
+	Known []fabric.Port
 	// Netlink is shared with others that follow the kernel. If it is nil, the
 	// dataplane opens its own.
 	Netlink *Netlink
@@ -92,6 +96,9 @@ func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 	if !mayAdministrate() {
 		return nil, errors.New("kernel: no right to set up interfaces (CAP_NET_ADMIN); run as root, or give the service AmbientCapabilities=CAP_NET_ADMIN")
 	}
+	if cfg.Guests.Isolate && len(cfg.Pools) == 0 {
+		return nil, errors.New("kernel: guests are to be isolated, and no prefixes of guests are given; name the pools")
+	}
 	if err := enableForwarding(); err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
@@ -137,6 +144,7 @@ func (d *Dataplane) listenToRequests(cfg Config) {
 	}
 	q.metadata = d.metadata.number
 	d.host.filter = newFilter(cfg, q)
+	d.findGuards(cfg.Known)
 }
 
 // Close ends the watching. Everything in the kernel stays.
@@ -335,6 +343,9 @@ func (d *Dataplane) put(ctx context.Context, p, was fabric.Port) error {
 				return fmt.Errorf("address %s: this kernel has no IPv6; boot without ipv6.disable=1, or leave the address out", a)
 			}
 		}
+	}
+	if err := d.guard(p, was); err != nil {
+		return err
 	}
 	l, fresh, err := d.ensureLink(p)
 	if err != nil {

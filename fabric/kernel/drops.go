@@ -41,8 +41,12 @@ func droppedChain(reason fabric.DropReason, out bool) string {
 	return "drop_" + string(reason)
 }
 
-// drop drops a packet that came in by a port.
+// drop drops a packet that came in by a port, dropTo one that would leave by one.
 func (r *ruleset) drop(reason fabric.DropReason) []expr.Any { return r.dropBy(reason, incoming, false) }
+
+func (r *ruleset) dropTo(reason fabric.DropReason) []expr.Any {
+	return r.dropBy(reason, outgoing, true)
+}
 
 func (r *ruleset) dropBy(reason fabric.DropReason, port func(uint32) (expr.Any, uint32), out bool) []expr.Any {
 	chain := droppedChain(reason, out)
@@ -62,6 +66,10 @@ func constant(n uint32) func(uint32) (expr.Any, uint32) {
 	return func(register uint32) (expr.Any, uint32) {
 		return &expr.Immediate{Register: register, Data: binaryutil.NativeEndian.PutUint32(n)}, 4
 	}
+}
+
+func outgoing(register uint32) (expr.Any, uint32) {
+	return &expr.Meta{Key: expr.MetaKeyOIF, Register: register}, 4
 }
 
 // dropKey is what a count is of.

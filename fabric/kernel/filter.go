@@ -49,6 +49,7 @@ const arrivingMap = "arriving"
 //   - To the node itself pass echo, errors, neighbor discovery, answers, and
 //     packets to the ports that the cluster file opens. DHCP requests and router
 //     solicitations are logged for the responder, and dropped.
+//   - A guest that is isolated, or has a firewall, has chains of its own, see guard.go.
 //   - ARP and neighbor discovery have a rate limit for each port. Sources that are
 //     new to the node in them have another, and so have new link-local sources of
 //     any packet: the neighbour tables are the whole host's.
@@ -59,6 +60,7 @@ const arrivingMap = "arriving"
 type filter struct {
 	ports     *ruleset // of the family inet
 	neighbour *ruleset // of the family arp
+	pools     bool     // it knows the prefixes of guests
 
 	mu       sync.Mutex
 	seen     uint32 // generation of the ruleset at which the fabric's tables were right; 0: none
@@ -66,10 +68,13 @@ type filter struct {
 	known    bool
 	arriving map[string][]netip.Prefix // by port
 	dropped  dropCounts
+	guards   map[string]madeGuard // by port; nil: an earlier process made them
+
+	wantedGuards func() map[string]*guard // by port; nil: whatever the kernel has stays
 }
 
 func newFilter(cfg Config, q requests) *filter {
-	return &filter{ports: portRules(cfg, q), neighbour: arpRules()}
+	return &filter{ports: portRules(cfg, q), neighbour: arpRules(), pools: len(cfg.Pools) > 0}
 }
 
 // portRules is the table for IP.
@@ -193,6 +198,7 @@ func portRules(cfg Config, q requests) *ruleset {
 	r.add("new_source", key(incoming, ipv6.saddr), remember("neighbours", neighbourFor, false), leave())
 	r.add("new_source", r.drop(fabric.DropNewSource))
 
+	r.addGuards(cfg.Pools, cfg.Guests.Isolate)
 	r.add("input", fromPort(), goTo("to_node"))
 	r.add("to_node", agents, r.drop(fabric.DropNodePort))
 	r.add("to_node", connected(), accept())
@@ -423,24 +429,26 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 	}
 	intact := generation == f.seen && generation != 0
 	if !intact {
-		intact = !f.broken && f.ports.intact(c) && f.arrivingIntact(c)
+		rules, err := listRules(f.ports.table.Family)
+		intact = err == nil && !f.broken && f.ports.intact(c, rules) && f.arrivingIntact(c) && f.guardsIntact(c, rules)
 		if !intact {
 			f.readDrops(c) // what the tables have counted goes with them
 			if err := f.ports.rebuild(c); err != nil {
 				return err
 			}
 		}
-		if !f.neighbour.intact(c) {
+		if rules, err := listRules(f.neighbour.table.Family); err != nil || !f.neighbour.intact(c, rules) {
 			if err := f.neighbour.rebuild(c); err != nil {
 				return err
 			}
 			generation = 0
 		}
 	}
-	if !intact {
-		generation = 0
-	}
 	changed, err := f.setArriving(c, list, intact)
+	if err != nil {
+		return err
+	}
+	guards, guarded, err := f.setGuards(c, intact)
 	if err != nil {
 		return err
 	}
@@ -451,14 +459,26 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 		}
 		return err
 	}
-	if changed {
-		generation = 0
-	}
-	f.seen, f.broken = generation, false
+	f.seen, f.broken, f.guards = f.seenAfter(generation, intact, changed || guarded), false, guards
 	if list != nil {
 		f.arriving, f.known = list, true
 	}
 	return nil
+}
+
+// seenAfter returns the generation at which the tables are right after a change, if
+// nobody else has made one meanwhile; 0: the next call checks that.
+func (f *filter) seenAfter(before uint32, intact, changed bool) uint32 {
+	if !intact || before == 0 {
+		return 0
+	}
+	if !changed {
+		return before
+	}
+	if after, err := rulesGeneration(); err == nil && after == before+1 {
+		return after
+	}
+	return 0
 }
 
 // roomForAnswers makes room in a socket for the kernel's answers to one transaction.

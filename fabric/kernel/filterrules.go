@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
@@ -196,24 +195,17 @@ const (
 	answerBuffer   = 4 << 20 // bytes
 )
 
-// intact reports whether the kernel has the table as it should be.
-func (r *ruleset) intact(c *nftables.Conn) bool {
-	if t, err := c.ListTableOfFamily(tableName, r.table.Family); err != nil || t == nil {
-		return false
-	}
+// intact reports whether the kernel has the table as it should be. rules are the marks of
+// its rules there, by chain.
+func (r *ruleset) intact(c *nftables.Conn, rules map[string][]string) bool {
 	for _, chain := range r.chains {
-		rules, err := c.GetRules(r.table, chain)
-		if err != nil || len(rules) != len(r.rules[chain.Name]) {
+		is := rules[chain.Name]
+		if len(is) != len(r.rules[chain.Name]) || slices.ContainsFunc(is, func(mark string) bool { return mark != string(r.mark) }) {
 			return false
-		}
-		for _, rule := range rules {
-			if !bytes.Equal(rule.UserData, r.mark) {
-				return false
-			}
 		}
 	}
 	for _, s := range r.sets {
-		if s.Dynamic || s.Name == arrivingMap {
+		if s.Dynamic || slices.Contains([]string{arrivingMap, guardFrom, guardTo}, s.Name) {
 			continue
 		}
 		elements, err := c.GetSetElements(s)
@@ -334,7 +326,12 @@ func remember(set string, timeout time.Duration, renew bool) []expr.Any {
 // meter matches while a port's packets are within a rate; with over, while they are
 // above it.
 func meter(set string, rate uint64, unit expr.LimitTime, burst uint32, over bool) []expr.Any {
-	return slices.Concat(key(incoming), []expr.Any{&expr.Dynset{
+	return meterBy(incoming, set, rate, unit, burst, over)
+}
+
+// meterBy is meter for the port that a part of a key loads.
+func meterBy(port func(uint32) (expr.Any, uint32), set string, rate uint64, unit expr.LimitTime, burst uint32, over bool) []expr.Any {
+	return slices.Concat(key(port), []expr.Any{&expr.Dynset{
 		SrcRegKey: firstWord, SetName: set, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: meterFor,
 		Exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: rate, Over: over, Unit: unit, Burst: burst}},
 	}})

@@ -19,6 +19,7 @@ type ports struct {
 	puts     int                    // how many Puts have ended
 	last     map[string]int         // the number of each port's last Put
 	awaited  map[string]bool        // adopted ports whose link is to appear
+	found    map[string]*guard      // guards of ports from before this process: see guards
 }
 
 func newPorts() *ports {
@@ -36,6 +37,7 @@ func (t *ports) begin(p fabric.Port) (was fabric.Port, end func(error)) {
 	defer t.mu.Unlock()
 	was, wanted := t.want[p.Name]
 	t.want[p.Name] = p
+	delete(t.found, p.Name)
 	t.underWay[p.Name]++
 	arrives := was.Incoming && !p.Incoming
 	if arrives {
@@ -70,6 +72,7 @@ func (t *ports) remove(name string) (p fabric.Port, wanted bool) {
 	defer t.mu.Unlock()
 	p, wanted = t.want[name]
 	delete(t.want, name)
+	delete(t.found, name)
 	delete(t.awaited, name)
 	delete(t.last, name)
 	return p, wanted

@@ -67,6 +67,9 @@ func (d dialect) guest(i instance) (vm fabric.VM, ours bool, err error) {
 	if err := d.switches(i, &vm); err != nil {
 		return vm, false, err
 	}
+	if vm.Firewall, err = d.firewall(i); err != nil {
+		return vm, false, err
+	}
 	if err := vm.Validate(); err != nil {
 		return vm, false, fmt.Errorf("%w; see %s", err, d.command(i, "config", "show", i.Name, "--expanded"))
 	}
@@ -95,20 +98,66 @@ const (
 	raKey   = "ra"
 
 	metadataKey = "metadata"
+	isolateKey  = "isolate"
+	firewallKey = "firewall." // before ingress, egress and stateful
 )
 
-// switches reads what the instance turns off.
+// switches reads what the instance turns off, and whether it is isolated.
 func (d dialect) switches(i instance, vm *fabric.VM) error {
 	off := map[string]*bool{dhcpKey: &vm.NoDHCP, raKey: &vm.NoRA, metadataKey: &vm.NoMetadata}
 	for _, name := range slices.Sorted(maps.Keys(off)) { // of two wrong ones the same is named each time
-		k := d.keys + name
-		value, given := i.ExpandedConfig[k]
-		if given && value != "true" && value != "false" {
-			return fmt.Errorf("%s is %.20q, and it takes true or false; %s", k, value, d.command(i, "config", "set", i.Name, k+"=false"))
+		on, given, err := d.boolean(i, name)
+		if err != nil {
+			return err
 		}
-		*off[name] = value == "false"
+		*off[name] = given && !on
 	}
-	return nil
+	var err error
+	vm.Isolated, _, err = d.boolean(i, isolateKey)
+	return err
+}
+
+// boolean reads a key that is true or false.
+func (d dialect) boolean(i instance, name string) (on, given bool, err error) {
+	k := d.keys + name
+	value, given := i.ExpandedConfig[k]
+	if given && value != "true" && value != "false" {
+		return false, given, fmt.Errorf("%s is %.20q, and it takes true or false; %s", k, value, d.command(i, "config", "set", i.Name, k+"=false"))
+	}
+	return value == "true", given, nil
+}
+
+// firewall reads the instance's firewall; nil: it has none. The keys of the two directions
+// have rules as [fabric.ParseFilter] reads them.
+func (d dialect) firewall(i instance) (*fabric.Firewall, error) {
+	w, given := fabric.Firewall{}, false
+	for _, k := range slices.Sorted(maps.Keys(i.ExpandedConfig)) {
+		name, ours := strings.CutPrefix(k, d.keys+firewallKey)
+		if !ours {
+			continue
+		}
+		var err error
+		switch direction := fabric.Direction(name); direction {
+		case fabric.Ingress:
+			w.Ingress, err = fabric.ParseFilter(i.ExpandedConfig[k], direction)
+		case fabric.Egress:
+			w.Egress, err = fabric.ParseFilter(i.ExpandedConfig[k], direction)
+		case "stateful":
+			if w.Stateful, _, err = d.boolean(i, firewallKey+name); err != nil {
+				return nil, err
+			}
+		default:
+			return nil, fmt.Errorf("%s is not a key of the fabric, which has %[2]singress, %[2]segress and %[2]sstateful; %s", k, d.keys+firewallKey, d.unset(i, k))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w; %s", k, err, d.command(i, "config", "set", i.Name, k+"=..."))
+		}
+		given = true
+	}
+	if !given {
+		return nil, nil
+	}
+	return &w, nil // the caller validates it with the guest
 }
 
 // nics reads the addresses, pools and routes of the instance's NICs.

@@ -117,6 +117,44 @@ func TestSwitchesOfAnInstance(t *testing.T) {
 	assert.False(t, ours)
 }
 
+// TestFirewallOfAnInstance reads what the instance sends and gets, and says what is wrong
+// with a key.
+func TestFirewallOfAnInstance(t *testing.T) {
+	of := func(keys map[string]string) (fabric.VM, error) {
+		i := p2p("web", 10)
+		for k, v := range keys {
+			i.ExpandedConfig["user.vmfabric."+k] = v
+		}
+		vm, _, err := ofLXD.guest(i)
+		return vm, err
+	}
+	vm, err := of(nil)
+	require.NoError(t, err)
+	assert.Nil(t, vm.Firewall)
+	assert.False(t, vm.Isolated)
+	vm, err = of(map[string]string{
+		"isolate": "true", "firewall.stateful": "true", "firewall.egress": "drop tcp 25",
+		"firewall.ingress": "accept tcp 22 from 198.51.100.0/24,2001:db8:5::/48\naccept icmp\ndrop\n",
+	})
+	require.NoError(t, err)
+	assert.True(t, vm.Isolated)
+	require.NotNil(t, vm.Firewall)
+	assert.True(t, vm.Firewall.Stateful)
+	assert.Equal(t, "accept tcp 22 from 198.51.100.0/24,2001:db8:5::/48; accept icmp; drop", vm.Firewall.Ingress.Text(fabric.Ingress))
+	assert.Equal(t, "drop tcp 25; accept", vm.Firewall.Egress.Text(fabric.Egress))
+	for _, tt := range []struct{ key, value, want string }{
+		{"isolate", "yes", `user.vmfabric.isolate is "yes", and it takes true or false; lxc config set web user.vmfabric.isolate=false`},
+		{"firewall.stateful", "", `user.vmfabric.firewall.stateful is "", and it takes true or false`},
+		{"firewall.rules", "drop", "user.vmfabric.firewall.rules is not a key of the fabric, which has user.vmfabric.firewall.ingress, user.vmfabric.firewall.egress and user.vmfabric.firewall.stateful; lxc config unset web user.vmfabric.firewall.rules"},
+		{"firewall.ingress", "accept tpc 22", `user.vmfabric.firewall.ingress: ingress rule 1 "accept tpc 22": protocol "tpc" is not one of any, tcp, udp, icmp`},
+		{"firewall.egress", "accept tcp 22", `firewall: egress: all rules say accept, as for all other packets`},
+	} {
+		_, err := of(map[string]string{tt.key: tt.value})
+		require.ErrorContains(t, err, tt.want)
+		assert.NotContains(t, err.Error(), "\n")
+	}
+}
+
 func TestPoolsOfAnInstance(t *testing.T) {
 	static := []netip.Addr{netip.MustParseAddr("203.0.113.10")}
 	for value, want := range map[string]fabric.NIC{

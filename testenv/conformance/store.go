@@ -60,7 +60,12 @@ func desired(vm string, state fabric.State) fabric.Desired {
 			Kind:      fabric.Tap, MAC: fabric.MAC{0x52, 0x54, 0, 0, 0, 1}, Queues: 4, MTU: 9000,
 		}, {
 			Addresses: []netip.Addr{netip.MustParseAddr("2001:db8:100::11")}, Kind: fabric.Adopt,
-		}}, NoDHCP: true, NoRA: true, NoMetadata: true},
+		}}, NoDHCP: true, NoRA: true, NoMetadata: true, Isolated: true, Firewall: &fabric.Firewall{
+			Ingress: fabric.Filter{Drop: true, Rules: []fabric.Rule{{
+				Protocol: fabric.TCP, Ports: []fabric.PortRange{{First: 22, Last: 22}, {First: 8000, Last: 8100}}, Peers: prefixes("198.51.100.0/24", "2001:db8:5::/48"),
+			}, {Protocol: fabric.ICMP}}},
+			Egress: fabric.Filter{Rules: []fabric.Rule{{Drop: true, Protocol: fabric.TCP, Ports: []fabric.PortRange{{First: 25, Last: 25}}}}}, Stateful: true,
+		}},
 		State: state, Incoming: state == fabric.Wired, Since: time.Date(2026, 11, 22, 12, 3, 4, 5678, time.UTC), Boot: "boot", Run: "7",
 	}
 }

@@ -264,6 +264,16 @@ func has(n *fabric.NIC, p netip.Prefix) bool {
 	return p.IsSingleIP() && slices.Contains(n.Addresses, p.Addr()) || slices.Contains(n.Routes, p)
 }
 
+// Port returns a port as it was put; zero if it is none of ours.
+func (d *Dataplane) Port(name string) fabric.Port {
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	if l := d.kernel.links[name]; l != nil && l.ours {
+		return l.port
+	}
+	return fabric.Port{}
+}
+
 // SetNextHop sets the error that NextHop returns for a family.
 func (d *Dataplane) SetNextHop(v6 bool, err error) {
 	d.outside(func(map[string]*link) {

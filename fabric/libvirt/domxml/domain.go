@@ -35,6 +35,8 @@ type Domain struct {
 	Resolve bool
 	// NoDHCP, NoRA and NoMetadata: <fabric:vm dhcp='no' ra='no' metadata='no'>.
 	NoDHCP, NoRA, NoMetadata bool
+	Isolated                 bool             // <fabric:vm isolate='yes'>
+	Firewall                 *fabric.Firewall // <fabric:firewall>; nil: none
 	// Interfaces are all of the domain's, in its order. If libvirt made the link of
 	// one, the XML of the stopped domain has no Dev for it.
 	Interfaces []Interface
@@ -90,7 +92,7 @@ func Mentioned(read []byte, rest io.Reader) (bool, error) {
 // addresses.
 func (d Domain) VM() fabric.VM {
 	nics := d.nics()
-	vm := fabric.VM{Name: d.Name, UUID: d.UUID, Origin: Origin, Resolve: d.Resolve, NoDHCP: d.NoDHCP, NoRA: d.NoRA, NoMetadata: d.NoMetadata, NICs: make([]fabric.NIC, len(nics))}
+	vm := fabric.VM{Name: d.Name, UUID: d.UUID, Origin: Origin, Resolve: d.Resolve, NoDHCP: d.NoDHCP, NoRA: d.NoRA, NoMetadata: d.NoMetadata, Isolated: d.Isolated, Firewall: d.Firewall, NICs: make([]fabric.NIC, len(nics))}
 	for n, nic := range nics {
 		vm.NICs[n] = fabric.NIC{Addresses: nic.Addresses, Pools: nic.Pools, Routes: nic.Routes}
 		i, found := d.plug(n)

@@ -247,17 +247,17 @@ func TestParseErrors(t *testing.T) {
 		"other version":    {domain(`<vm xmlns="urn:vmfabric:domain:2"/>`, ``), in + `<vm> is in the namespace "urn:vmfabric:domain:2"; write xmlns:fabric="urn:vmfabric:domain:1"`},
 		"other element":    {domain(`<f:guest xmlns:f="urn:vmfabric:domain:1"/>`, ``), in + `<metadata> has <fabric:guest>; it takes <fabric:vm>`},
 		"twice":            {domain(strings.Repeat(`<vm xmlns="urn:vmfabric:domain:1"><nic><address>::2</address></nic></vm>`, 2), ``), in + "<fabric:vm> is given twice; put all <fabric:nic> into one"},
-		"text for a NIC":   {ours(`203.0.113.10`), in + `<fabric:vm> has the text "203.0.113.10"; it takes <fabric:nic>`},
-		"attribute on VM":  {domain(`<f:vm xmlns:f="urn:vmfabric:domain:1" resolve="yes"/>`, plug0), in + `<fabric:vm> has the attribute "resolve"; it takes dhcp="no", ra="no" and metadata="no", write other values as elements`},
+		"text for a NIC":   {ours(`203.0.113.10`), in + `<fabric:vm> has the text "203.0.113.10"; it takes <fabric:nic> and <fabric:firewall>`},
+		"attribute on VM":  {domain(`<f:vm xmlns:f="urn:vmfabric:domain:1" resolve="yes"/>`, plug0), in + `<fabric:vm> has the attribute "resolve"; it takes dhcp="no", ra="no", metadata="no" and isolate="yes", write other values as elements`},
 		"a word for no":    {domain(`<f:vm xmlns:f="urn:vmfabric:domain:1" dhcp="off"/>`, plug0), in + `<fabric:vm> has dhcp="off"; write yes or no`},
 		"no word at all":   {domain(`<f:vm xmlns:f="urn:vmfabric:domain:1" ra=""/>`, plug0), in + `<fabric:vm> has ra=""; write yes or no`},
 		"switch twice":     {domain(`<f:vm xmlns:f="urn:vmfabric:domain:1" ra="no" ra="yes"/>`, plug0), in + `<fabric:vm> has the attribute ra twice; remove one`},
-		"another's switch": {domain(`<f:vm xmlns:f="urn:vmfabric:domain:1" f:ra="no"/>`, plug0), in + `<fabric:vm> has the attribute "ra"; it takes dhcp="no", ra="no" and metadata="no", write other values as elements`},
+		"another's switch": {domain(`<f:vm xmlns:f="urn:vmfabric:domain:1" f:ra="no"/>`, plug0), in + `<fabric:vm> has the attribute "ra"; it takes dhcp="no", ra="no", metadata="no" and isolate="yes", write other values as elements`},
 		"empty and full":   {domain(`<vm xmlns="urn:vmfabric:domain:1"/><vm xmlns="urn:vmfabric:domain:1"><nic><address>::2</address></nic></vm>`, ``), in + "<fabric:vm> is given twice; put all <fabric:nic> into one"},
 		"route alone":      {ours(nic("::2") + `<fabric:nic><fabric:route>198.51.100.0/29</fabric:route></fabric:nic>`), in + `<fabric:nic> 1: no <fabric:address> for its <fabric:route>; add one, or <fabric:address pool="auto"/> for one of the pools`},
-		"unknown element":  {ours(`<fabric:nik/>`), in + "<fabric:vm> has <fabric:nik>; it takes <fabric:nic>"},
+		"unknown element":  {ours(`<fabric:nik/>`), in + "<fabric:vm> has <fabric:nik>; it takes <fabric:nic> and <fabric:firewall>"},
 		"unknown in NIC":   {ours(`<fabric:nic><fabric:adress/></fabric:nic>`), in + "<fabric:nic> 0: <fabric:nic> has <fabric:adress>; it takes <fabric:address> and <fabric:route>"},
-		"no prefix":        {ours(`<nic/>`), in + "<nic> in <fabric:vm> is not of the namespace urn:vmfabric:domain:1; it takes <fabric:nic>"},
+		"no prefix":        {ours(`<nic/>`), in + "<nic> in <fabric:vm> is not of the namespace urn:vmfabric:domain:1; it takes <fabric:nic> and <fabric:firewall>"},
 		"text":             {ours(`<fabric:nic>203.0.113.10</fabric:nic>`), in + `<fabric:nic> 0: <fabric:nic> has the text "203.0.113.10"; it takes <fabric:address> and <fabric:route>`},
 		"attribute":        {ours(`<fabric:nic address="2001:db8::1"/>`), in + `<fabric:nic> 0: <fabric:nic> has the attribute "address"; it takes none, write values as elements`},
 		"attribute on one": {ours(`<fabric:nic><fabric:address family="ipv6">::2</fabric:address></fabric:nic>`), in + `<fabric:nic> 0: <fabric:address> has the attribute "family"; it takes pool="NAME" alone, or no attribute and an address as text`},
@@ -292,6 +292,52 @@ func TestSwitches(t *testing.T) {
 			require.NoError(t, err, attributes)
 			assert.Equal(t, want, [3]bool{d.VM().NoDHCP, d.VM().NoRA, d.VM().NoMetadata}, attributes)
 		}
+	}
+}
+
+// TestFirewall reads what the guest sends and gets, and says what is wrong with it.
+func TestFirewall(t *testing.T) {
+	of := func(vm, firewall string) string {
+		return domain(`<f:vm xmlns:f="urn:vmfabric:domain:1"`+vm+`><f:nic><f:address>203.0.113.10</f:address></f:nic>`+firewall+`</f:vm>`, plug0)
+	}
+	d, err := parseString(of(` isolate="yes"`, `<f:firewall stateful='yes'>
+		<f:ingress>
+			accept tcp 22 from 198.51.100.0/24,2001:db8:5::/48
+			accept icmp
+			drop
+		</f:ingress>
+		<!-- mail -->
+		<f:egress>drop tcp 25</f:egress>
+	</f:firewall>`))
+	require.NoError(t, err)
+	vm := d.VM()
+	require.NoError(t, vm.Validate())
+	assert.True(t, vm.Isolated)
+	require.NotNil(t, vm.Firewall)
+	assert.True(t, vm.Firewall.Stateful)
+	assert.Equal(t, "accept tcp 22 from 198.51.100.0/24,2001:db8:5::/48; accept icmp; drop", vm.Firewall.Ingress.Text(fabric.Ingress))
+	assert.Equal(t, "drop tcp 25; accept", vm.Firewall.Egress.Text(fabric.Egress))
+
+	d, err = parseString(of(` isolate="no"`, ``))
+	require.NoError(t, err)
+	assert.False(t, d.VM().Isolated)
+	assert.Nil(t, d.VM().Firewall)
+	for firewall, want := range map[string]string{
+		`<f:firewall/><f:firewall/>`:                                                       `<fabric:firewall> is given twice; put all rules into one`,
+		`<f:firewall ingress="drop"/>`:                                                     `<fabric:firewall> has the attribute "ingress"; it takes stateful="yes", write rules as elements`,
+		`<f:firewall stateful="1"/>`:                                                       `<fabric:firewall> has stateful="1"; write yes or no`,
+		`<f:firewall><f:rule>drop</f:rule></f:firewall>`:                                   `<fabric:firewall>: <fabric:firewall> has <fabric:rule>; it takes <fabric:ingress> and <fabric:egress>`,
+		`<f:firewall><f:egress/><f:egress/></f:firewall>`:                                  `<fabric:firewall>: <fabric:egress> is given twice; put all rules into one`,
+		`<f:firewall><f:egress default="drop"/></f:firewall>`:                              `<fabric:firewall>: <fabric:egress> has the attribute "default"; it takes none`,
+		`<f:firewall>drop</f:firewall>`:                                                    `<fabric:firewall>: <fabric:firewall> has the text "drop"; it takes <fabric:ingress> and <fabric:egress>`,
+		`<f:firewall><f:ingress>accept tcp x</f:ingress></f:firewall>`:                     `<fabric:firewall>: ingress rule 1 "accept tcp x": "x" is not a port; write 22, or 8000-8100`,
+		`<f:firewall><f:ingress>accept tcp 22</f:ingress></f:firewall>`:                    `firewall: ingress: all rules say accept, as for all other packets`,
+		`<f:firewall stateful="yes"/>`:                                                     `firewall: it is stateful and drops nothing`,
+		`<f:firewall><f:egress>` + strings.Repeat("#", 70000) + `</f:egress></f:firewall>`: `<fabric:firewall>: <egress> is longer than 65536 bytes; shorten it`,
+	} {
+		_, err := parseString(of("", firewall))
+		require.ErrorContains(t, err, want)
+		assert.NotContains(t, err.Error(), "\n")
 	}
 }
 

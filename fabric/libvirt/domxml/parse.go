@@ -22,6 +22,7 @@ const MaxBytes = 16 << 20
 const (
 	maxDepth = 256 // of elements, as in libxml2, so no domain of libvirt is deeper
 	maxText  = 4096
+	maxRules = 64 << 10 // bytes of a firewall's rules of one direction
 )
 
 // Parse reads the XML of a domain, up to the end of its root element. A domain
@@ -108,7 +109,7 @@ func (p *parser) metadata(e xml.StartElement) error {
 			return err
 		}
 		e.Attr = nil // switches has read them
-		if err := p.strict(e, p.nic, "nic"); err != nil {
+		if err := p.strict(e, p.part, "nic", "firewall"); err != nil {
 			return err
 		}
 		p.dom.Resolve = len(p.dom.NICs) == 0
@@ -121,21 +122,70 @@ func (p *parser) metadata(e xml.StartElement) error {
 	return p.skip()
 }
 
+// part reads an element of <fabric:vm>.
+func (p *parser) part(e xml.StartElement) error {
+	if e.Name.Local == "firewall" {
+		return p.firewall(e)
+	}
+	return p.nic(e)
+}
+
+// firewall reads the <fabric:firewall>: rules of each direction, as [fabric.ParseFilter]
+// reads them.
+func (p *parser) firewall(e xml.StartElement) error {
+	if p.dom.Firewall != nil {
+		return errors.New("<fabric:firewall> is given twice; put all rules into one")
+	}
+	w, given := &fabric.Firewall{}, map[string]bool{}
+	p.dom.Firewall = w
+	for _, a := range attributes(e) {
+		switch {
+		case a.Name != xml.Name{Local: "stateful"}:
+			return fmt.Errorf("<fabric:firewall> has the attribute %.40q; it takes stateful=\"yes\", write rules as elements", a.Name.Local)
+		case a.Value != "yes" && a.Value != "no":
+			return fmt.Errorf("<fabric:firewall> has stateful=%.40q; write yes or no", a.Value)
+		}
+		w.Stateful = a.Value == "yes"
+	}
+	e.Attr = nil // they were read
+	err := p.strict(e, func(e xml.StartElement) error {
+		name := e.Name.Local
+		if given[name] {
+			return fmt.Errorf("<fabric:%s> is given twice; put all rules into one", name)
+		}
+		given[name] = true
+		if err := bare(e); err != nil {
+			return err
+		}
+		rules, err := p.textOf(e, maxRules)
+		if err != nil {
+			return err
+		}
+		to := map[string]*fabric.Filter{"ingress": &w.Ingress, "egress": &w.Egress}[name]
+		*to, err = fabric.ParseFilter(rules, fabric.Direction(name))
+		return err
+	}, "ingress", "egress")
+	if err != nil {
+		return fmt.Errorf("<fabric:firewall>: %w", err)
+	}
+	return w.Validate()
+}
+
 // switches reads the attributes of <fabric:vm>: dhcp, ra and metadata, each yes (the default) or
-// no.
+// no, and isolate, which is no by default.
 func (p *parser) switches(e xml.StartElement) error {
 	given := map[string]bool{}
 	for _, a := range attributes(e) {
-		off := map[xml.Name]*bool{{Local: "dhcp"}: &p.dom.NoDHCP, {Local: "ra"}: &p.dom.NoRA, {Local: "metadata"}: &p.dom.NoMetadata}[a.Name]
+		is := map[xml.Name]*bool{{Local: "dhcp"}: &p.dom.NoDHCP, {Local: "ra"}: &p.dom.NoRA, {Local: "metadata"}: &p.dom.NoMetadata, {Local: "isolate"}: &p.dom.Isolated}[a.Name]
 		switch {
-		case off == nil:
-			return fmt.Errorf("<fabric:vm> has the attribute %.40q; it takes dhcp=\"no\", ra=\"no\" and metadata=\"no\", write other values as elements", a.Name.Local)
+		case is == nil:
+			return fmt.Errorf("<fabric:vm> has the attribute %.40q; it takes dhcp=\"no\", ra=\"no\", metadata=\"no\" and isolate=\"yes\", write other values as elements", a.Name.Local)
 		case given[a.Name.Local]:
 			return fmt.Errorf("<fabric:vm> has the attribute %s twice; remove one", a.Name.Local)
 		case a.Value != "yes" && a.Value != "no":
 			return fmt.Errorf("<fabric:vm> has %s=%.40q; write yes or no", a.Name.Local, a.Value)
 		}
-		given[a.Name.Local], *off = true, a.Value == "no"
+		given[a.Name.Local], *is = true, a.Value == map[bool]string{true: "yes", false: "no"}[is == &p.dom.Isolated]
 	}
 	return nil
 }
@@ -362,13 +412,16 @@ func attributes(e xml.StartElement) []xml.Attr {
 }
 
 // text reads an element that has only text.
-func (p *parser) text(e xml.StartElement) (string, error) {
+func (p *parser) text(e xml.StartElement) (string, error) { return p.textOf(e, maxText) }
+
+// textOf is text with another limit, in bytes.
+func (p *parser) textOf(e xml.StartElement, most int) (string, error) {
 	var all []byte
 	err := p.children(func(child xml.StartElement) error {
 		return fmt.Errorf("<%s> has <%.40s>; it takes text alone", e.Name.Local, child.Name.Local)
 	}, func(piece []byte) error {
-		if all = append(all, piece...); len(all) > maxText {
-			return fmt.Errorf("<%s> is longer than %d bytes; shorten it", e.Name.Local, maxText)
+		if all = append(all, piece...); len(all) > most {
+			return fmt.Errorf("<%s> is longer than %d bytes; shorten it", e.Name.Local, most)
 		}
 		return nil
 	})

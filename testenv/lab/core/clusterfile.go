@@ -37,8 +37,8 @@ func ClusterFile(c fabric.Cluster) string {
 		line("moves: {packets_per_second: %d, pause: %s}", m.Rate, m.Pause)
 	}
 	g := c.Guests
-	line("guests: {reach: [%s], node_ports: [%s], dns: [%s], search: [%s], ntp: [%s], dhcp: %t, ra: %t, metadata: %t%s}", quotedList(g.Reach), quotedList(g.NodePorts),
-		quotedList(g.DNS), strings.Join(g.Search, ", "), quotedList(g.NTP), !g.NoDHCP, !g.NoRA, g.Metadata, strings.ReplaceAll(optional("mtu", g.MTU), `"`, ""))
+	line("guests: {reach: [%s], node_ports: [%s], dns: [%s], search: [%s], ntp: [%s], dhcp: %t, ra: %t, metadata: %t, isolate: %t%s}", quotedList(g.Reach), quotedList(g.NodePorts),
+		quotedList(g.DNS), strings.Join(g.Search, ", "), quotedList(g.NTP), !g.NoDHCP, !g.NoRA, g.Metadata, g.Isolate, strings.ReplaceAll(optional("mtu", g.MTU), `"`, ""))
 	if e := c.Registry.Etcd; e != nil {
 		line("registry: {etcd: {endpoints: [%s]}}", quotedList(e.Endpoints))
 	}

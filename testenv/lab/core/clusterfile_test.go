@@ -26,7 +26,7 @@ func TestClusterFileIsRead(t *testing.T) {
 	changed.Moves = fabric.Moves{Rate: 4000, Pause: 1500 * time.Millisecond}
 	changed.Guests = fabric.Guests{
 		Reach: []netip.Prefix{netip.MustParsePrefix("169.254.169.253/32"), netip.MustParsePrefix("fd00:10:10::35/128")}, NodePorts: []fabric.Service{{Protocol: "udp", Port: 53}},
-		NoDHCP: true, NoRA: true, Metadata: true, DNS: []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("2620:fe::fe")}, Search: []string{"example.net", "lan"},
+		NoDHCP: true, NoRA: true, Metadata: true, Isolate: true, DNS: []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("2620:fe::fe")}, Search: []string{"example.net", "lan"},
 		NTP: []netip.Addr{netip.MustParseAddr("192.0.2.123")}, MTU: 1400,
 	}
 	half := core.SmallCluster(1)
