@@ -53,7 +53,9 @@ func startShuttle(t *testing.T, o options) *shuttle {
 	}
 	n := tap("203.0.113.10", "203.0.113.11", "2001:db8:100::10", "2001:db8:100::11", "198.51.100.0/29", "2001:db8:200::/64")
 	m.vm = fabric.VM{Name: "sea_gold", NICs: []fabric.NIC{n.NIC}}
-	m.d = m.domain(m.lv["node1"], "sea_gold", n)
+	var err error
+	m.d, err = m.lv["node1"].Define(soon(t), hypervisors.DomainOptions{Name: "sea_gold", NICs: []hypervisors.DomainNIC{n}, Gateway: m.cluster.Gateway, Ingress: o.ingress})
+	require.NoError(t, err)
 	m.begin("node1")
 	m.gone = m.watchWithdrawals()
 	return m
@@ -337,7 +339,7 @@ func TestMoves(t *testing.T) {
 	t.Parallel()
 	for _, o := range []options{
 		{rr: "bird", core: "bird"},
-		{rr: "embedded", core: "frr"},
+		{rr: "embedded", core: "frr", ingress: "accept tcp 7; accept icmp; drop"},
 		{rr: "frr", core: "bird", speakers: map[string]string{"node1": "bird", "node2": "frr"}},
 	} {
 		name := fmt.Sprintf("reflectors %s, core %s", o.rr, o.core)
@@ -349,9 +351,14 @@ func TestMoves(t *testing.T) {
 			m := startShuttle(t, o)
 			session, err := m.top.Client.OpenSession(soon(t), netip.MustParseAddrPort("203.0.113.10:7"), 10*time.Millisecond)
 			require.NoError(t, err)
+			refused := func() {}
+			if o.ingress != "" {
+				refused = m.refuses(8)
+			}
 			m.moves(hypervisors.MigrateOptions{})
 			m.reportsTell("node1", "node2")
 			m.moves(hypervisors.MigrateOptions{}) // back at once
+			refused()
 			if r := session.Stop(); r.Err != nil {
 				hung, err := m.d.Hung(soon(t))
 				require.NoError(t, err)
@@ -367,6 +374,44 @@ func TestMoves(t *testing.T) {
 				require.NoError(t, g.PostCopy(soon(t)))
 			})
 		})
+	}
+}
+
+// refuses has the client try to connect to a TCP port of the guest on which that listens,
+// and which its firewall closes, all the time, in both families. What is returned ends
+// that, and looks whether any connection was made, and whether the nodes counted them.
+func (m *shuttle) refuses(number uint16) (end func()) {
+	const wait = 50 * time.Millisecond
+	stop := make(chan struct{})
+	var trying sync.WaitGroup
+	attempts, made := make([]int, 2), make([]int, 2)
+	for i, a := range []netip.Addr{m.vm.NICs[0].Addresses[0], m.vm.NICs[0].Addresses[2]} {
+		trying.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				ctx, cancel := context.WithTimeout(m.t.Context(), wait)
+				conn, err := m.top.Client.Dial(ctx, "tcp", netip.AddrPortFrom(a, number).String())
+				cancel()
+				if attempts[i]++; err == nil {
+					made[i]++
+					_ = conn.Close()
+				}
+			}
+		})
+	}
+	return func() {
+		m.t.Helper()
+		close(stop)
+		trying.Wait()
+		m.t.Logf("%v attempts to connect to port %d, %v connections", attempts, number, made)
+		assert.Equal(m.t, []int{0, 0}, made, "connections to port %d, which the firewall closes", number)
+		out, errs, code := m.agents[m.where()].cli("list", "--counters")
+		assert.Zero(m.t, code, errs)
+		assert.Contains(m.t, out, string(fabric.DropIngress))
 	}
 }
 

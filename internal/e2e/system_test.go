@@ -70,6 +70,7 @@ type options struct {
 	resumes  bool                           // BIRD reflectors say that they resume, as docs/reflector.md has it
 	unmanned []string                       // nodes on which nothing runs
 	edit     func(name, conf string) string // changes what was rendered for a router
+	ingress  string                         // rules of sea_gold's firewall; empty: it has none
 }
 
 // start builds a cluster with two reflectors, a core gateway and an agent on

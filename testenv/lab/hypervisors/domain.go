@@ -32,6 +32,8 @@ type DomainOptions struct {
 	// description of the NICs. With a blank the domain has no metadata of the
 	// fabric's.
 	Metadata string
+	// Ingress are the rules of a stateful <fabric:firewall> of the guest; empty: it has none.
+	Ingress string
 	// Arguments are words for the guest's kernel command line.
 	Arguments string
 	// Transient makes a domain that libvirt forgets when it ends: its start creates
@@ -144,6 +146,9 @@ var domainTemplate = template.Must(template.New("domain").Funcs(template.FuncMap
         <fabric:route>{{.}}</fabric:route>
       {{- end}}
       </fabric:nic>
+    {{- end}}
+    {{- if .Ingress}}
+      <fabric:firewall stateful='yes'><fabric:ingress>{{xml .Ingress}}</fabric:ingress></fabric:firewall>
     {{- end}}
     </fabric:vm>
   {{- end}}
