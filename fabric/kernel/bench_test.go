@@ -31,3 +31,33 @@ func BenchmarkPut(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkPutGuarded makes and removes a tap whose guest has a firewall, beside others
+// that have one.
+func BenchmarkPutGuarded(b *testing.B) {
+	for _, guests := range []int{1, 100, 1000} {
+		b.Run(fmt.Sprintf("%d guests", guests), func(b *testing.B) {
+			d, err := kernel.New(b.Context(), kernel.Config{Cluster: "lab", Pools: guestPools})
+			require.NoError(b, err)
+			defer d.Close()
+			w := firewall(b, "accept tcp 22,80,443; accept udp 53 from 198.51.100.0/24,2001:db8:5::/48; accept icmp; drop", "drop tcp 25", true)
+			var names []string
+			put := func(i int) string {
+				p := benchPort(i)
+				p.Firewall = w
+				require.NoError(b, d.Put(b.Context(), p))
+				return p.Name
+			}
+			for i := range guests {
+				names = append(names, put(i))
+			}
+			for i := guests; b.Loop(); i++ {
+				name := put(i) // a new one: the guard of the one before may be still there
+				b.StopTimer()
+				require.NoError(b, d.Remove(b.Context(), name))
+				b.StartTimer()
+			}
+			require.NoError(b, d.Remove(b.Context(), names...))
+		})
+	}
+}

@@ -70,7 +70,9 @@ type filter struct {
 	dropped  dropCounts
 	guards   map[string]madeGuard // by port; nil: an earlier process made them
 
-	wantedGuards func() map[string]*guard // by port; nil: whatever the kernel has stays
+	// wantedGuards gives the guards of all ports, or of those whose guard has changed
+	// since the call before; nil: whatever the kernel has stays.
+	wantedGuards func(all bool) map[string]*guard
 }
 
 func newFilter(cfg Config, q requests) *filter {
@@ -450,6 +452,7 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 	}
 	guards, guarded, err := f.setGuards(c, intact)
 	if err != nil {
+		f.seen, f.broken = 0, true
 		return err
 	}
 	if err := c.Flush(); err != nil {

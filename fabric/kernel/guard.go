@@ -109,6 +109,11 @@ func (s side) echo(f family) []func(uint32) (expr.Any, uint32) {
 func (r *ruleset) addGuards(guests []netip.Prefix, all bool) {
 	for _, f := range []family{ipv4, ipv6} {
 		r.set(nftables.Set{Name: "guests" + f.digit, KeyType: f.address, Interval: true}, intervals(f.of(guests))...)
+		var errors []nftables.SetElement
+		for _, n := range f.errors {
+			errors = append(errors, nftables.SetElement{Key: []byte{n}})
+		}
+		r.set(nftables.Set{Name: "icmp_errors" + f.digit, KeyType: octets[1]}, errors...)
 		r.flows("flows"+f.digit, f.address, nftables.TypeInetService, f.address, nftables.TypeInetService)
 		r.flows("echoes"+f.digit, f.address, f.address, nftables.TypeInetService)
 	}
@@ -198,9 +203,9 @@ func (s side) compile(r *ruleset, w *guard, next *uint32) *guardRules {
 	drop := goTo(droppedChain(s.reason, s.direction == fabric.Ingress))
 	if filter.Filters() {
 		for _, f := range []family{ipv4, ipv6} {
-			for _, n := range f.errors {
-				g.add(f.is(), f.icmpType(n), leave())
-			}
+			g.add(f.is(), protocol(f.icmp), []expr.Any{
+				load(expr.PayloadBaseTransportHeader, 0, 1, 1), &expr.Lookup{SourceRegister: 1, SetName: "icmp_errors" + f.digit},
+			}, leave())
 			g.add(f.is(), f.lateFragment(), leave())
 		}
 	}
@@ -261,7 +266,15 @@ func (g *guardRules) protocol(r fabric.Rule, f family) []expr.Any {
 	if len(r.Ports) == 0 {
 		return is
 	}
-	return append(append(is, load(expr.PayloadBaseTransportHeader, 2, 2, 1)), g.among(nftables.TypeInetService, portIntervals(r.Ports))...)
+	is = append(is, load(expr.PayloadBaseTransportHeader, 2, 2, 1))
+	first, last := binaryutil.BigEndian.PutUint16(r.Ports[0].First), binaryutil.BigEndian.PutUint16(r.Ports[0].Last)
+	switch {
+	case len(r.Ports) > 1:
+		return append(is, g.among(nftables.TypeInetService, portIntervals(r.Ports))...)
+	case r.Ports[0].First == r.Ports[0].Last:
+		return append(is, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: first})
+	}
+	return append(is, &expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: first, ToData: last})
 }
 
 // portIntervals returns the elements of a set of ports. Ranges that touch become one.
@@ -305,45 +318,37 @@ type madeGuard struct {
 // setGuards queues on c the changes that make the guards as they are wanted. intact says
 // that the table was there already. It returns the guards as they are after that.
 func (f *filter) setGuards(c *nftables.Conn, intact bool) (is map[string]madeGuard, changed bool, err error) {
-	var want map[string]*guard
-	if f.wantedGuards != nil {
-		want = f.wantedGuards()
-	}
-	have := f.guards
+	is = f.guards
 	switch {
 	case !intact:
-		have = nil
-	case have == nil:
-		if have, err = f.listGuards(); err != nil {
+		is = map[string]madeGuard{}
+	case is == nil:
+		if is, err = f.listGuards(); err != nil {
 			return nil, false, err
 		}
 	}
-	is = maps.Clone(have)
-	if is == nil {
-		is = map[string]madeGuard{}
+	var want map[string]*guard
+	if f.wantedGuards != nil {
+		want = f.wantedGuards(!intact || f.guards == nil)
 	}
-	for _, port := range slices.Sorted(maps.Keys(have)) {
-		if _, still := want[port]; !still {
-			changed = true
-			if err := f.dropGuard(c, port); err != nil {
-				return nil, true, err
-			}
-			delete(is, port)
-		}
-	}
-	next := uint32(len(f.ports.sets))
+	hooked, next := len(is) > 0, uint32(len(f.ports.sets))
 	for _, port := range slices.Sorted(maps.Keys(want)) {
 		g := want[port]
-		was, there := have[port]
-		if g == nil || there && was.mark == g.mark {
+		was, there := is[port]
+		switch {
+		case g == keepGuard, g == nil && !there, g != nil && there && was.mark == g.mark:
 			continue
+		case g == nil:
+			err = f.dropGuard(c, port)
+			delete(is, port)
+		default:
+			is[port], err = f.putGuard(c, port, g, there, &next)
 		}
-		changed = true
-		if is[port], err = f.putGuard(c, port, g, there, &next); err != nil {
+		if changed = true; err != nil {
 			return nil, true, err
 		}
 	}
-	f.hookGuards(c, len(have) > 0, len(is) > 0)
+	f.hookGuards(c, hooked, len(is) > 0)
 	return is, changed, nil
 }
 
@@ -499,22 +504,49 @@ func listRules(family nftables.TableFamily) (map[string][]string, error) {
 	return rules, nil
 }
 
-// guards lists the guards that are wanted, by port. For a port that was found at the
-// start, and neither put nor removed since, it is the one that the caller of [New] knew;
-// nil: whatever it has stays.
-func (t *ports) guards() map[string]*guard {
+// keepGuard is the guard of a port that was found at the start, and neither put nor
+// removed since: whatever it has stays.
+var keepGuard = &guard{}
+
+// guarded has the guards of ports. The lock of [ports] is its own.
+type guarded struct {
+	want    map[string]*guard // by port
+	changed map[string]bool   // ports whose guard may be another one since they were taken
+}
+
+// set notes the guard of a port; nil: it needs none.
+func (t *guarded) set(port string, g *guard) {
+	was, had := t.want[port]
+	switch {
+	case g == nil && !had, g != nil && had && was.mark == g.mark:
+		return
+	case g == nil:
+		delete(t.want, port)
+	default:
+		t.want[port] = g
+	}
+	t.changed[port] = true
+}
+
+// take gives the guards that are wanted, of all ports or of those that have changed
+// since; nil: the port needs none.
+func (t *guarded) take(all bool) map[string]*guard {
+	taken := map[string]*guard{}
+	if all {
+		maps.Copy(taken, t.want)
+	}
+	for port := range t.changed {
+		taken[port] = t.want[port]
+	}
+	clear(t.changed)
+	return taken
+}
+
+// guards is [guarded.take]. After an error the caller takes all.
+func (t *ports) guards(all bool) map[string]*guard {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	all := maps.Clone(t.found)
-	if all == nil {
-		all = map[string]*guard{}
-	}
-	for name, p := range t.want {
-		if g := guardOf(p); g != nil {
-			all[name] = g
-		}
-	}
-	return all
+	return t.guarded.take(all)
 }
 
 // guard has the guard of a port stand before the port does.
@@ -536,14 +568,13 @@ func (d *Dataplane) findGuards(known []fabric.Port) {
 	d.host.filter.wantedGuards = d.ports.guards
 	d.ports.mu.Lock()
 	defer d.ports.mu.Unlock()
-	d.ports.found = map[string]*guard{}
 	have, _ := d.host.filter.listGuards() // without a table there are none
 	for name := range have {
-		d.ports.found[name] = nil
+		d.ports.guarded.want[name] = keepGuard
 	}
 	for _, p := range known {
 		if g := guardOf(p); g != nil {
-			d.ports.found[p.Name] = g
+			d.ports.guarded.want[p.Name] = g
 		}
 	}
 }

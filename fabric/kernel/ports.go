@@ -19,13 +19,14 @@ type ports struct {
 	puts     int                    // how many Puts have ended
 	last     map[string]int         // the number of each port's last Put
 	awaited  map[string]bool        // adopted ports whose link is to appear
-	found    map[string]*guard      // guards of ports from before this process: see guards
+	guarded  guarded
 }
 
 func newPorts() *ports {
 	return &ports{
 		want: map[string]fabric.Port{}, arrived: map[string]fabric.Port{},
 		underWay: map[string]int{}, last: map[string]int{}, awaited: map[string]bool{},
+		guarded: guarded{map[string]*guard{}, map[string]bool{}},
 	}
 }
 
@@ -37,7 +38,7 @@ func (t *ports) begin(p fabric.Port) (was fabric.Port, end func(error)) {
 	defer t.mu.Unlock()
 	was, wanted := t.want[p.Name]
 	t.want[p.Name] = p
-	delete(t.found, p.Name)
+	t.guarded.set(p.Name, guardOf(p))
 	t.underWay[p.Name]++
 	arrives := was.Incoming && !p.Incoming
 	if arrives {
@@ -52,8 +53,10 @@ func (t *ports) begin(p fabric.Port) (was fabric.Port, end func(error)) {
 		case err == nil:
 		case wanted:
 			t.want[p.Name] = was
+			t.guarded.set(p.Name, guardOf(was))
 		default:
 			delete(t.want, p.Name)
+			t.guarded.set(p.Name, nil)
 		}
 		if arrives {
 			delete(t.arrived, p.Name)
@@ -72,7 +75,7 @@ func (t *ports) remove(name string) (p fabric.Port, wanted bool) {
 	defer t.mu.Unlock()
 	p, wanted = t.want[name]
 	delete(t.want, name)
-	delete(t.found, name)
+	t.guarded.set(name, nil)
 	delete(t.awaited, name)
 	delete(t.last, name)
 	return p, wanted
