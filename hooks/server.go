@@ -158,7 +158,7 @@ func (s server) accept(ctx context.Context, l net.Listener, serve func(net.Conn)
 func (s server) converse(ctx, requests context.Context, conn net.Conn) {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })()
-	r := bufio.NewReader(conn)
+	r, by := bufio.NewReader(conn), callerOf(conn)
 	for {
 		conn.SetReadDeadline(time.Now().Add(idle))
 		if ctx.Err() != nil { // this deadline may have replaced the one that ends the read
@@ -175,7 +175,7 @@ func (s server) converse(ctx, requests context.Context, conn net.Conn) {
 			}
 			return
 		}
-		if send(conn, s.answer(requests, line)) != nil {
+		if send(conn, s.answer(requests, line, by)) != nil {
 			return
 		}
 	}
@@ -199,8 +199,8 @@ func (r Reply) failed(err error) Reply {
 	return r
 }
 
-// answer answers a line.
-func (s server) answer(ctx context.Context, line []byte) Reply {
+// answer answers a line of a caller.
+func (s server) answer(ctx context.Context, line []byte, by caller) Reply {
 	req, err := decode(line)
 	if err != nil {
 		s.log.Warn("request not understood", "err", err)
@@ -208,15 +208,23 @@ func (s server) answer(ctx context.Context, line []byte) Reply {
 	}
 	began := time.Now()
 	reply, err := s.do(ctx, req)
-	log := s.log.With("op", string(req.Op), "vm", req.VM.Name, "took", time.Since(began))
-	if err != nil {
-		if ctx.Err() != nil {
-			err = fmt.Errorf("%w; the agent was stopped meanwhile, ask again when it is up", err)
-		}
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("%w; the agent was stopped meanwhile, ask again when it is up", err)
+	}
+	took := time.Since(began)
+	if req.changes() {
+		s.audit(ctx, req, by, took, err)
+	}
+	log := s.log.With("op", string(req.Op), "vm", req.VM.Name, "took", took)
+	switch {
+	case err == nil:
+		log.Debug("request done")
+	case !req.changes(): // else the audit log has it
 		log.Warn("request not done", "err", err)
+	}
+	if err != nil {
 		return reply.failed(err)
 	}
-	log.Debug("request done")
 	reply.OK = true
 	return reply
 }
