@@ -271,6 +271,21 @@ type Cluster struct {
 	Registry  RegistryConfig
 	Moves     Moves
 	Guests    Guests
+	// Accounting: the nodes count the packets of guests, see [Traffic].
+	Accounting bool
+	// Metrics is where the agents serve their metrics, over HTTP; the zero value:
+	// nowhere.
+	Metrics netip.AddrPort
+}
+
+// Internal lists the prefixes of the cluster: what its guests may have, and its
+// underlay. They do not overlap.
+func (c *Cluster) Internal() []netip.Prefix {
+	ps := append(c.Private(), c.Routed...)
+	for _, p := range c.Pools {
+		ps = append(ps, p.Blocks()...)
+	}
+	return disjoint(ps)
 }
 
 // RegistryConfig says which [Registry] the nodes share. The zero value is none: each

@@ -131,13 +131,18 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		return err
 	}
 	defer closing(registry)
+	counted, err := openAccounting(f.state, &cluster)
+	if err != nil {
+		return err
+	}
+	defer closing(counted)
 	following, err := kernel.Open(log)
 	if err != nil {
 		return err
 	}
 	defer closing(following)
 	config := kernelConfig(&cluster, node)
-	config.Netlink, config.Known = following, guarded(ctx, store, &cluster)
+	config.Netlink, config.Known, config.Accounting = following, guarded(ctx, store, &cluster), counted.Accounting
 	dataplane, err := kernel.New(ctx, config, kernel.WithLogger(log))
 	if err != nil {
 		return err

@@ -48,6 +48,8 @@ func (d *decoder) cluster(c *fabric.Cluster) field {
 		key{"registry", registry(&c.Registry)},
 		key{"moves", moves(&c.Moves)},
 		key{"guests", guests(&c.Guests)},
+		key{"accounting", scalar(&c.Accounting, boolean)},
+		key{"metrics", scalar(&c.Metrics, addrPort)},
 	)
 }
 

@@ -237,7 +237,7 @@ func TestMany(t *testing.T) {
 // reason and way out.
 var mistakes = []struct{ name, old, new, want string }{
 	// Keys.
-	{"unknown key", "name: msk1", "name: msk1\nvlan: 7", `2: vlan: unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, key_file, agent_port, registry, moves, guests`},
+	{"unknown key", "name: msk1", "name: msk1\nvlan: 7", `2: vlan: unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, key_file, agent_port, registry, moves, guests, accounting, metrics`},
 	{"misspelt key", "prefix: 203", "prefx: 203", `9: pools[0].prefx: unknown key; did you mean prefix?`},
 	{"misspelt key of a node", "address: 10.10.0.21", "adress: 10.10.0.21", `23: nodes[0].adress: unknown key; did you mean address?`},
 	{"shortened key", "address: 10.10.0.1\n", "addr: 10.10.0.1\n", `20: core[0].addr: unknown key; did you mean address?`},
@@ -245,8 +245,8 @@ var mistakes = []struct{ name, old, new, want string }{
 	{"key with a hyphen", "name: msk1", "name: msk1\ntimers: {connect-retry: 5s}", `2: timers.connect-retry: unknown key; did you mean connect_retry?`},
 	{"password in the file", "10.10.0.11", "10.10.0.11\n    password: x", `16: reflectors[0].password: unknown key; did you mean password_file?`},
 	{"singular", "pools:", "pool:", `7: pool: unknown key; did you mean pools?`},
-	{"key with line breaks", "name: msk1", "name: msk1\n\"a\\nb\": 1", `2: "a\nb": unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, key_file, agent_port, registry, moves, guests`},
-	{"merge key", "name: msk1", "name: msk1\n<<: {asn: 1}", `2: "<<": unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, key_file, agent_port, registry, moves, guests`},
+	{"key with line breaks", "name: msk1", "name: msk1\n\"a\\nb\": 1", `2: "a\nb": unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, key_file, agent_port, registry, moves, guests, accounting, metrics`},
+	{"merge key", "name: msk1", "name: msk1\n<<: {asn: 1}", `2: "<<": unknown key; the keys here are name, asn, community, gateway, pools, routed, reflectors, core, nodes, timers, underlay, max_prefixes, east_west, speaker, resolver, observers, key_file, agent_port, registry, moves, guests, accounting, metrics`},
 	{"key given twice", "address: 10.10.0.21", "address: 10.10.0.21\n    address: 10.10.0.23", `24: nodes[0].address: given twice, first in line 23; remove one`},
 	{"key given twice at the top", "core:", "asn: 64513\ncore:", `18: asn: given twice, first in line 2; remove one`},
 
@@ -313,6 +313,8 @@ var mistakes = []struct{ name, old, new, want string }{
 	{"no time", "name: msk1", "name: msk1\ntimers:\n  hold: 0", `3: timers.hold: a duration of zero; give a longer one, or leave the key out for the default`},
 	{"hold time out of range", "name: msk1", "name: msk1\ntimers:\n  hold: 2s", `3: timers.hold: 2s is out of range; RFC 4271 allows 3s to 65535s`},
 	{"agents' port zero", "name: msk1", "name: msk1\nagent_port: 0", `2: agent_port: "0" is not a TCP port; write a number from 1 to 65535, or leave the key out for 7147`},
+	{"metrics without a port", "name: msk1", "name: msk1\nmetrics: 127.0.0.1", `2: metrics: "127.0.0.1" is not an IP address with a TCP port; write one such as 127.0.0.1:9178 or "[::1]:9178"`},
+	{"metrics at port zero", "name: msk1", "name: msk1\nmetrics: 127.0.0.1:0", `2: metrics: "127.0.0.1:0" is not an IP address with a TCP port; write one such as 127.0.0.1:9178 or "[::1]:9178"`},
 	{"agents' port in words", "name: msk1", "name: msk1\nagent_port: ssh", `2: agent_port: "ssh" is not a TCP port; write a number from 1 to 65535, or leave the key out for 7147`},
 	{"misspelt key of moves", "name: msk1", "name: msk1\nmoves: {pauses: 1s}", `2: moves.pauses: unknown key; did you mean pause?`},
 	{"no packets", "name: msk1", "name: msk1\nmoves:\n  packets_per_second: 0", `3: moves.packets_per_second: "0" is not a number of packets a second; write one such as 10000, or leave the key out for that`},

@@ -245,6 +245,14 @@ func addr(l literal) (netip.Addr, error) {
 	return a, nil
 }
 
+func addrPort(l literal) (netip.AddrPort, error) {
+	a, err := netip.ParseAddrPort(l.text)
+	if err != nil || a.Port() == 0 || a.Addr().Zone() != "" {
+		return netip.AddrPort{}, fmt.Errorf("%s is not an IP address with a TCP port; write one such as 127.0.0.1:9178 or \"[::1]:9178\"", quote(l.text))
+	}
+	return a, nil
+}
+
 func addr6(l literal) (netip.Addr, error) {
 	a, err := addr(l)
 	if err == nil && a.Is4() {

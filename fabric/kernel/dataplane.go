@@ -51,6 +51,8 @@ type Config struct {
 	// Netlink is shared with others that follow the kernel. If it is nil, the
 	// dataplane opens its own.
 	Netlink *Netlink
+	// Accounting says how packets of guests are counted; nil: they are not.
+	Accounting *Accounting
 }
 
 func (c Config) agentPort() uint16 { return cmp.Or(c.AgentPort, fabric.DefaultAgentPort) }
@@ -74,6 +76,7 @@ type Dataplane struct {
 	conditions *conditions
 	responder  *responder
 	metadata   *metadata
+	accounting *accounting // nil: packets are not counted
 
 	forwarding *forwarding
 	hops       *nextHops
@@ -128,6 +131,10 @@ func (d *Dataplane) start(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	d.responder.start()
+	d.accounting = newAccounting(d, cfg.Accounting)
+	if err := d.accounting.start(); err != nil {
+		d.conditions.set("accounting", fmt.Sprintf("accounting: it is off, and its tables may still be there: %v", err))
+	}
 	return errors.Join(d.startWaysOut(), d.startForwarding(ctx))
 }
 
@@ -149,7 +156,7 @@ func (d *Dataplane) listenToRequests(cfg Config) {
 
 // Close ends the watching. Everything in the kernel stays.
 func (d *Dataplane) Close() error {
-	errs := []error{d.forwarding.close(), d.waysOut.close(), d.watch.close(), d.responder.close(), d.metadata.close()}
+	errs := []error{d.accounting.close(), d.forwarding.close(), d.waysOut.close(), d.watch.close(), d.responder.close(), d.metadata.close()}
 	if d.moves != nil {
 		errs = append(errs, d.moves.close())
 	}
@@ -332,6 +339,7 @@ func (d *Dataplane) Put(ctx context.Context, p fabric.Port) error {
 	err := d.put(ctx, p, was)
 	end(err)
 	d.watch.suspects.addPorts(p.Name)
+	d.accounting.notice()
 	return err
 }
 

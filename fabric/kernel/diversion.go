@@ -209,10 +209,12 @@ func (d *Dataplane) replay(ctx context.Context, ports []fabric.Port, diverted []
 	once := func() {
 		for i, r := range buffers {
 			for _, f := range r.Take(since[i], fits) {
+				source, destination, bytes := f.Source(), f.Destination(), f.Bytes() // sending may change the frame
 				err := d.replayFrame(ctx, out, hops, f, to)
 				if err == nil {
 					done.Resent++
 					done.Done = time.Now()
+					d.accounting.sentAgain(diverted, source, destination, bytes)
 				} else if failed == nil {
 					failed = err
 				}

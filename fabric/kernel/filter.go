@@ -431,7 +431,7 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 	}
 	intact := generation == f.seen && generation != 0
 	if !intact {
-		rules, err := listRules(f.ports.table.Family)
+		rules, err := listRules(f.ports.table)
 		intact = err == nil && !f.broken && f.ports.intact(c, rules) && f.arrivingIntact(c) && f.guardsIntact(c, rules)
 		if !intact {
 			f.readDrops(c) // what the tables have counted goes with them
@@ -439,7 +439,7 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 				return err
 			}
 		}
-		if rules, err := listRules(f.neighbour.table.Family); err != nil || !f.neighbour.intact(c, rules) {
+		if rules, err := listRules(f.neighbour.table); err != nil || !f.neighbour.intact(c, rules) {
 			if err := f.neighbour.rebuild(c); err != nil {
 				return err
 			}

@@ -205,7 +205,7 @@ func (r *ruleset) intact(c *nftables.Conn, rules map[string][]string) bool {
 		}
 	}
 	for _, s := range r.sets {
-		if s.Dynamic || slices.Contains([]string{arrivingMap, guardFrom, guardTo}, s.Name) {
+		if s.Dynamic || s.Counter || slices.Contains([]string{arrivingMap, guardFrom, guardTo}, s.Name) {
 			continue
 		}
 		elements, err := c.GetSetElements(s)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -74,5 +75,33 @@ func onNode(b *testing.B, cfg kernel.Config, guests int, f func(d *kernel.Datapl
 		names = append(names, p.Name)
 	}
 	f(d)
+	require.NoError(b, d.Remove(b.Context(), names...))
+}
+
+// BenchmarkTraffic reads what was counted for as many addresses as 5,000 guests have.
+func BenchmarkTraffic(b *testing.B) {
+	const ports, each = 625, 16
+	underlay(b)
+	d := counting(b, &kept{})
+	defer func() { require.NoError(b, d.Close()) }()
+	var names []string
+	for i := range ports {
+		var addresses []netip.Addr
+		for j := range each / 2 {
+			n := i*each/2 + j
+			addresses = append(addresses, netip.AddrFrom4([4]byte{203, 0, byte(n >> 8), byte(n)}), netip.AddrFrom16([16]byte{0x20, 0x01, 14: byte(n >> 8), 15: byte(n)}))
+		}
+		p := port(fmt.Sprint("b", i), fabric.NIC{Addresses: addresses})
+		require.NoError(b, d.Put(b.Context(), p))
+		names = append(names, p.Name)
+	}
+	require.Eventually(b, func() bool {
+		all, err := d.Traffic(b.Context())
+		return err == nil && len(all) == ports*each
+	}, time.Minute, 100*time.Millisecond)
+	for b.Loop() {
+		_, err := d.Traffic(b.Context())
+		require.NoError(b, err)
+	}
 	require.NoError(b, d.Remove(b.Context(), names...))
 }

@@ -420,7 +420,7 @@ func (s side) element(port string) nftables.SetElement {
 
 // listGuards lists the ports that have both chains, with the marks of their guards.
 func (f *filter) listGuards() (map[string]madeGuard, error) {
-	rules, err := listRules(f.ports.table.Family)
+	rules, err := listRules(f.ports.table)
 	if err != nil {
 		return nil, err
 	}
@@ -459,20 +459,20 @@ func (f *filter) guardsIntact(c *nftables.Conn, rules map[string][]string) bool 
 	return true
 }
 
-// listRules lists the marks of the rules of the fabric's table of a family, by chain.
-func listRules(family nftables.TableFamily) (map[string][]string, error) {
+// listRules lists the marks of the rules of a table, by chain.
+func listRules(t *nftables.Table) (map[string][]string, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = c.Close() }()
-	data, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(tableName + "\x00")}})
+	data, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(t.Name + "\x00")}})
 	if err != nil {
 		return nil, err
 	}
 	replies, err := c.Execute(netlink.Message{
 		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, Flags: netlink.Request | netlink.Dump},
-		Data:   append([]byte{byte(family), unix.NFNETLINK_V0, 0, 0}, data...),
+		Data:   append([]byte{byte(t.Family), unix.NFNETLINK_V0, 0, 0}, data...),
 	})
 	if err != nil {
 		return nil, err
@@ -497,7 +497,7 @@ func listRules(family nftables.TableFamily) (map[string][]string, error) {
 				mark = string(ad.Bytes())
 			}
 		}
-		if table == tableName {
+		if table == t.Name {
 			rules[chain] = append(rules[chain], mark)
 		}
 	}

@@ -51,16 +51,19 @@ type way struct {
 }
 
 // filters are the filters on the node, in the order of the table.
-var filters = []string{"none", "the routing table asked for each source", silent, "vmfabric's"}
+var filters = []string{"none", "the routing table asked for each source", silent, "vmfabric's", accounting}
 
-// silent is vmfabric's filter where the agent answers no guest: it has no rules for
-// requests.
-const silent = "vmfabric's without dhcp and ra"
+const (
+	// silent is vmfabric's filter where the agent answers no guest: it has no rules for
+	// requests.
+	silent     = "vmfabric's without dhcp and ra"
+	accounting = "vmfabric's, with accounting"
+)
 
 // measurePackets sends small packets through a port, with and without the
 // agent's tables of nftables.
 func measurePackets(ctx context.Context, b *bench) (s section, err error) {
-	l, err := b.newLab(ctx, "packets", 1)
+	l, err := b.changedLab(ctx, "packets", 1, func(c *fabric.Cluster) { c.Accounting = true })
 	if err != nil {
 		return s, err
 	}
@@ -191,20 +194,26 @@ func (b *bench) install(ctx context.Context, a *agent, node *core.Host, filter s
 		if err := syscall.Kill(a.Pid(), syscall.SIGCONT); err != nil {
 			return err
 		}
-		for nft("list chain inet vmfabric from6") != nil {
+		// The counters of the guest come after the tables.
+		counted := fmt.Sprintf("get element ip6 vmfabric-accounting sent_external { %s }", guests(0, 1)[0].vm(fabric.Veth).NICs[0].Addresses[1])
+		for nft("list chain inet vmfabric from6") != nil || nft(counted) != nil {
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
 			case <-time.After(20 * time.Millisecond):
 			}
 		}
-		return syscall.Kill(a.Pid(), syscall.SIGSTOP)
+		err := syscall.Kill(a.Pid(), syscall.SIGSTOP)
+		if filter != accounting {
+			err = errors.Join(err, nft("delete table ip vmfabric-accounting"), nft("delete table ip6 vmfabric-accounting"))
+		}
+		return err
 	}
 	if err := syscall.Kill(a.Pid(), syscall.SIGSTOP); err != nil {
 		return err
 	}
-	for _, family := range []string{"inet", "arp"} {
-		_ = nft("delete table " + family + " vmfabric")
+	for _, table := range []string{"inet vmfabric", "arp vmfabric", "ip vmfabric-accounting", "ip6 vmfabric-accounting"} {
+		_ = nft("delete table " + table) // it may be missing
 	}
 	if filter == "none" {
 		return nil

@@ -39,6 +39,10 @@ func ClusterFile(c fabric.Cluster) string {
 	g := c.Guests
 	line("guests: {reach: [%s], node_ports: [%s], dns: [%s], search: [%s], ntp: [%s], dhcp: %t, ra: %t, metadata: %t, isolate: %t%s}", quotedList(g.Reach), quotedList(g.NodePorts),
 		quotedList(g.DNS), strings.Join(g.Search, ", "), quotedList(g.NTP), !g.NoDHCP, !g.NoRA, g.Metadata, g.Isolate, strings.ReplaceAll(optional("mtu", g.MTU), `"`, ""))
+	line("accounting: %t", c.Accounting)
+	if c.Metrics.IsValid() {
+		line("metrics: %q", c.Metrics)
+	}
 	if e := c.Registry.Etcd; e != nil {
 		line("registry: {etcd: {endpoints: [%s]}}", quotedList(e.Endpoints))
 	}

@@ -246,3 +246,6 @@ func (f Frame) Source() netip.Addr {
 	from, _ := addresses(f.data[vnetHeader:])
 	return from
 }
+
+// Bytes returns the length from the IP header on.
+func (f Frame) Bytes() int { return len(f.data) - vnetHeader - ethernetHeader }
