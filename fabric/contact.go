@@ -43,3 +43,10 @@ type Contact struct {
 	// link answers for it (DHCPDECLINE); the zero value: none.
 	Declined netip.Addr `json:"declined,omitzero"`
 }
+
+// RequestCount counts the guests' requests by a protocol since the node's agent started.
+type RequestCount struct {
+	Protocol ContactProtocol
+	Answered uint64
+	Refused  uint64 // without an answer, or with one that refuses
+}

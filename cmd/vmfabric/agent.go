@@ -32,7 +32,7 @@ import (
 
 type agentFlags struct {
 	config, node, state, libvirt, lxd, logLevel, logFormat string
-	speaker, resolver                                      string
+	speaker, resolver, metrics                             string
 	observers                                              []string
 }
 
@@ -65,9 +65,21 @@ node out of service, see vmfabric drain.`,
 	fl.StringVar(&f.speaker, "speaker", "", "the BGP speaker: gobgp, bird, frr, or the path of a plugin (default: as the cluster file has it)")
 	fl.StringVar(&f.resolver, "resolver", "", "the path of a plugin that knows guests' addresses (default: likewise)")
 	fl.StringArrayVar(&f.observers, "observer", nil, "the path of a plugin that gets the events of this node; may be repeated (default: likewise)")
+	fl.StringVar(&f.metrics, "metrics", "", "the address and port to serve Prometheus metrics on, or off (default: as the cluster file has it)")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fl.StringVar(&f.logFormat, "log-format", "text", "text or json")
 	return cmd
+}
+
+// metricsAddress is where the agent serves its metrics; empty: nowhere.
+func (f agentFlags) metricsAddress(c *fabric.Cluster) string {
+	switch {
+	case f.metrics == "off":
+		return ""
+	case f.metrics == "" && c.Metrics.IsValid():
+		return c.Metrics.String()
+	}
+	return f.metrics
 }
 
 func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
@@ -118,6 +130,13 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	}
 	closing := func(c io.Closer) { err = errors.Join(err, ignoreClosed(c.Close())) }
 	defer closing(listener)
+	metrics, err := listenMetrics(f.metricsAddress(&cluster), "127.0.0.1:9178 or [::1]:9178")
+	if err != nil {
+		return err
+	}
+	if metrics != nil {
+		defer closing(metrics)
+	}
 	store, err := disk.Open(f.state)
 	if err != nil {
 		return err
@@ -203,6 +222,10 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	})
 	group.Go(func() error { return agent.Run(ctx) })
 	group.Go(func() error { return serveMetadata(ctx, &cluster, dataplane, agent, log) })
+	if metrics != nil {
+		of := measured{node.Name, agent.Status, agent.Statistics, dataplane.Requests, dataplane.Traffic, log}
+		group.Go(func() error { return serveMetrics(ctx, metrics, of.metrics, log) })
+	}
 	group.Go(func() error { return hooks.Serve(ctx, listener, heard(agent, sources), log) })
 	awaitWell(ctx, agent.Status)
 	if ctx.Err() == nil {

@@ -75,7 +75,7 @@ func runReflector(ctx context.Context, f reflectorFlags, log *slog.Logger) (err 
 		return err
 	}
 	defer closing(listener)
-	metrics, err := listenMetrics(f.metrics)
+	metrics, err := listenMetrics(f.metrics, "127.0.0.1:9179 or [::1]:9179")
 	if err != nil {
 		return err
 	}
@@ -98,7 +98,7 @@ func runReflector(ctx context.Context, f reflectorFlags, log *slog.Logger) (err 
 		return hooks.ServeStatus(ctx, listener, "reflector "+rr.Name, r, log)
 	})
 	if metrics != nil {
-		group.Go(func() error { return serveMetrics(ctx, metrics, r, log) })
+		group.Go(func() error { return serveMetrics(ctx, metrics, reflectorMetrics(r, log), log) })
 	}
 	log.Info("ready", "cluster", cluster.Name, "reflector", rr.Name, "address", fmt.Sprint(rr.Address), "socket", f.socket, "version", version)
 	notify(log, daemon.SdNotifyReady)

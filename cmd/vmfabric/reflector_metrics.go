@@ -2,62 +2,20 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/vmfabric/vmfabric/fabric/gobgp/reflector"
 )
 
-// listenMetrics opens the port of the metrics; nil if the user asked for none.
-func listenMetrics(address string) (net.Listener, error) {
-	if address == "" {
-		return nil, nil
-	}
-	if host, port, err := net.SplitHostPort(address); err != nil || port == "" || host == "" {
-		return nil, usageError{fmt.Errorf("--metrics: %q is not an address and a port; write 127.0.0.1:9179 or [::1]:9179", address)}
-	}
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("metrics: %w; give --metrics an address of this machine and a free port", err)
-	}
-	return l, nil
-}
-
-// serveMetrics answers scrapes until ctx ends, and closes the listener.
-func serveMetrics(ctx context.Context, l net.Listener, r *reflector.Reflector, log *slog.Logger) error {
-	process := prometheus.NewRegistry()
-	process.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	scrapes := make(chan struct{}, 2)
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, req *http.Request) {
-		select {
-		case scrapes <- struct{}{}:
-			defer func() { <-scrapes }()
-		default:
-			http.Error(w, "others are reading the metrics; try again later", http.StatusServiceUnavailable)
-			return
-		}
+// reflectorMetrics reads the reflector for one scrape.
+func reflectorMetrics(r *reflector.Reflector, log *slog.Logger) metricsOf {
+	return func(ctx context.Context) prometheus.Gatherer {
 		now := prometheus.NewRegistry()
-		now.MustRegister(read(req.Context(), r, log))
-		promhttp.HandlerFor(prometheus.Gatherers{process, now}, promhttp.HandlerOpts{}).ServeHTTP(w, req)
-	})
-	s := &http.Server{
-		Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		now.MustRegister(read(ctx, r, log))
+		return now
 	}
-	defer context.AfterFunc(ctx, func() { s.Close() })()
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("metrics: %w", err)
-	}
-	return nil
 }
 
 func metric(name, help string, labels ...string) *prometheus.Desc {

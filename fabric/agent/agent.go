@@ -78,6 +78,7 @@ type Agent struct {
 	inventory  inventory
 
 	registration registration
+	counts       *statistics
 }
 
 // facts are the properties of an agent that never change.
@@ -153,9 +154,9 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 			highestEpoch: func() uint64 { return 0 },
 		},
 		wake: make(chan struct{}, 1), review: make(chan struct{}, 1), questions: make(chan struct{}, maxQuestions),
-		registration: newRegistration(),
+		registration: newRegistration(), counts: newStatistics(),
 	}
-	a.moves.ended = make(chan struct{}, 1)
+	a.moves.ended, a.moves.over = make(chan struct{}, 1), a.counts.moved
 	for _, o := range opts {
 		o(a)
 	}
@@ -313,7 +314,9 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	if err != nil {
 		t.giveBack(ctx, found.fresh)
 		a.handBack(vm, found.grant)
-		return refused(vm.Name, err)
+		err = refused(vm.Name, err)
+		a.counts.attached(time.Since(began), err)
+		return err
 	}
 	a.recovered(vm)
 	if found.asked {
@@ -336,6 +339,9 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 		stored = a.store.Put(ctx, d)
 	}
 	err = errors.Join(stored, converged)
+	if err != nil || !known || prev.State != d.State {
+		a.counts.attached(time.Since(began), err)
+	}
 	if err != nil && r.undo {
 		t.undo(ctx, is)
 		t.giveBack(ctx, found.fresh)

@@ -23,6 +23,7 @@ type moveLog struct {
 	mu    sync.Mutex
 	all   []*report     // the oldest first
 	ended chan struct{} // signals keepMoves
+	over  func(m fabric.Move, arrival bool)
 }
 
 // recallMoves loads the reports that the store has kept.
@@ -96,7 +97,7 @@ func (l *moveLog) current(vm string) *report {
 func (l *moveLog) begin(vm fabric.VM, arrival bool) *report {
 	m := l.current(vm.Name)
 	if m == nil || m.Outcome != underWay || m.arrival != arrival {
-		m.supersede()
+		l.supersede(m)
 		m = &report{fabric.Move{Outcome: underWay, VM: vm.Name}, arrival}
 		if l.all = append(l.all, m); len(l.all) > maxReports {
 			l.all = slices.Delete(l.all, 0, len(l.all)-maxReports)
@@ -114,7 +115,7 @@ func (l *moveLog) begin(vm fabric.VM, arrival bool) *report {
 func (l *moveLog) expect(vm, node string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.current(vm).supersede()
+	l.supersede(l.current(vm))
 	m := l.begin(fabric.VM{Name: vm}, true)
 	m.Expected, m.To = time.Now(), node
 }
@@ -170,6 +171,7 @@ func (l *moveLog) end(vm, outcome string) *fabric.Move {
 		return nil
 	}
 	m.Outcome = outcome
+	l.over(m.Move, m.arrival)
 	l.keep()
 	c := m.copy()
 	return &c
@@ -179,7 +181,7 @@ func (l *moveLog) end(vm, outcome string) *fabric.Move {
 func (l *moveLog) close(vm string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.current(vm).supersede() {
+	if l.supersede(l.current(vm)) {
 		l.keep()
 	}
 }
@@ -188,9 +190,18 @@ func (l *moveLog) close(vm string) {
 func (l *moveLog) closeExpected(vm string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if m := l.current(vm); m != nil && m.arrival && m.PortReady.IsZero() && m.supersede() {
+	if m := l.current(vm); m != nil && m.arrival && m.PortReady.IsZero() && l.supersede(m) {
 		l.keep()
 	}
+}
+
+// supersede ends a report, see [report.supersede].
+func (l *moveLog) supersede(r *report) bool {
+	if !r.supersede() {
+		return false
+	}
+	l.over(r.Move, r.arrival)
+	return true
 }
 
 // supersede ends a report whose move nothing further will be heard of: the guest has
@@ -223,6 +234,7 @@ func (l *moveLog) settled(vm string) {
 	defer l.mu.Unlock()
 	if m := l.current(vm); m != nil && m.arrival && m.Outcome == underWay { // else it has gone on already
 		m.Normal, m.Outcome = time.Now(), moved
+		l.over(m.Move, m.arrival)
 		l.keep()
 	}
 }

@@ -301,6 +301,7 @@ func (a *Agent) repair(ctx context.Context, repairs []plan.Repair) bool {
 			continue
 		}
 		a.log.Info("repair", "vm", r.VM, "why", r.Why)
+		a.counts.repaired(r.Kind)
 		if err := t.reconcile(ctx, r.NICs); err != nil && ctx.Err() == nil {
 			a.log.Warn("repair", "vm", r.VM, "err", err)
 			well = false
@@ -345,12 +346,14 @@ func (a *Agent) prune(ctx context.Context, pl plan.Plan) bool {
 	var err error
 	if len(routes) > 0 {
 		a.log.Info("withdraw what no guest has", "prefix", routes[0], "prefixes", len(routes))
+		a.counts.repaired(fabric.RepairLeftover)
 		if err = a.speaker.Remove(ctx, routes...); err == nil {
 			a.emitPruned(pl.Ports, routes, nil)
 		}
 	}
 	if len(ports) > 0 {
 		a.log.Info("remove ports that no guest has", "port", ports[0], "ports", len(ports))
+		a.counts.repaired(fabric.RepairLeftover)
 		removed := a.dataplane.Remove(ctx, ports...)
 		if err = errors.Join(err, removed); removed == nil {
 			a.emitPruned(pl.Ports, nil, ports)

@@ -188,3 +188,28 @@ func TestProblemsAreOneLineEach(t *testing.T) {
 		}
 	})
 }
+
+// TestStatistics: what the agent does is counted where it does it.
+func TestStatistics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := fresh(t)
+		n.apply(web(), fabric.Live)
+		n.apply(from("libvirt", db()), fabric.Wired)
+		n.apply(from("libvirt", db()), fabric.Wired) // nothing to do
+		outside := db()
+		outside.Name, outside.NICs[0].Addresses[0] = "out", prefix("192.0.2.1/32").Addr()
+		require.ErrorIs(t, n.Apply(t.Context(), outside, fabric.Live), fabric.ErrRefused)
+		n.speaker.Fail("announce", errBoom)
+		require.Error(t, n.Started(t.Context(), from("libvirt", db())))
+		is := n.Statistics(t.Context())
+		assert.EqualValues(t, 1, is.AttachRefused)
+		assert.EqualValues(t, 1, is.AttachFailed)
+		attached := uint64(0)
+		for _, c := range is.Attach.Counts {
+			attached += c
+		}
+		assert.EqualValues(t, 2, attached)
+		assert.Equal(t, map[fabric.GuestCondition]int{fabric.GuestLive: 1, fabric.GuestWired: 1, fabric.GuestTrouble: 1}, is.Guests)
+		assert.Equal(t, map[fabric.Family]int{fabric.IPv4: 3, fabric.IPv6: 3}, is.Announcements)
+	})
+}

@@ -60,6 +60,7 @@ type toldPorts struct {
 	byIndex map[int32]*toldPort
 	byName  map[string]int32
 	changed map[int32]bool // those that nothing was advertised to since they were made or changed
+	asked   map[fabric.ContactProtocol]fabric.RequestCount
 }
 
 // toldPort is a port and what its guest is told.
@@ -74,7 +75,9 @@ type toldPort struct {
 func newResponder(cfg Config, c *conditions) *responder {
 	return &responder{
 		guests: cfg.Guests, conditions: c, log: slog.New(slog.DiscardHandler), changed: signal.New(), stop: make(chan struct{}),
-		table: toldPorts{byIndex: map[int32]*toldPort{}, byName: map[string]int32{}, changed: map[int32]bool{}},
+		table: toldPorts{
+			byIndex: map[int32]*toldPort{}, byName: map[string]int32{}, changed: map[int32]bool{}, asked: map[fabric.ContactProtocol]fabric.RequestCount{},
+		},
 	}
 }
 
@@ -238,6 +241,26 @@ func (t *toldPorts) note(index int32, c fabric.Contact) {
 	if p := t.byIndex[index]; p != nil { // else it was removed meanwhile
 		p.contacts = autoconf.Newest(p.contacts, c)
 	}
+	asked := t.asked[c.Protocol]
+	if c.Refused == "" {
+		asked.Answered++
+	} else {
+		asked.Refused++
+	}
+	t.asked[c.Protocol] = asked
+}
+
+// Requests counts the requests of guests for their configuration, by protocol.
+func (d *Dataplane) Requests() []fabric.RequestCount {
+	t, done := d.responder.open()
+	defer done()
+	var all []fabric.RequestCount
+	for _, p := range []fabric.ContactProtocol{fabric.DHCPv4, fabric.DHCPv6, fabric.RouterSolicitation} {
+		asked := t.asked[p]
+		asked.Protocol = p
+		all = append(all, asked)
+	}
+	return all
 }
 
 // answer answers requests one after the other, as they come.

@@ -22,7 +22,8 @@ type Plan struct {
 type Repair struct {
 	VM   string
 	NICs NICStates // as found; nil: leave the known states, the guest is not live
-	Why  string
+	Kind fabric.RepairKind
+	Why  string // the first difference
 }
 
 // NICStates maps the index of a NIC to its state; a NIC that is not in the map is
@@ -181,25 +182,25 @@ func Decide(guests map[string]Guest, ports []fabric.PortState, routes []fabric.R
 	claimedPort, claimedRoute := map[string]bool{}, map[netip.Prefix]bool{}
 	for _, vm := range slices.Sorted(maps.Keys(guests)) {
 		g := guests[vm]
-		st, why := NICStates{}, ""
-		note := func(reason string) {
+		st, why, kind := NICStates{}, "", fabric.RepairKind("")
+		note := func(of fabric.RepairKind, reason string) {
 			if why == "" {
-				why = reason
+				why, kind = reason, of
 			}
 		}
 		if g.Retry {
-			note("an earlier attempt did not succeed")
+			note(fabric.RepairRetry, "an earlier attempt did not succeed")
 		}
 		for _, p := range g.Ports {
 			claimedPort[p.Name] = true
 			have, there := actual[p.Name]
 			switch {
 			case !there && p.NIC.Kind == fabric.Adopt:
-				note(p.Name + ": its owner has not made it yet") // or it exists, and has no mark of ours yet
+				note(fabric.RepairPort, p.Name+": its owner has not made it yet") // or it exists, and has no mark of ours yet
 			case !there:
-				note(p.Name + ": missing")
+				note(fabric.RepairPort, p.Name+": missing")
 			case len(have.Faults) > 0:
-				note(p.Name + ": " + strings.Join(have.Faults, ", "))
+				note(fabric.RepairSettings, p.Name+": "+strings.Join(have.Faults, ", "))
 			}
 			state := Settled
 			if g.Live {
@@ -218,22 +219,25 @@ func Decide(guests map[string]Guest, ports []fabric.PortState, routes []fabric.R
 				should, route := should && g.Hops.Of(prefix) == nil, g.Route(prefix, state)
 				switch as, is := announced[prefix]; {
 				case should != is:
-					note(prefix.String() + map[bool]string{true: ": not announced", false: ": announced"}[should])
+					note(fabric.RepairAnnouncement, prefix.String()+map[bool]string{true: ": not announced", false: ": announced"}[should])
 				case should && as.Preference != route.Preference:
-					note(prefix.String() + ": announced as " + as.Preference.String() + ", not as " + route.Preference.String())
+					note(fabric.RepairAnnouncement, prefix.String()+": announced as "+as.Preference.String()+", not as "+route.Preference.String())
 				case should && as.Holder != (fabric.Holder{}) && as != route: // a speaker that announces holders
-					note(prefix.String() + ": announced with what was said of its holder before")
+					note(fabric.RepairAnnouncement, prefix.String()+": announced with what was said of its holder before")
 				}
 			}
 		}
 		if g.Live && !maps.Equal(st, g.NICs) {
-			note("carrier changed")
+			note(fabric.RepairCarrier, "carrier changed")
+			if kind == fabric.RepairAnnouncement { // because of that
+				kind = fabric.RepairCarrier
+			}
 		}
 		if !g.Live {
 			st = nil // the guest may be live, with other states, when the repair comes
 		}
 		if why != "" {
-			pl.Repairs = append(pl.Repairs, Repair{vm, st, why})
+			pl.Repairs = append(pl.Repairs, Repair{vm, st, kind, why})
 		}
 	}
 	if !prune {

@@ -54,7 +54,7 @@ func as(rs []fabric.Route, pref fabric.Preference) []fabric.Route {
 	return rs
 }
 
-func needs(why string, st NICStates) []Repair { return []Repair{{"web", st, why}} }
+func needs(why string, st NICStates) []Repair { return []Repair{{VM: "web", NICs: st, Why: why}} }
 
 // drifts are ways in which guest web, its ports and its routes differ, and what is
 // to be done.
@@ -183,6 +183,9 @@ func TestDecide(t *testing.T) {
 			}
 			for _, prune := range []bool{false, true} {
 				got := Decide(map[string]Guest{"web": tt.web}, tt.ports, tt.routes, prune)
+				for i := range got.Repairs {
+					got.Repairs[i].Kind = "" // see TestRepairKinds
+				}
 				assert.Equal(t, Plan{Repairs: tt.want}, got)
 			}
 		})
@@ -215,4 +218,28 @@ func TestDecideGoesByName(t *testing.T) {
 		order = append(order, r.VM)
 	}
 	assert.Equal(t, []string{"a", "b", "c"}, order)
+}
+
+// TestRepairKinds: each difference is counted as what it is.
+func TestRepairKinds(t *testing.T) {
+	want := map[string]fabric.RepairKind{
+		"a port is missing":                 fabric.RepairPort,
+		"a port is not as it was":           fabric.RepairSettings,
+		"an IPv6 announcement is missing":   fabric.RepairAnnouncement,
+		"announced, but wired":              fabric.RepairAnnouncement,
+		"an attempt went wrong":             fabric.RepairRetry,
+		"carrier lost":                      fabric.RepairCarrier,
+		"carrier is back":                   fabric.RepairCarrier,
+		"a link to be adopted is not there": fabric.RepairPort,
+	}
+	for _, tt := range drifts {
+		for _, r := range Decide(map[string]Guest{"web": tt.web}, tt.ports, tt.routes, true).Repairs {
+			assert.Contains(t, fabric.RepairKinds(), r.Kind, tt.name)
+			if kind, known := want[tt.name]; known {
+				assert.Equal(t, kind, r.Kind, tt.name)
+				delete(want, tt.name)
+			}
+		}
+	}
+	assert.Empty(t, want, "not tried")
 }
