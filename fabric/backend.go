@@ -37,6 +37,9 @@ type Dataplane interface {
 	// port's name, in the order of [DropReasons] and without those of which there were
 	// none. An error that is [errors.ErrUnsupported] says that it counts nothing.
 	Drops(ctx context.Context) (map[string][]Drops, error)
+	// Discard drops packets that the node would forward to these prefixes, until the
+	// time of each, also while no agent runs; and to no others.
+	Discard(ctx context.Context, all []Blackhole) error
 
 	Mover
 	Diagnoser
@@ -126,6 +129,10 @@ type Store interface {
 	// gone for good, and their addresses are to be given back.
 	KeptGone(ctx context.Context) ([]VM, error)
 	KeepGone(ctx context.Context, guests []VM) error
+
+	// KeptBlackholes returns those of the last KeepBlackholes; none before the first.
+	KeptBlackholes(ctx context.Context) ([]Blackhole, error)
+	KeepBlackholes(ctx context.Context, all []Blackhole) error
 
 	Diagnoser
 }

@@ -122,6 +122,10 @@ type Community struct {
 // route is about to be withdrawn, and routers prefer another one if they have it.
 var GracefulShutdown = Community{A: 65535, B: 0}
 
+// BlackholeCommunity is the well-known community BLACKHOLE (RFC 7999): routers discard
+// the packets to the prefix.
+var BlackholeCommunity = Community{A: 65535, B: 666}
+
 // ParseCommunity reads "64512:100" or, for a large community, "64512:1:100".
 func ParseCommunity(s string) (Community, error) {
 	parts := strings.Split(s, ":")

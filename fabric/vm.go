@@ -189,14 +189,17 @@ type Preference uint32
 
 // The preferences.
 const (
-	Normal   Preference = 0   // LOCAL_PREF 100, its default
-	Standby  Preference = 10  // counts only if no other node announces the prefix: the guest is about to run here
-	Draining Preference = 50  // the guest runs here, and the node is being drained (RFC 8326): another node where it runs comes first
-	Fresh    Preference = 200 // the guest has just begun to run here: another node's announcement is out of date
+	Normal   Preference = 0  // LOCAL_PREF 100, its default
+	Standby  Preference = 10 // counts only if no other node announces the prefix: the guest is about to run here
+	Draining Preference = 50 // the guest runs here, and the node is being drained (RFC 8326): another node where it runs comes first
+	// Blackholed: the guest runs here, and packets to it are to be discarded on their way
+	// (RFC 7999); see [Blackhole].
+	Blackholed Preference = 90
+	Fresh      Preference = 200 // the guest has just begun to run here: another node's announcement is out of date
 )
 
 // Preferences lists all preferences, the lowest LOCAL_PREF first.
-func Preferences() []Preference { return []Preference{Standby, Draining, Normal, Fresh} }
+func Preferences() []Preference { return []Preference{Standby, Draining, Blackholed, Normal, Fresh} }
 
 // LocalPref gives the value of the attribute LOCAL_PREF.
 func (p Preference) LocalPref() uint32 {
@@ -207,21 +210,28 @@ func (p Preference) LocalPref() uint32 {
 }
 
 // Communities lists the communities of an announcement beside those of the
-// cluster: [GracefulShutdown] while its node is being drained.
+// cluster: [GracefulShutdown] while its node is being drained, [BlackholeCommunity]
+// while it is to be discarded.
 func (p Preference) Communities() []Community {
-	if p == Draining {
+	switch p {
+	case Draining:
 		return []Community{GracefulShutdown}
+	case Blackholed:
+		return []Community{BlackholeCommunity}
 	}
 	return nil
 }
 
-// String gives "normal", "draining", "standby" or "fresh", or else the number.
+// String gives "normal", "draining", "blackholed", "standby" or "fresh", or else the
+// number.
 func (p Preference) String() string {
 	switch p {
 	case Normal:
 		return "normal"
 	case Draining:
 		return "draining"
+	case Blackholed:
+		return "blackholed"
 	case Standby:
 		return "standby"
 	case Fresh:

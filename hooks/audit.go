@@ -23,7 +23,7 @@ const LevelAudit slog.Level = 12
 
 // readOps are the ops that change nothing. Import and AdoptRegistry change something
 // only with Write.
-var readOps = []Op{Describe, List, Status, Moves, Sent, Forwarding, Addresses, Nodes, Explain}
+var readOps = []Op{Describe, List, Status, Moves, Sent, Forwarding, Addresses, Nodes, Explain, Traffic, Blackholes}
 
 // changes reports whether a request may change something.
 func (r Request) changes() bool {
@@ -102,6 +102,9 @@ func (s server) audit(ctx context.Context, req Request, by caller, took time.Dur
 		text("prefix", req.Prefix.String())
 	}
 	text("guest", string(req.Guest))
+	if req.For != 0 {
+		attrs = append(attrs, slog.Duration("for", req.For))
+	}
 	if by.known {
 		attrs = append(attrs, slog.Int("uid", by.uid), slog.Int("gid", by.gid), slog.Int("pid", by.pid))
 		text("command", by.command)

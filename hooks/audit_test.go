@@ -109,7 +109,7 @@ func TestAuditHasChangesAlone(t *testing.T) {
 		assert.False(t, Request{Op: op}.changes(), op)
 		assert.True(t, Request{Op: op, Write: true}.changes(), op)
 	}
-	for _, op := range []Op{Wire, Live, Started, Withdraw, Remove, Expect, Drain, Undrain, Reserve, Release} {
+	for _, op := range []Op{Wire, Live, Started, Withdraw, Remove, Expect, Drain, Undrain, Reserve, Release, Blackhole, Lift} {
 		assert.True(t, Request{Op: op}.changes(), op)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/oneline"
@@ -66,20 +67,24 @@ const (
 	// AdoptRegistry asks what a registry has that was restored or replaced; with Write it
 	// is the right one from now on.
 	AdoptRegistry Op = "adopt-registry"
+	Traffic       Op = "traffic"    // what the node has forwarded for guests
+	Blackhole     Op = "blackhole"  // discard packets to the address of the prefix for a time
+	Lift          Op = "lift"       // end the blackhole of the prefix
+	Blackholes    Op = "blackholes" // the blackholes of the node
 )
 
 var (
 	guestOps = []Op{Wire, Live, Started, Withdraw, Remove, Expect, Starting, Ended, Describe, Allocate, Reassign}
-	nodeOps  = []Op{List, Status, Moves, Sent, Drain, Undrain, Forwarding, Addresses, Reserve, Release, Nodes, Explain, Import, AdoptRegistry}
+	nodeOps  = []Op{List, Status, Moves, Sent, Drain, Undrain, Forwarding, Addresses, Reserve, Release, Nodes, Explain, Import, AdoptRegistry, Traffic, Blackhole, Lift, Blackholes}
 )
 
 // prefixOps are the ops that need a prefix.
-var prefixOps = []Op{Sent, Reserve, Reassign, Explain}
+var prefixOps = []Op{Sent, Reserve, Reassign, Explain, Blackhole, Lift}
 
 // Request is the line to the agent. Withdraw, Remove, Expect and Describe need only
 // the name of VM. Starting and Ended need the name that the hypervisor has for it,
 // and the source's name in Origin. Moves takes the name, if any; the other node ops
-// need no VM. Sent, Reserve, Reassign and Explain need the prefix, Release needs the
+// need no VM. Sent, Reserve, Reassign, Explain, Blackhole and Lift need the prefix, Release needs the
 // prefix or the guest, Reassign the name of the guest that is to get it.
 type Request struct {
 	V  int       `json:"v"` // set by [Client.Call]
@@ -92,6 +97,7 @@ type Request struct {
 	Now    bool            `json:"now,omitempty"`   // with Release: without a quarantine
 	Node   string          `json:"node,omitempty"`  // with List: a part of the ports of that node
 	After  string          `json:"after,omitempty"` // with Node: those of the guests after that one
+	For    time.Duration   `json:"for,omitempty"`   // with Blackhole: how long, in nanoseconds
 	Write  bool            `json:"write,omitempty"` // with Import: record it; with AdoptRegistry: adopt it
 }
 
@@ -125,6 +131,10 @@ type Reply struct {
 	Steps    []fabric.Step    `json:"steps,omitzero"`
 	Import   *fabric.Import   `json:"import,omitzero"`
 	Adoption *fabric.Adoption `json:"adoption,omitzero"` // answers AdoptRegistry
+	// Traffic answers the op of that name; with an Error it is as it was last known.
+	Traffic []fabric.Traffic `json:"traffic,omitzero"`
+	// Blackholes answers the op of that name, and Blackhole with the one.
+	Blackholes []fabric.Blackhole `json:"blackholes,omitzero"`
 }
 
 // Guest has what a guest must know of its network.

@@ -48,6 +48,10 @@ type Node interface {
 	Drain(ctx context.Context) error
 	Undrain(ctx context.Context) error
 	CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, error)
+	Traffic(ctx context.Context) ([]fabric.Traffic, error) // with an error: as it was last known
+	Blackhole(ctx context.Context, a netip.Addr, last time.Duration) (fabric.Blackhole, error)
+	LiftBlackhole(ctx context.Context, a netip.Addr) error
+	Blackholes(ctx context.Context) ([]fabric.Blackhole, error)
 }
 
 // Registry answers requests about the addresses of the pools. The agent says what each
@@ -286,6 +290,17 @@ func do(ctx context.Context, agent Agent, req Request) (reply Reply, err error) 
 		}
 	case Forwarding:
 		reply.Forwarding, err = agent.CheckForwarding(ctx)
+	case Traffic:
+		reply.Traffic, err = agent.Traffic(ctx)
+	case Blackhole:
+		var b fabric.Blackhole
+		if b, err = agent.Blackhole(ctx, req.Prefix.Addr(), req.For); err == nil {
+			reply.Blackholes = []fabric.Blackhole{b}
+		}
+	case Lift:
+		err = agent.LiftBlackhole(ctx, req.Prefix.Addr())
+	case Blackholes:
+		reply.Blackholes, err = agent.Blackholes(ctx)
 	case Reassign:
 		reply.Allocations, err = agent.Reassign(ctx, req.Prefix, vm.Name)
 	case Nodes:

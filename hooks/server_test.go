@@ -102,6 +102,22 @@ func (f *fake) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, e
 	return []fabric.ForwardingFault{{Family: "IPv4", Text: "in the way"}}, f.note(ctx, fabric.VM{}, "forwarding")
 }
 
+func (f *fake) Traffic(ctx context.Context) ([]fabric.Traffic, error) {
+	return []fabric.Traffic{{VM: "web", Prefix: allocation.Prefix}}, f.note(ctx, fabric.VM{}, "traffic")
+}
+
+func (f *fake) Blackhole(ctx context.Context, a netip.Addr, last time.Duration) (fabric.Blackhole, error) {
+	return fabric.Blackhole{VM: "web", Prefix: fabric.HostPrefix(a)}, f.note(ctx, fabric.VM{}, "%s blackholed for %v", a, last)
+}
+
+func (f *fake) LiftBlackhole(ctx context.Context, a netip.Addr) error {
+	return f.note(ctx, fabric.VM{}, "blackhole of %s lifted", a)
+}
+
+func (f *fake) Blackholes(ctx context.Context) ([]fabric.Blackhole, error) {
+	return []fabric.Blackhole{{VM: "web"}}, f.note(ctx, fabric.VM{}, "blackholes")
+}
+
 func (f *fake) Addresses(ctx context.Context) (fabric.Addresses, error) {
 	return fabric.Addresses{Allocations: []fabric.Allocation{allocation}}, f.note(ctx, fabric.VM{}, "addresses")
 }
@@ -215,6 +231,11 @@ func TestOps(t *testing.T) {
 		Import:     {fabric.VM{}, "imported true", fabric.VM{}},
 
 		AdoptRegistry: {fabric.VM{}, "registry adopted: true", fabric.VM{}},
+
+		Traffic:    {fabric.VM{}, "traffic", fabric.VM{}},
+		Blackhole:  {fabric.VM{}, "203.0.113.10 blackholed for 10m0s", fabric.VM{}},
+		Lift:       {fabric.VM{}, "blackhole of 203.0.113.10 lifted", fabric.VM{}},
+		Blackholes: {fabric.VM{}, "blackholes", fabric.VM{}},
 	} {
 		t.Run(string(op), func(t *testing.T) {
 			agent := &fake{}
@@ -223,7 +244,8 @@ func TestOps(t *testing.T) {
 			case Release:
 				req.Guest, req.Now = "libvirt a", true
 				fallthrough
-			case Reserve, Sent, Reassign, Explain:
+			case Reserve, Sent, Reassign, Explain, Blackhole, Lift:
+				req.For = map[bool]time.Duration{true: 10 * time.Minute}[op == Blackhole]
 				if op == Reserve {
 					req.Note = "a printer"
 				}
@@ -258,6 +280,8 @@ func TestOps(t *testing.T) {
 			assert.Equal(t, op == Release, slices.Equal(reply.Nodes, []string{"node9"}))
 			assert.Equal(t, op == Explain, len(reply.Steps) == 1)
 			assert.Equal(t, op == Import, reply.Import != nil)
+			assert.Equal(t, op == Traffic, len(reply.Traffic) == 1)
+			assert.Equal(t, op == Blackhole || op == Blackholes, len(reply.Blackholes) == 1)
 		})
 	}
 }

@@ -197,7 +197,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	group.Go(func() error { return registry.run(ctx) })
 	sources := f.sources(dataplane, log)
 	options := []agent.Option{
-		agent.WithLogger(log), agent.WithBoot(kernel.BootID()), agent.WithRemedies(hooks.Remedy), agent.WithObservers(extensions.observers...), agent.WithDiagnosers(extensions.diagnosers...),
+		agent.WithLogger(log), agent.WithBoot(kernel.BootID()), agent.WithRemedies(hooks.Remedy), agent.WithObservers(extensions.observers...), agent.WithDiagnosers(extensions.diagnosers...), agent.WithTraffic(dataplane.Traffic),
 		agent.WithRegistry(registry.Registry), agent.WithAdoption(registry.adoption), agent.WithEpochs(registry.epoch), agent.WithNodes(nodes.New(nodes.Config{Cluster: cluster, Node: node, Logger: log})),
 	}
 	if extensions.resolver != nil {

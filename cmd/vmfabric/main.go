@@ -106,7 +106,7 @@ host route, and an iBGP announcement to the route reflectors.`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		agentCommand(t), attachCommand(t), detachCommand(t), listCommand(t), statusCommand(t), whyCommand(t),
-		drainCommand(t), undrainCommand(t), movesCommand(t), poolCommand(t), addressCommand(t), importCommand(t), registryCommand(t),
+		drainCommand(t), undrainCommand(t), movesCommand(t), topCommand(t), blackholeCommand(t), poolCommand(t), addressCommand(t), importCommand(t), registryCommand(t),
 		probeCommand(t), guestConfigCommand(t), renderCommand(t), reflectorCommand(), checkCommand(t), doctorCommand(t), kernelProbeCommand(t), portNameCommand(t),
 		versionCommand(t), demoCommand(t), initCommand(), manCommand(),
 	)

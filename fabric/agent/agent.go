@@ -55,6 +55,12 @@ func WithRemedies(of func(fabric.Reason) string) Option { return func(a *Agent) 
 // not depend on it.
 func WithClock(now func() time.Time) Option { return func(a *Agent) { a.clock = now } }
 
+// WithTraffic sets the function that reads what the node has forwarded for guests.
+// Without it [Agent.Traffic] returns an error that is [errors.ErrUnsupported].
+func WithTraffic(read func(context.Context) ([]fabric.Traffic, error)) Option {
+	return func(a *Agent) { a.traffic = read }
+}
+
 // Agent keeps the guests of one node in their wanted state. A program makes one
 // with [New], calls [Agent.Adopt] before it opens BGP sessions, and then
 // [Agent.Run], which returns when its context ends. The other methods are safe for
@@ -126,7 +132,8 @@ type parts struct {
 	highestEpoch func() uint64
 	log          *slog.Logger
 
-	diagnosers []fabric.Diagnoser // of further parts
+	diagnosers []fabric.Diagnoser                              // of further parts
+	traffic    func(context.Context) ([]fabric.Traffic, error) // nil: the node does not count
 }
 
 // expectation is how long after its announcement a migration to this node may begin.
@@ -478,7 +485,7 @@ func (t *task) converge(ctx context.Context, d, prev fabric.Desired) error {
 	s, done := t.state.open()
 	g := s.guests[vm]
 	st, ports, holds := g.nics, s.portsOf(g, d), s.reserved.Held(vm)
-	want := plan.Guest{Standby: d.Standby, Draining: s.draining(), Defends: g.defends(time.Now()), Holder: s.saysHolder(g, d)}
+	want := plan.Guest{Standby: d.Standby, Draining: s.draining(), Defends: g.defends(time.Now()), Holder: s.saysHolder(g, d), Blackholed: s.blackholed()}
 	g.reported.incoming = d.Incoming || g.reported.incoming && d.State == fabric.Live
 	done()
 

@@ -45,6 +45,7 @@ func (a *Agent) Adopt(ctx context.Context) error {
 		there[p.Name] = true
 	}
 	a.recallDrain(ctx)
+	a.recallBlackholes(ctx)
 	desired, storeErr := a.store.All(ctx)
 	if storeErr == nil && a.store.Fresh() && len(ports) > 0 {
 		storeErr = fmt.Errorf("the state is empty although %s here; they are kept as they are. Detach those that are not wanted, then restart the agent", plural.Of(len(ports), "port is", "ports are"))
@@ -233,6 +234,7 @@ func (a *Agent) pass(ctx context.Context) bool {
 	}
 	a.conditions.set("speaker", nil)
 
+	a.keepBlackholes(ctx)
 	prune := a.inventory.complete() // before a.wanted: if the inventory is complete now, wanted has all its guests
 	if prune {
 		a.dropOrphans(ctx, ports)
@@ -369,6 +371,7 @@ func (a *Agent) wanted() map[string]plan.Guest {
 	s, done := a.state.open()
 	defer done()
 	now := time.Now()
+	blackholed := s.blackholed()
 	maps.DeleteFunc(s.handled, func(_ string, at time.Time) bool { return now.Sub(at) > handledMemory })
 	maps.DeleteFunc(s.expected, func(vm string, at time.Time) bool {
 		over := now.Sub(at) > expectation
@@ -382,7 +385,7 @@ func (a *Agent) wanted() map[string]plan.Guest {
 		w := plan.Guest{
 			Managed: g.want.VM.Origin != "", Retry: g.trouble != nil || g.want.State == fabric.Absent,
 			Leaving: g.departure.state.Stops() || g.departure.state.Diverts(), Fresh: s.fresh(g, now), Standby: g.want.Standby,
-			Defends: g.defends(now), Holder: s.saysHolder(g, g.want), NICs: g.nics, Hops: hops,
+			Defends: g.defends(now), Holder: s.saysHolder(g, g.want), NICs: g.nics, Hops: hops, Blackholed: blackholed,
 		}
 		if g.want.State != fabric.Absent {
 			w.Ports, w.Live = g.want.VM.Ports(&a.cluster), announced(g.want)

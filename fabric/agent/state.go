@@ -29,6 +29,7 @@ type state struct {
 	peers      peers
 	unsettled  map[string]bool // guests about which there may be lasting notices
 	drained    time.Time       // since when the node is being drained; zero: it is not
+	blackholes []fabric.Blackhole
 }
 
 // guest is what an agent knows of one guest.

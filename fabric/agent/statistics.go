@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -111,4 +112,14 @@ func (a *Agent) guestConditions() map[fabric.GuestCondition]int {
 		}
 	}
 	return all
+}
+
+// Traffic returns what the node has forwarded for guests, also for those that have left
+// it; with an error, as it was last known. The error is [errors.ErrUnsupported] if the
+// node does not count.
+func (a *Agent) Traffic(ctx context.Context) ([]fabric.Traffic, error) {
+	if a.traffic == nil {
+		return nil, fmt.Errorf("node %s counts no packets of guests: %w", a.node, errors.ErrUnsupported)
+	}
+	return a.traffic(ctx)
 }

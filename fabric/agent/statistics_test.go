@@ -15,7 +15,7 @@ func TestStatisticsOfMoves(t *testing.T) {
 	s := newStatistics()
 	s.moved(fabric.Move{Outcome: moved, Stopped: stopped, Running: stopped.Add(200 * time.Millisecond)}, true)
 	s.moved(fabric.Move{Outcome: moved, Stopped: stopped, Running: stopped.Add(-time.Second)}, true) // by another clock
-	s.moved(fabric.Move{Outcome: moved, Running: stopped}, true)                                    // the source said nothing
+	s.moved(fabric.Move{Outcome: moved, Running: stopped}, true)                                     // the source said nothing
 	s.moved(fabric.Move{Outcome: moved, Resent: 40}, false)
 	s.moved(fabric.Move{Outcome: "not heard of any more"}, false)
 	is, done := s.open()

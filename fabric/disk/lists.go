@@ -16,6 +16,8 @@ import (
 var (
 	movesList = list{"moves.json", "reports of moves"}
 	goneList  = list{"gone.json", "guests whose addresses are to be given back"}
+	// blackholesList has addresses to which packets are discarded for a time.
+	blackholesList = list{"blackholes.json", "blackholes"}
 )
 
 // list is a file with a list, and what it is for people.
@@ -39,6 +41,16 @@ func (n *nodeFiles) KeptGone(ctx context.Context) (guests []fabric.VM, err error
 // KeepGone implements [fabric.Store].
 func (n *nodeFiles) KeepGone(ctx context.Context, guests []fabric.VM) error {
 	return n.write(ctx, goneList, guests)
+}
+
+// KeptBlackholes implements [fabric.Store].
+func (n *nodeFiles) KeptBlackholes(ctx context.Context) (all []fabric.Blackhole, err error) {
+	return all, n.read(ctx, blackholesList, &all)
+}
+
+// KeepBlackholes implements [fabric.Store].
+func (n *nodeFiles) KeepBlackholes(ctx context.Context, all []fabric.Blackhole) error {
+	return n.write(ctx, blackholesList, all)
 }
 
 // read reads a list; nothing if nobody has written it.

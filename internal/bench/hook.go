@@ -147,4 +147,10 @@ func (idleAgent) Undrain(context.Context) error { return nil }
 func (idleAgent) CheckForwarding(context.Context) ([]fabric.ForwardingFault, error) {
 	return nil, nil
 }
-func (idleAgent) Moves(context.Context, string) ([]fabric.Move, error) { return nil, nil }
+func (idleAgent) Traffic(context.Context) ([]fabric.Traffic, error) { return nil, nil }
+func (idleAgent) Blackhole(context.Context, netip.Addr, time.Duration) (b fabric.Blackhole, err error) {
+	return b, nil
+}
+func (idleAgent) LiftBlackhole(context.Context, netip.Addr) error        { return nil }
+func (idleAgent) Blackholes(context.Context) ([]fabric.Blackhole, error) { return nil, nil }
+func (idleAgent) Moves(context.Context, string) ([]fabric.Move, error)   { return nil, nil }

@@ -28,6 +28,8 @@ var routerTemplates = template.Must(template.New("router").Funcs(template.FuncMa
 	"med":           func(pref uint32) uint32 { return medBase - pref },
 	"preferences":   preferences,
 	"draining":      fabric.Draining.LocalPref,
+	"blackholed":    fabric.Blackholed.LocalPref,
+	"blackhole":     func() fabric.Community { return fabric.BlackholeCommunity },
 	"normal":        fabric.Normal.LocalPref,
 	"fresh":         fabric.Fresh.LocalPref,
 	"shutdown":      func() fabric.Community { return fabric.GracefulShutdown },

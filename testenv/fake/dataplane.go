@@ -52,11 +52,12 @@ var _ fabric.Dataplane = (*Dataplane)(nil)
 
 // kernel outlives the dataplanes that work on it.
 type kernel struct {
-	mu    sync.Mutex
-	links map[string]*link
-	users []*Dataplane
-	muted bool
-	hops  map[bool]error // why IPv6 (true) or IPv4 has no next hop
+	mu        sync.Mutex
+	links     map[string]*link
+	users     []*Dataplane
+	muted     bool
+	discarded []fabric.Blackhole
+	hops      map[bool]error // why IPv6 (true) or IPv4 has no next hop
 
 	guests fabric.Guests // what guests are told
 
@@ -314,6 +315,27 @@ func (d *Dataplane) Drops(ctx context.Context) (map[string][]fabric.Drops, error
 	d.kernel.mu.Lock()
 	defer d.kernel.mu.Unlock()
 	return maps.Clone(d.kernel.drops), nil
+}
+
+// Discard implements [fabric.Dataplane].
+func (d *Dataplane) Discard(ctx context.Context, all []fabric.Blackhole) error {
+	if err := d.before(ctx, "discard"); err != nil {
+		return err
+	}
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	d.kernel.discarded = slices.Clone(all)
+	return nil
+}
+
+// Discarded lists the prefixes to which packets are discarded.
+func (d *Dataplane) Discarded() (ps []netip.Prefix) {
+	d.kernel.mu.Lock()
+	defer d.kernel.mu.Unlock()
+	for _, b := range d.kernel.discarded {
+		ps = append(ps, b.Prefix)
+	}
+	return ps
 }
 
 // Mute keeps Changed silent, as if events were lost.

@@ -20,13 +20,14 @@ type Store struct {
 	Trouble
 	journal *Journal
 
-	mu      sync.Mutex
-	guests  map[string]fabric.Desired
-	damaged map[string]error
-	drained time.Time
-	moves   []fabric.Move
-	gone    []fabric.VM
-	fresh   bool
+	mu         sync.Mutex
+	guests     map[string]fabric.Desired
+	damaged    map[string]error
+	drained    time.Time
+	moves      []fabric.Move
+	gone       []fabric.VM
+	blackholes []fabric.Blackhole
+	fresh      bool
 }
 
 var _ fabric.Store = (*Store)(nil)
@@ -180,6 +181,27 @@ func (s *Store) KeepGone(ctx context.Context, guests []fabric.VM) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.gone = slices.Clone(guests)
+	return nil
+}
+
+// KeptBlackholes implements [fabric.Store].
+func (s *Store) KeptBlackholes(ctx context.Context) ([]fabric.Blackhole, error) {
+	if err := s.before(ctx, "load blackholes"); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.blackholes), nil
+}
+
+// KeepBlackholes implements [fabric.Store]. It writes nothing into the journal.
+func (s *Store) KeepBlackholes(ctx context.Context, all []fabric.Blackhole) error {
+	if err := s.before(ctx, "store blackholes"); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.blackholes = slices.Clone(all)
 	return nil
 }
 

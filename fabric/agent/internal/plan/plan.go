@@ -137,29 +137,36 @@ func Begin(vm fabric.VM, was fabric.Desired, had NICStates, listen bool) NICStat
 
 // Guest is what the planner knows of a guest.
 type Guest struct {
-	Ports    []fabric.Port
-	Live     bool
-	Draining bool          // the node is being drained
-	Managed  bool          // a hypervisor runs the guest; its ports have carrier while it runs
-	Retry    bool          // an earlier attempt failed, or a removal is not finished
-	Leaving  bool          // the guest was stopped to run on another node, or its packets go there
-	Fresh    bool          // the guest began to run here, and not all other nodes have released it
-	Standby  bool          // another node preempted this one, and does not answer now
-	Defends  bool          // a route of another guest competes, which got the address later
-	Holder   fabric.Holder // the holder that its Fresh routes carry
-	NICs     NICStates     // as the pass before found them
-	Hops     MissingHops
-	Unknown  bool // the guest runs, and nobody has resolved its addresses: leave its ports as they are
+	Ports      []fabric.Port
+	Live       bool
+	Draining   bool           // the node is being drained
+	Managed    bool           // a hypervisor runs the guest; its ports have carrier while it runs
+	Retry      bool           // an earlier attempt failed, or a removal is not finished
+	Leaving    bool           // the guest was stopped to run on another node, or its packets go there
+	Fresh      bool           // the guest began to run here, and not all other nodes have released it
+	Standby    bool           // another node preempted this one, and does not answer now
+	Defends    bool           // a route of another guest competes, which got the address later
+	Holder     fabric.Holder  // the holder that its Fresh routes carry
+	Blackholed []netip.Prefix // packets to these are to be discarded
+	NICs       NICStates      // as the pass before found them
+	Hops       MissingHops
+	Unknown    bool // the guest runs, and nobody has resolved its addresses: leave its ports as they are
 }
 
 // Route gives the announcement of a prefix of a NIC in a state. The route of a
 // guest that defends its address is Fresh and First: reflectors send the other node
 // only the best route, and until that node knows, packets follow the route with the
-// higher LOCAL_PREF. Standby and Draining routes keep their preference.
+// higher LOCAL_PREF. Standby and Draining routes keep their preference, but for a
+// prefix to which packets are to be discarded.
 func (g Guest) Route(prefix netip.Prefix, state NICState) fabric.Route {
 	r := fabric.Route{Prefix: prefix, Preference: state.Preference(g.Standby, g.Draining)}
 	if g.Defends && (r.Preference == fabric.Normal || r.Preference == fabric.Fresh) {
 		r.Preference, r.First = fabric.Fresh, true
+	}
+	// Also while the guest has just begun to run here: a node that does not answer would
+	// keep it Fresh for as long.
+	if r.Preference != fabric.Standby && slices.Contains(g.Blackholed, prefix) {
+		r.Preference, r.First = fabric.Blackholed, false
 	}
 	if r.Preference == fabric.Fresh { // other nodes do not get routes that rank lower
 		r.Holder = g.Holder
