@@ -14,7 +14,7 @@ import (
 )
 
 // accountingTable is the name of the tables that count, of the families ip and ip6: a
-// table of each family needs not ask of which a packet is. They are apart from the
+// table of each family need not ask of which one a packet is. They are apart from the
 // filter's, so that no change of these begins the counters anew.
 const accountingTable = "vmfabric-accounting"
 
@@ -51,29 +51,35 @@ func newCounterTable(f family, internal []netip.Prefix) *counterTable {
 		r.set(nftables.Set{Name: name, KeyType: f.address, Counter: true})
 		r.set(nftables.Set{Name: routedName(name), KeyType: f.address, Counter: true, Interval: true})
 	}
-	r.add("forward", fromPort(), jump("from"))
-	r.add("forward", groupIs(expr.MetaKeyOIFGROUP), goTo("to"))
-	t.count("from", f.src, f.dst, "sent")
-	t.count("to", f.dst, f.src, "received")
+	t.count("from", expr.MetaKeyIIFGROUP, expr.MetaKeyOIFGROUP, f.src, f.dst, "sent")
+	t.count("to", expr.MetaKeyOIFGROUP, expr.MetaKeyIIFGROUP, f.dst, f.src, "received")
 	r.finish()
 	return t
 }
 
 func routedName(counter string) string { return counter + "_routed" }
 
-// count adds the chains that count packets by the guest's address and the other one,
-// which are at these offsets.
-func (t *counterTable) count(chain string, guest, other uint32, verb string) {
+// count adds the rules that count packets by the guest's address and the other one, which
+// are at these offsets; port and beyond are the groups of the links at those ends. Most
+// packets end at the first rule: nothing is behind a port at the other end, and its
+// address begins like none of the cluster's.
+func (t *counterTable) count(chain string, port, beyond expr.MetaKey, guest, other uint32, verb string) {
 	f := t.family
 	by := func(set string) []expr.Any { return f.in(guest, set, false) }
-	t.add(chain, marked(trialMark), leave()) // a packet of the node's own, which only tries the way
-	t.add(chain, f.near(other, true), by(verb+"_external"), leave())
+	t.add("forward", groupIs(port), not(groupIs(beyond)), f.near(other, true), not(marked(trialMark)), by(verb+"_external"), accept())
+	t.add("forward", groupIs(port), not(marked(trialMark)), jump(chain))
 	t.add(chain, f.in(other, "internal"+f.digit, false), goTo(chain+"_internal"))
 	t.add(chain, goTo(chain+"_external"))
 	for _, scope := range []string{"_internal", "_external"} {
 		t.add(chain+scope, by(verb+scope), leave())
 		t.add(chain+scope, by(routedName(verb+scope)))
 	}
+}
+
+// not inverts a match that ends with a comparison.
+func not(match []expr.Any) []expr.Any {
+	match[len(match)-1].(*expr.Cmp).Op = expr.CmpOpNeq
+	return match
 }
 
 // sets lists the sets that count, in the order of [ledger.Counter]: of addresses, or of

@@ -81,7 +81,13 @@ func (f *fake) Drain(context.Context) error                          { return f.
 func (f *fake) Advertisements(context.Context, netip.Prefix) ([]fabric.Advertisement, error) {
 	return nil, f.err
 }
-func (f *fake) Undrain(context.Context) error { return f.err }
+func (f *fake) Undrain(context.Context) error                     { return f.err }
+func (f *fake) Traffic(context.Context) ([]fabric.Traffic, error) { return nil, f.err }
+func (f *fake) Blackhole(context.Context, netip.Addr, time.Duration) (fabric.Blackhole, error) {
+	return fabric.Blackhole{}, f.err
+}
+func (f *fake) LiftBlackhole(context.Context, netip.Addr) error        { return f.err }
+func (f *fake) Blackholes(context.Context) ([]fabric.Blackhole, error) { return nil, f.err }
 func (f *fake) CheckForwarding(context.Context) ([]fabric.ForwardingFault, error) {
 	return nil, f.err
 }

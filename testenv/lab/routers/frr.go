@@ -267,6 +267,9 @@ func (f *FRR) prefixes(ctx context.Context, family string) ([]netip.Prefix, erro
 	return slices.SortedFunc(maps.Keys(table.Routes), netip.Prefix.Compare), nil
 }
 
+// wellKnown are the well-known communities that nodes send, as FRR writes them.
+var wellKnown = map[string]fabric.Community{"graceful-shutdown": fabric.GracefulShutdown, "blackhole": fabric.BlackholeCommunity}
+
 func (p frrPath) route(prefix netip.Prefix) (BGPRoute, error) {
 	r := BGPRoute{Prefix: prefix, Origin: p.Origin, LocalPref: p.LocalPref, Best: p.Bestpath.Overall}
 	r.From, _ = netip.ParseAddr(p.Peer.PeerID) // "(unspec)" for FRR's own routes
@@ -276,8 +279,8 @@ func (p frrPath) route(prefix netip.Prefix) (BGPRoute, error) {
 		}
 	}
 	for _, s := range strings.Fields(p.Community.String + " " + p.LargeCommunity.String) {
-		if s == "graceful-shutdown" { // the only well-known one that nodes send
-			r.Communities = append(r.Communities, fabric.GracefulShutdown)
+		if known, is := wellKnown[s]; is {
+			r.Communities = append(r.Communities, known)
 			continue
 		}
 		c, err := fabric.ParseCommunity(s)
