@@ -223,7 +223,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	group.Go(func() error { return agent.Run(ctx) })
 	group.Go(func() error { return serveMetadata(ctx, &cluster, dataplane, agent, log) })
 	if metrics != nil {
-		of := measured{node.Name, agent.Status, agent.Statistics, dataplane.Requests, dataplane.Traffic, log}
+		of := measured{node.Name, agent.Status, agent.Statistics, dataplane.Requests, dataplane.Drops, dataplane.Traffic, log}
 		group.Go(func() error { return serveMetrics(ctx, metrics, of.metrics, log) })
 	}
 	group.Go(func() error { return hooks.Serve(ctx, listener, heard(agent, sources), log) })

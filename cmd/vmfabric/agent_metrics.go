@@ -17,6 +17,7 @@ type measured struct {
 	status     func(ctx context.Context) (fabric.Status, error)
 	statistics func(ctx context.Context) fabric.Statistics
 	requests   func() []fabric.RequestCount
+	drops      func(ctx context.Context) (map[string][]fabric.Drops, error)
 	traffic    func(ctx context.Context) ([]fabric.Traffic, error)
 	log        *slog.Logger
 }
@@ -36,6 +37,9 @@ func (m measured) read(ctx context.Context) nodeReading {
 	now := nodeReading{statistics: m.statistics(ctx), requests: m.requests()}
 	var err error
 	if now.status, err = m.status(ctx); err != nil {
+		m.log.Warn("metrics incomplete", "err", err)
+	}
+	if now.drops, err = m.drops(ctx); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		m.log.Warn("metrics incomplete", "err", err)
 	}
 	return now
@@ -64,12 +68,13 @@ var (
 	nodeDiversions  = nodeMetric("diversions", "Guests whose packets the node sends on to another node now.")
 	nodeSource      = nodeMetric("source_connected", "Whether the agent is connected to the hypervisor.", "source")
 	nodeRegistry    = nodeMetric("registry_healthy", "Whether the registry of addresses has no problems.", "kind")
+	nodeDropped     = nodeMetric("dropped_packets_total", "Packets from the port or to it that the node dropped, by reason.", "port", "reason")
 	nodeRequests    = nodeMetric("guest_requests_total", "Requests of guests for their configuration, by protocol and outcome: answered, refused.", "protocol", "outcome")
 )
 
 var nodeMetrics = []*prometheus.Desc{
 	nodeHealthy, nodeProblems, nodeDraining, nodeGuests, nodePorts, nodeSession, nodeAdvertised, nodeAnnounced, nodeAttach, nodeAttachError,
-	nodeRepairs, nodeMoves, nodeGap, nodeResent, nodeDiversions, nodeSource, nodeRegistry, nodeRequests,
+	nodeRepairs, nodeMoves, nodeGap, nodeResent, nodeDiversions, nodeSource, nodeRegistry, nodeDropped, nodeRequests,
 }
 
 // nodeReading has a node's answers for one scrape.
@@ -77,6 +82,7 @@ type nodeReading struct {
 	status     fabric.Status
 	statistics fabric.Statistics
 	requests   []fabric.RequestCount
+	drops      map[string][]fabric.Drops
 }
 
 // Describe implements [prometheus.Collector].
@@ -135,6 +141,11 @@ func (now nodeReading) Collect(ch chan<- prometheus.Metric) {
 	}
 	for d, h := range map[*prometheus.Desc]fabric.Histogram{nodeAttach: counted.Attach, nodeGap: counted.MoveGap, nodeResent: counted.MoveResent} {
 		ch <- histogram(d, h)
+	}
+	for port, drops := range now.drops {
+		for _, d := range drops {
+			counter(nodeDropped, d.Packets, port, string(d.Reason))
+		}
 	}
 	for _, r := range now.requests {
 		counter(nodeRequests, r.Answered, string(r.Protocol), "answered")

@@ -49,6 +49,9 @@ func aNode() measured {
 		requests: func() []fabric.RequestCount {
 			return []fabric.RequestCount{{Protocol: fabric.DHCPv4, Answered: 8, Refused: 1}}
 		},
+		drops: func(context.Context) (map[string][]fabric.Drops, error) {
+			return map[string][]fabric.Drops{"web_net0": {{Reason: fabric.DropSource, Packets: 3, Bytes: 300}}}, nil
+		},
 		traffic: func(context.Context) ([]fabric.Traffic, error) {
 			return []fabric.Traffic{
 				{
@@ -93,6 +96,7 @@ func TestAgentMetrics(t *testing.T) {
 		`vmfabric_attach_errors_total{node="node1",reason="refused"} 2`, `vmfabric_repairs_total{kind="port",node="node1"} 9`,
 		`vmfabric_moves_total{kind="in",node="node1"} 1`, `vmfabric_move_gap_seconds_bucket{node="node1",le="1"} 1`, `vmfabric_move_resent_packets_sum{node="node1"} 7`,
 		`vmfabric_diversions{node="node1"} 1`, `vmfabric_source_connected{node="node1",source="libvirt"} 1`, `vmfabric_registry_healthy{kind="etcd",node="node1"} 1`,
+		`vmfabric_dropped_packets_total{node="node1",port="web_net0",reason="source"} 3`,
 		`vmfabric_guest_requests_total{node="node1",outcome="refused",protocol="dhcpv4"} 1`,
 		`vmfabric_guest_bytes_total{address="203.0.113.10",direction="sent",node="node1",scope="external",vm="web"} 1000`,
 		`vmfabric_guest_packets_total{address="203.0.113.10",direction="received",node="node1",scope="internal",vm="web"} 2`,
@@ -114,6 +118,7 @@ func TestMetricsOfAPoorNode(t *testing.T) {
 	}
 	m.statistics = func(context.Context) fabric.Statistics { return fabric.Statistics{} }
 	m.traffic = func(context.Context) ([]fabric.Traffic, error) { return nil, errors.ErrUnsupported }
+	m.drops = func(context.Context) (map[string][]fabric.Drops, error) { return nil, errors.ErrUnsupported }
 	text := scrape(t, m)
 	assert.Contains(t, text, `vmfabric_healthy{node="node1"} 0`)
 	for _, name := range []string{"vmfabric_guest_bytes_total", "vmfabric_session_up", "vmfabric_announcements", "vmfabric_registry_healthy"} {

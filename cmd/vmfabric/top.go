@@ -21,6 +21,8 @@ type rate struct {
 	VM       string   `json:"vm"`
 	Sent     perScope `json:"sent"`     // by the guest
 	Received perScope `json:"received"` // by the guest
+	// Dropped are packets from the guest and to it that the node dropped.
+	Dropped float64 `json:"dropped_packets_per_second"`
 }
 
 type perScope struct {
@@ -49,7 +51,8 @@ func topCommand(t *tool) *cobra.Command {
 		Long: `Top prints the guests of this node by the bytes that they send and receive in a
 second, those with the most first, again and again, or with --once a single time.
 Addresses of the pools and of the underlay are inside (INT), all others outside
-(EXT). It needs accounting: true in the cluster file. Totals are in the metrics.`,
+(EXT). DROPPED are packets from the guest and to it that the node dropped; for the
+reasons see vmfabric list --counters. It needs accounting: true in the cluster file. Totals are in the metrics.`,
 		Example: "  vmfabric top\n  vmfabric top --once --interval 10s --json | jq '.[0]'",
 		Args:    arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -67,19 +70,18 @@ Addresses of the pools and of the underlay are inside (INT), all others outside
 
 func (t *tool) top(cmd *cobra.Command, once bool, every time.Duration, most int) error {
 	ctx := cmd.Context()
-	was, at, err := t.traffic(ctx)
+	was, err := t.sample(ctx)
 	for err == nil {
 		if !backoff.Sleep(ctx, every) {
 			return nil
 		}
-		var is []fabric.Traffic
-		var now time.Time
-		if is, now, err = t.traffic(ctx); err != nil {
+		var is sample
+		if is, err = t.sample(ctx); err != nil {
 			break
 		}
-		rates := ratesOf(was, is, now.Sub(at))
+		rates := ratesOf(was, is)
 		rates = rates[:min(len(rates), most)]
-		was, at = is, now
+		was = is
 		printed, err := t.print(cmd, rates)
 		if !printed {
 			err = printRates(cmd, rates)
@@ -94,28 +96,46 @@ func (t *tool) top(cmd *cobra.Command, once bool, every time.Duration, most int)
 	return err
 }
 
-// traffic asks the agent what was forwarded, and notes when.
-func (t *tool) traffic(ctx context.Context) ([]fabric.Traffic, time.Time, error) {
+// sample is what the node had counted at a time.
+type sample struct {
+	at      time.Time
+	traffic []fabric.Traffic
+	dropped map[string]uint64 // packets, by guest
+}
+
+// sample asks the agent what was forwarded and dropped.
+func (t *tool) sample(ctx context.Context) (sample, error) {
 	reply, err := t.call(ctx, hooks.Request{Op: hooks.Traffic})
 	if errors.Is(err, errors.ErrUnsupported) {
 		err = fmt.Errorf("%w; write accounting: true into the cluster file and restart the agents", err)
 	}
-	return reply.Traffic, time.Now(), err
+	if err != nil {
+		return sample{}, err
+	}
+	s := sample{time.Now(), reply.Traffic, map[string]uint64{}}
+	reply, err = t.call(ctx, hooks.Request{Op: hooks.List})
+	for _, p := range reply.Ports {
+		for _, d := range p.Drops {
+			s.dropped[p.VM] += d.Packets
+		}
+	}
+	return s, err
 }
 
 // ratesOf compares two readings, and gives the rates of guests that exchanged something,
 // the highest first.
-func ratesOf(was, is []fabric.Traffic, took time.Duration) []rate {
+func ratesOf(was, is sample) []rate {
+	took := is.at.Sub(was.at)
 	type key struct {
 		vm     string
 		prefix string
 	}
 	before := map[key]fabric.Traffic{}
-	for _, t := range was {
+	for _, t := range was.traffic {
 		before[key{t.VM, t.Prefix.String()}] = t
 	}
 	guests := map[string]rate{}
-	for _, t := range is {
+	for _, t := range is.traffic {
 		old := before[key{t.VM, t.Prefix.String()}]
 		r := guests[t.VM]
 		r.VM = t.VM
@@ -123,13 +143,22 @@ func ratesOf(was, is []fabric.Traffic, took time.Duration) []rate {
 		r.Received.add(old.Received, t.Received, took)
 		guests[t.VM] = r
 	}
+	for vm, n := range is.dropped {
+		if old := was.dropped[vm]; n > old && took > 0 {
+			r := guests[vm]
+			r.VM, r.Dropped = vm, float64(n-old)/took.Seconds()
+			guests[vm] = r
+		}
+	}
 	all := []rate{}
 	for _, r := range guests {
-		if r.Sent.sum().Packets+r.Received.sum().Packets > 0 {
+		if r.Sent.sum().Packets+r.Received.sum().Packets+r.Dropped > 0 {
 			all = append(all, r)
 		}
 	}
-	slices.SortFunc(all, func(a, b rate) int { return cmp.Or(cmp.Compare(b.bytes(), a.bytes()), cmp.Compare(a.VM, b.VM)) })
+	slices.SortFunc(all, func(a, b rate) int {
+		return cmp.Or(cmp.Compare(b.bytes(), a.bytes()), cmp.Compare(b.Dropped, a.Dropped), cmp.Compare(a.VM, b.VM))
+	})
 	return all
 }
 
@@ -148,13 +177,13 @@ func (p *perSecond) add(was, is fabric.Count, took time.Duration) {
 
 func printRates(cmd *cobra.Command, rates []rate) error {
 	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, time.Now().Format(time.TimeOnly)+"\tSENT EXT\tp/s\tINT\tp/s\tRECEIVED EXT\tp/s\tINT\tp/s\t")
+	fmt.Fprintln(w, time.Now().Format(time.TimeOnly)+"\tSENT EXT\tp/s\tINT\tp/s\tRECEIVED EXT\tp/s\tINT\tp/s\tDROPPED p/s\t")
 	for _, r := range rates {
 		fmt.Fprintf(w, "%s\t", r.VM)
 		for _, p := range []perSecond{r.Sent.External, r.Sent.Internal, r.Received.External, r.Received.Internal} {
 			fmt.Fprintf(w, "%s\t%.0f\t", bits(p.Bytes), p.Packets)
 		}
-		fmt.Fprintln(w)
+		fmt.Fprintf(w, "%.0f\t\n", r.Dropped)
 	}
 	fmt.Fprintln(w)
 	return w.Flush()

@@ -20,12 +20,15 @@ func TestRates(t *testing.T) {
 	}
 	was := []fabric.Traffic{of("web", p4, 10, 0), of("web", p6, 5, 5), of("idle", p4, 9, 9), of("anew", p4, 100, 100)}
 	is := []fabric.Traffic{of("web", p4, 30, 0), of("web", p6, 5, 9), of("idle", p4, 9, 9), of("anew", p4, 1, 1), of("new", p4, 0, 20)}
+	at := time.Unix(1000, 0)
+	first, next := sample{at, was, map[string]uint64{"idle": 5, "loud": 5}}, sample{at.Add(2 * time.Second), is, map[string]uint64{"idle": 5, "loud": 9}}
 	assert.Equal(t, []rate{
 		{VM: "new", Received: perScope{Internal: perSecond{10000, 10}}},
 		{VM: "web", Sent: perScope{External: perSecond{1000, 10}}, Received: perScope{Internal: perSecond{2000, 2}}},
-	}, ratesOf(was, is, 2*time.Second))
-	assert.Equal(t, []rate{}, ratesOf(nil, nil, time.Second))
-	assert.Equal(t, []rate{}, ratesOf(was, is, 0))
+		{VM: "loud", Dropped: 2},
+	}, ratesOf(first, next))
+	assert.Equal(t, []rate{}, ratesOf(sample{}, sample{}))
+	assert.Equal(t, []rate{}, ratesOf(sample{at, was, nil}, sample{at, is, next.dropped}))
 	for n, want := range map[float64]string{0: "0 bit/s", 124: "992 bit/s", 125: "1 kbit/s", 1.25e6: "10 Mbit/s", 1.25e9: "10.00 Gbit/s"} {
 		assert.Equal(t, want, bits(n))
 	}
