@@ -113,7 +113,7 @@ func TestDrainOfEveryStanding(t *testing.T) {
 // TestOrderOfPreferences: of two nodes that announce a guest the one where it runs
 // comes first, and of those the one that it came to last, or that stays.
 func TestOrderOfPreferences(t *testing.T) {
-	order := []fabric.Preference{fabric.Standby, fabric.Draining, fabric.Normal, fabric.Fresh}
+	order := []fabric.Preference{fabric.Standby, fabric.Draining, fabric.Blackholed, fabric.Normal, fabric.Fresh}
 	assert.Equal(t, order, fabric.Preferences())
 	for i, p := range order[1:] {
 		assert.Greater(t, p.LocalPref(), order[i].LocalPref(), "%v comes before %v", p, order[i])

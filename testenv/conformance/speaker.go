@@ -156,7 +156,7 @@ func speakerRepair(t *testing.T, s fabric.Speaker, c SpeakerControls) {
 
 func speakerPreference(t *testing.T, s fabric.Speaker, c SpeakerControls) {
 	c.prepare(t, both)
-	for _, pref := range []fabric.Preference{fabric.Standby, fabric.Fresh, fabric.Normal, fabric.Draining, fabric.Normal, fabric.Standby} {
+	for _, pref := range []fabric.Preference{fabric.Standby, fabric.Fresh, fabric.Normal, fabric.Draining, fabric.Blackholed, fabric.Normal, fabric.Standby} {
 		want := routes(both)
 		for i := range want {
 			want[i].Preference = pref

@@ -42,6 +42,7 @@ func Store(t *testing.T, start func(t *testing.T) (fabric.Store, StoreControls))
 		{"a drain comes back as it was", storeDrain},
 		{"reports of moves come back as they were", storeMoves},
 		{"guests that are gone for good come back as they were", storeGone},
+		{"blackholes come back as they were", storeBlackholes},
 		{"any state is reached from any other", storeWalk},
 	} {
 		t.Run(law.name, func(t *testing.T) {
@@ -235,6 +236,22 @@ func storeGone(t *testing.T, s fabric.Store, c StoreControls) {
 		kept, err := s.KeptGone(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, guests, kept)
+	}
+}
+
+// storeBlackholes checks that a store keeps the blackholes.
+func storeBlackholes(t *testing.T, s fabric.Store, c StoreControls) {
+	until := time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)
+	b4 := fabric.Blackhole{Prefix: netip.MustParsePrefix("203.0.113.10/32"), VM: "web", Since: until.Add(-time.Hour), Until: until}
+	b6 := fabric.Blackhole{Prefix: netip.MustParsePrefix("2001:db8:100::10/128"), VM: "web", Since: until.Add(-time.Hour), Until: until}
+	for _, all := range [][]fabric.Blackhole{nil, {b4}, {b4, b6}, nil} {
+		require.NoError(t, s.KeepBlackholes(t.Context(), all))
+		if c.Again != nil {
+			s = c.Again(t)
+		}
+		kept, err := s.KeptBlackholes(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, all, kept)
 	}
 }
 

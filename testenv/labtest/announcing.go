@@ -231,7 +231,7 @@ func (a *Announcing) ChangesPreference(t testing.TB, announce func(fabric.Prefer
 	t.Helper()
 	a.Prepare(t, ps)
 	var before int
-	for i, pref := range []fabric.Preference{fabric.Standby, fabric.Fresh, fabric.Normal, fabric.Draining, fabric.Fresh, fabric.Normal, fabric.Standby} {
+	for i, pref := range []fabric.Preference{fabric.Standby, fabric.Fresh, fabric.Normal, fabric.Draining, fabric.Blackholed, fabric.Fresh, fabric.Normal, fabric.Standby} {
 		announce(pref)
 		a.Hears(t, ps...)
 		require.Eventually(t, func() bool {
