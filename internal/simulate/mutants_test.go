@@ -78,7 +78,7 @@ var mutants = []mutant{
 	{"a guest that stops for an unknown node stays first", "depart.go", "		a.signal() // wherever that is", "		// wherever that is"},
 	{"a guest that moves on gives way to a silent node", "fence.go", "			return silent && n != g.departure.to.Name", "			return false && silent && n != g.departure.to.Name"},
 	{"a move is never announced", "agent.go", "	return announced && time.Since(at) < expectation", "	return announced && time.Since(at) < 0"},
-	{"the report of a move that goes on never ends", "report.go", "		m.supersede()\n", ""},
+	{"the report of a move that goes on never ends", "report.go", "		l.supersede(m)\n", ""},
 }
 
 // rare are mutants that few histories show: those of TestFoundBefore do.
