@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -28,9 +29,12 @@ func (s *system) coreDiscards(ps ...netip.Prefix) {
 	}
 }
 
+// reachesNot holds if none of some echo requests is answered.
 func (s *system) reachesNot(a string) {
 	s.t.Helper()
-	_, err := s.top.Client.Ping(soon(s.t), netip.MustParseAddr(a))
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Second)
+	defer cancel()
+	_, err := s.top.Client.Ping(ctx, netip.MustParseAddr(a))
 	require.Error(s.t, err, a)
 }
 
