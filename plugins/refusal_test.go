@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +17,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/executable"
 	"github.com/vmfabric/vmfabric/plugins"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // TestRefused has programs that are no speaker each refused with one line that
@@ -59,7 +59,7 @@ func TestRefused(t *testing.T) {
 			if tc.path == "/bin/echo" {
 				p.Args = []string{"hello"}
 			}
-			before := runtime.NumGoroutine()
+			labtest.EndsItsGoroutines(t)
 			sp, err := plugins.OpenSpeaker(t.Context(), p, s.options(plugins.Times{Start: startOf(tc.mode)})...)
 			require.Error(t, err)
 			require.Nil(t, sp)
@@ -73,7 +73,6 @@ func TestRefused(t *testing.T) {
 			if tc.path == binary {
 				assert.False(t, alive(s.pid(t)))
 			}
-			requireNoMore(t, before)
 		})
 	}
 }
@@ -86,25 +85,6 @@ func startOf(mode string) time.Duration {
 	}
 	return patience
 }
-
-// requireNoMore checks that there come to be no more goroutines than before.
-func requireNoMore(t *testing.T, before int) {
-	t.Helper()
-	eventually(t, "goroutines end", func() error {
-		if n := runtime.NumGoroutine(); n > before {
-			b := make([]byte, 1<<20)
-			return &leak{n, before, string(b[:runtime.Stack(b, true)])}
-		}
-		return nil
-	})
-}
-
-type leak struct {
-	now, before int
-	stacks      string
-}
-
-func (l *leak) Error() string { return l.stacks }
 
 func TestOpenEndsWithItsContext(t *testing.T) {
 	s := newSpecimen(t)

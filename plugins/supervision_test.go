@@ -50,7 +50,7 @@ func TestDies(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSpecimen(t)
-			before := runtime.NumGoroutine()
+			labtest.EndsItsGoroutines(t)
 			sp, err := plugins.OpenSpeaker(t.Context(), s.program(""), s.options(plugins.Times{Wait: patience})...)
 			require.NoError(t, err)
 			for range 2 {
@@ -78,7 +78,6 @@ func TestDies(t *testing.T) {
 			pid := s.pid(t)
 			require.NoError(t, sp.Close())
 			assert.False(t, alive(pid))
-			requireNoMore(t, before)
 		})
 	}
 }
@@ -269,7 +268,7 @@ func TestRetry(t *testing.T) {
 	program := filepath.Join(s.dir, "mine")
 	p := s.program("")
 	p.Path = program
-	before := runtime.NumGoroutine()
+	labtest.EndsItsGoroutines(t)
 	sp, err := plugins.OpenSpeaker(t.Context(), p, append(s.options(plugins.Times{Wait: 100 * time.Millisecond}), plugins.WithRetry())...)
 	require.NoError(t, err)
 	require.ErrorContains(t, sp.Put(t.Context(), bothRoutes()...), "there is no such file; install it")
@@ -279,7 +278,6 @@ func TestRetry(t *testing.T) {
 	eventually(t, "it works", func() error { return sp.Put(t.Context(), bothRoutes()...) })
 	assert.Empty(t, sp.Diagnose(t.Context()))
 	require.NoError(t, sp.Close())
-	requireNoMore(t, before)
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -293,7 +291,7 @@ func TestCloseWhileItIsDown(t *testing.T) {
 	require.NoError(t, os.Link(binary, program))
 	p := s.program("")
 	p.Path = program
-	before := runtime.NumGoroutine()
+	labtest.EndsItsGoroutines(t)
 	sp, err := plugins.OpenSpeaker(t.Context(), p, s.options(plugins.Times{Wait: patience})...)
 	require.NoError(t, err)
 	require.NoError(t, os.Remove(program))
@@ -312,7 +310,6 @@ func TestCloseWhileItIsDown(t *testing.T) {
 	require.ErrorIs(t, sp.Put(t.Context(), bothRoutes()...), os.ErrClosed)
 	assert.Empty(t, sp.Diagnose(t.Context()))
 	require.NoError(t, sp.Close(), "again")
-	requireNoMore(t, before)
 }
 
 // TestClose has plugins end in order.
@@ -336,7 +333,7 @@ func closes(t *testing.T, mode string) {
 	t.Helper()
 	s := newSpecimen(t)
 	t.Setenv("TMPDIR", s.dir)
-	before := runtime.NumGoroutine()
+	labtest.EndsItsGoroutines(t)
 	sp, err := plugins.OpenSpeaker(t.Context(), s.program(strings.TrimPrefix(mode, "stopped")), s.options(plugins.Times{})...)
 	require.NoError(t, err)
 	pid := s.pid(t)
@@ -352,7 +349,6 @@ func closes(t *testing.T, mode string) {
 		assert.FileExists(t, filepath.Join(s.dir, "ended"))
 		assert.Contains(t, s.logged(), "last words")
 	}
-	requireNoMore(t, before)
 }
 
 // TestLastWords: what a plugin said is in the log when Close returns, however late

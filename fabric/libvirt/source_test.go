@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 const (
@@ -639,24 +639,15 @@ func TestOnlyTheNewestIsTold(t *testing.T) {
 }
 
 func TestRunLeavesNothingBehind(t *testing.T) {
-	before := runtime.NumGoroutine()
-	t.Run("", func(t *testing.T) {
-		d := newDaemon(t).start()
-		d.set("web", running, 1, ours("web", 10))
-		s := follow(t, d)
-		d.hook("web")
-		d.event("web", golibvirt.DomainEventResumed, 0)
-		require.Eventually(t, func() bool { return d.asked(procXML) == 1 }, patience, time.Millisecond)
-		_, err := s.Guests(t.Context())
-		require.Error(t, err)
-	})
-	// Not with Eventually, which has goroutines of its own.
-	for deadline := time.Now().Add(patience); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			stacks := make([]byte, 1<<20)
-			require.FailNow(t, "goroutines are left", "%s", stacks[:runtime.Stack(stacks, true)])
-		}
-	}
+	labtest.EndsItsGoroutines(t)
+	d := newDaemon(t).start()
+	d.set("web", running, 1, ours("web", 10))
+	s := follow(t, d)
+	d.hook("web")
+	d.event("web", golibvirt.DomainEventResumed, 0)
+	require.Eventually(t, func() bool { return d.asked(procXML) == 1 }, patience, time.Millisecond)
+	_, err := s.Guests(t.Context())
+	require.Error(t, err)
 }
 
 // TestExamine: a libvirt says what it is on a connection for that alone, and whether it

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/internal/hypervisor"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 const patience = 20 * time.Second
@@ -793,23 +793,14 @@ func TestPortLeftBehind(t *testing.T) {
 }
 
 func TestRunLeavesNothingBehind(t *testing.T) {
-	before := runtime.NumGoroutine()
-	t.Run("", func(t *testing.T) {
-		d := newDaemon(t).start()
-		d.set(p2p("web", 10))
-		s := follow(t, d)
-		d.hold()
-		d.tell("instance-resumed", "web")
-		require.Eventually(t, func() bool { return d.asked("/1.0/instances/web") == 1 }, patience, time.Millisecond)
-		list(t, s)
-	})
-	// Not with Eventually, which has goroutines of its own.
-	for deadline := time.Now().Add(patience); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			stacks := make([]byte, 1<<20)
-			require.FailNow(t, "goroutines are left", "%s", stacks[:runtime.Stack(stacks, true)])
-		}
-	}
+	labtest.EndsItsGoroutines(t)
+	d := newDaemon(t).start()
+	d.set(p2p("web", 10))
+	s := follow(t, d)
+	d.hold()
+	d.tell("instance-resumed", "web")
+	require.Eventually(t, func() bool { return d.asked("/1.0/instances/web") == 1 }, patience, time.Millisecond)
+	list(t, s)
 }
 
 // TestUserDataOfAnInstance is what LXD gives cloud-init, and of the same instance alone.

@@ -10,8 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
-	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -723,7 +721,7 @@ func TestBoot(t *testing.T) {
 // TestConnections: their number is bounded, those that say nothing are closed,
 // and all are when Serve ends.
 func TestConnections(t *testing.T) {
-	goroutines := runtime.NumGoroutine()
+	labtest.EndsItsGoroutines(t)
 	c := cluster(true, true, "")
 	one, h, stop := listening(t, c)
 	var open []net.Conn
@@ -758,10 +756,6 @@ func TestConnections(t *testing.T) {
 	_, err = io.Copy(io.Discard, conn)
 	require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
 	assert.Empty(t, one.Diagnose(t.Context()))
-	// One more looks whether that is so.
-	if !assert.Eventually(t, func() bool { return runtime.NumGoroutine() <= goroutines+1 }, bound, 10*time.Millisecond) {
-		pprof.Lookup("goroutine").WriteTo(os.Stdout, 1)
-	}
 }
 
 func BenchmarkAsk(b *testing.B) {
