@@ -522,7 +522,7 @@ func TestWhatOthersCouldWrite(t *testing.T) {
 	if os.Geteuid() == 0 {
 		require.NoError(t, os.Chown(key, 4242, 4242))
 		_, err = clusterfile.Load(file)
-		require.EqualError(t, err, file+":16: reflectors[0].password_file: "+key+": it belongs to user 4242, who could change it; run 'chown 0 "+key+"', or name another")
+		require.EqualError(t, err, file+":16: reflectors[0].password_file: "+key+": belongs to user 4242, who can read and change it; run 'chown root' on it, and make a new one if that user may have read it")
 		require.NoError(t, os.Chown(key, 0, 0))
 		require.NoError(t, os.Chown(file, 4242, 4242))
 		_, err = clusterfile.Load(file)
@@ -559,8 +559,8 @@ func TestPasswordFile(t *testing.T) {
 		{"empty", "", 0o600, "", key + " is empty; write the password into it, or leave the key out"},
 		{"a line end alone", "\n", 0o600, "", key + " is empty; write the password into it, or leave the key out"},
 		{"two lines", "a\nb\n", 0o600, "", key + " has a control character or a second line; write the password alone into it"},
-		{"readable by the group", "s3cret", 0o640, "", key + " is open to others (mode 0640); run 'chmod 600 " + key + "'"},
-		{"readable by all", "s3cret", 0o604, "", key + " is open to others (mode 0604); run 'chmod 600 " + key + "'"},
+		{"readable by the group", "s3cret", 0o640, "", key + ": open to others (mode 0640); run 'chmod 600' on it, and make a new one if they may have read it"},
+		{"readable by all", "s3cret", 0o604, "", key + ": open to others (mode 0604); run 'chmod 600' on it, and make a new one if they may have read it"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			require.NoError(t, os.RemoveAll(key))
@@ -580,8 +580,8 @@ func TestPasswordFile(t *testing.T) {
 	}
 	for _, tt := range []struct{ name, written, want string }{
 		{"missing", "none.key", filepath.Join(dir, "none.key") + " does not exist; create it with the password and mode 0600, or leave the key out"},
-		{"a directory", ".", dir + " is not a regular file; name the file with the password"},
-		{"a device", "/dev/zero", "/dev/zero is not a regular file; name the file with the password"},
+		{"a directory", ".", dir + ": not a regular file; name the file with the password"},
+		{"a device", "/dev/zero", "/dev/zero: not a regular file; name the file with the password"},
 		{"no name", `""`, "empty; name the file with the password, or leave the key out"},
 		{"unreadable", "cluster.yaml/x", filepath.Join(file, "x") + ": not a directory; run this as the file's owner, or correct the path"},
 	} {

@@ -6,7 +6,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"unicode"
@@ -20,17 +19,10 @@ const maxKey = 4096
 
 // keyFile reads the file with the cluster's key that the value names.
 func (d *decoder) keyFile(l literal) (string, error) {
-	if l.text == "" {
-		return "", errors.New("empty; name the file with the cluster's key, or leave the key out")
+	path, shown, err := d.fileOf(l, "the cluster's key")
+	if err != nil || d.withoutKey {
+		return "", err
 	}
-	if d.withoutKey {
-		return "", nil
-	}
-	path := l.text
-	if !filepath.IsAbs(path) {
-		path = filepath.Join(d.dir, path)
-	}
-	shown := bare(path)
 	data, err := readSecret(path, "the cluster's key", maxKey)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -97,9 +89,9 @@ func secret(info fs.FileInfo, what string, most int64) error {
 	case !info.Mode().IsRegular():
 		return fmt.Errorf("not a regular file; name the file with %s", what)
 	case info.Mode().Perm()&0o077 != 0:
-		return fmt.Errorf("open to others (mode %04o); run 'chmod 600' on it, and make a new key if they may have read it", info.Mode().Perm())
+		return fmt.Errorf("open to others (mode %04o); run 'chmod 600' on it, and make a new one if they may have read it", info.Mode().Perm())
 	case owner != 0 && owner != uint32(os.Geteuid()):
-		return fmt.Errorf("belongs to user %d, who can read and change it; run 'chown root' on it, and make a new key if that user may have read it", owner)
+		return fmt.Errorf("belongs to user %d, who can read and change it; run 'chown root' on it, and make a new one if that user may have read it", owner)
 	case info.Size() > most:
 		return fmt.Errorf("%d bytes; a key has at most %d", info.Size(), most)
 	}

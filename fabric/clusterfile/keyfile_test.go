@@ -33,9 +33,9 @@ func TestKeyFile(t *testing.T) {
 		{"empty", "", 0o600, 0, "", key + " holds 0 bytes, which can be guessed; make one of at least 16: " + command + key + ")"},
 		{"two lines", good + "\n" + good + "\n", 0o600, 0, "", key + " has a control character or a second line; make it with " + command + key + ")"},
 		{"too long", strings.Repeat("x", 4097), 0o600, 0, "", key + ": 4097 bytes; a key has at most 4096"},
-		{"readable by the group", good, 0o640, 0, "", key + ": open to others (mode 0640); run 'chmod 600' on it, and make a new key if they may have read it"},
-		{"writable by all", good, 0o602, 0, "", key + ": open to others (mode 0602); run 'chmod 600' on it, and make a new key if they may have read it"},
-		{"of another user", good, 0o600, 65534, "", key + ": belongs to user 65534, who can read and change it; run 'chown root' on it, and make a new key if that user may have read it"},
+		{"readable by the group", good, 0o640, 0, "", key + ": open to others (mode 0640); run 'chmod 600' on it, and make a new one if they may have read it"},
+		{"writable by all", good, 0o602, 0, "", key + ": open to others (mode 0602); run 'chmod 600' on it, and make a new one if they may have read it"},
+		{"of another user", good, 0o600, 65534, "", key + ": belongs to user 65534, who can read and change it; run 'chown root' on it, and make a new one if that user may have read it"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			require.NoError(t, os.RemoveAll(key))

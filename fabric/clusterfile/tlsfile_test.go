@@ -46,7 +46,7 @@ var registryMistakes = []struct {
 	{"a key that is missing", []string{"endpoints: [https://a:1]", "cert_file: n.crt", "key_file: none.key"}, `6: registry.etcd.key_file: DIR/none.key does not exist; copy it here from where etcd's certificates are made, or correct the path`},
 	{"a key in place of a certificate", []string{"endpoints: [https://a:1]", "ca_file: n.key"}, `5: registry.etcd.ca_file: DIR/n.key has no certificate in PEM form; name the file that begins with -----BEGIN CERTIFICATE-----`},
 	{"a key that is none", []string{"endpoints: [https://a:1]", "cert_file: n.crt", "key_file: text"}, `6: registry.etcd.key_file: DIR/text has no key in PEM form; name the file that begins with -----BEGIN`},
-	{"a key that others can read", []string{"endpoints: [https://a:1]", "cert_file: n.crt", "key_file: open.key"}, `6: registry.etcd.key_file: DIR/open.key: open to others (mode 0644); run 'chmod 600' on it, and make a new key if they may have read it`},
+	{"a key that others can read", []string{"endpoints: [https://a:1]", "cert_file: n.crt", "key_file: open.key"}, `6: registry.etcd.key_file: DIR/open.key: open to others (mode 0644); run 'chmod 600' on it, and make a new one if they may have read it`},
 	{"an authority that others can write", []string{"endpoints: [https://a:1]", "ca_file: open.crt"}, `5: registry.etcd.ca_file: DIR/open.crt: it can be written by others (mode 0666); run 'chmod go-w DIR/open.crt'`},
 	{"a folder", []string{"endpoints: [https://a:1]", "ca_file: ."}, `5: registry.etcd.ca_file: DIR: not a regular file; name the file with the certificates`},
 }

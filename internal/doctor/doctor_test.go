@@ -130,8 +130,8 @@ var fileAilments = []ailment{
 		l.cfg.ThisNode = func(c *fabric.Cluster) (fabric.Node, error) { return c.Node("node9") }
 	}, says: `node "node9" is not in cluster lab`, wayOut: "add it under nodes"},
 	{check: "cluster", name: "others can write it", harm: func(l *lab) { l.chmod("etc/vmfabric/cluster.yaml", 0o666) }, says: "can be written by others (mode 0666)", wayOut: "chmod go-w", fixed: true},
-	{check: "cluster", name: "others can read the key", harm: func(l *lab) { l.chmod("etc/vmfabric/cluster.key", 0o644) }, says: "cluster.key: open to others (mode 0644)", wayOut: "make a new key", fixed: true},
-	{check: "cluster", name: "others can read a password", harm: func(l *lab) { l.chmod("etc/vmfabric/rr.password", 0o640) }, says: "rr.password is open to others (mode 0640)", wayOut: "chmod 600", fixed: true},
+	{check: "cluster", name: "others can read the key", harm: func(l *lab) { l.chmod("etc/vmfabric/cluster.key", 0o644) }, says: "cluster.key: open to others (mode 0644)", wayOut: "make a new one", fixed: true},
+	{check: "cluster", name: "others can read a password", harm: func(l *lab) { l.chmod("etc/vmfabric/rr.password", 0o640) }, says: "rr.password: open to others (mode 0640)", wayOut: "chmod 600", fixed: true},
 	{check: "cluster", name: "the key is another user's", harm: func(l *lab) {
 		require.NoError(l.t, os.Chown(filepath.Join(l.root, "etc/vmfabric/cluster.key"), 65534, -1))
 	}, says: "belongs to user 65534", wayOut: "chown root", fixed: true},
