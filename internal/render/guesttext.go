@@ -95,8 +95,8 @@ const nameservers = `    {{- if .DNS}}
       {{- end}}{{end}}
     {{- end}}`
 
-// ethernets is version 2 of the network configuration in netplan's keys.
-const ethernets = `version: 2
+// linkKeys begins version 2 of the network configuration, up to a link's addresses.
+const linkKeys = `version: 2
 ethernets:
 {{- range .Links}}
   "{{.ID}}":
@@ -120,7 +120,10 @@ ethernets:
     addresses:
     {{- range .Families}}{{range .Addresses}}
       - "{{.}}"
-    {{- end}}{{end}}
+    {{- end}}{{end}}`
+
+// ethernets is version 2 of the network configuration in netplan's keys.
+const ethernets = linkKeys + `
     routes:
     {{- range .Families}}
       - to: "{{.Default}}"
@@ -144,31 +147,7 @@ ethernets:
 // cloudEthernets is version 2 in keys that every renderer of cloud-init
 // understands. Most renderers have no on-link, so the gateway has a route of its
 // own. They also take a default route of IPv6 among the routes for a /64.
-const cloudEthernets = `version: 2
-ethernets:
-{{- range .Links}}
-  "{{.ID}}":
-    {{- range .Routed}}
-    ` + routedLine + `
-    {{- end}}
-    {{- if .ByMAC}}
-    match:
-      macaddress: "{{.MAC}}"
-    {{- with .Name}}
-    set-name: "{{.}}"
-    {{- end}}
-    {{- end}}
-    dhcp4: false
-    dhcp6: false
-    accept-ra: false
-    link-local: [{{if .IPv6}}ipv6{{end}}]
-    {{- with .MTU}}
-    mtu: {{.}}
-    {{- end}}
-    addresses:
-    {{- range .Families}}{{range .Addresses}}
-      - "{{.}}"
-    {{- end}}{{end}}
+const cloudEthernets = linkKeys + `
     {{- range .Families}}{{if not .Table}}
     gateway{{.N}}: "{{.Gateway}}"
     {{- end}}{{end}}
