@@ -86,9 +86,10 @@ func (g Guest) address4() netip.Addr {
 	return netip.IPv4Unspecified()
 }
 
-// linkLocal is the address that the guest makes of its MAC address (RFC 4291, A).
-func (g Guest) linkLocal() netip.Addr {
-	m := g.MAC
+func (g Guest) linkLocal() netip.Addr { return LinkLocal(g.MAC) }
+
+// LinkLocal is the address that a guest makes of its MAC address (RFC 4291, A).
+func LinkLocal(m fabric.MAC) netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
 }
 

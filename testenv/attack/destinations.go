@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/requests"
 )
 
 var everybody = addr("255.255.255.255")
@@ -223,7 +224,7 @@ var destinations = []Kind{
 	{
 		Name: "link-local addresses of others", Never: Everywhere, Alone: []Family{IPv6},
 		Hostile: func(v *Volley) {
-			to := Pair{addr("169.254.7.7"), LinkLocal(v.Other.MAC)}.Of(v.Family)
+			to := Pair{addr("169.254.7.7"), requests.LinkLocal(v.Other.MAC)}.Of(v.Family)
 			v.ip(v.datagram(v.self(), to))
 			v.ip(v.ping(v.self(), to))
 			v.ip(v.segment(v.self(), to, 22, syn))

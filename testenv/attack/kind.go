@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/requests"
 )
 
 // Family is a version of IP.
@@ -211,12 +212,7 @@ func (v *Volley) client() netip.Addr { return v.Client.Of(v.Family) }
 func (v *Volley) gateway() netip.Addr { return v.Gateway.Of(v.Family) }
 
 // linkLocal is the attacker's link-local address.
-func (v *Volley) linkLocal() netip.Addr { return LinkLocal(v.Self.MAC) }
-
-// LinkLocal is the address that a guest makes of its MAC address (RFC 4291, A).
-func LinkLocal(m fabric.MAC) netip.Addr {
-	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
-}
+func (v *Volley) linkLocal() netip.Addr { return requests.LinkLocal(v.Self.MAC) }
 
 // toInternet is the control of most kinds.
 func toInternet(v *Volley) { v.ip(v.datagram(v.self(), v.client())) }

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/requests"
 )
 
 // claims sends ARP for an address that is another's, in every form that makes somebody
@@ -219,7 +220,7 @@ var resolution = []Kind{
 			from, to := uint16(67), uint16(68)
 			others := []netip.Addr{v.Other.V4}
 			if v.Family == IPv6 {
-				from, to, others = 547, 546, []netip.Addr{v.Other.V6, LinkLocal(v.Other.MAC)}
+				from, to, others = 547, 546, []netip.Addr{v.Other.V6, requests.LinkLocal(v.Other.MAC)}
 			}
 			for _, other := range others {
 				v.ip(packet{src: v.gateway(), dst: other, protocol: unix.IPPROTO_UDP, payload: udp(v.gateway(), other, from, to, v.Token())})

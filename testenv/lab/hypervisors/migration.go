@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"regexp"
 	"strconv"
 	"strings"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/oneline"
+	"github.com/vmfabric/vmfabric/internal/requests"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
@@ -255,14 +255,6 @@ func (d *Domain) answersItsNode(ctx context.Context) bool {
 		return false
 	}
 	port := d.options.interfaces()[0].Target
-	_, err = d.Libvirt().host.Ping(ctx, linkLocal(mac).WithZone(port))
+	_, err = d.Libvirt().host.Ping(ctx, requests.LinkLocal(mac).WithZone(port))
 	return err == nil
-}
-
-// linkLocal returns the IPv6 link-local address that a link derives from its MAC
-// address (RFC 4291, appendix A).
-func linkLocal(mac fabric.MAC) netip.Addr {
-	return netip.AddrFrom16([16]byte{
-		0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5],
-	})
 }
