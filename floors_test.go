@@ -4,8 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"go/ast"
-	"go/parser"
-	"go/token"
 	"io"
 	"os"
 	"os/exec"
@@ -150,37 +148,6 @@ func TestAnswersDependOnTheirInput(t *testing.T) {
 			}
 			return true
 		})
-	}
-}
-
-// TestWaitsHaveAnOwner holds that no source, and nothing of the kernel, waits for
-// what nobody ends: they make no context out of nothing, and do not sleep.
-func TestWaitsHaveAnOwner(t *testing.T) {
-	for _, dir := range []string{
-		"fabric/etcd", "fabric/internal/hypervisor", "fabric/libvirt", "fabric/lxd",
-		"fabric/kernel", "fabric/kernel/internal/rtnl", "fabric/kernel/internal/capture", "fabric/kernel/internal/nflog",
-	} {
-		files, err := filepath.Glob(dir + "/*.go")
-		require.NoError(t, err)
-		require.NotEmpty(t, files)
-		for _, path := range files {
-			if strings.HasSuffix(path, "_test.go") {
-				continue
-			}
-			f, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
-			require.NoError(t, err)
-			ast.Inspect(f, func(n ast.Node) bool {
-				if s, ok := n.(*ast.SelectorExpr); ok {
-					x, _ := s.X.(*ast.Ident)
-					name := ""
-					if x != nil {
-						name = x.Name + "." + s.Sel.Name
-					}
-					assert.NotContains(t, []string{"context.Background", "context.TODO", "time.Sleep", "time.After", "time.Tick", "time.AfterFunc"}, name, path)
-				}
-				return true
-			})
-		}
 	}
 }
 

@@ -29,6 +29,9 @@ var ownerless = map[string][]string{
 	"time":    {"Sleep", "Tick"},
 }
 
+// timers are the calls that begin to wait for what only their goroutine could end.
+var timers = map[string][]string{"time": {"After", "AfterFunc"}}
+
 // TestEveryWaitHasAnOwner holds that what waits ends with the context of its caller:
 // only main makes one out of nothing, and nobody sleeps. What shall outlive its
 // caller says context.WithoutCancel, and why.
@@ -44,7 +47,7 @@ func TestEveryWaitHasAnOwner(t *testing.T) {
 			return nil
 		}
 		dir := filepath.Dir(file)
-		found[dir] = append(found[dir], ownerlessIn(t, file)...)
+		found[dir] = append(found[dir], callsIn(t, file, ownerless)...)
 		return nil
 	})
 	require.NoError(t, err)
@@ -54,9 +57,27 @@ func TestEveryWaitHasAnOwner(t *testing.T) {
 	}
 }
 
-// ownerlessIn lists the ownerless calls in a file, but for the context that the main
-// of a program begins with.
-func ownerlessIn(t *testing.T, file string) (calls []string) {
+// TestTimersBelongToSomebody holds that no source, and nothing of the kernel, has a
+// timer that nobody stops.
+func TestTimersBelongToSomebody(t *testing.T) {
+	for _, dir := range []string{
+		"fabric/etcd", "fabric/internal/hypervisor", "fabric/libvirt", "fabric/lxd",
+		"fabric/kernel", "fabric/kernel/internal/rtnl", "fabric/kernel/internal/capture", "fabric/kernel/internal/nflog",
+	} {
+		files, err := filepath.Glob(dir + "/*.go")
+		require.NoError(t, err)
+		require.NotEmpty(t, files)
+		for _, file := range files {
+			if !strings.HasSuffix(file, "_test.go") {
+				assert.Empty(t, callsIn(t, file, timers))
+			}
+		}
+	}
+}
+
+// callsIn lists the calls of a kind in a file, but for the context that the main of a
+// program begins with.
+func callsIn(t *testing.T, file string, kind map[string][]string) (calls []string) {
 	t.Helper()
 	set := token.NewFileSet()
 	f, err := parser.ParseFile(set, file, nil, parser.SkipObjectResolution)
@@ -80,7 +101,7 @@ func ownerlessIn(t *testing.T, file string) (calls []string) {
 				return true
 			}
 			x, ok := s.X.(*ast.Ident)
-			if !ok || !slices.Contains(ownerless[names[x.Name]], s.Sel.Name) {
+			if !ok || !slices.Contains(kind[names[x.Name]], s.Sel.Name) {
 				return true
 			}
 			if name := names[x.Name] + "." + s.Sel.Name; !isMain || name != "context.Background" {
@@ -105,7 +126,7 @@ func run(ctx context.Context) { _, _ = context.TODO(), context.WithoutCancel(ctx
 var always = context.Background()
 `), 0o600))
 	var names []string
-	for _, call := range ownerlessIn(t, file) {
+	for _, call := range callsIn(t, file, ownerless) {
 		names = append(names, call[strings.LastIndexByte(call, ' ')+1:])
 	}
 	assert.Equal(t, []string{"time.Sleep", "context.TODO", "context.Background"}, names)
