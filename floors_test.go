@@ -105,6 +105,22 @@ func TestNoImportRunsUpward(t *testing.T) {
 	assert.Greater(t, len(packages), 10)
 }
 
+// TestPackagesAreNamed: who looks for a package finds it in docs/architecture.md, by its
+// path or by the end of it.
+func TestPackagesAreNamed(t *testing.T) {
+	page, err := os.ReadFile("docs/architecture.md")
+	require.NoError(t, err)
+	out, err := exec.Command("go", "list", "./...").Output()
+	require.NoError(t, err)
+	for _, path := range strings.Fields(string(out)) {
+		if path = strings.TrimPrefix(strings.TrimPrefix(path, module), "/"); path == "" || strings.HasPrefix(path, "plugins/internal/testplugin/") {
+			continue
+		}
+		named := strings.Contains(string(page), "`"+path+"`") || strings.Contains(string(page), "`"+path[strings.LastIndexByte(path, '/')+1:]+"`")
+		assert.True(t, named, "docs/architecture.md does not name %s", path)
+	}
+}
+
 // TestHypervisorCoreKnowsNoHypervisor holds that what all sources share depends
 // on none of them, nor on a client of theirs.
 func TestHypervisorCoreKnowsNoHypervisor(t *testing.T) {
