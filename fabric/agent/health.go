@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -102,7 +101,7 @@ func (g *guest) troubleText(node string) string {
 	default:
 		return g.differs
 	}
-	return strings.ReplaceAll(g.trouble.Error(), "\n", "; ")
+	return oneLine(g.trouble)
 }
 
 // Advertisements reports, for each peer of the node's speaker, whether a prefix was

@@ -15,6 +15,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
 	"github.com/vmfabric/vmfabric/fabric/internal/plural"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 const (
@@ -626,4 +627,4 @@ func sameVM(a, b fabric.VM) bool {
 	return true
 }
 
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+func oneLine(err error) string { return oneline.Of(err.Error()) }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/internal/allocator"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // Registry is a [fabric.Registry] in the state directory of one node: one file for
@@ -155,7 +156,7 @@ func (r *Registry) Diagnose(context.Context) []string {
 		problems = append(problems, fmt.Sprintf("registry: a power cut took the last change of %s; start its guest again, or reserve the address", addressOf(name)))
 	}
 	if r.damaged != nil {
-		problems = append(problems, "registry: "+strings.ReplaceAll(r.damaged.Error(), "\n", "; "))
+		problems = append(problems, "registry: "+oneline.Of(r.damaged.Error()))
 	}
 	if err := r.syncer.notSafe(); err != nil {
 		problems = append(problems, "registry: "+err.Error())

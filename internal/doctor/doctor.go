@@ -24,6 +24,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/fabric/nodes"
 	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // State is how a finding counts.
@@ -269,7 +270,7 @@ func unknown(what string, err error) []Finding {
 		wayOut = "run it as root"
 	}
 	if err != nil {
-		what += ": " + strings.ReplaceAll(err.Error(), "\n", "; ")
+		what += ": " + oneline.Of(err.Error())
 	}
 	return []Finding{{State: Unknown, What: what, WayOut: wayOut}}
 }

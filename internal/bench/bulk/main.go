@@ -24,6 +24,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // atOnce is how many routes go into one call of the speaker: as many as in the
@@ -66,7 +67,7 @@ func obey(ctx context.Context, speaker *gobgp.Speaker) {
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		answer := "ok"
 		if err := do(ctx, speaker, in.Text()); err != nil {
-			answer = strings.ReplaceAll(err.Error(), "\n", "; ")
+			answer = oneline.Of(err.Error())
 		}
 		fmt.Println(answer)
 	}

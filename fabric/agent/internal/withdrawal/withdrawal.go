@@ -5,11 +5,11 @@ package withdrawal
 import (
 	"fmt"
 	"net/netip"
-	"strings"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/internal/text"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // Case is what a node knows of the routes to what a guest had, which the node has
@@ -68,7 +68,7 @@ func (c Case) Remains() string {
 		return fmt.Sprintf("reflector %s may keep this node's route until %s, because the session with it is %s: bring that up", s.Peer, ends.Format(time.TimeOnly), s.State)
 	}
 	if c.Error != nil {
-		return fmt.Sprintf("the speaker does not say which routes the reflectors have (%s); this ends at %s", strings.ReplaceAll(c.Error.Error(), "\n", "; "), until.Format(time.TimeOnly))
+		return fmt.Sprintf("the speaker does not say which routes the reflectors have (%s); this ends at %s", oneline.Of(c.Error.Error()), until.Format(time.TimeOnly))
 	}
 	return ""
 }
