@@ -75,6 +75,28 @@ func TestTimersBelongToSomebody(t *testing.T) {
 	}
 }
 
+// clocks are the calls whose answer nobody passed in.
+var clocks = map[string][]string{"time": {"Now", "Since", "Until", "After", "AfterFunc", "NewTimer", "NewTicker"}}
+
+// TestDecisionsHaveNoClock holds that what decides by plain values gets the time with
+// them.
+func TestDecisionsHaveNoClock(t *testing.T) {
+	files, err := filepath.Glob("fabric/agent/internal/*/*.go")
+	require.NoError(t, err)
+	for _, dir := range []string{"fabric/internal/allocator", "internal/initial"} {
+		more, err := filepath.Glob(dir + "/*.go")
+		require.NoError(t, err)
+		require.NotEmpty(t, more)
+		files = append(files, more...)
+	}
+	require.Greater(t, len(files), 10)
+	for _, file := range files {
+		if !strings.HasSuffix(file, "_test.go") {
+			assert.Empty(t, callsIn(t, file, clocks))
+		}
+	}
+}
+
 // callsIn lists the calls of a kind in a file, but for the context that the main of a
 // program begins with.
 func callsIn(t *testing.T, file string, kind map[string][]string) (calls []string) {

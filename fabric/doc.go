@@ -7,9 +7,11 @@
 // [github.com/vmfabric/vmfabric/fabric/agent]) and its backends: [Dataplane]
 // (ports and host routes of the kernel), [Speaker] (BGP), [Store] (the wanted
 // state, over restarts) and [Source] (a hypervisor). [Mover] and [Nodes] serve
-// guests that move. Packages below this one implement the interfaces:
-// fabric/kernel, fabric/gobgp, fabric/disk, fabric/libvirt.
+// guests that move, [Registry] gives addresses from the pools. A [Resolver] and an
+// [Observer] are optional. Packages below this one implement the interfaces:
+// fabric/kernel; fabric/gobgp, fabric/bird and fabric/frr; fabric/disk and fabric/etcd;
+// fabric/libvirt and fabric/lxd; fabric/nodes.
 //
-// The package imports the standard library only, so that a program with its own
-// speaker or dataplane compiles nothing else.
+// The package imports nothing but the standard library and this module, so that a
+// program with its own speaker or dataplane compiles no other module.
 package fabric

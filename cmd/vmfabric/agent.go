@@ -186,12 +186,12 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	group, ctx := errgroup.WithContext(ctx)
 	// The speaker ends after the parts that announce routes, so it still sends what
 	// they withdraw at their end.
-	speaking, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	speaking, endSessions := context.WithCancel(context.WithoutCancel(ctx))
 	var talk errgroup.Group
 	defer func() {
 		cancel()
 		err = errors.Join(err, group.Wait())
-		hangUp()
+		endSessions()
 		err = errors.Join(err, talk.Wait())
 	}()
 	group.Go(func() error { return registry.run(ctx) })

@@ -39,7 +39,7 @@ func main() {
 	must(0, a.Adopt(ctx)) // what an earlier run left is taken over
 	// Only now: the reflectors hear the whole truth at once. The speaker outlives ctx,
 	// or it could withdraw nothing at the end.
-	speaking, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	speaking, endSessions := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan error, 1)
 	go func() { ended <- speaker.Run(speaking) }()
 
@@ -52,7 +52,7 @@ func main() {
 
 	must(0, a.Apply(speaking, web, fabric.Absent))
 	log.Println("web is gone")
-	hangUp()
+	endSessions()
 	must(0, <-ended)
 }
 
