@@ -19,7 +19,8 @@ var refuses = map[codes.Code]bool{codes.PermissionDenied: true, codes.InvalidArg
 // restored from a backup, or replaced: it knows less, and would give addresses away
 // that guests have.
 type Seen struct {
-	Cluster     string      `json:"cluster"` // etcd's id of itself
+	Root        string      `json:"root,omitempty"` // the beginning of the registry's keys; empty: an earlier agent kept it
+	Cluster     string      `json:"cluster"`        // etcd's id of itself
 	Incarnation Incarnation `json:"incarnation"`
 	Revision    int64       `json:"revision"`        // the highest that it saw
 	Wrote       int64       `json:"wrote,omitempty"` // the revision of its own last write
@@ -69,6 +70,12 @@ func (p *past) remember() {
 	if _, err := p.memory.Get(&p.seen); err != nil {
 		p.seen = Seen{}
 		p.unread = fmt.Errorf("registry: what this node saw of etcd before cannot be read, so that it could not tell a restored one, and no addresses are given: %w; or adopt the registry", err)
+	}
+	// What is below other keys proves nothing about the registry that was seen. Nothing is kept
+	// of it, so that a prefix that is corrected leaves no doubt behind.
+	if was, is := p.seen.Root, p.cache.keys.root; was != "" && was != is {
+		p.unread = fmt.Errorf("registry: its keys are below %s by the cluster file, and this node knows those below %s, so no addresses are given; correct the prefix, or, if the registry was moved, adopt it", is, was)
+		p.seen = Seen{Epoch: p.seen.Epoch}
 	}
 	p.saved = p.seen
 }
@@ -221,7 +228,7 @@ func (p *past) judge(v view, a asked, take func()) (verdict, *mark) {
 		p.life++ // what was asked before may be answered by an etcd that had no registry yet
 	}
 	p.isRev = v.isRev
-	p.seen = Seen{Cluster: v.cluster, Incarnation: v.is, Revision: max(p.seen.Revision, v.rev), Wrote: max(p.seen.Wrote, v.last), Epoch: p.seen.Epoch}
+	p.seen = Seen{Root: p.cache.keys.root, Cluster: v.cluster, Incarnation: v.is, Revision: max(p.seen.Revision, v.rev), Wrote: max(p.seen.Wrote, v.last), Epoch: p.seen.Epoch}
 	take()
 	return trusted, nil
 }
@@ -237,7 +244,7 @@ func (p *past) trust() {
 func (p *past) accept(v view) {
 	p.life++
 	p.isRev, p.unread, p.marked = v.isRev, nil, ""
-	p.seen = Seen{Cluster: v.cluster, Incarnation: v.is, Revision: v.rev, Wrote: v.last, Epoch: p.seen.Epoch}
+	p.seen = Seen{Root: p.cache.keys.root, Cluster: v.cluster, Incarnation: v.is, Revision: v.rev, Wrote: v.last, Epoch: p.seen.Epoch}
 	p.cache.reset()
 }
 

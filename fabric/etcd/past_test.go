@@ -149,6 +149,35 @@ func TestAnswersInAnotherOrder(t *testing.T) {
 	require.Error(t, p.check(header(1, 99), p.ask()), "until it is adopted")
 }
 
+// TestAnotherPrefix proves nothing about the registry that was seen: the node gives no
+// addresses by what is there, and goes on when the prefix is corrected.
+func TestAnotherPrefix(t *testing.T) {
+	var m note
+	require.Equal(t, trusted, newPast(&m).sees(first))
+	kept := m.content
+	other := func() *past {
+		p := &past{cache: &cache{keys: keys{"/other/msk1/", "node1"}}, memory: &m}
+		p.remember()
+		return p
+	}
+	p := other()
+	for _, v := range []view{{cluster: "c1", rev: 120}, changed(first, func(v *view) { v.is.ID, v.last = "b", 0 })} {
+		is, mark := p.judge(v, p.ask(), func() { t.Error("taken") })
+		p.save()
+		assert.Equal(t, doubted, is)
+		assert.Nil(t, mark, "it may be the registry of others")
+		require.ErrorContains(t, p.broken(), "its keys are below /other/msk1/ by the cluster file, and this node knows those below /vmfabric/msk1/")
+	}
+	assert.Equal(t, kept, m.content)
+	assert.Equal(t, trusted, newPast(&m).sees(first))
+
+	p = other()
+	p.trust() // it is adopted
+	assert.Equal(t, trusted, p.sees(first))
+	require.NoError(t, other().broken())
+	require.Error(t, newPast(&m).broken())
+}
+
 // TestUnreadableMemory is no empty one.
 func TestUnreadableMemory(t *testing.T) {
 	m := note{bad: errors.New("seen.json: damaged; remove it")}
