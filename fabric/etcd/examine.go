@@ -32,5 +32,5 @@ func (r *Registry) Examine(ctx context.Context) (texts []string, err error) {
 	for _, text := range r.prober.problems(time.Now(), why == "") {
 		texts = append(texts, "registry: "+text)
 	}
-	return texts, nil
+	return texts, ctx.Err()
 }

@@ -54,6 +54,9 @@ func newProber(endpoints []string, secure *tls.Config) *prober {
 // reason says why a call failed with err, for people.
 func (p *prober) reason(ctx context.Context, client *clientv3.Client, err error) string {
 	faults := p.look(ctx, client, reasonAge)
+	if len(faults) == 0 && ctx.Err() != nil {
+		return "etcd did not answer in time"
+	}
 	if len(faults) == 0 {
 		return fmt.Sprintf("etcd answers, and does not do it (%s); see whether its disks and its network are overloaded", oneline.Of(err.Error()))
 	}
@@ -67,7 +70,8 @@ func (p *prober) faulty() bool {
 	return len(p.faults) > 0
 }
 
-// look asks each member, unless that was done a shorter time ago than age.
+// look asks each member, unless that was done a shorter time ago than age. If ctx ends
+// meanwhile, it gives what was found before.
 func (p *prober) look(ctx context.Context, client *clientv3.Client, age time.Duration) map[string]string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -86,6 +90,9 @@ func (p *prober) look(ctx context.Context, client *clientv3.Client, age time.Dur
 		})
 	}
 	asking.Wait()
+	if ctx.Err() != nil { // a member that had no time to answer has no fault
+		return p.faults
+	}
 	p.faults = map[string]string{}
 	for i, fault := range found {
 		if fault != "" {
@@ -243,5 +250,5 @@ func Check(ctx context.Context, conf *fabric.EtcdConfig) ([]string, error) {
 	for _, endpoint := range slices.Sorted(maps.Keys(faults)) {
 		texts = append(texts, endpoint+": "+faults[endpoint])
 	}
-	return texts, nil
+	return texts, ctx.Err()
 }
