@@ -113,7 +113,11 @@ func (p *prober) problems(now time.Time, members bool) (texts []string) {
 	}
 	for _, pair := range p.tls.Certificates {
 		if left := pair.Leaf.NotAfter.Sub(now); left < expiresSoon {
-			texts = append(texts, fmt.Sprintf("this node's certificate for etcd ends at %s; make a new one, and restart the agent", pair.Leaf.NotAfter.UTC().Format(time.RFC3339)))
+			ends := "ends"
+			if left < 0 {
+				ends = "ended"
+			}
+			texts = append(texts, fmt.Sprintf("this node's certificate for etcd %s at %s; make a new one, and restart the agent", ends, pair.Leaf.NotAfter.UTC().Format(time.RFC3339)))
 		}
 	}
 	return texts

@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"net"
 	"testing"
@@ -29,4 +30,14 @@ func TestNoTimeToLook(t *testing.T) {
 	assert.Equal(t, says, p.reason(t.Context(), nil, errors.New("late")))
 	assert.Len(t, p.look(over, nil, 0), 1)
 	assert.Equal(t, says, p.reason(over, nil, errors.New("late")))
+}
+
+func TestEndOfCertificate(t *testing.T) {
+	end := time.Date(2027, 1, 2, 3, 4, 5, 0, time.UTC)
+	p := newProber(nil, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Leaf: &x509.Certificate{NotAfter: end}}}})
+	for after, says := range map[time.Duration]string{-time.Hour: "ends", time.Hour: "ended"} {
+		want := []string{"this node's certificate for etcd " + says + " at 2027-01-02T03:04:05Z; make a new one, and restart the agent"}
+		assert.Equal(t, want, p.problems(end.Add(after), false))
+	}
+	assert.Empty(t, p.problems(end.Add(-expiresSoon), false))
 }

@@ -143,8 +143,11 @@ func allocationText(a fabric.Allocation) string {
 		return fmt.Sprintf("%sgiven back by guest %s (%s) on %s, rests until %s", what, a.VM, a.Guest, since, a.Until.Format(time.DateTime))
 	}
 	by := "named by its description"
-	if a.Dynamic {
-		by = "given by pool " + cmp.Or(a.Pool, "?")
+	switch {
+	case a.Dynamic && a.Pool == "":
+		by = "given by a pool that is not in the cluster file any more"
+	case a.Dynamic:
+		by = "given by pool " + a.Pool
 	}
 	return fmt.Sprintf("%sguest %s (%s) on %s%s, since %s, %s%s", what, a.VM, a.Guest, a.Node, epoch(a.Epoch), since, by, note(a.Note))
 }

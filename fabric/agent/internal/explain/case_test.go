@@ -21,6 +21,15 @@ func pools() *fabric.Cluster {
 	}}
 }
 
+func TestAllocationOfAPool(t *testing.T) {
+	a := fabric.Allocation{Prefix: netip.MustParsePrefix("2001:db8:100::/64"), Pool: "own6", State: fabric.Allocated, VM: "web", Guest: "attached web", Node: "node1", Dynamic: true}
+	assert.Contains(t, allocationText(a), ", given by pool own6")
+	a.Pool = ""
+	assert.Contains(t, allocationText(a), ", given by a pool that is not in the cluster file any more")
+	a.Dynamic = false
+	assert.Contains(t, allocationText(a), ", named by its description")
+}
+
 // The words of what disagrees, by what is wrong.
 var words = map[string]string{
 	"two guests":       "has it too, beside",
