@@ -1,8 +1,10 @@
 package etcd
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -118,6 +120,9 @@ func TestUnreadableValuesKeepTheirAddresses(t *testing.T) {
 		assert.Contains(t, c.problems()[0], want)
 		_, err := c.decide(request{allocate: &fabric.AllocationRequest{Guest: "b", Wants: []fabric.Want{{Prefix: at}}}}, time.Now())
 		require.ErrorIs(t, err, fabric.ErrRefused, text)
+		held, is := errors.AsType[*fabric.AllocationError](err)
+		require.True(t, is, text)
+		assert.Equal(t, strings.Contains(want, "later version"), held.Holder.Dynamic, "an agent gives back what a guest named that runs nowhere: %s", text)
 		p, err := c.decide(request{release: &fabric.ReleaseRequest{Prefix: at, Now: true}}, time.Now())
 		require.NoError(t, err)
 		assert.Equal(t, []netip.Prefix{at}, p.change.Delete, "the way out")

@@ -152,5 +152,7 @@ func (k keys) allocation(p netip.Prefix, value []byte) (fabric.Allocation, error
 	default:
 		return *e.Allocation, nil
 	}
-	return fabric.Allocation{Prefix: p, State: fabric.Allocated, Guest: unreadable, VM: "unreadable", Note: "cannot be read"}, err
+	// An agent gives back what a guest that runs nowhere has named. What a later version wrote,
+	// it leaves alone, and what is damaged, the guest that runs with it writes anew.
+	return fabric.Allocation{Prefix: p, State: fabric.Allocated, Guest: unreadable, VM: "unreadable", Note: "cannot be read", Dynamic: e.Format > format}, err
 }
