@@ -327,6 +327,10 @@ var peerAilments = []ailment{
 	}, says: "node node2 (10.10.0.22 and fd00:10:10::22, port 7147): no answer within", wayOut: "that no packet filter on either node drops TCP port 7147"},
 	{check: "nodes", name: "another key", harm: func(l *lab) { l.secret("etc/vmfabric/cluster.key", "another key of a cluster") }, says: "node node2: the cluster's keys are not the same on both nodes", wayOut: "give all nodes the same"},
 	{check: "nodes", name: "another node", harm: func(l *lab) { l.node2.Store(&identity{name: "node3"}) }, says: `what answers there is node "node3"`, wayOut: "correct the addresses"},
+	{check: "nodes", name: "as the agent says", harm: func(l *lab) {
+		l.farNft("table inet f { chain c { type filter hook input priority filter; tcp dport 7147 drop; }; }")
+		l.status(hooks.Reply{Status: &degraded})
+	}, says: "node node2 (10.10.0.22, port 7147): no answer within 2s", wayOut: "see there"},
 	{check: "port", name: "this node's filter", harm: func(l *lab) {
 		l.nft("table inet f { chain in { type filter hook input priority filter; policy drop; ct state established,related accept; }; }")
 	}, says: "packets of 10.10.0.22 to TCP port 7147 of this node (10.10.0.21) do not come in: table inet f chain in (policy drop) drops them", wayOut: "nft insert rule inet f in ip saddr 10.10.0.22 tcp dport 7147 accept"},

@@ -173,12 +173,15 @@ func lookAtNodes(_ context.Context, e *examination) (found []Finding) {
 	}
 	all := e.greeted()
 	for _, name := range names(all) {
-		switch err := all[name].err; {
-		case err == nil:
-		case e.status != nil && slices.ContainsFunc(e.status.Problems, func(p string) bool {
-			return strings.HasPrefix(p, "node "+name+" ") || strings.HasPrefix(p, "node "+name+":")
-		}):
-			// The agent says so, and since when.
+		err := all[name].err
+		if err == nil {
+			continue
+		}
+		if said := e.problemOf(name); said != "" {
+			found = append(found, sentence(Wrong, said))
+			continue
+		}
+		switch {
 		case errors.Is(err, syscall.ECONNREFUSED):
 			found = append(found, sentence(Note, err.Error())) // it may not be set up yet
 		case errors.Is(err, syscall.EADDRNOTAVAIL):
@@ -191,6 +194,19 @@ func lookAtNodes(_ context.Context, e *examination) (found []Finding) {
 		return good("the agents of all %d other nodes answer, and agree with this one's cluster file", len(all))
 	}
 	return found
+}
+
+// problemOf is what this node's agent says of another node, and since when.
+func (e *examination) problemOf(node string) string {
+	if e.status == nil {
+		return ""
+	}
+	for _, p := range e.status.Problems {
+		if strings.HasPrefix(p, "node "+node+" ") || strings.HasPrefix(p, "node "+node+":") {
+			return p
+		}
+	}
+	return ""
 }
 
 // lookAtPort says whether the other nodes' agents can call this node's. Beside an agent
