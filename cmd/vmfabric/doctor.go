@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -76,7 +77,7 @@ The checks: ` + strings.Join(doctor.Names(), ", ") + `.`,
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&f.config, "config", defaultConfig, "the cluster file")
-	fl.StringVar(&f.node, "node", "", "which of the cluster's nodes this is (default: the host name)")
+	fl.StringVar(&f.node, "node", "", "which of the cluster's nodes this is (default: that of the agent here, or the host name)")
 	fl.StringVar(&f.state, "state", "/var/lib/vmfabric", "the directory of the wanted state")
 	fl.StringVar(&f.libvirt, "libvirt", "auto", "libvirt to look at: auto, or the path of its socket")
 	fl.BoolVar(&f.fix, "fix", false, "mend what is the fabric's own")
@@ -94,8 +95,10 @@ func (f doctorFlags) examine(ctx context.Context, socket string, named bool, che
 	}
 	cfg := doctor.Config{
 		Root: "/", File: f.config, Socket: socket, StateDir: f.state, Settings: packaging.Settings, Hooks: libvirt.DefaultHooks,
-		ThisNode: func(c *fabric.Cluster) (fabric.Node, error) { return thisNode(c, f.node) },
-		Kernel:   kernelConfig, Features: probeFeatures,
+		ThisNode: func(c *fabric.Cluster, running string) (fabric.Node, error) {
+			return thisNode(c, cmp.Or(f.node, running))
+		},
+		Kernel: kernelConfig, Features: probeFeatures,
 	}
 	if f.libvirt != "auto" {
 		cfg.Libvirt = f.libvirt

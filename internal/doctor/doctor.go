@@ -69,8 +69,9 @@ type Config struct {
 	// Libvirt and Hooks are the socket of libvirtd or virtqemud (empty: the usual ones)
 	// and the directory of its hooks.
 	Libvirt, Hooks string
-	// ThisNode finds this node in a cluster, Kernel says how its agent uses the kernel.
-	ThisNode func(*fabric.Cluster) (fabric.Node, error)
+	// ThisNode finds this node in a cluster; running is the name of the node whose agent
+	// runs here, empty without one. Kernel says how its agent uses the kernel.
+	ThisNode func(c *fabric.Cluster, running string) (fabric.Node, error)
 	Kernel   func(*fabric.Cluster, fabric.Node) kernel.Config
 	// Features tries in a network namespace of its own what a node needs of its kernel,
 	// see [kernel.ProbeFeatures].
@@ -165,16 +166,20 @@ func (r Report) Fix() (mended []string, err error) {
 // begin reads what the checks have in common.
 func begin(ctx context.Context, cfg Config) (*examination, error) {
 	e := &examination{Config: cfg, root: root(cfg.Root), source: map[bool]bool{}}
+	e.askAgent(ctx)
 	c, err := clusterfile.Load(cfg.File)
 	if err == nil {
+		running := ""
+		if e.status != nil && e.status.Role == "" {
+			running = e.status.Node
+		}
 		e.cluster = &c
-		e.node, e.noNode = cfg.ThisNode(&c)
+		e.node, e.noNode = cfg.ThisNode(&c, running)
 	}
 	e.loading = err
 	if e.loading != nil {
 		e.noNode = errors.New("the cluster is not known")
 	}
-	e.askAgent(ctx)
 	surveyed := outside()
 	if e.cluster != nil {
 		surveyed = cfg.Kernel(e.cluster, e.node)

@@ -127,7 +127,7 @@ var fileAilments = []ailment{
 	{check: "cluster", name: "an unknown key", harm: func(l *lab) { l.edit("etc/vmfabric/cluster.yaml", "gateway:", "gatewai:") }, says: "unknown key", wayOut: "did you mean gateway"},
 	{check: "cluster", name: "not there", harm: func(l *lab) { l.cfg.File += ".none" }, state: doctor.Unknown, says: "no such file", wayOut: "create it"},
 	{check: "cluster", name: "another machine", harm: func(l *lab) {
-		l.cfg.ThisNode = func(c *fabric.Cluster) (fabric.Node, error) { return c.Node("node9") }
+		l.cfg.ThisNode = func(c *fabric.Cluster, _ string) (fabric.Node, error) { return c.Node("node9") }
 	}, says: `node "node9" is not in cluster lab`, wayOut: "add it under nodes"},
 	{check: "cluster", name: "others can write it", harm: func(l *lab) { l.chmod("etc/vmfabric/cluster.yaml", 0o666) }, says: "can be written by others (mode 0666)", wayOut: "chmod go-w", fixed: true},
 	{check: "cluster", name: "others can read the key", harm: func(l *lab) { l.chmod("etc/vmfabric/cluster.key", 0o644) }, says: "cluster.key: open to others (mode 0644)", wayOut: "make a new one", fixed: true},
@@ -393,6 +393,16 @@ func TestBareMachine(t *testing.T) {
 	}
 	assert.Equal(t, doctor.Good, states["forwarding"], "tried by the links to the Internet")
 	assert.True(t, report.Healthy)
+}
+
+// TestNodeOfTheAgent: an agent that was given the node's name is that node's.
+func TestNodeOfTheAgent(t *testing.T) {
+	l := newLab(t, "")
+	l.status(hooks.Reply{Status: &fabric.Status{Node: "node2"}})
+	report := l.examine("address")
+	assert.Equal(t, "node2", report.Node)
+	require.NotEmpty(t, report.Findings)
+	assert.Contains(t, report.Findings[0].What, "node node2 has the address 10.10.0.22 in the cluster file")
 }
 
 // TestEnds: it ends with its context, and says so.

@@ -2,6 +2,7 @@ package doctor_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -113,7 +114,7 @@ func newLab(t *testing.T, check string) *lab {
 	l.cfg = doctor.Config{
 		Root: l.root, File: filepath.Join(l.root, "etc/vmfabric/cluster.yaml"), Socket: filepath.Join(l.root, "agent.sock"),
 		StateDir: "/var/lib/vmfabric", Settings: packaging.Settings, Libvirt: filepath.Join(l.root, "libvirt.sock"), Hooks: "/etc/libvirt/hooks",
-		ThisNode: func(c *fabric.Cluster) (fabric.Node, error) { return c.Node("node1") },
+		ThisNode: func(c *fabric.Cluster, running string) (fabric.Node, error) { return c.Node(cmp.Or(running, "node1")) },
 		Kernel: func(c *fabric.Cluster, n fabric.Node) kernel.Config {
 			other, _ := c.Node("node2")
 			return kernel.Config{
