@@ -144,6 +144,9 @@ var fileAilments = []ailment{
 		l.write("etc/libvirt/hooks/qemu.d/vmfabric", "")
 		l.chmod("etc/libvirt/hooks/qemu.d/vmfabric", 0o777)
 	}, says: "qemu.d/vmfabric: it can be written by others", wayOut: "chmod go-w"},
+	{check: "files", name: "no resolver", harm: func(l *lab) {
+		l.edit("etc/vmfabric/cluster.yaml", "key_file", "resolver: /nonexistent/inventory\nkey_file")
+	}, says: "plugin inventory (/nonexistent/inventory): there is no such file", wayOut: "correct the path"},
 	{check: "files", name: "observer", harm: func(l *lab) {
 		l.write("observer", "")
 		l.chmod("observer", 0o777)

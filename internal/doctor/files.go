@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -136,15 +135,16 @@ func lookAtFiles(_ context.Context, e *examination) (found []Finding) {
 		f.fix = func() error { return os.Chmod(e.Socket, 0o600) }
 		found = append(found, f)
 	}
-	paths := []string{e.at(e.StateDir), e.at(filepath.Join(e.Hooks, "qemu.d", "vmfabric"))}
-	if e.cluster != nil {
-		paths = append(paths, e.cluster.Resolver)
-		paths = append(paths, e.cluster.Observers...)
-		if strings.HasPrefix(e.cluster.Speaker, "/") {
-			paths = append(paths, e.cluster.Speaker)
+	plugins := e.plugins()
+	for _, path := range plugins {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			f := wrong(fmt.Sprintf("plugin %s (%s): there is no such file", filepath.Base(path), path), "install it, or correct the path")
+			f.Why = "what the agent is to ask or tell the plugin fails"
+			found = append(found, f)
 		}
 	}
-	for _, path := range slices.DeleteFunc(paths, func(p string) bool { return p == "" }) {
+	paths := append([]string{e.at(e.StateDir), e.at(filepath.Join(e.Hooks, "qemu.d", "vmfabric"))}, plugins...)
+	for _, path := range paths {
 		bad, ok := errors.AsType[*trusted.Error](trusted.Check(path))
 		if !ok {
 			continue
@@ -156,4 +156,17 @@ func lookAtFiles(_ context.Context, e *examination) (found []Finding) {
 		found = append(found, f)
 	}
 	return found
+}
+
+// plugins lists the programs that the cluster file names.
+func (e *examination) plugins() (paths []string) {
+	if e.cluster == nil {
+		return nil
+	}
+	for _, path := range append([]string{e.cluster.Speaker, e.cluster.Resolver}, e.cluster.Observers...) {
+		if strings.HasPrefix(path, "/") {
+			paths = append(paths, path)
+		}
+	}
+	return paths
 }
