@@ -241,6 +241,20 @@ func refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
 // absent reports that this machine does not have the source address.
 func absent(err error) bool { return errors.Is(err, syscall.EADDRNOTAVAIL) }
 
+// unreachable reports that no machine was found at the address, or that a packet filter
+// says so.
+func unreachable(err error) bool {
+	return errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
+}
+
+// errnoOf is the kernel's own word, without the addresses that the caller names better.
+func errnoOf(err error) error {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		return errno
+	}
+	return err
+}
+
 func timeout(err error) bool {
 	var e net.Error
 	return errors.As(err, &e) && e.Timeout()

@@ -198,6 +198,8 @@ func (n *Nodes) explain(err error, to fabric.Node, most time.Duration) error {
 		return fmt.Errorf(": cannot be called from %s (%w); give this machine the address, or correct it in the cluster file", addresses(n.self), err)
 	case timeout(err):
 		return fmt.Errorf(" (%s): no answer within %v; see whether it and its agent are up, that no packet filter on either node drops TCP port %d (ufw status, firewall-cmd --list-all, nft list ruleset), and that no router is between", at, max(most, 0).Round(10*time.Millisecond), n.port)
+	case unreachable(err):
+		return fmt.Errorf(" (%s): %w; see whether the machine is up and on this network, and that no packet filter on either node rejects TCP port %d (ufw status, firewall-cmd --list-all, nft list ruleset)", at, errnoOf(err), n.port)
 	case lost(err):
 		return fmt.Errorf(" (%s): its agent went away before it answered (%w); see its log: journalctl -u vmfabric", at, err)
 	}

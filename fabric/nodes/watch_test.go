@@ -37,7 +37,7 @@ func TestSilentNode(t *testing.T) {
 	}{
 		{"a packet filter, never met", false, filtered, "no packet filter on either node drops TCP port 7147"},
 		{"a packet filter", true, filtered, "no packet filter on either node drops TCP port 7147"},
-		{"a filter that rejects, never met", false, unreachable, "no route to host"},
+		{"a filter that rejects, never met", false, unreachable, "): no route to host; see whether the machine is up and on this network, and that no packet filter on either node rejects TCP port 7147"},
 		{"its agent has gone", true, refused, "no agent listens there"},
 		{"it has no agent yet", false, refused, ""},
 	} {
