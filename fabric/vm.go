@@ -407,7 +407,7 @@ func ValidateKnownName(s string) error {
 	case !utf8.ValidString(s):
 		return fmt.Errorf("VM name %q is not UTF-8", s)
 	case s == "." || s == ".." || strings.ContainsRune(s, '/'):
-		return fmt.Errorf("VM name %q: '/', '.' and '..' cannot be names; rename the VM", s)
+		return fmt.Errorf("VM name %q: a name has no '/', and is not '.' or '..'; rename the VM", s)
 	case strings.ContainsFunc(s, unicode.IsControl):
 		return fmt.Errorf("VM name %q has control characters; rename the VM", s)
 	}

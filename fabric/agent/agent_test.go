@@ -576,7 +576,7 @@ func TestExpectLeavesAGuestThatIsHereAlone(t *testing.T) {
 		n.holds(want{web(), fabric.Live})
 	}
 	n := fresh(t)
-	require.EqualError(t, n.Expect(t.Context(), "a/b"), `guest a/b refused: VM name "a/b": '/', '.' and '..' cannot be names; rename the VM`)
+	require.EqualError(t, n.Expect(t.Context(), "a/b"), `guest a/b refused: VM name "a/b": a name has no '/', and is not '.' or '..'; rename the VM`)
 	require.ErrorIs(t, n.Expect(t.Context(), ""), fabric.ErrRefused)
 }
 

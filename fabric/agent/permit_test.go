@@ -281,8 +281,8 @@ func TestRefusedNames(t *testing.T) {
 	n := fresh(t)
 	for _, tt := range []struct{ name, why string }{
 		{"", "the VM has no name"},
-		{"..", `VM name "..": '/', '.' and '..' cannot be names; rename the VM`},
-		{"a/b", `VM name "a/b": '/', '.' and '..' cannot be names; rename the VM`},
+		{"..", `VM name "..": a name has no '/', and is not '.' or '..'; rename the VM`},
+		{"a/b", `VM name "a/b": a name has no '/', and is not '.' or '..'; rename the VM`},
 		{"a\nb", `VM name "a\nb" has control characters; rename the VM`},
 		{"a\xff", `VM name "a\xff" is not UTF-8`},
 		{strings.Repeat("x", 181), "VM name of 181 bytes; at most 180"},
