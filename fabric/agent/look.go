@@ -53,8 +53,14 @@ func (a *Agent) look(ctx context.Context, source, name string) (fabric.VM, bool,
 
 // unknownGuest is the error for a guest that no hypervisor of the node has.
 func (a *Agent) unknownGuest(name string) error {
-	return fmt.Errorf("guest %s: %s (%w)", name, a.withRemedy("no hypervisor of this node has one of the fabric", fabric.GuestUnknown), os.ErrNotExist)
+	return notThere(fmt.Sprintf("guest %s: %s", name, a.withRemedy("no hypervisor of this node has one of the fabric", fabric.GuestUnknown)))
 }
+
+// notThere is an [os.ErrNotExist] in words of its own: no file is meant.
+type notThere string
+
+func (e notThere) Error() string        { return string(e) }
+func (e notThere) Is(target error) bool { return target == os.ErrNotExist }
 
 // Guest returns a guest of this node with what it has now.
 func (a *Agent) Guest(name string) (vm fabric.VM, ok bool) {

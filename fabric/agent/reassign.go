@@ -101,7 +101,7 @@ func (a *Agent) recipientByRegistry(ctx context.Context, name string) (recipient
 		}
 	}
 	if is.identity == "" {
-		return is, fmt.Errorf("guest %s: no hypervisor of this node has one of the fabric, and no guest of that name has an address; ask on its own node, or allocate it one first (%w)", name, os.ErrNotExist)
+		return is, notThere(fmt.Sprintf("guest %s: no hypervisor of this node has one of the fabric, and no guest of that name has an address; ask on its own node, or allocate it one first", name))
 	}
 	return is, nil
 }
