@@ -25,7 +25,7 @@ func ParseRouterFormat(s string) (Format, error) {
 	if f := Format(s); slices.Contains(routerFormats, f) {
 		return f, nil
 	}
-	return "", fmt.Errorf("format %q is not one of bird, frr, junos", s)
+	return "", fmt.Errorf("format %q is not one of bird, frr, junos, etcd", s)
 }
 
 // Role is the role of a machine in a cluster. Its value is the singular of the key

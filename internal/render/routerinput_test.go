@@ -86,8 +86,8 @@ func TestRouterRefuses(t *testing.T) {
 		who    string
 		want   string
 	}{
-		{"unknown format", everything(), "ios", "rr1", `format "ios" is not one of bird, frr, junos`},
-		{"format of guests", everything(), render.Netplan, "rr1", `format "netplan" is not one of bird, frr, junos`},
+		{"unknown format", everything(), "ios", "rr1", `format "ios" is not one of bird, frr, junos, etcd`},
+		{"format of guests", everything(), render.Netplan, "rr1", `format "netplan" is not one of bird, frr, junos, etcd`},
 		{"nobody", everything(), render.BIRD, "x", `"x" is no reflector, core gateway or node of cluster msk1; it has rr1, rr2, rr6, core1, edge, core6, node1, node-2.example`},
 		{"of two kinds", change(func(c *fabric.Cluster) { c.Nodes[0].Name = "rr1" }), render.BIRD, "rr1", `"rr1" is the name of several (reflector, node); say which with --role`},
 		{"no pools", change(func(c *fabric.Cluster) { c.Pools = nil }), render.BIRD, "rr1", "pools: missing; name at least one prefix whose addresses guests may have"},
