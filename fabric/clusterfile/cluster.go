@@ -28,7 +28,7 @@ const (
 func (d *decoder) cluster(c *fabric.Cluster) field {
 	return mapping(
 		key{"name", scalar(&c.Name, name)},
-		key{"asn", scalar(&c.ASN, asn)},
+		key{"asn", scalar(&c.ASN, ownASN)},
 		key{"community", oneOrList(&c.Communities, maxItems, community)},
 		key{"gateway", gateway(&c.Gateway)},
 		key{"pools", list(&c.Pools, maxPools, pool)},

@@ -252,6 +252,7 @@ var mistakes = []struct{ name, old, new, want string }{
 
 	// Missing keys, told where they belong.
 	{"no name", "name: msk1\n", "", `1: name: missing; name the cluster with 1 to 32 letters, digits, '.', '_' and '-'`},
+	{"AS number 0", "asn: 64512\n", "asn: 0\n", `2: asn: 0 is a reserved AS number; give your own, or a private one (64512 to 65534)`},
 	{"no AS number", "asn: 64512\n", "", `1: asn: missing; give your own AS number, or a private one (64512 to 65534)`},
 	{"no gateway of a family", "  ipv6: fe80::1\n", "", `4: gateway.ipv6: missing, and pool public6 is IPv6; any address that is used nowhere else will do, for example fe80::1`},
 	{"no prefix", "\n    prefix: 2001:db8:100::/48", "", `11: pools[1].prefix: missing; for example 203.0.113.0/24`},
@@ -409,7 +410,7 @@ func TestNotAClusterFile(t *testing.T) {
 		{"a list", "# x\n- name: msk1\n", "2: the file is a list; begin with the keys themselves, as in 'name: msk1', without '-'"},
 		{"a word", "msk1\n", "1: the file is a single value; begin with the keys, as in 'name: msk1'"},
 		{"two documents", "name: a\n---\nname: b\n", "3: a second document begins here; a cluster file is one, remove the '---' between them"},
-		{"tab", "gateway:\n\tipv4: 169.254.1.1\n", "2: not YAML: found character ' ' that cannot start any token" + wayOut},
+		{"tab", "gateway:\n\tipv4: 169.254.1.1\n", "2: not YAML: found a tab that cannot start any token" + wayOut},
 		{"colon at the end of a value", "gateway:\n  ipv4: 1.2.3.4\n  ipv6: fe80::\n", "3: not YAML: mapping value is not allowed in this context" + wayOut},
 		{"open bracket", "name: a\nrouted: [10.0.0.0/8\n", "2: not YAML: sequence end token ']' not found" + wayOut},
 		{"open quote", "name: a\ncommunity: \"64512:100\n", "2: not YAML: could not find end character of double-quoted text" + wayOut},

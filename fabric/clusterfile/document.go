@@ -172,12 +172,13 @@ func syntaxError(err error) *Error {
 	if !errors.As(err, &located) || located.GetToken() == nil {
 		return &Error{Text: "not YAML; " + wayOut}
 	}
+	text := strings.ReplaceAll(located.GetMessage(), "character '\t'", "a tab")
 	message := strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
 			return ' '
 		}
 		return r
-	}, located.GetMessage())
+	}, text)
 	return tokenError(located.GetToken(), "not YAML: %s; %s", message, wayOut)
 }
 

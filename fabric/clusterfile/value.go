@@ -103,6 +103,15 @@ func asnForm(l literal) error {
 	return fmt.Errorf("%s is not an AS number; write a plain number, for example 64512", quote(l.text))
 }
 
+// ownASN refuses the zero that stands for "not given" in [fabric.Cluster].
+func ownASN(l literal) (uint32, error) {
+	v, err := asn(l)
+	if err == nil && v == 0 {
+		err = errors.New("0 is a reserved AS number; give your own, or a private one (64512 to 65534)")
+	}
+	return v, err
+}
+
 // peerASN refuses the zero that stands for "not given" in [fabric.RR] and
 // [fabric.Core].
 func peerASN(l literal) (uint32, error) {
