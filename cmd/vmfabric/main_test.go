@@ -72,7 +72,7 @@ func TestExitCodes(t *testing.T) {
 		{"doctor --config nowhere.yaml", exitUnable, "name the cluster file"},
 		{"list --nonsense", exitUsage, "unknown flag"},
 		{"list more", exitUsage, "unknown command"},
-		{"attach", exitUsage, "accepts 1 arg"},
+		{"attach", exitUsage, "vmfabric: attach: accepts 1 arg"},
 		{"attach web", exitUsage, "address"},
 		{"attach web --address x", exitUsage, "not an address"},
 		{"attach web --address 203.0.113.10 --route x", exitUsage, "not a prefix"},
