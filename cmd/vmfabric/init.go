@@ -65,10 +65,10 @@ It changes no file that is there. The other nodes get copies of both files.`,
 // parse turns the flags into the cluster that is to be written.
 func (f *initFlags) parse() (err error) {
 	c := &f.cluster
-	if c.Pools, err = parsed("pool", f.pools, netip.ParsePrefix); err != nil {
+	if c.Pools, err = parsed("pool", f.pools, worded(netip.ParsePrefix, "a prefix", "203.0.113.0/24 or 2001:db8:100::/48")); err != nil {
 		return err
 	}
-	if c.DNS, err = parsed("dns", f.dns, netip.ParseAddr); err != nil {
+	if c.DNS, err = parsed("dns", f.dns, worded(netip.ParseAddr, "an address", "9.9.9.9 or 2620:fe::fe")); err != nil {
 		return err
 	}
 	if c.Reflectors, err = parsed("reflector", f.reflectors, initial.ParseMachine); err != nil {
@@ -95,6 +95,17 @@ func parsed[T any](flag string, all []string, parse func(string) (T, error)) (va
 		values = append(values, v)
 	}
 	return values, nil
+}
+
+// worded has a parser say what is not right in words of this program.
+func worded[T any](parse func(string) (T, error), what, example string) func(string) (T, error) {
+	return func(s string) (T, error) {
+		v, err := parse(s)
+		if err != nil {
+			err = fmt.Errorf("%q is not %s; write one such as %s", s, what, example)
+		}
+		return v, err
+	}
 }
 
 // ask asks the machine what the flags do not say.
@@ -222,7 +233,11 @@ func (f *initFlags) write(cmd *cobra.Command) error {
 	if len(missing) > 0 {
 		fmt.Fprintf(out, "Fill in %s in %s. ", strings.Join(missing, ", "), f.config)
 	}
-	fmt.Fprintf(out, "Add a line for each other node, and copy both files to it. Then: vmfabric check\n")
+	check := "vmfabric check"
+	if f.config != defaultConfig {
+		check += " " + f.config
+	}
+	fmt.Fprintf(out, "Add a line for each other node, and copy both files to it. Then: %s\n", check)
 	return nil
 }
 

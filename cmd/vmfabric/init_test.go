@@ -25,6 +25,7 @@ func TestInit(t *testing.T) {
 	assert.Contains(t, out, "node node1, underlay 10.10.0.21\n")
 	assert.Contains(t, out, "a new key")
 	assert.NotContains(t, out, "Fill in")
+	assert.Contains(t, out, "Then: vmfabric check "+config+"\n")
 	info, err := os.Stat(key)
 	require.NoError(t, err)
 	assert.Equal(t, os.FileMode(0o600), info.Mode())

@@ -57,7 +57,7 @@ func TestExitCodes(t *testing.T) {
 		{"status --socket " + nowhere, exitBad, "no agent answers on " + nowhere},
 		{"attach web --address 203.0.113.10 --socket " + nowhere, exitBad, "no agent"},
 		{"agent --config nowhere.yaml", exitBad, "nowhere.yaml"},
-		{"init --pool 203.0.113.1 --config " + nowhere, exitUsage, "--pool: "},
+		{"init --pool 203.0.113.1 --config " + nowhere, exitUsage, `--pool: "203.0.113.1" is not a prefix; write one such as 203.0.113.0/24`},
 		{"init --reflector rr1 --config " + nowhere, exitUsage, "rr1=10.10.0.11"},
 		{"init --address node1 --config " + nowhere, exitUsage, "write one such as 10.10.0.21"},
 		{"agent --log-level loud", exitUsage, "debug, info, warn, error"},
