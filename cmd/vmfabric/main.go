@@ -144,7 +144,7 @@ func (t *tool) print(cmd *cobra.Command, v any) (bool, error) {
 func wayOut(err error) string {
 	bad, ok := errors.AsType[*clusterfile.Error](err)
 	if ok && bad.Line == 0 && errors.Is(bad, fs.ErrNotExist) { // the file itself, and no other that it names
-		return ", then verify it with 'vmfabric check'"
+		return ", or have 'vmfabric init' write a first one, then verify it with 'vmfabric check'"
 	}
 	return ""
 }

@@ -53,7 +53,7 @@ func TestExitCodes(t *testing.T) {
 		{"check nowhere.yaml", exitBad, "nowhere.yaml"},
 		{"port-name a/b", exitBad, "rename the VM"},
 		{"list --socket " + nowhere, exitBad, "start it: systemctl start vmfabric"},
-		{"check /nonexistent/cluster.yaml", exitBad, "reflectors and nodes, then verify it with 'vmfabric check'\n"},
+		{"check /nonexistent/cluster.yaml", exitBad, "reflectors and nodes, or have 'vmfabric init' write a first one, then verify it with 'vmfabric check'\n"},
 		{"status --socket " + nowhere, exitBad, "no agent answers on " + nowhere},
 		{"attach web --address 203.0.113.10 --socket " + nowhere, exitBad, "no agent"},
 		{"agent --config nowhere.yaml", exitBad, "nowhere.yaml"},

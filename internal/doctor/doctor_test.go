@@ -391,6 +391,9 @@ func TestBareMachine(t *testing.T) {
 	for _, name := range doctor.Names() {
 		assert.NotEmpty(t, states[name], name)
 	}
+	for _, f := range report.Findings {
+		assert.True(t, f.Check != "cluster" || strings.Contains(f.WayOut, "vmfabric init"), "%+v", f)
+	}
 	for _, name := range []string{"cluster", "address", "reflectors", "nodes", "port", "registry"} {
 		assert.Equal(t, doctor.Unknown, states[name], name)
 	}

@@ -42,6 +42,7 @@ func lookAtCluster(_ context.Context, e *examination) (found []Finding) {
 	if errors.Is(e.loading, fs.ErrNotExist) && len(found) == 1 {
 		found[0].State = Unknown // before the node is set up
 		found[0].What += ": what needs it was not looked at"
+		found[0].WayOut += ", or have 'vmfabric init' write a first one"
 	}
 	return found
 }
