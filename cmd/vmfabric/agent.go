@@ -137,6 +137,11 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	if metrics != nil {
 		defer closing(metrics)
 	}
+	lock, err := disk.Lock(f.state)
+	if err != nil {
+		return err
+	}
+	defer closing(lock)
 	store, err := disk.Open(f.state)
 	if err != nil {
 		return err
