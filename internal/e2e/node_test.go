@@ -365,14 +365,12 @@ func TestAgentRefusesToStart(t *testing.T) {
 	assert.Equal(t, 1, strings.Count(errs, "\n"), errs)
 
 	args := slices.Clone(a.args)
-	for i, arg := range args {
-		switch arg {
-		case "--socket":
-			args[i+1] += "2"
-		case "--state":
-			args[i+1] += "2"
-		}
-	}
+	args[slices.Index(args, "--socket")+1] += "2"
+	_, errs, code = runIn(t, node, program, args...)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, errs, ": another agent runs with it; stop that one")
+	assert.Equal(t, 1, strings.Count(errs, "\n"), errs)
+	args[slices.Index(args, "--state")+1] += "2"
 	_, errs, code = runIn(t, node, "/usr/bin/setpriv", append([]string{"--bounding-set", "-net_admin", "--inh-caps", "-net_admin", program}, args...)...)
 	assert.Equal(t, 1, code)
 	assert.Contains(t, errs, "CAP_NET_ADMIN")
