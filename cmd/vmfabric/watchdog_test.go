@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,22 +22,22 @@ import (
 func TestKeepAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		var signs int
+		var signs atomic.Int32
 		stuck := make(chan struct{})
 		ask := func() {
-			if signs == 7 {
+			if signs.Load() == 7 {
 				<-stuck
 			}
 		}
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			keepAlive(ctx, 30*time.Second, ask, func() { signs++ })
+			keepAlive(ctx, 30*time.Second, ask, func() { signs.Add(1) })
 		}()
 		time.Sleep(31 * time.Second)
-		assert.Equal(t, 4, signs)
+		assert.EqualValues(t, 4, signs.Load())
 		time.Sleep(time.Hour)
-		assert.Equal(t, 7, signs)
+		assert.EqualValues(t, 7, signs.Load())
 		cancel()
 		<-ended
 		close(stuck)
