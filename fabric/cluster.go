@@ -487,6 +487,27 @@ func (c *Cluster) NodeRanges() []netip.Prefix {
 	return slices.Compact(ps)
 }
 
+// NamedPlugin is a program that the cluster file names.
+type NamedPlugin struct {
+	Key  string // of the file, such as "observers[1]"
+	Path string // absolute
+}
+
+// Plugins lists the programs that the cluster names: the speaker if it is one, the
+// resolver, and the observers.
+func (c *Cluster) Plugins() (all []NamedPlugin) {
+	if strings.HasPrefix(c.Speaker, "/") {
+		all = append(all, NamedPlugin{"speaker", c.Speaker})
+	}
+	if c.Resolver != "" {
+		all = append(all, NamedPlugin{"resolver", c.Resolver})
+	}
+	for i, path := range c.Observers {
+		all = append(all, NamedPlugin{fmt.Sprintf("observers[%d]", i), path})
+	}
+	return all
+}
+
 // Node gives the node of that name.
 func (c *Cluster) Node(name string) (Node, error) {
 	return named(c, "node", "nodes", name, c.Nodes, func(n Node) string { return n.Name })

@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -32,8 +34,9 @@ func checkCommand(t *tool) *cobra.Command {
 				config = args[0]
 			}
 			c, err := clusterfile.Load(config)
+			var missing []string
 			if err == nil {
-				err = checkPlugins(config, c)
+				missing, err = checkPlugins(config, c)
 			}
 			report := struct {
 				File     string   `json:"file"`
@@ -44,7 +47,7 @@ func checkCommand(t *tool) *cobra.Command {
 			if err != nil {
 				report.Errors = strings.Split(err.Error(), "\n")
 			} else {
-				report.Warnings = append(report.Warnings, clusterfile.Warnings(c)...)
+				report.Warnings = slices.Concat(report.Warnings, clusterfile.Warnings(c), missing)
 			}
 			if done, perr := t.print(cmd, report); done {
 				if perr == nil && err != nil {
@@ -68,24 +71,19 @@ func checkCommand(t *tool) *cobra.Command {
 }
 
 // checkPlugins reports the cluster's plugins that another user than root and this
-// one could change, if they are on this machine.
-func checkPlugins(config string, c fabric.Cluster) error {
+// one could change, and as missing those that are not on this machine.
+func checkPlugins(config string, c fabric.Cluster) (missing []string, err error) {
 	var errs []error
-	check := func(key, path string) {
-		if bad, ok := errors.AsType[*trusted.Error](trusted.Check(path)); ok {
-			errs = append(errs, fmt.Errorf("%s: %s: plugin %w", config, key, bad))
+	for _, p := range c.Plugins() {
+		err := trusted.Check(p.Path)
+		if bad, ok := errors.AsType[*trusted.Error](err); ok {
+			errs = append(errs, fmt.Errorf("%s: %s: plugin %w", config, p.Key, bad))
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			missing = append(missing, fmt.Sprintf("%s: there is no plugin %s on this machine; install it on the nodes, or correct the path", p.Key, p.Path))
 		}
 	}
-	if strings.HasPrefix(c.Speaker, "/") {
-		check("speaker", c.Speaker)
-	}
-	if c.Resolver != "" {
-		check("resolver", c.Resolver)
-	}
-	for i, path := range c.Observers {
-		check(fmt.Sprintf("observers[%d]", i), path)
-	}
-	return errors.Join(errs...)
+	return missing, errors.Join(errs...)
 }
 
 func portNameCommand(t *tool) *cobra.Command {

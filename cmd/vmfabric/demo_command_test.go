@@ -85,4 +85,5 @@ func TestCheckPlugins(t *testing.T) {
 	require.NoError(t, os.Remove(plugin))
 	_, errs, code := try("check", file)
 	assert.Zero(t, code, "it may be on the nodes alone: %s", errs)
+	assert.Contains(t, errs, "warning: observers[0]: there is no plugin "+plugin+" on this machine; install it on the nodes, or correct the path")
 }

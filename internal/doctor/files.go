@@ -164,10 +164,8 @@ func (e *examination) plugins() (paths []string) {
 	if e.cluster == nil {
 		return nil
 	}
-	for _, path := range append([]string{e.cluster.Speaker, e.cluster.Resolver}, e.cluster.Observers...) {
-		if strings.HasPrefix(path, "/") {
-			paths = append(paths, path)
-		}
+	for _, p := range e.cluster.Plugins() {
+		paths = append(paths, p.Path)
 	}
 	return paths
 }
