@@ -22,7 +22,7 @@ func Lock(dir string) (io.Closer, error) {
 	}
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
-		err = errors.New("another agent runs with it; stop that one, or give this one another directory with --state")
+		err = errors.New("another agent runs with it; stop that one, or give this one another directory")
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("state directory %s: %w", dir, err), f.Close())

@@ -17,7 +17,7 @@ func TestLock(t *testing.T) {
 	first, err := disk.Lock(dir)
 	require.NoError(t, err)
 	_, err = disk.Lock(dir)
-	require.ErrorContains(t, err, dir+": another agent runs with it; stop that one, or give this one another directory with --state")
+	require.ErrorContains(t, err, dir+": another agent runs with it; stop that one, or give this one another directory")
 	store, err := disk.Open(dir)
 	require.NoError(t, err)
 	assert.True(t, store.Fresh())
