@@ -317,9 +317,12 @@ func (p plugged) speaks(t *testing.T, ctx context.Context, a netip.Addr) {
 	if a.Is6() {
 		to = world[1]
 	}
-	_, err := p.guest.PingFrom(ctx, a, to)
-	assert.NoError(t, err, "from %s", a)
-	_, err = p.node.PingFrom(ctx, to, a)
+	// An IPv6 address that the guest has just got is tentative for a while (RFC 4862, 5.4).
+	assert.NoError(t, core.Until(ctx, func() error {
+		_, err := p.guest.PingFrom(ctx, a, to)
+		return err
+	}), "from %s", a)
+	_, err := p.node.PingFrom(ctx, to, a)
 	assert.NoError(t, err, "to %s", a)
 }
 
