@@ -2,6 +2,7 @@ package gobgp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -15,17 +16,22 @@ import (
 )
 
 // Received implements [fabric.Speaker] with GoBGP's Adj-RIB-In. It has what the import
-// filter does not accept, too.
+// filter does not accept, too. It returns an error before [Speaker.Run]: reflectors may
+// have routes of which nothing is known yet.
 func (s *Speaker) Received(ctx context.Context, prefixes ...netip.Prefix) ([]fabric.ReceivedRoute, error) {
 	sessions, err := s.Sessions(ctx)
 	if err != nil {
 		return nil, err
 	}
+	b := s.announcements.server()
+	if b == nil {
+		return nil, errors.New("bgp: the speaker does not run yet")
+	}
 	own := []netip.Addr{s.cfg.Node.Address, s.cfg.Node.Address6}
 	var all []fabric.ReceivedRoute
 	for _, session := range sessions {
 		for _, prefix := range prefixes {
-			err := received(s.announcements.server(), session.Address, prefix, func(p *apiutil.Path) {
+			err := received(b, session.Address, prefix, func(p *apiutil.Path) {
 				if via := nextHop(p); via.IsValid() && !slices.Contains(own, via) {
 					all = append(all, fabric.ReceivedRoute{Prefix: prefix, Via: via, Peer: session.Peer})
 				}

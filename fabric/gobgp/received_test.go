@@ -25,6 +25,8 @@ func TestReceived(t *testing.T) {
 	other := c
 	other.Communities = nil // its routes are accepted by nobody
 	three := newNode(t, other, 53)
+	_, err := one.speaker.Received(t.Context(), gobgptest.V4, gobgptest.V6)
+	require.ErrorContains(t, err, "does not run yet")
 	open(t, one, two, three)
 	foreign := gobgptest.Prefixes("203.0.113.88/32", "2001:db8:100::88/128")
 	asked = append(asked, gobgptest.V4, gobgptest.V6, foreign[0], foreign[1])
