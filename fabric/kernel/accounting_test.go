@@ -130,16 +130,23 @@ func grown(was, is fabric.Traffic) (sentInternal, sentExternal, receivedInternal
 		less(is.Received.Internal, was.Received.Internal), less(is.Received.External, was.Received.External)
 }
 
+// countedGuests makes a laboratory with two guests, web and db, whose packets are counted.
+func countedGuests(t *testing.T, k *kept) (lab *moveLab, d *kernel.Dataplane, web, db *space) {
+	t.Helper()
+	lab = newMoveLab(t)
+	d = counting(t, k)
+	web, db = newGuest(t, d, "web", guestAddr, guestMAC), newGuest(t, d, "db", second, secondMAC)
+	for _, s := range []*space{lab.core, web, db} {
+		discards(t, s)
+	}
+	return lab, d, web, db
+}
+
 // TestAccounting: each packet is counted once, by who is at the other end, whoever
 // restarts or flushes meanwhile.
 func TestAccounting(t *testing.T) {
-	lab, k := newMoveLab(t), &kept{}
-	d := counting(t, k)
-	g := newGuest(t, d, "web", guestAddr, guestMAC)
-	h := newGuest(t, d, "db", second, secondMAC)
-	for _, s := range []*space{lab.core, g, h} {
-		discards(t, s)
-	}
+	k := &kept{}
+	lab, d, g, _ := countedGuests(t, k)
 	bothFamilies(t, func(t *testing.T, v4 bool) {
 		web, db := fabric.HostPrefix(guestAddr[v4]), fabric.HostPrefix(second[v4])
 		awaitCounters(t, d, lab.core, client[v4], guestAddr[v4], "web")

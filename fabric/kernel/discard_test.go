@@ -14,13 +14,7 @@ import (
 // TestDiscard: packets to the address are dropped, those of other guests and those that
 // the guest sends are not; the kernel ends it by itself, and pays for nothing afterwards.
 func TestDiscard(t *testing.T) {
-	lab, k := newMoveLab(t), &kept{}
-	d := counting(t, k)
-	g := newGuest(t, d, "web", guestAddr, guestMAC)
-	h := newGuest(t, d, "db", second, secondMAC)
-	for _, s := range []*space{lab.core, g, h} {
-		discards(t, s)
-	}
+	lab, d, g, h := countedGuests(t, &kept{})
 	bothFamilies(t, func(t *testing.T, v4 bool) {
 		web, db := fabric.HostPrefix(guestAddr[v4]), fabric.HostPrefix(second[v4])
 		awaitCounters(t, d, lab.core, client[v4], guestAddr[v4], "web")

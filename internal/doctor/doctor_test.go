@@ -46,8 +46,8 @@ func TestWell(t *testing.T) {
 	}
 }
 
-// ailment is something that is broken on purpose.
-type ailment struct {
+// breakage is something that is broken on purpose.
+type breakage struct {
 	name, check string
 	harm        func(l *lab)
 	state       doctor.State // Wrong if it is empty
@@ -60,7 +60,7 @@ type ailment struct {
 // way out. What is the fabric's own is mended.
 func TestEachLine(t *testing.T) {
 	broken := map[string]bool{}
-	for _, a := range ailments() {
+	for _, a := range breakages() {
 		broken[a.check] = true
 		t.Run(a.check+"/"+a.name, func(t *testing.T) {
 			l := newLab(t, a.check)
@@ -115,15 +115,15 @@ func lines(r doctor.Report) string {
 	return b.String()
 }
 
-func ailments() []ailment {
-	var all []ailment
-	for _, some := range [][]ailment{fileAilments, sysctlAilments, kernelAilments, managerAilments, firewallAilments, hypervisorAilments, peerAilments} {
+func breakages() []breakage {
+	var all []breakage
+	for _, some := range [][]breakage{fileBreakages, sysctlBreakages, kernelBreakages, managerBreakages, firewallBreakages, hypervisorBreakages, peerBreakages} {
 		all = append(all, some...)
 	}
 	return all
 }
 
-var fileAilments = []ailment{
+var fileBreakages = []breakage{
 	{check: "cluster", name: "an unknown key", harm: func(l *lab) { l.edit("etc/vmfabric/cluster.yaml", "gateway:", "gatewai:") }, says: "unknown key", wayOut: "did you mean gateway"},
 	{check: "cluster", name: "not there", harm: func(l *lab) { l.cfg.File += ".none" }, state: doctor.Unknown, says: "no such file", wayOut: "create it"},
 	{check: "cluster", name: "another machine", harm: func(l *lab) {
@@ -154,7 +154,7 @@ var fileAilments = []ailment{
 	}, says: "observer: it can be written by others", wayOut: "chmod go-w"},
 }
 
-var sysctlAilments = []ailment{
+var sysctlBreakages = []breakage{
 	{check: "sysctl", name: "not installed", harm: func(l *lab) {
 		require.NoError(l.t, os.Remove(filepath.Join(l.root, "etc/sysctl.d/90-vmfabric.conf")))
 		l.sysctl("net/ipv4/conf/all/send_redirects", "1")
@@ -179,7 +179,7 @@ const (
 	tables   = "sys/net/ipv4/neigh/default/gc_thresh3"
 )
 
-var kernelAilments = []ailment{
+var kernelBreakages = []breakage{
 	{check: "kernel", name: "a part is missing", harm: func(l *lab) {
 		l.cfg.Features = func(context.Context) ([]string, error) {
 			return []string{"make a veth pair: operation not supported; load veth"}, nil
@@ -221,7 +221,7 @@ var kernelAilments = []ailment{
 	}, says: "ports of guests are here, and the nftables tables", wayOut: "systemctl start vmfabric", fixed: true},
 }
 
-var managerAilments = []ailment{
+var managerBreakages = []breakage{
 	{check: "networkmanager", name: "without our file", harm: func(l *lab) {
 		l.enable("NetworkManager.service")
 		l.write("etc/NetworkManager/conf.d/10.conf", "[keyfile]\nunmanaged-devices=interface-name:docker*\n")
@@ -244,7 +244,7 @@ const direct = "<direct>" +
 	`<rule ipv="ipv4" table="filter" chain="FORWARD" priority="0">-m devgroup --src-group 147 -j ACCEPT</rule>` +
 	`<rule ipv="ipv4" table="filter" chain="FORWARD" priority="0">-m devgroup --dst-group 147 -j ACCEPT</rule></direct>`
 
-var firewallAilments = []ailment{
+var firewallBreakages = []breakage{
 	{check: "firewalld", name: "no zone", harm: func(l *lab) { l.enable("firewalld.service") }, says: "no zone has 203.0.113.0/24, 2001:db8:100::/48 as a source", wayOut: "make a zone of the pools"},
 	{check: "firewalld", name: "no policies", harm: func(l *lab) {
 		l.enable("firewalld.service")
@@ -267,7 +267,7 @@ var firewallAilments = []ailment{
 	}, says: "Docker turns forwarding on at the next boot", wayOut: "install our sysctl file"},
 }
 
-var hypervisorAilments = []ailment{
+var hypervisorBreakages = []breakage{
 	{check: "libvirt", name: "no hook", harm: func(l *lab) { l.write("usr/sbin/libvirtd", "") }, says: "there is no hook /etc/libvirt/hooks/qemu.d/vmfabric", wayOut: "systemctl restart libvirtd"},
 	{check: "libvirt", name: "a hook that does not run", harm: func(l *lab) {
 		l.write("usr/sbin/virtqemud", "")
@@ -313,7 +313,7 @@ func (l *lab) libvirt() {
 
 var degraded = fabric.Status{Problems: []string{"node node2 (10.10.0.22, port 7147): no answer within 2s; see there"}}
 
-var peerAilments = []ailment{
+var peerBreakages = []breakage{
 	{check: "reflectors", name: "nothing listens", harm: func(l *lab) {
 		l.edit("etc/vmfabric/cluster.yaml", "address: 10.10.0.11, password_file: rr.password", "address: 10.10.0.11, port: 1179")
 	}, says: "no session with rr1 (10.10.0.11) can be opened: nothing listens for BGP", wayOut: "start the reflector there"},
