@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +21,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/probe"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // The moves' lab has the node in the namespace of the tests, and around it
@@ -41,21 +41,7 @@ type space struct{ handle netns.NsHandle }
 
 // within runs f on a thread of its own in a namespace.
 func within(s *space, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for ever: the thread ends with its goroutine
-		err := errors.New("the function ended its goroutine")
-		defer func() { done <- err }()
-		if s.handle == 0 {
-			if s.handle, err = netns.New(); err != nil {
-				return
-			}
-		}
-		if err = netns.Set(s.handle); err == nil {
-			err = f()
-		}
-	}()
-	return <-done
+	return labtest.InNamespace(&s.handle, f)
 }
 
 func newSpace(t *testing.T) *space {

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -38,21 +37,7 @@ type far struct{ handle netns.NsHandle }
 
 // do runs f on a thread of its own in the namespace.
 func (s *far) do(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for ever: the thread ends with its goroutine
-		err := errors.New("the function ended its goroutine")
-		defer func() { done <- err }()
-		if s.handle == 0 {
-			if s.handle, err = netns.New(); err != nil {
-				return
-			}
-		}
-		if err = netns.Set(s.handle); err == nil {
-			err = f()
-		}
-	}()
-	return <-done
+	return labtest.InNamespace(&s.handle, f)
 }
 
 // run runs a program with a script on standard input.
