@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -126,7 +127,7 @@ func (t *task) askRegistry(ctx context.Context, vm fabric.VM, r request) (_ fabr
 	case t.registry == nil:
 		return vm, got, nil
 	}
-	began := time.Now()
+	began, others := time.Now(), ctx // the other nodes are asked when ctx may have ended
 	wait := recordTime
 	if vm.Unresolved() {
 		wait = registryTime
@@ -149,6 +150,11 @@ func (t *task) askRegistry(ctx context.Context, vm fabric.VM, r request) (_ fabr
 	case r.undo && errors.Is(err, fabric.ErrRefused):
 		return vm, got, t.unallocated(err)
 	default: // it has its addresses, and may run with them
+		if r.undo {
+			if err := t.heldAsKnown(ctx, others, vm); err != nil {
+				return vm, got, t.unallocated(err)
+			}
+		}
 		got.unrecorded = err
 		got.owner = t.knownOwner(ctx, vm.Identity(), r.undo)
 		return vm, got, nil
@@ -162,6 +168,35 @@ func (t *task) askRegistry(ctx context.Context, vm fabric.VM, r request) (_ fabr
 	got.registered, got.allNew = true, len(got.fresh) == len(given)
 	t.log.Debug("allocated", "vm", vm.Name, "addresses", len(given), "new", len(got.fresh), "took", time.Since(began))
 	return answeredBy(vm, given), got, nil
+}
+
+// heldAsKnown says that another guest has an address with which a guest is about to start,
+// and may need it, by what is known of a registry that does not answer; nil: none does. It
+// asks the other nodes, of which perhaps none answers either, until others ends.
+func (a *Agent) heldAsKnown(ctx, others context.Context, vm fabric.VM) error {
+	for n, nic := range vm.NICs {
+		for _, p := range nic.Prefixes() {
+			known, _ := a.registry.Allocations(ctx, fabric.AllocationFilter{Prefix: p})
+			for _, h := range known {
+				if h.State != fabric.Allocated || h.Guest == vm.Identity() {
+					continue
+				}
+				if _, unneeded, why := a.unneeded(others, asKnown(n, p, h)); !unneeded {
+					return why
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// asKnown is the refusal of an address that is another guest's as far as the node knows.
+func asKnown(nic int, p netip.Prefix, h fabric.Allocation) *fabric.AllocationError {
+	return &fabric.AllocationError{
+		Reason: fabric.AddressHeld, NIC: nic, Pool: h.Pool, Prefix: p, Holder: h,
+		Text: fmt.Sprintf("%s is that of guest %s (%s), which got it on %s, by what this node knows of the registry, which does not answer now; have it answer, or give one of the two another address",
+			text.Prefix(p), h.VM, h.Guest, h.Node),
+	}
 }
 
 // takeAddresses has the registry give a guest what it asks for, and record what it

@@ -324,36 +324,46 @@ func (a *Agent) forgottenAt(ctx context.Context, node string, n fabric.Notice) {
 }
 
 // freed gives an address back that another guest had, and does not need any more, if
-// err says that there is such a guest. An address that a guest named is that of the
-// guest that runs with it, and of nobody while none does. One of a pool is its guest's
-// until that is gone for good. why is err, and names the node that keeps the address by
-// its silence.
+// err says that there is such a guest. why is err, and names the node that keeps the address
+// by its silence.
 func (a *Agent) freed(ctx context.Context, err error) (is bool, why error) {
-	bad, held := errors.AsType[*fabric.AllocationError](err)
-	if !held || bad.Reason != fabric.AddressHeld || bad.Holder.State != fabric.Allocated {
-		return false, err
-	}
-	h := bad.Holder
-	if h.Dynamic && !a.outlived(ctx, h) || a.isHere(h.VM, h.Guest) {
-		return false, err
-	}
-	has, silent := a.userOf(ctx, h)
-	if has.guest == h.Guest {
-		return false, err
-	}
-	if perhaps := a.perhapsOn(h, silent); perhaps.node != "" {
-		says := *bad
-		says.Text += "; " + perhaps.mayHave(h)
-		return false, &says
-	}
-	if a.isElsewhere(ctx, h) {
-		return false, err
+	h, unneeded, why := a.unneeded(ctx, err)
+	if !unneeded {
+		return false, why
 	}
 	if _, failed := a.registry.Release(ctx, fabric.ReleaseRequest{Prefix: h.Prefix, Now: !h.Dynamic}); failed != nil {
 		return false, err
 	}
 	a.log.Info("address of a guest that does not need it any more given back", "vm", h.VM, "guest", string(h.Guest), "address", text.Prefix(h.Prefix))
 	return true, nil
+}
+
+// unneeded reports whether err says that another guest has an address, h, which does not
+// need it any more. An address that a guest named is that of the guest that runs with it,
+// and of nobody while none does. One of a pool is its guest's until that is gone for good.
+// why is err, and names the node that keeps the address by its silence.
+func (a *Agent) unneeded(ctx context.Context, err error) (h fabric.Allocation, is bool, why error) {
+	bad, held := errors.AsType[*fabric.AllocationError](err)
+	if !held || bad.Reason != fabric.AddressHeld || bad.Holder.State != fabric.Allocated {
+		return h, false, err
+	}
+	h = bad.Holder
+	if h.Dynamic && !a.outlived(ctx, h) || a.isHere(h.VM, h.Guest) {
+		return h, false, err
+	}
+	has, silent := a.userOf(ctx, h)
+	if has.guest == h.Guest {
+		return h, false, err
+	}
+	if perhaps := a.perhapsOn(h, silent); perhaps.node != "" {
+		says := *bad
+		says.Text += "; " + perhaps.mayHave(h)
+		return h, false, &says
+	}
+	if a.isElsewhere(ctx, h) {
+		return h, false, err
+	}
+	return h, true, err
 }
 
 // isElsewhere reports whether the guest of an allocation is on another node, also if it

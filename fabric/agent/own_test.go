@@ -406,6 +406,43 @@ func TestStopAndStartWithoutTheRegistry(t *testing.T) {
 	})
 }
 
+// TestAddressOfAnotherGuestWithoutTheRegistry: a node that knew the registry gives no guest
+// an address that another one may run with on a node that does not answer, or that a pool
+// gave to another one. What nobody needs, and what is its own, a guest starts with.
+func TestAddressOfAnotherGuestWithoutTheRegistry(t *testing.T) {
+	shared(t, func(t *testing.T, p *pair, r map[string]*reach) {
+		web, pooled := known("web", "uuid-of-web", "203.0.113.9 2001:db8:100:5::9"), asking("pooled", "public4")
+		other := func(addresses string) fabric.VM { return known("copy", "uuid-of-copy", addresses) }
+		mine := known("mine", "uuid-of-mine", "203.0.113.20")
+		p.runs(p.two, web)
+		p.runs(p.two, pooled)
+		p.over(p.two, pooled)
+		p.runs(p.one, mine)
+		p.over(p.one, mine)
+		_, err := r["node1"].Allocations(t.Context(), fabric.AllocationFilter{})
+		require.NoError(t, err)
+		r["node1"].away.Store(true)
+		p.ends[p.one].Cut("node2", true)
+		for _, address := range []string{"203.0.113.9", "2001:db8:100:5::9"} {
+			err := p.one.Apply(t.Context(), other(address), fabric.Wired)
+			require.ErrorIs(t, err, fabric.ErrRefused)
+			assert.EqualError(t, err, "guest copy refused: NIC 0: "+address+" is that of guest web (libvirt uuid-of-web), which got it on node2, by what this node knows of the registry, which does not answer now; "+
+				"have it answer, or give one of the two another address; guest web may be on node2, whose agent does not answer: start that, or see that the guest is off, and release the address")
+			require.ErrorIs(t, p.one.Apply(t.Context(), other(address), fabric.Live), fabric.ErrRefused)
+		}
+		assert.Empty(t, has(p.one, "copy"))
+		p.one.apply(mine, fabric.Live)
+		p.one.apply(other("203.0.113.30"), fabric.Live)
+		p.one.apply(other("203.0.113.30"), fabric.Absent)
+
+		p.ends[p.one].Cut("node2", false)
+		require.ErrorIs(t, p.one.Apply(t.Context(), other("203.0.113.9"), fabric.Wired), fabric.ErrRefused)
+		require.ErrorContains(t, p.one.Apply(t.Context(), other("203.0.113.1"), fabric.Wired), "203.0.113.1 is that of guest pooled (libvirt uuid-of-pooled)")
+		p.over(p.two, web)
+		p.one.apply(other("203.0.113.9 2001:db8:100:5::9"), fabric.Live)
+	})
+}
+
 // TestAttachedOnTwoNodes: of a guest that was attached by hand only its user knows where it
 // runs, so no node withdraws it. The node that is not its owner by the registry says so.
 func TestAttachedOnTwoNodes(t *testing.T) {
