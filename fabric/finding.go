@@ -102,7 +102,7 @@ func (f Finding) Validate() error {
 		word(a.VM)
 		word(a.Node)
 		word(a.Pool)
-		errs = append(errs, a.Guest.Validate(), plain(a.Note, maxText))
+		errs = append(errs, a.Guest.Validate(), plain(a.Note, maxText), plain(a.Flaw, maxText))
 	}
 	for _, t := range f.Flaws {
 		errs = append(errs, plain(t, maxText))

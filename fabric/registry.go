@@ -130,6 +130,9 @@ type Allocation struct {
 	Reserved  bool      `json:"reserved,omitempty"` // it was reserved, and is again when the guest gives it back
 	Since     time.Time `json:"since"`
 	Until     time.Time `json:"until,omitzero"` // the end of the quarantine
+	// Flaw says, with the way out, why the record cannot be read: nobody knows whose the
+	// address is, no guest gets it, and only the operator ends that. It is never recorded.
+	Flaw string `json:"flaw,omitempty"`
 	// Waits says, on the node where the guest was, why what a guest has that is gone is not
 	// given back yet. A registry does not keep it.
 	Waits string `json:"waits,omitempty"`

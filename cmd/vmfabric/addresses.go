@@ -330,7 +330,7 @@ func (t *tool) printAllocations(cmd *cobra.Command, all []fabric.Allocation) err
 			state = fmt.Sprintf("quarantined for %v more", max(0, time.Until(a.Until)).Round(time.Second))
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", addressText(a.Prefix), cmp.Or(a.Pool, "-"), state,
-			cmp.Or(a.VM, "-"), nic, cmp.Or(a.Node, "-"), ago(a.Since), cmp.Or(a.Note, "-"))
+			cmp.Or(a.VM, "-"), nic, cmp.Or(a.Node, "-"), ago(a.Since), cmp.Or(a.Note, a.Flaw, "-"))
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -133,15 +133,15 @@ func (a *Agent) Release(ctx context.Context, r fabric.ReleaseRequest) (released 
 		filter.Prefix = r.Prefix
 	}
 	all, err := a.registry.Allocations(ctx, filter)
-	if err != nil {
-		return nil, nil, ofRegistry(err)
+	if err != nil && !slices.ContainsFunc(all, func(h fabric.Allocation) bool { return h.Flaw != "" && h.Prefix == r.Prefix }) {
+		return nil, nil, ofRegistry(err) // not only that this one cannot be read
 	}
 	for _, h := range all {
 		if h.State != fabric.Allocated || r.Guest == "" && h.Prefix != r.Prefix {
 			continue
 		}
 		has, unheard := a.userOf(ctx, h)
-		if has.node != "" {
+		if has.node != "" && (h.Flaw == "" || r.Now) { // a record that cannot be read is written anew for the guest that runs
 			return nil, nil, has.keeps(h)
 		}
 		silent = append(silent, unheard...)

@@ -192,11 +192,15 @@ func (a *Agent) heldAsKnown(ctx, others context.Context, vm fabric.VM) error {
 
 // asKnown is the refusal of an address that is another guest's as far as the node knows.
 func asKnown(nic int, p netip.Prefix, h fabric.Allocation) *fabric.AllocationError {
-	return &fabric.AllocationError{
+	is := &fabric.AllocationError{
 		Reason: fabric.AddressHeld, NIC: nic, Pool: h.Pool, Prefix: p, Holder: h,
 		Text: fmt.Sprintf("%s is that of guest %s (%s), which got it on %s, by what this node knows of the registry, which does not answer now; have it answer, or give one of the two another address",
 			text.Prefix(p), h.VM, h.Guest, h.Node),
 	}
+	if h.Flaw != "" {
+		is.Text = fmt.Sprintf("%s may be another guest's: %s; the registry does not answer now", text.Prefix(p), h.Flaw)
+	}
+	return is
 }
 
 // takeAddresses has the registry give a guest what it asks for, and record what it

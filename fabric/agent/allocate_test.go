@@ -684,6 +684,41 @@ func TestAddressThatAGuestNamesIsThatOfTheOneThatRuns(t *testing.T) {
 	}, func(string) []agent.Option { return []agent.Option{agent.WithRegistry(r)} })
 }
 
+// TestRecordThatCannotBeRead: nobody gets its address, and nobody but the operator ends it,
+// also while its guest runs, which is recorded anew then.
+func TestRecordThatCannotBeRead(t *testing.T) {
+	r := newRegistry(nil)
+	web, other := known("web", "uuid-of-web", "203.0.113.9"), known("copy", "uuid-of-copy", "203.0.113.9")
+	pairsOf(t, fake.NewSource, web, func(t *testing.T, p *pair) {
+		p.runs(p.one, web)
+		at := prefix("203.0.113.9/32")
+		r.Damage(at, "key x is damaged; release it")
+		damaged := []string{"203.0.113.9/32 allocated unreadable "}
+		require.ErrorIs(t, p.two.Apply(t.Context(), other, fabric.Wired), fabric.ErrRefused)
+		time.Sleep(2 * time.Minute)
+		assert.Equal(t, damaged, allocations(t, r))
+		assert.Contains(t, p.one.problems(), "guest web: the registry does not have its addresses: NIC 0: key x is damaged; release it")
+		_, err := p.one.Reassign(t.Context(), at, "web")
+		require.ErrorContains(t, err, "key x is damaged; release it")
+		_, _, err = p.two.Release(t.Context(), fabric.ReleaseRequest{Prefix: at, Now: true})
+		require.ErrorContains(t, err, "guest web has it on node1", "another guest could get it at once")
+
+		_, _, err = p.two.Release(t.Context(), fabric.ReleaseRequest{Prefix: at})
+		require.NoError(t, err)
+		time.Sleep(2 * time.Minute)
+		assert.Equal(t, []string{"203.0.113.9/32 allocated web node1"}, allocations(t, r))
+		assert.Empty(t, p.one.problems())
+
+		p.over(p.one, web)
+		r.Damage(at, "key x is damaged; release it")
+		for _, n := range []*node{p.one, p.two} {
+			require.ErrorIs(t, n.Apply(t.Context(), other, fabric.Live), fabric.ErrRefused, "nobody has it")
+			require.ErrorContains(t, n.Apply(t.Context(), web, fabric.Live), "key x is damaged; release it")
+		}
+		assert.Equal(t, damaged, allocations(t, r))
+	}, func(string) []agent.Option { return []agent.Option{agent.WithRegistry(r)} })
+}
+
 // TestAddressOfAGuestThatIsWithdrawnElsewhere: it runs, and has its address again when
 // the other guest has ended.
 func TestAddressOfAGuestThatIsWithdrawnElsewhere(t *testing.T) {

@@ -339,7 +339,7 @@ func (a *Agent) freed(ctx context.Context, err error) (is bool, why error) {
 }
 
 // unneeded reports whether err says that another guest has an address, h, which does not
-// need it any more. An address that a guest named is that of the guest that runs with it,
+// need it any more. What cannot be read may be anybody's. An address that a guest named is that of the guest that runs with it,
 // and of nobody while none does. One of a pool is its guest's until that is gone for good.
 // why is err, and names the node that keeps the address by its silence.
 func (a *Agent) unneeded(ctx context.Context, err error) (h fabric.Allocation, is bool, why error) {
@@ -348,7 +348,7 @@ func (a *Agent) unneeded(ctx context.Context, err error) (h fabric.Allocation, i
 		return h, false, err
 	}
 	h = bad.Holder
-	if h.Dynamic && !a.outlived(ctx, h) || a.isHere(h.VM, h.Guest) {
+	if h.Flaw != "" || h.Dynamic && !a.outlived(ctx, h) || a.isHere(h.VM, h.Guest) {
 		return h, false, err
 	}
 	has, silent := a.userOf(ctx, h)

@@ -119,6 +119,8 @@ func (a *Agent) allocationAt(ctx context.Context, p netip.Prefix, to recipient) 
 		return refuse("no guest has it; allocate it to guest %s instead", to.vm.Name)
 	}
 	switch h := all[0]; {
+	case h.Flaw != "":
+		return refuse("%s", h.Flaw)
 	case h.Prefix != p:
 		return refuse("it is in %s of guest %s, or around it; name that", text.Prefix(h.Prefix), cmp.Or(h.VM, "-"))
 	case h.State == fabric.Reserved:

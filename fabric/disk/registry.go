@@ -2,7 +2,9 @@ package disk
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"path/filepath"
@@ -34,14 +36,16 @@ type Registry struct {
 	mu      sync.Mutex
 	table   allocator.Table
 	random  *rand.Rand
-	damaged error // files that could not be read
+	damaged map[string]error // why files cannot be read, by their names
+	unread  error            // why others could not be
 }
 
 var _ fabric.Registry = (*Registry)(nil)
 
 // OpenRegistry opens the registry in a state directory. If a file in it cannot be
 // read, the registry gives no new addresses from the pools: it could be the one that
-// says who has an address. Diagnose names the file.
+// says who has an address. It gives the address of that file to nobody, and leaves the file
+// until the address is released. Diagnose names the file.
 func OpenRegistry(dir string, cluster *fabric.Cluster, node string, opts ...Option) (*Registry, error) {
 	o := options{delay: syncDelay, retry: syncRetry, sync: syncPath, clock: time.Now}
 	for _, set := range opts {
@@ -58,14 +62,19 @@ func OpenRegistry(dir string, cluster *fabric.Cluster, node string, opts ...Opti
 	}
 	r := &Registry{
 		cluster: cluster, node: node, clock: o.clock, files: files,
-		random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
+		random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), damaged: map[string]error{},
 	}
-	r.damaged = files.each(func(name string, content []byte) error {
+	r.unread = files.each(func(name string, content []byte) error {
 		a, err := parseAllocation(name, content)
 		if err == nil {
 			r.table.Put(a)
+			return nil
 		}
-		return err
+		r.damaged[name] = fmt.Errorf("state: %s: %w", filepath.Join(files.dir, name+suffix), err)
+		if p, is := prefixOfFile(name); is {
+			r.table.Put(fabric.Allocation{Prefix: p, State: fabric.Allocated, Guest: unreadable, VM: string(unreadable), Flaw: r.damaged[name].Error()})
+		}
+		return nil
 	})
 	r.syncer = startSyncer(files, o.delay, o.retry, closed)
 	return r, nil
@@ -95,10 +104,20 @@ func (r *Registry) mayGive(p fabric.Pool) error {
 	switch {
 	case !alone:
 		return fmt.Errorf("pool %s serves several nodes, and this node's own registry cannot keep them apart; write nodes: [%s] to a pool of its own, or give the cluster a registry", p.Name, r.node)
-	case r.damaged != nil:
-		return fmt.Errorf("the registry cannot say what is free in pool %s: %w", p.Name, r.damaged)
+	}
+	if err := r.flaws(); err != nil {
+		return fmt.Errorf("the registry cannot say what is free in pool %s: %w", p.Name, err)
 	}
 	return nil
+}
+
+// flaws says which files cannot be read.
+func (r *Registry) flaws() error {
+	errs := []error{r.unread}
+	for _, name := range slices.Sorted(maps.Keys(r.damaged)) {
+		errs = append(errs, r.damaged[name])
+	}
+	return errors.Join(errs...)
 }
 
 // Release implements [fabric.Registry].
@@ -141,7 +160,7 @@ func (r *Registry) Allocations(ctx context.Context, f fabric.AllocationFilter) (
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.expire()
-	return r.table.List(f), r.damaged
+	return r.table.List(f), r.flaws()
 }
 
 // Shared implements [fabric.Registry]: the registry is that of one node.
@@ -155,8 +174,8 @@ func (r *Registry) Diagnose(context.Context) []string {
 	for _, name := range r.files.lostChanges() {
 		problems = append(problems, fmt.Sprintf("registry: a power cut took the last change of %s; start its guest again, or reserve the address", addressOf(name)))
 	}
-	if r.damaged != nil {
-		problems = append(problems, "registry: "+oneline.Of(r.damaged.Error()))
+	if err := r.flaws(); err != nil {
+		problems = append(problems, "registry: "+oneline.Of(err.Error()))
 	}
 	if err := r.syncer.notSafe(); err != nil {
 		problems = append(problems, "registry: "+err.Error())
@@ -185,6 +204,9 @@ func (r *Registry) record(c allocator.Change) error {
 	back := func(p netip.Prefix) func() {
 		had, there := r.table.Get(p)
 		return func() {
+			if had.Flaw != "" {
+				return // nobody can put that back
+			}
 			if !there {
 				_ = r.files.remove(allocationFile(p))
 			} else if content, err := encodeAs(allocationKey, had); err == nil {
@@ -214,18 +236,33 @@ func (r *Registry) record(c allocator.Change) error {
 			return fail(err)
 		}
 	}
+	for _, a := range c.Put {
+		delete(r.damaged, allocationFile(a.Prefix))
+	}
+	for _, p := range c.Delete {
+		delete(r.damaged, allocationFile(p))
+	}
 	r.table.Apply(c)
 	return nil
 }
 
 const (
 	allocationKey    = "allocation"
-	allocationWayOut = "remove it if nobody has the address, or start its guest again"
+	allocationWayOut = "release the address when the guest runs that has it, or if none has"
+
+	// unreadable takes the place of the guest whose file cannot be read.
+	unreadable fabric.Identity = "unreadable"
 )
 
 // allocationFile returns the name of an allocation's file, without suffix.
 func allocationFile(p netip.Prefix) string {
 	return strings.NewReplacer("/", "_", ":", "-").Replace(p.String())
+}
+
+// prefixOfFile gives the prefix of a file's name, if it is one of an allocation.
+func prefixOfFile(name string) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(strings.NewReplacer("_", "/", "-", ":").Replace(name))
+	return p, err == nil && p == p.Masked() && allocationFile(p) == name
 }
 
 // addressOf gives the prefix of a file's name, for people.

@@ -128,9 +128,11 @@ func (c *cache) put(key string, value []byte, rev int64) {
 	}
 	c.revs.set(key, rev)
 	delete(c.deleted, key)
+	delete(c.flaws, key)
 	if guest, ok := c.keys.guestOf(key); ok {
 		was, _ := c.table.Owner(guest)
-		is := c.keys.owner(value)
+		is, err := c.keys.owner(key, value)
+		c.flawed(key, err)
 		c.table.SetOwner(guest, is)
 		c.changes(was.Node)
 		c.changes(is.Node)
@@ -152,7 +154,11 @@ func (c *cache) put(key string, value []byte, rev int64) {
 		c.changes(was.Node)
 		c.changes(is.Node)
 	}
-	delete(c.flaws, key)
+	c.flawed(key, err)
+}
+
+// flawed notes why a key cannot be read; nil: it can.
+func (c *cache) flawed(key string, err error) {
 	if err != nil {
 		c.flaws[key] = err
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -107,8 +106,8 @@ func TestCacheTakesNothingOlder(t *testing.T) {
 func TestUnreadableValuesKeepTheirAddresses(t *testing.T) {
 	for text, want := range map[string]string{
 		`{"format":2,"allocation":{}}`: "is of a later version (2)",
-		`{"format":1}`:                 "is damaged; release 203.0.113.10/32 if nobody has it",
-		`x`:                            "is damaged; release 203.0.113.10/32 if nobody has it",
+		`{"format":1}`:                 "is damaged; release 203.0.113.10 when the guest runs that has it, or if none has",
+		`x`:                            "is damaged; release 203.0.113.10 when the guest runs that has it, or if none has",
 		`{"format":1,"allocation":{"prefix":"203.0.113.11/32","state":"allocated","guest":"a"}}`: "is of 203.0.113.11/32 by what is in it",
 		`{"format":1,"allocation":{"prefix":"203.0.113.10/32","state":"lost"}}`:                  `is damaged (state "lost", guest "")`,
 		`{"format":1,"allocation":{"prefix":"203.0.113.10/32","state":"allocated"}}`:             `is damaged (state "allocated", guest "")`,
@@ -122,11 +121,33 @@ func TestUnreadableValuesKeepTheirAddresses(t *testing.T) {
 		require.ErrorIs(t, err, fabric.ErrRefused, text)
 		held, is := errors.AsType[*fabric.AllocationError](err)
 		require.True(t, is, text)
-		assert.Equal(t, strings.Contains(want, "later version"), held.Holder.Dynamic, "an agent gives back what a guest named that runs nowhere: %s", text)
-		p, err := c.decide(request{release: &fabric.ReleaseRequest{Prefix: at, Now: true}}, time.Now())
+		assert.Contains(t, held.Holder.Flaw, want, "no agent gives it back by itself")
+		assert.ErrorContains(t, err, "203.0.113.10 may be another guest's: key /vmfabric/msk1/addr/cb00710a/32 ")
+		assert.ErrorContains(t, err, want)
+		p, err := c.decide(request{release: &fabric.ReleaseRequest{Prefix: at}}, time.Now())
+		require.NoError(t, err)
+		for _, put := range p.change.Put {
+			assert.Empty(t, put.Flaw, "it is never recorded")
+		}
+		p, err = c.decide(request{release: &fabric.ReleaseRequest{Prefix: at, Now: true}}, time.Now())
 		require.NoError(t, err)
 		assert.Equal(t, []netip.Prefix{at}, p.change.Delete, "the way out")
 		c.watched([]change{{key: c.keys.address(at), absent: true, rev: 4}})
+		assert.Empty(t, c.problems())
+	}
+}
+
+// TestUnreadableGuest: what cannot be read of a guest is told, until its next owner has
+// written it anew.
+func TestUnreadableGuest(t *testing.T) {
+	for text, want := range map[string]string{
+		"x":            "key /vmfabric/msk1/guest/a is damaged; stop and start its guest",
+		`{"format":2}`: "key /vmfabric/msk1/guest/a is of a later version (2); bring this node to the version of the others",
+	} {
+		c := testCache()
+		c.load([]*mvccpb.KeyValue{{Key: []byte(c.keys.guest("a")), Value: []byte(text), ModRevision: 3}}, 3)
+		assert.Equal(t, []string{want}, c.problems())
+		c.watched([]change{{key: c.keys.guest("a"), value: []byte(entry{Format: format, VM: "a"}.encode()), rev: 4}})
 		assert.Empty(t, c.problems())
 	}
 }

@@ -111,7 +111,7 @@ func read[T any](v *view, kv *mvccpb.KeyValue, of func(entry) *T) (is T) {
 	err := json.Unmarshal(kv.Value, &e)
 	switch {
 	case e.Format > format:
-		v.flaw, v.later = fmt.Errorf("key %s is of a later version (%d); bring this node to the version of the others", kv.Key, e.Format), true
+		v.flaw, v.later = laterVersion(string(kv.Key), e.Format), true
 	case err != nil || of(e) == nil:
 		v.flaw = fmt.Errorf("key %s is damaged; adopt the registry", kv.Key)
 	default:

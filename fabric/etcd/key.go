@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/text"
 )
 
 // format is the version of the values. A node does not read a later one.
@@ -74,13 +75,23 @@ func (k keys) guestOf(key string) (id fabric.Identity, ok bool) {
 }
 
 // owner reads the value of a guest's key. Without one that can be read, the owner is as
-// the guest's addresses say.
-func (k keys) owner(value []byte) fabric.Owner {
+// the guest's addresses say; the next owner writes it.
+func (k keys) owner(key string, value []byte) (is fabric.Owner, err error) {
 	var e entry
-	if json.Unmarshal(value, &e) != nil || e.Format > format || e.Owner == nil {
-		return fabric.Owner{}
+	switch err := json.Unmarshal(value, &e); {
+	case e.Format > format:
+		return is, laterVersion(key, e.Format)
+	case err != nil:
+		return is, fmt.Errorf("key %s is damaged; stop and start its guest", key)
+	case e.Owner != nil:
+		is = *e.Owner
 	}
-	return *e.Owner
+	return is, nil
+}
+
+// laterVersion is the error of a value that a later version wrote.
+func laterVersion(key string, version int) error {
+	return fmt.Errorf("key %s is of a later version (%d); bring this node to the version of the others", key, version)
 }
 
 // prefixes is changed when a length of prefixes is used that none had before.
@@ -138,10 +149,10 @@ const unreadable fabric.Identity = "unreadable"
 func (k keys) allocation(p netip.Prefix, value []byte) (fabric.Allocation, error) {
 	var e entry
 	err := json.Unmarshal(value, &e)
-	wayOut := "release " + p.String() + " if nobody has it"
+	wayOut := "release " + text.Prefix(p) + " when the guest runs that has it, or if none has"
 	switch {
 	case e.Format > format:
-		err = fmt.Errorf("key %s is of a later version (%d); bring this node to the version of the others", k.address(p), e.Format)
+		err = laterVersion(k.address(p), e.Format)
 	case err != nil || e.Allocation == nil:
 		err = fmt.Errorf("key %s is damaged; %s", k.address(p), wayOut)
 	case e.Allocation.Prefix != p:
@@ -152,7 +163,5 @@ func (k keys) allocation(p netip.Prefix, value []byte) (fabric.Allocation, error
 	default:
 		return *e.Allocation, nil
 	}
-	// An agent gives back what a guest that runs nowhere has named. What a later version wrote,
-	// it leaves alone, and what is damaged, the guest that runs with it writes anew.
-	return fabric.Allocation{Prefix: p, State: fabric.Allocated, Guest: unreadable, VM: "unreadable", Note: "cannot be read", Dynamic: e.Format > format}, err
+	return fabric.Allocation{Prefix: p, State: fabric.Allocated, Guest: unreadable, VM: "unreadable", Flaw: err.Error()}, err
 }

@@ -1,6 +1,7 @@
 package fake
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,6 +47,13 @@ func (r *Registry) Pass(d time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.passed += d
+}
+
+// Damage makes the record of a prefix one that cannot be read, for the reason flaw.
+func (r *Registry) Damage(p netip.Prefix, flaw string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all[p] = fabric.Allocation{Prefix: p, State: fabric.Allocated, Guest: "unreadable", VM: "unreadable", Flaw: flaw}
 }
 
 func (r *Registry) now() time.Time { return time.Now().Add(r.passed) }
@@ -229,7 +237,7 @@ func (r *Registry) named(is fabric.Allocation, asked fabric.AllocationRequest, g
 	default:
 		return is, &fabric.AllocationError{
 			Reason: fabric.AddressHeld, Pool: is.Pool, Prefix: is.Prefix, Holder: held,
-			Text: fmt.Sprintf("%s is %s (guest %s on %s); choose another", held.Prefix, held.State, held.VM, held.Node),
+			Text: cmp.Or(held.Flaw, fmt.Sprintf("%s is %s (guest %s on %s); choose another", held.Prefix, held.State, held.VM, held.Node)),
 		}
 	}
 	is.Reserved = is.Reserved || held.Reserved
@@ -279,7 +287,7 @@ func (r *Registry) end(a fabric.Allocation, now bool) {
 	case now || a.State != fabric.Allocated || !in:
 		delete(r.all, a.Prefix)
 	default:
-		a.State, a.Since = fabric.Quarantined, r.now()
+		a.State, a.Since, a.Flaw = fabric.Quarantined, r.now(), ""
 		a.Until = a.Since.Add(pool.Quarantine)
 		r.all[a.Prefix] = a
 	}

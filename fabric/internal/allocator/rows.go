@@ -83,6 +83,7 @@ const (
 	isReserved
 	hasUntil
 	hasNoAddress
+	hasFlaw // in the place of a note
 )
 
 func (r *rows) encode(b []byte, a fabric.Allocation) []byte {
@@ -99,6 +100,11 @@ func (r *rows) encode(b []byte, a fabric.Allocation) []byte {
 	if a.NoAddress {
 		bits |= hasNoAddress
 	}
+	last := a.Note
+	if a.Flaw != "" {
+		bits |= hasFlaw
+		last = a.Flaw
+	}
 	b = append(b, bits)
 	for _, n := range []uint64{r.words.of(string(a.State)), r.words.of(a.Pool), r.words.of(a.Node), a.Epoch} {
 		b = binary.AppendUvarint(b, n)
@@ -112,7 +118,7 @@ func (r *rows) encode(b []byte, a fabric.Allocation) []byte {
 	for _, text := range [][]byte{r.identityKey(nil, a.Guest), []byte(a.VM)} {
 		b = append(binary.AppendUvarint(b, uint64(len(text))), text...)
 	}
-	return append(b, a.Note...)
+	return append(b, last...)
 }
 
 func (r *rows) decode(key, b []byte) (a fabric.Allocation) {
@@ -142,7 +148,12 @@ func (r *rows) decode(key, b []byte) (a fabric.Allocation) {
 	if bits&hasUntil != 0 {
 		a.Until = time.Unix(signed(), signed()).UTC()
 	}
-	a.Guest, a.VM, a.Note = r.identity(text()), string(text()), string(b)
+	a.Guest, a.VM = r.identity(text()), string(text())
+	if bits&hasFlaw != 0 {
+		a.Flaw = string(b)
+	} else {
+		a.Note = string(b)
+	}
 	return a
 }
 

@@ -418,6 +418,9 @@ func heldText(p netip.Prefix, held fabric.Allocation) string {
 	if held.Prefix != p {
 		what = fmt.Sprintf("%s has %s in common with it, which", what, text.Prefix(held.Prefix))
 	}
+	if held.Flaw != "" {
+		return what + " may be another guest's: " + held.Flaw
+	}
 	switch held.State {
 	case fabric.Reserved:
 		if held.Note != "" {
@@ -502,6 +505,6 @@ func (c *Change) release(cluster *fabric.Cluster, a fabric.Allocation, now time.
 		c.Delete = append(c.Delete, a.Prefix)
 		return
 	}
-	a.State, a.Since, a.Until = fabric.Quarantined, now, now.Add(pool.Quarantine)
+	a.State, a.Since, a.Until, a.Flaw = fabric.Quarantined, now, now.Add(pool.Quarantine), ""
 	c.Put = append(c.Put, a)
 }

@@ -182,6 +182,8 @@ func (c *census) permits(g Guest, w fabric.Want) string {
 // can be.
 func (c *census) heldBy(g Guest, held fabric.Allocation) string {
 	switch {
+	case held.Flaw != "":
+		return held.Flaw
 	case held.Guest == g.identity() && held.State != fabric.Reserved: // also one that it gave back
 		return ""
 	case held.State == fabric.Reserved:
@@ -197,6 +199,9 @@ func (c *census) heldBy(g Guest, held fabric.Allocation) string {
 }
 
 func stateOf(a fabric.Allocation) string {
+	if a.Flaw != "" {
+		return "of nobody knows whom (" + a.Flaw + ")"
+	}
 	if a.State == fabric.Allocated {
 		return fmt.Sprintf("that of guest %s (%s)", a.VM, a.Guest)
 	}

@@ -113,7 +113,7 @@ func (c Case) allocations(at *fabric.Finding) (steps []fabric.Step) {
 	}
 	add := func(node string, all []fabric.Allocation) {
 		for _, a := range all {
-			steps = append(steps, fabric.Step{Step: "allocation", Good: true, Text: allocationText(a), Node: node, Allocation: &a})
+			steps = append(steps, fabric.Step{Step: "allocation", Good: a.Flaw == "", Text: allocationText(a), Node: node, Allocation: &a})
 		}
 	}
 	if c.Registry.Shared {
@@ -135,6 +135,9 @@ func allocationText(a fabric.Allocation) string {
 	what := ""
 	if !a.Prefix.IsSingleIP() {
 		what = fmt.Sprintf("%s, ", a.Prefix)
+	}
+	if a.Flaw != "" {
+		return what + a.Flaw
 	}
 	switch a.State {
 	case fabric.Reserved:
@@ -171,7 +174,7 @@ func note(n string) string {
 func (c Case) nobody() fabric.Step {
 	t := fmt.Sprintf("no guest of the cluster has %s", c.Address)
 	for _, a := range c.all() {
-		if a.State == fabric.Allocated {
+		if a.State == fabric.Allocated && a.Flaw == "" {
 			t = fmt.Sprintf("guest %s, whose it is, runs nowhere; start it", a.VM)
 		}
 	}
@@ -269,6 +272,8 @@ func differs(a fabric.Allocation, at *fabric.Finding) []string {
 	runs := g.State == fabric.Live && g.Lost == "" && !g.Moving
 	earlier := a.Epoch >= fabric.RegistryEpoch && a.Epoch < g.Epoch // that of one node counts its own
 	switch {
+	case a.Flaw != "": // a step says so
+		return nil
 	case a.State == fabric.Reserved:
 		return []string{fmt.Sprintf("it is reserved%s, and %s has it; end the reservation, or give the guest another address", note(a.Note), of(at))}
 	case a.State == fabric.Quarantined:
