@@ -124,7 +124,7 @@ func addressListCommand(t *tool) *cobra.Command {
 func addressShowCommand(t *tool) *cobra.Command {
 	return &cobra.Command{
 		Use:     "show ADDRESS|VM",
-		Short:   "Show who has an address, or what a guest has",
+		Short:   "Show who has an address, or what a guest has and gave back",
 		Example: "  vmfabric address show 203.0.113.10\n  vmfabric address show web",
 		Args:    arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -141,14 +141,15 @@ func addressShowCommand(t *tool) *cobra.Command {
 	}
 }
 
-// matching gives the allocations of an address, or of a guest by its name.
+// matching gives the allocations of an address, or of a guest by its name, with what that
+// one gave back.
 func matching(all []fabric.Allocation, what string) []fabric.Allocation {
 	p, err := parsePrefix(what)
 	return slices.DeleteFunc(slices.Clone(all), func(a fabric.Allocation) bool {
 		if err == nil {
 			return !a.Prefix.Overlaps(p)
 		}
-		return a.VM != what || a.State != fabric.Allocated
+		return a.VM != what
 	})
 }
 
@@ -291,7 +292,7 @@ func (t *tool) identity(cmd *cobra.Command, vm string) (fabric.Identity, error) 
 	}
 	var guests []fabric.Identity
 	for _, a := range matching(known.Allocations, vm) {
-		if !slices.Contains(guests, a.Guest) {
+		if a.State == fabric.Allocated && !slices.Contains(guests, a.Guest) {
 			guests = append(guests, a.Guest)
 		}
 	}

@@ -394,3 +394,18 @@ func TestDiversionText(t *testing.T) {
 	assert.Equal(t, "packets for web (203.0.113.10/32,2001:db8:100::10/128) went to node2 for 4s, until 1s ago: the routers know where it is", diversionText(d))
 	assert.Equal(t, "packets for a guest that left (203.0.113.10/32) go to another node since 5s", diversionText(fabric.DiversionStatus{Prefixes: d.Prefixes[:1], Since: d.Since}))
 }
+
+// TestMatching: a guest's addresses, with those that rest, and who has one.
+func TestMatching(t *testing.T) {
+	at := func(address string, state fabric.AllocationState, vm string) fabric.Allocation {
+		return fabric.Allocation{Prefix: fabric.HostPrefix(netip.MustParseAddr(address)), State: state, VM: vm, Guest: fabric.Identity("uuid-of-" + vm)}
+	}
+	all := []fabric.Allocation{
+		at("203.0.113.1", fabric.Allocated, "web"), at("203.0.113.2", fabric.Quarantined, "web"), at("203.0.113.3", fabric.Allocated, "db"),
+		at("203.0.113.4", fabric.Reserved, ""), at("2001:db8:100::1", fabric.Quarantined, "web"),
+	}
+	assert.Equal(t, []fabric.Allocation{all[0], all[1], all[4]}, matching(all, "web"))
+	assert.Equal(t, []fabric.Allocation{all[3]}, matching(all, "203.0.113.4"))
+	assert.Equal(t, []fabric.Allocation{all[4]}, matching(all, "2001:db8:100::/64"))
+	assert.Empty(t, matching(all, "mx"))
+}

@@ -236,23 +236,29 @@ func (p *prober) serves(ctx context.Context, client *clientv3.Client, endpoint s
 	return ""
 }
 
-// Check asks each member of an etcd how it is, once, and says what is wrong with it. The
-// error says what is wrong with the certificates of conf.
-func Check(ctx context.Context, conf *fabric.EtcdConfig) ([]string, error) {
+// Check asks each member of an etcd how it is, once, and says what is wrong with it, and
+// whether etcd is open: it lets somebody read who is none of its users, as one does that has
+// the certificates of conf. The error says what is wrong with these.
+func Check(ctx context.Context, conf *fabric.EtcdConfig) (texts []string, open bool, err error) {
 	secure, err := tlsOf(conf)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	client, err := connect(ctx, conf, secure)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer client.Close()
-	var texts []string
 	p := newProber(conf.Endpoints, secure)
 	faults := p.look(ctx, client, 0)
 	for _, endpoint := range slices.Sorted(maps.Keys(faults)) {
 		texts = append(texts, endpoint+": "+faults[endpoint])
 	}
-	return texts, ctx.Err()
+	if len(faults) < len(conf.Endpoints) {
+		one, cancel := context.WithTimeout(ctx, tryTime)
+		defer cancel()
+		_, denied := client.Get(one, conf.Prefix, clientv3.WithPrefix(), clientv3.WithCountOnly(), clientv3.WithSerializable())
+		open = denied == nil
+	}
+	return texts, open, ctx.Err()
 }

@@ -208,8 +208,9 @@ func TestRenderedEtcd(t *testing.T) {
 	for _, m := range members {
 		m.start()
 	}
-	members[0].checks("")
+	members[0].checks("etcd's authentication is off")
 	members[0].script(render.EtcdUsers)
+	members[0].checks("")
 	members[0].script(render.EtcdUsers)
 	members[2].checks("")
 

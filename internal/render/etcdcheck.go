@@ -23,8 +23,8 @@ import (
 const expiresSoon = 14 * 24 * time.Hour
 
 // CheckEtcd says what is wrong with a member of etcd on this machine: where its files
-// differ from what [Etcd] returns, what is wrong with its certificates, and which members
-// do not serve. root is the folder below which the files are, / on a machine.
+// differ from what [Etcd] returns, what is wrong with its certificates, which members do not
+// serve, and that etcd's authentication is off. root is the folder below which the files are, / on a machine.
 func CheckEtcd(ctx context.Context, c fabric.Cluster, name, root string) error {
 	want, err := Etcd(c, name, EtcdEnvironment, 0)
 	if err != nil {
@@ -56,9 +56,12 @@ func CheckEtcd(ctx context.Context, c fabric.Cluster, name, root string) error {
 	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
-	faults, err := etcd.Check(ctx, &conf)
+	faults, open, err := etcd.Check(ctx, &conf)
 	for _, fault := range faults {
 		errs = append(errs, errors.New(fault))
+	}
+	if open {
+		errs = append(errs, errors.New("etcd's authentication is off, so that whoever has a certificate of its authority can change every key; run what --part users prints"))
 	}
 	return errors.Join(append(errs, err)...)
 }
