@@ -110,10 +110,15 @@ func heard(t testing.TB, n fabric.Node) {
 	}
 }
 
-// dial calls from one address to the agents' port of another, with a TTL.
+// dial calls from one address to the agents' port of another, with a TTL. It gives a call
+// up early whose packets may be dropped, as they have passed a router.
 func dial(from, to netip.Addr, ttl int) (net.Conn, error) {
+	wait := bound
+	if ttl < 255 {
+		wait = time.Second
+	}
 	d := net.Dialer{
-		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Timeout: time.Second,
+		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Timeout: wait,
 		Control: func(_, _ string, c syscall.RawConn) error {
 			var err error
 			c.Control(func(fd uintptr) {

@@ -98,6 +98,17 @@ func reached(t *testing.T, from fabric.Nodes, to string) {
 	})
 }
 
+// patientAsk asks until a node answers, as agents do: Ask itself gives a silent node up after
+// some seconds, which is how long a busy machine may need.
+func patientAsk(t *testing.T, from fabric.Nodes, to string, n fabric.Notice) (said fabric.Answer, err error) {
+	for end := time.Now().Add(5 * patience); time.Now().Before(end); {
+		if said, err = from.Ask(t.Context(), to, n); err == nil {
+			return said, nil
+		}
+	}
+	return said, err
+}
+
 func claim(vm string) fabric.Notice {
 	return fabric.Notice{Kind: fabric.Claimed, VM: vm, Prefixes: both, Epoch: 7}
 }
@@ -285,7 +296,7 @@ func nodesConcurrent(t *testing.T, a agents) {
 					for j := range 10 {
 						n := claim(fmt.Sprint("g", i))
 						n.UUID, n.Epoch = from, uint64(1000*i+j)
-						said, err := a.ends[from].Ask(t.Context(), to, n)
+						said, err := patientAsk(t, a.ends[from], to, n)
 						if assert.NoError(t, err) {
 							assert.Equal(t, fabric.Answer{Held: true, Epoch: n.Epoch}, said)
 						}
