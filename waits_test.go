@@ -37,24 +37,31 @@ var timers = map[string][]string{"time": {"After", "AfterFunc"}}
 // caller says context.WithoutCancel, and why.
 func TestEveryWaitHasAnOwner(t *testing.T) {
 	found := map[string][]string{}
-	err := filepath.WalkDir(".", func(file string, d fs.DirEntry, err error) error {
+	for _, file := range productFiles(t) {
+		dir := filepath.Dir(file)
+		found[dir] = append(found[dir], callsIn(t, file, ownerless)...)
+	}
+	assert.Greater(t, len(found), 30, "the folders of the product")
+	for dir, calls := range found {
+		assert.Empty(t, calls, "%s: give it the context of the caller", dir)
+	}
+}
+
+// productFiles lists the files of the product, tests aside.
+func productFiles(t *testing.T) (all []string) {
+	t.Helper()
+	require.NoError(t, filepath.WalkDir(".", func(file string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
 		case d.IsDir() && (slices.Contains(laboratories, file) || strings.HasPrefix(d.Name(), ".") && file != "."):
 			return filepath.SkipDir
-		case d.IsDir() || !strings.HasSuffix(file, ".go") || strings.HasSuffix(file, "_test.go"):
-			return nil
+		case !d.IsDir() && strings.HasSuffix(file, ".go") && !strings.HasSuffix(file, "_test.go"):
+			all = append(all, file)
 		}
-		dir := filepath.Dir(file)
-		found[dir] = append(found[dir], callsIn(t, file, ownerless)...)
 		return nil
-	})
-	require.NoError(t, err)
-	assert.Greater(t, len(found), 30, "the folders of the product")
-	for dir, calls := range found {
-		assert.Empty(t, calls, "%s: give it the context of the caller", dir)
-	}
+	}))
+	return all
 }
 
 // TestTimersBelongToSomebody holds that no source, and nothing of the kernel, has a

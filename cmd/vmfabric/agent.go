@@ -190,7 +190,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	ctx, cancel := context.WithCancel(ctx)
 	group, ctx := errgroup.WithContext(ctx)
 	// The speaker ends after the parts that announce routes, so it still sends what
-	// they withdraw at their end.
+	// they withdraw at their end. So does the dataplane, which serves guests until then.
 	speaking, endSessions := context.WithCancel(context.WithoutCancel(ctx))
 	var talk errgroup.Group
 	defer func() {
@@ -199,6 +199,9 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 		endSessions()
 		err = errors.Join(err, talk.Wait())
 	}()
+	talk.Go(func() error { return following.Run(speaking) })
+	talk.Go(func() error { return dataplane.Run(speaking) })
+	group.Go(func() error { return peers.Run(ctx) })
 	group.Go(func() error { return registry.run(ctx) })
 	sources := f.sources(dataplane, log)
 	options := []agent.Option{

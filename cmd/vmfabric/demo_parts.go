@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -46,7 +47,10 @@ func demoCoreCommand() *cobra.Command {
 					}
 				},
 			}, log)
-			return errors.Join(r.Run(cmd.Context()), fib.Close())
+			group, ctx := errgroup.WithContext(cmd.Context())
+			group.Go(func() error { return fib.Run(ctx) })
+			group.Go(func() error { return r.Run(ctx) })
+			return errors.Join(group.Wait(), fib.Close())
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", defaultConfig, "the cluster file")

@@ -129,7 +129,7 @@ func (f agentFlags) openSpeaker(ctx context.Context, c fabric.Cluster, node fabr
 // have put it there itself before a restart, so openSpeaker calls it only for the
 // embedded speaker.
 func forgetAnnouncements(ctx context.Context) error {
-	a, err := kernel.NewAnnouncer()
+	a, err := kernel.NewAnnouncer(ctx)
 	if err != nil {
 		return err
 	}

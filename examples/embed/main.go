@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"log"
 	"net/netip"
@@ -36,12 +37,12 @@ func main() {
 	defer store.Close()
 	a := must(agent.New(agent.Config{Cluster: cluster, Node: *name, Dataplane: ports, Speaker: speaker, Store: store}))
 
-	must(0, a.Adopt(ctx)) // what an earlier run left is taken over
-	// Only now: the reflectors hear the whole truth at once. The speaker outlives ctx,
-	// or it could withdraw nothing at the end.
-	speaking, endSessions := context.WithCancel(context.WithoutCancel(ctx))
-	ended := make(chan error, 1)
-	go func() { ended <- speaker.Run(speaking) }()
+	// These outlive ctx, or they could do nothing more for web at the end.
+	serving, endServing := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan error, 2)
+	go func() { ended <- ports.Run(serving) }()
+	must(0, a.Adopt(ctx))                         // what an earlier run left is taken over
+	go func() { ended <- speaker.Run(serving) }() // only now: the reflectors hear the whole truth at once
 
 	web := fabric.VM{Name: "web", NICs: []fabric.NIC{{Addresses: []netip.Addr{
 		netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8:100::10"),
@@ -50,10 +51,10 @@ func main() {
 	log.Println("web is live on web_net0")
 	must(0, a.Run(ctx)) // repairs what breaks, until a signal comes
 
-	must(0, a.Apply(speaking, web, fabric.Absent))
+	must(0, a.Apply(serving, web, fabric.Absent))
 	log.Println("web is gone")
-	endSessions()
-	must(0, <-ended)
+	endServing()
+	must(0, errors.Join(<-ended, <-ended))
 }
 
 func must[T any](v T, err error) T {

@@ -1,6 +1,7 @@
 package frr
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 
@@ -21,14 +22,14 @@ type Option = routingd.Option
 // WithLogger sets the speaker's logger; without it the speaker logs nothing.
 func WithLogger(l *slog.Logger) Option { return routingd.WithLogger(l) }
 
-// Speaker announces through the kernel and FRR. Its Run does nothing, because FRR
-// keeps each session's last NOTIFICATION.
+// Speaker announces through the kernel and FRR, which keeps each session's last
+// NOTIFICATION.
 type Speaker = routingd.Speaker
 
 // New takes up the announcements that are in the kernel of this network
 // namespace. FRR need not run.
-func New(cfg Config, opts ...Option) (*Speaker, error) {
-	return routingd.New(routingd.Config{
+func New(ctx context.Context, cfg Config, opts ...Option) (*Speaker, error) {
+	return routingd.New(ctx, routingd.Config{
 		Cluster: cfg.Cluster, Node: cfg.Node, Name: fabric.SpeakerFRR, Client: cfg.Client,
 		Learns: fmt.Sprintf("redistribute kernel in each family, with a route map that takes metrics below %d", fabric.PortMetric),
 	}, opts...)

@@ -52,8 +52,6 @@ type accounting struct {
 	conditions *conditions
 	log        *slog.Logger
 	wake       signal.Signal // a port came, went or changed
-	stop       chan struct{}
-	running    sync.WaitGroup
 
 	again *resent
 	books guardedBooks
@@ -77,7 +75,7 @@ func newAccounting(d *Dataplane, cfg *Accounting) *accounting {
 	}
 	a := &accounting{
 		internal: cfg.Internal, ports: d.ports, keep: cfg.Keep, conditions: d.conditions, log: d.log,
-		wake: signal.New(), stop: make(chan struct{}), again: &resent{},
+		wake: signal.New(), again: &resent{},
 	}
 	a.books.is.held, a.books.is.again, a.books.is.log = d.replayed, a.again, d.log
 	for _, f := range []family{ipv4, ipv6} {
@@ -88,9 +86,9 @@ func newAccounting(d *Dataplane, cfg *Accounting) *accounting {
 	return a
 }
 
-// start takes over what an earlier process counted, and begins to count. If there is
+// open takes over what an earlier process counted, and makes the tables. If there is
 // nothing to count for, packets are not to pay for it.
-func (a *accounting) start() error {
+func (a *accounting) open() error {
 	if a == nil {
 		return removeCounters()
 	}
@@ -101,7 +99,6 @@ func (a *accounting) start() error {
 		a.conditions.set("accounting kept", fmt.Sprintf("accounting: what was counted until now is lost: %v", err))
 	}
 	a.report(is.ensure())
-	a.running.Go(a.run)
 	return nil
 }
 
@@ -125,8 +122,6 @@ func (a *accounting) close() error {
 	if a == nil {
 		return nil
 	}
-	close(a.stop)
-	a.running.Wait()
 	is, done := a.books.open()
 	defer done()
 	err := is.settle()
@@ -136,14 +131,17 @@ func (a *accounting) close() error {
 	return errors.Join(err, a.put(is))
 }
 
-// run makes the counters of ports, and keeps the totals, until close.
-func (a *accounting) run() {
+// run makes the counters of ports, and keeps the totals, until ctx ends.
+func (a *accounting) run(ctx context.Context) {
+	if a == nil {
+		return
+	}
 	tick, keep := time.NewTicker(accountEvery), time.NewTicker(keepEvery)
 	defer tick.Stop()
 	defer keep.Stop()
 	for {
 		select {
-		case <-a.stop:
+		case <-ctx.Done():
 			return
 		case <-a.wake:
 			a.follow(true)

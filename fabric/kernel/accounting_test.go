@@ -17,6 +17,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // kept is a keeper in memory. It keeps text, as a file does.
@@ -57,6 +58,7 @@ func counting(t testing.TB, k *kept) *kernel.Dataplane {
 		Private: internal[2:4], Accounting: &kernel.Accounting{Internal: internal, Keep: k},
 	})
 	require.NoError(t, err)
+	labtest.Running(t, d)
 	require.Empty(t, d.Diagnose(t.Context()))
 	return d
 }

@@ -26,9 +26,9 @@ import (
 // Forwarding does not change.
 //
 // So Put needs the port's route, which a [Dataplane] makes, and the kernel removes
-// the announcement with the port. The announcer removes at once an announcement
-// that leads elsewhere than its port's route. It does not talk to the daemon:
-// announcements wait in the kernel until one starts.
+// the announcement with the port. [Announcer.Run] removes at once an announcement
+// that leads elsewhere than its port's route. The announcer does not talk to the
+// daemon: announcements wait in the kernel until one starts.
 //
 // It acts in the network namespace of the thread that makes it, and needs
 // CAP_NET_ADMIN there. All methods are safe for concurrent use.
@@ -40,8 +40,7 @@ type Announcer struct {
 	place   *rtnl.Follower
 	changed signal.Signal
 	repair  signal.Signal
-	stop    chan struct{}
-	wg      sync.WaitGroup
+	life    *lifetime
 
 	change sync.Mutex // held during a change of announcements
 
@@ -66,10 +65,10 @@ func WithAnnouncerLogger(l *slog.Logger) AnnouncerOption { return func(a *Announ
 // with others. By default it has its own.
 func WithNetlink(n *Netlink) AnnouncerOption { return func(a *Announcer) { a.netlink = n } }
 
-// NewAnnouncer adopts the announcements that are in the kernel, and watches them
-// until Close.
-func NewAnnouncer(opts ...AnnouncerOption) (*Announcer, error) {
-	a := &Announcer{log: slog.New(slog.DiscardHandler), changed: signal.New(), repair: signal.New(), stop: make(chan struct{})}
+// NewAnnouncer adopts the announcements that are in the kernel. [Announcer.Run] watches
+// them.
+func NewAnnouncer(ctx context.Context, opts ...AnnouncerOption) (*Announcer, error) {
+	a := &Announcer{log: slog.New(slog.DiscardHandler), changed: signal.New(), repair: signal.New(), life: newLifetime()}
 	a.known = newAnnouncements(a.changed, a.repair)
 	for _, o := range opts {
 		o(a)
@@ -84,18 +83,23 @@ func NewAnnouncer(opts ...AnnouncerOption) (*Announcer, error) {
 	if a.feed, err = connect(a.netlink, a.log); err != nil {
 		return nil, fmt.Errorf("announcer: %w", errors.Join(err, a.rtnl.Close()))
 	}
-	if a.place, err = a.feed.Join(a, rtnl.Wants{Addresses: true, Protocols: []uint8{routeProtocol}, Often: true}); err != nil {
+	if a.place, err = a.feed.Join(ctx, a, rtnl.Wants{Addresses: true, Protocols: []uint8{routeProtocol}, Often: true}); err != nil {
 		return nil, fmt.Errorf("announcer: list routes: %w", errors.Join(err, a.feed.end(), a.rtnl.Close()))
 	}
-	a.wg.Go(a.attend)
 	return a, nil
 }
 
-// Close ends the watching. The announcements stay.
+// Run watches the announcements until ctx ends, or Close, and returns nil then: it
+// signals their changes, and repairs what somebody else does to them.
+func (a *Announcer) Run(ctx context.Context) error {
+	a.life.run(ctx, a.feed.run, a.attend)
+	return nil
+}
+
+// Close ends Run. The announcements stay.
 func (a *Announcer) Close() error {
+	a.life.close()
 	a.place.Leave()
-	close(a.stop)
-	a.wg.Wait()
 	return errors.Join(a.feed.end(), a.rtnl.Close())
 }
 
@@ -282,10 +286,10 @@ func (a *Announcer) Load(l rtnl.Listing) {
 
 // attend removes announcements that lead astray, and makes the kernel notify
 // daemons of those that it dropped silently.
-func (a *Announcer) attend() {
+func (a *Announcer) attend(ctx context.Context) {
 	for {
 		select {
-		case <-a.stop:
+		case <-ctx.Done():
 			return
 		case <-a.repair:
 			a.straighten()

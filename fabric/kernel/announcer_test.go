@@ -42,8 +42,9 @@ func TestAnnouncerConformance(t *testing.T) {
 func announcer(t *testing.T) *kernel.Announcer {
 	t.Helper()
 	labtest.Long(t)
-	a, err := kernel.NewAnnouncer()
+	a, err := kernel.NewAnnouncer(t.Context())
 	require.NoError(t, err)
+	labtest.Running(t, a)
 	t.Cleanup(func() { require.NoError(t, a.Close()) })
 	return a
 }
@@ -249,8 +250,9 @@ func TestAnnouncementFollowsPort(t *testing.T) {
 				addPort(t, "guest_net0")
 				ip(t, "link", "add", "other_net0", "up", "type", "veth", "peer", "name", "xother_net0")
 				ip(t, "addr", "add", "169.254.1.1/32", "dev", "other_net0")
-				a, err := kernel.NewAnnouncer()
+				a, err := kernel.NewAnnouncer(t.Context())
 				require.NoError(t, err)
+				labtest.Running(t, a)
 				routeTo(t, "guest_net0", p)
 				require.NoError(t, a.Put(t.Context(), announced(fabric.Normal, p)...))
 				if when == "before it began" {
@@ -259,8 +261,9 @@ func TestAnnouncementFollowsPort(t *testing.T) {
 				ip(t, "route", "del", p.String(), "dev", "guest_net0", "metric", "1024")
 				routeTo(t, "other_net0", p)
 				if when == "before it began" {
-					a, err = kernel.NewAnnouncer()
+					a, err = kernel.NewAnnouncer(t.Context())
 					require.NoError(t, err)
+					labtest.Running(t, a)
 				}
 				defer a.Close()
 				woken(t, a, "the move")
@@ -277,8 +280,9 @@ func TestAnnouncementFollowsPort(t *testing.T) {
 // TestAnnouncerClosed: a closed announcer says so, and leaves what it announced.
 func TestAnnouncerClosed(t *testing.T) {
 	addPort(t, "guest_net0")
-	a, err := kernel.NewAnnouncer()
+	a, err := kernel.NewAnnouncer(t.Context())
 	require.NoError(t, err)
+	labtest.Running(t, a)
 	routeTo(t, "guest_net0", guest...)
 	require.NoError(t, a.Put(t.Context(), announced(fabric.Normal, guest...)...))
 	require.NoError(t, a.Close())

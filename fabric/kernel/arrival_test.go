@@ -272,6 +272,7 @@ func TestIncomingUnderlay(t *testing.T) {
 		netip.MustParseAddr("10.40.0.9"), netip.MustParseAddr("203.0.113.20"), netip.MustParseAddr("10.10.0.21"),
 	}})
 	require.NoError(t, err)
+	labtest.Running(t, d)
 	t.Cleanup(func() { require.NoError(t, d.Close()) })
 	mine := port("db", fabric.NIC{Addresses: addrs("203.0.113.20")})
 	require.NoError(t, d.Put(t.Context(), mine))
@@ -291,6 +292,7 @@ func TestIncomingUnderlay(t *testing.T) {
 
 	alone, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab"})
 	require.NoError(t, err)
+	labtest.Running(t, alone)
 	t.Cleanup(func() { require.NoError(t, alone.Close()) })
 	require.NoError(t, alone.Put(t.Context(), p))
 	require.Len(t, alone.Diagnose(t.Context()), 1)

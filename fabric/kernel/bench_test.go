@@ -9,6 +9,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // BenchmarkPut makes taps of two addresses each, of guests whose MAC is known
@@ -16,6 +17,7 @@ import (
 func BenchmarkPut(b *testing.B) {
 	d, err := kernel.New(b.Context(), kernel.Config{Cluster: "lab"})
 	require.NoError(b, err)
+	labtest.Running(b, d)
 	defer d.Close()
 	for name, mac := range map[string]fabric.MAC{"MAC known": guestMAC, "MAC not known": {}} {
 		b.Run(name, func(b *testing.B) {
@@ -39,6 +41,7 @@ func BenchmarkPutGuarded(b *testing.B) {
 		b.Run(fmt.Sprintf("%d guests", guests), func(b *testing.B) {
 			d, err := kernel.New(b.Context(), kernel.Config{Cluster: "lab", Pools: guestPools})
 			require.NoError(b, err)
+			labtest.Running(b, d)
 			defer d.Close()
 			w := firewall(b, "accept tcp 22,80,443; accept udp 53 from 198.51.100.0/24,2001:db8:5::/48; accept icmp; drop", "drop tcp 25", true)
 			var names []string

@@ -81,13 +81,14 @@ type Dataplane struct {
 	forwarding *forwarding
 	hops       *nextHops
 	waysOut    *waysOut
+	life       *lifetime
 }
 
 // New finds the dataplane's own objects in the kernel, enables forwarding on the
-// node, sets up the packet filter, and watches until Close. ctx ends only the
-// trials of the node's forwarding. New fails without CAP_NET_ADMIN.
+// node, and sets up the packet filter. [Dataplane.Run] watches from then on. New
+// fails without CAP_NET_ADMIN.
 func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
-	d := &Dataplane{cluster: cfg.Cluster, log: slog.New(slog.DiscardHandler), ports: newPorts(), conditions: &conditions{}}
+	d := &Dataplane{cluster: cfg.Cluster, log: slog.New(slog.DiscardHandler), ports: newPorts(), conditions: &conditions{}, life: newLifetime()}
 	d.host.ipv6, d.host.conditions, d.responder = hasIPv6(), d.conditions, newResponder(cfg, d.conditions)
 	d.metadata = newMetadata(d.responder.portOf)
 	d.watch = newWatcher(d)
@@ -110,16 +111,16 @@ func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
 	d.reaper.rtnl, d.host.underlay = d.rtnl, underlay{d.rtnl, cfg.Underlay}
-	if err = d.start(ctx, cfg); err != nil {
+	if err = d.open(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("kernel: %w", errors.Join(err, d.Close()))
 	}
 	return d, nil
 }
 
-// start opens the parts of a dataplane. After an error, Close closes those that are
+// open opens the parts of a dataplane. After an error, Close closes those that are
 // open.
-func (d *Dataplane) start(ctx context.Context, cfg Config) (err error) {
-	d.startMetadata(ctx, cfg.Guests)
+func (d *Dataplane) open(ctx context.Context, cfg Config) (err error) {
+	d.openMetadata(ctx, cfg.Guests)
 	d.listenToRequests(cfg)
 	if d.moves, err = newMoves(d.watch.changed.Send, d.introduce); err != nil {
 		return err
@@ -127,15 +128,14 @@ func (d *Dataplane) start(ctx context.Context, cfg Config) (err error) {
 	if err := errors.Join(d.findDiversions(ctx), d.renameFormer()); err != nil {
 		return err
 	}
-	if err := d.watch.start(cfg.Netlink); err != nil {
+	if err := d.watch.join(ctx, cfg.Netlink); err != nil {
 		return err
 	}
-	d.responder.start()
 	d.accounting = newAccounting(d, cfg.Accounting)
-	if err := d.accounting.start(); err != nil {
+	if err := d.accounting.open(); err != nil {
 		d.conditions.set("accounting", fmt.Sprintf("accounting: it is off, and its tables may still be there: %v", err))
 	}
-	return errors.Join(d.startWaysOut(), d.startForwarding(ctx))
+	return errors.Join(d.openWaysOut(), d.openForwarding())
 }
 
 // listenToRequests opens the responder's sockets, and makes the filter, which sends it
@@ -154,8 +154,19 @@ func (d *Dataplane) listenToRequests(cfg Config) {
 	d.findGuards(cfg.Known)
 }
 
-// Close ends the watching. Everything in the kernel stays.
+// Run works until ctx ends, or Close, and returns nil then: it signals when a port is not
+// as it was put, keeps what the node's ports share, answers the guests' requests, counts
+// their packets, and tries whether these pass the node. Call it once. Without it the
+// dataplane does what it is asked, and learns of changes when it is asked.
+func (d *Dataplane) Run(ctx context.Context) error {
+	d.life.run(ctx, d.watch.feed.run, d.watch.inspect, d.responder.answer, d.responder.advertise,
+		d.accounting.run, d.waysOut.run, d.forwarding.listen, d.forwarding.run)
+	return nil
+}
+
+// Close ends Run. Everything in the kernel stays.
 func (d *Dataplane) Close() error {
+	d.life.close()
 	errs := []error{d.accounting.close(), d.forwarding.close(), d.waysOut.close(), d.watch.close(), d.responder.close(), d.metadata.close()}
 	if d.moves != nil {
 		errs = append(errs, d.moves.close())

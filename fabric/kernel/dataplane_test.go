@@ -34,6 +34,7 @@ func newFor(t *testing.T, cluster string) *kernel.Dataplane {
 	labtest.Long(t)
 	d, err := kernel.New(t.Context(), kernel.Config{Cluster: cluster, Underlay: []netip.Addr{node2[true], node3[false], afar[true]}})
 	require.NoError(t, err)
+	labtest.Running(t, d)
 	return d
 }
 

@@ -166,6 +166,7 @@ func TestDivertRestart(t *testing.T) {
 	lab := newMoveLab(t)
 	first, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab", Underlay: []netip.Addr{node2[true]}})
 	require.NoError(t, err)
+	labtest.Running(t, first)
 	p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
 	require.NoError(t, first.Put(t.Context(), p))
 	known(t, p)
@@ -241,6 +242,7 @@ func TestMovesLeaveNothingOpen(t *testing.T) {
 	round := func(remove bool) {
 		d, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab", Underlay: []netip.Addr{node2[true]}})
 		require.NoError(t, err)
+		labtest.Running(t, d)
 		p.Incoming = true
 		require.NoError(t, d.Put(t.Context(), p))
 		require.NoError(t, d.Record(t.Context(), p.Name, true))

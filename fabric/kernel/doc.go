@@ -12,7 +12,8 @@
 //
 // Beside the dataplane, a [FIB] keeps the learned routes to the guests of other
 // nodes, and an [Announcer] announces by a routing daemon that reads the kernel.
-// All three follow the kernel by a [Netlink], which they can share.
+// All three follow the kernel by a [Netlink], which they can share. Each has a Run that
+// does what goes on by itself: to make one starts nothing.
 //
 // The dataplane acts in the network namespace in which [New] is called. The whole
 // process must be in it, since sysctls and taps follow the thread. It needs

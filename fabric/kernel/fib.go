@@ -39,14 +39,13 @@ type FIBConfig struct {
 // back. The packets then go where the kernel's other routes lead, and
 // [FIB.Diagnose] says so. All methods are safe for concurrent use.
 type FIB struct {
-	cfg    FIBConfig
-	log    *slog.Logger
-	rtnl   *socket
-	feed   following
-	place  *rtnl.Follower
-	wake   signal.Signal
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	cfg   FIBConfig
+	log   *slog.Logger
+	rtnl  *socket
+	feed  following
+	place *rtnl.Follower
+	wake  signal.Signal
+	life  *lifetime
 
 	mu     sync.Mutex
 	routes fibRoutes
@@ -73,26 +72,24 @@ const (
 
 // NewFIB adopts the routes that are there already, and keeps them until
 // [FIB.Settle]: the routes of an earlier process serve until they are learned
-// again. The FIB works until ctx ends, or Close. It needs CAP_NET_ADMIN.
+// again. [FIB.Run] does the work. It needs CAP_NET_ADMIN.
 func NewFIB(ctx context.Context, cfg FIBConfig) (*FIB, error) {
-	f := &FIB{cfg: cfg, log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), wake: signal.New()}
+	f := &FIB{cfg: cfg, log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), wake: signal.New(), life: newLifetime()}
 	f.routes = newFIBRoutes(cfg.Protocol, cfg.Metric, f.wake)
-	if err := f.connect(); err != nil {
+	if err := f.connect(ctx); err != nil {
 		return nil, fmt.Errorf("routes of protocol %d: %w", cfg.Protocol, err)
 	}
-	ctx, f.cancel = context.WithCancel(ctx)
-	f.wg.Go(func() { f.work(ctx) })
 	return f, nil
 }
 
-func (f *FIB) connect() (err error) {
+func (f *FIB) connect(ctx context.Context) (err error) {
 	if f.rtnl, err = dial(); err != nil {
 		return err
 	}
 	if f.feed, err = connect(f.cfg.Netlink, f.log); err != nil {
 		return errors.Join(err, f.rtnl.Close())
 	}
-	if f.place, err = f.feed.Join(f, f.wants()); err != nil {
+	if f.place, err = f.feed.Join(ctx, f, f.wants()); err != nil {
 		return errors.Join(err, f.feed.end(), f.rtnl.Close())
 	}
 	return nil
@@ -100,15 +97,21 @@ func (f *FIB) connect() (err error) {
 
 func (f *FIB) wants() rtnl.Wants { return rtnl.Wants{Protocols: []uint8{f.cfg.Protocol}, Often: true} }
 
+// Run keeps the kernel in step until ctx ends, or Close, and returns nil then.
+func (f *FIB) Run(ctx context.Context) error {
+	f.life.run(ctx, f.feed.run, f.work)
+	return nil
+}
+
 // Put routes a prefix through the router at via, and replaces its former route. It
-// returns at once.
+// returns at once; [FIB.Run] tells the kernel.
 func (f *FIB) Put(p netip.Prefix, via netip.Addr) {
 	r, done := f.open()
 	defer done()
 	r.put(p, via)
 }
 
-// Remove removes the route to a prefix. It returns at once. Absence is success.
+// Remove removes the route to a prefix, like Put. Absence is success.
 func (f *FIB) Remove(p netip.Prefix) {
 	r, done := f.open()
 	defer done()
@@ -131,7 +134,7 @@ func (f *FIB) Diagnose(context.Context) []string {
 	return r.refusals()
 }
 
-// Close removes all routes of the FIB and stops it.
+// Close ends Run, and removes all routes of the FIB.
 func (f *FIB) Close() error {
 	r, done := f.open()
 	closed := r.close()
@@ -139,9 +142,8 @@ func (f *FIB) Close() error {
 	if closed {
 		return nil
 	}
-	f.cancel()
+	f.life.close()
 	f.place.Leave()
-	f.wg.Wait()
 	// List the routes once more: notifications do not come any more.
 	l, err := f.feed.List(f.wants())
 	r, done = f.open()

@@ -17,6 +17,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // Neighbours on the underlay, of which two are nodes.
@@ -59,6 +60,7 @@ func openFIB(t *testing.T) *kernel.FIB {
 	t.Helper()
 	f, err := kernel.NewFIB(t.Context(), kernel.FIBConfig{Protocol: fabric.PeerProtocol, Metric: fabric.PeerMetric})
 	require.NoError(t, err)
+	labtest.Running(t, f)
 	t.Cleanup(func() { require.NoError(t, f.Close()) })
 	return f
 }

@@ -49,6 +49,7 @@ func guarded(t *testing.T, guests fabric.Guests) *kernel.Dataplane {
 		Private: []netip.Prefix{netip.MustParsePrefix("10.10.0.0/24"), netip.MustParsePrefix("fd00:10:10::/64")},
 	})
 	require.NoError(t, err)
+	labtest.Running(t, d)
 	require.Empty(t, d.Diagnose(t.Context()))
 	return d
 }

@@ -32,6 +32,7 @@ func guardedNode(t *testing.T, guests fabric.Guests, known ...fabric.Port) *kern
 		Private: []netip.Prefix{netip.MustParsePrefix("10.10.0.0/24"), netip.MustParsePrefix("fd00:10:10::/64")},
 	})
 	require.NoError(t, err)
+	labtest.Running(t, d)
 	require.Empty(t, d.Diagnose(t.Context()))
 	return d
 }
@@ -501,6 +502,7 @@ func TestGuardArrives(t *testing.T) {
 		lab := newMoveLab(t)
 		d, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab", Underlay: []netip.Addr{node2[true], node2[false]}, Pools: guestPools})
 		require.NoError(t, err)
+		labtest.Running(t, d)
 		t.Cleanup(func() { require.NoError(t, d.Close()) })
 		p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
 		p.Incoming, p.Firewall = true, firewall(t, "accept icmp; drop", "accept icmp; drop", false)

@@ -46,8 +46,6 @@ type forwarding struct {
 	log    *slog.Logger
 	rules  *netlink.Conn // notifies of changes of nftables rules; nil without nf_tables
 	kick   chan bool     // something changed; true: more than elements of sets
-	stop   context.CancelFunc
-	wg     sync.WaitGroup
 
 	try sync.Mutex // held during a trial
 
@@ -79,9 +77,9 @@ func newForwarding(samples []netip.Addr, ipv6 bool) *forwarding {
 	return f
 }
 
-// startForwarding removes the remains of an earlier process's trial, and starts the
-// trials.
-func (d *Dataplane) startForwarding(ctx context.Context) error {
+// openForwarding removes the remains of an earlier process's trial, and opens the
+// sockets for those to come.
+func (d *Dataplane) openForwarding() error {
 	f := d.forwarding
 	if len(f.trials.guests) == 0 {
 		return nil
@@ -102,28 +100,24 @@ func (d *Dataplane) startForwarding(ctx context.Context) error {
 	if err != nil {
 		d.log.Warn("no notifications of changes of nftables rules", "err", err)
 	}
-	ctx, f.stop = context.WithCancel(ctx)
-	if f.rules != nil {
-		f.wg.Go(f.listen)
-	}
-	f.wg.Go(func() { f.run(ctx) })
 	return nil
 }
 
 func (f *forwarding) close() error {
-	if f.stop == nil {
+	if f.trials.rtnl == nil {
 		return nil
 	}
-	f.stop()
 	if f.rules != nil {
 		f.rules.Close()
 	}
-	f.wg.Wait()
 	return f.trials.rtnl.Close()
 }
 
-// run makes trials after changes, and in intervals.
+// run makes trials after changes, and in intervals, until ctx ends.
 func (f *forwarding) run(ctx context.Context) {
+	if f.trials.rtnl == nil {
+		return
+	}
 	// Wait until the agent has put again the guests that were about to arrive when
 	// an earlier process ended: until then the fabric's own table has the chains of
 	// that process.
@@ -311,8 +305,12 @@ func dialRules() (*netlink.Conn, error) {
 	return conn, nil
 }
 
-// listen asks for a trial after each change of rules of others.
-func (f *forwarding) listen() {
+// listen asks for a trial after each change of rules of others, until ctx ends.
+func (f *forwarding) listen(ctx context.Context) {
+	if f.rules == nil {
+		return
+	}
+	defer context.AfterFunc(ctx, func() { _ = f.rules.SetReadDeadline(time.Unix(1, 0)) })()
 	for {
 		msgs, err := f.rules.Receive()
 		switch {
@@ -321,7 +319,7 @@ func (f *forwarding) listen() {
 			f.changed(true)
 			continue
 		default:
-			return // closed
+			return // ctx has ended
 		}
 		for _, m := range msgs {
 			if concerns, rules := ruleChange(m); concerns {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 var trialGuests = addrs("203.0.113.250", "2001:db8:100::fa")
@@ -26,6 +27,7 @@ func openForwarding(t *testing.T) *kernel.Dataplane {
 	t.Helper()
 	d, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab", Underlay: []netip.Addr{node2[true], node2[false]}, Samples: trialGuests, NextHop: netip.MustParseAddr("10.10.0.21"), NextHop6: netip.MustParseAddr("fd00:10:10::21")})
 	require.NoError(t, err)
+	labtest.Running(t, d)
 	t.Cleanup(func() { require.NoError(t, d.Close()) })
 	return d
 }
@@ -287,6 +289,7 @@ func TestForwardingLeftovers(t *testing.T) {
 	nft(t, "table inet vmfabric-trial { chain leave { type filter hook postrouting priority 0; drop; }; }")
 	d, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab", Samples: trialGuests}) // without an underlay nothing is tried
 	require.NoError(t, err)
+	labtest.Running(t, d)
 	assertNoTrial(t)
 	require.NoError(t, d.Close())
 

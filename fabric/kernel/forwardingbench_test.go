@@ -10,6 +10,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // benchPort is a tap of two addresses.
@@ -67,6 +68,7 @@ func onNode(b *testing.B, cfg kernel.Config, guests int, f func(d *kernel.Datapl
 	underlay(b)
 	d, err := kernel.New(b.Context(), cfg)
 	require.NoError(b, err)
+	labtest.Running(b, d)
 	defer func() { require.NoError(b, d.Close()) }()
 	var names []string
 	for i := range guests {

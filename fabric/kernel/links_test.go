@@ -13,6 +13,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // await takes names until it is among them.
@@ -90,6 +91,7 @@ func TestLinkFoundWithoutCarrier(t *testing.T) {
 	}
 	first, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab"})
 	require.NoError(t, err)
+	labtest.Running(t, first)
 	assert.False(t, lost(first), "its guest is about to come")
 	require.NoError(t, first.Close())
 	second := open(t)

@@ -240,9 +240,9 @@ func peerOf(c net.Conn) (from netip.Addr, index int32, err error) {
 	return from, index, errors.Join(failed, err)
 }
 
-// startMetadata opens the service, if the cluster has one. Without it everything else
+// openMetadata opens the service, if the cluster has one. Without it everything else
 // works as ever.
-func (d *Dataplane) startMetadata(ctx context.Context, g fabric.Guests) {
+func (d *Dataplane) openMetadata(ctx context.Context, g fabric.Guests) {
 	if !g.Metadata {
 		return
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/autoconf"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/internal/requests"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // side is a node of a move: its dataplane, in its namespace, and what went into the
@@ -49,6 +50,7 @@ func (s *side) begins() {
 		})
 		return err
 	})
+	labtest.Running(s.t, s.d)
 }
 
 func (s *side) ends() { s.do(s.d.Close) }

@@ -21,7 +21,7 @@ type moves struct {
 	introduce func(nic fabric.NIC, at int32) // the first frame of a guest of unknown MAC came; nic has the MAC
 	diverting atomic.Bool                    // the rules of diversions are there, or must be
 
-	asking sync.WaitGroup
+	running sync.WaitGroup // the listeners, the buffers, and who asks guests
 
 	mu    sync.Mutex
 	ports movingPorts
@@ -74,10 +74,10 @@ func (m *moves) close() error {
 	for _, e := range listeners {
 		closeListener(e)
 	}
-	m.asking.Wait()
 	for _, r := range last.buffers {
 		r.Close()
 	}
+	m.running.Wait()
 	var err error
 	if last.sender != nil {
 		err = last.sender.Close()
@@ -99,7 +99,7 @@ func (m *moves) attend(p fabric.Port, index int32) error {
 	var errs []error
 	if r := open.buffers[p.Name]; r != nil && r.Index != index {
 		old = open.takeBuffer(p.Name)
-		errs = append(errs, open.record(p.Name, index, m.rtnl))
+		errs = append(errs, m.startRecording(open, p.Name, index))
 	}
 	have := open.listeners[p.Name]
 	if have != nil && (!p.Incoming || have.Index != index || have.MAC != p.NIC.MAC) {
@@ -111,6 +111,7 @@ func (m *moves) attend(p fabric.Port, index int32) error {
 		e, err := capture.Listen(p.Name, index, p.NIC.MAC, m.heard)
 		if err == nil {
 			open.listeners[p.Name] = e
+			m.running.Go(e.Run)
 		}
 		errs = append(errs, err)
 	}
@@ -144,14 +145,15 @@ func (m *moves) record(name string, index int32) error {
 		return nil
 	}
 	old = open.takeBuffer(name)
-	return open.record(name, index, m.rtnl)
+	return m.startRecording(open, name, index)
 }
 
-// record opens a replay buffer.
-func (p *movingPorts) record(name string, index int32, rtnl *socket) error {
-	r, err := capture.Record(index, func() (capture.Counts, error) { return rtnl.counts(index) })
+// startRecording opens a replay buffer, and has it run.
+func (m *moves) startRecording(open *movingPorts, name string, index int32) error {
+	r, err := capture.Record(index, func() (capture.Counts, error) { return m.rtnl.counts(index) })
 	if err == nil {
-		p.buffers[name] = r
+		open.buffers[name] = r
+		m.running.Go(r.Run)
 	}
 	return err
 }

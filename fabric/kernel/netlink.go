@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"log/slog"
 
@@ -13,8 +14,8 @@ import (
 // changes in the same order. Close them before it.
 type Netlink struct{ feed *rtnl.Feed }
 
-// Open begins to follow the namespace of the calling thread. It logs errors to log,
-// if that is not nil.
+// Open subscribes to the changes in the namespace of the calling thread. It logs errors
+// to log, if that is not nil.
 func Open(log *slog.Logger) (*Netlink, error) {
 	feed, err := rtnl.Open(cmp.Or(log, slog.New(slog.DiscardHandler)))
 	if err != nil {
@@ -23,7 +24,11 @@ func Open(log *slog.Logger) (*Netlink, error) {
 	return &Netlink{feed}, nil
 }
 
-// Close ends the subscription.
+// Run tells those that share the subscription of changes as they come, until ctx ends,
+// and returns nil then. Without it they learn of changes when they are asked.
+func (n *Netlink) Run(ctx context.Context) error { return n.feed.Run(ctx) }
+
+// Close ends the subscription, and Run.
 func (n *Netlink) Close() error { return n.feed.Close() }
 
 // following is the feed of a view, which it shares or owns.
@@ -38,6 +43,13 @@ func connect(n *Netlink, log *slog.Logger) (following, error) {
 	}
 	feed, err := rtnl.Open(log)
 	return following{feed, true}, err
+}
+
+// run runs the feed if the view owns it.
+func (f following) run(ctx context.Context) {
+	if f.own {
+		_ = f.Run(ctx) // nil
+	}
 }
 
 // end closes the feed if the view owns it.

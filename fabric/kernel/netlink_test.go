@@ -12,6 +12,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // subscriptions counts the sockets that rtnetlink notifies of changes.
@@ -34,15 +35,19 @@ func TestOneNetlink(t *testing.T) {
 	before := subscriptions(t)
 	n, err := kernel.Open(slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
+	labtest.Running(t, n)
 	t.Cleanup(func() { require.NoError(t, n.Close()) })
 	ports, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab", Netlink: n})
 	require.NoError(t, err)
+	labtest.Running(t, ports)
 	t.Cleanup(func() { require.NoError(t, ports.Close()) })
 	fib, err := kernel.NewFIB(t.Context(), kernel.FIBConfig{Protocol: fabric.PeerProtocol, Metric: fabric.PeerMetric, Netlink: n})
 	require.NoError(t, err)
+	labtest.Running(t, fib)
 	t.Cleanup(func() { require.NoError(t, fib.Close()) })
-	announcer, err := kernel.NewAnnouncer(kernel.WithNetlink(n))
+	announcer, err := kernel.NewAnnouncer(t.Context(), kernel.WithNetlink(n))
 	require.NoError(t, err)
+	labtest.Running(t, announcer)
 	t.Cleanup(func() { require.NoError(t, announcer.Close()) })
 	assert.Equal(t, before+1, subscriptions(t))
 

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // TestNextHop: the addresses that announcements name are followed as they go and
@@ -56,6 +57,7 @@ func TestNextHop(t *testing.T) {
 			}
 			d, err := kernel.New(t.Context(), cfg)
 			require.NoError(t, err)
+			labtest.Running(t, d)
 			t.Cleanup(func() { require.NoError(t, d.Close()) })
 			t.Cleanup(func() { bringUp(t) })
 			woken := func(check func() bool) {

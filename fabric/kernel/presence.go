@@ -48,7 +48,7 @@ func (m *moves) listen(p fabric.Port, index int32, here bool) error {
 	return m.openFor(p.Name, s)
 }
 
-// openFor opens a frame listener for s.
+// openFor opens a frame listener for s, and has it run.
 func (m *moves) openFor(name string, s *presenceDetection) (err error) {
 	guest := s.port.NIC
 	theirs := func(frame []byte) bool {
@@ -78,6 +78,9 @@ func (m *moves) openFor(name string, s *presenceDetection) (err error) {
 			m.changed()
 		}
 	})
+	if err == nil {
+		m.running.Go(s.listener.Run)
+	}
 	return err
 }
 
@@ -131,7 +134,7 @@ func (m *moves) ask(s *presenceDetection) {
 	}
 	e, over := s.listener, make(chan struct{})
 	s.over = over
-	m.asking.Go(func() {
+	m.running.Go(func() {
 		if !e.Ask(capture.Questions(s.port), over) {
 			return
 		}

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -47,8 +48,6 @@ type responder struct {
 	requests   *nflog.Listener // nil: there are no requests
 	sender     *capture.Sender
 	changed    signal.Signal // a port was made, or has changed
-	stop       chan struct{}
-	wg         sync.WaitGroup
 
 	mu    sync.Mutex
 	table toldPorts
@@ -74,7 +73,7 @@ type toldPort struct {
 
 func newResponder(cfg Config, c *conditions) *responder {
 	return &responder{
-		guests: cfg.Guests, conditions: c, log: slog.New(slog.DiscardHandler), changed: signal.New(), stop: make(chan struct{}),
+		guests: cfg.Guests, conditions: c, log: slog.New(slog.DiscardHandler), changed: signal.New(),
 		table: toldPorts{
 			byIndex: map[int32]*toldPort{}, byName: map[string]int32{}, changed: map[int32]bool{}, asked: map[fabric.ContactProtocol]fabric.RequestCount{},
 		},
@@ -121,24 +120,12 @@ func refusal(err error) string {
 	return fmt.Sprintf("guests get no answer to DHCP requests and router solicitations: %v; %s", err, way)
 }
 
-// start begins to answer and to advertise.
-func (r *responder) start() {
-	if r.requests != nil {
-		r.wg.Go(r.answer)
-	}
-	if r.sender != nil && !r.guests.NoRA {
-		r.wg.Go(r.advertise)
-	}
-}
-
-// close ends what start began. The guests keep what they were told.
+// close closes the sockets. The guests keep what they were told.
 func (r *responder) close() error {
-	close(r.stop)
 	var errs []error
 	if r.requests != nil {
 		errs = append(errs, r.requests.Close())
 	}
-	r.wg.Wait()
 	if r.sender != nil {
 		errs = append(errs, r.sender.Close())
 	}
@@ -263,12 +250,15 @@ func (d *Dataplane) Requests() []fabric.RequestCount {
 	return all
 }
 
-// answer answers requests one after the other, as they come.
-func (r *responder) answer() {
+// answer answers requests one after the other, as they come, until ctx ends.
+func (r *responder) answer(ctx context.Context) {
+	if r.requests == nil {
+		return
+	}
 	for {
-		packets, err := r.requests.Receive()
+		packets, err := r.requests.Receive(ctx)
 		if err != nil {
-			if !errors.Is(err, os.ErrClosed) {
+			if ctx.Err() == nil {
 				r.fail(err)
 			}
 			return
@@ -309,15 +299,18 @@ func (r *responder) send(index int32, frame []byte) {
 }
 
 // advertise sends router advertisements that nobody asked for: soon to a port that was
-// made or has changed, to the others at random times.
-func (r *responder) advertise() {
+// made or has changed, to the others at random times, until ctx ends.
+func (r *responder) advertise(ctx context.Context) {
+	if r.sender == nil || r.guests.NoRA {
+		return
+	}
 	look, soon := time.NewTicker(advertiseLook), time.NewTimer(0)
 	defer look.Stop()
 	defer soon.Stop()
 	for {
 		due := (*toldPorts).takeChanged
 		select {
-		case <-r.stop:
+		case <-ctx.Done():
 			return
 		case <-r.changed:
 			soon.Reset(advertiseSoon)

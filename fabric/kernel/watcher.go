@@ -1,10 +1,10 @@
 package kernel
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -36,25 +36,23 @@ type watcher struct {
 	changed  signal.Signal
 	suspects *suspects
 	links    linkFollowers
-	stop     chan struct{}
-	wg       sync.WaitGroup
 }
 
-// newWatcher returns a watcher that watches once it is started.
+// newWatcher returns a watcher that has not joined a feed yet.
 func newWatcher(d *Dataplane) *watcher {
-	return &watcher{d: d, cache: newNetlinkCache(), changed: signal.New(), suspects: newSuspects(), stop: make(chan struct{})}
+	return &watcher{d: d, cache: newNetlinkCache(), changed: signal.New(), suspects: newSuspects()}
 }
 
-// start begins to follow the kernel. close ends what it began, also after an error.
-func (w *watcher) start(n *Netlink) (err error) {
+// join loads what the kernel has, and subscribes to the changes. close ends that, also
+// after an error.
+func (w *watcher) join(ctx context.Context, n *Netlink) (err error) {
 	if w.feed, err = connect(n, w.d.log); err != nil {
 		return err
 	}
-	if w.place, err = w.feed.Join(w, rtnl.Wants{Links: true, Addresses: true, Protocols: []uint8{routeProtocol}}); err != nil {
+	if w.place, err = w.feed.Join(ctx, w, rtnl.Wants{Links: true, Addresses: true, Protocols: []uint8{routeProtocol}}); err != nil {
 		return fmt.Errorf("list ports: %w", err)
 	}
 	w.d.host.protect(nil) // the chains of an earlier process stay until the agent has put its ports
-	w.wg.Go(w.inspect)
 	return nil
 }
 
@@ -62,8 +60,6 @@ func (w *watcher) close() error {
 	if w.place != nil {
 		w.place.Leave()
 	}
-	close(w.stop)
-	w.wg.Wait()
 	if w.feed.Feed == nil {
 		return nil
 	}
@@ -153,8 +149,8 @@ func (w *watcher) reconfigured(cached *portLinks, data []byte) []string {
 }
 
 // inspect looks at suspects once they had time to settle, and in rounds at
-// everything that changes without a notification.
-func (w *watcher) inspect() {
+// everything that changes without a notification, until ctx ends.
+func (w *watcher) inspect(ctx context.Context) {
 	v := verifier{rtnl: w.d.rtnl, cache: w.cache, ports: w.d.ports, conditions: w.d.conditions}
 	tick := time.NewTicker(verifyEvery)
 	defer tick.Stop()
@@ -164,12 +160,12 @@ func (w *watcher) inspect() {
 	defer settled.Stop()
 	for {
 		select {
-		case <-w.stop:
+		case <-ctx.Done():
 			return
 		case <-w.suspects.wake:
 			settled.Reset(settleAfter)
 			select {
-			case <-w.stop:
+			case <-ctx.Done():
 				return
 			case <-settled.C:
 			}

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -21,8 +22,6 @@ type waysOut struct {
 	withheld func(v6 bool) bool // the node announces nothing of the family, so no guest needs a way
 	log      func(msg string, args ...any)
 	kick     signal.Signal
-	stop     chan struct{}
-	wg       sync.WaitGroup
 
 	looking sync.Mutex // held during a look
 
@@ -36,13 +35,12 @@ const lookShare = 20
 
 func newWaysOut(cfg Config, guests []netip.Addr) *waysOut {
 	return &waysOut{
-		guests: guests, lookup: newWayLookup(cfg), kick: signal.New(), stop: make(chan struct{}), faults: map[uint8]string{},
+		guests: guests, lookup: newWayLookup(cfg), kick: signal.New(), faults: map[uint8]string{},
 	}
 }
 
-// startWaysOut looks for the first time, and starts run, which looks again after
-// every change.
-func (d *Dataplane) startWaysOut() error {
+// openWaysOut looks for the first time. run looks again after every change.
+func (d *Dataplane) openWaysOut() error {
 	w := d.waysOut
 	if len(w.guests) == 0 {
 		return nil
@@ -54,7 +52,6 @@ func (d *Dataplane) startWaysOut() error {
 	w.lookup.port, w.log = d.watch.cache.anyPort, d.log.Warn
 	w.withheld = func(v6 bool) bool { return d.NextHop(v6) != nil }
 	w.look()
-	w.wg.Go(w.run)
 	return nil
 }
 
@@ -62,26 +59,24 @@ func (w *waysOut) close() error {
 	if w.lookup.rtnl == nil {
 		return nil
 	}
-	close(w.stop)
-	w.wg.Wait()
 	return w.lookup.rtnl.Close()
 }
 
 // run looks after each change that a way may depend on. It waits until the changes
 // have settled, and at least in proportion to the time of the last look.
-func (w *waysOut) run() {
+func (w *waysOut) run(ctx context.Context) {
 	rest := time.Duration(0)
 	wait := time.NewTimer(0)
 	defer wait.Stop()
 	for {
 		select {
-		case <-w.stop:
+		case <-ctx.Done():
 			return
 		case <-w.kick:
 		}
 		wait.Reset(max(settleAfter, rest))
 		select {
-		case <-w.stop:
+		case <-ctx.Done():
 			return
 		case <-wait.C:
 		}

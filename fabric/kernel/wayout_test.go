@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // wayOutConfig is of a cluster whose pools are given, on the node of the moves' lab.
@@ -60,6 +61,7 @@ func TestWayOut(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/port %v", c.name, ports), func(t *testing.T) {
 				d, err := kernel.New(t.Context(), wayOutConfig(c.guests, c.pools...))
 				require.NoError(t, err)
+				labtest.Running(t, d)
 				t.Cleanup(func() { require.NoError(t, d.Close()) })
 				if ports {
 					p := port("web", fabric.NIC{Addresses: []netip.Addr{c.guests[0].Prev(), c.guests[1].Prev()}, Kind: fabric.Veth})

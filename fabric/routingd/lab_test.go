@@ -1,7 +1,6 @@
 package routingd_test
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -52,7 +51,7 @@ func (d *birdDaemon) socket() string { return filepath.Join(d.lab.Node.Dir(), "b
 func (d *birdDaemon) speaker(t *testing.T) *routingd.Speaker {
 	t.Helper()
 	return on(t, d.lab.Node, func() (*routingd.Speaker, error) {
-		return bird.New(bird.Config{Cluster: d.lab.Cluster, Node: d.lab.Cluster.Nodes[0], Socket: d.socket()})
+		return bird.New(t.Context(), bird.Config{Cluster: d.lab.Cluster, Node: d.lab.Cluster.Nodes[0], Socket: d.socket()})
 	})
 }
 
@@ -93,7 +92,7 @@ func (d *frrDaemon) speaker(t *testing.T) *routingd.Speaker {
 		require.NoError(t, d.running.Kill())
 	}
 	return on(t, d.lab.Node, func() (*routingd.Speaker, error) {
-		return frr.New(frr.Config{Cluster: d.lab.Cluster, Node: d.lab.Cluster.Nodes[0], Client: d.running.Client()})
+		return frr.New(t.Context(), frr.Config{Cluster: d.lab.Cluster, Node: d.lab.Cluster.Nodes[0], Client: d.running.Client()})
 	})
 }
 
@@ -135,6 +134,7 @@ func on(t *testing.T, node *core.Host, make func() (*routingd.Speaker, error)) *
 		return err
 	}))
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	labtest.Running(t, s)
 	return s
 }
 
@@ -278,10 +278,6 @@ func TestNotificationOutlastsTheSession(t *testing.T) {
 	overEach(t, func(t *testing.T, over func(*testing.T) (*labtest.Announcing, daemon)) {
 		lab, d := over(t)
 		s := d.speaker(t)
-		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- s.Run(ctx) }()
-		defer func() { cancel(); require.NoError(t, <-ended) }()
 		d.start(t, d.conf())
 		lab.EndIsTold(t, func() fabric.Session { return sessions(t, s)[0] })
 	})

@@ -14,27 +14,36 @@ const (
 	mostRetry  = 30 * time.Second
 )
 
-// Run follows the NOTIFICATIONs of a daemon whose sessions do not keep the last
-// one, until ctx ends, and returns nil then. If the daemon is absent or refuses,
-// Run tries again. Everything else works without Run.
+// Run runs the announcer, and follows the NOTIFICATIONs of a daemon whose sessions do
+// not keep the last one, until ctx ends, or Close, and returns nil then. If the daemon is
+// absent or refuses, Run tries again.
 func (s *Speaker) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var following sync.WaitGroup
+	following.Go(func() { s.follow(ctx) })
+	defer following.Wait()
+	defer cancel()
+	return s.Announcer.Run(ctx)
+}
+
+// follow follows the daemon's NOTIFICATIONs until ctx ends.
+func (s *Speaker) follow(ctx context.Context) {
 	if s.cfg.Follow == nil {
-		<-ctx.Done()
-		return nil
+		return
 	}
 	retry := backoff.Backoff{First: firstRetry, Most: mostRetry}
 	for {
 		began := time.Now()
 		err := s.cfg.Follow(ctx, s.last.note)
 		if ctx.Err() != nil {
-			return nil
+			return
 		}
 		s.log.Debug("NOTIFICATIONs are not followed", "daemon", s.cfg.Name, "err", err)
 		if time.Since(began) > mostRetry {
 			retry.Reset()
 		}
 		if !retry.Wait(ctx) {
-			return nil
+			return
 		}
 	}
 }

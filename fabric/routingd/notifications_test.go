@@ -40,9 +40,9 @@ func TestSessionsHaveWhatWasFollowed(t *testing.T) {
 	}
 }
 
-// TestRunFollowsAgain: a daemon that is not there is tried later and later, and
+// TestFollowsAgain: a daemon that is not there is tried later and later, and
 // soon again after one that was there for long.
-func TestRunFollowsAgain(t *testing.T) {
+func TestFollowsAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -62,8 +62,8 @@ func TestRunFollowsAgain(t *testing.T) {
 			}
 			return errors.New("it does not run")
 		}
-		ended := make(chan error)
-		go func() { ended <- s.Run(ctx) }()
+		ended := make(chan struct{})
+		go func() { s.follow(ctx); close(ended) }()
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		assert.Equal(t, []time.Duration{0, 1, 3, 7, 68, 70, 74}, tried)
@@ -71,20 +71,6 @@ func TestRunFollowsAgain(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, began.Add(7*time.Second), all[0].Notification.At)
 		cancel()
-		require.NoError(t, <-ended)
-	})
-}
-
-// TestRunWithNothingToFollow ends with its context, too.
-func TestRunWithNothingToFollow(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- over(nil).Run(ctx) }()
-		synctest.Wait()
-		assert.Empty(t, ended)
-		cancel()
-		require.NoError(t, <-ended)
+		<-ended
 	})
 }

@@ -63,11 +63,11 @@ func TestReceived(t *testing.T) {
 				s := on(t, node, func() (*routingd.Speaker, error) {
 					if kind == "bird" {
 						start(node, text)
-						return bird.New(bird.Config{Cluster: c, Node: c.Nodes[0], Socket: filepath.Join(node.Dir(), "bird.ctl")})
+						return bird.New(t.Context(), bird.Config{Cluster: c, Node: c.Nodes[0], Socket: filepath.Join(node.Dir(), "bird.ctl")})
 					}
 					d, err := routers.StartFRR(t.Context(), node, text)
 					require.NoError(t, err)
-					return frr.New(frr.Config{Cluster: c, Node: c.Nodes[0], Client: d.Client()})
+					return frr.New(t.Context(), frr.Config{Cluster: c, Node: c.Nodes[0], Client: d.Client()})
 				})
 				has := func(want ...fabric.ReceivedRoute) {
 					t.Helper()

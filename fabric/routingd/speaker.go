@@ -55,7 +55,7 @@ func WithLogger(l *slog.Logger) Option {
 
 // Speaker announces through the kernel and a routing daemon. Its announcements are
 // those of a [kernel.Announcer]: they need no running daemon, and a daemon that
-// starts later takes them up. Close ends the announcer; the announcements stay.
+// starts later takes them up. Close ends Run; the announcements stay.
 type Speaker struct {
 	*kernel.Announcer
 	cfg     Config
@@ -66,12 +66,12 @@ type Speaker struct {
 
 // New takes up the announcements that are in the kernel of this network namespace.
 // The daemon need not run.
-func New(cfg Config, opts ...Option) (*Speaker, error) {
+func New(ctx context.Context, cfg Config, opts ...Option) (*Speaker, error) {
 	o := options{log: slog.New(slog.DiscardHandler)}
 	for _, opt := range opts {
 		opt(&o)
 	}
-	a, err := kernel.NewAnnouncer(o.announcer...)
+	a, err := kernel.NewAnnouncer(ctx, o.announcer...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", cfg.Name, err)
 	}

@@ -84,14 +84,15 @@ func briefAgent(config, name, state, socket string) error {
 	if err != nil {
 		return err
 	}
+	ended := make(chan error, 4)
+	go func() { ended <- ports.Run(ctx) }()
 	if err := a.Adopt(ctx); err != nil {
 		return err
 	}
-	ended := make(chan error, 3)
 	go func() { ended <- speaker.Run(ctx) }()
 	go func() { ended <- a.Run(ctx) }()
 	go func() { ended <- hooks.Serve(ctx, listener, a, slog.New(slog.NewTextHandler(os.Stderr, nil))) }()
-	return errors.Join(<-ended, <-ended, <-ended, ports.Close(), store.Close())
+	return errors.Join(<-ended, <-ended, <-ended, <-ended, ports.Close(), store.Close())
 }
 
 // TestClientsWithoutAnAgent: the clients of guests renew and rebind in vain, by their own

@@ -16,7 +16,7 @@ import (
 )
 
 func main() {
-	daemonspeaker.Main(context.Background(), fabric.SpeakerBIRD, func(c fabric.Cluster, n fabric.Node, options ...bird.Option) (*bird.Speaker, error) {
-		return bird.New(bird.Config{Cluster: c, Node: n, Socket: os.Getenv("VMFABRIC_BIRD_SOCKET")}, options...)
+	daemonspeaker.Main(context.Background(), fabric.SpeakerBIRD, func(ctx context.Context, c fabric.Cluster, n fabric.Node, options ...bird.Option) (*bird.Speaker, error) {
+		return bird.New(ctx, bird.Config{Cluster: c, Node: n, Socket: os.Getenv("VMFABRIC_BIRD_SOCKET")}, options...)
 	})
 }

@@ -18,7 +18,7 @@ import (
 
 func main() {
 	client := frr.Client{Vtysh: os.Getenv("VMFABRIC_FRR_VTYSH"), Pathspace: os.Getenv("VMFABRIC_FRR_PATHSPACE")}
-	daemonspeaker.Main(context.Background(), fabric.SpeakerFRR, func(c fabric.Cluster, n fabric.Node, options ...frr.Option) (*frr.Speaker, error) {
-		return frr.New(frr.Config{Cluster: c, Node: n, Client: client}, options...)
+	daemonspeaker.Main(context.Background(), fabric.SpeakerFRR, func(ctx context.Context, c fabric.Cluster, n fabric.Node, options ...frr.Option) (*frr.Speaker, error) {
+		return frr.New(ctx, frr.Config{Cluster: c, Node: n, Client: client}, options...)
 	})
 }

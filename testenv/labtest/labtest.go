@@ -130,6 +130,21 @@ func Soon(t testing.TB) context.Context {
 	return ctx
 }
 
+// Running has a part run until the test ends, or until something else ends it. It must
+// end without an error.
+func Running(t testing.TB, part interface{ Run(context.Context) error }) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() { ended <- part.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("run: %v", err)
+		}
+	})
+}
+
 // Ended reports whether a process has ended. It may still be a zombie, if its
 // parent has gone and init has not waited for it yet.
 func Ended(pid int) bool {

@@ -69,10 +69,11 @@ func serve(config, nodeName, state, socket string) (err error) {
 	if err != nil {
 		return err
 	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return dataplane.Run(ctx) })
 	if err := agent.Adopt(ctx); err != nil {
 		return err
 	}
-	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return speaker.Run(ctx) })
 	group.Go(func() error { return agent.Run(ctx) })
 	group.Go(func() error { return hooks.Serve(ctx, listener, agent, log) })

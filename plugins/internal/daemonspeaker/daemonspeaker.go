@@ -16,7 +16,7 @@ import (
 )
 
 // Open makes the speaker of a node.
-type Open func(fabric.Cluster, fabric.Node, ...routingd.Option) (*routingd.Speaker, error)
+type Open func(context.Context, fabric.Cluster, fabric.Node, ...routingd.Option) (*routingd.Speaker, error)
 
 // Main serves the speaker with this name in the cluster file, until the agent ends
 // the plugin. If it cannot, the program exits with 1.
@@ -40,7 +40,7 @@ func serve(ctx context.Context, place plugins.Place, name string, open Open) err
 	if err != nil {
 		return err
 	}
-	s, err := open(cluster, node, routingd.WithLogger(slog.New(slog.NewTextHandler(os.Stderr, nil))),
+	s, err := open(ctx, cluster, node, routingd.WithLogger(slog.New(slog.NewTextHandler(os.Stderr, nil))),
 		routingd.WithPrinted(fmt.Sprintf("vmfabric render %s --for %s", name, node.Name)))
 	if err != nil {
 		return err

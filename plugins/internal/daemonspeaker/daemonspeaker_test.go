@@ -1,6 +1,7 @@
 package daemonspeaker
 
 import (
+	"context"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -23,7 +24,7 @@ func TestServeNeedsAPlace(t *testing.T) {
 		{plugins.Place{Config: config, Node: "node9"}, `node "node9" is not in cluster lab (it has node1); add it under nodes, or name another`},
 		{plugins.Place{Config: config + ".gone", Node: "node1"}, config + ".gone"},
 	} {
-		err := serve(t.Context(), tc.place, fabric.SpeakerBIRD, func(fabric.Cluster, fabric.Node, ...routingd.Option) (*routingd.Speaker, error) {
+		err := serve(t.Context(), tc.place, fabric.SpeakerBIRD, func(context.Context, fabric.Cluster, fabric.Node, ...routingd.Option) (*routingd.Speaker, error) {
 			require.Fail(t, "opened")
 			return nil, nil
 		})

@@ -13,17 +13,22 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Listener listens at a link for the first frame of a guest.
+// Listener listens at a link for the first frame of a guest. Run does so; who opens one
+// has it run, and closes it.
 type Listener struct {
-	Index int32
-	MAC   fabric.MAC // the guest's MAC, if [Listen] was given it; zero: any
-	file  *os.File
-	stop  chan struct{}
-	done  chan struct{}
+	Index  int32
+	MAC    fabric.MAC // the guest's MAC, if [Listen] was given it; zero: any
+	file   *os.File
+	bytes  int
+	theirs func(frame []byte) bool
+	report func(*Listener)
+	stop   chan struct{}
+	done   chan struct{}
 }
 
-// Listen sends the name of a port on heard, once, when the guest that is about to
-// arrive there has begun to run: then QEMU sends a frame for it (RARP, RFC 903).
+// Listen opens a listener that sends the name of a port on heard, once, when the guest
+// that is about to arrive there has begun to run: then QEMU sends a frame for it (RARP,
+// RFC 903).
 func Listen(name string, index int32, mac fabric.MAC, heard chan<- string) (*Listener, error) {
 	e, err := Open(index, ethernetHeader, func(frame []byte) bool {
 		return len(frame) == ethernetHeader && (mac.IsZero() || mac == fabric.MAC(frame[6:12]))
@@ -39,27 +44,32 @@ func Listen(name string, index int32, mac fabric.MAC, heard chan<- string) (*Lis
 	return e, err
 }
 
-// Open calls report, once, when a frame has come for which theirs returns true.
-// theirs gets as many of its first bytes as bytes says.
+// Open opens a listener that calls report, once, when a frame has come for which theirs
+// returns true. theirs gets as many of its first bytes as bytes says.
 func Open(index int32, bytes int, theirs func(frame []byte) bool, report func(*Listener)) (*Listener, error) {
 	f, err := Socket(index, unix.PACKET_IGNORE_OUTGOING)
 	if err != nil {
 		return nil, err
 	}
-	e := &Listener{Index: index, file: f, stop: make(chan struct{}), done: make(chan struct{})}
-	go func() {
-		defer close(e.done)
-		defer f.Close() // after report: closing takes the kernel some time
-		if e.wait(make([]byte, bytes), theirs) {
-			report(e)
-		}
-	}()
-	return e, nil
+	return &Listener{
+		Index: index, file: f, bytes: bytes, theirs: theirs, report: report, stop: make(chan struct{}), done: make(chan struct{}),
+	}, nil
+}
+
+// Run listens until the frame has come, or Close. The kernel keeps the frames that come
+// before.
+func (e *Listener) Run() {
+	defer close(e.done)
+	defer e.file.Close() // after report: closing takes the kernel some time
+	if e.wait() {
+		e.report(e)
+	}
 }
 
 // wait waits for a frame of the guest. It returns false when the frame listener is
 // closed.
-func (e *Listener) wait(frame []byte, theirs func([]byte) bool) (came bool) {
+func (e *Listener) wait() (came bool) {
+	frame := make([]byte, e.bytes)
 	raw, err := e.file.SyscallConn()
 	if err != nil {
 		return false
@@ -75,7 +85,7 @@ func (e *Listener) wait(frame []byte, theirs func([]byte) bool) (came bool) {
 				return true
 			default:
 				ll, ok := from.(*unix.SockaddrLinklayer)
-				came = ok && ll.Pkttype != unix.PACKET_OUTGOING && theirs(frame[:n])
+				came = ok && ll.Pkttype != unix.PACKET_OUTGOING && e.theirs(frame[:n])
 				if came {
 					return true
 				}
@@ -85,10 +95,10 @@ func (e *Listener) wait(frame []byte, theirs func([]byte) bool) (came bool) {
 	return err == nil && came
 }
 
-// Close ends the listening, and waits for report to return.
+// Close ends Run, and waits for it.
 func (e *Listener) Close() {
 	close(e.stop)
-	e.file.Close() // the goroutine may have closed it already
+	e.file.Close() // Run may have closed it already
 	<-e.done
 }
 

@@ -34,7 +34,8 @@ const (
 )
 
 // Buffer keeps the last IP packets that went into a port, and knows when the
-// guest was last heard.
+// guest was last heard. Run takes them from the kernel; who opens a buffer has it run,
+// and closes it.
 type Buffer struct {
 	Index  int32
 	file   *os.File
@@ -69,20 +70,18 @@ type Frame struct {
 	data   []byte // behind a virtio_net_hdr
 }
 
-// Record begins to keep the packets that go into a link. counts returns the kernel's
-// counts of that link.
+// Record opens a buffer of the packets that go into a link from now on. counts returns
+// the kernel's counts of that link.
 func Record(index int32, counts func() (Counts, error)) (*Buffer, error) {
 	f, err := Socket(index, unix.PACKET_VNET_HDR)
 	if err != nil {
 		return nil, err
 	}
 	_ = Control(f, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, recordBuffer) })
-	r := &Buffer{Index: index, file: f, counts: counts, done: make(chan struct{}), kept: recording{buffer: make([]byte, maxFrame), control: make([]byte, 256)}}
-	go r.run()
-	return r, nil
+	return &Buffer{Index: index, file: f, counts: counts, done: make(chan struct{}), kept: recording{buffer: make([]byte, maxFrame), control: make([]byte, 256)}}, nil
 }
 
-// Close ends the recording.
+// Close ends Run, and waits for it.
 func (r *Buffer) Close() {
 	r.file.Close()
 	<-r.done
@@ -91,7 +90,8 @@ func (r *Buffer) Close() {
 // readAtOnce is how many frames the buffer reads before it lets go of its lock.
 const readAtOnce = 64
 
-func (r *Buffer) run() {
+// Run takes the packets from the kernel until Close.
+func (r *Buffer) Run() {
 	defer close(r.done)
 	raw, err := r.file.SyscallConn()
 	if err != nil {

@@ -4,12 +4,12 @@
 package nflog
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"sync/atomic"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -55,9 +55,8 @@ type Packet struct {
 
 // Listener receives the packets of one group.
 type Listener struct {
-	Group  uint16
-	conn   *netlink.Conn
-	closed atomic.Bool
+	Group uint16
+	conn  *netlink.Conn
 }
 
 // ErrTaken says that other programs have all of the groups.
@@ -123,16 +122,17 @@ func (l *Listener) bind() error {
 	return errors.New("the kernel does not answer")
 }
 
-// Receive waits for packets. After Close it returns [os.ErrClosed]. Packets for
+// Receive waits for packets until ctx ends; then no later call gets any. Packets for
 // which there was no room are lost without an error.
-func (l *Listener) Receive() ([]Packet, error) {
+func (l *Listener) Receive(ctx context.Context) ([]Packet, error) {
+	defer context.AfterFunc(ctx, func() { _ = l.conn.SetReadDeadline(time.Unix(1, 0)) })()
 	for {
 		msgs, err := l.conn.Receive()
 		switch {
 		case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EINTR):
 			continue
-		case err != nil && l.closed.Load(): // what the error is depends on the moment
-			return nil, os.ErrClosed
+		case err != nil && ctx.Err() != nil:
+			return nil, ctx.Err()
 		case err != nil:
 			return nil, fmt.Errorf("nfnetlink_log: %w", err)
 		}
@@ -148,11 +148,8 @@ func (l *Listener) Receive() ([]Packet, error) {
 	}
 }
 
-// Close gives the group back, and ends Receive.
-func (l *Listener) Close() error {
-	l.closed.Store(true)
-	return l.conn.Close()
-}
+// Close gives the group back.
+func (l *Listener) Close() error { return l.conn.Close() }
 
 // parse reads a message. ok is false if it is not a packet that came in by a link
 // from an Ethernet address.

@@ -2,9 +2,9 @@ package nflog_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -35,23 +35,25 @@ func TestListenTakesAFreeGroup(t *testing.T) {
 	require.NoError(t, second.Close())
 }
 
-// TestCloseEndsReceive: Close says the same to a goroutine that waits for packets as to
-// one that has yet to.
-func TestCloseEndsReceive(t *testing.T) {
+// TestContextEndsReceive: the end of a context says the same to a goroutine that waits for
+// packets as to one that has yet to.
+func TestContextEndsReceive(t *testing.T) {
 	labtest.Long(t)
 	for _, yields := range []int{0, 1, 10, 1000} {
 		l, err := nflog.Listen(7)
 		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() {
-			_, err := l.Receive()
+			_, err := l.Receive(ctx)
 			ended <- err
 		}()
 		for range yields {
 			runtime.Gosched()
 		}
+		cancel()
+		require.ErrorIs(t, <-ended, context.Canceled)
 		require.NoError(t, l.Close())
-		require.ErrorIs(t, <-ended, os.ErrClosed)
 	}
 }
 
@@ -81,7 +83,7 @@ func TestPacketsAreHeld(t *testing.T) {
 		send("one")
 		send("two")
 		for got := 0; got < 2; {
-			packets, err := l.Receive()
+			packets, err := l.Receive(t.Context())
 			require.NoError(t, err)
 			got, most = got+len(packets), max(most, len(packets))
 		}
@@ -94,7 +96,7 @@ func TestPacketsAreHeld(t *testing.T) {
 }
 
 // TestReceive: packets come as they were sent, also after more came than there was room
-// for, and until the listener is closed.
+// for, and until the context ends.
 func TestReceive(t *testing.T) {
 	l, send := logged(t)
 	lo, err := net.InterfaceByName("lo")
@@ -102,7 +104,7 @@ func TestReceive(t *testing.T) {
 	// comes receives until a packet with the text has come.
 	comes := func(text string) (before int) {
 		for {
-			packets, err := l.Receive()
+			packets, err := l.Receive(t.Context())
 			require.NoError(t, err)
 			for _, p := range packets {
 				assert.EqualValues(t, lo.Index, p.Index)
@@ -131,15 +133,17 @@ func TestReceive(t *testing.T) {
 		default:
 		}
 	}
+	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() {
 		for {
-			if _, err := l.Receive(); err != nil {
+			if _, err := l.Receive(ctx); err != nil {
 				ended <- err
 				return
 			}
 		}
 	}()
+	cancel()
+	require.ErrorIs(t, <-ended, context.Canceled)
 	require.NoError(t, l.Close())
-	require.ErrorIs(t, <-ended, os.ErrClosed)
 }

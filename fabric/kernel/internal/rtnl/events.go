@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -30,7 +31,7 @@ type Events struct {
 
 	mu       sync.Mutex
 	sequence uint32
-	barriers map[barrier]chan struct{} // the callers of CatchUp, by the answers for which they wait
+	barriers map[barrier]chan struct{} // by the answers for which somebody waits
 	closed   chan struct{}
 }
 
@@ -66,7 +67,7 @@ func Subscribe(groups ...uint32) (*Events, error) {
 	return e, nil
 }
 
-// Close ends Receive, and the waits in CatchUp.
+// Close ends Receive.
 func (e *Events) Close() error {
 	close(e.closed)
 	return e.file.Close()
@@ -74,6 +75,22 @@ func (e *Events) Close() error {
 
 // Closed is closed by Close.
 func (e *Events) Closed() <-chan struct{} { return e.closed }
+
+// Until makes Receive return [os.ErrDeadlineExceeded] from the end of ctx on, until
+// release is called.
+func (e *Events) Until(ctx context.Context) (release func()) {
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		_ = e.file.SetReadDeadline(time.Unix(1, 0)) // an error says that the socket is closed
+	})
+	return func() {
+		if !stop() {
+			<-ended
+			_ = e.file.SetReadDeadline(time.Time{})
+		}
+	}
+}
 
 // Receive waits for notifications and returns those that there are. ENOBUFS says
 // that notifications until now are lost, [os.ErrClosed] that the socket is closed.
@@ -112,8 +129,8 @@ func (e *Events) Receive() (msgs []netlink.Message, err error) {
 }
 
 // drain empties the socket. Once notifications were lost, the kernel does not
-// report further losses until the socket is empty, not even those of answers for
-// which CatchUp waits.
+// report further losses until the socket is empty, not even those of answers to
+// Ask.
 func (e *Events) drain(fd int) {
 	for {
 		if _, _, err := unix.Recvfrom(fd, e.in, 0); err == unix.EAGAIN || err != nil && err != unix.ENOBUFS && err != unix.EINTR {
@@ -122,40 +139,9 @@ func (e *Events) drain(fd int) {
 	}
 }
 
-// CatchUp waits until Pass has got every notification that the kernel has sent by
-// now. It sends a request on the notifications' own socket; the answer comes behind
-// them.
-func (e *Events) CatchUp(ctx context.Context) error {
-	done := make(chan struct{})
-	if err := e.ask(done); err != nil {
-		return err
-	}
-	select {
-	case <-done:
-		return nil
-	case <-e.closed:
-		return os.ErrClosed
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// await is CatchUp without a ctx.
-func (e *Events) await() error {
-	done := make(chan struct{})
-	if err := e.ask(done); err != nil {
-		return err
-	}
-	select {
-	case <-done:
-		return nil
-	case <-e.closed:
-		return os.ErrClosed
-	}
-}
-
-// ask makes the kernel send an answer. Pass closes done, if it is not nil.
-func (e *Events) ask(done chan struct{}) error {
+// Ask sends a request on the notifications' own socket: the answer comes behind all
+// notifications that the kernel has sent by now. Pass closes answered when it got it.
+func (e *Events) Ask() (answered <-chan struct{}, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.sequence++
@@ -165,19 +151,18 @@ func (e *Events) ask(done chan struct{}) error {
 	})
 	m.Header.Sequence = e.sequence
 	var failed error
-	err := e.raw.Control(func(fd uintptr) {
+	err = e.raw.Control(func(fd uintptr) {
 		failed = unix.Sendto(int(fd), encode(nil, m), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	})
 	if err = errors.Join(err, failed); err != nil {
-		return fmt.Errorf("rtnetlink: %w", err)
+		return nil, fmt.Errorf("rtnetlink: %w", err)
 	}
-	if done != nil {
-		e.barriers[barrier{e.port, m.Header.Sequence}] = done
-	}
-	return nil
+	done := make(chan struct{})
+	e.barriers[barrier{e.port, m.Header.Sequence}] = done
+	return done, nil
 }
 
-// Pass ends each CatchUp that waits for one of the messages. nil ends all.
+// Pass ends the waits for the answers that are among the messages. nil ends all.
 func (e *Events) Pass(msgs []netlink.Message) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -197,6 +182,6 @@ func (e *Events) Pass(msgs []netlink.Message) {
 	}
 }
 
-// barrier identifies the answer to a request of ask. Notifications of changes by
+// barrier identifies the answer to a request of [Events.Ask]. Notifications of changes by
 // others carry the numbers of their requests.
 type barrier struct{ port, sequence uint32 }

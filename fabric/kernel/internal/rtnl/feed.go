@@ -47,11 +47,14 @@ type Listing struct {
 
 // Feed follows the kernel for several views. They share one subscription, the
 // goroutine that receives, the barrier, and the listings.
+//
+// Run receives what the kernel notifies as it comes. While nobody runs the feed, who
+// waits in CatchUp receives what there is.
 type Feed struct {
-	log     *slog.Logger
-	conn    *Conn // for listings
-	events  *Events
-	running sync.WaitGroup
+	log       *slog.Logger
+	conn      *Conn // for listings
+	events    *Events
+	receiving chan struct{} // has room for the one that receives
 
 	turn sync.Mutex // held during calls of views
 
@@ -112,9 +115,10 @@ func (l *loading) last() error {
 	return l.err
 }
 
-// Open begins to follow the kernel in the network namespace of the calling thread.
+// Open subscribes to what the kernel notifies in the network namespace of the calling
+// thread.
 func Open(log *slog.Logger) (*Feed, error) {
-	f := &Feed{log: log}
+	f := &Feed{log: log, receiving: make(chan struct{}, 1)}
 	var err error
 	if f.conn, err = Dial(); err != nil {
 		return nil, err
@@ -125,26 +129,42 @@ func Open(log *slog.Logger) (*Feed, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.conn.Close())
 	}
-	f.running.Go(f.receive)
-	f.running.Go(f.remind)
 	return f, nil
 }
 
-// Close ends the subscription, and the waits in [Feed.CatchUp].
+// Close ends the subscription, [Feed.Run], and the waits in [Feed.CatchUp].
 func (f *Feed) Close() error {
 	err := f.events.Close()
-	f.running.Wait()
+	f.receiving <- struct{}{} // nobody calls the views any more
+	<-f.receiving
 	return errors.Join(err, f.conn.Close())
 }
 
+// Run delivers notifications to the views as they come, and makes views load new
+// listings, until ctx ends or the feed is closed. It returns nil then.
+func (f *Feed) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var reminding sync.WaitGroup
+	reminding.Go(func() { f.remind(ctx) })
+	defer reminding.Wait()
+	defer cancel()
+	select {
+	case <-ctx.Done():
+	case f.receiving <- struct{}{}:
+		f.receive(ctx, nil)
+		<-f.receiving
+	}
+	return nil
+}
+
 // Join adds a view, and returns when the view has loaded a listing.
-func (f *Feed) Join(v View, w Wants) (*Follower, error) {
+func (f *Feed) Join(ctx context.Context, v View, w Wants) (*Follower, error) {
 	m := &Follower{feed: f, view: v, wants: w}
 	m.ask()
 	f.mu.Lock()
 	f.views = append(f.views, m)
 	f.mu.Unlock()
-	err := f.events.await()
+	err := f.CatchUp(ctx)
 	if err == nil {
 		err = m.last()
 	}
@@ -156,8 +176,29 @@ func (f *Feed) Join(v View, w Wants) (*Follower, error) {
 }
 
 // CatchUp waits until all views have applied every notification that the kernel has
-// sent by now.
-func (f *Feed) CatchUp(ctx context.Context) error { return f.events.CatchUp(ctx) }
+// sent by now. The views may be called by this goroutine.
+func (f *Feed) CatchUp(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	caught, err := f.events.Ask()
+	if err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-caught:
+			return nil
+		case <-f.events.Closed():
+			return os.ErrClosed
+		case <-ctx.Done():
+			return ctx.Err()
+		case f.receiving <- struct{}{}: // nobody runs the feed
+			f.receive(ctx, caught)
+			<-f.receiving
+		}
+	}
+}
 
 // Relist makes the view load a new listing, and returns when it has.
 func (m *Follower) Relist(ctx context.Context) error {
@@ -178,33 +219,42 @@ func (m *Follower) Leave() {
 	f.views = slices.DeleteFunc(f.views, func(v *Follower) bool { return v == m })
 }
 
-// receive delivers notifications to the views until the feed is closed.
-func (f *Feed) receive() {
+// receive delivers notifications to the views until ctx ends, enough is closed, or the
+// feed is.
+func (f *Feed) receive(ctx context.Context, enough <-chan struct{}) {
+	defer f.events.Until(ctx)()
 	for {
+		select {
+		case <-enough: // perhaps before it was this goroutine's turn
+			return
+		default:
+		}
 		msgs, err := f.events.Receive()
-		if errors.Is(err, os.ErrClosed) {
+		if errors.Is(err, os.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
 			return
 		}
 		f.deliver(msgs, err != nil)
-		if err == nil {
-			f.events.Pass(msgs)
-			continue
+		if err != nil {
+			msgs = nil // also the answers, so that nobody waits for one
 		}
-		f.events.Pass(nil)
-		if Errno(err) != unix.ENOBUFS {
+		f.events.Pass(msgs)
+		if err != nil && Errno(err) != unix.ENOBUFS {
 			f.log.Error("rtnetlink notifications", "err", err)
-			f.pause(relistAgain)
+			f.pause(ctx, relistAgain)
 		}
 	}
 }
 
-// pause waits for d, or until the feed is closed, and reports whether it is.
-func (f *Feed) pause(d time.Duration) (closed bool) {
+// pause waits for d, or until ctx ends or the feed is closed, and reports whether one
+// of these happened.
+func (f *Feed) pause(ctx context.Context, d time.Duration) (over bool) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 		return false
+	case <-ctx.Done():
+		return true
 	case <-f.events.Closed():
 		return true
 	}
@@ -249,8 +299,8 @@ func (f *Feed) followers() []*Follower {
 
 // remind makes views load a new listing: in rounds if they want it, and again if
 // the last listing failed.
-func (f *Feed) remind() {
-	for last := time.Now(); !f.pause(relistAgain); {
+func (f *Feed) remind(ctx context.Context) {
+	for last := time.Now(); !f.pause(ctx, relistAgain); {
 		round := time.Since(last) >= relistEvery
 		if round {
 			last = time.Now()
@@ -263,7 +313,7 @@ func (f *Feed) remind() {
 			due = due || m.isDue()
 		}
 		if due {
-			_ = f.events.ask(nil) // its answer wakes receive
+			_, _ = f.events.Ask() // its answer wakes receive
 		}
 	}
 }

@@ -1,6 +1,8 @@
 package rtnl_test
 
 import (
+	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"testing"
@@ -11,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // view counts its calls.
@@ -78,12 +81,25 @@ func rename(t *testing.T, c *rtnl.Conn, n int) {
 	}
 }
 
+// TestViewsShareAFeed, also while nobody runs it.
 func TestViewsShareAFeed(t *testing.T) {
-	c, f := dial(t), feed(t)
+	for _, runs := range []bool{true, false} {
+		t.Run(fmt.Sprint("runs: ", runs), func(t *testing.T) {
+			f := feed(t)
+			if runs {
+				labtest.Running(t, f)
+			}
+			viewsShare(t, f)
+		})
+	}
+}
+
+func viewsShare(t *testing.T, f *rtnl.Feed) {
+	c := dial(t)
 	all := []*view{{}, {}}
 	var places []*rtnl.Follower
 	for _, v := range all {
-		place, err := f.Join(v, rtnl.Wants{Links: true, Protocols: []uint8{unix.RTPROT_KERNEL}})
+		place, err := f.Join(t.Context(), v, rtnl.Wants{Links: true, Protocols: []uint8{unix.RTPROT_KERNEL}})
 		require.NoError(t, err)
 		places = append(places, place)
 	}
@@ -122,9 +138,10 @@ func TestViewsShareAFeed(t *testing.T) {
 // view starts anew, and who waits to have caught up goes on after that.
 func TestLostNotifications(t *testing.T) {
 	c, f := dial(t), feed(t)
+	labtest.Running(t, f)
 	slow, other := &view{until: make(chan struct{})}, &view{}
 	for _, v := range []*view{slow, other} {
-		_, err := f.Join(v, rtnl.Wants{Links: true})
+		_, err := f.Join(t.Context(), v, rtnl.Wants{Links: true})
 		require.NoError(t, err)
 	}
 	busy := make(chan struct{})
@@ -152,15 +169,82 @@ func TestLostNotifications(t *testing.T) {
 	require.NoError(t, f.CatchUp(t.Context()))
 }
 
+// TestLossesAreFoundLater: a feed that nobody runs loses notifications too, and has the
+// views start anew when somebody asks.
+func TestLossesAreFoundLater(t *testing.T) {
+	c, f, v := dial(t), feed(t), &view{}
+	_, err := f.Join(t.Context(), v, rtnl.Wants{Links: true})
+	require.NoError(t, err)
+	rename(t, c, 20000)
+	require.NoError(t, f.CatchUp(t.Context()))
+	_, loads := v.seen()
+	assert.Equal(t, 2, loads)
+	applied, _ := v.seen()
+	rename(t, c, 1)
+	require.NoError(t, f.CatchUp(t.Context()))
+	now, _ := v.seen()
+	assert.Equal(t, 1, now-applied)
+}
+
+// TestRunTakesTurns: those who wait have caught up although Run begins and ends
+// meanwhile.
+func TestRunTakesTurns(t *testing.T) {
+	c, f, v := dial(t), feed(t), &view{}
+	_, err := f.Join(t.Context(), v, rtnl.Wants{Links: true})
+	require.NoError(t, err)
+	over := make(chan struct{})
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			default:
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			var once sync.WaitGroup
+			once.Go(func() { assert.NoError(t, f.Run(ctx)) })
+			assert.NoError(t, f.CatchUp(t.Context()))
+			cancel()
+			once.Wait()
+		}
+	})
+	for n := range 50 {
+		rename(t, c, 1)
+		require.NoError(t, f.CatchUp(t.Context()))
+		applied, loads := v.seen()
+		assert.Equal(t, 1, loads)
+		assert.Equal(t, n+1, applied)
+	}
+	close(over)
+	running.Wait()
+}
+
+// TestNobodyWaitsLongerThanItsContext: neither Run nor a wait to catch up.
+func TestNobodyWaitsLongerThanItsContext(t *testing.T) {
+	f := feed(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- f.Run(ctx) }()
+	require.NoError(t, f.CatchUp(t.Context()))
+	cancel()
+	require.NoError(t, <-ended)
+	require.ErrorIs(t, f.CatchUp(ctx), context.Canceled)
+	_, err := f.Join(ctx, &view{}, rtnl.Wants{})
+	require.ErrorIs(t, err, context.Canceled)
+	require.NoError(t, f.CatchUp(t.Context()))
+}
+
 func TestClosedFeed(t *testing.T) {
 	f, err := rtnl.Open(slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
-	place, err := f.Join(&view{}, rtnl.Wants{})
+	labtest.Running(t, f)
+	place, err := f.Join(t.Context(), &view{}, rtnl.Wants{})
 	require.NoError(t, err)
 	require.NoError(t, f.Close())
 	require.Error(t, f.CatchUp(t.Context()))
 	require.Error(t, place.Relist(t.Context()))
-	_, err = f.Join(&view{}, rtnl.Wants{})
+	_, err = f.Join(t.Context(), &view{}, rtnl.Wants{})
 	require.Error(t, err)
 	place.Leave()
 }
