@@ -287,20 +287,7 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	if outdated {
 		return nil // a newer request for this guest was handled since the source looked
 	}
-	if r.runs {
-		vm = t.asStarted(vm)
-	}
-	vm, err := t.resolve(ctx, vm)
-	found := inquiry{others: a.others()}
-	if err == nil {
-		vm, found.allotment, err = t.allocate(ctx, vm, r)
-	}
-	if err == nil {
-		found.holder, err = t.acquire(ctx, vm, r, found.others)
-	}
-	if err == nil && a.fenced {
-		found.grant, err = t.own(ctx, vm, r, found)
-	}
+	vm, found, err := t.inquire(ctx, vm, r)
 
 	s, done = a.state.open()
 	if s.outdated(vm.Name, r.asOf) {
@@ -319,9 +306,9 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	s.handled[vm.Name] = cmp.Or(r.asOf, began)
 	done()
 	if err != nil {
+		err = refused(vm.Name, err)
 		t.giveBack(ctx, found.fresh)
 		a.handBack(vm, found.grant)
-		err = refused(vm.Name, err)
 		a.counts.attached(time.Since(began), err)
 		return err
 	}
@@ -329,24 +316,14 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 	if found.asked {
 		a.setUnrecorded(vm.Name, found.unrecorded)
 	}
-	d, prev, known := is.want, is.was, is.known
-
-	if !known || d.Incoming {
+	d := is.want
+	if !is.known || d.Incoming {
 		t.stopForwarding(ctx, vm)
 	}
-	var stored, converged error
-	cutover := known && prev.Incoming && d.State == fabric.Live // all packets wait: store it afterwards
-	if !cutover {
-		stored = a.store.Put(ctx, d)
-	}
-	if stored == nil || !r.undo { // a guest that runs gets its network even if the store fails
-		converged = t.converge(ctx, d, prev)
-	}
-	if cutover {
-		stored = a.store.Put(ctx, d)
-	}
+	stored, converged := t.commit(ctx, is, r.undo)
 	err = errors.Join(stored, converged)
-	if err != nil || !known || prev.State != d.State {
+	changed := !is.known || is.was.State != d.State
+	if err != nil || changed {
 		a.counts.attached(time.Since(began), err)
 	}
 	if err != nil && r.undo {
@@ -357,7 +334,7 @@ func (a *Agent) ensure(ctx context.Context, vm fabric.VM, r request) error {
 		}
 		return fmt.Errorf("guest %s: %w", vm.Name, err)
 	}
-	if !known || prev.State != d.State {
+	if changed {
 		t.step(ctx, migration.SourceStarted, fabric.Node{}, "")
 	}
 	t.settle(d, announced(d) && converged == nil, err)
@@ -387,6 +364,43 @@ type inquiry struct {
 	allotment          // what the registry did
 	grant     grant    // the ownership that the registry gave this node for its start
 	others    []string // all other nodes
+}
+
+// inquire asks everybody who has a say in what a guest has: resolvers, the registry and
+// the other nodes. It returns the guest with its addresses.
+func (t *task) inquire(ctx context.Context, vm fabric.VM, r request) (fabric.VM, inquiry, error) {
+	found := inquiry{others: t.others()}
+	if r.runs {
+		vm = t.asStarted(vm)
+	}
+	vm, err := t.resolve(ctx, vm)
+	if err == nil {
+		vm, found.allotment, err = t.allocate(ctx, vm, r)
+	}
+	if err == nil {
+		found.holder, err = t.acquire(ctx, vm, r, found.others)
+	}
+	if err == nil && t.fenced {
+		found.grant, err = t.own(ctx, vm, r, found)
+	}
+	return vm, found, err
+}
+
+// commit stores an admitted guest as it is wanted, and brings the backends to that. With
+// undo, what could not be stored is not begun.
+func (t *task) commit(ctx context.Context, is admission, undo bool) (stored, converged error) {
+	d, prev := is.want, is.was
+	cutover := is.known && prev.Incoming && d.State == fabric.Live // all packets wait: store it afterwards
+	if !cutover {
+		stored = t.store.Put(ctx, d)
+	}
+	if stored == nil || !undo { // a guest that runs gets its network even if the store fails
+		converged = t.converge(ctx, d, prev)
+	}
+	if cutover {
+		stored = t.store.Put(ctx, d)
+	}
+	return stored, converged
 }
 
 // settles says how a request finds a guest, and what it makes of it.
