@@ -15,19 +15,13 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
-	"github.com/vmfabric/vmfabric/fabric/disk"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/fabric/libvirt"
 	"github.com/vmfabric/vmfabric/fabric/lxd"
-	"github.com/vmfabric/vmfabric/fabric/nodes"
 	"github.com/vmfabric/vmfabric/hooks"
-	"github.com/vmfabric/vmfabric/internal/trusted"
-
-	"github.com/vmfabric/vmfabric/fabric/agent"
 )
 
 type agentFlags struct {
@@ -103,13 +97,25 @@ func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 }
 
 func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger) (err error) {
-	cluster, err := clusterfile.Load(f.config)
+	cluster, node, err := f.place(log)
 	if err != nil {
 		return err
 	}
-	node, err := thisNode(&cluster, f.node)
-	if err != nil {
+	p := &agentParts{flags: f, cluster: cluster, node: node, log: log}
+	defer func() { err = errors.Join(err, p.close()) }()
+	if err := p.open(ctx, socket); err != nil {
 		return err
+	}
+	return p.run(ctx)
+}
+
+// place reads the cluster, and finds this node in it.
+func (f agentFlags) place(log *slog.Logger) (cluster fabric.Cluster, node fabric.Node, err error) {
+	if cluster, err = clusterfile.Load(f.config); err != nil {
+		return cluster, node, err
+	}
+	if node, err = thisNode(&cluster, f.node); err != nil {
+		return cluster, node, err
 	}
 	if !node.Address6.IsValid() {
 		if node.Address6 = underlay6(node.Address); node.Address6.IsValid() {
@@ -121,133 +127,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 	for _, w := range clusterfile.NodeWarnings(alone) {
 		log.Warn(w, "config", f.config)
 	}
-
-	// The process that holds the socket is the agent, so take it before anything
-	// changes.
-	listener, err := hooks.Listen(ctx, socket)
-	if err != nil {
-		return err
-	}
-	closing := func(c io.Closer) { err = errors.Join(err, ignoreClosed(c.Close())) }
-	defer closing(listener)
-	metrics, err := listenMetrics(f.metricsAddress(&cluster), "127.0.0.1:9178 or [::1]:9178")
-	if err != nil {
-		return err
-	}
-	if metrics != nil {
-		defer closing(metrics)
-	}
-	lock, err := disk.Lock(f.state)
-	if err != nil {
-		return err
-	}
-	defer closing(lock)
-	store, err := disk.Open(f.state)
-	if err != nil {
-		return err
-	}
-	if err := trusted.Check(f.state); err != nil {
-		return errors.Join(fmt.Errorf("state: %w", err), store.Close())
-	}
-	defer closing(store)
-	registry, err := openRegistry(f.state, &cluster, node.Name)
-	if err != nil {
-		return err
-	}
-	defer closing(registry)
-	counted, err := openAccounting(f.state, &cluster)
-	if err != nil {
-		return err
-	}
-	defer closing(counted)
-	following, err := kernel.Open(log)
-	if err != nil {
-		return err
-	}
-	defer closing(following)
-	config := kernelConfig(&cluster, node)
-	config.Netlink, config.Known, config.Accounting = following, guarded(ctx, store, &cluster), counted.Accounting
-	dataplane, err := kernel.New(ctx, config, kernel.WithLogger(log))
-	if err != nil {
-		return err
-	}
-	defer closing(dataplane)
-	peers, err := kernel.NewFIB(ctx, kernel.FIBConfig{Protocol: fabric.PeerProtocol, Metric: fabric.PeerMetric, Logger: log, Netlink: following})
-	if err != nil {
-		return err
-	}
-	defer closing(peers)
-	extensions, err := f.openExtensions(ctx, &cluster, node, log)
-	if err != nil {
-		return err
-	}
-	defer closing(extensions)
-	speaker, err := f.openSpeaker(ctx, cluster, node, extensions, peers)
-	if err != nil {
-		return err
-	}
-
-	ctx, cancel := context.WithCancel(ctx)
-	group, ctx := errgroup.WithContext(ctx)
-	// The speaker ends after the parts that announce routes, so it still sends what
-	// they withdraw at their end. So does the dataplane, which serves guests until then.
-	speaking, endSessions := context.WithCancel(context.WithoutCancel(ctx))
-	var talk errgroup.Group
-	defer func() {
-		cancel()
-		err = errors.Join(err, group.Wait())
-		endSessions()
-		err = errors.Join(err, talk.Wait())
-	}()
-	talk.Go(func() error { return following.Run(speaking) })
-	talk.Go(func() error { return dataplane.Run(speaking) })
-	group.Go(func() error { return peers.Run(ctx) })
-	group.Go(func() error { return registry.run(ctx) })
-	sources := f.sources(dataplane, log)
-	options := []agent.Option{
-		agent.WithLogger(log), agent.WithBoot(kernel.BootID()), agent.WithRemedies(hooks.Remedy), agent.WithObservers(extensions.observers...), agent.WithDiagnosers(extensions.diagnosers...), agent.WithTraffic(dataplane.Traffic),
-		agent.WithRegistry(registry.Registry), agent.WithAdoption(registry.adoption), agent.WithEpochs(registry.epoch), agent.WithNodes(nodes.New(nodes.Config{Cluster: cluster, Node: node, Logger: log})),
-	}
-	if extensions.resolver != nil {
-		options = append(options, agent.WithResolver(extensions.resolver))
-	}
-	for _, s := range sources {
-		group.Go(func() error { return s.Run(ctx) })
-		options = append(options, agent.WithSources(s))
-	}
-	agent, err := agent.New(agent.Config{
-		Cluster: cluster, Node: node.Name, Dataplane: dataplane, Speaker: speaker, Store: store,
-	}, options...)
-	if err == nil {
-		err = agent.Adopt(ctx)
-	}
-	if err != nil {
-		return err
-	}
-	talk.Go(func() error {
-		defer cancel() // without a speaker the agent is of no use
-		return speaker.Run(speaking)
-	})
-	group.Go(func() error { return agent.Run(ctx) })
-	group.Go(func() error { return serveMetadata(ctx, &cluster, dataplane, agent, log) })
-	if metrics != nil {
-		of := measured{node.Name, agent.Status, agent.Statistics, dataplane.Requests, dataplane.Drops, dataplane.Traffic, log}
-		group.Go(func() error { return serveMetrics(ctx, metrics, of.metrics, log) })
-	}
-	group.Go(func() error { return hooks.Serve(ctx, listener, heard(agent, sources), log) })
-	awaitWell(ctx, agent.Status)
-	if ctx.Err() == nil {
-		log.Info("ready", "cluster", cluster.Name, "node", node.Name, "socket", socket, "version", version)
-		notify(log, daemon.SdNotifyReady)
-		group.Go(func() error {
-			keepAlive(ctx, watchdogInterval(log), func() { agent.Guest("") }, func() { notify(log, daemon.SdNotifyWatchdog) })
-			return nil
-		})
-	}
-	<-ctx.Done()
-	notify(log, daemon.SdNotifyStopping)
-	log.Info("stopping; ports and routes stay")
-	return nil
+	return cluster, node, nil
 }
 
 // kernelConfig says how a node uses its kernel.
