@@ -48,39 +48,7 @@ The text of routers has the passwords of the sessions in it.`,
 			case e != etcdFlags{part: string(render.EtcdEnvironment)}:
 				return usageError{errors.New("--part and --restored are for etcd")}
 			}
-			f, err := render.ParseRouterFormat(args[0])
-			if err != nil {
-				return usageError{err}
-			}
-			if role != "" {
-				if _, err := render.ParseRole(role); err != nil {
-					return usageError{fmt.Errorf("--role: %w", err)}
-				}
-			}
-			c, err := clusterfile.Load(config, clusterfile.WithoutKey())
-			if err != nil {
-				return err
-			}
-			as := render.Role(role)
-			if role == "" {
-				if as, err = render.RoleOf(c, name); err != nil {
-					return err
-				}
-			}
-			text, err := render.RouterAs(c, f, name, as)
-			if err != nil {
-				return err
-			}
-			if check {
-				if err := render.CheckRouter(cmd.Context(), f, text); err != nil {
-					return err
-				}
-			}
-			if done, err := t.print(cmd, map[string]any{"for": name, "role": as, "format": f, "text": text}); done {
-				return err
-			}
-			_, err = fmt.Fprint(cmd.OutOrStdout(), text)
-			return err
+			return renderRouter(cmd, t, config, name, args[0], role, check)
 		},
 	}
 	cmd.Flags().StringVar(&config, "config", defaultConfig, "the cluster file")
@@ -94,6 +62,44 @@ The text of routers has the passwords of the sessions in it.`,
 	_ = cmd.RegisterFlagCompletionFunc("role", cobra.FixedCompletions([]string{"reflector", "core", "node"}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.ValidArgs = []string{"bird", "frr", "junos", "etcd"}
 	return cmd
+}
+
+// renderRouter prints the configuration of the routing daemon of a machine, which has a
+// role by its name if none is given.
+func renderRouter(cmd *cobra.Command, t *tool, config, name, format, role string, check bool) error {
+	f, err := render.ParseRouterFormat(format)
+	if err != nil {
+		return usageError{err}
+	}
+	if role != "" {
+		if _, err := render.ParseRole(role); err != nil {
+			return usageError{fmt.Errorf("--role: %w", err)}
+		}
+	}
+	c, err := clusterfile.Load(config, clusterfile.WithoutKey())
+	if err != nil {
+		return err
+	}
+	as := render.Role(role)
+	if role == "" {
+		if as, err = render.RoleOf(c, name); err != nil {
+			return err
+		}
+	}
+	text, err := render.RouterAs(c, f, name, as)
+	if err != nil {
+		return err
+	}
+	if check {
+		if err := render.CheckRouter(cmd.Context(), f, text); err != nil {
+			return err
+		}
+	}
+	if done, err := t.print(cmd, map[string]any{"for": name, "role": as, "format": f, "text": text}); done {
+		return err
+	}
+	_, err = fmt.Fprint(cmd.OutOrStdout(), text)
+	return err
 }
 
 // etcdFlags are the flags of render for a member of etcd.

@@ -53,7 +53,7 @@ var mutants = []mutant{
 
 	// Up and down.
 	{"a guest is not withdrawn on its way down", "agent.go", "if err := t.withdraw(ctx, holds.Prefixes); err != nil {", "if err := t.withdraw(ctx, nil); err != nil {"},
-	{"ports that nobody wants stay", "internal/plan/plan.go", "		if !claimedPort[p.Name] {", "		if false && !claimedPort[p.Name] {"},
+	{"ports that nobody wants stay", "internal/plan/plan.go", "		if !wantedPort[p.Name] {", "		if false && !wantedPort[p.Name] {"},
 	{"state stays on the disk", "agent.go", "	if err := t.store.Delete(ctx, vm); err != nil {\n		return fmt.Errorf(\"forget: %w\", err)\n	}\n", ""},
 	{"an agent that did not look at the ports claims a guest", "fence.go", "	g.nics = plan.NICStates{} //", "	g.nics = maps.Clone(nics) //"},
 	{"a guest of an earlier boot leaks", "run.go", "				a.unfinished(d, err)", "				_ = a.unfinished"},

@@ -66,7 +66,7 @@ func Updates(guest Pair, hop netip.Addr) []Update {
 	}
 	reached := func(value ...byte) []byte { return with(attribute(optional, reach, value...)) }
 	hop6 := slices.Concat([]byte{0, 2, 1, 16}, make([]byte, 15), []byte{1, 0}, route6)
-	updates := []Update{
+	return []Update{
 		{"no body", nil},
 		{"one byte", []byte{0}},
 		{"withdrawn routes beyond the end", []byte{0xff, 0xff, 0, 0}},
@@ -117,5 +117,4 @@ func Updates(guest Pair, hop netip.Addr) []Update {
 		{"MP_UNREACH_NLRI of a route of 129 bits", with(attribute(optional, unreach, 0, 2, 1, 129, 1))},
 		{"nothing but 0xff", slices.Repeat([]byte{0xff}, 4000)},
 	}
-	return updates
 }

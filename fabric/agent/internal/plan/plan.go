@@ -176,95 +176,128 @@ func (g Guest) Route(prefix netip.Prefix, state NICState) fabric.Route {
 
 // Decide compares the wanted guests with the actual ports and routes. Only with prune
 // does it list ports and routes to remove.
-func Decide(guests map[string]Guest, ports []fabric.PortState, routes []fabric.Route, prune bool) Plan {
-	var pl Plan
-	actual := make(map[string]fabric.PortState, len(ports))
+func Decide(guests map[string]Guest, ports []fabric.PortState, routes []fabric.Route, prune bool) (pl Plan) {
+	is := actual{make(map[string]fabric.PortState, len(ports)), make(map[netip.Prefix]fabric.Route, len(routes))}
 	for _, p := range ports {
-		actual[p.Name] = p
+		is.ports[p.Name] = p
 	}
-	announced := make(map[netip.Prefix]fabric.Route, len(routes))
 	for _, r := range routes {
-		announced[r.Prefix] = r
+		is.routes[r.Prefix] = r
 	}
-	claimedPort, claimedRoute := map[string]bool{}, map[netip.Prefix]bool{}
 	for _, vm := range slices.Sorted(maps.Keys(guests)) {
-		g := guests[vm]
-		st, why, kind := NICStates{}, "", fabric.RepairKind("")
-		note := func(of fabric.RepairKind, reason string) {
-			if why == "" {
-				why, kind = reason, of
-			}
-		}
-		if g.Retry {
-			note(fabric.RepairRetry, "an earlier attempt did not succeed")
-		}
-		for _, p := range g.Ports {
-			claimedPort[p.Name] = true
-			have, there := actual[p.Name]
-			switch {
-			case !there && p.NIC.Kind == fabric.Adopt:
-				note(fabric.RepairPort, p.Name+": its owner has not made it yet") // or it exists, and has no mark of ours yet
-			case !there:
-				note(fabric.RepairPort, p.Name+": missing")
-			case len(have.Faults) > 0:
-				note(fabric.RepairSettings, p.Name+": "+strings.Join(have.Faults, ", "))
-			}
-			state := Settled
-			if g.Live {
-				if there || p.NIC.Kind == fabric.Adopt {
-					state = g.nicState(p.NIC, have, there)
-				} else {
-					state = g.NICs[p.Index] // the port may have been made after Actual listed the ports
-				}
-				if state != Settled {
-					st[p.Index] = state
-				}
-			}
-			should := g.Live && state != Down
-			for _, prefix := range p.NIC.Prefixes() {
-				claimedRoute[prefix] = true
-				should, route := should && g.Hops.Of(prefix) == nil, g.Route(prefix, state)
-				switch as, is := announced[prefix]; {
-				case should != is:
-					note(fabric.RepairAnnouncement, prefix.String()+map[bool]string{true: ": not announced", false: ": announced"}[should])
-				case should && as.Preference != route.Preference:
-					note(fabric.RepairAnnouncement, prefix.String()+": announced as "+as.Preference.String()+", not as "+route.Preference.String())
-				case should && as.Holder != (fabric.Holder{}) && as != route: // a speaker that announces holders
-					note(fabric.RepairAnnouncement, prefix.String()+": announced with what was said of its holder before")
-				}
-			}
-		}
-		if g.Live && !maps.Equal(st, g.NICs) {
-			note(fabric.RepairCarrier, "carrier changed")
-			if kind == fabric.RepairAnnouncement { // because of that
-				kind = fabric.RepairCarrier
-			}
-		}
-		if !g.Live {
-			st = nil // the guest may be live, with other states, when the repair comes
-		}
-		if why != "" {
-			pl.Repairs = append(pl.Repairs, Repair{vm, st, kind, why})
+		if r := is.compare(vm, guests[vm]); r.Why != "" {
+			pl.Repairs = append(pl.Repairs, r)
 		}
 	}
-	if !prune {
-		return pl
+	if prune {
+		pl.Ports, pl.Routes = unwanted(guests, ports, routes)
+	}
+	return pl
+}
+
+// actual is what there is, by the names of ports and by the prefixes of routes.
+type actual struct {
+	ports  map[string]fabric.PortState
+	routes map[netip.Prefix]fabric.Route
+}
+
+// compare says how a guest differs from what there is. Without a difference, the repair
+// has no reason.
+func (a actual) compare(vm string, g Guest) Repair {
+	r := Repair{VM: vm, NICs: NICStates{}}
+	if g.Retry {
+		r.note(fabric.RepairRetry, "an earlier attempt did not succeed")
+	}
+	for _, p := range g.Ports {
+		have, there := a.ports[p.Name]
+		r.notePort(p, have, there)
+		state := Settled
+		switch {
+		case !g.Live:
+		case there || p.NIC.Kind == fabric.Adopt:
+			state = g.nicState(p.NIC, have, there)
+		default:
+			state = g.NICs[p.Index] // the port may have been made after Actual listed the ports
+		}
+		if state != Settled {
+			r.NICs[p.Index] = state
+		}
+		for _, prefix := range p.NIC.Prefixes() {
+			as, is := a.routes[prefix]
+			r.noteRoute(g.Route(prefix, state), g.Live && state != Down && g.Hops.Of(prefix) == nil, as, is)
+		}
+	}
+	if g.Live && !maps.Equal(r.NICs, g.NICs) {
+		r.note(fabric.RepairCarrier, "carrier changed")
+		if r.Kind == fabric.RepairAnnouncement { // because of that
+			r.Kind = fabric.RepairCarrier
+		}
+	}
+	if !g.Live {
+		r.NICs = nil // the guest may be live, with other states, when the repair comes
+	}
+	return r
+}
+
+// note notes a difference, if it is the first.
+func (r *Repair) note(kind fabric.RepairKind, why string) {
+	if r.Why == "" {
+		r.Kind, r.Why = kind, why
+	}
+}
+
+// notePort notes how a port differs.
+func (r *Repair) notePort(p fabric.Port, have fabric.PortState, there bool) {
+	switch {
+	case !there && p.NIC.Kind == fabric.Adopt:
+		r.note(fabric.RepairPort, p.Name+": its owner has not made it yet") // or it exists, and has no mark of ours yet
+	case !there:
+		r.note(fabric.RepairPort, p.Name+": missing")
+	case len(have.Faults) > 0:
+		r.note(fabric.RepairSettings, p.Name+": "+strings.Join(have.Faults, ", "))
+	}
+}
+
+// noteRoute notes how an announcement differs. should says whether the route is to be
+// announced, is whether it is, and as how.
+func (r *Repair) noteRoute(route fabric.Route, should bool, as fabric.Route, is bool) {
+	switch {
+	case should != is:
+		r.note(fabric.RepairAnnouncement, route.Prefix.String()+map[bool]string{true: ": not announced", false: ": announced"}[should])
+	case should && as.Preference != route.Preference:
+		r.note(fabric.RepairAnnouncement, route.Prefix.String()+": announced as "+as.Preference.String()+", not as "+route.Preference.String())
+	case should && as.Holder != (fabric.Holder{}) && as != route: // a speaker that announces holders
+		r.note(fabric.RepairAnnouncement, route.Prefix.String()+": announced with what was said of its holder before")
+	}
+}
+
+// unwanted lists the ports and the routes that no guest has, nor one of which only the
+// ports are known.
+func unwanted(guests map[string]Guest, ports []fabric.PortState, routes []fabric.Route) (extra []fabric.PortState, announced []netip.Prefix) {
+	wantedPort, wantedRoute := map[string]bool{}, map[netip.Prefix]bool{}
+	want := func(name string, nic fabric.NIC) {
+		wantedPort[name] = true
+		for _, prefix := range nic.Prefixes() {
+			wantedRoute[prefix] = true
+		}
+	}
+	for _, g := range guests {
+		for _, p := range g.Ports {
+			want(p.Name, p.NIC)
+		}
 	}
 	for _, p := range ports {
 		if guests[p.VM].Unknown {
-			claimedPort[p.Name] = true
-			for _, prefix := range p.NIC.Prefixes() {
-				claimedRoute[prefix] = true
-			}
+			want(p.Name, p.NIC)
 		}
-		if !claimedPort[p.Name] {
-			pl.Ports = append(pl.Ports, p)
+		if !wantedPort[p.Name] {
+			extra = append(extra, p)
 		}
 	}
 	for _, r := range routes {
-		if !claimedRoute[r.Prefix] {
-			pl.Routes = append(pl.Routes, r.Prefix)
+		if !wantedRoute[r.Prefix] {
+			announced = append(announced, r.Prefix)
 		}
 	}
-	return pl
+	return extra, announced
 }
