@@ -39,7 +39,7 @@ const (
 // this one must not meet a diversion that an earlier move left.
 const (
 	ArrivingTable = 147   // routes to ports that are [Port.Incoming], for packets from the underlay
-	DivertedTable = 148   // routes to the nodes that guests went to, for all packets; see [Mover]
+	DivertedTable = 148   // routes to the nodes that guests went to, for all packets; see [Dataplane.Divert]
 	ArrivingRule  = 14700 // one rule for each link of the underlay
 	DivertedRule  = 14800
 	TrialTable    = 149 // routes for the packets of [Dataplane.CheckForwarding]

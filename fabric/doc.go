@@ -6,8 +6,8 @@
 // [Route]. The interfaces are the contracts between the agent of a node (package
 // [github.com/vmfabric/vmfabric/fabric/agent]) and its backends: [Dataplane]
 // (ports and host routes of the kernel), [Speaker] (BGP), [Store] (the wanted
-// state, over restarts) and [Source] (a hypervisor). [Mover] and [Nodes] serve
-// guests that move, [Registry] gives addresses from the pools. A [Resolver] and an
+// state, over restarts), [Source] (a hypervisor), [Nodes] (the agents of the other
+// nodes) and [Registry] (addresses from the pools). A [Resolver] and an
 // [Observer] are optional. Packages below this one implement the interfaces:
 // fabric/kernel; fabric/gobgp, fabric/bird and fabric/frr; fabric/disk and fabric/etcd;
 // fabric/libvirt and fabric/lxd; fabric/nodes.

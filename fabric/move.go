@@ -26,32 +26,7 @@ import (
 // the guest as Fresh until all of them have released it, so that no late
 // announcement of another node wins.
 
-// Mover is the part of a [Dataplane] that helps guests move without loss. If a
-// dataplane cannot do that, Record and Divert return an error that is
-// [errors.ErrUnsupported], Diverted lists nothing, and Heard reports nothing.
-type Mover interface {
-	// Record keeps the last frames that go into a port from now on, until record
-	// is false or the port is removed. For a port that does not exist it returns an
-	// error that is [os.ErrNotExist].
-	Record(ctx context.Context, port string, record bool) error
-	// Divert forwards the packets for the guest behind ports to another node instead
-	// of into the ports, which may be removed meanwhile. Then it sends the recorded
-	// frames there again, from just before the guest was last heard. If the other
-	// node has no address of a family, Divert returns an error for the prefixes of
-	// that family and still diverts the others. It is idempotent, and sends no
-	// recorded frame again twice.
-	Divert(ctx context.Context, ports []Port, to Node) (Diversion, error)
-	// Return ends the diversion of prefixes at once; absence is success.
-	Return(ctx context.Context, prefixes ...netip.Prefix) error
-	// Diverted lists the prefixes that this process, or an earlier one, diverts.
-	Diverted(ctx context.Context) ([]netip.Prefix, error)
-	// Heard sends the name of a [Port.Incoming] port, once, when the first frame
-	// comes from its guest: the guest runs here. It also sends the name of a port
-	// that stops being [PortState.Silent] because its guest was heard.
-	Heard() <-chan string
-}
-
-// Diversion is what [Mover.Divert] did.
+// Diversion is what [Dataplane.Divert] did.
 type Diversion struct {
 	At     time.Time // when packets began to go to the other node
 	Resent int       // recorded frames that were sent again

@@ -194,10 +194,10 @@ func (d *Dataplane) attend(p fabric.Port, index int32) {
 	d.conditions.set("hear "+p.Name, text)
 }
 
-// Heard implements [fabric.Mover].
+// Heard implements [fabric.Dataplane].
 func (d *Dataplane) Heard() <-chan string { return d.moves.heard }
 
-// Record implements [fabric.Mover].
+// Record implements [fabric.Dataplane].
 func (d *Dataplane) Record(_ context.Context, port string, record bool) error {
 	if !record {
 		d.moves.endRecording(port)

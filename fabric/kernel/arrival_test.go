@@ -18,7 +18,7 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
-func awaitHeard(t *testing.T, m fabric.Mover, want string) {
+func awaitHeard(t *testing.T, m fabric.Dataplane, want string) {
 	t.Helper()
 	select {
 	case name := <-m.Heard():

@@ -52,7 +52,7 @@ func (d *Dataplane) findDiversions(ctx context.Context) error {
 	return d.moves.rtnl.ensureRules(d.divertedRules())
 }
 
-// Divert implements [fabric.Mover]. The kernel looks up diversions in a table of
+// Divert implements [fabric.Dataplane]. The kernel looks up diversions in a table of
 // their own, before the main one; routing daemons do not see it. A diversion
 // disappears with the link to the other node.
 func (d *Dataplane) Divert(ctx context.Context, ports []fabric.Port, to fabric.Node) (fabric.Diversion, error) {
@@ -140,7 +140,7 @@ func diversionMessage(typ netlink.HeaderType, flags netlink.HeaderFlags, p netip
 	})
 }
 
-// Return implements [fabric.Mover].
+// Return implements [fabric.Dataplane].
 func (d *Dataplane) Return(_ context.Context, prefixes ...netip.Prefix) error {
 	failed := prefixErrors{verb: "end the diversion of"}
 	msgs := make([]netlink.Message, len(prefixes))
@@ -159,7 +159,7 @@ func (d *Dataplane) Return(_ context.Context, prefixes ...netip.Prefix) error {
 	return failed.err()
 }
 
-// Diverted implements [fabric.Mover].
+// Diverted implements [fabric.Dataplane].
 func (d *Dataplane) Diverted(context.Context) ([]netip.Prefix, error) {
 	prefixes := []netip.Prefix{}
 	for _, family := range d.host.families() {

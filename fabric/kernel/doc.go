@@ -8,7 +8,7 @@
 //
 // While a guest moves, its routes are in two tables of the fabric's own: one has
 // the routes to incoming ports, the other those to the node where the guest went
-// ([fabric.Mover]).
+// ([fabric.Dataplane.Divert]).
 //
 // Beside the dataplane, a [FIB] keeps the learned routes to the guests of other
 // nodes, and an [Announcer] announces by a routing daemon that reads the kernel.

@@ -49,7 +49,7 @@ func newMovingPorts() movingPorts {
 	}
 }
 
-// heardAtOnce is how many names of ports the channel of [fabric.Mover.Heard] holds.
+// heardAtOnce is how many names of ports the channel of [fabric.Dataplane.Heard] holds.
 // The listeners of other incoming ports wait until there is room.
 const heardAtOnce = 64
 

@@ -24,7 +24,7 @@ type Controls struct {
 	// Kinds are the kinds of port that the dataplane can make here; nil means all.
 	// Adopt needs Breaker.AddLink.
 	Kinds []fabric.Kind
-	Mover *Mover // nil: the suite leaves out the laws of fabric.Mover
+	Mover *Mover // nil: the suite leaves out the laws of guests that move
 	Guest *Guest // nil: the suite leaves out what guests are told
 	Breaker
 }

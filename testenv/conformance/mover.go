@@ -14,7 +14,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Mover has the controls for the laws of [fabric.Mover].
+// Mover has the controls for the laws of guests that move.
 type Mover struct {
 	Other fabric.Node                          // another node, a neighbour in both families
 	Hear  func(t *testing.T, port fabric.Port) // makes the guest of a port send a frame
@@ -35,10 +35,9 @@ var moverLaws = []law{
 	{"what is recorded is a port", moverRecords},
 }
 
-func mover(t *testing.T, d fabric.Dataplane, c Controls) fabric.Mover {
+func needMover(t *testing.T, c Controls) {
 	t.Helper()
 	need(t, c.Mover != nil, "Mover")
-	return d
 }
 
 func incoming(p fabric.Port) fabric.Port {
@@ -47,7 +46,7 @@ func incoming(p fabric.Port) fabric.Port {
 }
 
 func dataplaneIncoming(t *testing.T, d fabric.Dataplane, c Controls) {
-	mover(t, d, c)
+	needMover(t, c)
 	for name, receives := range map[string][]string{
 		"v4":     {"203.0.113.10"},
 		"v6":     {"2001:db8:100::10"},
@@ -76,7 +75,7 @@ func dataplaneIncoming(t *testing.T, d fabric.Dataplane, c Controls) {
 }
 
 func dataplaneIncomingRepair(t *testing.T, d fabric.Dataplane, c Controls) {
-	mover(t, d, c)
+	needMover(t, c)
 	need(t, c.Again != nil && c.DelRoute != nil, "Again, DelRoute")
 	p := incoming(port("web", 0, c.made(), "203.0.113.10", "2001:db8:100::10", "198.51.100.0/29", "2001:db8:200::/64"))
 	require.NoError(t, d.Put(t.Context(), p))
@@ -106,10 +105,10 @@ func dataplaneIncomingRepair(t *testing.T, d fabric.Dataplane, c Controls) {
 }
 
 func moverDiverts(t *testing.T, d fabric.Dataplane, c Controls) {
-	m := mover(t, d, c)
-	requireDiverted(t, m)
-	require.NoError(t, m.Return(t.Context()))
-	require.NoError(t, m.Return(t.Context(), netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("2001:db8:100::10/128")), "absence is success")
+	needMover(t, c)
+	requireDiverted(t, d)
+	require.NoError(t, d.Return(t.Context()))
+	require.NoError(t, d.Return(t.Context(), netip.MustParsePrefix("203.0.113.10/32"), netip.MustParsePrefix("2001:db8:100::10/128")), "absence is success")
 	a := port("web", 0, c.made(), "203.0.113.10", "2001:db8:100::10", "198.51.100.0/29", "2001:db8:200::/64")
 	b := port("web", 1, c.made(), "203.0.113.11", "2001:db8:100::11")
 	all := append(a.NIC.Prefixes(), b.NIC.Prefixes()...)
@@ -117,36 +116,36 @@ func moverDiverts(t *testing.T, d fabric.Dataplane, c Controls) {
 	require.NoError(t, d.Put(t.Context(), b))
 	for range 2 {
 		before := time.Now()
-		done, err := m.Divert(t.Context(), []fabric.Port{a, b}, c.Mover.Other)
+		done, err := d.Divert(t.Context(), []fabric.Port{a, b}, c.Mover.Other)
 		require.NoError(t, err)
 		assert.Zero(t, done.Resent, "nothing is recorded")
 		assert.False(t, done.At.Before(before) || done.Done.Before(done.At))
-		requireDiverted(t, m, all...)
+		requireDiverted(t, d, all...)
 		requirePorts(t, d, a, b)
 	}
-	require.NoError(t, m.Return(t.Context(), b.NIC.Prefixes()...))
-	requireDiverted(t, m, a.NIC.Prefixes()...)
-	_, err := m.Divert(t.Context(), []fabric.Port{b}, c.Mover.Other)
+	require.NoError(t, d.Return(t.Context(), b.NIC.Prefixes()...))
+	requireDiverted(t, d, a.NIC.Prefixes()...)
+	_, err := d.Divert(t.Context(), []fabric.Port{b}, c.Mover.Other)
 	require.NoError(t, err)
 	require.NoError(t, d.Remove(t.Context(), a.Name, b.Name))
-	requireDiverted(t, m, all...)
+	requireDiverted(t, d, all...)
 	if c.Again != nil {
-		m = mover(t, c.Again(t), c)
-		requireDiverted(t, m, all...)
+		d = c.Again(t)
+		requireDiverted(t, d, all...)
 	}
-	require.NoError(t, m.Return(t.Context(), all...))
-	requireDiverted(t, m)
+	require.NoError(t, d.Return(t.Context(), all...))
+	requireDiverted(t, d)
 }
 
-func requireDiverted(t *testing.T, m fabric.Mover, want ...netip.Prefix) {
+func requireDiverted(t *testing.T, d fabric.Dataplane, want ...netip.Prefix) {
 	t.Helper()
-	got, err := m.Diverted(t.Context())
+	got, err := d.Diverted(t.Context())
 	require.NoError(t, err)
 	require.ElementsMatch(t, want, got)
 }
 
 func moverFamilies(t *testing.T, d fabric.Dataplane, c Controls) {
-	m := mover(t, d, c)
+	needMover(t, c)
 	p := port("web", 0, c.made(), "203.0.113.10", "2001:db8:100::10", "198.51.100.0/29", "2001:db8:200::/64")
 	require.NoError(t, d.Put(t.Context(), p))
 	for _, v4 := range []bool{true, false} {
@@ -156,28 +155,28 @@ func moverFamilies(t *testing.T, d fabric.Dataplane, c Controls) {
 		} else {
 			other.Address = netip.Addr{}
 		}
-		_, err := m.Divert(t.Context(), []fabric.Port{p}, other)
+		_, err := d.Divert(t.Context(), []fabric.Port{p}, other)
 		require.Error(t, err)
 		assert.Contains(t, err.Error(), other.Name)
 		have := slices.DeleteFunc(p.NIC.Prefixes(), func(r netip.Prefix) bool { return r.Addr().Is4() != v4 })
-		requireDiverted(t, m, have...)
-		require.NoError(t, m.Return(t.Context(), have...))
+		requireDiverted(t, d, have...)
+		require.NoError(t, d.Return(t.Context(), have...))
 	}
 }
 
 func moverHears(t *testing.T, d fabric.Dataplane, c Controls) {
-	m := mover(t, d, c)
+	needMover(t, c)
 	need(t, c.Mover.Hear != nil, "Hear")
 	silent := func(why string) {
 		t.Helper()
-		nothingHeard(t, m, c, why)
+		nothingHeard(t, d, c, why)
 	}
 	heard := func(names ...string) {
 		t.Helper()
 		var got []string
 		for range names {
 			select {
-			case name := <-m.Heard():
+			case name := <-d.Heard():
 				got = append(got, name)
 			case <-time.After(patience):
 				require.FailNow(t, "nothing was heard")
@@ -213,17 +212,17 @@ func moverHears(t *testing.T, d fabric.Dataplane, c Controls) {
 	heard(a.Name)
 }
 
-func nothingHeard(t *testing.T, m fabric.Mover, c Controls, why string) {
+func nothingHeard(t *testing.T, d fabric.Dataplane, c Controls, why string) {
 	t.Helper()
 	select {
-	case name := <-m.Heard():
+	case name := <-d.Heard():
 		require.Fail(t, name+" was heard", why)
 	case <-time.After(cmp.Or(c.Mover.Quiet, 100*time.Millisecond)):
 	}
 }
 
 func moverListens(t *testing.T, d fabric.Dataplane, c Controls) {
-	m := mover(t, d, c)
+	needMover(t, c)
 	need(t, c.Mover.Say != nil && c.SetCarrier != nil && c.Again != nil, "Say, SetCarrier, Again")
 	look := func(d fabric.Dataplane) (silent, carrier bool) {
 		t.Helper()
@@ -253,7 +252,7 @@ func moverListens(t *testing.T, d fabric.Dataplane, c Controls) {
 		for _, other := range []string{"fe80::5054:ff:fe00:1", "169.254.7.7", "203.0.113.11", "2001:db8:100::11"} {
 			c.Mover.Say(t, p, netip.MustParseAddr(other))
 		}
-		nothingHeard(t, m, c, "the address is not the guest's")
+		nothingHeard(t, d, c, "the address is not the guest's")
 		require.NoError(t, d.Put(t.Context(), p))
 		silent, _ := look(d)
 		assert.True(t, silent, "none of its addresses was heard yet")
@@ -261,14 +260,14 @@ func moverListens(t *testing.T, d fabric.Dataplane, c Controls) {
 			c.Mover.Say(t, p, netip.MustParseAddr(from))
 		}
 		select {
-		case name := <-m.Heard():
+		case name := <-d.Heard():
 			require.Equal(t, p.Name, name)
 		case <-time.After(patience):
 			require.FailNow(t, from+" was not heard")
 		}
 		silent, _ = look(d)
 		assert.False(t, silent)
-		nothingHeard(t, m, c, "it was heard")
+		nothingHeard(t, d, c, "it was heard")
 		require.NoError(t, d.Put(t.Context(), p))
 		silent, _ = look(d)
 		assert.False(t, silent, "it was heard")
@@ -282,7 +281,7 @@ func moverListens(t *testing.T, d fabric.Dataplane, c Controls) {
 	})
 	signalled(t, d.Changed(), "it is not waited for any more")
 	c.Mover.Say(t, p, p.NIC.Addresses[0])
-	nothingHeard(t, m, c, "nobody waits for it any more")
+	nothingHeard(t, d, c, "nobody waits for it any more")
 
 	begins()
 	second := c.Again(t)
@@ -294,19 +293,19 @@ func moverListens(t *testing.T, d fabric.Dataplane, c Controls) {
 }
 
 func moverRecords(t *testing.T, d fabric.Dataplane, c Controls) {
-	m := mover(t, d, c)
+	needMover(t, c)
 	p := port("web", 0, c.made(), "203.0.113.10", "2001:db8:100::10")
-	require.ErrorIs(t, m.Record(t.Context(), p.Name, true), os.ErrNotExist)
-	require.NoError(t, m.Record(t.Context(), p.Name, false))
+	require.ErrorIs(t, d.Record(t.Context(), p.Name, true), os.ErrNotExist)
+	require.NoError(t, d.Record(t.Context(), p.Name, false))
 	require.NoError(t, d.Put(t.Context(), p))
 	for _, record := range []bool{true, true, false, false, true} {
-		require.NoError(t, m.Record(t.Context(), p.Name, record))
+		require.NoError(t, d.Record(t.Context(), p.Name, record))
 		requirePorts(t, d, p)
 	}
-	done, err := m.Divert(t.Context(), []fabric.Port{p}, c.Mover.Other)
+	done, err := d.Divert(t.Context(), []fabric.Port{p}, c.Mover.Other)
 	require.NoError(t, err)
 	assert.Zero(t, done.Resent, "nothing went into the port")
-	require.NoError(t, m.Return(t.Context(), p.NIC.Prefixes()...))
+	require.NoError(t, d.Return(t.Context(), p.NIC.Prefixes()...))
 	require.NoError(t, d.Remove(t.Context(), p.Name))
-	require.ErrorIs(t, m.Record(t.Context(), p.Name, true), os.ErrNotExist)
+	require.ErrorIs(t, d.Record(t.Context(), p.Name, true), os.ErrNotExist)
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-// Record implements [fabric.Mover]; the journal has "record web_net0" and
+// Record implements [fabric.Dataplane]; the journal has "record web_net0" and
 // "record web_net0 no more".
 func (d *Dataplane) Record(ctx context.Context, port string, record bool) error {
 	if err := d.before(ctx, "record "+port); err != nil {
@@ -53,7 +53,7 @@ func (d *Dataplane) Miss(port string, frames int) {
 	}
 }
 
-// Divert implements [fabric.Mover]; the journal has "divert 203.0.113.10/32 to
+// Divert implements [fabric.Dataplane]; the journal has "divert 203.0.113.10/32 to
 // node2" for each prefix that was not diverted to that node before.
 func (d *Dataplane) Divert(ctx context.Context, ports []fabric.Port, to fabric.Node) (fabric.Diversion, error) {
 	var errs []error
@@ -89,7 +89,7 @@ func (d *Dataplane) Divert(ctx context.Context, ports []fabric.Port, to fabric.N
 	return done, errors.Join(errs...)
 }
 
-// Return implements [fabric.Mover]; the journal has "return 203.0.113.10/32"
+// Return implements [fabric.Dataplane]; the journal has "return 203.0.113.10/32"
 // for each prefix that was diverted.
 func (d *Dataplane) Return(ctx context.Context, prefixes ...netip.Prefix) error {
 	var errs []error
@@ -108,7 +108,7 @@ func (d *Dataplane) Return(ctx context.Context, prefixes ...netip.Prefix) error 
 	return errors.Join(errs...)
 }
 
-// Diverted implements [fabric.Mover].
+// Diverted implements [fabric.Dataplane].
 func (d *Dataplane) Diverted(ctx context.Context) ([]netip.Prefix, error) {
 	if err := d.before(ctx, "list diversions"); err != nil {
 		return nil, err
@@ -126,7 +126,7 @@ func (d *Dataplane) DivertedTo(p netip.Prefix) (to fabric.Node, diverted bool) {
 	return to, diverted
 }
 
-// Heard implements [fabric.Mover].
+// Heard implements [fabric.Dataplane].
 func (d *Dataplane) Heard() <-chan string { return d.heard }
 
 // lookSilence handles a port's carrier: one that got it is silent until it is

@@ -20,8 +20,7 @@ import (
 )
 
 // deaf is a dataplane that does not notice the end of a guest's process, which
-// vmfabric's notices long before libvirt calls its hook. Nor is it a
-// [fabric.Mover].
+// vmfabric's notices long before libvirt calls its hook.
 type deaf struct{ fabric.Dataplane }
 
 func (d deaf) Actual(ctx context.Context) ([]fabric.PortState, error) {
