@@ -94,7 +94,7 @@ func (o Offer) Advertisement() []byte {
 	if err != nil {
 		return nil // never: all that an option could not have is left out before
 	}
-	return append(frame(o.Gateway.MAC, allNodesMAC, o.Gateway.IPv6, allNodes, protocolICMPv6, hopsOnLink, len(body)), body...)
+	return frame(o.Gateway.MAC, allNodesMAC, o.Gateway.IPv6, allNodes, protocolICMPv6, hopsOnLink, body)
 }
 
 // neighborOptions lists the options of an advertisement.

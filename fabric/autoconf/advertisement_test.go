@@ -19,8 +19,7 @@ func icmpRequest(src, dst netip.Addr, hops uint8, m ndp.Message) Request {
 	if err != nil {
 		panic(err)
 	}
-	b := frame(guestMAC, gatewayMAC, src, dst, protocolICMPv6, hops, len(body))
-	return Request{From: guestMAC, Packet: append(b, body...)[ethernetLen:]}
+	return Request{From: guestMAC, Packet: frame(guestMAC, gatewayMAC, src, dst, protocolICMPv6, hops, body)[ethernetLen:]}
 }
 
 // advertised gives the advertisement in a frame.

@@ -19,6 +19,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/packets"
 )
 
 var (
@@ -440,11 +441,8 @@ func FuzzSolicitation(f *testing.F) {
 		if len(message) < 4 || len(message) > maxPacket {
 			return
 		}
-		b := frame(guestMAC, gatewayMAC, linkLocal, allRouters, protocolICMPv6, 255, len(message))[ethernetLen:]
-		message[2], message[3] = 0, 0
-		sum := ^fold(add(pseudoHeader(linkLocal, allRouters, protocolICMPv6, len(message)), message))
-		message[2], message[3] = byte(sum>>8), byte(sum)
-		fuzzed(t, Request{From: guestMAC, Packet: append(b, message...)})
+		message = packets.Seal(linkLocal, allRouters, protocolICMPv6, 2, message)
+		fuzzed(t, Request{From: guestMAC, Packet: frame(guestMAC, gatewayMAC, linkLocal, allRouters, protocolICMPv6, 255, message)[ethernetLen:]})
 	})
 }
 

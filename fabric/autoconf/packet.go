@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/packets"
 )
 
 // maxPacket is the largest packet that is read, and sent: Ethernet's. It bounds the
@@ -69,7 +70,7 @@ func parse4(b []byte) (d datagram, ok bool) {
 	}
 	if fragment&0x2000 != 0 {
 		d.fault = "it is a fragment"
-	} else if fold(add(0, b[:header])) != 0xffff {
+	} else if packets.Sum(0, b[:header]) != 0xffff {
 		d.fault = "the checksum of its IP header is wrong"
 	}
 	return d.transport(b[header:total])
@@ -122,67 +123,18 @@ func (d datagram) intact(b []byte, checksum uint16) bool {
 	if checksum == 0 {
 		return d.src.Is4()
 	}
-	pseudo := pseudoHeader(d.src, d.dst, d.protocol, len(b))
-	return fold(add(pseudo, b)) == 0xffff || fold(pseudo) == checksum
+	pseudo := packets.PseudoHeader(d.src, d.dst, d.protocol, len(b))
+	return packets.Sum(pseudo, b) == 0xffff || packets.Sum(pseudo, nil) == checksum
 }
 
 // udpFrame gives a UDP datagram as an Ethernet frame.
 func udpFrame(from, to fabric.MAC, src, dst netip.AddrPort, payload []byte) []byte {
-	length := udpLen + len(payload)
-	b := frame(from, to, src.Addr(), dst.Addr(), protocolUDP, 64, length)
-	at := len(b)
-	b = binary.BigEndian.AppendUint16(b, src.Port())
-	b = binary.BigEndian.AppendUint16(b, dst.Port())
-	b = binary.BigEndian.AppendUint16(b, uint16(length))
-	b = append(b, 0, 0)
-	b = append(b, payload...)
-	sum := ^fold(add(pseudoHeader(src.Addr(), dst.Addr(), protocolUDP, length), b[at:]))
-	if sum == 0 {
-		sum = 0xffff // 0 says that there is none (RFC 768)
-	}
-	binary.BigEndian.PutUint16(b[at+6:], sum)
-	return b
+	return frame(from, to, src.Addr(), dst.Addr(), protocolUDP, 64, packets.UDP(src.Addr(), dst.Addr(), src.Port(), dst.Port(), payload))
 }
 
-// frame begins an Ethernet frame with an IP packet whose payload has length bytes.
-func frame(from, to fabric.MAC, src, dst netip.Addr, protocol, hops uint8, length int) []byte {
-	b := make([]byte, 0, ethernetLen+ipv6Len+length)
-	b = append(append(b, to[:]...), from[:]...)
-	if src.Is4() {
-		b = binary.BigEndian.AppendUint16(b, 0x0800)
-		b = append(b, 0x45, 0)
-		b = binary.BigEndian.AppendUint16(b, uint16(ipv4Len+length))
-		b = append(b, 0, 0, 0x40, 0) // DF: a datagram that is never in fragments needs no identification (RFC 6864)
-		b = append(b, hops, protocol, 0, 0)
-		b = append(append(b, src.AsSlice()...), dst.AsSlice()...)
-		binary.BigEndian.PutUint16(b[ethernetLen+10:], ^fold(add(0, b[ethernetLen:])))
-		return b
-	}
-	b = binary.BigEndian.AppendUint16(b, 0x86dd)
-	b = append(b, 0x60, 0, 0, 0)
-	b = binary.BigEndian.AppendUint16(b, uint16(length))
-	b = append(b, protocol, hops)
-	return append(append(b, src.AsSlice()...), dst.AsSlice()...)
-}
-
-// pseudoHeader sums the pseudo-header of UDP and of ICMPv6 (RFC 768; RFC 8200, 8.1).
-func pseudoHeader(src, dst netip.Addr, protocol uint8, length int) uint32 {
-	return add(add(uint32(protocol)+uint32(length), src.AsSlice()), dst.AsSlice())
-}
-
-// add adds the 16-bit words of b to an Internet checksum (RFC 1071).
-func add(sum uint32, b []byte) uint32 {
-	for ; len(b) > 1; b = b[2:] {
-		sum += uint32(binary.BigEndian.Uint16(b))
-	}
-	if len(b) == 1 {
-		sum += uint32(b[0]) << 8
-	}
-	return sum
-}
-
-// fold adds the carries of a checksum to it.
-func fold(sum uint32) uint16 {
-	sum = sum>>16 + sum&0xffff
-	return uint16(sum>>16 + sum)
+// frame gives an IP packet as an Ethernet frame. A packet that is never in fragments needs
+// no identification (RFC 6864).
+func frame(from, to fabric.MAC, src, dst netip.Addr, protocol, hops uint8, payload []byte) []byte {
+	p := packets.IP{Source: src, Destination: dst, Protocol: protocol, Hops: hops, Payload: payload, Fragment: packets.DontFragment}
+	return packets.Ethernet(to, from, packets.EtherType(src), p.Bytes())
 }

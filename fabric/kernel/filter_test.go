@@ -21,6 +21,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"github.com/vmfabric/vmfabric/internal/packets"
 	"github.com/vmfabric/vmfabric/internal/probe"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
@@ -262,61 +263,25 @@ func ipFrame(from fabric.MAC, src, dst netip.Addr, proto, ttl byte, payload []by
 }
 
 func ipBroadcast(from fabric.MAC, src, dst netip.Addr, proto, ttl byte, payload []byte) []byte {
-	if src.Is4() {
-		head := []byte{0x45, 0, 0, 0, 0, 0, 0, 0, ttl, proto, 0, 0}
-		binary.BigEndian.PutUint16(head[2:], uint16(20+len(payload)))
-		head = slices.Concat(head, src.AsSlice(), dst.AsSlice())
-		binary.BigEndian.PutUint16(head[10:], ^checksum(0, head))
-		return ethernet(from, unix.ETH_P_IP, head, payload)
-	}
-	head := []byte{0x60, 0, 0, 0, 0, 0, proto, ttl}
-	binary.BigEndian.PutUint16(head[4:], uint16(len(payload)))
-	return ethernet(from, unix.ETH_P_IPV6, head, src.AsSlice(), dst.AsSlice(), payload)
-}
-
-func checksum(sum uint32, b []byte) uint16 {
-	for i := 0; i < len(b); i += 2 {
-		if i+1 < len(b) {
-			sum += uint32(b[i])<<8 | uint32(b[i+1])
-		} else {
-			sum += uint32(b[i]) << 8
-		}
-	}
-	for sum > 0xffff {
-		sum = sum&0xffff + sum>>16
-	}
-	return uint16(sum)
-}
-
-// sealed puts the checksum of a payload at an offset of it.
-func sealed(src, dst netip.Addr, proto byte, at int, payload []byte) []byte {
-	var pseudo uint32
-	if proto != unix.IPPROTO_ICMP {
-		pseudo = uint32(checksum(0, slices.Concat(src.AsSlice(), dst.AsSlice(), []byte{0, proto, byte(len(payload) >> 8), byte(len(payload))})))
-	}
-	binary.BigEndian.PutUint16(payload[at:], 0)
-	sum := ^checksum(pseudo, payload)
-	binary.BigEndian.PutUint16(payload[at:], sum)
-	return payload
+	p := packets.IP{Source: src, Destination: dst, Protocol: proto, Hops: ttl, Payload: payload}
+	return ethernet(from, packets.EtherType(src), p.Bytes())
 }
 
 func udpFrame(from fabric.MAC, src, dst netip.Addr, number uint16, text string) []byte {
-	b := []byte{0x30, 0x39, byte(number >> 8), byte(number), 0, byte(8 + len(text)), 0, 0}
-	return ipFrame(from, src, dst, unix.IPPROTO_UDP, 64, sealed(src, dst, unix.IPPROTO_UDP, 6, append(b, text...)))
+	return ipFrame(from, src, dst, unix.IPPROTO_UDP, 64, packets.UDP(src, dst, 12345, number, []byte(text)))
 }
 
 // solicit is a neighbor solicitation for the gateway, with the sender's MAC.
 func solicit(mac fabric.MAC, src netip.Addr) []byte {
 	group := netip.MustParseAddr("ff02::1:ff00:1")
 	body := slices.Concat([]byte{135, 0, 0, 0, 0, 0, 0, 0}, gateway.IPv6.AsSlice(), []byte{1, 1}, mac[:])
-	f := ipFrame(mac, src, group, unix.IPPROTO_ICMPV6, 255, sealed(src, group, unix.IPPROTO_ICMPV6, 2, body))
+	f := ipFrame(mac, src, group, unix.IPPROTO_ICMPV6, 255, packets.Seal(src, group, unix.IPPROTO_ICMPV6, 2, body))
 	copy(f, []byte{0x33, 0x33, 0xff, 0, 0, 1})
 	return f
 }
 
 func echo(mac fabric.MAC, src, dst netip.Addr) []byte {
-	body := []byte{128, 0, 0, 0, 0, 1, 0, 1}
-	return ipFrame(mac, src, dst, unix.IPPROTO_ICMPV6, 64, sealed(src, dst, unix.IPPROTO_ICMPV6, 2, body))
+	return ipFrame(mac, src, dst, unix.IPPROTO_ICMPV6, 64, packets.Echo(src, dst, 1, 1, nil))
 }
 
 // TestLoopback: no packet from a port gets to the loopback addresses, whatever
@@ -398,7 +363,7 @@ func TestNeighbourFlood(t *testing.T) {
 			to := in6("fd00:10:10::")
 			f := echo(guestMAC, guestAddr[false], to)
 			f[14+40] = 129
-			sealed(guestAddr[false], to, unix.IPPROTO_ICMPV6, 2, f[14+40:])
+			packets.Seal(guestAddr[false], to, unix.IPPROTO_ICMPV6, 2, f[14+40:])
 			return f
 		}},
 		{"ARP", func() []byte {
@@ -447,10 +412,10 @@ func TestPathMTU(t *testing.T) {
 			quoted := ipFrame(guestMAC, nodeAddr[v4], to, unix.IPPROTO_UDP, 64, append([]byte{byte(number >> 8), byte(number), 0x0f, 0xa0, 0, 8, 0, 0}, make([]byte, 1300)...))[14:]
 			if v4 {
 				body := append([]byte{3, 4, 0, 0, 0, 0, 1300 >> 8, 1300 & 0xff}, quoted[:28]...)
-				return ipFrame(guestMAC, guestAddr[v4], nodeAddr[v4], unix.IPPROTO_ICMP, 64, sealed(guestAddr[v4], nodeAddr[v4], unix.IPPROTO_ICMP, 2, body))
+				return ipFrame(guestMAC, guestAddr[v4], nodeAddr[v4], unix.IPPROTO_ICMP, 64, packets.Seal(guestAddr[v4], nodeAddr[v4], unix.IPPROTO_ICMP, 2, body))
 			}
 			body := append([]byte{2, 0, 0, 0, 0, 0, 1300 >> 8, 1300 & 0xff}, quoted[:48]...)
-			return ipFrame(guestMAC, guestAddr[v4], nodeAddr[v4], unix.IPPROTO_ICMPV6, 64, sealed(guestAddr[v4], nodeAddr[v4], unix.IPPROTO_ICMPV6, 2, body))
+			return ipFrame(guestMAC, guestAddr[v4], nodeAddr[v4], unix.IPPROTO_ICMPV6, 64, packets.Seal(guestAddr[v4], nodeAddr[v4], unix.IPPROTO_ICMPV6, 2, body))
 		}
 		believed := func(to netip.Addr) bool {
 			out, err := execIP("route", "get", to.String())

@@ -18,6 +18,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"github.com/vmfabric/vmfabric/internal/packets"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -111,7 +112,7 @@ func (s sample) frame(number uint32, to fabric.MAC) []byte {
 		head := f[14:34]
 		head[7] = 32
 		head[10], head[11] = 0, 0
-		binary.BigEndian.PutUint16(head[10:], ^checksum(0, head))
+		binary.BigEndian.PutUint16(head[10:], ^packets.Sum(0, head))
 	}
 	copy(f, to[:])
 	return f

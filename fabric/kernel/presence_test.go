@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"slices"
 	"testing"
 	"time"
 
@@ -13,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/packets"
 )
 
 // ethernet is a frame of a guest's.
 func ethernet(from fabric.MAC, typ uint16, body ...[]byte) []byte {
-	f := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, from[:]...)
-	return append(append(f, byte(typ>>8), byte(typ)), slices.Concat(body...)...)
+	return packets.Ethernet(fabric.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, from, typ, body...)
 }
 
 // packetFrom is a packet to nobody, from an address.

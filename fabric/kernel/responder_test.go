@@ -21,6 +21,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/nflog"
+	"github.com/vmfabric/vmfabric/internal/packets"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -34,9 +35,9 @@ func dhcp4(t testing.TB, mac fabric.MAC, src, dst netip.Addr, more ...dhcpv4.Mod
 	b := m.ToBytes()
 	b = append([]byte{0, 68, 0, 67, byte((8 + len(b)) >> 8), byte(8 + len(b)), 0, 0}, b...)
 	if dst == broadcast {
-		return ipBroadcast(mac, src, dst, unix.IPPROTO_UDP, 64, sealed(src, dst, unix.IPPROTO_UDP, 6, b))
+		return ipBroadcast(mac, src, dst, unix.IPPROTO_UDP, 64, packets.Seal(src, dst, unix.IPPROTO_UDP, 6, b))
 	}
-	return ipFrame(mac, src, dst, unix.IPPROTO_UDP, 64, sealed(src, dst, unix.IPPROTO_UDP, 6, b))
+	return ipFrame(mac, src, dst, unix.IPPROTO_UDP, 64, packets.Seal(src, dst, unix.IPPROTO_UDP, 6, b))
 }
 
 func discovery(t testing.TB, mac fabric.MAC) []byte {
@@ -339,7 +340,7 @@ func solicit6(t testing.TB, mac fabric.MAC) []byte {
 	require.NoError(t, err)
 	b := m.ToBytes()
 	b = append([]byte{2, 34, 2, 35, byte((8 + len(b)) >> 8), byte(8 + len(b)), 0, 0}, b...)
-	f := ipFrame(mac, from, to, unix.IPPROTO_UDP, 1, sealed(from, to, unix.IPPROTO_UDP, 6, b))
+	f := ipFrame(mac, from, to, unix.IPPROTO_UDP, 1, packets.Seal(from, to, unix.IPPROTO_UDP, 6, b))
 	copy(f, []byte{0x33, 0x33, 0, 1, 0, 2})
 	return f
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/capture"
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 	"github.com/vmfabric/vmfabric/internal/backoff"
+	"github.com/vmfabric/vmfabric/internal/packets"
 )
 
 // A trial sends packets of its own through the node's forwarding path, between a
@@ -393,7 +394,7 @@ func (t *trial) send(ctx context.Context, c course, w way, wait time.Duration) (
 	if w.inbound {
 		into, mac, from, to = t.port, t.peer.mac, c.sender, c.guest
 	}
-	frame := slices.Concat(mac[:], into.mac[:], binary.BigEndian.AppendUint16(nil, protocolOf(c.family)), packet(w.proto, from, to, c.port()))
+	frame := packets.Ethernet(mac, into.mac, protocolOf(c.family), trialPacket(w.proto, from, to, c.port()))
 	addr := &unix.SockaddrLinklayer{Protocol: capture.NetworkUint16(protocolOf(c.family)), Ifindex: int(into.index), Halen: 6}
 	copy(addr.Addr[:], mac[:])
 	if err := drain(t.trace); err != nil {
@@ -412,32 +413,12 @@ func protocolOf(family uint8) uint16 {
 	return unix.ETH_P_IPV6
 }
 
-// packet makes a TCP SYN (RFC 9293) or a UDP datagram that dies at the next router.
-func packet(proto uint8, from, to netip.Addr, port uint16) []byte {
-	const hops = 2
-	ports := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, trialFrom), port)
-	body, at := slices.Concat(ports, []byte{0, 0, 0, 1, 0, 0, 0, 0, 5 << 4, 2, 0xff, 0xff, 0, 0, 0, 0}), 16
+// trialPacket is a TCP SYN or a UDP datagram that dies at the next router.
+func trialPacket(proto uint8, from, to netip.Addr, port uint16) []byte {
+	const hops, id = 2, 147
+	body := packets.TCP(from, to, trialFrom, port, packets.SYN, nil)
 	if proto == unix.IPPROTO_UDP {
-		body, at = slices.Concat(ports, []byte{0, 16, 0, 0}, []byte("vmfabric")), 6
+		body = packets.UDP(from, to, trialFrom, port, []byte("vmfabric"))
 	}
-	sum := checksum(slices.Concat(from.AsSlice(), to.AsSlice(), []byte{0, proto, 0, byte(len(body))}, body))
-	binary.BigEndian.PutUint16(body[at:], sum)
-	if from.Is6() {
-		return slices.Concat([]byte{0x60, 0, 0, 0, 0, byte(len(body)), proto, hops}, from.AsSlice(), to.AsSlice(), body)
-	}
-	head := slices.Concat([]byte{0x45, 0, 0, byte(20 + len(body)), 0, 147, 0x40, 0, hops, proto, 0, 0}, from.AsSlice(), to.AsSlice())
-	binary.BigEndian.PutUint16(head[10:], checksum(head))
-	return append(head, body...)
-}
-
-// checksum returns the checksum of RFC 1071 of an even number of bytes.
-func checksum(b []byte) uint16 {
-	var sum uint32
-	for i := 0; i+1 < len(b); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
-	}
-	for sum > 0xffff {
-		sum = sum&0xffff + sum>>16
-	}
-	return ^uint16(sum)
+	return packets.IP{Source: from, Destination: to, Protocol: proto, Hops: hops, Payload: body, Fragment: packets.DontFragment, ID: id}.Bytes()
 }

@@ -13,10 +13,9 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/net/icmp"
-	"golang.org/x/net/ipv4"
-	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/internal/packets"
 )
 
 // errTooLarge says that a machine answers small packets, and no large ones.
@@ -39,11 +38,9 @@ func each(n int, f func(int)) {
 // none: many do not.
 func pathTakes(ctx context.Context, from, to netip.Addr, size int) error {
 	network, header := "ip4:icmp", 20
-	var request, reply icmp.Type = ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply
 	level, option := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER
 	if to.Is6() {
 		network, header = "ip6:ipv6-icmp", 40
-		request, reply = ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply
 		level, option = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER
 	}
 	whole := func(_, _ string, c syscall.RawConn) error { // fragment nothing, whatever the kernel has learned of the path
@@ -58,18 +55,13 @@ func pathTakes(ctx context.Context, from, to netip.Addr, size int) error {
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	id := rand.IntN(1 << 16)
+	id := uint16(rand.IntN(1 << 16))
 	const small, large = 0, 1
 	for range 2 {
 		for kind, bytes := range []int{small: 64, large: size} {
 			body := make([]byte, bytes-header-8)
-			binary.BigEndian.PutUint16(body, uint16(id))
-			m := icmp.Message{Type: request, Body: &icmp.Echo{ID: id, Seq: kind, Data: body}}
-			b, err := m.Marshal(nil)
-			if err != nil {
-				return err
-			}
-			if _, err := conn.WriteTo(b, &net.IPAddr{IP: to.AsSlice()}); err != nil {
+			binary.BigEndian.PutUint16(body, id)
+			if _, err := conn.WriteTo(packets.Echo(to, to, id, uint16(kind), body), &net.IPAddr{IP: to.AsSlice()}); err != nil {
 				return fmt.Errorf("send: %w", errors.Unwrap(err))
 			}
 		}
@@ -83,12 +75,9 @@ func pathTakes(ctx context.Context, from, to netip.Addr, size int) error {
 		if err != nil {
 			break // the time is over
 		}
-		m, err := icmp.ParseMessage(request.Protocol(), buf[:n])
-		if err != nil || m.Type != reply || source.String() != to.String() {
-			continue
-		}
-		if echo, ok := m.Body.(*icmp.Echo); ok && echo.ID == id && echo.Seq <= large {
-			answered[echo.Seq] = true
+		of, kind, reply := packets.IsReply(to.Is6(), buf[:n])
+		if reply && of == id && kind <= large && source.String() == to.String() {
+			answered[kind] = true
 		}
 	}
 	if ctx.Err() == nil && answered[small] && !answered[large] {

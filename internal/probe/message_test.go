@@ -15,9 +15,8 @@ func TestRequest(t *testing.T) {
 	t.Parallel()
 	for _, to := range []string{"203.0.113.10", "2001:db8:100::10"} {
 		a := netip.MustParseAddr(to)
-		m := newRequest(a, 0xbeef)
 		for _, seq := range []int{0, 1, 70_000} {
-			m.number(seq)
+			m := newRequest(a, 0xbeef, seq)
 			proto := 1
 			if a.Is6() {
 				proto = 58
@@ -27,11 +26,11 @@ func TestRequest(t *testing.T) {
 			echo := got.Body.(*icmp.Echo)
 			assert.Equal(t, 0xbeef, echo.ID)
 			assert.Equal(t, seq&0xffff, echo.Seq)
-			again := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: echo}
+			again, pseudo := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: echo}, []byte(nil)
 			if a.Is6() {
-				again.Type = ipv6.ICMPTypeEchoRequest
+				again.Type, pseudo = ipv6.ICMPTypeEchoRequest, icmp.IPv6PseudoHeader(a.AsSlice(), a.AsSlice())
 			}
-			b, err := again.Marshal(nil)
+			b, err := again.Marshal(pseudo)
 			assert.NoError(t, err)
 			assert.Equal(t, b, m.body)
 		}
@@ -42,8 +41,7 @@ func FuzzMessage(f *testing.F) {
 	header4 := append([]byte{0x45}, make([]byte, 19)...)
 	for _, to := range []string{"203.0.113.10", "2001:db8:100::10"} {
 		a := netip.MustParseAddr(to)
-		m := newRequest(a, 7)
-		m.number(3)
+		m := newRequest(a, 7, 3)
 		whole, quoted := m.body, append(make([]byte, 40), m.body...)
 		refusal := append([]byte{unreachable6}, make([]byte, 7)...)
 		if a.Is4() {
@@ -59,7 +57,6 @@ func FuzzMessage(f *testing.F) {
 		if !ok {
 			return
 		}
-		m.id()
 		m.data()
 		if m.isRefusal() && len(m.data()) < 28 {
 			assert.Zero(t, m.about())

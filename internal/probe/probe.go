@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/vmfabric/vmfabric/internal/packets"
 )
 
 // Config has the target of a probe, and its rate.
@@ -119,7 +121,6 @@ func (p *Prober) send() {
 	defer close(p.sent)
 	c := newClock()
 	defer c.close()
-	m := newRequest(p.cfg.To, p.id)
 	began, last := time.Now(), time.Time{}
 	for seq := 0; p.cfg.Count == 0 || seq < p.cfg.Count; seq++ {
 		due := began.Add(time.Duration(seq) * p.cfg.Interval)
@@ -130,7 +131,7 @@ func (p *Prober) send() {
 		if !c.sleep(at, p.stop) {
 			return
 		}
-		m.number(seq)
+		m := newRequest(p.cfg.To, p.id, seq)
 		now := time.Now()
 		last = now
 		p.ledger.request(now, now.Sub(due))
@@ -153,8 +154,8 @@ func (p *Prober) receive() {
 // note handles an ICMP message that the host received. The message may be for
 // another program.
 func (p *Prober) note(m message, at time.Time) {
-	switch {
-	case m.isReply() && m.id() == p.id && len(m.data()) == payload:
+	switch id, _, reply := packets.IsReply(m.six, m.body); {
+	case reply && id == p.id && len(m.data()) == payload:
 		p.ledger.answer(binary.BigEndian.Uint64(m.data()), at)
 	case m.isRefusal() && m.about() == p.id:
 		p.ledger.refusal()

@@ -12,8 +12,10 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/insomniacslk/dhcp/iana"
 	"github.com/mdlayher/ndp"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/packets"
 )
 
 // Kind is a kind of request.
@@ -63,7 +65,7 @@ func (g Guest) Frame(k Kind, number uint32) []byte {
 		if err != nil {
 			panic(err) // it has no options
 		}
-		return g.packet(g.linkLocal(), allRouters, 58, 255, b)
+		return g.packet(g.linkLocal(), allRouters, unix.IPPROTO_ICMPV6, 255, b)
 	case Solicit, Renew6, Rebind6:
 		return g.datagram(netip.AddrPortFrom(g.linkLocal(), client6), netip.AddrPortFrom(servers6, server6), g.message6(k, number))
 	default:
@@ -156,17 +158,9 @@ func AnswerTo(frame []byte) (protocol string, number uint32) {
 	return "", 0
 }
 
-// datagram is a UDP datagram in a frame. Over IPv4 it has no checksum.
+// datagram is a UDP datagram in a frame.
 func (g Guest) datagram(from, to netip.AddrPort, payload []byte) []byte {
-	b := binary.BigEndian.AppendUint16(nil, from.Port())
-	b = binary.BigEndian.AppendUint16(b, to.Port())
-	b = binary.BigEndian.AppendUint16(b, uint16(8+len(payload)))
-	b = append(append(b, 0, 0), payload...)
-	if from.Addr().Is6() {
-		head := slices.Concat(from.Addr().AsSlice(), to.Addr().AsSlice(), []byte{0, 17, byte(len(b) >> 8), byte(len(b))})
-		binary.BigEndian.PutUint16(b[6:], ^sum(head, b))
-	}
-	return g.packet(from.Addr(), to.Addr(), 17, 64, b)
+	return g.packet(from.Addr(), to.Addr(), unix.IPPROTO_UDP, 64, packets.UDP(from.Addr(), to.Addr(), from.Port(), to.Port(), payload))
 }
 
 // packet is an IP packet in a frame to the address's group, or to the gateway.
@@ -178,24 +172,6 @@ func (g Guest) packet(from, to netip.Addr, protocol, hops byte, payload []byte) 
 	case to.IsMulticast():
 		link = fabric.MAC{0x33, 0x33, a[12], a[13], a[14], a[15]}
 	}
-	head, kind := []byte{0x60, 0, 0, 0, byte(len(payload) >> 8), byte(len(payload)), protocol, hops}, []byte{0x86, 0xdd}
-	if from.Is4() {
-		total := 20 + len(payload)
-		head, kind = []byte{0x45, 0, byte(total >> 8), byte(total), 0, 0, 0, 0, hops, protocol, 0, 0}, []byte{0x08, 0x00}
-	}
-	head = slices.Concat(head, from.AsSlice(), to.AsSlice())
-	if from.Is4() {
-		binary.BigEndian.PutUint16(head[10:], ^sum(head))
-	}
-	return slices.Concat(link[:], g.MAC[:], kind, head, payload)
-}
-
-// sum is the Internet checksum of parts (RFC 1071), before its complement.
-func sum(parts ...[]byte) uint16 {
-	var s uint32
-	for i, b := range slices.Concat(parts...) { // all parts but the last are of even length
-		s += uint32(b) << (8 * (1 - i%2))
-	}
-	s = s>>16 + s&0xffff
-	return uint16(s>>16 + s)
+	p := packets.IP{Source: from, Destination: to, Protocol: protocol, Hops: hops, Payload: payload}
+	return packets.Ethernet(link, g.MAC, packets.EtherType(from), p.Bytes())
 }

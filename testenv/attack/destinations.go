@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/packets"
 	"github.com/vmfabric/vmfabric/internal/requests"
 )
 
@@ -24,7 +25,7 @@ func aims(to ...Pair) func(*Volley) {
 // answersNeighbor is a segment of a connection that a machine of the underlay has with
 // the guest: that one has just spoken to the guest.
 func answersNeighbor(v *Volley) {
-	v.ip(v.segment(v.self(), v.Neighbor.Of(v.Family), 4001, ack))
+	v.ip(v.segment(v.self(), v.Neighbor.Of(v.Family), 4001, packets.ACK))
 }
 
 // destinations are what a guest does not reach from its own address.
@@ -34,16 +35,16 @@ var destinations = []Kind{
 		Hostile: func(v *Volley) {
 			for _, to := range []Pair{v.Core, v.Reflector, v.Neighbor} {
 				for _, port := range []uint16{22, 179, 2379, fabric.DefaultAgentPort} {
-					v.ip(v.segment(v.self(), to.Of(v.Family), port, syn))
+					v.ip(v.segment(v.self(), to.Of(v.Family), port, packets.SYN))
 				}
 			}
 		},
-		Honest: func(v *Volley) { v.ip(v.segment(v.self(), v.client(), 179, syn)) }, At: Underlay,
+		Honest: func(v *Volley) { v.ip(v.segment(v.self(), v.client(), 179, packets.SYN)) }, At: Underlay,
 	},
 	{
 		Name: "the underlay: segments of no connection", Never: Underlay,
 		Hostile: func(v *Volley) {
-			for _, flags := range []byte{ack, rst, syn | ack, fin, 0} {
+			for _, flags := range []byte{packets.ACK, packets.RST, packets.SYN | packets.ACK, packets.FIN, 0} {
 				v.ip(v.segment(v.self(), v.Core.Of(v.Family), 179, flags))
 				v.ip(v.segment(v.self(), v.Reflector.Of(v.Family), 179, flags))
 			}
@@ -53,10 +54,10 @@ var destinations = []Kind{
 	{
 		Name: "the underlay: a connection back to a machine that spoke to the guest", Never: Underlay,
 		Hostile: func(v *Volley) {
-			v.ip(v.segment(v.self(), v.Neighbor.Of(v.Family), 22, syn))
-			v.ip(v.segment(v.self(), v.Neighbor.Of(v.Family), 4001, syn))
-			v.ip(v.segment(v.self(), v.Neighbor.Of(v.Family), fabric.DefaultAgentPort, ack))
-			v.ip(v.segment(v.self(), v.Neighbor.Of(v.Family), fabric.DefaultAgentPort, rst))
+			v.ip(v.segment(v.self(), v.Neighbor.Of(v.Family), 22, packets.SYN))
+			v.ip(v.segment(v.self(), v.Neighbor.Of(v.Family), 4001, packets.SYN))
+			v.ip(v.segment(v.self(), v.Neighbor.Of(v.Family), fabric.DefaultAgentPort, packets.ACK))
+			v.ip(v.segment(v.self(), v.Neighbor.Of(v.Family), fabric.DefaultAgentPort, packets.RST))
 		},
 		Honest: answersNeighbor, At: Underlay,
 	},
@@ -109,7 +110,7 @@ var destinations = []Kind{
 		Name: "the underlay: hop limit 255, as if of its own link", Never: Underlay,
 		Hostile: func(v *Volley) {
 			for _, to := range []Pair{v.Neighbor, v.Core} {
-				p := v.segment(v.self(), to.Of(v.Family), fabric.DefaultAgentPort, syn)
+				p := v.segment(v.self(), to.Of(v.Family), fabric.DefaultAgentPort, packets.SYN)
 				p.hops = 255
 				v.ip(p)
 			}
@@ -140,7 +141,7 @@ var destinations = []Kind{
 	{ // the core gateway has sent one about the control of the kind before
 		Name: "the underlay: a machine that has sent the guest an ICMP error", Never: Underlay,
 		Hostile: func(v *Volley) {
-			v.ip(v.segment(v.self(), v.Core.Of(v.Family), 179, ack))
+			v.ip(v.segment(v.self(), v.Core.Of(v.Family), 179, packets.ACK))
 			v.ip(v.piece(v.self(), v.Core.Of(v.Family), 8, false))
 		},
 		Honest: answersNeighbor, At: Underlay,
@@ -150,7 +151,7 @@ var destinations = []Kind{
 		Hostile: func(v *Volley) {
 			for _, to := range []netip.Addr{v.gateway(), v.Node.Of(v.Family)} {
 				for _, port := range []uint16{22, 53, 80, 111, 179, 2379, 5900, 8443, fabric.DefaultAgentPort, 16509} {
-					v.ip(v.segment(v.self(), to, port, syn))
+					v.ip(v.segment(v.self(), to, port, packets.SYN))
 				}
 			}
 		},
@@ -159,11 +160,11 @@ var destinations = []Kind{
 	{
 		Name: "the node: any segment to the agents' port", Never: NodeItself,
 		Hostile: func(v *Volley) {
-			for _, flags := range []byte{ack, rst, syn | ack, fin | ack, 0} {
+			for _, flags := range []byte{packets.ACK, packets.RST, packets.SYN | packets.ACK, packets.FIN | packets.ACK, 0} {
 				v.ip(v.segment(v.self(), v.Node.Of(v.Family), fabric.DefaultAgentPort, flags))
 			}
 		},
-		Honest: func(v *Volley) { v.ip(v.segment(v.self(), v.Node.Of(v.Family), 4001, ack)) }, At: NodeItself,
+		Honest: func(v *Volley) { v.ip(v.segment(v.self(), v.Node.Of(v.Family), 4001, packets.ACK)) }, At: NodeItself,
 	},
 	{
 		Name: "the node: datagrams to its services", Never: NodeItself,
@@ -181,7 +182,7 @@ var destinations = []Kind{
 		Hostile: func(v *Volley) {
 			for _, from := range []uint16{53, 123, 547} {
 				src, dst := v.self(), v.Node.Of(v.Family)
-				v.ip(packet{src: src, dst: dst, protocol: unix.IPPROTO_UDP, payload: udp(src, dst, from, 40000, v.Token())})
+				v.ip(packet{src: src, dst: dst, protocol: unix.IPPROTO_UDP, payload: packets.UDP(src, dst, from, 40000, v.Token())})
 			}
 		},
 		Honest: toGateway, At: NodeItself,
@@ -190,7 +191,7 @@ var destinations = []Kind{
 		Name: "loopback", Never: Everywhere, Alone: []Family{IPv6},
 		Hostile: func(v *Volley) {
 			aims(pair("127.0.0.1", "::1"))(v)
-			v.ip(v.segment(v.self(), pair("127.0.0.53", "::1").Of(v.Family), 179, syn))
+			v.ip(v.segment(v.self(), pair("127.0.0.53", "::1").Of(v.Family), 179, packets.SYN))
 		},
 	},
 	{Name: "the unspecified address", Hostile: aims(Pair{netip.IPv4Unspecified(), netip.IPv6Unspecified()}), Never: Everywhere, Alone: []Family{IPv4}},
@@ -216,7 +217,7 @@ var destinations = []Kind{
 		Name: "metadata of another cloud", Never: Everywhere, Alone: []Family{IPv6},
 		Hostile: func(v *Volley) {
 			to := Pair{fabric.Metadata4, fabric.Metadata6}.Of(v.Family)
-			v.ip(v.segment(v.self(), to, 80, syn))
+			v.ip(v.segment(v.self(), to, 80, packets.SYN))
 			v.ip(v.datagram(v.self(), to))
 			v.ip(v.ping(v.self(), to))
 		},
@@ -227,7 +228,7 @@ var destinations = []Kind{
 			to := Pair{addr("169.254.7.7"), requests.LinkLocal(v.Other.MAC)}.Of(v.Family)
 			v.ip(v.datagram(v.self(), to))
 			v.ip(v.ping(v.self(), to))
-			v.ip(v.segment(v.self(), to, 22, syn))
+			v.ip(v.segment(v.self(), to, 22, packets.SYN))
 		},
 	},
 	{

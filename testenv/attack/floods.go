@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/packets"
 	"github.com/vmfabric/vmfabric/internal/requests"
 )
 
@@ -55,11 +56,11 @@ func port(n uint32) uint16 { return uint16(1024 + n%60000) }
 
 // plain is a datagram of sixteen bytes.
 func plain(src, dst netip.Addr, from, to uint16) packet {
-	return packet{src: src, dst: dst, protocol: unix.IPPROTO_UDP, payload: udp(src, dst, from, to, make([]byte, 16))}
+	return packet{src: src, dst: dst, protocol: unix.IPPROTO_UDP, payload: packets.UDP(src, dst, from, to, make([]byte, 16))}
 }
 
 func connection(src, dst netip.Addr, from, to uint16) packet {
-	return packet{src: src, dst: dst, protocol: unix.IPPROTO_TCP, payload: tcp(src, dst, from, to, syn, nil)}
+	return packet{src: src, dst: dst, protocol: unix.IPPROTO_TCP, payload: packets.TCP(src, dst, from, to, packets.SYN, nil)}
 }
 
 // asks is a guest's request to the node.
@@ -87,7 +88,7 @@ var Floods = []Flood{
 	{Name: "neighbor solicitations from many addresses", Only: IPv6, Fills: Neighbours, Frame: func(v *Volley, n uint32) {
 		src := spread("fe80::5:0", n)
 		body := append(v.Gateway.V6.AsSlice(), linkOption(sourceLinkOption, v.Self.MAC)...)
-		v.ip(packet{src: src, dst: v.Gateway.V6, protocol: unix.IPPROTO_ICMPV6, hops: 255, payload: icmp(src, v.Gateway.V6, solicitation6, 0, 0, body)})
+		v.ip(packet{src: src, dst: v.Gateway.V6, protocol: unix.IPPROTO_ICMPV6, hops: 255, payload: packets.ICMP(src, v.Gateway.V6, solicitation6, 0, 0, body)})
 	}},
 	{Name: "echo requests from many addresses", Only: IPv6, Fills: Neighbours, Frame: func(v *Volley, n uint32) {
 		src := spread("fe80::6:0", n)
@@ -96,7 +97,7 @@ var Floods = []Flood{
 	{Name: "neighbor advertisements for many addresses", Only: IPv6, Frame: func(v *Volley, n uint32) {
 		target := spread("2001:db8:100::7:0", n)
 		body := append(target.AsSlice(), linkOption(targetLinkOption, v.Self.MAC)...)
-		v.ip(packet{src: v.self(), dst: v.Gateway.V6, protocol: unix.IPPROTO_ICMPV6, hops: 255, payload: icmp(v.self(), v.Gateway.V6, neighbor6, 0, overrideNeighbor<<24, body)})
+		v.ip(packet{src: v.self(), dst: v.Gateway.V6, protocol: unix.IPPROTO_ICMPV6, hops: 255, payload: packets.ICMP(v.self(), v.Gateway.V6, neighbor6, 0, overrideNeighbor<<24, body)})
 	}},
 	{Name: "DHCPv4 requests", Only: IPv4, Frame: asks(requests.Discover, requests.Select, requests.Reboot, requests.Renew4)},
 	{Name: "DHCPv6 requests and router solicitations", Only: IPv6, Frame: asks(requests.Solicit, requests.Renew6, requests.Rebind6, requests.Solicitation)},
@@ -120,7 +121,7 @@ var Floods = []Flood{
 	}},
 	{Name: "first fragments to the node that nobody completes", Frame: func(v *Volley, n uint32) {
 		dst := v.Node.Of(v.Family)
-		p := v.fragment(v.self(), dst, unix.IPPROTO_UDP, 0, true, append(udp(v.self(), dst, 4000, 4001, nil), make([]byte, 1200)...))
+		p := v.fragment(v.self(), dst, unix.IPPROTO_UDP, 0, true, append(packets.UDP(v.self(), dst, 4000, 4001, nil), make([]byte, 1200)...))
 		if v.Family == IPv4 {
 			p.id = uint16(n)
 		} else {
@@ -130,11 +131,11 @@ var Floods = []Flood{
 	}},
 	{Name: "ICMP errors about the node's packets to the guest", Frame: func(v *Volley, n uint32) {
 		src, dst := v.Node.Of(v.Family), v.self()
-		quoted := packet{src: src, dst: dst, protocol: unix.IPPROTO_UDP, payload: udp(src, dst, port(n), 4001, nil)}.bytes()
+		quoted := packet{src: src, dst: dst, protocol: unix.IPPROTO_UDP, payload: packets.UDP(src, dst, port(n), 4001, nil)}.bytes()
 		kind := byte(unreachable6)
 		if v.Family == IPv4 {
 			kind = unreachable4
 		}
-		v.ip(packet{src: dst, dst: src, protocol: icmpOf(dst), payload: icmp(dst, src, kind, 3, 0, quoted)})
+		v.ip(packet{src: dst, dst: src, protocol: packets.ICMPOf(dst), payload: packets.ICMP(dst, src, kind, 3, 0, quoted)})
 	}},
 }

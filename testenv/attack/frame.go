@@ -5,9 +5,8 @@ import (
 	"net/netip"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/packets"
 )
 
 // ethernet is a frame without its checksum, which links of a machine do not have.
@@ -37,73 +36,18 @@ type packet struct {
 	payload  []byte
 }
 
-// Flags of an IPv4 fragment and their like in IPv6's fragment header.
-const moreFragments4, moreFragments6 = 0x2000, 1
+// moreFragments6 is the flag of IPv6's fragment header that is like IPv4's.
+const moreFragments6 = 1
 
 func (p packet) bytes() []byte {
 	hops := byte(max(p.hops, 0))
 	if p.hops == 0 {
 		hops = 64
 	}
-	if !p.src.Is4() {
-		head := []byte{0x60, 0, 0, 0, byte(len(p.payload) >> 8), byte(len(p.payload)), p.protocol, hops}
-		return slices.Concat(head, p.src.AsSlice(), p.dst.AsSlice(), p.payload)
-	}
-	size := 20 + len(p.options)
-	head := []byte{0x40 | byte(size/4), 0, 0, 0, 0, 0, 0, 0, hops, p.protocol, 0, 0}
-	binary.BigEndian.PutUint16(head[2:], uint16(size+len(p.payload)))
-	binary.BigEndian.PutUint16(head[4:], p.id)
-	binary.BigEndian.PutUint16(head[6:], p.fragment)
-	head = slices.Concat(head, p.src.AsSlice(), p.dst.AsSlice(), p.options)
-	binary.BigEndian.PutUint16(head[10:], ^sum(0, head))
-	return append(head, p.payload...)
-}
-
-// etherType is the frame type of an address's family.
-func etherType(a netip.Addr) uint16 {
-	if a.Is4() {
-		return unix.ETH_P_IP
-	}
-	return unix.ETH_P_IPV6
-}
-
-// sum is the checksum of the Internet, before its complement (RFC 1071).
-func sum(start uint32, b []byte) uint16 {
-	for i, octet := range b {
-		start += uint32(octet) << (8 * (1 - i%2))
-	}
-	for start > 0xffff {
-		start = start&0xffff + start>>16
-	}
-	return uint16(start)
-}
-
-// seal puts the checksum of a transport header and what follows it at an offset.
-func seal(src, dst netip.Addr, protocol byte, offset int, segment []byte) []byte {
-	var start uint32
-	if protocol != unix.IPPROTO_ICMP {
-		size := binary.BigEndian.AppendUint32(nil, uint32(len(segment)))
-		start = uint32(sum(0, slices.Concat(src.AsSlice(), dst.AsSlice(), size, []byte{0, protocol})))
-	}
-	binary.BigEndian.PutUint16(segment[offset:], ^sum(start, segment))
-	return segment
-}
-
-func udp(src, dst netip.Addr, from, to uint16, payload []byte) []byte {
-	b := binary.BigEndian.AppendUint16(nil, from)
-	b = binary.BigEndian.AppendUint16(b, to)
-	b = binary.BigEndian.AppendUint16(b, uint16(8+len(payload)))
-	return seal(src, dst, unix.IPPROTO_UDP, 6, slices.Concat(b, []byte{0, 0}, payload))
-}
-
-// Flags of a TCP segment.
-const fin, syn, rst, ack = 1, 2, 4, 16
-
-func tcp(src, dst netip.Addr, from, to uint16, flags byte, payload []byte) []byte {
-	b := binary.BigEndian.AppendUint16(nil, from)
-	b = binary.BigEndian.AppendUint16(b, to)
-	b = append(b, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0)
-	return seal(src, dst, unix.IPPROTO_TCP, 16, append(b, payload...))
+	return packets.IP{
+		Source: p.src, Destination: p.dst, Protocol: p.protocol, Hops: hops, Payload: p.payload,
+		Options: p.options, Fragment: p.fragment, ID: p.id,
+	}.Bytes()
 }
 
 // Types of ICMP (RFC 792) and ICMPv6 (RFC 4443, RFC 4861, RFC 3810).
@@ -117,27 +61,8 @@ const (
 	sourceLinkOption, targetLinkOption, prefixOption    uint8 = 1, 2, 3
 )
 
-// icmp is a message whose second word is rest.
-func icmp(src, dst netip.Addr, kind, code byte, rest uint32, payload []byte) []byte {
-	b := binary.BigEndian.AppendUint32([]byte{kind, code, 0, 0}, rest)
-	return seal(src, dst, icmpOf(src), 2, append(b, payload...))
-}
-
-func icmpOf(a netip.Addr) byte {
-	if a.Is4() {
-		return unix.IPPROTO_ICMP
-	}
-	return unix.IPPROTO_ICMPV6
-}
-
 // echo is an echo request.
-func echo(src, dst netip.Addr, payload []byte) []byte {
-	kind := byte(echo6)
-	if src.Is4() {
-		kind = echo4
-	}
-	return icmp(src, dst, kind, 0, 1<<16|1, payload)
-}
+func echo(src, dst netip.Addr, payload []byte) []byte { return packets.Echo(src, dst, 1, 1, payload) }
 
 // arp is a message of ARP (RFC 826): a request is 1, a reply 2.
 func arp(op byte, mac fabric.MAC, sender netip.Addr, asked fabric.MAC, target netip.Addr) []byte {

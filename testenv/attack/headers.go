@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmfabric/vmfabric/internal/packets"
 )
 
 // sourceRoute is IPv4's option of a loose (131) or strict (137) source route over one
@@ -79,7 +81,7 @@ var headers = []Kind{
 	{
 		Name: "options in front of what is forbidden", Never: Everywhere,
 		Hostile: func(v *Volley) {
-			for _, p := range []packet{v.datagram(v.self(), v.Core.Of(v.Family)), v.datagram(v.Other.Of(v.Family), v.client()), v.segment(v.self(), v.Node.Of(v.Family), 22, syn)} {
+			for _, p := range []packet{v.datagram(v.self(), v.Core.Of(v.Family)), v.datagram(v.Other.Of(v.Family), v.client()), v.segment(v.self(), v.Node.Of(v.Family), 22, packets.SYN)} {
 				if v.Family == IPv4 {
 					p.options = []byte{148, 4, 0, 0, 1, 1, 1, 0} // router alert
 					v.ip(p)
@@ -125,7 +127,7 @@ var headers = []Kind{
 	{
 		Name: "chains of IPv6 extension headers in front of what is forbidden", Never: Everywhere, Only: IPv6,
 		Hostile: func(v *Volley) {
-			for _, p := range []packet{v.segment(v.self(), v.Node.V6, 22, syn), v.segment(v.self(), v.Core.V6, 179, syn), v.datagram(v.Other.V6, v.client())} {
+			for _, p := range []packet{v.segment(v.self(), v.Node.V6, 22, packets.SYN), v.segment(v.self(), v.Core.V6, 179, packets.SYN), v.datagram(v.Other.V6, v.client())} {
 				chain := slices.Concat(extension(unix.IPPROTO_DSTOPTS, pad6), extension(unix.IPPROTO_FRAGMENT, pad6),
 					fragment6(unix.IPPROTO_DSTOPTS, 0, 0, v.id), extension(p.protocol, pad6))
 				v.ip(p.behind(unix.IPPROTO_DSTOPTS, chain))
@@ -139,7 +141,7 @@ var headers = []Kind{
 	{
 		Name: "an authentication header in front of what is forbidden", Never: Everywhere,
 		Hostile: func(v *Volley) {
-			for _, p := range []packet{v.segment(v.self(), v.Core.Of(v.Family), 179, syn), v.datagram(v.Other.Of(v.Family), v.client())} {
+			for _, p := range []packet{v.segment(v.self(), v.Core.Of(v.Family), 179, packets.SYN), v.datagram(v.Other.Of(v.Family), v.client())} {
 				v.ip(p.behind(unix.IPPROTO_AH, []byte{p.protocol, 4, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}))
 			}
 		},
@@ -182,7 +184,7 @@ var headers = []Kind{
 		Name: "overlapping fragments, to the node", Never: NodeItself, Alone: both,
 		Hostile: func(v *Volley) {
 			src, dst := v.self(), v.Node.Of(v.Family)
-			whole := tcp(src, dst, 4000, 22, syn, append(v.Token(), make([]byte, 28)...))
+			whole := packets.TCP(src, dst, 4000, 22, packets.SYN, append(v.Token(), make([]byte, 28)...))
 			v.ip(v.fragment(src, dst, unix.IPPROTO_TCP, 0, true, whole[:24]))
 			v.ip(v.fragment(src, dst, unix.IPPROTO_TCP, 1, true, whole[8:32]))
 			v.ip(v.fragment(src, dst, unix.IPPROTO_TCP, 4, false, whole[32:]))
@@ -190,15 +192,15 @@ var headers = []Kind{
 		Honest: func(v *Volley) {
 			src, dst := v.self(), v.Node.Of(v.Family)
 			whole := echo(src, dst, append(v.Token(), make([]byte, 32)...))
-			v.ip(v.fragment(src, dst, icmpOf(src), 0, true, whole[:24]))
-			v.ip(v.fragment(src, dst, icmpOf(src), 3, false, whole[24:]))
+			v.ip(v.fragment(src, dst, packets.ICMPOf(src), 0, true, whole[:24]))
+			v.ip(v.fragment(src, dst, packets.ICMPOf(src), 3, false, whole[24:]))
 		}, At: NodeItself,
 	},
 	{
 		Name: "fragments that make a connection to the node", Never: NodeItself,
 		Hostile: func(v *Volley) {
 			src, dst := v.self(), v.Node.Of(v.Family)
-			whole := tcp(src, dst, 4000, 22, syn, append(make([]byte, 12), v.Token()...))
+			whole := packets.TCP(src, dst, 4000, 22, packets.SYN, append(make([]byte, 12), v.Token()...))
 			v.ip(v.fragment(src, dst, unix.IPPROTO_TCP, 0, true, whole[:24])) // newer kernels refuse less, by IPv6
 			v.ip(v.fragment(src, dst, unix.IPPROTO_TCP, 3, false, whole[24:]))
 		},
@@ -208,14 +210,14 @@ var headers = []Kind{
 		Name: "fragments beyond the largest packet", Never: NodeItself, Alone: both,
 		Hostile: func(v *Volley) {
 			src, dst := v.self(), v.Node.Of(v.Family)
-			v.ip(v.fragment(src, dst, icmpOf(src), 0x1fff, false, append(v.Token(), make([]byte, 400)...)))
+			v.ip(v.fragment(src, dst, packets.ICMPOf(src), 0x1fff, false, append(v.Token(), make([]byte, 400)...)))
 		},
 		Honest: toGateway, At: NodeItself,
 	},
 	{
 		Name: "atomic fragments", Never: Everywhere, Only: IPv6,
 		Hostile: func(v *Volley) {
-			for _, p := range []packet{v.datagram(v.Other.V6, v.client()), v.segment(v.self(), v.Core.V6, 179, syn), v.segment(v.self(), v.Node.V6, 22, syn)} {
+			for _, p := range []packet{v.datagram(v.Other.V6, v.client()), v.segment(v.self(), v.Core.V6, 179, packets.SYN), v.segment(v.self(), v.Node.V6, 22, packets.SYN)} {
 				v.ip(p.behind(unix.IPPROTO_FRAGMENT, fragment6(p.protocol, 0, 0, v.id)))
 			}
 		},
@@ -232,10 +234,10 @@ var headers = []Kind{
 		Name: "another guest's source in frames as large as they get", Never: Everywhere,
 		Hostile: func(v *Volley) {
 			src := v.Other.Of(v.Family)
-			v.ip(packet{src: src, dst: v.client(), protocol: unix.IPPROTO_UDP, payload: udp(src, v.client(), 4000, 4001, append(v.Token(), make([]byte, 1400)...))})
+			v.ip(packet{src: src, dst: v.client(), protocol: unix.IPPROTO_UDP, payload: packets.UDP(src, v.client(), 4000, 4001, append(v.Token(), make([]byte, 1400)...))})
 		},
 		Honest: func(v *Volley) {
-			v.ip(packet{src: v.self(), dst: v.client(), protocol: unix.IPPROTO_UDP, payload: udp(v.self(), v.client(), 4000, 4001, append(v.Token(), make([]byte, 1400)...))})
+			v.ip(packet{src: v.self(), dst: v.client(), protocol: unix.IPPROTO_UDP, payload: packets.UDP(v.self(), v.client(), 4000, 4001, append(v.Token(), make([]byte, 1400)...))})
 		}, At: Underlay,
 	},
 }

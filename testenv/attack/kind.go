@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/packets"
 	"github.com/vmfabric/vmfabric/internal/requests"
 )
 
@@ -170,7 +171,7 @@ func (v *Volley) local(kind uint16, payload []byte) {
 func (v *Volley) ip(p packet) { v.frame(v.around(p)) }
 
 func (v *Volley) around(p packet) ethernet {
-	e := ethernet{to: v.Gateway.MAC, from: v.Self.MAC, kind: etherType(p.src), payload: p.bytes()}
+	e := ethernet{to: v.Gateway.MAC, from: v.Self.MAC, kind: packets.EtherType(p.src), payload: p.bytes()}
 	switch {
 	case p.dst.IsMulticast():
 		e.to = groupMAC(p.dst)
@@ -184,22 +185,22 @@ func (v *Volley) around(p packet) ethernet {
 func (v *Volley) datagram(src, dst netip.Addr) packet { return v.datagramTo(src, dst, 4001) }
 
 func (v *Volley) datagramTo(src, dst netip.Addr, port uint16) packet {
-	return packet{src: src, dst: dst, protocol: unix.IPPROTO_UDP, payload: udp(src, dst, 4000, port, v.Token())}
+	return packet{src: src, dst: dst, protocol: unix.IPPROTO_UDP, payload: packets.UDP(src, dst, 4000, port, v.Token())}
 }
 
 // segment is a TCP packet with a token.
 func (v *Volley) segment(src, dst netip.Addr, port uint16, flags byte) packet {
-	return packet{src: src, dst: dst, protocol: unix.IPPROTO_TCP, payload: tcp(src, dst, 4000, port, flags, v.Token())}
+	return packet{src: src, dst: dst, protocol: unix.IPPROTO_TCP, payload: packets.TCP(src, dst, 4000, port, flags, v.Token())}
 }
 
 // ping is an echo request with a token.
 func (v *Volley) ping(src, dst netip.Addr) packet {
-	return packet{src: src, dst: dst, protocol: icmpOf(src), payload: echo(src, dst, v.Token())}
+	return packet{src: src, dst: dst, protocol: packets.ICMPOf(src), payload: echo(src, dst, v.Token())}
 }
 
 // message is an ICMP message with a token behind it.
 func (v *Volley) message(src, dst netip.Addr, kind, code byte, rest uint32, payload []byte) packet {
-	return packet{src: src, dst: dst, protocol: icmpOf(src), payload: icmp(src, dst, kind, code, rest, append(payload, v.Token()...))}
+	return packet{src: src, dst: dst, protocol: packets.ICMPOf(src), payload: packets.ICMP(src, dst, kind, code, rest, append(payload, v.Token()...))}
 }
 
 // self is the attacker's own address.

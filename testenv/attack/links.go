@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/packets"
 )
 
 // tunnels sends forged packets inside others, to the node and to the underlay.
@@ -25,7 +26,7 @@ func overlay(port uint16, header ...byte) func(*Volley) {
 	return func(v *Volley) {
 		for _, to := range []netip.Addr{v.Node.Of(v.Family), v.Core.Of(v.Family), v.Neighbor.Of(v.Family)} {
 			inner := v.around(v.datagram(v.Other.Of(v.Family), v.client())).bytes()
-			v.ip(packet{src: v.self(), dst: to, protocol: unix.IPPROTO_UDP, payload: udp(v.self(), to, 4000, port, append(append([]byte{}, header...), inner...))})
+			v.ip(packet{src: v.self(), dst: to, protocol: unix.IPPROTO_UDP, payload: packets.UDP(v.self(), to, 4000, port, append(append([]byte{}, header...), inner...))})
 		}
 	}
 }
@@ -104,7 +105,7 @@ var links = []Kind{
 		Name: "IP behind the header of IEEE 802.2", Never: Everywhere, Alone: both,
 		Hostile: func(v *Volley) {
 			p := v.datagram(v.Other.Of(v.Family), v.client())
-			kind := etherType(p.src)
+			kind := packets.EtherType(p.src)
 			payload := append([]byte{0xaa, 0xaa, 3, 0, 0, 0, byte(kind >> 8), byte(kind)}, p.bytes()...)
 			v.local(uint16(len(payload)), payload)
 		},
@@ -129,7 +130,7 @@ var links = []Kind{
 				for _, kind := range []byte{0x11, 0x16, 0x22, 0x17} {
 					p := packet{src: v.self(), dst: addr("224.0.0.1"), protocol: unix.IPPROTO_IGMP, hops: 1, options: []byte{148, 4, 0, 0}}
 					body := append([]byte{kind, 10, 0, 0, 239, 1, 1, 1}, v.Token()...)
-					p.payload = seal(p.src, p.dst, unix.IPPROTO_ICMP, 2, body)
+					p.payload = packets.Seal(p.src, p.dst, unix.IPPROTO_ICMP, 2, body)
 					v.ip(p)
 				}
 				return

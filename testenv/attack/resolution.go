@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/packets"
 	"github.com/vmfabric/vmfabric/internal/requests"
 )
 
@@ -39,7 +40,7 @@ func (v *Volley) tokenOption() []byte {
 // discovery is a message of neighbour discovery.
 func (v *Volley) discovery(src, dst netip.Addr, kind byte, rest uint32, body ...[]byte) packet {
 	payload := slices.Concat(append(body, v.tokenOption())...)
-	return packet{src: src, dst: dst, protocol: unix.IPPROTO_ICMPV6, hops: 255, payload: icmp(src, dst, kind, 0, rest, payload)}
+	return packet{src: src, dst: dst, protocol: unix.IPPROTO_ICMPV6, hops: 255, payload: packets.ICMP(src, dst, kind, 0, rest, payload)}
 }
 
 var allNodes = addr("ff02::1")
@@ -179,7 +180,7 @@ var resolution = []Kind{
 		Hostile: func(v *Volley) {
 			for _, to := range []Pair{v.Core, v.Reflector} {
 				node := v.Node.Of(v.Family)
-				quoted := packet{src: node, dst: to.Of(v.Family), protocol: icmpOf(node), payload: append(echo(node, to.Of(v.Family), nil), make([]byte, 40)...)}
+				quoted := packet{src: node, dst: to.Of(v.Family), protocol: packets.ICMPOf(node), payload: append(echo(node, to.Of(v.Family), nil), make([]byte, 40)...)}
 				v.ip(v.tooBig(v.self(), node, quoted))
 				v.ip(v.tooBig(to.Of(v.Family), node, quoted))
 			}
@@ -210,7 +211,7 @@ var resolution = []Kind{
 			if v.Family == IPv6 {
 				from, to, group, src = 547, 546, allNodes, v.linkLocal()
 			}
-			v.ip(packet{src: src, dst: group, protocol: unix.IPPROTO_UDP, payload: udp(src, group, from, to, v.Token())})
+			v.ip(packet{src: src, dst: group, protocol: unix.IPPROTO_UDP, payload: packets.UDP(src, group, from, to, v.Token())})
 		},
 		Honest: toGateway, At: NodeItself,
 	},
@@ -223,7 +224,7 @@ var resolution = []Kind{
 				from, to, others = 547, 546, []netip.Addr{v.Other.V6, requests.LinkLocal(v.Other.MAC)}
 			}
 			for _, other := range others {
-				v.ip(packet{src: v.gateway(), dst: other, protocol: unix.IPPROTO_UDP, payload: udp(v.gateway(), other, from, to, v.Token())})
+				v.ip(packet{src: v.gateway(), dst: other, protocol: unix.IPPROTO_UDP, payload: packets.UDP(v.gateway(), other, from, to, v.Token())})
 			}
 		},
 		Honest: toGuest, At: OtherGuest,

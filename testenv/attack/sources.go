@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/packets"
 )
 
 var addr = netip.MustParseAddr
@@ -49,7 +50,7 @@ var sources = []Kind{
 		Name: "source: the gateway's, to the gateway", Never: Everywhere, Alone: []Family{IPv4},
 		Hostile: func(v *Volley) {
 			v.ip(v.ping(v.gateway(), v.gateway()))
-			v.ip(v.segment(v.gateway(), v.gateway(), 22, syn))
+			v.ip(v.segment(v.gateway(), v.gateway(), 22, packets.SYN))
 		},
 		Honest: toGateway, At: NodeItself,
 	},
@@ -96,30 +97,30 @@ var sources = []Kind{
 		Name: "source: the destination itself", Never: Everywhere,
 		Hostile: func(v *Volley) {
 			v.ip(v.datagram(v.client(), v.client()))
-			v.ip(v.segment(v.Other.Of(v.Family), v.Other.Of(v.Family), 22, syn))
+			v.ip(v.segment(v.Other.Of(v.Family), v.Other.Of(v.Family), 22, packets.SYN))
 		},
 		Honest: toGuest, At: OtherGuest,
 	},
 	{
 		Name: "source: the node's own, to the node itself", Never: Everywhere, Alone: []Family{IPv4},
-		Hostile: func(v *Volley) { v.ip(v.segment(v.Node.Of(v.Family), v.Node.Of(v.Family), 22, syn)) },
+		Hostile: func(v *Volley) { v.ip(v.segment(v.Node.Of(v.Family), v.Node.Of(v.Family), 22, packets.SYN)) },
 		Honest:  toGateway, At: NodeItself,
 	},
 	{
 		Name: "TCP segments into another guest's connection", Never: OtherGuest,
 		Hostile: func(v *Volley) {
-			for _, flags := range []byte{rst, rst | ack, fin | ack, ack, syn | ack} {
+			for _, flags := range []byte{packets.RST, packets.RST | packets.ACK, packets.FIN | packets.ACK, packets.ACK, packets.SYN | packets.ACK} {
 				v.ip(v.segment(v.client(), v.Other.Of(v.Family), 22, flags))
 			}
 		},
-		Honest: func(v *Volley) { v.ip(v.segment(v.self(), v.Other.Of(v.Family), 22, rst)) }, At: OtherGuest,
+		Honest: func(v *Volley) { v.ip(v.segment(v.self(), v.Other.Of(v.Family), 22, packets.RST)) }, At: OtherGuest,
 	},
 	{
 		Name: "ICMP errors about another guest's packets, as if of a router", Never: OtherGuest,
 		Hostile: func(v *Volley) {
 			other := v.Other.Of(v.Family)
 			for _, as := range []netip.Addr{v.Core.Of(v.Family), v.client()} {
-				v.ip(v.tooBig(as, other, packet{src: other, dst: v.client(), protocol: icmpOf(other), payload: echo(other, v.client(), nil)}))
+				v.ip(v.tooBig(as, other, packet{src: other, dst: v.client(), protocol: packets.ICMPOf(other), payload: echo(other, v.client(), nil)}))
 			}
 		},
 		Honest: toGuest, At: OtherGuest,
@@ -170,7 +171,7 @@ func sourceMACs(c Cast) []fabric.MAC {
 // piece is a fragment with a token: of a datagram, at an offset in units of eight bytes.
 func (v *Volley) piece(src, dst netip.Addr, offset uint16, more bool) packet {
 	t := v.Token()
-	payload := append(udp(src, dst, 4000, 4001, nil), t...)
+	payload := append(packets.UDP(src, dst, 4000, 4001, nil), t...)
 	payload = append(payload, make([]byte, 16)...)
 	if offset > 0 {
 		payload = append(t, make([]byte, 16)...)
@@ -183,7 +184,7 @@ func (v *Volley) fragment(src, dst netip.Addr, protocol byte, offset uint16, mor
 	p := packet{src: src, dst: dst, protocol: protocol, id: uint16(v.id), fragment: offset, payload: payload}
 	if src.Is4() {
 		if more {
-			p.fragment |= moreFragments4
+			p.fragment |= packets.MoreFragments
 		}
 		return p
 	}
