@@ -39,6 +39,20 @@ func (b *bench) startAgent(ctx context.Context, l *lab, node string) (*agent, er
 	return b.begin(ctx, l, agent{node: l.top.Nodes[node]})
 }
 
+// newNode makes a lab with so many nodes, and starts the agent of the first. Its caller
+// closes the lab.
+func (b *bench) newNode(ctx context.Context, name string, nodes int) (*lab, *agent, error) {
+	l, err := b.newLab(ctx, name, nodes)
+	if err != nil {
+		return nil, nil, err
+	}
+	a, err := b.startAgent(ctx, l, "node1")
+	if err != nil {
+		return nil, nil, errors.Join(err, l.close())
+	}
+	return l, a, nil
+}
+
 // startFollower starts an agent that follows an LXD.
 func (b *bench) startFollower(ctx context.Context, l *lab, node, lxd string) (*agent, error) {
 	return b.begin(ctx, l, agent{node: l.top.Nodes[node], lxd: lxd})

@@ -10,15 +10,11 @@ import (
 // measureAttach compares a request at the agent's socket with the floor: bare
 // netlink calls, and a BIRD that notices them.
 func measureAttach(ctx context.Context, b *bench) (s section, err error) {
-	l, err := b.newLab(ctx, "attach", 3)
+	l, a, err := b.newNode(ctx, "attach", 3)
 	if err != nil {
 		return s, err
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
-	a, err := b.startAgent(ctx, l, "node1")
-	if err != nil {
-		return s, err
-	}
 	methods := []*method{a.method("vmfabric: request to the agent")}
 	for _, peer := range []struct {
 		node, source, name string

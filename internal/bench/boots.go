@@ -30,15 +30,11 @@ type boots struct {
 // measureBoots has many guests ask for their addresses and a router at the same moment,
 // by DHCPv4, DHCPv6 and router solicitation.
 func measureBoots(ctx context.Context, b *bench) (s section, err error) {
-	l, err := b.newLab(ctx, "boots", 1)
+	l, a, err := b.newNode(ctx, "boots", 1)
 	if err != nil {
 		return s, err
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
-	a, err := b.startAgent(ctx, l, "node1")
-	if err != nil {
-		return s, err
-	}
 	gs := guests(0, b.size.storm)
 	if _, err := a.askAll(ctx, hooks.Live, gs, 64); err != nil {
 		return s, err

@@ -43,15 +43,11 @@ type hooked struct {
 
 // measureHook compares whole processes of the hook with the least process in Go.
 func measureHook(ctx context.Context, b *bench) (s section, err error) {
-	l, err := b.newLab(ctx, "hook", 1)
+	l, a, err := b.newNode(ctx, "hook", 1)
 	if err != nil {
 		return s, err
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
-	a, err := b.startAgent(ctx, l, "node1")
-	if err != nil {
-		return s, err
-	}
 	idle := filepath.Join(l.Dir(), "idle.sock")
 	stop, err := serveIdle(ctx, idle)
 	if err != nil {

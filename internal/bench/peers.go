@@ -150,15 +150,11 @@ type duel struct{ ours, other *method }
 
 // measurePeers compares the hooks with those that operators write.
 func measurePeers(ctx context.Context, b *bench) (s section, err error) {
-	l, err := b.newLab(ctx, "peers", 3)
+	l, a, err := b.newNode(ctx, "peers", 3)
 	if err != nil {
 		return s, err
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
-	a, err := b.startAgent(ctx, l, "node1")
-	if err != nil {
-		return s, err
-	}
 	var duels []duel
 	first := 0
 	fight := func(d duel, n int) error {

@@ -26,15 +26,11 @@ type restart struct {
 // measureRestart restarts the agent under live guests, while a client probes
 // one of them.
 func measureRestart(ctx context.Context, b *bench) (s section, err error) {
-	l, err := b.newLab(ctx, "restart", 1)
+	l, a, err := b.newNode(ctx, "restart", 1)
 	if err != nil {
 		return s, err
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
-	a, err := b.startAgent(ctx, l, "node1")
-	if err != nil {
-		return s, err
-	}
 	gs := guests(1, b.size.live)
 	if _, err := a.askAll(ctx, hooks.Live, gs, 64); err != nil {
 		return s, err

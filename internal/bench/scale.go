@@ -32,15 +32,11 @@ const aside = 60 * time.Millisecond
 // measureScale attaches guests to a node with few, many and very many ports,
 // and looks at the agent's memory there.
 func measureScale(ctx context.Context, b *bench) (s section, err error) {
-	l, err := b.newLab(ctx, "scale", 2)
+	l, a, err := b.newNode(ctx, "scale", 2)
 	if err != nil {
 		return s, err
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
-	a, err := b.startAgent(ctx, l, "node1")
-	if err != nil {
-		return s, err
-	}
 	floor, err := newBare(l.top.Nodes["node2"], l.cluster.Gateway)
 	if err != nil {
 		return s, err

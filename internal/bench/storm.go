@@ -20,15 +20,11 @@ type storm struct {
 
 // measureStorm attaches and detaches many guests at once.
 func measureStorm(ctx context.Context, b *bench) (s section, err error) {
-	l, err := b.newLab(ctx, "storm", 2)
+	l, a, err := b.newNode(ctx, "storm", 2)
 	if err != nil {
 		return s, err
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
-	a, err := b.startAgent(ctx, l, "node1")
-	if err != nil {
-		return s, err
-	}
 	storms := []*storm{{name: "64 at a time", atOnce: 64}, {name: "all at once", atOnce: b.size.storm}}
 	for range b.size.storms {
 		for _, st := range storms {
