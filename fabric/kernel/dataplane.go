@@ -523,7 +523,8 @@ func (d *Dataplane) configure(ctx context.Context, p, was fabric.Port, l link) e
 	if _, err := d.carryOut(l, last); err != nil {
 		return err
 	}
-	if takesAway(p, was) {
+	has := p.NIC.Prefixes()
+	if slices.ContainsFunc(was.NIC.Prefixes(), func(had netip.Prefix) bool { return !slices.Contains(has, had) }) {
 		// After a restart nobody knows how the port was put before. Then the
 		// remembered sources expire after learnedFor.
 		if err := d.host.filter.forget(); err != nil {
@@ -531,12 +532,6 @@ func (d *Dataplane) configure(ctx context.Context, p, was fabric.Port, l link) e
 		}
 	}
 	return nil
-}
-
-// takesAway reports whether a port lacks a prefix that it had when it was put
-// before.
-func takesAway(p, was fabric.Port) bool {
-	return slices.ContainsFunc(was.NIC.Prefixes(), func(q netip.Prefix) bool { return !slices.Contains(p.NIC.Prefixes(), q) })
 }
 
 // carryOut sends changes to the kernel in one batch, with questions behind them. It
