@@ -3,7 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
@@ -23,14 +27,14 @@ type measured struct {
 }
 
 // metrics reads the node for one scrape.
-func (m measured) metrics(ctx context.Context) prometheus.Gatherer {
+func (m measured) metrics(ctx context.Context) scraped {
 	now := prometheus.NewRegistry()
 	prometheus.WrapRegistererWith(prometheus.Labels{"node": m.node}, now).MustRegister(m.read(ctx))
 	traffic, err := m.traffic(ctx)
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		m.log.Warn("traffic as it was when it was last known", "err", err)
 	}
-	return allOf{now, prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return trafficFamilies(m.node, traffic), nil })}
+	return scraped{now, trafficMetrics{m.node, traffic}}
 }
 
 func (m measured) read(ctx context.Context) nodeReading {
@@ -184,37 +188,104 @@ var trafficHelp = map[string]string{
 	guestPackets: "Packets that the node has forwarded for the guest, likewise.",
 }
 
-// trafficFamilies gives the metrics of the traffic of guests, without the checks of a
+// trafficMetrics are the metrics of the traffic of guests, without the checks of a
 // registry: there are eight for each address of a guest.
-func trafficFamilies(node string, traffic []fabric.Traffic) []*dto.MetricFamily {
-	if len(traffic) == 0 {
-		return nil
+type trafficMetrics struct {
+	node    string
+	traffic []fabric.Traffic
+}
+
+// trafficCounter is one of the four that an address has, with its labels.
+type trafficCounter struct {
+	direction, scope string
+	of               func(*fabric.Traffic) fabric.Count
+}
+
+// trafficCounters are in the order of their labels.
+var trafficCounters = []trafficCounter{
+	{"received", "external", func(t *fabric.Traffic) fabric.Count { return t.Received.External }},
+	{"received", "internal", func(t *fabric.Traffic) fabric.Count { return t.Received.Internal }},
+	{"sent", "external", func(t *fabric.Traffic) fabric.Count { return t.Sent.External }},
+	{"sent", "internal", func(t *fabric.Traffic) fabric.Count { return t.Sent.Internal }},
+}
+
+// trafficUnits are the two metrics.
+var trafficUnits = []struct {
+	name string
+	of   func(fabric.Count) uint64
+}{
+	{guestBytes, func(c fabric.Count) uint64 { return c.Bytes }},
+	{guestPackets, func(c fabric.Count) uint64 { return c.Packets }},
+}
+
+// Gather implements [prometheus.Gatherer].
+func (m trafficMetrics) Gather() ([]*dto.MetricFamily, error) {
+	if len(m.traffic) == 0 {
+		return nil, nil
 	}
 	pair := func(name, value string) *dto.LabelPair { return &dto.LabelPair{Name: &name, Value: &value} }
-	sent, received := pair("direction", "sent"), pair("direction", "received")
-	internal, external, on := pair("scope", "internal"), pair("scope", "external"), pair("node", node)
-	kind := dto.MetricType_COUNTER
-	families := make([]*dto.MetricFamily, 0, 2)
-	for _, name := range []string{guestBytes, guestPackets} {
-		help := trafficHelp[name]
-		f := &dto.MetricFamily{Name: &name, Help: &help, Type: &kind, Metric: make([]*dto.Metric, 0, 4*len(traffic))}
-		for _, t := range traffic {
+	on, kind := pair("node", m.node), dto.MetricType_COUNTER
+	families := make([]*dto.MetricFamily, 0, len(trafficUnits))
+	for _, unit := range trafficUnits {
+		name, help := unit.name, trafficHelp[unit.name]
+		f := &dto.MetricFamily{Name: &name, Help: &help, Type: &kind, Metric: make([]*dto.Metric, 0, len(trafficCounters)*len(m.traffic))}
+		for _, t := range m.traffic {
 			address, vm := pair("address", addressLabel(t)), pair("vm", t.VM)
-			add := func(direction, scope *dto.LabelPair, c fabric.Count) {
-				v := float64(c.Packets)
-				if name == guestBytes {
-					v = float64(c.Bytes)
-				}
-				f.Metric = append(f.Metric, &dto.Metric{Label: []*dto.LabelPair{address, direction, on, scope, vm}, Counter: &dto.Counter{Value: &v}})
+			for _, c := range trafficCounters {
+				v := float64(unit.of(c.of(&t)))
+				labels := []*dto.LabelPair{address, pair("direction", c.direction), on, pair("scope", c.scope), vm}
+				f.Metric = append(f.Metric, &dto.Metric{Label: labels, Counter: &dto.Counter{Value: &v}})
 			}
-			add(received, external, t.Received.External)
-			add(received, internal, t.Received.Internal)
-			add(sent, external, t.Sent.External)
-			add(sent, internal, t.Sent.Internal)
 		}
 		families = append(families, f)
 	}
-	return families
+	return families, nil
+}
+
+// writeText writes what Gather gives in the text format of Prometheus
+// (prometheus.io/docs/instrumenting/exposition_formats).
+func (m trafficMetrics) writeText(w io.Writer) error {
+	if len(m.traffic) == 0 {
+		return nil
+	}
+	const part = 32 << 10 // bytes that are written at once
+	text := make([]byte, 0, part+4096)
+	var address, middle, end []byte
+	for _, unit := range trafficUnits {
+		text = fmt.Appendf(text, "# HELP %s %s\n# TYPE %[1]s counter\n", unit.name, trafficHelp[unit.name])
+		for i := range m.traffic {
+			t := &m.traffic[i]
+			address = appendLabel(append(append(address[:0], unit.name...), '{'), "address", addressLabel(*t))
+			middle = append(appendLabel(append(middle[:0], ','), "node", m.node), ',')
+			end = append(appendLabel(append(end[:0], ','), "vm", t.VM), "} "...)
+			for _, c := range trafficCounters {
+				text = append(append(text, address...), ',')
+				text = append(appendLabel(text, "direction", c.direction), middle...)
+				text = append(appendLabel(text, "scope", c.scope), end...)
+				text = append(strconv.AppendUint(text, unit.of(c.of(t)), 10), '\n')
+			}
+			if len(text) >= part {
+				if _, err := w.Write(text); err != nil {
+					return err
+				}
+				text = text[:0]
+			}
+		}
+	}
+	_, err := w.Write(text)
+	return err
+}
+
+// escapes are those of the text format in the value of a label.
+var escapes = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
+
+// appendLabel appends a label with its value.
+func appendLabel(text []byte, name, value string) []byte {
+	if strings.ContainsAny(value, "\\\n\"") {
+		value = escapes.Replace(value)
+	}
+	text = append(append(text, name...), '=', '"')
+	return append(append(text, value...), '"')
 }
 
 // addressLabel is an address, or the prefix that is routed to the guest.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,11 +10,15 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -124,6 +129,75 @@ func TestMetricsOfAPoorNode(t *testing.T) {
 	for _, name := range []string{"vmfabric_guest_bytes_total", "vmfabric_session_up", "vmfabric_announcements", "vmfabric_registry_healthy"} {
 		assert.NotContains(t, text, name)
 	}
+}
+
+// TestTrafficText: the text of the traffic says what the encoder of the library says.
+func TestTrafficText(t *testing.T) {
+	count := fabric.ByScope{Internal: fabric.Count{Packets: 1, Bytes: 1 << 30}, External: fabric.Count{Packets: 1 << 40, Bytes: 3}}
+	m := trafficMetrics{`a "node"`, []fabric.Traffic{
+		{VM: "web", Prefix: netip.MustParsePrefix("203.0.113.10/32"), Sent: count},
+		{VM: "web", Prefix: netip.MustParsePrefix("2001:db8:200::/64"), Received: count},
+		{VM: "back\\slash \"and\"\nlines", Prefix: netip.MustParsePrefix("2001:db8::1/128"), Sent: count, Received: count},
+	}}
+	for range 500 { // more than is written at once
+		m.traffic = append(m.traffic, m.traffic[0])
+	}
+	families, err := m.Gather()
+	require.NoError(t, err)
+	var encoded, written bytes.Buffer
+	for _, f := range families {
+		_, err := expfmt.MetricFamilyToText(&encoded, f)
+		require.NoError(t, err)
+	}
+	require.NoError(t, m.writeText(&written))
+	number := regexp.MustCompile(`(?m)[^ ]+$`) // 1e+09 and 1000000000 are one
+	plain := func(text string) string {
+		return number.ReplaceAllStringFunc(text, func(s string) string {
+			v, err := strconv.ParseFloat(s, 64)
+			if err != nil {
+				return s
+			}
+			return strconv.FormatFloat(v, 'f', -1, 64)
+		})
+	}
+	assert.Equal(t, plain(encoded.String()), plain(written.String()))
+	require.ErrorIs(t, m.writeText(brokenWriter{}), io.ErrClosedPipe)
+	written.Reset()
+	require.NoError(t, trafficMetrics{node: "node1"}.writeText(&written))
+	assert.Empty(t, written.String())
+}
+
+// brokenWriter writes nothing.
+type brokenWriter struct{}
+
+func (brokenWriter) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
+
+// TestMetricsByProtobuf: who asks for another format gets all in that.
+func TestMetricsByProtobuf(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- serveMetrics(ctx, l, aNode().metrics, slog.New(slog.DiscardHandler)) }()
+	defer func() { cancel(); require.NoError(t, <-ended) }()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+l.Addr().String()+"/metrics", nil)
+	require.NoError(t, err)
+	req.Header.Set("Accept", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited")
+	res, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	defer res.Body.Close()
+	d, seen := expfmt.NewDecoder(res.Body, expfmt.ResponseFormat(res.Header)), map[string]int{}
+	for {
+		var f dto.MetricFamily
+		if err := d.Decode(&f); errors.Is(err, io.EOF) {
+			break
+		} else {
+			require.NoError(t, err)
+		}
+		seen[f.GetName()] += len(f.GetMetric())
+	}
+	assert.Equal(t, 4*2, seen["vmfabric_guest_bytes_total"])
+	assert.Equal(t, 1, seen["vmfabric_healthy"])
 }
 
 func TestMetricsAddress(t *testing.T) {

@@ -11,10 +11,10 @@ import (
 
 // reflectorMetrics reads the reflector for one scrape.
 func reflectorMetrics(r *reflector.Reflector, log *slog.Logger) metricsOf {
-	return func(ctx context.Context) prometheus.Gatherer {
+	return func(ctx context.Context) scraped {
 		now := prometheus.NewRegistry()
 		now.MustRegister(read(ctx, r, log))
-		return now
+		return scraped{Gatherer: now}
 	}
 }
 
