@@ -52,7 +52,7 @@ type gun struct {
 	done  chan error
 }
 
-func newGun(t *testing.T) *gun {
+func newGun(t testing.TB) *gun {
 	g := &gun{make(chan func() error), make(chan error)}
 	go func() {
 		runtime.LockOSThread() // for ever: the thread ends with its goroutine
@@ -90,21 +90,36 @@ func linkMAC(t testing.TB, h *core.Host, link string) fabric.MAC {
 // newArena builds the cluster, its guests and its watchers.
 func newArena(t *testing.T, change func(*fabric.Cluster)) *arena {
 	t.Helper()
-	s := start(t, options{change: func(c *fabric.Cluster) {
+	a, cast := newStage(start(t, options{change: func(c *fabric.Cluster) {
 		c.Timers.Hold = 10 * time.Minute // the agent will stand still
 		change(c)
-	}})
-	a := &arena{system: s, node: s.top.Nodes["node1"], gun: newGun(t), seen: map[string]attack.Place{}}
-	a.loosen()
+	}}), (*arena).loosen)
+	for n, kind := range []fabric.Kind{fabric.Tap, fabric.Veth} {
+		a.addAttacker(cast, kind, byte(30+n))
+	}
+	for _, h := range []*core.Host{a.lab.Host("neighbor"), a.top.Core, a.top.Reflectors["rr1"], a.top.Reflectors["rr2"], a.other.Host} {
+		a.reaches(h, a.node.Addr4().String(), a.node.Addr6().String())
+	}
+	a.reaches(a.top.Client, "203.0.113.20", "2001:db8:100::20")
+	a.withdrawSome()
+	return a
+}
+
+// newStage has an honest guest on the first node of a cluster, whose node is prepared
+// before, a machine of the underlay that is no node, and watchers.
+func newStage(s *system, prepare func(*arena)) (*arena, attack.Cast) {
+	s.t.Helper()
+	a := &arena{system: s, node: s.top.Nodes["node1"], gun: newGun(s.t), seen: map[string]attack.Place{}}
+	prepare(a)
 	neighbor, err := s.lab.AddReflector("neighbor", core.Underlay4(77), core.Underlay6(77))
-	require.NoError(t, err)
+	require.NoError(s.t, err)
 	other := veth("good", "203.0.113.20", "2001:db8:100::20")
 	other.NICs[0].MAC = mac(core.GuestMAC("good", 0))
 	a.other = s.run("node1", other)
 	cast := attack.Cast{
 		Other:     attack.Guest{Pair: pairOf("203.0.113.20", "2001:db8:100::20"), MAC: other.NICs[0].MAC},
 		Gateway:   attack.Guest{Pair: attack.Pair{V4: s.cluster.Gateway.IPv4, V6: s.cluster.Gateway.IPv6}, MAC: s.cluster.Gateway.MAC},
-		Node:      attack.Guest{Pair: attack.Pair{V4: a.node.Addr4(), V6: a.node.Addr6()}, MAC: linkMAC(t, a.node, "eth0")},
+		Node:      attack.Guest{Pair: attack.Pair{V4: a.node.Addr4(), V6: a.node.Addr6()}, MAC: linkMAC(s.t, a.node, "eth0")},
 		Neighbor:  attack.Pair{V4: neighbor.Addr4(), V6: neighbor.Addr6()},
 		Reflector: attack.Pair{V4: s.top.Reflectors["rr1"].Addr4(), V6: s.top.Reflectors["rr1"].Addr6()},
 		Core:      attack.Pair{V4: s.top.Core.Addr4(), V6: s.top.Core.Addr6()},
@@ -112,15 +127,7 @@ func newArena(t *testing.T, change func(*fabric.Cluster)) *arena {
 		Free:      pairOf("203.0.113.77", "2001:db8:100::77"),
 	}
 	a.watch(cast)
-	for n, kind := range []fabric.Kind{fabric.Tap, fabric.Veth} {
-		a.addAttacker(cast, kind, byte(30+n))
-	}
-	for _, h := range []*core.Host{neighbor, s.top.Core, s.top.Reflectors["rr1"], s.top.Reflectors["rr2"], a.other.Host} {
-		s.reaches(h, a.node.Addr4().String(), a.node.Addr6().String())
-	}
-	s.reaches(s.top.Client, "203.0.113.20", "2001:db8:100::20")
-	a.withdrawSome()
-	return a
+	return a, cast
 }
 
 func pairOf(v4, v6 string) attack.Pair {

@@ -101,41 +101,57 @@ func (a *arena) disarm() {
 	clear(a.seen)
 }
 
+// volley is what one attacker sent of one kind, and what was found of it.
+type volley struct {
+	kind  attack.Kind
+	found attack.Finding
+	by    string
+}
+
 // attackAll sends every kind from every attacker, and returns what is wrong.
 func (a *arena) attackAll(filtered bool) (wrong []string) {
 	a.t.Helper()
-	type sent struct {
-		kind  attack.Kind
-		found attack.Finding
-		by    string
-	}
-	var all []sent
+	var all []volley
 	for _, by := range a.attackers {
 		for _, f := range attack.Families {
 			a.speakTo(by, f)
-			for number, k := range attack.Kinds() {
-				if !k.Has(f) {
-					continue
-				}
-				v := attack.NewVolley(by.cast, f, number, by.letter, false)
-				k.Hostile(v)
-				var before []string
-				if k.Keeps {
-					before = a.kept(by.cast)
-				}
-				a.fire(by, v)
-				a.passes(by, k, f, number)
-				found := attack.Finding{Family: f, Tokens: v.Tokens}
-				if k.Keeps {
-					found.Changed = difference(before, a.kept(by.cast))
-				}
-				all = append(all, sent{k, found, by.vm.Name})
-			}
-			for n, m := range attack.Marks() {
-				a.passes(by, m, f, 990+n)
-			}
+			all = append(all, a.attackBy(by, f, attack.Kinds(), attack.Marks(), func() []string { return a.kept(by.cast) })...)
 		}
 	}
+	return a.judge(all, filtered)
+}
+
+// attackBy sends kinds from an attacker, each with its control, and the marks after them.
+// It looks by kept that they change nothing.
+func (a *arena) attackBy(by *attacker, f attack.Family, kinds, marks []attack.Kind, kept func() []string) (all []volley) {
+	a.t.Helper()
+	for number, k := range kinds {
+		if !k.Has(f) {
+			continue
+		}
+		v := attack.NewVolley(by.cast, f, number, by.letter, false)
+		k.Hostile(v)
+		var before []string
+		if k.Keeps {
+			before = kept()
+		}
+		a.fire(by, v)
+		a.passes(by, k, f, number)
+		found := attack.Finding{Family: f, Tokens: v.Tokens}
+		if k.Keeps {
+			found.Changed = difference(before, kept())
+		}
+		all = append(all, volley{k, found, by.vm.Name})
+	}
+	for n, m := range marks {
+		a.passes(by, m, f, 990+n)
+	}
+	return all
+}
+
+// judge returns what is wrong with what was seen of volleys.
+func (a *arena) judge(all []volley, filtered bool) (wrong []string) {
+	a.t.Helper()
 	a.drain()
 	for _, s := range all {
 		for _, w := range s.kind.Judge(s.found, filtered, a.placesOf) {

@@ -3,6 +3,7 @@ package e2e
 import (
 	"flag"
 	"fmt"
+	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,12 @@ func TestMain(m *testing.M) {
 	}
 	if flag.Arg(0) == "agent" {
 		runBrief(flag.Args()[1:])
+		return
+	}
+	if flag.Arg(0) == "liar" {
+		if err := runLiar(flag.Arg(1), flag.Arg(2)); err != nil {
+			log.Fatal(err)
+		}
 		return
 	}
 	os.Exit(build(m))

@@ -38,6 +38,12 @@ func cast() attack.Cast {
 func TestKinds(t *testing.T) {
 	kinds := attack.Kinds()
 	assert.GreaterOrEqual(t, len(kinds), 60)
+	sound(t, kinds)
+	sound(t, attack.StrangerKinds)
+}
+
+func sound(t *testing.T, kinds []attack.Kind) {
+	t.Helper()
 	names := map[string]bool{}
 	for n, k := range kinds {
 		assert.False(t, names[k.Name], "%q twice", k.Name)
@@ -123,7 +129,9 @@ func TestDocumentation(t *testing.T) {
 			assert.True(t, declares(t, filepath.Join("../..", folder), name), "%s has no test %s", folder, name)
 		}
 	}
-	assert.True(t, declares(t, "../../internal/e2e", "TestHostileFrames"))
+	for _, test := range []string{"TestHostileFrames", "TestFloods", "TestUnderlayStranger"} {
+		assert.True(t, declares(t, "../../internal/e2e", test), test)
+	}
 }
 
 // declares reports whether a package has a test.

@@ -72,7 +72,10 @@ func asks(kinds ...requests.Kind) func(*Volley, uint32) {
 }
 
 // HonestFlood is what the floods are compared with: as many datagrams to the Internet.
-func HonestFlood(v *Volley, n uint32) { v.ip(plain(v.self(), v.client(), port(n), 4001)) }
+func HonestFlood(v *Volley, n uint32) { HonestFloodTo(v, n, v.client()) }
+
+// HonestFloodTo is as many datagrams to one machine.
+func HonestFloodTo(v *Volley, n uint32, to netip.Addr) { v.ip(plain(v.self(), to, port(n), 4001)) }
 
 // Floods are the floods of a guest.
 var Floods = []Flood{
@@ -119,16 +122,7 @@ var Floods = []Flood{
 	{Name: "datagrams from many addresses", Frame: func(v *Volley, n uint32) {
 		v.ip(plain(spread(pair("198.51.0.0", "2001:db8:9::").Of(v.Family).String(), n), v.client(), port(n), 4001))
 	}},
-	{Name: "first fragments to the node that nobody completes", Frame: func(v *Volley, n uint32) {
-		dst := v.Node.Of(v.Family)
-		p := v.fragment(v.self(), dst, unix.IPPROTO_UDP, 0, true, append(packets.UDP(v.self(), dst, 4000, 4001, nil), make([]byte, 1200)...))
-		if v.Family == IPv4 {
-			p.id = uint16(n)
-		} else {
-			binary.BigEndian.PutUint32(p.payload[4:], n)
-		}
-		v.ip(p)
-	}},
+	{Name: "first fragments to the node that nobody completes", Frame: firstFragments},
 	{Name: "ICMP errors about the node's packets to the guest", Frame: func(v *Volley, n uint32) {
 		src, dst := v.Node.Of(v.Family), v.self()
 		quoted := packet{src: src, dst: dst, protocol: unix.IPPROTO_UDP, payload: packets.UDP(src, dst, port(n), 4001, nil)}.bytes()
@@ -138,4 +132,16 @@ var Floods = []Flood{
 		}
 		v.ip(packet{src: dst, dst: src, protocol: packets.ICMPOf(dst), payload: packets.ICMP(dst, src, kind, 3, 0, quoted)})
 	}},
+}
+
+// firstFragments begins a datagram to the node that never ends.
+func firstFragments(v *Volley, n uint32) {
+	dst := v.Node.Of(v.Family)
+	p := v.fragment(v.self(), dst, unix.IPPROTO_UDP, 0, true, append(packets.UDP(v.self(), dst, 4000, 4001, nil), make([]byte, 1200)...))
+	if v.Family == IPv4 {
+		p.id = uint16(n)
+	} else {
+		binary.BigEndian.PutUint32(p.payload[4:], n)
+	}
+	v.ip(p)
 }

@@ -41,15 +41,24 @@ var Rows = []Row{
 	{stranger, "opens many connections to an agent, and says little or nothing on them", "Has a bounded number, for a bounded time; nodes get theirs, and the log a line a minute.", []string{"fabric/nodes TestCrowd", "fabric/nodes TestVisitors", "fabric/nodes TestConnections", "fabric/nodes TestSlowCaller", "fabric/nodes TestTally"}},
 	{stranger, "calls an agent through a router, or says that it is somebody else", "Does not reach the listener; must be where it says.", []string{"fabric/nodes TestHopLimit", "fabric/nodes TestPosing"}},
 	{stranger, "is between two agents, and changes or repeats what they say", "Can stop it, and neither change nor repeat it.", []string{"fabric/nodes TestMiddle"}},
-	{stranger, "opens a BGP session without the password", "Has no session.", []string{"internal/e2e TestEmbeddedReflectorWantsThePassword"}},
+	{stranger, "connects to BGP and metadata ports of nodes, to reflectors, and to etcd without a certificate, with another's and without TLS", "Is not connected, or told nothing.", []string{"internal/e2e TestUnderlayStranger"}},
+	{stranger, "repeats to an agent what nodes have said, and says what it makes up in their name", "Is answered by an error and hung up on; nothing changes.", []string{"internal/e2e TestUnderlayStranger"}},
+	{stranger, "holds connections to an agent, from many addresses, and says nothing", "Has 64 of the agent's descriptors at most; a node whose agent starts anew gets in, and its guests start.", []string{"internal/e2e TestUnderlayStranger"}},
+	{stranger, "says by ARP and neighbor advertisements that a reflector's, or a node's, addresses are its own", "Has what is sent there, and neither a session nor an answer; guests lose nothing by a reflector's, and all is as before once it ends.", []string{"internal/e2e TestStrangerTakesAddresses"}},
+	{stranger, "opens a BGP session without the password", "Has no session.", []string{"internal/e2e TestEmbeddedReflectorWantsThePassword", "internal/e2e TestUnderlayStranger"}},
 	{stranger, "announces a guest's address by BGP where reflectors ask for no password", "Diverts it, and is named; the node keeps the guest, and its traffic comes back when the other route goes.", []string{"internal/e2e TestRouteOfNobody"}},
 
 	{node, "announces guests with another machine as next hop, by whichever family", "The reflectors drop it.", []string{"internal/render TestRouterSender", "fabric/gobgp/reflector TestSender", "fabric/gobgp/reflector TestSenderLinkLocal", "fabric/gobgp/reflector TestSenderUndeclared"}},
 	{node, "announces with a LOCAL_PREF that no agent uses", "The reflectors drop it.", []string{"internal/render TestRouterSender", "fabric/gobgp/reflector TestSender"}},
-	{node, "announces prefixes outside the pools, larger or smaller ones, or without the communities", "The reflectors drop them.", []string{"fabric/gobgp/reflector TestPolicy"}},
+	{node, "announces prefixes outside the pools, larger or smaller ones, or without the communities", "The reflectors drop them.", []string{"fabric/gobgp/reflector TestPolicy", "internal/e2e TestCompromisedNode"}},
 	{node, "announces more prefixes than the limit", "Loses its routes for a pause; others notice nothing.", []string{"internal/e2e TestPrefixLimit", "fabric/gobgp/reflector TestPrefixLimit"}},
 	{node, "says by the cluster's key that it has another machine's address", "Is refused, and reported.", []string{"fabric/nodes TestForgedAddresses"}},
 	{node, "starts a guest with another guest's addresses", "Does not keep them.", []string{"internal/e2e TestCopyOfAGuest"}},
+	{node, "says by the cluster's key that another node's guest is cancelled, released or gone for good, runs or was claimed under an earlier epoch, or one that no clock and no registry gives; that another guest has just got its address; that a guest which was attached by hand runs there", "Is not believed; the guest loses nothing, and the node is named.", []string{"internal/e2e TestCompromisedNode"}},
+	{node, "says by the cluster's key that another node's guest runs there now", "Has its packets for some seconds, until the hypervisor of its node has not confirmed it; is named, and not believed again for ten minutes.", []string{"internal/e2e TestCompromisedNode"}},
+	{node, "claims another node's guest by the cluster's key, as if it had begun to run there later", "Has it withdrawn, and is named. When the node does not answer any more, the guest is announced where it runs.", []string{"internal/e2e TestCompromisedNode"}},
+	{node, "says that a guest has the address with which another is to start", "Has the start refused, and is named.", []string{"internal/e2e TestCompromisedNode"}},
+	{node, "answers a list of its guests without an end, or with characters for the terminal", "Others list theirs, and print none of it.", []string{"internal/e2e TestCompromisedNode"}},
 
 	{reflector, "tells a node that another one has its guest, that another guest has had the address longer, or of wider and default routes, with every preference", "The node asks the other one's agent, goes on announcing, and changes no route; the guest loses nothing.", []string{"internal/e2e TestRogueReflectors", "fabric/agent TestOlderRouteOfANodeThatAnswers"}},
 	{reflector, "sends 49 kinds of broken UPDATEs", "Loses its session at most; those with others stay up.", []string{"internal/e2e TestRogueReflectors"}},
@@ -77,6 +86,14 @@ func Table() string {
 			unfiltered = "fills the " + string(f.Fills)
 		}
 		fmt.Fprintf(&b, "| %s | %s |\n", f.Name, unfiltered)
+	}
+	fmt.Fprintf(&b, "\n| a frame of a stranger of the underlay | promised |\n| --- | --- |\n")
+	for _, k := range StrangerKinds {
+		fmt.Fprintf(&b, "| %s | %s |\n", k.Name, k.promise())
+	}
+	fmt.Fprintf(&b, "\n| a flood of a stranger of the underlay |\n| --- |\n")
+	for _, f := range StrangerFloods {
+		fmt.Fprintf(&b, "| %s |\n", f.Name)
 	}
 	fmt.Fprintf(&b, "\n| attacker | what it does | promised | shown by |\n| --- | --- | --- | --- |\n")
 	for _, r := range Rows {

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -42,13 +43,17 @@ func NewAuthority(t testing.TB) *Authority {
 	return a
 }
 
-// Sign makes a certificate for servers and clients, valid for the loopback's addresses
-// until a time, and its key. It returns their files.
-func (a *Authority) Sign(name string, until time.Time) (cert, key string) {
+// Sign makes a certificate for servers and clients, valid for the loopback's addresses and
+// others until a time, and its key. It returns their files.
+func (a *Authority) Sign(name string, until time.Time, at ...netip.Addr) (cert, key string) {
 	a.t.Helper()
+	ips := []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
+	for _, addr := range at {
+		ips = append(ips, addr.AsSlice())
+	}
 	cert, key, _ = a.sign(name, &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: until,
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}, KeyUsage: x509.KeyUsageDigitalSignature,
+		IPAddresses: ips, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}, a.cert, a.key)
 	return cert, key
