@@ -37,8 +37,12 @@ const (
 	// keepEvery is how often the totals are read from the kernel and kept. A power cut, and
 	// somebody who flushes the kernel's tables, take what was counted since.
 	keepEvery = 30 * time.Second
-	// accountEvery is how often the accounting looks whether its tables are intact.
+	// accountEvery is how often the accounting looks whether its tables are intact, and
+	// whether what it keeps says no more whose the kernel's counters are.
 	accountEvery = time.Second
+	// keepShare bounds the time that keeping takes while ports come and go: one part in as
+	// many.
+	keepShare = 20
 )
 
 // accounting counts the packets that the node forwards for guests, by address, in tables
@@ -66,6 +70,14 @@ type guardedBooks struct {
 func (b *guardedBooks) open() (is *books, done func()) {
 	b.mu.Lock()
 	return &b.is, b.mu.Unlock
+}
+
+// changed reports whether what was kept last lacks an owner, or packets that were sent
+// again.
+func (b *guardedBooks) changed() bool {
+	is, done := b.open()
+	defer done()
+	return is.changed || is.again.pending()
 }
 
 // newAccounting returns nil if there is nothing to count for.
@@ -131,14 +143,17 @@ func (a *accounting) close() error {
 	return errors.Join(err, a.put(is))
 }
 
-// run makes the counters of ports, and keeps the totals, until ctx ends.
+// run makes the counters of ports, and keeps the totals, until ctx ends. The kernel has the
+// counters, but not whose they are: so the totals are kept sooner when a port came or went,
+// or a guest's packets were sent again. Who kills the program then takes no count of a
+// guest that has moved.
 func (a *accounting) run(ctx context.Context) {
 	if a == nil {
 		return
 	}
-	tick, keep := time.NewTicker(accountEvery), time.NewTicker(keepEvery)
+	tick := time.NewTicker(accountEvery)
 	defer tick.Stop()
-	defer keep.Stop()
+	kept, took := time.Now(), time.Duration(0)
 	for {
 		select {
 		case <-ctx.Done():
@@ -147,18 +162,28 @@ func (a *accounting) run(ctx context.Context) {
 			a.follow(true)
 		case <-tick.C:
 			a.follow(false)
-		case <-keep.C:
-			is, done := a.books.open()
-			err := is.settle()
-			if err == nil {
-				err = is.drop(a.wanted())
+			since := time.Since(kept)
+			if since >= keepEvery || a.books.changed() && since >= keepShare*took {
+				kept = time.Now()
+				a.keepTotals(since >= keepEvery)
+				took = time.Since(kept)
 			}
-			a.report(err)
-			if err := a.put(is); err != nil {
-				a.log.Warn("accounting not kept", "err", err)
-			}
-			done()
 		}
+	}
+}
+
+// keepTotals reads the counters, and keeps the totals. With tidy it removes the counters
+// that no port has any more.
+func (a *accounting) keepTotals(tidy bool) {
+	is, done := a.books.open()
+	defer done()
+	err := is.settle()
+	if err == nil && tidy {
+		err = is.drop(a.wanted())
+	}
+	a.report(err)
+	if err := a.put(is); err != nil {
+		a.log.Warn("accounting not kept", "err", err)
 	}
 }
 
@@ -214,6 +239,12 @@ func (r *resent) add(p netip.Prefix, which ledger.Counter, bytes int) {
 	r.all[p] = counts
 }
 
+func (r *resent) pending() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.all) > 0
+}
+
 func (r *resent) take() map[netip.Prefix]ledger.Counts {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -237,6 +268,7 @@ func (a *accounting) wanted() map[netip.Prefix]string {
 
 func (a *accounting) put(is *books) error {
 	err := a.keep.Put(&is.ledger)
+	is.changed = is.changed && err != nil
 	text := ""
 	if err != nil {
 		text = fmt.Sprintf("accounting: what is counted is lost with a boot: %v", err)
@@ -296,6 +328,8 @@ type books struct {
 	seen   uint32                // generation of the ruleset at which the tables were intact
 	have   map[netip.Prefix]bool // the prefixes that have counters
 	behind bool                  // a port may lack its counters
+
+	changed bool // the ledger has owners, or packets that were sent again, that are not kept
 
 	held  func() map[netip.Prefix]bool // prefixes of which packets may be sent again to another node
 	again *resent
@@ -403,6 +437,7 @@ func (b *books) follow(wanted map[netip.Prefix]string) error {
 	for p, vm := range changed {
 		b.ledger.Own(p, vm, time.Now())
 	}
+	b.changed = b.changed || len(changed) > 0 || len(b.have) > len(wanted)
 	return nil
 }
 
@@ -473,6 +508,7 @@ func (b *books) settleWith(c *nftables.Conn) error {
 	held := b.held()
 	for p, counts := range b.again.take() {
 		b.ledger.SentAgain(p, counts)
+		b.changed = true
 	}
 	read, err := b.read()
 	if err != nil {

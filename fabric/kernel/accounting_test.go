@@ -1,12 +1,14 @@
 package kernel_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
+	"github.com/vmfabric/vmfabric/fabric/kernel/internal/ledger"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -231,6 +234,50 @@ func TestAccountingAfterKill(t *testing.T) {
 	d = counting(t, k)
 	require.NoError(t, d.Remove(t.Context(), "web_net0"))
 	require.NoError(t, d.Close())
+}
+
+// TestAccountingOfAGuestThatLeft: a guest came and left since the totals were last kept in
+// their turn, as in a move. Who kills the agent then takes nothing of what it had.
+func TestAccountingOfAGuestThatLeft(t *testing.T) {
+	lab, k := newMoveLab(t), &kept{}
+	d := counting(t, k)
+	g := newGuest(t, d, "web", guestAddr, guestMAC)
+	discards(t, g)
+	bothFamilies(t, func(t *testing.T, v4 bool) {
+		awaitCounters(t, d, lab.core, client[v4], guestAddr[v4], "web")
+	})
+	was := map[bool]fabric.Traffic{}
+	bothFamilies(t, func(t *testing.T, v4 bool) {
+		p := fabric.HostPrefix(guestAddr[v4])
+		before := traffic(t, d, "web", p)
+		sendUDP(t, lab.core, client[v4], guestAddr[v4], 50, 100)
+		settled(t, func() bool {
+			was[v4] = traffic(t, d, "web", p)
+			return less(was[v4].Received.External, before.Received.External) == datagrams(v4, 50, 100)
+		})
+	})
+	require.NoError(t, d.Remove(t.Context(), "web_net0"))
+	var text []byte
+	settled(t, func() bool { // it is kept by itself
+		text = k.copied()
+		var l ledger.Ledger
+		require.NoError(t, json.Unmarshal(text, &l))
+		return slices.ContainsFunc(l.Traffic(), func(one fabric.Traffic) bool { return one == was[true] }) &&
+			slices.ContainsFunc(l.Traffic(), func(one fabric.Traffic) bool { return one == was[false] })
+	})
+	require.NoError(t, d.Close())
+	d = counting(t, &kept{text: text})
+	bothFamilies(t, func(t *testing.T, v4 bool) {
+		assert.Equal(t, was[v4], traffic(t, d, "web", fabric.HostPrefix(guestAddr[v4])))
+	})
+	require.NoError(t, d.Close())
+}
+
+// copied is what is kept now; {} for nothing.
+func (k *kept) copied() []byte {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return append([]byte{}, cmp.Or(string(k.text), "{}")...)
 }
 
 // TestAccountingOfPrefixes: what is routed to a guest is counted by prefix, however many

@@ -875,6 +875,7 @@ func (d *Dataplane) Remove(_ context.Context, names ...string) error {
 	if len(doomed) > 0 {
 		errs = append(errs, d.reaper.remove(doomed...))
 	}
+	d.accounting.notice()
 	return errors.Join(errs...)
 }
 
