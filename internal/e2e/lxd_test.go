@@ -165,6 +165,7 @@ func TestLifeOfAnInstance(t *testing.T) {
 	for _, p := range withdrawn() {
 		assert.NotContains(t, []string{"203.0.113.10/32", "2001:db8:100::10/128"}, p)
 	}
+	s.hasAFirewall()
 	s.getsAProfile()
 	s.getsASecondNIC()
 	s.losesItsKeys()
@@ -241,6 +242,55 @@ func (s *instance) getsAddresses() {
 	s.lxc(s.lx, "config", "set", "web", "user.vmfabric.net0.addresses=203.0.113.10,2001:db8:100::10", "user.vmfabric.net0.routes=")
 	s.nobodyHas(more...)
 	s.serves(s.node, seaGold...)
+}
+
+// hasAFirewall by its keys, which are changed as it runs; an agent that was killed leaves it as
+// it is, and so does one that starts.
+func (s *instance) hasAFirewall() {
+	s.t.Helper()
+	const echo, shell = 7, 8 // where a container listens
+	key := func(rules string) { s.lxc(s.lx, "config", "set", "web", "user.vmfabric.firewall.ingress="+rules) }
+	s.opens(echo, true)
+	s.opens(shell, true)
+	key("accept icmp; accept tcp 8; drop")
+	s.opens(echo, false)
+	s.opens(shell, true)
+	require.NoError(s.t, s.a.Kill())
+	s.opens(echo, false)
+	s.a.start()
+	s.a.connected("lxd")
+	s.opens(echo, false)
+	key("accept icmp; accept tcp 7; drop")
+	s.opens(echo, true)
+	s.opens(shell, false)
+	s.reaches(s.top.Client, "203.0.113.10", "2001:db8:100::10")
+	assert.Contains(s.t, s.a.does("list", "--counters"), string(fabric.DropIngress))
+	s.lxc(s.lx, "config", "unset", "web", "user.vmfabric.firewall.ingress")
+	s.opens(shell, true)
+	s.opens(echo, true)
+}
+
+// opens waits until the client connects to a TCP port of the instance, or does not any more,
+// by both families.
+func (s *instance) opens(port uint16, open bool) {
+	s.t.Helper()
+	for _, p := range seaGold {
+		s.eventually(fmt.Sprintf("port %d of %s is open: %v", port, p.Addr(), open), func() error {
+			ctx, cancel := context.WithTimeout(soon(s.t), time.Second)
+			defer cancel()
+			c, err := s.top.Client.Dial(ctx, "tcp", netip.AddrPortFrom(p.Addr(), port).String())
+			if err == nil {
+				c.Close()
+			}
+			if open && err != nil {
+				return err
+			}
+			if dropped, is := errors.AsType[net.Error](err); !open && !(is && dropped.Timeout()) {
+				return fmt.Errorf("nothing was dropped: %w", err)
+			}
+			return nil
+		})
+	}
 }
 
 // getsAProfile, which may say as well what it has.
