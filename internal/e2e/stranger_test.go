@@ -15,6 +15,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -77,6 +78,7 @@ func TestUnderlayStranger(t *testing.T) {
 	}
 	s.agents["node1"].healthy()
 	s.agents["node2"].healthy()
+	a.credulous(by)
 
 	// With the password it would have had a session all the time.
 	other := parsed("203.0.113.99/32")
@@ -211,6 +213,20 @@ func (a *arena) believed(cast attack.Cast) []string {
 	})
 }
 
+// credulous: a node that believes routers and redirects, as its kernel can be told to, changes
+// its routes by the stranger's frames. So the look at that can fail.
+func (a *arena) credulous(by *attacker) {
+	a.t.Helper()
+	require.NoError(a.t, a.node.SetSysctls(map[string]string{
+		"net.ipv6.conf.eth0.accept_ra": "2", "net.ipv4.conf.all.accept_redirects": "1", "net.ipv4.conf.eth0.accept_redirects": "1",
+	}))
+	for f, name := range map[attack.Family]string{attack.IPv6: "router advertisements", attack.IPv4: "redirects"} {
+		i := slices.IndexFunc(attack.StrangerKinds, func(k attack.Kind) bool { return strings.HasPrefix(k.Name, name) })
+		all := a.attackBy(by, f, attack.StrangerKinds[i:i+1], nil, func() []string { return a.believed(by.cast) })
+		assert.NotEmpty(a.t, all[0].found.Changed, name)
+	}
+}
+
 // nothingAnswers: the stranger connects to no service of nodes and reflectors but to the
 // agents' port, where it must prove that it is a node.
 func (a *arena) nothingAnswers(host *core.Host) {
@@ -223,19 +239,23 @@ func (a *arena) nothingAnswers(host *core.Host) {
 		require.NoError(a.t, host.AddRoute(p, via, "eth0"))
 	}
 	rr := a.top.Reflectors["rr1"]
-	for _, to := range []string{
-		netip.AddrPortFrom(a.node.Addr4(), 179).String(), netip.AddrPortFrom(a.node.Addr6(), 179).String(),
-		netip.AddrPortFrom(rr.Addr4(), 179).String(), netip.AddrPortFrom(rr.Addr6(), 179).String(),
-		netip.AddrPortFrom(fabric.Metadata4, 80).String(), netip.AddrPortFrom(fabric.Metadata6, 80).String(),
-		netip.AddrPortFrom(a.cluster.Gateway.IPv4, 80).String(), netip.AddrPortFrom(a.cluster.Gateway.IPv4, fabric.DefaultAgentPort).String(),
+	ctx, cancel := context.WithTimeout(soon(a.t), 1500*time.Millisecond)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, to := range []netip.AddrPort{
+		netip.AddrPortFrom(a.node.Addr4(), 179), netip.AddrPortFrom(a.node.Addr6(), 179),
+		netip.AddrPortFrom(rr.Addr4(), 179), netip.AddrPortFrom(rr.Addr6(), 179),
+		netip.AddrPortFrom(fabric.Metadata4, 80), netip.AddrPortFrom(fabric.Metadata6, 80),
+		netip.AddrPortFrom(a.cluster.Gateway.IPv4, 80), netip.AddrPortFrom(a.cluster.Gateway.IPv4, fabric.DefaultAgentPort),
 	} {
-		ctx, cancel := context.WithTimeout(soon(a.t), 1500*time.Millisecond)
-		c, err := host.Dial(ctx, "tcp", to)
-		cancel()
-		if !assert.Error(a.t, err, "the stranger is connected to %s", to) {
-			c.Close()
-		}
+		all.Go(func() {
+			c, err := host.Dial(ctx, "tcp", to.String())
+			if !assert.Error(a.t, err, "the stranger is connected to %s", to) {
+				c.Close()
+			}
+		})
 	}
+	all.Wait()
 	a.otherIsServed() // by the metadata service
 	a.listsBoth()
 }
@@ -354,12 +374,17 @@ func toAgents(frame []byte) []byte {
 func (a *arena) strangerFloods(by *attacker) {
 	a.t.Helper()
 	const long = 4 * bursts // more than a queue of half-open connections holds
-	trip, before := a.roundTrips(), a.resources()
+	trip := a.roundTrips()
 	bounds := attack.StrangerBounds(a.queueOfConnections())
 	for _, f := range attack.Families {
-		honest := a.flood(by, f, long, func(v *attack.Volley, n uint32) { attack.HonestFloodTo(v, n, v.Other.Of(f)) }, trip)
+		honest := a.flood(by, f, bursts, func(v *attack.Volley, n uint32) { attack.HonestFloodTo(v, n, v.Other.Of(f)) }, trip)
+		before := a.resources()
 		for _, flood := range attack.StrangerFloods {
-			took := a.flood(by, f, long, flood.Frame, trip)
+			times := bursts
+			if flood.Fills == attack.Sockets {
+				times = long
+			}
+			took := a.flood(by, f, times, flood.Frame, trip)
 			after := a.resources()
 			name := fmt.Sprintf("%s, %s", flood.Name, f)
 			a.t.Logf("%s: a round trip of the guest takes %v, beside as many honest packets %v; %v", name, took, honest, growth(before, after))

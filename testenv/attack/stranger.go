@@ -187,12 +187,13 @@ func tunnelsToGuest(v *Volley) {
 }
 
 // StrangerFloods are floods of a machine of the underlay that is no node. Their sources are
-// few hundreds: how many neighbours a node may have is the kernel's setting.
+// few hundreds: how many neighbours a node may have is the kernel's setting. What one fills
+// has a bound all the same.
 var StrangerFloods = []Flood{
 	{Name: "half-open connections to the agents' port, from an address", Frame: func(v *Volley, n uint32) {
 		v.ip(near(connection(v.self(), v.Node.Of(v.Family), port(n), fabric.DefaultAgentPort)))
 	}},
-	{Name: "half-open connections to the agents' port, from many addresses of the underlay", Frame: func(v *Volley, n uint32) {
+	{Name: "half-open connections to the agents' port, from many addresses of the underlay", Fills: Sockets, Frame: func(v *Volley, n uint32) {
 		v.ip(near(connection(crowd(v, n), v.Node.Of(v.Family), port(n), fabric.DefaultAgentPort)))
 	}},
 	{Name: "datagrams and segments to ports of the node that nobody listens on", Frame: func(v *Volley, n uint32) {
