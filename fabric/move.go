@@ -70,6 +70,7 @@ const (
 	// that of the notice, which may be empty, as many as fit a message.
 	Listing    NoticeKind = "listing"
 	Explaining NoticeKind = "explaining" // what does the node know of an address, the only prefix of the notice?
+	Comparing  NoticeKind = "comparing"  // the sender has the registry of the notice; which one has the node?
 )
 
 // Notice is a message about a guest from the agent of one node to that of another.
@@ -87,7 +88,8 @@ type Notice struct {
 	Identity Identity `json:"identity,omitempty"`
 	// Acquired is the time since which the guest has had its addresses. Of two
 	// guests with one address, the one that had it first keeps it.
-	Acquired time.Time `json:"acquired,omitzero"`
+	Acquired time.Time         `json:"acquired,omitzero"`
+	Registry *RegistryIdentity `json:"registry,omitempty"` // with Comparing
 }
 
 // Answer is the reply to a [Notice].
@@ -109,6 +111,8 @@ type Answer struct {
 	More   bool         `json:"more,omitempty"`
 	// Finding answers [Explaining].
 	Finding *Finding `json:"finding,omitempty"`
+	// Registry answers [Comparing]; nil: the node has none.
+	Registry *RegistryIdentity `json:"registry,omitempty"`
 }
 
 // Move is the report of a guest's move, as one node saw it, or both. A time is

@@ -10,7 +10,7 @@ import (
 	"unicode/utf8"
 )
 
-var noticeKinds = []NoticeKind{Arriving, Arrived, Cancelled, Claimed, Released, Acquiring, Describing, Forgotten, Listing, Explaining}
+var noticeKinds = []NoticeKind{Arriving, Arrived, Cancelled, Claimed, Released, Acquiring, Describing, Forgotten, Listing, Explaining, Comparing}
 
 // maxPrefixes is how many prefixes a guest may have: MaxAddresses addresses and
 // as many routes on each of MaxNICs NICs.
@@ -33,7 +33,7 @@ func (n Notice) Validate() error {
 		}
 		return fmt.Errorf("notice %.40q is not known; there are %s, upgrade the agent if it is newer", string(n.Kind), strings.Join(names, ", "))
 	}
-	if n.VM != "" || n.Kind != Listing && n.Kind != Explaining { // these are about no guest
+	if n.VM != "" || !slices.Contains([]NoticeKind{Listing, Explaining, Comparing}, n.Kind) { // these are about no guest
 		if err := ValidateKnownName(n.VM); err != nil {
 			return fmt.Errorf("notice %q: %w", n.Kind, err)
 		}
@@ -41,7 +41,10 @@ func (n Notice) Validate() error {
 	if n.Kind == Explaining && (len(n.Prefixes) != 1 || !n.Prefixes[0].IsSingleIP()) {
 		return fmt.Errorf("notice %q with %d prefixes; it is about one address", n.Kind, len(n.Prefixes))
 	}
-	if err := errors.Join(n.Identity.Validate(), n.Move.validate()); err != nil {
+	if n.Kind == Comparing && n.Registry == nil {
+		return fmt.Errorf("notice %q without a registry; it says which one the sender has", n.Kind)
+	}
+	if err := errors.Join(n.Identity.Validate(), n.Move.validate(), n.Registry.Validate()); err != nil {
 		return fmt.Errorf("notice %q of VM %q: %w", n.Kind, n.VM, err)
 	}
 	all := [][]netip.Prefix{n.Prefixes}

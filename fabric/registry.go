@@ -3,6 +3,7 @@ package fabric
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -41,6 +42,31 @@ type Registry interface {
 	Shared() bool
 
 	Diagnoser
+}
+
+// RegistryIdentity says which registry a node has: nodes that have two would give one
+// address to two guests.
+type RegistryIdentity struct {
+	Name string `json:"name"`         // by the cluster file, for people
+	ID   string `json:"id,omitempty"` // that of its own; empty: it has none, or the node does not know it yet
+}
+
+// Validate reports why the identity cannot be shown; nil, and a nil identity: it can.
+func (r *RegistryIdentity) Validate() error {
+	if r == nil {
+		return nil
+	}
+	if err := errors.Join(plain(r.Name, maxWord), plain(r.ID, maxWord)); err != nil {
+		return fmt.Errorf("the identity of its registry: %w", err)
+	}
+	return nil
+}
+
+func (r RegistryIdentity) String() string {
+	if r.ID == "" {
+		return r.Name
+	}
+	return fmt.Sprintf("%s (%.8s)", r.Name, r.ID)
 }
 
 // AutoPool is the name of no pool. In place of one it asks for an address from the

@@ -130,7 +130,7 @@ func (p *agentParts) newAgent(ctx context.Context, sources []source) (*agent.Age
 		agent.WithLogger(p.log), agent.WithBoot(kernel.BootID()), agent.WithRemedies(hooks.Remedy),
 		agent.WithObservers(p.extensions.observers...), agent.WithDiagnosers(p.extensions.diagnosers...), agent.WithTraffic(p.dataplane.Traffic),
 		agent.WithRegistry(p.registry.Registry), agent.WithAdoption(p.registry.adoption), agent.WithEpochs(p.registry.epoch),
-		agent.WithNodes(nodes.New(nodes.Config{Cluster: p.cluster, Node: p.node, Logger: p.log})),
+		agent.WithRegistryIdentity(p.registry.identity), agent.WithNodes(nodes.New(nodes.Config{Cluster: p.cluster, Node: p.node, Logger: p.log})),
 	}
 	if p.extensions.resolver != nil {
 		options = append(options, agent.WithResolver(p.extensions.resolver))

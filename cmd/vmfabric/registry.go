@@ -22,6 +22,7 @@ type addressRegistry struct {
 	close    func() error
 	adoption agent.Adoption
 	epoch    func() uint64 // the highest that it gave, as far as this node has seen
+	identity func() fabric.RegistryIdentity
 }
 
 func (r addressRegistry) Close() error { return r.close() }
@@ -36,7 +37,12 @@ func openRegistry(state string, c *fabric.Cluster, node string) (addressRegistry
 	if err != nil {
 		return addressRegistry{}, err
 	}
-	return addressRegistry{Registry: r, run: func(context.Context) error { return nil }, close: r.Close, epoch: func() uint64 { return 0 }}, nil
+	return addressRegistry{Registry: r, run: func(context.Context) error { return nil }, close: r.Close, epoch: func() uint64 { return 0 }, identity: ofNode}, nil
+}
+
+// ofNode is the identity of a registry that its node alone has.
+func ofNode() fabric.RegistryIdentity {
+	return fabric.RegistryIdentity{Name: "files of its own (no key registry in its cluster file)"}
 }
 
 // openEtcd opens the registry in etcd, and what this node remembers of it.
@@ -57,7 +63,7 @@ func openEtcd(state string, c *fabric.Cluster, node string) (addressRegistry, er
 	}
 	return addressRegistry{
 		Registry: etcdRegistry{r, []*disk.Value{seen, own}}, run: r.Run, close: closeAll,
-		adoption: agent.Adoption{Adopt: r.Adopt, Adopted: adopted}, epoch: r.Epoch,
+		adoption: agent.Adoption{Adopt: r.Adopt, Adopted: adopted}, epoch: r.Epoch, identity: r.Identity,
 	}, nil
 }
 

@@ -84,6 +84,7 @@ type Agent struct {
 	inventory  inventory
 
 	registration registration
+	registries   registries // of other nodes
 	counts       *statistics
 }
 
@@ -128,6 +129,8 @@ type parts struct {
 	resolver  fabric.Resolver // nil: none
 	registry  fabric.Registry // nil: none
 	adoption  Adoption        // of the registry
+	// registryIdentity gives that of the registry; nil: it cannot be told from another.
+	registryIdentity func() fabric.RegistryIdentity
 	// highestEpoch is that of all guests by the registry, as far as this node has seen.
 	highestEpoch func() uint64
 	log          *slog.Logger

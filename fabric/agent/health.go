@@ -59,7 +59,7 @@ func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 		st.Problems = append(st.Problems, d.Diagnose(ctx)...)
 	}
 	if a.registry != nil {
-		problems := append([]string{}, a.registry.Diagnose(ctx)...)
+		problems := append(append([]string{}, a.registry.Diagnose(ctx)...), a.otherRegistries()...)
 		st.Registry = &fabric.RegistryStatus{
 			Kind: a.cluster.Registry.Kind(), Shared: a.registry.Shared(), Healthy: len(problems) == 0, Problems: problems,
 		}

@@ -151,8 +151,15 @@ func (c *peerQueues) delivered(node string) {
 // deliver sends a node its messages and lasting notices, round by round, until ctx
 // ends.
 func (a *Agent) deliver(ctx context.Context, node string, wake <-chan struct{}) {
+	var compare time.Time // when the node is asked again which registry it has
 	for ctx.Err() == nil {
 		wait, answers := a.round(ctx, node)
+		if now := time.Now(); answers && !now.Before(compare) {
+			compare = now.Add(compareEvery)
+			if !a.compareRegistry(ctx, node) {
+				compare = now.Add(registerEvery)
+			}
+		}
 		news := wake
 		if !answers {
 			news = nil // wait out askRetry: each new message would call the silent node again
@@ -280,6 +287,9 @@ func (a *Agent) notice(kind fabric.NoticeKind, d fabric.Desired) fabric.Notice {
 
 // noticed answers a notice of another node.
 func (a *Agent) noticed(ctx context.Context, from fabric.Node, n fabric.Notice) fabric.Answer {
+	if n.Kind == fabric.Comparing { // it says nothing of a guest, and each node asks
+		return a.compares(from.Name, n)
+	}
 	a.meet(from)
 	a.log.Debug("told", "node", from.Name, "notice", string(n.Kind), "vm", n.VM, "epoch", n.Epoch)
 	n.Epoch = a.plausible(from.Name, n.VM, n.Epoch)

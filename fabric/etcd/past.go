@@ -101,6 +101,13 @@ func (p *past) incarnation() int64 {
 	return p.seen.Incarnation.Number
 }
 
+// identity gives the name of the incarnation; empty: it is not known yet.
+func (p *past) identity() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.seen.Incarnation.ID
+}
+
 const wayOut = "adopt it once it has what the guests have"
 
 // broken says why no answer is trusted any more; nil: they are.

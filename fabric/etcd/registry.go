@@ -121,6 +121,11 @@ func tlsOf(conf *fabric.EtcdConfig) (*tls.Config, error) {
 // Shared implements [fabric.Registry]: all nodes of the cluster have the registry.
 func (r *Registry) Shared() bool { return true }
 
+// Identity says which registry this is: its keys, and, once it was read, its present life.
+func (r *Registry) Identity() fabric.RegistryIdentity {
+	return fabric.RegistryIdentity{Name: "etcd, keys below " + r.cache.keys.root, ID: r.past.identity()}
+}
+
 // Epoch gives the highest epoch that any guest had by the registry when this node, with its
 // memory, last saw it. It needs no etcd.
 func (r *Registry) Epoch() uint64 { return r.past.highest() }

@@ -586,7 +586,7 @@ func TestLines(t *testing.T) {
 		{"no version", `"v":1,`, ``, "without a version"},
 		{"unknown key", `"v":1`, `"v":1,"x":{}`, `unknown field \"x\"`},
 		{"unknown key of the notice", `"vm"`, `"urgent":true,"vm"`, `unknown field \"urgent\"`},
-		{"unknown kind", "claimed", "evacuated", `notice \"evacuated\" is not known; there are arriving, arrived, cancelled, claimed, released, acquiring, describing, forgotten, listing, explaining, upgrade the agent if it is newer`},
+		{"unknown kind", "claimed", "evacuated", `notice \"evacuated\" is not known; there are arriving, arrived, cancelled, claimed, released, acquiring, describing, forgotten, listing, explaining, comparing, upgrade the agent if it is newer`},
 		{"for another node", `"to":"node1"`, `"to":"node3"`, `node2 asked for \"node3\" and reached node1`},
 		{"no prefix", "203.0.113.10/32", "203.0.113.10", "cannot read"},
 		{"with bits", "203.0.113.10/32", "203.0.113.10/24", `\"203.0.113.10/24\" (number 0) is not a guest's prefix`},

@@ -11,7 +11,7 @@ import (
 // laterKinds are the kinds of notice that an agent may not know which knows identities
 // of guests. An agent says in its [hello] which of them it answers: one that does not
 // would report a question that it does not know as a disagreement.
-var laterKinds = []fabric.NoticeKind{fabric.Describing, fabric.Forgotten, fabric.Listing, fabric.Explaining}
+var laterKinds = []fabric.NoticeKind{fabric.Describing, fabric.Forgotten, fabric.Listing, fabric.Explaining, fabric.Comparing}
 
 // olderError is the error of a question that an older agent does not know.
 type olderError struct{ kind fabric.NoticeKind }
@@ -23,6 +23,7 @@ func (e *olderError) Error() string {
 		fabric.Forgotten:  "does not hear that a guest is gone",
 		fabric.Listing:    "does not tell its ports",
 		fabric.Explaining: "does not say what it knows of an address",
+		fabric.Comparing:  "does not say which registry it has",
 	}[e.kind]
 	return "its agent is older and " + what + "; upgrade it"
 }

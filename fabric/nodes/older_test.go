@@ -69,6 +69,8 @@ func TestOlderAgent(t *testing.T) {
 			_, err = two.Ask(t.Context(), "node1", n)
 			require.ErrorIs(t, err, errors.ErrUnsupported)
 			require.EqualError(t, err, "node node1: its agent is older and does not tell its ports; upgrade it")
+			_, err = two.Ask(t.Context(), "node1", fabric.Notice{Kind: fabric.Comparing, Registry: &fabric.RegistryIdentity{Name: "etcd"}})
+			require.ErrorIs(t, err, errors.ErrUnsupported)
 			assert.Empty(t, lines)
 			assert.Empty(t, two.Diagnose(t.Context()), "an upgrade goes from node to node")
 

@@ -139,6 +139,7 @@ func notices() []fabric.Notice {
 		{Kind: fabric.Listing, VM: "мой <сервер>"},
 		{Kind: fabric.Explaining, Prefixes: both[:1]},
 		{Kind: fabric.Explaining, Prefixes: both[1:]},
+		{Kind: fabric.Comparing, Registry: &fabric.RegistryIdentity{Name: "etcd, keys below /vmfabric/msk1/", ID: "85cfdd81"}},
 	}
 }
 
@@ -154,7 +155,7 @@ func nodesUnchanged(t *testing.T, a agents) {
 		Guests: []fabric.GuestEntry{{
 			VM:     fabric.VM{Name: "мой <сервер>", NICs: []fabric.NIC{{Addresses: []netip.Addr{both[0].Addr(), both[1].Addr()}, Dynamic: 1, Kind: fabric.Veth}}},
 			States: []fabric.State{fabric.Live}, Since: time.Date(2026, 11, 22, 12, 3, 4, 0, time.UTC), Trouble: "no <tap>",
-		}}, More: true,
+		}}, More: true, Registry: &fabric.RegistryIdentity{Name: "etcd <below>", ID: "85cfdd81"},
 		Finding: &fabric.Finding{
 			Node: "node2", Guest: &fabric.FoundGuest{VM: "web", Guest: "lxd default/web", State: fabric.Wired, Epoch: 7},
 			Ports: []fabric.FoundPort{{Port: "web_net0", VM: "web"}}, Announced: true, Sent: []string{"rr1"},
@@ -228,10 +229,14 @@ func nodesRefuse(t *testing.T, a agents) {
 	})
 	reached(t, a.ends["node1"], "node2")
 	for what, spoil := range map[string]func(*fabric.Notice){
-		"no kind":              func(n *fabric.Notice) { n.Kind = "" },
-		"an unknown kind":      func(n *fabric.Notice) { n.Kind = "evacuated" },
-		"no guest":             func(n *fabric.Notice) { n.VM = "" },
-		"two addresses":        func(n *fabric.Notice) { n.Kind = fabric.Explaining },
+		"no kind":         func(n *fabric.Notice) { n.Kind = "" },
+		"an unknown kind": func(n *fabric.Notice) { n.Kind = "evacuated" },
+		"no guest":        func(n *fabric.Notice) { n.VM = "" },
+		"two addresses":   func(n *fabric.Notice) { n.Kind = fabric.Explaining },
+		"no registry":     func(n *fabric.Notice) { *n = fabric.Notice{Kind: fabric.Comparing} },
+		"a registry of two lines": func(n *fabric.Notice) {
+			*n = fabric.Notice{Kind: fabric.Comparing, Registry: &fabric.RegistryIdentity{Name: "etcd\n"}}
+		},
 		"a whole network":      func(n *fabric.Notice) { n.Kind, n.Prefixes = fabric.Explaining, prefixes("203.0.113.0/24") },
 		"no prefix":            func(n *fabric.Notice) { n.Prefixes = make([]netip.Prefix, 1) },
 		"a broken identity":    func(n *fabric.Notice) { n.Identity = "libvirt\n1" },
