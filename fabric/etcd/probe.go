@@ -19,6 +19,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/oneline"
@@ -103,6 +105,18 @@ func (p *prober) look(ctx context.Context, client *clientv3.Client, age time.Dur
 	return p.faults
 }
 
+// members lists the endpoints at which no other server than etcd was found; if there are
+// none, all.
+func (p *prober) members() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	known := slices.DeleteFunc(slices.Clone(p.endpoints), func(e string) bool { return p.faults[e] == noEtcd })
+	if len(known) == 0 {
+		return p.endpoints
+	}
+	return known
+}
+
 // problems is whether this node's certificate ends soon, and what look found last, if
 // the members are asked for.
 func (p *prober) problems(now time.Time, members bool) (texts []string) {
@@ -158,13 +172,16 @@ func (p *prober) connects(ctx context.Context, endpoint string) string {
 	end, _ := ctx.Deadline()
 	_ = conn.SetDeadline(end)
 	if u.Scheme == "http" {
-		return wantsTLS(conn)
+		return inPlainText(conn)
 	}
 	secure := p.tls.Clone()
-	secure.ServerName = u.Hostname()
+	secure.ServerName, secure.NextProtos = u.Hostname(), []string{"h2"}
 	s := tls.Client(conn, secure)
 	if err := s.HandshakeContext(ctx); err != nil {
 		return tlsFault(err, u.Hostname())
+	}
+	if s.ConnectionState().NegotiatedProtocol != "h2" {
+		return noEtcd
 	}
 	// With TLS 1.3 the member looks at the client's certificate after the client's
 	// handshake has ended.
@@ -175,15 +192,30 @@ func (p *prober) connects(ctx context.Context, endpoint string) string {
 	return ""
 }
 
-// wantsTLS asks a server in plain text; one that wants TLS says so.
-func wantsTLS(conn net.Conn) string {
+// noEtcd is the fault of an endpoint at which another server answers.
+const noEtcd = "what answers there is no etcd; correct the endpoint, which is an address at which etcd hears clients (port 2379)"
+
+// strange reports an error that no etcd gives: another server answers gRPC, or HTTP/2.
+// Nothing has happened there.
+func strange(err error) bool {
+	is, grpc := status.FromError(err)
+	return grpc && (is.Code() == codes.Unimplemented || strings.Contains(is.Message(), "unexpected HTTP status code") || strings.Contains(is.Message(), "unexpected content-type"))
+}
+
+// inPlainText asks a server in plain text; one that wants TLS says so.
+func inPlainText(conn net.Conn) string {
 	_ = conn.SetDeadline(time.Now().Add(2 * rejectTime))
 	if _, err := fmt.Fprint(conn, "GET /health HTTP/1.0\r\n\r\n"); err != nil {
 		return ""
 	}
 	said, _, _ := bufio.NewReader(conn).ReadLine()
-	if len(said) == 0 || strings.Contains(string(said), " 400 ") {
+	switch says := string(said); {
+	case strings.Contains(says, " 400 "), strings.HasPrefix(says, "\x15\x03"): // an alert of TLS
 		return "it does not answer without TLS; write https, and name the authority under ca_file"
+	case says == "":
+		return "it does not answer without TLS; write https, and name the authority under ca_file, or correct the endpoint, if no etcd is there"
+	case !strings.HasPrefix(says, "HTTP/"):
+		return noEtcd
 	}
 	return ""
 }
@@ -224,6 +256,8 @@ func tlsFault(err error, host string) string {
 func (p *prober) serves(ctx context.Context, client *clientv3.Client, endpoint string) string {
 	is, err := client.Status(ctx, endpoint)
 	switch {
+	case strange(err):
+		return noEtcd
 	case err != nil:
 		return fmt.Sprintf("it takes connections and does not answer (%s); see what its log says", oneline.Of(err.Error()))
 	case slices.ContainsFunc(is.Errors, func(e string) bool { return strings.Contains(e, "NOSPACE") }):

@@ -269,7 +269,7 @@ func (w *writer) write(ctx context.Context, p *plan) (done, narrow bool, err err
 	err = w.r.call(ctx, func(ctx context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
 		var err error
 		if answer, err = c.Txn(ctx).If(o.ifs...).Then(o.then...).Else(o.reads...).Commit(); err != nil {
-			unsure = unsure || !final(err)
+			unsure = unsure || !final(err) && !strange(err)
 			return nil, err
 		}
 		return answer.Header, nil
@@ -485,7 +485,10 @@ func (r *Registry) reach(ctx context.Context, f func(context.Context, *clientv3.
 				r.lookAgain.Send()
 			}
 			return refusal(err, r.cache.keys.root)
-		case n == tries || r.away.Load() != nil:
+		case strange(err) && n < tries+len(r.prober.endpoints): // the next one may meet etcd
+			r.prober.due.Store(true)
+			r.lookAgain.Send()
+		case n >= tries || r.away.Load() != nil:
 			r.lookAgain.Send()
 			return fmt.Errorf("registry: %s", r.prober.reason(ctx, client, err))
 		}

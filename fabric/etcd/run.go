@@ -127,10 +127,8 @@ func (r *Registry) look(ctx context.Context, client *clientv3.Client) {
 		case <-r.lookAgain:
 		case <-next.C:
 		}
-		one, cancel := context.WithTimeout(ctx, tryTime)
 		asked := r.past.ask()
-		answer, err := client.Txn(one).Then(r.cache.keys.views()...).Commit()
-		cancel()
+		answer, err := r.askViews(ctx, client)
 		wait := lookEvery
 		switch was := r.away.Load(); {
 		case err == nil:
@@ -146,6 +144,7 @@ func (r *Registry) look(ctx context.Context, client *clientv3.Client) {
 			if n%probeEvery == 0 || r.prober.faulty() || r.prober.due.Swap(false) {
 				r.prober.look(ctx, client, 0)
 			}
+			r.avoid(client)
 		case ctx.Err() != nil:
 			return
 		case final(err):
@@ -154,9 +153,33 @@ func (r *Registry) look(ctx context.Context, client *clientv3.Client) {
 		default:
 			why := r.prober.reason(ctx, client, err)
 			r.away.Store(&why)
+			r.avoid(client)
 			wait = lookAway
 		}
 		next.Reset(wait)
+	}
+}
+
+// askViews reads what is about the registry itself. If another server than etcd answers, it
+// asks the next endpoint.
+func (r *Registry) askViews(ctx context.Context, client *clientv3.Client) (answer *clientv3.TxnResponse, err error) {
+	for range r.prober.endpoints {
+		one, cancel := context.WithTimeout(ctx, tryTime)
+		answer, err = client.Txn(one).Then(r.cache.keys.views()...).Commit()
+		cancel()
+		if !strange(err) {
+			break
+		}
+		r.prober.due.Store(true)
+	}
+	return answer, err
+}
+
+// avoid has the client call no endpoint at which another server than etcd was found: every
+// call, and the watch, would meet it in turn.
+func (r *Registry) avoid(client *clientv3.Client) {
+	if is := r.prober.members(); !slices.Equal(is, client.Endpoints()) {
+		client.SetEndpoints(is...)
 	}
 }
 
