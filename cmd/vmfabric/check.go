@@ -13,6 +13,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
+	"github.com/vmfabric/vmfabric/internal/plural"
 	"github.com/vmfabric/vmfabric/internal/trusted"
 )
 
@@ -62,7 +63,7 @@ func checkCommand(t *tool) *cobra.Command {
 				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: cluster %s is good: %s, %s, %s, %s\n",
-				config, c.Name, count(len(c.Pools), "pool"), count(len(c.Reflectors), "reflector"), count(len(c.Core), "core gateway"), count(len(c.Nodes), "node"))
+				config, c.Name, plural.Of(len(c.Pools), "pool", "pools"), plural.Of(len(c.Reflectors), "reflector", "reflectors"), plural.Of(len(c.Core), "core gateway", "core gateways"), plural.Of(len(c.Nodes), "node", "nodes"))
 			return nil
 		},
 	}

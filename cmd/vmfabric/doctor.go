@@ -20,6 +20,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/fabric/libvirt"
 	"github.com/vmfabric/vmfabric/internal/doctor"
+	"github.com/vmfabric/vmfabric/internal/plural"
 	"github.com/vmfabric/vmfabric/packaging"
 )
 
@@ -155,7 +156,7 @@ func printReport(cmd *cobra.Command, r doctor.Report, all bool) {
 		}
 	}
 	fmt.Fprintf(out, "%d wrong, %d good, %s, %d could not be looked at\n",
-		counts[doctor.Wrong], counts[doctor.Good], count(counts[doctor.Note], "note"), counts[doctor.Unknown])
+		counts[doctor.Wrong], counts[doctor.Good], plural.Of(counts[doctor.Note], "note", "notes"), counts[doctor.Unknown])
 }
 
 // probeFor bounds the time of the probe of the kernel.

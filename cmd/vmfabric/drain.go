@@ -16,6 +16,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/internal/backoff"
+	"github.com/vmfabric/vmfabric/internal/plural"
 )
 
 // drained is a node out of service, and the guests that are still on it.
@@ -169,7 +170,7 @@ func (t *tool) awaitEmpty(ctx context.Context, guests []drainedGuest, most time.
 			return guests, nil
 		}
 		if !backoff.Sleep(ctx, pause) {
-			return nil, fmt.Errorf("interrupted with %s left; the drain goes on, vmfabric undrain ends it", count(len(guests), "guest"))
+			return nil, fmt.Errorf("interrupted with %s left; the drain goes on, vmfabric undrain ends it", plural.Of(len(guests), "guest", "guests"))
 		}
 		now, err := t.guestsHere(ctx, time.Until(deadline))
 		if ctx.Err() != nil {
@@ -207,10 +208,7 @@ func (d drained) print(out io.Writer) {
 }
 
 func guestsLeft(n int, node string) string {
-	if n == 1 {
-		return "1 guest is left on " + node
-	}
-	return fmt.Sprintf("%d guests are left on %s", n, node)
+	return plural.Of(n, "guest is left on ", "guests are left on ") + node
 }
 
 // someNames names a few of the guests.

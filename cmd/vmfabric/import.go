@@ -10,6 +10,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/internal/plural"
 )
 
 func importCommand(t *tool) *cobra.Command {
@@ -67,8 +68,8 @@ func printImport(cmd *cobra.Command, is fabric.Import, written bool) error {
 	if written {
 		what = fmt.Sprintf("%d recorded now", outcomes[fabric.Recorded])
 	}
-	fmt.Fprintf(out, "%s: %d addresses known, %s, %d in conflict, %d held back\n",
-		count(is.Guests, "guest"), is.Known, what, outcomes[fabric.Conflict], outcomes[fabric.HeldBack])
+	fmt.Fprintf(out, "%s: %s known, %s, %d in conflict, %d held back\n",
+		plural.Of(is.Guests, "guest", "guests"), plural.Of(is.Known, "address", "addresses"), what, outcomes[fabric.Conflict], outcomes[fabric.HeldBack])
 	if !written && outcomes[fabric.ToRecord] > 0 {
 		fmt.Fprintln(out, "nothing was written; vmfabric import --yes records it")
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/internal/plural"
 )
 
 func listCommand(t *tool) *cobra.Command {
@@ -245,7 +246,7 @@ func printStatus(cmd *cobra.Command, st fabric.Status) {
 		health = "degraded"
 	}
 	if st.Role == "" {
-		fmt.Fprintf(out, "%s of cluster %s is %s; agent up %s, %s, %d live\n", st.Node, st.Cluster, health, ago(st.Since), count(st.Ports, "port"), st.Live)
+		fmt.Fprintf(out, "%s of cluster %s is %s; agent up %s, %s, %d live\n", st.Node, st.Cluster, health, ago(st.Since), plural.Of(st.Ports, "port", "ports"), st.Live)
 	} else {
 		fmt.Fprintf(out, "%s %s of cluster %s is %s; up %s\n", st.Role, st.Node, st.Cluster, health, ago(st.Since))
 	}
@@ -269,12 +270,12 @@ func printStatus(cmd *cobra.Command, st fabric.Status) {
 		if !s.LastEvent.IsZero() {
 			last = "last event " + ago(s.LastEvent) + " ago"
 		}
-		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", s.Name, state, count(s.Guests, "guest"), last)
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", s.Name, state, plural.Of(s.Guests, "guest", "guests"), last)
 	}
 	if r := st.Registry; r != nil {
 		fmt.Fprintf(w, "  registry\t%s\t%s\t%s\n", r.Kind,
 			map[bool]string{true: "shared by all nodes", false: "this node's own"}[r.Shared],
-			map[bool]string{true: "well", false: count(len(r.Problems), "problem")}[r.Healthy])
+			map[bool]string{true: "well", false: plural.Of(len(r.Problems), "problem", "problems")}[r.Healthy])
 	}
 	w.Flush()
 	for _, d := range st.Diversions {
@@ -349,20 +350,14 @@ and names what disagrees about it: the registry, the nodes, their kernels, the r
 // mark says in the margin whether a step is there.
 func mark(s fabric.Step) string {
 	switch {
+	case strings.HasPrefix(s.Step, "node "): // what that node knows is not known, or not all of it
+		return "UNKNOWN"
 	case s.Good:
 		return "ok     "
 	case s.Step == fabric.Disagreement:
 		return "WRONG  "
 	}
 	return "MISSING"
-}
-
-// count words a number of things: 1 port, 2 ports.
-func count[N int | uint64](n N, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 func join[T fmt.Stringer](vs []T) string {

@@ -342,11 +342,18 @@ func TestImportPrints(t *testing.T) {
 	}
 }
 
-func TestCount(t *testing.T) {
-	for n, want := range []string{"0 core gateways", "1 core gateway", "2 core gateways"} {
-		assert.Equal(t, want, count(n, "core gateway"))
+// TestMark: only what is there is ok. A node that does not answer is not.
+func TestMark(t *testing.T) {
+	for want, s := range map[string]fabric.Step{
+		"ok     ": {Step: "guest", Good: true}, "MISSING": {Step: "guest"}, "WRONG  ": {Step: fabric.Disagreement}, "UNKNOWN": {Step: "node node3", Good: true},
+	} {
+		assert.Equal(t, want, mark(s))
 	}
-	assert.Equal(t, "1 frame", count(uint64(1), "frame"))
+	assert.Equal(t, "UNKNOWN", mark(fabric.Step{Step: "node node3"}))
+}
+
+// TestNumbers: one of something is not several.
+func TestNumbers(t *testing.T) {
 	var out strings.Builder
 	cmd := newRoot()
 	cmd.SetOut(&out)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/internal/plural"
 )
 
 func movesCommand(t *tool) *cobra.Command {
@@ -90,7 +91,7 @@ func momentsOf(m fabric.Move) []moment {
 		{m.Learned, "the source knows the destination"},
 		{m.Stopped, "guest stopped at the source"},
 		{m.Diverted, "packets go from the source to the destination"},
-		{m.ResentAt, count(m.Resent, "frame") + " sent again"},
+		{m.ResentAt, plural.Of(m.Resent, "frame", "frames") + " sent again"},
 		{m.Running, fmt.Sprintf("guest runs at the destination (told by %s)", cmp.Or(m.RunningBy, "?"))},
 		{m.Announced, "announced by the destination"},
 		{m.Withdrawn, "withdrawn by the source"},

@@ -12,6 +12,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/disk"
 	"github.com/vmfabric/vmfabric/fabric/etcd"
 	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/internal/plural"
 	"github.com/vmfabric/vmfabric/internal/signal"
 )
 
@@ -121,11 +122,11 @@ guests have. Addresses are given from the pools again a minute later.`,
 func printAdoption(cmd *cobra.Command, is fabric.Adoption) {
 	say := func(format string, args ...any) { fmt.Fprintf(cmd.OutOrStdout(), format+"\n", args...) }
 	if is.Doubt == "" {
-		say("The registry (incarnation %d, with %d addresses) is the one that it was; nothing is to adopt.", is.Incarnation, is.Addresses)
+		say("The registry (incarnation %d, with %s) is the one that it was; nothing is to adopt.", is.Incarnation, plural.Of(is.Addresses, "address", "addresses"))
 		return
 	}
 	say("%s", is.Doubt)
-	say("It has %d addresses.", is.Addresses)
+	say("It has %s.", plural.Of(is.Addresses, "address", "addresses"))
 	for _, text := range is.Differences {
 		say("  %s", text)
 	}

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/fabric/internal/plural"
+	"github.com/vmfabric/vmfabric/internal/plural"
 )
 
 // Drain takes the node out of service. It announces guests that run here as

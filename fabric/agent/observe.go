@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/fabric/internal/plural"
+	"github.com/vmfabric/vmfabric/internal/plural"
 )
 
 const (

@@ -9,7 +9,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/ownership"
-	"github.com/vmfabric/vmfabric/fabric/internal/plural"
+	"github.com/vmfabric/vmfabric/internal/plural"
 )
 
 // grant is an ownership that the registry gave this node for a start. The zero value: it

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/plural"
 )
 
 const (
@@ -166,12 +167,7 @@ func (s shortened) Error() string {
 	return strings.ToValidUTF8(text[:min(len(text), maxAnswer)], "")
 }
 
-func count(nics []fabric.NIC) string {
-	if len(nics) == 1 {
-		return "1 NIC"
-	}
-	return fmt.Sprintf("%d NICs", len(nics))
-}
+func count(nics []fabric.NIC) string { return plural.Of(len(nics), "NIC", "NICs") }
 
 // asks reports whether a running guest needs an answer of the resolver.
 func (a *Agent) asks(d fabric.Desired) bool {

@@ -14,8 +14,8 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/agent/internal/plan"
-	"github.com/vmfabric/vmfabric/fabric/internal/plural"
 	"github.com/vmfabric/vmfabric/internal/oneline"
+	"github.com/vmfabric/vmfabric/internal/plural"
 )
 
 const (

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/fabric/internal/plural"
+	"github.com/vmfabric/vmfabric/internal/plural"
 )
 
 // settling is how long a session, or an announcement, must exist before a missing

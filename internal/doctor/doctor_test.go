@@ -352,7 +352,7 @@ var peerBreakages = []breakage{
 	{check: "agent", name: "gone, and ports are here", harm: func(l *lab) {
 		l.ip("link add web_net0 type veth peer name web_peer0", "link set web_net0 alias vmfabric:lab:web:0")
 		l.t.Cleanup(func() { _ = run("", "ip", "link", "del", "web_net0") })
-	}, says: ", and 1 ports of guests are here", wayOut: "systemctl start vmfabric"},
+	}, says: ", and 1 port of a guest is here", wayOut: "systemctl start vmfabric"},
 }
 
 // TestOrdinaryUser: what only root can look at is said, and nothing is mended.

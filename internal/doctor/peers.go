@@ -21,6 +21,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/etcd"
 	"github.com/vmfabric/vmfabric/fabric/nodes"
 	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/internal/plural"
 )
 
 // lookAtAgent passes on what the agent's status says.
@@ -36,7 +37,7 @@ func lookAtAgent(_ context.Context, e *examination) (found []Finding) {
 	}
 	if ports, err := e.survey.Ports(); err == nil && len(ports) > 0 {
 		f := sentence(Wrong, e.silent.Error())
-		f.What += fmt.Sprintf(", and %d ports of guests are here", len(ports))
+		f.What += ", and " + plural.Of(len(ports), "port of a guest is here", "ports of guests are here")
 		f.Why = "guests go on, none can start or move, and nothing is repaired"
 		return []Finding{f}
 	}
@@ -53,7 +54,7 @@ func lookAtReflectors(ctx context.Context, e *examination) (found []Finding) {
 			found = append(found, sentence(Wrong, text))
 		}
 		if len(found) == 0 {
-			return good("%d BGP sessions are established", len(e.status.Sessions))
+			return good("%s established", plural.Of(len(e.status.Sessions), "BGP session is", "BGP sessions are"))
 		}
 		return found
 	}
@@ -191,7 +192,7 @@ func lookAtNodes(_ context.Context, e *examination) (found []Finding) {
 		}
 	}
 	if len(found) == 0 {
-		return good("the agents of all %d other nodes answer, and agree with this one's cluster file", len(all))
+		return good("%s, and agree with this one's cluster file", plural.Of(len(all), "agent of another node answers", "agents of other nodes answer"))
 	}
 	return found
 }

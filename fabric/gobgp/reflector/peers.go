@@ -13,7 +13,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/peering"
-	"github.com/vmfabric/vmfabric/fabric/internal/plural"
+	"github.com/vmfabric/vmfabric/internal/plural"
 )
 
 // Counts are numbers of prefixes of one family.
