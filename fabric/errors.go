@@ -48,6 +48,7 @@ const (
 	PoolUnknown    Reason = "pool unknown"    // the cluster has no pool of that name, or none that serves the node
 	PoolFull       Reason = "pool full"       // every address of the pool is allocated, reserved or quarantined
 	AddressHeld    Reason = "address held"    // another guest has the address, running or not
+	AddressesWait  Reason = "addresses wait"  // those of a guest that is gone are not given back yet
 	RegistrySilent Reason = "registry silent" // the registry did not answer in time
 	RegistryFailed Reason = "registry failed" // the registry answered with an error
 	RegistryNone   Reason = "registry none"   // the guest asks for an address, and the node has no registry that may give it

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/internal/backoff"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // ErrNoAgent says that no agent listens on the socket.
@@ -82,7 +83,7 @@ func exchange(ctx context.Context, socket string, line []byte) (Reply, error) {
 	}
 	var reply Reply
 	if err := json.Unmarshal(line, &reply); err != nil {
-		return Reply{}, fmt.Errorf("the reply cannot be read: %w", err)
+		return Reply{}, fmt.Errorf("the reply cannot be read: %s", oneline.OfJSON(err))
 	}
 	switch {
 	case reply.V > Version:

@@ -163,7 +163,7 @@ func decode(line []byte) (Request, error) {
 		Op Op  `json:"op"`
 	}
 	bad := func(err error) (Request, error) {
-		return Request{}, fmt.Errorf(`the request cannot be read (%s); send one line such as {"v":%d,"op":"list"}`, oneline.Of(err.Error()), Version)
+		return Request{}, fmt.Errorf(`the request cannot be read (%s); send one line such as {"v":%d,"op":"list"}`, oneline.OfJSON(err), Version)
 	}
 	if err := json.Unmarshal(line, &head); err != nil {
 		return bad(err)

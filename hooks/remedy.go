@@ -12,6 +12,7 @@ func Remedy(r fabric.Reason) string {
 		fabric.GuestUnknown:   "see virsh list --all, lxc list",
 		fabric.PoolFull:       "vmfabric address list shows who has them",
 		fabric.AddressHeld:    "vmfabric address show ADDRESS says more, vmfabric address release ADDRESS ends what nobody needs",
+		fabric.AddressesWait:  "vmfabric address release VM does that",
 		fabric.RegistryNone:   "write the address into the XML, the instance's keys, or behind --address",
 		fabric.RegistrySilent: "vmfabric status says more; guests that have their addresses run on and can start",
 		fabric.RegistryFailed: "vmfabric status says more; guests that have their addresses run on and can start",

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -145,20 +146,28 @@ func detachCommand(t *tool) *cobra.Command {
 		Use:   "detach VM",
 		Short: "Withdraw a guest's addresses, then remove its port",
 		Long: `Detach withdraws the guest's addresses, then removes its ports. A guest that is
-not attached is no error. A guest that a hypervisor still runs is cut off, and
+not attached is no error; detach says that there was none. A guest that a hypervisor still runs is cut off, and
 wanted again when the agent next looks at that hypervisor: stop it there instead.`,
 		Example:           "  vmfabric detach web",
 		Args:              arguments(cobra.ExactArgs(1)),
 		ValidArgsFunction: t.completeVM,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			_, err := t.call(cmd.Context(), hooks.Request{Op: hooks.Remove, VM: fabric.VM{Name: args[0]}})
+			before, err := t.call(cmd.Context(), hooks.Request{Op: hooks.List})
 			if err != nil {
 				return err
 			}
-			if done, err := t.print(cmd, map[string]string{"vm": args[0], "state": fabric.Absent.String()}); done {
+			found := slices.ContainsFunc(before.Ports, func(p fabric.PortEntry) bool { return p.VM == args[0] })
+			if _, err := t.call(cmd.Context(), hooks.Request{Op: hooks.Remove, VM: fabric.VM{Name: args[0]}}); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: absent\n", args[0])
+			if done, err := t.print(cmd, map[string]any{"vm": args[0], "state": fabric.Absent.String(), "found": found}); done {
+				return err
+			}
+			if found {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: absent\n", args[0])
+			} else {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: absent; there was no guest of that name on this node\n", args[0])
+			}
 			return nil
 		},
 	}

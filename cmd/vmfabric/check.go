@@ -15,6 +15,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/internal/plural"
 	"github.com/vmfabric/vmfabric/internal/trusted"
+	versions "github.com/vmfabric/vmfabric/internal/version"
 )
 
 // version is set by the linker.
@@ -130,7 +131,7 @@ func versionCommand(t *tool) *cobra.Command {
 			}); done {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "vmfabric %s (%s, %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			fmt.Fprintln(cmd.OutOrStdout(), versions.Line("vmfabric", version))
 			return nil
 		},
 	}

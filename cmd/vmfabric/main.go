@@ -20,6 +20,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/internal/oneline"
+	versions "github.com/vmfabric/vmfabric/internal/version"
 )
 
 // Exit codes of the contract.
@@ -95,6 +96,7 @@ host route, and an iBGP announcement to the route reflectors.`,
   vmfabric attach web --pool auto                   with addresses that the pools give
   vmfabric status                                   is this node well?
   vmfabric reflector --name rr1                     a route reflector, for small clusters`,
+		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
@@ -104,6 +106,7 @@ host route, and an iBGP announcement to the route reflectors.`,
 	root.PersistentFlags().StringVar(&t.socket, "socket", hooks.DefaultSocket, "the agent's socket")
 	root.PersistentFlags().BoolVar(&t.json, "json", false, "print JSON, for programs")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetVersionTemplate(versions.Line("vmfabric", version) + "\n")
 	root.AddCommand(
 		agentCommand(t), attachCommand(t), detachCommand(t), listCommand(t), statusCommand(t), whyCommand(t),
 		drainCommand(t), undrainCommand(t), movesCommand(t), topCommand(t), blackholeCommand(t), poolCommand(t), addressCommand(t), importCommand(t), registryCommand(t),

@@ -47,6 +47,7 @@ func TestExitCodes(t *testing.T) {
 		says string // on standard error, in its one line
 	}{
 		{"version", exitGood, ""},
+		{"--version", exitGood, ""},
 		{"port-name sea_gold", exitGood, ""},
 		{"help attach", exitGood, ""},
 		{"completion bash", exitGood, ""},

@@ -89,7 +89,7 @@ func (a *Agent) noteDelay(guest fabric.VM, err error) {
 	d.text = why.Error()
 	r.delays[guest.Identity()] = d
 	r.mu.Unlock()
-	a.conditions.set(delayed(guest.Identity()), fmt.Errorf("guest %s is gone for good, and its addresses are not given back yet: %w; or release them by hand", guest.Name, err))
+	a.conditions.set(delayed(guest.Identity()), a.because(fabric.AddressesWait, fmt.Errorf("guest %s is gone for good, and its addresses are not given back yet: %w; or release them by hand", guest.Name, err)))
 }
 
 // delayed is the key of the condition that a guest's addresses wait.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 const (
@@ -106,7 +107,7 @@ func (n *Nodes) call(ctx context.Context, from, to netip.Addr) (*conn, error) {
 	switch {
 	case err == nil:
 		if err = json.Unmarshal(line, &c.hello); err != nil {
-			err = disagree("what listens there is no agent (%v); see what it is, or change agent_port in the cluster file of all nodes", err)
+			err = disagree("what listens there is no agent (%s); see what it is, or change agent_port in the cluster file of all nodes", oneline.OfJSON(err))
 		}
 	case errors.Is(err, errTooLong):
 		err = disagree("what listens there is no agent (%v); see what it is, or change agent_port in the cluster file of all nodes", err)

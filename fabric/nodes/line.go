@@ -15,6 +15,7 @@ import (
 	"unicode"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 // Version is the version of the lines. It grows with every change that an older
@@ -101,7 +102,7 @@ func decode(body []byte, v interface{ version() int }, by, to string) error {
 			V int `json:"v"`
 		}
 		if bad := json.Unmarshal(body, &head); bad != nil {
-			return disagree("a line of %s that %s cannot read (%v); see what program runs there", by, to, bad)
+			return disagree("a line of %s that %s cannot read (%s); see what program runs there", by, to, oneline.OfJSON(bad))
 		}
 		version = head.V
 	}
@@ -111,7 +112,7 @@ func decode(body []byte, v interface{ version() int }, by, to string) error {
 	case version < 1:
 		return disagree(`a line of %s without a version; it begins with "v":%d, see what program runs there`, by, Version)
 	case err != nil:
-		return disagree("a line of %s that %s cannot read (%v); upgrade the older of the two agents", by, to, err)
+		return disagree("a line of %s that %s cannot read (%s); upgrade the older of the two agents", by, to, oneline.OfJSON(err))
 	}
 	return nil
 }
@@ -120,7 +121,7 @@ func decode(body []byte, v interface{ version() int }, by, to string) error {
 func open(line []byte) (sealed, error) {
 	var s sealed
 	if err := json.Unmarshal(line, &s); err != nil {
-		return s, disagree("a line that cannot be read (%v); see what program speaks there", err)
+		return s, disagree("a line that cannot be read (%s); see what program speaks there", oneline.OfJSON(err))
 	}
 	return s, nil
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/libvirt/domxml"
 	"github.com/vmfabric/vmfabric/hooks"
+	versions "github.com/vmfabric/vmfabric/internal/version"
 )
 
 var version = "devel" // set by the linker
@@ -62,6 +63,10 @@ func main() {
 	// A write to a standard error that nobody reads would end the hook by SIGPIPE,
 	// which is as bad as a status other than 0.
 	signal.Ignore(syscall.SIGPIPE)
+	if versions.Asked(os.Args) {
+		fmt.Println(versions.Line("vmfabric-hook-libvirt", version))
+		return
+	}
 	if len(os.Args) < 3 {
 		fmt.Fprintf(os.Stderr, "vmfabric's hook for libvirt, version %s\nusage: %s DOMAIN OPERATION SUB-OPERATION - < domain.xml\n",
 			version, os.Args[0])

@@ -597,3 +597,10 @@ func BenchmarkHook(b *testing.B) {
 	cancel()
 	require.NoError(b, <-done)
 }
+
+// TestVersion: it is the only thing that the hook ever prints to its standard output.
+func TestVersion(t *testing.T) {
+	out, err := exec.Command(binary, "--version").Output()
+	require.NoError(t, err)
+	assert.Regexp(t, `^vmfabric-hook-libvirt 9\.9\.9 \(go.*\)\n$`, string(out))
+}

@@ -30,6 +30,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
+	versions "github.com/vmfabric/vmfabric/internal/version"
 )
 
 var version = "devel" // set by the linker
@@ -59,6 +60,10 @@ func main() {
 	// A write to a standard error that nobody reads would end the hook by SIGPIPE.
 	signal.Ignore(syscall.SIGPIPE)
 	name, kind := os.Getenv("LXC_NAME"), os.Getenv("LXC_HOOK_TYPE")
+	if name == "" && versions.Asked(os.Args) {
+		fmt.Println(versions.Line("vmfabric-hook-lxd", version))
+		return
+	}
 	if name == "" || kind == "" {
 		fmt.Fprintf(os.Stderr, "vmfabric's hook for LXD, version %s\nset it as lxc.hook.start-host and lxc.hook.post-stop; LXC runs it with LXC_NAME and LXC_HOOK_TYPE set\n", version)
 		os.Exit(2)

@@ -15,8 +15,10 @@ import (
 	"github.com/vmfabric/vmfabric/plugins/internal/daemonspeaker"
 )
 
+var version = "devel" // set by the linker
+
 func main() {
-	daemonspeaker.Main(context.Background(), fabric.SpeakerBIRD, func(ctx context.Context, c fabric.Cluster, n fabric.Node, options ...bird.Option) (*bird.Speaker, error) {
+	daemonspeaker.Main(context.Background(), version, fabric.SpeakerBIRD, func(ctx context.Context, c fabric.Cluster, n fabric.Node, options ...bird.Option) (*bird.Speaker, error) {
 		return bird.New(ctx, bird.Config{Cluster: c, Node: n, Socket: os.Getenv("VMFABRIC_BIRD_SOCKET")}, options...)
 	})
 }

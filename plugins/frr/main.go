@@ -16,9 +16,11 @@ import (
 	"github.com/vmfabric/vmfabric/plugins/internal/daemonspeaker"
 )
 
+var version = "devel" // set by the linker
+
 func main() {
 	client := frr.Client{Vtysh: os.Getenv("VMFABRIC_FRR_VTYSH"), Pathspace: os.Getenv("VMFABRIC_FRR_PATHSPACE")}
-	daemonspeaker.Main(context.Background(), fabric.SpeakerFRR, func(ctx context.Context, c fabric.Cluster, n fabric.Node, options ...frr.Option) (*frr.Speaker, error) {
+	daemonspeaker.Main(context.Background(), version, fabric.SpeakerFRR, func(ctx context.Context, c fabric.Cluster, n fabric.Node, options ...frr.Option) (*frr.Speaker, error) {
 		return frr.New(ctx, frr.Config{Cluster: c, Node: n, Client: client}, options...)
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/clusterfile"
 	"github.com/vmfabric/vmfabric/fabric/routingd"
+	versions "github.com/vmfabric/vmfabric/internal/version"
 	"github.com/vmfabric/vmfabric/plugins"
 )
 
@@ -19,8 +20,12 @@ import (
 type Open func(context.Context, fabric.Cluster, fabric.Node, ...routingd.Option) (*routingd.Speaker, error)
 
 // Main serves the speaker with this name in the cluster file, until the agent ends
-// the plugin. If it cannot, the program exits with 1.
-func Main(ctx context.Context, name string, open Open) {
+// the plugin, or prints the program's version if that is asked for. If it cannot, the program exits with 1.
+func Main(ctx context.Context, version, name string, open Open) {
+	if versions.Asked(os.Args) {
+		fmt.Println(versions.Line("vmfabric-plugin-"+name, version))
+		return
+	}
 	if err := serve(ctx, plugins.Environment(), name, open); err != nil {
 		fmt.Fprintf(os.Stderr, "plugin %s: %v\n", name, err)
 		os.Exit(1)
