@@ -277,9 +277,9 @@ func (a *Agent) forget(ctx context.Context, guest fabric.VM) (settled bool, err 
 	if err := a.remaining(ctx, guest.Identity(), n.Prefixes); err != nil {
 		return false, err
 	}
-	released, err := a.registry.Release(ctx, fabric.ReleaseRequest{Guest: guest.Identity()})
-	if err != nil {
-		return false, err
+	released, err := a.release(ctx, guest.Name, guest.Identity())
+	if err != nil || len(released) == 0 {
+		return err == nil, err
 	}
 	a.log.Info("addresses given back", "vm", guest.Name, "addresses", len(released))
 	if !a.registry.Shared() {
@@ -287,6 +287,19 @@ func (a *Agent) forget(ctx context.Context, guest fabric.VM) (settled bool, err 
 		a.peerQueues.send(n, a.others()...)
 	}
 	return true, nil
+}
+
+// release gives back what a guest has that is not here. It waits its turn: a start of the
+// guest that is under way has been told that it has these addresses.
+func (a *Agent) release(ctx context.Context, vm string, guest fabric.Identity) ([]fabric.Allocation, error) {
+	_, end := a.begin(vm)
+	defer end()
+	if a.isHere(vm, guest) {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, recordTime) // a start may wait for it
+	defer cancel()
+	return a.registry.Release(ctx, fabric.ReleaseRequest{Guest: guest})
 }
 
 // isHere reports whether a guest is on this node, running or wired.
@@ -316,7 +329,7 @@ func (a *Agent) forgottenAt(ctx context.Context, node string, n fabric.Notice) {
 	has, err := a.allocationsOf(ctx, n.Identity)
 	kept := slices.ContainsFunc(has, func(h fabric.Allocation) bool { return h.Dynamic && h.Node != node })
 	if err == nil && len(has) > 0 && !kept {
-		_, err = a.registry.Release(ctx, fabric.ReleaseRequest{Guest: n.Identity})
+		_, err = a.release(ctx, n.VM, n.Identity)
 	}
 	if err != nil {
 		a.log.Warn("addresses of a guest that is gone not given back", "vm", n.VM, "node", node, "err", err)

@@ -466,3 +466,23 @@ func TestAttachedOnTwoNodes(t *testing.T) {
 		assert.Empty(t, p.first(p.one))
 	})
 }
+
+// TestStartWhileAddressesAreGivenBack: a guest that was detached is attached again just as
+// the registry is told that it is gone. It starts, and has its addresses.
+func TestStartWhileAddressesAreGivenBack(t *testing.T) {
+	shared(t, func(t *testing.T, p *pair, reaches map[string]*reach) {
+		vm, r := guest("own", "203.0.113.20 2001:db8:100:1::20"), reaches["node1"].Registry.(*fake.Registry)
+		p.one.apply(vm, fabric.Live)
+		free := r.Hang("release")
+		defer free()
+		p.one.apply(fabric.VM{Name: vm.Name}, fabric.Absent)
+		time.Sleep(100 * time.Millisecond)
+		reaches["node1"].meanwhile = func() {
+			free()
+			time.Sleep(100 * time.Millisecond)
+		}
+		p.one.apply(vm, fabric.Live)
+		time.Sleep(time.Minute)
+		assert.Equal(t, []string{"203.0.113.20/32 allocated own node1", "2001:db8:100:1::20/128 allocated own node1"}, allocations(t, r))
+	})
+}
