@@ -229,6 +229,18 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
+// TestMemberThatStandsStill: a member that takes connections and says nothing is not told
+// to want TLS.
+func TestMemberThatStandsStill(t *testing.T) {
+	e := labtest.NewEtcd(t, labtest.EtcdOptions{})
+	n := start(t, cluster(e.Endpoints...))
+	e.Pause(0)
+	defer e.Continue(0)
+	_, err := n.Allocate(labtest.Soon(t), asks("web", "node1", "few4"))
+	require.ErrorContains(t, err, "it takes connections and does not answer")
+	diagnoses(t, n, "it takes connections and does not answer")
+}
+
 func content(t *testing.T, file string) string {
 	b, err := os.ReadFile(file)
 	require.NoError(t, err)

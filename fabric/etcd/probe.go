@@ -208,8 +208,9 @@ func inPlainText(conn net.Conn) string {
 	if _, err := fmt.Fprint(conn, "GET /health HTTP/1.0\r\n\r\n"); err != nil {
 		return ""
 	}
-	said, _, _ := bufio.NewReader(conn).ReadLine()
+	said, _, err := bufio.NewReader(conn).ReadLine()
 	switch says := string(said); {
+	case errors.Is(err, os.ErrDeadlineExceeded): // it stands still, or its machine is busy: serves says so
 	case strings.Contains(says, " 400 "), strings.HasPrefix(says, "\x15\x03"): // an alert of TLS
 		return "it does not answer without TLS; write https, and name the authority under ca_file"
 	case says == "":
