@@ -12,7 +12,7 @@ NFPM     := $(CURDIR)/.cache/nfpm
 # Static binaries: one build runs on every distribution of the architecture.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help packages packages-check guests histories simulate fresh soak mutants build demo deps test e2e lab race unit lint bench crowd fuzz install clean
+.PHONY: help packages packages-check guests histories simulate fresh soak endure mutants build demo deps test e2e lab race unit lint bench crowd fuzz install clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -94,6 +94,11 @@ fresh: ## run histories of a simulated cluster from fresh seeds for BUDGET
 DAYS ?= 30
 soak: ## run histories of a simulated cluster for DAYS of its time, from seed FROM (0: fresh ones)
 	$(GO) test ./internal/simulate -count=1 -run '^TestSoak$$' -timeout 0 -v -days $(DAYS) -from $(FROM)
+
+RATE ?= 1ms
+endure: LENGTH = 1h
+endure: ## have three nodes of real parts endure faults for LENGTH, from seed FROM (0: a fresh one), guests probed each RATE (root)
+	VMFABRIC_LAB=must $(GO) test ./internal/e2e -count=1 -run '^TestEndure$$' -timeout 0 -v -endure $(LENGTH) -from $(FROM) -rate $(RATE)
 
 HISTORIES ?= 400
 mutants: ## look for faults that are put into the code on purpose, in at most HISTORIES each

@@ -19,7 +19,7 @@ import (
 
 // laboratories are the folders that are not of the product: they try it and measure it.
 var laboratories = []string{
-	"testenv", "internal/bench", "internal/e2e", "internal/histories", "internal/simulate",
+	"testenv", "internal/bench", "internal/e2e", "internal/endure", "internal/histories", "internal/simulate",
 	"plugins/internal/testplugin", "fabric/gobgp/internal/gobgptest",
 }
 

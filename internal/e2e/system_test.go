@@ -154,18 +154,24 @@ func (s *system) startReflector(name string) {
 
 func (a *agent) start() {
 	a.s.t.Helper()
+	require.NoError(a.s.t, a.launch())
+	require.NoError(a.s.t, a.answers(soon(a.s.t)))
+}
+
+// launch starts the agent, and does not wait for it.
+func (a *agent) launch() (err error) {
 	cmd := exec.Command(cmp.Or(a.s.o.program, program), a.args...)
 	cmd.Env = append(os.Environ(), a.env()...)
-	d, err := a.node.StartDaemon("agent", cmd)
-	require.NoError(a.s.t, err)
-	a.Daemon = d
-	require.NoError(a.s.t, core.Until(soon(a.s.t), func() error {
-		_, err := a.try(hooks.Request{Op: hooks.List})
-		if !d.Running() {
-			a.s.t.Fatalf("agent ended: %s", d.Log())
-		}
+	a.Daemon, err = a.node.StartDaemon("agent", cmd)
+	return err
+}
+
+// answers waits until the agent that was launched answers.
+func (a *agent) answers(ctx context.Context) error {
+	return a.Until(ctx, func() error {
+		_, err := hooks.Call(ctx, a.socket, hooks.Request{Op: hooks.List})
 		return err
-	}))
+	})
 }
 
 // follow has the agent follow a hypervisor, whose hooks find it in a directory.

@@ -1,0 +1,414 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/internal/endure"
+	"github.com/vmfabric/vmfabric/internal/probe"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
+	"github.com/vmfabric/vmfabric/testenv/lab/routers"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
+)
+
+// A run by hand takes as long as -endure says; what the tests run is of few episodes.
+var (
+	endureFor  = flag.Duration("endure", 0, "how long TestEndure runs, with guests and hypervisors on every node")
+	endureFrom = flag.Uint64("from", 0, "the seed of TestEndure; 0: a fresh one by hand, else the tests' own")
+	endureRate = flag.Duration("rate", time.Millisecond, "the time between two packets to each address in a run of TestEndure by hand; five times as long to an emulated guest")
+)
+
+const (
+	fewEpisodes = 6
+	fewSeed     = 1
+)
+
+const coreName = "core1"
+
+// scale is how much of everything a run has.
+type scale struct {
+	domains, instances, attached int
+	libvirts, lxds               []string
+	members                      int
+	fast, slow                   time.Duration // between two packets to a guest, and to an emulated one
+}
+
+var (
+	small = scale{1, 1, 1, []string{"node1", "node2"}, []string{"node2", "node3"}, 1, 5 * time.Millisecond, 10 * time.Millisecond}
+	large = scale{2, 2, 2, []string{"node1", "node2", "node3"}, []string{"node1", "node2", "node3"}, 3, 0, 0}
+)
+
+// endurance is a cluster, what should be true of it, and what happened to it.
+type endurance struct {
+	*system
+	scale   scale
+	seed    uint64
+	began   time.Time
+	lv      map[string]*hypervisors.Libvirt
+	lx      map[string]*hypervisors.LXD
+	routers map[string]*speaking // reflectors, the core gateway, and those of nodes
+	etcd    *labtest.Etcd
+	tenants map[string]tenant
+	world   endure.World
+	account endure.Account
+
+	mu sync.Mutex // of the account, which faults count in
+}
+
+// TestEndure has a cluster of real parts live through a history of starts, stops, moves
+// and faults from a seed: three agents, reflectors, libvirt, LXD, etcd. Guests are probed
+// meanwhile. After each episode everything must be right again in time: each guest that
+// runs is reached and is announced by its node alone, and at the end nothing is left.
+func TestEndure(t *testing.T) {
+	t.Parallel()
+	labtest.Need(t, "bird", "qemu", "lxd", "etcd")
+	e := &endurance{seed: *endureFrom, scale: small, began: time.Now()}
+	if *endureFor > 0 {
+		e.scale = large
+		e.scale.fast, e.scale.slow = *endureRate, 5**endureRate
+	}
+	if e.seed == 0 {
+		e.seed = map[bool]uint64{true: fewSeed, false: 1 + rand.Uint64N(1_000_000_000)}[*endureFor == 0]
+	}
+	t.Logf("seed %d: make endure LENGTH=%v FROM=%[1]d", e.seed, *endureFor)
+	e.build(t)
+	t.Cleanup(func() { t.Logf("%v", &e.account) })
+	bare := e.inventory()
+	e.warmUp()
+	warm := e.measure()
+	planner := endure.NewPlanner(e.seed)
+	for n, began := 1, time.Now(); e.goesOn(n, began); n++ {
+		e.episode(n, planner.Next(e.world))
+	}
+	e.emptied()
+	e.flat(warm, e.measure())
+	e.removed(bare)
+}
+
+// goesOn reports whether there is to be another episode.
+func (e *endurance) goesOn(n int, began time.Time) bool {
+	if e.t.Failed() {
+		return false
+	}
+	if *endureFor == 0 {
+		return n <= fewEpisodes
+	}
+	return time.Since(began) < *endureFor
+}
+
+// tell logs what happens, and when.
+func (e *endurance) tell(format string, args ...any) {
+	e.t.Logf("%s %7.2f %s", time.Now().Format(clock), time.Since(e.began).Seconds(), fmt.Sprintf(format, args...))
+}
+
+func (e *endurance) killed() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.account.Killed(1)
+}
+
+// build starts the cluster, without guests.
+func (e *endurance) build(t *testing.T) {
+	var members []*core.Host
+	var at []string
+	for n := range e.scale.members {
+		at = append(at, fmt.Sprintf("http://%s:2379", core.Underlay4(byte(31+n))))
+	}
+	e.system = start(t, options{nodes: 3, noAgent: true, resumes: true, speakers: map[string]string{"node2": "bird"}, change: func(c *fabric.Cluster) {
+		c.Registry.Etcd = &fabric.EtcdConfig{Endpoints: at, Prefix: fabric.DefaultEtcdPrefix}
+		c.Metrics = netip.MustParseAddrPort("127.0.0.1:9178")
+	}})
+	for n := range e.scale.members {
+		h, err := e.lab.AddReflector(fmt.Sprintf("registry%d", n+1), core.Underlay4(byte(31+n)), core.Underlay6(byte(31+n)))
+		require.NoError(t, err)
+		members = append(members, h)
+	}
+	e.etcd = labtest.NewEtcd(t, labtest.EtcdOptions{Hosts: members})
+	e.lv, e.lx, e.routers = map[string]*hypervisors.Libvirt{}, map[string]*hypervisors.LXD{}, map[string]*speaking{}
+	for _, node := range e.scale.libvirts {
+		e.lv[node] = e.hypervisor(node)
+	}
+	for _, node := range e.scale.lxds {
+		e.lx[node] = e.lxd(node)
+	}
+	for _, one := range e.lx {
+		for _, other := range e.lx {
+			if one != other {
+				require.NoError(t, one.Trust(soon(t), other))
+			}
+		}
+	}
+	for _, a := range e.agents {
+		if a.Daemon == nil {
+			a.start()
+		}
+	}
+	for name, r := range e.rr {
+		e.routers[name] = &speaking{r.(*routers.Bird), []string{"-R"}}
+	}
+	e.routers[coreName], e.routers["node2"] = &speaking{e.core.(*routers.Bird), nil}, &speaking{e.daemons["node2"].(*routers.Bird), nil}
+	for _, a := range e.agents {
+		a.established()
+		a.healthy()
+	}
+	e.people()
+}
+
+// people makes the guests, none of which runs.
+func (e *endurance) people() {
+	e.world = endure.World{
+		Nodes: []string{"node1", "node2", "node3"}, Reflectors: []string{"rr1", "rr2"}, Members: e.scale.members, Witness: "node3",
+		Daemons: map[string]string{"node2": "bird"}, Sources: map[string][]endure.Kind{},
+	}
+	var err error
+	e.world.Tables, err = tables(e.top.Nodes["node1"])
+	require.NoError(e.t, err)
+	require.NotEmpty(e.t, e.world.Tables)
+	for _, node := range e.scale.libvirts {
+		e.world.Sources[node] = append(e.world.Sources[node], endure.Domain)
+	}
+	for _, node := range e.scale.lxds {
+		e.world.Sources[node] = append(e.world.Sources[node], endure.Instance)
+	}
+	e.tenants = map[string]tenant{}
+	n := 10
+	add := func(kind endure.Kind, of int, hosts []string, make func(name string, n fabric.NIC) tenant) {
+		for i := range of {
+			name := fmt.Sprintf("%s%d", kind[:3], i+1)
+			v4, v6 := fmt.Sprintf("203.0.113.%d", n), fmt.Sprintf("2001:db8:100::%d", n)
+			e.world.Guests = append(e.world.Guests, endure.Guest{Name: name, Kind: kind, Hosts: hosts, Prefixes: prefixes(v4+"/32", v6+"/128")})
+			e.tenants[name] = make(name, nic(v4, v6))
+			n++
+		}
+	}
+	add(endure.Domain, e.scale.domains, e.scale.libvirts, func(name string, n fabric.NIC) tenant {
+		n.Kind = ""
+		return &domainTenant{lv: e.lv, o: hypervisors.DomainOptions{Name: name, NICs: []hypervisors.DomainNIC{{NIC: n}}, Gateway: e.cluster.Gateway}}
+	})
+	add(endure.Instance, e.scale.instances, e.scale.lxds, func(name string, n fabric.NIC) tenant {
+		n.Kind = ""
+		return &instanceTenant{lx: e.lx, o: hypervisors.ContainerOptions{Name: name, NICs: []fabric.NIC{n}, Gateway: e.cluster.Gateway}}
+	})
+	add(endure.Attached, e.scale.attached, e.world.Nodes, func(name string, n fabric.NIC) tenant {
+		return &attachedTenant{s: e.system, vm: fabric.VM{Name: name, NICs: []fabric.NIC{n}}}
+	})
+}
+
+// actBound is how long a hypervisor may take for one thing.
+const actBound = 3 * time.Minute
+
+// episode lives through one episode, and adds it to the account.
+func (e *endurance) episode(n int, x endure.Episode) {
+	e.tell("episode %d: %v", n, x)
+	began := time.Now()
+	defer func() {
+		if e.t.Failed() {
+			e.logs(began)
+		}
+	}()
+	probes := e.probes(x)
+	ctx, cancel := context.WithTimeout(e.t.Context(), actBound)
+	defer cancel()
+	var failing sync.WaitGroup
+	for _, f := range x.Faults {
+		failing.Go(func() {
+			if err := e.fail(ctx, f); err != nil {
+				e.t.Errorf("episode %d: %v: %v", n, f, err)
+			}
+		})
+	}
+	err := e.act(ctx, x)
+	if err != nil {
+		e.tell("%s of %s: %v", x.Act, x.Guest, err)
+	}
+	failing.Wait()
+	e.tell("the last fault is over")
+	e.locate(x)
+	if err != nil && len(x.Faults) == 0 {
+		e.t.Errorf("episode %d: %v", n, err)
+	}
+	o := endure.Outcome{Episode: x}
+	var wrong []string
+	o.Right, wrong = e.rights(x)
+	o.Losses, o.Stall = probes.end()
+	e.account.Add(o)
+	e.tell("right after %v of %v; the machine stalled for %v", o.Right, o.Bound(), o.Stall)
+	if o.Late() || len(wrong) > 0 {
+		e.t.Errorf("episode %d: %v later, and %v after %v are stated, there is wrong:\n%s", n, o.Right, o.Bound(), x, strings.Join(wrong, "\n"))
+	}
+	for _, lost := range o.Lost(e.spare(x)) {
+		e.t.Errorf("episode %d: %s", n, lost)
+	}
+}
+
+// logs shows what the agents wrote since a time, but for details.
+func (e *endurance) logs(since time.Time) {
+	for _, name := range e.world.Nodes {
+		var lines []string
+		for line := range strings.Lines(e.agents[name].Log()) {
+			text, _, _ := strings.Cut(strings.TrimPrefix(line, "time="), " ")
+			at, err := time.Parse(time.RFC3339Nano, text)
+			if err == nil && at.After(since) && !strings.Contains(line, "level=DEBUG") {
+				lines = append(lines, line)
+			}
+		}
+		e.t.Logf("%s wrote:\n%s", name, strings.Join(lines, ""))
+	}
+}
+
+// spare is what an emulated guest may not answer on a busy machine.
+func (e *endurance) spare(endure.Episode) time.Duration { return fewLost * e.scale.slow }
+
+// act does what an episode is about.
+func (e *endurance) act(ctx context.Context, x endure.Episode) error {
+	g := e.tenants[x.Guest]
+	switch x.Act {
+	case endure.Start:
+		return g.start(ctx, x.To)
+	case endure.Stop:
+		return g.stop(ctx)
+	case endure.Crash:
+		return g.crash(ctx)
+	case endure.Move:
+		return g.move(ctx, x.To)
+	}
+	return nil
+}
+
+// locate finds out where the guest of an episode is now, and waits until it serves.
+func (e *endurance) locate(x endure.Episode) {
+	if x.Act == endure.Rest {
+		return
+	}
+	ctx, cancel := context.WithTimeout(e.t.Context(), actBound)
+	defer cancel()
+	g := e.tenants[x.Guest]
+	on, err := g.where(ctx)
+	var by *mended
+	if errors.As(err, &by) {
+		e.tell("%s: %v", x.Guest, err)
+		err = nil
+	}
+	require.NoError(e.t, err, x.Guest)
+	if on != "" && x.Act == endure.Start {
+		require.NoError(e.t, g.ready(ctx), x.Guest)
+	}
+	e.tell("%s is on %q", x.Guest, on)
+	e.world = e.world.Moved(x.Guest, on)
+}
+
+// rights waits until everything is right, and tells how long that took. What is wrong is
+// empty then.
+func (e *endurance) rights(x endure.Episode) (took time.Duration, wrong []string) {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(e.t.Context(), 3*x.Right()+patience)
+	defer cancel()
+	said := ""
+	for ctx.Err() == nil {
+		at := time.Since(began)
+		if wrong = e.wrong(ctx); len(wrong) == 0 {
+			return at, nil
+		}
+		if now := strings.Join(wrong, "; "); now != said {
+			said = now
+			e.tell("wrong: %s", said)
+		}
+		if len(e.hung(ctx, wrong)) > 0 {
+			began = time.Now()
+		}
+		wait(ctx, 200*time.Millisecond)
+	}
+	return time.Since(began), wrong
+}
+
+// hung starts guests anew that hang, as an emulated one does now and then after a move,
+// if nothing is wrong but that they do not answer.
+func (e *endurance) hung(ctx context.Context, wrong []string) (names []string) {
+	if slices.ContainsFunc(wrong, func(what string) bool { return !strings.HasSuffix(what, "does not answer") }) {
+		return nil
+	}
+	for _, g := range e.world.Running() {
+		d, ok := e.tenants[g.Name].(*domainTenant)
+		if !ok || !strings.Contains(strings.Join(wrong, " "), " of "+g.Name+" ") {
+			continue
+		}
+		hangs, err := d.d.Hung(ctx)
+		if err != nil || !hangs {
+			continue
+		}
+		e.tell("%s hangs on %s, and is started anew", g.Name, g.On)
+		require.NoError(e.t, d.d.Destroy(ctx))
+		require.NoError(e.t, d.d.Start(ctx))
+		require.NoError(e.t, d.d.WaitReady(ctx))
+		names = append(names, g.Name)
+	}
+	return names
+}
+
+// probing are the probes of an episode.
+type probing struct {
+	guests  map[*core.Prober]string
+	every   map[*core.Prober]time.Duration
+	control []*core.Prober
+}
+
+// probes begins to probe every guest that runs and is not to end, and, as a control, the
+// core gateway itself, which no fault is about.
+func (e *endurance) probes(x endure.Episode) *probing {
+	p := &probing{map[*core.Prober]string{}, map[*core.Prober]time.Duration{}, nil}
+	begin := func(a netip.Addr, every time.Duration) *core.Prober {
+		one, err := e.top.Client.Probe(a, every)
+		require.NoError(e.t, err)
+		p.every[one] = every
+		return one
+	}
+	for _, a := range []netip.Addr{core.CoreAddr4, core.CoreAddr6} {
+		p.control = append(p.control, begin(a, e.scale.slow))
+	}
+	for _, g := range e.world.Running() {
+		if g.Name == x.Guest && x.Act != endure.Move {
+			continue
+		}
+		every := e.scale.fast
+		if g.Kind == endure.Domain {
+			every = e.scale.slow
+		}
+		for _, prefix := range g.Prefixes {
+			p.guests[begin(prefix.Addr(), every)] = g.Name
+		}
+	}
+	return p
+}
+
+// end ends the probes, and tells what was lost, and for how long the machine stalled.
+func (p *probing) end() (losses []endure.Loss, stall time.Duration) {
+	var ending sync.WaitGroup
+	var mu sync.Mutex
+	for one, guest := range p.guests {
+		ending.Go(func() {
+			r := one.Stop()
+			mu.Lock()
+			defer mu.Unlock()
+			losses = append(losses, endure.Loss{Guest: guest, Sent: r.Sent, Lost: r.Lost, Longest: time.Duration(r.LongestLoss) * p.every[one]})
+		})
+	}
+	ending.Wait()
+	var calm []core.ProbeResult
+	for _, one := range p.control {
+		calm = append(calm, one.Stop())
+	}
+	return losses, probe.Stall(calm...)
+}

@@ -1,0 +1,132 @@
+package endure
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Loss is what one guest's address lost in an episode.
+type Loss struct {
+	Guest      string
+	Sent, Lost int
+	Longest    time.Duration // the longest time in which nothing was answered
+}
+
+// Outcome is what came of an episode.
+type Outcome struct {
+	Episode Episode
+	Losses  []Loss
+	Right   time.Duration // from its end until everything was right
+	Stall   time.Duration // the longest time for which the machine kept a path past the fabric from an answer
+}
+
+// row sums up the episodes of one kind.
+type row struct {
+	episodes, sent, lost int
+	longest, right       time.Duration
+}
+
+// Account sums up a run.
+type Account struct {
+	acts   map[string]int
+	faults map[string]int
+	rows   map[string]*row
+	kills  int
+}
+
+// Killed counts a process of an agent that was killed.
+func (a *Account) Killed(n int) { a.kills += n }
+
+// Add adds an episode. What guests lost counts for what was done to them, and of the
+// others for the fault, if there was one kind of it.
+func (a *Account) Add(o Outcome) {
+	if a.rows == nil {
+		a.acts, a.faults, a.rows = map[string]int{}, map[string]int{}, map[string]*row{}
+	}
+	a.acts[string(o.Episode.Act)]++
+	kinds := map[string]bool{}
+	for _, f := range o.Episode.Faults {
+		a.faults[f.Kind]++
+		kinds[f.Kind] = true
+	}
+	cause := "no fault"
+	switch names := slices.Sorted(maps.Keys(kinds)); {
+	case len(names) == 1:
+		cause = names[0]
+	case len(names) > 1:
+		cause = "several faults"
+	}
+	a.row(cause).add(o, func(l Loss) bool { return l.Guest != o.Episode.Guest })
+	if o.Episode.Act != Rest {
+		done := "guest: " + string(o.Episode.Act)
+		if len(kinds) > 0 {
+			done += " under faults"
+		}
+		a.row(done).add(o, func(l Loss) bool { return l.Guest == o.Episode.Guest })
+	}
+}
+
+func (a *Account) row(name string) *row {
+	if a.rows[name] == nil {
+		a.rows[name] = &row{}
+	}
+	return a.rows[name]
+}
+
+func (r *row) add(o Outcome, is func(Loss) bool) {
+	r.episodes++
+	r.right = max(r.right, o.Right)
+	for _, l := range o.Losses {
+		if is(l) {
+			r.sent, r.lost, r.longest = r.sent+l.Sent, r.lost+l.Lost, max(r.longest, l.Longest)
+		}
+	}
+}
+
+// Lost lists losses that should not be: of guests to which nothing was done, while nothing
+// happened that costs packets, beyond what the machine itself kept from an answer. Some
+// packets are spared, as an emulated guest loses them.
+func (o Outcome) Lost(spare time.Duration) (wrong []string) {
+	if !o.Episode.Harmless() {
+		return nil
+	}
+	for _, l := range o.Losses {
+		if l.Guest != o.Episode.Guest && l.Lost > 0 && l.Longest > spare+2*o.Stall {
+			wrong = append(wrong, fmt.Sprintf("%s lost %d of %d, for up to %v, and the machine stalled for %v", l.Guest, l.Lost, l.Sent, l.Longest, o.Stall))
+		}
+	}
+	return wrong
+}
+
+// Late reports whether it took longer than stated until everything was right.
+func (o Outcome) Late() bool { return o.Right > o.Bound() }
+
+// Bound is the stated time until everything is right, on this machine: as much again for
+// each half of a second for which it stalls.
+func (o Outcome) Bound() time.Duration {
+	return time.Duration(float64(o.Episode.Right()) * (1 + 2*o.Stall.Seconds())).Round(time.Millisecond)
+}
+
+// String sums the run up.
+func (a *Account) String() string {
+	var b strings.Builder
+	count := func(what string, of map[string]int) {
+		var all []string
+		for _, name := range slices.Sorted(maps.Keys(of)) {
+			all = append(all, fmt.Sprintf("%s %d", name, of[name]))
+		}
+		fmt.Fprintf(&b, "%s: %s\n", what, strings.Join(all, ", "))
+	}
+	count("acts", a.acts)
+	count("faults", a.faults)
+	fmt.Fprintf(&b, "agents killed: %d\n", a.kills)
+	fmt.Fprintf(&b, "| %-31s | episodes | probes sent | lost | longest silence | longest time to right |\n| --- | ---: | ---: | ---: | ---: | ---: |\n", "while")
+	for _, name := range slices.Sorted(maps.Keys(a.rows)) {
+		r := a.rows[name]
+		fmt.Fprintf(&b, "| %-31s | %d | %d | %d | %v | %v |\n", name, r.episodes, r.sent, r.lost, r.longest.Round(time.Millisecond), r.right.Round(10*time.Millisecond))
+	}
+	return b.String()
+}
