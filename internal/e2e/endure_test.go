@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/endure"
@@ -32,8 +34,8 @@ var (
 )
 
 const (
-	fewEpisodes = 6
-	fewSeed     = 1
+	fewEpisodes = 7
+	fewSeed     = 1821
 )
 
 const coreName = "core1"
@@ -64,6 +66,7 @@ type endurance struct {
 	tenants map[string]tenant
 	world   endure.World
 	account endure.Account
+	changes func() []netlink.RouteUpdate // of the core gateway's routes to guests
 
 	mu sync.Mutex // of the account, which faults count in
 }
@@ -202,6 +205,13 @@ func (e *endurance) people() {
 		n.Kind = ""
 		return &instanceTenant{lx: e.lx, o: hypervisors.ContainerOptions{Name: name, NICs: []fabric.NIC{n}, Gateway: e.cluster.Gateway}}
 	})
+	defer func() {
+		var all []netip.Prefix
+		for _, g := range e.world.Guests {
+			all = append(all, g.Prefixes...)
+		}
+		e.changes = e.watchChanges(all)
+	}()
 	add(endure.Attached, e.scale.attached, e.world.Nodes, func(name string, n fabric.NIC) tenant {
 		return &attachedTenant{s: e.system, vm: fabric.VM{Name: name, NICs: []fabric.NIC{n}}}
 	})
@@ -219,7 +229,7 @@ func (e *endurance) episode(n int, x endure.Episode) {
 			e.logs(began)
 		}
 	}()
-	probes := e.probes(x)
+	probes, before, changed := e.probes(x), e.world, len(e.changes())
 	ctx, cancel := context.WithTimeout(e.t.Context(), actBound)
 	defer cancel()
 	var failing sync.WaitGroup
@@ -230,26 +240,30 @@ func (e *endurance) episode(n int, x endure.Episode) {
 			}
 		})
 	}
-	err := e.act(ctx, x)
-	if err != nil {
-		e.tell("%s of %s: %v", x.Act, x.Guest, err)
+	for _, d := range x.Doings {
+		failing.Go(func() {
+			err := e.act(ctx, d)
+			if e.tell("%v: done (%v)", d, err); err != nil && len(x.Faults) == 0 {
+				e.t.Errorf("episode %d: %v: %v", n, d, err)
+			}
+		})
 	}
 	failing.Wait()
-	e.tell("the last fault is over")
-	e.locate(x)
-	if err != nil && len(x.Faults) == 0 {
-		e.t.Errorf("episode %d: %v", n, err)
+	e.tell("all is done, and the last fault is over")
+	for _, d := range x.Doings {
+		e.locate(d)
 	}
 	o := endure.Outcome{Episode: x}
 	var wrong []string
 	o.Right, wrong = e.rights(x)
 	o.Losses, o.Stall = probes.end()
+	o.Changes = e.changed(changed)
 	e.account.Add(o)
 	e.tell("right after %v of %v; the machine stalled for %v", o.Right, o.Bound(), o.Stall)
 	if o.Late() || len(wrong) > 0 {
 		e.t.Errorf("episode %d: %v later, and %v after %v are stated, there is wrong:\n%s", n, o.Right, o.Bound(), x, strings.Join(wrong, "\n"))
 	}
-	for _, lost := range o.Lost(e.spare(x)) {
+	for _, lost := range slices.Concat(o.Lost(fewLost*e.scale.slow), o.Strayed(before)) {
 		e.t.Errorf("episode %d: %s", n, lost)
 	}
 }
@@ -269,45 +283,53 @@ func (e *endurance) logs(since time.Time) {
 	}
 }
 
-// spare is what an emulated guest may not answer on a busy machine.
-func (e *endurance) spare(endure.Episode) time.Duration { return fewLost * e.scale.slow }
+// changed lists the changes of the core gateway's routes but for the first ones.
+func (e *endurance) changed(before int) (all []endure.Change) {
+	for _, u := range e.changes()[before:] {
+		p, err := netip.ParsePrefix(u.Dst.String())
+		require.NoError(e.t, err)
+		c := endure.Change{Prefix: p}
+		if via, ok := netip.AddrFromSlice(u.Gw); ok && u.Type == unix.RTM_NEWROUTE {
+			c.By = e.nodeAt(via.Unmap())
+		}
+		all = append(all, c)
+	}
+	return all
+}
 
-// act does what an episode is about.
-func (e *endurance) act(ctx context.Context, x endure.Episode) error {
-	g := e.tenants[x.Guest]
-	switch x.Act {
+// act does something to a guest.
+func (e *endurance) act(ctx context.Context, d endure.Doing) error {
+	g := e.tenants[d.Guest]
+	switch d.Act {
 	case endure.Start:
-		return g.start(ctx, x.To)
+		return g.start(ctx, d.To)
 	case endure.Stop:
 		return g.stop(ctx)
 	case endure.Crash:
 		return g.crash(ctx)
 	case endure.Move:
-		return g.move(ctx, x.To)
+		return g.move(ctx, d.To)
 	}
 	return nil
 }
 
-// locate finds out where the guest of an episode is now, and waits until it serves.
-func (e *endurance) locate(x endure.Episode) {
-	if x.Act == endure.Rest {
-		return
-	}
+// locate finds out where a guest is after something was done to it, and waits until it
+// serves.
+func (e *endurance) locate(d endure.Doing) {
 	ctx, cancel := context.WithTimeout(e.t.Context(), actBound)
 	defer cancel()
-	g := e.tenants[x.Guest]
+	g := e.tenants[d.Guest]
 	on, err := g.where(ctx)
-	var by *mended
-	if errors.As(err, &by) {
-		e.tell("%s: %v", x.Guest, err)
+	if by, ok := errors.AsType[*mended](err); ok {
+		e.tell("%s: %v", d.Guest, by)
 		err = nil
 	}
-	require.NoError(e.t, err, x.Guest)
-	if on != "" && x.Act == endure.Start {
-		require.NoError(e.t, g.ready(ctx), x.Guest)
+	require.NoError(e.t, err, d.Guest)
+	if on != "" && d.Act == endure.Start {
+		require.NoError(e.t, g.ready(ctx), d.Guest)
 	}
-	e.tell("%s is on %q", x.Guest, on)
-	e.world = e.world.Moved(x.Guest, on)
+	e.tell("%s is on %q", d.Guest, on)
+	e.world = e.world.Moved(d.Guest, on)
 }
 
 // rights waits until everything is right, and tells how long that took. What is wrong is
@@ -379,7 +401,7 @@ func (e *endurance) probes(x endure.Episode) *probing {
 		p.control = append(p.control, begin(a, e.scale.slow))
 	}
 	for _, g := range e.world.Running() {
-		if g.Name == x.Guest && x.Act != endure.Move {
+		if d := x.Of(g.Name); d.Act != "" && d.Act != endure.Move {
 			continue
 		}
 		every := e.scale.fast

@@ -25,7 +25,7 @@ import (
 func (e *endurance) warmUp() {
 	for _, g := range e.world.Guests {
 		e.tell("warming up: %s", g.Name)
-		x := endure.Episode{Act: endure.Start, Guest: g.Name, To: g.Hosts[0]}
+		x := endure.Doing{Act: endure.Start, Guest: g.Name, To: g.Hosts[0]}
 		require.NoError(e.t, e.act(soon(e.t), x), g.Name)
 		e.locate(x)
 	}
@@ -44,7 +44,7 @@ func (e *endurance) isRight() {
 // hypervisors know.
 func (e *endurance) emptied() {
 	for _, g := range e.world.Running() {
-		x := endure.Episode{Act: endure.Stop, Guest: g.Name, From: g.On}
+		x := endure.Doing{Act: endure.Stop, Guest: g.Name, From: g.On}
 		require.NoError(e.t, e.act(soon(e.t), x), g.Name)
 		e.locate(x)
 		require.Empty(e.t, e.world.Guest(g.Name).On)

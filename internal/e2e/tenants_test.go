@@ -113,7 +113,10 @@ func (g *domainTenant) where(ctx context.Context) (string, error) {
 	if err == nil || ctx.Err() != nil {
 		return on, err
 	}
-	return "", errors.Join(g.forget(ctx), &mended{err})
+	if failed := g.forget(ctx); failed != nil {
+		return "", failed
+	}
+	return "", &mended{err}
 }
 
 // forget removes the guest from every libvirt.
@@ -218,7 +221,10 @@ func (g *instanceTenant) where(ctx context.Context) (string, error) {
 	if err == nil || ctx.Err() != nil {
 		return on, err
 	}
-	return "", errors.Join(g.forget(ctx), &mended{err})
+	if failed := g.forget(ctx); failed != nil {
+		return "", failed
+	}
+	return "", &mended{err}
 }
 
 // forget removes the guest from every LXD.

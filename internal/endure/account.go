@@ -3,6 +3,7 @@ package endure
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -15,10 +16,17 @@ type Loss struct {
 	Longest    time.Duration // the longest time in which nothing was answered
 }
 
+// Change is a route of the core gateway's kernel that changed.
+type Change struct {
+	Prefix netip.Prefix
+	By     string // the node to which it leads; empty: it was removed
+}
+
 // Outcome is what came of an episode.
 type Outcome struct {
 	Episode Episode
 	Losses  []Loss
+	Changes []Change
 	Right   time.Duration // from its end until everything was right
 	Stall   time.Duration // the longest time for which the machine kept a path past the fabric from an answer
 }
@@ -46,7 +54,6 @@ func (a *Account) Add(o Outcome) {
 	if a.rows == nil {
 		a.acts, a.faults, a.rows = map[string]int{}, map[string]int{}, map[string]*row{}
 	}
-	a.acts[string(o.Episode.Act)]++
 	kinds := map[string]bool{}
 	for _, f := range o.Episode.Faults {
 		a.faults[f.Kind]++
@@ -59,13 +66,14 @@ func (a *Account) Add(o Outcome) {
 	case len(names) > 1:
 		cause = "several faults"
 	}
-	a.row(cause).add(o, func(l Loss) bool { return l.Guest != o.Episode.Guest })
-	if o.Episode.Act != Rest {
-		done := "guest: " + string(o.Episode.Act)
+	a.row(cause).add(o, func(l Loss) bool { return o.Episode.Of(l.Guest).Act == "" })
+	for _, d := range o.Episode.Doings {
+		a.acts[string(d.Act)]++
+		done := "guest: " + string(d.Act)
 		if len(kinds) > 0 {
 			done += " under faults"
 		}
-		a.row(done).add(o, func(l Loss) bool { return l.Guest == o.Episode.Guest })
+		a.row(done).add(o, func(l Loss) bool { return l.Guest == d.Guest })
 	}
 }
 
@@ -94,11 +102,27 @@ func (o Outcome) Lost(spare time.Duration) (wrong []string) {
 		return nil
 	}
 	for _, l := range o.Losses {
-		if l.Guest != o.Episode.Guest && l.Lost > 0 && l.Longest > spare+2*o.Stall {
+		if o.Episode.Of(l.Guest).Act == "" && l.Lost > 0 && l.Longest > spare+2*o.Stall {
 			wrong = append(wrong, fmt.Sprintf("%s lost %d of %d, for up to %v, and the machine stalled for %v", l.Guest, l.Lost, l.Sent, l.Longest, o.Stall))
 		}
 	}
 	return wrong
+}
+
+// Strayed lists routes of the core gateway that led where a guest neither was nor went,
+// and those that it lost while nothing happened that costs a route.
+func (o Outcome) Strayed(before World) (wrong []string) {
+	for _, c := range o.Changes {
+		g := before.owner(c.Prefix.Addr())
+		d := o.Episode.Of(g.Name)
+		switch {
+		case c.By == "" && d.Act == "" && o.Episode.Harmless():
+			wrong = append(wrong, fmt.Sprintf("the core gateway lost its route to %s of %s, which is on %s", c.Prefix, g.Name, or(g.On)))
+		case c.By != "" && c.By != g.On && c.By != d.To:
+			wrong = append(wrong, fmt.Sprintf("the core gateway sent packets for %s of %s to %s, and it was on %s", c.Prefix, g.Name, c.By, or(g.On)))
+		}
+	}
+	return slices.Compact(wrong)
 }
 
 // Late reports whether it took longer than stated until everything was right.

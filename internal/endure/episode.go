@@ -3,6 +3,7 @@ package endure
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 )
@@ -12,40 +13,70 @@ type Act string
 
 // What is done to guests.
 const (
-	Rest  Act = "nothing"
 	Start Act = "start"
 	Stop  Act = "stop"
 	Crash Act = "crash"
 	Move  Act = "move"
 )
 
-// Episode is one thing that is done to a guest, and what fails meanwhile. After it there
-// is calm until everything is right.
+// Doing is one thing that is done to a guest.
+type Doing struct {
+	Act   Act
+	Guest string
+	From  string // where the guest runs; empty: nowhere
+	To    string // where it is to run; empty: nowhere
+}
+
+// String tells what is done.
+func (d Doing) String() string {
+	text := string(d.Act) + " " + d.Guest
+	if d.From != "" {
+		text += " on " + d.From
+	}
+	if d.To != "" {
+		text += " to " + d.To
+	}
+	return text
+}
+
+// Episode is what is done to guests at one time, to each one thing, and what fails
+// meanwhile. After it there is calm until everything is right.
 type Episode struct {
-	Act    Act
-	Guest  string // empty with [Rest]
-	From   string // where the guest runs; empty: nowhere
-	To     string // where it is to run; empty: nowhere
+	Doings []Doing
 	Faults []Fault
 }
 
 // String tells the episode.
 func (e Episode) String() string {
-	var b strings.Builder
-	b.WriteString(string(e.Act))
-	if e.Guest != "" {
-		b.WriteString(" " + e.Guest)
-	}
-	if e.From != "" {
-		b.WriteString(" on " + e.From)
-	}
-	if e.To != "" {
-		b.WriteString(" to " + e.To)
+	var all []string
+	for _, d := range e.Doings {
+		all = append(all, d.String())
 	}
 	for _, f := range e.Faults {
-		b.WriteString("; " + f.String())
+		all = append(all, f.String())
 	}
-	return b.String()
+	if len(all) == 0 {
+		return "nothing"
+	}
+	return strings.Join(all, "; ")
+}
+
+// Of returns what is done to a guest; the zero Doing: nothing.
+func (e Episode) Of(guest string) Doing {
+	for _, d := range e.Doings {
+		if d.Guest == guest {
+			return d
+		}
+	}
+	return Doing{}
+}
+
+// on reports whether something is done to a guest on a node, of that kind if it is not
+// empty.
+func (e Episode) on(w World, node string, kind Kind) bool {
+	return slices.ContainsFunc(e.Doings, func(d Doing) bool {
+		return (d.From == node || d.To == node) && (kind == "" || w.Guest(d.Guest).Kind == kind)
+	})
 }
 
 // String tells the fault.
@@ -96,11 +127,17 @@ func NewPlanner(seed uint64) *Planner {
 	return &Planner{rand.New(rand.NewPCG(seed, 0x656e64757265))}
 }
 
-// Next makes the next episode of a world.
+// Next makes the next episode of a world: up to three things that are done, and up to
+// four faults. One in ten has none.
 func (p *Planner) Next(w World) Episode {
-	e := p.act(w)
+	var e Episode
+	for _, n := range p.rnd.Perm(len(w.Guests))[:min(len(w.Guests), p.rnd.IntN(4))] {
+		if d := p.doing(w.Guests[n]); d.Act != "" {
+			e.Doings = append(e.Doings, d)
+		}
+	}
 	c := choice{p.rnd, w, e, map[string]bool{}}
-	for range 1 + p.rnd.IntN(10)/4 { // 1, 1, 1, 1, 2, 2, 2, 2, 3, 3
+	for range 1 + p.rnd.IntN(4) {
 		f := Fault{After: upTo(p.rnd, 0, 4*time.Second)}
 		k := pick(p.rnd)
 		if f.Kind = k.Name; k.fill(&c, &f) {
@@ -113,25 +150,24 @@ func (p *Planner) Next(w World) Episode {
 	return e
 }
 
-// act chooses what is done. Of ten guests some eight run.
-func (p *Planner) act(w World) Episode {
-	g := w.Guests[p.rnd.IntN(len(w.Guests))]
+// doing chooses what is done to a guest. Of ten guests some eight run.
+func (p *Planner) doing(g Guest) Doing {
 	if g.On == "" {
-		return Episode{Act: Start, Guest: g.Name, To: g.Hosts[p.rnd.IntN(len(g.Hosts))]}
+		return Doing{Start, g.Name, "", g.Hosts[p.rnd.IntN(len(g.Hosts))]}
 	}
 	switch n := p.rnd.IntN(10); {
-	case n < 4 && g.Kind != Attached && len(g.Hosts) > 1:
+	case n < 6 && g.Kind != Attached && len(g.Hosts) > 1:
 		to := g.On
 		for to == g.On {
 			to = g.Hosts[p.rnd.IntN(len(g.Hosts))]
 		}
-		return Episode{Act: Move, Guest: g.Name, From: g.On, To: to}
-	case n == 4:
-		return Episode{Act: Stop, Guest: g.Name, From: g.On}
-	case n == 5 && g.Kind != Attached:
-		return Episode{Act: Crash, Guest: g.Name, From: g.On}
+		return Doing{Move, g.Name, g.On, to}
+	case n == 6:
+		return Doing{Stop, g.Name, g.On, ""}
+	case n == 7 && g.Kind != Attached:
+		return Doing{Crash, g.Name, g.On, ""}
 	}
-	return Episode{Act: Rest}
+	return Doing{}
 }
 
 // pick chooses a kind by the weights.

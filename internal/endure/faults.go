@@ -135,7 +135,7 @@ func (c *choice) take(what string, names []string) string {
 func (c *choice) near(names []string) []string {
 	all := slices.Clone(names)
 	for _, name := range names {
-		if name == c.about.From || name == c.about.To {
+		if c.about.on(c.world, name, "") {
 			all = append(all, name, name, name)
 		}
 	}
@@ -214,13 +214,13 @@ func (c *choice) registry(f *Fault) bool {
 	return true
 }
 
-// source chooses a node's hypervisor. LXD cannot move an instance while it ends.
+// source chooses a node's hypervisor. LXD, if it ends while it does something, leaves halves of
+// instances.
 func source(kind Kind) func(*choice, *Fault) bool {
 	return func(c *choice, f *Fault) bool {
 		var nodes []string
 		for _, n := range c.world.Nodes {
-			moves := kind == Instance && c.world.Guest(c.about.Guest).Kind == Instance && (n == c.about.From || n == c.about.To)
-			if slices.Contains(c.world.Sources[n], kind) && !moves {
+			if slices.Contains(c.world.Sources[n], kind) && !(kind == Instance && c.about.on(c.world, n, kind)) {
 				nodes = append(nodes, n)
 			}
 		}
@@ -233,7 +233,7 @@ func source(kind Kind) func(*choice, *Fault) bool {
 func (c *choice) port(f *Fault) bool {
 	var names []string
 	for _, g := range c.world.Running() {
-		if g.Name != c.about.Guest {
+		if c.about.Of(g.Name).Act == "" {
 			names = append(names, g.Name)
 		}
 	}
