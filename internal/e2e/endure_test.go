@@ -256,10 +256,10 @@ func (e *endurance) episode(n int, x endure.Episode) {
 	o := endure.Outcome{Episode: x}
 	var wrong []string
 	o.Right, wrong = e.rights(x)
-	o.Losses, o.Stall = probes.end()
+	o.Losses, o.Stall, o.Waited = probes.end()
 	o.Changes = e.changed(changed)
 	e.account.Add(o)
-	e.tell("right after %v of %v; the machine stalled for %v", o.Right, o.Bound(), o.Stall)
+	e.tell("right after %v of %v; the machine stalled for %v, its kernel for %v", o.Right, o.Bound(), o.Stall, o.Waited)
 	if o.Late() || len(wrong) > 0 {
 		e.t.Errorf("episode %d: %v later, and %v after %v are stated, there is wrong:\n%s", n, o.Right, o.Bound(), x, strings.Join(wrong, "\n"))
 	}
@@ -385,12 +385,13 @@ type probing struct {
 	guests  map[*core.Prober]string
 	every   map[*core.Prober]time.Duration
 	control []*core.Prober
+	waiting func() time.Duration
 }
 
 // probes begins to probe every guest that runs and is not to end, and, as a control, the
 // core gateway itself, which no fault is about.
 func (e *endurance) probes(x endure.Episode) *probing {
-	p := &probing{map[*core.Prober]string{}, map[*core.Prober]time.Duration{}, nil}
+	p := &probing{map[*core.Prober]string{}, map[*core.Prober]time.Duration{}, nil, e.watchKernel()}
 	begin := func(a netip.Addr, every time.Duration) *core.Prober {
 		one, err := e.top.Client.Probe(a, every)
 		require.NoError(e.t, err)
@@ -415,8 +416,34 @@ func (e *endurance) probes(x endure.Episode) *probing {
 	return p
 }
 
-// end ends the probes, and tells what was lost, and for how long the machine stalled.
-func (p *probing) end() (losses []endure.Loss, stall time.Duration) {
+// watchKernel asks the kernel for a link of the client all the time. It tells, when it is
+// called, for how long that had to wait at most.
+func (e *endurance) watchKernel() (longest func() time.Duration) {
+	stop, most := make(chan struct{}), time.Duration(0)
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		for tick := time.NewTicker(50 * time.Millisecond); ; {
+			began := time.Now()
+			_, _ = e.top.Client.Link("lo")
+			most = max(most, time.Since(began))
+			select {
+			case <-tick.C:
+			case <-stop:
+				return
+			}
+		}
+	})
+	return func() time.Duration {
+		close(stop)
+		asking.Wait()
+		return most
+	}
+}
+
+// end ends the probes, and tells what was lost, for how long the machine stalled, and for
+// how long its kernel had somebody wait.
+func (p *probing) end() (losses []endure.Loss, stall, waited time.Duration) {
+	waited = p.waiting()
 	var ending sync.WaitGroup
 	var mu sync.Mutex
 	for one, guest := range p.guests {
@@ -432,5 +459,5 @@ func (p *probing) end() (losses []endure.Loss, stall time.Duration) {
 	for _, one := range p.control {
 		calm = append(calm, one.Stop())
 	}
-	return losses, probe.Stall(calm...)
+	return losses, probe.Stall(calm...), waited
 }

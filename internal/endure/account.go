@@ -29,6 +29,7 @@ type Outcome struct {
 	Changes []Change
 	Right   time.Duration // from its end until everything was right
 	Stall   time.Duration // the longest time for which the machine kept a path past the fabric from an answer
+	Waited  time.Duration // the longest time for which its kernel kept a question about a link waiting
 }
 
 // row sums up the episodes of one kind.
@@ -129,9 +130,11 @@ func (o Outcome) Strayed(before World) (wrong []string) {
 func (o Outcome) Late() bool { return o.Right > o.Bound() }
 
 // Bound is the stated time until everything is right, on this machine: as much again for
-// each half of a second for which it stalls.
+// each half of a second for which it stalls, and three times what its kernel has others
+// wait. One lock of the kernel is for the links and routes of all namespaces, also of
+// those that somebody else removes.
 func (o Outcome) Bound() time.Duration {
-	return time.Duration(float64(o.Episode.Right()) * (1 + 2*o.Stall.Seconds())).Round(time.Millisecond)
+	return time.Duration(float64(o.Episode.Right())*(1+2*o.Stall.Seconds())).Round(time.Millisecond) + 3*o.Waited.Round(time.Millisecond)
 }
 
 // String sums the run up.

@@ -81,6 +81,9 @@ func TestAccount(t *testing.T) {
 	assert.Empty(t, o.Lost(3*time.Second))
 	assert.Equal(t, resumed*11/10, o.Bound())
 	assert.False(t, o.Late())
+	o.Waited = time.Second
+	assert.Equal(t, resumed*11/10+3*time.Second, o.Bound())
+	o.Waited = 0
 	o.Right = o.Bound() + 1
 	assert.True(t, o.Late())
 	o.Episode.Faults[0].Kind = NodeCut
