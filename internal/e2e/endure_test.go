@@ -168,6 +168,11 @@ func (e *endurance) build(t *testing.T) {
 		a.healthy()
 	}
 	e.people()
+	var all []netip.Prefix
+	for _, g := range e.world.Guests {
+		all = append(all, g.Prefixes...)
+	}
+	e.changes = e.watchChanges(all)
 }
 
 // people makes the guests, none of which runs.
@@ -187,34 +192,67 @@ func (e *endurance) people() {
 		e.world.Sources[node] = append(e.world.Sources[node], endure.Instance)
 	}
 	e.tenants = map[string]tenant{}
-	n := 10
-	add := func(kind endure.Kind, of int, hosts []string, make func(name string, n fabric.NIC) tenant) {
-		for i := range of {
-			name := fmt.Sprintf("%s%d", kind[:3], i+1)
-			v4, v6 := fmt.Sprintf("203.0.113.%d", n), fmt.Sprintf("2001:db8:100::%d", n)
-			e.world.Guests = append(e.world.Guests, endure.Guest{Name: name, Kind: kind, Hosts: hosts, Prefixes: prefixes(v4+"/32", v6+"/128")})
-			e.tenants[name] = make(name, nic(v4, v6))
-			n++
+	e.domains()
+	for i, name := range e.guests(endure.Instance, e.scale.instances, e.scale.lxds) {
+		n := nic(append(e.addressesOf(name), fmt.Sprintf("198.51.100.%d/29", 8*i), fmt.Sprintf("2001:db8:2%02d::/64", i))...)
+		n.Kind = ""
+		e.has(name, n)
+		e.tenants[name] = &instanceTenant{lx: e.lx, o: hypervisors.ContainerOptions{Name: name, NICs: []fabric.NIC{n}, Gateway: e.cluster.Gateway}}
+	}
+	for _, name := range e.guests(endure.Attached, e.scale.attached, e.world.Nodes) {
+		n := nic(e.addressesOf(name)...)
+		e.has(name, n)
+		e.tenants[name] = &attachedTenant{s: e.system, vm: fabric.VM{Name: name, NICs: []fabric.NIC{n}}}
+	}
+}
+
+// domains makes the guests of libvirt. The second one asks the pools for its addresses,
+// and its own configuration has them from when it was told for the first time.
+func (e *endurance) domains() {
+	for i, name := range e.guests(endure.Domain, e.scale.domains, e.scale.libvirts) {
+		g := &domainTenant{lv: e.lv, o: hypervisors.DomainOptions{Name: name, Gateway: e.cluster.Gateway}}
+		e.tenants[name] = g
+		n := tap(e.addressesOf(name)...)
+		if i == 1 {
+			n = tap()
+			g.o.Metadata = `<fabric:vm xmlns:fabric="urn:vmfabric:domain:1"><fabric:nic/></fabric:vm>`
+			g.o.NICs = []hypervisors.DomainNIC{n}
+			node := e.scale.libvirts[0]
+			require.NoError(e.t, g.start(soon(e.t), node))
+			for _, is := range decode[[]fabric.Allocation](e.t, e.agents[node].does("address", "show", name, "--json")) {
+				n.Addresses = append(n.Addresses, is.Address())
+			}
+			require.NoError(e.t, g.stop(soon(e.t)))
+			g.d = nil // to be defined anew
+		}
+		g.o.NICs = []hypervisors.DomainNIC{n}
+		e.has(name, n.NIC)
+	}
+}
+
+// guests adds guests of a kind to the world, and names them.
+func (e *endurance) guests(kind endure.Kind, of int, hosts []string) (names []string) {
+	for i := range of {
+		name := fmt.Sprintf("%s%d", kind[:3], i+1)
+		e.world.Guests = append(e.world.Guests, endure.Guest{Name: name, Kind: kind, Hosts: hosts})
+		names = append(names, name)
+	}
+	return names
+}
+
+// addressesOf gives a guest of the world addresses of its own.
+func (e *endurance) addressesOf(name string) []string {
+	n := 100 + slices.IndexFunc(e.world.Guests, func(g endure.Guest) bool { return g.Name == name })
+	return []string{fmt.Sprintf("203.0.113.%d", n), fmt.Sprintf("2001:db8:100::%d", n)}
+}
+
+// has notes what a guest of the world has.
+func (e *endurance) has(name string, n fabric.NIC) {
+	for i := range e.world.Guests {
+		if e.world.Guests[i].Name == name {
+			e.world.Guests[i].Prefixes = n.Prefixes()
 		}
 	}
-	add(endure.Domain, e.scale.domains, e.scale.libvirts, func(name string, n fabric.NIC) tenant {
-		n.Kind = ""
-		return &domainTenant{lv: e.lv, o: hypervisors.DomainOptions{Name: name, NICs: []hypervisors.DomainNIC{{NIC: n}}, Gateway: e.cluster.Gateway}}
-	})
-	add(endure.Instance, e.scale.instances, e.scale.lxds, func(name string, n fabric.NIC) tenant {
-		n.Kind = ""
-		return &instanceTenant{lx: e.lx, o: hypervisors.ContainerOptions{Name: name, NICs: []fabric.NIC{n}, Gateway: e.cluster.Gateway}}
-	})
-	defer func() {
-		var all []netip.Prefix
-		for _, g := range e.world.Guests {
-			all = append(all, g.Prefixes...)
-		}
-		e.changes = e.watchChanges(all)
-	}()
-	add(endure.Attached, e.scale.attached, e.world.Nodes, func(name string, n fabric.NIC) tenant {
-		return &attachedTenant{s: e.system, vm: fabric.VM{Name: name, NICs: []fabric.NIC{n}}}
-	})
 }
 
 // actBound is how long a hypervisor may take for one thing.
@@ -410,7 +448,9 @@ func (e *endurance) probes(x endure.Episode) *probing {
 			every = e.scale.slow
 		}
 		for _, prefix := range g.Prefixes {
-			p.guests[begin(prefix.Addr(), every)] = g.Name
+			if prefix.IsSingleIP() {
+				p.guests[begin(prefix.Addr(), every)] = g.Name
+			}
 		}
 	}
 	return p
@@ -422,7 +462,9 @@ func (e *endurance) watchKernel() (longest func() time.Duration) {
 	stop, most := make(chan struct{}), time.Duration(0)
 	var asking sync.WaitGroup
 	asking.Go(func() {
-		for tick := time.NewTicker(50 * time.Millisecond); ; {
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for {
 			began := time.Now()
 			_, _ = e.top.Client.Link("lo")
 			most = max(most, time.Since(began))

@@ -149,11 +149,15 @@ func (e *endurance) silent(ctx context.Context, within time.Duration) (all []net
 	var asking sync.WaitGroup
 	for _, g := range e.world.Running() {
 		for _, p := range g.Prefixes {
+			a := p.Addr()
+			if !p.IsSingleIP() {
+				a = a.Next()
+			}
 			asking.Go(func() {
-				if _, err := e.top.Client.Ping(ctx, p.Addr()); err != nil {
+				if _, err := e.top.Client.Ping(ctx, a); err != nil {
 					mu.Lock()
 					defer mu.Unlock()
-					all = append(all, p.Addr())
+					all = append(all, a)
 				}
 			})
 		}

@@ -99,7 +99,7 @@ func (r *row) add(o Outcome, is func(Loss) bool) {
 // happened that costs packets, beyond what the machine itself kept from an answer. Some
 // packets are spared, as an emulated guest loses them.
 func (o Outcome) Lost(spare time.Duration) (wrong []string) {
-	if !o.Episode.Harmless() {
+	if !o.harmless() {
 		return nil
 	}
 	for _, l := range o.Losses {
@@ -110,6 +110,17 @@ func (o Outcome) Lost(spare time.Duration) (wrong []string) {
 	return wrong
 }
 
+// connects is how long a BIRD that starts waits before it connects. If the kernel does not
+// show it the routes in that time, it tells its peers that it has told all of them before
+// it has, and they drop those that they kept.
+const connects = time.Second
+
+// harmless reports whether guests to which nothing is done lose nothing.
+func (o Outcome) harmless() bool {
+	late := o.Waited > connects && slices.ContainsFunc(o.Episode.Faults, func(f Fault) bool { return f.Kind == DaemonKilled })
+	return o.Episode.Harmless() && !late
+}
+
 // Strayed lists routes of the core gateway that led where a guest neither was nor went,
 // and those that it lost while nothing happened that costs a route.
 func (o Outcome) Strayed(before World) (wrong []string) {
@@ -117,7 +128,7 @@ func (o Outcome) Strayed(before World) (wrong []string) {
 		g := before.owner(c.Prefix.Addr())
 		d := o.Episode.Of(g.Name)
 		switch {
-		case c.By == "" && d.Act == "" && o.Episode.Harmless():
+		case c.By == "" && d.Act == "" && o.harmless():
 			wrong = append(wrong, fmt.Sprintf("the core gateway lost its route to %s of %s, which is on %s", c.Prefix, g.Name, or(g.On)))
 		case c.By != "" && c.By != g.On && c.By != d.To:
 			wrong = append(wrong, fmt.Sprintf("the core gateway sent packets for %s of %s to %s, and it was on %s", c.Prefix, g.Name, c.By, or(g.On)))
