@@ -55,6 +55,8 @@ type agent struct {
 	node   *core.Host
 	socket string
 	args   []string
+	inside []string      // the program that runs it in further namespaces, and its arguments
+	jumped time.Duration // how far its clock is ahead of ours
 }
 
 // options say how a system differs from one node, BIRD everywhere else.
@@ -160,8 +162,10 @@ func (a *agent) start() {
 
 // launch starts the agent, and does not wait for it.
 func (a *agent) launch() (err error) {
-	cmd := exec.Command(cmp.Or(a.s.o.program, program), a.args...)
+	line := slices.Concat(a.inside, []string{cmp.Or(a.s.o.program, program)}, a.args)
+	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Env = append(os.Environ(), a.env()...)
+	a.jumped = 0
 	a.Daemon, err = a.node.StartDaemon("agent", cmd)
 	return err
 }

@@ -1,0 +1,194 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
+)
+
+// smallDisk is a file system of an agent's own, for its state.
+type smallDisk struct {
+	o      *ordeal
+	holder *core.Daemon // in the mount namespace in which it is
+	mount  string
+	dir    string // the state directory, as the tests see it
+}
+
+// onSmallDisk starts the agent of a node on a file system of its own.
+func (o *ordeal) onSmallDisk(node string) *smallDisk {
+	t := o.t
+	t.Helper()
+	a := o.agents[node]
+	d := &smallDisk{o: o, mount: filepath.Join(a.node.Dir(), "disk")}
+	require.NoError(t, os.Mkdir(d.mount, 0o700))
+	var err error
+	d.holder, err = a.node.StartDaemon("disk", exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c",
+		"mount -t tmpfs -o size=256k tmpfs "+d.mount+" && touch "+d.mount+"/mounted && exec sleep infinity"))
+	require.NoError(t, err)
+	seen := filepath.Join(fmt.Sprintf("/proc/%d/root", d.holder.Pid()), d.mount)
+	o.eventually("the disk is there", func() error {
+		_, err := os.Stat(filepath.Join(seen, "mounted"))
+		return err
+	})
+	a.inside = []string{"nsenter", "--mount", "--target", fmt.Sprint(d.holder.Pid())}
+	a.args[slices.Index(a.args, "--state")+1] = filepath.Join(d.mount, "state")
+	d.dir = filepath.Join(seen, "state")
+	a.start()
+	a.established()
+	return d
+}
+
+// hog is a file that fills the disk.
+func (d *smallDisk) hog() string { return filepath.Join(filepath.Dir(d.dir), "hog") }
+
+func (d *smallDisk) fill() {
+	f, err := os.Create(d.hog())
+	require.NoError(d.o.t, err)
+	for err == nil {
+		_, err = f.Write(make([]byte, 512))
+	}
+	require.NoError(d.o.t, f.Close())
+}
+
+func (d *smallDisk) remount(how string) {
+	d.o.t.Helper()
+	_, err := d.holder.Host().Run(soon(d.o.t), "nsenter", "--mount", "--target", fmt.Sprint(d.holder.Pid()), "mount", "-o", "remount,"+how, d.mount)
+	require.NoError(d.o.t, err)
+}
+
+// files lists all of the state but the lock.
+func (d *smallDisk) files() (all []string) {
+	d.o.t.Helper()
+	require.NoError(d.o.t, filepath.Walk(d.dir, func(path string, info os.FileInfo, err error) error {
+		if err == nil && info.Mode().IsRegular() && info.Name() != "lock" {
+			all = append(all, path)
+		}
+		return err
+	}))
+	require.NotEmpty(d.o.t, all)
+	return all
+}
+
+// spoil makes every file something else: garbage, a part of itself, and nothing, by turns.
+func (d *smallDisk) spoil() {
+	d.o.t.Helper()
+	for n, file := range d.files() {
+		b, err := os.ReadFile(file)
+		require.NoError(d.o.t, err)
+		switch n % 3 {
+		case 0:
+			b = []byte(strings.Repeat("\x00\xff{]", 100))
+		case 1:
+			b = b[:len(b)/2]
+		case 2:
+			b = nil
+		}
+		require.NoError(d.o.t, os.WriteFile(file, b, 0o600))
+	}
+}
+
+// TestFaultsOfTheDisk: the agent's state cannot be written, or read, or is gone, while it
+// runs and when it starts. Guests come and go all the same, and none is lost.
+func TestFaultsOfTheDisk(t *testing.T) {
+	t.Parallel()
+	o := underFaults(t, options{noAgent: true})
+	d := o.onSmallDisk("node1")
+	o.adds("node1", veth("web", "203.0.113.10", "2001:db8:100::10"))
+	for _, f := range []struct {
+		name       string
+		make, undo func()
+	}{
+		{"disk full", d.fill, func() { require.NoError(t, os.Remove(d.hog())) }},
+		{"disk read-only", func() { d.remount("ro") }, func() { d.remount("rw") }},
+		{"state damaged", d.spoil, func() { o.clears(d) }},
+		{"state lost", func() { require.NoError(t, os.RemoveAll(d.dir)) }, func() {}},
+	} {
+		o.suffers(f.name, func() time.Time {
+			d.endures(f.name, f.make)
+			f.undo()
+			return time.Now()
+		})
+		d.isWhole(f.name)
+	}
+}
+
+// endures has guests come and go during a fault of the disk, before and after a restart of
+// the agent.
+func (d *smallDisk) endures(name string, fault func()) {
+	o, a := d.o, d.o.agents["node1"]
+	o.t.Helper()
+	word := strings.Fields(name)[1]
+	gone := veth("gone-"+word, "203.0.113.20", "2001:db8:100::20")
+	o.run("node1", gone)
+	o.coreHas(a.node, gone.Prefixes()...)
+	time.Sleep(100 * time.Millisecond) // until it is written
+	fault()
+	a.ask(hooks.Remove, gone)
+	o.nobodyHas(gone.Prefixes()...)
+	o.comesAndGoes("node1", "a-"+word)
+	stays := veth("stays-"+word, "203.0.113.30", "2001:db8:100::30")
+	o.run("node1", stays)
+	require.NoError(o.t, a.Kill())
+	a.start()
+	a.established()
+	assert.ElementsMatch(o.t, []string{"web", stays.Name}, o.guestsOf("node1"), name)
+	o.coreHas(a.node, stays.Prefixes()...)
+	o.reaches(o.top.Client, "203.0.113.30", "2001:db8:100::30")
+	o.nobodyHas(gone.Prefixes()...)
+	o.comesAndGoes("node1", "b-"+word)
+	o.t.Logf("%s: %q", name, a.status().Problems)
+	a.ask(hooks.Remove, stays)
+	o.nobodyHas(stays.Prefixes()...)
+}
+
+// isWhole checks that the state has what runs, and nothing else.
+func (d *smallDisk) isWhole(name string) {
+	o, a := d.o, d.o.agents["node1"]
+	o.t.Helper()
+	o.eventually("the state has what runs", func() error {
+		entries, err := os.ReadDir(filepath.Join(d.dir, "guests"))
+		var guests []string
+		for _, e := range entries {
+			if !strings.HasPrefix(e.Name(), ".") {
+				guests = append(guests, e.Name())
+			}
+		}
+		if err != nil || !slices.Equal(guests, []string{"web.json"}) {
+			return fmt.Errorf("%v %w", guests, err)
+		}
+		return nil
+	})
+	a.restart(a.Kill)
+	a.healthy()
+	assert.Equal(o.t, []string{"web"}, o.guestsOf("node1"), name)
+}
+
+// clears does what the agent says of files that it cannot read: it removes each, and
+// attaches their guests again.
+func (o *ordeal) clears(d *smallDisk) {
+	o.t.Helper()
+	for _, p := range o.agents["node1"].status().Problems {
+		if !strings.Contains(p, "remove it") {
+			continue
+		}
+		for _, file := range d.files() {
+			if strings.Contains(p, strings.TrimPrefix(file, fmt.Sprintf("/proc/%d/root", d.holder.Pid()))) {
+				require.NoError(o.t, os.Remove(file))
+			}
+		}
+	}
+	for _, vm := range o.guests["node1"] {
+		o.agents["node1"].ask(hooks.Live, vm)
+	}
+}
