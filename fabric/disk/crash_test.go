@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -144,7 +145,13 @@ func fillUp(dir string) (exit int) {
 		}
 		return ""
 	}
+	if told := s.Diagnose(context.Background()); len(told) > 0 {
+		return fail("told of a disk on which nothing was written: %q", told)
+	}
 	if bad := expect(s.Put(context.Background(), guest("web", fabric.Live)), "no space left on device; free some space"); bad != "" {
+		return fail("full: %s", bad)
+	}
+	if bad := tells(s, "state cannot be written, and guests that start are refused: ", "no space left on device; free some space"); bad != "" {
 		return fail("full: %s", bad)
 	}
 	if err := s.Close(); err != nil {
@@ -153,6 +160,11 @@ func fillUp(dir string) (exit int) {
 	if err := syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
 		return fail("%v", err)
 	}
+	lock, err := Lock(dir)
+	if err != nil {
+		return fail("lock read-only: %v", err)
+	}
+	defer lock.Close()
 	if s, err = Open(dir); err != nil {
 		return fail("open read-only: %v", err)
 	}
@@ -162,5 +174,35 @@ func fillUp(dir string) (exit int) {
 	if bad := expect(s.Delete(context.Background(), "web"), "read-only file system"); bad != "" {
 		return fail("read-only: delete: %s", bad)
 	}
+	if bad := tells(s, "state cannot be written", "read-only file system; mount that file system writable"); bad != "" {
+		return fail("read-only: %s", bad)
+	}
+	if err := syscall.Mount("", dir, "", syscall.MS_REMOUNT, ""); err != nil {
+		return fail("%v", err)
+	}
+	if err := os.Remove(filepath.Join(dir, "hog")); err != nil {
+		return fail("%v", err)
+	}
+	if told := s.Diagnose(context.Background()); len(told) > 0 {
+		return fail("told of a disk with room: %q", told)
+	}
 	return 0
+}
+
+// tells returns what is wrong with what a store tells; it has one problem, with these words.
+func tells(s *Store, words ...string) string {
+	told := s.Diagnose(context.Background())
+	if len(told) != 1 || slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(told[0], w) }) {
+		return fmt.Sprintf("told %q, without %q", told, words)
+	}
+	return ""
+}
+
+// TestDirectoryThatIsGone: that nothing can be kept is told before somebody tries.
+func TestDirectoryThatIsGone(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	s := open(t, dir)
+	assert.Empty(t, s.Diagnose(t.Context()))
+	require.NoError(t, os.RemoveAll(dir))
+	assert.Empty(t, tells(s, "guests that start are refused: ", "no such file or directory; somebody removed it; restart the agent"))
 }

@@ -23,6 +23,9 @@ import (
 // commits them together.
 const syncAtATime = 8
 
+// probeSize is as much as a guest's file needs.
+const probeSize = 4096
+
 // directory has the JSON files of one directory, and the changes beside them that are not
 // yet safe on the disk. It is safe for concurrent use.
 type directory struct {
@@ -37,12 +40,13 @@ type directory struct {
 	spare   spare
 	unlinks bool            // a file was removed since dir was made safe
 	lost    map[string]bool // files whose last change a power cut took, until they change again
+	untried bool            // nothing was written yet, or the last change could not be
 }
 
 func newDirectory(dir string, valid func(name string, content []byte) error, sync func(path string) error, closed <-chan struct{}) *directory {
 	return &directory{
 		dir: dir, valid: valid, sync: sync, closed: closed, changed: signal.New(),
-		unsafe: map[string]*change{}, spare: spare{dir: dir}, lost: map[string]bool{},
+		unsafe: map[string]*change{}, spare: spare{dir: dir}, lost: map[string]bool{}, untried: true,
 	}
 }
 
@@ -141,7 +145,8 @@ func (g *directory) put(name string, content []byte) error {
 		return nil
 	}
 	path := filepath.Join(g.dir, name+suffix)
-	if err := writeChange(g.spare.take(), path, content, g.unsafe[name] != nil); err != nil {
+	err := writeChange(g.spare.take(), path, content, g.unsafe[name] != nil)
+	if g.untried = err != nil; g.untried {
 		return fmt.Errorf("%w; %s", err, remedy(err))
 	}
 	g.unsafe[name] = &change{content: content}
@@ -165,6 +170,7 @@ func (g *directory) remove(name string) error {
 		case err == nil:
 			g.unlinks = true
 		case !errors.Is(err, fs.ErrNotExist):
+			g.untried = true
 			return fmt.Errorf("%w; %s", err, remedy(err))
 		}
 	}
@@ -172,6 +178,24 @@ func (g *directory) remove(name string) error {
 		g.changed.Send()
 	}
 	return nil
+}
+
+// obstacle says why changes cannot be written: the directory is gone, or the first change,
+// or the next one after one that failed, would fail.
+func (g *directory) obstacle() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	_, err := os.Stat(g.dir)
+	if err == nil && g.untried {
+		path := g.spare.next()
+		err = fill(path, make([]byte, probeSize))
+		os.Remove(path) // if that fails, the next Open removes it
+	}
+	if err == nil {
+		g.untried = false
+		return nil
+	}
+	return fmt.Errorf("%w; %s", err, remedy(err))
 }
 
 // lostChanges lists the files whose last change a power cut took.

@@ -127,7 +127,7 @@ func decodeAs(key string, content []byte, v any, wayOut string) error {
 	return nil
 }
 
-const wayOut = "remove it and attach the guest again, or restart the guest"
+const wayOut = "remove it, attach the guest again or restart it, and restart the agent"
 
 // check refuses a guest that could not be read back.
 func check(d fabric.Desired) error {

@@ -5,18 +5,20 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"syscall"
 )
 
 // Lock makes the state directory if there is none, and keeps it for this process until
 // the lock is closed or the process ends: two agents would undo each other's work. It
-// returns an error while another process has it. The file lock in the directory stays.
+// returns an error while another process has it. The directory itself is locked: nothing
+// is written, so that an agent starts on a file system that is full or read-only, and
+// whoever wants to can make it read-only.
 func Lock(dir string) (io.Closer, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	err := os.MkdirAll(dir, 0o700)
+	if err != nil {
 		return nil, fmt.Errorf("state directory: %w; %s", err, remedy(err))
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.Open(dir)
 	if err != nil {
 		return nil, fmt.Errorf("state directory: %w; %s", err, remedy(err))
 	}

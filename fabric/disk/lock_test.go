@@ -1,6 +1,7 @@
 package disk_test
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -16,6 +17,9 @@ func TestLock(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	first, err := disk.Lock(dir)
 	require.NoError(t, err)
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	assert.Empty(t, entries, "nothing is written")
 	_, err = disk.Lock(dir)
 	require.ErrorContains(t, err, dir+": another agent runs with it; stop that one, or give this one another directory")
 	store, err := disk.Open(dir)

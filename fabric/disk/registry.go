@@ -166,11 +166,15 @@ func (r *Registry) Allocations(ctx context.Context, f fabric.AllocationFilter) (
 // Shared implements [fabric.Registry]: the registry is that of one node.
 func (r *Registry) Shared() bool { return len(r.cluster.Nodes) <= 1 }
 
-// Diagnose reports files that cannot be read, and why changes are not safe on the disk.
+// Diagnose reports files that cannot be read, and why changes cannot be written, or are not
+// safe on the disk.
 func (r *Registry) Diagnose(context.Context) []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var problems []string
+	if err := r.files.obstacle(); err != nil {
+		problems = append(problems, fmt.Sprintf("registry: nothing can be written: %v", err))
+	}
 	for _, name := range r.files.lostChanges() {
 		problems = append(problems, fmt.Sprintf("registry: a power cut took the last change of %s; start its guest again, or reserve the address", addressOf(name)))
 	}

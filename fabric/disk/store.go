@@ -134,10 +134,13 @@ func (s *Store) Delete(ctx context.Context, vm string) error {
 	return s.syncer.report()
 }
 
-// Diagnose reports why changes are not safe on the disk, and which changes a power
-// cut took before this Store was opened.
+// Diagnose reports why changes cannot be written, or are not safe on the disk, and which
+// changes a power cut took before this Store was opened.
 func (s *Store) Diagnose(context.Context) []string {
 	var problems []string
+	if err := s.guests.obstacle(); err != nil {
+		problems = append(problems, fmt.Sprintf("state cannot be written, and guests that start are refused: %v", err))
+	}
 	for _, name := range s.guests.lostChanges() {
 		problems = append(problems, fmt.Sprintf("state of guest %s: a power cut took its last change; attach the guest again, or restart it", name))
 	}
@@ -154,18 +157,18 @@ func (s *Store) Close() error { return s.syncer.close() }
 // prepare makes a state directory and its marker, and the directory of the guests'
 // files in it. fresh reports that it found no state.
 func prepare(dir, guests string, sync func(path string) error) (fresh bool, err error) {
+	marker := filepath.Join(dir, "format")
+	marked, err := readMarker(marker, guests)
+	if err != nil {
+		return false, err
+	}
 	_, err = os.Stat(guests)
 	fresh = errors.Is(err, fs.ErrNotExist)
 	if err := os.MkdirAll(guests, 0o700); err != nil {
 		return false, err
 	}
-	marker := filepath.Join(dir, "format")
-	content, err := os.ReadFile(marker)
-	switch {
-	case err == nil && len(content) > 0: // a power cut can leave it empty
-		return fresh, checkMarker(marker, content)
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return false, err
+	if marked {
+		return fresh, nil
 	}
 	entries, err := os.ReadDir(guests)
 	if err != nil {
@@ -183,16 +186,30 @@ func prepare(dir, guests string, sync func(path string) error) (fresh bool, err 
 
 const markerStart = "vmfabric state "
 
-func checkMarker(path string, content []byte) error {
+// readMarker reports whether a directory has a marker that can be read; a power cut can
+// leave it empty. Its errors are those of a directory that this version must not use. A
+// marker that says nothing beside a directory of guests was damaged: each of their files
+// has its own format and checksum.
+func readMarker(marker, guests string) (marked bool, err error) {
+	content, err := os.ReadFile(marker)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(content) == 0 {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
 	digits, ours := strings.CutPrefix(strings.TrimSpace(string(content)), markerStart)
 	n, err := strconv.Atoi(digits)
 	switch {
 	case !ours || err != nil || n < 1:
-		return fmt.Errorf("%s is not the marker of a state directory; name another directory", path)
+		if _, err := os.Stat(guests); err == nil {
+			return false, nil
+		}
+		return false, fmt.Errorf("%s is not the marker of a state directory; name another directory", marker)
 	case n > format:
-		return fmt.Errorf("%s: format %d, this version reads %d; run the newer version that wrote it", path, n, format)
+		return false, fmt.Errorf("%s: format %d, this version reads %d; run the newer version that wrote it", marker, n, format)
 	}
-	return nil
+	return true, nil
 }
 
 // nodeFiles are the files of the node itself, beside the guests': since when it is

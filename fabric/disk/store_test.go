@@ -169,7 +169,7 @@ func TestDamageIsAnErrorAndTheRestIsRead(t *testing.T) {
 		content []byte
 		want    []string
 	}{
-		"empty":         {"web.json", nil, []string{"web.json: damaged (", "remove it and attach"}},
+		"empty":         {"web.json", nil, []string{"web.json: damaged (", "remove it, attach"}},
 		"truncated":     {"web.json", whole[:len(whole)/2], []string{"web.json: damaged ("}},
 		"half-written":  {"web.json", append(make([]byte, 100), whole[100:]...), []string{"web.json: damaged ("}},
 		"edited":        {"web.json", edit("203.0.113.10", "203.0.113.11"), []string{"web.json: damaged (its checksum is sha256:", "if you edited it"}},
@@ -262,6 +262,27 @@ func TestFresh(t *testing.T) {
 	require.NoError(t, os.RemoveAll(filepath.Join(root, "guests")))
 	assert.True(t, open(t, root).Fresh(), "somebody removed the guests")
 	assert.True(t, open(t, filepath.Join(root, "new")).Fresh(), "no directory")
+}
+
+// TestDamagedMarker: a marker that says nothing does not keep an agent from its guests.
+func TestDamagedMarker(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "state")
+	s := open(t, root)
+	require.NoError(t, s.Put(t.Context(), guest("web", fabric.Live)))
+	require.NoError(t, s.Close())
+	marker := filepath.Join(root, "format")
+	for _, content := range []string{"\x00\xff", "vmfabric st", ""} {
+		require.NoError(t, os.WriteFile(marker, []byte(content), 0o600))
+		s := open(t, root)
+		assert.False(t, s.Fresh())
+		guests, err := s.All(t.Context())
+		require.NoError(t, err)
+		assert.Len(t, guests, 1)
+		text, err := os.ReadFile(marker)
+		require.NoError(t, err)
+		assert.Equal(t, "vmfabric state 1\n", string(text))
+		require.NoError(t, s.Close())
+	}
 }
 
 func TestOtherFormatsAreRefused(t *testing.T) {

@@ -67,8 +67,11 @@ func (v *Value) Put(is any) error {
 	return nil
 }
 
-// Diagnose reports why changes are not safe on the disk.
+// Diagnose reports why changes cannot be written, or are not safe on the disk.
 func (v *Value) Diagnose(context.Context) []string {
+	if err := v.files.obstacle(); err != nil {
+		return []string{fmt.Sprintf("state of %s cannot be written: %v", v.name, err)}
+	}
 	if err := v.syncer.notSafe(); err != nil {
 		return []string{err.Error()}
 	}
