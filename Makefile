@@ -12,7 +12,7 @@ NFPM     := $(CURDIR)/.cache/nfpm
 # Static binaries: one build runs on every distribution of the architecture.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help packages packages-check guests histories simulate fresh soak endure mutants build demo deps test e2e lab race unit lint bench crowd fuzz install clean
+.PHONY: help packages packages-check guests faults histories simulate fresh soak endure mutants build demo deps test e2e lab race unit lint bench crowd fuzz install clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -108,6 +108,11 @@ LENGTH ?= 60s
 COUNT  ?= 4
 histories: ## check COUNT histories of the registry in etcd under faults, each of LENGTH, and its mutants (root)
 	VMFABRIC_LAB=must $(GO) test ./internal/histories -count=1 -run '^Test(LongHistories|Mutants)$$' -timeout 0 -v -histories $(COUNT) -length $(LENGTH) -from $(FROM) -mutants
+
+FAULT ?= ^Test(FaultsOf.*|StoppedForLong)$$
+faults: deps ## make the faults of docs/reliability.md as they are there, or those of the tests FAULT, and keep the figures (root)
+	VMFABRIC_LAB=must $(GO) test ./internal/e2e -count=1 -parallel 1 -run '$(FAULT)' -timeout 0 -v -faults -figures $(CURDIR)/testenv/faults/figures.tsv
+	$(GO) test ./testenv/faults -count=1 -run '^TestDocumentation$$' -update
 
 # Clients that are tried by nothing else come in here, and not with deps.
 CLIENT ?= .*

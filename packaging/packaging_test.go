@@ -218,6 +218,16 @@ func TestGuestConfigDocument(t *testing.T) {
 	assert.Contains(t, read(t, "../docs/guest-config.md"), "```yaml\n"+text+"```\n")
 }
 
+// TestWatchdogIsInTime: an agent that stands still is ended before its reflectors take its
+// node for dead, also if it spoke a keepalive's time before.
+func TestWatchdogIsInTime(t *testing.T) {
+	m := regexp.MustCompile(`(?m)^WatchdogSec=(\d+)$`).FindStringSubmatch(read(t, "vmfabric.service"))
+	require.NotNil(t, m)
+	within, err := time.ParseDuration(m[1] + "s")
+	require.NoError(t, err)
+	assert.LessOrEqual(t, within, fabric.DefaultTimers.Hold*2/3)
+}
+
 // TestLinks: the documents lead to files that are there.
 func TestLinks(t *testing.T) {
 	documents, err := filepath.Glob("../*.md")

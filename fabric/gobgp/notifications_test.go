@@ -13,10 +13,12 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/gobgp"
 	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/gobgptest"
+	"github.com/vmfabric/vmfabric/fabric/gobgp/internal/peering"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
@@ -192,6 +194,27 @@ func TestFamilies(t *testing.T) {
 			assert.False(t, sent[0].Sent, "not announced")
 		})
 	}
+}
+
+// TestSegments: a reflector is asked to send no packets that a path may not pass, whatever
+// the links say.
+func TestSegments(t *testing.T) {
+	labtest.Long(t)
+	c := gobgptest.ClusterAt(gobgptest.Port + 39)
+	rr := c.Reflectors[0]
+	l, err := net.Listen("tcp", net.JoinHostPort(rr.Address.String(), strconv.Itoa(int(rr.Port))))
+	require.NoError(t, err)
+	defer l.Close()
+	opened(t, c)
+	conn, err := l.Accept()
+	require.NoError(t, err)
+	defer conn.Close()
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	require.NoError(t, err)
+	var most int
+	require.NoError(t, raw.Control(func(fd uintptr) { most, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG) }))
+	require.NoError(t, err)
+	assert.LessOrEqual(t, most, peering.Segment, "what this side may send")
 }
 
 // TestNotifications: the last NOTIFICATION of a session is known, in whichever

@@ -196,7 +196,7 @@ func (c Config) peer(rr fabric.RR, resumes bool) *api.Peer {
 	p := &api.Peer{
 		Conf:      &api.PeerConf{NeighborAddress: rr.Address.String(), PeerAsn: rr.ASN, AuthPassword: rr.Password, Description: rr.Name},
 		Timers:    peering.Timers(t),
-		Transport: &api.Transport{LocalAddress: c.Node.Source(rr.Address).String(), RemotePort: uint32(rr.Port)},
+		Transport: &api.Transport{LocalAddress: c.Node.Source(rr.Address).String(), RemotePort: uint32(rr.Port), TcpMss: peering.Segment},
 		GracefulRestart: &api.GracefulRestart{
 			Enabled: true, RestartTime: uint32(t.Restart.Seconds()), DeferralTime: resumeWait,
 			// It says "I restarted, and went on forwarding", so that a reflector

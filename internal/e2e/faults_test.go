@@ -79,6 +79,12 @@ func (o *ordeal) probes(node string, vm fabric.VM) {
 // second, and waits until all is right again. befall makes the fault and takes it away, and
 // returns since when it is over. The row of the table says how many packets may be lost.
 func (o *ordeal) suffers(name string, befall func() time.Time) {
+	o.t.Helper()
+	o.suffersAnd(name, func() (time.Time, string) { return befall(), "" })
+}
+
+// suffersAnd is suffers with something else that befall measures.
+func (o *ordeal) suffersAnd(name string, befall func() (over time.Time, more string)) {
 	t := o.t
 	t.Helper()
 	row := faults.Named(name)
@@ -91,11 +97,10 @@ func (o *ordeal) suffers(name string, befall func() time.Time) {
 		}
 	}
 	answered(t, 100, probes...)
-	over := befall()
+	over, more := befall()
 	o.right()
-	right := time.Since(over)
+	all := faults.Count{Right: time.Since(over), More: more}
 	answered(t, 100, append(probes, controls...)...)
-	var all faults.Count
 	lostByControl := 0
 	for _, p := range controls {
 		r := p.Stop()
@@ -112,7 +117,6 @@ func (o *ordeal) suffers(name string, befall func() time.Time) {
 			t.Logf("%s: %v", name, r)
 		}
 	}
-	all.Right = right
 	o.found(name, all)
 }
 
@@ -170,7 +174,11 @@ func TestFaultsOfTheAgent(t *testing.T) {
 	o := underFaults(t, options{nodes: 2, program: installed})
 	a := o.agents["node1"]
 	o.suffers("stopped shortly", func() time.Time {
-		a.stops(5 * time.Second)
+		a.stops(whole(5*time.Second, time.Second))
+		return time.Now()
+	})
+	o.suffers("stopped, with the watchdog", func() time.Time {
+		a.isBarked()
 		return time.Now()
 	})
 	o.suffers("upgraded", func() time.Time {
@@ -203,7 +211,7 @@ func (o *ordeal) comesAndGoes(node, name string) {
 }
 
 // TestStoppedForLong: who has heard nothing of an agent for the hold time takes its node
-// for dead. The watchdog of systemd ends that.
+// for dead.
 func TestStoppedForLong(t *testing.T) {
 	t.Parallel()
 	if !*wholeFaults {
@@ -215,14 +223,23 @@ func TestStoppedForLong(t *testing.T) {
 		a.stops(time.Minute)
 		return time.Now()
 	})
-	o.suffers("stopped, with the watchdog", func() time.Time {
-		require.NoError(t, a.Signal(syscall.SIGSTOP))
-		time.Sleep(30 * time.Second)
-		began := time.Now()
-		require.NoError(t, a.Kill())
-		a.start()
-		return began
-	})
+}
+
+// watchdog is WatchdogSec of the unit.
+const watchdog = 6 * time.Second
+
+// isBarked at by systemd's watchdog: an agent that stands still is ended and started again
+// as systemd does it, which wakes it to hear the signal (systemd.kill(5)).
+func (a *agent) isBarked() {
+	t := a.s.t
+	t.Helper()
+	require.NoError(t, a.Signal(syscall.SIGSTOP))
+	time.Sleep(watchdog)
+	require.NoError(t, a.Signal(syscall.SIGABRT))
+	require.NoError(t, a.Signal(syscall.SIGCONT))
+	_ = a.Wait() // by the signal
+	time.Sleep(time.Second)
+	a.start()
 }
 
 // installs puts a program into the place of another one, as a package does: whoever runs

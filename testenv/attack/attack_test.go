@@ -3,10 +3,6 @@ package attack_test
 import (
 	"flag"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"regexp"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -14,6 +10,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/testenv/attack"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // cast are machines as a laboratory has them.
@@ -110,42 +107,10 @@ var update = flag.Bool("update", false, "write the tables of docs/security.md an
 // TestDocumentation: docs/security.md has the tables of this package, and each test that
 // they name exists.
 func TestDocumentation(t *testing.T) {
-	const file, begin, end = "../../docs/security.md", "<!-- tables of testenv/attack -->\n", "<!-- end of the tables -->"
-	text, err := os.ReadFile(file)
-	require.NoError(t, err)
-	head, rest, found := strings.Cut(string(text), begin)
-	require.True(t, found)
-	tables, tail, found := strings.Cut(rest, end)
-	require.True(t, found)
-	if *update {
-		require.NoError(t, os.WriteFile(file, []byte(head+begin+attack.Table()+end+tail), 0o644))
-		return
-	}
-	assert.Equal(t, attack.Table(), tables, "write them anew: go test ./testenv/attack -run TestDocumentation -update")
+	labtest.Documented(t, "../../docs/security.md", "testenv/attack", attack.Table(), *update)
 	for _, r := range attack.Rows {
 		require.NotEmpty(t, r.Shown, r.Attack)
-		for _, shown := range r.Shown {
-			folder, name, _ := strings.Cut(shown, " ")
-			assert.True(t, declares(t, filepath.Join("../..", folder), name), "%s has no test %s", folder, name)
-		}
+		labtest.Declared(t, "../..", r.Shown...)
 	}
-	for _, test := range []string{"TestHostileFrames", "TestFloods", "TestUnderlayStranger"} {
-		assert.True(t, declares(t, "../../internal/e2e", test), test)
-	}
-}
-
-// declares reports whether a package has a test.
-func declares(t *testing.T, folder, name string) bool {
-	t.Helper()
-	files, err := filepath.Glob(filepath.Join(folder, "*_test.go"))
-	require.NoError(t, err)
-	test := regexp.MustCompile(`(?m)^func ` + name + `\(t \*testing\.T\)`)
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		require.NoError(t, err)
-		if test.Match(text) {
-			return true
-		}
-	}
-	return false
+	labtest.Declared(t, "../..", "internal/e2e TestHostileFrames", "internal/e2e TestFloods", "internal/e2e TestUnderlayStranger")
 }

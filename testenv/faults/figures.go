@@ -55,10 +55,10 @@ func thousands(n int) string {
 //go:embed figures.tsv
 var kept string
 
-// found returns what came of a fault in the run that the table is of.
-func found(name string) string {
+// Measured returns what came of the fault in the run that the table is of.
+func (r *Row) Measured() string {
 	for line := range strings.Lines(kept) {
-		if n, text, _ := strings.Cut(strings.TrimSpace(line), "\t"); n == name {
+		if n, text, _ := strings.Cut(strings.TrimSpace(line), "\t"); n == r.Name {
 			return text
 		}
 	}

@@ -65,7 +65,7 @@ func (s *settings) peer(n neighbour, bfd, resumes bool) *api.Peer {
 	p := &api.Peer{
 		Conf:      &api.PeerConf{PeerAsn: n.asn, AuthPassword: s.rr.Password, Description: n.name},
 		Timers:    peering.Timers(t),
-		Transport: &api.Transport{LocalAddress: s.rr.Address.String(), PassiveMode: n.role == RoleNode},
+		Transport: &api.Transport{LocalAddress: s.rr.Address.String(), PassiveMode: n.role == RoleNode, TcpMss: peering.Segment},
 		GracefulRestart: &api.GracefulRestart{
 			Enabled: true, RestartTime: uint32(t.Restart.Seconds()),
 			LocalRestarting: resumes, DeferralTime: uint32(deferral / time.Second),

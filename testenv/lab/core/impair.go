@@ -23,12 +23,12 @@ type Impairment struct {
 // impaired is a piece of cable between the switch and a host that a process of the lab
 // carries the frames over: kernels without netem can do no more than drop.
 type impaired struct {
-	files   []*os.File
-	running sync.WaitGroup
+	files   []*os.File        // at the host's end, and at the other
+	running [2]sync.WaitGroup // what carries on what comes there
 }
 
 // Impair puts an impairment between a host and the underlay, until the returned function
-// is called. Nothing is lost while it comes and goes but what is under way then.
+// is called. Nothing is lost by its coming and going; some frames may come twice.
 func (l *Lab) Impair(h *Host, by Impairment) (undo func() error, err error) {
 	sw, err := l.switchOf(h)
 	if err != nil {
@@ -51,14 +51,18 @@ func (l *Lab) Impair(h *Host, by Impairment) (undo func() error, err error) {
 		c.files = append(c.files, f)
 	}
 	for i, from := range c.files {
-		c.running.Go(func() { carry(from, c.files[1-i], by) })
+		c.running[i].Go(func() { carry(from, c.files[1-i], by) })
 	}
 	err = errors.Join(
-		sw.onLink(h.port, "leave the bridge", sw.nl.LinkSetNoMaster),
 		sw.onLink(near, "join the bridge", func(port netlink.Link) error { return sw.nl.LinkSetMaster(port, bridge) }),
+		sw.onLink(h.port, "leave the bridge", sw.nl.LinkSetNoMaster),
 	)
 	undo = sync.OnceValue(func() error {
-		return errors.Join(c.close(), sw.DeleteLink(near), l.Reconnect(h))
+		return errors.Join(
+			l.Reconnect(h), c.drain(0, 0), // what the host sends has its own way now
+			sw.onLink(near, "leave the bridge", sw.nl.LinkSetNoMaster), c.drain(1, rest),
+			c.close(), sw.DeleteLink(near),
+		)
 	})
 	if err != nil {
 		return nil, errors.Join(err, undo())
@@ -66,12 +70,22 @@ func (l *Lab) Impair(h *Host, by Impairment) (undo func() error, err error) {
 	return undo, nil
 }
 
+// rest is time for frames that nobody has read yet when the cable ends.
+const rest = 50 * time.Millisecond
+
+// drain ends what carries frames on that come at an end, after a while, once all of them
+// are handed on.
+func (c *impaired) drain(end int, after time.Duration) error {
+	err := c.files[end].SetReadDeadline(time.Now().Add(after))
+	c.running[end].Wait()
+	return err
+}
+
 func (c *impaired) close() error {
 	var err error
 	for _, f := range c.files {
 		err = errors.Join(err, f.Close())
 	}
-	c.running.Wait()
 	return err
 }
 
@@ -104,7 +118,7 @@ func (h *Host) frames(link string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "frames "+link), nil
 }
 
-// carry hands frames on until one of the files is closed.
+// carry hands frames on until the deadline for reads.
 func carry(from, to *os.File, by Impairment) {
 	type late struct {
 		due   time.Time
@@ -122,7 +136,7 @@ func carry(from, to *os.File, by Impairment) {
 	buf := make([]byte, vnetHeader+1<<16)
 	for {
 		n, err := from.Read(buf)
-		if errors.Is(err, os.ErrClosed) {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
 			break
 		}
 		if err != nil || rand.Float64() < by.Loss || by.MTU > 0 && sizeOf(buf[:n]) > by.MTU {

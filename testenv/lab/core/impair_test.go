@@ -29,6 +29,8 @@ func TestImpair(t *testing.T) {
 	require.NoError(t, ping("-s1400"))
 
 	const delay = 100 * time.Millisecond
+	through, err := from.Probe(to.Addr4(), time.Millisecond)
+	require.NoError(t, err)
 	undo, err := lab.Impair(to, core.Impairment{Delay: delay, MTU: 1400})
 	require.NoError(t, err)
 	for _, a := range []netip.Addr{to.Addr4(), to.Addr6()} {
@@ -39,13 +41,15 @@ func TestImpair(t *testing.T) {
 	require.NoError(t, ping("-s1300"))
 	require.Error(t, ping("-s1400"))
 	require.NoError(t, undo())
+	r := through.Stop()
+	assert.Zero(t, r.Lost, "small packets pass all the time: %v", r)
 
 	undo, err = lab.Impair(to, core.Impairment{Loss: 0.5})
 	require.NoError(t, err)
 	p, err := from.Probe(to.Addr6(), time.Millisecond)
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { return p.Received() > 100 }, time.Minute, time.Millisecond)
-	r := p.Stop()
+	r = p.Stop()
 	assert.Greater(t, r.Lost, r.Sent/2, "a half of the requests, and a half of the answers")
 	assert.Less(t, r.Lost, r.Sent)
 	require.NoError(t, undo())

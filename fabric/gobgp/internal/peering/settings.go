@@ -10,6 +10,11 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
+// Segment is the size of a session's TCP segments that every path passes (RFC 8200, 5).
+// Where larger packets vanish without a word, a session would stand still with its first
+// full table, and begin anew, for ever.
+const Segment = 1280 - 40 - 20
+
 // Timers returns the timers of a cluster in GoBGP's terms.
 func Timers(t fabric.Timers) *api.Timers {
 	hold := uint64(t.Hold / time.Second)
