@@ -27,7 +27,7 @@ func TestDocumentation(t *testing.T) {
 		names[r.Name] = true
 		require.NotEmpty(t, r.Shown, r.Name)
 		labtest.Declared(t, "../..", r.Shown...)
-		assert.Equal(t, r.Simulated, r.Measured() == "", "%q was measured, or is shown by the simulated cluster alone", r.Name)
+		assert.NotEmpty(t, r.Measured(), "%q was never measured", r.Name)
 	}
 	kept, err := os.ReadFile("figures.tsv")
 	require.NoError(t, err)

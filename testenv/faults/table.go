@@ -12,8 +12,6 @@ type Row struct {
 	Promise string
 	Most    int      // packets of a guest and family that may be lost in it; negative: as many as the fault lasts
 	Shown   []string // tests: the package's folder and the function; the first one measures it
-
-	Simulated bool // nothing measures it; the simulated cluster has it
 }
 
 // Rows are the faults.
@@ -138,14 +136,15 @@ func Named(name string) *Row {
 // Table returns the table of docs/reliability.md.
 func Table() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "| fault | promised | measured | shown by |\n| --- | --- | --- | --- |\n")
+	fmt.Fprintf(&b, "| fault | promised | measured | how to run it | shown by, too |\n| --- | --- | --- | --- | --- |\n")
 	for _, r := range Rows {
-		var tests []string
-		for _, t := range r.Shown {
+		_, measures, _ := strings.Cut(r.Shown[0], " ")
+		var more []string
+		for _, t := range r.Shown[1:] {
 			folder, name, _ := strings.Cut(t, " ")
-			tests = append(tests, fmt.Sprintf("`%s` (%s)", name, folder))
+			more = append(more, fmt.Sprintf("`%s` (%s)", name, folder))
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", r.Fault, r.Promise, r.Measured(), strings.Join(tests, ", "))
+		fmt.Fprintf(&b, "| %s | %s | %s | `make faults FAULT=%s` | %s |\n", r.Fault, r.Promise, r.Measured(), measures, strings.Join(more, ", "))
 	}
 	return b.String()
 }
