@@ -13,4 +13,6 @@ func Line(program, version string) string {
 
 // Asked reports whether the arguments of a program, with its name, ask for its version and
 // nothing else.
-func Asked(args []string) bool { return len(args) == 2 && (args[1] == "--version" || args[1] == "version") }
+func Asked(args []string) bool {
+	return len(args) == 2 && (args[1] == "--version" || args[1] == "version")
+}
