@@ -385,6 +385,7 @@ func TestRepair(t *testing.T) {
 		{"an announcement", func(n *node) { n.speaker.Lose(prefix("203.0.113.10/32")) }, []string{"announce 203.0.113.10/32"}},
 		{"an IPv6 announcement", func(n *node) { n.speaker.Lose(prefix("2001:db8:100:1::11/128")) }, []string{"announce 2001:db8:100:1::11/128"}},
 		{"everything", func(n *node) {
+			n.dataplane.Mute(true) // until all of it has happened
 			n.dataplane.Break("web_net0", "down")
 			n.dataplane.RemoveLink("web_net1")
 			n.speaker.Lose(web().Prefixes()...)

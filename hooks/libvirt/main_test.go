@@ -551,7 +551,7 @@ func TestPanic(t *testing.T) {
 
 func TestUsage(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{nil, {"--version"}, {"--help"}} {
+	for _, args := range [][]string{nil, {"--help"}} {
 		var stdout, stderr bytes.Buffer
 		cmd := command("", args...)
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -571,7 +571,7 @@ func TestImportsAreFew(t *testing.T) {
 	out, err := cmd.Output()
 	require.NoError(t, err)
 	assert.Equal(t, []string{
-		module + "fabric", module + "fabric/libvirt/domxml", module + "internal/backoff", module + "internal/oneline", module + "hooks", module + "hooks/libvirt",
+		module + "fabric", module + "fabric/libvirt/domxml", module + "internal/backoff", module + "internal/oneline", module + "hooks", module + "internal/version", module + "hooks/libvirt",
 	}, slices.DeleteFunc(strings.Fields(string(out)), func(path string) bool { return strings.HasPrefix(path, module+"fabric/internal/") }))
 	out, err = exec.Command("go", "list", "-deps", ".").Output()
 	require.NoError(t, err)
