@@ -22,7 +22,7 @@ type Links struct {
 	incomplete bool
 }
 
-// Links begins to follow the links, until the dataplane is closed.
+// Links follows the links while the dataplane runs.
 func (d *Dataplane) Links() *Links {
 	l := &Links{rtnl: d.rtnl, changed: signal.New(), names: map[string]bool{}}
 	d.watch.links.add(l)
