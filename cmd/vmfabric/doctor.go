@@ -80,7 +80,7 @@ The checks: ` + strings.Join(doctor.Names(), ", ") + `.`,
 	fl.StringVar(&f.config, "config", defaultConfig, "the cluster file")
 	fl.StringVar(&f.node, "node", "", "which of the cluster's nodes this is (default: that of the agent here, or the host name)")
 	fl.StringVar(&f.state, "state", "/var/lib/vmfabric", "the directory of the wanted state")
-	fl.StringVar(&f.libvirt, "libvirt", "auto", "libvirt to look at: auto, or the path of its socket")
+	fl.StringVar(&f.libvirt, "libvirt", "auto", "libvirt to look at: auto, off (none is wanted), or the path of its socket")
 	fl.BoolVar(&f.fix, "fix", false, "mend what is the fabric's own")
 	fl.BoolVar(&f.all, "all", false, "print what is good, too")
 	return cmd
@@ -101,7 +101,11 @@ func (f doctorFlags) examine(ctx context.Context, socket string, named bool, che
 		},
 		Kernel: kernelConfig, Features: probeFeatures,
 	}
-	if f.libvirt != "auto" {
+	switch f.libvirt {
+	case "auto":
+	case "off":
+		cfg.NoLibvirt = true
+	default:
 		cfg.Libvirt = f.libvirt
 	}
 	report, err := doctor.Examine(ctx, cfg, checks...)
@@ -139,7 +143,7 @@ func printReport(cmd *cobra.Command, r doctor.Report, all bool) {
 		if f.State == doctor.Wrong {
 			state = strings.ToUpper(state)
 		}
-		fmt.Fprintf(out, "%-8s %s: %s", state, f.Check, f.What)
+		fmt.Fprintf(out, "%-8s %s: %s", state, f.Check, strings.TrimPrefix(f.What, f.Check+": "))
 		if f.State != doctor.Wrong && f.WayOut != "" {
 			fmt.Fprintf(out, "; %s", f.WayOut)
 		}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -50,6 +51,18 @@ func TestDoctor(t *testing.T) {
 	assert.True(t, report.Healthy)
 	assert.Equal(t, "node1", report.Node)
 	assert.NotEmpty(t, report.Findings)
+}
+
+// TestDoctorSaysLibvirtOnce: neither twice, nor at all where none is wanted.
+func TestDoctorSaysLibvirtOnce(t *testing.T) {
+	var out strings.Builder
+	cmd := newRoot()
+	cmd.SetOut(&out)
+	printReport(cmd, doctor.Report{Findings: []doctor.Finding{{Check: "libvirt", State: doctor.Wrong, What: "libvirt: no answer"}}}, false)
+	assert.Contains(t, out.String(), "WRONG    libvirt: no answer\n")
+	said, errs, code := try("doctor", "libvirt", "virtqemud", "--libvirt", "off", "--all", "--socket", filepath.Join(t.TempDir(), "no.sock"))
+	assert.Equal(t, exitGood, code, errs)
+	assert.Contains(t, said, "good     libvirt: no libvirt is to be followed (--libvirt off)\n")
 }
 
 // TestProbeKeepsOut: what doctor tries in a namespace of its own is not for one in use.

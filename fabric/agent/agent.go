@@ -443,10 +443,14 @@ func (s *state) admit(vm fabric.VM, r request, found inquiry, now time.Time) (ad
 	if other.node != "" && !other.same {
 		lostAs(&d, fabric.Desired{Lost: other.node, LostGuest: other.vm})
 	}
-	if err := s.acceptable(vm, is.known); err != nil {
-		return is, err
+	err := s.acceptable(vm, is.known)
+	if err == nil && r.undo && is.known && !g.orphan { // of an orphan nobody knows who made its links
+		err = keepsMaker(is.was.VM, vm)
 	}
-	if err := s.reserve(vm); err != nil {
+	if err == nil {
+		err = s.reserve(vm)
+	}
+	if err != nil {
 		return is, err
 	}
 	event := migration.StartedAnew

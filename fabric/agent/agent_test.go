@@ -363,6 +363,27 @@ func TestApplyRefusesWhatIsNoState(t *testing.T) {
 	n.did()
 }
 
+// TestMakerOfALinkStays: a link that the node made is not adopted from nobody, and one that
+// it adopted does not become its own, which it would remove.
+func TestMakerOfALinkStays(t *testing.T) {
+	for first, second := range map[fabric.Kind]fabric.Kind{fabric.Tap: fabric.Adopt, fabric.Veth: fabric.Adopt, fabric.Adopt: fabric.Tap} {
+		n := fresh(t)
+		vm, other := guest("web", "203.0.113.10 2001:db8:100:1::10"), guest("web", "203.0.113.11 2001:db8:100:1::10")
+		vm.NICs[0].Kind, other.NICs[0].Kind = first, second
+		if first == fabric.Adopt {
+			n.dataplane.AddLink("web_net0")
+		}
+		n.apply(vm, fabric.Live)
+		err := n.Apply(t.Context(), other, fabric.Live)
+		require.ErrorIs(t, err, fabric.ErrRefused)
+		require.ErrorContains(t, err, "web_net0")
+		require.ErrorContains(t, err, "detach the guest first, or leave it of kind "+string(first))
+		n.holds(want{vm, fabric.Live})
+		n.apply(vm, fabric.Live)
+		n.apply(vm, fabric.Absent)
+	}
+}
+
 func TestApplyLeavesForeignLinksAlone(t *testing.T) {
 	n := fresh(t)
 	n.dataplane.AddLink("web_net1")

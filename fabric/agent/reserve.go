@@ -34,6 +34,22 @@ func (s *state) acceptable(vm fabric.VM, known bool) error {
 	return complete(vm, fabric.ValidateName)
 }
 
+// keepsMaker refuses a guest that is here, and one of whose links this node made and is to
+// adopt now, or the other way round: it would not remove the first, and remove the second
+// from its owner.
+func keepsMaker(was, vm fabric.VM) error {
+	for n := range min(len(was.NICs), len(vm.NICs)) {
+		port := fabric.PortName(vm.Name, n)
+		switch had, has := was.NICs[n].Kind == fabric.Adopt, vm.NICs[n].Kind == fabric.Adopt; {
+		case has && !had:
+			return fmt.Errorf("NIC %d: this node made %s for the guest, so there is nothing of somebody else's to adopt; detach the guest first, or leave it of kind %s", n, port, cmp.Or(was.NICs[n].Kind, fabric.Tap))
+		case had && !has:
+			return fmt.Errorf("NIC %d: %s is somebody else's, which this node adopted; detach the guest first, or leave it of kind %s", n, port, fabric.Adopt)
+		}
+	}
+	return nil
+}
+
 // free reports an item of the guest that another guest holds.
 func (s *state) free(vm fabric.VM) error {
 	return held(vm, s.reserved.Check(vm.Name, reservationOf(vm)))

@@ -269,7 +269,7 @@ func TestForwardingLegacy(t *testing.T) {
 	for family, program := range map[string]string{"IPv4": "iptables-legacy", "IPv6": "ip6tables-legacy"} {
 		run(program, "-P", "FORWARD", "DROP")
 		want := family + ": " + family + " packets to and from guests do not pass this node: chain FORWARD of iptables-legacy (table filter) drops them; " +
-			program + " -I FORWARD -m devgroup --src-group 147 -j ACCEPT; " + program + " -I FORWARD -m devgroup --dst-group 147 -j ACCEPT; what outlives a reload of ufw or firewalld is in packaging/README.md"
+			program + " -I FORWARD -m devgroup --src-group 147 -j ACCEPT; " + program + " -I FORWARD -m devgroup --dst-group 147 -j ACCEPT; what outlives a reload of ufw or firewalld is in packaging/README.md (of the package: /usr/share/doc/vmfabric/README.md)"
 		assert.Equal(t, []string{want}, faultLines(t, d))
 		run(program, "-I", "FORWARD", "-m", "devgroup", "--src-group", "147", "-j", "ACCEPT")
 		run(program, "-I", "FORWARD", "-m", "devgroup", "--dst-group", "147", "-j", "ACCEPT")

@@ -66,7 +66,7 @@ func explain(w way, o outcome, e evidence) obstacle {
 	case len(tables) > 0:
 		return obstacle{
 			fmt.Sprintf("chain %s of iptables-legacy (table %s)", hook, strings.Join(tables, " or ")),
-			iptables(legacyCommand(w.family)+tableOption(tables[0]), hook, o.forwarded()) + "; what outlives a reload of ufw or firewalld is in packaging/README.md",
+			iptables(legacyCommand(w.family)+tableOption(tables[0]), hook, o.forwarded()) + "; what outlives a reload of ufw or firewalld is in packaging/README.md (of the package: /usr/share/doc/vmfabric/README.md)",
 		}
 	case o.steps[len(o.steps)-1].verdict == verdictQueue:
 		s := o.steps[len(o.steps)-1]
@@ -140,7 +140,7 @@ func chainObstacle(w way, s, base traceStep, chains []chain, forwarded bool) obs
 	case s.table == tableName:
 		o.wayOut = "it is the fabric's own; see the agent's log: journalctl -u vmfabric"
 	case s.table == "firewalld":
-		o.wayOut = "make a zone of the pools and a policy for each way, as the section on firewalld in packaging/README.md has them"
+		o.wayOut = "make a zone of the pools and a policy for each way, as the section on firewalld in packaging/README.md (of the package: /usr/share/doc/vmfabric/README.md) has them"
 	case xtables && has("DOCKER-USER") && !strings.HasPrefix(s.chain, "ufw"):
 		o.wayOut = iptables(command, "DOCKER-USER", true)
 	case xtables && has("ufw"+six+"-before-forward"):

@@ -59,13 +59,13 @@ var obstacles = map[string]struct {
 		inbound4,
 		[]traceStep{arrived},
 		evidence{setting: wellSet, legacy: []string{"filter", "mangle"}},
-		"chain PREROUTING of iptables-legacy (table mangle)", "iptables-legacy -t mangle -I PREROUTING -m devgroup --src-group 147 -j ACCEPT; and with each pool for POOL, iptables-legacy -t mangle -I PREROUTING -d POOL -j ACCEPT; what outlives a reload of ufw or firewalld is in packaging/README.md",
+		"chain PREROUTING of iptables-legacy (table mangle)", "iptables-legacy -t mangle -I PREROUTING -m devgroup --src-group 147 -j ACCEPT; and with each pool for POOL, iptables-legacy -t mangle -I PREROUTING -d POOL -j ACCEPT; what outlives a reload of ufw or firewalld is in packaging/README.md (of the package: /usr/share/doc/vmfabric/README.md)",
 	},
 	"iptables-legacy": {
 		outbound6,
 		[]traceStep{arrived, forwarded},
 		evidence{setting: wellSet, legacy: []string{"filter", "mangle", "nat"}},
-		"chain FORWARD of iptables-legacy (table filter or mangle)", "ip6tables-legacy -I FORWARD -m devgroup --src-group 147 -j ACCEPT; ip6tables-legacy -I FORWARD -m devgroup --dst-group 147 -j ACCEPT; what outlives a reload of ufw or firewalld is in packaging/README.md",
+		"chain FORWARD of iptables-legacy (table filter or mangle)", "ip6tables-legacy -I FORWARD -m devgroup --src-group 147 -j ACCEPT; ip6tables-legacy -I FORWARD -m devgroup --dst-group 147 -j ACCEPT; what outlives a reload of ufw or firewalld is in packaging/README.md (of the package: /usr/share/doc/vmfabric/README.md)",
 	},
 	"connection tracking is full": {
 		inbound4,
@@ -97,7 +97,7 @@ var obstacles = map[string]struct {
 		[]traceStep{arrived, forwarded, {family: unix.NFPROTO_INET, table: "firewalld", chain: "filter_FORWARD", rule: 5}},
 		evidence{setting: wellSet},
 		"table inet firewalld chain filter_FORWARD (rule with handle 5, see nft -a list chain inet firewalld filter_FORWARD)",
-		"make a zone of the pools and a policy for each way, as the section on firewalld in packaging/README.md has them",
+		"make a zone of the pools and a policy for each way, as the section on firewalld in packaging/README.md (of the package: /usr/share/doc/vmfabric/README.md) has them",
 	},
 	"ufw beside Docker, dropped by ufw": {
 		inbound4,

@@ -69,6 +69,8 @@ type Config struct {
 	// Libvirt and Hooks are the socket of libvirtd or virtqemud (empty: the usual ones)
 	// and the directory of its hooks.
 	Libvirt, Hooks string
+	// NoLibvirt: the node is to follow no libvirt.
+	NoLibvirt bool
 	// ThisNode finds this node in a cluster; running is the name of the node whose agent
 	// runs here, empty without one. Kernel says how its agent uses the kernel.
 	ThisNode func(c *fabric.Cluster, running string) (fabric.Node, error)

@@ -225,16 +225,16 @@ var managerBreakages = []breakage{
 	{check: "networkmanager", name: "without our file", harm: func(l *lab) {
 		l.enable("NetworkManager.service")
 		l.write("etc/NetworkManager/conf.d/10.conf", "[keyfile]\nunmanaged-devices=interface-name:docker*\n")
-	}, says: "NetworkManager manages the ports of guests", wayOut: "install packaging/NetworkManager/90-vmfabric.conf"},
+	}, says: "NetworkManager manages the ports of guests", wayOut: "put 90-vmfabric.conf of vmfabric's package"},
 	{check: "networkmanager", name: "runs", harm: func(l *lab) { l.write("run/NetworkManager/devices/1", "") }, says: "NetworkManager manages the ports", wayOut: "systemctl reload"},
 	{check: "networkd", name: "takes away what is not its own", harm: func(l *lab) {
 		l.enable("systemd-networkd.service")
 		l.write("etc/systemd/network/05-vmfabric.network", "[Match]\nName=*_net* *_peer*\n[Link]\nUnmanaged=yes\n")
-	}, says: "systemd-networkd removes routes and rules that it did not make", wayOut: "install packaging/systemd-network/90-vmfabric.conf"},
+	}, says: "systemd-networkd removes routes and rules that it did not make", wayOut: "into /etc/systemd/networkd.conf.d"},
 	{check: "networkd", name: "configures the ports", harm: func(l *lab) {
 		l.write("run/systemd/netif/state", "")
 		l.write("run/systemd/network/10-netplan-all.network", "[Match]\nName=*\n[Network]\nDHCP=yes\n")
-	}, says: "/run/systemd/network/10-netplan-all.network is systemd-networkd's file for the ports", wayOut: "install packaging/systemd-network/05-vmfabric.network"},
+	}, says: "/run/systemd/network/10-netplan-all.network is systemd-networkd's file for the ports", wayOut: "put 05-vmfabric.network of vmfabric's package"},
 	{check: "netplan", name: "matches the ports", harm: func(l *lab) {
 		l.write("etc/netplan/50-all.yaml", "network:\n  version: 2\n  ethernets:\n    everything: {match: {name: \"*\"}, dhcp4: true}\n    eth0: {dhcp4: true}\n")
 	}, says: "netplan's /etc/netplan/50-all.yaml configures the ports of guests: everything matches", wayOut: "have its match name"},
@@ -255,7 +255,7 @@ var firewallBreakages = []breakage{
 		l.enable("firewalld.service")
 		l.write("etc/firewalld/firewalld.conf", "FirewallBackend=iptables\n")
 		l.write("etc/firewalld/direct.xml", direct)
-	}, says: "no direct rules that let the ports pass for ipv6", wayOut: "packaging/README.md"},
+	}, says: "no direct rules that let the ports pass for ipv6", wayOut: "/usr/share/doc/vmfabric/README.md"},
 	{check: "ufw", name: "as it comes", harm: func(l *lab) {
 		l.write("etc/default/ufw", "IPV6=yes\nDEFAULT_FORWARD_POLICY=\"DROP\"\n")
 		l.write("etc/ufw/ufw.conf", "ENABLED=yes\n")

@@ -14,7 +14,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
-const firewallHelp = "as packaging/README.md has it under What must pass"
+const firewallHelp = "as vmfabric's packaging/README.md, /usr/share/doc/vmfabric/README.md of the package, has it under What must pass"
 
 // prefixes lists what guests may have, of a family; nil where the cluster is not known.
 func (e *examination) prefixes(v6 bool) (all []netip.Prefix) {

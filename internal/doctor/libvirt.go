@@ -12,6 +12,9 @@ import (
 
 // lookAtLibvirt asks the libvirt that runs, or looks at the hook of one that does not.
 func lookAtLibvirt(ctx context.Context, e *examination) (found []Finding) {
+	if e.NoLibvirt {
+		return good("no libvirt is to be followed (--libvirt off)")
+	}
 	x, err := libvirt.New(libvirt.Config{Socket: e.Libvirt, Hooks: e.Hooks}).Examine(ctx)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -56,6 +59,9 @@ func (e *examination) idleLibvirt() []Finding {
 
 // lookAtVirtqemud says whether guests may run under two daemons.
 func lookAtVirtqemud(_ context.Context, e *examination) []Finding {
+	if e.NoLibvirt {
+		return good("no libvirt is to be followed (--libvirt off)")
+	}
 	both := []string{}
 	for _, daemon := range []string{"libvirtd", "virtqemud"} {
 		pid := strings.TrimSpace(e.read("/run/" + daemon + ".pid"))

@@ -22,7 +22,7 @@ func lookAtNetworkManager(_ context.Context, e *examination) []Finding {
 	}
 	if missed := managed(all); len(missed) > 0 {
 		return []Finding{wrong("NetworkManager manages the ports of guests (links such as "+strings.Join(missed, ", ")+")",
-			"install packaging/NetworkManager/90-vmfabric.conf below /etc/NetworkManager/conf.d, then systemctl reload NetworkManager")}
+			"put 90-vmfabric.conf of vmfabric's package, or of packaging/NetworkManager in its sources, into /etc/NetworkManager/conf.d, then systemctl reload NetworkManager")}
 	}
 	return good("NetworkManager leaves the ports alone")
 }
@@ -94,11 +94,11 @@ func lookAtNetworkd(_ context.Context, e *examination) (found []Finding) {
 	}
 	if keys := takesForeign(all); len(keys) > 0 {
 		found = append(found, wrong("systemd-networkd removes routes and rules that it did not make, when it starts: "+strings.Join(keys, " and ")+" is not 'no'",
-			"install packaging/systemd-network/90-vmfabric.conf below /etc/systemd/networkd.conf.d, then systemctl restart systemd-networkd"))
+			"put 90-vmfabric.conf of vmfabric's package, or of packaging/systemd-network in its sources, into /etc/systemd/networkd.conf.d, then systemctl restart systemd-networkd"))
 	}
 	if file := e.portsFile(); file != "" {
 		found = append(found, wrong(file+" is systemd-networkd's file for the ports of guests (links such as "+portNames[0]+")",
-			"install packaging/systemd-network/05-vmfabric.network below /etc/systemd/network, then networkctl reload"))
+			"put 05-vmfabric.network of vmfabric's package, or of packaging/systemd-network in its sources, into /etc/systemd/network, then networkctl reload"))
 	}
 	if len(found) == 0 {
 		return good("systemd-networkd leaves the ports, and others' routes and rules, alone")

@@ -144,7 +144,7 @@ func lookAtSysctls(_ context.Context, e *examination) (found []Finding) {
 	target := sysctlDirs[0] + "/" + settingsName
 	ours := parseSysctls(target, e.Settings)
 	if own == "" {
-		f := wrong("there is no "+target, "install that of the package (packaging/"+settingsName+"), then sysctl -p "+target)
+		f := wrong("there is no "+target, "vmfabric doctor --fix writes it, or install that of the package, then sysctl -p "+target)
 		if e.exists(target) {
 			f.What = target + " is a link to /dev/null, so that it says nothing"
 		} else {
