@@ -25,7 +25,7 @@ type initFlags struct {
 	cluster               initial.Cluster
 }
 
-func initCommand() *cobra.Command {
+func initCommand(t *tool) *cobra.Command {
 	var f initFlags
 	cmd := &cobra.Command{
 		Use:   "init",
@@ -46,7 +46,10 @@ It changes no file that is there. The other nodes get copies of both files.`,
 			if err := f.ask(cmd); err != nil {
 				return err
 			}
-			return f.write(cmd)
+			if err := f.faults(); err != nil {
+				return usageError{err}
+			}
+			return f.write(cmd, t)
 		},
 	}
 	fl := cmd.Flags()
@@ -138,6 +141,30 @@ func (f *initFlags) ask(cmd *cobra.Command) error {
 	return err
 }
 
+// faults says which answers cannot be right, by their flags, also while others are missing.
+func (f *initFlags) faults() error {
+	c := f.cluster.Fabric()
+	flags := []struct{ path, flag string }{{"name", "--name " + c.Name}, {"asn", fmt.Sprint("--asn ", c.ASN)}, {"nodes[0].name", "--node " + c.Nodes[0].Name}, {"nodes[0]", "--address " + f.cluster.Address.String()}, {"guests.dns", "--dns"}}
+	for i, p := range f.cluster.Pools {
+		flags = append(flags, struct{ path, flag string }{fmt.Sprintf("pools[%d]", i), "--pool " + p.String()})
+	}
+	for key, machines := range map[string][]initial.Machine{"reflector": f.cluster.Reflectors, "core": f.cluster.Core} {
+		for i, m := range machines {
+			flags = append(flags, struct{ path, flag string }{fmt.Sprintf("%s[%d]", map[string]string{"reflector": "reflectors", "core": "core"}[key], i), "--" + key + " " + m.Name + "=" + m.Address.String()})
+		}
+	}
+	var errs []error
+	for _, p := range c.Validate() {
+		for _, of := range flags {
+			if strings.HasPrefix(p.Path, of.path) {
+				errs = append(errs, fmt.Errorf("%s: %s", of.flag, p.Text))
+				break
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // hostInterfaces lists the interfaces that are up and lead to other machines, with
 // their addresses.
 func hostInterfaces() (all []initial.Interface, err error) {
@@ -191,7 +218,7 @@ func sourceTo(cmd *cobra.Command, to netip.Addr) netip.Addr {
 }
 
 // write writes the two files, and says what is next.
-func (f *initFlags) write(cmd *cobra.Command) error {
+func (f *initFlags) write(cmd *cobra.Command, t *tool) error {
 	text, err := f.cluster.File()
 	if err != nil {
 		return err
@@ -221,6 +248,15 @@ func (f *initFlags) write(cmd *cobra.Command) error {
 		}
 	}
 	if err := create(f.config, text, 0o644); err != nil {
+		return err
+	}
+	if missing == nil {
+		missing = []string{} // a list, for programs
+	}
+	if done, err := t.print(cmd, map[string]any{
+		"config": f.config, "key": key, "key_kept": kept, "missing": missing,
+		"cluster": f.cluster.Name, "node": f.cluster.Node, "address": f.cluster.Address, "address6": f.cluster.Address6,
+	}); done {
 		return err
 	}
 	out := cmd.OutOrStdout()

@@ -111,7 +111,7 @@ host route, and an iBGP announcement to the route reflectors.`,
 		agentCommand(t), attachCommand(t), detachCommand(t), listCommand(t), statusCommand(t), whyCommand(t),
 		drainCommand(t), undrainCommand(t), movesCommand(t), topCommand(t), blackholeCommand(t), poolCommand(t), addressCommand(t), importCommand(t), registryCommand(t),
 		probeCommand(t), guestConfigCommand(t), renderCommand(t), reflectorCommand(), checkCommand(t), doctorCommand(t), kernelProbeCommand(t), portNameCommand(t),
-		versionCommand(t), demoCommand(t), initCommand(), manCommand(),
+		versionCommand(t), demoCommand(t), initCommand(t), manCommand(),
 	)
 	return root
 }

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"text/template"
+
+	"github.com/vmfabric/vmfabric/fabric"
 )
 
 // Interface is an interface of the machine, with the addresses that it has.
@@ -71,6 +73,26 @@ func (c Cluster) Community() string {
 		return fmt.Sprintf("%d:1:100", c.ASN)
 	}
 	return fmt.Sprintf("%d:100", c.ASN)
+}
+
+// Fabric gives the cluster, as far as it is known, with the defaults of what the file does
+// not say.
+func (c Cluster) Fabric() fabric.Cluster {
+	is := fabric.Cluster{Name: c.Name, ASN: c.ASN, Nodes: []fabric.Node{{Name: c.Node, Address: c.Address, Address6: c.Address6}}}
+	if c.Address.Is6() {
+		is.Nodes[0].Address, is.Nodes[0].Address6 = netip.Addr{}, c.Address
+	}
+	for i, p := range c.Pools {
+		is.Pools = append(is.Pools, fabric.Pool{Name: fmt.Sprintf("pool%d", i), Prefix: p})
+	}
+	for _, m := range c.Reflectors {
+		is.Reflectors = append(is.Reflectors, fabric.RR{Name: m.Name, Address: m.Address})
+	}
+	for _, m := range c.Core {
+		is.Core = append(is.Core, fabric.Core{Name: m.Name, Address: m.Address})
+	}
+	is.Guests.DNS = c.DNS
+	return is.WithDefaults()
 }
 
 //go:embed cluster.yaml.tmpl
