@@ -250,18 +250,19 @@ func (m trafficMetrics) writeText(w io.Writer) error {
 	}
 	const part = 32 << 10 // bytes that are written at once
 	text := make([]byte, 0, part+4096)
-	var address, middle, end []byte
+	var address, vm []byte
+	between := make([][]byte, len(trafficCounters)) // the labels that no guest has of its own
+	for i, c := range trafficCounters {
+		between[i] = appendLabel(appendLabel(appendLabel([]byte{','}, "direction", c.direction, ','), "node", m.node, ','), "scope", c.scope, ',')
+	}
 	for _, unit := range trafficUnits {
 		text = fmt.Appendf(text, "# HELP %s %s\n# TYPE %[1]s counter\n", unit.name, trafficHelp[unit.name])
 		for i := range m.traffic {
 			t := &m.traffic[i]
 			address = appendLabel(append(append(address[:0], unit.name...), '{'), "address", addressLabel(*t))
-			middle = append(appendLabel(append(middle[:0], ','), "node", m.node), ',')
-			end = append(appendLabel(append(end[:0], ','), "vm", t.VM), "} "...)
-			for _, c := range trafficCounters {
-				text = append(append(text, address...), ',')
-				text = append(appendLabel(text, "direction", c.direction), middle...)
-				text = append(appendLabel(text, "scope", c.scope), end...)
+			vm = appendLabel(vm[:0], "vm", t.VM, '}', ' ')
+			for j, c := range trafficCounters {
+				text = append(append(append(text, address...), between[j]...), vm...)
 				text = append(strconv.AppendUint(text, unit.of(c.of(t)), 10), '\n')
 			}
 			if len(text) >= part {
@@ -279,13 +280,13 @@ func (m trafficMetrics) writeText(w io.Writer) error {
 // escapes are those of the text format in the value of a label.
 var escapes = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
 
-// appendLabel appends a label with its value.
-func appendLabel(text []byte, name, value string) []byte {
+// appendLabel appends a label with its value, and what comes then.
+func appendLabel(text []byte, name, value string, then ...byte) []byte {
 	if strings.ContainsAny(value, "\\\n\"") {
 		value = escapes.Replace(value)
 	}
 	text = append(append(text, name...), '=', '"')
-	return append(append(text, value...), '"')
+	return append(append(append(text, value...), '"'), then...)
 }
 
 // addressLabel is an address, or the prefix that is routed to the guest.

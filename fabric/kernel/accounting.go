@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/ledger"
@@ -541,18 +542,26 @@ func (b *books) madeNow(c *nftables.Conn) (made string) {
 
 var errNoCounters = errors.New("the tables of nftables are not there")
 
-// read reads all counters.
+// read reads all counters, those of both families at once: most of the time is the kernel's.
 func (b *books) read() (map[netip.Prefix]ledger.Counts, error) {
-	d, err := openSetDump()
-	if err != nil {
+	of := make([]map[netip.Prefix]ledger.Counts, len(b.tables))
+	var g errgroup.Group
+	for i, t := range b.tables {
+		of[i] = make(map[netip.Prefix]ledger.Counts, len(b.have)/(i+1)) // the first one gets all
+		g.Go(func() error {
+			d, err := openSetDump()
+			if err != nil {
+				return err
+			}
+			defer d.close()
+			return t.read(d, of[i])
+		})
+	}
+	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	defer d.close()
-	all := make(map[netip.Prefix]ledger.Counts, len(b.have))
-	for _, t := range b.tables {
-		if err := t.read(d, all); err != nil {
-			return nil, err
-		}
+	for _, more := range of[1:] {
+		maps.Copy(of[0], more)
 	}
-	return all, nil
+	return of[0], nil
 }

@@ -176,19 +176,30 @@ func TestMetricsOverMoves(t *testing.T) {
 			sent, lost = sent+r.Sent, lost+r.Lost
 		}
 		t.Logf("move %d: %d requests, %d of them lost, %d packets sent again", i+1, sent, lost, m.reported(from).Resent)
-		m.eventually("the counts agree", func() error {
-			text := ""
-			for _, w := range all {
-				if is := m.excess(w); !maps.Equal(is, w.was) {
-					text += fmt.Sprintf("%s %s %s: the nodes count %v more than %s, and %v before; ", w.address, w.scope, w.direction, is, w.at.Name(), w.was)
-				}
-			}
-			if text != "" {
-				return errors.New(text)
-			}
-			return nil
-		})
+		m.eventually("the counts agree", func() error { return m.agree(all, lost > 0) })
 	}
+}
+
+// agree compares what the nodes count with what others do. In a move with losses, as of a
+// guest that hung and was started anew, what a machine of the underlay sent may have come to
+// no node: then nothing is counted that was not sent.
+func (s *system) agree(all []watched, lossy bool) error {
+	s.t.Helper()
+	text := ""
+	for i, w := range all {
+		is := s.excess(w)
+		if lossy && w.scope == "internal" && w.direction == "received" && is["packets"] <= w.was["packets"] && is["bytes"] <= w.was["bytes"] {
+			all[i].was = is
+			continue
+		}
+		if !maps.Equal(is, w.was) {
+			text += fmt.Sprintf("%s %s %s: the nodes count %v more than %s, and %v before; ", w.address, w.scope, w.direction, is, w.at.Name(), w.was)
+		}
+	}
+	if text != "" {
+		return errors.New(text)
+	}
+	return nil
 }
 
 // oneRestarts kills an agent, or stops it, after the i-th move from a node, and starts it

@@ -4,7 +4,6 @@
 package ledger
 
 import (
-	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -185,9 +184,13 @@ func (l *Ledger) prune(now time.Time) {
 
 // Traffic lists the totals, in the order of guest and prefix.
 func (l *Ledger) Traffic() []fabric.Traffic {
-	all := []fabric.Traffic{}
-	for vm, prefixes := range l.Totals {
-		for p, t := range prefixes {
+	all := make([]fabric.Traffic, 0, len(l.Marks))
+	var prefixes []netip.Prefix
+	for _, vm := range slices.Sorted(maps.Keys(l.Totals)) {
+		prefixes = slices.AppendSeq(prefixes[:0], maps.Keys(l.Totals[vm]))
+		slices.SortFunc(prefixes, netip.Prefix.Compare)
+		for _, p := range prefixes {
+			t := l.Totals[vm][p]
 			all = append(all, fabric.Traffic{
 				VM: vm, Prefix: p,
 				Sent:     fabric.ByScope{Internal: t.Counts[SentInternal], External: t.Counts[SentExternal]},
@@ -195,6 +198,5 @@ func (l *Ledger) Traffic() []fabric.Traffic {
 			})
 		}
 	}
-	slices.SortFunc(all, func(a, b fabric.Traffic) int { return cmp.Or(cmp.Compare(a.VM, b.VM), a.Prefix.Compare(b.Prefix)) })
 	return all
 }
