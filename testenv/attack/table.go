@@ -58,6 +58,7 @@ var Rows = []Row{
 	{node, "says by the cluster's key that another node's guest runs there now", "Has its packets for some seconds, until the hypervisor of its node has not confirmed it; is named, and not believed again for ten minutes.", []string{"internal/e2e TestCompromisedNode"}},
 	{node, "claims another node's guest by the cluster's key, as if it had begun to run there later", "Has it withdrawn, and is named. When the node does not answer any more, the guest is announced where it runs.", []string{"internal/e2e TestCompromisedNode"}},
 	{node, "says that a guest has the address with which another is to start", "Has the start refused, and is named.", []string{"internal/e2e TestCompromisedNode"}},
+	{node, "asks and answers with what is no line, one of another version, unknown keys, characters for the terminal, or a line without an end", "Is told by an error in one line, and takes 4 MiB at most.", []string{"fabric/nodes TestOthers", "fabric/nodes TestLines", "fabric/nodes TestReader"}},
 	{node, "answers a list of its guests without an end, or with characters for the terminal", "Others list theirs, and print none of it.", []string{"internal/e2e TestCompromisedNode"}},
 
 	{reflector, "tells a node that another one has its guest, that another guest has had the address longer, or of wider and default routes, with every preference", "The node asks the other one's agent, goes on announcing, and changes no route; the guest loses nothing.", []string{"internal/e2e TestRogueReflectors", "fabric/agent TestOlderRouteOfANodeThatAnswers"}},
