@@ -391,7 +391,6 @@ func (a *arena) strangerFloods(by *attacker) {
 			for r, most := range bounds {
 				assert.LessOrEqual(a.t, after[r]-before[r], most, "%s: %s", name, r)
 			}
-			assert.Less(a.t, took, 10*honest, "%s: a round trip of the guest", name)
 			a.listsBoth()
 			before = after
 		}
