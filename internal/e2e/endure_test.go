@@ -68,7 +68,8 @@ type endurance struct {
 	account endure.Account
 	changes func() []netlink.RouteUpdate // of the core gateway's routes to guests
 
-	mu sync.Mutex // of the account, which faults count in
+	mu    sync.Mutex    // of the account, and of dying: faults are at one time
+	dying time.Duration // the longest time in this episode from a kill to the end of a process
 }
 
 // TestEndure has a cluster of real parts live through a history of starts, stops, moves
@@ -295,9 +296,10 @@ func (e *endurance) episode(n int, x endure.Episode) {
 	var wrong []string
 	o.Right, wrong = e.rights(x)
 	o.Losses, o.Stall, o.Waited = probes.end()
+	o.Dying, e.dying = e.dying, 0
 	o.Changes = e.changed(changed)
 	e.account.Add(o)
-	e.tell("right after %v of %v; the machine stalled for %v, its kernel for %v", o.Right, o.Bound(), o.Stall, o.Waited)
+	e.tell("right after %v of %v; the machine stalled for %v, its kernel for %v, a process took %v to end", o.Right, o.Bound(), o.Stall, o.Waited, o.Dying)
 	if o.Late() || len(wrong) > 0 {
 		e.t.Errorf("episode %d: %v later, and %v after %v are stated, there is wrong:\n%s", n, o.Right, o.Bound(), x, strings.Join(wrong, "\n"))
 	}

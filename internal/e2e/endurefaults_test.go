@@ -45,7 +45,7 @@ func (e *endurance) fail(ctx context.Context, f endure.Fault) error {
 	switch f.Kind {
 	case endure.AgentStopped:
 		a := e.agents[f.At]
-		return errors.Join(a.Stop(), a.launch(), a.answers(ctx))
+		return errors.Join(e.dies(a.Stop), a.launch(), a.answers(ctx))
 	case endure.AgentStill, endure.AgentStillLong:
 		return still(e.agents[f.At])
 	case endure.ReflectorKilled:
@@ -153,11 +153,11 @@ func (e *endurance) killAgent(ctx context.Context, f endure.Fault) error {
 			after = f.After / 8 // an agent starts within half a second
 		}
 		e.meanwhile(ctx, a, after, f.Steps)
-		if err := a.Kill(); err != nil {
+		if err := e.dies(a.Kill); err != nil {
 			return err
 		}
-		e.tell("%s killed on %s (%d of %d)", "agent", f.At, n+1, f.Times)
 		e.killed()
+		e.tell("agent killed on %s (%d of %d)", f.At, n+1, f.Times)
 		if n == 0 {
 			wait(ctx, f.For)
 		}
@@ -166,6 +166,17 @@ func (e *endurance) killAgent(ctx context.Context, f endure.Fault) error {
 		}
 	}
 	return a.answers(ctx)
+}
+
+// dies kills a process, and notes how long that takes: one that waits in the kernel ends
+// when that is over.
+func (e *endurance) dies(kill func() error) error {
+	began := time.Now()
+	err := kill()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.dying = max(e.dying, time.Since(began))
+	return err
 }
 
 // meanwhile waits for a time, or until an agent has written so many lines to its log.
@@ -205,7 +216,7 @@ type speaking struct {
 // bounce ends routers, and starts them after a time.
 func (e *endurance) bounce(ctx context.Context, away time.Duration, end func(*routers.Bird) error, all ...*speaking) (err error) {
 	for _, b := range all {
-		err = errors.Join(err, end(b.Bird))
+		err = errors.Join(err, e.dies(func() error { return end(b.Bird) }))
 	}
 	wait(ctx, away)
 	for _, b := range all {

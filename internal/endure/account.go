@@ -30,6 +30,7 @@ type Outcome struct {
 	Right   time.Duration // from its end until everything was right
 	Stall   time.Duration // the longest time for which the machine kept a path past the fabric from an answer
 	Waited  time.Duration // the longest time for which its kernel kept a question about a link waiting
+	Dying   time.Duration // the longest time from the kill of a process to its end
 }
 
 // row sums up the episodes of one kind.
@@ -115,10 +116,14 @@ func (o Outcome) Lost(spare time.Duration) (wrong []string) {
 // it has, and they drop those that they kept.
 const connects = time.Second
 
+// outlasts is how long a process that was killed, and still has its connections, may take
+// to end before peers find it silent, for the hold time, and drop its routes.
+const outlasts = 5 * time.Second
+
 // harmless reports whether guests to which nothing is done lose nothing.
 func (o Outcome) harmless() bool {
 	late := o.Waited > connects && slices.ContainsFunc(o.Episode.Faults, func(f Fault) bool { return f.Kind == DaemonKilled })
-	return o.Episode.Harmless() && !late
+	return o.Episode.Harmless() && !late && o.Dying < outlasts
 }
 
 // Strayed lists routes of the core gateway that led where a guest neither was nor went,

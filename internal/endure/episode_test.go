@@ -86,6 +86,7 @@ func TestAccount(t *testing.T) {
 	o.Waited = 0
 	o.Right = o.Bound() + 1
 	assert.True(t, o.Late())
+	assert.Empty(t, Outcome{Episode: o.Episode, Losses: o.Losses, Dying: outlasts}.Lost(0), "its peers find it silent")
 	o.Episode.Faults[0].Kind = DaemonKilled
 	assert.NotEmpty(t, o.Lost(0))
 	assert.Empty(t, Outcome{Episode: o.Episode, Losses: o.Losses, Waited: 2 * time.Second}.Lost(0), "BIRD does not read the kernel in time")
