@@ -97,6 +97,24 @@ func running(t *testing.T, f func(t *testing.T, n *node, src *fake.Source)) {
 // settle lets a list be made that is young enough to say that a guest is gone.
 func settle() { time.Sleep(3 * time.Minute) }
 
+// TestStartThatEndsWithItsHypervisor: a port that was made for a guest which is on no list
+// goes within seconds, and not with the list of the next minute.
+func TestStartThatEndsWithItsHypervisor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := fake.NewSource("libvirt")
+		n := fresh(t, agent.WithSources(src))
+		n.run(func() {
+			n.apply(began, fabric.Wired)
+			time.Sleep(2 * time.Second)
+			src.Lose() // a list is made anew when libvirtd is back
+			moment()
+			n.holds(want{began, fabric.Wired})
+			time.Sleep(10 * time.Second)
+			n.holds()
+		})
+	})
+}
+
 func TestARunningGuestKeepsWhatItStartedWith(t *testing.T) {
 	for name, now := range descriptions {
 		t.Run(name, func(t *testing.T) {

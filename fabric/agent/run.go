@@ -26,6 +26,7 @@ const (
 	listEvery     = time.Minute            // between full lists of a source, in case it missed a change
 	listRetry     = time.Second            // until the next list, after a source did not answer
 	listGrace     = 5 * time.Second        // a list may lack a guest that was handled, or admitted, so shortly before it began
+	listAgain     = listGrace + listRetry  // until the next list, after one that lacked such a guest
 	handledMemory = 10 * time.Minute       // how long the agent remembers the last request about a guest
 )
 
@@ -434,14 +435,17 @@ func (a *Agent) follow(ctx context.Context, s fabric.Source) {
 	}
 }
 
-// list asks a source for all of its guests: at the start, when changes were lost, and
-// every listEvery.
+// list asks a source for all of its guests: at the start, when changes were lost, every
+// listEvery, and once more soon after a list that lacked a guest which it may have been
+// too early for. Of a start that ended with its hypervisor nobody says that it failed.
 func (a *Agent) list(ctx context.Context, s fabric.Source, lost <-chan struct{}) {
 	for ctx.Err() == nil {
 		began, wait := time.Now(), listEvery
 		switch guests, err := s.Guests(ctx); {
 		case err == nil:
-			a.applyList(ctx, s.Name(), guests, began)
+			if early := a.applyList(ctx, s.Name(), guests, began); early {
+				wait = listAgain
+			}
 		case errors.Is(err, os.ErrNotExist):
 			a.listed(s.Name()) // this machine has no such hypervisor, and so no guests of it
 			wait = listRetry
@@ -471,8 +475,8 @@ func (a *Agent) listed(source string) {
 
 // applyList applies a full list that a source began at began. Guests of the source
 // that the list lacks are gone, except those that were handled or admitted since
-// shortly before began.
-func (a *Agent) applyList(ctx context.Context, source string, guests []fabric.Desired, began time.Time) {
+// shortly before began: then it is too early to say.
+func (a *Agent) applyList(ctx context.Context, source string, guests []fabric.Desired, began time.Time) (early bool) {
 	listed := map[string]bool{}
 	var unresolved []fabric.Desired
 	for _, d := range guests {
@@ -495,8 +499,12 @@ func (a *Agent) applyList(ctx context.Context, source string, guests []fabric.De
 	var gone []string
 	s, done := a.state.open()
 	for name, g := range s.guests {
-		if g.want.VM.Origin == source && !listed[name] && s.handled[name].Before(began.Add(-listGrace)) && g.admitted.Before(began.Add(-listGrace)) {
+		switch surely := began.Add(-listGrace); {
+		case g.want.VM.Origin != source || listed[name]:
+		case s.handled[name].Before(surely) && g.admitted.Before(surely):
 			gone = append(gone, name)
+		case g.want.State != fabric.Absent:
+			early = true
 		}
 	}
 	done()
@@ -510,6 +518,7 @@ func (a *Agent) applyList(ctx context.Context, source string, guests []fabric.De
 	})
 	a.listed(source)
 	a.applyChanges(ctx, unresolved)
+	return early
 }
 
 // applyChange applies the report of a source about one guest. By such a report a
