@@ -202,8 +202,8 @@ func (d *smallDisk) isWhole(name string) {
 	assert.Equal(o.t, []string{"web"}, o.guestsOf("node1"), name)
 }
 
-// clears does what the agent says of files that it cannot read: it removes each, attaches
-// their guests again, and restarts the agent.
+// clears does what the agent says of files that it cannot read: it removes those of guests
+// and attaches them again, releases the addresses of others, and restarts the agent.
 func (o *ordeal) clears(d *smallDisk) {
 	o.t.Helper()
 	for _, p := range o.agents["node1"].status().Problems {
@@ -217,6 +217,12 @@ func (o *ordeal) clears(d *smallDisk) {
 		}
 	}
 	a := o.agents["node1"]
+	for _, file := range d.files() {
+		if strings.Contains(strings.Join(a.status().Problems, "\n"), filepath.Join("addresses", filepath.Base(file))) {
+			address, _, _ := strings.Cut(strings.ReplaceAll(filepath.Base(file), "-", ":"), "_")
+			a.does("address", "release", address)
+		}
+	}
 	for _, vm := range o.guests["node1"] {
 		a.ask(hooks.Live, vm)
 	}

@@ -27,7 +27,7 @@ func TestFaultsOfTheHypervisors(t *testing.T) {
 	t.Parallel()
 	o := underFaults(t, options{nodes: 2})
 	lv, lx := o.hypervisor("node1"), o.lxd("node2")
-	guests := whole(12, 3)
+	guests := whole(6, 3)
 	names := map[string][]string{}
 	for n := range guests {
 		v4, v6 := fmt.Sprintf("203.0.113.%d", 50+n), fmt.Sprintf("2001:db8:100::%x", 0x50+n)
@@ -72,7 +72,7 @@ func (o *ordeal) killsUnderStarts(node string, guests []string, kill func() erro
 	}
 	var ended sync.WaitGroup
 	var worst time.Duration
-	for range whole(4, 1) {
+	for range whole(2, 1) {
 		ended.Go(starts)
 		time.Sleep(time.Duration(300+rand.IntN(whole(3000, 700))) * time.Millisecond)
 		require.NoError(o.t, kill())

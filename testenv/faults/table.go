@@ -107,12 +107,12 @@ var Rows = []Row{
 		Shown:   []string{"internal/e2e TestFaultsOfTheCrowd"},
 	},
 	{
-		Name: "libvirtd is killed", Fault: "libvirtd is killed four times while 12 domains start",
+		Name: "libvirtd is killed", Fault: "libvirtd is killed twice while six domains start",
 		Promise: "Nothing is lost; the fabric has the domains that run, and nothing of the others, which start later.",
 		Shown:   []string{"internal/e2e TestFaultsOfTheHypervisors", "internal/e2e TestAgentAndLibvirtComeAndGo", "internal/e2e TestHangingLibvirt"},
 	},
 	{
-		Name: "LXD is killed", Fault: "LXD is killed four times while 12 instances start",
+		Name: "LXD is killed", Fault: "LXD is killed twice while six instances start",
 		Promise: "Likewise.",
 		Shown:   []string{"internal/e2e TestFaultsOfTheHypervisors", "internal/e2e TestLXDAndAgentComeAndGo"},
 	},
