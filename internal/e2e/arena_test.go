@@ -166,7 +166,7 @@ func (a *arena) addAttacker(cast attack.Cast, kind fabric.Kind, n byte) {
 	by.cast.Gone = pairOf(gone4, gone6)
 	if kind == fabric.Tap {
 		a.agents["node1"].ask(hooks.Wire, vm)
-		by.send = a.holdTap(fabric.PortName(vm.Name, 0))
+		by.send = a.sendTap(fabric.PortName(vm.Name, 0))
 		a.agents["node1"].ask(hooks.Live, vm)
 	} else {
 		g := a.run("node1", vm)
@@ -177,11 +177,9 @@ func (a *arena) addAttacker(cast attack.Cast, kind fabric.Kind, n byte) {
 	a.attackers = append(a.attackers, by)
 }
 
-// holdTap takes the guest's end of a tap, as QEMU does.
-func (a *arena) holdTap(name string) func([]byte) error {
-	a.t.Helper()
-	var f *os.File
-	require.NoError(a.t, a.node.Do(func() (err error) {
+// holdTap takes the guest's end of a tap, as QEMU does, until the file is closed.
+func holdTap(node *core.Host, name string) (f *os.File, err error) {
+	return f, node.Do(func() (err error) {
 		if f, err = os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err != nil {
 			return err
 		}
@@ -191,7 +189,14 @@ func (a *arena) holdTap(name string) func([]byte) error {
 		}
 		ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
 		return unix.IoctlIfreq(int(f.Fd()), unix.TUNSETIFF, ifr)
-	}))
+	})
+}
+
+// sendTap takes the guest's end of a tap, and sends frames by it.
+func (a *arena) sendTap(name string) func([]byte) error {
+	a.t.Helper()
+	f, err := holdTap(a.node, name)
+	require.NoError(a.t, err)
 	a.t.Cleanup(func() { f.Close() })
 	return func(b []byte) error { _, err := f.Write(b); return err }
 }

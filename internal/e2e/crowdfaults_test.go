@@ -82,7 +82,8 @@ func (o *ordeal) hooksOf(node string, guests, atOnce int, ops ...string) time.Du
 	return time.Since(began)
 }
 
-// hook runs the hook of a node as libvirt does.
+// hook runs the hook of a node as libvirt does. The guest's process has its tap from prepare
+// to stopped.
 func (o *ordeal) hook(node string, vm fabric.VM, op string) error {
 	xml := fmt.Sprintf(`<domain type='kvm'><name>%s</name><metadata><fabric:vm xmlns:fabric="urn:vmfabric:domain:1"><fabric:nic>`+
 		`<fabric:address>%s</fabric:address><fabric:address>%s</fabric:address></fabric:nic></fabric:vm></metadata>`+
@@ -92,6 +93,15 @@ func (o *ordeal) hook(node string, vm fabric.VM, op string) error {
 	cmd.Stdin, cmd.Env = strings.NewReader(xml), append(os.Environ(), "VMFABRIC_SOCKET="+o.agents[node].socket)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s of %s: %w: %s", op, vm.Name, err, out)
+	}
+	switch op {
+	case "prepare":
+		f, err := holdTap(o.agents[node].node, fabric.PortName(vm.Name, 0))
+		o.processes.Store(vm.Name, f)
+		return err
+	case "stopped":
+		f, _ := o.processes.LoadAndDelete(vm.Name)
+		return f.(*os.File).Close()
 	}
 	return nil
 }

@@ -36,10 +36,10 @@ func TestFaultsOfTheHypervisors(t *testing.T) {
 		names["node2"] = append(names["node2"], o.container(lx, hypervisors.ContainerOptions{Name: fmt.Sprint("i", n), NICs: []fabric.NIC{p2p(c4, c6)}}).Name())
 	}
 	o.suffers("libvirtd is killed", func() time.Time {
-		return o.killsUnderStarts("node1", names["node1"], lv.Kill, lv.Start, lv.Virsh, "list --name")
+		return o.killsUnderStarts("node1", names["node1"], daemon{lv.Kill, lv.Start, lv.Virsh, "list --name", nil})
 	})
 	o.suffers("LXD is killed", func() time.Time {
-		return o.killsUnderStarts("node2", names["node2"], lx.Kill, lx.Start, lx.Lxc, "list --format csv --columns n status=running")
+		return o.killsUnderStarts("node2", names["node2"], daemon{lx.Kill, lx.Start, lx.Lxc, "list --format csv --columns n status=running", func(p string) { o.mends(lx, p) }})
 	})
 	for _, name := range names["node1"] {
 		_, _ = lv.Virsh(soon(t), "destroy", name) // one that does not run is not ended
@@ -58,15 +58,24 @@ func TestFaultsOfTheHypervisors(t *testing.T) {
 	}
 }
 
+// daemon is a hypervisor's.
+type daemon struct {
+	kill  func() error
+	start func(context.Context) error
+	do    func(context.Context, ...string) (string, error) // its client
+	list  string                                           // what asks that for the guests that run
+	mend  func(problem string)                             // does what the agent says of a guest that does not start
+}
+
 // killsUnderStarts has guests started while their hypervisor's daemon is killed and
 // started again, and waits until the agent has those that run. It then starts the others. It
 // returns the time of which the longest such wait is past.
-func (o *ordeal) killsUnderStarts(node string, guests []string, kill func() error, begin func(context.Context) error, do func(context.Context, ...string) (string, error), list string) time.Time {
+func (o *ordeal) killsUnderStarts(node string, guests []string, d daemon) time.Time {
 	o.t.Helper()
 	starts := func() {
 		var running sync.WaitGroup
 		for _, name := range guests {
-			running.Go(func() { _, _ = do(soon(o.t), "start", name) }) // which of them succeed is seen by the list
+			running.Go(func() { _, _ = d.do(soon(o.t), "start", name) }) // which of them succeed is seen by the list
 		}
 		running.Wait()
 	}
@@ -75,28 +84,33 @@ func (o *ordeal) killsUnderStarts(node string, guests []string, kill func() erro
 	for range whole(2, 1) {
 		ended.Go(starts)
 		time.Sleep(time.Duration(300+rand.IntN(whole(3000, 700))) * time.Millisecond)
-		require.NoError(o.t, kill())
+		require.NoError(o.t, d.kill())
 		ended.Wait()
-		require.NoError(o.t, begin(soon(o.t)))
+		require.NoError(o.t, d.start(soon(o.t)))
 		back := time.Now()
-		o.hasWhatRuns(node, do, list)
+		o.hasWhatRuns(node, d)
 		worst = max(worst, time.Since(back))
 	}
 	o.eventually("all start", func() error {
+		for _, p := range o.agents[node].status().Problems {
+			if strings.Contains(p, "cannot start, because its link") { // LXD leaves it when it is killed
+				d.mend(p)
+			}
+		}
 		starts()
-		if n := len(o.whatRuns(do, list)); n != len(guests) {
+		if n := len(o.whatRuns(d)); n != len(guests) {
 			return fmt.Errorf("%d run", n)
 		}
 		return nil
 	})
-	o.hasWhatRuns(node, do, list)
+	o.hasWhatRuns(node, d)
 	return time.Now().Add(-worst)
 }
 
 // whatRuns lists the guests that a hypervisor runs.
-func (o *ordeal) whatRuns(do func(context.Context, ...string) (string, error), list string) []string {
+func (o *ordeal) whatRuns(d daemon) []string {
 	o.t.Helper()
-	out, err := do(soon(o.t), strings.Fields(list)...)
+	out, err := d.do(soon(o.t), strings.Fields(d.list)...)
 	require.NoError(o.t, err)
 	names := strings.Fields(out)
 	slices.Sort(names)
@@ -105,10 +119,10 @@ func (o *ordeal) whatRuns(do func(context.Context, ...string) (string, error), l
 
 // hasWhatRuns waits until an agent has the guests that its hypervisor runs, and those that
 // are probed.
-func (o *ordeal) hasWhatRuns(node string, do func(context.Context, ...string) (string, error), list string) {
+func (o *ordeal) hasWhatRuns(node string, d daemon) {
 	o.t.Helper()
 	o.eventually("the agent has what runs", func() error {
-		want := o.whatRuns(do, list)
+		want := o.whatRuns(d)
 		for _, vm := range o.guests[node] {
 			want = append(want, vm.Name)
 		}
