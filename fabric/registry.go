@@ -230,8 +230,9 @@ type Adoption struct {
 	Adopted     bool     `json:"adopted"`
 }
 
-// ReleaseRequest is what [Registry.Release] is to end: all allocations of a guest, or, if
-// Guest is empty, the allocation or reservation of Prefix.
+// ReleaseRequest is what [Registry.Release] is to end: all allocations of a guest, the
+// allocation or reservation of Prefix, or, if both are given, the allocation of Prefix as
+// long as it is the guest's.
 type ReleaseRequest struct {
 	Guest  Identity
 	Prefix netip.Prefix

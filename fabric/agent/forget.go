@@ -344,7 +344,8 @@ func (a *Agent) freed(ctx context.Context, err error) (is bool, why error) {
 	if !unneeded {
 		return false, why
 	}
-	if _, failed := a.registry.Release(ctx, fabric.ReleaseRequest{Prefix: h.Prefix, Now: !h.Dynamic}); failed != nil {
+	// Not whoever else has it by now: the guest that wants it asks in two places.
+	if _, failed := a.registry.Release(ctx, fabric.ReleaseRequest{Guest: h.Guest, Prefix: h.Prefix, Now: !h.Dynamic}); failed != nil {
 		return false, err
 	}
 	a.log.Info("address of a guest that does not need it any more given back", "vm", h.VM, "guest", string(h.Guest), "address", text.Prefix(h.Prefix))

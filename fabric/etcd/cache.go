@@ -256,7 +256,8 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 		p.answer, p.change = c.table.Release(c.cluster, *r.release, now)
 		if r.release.Guest != "" {
 			p.guests[r.release.Guest] = guestValue{}
-		} else {
+		}
+		if r.release.Prefix.IsValid() {
 			depends(r.release.Prefix)
 		}
 	}

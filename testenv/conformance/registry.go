@@ -426,6 +426,12 @@ func registryReleaseNow(t *testing.T, r fabric.Registry, _ RegistryControls) {
 	require.Len(t, release(t, r, web), 1, "also out of its quarantine")
 	requireAllocations(t, r)
 	require.Empty(t, release(t, r, web))
+	allocate(t, r, asks("db", "203.0.113.9/32", "2001:db8:100::9/128"))
+	web.Guest = "libvirt web"
+	require.Empty(t, release(t, r, web), "it is another guest's by now")
+	web.Guest = "libvirt db"
+	require.Equal(t, []string{"203.0.113.9/32 db"}, release(t, r, web), "and no more of that guest's")
+	requireAllocations(t, r, "2001:db8:100::9/128 allocated db")
 }
 
 func registryTakesOver(t *testing.T, r fabric.Registry, _ RegistryControls) {

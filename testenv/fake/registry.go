@@ -336,7 +336,7 @@ func (r *Registry) Shared() bool { return !r.private }
 // Release implements [fabric.Registry].
 func (r *Registry) Release(ctx context.Context, of fabric.ReleaseRequest) ([]fabric.Allocation, error) {
 	what := string(of.Guest)
-	if what == "" {
+	if of.Prefix.IsValid() {
 		what = of.Prefix.String()
 	}
 	if err := r.before(ctx, "release "+what); err != nil {
@@ -347,8 +347,8 @@ func (r *Registry) Release(ctx context.Context, of fabric.ReleaseRequest) ([]fab
 	r.expire()
 	var released []fabric.Allocation
 	for _, a := range r.list() {
-		ofGuest := of.Guest != "" && a.Guest == of.Guest && a.State == fabric.Allocated
-		ofPrefix := of.Guest == "" && a.Prefix == of.Prefix && (a.State != fabric.Quarantined || of.Now)
+		ofGuest := !of.Prefix.IsValid() && of.Guest != "" && a.Guest == of.Guest && a.State == fabric.Allocated
+		ofPrefix := a.Prefix == of.Prefix && (of.Guest == "" || a.Guest == of.Guest) && (a.State != fabric.Quarantined || of.Now)
 		if ofGuest || ofPrefix {
 			released = append(released, a)
 			r.end(a, of.Now)

@@ -98,7 +98,7 @@ var Rows = []Row{
 	},
 	{
 		Name: "many guests at once", Fault: "1,000 guests start and end, hooks of 200 at a time",
-		Promise: "Nothing is lost; every guest is reachable, and nothing is left of them.",
+		Promise: "Nothing is lost; the core gateway gets every guest's routes, and nothing is left of them.",
 		Shown:   []string{"internal/e2e TestFaultsOfTheCrowd", "internal/e2e TestBootStorm"},
 	},
 	{

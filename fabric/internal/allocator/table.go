@@ -482,9 +482,9 @@ func (d *decision) answersAnew(had fabric.Allocation) bool {
 // Release decides what ends the allocations that r names. The released ones are as
 // they were before.
 func (t *Table) Release(cluster *fabric.Cluster, r fabric.ReleaseRequest, now time.Time) (released []fabric.Allocation, c Change) {
-	if r.Guest != "" {
+	if !r.Prefix.IsValid() {
 		released = t.Of(r.Guest)
-	} else if a, there := t.rows.get(r.Prefix); there && !t.over(a, now) && (a.State != fabric.Quarantined || r.Now) {
+	} else if a, there := t.rows.get(r.Prefix); there && (r.Guest == "" || a.Guest == r.Guest) && !t.over(a, now) && (a.State != fabric.Quarantined || r.Now) {
 		released = []fabric.Allocation{a}
 	}
 	for _, a := range released {
