@@ -113,7 +113,7 @@ var Rows = []Row{
 	},
 	{
 		Name: "LXD is killed", Fault: "LXD is killed twice while six instances start",
-		Promise: "Likewise.",
+		Promise: "Likewise, at the latest with the next list of what runs, a minute later (so it was in another run).",
 		Shown:   []string{"internal/e2e TestFaultsOfTheHypervisors", "internal/e2e TestLXDAndAgentComeAndGo"},
 	},
 	{
