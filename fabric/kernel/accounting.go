@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/nftables"
@@ -51,7 +53,7 @@ const (
 // goroutine makes the counters of new ports, all of those that have come together. The
 // kernel has the counters while no agent runs. A ledger adds up what they say.
 type accounting struct {
-	internal   []netip.Prefix
+	internal   atomic.Pointer[[]netip.Prefix]
 	ports      *ports
 	keep       Keeper
 	conditions *conditions
@@ -87,9 +89,10 @@ func newAccounting(d *Dataplane, cfg *Accounting) *accounting {
 		return nil
 	}
 	a := &accounting{
-		internal: cfg.Internal, ports: d.ports, keep: cfg.Keep, conditions: d.conditions, log: d.log,
+		ports: d.ports, keep: cfg.Keep, conditions: d.conditions, log: d.log,
 		wake: signal.New(), again: &resent{},
 	}
+	a.internal.Store(&cfg.Internal)
 	a.books.is.held, a.books.is.again, a.books.is.log = d.replayed, a.again, d.log
 	for _, f := range []family{ipv4, ipv6} {
 		if f.proto == ipv4.proto || d.host.ipv6 {
@@ -97,6 +100,14 @@ func newAccounting(d *Dataplane, cfg *Accounting) *accounting {
 		}
 	}
 	return a
+}
+
+// reconfigure counts from now on by other prefixes of the cluster. What was counted stays.
+func (a *accounting) reconfigure(internal []netip.Prefix) error {
+	a.internal.Store(&internal)
+	is, done := a.books.open()
+	defer done()
+	return is.reconfigure(internal)
 }
 
 // open takes over what an earlier process counted, and makes the tables. If there is
@@ -216,7 +227,7 @@ func (a *accounting) sentAgain(prefixes []netip.Prefix, source, destination neti
 		return
 	}
 	which := ledger.ReceivedExternal
-	if slices.ContainsFunc(a.internal, func(p netip.Prefix) bool { return p.Contains(source) }) {
+	if slices.ContainsFunc(*a.internal.Load(), func(p netip.Prefix) bool { return p.Contains(source) }) {
 		which = ledger.ReceivedInternal
 	}
 	a.again.add(prefixes[i].Masked(), which, bytes)
@@ -385,6 +396,28 @@ func (b *books) ensure() error {
 	}
 	b.made, b.have, b.seen, b.behind = made, map[netip.Prefix]bool{}, 0, true
 	return nil
+}
+
+// reconfigure changes the tables, which count on meanwhile. If that cannot be, ensure
+// makes them anew.
+func (b *books) reconfigure(internal []netip.Prefix) error {
+	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.CloseLasting() }()
+	there := b.intact(c) != ""
+	b.seen = 0
+	for i, was := range b.tables {
+		b.tables[i] = newCounterTable(was.family, internal)
+		if !there || bytes.Equal(was.mark, b.tables[i].mark) {
+			continue
+		}
+		if err := b.tables[i].replace(c, was.ruleset); err != nil {
+			return err
+		}
+	}
+	return c.Flush()
 }
 
 // intact returns which making of the tables is there; empty: one is missing or not as it

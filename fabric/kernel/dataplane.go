@@ -93,7 +93,7 @@ func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 	d.metadata = newMetadata(d.responder.portOf)
 	d.watch = newWatcher(d)
 	d.hops, d.forwarding = newNextHops(cfg.NextHop, cfg.NextHop6), newForwarding(cfg.Samples, d.host.ipv6)
-	d.waysOut = newWaysOut(cfg, d.forwarding.trials.guests)
+	d.waysOut = newWaysOut(cfg, &d.forwarding.trials.guests)
 	for _, o := range opts {
 		o(d)
 	}
@@ -110,7 +110,7 @@ func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 	if d.rtnl, err = dial(); err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
-	d.reaper.rtnl, d.host.underlay = d.rtnl, underlay{d.rtnl, cfg.Underlay}
+	d.reaper.rtnl, d.host.underlay = d.rtnl, newUnderlay(d.rtnl, cfg.Underlay)
 	if err = d.open(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("kernel: %w", errors.Join(err, d.Close()))
 	}
@@ -145,13 +145,17 @@ func (d *Dataplane) listenToRequests(cfg Config) {
 	if err := d.responder.listen(); err != nil {
 		d.responder.fail(err)
 	}
-	var q requests
+	d.host.filter = newFilter(cfg, d.requestsOf(cfg))
+	d.findGuards(cfg.Known)
+}
+
+// requestsOf returns the requests that the filter sends to the node's own services.
+func (d *Dataplane) requestsOf(cfg Config) (q requests) {
 	if l := d.responder.requests; l != nil {
 		q = requestsOf(cfg.Guests, l.Group)
 	}
 	q.metadata = d.metadata.number
-	d.host.filter = newFilter(cfg, q)
-	d.findGuards(cfg.Known)
+	return q
 }
 
 // Run works until ctx ends, or Close, and returns nil then: it signals when a port is not

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -304,6 +305,41 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 		f.arriving, f.known = list, true
 	}
 	return nil
+}
+
+// reconfigure changes the table for IP into that of another configuration, in one
+// transaction. If that cannot be, the next call of ensure makes it anew.
+func (f *filter) reconfigure(cfg Config, q requests) error {
+	next := portRules(cfg, q)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	was := f.ports
+	f.ports, f.pools = next, len(cfg.Pools) > 0
+	if bytes.Equal(was.mark, next.mark) {
+		return nil
+	}
+	f.seen = 0 // ensure looks at all of it
+	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.CloseLasting() }()
+	if rules, err := listRules(was.table); err != nil || !was.intact(c, rules) {
+		return nil // somebody has changed it
+	}
+	err = next.replace(c, was)
+	if err == nil {
+		err = c.Flush()
+	}
+	f.broken = f.broken || err != nil
+	return err
+}
+
+// knowsPools reports whether the filter knows the prefixes of guests.
+func (f *filter) knowsPools() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pools
 }
 
 // seenAfter returns the generation at which the tables are right after a change, if

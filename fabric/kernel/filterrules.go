@@ -176,6 +176,51 @@ func (r *ruleset) rebuild(c *nftables.Conn) error {
 		if err := c.AddSet(s, nil); err != nil {
 			return fmt.Errorf("set %s: %w", s.Name, err)
 		}
+	}
+	return r.fill(c)
+}
+
+// replace queues on c the change of the table was, which is there, into r. Sets that
+// packets fill stay as they are, and so do chains that belong to ports: nothing that
+// passes now is taken for something new.
+func (r *ruleset) replace(c *nftables.Conn, was *ruleset) error {
+	for _, chain := range was.chains {
+		c.FlushChain(chain)
+	}
+	for _, chain := range r.chains {
+		if !slices.ContainsFunc(was.chains, func(old *nftables.Chain) bool { return old.Name == chain.Name }) {
+			c.AddChain(chain)
+		}
+	}
+	for _, s := range r.sets {
+		switch {
+		case !slices.ContainsFunc(was.sets, func(old *nftables.Set) bool { return old.Name == s.Name }):
+			if err := c.AddSet(s, nil); err != nil {
+				return fmt.Errorf("set %s: %w", s.Name, err)
+			}
+		case isFixed(s):
+			c.FlushSet(s)
+		}
+	}
+	if err := r.fill(c); err != nil {
+		return err
+	}
+	for _, chain := range was.chains {
+		if !slices.ContainsFunc(r.chains, func(now *nftables.Chain) bool { return now.Name == chain.Name }) {
+			c.DelChain(chain)
+		}
+	}
+	for _, s := range was.sets {
+		if !slices.ContainsFunc(r.sets, func(now *nftables.Set) bool { return now.Name == s.Name }) {
+			c.DelSet(s)
+		}
+	}
+	return nil
+}
+
+// fill queues on c the elements of the table's own sets, and its rules.
+func (r *ruleset) fill(c *nftables.Conn) error {
+	for _, s := range r.sets {
 		for some := range slices.Chunk(r.elements[s.Name], elementsAtOnce) {
 			if err := c.SetAddElements(s, some); err != nil {
 				return fmt.Errorf("set %s: %w", s.Name, err)
@@ -188,6 +233,12 @@ func (r *ruleset) rebuild(c *nftables.Conn) error {
 		}
 	}
 	return nil
+}
+
+// isFixed reports whether a set has the elements that its ruleset says: neither packets
+// fill it nor ports.
+func isFixed(s *nftables.Set) bool {
+	return !s.Dynamic && !s.Counter && !slices.Contains([]string{arrivingMap, guardFrom, guardTo}, s.Name)
 }
 
 const (
@@ -205,7 +256,7 @@ func (r *ruleset) intact(c *nftables.Conn, rules map[string][]string) bool {
 		}
 	}
 	for _, s := range r.sets {
-		if s.Dynamic || s.Counter || slices.Contains([]string{arrivingMap, guardFrom, guardTo}, s.Name) {
+		if !isFixed(s) {
 			continue
 		}
 		elements, err := c.GetSetElements(s)

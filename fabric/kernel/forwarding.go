@@ -65,25 +65,25 @@ type findings struct {
 // newForwarding returns a forwarding that tries with addresses that guests may
 // have. Without any it makes no trials.
 func newForwarding(samples []netip.Addr, ipv6 bool) *forwarding {
-	f := &forwarding{}
+	f := &forwarding{kick: make(chan bool, 1)}
+	f.trials.guests.set(samplesOf(samples, ipv6))
+	return f
+}
+
+// samplesOf gives the addresses of the families that this node has.
+func samplesOf(samples []netip.Addr, ipv6 bool) (all []netip.Addr) {
 	for _, a := range samples {
 		if a.Is4() || ipv6 {
-			f.trials.guests = append(f.trials.guests, a)
+			all = append(all, a)
 		}
 	}
-	if len(f.trials.guests) > 0 {
-		f.kick = make(chan bool, 1)
-	}
-	return f
+	return all
 }
 
 // openForwarding removes the remains of an earlier process's trial, and opens the
 // sockets for those to come.
 func (d *Dataplane) openForwarding() error {
 	f := d.forwarding
-	if len(f.trials.guests) == 0 {
-		return nil
-	}
 	f.log, f.trials.underlay, f.trials.ipv6 = d.log, d.host.underlay, d.host.ipv6
 	f.trials.filter = func() { d.host.keepFilter(d.arriving) }
 	// A setting that the agent itself repairs is no obstacle, so repair it first. If
@@ -128,7 +128,9 @@ func (f *forwarding) run(ctx context.Context) {
 	case <-start.C:
 	}
 	for ctx.Err() == nil {
-		_, _ = f.check(ctx) // kept for Diagnose
+		if len(f.trials.guests.get()) > 0 {
+			_, _ = f.check(ctx) // kept for Diagnose
+		}
 		round := time.NewTimer(f.next())
 		rest := rulesEvery
 		select {
@@ -197,9 +199,6 @@ func (f *forwarding) reconfigured(index int32) {
 
 // changed asks for a trial. rules says that more than elements of sets changed.
 func (f *forwarding) changed(rules bool) {
-	if f.kick == nil {
-		return // there are no trials
-	}
 	for {
 		select {
 		case f.kick <- rules:
@@ -232,7 +231,7 @@ func (f *forwarding) lines() []string {
 
 // CheckForwarding implements [fabric.Dataplane].
 func (d *Dataplane) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault, error) {
-	if len(d.forwarding.trials.guests) == 0 {
+	if len(d.forwarding.trials.guests.get()) == 0 {
 		return nil, nil
 	}
 	d.waysOut.look()

@@ -554,7 +554,7 @@ func (d *Dataplane) guard(p, was fabric.Port) error {
 	if guardOf(p) == nil && guardOf(was) == nil {
 		return nil
 	}
-	if p.Isolated && !d.host.filter.pools {
+	if p.Isolated && !d.host.filter.knowsPools() {
 		return fmt.Errorf("the guest is isolated, and this dataplane does not know the prefixes of other guests; name the pools")
 	}
 	if err := d.host.filter.ensure(nil); err != nil {

@@ -13,7 +13,7 @@ import (
 // the proxies for neighbours, and the underlay.
 type host struct {
 	ipv6       bool
-	underlay   underlay
+	underlay   *underlay
 	filter     *filter
 	proxying   proxying
 	conditions *conditions

@@ -42,12 +42,12 @@ const (
 // another DHCP server on the node could be in the way of, or that would be in its
 // way. A packet that comes while no agent runs is dropped.
 type responder struct {
-	guests     fabric.Guests
 	log        *slog.Logger
 	conditions *conditions
 	requests   *nflog.Listener // nil: there are no requests
 	sender     *capture.Sender
 	changed    signal.Signal // a port was made, or has changed
+	opened     chan struct{} // closed when the sockets are there, as far as they could be opened
 
 	mu    sync.Mutex
 	table toldPorts
@@ -56,6 +56,7 @@ type responder struct {
 // toldPorts has the ports that this process has put, by the index of their link. A
 // goroutine that has it, by [responder.open], has it alone.
 type toldPorts struct {
+	guests  fabric.Guests
 	byIndex map[int32]*toldPort
 	byName  map[string]int32
 	changed map[int32]bool // those that nothing was advertised to since they were made or changed
@@ -73,9 +74,9 @@ type toldPort struct {
 
 func newResponder(cfg Config, c *conditions) *responder {
 	return &responder{
-		guests: cfg.Guests, conditions: c, log: slog.New(slog.DiscardHandler), changed: signal.New(),
+		conditions: c, log: slog.New(slog.DiscardHandler), changed: signal.New(), opened: make(chan struct{}),
 		table: toldPorts{
-			byIndex: map[int32]*toldPort{}, byName: map[string]int32{}, changed: map[int32]bool{}, asked: map[fabric.ContactProtocol]fabric.RequestCount{},
+			guests: cfg.Guests, byIndex: map[int32]*toldPort{}, byName: map[string]int32{}, changed: map[int32]bool{}, asked: map[fabric.ContactProtocol]fabric.RequestCount{},
 		},
 	}
 }
@@ -89,17 +90,32 @@ func (r *responder) open() (t *toldPorts, done func()) {
 // listen opens the sockets, unless the cluster has no use for them. close closes
 // them, also after an error.
 func (r *responder) listen() (err error) {
-	if r.guests.NoDHCP && r.guests.NoRA {
+	t, done := r.open()
+	unused := t.guests.NoDHCP && t.guests.NoRA
+	done()
+	if unused {
 		return nil
 	}
 	if r.sender, err = capture.NewSender(); err != nil {
 		return err
 	}
+	defer close(r.opened)
 	if err := logsPackets(); err != nil {
 		return err
 	}
 	r.requests, err = nflog.Listen(requestGroups...)
 	return err
+}
+
+// isOpen waits until the sockets are there, which may be when another configuration has a
+// use for them, or until ctx ends.
+func (r *responder) isOpen(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-r.opened:
+		return true
+	}
 }
 
 // fail reports why guests are not answered.
@@ -140,7 +156,7 @@ func (r *responder) attend(p fabric.Port, index int32) {
 	if had != nil && reflect.DeepEqual(had.port, p) {
 		return
 	}
-	next := &toldPort{port: p, offer: autoconf.OfferOf(p, r.guests), most: cmp.Or(r.guests.Lifetimes.Advertise, advertiseMost)}
+	next := &toldPort{port: p, offer: autoconf.OfferOf(p, t.guests), most: cmp.Or(t.guests.Lifetimes.Advertise, advertiseMost)}
 	if had != nil {
 		if had.port.Name == p.Name {
 			next.contacts = had.contacts
@@ -150,6 +166,27 @@ func (r *responder) attend(p fabric.Port, index int32) {
 	t.forget(p.Name) // on the link that it had before
 	t.byIndex[index], t.byName[p.Name], t.changed[index] = next, index, true
 	r.changed.Send()
+}
+
+// reconfigure tells the guests from now on what g says: those that ask, and by a router
+// advertisement those for whom it is something else than before.
+func (r *responder) reconfigure(g fabric.Guests) {
+	t, done := r.open()
+	g.Lifetimes = t.guests.Lifetimes
+	t.guests = g
+	for index, p := range t.byIndex {
+		if o := autoconf.OfferOf(p.port, g); !reflect.DeepEqual(o, p.offer) {
+			p.offer, p.next, t.changed[index] = o, time.Time{}, true
+		}
+	}
+	done()
+	r.changed.Send()
+	if r.sender != nil {
+		return
+	}
+	if err := r.listen(); err != nil { // until now there was no use for it
+		r.fail(err)
+	}
 }
 
 // leave forgets a port that is being removed.
@@ -252,7 +289,7 @@ func (d *Dataplane) Requests() []fabric.RequestCount {
 
 // answer answers requests one after the other, as they come, until ctx ends.
 func (r *responder) answer(ctx context.Context) {
-	if r.requests == nil {
+	if !r.isOpen(ctx) || r.requests == nil {
 		return
 	}
 	for {
@@ -301,7 +338,7 @@ func (r *responder) send(index int32, frame []byte) {
 // advertise sends router advertisements that nobody asked for: soon to a port that was
 // made or has changed, to the others at random times, until ctx ends.
 func (r *responder) advertise(ctx context.Context) {
-	if r.sender == nil || r.guests.NoRA {
+	if !r.isOpen(ctx) {
 		return
 	}
 	look, soon := time.NewTicker(advertiseLook), time.NewTimer(0)

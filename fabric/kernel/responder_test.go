@@ -211,17 +211,25 @@ func TestUnaskedAdvertisements(t *testing.T) {
 		p.NIC.MTU = mtu
 		require.NoError(t, d.Put(t.Context(), p))
 		require.Eventually(t, func() bool {
-			return slices.ContainsFunc(waiting(t, tap), func(f []byte) bool {
-				m, err := ndp.ParseMessage(f[min(54, len(f)):])
-				ra, is := m.(*ndp.RouterAdvertisement)
-				return isAdvertisement(f) && err == nil && is && slices.ContainsFunc(ra.Options, func(o ndp.Option) bool {
-					said, is := o.(*ndp.MTU)
-					return is && said.MTU == uint32(mtu)
-				})
-			})
+			return slices.ContainsFunc(waiting(t, tap), func(f []byte) bool { return isAdvertisement(f) && advertisedMTU(f) == uint32(mtu) })
 		}, 20*time.Second, 10*time.Millisecond)
 	}
 	require.NoError(t, d.Remove(t.Context(), p.Name))
+}
+
+// advertisedMTU returns the MTU that a router advertisement says; 0: none.
+func advertisedMTU(f []byte) uint32 {
+	m, err := ndp.ParseMessage(f[min(54, len(f)):])
+	ra, is := m.(*ndp.RouterAdvertisement)
+	if err != nil || !is {
+		return 0
+	}
+	for _, o := range ra.Options {
+		if said, is := o.(*ndp.MTU); is {
+			return said.MTU
+		}
+	}
+	return 0
 }
 
 // logGroup returns the group to which the rules log; 0: to none.

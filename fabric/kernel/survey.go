@@ -39,8 +39,8 @@ func NewSurvey(cfg Config) (*Survey, error) {
 	if s.rtnl, err = dial(); err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
-	s.trials.guests = newForwarding(cfg.Samples, hasIPv6()).trials.guests
-	s.trials.rtnl, s.trials.underlay, s.trials.ipv6 = s.rtnl, underlay{s.rtnl, cfg.Underlay}, hasIPv6()
+	s.trials.guests.set(samplesOf(cfg.Samples, hasIPv6()))
+	s.trials.rtnl, s.trials.underlay, s.trials.ipv6 = s.rtnl, newUnderlay(s.rtnl, cfg.Underlay), hasIPv6()
 	s.ways.rtnl = s.rtnl
 	s.ways.port = func(bool) (int32, netip.Addr) { return 0, netip.Addr{} }
 	return s, nil
@@ -99,12 +99,13 @@ func (s *Survey) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault,
 	defer s.trying.Unlock()
 	faults := ForwardingOff("/", s.trials.ipv6)
 	trials := trials{rtnl: s.rtnl, underlay: s.trials.underlay, ipv6: s.trials.ipv6}
-	for _, guest := range s.trials.guests {
+	var guests []netip.Addr
+	for _, guest := range s.trials.guests.get() {
 		family := fmt.Sprintf("IPv%d", version(familyOf(guest)))
 		if slices.ContainsFunc(faults, func(f fabric.ForwardingFault) bool { return f.Family == family }) {
 			continue // nothing passes, and the kernel finds no way for what comes in
 		}
-		trials.guests = append(trials.guests, guest)
+		guests = append(guests, guest)
 		text, err := s.ways.fault(guest)
 		if err != nil {
 			return faults, fmt.Errorf("way out: %w", err)
@@ -113,6 +114,7 @@ func (s *Survey) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault,
 			faults = append(faults, fabric.ForwardingFault{Family: family, Text: text})
 		}
 	}
+	trials.guests.set(guests)
 	links, err := s.trials.links()
 	if err != nil {
 		return faults, fmt.Errorf("underlay: %w", err)
@@ -163,7 +165,7 @@ func (s *Survey) forgetRule() {
 func (s *Survey) CheckService(ctx context.Context, from, to netip.Addr, port uint16) (text string, err error) {
 	s.trying.Lock()
 	defer s.trying.Unlock()
-	links, err := underlay{s.rtnl, []netip.Addr{from}}.links()
+	links, err := newUnderlay(s.rtnl, []netip.Addr{from}).links()
 	if err != nil || len(links) == 0 {
 		return "", err
 	}

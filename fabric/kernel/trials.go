@@ -18,8 +18,8 @@ import (
 // trials makes trials of all ways of guests' packets through the node. One
 // goroutine at a time makes one.
 type trials struct {
-	guests   []netip.Addr // one address that a guest may have, of each family that is to pass
-	underlay underlay
+	guests   addressList // one address that a guest may have, of each family that is to pass
+	underlay *underlay
 	rtnl     *socket
 	ipv6     bool
 	repair   func()      // repairs the settings that the agent itself keeps; nil without one
@@ -41,7 +41,7 @@ func (x *trials) exempted() (sources []netip.Prefix) {
 	if !x.trying.Load() {
 		return nil
 	}
-	for _, a := range x.guests {
+	for _, a := range x.guests.get() {
 		sources = append(sources, fabric.HostPrefix(a))
 	}
 	return sources
@@ -79,7 +79,7 @@ func (x *trials) run(ctx context.Context, links []link) (found findings, err err
 	}()
 	var all []lost
 	for _, l := range links {
-		for _, guest := range x.guests {
+		for _, guest := range x.guests.get() {
 			some, err := x.course(ctx, t, l, guest)
 			if err != nil {
 				return found, err
@@ -147,7 +147,7 @@ func (x *trials) course(ctx context.Context, t *trial, l link, guest netip.Addr)
 // sender returns a source that passes the link's own reverse path filter: a host of
 // the Internet if its route is by this link, else a machine of the underlay.
 func (x *trials) sender(c course) netip.Addr {
-	for _, a := range append([]netip.Addr{c.remote}, x.underlay.machines...) {
+	for _, a := range append([]netip.Addr{c.remote}, x.underlay.machines.get()...) {
 		if familyOf(a) != c.family {
 			continue
 		}

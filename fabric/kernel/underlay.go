@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -16,14 +17,33 @@ import (
 // underlay is the network between the cluster's machines.
 type underlay struct {
 	rtnl     *socket
-	machines []netip.Addr // addresses of the others
+	machines addressList // of the others
+}
+
+func newUnderlay(s *socket, machines []netip.Addr) *underlay {
+	u := &underlay{rtnl: s}
+	u.machines.set(machines)
+	return u
+}
+
+// addressList has addresses of the configuration, which may be another one later. It is
+// safe for concurrent use; the zero value has none.
+type addressList struct{ p atomic.Pointer[[]netip.Addr] }
+
+func (a *addressList) set(all []netip.Addr) { a.p.Store(&all) }
+
+func (a *addressList) get() []netip.Addr {
+	if all := a.p.Load(); all != nil {
+		return *all
+	}
+	return nil
 }
 
 // links returns the names of the links by which the kernel now reaches the
 // cluster's other machines.
-func (u underlay) links() ([]string, error) {
+func (u *underlay) links() ([]string, error) {
 	indexes := map[int32]bool{}
-	for _, a := range u.machines {
+	for _, a := range u.machines.get() {
 		replies, err := u.rtnl.Do(routeRequest(a, routeMatch))
 		if err != nil {
 			if rtnl.Errno(err) == 0 {

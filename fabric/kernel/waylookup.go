@@ -25,7 +25,14 @@ type wayLookup struct {
 }
 
 func newWayLookup(cfg Config) wayLookup {
-	return wayLookup{pools: cfg.Pools, inside: slices.Concat(cfg.Private, cfg.Pools), routers: cfg.Routers, proven: map[uint8]netip.Addr{}}
+	w := wayLookup{proven: map[uint8]netip.Addr{}}
+	w.configure(cfg)
+	return w
+}
+
+func (w *wayLookup) configure(cfg Config) {
+	w.pools, w.inside, w.routers = cfg.Pools, slices.Concat(cfg.Private, cfg.Pools), cfg.Routers
+	clear(w.proven)
 }
 
 // fault returns the text of a fault if guests of a family have no way out, or "".

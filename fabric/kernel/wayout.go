@@ -17,7 +17,7 @@ import (
 // outside for their packets. A trial cannot tell: a table of its own routes its
 // packets.
 type waysOut struct {
-	guests   []netip.Addr // one address that a guest may have, of each family
+	guests   *addressList // one address that a guest may have, of each family
 	lookup   wayLookup
 	withheld func(v6 bool) bool // the node announces nothing of the family, so no guest needs a way
 	log      func(msg string, args ...any)
@@ -33,7 +33,7 @@ type waysOut struct {
 // routes. After a look, the next waits lookShare times as long as it took.
 const lookShare = 20
 
-func newWaysOut(cfg Config, guests []netip.Addr) *waysOut {
+func newWaysOut(cfg Config, guests *addressList) *waysOut {
 	return &waysOut{
 		guests: guests, lookup: newWayLookup(cfg), kick: signal.New(), faults: map[uint8]string{},
 	}
@@ -42,9 +42,6 @@ func newWaysOut(cfg Config, guests []netip.Addr) *waysOut {
 // openWaysOut looks for the first time. run looks again after every change.
 func (d *Dataplane) openWaysOut() error {
 	w := d.waysOut
-	if len(w.guests) == 0 {
-		return nil
-	}
 	var err error
 	if w.lookup.rtnl, err = dial(); err != nil {
 		return err
@@ -106,7 +103,7 @@ func (w *waysOut) concerns(m netlink.Message) bool {
 func (w *waysOut) look() {
 	w.looking.Lock()
 	defer w.looking.Unlock()
-	for _, guest := range w.guests {
+	for _, guest := range w.guests.get() {
 		family := familyOf(guest)
 		text, err := w.lookup.fault(guest)
 		w.mu.Lock()
@@ -120,9 +117,17 @@ func (w *waysOut) look() {
 	}
 }
 
+// reconfigure has later looks go by another configuration, and asks for one.
+func (w *waysOut) reconfigure(cfg Config) {
+	w.looking.Lock()
+	w.lookup.configure(cfg)
+	w.looking.Unlock()
+	w.changed()
+}
+
 // list returns the faults that the last look found.
 func (w *waysOut) list() (faults []fabric.ForwardingFault) {
-	for _, guest := range w.guests {
+	for _, guest := range w.guests.get() {
 		w.mu.Lock()
 		text := w.faults[familyOf(guest)]
 		w.mu.Unlock()
