@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/osrg/gobgp/v4/pkg/apiutil"
@@ -17,7 +18,8 @@ import (
 // learner it keeps only the routes that rank before a usual announcement, whether or
 // not this node announces the prefix. It is safe for concurrent use.
 type adjRIBIn struct {
-	filter      importFilter
+	filter      atomic.Pointer[importFilter]
+	outdated    atomic.Bool // the filter has changed since the routes were taken
 	best        *locRIB
 	competitors *competitors
 
@@ -28,10 +30,12 @@ type adjRIBIn struct {
 }
 
 func newAdjRIBIn(filter importFilter, best *locRIB, c *competitors) *adjRIBIn {
-	return &adjRIBIn{
-		filter: filter, best: best, competitors: c,
+	r := &adjRIBIn{
+		best: best, competitors: c,
 		routes: map[netip.Prefix]map[netip.Addr]learnedRoute{}, sessions: map[netip.Addr]int{},
 	}
+	r.filter.Store(&filter)
+	return r
 }
 
 // watch sets the callbacks, and returns the options, for the events that adjRIBIn
@@ -56,6 +60,11 @@ func (r *adjRIBIn) update(paths []*apiutil.Path) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.updates++
+	r.take(paths)
+}
+
+// take handles paths, of which each is the newest of its prefix from its peer.
+func (r *adjRIBIn) take(paths []*apiutil.Path) {
 	for _, p := range paths {
 		nlri, ok := p.Nlri.(*bgp.IPAddrPrefix)
 		if !ok {
@@ -63,7 +72,7 @@ func (r *adjRIBIn) update(paths []*apiutil.Path) {
 		}
 		k := competing{nlri.Prefix, p.PeerAddress}
 		was := r.routes[k.prefix][k.peer]
-		if is, ok := r.filter.accept(k.prefix, p); ok && (r.best.learner != nil || is.preferred()) {
+		if is, ok := r.filter.Load().accept(k.prefix, p); ok && (r.best.learner != nil || is.preferred()) {
 			is.session = r.sessions[k.peer]
 			if r.routes[k.prefix] == nil {
 				r.routes[k.prefix] = map[netip.Addr]learnedRoute{}
@@ -140,7 +149,7 @@ func (r *adjRIBIn) lookUp(ctx context.Context, b *server.BgpServer) {
 		for _, k := range delivered {
 			there, err := r.has(b, k)
 			if err != nil {
-				r.filter.log.Debug("competing route not looked up", "prefix", k.prefix, "peer", k.peer, "err", err)
+				r.filter.Load().log.Debug("competing route not looked up", "prefix", k.prefix, "peer", k.peer, "err", err)
 				continue
 			}
 			if !there {
@@ -153,7 +162,7 @@ func (r *adjRIBIn) lookUp(ctx context.Context, b *server.BgpServer) {
 // has reports whether GoBGP's Adj-RIB-In has another node's route from a reflector.
 func (r *adjRIBIn) has(b *server.BgpServer, k competing) (there bool, err error) {
 	err = received(b, k.peer.String(), k.prefix, func(p *apiutil.Path) {
-		_, ok := r.filter.accept(k.prefix, p)
+		_, ok := r.filter.Load().accept(k.prefix, p)
 		there = there || ok
 	})
 	return there, err

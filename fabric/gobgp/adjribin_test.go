@@ -54,7 +54,7 @@ func newTable(t *testing.T) *table {
 func (r *table) learn(preference fabric.Preference, prefixes ...netip.Prefix) {
 	r.t.Helper()
 	for _, prefix := range prefixes {
-		other := Config{Cluster: r.filter.cfg.Cluster, Node: fabric.Node{Address: netip.MustParseAddr("127.0.0.9"), Address6: netip.MustParseAddr("2001:db8::9")}}
+		other := Config{Cluster: r.filter.Load().cfg.Cluster, Node: fabric.Node{Address: netip.MustParseAddr("127.0.0.9"), Address6: netip.MustParseAddr("2001:db8::9")}}
 		p, err := other.path(fabric.Route{Prefix: prefix, Preference: preference})
 		require.NoError(r.t, err)
 		p.PeerAddress, p.PeerID = r.reflector, r.reflector

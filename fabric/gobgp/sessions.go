@@ -1,7 +1,9 @@
 package gobgp
 
 import (
+	"context"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 // concurrent use.
 type sessions struct {
 	mu     sync.Mutex
+	wanted []fabric.RR // in the order of the cluster
 	byPeer map[netip.Addr]session
 }
 
@@ -23,14 +26,81 @@ type session struct {
 	// resuming says that the session has not been up since the speaker took up
 	// earlier routes.
 	resuming bool
+	// end ends what goes with GoBGP's peer; nil: GoBGP has no such peer.
+	end context.CancelFunc
 }
 
 func newSessions(reflectors []fabric.RR) *sessions {
 	s := &sessions{byPeer: map[netip.Addr]session{}}
-	for _, rr := range reflectors {
-		s.byPeer[rr.Address] = session{since: time.Now()}
-	}
+	s.want(reflectors)
 	return s
+}
+
+// want says with which reflectors there are to be sessions.
+func (s *sessions) want(reflectors []fabric.RR) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wanted = reflectors
+	for _, rr := range reflectors {
+		if _, known := s.byPeer[rr.Address]; !known {
+			s.byPeer[rr.Address] = session{since: time.Now()}
+		}
+	}
+}
+
+// reflectors lists those with which there are to be sessions.
+func (s *sessions) reflectors() []fabric.RR {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.wanted
+}
+
+// opened notes that GoBGP has a peer.
+func (s *sessions) opened(peer netip.Addr, end context.CancelFunc) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	one := s.byPeer[peer]
+	one.end = end
+	s.byPeer[peer] = one
+}
+
+// missing lists the wanted reflectors that are no peers of GoBGP's yet.
+func (s *sessions) missing() (all []fabric.RR) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, rr := range s.wanted {
+		if s.byPeer[rr.Address].end == nil {
+			all = append(all, rr)
+		}
+	}
+	return all
+}
+
+// superfluous lists the peers of GoBGP's that are not wanted any more, and how long ago
+// the oldest of the wanted sessions came up; ok is false if none is up.
+func (s *sessions) superfluous(now time.Time) (peers []netip.Addr, replacedFor time.Duration, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for peer, one := range s.byPeer {
+		wanted := slices.ContainsFunc(s.wanted, func(rr fabric.RR) bool { return rr.Address == peer })
+		switch {
+		case !wanted && one.end != nil:
+			peers = append(peers, peer)
+		case wanted && one.up:
+			replacedFor, ok = max(replacedFor, now.Sub(one.since)), true
+		}
+	}
+	return peers, replacedFor, ok
+}
+
+// closed forgets a peer that is not wanted.
+func (s *sessions) closed(peer netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if one := s.byPeer[peer]; one.end != nil {
+		one.end()
+	}
+	delete(s.byPeer, peer)
 }
 
 // of returns the state of a peer's session.

@@ -1,7 +1,6 @@
 package gobgp
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,6 +44,7 @@ type Speaker struct {
 	learner Learner // nil: the speaker learns nothing
 
 	changed       signal.Signal
+	review        signal.Signal // of the peers and of what they sent: see keepPeers
 	group         peering.Group
 	notifications *notifications.Tracker
 	sessions      *sessions
@@ -58,14 +58,12 @@ type Speaker struct {
 // refuses a node that has no address of a reflector's family.
 func New(cfg Config, opts ...Option) (*Speaker, error) {
 	reflectors := cfg.Cluster.Reflectors
-	for _, rr := range reflectors {
-		if !cfg.Node.Source(rr.Address).IsValid() {
-			return nil, fmt.Errorf("reflector %s: %s: node %s has no address of that family", rr.Name, rr.Address, cfg.Node.Name)
-		}
+	if err := cfg.reaches(reflectors); err != nil {
+		return nil, err
 	}
 	s := &Speaker{
 		cfg: cfg, log: slog.New(slog.DiscardHandler),
-		changed: signal.New(), notifications: notifications.New(), sessions: newSessions(reflectors), competitors: newCompetitors(reflectors),
+		changed: signal.New(), review: signal.New(), notifications: notifications.New(), sessions: newSessions(reflectors), competitors: newCompetitors(reflectors),
 	}
 	for _, o := range opts {
 		o(s)
@@ -100,7 +98,7 @@ func (s *Speaker) run(ctx context.Context) error {
 	}
 	working, end := context.WithCancel(ctx)
 	if err = s.open(working, b); err == nil {
-		<-ctx.Done()
+		s.keepPeers(working, b)
 	}
 	s.group.Close()
 	end()
@@ -122,16 +120,9 @@ func (s *Speaker) open(ctx context.Context, b *server.BgpServer) error {
 	if err := s.watch(ctx, b); err != nil {
 		return err
 	}
-	for _, rr := range s.cfg.Cluster.Reflectors {
-		source := s.cfg.Node.Source(rr.Address)
-		s.group.Go(func() {
-			capture(ctx, s.log, source, rr.Address, cmp.Or(rr.Port, bgpPort), func(n *fabric.Notification) { s.notifications.Captured(rr.Address, n) })
-		})
-		if resumed {
-			s.sessions.resume(rr.Address)
-		}
-		if err := b.AddPeer(ctx, &api.AddPeerRequest{Peer: s.cfg.peer(rr, resumed)}); err != nil {
-			return fmt.Errorf("reflector %s: %w", rr.Name, err)
+	for _, rr := range s.sessions.reflectors() {
+		if err := s.addPeer(ctx, b, rr, resumed); err != nil {
+			return err
 		}
 	}
 	if s.learner != nil {
@@ -234,6 +225,7 @@ func (s *Speaker) peerChanged(ctx context.Context, e *apiutil.WatchEventMessage_
 	if !s.sessions.update(peer, up) {
 		return
 	}
+	s.review.Send()
 	switch {
 	case up:
 		s.adjRIBIn.sessionUp(peer)
@@ -246,7 +238,7 @@ func (s *Speaker) peerChanged(ctx context.Context, e *apiutil.WatchEventMessage_
 
 // restBFD ends the BFD session with a reflector for a moment, see [peering.Broke].
 func (s *Speaker) restBFD(ctx context.Context, peer netip.Addr) {
-	reflectors := s.cfg.Cluster.Reflectors
+	reflectors := s.sessions.reflectors()
 	i := slices.IndexFunc(reflectors, func(rr fabric.RR) bool { return rr.Address == peer && rr.BFD })
 	if i < 0 {
 		return
@@ -314,7 +306,7 @@ func (s *Speaker) Sessions(ctx context.Context) ([]fabric.Session, error) {
 		}
 	}
 	var sessions []fabric.Session
-	for _, rr := range s.cfg.Cluster.Reflectors {
+	for _, rr := range s.sessions.reflectors() {
 		p := peers[rr.Address.String()]
 		s.notifications.Counted(rr.Address, p.GetState().GetMessages().GetReceived().GetNotification(), time.Now())
 		session := fabric.Session{
