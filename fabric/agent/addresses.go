@@ -29,8 +29,8 @@ func (a *Agent) Addresses(ctx context.Context) (fabric.Addresses, error) {
 			all[i].Waits = a.registration.waitsFor(h.Guest)
 		}
 	}
-	for _, p := range a.cluster.Pools {
-		is.Pools = append(is.Pools, allocator.Usage(&a.cluster, p, slices.Values(all), a.clock()))
+	for _, p := range a.cluster().Pools {
+		is.Pools = append(is.Pools, allocator.Usage(a.cluster(), p, slices.Values(all), a.clock()))
 	}
 	if err != nil {
 		return is, ofRegistry(err)
@@ -57,7 +57,7 @@ func (a *Agent) Allocate(ctx context.Context, vm fabric.VM) ([]fabric.Allocation
 	defer end()
 	err := vm.Validate()
 	if err == nil {
-		err = a.cluster.Permits(vm)
+		err = a.cluster().Permits(vm)
 	}
 	s, done := a.state.open()
 	var here fabric.Identity // of the guest of that name on this node; empty: there is none
@@ -98,12 +98,12 @@ func (a *Agent) Reserve(ctx context.Context, p netip.Prefix, note string) (fabri
 	if a.registry == nil {
 		return fabric.Allocation{}, a.noRegistry()
 	}
-	pool, in := a.cluster.PoolOf(p.Addr())
+	pool, in := a.cluster().PoolOf(p.Addr())
 	switch {
 	case p != p.Masked():
 		return fabric.Allocation{}, fmt.Errorf("%s %w: it has bits beyond its length; write %s", p, fabric.ErrRefused, p.Masked())
 	case !in || !pool.HasPrefix(p):
-		return fabric.Allocation{}, fmt.Errorf("%s %w: it is in no pool of cluster %s, so no guest gets it, and nothing is to reserve", text.Prefix(p), fabric.ErrRefused, a.cluster.Name)
+		return fabric.Allocation{}, fmt.Errorf("%s %w: it is in no pool of cluster %s, so no guest gets it, and nothing is to reserve", text.Prefix(p), fabric.ErrRefused, a.cluster().Name)
 	}
 	ctx, cancel := context.WithTimeout(ctx, registryTime)
 	defer cancel()

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -88,9 +89,9 @@ type Agent struct {
 	counts       *statistics
 }
 
-// facts are the properties of an agent that never change.
+// facts are the properties of an agent that never change, but for the cluster.
 type facts struct {
-	cluster  fabric.Cluster
+	current  atomic.Pointer[fabric.Cluster] // see Reconfigure
 	node     string
 	boot     string
 	began    time.Time
@@ -147,18 +148,11 @@ const expectation = 5 * time.Minute
 // that the cluster has no such node.
 func New(cfg Config, opts ...Option) (*Agent, error) {
 	c := cfg.Cluster.WithDefaults()
-	if ps := c.Validate(); len(ps) > 0 {
-		errs := make([]error, len(ps))
-		for i, p := range ps {
-			errs[i] = p
-		}
-		return nil, fmt.Errorf("cluster %s: %w", c.Name, errors.Join(errs...))
-	}
-	if _, err := c.Node(cfg.Node); err != nil {
+	if err := fit(&c, cfg.Node); err != nil {
 		return nil, err
 	}
 	a := &Agent{
-		facts: facts{cluster: c, node: cfg.Node, began: time.Now(), clock: time.Now, restarts: map[string]bool{}},
+		facts: facts{node: cfg.Node, began: time.Now(), clock: time.Now, restarts: map[string]bool{}},
 		parts: parts{
 			dataplane: cfg.Dataplane, speaker: cfg.Speaker, store: cfg.Store, log: slog.New(slog.DiscardHandler),
 			highestEpoch: func() uint64 { return 0 },
@@ -166,6 +160,7 @@ func New(cfg Config, opts ...Option) (*Agent, error) {
 		wake: make(chan struct{}, 1), review: make(chan struct{}, 1), questions: make(chan struct{}, maxQuestions),
 		registration: newRegistration(), counts: newStatistics(),
 	}
+	a.current.Store(&c)
 	a.moves.ended, a.moves.over = make(chan struct{}, 1), a.counts.moved
 	for _, o := range opts {
 		o(a)
@@ -786,7 +781,7 @@ func (s *state) outdated(vm string, asOf time.Time) bool {
 // recovered clears the conditions of a guest, when a request for it was admitted or
 // it is gone.
 func (a *Agent) recovered(vm fabric.VM) {
-	a.conditions.clear("guest "+vm.Name, refusedKey(vm.Origin, vm.Name))
+	a.conditions.clear("guest "+vm.Name, permitKey(vm.Name), refusedKey(vm.Origin, vm.Name))
 	a.inventory.resolved(vm.Name)
 }
 

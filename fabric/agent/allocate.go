@@ -45,7 +45,7 @@ func (a *Agent) wants(vm fabric.VM) (wants []fabric.Want) {
 			continue
 		}
 		for i, p := range has {
-			pool, _ := a.cluster.PoolOf(p.Addr())
+			pool, _ := a.cluster().PoolOf(p.Addr())
 			of := slices.IndexFunc(asked, func(w fabric.Want) bool { return w.Pool == pool.Name })
 			bare := nic.Bare(p)
 			if of < 0 && !bare {
@@ -78,7 +78,7 @@ func (a *Agent) poolWants(n int, vm fabric.VM, nic fabric.NIC) (wants []fabric.W
 			continue
 		}
 		for second, v6 := range []bool{false, true} {
-			if slices.ContainsFunc(a.cluster.Pools, func(p fabric.Pool) bool { return p.Is6() == v6 && !p.NoAddress }) {
+			if slices.ContainsFunc(a.cluster().Pools, func(p fabric.Pool) bool { return p.Is6() == v6 && !p.NoAddress }) {
 				wants = append(wants, fabric.Want{NIC: n, N: 2*i + second, Pool: fabric.AutoPool, V6: v6})
 			}
 		}
@@ -257,7 +257,7 @@ func (s *state) has(vm fabric.VM) bool {
 func (s *state) refuses(vm fabric.VM) bool {
 	g, known := s.guests[vm.Name]
 	known = known && g.want.State != fabric.Absent
-	return s.draining() && !known || vm.Validate() != nil || s.cluster.Permits(vm) != nil || s.free(vm) != nil
+	return s.draining() && !known || vm.Validate() != nil || s.cluster().Permits(vm) != nil || s.free(vm) != nil
 }
 
 // allocated gives a guest that need not run on this node the addresses that the

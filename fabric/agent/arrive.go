@@ -162,12 +162,12 @@ func arrivalOf(d fabric.Desired) migration.Arrival {
 
 // portsOf lists the ports that the dataplane must have for a guest wanted as in d.
 func (s *state) portsOf(g *guest, d fabric.Desired) []fabric.Port {
-	ports := d.VM.Ports(&s.cluster)
+	ports := d.VM.Ports(s.cluster())
 	for i := range ports {
 		ports[i].Listen = s.restarts[d.VM.Origin]
 		ports[i].Incoming = d.Incoming && d.State == fabric.Wired
 		if d.Incoming || g.arrival != migration.NoArrival {
-			ports[i].Queue = s.cluster.Moves.Queue()
+			ports[i].Queue = s.cluster().Moves.Queue()
 		}
 	}
 	return ports

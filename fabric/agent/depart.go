@@ -244,7 +244,7 @@ func (t *task) divert(ctx context.Context, d fabric.Desired, to fabric.Node, sin
 	if !confirmed {
 		t.alarm.after(unconfirmedFor)
 	}
-	done, err := t.dataplane.Divert(ctx, d.VM.Ports(&t.cluster), to)
+	done, err := t.dataplane.Divert(ctx, d.VM.Ports(t.cluster()), to)
 	if err != nil {
 		t.log.Warn("packets not all sent on", "vm", vm, "node", to.Name, "err", err)
 	}

@@ -14,7 +14,7 @@ import (
 // Status returns that error together with everything else.
 func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 	st := fabric.Status{
-		Cluster: a.cluster.Name, Node: a.node, Since: a.began,
+		Cluster: a.cluster().Name, Node: a.node, Since: a.began,
 		Sessions: []fabric.Session{}, Sources: []fabric.SourceStatus{}, Problems: []string{},
 	}
 	asked := a.contacts(ctx)
@@ -54,14 +54,14 @@ func (a *Agent) Status(ctx context.Context) (fabric.Status, error) {
 		st.Problems = append(st.Problems, fmt.Sprintf("speaker: %v", err))
 	}
 	st.Sessions = append(st.Sessions, sessions...)
-	st.Problems = append(st.Problems, a.cluster.SessionProblems(a.node, sessions)...)
+	st.Problems = append(st.Problems, a.cluster().SessionProblems(a.node, sessions)...)
 	for _, d := range a.allDiagnosers() {
 		st.Problems = append(st.Problems, d.Diagnose(ctx)...)
 	}
 	if a.registry != nil {
 		problems := append(append([]string{}, a.registry.Diagnose(ctx)...), a.otherRegistries()...)
 		st.Registry = &fabric.RegistryStatus{
-			Kind: a.cluster.Registry.Kind(), Shared: a.registry.Shared(), Healthy: len(problems) == 0, Problems: problems,
+			Kind: a.cluster().Registry.Kind(), Shared: a.registry.Shared(), Healthy: len(problems) == 0, Problems: problems,
 		}
 		st.Problems = append(st.Problems, problems...)
 	}

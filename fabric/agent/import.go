@@ -32,7 +32,7 @@ func (a *Agent) Import(ctx context.Context, write bool) (fabric.Import, error) {
 	if err != nil {
 		return fabric.Import{}, ofRegistry(err)
 	}
-	plan := census.Decide(&a.cluster, guests, all, len(silent) == 0)
+	plan := census.Decide(a.cluster(), guests, all, len(silent) == 0)
 	if write {
 		a.record(ctx, &plan)
 	}

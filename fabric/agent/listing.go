@@ -27,7 +27,7 @@ func (a *Agent) List(ctx context.Context) ([]fabric.PortEntry, error) {
 	entries := make([]fabric.PortEntry, 0, len(s.guests))
 	for _, name := range sortedKeys(s.guests) {
 		if g := s.guests[name]; g.want.State != fabric.Absent {
-			entries = append(entries, drops.with(s.entry(g, asked).Ports(&a.cluster))...)
+			entries = append(entries, drops.with(s.entry(g, asked).Ports(a.cluster()))...)
 		}
 	}
 	return entries, nil
@@ -134,7 +134,7 @@ func (a *Agent) ListNode(ctx context.Context, node, after string) (fabric.PortPa
 	guests, more, err := a.guestsOf(ctx, node, after)
 	is := fabric.PortPage{Ports: []fabric.PortEntry{}}
 	for _, g := range guests {
-		is.Ports = append(is.Ports, g.Ports(&a.cluster)...)
+		is.Ports = append(is.Ports, g.Ports(a.cluster())...)
 	}
 	for i := range is.Ports {
 		is.Ports[i].Node = node

@@ -113,9 +113,9 @@ func (a *Agent) Describe(ctx context.Context, name string) (fabric.VM, fabric.Ne
 	}
 	switch {
 	case err == nil:
-		return vm, a.cluster.Network(), nil
+		return vm, a.cluster().Network(), nil
 	case attached: // by hand, or its hypervisor cannot describe it now
-		return have, a.cluster.Network(), nil
+		return have, a.cluster().Network(), nil
 	}
 	return fabric.VM{}, fabric.Network{}, err
 }

@@ -48,7 +48,7 @@ type lastReported struct {
 // the names of the ports that exist.
 func (a *Agent) reportedBefore(d fabric.Desired, there map[string]bool) lastReported {
 	t := lastReported{incoming: d.Incoming}
-	for _, p := range d.VM.Ports(&a.cluster) {
+	for _, p := range d.VM.Ports(a.cluster()) {
 		if !there[p.Name] || a.events.none() {
 			continue
 		}
@@ -109,7 +109,7 @@ func (t *task) emitDetached(vm fabric.VM, names ...string) {
 	defer done()
 	g, e := s.guests[vm.Name], fabric.Event{Kind: fabric.Detached}
 	behind := map[string][]netip.Prefix{}
-	for _, p := range vm.Ports(&t.cluster) {
+	for _, p := range vm.Ports(t.cluster()) {
 		behind[p.Name] = p.NIC.Prefixes()
 	}
 	for _, name := range names {
@@ -219,7 +219,7 @@ func (a *Agent) emitSessions(ctx context.Context) {
 
 // emit queues an event for all observers. It does not wait for them.
 func (a *Agent) emit(vm fabric.VM, e fabric.Event) {
-	e.Cluster, e.Node, e.VM, e.UUID = a.cluster.Name, a.node, vm.Name, vm.UUID
+	e.Cluster, e.Node, e.VM, e.UUID = a.cluster().Name, a.node, vm.Name, vm.UUID
 	a.events.put(e)
 }
 

@@ -122,7 +122,7 @@ func (a *Agent) unanswered(node string) {
 
 // nodeAt gives the node that has an address, by the cluster file or by its calls.
 func (a *Agent) nodeAt(addr netip.Addr) (string, bool) {
-	for _, n := range a.cluster.Nodes {
+	for _, n := range a.cluster().Nodes {
 		if addr == n.Address || addr == n.Address6 {
 			return n.Name, true
 		}

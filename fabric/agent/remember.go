@@ -46,7 +46,7 @@ func (t *task) describedElsewhere(ctx context.Context, vm fabric.VM) (_ fabric.V
 			continue
 		}
 		as := withAllocated(vm, answer.NICs)
-		if err := cmp.Or(complete(as, fabric.ValidateKnownName), t.cluster.Permits(as)); err != nil || !resolvesTo(vm, as) {
+		if err := cmp.Or(complete(as, fabric.ValidateKnownName), t.cluster().Permits(as)); err != nil || !resolvesTo(vm, as) {
 			t.log.Warn("what another node says of a guest's addresses is not what the guest asks for", "vm", vm.Name, "node", node, "err", err)
 			continue
 		}

@@ -23,7 +23,7 @@ func (s *state) acceptable(vm fabric.VM, known bool) error {
 	if s.draining() && !known {
 		return s.drainRefusal()
 	}
-	if err := cmp.Or(vm.Validate(), s.cluster.Permits(vm)); err != nil {
+	if err := cmp.Or(vm.Validate(), s.cluster().Permits(vm)); err != nil {
 		return err
 	}
 	if vm.Unresolved() { // if this refuses it, nobody was asked for its addresses

@@ -104,9 +104,7 @@ func (a *Agent) adopt(d fabric.Desired, there map[string]bool) {
 		a.inventory.damaged()
 		return
 	}
-	if err := a.cluster.Permits(d.VM); err != nil {
-		a.conditions.say("guest "+name, fmt.Sprintf("guest %s: %v (it keeps what it had until it is detached)", name, err))
-	}
+	a.permitted(d.VM)
 	d.Leaving = false                         // the source reports it again if it still holds
 	if now := a.clock(); d.Since.After(now) { // the clock was set back since
 		d.Since = now
@@ -125,7 +123,7 @@ func (a *Agent) adoptOrphans(ports []fabric.PortState) {
 	orphans, there := map[string]*fabric.Desired{}, map[string]bool{}
 	for _, p := range ports {
 		there[p.Name] = true
-		if _, known := s.guests[p.VM]; known || p.Cluster != a.cluster.Name || !p.Carrier && !a.inventory.isDamaged() {
+		if _, known := s.guests[p.VM]; known || p.Cluster != a.cluster().Name || !p.Carrier && !a.inventory.isDamaged() {
 			continue
 		}
 		d := orphans[p.VM]
@@ -259,7 +257,7 @@ func (a *Agent) dropOrphans(ctx context.Context, ports []fabric.PortState) {
 		there[p.Name] = true
 	}
 	gone := func(g *guest) bool {
-		return g != nil && g.orphan && !slices.ContainsFunc(g.want.VM.Ports(&a.cluster), func(p fabric.Port) bool { return p.NIC.Kind != fabric.Adopt || there[p.Name] })
+		return g != nil && g.orphan && !slices.ContainsFunc(g.want.VM.Ports(a.cluster()), func(p fabric.Port) bool { return p.NIC.Kind != fabric.Adopt || there[p.Name] })
 	}
 	s, done := a.state.open()
 	names := slices.DeleteFunc(sortedKeys(s.guests), func(vm string) bool { return !gone(s.guests[vm]) })
@@ -390,7 +388,7 @@ func (a *Agent) wanted() map[string]plan.Guest {
 			Defends: g.defends(now), Holder: s.saysHolder(g, g.want), NICs: g.nics, Hops: hops, Blackholed: blackholed,
 		}
 		if g.want.State != fabric.Absent {
-			w.Ports, w.Live = g.want.VM.Ports(&a.cluster), announced(g.want)
+			w.Ports, w.Live = g.want.VM.Ports(a.cluster()), announced(g.want)
 			w.Draining = s.draining()
 		}
 		view[name] = w

@@ -34,7 +34,7 @@ func (a *Agent) Explain(ctx context.Context, addr netip.Addr) ([]fabric.Step, er
 	go func() { here <- own{a.finding(ctx, addr), a.registryOn(ctx, p)} }()
 	answers, failed := a.askNodes(ctx, fabric.Notice{Kind: fabric.Explaining, Prefixes: []netip.Prefix{p}}, a.others())
 	mine := <-here
-	c := explain.Case{Address: addr, Cluster: &a.cluster, Registry: mine.registry, Findings: []fabric.Finding{mine.finding}}
+	c := explain.Case{Address: addr, Cluster: a.cluster(), Registry: mine.registry, Findings: []fabric.Finding{mine.finding}}
 	for _, node := range sortedKeys(answers) {
 		f, err := foundBy(node, answers[node])
 		if err != nil {
@@ -167,7 +167,7 @@ func (a *Agent) steps(ctx context.Context, addr netip.Addr, l explain.Local) []f
 func (a *Agent) answersTo(vm string) *explain.Answers {
 	s, done := a.state.open()
 	defer done()
-	is := &explain.Answers{Now: a.clock(), Since: a.began, NoDHCP: a.cluster.Guests.NoDHCP, NoRA: a.cluster.Guests.NoRA}
+	is := &explain.Answers{Now: a.clock(), Since: a.began, NoDHCP: a.cluster().Guests.NoDHCP, NoRA: a.cluster().Guests.NoRA}
 	if g := s.guests[vm]; g != nil {
 		is.NoDHCP, is.NoRA = is.NoDHCP || g.want.VM.NoDHCP, is.NoRA || g.want.VM.NoRA
 	}
@@ -191,7 +191,7 @@ func (a *Agent) holding(addr netip.Addr, asked contacts) (found *fabric.FoundGue
 			Routed: !slices.ContainsFunc(d.VM.NICs, func(n fabric.NIC) bool { return slices.Contains(n.Addresses, addr) }),
 			Moving: d.Incoming || g.arrival.Awaits() || g.departs(),
 		}
-		ports = s.entry(g, asked).Ports(&a.cluster)
+		ports = s.entry(g, asked).Ports(a.cluster())
 		for at, r := range g.competing {
 			if at.prefix.Contains(addr) {
 				routes = append(routes, fabric.FoundRoute{Reflector: at.reflector, Node: r.node})

@@ -27,7 +27,7 @@ type delay struct {
 func (a *Agent) remaining(ctx context.Context, guest fabric.Identity, prefixes []netip.Prefix) error {
 	ctx, cancel := context.WithTimeout(ctx, sessionTime)
 	defer cancel()
-	c := withdrawal.Case{Timers: a.cluster.Timers, Since: a.registration.waitsSince(guest), Now: time.Now(), NodeAt: func(at netip.Addr) string {
+	c := withdrawal.Case{Timers: a.cluster().Timers, Since: a.registration.waitsSince(guest), Now: time.Now(), NodeAt: func(at netip.Addr) string {
 		node, _ := a.nodeAt(at)
 		return node
 	}}

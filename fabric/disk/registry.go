@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -27,7 +28,7 @@ import (
 // from pools that serve its node alone. It keeps the addresses that guests' descriptions
 // name, whatever their pool. It is safe for concurrent use. Close it.
 type Registry struct {
-	cluster *fabric.Cluster
+	cluster atomic.Pointer[fabric.Cluster]
 	node    string
 	clock   func() time.Time
 	files   *directory
@@ -61,9 +62,10 @@ func OpenRegistry(dir string, cluster *fabric.Cluster, node string, opts ...Opti
 		return nil, fmt.Errorf("registry: %w; %s", err, remedy(err))
 	}
 	r := &Registry{
-		cluster: cluster, node: node, clock: o.clock, files: files,
+		node: node, clock: o.clock, files: files,
 		random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), damaged: map[string]error{},
 	}
+	r.cluster.Store(cluster)
 	r.unread = files.each(func(name string, content []byte) error {
 		a, err := parseAllocation(name, content)
 		if err == nil {
@@ -80,6 +82,10 @@ func OpenRegistry(dir string, cluster *fabric.Cluster, node string, opts ...Opti
 	return r, nil
 }
 
+// Reconfigure has the registry go by other pools from now on. Addresses that guests have
+// stay theirs. The cluster has one node after it only if it had one before.
+func (r *Registry) Reconfigure(c fabric.Cluster) { r.cluster.Store(&c) }
+
 // Allocate implements [fabric.Registry]. It writes nothing if the guest has everything
 // already.
 func (r *Registry) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]fabric.Allocation, error) {
@@ -88,7 +94,7 @@ func (r *Registry) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	given, change, err := r.table.Allocate(r.cluster, a, r.clock(), r.random, r.mayGive)
+	given, change, err := r.table.Allocate(r.cluster.Load(), a, r.clock(), r.random, r.mayGive)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +106,7 @@ func (r *Registry) Allocate(ctx context.Context, a fabric.AllocationRequest) ([]
 
 // mayGive says why the registry gives no address from a pool; nil: it may.
 func (r *Registry) mayGive(p fabric.Pool) error {
-	alone := len(r.cluster.Nodes) <= 1 || slices.Equal(r.cluster.NodesOf(p), []string{r.node})
+	alone := len(r.cluster.Load().Nodes) <= 1 || slices.Equal(r.cluster.Load().NodesOf(p), []string{r.node})
 	switch {
 	case !alone:
 		return fmt.Errorf("pool %s serves several nodes, and this node's own registry cannot keep them apart; write nodes: [%s] to a pool of its own, or give the cluster a registry", p.Name, r.node)
@@ -127,7 +133,7 @@ func (r *Registry) Release(ctx context.Context, of fabric.ReleaseRequest) ([]fab
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	released, change := r.table.Release(r.cluster, of, r.clock())
+	released, change := r.table.Release(r.cluster.Load(), of, r.clock())
 	if err := r.record(change); err != nil {
 		return nil, err
 	}
@@ -164,7 +170,7 @@ func (r *Registry) Allocations(ctx context.Context, f fabric.AllocationFilter) (
 }
 
 // Shared implements [fabric.Registry]: the registry is that of one node.
-func (r *Registry) Shared() bool { return len(r.cluster.Nodes) <= 1 }
+func (r *Registry) Shared() bool { return len(r.cluster.Load().Nodes) <= 1 }
 
 // Diagnose reports files that cannot be read, and why changes cannot be written, or are not
 // safe on the disk.

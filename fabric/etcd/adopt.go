@@ -150,7 +150,7 @@ func (r *Registry) survey(ctx context.Context) (found fabric.Adoption, v view, e
 	if is := r.judge(v, a, func() {}); is == unfounded || is == outdated {
 		return found, v, errors.New("registry: it has just begun; try again")
 	}
-	there := newCache(r.cluster)
+	there := newCache(r.cache.cluster.Load())
 	there.load(all.Kvs, v.rev)
 	found.Incarnation = v.is.Number
 	found.Allocations, _ = there.list(fabric.AllocationFilter{})

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -20,7 +21,7 @@ import (
 // of later revisions what this node wrote or happened to read.
 type cache struct {
 	keys    keys
-	cluster *fabric.Cluster
+	cluster atomic.Pointer[fabric.Cluster]
 
 	mu      sync.Mutex
 	table   allocator.Table
@@ -35,11 +36,13 @@ type cache struct {
 }
 
 func newCache(c *fabric.Cluster) *cache {
-	return &cache{
-		keys: keysOf(c), cluster: c, changed: true, table: allocator.Table{UntilDeleted: true},
+	is := &cache{
+		keys: keysOf(c), changed: true, table: allocator.Table{UntilDeleted: true},
 		random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 		revs:   revisions{keys: keysOf(c)}, deleted: map[string]int64{}, flaws: map[string]error{}, lengths: map[length]bool{},
 	}
+	is.cluster.Store(c)
+	return is
 }
 
 // reset forgets all keys: they are of another registry.
@@ -242,7 +245,7 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 	if a := r.allocate; a != nil {
 		c.table.Least = c.least(a.Guest, r.incarnation)
 		var err error
-		if p.answer, p.change, err = c.table.Allocate(c.cluster, *a, now, c.random, anyPool); err != nil {
+		if p.answer, p.change, err = c.table.Allocate(c.cluster.Load(), *a, now, c.random, anyPool); err != nil {
 			return nil, err
 		}
 		if a.Guest != "" {
@@ -253,7 +256,7 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 			p.picks = p.picks || given.New && !a.Wants[i].Prefix.IsValid()
 		}
 	} else {
-		p.answer, p.change = c.table.Release(c.cluster, *r.release, now)
+		p.answer, p.change = c.table.Release(c.cluster.Load(), *r.release, now)
 		if r.release.Guest != "" {
 			p.guests[r.release.Guest] = guestValue{}
 		}

@@ -10,7 +10,7 @@ import (
 // of its own. It reads, and neither keeps nor writes anything. Do not call it beside
 // [Registry.Run].
 func (r *Registry) Examine(ctx context.Context) (texts []string, err error) {
-	client, err := connect(ctx, r.cluster.Registry.Etcd, r.tls)
+	client, err := connect(ctx, r.conf, r.tls)
 	if err != nil {
 		return nil, err
 	}

@@ -19,7 +19,7 @@ func (r *Registry) blocksOf(of request, refusal error) (blocks []netip.Prefix) {
 	if !is || full.Reason != fabric.PoolFull || of.allocate == nil {
 		return nil
 	}
-	for _, pool := range r.cluster.Pools {
+	for _, pool := range r.cache.cluster.Load().Pools {
 		if slices.ContainsFunc(of.allocate.Wants, func(w fabric.Want) bool {
 			return w.Pool == pool.Name || w.Pool == fabric.AutoPool && w.V6 == pool.Is6()
 		}) {

@@ -39,12 +39,12 @@ const (
 // Registry is a [fabric.Registry] in etcd. Run it: until then, and afterwards, all
 // methods wait for their context.
 type Registry struct {
-	cluster *fabric.Cluster
-	cache   *cache
-	past    past
-	own     own
-	prober  *prober
-	tls     *tls.Config
+	conf   *fabric.EtcdConfig
+	cache  *cache
+	past   past
+	own    own
+	prober *prober
+	tls    *tls.Config
 
 	client  atomic.Pointer[clientv3.Client]
 	running chan struct{} // closed when there is a client
@@ -87,7 +87,7 @@ func New(cluster *fabric.Cluster, opts ...Option) (*Registry, error) {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
 	r := &Registry{
-		cluster: cluster, cache: newCache(cluster), tls: secure, prober: newProber(conf.Endpoints, secure),
+		conf: conf, cache: newCache(cluster), tls: secure, prober: newProber(conf.Endpoints, secure),
 		running: make(chan struct{}), refresh: make(chan struct{}, 1), lookAgain: signal.New(),
 		renew: signal.New(), adopted: func() {},
 	}
@@ -99,6 +99,10 @@ func New(cluster *fabric.Cluster, opts ...Option) (*Registry, error) {
 	r.own.recall()
 	return r, nil
 }
+
+// Reconfigure has the registry go by other pools from now on. Addresses that guests have
+// stay theirs. The name of the cluster, and where the etcd is, stay.
+func (r *Registry) Reconfigure(c fabric.Cluster) { r.cache.cluster.Store(&c) }
 
 func tlsOf(conf *fabric.EtcdConfig) (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12}

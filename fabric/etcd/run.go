@@ -28,7 +28,7 @@ const (
 // Run connects to etcd and keeps the copy of its keys up to date until ctx ends. Call it
 // once. An etcd that does not answer is no error: Diagnose has it.
 func (r *Registry) Run(ctx context.Context) error {
-	client, err := connect(ctx, r.cluster.Registry.Etcd, r.tls)
+	client, err := connect(ctx, r.conf, r.tls)
 	if err != nil {
 		return err
 	}

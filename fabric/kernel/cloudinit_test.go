@@ -26,7 +26,7 @@ func serveMetadata(t *testing.T, d *kernel.Dataplane, guests fabric.Guests, vm f
 	cluster := fabric.Cluster{Name: "lab", Gateway: gateway, Guests: guests}
 	go func() {
 		ended <- service.Serve(ctx, service.Config{
-			Cluster: &cluster, Listeners: d.MetadataListeners(), PortOf: kernel.PortOf,
+			Cluster: func() *fabric.Cluster { return &cluster }, Listeners: d.MetadataListeners(), PortOf: kernel.PortOf,
 			Guest: func(name string) (fabric.VM, bool) { return vm, name == vm.Name },
 			UserData: func(context.Context, fabric.VM) ([]byte, error) {
 				return []byte("#cloud-config\nfqdn: by-user-data.example.net\n"), nil

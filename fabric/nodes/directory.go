@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -29,22 +30,32 @@ const (
 // far an address is trusted: by the cluster file, and by the calls of nodes. It is
 // safe for concurrent use.
 type directory struct {
-	cluster  fabric.Cluster
-	self     fabric.Node
-	keyed    bool                  // callers show that they have the cluster's key
-	ranges   []netip.Prefix        // where nodes may call from
-	reserved map[netip.Addr]string // addresses that no node can have, and their owners
-	log      *slog.Logger
+	file  atomic.Pointer[file]
+	self  fabric.Node
+	keyed bool // callers show that they have the cluster's key
+	log   *slog.Logger
 
 	mu      sync.Mutex
 	callers callers
 }
 
 func newDirectory(c Config, keyed bool, log *slog.Logger) *directory {
-	return &directory{
-		cluster: c.Cluster, self: c.Node, keyed: keyed, log: log,
-		ranges: c.Cluster.NodeRanges(), reserved: reserve(&c.Cluster), callers: callers{},
-	}
+	d := &directory{self: c.Node, keyed: keyed, log: log, callers: callers{}}
+	d.reconfigure(c.Cluster)
+	return d
+}
+
+// file is what the cluster file says of the cluster's machines.
+type file struct {
+	cluster  fabric.Cluster
+	ranges   []netip.Prefix        // where nodes may call from
+	reserved map[netip.Addr]string // addresses that no node can have, and their owners
+}
+
+// reconfigure has the directory go by another cluster. Who called before is known as
+// before.
+func (d *directory) reconfigure(c fabric.Cluster) {
+	d.file.Store(&file{cluster: c, ranges: c.NodeRanges(), reserved: reserve(&c)})
 }
 
 // callers are the nodes that called, by name.
@@ -88,7 +99,7 @@ func (c callers) unconfirmed(a netip.Addr) bool {
 // nodes that called, by name.
 func (d *directory) names() []string {
 	var names []string
-	for _, node := range d.cluster.Nodes {
+	for _, node := range d.file.Load().cluster.Nodes {
 		if node.Name != d.self.Name {
 			names = append(names, node.Name)
 		}
@@ -114,16 +125,17 @@ func (d *directory) node(name string) (fabric.Node, error) {
 	if c, called := d.callers[name]; called {
 		return c.node, nil
 	}
-	return d.cluster.Node(name)
+	return d.file.Load().cluster.Node(name)
 }
 
 // named returns the node to which the cluster file gives an address.
 func (d *directory) named(a netip.Addr) (fabric.Node, bool) {
-	i := slices.IndexFunc(d.cluster.Nodes, func(node fabric.Node) bool { return a.IsValid() && (a == node.Address || a == node.Address6) })
+	nodes := d.file.Load().cluster.Nodes
+	i := slices.IndexFunc(nodes, func(node fabric.Node) bool { return a.IsValid() && (a == node.Address || a == node.Address6) })
 	if i < 0 {
 		return fabric.Node{}, false
 	}
-	return d.cluster.Nodes[i], true
+	return nodes[i], true
 }
 
 // calledFrom finds the caller that is known to have an address.
@@ -159,9 +171,9 @@ func (d *directory) trustOf(a netip.Addr) trust {
 		return known
 	case unconfirmed: // the caller must still say that it is that node
 		return stranger
-	case !d.keyed, d.reserved[a] != "":
+	case !d.keyed, d.file.Load().reserved[a] != "":
 		return nobody
-	case slices.ContainsFunc(d.ranges, func(p netip.Prefix) bool { return p.Contains(a) }):
+	case slices.ContainsFunc(d.file.Load().ranges, func(p netip.Prefix) bool { return p.Contains(a) }):
 		return stranger
 	}
 	return nobody
@@ -206,7 +218,7 @@ func (d *directory) identify(source netip.Addr, s sender) (node fabric.Node, unc
 	case s.Address.IsValid() && !s.Address.Is4(), s.Address6.IsValid() && (!s.Address6.Is6() || s.Address6.Is4In6()), s.Address6.Zone() != "":
 		return says, false, disagree("node %s says that it is at %q and %q, which are not an IPv4 and an IPv6 address; upgrade the older of the two agents", s.Name, s.Address, s.Address6)
 	}
-	file, err := d.cluster.Node(s.Name)
+	file, err := d.file.Load().cluster.Node(s.Name)
 	switch owner, taken := d.named(source); {
 	case err == nil && file.Source(source).IsValid() && source != file.Source(source):
 		return says, false, disagree("%s says that it is node %s, which has %s in the cluster file of %s; correct that, or give it a name of its own", source, s.Name, addresses(file), d.self.Name)
@@ -234,7 +246,7 @@ func (d *directory) identify(source netip.Addr, s sender) (node fabric.Node, unc
 // cluster file does not give it: packets for guests may be sent there.
 func (d *directory) plausible(source netip.Addr, name string, a netip.Addr) error {
 	owner, taken := d.named(a)
-	pool, _ := d.cluster.PoolOf(a)
+	pool, _ := d.file.Load().cluster.PoolOf(a)
 	if !taken {
 		owner, taken = d.calledFrom(a)
 		// It may be the caller itself, under an earlier name.
@@ -245,9 +257,9 @@ func (d *directory) plausible(source netip.Addr, name string, a netip.Addr) erro
 		return disagree("node %s says that it has %s, which is node %s's; correct one of the two", name, a, owner.Name)
 	case a == d.self.Source(a):
 		return disagree("node %s says that it has %s, which is node %s's; correct one of the two", name, a, d.self.Name)
-	case d.reserved[a] != "":
-		return disagree("node %s says that it has %s, which is that of %s; correct its addresses in its cluster file", name, a, d.reserved[a])
-	case pool.Contains(a), slices.ContainsFunc(d.cluster.Routed, func(p netip.Prefix) bool { return p.Contains(a) }):
+	case d.file.Load().reserved[a] != "":
+		return disagree("node %s says that it has %s, which is that of %s; correct its addresses in its cluster file", name, a, d.file.Load().reserved[a])
+	case pool.Contains(a), slices.ContainsFunc(d.file.Load().cluster.Routed, func(p netip.Prefix) bool { return p.Contains(a) }):
 		return disagree("node %s says that it has %s, which is for guests; give it an address of the private network", name, a)
 	case !a.IsGlobalUnicast(), a.Is4() && (a.As4()[0] == 0 || a.As4()[0] >= 240):
 		return disagree("node %s says that it has %s, which cannot be; correct its addresses in its cluster file", name, a)
@@ -265,7 +277,7 @@ func (d *directory) remember(source netip.Addr, says, file fabric.Node) (node fa
 		switch {
 		case called && !same(before.node, source, says) && time.Since(before.at) < renewed:
 			return says, false, disagree("%s says that it is node %s, which called from %s a moment ago; give one of the two another name", source, says.Name, addresses(before.node))
-		case !called && len(d.callers) >= maxNewcomers+len(d.cluster.Nodes):
+		case !called && len(d.callers) >= maxNewcomers+len(d.file.Load().cluster.Nodes):
 			return says, false, disagree("node %s is not in the cluster file of %s, nor are %d others that called; add them under nodes", says.Name, d.self.Name, maxNewcomers)
 		case !called:
 			d.log.Info("a node called that is not in the cluster file", "node", says.Name, "address", source)
@@ -336,7 +348,7 @@ func (d *directory) quiet(now time.Time) (names []string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for name, c := range d.callers {
-		if _, err := d.cluster.Node(name); err != nil && now.Sub(c.at) > forgetAfter {
+		if _, err := d.file.Load().cluster.Node(name); err != nil && now.Sub(c.at) > forgetAfter {
 			names = append(names, name)
 		}
 	}

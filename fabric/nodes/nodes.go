@@ -58,6 +58,10 @@ func New(c Config) *Nodes {
 	return n
 }
 
+// Reconfigure has this end go by other nodes, pools and machines from now on. The name of
+// the cluster, its key and the port of the agents stay, and so do this node's addresses.
+func (n *Nodes) Reconfigure(c fabric.Cluster) { n.directory.reconfigure(c) }
+
 // Names implements [fabric.Nodes]: the cluster's other nodes in the order of its
 // file, then the other nodes that called, by name.
 func (n *Nodes) Names() []string { return n.directory.names() }

@@ -19,7 +19,7 @@ import (
 
 // Config has the settings of [Serve]; all but Logger are required.
 type Config struct {
-	Cluster *fabric.Cluster
+	Cluster func() *fabric.Cluster // as it is now
 	// Listeners accept connections of guests, and bound their number.
 	Listeners []net.Listener
 	// PortOf returns the port that a connection came in by; ok is false if it is not
@@ -100,7 +100,7 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	body, media, ok := Document(r.URL.Path, g, h.Cluster)
+	body, media, ok := Document(r.URL.Path, g, h.Cluster())
 	if !ok {
 		http.Error(w, "there is nothing here", http.StatusNotFound)
 		return

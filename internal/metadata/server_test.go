@@ -30,7 +30,7 @@ func server(t testing.TB, port func() string) string {
 	ended := make(chan error, 1)
 	go func() {
 		ended <- metadata.Serve(ctx, metadata.Config{
-			Cluster: &cluster, Listeners: []net.Listener{l},
+			Cluster: func() *fabric.Cluster { return &cluster }, Listeners: []net.Listener{l},
 			PortOf: func(net.Conn) (fabric.Port, bool) {
 				name := port()
 				return fabric.Port{VM: name}, name != ""
