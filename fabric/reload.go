@@ -25,6 +25,18 @@ func (c *Cluster) Reload(next Cluster, node string) (Reload, error) {
 	if _, err := next.Node(node); err != nil {
 		return Reload{}, err
 	}
+	// Who is in the cluster's own AS stays in it: that is one change, not one of each.
+	next.Reflectors, next.Core = slices.Clone(next.Reflectors), slices.Clone(next.Core)
+	for i, rr := range next.Reflectors {
+		if rr.ASN == next.ASN {
+			next.Reflectors[i].ASN = c.ASN
+		}
+	}
+	for i, g := range next.Core {
+		if g.ASN == next.ASN {
+			next.Core[i].ASN = c.ASN
+		}
+	}
 	r := Reload{Cluster: next}
 	for _, s := range settings {
 		now, waits := s.compare(c, &next, node)

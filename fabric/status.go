@@ -89,6 +89,9 @@ type Status struct {
 	Ports         int            `json:"ports"`
 	Live          int            `json:"live"`     // ports whose guest is announced
 	Problems      []string       `json:"problems"` // one line each: the thing, the reason, the way out
+	// Pending lists, one line each, what the configuration says that the agent does not go
+	// by: it waits for a restart or a reload, or has a mistake. It is no problem of the node.
+	Pending []string `json:"pending,omitempty"`
 	// Registry is the node's registry of addresses; nil: it has none.
 	Registry *RegistryStatus `json:"registry,omitempty"`
 

@@ -38,7 +38,10 @@ func agentCommand(t *tool) *cobra.Command {
 		Long: `The agent holds the BGP sessions, the ports and the wanted state of this node.
 When it stops, ports and routes stay, and the reflectors keep the node's
 announcements for the graceful restart time: an upgrade is a restart. To take a
-node out of service, see vmfabric drain.`,
+node out of service, see vmfabric drain.
+
+SIGHUP (systemctl reload vmfabric) has it read the cluster file again: it takes up what
+can change while it runs, and status lists what waits for a restart.`,
 		Example: `  vmfabric agent
   vmfabric agent --config ./cluster.yaml --node node1 --state ./state --socket ./agent.sock`,
 		Args: arguments(cobra.NoArgs),
@@ -96,12 +99,28 @@ func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	return nil, fmt.Errorf("--log-format: %q is not one of text, json", format)
 }
 
+// load reads the cluster file, with the speaker that the flag names.
+func (f agentFlags) load() (c fabric.Cluster, err error) {
+	c, err = clusterfile.Load(f.config)
+	switch {
+	case err != nil || f.speaker == "":
+	case strings.ContainsRune(f.speaker, '/'):
+		c.Speaker, err = filepath.Abs(f.speaker)
+	default:
+		c.Speaker = f.speaker
+	}
+	return c, err
+}
+
 func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger) (err error) {
+	hangup, ignore := hangups()
+	defer ignore()
+	read, _ := contentOf(f.config)
 	cluster, node, err := f.place(log)
 	if err != nil {
 		return err
 	}
-	p := &agentParts{flags: f, cluster: cluster, node: node, log: log}
+	p := &agentParts{flags: f, cluster: cluster, node: node, log: log, read: read, hangup: hangup}
 	defer func() { err = errors.Join(err, p.close()) }()
 	if err := p.open(ctx, socket); err != nil {
 		return err
@@ -111,7 +130,7 @@ func runAgent(ctx context.Context, f agentFlags, socket string, log *slog.Logger
 
 // place reads the cluster, and finds this node in it.
 func (f agentFlags) place(log *slog.Logger) (cluster fabric.Cluster, node fabric.Node, err error) {
-	if cluster, err = clusterfile.Load(f.config); err != nil {
+	if cluster, err = f.load(); err != nil {
 		return cluster, node, err
 	}
 	if node, err = thisNode(&cluster, f.node); err != nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -27,6 +28,8 @@ type agentParts struct {
 	cluster fabric.Cluster
 	node    fabric.Node
 	log     *slog.Logger
+	read    content          // of the cluster file, of which cluster is
+	hangup  <-chan os.Signal // see [reloader]
 
 	listener   *hooks.Listener
 	metrics    net.Listener // nil: there are none
@@ -37,6 +40,7 @@ type agentParts struct {
 	peers      *kernel.FIB
 	extensions *extensions
 	speaker    speaker
+	nodes      *nodes.Nodes
 
 	closers []io.Closer // of those that are open
 }
@@ -126,11 +130,12 @@ func (p *agentParts) openKernel(ctx context.Context, counted accounting) (err er
 
 // newAgent makes the agent of the parts, and has it adopt what there is.
 func (p *agentParts) newAgent(ctx context.Context, sources []source) (*agent.Agent, error) {
+	p.nodes = nodes.New(nodes.Config{Cluster: p.cluster, Node: p.node, Logger: p.log})
 	options := []agent.Option{
 		agent.WithLogger(p.log), agent.WithBoot(kernel.BootID()), agent.WithRemedies(hooks.Remedy),
 		agent.WithObservers(p.extensions.observers...), agent.WithDiagnosers(p.extensions.diagnosers...), agent.WithTraffic(p.dataplane.Traffic),
 		agent.WithRegistry(p.registry.Registry), agent.WithAdoption(p.registry.adoption), agent.WithEpochs(p.registry.epoch),
-		agent.WithRegistryIdentity(p.registry.identity), agent.WithNodes(nodes.New(nodes.Config{Cluster: p.cluster, Node: p.node, Logger: p.log})),
+		agent.WithRegistryIdentity(p.registry.identity), agent.WithNodes(p.nodes),
 	}
 	if p.extensions.resolver != nil {
 		options = append(options, agent.WithResolver(p.extensions.resolver))
@@ -178,12 +183,16 @@ func (p *agentParts) run(ctx context.Context) (err error) {
 		return p.speaker.Run(serving)
 	})
 	group.Go(func() error { return a.Run(ctx) })
-	group.Go(func() error { return serveMetadata(ctx, &p.cluster, p.dataplane, a, p.log) })
+	group.Go(func() error { return serveMetadata(ctx, p.dataplane, a, p.log) })
 	if p.metrics != nil {
 		of := measured{p.node.Name, a.Status, a.Statistics, p.dataplane.Requests, p.dataplane.Drops, p.dataplane.Traffic, p.log}
 		group.Go(func() error { return serveMetrics(ctx, p.metrics, of.metrics, p.log) })
 	}
-	group.Go(func() error { return hooks.Serve(ctx, p.listener, heard(a, sources), p.log) })
+	reload := &reloader{
+		file: p.flags.config, load: p.flags.load, node: p.node.Name, now: a.Cluster, log: p.log, read: p.read,
+		take: func(c fabric.Cluster) error { return p.take(c, a) },
+	}
+	group.Go(func() error { return hooks.Serve(ctx, p.listener, reloadable{heard(a, sources), reload}, p.log) })
 	awaitWell(ctx, a.Status)
 	if ctx.Err() == nil {
 		p.log.Info("ready", "cluster", p.cluster.Name, "node", p.node.Name, "socket", p.listener.Addr().String(), "version", version)
@@ -193,7 +202,7 @@ func (p *agentParts) run(ctx context.Context) (err error) {
 			return nil
 		})
 	}
-	<-ctx.Done()
+	reload.run(ctx, p.hangup) // until ctx ends
 	notify(p.log, daemon.SdNotifyStopping)
 	p.log.Info("stopping; ports and routes stay")
 	return nil

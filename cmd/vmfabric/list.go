@@ -281,6 +281,9 @@ func printStatus(cmd *cobra.Command, st fabric.Status) {
 	for _, d := range st.Diversions {
 		fmt.Fprintf(out, "  %s\n", diversionText(d))
 	}
+	for _, p := range st.Pending {
+		fmt.Fprintf(out, "  ~ %s\n", p)
+	}
 	for _, p := range st.Problems {
 		fmt.Fprintf(out, "  ! %s\n", p)
 	}

@@ -22,8 +22,10 @@ type addressRegistry struct {
 	run      func(ctx context.Context) error
 	close    func() error
 	adoption agent.Adoption
-	epoch    func() uint64 // the highest that it gave, as far as this node has seen
-	identity func() fabric.RegistryIdentity
+	// reconfigure has it go by other pools.
+	reconfigure func(fabric.Cluster)
+	epoch       func() uint64 // the highest that it gave, as far as this node has seen
+	identity    func() fabric.RegistryIdentity
 }
 
 func (r addressRegistry) Close() error { return r.close() }
@@ -38,7 +40,10 @@ func openRegistry(state string, c *fabric.Cluster, node string) (addressRegistry
 	if err != nil {
 		return addressRegistry{}, err
 	}
-	return addressRegistry{Registry: r, run: func(context.Context) error { return nil }, close: r.Close, epoch: func() uint64 { return 0 }, identity: ofNode}, nil
+	return addressRegistry{
+		Registry: r, run: func(context.Context) error { return nil }, close: r.Close, reconfigure: r.Reconfigure,
+		epoch: func() uint64 { return 0 }, identity: ofNode,
+	}, nil
 }
 
 // ofNode is the identity of a registry that its node alone has.
@@ -63,7 +68,7 @@ func openEtcd(state string, c *fabric.Cluster, node string) (addressRegistry, er
 		return addressRegistry{}, errors.Join(err, closeAll())
 	}
 	return addressRegistry{
-		Registry: etcdRegistry{r, []*disk.Value{seen, own}}, run: r.Run, close: closeAll,
+		Registry: etcdRegistry{r, []*disk.Value{seen, own}}, run: r.Run, close: closeAll, reconfigure: r.Reconfigure,
 		adoption: agent.Adoption{Adopt: r.Adopt, Adopted: adopted}, epoch: r.Epoch, identity: r.Identity,
 	}, nil
 }

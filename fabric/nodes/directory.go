@@ -52,10 +52,20 @@ type file struct {
 	reserved map[netip.Addr]string // addresses that no node can have, and their owners
 }
 
-// reconfigure has the directory go by another cluster. Who called before is known as
-// before.
-func (d *directory) reconfigure(c fabric.Cluster) {
-	d.file.Store(&file{cluster: c, ranges: c.NodeRanges(), reserved: reserve(&c)})
+// reconfigure has the directory go by another cluster. It returns the nodes that are not
+// in it any more. They are forgotten: one that calls again is a newcomer.
+func (d *directory) reconfigure(c fabric.Cluster) (gone []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if was := d.file.Swap(&file{cluster: c, ranges: c.NodeRanges(), reserved: reserve(&c)}); was != nil {
+		for _, node := range was.cluster.Nodes {
+			if _, err := c.Node(node.Name); err != nil {
+				gone = append(gone, node.Name)
+				delete(d.callers, node.Name)
+			}
+		}
+	}
+	return gone
 }
 
 // callers are the nodes that called, by name.

@@ -60,7 +60,12 @@ func New(c Config) *Nodes {
 
 // Reconfigure has this end go by other nodes, pools and machines from now on. The name of
 // the cluster, its key and the port of the agents stay, and so do this node's addresses.
-func (n *Nodes) Reconfigure(c fabric.Cluster) { n.directory.reconfigure(c) }
+func (n *Nodes) Reconfigure(c fabric.Cluster) {
+	for _, name := range n.directory.reconfigure(c) {
+		n.troubles.settle("to " + name)
+	}
+	n.peers.look.Send() // greet those that are new
+}
 
 // Names implements [fabric.Nodes]: the cluster's other nodes in the order of its
 // file, then the other nodes that called, by name.
