@@ -12,7 +12,7 @@ NFPM     := $(CURDIR)/.cache/nfpm
 # Static binaries: one build runs on every distribution of the architecture.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help packages packages-check guests faults histories simulate fresh soak endure mutants build demo deps test e2e lab race unit lint bench crowd fuzz install clean
+.PHONY: help packages packages-check guests faults histories simulate fresh soak endure mutants build demo deps test e2e lab race unit lint bench crowd fuzz install clean incus
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -120,6 +120,14 @@ guests: deps ## try what guests of Debian 11, 12 and 13 configure themselves wit
 	@./.ci/deps mmdebstrap ipxe
 	$(GO) run ./testenv/prepare -clients
 	VMFABRIC_LAB=must $(GO) test ./internal/e2e -count=1 -run '^(TestClient(s|sWithoutAnAgent|Firmware|Initramfs|InContainer|InDebianContainer|OfTheReadme)|TestLeaseOfAnInstance)$$/./$(CLIENT)' -timeout 0 -v -clients
+
+# The root of a Debian 13, 300 MB, whose Incus the tests of LXD take in the place of LXD.
+INCUS ?= $(CURDIR)/.cache/incus
+incus: deps ## try Incus of Debian 13 in the place of LXD, in all of LXD's tests (root)
+	@./.ci/deps mmdebstrap
+	test -x $(INCUS)/usr/libexec/incus/incusd || mmdebstrap --quiet --variant=apt --include=incus,iproute2,iputils-ping,kmod,nftables,procps trixie $(INCUS)
+	VMFABRIC_LAB=must VMFABRIC_LAB_INCUS=$(INCUS) $(GO) test ./fabric/lxd ./internal/e2e -count=1 -timeout 0 -v \
+		-run '^Test(Real.*|LifeOfAnInstance|PhysicalNIC|LXDAndAgentComeAndGo|HookOfLXD|HookForAll|Projects|ManyInstances|MovesOfMembers|MovesOfInstances|InstancesMove|MembersOfACluster|KVMAndLXDOnTheSameFabric)$$'
 
 bench: ## measure, and write docs/performance.md (root)
 	$(GO) run ./internal/bench --out docs/performance.md

@@ -9,7 +9,7 @@ func Remedy(r fabric.Reason) string {
 		fabric.NodeDrained:    "start the guest on another node, or end the drain: vmfabric undrain",
 		fabric.DrainUnderWay:  "vmfabric undrain ends it",
 		fabric.DrainUnknown:   "vmfabric drain, or vmfabric undrain, says so anew",
-		fabric.GuestUnknown:   "see virsh list --all, lxc list",
+		fabric.GuestUnknown:   "see virsh list --all, lxc list, incus list",
 		fabric.PoolFull:       "vmfabric address list shows who has them",
 		fabric.AddressHeld:    "vmfabric address show ADDRESS says more, vmfabric address release ADDRESS ends what nobody needs",
 		fabric.AddressesWait:  "vmfabric address release VM does that",

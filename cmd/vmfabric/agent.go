@@ -25,9 +25,9 @@ import (
 )
 
 type agentFlags struct {
-	config, node, state, libvirt, lxd, logLevel, logFormat string
-	speaker, resolver, metrics                             string
-	observers                                              []string
+	config, node, state, libvirt, lxd, incus, logLevel, logFormat string
+	speaker, resolver, metrics                                    string
+	observers                                                     []string
 }
 
 func agentCommand(t *tool) *cobra.Command {
@@ -59,6 +59,7 @@ can change while it runs, and status lists what waits for a restart.`,
 	fl.StringVar(&f.state, "state", "/var/lib/vmfabric", "the directory of the wanted state")
 	fl.StringVar(&f.libvirt, "libvirt", "auto", "libvirt to follow: auto, off, or the path of its socket")
 	fl.StringVar(&f.lxd, "lxd", "auto", "LXD to follow: auto, off, or the path of its socket")
+	fl.StringVar(&f.incus, "incus", "auto", "Incus to follow: auto, off, or the path of its socket")
 	fl.StringVar(&f.speaker, "speaker", "", "the BGP speaker: gobgp, bird, frr, or the path of a plugin (default: as the cluster file has it)")
 	fl.StringVar(&f.resolver, "resolver", "", "the path of a plugin that knows guests' addresses (default: as the cluster file has it)")
 	fl.StringArrayVar(&f.observers, "observer", nil, "the path of a plugin that gets the events of this node; may be repeated (default: as the cluster file has it)")
@@ -177,8 +178,10 @@ func (f agentFlags) sources(dataplane *kernel.Dataplane, log *slog.Logger) (all 
 			Socket: path(f.libvirt), Logger: log, Hooks: libvirt.DefaultHooks, Proof: filepath.Join(f.state, "libvirt-hook"),
 		}))
 	}
-	if f.lxd != "off" {
-		all = append(all, lxd.New(lxd.Config{Socket: path(f.lxd), Logger: log, Links: dataplane.Links()}))
+	for product, flag := range []string{lxd.LXD: f.lxd, lxd.Incus: f.incus} {
+		if flag != "off" {
+			all = append(all, lxd.New(lxd.Config{Product: lxd.Product(product), Socket: path(flag), Logger: log, Links: dataplane.Links()}))
+		}
 	}
 	return all
 }

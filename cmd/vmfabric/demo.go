@@ -137,7 +137,7 @@ func (d *demo) start(ctx context.Context) error {
 	}
 	for name, h := range d.top.Nodes {
 		if d.agents[name], err = h.StartDaemon("agent", exec.Command(d.self, "agent", "--config", d.file, "--node", name,
-			"--state", filepath.Join(h.Dir(), "state"), "--socket", d.socket(name), "--libvirt", "off", "--lxd", "off", "--log-format", "json", "--log-level", "debug")); err != nil {
+			"--state", filepath.Join(h.Dir(), "state"), "--socket", d.socket(name), "--libvirt", "off", "--lxd", "off", "--incus", "off", "--log-format", "json", "--log-level", "debug")); err != nil {
 			return err
 		}
 	}

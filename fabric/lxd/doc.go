@@ -1,7 +1,8 @@
 // Package lxd is a [fabric.Source] that follows LXD: which of the fabric's
 // instances run here, and their changes. It talks to the daemon's REST API over the
 // unix socket, and needs nothing that LXD 4.0 does not have, and no module of
-// LXD's.
+// LXD's. Incus has the same API, and what differs is a value: [Incus]. What is said here of
+// LXD holds for it, too.
 //
 // An instance is of the fabric if its configuration, or that of its profiles, has
 // the addresses of its NICs:
@@ -24,4 +25,5 @@
 // An instance that was deleted is gone for good, unless it moved: LXD deletes it at the
 // source of a move, too. The source knows a move within LXD because LXD has the UUID
 // elsewhere, and one to another server by the operation that sends the instance there.
+// Incus deletes nothing when an instance moves within a cluster.
 package lxd

@@ -67,7 +67,9 @@ func (s *Source) hear(c *conn, message []byte) {
 				room = c.request(k, nil) && room
 			case here && e.says("deleted"):
 				room = c.request(k, s.deletedAs(k)) && room
-			case here || s.minds(k):
+			case here || s.minds(k) || e.says("migrated"):
+				// Within a cluster, Incus reports a move as one of the member that the
+				// instance left, and nothing for this one if it came here.
 				room = c.request(k, nil) && room
 			}
 		}

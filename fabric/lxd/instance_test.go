@@ -41,7 +41,7 @@ func TestGuestOfAnInstance(t *testing.T) {
 			"mgmt": nic("network=lxdbr0"),
 		},
 	}
-	vm, ours, err := ofLXD.guest(i)
+	vm, ours, err := dialects[LXD].guest(i)
 	require.NoError(t, err)
 	require.True(t, ours)
 	assert.Equal(t, fabric.VM{
@@ -61,14 +61,14 @@ func TestGuestOfAnInstance(t *testing.T) {
 	delete(i.ExpandedConfig, "volatile.uuid")
 	for project, identity := range map[string]fabric.Identity{"": "lxd default/web", "default": "lxd default/web", "shop": "lxd shop/web"} {
 		i.Project = project
-		vm, _, err = ofLXD.guest(i)
+		vm, _, err = dialects[LXD].guest(i)
 		require.NoError(t, err)
 		assert.Equal(t, identity, vm.Identity())
 	}
 
 	i.Type = "virtual-machine"
 	i.ExpandedDevices["wan"] = nic("nictype=p2p", "host_name=web_net1", "hwaddr=00:16:3e:00:00:02")
-	vm, _, err = ofLXD.guest(i)
+	vm, _, err = dialects[LXD].guest(i)
 	require.NoError(t, err)
 	assert.False(t, vm.Container)
 	assert.Equal(t, fabric.MAC{0, 0x16, 0x3e, 0, 0, 2}, vm.NICs[1].MAC)
@@ -77,7 +77,7 @@ func TestGuestOfAnInstance(t *testing.T) {
 		"no keys": nil, "others' keys": config("user.vmfabric.note=x", "user.vmfabrics.net0.addresses=x", "volatile.uuid=x"),
 	} {
 		i.ExpandedConfig = c
-		_, ours, err := ofLXD.guest(i)
+		_, ours, err := dialects[LXD].guest(i)
 		assert.NoError(t, err, name)
 		assert.False(t, ours, name)
 	}
@@ -92,7 +92,7 @@ func TestSwitchesOfAnInstance(t *testing.T) {
 			k, v, _ := strings.Cut(pair, "=")
 			i.ExpandedConfig["user.vmfabric."+k] = v
 		}
-		vm, ours, err := ofLXD.guest(i)
+		vm, ours, err := dialects[LXD].guest(i)
 		require.NoError(t, err, keys)
 		assert.True(t, ours)
 		assert.Equal(t, want, [3]bool{vm.NoDHCP, vm.NoRA, vm.NoMetadata}, keys)
@@ -100,7 +100,7 @@ func TestSwitchesOfAnInstance(t *testing.T) {
 	for _, value := range []string{"no", "", "FALSE", "0", "tr\nue"} {
 		i := p2p("web", 10)
 		i.ExpandedConfig["user.vmfabric.ra"] = value
-		_, ours, err := ofLXD.guest(i)
+		_, ours, err := dialects[LXD].guest(i)
 		require.ErrorContains(t, err, "and it takes true or false; lxc config set web user.vmfabric.ra=false", value)
 		assert.NotContains(t, err.Error(), "\n")
 		assert.False(t, ours)
@@ -108,11 +108,11 @@ func TestSwitchesOfAnInstance(t *testing.T) {
 	i := p2p("web", 10)
 	i.ExpandedConfig["user.vmfabric.ra"], i.ExpandedConfig["user.vmfabric.dhcp"] = "no", "no"
 	for range 20 {
-		_, _, err := ofLXD.guest(i)
+		_, _, err := dialects[LXD].guest(i)
 		require.ErrorContains(t, err, "user.vmfabric.dhcp is", "the same of two each time: a new text is a new problem")
 	}
 	i.ExpandedConfig = config("user.vmfabric.dhcp=maybe")
-	_, ours, err := ofLXD.guest(i)
+	_, ours, err := dialects[LXD].guest(i)
 	assert.NoError(t, err, "none of the fabric's")
 	assert.False(t, ours)
 }
@@ -125,7 +125,7 @@ func TestFirewallOfAnInstance(t *testing.T) {
 		for k, v := range keys {
 			i.ExpandedConfig["user.vmfabric."+k] = v
 		}
-		vm, _, err := ofLXD.guest(i)
+		vm, _, err := dialects[LXD].guest(i)
 		return vm, err
 	}
 	vm, err := of(nil)
@@ -170,7 +170,7 @@ func TestPoolsOfAnInstance(t *testing.T) {
 		t.Run(value, func(t *testing.T) {
 			i := p2p("web", 10)
 			i.ExpandedConfig = config("user.vmfabric.net0.addresses=" + value)
-			vm, ours, err := ofLXD.guest(i)
+			vm, ours, err := dialects[LXD].guest(i)
 			require.NoError(t, err)
 			assert.True(t, ours)
 			want.Kind, want.Link = fabric.Adopt, "eth0"
@@ -189,12 +189,12 @@ func TestGuestWithALongName(t *testing.T) {
 		fabric.Adopt: nic("nictype=p2p", "host_name="+port), fabric.Veth: nic("nictype=physical", "parent="+peer),
 	} {
 		i := ours(long, 10, dev)
-		vm, ours, err := ofLXD.guest(i)
+		vm, ours, err := dialects[LXD].guest(i)
 		require.NoError(t, err)
 		assert.True(t, ours)
 		assert.Equal(t, kind, vm.NICs[0].Kind)
 	}
-	_, _, err := ofLXD.guest(ours(long, 10, nic("nictype=p2p", "host_name="+long+"_net0")))
+	_, _, err := dialects[LXD].guest(ours(long, 10, nic("nictype=p2p", "host_name="+long+"_net0")))
 	assert.EqualError(t, err, "NIC device eth0 has a host_name of 31 bytes, and Linux takes 15; lxc config device set "+long+" eth0 host_name="+port)
 }
 
@@ -238,7 +238,7 @@ func TestFlawsOfKeys(t *testing.T) {
 			i := p2p("web", 10)
 			i.ExpandedConfig = config(c.config...)
 			i.Config = i.ExpandedConfig
-			_, ours, err := ofLXD.guest(i)
+			_, ours, err := dialects[LXD].guest(i)
 			assert.False(t, ours)
 			assert.EqualError(t, err, c.err)
 		})
@@ -246,7 +246,7 @@ func TestFlawsOfKeys(t *testing.T) {
 	i := p2p("web", 10)
 	i.Config, i.Profiles = nil, []string{"default", "fabric"}
 	i.ExpandedConfig = config("user.vmfabric.net0.x=")
-	_, _, err := ofLXD.guest(i)
+	_, _, err := dialects[LXD].guest(i)
 	assert.ErrorContains(t, err, "; lxc profile unset fabric user.vmfabric.net0.x")
 }
 
@@ -280,7 +280,7 @@ func TestFlawsOfDevices(t *testing.T) {
 				i.ExpandedDevices = map[string]device{}
 			}
 			maps.Copy(i.ExpandedDevices, c.own)
-			_, ours, err := ofLXD.guest(i)
+			_, ours, err := dialects[LXD].guest(i)
 			assert.False(t, ours)
 			assert.EqualError(t, err, c.err)
 		})
@@ -290,24 +290,24 @@ func TestFlawsOfDevices(t *testing.T) {
 		i := p2p("web", 10)
 		i.ExpandedConfig = config("user.vmfabric.net0.addresses=::2", "user.vmfabric.net1.addresses=::3")
 		i.Devices["eth1"] = nic("nictype=p2p")
-		_, _, err := ofLXD.guest(i)
+		_, _, err := dialects[LXD].guest(i)
 		assert.EqualError(t, err, "NIC device eth1 has no host_name, and the fabric looks for web_net1; lxc config device set web eth1 host_name=web_net1")
 	})
 	t.Run("virtual machine", func(t *testing.T) {
 		i := p2p("web", 10)
 		i.Type = "virtual-machine"
-		_, ours, err := ofLXD.guest(i)
+		_, ours, err := dialects[LXD].guest(i)
 		require.NoError(t, err)
 		assert.True(t, ours, "LXD makes it a tap")
 		i = physical("web", 10)
 		i.Type = "virtual-machine"
-		_, _, err = ofLXD.guest(i)
+		_, _, err = dialects[LXD].guest(i)
 		assert.ErrorContains(t, err, "lxc config device remove web eth0 && lxc config device add web eth0 nic nictype=p2p host_name=web_net0 name=eth0")
 	})
 	t.Run("in a project", func(t *testing.T) {
 		i := ours("web", 10, nic("nictype=p2p"))
 		i.Project = "shop"
-		_, _, err := ofLXD.guest(i)
+		_, _, err := dialects[LXD].guest(i)
 		assert.ErrorContains(t, err, "; lxc config device set web eth0 host_name=web_net0 --project shop")
 	})
 }

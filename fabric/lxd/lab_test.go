@@ -31,7 +31,7 @@ type real struct {
 
 func followReal(t *testing.T, host *core.Host, lx *hypervisors.LXD) *real {
 	r := &real{t: t, host: host, lx: lx, now: map[string]fabric.State{}}
-	r.Source = New(Config{Socket: lx.Socket(), Links: watchHost(t, host)})
+	r.Source = New(Config{Product: map[string]Product{"lxd": LXD, "incus": Incus}[lx.Name()], Socket: lx.Socket(), Links: watchHost(t, host)})
 	r.times.leak = 0
 	running, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -176,7 +176,7 @@ func (r *real) remedy(name string) {
 	way := problem[strings.LastIndex(problem, "; ")+2:]
 	for line := range strings.SplitSeq(way, " && ") {
 		words := strings.Fields(line)
-		require.Equal(r.t, "lxc", words[0], problem)
+		require.Equal(r.t, r.client, words[0], problem)
 		r.lxc(words[1:]...)
 	}
 	_, _, err = r.Describe(r.soon(), name)
@@ -266,8 +266,7 @@ func TestRealDeletedInstances(t *testing.T) {
 	_, err := r.lx.Init(r.soon(), hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{{Pools: []string{fabric.AutoPool}}}})
 	require.NoError(t, err)
 	web := uuidOf("web")
-	r.lxc("snapshot", "web", "a")
-	r.lxc("delete", "web/a")
+	require.NoError(t, r.lx.Snapshot(r.soon(), "web"))
 	r.lxc("rename", "web", "www")
 	r.lxc("copy", "www", "copy")
 	other := uuidOf("copy")
@@ -369,7 +368,7 @@ func TestRealMending(t *testing.T) {
 			r.until(states{"web": fabric.Wired})
 		}
 		require.Eventually(t, func() bool { return len(r.Diagnose(r.t.Context())) == 1 }, patience, time.Millisecond)
-		assert.Contains(t, r.Diagnose(r.t.Context())[0], "; rename one: lxc rename web NAME --project shop")
+		assert.Contains(t, r.Diagnose(r.t.Context())[0], "; rename one: "+r.client+" rename web NAME --project shop")
 		r.lxc("delete", "web")
 		r.quiet()
 		r.list()
@@ -402,9 +401,9 @@ func TestRealDaemonComesAndGoes(t *testing.T) {
 	for _, end := range []func() error{r.lx.Stop, r.lx.Kill} {
 		require.NoError(t, end())
 		require.Eventually(t, func() bool { return len(r.Diagnose(r.t.Context())) == 1 }, patience, time.Millisecond)
-		assert.Regexp(t, `^lxd: no answer on \S+ since \S+ \([a-z :]+\); start lxd$`, r.Diagnose(r.t.Context())[0])
+		assert.Regexp(t, `^`+r.name+`: no answer on \S+ since \S+ \([a-z :]+\); start `+r.name+`$`, r.Diagnose(r.t.Context())[0])
 		_, err := r.Guests(r.soon())
-		require.ErrorContains(t, err, "lxd: no answer on ")
+		require.ErrorContains(t, err, r.name+": no answer on ")
 		require.NoError(t, r.lx.Start(r.soon()))
 		r.lost()
 		assert.Equal(t, states{"web": fabric.Live}, r.now)
@@ -474,7 +473,7 @@ func TestRealCluster(t *testing.T) {
 	}
 	for _, r := range []*real{a, b} {
 		r.quiet()
-		assert.NotContains(t, strings.Join(r.log, ", "), "lxd-move-of")
+		assert.NotContains(t, strings.Join(r.log, ", "), "move-of")
 		assert.NotContains(t, strings.Join(r.log, ", "), "gone")
 		assert.Empty(t, r.Diagnose(r.t.Context()))
 	}

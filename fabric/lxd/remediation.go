@@ -32,7 +32,7 @@ func (d dialect) unplugged(i instance, n int, taken map[string]bool) error {
 		return fmt.Errorf("NIC device %s has the parent %s, and the fabric makes %s; %s", name, dev["parent"], peer, d.set(i, name, "parent="+peer))
 	default:
 		kind = cmp.Or(kind, "on the network "+dev["network"])
-		return fmt.Errorf("NIC device %s is %s, which LXD connects itself; %s", name, kind, d.replace(i, n, name))
+		return fmt.Errorf("NIC device %s is %s, which %s connects itself; %s", name, kind, d.title, d.replace(i, n, name))
 	}
 }
 

@@ -19,10 +19,11 @@ import (
 
 // Config has the options of a [Source]; its zero value serves.
 type Config struct {
+	Product Product
 	// Socket is the socket of LXD; empty: the first of
 	// /var/snap/lxd/common/lxd/unix.socket and /var/lib/lxd/unix.socket that
-	// answers and whose LXD was used before. For an LXD that never was, systemd
-	// listens there, and a connection would start it.
+	// answers and whose LXD was used before; for Incus, /var/lib/incus/unix.socket. For
+	// an LXD that never was used, systemd listens there, and a connection would start it.
 	Socket string
 	Logger *slog.Logger // nil: no log
 	// Links lets the source see the start of a guest before LXD reports it, and
@@ -31,7 +32,8 @@ type Config struct {
 	Links Links
 }
 
-// Source follows the instances of one LXD, in a cluster those on this member.
+// Source follows the instances of one LXD or Incus, in a cluster those on this member.
+// What is said of LXD is true of both.
 // [Source.Run] holds the connection; all methods are safe for concurrent use.
 type Source struct {
 	times times
@@ -59,7 +61,7 @@ type times struct {
 // New makes a source, which does not connect before Run.
 func New(cfg Config) *Source {
 	s := &Source{given: cfg.Socket != "", times: times{list: 20 * time.Second, leak: 15 * time.Second}, view: view{
-		dialect: ofLXD, log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), links: cfg.Links, queue: hypervisor.NewQueue(),
+		dialect: dialects[cfg.Product], log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)), links: cfg.Links, queue: hypervisor.NewQueue(),
 		known: map[string]*observed{}, read: map[key]time.Time{}, seen: map[key]lastSeen{}, migrations: map[key]time.Time{}, conditions: map[key]condition{}, stopped: newStoppedInstances(),
 	}}
 	if s.links == nil {

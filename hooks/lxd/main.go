@@ -1,4 +1,4 @@
-// Command lxd is the hook that LXC runs for an instance of LXD, as
+// Command lxd is the hook that LXC runs for an instance of LXD or Incus, as
 // lxc.hook.start-host and lxc.hook.post-stop (lxc.container.conf(5)). It tells the
 // agent of this node, and its exit status tells LXC whether to go on. The fabric
 // serves instances without it, too. With the hook, an instance that the fabric
@@ -8,6 +8,8 @@
 //
 //	lxc config set web raw.lxc "lxc.hook.start-host = /usr/local/lib/vmfabric/hook-lxd
 //	lxc.hook.post-stop = /usr/local/lib/vmfabric/hook-lxd"
+//
+// For one of Incus, with incus in place of lxc.
 //
 // For all instances of a Debian package, put the two lines into a file below
 // /usr/share/lxc/config/common.conf.d: an instance that is not of the fabric starts
@@ -24,6 +26,8 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -35,8 +39,16 @@ import (
 
 var version = "devel" // set by the linker
 
-// origin is the name of the agent's source of these guests.
-const origin = "lxd"
+// originOf returns the name of the agent's source of an instance, which is that of the
+// daemon that runs it. The daemon is named only in the path of the configuration with which
+// LXC runs the instance: /run/incus/web/lxc.conf.
+func originOf(config string) string {
+	where := filepath.Dir(filepath.Dir(config)) // without the name of the instance
+	if slices.Contains(strings.Split(where, "/"), "incus") {
+		return "incus"
+	}
+	return "lxd"
+}
 
 // hostfs is the folder in which LXD's snap has the files of the host.
 const hostfs = "/var/lib/snapd/hostfs"
@@ -65,7 +77,7 @@ func main() {
 		return
 	}
 	if name == "" || kind == "" {
-		fmt.Fprintf(os.Stderr, "vmfabric's hook for LXD, version %s\nset it as lxc.hook.start-host and lxc.hook.post-stop; LXC runs it with LXC_NAME and LXC_HOOK_TYPE set\n", version)
+		fmt.Fprintf(os.Stderr, "vmfabric's hook for LXD and Incus, version %s\nset it as lxc.hook.start-host and lxc.hook.post-stop; LXC runs it with LXC_NAME and LXC_HOOK_TYPE set\n", version)
 		os.Exit(2)
 	}
 	o, ours := occasions[kind], hasPort(name)
@@ -97,7 +109,7 @@ func (o occasion) do(ctx context.Context, name string, ours bool, socket string)
 	}
 	ctx, cancel := context.WithTimeout(ctx, o.silent)
 	defer cancel()
-	_, err = client.Call(ctx, hooks.Request{Op: o.op, VM: fabric.VM{Name: name, Origin: origin}})
+	_, err = client.Call(ctx, hooks.Request{Op: o.op, VM: fabric.VM{Name: name, Origin: originOf(os.Getenv("LXC_CONFIG_FILE"))}})
 	if errors.Is(err, hooks.ErrNoAgent) && !ours {
 		return nil
 	}
@@ -105,7 +117,7 @@ func (o occasion) do(ctx context.Context, name string, ours bool, socket string)
 }
 
 // record writes why an instance does not start into its log, which lxc tells the
-// user to read (lxc info NAME --show-log). LXC itself logs a hook's output only at
+// user to read (lxc info NAME --show-log, or incus). LXC itself logs a hook's output only at
 // debug level. The configuration with which LXC runs the instance names the log.
 func record(name, config string, why error) {
 	text, err := os.ReadFile(config)

@@ -109,6 +109,25 @@ func TestHook(t *testing.T) {
 	}
 }
 
+// TestDaemonOfAnInstance: which daemon runs an instance says the place of its configuration,
+// whatever the instance's name.
+func TestDaemonOfAnInstance(t *testing.T) {
+	for config, asked := range map[string]string{
+		"":                        "lxd",
+		"/run/lxd/web/lxc.conf":   "lxd",
+		"/run/lxd/incus/lxc.conf": "lxd",
+		"/run/incus/web/lxc.conf": "incus",
+		"/run/incus/lxd/lxc.conf": "incus",
+		"/var/snap/lxd/common/lxd/logs/web/lxc.conf": "lxd",
+		"/var/lib/incus/run/web/lxc.conf":            "incus",
+	} {
+		agent := &fake{}
+		_, code := hook(t, "VMFABRIC_SOCKET="+serve(t, agent), "LXC_NAME=web", "LXC_HOOK_TYPE=start-host", "LXC_CONFIG_FILE="+config)
+		assert.Zero(t, code)
+		assert.Equal(t, []string{"web of " + asked + " starting"}, agent.asked, config)
+	}
+}
+
 // TestReasonIsInTheLog of the instance, where lxc sends its user.
 func TestReasonIsInTheLog(t *testing.T) {
 	dir := t.TempDir()

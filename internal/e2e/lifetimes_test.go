@@ -43,7 +43,7 @@ var brief = fabric.Lifetimes{Lease: 7 * briefDay, Renew: 2 * time.Second, Rebind
 func runBrief(args []string) {
 	flags := flag.NewFlagSet("agent", flag.ExitOnError)
 	set := map[string]*string{}
-	for _, name := range []string{"config", "node", "state", "socket", "libvirt", "lxd", "log-level"} {
+	for _, name := range []string{"config", "node", "state", "socket", "libvirt", "lxd", "incus", "log-level"} {
 		set[name] = flags.String(name, "", "")
 	}
 	_ = flags.Parse(args)

@@ -35,8 +35,8 @@ func (s *system) lxdWith(node string, o hypervisors.LXDOptions) *hypervisors.LXD
 	labtest.Need(s.t, "lxd")
 	lx, err := hypervisors.StartLXD(soon(s.t), s.top.Nodes[node], o)
 	require.NoError(s.t, err)
-	s.agents[node].follow("--lxd", lx.Socket(), lx.RunDir())
-	s.agents[node].connected("lxd")
+	s.agents[node].follow("--"+lx.Name(), lx.Socket(), lx.RunDir())
+	s.agents[node].connected(lx.Name())
 	return lx
 }
 
@@ -222,7 +222,7 @@ func (s *instance) isAnnounced() {
 	entry := decode[[]fabric.PortEntry](t, first(s.a.cli("list", "--json")))[0]
 	assert.Equal(t, fabric.Live, entry.State)
 	assert.Equal(t, fabric.Adopt, entry.Kind)
-	assert.Equal(t, "lxd", entry.Origin)
+	assert.Equal(t, s.lx.Name(), entry.Origin)
 }
 
 // isFrozen for a moment, and stays as it is.
@@ -498,7 +498,7 @@ func TestLXDAndAgentComeAndGo(t *testing.T) {
 	}
 	for _, end := range []func() error{lx.Stop, lx.Kill} {
 		require.NoError(t, end())
-		assert.Contains(t, a.complains("lxd: no answer"), "start lxd")
+		assert.Contains(t, a.complains(lx.Name()+": no answer"), "start "+lx.Name())
 		require.NoError(t, lx.Start(soon(t)))
 		a.healthy()
 	}
@@ -626,7 +626,7 @@ func TestHookForAll(t *testing.T) {
 	require.Error(t, c.Start(soon(t)))
 	out, err := lx.Lxc(soon(t), "info", "web", "--show-log")
 	require.NoError(t, err)
-	assert.Contains(t, out, "lxc config device set web eth0 host_name=web_net0")
+	assert.Contains(t, out, lx.Client()+" config device set web eth0 host_name=web_net0")
 	a.args[slices.Index(a.args, "--lxd")+1] = "off"
 	a.restart(a.Stop)
 	require.NoError(t, plain.Start(soon(t)), "the agent does not know it")
@@ -812,8 +812,10 @@ func TestKVMAndLXDOnTheSameFabric(t *testing.T) {
 		say                func(command string) (string, error)
 	}
 	var guests []guest
+	product := ""
 	for n, node := range []string{"node1", "node2"} {
 		lv, lx := s.hypervisor(node), s.lxd(node)
+		product = lx.Name()
 		kvm := guest{node: node, name: fmt.Sprint("kvm", n), v4: fmt.Sprint("203.0.113.", 10+n), v6: fmt.Sprintf("2001:db8:100::%x", 10+n)}
 		d := s.domain(lv, kvm.name, tap(kvm.v4, kvm.v6))
 		require.NoError(t, d.Start(soon(t)))
@@ -855,6 +857,6 @@ func TestKVMAndLXDOnTheSameFabric(t *testing.T) {
 		for _, src := range a.status().Sources {
 			names[src.Name] = src.Guests
 		}
-		assert.Equal(t, map[string]int{"libvirt": 1, "lxd": 1}, names)
+		assert.Equal(t, map[string]int{"libvirt": 1, product: 1}, names)
 	}
 }

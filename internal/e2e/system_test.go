@@ -133,7 +133,7 @@ func (s *system) newAgent(name string, h *core.Host) *agent {
 	a := &agent{s: s, node: h, socket: filepath.Join(h.Dir(), "agent.sock")}
 	a.args = []string{
 		"agent", "--config", s.file, "--node", name, "--state", filepath.Join(h.Dir(), "state"),
-		"--socket", a.socket, "--libvirt", "off", "--lxd", "off", "--log-level", "debug",
+		"--socket", a.socket, "--libvirt", "off", "--lxd", "off", "--incus", "off", "--log-level", "debug",
 	}
 	if kind := s.o.speakers[name]; kind != "" {
 		a.args = append(a.args, "--speaker", kind)

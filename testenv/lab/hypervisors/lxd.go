@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,7 +18,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vmfabric/vmfabric/internal/daemons"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
@@ -32,16 +32,15 @@ type LXDOptions struct {
 	LXC string
 }
 
-// LXD is an LXD that runs in a host. All of LXD's directories on a machine are its
+// LXD is an LXD, or an Incus in its place, that runs in a host. All of LXD's directories on a machine are its
 // own: /var/lib/lxd, /run, logs and cache. So is its part of the control groups.
 // Its containers run in the host. Its name is the host's.
 type LXD struct {
-	host    *core.Host
-	dir     string
-	box     *sandbox
-	program string
-	client  string
-	group   string // the directory of its control group
+	product
+	host  *core.Host
+	dir   string
+	box   *sandbox
+	group string // the directory of its control group
 
 	mu       sync.Mutex
 	daemon   *core.Daemon
@@ -70,10 +69,7 @@ profiles:
 func startLXD(ctx context.Context, h *core.Host, o LXDOptions) (*LXD, error) {
 	lx := &LXD{host: h, dir: filepath.Join(h.Dir(), "lxd"), imported: map[string]bool{}}
 	var err error
-	if lx.program, err = daemons.Find(ctx, "lxd"); err != nil {
-		return nil, err
-	}
-	if lx.client, err = daemons.Find(ctx, "lxc"); err != nil {
+	if lx.product, err = productOf(ctx); err != nil {
 		return nil, err
 	}
 	binds, err := lx.makeFiles(o.LXC)
@@ -97,19 +93,16 @@ func startLXD(ctx context.Context, h *core.Host, o LXDOptions) (*LXD, error) {
 	if o.Preseed == "" {
 		o.Preseed = lxdPreseed
 	}
-	_, err = lx.run(ctx, o.Preseed, lx.program, "init", "--preseed")
+	_, err = lx.run(ctx, o.Preseed, lx.init[0], lx.init[1:]...)
 	return lx, err
 }
 
 // makeFiles makes the files of one LXD, and returns the places of the machine's
 // files that they replace.
 func (lx *LXD) makeFiles(lxc string) ([]bind, error) {
-	binds := []bind{
-		{lx.path("lib"), "/var/lib/lxd"},
-		{lx.path("log"), "/var/log/lxd"},
-		{lx.path("cache"), "/var/cache/lxd"},
-		{lx.path("run"), "/run"},
-	}
+	binds := append(lx.binds(),
+		bind{lx.path("lib"), "/var/lib/" + lx.name}, bind{lx.path("log"), "/var/log/" + lx.name},
+		bind{lx.path("cache"), "/var/cache/" + lx.name}, bind{lx.path("run"), "/run"})
 	if lxc != "" {
 		binds = append(binds, bind{lx.path("common"), "/usr/share/lxc/config/common.conf.d"})
 	}
@@ -259,7 +252,7 @@ func (lx *LXD) Trust(ctx context.Context, other *LXD) error {
 			return err
 		}
 	}
-	out, err := other.Lxc(ctx, "config", "trust", "add", "--name", lx.host.Name(), "-q")
+	out, err := other.Lxc(ctx, append(slices.Clone(other.trust), lx.host.Name(), "-q")...)
 	if err != nil {
 		return err
 	}
@@ -278,6 +271,12 @@ func (lx *LXD) RunDir() string { return lx.path("run/vmfabric") }
 // Socket returns the path of LXD's socket.
 func (lx *LXD) Socket() string { return lx.path("lib/unix.socket") }
 
+// Name returns the name by which an agent knows it: lxd, or incus.
+func (lx *LXD) Name() string { return lx.name }
+
+// Client returns the name of the client's program: lxc, or incus.
+func (lx *LXD) Client() string { return filepath.Base(lx.client) }
+
 // Host returns the host that LXD runs in.
 func (lx *LXD) Host() *core.Host { return lx.host }
 
@@ -291,7 +290,7 @@ func (lx *LXD) Daemon() *core.Daemon {
 // Start starts LXD again after Stop or Kill, and returns when it is ready. It finds
 // running containers again.
 func (lx *LXD) Start(ctx context.Context) error {
-	d, err := lx.host.StartDaemonBy("lxd", lx.command(exec.Command(lx.program)), lx.box.start)
+	d, err := lx.host.StartDaemonBy(lx.name, lx.command(exec.Command(lx.program, lx.serve...)), lx.box.start)
 	if err != nil {
 		return err
 	}
@@ -325,6 +324,19 @@ func (lx *LXD) Lxc(ctx context.Context, args ...string) (string, error) {
 	return lx.run(ctx, "", lx.client, args...)
 }
 
+// Snapshot makes a snapshot of an instance, and removes it again.
+func (lx *LXD) Snapshot(ctx context.Context, instance string) error {
+	do, undo := []string{"snapshot", instance, "a"}, []string{"delete", instance + "/a"}
+	if lx.name == "incus" {
+		do, undo = []string{"snapshot", "create", instance, "a"}, []string{"snapshot", "delete", instance, "a"}
+	}
+	_, err := lx.Lxc(ctx, do...)
+	if err == nil {
+		_, err = lx.Lxc(ctx, undo...)
+	}
+	return err
+}
+
 func (lx *LXD) run(ctx context.Context, stdin, program string, args ...string) (string, error) {
 	cmd := lx.command(exec.CommandContext(ctx, program, args...))
 	cmd.Stdin = bytes.NewReader([]byte(stdin))
@@ -333,6 +345,6 @@ func (lx *LXD) run(ctx context.Context, stdin, program string, args ...string) (
 
 // command sets the environment by which a program of LXD's finds this one's files.
 func (lx *LXD) command(cmd *exec.Cmd) *exec.Cmd {
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "LXD_DIR=/var/lib/lxd", "LXD_CONF="+lx.path("client"))
+	cmd.Env = append(append(os.Environ(), lx.env...), "LC_ALL=C", lx.conf+"="+lx.path("client"))
 	return cmd
 }
