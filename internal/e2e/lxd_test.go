@@ -86,7 +86,7 @@ func (s *system) mends(lx *hypervisors.LXD, problem string) {
 	way := problem[strings.LastIndex(problem, "; ")+2:]
 	for line := range strings.SplitSeq(way, " && ") {
 		words := strings.Fields(line)
-		if words[0] == "lxc" {
+		if words[0] == lx.Client() {
 			s.lxc(lx, words[1:]...)
 			continue
 		}
@@ -330,7 +330,7 @@ func (s *instance) losesItsKeys() {
 	t.Helper()
 	withdrawn := s.watchWithdrawals()
 	s.lxc(s.lx, "config", "unset", "web", "user.vmfabric.net0.addresses")
-	const keyless = "guest web: lxd does not say any more what it has; it keeps 203.0.113.10, 2001:db8:100::10 while it runs"
+	keyless := "guest web: " + s.lx.Name() + " does not say any more what it has; it keeps 203.0.113.10, 2001:db8:100::10 while it runs"
 	s.a.complains(keyless)
 	require.NoError(t, s.a.Kill())
 	s.a.start()
@@ -627,7 +627,7 @@ func TestHookForAll(t *testing.T) {
 	out, err := lx.Lxc(soon(t), "info", "web", "--show-log")
 	require.NoError(t, err)
 	assert.Contains(t, out, lx.Client()+" config device set web eth0 host_name=web_net0")
-	a.args[slices.Index(a.args, "--lxd")+1] = "off"
+	a.args[slices.Index(a.args, "--"+lx.Name())+1] = "off"
 	a.restart(a.Stop)
 	require.NoError(t, plain.Start(soon(t)), "the agent does not know it")
 }
@@ -729,11 +729,7 @@ func TestInstancesMove(t *testing.T) {
 	s := start(t, options{nodes: 2, noAgent: true})
 	lxs := map[string]*hypervisors.LXD{"node1": s.lxd("node1"), "node2": s.lxd("node2")}
 	for here, there := range map[string]string{"node1": "node2", "node2": "node1"} {
-		s.lxc(lxs[there], "config", "set", "core.https_address", netip.AddrPortFrom(s.top.Nodes[there].Addr4(), 8443).String())
-		out, err := lxs[there].Lxc(soon(t), "config", "trust", "add", "--name", here, "-q")
-		require.NoError(t, err)
-		words := strings.Fields(out)
-		s.lxc(lxs[here], "remote", "add", there, words[len(words)-1], "--accept-certificate")
+		require.NoError(t, lxs[here].Trust(soon(t), lxs[there]))
 	}
 	c := s.container(lxs["node1"], hypervisors.ContainerOptions{Name: "web", NICs: []fabric.NIC{p2p("203.0.113.10", "2001:db8:100::10")}})
 	s.lxc(lxs["node1"], "move", "web", "node2:web")
