@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -85,7 +86,9 @@ func TestReload(t *testing.T) {
 	reply := a.ask(hooks.Nodes, fabric.VM{})
 	assert.Contains(t, reply.Nodes, "node9")
 	for _, to := range db.NICs[0].Addresses {
-		_, err := guest.Ping(soon(t), to)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		_, err := guest.Ping(ctx, to)
+		cancel()
 		assert.Error(t, err, "isolated from %s", to)
 	}
 	s.writeFile("cluster.yaml", all) // a node that does not answer is a problem, as long as it is one
