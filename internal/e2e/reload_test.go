@@ -95,23 +95,7 @@ func TestReload(t *testing.T) {
 	a.reload()
 	s.badReloads(a, all)
 
-	one := all
-	one.Reflectors = all.Reflectors[1:]
-	s.writeFile("cluster.yaml", one)
-	a.reload()
-	require.Empty(t, a.pending())
-	a.eventually("the first reflector has lost the node", func() error {
-		routes, err := s.rr["rr1"].Routes(soon(t))
-		if err == nil && slices.ContainsFunc(routes, func(r routers.BGPRoute) bool { return r.Prefix == web.Prefixes()[0] }) {
-			err = fmt.Errorf("it has the route")
-		}
-		return err
-	})
-	assert.Len(t, a.status().Sessions, 1)
-	s.writeFile("cluster.yaml", all)
-	a.reload()
-	a.established()
-	assert.Len(t, a.status().Sessions, 2)
+	s.reflectorsReload(a, all, web.Prefixes()[0])
 	s.reaches(guest.Host, "203.0.113.11", "2001:db8:100::11") // no more isolated
 
 	answered(t, 300, probes...)
@@ -148,4 +132,26 @@ func (s *system) badReloads(a *agent, all fabric.Cluster) {
 		"asn: changed; it is as it was until the agent is restarted", "gateway: changed; it is as it was until the agent is restarted",
 	}, a.pending())
 	assert.True(s.t, a.status().Healthy)
+}
+
+// reflectorsReload: a reflector goes from the cluster file, and comes again.
+func (s *system) reflectorsReload(a *agent, all fabric.Cluster, p netip.Prefix) {
+	s.t.Helper()
+	one := all
+	one.Reflectors = all.Reflectors[1:]
+	s.writeFile("cluster.yaml", one)
+	a.reload()
+	require.Empty(s.t, a.pending())
+	a.eventually("the first reflector has lost the node", func() error {
+		routes, err := s.rr["rr1"].Routes(soon(s.t))
+		if err == nil && slices.ContainsFunc(routes, func(r routers.BGPRoute) bool { return r.Prefix == p }) {
+			err = fmt.Errorf("it has the route")
+		}
+		return err
+	})
+	assert.Len(s.t, a.status().Sessions, 1)
+	s.writeFile("cluster.yaml", all)
+	a.reload()
+	a.established()
+	assert.Len(s.t, a.status().Sessions, 2)
 }
