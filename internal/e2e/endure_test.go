@@ -179,7 +179,7 @@ func (e *endurance) build(t *testing.T) {
 // people makes the guests, none of which runs.
 func (e *endurance) people() {
 	e.world = endure.World{
-		Nodes: []string{"node1", "node2", "node3"}, Reflectors: []string{"rr1", "rr2"}, Members: e.scale.members, Witness: "node3",
+		Nodes: []string{"node1", "node2", "node3"}, Reflectors: []string{"rr1", "rr2"}, Core: coreName, Members: e.scale.members, Witness: "node3",
 		Daemons: map[string]string{"node2": "bird"}, Sources: map[string][]endure.Kind{},
 	}
 	var err error
@@ -330,7 +330,7 @@ func (e *endurance) changed(before int) (all []endure.Change) {
 		require.NoError(e.t, err)
 		c := endure.Change{Prefix: p}
 		if via, ok := netip.AddrFromSlice(u.Gw); ok && u.Type == unix.RTM_NEWROUTE {
-			c.By = e.nodeAt(via.Unmap())
+			c.By = e.hostAt(via.Unmap())
 		}
 		all = append(all, c)
 	}

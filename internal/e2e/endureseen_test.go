@@ -32,7 +32,7 @@ func (e *endurance) see(ctx context.Context) (endure.Seen, error) {
 		routes, err := e.routers[name].Routes(ctx)
 		errs = append(errs, err)
 		for _, r := range routes {
-			s.Routers[name] = append(s.Routers[name], endure.Path{Prefix: r.Prefix, By: e.nodeAt(r.NextHop), LocalPref: r.LocalPref})
+			s.Routers[name] = append(s.Routers[name], endure.Path{Prefix: r.Prefix, From: e.hostAt(r.From), By: e.hostAt(r.NextHop), LocalPref: r.LocalPref})
 		}
 	}
 	for _, list := range []func() ([]core.Route, error){e.top.Core.Routes4, e.top.Core.Routes6} {
@@ -40,18 +40,20 @@ func (e *endurance) see(ctx context.Context) (endure.Seen, error) {
 		errs = append(errs, err)
 		for _, r := range routes {
 			for _, via := range r.Vias() {
-				s.Way[r.Prefix] = e.nodeAt(via)
+				s.Way[r.Prefix] = e.hostAt(via)
 			}
 		}
 	}
 	return s, errors.Join(errs...)
 }
 
-// nodeAt names the node that has an address of the underlay.
-func (e *endurance) nodeAt(a netip.Addr) string {
-	for name, h := range e.top.Nodes {
-		if a == addressOf(h, a.Is6()) {
-			return name
+// hostAt names the node or reflector that has an address of the underlay.
+func (e *endurance) hostAt(a netip.Addr) string {
+	for _, hosts := range []map[string]*core.Host{e.top.Nodes, e.top.Reflectors} {
+		for name, h := range hosts {
+			if a == addressOf(h, a.Is6()) {
+				return name
+			}
 		}
 	}
 	return "a stranger at " + a.String()

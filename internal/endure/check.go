@@ -37,6 +37,7 @@ type Route struct {
 // Path is a BGP path to a guest.
 type Path struct {
 	Prefix    netip.Prefix
+	From      string // the router that sent it
 	By        string // the node that is its next hop
 	LocalPref uint32
 }
@@ -50,7 +51,11 @@ func (w World) Wrong(s Seen) (wrong []string) {
 		wrong = append(wrong, w.wrongNode(name, s.Nodes[name])...)
 	}
 	for name, paths := range s.Routers {
-		for _, what := range w.wrongPaths(paths) {
+		var from []string // whom each path must come from; none: it may come from anybody
+		if name == w.Core {
+			from = w.Reflectors
+		}
+		for _, what := range w.wrongPaths(paths, from) {
 			wrong = append(wrong, name+" "+what)
 		}
 	}
@@ -148,8 +153,9 @@ func (w World) wrongRoutes(name string, g Guest, n Node) (wrong []string) {
 
 // wrongPaths lists what is wrong with a router's paths: each guest that runs is announced
 // by its node, by no other, and with the usual preference; one that does not by nobody.
-func (w World) wrongPaths(paths []Path) (wrong []string) {
-	there := map[netip.Prefix]bool{}
+// Each of the routers in from tells it so.
+func (w World) wrongPaths(paths []Path, from []string) (wrong []string) {
+	there := map[string]bool{}
 	for _, p := range paths {
 		g := w.owner(p.Prefix.Addr())
 		switch {
@@ -158,12 +164,18 @@ func (w World) wrongPaths(paths []Path) (wrong []string) {
 		case p.LocalPref != normal:
 			wrong = append(wrong, fmt.Sprintf("has %s of %s with LOCAL_PREF %d", p.Prefix, g.Name, p.LocalPref))
 		}
-		there[p.Prefix] = true
+		there[p.Prefix.String()], there[p.Prefix.String()+p.From] = true, true
 	}
 	for _, g := range w.Running() {
 		for _, p := range g.Prefixes {
-			if !there[p] {
+			if !there[p.String()] {
 				wrong = append(wrong, fmt.Sprintf("has no path to %s of %s, which is on %s", p, g.Name, g.On))
+				continue
+			}
+			for _, router := range from {
+				if !there[p.String()+router] {
+					wrong = append(wrong, fmt.Sprintf("has no path to %s of %s from %s", p, g.Name, router))
+				}
 			}
 		}
 	}

@@ -28,6 +28,7 @@ type Guest struct {
 type World struct {
 	Nodes      []string
 	Reflectors []string
+	Core       string            // the core gateway
 	Members    int               // of the registry's etcd
 	Witness    string            // the node whose agent lives from the first to the last moment
 	Daemons    map[string]string // routing daemons by the node that they speak for
