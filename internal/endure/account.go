@@ -116,6 +116,10 @@ func (o Outcome) Lost(spare time.Duration) (wrong []string) {
 // it has, and they drop those that they kept.
 const connects = time.Second
 
+// scans is how long one question may take a kernel before a router that asks three in a
+// row, as BIRD does when it looks at its links and routes, is silent for the hold time.
+const scans = 2 * time.Second
+
 // outlasts is how long a process that was killed, and still has its connections, may take
 // to end before peers find it silent, for the hold time, and drop its routes.
 const outlasts = 5 * time.Second
@@ -123,7 +127,7 @@ const outlasts = 5 * time.Second
 // harmless reports whether guests to which nothing is done lose nothing.
 func (o Outcome) harmless() bool {
 	late := o.Waited > connects && slices.ContainsFunc(o.Episode.Faults, func(f Fault) bool { return f.Kind == DaemonKilled })
-	return o.Episode.Harmless() && !late && o.Dying < outlasts
+	return o.Episode.Harmless() && !late && o.Waited < scans && o.Dying < outlasts
 }
 
 // Strayed lists routes of the core gateway that led where a guest neither was nor went,

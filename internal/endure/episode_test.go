@@ -87,9 +87,10 @@ func TestAccount(t *testing.T) {
 	o.Right = o.Bound() + 1
 	assert.True(t, o.Late())
 	assert.Empty(t, Outcome{Episode: o.Episode, Losses: o.Losses, Dying: outlasts}.Lost(0), "its peers find it silent")
+	assert.Empty(t, Outcome{Episode: o.Episode, Losses: o.Losses, Waited: scans}.Lost(0), "routers that read their kernel are silent")
 	o.Episode.Faults[0].Kind = DaemonKilled
 	assert.NotEmpty(t, o.Lost(0))
-	assert.Empty(t, Outcome{Episode: o.Episode, Losses: o.Losses, Waited: 2 * time.Second}.Lost(0), "BIRD does not read the kernel in time")
+	assert.Empty(t, Outcome{Episode: o.Episode, Losses: o.Losses, Waited: connects + 1}.Lost(0), "BIRD does not read the kernel in time")
 	o.Episode.Faults[0].Kind = NodeCut
 	assert.Empty(t, o.Lost(0), "a node that is cut off costs packets")
 	a.Add(o)
