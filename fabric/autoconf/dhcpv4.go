@@ -253,10 +253,10 @@ func (x *exchange4) configure(m *dhcpv4.DHCPv4) {
 	if x.Hostname != "" {
 		x.offer(m, dhcpv4.OptHostName(x.Hostname))
 	}
-	x.configureSearch(m)
 	if ntp := servers(x.NTP, netip.Addr.Is4); len(ntp) > 0 {
 		x.offer(m, dhcpv4.OptNTPServers(ips(ntp)...))
 	}
+	x.configureSearch(m) // last: it is cut to what room there is
 }
 
 // configureSearch adds the first search domain as the guest's own, and as many of all

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -292,6 +293,24 @@ func TestRoom(t *testing.T) {
 	m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionClientIdentifier, bytes.Repeat([]byte{1}, 255)))
 	reply, _, _ = ask4(t, o, m)
 	assert.NotContains(t, reply.Options, uint8(61), "there is no room for it in 576 bytes")
+}
+
+// TestDomainsLeaveRoom: domains are cut to the room that all else leaves.
+func TestDomainsLeaveRoom(t *testing.T) {
+	t.Parallel()
+	o := web()
+	o.Search = nil
+	for size := range 60 {
+		o.Search = append([]string{strings.Repeat("a", size+1) + ".example.net"}, o.Search...)
+		reply, _, _ := ask4(t, o, discover())
+		require.NotEmpty(t, reply.NTPServers(), o.Search)
+		require.NotEmpty(t, reply.DomainSearch().Labels, o.Search)
+		m := message6(dhcpv6.MessageTypeInformationRequest, dhcpv6.OptRequestedOption(dhcpv6.OptionNTPServer, dhcpv6.OptionFQDN))
+		reply6, _ := ask6(t, o, m)
+		require.NotEmpty(t, reply6.Options.NTPServers(), o.Search)
+		require.NotNil(t, reply6.GetOneOption(dhcpv6.OptionFQDN), o.Search)
+		require.NotEmpty(t, reply6.Options.DomainSearchList().Labels, o.Search)
+	}
 }
 
 // TestNamesOfClients: what a client says of itself is text.

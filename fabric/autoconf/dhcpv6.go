@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/insomniacslk/dhcp/iana"
@@ -280,7 +281,6 @@ func (x *exchange6) configure() {
 	if dns := servers(x.DNS, plain6); len(dns) > 0 {
 		x.add(dhcpv6.OptDNS(ips(dns)...))
 	}
-	x.configureSearch()
 	if ntp := servers(x.NTP, plain6); len(ntp) > 0 && x.wants(dhcpv6.OptionNTPServer) {
 		option := &dhcpv6.OptNTPServer{}
 		for _, a := range ntp {
@@ -294,6 +294,7 @@ func (x *exchange6) configure() {
 	if x.Hostname != "" && (x.has(dhcpv6.OptionFQDN) || x.wants(dhcpv6.OptionFQDN)) {
 		x.add(x.fqdn())
 	}
+	x.configureSearch() // last: it is cut to what room there is
 }
 
 // configureSearch adds as many of the search domains as there is room for.
@@ -304,16 +305,18 @@ func (x *exchange6) configureSearch() {
 	}
 }
 
-// fqdn gives the guest's name, in the first search domain if there is one, and says
-// that no server updates the DNS (RFC 4704, 4.1 and 6).
+// fqdn gives the guest's name, in the first search domain if it has no domain of its own,
+// and says that no server updates the DNS (RFC 4704, 4.1 and 6).
 func (x *exchange6) fqdn() dhcpv6.Option {
-	name, domains := x.Hostname, x.search()
-	if len(domains) > 0 {
-		name += "." + domains[0]
+	name, qualified := x.Hostname, strings.Contains(x.Hostname, ".")
+	if domains := x.search(); !qualified && len(domains) > 0 {
+		if whole := domain(name + "." + domains[0]); whole != "" { // it may be too long
+			name, qualified = whole, true
+		}
 	}
 	labels := (&rfc1035label.Labels{Labels: []string{name}}).ToBytes()
-	if len(domains) == 0 {
-		labels = labels[:len(labels)-1] // without the root: not fully qualified
+	if !qualified {
+		labels = labels[:len(labels)-1] // without the root
 	}
 	flags := byte(4) // N
 	if asked := x.value(dhcpv6.OptionFQDN); len(asked) > 0 && asked[0]&1 != 0 {

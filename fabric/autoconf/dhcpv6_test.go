@@ -268,6 +268,18 @@ func TestNameOfTheGuest(t *testing.T) {
 	reply, contact := ask6(t, o, m)
 	assert.Equal(t, fabric.Contact{Protocol: fabric.DHCPv6, Message: "SOLICIT", Hostname: "mine!.d", Client: "MSFT 5.0"}, contact)
 	assert.Equal(t, []byte("\x06\x05web-1"), reply.GetOneOption(dhcpv6.OptionFQDN).ToBytes(), "not fully qualified; no update of the DNS, which it asked for")
+	o.Search = []string{"example.net"}
+	for name, want := range map[string]string{
+		"web.example.org": "\x06\x03web\x07example\x03org\x00", // has its domain
+		"web":             "\x06\x03web\x07example\x03net\x00",
+	} {
+		o.Hostname = name
+		reply, _ = ask6(t, o, m)
+		assert.Equal(t, []byte(want), reply.GetOneOption(dhcpv6.OptionFQDN).ToBytes())
+	}
+	o.Hostname, o.Search = strings.Repeat("w", 63), []string{strings.Repeat("long.", 40) + "example.net"}
+	reply, _ = ask6(t, o, m)
+	assert.Equal(t, []byte("\x06\x3f"+o.Hostname), reply.GetOneOption(dhcpv6.OptionFQDN).ToBytes(), "no name is longer than 255 bytes")
 }
 
 // TestUnicast: this server tells no client that it may, so those that wait for an
