@@ -96,7 +96,7 @@ func (r *responder) listen() (err error) {
 	if unused {
 		return nil
 	}
-	if r.sender, err = capture.NewSender(); err != nil {
+	if r.sender, err = capture.NewDirectSender(); err != nil {
 		return err
 	}
 	defer close(r.opened)

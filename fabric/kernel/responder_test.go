@@ -16,6 +16,7 @@ import (
 	"github.com/mdlayher/ndp"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -125,6 +126,27 @@ func TestRequestsOfAnOldLease(t *testing.T) {
 		assert.False(t, slices.ContainsFunc(came, isICMP4), "a release")
 		require.NoError(t, tap.Close())
 	}
+	require.NoError(t, d.Remove(t.Context(), p.Name))
+}
+
+// TestAnswersOfALinkThatHasJustComeUp: a link whose carrier came a moment ago drops what
+// goes through its queue. A guest whose container has set its link up asks in that moment.
+func TestAnswersOfALinkThatHasJustComeUp(t *testing.T) {
+	newMoveLab(t)
+	d := openGuarded(t, fabric.Guests{})
+	p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
+	require.NoError(t, d.Put(t.Context(), p))
+	tap := plugged(t, p.Name)
+	link, err := netlink.LinkByName(p.Name)
+	require.NoError(t, err)
+	require.NoError(t, netlink.QdiscReplace(&netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
+		QdiscType:  "blackhole", // as the one in the place of a queue that is not there yet
+	}))
+	asks(t, tap, discovery(t, guestMAC), is4(dhcpv4.MessageTypeOffer))
+	asks(t, tap, routerSolicitation(t, guestMAC), isAdvertisement)
+	asks(t, tap, solicit6(t, guestMAC), isReply6)
+	require.NoError(t, tap.Close())
 	require.NoError(t, d.Remove(t.Context(), p.Name))
 }
 

@@ -111,6 +111,21 @@ func NewSender() (*Sender, error) {
 	return &Sender{file: f}, nil
 }
 
+// NewDirectSender opens the socket of a Sender whose frames go past the links' queues.
+// A link that has just got its carrier drops what goes through its queue until a worker of
+// the kernel has put the queue in place (linkwatch), which a busy node does late; a
+// guest asks at once.
+func NewDirectSender() (*Sender, error) {
+	s, err := NewSender()
+	if err != nil {
+		return nil, err
+	}
+	if err := Control(s.file, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1) }); err != nil {
+		return nil, errors.Join(os.NewSyscallError("setsockopt PACKET_QDISC_BYPASS", err), s.Close())
+	}
+	return s, nil
+}
+
 // Close closes the socket.
 func (s *Sender) Close() error { return s.file.Close() }
 
