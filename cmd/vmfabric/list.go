@@ -133,7 +133,8 @@ func printPortTable(cmd *cobra.Command, ports []fabric.PortEntry, nodes bool) er
 }
 
 // lastContact says when, and by which protocol, a guest last asked for its configuration,
-// and who it said that it is: of its requests the last one that says so.
+// whether all that it asked was refused, and who it said that it is: of its requests the last
+// one that says so.
 func lastContact(contacts []fabric.Contact) (asked, client string) {
 	const most = 24
 	newest := slices.SortedFunc(slices.Values(contacts), func(x, y fabric.Contact) int { return y.At.Compare(x.At) })
@@ -141,6 +142,9 @@ func lastContact(contacts []fabric.Contact) (asked, client string) {
 		if i == 0 {
 			short := map[fabric.ContactProtocol]string{fabric.RouterSolicitation: "RS"}[c.Protocol]
 			asked = ago(c.At) + " " + cmp.Or(short, c.Protocol.String())
+			if !slices.ContainsFunc(contacts, func(c fabric.Contact) bool { return c.Refused == "" }) {
+				asked += ", refused"
+			}
 		}
 		if host, agent := cutText(c.Hostname, most), cutText(c.Client, most); client == "" && host+agent != "" {
 			client = cmp.Or(host, agent)

@@ -376,6 +376,8 @@ func TestLastContact(t *testing.T) {
 		return fabric.Contact{Protocol: p, At: time.Now().Add(-age - time.Millisecond), Hostname: host, Client: client}
 	}
 	dhcp, ra := at(fabric.DHCPv4, time.Minute, "web", "udhcp 1.36"), at(fabric.RouterSolicitation, 3*time.Second, "", "")
+	stranger, noIPv6 := dhcp, ra
+	stranger.Refused, noIPv6.Refused = "it came from 0a:00:00:00:00:01, and the NIC has 52:54:00:00:00:10", "the NIC has no IPv6 address"
 	for _, tc := range []struct {
 		contacts      []fabric.Contact
 		asked, client string
@@ -384,6 +386,8 @@ func TestLastContact(t *testing.T) {
 		{[]fabric.Contact{ra}, "3s RS", "-"},
 		{[]fabric.Contact{dhcp, ra}, "3s RS", "web (udhcp 1.36)"},
 		{[]fabric.Contact{ra, dhcp}, "3s RS", "web (udhcp 1.36)"},
+		{[]fabric.Contact{noIPv6, dhcp}, "3s RS", "web (udhcp 1.36)"},
+		{[]fabric.Contact{noIPv6, stranger}, "3s RS, refused", "web (udhcp 1.36)"},
 		{[]fabric.Contact{dhcp, at(fabric.DHCPv6, time.Second, "db", "")}, "1s DHCPv6", "db"},
 		{[]fabric.Contact{at("new", time.Second, "", strings.Repeat("ж", 30))}, "1s new", strings.Repeat("ж", 24) + "..."},
 	} {
