@@ -236,8 +236,10 @@ func TestClientOfTheReadme(t *testing.T) {
 			out, errs, code = s.agents["node1"].cli("why", "203.0.113.10")
 			assert.Zero(t, code, errs)
 			assert.Contains(t, out, "the guest asked by DHCPv4")
-			_, err = lv.Virsh(soon(t), "destroy", "sea_gold")
-			require.NoError(t, err)
+			for _, verb := range []string{"destroy", "undefine"} {
+				_, err = lv.Virsh(soon(t), verb, "sea_gold")
+				require.NoError(t, err)
+			}
 			s.leavesNothing(s.top.Nodes["node1"], seaGold...)
 		})
 	}
