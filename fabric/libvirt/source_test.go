@@ -542,6 +542,29 @@ func TestDeadSocketIsTold(t *testing.T) {
 	})
 }
 
+// TestDaemonThatServedIsMissed: where both daemons may be, the one that served is the one
+// to start again.
+func TestDaemonThatServedIsMissed(t *testing.T) {
+	dir := t.TempDir()
+	d := newDaemon(t)
+	d.path = filepath.Join(dir, "virtqemud-sock")
+	d.start()
+	s := New(Config{})
+	s.daemon.Sockets = []string{d.path, filepath.Join(dir, "libvirt-sock")}
+	s.daemon.Times = hypervisor.Times{Call: time.Second, Ping: 50 * time.Millisecond, RetryMin: 10 * time.Millisecond, RetryMax: 50 * time.Millisecond}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	defer func() { cancel(); assert.NoError(t, <-ended) }()
+	require.Eventually(t, func() bool { return s.Status().Connected }, patience, time.Millisecond)
+	d.stop()
+	os.Remove(d.path)
+	says := func() string { return strings.Join(s.Diagnose(t.Context()), "\n") }
+	require.Eventually(t, func() bool { return strings.Contains(says(), "file does not exist") }, patience, time.Millisecond)
+	assert.Contains(t, says(), "no answer on "+d.path+" since ")
+	assert.Contains(t, says(), "; start virtqemud")
+}
+
 func TestHangingDaemonIsNoticed(t *testing.T) {
 	d := newDaemon(t).start()
 	d.set("web", running, 1, ours("web", 10))

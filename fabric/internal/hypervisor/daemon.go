@@ -8,6 +8,7 @@
 package hypervisor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -71,7 +72,7 @@ type Daemon[C Connection] struct {
 	connected   bool
 	since       time.Time // of the connection, or since when there is none
 	lastEvent   time.Time
-	met         bool   // there was a connection once
+	served      string // the socket of the last connection; empty: there was none
 	unreachable string // the condition; empty while there is a connection
 }
 
@@ -170,9 +171,17 @@ func (d *Daemon[C]) dial(ctx context.Context) (c C, socket string, why *Unreacha
 		}
 	}
 	if why == nil {
-		why = d.Unreachable(socket, fs.ErrNotExist)
+		// The one that served is away, not another that never was.
+		why = d.Unreachable(cmp.Or(d.lastServed(), socket), fs.ErrNotExist)
 	}
 	return c, "", why
+}
+
+// lastServed gives the socket of the last connection; empty: there was none.
+func (d *Daemon[C]) lastServed() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.served
 }
 
 // attach gives the connection to all parts, and makes the agent list the guests:
@@ -180,7 +189,7 @@ func (d *Daemon[C]) dial(ctx context.Context) (c C, socket string, why *Unreacha
 func (d *Daemon[C]) attach(c C, socket string) {
 	d.Connected(c)
 	d.mu.Lock()
-	d.conn, d.connected, d.since, d.met, d.unreachable = c, true, time.Now(), true, ""
+	d.conn, d.connected, d.since, d.unreachable, d.served = c, true, time.Now(), "", socket
 	d.mu.Unlock()
 	d.Logger.Info(d.Name+" connected", "socket", socket)
 	d.Queue.PutLost()
@@ -198,7 +207,7 @@ func (d *Daemon[C]) detach() {
 func (d *Daemon[C]) setUnreachable(why *Unreachable) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if _, stat := os.Stat(why.Socket); !d.met && errors.Is(stat, fs.ErrNotExist) {
+	if _, stat := os.Stat(why.Socket); d.served == "" && errors.Is(stat, fs.ErrNotExist) {
 		d.unreachable = ""
 		return
 	}
