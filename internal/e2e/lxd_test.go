@@ -259,7 +259,7 @@ func (s *instance) hasAFirewall() {
 	require.NoError(s.t, s.a.Kill())
 	s.opens(echo, false)
 	s.a.start()
-	s.a.connected("lxd")
+	s.a.connected(s.lx.Name())
 	s.opens(echo, false)
 	key("accept icmp; accept tcp 7; drop")
 	s.opens(echo, true)
