@@ -360,6 +360,16 @@ func (e *endurance) locate(d endure.Doing) {
 	defer cancel()
 	g := e.tenants[d.Guest]
 	on, err := g.where(ctx)
+	if d.Act == endure.Crash { // the hypervisor may not have noticed yet; or there was nothing to kill
+		noticed, end := context.WithTimeout(ctx, settling)
+		_ = core.Until(noticed, func() error {
+			if on, err = g.where(ctx); err == nil && on != "" {
+				return errors.New("it runs")
+			}
+			return nil
+		})
+		end()
+	}
 	if by, ok := errors.AsType[*mended](err); ok {
 		e.tell("%s: %v", d.Guest, by)
 		err = nil
