@@ -57,7 +57,7 @@ var mutants = []mutant{
 	{"state stays on the disk", "agent.go", "	if err := t.store.Delete(ctx, vm); err != nil {\n		return fmt.Errorf(\"forget: %w\", err)\n	}\n", ""},
 	{"an agent that did not look at the ports claims a guest", "fence.go", "	g.nics = plan.NICStates{} //", "	g.nics = maps.Clone(nics) //"},
 	{"a guest of an earlier boot leaks", "run.go", "				a.unfinished(d, err)", "				_ = a.unfinished"},
-	{"a guest that is not listed any more stays", "run.go", "s.handled[name].Before(began.Add(-listGrace))", "s.handled[name].Before(began.Add(-listGrace)) && false"},
+	{"a guest that is not listed any more stays", "run.go", "case s.handled[name].Before(surely)", "case false && s.handled[name].Before(surely)"},
 	{"old news counts", "agent.go", "return !asOf.IsZero() && s.handled[vm].After(asOf)", "return false && s.handled[vm].After(asOf)"},
 	{"carrier does not matter", "internal/plan/plan.go", "case there && !have.Carrier &&", "case false && there && !have.Carrier &&"},
 	{"a guest that is expected comes before a drained node", "../vm.go", "Draining Preference = 50 ", "Draining Preference = 5 "},
@@ -70,7 +70,7 @@ var mutants = []mutant{
 	{"a request of an arriving guest is answered to whoever sent it", "../autoconf/offer.go", "		MAC:       p.NIC.MAC,\n", "		MAC:       map[bool]fabric.MAC{false: p.NIC.MAC}[p.Incoming],\n"},
 
 	// Moves.
-	{"packets are not sent on", "depart.go", "done, err := t.dataplane.Divert(ctx, d.VM.Ports(&t.cluster), to)", "done, err := t.dataplane.Divert(ctx, nil, to)"},
+	{"packets are not sent on", "depart.go", "done, err := t.dataplane.Divert(ctx, d.VM.Ports(t.cluster()), to)", "done, err := t.dataplane.Divert(ctx, nil, to)"},
 	{"packets are sent on for a moment only", "depart.go", "		s.forwarding[p] = time.Now().Add(forwardingGrace)\n	}\n	s.later(forwardingGrace)", "		s.forwarding[p] = time.Now()\n	}\n	s.later(0)"},
 	{"packets are sent on for ever", "depart.go", "case !now.Before(until):", "case !now.Before(until) && false:"},
 	{"a move that fails leaves the packets where they went", "depart.go", "	if was.state.Diverts() {", "	if was.state.Diverts() && false {"},
@@ -83,7 +83,7 @@ var mutants = []mutant{
 
 // rare are mutants that few histories show: those of TestFoundBefore do.
 var rare = []mutant{
-	{"a list removes a guest whose start waited for the registry", "run.go", " && g.admitted.Before(began.Add(-listGrace))", ""},
+	{"a list removes a guest whose start waited for the registry", "run.go", " && g.admitted.Before(surely)", ""},
 	{"the address of a guest that is withdrawn is given back", "forget.go", "	if a.isElsewhere(ctx, h) {", "	if false && a.isElsewhere(ctx, h) {"},
 	{"an agent that has just begun takes the address of a guest that it cannot ask for", "addresses.go", " || begun })", " || begun && false })"},
 	{"a guest whose packets went on before a restart comes first", "fence.go", "case g.sentOn: //", "case false: //"},
