@@ -2,6 +2,7 @@ package libvirt
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"net"
 	"net/netip"
@@ -260,12 +261,42 @@ func TestMigrations(t *testing.T) {
 	}}})
 	require.NoError(t, err)
 	j.from.await(t, "live")
+	j.takesUserData()
 	j.movesInEachWay()
+	assert.Equal(t, userData, j.from.userData(t), "it moved with the guest")
 	j.movesPaused()
 	j.movesAsTransient()
 	j.isRefusedAndRestored()
 	j.survivesFailures()
 	j.isGoneForGood(cluster.Gateway)
+}
+
+const userData = "#cloud-config\nhostname: \"<web> & co\"\n"
+
+// takesUserData from its owner, in both forms that docs/guests.md shows, while it runs.
+func (j *journey) takesUserData() {
+	j.Helper()
+	assert.Empty(j, j.from.userData(j.T))
+	for _, element := range []string{
+		"<user-data>#cloud-config\nhostname: \"&lt;web&gt; &amp; co\"\n</user-data>",
+		"<user-data encoding='base64'>" + base64.StdEncoding.EncodeToString([]byte(userData)) + "</user-data>",
+	} {
+		require.NoError(j, j.from.virsh(j.T, "metadata", "web", "urn:vmfabric:user-data:1", "--key", "user-data", "--set", element, "--live"))
+		assert.Equal(j, userData, j.from.userData(j.T))
+	}
+}
+
+// userData returns what a source that is new to the node has for the guest.
+func (e *end) userData(t *testing.T) string {
+	t.Helper()
+	s := New(Config{Socket: e.lv.Socket()})
+	guests, err := s.Guests(lately(t))
+	require.NoError(t, err)
+	require.Len(t, guests, 1)
+	require.Len(t, guests[0].VM.NICs, 1, "its other metadata is as it was")
+	data, err := s.UserData(lately(t), guests[0].VM)
+	require.NoError(t, err)
+	return string(data)
 }
 
 // How a guest that moves is told of at its source and its destination, and how

@@ -238,6 +238,14 @@ func TestRealLifeOfAGuest(t *testing.T) {
 	require.NoError(t, err)
 	assert.Len(t, guests[0].VM.NICs[0].Routes, 1)
 
+	for _, key := range []string{"user.user-data", "cloud-init.user-data"} { // the later one counts
+		want := "#cloud-config\nhostname: \"<web> & co, by " + key + "\"\n"
+		r.lxc("config", "set", "web", key+"="+want)
+		data, err := r.UserData(r.soon(), vm)
+		require.NoError(t, err)
+		assert.Equal(t, want, string(data))
+	}
+
 	pid, err := c.Pid(r.soon())
 	require.NoError(t, err)
 	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
