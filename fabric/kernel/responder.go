@@ -45,7 +45,7 @@ type responder struct {
 	log        *slog.Logger
 	conditions *conditions
 	requests   *nflog.Listener // nil: there are no requests
-	sender     *capture.Sender
+	sender     *capture.Answerer
 	changed    signal.Signal // a port was made, or has changed
 	opened     chan struct{} // closed when the sockets are there, as far as they could be opened
 
@@ -96,7 +96,7 @@ func (r *responder) listen() (err error) {
 	if unused {
 		return nil
 	}
-	if r.sender, err = capture.NewDirectSender(); err != nil {
+	if r.sender, err = capture.NewAnswerer(); err != nil {
 		return err
 	}
 	defer close(r.opened)
@@ -330,7 +330,7 @@ func (r *responder) respond(p nflog.Packet) {
 
 // send sends a frame to a guest, which asks again if there is no room for it now.
 func (r *responder) send(index int32, frame []byte) {
-	if err := r.sender.SendNow(index, frame); err != nil {
+	if err := r.sender.Send(index, frame); err != nil {
 		r.log.Debug("answer lost", "link", index, "err", err)
 	}
 }

@@ -136,6 +136,7 @@ func TestAnswersOfALinkThatHasJustComeUp(t *testing.T) {
 	d := openGuarded(t, fabric.Guests{})
 	p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
 	require.NoError(t, d.Put(t.Context(), p))
+	ipIn(t, nil, "link set "+p.Name+" mode dormant") // so that the kernel does not take it for running
 	tap := plugged(t, p.Name)
 	link, err := netlink.LinkByName(p.Name)
 	require.NoError(t, err)

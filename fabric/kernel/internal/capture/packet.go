@@ -111,21 +111,6 @@ func NewSender() (*Sender, error) {
 	return &Sender{file: f}, nil
 }
 
-// NewDirectSender opens the socket of a Sender whose frames go past the links' queues.
-// A link that has just got its carrier drops what goes through its queue until a worker of
-// the kernel has put the queue in place (linkwatch), which a busy node does late; a
-// guest asks at once.
-func NewDirectSender() (*Sender, error) {
-	s, err := NewSender()
-	if err != nil {
-		return nil, err
-	}
-	if err := Control(s.file, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1) }); err != nil {
-		return nil, errors.Join(os.NewSyscallError("setsockopt PACKET_QDISC_BYPASS", err), s.Close())
-	}
-	return s, nil
-}
-
 // Close closes the socket.
 func (s *Sender) Close() error { return s.file.Close() }
 
@@ -166,14 +151,6 @@ func (s *Sender) Send(ctx context.Context, h Hop, f Frame) error {
 			return err
 		}
 	}
-}
-
-// SendNow sends an Ethernet frame by a link. It does not wait for room in the link's
-// queue.
-func (s *Sender) SendNow(index int32, frame []byte) error {
-	to := &unix.SockaddrLinklayer{Protocol: NetworkUint16(etherType(frame)), Ifindex: int(index)}
-	whole := append(make([]byte, vnetHeader, vnetHeader+len(frame)), frame...) // nothing is left to the kernel
-	return Control(s.file, func(fd int) error { return unix.Sendto(fd, whole, 0, to) })
 }
 
 // shift subtracts an Ethernet header from a length in a virtio_net_hdr.
