@@ -50,7 +50,8 @@ type size struct {
 	still     time.Duration // how long each of these is
 	instMoves int           // of an LXD instance
 	bursts    int           // of packets through a port, with each filter
-	burst     time.Duration // how long each is
+	ported    []int         // guests of the nodes through which they go
+	burst     time.Duration // the processor time of each
 	watch     time.Duration // how long a restart is watched
 	watchLast time.Duration // likewise, the last one
 	breathing time.Duration // before a look at the agent's memory
@@ -62,7 +63,7 @@ var (
 	fullSize = size{
 		guests: 200, ports: []int{10, 1000, 5000}, attaches: 200,
 		file: []int{100, 1000, 10000}, peers: 60, frr: 40, instances: 20, combined: 100, bulk: []int{1000, 10_000, 100_000},
-		storm: 1000, storms: 3, live: 1000, restarts: 3, moves: 40, fastMoves: 6, moveRate: 1000, fastRate: 4000, lineEvery: 10 * time.Millisecond, stills: 5, still: 4 * time.Second, instMoves: 20, bursts: 15, burst: 300 * time.Millisecond, watch: 3 * time.Second, watchLast: graceful + 2*time.Second, breathing: 3 * time.Second,
+		storm: 1000, storms: 3, live: 1000, restarts: 3, moves: 40, fastMoves: 6, moveRate: 1000, fastRate: 4000, lineEvery: 10 * time.Millisecond, stills: 5, still: 4 * time.Second, instMoves: 20, bursts: 15, burst: 40 * time.Millisecond, ported: []int{2, 100, 1000}, watch: 3 * time.Second, watchLast: graceful + 2*time.Second, breathing: 3 * time.Second,
 		etcds: []int{0, 1, 3}, crowds: []crowdSize{{addresses: 100_000, agents: []int{10, 100}, copies: 10, changes: 200}, {addresses: 10_000, agents: []int{10, 1000}, copies: 10, changes: 200}},
 	}
 	// An emulated guest without a processor of its own answers few packets. A smoke
@@ -70,7 +71,7 @@ var (
 	quickSize = size{
 		guests: 10, ports: []int{10, 50}, attaches: 10,
 		file: []int{100}, peers: 3, frr: 2, instances: 1, combined: 2, bulk: []int{100},
-		storm: 30, storms: 1, live: 20, restarts: 1, moves: 1, fastMoves: 1, moveRate: 50, fastRate: 100, lineEvery: 100 * time.Millisecond, stalls: 2, stills: 1, still: time.Second, instMoves: 1, bursts: 1, burst: 100 * time.Millisecond, watch: 2 * time.Second, watchLast: 2 * time.Second, breathing: 100 * time.Millisecond,
+		storm: 30, storms: 1, live: 20, restarts: 1, moves: 1, fastMoves: 1, moveRate: 50, fastRate: 100, lineEvery: 100 * time.Millisecond, stalls: 2, stills: 1, still: time.Second, instMoves: 1, bursts: 1, burst: 2 * time.Millisecond, ported: []int{2, 6, 20}, watch: 2 * time.Second, watchLast: 2 * time.Second, breathing: 100 * time.Millisecond,
 		etcds: []int{1}, crowds: []crowdSize{{addresses: 100, agents: []int{3}, copies: 1, changes: 10}},
 	}
 )

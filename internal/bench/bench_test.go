@@ -49,7 +49,8 @@ func TestQuick(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, printed.String(), string(written))
 	for _, want := range []string{
-		"vmfabric: request to the agent", "floor: netlink calls, BIRD learns", "the hook, the agent makes the port", "KiB a guest", "from the guest, IPv6",
+		"vmfabric: request to the agent", "floor: netlink calls, BIRD learns", "the hook, the agent makes the port", "KiB a guest",
+		"from the guest, IPv6", "tap, 1,400 bytes", "20 guests: vmfabric's", "20 guests: eBPF at the port", "accounting on: vmfabric's", "a stateful firewall: vmfabric's",
 		"shell hook, BIRD with 100 routes in a file", "30 guests at once", "SIGKILL, started again",
 		"packets lost over all restarts: none", "routes to guests removed at the core gateway: none",
 	} {
