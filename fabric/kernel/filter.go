@@ -35,10 +35,9 @@ const arrivingMap = "arriving"
 //   - The routing table must lead to the port for a packet's source (BCP 38). IPv4
 //     has rp_filter for that, too, which the host's own setting of conf.all can
 //     loosen; IPv6 has no such sysctl. The lookup of an IPv6 route costs a quarter
-//     of a small packet's way. So the filter remembers a port and a source that
-//     passed for half a minute, and forgets them when the dataplane takes an
-//     address from a port. The lookup of an IPv4 route costs no more than a hash
-//     set.
+//     of a small packet's way, that of an IPv4 route a tenth. So the filter remembers
+//     a port and a source that passed for half a minute, and forgets them when the
+//     dataplane takes an address from a port.
 //   - One map of address ranges, without guests and the Internet, decides by the
 //     destination. The filter drops packets to loopback, multicast and reserved
 //     addresses whatever route_localnet says. To the underlay and 169.254.0.0/16
@@ -464,8 +463,7 @@ func (f *filter) listArriving(c *nftables.Conn) (map[string][]netip.Prefix, erro
 	return ports, nil
 }
 
-// forget empties the set of checked IPv6 sources, so that the filter checks each
-// anew.
+// forget empties the sets of checked sources, so that the filter checks each anew.
 func (f *filter) forget() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -473,7 +471,9 @@ func (f *filter) forget() error {
 	if err != nil {
 		return err
 	}
-	c.FlushSet(&nftables.Set{Table: f.ports.table, Name: "checked"})
+	for _, of := range []family{ipv4, ipv6} {
+		c.FlushSet(&nftables.Set{Table: f.ports.table, Name: "checked" + of.digit})
+	}
 	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
 	}

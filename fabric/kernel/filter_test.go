@@ -42,12 +42,12 @@ func openGuarded(t *testing.T, guests fabric.Guests) *kernel.Dataplane {
 	return d
 }
 
-// guarded leaves the closing to the caller.
-func guarded(t *testing.T, guests fabric.Guests) *kernel.Dataplane {
+// guarded leaves the closing to the caller. The underlay has more prefixes.
+func guarded(t *testing.T, guests fabric.Guests, more ...netip.Prefix) *kernel.Dataplane {
 	t.Helper()
 	d, err := kernel.New(t.Context(), kernel.Config{
 		Cluster: "lab", Underlay: []netip.Addr{node2[true], node2[false]}, Guests: guests,
-		Private: []netip.Prefix{netip.MustParsePrefix("10.10.0.0/24"), netip.MustParsePrefix("fd00:10:10::/64")},
+		Private: append(more, netip.MustParsePrefix("10.10.0.0/24"), netip.MustParsePrefix("fd00:10:10::/64")),
 	})
 	require.NoError(t, err)
 	labtest.Running(t, d)
@@ -216,6 +216,34 @@ func TestGuestReach(t *testing.T) {
 		assert.False(t, reaches(g, "udp", own, 53))
 		assert.False(t, reaches(g, "tcp", own, 161))
 		assert.False(t, reaches(g, "tcp", coreAddr[v4], fabric.DefaultAgentPort), "no agent, whatever is opened")
+	})
+}
+
+// TestGlobalUnderlay: guests do not reach an underlay either whose addresses are like
+// others of the Internet, while those of the Internet around it are reached.
+func TestGlobalUnderlay(t *testing.T) {
+	labtest.Need(t, "nft")
+	bothFamilies(t, func(t *testing.T, v4 bool) {
+		lab := newMoveLab(t)
+		d := guarded(t, fabric.Guests{})
+		g := newGuest(t, d, "web", guestAddr, guestMAC)
+		serve(t, lab.core, client[v4], 162)
+		awaitReach(t, g, "udp", client[v4], 162)
+		family := map[bool]string{true: "4", false: "6"}[v4]
+		nft(t, fmt.Sprintf("get element inet vmfabric checked%s { web_net0 . %s }", family, guestAddr[v4])) // so the next packets cost less
+		require.NoError(t, d.Close())
+		its := fabric.HostPrefix(client[v4])
+		d = guarded(t, fabric.Guests{}, its)
+		assert.False(t, reaches(g, "udp", client[v4], 162))
+		assert.False(t, reaches(g, "tcp", client[v4], 162))
+		require.NoError(t, d.Close())
+		beside := netip.PrefixFrom(its.Addr().Next(), its.Bits())
+		d = guarded(t, fabric.Guests{}, beside)
+		awaitReach(t, g, "udp", client[v4], 162)
+		require.NoError(t, d.Close())
+		d = guarded(t, fabric.Guests{Reach: []netip.Prefix{its}}, its)
+		awaitReach(t, g, "udp", client[v4], 162)
+		require.NoError(t, d.Close())
 	})
 }
 

@@ -7,11 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/nftables/expr"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -121,6 +123,25 @@ func TestMarkOfRules(t *testing.T) {
 		assert.Equal(t, rules(), rules(), name)
 		assert.Empty(t, seen[rules()], name)
 		seen[rules()] = name
+	}
+}
+
+// TestFar: which destinations of a family are far is asked of a set, but where none of the
+// private ones is a global address of IPv6.
+func TestFar(t *testing.T) {
+	t.Parallel()
+	asks := func(f family, private ...string) bool {
+		var ps []netip.Prefix
+		for _, p := range private {
+			ps = append(ps, netip.MustParsePrefix(p))
+		}
+		return slices.ContainsFunc(f.far(ps), func(e expr.Any) bool { _, is := e.(*expr.Lookup); return is })
+	}
+	assert.True(t, asks(ipv4))
+	assert.False(t, asks(ipv6))
+	assert.False(t, asks(ipv6, "10.10.0.0/24", "fd00:10:10::/64", "1fff::/16", "4000::/16"))
+	for _, p := range []string{"2001:db8::/32", "2000::/128", "3fff:ffff::/32", "::/0", "2000::/3"} {
+		assert.True(t, asks(ipv6, "fd00:10:10::/64", p), p)
 	}
 }
 

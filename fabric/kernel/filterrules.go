@@ -29,7 +29,7 @@ const (
 	replyMax                    = fabric.MaxAddresses
 	dynamicSize                 = 65536 // elements of a set that packets fill
 
-	learnedFor   = 30 * time.Second // an IPv6 source is checked anew after that
+	learnedFor   = 30 * time.Second // a source is checked anew after that
 	neighbourFor = 10 * time.Minute
 	meterFor     = 10 * time.Minute // after that time a meter is full again, so it can be forgotten
 	pairFor      = 24 * time.Hour   // after the last packet from the underlay to the guest
@@ -327,6 +327,30 @@ func (f family) near(offset uint32, not bool) []expr.Any {
 		load(expr.PayloadBaseNetworkHeader, offset, f.first, 1),
 		&expr.Lookup{SourceRegister: 1, SetName: "near" + f.digit, Invert: not},
 	}
+}
+
+// global6 has all addresses of IPv6 that are routed in the Internet (RFC 4291, RFC 3587).
+var global6 = netip.MustParsePrefix("2000::/3")
+
+// far matches a destination that does not begin like a private or special one. Where none
+// of those of IPv6 is a global one, a comparison says so, which the kernel does faster
+// than a look-up.
+func (f family) far(private []netip.Prefix) []expr.Any {
+	global := spanOf(global6, nil)
+	if f.size == 4 || slices.ContainsFunc(f.destinations(private), global.overlaps) {
+		return f.near(f.dst, true)
+	}
+	const word = 4 // the kernel has shorter code for four bytes
+	return []expr.Any{
+		load(expr.PayloadBaseNetworkHeader, f.dst, word, 1),
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: word, Mask: net.CIDRMask(global6.Bits(), 8*word), Xor: make([]byte, word)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: global6.Addr().AsSlice()[:word]},
+	}
+}
+
+// checked matches a source that has lately been found to be routed to the port.
+func (f family) checked() []expr.Any {
+	return slices.Concat(key(incoming, f.saddr), found("checked"+f.digit))
 }
 
 // key loads the parts of a set's key one after the other.

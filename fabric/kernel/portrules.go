@@ -19,11 +19,11 @@ func portRules(cfg Config, q requests) *ruleset {
 	r.base("input", nftables.ChainHookInput, nftables.ChainPriorityFilter)
 	r.base("output", nftables.ChainHookOutput, nftables.ChainPriorityFilter)
 	r.addSets(cfg)
-	r.addSources()
+	r.addSources(cfg.Private)
 	r.addMetadata(q.metadata)
 	agents := toService(unix.IPPROTO_TCP, cfg.agentPort())
 	for _, f := range []family{ipv4, ipv6} {
-		r.addDestinations(f, q)
+		r.addDestinations(f, cfg.Private, q)
 		r.addClosed(f, agents)
 		r.addAnswers(f)
 		r.addToGuests(f)
@@ -48,11 +48,11 @@ func (r *ruleset) addSets(cfg Config) {
 		r.set(nftables.Set{Name: "destinations" + f.digit, KeyType: f.address, Interval: true, IsMap: true, DataType: nftables.TypeVerdict},
 			intervals(f.destinations(cfg.Private))...)
 		r.set(nftables.Set{Name: "near" + f.digit, KeyType: octets[f.first]}, f.starts(f.destinations(cfg.Private))...)
+		r.dynamic("checked"+f.digit, nftables.TypeIFIndex, f.address)
 		r.dynamic("pairs"+f.digit, f.address, f.address)
 		r.dynamic("udp_flows"+f.digit, f.address, nftables.TypeInetService, f.address, nftables.TypeInetService)
 	}
 	r.counted()
-	r.dynamic("checked", nftables.TypeIFIndex, nftables.TypeIP6Addr)
 	r.dynamic("learning", nftables.TypeIFIndex)
 	r.dynamic("solicitations", nftables.TypeIFIndex)
 	r.dynamic("advertisements", nftables.TypeIFIndex)
@@ -66,19 +66,21 @@ func (r *ruleset) addSets(cfg Config) {
 
 // addSources decides by the source of a packet from a port, and remembers whom the
 // underlay sent to.
-func (r *ruleset) addSources() {
+func (r *ruleset) addSources(private []netip.Prefix) {
 	r.add("sources", fromPort(), ipv4.is(), goTo("from4"))
 	r.add("sources", fromPort(), goTo("from6"))
 	for _, f := range []family{ipv4, ipv6} {
 		r.add("sources", f.is(), f.near(f.src, false), f.in(f.src, "private"+f.digit, false), jump("to_guests"+f.digit))
 	}
 
-	r.add("from4", routed(true), ipv4.near(ipv4.dst, true), accept()) // most packets
-	r.add("from4", routed(true), goTo("destination4"))
+	for _, f := range []family{ipv4, ipv6} {
+		from := "from" + f.digit
+		r.add(from, f.checked(), f.far(private), accept()) // most packets
+		r.add(from, f.checked(), goTo("destination"+f.digit))
+	}
+	r.add("from4", routed(true), goTo("routed4"))
 	r.add("from4", portName(), byMap(1, arrivingMap))
 	r.add("from4", goTo("unrouted4"))
-	r.add("from6", key(incoming, ipv6.saddr), found("checked"), ipv6.near(ipv6.dst, true), accept()) // most packets
-	r.add("from6", key(incoming, ipv6.saddr), found("checked"), goTo("destination6"))
 	r.add("from6", ipv6.source(expr.CmpOpEq, linkLocal6), goTo("from_link_local"))
 	r.add("from6", portName(), byMap(1, arrivingMap))
 	r.add("from6", ipv6.source(expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 128)), ipv6.destination(expr.CmpOpEq, onLink6), goTo("from_nobody6"))
@@ -86,15 +88,18 @@ func (r *ruleset) addSources() {
 	// send its answer to the underlay.
 	r.add("from6", ipv6.source(expr.CmpOpEq, netip.PrefixFrom(netip.IPv6Unspecified(), 128)), r.drop(fabric.DropSource))
 	r.add("from6", routed(false), r.drop(fabric.DropSource))
-	r.add("from6", meter("learning", learnRate, expr.LimitTimeSecond, learnBurst, false),
-		key(incoming, ipv6.saddr), remember("checked", learnedFor, false))
-	r.add("from6", goTo("destination6"))
+	r.add("from6", goTo("routed6"))
+	for _, f := range []family{ipv4, ipv6} {
+		r.add("routed"+f.digit, meter("learning", learnRate, expr.LimitTimeSecond, learnBurst, false),
+			key(incoming, f.saddr), remember("checked"+f.digit, learnedFor, false))
+		r.add("routed"+f.digit, goTo("destination"+f.digit))
+	}
 }
 
 // addDestinations decides by the destination of a packet whose source is the port's.
-func (r *ruleset) addDestinations(f family, q requests) {
+func (r *ruleset) addDestinations(f family, private []netip.Prefix, q requests) {
 	r.toMetadata(q.metadata, "closed"+f.digit, f)
-	r.add("destination"+f.digit, f.near(f.dst, true), accept())
+	r.add("destination"+f.digit, f.far(private), accept())
 	r.add("destination"+f.digit, key(f.daddr), byMap(firstWord, "destinations"+f.digit))
 	r.add("destination"+f.digit, accept())
 }
