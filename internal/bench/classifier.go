@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"time"
 	"unsafe"
 
 	"github.com/vishvananda/netlink"
@@ -22,6 +23,8 @@ type classifier struct {
 	prog     int
 	maps     []int
 	links    []netlink.Link
+	at       []int     // attachments by tcx
+	took     []float64 // microseconds of an attachment
 	attached bool
 }
 
@@ -139,40 +142,70 @@ func bpf(command uintptr, attr unsafe.Pointer, size uintptr) (int, error) {
 	return int(fd), nil
 }
 
-// attach has the program work at the measured ports.
+// attach has the program work at the measured ports: by tcx, which came with Linux 6.6,
+// or else by a qdisc clsact.
 func (c *classifier) attach() error {
 	if c.attached {
 		return nil
 	}
 	c.attached = true
 	for _, l := range c.links {
-		at := netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}
-		if err := c.node.Netlink().QdiscAdd(&netlink.GenericQdisc{QdiscAttrs: at, QdiscType: "clsact"}); err != nil {
-			return fmt.Errorf("clsact at %s: %w", l.Attrs().Name, err)
+		began := time.Now()
+		fd, err := c.tcx(l)
+		switch {
+		case err == nil:
+			c.at = append(c.at, fd)
+		case errors.Is(err, unix.EINVAL):
+			err = c.clsact(l)
 		}
-		f := &netlink.BpfFilter{
-			FilterAttrs: netlink.FilterAttrs{LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 1},
-			Fd:          c.prog, Name: "sources", DirectAction: true,
-		}
-		if err := c.node.Netlink().FilterAdd(f); err != nil {
+		if err != nil {
 			return fmt.Errorf("eBPF program at %s: %w", l.Attrs().Name, err)
 		}
+		c.took = append(c.took, float64(time.Since(began).Microseconds()))
 	}
 	return nil
 }
 
-func (c *classifier) detach() error {
+// tcx attaches the program to a link for as long as what it returns is open.
+func (c *classifier) tcx(l netlink.Link) (fd int, err error) {
+	attr := [8]uint32{uint32(c.prog), uint32(l.Attrs().Index), unix.BPF_TCX_INGRESS}
+	err = c.node.Do(func() (err error) {
+		fd, err = bpf(unix.BPF_LINK_CREATE, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+		return err
+	})
+	return fd, err
+}
+
+func (c *classifier) clsact(l netlink.Link) error {
+	if err := c.node.Netlink().QdiscAdd(clsactOf(l)); err != nil {
+		return err
+	}
+	return c.node.Netlink().FilterAdd(&netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 1},
+		Fd:          c.prog, Name: "sources", DirectAction: true,
+	})
+}
+
+func clsactOf(l netlink.Link) netlink.Qdisc {
+	at := netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}
+	return &netlink.GenericQdisc{QdiscAttrs: at, QdiscType: "clsact"}
+}
+
+func (c *classifier) detach() (err error) {
 	if !c.attached {
 		return nil
 	}
 	c.attached = false
-	for _, l := range c.links {
-		at := netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}
-		if err := c.node.Netlink().QdiscDel(&netlink.GenericQdisc{QdiscAttrs: at, QdiscType: "clsact"}); err != nil {
-			return fmt.Errorf("clsact at %s: %w", l.Attrs().Name, err)
+	for _, fd := range c.at {
+		err = errors.Join(err, unix.Close(fd))
+	}
+	if len(c.at) == 0 {
+		for _, l := range c.links {
+			err = errors.Join(err, c.node.Netlink().QdiscDel(clsactOf(l)))
 		}
 	}
-	return nil
+	c.at = nil
+	return err
 }
 
 func (c *classifier) close() error {

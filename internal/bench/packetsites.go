@@ -16,6 +16,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"golang.org/x/sys/unix"
 )
 
 // The far end of the way that packets take through a node (RFC 2544, RFC 5180).
@@ -75,7 +76,7 @@ type site struct {
 	node    *core.Host
 	far     *core.Host // what is beyond the node
 	agent   *agent
-	tap     *os.File
+	tap     int // of the guest behind it; 0: none
 	program *classifier
 	tables  []string // all that there are
 	ways    []*way
@@ -97,7 +98,7 @@ func (b *bench) newSite(ctx context.Context, l *lab, n int, p sitePlan) (*site, 
 	if err != nil {
 		return s, err
 	}
-	if s.tap, err = holdTap(s.node, byTap.port()); err != nil {
+	if s.tap, err = openTap(s.node, byTap.port()); err != nil {
 		return s, err
 	}
 	if s.far, err = l.AddHost(fmt.Sprintf("far%d", n+1)); err != nil {
@@ -345,8 +346,8 @@ func (s *site) close() (err error) {
 	if s.program != nil {
 		err = errors.Join(err, s.program.close())
 	}
-	if s.tap != nil {
-		err = errors.Join(err, s.tap.Close())
+	if s.tap > 0 {
+		err = errors.Join(err, unix.Close(s.tap))
 	}
 	if s.agent != nil && s.agent.Running() {
 		err = errors.Join(err, syscall.Kill(s.agent.Pid(), syscall.SIGCONT))

@@ -127,22 +127,31 @@ func (a *agent) hooks(name, hook string) *method {
 }
 
 // holdTap opens a tap as a hypervisor does.
-func holdTap(node *core.Host, name string) (f *os.File, err error) {
-	ifr, err := unix.NewIfreq(name)
+func holdTap(node *core.Host, name string) (*os.File, error) {
+	fd, err := openTap(node, name)
 	if err != nil {
 		return nil, err
 	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// openTap opens a tap without waiting for what it brings.
+func openTap(node *core.Host, name string) (fd int, err error) {
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return -1, err
+	}
 	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
-	err = node.Do(func() error {
-		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-		if err != nil {
+	err = node.Do(func() (err error) {
+		if fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {
 			return err
 		}
-		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
-		f = os.NewFile(uintptr(fd), name) // only now, or it cannot be waited for
+		if err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+			_ = unix.Close(fd)
+		}
 		return err
 	})
-	return f, err
+	return fd, err
 }
 
 // duel is a race of vmfabric against one other method.
