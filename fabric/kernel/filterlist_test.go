@@ -145,6 +145,31 @@ func TestFar(t *testing.T) {
 	}
 }
 
+// TestUnderlaySources: most sources are known not to be private by a comparison where the
+// private ones begin alike, and by a look-up otherwise.
+func TestUnderlaySources(t *testing.T) {
+	t.Parallel()
+	first := func(f family, private ...string) string {
+		var ps []netip.Prefix
+		for _, p := range private {
+			ps = append(ps, netip.MustParsePrefix(p))
+		}
+		rule := f.underlay(ps)
+		if c, is := rule[2].(*expr.Cmp); is {
+			return fmt.Sprintf("%x/%x", c.Data, rule[1].(*expr.Bitwise).Mask)
+		}
+		return rule[1].(*expr.Lookup).SetName
+	}
+	assert.Equal(t, "near4", first(ipv4, "fd00:10:10::/64"))
+	assert.Equal(t, "0a0a0000/ffffffc0", first(ipv4, "10.10.0.33/32", "fd00:10:10::/64", "10.10.0.1/32"))
+	assert.Equal(t, "0a000000/ff000000", first(ipv4, "10.0.0.0/8", "10.10.0.9/32"))
+	assert.Equal(t, "near4", first(ipv4, "10.10.0.9/32", "172.16.0.0/12"))
+	assert.Equal(t, "near4", first(ipv4, "0.0.0.0/0"))
+	assert.Equal(t, "fd000010/ffffffff", first(ipv6, "10.10.0.0/24", "fd00:10:10::1/128", "fd00:10:20::/64"))
+	assert.Equal(t, "20010db8/ffffffff", first(ipv6, "2001:db8::/32"))
+	assert.Equal(t, "near6", first(ipv6, "2001:db8::/32", "fd00::/64"))
+}
+
 // TestRequestsCostNoOthers: the rules for forwarded packets are the same with requests
 // and without.
 func TestRequestsCostNoOthers(t *testing.T) {

@@ -336,17 +336,48 @@ var global6 = netip.MustParsePrefix("2000::/3")
 // of those of IPv6 is a global one, a comparison says so, which the kernel does faster
 // than a look-up.
 func (f family) far(private []netip.Prefix) []expr.Any {
-	global := spanOf(global6, nil)
-	if f.size == 4 || slices.ContainsFunc(f.destinations(private), global.overlaps) {
+	if f.size == 4 || slices.ContainsFunc(f.destinations(private), spanOf(global6, nil).overlaps) {
 		return f.near(f.dst, true)
 	}
-	const word = 4 // the kernel has shorter code for four bytes
+	return f.begins(f.dst, expr.CmpOpEq, global6)
+}
+
+// underlay matches a source that is a private one. Packets to guests pay for it. Where the
+// private ones begin alike, most of them for no more than a comparison, which the kernel
+// does faster than a look-up.
+func (f family) underlay(private []netip.Prefix) []expr.Any {
+	first, its := f.near(f.src, false), f.of(private)
+	if len(its) > 0 {
+		last := slices.MaxFunc(its, func(a, b span) int { return a.last.Compare(b.last) }).last
+		if common := commonBits(its[0].first, last); common >= 8*int(f.first) {
+			first = f.begins(f.src, expr.CmpOpEq, netip.PrefixFrom(its[0].first, common))
+		}
+	}
+	return slices.Concat(first, f.in(f.src, "private"+f.digit, false))
+}
+
+// commonBits returns how many of the first bits of two addresses are the same, at most
+// those of a word.
+func commonBits(a, b netip.Addr) int {
+	p := netip.PrefixFrom(a, 8*word)
+	for p.Bits() > 0 && !p.Contains(b) {
+		p = netip.PrefixFrom(a, p.Bits()-1)
+	}
+	return p.Bits()
+}
+
+// begins compares the first bits of an address, at most those of a word, with a prefix.
+func (f family) begins(offset uint32, op expr.CmpOp, p netip.Prefix) []expr.Any {
 	return []expr.Any{
-		load(expr.PayloadBaseNetworkHeader, f.dst, word, 1),
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: word, Mask: net.CIDRMask(global6.Bits(), 8*word), Xor: make([]byte, word)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: global6.Addr().AsSlice()[:word]},
+		load(expr.PayloadBaseNetworkHeader, offset, word, 1),
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: word, Mask: net.CIDRMask(p.Bits(), 8*word), Xor: make([]byte, word)},
+		&expr.Cmp{Op: op, Register: 1, Data: p.Masked().Addr().AsSlice()[:word]},
 	}
 }
+
+// word is the number of bytes for which the kernel has shorter code than for more or
+// fewer.
+const word = 4
 
 // checked matches a source that has lately been found to be routed to the port.
 func (f family) checked() []expr.Any {

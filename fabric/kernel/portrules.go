@@ -67,10 +67,11 @@ func (r *ruleset) addSets(cfg Config) {
 // addSources decides by the source of a packet from a port, and remembers whom the
 // underlay sent to.
 func (r *ruleset) addSources(private []netip.Prefix) {
-	r.add("sources", fromPort(), ipv4.is(), goTo("from4"))
-	r.add("sources", fromPort(), goTo("from6"))
+	r.add("sources", fromPort(), goTo("from_ports"))
+	r.add("from_ports", ipv4.is(), goTo("from4"))
+	r.add("from_ports", goTo("from6"))
 	for _, f := range []family{ipv4, ipv6} {
-		r.add("sources", f.is(), f.near(f.src, false), f.in(f.src, "private"+f.digit, false), jump("to_guests"+f.digit))
+		r.add("sources", f.is(), f.underlay(private), jump("to_guests"+f.digit))
 	}
 
 	for _, f := range []family{ipv4, ipv6} {
