@@ -52,7 +52,7 @@ func TestDoctor(t *testing.T) {
 	assert.Contains(t, all, "table inet own chain forward (policy drop) drops them", "the same words")
 	assert.Contains(t, all, "to TCP port 7147 of this node (10.10.0.21) do not come in: table inet own chain in drops them")
 	assert.Contains(t, all, "agent: no agent answers on "+a.socket)
-	assert.Contains(t, all, ", and 1 ports of guests are here")
+	assert.Contains(t, all, ", and 1 port of a guest is here")
 	_, err = a.node.Run(t.Context(), "nft", "delete", "table", "inet", "own")
 	require.NoError(t, err)
 	r, _ = looks()
