@@ -127,6 +127,7 @@ func (r *ruleset) addGuards(guests []netip.Prefix, all bool) {
 		}
 		for _, f := range []family{ipv4, ipv6} {
 			request := f.echo[slices.IndexFunc(f.echo, func(n byte) bool { return n != f.reply })]
+			r.add("passed_"+s.way, f.is(), f.lateFragment(), leave()) // it has no ports, and what is read as such is its sender's choice
 			r.addFlow(s, "flows"+f.digit, key(s.flow(f)...), f.is(), protocol(unix.IPPROTO_UDP))
 			r.addFlow(s, "echoes"+f.digit, key(s.echo(f)...), f.is(), f.icmpType(request))
 			r.add("answers_"+s.way, f.is(), protocol(unix.IPPROTO_UDP), key(s.flow(f)...), found("flows"+f.digit), remember("flows"+f.digit, flowFor, true), leave())
