@@ -70,8 +70,9 @@ func (l *Lab) Impair(h *Host, by Impairment) (undo func() error, err error) {
 	return undo, nil
 }
 
-// rest is time for frames that nobody has read yet when the cable ends.
-const rest = 50 * time.Millisecond
+// rest is time for frames that nobody has read yet when the cable ends. A busy machine may
+// stall meanwhile.
+const rest = 300 * time.Millisecond
 
 // drain ends what carries frames on that come at an end, after a while, once all of them
 // are handed on.
@@ -124,8 +125,7 @@ func carry(from, to *os.File, by Impairment) {
 		due   time.Time
 		frame []byte
 	}
-	const room = 1 << 14
-	waiting := make(chan late, room)
+	waiting := make(chan late, 1<<14)
 	var sender sync.WaitGroup
 	sender.Go(func() {
 		for l := range waiting {
