@@ -19,6 +19,7 @@ import (
 	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/testenv/faults"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // Whole faults take minutes. They are made by hand, and docs/reliability.md has what came
@@ -172,6 +173,7 @@ func (a *agent) stops(d time.Duration) {
 // TestFaultsOfTheAgent: an agent stands still, is replaced, and its clock jumps.
 func TestFaultsOfTheAgent(t *testing.T) {
 	t.Parallel()
+	labtest.Need(t, "bird")
 	installed := filepath.Join(t.TempDir(), "vmfabric")
 	installs(t, cmp.Or(*before, program), installed)
 	o := underFaults(t, options{nodes: 2, program: installed})
