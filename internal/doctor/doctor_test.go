@@ -22,6 +22,7 @@ import (
 	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/internal/doctor"
 	"github.com/vmfabric/vmfabric/packaging"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // TestWell: a node on which everything is right has no line that says otherwise, and
@@ -59,6 +60,7 @@ type breakage struct {
 // TestEachLine breaks one thing after the other, and sees its line, with its reason and
 // way out. What is the fabric's own is mended.
 func TestEachLine(t *testing.T) {
+	labtest.Long(t)
 	broken := map[string]bool{}
 	for _, a := range breakages() {
 		broken[a.check] = true
