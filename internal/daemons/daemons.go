@@ -31,7 +31,7 @@ func identityOf(name string) (who identity, asked bool) {
 		return identity{"BIRD", "--version", func(said string) bool { return strings.HasPrefix(said, "BIRD version ") }}, true
 	case "vtysh":
 		return identity{"FRR", "--help", func(said string) bool { return strings.Contains(said, "FRR") }}, true
-	case "zebra", "bgpd", "staticd", "bfdd":
+	case "mgmtd", "zebra", "bgpd", "staticd", "bfdd":
 		return identity{"FRR", "--version", func(said string) bool {
 			// Quagga's version line begins like this, too. How FRR was built names
 			// FRR's user, its folders, or both.

@@ -82,7 +82,7 @@ func TestFindHeedsItsContext(t *testing.T) {
 
 // TestInstalled: those that are on this machine are known by what they say.
 func TestInstalled(t *testing.T) {
-	for _, name := range []string{"bird", "vtysh", "zebra", "bgpd", "staticd", "bfdd"} {
+	for _, name := range []string{"bird", "vtysh", "mgmtd", "zebra", "bgpd", "staticd", "bfdd"} {
 		if _, err := find(t.Context(), name, append(filepath.SplitList(os.Getenv("PATH")), folders...)); err != nil {
 			assert.ErrorIs(t, err, exec.ErrNotFound)
 			assert.NotContains(t, err.Error(), " is not ", "or there is another project's beside")

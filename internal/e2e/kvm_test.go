@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
 	"net/netip"
 	"os"
@@ -19,12 +20,25 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
+var rootsOf = flag.String("roots", "", "root file systems whose libvirt and QEMU are those of nodes: node1=DIR,node2=DIR")
+
+// rootOf returns the root file system of a node's libvirt; empty: the machine's.
+func rootOf(t testing.TB, node string) string {
+	for r := range strings.SplitSeq(*rootsOf, ",") {
+		if of, dir, _ := strings.Cut(r, "="); of == node {
+			require.DirExists(t, dir, "-roots %s", *rootsOf)
+			return dir
+		}
+	}
+	return ""
+}
+
 // hypervisor starts a libvirtd with the real hook on a node, and an agent that
 // follows it.
 func (s *system) hypervisor(node string) *hypervisors.Libvirt {
 	s.t.Helper()
 	labtest.Need(s.t, "qemu")
-	lv, err := hypervisors.StartLibvirt(soon(s.t), s.top.Nodes[node], hypervisors.LibvirtOptions{Hook: hookProgram})
+	lv, err := hypervisors.StartLibvirt(soon(s.t), s.top.Nodes[node], hypervisors.LibvirtOptions{Hook: hookProgram, Root: rootOf(s.t, node)})
 	require.NoError(s.t, err)
 	s.agents[node].follow("--libvirt", lv.Socket(), lv.RunDir())
 	return lv

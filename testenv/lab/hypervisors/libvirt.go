@@ -27,6 +27,8 @@ type LibvirtOptions struct {
 	// Hook is a program to install as the hook qemu.d/vmfabric before libvirtd
 	// starts.
 	Hook string
+	// Root is a root file system whose libvirt and QEMU are used; empty: the machine's.
+	Root string
 }
 
 // Libvirt is a libvirtd that runs in a host. All of libvirt's directories on a
@@ -37,7 +39,8 @@ type Libvirt struct {
 	host    *core.Host
 	dir     string
 	box     *sandbox
-	program string
+	root    string // see LibvirtOptions
+	program string // a path below the root
 
 	mu     sync.Mutex
 	daemon *core.Daemon
@@ -55,9 +58,9 @@ func StartLibvirt(ctx context.Context, h *core.Host, o LibvirtOptions) (*Libvirt
 }
 
 func startLibvirt(ctx context.Context, h *core.Host, o LibvirtOptions) (*Libvirt, error) {
-	lv := &Libvirt{host: h, dir: filepath.Join(h.Dir(), "libvirt")}
+	lv := &Libvirt{host: h, dir: filepath.Join(h.Dir(), "libvirt"), root: o.Root}
 	var err error
-	if lv.program, err = daemons.Find(ctx, "libvirtd"); err != nil {
+	if lv.program, err = lv.find(ctx, "libvirtd"); err != nil {
 		return nil, err
 	}
 	binds, err := lv.makeFiles()
@@ -70,7 +73,7 @@ func startLibvirt(ctx context.Context, h *core.Host, o LibvirtOptions) (*Libvirt
 		}
 	}
 	known := lv.recallQEMU(ctx)
-	if lv.box, err = newSandbox(h, binds); err != nil {
+	if lv.box, err = newSandbox(h, append(binds, programsOf(lv.root)...)); err != nil {
 		return nil, err
 	}
 	if err := lv.Start(ctx); err != nil {
@@ -80,6 +83,20 @@ func startLibvirt(ctx context.Context, h *core.Host, o LibvirtOptions) (*Libvirt
 		return lv, lv.rememberQEMU(ctx)
 	}
 	return lv, nil
+}
+
+// find finds a program of libvirt or QEMU, as the sandbox sees it.
+func (lv *Libvirt) find(ctx context.Context, name string) (string, error) {
+	if lv.root == "" {
+		return daemons.Find(ctx, name)
+	}
+	for _, dir := range []string{"/usr/sbin", "/usr/bin"} {
+		path := filepath.Join(dir, name)
+		if _, err := exec.LookPath(filepath.Join(lv.root, path)); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("program %s: %w in %s; install it there", name, exec.ErrNotFound, lv.root)
 }
 
 // makeFiles makes the files of one libvirtd, and returns the places of the
@@ -254,7 +271,7 @@ func (lv *Libvirt) Restart(ctx context.Context) error {
 // Virsh runs virsh against this libvirtd, on its node, and returns its standard
 // output.
 func (lv *Libvirt) Virsh(ctx context.Context, args ...string) (string, error) {
-	virsh, err := daemons.Find(ctx, "virsh")
+	virsh, err := lv.find(ctx, "virsh")
 	if err != nil {
 		return "", err
 	}
@@ -313,10 +330,10 @@ func (lv *Libvirt) rememberQEMU(ctx context.Context) error {
 // knowledge returns the name of the findings in the lab's cache; it depends on the
 // programs.
 func (lv *Libvirt) knowledge(ctx context.Context) string {
-	qemu, _ := daemons.Find(ctx, "qemu-system-x86_64")
+	qemu, _ := lv.find(ctx, "qemu-system-x86_64")
 	about := ""
 	for _, program := range []string{lv.program, qemu} {
-		if info, err := os.Stat(program); err == nil {
+		if info, err := os.Stat(filepath.Join("/", lv.root, program)); err == nil {
 			about += fmt.Sprintln(program, info.Size(), info.ModTime())
 		}
 	}

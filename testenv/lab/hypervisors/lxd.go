@@ -100,7 +100,7 @@ func startLXD(ctx context.Context, h *core.Host, o LXDOptions) (*LXD, error) {
 // makeFiles makes the files of one LXD, and returns the places of the machine's
 // files that they replace.
 func (lx *LXD) makeFiles(lxc string) ([]bind, error) {
-	binds := append(lx.binds(),
+	binds := append(programsOf(lx.root),
 		bind{lx.path("lib"), "/var/lib/" + lx.name}, bind{lx.path("log"), "/var/log/" + lx.name},
 		bind{lx.path("cache"), "/var/cache/" + lx.name}, bind{lx.path("run"), "/run"})
 	if lxc != "" {

@@ -3,7 +3,6 @@ package hypervisors
 import (
 	"context"
 	"os"
-	"path/filepath"
 
 	"github.com/vmfabric/vmfabric/internal/daemons"
 )
@@ -47,13 +46,4 @@ func incusIn(root string) product {
 		serve: []string{"--logfile", "/var/log/incus/incusd.log"}, init: []string{client, "admin", "init", "--preseed"},
 		conf: "INCUS_CONF", trust: []string{"config", "trust", "add"},
 	}
-}
-
-// binds returns the places of this machine's files that those of the product's machine
-// replace.
-func (p product) binds() []bind {
-	if p.root == "" {
-		return nil
-	}
-	return []bind{{filepath.Join(p.root, "usr"), "/usr"}, {filepath.Join(p.root, "etc/ld.so.cache"), "/etc/ld.so.cache"}}
 }

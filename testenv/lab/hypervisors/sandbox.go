@@ -21,6 +21,15 @@ type sandbox struct {
 // bind mounts source, a file or directory of the lab, over target.
 type bind struct{ source, target string }
 
+// programsOf returns the places of this machine's programs and libraries that those of a
+// root file system replace. No root replaces nothing.
+func programsOf(root string) []bind {
+	if root == "" {
+		return nil
+	}
+	return []bind{{filepath.Join(root, "usr"), "/usr"}, {filepath.Join(root, "etc/ld.so.cache"), "/etc/ld.so.cache"}}
+}
+
 func newSandbox(h *core.Host, binds []bind) (*sandbox, error) {
 	s := &sandbox{host: h}
 	err := h.Do(func() (err error) {

@@ -3,6 +3,7 @@ package routers
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -31,6 +32,7 @@ const (
 type FRR struct {
 	Zebra, BGP, Static, BFD *core.Daemon
 
+	mgmt  *core.Daemon // nil: a version without it
 	host  *core.Host
 	space string
 	vtysh string
@@ -68,18 +70,44 @@ func startFRR(ctx context.Context, h *core.Host, conf string, args []string) (*F
 	if err := os.WriteFile(filepath.Join(confDir, "vtysh.conf"), nil, 0o644); err != nil {
 		return nil, err
 	}
+	if err := f.startMgmt(ctx); err != nil {
+		return nil, err
+	}
+	static := unconfigured
+	if f.mgmt != nil {
+		static = nil // mgmtd configures it: since then it reads no file
+	}
 	// Without its option zebra removes an IPv6 route in order to change it
 	// (docs/core.md).
 	for _, d := range []struct {
 		daemon **core.Daemon
 		name   string
 		args   []string
-	}{{&f.Zebra, "zebra", []string{"--v6-rr-semantics"}}, {&f.Static, "staticd", nil}, {&f.BFD, "bfdd", nil}, {&f.BGP, "bgpd", args}} {
+	}{
+		{&f.Zebra, "zebra", slices.Concat(unconfigured, []string{"--v6-rr-semantics"})},
+		{&f.Static, "staticd", static},
+		{&f.BFD, "bfdd", unconfigured},
+		{&f.BGP, "bgpd", slices.Concat(unconfigured, args)},
+	} {
 		if *d.daemon, err = f.start(ctx, d.name, d.args); err != nil {
 			return nil, err
 		}
 	}
 	return f, f.Configure(ctx, conf)
+}
+
+// unconfigured has a daemon start without its configuration file, which is the
+// machine's.
+var unconfigured = []string{"-f", "/dev/null"}
+
+// startMgmt starts mgmtd, which the other daemons of the versions that have it (9 and
+// newer) get their configuration from.
+func (f *FRR) startMgmt(ctx context.Context) (err error) {
+	if _, err = daemons.Find(ctx, "mgmtd"); errors.Is(err, exec.ErrNotFound) {
+		return nil
+	}
+	f.mgmt, err = f.start(ctx, "mgmtd", nil)
+	return err
 }
 
 // Configure adds to the configuration as if it were typed. That takes effect at
@@ -122,7 +150,7 @@ func (f *FRR) start(ctx context.Context, name string, args []string) (*core.Daem
 	// Remove the socket of a killed daemon; vtysh would try it in vain.
 	vty := filepath.Join(frrRunDir, f.space, name+".vty")
 	_ = os.Remove(vty)
-	args = append([]string{"-N", f.space, "-A", "127.0.0.1", "-f", "/dev/null", "--log", "stdout"}, args...)
+	args = append([]string{"-N", f.space, "-A", "127.0.0.1", "--log", "stdout"}, args...)
 	d, err := f.host.StartDaemon(name, exec.Command(program, args...))
 	if err != nil {
 		return nil, err
@@ -170,8 +198,14 @@ func (f *FRR) jsons(ctx context.Context, commands []string, next func(*json.Deco
 	return nil
 }
 
-// Daemons lists the set's daemons.
-func (f *FRR) Daemons() []*core.Daemon { return []*core.Daemon{f.BGP, f.BFD, f.Static, f.Zebra} }
+// Daemons lists the set's daemons, those first that use the others.
+func (f *FRR) Daemons() []*core.Daemon {
+	all := []*core.Daemon{f.BGP, f.BFD, f.Static, f.Zebra}
+	if f.mgmt != nil {
+		all = append(all, f.mgmt)
+	}
+	return all
+}
 
 // Stop asks all daemons of the set to end, and waits until they have.
 func (f *FRR) Stop() error { return f.each((*core.Daemon).Stop) }
