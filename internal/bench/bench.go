@@ -63,7 +63,7 @@ var (
 	fullSize = size{
 		guests: 200, ports: []int{10, 1000, 5000}, attaches: 200,
 		file: []int{100, 1000, 10000}, peers: 60, frr: 40, instances: 20, combined: 100, bulk: []int{1000, 10_000, 100_000},
-		storm: 1000, storms: 3, live: 1000, restarts: 3, moves: 40, fastMoves: 6, moveRate: 1000, fastRate: 4000, lineEvery: 10 * time.Millisecond, stills: 5, still: 4 * time.Second, instMoves: 20, bursts: 15, burst: 40 * time.Millisecond, ported: []int{2, 100, 1000}, watch: 3 * time.Second, watchLast: graceful + 2*time.Second, breathing: 3 * time.Second,
+		storm: 1000, storms: 3, live: 1000, restarts: 3, moves: 40, fastMoves: 6, moveRate: 1000, fastRate: 4000, lineEvery: 10 * time.Millisecond, stills: 5, still: 4 * time.Second, instMoves: 20, bursts: 9, burst: 25 * time.Millisecond, ported: []int{2, 100, 1000}, watch: 3 * time.Second, watchLast: graceful + 2*time.Second, breathing: 3 * time.Second,
 		etcds: []int{0, 1, 3}, crowds: []crowdSize{{addresses: 100_000, agents: []int{10, 100}, copies: 10, changes: 200}, {addresses: 10_000, agents: []int{10, 1000}, copies: 10, changes: 200}},
 	}
 	// An emulated guest without a processor of its own answers few packets. A smoke
