@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -69,10 +70,43 @@ func (d *smallDisk) remount(how string) {
 	require.NoError(d.o.t, err)
 }
 
+// has waits until the state has guests and their addresses, and nothing is half written:
+// the end of that would make room on a full disk.
+func (d *smallDisk) has(vms ...fabric.VM) {
+	d.o.t.Helper()
+	var wanted []string
+	for _, vm := range vms {
+		wanted = append(wanted, filepath.Join(d.dir, "guests", vm.Name+".json"))
+		for _, p := range vm.Prefixes() {
+			wanted = append(wanted, filepath.Join(d.dir, "addresses", strings.NewReplacer(":", "-", "/", "_").Replace(p.String())+".json"))
+		}
+	}
+	d.o.eventually("the state is written", func() error {
+		there := d.files()
+		half := func(file string) bool {
+			info, err := os.Stat(file)
+			unnamed := strings.HasPrefix(filepath.Base(file), ".tmp-") // an empty one is for the next change
+			return err != nil || strings.HasSuffix(file, ".new") || unnamed && info.Size() > 0
+		}
+		if i := slices.IndexFunc(there, half); i >= 0 {
+			return fmt.Errorf("%s is half written", there[i])
+		}
+		for _, file := range wanted {
+			if !slices.Contains(there, file) {
+				return fmt.Errorf("no %s", file)
+			}
+		}
+		return nil
+	})
+}
+
 // files lists all of the state.
 func (d *smallDisk) files() (all []string) {
 	d.o.t.Helper()
 	require.NoError(d.o.t, filepath.Walk(d.dir, func(path string, info os.FileInfo, err error) error {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // the agent has replaced it since
+		}
 		if err == nil && info.Mode().IsRegular() {
 			all = append(all, path)
 		}
@@ -87,6 +121,9 @@ func (d *smallDisk) spoil() {
 	d.o.t.Helper()
 	for n, file := range d.files() {
 		b, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // the agent has replaced it since
+		}
 		require.NoError(d.o.t, err)
 		switch n % 3 {
 		case 0:
@@ -152,7 +189,7 @@ func (d *smallDisk) endures(f diskFault) {
 	o.coreHas(a.node, gone.Prefixes()...)
 	stays := veth("stays-"+word, "203.0.113.30", "2001:db8:100::30")
 	o.run("node1", stays)
-	time.Sleep(100 * time.Millisecond) // until it is written
+	d.has(gone, stays)
 	f.make()
 	_, err := a.try(hooks.Request{Op: hooks.Remove, VM: gone})
 	o.nobodyHas(gone.Prefixes()...)

@@ -355,7 +355,8 @@ func (s *system) viewsOfTheCluster(one, two *agent, web []fabric.Allocation) {
 			assert.Regexp(s.t, "ok      reflector rr1: .*was sent", out)
 			assert.Contains(s.t, cli(a, 1, "address", "move", has.Prefix.Addr().String(), "--to", "db"), "guest web has it on node1; stop that one first")
 		}
-		assert.Contains(s.t, cli(a, 1, "why", "203.0.113.250"), "MISSING guest: no guest of the cluster has 203.0.113.250")
+		free := a.unallocated().String()
+		assert.Contains(s.t, cli(a, 1, "why", free), "MISSING guest: no guest of the cluster has "+free)
 		assert.Contains(s.t, cli(a, 0, "import", "--yes"), "2 guests: 4 addresses known, 0 recorded now, 0 in conflict")
 	}
 	// A guest that does not run gives its addresses to one that does not run either.
@@ -384,7 +385,7 @@ func (s *system) viewsOfTheCluster(one, two *agent, web []fabric.Allocation) {
 	out := cli(one, 1, "list", "--cluster")
 	assert.Regexp(s.t, "(?m)^node1 +web +web_net0 +tap +live ", out)
 	assert.Regexp(s.t, "(?m)^vmfabric: node node2 .*no agent listens there", out)
-	out = cli(one, 1, "why", "203.0.113.251")
+	out = cli(one, 1, "why", one.unallocated().String())
 	assert.Contains(s.t, out, "; node node2 may have it, and does not say")
 	assert.Contains(s.t, cli(one, 0, "why", web[0].Prefix.Addr().String()), "what it has is not known")
 	assert.Contains(s.t, cli(one, 1, "import"), "1 guest: 2 addresses known, 0 to record, 0 in conflict")
@@ -419,6 +420,17 @@ func (a *agent) does(args ...string) string {
 	out, errs, code := a.cli(args...)
 	require.Zero(a.s.t, code, "%v: %s", args, errs)
 	return out
+}
+
+// unallocated gives an address of the first pool that nobody has: pools give any.
+func (a *agent) unallocated() netip.Addr {
+	a.s.t.Helper()
+	all := decode[[]fabric.Allocation](a.s.t, a.does("address", "list", "--json"))
+	free := a.s.cluster.Pools[0].Prefix.Addr().Next()
+	for slices.ContainsFunc(all, func(is fabric.Allocation) bool { return is.Prefix.Addr() == free }) {
+		free = free.Next()
+	}
+	return free
 }
 
 // TestAdoptedRegistry: an etcd that lost what it had gives no address until the operator
@@ -464,8 +476,9 @@ func TestAdoptedRegistry(t *testing.T) {
 // the operator end it.
 func (s *system) damagedRecord(h *core.Host, one, two *agent) {
 	s.t.Helper()
-	one.does("attach", "named", "--address", "203.0.113.200")
-	key := fabric.DefaultEtcdPrefix + "/" + s.cluster.Name + "/addr/cb0071c8/32"
+	free := one.unallocated()
+	one.does("attach", "named", "--address", free.String())
+	key := fmt.Sprintf("%s/%s/addr/%x/32", fabric.DefaultEtcdPrefix, s.cluster.Name, free.As4())
 	ctl := func(args ...string) string {
 		said, err := h.Run(soon(s.t), "etcdctl", append([]string{"--endpoints", s.cluster.Registry.Etcd.Endpoints[0]}, args...)...)
 		require.NoError(s.t, err)
@@ -474,13 +487,13 @@ func (s *system) damagedRecord(h *core.Host, one, two *agent) {
 	require.Contains(s.t, ctl("get", key), "attached named")
 	ctl("put", key, "x")
 	for _, a := range []*agent{one, two} {
-		a.complains("key " + key + " is damaged; release 203.0.113.200 when the guest runs that has it, or if none has")
+		a.complains("key " + key + " is damaged; release " + free.String() + " when the guest runs that has it, or if none has")
 	}
-	_, errs, code := two.cli("attach", "other", "--address", "203.0.113.200")
+	_, errs, code := two.cli("attach", "other", "--address", free.String())
 	assert.Equal(s.t, 1, code)
-	assert.Contains(s.t, errs, "203.0.113.200 may be another guest's: key "+key+" is damaged")
+	assert.Contains(s.t, errs, free.String()+" may be another guest's: key "+key+" is damaged")
 	assert.Contains(s.t, ctl("get", key), "\nx")
-	two.does("address", "release", "203.0.113.200")
+	two.does("address", "release", free.String())
 	one.healthy()
 	two.healthy()
 }
@@ -528,6 +541,7 @@ func TestPoolsOfEtcd(t *testing.T) {
 	assert.Contains(t, errs, "is allocated to guest web (attached web), which got it on node1")
 
 	s.viewsOfTheCluster(one, two, web)
+	named := one.unallocated()
 	require.NoError(t, etcd.Kill())
 	one.complains("nothing listens there; start etcd")
 	one.does("attach", "web", "--pool", "auto")
@@ -536,7 +550,7 @@ func TestPoolsOfEtcd(t *testing.T) {
 	assert.Contains(t, errs, "is that of guest web (attached web), which got it on node1, by what this node knows of the registry, which does not answer now")
 	one.restart(one.Kill)
 	s.coreHas(one.node, web[0].Prefix, web[1].Prefix)
-	one.does("attach", "named", "--address", "203.0.113.200")
+	one.does("attach", "named", "--address", named.String())
 	_, errs, code = two.cli("attach", "other", "--pool", "auto")
 	assert.Equal(t, 1, code)
 	assert.Contains(t, errs, "nothing listens there; start etcd")

@@ -1,6 +1,7 @@
 package reflector_test
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"strconv"
@@ -58,15 +59,31 @@ func (h *client) take(u *bgp.BGPUpdate) {
 	}
 }
 
+// openSession connects, and exchanges OPENs. A reflector that has begun a moment ago may close
+// a connection, since it is not waiting for this neighbour yet.
+func openSession(t *testing.T, rr fabric.RR, from netip.Addr, open []byte) (conn net.Conn) {
+	t.Helper()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: from.AsSlice()}}
+	gobgptest.Eventually(t, "the reflector opens the session", func() bool {
+		var err error
+		conn, err = d.DialContext(t.Context(), "tcp", net.JoinHostPort(rr.Address.String(), strconv.Itoa(int(rr.Port))))
+		require.NoError(t, err)
+		_, wrote := conn.Write(open)
+		answer, err := gobgptest.ReadMessage(conn)
+		if err = errors.Join(wrote, err); err != nil {
+			conn.Close()
+			return false
+		}
+		require.EqualValues(t, bgp.BGP_MSG_OPEN, answer.Header.Type)
+		return true
+	})
+	return conn
+}
+
 // dial opens a session of some families from an address. at is called the moment
 // before the reflector's side is established.
 func dial(t *testing.T, c fabric.Cluster, from netip.Addr, at func(), families ...bgp.Family) *client {
 	t.Helper()
-	rr := c.Reflectors[0]
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: from.AsSlice()}}
-	conn, err := d.DialContext(t.Context(), "tcp", net.JoinHostPort(rr.Address.String(), strconv.Itoa(int(rr.Port))))
-	require.NoError(t, err)
-	h := &client{conn: conn, prefs: map[string]uint32{}}
 	caps := []bgp.ParameterCapabilityInterface{bgp.NewCapFourOctetASNumber(c.ASN)}
 	for _, f := range families {
 		caps = append(caps, bgp.NewCapMultiProtocol(f))
@@ -77,9 +94,8 @@ func dial(t *testing.T, c fabric.Cluster, from netip.Addr, at func(), families .
 	require.NoError(t, err)
 	keepalive, err := bgp.NewBGPKeepAliveMessage().Serialize()
 	require.NoError(t, err)
-	_, err = conn.Write(b)
-	require.NoError(t, err)
-	require.EqualValues(t, bgp.BGP_MSG_OPEN, h.read(t).Header.Type)
+	conn := openSession(t, c.Reflectors[0], from, b)
+	h := &client{conn: conn, prefs: map[string]uint32{}}
 	require.EqualValues(t, bgp.BGP_MSG_KEEPALIVE, h.read(t).Header.Type)
 	at()
 	_, err = conn.Write(keepalive)
