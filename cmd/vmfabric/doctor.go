@@ -167,7 +167,7 @@ func printReport(cmd *cobra.Command, r doctor.Report, all bool) {
 const probeFor = 30 * time.Second
 
 // probeFeatures runs kernelProbeCommand in a network namespace of its own.
-func probeFeatures(ctx context.Context) (lines []string, err error) {
+func probeFeatures(ctx context.Context) (found kernel.Probed, err error) {
 	ctx, cancel := context.WithTimeout(ctx, probeFor)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", kernelProbe)
@@ -176,12 +176,12 @@ func probeFeatures(ctx context.Context) (lines []string, err error) {
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return nil, fmt.Errorf("a network namespace of its own: %w %s", err, strings.TrimSpace(stderr.String()))
+		return found, fmt.Errorf("a network namespace of its own: %w %s", err, strings.TrimSpace(stderr.String()))
 	}
-	if err := json.Unmarshal(out, &lines); err != nil {
-		return nil, fmt.Errorf("the probe of the kernel: %w", err)
+	if err := json.Unmarshal(out, &found); err != nil {
+		return found, fmt.Errorf("the probe of the kernel: %w", err)
 	}
-	return lines, nil
+	return found, nil
 }
 
 const kernelProbe = "probe-kernel"
@@ -198,8 +198,7 @@ func kernelProbeCommand(*tool) *cobra.Command {
 			if links, err := os.ReadDir("/proc/sys/net/ipv4/conf"); err != nil || len(links) > 3 { // all, default, lo
 				return errors.New("this network namespace is in use; vmfabric doctor makes an empty one")
 			}
-			lines := kernel.ProbeFeatures(cmd.Context())
-			return json.NewEncoder(cmd.OutOrStdout()).Encode(lines)
+			return json.NewEncoder(cmd.OutOrStdout()).Encode(kernel.ProbeFeatures(cmd.Context()))
 		},
 	}
 }

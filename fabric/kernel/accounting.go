@@ -128,7 +128,10 @@ func (a *accounting) open() error {
 
 // removeCounters removes the tables that a process with accounting left.
 func removeCounters() error {
-	c, err := nftables.New()
+	c, err := openTables()
+	if unknownTo(err, noTables...) != nil {
+		return nil // there are none
+	}
 	if err != nil {
 		return err
 	}
@@ -362,7 +365,7 @@ func (b *books) ensure() error {
 	if b.made != "" && generation == b.seen && generation != 0 {
 		return nil
 	}
-	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
+	c, err := openTables(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
 	if err != nil {
 		return err
 	}
@@ -401,7 +404,7 @@ func (b *books) ensure() error {
 // reconfigure changes the tables, which count on meanwhile. If that cannot be, ensure
 // makes them anew.
 func (b *books) reconfigure(internal []netip.Prefix) error {
-	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
+	c, err := openTables(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
 	if err != nil {
 		return err
 	}
@@ -499,7 +502,7 @@ func (b *books) change(prefixes []netip.Prefix, do func(*nftables.Conn, *nftable
 	if len(prefixes) == 0 {
 		return nil
 	}
-	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
+	c, err := openTables(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
 	if err != nil {
 		return err
 	}
@@ -522,7 +525,7 @@ func (b *books) change(prefixes []netip.Prefix, do func(*nftables.Conn, *nftable
 
 // settle reads the counters, and adds what they have counted to the totals.
 func (b *books) settle() error {
-	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
+	c, err := openTables(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
 	if err != nil {
 		return err
 	}

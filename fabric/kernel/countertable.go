@@ -1,7 +1,6 @@
 package kernel
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -113,9 +112,7 @@ func (t *counterTable) elementsOf(prefixes []netip.Prefix, routed bool) (element
 
 // read adds the counters of the table to all.
 func (t *counterTable) read(d *setDump, all map[netip.Prefix]ledger.Counts) error {
-	supported := true
 	add := func(i int, p netip.Prefix, e counted) {
-		supported = supported && e.counts
 		counts := all[p]
 		counts[i] = e.count
 		all[p] = counts
@@ -132,13 +129,8 @@ func (t *counterTable) read(d *setDump, all map[netip.Prefix]ledger.Counts) erro
 		}
 		eachRange(ends, func(p netip.Prefix, e counted) { add(i, p, e) })
 	}
-	if !supported {
-		return errCountsNothing
-	}
 	return nil
 }
-
-var errCountsNothing = errors.New("this kernel has no counters in sets, which came with Linux 5.7")
 
 // eachRange calls each for the prefixes of a set of ranges, whose elements are the first
 // addresses of ranges and the first ones after them.

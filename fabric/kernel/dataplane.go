@@ -69,6 +69,7 @@ type Dataplane struct {
 	log        *slog.Logger
 	rtnl       *socket
 	ports      *ports
+	features   *features
 	watch      *watcher
 	reaper     reaper
 	host       host
@@ -111,10 +112,21 @@ func New(ctx context.Context, cfg Config, opts ...Option) (*Dataplane, error) {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
 	d.reaper.rtnl, d.host.underlay = d.rtnl, newUnderlay(d.rtnl, cfg.Underlay)
+	d.findFeatures(cfg)
 	if err = d.open(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("kernel: %w", errors.Join(err, d.Close()))
 	}
 	return d, nil
+}
+
+// findFeatures tries what the kernel has, and reports what is off without it.
+func (d *Dataplane) findFeatures(cfg Config) {
+	d.features = d.rtnl.probe(d.host.ipv6, cfg.Accounting != nil)
+	d.host.features, d.responder.features = d.features, d.features
+	d.features.report(d.conditions, cfg)
+	for _, line := range d.features.notes() {
+		d.log.Info("kernel", "without", line)
+	}
 }
 
 // open opens the parts of a dataplane. After an error, Close closes those that are
@@ -131,7 +143,9 @@ func (d *Dataplane) open(ctx context.Context, cfg Config) (err error) {
 	if err := d.watch.join(ctx, cfg.Netlink); err != nil {
 		return err
 	}
-	d.accounting = newAccounting(d, cfg.Accounting)
+	if d.features.lack(inetTables, setCounters) == nil {
+		d.accounting = newAccounting(d, cfg.Accounting)
+	}
 	if err := d.accounting.open(); err != nil {
 		d.conditions.set("accounting", fmt.Sprintf("accounting: it is off, and its tables may still be there: %v", err))
 	}
@@ -515,8 +529,8 @@ func (d *Dataplane) configure(ctx context.Context, p, was fabric.Port, l link) e
 	if err != nil {
 		return err
 	}
-	if full := p.FullPortName(); len(first) > 0 && full != p.Name && len(full) < 128 {
-		_ = d.rtnl.addAltName(l.index, full) // there already, or a kernel before 5.5
+	if full := p.FullPortName(); len(first) > 0 && full != p.Name && len(full) < 128 && d.features.has(altNames) {
+		_ = d.rtnl.addAltName(l.index, full) // there already, as a rule
 	}
 	if err := d.checkCompeting(ctx, p, l, used); err != nil {
 		return err

@@ -25,7 +25,7 @@ const discardPriority nftables.ChainPriority = -150
 // also while no agent runs. Packets from the guest pass, and those of the node itself to
 // it.
 func (d *Dataplane) Discard(_ context.Context, all []fabric.Blackhole) error {
-	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
+	c, err := openTables(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
 	if err != nil {
 		return err
 	}

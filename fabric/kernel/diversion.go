@@ -45,8 +45,8 @@ func (d *Dataplane) prepareDiversions() error {
 // findDiversions takes over the diversions of an earlier process.
 func (d *Dataplane) findDiversions(ctx context.Context) error {
 	found, err := d.Diverted(ctx)
-	if err != nil || len(found) == 0 {
-		return err
+	if err != nil || len(found) == 0 || !d.features.has(policyRules) {
+		return err // without policy routing they have no effect
 	}
 	d.moves.diverting.Store(true)
 	return d.moves.rtnl.ensureRules(d.divertedRules())
@@ -86,6 +86,13 @@ func (d *Dataplane) Divert(ctx context.Context, ports []fabric.Port, to fabric.N
 
 // divert makes the routes, and returns the prefixes whose route is made.
 func (d *Dataplane) divert(prefixes []netip.Prefix, to fabric.Node, failed *prefixErrors) (diverted []netip.Prefix, err error) {
+	// The routes have no effect without the rules. Record has made these, as a rule.
+	if !d.moves.diverting.Load() {
+		if err := d.moves.rtnl.ensureRules(d.divertedRules()); err != nil {
+			return nil, err
+		}
+		d.moves.diverting.Store(true)
+	}
 	msgs := make([]netlink.Message, len(prefixes))
 	for i, p := range prefixes {
 		msgs[i] = diversionMessage(unix.RTM_NEWROUTE, netlink.Create|netlink.Replace, p, to.Source(p.Addr()))
@@ -103,14 +110,6 @@ func (d *Dataplane) divert(prefixes []netip.Prefix, to fabric.Node, failed *pref
 		default:
 			failed.add(p, err)
 		}
-	}
-	// The routes have no effect without the rules. Record has made these, as a
-	// rule.
-	if !d.moves.diverting.Load() {
-		if err := d.moves.rtnl.ensureRules(d.divertedRules()); err != nil {
-			return nil, err
-		}
-		d.moves.diverting.Store(true)
 	}
 	return diverted, nil
 }

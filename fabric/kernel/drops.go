@@ -168,7 +168,7 @@ func (f *filter) readDrops(c *nftables.Conn) {
 func (f *filter) drops(exists func(index int32) bool) (map[int32][]fabric.Drops, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	c, err := nftables.New(nftables.AsLasting())
+	c, err := openTables(nftables.AsLasting())
 	if err != nil {
 		return nil, err
 	}

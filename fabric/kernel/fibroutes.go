@@ -244,7 +244,12 @@ func (r *fibRoutes) note(c fibChange, err error) (first bool) {
 	if !known && (errno == unix.EEXIST || errno == unix.ENOENT) {
 		r.markStale() // only at the first refusal: have may have missed a route of the FIB
 	}
+	four, six := c.prefix.Addr().Is4(), r.want[c.prefix].Is6()
 	switch errno {
+	case unix.EINVAL, unix.ENODEV:
+		if four && six {
+			err = &lackError{ipv6NextHops, err}
+		}
 	case unix.EEXIST:
 		err = fmt.Errorf("there is one of metric %d already, and it is not ours; see ip route show %s", c.metric, c.prefix)
 	case unix.ENETUNREACH, unix.EHOSTUNREACH:
@@ -273,7 +278,7 @@ func (r *fibRoutes) message(typ netlink.HeaderType, flags netlink.HeaderFlags, k
 		case !via.IsValid():
 		case via.Is4() == k.prefix.Addr().Is4():
 			ae.Bytes(unix.RTA_GATEWAY, via.AsSlice())
-		default: // of the other family (RFC 8950); Linux 5.2 and newer
+		default: // of the other family (RFC 8950, ipv6NextHops)
 			ae.Bytes(unix.RTA_VIA, append(binary.NativeEndian.AppendUint16(nil, unix.AF_INET6), via.AsSlice()...))
 		}
 	})

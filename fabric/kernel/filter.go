@@ -2,9 +2,7 @@ package kernel
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -14,7 +12,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -151,23 +148,6 @@ func (r *ruleset) addMetadata(number uint16) {
 	r.add("output", groupIs(expr.MetaKeyOIFGROUP), ipv6.is(), ipv6.source(expr.CmpOpEq, fabric.HostPrefix(fabric.Metadata6)), fromService(number), setPort(0, metadataPort))
 }
 
-// logsPackets returns an error if this kernel cannot log packets for the responder.
-// Its one transaction leaves nothing.
-func logsPackets() error {
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	trial := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: tableName + "_trial"})
-	chain := c.AddChain(&nftables.Chain{Name: "requests", Table: trial})
-	c.AddRule(&nftables.Rule{Table: trial, Chain: chain, Exprs: logTo(requestGroups[0])})
-	c.DelTable(trial)
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("this kernel lacks the log statement of nftables (%w)", err)
-	}
-	return nil
-}
-
 // addErrors lets ICMP errors pass, but for those that quote a packet to the
 // underlay: by these a guest could slow down the connections between machines of
 // the underlay.
@@ -256,7 +236,7 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 	if arriving != nil {
 		list = arriving()
 	}
-	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
+	c, err := openTables(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
 	if err != nil {
 		return err
 	}
@@ -294,9 +274,6 @@ func (f *filter) ensure(arriving func() map[string][]netip.Prefix) error {
 	}
 	if err := c.Flush(); err != nil {
 		f.seen, f.broken = 0, true // the next call makes all anew
-		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("this kernel lacks a part of nftables (%w)", err)
-		}
 		return err
 	}
 	f.seen, f.broken, f.guards = f.seenAfter(generation, intact, changed || guarded), false, guards
@@ -318,7 +295,7 @@ func (f *filter) reconfigure(cfg Config, q requests) error {
 		return nil
 	}
 	f.seen = 0 // ensure looks at all of it
-	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
+	c, err := openTables(nftables.AsLasting(), nftables.WithSockOptions(roomForAnswers))
 	if err != nil {
 		return err
 	}
@@ -355,11 +332,6 @@ func (f *filter) seenAfter(before uint32, intact, changed bool) uint32 {
 	}
 	return 0
 }
-
-// roomForAnswers makes room in a socket for the kernel's answers to one transaction.
-// There are two to each rule, all at once, and they fill what a socket has room for by
-// default.
-func roomForAnswers(c *netlink.Conn) error { return c.SetReadBuffer(answerBuffer) }
 
 // setArriving queues on c the changes to the chains of ports whose guests are about
 // to arrive. intact says that the table is there already, and not made anew.
@@ -467,7 +439,7 @@ func (f *filter) listArriving(c *nftables.Conn) (map[string][]netip.Prefix, erro
 func (f *filter) forget() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	c, err := nftables.New()
+	c, err := openTables()
 	if err != nil {
 		return err
 	}
@@ -478,39 +450,6 @@ func (f *filter) forget() error {
 		return err
 	}
 	return nil
-}
-
-// rulesGeneration returns the generation of the kernel's ruleset, which grows with
-// each change of any table (NFT_MSG_GETGEN).
-func rulesGeneration() (uint32, error) {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = c.Close() }()
-	replies, err := c.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
-		Data:   make([]byte, sizeofNfgenmsg),
-	})
-	if err != nil {
-		return 0, err
-	}
-	for _, reply := range replies {
-		if len(reply.Data) < sizeofNfgenmsg {
-			continue
-		}
-		ad, err := netlink.NewAttributeDecoder(reply.Data[sizeofNfgenmsg:])
-		if err != nil {
-			continue
-		}
-		ad.ByteOrder = binary.BigEndian
-		for ad.Next() {
-			if ad.Type() == unix.NFTA_GEN_ID {
-				return ad.Uint32(), nil
-			}
-		}
-	}
-	return 0, nil
 }
 
 const sizeofNfgenmsg = 4 // struct nfgenmsg of <linux/netfilter/nfnetlink.h>

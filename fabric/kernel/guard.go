@@ -559,7 +559,7 @@ func (d *Dataplane) guard(p, was fabric.Port) error {
 		return fmt.Errorf("the guest is isolated, and this dataplane does not know the prefixes of other guests; name the pools")
 	}
 	if err := d.host.filter.ensure(nil); err != nil {
-		return fmt.Errorf("firewall: %w", err)
+		return fmt.Errorf("firewall: %w", d.host.whyNoFilter(err))
 	}
 	return nil
 }

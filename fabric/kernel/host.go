@@ -17,6 +17,7 @@ type host struct {
 	filter     *filter
 	proxying   proxying
 	conditions *conditions
+	features   *features
 }
 
 // families lists the address families of this node.
@@ -42,10 +43,19 @@ func (h *host) protect(arriving func() map[string][]netip.Prefix) {
 // keepFilter keeps the packet filter in force, and reports an error as a condition.
 func (h *host) keepFilter(arriving func() map[string][]netip.Prefix) {
 	if err := h.filter.ensure(arriving); err != nil {
-		h.conditions.set("filter", fmt.Sprintf("the filter of the ports by nftables is off, a guest can send with another's IPv6 source, and reach the node and the underlay: %v; load nf_tables and nft_fib_inet", err))
+		h.conditions.set("filter", fmt.Sprintf("the filter of the ports by nftables is off, a guest can send with another's IPv6 source, and reach the node and the underlay, and one with a firewall is refused: %v", h.whyNoFilter(err)))
 	} else {
 		h.conditions.set("filter", "")
 	}
+}
+
+// whyNoFilter returns what the kernel lacks for the filter, where that is why it could not
+// be made.
+func (h *host) whyNoFilter(err error) error {
+	if lack := h.features.lack(filtering...); lack != nil {
+		return lack
+	}
+	return fmt.Errorf("%w; load nf_tables and nft_fib_inet", err)
 }
 
 // expectArrivals makes the rules by which the kernel looks up packets from the

@@ -254,7 +254,7 @@ func (r *socket) addVeth(name, peer string, mac fabric.MAC, mtu int, queue uint3
 	return err
 }
 
-// addAltName gives a link an alternative name, which needs Linux 5.5.
+// addAltName gives a link an alternative name, if the kernel has these (altNames).
 func (r *socket) addAltName(index int32, name string) error {
 	_, err := r.Do(rtnl.Message(unix.RTM_NEWLINKPROP, netlink.Acknowledge|netlink.Create|netlink.Append|netlink.Excl, rtnl.IfInfoMsg(index, 0, 0), func(ae *netlink.AttributeEncoder) {
 		ae.Nested(unix.IFLA_PROP_LIST, func(ae *netlink.AttributeEncoder) error {
@@ -270,11 +270,9 @@ func (r *socket) addAltName(index int32, name string) error {
 // this process, so no unmarked tap is ever left behind. The error is [os.ErrExist]
 // if there is a link of that name.
 func addTap(name string, multiQueue bool, mark func() error) error {
-	// Not by package os, which would register the file with Go's poller for
-	// nothing.
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := openTun()
 	if err != nil {
-		return fmt.Errorf("open /dev/net/tun: %w; load the tun module: modprobe tun", err)
+		return err
 	}
 	defer unix.Close(fd)
 	ifr, err := unix.NewIfreq(name)

@@ -37,7 +37,9 @@ func (d *Dataplane) renameFormer() error {
 				errs = append(errs, fmt.Errorf("rename port %s to %s: %w; stop the guest, or remove the link that has the name", l.name, name, err))
 				continue
 			}
-			_ = d.rtnl.addAltName(l.index, l.name)
+			if d.features.has(altNames) {
+				_ = d.rtnl.addAltName(l.index, l.name)
+			}
 			d.log.Info("port renamed", "vm", vm, "from", l.name, "port", name)
 		}
 	}

@@ -44,6 +44,7 @@ const (
 type responder struct {
 	log        *slog.Logger
 	conditions *conditions
+	features   *features
 	requests   *nflog.Listener // nil: there are no requests
 	sender     *capture.Answerer
 	changed    signal.Signal // a port was made, or has changed
@@ -100,7 +101,7 @@ func (r *responder) listen() (err error) {
 		return err
 	}
 	defer close(r.opened)
-	if err := logsPackets(); err != nil {
+	if err := r.features.lack(packetLog, inetTables); err != nil {
 		return err
 	}
 	r.requests, err = nflog.Listen(requestGroups...)
@@ -127,7 +128,10 @@ func (r *responder) fail(err error) {
 // refusal says for people why guests are not answered.
 func refusal(err error) string {
 	way := "load nfnetlink_log and nft_log, and restart the agent"
+	var lack *lackError
 	switch {
+	case errors.As(err, &lack):
+		way = "then restart the agent"
 	case errors.Is(err, nflog.ErrTaken):
 		way = "free one of them (cat /proc/net/netfilter/nfnetlink_log), and restart the agent"
 	case errors.Is(err, os.ErrPermission) || errors.Is(err, unix.EAFNOSUPPORT):

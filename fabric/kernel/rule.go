@@ -65,9 +65,13 @@ func (r *socket) ensureRules(rules []rule) error {
 		return err
 	}
 	for i, err := range errs {
-		if err != nil && rtnl.Errno(err) != unix.EEXIST {
-			return fmt.Errorf("rule of priority %d: %w", rules[i].priority, err)
+		if err == nil || rtnl.Errno(err) == unix.EEXIST {
+			continue
 		}
+		if unknownTo(err, noPolicyRouting...) != nil {
+			err = &lackError{policyRules, err}
+		}
+		return fmt.Errorf("rule of priority %d: %w", rules[i].priority, err)
 	}
 	return nil
 }

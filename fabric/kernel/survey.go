@@ -238,7 +238,7 @@ func hasUFW() bool {
 
 // HasFilter reports whether the fabric's nftables tables are there.
 func (s *Survey) HasFilter() (bool, error) {
-	c, err := nftables.New()
+	c, err := openTables()
 	if err != nil {
 		return false, fmt.Errorf("nftables: %w", err)
 	}
@@ -263,28 +263,45 @@ func (s *Survey) RestoreFilter() error {
 	return nil
 }
 
+// Probed says how a kernel was found.
+type Probed struct {
+	Faults []string `json:"faults"` // what does not work
+	Notes  []string `json:"notes"`  // what works in another way than with a newer kernel
+}
+
 // ProbeFeatures tries in an empty network namespace what a node needs of its kernel:
 // it opens a dataplane there, makes ports of all kinds, and lets the dataplane try
-// forwarding. It lists what does not work. The whole process must be in that namespace.
-func ProbeFeatures(ctx context.Context) (lines []string) {
+// forwarding. The whole process must be in that namespace.
+func ProbeFeatures(ctx context.Context) (p Probed) {
 	r, err := dial()
 	if err != nil {
-		return []string{err.Error()}
+		p.Faults = []string{err.Error()}
+		return p
 	}
 	defer r.Close()
+	p.Faults, p.Notes = r.probeNode(ctx)
+	slices.Sort(p.Faults)
+	p.Faults = slices.Compact(p.Faults)
+	return p
+}
+
+func (r *socket) probeNode(ctx context.Context) (lines, notes []string) {
 	v4, v6 := netip.MustParseAddr("10.147.0.2"), netip.MustParseAddr("fd00:147::2")
 	if err := r.probeUnderlay(v4, v6); err != nil {
-		return []string{fmt.Sprintf("make a veth pair: %v; load veth", err)}
+		return []string{fmt.Sprintf("make a veth pair: %v; load veth", err)}, nil
 	}
 	d, err := New(ctx, Config{
 		Cluster: "probe", Underlay: []netip.Addr{v4, v6}, NextHop: v4.Prev(), NextHop6: v6.Prev(),
 		Samples: []netip.Addr{netip.MustParseAddr("203.0.113.254"), netip.MustParseAddr("2001:db8::254")},
 	})
 	if err != nil {
-		return []string{err.Error()}
+		return []string{err.Error()}, nil
 	}
 	defer d.Close()
 	for i, kind := range []fabric.Kind{fabric.Tap, fabric.Veth} {
+		if kind == fabric.Tap && !d.features.has(tapDevice) {
+			continue // there is a condition
+		}
 		p := fabric.Port{
 			Cluster: "probe", VM: "probe", Index: i, Name: fabric.PortName("probe", i), Gateway: fabric.Gateway{IPv4: v4, MAC: fabric.DefaultMAC},
 			NIC: fabric.NIC{Kind: kind, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{203, 0, 113, byte(i + 1)})}},
@@ -297,8 +314,8 @@ func ProbeFeatures(ctx context.Context) (lines []string) {
 	if _, err := d.forwarding.check(ctx); err != nil {
 		lines = append(lines, err.Error())
 	}
-	slices.Sort(lines)
-	return slices.Compact(lines)
+	d.features.lacks[setCounters] = probeSetCounters() // New does so where packets are counted
+	return lines, d.features.notes()
 }
 
 // probeUnderlay makes a link with routes to two addresses.

@@ -118,15 +118,15 @@ func TestProbeFeatures(t *testing.T) {
 	}
 	clean()
 	defer clean()
-	require.Empty(t, kernel.ProbeFeatures(t.Context()))
+	require.Equal(t, kernel.Probed{}, kernel.ProbeFeatures(t.Context()))
 	clean()
 	// The tests have a mount namespace of their own.
 	require.NoError(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 	require.NoError(t, unix.Mount("/dev/null", "/dev/net/tun", "", unix.MS_BIND, ""))
 	defer func() { require.NoError(t, unix.Unmount("/dev/net/tun", 0)) }()
-	lines := kernel.ProbeFeatures(t.Context())
+	lines := kernel.ProbeFeatures(t.Context()).Faults
 	require.Len(t, lines, 1)
-	assert.Contains(t, lines[0], "a port of kind tap cannot be made: ")
+	assert.Contains(t, lines[0], "virtual machines with taps cannot be attached: this kernel has no tap devices (module tun, /dev/net/tun): ")
 }
 
 func TestSurveyOfPortsAndTables(t *testing.T) {

@@ -215,15 +215,15 @@ func (t *trial) close() error {
 // removeTrial removes everything that a trial makes, also the remains of a killed
 // process's trial. The rule stays, as those of moves do.
 func (r *socket) removeTrial() error {
-	c, err := nftables.New()
+	c, err := openTables()
 	if err == nil {
 		table := &nftables.Table{Family: nftables.TableFamilyINet, Name: trialName}
 		c.AddTable(table) // the deletion needs a table
 		c.DelTable(table)
 		err = c.Flush()
 	}
-	if rtnl.Errno(err) == unix.EOPNOTSUPP || rtnl.Errno(err) == unix.ENOENT || rtnl.Errno(err) == unix.EINVAL {
-		err = nil // a kernel without nf_tables has no table
+	if unknownTo(err, noTables...) != nil {
+		err = nil // there is no table then
 	}
 	return errors.Join(err, r.removeTrialLink(), r.removeTrialRoutes())
 }
@@ -321,7 +321,7 @@ func (t *trial) intercept(c course) error {
 
 // table makes the trial's table for a course.
 func (t *trial) table(c course) error {
-	n, err := nftables.New()
+	n, err := openTables()
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync/atomic"
 
-	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -178,7 +177,7 @@ func legacyTables(family uint8) []string {
 }
 
 func listChains() ([]chain, error) {
-	c, err := nftables.New()
+	c, err := openTables()
 	if err != nil {
 		return nil, err
 	}

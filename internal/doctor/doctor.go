@@ -77,7 +77,7 @@ type Config struct {
 	Kernel   func(*fabric.Cluster, fabric.Node) kernel.Config
 	// Features tries in a network namespace of its own what a node needs of its kernel,
 	// see [kernel.ProbeFeatures].
-	Features func(context.Context) ([]string, error)
+	Features func(context.Context) (kernel.Probed, error)
 }
 
 // check is one thing to look at.

@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/hooks"
 	"github.com/vmfabric/vmfabric/internal/doctor"
 	"github.com/vmfabric/vmfabric/packaging"
@@ -181,15 +182,20 @@ const (
 	tables   = "sys/net/ipv4/neigh/default/gc_thresh3"
 )
 
+func probed(p kernel.Probed) func(context.Context) (kernel.Probed, error) {
+	return func(context.Context) (kernel.Probed, error) { return p, nil }
+}
+
 var kernelBreakages = []breakage{
 	{check: "kernel", name: "a part is missing", harm: func(l *lab) {
-		l.cfg.Features = func(context.Context) ([]string, error) {
-			return []string{"make a veth pair: operation not supported; load veth"}, nil
-		}
+		l.cfg.Features = probed(kernel.Probed{Faults: []string{"make a veth pair: operation not supported; load veth"}})
 	}, says: "make a veth pair: operation not supported", wayOut: "load veth"},
 	{check: "kernel", name: "a part that says no way out", harm: func(l *lab) {
-		l.cfg.Features = func(context.Context) ([]string, error) { return []string{"make tap: no such device"}, nil }
+		l.cfg.Features = probed(kernel.Probed{Faults: []string{"make tap: no such device"}})
 	}, says: "make tap: no such device", wayOut: "modprobe tun"},
+	{check: "kernel", name: "an older kernel", harm: func(l *lab) {
+		l.cfg.Features = probed(kernel.Probed{Notes: []string{"this kernel has no alternative names of links (Linux 5.5); the full name is in the alias"}})
+	}, state: doctor.Note, says: "this kernel has no alternative names of links (Linux 5.5)", wayOut: "the full name is in the alias"},
 	{check: "forwarding", name: "off", harm: func(l *lab) { l.sysctl("net/ipv4/ip_forward", "0") }, says: "IPv4 packets to and from guests do not pass this node: setting net.ipv4.ip_forward = 0", wayOut: "sysctl -w", fixed: true},
 	{check: "forwarding", name: "IPv6 off before the agent", harm: func(l *lab) { l.sysctl("net/ipv6/conf/all/forwarding", "0") }, state: doctor.Note, says: "IPv6 packets to and from guests do not pass this node", wayOut: "the agent turns it on"},
 	{check: "forwarding", name: "a policy", harm: func(l *lab) {

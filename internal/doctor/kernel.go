@@ -18,11 +18,14 @@ func lookAtKernel(ctx context.Context, e *examination) (found []Finding) {
 	if os.Geteuid() != 0 {
 		return unknown("what the kernel can was not tried", nil)
 	}
-	lines, err := e.Features(ctx)
+	probed, err := e.Features(ctx)
 	if err != nil {
 		return unknown("what the kernel can was not tried", err)
 	}
-	for _, line := range lines {
+	for _, line := range probed.Notes {
+		found = append(found, sentence(Note, line))
+	}
+	for _, line := range probed.Faults {
 		f := sentence(Wrong, line)
 		if f.WayOut == "" {
 			f.WayOut = "see that the kernel has it, and this user may use it: modprobe tun, veth, nf_tables, nft_fib_inet, nfnetlink_log, act_mirred; ls -l /dev/net/tun"

@@ -107,7 +107,7 @@ func newLab(t *testing.T, check string) *lab {
 				Samples: addrs(c.Pools[0].Blocks()[0].Addr().Next(), c.Pools[1].Blocks()[0].Addr().Next()),
 			}
 		},
-		Features: func(context.Context) ([]string, error) { return nil, nil },
+		Features: func(context.Context) (kernel.Probed, error) { return kernel.Probed{}, nil },
 	}
 	if !slices.Contains(unwired, check) {
 		l.network()

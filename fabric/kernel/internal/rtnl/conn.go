@@ -78,6 +78,15 @@ func open(flags int) (int, error) {
 	return fd, nil
 }
 
+// Strict reports whether the kernel checks requests strictly, and filters listings by
+// them.
+func (c *Conn) Strict() bool {
+	r, done := c.open()
+	defer done()
+	on, err := unix.GetsockoptInt(r.fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK)
+	return err == nil && on != 0
+}
+
 // Close waits for requests that are under way, then closes the socket.
 func (c *Conn) Close() error {
 	r, done := c.open()
