@@ -39,6 +39,24 @@ func (b *bench) startAgent(ctx context.Context, l *lab, node string) (*agent, er
 	return b.begin(ctx, l, agent{node: l.top.Nodes[node]})
 }
 
+// startChanged starts an agent that knows another cluster than the lab's.
+func (b *bench) startChanged(ctx context.Context, l *lab, node string, change func(*fabric.Cluster)) (*agent, error) {
+	a := agent{node: l.top.Nodes[node]}
+	if change != nil {
+		a.file = filepath.Join(a.node.Dir(), "changed.yaml")
+		if err := changedFile(a.file, l.cluster, change); err != nil {
+			return nil, err
+		}
+	}
+	return b.begin(ctx, l, a)
+}
+
+// changedFile writes the cluster file of a cluster with a change.
+func changedFile(path string, c fabric.Cluster, change func(*fabric.Cluster)) error {
+	change(&c)
+	return os.WriteFile(path, []byte(core.ClusterFile(c)), 0o600)
+}
+
 // newNode makes a lab with so many nodes, and starts the agent of the first. Its caller
 // closes the lab.
 func (b *bench) newNode(ctx context.Context, name string, nodes int) (*lab, *agent, error) {

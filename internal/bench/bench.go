@@ -51,6 +51,7 @@ type size struct {
 	instMoves int           // of an LXD instance
 	bursts    int           // of packets through a port, with each filter
 	ported    []int         // guests of the nodes through which they go
+	part      string        // of the names of these nodes; those without it are left out
 	burst     time.Duration // the processor time of each
 	watch     time.Duration // how long a restart is watched
 	watchLast time.Duration // likewise, the last one

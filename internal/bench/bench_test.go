@@ -25,6 +25,8 @@ func TestFlags(t *testing.T) {
 		{"no flag", `"attach" is not a flag; see --help`, []string{"attach"}},
 		{"no nodes", `"0" is not a number of nodes`, []string{"--only", "crowd", "--addresses", "10", "--nodes", "10,0"}},
 		{"addresses of nothing", "--addresses 10: it is for --only crowd", []string{"--addresses", "10"}},
+		{"a part of nothing", "--part web: it is for --only packets", []string{"--part", "web"}},
+		{"no such part", "--part web: no node of --only packets has that in its name", []string{"--only", "packets", "--part", "web"}},
 		{"nobody", "--guests 0: nothing to measure", []string{"--guests", "0"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -50,7 +52,7 @@ func TestQuick(t *testing.T) {
 	assert.Equal(t, printed.String(), string(written))
 	for _, want := range []string{
 		"vmfabric: request to the agent", "floor: netlink calls, BIRD learns", "the hook, the agent makes the port", "KiB a guest",
-		"from the guest, IPv6", "tap, 1,400 bytes", "20 guests: vmfabric's", "20 guests: eBPF at the port", "accounting on: vmfabric's", "a stateful firewall: vmfabric's",
+		"from the guest, IPv6", "tap, 1,400 bytes", "20 guests: vmfabric's", "20 guests: eBPF at the port", "1,400 bytes: of vmfabric's, off", "accounting on: vmfabric's", "a stateful firewall: vmfabric's",
 		"shell hook, BIRD with 100 routes in a file", "30 guests at once", "SIGKILL, started again",
 		"packets lost over all restarts: none", "routes to guests removed at the core gateway: none",
 	} {

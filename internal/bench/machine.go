@@ -6,7 +6,9 @@ import (
 	"cmp"
 	"context"
 	"debug/buildinfo"
+	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"regexp"
@@ -140,6 +142,46 @@ func ticks() (idle, all uint64) {
 		}
 	}
 	return idle, all
+}
+
+// footprint is what an agent takes of its machine.
+type footprint struct {
+	usage
+	goroutines, descriptors int
+}
+
+// footprint looks at an agent after a short rest. It has to serve metrics at metricsAt.
+func (b *bench) footprint(ctx context.Context, a *agent) (f footprint, err error) {
+	if f.usage, err = b.memory(ctx, a); err != nil {
+		return f, err
+	}
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", a.Pid()))
+	if err != nil {
+		return f, err
+	}
+	f.descriptors = len(fds)
+	f.goroutines, err = goroutines(ctx, a)
+	return f, err
+}
+
+// goroutines reads a metric of an agent.
+func goroutines(ctx context.Context, a *agent) (n int, err error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+metricsAt.String()+"/metrics", nil)
+	if err != nil {
+		return 0, err
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: a.node.Dial}}
+	answer, err := client.Do(request)
+	if err != nil {
+		return 0, err
+	}
+	defer answer.Body.Close()
+	for lines := bufio.NewScanner(answer.Body); lines.Scan(); {
+		if text, is := strings.CutPrefix(lines.Text(), "go_goroutines "); is {
+			return strconv.Atoi(text)
+		}
+	}
+	return 0, errors.New("the agent has no metric go_goroutines")
 }
 
 // usage is the memory of a process, in bytes.

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -50,6 +51,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 type flags struct {
 	only, out string
+	part      string
 	guests    int
 	quick     bool
 	crowd     crowdSize // of --only crowd; without addresses: several, as in a full run
@@ -63,6 +65,7 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	fs.StringVar(&f.out, "out", "", "the file to write; "+document+" for a full run, none for a partial one")
 	fs.IntVar(&f.guests, "guests", 200, "how often an attach and a hook are measured")
 	fs.BoolVar(&f.quick, "quick", false, "a smoke run with small numbers")
+	fs.StringVar(&f.part, "part", "", "with --only packets, the nodes with this in their name alone, such as \"dhcp and ra\"")
 	fs.Func("nodes", "with --addresses, how many nodes start at once, one number after the other (default 10,1000)", func(s string) error {
 		f.crowd.agents = nil
 		for part := range strings.SplitSeq(s, ",") {
@@ -84,6 +87,10 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 		return f, fmt.Errorf("%q is not a flag; see --help", fs.Arg(0))
 	case f.only != "" && find(f.only) == nil:
 		return f, fmt.Errorf("--only %s: no such measurement; give one of %s", f.only, strings.Join(names(), ", "))
+	case f.part != "" && f.only != "packets":
+		return f, fmt.Errorf("--part %s: it is for --only packets; give both", f.part)
+	case !slices.ContainsFunc(sitePlans(fullSize.ported), func(p sitePlan) bool { return strings.Contains(p.name, f.part) }):
+		return f, fmt.Errorf("--part %s: no node of --only packets has that in its name; see the rows of %s", f.part, document)
 	case f.crowd.addresses != 0 && f.only != "crowd":
 		return f, fmt.Errorf("--addresses %d: it is for --only crowd; give both", f.crowd.addresses)
 	case f.crowd.addresses < 0 || f.crowd.copies < 0:
@@ -108,6 +115,7 @@ func (f flags) run(ctx context.Context, stdout, stderr io.Writer) error {
 	} else {
 		b.size.guests = f.guests
 	}
+	b.size.part = f.part
 	if f.crowd.addresses > 0 {
 		f.crowd.changes = b.size.crowds[0].changes
 		b.size.crowds = []crowdSize{f.crowd}

@@ -17,6 +17,7 @@ type ruleSet struct {
 	tables  []string // of nftables, which work meanwhile; the others of the node sleep
 	program bool     // of eBPF, at the measured ports
 	checks  bool     // packets of the guest with another's source do not pass
+	silent  bool     // the agent has made the tables for a cluster with dhcp and ra off
 }
 
 const (
@@ -28,6 +29,10 @@ const (
 var (
 	unfiltered = ruleSet{name: "none"}
 	ours       = ruleSet{name: "vmfabric's", tables: []string{filterTable}, checks: true}
+	// unanswering is what is not there for guests that boot online.
+	unanswering = ruleSet{name: "vmfabric's, off", tables: []string{filterTable}, checks: true, silent: true}
+	// onceMore says how far two figures of the same thing are apart.
+	onceMore = ruleSet{name: "vmfabric's, once more", tables: []string{filterTable}, checks: true}
 	// others are the rule sets of nodes with few and many guests.
 	others = []ruleSet{
 		{name: "a chain for each guest, found by one rule for each", tables: []string{"inet walked"}, checks: true},
@@ -44,7 +49,7 @@ var (
 
 // measurePackets sends packets through ports, with and without what filters them.
 func measurePackets(ctx context.Context, b *bench) (s section, err error) {
-	plans := sitePlans(b.size.ported)
+	plans := slices.DeleteFunc(sitePlans(b.size.ported), func(p sitePlan) bool { return !strings.Contains(p.name, b.size.part) })
 	l, err := b.changedLab(ctx, "packets", len(plans), nil)
 	if err != nil {
 		return s, err
@@ -86,8 +91,11 @@ func measurePackets(ctx context.Context, b *bench) (s section, err error) {
 
 // turn measures each cell of a node once. No rule set always follows the same one.
 func (s *site) turn(ctx context.Context, turn int, sender *sender, burst time.Duration) error {
-	for i := range s.plan.sets {
-		set := s.plan.sets[(i+turn)%len(s.plan.sets)]
+	sets := slices.Concat(s.plan.sets[turn%len(s.plan.sets):], s.plan.sets[:turn%len(s.plan.sets)])
+	if turn%2 == 1 {
+		slices.Reverse(sets)
+	}
+	for _, set := range sets {
 		if err := s.use(ctx, set); err != nil {
 			return err
 		}
@@ -148,6 +156,11 @@ Each row has been seen to let the guests' packets pass, and all but 'none' and '
 			s.tables = append(s.tables, packetsTable(kind, octets, sites))
 		}
 	}
+	for _, site := range sites {
+		if site.plan.toggled {
+			s.tables = append(s.tables, answeringTable(site))
+		}
+	}
 	worst := 1.0
 	for _, site := range sites {
 		for _, set := range site.plan.sets {
@@ -155,7 +168,7 @@ Each row has been seen to let the guests' packets pass, and all but 'none' and '
 				continue
 			}
 			for _, w := range site.ways {
-				worst = min(worst, median(site.ratios(set, w)))
+				worst = min(worst, median(site.ratios(set, unfiltered, w)))
 			}
 		}
 	}
@@ -169,28 +182,29 @@ guest one for what it sends and one for what it gets; the measured guests are in
 	for _, site := range sites {
 		took = append(took, site.program.took...)
 	}
-	s.notes = append(s.notes, fmt.Sprintf("To attach the program of eBPF to a port took %.0f µs, median of %d.", median(took), len(took)))
+	if len(took) > 0 {
+		s.notes = append(s.notes, fmt.Sprintf("To attach the program of eBPF to a port took %.0f µs, median of %d.", median(took), len(took)))
+	}
 	if sender.why != nil {
 		s.notes = append(s.notes, fmt.Sprintf("The sender had no processor to itself (real-time priority: %v).", sender.why))
 	}
 	return s
 }
 
+// directions are the columns of a table, in the order of a site's ways.
+var directions = []string{"from the guest, IPv4", "from the guest, IPv6", "to the guest, IPv4", "to the guest, IPv6"}
+
 func packetsTable(kind fabric.Kind, octets int, sites []*site) table {
-	t := table{head: []string{fmt.Sprintf("%s, %s bytes", kind, count(octets)), "from the guest, IPv4", "from the guest, IPv6", "to the guest, IPv4", "to the guest, IPv6"}}
+	t := table{head: slices.Concat([]string{fmt.Sprintf("%s, %s bytes", kind, count(octets))}, directions)}
 	for _, site := range sites {
 		for _, set := range site.plan.sets {
 			row := []string{fmt.Sprintf("%s: %s", site.plan.name, set.name)}
-			for _, w := range site.ways {
-				if w.kind != kind || w.octets != octets {
-					continue
-				}
+			for _, w := range site.waysOf(kind, octets) {
 				if set.name == unfiltered.name {
 					row = append(row, fmt.Sprintf("%.0f", median(site.costs[cell{set.name, w.key}])))
 					continue
 				}
-				ratios := site.ratios(set, w)
-				row = append(row, fmt.Sprintf("%.2f (%.2f to %.2f)", median(ratios), slices.Min(ratios), slices.Max(ratios)))
+				row = append(row, spread(site.ratios(set, unfiltered, w), hundredths))
 			}
 			t.row(row...)
 		}
@@ -198,14 +212,45 @@ func packetsTable(kind fabric.Kind, octets int, sites []*site) table {
 	return t
 }
 
-// ratios returns the rates with a rule set against those without any, by turn.
-func (s *site) ratios(set ruleSet, w *way) (all []float64) {
-	without := s.costs[cell{unfiltered.name, w.key}]
+// answeringTable compares the packets of guests that are answered with those of guests
+// that are not, at a node that has both by turns.
+func answeringTable(site *site) table {
+	t := table{head: slices.Concat([]string{"dhcp and ra on"}, directions)}
+	for _, against := range []ruleSet{unanswering, onceMore} {
+		for _, kind := range []fabric.Kind{fabric.Veth, fabric.Tap} {
+			for _, octets := range frameSizes {
+				row := []string{fmt.Sprintf("%s, %s bytes: of %s", kind, count(octets), against.name)}
+				for _, w := range site.waysOf(kind, octets) {
+					row = append(row, spread(site.ratios(ours, against, w), hundredths))
+				}
+				t.row(row...)
+			}
+		}
+	}
+	return t
+}
+
+// waysOf returns the ways of one kind of port and size of packets, in the order of
+// directions.
+func (s *site) waysOf(kind fabric.Kind, octets int) (ways []*way) {
+	for _, w := range s.ways {
+		if w.kind == kind && w.octets == octets {
+			ways = append(ways, w)
+		}
+	}
+	return ways
+}
+
+// ratios returns the rates with a rule set against those with another, by turn.
+func (s *site) ratios(set, against ruleSet, w *way) (all []float64) {
+	without := s.costs[cell{against.name, w.key}]
 	for i, with := range s.costs[cell{set.name, w.key}] {
 		all = append(all, without[i]/with)
 	}
 	return all
 }
+
+func hundredths(r float64) string { return fmt.Sprintf("%.2f", r) }
 
 // median returns the median of a list, the higher of two. The list is not empty.
 func median(of []float64) float64 {

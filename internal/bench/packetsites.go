@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vmfabric/vmfabric/fabric"
@@ -32,6 +33,7 @@ type sitePlan struct {
 	sets     []ruleSet
 	change   func(*fabric.Cluster) // of what the node's agent knows; nil: nothing
 	firewall *fabric.Firewall      // of the measured guests
+	toggled  bool                  // the agent answers guests by turns
 	guarded  bool                  // more than the filter that each guest has is measured
 }
 
@@ -46,7 +48,9 @@ func sitePlans(guests []int) []sitePlan {
 		plans = append(plans, sitePlan{name: count(n) + " guests", guests: n, sets: slices.Concat([]ruleSet{unfiltered, ours}, others)})
 	}
 	plans[0].sets = append(plans[0].sets, parts...)
-	silent := plain("dhcp and ra off", func(c *fabric.Cluster) { c.Guests.NoDHCP, c.Guests.NoRA = true, true })
+	answering := plain("dhcp and ra on, and off", func(*fabric.Cluster) {}) // it has a file of its own
+	answering.toggled = true
+	answering.sets = append(answering.sets, unanswering, onceMore)
 	counting := plain("accounting on", func(c *fabric.Cluster) { c.Accounting = true })
 	counting.sets = []ruleSet{unfiltered, {name: ours.name, tables: []string{filterTable, accountingTable, accounting6}, checks: true}}
 	rules := []fabric.Rule{
@@ -61,7 +65,7 @@ func sitePlans(guests []int) []sitePlan {
 	for _, p := range []*sitePlan{&counting, &stateless, &stateful} {
 		p.guarded = true
 	}
-	return append(plans, silent, counting, stateless, stateful)
+	return append(plans, answering, counting, stateless, stateful)
 }
 
 // cell is a figure of a node.
@@ -73,6 +77,7 @@ type cell struct {
 // site is a node with guests, and ways through it. Its agent stands still.
 type site struct {
 	plan    sitePlan
+	cluster fabric.Cluster
 	node    *core.Host
 	far     *core.Host // what is beyond the node
 	agent   *agent
@@ -88,8 +93,9 @@ type site struct {
 // is returned.
 func (b *bench) newSite(ctx context.Context, l *lab, n int, p sitePlan) (*site, error) {
 	gs := guests(n*10_000, p.guests)
-	s := &site{plan: p, node: l.top.Nodes[fmt.Sprintf("node%d", n+1)], costs: map[cell][]float64{}}
-	if err := s.start(ctx, b, l, gs); err != nil {
+	s := &site{plan: p, node: l.top.Nodes[fmt.Sprintf("node%d", n+1)], cluster: l.cluster, costs: map[cell][]float64{}}
+	var err error
+	if s.agent, err = b.startChanged(ctx, l, s.node.Name(), p.change); err != nil {
 		return s, err
 	}
 	middle := (len(gs) - 1) / 2
@@ -121,21 +127,6 @@ func (b *bench) newSite(ctx context.Context, l *lab, n int, p sitePlan) (*site, 
 		return s, err
 	}
 	return s, s.add(ctx, gs)
-}
-
-// start starts the agent of the node.
-func (s *site) start(ctx context.Context, b *bench, l *lab, gs []guest) (err error) {
-	a := agent{node: s.node}
-	if s.plan.change != nil {
-		changed := l.cluster
-		s.plan.change(&changed)
-		a.file = filepath.Join(s.node.Dir(), "changed.yaml")
-		if err := os.WriteFile(a.file, []byte(core.ClusterFile(changed)), 0o600); err != nil {
-			return err
-		}
-	}
-	s.agent, err = b.begin(ctx, l, a)
-	return err
 }
 
 // attach attaches guests, those in the middle as the ones that are measured. It returns
@@ -332,10 +323,38 @@ func (s *site) use(ctx context.Context, set ruleSet) error {
 	if _, err := s.node.Run(ctx, "nft", change.String()); err != nil {
 		return err
 	}
+	if s.plan.toggled && slices.Contains(set.tables, filterTable) {
+		if err := s.answer(ctx, !set.silent); err != nil {
+			return err
+		}
+	}
 	if set.program {
 		return s.program.attach()
 	}
 	return s.program.detach()
+}
+
+// answer has the agent answer its guests from now on, or not. It stands still again when
+// the packet filter is as that needs it. The agent reads its file also where nothing
+// changes: no rule set is measured after a longer rest than another.
+func (s *site) answer(ctx context.Context, on bool) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := changedFile(s.agent.file, s.cluster, func(c *fabric.Cluster) { c.Guests.NoDHCP, c.Guests.NoRA = !on, !on }); err != nil {
+		return err
+	}
+	if err := errors.Join(syscall.Kill(s.agent.Pid(), syscall.SIGCONT), syscall.Kill(s.agent.Pid(), syscall.SIGHUP)); err != nil {
+		return err
+	}
+	err := core.Until(ctx, func() error {
+		_, err := s.node.Run(ctx, "nft", "list chain "+filterTable+" requests")
+		if on == (err == nil) {
+			return nil
+		}
+		return errors.Join(fmt.Errorf("it has not changed the packet filter: %s", s.agent.Log()), err)
+	})
+	time.Sleep(aside)
+	return errors.Join(err, syscall.Kill(s.agent.Pid(), syscall.SIGSTOP))
 }
 
 // close lets the agent go on, which the lab then ends.
