@@ -148,7 +148,7 @@ var links = []Kind{
 // Kinds are all kinds of frames. A kind's number is its place.
 func Kinds() []Kind {
 	var all []Kind
-	for _, some := range [][]Kind{sources, destinations, resolution, headers, links} {
+	for _, some := range [][]Kind{sources, destinations, resolution, servers, headers, links} {
 		all = append(all, some...)
 	}
 	return all

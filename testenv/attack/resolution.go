@@ -8,7 +8,6 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/internal/packets"
-	"github.com/vmfabric/vmfabric/internal/requests"
 )
 
 // claims sends ARP for an address that is another's, in every form that makes somebody
@@ -202,31 +201,5 @@ var resolution = []Kind{
 			}
 		},
 		Honest: toGateway, At: NodeItself,
-	},
-	{
-		Name: "answers of a DHCP server, to the link", Never: Everywhere,
-		Hostile: func(v *Volley) {
-			from, to, group := uint16(67), uint16(68), everybody
-			src := v.self()
-			if v.Family == IPv6 {
-				from, to, group, src = 547, 546, allNodes, v.linkLocal()
-			}
-			v.ip(packet{src: src, dst: group, protocol: unix.IPPROTO_UDP, payload: packets.UDP(src, group, from, to, v.Token())})
-		},
-		Honest: toGateway, At: NodeItself,
-	},
-	{
-		Name: "answers of a DHCP server, as if of the gateway or the node, to another guest", Never: Underlay | OtherGuest, Alone: both,
-		Hostile: func(v *Volley) {
-			from, to := uint16(67), uint16(68)
-			others := []netip.Addr{v.Other.V4}
-			if v.Family == IPv6 {
-				from, to, others = 547, 546, []netip.Addr{v.Other.V6, requests.LinkLocal(v.Other.MAC)}
-			}
-			for _, other := range others {
-				v.ip(packet{src: v.gateway(), dst: other, protocol: unix.IPPROTO_UDP, payload: packets.UDP(v.gateway(), other, from, to, v.Token())})
-			}
-		},
-		Honest: toGuest, At: OtherGuest,
 	},
 }

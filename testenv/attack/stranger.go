@@ -143,15 +143,12 @@ var StrangerKinds = onTheUnderlay(
 	Kind{
 		Name: "answers of a DHCP server, to the link and to a guest's MAC address", Never: OtherGuest,
 		Hostile: func(v *Volley) {
-			from, to, group, src := uint16(67), uint16(68), everybody, v.self()
-			if v.Family == IPv6 {
-				from, to, group, src = 547, 546, addr("ff02::1:2"), v.linkLocal()
+			for _, p := range v.leases(v.fromServer(), v.toClients()) {
+				v.ip(p)
+				e := v.around(p)
+				e.to = v.Other.MAC
+				v.frame(e)
 			}
-			p := packet{src: src, dst: group, protocol: unix.IPPROTO_UDP, payload: packets.UDP(src, group, from, to, v.Token())}
-			v.ip(p)
-			e := v.around(p)
-			e.to = v.Other.MAC
-			v.frame(e)
 		},
 	},
 )
