@@ -62,8 +62,11 @@ func OfferOf(p fabric.Port, g fabric.Guests) Offer {
 	if p.NIC.MTU != 0 {
 		o.MTU = p.NIC.MTU
 	}
-	if _, err := netip.ParseAddr(p.VM); err != nil && domain(p.VM) == p.VM {
-		o.Hostname = p.VM
+	// Clients would take underscores, but not all programs that use the host name, such as
+	// those that put it into a certificate or a mail.
+	name := strings.ReplaceAll(p.VM, "_", "-")
+	if _, err := netip.ParseAddr(name); err != nil && domain(name) == name {
+		o.Hostname = name
 	}
 	return o
 }

@@ -36,12 +36,14 @@ func TestOfferOf(t *testing.T) {
 	}
 }
 
-// TestHostname: a guest is told its name if that can be one (RFC 1123, 2.1).
+// TestHostname: a guest is told its name if that can be one (RFC 1123, 2.1), with hyphens
+// for underscores.
 func TestHostname(t *testing.T) {
 	t.Parallel()
 	for vm, want := range map[string]string{
 		"web-1": "web-1", "web.example.net": "web.example.net", "3com": "3com", "Web": "Web",
-		"sea_gold": "", "web.": "", "-web": "", "web-": "", "a..b": "", "": "", "wéb": "", "my vm": "",
+		"sea_gold": "sea-gold", "project_web-1": "project-web-1", "a_b.example.net": "a-b.example.net", "_web": "", "web_": "", "xn__99999999": "",
+		"web.": "", "-web": "", "web-": "", "a..b": "", "": "", "wéb": "", "my vm": "",
 		"203.0.113.10": "", "xn--99999999": "", strings.Repeat("a", 64): "",
 	} {
 		assert.Equal(t, want, OfferOf(fabric.Port{VM: vm}, fabric.Guests{}).Hostname, vm)

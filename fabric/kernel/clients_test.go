@@ -32,22 +32,24 @@ type dhcpClient struct {
 	program  string // that must be there
 	script   string
 	families []bool // true: IPv4
+	told     string // a file of the directory that has its host name; empty: none
 }
 
 var dhcpClients = map[string]dhcpClient{
 	"dhclient": {"dhclient", `
 dhclient -4 -1 -d -pf /dev/null -lf $1/leases4 eth0 & first=$!
-dhclient -6 -1 -d -pf /dev/null -lf $1/leases6 eth0 & wait $first $!`, []bool{true, false}},
+dhclient -6 -1 -d -pf /dev/null -lf $1/leases6 eth0 & wait $first $!`, []bool{true, false}, "leases4"},
 	"udhcpc": {"busybox", `
 cat > $1/apply <<'END'
 #!/bin/sh
 case $1 in bound|renew)
 	ip addr replace $ip/$mask dev $interface
+	echo "$hostname" > ${0%/*}/hostname
 	for r in $router; do ip route replace $r dev $interface; ip route replace default via $r dev $interface; done;;
 esac
 END
 chmod +x $1/apply
-exec busybox udhcpc -f -n -i eth0 -s $1/apply`, []bool{true}},
+exec busybox udhcpc -f -n -i eth0 -s $1/apply`, []bool{true}, "hostname"},
 	"systemd-networkd": {"networkctl", `
 mount -t sysfs -o ro none /sys
 mount -t tmpfs none /run
@@ -55,13 +57,14 @@ mkdir -p /run/systemd/network /run/systemd/netif/links /run/systemd/netif/leases
 chown -R systemd-network /run/systemd/netif
 printf '[Match]\nName=eth0\n[Network]\nDHCP=yes\n' > /run/systemd/network/eth0.network
 SYSTEMD_LOG_LEVEL=debug /lib/systemd/systemd-networkd & # not as the first process: it gives up what ends it with its parent
-wait`, []bool{true, false}},
+wait`, []bool{true, false}, ""},
 }
 
-// startClient runs a client in the namespace of a guest, until the test ends.
-func startClient(t *testing.T, g *space, c dhcpClient) {
+// startClient runs a client in the namespace of a guest, until the test ends. It returns
+// the directory that is the client's.
+func startClient(t *testing.T, g *space, c dhcpClient) (dir string) {
 	t.Helper()
-	dir := t.TempDir()
+	dir = t.TempDir()
 	log, err := os.Create(filepath.Join(dir, "log"))
 	require.NoError(t, err)
 	cmd := exec.Command("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "sh", "-c", apart+c.script, "sh", dir)
@@ -76,6 +79,7 @@ func startClient(t *testing.T, g *space, c dhcpClient) {
 			t.Logf("%s", said)
 		}
 	})
+	return dir
 }
 
 // TestClients: what guests run configures them by what the node tells them, so that the
@@ -86,15 +90,20 @@ func TestClients(t *testing.T) {
 			labtest.Need(t, "root", c.program)
 			lab := newMoveLab(t)
 			d := openGuarded(t, fabric.Guests{DNS: []netip.Addr{client[true], client[false]}, Search: []string{"example.net"}})
-			p := movePort("web", fabric.NIC{Kind: fabric.Veth, Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
+			p := movePort("web_1", fabric.NIC{Kind: fabric.Veth, Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
 			require.NoError(t, d.Put(t.Context(), p))
 			g := newSpace(t)
-			ipIn(t, nil, "link set "+fabric.PeerName("web", 0)+fmt.Sprintf(" netns /proc/%d/fd/%d", os.Getpid(), int(g.handle)))
-			ipIn(t, g, "link set "+fabric.PeerName("web", 0)+" name eth0 address "+guestMAC.String(), "link set lo up", "link set eth0 up")
-			startClient(t, g, c)
+			ipIn(t, nil, "link set "+fabric.PeerName("web_1", 0)+fmt.Sprintf(" netns /proc/%d/fd/%d", os.Getpid(), int(g.handle)))
+			ipIn(t, g, "link set "+fabric.PeerName("web_1", 0)+" name eth0 address "+guestMAC.String(), "link set lo up", "link set eth0 up")
+			dir := startClient(t, g, c)
 			for _, v4 := range c.families {
 				awaitPing(t, lab.core, guestAddr[v4])
 				awaitPing(t, g, client[v4])
+			}
+			if c.told != "" {
+				told, err := os.ReadFile(filepath.Join(dir, c.told))
+				require.NoError(t, err)
+				assert.Regexp(t, `\bweb-1\b`, string(told), "its host name")
 			}
 			states, err := d.Actual(t.Context())
 			require.NoError(t, err)

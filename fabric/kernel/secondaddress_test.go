@@ -24,7 +24,7 @@ func TestSecondAddress(t *testing.T) {
 		"ifupdown": {"ifup", `
 printf 'iface eth0 inet dhcp\n up ip addr add ` + second.String() + `/32 dev eth0\n' > $1/interfaces
 mount -t tmpfs none /run && mkdir -p /run/network
-ifup --force -i $1/interfaces eth0; sleep infinity`, nil},
+ifup --force -i $1/interfaces eth0; sleep infinity`, nil, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			labtest.Need(t, "root", c.program)
