@@ -91,6 +91,29 @@ func TestSilence(t *testing.T) {
 	}
 }
 
+// TestHeardOnceTheLinkRuns: a link whose carrier came a moment ago drops what is sent to
+// it. A guest is not heard before that has ended, so that nobody sends it anything.
+func TestHeardOnceTheLinkRuns(t *testing.T) {
+	sweep(t)
+	t.Cleanup(func() { sweep(t) })
+	d := open(t)
+	p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
+	p.Listen = true
+	require.NoError(t, d.Put(t.Context(), p))
+	ipIn(t, nil, "link set "+p.Name+" mode dormant") // so that the kernel does not take it for running
+	tap := plugged(t, p.Name)
+	_, err := tap.Write(packetFrom(guestMAC, guestAddr[true]))
+	require.NoError(t, err)
+	select {
+	case <-d.Heard():
+		assert.Fail(t, "heard before its link runs")
+	case <-time.After(100 * time.Millisecond):
+	}
+	ipIn(t, nil, "link set "+p.Name+" mode default", "link set "+p.Name+" state up")
+	awaitHeard(t, d, p.Name)
+	require.NoError(t, d.Remove(t.Context(), p.Name))
+}
+
 // TestHeardIsIntroduced: what came for a guest before it had its addresses reaches
 // it when it is heard, and not when the kernel asks for them again.
 func TestHeardIsIntroduced(t *testing.T) {

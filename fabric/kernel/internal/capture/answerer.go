@@ -39,25 +39,8 @@ func (a *Answerer) Close() error { return errors.Join(a.queued.Close(), a.direct
 func (a *Answerer) Send(index int32, frame []byte) error {
 	to := &unix.SockaddrLinklayer{Protocol: NetworkUint16(etherType(frame)), Ifindex: int(index)}
 	file := a.queued
-	if !a.ready(index) {
+	if !running(a.queued, index) {
 		file = a.direct
 	}
 	return Control(file, func(fd int) error { return unix.Sendto(fd, frame, 0, to) })
-}
-
-// ready reports whether the kernel has put the queue of a link in place: it then has the link
-// running.
-func (a *Answerer) ready(index int32) bool {
-	request, err := unix.NewIfreq("")
-	if err != nil {
-		return true
-	}
-	request.SetUint32(uint32(index))
-	err = Control(a.queued, func(fd int) error {
-		if err := unix.IoctlIfreq(fd, unix.SIOCGIFNAME, request); err != nil {
-			return err
-		}
-		return unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, request)
-	})
-	return err != nil || request.Uint16()&unix.IFF_RUNNING != 0
 }

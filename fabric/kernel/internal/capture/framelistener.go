@@ -56,14 +56,34 @@ func Open(index int32, bytes int, theirs func(frame []byte) bool, report func(*L
 	}, nil
 }
 
-// Run listens until the frame has come, or Close. The kernel keeps the frames that come
-// before.
+// Run listens until the frame has come and the link runs, or Close. The kernel keeps the
+// frames that come before.
 func (e *Listener) Run() {
 	defer close(e.done)
 	defer e.file.Close() // after report: closing takes the kernel some time
-	if e.wait() {
+	if e.wait() && e.awaitRunning() {
 		e.report(e)
 	}
+}
+
+// runningLook is how often awaitRunning looks.
+const runningLook = 2 * time.Millisecond
+
+// awaitRunning waits until the link runs, or for [fabric.ListenFor]. A guest that has just
+// set its link up may be heard before: what then came for it, such as what another node
+// sends it again, would be lost. It returns false when the frame listener is closed.
+func (e *Listener) awaitRunning() bool {
+	enough := time.Now().Add(fabric.ListenFor)
+	look := time.NewTicker(runningLook)
+	defer look.Stop()
+	for !running(e.file, e.Index) && time.Now().Before(enough) {
+		select {
+		case <-e.stop:
+			return false
+		case <-look.C:
+		}
+	}
+	return true
 }
 
 // wait waits for a frame of the guest. It returns false when the frame listener is

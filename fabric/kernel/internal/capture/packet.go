@@ -61,6 +61,23 @@ func Socket(index int32, options ...int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "packet socket"), nil
 }
 
+// running reports whether a link runs, by any socket: the kernel has then put its queue in
+// place, and does not drop what is sent to it.
+func running(socket *os.File, index int32) bool {
+	request, err := unix.NewIfreq("")
+	if err != nil {
+		return true
+	}
+	request.SetUint32(uint32(index))
+	err = Control(socket, func(fd int) error {
+		if err := unix.IoctlIfreq(fd, unix.SIOCGIFNAME, request); err != nil {
+			return err
+		}
+		return unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, request)
+	})
+	return err != nil || request.Uint16()&unix.IFF_RUNNING != 0
+}
+
 // NetworkUint16 is htons.
 func NetworkUint16(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
