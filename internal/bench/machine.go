@@ -184,10 +184,13 @@ func goroutines(ctx context.Context, a *agent) (n int, err error) {
 	return 0, errors.New("the agent has no metric go_goroutines")
 }
 
-// usage is the memory of a process, in bytes.
-type usage struct{ rss, pss int64 }
+// usage is the memory of a process, in bytes, and the processor time that it has had.
+type usage struct {
+	rss, pss  int64
+	processor time.Duration
+}
 
-// usageOf reads the memory of a process (proc_pid_smaps(5), smaps_rollup).
+// usageOf reads what a process uses (proc_pid_smaps(5), smaps_rollup; proc_pid_stat(5)).
 func usageOf(pid int) (usage, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
@@ -204,5 +207,29 @@ func usageOf(pid int) (usage, error) {
 			u.pss = kib << 10
 		}
 	}
-	return u, nil
+	u.processor, err = processorOf(pid)
+	return u, err
+}
+
+// userHz is how many units of the processor times in /proc a second has.
+const userHz = 100
+
+func processorOf(pid int) (all time.Duration, err error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(b), ") ") // the name may have spaces
+	fields := strings.Fields(rest)
+	if len(fields) < 13 {
+		return 0, fmt.Errorf("/proc/%d/stat: %q", pid, b)
+	}
+	for _, ticks := range fields[11:13] { // utime, stime
+		n, err := strconv.ParseInt(ticks, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		all += time.Duration(n) * time.Second / userHz
+	}
+	return all, nil
 }
