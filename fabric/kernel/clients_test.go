@@ -60,6 +60,16 @@ SYSTEMD_LOG_LEVEL=debug /lib/systemd/systemd-networkd & # not as the first proce
 wait`, []bool{true, false}, ""},
 }
 
+// behindPort makes the guest behind a port that is a veth; its link is up, and has no
+// address.
+func behindPort(t *testing.T, vm string) *space {
+	t.Helper()
+	g, peer := newSpace(t), fabric.PeerName(vm, 0)
+	ipIn(t, nil, fmt.Sprintf("link set %s netns /proc/%d/fd/%d", peer, os.Getpid(), int(g.handle)))
+	ipIn(t, g, "link set "+peer+" name eth0 address "+guestMAC.String(), "link set lo up", "link set eth0 up")
+	return g
+}
+
 // startClient runs a client in the namespace of a guest, until the test ends. It returns
 // the directory that is the client's.
 func startClient(t *testing.T, g *space, c dhcpClient) (dir string) {
@@ -92,9 +102,7 @@ func TestClients(t *testing.T) {
 			d := openGuarded(t, fabric.Guests{DNS: []netip.Addr{client[true], client[false]}, Search: []string{"example.net"}})
 			p := movePort("web_1", fabric.NIC{Kind: fabric.Veth, Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
 			require.NoError(t, d.Put(t.Context(), p))
-			g := newSpace(t)
-			ipIn(t, nil, "link set "+fabric.PeerName("web_1", 0)+fmt.Sprintf(" netns /proc/%d/fd/%d", os.Getpid(), int(g.handle)))
-			ipIn(t, g, "link set "+fabric.PeerName("web_1", 0)+" name eth0 address "+guestMAC.String(), "link set lo up", "link set eth0 up")
+			g := behindPort(t, "web_1")
 			dir := startClient(t, g, c)
 			for _, v4 := range c.families {
 				awaitPing(t, lab.core, guestAddr[v4])
@@ -125,6 +133,24 @@ func TestClients(t *testing.T) {
 	}
 }
 
+// TestPrefixOfAGuest: a client that asks for a prefix gets the one that is routed to it,
+// beside its address.
+func TestPrefixOfAGuest(t *testing.T) {
+	labtest.Need(t, "root", "dhclient")
+	newMoveLab(t)
+	d := openGuarded(t, fabric.Guests{})
+	own := netip.MustParsePrefix("2001:db8:300:5::/64")
+	p := movePort("web", fabric.NIC{Kind: fabric.Veth, Addresses: []netip.Addr{guestAddr[false]}, Routes: []netip.Prefix{own}})
+	require.NoError(t, d.Put(t.Context(), p))
+	g := behindPort(t, "web")
+	leases := filepath.Join(startClient(t, g, dhcpClient{program: "dhclient", script: "dhclient -6 -N -P -1 -d -pf /dev/null -lf $1/leases eth0"}), "leases")
+	require.Eventually(t, func() bool {
+		told, err := os.ReadFile(leases)
+		return err == nil && strings.Contains(string(told), "iaprefix "+own.String()+" ") && strings.Contains(string(told), "iaaddr "+guestAddr[false].String()+" ")
+	}, 20*time.Second, 20*time.Millisecond)
+	require.NoError(t, d.Remove(t.Context(), p.Name))
+}
+
 // TestGuestWithoutDHCPv6 makes an address of its own in the /64 that is routed to it. The
 // node reaches it by the NIC's MAC, though the guest does not have the address through
 // which the /64 is routed.
@@ -135,9 +161,7 @@ func TestGuestWithoutDHCPv6(t *testing.T) {
 	ipIn(t, lab.core, "route add "+own.String()+" via "+via(own.Addr()))
 	p := movePort("web", fabric.NIC{Kind: fabric.Veth, Addresses: []netip.Addr{guestAddr[false]}, Routes: []netip.Prefix{own}})
 	require.NoError(t, d.Put(t.Context(), p))
-	g := newSpace(t)
-	ipIn(t, nil, "link set "+fabric.PeerName("web", 0)+fmt.Sprintf(" netns /proc/%d/fd/%d", os.Getpid(), int(g.handle)))
-	ipIn(t, g, "link set "+fabric.PeerName("web", 0)+" name eth0 address "+guestMAC.String(), "link set lo up", "link set eth0 up")
+	g := behindPort(t, "web")
 	b := own.Addr().As16()
 	copy(b[8:], []byte{guestMAC[0] ^ 2, guestMAC[1], guestMAC[2], 0xff, 0xfe, guestMAC[3], guestMAC[4], guestMAC[5]}) // RFC 4291, appendix A
 	awaitPing(t, lab.core, netip.AddrFrom16(b))

@@ -2,7 +2,6 @@ package kernel_test
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -84,9 +83,7 @@ func TestCloudInit(t *testing.T) {
 			vm := fabric.VM{Name: "web", UUID: "aaaaaaaa-0000-4000-8000-000000000001", Origin: "libvirt", NICs: []fabric.NIC{nic}}
 			serveMetadata(t, d, guests, vm)
 			require.NoError(t, d.Put(t.Context(), port("web", nic)))
-			g := newSpace(t)
-			ipIn(t, nil, "link set "+fabric.PeerName("web", 0)+fmt.Sprintf(" netns /proc/%d/fd/%d", os.Getpid(), int(g.handle)))
-			ipIn(t, g, "link set "+fabric.PeerName("web", 0)+" name eth0 address "+guestMAC.String(), "link set lo up", "link set eth0 up")
+			g := behindPort(t, "web")
 			dir := t.TempDir()
 			var said []byte
 			require.NoError(t, within(g, func() (err error) {

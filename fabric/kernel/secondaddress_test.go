@@ -1,9 +1,7 @@
 package kernel_test
 
 import (
-	"fmt"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 
@@ -32,9 +30,7 @@ ifup --force -i $1/interfaces eth0; sleep infinity`, nil, ""},
 			d := openGuarded(t, fabric.Guests{})
 			p := movePort("web", fabric.NIC{Kind: fabric.Veth, Addresses: []netip.Addr{guestAddr[true], second, guestAddr[false]}})
 			require.NoError(t, d.Put(t.Context(), p))
-			g := newSpace(t)
-			ipIn(t, nil, "link set "+fabric.PeerName("web", 0)+fmt.Sprintf(" netns /proc/%d/fd/%d", os.Getpid(), int(g.handle)))
-			ipIn(t, g, "link set "+fabric.PeerName("web", 0)+" name eth0 address "+guestMAC.String(), "link set lo up", "link set eth0 up")
+			g := behindPort(t, "web")
 			startClient(t, g, c)
 			awaitPing(t, lab.core, guestAddr[true])
 			awaitPing(t, lab.core, second)
