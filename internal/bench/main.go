@@ -5,6 +5,7 @@
 //	go run ./internal/bench                 everything, into docs/performance.md
 //	go run ./internal/bench --only attach   one measurement, printed only
 //	go run ./internal/bench --only crowd --addresses 100000   1,000 nodes with one registry
+//	go run ./internal/bench --only packets --part "dhcp and ra"   packets through one of its nodes
 //	go run ./internal/bench --quick         a smoke run: the figures mean nothing
 package main
 
