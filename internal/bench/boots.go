@@ -153,7 +153,7 @@ func portsTable(sides []*side) table {
 func makingTable(c fabric.Cluster, gs []guest) table {
 	c = c.WithDefaults()
 	t := table{head: []string{"to make the answer to", "p50 µs", "p99 µs", "slowest µs"}}
-	µs := func(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d)/float64(time.Microsecond)) }
+	micros := func(d time.Duration) string { return fmt.Sprintf("%.1f", float64(d)/float64(time.Microsecond)) }
 	for _, k := range bootKinds {
 		var took sample
 		for i, g := range gs {
@@ -167,7 +167,7 @@ func makingTable(c fabric.Cluster, gs []guest) table {
 				panic(fmt.Sprintf("a %v gets %d answers", k, len(answer.Frames)))
 			}
 		}
-		t.row(k.String(), µs(took.p50()), µs(took.p99()), µs(took.max()))
+		t.row(k.String(), micros(took.p50()), micros(took.p99()), micros(took.max()))
 	}
 	return t
 }
