@@ -3,6 +3,7 @@ package autoconf
 import (
 	"net/netip"
 
+	"github.com/gopacket/gopacket/layers"
 	"github.com/mdlayher/ndp"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -94,7 +95,7 @@ func (o Offer) Advertisement() []byte {
 	if err != nil {
 		return nil // never: all that an option could not have is left out before
 	}
-	return frame(o.Gateway.MAC, allNodesMAC, o.Gateway.IPv6, allNodes, protocolICMPv6, hopsOnLink, body)
+	return frame(o.Gateway.MAC, allNodesMAC, o.Gateway.IPv6, allNodes, layers.IPProtocolICMPv6, hopsOnLink, body)
 }
 
 // neighborOptions lists the options of an advertisement.

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gopacket/gopacket/layers"
 	"github.com/mdlayher/ndp"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -19,7 +20,7 @@ func icmpRequest(src, dst netip.Addr, hops uint8, m ndp.Message) Request {
 	if err != nil {
 		panic(err)
 	}
-	return Request{From: guestMAC, Packet: frame(guestMAC, gatewayMAC, src, dst, protocolICMPv6, hops, body)[ethernetLen:]}
+	return Request{From: guestMAC, Packet: frame(guestMAC, gatewayMAC, src, dst, layers.IPProtocolICMPv6, hops, body)[ethernetLen:]}
 }
 
 // advertised gives the advertisement in a frame.

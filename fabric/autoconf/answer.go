@@ -5,6 +5,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/gopacket/gopacket/layers"
+
 	"github.com/vmfabric/vmfabric/fabric"
 )
 
@@ -40,7 +42,7 @@ func (o Offer) Answer(r Request) Answer {
 		return o.answer4(r.From, d)
 	case d.src.Is6() && d.port == server6 && (d.dst.IsMulticast() || d.dst == o.Gateway.IPv6):
 		return o.answer6(r.From, d)
-	case d.protocol == protocolICMPv6 && d.payload[0] == typeSolicitation && (d.dst.IsMulticast() || d.dst == o.Gateway.IPv6):
+	case d.protocol == layers.IPProtocolICMPv6 && d.payload[0] == typeSolicitation && (d.dst.IsMulticast() || d.dst == o.Gateway.IPv6):
 		return o.answerSolicitation(r.From, d)
 	}
 	return Answer{}

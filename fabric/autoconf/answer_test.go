@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gopacket/gopacket/layers"
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/mdlayher/ndp"
@@ -161,7 +162,7 @@ func TestRealClients(t *testing.T) {
 func kindOf(t *testing.T, d datagram) string {
 	t.Helper()
 	switch {
-	case d.protocol == protocolICMPv6:
+	case d.protocol == layers.IPProtocolICMPv6:
 		m, err := ndp.ParseMessage(d.payload)
 		require.NoError(t, err)
 		require.IsType(t, &ndp.RouterAdvertisement{}, m)
@@ -441,8 +442,8 @@ func FuzzSolicitation(f *testing.F) {
 		if len(message) < 4 || len(message) > maxPacket {
 			return
 		}
-		message = packets.Seal(linkLocal, allRouters, protocolICMPv6, 2, message)
-		fuzzed(t, Request{From: guestMAC, Packet: frame(guestMAC, gatewayMAC, linkLocal, allRouters, protocolICMPv6, 255, message)[ethernetLen:]})
+		message = packets.Seal(linkLocal, allRouters, byte(layers.IPProtocolICMPv6), 2, message)
+		fuzzed(t, Request{From: guestMAC, Packet: frame(guestMAC, gatewayMAC, linkLocal, allRouters, layers.IPProtocolICMPv6, 255, message)[ethernetLen:]})
 	})
 }
 

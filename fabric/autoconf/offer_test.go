@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gopacket/gopacket/layers"
 	"github.com/stretchr/testify/assert"
 
 	"github.com/vmfabric/vmfabric/fabric"
@@ -63,7 +64,7 @@ func TestCompressedNames(t *testing.T) {
 func TestPartialChecksum(t *testing.T) {
 	t.Parallel()
 	r := udpRequest("[fe80::2]:546", "[ff02::1:2]:547", []byte{1, 2, 3})
-	pseudo := uint16(packets.PseudoHeader(netip.MustParseAddr("fe80::2"), netip.MustParseAddr("ff02::1:2"), protocolUDP, 11))
+	pseudo := uint16(packets.PseudoHeader(netip.MustParseAddr("fe80::2"), netip.MustParseAddr("ff02::1:2"), byte(layers.IPProtocolUDP), 11))
 	r.Packet[46], r.Packet[47] = byte(pseudo>>8), byte(pseudo)
 	d, ok := parse(r.Packet)
 	assert.True(t, ok)

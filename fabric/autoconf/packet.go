@@ -1,11 +1,12 @@
 package autoconf
 
 import (
-	"encoding/binary"
 	"net/netip"
 
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+
 	"github.com/vmfabric/vmfabric/fabric"
-	"github.com/vmfabric/vmfabric/internal/packets"
 )
 
 // maxPacket is the largest packet that is read, and sent: Ethernet's. It bounds the
@@ -20,16 +21,10 @@ const (
 	udpLen      = 8
 )
 
-// Numbers of protocols (RFC 5237).
-const (
-	protocolUDP    = 17
-	protocolICMPv6 = 58
-)
-
 // datagram is a packet that came in: its headers, and what is in it.
 type datagram struct {
 	src, dst netip.Addr
-	protocol uint8
+	protocol layers.IPProtocol
 	hops     uint8 // the TTL or hop limit that is left
 	port     uint16
 	payload  []byte // of UDP, or the whole ICMPv6 message
@@ -53,88 +48,116 @@ func parse(packet []byte) (d datagram, ok bool) {
 
 // parse4 reads an IPv4 packet.
 func parse4(b []byte) (d datagram, ok bool) {
-	if len(b) < ipv4Len {
+	var ip layers.IPv4
+	if err := ip.DecodeFromBytes(b, gopacket.NilDecodeFeedback); err != nil || int(ip.Length) > len(b) || ip.FragOffset != 0 {
 		return d, false
 	}
-	header, total := int(b[0]&15)*4, int(binary.BigEndian.Uint16(b[2:]))
-	if header < ipv4Len || total < header || total > len(b) {
-		return d, false
-	}
-	fragment := binary.BigEndian.Uint16(b[6:])
-	d = datagram{
-		src: netip.AddrFrom4([4]byte(b[12:16])), dst: netip.AddrFrom4([4]byte(b[16:20])),
-		protocol: b[9], hops: b[8],
-	}
-	if d.protocol != protocolUDP || fragment&0x1fff != 0 {
-		return d, false
-	}
-	if fragment&0x2000 != 0 {
+	d = datagram{protocol: ip.Protocol, hops: ip.TTL}
+	d.src, _ = netip.AddrFromSlice(ip.SrcIP)
+	d.dst, _ = netip.AddrFromSlice(ip.DstIP)
+	if ip.Flags&layers.IPv4MoreFragments != 0 {
 		d.fault = "it is a fragment"
-	} else if packets.Sum(0, b[:header]) != 0xffff {
+	} else if err, sum := ip.VerifyChecksum(); err != nil || !sum.Valid {
 		d.fault = "the checksum of its IP header is wrong"
 	}
-	return d.transport(b[header:total])
+	return d.transport(&ip, ip.Payload)
 }
 
 // parse6 reads an IPv6 packet without extension headers.
 func parse6(b []byte) (d datagram, ok bool) {
-	if len(b) < ipv6Len {
+	var ip layers.IPv6
+	if err := ip.DecodeFromBytes(b, gopacket.NilDecodeFeedback); err != nil || ipv6Len+int(ip.Length) > len(b) {
 		return d, false
 	}
-	total := ipv6Len + int(binary.BigEndian.Uint16(b[4:]))
-	if total > len(b) {
-		return d, false
-	}
-	d = datagram{
-		src: netip.AddrFrom16([16]byte(b[8:24])), dst: netip.AddrFrom16([16]byte(b[24:40])),
-		protocol: b[6], hops: b[7],
-	}
-	return d.transport(b[ipv6Len:total])
+	d = datagram{protocol: ip.NextHeader, hops: ip.HopLimit}
+	d.src, _ = netip.AddrFromSlice(ip.SrcIP)
+	d.dst, _ = netip.AddrFromSlice(ip.DstIP)
+	return d.transport(&ip, ip.Payload)
 }
 
 // transport reads the header of UDP, or of ICMPv6, and checks the checksum.
-func (d datagram) transport(b []byte) (datagram, bool) {
-	field := 2 // of an ICMPv6 message
+func (d datagram) transport(ip gopacket.NetworkLayer, b []byte) (datagram, bool) {
+	var verify func() (error, gopacket.ChecksumVerificationResult)
 	switch {
-	case d.protocol == protocolUDP && len(b) >= udpLen:
-		length := int(binary.BigEndian.Uint16(b[4:]))
-		if length < udpLen || length > len(b) {
+	case d.protocol == layers.IPProtocolUDP:
+		var udp layers.UDP
+		if err := udp.DecodeFromBytes(b, gopacket.NilDecodeFeedback); err != nil || udp.Length == 0 || int(udp.Length) > len(b) {
 			return d, false
 		}
-		b, field = b[:length], 6
-		d.port, d.payload = binary.BigEndian.Uint16(b[2:]), b[udpLen:]
-	case d.protocol == protocolICMPv6 && d.src.Is6() && len(b) >= 4:
+		b, d.port, d.payload = b[:udp.Length], uint16(udp.DstPort), udp.Payload
+		if udp.Checksum == 0 && d.src.Is6() && d.fault == "" {
+			d.fault = wrongChecksum // RFC 8200, 8.1
+		}
+		_ = udp.SetNetworkLayerForChecksum(ip)
+		verify = udp.VerifyChecksum
+	case d.protocol == layers.IPProtocolICMPv6 && d.src.Is6():
+		var icmp layers.ICMPv6
+		if err := icmp.DecodeFromBytes(b, gopacket.NilDecodeFeedback); err != nil {
+			return d, false
+		}
 		d.payload = b
+		_ = icmp.SetNetworkLayerForChecksum(ip)
+		verify = icmp.VerifyChecksum
 	default:
 		return d, false
 	}
 	if len(b) > maxPacket {
 		d.fault = "it is larger than 1500 bytes"
-	} else if d.fault == "" && !d.intact(b, binary.BigEndian.Uint16(b[field:])) {
-		d.fault = "its checksum is wrong"
+	} else if d.fault == "" && !intact(b, verify) {
+		d.fault = wrongChecksum
 	}
 	return d, true
 }
 
+const wrongChecksum = "its checksum is wrong"
+
 // intact checks a checksum. A packet that has not left this machine may have only the
-// sum of the pseudo-header there, since a device would do the rest (CHECKSUM_PARTIAL).
-// UDP over IPv4 may have none.
-func (d datagram) intact(b []byte, checksum uint16) bool {
-	if checksum == 0 {
-		return d.src.Is4()
-	}
-	pseudo := packets.PseudoHeader(d.src, d.dst, d.protocol, len(b))
-	return packets.Sum(pseudo, b) == 0xffff || packets.Sum(pseudo, nil) == checksum
+// sum of the pseudo-header there, since a device would do the rest (CHECKSUM_PARTIAL): the
+// sum over the message as it is, which the device would write, is the right one then. UDP
+// over IPv4 may have none.
+func intact(message []byte, verify func() (error, gopacket.ChecksumVerificationResult)) bool {
+	err, sum := verify()
+	return err == nil && (sum.Valid || uint32(gopacket.FoldChecksum(gopacket.ComputeChecksum(message, 0))) == sum.Correct)
 }
 
 // udpFrame gives a UDP datagram as an Ethernet frame.
 func udpFrame(from, to fabric.MAC, src, dst netip.AddrPort, payload []byte) []byte {
-	return frame(from, to, src.Addr(), dst.Addr(), protocolUDP, 64, packets.UDP(src.Addr(), dst.Addr(), src.Port(), dst.Port(), payload))
+	ip := network(src.Addr(), dst.Addr(), layers.IPProtocolUDP, 64)
+	udp := &layers.UDP{SrcPort: layers.UDPPort(src.Port()), DstPort: layers.UDPPort(dst.Port())}
+	_ = udp.SetNetworkLayerForChecksum(ip)
+	return serialized(from, to, ip, udp, gopacket.Payload(payload))
 }
 
-// frame gives an IP packet as an Ethernet frame. A packet that is never in fragments needs
-// no identification (RFC 6864).
-func frame(from, to fabric.MAC, src, dst netip.Addr, protocol, hops uint8, payload []byte) []byte {
-	p := packets.IP{Source: src, Destination: dst, Protocol: protocol, Hops: hops, Payload: payload, Fragment: packets.DontFragment}
-	return packets.Ethernet(to, from, packets.EtherType(src), p.Bytes())
+// frame gives an IP packet as an Ethernet frame.
+func frame(from, to fabric.MAC, src, dst netip.Addr, protocol layers.IPProtocol, hops uint8, payload []byte) []byte {
+	return serialized(from, to, network(src, dst, protocol, hops), gopacket.Payload(payload))
+}
+
+// header is one of IP.
+type header interface {
+	gopacket.NetworkLayer
+	gopacket.SerializableLayer
+}
+
+// network gives the header of a packet. One that is never in fragments needs no
+// identification (RFC 6864).
+func network(src, dst netip.Addr, protocol layers.IPProtocol, hops uint8) header {
+	if src.Is4() {
+		return &layers.IPv4{Version: 4, TTL: hops, Protocol: protocol, Flags: layers.IPv4DontFragment, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
+	}
+	return &layers.IPv6{Version: 6, HopLimit: hops, NextHeader: protocol, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
+}
+
+// serialized gives a packet as an Ethernet frame. It is short, so nothing can fail.
+func serialized(from, to fabric.MAC, ip header, body ...gopacket.SerializableLayer) []byte {
+	ethernet := &layers.Ethernet{SrcMAC: from[:], DstMAC: to[:], EthernetType: layers.EthernetTypeIPv6}
+	if ip.LayerType() == layers.LayerTypeIPv4 {
+		ethernet.EthernetType = layers.EthernetTypeIPv4
+	}
+	b := gopacket.NewSerializeBuffer()
+	all := append([]gopacket.SerializableLayer{ethernet, ip}, body...)
+	if err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, all...); err != nil {
+		panic(err)
+	}
+	return b.Bytes()
 }
