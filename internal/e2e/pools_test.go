@@ -559,7 +559,12 @@ func TestPoolsOfEtcd(t *testing.T) {
 	s.startEtcd(h)
 	one.healthy()
 	two.healthy()
-	two.does("attach", "other", "--pool", "auto")
+	s.eventually("addresses are given again", func() error { // an etcd that begins may be slow to answer
+		if _, errs, code := two.cli("attach", "other", "--pool", "auto"); code != 0 {
+			return errors.New(errs)
+		}
+		return nil
+	})
 	s.eventually("what was missed is there, and what came since", func() error {
 		all := decode[[]fabric.Allocation](t, one.does("address", "list", "--json"))
 		if len(all) != 7 || !slices.ContainsFunc(all, func(a fabric.Allocation) bool { return a.VM == "named" }) {
