@@ -4,6 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -43,6 +44,20 @@ func TestProductLinksNoLaboratory(t *testing.T) {
 		assert.Equal(t, want, linked(t, module+"/testenv", program), program)
 	}
 	assert.Empty(t, linked(t, module+"/testenv", "./fabric/...", "./hooks/...", "./plugins"))
+}
+
+// TestListOfTheLaboratory: its documentation has each of its parts.
+func TestListOfTheLaboratory(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile("testenv/doc.go")
+	require.NoError(t, err)
+	out, err := exec.Command("go", "list", "./testenv/...").Output()
+	require.NoError(t, err)
+	for _, path := range strings.Fields(string(out)) {
+		if part := strings.TrimPrefix(path, module+"/"); part != "testenv" {
+			assert.Regexp(t, `(?m)^//   - `+part+` `, string(doc))
+		}
+	}
 }
 
 // TestPartsOfTheLaboratory: its core knows neither routers nor hypervisors nor clients,
