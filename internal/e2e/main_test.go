@@ -13,6 +13,9 @@ import (
 // Programs under test, built by TestMain.
 var program, hookProgram, lxdHookProgram string
 
+// programVersion is what they are built as.
+const programVersion = "9.9.9"
+
 func TestMain(m *testing.M) {
 	if flag.Parse(); testing.Short() {
 		os.Exit(m.Run()) // they are all skipped
@@ -42,7 +45,7 @@ func build(m *testing.M) int {
 		program: "../../cmd/vmfabric", hookProgram: "../../hooks/libvirt", lxdHookProgram: "../../hooks/lxd",
 		program + "-plugin-bird": "../../plugins/bird", program + "-plugin-frr": "../../plugins/frr", // where the agent looks for them
 	} {
-		args := []string{"build", "-o", path}
+		args := []string{"build", "-ldflags", "-X main.version=" + programVersion, "-o", path}
 		if raceFlag != "" {
 			args = append(args, raceFlag)
 		}
