@@ -18,8 +18,11 @@ type Queue struct {
 	out  chan fabric.Change // unbuffered, so that a change is the newest when it is taken
 	wake signal.Signal
 
-	mu      sync.Mutex
-	lost    bool
+	mu sync.Mutex
+	// How often changes may have been missed; up to which of these times the agent is
+	// offered that, and up to which it took it.
+	lost, offered, told uint64
+
 	order   []string // names of guests
 	changes map[string]fabric.Desired
 	gone    []fabric.Desired // guests that are gone for good; the first one is the next to be taken
@@ -91,7 +94,7 @@ func (q *Queue) Refresh(d fabric.Desired) {
 func (q *Queue) PutLost() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.lost = true
+	q.lost++
 	q.wake.Send()
 }
 
@@ -100,7 +103,8 @@ func (q *Queue) next() (c fabric.Change, any bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	switch {
-	case q.lost:
+	case q.lost > q.told:
+		q.offered = q.lost
 		return fabric.Change{Lost: true}, true
 	case len(q.gone) > 0: // before the changes of a guest that has its name now
 		return fabric.Change{Guest: q.gone[0], Gone: true}, true
@@ -110,14 +114,14 @@ func (q *Queue) next() (c fabric.Change, any bool) {
 	return c, false
 }
 
-// taken removes a change that the agent took, unless a newer one of the guest has
-// replaced it.
+// taken removes a change that the agent took, unless a newer one has replaced it. Lost
+// is replaced, too: the list that the agent makes may be older than another one.
 func (q *Queue) taken(c fabric.Change) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	switch name := c.Guest.VM.Name; {
 	case c.Lost:
-		q.lost = false
+		q.told = q.offered
 	case c.Gone:
 		q.gone = slices.DeleteFunc(q.gone, func(g fabric.Desired) bool {
 			return g.VM.Identity() == c.Guest.VM.Identity() && g.Since.Equal(c.Guest.Since)

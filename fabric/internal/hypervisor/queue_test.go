@@ -124,6 +124,20 @@ func TestChangeDuringATake(t *testing.T) {
 }
 
 // That a guest is gone once more, as that is taken, is not lost.
+func TestLostDuringATake(t *testing.T) {
+	q := NewQueue()
+	q.PutLost()
+	c, _ := q.next()
+	q.PutLost() // the agent has c, and Run does not know yet
+	q.taken(c)
+	c, some := q.next()
+	require.True(t, some, "the list that c causes may have begun before")
+	assert.True(t, c.Lost)
+	q.taken(c)
+	_, some = q.next()
+	assert.False(t, some)
+}
+
 func TestGoneDuringATake(t *testing.T) {
 	q := NewQueue()
 	q.PutGone(at(1, "a", fabric.Absent))
