@@ -95,6 +95,7 @@ func decode[T any](resp *http.Response) (metadata T, err error) {
 type server struct {
 	Extensions  []string `json:"api_extensions"`
 	Environment struct {
+		Product   string `json:"server"` // lxd or incus
 		Name      string `json:"server_name"`
 		Clustered bool   `json:"server_clustered"`
 	}

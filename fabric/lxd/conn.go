@@ -34,7 +34,7 @@ type conn struct {
 }
 
 // connect connects to the daemon behind a socket and reads its description. A
-// daemon that was never used counts as absent.
+// daemon that was never used counts as absent, and one of the other product is refused.
 func (s *Source) connect(ctx context.Context, socket string) (*conn, error) {
 	if _, err := os.Stat(filepath.Join(filepath.Dir(socket), s.ran)); !s.given && errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -44,9 +44,19 @@ func (s *Source) connect(ctx context.Context, socket string) (*conn, error) {
 	c.reads = hypervisor.NewReads(hypervisor.Limits{Parallel: slots, Waiting: maxWaiting},
 		func(ctx context.Context, k key, gone deleted) { s.follow(ctx, c, k, gone) },
 		func(older, newer deleted) deleted { return slices.Concat(older, newer) })
-	_, err := c.ask(ctx)
+	about, err := c.ask(ctx)
+	if is := about.Environment.Product; err == nil && is != "" && is != s.name {
+		// The hook names the daemon's own source, and a daemon with two sources would
+		// have each guest twice.
+		err = &otherProduct{is}
+	}
 	return c, err
 }
+
+// otherProduct is the error that the socket of a source is the other product's.
+type otherProduct struct{ name string }
+
+func (e *otherProduct) Error() string { return "it is " + e.name + "'s" }
 
 // Subscribe opens a connection for events.
 func (c *conn) Subscribe(ctx context.Context) (err error) {

@@ -31,6 +31,7 @@ type daemon struct {
 	instances  map[key]instance
 	projects   []string
 	extensions []string
+	product    string // that it says it is; empty: it does not
 	name       string // of the member; empty without a cluster
 	failing    map[string]int
 	gate       chan struct{}       // closed unless requests wait
@@ -258,7 +259,7 @@ func (d *daemon) serveServer(w http.ResponseWriter, _ *http.Request) {
 	defer d.mu.Unlock()
 	d.answer(w, map[string]any{
 		"api_extensions": d.extensions,
-		"environment":    map[string]any{"server_name": cmp.Or(d.name, "machine"), "server_clustered": d.name != ""},
+		"environment":    map[string]any{"server": d.product, "server_name": cmp.Or(d.name, "machine"), "server_clustered": d.name != ""},
 	})
 }
 

@@ -77,3 +77,32 @@ func TestIncusByItself(t *testing.T) {
 	assert.Equal(t, "incus", New(Config{Product: Incus}).Name())
 	assert.True(t, New(Config{Product: Incus}).MovesByRestart())
 }
+
+// TestOtherProduct: a daemon that says it is another is not followed, since its hook, and
+// the source that is its own, name its guests by it.
+func TestOtherProduct(t *testing.T) {
+	for _, tt := range []struct {
+		product       Product
+		name, another string
+	}{{LXD, "lxd", "incus"}, {Incus, "incus", "lxd"}} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := newDaemon(t)
+			d.product = tt.another
+			d.start()
+			d.set(p2p("web", 10))
+			s := runWith(t, d, Config{Product: tt.product})
+			require.Eventually(t, func() bool { return len(s.Diagnose(t.Context())) == 1 }, patience, time.Millisecond)
+			assert.Regexp(t, "^"+tt.name+`: no answer on \S+ since \S+ \(it is `+tt.another+`'s\); start the agent with --`+tt.another+" "+d.path+" in place of --"+tt.name+"$", s.Diagnose(t.Context())[0])
+			_, err := s.Guests(t.Context())
+			require.ErrorContains(t, err, "it is "+tt.another+"'s")
+			assert.False(t, s.Status().Connected)
+
+			d.stop()
+			d.product = tt.name // the right one comes
+			d.start()
+			requireLost(t, s)
+			assert.Len(t, list(t, s), 1)
+			assert.Empty(t, s.Diagnose(t.Context()))
+		})
+	}
+}

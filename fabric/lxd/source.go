@@ -3,6 +3,7 @@ package lxd
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -19,7 +20,7 @@ import (
 
 // Config has the options of a [Source]; its zero value serves.
 type Config struct {
-	Product Product
+	Product Product // a daemon that says it is the other is not followed
 	// Socket is the socket of LXD; empty: the first of
 	// /var/snap/lxd/common/lxd/unix.socket and /var/lib/lxd/unix.socket that
 	// answers and whose LXD was used before; for Incus, /var/lib/incus/unix.socket. For
@@ -82,6 +83,9 @@ func (s *Source) unreachable(socket string, err error) *hypervisor.Unreachable {
 	e := hypervisor.NewUnreachable(s.name, s.name, socket, err)
 	if hasCode(err, http.StatusServiceUnavailable) {
 		e.Remedy = "wait until it is up, and see its log if it does not come"
+	}
+	if other, is := errors.AsType[*otherProduct](err); is {
+		e.Remedy = fmt.Sprintf("start the agent with --%s %s in place of --%s", other.name, socket, s.name)
 	}
 	return e
 }
