@@ -127,7 +127,7 @@ incus: deps ## try Incus of Debian 13 in the place of LXD, in all of LXD's tests
 	@./.ci/deps mmdebstrap
 	test -x $(INCUS)/usr/libexec/incus/incusd || mmdebstrap --quiet --variant=apt --include=incus,iproute2,iputils-ping,kmod,nftables,procps trixie $(INCUS)
 	VMFABRIC_LAB=must VMFABRIC_LAB_INCUS=$(INCUS) $(GO) test ./fabric/lxd ./internal/e2e -count=1 -timeout 0 -v \
-		-run '^Test(Real.*|LifeOfAnInstance|PhysicalNIC|LXDAndAgentComeAndGo|HookOfLXD|HookForAll|Projects|ManyInstances|MovesOfMembers|MovesOfInstances|InstancesMove|MembersOfACluster|KVMAndLXDOnTheSameFabric)$$'
+		-run '^Test(Real.*|LifeOfAnInstance|CopyOfAnInstance|LeaseOfAnInstance|PhysicalNIC|LXDAndAgentComeAndGo|HookOfLXD|HookForAll|Projects|ManyInstances|MovesOfMembers|MovesOfInstances|InstancesMove|MembersOfACluster|KVMAndLXDOnTheSameFabric)$$'
 
 bench: ## measure, and write docs/performance.md (root)
 	$(GO) run ./internal/bench --out docs/performance.md
