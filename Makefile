@@ -12,7 +12,7 @@ NFPM     := $(CURDIR)/.cache/nfpm
 # Static binaries: one build runs on every distribution of the architecture.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help packages packages-check guests faults histories simulate fresh soak endure mutants build demo deps test e2e lab race unit lint bench crowd fuzz install clean incus
+.PHONY: help packages packages-check guests faults histories simulate fresh soak endure mutants build demo deps test e2e lab race unit lint bench crowd fuzz install clean incus vmtest
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -128,6 +128,18 @@ incus: deps ## try Incus of Debian 13 in the place of LXD, in all of LXD's tests
 	test -x $(INCUS)/usr/libexec/incus/incusd || mmdebstrap --quiet --variant=apt --include=incus,iproute2,iputils-ping,kmod,nftables,procps trixie $(INCUS)
 	VMFABRIC_LAB=must VMFABRIC_LAB_INCUS=$(INCUS) $(GO) test ./fabric/lxd ./internal/e2e -count=1 -timeout 0 -v \
 		-run '^Test(Real.*|LifeOfAnInstance|CopyOfAnInstance|LeaseOfAnInstance|PhysicalNIC|LXDAndAgentComeAndGo|HookOfLXD|HookForAll|Projects|ManyInstances|MovesOfMembers|MovesOfInstances|InstancesMove|MembersOfACluster|KVMAndLXDOnTheSameFabric)$$'
+
+# A machine is made from Debian's packages, two minutes each, and kept. The packages to
+# upgrade to have the same programs, and a version that is higher.
+SUITE ?= bookworm
+vmtest: DIST = dist/vmtest
+vmtest: deps ## follow README.md on emulated machines with Debian SUITE, such as bullseye,bookworm,trixie (root)
+	@./.ci/deps mmdebstrap
+	rm -rf $(DIST)
+	@$(MAKE) --no-print-directory packages DIST=$(DIST)
+	VERSION=1000 NFPM=$(NFPM)/nfpm packaging/packages/build $(abspath $(BIN)) $(abspath $(DIST))/next
+	$(GO) run ./testenv/prepare -machines $(SUITE)
+	VMFABRIC_LAB=must $(GO) test ./internal/e2e -count=1 -run '^TestRealNode$$' -timeout 0 -v -machines $(SUITE) -packages $(abspath $(DIST))
 
 bench: ## measure, and write docs/performance.md (root)
 	$(GO) run ./internal/bench --out docs/performance.md

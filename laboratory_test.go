@@ -60,13 +60,14 @@ func TestListOfTheLaboratory(t *testing.T) {
 	}
 }
 
-// TestPartsOfTheLaboratory: its core knows neither routers nor hypervisors nor clients,
-// which do not know each other.
+// TestPartsOfTheLaboratory: its core knows neither routers nor hypervisors nor clients nor
+// machines, which do not know each other, but for clients in machines.
 func TestPartsOfTheLaboratory(t *testing.T) {
 	t.Parallel()
 	const lab = module + "/testenv/lab/"
 	for part, needs := range map[string][]string{
-		"core": {"core"}, "routers": {"core", "routers"}, "hypervisors": {"cache", "core", "hypervisors"}, "clients": {"cache", "core", "clients"},
+		"core": {"core"}, "routers": {"core", "routers"}, "hypervisors": {"cache", "core", "hypervisors"}, "clients": {"cache", "core", "machine", "clients"},
+		"machine": {"cache", "core", "machine"},
 	} {
 		var want []string
 		for _, need := range needs {

@@ -150,20 +150,9 @@ func prefixes(all ...string) []netip.Prefix {
 	return ps
 }
 
-// blocks gives the fenced blocks of a language in a document.
-func blocks(t *testing.T, path, language string) []string {
-	t.Helper()
-	var found []string
-	for _, m := range regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(read(t, path), -1) {
-		found = append(found, m[1])
-	}
-	require.NotEmpty(t, found, "%s has no %s", path, language)
-	return found
-}
-
 func TestReadmeClusterFile(t *testing.T) {
 	key := filepath.Join(t.TempDir(), "cluster.key")
-	text := blocks(t, "../README.md", "yaml")[0]
+	text := labtest.Blocks(t, "../README.md", "", "yaml")[0]
 	require.Contains(t, text, "key_file: /etc/vmfabric/cluster.key")
 	// The command that it gives makes one that is taken.
 	command, _, found := strings.Cut(regexp.MustCompile(`(?m)^\(umask .*$`).FindString(read(t, "../README.md")), "   #")
@@ -177,7 +166,7 @@ func TestReadmeClusterFile(t *testing.T) {
 }
 
 func TestReadmeDomain(t *testing.T) {
-	metadata, devices, found := strings.Cut(blocks(t, "../README.md", "xml")[0], "...\n")
+	metadata, devices, found := strings.Cut(labtest.Blocks(t, "../README.md", "", "xml")[0], "...\n")
 	require.True(t, found)
 	d, err := domxml.Parse(strings.NewReader("<domain><name>sea_gold</name>" + metadata + "<devices>" + devices + "</devices></domain>"))
 	require.NoError(t, err)
@@ -195,7 +184,7 @@ func TestReadmeProgram(t *testing.T) {
 		fmt.Fprintf(&b, "\t%q\n", module+p)
 	}
 	b.WriteString(")\n\nfunc main() {\n\tctx := context.Background()\n")
-	b.WriteString(blocks(t, "../README.md", "go")[0])
+	b.WriteString(labtest.Blocks(t, "../README.md", "", "go")[0])
 	b.WriteString("}\n\nfunc must[T any](v T, err error) T { return v }\n")
 	file := filepath.Join(t.TempDir(), "main.go")
 	require.NoError(t, os.WriteFile(file, []byte(b.String()), 0o600))

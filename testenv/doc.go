@@ -5,6 +5,7 @@
 //   - testenv/lab/routers puts BIRD, FRR and speakers that misbehave into it;
 //   - testenv/lab/hypervisors puts libvirt with QEMU guests, and LXD or Incus with
 //     containers into it;
+//   - testenv/lab/machine boots machines with systemd into it;
 //   - testenv/lab/clients puts guests into it that configure themselves;
 //   - testenv/lab/cache keeps files that are slow to make;
 //   - testenv/labtest is the laboratory for tests: labs that close with their test;
@@ -13,7 +14,7 @@
 //   - testenv/attack has what an attacker sends, as a table;
 //   - testenv/faults has what goes wrong around an agent, as a table;
 //   - testenv/oldkernel makes the kernel refuse to a process what an older one lacks;
-//   - testenv/prepare fetches the kernel of the labs' guests.
+//   - testenv/prepare fetches the kernel of the labs' guests, and makes machines.
 //
 // Routers, hypervisors and clients depend on the core, never the other way round.
 package testenv

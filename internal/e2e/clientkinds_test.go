@@ -21,6 +21,7 @@ import (
 	"github.com/vmfabric/vmfabric/testenv/lab/clients"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
 	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
+	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
 // Firmware says by HTTP, to an address behind the gateway, what DHCP has told it.
@@ -196,18 +197,21 @@ const readmeDomain = `<domain type='qemu'>
 </domain>
 `
 
+// domainOfTheReadme gives what README.md has a domain say of its addresses, and its NIC.
+func domainOfTheReadme(t *testing.T) (metadata, nic string) {
+	t.Helper()
+	metadata, nic, found := strings.Cut(labtest.Blocks(t, "../../README.md", realNode, "xml")[0], "...\n")
+	require.True(t, found)
+	return metadata, nic
+}
+
 // TestClientOfTheReadme starts the domain that README.md shows, with an initial file system
 // of a distribution as it is.
 func TestClientOfTheReadme(t *testing.T) {
 	if !*allClients {
 		t.Skip("by hand: make guests")
 	}
-	readme, err := os.ReadFile("../../README.md")
-	require.NoError(t, err)
-	_, rest, _ := strings.Cut(string(readme), "```xml\n<metadata>")
-	rest, _, _ = strings.Cut(rest, "```")
-	metadata, nic, found := strings.Cut(rest, "\n...\n")
-	require.True(t, found)
+	metadata, nic := domainOfTheReadme(t)
 	s := start(t, options{noAgent: true})
 	lv := s.hypervisor("node1")
 	for _, i := range clients.Initramfses {
@@ -215,7 +219,7 @@ func TestClientOfTheReadme(t *testing.T) {
 			kernel, initrd, err := i.Files(t.Context())
 			require.NoError(t, err)
 			file := s.lab.Dir() + "/readme.xml"
-			require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, readmeDomain, "<metadata>"+metadata, nic, kernel, initrd, i.Parameters), 0o600))
+			require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, readmeDomain, metadata, nic, kernel, initrd, i.Parameters), 0o600))
 			for _, args := range [][]string{{"define", file}, {"start", "sea_gold"}} {
 				_, err = lv.Virsh(soon(t), args...)
 				require.NoError(t, err)

@@ -298,10 +298,16 @@ func (s *system) reaches(from *core.Host, to ...string) {
 // coreHas waits until the core gateway's kernel routes every prefix to a node.
 func (s *system) coreHas(node *core.Host, ps ...netip.Prefix) {
 	s.t.Helper()
+	s.coreHasVia([2]netip.Addr{node.Addr4(), node.Addr6()}, ps...)
+}
+
+// coreHasVia is coreHas for the node with these addresses, of each family.
+func (s *system) coreHasVia(node [2]netip.Addr, ps ...netip.Prefix) {
+	s.t.Helper()
 	for _, p := range ps {
-		via := node.Addr4()
+		via := node[0]
 		if p.Addr().Is6() {
-			via = node.Addr6()
+			via = node[1]
 		}
 		s.eventually(p.String(), func() error {
 			r, ok, err := s.top.Core.Route(p)

@@ -31,6 +31,40 @@ func Documented(t testing.TB, page, name, tables string, update bool) {
 	}
 }
 
+// Blocks gives the fenced blocks of a language, which may be none, in a section of a page, by
+// its heading; an empty heading: in all of the page.
+func Blocks(t testing.TB, page, heading, language string) []string {
+	t.Helper()
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	var block *strings.Builder // the one that the line is in
+	var wanted bool
+	in := heading == ""
+	for line := range strings.Lines(string(text)) {
+		fence, isFence := strings.CutPrefix(line, "```")
+		switch {
+		case isFence && block == nil:
+			block, wanted = &strings.Builder{}, in && strings.TrimSpace(fence) == language
+		case isFence:
+			if wanted {
+				found = append(found, block.String())
+			}
+			block = nil
+		case block != nil:
+			block.WriteString(line)
+		case heading != "" && strings.HasPrefix(line, "#"):
+			in = strings.TrimSpace(strings.TrimLeft(line, "#")) == heading
+		}
+	}
+	if len(found) == 0 {
+		t.Fatalf("%s has no block of %q below %q", page, language, heading)
+	}
+	return found
+}
+
 // Declared checks that tests exist, each by the folder of its package below root and its
 // name.
 func Declared(t testing.TB, root string, tests ...string) {

@@ -9,25 +9,33 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 
 	"github.com/vmfabric/vmfabric/testenv/lab/clients"
 	"github.com/vmfabric/vmfabric/testenv/lab/hypervisors"
+	"github.com/vmfabric/vmfabric/testenv/lab/machine"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	withClients := flag.Bool("clients", false, "make the root file systems of guests that configure themselves")
+	releases := flag.String("machines", "", "make machines with these `releases` of Debian")
 	flag.Parse()
-	if err := prepare(ctx, *withClients); err != nil {
+	if err := prepare(ctx, *withClients, strings.FieldsFunc(*releases, func(r rune) bool { return r == ',' })); err != nil {
 		fmt.Fprintf(os.Stderr, "prepare: %v\n", err)
 		os.Exit(1)
 	}
 }
 
-func prepare(ctx context.Context, withClients bool) error {
+func prepare(ctx context.Context, withClients bool, machines []string) error {
 	if _, err := hypervisors.GuestImage(ctx); err != nil {
 		return err
+	}
+	for _, release := range machines {
+		if _, err := machine.Debian(ctx, release); err != nil {
+			return err
+		}
 	}
 	if !withClients {
 		return nil

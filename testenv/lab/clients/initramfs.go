@@ -3,12 +3,12 @@ package clients
 import (
 	"context"
 	"fmt"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
 	"github.com/vmfabric/vmfabric/testenv/lab/cache"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/machine"
 )
 
 // Initramfs is an initial file system of Debian 13 that configures the network itself,
@@ -43,10 +43,8 @@ func (i Initramfs) Files(ctx context.Context) (kernel, initrd string, err error)
 	dir, err := cache.Dir("initramfs-"+i.Name+"-"+cache.Fingerprint([]byte(strings.Join(args, " ")+i.make)), func(dir string) error {
 		args := append(args,
 			"--customize-hook=chroot \"$1\" sh -e -c '"+i.make+"'",
-			"--customize-hook=cp \"$1\"/boot/initrd \"$1\"/boot/vmlinuz-* "+dir,
-			"trixie", "/dev/null")
-		_, err := core.Output(exec.CommandContext(ctx, "mmdebstrap", args...), (*exec.Cmd).Start)
-		return err
+			"--customize-hook=cp \"$1\"/boot/initrd \"$1\"/boot/vmlinuz-* "+dir)
+		return machine.Bootstrap(ctx, "trixie", "/dev/null", args...)
 	})
 	if err != nil {
 		return "", "", fmt.Errorf("initial file system of %s: %w", i.Name, err)
@@ -64,5 +62,5 @@ func (i Initramfs) Boot(ctx context.Context, h *core.Host, tap string) (*core.Da
 	if err != nil {
 		return nil, err
 	}
-	return bootMachine(ctx, h, tap, "-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 "+i.Parameters)
+	return machine.Emulate(ctx, h, tap, "-m", "512", "-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 "+i.Parameters)
 }

@@ -2,7 +2,6 @@ package clients
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/vmfabric/vmfabric/testenv/lab/cache"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
+	"github.com/vmfabric/vmfabric/testenv/lab/machine"
 )
 
 // Root is a root file system with clients. Guests only read it.
@@ -31,9 +31,6 @@ var packages = []string{
 	"klibc-utils", "netplan.io", "network-manager", "procps", "systemd", "udev", "udhcpc", "wide-dhcpv6-client",
 }
 
-// left out of the roots, which nobody reads.
-var leftOut = []string{"/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*"}
-
 // Debian returns the root of a release of Debian. It takes it from the cache
 // ([cache.Variable]), or makes it by mmdebstrap from the package mirror of the machine:
 // half a gigabyte, and minutes.
@@ -46,17 +43,10 @@ func Debian(ctx context.Context, release string) (Root, error) {
 		dhcpcd = "dhcpcd5"
 	}
 	args := []string{"--quiet", "--variant=minbase", "--include=" + strings.Join(append([]string{dhcpcd}, packages...), ",")}
-	for _, path := range leftOut {
-		args = append(args, "--dpkgopt=path-exclude="+path)
-	}
+	args = append(args, machine.LeftOut...)
 	name := "root-" + release + "-" + cache.Fingerprint([]byte(strings.Join(args, " ")))
 	path, err := cache.Dir(name, func(dir string) error {
-		root := filepath.Join(dir, "root")
-		_, err := core.Output(exec.CommandContext(ctx, "mmdebstrap", append(args, release, root)...), (*exec.Cmd).Start)
-		if errors.Is(err, exec.ErrNotFound) {
-			err = fmt.Errorf("%w; install mmdebstrap", err)
-		}
-		return err
+		return machine.Bootstrap(ctx, release, filepath.Join(dir, "root"), args...)
 	})
 	if err != nil {
 		return Root{}, fmt.Errorf("root of %s: %w", release, err)

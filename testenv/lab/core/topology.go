@@ -270,6 +270,30 @@ func (h *Host) addBridge(name string) error {
 	return h.SetUp(name)
 }
 
+// AddTap adds a tap to the underlay for a machine that is no host of the lab, such as one
+// that QEMU emulates, and returns the host of the underlay's switch, which has the tap.
+func (l *Lab) AddTap(name string) (*Host, error) {
+	sw, err := l.underlay.theSwitch(l)
+	if err != nil {
+		return nil, err
+	}
+	bridge, err := sw.Link("br0")
+	if err != nil {
+		return nil, err
+	}
+	tap := &netlink.Tuntap{LinkAttrs: netlink.NewLinkAttrs(), Mode: netlink.TUNTAP_MODE_TAP}
+	tap.Name = name
+	// A tap belongs to the namespace of the thread that opens the tun device.
+	if err := sw.Do(func() error { return netlink.LinkAdd(tap) }); err != nil {
+		return nil, fmt.Errorf("tap %s of the underlay: %w", name, err)
+	}
+	err = sw.onLink(name, "connect", func(l netlink.Link) error { return sw.nl.LinkSetMaster(l, bridge) })
+	if err == nil {
+		err = sw.SetUp(name)
+	}
+	return sw, err
+}
+
 // Disconnect cuts a host off from the underlay as a fault further away does: its
 // link keeps carrier.
 func (l *Lab) Disconnect(h *Host) error {

@@ -1,8 +1,10 @@
 package core_test
 
 import (
+	"bytes"
 	"context"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/testenv/lab/core"
@@ -233,5 +236,40 @@ func TestProbeCountsRefusals(t *testing.T) {
 		r := p.Stop()
 		assert.Zero(t, r.Received)
 		assert.NotZero(t, r.Refused, to)
+	}
+}
+
+// TestTapIsOnTheUnderlay: what opens the tap sees what is broadcast on the underlay.
+func TestTapIsOnTheUnderlay(t *testing.T) {
+	t.Parallel()
+	lab, top := labtest.Build(t, core.SmallCluster(1))
+	sw, err := lab.AddTap("machine")
+	require.NoError(t, err)
+	var tap *os.File
+	require.NoError(t, sw.Do(func() (err error) {
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		request, err := unix.NewIfreq("machine")
+		if err == nil {
+			request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+		}
+		tap = os.NewFile(uintptr(fd), "tap")
+		return err
+	}))
+	defer tap.Close()
+	p, err := top.Nodes["node1"].Probe(core.Underlay4(99), 10*time.Millisecond)
+	require.NoError(t, err)
+	defer p.Stop()
+	require.NoError(t, tap.SetReadDeadline(time.Now().Add(time.Minute)))
+	asksFor := core.Underlay4(99).AsSlice()
+	for frame := make([]byte, 2048); ; {
+		n, err := tap.Read(frame)
+		require.NoError(t, err)
+		if n >= 42 && frame[12] == 8 && frame[13] == 6 && bytes.Equal(frame[38:42], asksFor) {
+			return
+		}
 	}
 }
