@@ -26,15 +26,12 @@ func (a *Agent) Explain(ctx context.Context, addr netip.Addr) ([]fabric.Step, er
 	ctx, cancel := context.WithTimeout(ctx, whyTime)
 	defer cancel()
 	p := fabric.HostPrefix(addr)
-	type own struct {
-		finding  fabric.Finding
-		registry *explain.Registry
-	}
-	here := make(chan own, 1)
-	go func() { here <- own{a.finding(ctx, addr), a.registryOn(ctx, p)} }()
+	// Side by side: on a slow machine what this node tries takes all of the time.
+	here, registry := make(chan fabric.Finding, 1), make(chan *explain.Registry, 1)
+	go func() { here <- a.finding(ctx, addr) }()
+	go func() { registry <- a.registryOn(ctx, p) }()
 	answers, failed := a.askNodes(ctx, fabric.Notice{Kind: fabric.Explaining, Prefixes: []netip.Prefix{p}}, a.others())
-	mine := <-here
-	c := explain.Case{Address: addr, Cluster: a.cluster(), Registry: mine.registry, Findings: []fabric.Finding{mine.finding}}
+	c := explain.Case{Address: addr, Cluster: a.cluster(), Registry: <-registry, Findings: []fabric.Finding{<-here}}
 	for _, node := range sortedKeys(answers) {
 		f, err := foundBy(node, answers[node])
 		if err != nil {

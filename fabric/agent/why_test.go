@@ -190,3 +190,19 @@ func TestFindingThatCannotBeShown(t *testing.T) {
 		})
 	}
 }
+
+// TestWhyOnASlowNode: what the node looks at itself takes none of the registry's time.
+func TestWhyOnASlowNode(t *testing.T) {
+	r := newRegistry(nil)
+	vm := known("web", "uuid-of-web", "203.0.113.10 2001:db8:100:1::10")
+	pairsOf(t, fake.NewSource, vm, func(t *testing.T, p *pair) {
+		p.runs(p.two, vm)
+		time.Sleep(time.Minute)
+		defer p.one.dataplane.Hang("list ports")()
+		for _, a := range []string{"203.0.113.10", "2001:db8:100:1::10"} {
+			good, bad := why(t, p.one, a)
+			assert.Contains(t, good, "allocation", a)
+			assert.NotContains(t, strings.Join(bad, "\n"), "registry", a)
+		}
+	}, func(string) []agent.Option { return []agent.Option{agent.WithRegistry(r)} })
+}
