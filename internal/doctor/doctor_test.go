@@ -363,6 +363,14 @@ var peerBreakages = []breakage{
 	}, says: ", and 1 port of a guest is here", wayOut: "systemctl start vmfabric"},
 }
 
+// TestLargePacketsThatWereLostOnce: a busy machine is no black hole.
+func TestLargePacketsThatWereLostOnce(t *testing.T) {
+	labtest.Long(t)
+	l := newLab(t, "mtu")
+	l.farNft("table ip f { chain c { type filter hook input priority filter; ip daddr 10.10.0.1 meta length > 1400 quota until 3000 bytes counter drop; }; }")
+	assert.True(t, l.examine("mtu").Healthy)
+}
+
 // TestOrdinaryUser: what only root can look at is said, and nothing is mended.
 func TestOrdinaryUser(t *testing.T) {
 	if os.Getenv("USER") == "" && os.Geteuid() != 0 {

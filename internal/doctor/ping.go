@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -21,8 +22,12 @@ import (
 // errTooLarge says that a machine answers small packets, and no large ones.
 var errTooLarge = errors.New("large packets get lost")
 
-// pingFor is how long an answer may take. Each size is sent twice.
-const pingFor = time.Second
+// pingFor is how long an answer may take. Each size is sent twice, and twice again where
+// small ones alone are answered: a busy machine loses some.
+const (
+	pingFor = time.Second
+	rounds  = 2
+)
 
 // each calls f for 0 to n-1 at the same time, and waits.
 func each(n int, f func(int)) {
@@ -56,32 +61,52 @@ func pathTakes(ctx context.Context, from, to netip.Addr, size int) error {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	id := uint16(rand.IntN(1 << 16))
-	const small, large = 0, 1
-	for range 2 {
-		for kind, bytes := range []int{small: 64, large: size} {
-			body := make([]byte, bytes-header-8)
-			binary.BigEndian.PutUint16(body, id)
-			if _, err := conn.WriteTo(packets.Echo(to, to, id, uint16(kind), body), &net.IPAddr{IP: to.AsSlice()}); err != nil {
-				return fmt.Errorf("send: %w", errors.Unwrap(err))
+	for round := range uint16(rounds) {
+		small := 2 * round
+		for range 2 {
+			for i, bytes := range []int{64, size} {
+				body := make([]byte, bytes-header-8)
+				binary.BigEndian.PutUint16(body, id)
+				if _, err := conn.WriteTo(packets.Echo(to, to, id, small+uint16(i), body), &net.IPAddr{IP: to.AsSlice()}); err != nil {
+					return fmt.Errorf("send: %w", errors.Unwrap(err))
+				}
 			}
 		}
+		answered, err := answers(conn, to, id, small)
+		if err != nil || ctx.Err() != nil || answered != onlySmall {
+			return cmp.Or(ctx.Err(), err)
+		}
 	}
-	answered := [2]bool{}
+	return errTooLarge
+}
+
+// answered says which of a round's echo requests were answered.
+type answered int
+
+const (
+	none answered = iota
+	onlySmall
+	anyLarge
+)
+
+// answers reads answers to echo requests with that id, until a large one is answered, one with
+// an odd number, or the time is over. Of the small ones, those with the number small count.
+func answers(conn net.PacketConn, to netip.Addr, id, small uint16) (got answered, err error) {
 	if err := conn.SetReadDeadline(time.Now().Add(pingFor)); err != nil {
-		return err
+		return none, err
 	}
-	for buf := make([]byte, 1<<16); !answered[large]; {
+	for buf := make([]byte, 1<<16); ; {
 		n, source, err := conn.ReadFrom(buf)
 		if err != nil {
-			break // the time is over
+			return got, nil // the time is over
 		}
-		of, kind, reply := packets.IsReply(to.Is6(), buf[:n])
-		if reply && of == id && kind <= large && source.String() == to.String() {
-			answered[kind] = true
+		of, number, reply := packets.IsReply(to.Is6(), buf[:n])
+		switch {
+		case !reply || of != id || number > small+1 || source.String() != to.String():
+		case number%2 == 1:
+			return anyLarge, nil
+		case number == small:
+			got = onlySmall
 		}
 	}
-	if ctx.Err() == nil && answered[small] && !answered[large] {
-		return errTooLarge
-	}
-	return ctx.Err()
 }
