@@ -198,7 +198,7 @@ const readmeDomain = `<domain type='qemu'>
 `
 
 // domainOfTheReadme gives what README.md has a domain say of its addresses, and its NIC.
-func domainOfTheReadme(t *testing.T) (metadata, nic string) {
+func domainOfTheReadme(t testing.TB) (metadata, nic string) {
 	t.Helper()
 	metadata, nic, found := strings.Cut(labtest.Blocks(t, "../../README.md", realNode, "xml")[0], "...\n")
 	require.True(t, found)

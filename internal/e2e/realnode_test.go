@@ -45,7 +45,7 @@ var elsewhere = map[string]string{
 
 // commandsOfTheReadme gives the commands that README.md has for a node, in order, up to the
 // first that begins with a text, and the others.
-func commandsOfTheReadme(t *testing.T, last string) (until, after []string) {
+func commandsOfTheReadme(t testing.TB, last string) (until, after []string) {
 	t.Helper()
 	unused := map[string]bool{}
 	for beginning := range elsewhere {
@@ -114,7 +114,6 @@ func TestRealNode(t *testing.T) {
 // bootedNode is a node that is a machine of its own.
 type bootedNode struct {
 	*system
-	t         *testing.T
 	node      *machine.Machine
 	reflector *machine.Machine
 	addresses [2]netip.Addr
@@ -136,7 +135,7 @@ func (n *bootedNode) tell() {
 }
 
 // emulated bounds what takes minutes where all is emulated, and twice for a guest.
-func emulated(t *testing.T) context.Context {
+func emulated(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
@@ -145,7 +144,7 @@ func emulated(t *testing.T) context.Context {
 // bootRealNode starts the cluster of README.md: rr1 and node1 are machines, core1 and rr2
 // hosts of the lab. rr1 runs; node1 has nothing yet.
 func bootRealNode(t *testing.T, release string) *bootedNode {
-	n := &bootedNode{t: t, system: &system{t: t, rr: map[string]router{}}, addresses: [2]netip.Addr{core.Underlay4(21), core.Underlay6(21)}}
+	n := &bootedNode{system: &system{t: t, rr: map[string]router{}}, addresses: [2]netip.Addr{core.Underlay4(21), core.Underlay6(21)}}
 	file := labtest.Blocks(t, "../../README.md", realNode, "yaml")[0]
 	n.cluster = parseCluster(t, file)
 	hosts := n.cluster
@@ -181,7 +180,7 @@ func bootRealNode(t *testing.T, release string) *bootedNode {
 	return n
 }
 
-func parseCluster(t *testing.T, file string) fabric.Cluster {
+func parseCluster(t testing.TB, file string) fabric.Cluster {
 	t.Helper()
 	key := filepath.Join(t.TempDir(), "cluster.key")
 	require.NoError(t, os.WriteFile(key, []byte("the key of no node, since none is here\n"), 0o600))
@@ -201,17 +200,18 @@ func (n *bootedNode) fill(dir, file string) {
 			found, err := filepath.Glob(filepath.Join(*packages, from, name+"_*.deb"))
 			require.NoError(n.t, err)
 			require.Len(n.t, found, 1, "make vmtest builds %s in %s", name, filepath.Join(*packages, from))
-			link(n.t, found[0], filepath.Join(dir, from, filepath.Base(found[0])))
+			copyTo(n.t, found[0], filepath.Join(dir, from, filepath.Base(found[0])))
 		}
 	}
 	image, err := hypervisors.GuestImage(n.t.Context())
 	require.NoError(n.t, err)
-	link(n.t, image.Kernel, filepath.Join(dir, "vmlinuz"))
-	link(n.t, image.Initrd, filepath.Join(dir, "initrd"))
+	copyTo(n.t, image.Kernel, filepath.Join(dir, "vmlinuz"))
+	copyTo(n.t, image.Initrd, filepath.Join(dir, "initrd"))
 	require.NoError(n.t, os.WriteFile(filepath.Join(dir, "sea_gold.xml"), []byte(n.guest()), 0o600))
 }
 
-func link(t *testing.T, from, to string) {
+// copyTo copies a file.
+func copyTo(t testing.TB, from, to string) {
 	t.Helper()
 	b, err := os.ReadFile(from)
 	require.NoError(t, err)

@@ -60,7 +60,10 @@ func start(ctx context.Context, l *core.Lab, o Options) (*Machine, error) {
 		o.Memory = 512
 	}
 	m := &Machine{name: o.Name, agent: &guestAgent{path: filepath.Join(sw.Dir(), o.Name+".agent")}}
-	disk := func(path string) string { return "file=" + path + ",if=virtio,format=raw,snapshot=on" }
+	// Nothing is left of what is written, so that nothing is written for good.
+	disk := func(path string) string {
+		return "file=" + path + ",if=virtio,format=raw,snapshot=on,cache=unsafe"
+	}
 	m.Daemon, err = Emulate(ctx, sw, o.Name,
 		"-machine", "q35", "-m", fmt.Sprint(o.Memory), "-nodefaults",
 		"-drive", disk(o.Image.Disk), "-drive", disk(files),
