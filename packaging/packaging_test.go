@@ -215,6 +215,7 @@ func TestWatchdogIsInTime(t *testing.T) {
 	within, err := time.ParseDuration(m[1] + "s")
 	require.NoError(t, err)
 	assert.LessOrEqual(t, within, fabric.DefaultTimers.Hold*2/3)
+	assert.Contains(t, read(t, "vmfabric.service"), "\nWatchdogSignal=SIGKILL\n", "another lets Go write traces until it is too late")
 }
 
 // TestLinks: the documents lead to files that are there.
