@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -177,11 +176,7 @@ func (e *ExitError) Error() string {
 	return fmt.Sprintf("%s: exit status %d: %s", e.Script, e.Code, oneline.Words(e.Said))
 }
 
-// Available reports an error unless machines can be emulated here.
+// Available reports an error unless machines can be made and emulated here.
 func Available(ctx context.Context) error {
-	if err := core.Available(ctx, "qemu-system-x86_64", "qemu-system-x86_64", "mke2fs"); err != nil {
-		return err
-	}
-	_, err := exec.LookPath("mmdebstrap")
-	return err
+	return core.Available(ctx, "machines", "qemu-system-x86_64", "mke2fs", "mmdebstrap")
 }
