@@ -237,9 +237,6 @@ func (n *bootedNode) guest() string {
 // startReflectorMachine has rr1 run, as docs/embedded-reflector.md says.
 func (n *bootedNode) startReflectorMachine() {
 	n.t.Helper()
-	// The key is the nodes' alone, but the file names it.
-	_, err := n.reflector.Run(emulated(n.t), "apt install ./vmfabric-common_*.deb ./vmfabric-reflector_*.deb; mkdir -p /etc/vmfabric")
-	require.NoError(n.t, err)
 	for _, line := range strings.Split(strings.TrimSpace(labtest.Blocks(n.t, "../../docs/embedded-reflector.md", "", "sh")[0]), "\n") {
 		if strings.HasPrefix(line, "vmfabric status") {
 			continue // not well before there is a node
