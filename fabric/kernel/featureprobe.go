@@ -28,8 +28,8 @@ const noLink = math.MaxInt32
 //
 // Whether sets count is tried where somebody wants to know: that takes a node with many
 // rules a moment. It does not try redirection and veth pairs, which the trial of forwarding needs and
-// makes itself, nor whether links can be renamed while they are up: the kernel says so
-// when one is.
+// makes itself, nor whether links can be renamed while they are up, or say their mode: the
+// kernel says so when one is, or does.
 func (r *socket) probe(ipv6, setsCount bool) *features {
 	f := &features{}
 	if !r.Strict() {

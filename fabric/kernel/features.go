@@ -18,6 +18,7 @@ const (
 	ipv6NextHops
 	setCounters
 	laterSettings
+	linkModes
 	ipv6Family
 	tapDevice
 	vethPairs
@@ -76,6 +77,10 @@ var featureTable = [numFeatures]featureFacts{
 	laterSettings: {
 		name: "settings `rpl_seg_enabled` and `accept_untracked_na`", since: "5.7 and 5.19", source: "8610c7c6e3bd", minor: true, use: "turning off on ports what they allow",
 		without: "there is nothing to turn off",
+	},
+	linkModes: {
+		name: "address generation mode of a link that is asked for without its statistics", since: "6.15, and the stable series from April 2025 on", source: "7ac6ea4a3e08", minor: true, use: "ports that are put again as they are",
+		without: "the agent asks for such a link a second time, with its statistics",
 	},
 	ipv6Family: {
 		name: "IPv6", parts: "`CONFIG_IPV6`; off by `ipv6.disable=1`", use: "IPv6 addresses of guests",

@@ -62,7 +62,8 @@ type link struct {
 	abroad     bool   // the other end is in another network namespace
 	conf4      []byte // int32s: IPV4_DEVCONF_* from 1 on
 	conf6      []byte // int32s: DEVCONF_* from 0 on; empty without IPv6
-	genMode    uint8
+	genMode    uint8  // IN6_ADDR_GEN_MODE_*
+	hasGenMode bool   // the kernel gave it
 }
 
 func (l link) up() bool      { return l.flags&unix.IFF_UP != 0 }
@@ -157,7 +158,7 @@ func (l *link) parseSpec(ad *netlink.AttributeDecoder) error {
 					case family == unix.AF_INET6 && ad.Type() == inet6Conf:
 						l.conf6 = ad.Bytes()
 					case family == unix.AF_INET6 && ad.Type() == inet6GenMode:
-						l.genMode = ad.Uint8()
+						l.genMode, l.hasGenMode = ad.Uint8(), true
 					}
 				}
 				return nil
@@ -177,12 +178,23 @@ func (r *socket) linkByIndex(index int32) (link, error) {
 	return r.link(rtnl.IfInfoMsg(index, 0, 0), nil)
 }
 
+// link asks without the statistics, which take the kernel most of its time. Some kernels
+// leave the address generation mode out together with them, so that the link seems to
+// have the default mode. They are asked once more.
 func (r *socket) link(head []byte, attrs func(*netlink.AttributeEncoder)) (link, error) {
+	l, err := r.linkWith(head, attrs, extFilterSkipStats)
+	if err == nil && len(l.conf6) > 0 && !l.hasGenMode {
+		return r.linkWith(head, attrs, 0)
+	}
+	return l, err
+}
+
+func (r *socket) linkWith(head []byte, attrs func(*netlink.AttributeEncoder), filter uint32) (link, error) {
 	replies, err := r.Do(rtnl.Message(unix.RTM_GETLINK, 0, head, func(ae *netlink.AttributeEncoder) {
 		if attrs != nil {
 			attrs(ae)
 		}
-		ae.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats)
+		ae.Uint32(unix.IFLA_EXT_MASK, filter)
 	}))
 	if rtnl.Errno(err) == unix.ENODEV {
 		return link{}, os.ErrNotExist

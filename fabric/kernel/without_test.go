@@ -52,8 +52,8 @@ func noNFT(lack string, also map[string]string) map[string]string {
 }
 
 var (
-	linux420 = []oldkernel.Part{oldkernel.StrictChecks, oldkernel.IgnoreOutgoing, oldkernel.NeighbourGet, oldkernel.AltNames, oldkernel.IPv6NextHops, oldkernel.SetCounters}
-	linux54  = []oldkernel.Part{oldkernel.AltNames, oldkernel.SetCounters}
+	linux420 = []oldkernel.Part{oldkernel.StrictChecks, oldkernel.IgnoreOutgoing, oldkernel.NeighbourGet, oldkernel.AltNames, oldkernel.IPv6NextHops, oldkernel.SetCounters, oldkernel.LinkModes}
+	linux54  = []oldkernel.Part{oldkernel.AltNames, oldkernel.SetCounters, oldkernel.LinkModes}
 	hasNoFIB = "this kernel has no look-ups of routes by nftables (modules nft_fib, nft_fib_inet, nft_fib_ipv4, nft_fib_ipv6): "
 	hasNoNFT = "this kernel has no nftables for IPv4 and IPv6 together (modules nf_tables and, where it is one, nf_tables_inet): "
 	noRules  = "this kernel has no policy routing (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES): "
@@ -75,6 +75,7 @@ var poorerKernels = []poorer{
 		notes:  []string{"alternative names of links (Linux 5.5); ", "counters in sets of nftables (Linux 5.7); "},
 	},
 	{name: "strict checks", without: []oldkernel.Part{oldkernel.StrictChecks}},
+	{name: "the mode of a link without its statistics", without: []oldkernel.Part{oldkernel.LinkModes}},
 	{name: "the look-up of one neighbour", without: []oldkernel.Part{oldkernel.NeighbourGet}},
 	{
 		name: "IPv6", without: []oldkernel.Part{oldkernel.IPv6}, no: []string{"/proc/sys/net/ipv6"},
@@ -225,6 +226,7 @@ func (l *life) steps() []step {
 		{"attach with firewall", l.attachTwo},
 		{"altname", l.altName},
 		{"list", l.listed},
+		{"again", l.again},
 		{"repair", l.repair},
 		{"packets IPv4", func() error { return l.passes(true) }},
 		{"packets IPv6", func() error { return l.passes(false) }},

@@ -91,6 +91,22 @@ func (l *life) listed() (err error) {
 	return err
 }
 
+// again puts a port that is as it should be. Nothing of it goes, not for a moment either: an
+// address that nobody makes again would go with the others.
+func (l *life) again() error {
+	const mark = "2001:db8:dead::1/128"
+	ipIn(l.T, nil, "addr add "+mark+" nodad dev "+l.one.Name)
+	if err := l.d.Put(l.Context(), l.one); err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(l.Context(), "ip", "-6", "addr", "show", "dev", l.one.Name).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), mark) {
+		return fmt.Errorf("the port lost its IPv6 addresses: %s (%v)", out, err)
+	}
+	ipIn(l.T, nil, "addr del "+mark+" dev "+l.one.Name)
+	return nil
+}
+
 // repair takes a route and an address from a port, and puts it again.
 func (l *life) repair() error {
 	for _, a := range l.one.NIC.Addresses {

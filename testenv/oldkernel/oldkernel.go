@@ -6,13 +6,14 @@
 // the same place: a message of an unknown number, an expression or a kind of link of an
 // unknown name, an attribute that is none. So it is the kernel that refuses, by the same
 // way and with the same error as one that lacks the part, and the process under test has
-// no part in it.
+// no part in it. What an older kernel leaves out of an answer is made unknown there.
 package oldkernel
 
 import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -59,9 +60,13 @@ func program(parts []Part) (all []unix.SockFilter) {
 		}
 	}
 	statement(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, dataNumber)
-	all = append(all,
-		unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_SENDTO, Jt: 2},
-		unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_SENDMSG, Jt: 1})
+	stopped := []uint32{unix.SYS_SENDTO, unix.SYS_SENDMSG}
+	if slices.ContainsFunc(parts, func(p Part) bool { return p.answer != nil }) {
+		stopped = append(stopped, unix.SYS_RECVFROM)
+	}
+	for i, number := range stopped {
+		all = append(all, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: number, Jt: uint8(len(stopped) - i)})
+	}
 	statement(unix.BPF_RET|unix.BPF_K, unix.SECCOMP_RET_ALLOW)
 	statement(unix.BPF_RET|unix.BPF_K, unix.SECCOMP_RET_USER_NOTIF)
 	return all
@@ -116,51 +121,86 @@ func (s *supervisor) run() {
 		default:
 			return
 		}
-		s.look(c)
-		a := answer{id: c.id, flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
+		a := s.look(c)
+		a.id = c.id
 		_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(s.listener), unix.SECCOMP_IOCTL_NOTIF_SEND, uintptr(unsafe.Pointer(&a)))
 	}
 }
 
-// look changes what a call sends.
-func (s *supervisor) look(c call) {
+// look changes what a call sends, or what it receives.
+func (s *supervisor) look(c call) answer {
+	goesOn := answer{flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
 	if _, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", c.thread)); errors.Is(err, os.ErrNotExist) {
-		return // a program that was started
+		return goesOn // a program that was started
 	}
-	if c.nr == unix.SYS_SENDTO {
-		s.change(int(c.args[0]), c.args[1], c.args[2])
-		return
+	protocol, is := netlinkProtocol(int(c.args[0]))
+	switch {
+	case !is:
+	case c.nr == unix.SYS_SENDTO:
+		s.change(protocol, c.args[1], c.args[2])
+	case c.nr == unix.SYS_SENDMSG:
+		for _, v := range vectors(c.args[1]) {
+			s.change(protocol, v[0], v[1])
+		}
+	default:
+		if a, received := s.receive(c, protocol); received {
+			return a
+		}
 	}
-	for _, v := range vectors(c.args[1]) {
-		s.change(int(c.args[0]), v[0], v[1])
+	return goesOn
+}
+
+// netlinkProtocol returns the protocol of a socket, and whether it is one of netlink.
+func netlinkProtocol(fd int) (protocol int, is bool) {
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil || domain != unix.AF_NETLINK {
+		return 0, false
 	}
+	protocol, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+	return protocol, err == nil
 }
 
 // change changes what is sent to netlink.
-func (s *supervisor) change(fd int, at, size uint64) {
-	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
-	if err != nil || domain != unix.AF_NETLINK || size == 0 {
-		return
-	}
-	protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
-	if err != nil {
-		return
-	}
+func (s *supervisor) change(protocol int, at, size uint64) {
 	buffer := make([]byte, size)
-	if !move(unix.ProcessVMReadv, buffer, at) {
-		return
+	if size > 0 && move(unix.ProcessVMReadv, buffer, at) && s.changes(protocol, buffer, func(p Part) func(message) bool { return p.change }) {
+		move(unix.ProcessVMWritev, buffer, at)
 	}
-	changed := false
-	eachMessage(buffer, func(m message) {
+}
+
+// changes changes messages by what each part does with them, and reports whether it did.
+func (s *supervisor) changes(protocol int, messages []byte, by func(Part) func(message) bool) (changed bool) {
+	eachMessage(messages, func(m message) {
 		for _, p := range s.parts {
-			if p.change != nil && p.protocol == protocol && p.change(m) {
+			if do := by(p); do != nil && p.protocol == protocol && do(m) {
 				changed = true
 			}
 		}
 	})
-	if changed {
-		move(unix.ProcessVMWritev, buffer, at)
+	return changed
+}
+
+// receive receives in the place of a stopped recvfrom(2), and changes what came. If nothing
+// is there, the call waits for itself: it is no answer then, since the kernel has answered
+// by the time that a request is sent.
+func (s *supervisor) receive(c call, protocol int) (a answer, received bool) {
+	buffer := make([]byte, c.args[2])
+	n, _, _, from, err := unix.Recvmsg(int(c.args[0]), buffer, nil, int(c.args[3])|unix.MSG_DONTWAIT)
+	var errno unix.Errno
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		return a, false
+	case errors.As(err, &errno):
+		return answer{errno: -int32(errno)}, true
 	}
+	s.changes(protocol, buffer[:min(n, len(buffer))], func(p Part) func(message) bool { return p.answer })
+	move(unix.ProcessVMWritev, buffer, c.args[1])
+	if sender, is := from.(*unix.SockaddrNetlink); is && c.args[4] != 0 {
+		raw := unix.RawSockaddrNetlink{Family: unix.AF_NETLINK, Pid: sender.Pid, Groups: sender.Groups}
+		move(unix.ProcessVMWritev, unsafe.Slice((*byte)(unsafe.Pointer(&raw)), unix.SizeofSockaddrNetlink), c.args[4])
+		move(unix.ProcessVMWritev, native.AppendUint32(nil, unix.SizeofSockaddrNetlink), c.args[5])
+	}
+	return answer{value: int64(n)}, true
 }
 
 // vectors lists the addresses and sizes that a struct msghdr has.

@@ -18,6 +18,7 @@ type Part struct {
 
 	protocol int                // of netlink
 	change   func(message) bool // makes of a message one that the kernel does not know, and reports whether it did
+	answer   func(message) bool // the same with what the kernel says
 }
 
 // option is a socket option.
@@ -47,7 +48,11 @@ func eachMessage(b []byte, do func(message)) {
 // eachAttribute calls do for the attributes behind a head, from their own head on.
 func (m message) eachAttribute(head int, do func(attribute []byte)) {
 	b := m.body()
-	for b = b[min(head, len(b)):]; len(b) >= unix.SizeofNlAttr; {
+	eachAttribute(b[min(head, len(b)):], do)
+}
+
+func eachAttribute(b []byte, do func(attribute []byte)) {
+	for len(b) >= unix.SizeofNlAttr {
 		size := int(native.Uint16(b))
 		if size < unix.SizeofNlAttr || size > len(b) {
 			return
@@ -55,6 +60,15 @@ func (m message) eachAttribute(head int, do func(attribute []byte)) {
 		do(b[:size])
 		b = b[min(len(b), (size+3)&^3):]
 	}
+}
+
+// eachIn calls do for the attributes in those of a type, of all that are in b.
+func eachIn(b []byte, kind uint16, do func(nested []byte)) {
+	eachAttribute(b, func(a []byte) {
+		if native.Uint16(a[2:])&^unix.NLA_F_NESTED == kind {
+			do(a[unix.SizeofNlAttr:])
+		}
+	})
 }
 
 // unknown is the first of four numbers of rtnetlink that no kernel has: NEW, DEL, GET, SET.
@@ -107,6 +121,27 @@ var (
 				native.PutUint16(a[unix.SizeofNlAttr:], 0xff)
 				changed = true
 			}
+		})
+		return changed
+	}}
+	// LinkModes are those by which links get their IPv6 addresses (IFLA_INET6_ADDR_GEN_MODE).
+	// Older kernels leave them out where they leave out the statistics.
+	LinkModes = Part{protocol: unix.NETLINK_ROUTE, answer: func(m message) (changed bool) {
+		const statistics, mode = 3, 8
+		if m.number() != unix.RTM_NEWLINK || len(m.body()) < unix.SizeofIfInfomsg {
+			return false
+		}
+		eachIn(m.body()[unix.SizeofIfInfomsg:], unix.IFLA_AF_SPEC, func(families []byte) {
+			eachIn(families, unix.AF_INET6, func(of []byte) {
+				has := false
+				eachIn(of, statistics, func([]byte) { has = true })
+				eachAttribute(of, func(a []byte) {
+					if native.Uint16(a[2:]) == mode && !has {
+						native.PutUint16(a[2:], 0x1fff)
+						changed = true
+					}
+				})
+			})
 		})
 		return changed
 	}}
