@@ -96,6 +96,9 @@ func newMoveLab(t *testing.T) *moveLab {
 	t.Cleanup(func() { sweep(t) })
 	lab := &moveLab{core: newSpace(t), other: newSpace(t)}
 	path := func(s *space) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(s.handle)) }
+	// A router takes no redirects. A host would be told by the node to send to the other node
+	// itself, and go on with that when the diversion has ended.
+	sysctls(t, lab.core, map[string]string{"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1"})
 	ipIn(t, lab.core, "link set lo up", "link add br0 type bridge mcast_snooping 0", "link set br0 up",
 		"addr add 10.10.0.1/24 dev br0", "addr add fd00:10:10::1/64 dev br0 nodad",
 		"addr add 192.0.2.1/32 dev lo", "addr add 2001:db8:ffff::1/128 dev lo nodad")
