@@ -12,7 +12,7 @@ NFPM     := $(CURDIR)/.cache/nfpm
 # Static binaries: one build runs on every distribution of the architecture.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help packages packages-check guests faults histories simulate fresh soak endure mutants build demo deps test e2e lab race unit lint bench crowd fuzz install clean incus vmtest
+.PHONY: help packages packages-check guests faults histories simulate fresh soak endure mutants build demo deps test e2e lab race unit lint bench crowd fuzz install clean incus vmtest kerneltest
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -140,6 +140,12 @@ vmtest: deps ## follow README.md on emulated machines with Debian SUITE, such as
 	VERSION=1000 NFPM=$(NFPM)/nfpm packaging/packages/build $(abspath $(BIN)) $(abspath $(DIST))/next
 	$(GO) run ./testenv/prepare -machines $(SUITE)
 	VMFABRIC_LAB=must $(GO) test ./internal/e2e -count=1 -run '^TestRealNode$$' -timeout 0 -v -machines $(SUITE) -packages $(abspath $(DIST))
+
+KERNELS ?= bullseye,trixie
+kerneltest: ## boot the kernels of Debian KERNELS, with vmfabric demo and tests of fabric/kernel inside (root)
+	@./.ci/deps mmdebstrap
+	$(GO) run ./testenv/prepare -machines $(KERNELS)
+	VMFABRIC_LAB=must $(GO) test ./internal/e2e -count=1 -run '^TestBootedKernels$$' -timeout 0 -v -kernels $(KERNELS)
 
 bench: ## measure, and write docs/performance.md (root)
 	$(GO) run ./internal/bench --out docs/performance.md
