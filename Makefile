@@ -12,7 +12,7 @@ NFPM     := $(CURDIR)/.cache/nfpm
 # Static binaries: one build runs on every distribution of the architecture.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help packages packages-check guests faults histories simulate fresh soak endure mutants build demo deps test e2e lab race unit lint bench crowd fuzz install clean incus vmtest kerneltest
+.PHONY: help packages packages-check guests faults histories simulate fresh soak endure mutants build demo deps test e2e lab race unit lint bench crowd fuzz install clean incus versions vmtest kerneltest
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -128,6 +128,14 @@ incus: deps ## try Incus of Debian 13 in the place of LXD, in all of LXD's tests
 	test -x $(INCUS)/usr/libexec/incus/incusd || mmdebstrap --quiet --variant=apt --include=incus,iproute2,iputils-ping,kmod,nftables,procps trixie $(INCUS)
 	VMFABRIC_LAB=must VMFABRIC_LAB_INCUS=$(INCUS) $(GO) test ./fabric/lxd ./internal/e2e -count=1 -timeout 0 -v \
 		-run '^Test(Real.*|LifeOfAnInstance|CopyOfAnInstance|LeaseOfAnInstance|PhysicalNIC|LXDAndAgentComeAndGo|HookOfLXD|HookForAll|Projects|ManyInstances|MovesOfMembers|MovesOfInstances|InstancesMove|MembersOfACluster|KVMAndLXDOnTheSameFabric)$$'
+
+# Programs of another release of Debian, 400 MB, have the place of the machine's own; bullseye,
+# here and trixie are an upgrade from Debian 11 over this machine's to 13.
+RELEASES ?= bullseye,here,trixie
+versions: deps ## try libvirt, QEMU, BIRD and FRR of RELEASES of Debian, and live moves from each to the next (root)
+	@./.ci/deps mmdebstrap
+	$(GO) run ./testenv/prepare
+	$(GO) run ./testenv/versions -releases $(RELEASES)
 
 # A machine is made from Debian's packages, two minutes each, and kept. The packages to
 # upgrade to have the same programs, and a version that is higher.

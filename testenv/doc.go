@@ -14,7 +14,9 @@
 //   - testenv/attack has what an attacker sends, as a table;
 //   - testenv/faults has what goes wrong around an agent, as a table;
 //   - testenv/oldkernel makes the kernel refuse to a process what an older one lacks;
-//   - testenv/prepare fetches the kernel of the labs' guests, and makes machines.
+//   - testenv/prepare fetches the kernel of the labs' guests, and makes machines;
+//   - testenv/versions runs the tests with the hypervisors and routing daemons of other
+//     releases of Debian.
 //
 // Routers, hypervisors and clients depend on the core, never the other way round.
 package testenv

@@ -92,9 +92,18 @@ func makeDisk(ctx context.Context, path, dir, size string) error {
 }
 
 // Bootstrap makes a root file system of a release of Debian by mmdebstrap, from the package
-// mirror of the machine. The args are options of mmdebstrap.
+// mirror of the machine. The args are options of mmdebstrap. The archive of security fixes
+// is left out: that of an old release loses packages which its index still names.
 func Bootstrap(ctx context.Context, release, target string, args ...string) error {
-	_, err := do(ctx, "mmdebstrap", append(args, release, target)...)
+	mirrors, err := do(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Label: Debian")
+	if err != nil {
+		return err
+	}
+	mirror, _, _ := strings.Cut(mirrors, "\n")
+	if mirror == "" {
+		return errors.New("apt knows no mirror of Debian; add one to its sources, and apt-get update")
+	}
+	_, err = do(ctx, "mmdebstrap", append(args, release, target, "deb "+mirror+" "+release+" main")...)
 	return err
 }
 
