@@ -56,13 +56,13 @@ func CheckRouter(ctx context.Context, f Format, text string) error {
 }
 
 // daemonWords removes from a daemon's output what is not about the text: the file's
-// name, and vtysh's complaint about its own configuration, which only root can
-// read.
+// name, vtysh's complaint about its own configuration, which only root can read, and what
+// it says of the whole file behind the line that it does not take (FRR 10).
 func daemonWords(out, file string) string {
 	var lines []string
 	for line := range strings.Lines(out) {
 		line = strings.TrimSpace(strings.ReplaceAll(line, file+":", "line "))
-		if line != "" && !strings.Contains(line, "vtysh.conf") {
+		if line != "" && !strings.Contains(line, "vtysh.conf") && !strings.HasPrefix(line, "Configuration file[") {
 			lines = append(lines, line)
 		}
 	}

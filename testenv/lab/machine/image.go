@@ -23,11 +23,9 @@ type Image struct {
 	Kernel, Initrd, Disk string
 }
 
-const kernelPackage = "linux-image-cloud-amd64"
-
 // packages are in the images of all releases: a machine that boots, and a hypervisor.
 var packages = []string{
-	"dbus", "iproute2", "iputils-ping", "kmod", "libvirt-clients", "libvirt-daemon-system", kernelPackage,
+	"dbus", "iproute2", "iputils-ping", "kmod", "libvirt-clients", "libvirt-daemon-system", "linux-image-cloud-amd64",
 	"nftables", "procps", "qemu-guest-agent", "qemu-system-x86", "systemd-sysv", "udev",
 }
 
@@ -57,11 +55,7 @@ func Debian(ctx context.Context, release string) (Image, error) {
 	if !slices.Contains(Releases, release) {
 		return Image{}, fmt.Errorf("no machine with %s; there are %s", release, strings.Join(Releases, ", "))
 	}
-	include := strings.Join(packages, ",")
-	if release == "bullseye" { // whose archive of security updates has no more all that it lists
-		include = strings.Replace(include, kernelPackage, kernelPackage+"/bullseye", 1)
-	}
-	args := append([]string{"--quiet", "--variant=minbase", "--include=" + include}, LeftOut...)
+	args := append([]string{"--quiet", "--variant=minbase", "--include=" + strings.Join(packages, ",")}, LeftOut...)
 	name := "machine-" + release + "-" + cache.Fingerprint([]byte(strings.Join(args, " ")+customize+diskSize))
 	dir, err := cache.Dir(name, func(dir string) error { return makeImage(ctx, release, dir, args) })
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/frr"
@@ -119,8 +120,17 @@ func (f *FRR) Configure(ctx context.Context, conf string) error {
 			commands = append(commands, line)
 		}
 	}
-	_, err := f.Vtysh(ctx, commands...)
-	return err
+	for {
+		_, err := f.Vtysh(ctx, commands...)
+		if err == nil || !strings.Contains(err.Error(), "could not lock running DS") {
+			return err
+		}
+		select { // mgmtd has given the configuration to a daemon that begins
+		case <-ctx.Done():
+			return err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // frrDirs makes directories that FRR's daemons, which do not stay root, can use.
