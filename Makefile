@@ -210,6 +210,7 @@ packages: build $(NFPM) ## build the deb and rpm packages into dist
 
 packages-check: ## build the packages, and check them with lintian and rpmlint (root)
 	@./.ci/deps lintian rpm rpmlint
+	rm -f $(DIST)/*.deb $(DIST)/*.rpm
 	@$(MAKE) --no-print-directory packages
 	NFPM=$(NFPM)/nfpm $(GO) test ./packaging -count=1 -run '^TestPackages$$' -v -packages $(abspath $(DIST))
 

@@ -22,9 +22,10 @@ var packages = flag.String("packages", "", "check the packages in this directory
 
 // packaged is what is in a package's file for the packager.
 type packaged struct {
-	Name     string
-	Contents []struct{ Src, Dst, Type, Packager string }
-	Scripts  map[string]string
+	Name        string
+	Description string
+	Contents    []struct{ Src, Dst, Type, Packager string }
+	Scripts     map[string]string
 }
 
 func described(t *testing.T) (all []packaged) {
@@ -36,6 +37,9 @@ func described(t *testing.T) (all []packaged) {
 		var p packaged
 		require.NoError(t, yaml.Unmarshal([]byte(read(t, file)), &p))
 		assert.Equal(t, p.Name+".yaml", filepath.Base(file))
+		for line := range strings.Lines(p.Description) {
+			assert.LessOrEqual(t, len(line), 80, "rpmlint takes longer lines for an error: %s", line)
+		}
 		all = append(all, p)
 	}
 	return all
