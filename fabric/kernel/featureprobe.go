@@ -80,29 +80,29 @@ func (r *socket) probeRules(ipv6 bool) error {
 	return nil
 }
 
-// probeNextHops asks for an IPv4 route by an IPv6 next hop that cannot be reached. A kernel
-// that does not know such hops says that the request is invalid, or, before 5.0, passes
-// over the hop and misses a link.
+// probeNextHops asks to change an IPv4 route by an IPv6 next hop, which is not there: where
+// the node's way out leads to any next hop, as by a point-to-point link, a new route would
+// be made. A kernel that does not know such hops says that the request is invalid, or,
+// before 5.0, passes over the hop and misses a link.
 func (r *socket) probeNextHops() error {
 	routes := newFIBRoutes(fabric.PeerProtocol, fabric.PeerMetric, nil)
-	_, err := r.Do(routes.message(unix.RTM_NEWROUTE, netlink.Create|netlink.Excl, fibKey{fabric.HostPrefix(fabric.Metadata4), fabric.PeerMetric}, nowhere))
+	_, err := r.Do(routes.message(unix.RTM_NEWROUTE, 0, fibKey{fabric.HostPrefix(fabric.Metadata4), fabric.PeerMetric}, nowhere))
 	return unknownTo(err, unix.EINVAL, unix.ENODEV, unix.EAFNOSUPPORT)
 }
 
 func probeTaps() error {
 	fd, err := openTun()
-	if err != nil {
-		return err
+	if err == nil {
+		defer unix.Close(fd)
+		_, err = unix.IoctlGetUint32(fd, unix.TUNGETFEATURES)
 	}
-	defer unix.Close(fd)
-	_, err = unix.IoctlGetUint32(fd, unix.TUNGETFEATURES)
-	return err
+	return unknownTo(err, unix.ENOENT, unix.ENXIO, unix.ENODEV, unix.ENOTTY)
 }
 
 func probePacketSockets() (outgoing, any error) {
 	s, err := capture.Socket(0)
 	if err != nil {
-		return nil, err
+		return nil, unknownTo(err, unix.EAFNOSUPPORT, unix.EPROTONOSUPPORT)
 	}
 	defer s.Close()
 	err = capture.Control(s, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1) })

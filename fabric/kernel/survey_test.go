@@ -129,6 +129,24 @@ func TestProbeFeatures(t *testing.T) {
 	assert.Contains(t, lines[0], "virtual machines with taps cannot be attached: this kernel has no tap devices (module tun, /dev/net/tun): ")
 }
 
+// TestProbeChangesNothing: also where any next hop can be reached, as by a point-to-point
+// link, what the kernel is asked at the start makes no route, and so takes none of the node's.
+func TestProbeChangesNothing(t *testing.T) {
+	defer func() { _, _ = runIP("link", "del", "ptp0") }()
+	ip(t, "link", "add", "ptp0", "type", "veth", "peer", "name", "ptp1")
+	ip(t, "link", "set", "ptp0", "up")
+	ip(t, "link", "set", "ptp1", "up")
+	ip(t, "-6", "route", "add", "default", "dev", "ptp0", "metric", "1")
+	before, err := runIP("-4", "route", "show", "table", "all")
+	require.NoError(t, err)
+	d, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab"})
+	require.NoError(t, err)
+	defer d.Close()
+	after, err := runIP("-4", "route", "show", "table", "all")
+	require.NoError(t, err)
+	assert.Equal(t, before, after)
+}
+
 func TestSurveyOfPortsAndTables(t *testing.T) {
 	newMoveLab(t)
 	s := openSurvey(t)
