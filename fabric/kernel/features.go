@@ -80,7 +80,7 @@ var featureTable = [numFeatures]featureFacts{
 	},
 	linkModes: {
 		name: "address generation mode of a link that is asked for without its statistics", since: "6.15, and the stable series from April 2025 on", source: "7ac6ea4a3e08", minor: true, use: "ports that are put again as they are",
-		without: "the agent asks for such a link a second time, with its statistics",
+		without: "the agent asks for links with their statistics, which takes the kernel longer",
 	},
 	ipv6Family: {
 		name: "IPv6", parts: "`CONFIG_IPV6`; off by `ipv6.disable=1`", use: "IPv6 addresses of guests",

@@ -180,13 +180,16 @@ func (r *socket) linkByIndex(index int32) (link, error) {
 
 // link asks without the statistics, which take the kernel most of its time. Some kernels
 // leave the address generation mode out together with them, so that the link seems to
-// have the default mode. They are asked once more.
+// have the default mode. They are asked once more, and with the statistics from then on.
 func (r *socket) link(head []byte, attrs func(*netlink.AttributeEncoder)) (link, error) {
-	l, err := r.linkWith(head, attrs, extFilterSkipStats)
-	if err == nil && len(l.conf6) > 0 && !l.hasGenMode {
-		return r.linkWith(head, attrs, 0)
+	if !r.withStats.Load() {
+		l, err := r.linkWith(head, attrs, extFilterSkipStats)
+		if err != nil || len(l.conf6) == 0 || l.hasGenMode {
+			return l, err
+		}
+		r.withStats.Store(true)
 	}
-	return l, err
+	return r.linkWith(head, attrs, 0)
 }
 
 func (r *socket) linkWith(head []byte, attrs func(*netlink.AttributeEncoder), filter uint32) (link, error) {

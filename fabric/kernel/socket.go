@@ -2,16 +2,20 @@ package kernel
 
 import (
 	"encoding/binary"
+	"sync/atomic"
 
 	"github.com/vmfabric/vmfabric/fabric/kernel/internal/rtnl"
 )
 
 // socket makes this package's requests to rtnetlink.
-type socket struct{ *rtnl.Conn }
+type socket struct {
+	*rtnl.Conn
+	withStats atomic.Bool // links are asked for with their statistics, see link
+}
 
 func dial() (*socket, error) {
 	c, err := rtnl.Dial()
-	return &socket{c}, err
+	return &socket{Conn: c}, err
 }
 
 func nativeUint16(b []byte) uint16 { return binary.NativeEndian.Uint16(b) }

@@ -2,17 +2,24 @@ package kernel
 
 import (
 	"encoding/binary"
+	"sync/atomic"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
+// tablesSeen says that this kernel has nf_tables, which stay while there is a table.
+var tablesSeen atomic.Bool
+
 // openTables opens a connection to nf_tables, if the kernel has it. A kernel that has not
 // answers a transaction by a single message, and the library would wait for more for ever.
 func openTables(options ...nftables.ConnOption) (*nftables.Conn, error) {
-	if _, err := rulesGeneration(); err != nil {
-		return nil, err
+	if !tablesSeen.Load() {
+		if _, err := rulesGeneration(); err != nil {
+			return nil, err
+		}
+		tablesSeen.Store(true)
 	}
 	return nftables.New(options...)
 }
