@@ -398,7 +398,15 @@ func fuzzed(t *testing.T, r Request) {
 
 func FuzzPacket(f *testing.F) {
 	for _, p := range clientPackets(f) {
-		f.Add(p.request.Packet)
+		b := p.request.Packet
+		f.Add(b)
+		if b[0]>>4 == 4 {
+			f.Add(slices.Concat([]byte{0x47}, b[1:20], []byte{7, 3, 4, 68, 2, 0, 0, 0}, b[20:])) // options
+			continue
+		}
+		for _, option := range [][]byte{{5, 2, 0, 0, 1, 0}, {0xc2, 4, 0, 1, 0, 0}} { // router alert; jumbo payload (RFC 2711, RFC 2675)
+			f.Add(slices.Concat(b[:6], []byte{0}, b[7:40], []byte{b[6], 0}, option, b[40:]))
+		}
 	}
 	f.Fuzz(func(t *testing.T, packet []byte) { fuzzed(t, Request{From: guestMAC, Packet: packet}) })
 }

@@ -3,6 +3,7 @@ package autoconf
 import (
 	"encoding/hex"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -60,19 +61,23 @@ func TestCompressedNames(t *testing.T) {
 }
 
 // TestPartialChecksum: a packet of a guest on this machine may have left its checksum
-// to a device that does not exist.
+// to a device that does not exist, also where that would write 0xffff for 0.
 func TestPartialChecksum(t *testing.T) {
 	t.Parallel()
-	r := udpRequest("[fe80::2]:546", "[ff02::1:2]:547", []byte{1, 2, 3})
-	pseudo := uint16(packets.PseudoHeader(netip.MustParseAddr("fe80::2"), netip.MustParseAddr("ff02::1:2"), byte(layers.IPProtocolUDP), 11))
-	r.Packet[46], r.Packet[47] = byte(pseudo>>8), byte(pseudo)
-	d, ok := parse(r.Packet)
-	assert.True(t, ok)
-	assert.Empty(t, d.fault)
-	assert.Equal(t, []byte{1, 2, 3}, d.payload)
-	r.Packet[47]++
-	d, _ = parse(r.Packet)
-	assert.Equal(t, "its checksum is wrong", d.fault)
+	request := func(payload []byte) []byte { return udpRequest("[fe80::2]:546", "[ff02::1:2]:547", payload).Packet }
+	const at = ipv6Len + 6
+	for _, payload := range [][]byte{{1, 2, 3}, slices.Clone(request([]byte{0, 0})[at : at+2])} {
+		b := request(payload)
+		pseudo := uint16(packets.PseudoHeader(netip.MustParseAddr("fe80::2"), netip.MustParseAddr("ff02::1:2"), byte(layers.IPProtocolUDP), udpLen+len(payload)))
+		b[at], b[at+1] = byte(pseudo>>8), byte(pseudo)
+		d, ok := parse(b)
+		assert.True(t, ok)
+		assert.Empty(t, d.fault)
+		assert.Equal(t, payload, d.payload)
+		b[at+1]++
+		d, _ = parse(b)
+		assert.Equal(t, "its checksum is wrong", d.fault)
+	}
 }
 
 // TestChecksumOfZero: a sum of 0 is written as 0xffff, since 0 says that there is none.
