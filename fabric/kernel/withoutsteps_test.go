@@ -17,6 +17,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/internal/packets"
+	"github.com/vmfabric/vmfabric/testenv/lab/core"
 )
 
 // patience is how long something may take that is to come, and enough how long nothing
@@ -29,12 +30,14 @@ func (l *life) await(step string, found func() bool) error {
 	if _, off := l.off[step]; off {
 		bound = enough
 	}
-	for end := time.Now().Add(bound); !found(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			return fmt.Errorf("nothing came in %v", bound)
+	ctx, cancel := context.WithTimeout(l.Context(), bound)
+	defer cancel()
+	return core.Until(ctx, func() error {
+		if !found() {
+			return errors.New("nothing came")
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // plugIn opens the tap of a port, as its guest.
