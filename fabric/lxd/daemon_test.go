@@ -109,10 +109,11 @@ func (d *daemon) stop() {
 	d.mu.Lock()
 	srv := d.srv
 	d.srv = nil
-	for l := range d.listeners {
-		l.ws.CloseNow()
-	}
+	listeners := slices.Collect(maps.Keys(d.listeners))
 	d.mu.Unlock()
+	for _, l := range listeners {
+		l.ws.CloseNow() // waits for the answer to a ping, which takes the lock
+	}
 	if srv != nil {
 		srv.CloseClientConnections()
 		srv.Close()
@@ -213,8 +214,9 @@ func (d *daemon) send(more map[string]any, action, source string, about map[stri
 // cut ends all subscriptions in the middle of a message.
 func (d *daemon) cut() {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	for l := range d.listeners {
+	listeners := slices.Collect(maps.Keys(d.listeners))
+	d.mu.Unlock()
+	for _, l := range listeners {
 		w, err := l.ws.Writer(context.Background(), websocket.MessageText)
 		require.NoError(d.t, err)
 		_, _ = w.Write([]byte(`{"type":"lifecycle","project":"` + strings.Repeat("a", 64<<10)))

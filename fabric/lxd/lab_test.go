@@ -131,6 +131,7 @@ func (r *real) collect(c fabric.Change) {
 // until takes changes until the guests are these.
 func (r *real) until(want map[string]fabric.State) {
 	r.t.Helper()
+	bound := r.soon().Done()
 	for !assert.ObjectsAreEqual(want, r.now) {
 		select {
 		case c := <-r.Changes():
@@ -139,7 +140,7 @@ func (r *real) until(want map[string]fabric.State) {
 			} else {
 				r.collect(c)
 			}
-		case <-time.After(patience):
+		case <-bound:
 			require.FailNow(r.t, "guests are not as they should be", "want %v, have %v, was told %v; %v", want, r.now, r.log, r.Diagnose(r.t.Context()))
 		}
 	}
@@ -147,7 +148,9 @@ func (r *real) until(want map[string]fabric.State) {
 
 // quiet takes what is told yet, and gives it.
 func (r *real) quiet() []string {
+	r.t.Helper()
 	before := len(r.log)
+	bound := r.soon().Done()
 	for {
 		select {
 		case c := <-r.Changes():
@@ -156,6 +159,8 @@ func (r *real) quiet() []string {
 			}
 		case <-time.After(300 * time.Millisecond):
 			return r.log[before:]
+		case <-bound:
+			require.FailNow(r.t, "it does not become quiet", "was told %v", r.log[before:])
 		}
 	}
 }
@@ -296,6 +301,7 @@ func TestRealDeletedInstances(t *testing.T) {
 // untilGone takes changes until a guest is gone for good.
 func (r *real) untilGone(name, uuid string) {
 	r.t.Helper()
+	bound := r.soon().Done()
 	for !slices.Contains(r.log, name+" gone "+uuid) {
 		select {
 		case c := <-r.Changes():
@@ -304,7 +310,7 @@ func (r *real) untilGone(name, uuid string) {
 			} else {
 				r.collect(c)
 			}
-		case <-time.After(patience):
+		case <-bound:
 			require.FailNow(r.t, "guest is not gone", "%s %s; was told %v", name, uuid, r.log)
 		}
 	}
