@@ -280,3 +280,28 @@ func TestNetnsDirOfChoice(t *testing.T) {
 	require.NoError(t, labs[1].Close())
 	assert.NoError(t, os.Remove(dir), "empty and no mount any more")
 }
+
+// TestSnifferHasWhatPassed: the frames that passed are there at once, however busy the
+// machine is.
+func TestSnifferHasWhatPassed(t *testing.T) {
+	h, err := labtest.New(t).AddHost("h")
+	require.NoError(t, err)
+	conn, err := h.Dial(t.Context(), "udp", "127.0.0.1:9")
+	require.NoError(t, err)
+	defer conn.Close()
+	for n := range 20 {
+		sn, err := h.Sniff("lo", func(f core.Frame) bool { return f.Outgoing && len(f.Data) == 14+20+8+1 })
+		require.NoError(t, err)
+		sent := 0
+		for range 50 {
+			if _, err := conn.Write([]byte("x")); err == nil { // or it says that the one before was refused
+				sent++
+			}
+		}
+		if n%2 == 0 {
+			require.Len(t, sn.Frames(), sent)
+		}
+		require.NoError(t, sn.Close())
+		require.Len(t, sn.Frames(), sent)
+	}
+}

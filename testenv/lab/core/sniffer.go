@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,9 +26,13 @@ type Frame struct {
 // Sniffer captures the frames on one link of a host, in both directions.
 type Sniffer struct {
 	file *os.File
+	raw  syscall.RawConn // of file
+	keep func(Frame) bool
 	done chan struct{}
 
 	mu      sync.Mutex
+	data    []byte // of the frame that is read
+	control []byte // of that one
 	frames  []Frame
 	lost    error // why the capture ended early, or dropped frames
 	closing bool
@@ -77,8 +82,14 @@ func (h *Host) sniff(link string, pick []unix.SockFilter, keep func(Frame) bool)
 	if err != nil {
 		return nil, fmt.Errorf("sniff %s of %s: %w", link, h.name, err)
 	}
-	s := &Sniffer{file: os.NewFile(uintptr(fd), "sniffer "+link), done: make(chan struct{})}
-	go s.read(keep)
+	s := &Sniffer{
+		file: os.NewFile(uintptr(fd), "sniffer "+link), keep: keep, done: make(chan struct{}),
+		data: make([]byte, 65536), control: make([]byte, 256),
+	}
+	if s.raw, err = s.file.SyscallConn(); err != nil {
+		return nil, errors.Join(err, s.file.Close())
+	}
+	go s.read()
 	return s, nil
 }
 
@@ -109,33 +120,34 @@ func packetSocket(index int, pick []unix.SockFilter) (int, error) {
 	return fd, nil
 }
 
-func (s *Sniffer) read(keep func(Frame) bool) {
+// read takes frames until the capture ends.
+func (s *Sniffer) read() {
 	defer close(s.done)
-	raw, err := s.file.SyscallConn()
-	if err != nil {
-		s.fail(err)
-		return
-	}
-	data, control := make([]byte, 65536), make([]byte, 256)
+	var ended error
+	err := s.raw.Read(func(fd uintptr) bool {
+		ended = s.take(int(fd))
+		return ended != nil
+	})
+	s.fail(errors.Join(err, ended))
+}
+
+// take takes the frames that the kernel has for the sniffer. The error says that no more
+// will come.
+func (s *Sniffer) take(fd int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for {
-		var f Frame
-		var readErr error
-		err := raw.Read(func(fd uintptr) bool {
-			f, readErr = readFrame(int(fd), data, control)
-			return !errors.Is(readErr, unix.EAGAIN)
-		})
+		f, err := readFrame(fd, s.data, s.control)
 		switch {
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.ENETDOWN): // the link is down; frames may come again
+			s.lost = errors.Join(s.lost, err)
 		case err != nil:
-			s.fail(err)
-			return
-		case errors.Is(readErr, unix.EINTR):
-		case readErr != nil:
-			s.fail(readErr) // ENETDOWN says that the link is down; frames may come again
-			if !errors.Is(readErr, unix.ENETDOWN) {
-				return
-			}
-		case keep == nil || keep(f):
-			s.add(f)
+			return err
+		case s.keep == nil || s.keep(f):
+			s.frames = append(s.frames, f)
 		}
 	}
 }
@@ -166,14 +178,11 @@ func (s *Sniffer) fail(err error) {
 	}
 }
 
-func (s *Sniffer) add(f Frame) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.frames = append(s.frames, f)
-}
-
-// Frames returns the kept frames so far, in the order of the kernel.
+// Frames returns the kept frames that passed before, in the order of the kernel.
 func (s *Sniffer) Frames() []Frame {
+	// Those that the kernel has and read did not take yet, as on a busy machine. What
+	// fails here fails in read as well.
+	_ = s.raw.Control(func(fd uintptr) { _ = s.take(int(fd)) })
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.frames)
@@ -193,6 +202,7 @@ func (s *Sniffer) Wait(ctx context.Context, n int) ([]Frame, error) {
 // Close ends the capture. The error says why it may have missed frames: the
 // link went, or the kernel had to drop some.
 func (s *Sniffer) Close() error {
+	_ = s.Frames() // takes what passed before
 	if err := s.dropped(); err != nil {
 		s.fail(err)
 	}
@@ -205,13 +215,9 @@ func (s *Sniffer) Close() error {
 }
 
 func (s *Sniffer) dropped() error {
-	raw, err := s.file.SyscallConn()
-	if err != nil {
-		return err
-	}
 	var stats *unix.TpacketStats
 	var statsErr error
-	err = raw.Control(func(fd uintptr) {
+	err := s.raw.Control(func(fd uintptr) {
 		stats, statsErr = unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS)
 	})
 	if err = errors.Join(err, statsErr); err == nil && stats.Drops > 0 {
