@@ -27,7 +27,7 @@ var Rows = []Row{
 		Shown: []string{"internal/e2e TestStoppedForLong"},
 	},
 	{
-		Name: "stopped, with the watchdog", Fault: "an agent stands still until systemd's watchdog ends it, after 6 s",
+		Name: "stopped, with the watchdog", Fault: "an agent stands still until systemd's watchdog ends it, after 5 s",
 		Promise: "Nothing is lost: the reflectors keep what it announced, and the next agent takes over what it finds.",
 		Shown:   []string{"internal/e2e TestFaultsOfTheAgent", "internal/e2e TestSystemdIsTold"},
 	},
