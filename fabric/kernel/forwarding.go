@@ -3,6 +3,7 @@ package kernel
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -247,7 +248,7 @@ func (f *forwarding) check(ctx context.Context) ([]fabric.ForwardingFault, error
 	defer cancel()
 	began := time.Now()
 	found, err := f.attempt(ctx)
-	if ctx.Err() != nil && err != nil {
+	if ended := ctx.Err(); ended != nil && errors.Is(err, ended) {
 		return nil, fmt.Errorf("forwarding not tried: %w", err) // the caller went away, or the trial took too long
 	}
 	f.mu.Lock()

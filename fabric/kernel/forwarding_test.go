@@ -1,6 +1,7 @@
 package kernel_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -41,10 +42,20 @@ func nft(t *testing.T, script string) {
 	require.NoError(t, err, string(out))
 }
 
+// tryForwarding tries now, and again where a busy machine had no time for a trial.
+func tryForwarding(ctx context.Context, d *kernel.Dataplane) (faults []fabric.ForwardingFault, err error) {
+	for range 5 {
+		if faults, err = d.CheckForwarding(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			break
+		}
+	}
+	return faults, err
+}
+
 // faultLines tries now.
 func faultLines(t *testing.T, d *kernel.Dataplane) []string {
 	t.Helper()
-	faults, err := d.CheckForwarding(t.Context())
+	faults, err := tryForwarding(t.Context(), d)
 	require.NoError(t, err)
 	lines := []string{}
 	for _, f := range faults {
@@ -224,7 +235,7 @@ func TestForwardingIsWatched(t *testing.T) {
 	nft(t, "delete table ip t; table ip6 t { set s { type ipv6_addr; }; chain c { type filter hook forward priority filter; ip6 daddr @s drop; }; }")
 	diagnosed(t, d)
 	nft(t, "add element ip6 t s { 2001:db8:100::fa }")
-	_, err := d.CheckForwarding(t.Context()) // elements alone are looked at once a minute
+	_, err := tryForwarding(t.Context(), d) // elements alone are looked at once a minute
 	require.NoError(t, err)
 	diagnosed(t, d, "IPv6 packets to guests do not pass this node: table ip6 t chain c (rule with handle")
 	nft(t, "delete table ip6 t")

@@ -362,13 +362,19 @@ func TestRealMending(t *testing.T) {
 				r.t = t
 				_, err := r.lx.Init(r.soon(), hypervisors.ContainerOptions{Name: "web", Project: project})
 				require.NoError(t, err)
+				ctx := context.WithoutCancel(t.Context())
+				t.Cleanup(func() {
+					ctx, cancel := context.WithTimeout(ctx, time.Minute)
+					defer cancel()
+					_, err := r.lx.Lxc(ctx, "delete", "web", "--project", project)
+					assert.NoError(t, err)
+				})
 				for _, words := range append(steps, []string{"config", "set", "web", keys}) {
 					r.lxc(append(words, "--project", project)...)
 				}
 				r.remedy(map[string]string{"default": "web", "shop": "shop_web"}[project])
 				r.list()
 				assert.Empty(t, r.Diagnose(r.t.Context()))
-				r.lxc("delete", "web", "--project", project)
 			})
 		}
 	}
