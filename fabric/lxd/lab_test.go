@@ -174,7 +174,15 @@ func (r *real) lxc(args ...string) {
 // remedy does what LXD's user is told of an instance that would not start.
 func (r *real) remedy(name string) {
 	r.t.Helper()
-	_, ours, err := r.Describe(r.soon(), name)
+	describe := func() (ours bool, err error) {
+		for range 5 { // a busy LXD answers late
+			if _, ours, err = r.Describe(r.soon(), name); err == nil || !strings.Contains(err.Error(), "timed out") {
+				break
+			}
+		}
+		return ours, err
+	}
+	ours, err := describe()
 	require.Error(r.t, err, name)
 	require.True(r.t, ours, "%v", err)
 	problem := err.Error()
@@ -184,7 +192,7 @@ func (r *real) remedy(name string) {
 		require.Equal(r.t, r.client, words[0], problem)
 		r.lxc(words[1:]...)
 	}
-	_, _, err = r.Describe(r.soon(), name)
+	_, err = describe()
 	require.NoError(r.t, err, "%s was told: %s", name, problem)
 }
 
