@@ -93,7 +93,7 @@ func startLXD(ctx context.Context, h *core.Host, o LXDOptions) (*LXD, error) {
 	if o.Preseed == "" {
 		o.Preseed = lxdPreseed
 	}
-	for range 3 { // its database gives up after ten seconds, which may not do on a busy machine
+	for range 3 { // its database gives up after ten seconds, too early on a busy machine
 		if _, err = lx.run(ctx, o.Preseed, lx.init[0], lx.init[1:]...); err == nil || !strings.Contains(err.Error(), context.DeadlineExceeded.Error()) {
 			break
 		}
