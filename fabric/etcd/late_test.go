@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -29,6 +30,10 @@ func late(t *testing.T, e *labtest.Etcd, opts ...Option) *Registry {
 	t.Cleanup(func() { _ = client.Close() })
 	r.client.Store(client)
 	close(r.running)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); r.readLists(ctx) }()
+	t.Cleanup(func() { cancel(); <-ended })
 	require.NoError(t, r.list(labtest.Soon(t)))
 	return r
 }

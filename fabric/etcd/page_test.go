@@ -13,17 +13,22 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/testenv/labtest"
 )
 
-// paging is a registry without a copy, on an etcd with more than one page of keys, each of
+// pagedKeys is how many keys there are: several pages of them.
+const pagedKeys = 1500
+
+// paged is a registry without a copy, on an etcd with more than one page of keys, each of
 // whose reads is seen, and may be held up.
-func paging(t *testing.T, e *labtest.Etcd, reads func(context.Context, *etcdserverpb.RangeRequest) error) *Registry {
+func paged(t *testing.T, e *labtest.Etcd, reads func(context.Context, *etcdserverpb.RangeRequest) error) *Registry {
 	t.Helper()
 	r := late(t, e)
-	for n := 0; n <= pageSize; n += 100 {
+	for n := 0; n < pagedKeys; n += 100 {
 		var puts []clientv3.Op
 		for i := range 100 {
 			puts = append(puts, clientv3.OpPut(fmt.Sprintf("%snode/filler%06d/last", r.cache.keys.root, n+i), "x"))
@@ -50,10 +55,12 @@ func paging(t *testing.T, e *labtest.Etcd, reads func(context.Context, *etcdserv
 // TestSlowPages: an etcd that takes longer for a page of its keys than for a call, as when
 // all nodes of a large cluster start at once, is read all the same.
 func TestSlowPages(t *testing.T) {
-	r := paging(t, labtest.NewEtcd(t, labtest.EtcdOptions{}), func(ctx context.Context, asked *etcdserverpb.RangeRequest) error {
-		if !asked.Serializable {
+	once := false
+	r := paged(t, labtest.NewEtcd(t, labtest.EtcdOptions{}), func(ctx context.Context, asked *etcdserverpb.RangeRequest) error {
+		if !asked.Serializable || once {
 			return nil
 		}
+		once = true
 		select {
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()
@@ -63,8 +70,7 @@ func TestSlowPages(t *testing.T) {
 	})
 	all, _, _, err := r.readAll(labtest.Soon(t))
 	require.NoError(t, err)
-	assert.Greater(t, len(all), pageSize)
-	assert.Zero(t, r.late.Load(), "the next list begins with short calls again")
+	assert.Greater(t, len(all), pagedKeys)
 }
 
 // TestPagesOfAnyMember: the pages are read from any member, as they were at one revision; if
@@ -73,7 +79,7 @@ func TestSlowPages(t *testing.T) {
 func TestPagesOfAnyMember(t *testing.T) {
 	var asked []*etcdserverpb.RangeRequest
 	behind, away := false, false
-	r := paging(t, labtest.NewEtcd(t, labtest.EtcdOptions{}), func(ctx context.Context, page *etcdserverpb.RangeRequest) error {
+	r := paged(t, labtest.NewEtcd(t, labtest.EtcdOptions{}), func(ctx context.Context, page *etcdserverpb.RangeRequest) error {
 		asked = append(asked, page)
 		switch {
 		case away:
@@ -88,7 +94,7 @@ func TestPagesOfAnyMember(t *testing.T) {
 		asked = nil
 		all, header, _, err := r.readAll(labtest.Soon(t))
 		require.NoError(t, err)
-		assert.Greater(t, len(all), pageSize)
+		assert.Greater(t, len(all), pagedKeys)
 		assert.True(t, asked[0].CountOnly && !asked[0].Serializable)
 		for n, page := range asked[1:] {
 			assert.Equal(t, header.Revision, page.Revision)
@@ -99,5 +105,48 @@ func TestPagesOfAnyMember(t *testing.T) {
 	_, _, _, err := r.readAll(labtest.Soon(t))
 	require.Error(t, err)
 	assert.Len(t, asked, tries)
-	assert.Zero(t, r.late.Load())
+}
+
+// TestListGoesOn: what was read is not read again, whether nobody waits for it any more or a
+// page failed.
+func TestListGoesOn(t *testing.T) {
+	var asked []string
+	fails := 0
+	hold := make(chan struct{})
+	r := paged(t, labtest.NewEtcd(t, labtest.EtcdOptions{}), func(ctx context.Context, page *etcdserverpb.RangeRequest) error {
+		if !page.Serializable {
+			return nil
+		}
+		asked = append(asked, string(page.Key))
+		if len(asked) < 3 {
+			return nil
+		}
+		<-hold
+		if fails > 0 {
+			fails--
+			return status.Error(codes.Internal, "the member is busy")
+		}
+		return nil
+	})
+	require.NotZero(t, r.listed.Load())
+	before := r.listed.Load()
+	r.cache.reset()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, r.know(ctx), context.DeadlineExceeded)
+	hasNot, _ := r.cache.list(fabric.AllocationFilter{})
+	assert.Empty(t, hasNot)
+	fails = tries
+	close(hold)
+	require.ErrorContains(t, r.know(labtest.Soon(t)), "the member is busy")
+	require.NoError(t, r.know(labtest.Soon(t)))
+	assert.Equal(t, before+1, r.listed.Load())
+	assert.NotZero(t, r.cache.revision())
+	for n, key := range asked[tries+2:] {
+		assert.Greater(t, key, asked[n+1], "page %d", n)
+	}
+	for _, again := range asked[2 : tries+2] {
+		assert.Equal(t, asked[2], again)
+	}
+	assert.Equal(t, asked[2], asked[tries+2], "the next attempt begins with what failed")
 }

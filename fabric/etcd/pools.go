@@ -29,6 +29,9 @@ func (r *Registry) blocksOf(of request, refusal error) (blocks []netip.Prefix) {
 	return blocks
 }
 
+// mostConfirmed is how many keys of a pool are compared before all are read.
+const mostConfirmed = 5000
+
 // confirms asks etcd whether the copy has what may make pools full: all keys of some
 // prefixes, and of what is around them. It takes nothing from the answer: the copy would
 // have addresses of a later time than their guests. It reports false also of large pools
@@ -38,7 +41,7 @@ func (r *Registry) confirms(ctx context.Context, blocks []netip.Prefix) (bool, e
 	views := len(ops)
 	for _, b := range blocks {
 		first, end := r.cache.keys.inside(b)
-		ops = append(ops, clientv3.OpGet(first, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithKeysOnly()))
+		ops = append(ops, clientv3.OpGet(first, clientv3.WithRange(end), clientv3.WithLimit(mostConfirmed), clientv3.WithKeysOnly()))
 	}
 	around := r.cache.around(blocks)
 	for _, key := range around {

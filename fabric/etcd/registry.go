@@ -8,12 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -27,10 +25,6 @@ const (
 	// agent waits for 5 s for all of them and for the reason.
 	tryTime = 1200 * time.Millisecond
 	tries   = 3
-	// mostPageTime bounds how long a page of the list of all keys may take. When all nodes
-	// of a large cluster start at once, their pages take many seconds each; if every node
-	// gave up after tryTime and asked again, etcd would answer nobody.
-	mostPageTime = 2 * time.Minute
 	// mostDecisions bounds how often a request is decided anew because others were
 	// faster. Each time another one got what it wanted.
 	mostDecisions = 100
@@ -48,14 +42,14 @@ type Registry struct {
 
 	client  atomic.Pointer[clientv3.Client]
 	running chan struct{} // closed when there is a client
-	refresh chan struct{} // holds one: the list of all keys is read once at a time
+	lists   lists
+	begun   *pages        // that the last reading has not brought to its end
 	renew   signal.Signal // the registry is another one from now on, or not to be trusted
 	adopted func()        // is called when it is another one
 
-	watching  atomic.Bool
+	watching  atomic.Bool            // the copy is followed
 	away      atomic.Pointer[string] // why nothing answers, as of the last look
 	listed    atomic.Int64           // counts the lists
-	late      atomic.Int64           // counts the pages that came too late since the last list
 	lookAgain signal.Signal
 }
 
@@ -88,7 +82,7 @@ func New(cluster *fabric.Cluster, opts ...Option) (*Registry, error) {
 	}
 	r := &Registry{
 		conf: conf, cache: newCache(cluster), tls: secure, prober: newProber(conf.Endpoints, secure),
-		running: make(chan struct{}), refresh: make(chan struct{}, 1), lookAgain: signal.New(),
+		running: make(chan struct{}), lists: lists{asked: signal.New()}, lookAgain: signal.New(),
 		renew: signal.New(), adopted: func() {},
 	}
 	r.past.cache = r.cache
@@ -172,7 +166,10 @@ func (r *Registry) Acquire(ctx context.Context, a fabric.AcquireRequest) (fabric
 // this node's guests if it has not answered yet.
 func (r *Registry) Allocations(ctx context.Context, f fabric.AllocationFilter) ([]fabric.Allocation, error) {
 	err := ctx.Err()
-	if err == nil && (r.cache.revision() == 0 || !r.watching.Load() || r.away.Load() != nil) {
+	if err == nil && r.cache.revision() == 0 {
+		err = r.know(ctx)
+	}
+	if err == nil && (!r.watching.Load() || r.away.Load() != nil) {
 		err = r.list(ctx)
 	}
 	all, known := r.cache.list(f)
@@ -214,13 +211,12 @@ func (r *Registry) decide(ctx context.Context, asked request) (*plan, error) {
 	if err := r.past.broken(); err != nil {
 		return nil, err
 	}
-	var fresh freshness
 	if r.cache.revision() == 0 {
-		if err := r.list(ctx); err != nil {
+		if err := r.know(ctx); err != nil {
 			return nil, err
 		}
-		fresh = everything
 	}
+	var fresh freshness
 	w := writer{r: r, leases: map[int64]clientv3.LeaseID{}}
 	for range mostDecisions {
 		guard := r.past.guard() // before the decision: of the same registry as what it is made of
@@ -329,120 +325,6 @@ func (w *writer) grant(ctx context.Context, ttls []int64) error {
 	}
 	return nil
 }
-
-// list reads all keys. Of those who ask at the same time one reads for all that had
-// asked before it began.
-func (r *Registry) list(ctx context.Context) error {
-	asked := r.listed.Load()
-	select {
-	case r.refresh <- struct{}{}:
-		defer func() { <-r.refresh }()
-	case <-ctx.Done():
-		return r.tooLate(ctx)
-	}
-	if r.listed.Load() > asked+1 { // the second one since began later
-		return nil
-	}
-	err := r.read(ctx)
-	if err == nil {
-		r.past.save()
-		r.listed.Add(1)
-	}
-	return err
-}
-
-// read reads all keys, and begins the first incarnation where there is none.
-func (r *Registry) read(ctx context.Context) error {
-	for range tries {
-		all, header, a, err := r.readAll(ctx)
-		if errors.Is(err, rpctypes.ErrCompacted) {
-			continue // what was being read is forgotten
-		}
-		if err != nil {
-			return err
-		}
-		rev := header.Revision
-		is := r.judge(r.cache.keys.view(header, all), a, func() { r.cache.load(all, rev) })
-		if len(all) > pageSize {
-			// What was read is garbage several times as large as what is kept of it. It
-			// would stay with the process for minutes.
-			all = nil
-			debug.FreeOSMemory()
-		}
-		if is == unfounded {
-			err = r.begin(ctx, rev)
-		} else if is != outdated {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return errors.New("registry: others changed what it is all the time; try again")
-}
-
-// pageSize is how many keys are read at a time: all of a large cluster would take longer
-// than one call may. For each page etcd 3.4 looks at all keys that follow, so a small one
-// costs it much.
-const pageSize = 5000
-
-// readAll reads all keys, as they are at one revision. header is that of the answer which
-// says the revision, and a what was known when it was asked for.
-func (r *Registry) readAll(ctx context.Context) (all []*mvccpb.KeyValue, header *etcdserverpb.ResponseHeader, a asked, err error) {
-	root := r.cache.keys.root
-	err = r.call(ctx, func(ctx context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
-		a = r.past.ask()
-		now, err := c.Get(ctx, root, clientv3.WithCountOnly())
-		if err != nil {
-			return nil, err
-		}
-		header = now.Header
-		return nil, nil // it is judged as a whole
-	})
-	for from, more := root, true; more && err == nil; {
-		var page *clientv3.GetResponse
-		if page, err = r.page(ctx, from, header); err != nil {
-			break
-		}
-		all = append(all, page.Kvs...)
-		if more = page.More; more {
-			from = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
-		}
-	}
-	if err != nil {
-		return nil, nil, a, err
-	}
-	r.late.Store(0)
-	return all, header, a, nil
-}
-
-// page reads the keys from one on, as they were at a revision. Each member has them, and
-// need not ask the leader; one that is behind does. A page may take longer than a call, the
-// longer the more came too late.
-func (r *Registry) page(ctx context.Context, from string, at *etcdserverpb.ResponseHeader) (page *clientv3.GetResponse, err error) {
-	options := []clientv3.OpOption{
-		clientv3.WithRange(clientv3.GetPrefixRangeEnd(r.cache.keys.root)), clientv3.WithLimit(pageSize), clientv3.WithRev(at.Revision),
-	}
-	any := append(options[:len(options):len(options)], clientv3.WithSerializable())
-	err = r.call(ctx, func(_ context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
-		one, cancel := context.WithTimeout(ctx, pageTime(r.late.Load()))
-		defer cancel()
-		if page, err = c.Get(one, from, any...); errors.Is(err, rpctypes.ErrFutureRev) {
-			page, err = c.Get(one, from, options...)
-		}
-		switch {
-		case err != nil && one.Err() != nil && ctx.Err() == nil:
-			r.late.Add(1)
-		case err == nil && page.Header.ClusterId != at.ClusterId:
-			err = errors.New("the endpoints are members of several etcds; name those of one")
-		}
-		return nil, err
-	})
-	return page, err
-}
-
-// pageTime gives how long a page may take after so many that came too late.
-func pageTime(late int64) time.Duration { return min(tryTime<<min(late, 10), mostPageTime) }
 
 // call does something with the registry, at most tries times: f is the same each time. An
 // error does not say that nothing has happened.

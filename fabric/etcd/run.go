@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -35,6 +36,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	r.client.Store(client)
 	close(r.running)
 	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { r.readLists(ctx); return nil })
 	tasks.Go(func() error { r.follow(ctx, client); return nil })
 	tasks.Go(func() error { r.look(ctx, client); return nil })
 	err = tasks.Wait()
@@ -64,12 +66,18 @@ func connect(ctx context.Context, conf *fabric.EtcdConfig, secure *tls.Config) (
 // follow keeps the cache up to date by a watch, and begins anew when that ends.
 func (r *Registry) follow(ctx context.Context, client *clientv3.Client) {
 	wait := backoff.Backoff{First: 50 * time.Millisecond, Most: 2 * time.Second}
+	known := false // the cache has all up to a revision from which a watch can go on
 	for {
-		if r.past.broken() == nil && r.list(ctx) == nil && r.watch(ctx, client) {
-			wait.Reset()
+		if r.past.broken() == nil && (known || r.list(ctx) == nil) {
+			r.watching.Store(true) // from here on, what the cache lacks is on its way
+			var began bool
+			if began, known = r.watch(ctx, client); began {
+				wait.Reset()
+			}
 		}
 		r.watching.Store(false)
 		if r.past.broken() != nil { // look finds out when that is over
+			known = false
 			select {
 			case <-r.renew:
 			case <-ctx.Done():
@@ -82,8 +90,10 @@ func (r *Registry) follow(ctx context.Context, client *clientv3.Client) {
 }
 
 // watch feeds the cache until the watch ends, or the registry is another one. It reports
-// whether it began. While no member answers, it waits for one.
-func (r *Registry) watch(ctx context.Context, client *clientv3.Client) (began bool) {
+// whether it began, and whether another watch can go on where it ended: the member had no
+// leader. All nodes see that at the same moment, and are not to read all keys for it.
+// While no member answers, it waits for one.
+func (r *Registry) watch(ctx context.Context, client *clientv3.Client) (began, goesOn bool) {
 	// A member that is cut off from the others ends the watch.
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
@@ -96,14 +106,13 @@ func (r *Registry) watch(ctx context.Context, client *clientv3.Client) (began bo
 		var open bool
 		select {
 		case <-r.renew:
-			return began
+			return began, false
 		case answer, open = <-events:
 		}
 		if !open || answer.Err() != nil { // also that the revision is compacted: the list comes first then
-			return began
+			return began, open && errors.Is(answer.Err(), rpctypes.ErrNoLeader)
 		}
 		began = true
-		r.watching.Store(true)
 		changes := make([]change, len(answer.Events))
 		for i, e := range answer.Events {
 			changes[i] = change{key: string(e.Kv.Key), value: e.Kv.Value, absent: e.Type == clientv3.EventTypeDelete, rev: e.Kv.ModRevision}
@@ -134,7 +143,11 @@ func (r *Registry) look(ctx context.Context, client *clientv3.Client) {
 		case err == nil:
 			r.inspect(ctx, client, r.cache.keys.viewOf(answer.Header, answer.Responses), asked)
 			if was != nil {
-				_ = r.list(ctx) // the watch may take a moment; an error is found again
+				// The watch may take a moment. A list that takes longer is not waited for, since
+				// etcd answers; an error is found again.
+				soon, cancel := context.WithTimeout(ctx, leastPageTime)
+				_ = r.list(soon)
+				cancel()
 			}
 			r.away.Store(nil)
 			if n%saveEvery == 0 {
