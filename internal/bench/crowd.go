@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -26,25 +27,37 @@ type registrar struct {
 	said  strings.Builder // on its standard error
 }
 
-func (b *bench) registrar(h *core.Host, what string, e *etcd, numbers ...int) (*registrar, error) {
+// registrarTime is how long a registrar has to end when the run is broken off.
+const registrarTime = 10 * time.Second
+
+// newRegistrar makes one that ends with ctx, at the latest: a run that is broken off waits
+// for its next line in vain otherwise.
+func newRegistrar(ctx context.Context, program string, args ...string) (r *registrar, err error) {
+	r = &registrar{cmd: exec.CommandContext(ctx, program, args...)}
+	r.cmd.Cancel = func() error { return r.cmd.Process.Signal(syscall.SIGTERM) }
+	r.cmd.WaitDelay = registrarTime
+	r.cmd.Stderr = &r.said
+	if r.stdin, err = r.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := r.cmd.StdoutPipe()
+	r.lines = bufio.NewScanner(out)
+	r.lines.Buffer(nil, 16<<20)
+	return r, err
+}
+
+func (b *bench) registrar(ctx context.Context, h *core.Host, what string, e *etcd, numbers ...int) (*registrar, error) {
 	args := []string{what, strings.Join(e.endpoints, ",")}
 	for _, n := range numbers {
 		args = append(args, fmt.Sprint(n))
 	}
-	r := &registrar{cmd: exec.Command(b.bin.registrar, args...)}
-	out, err := r.cmd.StdoutPipe()
-	if err == nil {
-		r.stdin, err = r.cmd.StdinPipe()
-	}
-	r.cmd.Stderr = &r.said
+	r, err := newRegistrar(ctx, b.bin.registrar, args...)
 	if err == nil {
 		err = h.Start(r.cmd)
 	}
 	if err == nil {
 		err = h.Lab().OwnProcess(r.cmd.Process.Pid)
 	}
-	r.lines = bufio.NewScanner(out)
-	r.lines.Buffer(nil, 16<<20)
 	return r, err
 }
 
@@ -59,11 +72,11 @@ func (r *registrar) says(into any) error {
 
 // end ends a registrar and reads its last line, if into is not nil.
 func (r *registrar) end(into any) error {
-	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		return err
+	err := r.cmd.Process.Signal(syscall.SIGTERM)
+	if errors.Is(err, os.ErrProcessDone) { // says has said it
+		return nil
 	}
-	var err error
-	if into != nil {
+	if err == nil && into != nil {
 		err = r.says(into)
 	}
 	return errors.Join(err, r.cmd.Wait())
@@ -153,7 +166,7 @@ func (b *bench) crowdOf(ctx context.Context, size crowdSize) (run crowdRun, err 
 		return run, err
 	}
 	b.say("  %s addresses", count(run.size.addresses))
-	fills, err := b.registrar(at, "fill", e, run.size.addresses)
+	fills, err := b.registrar(ctx, at, "fill", e, run.size.addresses)
 	if err != nil {
 		return run, err
 	}
@@ -181,7 +194,7 @@ func (b *bench) crowdOf(ctx context.Context, size crowdSize) (run crowdRun, err 
 // knows looks at the memory of a node that knows all that etcd has, before it lists all and
 // afterwards.
 func (b *bench) knows(ctx context.Context, h *core.Host, e *etcd) (ks [2]known, err error) {
-	r, err := b.registrar(h, "know", e)
+	r, err := b.registrar(ctx, h, "know", e)
 	if err != nil {
 		return ks, err
 	}
@@ -217,7 +230,7 @@ func (b *bench) crowded(ctx context.Context, h *core.Host, e *etcd, agents int, 
 	}()
 	gather := func(what string, nodes int) error {
 		for left := nodes; left > 0; left -= atOnceIn {
-			r, err := b.registrar(h, what, e, min(left, atOnceIn))
+			r, err := b.registrar(ctx, h, what, e, min(left, atOnceIn))
 			if err != nil {
 				return err
 			}
@@ -285,7 +298,7 @@ func (b *bench) changesIn(ctx context.Context, h *core.Host, e *etcd, agents int
 		{"the leader is killed", func(ctx context.Context) error { return e.failOver(ctx, h) }},
 		{"compaction, defragmentation", func(ctx context.Context) error { return e.compact(ctx, h) }},
 	} {
-		r, err := b.registrar(h, "change", e, run.size.changes, 100)
+		r, err := b.registrar(ctx, h, "change", e, run.size.changes, 100)
 		if err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -33,6 +34,8 @@ import (
 
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/etcd"
+	"github.com/vmfabric/vmfabric/internal/backoff"
+	"github.com/vmfabric/vmfabric/internal/paging"
 )
 
 func main() {
@@ -237,30 +240,39 @@ func copies(ctx context.Context, endpoints []string, n int) error {
 
 const root = "/vmfabric/bench/"
 
+// dense is where the keys of the pools begin, as a node knows it.
+var dense = []string{root + "addr/0a4000", root + "addr/20010db8010000"}
+
 // lists reads all keys as a node does, and gives the revision of what it read. What comes
 // too late is asked for again.
 func lists(ctx context.Context, c *clientv3.Client, bytes *atomic.Int64) (rev int64) {
-	const page = 5000
-	for from, more := root, true; more && ctx.Err() == nil; {
-		options := []clientv3.OpOption{clientv3.WithCountOnly()}
-		if rev != 0 {
-			options = []clientv3.OpOption{clientv3.WithRange(clientv3.GetPrefixRangeEnd(root)), clientv3.WithLimit(page), clientv3.WithRev(rev), clientv3.WithSerializable()}
+	for rev == 0 && ctx.Err() == nil {
+		one, cancel := context.WithTimeout(ctx, 5*time.Second)
+		if now, err := c.Get(one, root, clientv3.WithCountOnly()); err == nil {
+			rev = now.Header.Revision
+		}
+		cancel()
+	}
+	walk, pace := paging.New(root, dense), paging.Pace{}
+	for from, end, more := walk.Page(); more && ctx.Err() == nil; from, end, more = walk.Page() {
+		if !backoff.Sleep(ctx, pace.Rest(rand.Float64())) {
+			break
 		}
 		one, cancel := context.WithTimeout(ctx, time.Minute)
-		got, err := c.Get(one, from, options...)
+		began := time.Now()
+		got, err := c.Get(one, from, clientv3.WithRange(end), clientv3.WithLimit(int64(pace.Size())), clientv3.WithRev(rev), clientv3.WithSerializable())
 		cancel()
+		pace.Took(time.Since(began))
 		if err != nil {
+			backoff.Sleep(ctx, 100*time.Millisecond)
 			continue
 		}
-		if rev == 0 {
-			rev = got.Header.Revision
-			continue
-		}
+		var keys []string
 		for _, kv := range got.Kvs {
 			bytes.Add(int64(len(kv.Key) + len(kv.Value)))
-			from = string(kv.Key) + "\x00"
+			keys = append(keys, string(kv.Key))
 		}
-		more = got.More
+		walk.Read(keys, got.More, pace.Size())
 	}
 	return rev
 }
