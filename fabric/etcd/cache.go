@@ -26,20 +26,22 @@ type cache struct {
 	mu      sync.Mutex
 	table   allocator.Table
 	random  *rand.Rand
-	known   int64            // zero: nothing was read yet
-	revs    revisions        // the revision of each key
-	deleted map[string]int64 // when keys were deleted, if that was after known
-	flaws   map[string]error // of keys that cannot be read
-	lengths map[length]bool  // those of prefixes of several addresses that are in use, or were
-	owned   uint64           // the highest epoch of an owner, also in a registry before
-	changed bool             // something of this node, since ownChanged
+	known   int64                              // zero: nothing was read yet
+	revs    revisions                          // the revision of each key
+	deleted map[string]int64                   // when keys were deleted, if that was after known
+	flaws   map[string]error                   // of keys that cannot be read
+	lost    map[netip.Prefix]fabric.Allocation // what guests had by records that cannot be read any more
+	had     []fabric.Allocation                // what this node's guests had before anything was read
+	lengths map[length]bool                    // those of prefixes of several addresses that are in use, or were
+	owned   uint64                             // the highest epoch of an owner, also in a registry before
+	changed bool                               // something of this node, since ownChanged
 }
 
 func newCache(c *fabric.Cluster) *cache {
 	is := &cache{
 		keys: keysOf(c), changed: true, table: allocator.Table{UntilDeleted: true},
 		random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
-		revs:   revisions{keys: keysOf(c)}, deleted: map[string]int64{}, flaws: map[string]error{}, lengths: map[length]bool{},
+		revs:   revisions{keys: keysOf(c)}, deleted: map[string]int64{}, flaws: map[string]error{}, lost: map[netip.Prefix]fabric.Allocation{}, lengths: map[length]bool{},
 	}
 	is.cluster.Store(c)
 	return is
@@ -53,6 +55,8 @@ func (c *cache) reset() {
 	c.revs.clear()
 	clear(c.deleted)
 	clear(c.flaws)
+	clear(c.lost)
+	c.had = nil
 	clear(c.lengths)
 }
 
@@ -152,6 +156,7 @@ func (c *cache) put(key string, value []byte, rev int64) {
 		var a fabric.Allocation
 		a, err = c.keys.allocation(p, value)
 		was, _ := c.table.Get(p)
+		c.loses(p, was, err)
 		c.table.Put(a)
 		is, _ := c.table.Get(p)
 		c.changes(was.Node)
@@ -178,6 +183,7 @@ func (c *cache) forget(key string) {
 	}
 	if p, err := c.keys.prefixOf(key); err == nil {
 		was, _ := c.table.Get(p)
+		c.loses(p, was, nil)
 		c.changes(was.Node)
 		c.table.Delete(p)
 	}
@@ -244,7 +250,10 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 	}
 	if a := r.allocate; a != nil {
 		c.table.Least = c.least(a.Guest, r.incarnation)
-		var err error
+		err := c.unlike(*a)
+		if err != nil {
+			return nil, err
+		}
 		if p.answer, p.change, err = c.table.Allocate(c.cluster.Load(), *a, now, c.random, anyPool); err != nil {
 			return nil, err
 		}

@@ -61,15 +61,11 @@ func (l *lists) later() *reading {
 	return l.next
 }
 
-// any gives one that may have begun.
-func (l *lists) any() *reading {
+// running gives the reading that has begun; nil: none has.
+func (l *lists) running() *reading {
 	l.mu.Lock()
-	now := l.now
-	l.mu.Unlock()
-	if now != nil {
-		return now
-	}
-	return l.later()
+	defer l.mu.Unlock()
+	return l.now
 }
 
 // begin begins the next reading; nil: nobody waits for one.
@@ -93,7 +89,15 @@ func (l *lists) end(one *reading, err error) {
 func (r *Registry) list(ctx context.Context) error { return r.await(ctx, r.lists.later()) }
 
 // know waits until all keys were read, as they are now or were a while ago.
-func (r *Registry) know(ctx context.Context) error { return r.await(ctx, r.lists.any()) }
+func (r *Registry) know(ctx context.Context) error {
+	if one := r.lists.running(); one != nil {
+		// After an error it may be too early: etcd did not answer when it began.
+		if err := r.await(ctx, one); err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
+	return r.list(ctx)
+}
 
 func (r *Registry) await(ctx context.Context, one *reading) error {
 	select {

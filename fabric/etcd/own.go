@@ -120,7 +120,7 @@ func (c *cache) ownChanged() (has []fabric.Allocation, changed bool) {
 	has = slices.DeleteFunc(c.table.List(fabric.AllocationFilter{}), func(a fabric.Allocation) bool {
 		return a.State != fabric.Allocated || a.Node != c.keys.node
 	})
-	return has, true
+	return append(has, c.lostOf(c.keys.node)...), true
 }
 
 // changes notes that something of a node changes.

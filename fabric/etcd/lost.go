@@ -1,0 +1,58 @@
+package etcd
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vmfabric/vmfabric/fabric"
+	"github.com/vmfabric/vmfabric/fabric/internal/allocator"
+	"github.com/vmfabric/vmfabric/fabric/internal/text"
+)
+
+// loses notes that the record of an address becomes one that cannot be read, and what was
+// there before; without an error it can be read, or is gone.
+func (c *cache) loses(at netip.Prefix, was fabric.Allocation, err error) {
+	if err == nil {
+		delete(c.lost, at)
+		return
+	}
+	if i := slices.IndexFunc(c.had, func(a fabric.Allocation) bool { return a.Prefix == at }); i >= 0 && c.known == 0 {
+		was = c.had[i]
+	}
+	if was.State == fabric.Allocated && was.Guest != unreadable && was.Dynamic {
+		c.lost[at] = was
+	}
+}
+
+// unlike refuses a guest an address from a pool in the place of one that it had, of which
+// the record cannot be read: it would start with another address than it is known by.
+func (c *cache) unlike(r fabric.AllocationRequest) error {
+	for at, had := range c.lost {
+		if had.Guest != r.Guest {
+			continue
+		}
+		has := c.table.Of(r.Guest)
+		for _, w := range r.Wants {
+			if w.Pool == "" || w.Prefix.IsValid() || !w.Answers(had) || slices.ContainsFunc(has, w.Answers) {
+				continue
+			}
+			holder, _ := c.table.Get(at)
+			return &fabric.AllocationError{
+				Reason: fabric.AddressHeld, NIC: w.NIC, Pool: had.Pool, Prefix: at, Holder: holder,
+				Text: fmt.Sprintf("the guest had %s from pool %s, which may be another guest's by now: %s; it gets another address then, unless it names this one", text.Prefix(at), had.Pool, holder.Flaw),
+			}
+		}
+	}
+	return nil
+}
+
+// lostOf lists what guests of a node had by records that cannot be read any more.
+func (c *cache) lostOf(node string) (had []fabric.Allocation) {
+	for _, a := range c.lost {
+		if a.Node == node {
+			had = append(had, a)
+		}
+	}
+	return allocator.Sort(had)
+}
