@@ -1,9 +1,11 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
 	"sync"
@@ -48,6 +50,7 @@ type lists struct {
 type reading struct {
 	ended chan struct{} // closed at its end
 	err   error         // of its end
+	began time.Time
 }
 
 // later gives a reading that has not begun.
@@ -73,6 +76,9 @@ func (l *lists) begin() *reading {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.now, l.next = l.next, nil
+	if l.now != nil {
+		l.now.began = time.Now()
+	}
 	return l.now
 }
 
@@ -88,8 +94,12 @@ func (l *lists) end(one *reading, err error) {
 // list waits until all keys were read that there are now.
 func (r *Registry) list(ctx context.Context) error { return r.await(ctx, r.lists.later()) }
 
-// know waits until all keys were read, as they are now or were a while ago.
+// know waits until all keys were read, as they are now or were a while ago. If that takes
+// long, it does not wait: a guest that has its addresses is to start at once.
 func (r *Registry) know(ctx context.Context) error {
+	if since, still := r.stillReads(); still {
+		return fmt.Errorf("registry: %s", cmp.Or(r.reason(), since))
+	}
 	if one := r.lists.running(); one != nil {
 		// After an error it may be too early: etcd did not answer when it began.
 		if err := r.await(ctx, one); err == nil || ctx.Err() != nil {
@@ -97,6 +107,15 @@ func (r *Registry) know(ctx context.Context) error {
 		}
 	}
 	return r.list(ctx)
+}
+
+// stillReads says since when the first list of all keys is read, if that takes long.
+func (r *Registry) stillReads() (text string, still bool) {
+	one := r.lists.running()
+	if one == nil || r.cache.revision() > 0 || time.Since(one.began) < leastPageTime {
+		return "", false
+	}
+	return fmt.Sprintf("what it has is read since %s, and not read as a whole yet, because etcd is busy; until then no pool gives addresses here", one.began.Format(time.TimeOnly)), true
 }
 
 func (r *Registry) await(ctx context.Context, one *reading) error {

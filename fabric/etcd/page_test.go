@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -136,6 +137,14 @@ func TestListGoesOn(t *testing.T) {
 	require.ErrorIs(t, r.know(ctx), context.DeadlineExceeded)
 	hasNot, _ := r.cache.list(fabric.AllocationFilter{})
 	assert.Empty(t, hasNot)
+	r.lists.mu.Lock()
+	r.lists.now.began = r.lists.now.began.Add(-leastPageTime)
+	r.lists.mu.Unlock()
+	require.ErrorContains(t, r.know(labtest.Soon(t)), "not read as a whole yet", "a start does not wait for it")
+	assert.Contains(t, strings.Join(r.Diagnose(t.Context()), "\n"), "not read as a whole yet")
+	r.lists.mu.Lock()
+	r.lists.now.began = time.Now()
+	r.lists.mu.Unlock()
 	fails = tries
 	close(hold)
 	require.NoError(t, r.know(labtest.Soon(t)))

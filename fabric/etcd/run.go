@@ -207,6 +207,9 @@ func (r *Registry) Diagnose(context.Context) []string {
 	if why != "" {
 		texts = append(texts, "registry: "+why)
 	}
+	if text, still := r.stillReads(); still && why == "" {
+		texts = append(texts, "registry: "+text)
+	}
 	for _, text := range slices.Concat(r.past.problems(), r.own.problems(), r.prober.problems(time.Now(), why == ""), r.cache.problems()) {
 		texts = append(texts, "registry: "+text)
 	}

@@ -211,6 +211,7 @@ func copies(ctx context.Context, endpoints []string, n int) error {
 						<-ctx.Done()
 						return nil
 					}
+					backoff.Sleep(ctx, 100*time.Millisecond)
 				}
 				return nil
 			})
