@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -98,6 +99,24 @@ func (e *etcd) memory() (most int64, err error) {
 			return 0, err
 		}
 		most = max(most, u.rss)
+	}
+	return most, nil
+}
+
+// peak gives the most memory that the largest member ever had since it began
+// (proc_pid_status(5), VmHWM).
+func (e *etcd) peak() (most int64, err error) {
+	for _, d := range e.members {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.Pid()))
+		if err != nil {
+			return 0, err
+		}
+		_, after, _ := strings.Cut(string(b), "\nVmHWM:")
+		var kib int64
+		if _, err := fmt.Sscan(after, &kib); err != nil {
+			return 0, fmt.Errorf("VmHWM of process %d: %w", d.Pid(), err)
+		}
+		most = max(most, kib<<10)
 	}
 	return most, nil
 }

@@ -18,7 +18,7 @@ func TestPace(t *testing.T) {
 	var p Pace
 	assert.Equal(t, leastPage, p.Size())
 	assert.Zero(t, p.Rest(1))
-	for _, size := range []int{1000, 2000, 4000, 4000} {
+	for _, size := range []int{2000, 4000, 4000} {
 		p.Took(10 * ms)
 		assert.Equal(t, size, p.Size())
 	}
@@ -57,7 +57,7 @@ func TestPace(t *testing.T) {
 func TestPaceOfMany(t *testing.T) {
 	t.Parallel()
 	for _, nodes := range []int{1, 10, 1000} {
-		const keys, each, perKey = 20_000, ms, 2 * time.Microsecond
+		const keys, each, perKey = 40_000, ms, 2 * time.Microsecond
 		type node struct {
 			pace Pace
 			read int
