@@ -158,4 +158,9 @@ func TestListGoesOn(t *testing.T) {
 		assert.Equal(t, asked[2], again)
 	}
 	assert.Equal(t, asked[2], asked[tries+2], "the next attempt begins with what failed")
+
+	r.cache.reset()
+	_, err := r.Allocations(labtest.Soon(t), fabric.AllocationFilter{})
+	require.NoError(t, err)
+	assert.Equal(t, before+2, r.listed.Load(), "one list is enough")
 }

@@ -167,10 +167,11 @@ func (r *Registry) Acquire(ctx context.Context, a fabric.AcquireRequest) (fabric
 // this node's guests if it has not answered yet.
 func (r *Registry) Allocations(ctx context.Context, f fabric.AllocationFilter) ([]fabric.Allocation, error) {
 	err := ctx.Err()
-	if err == nil && r.cache.revision() == 0 {
+	switch {
+	case err != nil:
+	case r.cache.revision() == 0:
 		err = r.know(ctx)
-	}
-	if err == nil && (!r.watching.Load() || r.away.Load() != nil) {
+	case !r.watching.Load() || r.away.Load() != nil:
 		err = r.list(ctx)
 	}
 	all, known := r.cache.list(f)
