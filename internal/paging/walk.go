@@ -19,6 +19,7 @@ type Walk struct {
 	dense     []string
 	from, to  string // of the next page
 	wide      width
+	empty     int // counts the pages since the last key
 }
 
 // New makes a walk. Many keys may begin with each of dense: there a page begins, which has
@@ -56,9 +57,13 @@ func (w *Walk) Page() (from, end string, more bool) {
 // size is how many the next page is to have.
 func (w *Walk) Read(keys []string, more bool, size int) {
 	n := len(keys)
+	if n > 0 {
+		w.empty = 0
+	}
 	switch {
-	case n == 0:
-		w.from, w.wide = w.to, w.wide.scaled(mostStep, 1)
+	case n == 0: // it may be far to the next one
+		w.empty++
+		w.from, w.wide.at = w.to, w.wide.at-1<<min(w.empty, 8)
 	case more:
 		w.from = keys[n-1] + "\x00"
 		w.wide = between(keys[0], keys[n-1]).scaled(size, n)
@@ -66,7 +71,7 @@ func (w *Walk) Read(keys []string, more bool, size int) {
 		w.from, w.wide = w.to, w.wide.scaled(min(size, base*n), n)
 	}
 	if _, begins := slices.BinarySearch(w.dense, w.from); begins {
-		w.wide = width{len(w.from) - 1, 1}
+		w.wide, w.empty = width{len(w.from) - 1, 1}, 0
 	}
 }
 
@@ -116,7 +121,10 @@ func (w width) scaled(n, of int) width {
 
 // ahead gives a key that is so far behind another one, and differs from it behind the root.
 func (w width) ahead(key string, root int) string {
-	at := max(w.at, root)
+	at := w.at
+	if at < root {
+		return after(key[:root])
+	}
 	b := []byte(key[:min(len(key), at+1)])
 	for len(b) <= at {
 		b = append(b, digits[0])

@@ -83,7 +83,7 @@ func TestWalkOfARegistry(t *testing.T) {
 				all, c := walks(t, "/vmfabric/msk1/", has, dense, func() int { return size })
 				require.True(t, slices.Equal(has, all))
 				t.Logf("%s: %d keys, %d a page: %d pages, looked at %d keys, at most %d", name, len(has), size, c.pages, c.looked, c.largest)
-				assert.LessOrEqual(t, c.pages, 60+2*len(has)/size, name)
+				assert.LessOrEqual(t, c.pages, 30+3*len(has)/(2*size), name)
 				assert.LessOrEqual(t, c.looked, 6*len(has)+10*size, name)
 			}
 		}
