@@ -90,7 +90,7 @@ var clocks = map[string][]string{"time": {"Now", "Since", "Until", "After", "Aft
 func TestDecisionsHaveNoClock(t *testing.T) {
 	files, err := filepath.Glob("fabric/agent/internal/*/*.go")
 	require.NoError(t, err)
-	for _, dir := range slices.Concat(decisions, []string{"internal/initial"}) {
+	for _, dir := range slices.Concat(decisions, []string{"internal/initial", "internal/paging"}) {
 		more, err := filepath.Glob(dir + "/*.go")
 		require.NoError(t, err)
 		require.NotEmpty(t, more)

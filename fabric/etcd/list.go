@@ -194,25 +194,27 @@ type pages struct {
 // to ask for it again.
 func (r *Registry) readAll(ctx context.Context) (all []*mvccpb.KeyValue, header *etcdserverpb.ResponseHeader, a asked, err error) {
 	p, err := r.beginPages(ctx)
-	if was := r.begun; err == nil && was != nil && r.cache.revision() == 0 && was.goesOn(p) {
+	if err != nil {
+		return nil, nil, p.asked, err
+	}
+	if was := r.begun; was != nil && r.cache.revision() == 0 && was.goesOn(p) {
 		p = was
 	}
-	for err == nil {
+	r.begun = nil
+	for {
 		from, end, more := p.walk.Page()
 		if !more {
-			r.begun = nil
 			return p.all, p.header, p.asked, nil
 		}
-		var page *clientv3.GetResponse
-		if page, err = r.page(ctx, from, end, p); err == nil {
-			p.take(page)
-			r.begun = p
+		page, err := r.page(ctx, from, end, p)
+		if err != nil {
+			if r.cache.revision() == 0 && !errors.Is(err, rpctypes.ErrCompacted) {
+				r.begun = p
+			}
+			return nil, nil, p.asked, err
 		}
+		p.take(page)
 	}
-	if errors.Is(err, rpctypes.ErrCompacted) {
-		r.begun = nil
-	}
-	return nil, nil, p.asked, err
 }
 
 // beginPages asks the leader which revision there is.
@@ -272,11 +274,12 @@ func (r *Registry) page(ctx context.Context, from, end string, p *pages) (page *
 			page, err = c.Get(one, from, options...)
 		}
 		late := err != nil && one.Err() != nil && ctx.Err() == nil
-		if late {
+		switch {
+		case late:
 			p.late++
-		}
-		if late || err == nil {
-			p.pace.Took(time.Since(began))
+			p.pace.Took(time.Since(began), 0)
+		case err == nil:
+			p.pace.Took(time.Since(began), len(page.Kvs))
 		}
 		if err == nil && page.Header.ClusterId != p.header.ClusterId {
 			err = errors.New("the endpoints are members of several etcds; name those of one")

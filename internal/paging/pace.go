@@ -39,8 +39,9 @@ func (p *Pace) Rest(share float64) time.Duration {
 	return p.rest/2 + time.Duration(share*float64(p.rest))
 }
 
-// Took takes how long a page took, or how long it was waited for in vain.
-func (p *Pace) Took(d time.Duration) {
+// Took takes how long a page took and how many keys it had, or how long it was waited for
+// in vain.
+func (p *Pace) Took(d time.Duration, keys int) {
 	if p.least == 0 || d < p.least {
 		p.least = d
 	}
@@ -53,7 +54,7 @@ func (p *Pace) Took(d time.Duration) {
 		p.rest /= 2
 	default:
 		p.rest = 0
-		if d < slow/2 {
+		if d < slow/2 && 2*keys >= p.Size() { // an almost empty one says nothing of full ones
 			p.size = min(2*p.Size(), mostPage)
 		}
 	}

@@ -18,36 +18,39 @@ func TestPace(t *testing.T) {
 	var p Pace
 	assert.Equal(t, leastPage, p.Size())
 	assert.Zero(t, p.Rest(1))
+	p.Took(ms, leastPage/3)
+	assert.Equal(t, leastPage, p.Size(), "it was almost empty")
+	p = Pace{}
 	for _, size := range []int{2000, 4000, 4000} {
-		p.Took(10 * ms)
+		p.Took(10*ms, p.Size())
 		assert.Equal(t, size, p.Size())
 	}
-	p.Took(60 * ms) // not so quick that it asks for more
+	p.Took(60*ms, p.Size()) // not so quick that it asks for more
 	assert.Zero(t, p.Rest(1))
-	p.Took(200 * ms)
+	p.Took(200*ms, p.Size())
 	assert.Equal(t, 2000, p.Size())
 	assert.Equal(t, []time.Duration{100 * ms, 200 * ms, 300 * ms}, []time.Duration{p.Rest(0), p.Rest(0.5), p.Rest(1)})
 	for _, rest := range []time.Duration{400, 800, 1600, 1600} { // eight times what a page takes
-		p.Took(200 * ms)
+		p.Took(200*ms, p.Size())
 		assert.Equal(t, rest*ms, p.Rest(0.5))
 	}
 	assert.Equal(t, leastPage, p.Size())
-	p.Took(time.Minute)
+	p.Took(time.Minute, p.Size())
 	assert.Equal(t, mostRest, p.Rest(0.5), "the longest")
 	for range 11 {
 		assert.NotZero(t, p.Rest(0))
-		p.Took(10 * ms)
+		p.Took(10*ms, p.Size())
 	}
 	assert.Zero(t, p.Rest(1))
 	assert.Equal(t, 2*leastPage, p.Size())
 
 	var far Pace
 	for range 10 {
-		far.Took(180 * ms)
+		far.Took(180*ms, far.Size())
 	}
 	assert.Zero(t, far.Rest(1), "etcd is far away, and not slow")
 	var busy Pace
-	busy.Took(time.Second)
+	busy.Took(time.Second, busy.Size())
 	assert.NotZero(t, busy.Rest(0), "a first page that is as slow as that is no measure")
 }
 
@@ -84,7 +87,7 @@ func TestPaceOfMany(t *testing.T) {
 			took := each + time.Duration(n.pace.Size())*perKey
 			n.read += n.pace.Size()
 			now, work = now+took, work+took
-			n.pace.Took(now - n.asks)
+			n.pace.Took(now-n.asks, n.pace.Size())
 			n.asks = now + n.pace.Rest(random.Float64())
 			if n.read >= keys {
 				waiting = waiting[1:]

@@ -263,8 +263,8 @@ func lists(ctx context.Context, c *clientv3.Client, bytes *atomic.Int64) (rev in
 		began := time.Now()
 		got, err := c.Get(one, from, clientv3.WithRange(end), clientv3.WithLimit(int64(pace.Size())), clientv3.WithRev(rev), clientv3.WithSerializable())
 		cancel()
-		pace.Took(time.Since(began))
 		if err != nil {
+			pace.Took(time.Since(began), 0)
 			backoff.Sleep(ctx, 100*time.Millisecond)
 			continue
 		}
@@ -273,6 +273,7 @@ func lists(ctx context.Context, c *clientv3.Client, bytes *atomic.Int64) (rev in
 			bytes.Add(int64(len(kv.Key) + len(kv.Value)))
 			keys = append(keys, string(kv.Key))
 		}
+		pace.Took(time.Since(began), len(keys))
 		walk.Read(keys, got.More, pace.Size())
 	}
 	return rev
