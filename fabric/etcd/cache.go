@@ -26,22 +26,20 @@ type cache struct {
 	mu      sync.Mutex
 	table   allocator.Table
 	random  *rand.Rand
-	known   int64                              // zero: nothing was read yet
-	revs    revisions                          // the revision of each key
-	deleted map[string]int64                   // when keys were deleted, if that was after known
-	flaws   map[string]error                   // of keys that cannot be read
-	lost    map[netip.Prefix]fabric.Allocation // what guests had by records that cannot be read any more
-	had     []fabric.Allocation                // what this node's guests had before anything was read
-	lengths map[length]bool                    // those of prefixes of several addresses that are in use, or were
-	owned   uint64                             // the highest epoch of an owner, also in a registry before
-	changed bool                               // something of this node, since ownChanged
+	known   int64            // zero: nothing was read yet
+	revs    revisions        // the revision of each key
+	deleted map[string]int64 // when keys were deleted, if that was after known
+	damage  damage
+	lengths map[length]bool // those of prefixes of several addresses that are in use, or were
+	owned   uint64          // the highest epoch of an owner, also in a registry before
+	changed bool            // something of this node, since ownChanged
 }
 
 func newCache(c *fabric.Cluster) *cache {
 	is := &cache{
 		keys: keysOf(c), changed: true, table: allocator.Table{UntilDeleted: true},
 		random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
-		revs:   revisions{keys: keysOf(c)}, deleted: map[string]int64{}, flaws: map[string]error{}, lost: map[netip.Prefix]fabric.Allocation{}, lengths: map[length]bool{},
+		revs:   revisions{keys: keysOf(c)}, deleted: map[string]int64{}, damage: newDamage(), lengths: map[length]bool{},
 	}
 	is.cluster.Store(c)
 	return is
@@ -54,9 +52,7 @@ func (c *cache) reset() {
 	c.table, c.known, c.changed = allocator.Table{UntilDeleted: true}, 0, true
 	c.revs.clear()
 	clear(c.deleted)
-	clear(c.flaws)
-	clear(c.lost)
-	c.had = nil
+	c.damage = newDamage()
 	clear(c.lengths)
 }
 
@@ -135,7 +131,7 @@ func (c *cache) put(key string, value []byte, rev int64) {
 	}
 	c.revs.set(key, rev)
 	delete(c.deleted, key)
-	delete(c.flaws, key)
+	delete(c.damage.flaws, key)
 	if guest, ok := c.keys.guestOf(key); ok {
 		was, _ := c.table.Owner(guest)
 		is, err := c.keys.owner(key, value)
@@ -168,13 +164,13 @@ func (c *cache) put(key string, value []byte, rev int64) {
 // flawed notes why a key cannot be read; nil: it can.
 func (c *cache) flawed(key string, err error) {
 	if err != nil {
-		c.flaws[key] = err
+		c.damage.flaws[key] = err
 	}
 }
 
 func (c *cache) forget(key string) {
 	c.revs.delete(key)
-	delete(c.flaws, key)
+	delete(c.damage.flaws, key)
 	if guest, ok := c.keys.guestOf(key); ok {
 		c.table.SetOwner(guest, fabric.Owner{})
 	}
@@ -217,8 +213,8 @@ func (c *cache) highest() uint64 {
 func (c *cache) problems() (texts []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, key := range slices.Sorted(maps.Keys(c.flaws)) {
-		texts = append(texts, c.flaws[key].Error())
+	for _, key := range slices.Sorted(maps.Keys(c.damage.flaws)) {
+		texts = append(texts, c.damage.flaws[key].Error())
 	}
 	return texts
 }

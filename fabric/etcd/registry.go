@@ -91,7 +91,7 @@ func New(cluster *fabric.Cluster, opts ...Option) (*Registry, error) {
 	}
 	r.past.remember()
 	r.own.recall()
-	r.cache.had = r.own.has
+	r.cache.damage.had = r.own.has
 	return r, nil
 }
 
