@@ -250,12 +250,13 @@ func (p *pages) goesOn(now *pages) bool {
 
 // take takes the keys of a page.
 func (p *pages) take(page *clientv3.GetResponse) {
-	keys := make([]string, len(page.Kvs))
-	for i, kv := range page.Kvs {
-		keys[i] = string(kv.Key)
+	var first, last string
+	n := len(page.Kvs)
+	if n > 0 {
+		first, last = string(page.Kvs[0].Key), string(page.Kvs[n-1].Key)
 	}
 	p.all = append(p.all, page.Kvs...)
-	p.walk.Read(keys, page.More, p.pace.Size())
+	p.walk.Read(first, last, n, page.More, p.pace.Size())
 }
 
 // page reads the keys of a range, as they were at a revision. Each member has them, and

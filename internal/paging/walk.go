@@ -53,10 +53,9 @@ func (w *Walk) Page() (from, end string, more bool) {
 	return w.from, w.to, true
 }
 
-// Read takes the keys of the page, in their order, and whether its range has more of them.
-// size is how many the next page is to have.
-func (w *Walk) Read(keys []string, more bool, size int) {
-	n := len(keys)
+// Read takes the first and the last key of the page, how many it has, and whether its range
+// has more of them. size is how many the next page is to have.
+func (w *Walk) Read(first, last string, n int, more bool, size int) {
 	if n > 0 {
 		w.empty = 0
 	}
@@ -65,8 +64,8 @@ func (w *Walk) Read(keys []string, more bool, size int) {
 		w.empty++
 		w.from, w.wide.at = w.to, w.wide.at-1<<min(w.empty, 8)
 	case more:
-		w.from = keys[n-1] + "\x00"
-		w.wide = between(keys[0], keys[n-1]).scaled(size, n)
+		w.from = last + "\x00"
+		w.wide = between(first, last).scaled(size, n)
 	default:
 		w.from, w.wide = w.to, w.wide.scaled(min(size, base*n), n)
 	}

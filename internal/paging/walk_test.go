@@ -35,7 +35,11 @@ func walks(t *testing.T, root string, has, dense []string, size func() int) (all
 		c.looked += last - first
 		c.largest = max(c.largest, last-first)
 		all = append(all, page...)
-		w.Read(page, first+limit < last, size())
+		from, end = "", ""
+		if len(page) > 0 {
+			from, end = page[0], page[len(page)-1]
+		}
+		w.Read(from, end, len(page), first+limit < last, size())
 	}
 }
 

@@ -268,13 +268,15 @@ func lists(ctx context.Context, c *clientv3.Client, bytes *atomic.Int64) (rev in
 			backoff.Sleep(ctx, 100*time.Millisecond)
 			continue
 		}
-		var keys []string
-		for _, kv := range got.Kvs {
+		pace.Took(time.Since(began), len(got.Kvs))
+		var first, last string
+		for i, kv := range got.Kvs {
 			bytes.Add(int64(len(kv.Key) + len(kv.Value)))
-			keys = append(keys, string(kv.Key))
+			if last = string(kv.Key); i == 0 {
+				first = last
+			}
 		}
-		pace.Took(time.Since(began), len(keys))
-		walk.Read(keys, got.More, pace.Size())
+		walk.Read(first, last, len(got.Kvs), got.More, pace.Size())
 	}
 	return rev
 }
