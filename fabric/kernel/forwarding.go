@@ -244,12 +244,12 @@ func (d *Dataplane) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFau
 func (f *forwarding) check(ctx context.Context) ([]fabric.ForwardingFault, error) {
 	f.try.Lock()
 	defer f.try.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, trialBound)
+	bound, cancel := context.WithTimeout(ctx, trialBound)
 	defer cancel()
 	began := time.Now()
-	found, err := f.attempt(ctx)
-	if ended := ctx.Err(); ended != nil && errors.Is(err, ended) {
-		return nil, fmt.Errorf("forwarding not tried: %w", err) // the caller went away, or the trial took too long
+	found, err := f.attempt(bound)
+	if bound.Err() != nil && errors.Is(err, bound.Err()) {
+		return nil, brokenOff(ctx, err)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -274,6 +274,15 @@ func (f *forwarding) check(ctx context.Context) ([]fabric.ForwardingFault, error
 // untried says that a trial could not be made.
 func untried(err error) error {
 	return fmt.Errorf("whether guests' packets pass this node could not be tried: %w", err)
+}
+
+// brokenOff says that a trial was not made in the time that it has, or that ctx, of whoever
+// asked for it, ended before.
+func brokenOff(ctx context.Context, err error) error {
+	if ctx.Err() == nil {
+		return fmt.Errorf("whether guests' packets pass this node was not tried: %w after %v; try again when the machine is less busy", err, trialBound)
+	}
+	return fmt.Errorf("whether guests' packets pass this node was not tried: %w", err)
 }
 
 // attempt makes a trial over the links of the underlay. From its beginning on,

@@ -119,11 +119,15 @@ func (s *Survey) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault,
 	if err != nil {
 		return faults, fmt.Errorf("underlay: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, trialBound)
+	bound, cancel := context.WithTimeout(ctx, trialBound)
 	defer cancel()
-	found, err := trials.run(ctx, links)
+	found, err := trials.run(bound, links)
 	s.forgetRule()
-	if err != nil {
+	switch {
+	case err == nil:
+	case bound.Err() != nil && errors.Is(err, bound.Err()):
+		return faults, brokenOff(ctx, err)
+	default:
 		return faults, untried(err)
 	}
 	return append(faults, found.faults...), nil

@@ -205,6 +205,9 @@ var kernelBreakages = []breakage{
 	{check: "forwarding", name: "as the agent says", harm: func(l *lab) {
 		l.status(hooks.Reply{Status: &fabric.Status{}, Forwarding: []fabric.ForwardingFault{{Family: "IPv4", Text: "IPv4 packets get lost; find them"}}})
 	}, says: "IPv4 packets get lost", wayOut: "find them"},
+	{check: "forwarding", name: "as the agent could not try", harm: func(l *lab) {
+		l.status(hooks.Reply{Status: &fabric.Status{}, Error: "whether guests' packets pass this node was not tried: context deadline exceeded after 10s; try again when the machine is less busy"})
+	}, state: doctor.Unknown, says: "whether guests' packets pass this node was not tried: context deadline exceeded after 10s", wayOut: "try again when the machine is less busy"},
 	{check: "rp_filter", name: "two links", harm: func(l *lab) {
 		l.ip("link add up1 type veth peer name down1", "link set up1 up", "link set down1 up", "addr add 10.20.0.1/24 dev up1", "route add 10.10.0.22/32 dev up1")
 		l.t.Cleanup(func() { _ = run("", "ip", "link", "del", "up1") })

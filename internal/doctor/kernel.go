@@ -12,6 +12,7 @@ import (
 	"github.com/vmfabric/vmfabric/fabric"
 	"github.com/vmfabric/vmfabric/fabric/kernel"
 	"github.com/vmfabric/vmfabric/hooks"
+	"github.com/vmfabric/vmfabric/internal/oneline"
 )
 
 func lookAtKernel(ctx context.Context, e *examination) (found []Finding) {
@@ -63,7 +64,7 @@ func lookAtForwarding(ctx context.Context, e *examination) (found []Finding) {
 		found = append(found, line)
 	}
 	if err != nil {
-		found = append(found, sentence(Wrong, err.Error()))
+		found = append(found, sentence(Unknown, oneline.Of(err.Error())))
 	}
 	if len(found) == 0 {
 		return good("packets of guests pass this node in each family of the pools, as tried with our own")

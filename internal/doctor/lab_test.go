@@ -263,7 +263,8 @@ func (l *lab) agent() {
 	}
 }
 
-// status has an agent of this node answer its hooks.
+// status has an agent of this node answer its hooks; an error in the reply is for what is
+// not asked about its status.
 func (l *lab) status(reply hooks.Reply) {
 	l.t.Helper()
 	listener, err := hooks.Listen(l.t.Context(), l.cfg.Socket)
@@ -273,7 +274,10 @@ func (l *lab) status(reply hooks.Reply) {
 	require.NoError(l.t, err)
 	l.chmod("agent.sock", 0o600)
 	l.t.Cleanup(func() { u.Close() })
-	reply.V, reply.OK = hooks.Version, true
+	failed, err := json.Marshal(hooks.Reply{V: hooks.Version, Error: reply.Error})
+	require.NoError(l.t, err)
+	failing := reply.Error != ""
+	reply.V, reply.OK, reply.Error = hooks.Version, true, ""
 	line, err := json.Marshal(reply)
 	require.NoError(l.t, err)
 	go func() {
@@ -282,8 +286,12 @@ func (l *lab) status(reply hooks.Reply) {
 			if err != nil {
 				return
 			}
-			if _, err := bufio.NewReader(c).ReadString('\n'); err == nil {
-				_, _ = c.Write(append(line, '\n'))
+			if request, err := bufio.NewReader(c).ReadString('\n'); err == nil {
+				answer := line
+				if failing && !strings.Contains(request, `"status"`) {
+					answer = failed
+				}
+				_, _ = c.Write(append(answer, '\n'))
 			}
 			c.Close()
 		}
