@@ -44,13 +44,13 @@ const coreName = "core1"
 type scale struct {
 	domains, instances, attached int
 	libvirts, lxds               []string
-	members                      int
+	members, deaths              int
 	fast, slow                   time.Duration // between two packets to a guest, and to an emulated one
 }
 
 var (
-	small = scale{1, 1, 1, []string{"node1", "node2"}, []string{"node2", "node3"}, 1, 5 * time.Millisecond, 10 * time.Millisecond}
-	large = scale{2, 2, 2, []string{"node1", "node2", "node3"}, []string{"node1", "node2", "node3"}, 3, 0, 0}
+	small = scale{1, 1, 1, []string{"node1", "node2"}, []string{"node2", "node3"}, 1, 5, 5 * time.Millisecond, 10 * time.Millisecond}
+	large = scale{2, 2, 2, []string{"node1", "node2", "node3"}, []string{"node1", "node2", "node3"}, 3, 12, 0, 0}
 )
 
 // endurance is a cluster, what should be true of it, and what happened to it.
@@ -68,8 +68,10 @@ type endurance struct {
 	account endure.Account
 	changes func() []netlink.RouteUpdate // of the core gateway's routes to guests
 
-	mu    sync.Mutex    // of the account, and of dying: faults are at one time
-	dying time.Duration // the longest time in this episode from a kill to the end of a process
+	mu     sync.Mutex    // of the account, and of the others here: faults are at one time
+	dying  time.Duration // the longest time in this episode from a kill to the end of a process
+	failed bool          // this episode did
+	stuck  bool          // what was wrong in this episode is not right yet
 }
 
 // TestEndure has a cluster of real parts live through a history of starts, stops, moves
@@ -96,21 +98,34 @@ func TestEndure(t *testing.T) {
 	planner := endure.NewPlanner(e.seed)
 	for n, began := 1, time.Now(); e.goesOn(n, began); n++ {
 		e.episode(n, planner.Next(e.world))
+		if n%sampled == 0 {
+			e.measure()
+		}
 	}
 	e.emptied()
 	e.flat(warm, e.measure())
 	e.removed(bare)
 }
 
-// goesOn reports whether there is to be another episode.
+// sampled is after how many episodes it is told what agents take.
+const sampled = 10
+
+// goesOn reports whether there is to be another episode. A run by hand goes on after an
+// episode that failed, as long as everything came right.
 func (e *endurance) goesOn(n int, began time.Time) bool {
-	if e.t.Failed() {
-		return false
-	}
 	if *endureFor == 0 {
-		return n <= fewEpisodes
+		return n <= fewEpisodes && !e.t.Failed()
 	}
-	return time.Since(began) < *endureFor
+	return time.Since(began) < *endureFor && !e.stuck
+}
+
+// fails notes that an episode failed, and why.
+func (e *endurance) fails(format string, args ...any) {
+	e.t.Helper()
+	e.t.Errorf(format, args...)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.failed = true
 }
 
 // tell logs what happens, and when.
@@ -118,10 +133,11 @@ func (e *endurance) tell(format string, args ...any) {
 	e.t.Logf("%s %7.2f %s", time.Now().Format(clock), time.Since(e.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
-func (e *endurance) killed() {
+// killed counts a process of a kind that was killed.
+func (e *endurance) killed(kind string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.account.Killed(1)
+	e.account.Killed(kind)
 }
 
 // build starts the cluster, without guests.
@@ -179,7 +195,7 @@ func (e *endurance) build(t *testing.T) {
 // people makes the guests, none of which runs.
 func (e *endurance) people() {
 	e.world = endure.World{
-		Nodes: []string{"node1", "node2", "node3"}, Reflectors: []string{"rr1", "rr2"}, Core: coreName, Members: e.scale.members, Witness: "node3",
+		Nodes: []string{"node1", "node2", "node3"}, Reflectors: []string{"rr1", "rr2"}, Core: coreName, Members: e.scale.members, Witness: "node3", Deaths: e.scale.deaths,
 		Daemons: map[string]string{"node2": "bird"}, Sources: map[string][]endure.Kind{},
 	}
 	var err error
@@ -263,8 +279,10 @@ const actBound = 3 * time.Minute
 func (e *endurance) episode(n int, x endure.Episode) {
 	e.tell("episode %d: %v", n, x)
 	began := time.Now()
+	already := e.t.Failed()
+	e.failed = false
 	defer func() {
-		if e.t.Failed() {
+		if e.failed || e.t.Failed() && !already {
 			e.logs(began)
 		}
 	}()
@@ -275,7 +293,7 @@ func (e *endurance) episode(n int, x endure.Episode) {
 	for _, f := range x.Faults {
 		failing.Go(func() {
 			if err := e.fail(ctx, f); err != nil {
-				e.t.Errorf("episode %d: %v: %v", n, f, err)
+				e.fails("episode %d: %v: %v", n, f, err)
 			}
 		})
 	}
@@ -283,7 +301,7 @@ func (e *endurance) episode(n int, x endure.Episode) {
 		failing.Go(func() {
 			err := e.act(ctx, d)
 			if e.tell("%v: done (%v)", d, err); err != nil && len(x.Faults) == 0 {
-				e.t.Errorf("episode %d: %v: %v", n, d, err)
+				e.fails("episode %d: %v: %v", n, d, err)
 			}
 		})
 	}
@@ -295,16 +313,17 @@ func (e *endurance) episode(n int, x endure.Episode) {
 	o := endure.Outcome{Episode: x}
 	var wrong []string
 	o.Right, wrong = e.rights(x)
+	e.stuck = len(wrong) > 0
 	o.Losses, o.Stall, o.Waited = probes.end()
 	o.Dying, e.dying = e.dying, 0
 	o.Changes = e.changed(changed)
 	e.account.Add(o)
 	e.tell("right after %v of %v; the machine stalled for %v, its kernel for %v, a process took %v to end", o.Right, o.Bound(), o.Stall, o.Waited, o.Dying)
 	if o.Late() || len(wrong) > 0 {
-		e.t.Errorf("episode %d: %v later, and %v after %v are stated, there is wrong:\n%s", n, o.Right, o.Bound(), x, strings.Join(wrong, "\n"))
+		e.fails("episode %d: %v later, and %v after %v are stated, there is wrong:\n%s", n, o.Right, o.Bound(), x, strings.Join(wrong, "\n"))
 	}
 	for _, lost := range slices.Concat(o.Lost(fewLost*e.scale.slow), o.Strayed(before)) {
-		e.t.Errorf("episode %d: %s", n, lost)
+		e.fails("episode %d: %s", n, lost)
 	}
 }
 
@@ -346,6 +365,7 @@ func (e *endurance) act(ctx context.Context, d endure.Doing) error {
 	case endure.Stop:
 		return g.stop(ctx)
 	case endure.Crash:
+		e.killed("guest")
 		return g.crash(ctx)
 	case endure.Move:
 		return g.move(ctx, d.To)

@@ -49,16 +49,19 @@ func (e *endurance) fail(ctx context.Context, f endure.Fault) error {
 	case endure.AgentStill, endure.AgentStillLong:
 		return still(e.agents[f.At])
 	case endure.ReflectorKilled:
+		e.killed("reflector")
 		return e.bounce(ctx, f.For, (*routers.Bird).Kill, e.routers[f.At])
 	case endure.ReflectorStopped:
 		return e.bounce(ctx, f.For, (*routers.Bird).Stop, e.routers[f.At])
 	case endure.ReflectorsKilled:
 		var all []*speaking
 		for _, name := range e.world.Reflectors {
+			e.killed("reflector")
 			all = append(all, e.routers[name])
 		}
 		return e.bounce(ctx, f.For, (*routers.Bird).Kill, all...)
 	case endure.DaemonKilled:
+		e.killed("routing daemon")
 		return e.bounce(ctx, f.For, (*routers.Bird).Kill, e.routers[f.At])
 	case endure.ReflectorStill:
 		return still(e.routers[f.At].Bird)
@@ -69,12 +72,14 @@ func (e *endurance) fail(ctx context.Context, f endure.Fault) error {
 	case endure.RegistryKilled, endure.RegistryStill:
 		return e.failRegistry(ctx, f)
 	case endure.LibvirtKilled:
+		e.killed("libvirtd")
 		err := e.lv[f.At].Kill()
 		wait(ctx, f.For)
 		return errors.Join(err, e.lv[f.At].Start(ctx))
 	case endure.LibvirtStopped:
 		return e.lv[f.At].Restart(ctx)
 	case endure.LXDKilled:
+		e.killed("lxd")
 		err := e.lx[f.At].Kill()
 		wait(ctx, f.For)
 		return errors.Join(err, e.lx[f.At].Start(ctx))
@@ -150,13 +155,15 @@ func (e *endurance) killAgent(ctx context.Context, f endure.Fault) error {
 	for n := range f.Times {
 		after := f.After
 		if n > 0 {
-			after = f.After / 8 // an agent starts within half a second
+			after = f.After * time.Duration(n) / time.Duration(4*f.Times) // each at a later moment of its start
 		}
 		e.meanwhile(ctx, a, after, f.Steps)
+		if a.Running() {
+			e.killed("agent")
+		}
 		if err := e.dies(a.Kill); err != nil {
 			return err
 		}
-		e.killed()
 		e.tell("agent killed on %s (%d of %d)", f.At, n+1, f.Times)
 		if n == 0 {
 			wait(ctx, f.For)
@@ -261,6 +268,7 @@ func (e *endurance) failRegistry(ctx context.Context, f endure.Fault) error {
 		e.etcd.Continue(n)
 		return nil
 	}
+	e.killed("registry")
 	e.etcd.Kill(n)
 	wait(ctx, f.For)
 	e.etcd.Start(n)

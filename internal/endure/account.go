@@ -43,12 +43,17 @@ type row struct {
 type Account struct {
 	acts   map[string]int
 	faults map[string]int
+	kills  map[string]int
 	rows   map[string]*row
-	kills  int
 }
 
-// Killed counts a process of an agent that was killed.
-func (a *Account) Killed(n int) { a.kills += n }
+// Killed counts a process of a kind that was killed.
+func (a *Account) Killed(kind string) {
+	if a.kills == nil {
+		a.kills = map[string]int{}
+	}
+	a.kills[kind]++
+}
 
 // Add adds an episode. What guests lost counts for what was done to them, and of the
 // others for the fault, if there was one kind of it.
@@ -169,7 +174,7 @@ func (a *Account) String() string {
 	}
 	count("acts", a.acts)
 	count("faults", a.faults)
-	fmt.Fprintf(&b, "agents killed: %d\n", a.kills)
+	count("processes killed", a.kills)
 	fmt.Fprintf(&b, "| %-31s | episodes | probes sent | lost | longest silence | longest time to right |\n| --- | ---: | ---: | ---: | ---: | ---: |\n", "while")
 	for _, name := range slices.Sorted(maps.Keys(a.rows)) {
 		r := a.rows[name]

@@ -14,7 +14,7 @@ var web = []netip.Prefix{netip.MustParsePrefix("203.0.113.10/32"), netip.MustPar
 // small is a world in which web runs on node1, and db does not run.
 func small() World {
 	return World{
-		Nodes: []string{"node1", "node2", "node3"}, Reflectors: []string{"rr1", "rr2"}, Core: "core1", Members: 1, Witness: "node3",
+		Nodes: []string{"node1", "node2", "node3"}, Reflectors: []string{"rr1", "rr2"}, Core: "core1", Members: 1, Witness: "node3", Deaths: 5,
 		Daemons: map[string]string{"node2": "bird"}, Sources: map[string][]Kind{"node1": {Domain}, "node2": {Domain, Instance}, "node3": {Instance}},
 		Tables: []string{"1 vmfabric"},
 		Guests: []Guest{

@@ -68,6 +68,21 @@ func TestPlans(t *testing.T) {
 	}
 }
 
+// TestKills: an hour of episodes that take half a minute each has 500 kills of agents, if
+// the world lets one die often.
+func TestKills(t *testing.T) {
+	w, p, kills := small(), NewPlanner(1), 0
+	w.Deaths = 12
+	const episodes = 3000
+	for range episodes {
+		for _, f := range p.Next(w).Faults {
+			assert.LessOrEqual(t, f.Times, w.Deaths)
+			kills += f.Times
+		}
+	}
+	assert.Greater(t, kills*120/episodes, 500)
+}
+
 // TestAccount: losses count where they belong, and only what may not be lost is wrong.
 func TestAccount(t *testing.T) {
 	var a Account
@@ -76,7 +91,9 @@ func TestAccount(t *testing.T) {
 		Losses: []Loss{{"web", 100, 7, 70 * time.Millisecond}, {"db", 200, 3, 3 * time.Second}},
 	}
 	a.Add(o)
-	a.Killed(2)
+	for _, kind := range []string{"agent", "reflector", "agent"} {
+		a.Killed(kind)
+	}
 	assert.Equal(t, []string{"db lost 3 of 200, for up to 3s, and the machine stalled for 50ms"}, o.Lost(time.Second))
 	assert.Empty(t, o.Lost(3*time.Second))
 	assert.Equal(t, resumed*11/10, o.Bound())
@@ -96,7 +113,7 @@ func TestAccount(t *testing.T) {
 	a.Add(o)
 	text := a.String()
 	for _, line := range []string{
-		"acts: move 2", "faults: agent killed 1, node cut off 1", "agents killed: 2",
+		"acts: move 2", "faults: agent killed 1, node cut off 1", "processes killed: agent 2, reflector 1",
 		"agent killed                    | 1 | 200 | 3 | 3s | 3s |", "guest: move under faults        | 2 | 200 | 14 | 70ms | 22s |",
 	} {
 		assert.Contains(t, text, line)

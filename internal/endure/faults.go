@@ -159,7 +159,7 @@ func (c *choice) anyAgent(f *Fault) bool {
 // killed chooses an agent, when it is killed, and how often: at a moment, or at a line of
 // its log.
 func killed(c *choice, f *Fault) bool {
-	f.Times = 1 + c.rnd.IntN(5)
+	f.Times = 1 + c.rnd.IntN(max(1, c.world.Deaths))
 	if c.rnd.IntN(2) == 0 {
 		f.Steps = 1 + c.rnd.IntN(30)
 	}

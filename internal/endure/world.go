@@ -31,6 +31,7 @@ type World struct {
 	Core       string            // the core gateway
 	Members    int               // of the registry's etcd
 	Witness    string            // the node whose agent lives from the first to the last moment
+	Deaths     int               // how often the agent of another node is killed at most in one episode
 	Daemons    map[string]string // routing daemons by the node that they speak for
 	Sources    map[string][]Kind // whose hypervisors are on a node
 	Tables     []string          // of each node's packet filter
