@@ -152,7 +152,7 @@ func takeRules(node *core.Host) error {
 // first of them stays away for a time.
 func (e *endurance) killAgent(ctx context.Context, f endure.Fault) error {
 	a := e.agents[f.At]
-	for n := range f.Times {
+	for n := 0; n < f.Times && ctx.Err() == nil; n++ { // on a slow machine an agent may take long to die
 		after := f.After
 		if n > 0 {
 			after = f.After * time.Duration(n) / time.Duration(4*f.Times) // each at a later moment of its start
@@ -172,7 +172,9 @@ func (e *endurance) killAgent(ctx context.Context, f endure.Fault) error {
 			return err
 		}
 	}
-	return a.answers(ctx)
+	answers, cancel := context.WithTimeout(e.t.Context(), actBound)
+	defer cancel()
+	return a.answers(answers)
 }
 
 // dies kills a process, and notes how long that takes: one that waits in the kernel ends
