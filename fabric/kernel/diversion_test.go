@@ -1,9 +1,13 @@
 package kernel_test
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -296,4 +300,76 @@ func TestDivertLocal(t *testing.T) {
 		}
 		require.NoError(t, d.Return(t.Context(), p.NIC.Prefixes()...))
 	})
+}
+
+// TestDivertSendsNoRedirects: packets of a host on the underlay leave the node by the link on
+// which they came, and the host is not told to send to the other node itself. It is told of
+// what is not the fabric's, and, as a control, of a guest by a node that does not know the
+// cluster's machines.
+func TestDivertSendsNoRedirects(t *testing.T) {
+	machines := []netip.Prefix{netip.MustParsePrefix("10.10.0.1/32"), netip.MustParsePrefix("10.10.0.21/32"), netip.MustParsePrefix("10.10.0.22/32"), netip.MustParsePrefix("fd00:10:10::/64")}
+	for _, c := range []struct {
+		name    string
+		v4      bool
+		private []netip.Prefix
+		told    bool // of the guest
+	}{{"IPv4", true, machines, false}, {"IPv6", false, machines, false}, {"IPv4 without the machines", true, nil, true}} {
+		t.Run(c.name, func(t *testing.T) {
+			lab := newMoveLab(t)
+			sysctls(t, lab.core, map[string]string{"ipv4/ip_forward": "0", "ipv6/conf/all/forwarding": "0"})
+			for _, link := range []string{"all", "up0"} { // either is enough for the kernel
+				sysctls(t, nil, map[string]string{"ipv4/conf/" + link + "/send_redirects": "1"})
+			}
+			d, err := kernel.New(t.Context(), kernel.Config{Cluster: "lab", Underlay: []netip.Addr{node2[true], node2[false]}, Private: c.private})
+			require.NoError(t, err)
+			labtest.Running(t, d)
+			t.Cleanup(func() { require.NoError(t, d.Close()) })
+			p := movePort("web", fabric.NIC{Addresses: []netip.Addr{guestAddr[true], guestAddr[false]}})
+			require.NoError(t, d.Put(t.Context(), p))
+			lab.otherPort(t, p)
+			plug(t, lab.other, p.Name).run()
+			_, err = d.Divert(t.Context(), []fabric.Port{p}, otherNode)
+			require.NoError(t, err)
+
+			other := struct { // what a router on the underlay has that is no machine of the cluster
+				host        netip.Addr
+				hop, prefix string
+			}{netip.MustParseAddr("10.10.0.1"), "10.10.0.99", "198.18.0.0/24"}
+			if !c.v4 {
+				other.host, other.hop, other.prefix = netip.MustParseAddr("fd00:10:10::1"), "fe80::99", "2001:db8:99::/64"
+			}
+			before := lab.redirects(t, c.v4)
+			one := lab.probeFrom(t, other.host, guestAddr[c.v4], 0)
+			begun(t, one) // by then the node has forwarded a packet
+			one.Abandon()
+			assert.Equal(t, c.told, lab.redirects(t, c.v4) > before)
+
+			before = lab.redirects(t, c.v4)
+			ipIn(t, nil, "neigh replace "+other.hop+" lladdr 02:00:00:00:00:99 dev up0", "route replace "+other.prefix+" via "+other.hop+" dev up0")
+			ipIn(t, lab.core, "route replace "+other.prefix+" via "+via(netip.MustParsePrefix(other.prefix).Addr()))
+			one = lab.probeFrom(t, other.host, netip.MustParsePrefix(other.prefix).Addr().Next(), 0)
+			require.Eventually(t, func() bool { return lab.redirects(t, c.v4) > before }, 20*time.Second, 5*time.Millisecond, "what is not the fabric's")
+			one.Abandon()
+		})
+	}
+}
+
+// redirects counts those of a family that came to the host in core.
+func (lab *moveLab) redirects(t *testing.T, v4 bool) (n int) {
+	t.Helper()
+	require.NoError(t, within(lab.core, func() error {
+		file := map[bool]string{true: "snmp", false: "snmp6"}[v4]
+		text, err := os.ReadFile("/proc/thread-self/net/" + file)
+		if err != nil {
+			return err
+		}
+		if !v4 {
+			_, err = fmt.Sscan(string(regexp.MustCompile(`(?m)^Icmp6InRedirects\s+(\d+)`).FindSubmatch(text)[1]), &n)
+			return err
+		}
+		rows := regexp.MustCompile(`(?m)^Icmp: .*$`).FindAllString(string(text), 2)
+		_, err = fmt.Sscan(strings.Fields(rows[1])[slices.Index(strings.Fields(rows[0]), "InRedirects")], &n)
+		return err
+	}))
+	return n
 }

@@ -153,10 +153,7 @@ func (r *ruleset) addMetadata(number uint16) {
 // the underlay.
 func (r *ruleset) addErrors(chain string, f family) {
 	for _, n := range f.errors {
-		r.add(chain, f.icmpType(n), []expr.Any{
-			load(expr.PayloadBaseTransportHeader, f.quoted, f.size, 1),
-			&expr.Lookup{SourceRegister: 1, SetName: "private" + f.digit, Invert: true},
-		}, accept())
+		r.add(chain, f.icmpType(n), f.quotes("private"+f.digit, true), accept())
 	}
 }
 

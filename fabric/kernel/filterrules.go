@@ -43,6 +43,8 @@ var (
 	solicitations6 = []byte{solicitation6, 135} // for routers and neighbors
 )
 
+const redirect4 = 5
+
 const (
 	solicitation6  = 133 // for a router
 	advertisement6 = 136 // of a neighbor
@@ -515,6 +517,15 @@ func (f family) icmpType(n byte) []expr.Any {
 		load(expr.PayloadBaseTransportHeader, 0, 1, 1),
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{n}},
 	})
+}
+
+// quotes matches an ICMP error that quotes a packet to an address in a set; with not, to
+// another one.
+func (f family) quotes(set string, not bool) []expr.Any {
+	return []expr.Any{
+		load(expr.PayloadBaseTransportHeader, f.quoted, f.size, 1),
+		&expr.Lookup{SourceRegister: 1, SetName: set, Invert: not},
+	}
 }
 
 // lateFragment matches all fragments but the first. If the first is dropped, the

@@ -152,9 +152,15 @@ func (lab *moveLab) otherPort(t *testing.T, p fabric.Port) {
 // they are stopped.
 func (lab *moveLab) probe(t *testing.T, to netip.Addr, count int) *probe.Prober {
 	t.Helper()
+	return lab.probeFrom(t, client[to.Is4()], to, count)
+}
+
+// probeFrom is probe from another address of the client's.
+func (lab *moveLab) probeFrom(t *testing.T, from, to netip.Addr, count int) *probe.Prober {
+	t.Helper()
 	var p *probe.Prober
 	require.NoError(t, within(lab.core, func() (err error) {
-		p, err = probe.Start(probe.Config{From: client[to.Is4()], To: to, Interval: time.Millisecond, Count: count})
+		p, err = probe.Start(probe.Config{From: from, To: to, Interval: time.Millisecond, Count: count})
 		return err
 	}))
 	return p

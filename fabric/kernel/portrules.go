@@ -21,6 +21,7 @@ func portRules(cfg Config, q requests) *ruleset {
 	r.addSets(cfg)
 	r.addSources(cfg.Private)
 	r.addMetadata(q.metadata)
+	r.addRedirects()
 	agents := toService(unix.IPPROTO_TCP, cfg.agentPort())
 	for _, f := range []family{ipv4, ipv6} {
 		r.addDestinations(f, cfg.Private, q)
@@ -141,6 +142,20 @@ func (r *ruleset) addToGuests(f family) {
 
 	r.add("output", groupIs(expr.MetaKeyOIFGROUP), f.is(), protocol(unix.IPPROTO_UDP),
 		key(f.daddr, dport, f.saddr, sport), remember("udp_flows"+f.digit, flowFor, true))
+}
+
+// addRedirects drops the redirects by which the kernel would have a host of the underlay send
+// what is for a guest to another machine of the cluster itself, as it does when packets leave
+// by the link on which they came: while they are diverted. The host would go on with that for
+// minutes, also when the guest has come back. The settings of the node's links stay as they
+// are: one that is on, or that of all, is enough for the kernel. IPv6 needs no rule: there a
+// router tells only of next hops that are link-local, and nodes are not.
+func (r *ruleset) addRedirects() {
+	gateway := []expr.Any{
+		load(expr.PayloadBaseTransportHeader, 4, ipv4.size, 1),
+		&expr.Lookup{SourceRegister: 1, SetName: "private" + ipv4.digit},
+	}
+	r.add("output", ipv4.is(), ipv4.icmpType(redirect4), gateway, ipv4.quotes("private"+ipv4.digit, true), discard())
 }
 
 // addLocal takes the guests' requests out of what is for the node. The chain to_node
