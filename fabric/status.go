@@ -92,6 +92,9 @@ type Status struct {
 	// Pending lists, one line each, what the configuration says that the agent does not go
 	// by: it waits for a restart or a reload, or has a mistake. It is no problem of the node.
 	Pending []string `json:"pending,omitempty"`
+	// Notes lists, one line each, what does not work on this node and no guest of it needs.
+	// It is no problem of the node.
+	Notes []string `json:"notes,omitempty"`
 	// Registry is the node's registry of addresses; nil: it has none.
 	Registry *RegistryStatus `json:"registry,omitempty"`
 

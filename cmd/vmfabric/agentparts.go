@@ -192,7 +192,9 @@ func (p *agentParts) run(ctx context.Context) (err error) {
 		file: p.flags.config, load: p.flags.load, node: p.node.Name, now: a.Cluster, log: p.log, read: p.read,
 		take: func(c fabric.Cluster) error { return p.take(c, a) },
 	}
-	group.Go(func() error { return hooks.Serve(ctx, p.listener, reloadable{heard(a, sources), reload}, p.log) })
+	group.Go(func() error {
+		return hooks.Serve(ctx, p.listener, reloadable{heard(a, sources), reload, p.dataplane}, p.log)
+	})
 	awaitWell(ctx, a.Status)
 	if ctx.Err() == nil {
 		p.log.Info("ready", "cluster", p.cluster.Name, "node", p.node.Name, "socket", p.listener.Addr().String(), "version", version)

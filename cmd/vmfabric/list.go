@@ -288,6 +288,9 @@ func printStatus(cmd *cobra.Command, st fabric.Status) {
 	for _, p := range st.Pending {
 		fmt.Fprintf(out, "  ~ %s\n", p)
 	}
+	for _, p := range st.Notes {
+		fmt.Fprintf(out, "  - %s\n", p)
+	}
 	for _, p := range st.Problems {
 		fmt.Fprintf(out, "  ! %s\n", p)
 	}

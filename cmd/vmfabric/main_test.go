@@ -363,6 +363,16 @@ func TestNumbers(t *testing.T) {
 	assert.Contains(t, out.String(), "1 guest ")
 }
 
+// TestNotesOfStatus: a node with a note is healthy, and says it.
+func TestNotesOfStatus(t *testing.T) {
+	var out strings.Builder
+	cmd := newRoot()
+	cmd.SetOut(&out)
+	printStatus(cmd, fabric.Status{Node: "node1", Cluster: "msk1", Healthy: true, Notes: []string{"no taps; modprobe tun"}})
+	assert.Contains(t, out.String(), "node1 of cluster msk1 is healthy")
+	assert.Contains(t, out.String(), "\n  - no taps; modprobe tun\n")
+}
+
 func TestAgo(t *testing.T) {
 	for d, want := range map[time.Duration]string{5 * time.Second: "5s", 3 * time.Minute: "3m", 30 * time.Hour: "30h", 80 * time.Hour: "3d"} {
 		assert.Equal(t, want, ago(time.Now().Add(-d-time.Millisecond)))

@@ -152,15 +152,17 @@ func (r *reloader) pending() []string {
 	return append(waiting[:len(waiting):len(waiting)], fmt.Sprintf("%s has changed since it was read; systemctl reload vmfabric takes it up", r.file))
 }
 
-// reloadable is an agent whose status says what of its cluster file is not taken up.
+// reloadable is an agent whose status says what of its cluster file is not taken up, and
+// what its dataplane notes.
 type reloadable struct {
 	hooks.Agent
-	reloader *reloader
+	reloader  *reloader
+	dataplane *kernel.Dataplane
 }
 
 func (r reloadable) Status(ctx context.Context) (fabric.Status, error) {
 	st, err := r.Agent.Status(ctx)
-	st.Pending = r.reloader.pending()
+	st.Pending, st.Notes = r.reloader.pending(), r.dataplane.Notes()
 	return st, err
 }
 

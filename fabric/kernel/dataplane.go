@@ -198,10 +198,22 @@ func (d *Dataplane) Changed() <-chan struct{} { return d.watch.changed }
 // Diagnose implements [fabric.Diagnoser].
 func (d *Dataplane) Diagnose(context.Context) []string {
 	all := d.conditions.list()
+	if text := d.features.noTaps(); text != "" && d.ports.anyTap() {
+		all = append(all, text)
+	}
 	for _, fault := range d.waysOut.list() {
 		all = append(all, fault.Text)
 	}
 	return append(all, d.forwarding.lines()...)
+}
+
+// Notes says, in words for people, what does not work on this node, as far as no guest of it
+// needs that. What one needs is a problem, see [Dataplane.Diagnose].
+func (d *Dataplane) Notes() []string {
+	if text := d.features.noTaps(); text != "" && !d.ports.anyTap() {
+		return []string{text}
+	}
+	return nil
 }
 
 // Actual implements [fabric.Dataplane]. It asks the kernel for no listing, and its

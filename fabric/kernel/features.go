@@ -88,7 +88,7 @@ var featureTable = [numFeatures]featureFacts{
 	},
 	tapDevice: {
 		name: "tap devices", parts: "module `tun`, `/dev/net/tun`", use: "ports of virtual machines",
-		without: "a port of kind tap is refused; `status` says so from the start",
+		without: "a port of kind tap is refused; `status` and `doctor` note it from the start, and call it a problem where a guest has such a port",
 	},
 	vethPairs: {
 		name: "veth pairs", parts: "module `veth`", use: "the trial whether packets pass; ports of kind veth",
@@ -179,6 +179,14 @@ func (f *features) lack(of ...feature) error {
 	return nil
 }
 
+// noTaps says what does not work without tap devices; empty: they are there.
+func (f *features) noTaps() string {
+	if err := f.lack(tapDevice); err != nil {
+		return fmt.Sprintf("virtual machines with taps cannot be attached: %v", err)
+	}
+	return ""
+}
+
 // filtering are the features without which there is no filter.
 var filtering = []feature{inetTables, fibLookups, limits, counters, arpTables}
 
@@ -200,7 +208,6 @@ func (f *features) report(c *conditions, cfg Config) {
 			c.set(about, off+": "+err.Error())
 		}
 	}
-	set("taps", "virtual machines with taps cannot be attached", tapDevice)
 	set("moves", "guests cannot move to this node while they run, those that move away lose packets, and none gets metadata", policyRules)
 	set("listening", "of guests that move, nothing is sent again and no first frame is heard", packetSockets)
 	if len(samplesOf(cfg.Samples, true)) > len(samplesOf(cfg.Samples, false)) {

@@ -125,6 +125,18 @@ func (t *ports) anyIncoming() bool {
 	return false
 }
 
+// anyTap reports whether a guest has a tap.
+func (t *ports) anyTap() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range t.want {
+		if p.NIC.Kind == fabric.Tap {
+			return true
+		}
+	}
+	return false
+}
+
 // arriving lists the prefixes of guests that are about to arrive, by port, and of
 // those that have just arrived.
 func (t *ports) arriving() map[string][]netip.Prefix {

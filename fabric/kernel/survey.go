@@ -270,7 +270,7 @@ func (s *Survey) RestoreFilter() error {
 // Probed says how a kernel was found.
 type Probed struct {
 	Faults []string `json:"faults"` // what does not work
-	Notes  []string `json:"notes"`  // what works in another way than with a newer kernel
+	Notes  []string `json:"notes"`  // what works in another way than with a newer kernel, or does not, and not every node needs
 }
 
 // ProbeFeatures tries in an empty network namespace what a node needs of its kernel:
@@ -304,7 +304,7 @@ func (r *socket) probeNode(ctx context.Context) (lines, notes []string) {
 	defer d.Close()
 	for i, kind := range []fabric.Kind{fabric.Tap, fabric.Veth} {
 		if kind == fabric.Tap && !d.features.has(tapDevice) {
-			continue // there is a condition
+			continue // it is noted
 		}
 		p := fabric.Port{
 			Cluster: "probe", VM: "probe", Index: i, Name: fabric.PortName("probe", i), Gateway: fabric.Gateway{IPv4: v4, MAC: fabric.DefaultMAC},
@@ -319,7 +319,7 @@ func (r *socket) probeNode(ctx context.Context) (lines, notes []string) {
 		lines = append(lines, err.Error())
 	}
 	d.features.lacks[setCounters] = probeSetCounters() // New does so where packets are counted
-	return lines, d.features.notes()
+	return lines, append(d.features.notes(), d.Notes()...)
 }
 
 // probeUnderlay makes a link with routes to two addresses.

@@ -3,6 +3,8 @@ package kernel_test
 import (
 	"net/netip"
 	"os/exec"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -124,9 +126,47 @@ func TestProbeFeatures(t *testing.T) {
 	require.NoError(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 	require.NoError(t, unix.Mount("/dev/null", "/dev/net/tun", "", unix.MS_BIND, ""))
 	defer func() { require.NoError(t, unix.Unmount("/dev/net/tun", 0)) }()
-	lines := kernel.ProbeFeatures(t.Context()).Faults
-	require.Len(t, lines, 1)
-	assert.Contains(t, lines[0], "virtual machines with taps cannot be attached: this kernel has no tap devices (module tun, /dev/net/tun): ")
+	found := kernel.ProbeFeatures(t.Context())
+	assert.Empty(t, found.Faults, "a node of containers needs none")
+	require.Len(t, found.Notes, 1)
+	assert.Contains(t, found.Notes[0], noTaps)
+}
+
+// TestTapsThatGuestsNeed: without tap devices a node has a note, and no problem, until a
+// guest has a tap.
+func TestTapsThatGuestsNeed(t *testing.T) {
+	sweep(t)
+	defer sweep(t)
+	container, machine := port("ins", fabric.NIC{Kind: fabric.Veth, Addresses: addrs("203.0.113.11")}), port("vm", fabric.NIC{Kind: fabric.Tap, Addresses: addrs("203.0.113.12")})
+	before := newFor(t, "lab")
+	assert.Empty(t, before.Notes())
+	require.NoError(t, before.Put(t.Context(), machine))
+	require.NoError(t, before.Close())
+	require.NoError(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	require.NoError(t, unix.Mount("/dev/null", "/dev/net/tun", "", unix.MS_BIND, ""))
+	defer func() { require.NoError(t, unix.Unmount("/dev/net/tun", 0)) }()
+	d := open(t)
+	says := func(lines []string) bool {
+		return slices.ContainsFunc(lines, func(line string) bool {
+			return strings.HasPrefix(line, noTaps) && strings.HasSuffix(line, "; load it, or boot a kernel that has it")
+		})
+	}
+	for _, step := range []struct {
+		name    string
+		do      func() error
+		problem bool
+	}{
+		{"nothing", func() error { return nil }, false},
+		{"a container", func() error { return d.Put(t.Context(), container) }, false},
+		{"a machine of before", func() error { return d.Put(t.Context(), machine) }, true},
+		{"it is gone", func() error { return d.Remove(t.Context(), machine.Name) }, false},
+	} {
+		require.NoError(t, step.do(), step.name)
+		assert.Equal(t, step.problem, says(d.Diagnose(t.Context())), step.name)
+		assert.Equal(t, !step.problem, says(d.Notes()), step.name)
+	}
+	require.ErrorContains(t, d.Put(t.Context(), machine), "make tap: ")
+	assert.True(t, says(d.Notes()), "its guest is refused, and has its own problem")
 }
 
 // TestProbeChangesNothing: also where any next hop can be reached, as by a point-to-point

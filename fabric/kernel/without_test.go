@@ -29,6 +29,7 @@ type poorer struct {
 	// What does not work, by the step of [life], with what is said of it; empty: nothing is.
 	off    map[string]string
 	status []string // what status says from the start, before any guest is attached
+	asides []string // what status notes from then on
 	notes  []string // what the doctor notes
 	last   string   // the last step; empty: all of them
 }
@@ -38,6 +39,7 @@ const (
 	noTrial  = "whether guests' packets pass this node could not be tried: "
 	noReply  = "guests get no answer to DHCP requests and router solicitations: "
 	noCount  = "accounting: packets of guests are not counted: "
+	noTaps   = "virtual machines with taps cannot be attached: this kernel has no tap devices (module tun, /dev/net/tun): "
 	noHops   = "this kernel has no IPv4 routes by IPv6 next hops (Linux 5.2): "
 )
 
@@ -86,7 +88,7 @@ var poorerKernels = []poorer{
 	{
 		name: "taps", no: []string{"/dev/net/tun"},
 		off: map[string]string{"attach": "make tap: "}, last: "attach",
-		status: []string{"virtual machines with taps cannot be attached: this kernel has no tap devices (module tun, /dev/net/tun): "},
+		asides: []string{noTaps},
 	},
 	{name: "veth pairs", without: []oldkernel.Part{oldkernel.Veth}, off: map[string]string{"trial": noTrial + "make a veth pair: "}},
 	{
@@ -267,9 +269,13 @@ func (l *life) start() error {
 
 // told compares what status says with what it should, and returns what else it says.
 func (l *life) told() error {
-	lines := l.d.Diagnose(l.Context())
+	return errors.Join(said(l.status, l.d.Diagnose(l.Context())), said(l.asides, l.d.Notes()))
+}
+
+// said compares lines with what they begin with, one by one.
+func said(wanted, lines []string) error {
 	var missing []error
-	for _, want := range l.status {
+	for _, want := range wanted {
 		i := slices.IndexFunc(lines, func(line string) bool { return strings.HasPrefix(line, want) && strings.Contains(line, "; ") })
 		if i < 0 {
 			missing = append(missing, fmt.Errorf("%q is not said", want))

@@ -243,10 +243,17 @@ func (c check) findings(ctx context.Context, e *examination) []Finding {
 	return all
 }
 
-// distinct drops what a check before has said already.
+// distinct drops what a check before has said already, and a note of what another check
+// calls wrong.
 func distinct(all []Finding) []Finding {
-	said := map[string]bool{}
+	said, wrong := map[string]bool{}, map[string]bool{}
+	for _, f := range all {
+		wrong[f.What] = wrong[f.What] || f.State == Wrong
+	}
 	return slices.DeleteFunc(all, func(f Finding) bool {
+		if f.State == Note && wrong[f.What] {
+			return true
+		}
 		again := said[f.What]
 		said[f.What] = true
 		return again

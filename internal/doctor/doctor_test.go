@@ -182,6 +182,8 @@ const (
 	tables   = "sys/net/ipv4/neigh/default/gc_thresh3"
 )
 
+const noTaps = "virtual machines with taps cannot be attached: this kernel has no tap devices: no such file; modprobe tun"
+
 func probed(p kernel.Probed) func(context.Context) (kernel.Probed, error) {
 	return func(context.Context) (kernel.Probed, error) { return p, nil }
 }
@@ -196,6 +198,14 @@ var kernelBreakages = []breakage{
 	{check: "kernel", name: "an older kernel", harm: func(l *lab) {
 		l.cfg.Features = probed(kernel.Probed{Notes: []string{"this kernel has no alternative names of links (Linux 5.5); the full name is in the alias"}})
 	}, state: doctor.Note, says: "this kernel has no alternative names of links (Linux 5.5)", wayOut: "the full name is in the alias"},
+	{check: "kernel", name: "taps that no guest needs", harm: func(l *lab) {
+		l.cfg.Features = probed(kernel.Probed{Notes: []string{noTaps}})
+		l.status(hooks.Reply{Status: &fabric.Status{Notes: []string{noTaps}}})
+	}, state: doctor.Note, says: "virtual machines with taps cannot be attached", wayOut: "modprobe tun"},
+	{check: "agent", name: "taps that a guest needs", harm: func(l *lab) {
+		l.cfg.Features = probed(kernel.Probed{Notes: []string{noTaps}})
+		l.status(hooks.Reply{Status: &fabric.Status{Problems: []string{noTaps}}})
+	}, says: "virtual machines with taps cannot be attached", wayOut: "modprobe tun"},
 	{check: "forwarding", name: "off", harm: func(l *lab) { l.sysctl("net/ipv4/ip_forward", "0") }, says: "IPv4 packets to and from guests do not pass this node: setting net.ipv4.ip_forward = 0", wayOut: "sysctl -w", fixed: true},
 	{check: "forwarding", name: "IPv6 off before the agent", harm: func(l *lab) { l.sysctl("net/ipv6/conf/all/forwarding", "0") }, state: doctor.Note, says: "IPv6 packets to and from guests do not pass this node", wayOut: "the agent turns it on"},
 	{check: "forwarding", name: "a policy", harm: func(l *lab) {

@@ -31,6 +31,9 @@ func lookAtAgent(_ context.Context, e *examination) (found []Finding) {
 		for _, p := range e.status.Problems {
 			found = append(found, sentence(Wrong, p))
 		}
+		for _, n := range e.status.Notes {
+			found = append(found, sentence(Note, n))
+		}
 		return append(good("the agent answers on %s", e.Socket), found...)
 	case !errors.Is(e.silent, hooks.ErrNoAgent):
 		return unknown("the agent's status", e.silent)
