@@ -322,8 +322,18 @@ func (e *endurance) episode(n int, x endure.Episode) {
 	if o.Late() || len(wrong) > 0 {
 		e.fails("episode %d: %v later, and %v after %v are stated, there is wrong:\n%s", n, o.Right, o.Bound(), x, strings.Join(wrong, "\n"))
 	}
+	e.tellLosses(o.Losses)
 	for _, lost := range slices.Concat(o.Lost(fewLost*e.scale.slow), o.Strayed(before)) {
 		e.fails("episode %d: %s", n, lost)
+	}
+}
+
+// tellLosses logs what was lost, whether or not it may be.
+func (e *endurance) tellLosses(all []endure.Loss) {
+	for _, l := range all {
+		if l.Lost > 0 {
+			e.tell("%s lost %d of %d, for up to %v", l.Guest, l.Lost, l.Sent, l.Longest)
+		}
 	}
 }
 
