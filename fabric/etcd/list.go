@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -164,6 +165,7 @@ func (r *Registry) read(ctx context.Context) error {
 			// What was read is garbage several times as large as what is kept of it. It
 			// would stay with the process for minutes.
 			all = nil
+			runtime.GC() // what gRPC keeps in pools goes with the second collection
 			debug.FreeOSMemory()
 		}
 		if is == unfounded {
