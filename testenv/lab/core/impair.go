@@ -119,13 +119,16 @@ func (h *Host) frames(link string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "frames "+link), nil
 }
 
-// carry hands frames on until the deadline for reads.
+// mostCarried is how many frames wait on a path at a time.
+const mostCarried = 1 << 14
+
+// carry hands frames on until the deadline for reads, and those that had come by then.
 func carry(from, to *os.File, by Impairment) {
 	type late struct {
 		due   time.Time
 		frame []byte
 	}
-	waiting := make(chan late, 1<<14)
+	waiting := make(chan late, mostCarried)
 	var sender sync.WaitGroup
 	sender.Go(func() {
 		for l := range waiting {
@@ -134,9 +137,14 @@ func carry(from, to *os.File, by Impairment) {
 		}
 	})
 	buf := make([]byte, vnetHeader+1<<16)
-	for {
-		n, err := from.Read(buf)
+	read := from.Read
+	for left := mostCarried; left > 0; { // more may come all the time
+		n, err := read(buf)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
+			read = func(buf []byte) (int, error) { left--; return come(from, buf) }
+			continue
+		}
+		if errors.Is(err, unix.EAGAIN) {
 			break
 		}
 		if err != nil || rand.Float64() < by.Loss || by.MTU > 0 && sizeOf(buf[:n]) > by.MTU {
@@ -149,6 +157,20 @@ func carry(from, to *os.File, by Impairment) {
 	}
 	close(waiting)
 	sender.Wait()
+}
+
+// come reads a frame that has come already, whatever the deadline: on a busy machine some
+// lie there. The error is EAGAIN when there is none.
+func come(from *os.File, buf []byte) (n int, err error) {
+	raw, err := from.SyscallConn()
+	if err != nil {
+		return 0, unix.EAGAIN
+	}
+	var readErr error
+	if err := raw.Control(func(fd uintptr) { n, readErr = unix.Read(int(fd), buf) }); err != nil {
+		return 0, unix.EAGAIN
+	}
+	return n, readErr
 }
 
 // sizeOf returns the size of the packet in a frame, or that of the largest of those that
