@@ -246,7 +246,7 @@ func (c *cache) decide(r request, now time.Time) (*plan, error) {
 	}
 	if a := r.allocate; a != nil {
 		c.table.Least = c.least(a.Guest, r.incarnation)
-		err := c.unlike(*a)
+		err := c.checkLost(*a)
 		if err != nil {
 			return nil, err
 		}

@@ -265,7 +265,7 @@ func (p *pages) take(page *clientv3.GetResponse) {
 // need not ask the leader; one that is behind does. A page may take longer than a call.
 func (r *Registry) page(ctx context.Context, from, end string, p *pages) (page *clientv3.GetResponse, err error) {
 	options := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(int64(p.pace.Size())), clientv3.WithRev(p.header.Revision)}
-	any := append(options[:len(options):len(options)], clientv3.WithSerializable())
+	anyMember := append(options[:len(options):len(options)], clientv3.WithSerializable())
 	err = r.call(ctx, func(_ context.Context, c *clientv3.Client) (*etcdserverpb.ResponseHeader, error) {
 		if !backoff.Sleep(ctx, p.pace.Rest(rand.Float64())) {
 			return nil, ctx.Err()
@@ -273,7 +273,7 @@ func (r *Registry) page(ctx context.Context, from, end string, p *pages) (page *
 		one, cancel := context.WithTimeout(ctx, pageTime(p.late))
 		defer cancel()
 		began := time.Now()
-		if page, err = c.Get(one, from, any...); errors.Is(err, rpctypes.ErrFutureRev) {
+		if page, err = c.Get(one, from, anyMember...); errors.Is(err, rpctypes.ErrFutureRev) {
 			page, err = c.Get(one, from, options...)
 		}
 		late := err != nil && one.Err() != nil && ctx.Err() == nil

@@ -36,9 +36,9 @@ func (c *cache) loses(at netip.Prefix, was fabric.Allocation, err error) {
 	}
 }
 
-// unlike refuses a guest an address from a pool in the place of one that it had, of which
+// checkLost refuses a guest an address from a pool in the place of one that it had, of which
 // the record cannot be read: it would start with another address than it is known by.
-func (c *cache) unlike(r fabric.AllocationRequest) error {
+func (c *cache) checkLost(r fabric.AllocationRequest) error {
 	for at, had := range c.damage.lost {
 		if had.Guest != r.Guest {
 			continue

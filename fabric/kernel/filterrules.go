@@ -43,7 +43,7 @@ var (
 	solicitations6 = []byte{solicitation6, 135} // for routers and neighbors
 )
 
-const redirect4 = 5
+const redirect4 = 5 // RFC 792
 
 const (
 	solicitation6  = 133 // for a router

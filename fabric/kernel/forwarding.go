@@ -244,18 +244,15 @@ func (d *Dataplane) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFau
 func (f *forwarding) check(ctx context.Context) ([]fabric.ForwardingFault, error) {
 	f.try.Lock()
 	defer f.try.Unlock()
-	bound, cancel := context.WithTimeout(ctx, trialBound)
-	defer cancel()
 	began := time.Now()
-	found, err := f.attempt(bound)
-	if bound.Err() != nil && errors.Is(err, bound.Err()) {
-		return nil, brokenOff(ctx, err)
+	found, err := inTime(ctx, f.attempt)
+	if brokenOff(err) {
+		return nil, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.ended = time.Now()
 	if err != nil {
-		err = untried(err)
 		f.found.failure = err.Error()
 		return nil, err
 	}
@@ -271,18 +268,27 @@ func (f *forwarding) check(ctx context.Context) ([]fabric.ForwardingFault, error
 	return slices.Clone(found.faults), nil
 }
 
-// untried says that a trial could not be made.
-func untried(err error) error {
-	return fmt.Errorf("whether guests' packets pass this node could not be tried: %w", err)
+// inTime makes a trial within trialBound. The error says why it could not be made, or that
+// it was broken off.
+func inTime(ctx context.Context, try func(context.Context) (findings, error)) (findings, error) {
+	bound, cancel := context.WithTimeout(ctx, trialBound)
+	defer cancel()
+	found, err := try(bound)
+	switch {
+	case err == nil:
+		return found, nil
+	case !brokenOff(err) || bound.Err() == nil:
+		return found, fmt.Errorf("whether guests' packets pass this node could not be tried: %w", err)
+	case ctx.Err() == nil:
+		return found, fmt.Errorf("whether guests' packets pass this node was not tried: %w after %v; try again when the machine is less busy", err, trialBound)
+	}
+	return found, fmt.Errorf("whether guests' packets pass this node was not tried: %w", err)
 }
 
-// brokenOff says that a trial was not made in the time that it has, or that ctx, of whoever
-// asked for it, ended before.
-func brokenOff(ctx context.Context, err error) error {
-	if ctx.Err() == nil {
-		return fmt.Errorf("whether guests' packets pass this node was not tried: %w after %v; try again when the machine is less busy", err, trialBound)
-	}
-	return fmt.Errorf("whether guests' packets pass this node was not tried: %w", err)
+// brokenOff reports whether a trial ended because its time was over, or because whoever
+// asked for it went away.
+func brokenOff(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }
 
 // attempt makes a trial over the links of the underlay. From its beginning on,

@@ -119,16 +119,10 @@ func (s *Survey) CheckForwarding(ctx context.Context) ([]fabric.ForwardingFault,
 	if err != nil {
 		return faults, fmt.Errorf("underlay: %w", err)
 	}
-	bound, cancel := context.WithTimeout(ctx, trialBound)
-	defer cancel()
-	found, err := trials.run(bound, links)
+	found, err := inTime(ctx, func(ctx context.Context) (findings, error) { return trials.run(ctx, links) })
 	s.forgetRule()
-	switch {
-	case err == nil:
-	case bound.Err() != nil && errors.Is(err, bound.Err()):
-		return faults, brokenOff(ctx, err)
-	default:
-		return faults, untried(err)
+	if err != nil {
+		return faults, err
 	}
 	return append(faults, found.faults...), nil
 }
